@@ -1,0 +1,169 @@
+// Package api holds the shapes on the control wire between hosts and owners.
+//
+// Every shape carries or inherits a version, unknown fields are ignored, and what is
+// absent means what it meant before the field existed, so that neighbouring versions talk.
+// Nothing here decides or sends anything. Start at [AnnounceRequest].
+package api
+
+import (
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// Version is the version of the control wire that this code speaks.
+const Version = 1
+
+// PathAnnounce is where an owner takes announces (POST, JSON).
+const PathAnnounce = "/api/v1/announce"
+
+// Bounds on what one message may hold; an owner refuses more.
+const (
+	EntriesMax   = 4096     // entries in one announce
+	AnnounceMax  = 16 << 20 // bytes of one announce
+	InlineMax    = 64 << 10 // bytes of content inside an answer
+	FailureMax   = 8 << 10  // bytes of an origin's error body
+	NeighboursIn = 64       // neighbours in one assignment
+)
+
+// Event is what happened to a task on the announcing host.
+type Event string
+
+// The events.
+const (
+	Started   Event = "started"   // it wants the content; Spec tells how to bring it
+	Progress  Event = "progress"  // it has more pieces than before
+	Completed Event = "completed" // it holds everything (also each line of an inventory)
+	Stopped   Event = "stopped"   // it wants the content no more and serves it no more
+	Starving  Event = "starving"  // it wants pieces and nobody it knows has them
+)
+
+// AnnounceRequest is one host's news for one owner, a task an entry.
+type AnnounceRequest struct {
+	Version int       `json:"version"`
+	Host    host.Host `json:"host"`
+	// Generation is drawn at the host's start: an owner that sees a new one forgets what
+	// the host's former life announced.
+	Generation uint64  `json:"generation"`
+	Entries    []Entry `json:"entries,omitempty"`
+	// Leaving says that the host goes away now, with everything it holds.
+	Leaving bool `json:"leaving,omitempty"`
+}
+
+// Entry is the news of one task.
+type Entry struct {
+	Task  task.ID `json:"task"`
+	Event Event   `json:"event"`
+	Have  int     `json:"have"` // pieces
+	// Spec comes with Started and Starving.
+	Spec *Spec `json:"spec,omitempty"`
+	// Silent lists neighbours in this task that did not answer or are gone.
+	Silent []host.ID `json:"silent,omitempty"`
+	// Need is how many more neighbours the host can use; 0 asks for none.
+	Need int `json:"need,omitempty"`
+}
+
+// AnnounceResponse answers an AnnounceRequest.
+type AnnounceResponse struct {
+	Version int `json:"version"`
+	// Assignments answer the request's entries, in their order.
+	Assignments []Assignment `json:"assignments,omitempty"`
+	// IntervalMillis is when the host should announce again at the latest.
+	IntervalMillis int `json:"intervalMillis"`
+	// Resync asks for the host's whole inventory: this owner does not know the host.
+	Resync bool `json:"resync,omitempty"`
+	// Owners are the API addresses of all live owners; empty means "no news".
+	Owners []string `json:"owners,omitempty"`
+}
+
+// Assignment is an owner's answer for one task.
+type Assignment struct {
+	Task task.ID `json:"task"`
+	// Neighbours are live hosts to exchange pieces with.
+	Neighbours []Neighbour `json:"neighbours,omitempty"`
+	// Seed tells the asker to bring the content from the origin itself, while it serves
+	// its neighbours.
+	Seed bool `json:"seed,omitempty"`
+	// Facts are told as soon as they are known; until then they follow on the wire.
+	Facts *piece.Facts `json:"facts,omitempty"`
+	// Inline is the whole content when it is small and the owner holds it.
+	Inline []byte `json:"inline,omitempty"`
+	// Failure is the origin's own refusal, when the owner met one a moment ago.
+	Failure *Failure `json:"failure,omitempty"`
+	// Redirect is the API address of the owner to ask instead.
+	Redirect string `json:"redirect,omitempty"`
+}
+
+// Neighbour is a host to exchange pieces with.
+type Neighbour struct {
+	host.Host
+	// Seed says that it brings the content from the origin or is an owner's seed: it
+	// picks the pieces it sends itself (dr_any).
+	Seed bool `json:"seed,omitempty"`
+	// Reason says why it was chosen, for people.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Failure is why an origin did not give a content, in the origin's own words.
+type Failure struct {
+	// Status is the origin's HTTP status, or 502 where there was no answer and 504 where
+	// it came too late.
+	Status int `json:"status"`
+	// Header holds those of the origin's headers that a client needs: Content-Type,
+	// Retry-After, WWW-Authenticate.
+	Header map[string]string `json:"header,omitempty"`
+	// Body is the origin's own, cut at FailureMax.
+	Body []byte `json:"body,omitempty"`
+	// Message says for people what was tried and how it failed; it holds no secret.
+	Message string `json:"message"`
+}
+
+// Error makes a Failure an error that every reader of a download can be told.
+func (f *Failure) Error() string { return f.Message }
+
+// Spec is the wire shape of a [task.Spec]. Its secrets are plain here, so it goes over
+// TLS or loopback only, to owners only, and is never logged.
+type Spec struct {
+	ID            task.ID           `json:"id"`
+	Kind          task.Kind         `json:"kind"`
+	Upstream      string            `json:"upstream,omitempty"`
+	Repository    string            `json:"repository,omitempty"`
+	URL           string            `json:"url,omitempty"`
+	Digest        string            `json:"digest,omitempty"`
+	Validator     string            `json:"validator,omitempty"`
+	Length        int64             `json:"length,omitempty"`
+	Accept        []string          `json:"accept,omitempty"`
+	Authorization string            `json:"authorization,omitempty"`
+	Header        map[string]string `json:"header,omitempty"`
+}
+
+// NewSpec reveals a spec for the wire.
+func NewSpec(s task.Spec) *Spec {
+	out := &Spec{
+		ID: s.ID, Kind: s.Kind, Upstream: s.Upstream, Repository: s.Repository, URL: s.URL, Digest: s.Digest,
+		Validator: s.Validator, Length: s.Length, Accept: s.Accept, Authorization: s.Authorization.Reveal(),
+	}
+	for k, v := range s.Header {
+		if out.Header == nil {
+			out.Header = make(map[string]string, len(s.Header))
+		}
+		out.Header[k] = v.Reveal()
+	}
+	return out
+}
+
+// Task hides the secrets again.
+func (s *Spec) Task() task.Spec {
+	out := task.Spec{
+		ID: s.ID, Kind: s.Kind, Upstream: s.Upstream, Repository: s.Repository, URL: s.URL, Digest: s.Digest,
+		Validator: s.Validator, Length: s.Length, Accept: s.Accept, Authorization: secret.String(s.Authorization),
+	}
+	for k, v := range s.Header {
+		if out.Header == nil {
+			out.Header = make(map[string]secret.String, len(s.Header))
+		}
+		out.Header[k] = secret.String(v)
+	}
+	return out
+}

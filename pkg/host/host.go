@@ -1,0 +1,57 @@
+// Package host names the machines of a cluster: who holds pieces and where to reach them.
+//
+// A host keeps its [ID] as long as it keeps its cache, so that pieces it announced before
+// a restart are still its own.
+package host
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+)
+
+// ErrInvalidID tells that a text is no host ID.
+var ErrInvalidID = errors.New("invalid host ID")
+
+// ID is 32 lower-case hex digits, drawn once per data directory.
+type ID string
+
+// NewID draws a new ID.
+func NewID() ID {
+	var b [16]byte
+	rand.Read(b[:])
+	return ID(hex.EncodeToString(b[:]))
+}
+
+// ParseID checks a text that came from outside. The error wraps [ErrInvalidID].
+func ParseID(s string) (ID, error) {
+	if b, err := hex.DecodeString(s); err != nil || len(b) != 16 || hex.EncodeToString(b) != s {
+		return "", fmt.Errorf("%w: %.80q", ErrInvalidID, s)
+	}
+	return ID(s), nil
+}
+
+// PeerID is the host's 20-byte name in a BitTorrent handshake (BEP 20: client letters and
+// version, then bytes that are this host's alone).
+func (id ID) PeerID() (p [20]byte) {
+	sum := sha256.Sum256([]byte(id))
+	copy(p[:], "-DR0100-")
+	copy(p[8:], sum[:])
+	return p
+}
+
+// Short is the ID cut for people.
+func (id ID) Short() string { return string(id[:min(8, len(id))]) }
+
+// Host is one member as others see it.
+type Host struct {
+	ID ID `json:"id"`
+	// Name is what people call it: the host name, or the node's name in Kubernetes.
+	Name string `json:"name,omitempty"`
+	// Addr is host:port of its piece wire, reachable from the other members.
+	Addr string `json:"addr"`
+	// Zone is the name of a place inside of which traffic is cheap; empty is a zone, too.
+	Zone string `json:"zone,omitempty"`
+}

@@ -1,0 +1,105 @@
+package piece
+
+import "math/bits"
+
+// Bitmap is a set of pieces of one content. The zero value is the empty set of no pieces;
+// a Bitmap is not safe for concurrent use.
+type Bitmap struct {
+	n     int
+	words []uint64
+}
+
+// NewBitmap returns the empty set over n pieces.
+func NewBitmap(n int) Bitmap {
+	return Bitmap{n: n, words: make([]uint64, (n+63)/64)}
+}
+
+// Len is the number of pieces the set is over, not the number in it.
+func (b Bitmap) Len() int { return b.n }
+
+// Has reports whether i is in the set; an index outside never is.
+func (b Bitmap) Has(i Index) bool {
+	return i >= 0 && int(i) < b.n && b.words[i/64]&(1<<(uint(i)%64)) != 0
+}
+
+// Set puts i in and reports whether it was missing; an index outside is ignored.
+func (b Bitmap) Set(i Index) bool {
+	if i < 0 || int(i) >= b.n || b.Has(i) {
+		return false
+	}
+	b.words[i/64] |= 1 << (uint(i) % 64)
+	return true
+}
+
+// Clear takes i out.
+func (b Bitmap) Clear(i Index) {
+	if i >= 0 && int(i) < b.n {
+		b.words[i/64] &^= 1 << (uint(i) % 64)
+	}
+}
+
+// SetAll puts every piece in.
+func (b Bitmap) SetAll() {
+	for i := range b.words {
+		b.words[i] = ^uint64(0)
+	}
+	if tail := uint(b.n) % 64; tail != 0 {
+		b.words[len(b.words)-1] = 1<<tail - 1
+	}
+}
+
+// Count is the number of pieces in the set.
+func (b Bitmap) Count() int {
+	sum := 0
+	for _, w := range b.words {
+		sum += bits.OnesCount64(w)
+	}
+	return sum
+}
+
+// Full reports whether every piece is in the set. A set over no pieces is full.
+func (b Bitmap) Full() bool { return b.Count() == b.n }
+
+// Words are the bits, 64 pieces a word, piece 0 lowest: read-only, for set arithmetic in
+// a hot path. The bits beyond Len are zero.
+func (b Bitmap) Words() []uint64 { return b.words }
+
+// Clone returns a copy that shares nothing.
+func (b Bitmap) Clone() Bitmap {
+	return Bitmap{n: b.n, words: append([]uint64(nil), b.words...)}
+}
+
+// NextMissing is the first piece at or after i that is not in the set, or Len.
+func (b Bitmap) NextMissing(i Index) Index {
+	for int(i) < b.n {
+		w := ^b.words[i/64] >> (uint(i) % 64)
+		if w != 0 {
+			return min(i+Index(bits.TrailingZeros64(w)), Index(b.n))
+		}
+		i = (i/64 + 1) * 64
+	}
+	return Index(b.n)
+}
+
+// Bytes is the set as BEP 3 sends it: piece 0 is the highest bit of the first byte.
+func (b Bitmap) Bytes() []byte {
+	out := make([]byte, (b.n+7)/8)
+	for i := range b.n {
+		if b.Has(Index(i)) {
+			out[i/8] |= 0x80 >> (i % 8)
+		}
+	}
+	return out
+}
+
+// BitmapFromBools makes a set over n pieces of what a BEP 3 bitfield held; what it says
+// beyond n is dropped.
+func BitmapFromBools(n int, bools []bool) Bitmap {
+	b := NewBitmap(n)
+	for i, has := range bools[:min(n, len(bools))] {
+		if has {
+			b.Set(Index(i))
+		}
+	}
+	return b
+}

@@ -1,0 +1,41 @@
+// Package rendezvous orders the members of a set for a key, so that everybody who knows
+// the same members agrees on who comes first without talking.
+//
+// When a member leaves, only the keys it led move, and each moves to the member that was
+// second for it (highest random weight hashing).
+package rendezvous
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"slices"
+	"strings"
+)
+
+// Order returns members from the first owner of key to the last. The result does not
+// depend on the order of members, which is left as it was; duplicates stay.
+func Order(key string, members []string) []string {
+	type weighted struct {
+		member string
+		weight uint64
+	}
+	all := make([]weighted, len(members))
+	for i, m := range members {
+		h := sha256.Sum256([]byte(m + "\x00" + key))
+		all[i] = weighted{m, binary.BigEndian.Uint64(h[:])}
+	}
+	slices.SortFunc(all, func(a, b weighted) int {
+		switch {
+		case a.weight > b.weight:
+			return -1
+		case a.weight < b.weight:
+			return 1
+		}
+		return strings.Compare(a.member, b.member)
+	})
+	out := make([]string, len(all))
+	for i, w := range all {
+		out[i] = w.member
+	}
+	return out
+}

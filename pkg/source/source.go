@@ -1,0 +1,86 @@
+// Package source is the contract of an origin: a place outside the cluster that gives
+// content, a registry or a web server.
+//
+// An origin is asked with one streaming GET; whatever it makes of a Range, the body that
+// a caller sees begins where the caller asked. The suite in sourcetest is the contract in
+// full. Start at [Origin].
+package source
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// Origin gives content. Safe for concurrent use.
+type Origin interface {
+	// Open starts one GET of the whole content (offset 0) or of the rest from offset.
+	// It returns as soon as the headers are there. Where the origin answers a Range with
+	// 200, Open skips to offset itself, so the body always begins there (RFC 9110 §14.2).
+	// A resumed content that has changed meanwhile ends in a *[ChangedError], not in a mix.
+	//
+	// The error is a *[StatusError] where the origin answered with a refusal. Cancelling
+	// ctx ends the body too.
+	Open(ctx context.Context, spec task.Spec, offset int64) (*Response, error)
+}
+
+// Response is an origin's content from the asked offset on.
+type Response struct {
+	// Body yields the bytes from the asked offset; a body that ends before Length fails
+	// with [io.ErrUnexpectedEOF]. It is identity-encoded. The caller closes it.
+	Body io.ReadCloser
+	// Length of the whole content in bytes, −1 when the origin does not tell.
+	Length int64
+	// MediaType is the Content-Type to the letter, empty when there was none.
+	MediaType string
+	// Validator is the ETag, or else the Last-Modified.
+	Validator string
+}
+
+// ChangedError tells that the origin's content is no longer the one that was begun.
+type ChangedError struct{ URL, Was, Is string }
+
+func (e *ChangedError) Error() string {
+	return fmt.Sprintf("content of %s changed during the download (validator was %q, is %q); start again", e.URL, e.Was, e.Is)
+}
+
+// StatusError is an origin's refusal.
+type StatusError struct {
+	// URL without user info and query: it may be printed.
+	Method, URL string
+	Status      int
+	// Header as the origin sent it; only what api.Failure names is passed on.
+	Header http.Header
+	// Body cut at [api.FailureMax].
+	Body []byte
+}
+
+func (e *StatusError) Error() string {
+	return fmt.Sprintf("%s %s: %d %s", e.Method, e.URL, e.Status, http.StatusText(e.Status))
+}
+
+// Failure turns what an origin's Open returned into the words that clients are told. A
+// refusal keeps its status, body and the headers that clients need; anything else is a 502,
+// or a 504 when it was a timeout.
+func Failure(err error) *api.Failure {
+	var refused *StatusError
+	if errors.As(err, &refused) {
+		f := &api.Failure{Status: refused.Status, Body: refused.Body, Message: err.Error(), Header: map[string]string{}}
+		for _, k := range []string{"Content-Type", "Retry-After", "Www-Authenticate"} {
+			if v := refused.Header.Get(k); v != "" {
+				f.Header[k] = v
+			}
+		}
+		return f
+	}
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return &api.Failure{Status: http.StatusGatewayTimeout, Message: err.Error()}
+	}
+	return &api.Failure{Status: http.StatusBadGateway, Message: err.Error()}
+}
