@@ -1,7 +1,7 @@
 // Package host names the machines of a cluster: who holds pieces and where to reach them.
 //
 // A host keeps its [ID] as long as it keeps its cache, so that pieces it announced before
-// a restart are still its own.
+// a restart are still its own. Start at [Host].
 package host
 
 import (

@@ -2,7 +2,7 @@
 // the same members agrees on who comes first without talking.
 //
 // When a member leaves, only the keys it led move, and each moves to the member that was
-// second for it (highest random weight hashing).
+// second for it (highest random weight hashing). Start at [Order].
 package rendezvous
 
 import (

@@ -2,7 +2,7 @@
 //
 // A [String] formats, logs and marshals as "[redacted]" whatever the verb; only
 // [String.Reveal] gives the value, so that a search for Reveal finds every place
-// where a secret leaves the program.
+// where a secret leaves the program. Start at [String].
 package secret
 
 import (

@@ -1,6 +1,7 @@
 //go:build pins
 
 // Package pins keeps modules in go.mod while the packages that import them are being written.
+// It is never built.
 package pins
 
 import (

@@ -1,0 +1,248 @@
+package arch
+
+import (
+	"fmt"
+	"go/ast"
+	"io/fs"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+var (
+	mdLink   = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	mdCode   = regexp.MustCompile("`([^`\n]+)`")
+	mdFence  = regexp.MustCompile("(?m)^ *```")
+	treePath = regexp.MustCompile(`(^|[^A-Za-z0-9_./:-])((?:\./)?(?:pkg|cmd|docs|test|deploy|\.ci)/[A-Za-z0-9_./-]*)`)
+	rootFile = regexp.MustCompile(`^[A-Za-z0-9_-]+\.(?:go|md|sh|yaml|yml|toml|mod|sum|json)$`)
+	makeRule = regexp.MustCompile(`(?m)^([a-z][a-z0-9-]*):`)
+	makeCall = regexp.MustCompile(`(?:^|[\s(;&])make +([a-z][a-z0-9-]*)`)
+	program  = regexp.MustCompile(`(^|[^A-Za-z0-9_./-])bin/([a-z0-9-]+)`)
+	// symbol is pkg.Name, pkg.Type.Member or Type.Member.
+	symbol = regexp.MustCompile(`^\*?([A-Za-z][A-Za-z0-9]*)\.([A-Za-z][A-Za-z0-9_]*)(?:\.([A-Za-z][A-Za-z0-9_]*))?(?:\(\))?$`)
+)
+
+// Documents lists README.md, CHANGELOG.md and everything under docs/ that is Markdown.
+func (t *Tree) Documents() []string {
+	var out []string
+	for f := range t.Files {
+		if f == "README.md" || f == "CHANGELOG.md" || strings.HasPrefix(f, "docs/") && strings.HasSuffix(f, ".md") {
+			out = append(out, f)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// References finds what documents mention and the tree lacks: files and packages, links and
+// their headings, names of the code, make targets, programs.
+func (t *Tree) References() (faults []string, err error) {
+	targets := map[string]bool{}
+	if b, err := fs.ReadFile(t.fsys, "Makefile"); err == nil {
+		for _, m := range makeRule.FindAllStringSubmatch(string(b), -1) {
+			targets[m[1]] = true
+		}
+	}
+	for _, doc := range t.Documents() {
+		b, err := fs.ReadFile(t.fsys, doc)
+		if err != nil {
+			return nil, fmt.Errorf("reading %s: %w", doc, err)
+		}
+		fenced := false
+		for i, line := range strings.Split(string(b), "\n") {
+			if mdFence.MatchString(line) {
+				fenced = !fenced
+				continue
+			}
+			for _, what := range t.line(doc, line, fenced, targets) {
+				faults = append(faults, fmt.Sprintf("%s:%d: %s", doc, i+1, what))
+			}
+		}
+	}
+	return faults, nil
+}
+
+// line finds the faults of one line of a document.
+func (t *Tree) line(doc, line string, fenced bool, targets map[string]bool) (faults []string) {
+	for _, m := range treePath.FindAllStringSubmatch(line, -1) {
+		p := strings.TrimRight(m[2], "./-") // a sentence's full stop, "/..."
+		if !t.Files[strings.TrimPrefix(p, "./")] {
+			faults = append(faults, fmt.Sprintf("%s is not in the tree: correct the path or drop the sentence", p))
+		}
+	}
+	for _, m := range program.FindAllStringSubmatch(line, -1) {
+		if !t.Files["cmd/"+m[2]] {
+			faults = append(faults, fmt.Sprintf("bin/%s is built from no package of cmd/: name a program that there is", m[2]))
+		}
+	}
+	codes := mdCode.FindAllStringSubmatch(line, -1)
+	if fenced {
+		codes = [][]string{{line, line}}
+	} else {
+		for _, m := range mdLink.FindAllStringSubmatch(mdCode.ReplaceAllString(line, ""), -1) {
+			if what := t.link(doc, m[1]); what != "" {
+				faults = append(faults, what)
+			}
+		}
+	}
+	for _, c := range codes {
+		for _, m := range makeCall.FindAllStringSubmatch(c[1], -1) {
+			if !targets[m[1]] {
+				faults = append(faults, fmt.Sprintf("make %s is no target of the Makefile: name one that bare make lists", m[1]))
+			}
+		}
+		if fenced {
+			continue
+		}
+		for word := range strings.FieldsSeq(c[1]) {
+			word = strings.Trim(word, ",;:()→")
+			if rootFile.MatchString(word) {
+				if !t.named(word) {
+					faults = append(faults, fmt.Sprintf("no file of the tree is called %s: correct the name or drop the sentence", word))
+				}
+				continue
+			}
+			if what := t.symbol(word); what != "" {
+				faults = append(faults, what)
+			}
+		}
+	}
+	return faults
+}
+
+// named reports whether any file of the tree has that name.
+func (t *Tree) named(base string) bool {
+	for f := range t.Files {
+		if path.Base(f) == base {
+			return true
+		}
+	}
+	return false
+}
+
+// link says what is wrong with a link's target.
+func (t *Tree) link(doc, target string) string {
+	if strings.Contains(target, "://") || strings.HasPrefix(target, "mailto:") {
+		return ""
+	}
+	file, heading, _ := strings.Cut(target, "#")
+	file = path.Join(path.Dir(doc), file)
+	if strings.HasPrefix(target, "#") {
+		file = doc
+	}
+	if !t.Files[file] {
+		return fmt.Sprintf("the link to %s leads nowhere: correct it", target)
+	}
+	if heading == "" {
+		return ""
+	}
+	b, err := fs.ReadFile(t.fsys, file)
+	if err != nil {
+		return fmt.Sprintf("the link to %s leads to what cannot be read: %v", target, err)
+	}
+	for l := range strings.SplitSeq(string(b), "\n") {
+		if strings.HasPrefix(l, "#") && anchor(strings.TrimLeft(l, "# ")) == heading {
+			return ""
+		}
+	}
+	return fmt.Sprintf("the link to %s leads to no heading of %s: correct it", target, file)
+}
+
+// anchor is the name that a heading has in a link.
+func anchor(heading string) string {
+	var b strings.Builder
+	for _, r := range strings.ToLower(heading) {
+		switch {
+		case r == ' ':
+			b.WriteByte('-')
+		case r == '-' || r == '_' || r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r > 127:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+// symbol says what is wrong with a word that looks like a name of the code. Names of packages
+// that the tree imports from elsewhere are not looked up.
+func (t *Tree) symbol(word string) string {
+	m := symbol.FindStringSubmatch(word)
+	if m == nil {
+		return ""
+	}
+	upper := func(s string) bool { return s[0] >= 'A' && s[0] <= 'Z' }
+	if upper(m[1]) {
+		// Type.Member, of whatever package. A type that nobody has is another text: "HTTP.1".
+		if m[3] != "" {
+			return ""
+		}
+		typed := false
+		for _, p := range t.Packages {
+			s := p.symbols()
+			typed = typed || s[m[1]]
+			if s[m[1]+"."+m[2]] {
+				return ""
+			}
+		}
+		if typed || upper(m[2]) {
+			return fmt.Sprintf("%s is not in the code: correct the name or drop the sentence", word)
+		}
+		return ""
+	}
+	if !upper(m[2]) {
+		return ""
+	}
+	want := m[2]
+	if m[3] != "" {
+		want += "." + m[3]
+	}
+	ours := false
+	for _, p := range t.Packages {
+		if p.Name == m[1] {
+			ours = true
+			if p.symbols()[want] {
+				return ""
+			}
+		}
+	}
+	if !ours && t.imported(m[1]) {
+		return ""
+	}
+	return fmt.Sprintf("%s is not in the code: correct the name or drop the sentence", word)
+}
+
+// imported reports whether a package of that name comes from outside of the tree.
+func (t *Tree) imported(name string) bool {
+	for _, pkg := range t.Packages {
+		for _, files := range []map[string]*ast.File{pkg.Files, pkg.Tests} {
+			for _, f := range files {
+				found := false
+				imports(f, func(_ *ast.ImportSpec, p string) {
+					found = found || localName(p) == name && !strings.HasPrefix(p, t.Module)
+				})
+				if found {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// Mapped finds packages of pkg/ and cmd/ that a document does not name: the map of the tree
+// has no white spots.
+func (t *Tree) Mapped(doc string) (faults []string, err error) {
+	b, err := fs.ReadFile(t.fsys, doc)
+	if err != nil {
+		return nil, fmt.Errorf("reading the map of the tree: %w", err)
+	}
+	for _, pkg := range t.built() {
+		if isTest(pkg.Dir) {
+			continue
+		}
+		if !regexp.MustCompile("`" + regexp.QuoteMeta(pkg.Dir) + "`").Match(b) {
+			faults = append(faults, fmt.Sprintf("%s does not name `%s`: say there what the package is for", doc, pkg.Dir))
+		}
+	}
+	return faults, nil
+}

@@ -1,0 +1,233 @@
+package arch
+
+import (
+	"fmt"
+	"go/ast"
+	"path"
+	"strconv"
+	"strings"
+)
+
+// Layer is one row of the import table.
+type Layer struct {
+	Name string
+	// Packages are directories, separated by blanks. Those after a ";" may import those
+	// before it; otherwise neighbours in a layer do not know each other.
+	Packages string
+	// Pure layers hold no goroutine, socket, lock, clock or file.
+	Pure bool
+	// Gin says that a package of the layer may use gin, in its routes.go.
+	Gin bool
+}
+
+// Table is the import table of docs/architecture.md: a package imports packages of the rows
+// above its own. Packages under test/ stand below all rows and may import everything; nothing
+// imports them but tests.
+var Table = []Layer{
+	{Name: "words", Pure: true, Packages: "pkg/secret; pkg/task pkg/host pkg/rendezvous pkg/oci; pkg/piece"},
+	{Name: "brains", Pure: true, Packages: "pkg/scheduler pkg/peer/picker"},
+	{Name: "contracts", Pure: true, Packages: "pkg/api; pkg/source"},
+	{Name: "doors", Packages: "pkg/config pkg/telemetry pkg/identity pkg/piece/diskstore pkg/piece/memstore" +
+		" pkg/source/httporigin; pkg/source/registry pkg/cluster pkg/announce pkg/peer/wire"},
+	{Name: "engines", Packages: "pkg/peer; pkg/registryproxy pkg/coordinator pkg/preheat"},
+	{Name: "assemblies", Gin: true, Packages: "pkg/supernode pkg/daemon pkg/dfget"},
+	{Name: "programs", Packages: "cmd/supernode cmd/dfdaemon cmd/dfget"},
+	{Name: "suites", Packages: "pkg/piece/storetest pkg/source/sourcetest"},
+}
+
+// place is where a package stands: its row, and its group within the row.
+type place struct{ row, group int }
+
+func places(table []Layer) map[string]place {
+	out := map[string]place{}
+	for row, l := range table {
+		for group, names := range strings.Split(l.Packages, ";") {
+			for _, name := range strings.Fields(names) {
+				out[name] = place{row, group}
+			}
+		}
+	}
+	return out
+}
+
+// below reports whether a package at p may be imported by one at importer.
+func (p place) below(importer place) bool {
+	return p.row < importer.row || p.row == importer.row && p.group < importer.group
+}
+
+// isTest says that a package is for tests alone.
+func isTest(dir string) bool { return dir == "test" || strings.HasPrefix(dir, "test/") }
+
+// Imports finds imports that go up or sideways, and packages that the table does not know.
+func (t *Tree) Imports(table []Layer) (faults []string) {
+	where := places(table)
+	for _, pkg := range t.built() {
+		if isTest(pkg.Dir) {
+			continue
+		}
+		own, known := where[pkg.Dir]
+		if !known {
+			faults = append(faults, fmt.Sprintf("%s is in no layer: put it in the row of arch.Table where it belongs (and in docs/architecture.md)", pkg.Dir))
+			continue
+		}
+		for _, name := range sorted(pkg.Files) {
+			imports(pkg.Files[name], func(spec *ast.ImportSpec, p string) {
+				dir, ours := strings.CutPrefix(p, t.Module+"/")
+				if !ours {
+					return
+				}
+				other, known := where[dir]
+				switch {
+				case isTest(dir):
+					faults = append(faults, fmt.Sprintf("%s: %s imports %s: what is for tests is imported by tests alone; move what both need below pkg/", t.at(spec), pkg.Dir, dir))
+				case known && !other.below(own):
+					faults = append(faults, fmt.Sprintf("%s: %s (%s) imports %s (%s): imports go down only; take an interface of your own instead, or move what both need down",
+						t.at(spec), pkg.Dir, table[own.row].Name, dir, table[other.row].Name))
+				}
+			})
+		}
+	}
+	return faults
+}
+
+// Absent finds packages that the table names and the tree lacks.
+func (t *Tree) Absent(table []Layer) (faults []string) {
+	for _, l := range table {
+		for _, name := range strings.Fields(strings.ReplaceAll(l.Packages, ";", " ")) {
+			if p := t.Packages[name]; p == nil || len(p.Files) == 0 {
+				faults = append(faults, fmt.Sprintf("%s is in row %q of arch.Table and not in the tree: take it out", name, l.Name))
+			}
+		}
+	}
+	return faults
+}
+
+// Gin finds uses of gin outside of the assemblies' routes.go. Gin's writer hides sendfile, so
+// it must not come near the byte path.
+func (t *Tree) Gin(table []Layer) (faults []string) {
+	where := places(table)
+	for _, pkg := range t.built() {
+		if isTest(pkg.Dir) {
+			continue
+		}
+		for _, name := range sorted(pkg.Files) {
+			imports(pkg.Files[name], func(spec *ast.ImportSpec, p string) {
+				if p != "github.com/gin-gonic/gin" && !strings.HasPrefix(p, "github.com/gin-gonic/gin/") {
+					return
+				}
+				at, known := where[pkg.Dir]
+				if name != "routes.go" || !known || !table[at.row].Gin {
+					faults = append(faults, fmt.Sprintf("%s: gin is for the routes.go of an assembly; give this package a plain http.Handler", t.at(spec)))
+				}
+			})
+		}
+	}
+	return faults
+}
+
+// harmless names what pure code may use of packages that also hold goroutines, sockets,
+// locks, clocks, files or unseeded chance; a "*" at the end stands for any ending. Packages
+// that are not listed may be used whole, those with an empty list not at all.
+var harmless = map[string]string{
+	"context":         "Context Canceled DeadlineExceeded Cause",
+	"io/ioutil":       "",
+	"log":             "",
+	"math/rand":       "New NewSource Rand Source Source64",
+	"math/rand/v2":    "New NewPCG NewChaCha8 Rand Source PCG ChaCha8",
+	"net":             "JoinHostPort SplitHostPort ParseIP IP",
+	"net/http":        "Header Status* Method* CanonicalHeaderKey",
+	"net/rpc":         "",
+	"os":              "Err*",
+	"os/exec":         "",
+	"os/signal":       "",
+	"path/filepath":   "",
+	"sync":            "",
+	"sync/atomic":     "",
+	"syscall":         "",
+	"testing":         "",
+	"time":            "Time Duration Month Weekday Location UTC Unix UnixMilli UnixMicro Date Parse ParseDuration Nanosecond Microsecond Millisecond Second Minute Hour RFC* Date* Layout",
+	"golang.org/x/*":  "",
+	"github.com/gin*": "",
+}
+
+// matches reports whether name is one of the blank-separated patterns.
+func matches(patterns, name string) bool {
+	for _, p := range strings.Fields(patterns) {
+		if prefix, open := strings.CutSuffix(p, "*"); p == name || open && strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// usable returns which names of an imported package pure code may use.
+func usable(importPath string) (names string, limited bool) {
+	for pattern, names := range harmless {
+		if matches(pattern, importPath) {
+			return names, true
+		}
+	}
+	return "", false
+}
+
+// Purity finds goroutines, sockets, locks, clocks, files and unseeded chance in pure layers.
+func (t *Tree) Purity(table []Layer) (faults []string) {
+	where := places(table)
+	for _, pkg := range t.built() {
+		at, known := where[pkg.Dir]
+		if !known || !table[at.row].Pure {
+			continue
+		}
+		for _, name := range sorted(pkg.Files) {
+			faults = append(faults, t.purity(pkg.Dir, pkg.Files[name])...)
+		}
+	}
+	return faults
+}
+
+func (t *Tree) purity(dir string, f *ast.File) (faults []string) {
+	limited := map[string]string{} // name in this file → the names of it that may be used
+	imports(f, func(spec *ast.ImportSpec, p string) {
+		names, isLimited := usable(p)
+		if !isLimited {
+			return
+		}
+		local := localName(p)
+		if spec.Name != nil {
+			local = spec.Name.Name
+		}
+		if names == "" || local == "." || local == "_" {
+			faults = append(faults, fmt.Sprintf("%s: %s imports %s: deciding code holds no goroutine, socket, lock, clock or file; take what it gives as an argument", t.at(spec), dir, p))
+			return
+		}
+		limited[local] = names
+	})
+	ast.Inspect(f, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.GoStmt:
+			faults = append(faults, fmt.Sprintf("%s: %s starts a goroutine: return a decision and let the caller act on it", t.at(n), dir))
+		case *ast.SelectorExpr:
+			x, ok := n.X.(*ast.Ident)
+			if !ok {
+				return true
+			}
+			if names := limited[x.Name]; names != "" && !matches(names, n.Sel.Name) {
+				faults = append(faults, fmt.Sprintf("%s: %s uses %s.%s: deciding code takes time, chance and the outside world as arguments", t.at(n), dir, x.Name, n.Sel.Name))
+			}
+		}
+		return true
+	})
+	return faults
+}
+
+// localName is the name that an import has without a name of its own: the last element of its
+// path, or the one before a version.
+func localName(importPath string) string {
+	last := path.Base(importPath)
+	if v, ok := strings.CutPrefix(last, "v"); ok {
+		if _, err := strconv.Atoi(v); err == nil {
+			return path.Base(path.Dir(importPath))
+		}
+	}
+	return last
+}
