@@ -71,6 +71,7 @@ func (b Bitmap) Clone() Bitmap {
 
 // NextMissing is the first piece at or after i that is not in the set, or Len.
 func (b Bitmap) NextMissing(i Index) Index {
+	i = max(i, 0)
 	for int(i) < b.n {
 		w := ^b.words[i/64] >> (uint(i) % 64)
 		if w != 0 {

@@ -67,16 +67,22 @@ func (l Layout) Count() int {
 // Offset is where piece i begins in the content.
 func (l Layout) Offset(i Index) int64 { return int64(i) * l.PieceSize }
 
-// Size is the length of piece i in bytes.
+// Size is the length of piece i in bytes, 0 for a piece that the content does not have.
 func (l Layout) Size(i Index) int64 {
+	if i < 0 || int(i) >= l.Count() {
+		return 0
+	}
 	return min(l.PieceSize, l.Length-l.Offset(i))
 }
 
 // At is the piece that holds the byte at offset.
 func (l Layout) At(offset int64) Index { return Index(offset / l.PieceSize) }
 
-// Span returns the pieces [first, end) that hold the bytes [offset, offset+n).
+// Span returns the pieces [first, end) that hold the bytes [offset, offset+n), as far as
+// the content has them; first and end are equal when it has none.
 func (l Layout) Span(offset, n int64) (first, end Index) {
+	offset = min(max(offset, 0), l.Length)
+	n = min(n, l.Length-offset)
 	if n <= 0 {
 		return l.At(offset), l.At(offset)
 	}

@@ -44,6 +44,9 @@ func (r Run) Check() error {
 	if r.First < 0 || int(r.First) > n || int(r.End()) > n {
 		return fmt.Errorf("%w: run of pieces [%d, %d) of %d", ErrInvalidFacts, r.First, r.End(), n)
 	}
+	if last := len(r.Digests) > 0 && int(r.End()) == n; last && !r.Final {
+		return fmt.Errorf("%w: the last of %d pieces in a run that is not final", ErrInvalidFacts, n)
+	}
 	return nil
 }
 

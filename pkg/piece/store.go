@@ -59,26 +59,29 @@ type Replica interface {
 	Facts() Facts
 	// Have returns a copy of the set of pieces that can be read.
 	Have() Bitmap
-	// Has reports whether piece i can be read.
+	// Has reports whether piece i can be read. A store that finds that it cannot keep its
+	// word on a piece (a disk that fails) takes the piece back: it can be written again.
 	Has(i Index) bool
 	// WritePiece stores all bytes of piece i, of which d is the digest: the caller has
 	// verified that. The bytes can be read once it returns nil; a piece that is already
-	// there is not written again. On an error nothing of the piece can be read.
+	// there is not written again. On an error nothing of the piece can be read. It fails
+	// with [ErrNoSpace], and with [ErrInvalidFacts] where data is not as long as piece i.
 	WritePiece(i Index, data []byte, d Digest) error
 	// Digest returns the digest under which piece i was written.
 	Digest(i Index) (Digest, bool)
-	// ReadAt reads bytes of pieces that are there, as [io.ReaderAt] says; [ErrMissing]
-	// where one is not.
+	// ReadAt reads bytes of pieces that are there, as [io.ReaderAt] says; at a piece that
+	// is not it ends with [ErrMissing] and the count of bytes before it.
 	ReadAt(p []byte, off int64) (int, error)
 	// CopyTo writes the bytes [off, off+n) to w, without passing them through this
 	// process where w and the store can (sendfile); [ErrMissing] before the first byte
-	// when one of their pieces is not there.
+	// when one of their pieces is not there or the content ends before them.
 	CopyTo(w io.Writer, off, n int64) (int64, error)
 	// AddRuns keeps signed runs and the DER certificates of their keys; what is there
 	// already is not kept twice. The store does not check signatures.
 	AddRuns(runs []Run, certificates [][]byte) error
 	// Runs returns all that AddRuns kept, in the order it came.
 	Runs() ([]Run, [][]byte)
-	// Close ends the use of this replica; closing twice is no error.
+	// Close ends the use of this replica, whose methods fail with [io/fs.ErrClosed] from
+	// then on; closing twice is no error.
 	Close() error
 }
