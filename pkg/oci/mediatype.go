@@ -1,0 +1,31 @@
+package oci
+
+import "mime"
+
+// The media types of manifests (OCI image-spec, "Media Types"; Docker image manifest
+// version 2, schema 2).
+const (
+	MediaTypeIndex          = "application/vnd.oci.image.index.v1+json"
+	MediaTypeManifest       = "application/vnd.oci.image.manifest.v1+json"
+	MediaTypeDockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
+	MediaTypeDockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
+)
+
+// MediaTypeBlob is what a blob is served as, whatever it holds.
+const MediaTypeBlob = "application/octet-stream"
+
+// ManifestMax is the largest manifest, in bytes, that is read into memory; containerd and
+// Docker refuse larger ones too.
+const ManifestMax = 4 << 20
+
+// ManifestTypes returns what to Accept for a manifest when a client does not say.
+func ManifestTypes() []string {
+	return []string{MediaTypeIndex, MediaTypeManifest, MediaTypeDockerList, MediaTypeDockerManifest, "*/*"}
+}
+
+// NamesContent reports whether a media type says something about a manifest. An empty one
+// and the generic type of a blob do not, and containerd fails a pull over them.
+func NamesContent(mediaType string) bool {
+	base, _, err := mime.ParseMediaType(mediaType)
+	return err == nil && base != MediaTypeBlob
+}
