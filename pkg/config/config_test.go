@@ -1,0 +1,335 @@
+package config
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/secret"
+)
+
+const someSecret = "correct horse battery staple"
+
+// load fills a fresh T from a file's text, an environment and a command line.
+func load[T any](t *testing.T, program, file string, environ, args []string) (*T, *Form, error) {
+	t.Helper()
+	cfg := new(T)
+	form := NewForm(program, cfg)
+	fs := pflag.NewFlagSet(program, pflag.ContinueOnError)
+	form.Bind(fs)
+	if file != "" {
+		path := filepath.Join(t.TempDir(), "darter.yaml")
+		require.NoError(t, os.WriteFile(path, []byte(file), 0o600))
+		args = append(args, "--config", path)
+	}
+	if err := fs.Parse(args); err != nil {
+		return cfg, form, err
+	}
+	return cfg, form, form.Load(environ)
+}
+
+func TestAFlagWinsOverAVariableOverTheFileOverTheDefault(t *testing.T) {
+	const file = "cache:\n  quota: 2GiB\n"
+	env := []string{"DARTER_CACHE_QUOTA=3GiB", "HOME=/nowhere"}
+	args := []string{"--cache-quota=4GiB"}
+	for _, row := range []struct {
+		name, file string
+		env, args  []string
+		want       Size
+	}{
+		{"default", "", nil, nil, 0},
+		{"file", file, nil, nil, 2 << 30},
+		{"variable over file", file, env, nil, 3 << 30},
+		{"flag over all", file, env, args, 4 << 30},
+		{"flag over variable", "", env, args, 4 << 30},
+		{"an empty key in the file is the default", "cache:\n  quota:\n", nil, nil, 0},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			cfg, _, err := load[Dfdaemon](t, "dfdaemon", row.file, row.env, row.args)
+			require.NoError(t, err)
+			assert.Equal(t, row.want, cfg.Cache.Quota)
+			assert.Equal(t, Size(1<<30), cfg.Cache.KeepFree, "a neighbour keeps its default")
+		})
+	}
+}
+
+func TestTheFileIsNamedByAVariableToo(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "d.yaml")
+	require.NoError(t, os.WriteFile(path, []byte("node: {name: n7}\n"), 0o600))
+	cfg, _, err := load[Dfdaemon](t, "dfdaemon", "", []string{EnvFile + "=" + path}, nil)
+	require.NoError(t, err)
+	assert.Equal(t, "n7", cfg.Node.Name)
+}
+
+func TestAListIsOverriddenAsAWhole(t *testing.T) {
+	cfg, _, err := load[Dfdaemon](t, "dfdaemon", "supernodes: [a:1, b:2]\n", nil, []string{"--supernodes=c:3", "--supernodes", "d:4,[::1]:5"})
+	require.NoError(t, err)
+	assert.Equal(t, []Address{"c:3", "d:4", "[::1]:5"}, cfg.Supernodes)
+	cfg, _, err = load[Dfdaemon](t, "dfdaemon", "supernodes: [a:1, b:2]\n", []string{"DARTER_SUPERNODES=c:3, d:4"}, nil)
+	require.NoError(t, err)
+	assert.Equal(t, []Address{"c:3", "d:4"}, cfg.Supernodes)
+}
+
+func TestUpstreamsAreMappingsInAFileAndShortOnACommandLine(t *testing.T) {
+	cfg, _, err := load[Supernode](t, "supernode", `
+upstreams:
+  - host: registry.test:5000
+    urls: [http://10.0.0.1:5000, http://10.0.0.2:5000]
+    plainHTTP: true
+    username: robot
+    passwordFile: /run/secrets/robot
+    proxy: none
+  - quay.io
+`, nil, nil)
+	require.NoError(t, err)
+	assert.Equal(t, []Upstream{
+		{Host: "registry.test:5000", URLs: []string{"http://10.0.0.1:5000", "http://10.0.0.2:5000"}, PlainHTTP: true, Username: "robot", PasswordFile: "/run/secrets/robot", Proxy: "none"},
+		{Host: "quay.io"},
+	}, cfg.Upstreams)
+
+	cfg, _, err = load[Supernode](t, "supernode", "", nil, []string{"--upstreams=registry.test=http://127.0.0.1:5000,quay.io"})
+	require.NoError(t, err)
+	assert.Equal(t, []Upstream{{Host: "registry.test", URLs: []string{"http://127.0.0.1:5000"}, PlainHTTP: true}, {Host: "quay.io"}}, cfg.Upstreams)
+
+	cfg, _, err = load[Supernode](t, "supernode", "", nil, nil)
+	require.NoError(t, err)
+	assert.Equal(t, "docker.io", cfg.Upstreams[0].Host, "public registries by default")
+	assert.False(t, cfg.AllowUnlisted)
+}
+
+func TestWhatNobodyKnowsIsRefusedWithTheNearestName(t *testing.T) {
+	for _, row := range []struct {
+		name, file string
+		env, args  []string
+		want       string
+	}{
+		{"key", "cache:\n  qouta: 2GiB\n", nil, nil, `darter.yaml:2: unknown key "cache.qouta"; did you mean "cache.quota"?`},
+		{"key at the wrong place", "quota: 2GiB\n", nil, nil, `unknown key "quota"; did you mean "cache.quota"?`},
+		{"section", "casche:\n  quota: 2GiB\n", nil, nil, `unknown key "casche"`},
+		{"key of an upstream", "upstreams:\n- host: a.b\n  plainhttp: true\n", nil, nil, `entry 1: unknown key "plainhttp"; did you mean "plainHTTP"?`},
+		{"nothing near", "zebra: 1\n", nil, nil, `unknown key "zebra"`},
+		{"variable", "", []string{"DARTER_CACHE_QOUTA=1GiB"}, nil, `unknown environment variable DARTER_CACHE_QOUTA; did you mean "DARTER_CACHE_QUOTA"?`},
+		{"flag", "", nil, []string{"--cache-qouta=1GiB"}, "unknown flag: --cache-qouta"},
+		{"level", "log: {level: wran}\n", nil, nil, `"wran" is none of debug, info, warn, error; did you mean "warn"?`},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			_, _, err := load[Dfdaemon](t, "dfdaemon", row.file, row.env, row.args)
+			require.ErrorContains(t, err, row.want)
+		})
+	}
+}
+
+func TestVariablesOfKubernetesAndOfSisterProgramsAreNoMistakes(t *testing.T) {
+	_, _, err := load[Dfdaemon](t, "dfdaemon", "", []string{
+		"DARTER_SUPERNODE_SERVICE_HOST=10.1.2.3", "DARTER_SUPERNODE_SERVICE_PORT=65000", "DARTER_SUPERNODE_SERVICE_PORT_API=65000",
+		"DARTER_SUPERNODE_PORT=tcp://10.1.2.3:65000", "DARTER_SUPERNODE_PORT_65000_TCP=tcp://10.1.2.3:65000",
+		"DARTER_SUPERNODE_PORT_65000_TCP_ADDR=10.1.2.3",
+		"DARTER_ADMIN_LISTEN=127.0.0.1:65005", // the supernode's
+		"DARTER_DAEMON=127.0.0.1:65003",       // dfget's
+	}, nil)
+	require.NoError(t, err)
+}
+
+func TestValuesThatCannotBeAreRefusedWithARightOne(t *testing.T) {
+	for _, row := range []struct{ file, want string }{
+		{"cache: {quota: 4 gigs}", `cache.quota (from `},
+		{"cache: {quota: 4 gigs}", `"4 gigs" is no size; write for example 500MB, 64MiB or 4GiB`},
+		{"cache: {quota: 100Mbit}", `is no size`},
+		{"cache: {quota: -1}", `is no size`},
+		{"cache: {quota: 1MiB}", "use 64MiB or more"},
+		{"cache: {quota: [1GiB]}", "takes one value, not a list"},
+		{"cache: 4GiB", "cache is a section and takes keys, not a value"},
+		{"node: {name: {a: b}}", "node.name takes a value, not keys of its own"},
+		{"drainTimeout: 20", `"20" is no duration; write for example 500ms, 30s`},
+		{"drainTimeout: -1s", "drainTimeout: must be 0 or more"},
+		{"cluster: {insecure: jein}", `"jein" is neither true nor false`},
+		{"peer: {listen: '::1'}", `"::1" has no port; write [::1]:PORT`},
+		{"peer: {listen: '127.0.0.1'}", `write 127.0.0.1:PORT`},
+		{"peer: {listen: '127.0.0.1:http'}", `port "http" is no number up to 65535`},
+		{"peer: {listen: '127.0.0.1:70000'}", `port "70000" is no number up to 65535`},
+		{"peer: {listen: 'http://127.0.0.1:80'}", `is a URL; write host:port`},
+		{"peer: {advertise: '0.0.0.0:65002'}", "no address that others can connect to"},
+		{"api: {listen: '0.0.0.0:65003'}", "use 127.0.0.1:65003"},
+		{"supernodes: [':65000']", "does not say where to connect"},
+		{"cluster: {secret: short}", "use 16 or more, for example of: openssl rand -hex 32"},
+		{"cluster: {secret: '[redacted]'}", "not the secret"},
+		{"cluster: {secretFile: /does/not/exist}", "cluster.secretFile: stat /does/not/exist"},
+		{"upstreams: [{urls: [x]}]", "host is missing"},
+		{"upstreams: [{host: a.b, urls: [a.b]}]", `"a.b" is no URL; write for example https://registry.test:5000`},
+		{"upstreams: [{host: 'https://a.b'}]", `is no host name`},
+		{"upstreams: [{host: a.b, urls: ['https://u:p@a.b']}]", `use username and passwordFile`},
+		{"upstreams: [{host: a.b, clientCert: x}]", `clientCert and clientKey belong together`},
+		{"upstreams: [{host: a.b, username: x}]", `username and passwordFile belong together`},
+		{"upstreams: [{host: a.b, proxy: x}]", `proxy is no URL`},
+		{"upstreams: [a.b, a.b]", "a.b is there twice"},
+		{"node: {name: a}\nnode: {name: b}", `line 2: key "node" is there twice`},
+		{"- a", "made of keys and values"},
+		{"a: b\n---\nc: d", "more than one YAML document"},
+		{"node: [", "yaml: line 1"},
+	} {
+		t.Run(row.file, func(t *testing.T) {
+			_, _, err := load[Dfdaemon](t, "dfdaemon", row.file, nil, nil)
+			require.ErrorContains(t, err, row.want)
+			assert.NotContains(t, err.Error(), "u:p@", "no password in an error")
+		})
+	}
+}
+
+func TestWithoutASecretOnlyLoopbackIsListenedOn(t *testing.T) {
+	for _, row := range []struct {
+		name, file, peer, want string
+	}{
+		{"default without a secret", "", "127.0.0.1:65002", ""},
+		{"default with a secret", "cluster: {secret: " + someSecret + "}", ":65002", ""},
+		{"insecure", "cluster: {insecure: true}", ":65002", ""},
+		{"open without a secret", "peer: {listen: ':65002'}", "", "or say --cluster-insecure"},
+		{"all of IPv4 without a secret", "peer: {listen: '0.0.0.0:65002'}", "", "can be reached from other machines"},
+		{"a name without a secret", "peer: {listen: 'node7:65002'}", "", "can be reached from other machines"},
+		{"loopback of IPv6", "peer: {listen: '[::1]:1'}", "[::1]:1", ""},
+		{"another loopback address", "peer: {listen: '127.0.0.9:1'}", "127.0.0.9:1", ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			cfg, _, err := load[Dfdaemon](t, "dfdaemon", row.file, nil, nil)
+			if row.want != "" {
+				require.ErrorContains(t, err, row.want)
+				return
+			}
+			require.NoError(t, err)
+			assert.Equal(t, Address(row.peer), cfg.Peer.Listen)
+		})
+	}
+}
+
+func TestASecretIsReadToTheLetterAndNeverPrinted(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "secret")
+	require.NoError(t, os.WriteFile(path, []byte(someSecret+"\n"), 0o600))
+	for _, row := range []struct {
+		name, file string
+		env        []string
+		want       string
+	}{
+		{"digits stay digits", "cluster: {secret: 00112233445566778899}", nil, "00112233445566778899"},
+		{"file of its own", "cluster: {secretFile: " + path + "}", nil, someSecret},
+		{"variable", "", []string{"DARTER_CLUSTER_SECRET=" + someSecret}, someSecret},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			cfg, form, err := load[Supernode](t, "supernode", row.file, row.env, nil)
+			require.NoError(t, err)
+			assert.Equal(t, row.want, cfg.Cluster.Secret.Reveal())
+			var out bytes.Buffer
+			require.NoError(t, form.Print(&out))
+			assert.NotContains(t, out.String(), row.want)
+			assert.Contains(t, out.String(), "secret: '[redacted]'")
+		})
+	}
+	fs := pflag.NewFlagSet("x", pflag.ContinueOnError)
+	NewForm("supernode", new(Supernode)).Bind(fs)
+	assert.Nil(t, fs.Lookup("cluster-secret"), "arguments can be read by every user of the machine")
+	assert.NotNil(t, fs.Lookup("cluster-secret-file"))
+}
+
+func TestAPrintedConfigurationReadsBackTheSame(t *testing.T) {
+	cfg, form, err := load[Dfdaemon](t, "dfdaemon", `
+node: {name: "yes", zone: 012, dataDir: /tmp/d}
+cache: {quota: 1500MB}
+supernodes: ["[fd00::1]:65000"]
+upstreams: [{host: "r:5000", urls: ["http://r:5000"], plainHTTP: true}]
+drainTimeout: 90s
+`, []string{"DARTER_LOG_LEVEL=debug"}, []string{"--log-format=json"})
+	require.NoError(t, err)
+	var out bytes.Buffer
+	require.NoError(t, form.Print(&out))
+	assert.Contains(t, out.String(), "level: debug # from DARTER_LOG_LEVEL")
+	assert.Contains(t, out.String(), "format: json # from --log-format")
+	assert.Contains(t, out.String(), "drainTimeout: 1m30s # from ")
+	assert.Contains(t, out.String(), "quota: 1500MB")
+
+	again, _, err := load[Dfdaemon](t, "dfdaemon", out.String(), nil, nil)
+	require.NoError(t, err, out.String())
+	assert.Equal(t, cfg, again)
+}
+
+func TestSizesAndRatesAreExactBothWays(t *testing.T) {
+	for text, want := range map[string]int64{
+		"0": 0, "1": 1, "512": 512, "64KiB": 64 << 10, "1.5GiB": 3 << 29, "500MB": 500e6, "4 GiB": 4 << 30, "2tib": 2 << 40, "7B": 7, "1kB": 1000,
+	} {
+		var s, back Size
+		require.NoError(t, s.UnmarshalText([]byte(text)), text)
+		assert.Equal(t, Size(want), s, text)
+		require.NoError(t, back.UnmarshalText([]byte(s.String())), s.String())
+		assert.Equal(t, s, back, s.String())
+	}
+	for text, want := range map[string]int64{
+		"0": 0, "unlimited": 0, "100MiB/s": 100 << 20, "100MiB": 100 << 20, "800Mbit/s": 100e6, "1Gbit/s": 125e6, "12": 12,
+	} {
+		var r, back Rate
+		require.NoError(t, r.UnmarshalText([]byte(text)), text)
+		assert.Equal(t, Rate(want), r, text)
+		require.NoError(t, back.UnmarshalText([]byte(r.String())), r.String())
+		assert.Equal(t, r, back, r.String())
+	}
+	for _, text := range []string{"", "GiB", "1.2.3GiB", "1e99TiB", "0.3B", "-5MiB", "5 apples", "99999999TiB", "NaN", "Inf"} {
+		assert.Error(t, new(Size).UnmarshalText([]byte(text)), text)
+		assert.Error(t, new(Rate).UnmarshalText([]byte(text)), text)
+	}
+}
+
+func TestDfgetTakesHeadersWithCommasAndHidesTheirValues(t *testing.T) {
+	cfg, form, err := load[Dfget](t, "dfget", "", nil, []string{"-H", "Authorization: Bearer a,b", "-H", "accept: text/html", "-o", "x", "--limit-rate", "80Mbit/s", "--timeout=2h"})
+	require.NoError(t, err)
+	assert.Equal(t, []Header{{"Authorization", secret.String("Bearer a,b")}, {"Accept", "text/html"}}, cfg.Header)
+	assert.Equal(t, Rate(10e6), cfg.LimitRate)
+	assert.Equal(t, 2*time.Hour, cfg.Timeout)
+	var out bytes.Buffer
+	require.NoError(t, form.Print(&out))
+	assert.NotContains(t, out.String(), "Bearer")
+	assert.Contains(t, out.String(), "Authorization: [redacted]")
+
+	for args, want := range map[string]string{
+		"-H nocolon":             "a header is written",
+		"--digest=md5:00":        "write sha256: and 64 lower-case hex digits",
+		"--digest=sha256:00":     "write sha256: and 64",
+		"--user=me":              "there is a user but no password",
+		"--password-file=x":      "there is a password but no user",
+		"--retries=-1":           "retries: must be 0 or more",
+		"--progress=rainbow":     `"rainbow" is none of auto, bar, plain, json, none`,
+		"--limit-rate=very-fast": `"very-fast" is no rate`,
+		"--daemon=/run/x.sock":   `write host:port`,
+		"--config=/does/not/be":  "give another one with --config or DARTER_CONFIG",
+	} {
+		_, _, err := load[Dfget](t, "dfget", "", nil, strings.Fields(args))
+		assert.ErrorContains(t, err, want, args)
+	}
+}
+
+func TestAReloadTellsWhatChangesNowAndWhatNeedsARestart(t *testing.T) {
+	_, before, err := load[Dfdaemon](t, "dfdaemon", "cluster: {secret: "+someSecret+"}", nil, nil)
+	require.NoError(t, err)
+	_, after, err := load[Dfdaemon](t, "dfdaemon", "cluster: {secret: "+someSecret+"2}\nlog: {level: debug}\npeer: {listen: ':7'}", nil, nil)
+	require.NoError(t, err)
+	now, restart := before.Changed(after)
+	assert.Equal(t, []string{"log.level"}, now)
+	assert.Equal(t, []string{"peer.listen", "cluster.secret"}, restart)
+	now, restart = before.Changed(before)
+	assert.Empty(t, now)
+	assert.Empty(t, restart)
+}
+
+func FuzzAFileIsReadOrRefused(f *testing.F) {
+	for _, seed := range []string{"", "a: b", "cache: {quota: 1GiB}", "a: &a [*a]", "a: &a {b: *a}", "? [x]\n: y", "upstreams: [a=b]", "<<: {a: b}", "\xff"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := (&yamlParser{}).Unmarshal(b)
+		if err == nil && m == nil {
+			t.Fatal("neither keys nor an error")
+		}
+	})
+}

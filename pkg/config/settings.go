@@ -1,0 +1,350 @@
+package config
+
+import (
+	"fmt"
+	"net/textproto"
+	"strings"
+	"time"
+
+	"github.com/darter-io/darter/pkg/secret"
+)
+
+// A comment of a field is its page in docs/configuration.md, and its first paragraph is its
+// line in --help. Tags: key is the name in the file, from which flag and variable follow;
+// default is written as in a file; reload:"yes" marks what SIGHUP can change.
+
+// Program is one of the programs and its empty settings.
+type Program struct {
+	Name, Purpose string
+	New           func() any
+}
+
+// Programs lists the programs that are configured here.
+func Programs() []Program {
+	return []Program{
+		{"dfdaemon", "dfdaemon runs on every node: registry mirror, piece store and peer.", func() any { return new(Dfdaemon) }},
+		{"supernode", "supernode leads tasks: it fetches each content once from its origin and tells peers of each other.", func() any { return new(Supernode) }},
+		{"dfget", "dfget downloads files through the dfdaemon of this machine.", func() any { return new(Dfget) }},
+	}
+}
+
+// Dfdaemon is the configuration of dfdaemon.
+type Dfdaemon struct {
+	Node    Node    `key:"node"`
+	Mirror  Mirror  `key:"mirror"`
+	API     API     `key:"api"`
+	Peer    Peer    `key:"peer"`
+	Cluster Cluster `key:"cluster"`
+
+	// Supernodes are the API addresses of supernodes, host:port each. One live one is
+	// enough: it tells of the others. With none given the daemon leads its own tasks and is
+	// a pull-through cache by itself; it does so too while none of them answers.
+	Supernodes []Address `key:"supernodes"`
+
+	Cache Cache `key:"cache"`
+	Origins
+	Files Files `key:"files"`
+	Log   Log   `key:"log"`
+	Drain
+}
+
+// Supernode is the configuration of supernode.
+type Supernode struct {
+	Node    Node           `key:"node"`
+	API     SupernodeAPI   `key:"api"`
+	Admin   SupernodeAdmin `key:"admin"`
+	Peer    SupernodePeer  `key:"peer"`
+	Cluster Cluster        `key:"cluster"`
+	Cache   Cache          `key:"cache"`
+	Origins
+	Log Log `key:"log"`
+	Drain
+}
+
+// Node says which machine this is.
+type Node struct {
+	// Name is what people call this node in logs, status and metrics. Default: the host name.
+	Name string `key:"name"`
+	// Zone is the name of a place inside of which traffic is cheap: a rack, a data centre,
+	// a cloud zone. Peers of one zone are preferred; nodes that name none are one zone.
+	Zone string `key:"zone"`
+	// DataDir is where pieces, journals and the node's identity are kept. One process owns
+	// it at a time. Default: /var/lib/darter/PROGRAM for root, else darter/PROGRAM under
+	// $XDG_DATA_HOME or ~/.local/share.
+	DataDir string `key:"dataDir"`
+}
+
+// Mirror is where container runtimes pull.
+type Mirror struct {
+	// Listen is the address of the registry mirror, to be named in hosts.toml. Beyond
+	// loopback, whoever reaches it can pull what the registry gives to anonymous clients,
+	// over plain HTTP.
+	Listen Address `key:"listen" default:"127.0.0.1:65001"`
+	// DefaultUpstream is the registry that is meant by a client that names none (dockerd's
+	// registry-mirrors).
+	DefaultUpstream string `key:"defaultUpstream" default:"docker.io"`
+}
+
+// API is dfdaemon's local API.
+type API struct {
+	// Listen is the address of the local API: files for dfget, status, health, metrics and
+	// profiles. It knows no passwords, so only loopback addresses are taken.
+	Listen Address `key:"listen" default:"127.0.0.1:65003"`
+}
+
+// SupernodeAPI is where peers announce themselves.
+type SupernodeAPI struct {
+	// Listen is the address at which peers announce themselves. Default: :65000 where the
+	// cluster has a secret, else 127.0.0.1:65000.
+	Listen Address `key:"listen"`
+	// Advertise is the address that peers are told, where it differs from the one listened
+	// on. Default: the listen address, or where that is all addresses, the one that this
+	// machine uses towards others.
+	Advertise Address `key:"advertise"`
+}
+
+// SupernodeAdmin is for operators.
+type SupernodeAdmin struct {
+	// Listen is the address for metrics, profiles and a status that needs no secret. It
+	// knows no passwords, so only loopback addresses are taken.
+	Listen Address `key:"listen" default:"127.0.0.1:65005"`
+}
+
+// Peer is the piece wire of a dfdaemon.
+type Peer struct {
+	// Listen is the address at which other nodes ask for pieces. Default: :65002 where the
+	// cluster has a secret, else 127.0.0.1:65002.
+	Listen Address `key:"listen"`
+	// Advertise is the address that others are told, where it differs from the one listened
+	// on. Default: the listen address, or where that is all addresses, the one that this
+	// machine uses towards its supernodes.
+	Advertise Address `key:"advertise"`
+}
+
+// SupernodePeer is the piece wire of a supernode.
+type SupernodePeer struct {
+	// Listen is the address at which nodes ask for pieces. Default: :65004 where the cluster
+	// has a secret, else 127.0.0.1:65004.
+	Listen Address `key:"listen"`
+	// Advertise is the address that others are told, where it differs from the one listened
+	// on. Default: the listen address, or where that is all addresses, the one that this
+	// machine uses towards others.
+	Advertise Address `key:"advertise"`
+}
+
+// Cluster says who may be a member.
+type Cluster struct {
+	// Secret is what all members share: it gives TLS to announces and pieces, and whoever
+	// holds it can act as any member. At least 16 characters; DARTER_CLUSTER_SECRET or
+	// secretFile keep it out of the configuration file. There is no flag, because every
+	// user of the machine can read flags.
+	Secret secret.String `key:"secret"`
+	// SecretFile is a file that holds the secret; white space at its ends does not count.
+	SecretFile string `key:"secretFile"`
+	// Insecure allows addresses beyond loopback without a secret: then everybody who
+	// reaches them can feed this node and read what it holds. For tests in closed networks.
+	Insecure bool `key:"insecure" default:"false"`
+}
+
+// Cache is what pieces may occupy.
+type Cache struct {
+	// Quota is how much disk the pieces may use. Beyond it, what was read longest ago goes
+	// first; what is being read stays. A larger quota spares the origin and the other
+	// nodes. 0 uses what the file system has, less keepFree.
+	Quota Size `key:"quota" default:"0"`
+	// KeepFree is how much of the file system is left to others.
+	KeepFree Size `key:"keepFree" default:"1GiB"`
+}
+
+// Origins are the places outside the cluster that content comes from.
+type Origins struct {
+	// Upstreams are the registries that may be pulled from. In a file each is a mapping;
+	// on the command line and in the environment it is HOST or HOST=URL, where a URL of
+	// http:// means plain HTTP. Default: the large public registries.
+	//
+	// Keys of an entry: host (as image names write it, with its port), urls (base URLs, tried
+	// in order; default https://HOST), ca (file of certificates to trust besides the system's),
+	// clientCert and clientKey (files, for registries that ask for a certificate), plainHTTP
+	// (true to speak HTTP), username and passwordFile (the node's own credentials: every local
+	// client then pulls with them), proxy (URL of an HTTP proxy, or "none"; default: what
+	// HTTPS_PROXY, HTTP_PROXY and NO_PROXY say).
+	Upstreams []Upstream `key:"upstreams" default:"docker.io,ghcr.io,quay.io,gcr.io,registry.k8s.io,mcr.microsoft.com,public.ecr.aws"`
+	// AllowUnlisted lets clients name any registry, not only those in upstreams. Whoever
+	// reaches the mirror can then make this node ask any host, those of your internal network too.
+	AllowUnlisted bool `key:"allowUnlisted" default:"false"`
+}
+
+// Upstream is one registry, as an entry of [Origins].Upstreams.
+type Upstream struct {
+	// Host is the registry as image names write it: "quay.io", "registry.test:5000".
+	Host string `key:"host"`
+	// URLs are base URLs, tried in this order; none is https://Host.
+	URLs []string `key:"urls"`
+	// CA is a file of PEM certificates to trust besides the system's.
+	CA string `key:"ca"`
+	// ClientCert and ClientKey are PEM files for registries that ask for a certificate.
+	ClientCert string `key:"clientCert"`
+	ClientKey  string `key:"clientKey"`
+	// PlainHTTP speaks HTTP where no URL says otherwise.
+	PlainHTTP bool `key:"plainHTTP"`
+	// Username and PasswordFile are the node's own credentials; every local client then
+	// pulls with them.
+	Username     string `key:"username"`
+	PasswordFile string `key:"passwordFile"`
+	// Proxy is the URL of an HTTP proxy, or "none"; empty follows the environment.
+	Proxy string `key:"proxy"`
+}
+
+// UnmarshalText reads the short form HOST or HOST=URL.
+func (u *Upstream) UnmarshalText(b []byte) error {
+	host, base, has := strings.Cut(string(b), "=")
+	*u = Upstream{Host: host}
+	if has {
+		u.URLs = []string{base}
+		u.PlainHTTP = strings.HasPrefix(base, "http://")
+	}
+	return u.check()
+}
+
+// Unit names the kind of value in --help.
+func (Upstream) Unit() string { return "HOST[=URL]" }
+
+// Files is about dfget's downloads.
+type Files struct {
+	// IgnoreQuery are the query parameters that only sign a request and so do not make a
+	// file another file: they are left out of its identity, but sent to the origin. A name
+	// that ends in * stands for all that begin so.
+	IgnoreQuery []string `key:"ignoreQuery" default:"X-Amz-*,X-Goog-*,X-Oss-*,Signature,Expires,Policy,Key-Pair-Id,AWSAccessKeyId,GoogleAccessId,OSSAccessKeyId,security-token,sig,se,sp,sv,sr,st,spr,skoid,sktid,skt,ske,sks,skv"`
+	// AllowHosts are the hosts that files may come from; *.example.com stands for all hosts
+	// under it and * for every host. Whoever reaches the local API can make this node, and
+	// the supernode that leads the download, ask any of them.
+	AllowHosts []string `key:"allowHosts" default:"*"`
+}
+
+// Log says what is told, and how.
+type Log struct {
+	// Level is the least important that is told: debug, info, warn or error.
+	Level LogLevel `key:"level" default:"info" reload:"yes"`
+	// Format is text for people or json for machines.
+	Format LogFormat `key:"format" default:"text"`
+}
+
+// LogLevel is one of debug, info, warn, error.
+type LogLevel string
+
+// UnmarshalText checks a level.
+func (l *LogLevel) UnmarshalText(b []byte) error {
+	return oneOf((*string)(l), string(b), "debug", "info", "warn", "error")
+}
+
+// Unit names the kind of value in --help.
+func (LogLevel) Unit() string { return "level" }
+
+// LogFormat is text or json.
+type LogFormat string
+
+// UnmarshalText checks a format.
+func (f *LogFormat) UnmarshalText(b []byte) error {
+	return oneOf((*string)(f), string(b), "text", "json")
+}
+
+// Unit names the kind of value in --help.
+func (LogFormat) Unit() string { return "format" }
+
+func oneOf(to *string, text string, allowed ...string) error {
+	for _, a := range allowed {
+		if strings.EqualFold(a, text) {
+			*to = a
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is none of %s%s", text, strings.Join(allowed, ", "), suggest(text, allowed))
+}
+
+// Drain is how a program ends.
+type Drain struct {
+	// DrainTimeout is how long a SIGTERM waits for running pulls; after it they end short,
+	// and clients resume elsewhere. A second signal ends at once.
+	DrainTimeout time.Duration `key:"drainTimeout" default:"20s"`
+}
+
+// Dfget is the configuration of dfget. Its flags carry no section names.
+type Dfget struct {
+	// Output is the file to write; - is standard output. Default: the last part of the
+	// URL's path, in the current directory. With several URLs it names a directory.
+	Output string `key:"output" short:"o"`
+	// Daemon is the local API of the dfdaemon to download through.
+	Daemon Address `key:"daemon" default:"127.0.0.1:65003"`
+	// Direct downloads from the origin itself, without any daemon.
+	Direct bool `key:"direct" default:"false"`
+	// Digest is what the whole file must hash to: sha256: or sha512: and hex digits. What
+	// does not match is deleted.
+	Digest string `key:"digest"`
+	// Header is sent to the origin, as in -H "Name: value"; may be repeated.
+	Header []Header `key:"header" short:"H"`
+	// User is the name for basic authentication; the password comes from passwordFile. A
+	// ~/.netrc is read where neither this nor the URL names a user.
+	User string `key:"user" short:"u"`
+	// PasswordFile holds the password for user; white space at its ends does not count.
+	PasswordFile string `key:"passwordFile"`
+	// Netrc is the file with names and passwords by host; "none" reads no file. Default:
+	// $NETRC or ~/.netrc, where it exists.
+	Netrc string `key:"netrc"`
+	// Tag and Application keep apart files that would else be the same: another tag is
+	// another download.
+	Tag string `key:"tag"`
+	// Application names who downloads, for the same purpose.
+	Application string `key:"application"`
+	// IgnoreQuery are query parameters that only sign a request, besides those that the
+	// daemon knows.
+	IgnoreQuery []string `key:"ignoreQuery"`
+	// LimitRate is the most that is written per second; the daemon may fetch faster.
+	LimitRate Rate `key:"limitRate" default:"unlimited"`
+	// Timeout is the longest that the whole command may take; 0 is no limit.
+	Timeout time.Duration `key:"timeout" default:"0"`
+	// Retries is how often a broken download is taken up again where it broke. Each try
+	// that brings bytes gives the count back.
+	Retries int `key:"retries" default:"5"`
+	// Progress is auto (bars on a terminal, else plain lines), bar, plain, json or none. It
+	// goes to standard error.
+	Progress Progress `key:"progress" default:"auto"`
+}
+
+// Progress is how dfget tells how far it is.
+type Progress string
+
+// UnmarshalText checks a way of telling.
+func (p *Progress) UnmarshalText(b []byte) error {
+	return oneOf((*string)(p), string(b), "auto", "bar", "plain", "json", "none")
+}
+
+// Unit names the kind of value in --help.
+func (Progress) Unit() string { return "kind" }
+
+// Header is one HTTP header field. Its value may be a credential, so it is never printed.
+type Header struct {
+	Name  string
+	Value secret.String
+}
+
+// UnmarshalText reads "Name: value".
+func (h *Header) UnmarshalText(b []byte) error {
+	name, value, ok := strings.Cut(string(b), ":")
+	name, value = strings.TrimSpace(name), strings.TrimSpace(value)
+	if !ok || name == "" || strings.ContainsAny(name, " \t\"(),/;<=>?@[]{}\\") || strings.ContainsAny(value, "\r\n\x00") {
+		return fmt.Errorf("a header is written \"Name: value\"")
+	}
+	*h = Header{Name: textproto.CanonicalMIMEHeaderKey(name), Value: secret.String(value)}
+	return nil
+}
+
+// MarshalText shows the header's name.
+func (h Header) MarshalText() ([]byte, error) {
+	return []byte(h.Name + ": " + h.Value.String()), nil
+}
+
+// Unit names the kind of value in --help.
+func (Header) Unit() string { return "header" }
+
+// Whole says that a comma is part of the value and separates nothing.
+func (Header) Whole() {}

@@ -1,0 +1,174 @@
+package config
+
+import (
+	"fmt"
+	"math"
+	"net"
+	"strconv"
+	"strings"
+)
+
+// Size is a number of bytes. It is written with a unit: 4GiB, 500MB, 64KiB; a bare number
+// is bytes.
+type Size int64
+
+// Rate is a number of bytes per second. It is written with a unit: 100MiB/s, or 800Mbit/s
+// as network people count; 0 or "unlimited" is no limit.
+type Rate int64
+
+// units from the largest to the smallest, binary ones first, so that a value is printed in
+// the largest unit that divides it.
+var units = []struct {
+	name  string
+	bytes float64
+}{
+	{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10},
+	{"TB", 1e12}, {"GB", 1e9}, {"MB", 1e6}, {"kB", 1e3}, {"B", 1},
+}
+
+var bitUnits = []struct {
+	name  string
+	bytes float64
+}{{"Tbit", 1e12 / 8}, {"Gbit", 1e9 / 8}, {"Mbit", 1e6 / 8}, {"kbit", 1e3 / 8}}
+
+func parseBytes(text string) (int64, bool) {
+	i := strings.IndexFunc(text, func(r rune) bool { return (r < '0' || r > '9') && r != '.' })
+	if i < 0 {
+		i = len(text)
+	}
+	n, err := strconv.ParseFloat(text[:i], 64)
+	if err != nil {
+		return 0, false
+	}
+	unit, factor := strings.TrimSpace(text[i:]), 0.0
+	if unit == "" {
+		factor = 1
+	}
+	for _, u := range units {
+		if strings.EqualFold(unit, u.name) {
+			factor = u.bytes
+		}
+	}
+	for _, u := range bitUnits {
+		if strings.EqualFold(unit, u.name) {
+			factor = u.bytes
+		}
+	}
+	n *= factor
+	if factor == 0 || n >= math.MaxInt64 || n != math.Trunc(n) {
+		return 0, false
+	}
+	return int64(n), true
+}
+
+func formatBytes(n int64) string {
+	for _, u := range units {
+		if size := int64(u.bytes); n != 0 && n%size == 0 {
+			return strconv.FormatInt(n/size, 10) + u.name
+		}
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+// UnmarshalText reads a size with its unit.
+func (s *Size) UnmarshalText(b []byte) error {
+	n, ok := parseBytes(string(b))
+	if !ok || strings.Contains(strings.ToLower(string(b)), "bit") {
+		return fmt.Errorf("%q is no size; write for example 500MB, 64MiB or 4GiB", b)
+	}
+	*s = Size(n)
+	return nil
+}
+
+// MarshalText writes the size so that it reads back the same.
+func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+func (s Size) String() string { return formatBytes(int64(s)) }
+
+// Unit names the kind of value in --help.
+func (Size) Unit() string { return "size" }
+
+// UnmarshalText reads a rate with its unit.
+func (r *Rate) UnmarshalText(b []byte) error {
+	text := strings.TrimSpace(string(b))
+	if text == "unlimited" {
+		*r = 0
+		return nil
+	}
+	n, ok := parseBytes(strings.TrimSuffix(text, "/s"))
+	if !ok {
+		return fmt.Errorf("%q is no rate; write for example 100MiB/s, 800Mbit/s or unlimited", b)
+	}
+	*r = Rate(n)
+	return nil
+}
+
+// MarshalText writes the rate so that it reads back the same.
+func (r Rate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+func (r Rate) String() string {
+	if r == 0 {
+		return "unlimited"
+	}
+	return formatBytes(int64(r)) + "/s"
+}
+
+// Unit names the kind of value in --help.
+func (Rate) Unit() string { return "rate" }
+
+// Address is host:port; the host may be a name, an IPv4 address, an IPv6 address in
+// brackets, or empty for every address of the machine, IPv4 and IPv6. Port 0 takes a free
+// one.
+type Address string
+
+// UnmarshalText checks an address.
+func (a *Address) UnmarshalText(b []byte) error {
+	text := string(b)
+	if text == "" {
+		*a = ""
+		return nil
+	}
+	if strings.Contains(text, "://") {
+		return fmt.Errorf("%q is a URL; write host:port", text)
+	}
+	if ip := net.ParseIP(text); ip != nil || strings.Count(text, ":") > 1 && !strings.HasPrefix(text, "[") {
+		return fmt.Errorf("%q has no port; write %s", text, net.JoinHostPort(text, "PORT"))
+	}
+	_, port, err := net.SplitHostPort(text)
+	if err != nil {
+		return fmt.Errorf("%q is no address; write host:port, for example 10.0.0.7:65002, [::1]:65002 or :65002", text)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("%q: port %q is no number up to 65535", text, port)
+	} else if strconv.FormatUint(n, 10) != port {
+		return fmt.Errorf("%q: write the port as %d", text, n)
+	}
+	*a = Address(text)
+	return nil
+}
+
+// Unit names the kind of value in --help.
+func (Address) Unit() string { return "host:port" }
+
+// Host is the address without its port and brackets.
+func (a Address) Host() string {
+	host, _, _ := net.SplitHostPort(string(a))
+	return host
+}
+
+// Port is the address's port, as text.
+func (a Address) Port() string {
+	_, port, _ := net.SplitHostPort(string(a))
+	return port
+}
+
+// Loopback reports whether the address can be reached from this machine alone. A name
+// other than localhost is not: what it resolves to is another's word.
+func (a Address) Loopback() bool {
+	host := a.Host()
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}

@@ -1,0 +1,263 @@
+package config
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/darter-io/darter/pkg/secret"
+)
+
+// secretMin is the least number of characters of a cluster secret: what is shorter can be
+// guessed offline from one recorded handshake.
+const secretMin = 16
+
+// Validate completes what depends on other settings and refuses what cannot work together.
+func (c *Dfdaemon) Validate() error {
+	return errors.Join(
+		c.Node.finish("dfdaemon"),
+		c.Cluster.finish(),
+		c.Cluster.guard("peer.listen", &c.Peer.Listen, "65002"),
+		loopbackOnly("api.listen", c.API.Listen),
+		advertised("peer", c.Peer.Advertise),
+		c.Origins.check(),
+		c.Cache.check(),
+		c.Drain.check(),
+		each("supernodes", c.Supernodes, func(a Address) error {
+			if a.Host() == "" || a.Port() == "0" {
+				return fmt.Errorf("%q does not say where to connect; write host:port", a)
+			}
+			return nil
+		}),
+	)
+}
+
+// Validate completes what depends on other settings and refuses what cannot work together.
+func (c *Supernode) Validate() error {
+	return errors.Join(
+		c.Node.finish("supernode"),
+		c.Cluster.finish(),
+		c.Cluster.guard("api.listen", &c.API.Listen, "65000"),
+		c.Cluster.guard("peer.listen", &c.Peer.Listen, "65004"),
+		loopbackOnly("admin.listen", c.Admin.Listen),
+		advertised("api", c.API.Advertise),
+		advertised("peer", c.Peer.Advertise),
+		c.Origins.check(),
+		c.Cache.check(),
+		c.Drain.check(),
+	)
+}
+
+// Validate refuses what cannot work together.
+func (c *Dfget) Validate() error {
+	var problems []error
+	if c.Digest != "" {
+		algorithm, digits, _ := strings.Cut(c.Digest, ":")
+		b, err := hex.DecodeString(digits)
+		if want := map[string]int{"sha256": 32, "sha512": 64}[algorithm]; err != nil || want == 0 || len(b) != want || strings.ToLower(digits) != digits {
+			problems = append(problems, fmt.Errorf("digest: %q is none; write sha256: and 64 lower-case hex digits, or sha512: and 128", c.Digest))
+		}
+	}
+	if c.PasswordFile != "" && c.User == "" {
+		problems = append(problems, errors.New("passwordFile: there is a password but no user; add --user"))
+	}
+	if c.User != "" && c.PasswordFile == "" {
+		problems = append(problems, errors.New("user: there is a user but no password; add --password-file, or an entry in ~/.netrc in place of --user"))
+	}
+	if c.Retries < 0 {
+		problems = append(problems, errors.New("retries: must be 0 or more"))
+	}
+	if c.Timeout < 0 {
+		problems = append(problems, errors.New("timeout: must be 0 (no limit) or more"))
+	}
+	return errors.Join(problems...)
+}
+
+func (n *Node) finish(program string) error {
+	if n.Name == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("node.name: the host name is not known (%w); set one", err)
+		}
+		n.Name = name
+	}
+	if n.DataDir == "" {
+		dir, err := defaultDataDir(program)
+		if err != nil {
+			return fmt.Errorf("node.dataDir: %w; set one", err)
+		}
+		n.DataDir = dir
+	}
+	abs, err := filepath.Abs(n.DataDir)
+	if err != nil {
+		return fmt.Errorf("node.dataDir: %w", err)
+	}
+	n.DataDir = abs
+	return nil
+}
+
+func defaultDataDir(program string) (string, error) {
+	if os.Geteuid() == 0 {
+		return filepath.Join("/var/lib/darter", program), nil
+	}
+	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "darter", program), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(home, ".local/share/darter", program), nil
+}
+
+// finish reads the secret's file.
+func (c *Cluster) finish() error {
+	if c.SecretFile != "" {
+		if !c.Secret.IsZero() {
+			return errors.New("cluster.secretFile: cluster.secret is set too; leave one of them out")
+		}
+		b, err := readSecretFile(c.SecretFile)
+		if err != nil {
+			return fmt.Errorf("cluster.secretFile: %w", err)
+		}
+		c.Secret = b
+	}
+	if n := len(c.Secret.Reveal()); n > 0 && n < secretMin {
+		return fmt.Errorf("cluster.secret: %d characters can be guessed; use %d or more, for example of: openssl rand -hex 32", n, secretMin)
+	}
+	return nil
+}
+
+// secretFileMax bounds the files that hold secrets, in bytes.
+const secretFileMax = 64 << 10
+
+func readSecretFile(path string) (secret.String, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	if info.Size() > secretFileMax {
+		return "", fmt.Errorf("%s is larger than %d bytes: that is no secret", path, secretFileMax)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	text := strings.TrimSpace(string(b))
+	if text == "" {
+		return "", fmt.Errorf("%s is empty", path)
+	}
+	return secret.String(text), nil
+}
+
+// ReadSecretFile reads a file that holds one secret, less the white space at its ends. The
+// error names the file and never what is in it.
+func ReadSecretFile(path string) (secret.String, error) { return readSecretFile(path) }
+
+// guard fills in a listen address, and refuses one that strangers reach where nothing
+// proves who is a member.
+func (c *Cluster) guard(key string, a *Address, port string) error {
+	open := !c.Secret.IsZero() || c.SecretFile != "" || c.Insecure
+	if *a == "" {
+		*a = Address("127.0.0.1:" + port)
+		if open {
+			*a = Address(":" + port)
+		}
+	}
+	if !open && !a.Loopback() {
+		return fmt.Errorf("%s: %s can be reached from other machines, and the cluster has no secret: "+
+			"set cluster.secretFile (or DARTER_CLUSTER_SECRET), or listen on a loopback address, or say --cluster-insecure", key, *a)
+	}
+	return nil
+}
+
+func loopbackOnly(key string, a Address) error {
+	if !a.Loopback() {
+		return fmt.Errorf("%s: %s can be reached from other machines, and this API knows no passwords: use 127.0.0.1:%s or [::1]:%s", key, a, a.Port(), a.Port())
+	}
+	return nil
+}
+
+func advertised(section string, a Address) error {
+	if a == "" {
+		return nil
+	}
+	if host := a.Host(); host == "" || host == "0.0.0.0" || host == "::" || a.Port() == "0" {
+		return fmt.Errorf("%s.advertise: %s is no address that others can connect to; write the node's own, or leave it out", section, a)
+	}
+	return nil
+}
+
+func (o *Origins) check() error {
+	var problems []error
+	seen := map[string]bool{}
+	for i, u := range o.Upstreams {
+		if err := u.check(); err != nil {
+			problems = append(problems, fmt.Errorf("upstreams: entry %d: %w", i+1, err))
+		}
+		if seen[u.Host] {
+			problems = append(problems, fmt.Errorf("upstreams: %s is there twice; one entry may have several urls", u.Host))
+		}
+		seen[u.Host] = true
+	}
+	return errors.Join(problems...)
+}
+
+func (u *Upstream) check() error {
+	if u.Host == "" {
+		return errors.New("host is missing: the registry's name as image names write it")
+	}
+	if strings.Contains(u.Host, "/") {
+		return fmt.Errorf("host %q is no host name; write for example quay.io or registry.test:5000, and what to connect to under urls", u.Host)
+	}
+	for _, base := range u.URLs {
+		p, err := url.Parse(base)
+		if err != nil || p.Host == "" || !slices.Contains([]string{"http", "https"}, p.Scheme) {
+			return fmt.Errorf("%s: urls: %q is no URL; write for example https://registry.test:5000", u.Host, base)
+		}
+		if p.User != nil {
+			return fmt.Errorf("%s: urls: a user does not belong into a URL; use username and passwordFile", u.Host)
+		}
+	}
+	if (u.ClientCert == "") != (u.ClientKey == "") {
+		return fmt.Errorf("%s: clientCert and clientKey belong together; set both", u.Host)
+	}
+	if (u.Username == "") != (u.PasswordFile == "") {
+		return fmt.Errorf("%s: username and passwordFile belong together; set both", u.Host)
+	}
+	if u.Proxy != "" && u.Proxy != "none" {
+		if p, err := url.Parse(u.Proxy); err != nil || p.Host == "" {
+			return fmt.Errorf("%s: proxy is no URL; write for example http://proxy.corp:3128, or none", u.Host)
+		}
+	}
+	return nil
+}
+
+func (c *Cache) check() error {
+	if c.Quota != 0 && c.Quota < 64<<20 {
+		return fmt.Errorf("cache.quota: %s holds no layer; use 64MiB or more, or 0 for what the file system has", c.Quota)
+	}
+	return nil
+}
+
+func (d *Drain) check() error {
+	if d.DrainTimeout < 0 {
+		return errors.New("drainTimeout: must be 0 or more")
+	}
+	return nil
+}
+
+func each[T any](key string, list []T, check func(T) error) error {
+	var problems []error
+	for _, item := range list {
+		if err := check(item); err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", key, err))
+		}
+	}
+	return errors.Join(problems...)
+}
