@@ -1,0 +1,216 @@
+//go:build linux
+
+package lab
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Containerd is a containerd of a node's own, with its own root: what one pulled, no other has.
+type Containerd struct {
+	*Proc
+	// Socket is where ctr finds it.
+	Socket string
+
+	node  *Node
+	hosts string // directory of hosts.toml files
+}
+
+// containerdConfig has no CRI: images are pulled with ctr, and nothing runs.
+const containerdConfig = `version = 2
+root = %q
+state = %q
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+  address = %q
+[debug]
+  level = "info"
+[plugins."io.containerd.internal.v1.opt"]
+  path = %q
+`
+
+// Containerd starts a containerd and waits until it answers.
+func (n *Node) Containerd() (*Containerd, error) {
+	dir := filepath.Join(n.Dir, "containerd")
+	c := &Containerd{Socket: filepath.Join(dir, "c.sock"), node: n, hosts: filepath.Join(dir, "certs.d")}
+	if err := os.MkdirAll(c.hosts, 0o755); err != nil {
+		return nil, fmt.Errorf("making containerd's directories on %s: %w", n.Name, err)
+	}
+	config := filepath.Join(dir, "config.toml")
+	text := fmt.Sprintf(containerdConfig, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.Socket, filepath.Join(dir, "opt"))
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		return nil, fmt.Errorf("configuring containerd on %s: %w", n.Name, err)
+	}
+	var err error
+	if c.Proc, err = n.Start("containerd", "containerd", "-c", config); err != nil {
+		return nil, err
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		conn, err := net.Dial("unix", c.Socket)
+		if err == nil {
+			conn.Close()
+			break
+		}
+		select {
+		case <-c.Done():
+			return nil, fmt.Errorf("containerd on %s ended at its start: %w", n.Name, c.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("containerd on %s does not listen after 30 s: %w", n.Name, err)
+		}
+	}
+	if out, err := c.ctr(context.Background(), "version"); err != nil {
+		return nil, fmt.Errorf("containerd on %s: %w: %s", n.Name, err, out)
+	}
+	return c, nil
+}
+
+// Mirror makes containerd ask the mirror first for images of a registry, which is
+// "host:port" and speaks plain HTTP, and the registry itself where the mirror refuses.
+func (c *Containerd) Mirror(registry, mirror string) error {
+	dir := filepath.Join(c.hosts, registry)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	text := fmt.Sprintf("server = \"http://%s\"\n\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n", registry, mirror)
+	return os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o644)
+}
+
+func (c *Containerd) ctr(ctx context.Context, args ...string) ([]byte, error) {
+	// ctr resolves and fetches in its own process, so it has to be in the node's network.
+	cmd := c.node.Command(ctx, "ctr", append([]string{"-a", c.Socket}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 5 * time.Second
+	return cmd.CombinedOutput()
+}
+
+// Pull pulls and unpacks an image. The error holds what ctr wrote.
+func (c *Containerd) Pull(ctx context.Context, ref string) error {
+	out, err := c.ctr(ctx, "images", "pull", "--hosts-dir", c.hosts, ref)
+	if err != nil {
+		return fmt.Errorf("ctr images pull %s on %s: %w: %s", ref, c.node.Name, errors.Join(err, context.Cause(ctx)), tail(out))
+	}
+	return nil
+}
+
+// tail keeps the last lines of a progress display.
+func tail(out []byte) string {
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	return strings.Join(lines[max(0, len(lines)-12):], "\n")
+}
+
+// File is what a comparison of two file systems looks at.
+type File struct {
+	Type   fs.FileMode // the type bits
+	Perm   fs.FileMode
+	Size   int64
+	Link   string // of a symbolic link
+	SHA256 [sha256.Size]byte
+}
+
+// Unpacked returns the files of a pulled image as its containers would see them, by path
+// without a slash in front.
+func (c *Containerd) Unpacked(ctx context.Context, ref string) (files map[string]File, err error) {
+	target := filepath.Join(c.node.Dir, "rootfs")
+	if err := os.MkdirAll(target, 0o755); err != nil {
+		return nil, err
+	}
+	if out, err := c.ctr(ctx, "images", "mount", ref, target); err != nil {
+		return nil, fmt.Errorf("mounting %s on %s: %w: %s", ref, c.node.Name, err, tail(out))
+	}
+	defer func() {
+		if out, e := c.ctr(context.WithoutCancel(ctx), "images", "unmount", "--rm", target); e != nil {
+			err = errors.Join(err, fmt.Errorf("unmounting %s on %s: %w: %s", ref, c.node.Name, e, tail(out)))
+		}
+	}()
+	return Walk(c.node.Path(target))
+}
+
+// Walk reads the files below a directory.
+func Walk(root string) (map[string]File, error) {
+	files := map[string]File{}
+	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || p == root {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		f := File{Type: info.Mode().Type(), Perm: info.Mode().Perm()}
+		switch {
+		case f.Type == fs.ModeSymlink:
+			f.Perm = 0o777
+			if f.Link, err = os.Readlink(p); err != nil {
+				return err
+			}
+		case info.Mode().IsRegular():
+			r, err := os.Open(p)
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			h := sha256.New()
+			if f.Size, err = io.Copy(h, r); err != nil {
+				return err
+			}
+			h.Sum(f.SHA256[:0])
+		}
+		rel, err := filepath.Rel(root, p)
+		files[rel] = f
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the files below %s: %w", root, err)
+	}
+	return files, nil
+}
+
+// Tar reads the files of an archive: of an image's flattened file system, say.
+func Tar(r io.Reader) (map[string]File, error) {
+	files := map[string]File{}
+	for tr := tar.NewReader(r); ; {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return files, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading a tar archive: %w", err)
+		}
+		name := path.Clean(strings.TrimPrefix(h.Name, "/"))
+		if name == "." {
+			continue
+		}
+		mode := h.FileInfo().Mode()
+		f := File{Type: mode.Type(), Perm: mode.Perm()}
+		switch h.Typeflag {
+		case tar.TypeSymlink:
+			f.Perm, f.Link = 0o777, h.Linkname
+		case tar.TypeLink:
+			f = files[path.Clean(h.Linkname)]
+		case tar.TypeReg:
+			sum := sha256.New()
+			if f.Size, err = io.Copy(sum, tr); err != nil {
+				return nil, fmt.Errorf("reading %s of a tar archive: %w", name, err)
+			}
+			sum.Sum(f.SHA256[:0])
+		}
+		files[name] = f
+	}
+}

@@ -1,0 +1,104 @@
+//go:build linux
+
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// Feature is something of the machine that not every machine has.
+type Feature string
+
+// The features.
+const (
+	Network Feature = "network namespaces" // root, unshare, nsenter, ip and tc
+	Runtime Feature = "containerd"         // containerd and ctr, and the overlay file system
+)
+
+// Need skips the test where the machine lacks a feature. When CI=true it fails instead: there
+// every test counts.
+func Need(t testing.TB, features ...Feature) {
+	t.Helper()
+	for _, f := range features {
+		err := probe(f)
+		switch {
+		case err == nil:
+		case os.Getenv("CI") == "true":
+			t.Fatalf("this test needs %s, and CI=true forbids skipping it: %v", f, err)
+		default:
+			t.Skipf("this test needs %s: %v", f, err)
+		}
+	}
+}
+
+func probe(f Feature) error {
+	switch f {
+	case Network:
+		return namespaces()
+	case Runtime:
+		return containerds()
+	}
+	return fmt.Errorf("nobody knows how to look for %q", f)
+}
+
+// programs looks for all of them in the PATH.
+func programs(names ...string) error {
+	var missing []string
+	for _, n := range names {
+		if _, err := exec.LookPath(n); err != nil {
+			missing = append(missing, n)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("not in PATH: %s", strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+var namespaces = sync.OnceValue(func() error {
+	if os.Geteuid() != 0 {
+		return errors.New("only root can make them")
+	}
+	if err := programs("unshare", "nsenter", "ip", "tc", "sh"); err != nil {
+		return err
+	}
+	out, err := exec.Command("unshare", "--net", "--mount", "--uts", "sh", "-c",
+		"ip link add br0 type bridge && ip link add v0 type veth peer name v1 && tc qdisc add dev v0 root tbf rate 1mbit burst 64kb latency 100ms").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("making one with a bridge, a veth pair and a shaped link: %w: %s", err, out)
+	}
+	return nil
+})
+
+var containerds = sync.OnceValue(func() error {
+	if err := namespaces(); err != nil {
+		return err
+	}
+	if err := programs("containerd", "ctr"); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "darter-overlay-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	for _, d := range []string{"lower", "upper", "work", "merged"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	// In a mount namespace of its own, so that nothing is left mounted.
+	out, err := exec.Command("unshare", "--mount", "--propagation", "private", "mount", "-t", "overlay", "overlay",
+		"-o", fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", dir), filepath.Join(dir, "merged")).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("mounting an overlay in %s: %w: %s", os.TempDir(), err, out)
+	}
+	return nil
+})
