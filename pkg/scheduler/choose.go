@@ -1,0 +1,232 @@
+package scheduler
+
+import (
+	"slices"
+	"time"
+
+	"github.com/darter-io/darter/pkg/host"
+)
+
+const (
+	// holdersMin is how many of those that hold everything a host is sent to, if there
+	// are any: so every part of the mesh has a way to the whole content.
+	holdersMin = 2
+	// sampleMax is how many members are looked at for one choice: in a smaller swarm
+	// the host with the fewest links is found, in a larger one a host with few. Looking
+	// at all would cost 10,000 members an answer, and would send everybody to the newest.
+	sampleMax = 64
+	// scanMax bounds the search for anybody with room when the sample found too few.
+	scanMax = 1024
+	// silentMax bounds whom one host calls silent in one swarm.
+	silentMax = 64
+)
+
+// remoteShare is how many of n neighbours should be in other zones: 4 of 16.
+func remoteShare(n int) int { return n / 4 }
+
+// pool is where a choice draws from: the concatenation of two lists.
+type pool struct{ a, b []memberIndex }
+
+func (p pool) len() int { return len(p.a) + len(p.b) }
+
+func (p pool) at(i int) memberIndex {
+	if i < len(p.a) {
+		return p.a[i]
+	}
+	return p.b[i-len(p.a)]
+}
+
+// choose sends member m to up to need others and links them.
+func (s *Scheduler) choose(now time.Time, w *swarm, m memberIndex, need int) []Neighbour {
+	need = min(need, s.room(w, m, w.member(m).starving))
+	if need <= 0 {
+		return nil
+	}
+	chosen := s.scratch.chosen[:0]
+	zone := s.hosts[w.member(m).host].Zone
+	draw := func(p pool, n int, reason Reason) {
+		from := len(chosen)
+		chosen = s.draw(now, w, m, chosen, p, n, reason)
+		for _, c := range chosen[from:] {
+			if !w.linked(m, c) {
+				w.link(m, c)
+			}
+		}
+	}
+	var ends [5]int // where the choices for each reason end in chosen
+
+	if self, ok := w.index[s.self]; ok && w.seeding {
+		draw(pool{a: []memberIndex{self}}, 1, ReasonSeed)
+	}
+	ends[0] = len(chosen)
+
+	holders := holdersMin
+	if w.member(m).starving {
+		holders = need
+	}
+	// Those of the zone first: what they have, they have without a byte from afar.
+	draw(pool{a: w.holding.zones[zone]}, min(holders, need-len(chosen)), ReasonHolder)
+	draw(pool{a: w.holding.all}, min(holders-(len(chosen)-ends[0]), need-len(chosen)), ReasonHolder)
+	ends[1] = len(chosen)
+
+	inZone := 0
+	for _, c := range chosen {
+		if s.hosts[w.member(c).host].Zone == zone {
+			inZone++
+		}
+	}
+	local := pool{w.wanting.zones[zone], w.holding.zones[zone]}
+	everybody := pool{w.wanting.all, w.holding.all}
+	remote := remoteShare(need)
+	draw(local, min(need-remote-inZone, need-len(chosen)), ReasonZone)
+	ends[2] = len(chosen)
+	if everybody.len() > local.len() {
+		draw(everybody, min(remote, need-len(chosen)), ReasonRemote)
+	}
+	ends[3] = len(chosen)
+	draw(everybody, need-len(chosen), ReasonFill)
+	ends[4] = len(chosen)
+
+	s.scratch.chosen = chosen
+	if len(chosen) == 0 {
+		return nil
+	}
+	reasons := [...]Reason{ReasonSeed, ReasonHolder, ReasonZone, ReasonRemote, ReasonFill}
+	out := make([]Neighbour, 0, len(chosen))
+	for r, end := range ends {
+		for _, c := range chosen[len(out):end] {
+			h := w.member(c).host
+			out = append(out, Neighbour{Host: s.hosts[h].Host, Seed: h == s.self, Reason: reasons[r]})
+		}
+	}
+	return out
+}
+
+// draw appends to chosen up to n members of the pool that m may be sent to: those with the
+// fewest links of a random sample, at random among equals.
+func (s *Scheduler) draw(now time.Time, w *swarm, m memberIndex, chosen []memberIndex, p pool, n int, reason Reason) []memberIndex {
+	size := p.len()
+	if n <= 0 || size == 0 {
+		return chosen
+	}
+	found := s.scratch.candidates[:0]
+	try := func(c memberIndex) {
+		if s.eligible(now, w, m, c, reason) && !slices.Contains(chosen, c) && !slices.Contains(found, c) {
+			found = append(found, c)
+		}
+	}
+	if size <= sampleMax {
+		for i := range size {
+			try(p.at(i))
+		}
+	} else {
+		for range sampleMax {
+			try(p.at(s.rand.IntN(size)))
+		}
+		for i, from := 0, s.rand.IntN(size); len(found) < n && i < min(size, scanMax); i++ {
+			try(p.at((from + i) % size))
+		}
+	}
+	s.scratch.candidates = found
+
+	s.rand.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
+	starving := w.member(m).starving
+	slices.SortStableFunc(found, func(a, b memberIndex) int {
+		x, y := w.member(a), w.member(b)
+		if starving && (x.have == 0) != (y.have == 0) {
+			// Who starves has no use for another that has nothing.
+			if x.have == 0 {
+				return 1
+			}
+			return -1
+		}
+		return len(x.links) - len(y.links)
+	})
+	return append(chosen, found[:min(n, len(found))]...)
+}
+
+// eligible reports whether m may be sent to c for that reason.
+func (s *Scheduler) eligible(now time.Time, w *swarm, m, c memberIndex, reason Reason) bool {
+	me, other := w.member(m), w.member(c)
+	if m == c || reason == ReasonRemote && s.hosts[me.host].Zone == s.hosts[other.host].Zone {
+		return false
+	}
+	if me.starving && (reason == ReasonSeed || reason == ReasonHolder) {
+		// Whom else could it ask? It may know them already and have lost them.
+		if !w.linked(m, c) && s.room(w, c, true) <= 0 {
+			return false
+		}
+	} else if s.room(w, c, false) <= 0 || w.linked(m, c) {
+		return false
+	}
+	return s.reachable(now, w, m, c)
+}
+
+// room is how many more links member c can take. Where somebody starves, the cap is twice
+// as high: a mesh that is well spread matters less than a host that stands still.
+func (s *Scheduler) room(w *swarm, c memberIndex, starving bool) int {
+	most := s.cfg.LinksMax
+	if w.member(c).host == s.self {
+		most = s.cfg.SeedLinksMax
+	}
+	if starving {
+		most *= 2
+	}
+	return most - len(w.member(c).links)
+}
+
+// reachable reports whether c is alive and not known to be silent to m.
+func (s *Scheduler) reachable(now time.Time, w *swarm, m, c memberIndex) bool {
+	h := w.member(c).host
+	st := &s.hosts[h]
+	if h != s.self && (now.Sub(st.seen) >= s.cfg.Expiry || now.Before(st.shunned)) {
+		return false
+	}
+	for _, q := range w.member(m).silent {
+		if q.host == h && q.generation == st.generation && now.UnixNano() < q.until {
+			return false
+		}
+	}
+	return true
+}
+
+// silence takes in whom member m called silent. They are left out for m for Expiry, and
+// a host that several call silent is left out for everybody.
+func (s *Scheduler) silence(now time.Time, w *swarm, m memberIndex, ids []host.ID) {
+	me := w.member(m)
+	for _, id := range ids[:min(len(ids), silentMax)] {
+		h, ok := s.byID[id]
+		if !ok || h == me.host {
+			continue
+		}
+		if c, ok := w.index[h]; ok {
+			w.unlink(m, c)
+		}
+		st := &s.hosts[h]
+		until := now.Add(s.cfg.Expiry)
+		if h == s.self {
+			// It answers announces, so it is alive: soon it may be asked again.
+			until = now.Add(s.cfg.IntervalActive)
+		}
+		me.silent = noted(me.silent, silence{h, st.generation, until.UnixNano()}, now)
+		if h == s.self {
+			continue
+		}
+		st.reports = noted(st.reports, silence{me.host, s.hosts[me.host].generation, until.UnixNano()}, now)
+		if len(st.reports) >= s.cfg.SilentReports {
+			st.reports, st.shunned = nil, until
+			for _, in := range st.memberships {
+				in.swarm.unlinkAll(in.member)
+			}
+		}
+	}
+}
+
+// noted puts a silence in a list that holds each host once and nothing that is over.
+func noted(list []silence, add silence, now time.Time) []silence {
+	list = slices.DeleteFunc(list, func(q silence) bool { return q.host == add.host || q.until <= now.UnixNano() })
+	if len(list) >= silentMax {
+		list = list[1:]
+	}
+	return append(list, add)
+}

@@ -1,0 +1,363 @@
+package scheduler
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+var (
+	begin = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	owner = host.Host{ID: "owner", Addr: "owner:65002"}
+)
+
+const app = task.ID("app")
+
+func node(i int) host.Host {
+	name := fmt.Sprintf("node%d", i)
+	return host.Host{ID: host.ID(name), Name: name, Addr: name + ":65002"}
+}
+
+func started(id task.ID) Entry {
+	return Entry{Task: id, Event: Started, Need: 16, Spec: &task.Spec{ID: id, Kind: task.Blob, Authorization: secret.String("token")}}
+}
+
+// announce fails the test when the scheduler is full.
+func announce(t testing.TB, s *Scheduler, now time.Time, h host.Host, entries ...Entry) Answer {
+	t.Helper()
+	a, err := s.Announce(now, Report{Host: h, Generation: 1, Entries: entries})
+	require.NoError(t, err)
+	return a
+}
+
+// depths walks the links from one member and counts the members at each distance.
+func depths(w *swarm, from memberIndex) []int {
+	var count []int
+	seen := map[memberIndex]bool{from: true}
+	for ring := []memberIndex{from}; len(ring) > 0; {
+		count = append(count, len(ring))
+		var next []memberIndex
+		for _, at := range ring {
+			for _, m := range w.member(at).links {
+				if !seen[m] {
+					seen[m] = true
+					next = append(next, m)
+				}
+			}
+		}
+		ring = next
+	}
+	return count
+}
+
+// eachSeed runs a test with some fixed seeds and a fresh one, which its name tells.
+func eachSeed(t *testing.T, f func(t *testing.T, seed uint64)) {
+	for _, seed := range []uint64{1, 2, 3, rand.Uint64()} {
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { f(t, seed) })
+	}
+}
+
+func TestAThousandJoinersAreAllAFewLinksFromTheSeed(t *testing.T) {
+	eachSeed(t, func(t *testing.T, seed uint64) {
+		s := New(Config{Self: owner, Seed: seed})
+		announce(t, s, begin, owner, started(app))
+		for i := range 1000 {
+			got := announce(t, s, begin, node(i), started(app)).Assignments[0].Neighbours
+			require.Len(t, got, min(i+1, 16), "neighbours of joiner %d", i)
+		}
+		w := s.swarms[app]
+		rings, reached := depths(w, w.index[s.self]), 0
+		for _, n := range rings {
+			reached += n
+		}
+		assert.Equal(t, 1001, reached, "hosts that links lead to from the seed")
+		assert.LessOrEqual(t, len(rings)-1, 6, "links to the farthest host; hosts at each distance: %v", rings)
+		assert.Equal(t, 40, rings[1], "hosts that the seed knows")
+		assert.LessOrEqual(t, s.Stats().LinksTop, 40, "most links of one host")
+	})
+}
+
+func TestTheMeshHoldsTogetherWhenHalfOfItLeaves(t *testing.T) {
+	eachSeed(t, func(t *testing.T, seed uint64) {
+		s := New(Config{Self: owner, Seed: seed})
+		announce(t, s, begin, owner, started(app))
+		for i := range 600 {
+			announce(t, s, begin, node(i), started(app))
+		}
+		for i := range 300 {
+			s.Leave(begin, node(i*2).ID)
+		}
+		// Those that stay ask for as many as they lost, as an engine does.
+		w := s.swarms[app]
+		for i := range 300 {
+			h := node(i*2 + 1)
+			lack := 16 - len(w.member(w.index[s.byID[h.ID]]).links)
+			announce(t, s, begin, h, Entry{Task: app, Event: Progress, Have: 1, Need: max(0, lack)})
+		}
+		reached := 0
+		for _, n := range depths(w, w.index[s.self]) {
+			reached += n
+		}
+		assert.Equal(t, 301, reached)
+		for h, m := range w.index {
+			assert.GreaterOrEqual(t, len(w.member(m).links), 12, "links of %s", s.hosts[h].ID)
+		}
+	})
+}
+
+func TestZonesGetTwelveNeighboursOfTheirOwnAndFourFromAfar(t *testing.T) {
+	eachSeed(t, func(t *testing.T, seed uint64) {
+		s := New(Config{Self: owner, Seed: seed})
+		announce(t, s, begin, owner, started(app))
+		for i := range 500 {
+			h := node(i)
+			h.Zone = fmt.Sprintf("zone%d", i%5)
+			got := announce(t, s, begin, h, started(app)).Assignments[0].Neighbours
+			if i < 200 {
+				continue // the first ones find too few of their zone
+			}
+			near := 0
+			for _, n := range got {
+				if n.Zone == h.Zone {
+					near++
+				}
+			}
+			assert.Len(t, got, 16)
+			assert.Equal(t, 12, near, "neighbours in the zone of joiner %d: %v", i, got)
+		}
+	})
+}
+
+// checkBooks proves that lists, counts and links agree with each other.
+func checkBooks(t *testing.T, s *Scheduler) {
+	for id, w := range s.swarms {
+		require.Equal(t, len(w.index), len(w.wanting.all)+len(w.holding.all), "%s counts everybody once", id)
+		for hi, m := range w.index {
+			me := w.member(m)
+			require.Equal(t, hi, me.host)
+			require.GreaterOrEqual(t, s.room(w, m, true), 0, "%s has %d links in %s", s.hosts[hi].ID, len(me.links), id)
+			for _, other := range me.links {
+				require.True(t, w.linked(other, m), "links are mutual")
+			}
+		}
+	}
+}
+
+// hustle drives a scheduler through a random life and checks after each step what must
+// always hold. It returns everything that was answered.
+func hustle(t *testing.T, seed uint64, steps int) string {
+	r := rand.New(rand.NewPCG(seed, 1))
+	s := New(Config{Self: owner, Seed: seed})
+	tasks := []task.ID{"a", "b", "c"}
+	events := []Event{Started, Started, Progress, Progress, Completed, Stopped, Starving}
+	seen := map[host.ID]time.Time{}
+	zones := []string{"", "east", "west"}
+	now := begin
+	var log strings.Builder
+
+	for step := range steps {
+		now = now.Add(time.Duration(r.IntN(200)) * time.Millisecond)
+		h := node(r.IntN(120))
+		h.Zone = zones[len(h.Name)%len(zones)]
+		if r.IntN(20) == 0 {
+			h = owner
+		}
+		switch r.IntN(40) {
+		case 0:
+			fmt.Fprintln(&log, "leave", h.ID, s.Leave(now, h.ID))
+			delete(seen, h.ID)
+			continue
+		case 1:
+			fmt.Fprintln(&log, "tick", s.Tick(now))
+			continue
+		case 2:
+			s.Failed(now, tasks[r.IntN(3)], errors.New("registry is down"), r.IntN(2) == 0)
+			continue
+		case 3:
+			s.Done(tasks[r.IntN(3)], 7)
+			continue
+		}
+		e := Entry{Task: tasks[r.IntN(3)], Event: events[r.IntN(len(events))], Have: r.IntN(3), Need: r.IntN(18)}
+		if e.Event == Started || e.Event == Starving {
+			e.Spec = started(e.Task).Spec
+		}
+		for range r.IntN(3) * r.IntN(2) {
+			e.Silent = append(e.Silent, node(r.IntN(120)).ID)
+		}
+		answer, err := s.Announce(now, Report{Host: h, Generation: uint64(r.IntN(30) / 29), Entries: []Entry{e}})
+		require.NoError(t, err)
+		seen[h.ID] = now
+		fmt.Fprintln(&log, h.ID, e.Event, answer)
+
+		a := answer.Assignments[0]
+		assert.LessOrEqual(t, len(a.Neighbours), min(e.Need, 16))
+		assert.False(t, a.Seed && h.ID != owner.ID, "only the owner's own host goes to the origin, not %s", h.ID)
+		once := map[host.ID]bool{}
+		for _, n := range a.Neighbours {
+			assert.NotEqual(t, h.ID, n.ID, "the asker itself")
+			assert.False(t, once[n.ID], "%s twice in one answer", n.ID)
+			once[n.ID] = true
+			if n.ID == owner.ID {
+				continue
+			}
+			assert.Less(t, now.Sub(seen[n.ID]), 15*time.Second, "%s was not heard of", n.ID)
+			for _, dead := range e.Silent {
+				assert.NotEqual(t, dead, n.ID, "called silent in the same breath")
+			}
+		}
+		if step%50 == 0 {
+			checkBooks(t, s)
+		}
+		if t.Failed() {
+			t.Fatalf("after %s %s of %s", h.ID, e.Event, e.Task)
+		}
+	}
+	return log.String()
+}
+
+func TestNoAnswerEverNamesTheAskerTheDeadOrMoreThanTheCap(t *testing.T) {
+	eachSeed(t, func(t *testing.T, seed uint64) { hustle(t, seed, 3000) })
+}
+
+func TestTheSameSeedGivesTheSameAnswers(t *testing.T) {
+	eachSeed(t, func(t *testing.T, seed uint64) {
+		assert.Equal(t, hustle(t, seed, 1000), hustle(t, seed, 1000))
+	})
+}
+
+func TestWithoutStarvationNobodyHasMoreLinksThanTheCap(t *testing.T) {
+	eachSeed(t, func(t *testing.T, seed uint64) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		s := New(Config{Self: owner, Seed: seed, LinksMax: 20, SeedLinksMax: 10})
+		for i := range 3000 {
+			e := started(app)
+			if i%3 > 0 {
+				e = Entry{Task: app, Event: Progress, Have: 1, Need: r.IntN(17)}
+			}
+			announce(t, s, begin, node(r.IntN(200)), e)
+		}
+		w := s.swarms[app]
+		for h, m := range w.index {
+			most := 20
+			if h == s.self {
+				most = 10
+			}
+			assert.LessOrEqual(t, len(w.member(m).links), most, "links of %s", s.hosts[h].ID)
+		}
+	})
+}
+
+func TestABlobThatAnyLiveHostHoldsIsNeverFetchedAgain(t *testing.T) {
+	s := New(Config{Self: owner})
+	announce(t, s, begin, node(0), Entry{Task: app, Event: Completed, Have: 9})
+	for i := 1; i < 200; i++ {
+		a := announce(t, s, begin, node(i), started(app))
+		require.Empty(t, a.Seeds, "joiner %d", i)
+		require.NotEmpty(t, a.Assignments[0].Neighbours, "joiner %d", i)
+	}
+}
+
+func TestForgottenHostsLeaveNothingBehind(t *testing.T) {
+	s := New(Config{Self: owner})
+	now := begin
+	for round := range 3 {
+		for i := range 50 {
+			h := node(round*50 + i)
+			h.Zone = h.Name
+			announce(t, s, now, h, started(app), started(task.ID(h.Name)), Entry{Task: "held", Event: Completed})
+		}
+		now = now.Add(15 * time.Second)
+		assert.Len(t, s.Tick(now).Gone, 50)
+		s.Leave(now, owner.ID)
+		now = now.Add(15 * time.Second)
+		s.Tick(now)
+		assert.Equal(t, Stats{Hosts: 1}, s.Stats())
+		assert.Empty(t, s.due)
+		assert.LessOrEqual(t, len(s.hosts), 51, "numbers of gone hosts are used again")
+	}
+}
+
+func TestAFullSchedulerRefusesAnotherHost(t *testing.T) {
+	s := New(Config{Self: owner, HostsMax: 2, TasksMax: 1})
+	announce(t, s, begin, node(0), started(app))
+	_, err := s.Announce(begin, Report{Host: node(1)})
+	require.ErrorIs(t, err, ErrFull)
+
+	a := announce(t, s, begin, node(0), started("other"))
+	assert.Len(t, a.Assignments, 1)
+	assert.False(t, s.Knows("other"), "a task beyond TasksMax is not remembered")
+}
+
+// crowdOf is a cluster of hosts × tasks in which everybody wants everything.
+func crowdOf(tb testing.TB, hosts, tasks int) *Scheduler {
+	s := New(Config{Self: owner})
+	for i := range hosts {
+		h := node(i)
+		h.Zone = fmt.Sprintf("zone%d", i%10)
+		entries := make([]Entry, tasks)
+		for j := range entries {
+			entries[j] = started(task.ID(fmt.Sprintf("task%d", j)))
+		}
+		announce(tb, s, begin, h, entries...)
+	}
+	return s
+}
+
+func TestAPeerInATaskCostsAtMost500Bytes(t *testing.T) {
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	s := crowdOf(t, 2000, 10)
+	each := float64(heap()-before) / (2000 * 10)
+	t.Logf("%.0f bytes per peer and task, with %.1f links", each, 2*float64(s.Stats().Links)/(2000*10))
+	assert.LessOrEqual(t, each, 500.0)
+	runtime.KeepAlive(s)
+}
+
+// BenchmarkAnnounce measures one entry per announce in a swarm of 10,000 hosts in 10 zones:
+// the flash crowd itself, and the progress of a running download. The budget is 20,000/s.
+func BenchmarkAnnounce(b *testing.B) {
+	const hosts, tasks = 10_000, 10
+	b.Run("join", func(b *testing.B) {
+		var s *Scheduler
+		nodes, e := make([]host.Host, hosts), started(app)
+		for i := range nodes {
+			nodes[i] = node(i)
+			nodes[i].Zone = fmt.Sprintf("zone%d", i%10)
+		}
+		for i := 0; b.Loop(); i++ {
+			if i%hosts == 0 {
+				s = New(Config{Self: owner})
+			}
+			s.Announce(begin, Report{Host: nodes[i%hosts], Entries: []Entry{e}})
+		}
+		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "announces/s")
+	})
+	crowd := crowdOf(b, hosts, tasks)
+	for _, need := range []int{0, 2, 16} {
+		b.Run(fmt.Sprintf("progress/need=%d", need), func(b *testing.B) {
+			for i := 0; b.Loop(); i++ {
+				h := node(i % hosts)
+				h.Zone = fmt.Sprintf("zone%d", i%10)
+				e := Entry{Task: task.ID(fmt.Sprintf("task%d", i/hosts%tasks)), Event: Progress, Have: 1, Need: need}
+				crowd.Announce(begin, Report{Host: h, Generation: 1, Entries: []Entry{e}})
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "announces/s")
+		})
+	}
+}

@@ -1,0 +1,192 @@
+package scheduler
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// seedState is what the owner's own host does for a swarm.
+type seedState struct {
+	// seeding says that the owner's own host brings the content from its origin.
+	seeding bool
+	// seedSpec is what the last attempt went by.
+	seedSpec *task.Spec
+	// failure is why the last attempt ended, nil when it was given up for no reason of
+	// the origin's; failedAt is when.
+	failure  error
+	failedAt time.Time
+	// personal says that the failure was about the asker's credentials.
+	personal bool
+	// seedAt is when time alone starts a seed; zero for never.
+	seedAt time.Time
+}
+
+// Failed takes in that the origin refused a content, or could not be reached. Whoever waits
+// for it is told, whenever it asks next; who asks later is told for FailureFor. A personal
+// failure is about the credentials in the spec that was used and is told only to those
+// who come with the same.
+func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, personal bool) {
+	w := s.swarms[id]
+	if w == nil {
+		w = &swarm{id: id, index: make(map[hostIndex]memberIndex, 1)}
+		s.swarms[id] = w
+	}
+	w.seeding, w.seedAt = false, time.Time{}
+	w.failure, w.failedAt, w.personal = cause, now, personal
+	s.due[w] = struct{}{}
+}
+
+// Done takes in that the owner's own host holds all pieces of a content, have in number.
+func (s *Scheduler) Done(id task.ID, have int) {
+	s.take(time.Time{}, s.self, Entry{Task: id, Event: Completed, Have: have})
+}
+
+// startSeed sends the owner's own host to the origin and returns what it shall bring; nil
+// when it was that host that asked, and said nothing.
+func (s *Scheduler) startSeed(w *swarm) *task.Spec {
+	w.seedState = seedState{seeding: true, seedSpec: w.spec}
+	spec := w.spec
+	// It is a member from now on, so that this very answer can send the asker to it.
+	if _, m, ok := s.join(s.self, w.id); ok {
+		s.stand(w, m, wanting)
+	}
+	return spec
+}
+
+// wantsSeed reports whether the news of member m are a reason to go to the origin now.
+func (s *Scheduler) wantsSeed(now time.Time, w *swarm, m memberIndex, e Entry) bool {
+	own := w.member(m).host == s.self
+	switch {
+	case w.seeding, e.Event == Progress, s.holderFor(now, w, m):
+		return false
+	case !own && w.spec == nil:
+		return false
+	case own && w.failure == nil:
+		// The owner's own reader may come back the moment after it went away.
+	case now.Before(w.failedAt.Add(s.cfg.FailureFor)) && !w.personal:
+		return false
+	}
+	if e.Event == Started && e.Have > 0 && len(s.byID) > s.fewest(own) {
+		// A download that has begun elsewhere: this swarm lost its owner, and what it
+		// holds as a whole is not known yet. Only what nobody has is worth the origin.
+		s.seedLater(w, now.Add(s.cfg.Grace))
+		return false
+	}
+	return true
+}
+
+// fewest is how many hosts are known when the asker is the only one besides the owner.
+func (s *Scheduler) fewest(own bool) int {
+	if own {
+		return 1
+	}
+	return 2
+}
+
+// seedLater has a seed started at a given time, unless a reason not to turns up before.
+func (s *Scheduler) seedLater(w *swarm, at time.Time) {
+	if w.seedAt.IsZero() || at.Before(w.seedAt) {
+		w.seedAt = at
+	}
+	s.due[w] = struct{}{}
+}
+
+// runDue starts the seeds whose time has come and forgets failures that nobody waits for.
+func (s *Scheduler) runDue(now time.Time) (seeds []task.Spec) {
+	// In the order of their names, because a map has none and answers must not vary.
+	for _, w := range slices.SortedFunc(maps.Keys(s.due), func(a, b *swarm) int { return cmp.Compare(a.id, b.id) }) {
+		if !w.seedAt.IsZero() && !now.Before(w.seedAt) {
+			w.seedAt = time.Time{}
+			if !w.seeding && w.failure == nil && w.spec != nil && len(w.holding.all) == 0 && s.othersWant(w) {
+				seeds = append(seeds, *s.startSeed(w))
+			}
+		}
+		if w.failure != nil && now.Sub(w.failedAt) >= s.cfg.FailureFor && len(w.index) == 0 {
+			delete(s.swarms, w.id)
+			delete(s.due, w)
+		}
+		if w.failure == nil && w.seedAt.IsZero() {
+			delete(s.due, w)
+		}
+	}
+	return seeds
+}
+
+// afterParting looks at what the departure of a host means for the seed.
+func (s *Scheduler) afterParting(now time.Time, w *swarm, gone hostIndex) *task.Spec {
+	if gone == s.self && w.seeding {
+		// The engine gave up, or its reader went. Had the origin refused, it would have
+		// been told by Failed; so others may have their own try, but not in a tight loop.
+		w.seedState = seedState{failedAt: now}
+		if s.othersWant(w) {
+			s.seedLater(w, now.Add(s.cfg.FailureFor))
+		}
+		return nil
+	}
+	if w.seeding || len(w.holding.all) > 0 || w.spec == nil || now.Before(w.failedAt.Add(s.cfg.FailureFor)) {
+		return nil
+	}
+	for _, m := range w.wanting.all {
+		me := w.member(m)
+		// Hosts that expire together depart one by one: the dead starve for nothing.
+		if me.starving && now.Sub(s.hosts[me.host].seen) < s.cfg.Expiry {
+			return s.startSeed(w)
+		}
+	}
+	return nil
+}
+
+// othersWant reports whether any host but the owner's own wants the content.
+func (s *Scheduler) othersWant(w *swarm) bool {
+	n := len(w.wanting.all)
+	if m, ok := w.index[s.self]; ok && w.member(m).standing == wanting {
+		n--
+	}
+	return n > 0
+}
+
+// failureFor is what member m has to be told about the origin, or nil.
+func (s *Scheduler) failureFor(now time.Time, w *swarm, m memberIndex, e Entry) error {
+	switch {
+	case w.failure == nil:
+		return nil
+	case e.Event == Progress && e.Have > 0:
+		return nil // its neighbours may have the rest; it will say when it starves
+	case w.personal && !sameCredentials(w.seedSpec, e.Spec):
+		return nil
+	case s.holderFor(now, w, m):
+		return nil
+	}
+	me := w.member(m)
+	waited := me.since <= w.failedAt.UnixNano()
+	if !waited && now.Sub(w.failedAt) >= s.cfg.FailureFor {
+		return nil
+	}
+	// It is told once of a failure that it waited for; if it asks on, it wants another try.
+	me.since = now.UnixNano()
+	return w.failure
+}
+
+// sameCredentials reports whether an origin sees the same client behind both specs.
+func sameCredentials(a, b *task.Spec) bool {
+	return a != nil && b != nil && a.Authorization == b.Authorization && maps.Equal(a.Header, b.Header)
+}
+
+// holderFor reports whether somebody alive holds the whole content and may be asked for it
+// by member m. One is enough, and nearly always the first is.
+func (s *Scheduler) holderFor(now time.Time, w *swarm, m memberIndex) bool {
+	for _, c := range w.holding.all {
+		if c == m {
+			continue
+		}
+		// The owner's own host needs no second copy, even if the asker cannot reach it.
+		if w.member(c).host == s.self || s.reachable(now, w, m, c) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,291 @@
+package scheduler
+
+import (
+	"slices"
+	"time"
+
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// Hosts and members are spoken of by small numbers: 10,000 hosts in 10 tasks are 100,000
+// members with some 32 links each, and a link is four bytes this way.
+type (
+	hostIndex   int32 // in Scheduler.hosts
+	memberIndex int32 // in swarm.members
+)
+
+// hostState is what is known of one host in all its swarms.
+type hostState struct {
+	host.Host
+	alive      bool
+	generation uint64
+	seen       time.Time
+	// wants counts the swarms in which the host is wanting.
+	wants int
+	// memberships are the host's swarms, so that a departure finds them.
+	memberships []membership
+	// reports are the hosts that called this one silent lately, one each.
+	reports []silence
+	// shunned is until when nobody is sent to the host, because several called it silent.
+	shunned time.Time
+}
+
+type membership struct {
+	swarm  *swarm
+	member memberIndex
+}
+
+// silence says of a host that it did not answer. The generation tells its lives apart, and
+// tells it from another host that took its number.
+type silence struct {
+	host       hostIndex
+	generation uint64
+	until      int64 // nanoseconds since 1970
+}
+
+// standing is what a member is in its swarm for.
+type standing uint8
+
+const (
+	nowhere standing = iota
+	wanting
+	holding
+)
+
+// member is one host in one swarm.
+type member struct {
+	host     hostIndex
+	standing standing
+	starving bool
+	have     int32
+	// since is when the host began to want the content, in nanoseconds since 1970.
+	since int64
+	// links are the members it was sent to and those that were sent to it.
+	links []memberIndex
+	// silent are the neighbours that did not answer it.
+	silent []silence
+	// slot is its place in hostState.memberships.
+	slot int32
+	// place and zonePlace are its places in the lists of its crowd.
+	place, zonePlace int32
+}
+
+// swarm is everybody around one task.
+type swarm struct {
+	id      task.ID
+	members []member
+	vacant  []memberIndex
+	index   map[hostIndex]memberIndex
+
+	wanting, holding crowd
+
+	// spec is how the host that asked last would bring the content. It holds that host's
+	// credentials and is dropped when nobody wants the task.
+	spec *task.Spec
+
+	seedState
+}
+
+// member returns a member; the pointer is good until the next join.
+func (w *swarm) member(m memberIndex) *member { return &w.members[m] }
+
+// crowd returns the members of one standing.
+func (w *swarm) crowd(st standing) *crowd {
+	if st == holding {
+		return &w.holding
+	}
+	return &w.wanting
+}
+
+// crowd is the members of one swarm that stand alike, in lists that can be drawn from: an
+// order without meaning, every member once in all and once in its zone.
+type crowd struct {
+	all   []memberIndex
+	zones map[string][]memberIndex
+}
+
+func (c *crowd) add(w *swarm, m memberIndex, zone string) {
+	me := w.member(m)
+	me.place = int32(len(c.all))
+	c.all = append(c.all, m)
+	if c.zones == nil {
+		c.zones = make(map[string][]memberIndex, 1)
+	}
+	me.zonePlace = int32(len(c.zones[zone]))
+	c.zones[zone] = append(c.zones[zone], m)
+}
+
+func (c *crowd) remove(w *swarm, m memberIndex, zone string) {
+	me := w.member(m)
+	last := c.all[len(c.all)-1]
+	c.all[me.place] = last
+	w.member(last).place = me.place
+	c.all = c.all[:len(c.all)-1]
+
+	list := c.zones[zone]
+	last = list[len(list)-1]
+	list[me.zonePlace] = last
+	w.member(last).zonePlace = me.zonePlace
+	if len(list) == 1 {
+		delete(c.zones, zone)
+	} else {
+		c.zones[zone] = list[:len(list)-1]
+	}
+}
+
+// admit takes in a host that is not known.
+func (s *Scheduler) admit(id host.Host, generation uint64) hostIndex {
+	var h hostIndex
+	if n := len(s.unused); n > 0 {
+		h, s.unused = s.unused[n-1], s.unused[:n-1]
+	} else {
+		h = hostIndex(len(s.hosts))
+		s.hosts = append(s.hosts, hostState{})
+	}
+	s.hosts[h] = hostState{Host: id, alive: true, generation: generation}
+	s.byID[id.ID] = h
+	return h
+}
+
+// forget takes a host out of all its swarms and, unless it is the owner's own, out of
+// mind. It returns what has to be brought from an origin because of that.
+func (s *Scheduler) forget(now time.Time, h hostIndex) (seeds []task.Spec) {
+	st := &s.hosts[h]
+	for len(st.memberships) > 0 {
+		last := st.memberships[len(st.memberships)-1]
+		if seed := s.part(now, last.swarm, last.member); seed != nil {
+			seeds = append(seeds, *seed)
+		}
+	}
+	if h == s.self {
+		return seeds
+	}
+	delete(s.byID, st.ID)
+	*st = hostState{}
+	s.unused = append(s.unused, h)
+	return seeds
+}
+
+// join returns the host's member in the swarm of a task, making both as needed. It fails
+// when the host is in too many swarms already.
+func (s *Scheduler) join(h hostIndex, id task.ID) (w *swarm, m memberIndex, ok bool) {
+	w = s.swarms[id]
+	if w != nil {
+		if m, ok = w.index[h]; ok {
+			return w, m, true
+		}
+	}
+	st := &s.hosts[h]
+	if len(st.memberships) >= s.cfg.TasksMax {
+		return nil, 0, false
+	}
+	if w == nil {
+		w = &swarm{id: id, index: make(map[hostIndex]memberIndex, 1)}
+		s.swarms[id] = w
+	}
+	fresh := member{host: h, slot: int32(len(st.memberships))}
+	if n := len(w.vacant); n > 0 {
+		m, w.vacant = w.vacant[n-1], w.vacant[:n-1]
+		w.members[m] = fresh
+	} else {
+		m = memberIndex(len(w.members))
+		w.members = append(w.members, fresh)
+	}
+	w.index[h] = m
+	st.memberships = append(st.memberships, membership{w, m})
+	return w, m, true
+}
+
+// part takes a member out of its swarm. It returns what has to be brought from the origin
+// because of that, or nil.
+func (s *Scheduler) part(now time.Time, w *swarm, m memberIndex) *task.Spec {
+	h := w.member(m).host
+	w.unlinkAll(m)
+	s.stand(w, m, nowhere)
+
+	st := &s.hosts[h]
+	slot, last := w.member(m).slot, len(st.memberships)-1
+	moved := st.memberships[last]
+	st.memberships[slot] = moved
+	moved.swarm.member(moved.member).slot = slot
+	st.memberships = st.memberships[:last]
+
+	delete(w.index, h)
+	w.members[m] = member{}
+	w.vacant = append(w.vacant, m)
+
+	if len(w.wanting.all) == 0 {
+		w.spec = nil
+	}
+	seed := s.afterParting(now, w, h)
+	if len(w.index) == 0 && w.failure == nil {
+		delete(s.swarms, w.id)
+		delete(s.due, w)
+	}
+	return seed
+}
+
+// stand moves a member to another standing.
+func (s *Scheduler) stand(w *swarm, m memberIndex, to standing) {
+	me := w.member(m)
+	from := me.standing
+	if from == to {
+		return
+	}
+	if from != nowhere {
+		w.crowd(from).remove(w, m, s.hosts[me.host].Zone)
+	}
+	if from == wanting {
+		s.hosts[me.host].wants--
+	}
+	me.standing = to
+	if to == nowhere {
+		return
+	}
+	w.crowd(to).add(w, m, s.hosts[me.host].Zone)
+	if to == wanting {
+		s.hosts[me.host].wants++
+		return
+	}
+	me.starving, me.silent = false, nil
+	if me.host == s.self {
+		w.seedState = seedState{}
+	}
+	// Two hosts that hold everything have nothing to say to each other: they hang up,
+	// and both have room for others.
+	for i := len(me.links) - 1; i >= 0; i-- {
+		if other := me.links[i]; w.member(other).standing == holding {
+			w.unlink(m, other)
+		}
+	}
+	if len(w.wanting.all) == 0 {
+		w.spec = nil
+	}
+}
+
+func (w *swarm) linked(a, b memberIndex) bool { return slices.Contains(w.member(a).links, b) }
+
+func (w *swarm) link(a, b memberIndex) {
+	w.member(a).links = append(w.member(a).links, b)
+	w.member(b).links = append(w.member(b).links, a)
+}
+
+func (w *swarm) unlink(a, b memberIndex) {
+	w.member(a).dropLink(b)
+	w.member(b).dropLink(a)
+}
+
+func (w *swarm) unlinkAll(m memberIndex) {
+	for _, other := range w.member(m).links {
+		w.member(other).dropLink(m)
+	}
+	w.member(m).links = nil
+}
+
+func (m *member) dropLink(to memberIndex) {
+	if i := slices.Index(m.links, to); i >= 0 {
+		m.links[i] = m.links[len(m.links)-1]
+		m.links = m.links[:len(m.links)-1]
+	}
+}
