@@ -1,0 +1,217 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/peer/wire"
+	"github.com/darter-io/darter/pkg/piece"
+)
+
+const (
+	// announceTimeout bounds one announce, failover to other owners included.
+	announceTimeout = 15 * time.Second
+	dialTimeout     = 3 * time.Second
+)
+
+// announce tells the owner what is new, one announce at a time.
+func (d *Download) announce(now time.Time) {
+	if d.announcing || !d.wanted {
+		return
+	}
+	entry := api.Entry{Task: d.id}
+	if d.pick != nil {
+		entry.Have = d.pick.Have().Count()
+	}
+	switch {
+	case d.complete:
+		if d.toldCompleted || !d.ledger.proven() || d.cached {
+			return
+		}
+		d.toldCompleted = true
+		entry.Event = api.Completed
+	case !d.toldStarted:
+		d.toldStarted = true
+		entry.Event = api.Started
+	case d.starving() && !now.Before(d.nextStarving):
+		entry.Event = api.Starving
+		d.nextStarving = now.Add(d.starveDelay)
+		d.starveDelay = min(2*d.starveDelay, starveMax)
+	case d.active() && !now.Before(d.nextProgress):
+		entry.Event = api.Progress
+	default:
+		return
+	}
+	if entry.Event == api.Started || entry.Event == api.Starving {
+		entry.Spec = api.NewSpec(d.spec)
+	}
+	if !d.complete {
+		entry.Need = max(0, d.e.cfg.NeighboursMin-len(d.links)-len(d.dialing))
+	}
+	entry.Silent, d.silent = d.silent, nil
+	d.nextProgress = now.Add(d.e.cfg.ProgressInterval)
+	d.announcing = true
+	d.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(d.ctx, announceTimeout)
+		defer cancel()
+		answer, err := d.e.cfg.Announcer.Announce(ctx, entry)
+		d.post(func() { d.assigned(answer, err) })
+	})
+}
+
+// active reports whether somebody waits for pieces.
+func (d *Download) active() bool {
+	return !d.complete && (d.pick == nil || d.pick.Wants())
+}
+
+// starving reports whether pieces are wanted and nobody here can bring them.
+func (d *Download) starving() bool {
+	if d.seeding || !d.active() || len(d.dialing) > 0 {
+		return false
+	}
+	seeds := false
+	for _, l := range d.links {
+		seeds = seeds || l.seed || !l.helloed
+	}
+	if d.pick == nil {
+		return !seeds
+	}
+	// A seed that has nothing new waits for its origin: asking the owner brings nothing.
+	return d.pick.Starving() && !seeds
+}
+
+// assigned takes the owner's answer.
+func (d *Download) assigned(a api.Assignment, err error) {
+	d.announcing = false
+	now := time.Now()
+	if err != nil {
+		d.log.Info("announce failed", "error", err)
+		d.alone(now, err)
+		return
+	}
+	if f := a.Failure; f != nil && !d.complete && len(d.links) == 0 && !d.seeding {
+		d.fail(f)
+		return
+	}
+	if a.Facts != nil {
+		if err := d.ledger.setFacts(*a.Facts); err != nil {
+			d.fail(&api.Failure{Status: http.StatusInsufficientStorage, Message: err.Error()})
+			return
+		}
+		d.adoptFacts(now)
+	}
+	if a.Inline != nil || a.Facts != nil && a.Facts.Length == 0 {
+		d.takeInline(a)
+	}
+	if a.Seed && !d.complete && d.e.cfg.Origin != nil {
+		d.maySeed = true
+		if !d.seeding {
+			d.startOrigin()
+		}
+	}
+	for _, n := range a.Neighbours {
+		d.dial(n)
+	}
+	if len(a.Neighbours) == 0 && !a.Seed && len(d.links) == 0 && d.active() {
+		d.alone(now, errors.New("the owner knows nobody who has it"))
+	} else {
+		d.lonelySince = time.Time{}
+	}
+}
+
+// alone fails the download when there has been nobody to ask for too long.
+func (d *Download) alone(now time.Time, cause error) {
+	if d.seeding || len(d.links) > 0 || !d.active() {
+		return
+	}
+	if d.lonelySince.IsZero() {
+		d.lonelySince = now
+	}
+	if now.Sub(d.lonelySince) > lonely {
+		d.fail(&api.Failure{Status: http.StatusServiceUnavailable, Message: fmt.Sprintf("nobody to download task %s from: %v", d.id, cause)})
+	}
+}
+
+// takeInline stores a small content that came inside the owner's answer. It is good when
+// it matches the digest that the task's name promises; a file's bytes are the owner's word.
+func (d *Download) takeInline(a api.Assignment) {
+	if d.pick == nil || d.complete {
+		return
+	}
+	layout := d.ledger.replica.Facts().Layout()
+	if int64(len(a.Inline)) != layout.Length {
+		return
+	}
+	if err := checkWhole(d.spec, a.Inline); err != nil {
+		d.log.Warn("owner sent wrong content inside its answer", "error", err)
+		return
+	}
+	for i := range piece.Index(layout.Count()) {
+		data := a.Inline[layout.Offset(i) : layout.Offset(i)+layout.Size(i)]
+		if d.pick.Have().Has(i) {
+			continue
+		}
+		if err := d.ledger.replica.WritePiece(i, data, piece.Sum(data)); err != nil {
+			d.fail(&api.Failure{Status: http.StatusInsufficientStorage, Message: err.Error()})
+			return
+		}
+		d.pick.Got(i)
+		d.stats.inline.Add(int64(len(data)))
+		d.e.stats.inline.Add(int64(len(data)))
+	}
+	d.progress.signal()
+}
+
+// dial connects to a neighbour unless that is done, under way or hopeless.
+func (d *Download) dial(n api.Neighbour) {
+	if n.ID == d.e.cfg.Host.ID || d.dialing[n.ID] || d.e.cfg.Dial == nil || d.complete {
+		return
+	}
+	if _, avoided := d.avoid[n.ID]; avoided || len(d.links)+len(d.dialing) >= d.e.cfg.LinksMax || d.banned[n.ID.PeerID()] {
+		return
+	}
+	for _, l := range d.links {
+		if l.host == n.ID || l.conn.PeerID() == n.ID.PeerID() {
+			return
+		}
+	}
+	d.dialing[n.ID] = true
+	d.wg.Go(func() {
+		err := d.connect(n.Host)
+		d.post(func() {
+			delete(d.dialing, n.ID)
+			if err != nil && !errors.Is(err, errTwice) && !errors.Is(err, errTooMany) {
+				d.log.Debug("neighbour not reached", "host", n.ID, "addr", n.Addr, "error", err)
+				d.shun(n.ID)
+			}
+		})
+	})
+}
+
+func (d *Download) connect(h host.Host) error {
+	ctx, cancel := context.WithTimeout(d.ctx, dialTimeout)
+	defer cancel()
+	raw, err := d.e.cfg.Dial(ctx, h.Addr)
+	if err != nil {
+		return fmt.Errorf("dialling %s: %w", h.Addr, err)
+	}
+	conn, err := wire.Initiate(ctx, raw, d.id.Swarm(), d.e.cfg.Host.ID.PeerID())
+	if err != nil {
+		raw.Close()
+		return err
+	}
+	if conn.PeerID() != h.ID.PeerID() {
+		raw.Close()
+		return fmt.Errorf("%s is another host than %s", h.Addr, h.ID)
+	}
+	if err := d.link(conn, true, h.ID); err != nil {
+		raw.Close()
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,368 @@
+package peer_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/peer"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/piece/memstore"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// keys is a cluster's trust: whoever signs with its one key is a coordinator.
+type keys struct {
+	public  ed25519.PublicKey
+	private ed25519.PrivateKey
+}
+
+func newKeys() *keys {
+	public, private, _ := ed25519.GenerateKey(nil)
+	return &keys{public, private}
+}
+
+func (k *keys) id() (id piece.KeyID) {
+	sum := sha256.Sum256(k.public)
+	copy(id[:], sum[:])
+	return id
+}
+
+func (k *keys) SignRun(id task.ID, r *piece.Run) {
+	r.Key = k.id()
+	r.Signature = ed25519.Sign(k.private, r.SigningBytes(id))
+}
+
+func (k *keys) SignRevocation(id task.ID, r *piece.Revocation) {
+	r.Key = k.id()
+	r.Signature = ed25519.Sign(k.private, r.SigningBytes(id))
+}
+
+func (k *keys) Certificate() []byte { return k.public }
+
+func (k *keys) AddCertificate(der []byte) (piece.KeyID, error) {
+	if !bytes.Equal(der, k.public) {
+		return piece.KeyID{}, errors.New("unknown coordinator")
+	}
+	return k.id(), nil
+}
+
+func (k *keys) VerifyRun(id task.ID, r piece.Run) error {
+	if r.Key != k.id() || !ed25519.Verify(k.public, r.SigningBytes(id), r.Signature) {
+		return errors.New("bad signature")
+	}
+	return nil
+}
+
+func (k *keys) VerifyRevocation(id task.ID, r piece.Revocation) error {
+	if r.Key != k.id() || !ed25519.Verify(k.public, r.SigningBytes(id), r.Signature) {
+		return errors.New("bad signature")
+	}
+	return nil
+}
+
+// network is an in-memory network of listeners by address.
+type network struct {
+	mu        sync.Mutex
+	listeners map[string]*listener
+}
+
+type listener struct {
+	net  *network
+	addr string
+	in   chan net.Conn
+	done chan struct{}
+	once sync.Once
+}
+
+type addr string
+
+func (a addr) Network() string { return "mem" }
+func (a addr) String() string  { return string(a) }
+
+func (n *network) listen(a string) *listener {
+	l := &listener{net: n, addr: a, in: make(chan net.Conn), done: make(chan struct{})}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.listeners[a] = l
+	return l
+}
+
+func (n *network) dial(ctx context.Context, a string) (net.Conn, error) {
+	n.mu.Lock()
+	l := n.listeners[a]
+	n.mu.Unlock()
+	if l == nil {
+		return nil, fmt.Errorf("%s: connection refused", a)
+	}
+	here, there := net.Pipe()
+	select {
+	case l.in <- there:
+		return here, nil
+	case <-l.done:
+		return nil, fmt.Errorf("%s: connection refused", a)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.in:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *listener) Close() error {
+	l.once.Do(func() {
+		close(l.done)
+		l.net.mu.Lock()
+		defer l.net.mu.Unlock()
+		if l.net.listeners[l.addr] == l {
+			delete(l.net.listeners, l.addr)
+		}
+	})
+	return nil
+}
+
+func (l *listener) Addr() net.Addr { return addr(l.addr) }
+
+// owner is the simplest owner there is: it knows everybody, and the first node is the seed.
+type owner struct {
+	mu    sync.Mutex
+	nodes []*node
+	// seed is told to bring tasks from the origin; nil: whoever asks brings it itself.
+	seed    *node
+	entries []api.Entry
+	events  map[host.ID][]api.Entry
+	answer  func(from *node, e api.Entry, a *api.Assignment) error
+}
+
+func (o *owner) announce(from *node, e api.Entry) (api.Assignment, error) {
+	o.mu.Lock()
+	seed := o.seed
+	o.entries = append(o.entries, e)
+	o.events[from.host.ID] = append(o.events[from.host.ID], e)
+	a := api.Assignment{Task: e.Task}
+	for _, n := range o.nodes {
+		if n != from && !n.dead.Load() {
+			a.Neighbours = append(a.Neighbours, api.Neighbour{Host: n.host, Seed: n == seed})
+		}
+	}
+	answer := o.answer
+	o.mu.Unlock()
+	if seed == nil || seed == from {
+		a.Seed = true
+	} else if !seed.dead.Load() && e.Spec != nil {
+		seed.engine.Seed(e.Spec.Task())
+	}
+	if answer != nil {
+		if err := answer(from, e, &a); err != nil {
+			return api.Assignment{}, err
+		}
+	}
+	return a, nil
+}
+
+type announcer struct {
+	o *owner
+	n *node
+}
+
+func (a announcer) Announce(_ context.Context, e api.Entry) (api.Assignment, error) {
+	return a.o.announce(a.n, e)
+}
+
+// origin is a scripted [source.Origin].
+type origin struct {
+	mu        sync.Mutex
+	content   []byte
+	mediaType string
+	opens     []int64
+	sent      atomic.Int64
+	noLength  bool
+	// fail is asked before each open.
+	fail func(n int, offset int64) error
+	// body may wrap or replace the body of the n-th open.
+	body func(n int, offset int64, r io.Reader) io.Reader
+}
+
+func (o *origin) Open(ctx context.Context, _ task.Spec, offset int64) (*source.Response, error) {
+	o.mu.Lock()
+	n := len(o.opens)
+	o.opens = append(o.opens, offset)
+	o.mu.Unlock()
+	if o.fail != nil {
+		if err := o.fail(n, offset); err != nil {
+			return nil, err
+		}
+	}
+	var r io.Reader = bytes.NewReader(o.content[offset:])
+	if o.body != nil {
+		r = o.body(n, offset, r)
+	}
+	length := int64(len(o.content))
+	if o.noLength {
+		length = -1
+	}
+	return &source.Response{Body: &countedBody{ctx, r, &o.sent}, Length: length, MediaType: o.mediaType}, nil
+}
+
+func (o *origin) requests() []int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return append([]int64(nil), o.opens...)
+}
+
+type countedBody struct {
+	ctx context.Context
+	io.Reader
+	n *atomic.Int64
+}
+
+func (b *countedBody) Read(p []byte) (int, error) {
+	if err := b.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := b.Reader.Read(p)
+	b.n.Add(int64(n))
+	return n, err
+}
+func (b *countedBody) Close() error { return nil }
+
+// node is one host with a running engine.
+type node struct {
+	host   host.Host
+	engine *peer.Engine
+	store  piece.Store
+	cancel context.CancelFunc
+	done   chan error
+	dead   atomic.Bool
+	failed chan *api.Failure
+}
+
+func (n *node) SeedFacts(task.ID, piece.Facts) {}
+func (n *node) SeedDone(task.ID)               {}
+func (n *node) SeedFailed(_ task.ID, f *api.Failure) {
+	select {
+	case n.failed <- f:
+	default:
+	}
+}
+
+// stop ends a node cleanly and waits for it.
+func (n *node) stop() error {
+	if n.dead.Swap(true) {
+		return nil
+	}
+	n.cancel()
+	return <-n.done
+}
+
+type swarm struct {
+	t      *testing.T
+	net    *network
+	keys   *keys
+	owner  *owner
+	origin *origin
+	adjust func(*peer.Config)
+	count  int
+}
+
+func newSwarm(t *testing.T, content []byte) *swarm {
+	return &swarm{
+		t: t, net: &network{listeners: make(map[string]*listener)}, keys: newKeys(),
+		owner: &owner{events: make(map[host.ID][]api.Entry)}, origin: &origin{content: content, mediaType: "application/octet-stream"},
+	}
+}
+
+func (s *swarm) logger(name string) *slog.Logger {
+	if os.Getenv("DARTER_TEST_LOG") == "" {
+		return nil
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name)
+}
+
+// node starts one more host. The first one becomes the seed.
+func (s *swarm) node(store piece.Store) *node {
+	name := fmt.Sprintf("node-%d", s.count)
+	s.count++
+	n := &node{store: store, done: make(chan error, 1), failed: make(chan *api.Failure, 8)}
+	if store == nil {
+		n.store = memstore.New(memstore.Config{})
+	}
+	n.host = host.Host{ID: host.NewID(), Name: name, Addr: name + ":65002"}
+	cfg := peer.Config{
+		Host: n.host, Store: n.store, Listener: s.net.listen(n.host.Addr), Dial: s.net.dial, Announcer: announcer{s.owner, n},
+		Origin: s.origin, Signer: s.keys, Verifier: s.keys, Observer: n, Logger: s.logger(name), UploadSlots: 4,
+	}
+	if s.adjust != nil {
+		s.adjust(&cfg)
+	}
+	n.engine = peer.New(cfg)
+	ctx, cancel := context.WithCancel(context.Background())
+	n.cancel = cancel
+	go func() { n.done <- n.engine.Run(ctx) }()
+	s.owner.mu.Lock()
+	s.owner.nodes = append(s.owner.nodes, n)
+	s.owner.mu.Unlock()
+	s.t.Cleanup(func() { require.NoError(s.t, n.stop()) })
+	return n
+}
+
+func (s *swarm) seed() *node {
+	n := s.node(nil)
+	s.owner.mu.Lock()
+	s.owner.seed = n
+	s.owner.mu.Unlock()
+	return n
+}
+
+func (s *swarm) spec() task.Spec {
+	return task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(s.origin.content))), Kind: task.Blob, Upstream: "registry.test", Repository: "lib/app"}
+}
+
+// read pulls the bytes [off, off+n) at a node.
+func (s *swarm) read(ctx context.Context, n *node, spec task.Spec, off, length int64) ([]byte, error) {
+	c, err := n.engine.Open(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	r := c.NewReader(ctx, off, length)
+	defer r.Close()
+	return io.ReadAll(r)
+}
+
+func (s *swarm) readAll(n *node) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return s.read(ctx, n, s.spec(), 0, int64(len(s.origin.content)))
+}
+
+func randomBytes(seed uint64, n int) []byte {
+	b := make([]byte, n)
+	var key [32]byte
+	key[0], key[1] = byte(seed), byte(seed>>8)
+	rand.NewChaCha8(key).Read(b)
+	return b
+}

@@ -1,0 +1,933 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/peer/picker"
+	"github.com/darter-io/darter/pkg/peer/wire"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+const (
+	// strikesMax is how many bad pieces a peer may send in one download. Once may be bad
+	// luck, twice is a bad disk. The count dies with the download, so that a single
+	// poisoned task cannot ban a host from the others.
+	strikesMax = 2
+	// starveFirst and starveMax bound how soon a download that nobody can feed asks its
+	// owner again.
+	starveFirst = 100 * time.Millisecond
+	starveMax   = time.Second
+	// lonely is how long a download goes without anybody to ask before it fails.
+	lonely = 8 * time.Second
+	// busyMin and busyMax bound how long a busy neighbour is left alone.
+	busyMin = 5 * time.Millisecond
+	busyMax = 250 * time.Millisecond
+)
+
+var (
+	errBanned   = errors.New("it sent wrong bytes before")
+	errTwice    = errors.New("connected to it already")
+	errTooMany  = errors.New("this task has connections enough")
+	errStalled  = errors.New("it sent nothing of what it was asked for")
+	errNoDigest = errors.New("piece came without a signed digest")
+)
+
+// want is a range that somebody reads or read a moment ago.
+type want struct {
+	reader     *Reader
+	first, end piece.Index
+	until      time.Time // when a range without reader is forgotten
+}
+
+// Download is one task on its way in or out. Its loop, [Download.run], owns all state
+// that is not said to be shared, and decides everything; other goroutines post to it.
+type Download struct {
+	e      *Engine
+	id     task.ID
+	log    *slog.Logger
+	ledger *ledger
+	cached bool // complete when it was begun
+	holds  int  // contents and peers being welcomed; guarded by the engine's mu
+
+	events   chan func()
+	nudged   chan struct{}
+	done     chan struct{}
+	progress broadcast
+	wg       sync.WaitGroup
+	ctx      context.Context
+	stats    counters
+	// wantedNow is a copy of what is wanted, for the origin's goroutine.
+	wantedNow atomic.Pointer[piece.Bitmap]
+	view      atomic.Pointer[TaskStatus]
+
+	// offered is the newest spec that somebody came with.
+	offerMu sync.Mutex
+	offered *task.Spec
+
+	// The loop owns the rest.
+	spec       task.Spec
+	wanted     bool // somebody came with a spec
+	background bool // wanted whole, without a reader
+	wants      []want
+	pick       *picker.Picker
+	spread     *picker.Spread
+	proven     piece.Bitmap // pieces that are here and that somebody else can verify
+	links      map[picker.Neighbour]*link
+	nextLink   picker.Neighbour
+	dialing    map[host.ID]bool
+	avoid      map[host.ID]time.Time // hosts that failed, and until when they are left alone
+	banned     map[[20]byte]bool
+	silent     []host.ID
+	complete   bool
+	pieceTime  time.Duration
+	err        error
+
+	announcing    bool
+	toldStarted   bool
+	toldCompleted bool
+	nextProgress  time.Time
+	nextStarving  time.Time
+	starveDelay   time.Duration
+	lonelySince   time.Time
+
+	maySeed, seeding bool
+	stopOrigin       context.CancelFunc
+	lastUse          time.Time
+}
+
+func newDownload(e *Engine, spec task.Spec) *Download {
+	return &Download{
+		e: e, id: spec.ID, log: e.log.With("task", spec.ID.Short()), ledger: newLedger(spec.ID, e.cfg.Store, e.cfg.Verifier),
+		events: make(chan func(), 256), nudged: make(chan struct{}, 1), done: make(chan struct{}),
+		links: make(map[picker.Neighbour]*link), dialing: make(map[host.ID]bool), avoid: make(map[host.ID]time.Time),
+		banned: make(map[[20]byte]bool), starveDelay: starveFirst, pieceTime: 40 * time.Millisecond, lastUse: time.Now(),
+	}
+}
+
+// post hands an event to the loop; it is dropped when the loop has ended.
+func (d *Download) post(f func()) {
+	select {
+	case d.events <- f:
+	case <-d.done:
+	}
+}
+
+// nudge makes the loop look around.
+func (d *Download) nudge() {
+	select {
+	case d.nudged <- struct{}{}:
+	default:
+	}
+}
+
+// offer tells that somebody wants the task and how its origin may be asked.
+func (d *Download) offer(spec task.Spec) {
+	d.offerMu.Lock()
+	d.offered = &spec
+	d.offerMu.Unlock()
+	d.nudge()
+}
+
+func (d *Download) ended() bool {
+	select {
+	case <-d.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// failure is why the download ended; it may be asked once done is closed.
+func (d *Download) failure() error {
+	if d.err == nil {
+		return ErrStopped
+	}
+	return d.err
+}
+
+func (d *Download) sources() Sources { return d.stats.sources() }
+
+func (d *Download) status() TaskStatus {
+	if v := d.view.Load(); v != nil {
+		s := *v
+		s.Sources = d.sources()
+		return s
+	}
+	return TaskStatus{ID: d.id}
+}
+
+// run is the loop: it takes events and time, and decides. It ends when nobody needs the
+// download any more, when it fails, or when ctx ends.
+func (d *Download) run(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	d.ctx = ctx
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for d.err == nil {
+		select {
+		case f := <-d.events:
+			f()
+			d.drainEvents()
+		case <-d.nudged:
+		case <-timer.C:
+		case <-ctx.Done():
+			d.err = ErrStopped
+		}
+		now := time.Now()
+		if d.err == nil {
+			d.step(now)
+		}
+		if d.err == nil && d.idle(now) && d.e.retire(d, false) {
+			break
+		}
+		timer.Reset(d.pause(now))
+	}
+	if d.err != nil {
+		d.tellFailure()
+	}
+	d.e.retire(d, true)
+	close(d.done)
+	d.progress.signal()
+	for _, l := range d.links {
+		l.hurry()
+	}
+	d.e.stats.links.Add(-int64(len(d.links)))
+	cancel()
+	d.wg.Wait()
+	if d.ledger.hasFacts() {
+		d.ledger.replica.Close()
+	}
+}
+
+// drainEvents takes what else has come, so that decisions are made once for all of it.
+func (d *Download) drainEvents() {
+	for range cap(d.events) {
+		select {
+		case f := <-d.events:
+			f()
+		default:
+			return
+		}
+	}
+}
+
+// step looks at the state and does what is due.
+func (d *Download) step(now time.Time) {
+	d.takeOffer()
+	d.adoptFacts(now)
+	if d.pick != nil {
+		d.forgetWants(now)
+		d.noteComplete()
+		d.watch(now)
+		d.request(now)
+		d.resumeOrigin()
+	}
+	d.announce(now)
+	d.show()
+}
+
+func (d *Download) show() {
+	s := &TaskStatus{ID: d.id, Links: len(d.links), Seeding: d.seeding}
+	for _, w := range d.wants {
+		if w.reader != nil {
+			s.Readers++
+		}
+	}
+	if d.pick != nil {
+		s.Facts = d.ledger.replica.Facts()
+		s.Have, s.Pieces = d.pick.Have().Count(), d.pick.Have().Len()
+	}
+	d.view.Store(s)
+}
+
+func (d *Download) takeOffer() {
+	d.offerMu.Lock()
+	spec := d.offered
+	d.offered = nil
+	d.offerMu.Unlock()
+	if spec != nil {
+		d.spec, d.wanted = *spec, true
+	}
+}
+
+// adoptFacts begins to decide about pieces once the facts are known.
+func (d *Download) adoptFacts(now time.Time) {
+	if d.pick != nil || !d.ledger.hasFacts() {
+		return
+	}
+	layout := d.ledger.replica.Facts().Layout()
+	have, known := d.ledger.replica.Have(), d.ledger.knownSet()
+	cfg := d.e.cfg.Picker
+	cfg.Seed = d.e.seed()
+	d.pick = picker.New(cfg, layout, have)
+	d.spread = picker.NewSpread(layout.Count(), cfg.Seed)
+	d.proven = piece.NewBitmap(layout.Count())
+	for i := range piece.Index(layout.Count()) {
+		if known.Has(i) {
+			d.pick.Known(i)
+			if have.Has(i) {
+				d.proven.Set(i)
+			}
+		}
+	}
+	d.updateWanted(now)
+	for _, l := range d.links {
+		d.introduce(l)
+	}
+}
+
+func (d *Download) wantAll() {
+	d.background = true
+	d.updateWanted(time.Now())
+	d.helloAgain()
+}
+
+func (d *Download) addReader(r *Reader) {
+	layout := d.ledger.replica.Facts().Layout()
+	first, end := layout.Span(r.off, r.end-r.off)
+	d.wants = append(d.wants, want{reader: r, first: first, end: end})
+	d.adoptFacts(time.Now())
+	d.updateWanted(time.Now())
+}
+
+func (d *Download) removeReader(r *Reader) {
+	for i := range d.wants {
+		if w := &d.wants[i]; w.reader == r {
+			w.reader, w.until = nil, time.Now().Add(d.e.cfg.Linger)
+			if r.pos.Load() >= r.end {
+				w.until = time.Now()
+			}
+		}
+	}
+}
+
+func (d *Download) forgetWants(now time.Time) {
+	kept := d.wants[:0]
+	for _, w := range d.wants {
+		if w.reader != nil || now.Before(w.until) {
+			kept = append(kept, w)
+		}
+	}
+	if len(kept) != len(d.wants) {
+		d.wants = kept
+		d.updateWanted(now)
+	}
+}
+
+func (d *Download) updateWanted(now time.Time) {
+	if d.pick == nil {
+		return
+	}
+	wanted := piece.NewBitmap(d.pick.Have().Len())
+	if d.background {
+		wanted.SetAll()
+	}
+	for _, w := range d.wants {
+		for i := w.first; i < w.end; i++ {
+			wanted.Set(i)
+		}
+	}
+	d.pick.Want(wanted)
+	copied := wanted.Clone()
+	d.wantedNow.Store(&copied)
+	d.progress.signal()
+	d.lastUse = now
+}
+
+// request asks for pieces while asking makes sense.
+func (d *Download) request(now time.Time) {
+	layout := d.ledger.replica.Facts().Layout()
+	var urgent []piece.Index
+	for _, w := range d.wants {
+		if w.reader == nil {
+			continue
+		}
+		if i := d.pick.Have().NextMissing(layout.At(w.reader.pos.Load())); i < w.end {
+			urgent = append(urgent, i)
+		}
+	}
+	d.pick.Urgent(urgent)
+	for {
+		r, ok := d.pick.Next(now)
+		if !ok {
+			return
+		}
+		l := d.links[r.From]
+		l.expect(&inbound{index: r.Piece, any: r.Any, asked: now})
+		l.since = now
+		if r.Any {
+			l.send(wire.Message{Type: wire.AnyMessage, Any: &wire.Any{Exclude: r.Exclude, Starving: r.Starving}})
+		} else {
+			l.send(wire.Message{Type: wire.Request, Index: r.Piece, Length: layout.Size(r.Piece)})
+		}
+		d.pick.Asked(r)
+	}
+}
+
+// store verifies and keeps one piece. Connections call it, not the loop.
+func (d *Download) store(i piece.Index, data []byte) error {
+	want, ok := d.ledger.digest(i)
+	if !ok {
+		return errNoDigest
+	}
+	if d.ledger.replica.Has(i) {
+		return nil // somebody else was faster
+	}
+	if got := piece.Sum(data); got != want {
+		return &piece.DigestError{Index: i, Want: want, Got: got}
+	}
+	if err := d.ledger.replica.WritePiece(i, data, want); err != nil {
+		return fmt.Errorf("keeping piece %d of task %s: %w", i, d.id, err)
+	}
+	d.progress.signal()
+	return nil
+}
+
+// arrived ends a request whose piece came.
+func (d *Download) arrived(l *link, in *inbound, err error) {
+	if in.dropped {
+		return
+	}
+	d.pick.Done(l.n, in.index)
+	var bad *piece.DigestError
+	switch {
+	case err == nil:
+		d.pieceTime += (time.Since(in.asked) - d.pieceTime) / 8
+		d.got(in.index, l)
+	case errors.As(err, &bad):
+		d.blame(l, bad)
+	case errors.Is(err, errNoDigest):
+		l.close(fmt.Errorf("%w: piece %d: %w", wire.ErrProtocol, in.index, err))
+	default:
+		d.fail(&api.Failure{Status: http.StatusInsufficientStorage, Message: err.Error()})
+	}
+}
+
+func (d *Download) blame(l *link, bad *piece.DigestError) {
+	d.e.stats.bad.Add(1)
+	d.pick.Lacks(l.n, bad.Index)
+	l.strikes++
+	d.log.Warn("peer sent wrong bytes", "host", l.host, "addr", l.conn.RemoteAddr(), "piece", bad.Index, "strikes", l.strikes)
+	if l.strikes >= strikesMax {
+		d.banned[l.conn.PeerID()] = true
+		d.shun(l.host)
+		l.close(fmt.Errorf("%w: %w", errBanned, bad))
+	}
+}
+
+// shun reports a host to the owner and leaves it alone for a while.
+func (d *Download) shun(h host.ID) {
+	if h == "" {
+		return
+	}
+	d.silent = append(d.silent, h)
+	d.avoid[h] = time.Now().Add(5 * time.Second)
+}
+
+// got notes a piece that is here now; from is nil when the origin gave it.
+func (d *Download) got(i piece.Index, from *link) {
+	size := d.ledger.replica.Facts().Layout().Size(i)
+	if d.pick.Have().Has(i) {
+		d.e.stats.duplicate.Add(size)
+		return
+	}
+	switch {
+	case from == nil:
+		d.count(func(c *counters) *atomic.Int64 { return &c.origin }, size)
+	case from.seed:
+		d.count(func(c *counters) *atomic.Int64 { return &c.seeds }, size)
+	default:
+		d.count(func(c *counters) *atomic.Int64 { return &c.peers }, size)
+	}
+	d.pick.Got(i)
+	d.starveDelay = starveFirst
+	d.lastUse = time.Now()
+	d.lonelySince = time.Time{}
+	for _, l := range d.links {
+		if in := l.unexpect(func(in *inbound) bool { return !in.any && in.index == i }); in != nil {
+			d.pick.Done(l.n, i)
+			l.send(wire.Message{Type: wire.Cancel, Index: i, Length: size})
+		}
+	}
+	d.publish(i)
+}
+
+func (d *Download) count(which func(*counters) *atomic.Int64, n int64) {
+	which(&d.stats).Add(n)
+	which(&d.e.stats).Add(n)
+}
+
+// publish tells every neighbour that lacks it of a piece, if it is here and proven.
+func (d *Download) publish(i piece.Index) {
+	if !d.pick.Have().Has(i) || d.ledger.proof(i) < 0 || !d.proven.Set(i) {
+		return
+	}
+	for _, l := range d.links {
+		if l.have.Len() > 0 && !l.have.Has(i) {
+			d.prove(l, i)
+			l.told.Set(i)
+			l.send(wire.Message{Type: wire.Have, Index: i})
+		}
+	}
+}
+
+// prove makes sure that a neighbour has the signed digest of piece i.
+func (d *Download) prove(l *link, i piece.Index) {
+	if n := d.ledger.proof(i); n >= 0 && !l.runs[n] {
+		d.sendRuns(l, n)
+	}
+}
+
+// sendRuns sends the runs that a neighbour lacks, once its Hello told that it reads them.
+func (d *Download) sendRuns(l *link, numbers ...int) {
+	if !l.helloed {
+		return
+	}
+	const batch = 64 << 10 // bytes of digests in one message, about
+	var now []int
+	size := 0
+	flush := func() {
+		if len(now) == 0 {
+			return
+		}
+		runs, certs := d.ledger.message(now)
+		l.send(wire.Message{Type: wire.DigestMessage, Digests: &wire.Digests{Runs: runs, Certificates: certs}})
+		now, size = nil, 0
+	}
+	for _, n := range numbers {
+		if l.runs[n] {
+			continue
+		}
+		l.runs[n] = true
+		now = append(now, n)
+		if size += d.ledger.size(n); size >= batch {
+			flush()
+		}
+	}
+	flush()
+}
+
+// digests notes that signed runs came from l, or from the own origin when l is nil.
+func (d *Download) digests(l *link, numbers []int) {
+	now := time.Now()
+	d.adoptFacts(now)
+	if d.pick == nil {
+		return
+	}
+	if l != nil {
+		for _, n := range numbers {
+			l.runs[n] = true
+		}
+	}
+	known := d.ledger.knownSet()
+	for i := range piece.Index(known.Len()) {
+		if known.Has(i) {
+			d.pick.Known(i)
+			d.publish(i)
+		}
+	}
+	if known.Full() {
+		d.pick.Matured()
+	}
+	// A neighbour that has heard no run does not even know the length.
+	for _, other := range d.links {
+		if other != l && len(other.runs) == 0 && d.ledger.runCount() > 0 {
+			d.sendRuns(other, 0)
+		}
+	}
+}
+
+// link adds a connection after its handshake; it fails when the download will not have it.
+func (d *Download) link(c *wire.Conn, initiated bool, h host.ID) error {
+	result := make(chan error, 1)
+	d.post(func() { result <- d.addLink(c, initiated, h) })
+	select {
+	case err := <-result:
+		return err
+	case <-d.done:
+		return d.failure()
+	}
+}
+
+func (d *Download) addLink(c *wire.Conn, initiated bool, h host.ID) error {
+	self, other := d.e.cfg.Host.ID.PeerID(), c.PeerID()
+	switch {
+	case other == self:
+		return errSelf
+	case d.banned[other]:
+		return errBanned
+	case len(d.links) >= d.e.cfg.LinksMax:
+		return errTooMany
+	}
+	for _, l := range d.links {
+		if l.conn.PeerID() != other {
+			continue
+		}
+		// Both dialled at once: both keep the connection that the lower name dialled.
+		lower := string(self[:]) < string(other[:])
+		if initiated == lower && l.initiated != initiated {
+			l.close(errTwice)
+			break
+		}
+		return errTwice
+	}
+	l := newLink(d, c, initiated)
+	l.n, l.host, l.idleFrom, l.since = d.nextLink, h, time.Now(), time.Now()
+	d.nextLink++
+	d.links[l.n] = l
+	d.e.stats.links.Add(1)
+	l.send(d.hello())
+	if d.pick != nil {
+		d.introduce(l)
+	} else {
+		l.send(wire.Message{Type: wire.Bitfield})
+	}
+	d.wg.Go(l.run)
+	return nil
+}
+
+func (d *Download) hello() wire.Message {
+	return wire.Message{Type: wire.HelloMessage, Hello: &wire.Hello{
+		Host: d.e.cfg.Host.ID, Version: wire.Version, Client: d.e.cfg.Client, Seed: d.background || d.seeding,
+	}}
+}
+
+// helloAgain tells neighbours that this host has become a seed.
+func (d *Download) helloAgain() {
+	for _, l := range d.links {
+		l.send(d.hello())
+	}
+}
+
+// introduce tells a neighbour what is here, and notes what it said before the facts were known.
+func (d *Download) introduce(l *link) {
+	n := d.pick.Have().Len()
+	l.have, l.told = piece.NewBitmap(n), piece.NewBitmap(n)
+	d.pick.Join(l.n, l.seed)
+	for i, has := range l.bits {
+		if has && i < n {
+			d.has(l, piece.Index(i))
+		}
+	}
+	for _, i := range l.haves {
+		d.has(l, i)
+	}
+	if l.hasAll {
+		d.hasAll(l)
+	}
+	l.bits, l.haves = nil, nil
+	l.told = d.proven.Clone()
+	var bits []bool
+	if l.told.Count() > 0 {
+		bits = make([]bool, n)
+	}
+	for i := range bits {
+		bits[i] = l.told.Has(piece.Index(i))
+	}
+	l.send(wire.Message{Type: wire.Bitfield, Bits: bits})
+	d.sendRuns(l, d.ledger.proofs(d.proven)...)
+}
+
+func (d *Download) has(l *link, i piece.Index) {
+	l.have.Set(i)
+	d.pick.Has(l.n, i)
+}
+
+func (d *Download) hasAll(l *link) {
+	for i := range piece.Index(l.have.Len()) {
+		d.has(l, i)
+	}
+}
+
+// handle takes one message of a neighbour.
+func (d *Download) handle(l *link, m wire.Message) {
+	if d.links[l.n] != l {
+		return
+	}
+	known := d.pick != nil
+	switch m.Type {
+	case wire.HelloMessage:
+		if l.host = m.Hello.Host; l.host == d.e.cfg.Host.ID {
+			l.close(errSelf)
+			return
+		}
+		l.seed, l.helloed = m.Hello.Seed, true
+		if d.pick != nil {
+			d.pick.SetSeed(l.n, l.seed)
+			d.sendRuns(l, d.ledger.proofs(d.proven)...)
+		}
+	case wire.Bitfield:
+		switch {
+		case !known:
+			l.bits, l.hasAll = m.Bits, m.All
+		case m.All:
+			d.hasAll(l)
+		default:
+			for i, has := range m.Bits {
+				if has && i < l.have.Len() {
+					d.has(l, piece.Index(i))
+				}
+			}
+		}
+	case wire.Have:
+		if known {
+			d.has(l, m.Index)
+		} else if len(l.haves) < piece.CountMax {
+			l.haves = append(l.haves, m.Index)
+		}
+	case wire.Request:
+		d.serve(l, m)
+	case wire.AnyMessage:
+		d.serveAny(l, *m.Any)
+	case wire.Cancel:
+		l.cancel(m.Index, m.Begin)
+	case wire.BusyMessage:
+		d.refused(l, *m.Busy)
+	case wire.Reject:
+		if in := l.unexpect(func(in *inbound) bool { return !in.any && in.index == m.Index }); in != nil {
+			d.pick.Done(l.n, m.Index)
+			d.pick.Lacks(l.n, m.Index)
+		}
+	case wire.FailMessage:
+		if l.seed && !d.complete && !d.seeding {
+			d.fail(m.Failure)
+		}
+	case wire.RevokeMessage:
+		if err := d.e.cfg.Verifier.VerifyRevocation(d.id, *m.Revocation); err != nil {
+			l.close(fmt.Errorf("%w: revocation: %w", wire.ErrProtocol, err))
+			return
+		}
+		if d.ledger.concerns(m.Revocation.Epoch) {
+			d.revoke(*m.Revocation)
+		}
+	}
+}
+
+func (d *Download) refused(l *link, b wire.Busy) {
+	isAny := b.Index == wire.BusyAny
+	in := l.unexpect(func(in *inbound) bool { return in.any == isAny && (isAny || in.index == b.Index) && in.got == 0 })
+	if in == nil {
+		return
+	}
+	d.e.stats.busyGot.Add(1)
+	if isAny {
+		d.pick.Refused(l.n)
+	} else {
+		d.pick.Done(l.n, b.Index)
+	}
+	// Half a piece-time, give or take half of it, so that those who were refused at once
+	// do not come back at once.
+	delay := min(max(d.pieceTime/4+d.jitter(d.pieceTime/2), busyMin), busyMax)
+	d.pick.Busy(l.n, time.Now().Add(max(delay, b.Delay)))
+}
+
+// bound notes which piece an any-request turned out to be.
+func (d *Download) bound(l *link, i piece.Index) {
+	if d.links[l.n] == l {
+		d.pick.Bound(l.n, i)
+	}
+}
+
+// serve answers a request for a piece, or for a part of it, at once: with the piece, with
+// a reject where it is not here, or with busy where all slots are taken.
+func (d *Download) serve(l *link, m wire.Message) {
+	refuse := wire.Message{Type: wire.Reject, Index: m.Index, Begin: m.Begin, Length: m.Length}
+	if d.pick == nil || !d.proven.Has(m.Index) {
+		l.send(refuse)
+		return
+	}
+	size := d.ledger.replica.Facts().Layout().Size(m.Index)
+	if m.Length <= 0 || m.Begin < 0 || m.Begin+m.Length > size {
+		l.send(refuse)
+		return
+	}
+	if !d.e.slots.TryAcquire() {
+		d.e.stats.busySent.Add(1)
+		l.send(wire.Message{Type: wire.BusyMessage, Busy: &wire.Busy{Index: m.Index, Begin: m.Begin}})
+		return
+	}
+	d.begin(l, &job{index: m.Index, begin: m.Begin, next: m.Begin, end: m.Begin + m.Length})
+}
+
+// serveAny answers a request for whatever piece, as a seed.
+func (d *Download) serveAny(l *link, a wire.Any) {
+	busy := wire.Message{Type: wire.BusyMessage, Busy: &wire.Busy{Index: wire.BusyAny}}
+	if d.pick == nil || !d.e.slots.TryAcquire() {
+		d.e.stats.busySent.Add(1)
+		l.send(busy)
+		return
+	}
+	i, ok := d.spread.Pick(d.proven, l.have, a.Exclude, a.Starving)
+	if !ok {
+		d.e.slots.Release()
+		busy.Busy.Delay = max(busyMin, min(d.pieceTime, busyMax))
+		l.send(busy)
+		return
+	}
+	d.begin(l, &job{index: i, end: d.ledger.replica.Facts().Layout().Size(i), any: true})
+}
+
+func (d *Download) begin(l *link, j *job) {
+	d.spread.Sent(j.index)
+	d.prove(l, j.index)
+	l.sending++
+	d.lastUse = time.Now()
+	l.serve(j)
+}
+
+// served ends a job.
+func (d *Download) served(l *link, j *job, sent bool) {
+	l.sending--
+	if !sent && j.next == j.begin {
+		d.spread.Unsent(j.index)
+	}
+}
+
+// unlink forgets a connection that has ended.
+func (d *Download) unlink(l *link, err error) {
+	if d.links[l.n] != l {
+		return
+	}
+	delete(d.links, l.n)
+	d.e.stats.links.Add(-1)
+	if d.pick != nil {
+		d.pick.Leave(l.n)
+	}
+	var timeout net.Error
+	if errors.Is(err, wire.ErrProtocol) || errors.Is(err, errStalled) || errors.As(err, &timeout) && timeout.Timeout() {
+		d.log.Info("peer left", "host", l.host, "addr", l.conn.RemoteAddr(), "error", err)
+		d.shun(l.host)
+		return
+	}
+	d.log.Debug("peer gone", "host", l.host, "addr", l.conn.RemoteAddr(), "error", err)
+	if l.host != "" && !d.complete {
+		d.silent = append(d.silent, l.host)
+	}
+}
+
+// watch leaves parents that send nothing and closes connections that nobody needs.
+func (d *Download) watch(now time.Time) {
+	for _, l := range d.links {
+		switch received := l.conn.Received(); {
+		case received != l.received, l.expecting() == 0:
+			l.received, l.since = received, now
+		case now.Sub(l.since) > d.e.cfg.Stall:
+			l.close(fmt.Errorf("%w for %s", errStalled, d.e.cfg.Stall))
+		}
+		if l.sending > 0 || l.expecting() > 0 {
+			l.idleFrom = now
+		}
+		if d.complete && l.have.Len() > 0 && l.have.Full() && l.sending == 0 || now.Sub(l.idleFrom) > d.e.cfg.Idle {
+			l.drain()
+		}
+	}
+	for h, until := range d.avoid {
+		if now.After(until) {
+			delete(d.avoid, h)
+		}
+	}
+}
+
+func (d *Download) noteComplete() {
+	if d.complete || !d.pick.Have().Full() {
+		return
+	}
+	d.complete = true
+	d.progress.signal()
+	if d.background && d.e.cfg.Observer != nil {
+		d.e.cfg.Observer.SeedDone(d.id)
+	}
+	if !d.cached {
+		s := d.sources()
+		d.log.Info("content complete", "bytes", d.ledger.replica.Facts().Length,
+			"peers", s.Peers, "seeds", s.Seeds, "origin", s.Origin, "inline", s.Inline, "links", len(d.links))
+	}
+}
+
+// idle reports whether nobody needs the download any more.
+func (d *Download) idle(now time.Time) bool {
+	if len(d.links) > 0 || len(d.dialing) > 0 || d.announcing || d.seeding || len(d.wants) > 0 {
+		return false
+	}
+	if d.background && !d.complete {
+		return false
+	}
+	if d.complete && d.wanted && !d.toldCompleted && d.ledger.proven() {
+		return false
+	}
+	return d.complete || now.Sub(d.lastUse) > d.e.cfg.Linger
+}
+
+// pause is how long the loop may sleep.
+func (d *Download) pause(now time.Time) time.Duration {
+	const look = 500 * time.Millisecond
+	wake := now.Add(5 * time.Second)
+	if d.pick == nil || d.pick.Outstanding() > 0 || !d.complete {
+		wake = now.Add(look)
+	}
+	if d.pick != nil {
+		if t := d.pick.NextFree(now); !t.IsZero() && t.Before(wake) {
+			wake = t
+		}
+	}
+	for _, t := range []time.Time{d.nextStarving, d.nextProgress} {
+		if t.After(now) && t.Before(wake) && !d.complete {
+			wake = t
+		}
+	}
+	return max(wake.Sub(now), time.Millisecond)
+}
+
+// fail ends the download with an error that every reader is told.
+func (d *Download) fail(err error) {
+	if d.err == nil {
+		d.err = err
+	}
+}
+
+// tellFailure tells observer and neighbours why a seed gives up.
+func (d *Download) tellFailure() {
+	var f *api.Failure
+	if !errors.As(d.err, &f) {
+		return
+	}
+	d.log.Warn("download failed", "error", d.err)
+	if !d.background && !d.seeding {
+		return
+	}
+	d.e.giveUp(d.id, f)
+	for _, l := range d.links {
+		l.send(wire.Message{Type: wire.FailMessage, Failure: f})
+	}
+	if d.e.cfg.Observer != nil {
+		d.e.cfg.Observer.SeedFailed(d.id, f)
+	}
+}
+
+// revoke drops what proved wrong, here and at every neighbour.
+func (d *Download) revoke(r piece.Revocation) {
+	d.log.Warn("content revoked", "epoch", r.Epoch, "key", r.Key)
+	for _, l := range d.links {
+		l.send(wire.Message{Type: wire.RevokeMessage, Revocation: &r})
+	}
+	if err := d.e.cfg.Store.Remove(d.id); err != nil {
+		d.log.Error("cannot drop a revoked task", "error", err)
+	}
+	d.fail(ErrRevoked)
+}
+
+func (d *Download) jitter(n time.Duration) time.Duration {
+	return time.Duration(float64(n) * rand.Float64())
+}

@@ -1,0 +1,551 @@
+// Package peer is the engine that downloads and serves: one per node, for readers, for
+// other peers, and, where it is told to be a seed, from the origin.
+//
+// Nothing is stored, served or read that was not verified against a digest that a
+// coordinator signed, or that the origin gave to this very node; a reader never sees the
+// end of a content that did not match its digest. A seed is a peer whose parent is the
+// origin: there is no second download path. One loop owns one download and decides;
+// connections and disks work beside it. Start at [Engine.Open], then [Download.run];
+// docs/life-of-a-pull.md tells the whole way.
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/peer/picker"
+	"github.com/darter-io/darter/pkg/peer/upload"
+	"github.com/darter-io/darter/pkg/peer/wire"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// ErrStopped tells that the engine was stopped.
+var ErrStopped = errors.New("the peer engine was stopped")
+
+// Announcer tells a task's owner what happens here and brings back whom to talk to.
+type Announcer interface {
+	Announce(ctx context.Context, e api.Entry) (api.Assignment, error)
+}
+
+// Signer vouches for pieces as a coordinator.
+type Signer interface {
+	SignRun(id task.ID, r *piece.Run)
+	SignRevocation(id task.ID, r *piece.Revocation)
+	Certificate() []byte
+}
+
+// Verifier knows which coordinators to believe. Safe for concurrent use.
+type Verifier interface {
+	AddCertificate(der []byte) (piece.KeyID, error)
+	VerifyRun(id task.ID, r piece.Run) error
+	VerifyRevocation(id task.ID, r piece.Revocation) error
+}
+
+// Observer is told what becomes of the downloads that this host seeds. It must not block.
+type Observer interface {
+	SeedFacts(id task.ID, f piece.Facts)
+	SeedDone(id task.ID)
+	SeedFailed(id task.ID, f *api.Failure)
+}
+
+// Config are the parts and settings of an engine.
+type Config struct {
+	Host  host.Host
+	Store piece.Store
+	// Listener accepts peers; nil for a host that only dials. The engine closes it.
+	Listener net.Listener
+	// Dial reaches another host's piece wire.
+	Dial      func(ctx context.Context, addr string) (net.Conn, error)
+	Announcer Announcer
+	// Origin is asked when an owner says so; nil for a host that never seeds.
+	Origin source.Origin
+	// Signer is needed where Origin is.
+	Signer   Signer
+	Verifier Verifier
+	Observer Observer
+	Picker   picker.Config
+	// UploadSlots is how many pieces are sent at once; see [upload.Slots]. Default 4.
+	UploadSlots int
+	// LinksMax is how many connections one task may hold. Each costs some 40 KB and a
+	// share of every announcement of a piece. Default 40.
+	LinksMax int
+	// NeighboursMin is how many connections a download tries to keep; fewer slow the
+	// swarm's tail. Default 16.
+	NeighboursMin int
+	// Linger is how long a download goes on for a reader that left, in case the client
+	// returns with a Range; default 10 s. Idle is how long a task without reader keeps
+	// its connections open; default 60 s.
+	Linger, Idle time.Duration
+	// Stall is how long a parent may send nothing of what it was asked for before it is
+	// left. Default 3 s.
+	Stall time.Duration
+	// ProgressInterval is how often an active download announces. Default 1 s.
+	ProgressInterval time.Duration
+	// SpoolDir takes content whose length the origin does not tell. Default: the system's.
+	SpoolDir string
+	// Client names the program to its peers.
+	Client string
+	Logger *slog.Logger
+}
+
+func (c *Config) defaults() {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	set(&c.Linger, 10*time.Second)
+	set(&c.Idle, 60*time.Second)
+	set(&c.Stall, 3*time.Second)
+	set(&c.ProgressInterval, time.Second)
+	if c.UploadSlots == 0 {
+		c.UploadSlots = upload.SlotsDefault
+	}
+	if c.LinksMax == 0 {
+		c.LinksMax = 40
+	}
+	if c.NeighboursMin == 0 {
+		c.NeighboursMin = 16
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Sources counts bytes of verified pieces by where they came from.
+type Sources struct {
+	Peers  int64 `json:"peers"`  // from other nodes
+	Seeds  int64 `json:"seeds"`  // from supernodes and other seeds
+	Origin int64 `json:"origin"` // from the origin, by this node itself
+	Inline int64 `json:"inline"` // inside an owner's answer
+}
+
+// Stats are an engine's counters since its start.
+type Stats struct {
+	Sources
+	Sent        int64 `json:"sent"`        // bytes of pieces sent to other hosts
+	BadPieces   int64 `json:"badPieces"`   // pieces whose bytes did not match their digest
+	Duplicate   int64 `json:"duplicate"`   // bytes that came although they were there
+	BusySent    int64 `json:"busySent"`    // requests refused for want of a slot
+	BusyGot     int64 `json:"busyGot"`     // requests of ours that were refused
+	Downloads   int   `json:"downloads"`   // tasks in memory
+	Links       int64 `json:"links"`       // connections open
+	UploadSlots int   `json:"uploadSlots"` // taken
+}
+
+type counters struct {
+	peers, seeds, origin, inline atomic.Int64
+	sent, bad, duplicate         atomic.Int64
+	busySent, busyGot, links     atomic.Int64
+}
+
+func (c *counters) sources() Sources {
+	return Sources{Peers: c.peers.Load(), Seeds: c.seeds.Load(), Origin: c.origin.Load(), Inline: c.inline.Load()}
+}
+
+// Engine downloads and serves for one host. Its methods are safe for concurrent use.
+type Engine struct {
+	cfg     Config
+	log     *slog.Logger
+	slots   *upload.Slots
+	buffers buffers
+	stats   counters
+	started chan struct{}
+	ctx     context.Context // of Run; set before started closes
+	wg      sync.WaitGroup
+
+	// mu is held to find, add or end a download, never while bytes move.
+	mu        sync.Mutex
+	downloads map[task.ID]*Download
+	swarms    map[[20]byte]task.ID
+	attempts  map[task.ID]attempt
+	failures  map[task.ID]failure
+	stopped   bool
+}
+
+// attempt remembers that an origin's content proved wrong, so that it is asked anew only
+// once in a while.
+type attempt struct {
+	count int
+	last  time.Time
+}
+
+// failure remembers why this host, as a seed, gave a task up, for peers that come late.
+type failure struct {
+	words *api.Failure
+	until time.Time
+}
+
+// failureMemory is how long a seed tells late peers why it gave up, before it would try
+// again for them.
+const failureMemory = 2 * time.Second
+
+// New returns an engine in which nothing moves until [Engine.Run].
+func New(cfg Config) *Engine {
+	cfg.defaults()
+	e := &Engine{
+		cfg: cfg, log: cfg.Logger, slots: upload.NewSlots(cfg.UploadSlots), started: make(chan struct{}),
+		downloads: make(map[task.ID]*Download), swarms: make(map[[20]byte]task.ID), attempts: make(map[task.ID]attempt),
+		failures: make(map[task.ID]failure),
+	}
+	for _, entry := range cfg.Store.Inventory() {
+		e.swarms[entry.ID.Swarm()] = entry.ID
+	}
+	return e
+}
+
+// Run accepts peers and drives downloads until ctx ends; then it ends every download,
+// waits for them and returns nil, or returns the listener's error.
+func (e *Engine) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	e.ctx = ctx
+	close(e.started)
+	var err error
+	if e.cfg.Listener == nil {
+		<-ctx.Done()
+	} else {
+		stop := context.AfterFunc(ctx, func() { e.cfg.Listener.Close() })
+		err = e.accept(ctx)
+		stop()
+		e.cfg.Listener.Close()
+	}
+	e.mu.Lock()
+	e.stopped = true
+	e.mu.Unlock()
+	cancel()
+	e.wg.Wait()
+	return err
+}
+
+func (e *Engine) accept(ctx context.Context) error {
+	for {
+		raw, err := e.cfg.Listener.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			var temporary interface{ Temporary() bool }
+			if errors.As(err, &temporary) && temporary.Temporary() {
+				e.log.Warn("cannot accept a peer, trying again", "error", err)
+				select {
+				case <-time.After(50 * time.Millisecond):
+				case <-ctx.Done():
+				}
+				continue
+			}
+			return fmt.Errorf("accepting peers on %s: %w", e.cfg.Listener.Addr(), err)
+		}
+		e.wg.Go(func() {
+			if err := e.welcome(ctx, raw); err != nil {
+				raw.Close()
+				e.log.Debug("peer turned away", "addr", raw.RemoteAddr(), "error", err)
+			}
+		})
+	}
+}
+
+// welcome shakes hands with a peer and hands it to the download it asks for.
+func (e *Engine) welcome(ctx context.Context, raw net.Conn) error {
+	conn, swarm, err := wire.Accept(ctx, raw, e.cfg.Host.ID.PeerID())
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	id, ok := e.swarms[swarm]
+	e.mu.Unlock()
+	if !ok {
+		return fmt.Errorf("it asks for a task that is not here: swarm %x", swarm)
+	}
+	d, err := e.download(task.Spec{ID: id}, false)
+	if words := e.failed(id); err != nil && words != nil {
+		return e.dismiss(conn, words)
+	}
+	if err != nil {
+		return err
+	}
+	defer e.release(d)
+	return d.link(conn, false, "")
+}
+
+// Open returns the content of a task, beginning its download where needed. It waits until
+// the facts are known, ctx ends, or the download fails; an origin's refusal is an
+// *[api.Failure]. The caller closes the content.
+func (e *Engine) Open(ctx context.Context, spec task.Spec) (*Content, error) {
+	select {
+	case <-e.started:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	d, err := e.download(spec, true)
+	if err != nil {
+		return nil, err
+	}
+	c := &Content{d: d, opened: time.Now()}
+	select {
+	case <-d.ledger.ready:
+		return c, nil
+	default:
+	}
+	select {
+	case <-d.ledger.ready:
+		return c, nil
+	case <-d.done:
+		err = d.failure()
+	case <-ctx.Done():
+		err = fmt.Errorf("opening task %s: %w", spec.ID, context.Cause(ctx))
+	}
+	c.Close()
+	return nil, err
+}
+
+// Seed begins a download of the whole content without a reader, if it is not here.
+func (e *Engine) Seed(spec task.Spec) {
+	select {
+	case <-e.started:
+	default:
+		return
+	}
+	d, err := e.download(spec, true)
+	if err != nil {
+		e.log.Warn("seed not started", "task", spec.ID, "error", err)
+		return
+	}
+	d.post(d.wantAll)
+	e.release(d)
+}
+
+// Facts returns the facts of a task that is here or on its way, if they are known.
+func (e *Engine) Facts(id task.ID) (piece.Facts, bool) {
+	e.mu.Lock()
+	d := e.downloads[id]
+	e.mu.Unlock()
+	if d != nil && d.ledger.hasFacts() {
+		return d.ledger.replica.Facts(), true
+	}
+	r, err := e.cfg.Store.Open(id)
+	if err != nil {
+		return piece.Facts{}, false
+	}
+	defer r.Close()
+	return r.Facts(), true
+}
+
+// ReadAll returns a content that is here completely and not longer than limit bytes.
+func (e *Engine) ReadAll(id task.ID, limit int64) ([]byte, bool) {
+	r, err := e.cfg.Store.Open(id)
+	if err != nil {
+		return nil, false
+	}
+	defer r.Close()
+	if f := r.Facts(); f.Length > limit || !r.Have().Full() {
+		return nil, false
+	}
+	b := make([]byte, r.Facts().Length)
+	if _, err := io.ReadFull(io.NewSectionReader(r, 0, int64(len(b))), b); err != nil {
+		return nil, false
+	}
+	return b, true
+}
+
+// Inventory lists what this host holds for others, as announces want it.
+func (e *Engine) Inventory() (list []api.Entry) {
+	for _, entry := range e.cfg.Store.Inventory() {
+		event := api.Progress
+		if entry.Complete {
+			event = api.Completed
+		}
+		list = append(list, api.Entry{Task: entry.ID, Event: event, Have: entry.Have})
+	}
+	return list
+}
+
+// Stats returns the counters.
+func (e *Engine) Stats() Stats {
+	e.mu.Lock()
+	downloads := len(e.downloads)
+	e.mu.Unlock()
+	c := &e.stats
+	return Stats{
+		Sources: c.sources(), Sent: c.sent.Load(), BadPieces: c.bad.Load(), Duplicate: c.duplicate.Load(),
+		BusySent: c.busySent.Load(), BusyGot: c.busyGot.Load(), Downloads: downloads, Links: c.links.Load(), UploadSlots: e.slots.Active(),
+	}
+}
+
+// TaskStatus is one download as a person or the console sees it.
+type TaskStatus struct {
+	ID      task.ID     `json:"id"`
+	Facts   piece.Facts `json:"facts"`
+	Have    int         `json:"have"`
+	Pieces  int         `json:"pieces"`
+	Readers int         `json:"readers"`
+	Seeding bool        `json:"seeding"` // from the origin
+	Sources Sources     `json:"sources"`
+	Links   int         `json:"links"`
+}
+
+// Tasks lists the downloads in memory, in no order.
+func (e *Engine) Tasks() []TaskStatus {
+	e.mu.Lock()
+	all := make([]*Download, 0, len(e.downloads))
+	for _, d := range e.downloads {
+		all = append(all, d)
+	}
+	e.mu.Unlock()
+	list := make([]TaskStatus, 0, len(all))
+	for _, d := range all {
+		list = append(list, d.status())
+	}
+	return list
+}
+
+// download finds or begins the download of a task and holds it; [Engine.release] lets go.
+// A download that is begun for a peer wants nothing and announces nothing.
+func (e *Engine) download(spec task.Spec, wanted bool) (*Download, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.stopped {
+		return nil, ErrStopped
+	}
+	if d := e.downloads[spec.ID]; d != nil {
+		d.holds++
+		if wanted {
+			d.offer(spec)
+		}
+		return d, nil
+	}
+	d := newDownload(e, spec)
+	if err := d.ledger.load(); err != nil {
+		return nil, err
+	}
+	if !wanted && !d.ledger.hasFacts() {
+		return nil, fmt.Errorf("task %s: %w", spec.ID, piece.ErrNotFound)
+	}
+	d.holds = 1
+	d.cached = d.ledger.hasFacts() && d.ledger.replica.Have().Full()
+	e.downloads[spec.ID] = d
+	e.swarms[spec.ID.Swarm()] = spec.ID
+	if wanted {
+		d.offer(spec)
+	}
+	e.wg.Go(func() { d.run(e.ctx) })
+	return d, nil
+}
+
+func (e *Engine) release(d *Download) {
+	e.mu.Lock()
+	d.holds--
+	e.mu.Unlock()
+	d.nudge()
+}
+
+// retire takes a download out of memory unless somebody holds it.
+func (e *Engine) retire(d *Download, force bool) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if d.holds > 0 && !force {
+		return false
+	}
+	if e.downloads[d.id] == d {
+		delete(e.downloads, d.id)
+	}
+	return true
+}
+
+// failed returns why this host gave a task up a moment ago, or nil.
+func (e *Engine) failed(id task.ID) *api.Failure {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if f := e.failures[id]; time.Now().Before(f.until) {
+		return f.words
+	}
+	return nil
+}
+
+// giveUp remembers why a seed gave up.
+func (e *Engine) giveUp(id task.ID, words *api.Failure) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	for id, f := range e.failures {
+		if now.After(f.until) {
+			delete(e.failures, id)
+		}
+	}
+	e.failures[id] = failure{words, now.Add(failureMemory)}
+}
+
+// dismiss tells a late peer why this seed gave up.
+func (e *Engine) dismiss(conn *wire.Conn, words *api.Failure) error {
+	conn.SetWriteDeadline(time.Now().Add(drainTimeout))
+	hello := &wire.Hello{Host: e.cfg.Host.ID, Version: wire.Version, Client: e.cfg.Client, Seed: true}
+	for _, m := range []wire.Message{{Type: wire.HelloMessage, Hello: hello}, {Type: wire.FailMessage, Failure: words}} {
+		if err := conn.Send(m); err != nil {
+			return err
+		}
+	}
+	if err := conn.Flush(); err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// wrong counts that the origin's content did not match its digest and reports whether it
+// may be asked once more.
+func (e *Engine) wrong(id task.ID) (again bool) {
+	const forget = 10 * time.Minute
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	for id, a := range e.attempts {
+		if now.Sub(a.last) > forget {
+			delete(e.attempts, id)
+		}
+	}
+	a := e.attempts[id]
+	a.count++
+	a.last = now
+	e.attempts[id] = a
+	return a.count < 2
+}
+
+// seed draws a seed for the choices of one download, so that two hosts choose apart.
+func (e *Engine) seed() uint64 {
+	if e.cfg.Picker.Seed != 0 {
+		return e.cfg.Picker.Seed
+	}
+	return rand.Uint64()
+}
+
+// buffers pools the memory in which pieces arrive, by size.
+type buffers struct{ pools sync.Map }
+
+func (b *buffers) get(size int64) []byte {
+	if pool, ok := b.pools.Load(size); ok {
+		if p, ok := pool.(*sync.Pool).Get().(*[]byte); ok {
+			return (*p)[:size]
+		}
+	}
+	return make([]byte, size)
+}
+
+func (b *buffers) put(buf []byte) {
+	if cap(buf) < piece.SizeMin || cap(buf)&(cap(buf)-1) != 0 {
+		return // the last piece of something: its size does not come again
+	}
+	pool, _ := b.pools.LoadOrStore(int64(cap(buf)), new(sync.Pool))
+	buf = buf[:cap(buf)]
+	pool.(*sync.Pool).Put(&buf)
+}

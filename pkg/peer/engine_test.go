@@ -1,0 +1,445 @@
+package peer_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/peer"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/piece/memstore"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+const mib = 1 << 20
+
+func TestEveryNodeGetsTheContentAndTheOriginGivesItOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(1, 5*mib+12345))
+		s.seed()
+		const n = 8
+		nodes := make([]*node, n)
+		for i := range nodes {
+			nodes[i] = s.node(nil)
+		}
+		type result struct {
+			data []byte
+			err  error
+		}
+		results := make(chan result, n)
+		for _, node := range nodes {
+			go func() {
+				data, err := s.readAll(node)
+				results <- result{data, err}
+			}()
+		}
+		for range n {
+			r := <-results
+			require.NoError(t, r.err)
+			require.True(t, bytes.Equal(s.origin.content, r.data), "bytes differ")
+		}
+		assert.Equal(t, []int64{0}, s.origin.requests(), "one streaming GET")
+		assert.EqualValues(t, len(s.origin.content), s.origin.sent.Load())
+		var fromPeers int64
+		for _, node := range nodes {
+			st := node.engine.Stats()
+			assert.Zero(t, st.BadPieces)
+			assert.Zero(t, st.Origin)
+			assert.EqualValues(t, len(s.origin.content), st.Peers+st.Seeds)
+			fromPeers += st.Peers
+		}
+		assert.Greater(t, fromPeers, int64(n-4)*int64(len(s.origin.content)), "most bytes come from peers")
+	})
+}
+
+func TestReadersStreamWhileTheOriginIsStillSending(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(2, 10*piece.SizeMin))
+		gate := make(chan struct{})
+		s.origin.body = func(_ int, _ int64, r io.Reader) io.Reader {
+			return io.MultiReader(io.LimitReader(r, 5*piece.SizeMin), readerFunc(func(p []byte) (int, error) {
+				<-gate
+				return r.Read(p)
+			}))
+		}
+		s.seed()
+		a := s.node(nil)
+		c, err := a.engine.Open(t.Context(), s.spec())
+		require.NoError(t, err)
+		defer c.Close()
+		r := c.NewReader(t.Context(), 0, c.Facts().Length)
+		defer r.Close()
+		half := make([]byte, 5*piece.SizeMin)
+		_, err = io.ReadFull(r, half)
+		require.NoError(t, err, "half of the content reaches the reader while the origin hangs")
+		require.True(t, bytes.Equal(s.origin.content[:len(half)], half))
+		close(gate)
+		rest, err := io.ReadAll(r)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(s.origin.content[len(half):], rest))
+	})
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+func TestASingleNodeIsAPullThroughCache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(3, mib+1))
+		a := s.node(nil)
+		for range 3 {
+			data, err := s.readAll(a)
+			require.NoError(t, err)
+			require.True(t, bytes.Equal(s.origin.content, data))
+			time.Sleep(time.Minute)
+		}
+		assert.Equal(t, []int64{0}, s.origin.requests())
+	})
+}
+
+func TestTheOriginsRefusalIsToldInItsOwnWords(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(4, 1000))
+		refusal := &source.StatusError{Method: "GET", URL: "https://registry.test/v2/x", Status: http.StatusUnauthorized, Body: []byte(`{"errors":[]}`), Header: http.Header{"Www-Authenticate": {"Bearer realm=\"x\""}}}
+		s.origin.fail = func(int, int64) error { return refusal }
+		seed := s.seed()
+		a, b := s.node(nil), s.node(nil)
+		for _, n := range []*node{a, b, seed} {
+			_, err := s.readAll(n)
+			var f *api.Failure
+			require.ErrorAs(t, err, &f)
+			assert.Equal(t, http.StatusUnauthorized, f.Status)
+			assert.Equal(t, `{"errors":[]}`, string(f.Body))
+			assert.Equal(t, "Bearer realm=\"x\"", f.Header["Www-Authenticate"])
+		}
+		assert.Equal(t, http.StatusUnauthorized, (<-seed.failed).Status)
+		s.origin.fail = nil
+		data, err := s.readAll(a)
+		require.NoError(t, err, "a second try succeeds once the origin does")
+		require.True(t, bytes.Equal(s.origin.content, data))
+	})
+}
+
+func TestABrokenBodyIsResumedByRangeAndNothingComesTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(5, 9*piece.SizeMin+77))
+		s.origin.body = func(n int, _ int64, r io.Reader) io.Reader {
+			if n < 2 {
+				return io.MultiReader(io.LimitReader(r, 3*piece.SizeMin), readerFunc(func([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }))
+			}
+			return r
+		}
+		s.seed()
+		a := s.node(nil)
+		data, err := s.readAll(a)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(s.origin.content, data))
+		assert.Equal(t, []int64{0, 3 * piece.SizeMin, 6 * piece.SizeMin}, s.origin.requests())
+		assert.EqualValues(t, len(s.origin.content), s.origin.sent.Load())
+	})
+}
+
+func TestAnOriginThatStaysDownEndsInAClearError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(6, mib))
+		s.origin.fail = func(int, int64) error { return errors.New("dial tcp: connection refused") }
+		s.seed()
+		begun := time.Now()
+		_, err := s.readAll(s.node(nil))
+		var f *api.Failure
+		require.ErrorAs(t, err, &f)
+		assert.Equal(t, http.StatusBadGateway, f.Status)
+		assert.Contains(t, f.Message, "connection refused")
+		assert.Less(t, time.Since(begun), 5*time.Second)
+	})
+}
+
+// wrongContent serves other bytes of the same length under the right name.
+func TestContentWithAWrongDigestIsNeverCompletedAndRevokedEverywhere(t *testing.T) {
+	for name, heals := range map[string]bool{"the origin heals": true, "the origin stays wrong": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSwarm(t, randomBytes(7, 4*piece.SizeMin))
+				spec := s.spec()
+				right := s.origin.content
+				wrong := append([]byte(nil), right...)
+				wrong[piece.SizeMin+5] ^= 1
+				s.origin.body = func(n int, offset int64, r io.Reader) io.Reader {
+					if n > 0 && heals {
+						return r
+					}
+					r = bytes.NewReader(wrong[offset:])
+					return readerFunc(func(p []byte) (int, error) {
+						time.Sleep(10 * time.Millisecond)
+						return r.Read(p[:min(len(p), 32<<10)])
+					})
+				}
+				seed := s.seed()
+				a, b := s.node(nil), s.node(nil)
+				errs := make(chan error, 2)
+				for _, n := range []*node{a, b} {
+					go func() {
+						data, err := s.read(t.Context(), n, spec, 0, int64(len(right)))
+						if len(data) == len(right) {
+							err = errors.New("a wrong body was completed")
+						}
+						errs <- err
+					}()
+				}
+				for range 2 {
+					require.ErrorIs(t, <-errs, peer.ErrRevoked)
+				}
+				time.Sleep(time.Second)
+				if heals {
+					data, err := s.read(t.Context(), a, spec, 0, int64(len(right)))
+					require.NoError(t, err, "the origin is asked anew")
+					require.True(t, bytes.Equal(right, data))
+					return
+				}
+				_, err := s.read(t.Context(), a, spec, 0, int64(len(right)))
+				require.Error(t, err)
+				for _, n := range []*node{seed, a, b} {
+					for _, e := range n.store.Inventory() {
+						assert.False(t, e.Complete)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestAPeerThatSendsWrongBytesIsLeftAndNothingWrongIsStored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(8, 24*piece.SizeMin))
+		s.seed()
+		liar := s.node(&lyingStore{Store: memstore.New(memstore.Config{})})
+		_, err := s.readAll(liar)
+		require.NoError(t, err)
+		a := s.node(nil)
+		// The owner gives the liar alone until it hears that something is wrong with it.
+		s.owner.answer = func(from *node, e api.Entry, answer *api.Assignment) error {
+			if from == a && !slices.Contains(e.Silent, liar.host.ID) {
+				answer.Neighbours = []api.Neighbour{{Host: liar.host}}
+			}
+			return nil
+		}
+		data, err := s.readAll(a)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(s.origin.content, data))
+		// Twice, and it is left; a third piece may have been on its way.
+		assert.GreaterOrEqual(t, a.engine.Stats().BadPieces, int64(2))
+		assert.LessOrEqual(t, a.engine.Stats().BadPieces, int64(3))
+	})
+}
+
+// lyingStore gives other bytes to peers than it was given.
+type lyingStore struct{ piece.Store }
+
+type lyingReplica struct{ piece.Replica }
+
+func (s *lyingStore) Create(id task.ID, f piece.Facts) (piece.Replica, error) {
+	r, err := s.Store.Create(id, f)
+	if err != nil {
+		return nil, err
+	}
+	return &lyingReplica{r}, nil
+}
+
+func (s *lyingStore) Open(id task.ID) (piece.Replica, error) {
+	r, err := s.Store.Open(id)
+	if err != nil {
+		return nil, err
+	}
+	return &lyingReplica{r}, nil
+}
+
+func (r *lyingReplica) CopyTo(w io.Writer, off, n int64) (int64, error) {
+	b := make([]byte, n)
+	if _, err := r.ReadAt(b, off); err != nil && err != io.EOF {
+		return 0, err
+	}
+	b[0] ^= 0xff
+	m, err := w.Write(b)
+	return int64(m), err
+}
+
+func TestASmallRangeDoesNotFetchTheWhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(9, 64*piece.SizeMin))
+		s.seed()
+		a := s.node(nil)
+		data, err := s.read(t.Context(), a, s.spec(), 10*piece.SizeMin+5, 1000)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(s.origin.content[10*piece.SizeMin+5:][:1000], data))
+		time.Sleep(30 * time.Second)
+		st := a.engine.Stats()
+		assert.LessOrEqual(t, st.Peers+st.Seeds, int64(8*piece.SizeMin), "only the range and what was on its way")
+	})
+}
+
+func TestANodeThatLosesItsSeedGoesOnByItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(10, 20*piece.SizeMin))
+		gate := make(chan struct{})
+		s.origin.body = func(n int, _ int64, r io.Reader) io.Reader {
+			if n > 0 {
+				return r
+			}
+			return io.MultiReader(io.LimitReader(r, 7*piece.SizeMin), readerFunc(func(p []byte) (int, error) {
+				<-gate
+				return 0, errors.New("killed")
+			}))
+		}
+		seed := s.seed()
+		a, b := s.node(nil), s.node(nil)
+		type result struct {
+			data []byte
+			err  error
+		}
+		results := make(chan result, 2)
+		for _, n := range []*node{a, b} {
+			go func() {
+				data, err := s.readAll(n)
+				results <- result{data, err}
+			}()
+		}
+		synctest.Wait()
+		time.Sleep(100 * time.Millisecond)
+		// The seed dies in the middle; the next owner tells one of the others to seed.
+		s.owner.mu.Lock()
+		s.owner.seed = a
+		s.owner.mu.Unlock()
+		seed.dead.Store(true)
+		seed.cancel()
+		close(gate)
+		require.NoError(t, <-seed.done)
+		for range 2 {
+			r := <-results
+			require.NoError(t, r.err)
+			require.True(t, bytes.Equal(s.origin.content, r.data))
+		}
+		opens := s.origin.requests()
+		require.Len(t, opens, 2)
+		assert.EqualValues(t, 7*piece.SizeMin, opens[1], "only what nobody alive has comes from the origin again")
+	})
+}
+
+func TestARestartedNodeResumesWithWhatItHas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(11, 20*piece.SizeMin))
+		s.seed()
+		store := memstore.New(memstore.Config{})
+		a := s.node(store)
+		ctx, cancel := context.WithCancel(t.Context())
+		c, err := a.engine.Open(ctx, s.spec())
+		require.NoError(t, err)
+		r := c.NewReader(ctx, 0, c.Facts().Length)
+		_, err = io.ReadFull(r, make([]byte, 5*piece.SizeMin))
+		require.NoError(t, err)
+		r.Close()
+		c.Close()
+		cancel()
+		require.NoError(t, a.stop())
+		had := store.Inventory()[0].Have
+		require.GreaterOrEqual(t, had, 5)
+		b := s.node(store)
+		data, err := s.readAll(b)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(s.origin.content, data))
+		st := b.engine.Stats()
+		assert.EqualValues(t, (20-had)*piece.SizeMin, st.Seeds+st.Peers, "nothing is fetched twice")
+	})
+}
+
+func TestContentOfUnknownLengthArrives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(12, 3*piece.SizeMin+9))
+		s.origin.noLength = true
+		s.seed()
+		data, err := s.readAll(s.node(nil))
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(s.origin.content, data))
+	})
+}
+
+func TestEmptyContentArrives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, nil)
+		s.seed()
+		data, err := s.readAll(s.node(nil))
+		require.NoError(t, err)
+		assert.Empty(t, data)
+	})
+}
+
+func TestSmallContentTravelsInsideTheOwnersAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(13, 1234))
+		s.seed()
+		f := piece.FactsFor(1234, "application/x")
+		s.owner.answer = func(_ *node, _ api.Entry, a *api.Assignment) error {
+			a.Facts, a.Inline = &f, s.origin.content
+			return nil
+		}
+		a := s.node(nil)
+		data, err := s.readAll(a)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(s.origin.content, data))
+		assert.EqualValues(t, 1234, a.engine.Stats().Inline)
+	})
+}
+
+func TestOpeningGivesUpWhenItsContextDoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(14, mib))
+		s.origin.body = func(int, int64, io.Reader) io.Reader { return readerFunc(func([]byte) (int, error) { select {} }) }
+		s.origin.fail = func(int, int64) error { time.Sleep(time.Hour); return errors.New("slow") }
+		a := s.node(nil)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := s.read(ctx, a, s.spec(), 0, mib)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+	})
+}
+
+func TestNobodyToAskEndsInAClearErrorWithinSeconds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(15, mib))
+		s.owner.answer = func(*node, api.Entry, *api.Assignment) error { return errors.New("no owner answers") }
+		begun := time.Now()
+		_, err := s.readAll(s.node(nil))
+		var f *api.Failure
+		require.ErrorAs(t, err, &f)
+		assert.Equal(t, http.StatusServiceUnavailable, f.Status)
+		assert.Less(t, time.Since(begun), 15*time.Second)
+	})
+}
+
+func TestAStoppedEngineTellsItsReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(16, mib))
+		s.origin.body = func(_ int, _ int64, r io.Reader) io.Reader {
+			return io.MultiReader(io.LimitReader(r, piece.SizeMin), readerFunc(func([]byte) (int, error) { time.Sleep(time.Hour); return 0, io.EOF }))
+		}
+		a := s.node(nil)
+		c, err := a.engine.Open(t.Context(), s.spec())
+		require.NoError(t, err)
+		defer c.Close()
+		r := c.NewReader(t.Context(), 0, mib)
+		go func() { time.Sleep(time.Second); a.cancel() }()
+		_, err = io.ReadAll(r)
+		require.ErrorIs(t, err, peer.ErrStopped)
+	})
+}

@@ -1,0 +1,473 @@
+package peer
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+const (
+	// originTries is how often in a row an origin may fail without giving one byte.
+	originTries = 4
+	// originPause is the wait before the second try; it doubles.
+	originPause = 100 * time.Millisecond
+	// skipMax is how many pieces that are here already are read past rather than asked
+	// around with a new request.
+	skipMax = 8
+)
+
+// errUnwanted tells that nobody wants more pieces of the origin.
+var errUnwanted = errors.New("nothing more is wanted")
+
+// errWrongContent tells that the origin's content is not what its name promises.
+type errWrongContent struct{ want, got string }
+
+func (e *errWrongContent) Error() string {
+	return fmt.Sprintf("the origin sent content with digest %s, want %s", e.got, e.want)
+}
+
+// newWhole returns the hash of an OCI digest's algorithm.
+func newWhole(digest string) (hash.Hash, error) {
+	switch algorithm, _, _ := strings.Cut(digest, ":"); algorithm {
+	case "sha256":
+		return sha256.New(), nil
+	case "sha512":
+		return sha512.New(), nil
+	default:
+		return nil, fmt.Errorf("digest algorithm %q is not known", algorithm)
+	}
+}
+
+func checkSum(digest string, h hash.Hash) error {
+	algorithm, _, _ := strings.Cut(digest, ":")
+	if got := algorithm + ":" + hex.EncodeToString(h.Sum(nil)); got != digest {
+		return &errWrongContent{want: digest, got: got}
+	}
+	return nil
+}
+
+// checkWhole compares a whole content with the digest that the task promises, if any.
+func checkWhole(spec task.Spec, content []byte) error {
+	digest, ok := spec.WholeDigest()
+	if !ok {
+		return nil
+	}
+	h, err := newWhole(digest)
+	if err != nil {
+		return err
+	}
+	h.Write(content)
+	return checkSum(digest, h)
+}
+
+// startOrigin makes the origin a parent of this download.
+func (d *Download) startOrigin() {
+	ctx, cancel := context.WithCancel(d.ctx)
+	d.seeding, d.stopOrigin = true, cancel
+	d.helloAgain()
+	o := &originParent{d: d, spec: d.spec, epoch: uint64(time.Now().UnixNano())}
+	d.wg.Go(func() {
+		defer cancel()
+		err := o.run(ctx)
+		d.post(func() { d.originEnded(o, err) })
+	})
+}
+
+// resumeOrigin asks the origin again when readers came back for more.
+func (d *Download) resumeOrigin() {
+	if d.maySeed && !d.seeding && !d.complete && d.pick.Wants() {
+		d.startOrigin()
+	}
+}
+
+func (d *Download) originEnded(o *originParent, err error) {
+	d.seeding = false
+	var wrong *errWrongContent
+	switch {
+	case err == nil, errors.Is(err, errUnwanted):
+	case errors.As(err, &wrong):
+		d.originWrong(o, wrong)
+	case errors.Is(err, errSpace):
+		d.seeding = true // so that observer and neighbours are told
+		d.fail(&api.Failure{Status: http.StatusInsufficientStorage, Message: err.Error()})
+	case d.othersHaveMore():
+		d.log.Warn("origin failed, going on with what peers have", "error", err)
+		d.maySeed = false
+	default:
+		d.seeding = true
+		d.fail(source.Failure(err))
+	}
+}
+
+// othersHaveMore reports whether any neighbour has a piece that is missing here.
+func (d *Download) othersHaveMore() bool {
+	for n := range d.links {
+		if d.pick != nil && d.pick.HasMore(n) {
+			return true
+		}
+	}
+	return false
+}
+
+// originWrong drops everything that came with the wrong content, everywhere. The origin is
+// asked anew once; then the error is told.
+func (d *Download) originWrong(o *originParent, wrong *errWrongContent) {
+	r := piece.Revocation{Epoch: o.epoch}
+	d.e.cfg.Signer.SignRevocation(d.id, &r)
+	again := d.e.wrong(d.id)
+	d.revoke(r)
+	if again {
+		spec, background := d.spec, d.background
+		d.e.wg.Go(func() {
+			<-d.done
+			if background {
+				d.e.Seed(spec)
+			}
+		})
+		return
+	}
+	d.seeding = true
+	d.err = &api.Failure{Status: http.StatusBadGateway, Message: wrong.Error()}
+}
+
+// errSpace tells that the own disk, not the origin, is the trouble.
+var errSpace = errors.New("piece store failed")
+
+// originParent reads the origin's body, cuts it into pieces, vouches for them and stores
+// them: what a connection does for a peer, for the origin.
+type originParent struct {
+	d     *Download
+	spec  task.Spec
+	epoch uint64
+	// whole hashes the content as long as the body runs from its first byte without a
+	// gap; hashed is how far it got.
+	whole  hash.Hash
+	hashed int64
+	// validator of the version that was begun.
+	validator string
+	buf       []byte
+}
+
+// run brings what is wanted and missing, then checks the whole.
+func (o *originParent) run(ctx context.Context) error {
+	digest, ok := o.spec.WholeDigest()
+	if ok {
+		h, err := newWhole(digest)
+		if err != nil {
+			return err
+		}
+		o.whole = h
+	}
+	tries, pause := 0, originPause
+	for {
+		before := o.d.stats.origin.Load()
+		err := o.stream(ctx)
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, errGap) {
+			continue
+		}
+		if !o.temporary(ctx, err) {
+			return err
+		}
+		if o.d.stats.origin.Load() > before {
+			tries, pause = 0, originPause
+		}
+		if tries++; tries >= originTries {
+			return err
+		}
+		o.d.log.Warn("origin failed, trying again", "error", err, "try", tries)
+		select {
+		case <-time.After(pause):
+			pause *= 2
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// temporary reports whether asking again may help.
+func (o *originParent) temporary(ctx context.Context, err error) bool {
+	if ctx.Err() != nil || errors.Is(err, errUnwanted) || errors.Is(err, errSpace) || errors.Is(err, errFacts) {
+		return false
+	}
+	var wrong *errWrongContent
+	var changed *source.ChangedError
+	if errors.As(err, &wrong) || errors.As(err, &changed) {
+		return false
+	}
+	var refused *source.StatusError
+	if errors.As(err, &refused) {
+		switch refused.Status {
+		case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+			return true
+		}
+		return false
+	}
+	return true
+}
+
+// next returns the first piece at or after i that is wanted and missing, the last piece
+// of all only when nothing else is missing; false when there is none.
+func (o *originParent) next(i piece.Index) (piece.Index, bool) {
+	replica := o.d.ledger.replica
+	n := piece.Index(replica.Facts().Layout().Count())
+	have := replica.Have()
+	wanted := o.d.wantedNow.Load()
+	all := wanted == nil || wanted.Has(n-1) // the last piece is not given before the whole was checked
+	for _, from := range []piece.Index{i, 0} {
+		for ; from < n-1; from++ {
+			if from = have.NextMissing(from); from < n-1 && (all || wanted.Has(from)) {
+				return from, true
+			}
+		}
+	}
+	return n - 1, all && n > 0 && !have.Has(n-1)
+}
+
+// stream makes one request and reads its body as far as it is useful.
+func (o *originParent) stream(ctx context.Context) error {
+	var at piece.Index
+	var offset int64
+	if o.d.ledger.hasFacts() {
+		var more bool
+		if at, more = o.next(0); !more {
+			return o.unwanted()
+		}
+		offset = o.d.ledger.replica.Facts().Layout().Offset(at)
+	}
+	spec := o.spec
+	if spec.Validator == "" {
+		spec.Validator = o.validator
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	resp, err := o.d.e.cfg.Origin.Open(ctx, spec, offset)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if o.validator == "" {
+		o.validator = resp.Validator
+	}
+	body := io.Reader(resp.Body)
+	if resp.Length < 0 && !o.d.ledger.hasFacts() {
+		spooled, length, err := o.spool(body)
+		if err != nil {
+			return err
+		}
+		defer os.Remove(spooled.Name())
+		defer spooled.Close()
+		resp.Length, body = length, spooled
+	}
+	if resp.Length >= 0 {
+		if err := o.facts(resp); err != nil {
+			return err
+		}
+	}
+	return o.pieces(at, body)
+}
+
+// unwanted tells whether everything is here, or only everything that somebody wants.
+func (o *originParent) unwanted() error {
+	if o.d.ledger.replica.Have().Full() {
+		return nil
+	}
+	return errUnwanted
+}
+
+// spool keeps a body whose length nobody told until its end tells it.
+func (o *originParent) spool(body io.Reader) (*os.File, int64, error) {
+	f, err := os.CreateTemp(o.d.e.cfg.SpoolDir, "darter-spool-")
+	if err != nil {
+		return nil, 0, fmt.Errorf("%w: content of unknown length: %w", errSpace, err)
+	}
+	n, err := io.Copy(f, io.LimitReader(body, piece.LengthMax+1))
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		f.Close()
+		os.Remove(f.Name())
+		return nil, 0, fmt.Errorf("reading content of unknown length: %w", err)
+	}
+	return f, n, nil
+}
+
+// facts notes length and media type as the origin told them.
+func (o *originParent) facts(resp *source.Response) error {
+	if o.spec.Length > 0 && o.spec.Length != resp.Length {
+		return &errWrongContent{want: fmt.Sprintf("length %d", o.spec.Length), got: fmt.Sprintf("length %d", resp.Length)}
+	}
+	known := o.d.ledger.hasFacts()
+	f := piece.FactsFor(resp.Length, resp.MediaType)
+	if err := o.d.ledger.setFacts(f); err != nil {
+		if errors.Is(err, errFacts) {
+			return err
+		}
+		return fmt.Errorf("%w: %w", errSpace, err)
+	}
+	if known {
+		return nil
+	}
+	// Peers learn length and layout at once, before the first piece is there.
+	if f.Length > 0 {
+		if err := o.vouch(0, nil, false); err != nil {
+			return err
+		}
+	}
+	if o.d.e.cfg.Observer != nil {
+		o.d.e.cfg.Observer.SeedFacts(o.d.id, o.d.ledger.replica.Facts())
+	}
+	return nil
+}
+
+// pieces reads pieces from body, which begins at piece at, until nothing more is wanted.
+func (o *originParent) pieces(at piece.Index, body io.Reader) error {
+	replica := o.d.ledger.replica
+	layout := replica.Facts().Layout()
+	n := piece.Index(layout.Count())
+	if n == 0 {
+		return o.finish(0, nil)
+	}
+	if o.buf == nil {
+		o.buf = make([]byte, min(layout.PieceSize, layout.Length))
+	}
+	for i := at; i < n; i++ {
+		data := o.buf[:layout.Size(i)]
+		if _, err := io.ReadFull(body, data); err != nil {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return fmt.Errorf("reading piece %d of task %s from its origin: %w", i, o.d.id, err)
+		}
+		if o.whole != nil && o.hashed == layout.Offset(i) {
+			o.whole.Write(data)
+			o.hashed += int64(len(data))
+		}
+		if i == n-1 {
+			if first, more := o.next(0); more && first < i {
+				return o.stillMissing(first)
+			}
+			return o.finish(i, data)
+		}
+		if !replica.Has(i) {
+			if err := o.keep(i, data); err != nil {
+				return err
+			}
+		}
+		after, more := o.next(i + 1)
+		if !more {
+			return o.unwanted()
+		}
+		if after < i || after > i+skipMax {
+			return fmt.Errorf("%w: pieces [%d, %d) are here already", errGap, i+1, after)
+		}
+	}
+	return nil
+}
+
+// errGap asks for a new request further on.
+var errGap = errors.New("going on elsewhere in the content")
+
+func (o *originParent) stillMissing(i piece.Index) error {
+	return fmt.Errorf("%w: piece %d is still missing", errGap, i)
+}
+
+// keep stores one piece and vouches for it.
+func (o *originParent) keep(i piece.Index, data []byte) error {
+	sum := piece.Sum(data)
+	if want, ok := o.d.ledger.digest(i); ok && want != sum {
+		return &errWrongContent{want: want.String(), got: sum.String()}
+	}
+	if err := o.d.ledger.replica.WritePiece(i, data, sum); err != nil {
+		return fmt.Errorf("%w: keeping piece %d: %w", errSpace, i, err)
+	}
+	o.d.progress.signal()
+	if err := o.vouch(i, []piece.Digest{sum}, false); err != nil {
+		return err
+	}
+	o.d.post(func() { o.d.got(i, nil) })
+	return nil
+}
+
+// vouch signs a run of digests and enters it.
+func (o *originParent) vouch(first piece.Index, digests []piece.Digest, final bool) error {
+	r := piece.Run{Facts: o.d.ledger.replica.Facts(), Epoch: o.epoch, First: first, Digests: digests, Final: final}
+	o.d.e.cfg.Signer.SignRun(o.d.id, &r)
+	numbers, err := o.d.ledger.add([]piece.Run{r}, [][]byte{o.d.e.cfg.Signer.Certificate()})
+	if err != nil {
+		return fmt.Errorf("%w: %w", errSpace, err)
+	}
+	o.d.post(func() { o.d.digests(nil, numbers) })
+	return nil
+}
+
+// finish checks the whole content, of which all but the last piece are stored, and only
+// then stores and publishes that piece.
+func (o *originParent) finish(last piece.Index, data []byte) error {
+	replica := o.d.ledger.replica
+	if digest, ok := o.spec.WholeDigest(); ok {
+		if o.hashed != replica.Facts().Length {
+			// The body did not run through in one go: hash what is stored.
+			o.whole.Reset()
+			stored := io.NewSectionReader(replica, 0, replica.Facts().Length-int64(len(data)))
+			if _, err := io.Copy(o.whole, io.MultiReader(stored, bytes.NewReader(data))); err != nil {
+				return fmt.Errorf("%w: checking the whole content: %w", errSpace, err)
+			}
+		}
+		if err := checkSum(digest, o.whole); err != nil {
+			return err
+		}
+	}
+	if data == nil {
+		if err := o.vouch(0, nil, true); err != nil {
+			return err
+		}
+		o.d.nudge()
+		return nil
+	}
+	sum := piece.Sum(data)
+	if err := replica.WritePiece(last, data, sum); err != nil {
+		return fmt.Errorf("%w: keeping piece %d: %w", errSpace, last, err)
+	}
+	o.d.progress.signal()
+	if err := o.vouch(last, []piece.Digest{sum}, true); err != nil {
+		return err
+	}
+	o.d.post(func() { o.d.got(last, nil) })
+	return o.summarize()
+}
+
+// summarize signs one run over all pieces, so that who comes later needs one signature.
+func (o *originParent) summarize() error {
+	n := o.d.ledger.replica.Facts().Layout().Count()
+	if n < 2 {
+		return nil
+	}
+	digests := make([]piece.Digest, n)
+	for i := range digests {
+		sum, ok := o.d.ledger.replica.Digest(piece.Index(i))
+		if !ok {
+			return nil
+		}
+		digests[i] = sum
+	}
+	return o.vouch(0, digests, true)
+}

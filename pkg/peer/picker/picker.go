@@ -1,0 +1,428 @@
+// Package picker chooses what to ask whom for next: first a source, at random among the
+// neighbours that are not busy and have something useful, then one of its pieces, the
+// lowest missing one three times out of four and else the locally rarest.
+//
+// A Picker is pure: it knows no clock, socket or goroutine, and with the same seed and
+// the same calls it decides the same. One download owns it. Start at [Picker.Next].
+//
+// Why source first: choosing the rarest piece first sends everybody to its one holder
+// (1.6 times the bound against 1.06, simulated). Why only a soft bias to the lowest: a hard
+// window stalls whenever its first piece does.
+package picker
+
+import (
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/darter-io/darter/pkg/piece"
+)
+
+// Config are the picker's settings.
+type Config struct {
+	// RequestsMax is how many pieces may be on their way at once. One more than a
+	// neighbour's upload slots hides the gap between two pieces; many more only collect
+	// refusals. Default 6.
+	RequestsMax int
+	// PerNeighbour is how many of them one neighbour may hold while others could help. A
+	// lone neighbour holds two, so that its line never falls idle. Default 1.
+	PerNeighbour int
+	// InOrder is how often the lowest missing piece of a source is preferred to its
+	// rarest, once every piece has left the seed. Default 0.75.
+	InOrder float64
+	// InOrderYoung is the same while the seed still holds pieces that nobody else has:
+	// then spreading them counts more. Default 0.5.
+	InOrderYoung float64
+	// Seed of the random choices.
+	Seed uint64
+}
+
+func (c *Config) defaults() {
+	if c.RequestsMax == 0 {
+		c.RequestsMax = 6
+	}
+	if c.PerNeighbour == 0 {
+		c.PerNeighbour = 1
+	}
+	if c.InOrder == 0 {
+		c.InOrder = 0.75
+	}
+	if c.InOrderYoung == 0 {
+		c.InOrderYoung = 0.5
+	}
+}
+
+// Neighbour numbers a source within one Picker; its owner draws the numbers.
+type Neighbour int
+
+// Request is a decision: ask From for Piece, or for any piece when Any is set.
+type Request struct {
+	From  Neighbour
+	Piece piece.Index
+	// Any leaves the choice to the seed; Exclude lists what is on its way already, and
+	// Starving says that no other neighbour has anything for us.
+	Any      bool
+	Starving bool
+	Exclude  []piece.Index
+	// Urgent says that a reader waits for this piece.
+	Urgent bool
+}
+
+type neighbour struct {
+	have      piece.Bitmap
+	seed      bool
+	busyUntil time.Time
+	asked     []piece.Index // explicit requests on their way
+	anys      int           // any-requests on their way that have not turned into a piece
+}
+
+func (n *neighbour) outstanding() int { return len(n.asked) + n.anys }
+
+// Picker holds what one download knows about its content and its neighbours.
+type Picker struct {
+	cfg    Config
+	layout piece.Layout
+	rng    *rand.Rand
+
+	have, wanted, known, flying piece.Bitmap
+	avail                       []uint16 // how many neighbours have a piece
+	neighbours                  map[Neighbour]*neighbour
+	order                       []Neighbour // of neighbours, so that choices repeat with a seed
+	outstanding                 int
+	young                       bool
+	scratch                     []Neighbour
+	urgent                      []piece.Index
+}
+
+// New returns a picker for a content of which have is there already. Nothing is wanted
+// and no digest is known yet.
+func New(cfg Config, layout piece.Layout, have piece.Bitmap) *Picker {
+	cfg.defaults()
+	n := layout.Count()
+	return &Picker{
+		cfg: cfg, layout: layout, rng: rand.New(rand.NewPCG(cfg.Seed, 0x6461727465)),
+		have: have.Clone(), wanted: piece.NewBitmap(n), known: piece.NewBitmap(n), flying: piece.NewBitmap(n),
+		avail: make([]uint16, n), neighbours: make(map[Neighbour]*neighbour), young: true,
+	}
+}
+
+// Have is the set of pieces that are there; read-only.
+func (p *Picker) Have() piece.Bitmap { return p.have }
+
+// Outstanding is how many requests are on their way.
+func (p *Picker) Outstanding() int { return p.outstanding }
+
+// Want replaces the set of pieces that somebody asked for.
+func (p *Picker) Want(wanted piece.Bitmap) { p.wanted = wanted }
+
+// Wants reports whether a wanted piece is missing.
+func (p *Picker) Wants() bool {
+	for w, word := range p.wanted.Words() {
+		if word&^p.have.Words()[w] != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// Urgent replaces the list of pieces that readers wait for, the most urgent first.
+func (p *Picker) Urgent(list []piece.Index) { p.urgent = append(p.urgent[:0], list...) }
+
+// Known tells that the digest of piece i is known: before that it cannot be verified, so
+// it is not asked for.
+func (p *Picker) Known(i piece.Index) { p.known.Set(i) }
+
+// Matured tells that every piece has left the seed.
+func (p *Picker) Matured() { p.young = false }
+
+// Join adds a neighbour that has nothing yet.
+func (p *Picker) Join(n Neighbour, seed bool) {
+	if p.neighbours[n] != nil {
+		return
+	}
+	p.neighbours[n] = &neighbour{have: piece.NewBitmap(p.layout.Count()), seed: seed}
+	p.order = append(p.order, n)
+}
+
+// SetSeed tells whether a neighbour chooses itself what it sends.
+func (p *Picker) SetSeed(n Neighbour, seed bool) {
+	if one := p.neighbours[n]; one != nil {
+		one.seed = seed
+	}
+}
+
+// Leave removes a neighbour. What was asked of it can be asked of others at once.
+func (p *Picker) Leave(n Neighbour) {
+	one := p.neighbours[n]
+	if one == nil {
+		return
+	}
+	for i := range p.layout.Count() {
+		if one.have.Has(piece.Index(i)) {
+			p.avail[i]--
+		}
+	}
+	for _, i := range slices.Clone(one.asked) {
+		p.Done(n, i)
+	}
+	p.outstanding -= one.anys
+	delete(p.neighbours, n)
+	p.order = slices.DeleteFunc(p.order, func(o Neighbour) bool { return o == n })
+}
+
+// Has tells that a neighbour has piece i.
+func (p *Picker) Has(n Neighbour, i piece.Index) {
+	if one := p.neighbours[n]; one != nil && one.have.Set(i) {
+		p.avail[i]++
+	}
+}
+
+// Lacks tells that a neighbour does not have piece i after all.
+func (p *Picker) Lacks(n Neighbour, i piece.Index) {
+	if one := p.neighbours[n]; one != nil && one.have.Has(i) {
+		one.have.Clear(i)
+		p.avail[i]--
+	}
+}
+
+// HasMore reports whether a neighbour has a piece that is missing here.
+func (p *Picker) HasMore(n Neighbour) bool {
+	one := p.neighbours[n]
+	if one == nil {
+		return false
+	}
+	for w, word := range one.have.Words() {
+		if word&^p.have.Words()[w] != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// Complete reports whether a neighbour has every piece.
+func (p *Picker) Complete(n Neighbour) bool {
+	one := p.neighbours[n]
+	return one != nil && one.have.Full()
+}
+
+// Asked tells that the request was sent.
+func (p *Picker) Asked(r Request) {
+	n := p.neighbours[r.From]
+	if n == nil {
+		return
+	}
+	p.outstanding++
+	if r.Any {
+		n.anys++
+		return
+	}
+	n.asked = append(n.asked, r.Piece)
+	p.flying.Set(r.Piece)
+}
+
+// Bound tells that an any-request to n turned out to be piece i.
+func (p *Picker) Bound(n Neighbour, i piece.Index) {
+	one := p.neighbours[n]
+	if one == nil || one.anys == 0 {
+		return
+	}
+	one.anys--
+	one.asked = append(one.asked, i)
+	p.flying.Set(i)
+}
+
+// Refused tells that an any-request to n was not answered with a piece.
+func (p *Picker) Refused(n Neighbour) {
+	if one := p.neighbours[n]; one != nil && one.anys > 0 {
+		one.anys--
+		p.outstanding--
+	}
+}
+
+// Done tells that the request for piece i to n is over, however it ended.
+func (p *Picker) Done(n Neighbour, i piece.Index) {
+	one := p.neighbours[n]
+	if one == nil {
+		return
+	}
+	at := slices.Index(one.asked, i)
+	if at < 0 {
+		return
+	}
+	one.asked = slices.Delete(one.asked, at, at+1)
+	p.outstanding--
+	for _, other := range p.neighbours {
+		if slices.Contains(other.asked, i) {
+			return
+		}
+	}
+	p.flying.Clear(i)
+}
+
+// Got tells that piece i is there now, from wherever.
+func (p *Picker) Got(i piece.Index) { p.have.Set(i) }
+
+// Lost tells that piece i is not there after all.
+func (p *Picker) Lost(i piece.Index) { p.have.Clear(i) }
+
+// Busy tells that n refuses requests until then.
+func (p *Picker) Busy(n Neighbour, until time.Time) {
+	if one := p.neighbours[n]; one != nil {
+		one.busyUntil = until
+	}
+}
+
+// NextFree is when the first neighbour that is busy now will not be; zero when none is.
+func (p *Picker) NextFree(now time.Time) (t time.Time) {
+	for _, n := range p.neighbours {
+		if n.busyUntil.After(now) && (t.IsZero() || n.busyUntil.Before(t)) {
+			t = n.busyUntil
+		}
+	}
+	return t
+}
+
+// useful calls f for each word of pieces that n could give us now.
+func (p *Picker) useful(n *neighbour, flying bool, f func(word int, bits uint64) (more bool)) {
+	have, known, wanted, fly := p.have.Words(), p.known.Words(), p.wanted.Words(), p.flying.Words()
+	for w, bits := range n.have.Words() {
+		bits &= wanted[w] & known[w] &^ have[w]
+		if !flying {
+			bits &^= fly[w]
+		}
+		if bits != 0 && !f(w, bits) {
+			return
+		}
+	}
+}
+
+func (p *Picker) isUseful(n *neighbour) (yes bool) {
+	p.useful(n, false, func(int, uint64) bool {
+		yes = true
+		return false
+	})
+	return yes
+}
+
+// Starving reports whether nobody has anything for us that is not on its way already
+// while something is wanted.
+func (p *Picker) Starving() bool {
+	if p.outstanding > 0 || !p.Wants() {
+		return false
+	}
+	for _, n := range p.neighbours {
+		if p.isUseful(n) {
+			return false
+		}
+	}
+	return true
+}
+
+// Next decides the next request, or ok is false when none makes sense now. The caller
+// sends it and calls [Picker.Asked].
+func (p *Picker) Next(now time.Time) (r Request, ok bool) {
+	if p.outstanding >= p.cfg.RequestsMax {
+		return Request{}, false
+	}
+	for _, i := range p.urgent {
+		if r, ok := p.nextUrgent(now, i); ok {
+			return r, true
+		}
+	}
+	candidates := p.idle(now, p.isUseful)
+	if len(candidates) == 0 {
+		return Request{}, false
+	}
+	from := candidates[p.rng.IntN(len(candidates))]
+	n := p.neighbours[from]
+	if n.seed {
+		return Request{From: from, Any: true, Starving: p.onlySeeds(), Exclude: p.flyingList()}, true
+	}
+	bias := p.cfg.InOrder
+	if p.young {
+		bias = p.cfg.InOrderYoung
+	}
+	if p.rng.Float64() < bias {
+		return Request{From: from, Piece: p.lowest(n)}, true
+	}
+	return Request{From: from, Piece: p.rarest(n)}, true
+}
+
+// nextUrgent finds a source for a piece that a reader waits for. A piece that is on its
+// way is not asked for again: the watchdog of the download ends a source that stalls.
+func (p *Picker) nextUrgent(now time.Time, i piece.Index) (Request, bool) {
+	if p.have.Has(i) || p.flying.Has(i) || !p.known.Has(i) {
+		return Request{}, false
+	}
+	candidates := p.idle(now, func(n *neighbour) bool { return n.have.Has(i) && !n.seed })
+	if len(candidates) == 0 {
+		candidates = p.idle(now, func(n *neighbour) bool { return n.have.Has(i) })
+	}
+	if len(candidates) == 0 {
+		return Request{}, false
+	}
+	return Request{From: candidates[p.rng.IntN(len(candidates))], Piece: i, Urgent: true}, true
+}
+
+// idle lists the neighbours that may get a request now and pass the test.
+func (p *Picker) idle(now time.Time, test func(*neighbour) bool) []Neighbour {
+	limit := p.cfg.PerNeighbour
+	if len(p.order) == 1 {
+		limit++
+	}
+	p.scratch = p.scratch[:0]
+	for _, id := range p.order {
+		n := p.neighbours[id]
+		if n.outstanding() < limit && !n.busyUntil.After(now) && test(n) {
+			p.scratch = append(p.scratch, id)
+		}
+	}
+	return p.scratch
+}
+
+// onlySeeds reports whether no ordinary neighbour has or sends us anything we need.
+func (p *Picker) onlySeeds() bool {
+	for _, n := range p.neighbours {
+		if !n.seed && (len(n.asked) > 0 || p.isUseful(n)) {
+			return false
+		}
+	}
+	return true
+}
+
+func (p *Picker) flyingList() (list []piece.Index) {
+	for i := range p.layout.Count() {
+		if p.flying.Has(piece.Index(i)) {
+			list = append(list, piece.Index(i))
+		}
+	}
+	return list
+}
+
+func (p *Picker) lowest(n *neighbour) (lowest piece.Index) {
+	p.useful(n, false, func(w int, bits uint64) bool {
+		lowest = first(w, bits)
+		return false
+	})
+	return lowest
+}
+
+func (p *Picker) rarest(n *neighbour) (rarest piece.Index) {
+	best, ties := ^uint16(0), 0
+	p.useful(n, false, func(w int, bits uint64) bool {
+		for ; bits != 0; bits &= bits - 1 {
+			i := first(w, bits)
+			switch {
+			case p.avail[i] < best:
+				best, ties, rarest = p.avail[i], 1, i
+			case p.avail[i] == best:
+				// Reservoir sampling: each of the ties is equally likely.
+				if ties++; p.rng.IntN(ties) == 0 {
+					rarest = i
+				}
+			}
+		}
+		return true
+	})
+	return rarest
+}

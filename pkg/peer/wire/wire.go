@@ -1,0 +1,376 @@
+// Package wire speaks the BitTorrent peer protocol, with Darter's extension, over one
+// connection: BEP 3 (handshake, bitfield, have, request, piece, cancel), BEP 6 (reject,
+// have none) and BEP 10 (extension handshake), coded by anacrolix/torrent.
+//
+// Nothing that came from the network is allocated for before its size was checked, and
+// the payload of a piece is never buffered here: it goes from the kernel to the caller's
+// memory and, on the way out, from the store to the kernel. One goroutine reads a [Conn]
+// and one writes it. Start at [Conn.Next] and [Conn.Send]; docs/protocol.md tells the
+// messages in prose.
+package wire
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync/atomic"
+	"time"
+
+	pp "github.com/anacrolix/torrent/peer_protocol"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/piece"
+)
+
+const (
+	// Version is the version of Darter's extension that this code speaks.
+	Version = 1
+	// BlockSize is how much of a piece travels in one piece message between Darter's
+	// peers, so that a cancel or a have waits no longer than one block takes. Bytes.
+	BlockSize = 256 << 10
+	// controlMax bounds a message that is not a piece, in bytes.
+	controlMax = 1 << 20
+	// bitfieldMax bounds a bitfield: it decodes to eight times its size.
+	bitfieldMax = piece.CountMax/8 + 1
+	// HandshakeTimeout bounds the time from the connection to the extension handshake.
+	HandshakeTimeout = 5 * time.Second
+)
+
+// ErrProtocol tells that the other side broke the protocol; the connection is worthless.
+var ErrProtocol = errors.New("peer protocol error")
+
+// Type tells what a [Message] is.
+type Type byte
+
+// The messages. What a peer sends beyond these is read and skipped.
+const (
+	Skipped       Type = iota // keep-alive, choke, interested and whatever we do not use
+	Bitfield                  // BEP 3: Bits; BEP 6 have all is a Bitfield with All set
+	Have                      // BEP 3: Index
+	Request                   // BEP 3: Index, Begin, Length; up to a whole piece
+	Piece                     // BEP 3: Index, Begin, Length; the payload follows
+	Cancel                    // BEP 3: Index, Begin, Length
+	Reject                    // BEP 6: Index, Begin, Length
+	HelloMessage              // BEP 10 handshake: Hello
+	AnyMessage                // dr_any: Any
+	BusyMessage               // dr_busy: Busy
+	DigestMessage             // dr_digests: Digests
+	FailMessage               // dr_fail: Failure
+	RevokeMessage             // dr_revoke: Revocation
+)
+
+// Message is one message of the wire; Type says which fields count.
+type Message struct {
+	Type          Type
+	Index         piece.Index
+	Begin, Length int64
+	Bits          []bool
+	All           bool
+	Hello         *Hello
+	Any           *Any
+	Busy          *Busy
+	Digests       *Digests
+	Failure       *api.Failure
+	Revocation    *piece.Revocation
+}
+
+// Hello introduces a host in one task.
+type Hello struct {
+	Host    host.ID
+	Version int    // of the extension
+	Client  string // name and version of the program, for people
+	// Seed says that this host decides itself which piece an Any gets.
+	Seed bool
+}
+
+// Any asks a seed for some piece that the asker lacks; the seed answers with an ordinary
+// piece or with Busy. Answers come in the order of the questions.
+type Any struct {
+	// Exclude lists pieces that the asker is getting elsewhere.
+	Exclude []piece.Index
+	// Starving says that nobody else has what the asker needs.
+	Starving bool
+}
+
+// BusyAny is the Index in a [Busy] that answers an [Any].
+const BusyAny piece.Index = -1
+
+// Busy refuses a request for now.
+type Busy struct {
+	Index piece.Index // of the request, or BusyAny
+	Begin int64
+	// Delay is when to ask again at the earliest; 0 leaves it to the asker.
+	Delay time.Duration
+}
+
+// Digests are signed runs and the certificates of their keys.
+type Digests struct {
+	Runs         []piece.Run
+	Certificates [][]byte
+}
+
+// Conn is one connection in one task.
+type Conn struct {
+	raw net.Conn
+	br  *bufio.Reader
+	bw  *bufio.Writer
+	dec pp.Decoder
+	// remote holds the numbers under which the other side wants our messages (BEP 10).
+	// It is written when its Hello is read and read by the writing goroutine.
+	remote atomic.Pointer[map[pp.ExtensionName]pp.ExtensionNumber]
+	// peerID is the other side's name in its handshake.
+	peerID [20]byte
+	// received counts bytes as they come, so that a watcher sees a stalled payload.
+	received atomic.Int64
+	unread   int64 // payload bytes of the current piece message not read yet
+}
+
+type countingReader struct {
+	r io.Reader
+	n *atomic.Int64
+}
+
+func (c countingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+func extensions() pp.PeerExtensionBits {
+	return pp.NewPeerExtensionBytes(pp.ExtensionBitLtep, pp.ExtensionBitFast)
+}
+
+// Initiate makes the BEP 3 handshake as the side that dialled.
+func Initiate(ctx context.Context, raw net.Conn, swarm, self [20]byte) (*Conn, error) {
+	return handshake(ctx, raw, &swarm, self)
+}
+
+// Accept makes the BEP 3 handshake as the side that was dialled, and returns the swarm
+// that the other side asks for.
+func Accept(ctx context.Context, raw net.Conn, self [20]byte) (*Conn, [20]byte, error) {
+	var swarm [20]byte
+	c, err := handshake(ctx, raw, nil, self, &swarm)
+	return c, swarm, err
+}
+
+func handshake(ctx context.Context, raw net.Conn, want *[20]byte, self [20]byte, told ...*[20]byte) (*Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
+	defer cancel()
+	deadline, _ := ctx.Deadline()
+	raw.SetDeadline(deadline)
+	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var hash *infoHash
+	if want != nil {
+		h := infoHash(*want)
+		hash = &h
+	}
+	res, err := pp.Handshake(context.Background(), raw, hash, self, extensions())
+	if err != nil {
+		return nil, fmt.Errorf("handshake with %s: %w", raw.RemoteAddr(), err)
+	}
+	if want != nil && [20]byte(res.Hash) != *want {
+		return nil, fmt.Errorf("handshake with %s: %w: it answered for another swarm", raw.RemoteAddr(), ErrProtocol)
+	}
+	if !res.SupportsExtended() || !res.SupportsFast() {
+		return nil, fmt.Errorf("handshake with %s: %w: it lacks BEP 6 or BEP 10", raw.RemoteAddr(), ErrProtocol)
+	}
+	for _, t := range told {
+		*t = [20]byte(res.Hash)
+	}
+	if !stop() {
+		return nil, fmt.Errorf("handshake with %s: %w", raw.RemoteAddr(), context.Cause(ctx))
+	}
+	raw.SetDeadline(time.Time{})
+	c := &Conn{raw: raw, peerID: res.PeerID, bw: bufio.NewWriterSize(raw, 16<<10)}
+	c.br = bufio.NewReaderSize(countingReader{raw, &c.received}, 16<<10)
+	c.dec = pp.Decoder{R: c.br, MaxLength: controlMax}
+	return c, nil
+}
+
+// PeerID is the other side's name in its handshake ([host.ID.PeerID]).
+func (c *Conn) PeerID() [20]byte { return c.peerID }
+
+// RemoteAddr is the other side's network address.
+func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }
+
+// Received is how many bytes have come so far; any goroutine may ask.
+func (c *Conn) Received() int64 { return c.received.Load() }
+
+// Close ends the connection; any goroutine may call it.
+func (c *Conn) Close() error { return c.raw.Close() }
+
+// Next reads the next message. After a [Piece] the caller reads its payload with
+// [Conn.ReadPayload]; what it leaves is skipped. The error wraps [ErrProtocol] when the
+// other side is at fault.
+func (c *Conn) Next() (Message, error) {
+	if c.unread > 0 {
+		if _, err := c.br.Discard(int(c.unread)); err != nil {
+			return Message{}, err
+		}
+		c.unread = 0
+	}
+	head, err := c.br.Peek(4)
+	if err != nil {
+		return Message{}, err
+	}
+	length := int64(binary.BigEndian.Uint32(head))
+	if length == 0 {
+		c.br.Discard(4)
+		return Message{}, nil
+	}
+	if head, err = c.br.Peek(5); err != nil {
+		return Message{}, err
+	}
+	switch kind := pp.MessageType(head[4]); {
+	case kind == pp.Piece:
+		return c.pieceHeader(length)
+	case kind == pp.Bitfield && length > bitfieldMax:
+		return Message{}, fmt.Errorf("%w: bitfield of %d bytes", ErrProtocol, length)
+	case length > controlMax:
+		return Message{}, fmt.Errorf("%w: message of type %d and %d bytes", ErrProtocol, kind, length)
+	}
+	var m pp.Message
+	if err := c.dec.Decode(&m); err != nil {
+		var timeout net.Error
+		if errors.As(err, &timeout) || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
+			return Message{}, err
+		}
+		return Message{}, fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	return c.translate(m)
+}
+
+func (c *Conn) pieceHeader(length int64) (Message, error) {
+	if length < 9 || length-9 > piece.SizeMax {
+		return Message{}, fmt.Errorf("%w: piece message of %d bytes", ErrProtocol, length)
+	}
+	var b [13]byte
+	if _, err := io.ReadFull(c.br, b[:]); err != nil {
+		return Message{}, err
+	}
+	c.unread = length - 9
+	return Message{
+		Type:   Piece,
+		Index:  piece.Index(binary.BigEndian.Uint32(b[5:])),
+		Begin:  int64(binary.BigEndian.Uint32(b[9:])),
+		Length: length - 9,
+	}, nil
+}
+
+// ReadPayload reads the next len(p) bytes of the current piece message.
+func (c *Conn) ReadPayload(p []byte) error {
+	if int64(len(p)) > c.unread {
+		return fmt.Errorf("%w: payload shorter than expected", ErrProtocol)
+	}
+	n, err := io.ReadFull(c.br, p)
+	c.unread -= int64(n)
+	return err
+}
+
+func (c *Conn) translate(m pp.Message) (Message, error) {
+	out := Message{Index: piece.Index(m.Index), Begin: int64(m.Begin), Length: int64(m.Length)}
+	switch m.Type {
+	case pp.Bitfield:
+		out.Type, out.Bits = Bitfield, m.Bitfield
+	case pp.HaveAll:
+		out.Type, out.All = Bitfield, true
+	case pp.HaveNone:
+		out.Type = Bitfield
+	case pp.Have:
+		out.Type = Have
+	case pp.Request:
+		out.Type = Request
+	case pp.Cancel:
+		out.Type = Cancel
+	case pp.Reject:
+		out.Type = Reject
+	case pp.Extended:
+		return c.extended(m.ExtendedID, m.ExtendedPayload)
+	}
+	return out, nil
+}
+
+// Send writes a message into the connection's buffer; [Conn.Flush] sends the buffer.
+// Piece messages go through [Conn.SendBlock]. A dr_ message that the other side does not
+// speak is left out.
+func (c *Conn) Send(m Message) error {
+	out := pp.Message{Index: pp.Integer(m.Index), Begin: pp.Integer(m.Begin), Length: pp.Integer(m.Length)}
+	switch m.Type {
+	case Bitfield:
+		switch {
+		case m.All:
+			out.Type = pp.HaveAll
+		case len(m.Bits) == 0:
+			out.Type = pp.HaveNone
+		default:
+			out.Type, out.Bitfield = pp.Bitfield, m.Bits
+		}
+	case Have:
+		out.Type = pp.Have
+	case Request:
+		out.Type = pp.Request
+	case Cancel:
+		out.Type = pp.Cancel
+	case Reject:
+		out.Type = pp.Reject
+	case HelloMessage, AnyMessage, BusyMessage, DigestMessage, FailMessage, RevokeMessage:
+		number, payload, err := c.encodeExtended(m)
+		if err != nil || payload == nil {
+			return err
+		}
+		out.Type, out.ExtendedID, out.ExtendedPayload = pp.Extended, number, payload
+	default:
+		return fmt.Errorf("message type %d cannot be sent", m.Type)
+	}
+	return out.WriteTo(c.bw)
+}
+
+// Flush sends what is buffered.
+func (c *Conn) Flush() error { return c.bw.Flush() }
+
+// SetWriteDeadline bounds how long writing may hang.
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.raw.SetWriteDeadline(t) }
+
+// blocks is what SendBlock needs of a replica.
+type blocks interface {
+	CopyTo(w io.Writer, off, n int64) (int64, error)
+}
+
+// SendBlock sends one piece message with the bytes [off, off+n) of src, which lie at
+// begin in piece i. On a plain TCP connection they go from the page cache to the socket
+// (sendfile). After an error the connection must be closed: half a message may be out.
+func (c *Conn) SendBlock(i piece.Index, begin int64, src blocks, off, n int64) error {
+	var head [13]byte
+	binary.BigEndian.PutUint32(head[:], uint32(9+n))
+	head[4] = byte(pp.Piece)
+	binary.BigEndian.PutUint32(head[5:], uint32(i))
+	binary.BigEndian.PutUint32(head[9:], uint32(begin))
+	if _, err := c.bw.Write(head[:]); err != nil {
+		return err
+	}
+	if n <= int64(c.bw.Available()) {
+		_, err := src.CopyTo(onlyWriter{c.bw}, off, n)
+		return err
+	}
+	if err := c.bw.Flush(); err != nil {
+		return err
+	}
+	sent, err := src.CopyTo(c.raw, off, n)
+	if err == nil && sent != n {
+		err = io.ErrShortWrite
+	}
+	return err
+}
+
+// onlyWriter hides ReadFrom, so that small payloads gather in the buffer with their header.
+type onlyWriter struct{ io.Writer }
+
+// Cork holds small packets back in the kernel until Cork(false), so that a header and
+// its payload leave together. It does nothing where the connection is not plain TCP.
+func (c *Conn) Cork(on bool) { cork(c.raw, on) }
