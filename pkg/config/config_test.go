@@ -55,7 +55,7 @@ func TestAFlagWinsOverAVariableOverTheFileOverTheDefault(t *testing.T) {
 			cfg, _, err := load[Dfdaemon](t, "dfdaemon", row.file, row.env, row.args)
 			require.NoError(t, err)
 			assert.Equal(t, row.want, cfg.Cache.Quota)
-			assert.Equal(t, Size(1<<30), cfg.Cache.KeepFree, "a neighbour keeps its default")
+			assert.InDelta(t, 0.95, cfg.Cache.HighWater, 0, "a neighbour keeps its default")
 		})
 	}
 }
@@ -144,6 +144,9 @@ func TestValuesThatCannotBeAreRefusedWithARightOne(t *testing.T) {
 		{"cache: {quota: 100Mbit}", `is no size`},
 		{"cache: {quota: -1}", `is no size`},
 		{"cache: {quota: 1MiB}", "use 64MiB or more"},
+		{"cache: {lowWater: 0.99}", "must satisfy 0 < lowWater <= highWater <= 1"},
+		{"cache: {lowWater: NaN}", "is no number"},
+		{"files: {allowAddresses: [localhost]}", "is no network; write for example 10.0.0.0/8"},
 		{"cache: {quota: [1GiB]}", "takes one value, not a list"},
 		{"cache: 4GiB", "cache is a section and takes keys, not a value"},
 		{"node: {name: {a: b}}", "node.name takes a value, not keys of its own"},
@@ -242,6 +245,7 @@ cache: {quota: 1500MB}
 supernodes: ["[fd00::1]:65000"]
 upstreams: [{host: "r:5000", urls: ["http://r:5000"], plainHTTP: true}]
 drainTimeout: 90s
+files: {allowAddresses: ["127.0.0.0/8", "::1"]}
 `, []string{"DARTER_LOG_LEVEL=debug"}, []string{"--log-format=json"})
 	require.NoError(t, err)
 	var out bytes.Buffer

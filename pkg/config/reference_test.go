@@ -152,7 +152,7 @@ All are TCP.
 				facts = append(facts, "`"+name+"`")
 			}
 			facts = append(facts, "`"+s.env()+"`")
-			if u := strings.TrimSuffix(s.unit(), ",…"); u == "" {
+			if u := strings.TrimSuffix(s.unit(), ",..."); u == "" {
 				facts = append(facts, "true or false")
 			} else if s.isList() {
 				facts = append(facts, "list of "+u)

@@ -4,6 +4,7 @@ import (
 	"encoding"
 	"fmt"
 	"maps"
+	"math"
 	"reflect"
 	"regexp"
 	"slices"
@@ -100,7 +101,9 @@ func (s *setting) env() string { return EnvPrefix + strings.ToUpper(strings.Join
 func (s *setting) unit() string {
 	t, suffix := s.value.Type(), ""
 	if s.isList() {
-		t, suffix = t.Elem(), ",…"
+		if t = t.Elem(); !t.Implements(wholeType) {
+			suffix = ",..."
+		}
 	}
 	if n, ok := reflect.New(t).Interface().(interface{ Unit() string }); ok {
 		return n.Unit() + suffix
@@ -157,6 +160,7 @@ func (s *setting) bind(fs *pflag.FlagSet) {
 	usage = strings.Join(strings.Fields(usage), " ")
 	usage = strings.NewReplacer("`", "").Replace(usage)
 	f := fs.VarPF(&flagValue{setting: s}, s.flag(), s.short, usage)
+	f.DefValue = s.preset
 	if s.value.Kind() == reflect.Bool {
 		f.NoOptDefVal = "true"
 	}
@@ -249,7 +253,7 @@ func decode(v reflect.Value, raw any) error {
 		v.SetInt(n)
 	case v.CanFloat():
 		n, err := strconv.ParseFloat(text, 64)
-		if err != nil {
+		if err != nil || math.IsNaN(n) || math.IsInf(n, 0) {
 			return fmt.Errorf("%q is no number", text)
 		}
 		v.SetFloat(n)

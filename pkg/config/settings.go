@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"net/netip"
 	"net/textproto"
 	"strings"
 	"time"
@@ -43,8 +44,8 @@ type Dfdaemon struct {
 
 	Cache Cache `key:"cache"`
 	Origins
-	Files Files `key:"files"`
-	Log   Log   `key:"log"`
+	Files DaemonFiles `key:"files"`
+	Log   Log         `key:"log"`
 	Drain
 }
 
@@ -57,7 +58,8 @@ type Supernode struct {
 	Cluster Cluster        `key:"cluster"`
 	Cache   Cache          `key:"cache"`
 	Origins
-	Log Log `key:"log"`
+	Files Files `key:"files"`
+	Log   Log   `key:"log"`
 	Drain
 }
 
@@ -148,12 +150,16 @@ type Cluster struct {
 
 // Cache is what pieces may occupy.
 type Cache struct {
-	// Quota is how much disk the pieces may use. Beyond it, what was read longest ago goes
-	// first; what is being read stays. A larger quota spares the origin and the other
-	// nodes. 0 uses what the file system has, less keepFree.
+	// Quota is how much disk the pieces may use, each content counting with its whole
+	// length. Beyond it, what was read longest ago goes first; what is being read stays. A
+	// larger quota spares the origin and the other nodes. Default 0: half of what is free,
+	// and what the cache holds already, at the start.
 	Quota Size `key:"quota" default:"0"`
-	// KeepFree is how much of the file system is left to others.
-	KeepFree Size `key:"keepFree" default:"1GiB"`
+	// HighWater is the fraction of the quota at which old content is evicted.
+	HighWater float64 `key:"highWater" default:"0.95"`
+	// LowWater is the fraction of the quota down to which content is evicted. Closer to
+	// highWater evicts more often, farther from it more at once.
+	LowWater float64 `key:"lowWater" default:"0.85"`
 }
 
 // Origins are the places outside the cluster that content comes from.
@@ -211,15 +217,50 @@ func (Upstream) Unit() string { return "HOST[=URL]" }
 
 // Files is about dfget's downloads.
 type Files struct {
+	// AllowHosts are the hosts that files may come from; *.example.com stands for all hosts
+	// under it and * for every host. Whoever reaches a node's local API can make that node,
+	// and the supernode that leads the download, ask any of them.
+	AllowHosts []string `key:"allowHosts" default:"*"`
+	// AllowAddresses are networks that files may come from although nobody should be led
+	// there by accident: loopback, link-local (where clouds keep the metadata and the
+	// credentials of a machine), multicast. Written 127.0.0.0/8 or [fe80::]/10.
+	AllowAddresses []Network `key:"allowAddresses"`
+	// CA is a file of PEM certificates to trust besides the system's when files are fetched.
+	CA string `key:"ca"`
+	// Proxy is the URL of an HTTP proxy for files, or "none". Default: what HTTPS_PROXY,
+	// HTTP_PROXY and NO_PROXY say.
+	Proxy secret.String `key:"proxy"`
+}
+
+// DaemonFiles is about dfget's downloads.
+type DaemonFiles struct {
+	Files
 	// IgnoreQuery are the query parameters that only sign a request and so do not make a
 	// file another file: they are left out of its identity, but sent to the origin. A name
 	// that ends in * stands for all that begin so.
 	IgnoreQuery []string `key:"ignoreQuery" default:"X-Amz-*,X-Goog-*,X-Oss-*,Signature,Expires,Policy,Key-Pair-Id,AWSAccessKeyId,GoogleAccessId,OSSAccessKeyId,security-token,sig,se,sp,sv,sr,st,spr,skoid,sktid,skt,ske,sks,skv"`
-	// AllowHosts are the hosts that files may come from; *.example.com stands for all hosts
-	// under it and * for every host. Whoever reaches the local API can make this node, and
-	// the supernode that leads the download, ask any of them.
-	AllowHosts []string `key:"allowHosts" default:"*"`
 }
+
+// Network is a range of IP addresses, as in 10.0.0.0/8.
+type Network struct{ netip.Prefix }
+
+// UnmarshalText reads a range; a single address is a range of one.
+func (n *Network) UnmarshalText(b []byte) error {
+	text := strings.NewReplacer("[", "", "]", "").Replace(string(b))
+	if addr, err := netip.ParseAddr(text); err == nil {
+		n.Prefix = netip.PrefixFrom(addr, addr.BitLen())
+		return nil
+	}
+	p, err := netip.ParsePrefix(text)
+	if err != nil {
+		return fmt.Errorf("%q is no network; write for example 10.0.0.0/8 or fd00::/8", b)
+	}
+	n.Prefix = p.Masked()
+	return nil
+}
+
+// Unit names the kind of value in --help.
+func (Network) Unit() string { return "network" }
 
 // Log says what is told, and how.
 type Log struct {
@@ -275,8 +316,6 @@ type Dfget struct {
 	Output string `key:"output" short:"o"`
 	// Daemon is the local API of the dfdaemon to download through.
 	Daemon Address `key:"daemon" default:"127.0.0.1:65003"`
-	// Direct downloads from the origin itself, without any daemon.
-	Direct bool `key:"direct" default:"false"`
 	// Digest is what the whole file must hash to: sha256: or sha512: and hex digits. What
 	// does not match is deleted.
 	Digest string `key:"digest"`
@@ -290,10 +329,9 @@ type Dfget struct {
 	// Netrc is the file with names and passwords by host; "none" reads no file. Default:
 	// $NETRC or ~/.netrc, where it exists.
 	Netrc string `key:"netrc"`
-	// Tag and Application keep apart files that would else be the same: another tag is
-	// another download.
+	// Tag keeps apart files that would else be the same: another tag is another download.
 	Tag string `key:"tag"`
-	// Application names who downloads, for the same purpose.
+	// Application names who downloads, and keeps files apart as a tag does.
 	Application string `key:"application"`
 	// IgnoreQuery are query parameters that only sign a request, besides those that the
 	// daemon knows.
@@ -305,8 +343,8 @@ type Dfget struct {
 	// Retries is how often a broken download is taken up again where it broke. Each try
 	// that brings bytes gives the count back.
 	Retries int `key:"retries" default:"5"`
-	// Progress is auto (bars on a terminal, else plain lines), bar, plain, json or none. It
-	// goes to standard error.
+	// Progress is how to tell how far it is, on standard error: bar, plain, json, none, or
+	// auto for bars on a terminal and plain lines elsewhere.
 	Progress Progress `key:"progress" default:"auto"`
 }
 

@@ -240,7 +240,10 @@ func (u *Upstream) check() error {
 
 func (c *Cache) check() error {
 	if c.Quota != 0 && c.Quota < 64<<20 {
-		return fmt.Errorf("cache.quota: %s holds no layer; use 64MiB or more, or 0 for what the file system has", c.Quota)
+		return fmt.Errorf("cache.quota: %s holds no layer; use 64MiB or more, or 0 for half of what is free", c.Quota)
+	}
+	if c.LowWater <= 0 || c.LowWater > c.HighWater || c.HighWater > 1 {
+		return fmt.Errorf("cache: lowWater %g and highWater %g must satisfy 0 < lowWater <= highWater <= 1", c.LowWater, c.HighWater)
 	}
 	return nil
 }

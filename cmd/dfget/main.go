@@ -1,0 +1,85 @@
+// Dfget downloads files through the dfdaemon of its machine.
+//
+// It ends with an exit code by cause, the same from release to release (docs/dfget.md).
+// Start at [run].
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/dfget"
+)
+
+func main() { os.Exit(run()) }
+
+// run is the program; it returns the exit code.
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+
+	err := command(os.Stdout, os.Stderr).ExecuteContext(ctx)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "dfget:", err)
+	}
+	var e *dfget.Error
+	if err != nil && !errors.As(err, &e) { // wrong flags and settings
+		return int(dfget.Usage)
+	}
+	return int(dfget.ExitCode(err))
+}
+
+func command(stdout, stderr io.Writer) *cobra.Command {
+	var settings config.Dfget
+	form := config.NewForm("dfget", &settings)
+	var printConfig bool
+	cmd := &cobra.Command{
+		Use:   "dfget [flags] URL…",
+		Short: "Download files through the dfdaemon of this machine",
+		Long: `Dfget downloads files through the dfdaemon of this machine, which gets their pieces from
+other nodes and asks the origin once. A file appears under its name when all of it is there;
+until then it stands in FILE.part, and the same command takes up what Ctrl-C interrupted.`,
+		Example: `  dfget https://example.com/model.bin
+  dfget --digest sha256:… -o /srv/model.bin https://example.com/model.bin
+  dfget -H "Authorization: Bearer …" -o - https://example.com/data.tar | tar x`,
+		Version:       config.Version(),
+		Args:          cobra.ArbitraryArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, urls []string) error {
+			if err := form.Load(os.Environ()); err != nil {
+				return err
+			}
+			if printConfig {
+				return form.Print(stdout)
+			}
+			if len(urls) == 0 {
+				return errors.New("there is no URL; see dfget --help")
+			}
+			file, isFile := stderr.(*os.File)
+			return dfget.New(dfget.Config{
+				URLs: urls, Settings: settings, Stdout: stdout, Stderr: stderr, Environ: os.Environ(),
+				Terminal: isFile && term.IsTerminal(int(file.Fd())),
+			}).Run(cmd.Context())
+		},
+	}
+	form.Bind(cmd.Flags())
+	cmd.Flags().BoolVar(&printConfig, "print-config", false, "print the settings in force, secrets redacted, and end")
+	cmd.AddCommand(&cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Run: func(*cobra.Command, []string) { fmt.Fprintln(stdout, "dfget", config.Version()) },
+	})
+	cmd.SetOut(stdout)
+	cmd.SetErr(stderr)
+	return cmd
+}

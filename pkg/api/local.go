@@ -1,0 +1,136 @@
+package api
+
+import (
+	"time"
+
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// Paths of the APIs that operators and dfget use.
+const (
+	PathStatus = "/api/v1/status" // GET: Status
+	PathTasks  = "/api/v1/tasks"  // GET: []TaskStatus; PathTasks + "/" + task ID: one of them
+	PathHosts  = "/api/v1/hosts"  // GET: []HostStatus, of an owner
+	// PathFiles gives a file (GET). The query is FileURL, FileTag, FileApplication,
+	// FileDigest and any number of FileIgnore; the origin's headers come as header fields
+	// whose names begin with ForwardPrefix. The answer's ETag is the task's ID in quotes; a
+	// Range with an If-Range of that ETag takes up a broken download. An error is a
+	// FileError in JSON.
+	PathFiles = "/api/v1/files"
+)
+
+// Query parameters of PathFiles.
+const (
+	FileURL         = "url"
+	FileTag         = "tag"
+	FileApplication = "application"
+	FileDigest      = "digest"
+	FileIgnore      = "ignore"
+)
+
+const (
+	// ForwardPrefix begins the names of header fields that are meant for the origin.
+	ForwardPrefix = "Darter-Forward-"
+	// HeaderCached is "true" on the answer of PathFiles when the whole file was in the
+	// node's cache.
+	HeaderCached = "Darter-Cached"
+)
+
+// FileErrorKind says which case a refusal of PathFiles is.
+type FileErrorKind string
+
+// The kinds of refusal.
+const (
+	FileBadRequest  FileErrorKind = "bad-request" // the request itself is wrong
+	FileForbidden   FileErrorKind = "forbidden"   // the node's settings do not allow the host
+	FileRefused     FileErrorKind = "refused"     // the origin answered with Status
+	FileUnreachable FileErrorKind = "unreachable" // the origin did not answer
+	FileChanged     FileErrorKind = "changed"     // the file changed during the download
+	FileDigestWrong FileErrorKind = "digest"      // the whole does not match FileDigest
+	FileNoSpace     FileErrorKind = "no-space"    // the node's store is full
+	FileInternal    FileErrorKind = "internal"    // anything else
+)
+
+// FileError is the body of a refusal of PathFiles.
+type FileError struct {
+	Kind FileErrorKind `json:"kind"`
+	// Status is the origin's, 0 when it did not answer.
+	Status int `json:"status,omitempty"`
+	// Message says for people what was tried and how it failed; it holds no secret.
+	Message string `json:"message"`
+}
+
+// Sources counts bytes by where a node got them.
+type Sources struct {
+	Peers  int64 `json:"peers"`  // from other nodes
+	Seeds  int64 `json:"seeds"`  // from supernodes and other seeds
+	Origin int64 `json:"origin"` // from the origin, by the node itself
+	Cache  int64 `json:"cache"`  // given to clients from what was already here
+}
+
+// Status is what a program tells of itself.
+type Status struct {
+	Program string    `json:"program"`
+	Version string    `json:"version"`
+	Host    host.Host `json:"host"`
+	Started time.Time `json:"started"`
+	// Ready says that it can serve; Missing names what it lacks otherwise.
+	Ready   bool     `json:"ready"`
+	Missing []string `json:"missing,omitempty"`
+	// Received counts the bytes of content that this node took in, since its start.
+	Received Sources `json:"received"`
+	// Sent counts the bytes of pieces that it gave to other nodes.
+	Sent int64 `json:"sent"`
+	// Served counts the bytes that it gave to local clients: pulls and files.
+	Served int64 `json:"served"`
+	// BadPieces counts pieces whose bytes did not match their digest.
+	BadPieces int64 `json:"badPieces"`
+	// Downloads is the number of tasks that run or are open now.
+	Downloads int         `json:"downloads"`
+	Cache     CacheStatus `json:"cache"`
+	// Owners are the supernodes that this node knows.
+	Owners []OwnerStatus `json:"owners,omitempty"`
+	// Embedded says that the node leads its own tasks.
+	Embedded bool `json:"embedded,omitempty"`
+	// Hosts is the number of hosts that announce to this owner.
+	Hosts int `json:"hosts,omitempty"`
+	// Listen tells the addresses in use by what they are for.
+	Listen map[string]string `json:"listen,omitempty"`
+}
+
+// CacheStatus is what a node's store holds.
+type CacheStatus struct {
+	Dir   string `json:"dir,omitempty"`
+	Tasks int    `json:"tasks"`
+	// Bytes are those of verified pieces; Quota is the most they may be, 0 without one.
+	Bytes int64 `json:"bytes"`
+	Quota int64 `json:"quota,omitempty"`
+}
+
+// OwnerStatus is a supernode as a node sees it.
+type OwnerStatus struct {
+	Addr  string `json:"addr"`
+	Alive bool   `json:"alive"`
+	Error string `json:"error,omitempty"`
+}
+
+// TaskStatus is one task on one node.
+type TaskStatus struct {
+	ID     task.ID `json:"id"`
+	Length int64   `json:"length"` // bytes; −1 while not known
+	Pieces int     `json:"pieces"`
+	Have   int     `json:"have"` // pieces
+	// Peers is the number of hosts that hold pieces of it, as far as an owner knows.
+	Peers int `json:"peers,omitempty"`
+	// Received counts this download's bytes by source.
+	Received Sources   `json:"received"`
+	LastRead time.Time `json:"lastRead,omitzero"`
+}
+
+// HostStatus is one host as its owner sees it.
+type HostStatus struct {
+	host.Host
+	Tasks int       `json:"tasks"`
+	Seen  time.Time `json:"seen"`
+}

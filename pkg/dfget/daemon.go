@@ -1,0 +1,169 @@
+package dfget
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/config"
+)
+
+// daemon fetches through dfdaemon's local API.
+type daemon struct {
+	base   string
+	client *http.Client
+	set    config.Dfget
+}
+
+func newDaemon(cfg Config) *daemon {
+	tr := &http.Transport{Proxy: nil, DisableCompression: true, MaxIdleConnsPerHost: parallelMax}
+	return &daemon{base: "http://" + string(cfg.Settings.Daemon), client: &http.Client{Transport: tr}, set: cfg.Settings}
+}
+
+func (d *daemon) fetch(ctx context.Context, j *job, offset int64, identity string) (*answer, error) {
+	q := url.Values{api.FileURL: {j.url.String()}}
+	for name, v := range map[string]string{api.FileTag: d.set.Tag, api.FileApplication: d.set.Application, api.FileDigest: d.set.Digest} {
+		if v != "" {
+			q.Set(name, v)
+		}
+	}
+	q[api.FileIgnore] = d.set.IgnoreQuery
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.base+api.PathFiles+"?"+q.Encode(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("asking dfdaemon: %w", err)
+	}
+	if !j.auth.IsZero() {
+		req.Header.Set(api.ForwardPrefix+"Authorization", j.auth.Reveal())
+	}
+	for _, h := range d.set.Header {
+		req.Header.Add(api.ForwardPrefix+h.Name, h.Value.Reveal())
+	}
+	if offset > 0 {
+		req.Header.Set("Range", "bytes="+strconv.FormatInt(offset, 10)+"-")
+		req.Header.Set("If-Range", identity)
+	}
+	resp, err := d.client.Do(req)
+	if err != nil {
+		return nil, d.silent(j, offset, err)
+	}
+	a, err := read(resp, offset, identity)
+	if err != nil {
+		resp.Body.Close()
+		return nil, err
+	}
+	if a != nil {
+		return a, nil
+	}
+	defer resp.Body.Close()
+	return nil, d.refusal(j, resp)
+}
+
+// silent is the error of a daemon that does not answer.
+func (d *daemon) silent(j *job, offset int64, err error) error {
+	var wrapped *url.Error
+	if errors.As(err, &wrapped) {
+		err = wrapped.Err // without the long URL of the request
+	}
+	return &Error{Code: NoDaemon, again: offset > 0, Err: fmt.Errorf("%s: no dfdaemon answers at %s (%w)\n"+
+		"start one on this machine with: dfdaemon\nor name another one's local API with --daemon HOST:PORT",
+		j.meter.url, d.set.Daemon, err)}
+}
+
+// read turns a response with content into an answer; nil is a refusal.
+func read(resp *http.Response, offset int64, identity string) (*answer, error) {
+	a := &answer{body: resp.Body, length: resp.ContentLength, identity: resp.Header.Get("ETag"), cached: resp.Header.Get(api.HeaderCached) == "true"}
+	switch resp.StatusCode {
+	case http.StatusOK:
+		return a, nil
+	case http.StatusPartialContent:
+		first, total, ok := contentRange(resp.Header.Get("Content-Range"))
+		if !ok {
+			return nil, fmt.Errorf("the answer's Content-Range %.80q cannot be read", resp.Header.Get("Content-Range"))
+		}
+		a.offset, a.length = first, total
+		return a, nil
+	case http.StatusRequestedRangeNotSatisfiable:
+		// Everything is there already when the whole ends where the range begins.
+		if total, ok := strings.CutPrefix(resp.Header.Get("Content-Range"), "bytes */"); ok && total == strconv.FormatInt(offset, 10) {
+			resp.Body.Close()
+			a.body, a.offset, a.length, a.identity = http.NoBody, offset, offset, identity
+			return a, nil
+		}
+	}
+	return nil, nil
+}
+
+// contentRange reads "bytes first-last/total"; an unknown total is −1.
+func contentRange(text string) (first, total int64, ok bool) {
+	text, ok = strings.CutPrefix(text, "bytes ")
+	if !ok {
+		return 0, 0, false
+	}
+	span, all, ok := strings.Cut(text, "/")
+	from, _, dash := strings.Cut(span, "-")
+	first, err := strconv.ParseInt(from, 10, 64)
+	if !ok || !dash || err != nil || first < 0 {
+		return 0, 0, false
+	}
+	if all == "*" {
+		return first, -1, true
+	}
+	total, err = strconv.ParseInt(all, 10, 64)
+	return first, total, err == nil && total >= first
+}
+
+// refusal reads the daemon's error.
+func (d *daemon) refusal(j *job, resp *http.Response) error {
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	var e api.FileError
+	if json.Unmarshal(b, &e) != nil || e.Kind == "" {
+		return &Error{Code: Failed, Err: fmt.Errorf("%s: what listens at %s answers %s and is no dfdaemon", j.meter.url, d.set.Daemon, resp.Status)}
+	}
+	out := &Error{Code: Failed, Err: fmt.Errorf("%s: %s", j.meter.url, e.Message)}
+	switch e.Kind {
+	case api.FileBadRequest:
+		out.Code = Usage
+	case api.FileForbidden:
+		out.Code = Denied
+	case api.FileRefused:
+		out.Code, out.again = codeOf(e.Status)
+	case api.FileUnreachable:
+		out.Code, out.again = Unreachable, true
+	case api.FileChanged:
+		out.Code = Changed
+	case api.FileDigestWrong:
+		out.Code = WrongDigest
+	case api.FileNoSpace:
+		out.Code = Disk
+	}
+	return out
+}
+
+// progress asks the daemon where the bytes came from.
+func (d *daemon) progress(ctx context.Context, _ *job, identity string) (shares, bool) {
+	id := strings.Trim(identity, `"`)
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.base+api.PathTasks+"/"+url.PathEscape(id), nil)
+	if err != nil {
+		return shares{}, false
+	}
+	resp, err := d.client.Do(req)
+	if err != nil {
+		return shares{}, false
+	}
+	defer resp.Body.Close()
+	var s api.TaskStatus
+	if resp.StatusCode != http.StatusOK || json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&s) != nil {
+		return shares{}, false
+	}
+	return shares{s.Received}, true
+}

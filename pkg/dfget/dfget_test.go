@@ -1,0 +1,546 @@
+package dfget_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/dfget"
+	"github.com/darter-io/darter/pkg/secret"
+)
+
+// fake plays the local API of a dfdaemon.
+type fake struct {
+	*httptest.Server
+	mu       sync.Mutex
+	content  []byte
+	etag     string
+	cut      []int  // the next answers end after so many bytes
+	chunked  bool   // do not tell the length
+	noRange  bool   // answer every Range with 200
+	hold     func() // called after a cut answer's bytes are out, before it breaks
+	refuse   *api.FileError
+	sources  api.Sources
+	requests []*http.Request
+}
+
+func newFake(t *testing.T, size int) *fake {
+	f := &fake{content: make([]byte, size), etag: `"file:` + strings.Repeat("ab", 32) + `"`}
+	r := rand.NewChaCha8([32]byte{byte(size)})
+	_, _ = r.Read(f.content)
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+api.PathFiles, f.file)
+	mux.HandleFunc("GET "+api.PathTasks+"/{id}", func(w http.ResponseWriter, req *http.Request) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if `"`+req.PathValue("id")+`"` != f.etag {
+			http.NotFound(w, req)
+			return
+		}
+		_ = json.NewEncoder(w).Encode(api.TaskStatus{Received: f.sources})
+	})
+	f.Server = httptest.NewServer(mux)
+	t.Cleanup(f.Close)
+	return f
+}
+
+func (f *fake) file(w http.ResponseWriter, req *http.Request) {
+	f.mu.Lock()
+	f.requests = append(f.requests, req)
+	content, etag, refuse, noRange, hold, chunked := f.content, f.etag, f.refuse, f.noRange, f.hold, f.chunked
+	cut := -1
+	if len(f.cut) > 0 {
+		cut, f.cut = f.cut[0], f.cut[1:]
+	}
+	f.mu.Unlock()
+	if refuse != nil {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusBadGateway)
+		_ = json.NewEncoder(w).Encode(refuse)
+		return
+	}
+	w.Header().Set("ETag", etag)
+	if cut < 0 && !noRange && !chunked {
+		http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(content))
+		return
+	}
+	from := 0
+	if text, ok := strings.CutPrefix(req.Header.Get("Range"), "bytes="); ok && !noRange && req.Header.Get("If-Range") == etag {
+		from, _ = strconv.Atoi(strings.TrimSuffix(text, "-"))
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(content)-1, len(content)))
+	}
+	body := content[from:]
+	if !chunked {
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	}
+	if from > 0 {
+		w.WriteHeader(http.StatusPartialContent)
+	}
+	if cut >= 0 {
+		_, _ = w.Write(body[:cut])
+		_ = http.NewResponseController(w).Flush()
+		if hold != nil {
+			hold()
+		}
+		panic(http.ErrAbortHandler)
+	}
+	_, _ = w.Write(body)
+}
+
+func (f *fake) asked(i int) *http.Request {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.requests[i]
+}
+
+// settings are the defaults, as a command line without flags has them.
+func settings(t *testing.T, f *fake, change func(*config.Dfget)) config.Dfget {
+	var s config.Dfget
+	require.NoError(t, config.NewForm("dfget", &s).Load(nil))
+	if f != nil {
+		s.Daemon = config.Address(strings.TrimPrefix(f.URL, "http://"))
+	}
+	s.Netrc = "none"
+	s.Progress = "plain"
+	if change != nil {
+		change(&s)
+	}
+	return s
+}
+
+const fileURL = "http://files.test/dir/model.bin?Signature=xyz"
+
+// get runs dfget for one URL into dir/model.bin.
+func get(ctx context.Context, t *testing.T, f *fake, dir string, change func(*config.Dfget)) (stderr string, err error) {
+	var out bytes.Buffer
+	s := settings(t, f, func(s *config.Dfget) {
+		s.Output = filepath.Join(dir, "model.bin")
+		if change != nil {
+			change(s)
+		}
+	})
+	err = dfget.New(dfget.Config{URLs: []string{fileURL}, Settings: s, Stderr: &out, Backoff: time.Millisecond}).Run(ctx)
+	return out.String(), err
+}
+
+// holds proves that a directory has exactly these files.
+func holds(t *testing.T, dir string, want map[string][]byte) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		require.NoError(t, err)
+		if content, ok := want[e.Name()]; ok && content != nil {
+			assert.True(t, bytes.Equal(content, b), "%s has other bytes (%d, want %d)", e.Name(), len(b), len(content))
+		}
+	}
+	for name := range want {
+		assert.Contains(t, names, name)
+	}
+	assert.Len(t, names, len(want), "%v", names)
+}
+
+func TestAFileIsThereWholeOrNotAtAll(t *testing.T) {
+	for _, size := range []int{0, 1, 700_001} {
+		f, dir := newFake(t, size), t.TempDir()
+		f.sources = api.Sources{Peers: 75, Seeds: 15, Origin: 10}
+		told, err := get(t.Context(), t, f, dir, nil)
+		require.NoError(t, err)
+		holds(t, dir, map[string][]byte{"model.bin": f.content})
+		assert.Contains(t, told, "model.bin: ")
+		assert.Contains(t, told, "90% from peers")
+		q := f.asked(0).URL.Query()
+		assert.Equal(t, fileURL, q.Get(api.FileURL))
+	}
+}
+
+func TestABrokenDownloadIsTakenUpWhereItBroke(t *testing.T) {
+	for _, row := range []struct {
+		name             string
+		chunked, noRange bool
+	}{{"with ranges", false, false}, {"without length", true, false}, {"without ranges", false, true}} {
+		t.Run(row.name, func(t *testing.T) {
+			f, dir := newFake(t, 900_000), t.TempDir()
+			f.cut, f.chunked, f.noRange = []int{300_000, 400_000}, row.chunked, row.noRange
+			sum := sha256.Sum256(f.content)
+			_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Digest = fmt.Sprintf("sha256:%x", sum) })
+			require.NoError(t, err)
+			holds(t, dir, map[string][]byte{"model.bin": f.content})
+			assert.Equal(t, "bytes=300000-", f.asked(1).Header.Get("Range"))
+			assert.Equal(t, f.etag, f.asked(1).Header.Get("If-Range"))
+		})
+	}
+}
+
+func TestTriesEndWhenNothingComes(t *testing.T) {
+	f, dir := newFake(t, 1000), t.TempDir()
+	f.cut = []int{10, 0, 0, 0, 0, 0}
+	_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Retries = 2 })
+	require.Error(t, err)
+	assert.Equal(t, dfget.Unreachable, dfget.ExitCode(err))
+	assert.Len(t, f.requests, 3, "one with bytes, which counts as the first failure, and two more")
+}
+
+func TestCtrlCKeepsThePartAndTheSameCommandGoesOn(t *testing.T) {
+	f, dir := newFake(t, 900_000), t.TempDir()
+	ctx, cancel := context.WithCancel(t.Context())
+	f.cut = []int{500_000}
+	f.hold = func() {
+		// Only what dfget has written can be kept.
+		for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			if info, err := os.Stat(filepath.Join(dir, "model.bin.part")); err == nil && info.Size() == 500_000 {
+				break
+			}
+		}
+		cancel()
+	}
+	_, err := get(ctx, t, f, dir, nil)
+	require.Error(t, err)
+	assert.Equal(t, dfget.Interrupted, dfget.ExitCode(err))
+	assert.ErrorContains(t, err, "the same command goes on from there")
+	holds(t, dir, map[string][]byte{"model.bin.part": f.content[:500_000], "model.bin.part.id": nil})
+
+	sum := sha256.Sum256(f.content)
+	told, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Digest = fmt.Sprintf("sha256:%x", sum) })
+	require.NoError(t, err)
+	assert.Equal(t, "bytes=500000-", f.asked(1).Header.Get("Range"))
+	assert.Contains(t, told, "kept from before")
+	holds(t, dir, map[string][]byte{"model.bin": f.content})
+}
+
+func TestAPartThatWasCompleteAlreadyOnlyGetsItsName(t *testing.T) {
+	f, dir := newFake(t, 5000), t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin.part"), f.content, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin.part.id"), []byte(f.etag+"\n"), 0o600))
+	_, err := get(t.Context(), t, f, dir, nil)
+	require.NoError(t, err)
+	holds(t, dir, map[string][]byte{"model.bin": f.content})
+}
+
+func TestAPartOfUnknownContentIsNotTrusted(t *testing.T) {
+	f, dir := newFake(t, 5000), t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin.part"), []byte("something else"), 0o600))
+	_, err := get(t.Context(), t, f, dir, nil)
+	require.NoError(t, err)
+	holds(t, dir, map[string][]byte{"model.bin": f.content})
+}
+
+func TestAFileThatChangedSinceItsPartWasKeptIsDownloadedAnew(t *testing.T) {
+	f, dir := newFake(t, 5000), t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin.part"), []byte("old bytes"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin.part.id"), []byte(`"file:old"`), 0o600))
+	told, err := get(t.Context(), t, f, dir, nil)
+	require.NoError(t, err)
+	assert.Contains(t, told, "starting over")
+	holds(t, dir, map[string][]byte{"model.bin": f.content})
+}
+
+func TestAFileThatChangesInMidDownloadIsAClearError(t *testing.T) {
+	f, dir := newFake(t, 900_000), t.TempDir()
+	f.cut = []int{300_000}
+	f.hold = func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.etag, f.content = `"file:other"`, []byte("another version")
+	}
+	_, err := get(t.Context(), t, f, dir, nil)
+	require.Error(t, err)
+	assert.Equal(t, dfget.Changed, dfget.ExitCode(err))
+	assert.ErrorContains(t, err, "changed at its origin during the download")
+	holds(t, dir, map[string][]byte{})
+}
+
+func TestAWrongDigestLeavesNothingBehind(t *testing.T) {
+	f, dir := newFake(t, 5000), t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin"), []byte("the former version"), 0o600))
+	_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Digest = "sha256:" + strings.Repeat("0", 64) })
+	require.Error(t, err)
+	assert.Equal(t, dfget.WrongDigest, dfget.ExitCode(err))
+	assert.NotContains(t, err.Error(), "xyz", "no signature in an error")
+	holds(t, dir, map[string][]byte{"model.bin": []byte("the former version")})
+	assert.Equal(t, "sha256:"+strings.Repeat("0", 64), f.asked(0).URL.Query().Get(api.FileDigest))
+}
+
+func TestEachCauseHasItsExitCode(t *testing.T) {
+	for _, row := range []struct {
+		refuse api.FileError
+		want   dfget.Code
+		tries  int
+	}{
+		{api.FileError{Kind: api.FileBadRequest}, dfget.Usage, 1},
+		{api.FileError{Kind: api.FileForbidden}, dfget.Denied, 1},
+		{api.FileError{Kind: api.FileRefused, Status: 401}, dfget.Denied, 1},
+		{api.FileError{Kind: api.FileRefused, Status: 403}, dfget.Denied, 1},
+		{api.FileError{Kind: api.FileRefused, Status: 404}, dfget.NotFound, 1},
+		{api.FileError{Kind: api.FileRefused, Status: 410}, dfget.NotFound, 1},
+		{api.FileError{Kind: api.FileRefused, Status: 418}, dfget.Failed, 1},
+		{api.FileError{Kind: api.FileRefused, Status: 501}, dfget.Unreachable, 1},
+		{api.FileError{Kind: api.FileRefused, Status: 503}, dfget.Unreachable, 3},
+		{api.FileError{Kind: api.FileUnreachable}, dfget.Unreachable, 3},
+		{api.FileError{Kind: api.FileChanged}, dfget.Changed, 1},
+		{api.FileError{Kind: api.FileDigestWrong}, dfget.WrongDigest, 1},
+		{api.FileError{Kind: api.FileNoSpace}, dfget.Disk, 1},
+		{api.FileError{Kind: api.FileInternal}, dfget.Failed, 1},
+	} {
+		t.Run(fmt.Sprint(row.refuse.Kind, row.refuse.Status), func(t *testing.T) {
+			f, dir := newFake(t, 10), t.TempDir()
+			row.refuse.Message = "in the daemon's words"
+			f.refuse = &row.refuse
+			_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Retries = 2 })
+			require.ErrorContains(t, err, "in the daemon's words")
+			assert.Equal(t, row.want, dfget.ExitCode(err))
+			assert.Len(t, f.requests, row.tries)
+			holds(t, dir, map[string][]byte{})
+		})
+	}
+}
+
+func TestWithoutADaemonTheErrorSaysWhatToDo(t *testing.T) {
+	f, dir := newFake(t, 10), t.TempDir()
+	f.Close()
+	_, err := get(t.Context(), t, f, dir, nil)
+	require.Error(t, err)
+	assert.Equal(t, dfget.NoDaemon, dfget.ExitCode(err))
+	assert.ErrorContains(t, err, "start one on this machine with: dfdaemon")
+	assert.ErrorContains(t, err, "--daemon HOST:PORT")
+	holds(t, dir, map[string][]byte{})
+}
+
+func TestSomethingElseAtTheDaemonsAddressIsToldSo(t *testing.T) {
+	other := httptest.NewServer(http.NotFoundHandler())
+	defer other.Close()
+	_, err := get(t.Context(), t, &fake{Server: other}, t.TempDir(), nil)
+	require.ErrorContains(t, err, "is no dfdaemon")
+}
+
+func TestATimeoutEndsItAndKeepsThePart(t *testing.T) {
+	f, dir := newFake(t, 5000), t.TempDir()
+	release := make(chan struct{})
+	f.cut, f.hold = []int{1000}, func() { <-release }
+	defer close(release)
+	_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Timeout = 300 * time.Millisecond })
+	require.ErrorContains(t, err, "not done within 300ms (--timeout)")
+	assert.Equal(t, dfget.Timeout, dfget.ExitCode(err))
+	holds(t, dir, map[string][]byte{"model.bin.part": f.content[:1000], "model.bin.part.id": nil})
+}
+
+func TestStandardOutputGetsTheBytesInOrderAlsoAfterABreak(t *testing.T) {
+	f := newFake(t, 900_000)
+	f.cut = []int{300_000}
+	var out bytes.Buffer
+	err := dfget.New(dfget.Config{URLs: []string{fileURL}, Stdout: &out, Backoff: time.Millisecond,
+		Settings: settings(t, f, func(s *config.Dfget) { s.Output = "-" })}).Run(t.Context())
+	require.NoError(t, err)
+	assert.True(t, bytes.Equal(f.content, out.Bytes()))
+}
+
+func TestADeviceOrPipeIsWrittenToAndNotReplaced(t *testing.T) {
+	f, dir := newFake(t, 900_000), t.TempDir()
+	require.NoError(t, unix.Mkfifo(filepath.Join(dir, "model.bin"), 0o600))
+	read := make(chan []byte, 1)
+	go func() {
+		b, _ := os.ReadFile(filepath.Join(dir, "model.bin"))
+		read <- b
+	}()
+	_, err := get(t.Context(), t, f, dir, nil)
+	require.NoError(t, err)
+	assert.True(t, bytes.Equal(f.content, <-read))
+	info, err := os.Stat(filepath.Join(dir, "model.bin"))
+	require.NoError(t, err)
+	assert.NotZero(t, info.Mode()&os.ModeNamedPipe, "the pipe is still a pipe")
+}
+
+func TestSeveralFilesGoIntoADirectoryAndOneFailureStopsNoOther(t *testing.T) {
+	f, dir := newFake(t, 5000), t.TempDir()
+	run := func(urls ...string) error {
+		return dfget.New(dfget.Config{URLs: urls, Settings: settings(t, f, func(s *config.Dfget) { s.Output = dir }), Backoff: time.Millisecond}).Run(t.Context())
+	}
+	require.NoError(t, run("http://files.test/a", "http://files.test/x/b?c=d", "https://files.test/e%20f"))
+	holds(t, dir, map[string][]byte{"a": f.content, "b": f.content, "e f": f.content})
+
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "g"), 0o700))
+	err := run("http://files.test/g", "http://files.test/h")
+	assert.Equal(t, dfget.Disk, dfget.ExitCode(err))
+	assert.ErrorContains(t, err, "is a directory")
+	assert.FileExists(t, filepath.Join(dir, "h"))
+
+	for _, row := range []struct {
+		want string
+		urls []string
+	}{
+		{"two URLs would both be written", []string{"http://a/x", "http://b/x"}},
+		{"names no file", []string{"http://a/"}},
+		{"names no file", []string{"http://a/x/.."}},
+		{"only http:// and https://", []string{"ftp://a/x"}},
+		{"only http:// and https://", []string{"/etc/passwd"}},
+		{"there is no URL", nil},
+	} {
+		err := run(row.urls...)
+		require.ErrorContains(t, err, row.want)
+		assert.Equal(t, dfget.Usage, dfget.ExitCode(err))
+	}
+}
+
+func TestTwoAtOnceDoNotWriteOneFile(t *testing.T) {
+	f, dir := newFake(t, 5000), t.TempDir()
+	file, err := os.Create(filepath.Join(dir, "model.bin.part"))
+	require.NoError(t, err)
+	defer file.Close()
+	require.NoError(t, unix.Flock(int(file.Fd()), syscall.LOCK_EX))
+	_, err = get(t.Context(), t, f, dir, nil)
+	require.ErrorContains(t, err, "is being written by another dfget")
+	assert.Equal(t, dfget.Disk, dfget.ExitCode(err))
+	assert.FileExists(t, filepath.Join(dir, "model.bin.part"), "the other one's")
+}
+
+func TestCredentialsGoToTheDaemonInHeadersAndNowhereElse(t *testing.T) {
+	dir := t.TempDir()
+	netrc, word := filepath.Join(dir, "netrc"), filepath.Join(dir, "word")
+	require.NoError(t, os.WriteFile(netrc, []byte("machine files.test login nina password n1\ndefault login anon password n2\n"), 0o600))
+	require.NoError(t, os.WriteFile(word, []byte("geheim\n"), 0o600))
+	header := func(user, password string) string {
+		r := http.Request{Header: http.Header{}}
+		r.SetBasicAuth(user, password)
+		return r.Header.Get("Authorization")
+	}
+	for _, row := range []struct {
+		name, url, want string
+		environ         []string
+		change          func(*config.Dfget)
+	}{
+		{"URL", "http://uma:u%401@files.test/f", header("uma", "u@1"), nil, nil},
+		{"flags", "http://files.test/f", header("karl", "geheim"), nil, func(s *config.Dfget) { s.User, s.PasswordFile = "karl", word }},
+		{"netrc", "http://files.test:8080/f", header("nina", "n1"), []string{"NETRC=" + netrc}, func(s *config.Dfget) { s.Netrc = "" }},
+		{"netrc default", "http://other.test/f", header("anon", "n2"), nil, func(s *config.Dfget) { s.Netrc = netrc }},
+		{"none", "http://files.test/f", "", []string{"NETRC=" + netrc}, nil},
+		{"header", "http://files.test/f", "Bearer abc", nil, func(s *config.Dfget) {
+			s.Header = []config.Header{{Name: "Authorization", Value: secret.String("Bearer abc")}}
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			f := newFake(t, 10)
+			var stderr bytes.Buffer
+			err := dfget.New(dfget.Config{URLs: []string{row.url}, Stdout: io.Discard, Stderr: &stderr, Environ: row.environ, Settings: settings(t, f, func(s *config.Dfget) {
+				s.Output, s.Progress = "-", "json"
+				if row.change != nil {
+					row.change(s)
+				}
+			})}).Run(t.Context())
+			require.NoError(t, err)
+			req := f.asked(0)
+			assert.Equal(t, row.want, req.Header.Get(api.ForwardPrefix+"Authorization"))
+			assert.Empty(t, req.Header.Get("Authorization"))
+			asked, err := url.Parse(req.URL.Query().Get(api.FileURL))
+			require.NoError(t, err)
+			assert.Nil(t, asked.User)
+			assert.NotContains(t, stderr.String(), "u%401")
+		})
+	}
+}
+
+func TestJSONTellsEveryStepOnALineOfItsOwn(t *testing.T) {
+	f, dir := newFake(t, 5000), t.TempDir()
+	f.sources = api.Sources{Peers: 1, Origin: 3}
+	told, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Progress = "json" })
+	require.NoError(t, err)
+	var events []dfget.Event
+	for line := range strings.Lines(told) {
+		var e dfget.Event
+		require.NoError(t, json.Unmarshal([]byte(line), &e), line)
+		events = append(events, e)
+		assert.NotContains(t, line, "xyz", "no signature in an event")
+	}
+	require.GreaterOrEqual(t, len(events), 2)
+	assert.Equal(t, "start", events[0].Event)
+	last := events[len(events)-1]
+	assert.Equal(t, "done", last.Event)
+	assert.Equal(t, int64(5000), last.Done)
+	assert.Equal(t, int64(5000), *last.Length)
+	assert.InDelta(t, 0.25, *last.FromPeers, 0.001)
+	assert.Equal(t, api.Sources{Peers: 1, Origin: 3}, *last.Sources)
+	assert.Equal(t, strings.Trim(f.etag, `"`), string(last.Task))
+
+	f.refuse = &api.FileError{Kind: api.FileRefused, Status: 404, Message: "GET: 404 Not Found"}
+	told, err = get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Progress = "json" })
+	require.Error(t, err)
+	var e dfget.Event
+	require.NoError(t, json.Unmarshal([]byte(told), &e), told)
+	assert.Equal(t, "failed", e.Event)
+	assert.Equal(t, dfget.NotFound, e.Code)
+}
+
+// watched is a terminal on which somebody waits for a text.
+type watched struct {
+	mu   sync.Mutex
+	all  bytes.Buffer
+	want string
+	seen chan struct{}
+}
+
+func (w *watched) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	before := strings.Contains(w.all.String(), w.want)
+	w.all.Write(b)
+	if !before && strings.Contains(w.all.String(), w.want) {
+		close(w.seen)
+	}
+	return len(b), nil
+}
+
+func (w *watched) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.all.String()
+}
+
+func TestBarsShowSpeedAndEndWithASummary(t *testing.T) {
+	f, dir := newFake(t, 900_000), t.TempDir()
+	drawn := &watched{want: "50% 439 KiB ", seen: make(chan struct{})}
+	f.cut, f.hold = []int{450_000}, func() {
+		select {
+		case <-drawn.seen:
+		case <-time.After(20 * time.Second): // the assertions below tell what was drawn
+		}
+	}
+	s := settings(t, f, func(s *config.Dfget) { s.Output, s.Progress = filepath.Join(dir, "model.bin"), "bar" })
+	require.NoError(t, dfget.New(dfget.Config{URLs: []string{fileURL}, Settings: s, Stderr: drawn, Backoff: time.Millisecond}).Run(t.Context()))
+	told := drawn.String()
+	assert.Contains(t, told, "[=")
+	assert.Contains(t, told, "50% 439 KiB ")
+	assert.Contains(t, told, "model.bin: 879 KiB in ")
+}
+
+func TestTheRateIsLimited(t *testing.T) {
+	f, dir := newFake(t, 768<<10), t.TempDir()
+	started := time.Now()
+	_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.LimitRate = 2 << 20 })
+	require.NoError(t, err)
+	// A quarter of a MiB goes at once; the rest takes a quarter of a second.
+	assert.GreaterOrEqual(t, time.Since(started), 240*time.Millisecond)
+	holds(t, dir, map[string][]byte{"model.bin": f.content})
+}

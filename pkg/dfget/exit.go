@@ -1,0 +1,70 @@
+package dfget
+
+import (
+	"context"
+	"errors"
+	"net/http"
+)
+
+// Code is the exit status of dfget. The numbers are a promise to scripts.
+type Code int
+
+// The exit codes, by cause.
+const (
+	OK          Code = 0
+	Failed      Code = 1   // anything that has no code of its own
+	Usage       Code = 2   // wrong flags, settings or URLs; nothing was tried
+	Disk        Code = 3   // the target cannot be written
+	NoDaemon    Code = 4   // no dfdaemon answers
+	Denied      Code = 5   // the origin or the node's settings deny it: 401, 403, 407
+	NotFound    Code = 6   // the origin does not have it: 404, 410
+	Unreachable Code = 7   // the origin does not answer, breaks off, or has an error of its own
+	WrongDigest Code = 8   // the content does not match --digest
+	Changed     Code = 9   // the file changed at its origin during the download
+	Timeout     Code = 10  // --timeout ended it
+	Interrupted Code = 130 // Ctrl-C or SIGTERM; FILE.part is kept
+)
+
+// Error is a failure and its cause.
+type Error struct {
+	Code Code
+	Err  error
+	// again says that another try may succeed.
+	again bool
+}
+
+func (e *Error) Error() string { return e.Err.Error() }
+
+// Unwrap returns what happened.
+func (e *Error) Unwrap() error { return e.Err }
+
+// ExitCode is the status that a program ends with after err.
+func ExitCode(err error) Code {
+	var e *Error
+	switch {
+	case err == nil:
+		return OK
+	case errors.As(err, &e):
+		return e.Code
+	case errors.Is(err, context.Canceled):
+		return Interrupted
+	}
+	return Failed
+}
+
+// codeOf maps an origin's refusal.
+func codeOf(status int) (code Code, again bool) {
+	switch status {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusProxyAuthRequired:
+		return Denied, false
+	case http.StatusNotFound, http.StatusGone:
+		return NotFound, false
+	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests,
+		http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return Unreachable, true
+	}
+	if status >= 500 {
+		return Unreachable, false
+	}
+	return Failed, false
+}
