@@ -37,6 +37,8 @@ type Package struct {
 	Dir, Name string
 	// Files are those that are built, Tests those that go test adds; both by file name.
 	Files, Tests map[string]*ast.File
+
+	names map[string]bool // see symbols
 }
 
 // Load reads the tree of a module. Hidden directories (but .ci), testdata and what the build

@@ -69,7 +69,11 @@ func exports(pkg *Package) bool {
 
 // symbols returns the package's names: "Name" at its top, "Type.Member" for methods and fields.
 func (p *Package) symbols() map[string]bool {
+	if p.names != nil {
+		return p.names
+	}
 	out := map[string]bool{}
+	p.names = out
 	for _, f := range p.Files {
 		for _, d := range f.Decls {
 			switch d := d.(type) {
