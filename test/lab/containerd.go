@@ -37,7 +37,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
   address = %q
 [debug]
-  level = "info"
+  level = "warn"
 [plugins."io.containerd.internal.v1.opt"]
   path = %q
 `
@@ -80,14 +80,15 @@ func (n *Node) Containerd() (*Containerd, error) {
 	return c, nil
 }
 
-// Mirror makes containerd ask the mirror first for images of a registry, which is
-// "host:port" and speaks plain HTTP, and the registry itself where the mirror refuses.
-func (c *Containerd) Mirror(registry, mirror string) error {
+// Mirror makes containerd ask a mirror (a URL) first for images of a registry, and then the
+// server (host:port of plain HTTP) where the mirror refuses: the registry itself, or the
+// mirror again where nobody else is to be asked.
+func (c *Containerd) Mirror(registry, server, mirror string) error {
 	dir := filepath.Join(c.hosts, registry)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	text := fmt.Sprintf("server = \"http://%s\"\n\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n", registry, mirror)
+	text := fmt.Sprintf("server = \"http://%s\"\n\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n", server, mirror)
 	return os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o644)
 }
 

@@ -242,7 +242,7 @@ func TestContainerdPullsThroughItsMirrorAndUnpacksWhatWasPushed(t *testing.T) {
 	c, err := l.Nodes[0].Containerd()
 	require.NoError(t, err)
 	// The registry's own address is nobody's, so only the mirror can answer.
-	require.NoError(t, c.Mirror("registry.invalid:5000", "http://"+l.Registry.Addr+":5000"))
+	require.NoError(t, c.Mirror("registry.invalid:5000", "registry.invalid:5000", "http://"+l.Registry.Addr+":5000"))
 	pulled := "registry.invalid:5000/lib/small:v1"
 	require.NoError(t, c.Pull(t.Context(), pulled))
 	assert.Equal(t, "HEAD /v2/lib/small/manifests/v1 registry.invalid:5000", <-asked)
