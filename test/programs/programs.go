@@ -1,0 +1,164 @@
+// Package programs builds Darter's programs and says how they are started, for the demo and
+// for tests that need real processes.
+//
+// The command line of a program stands here and nowhere else in the tests, and only with
+// settings that the documents name. Start at [Build], [Supernode] and [Dfdaemon].
+package programs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+)
+
+// Root is the directory of the module that the working directory is in.
+func Root() (string, error) {
+	out, err := exec.Command("go", "env", "GOMOD").Output()
+	if err != nil {
+		return "", fmt.Errorf("looking for the module's directory: %w", err)
+	}
+	mod := strings.TrimSpace(string(out))
+	if filepath.Base(mod) != "go.mod" {
+		return "", errors.New("not inside of the module: change to a directory of Darter's source")
+	}
+	return filepath.Dir(mod), nil
+}
+
+// Build builds packages ("./cmd/...") as make build does, into dir. The error holds what the
+// compiler wrote.
+func Build(ctx context.Context, dir string, packages ...string) error {
+	root, err := Root()
+	if err != nil {
+		return err
+	}
+	args := []string{"build", "-trimpath", "-tags", "nomsgpack", "-ldflags", "-s -w", "-o", dir + string(filepath.Separator)}
+	cmd := exec.CommandContext(ctx, "go", append(args, packages...)...)
+	cmd.Dir = root
+	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building %s: %w\n%s", strings.Join(packages, " "), err, out)
+	}
+	return nil
+}
+
+// Supernode says how to start one. Addresses are host:port.
+type Supernode struct {
+	Name, DataDir          string
+	API, Peer, Admin       string
+	SecretFile             string // none: loopback addresses only
+	Registry, RegistryBase string // the registry's name, and its URL
+}
+
+// Args is the command line.
+func (s Supernode) Args() []string {
+	return given(
+		"--node-name", s.Name, "--node-data-dir", s.DataDir,
+		"--api-listen", s.API, "--peer-listen", s.Peer, "--admin-listen", s.Admin,
+		"--cluster-secret-file", s.SecretFile, "--upstreams", s.Registry+"="+s.RegistryBase,
+	)
+}
+
+// Dfdaemon says how to start one. Addresses are host:port.
+type Dfdaemon struct {
+	Name, DataDir          string
+	Mirror, API, Peer      string
+	Supernode              string // its API; none: the daemon leads its own tasks
+	SecretFile             string // none: loopback addresses only
+	Registry, RegistryBase string // the registry's name, and its URL
+}
+
+// Args is the command line.
+func (d Dfdaemon) Args() []string {
+	return given(
+		"--node-name", d.Name, "--node-data-dir", d.DataDir,
+		"--mirror-listen", d.Mirror, "--api-listen", d.API, "--peer-listen", d.Peer,
+		"--supernodes", d.Supernode,
+		"--cluster-secret-file", d.SecretFile, "--upstreams", d.Registry+"="+d.RegistryBase,
+	)
+}
+
+// given drops the settings without a value.
+func given(pairs ...string) (args []string) {
+	for i := 0; i < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			args = append(args, pairs[i]+"="+pairs[i+1])
+		}
+	}
+	return args
+}
+
+// FreeAddrs returns addresses of 127.0.0.1 at which nobody listens now.
+func FreeAddrs(n int) ([]string, error) {
+	var addrs []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, fmt.Errorf("looking for a free port: %w", err)
+		}
+		// All stay open until all are found, so that none is found twice.
+		defer l.Close()
+		addrs = append(addrs, l.Addr().String())
+	}
+	return addrs, nil
+}
+
+// Status asks a program for its status at its local API.
+func Status(ctx context.Context, c *http.Client, addr string) (api.Status, error) {
+	var s api.Status
+	url := "http://" + addr + api.PathStatus
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return s, err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return s, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return s, fmt.Errorf("reading %s: %w", url, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return s, fmt.Errorf("%s answers %s: %.200s", url, resp.Status, body)
+	}
+	if err := json.Unmarshal(body, &s); err != nil {
+		return s, fmt.Errorf("reading %s: %w", url, err)
+	}
+	return s, nil
+}
+
+// WaitReady waits until a program says that it is ready. It gives up when ctx ends or when
+// ended is closed, which tells that the process is gone.
+func WaitReady(ctx context.Context, c *http.Client, addr string, ended <-chan struct{}) error {
+	var last error
+	for {
+		s, err := Status(ctx, c, addr)
+		if err == nil && s.Ready {
+			return nil
+		}
+		if err == nil {
+			err = fmt.Errorf("it lacks %s", strings.Join(s.Missing, ", "))
+		}
+		if ctx.Err() == nil {
+			last = err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not ready: %w: %w", addr, context.Cause(ctx), last)
+		case <-ended:
+			return fmt.Errorf("the program at %s ended before it was ready", addr)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
