@@ -72,10 +72,9 @@ type Download struct {
 	wantedNow atomic.Pointer[piece.Bitmap]
 	view      atomic.Pointer[TaskStatus]
 
-	// offerMu is held to leave or take what callers want, which the loop then adopts.
+	// offered is the newest spec that somebody came with.
 	offerMu sync.Mutex
-	offered *task.Spec // the newest spec that somebody came with
-	whole   bool       // somebody wants everything
+	offered *task.Spec
 
 	// The loop owns the rest.
 	spec       task.Spec
@@ -137,14 +136,6 @@ func (d *Download) nudge() {
 func (d *Download) offer(spec task.Spec) {
 	d.offerMu.Lock()
 	d.offered = &spec
-	d.offerMu.Unlock()
-	d.nudge()
-}
-
-// wantWhole tells that everything is wanted, reader or not.
-func (d *Download) wantWhole() {
-	d.offerMu.Lock()
-	d.whole = true
 	d.offerMu.Unlock()
 	d.nudge()
 }
@@ -263,16 +254,11 @@ func (d *Download) show() {
 
 func (d *Download) takeOffer() {
 	d.offerMu.Lock()
-	spec, whole := d.offered, d.whole
+	spec := d.offered
 	d.offered = nil
 	d.offerMu.Unlock()
 	if spec != nil {
 		d.spec, d.wanted = *spec, true
-	}
-	if whole && !d.background {
-		d.background = true
-		d.updateWanted(time.Now())
-		d.helloAgain()
 	}
 }
 
@@ -300,6 +286,12 @@ func (d *Download) adoptFacts(now time.Time) {
 	for _, l := range d.links {
 		d.introduce(l)
 	}
+}
+
+func (d *Download) wantAll() {
+	d.background = true
+	d.updateWanted(time.Now())
+	d.helloAgain()
 }
 
 func (d *Download) addReader(r *Reader) {
@@ -592,7 +584,6 @@ func (d *Download) addLink(c *wire.Conn, initiated bool, h host.ID) error {
 		return errTwice
 	}
 	l := newLink(d, c, initiated)
-	d.takeOffer() // a peer that the owner sent here must find a seed, not a bystander
 	l.n, l.host, l.idleFrom, l.since = d.nextLink, h, time.Now(), time.Now()
 	d.nextLink++
 	d.links[l.n] = l

@@ -311,8 +311,7 @@ func (e *Engine) Open(ctx context.Context, spec task.Spec) (*Content, error) {
 	return nil, err
 }
 
-// Seed begins a download of the whole content without a reader, if it is not here. It
-// never blocks, so that an owner may call it while it answers.
+// Seed begins a download of the whole content without a reader, if it is not here.
 func (e *Engine) Seed(spec task.Spec) {
 	select {
 	case <-e.started:
@@ -324,7 +323,7 @@ func (e *Engine) Seed(spec task.Spec) {
 		e.log.Warn("seed not started", "task", spec.ID, "error", err)
 		return
 	}
-	d.wantWhole()
+	d.post(d.wantAll)
 	e.release(d)
 }
 

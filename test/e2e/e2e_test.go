@@ -1,0 +1,377 @@
+//go:build linux
+
+// Package e2e pulls real images with real containerd, on nodes that are network namespaces,
+// through Darter's own programs, and kills those in the middle of it.
+//
+// What the registry sent is read at the registry, never believed to a client. Needs root and
+// containerd; see test/lab for what happens without. Start at the tests.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/test/lab"
+	"github.com/darter-io/darter/test/programs"
+	"github.com/darter-io/darter/test/registrytest"
+)
+
+// bin is where the programs of this tree are.
+var bin string
+
+func TestMain(m *testing.M) {
+	code := func() int {
+		dir, err := os.MkdirTemp("", "darter-e2e-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		bin = dir
+		return m.Run()
+	}()
+	os.Exit(code)
+}
+
+// ports of the programs in every node; each node has a network of its own.
+const (
+	registryPort = "5000"
+	adminPort    = "5001"
+	clientsOf    = 5
+)
+
+// cluster is a registry, a supernode and nodes that pull, each a machine of its own.
+type cluster struct {
+	*lab.Lab
+	t testing.TB
+
+	registry  string // as images name it
+	secret    string // file
+	supernode *lab.Proc
+	machine   *lab.Node // the supernode's
+	nodes     []*puller
+}
+
+// puller is a node with a containerd and a dfdaemon.
+type puller struct {
+	*lab.Node
+	containerd *lab.Containerd
+	dfdaemon   *lab.Proc
+	args       []string
+}
+
+// build makes a cluster of n pulling nodes. With fallback, containerd knows the registry, too,
+// and asks it where its dfdaemon refuses; without, all must come from the dfdaemon.
+func build(t *testing.T, n int, fallback bool) *cluster {
+	t.Helper()
+	lab.Need(t, lab.Network, lab.Runtime)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	require.NoError(t, programs.Build(ctx, bin, "./cmd/supernode", "./cmd/dfdaemon", "./test/registrytest/cmd/registry"))
+
+	c := &cluster{Lab: lab.New(t, lab.Config{Nodes: n + 1}), t: t}
+	c.registry = c.Registry.Addr + ":" + registryPort
+	_, err := c.Registry.Start("registry", filepath.Join(bin, "registry"), "-listen", c.registry, "-admin", "127.0.0.1:"+adminPort,
+		"-storage", c.Registry.Addr+":0", "-dir", filepath.Join(c.Registry.Dir, "content"))
+	require.NoError(t, err)
+	require.NoError(t, c.Registry.WaitFor(ctx, "http://"+c.registry+"/v2/", 30*time.Second))
+
+	c.secret = filepath.Join(c.Dir, "secret")
+	require.NoError(t, os.WriteFile(c.secret, []byte("the secret of this test's cluster\n"), 0o600))
+	c.machine = c.Nodes[0]
+	c.startSupernode()
+	for _, node := range c.Nodes[1:] {
+		p := &puller{Node: node}
+		p.args = programs.Dfdaemon{
+			Name: node.Name, DataDir: filepath.Join(node.Dir, "dfdaemon"),
+			Mirror: "127.0.0.1:65001", API: "127.0.0.1:65003", Peer: node.Addr + ":65002",
+			Supernode: c.machine.Addr + ":65000", SecretFile: c.secret,
+			Registry: c.registry, RegistryBase: "http://" + c.registry,
+		}.Args()
+		p.startDfdaemon(t)
+		var err error
+		p.containerd, err = node.Containerd()
+		require.NoError(t, err)
+		server := "127.0.0.1:65001"
+		if fallback {
+			server = c.registry
+		}
+		require.NoError(t, p.containerd.Mirror(c.registry, server, "http://127.0.0.1:65001"))
+		c.nodes = append(c.nodes, p)
+	}
+	return c
+}
+
+func (c *cluster) startSupernode() {
+	c.t.Helper()
+	s := programs.Supernode{
+		Name: "supernode", DataDir: filepath.Join(c.machine.Dir, "supernode"),
+		API: c.machine.Addr + ":65000", Peer: c.machine.Addr + ":65004", Admin: "127.0.0.1:65005", SecretFile: c.secret,
+		Registry: c.registry, RegistryBase: "http://" + c.registry,
+	}
+	var err error
+	c.supernode, err = c.machine.Start("supernode", filepath.Join(bin, "supernode"), s.Args()...)
+	require.NoError(c.t, err)
+	waitReady(c.t, c.machine, c.supernode, s.Admin)
+}
+
+func (p *puller) startDfdaemon(t testing.TB) {
+	t.Helper()
+	var err error
+	p.dfdaemon, err = p.Start("dfdaemon", filepath.Join(bin, "dfdaemon"), p.args...)
+	require.NoError(t, err)
+	waitReady(t, p.Node, p.dfdaemon, "127.0.0.1:65003")
+}
+
+func waitReady(t testing.TB, n *lab.Node, p *lab.Proc, addr string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	require.NoError(t, programs.WaitReady(ctx, n.Client(), addr, p.Done()), "%s of %s", p.Name, n.Name)
+}
+
+// admin scripts the registry.
+func (c *cluster) admin(method, path string, in, out any) {
+	c.t.Helper()
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		require.NoError(c.t, err)
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(c.t.Context(), method, "http://127.0.0.1:"+adminPort+path, body)
+	require.NoError(c.t, err)
+	resp, err := c.Registry.Client().Do(req)
+	require.NoError(c.t, err)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	require.NoError(c.t, err)
+	require.Equal(c.t, http.StatusOK, resp.StatusCode, "%s %s: %s", method, path, b)
+	if out != nil {
+		require.NoError(c.t, json.Unmarshal(b, out))
+	}
+}
+
+// push makes an image in the registry and starts counting anew.
+func (c *cluster) push(repository string, layers ...int64) registrytest.PushAnswer {
+	c.t.Helper()
+	var pushed registrytest.PushAnswer
+	c.admin(http.MethodPost, "/push", registrytest.PushOrder{Repository: repository, Tag: "v1", Seed: 7, Layers: layers}, &pushed)
+	c.admin(http.MethodPost, "/reset", nil, nil)
+	return pushed
+}
+
+func (c *cluster) counts() (counts registrytest.Counts) {
+	c.t.Helper()
+	c.admin(http.MethodGet, "/counts", nil, &counts)
+	return counts
+}
+
+// ref is an image's name.
+func (c *cluster) ref(p registrytest.PushAnswer) string {
+	return c.registry + "/" + p.Repository + ":" + p.Tag
+}
+
+// pullLimit is how long a pull may take on a busy machine before it counts as stuck.
+const pullLimit = 2 * time.Minute
+
+// pull pulls on all nodes at once and returns each one's error.
+func (c *cluster) pull(ref string) []error {
+	ctx, cancel := context.WithTimeoutCause(c.t.Context(), pullLimit, fmt.Errorf("the pull is stuck: no end after %v", pullLimit))
+	defer cancel()
+	errs := make([]error, len(c.nodes))
+	var g errgroup.Group
+	for i, n := range c.nodes {
+		g.Go(func() error {
+			errs[i] = n.containerd.Pull(ctx, ref)
+			return nil
+		})
+	}
+	g.Wait()
+	return errs
+}
+
+// requireUnpacked compares the unpacked files of an image with those that were pushed.
+func (c *cluster) requireUnpacked(n *puller, pushed registrytest.PushAnswer) {
+	c.t.Helper()
+	files, err := n.containerd.Unpacked(c.t.Context(), c.ref(pushed))
+	require.NoError(c.t, err)
+	got := map[string]string{}
+	for name, f := range files {
+		if f.Type.IsRegular() && f.Type&fs.ModeSymlink == 0 {
+			got[name] = hex.EncodeToString(f.SHA256[:])
+		}
+	}
+	require.NotEmpty(c.t, got)
+	require.Equal(c.t, pushed.Files, got, "the files of %s on %s", c.ref(pushed), n.Name)
+}
+
+// status asks a dfdaemon for its figures.
+func (c *cluster) status(n *puller) (api.Status, error) {
+	return programs.Status(c.t.Context(), n.Client(), "127.0.0.1:65003")
+}
+
+// requireOneGETEach asserts that the registry was asked for each blob and manifest of an image
+// exactly once.
+func requireOneGETEach(t testing.TB, counts registrytest.Counts, pushed registrytest.PushAnswer) {
+	t.Helper()
+	for _, o := range pushed.Objects {
+		assert.Equal(t, 1, counts.Object(o.Digest).GETs, "GETs of %s %s", o.Kind, o.Digest)
+	}
+}
+
+func TestFiveContainerdsPullAtOnceAndTheRegistrySendsOneCopy(t *testing.T) {
+	c := build(t, clientsOf, true)
+	pushed := c.push("lib/app", 40e6, 25e6, 12e6, 3e6, 100e3)
+	before, err := c.Registry.Traffic()
+	require.NoError(t, err)
+
+	for i, err := range c.pull(c.ref(pushed)) {
+		require.NoError(t, err, "node %d", i+1)
+	}
+
+	counts := c.counts()
+	after, err := c.Registry.Traffic()
+	require.NoError(t, err)
+	image := float64(pushed.Bytes)
+	front := float64(counts.Egress) / image
+	wire := float64(after.Sent-before.Sent) / image
+	t.Logf("image %d bytes; the registry sent %.4f × by its own count, %.4f × by its interface", pushed.Bytes, front, wire)
+	assert.LessOrEqual(t, front, 1.02, "bytes of bodies over bytes of the image")
+	assert.LessOrEqual(t, wire, 1.08, "bytes of the interface over bytes of the image")
+	requireOneGETEach(t, counts, pushed)
+
+	for _, n := range c.nodes {
+		c.requireUnpacked(n, pushed)
+		s, err := c.status(n)
+		require.NoError(t, err)
+		assert.Zero(t, s.Received.Origin, "%s asked the registry itself", n.Name)
+		assert.GreaterOrEqual(t, s.Received.Peers+s.Received.Seeds, pushed.Layers()[0].Size, "%s", n.Name)
+		assert.Zero(t, s.BadPieces)
+	}
+
+	// A second image that shares nothing, by a tag nobody asked for: what is unknown is told
+	// as the registry tells it.
+	for i, err := range c.pull(c.registry + "/lib/unknown:v1") {
+		require.ErrorContains(t, err, "not found", "node %d", i+1)
+	}
+}
+
+// awaitCached waits until a node holds a share of an image, while it is being pulled.
+func (c *cluster) awaitCached(n *puller, bytes int64) api.Status {
+	c.t.Helper()
+	deadline := time.Now().Add(pullLimit)
+	for {
+		s, err := c.status(n)
+		require.NoError(c.t, err)
+		if s.Cache.Bytes >= bytes {
+			return s
+		}
+		require.True(c.t, time.Now().Before(deadline), "%s holds %d bytes, not yet %d", n.Name, s.Cache.Bytes, bytes)
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// slowly makes the registry send so fast that a pull takes some seconds.
+func (c *cluster) slowly(bytesPerSecond int64) {
+	c.admin(http.MethodPost, fmt.Sprintf("/shape?all=%d&connection=0", bytesPerSecond), nil, nil)
+}
+
+func TestAPullOutlivesTheDeathOfTheSupernode(t *testing.T) {
+	c := build(t, clientsOf, false)
+	pushed := c.push("lib/app", 30e6, 10e6, 1e6)
+	c.slowly(8e6)
+	var errs []error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		errs = c.pull(c.ref(pushed))
+	}()
+	c.awaitCached(c.nodes[0], pushed.Bytes/4)
+	select {
+	case <-done:
+		require.FailNow(t, "the pull was over before the supernode was killed")
+	default:
+	}
+	require.NoError(t, c.supernode.Kill())
+	killed := time.Now()
+	c.slowly(0)
+	<-done
+	took := time.Since(killed)
+	t.Logf("the pulls ended %v after the death", took.Round(time.Millisecond))
+	assert.Less(t, took, time.Minute, "within seconds, by another way or with an error")
+	for i, err := range errs {
+		if err != nil {
+			t.Logf("node %d: %v", i+1, err)
+			assert.NotContains(t, err.Error(), "stuck")
+		}
+	}
+
+	for i, err := range c.pull(c.ref(pushed)) {
+		require.NoError(t, err, "the second try of node %d", i+1)
+	}
+	for _, n := range c.nodes {
+		c.requireUnpacked(n, pushed)
+	}
+	t.Logf("the registry sent %.3f × the image", float64(c.counts().Egress)/float64(pushed.Bytes))
+}
+
+func TestADfdaemonKilledInMidPullResumesAndFetchesNothingTwice(t *testing.T) {
+	c := build(t, clientsOf, false)
+	pushed := c.push("lib/app", 30e6, 10e6, 1e6)
+	c.slowly(8e6)
+	victim := c.nodes[0]
+	var errs []error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		errs = c.pull(c.ref(pushed))
+	}()
+	held := c.awaitCached(victim, pushed.Bytes/3).Cache.Bytes
+	require.NoError(t, victim.dfdaemon.Kill())
+	victim.startDfdaemon(t)
+	atStart, err := c.status(victim)
+	require.NoError(t, err)
+	// What was written just before the kill may lack its line in the journal.
+	assert.GreaterOrEqual(t, atStart.Cache.Bytes, held-8<<20, "what was verified before the kill is there after it")
+	<-done
+	for i, err := range errs[1:] {
+		require.NoError(t, err, "node %d, which nobody killed", i+2)
+	}
+	if errs[0] != nil {
+		t.Logf("the pull of the killed one ended with: %v", errs[0])
+		ctx, cancel := context.WithTimeout(t.Context(), pullLimit)
+		defer cancel()
+		require.NoError(t, victim.containerd.Pull(ctx, c.ref(pushed)), "the second try")
+	}
+	c.requireUnpacked(victim, pushed)
+
+	s, err := c.status(victim)
+	require.NoError(t, err)
+	received := s.Received.Peers + s.Received.Seeds + s.Received.Origin
+	missing := pushed.Bytes - atStart.Cache.Bytes
+	t.Logf("held %d bytes at the kill, %d after it; received %d of the %d that were missing", held, atStart.Cache.Bytes, received, missing)
+	assert.LessOrEqual(t, received, missing+missing/50+64<<10, "nothing is fetched twice")
+	counts := c.counts()
+	assert.LessOrEqual(t, float64(counts.Egress)/float64(pushed.Bytes), 1.02, "nor by the supernode from the registry")
+	requireOneGETEach(t, counts, pushed)
+	for _, line := range strings.Split(victim.dfdaemon.Log(), "\n") {
+		assert.NotContains(t, line, "the secret of this test's cluster")
+	}
+}
