@@ -15,7 +15,7 @@ import (
 	"github.com/darter-io/darter/pkg/secret"
 )
 
-const someSecret = "correct horse battery staple"
+const someSecret = "correct horse battery staple and a spare shoe"
 
 // load fills a fresh T from a file's text, an environment and a command line.
 func load[T any](t *testing.T, program, file string, environ, args []string) (*T, *Form, error) {
@@ -161,7 +161,7 @@ func TestValuesThatCannotBeAreRefusedWithARightOne(t *testing.T) {
 		{"peer: {advertise: '0.0.0.0:65002'}", "no address that others can connect to"},
 		{"api: {listen: '0.0.0.0:65003'}", "use 127.0.0.1:65003"},
 		{"supernodes: [':65000']", "does not say where to connect"},
-		{"cluster: {secret: short}", "use 16 or more, for example of: openssl rand -hex 32"},
+		{"cluster: {secret: short}", "use 32 or more, for example of: openssl rand -hex 32"},
 		{"cluster: {secret: '[redacted]'}", "not the secret"},
 		{"cluster: {secretFile: /does/not/exist}", "cluster.secretFile: stat /does/not/exist"},
 		{"upstreams: [{urls: [x]}]", "host is missing"},
@@ -218,7 +218,7 @@ func TestASecretIsReadToTheLetterAndNeverPrinted(t *testing.T) {
 		env        []string
 		want       string
 	}{
-		{"digits stay digits", "cluster: {secret: 00112233445566778899}", nil, "00112233445566778899"},
+		{"digits stay digits", "cluster: {secret: 00112233445566778899001122334455}", nil, "00112233445566778899001122334455"},
 		{"file of its own", "cluster: {secretFile: " + path + "}", nil, someSecret},
 		{"variable", "", []string{"DARTER_CLUSTER_SECRET=" + someSecret}, someSecret},
 	} {

@@ -137,7 +137,7 @@ type SupernodePeer struct {
 // Cluster says who may be a member.
 type Cluster struct {
 	// Secret is what all members share: it gives TLS to announces and pieces, and whoever
-	// holds it can act as any member. At least 16 characters; DARTER_CLUSTER_SECRET or
+	// holds it can act as any member. At least 32 characters; DARTER_CLUSTER_SECRET or
 	// secretFile keep it out of the configuration file. There is no flag, because every
 	// user of the machine can read flags.
 	Secret secret.String `key:"secret"`

@@ -14,8 +14,8 @@ import (
 )
 
 // secretMin is the least number of characters of a cluster secret: what is shorter can be
-// guessed offline from one recorded handshake.
-const secretMin = 16
+// guessed offline by whoever connected once.
+const secretMin = 32
 
 // Validate completes what depends on other settings and refuses what cannot work together.
 func (c *Dfdaemon) Validate() error {
