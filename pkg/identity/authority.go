@@ -1,0 +1,212 @@
+package identity
+
+import (
+	"crypto/ed25519"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"math"
+	"math/big"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/darter-io/darter/pkg/secret"
+)
+
+// Bounds of a cluster secret.
+const (
+	// SecretMin is the fewest bytes of a secret: 16 random bytes in hexadecimal.
+	SecretMin = 32
+	// SecretMax bounds what is read as a secret, in bytes.
+	SecretMax = 4096
+	// secretBits is the least that a secret's own letters must promise.
+	secretBits = 80
+)
+
+// ErrWeakSecret tells that a cluster secret could be guessed or is no secret at all.
+var ErrWeakSecret = errors.New("weak cluster secret")
+
+const makeOne = `make one with "openssl rand -hex 32"`
+
+// clean takes the white space off a secret and refuses one that is easily guessed. The
+// secret is used as it is, without a slow hash, and whoever can connect to a member can try
+// guesses at home: so it must be drawn by a machine. The check catches accidents (a word, a
+// repeated word, a row of zeros); it cannot tell a sentence from randomness.
+func clean(s secret.String) (string, error) {
+	v := strings.TrimSpace(s.Reveal())
+	switch {
+	case v == "" && s != "":
+		return "", fmt.Errorf("%w: it is all white space; %s", ErrWeakSecret, makeOne)
+	case v == "":
+		return "", nil
+	case len(v) < SecretMin:
+		return "", fmt.Errorf("%w: it has %d characters and needs %d or more; %s", ErrWeakSecret, len(v), SecretMin, makeOne)
+	case len(v) > SecretMax:
+		return "", fmt.Errorf("%w: it has %d bytes, more than %d; is this the right file?", ErrWeakSecret, len(v), SecretMax)
+	}
+	if bits := spread(period(v)); bits < secretBits {
+		return "", fmt.Errorf("%w: its characters repeat (some %.0f bits, %d wanted); %s", ErrWeakSecret, bits, secretBits, makeOne)
+	}
+	return v, nil
+}
+
+// period is the shortest beginning of s whose repetition makes up s.
+func period(s string) string {
+	for n := 1; n <= len(s)/2; n++ {
+		if s[n:] == s[:len(s)-n] {
+			return s[:n]
+		}
+	}
+	return s
+}
+
+// spread is the Shannon entropy of s's bytes, in bits over its whole length: the most
+// that s can be worth to somebody who knows which bytes it has and how many of each.
+func spread(s string) float64 {
+	var count [256]int
+	for i := range len(s) {
+		count[s[i]]++
+	}
+	bits := 0.0
+	for _, n := range count {
+		if n > 0 {
+			bits -= float64(n) * math.Log2(float64(n)/float64(len(s)))
+		}
+	}
+	return bits
+}
+
+// Contexts of HKDF (RFC 5869). Changing one makes another cluster of the same secret.
+const (
+	saltSecure   = "darter cluster v1"
+	saltInsecure = "darter cluster without a secret v1"
+	infoCA       = "certificate authority ed25519"
+	infoGossip   = "gossip aes-256"
+)
+
+// derive gives n bytes of the secret for one purpose. Without a secret they come from a
+// constant that everybody can read, under a salt of its own: no secret, however
+// chosen, derives the same bytes.
+func derive(clusterSecret, info string, n int) []byte {
+	salt := saltSecure
+	if clusterSecret == "" {
+		salt, clusterSecret = saltInsecure, "public"
+	}
+	key, err := hkdf.Key(sha256.New, []byte(clusterSecret), []byte(salt), info, n)
+	if err != nil {
+		// HKDF refuses outputs beyond 255 hashes only, and ours are constants of one.
+		panic("identity: deriving a key: " + err.Error())
+	}
+	return key
+}
+
+func deriveGossipKey(clusterSecret string) secret.String {
+	return secret.String(derive(clusterSecret, infoGossip, 32))
+}
+
+// authority issues certificates and says which roots it believes.
+type authority struct {
+	certificate *x509.Certificate
+	key         ed25519.PrivateKey
+	roots       *x509.CertPool
+}
+
+// deriveAuthority computes the certificate authority of a secret. Every field is fixed and
+// Ed25519 signs without chance (RFC 8032), so every member computes the same certificate.
+func deriveAuthority(clusterSecret string) (authority, error) {
+	key := ed25519.NewKeyFromSeed(derive(clusterSecret, infoCA, ed25519.SeedSize))
+	name := sha256.Sum256(key.Public().(ed25519.PublicKey))
+	template := &x509.Certificate{
+		SerialNumber: new(big.Int).SetBytes(append([]byte{1}, name[:15]...)),
+		// The name differs from secret to secret, for people who compare two hosts.
+		Subject:               pkix.Name{CommonName: fmt.Sprintf("darter cluster %x", name[:6])},
+		SubjectKeyId:          name[:20],
+		NotBefore:             time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC),
+		NotAfter:              time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		MaxPathLenZero:        true,
+		KeyUsage:              x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(nil, template, template, key.Public(), key)
+	if err != nil {
+		return authority{}, fmt.Errorf("making the cluster's certificate authority: %w", err)
+	}
+	certificate, err := x509.ParseCertificate(der)
+	if err != nil {
+		return authority{}, fmt.Errorf("reading the cluster's certificate authority: %w", err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(certificate)
+	return authority{certificate: certificate, key: key, roots: roots}, nil
+}
+
+// accept makes a believe what other issued, too.
+func (a *authority) accept(other authority) { a.roots.AddCert(other.certificate) }
+
+// issue makes a fresh Ed25519 key and a certificate for it.
+func (a *authority) issue(template *x509.Certificate) (*tls.Certificate, error) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("drawing a key: %w", err)
+	}
+	return a.certify(template, key)
+}
+
+// certify makes a certificate for a key; the serial number is drawn.
+func (a *authority) certify(template *x509.Certificate, key ed25519.PrivateKey) (*tls.Certificate, error) {
+	// RFC 5280 §4.1.2.2: positive, at most 20 bytes. CreateCertificate draws one itself
+	// when there is none.
+	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, key.Public(), a.key)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, nil
+}
+
+// renewing is a certificate that is made anew at half of its life, by whoever asks then:
+// no timer, so a host that slept or whose clock was set has a good one at the next
+// question.
+type renewing struct {
+	now   func() time.Time
+	life  time.Duration
+	issue func(now time.Time) (*tls.Certificate, error)
+
+	// mu is held while a certificate is made, some 100 µs.
+	mu      sync.Mutex
+	current *tls.Certificate
+}
+
+// newRenewing makes the first certificate.
+func newRenewing(now func() time.Time, life time.Duration, issue func(time.Time) (*tls.Certificate, error)) (*renewing, error) {
+	first, err := issue(now())
+	if err != nil {
+		return nil, err
+	}
+	return &renewing{now: now, life: life, issue: issue, current: first}, nil
+}
+
+func (r *renewing) get() *tls.Certificate {
+	now := r.now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	leaf := r.current.Leaf
+	if now.After(leaf.NotAfter.Add(-r.life/2)) || now.Before(leaf.NotBefore) {
+		// One that cannot be made leaves the old one, which may well be good yet; the other
+		// end judges it anyway.
+		if c, err := r.issue(now); err == nil {
+			r.current = c
+		}
+	}
+	return r.current
+}

@@ -1,0 +1,55 @@
+package identity
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"time"
+)
+
+// TLSCertificate is what a thief of a signing key would show in a handshake.
+func TLSCertificate(s *Signer) tls.Certificate { return *s.certificate.get() }
+
+// Nameless issues a member certificate without a host.
+func Nameless(i *Identity) (tls.Certificate, error) {
+	c, err := i.members.issue(&x509.Certificate{
+		NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{memberName},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	return *c, err
+}
+
+// SignerWith makes a signer whose certificate was edited before it was issued.
+func SignerWith(i *Identity, edit func(*x509.Certificate)) ([]byte, error) {
+	template := &x509.Certificate{
+		NotBefore: i.now().Add(-ClockSkew), NotAfter: i.now().Add(SignerLife), KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
+	}
+	edit(template)
+	c, err := i.coordinators.issue(template)
+	if err != nil {
+		return nil, err
+	}
+	return c.Certificate[0], nil
+}
+
+// MemberCertificate is the DER of the host's own certificate.
+func MemberCertificate(i *Identity) []byte { return i.leaf.get().Certificate[0] }
+
+// Keys are the bytes that nothing may print.
+func Keys(i *Identity, s *Signer) [][]byte {
+	keys := [][]byte{i.members.key.Seed(), s.key.Seed()}
+	for _, k := range i.gossip {
+		keys = append(keys, []byte(k.Reveal()))
+	}
+	return keys
+}
+
+// Known is how many keys a verifier remembers.
+func (v *Verifier) Known() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.keys) != v.used.Len() || len(v.certificates) != v.used.Len() {
+		return -1
+	}
+	return v.used.Len()
+}

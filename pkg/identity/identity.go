@@ -1,0 +1,188 @@
+// Package identity makes a host recognisable: from one cluster secret it derives the
+// cluster's certificate authority, the member certificates of its TLS, the gossip key and
+// the certificates under which coordinators sign runs of piece digests.
+//
+// A connection that it lets through belongs to a member, and a run that it verifies was
+// signed by a coordinator of this cluster; without a secret neither is claimed, and then
+// [Identity.CheckListen] keeps the host on its loopback addresses. No key is ever written
+// to disk, printed or logged. Start at [New]; docs/security.md says what the secret gives
+// and what it does not.
+package identity
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"time"
+
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/secret"
+)
+
+// The life of certificates. A member's is short because it costs nothing to renew; a
+// coordinator's is long because what it signed lies on disks.
+const (
+	// ClockSkew is how far apart the clocks of two members may be: every certificate is
+	// valid this long before it was made, and is renewed this long before it ends.
+	ClockSkew = 24 * time.Hour
+	// MemberLife is how long after its making a member certificate is valid. It is renewed
+	// at half of it, at the next handshake.
+	MemberLife = 48 * time.Hour
+	// SignerLife is how long after its making a coordinator's certificate is valid. A run
+	// whose coordinator died is believed this long; what is stored stays readable after.
+	SignerLife = 365 * 24 * time.Hour
+)
+
+// Config is what a host knows of itself and its cluster.
+type Config struct {
+	// Secret makes hosts with the same one a cluster. White space around it does not count,
+	// so that a file's last newline makes no second cluster. Empty means no secret: no TLS,
+	// no gossip key, and signatures that prove nothing.
+	Secret secret.String
+	// AlsoAccept are secrets whose members and signatures are accepted beside Secret's own,
+	// while a secret is being changed. Whoever holds one of them is a member.
+	AlsoAccept []secret.String
+	// HostID is told to whom this host connects.
+	HostID host.ID
+	// Insecure allows addresses that others can reach although there is no secret.
+	Insecure bool
+	// Now is the clock that certificates are made and judged by. Default [time.Now].
+	Now func() time.Time
+}
+
+// Identity is this host's proof of membership and its judgement of others'. Safe for
+// concurrent use. It prints and logs as the host's ID.
+type Identity struct {
+	host     host.ID
+	secure   bool
+	insecure bool
+	now      func() time.Time
+	gossip   []secret.String
+
+	// members issues and judges member certificates, coordinators those of signing keys.
+	// One secret makes one authority for both; coordinators with certificate files of their
+	// own would bring another here, and no member could then issue what it demands.
+	members, coordinators authority
+
+	leaf *renewing
+}
+
+// New derives the cluster's authority and makes this start's member key. The error wraps
+// [ErrWeakSecret] or [host.ErrInvalidID].
+func New(cfg Config) (*Identity, error) {
+	if _, err := host.ParseID(string(cfg.HostID)); err != nil {
+		return nil, fmt.Errorf("making an identity: %w", err)
+	}
+	id := &Identity{host: cfg.HostID, insecure: cfg.Insecure, now: cfg.Now}
+	if id.now == nil {
+		id.now = time.Now
+	}
+	own, err := clean(cfg.Secret)
+	if err != nil {
+		return nil, fmt.Errorf("cluster secret: %w", err)
+	}
+	id.secure = own != ""
+	if !id.secure && len(cfg.AlsoAccept) > 0 {
+		return nil, fmt.Errorf("%w: further secrets are accepted beside a cluster secret only, and there is none", ErrWeakSecret)
+	}
+	id.members, err = deriveAuthority(own)
+	if err != nil {
+		return nil, err
+	}
+	if id.secure {
+		id.gossip = append(id.gossip, deriveGossipKey(own))
+	}
+	for i, s := range cfg.AlsoAccept {
+		other, err := clean(s)
+		if err == nil && other == "" {
+			err = fmt.Errorf("%w: it is empty", ErrWeakSecret)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("accepted secret %d: %w", i+1, err)
+		}
+		if other == own {
+			continue
+		}
+		a, err := deriveAuthority(other)
+		if err != nil {
+			return nil, err
+		}
+		id.members.accept(a)
+		id.gossip = append(id.gossip, deriveGossipKey(other))
+	}
+	id.coordinators = id.members
+	id.leaf, err = newRenewing(id.now, MemberLife, id.issueMember)
+	return id, err
+}
+
+// HostID is the host that this identity speaks for.
+func (i *Identity) HostID() host.ID { return i.host }
+
+// Secure reports whether there is a cluster secret: only then does membership prove
+// anything.
+func (i *Identity) Secure() bool { return i.secure }
+
+// GossipKeys are the 32-byte keys (AES-256) of the gossip: the first one encrypts, all
+// decrypt. Without a secret there are none.
+func (i *Identity) GossipKeys() []secret.String { return append([]secret.String(nil), i.gossip...) }
+
+// Authority is the DER certificate of the authority that issues this cluster's
+// certificates: the same on every member, and no secret.
+func (i *Identity) Authority() []byte { return append([]byte(nil), i.members.certificate.Raw...) }
+
+// String is the host's ID, so that no verb prints a key.
+func (i *Identity) String() string { return string(i.host) }
+
+// Format keeps every verb from printing a key.
+func (i *Identity) Format(f fmt.State, _ rune) { fmt.Fprint(f, i.String()) }
+
+// LogValue keeps log/slog from printing a key.
+func (i *Identity) LogValue() slog.Value { return slog.StringValue(i.String()) }
+
+// issueMember makes a fresh member key and its certificate.
+func (i *Identity) issueMember(now time.Time) (*tls.Certificate, error) {
+	c, err := i.members.issue(&x509.Certificate{
+		NotBefore:   now.Add(-ClockSkew),
+		NotAfter:    now.Add(MemberLife),
+		DNSNames:    []string{memberName},
+		URIs:        []*url.URL{{Scheme: uriScheme, Host: "host", Path: "/" + string(i.host)}},
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("issuing the member certificate of host %s: %w", i.host.Short(), err)
+	}
+	return c, nil
+}
+
+// Names inside certificates.
+const (
+	// memberName is a SAN of every member: the name that a dialling member demands, so that
+	// crypto/tls does its whole verification. A member's addresses may change at any time
+	// and prove nothing; its host ID is in a URI beside it.
+	memberName = "member.darter.internal"
+	uriScheme  = "darter"
+	// coordinatorURI is the SAN that marks a coordinator's signing key.
+	coordinatorURI = uriScheme + "://role/coordinator"
+)
+
+// ErrNotMember tells that a connection's other end showed no member certificate.
+var ErrNotMember = errors.New("not a member of this cluster")
+
+// hostOf reads the host ID out of a member certificate.
+func hostOf(c *x509.Certificate) (host.ID, error) {
+	for _, u := range c.URIs {
+		if u.Scheme != uriScheme || u.Host != "host" || len(u.Path) == 0 {
+			continue
+		}
+		id, err := host.ParseID(u.Path[1:])
+		if err != nil {
+			return "", fmt.Errorf("%w: %w", ErrNotMember, err)
+		}
+		return id, nil
+	}
+	return "", fmt.Errorf("%w: certificate %q names no host", ErrNotMember, c.Subject.CommonName)
+}

@@ -1,0 +1,207 @@
+package identity
+
+import (
+	"container/list"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// Bounds of what a Verifier takes from the network.
+const (
+	// CertificateMax is the longest DER certificate, in bytes; ours have some 350.
+	CertificateMax = 4096
+	// KeysMax is how many coordinators' keys a Verifier remembers: those used last. A
+	// cluster has one per start of a coordinator.
+	KeysMax = 1024
+)
+
+// The cases in which a Verifier refuses.
+var (
+	// ErrCertificate: no certificate that this cluster's authority issued, or a broken one.
+	ErrCertificate = errors.New("invalid coordinator certificate")
+	// ErrWrongRole: a certificate of this cluster, but not a coordinator's.
+	ErrWrongRole = errors.New("certificate is not a coordinator's")
+	// ErrExpired: a coordinator's certificate outside its time.
+	ErrExpired = errors.New("coordinator certificate is outside its time")
+	// ErrUnknownKey: no certificate of that key was added, or it was forgotten since:
+	// ask for the certificate and add it.
+	ErrUnknownKey = errors.New("unknown signing key")
+	// ErrBadSignature: the key never signed this. Whoever sent it lies or is broken.
+	ErrBadSignature = errors.New("bad signature")
+)
+
+// Verifier judges what coordinators signed. Safe for concurrent use.
+type Verifier struct {
+	roots *x509.CertPool
+	now   func() time.Time
+
+	// mu is held to find or keep a key, never while a signature is checked.
+	mu           sync.Mutex
+	keys         map[piece.KeyID]*list.Element // of *signingKey
+	certificates map[[sha256.Size]byte]*list.Element
+	used         list.List // the key used last in front
+}
+
+// signingKey is a coordinator's key under its latest certificate; it is never changed.
+type signingKey struct {
+	id                  piece.KeyID
+	public              ed25519.PublicKey
+	certificate         [sha256.Size]byte // SHA-256 of its DER
+	notBefore, notAfter time.Time
+}
+
+// valid tells whether the key's word is good now.
+func (k *signingKey) valid(now time.Time) error {
+	if now.Before(k.notBefore) || now.After(k.notAfter) {
+		return fmt.Errorf("%w: key %s is good from %s to %s", ErrExpired, k.id,
+			k.notBefore.Format(time.DateOnly), k.notAfter.Format(time.DateOnly))
+	}
+	return nil
+}
+
+// NewVerifier returns a Verifier that believes the coordinators of i's cluster.
+func NewVerifier(i *Identity) *Verifier {
+	return &Verifier{roots: i.coordinators.roots, now: i.now,
+		keys: make(map[piece.KeyID]*list.Element), certificates: make(map[[sha256.Size]byte]*list.Element)}
+}
+
+// AddCertificate makes a key known, so that what it signed can be verified. der came from
+// the network; it is not kept. A certificate that is known already costs one hash. The
+// error wraps [ErrCertificate], [ErrWrongRole] or [ErrExpired].
+func (v *Verifier) AddCertificate(der []byte) (piece.KeyID, error) {
+	if len(der) > CertificateMax {
+		return piece.KeyID{}, fmt.Errorf("%w: it has %d bytes, more than %d", ErrCertificate, len(der), CertificateMax)
+	}
+	sum := sha256.Sum256(der)
+	now := v.now()
+	if k := lookUp(v, v.certificates, sum); k != nil {
+		if err := k.valid(now); err != nil {
+			return piece.KeyID{}, err
+		}
+		return k.id, nil
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return piece.KeyID{}, fmt.Errorf("%w: %w", ErrCertificate, err)
+	}
+	public, ok := c.PublicKey.(ed25519.PublicKey)
+	if !ok || c.IsCA {
+		return piece.KeyID{}, fmt.Errorf("%w: key of type %s, authority %t", ErrCertificate, c.PublicKeyAlgorithm, c.IsCA)
+	}
+	k := &signingKey{id: keyID(public), public: public, certificate: sum, notBefore: c.NotBefore, notAfter: c.NotAfter}
+	// The role comes after the chain: an error must not tell a stranger's certificate from
+	// a member's by what the stranger wrote into it. The time is judged by itself, so that
+	// an old certificate is not taken for a forged one.
+	_, err = c.Verify(x509.VerifyOptions{Roots: v.roots, CurrentTime: c.NotAfter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	if err != nil {
+		return piece.KeyID{}, fmt.Errorf("%w: %w", ErrCertificate, err)
+	}
+	if !isCoordinator(c) {
+		return piece.KeyID{}, fmt.Errorf("%w: key %s", ErrWrongRole, k.id)
+	}
+	if err := k.valid(now); err != nil {
+		return piece.KeyID{}, err
+	}
+	if err := v.keep(k); err != nil {
+		return piece.KeyID{}, err
+	}
+	return k.id, nil
+}
+
+// lookUp finds a key by its ID or its certificate, and notes that it was used.
+func lookUp[K comparable](v *Verifier, in map[K]*list.Element, by K) *signingKey {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	e := in[by]
+	if e == nil {
+		return nil
+	}
+	v.used.MoveToFront(e)
+	return e.Value.(*signingKey)
+}
+
+// keep remembers a key whose certificate was verified; of two certificates of one key it
+// keeps the one that lasts longer.
+func (v *Verifier) keep(k *signingKey) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if e := v.keys[k.id]; e != nil {
+		old := e.Value.(*signingKey)
+		if !old.public.Equal(k.public) {
+			return fmt.Errorf("%w: another key is known as %s already", ErrCertificate, k.id)
+		}
+		v.used.MoveToFront(e)
+		if k.notAfter.After(old.notAfter) {
+			delete(v.certificates, old.certificate)
+			e.Value = k
+			v.certificates[k.certificate] = e
+		}
+		return nil
+	}
+	e := v.used.PushFront(k)
+	v.keys[k.id], v.certificates[k.certificate] = e, e
+	if v.used.Len() > KeysMax {
+		last := v.used.Remove(v.used.Back()).(*signingKey)
+		delete(v.keys, last.id)
+		delete(v.certificates, last.certificate)
+	}
+	return nil
+}
+
+// isCoordinator looks for the role; the chain must have been verified.
+func isCoordinator(c *x509.Certificate) bool {
+	if !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageCodeSigning) || c.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
+		return false
+	}
+	for _, u := range c.URIs {
+		if u.String() == coordinatorURI {
+			return true
+		}
+	}
+	return false
+}
+
+// VerifyRun says whether a known coordinator signed exactly this run for exactly this task.
+// The error wraps [piece.ErrInvalidFacts], [ErrUnknownKey], [ErrExpired] or
+// [ErrBadSignature].
+func (v *Verifier) VerifyRun(id task.ID, r piece.Run) error {
+	if err := r.Check(); err != nil {
+		return fmt.Errorf("verifying a run of task %s: %w", id.Short(), err)
+	}
+	if err := v.verify(r.Key, r.SigningBytes(id), r.Signature); err != nil {
+		return fmt.Errorf("verifying the run of pieces [%d, %d) of task %s: %w", r.First, r.End(), id.Short(), err)
+	}
+	return nil
+}
+
+// VerifyRevocation says whether a known coordinator revoked this epoch of this task. The
+// error wraps [ErrUnknownKey], [ErrExpired] or [ErrBadSignature].
+func (v *Verifier) VerifyRevocation(id task.ID, r piece.Revocation) error {
+	if err := v.verify(r.Key, r.SigningBytes(id), r.Signature); err != nil {
+		return fmt.Errorf("verifying the revocation of task %s: %w", id.Short(), err)
+	}
+	return nil
+}
+
+func (v *Verifier) verify(key piece.KeyID, message, signature []byte) error {
+	k := lookUp(v, v.keys, key)
+	if k == nil {
+		return fmt.Errorf("%w %s", ErrUnknownKey, key)
+	}
+	if err := k.valid(v.now()); err != nil {
+		return err
+	}
+	if !ed25519.Verify(k.public, message, signature) {
+		return fmt.Errorf("%w by key %s", ErrBadSignature, key)
+	}
+	return nil
+}
