@@ -450,6 +450,10 @@ func (r *Registry) authorizeInside(req *http.Request, repository string) {
 type inside struct{ r *Registry }
 
 func (t inside) RoundTrip(req *http.Request) (*http.Response, error) {
+	if s := req.URL.Scheme; s != "" && s != t.r.scheme {
+		// A client that tries HTTPS first would hold the token service's URL against us.
+		return nil, fmt.Errorf("the registry speaks %s only", t.r.scheme)
+	}
 	in := req.Clone(req.Context())
 	in.RequestURI = req.URL.RequestURI()
 	if in.Body == nil {
