@@ -1,6 +1,9 @@
 package oci
 
-import "mime"
+import (
+	"encoding/json"
+	"mime"
+)
 
 // The media types of manifests (OCI image-spec, "Media Types"; Docker image manifest
 // version 2, schema 2).
@@ -28,4 +31,31 @@ func ManifestTypes() []string {
 func NamesContent(mediaType string) bool {
 	base, _, err := mime.ParseMediaType(mediaType)
 	return err == nil && base != MediaTypeBlob
+}
+
+// SniffManifest tells the media type of a manifest from its own words, for registries that
+// do not say it: its "mediaType", or what its fields make it. It is empty for what is no
+// manifest.
+func SniffManifest(content []byte) string {
+	var m struct {
+		SchemaVersion int               `json:"schemaVersion"`
+		MediaType     string            `json:"mediaType"`
+		Manifests     []json.RawMessage `json:"manifests"`
+		Config        json.RawMessage   `json:"config"`
+		FSLayers      []json.RawMessage `json:"fsLayers"`
+	}
+	if len(content) > ManifestMax || json.Unmarshal(content, &m) != nil {
+		return ""
+	}
+	switch {
+	case len(m.MediaType) <= 255 && NamesContent(m.MediaType):
+		return m.MediaType
+	case m.Manifests != nil:
+		return MediaTypeIndex
+	case m.Config != nil:
+		return MediaTypeManifest
+	case m.SchemaVersion == 1 && m.FSLayers != nil:
+		return "application/vnd.docker.distribution.manifest.v1+prettyjws"
+	}
+	return ""
 }

@@ -108,17 +108,26 @@ func Endpoint(host string) string {
 // LooksLikeHost reports whether the first part of an image name is a registry and not a
 // part of the repository: it has a dot or a colon, or is "localhost".
 func LooksLikeHost(part string) bool {
-	return part == "localhost" || strings.ContainsAny(part, ".:")
+	return part == "localhost" || strings.HasPrefix(part, "localhost_") || strings.ContainsAny(part, ".:")
 }
 
 // SplitPrefix takes a registry off the front of a name: "quay.io/coreos/etcd" is
 // "coreos/etcd" at "quay.io". ok is false when the name has no such prefix.
-func SplitPrefix(name string) (host, repository string, ok bool) {
+func SplitPrefix(name string) (prefix, repository string, ok bool) {
 	first, rest, ok := strings.Cut(name, "/")
 	if !ok || !LooksLikeHost(first) {
 		return "", "", false
 	}
 	return first, rest, true
+}
+
+// ParsePrefix is [ParseHost] for a prefix. It may spell its port with an underscore,
+// "registry.test_5000", because the clients that need a prefix allow no colon there.
+func ParsePrefix(prefix string) (string, error) {
+	if host, port, ok := strings.Cut(prefix, "_"); ok && !strings.Contains(prefix, ":") {
+		prefix = host + ":" + port
+	}
+	return ParseHost(prefix)
 }
 
 // ParseRepository checks a repository's name and completes it: on Docker Hub "alpine"

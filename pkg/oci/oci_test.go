@@ -95,9 +95,21 @@ func TestAPrefixIsARegistryWhenItLooksLikeAHost(t *testing.T) {
 		"localhosts/app":          {},
 		"my-project/quay.io/repo": {},
 	} {
-		host, repository, ok := oci.SplitPrefix(name)
-		assert.Equal(t, want, [2]string{host, repository}, name)
+		prefix, repository, ok := oci.SplitPrefix(name)
+		assert.Equal(t, want, [2]string{prefix, repository}, name)
 		assert.Equal(t, want[0] != "", ok, name)
+	}
+	for prefix, want := range map[string]string{
+		"quay.io": "quay.io", "registry.test:5000": "registry.test:5000", "registry.test_5000": "registry.test:5000", "localhost_5000": "localhost:5000", "127.0.0.1_5000": "127.0.0.1:5000",
+	} {
+		host, err := oci.ParsePrefix(prefix)
+		require.NoError(t, err)
+		assert.Equal(t, want, host)
+		assert.True(t, oci.LooksLikeHost(prefix))
+	}
+	for _, prefix := range []string{"my.project_a", "a.b_c_5000", "a.b__5000", "a.b:5_5", "a.b_99999"} {
+		_, err := oci.ParsePrefix(prefix)
+		assert.ErrorIs(t, err, oci.ErrInvalidHost, prefix)
 	}
 }
 
