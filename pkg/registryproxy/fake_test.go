@@ -1,0 +1,245 @@
+package registryproxy_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/registryproxy"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// fakeContent is a content in memory that may fail, or wait, at an offset.
+type fakeContent struct {
+	data      []byte
+	mediaType string
+	// failAt is where reads fail with err, or wait for their context when err is nil; 0
+	// with a nil err never does.
+	failAt  int64
+	err     error
+	stall   bool
+	writers chan string // types that WriteTo was given
+}
+
+func (c *fakeContent) Facts() piece.Facts {
+	return piece.FactsFor(int64(len(c.data)), c.mediaType)
+}
+
+func (c *fakeContent) NewReader(ctx context.Context, off, n int64) registryproxy.Reader {
+	return &fakeReader{c: c, ctx: ctx, pos: off, end: off + n}
+}
+
+func (c *fakeContent) Close() error { return nil }
+
+type fakeReader struct {
+	c        *fakeContent
+	ctx      context.Context
+	pos, end int64
+}
+
+func (r *fakeReader) Close() error { return nil }
+
+func (r *fakeReader) Read(p []byte) (int, error) {
+	if r.pos >= r.end {
+		return 0, io.EOF
+	}
+	end := r.end
+	if r.c.stall || r.c.err != nil {
+		if r.pos >= r.c.failAt {
+			if r.c.err != nil {
+				return 0, r.c.err
+			}
+			<-r.ctx.Done()
+			return 0, context.Cause(r.ctx)
+		}
+		end = min(end, r.c.failAt)
+	}
+	n := copy(p, r.c.data[r.pos:end])
+	r.pos += int64(n)
+	return n, nil
+}
+
+func (r *fakeReader) WriteTo(w io.Writer) (sum int64, err error) {
+	if r.c.writers != nil {
+		_, ok := w.(io.ReaderFrom)
+		r.c.writers <- fmt.Sprintf("%T %v", w, ok)
+	}
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := r.Read(buf)
+		if err == io.EOF {
+			return sum, nil
+		}
+		if err != nil {
+			return sum, err
+		}
+		m, err := w.Write(buf[:n])
+		sum += int64(m)
+		if err != nil {
+			return sum, err
+		}
+	}
+}
+
+// swarm opens fake contents and remembers who asked for what.
+type swarm struct {
+	mu       sync.Mutex
+	contents map[task.ID]*fakeContent
+	opened   []task.Spec
+	err      error
+}
+
+func (s *swarm) put(data []byte, mediaType string) task.ID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.contents == nil {
+		s.contents = map[task.ID]*fakeContent{}
+	}
+	id := oci.DigestOf(data)
+	s.contents[id] = &fakeContent{data: data, mediaType: mediaType}
+	return id
+}
+
+func (s *swarm) Open(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.opened = append(s.opened, spec)
+	if s.err != nil {
+		return nil, s.err
+	}
+	if c := s.contents[spec.ID]; c != nil {
+		return c, nil
+	}
+	return nil, &api.Failure{Status: http.StatusNotFound, Message: "not in the fake swarm: " + string(spec.ID)}
+}
+
+// upstreamFunc answers as a registry does and remembers the questions.
+type upstreamFunc struct {
+	mu     sync.Mutex
+	asked  []registryproxy.Request
+	answer func(w http.ResponseWriter, r registryproxy.Request)
+	err    error
+}
+
+func (u *upstreamFunc) Forward(ctx context.Context, r registryproxy.Request) (*http.Response, error) {
+	u.mu.Lock()
+	u.asked = append(u.asked, r)
+	u.mu.Unlock()
+	if u.err != nil {
+		return nil, u.err
+	}
+	if u.answer == nil {
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	}
+	rec := httptest.NewRecorder()
+	u.answer(rec, r)
+	res := rec.Result()
+	res.ContentLength = -1
+	if n := res.Header.Get("Content-Length"); n != "" {
+		fmt.Sscan(n, &res.ContentLength)
+	}
+	if r.Method == http.MethodHead {
+		res.Body = http.NoBody
+	}
+	return res, nil
+}
+
+// object is one manifest or blob of a fake registry.
+type object struct {
+	data      []byte
+	mediaType string
+}
+
+// registry answers for objects by "upstream/v2/repository/blobs/digest".
+func registry(objects map[string]object) func(http.ResponseWriter, registryproxy.Request) {
+	return func(w http.ResponseWriter, r registryproxy.Request) {
+		o, ok := objects[r.Upstream+r.Path]
+		if !ok {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusNotFound)
+			io.WriteString(w, `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"the registry's own words"}]}`)
+			return
+		}
+		w.Header().Set("Content-Type", o.mediaType)
+		w.Header().Set("Content-Length", fmt.Sprint(len(o.data)))
+		w.Header().Set("Docker-Content-Digest", string(oci.DigestOf(o.data)))
+		w.Write(o.data)
+	}
+}
+
+// pulls collects what Observe is told.
+type pulls struct {
+	mu  sync.Mutex
+	all []registryproxy.Pull
+	// ended, when not nil, is told each time.
+	ended chan struct{}
+}
+
+func (p *pulls) observe(pull registryproxy.Pull) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.all = append(p.all, pull)
+	if p.ended != nil {
+		p.ended <- struct{}{}
+	}
+}
+
+func (p *pulls) last(t *testing.T) registryproxy.Pull {
+	t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	require.NotEmpty(t, p.all)
+	return p.all[len(p.all)-1]
+}
+
+// ask serves one request without a socket.
+func ask(p http.Handler, method, target string, header ...string) *http.Response {
+	r := httptest.NewRequest(method, target, nil)
+	for i := 0; i+1 < len(header); i += 2 {
+		r.Header.Add(header[i], header[i+1])
+	}
+	w := httptest.NewRecorder()
+	p.ServeHTTP(w, r)
+	return w.Result()
+}
+
+func body(t *testing.T, res *http.Response) string {
+	t.Helper()
+	b, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	return string(b)
+}
+
+// refusedAs checks an error of the distribution API and returns its message and detail.
+func refusedAs(t *testing.T, res *http.Response, status int, code string) string {
+	t.Helper()
+	b := body(t, res)
+	require.Equal(t, status, res.StatusCode, b)
+	assert.Equal(t, "application/json", res.Header.Get("Content-Type"))
+	assert.Equal(t, "registry/2.0", res.Header.Get("Docker-Distribution-API-Version"))
+	assert.Equal(t, fmt.Sprint(len(b)), res.Header.Get("Content-Length"))
+	assert.True(t, strings.HasPrefix(b, `{"errors":[{"code":"`+code+`","message":"`), b)
+	return b
+}
+
+// blob is some content that no compression or repetition hides errors in.
+func blob(n int) []byte {
+	var b bytes.Buffer
+	for i := 0; b.Len() < n; i++ {
+		fmt.Fprintf(&b, "%d:%s\n", i, oci.DigestOf([]byte{byte(i), byte(i >> 8)}))
+	}
+	return b.Bytes()[:n]
+}

@@ -1,0 +1,224 @@
+// Package registryproxy is the registry mirror that container runtimes talk to: it names
+// the registry that a client means, asks that registry whether this client may have the
+// content, and serves the bytes from the swarm.
+//
+// A client gets nothing that the registry would refuse it, and no body ends complete and
+// wrong: what fails before the first byte is an error that lets the client go elsewhere,
+// what fails later is a short body. Start at [Proxy.ServeHTTP].
+package registryproxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"time"
+
+	v2 "github.com/distribution/distribution/v3/registry/api/v2"
+	"github.com/gorilla/mux"
+
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// Bounds on a request, in bytes.
+const (
+	targetMax = 8 << 10  // path and query
+	headerMax = 64 << 10 // Authorization and Accept together
+	bodyMax   = 4 << 10  // a pull has no body; a small one is read and dropped
+)
+
+// Content is one content of the swarm that the proxy has open.
+type Content interface {
+	// Facts are known once the content is open.
+	Facts() piece.Facts
+	// NewReader reads the bytes [off, off+n) as they arrive. Cancelling ctx ends this
+	// reader and nobody else's. It is closed before its content is.
+	NewReader(ctx context.Context, off, n int64) Reader
+	// Close ends the use of the content, not the download of others.
+	Close() error
+}
+
+// Reader yields verified bytes in order. Its WriteTo sends them without passing them
+// through this process where the writer can (sendfile); it ends short, never wrong.
+type Reader interface {
+	io.ReadCloser
+	io.WriterTo
+}
+
+// Request is one question to a registry.
+type Request struct {
+	// Upstream is the registry in the spelling of oci.ParseHost.
+	Upstream string
+	// Method is GET or HEAD.
+	Method string
+	// Path begins with "/v2/"; Query is encoded and may be empty.
+	Path, Query string
+	// Header holds what the registry must know of the client: Authorization and Accept.
+	Header http.Header
+}
+
+// Upstream asks registries. Safe for concurrent use.
+type Upstream interface {
+	// Forward sends one request with the client's own credentials. Whatever the registry
+	// says, a refusal too, is an answer; the caller closes its body. An error means that
+	// there was no answer, and says what was tried. The body is identity-encoded, and
+	// redirects are followed without showing the credentials to another host; a redirect
+	// that is returned after all counts as the registry's consent.
+	Forward(ctx context.Context, r Request) (*http.Response, error)
+}
+
+// Config says what a Proxy works with. Open and Upstream are required.
+type Config struct {
+	// Open brings a content into reach: it blocks until the facts are known or the content
+	// cannot be had. The origin's refusal is an *api.Failure (errors.As). ctx covers the
+	// opening and what is read; it ends when the client is gone or has waited too long.
+	Open func(ctx context.Context, spec task.Spec) (Content, error)
+	// Upstream asks registries about rights and tags, and for what is not content.
+	Upstream Upstream
+	// Default is the registry that is meant when a request names none, in the spelling of
+	// oci.ParseHost; empty refuses such requests.
+	Default string
+	// Allow returns nil for a registry that may be mirrored, else an error that tells the
+	// operator how to allow it. Nil allows every registry: then whoever reaches the mirror
+	// can make it ask any host.
+	Allow func(upstream string) error
+	// Observe is told of every request when it has ended; nil tells nobody. It must not
+	// block.
+	Observe func(Pull)
+	// Wait is how long a client waits for its first byte before it is refused, so that it
+	// can go elsewhere; the registry's own slowness counts. Less refuses crowds that a
+	// slow registry would have served, more keeps clients from their next host. Default 10 s.
+	Wait time.Duration
+	// Hold is the same for the blobs of clients that name no registry by ?ns=: they take a
+	// refused blob as the end of the pull. Default 60 s.
+	Hold time.Duration
+}
+
+// Pull is what became of one request.
+type Pull struct {
+	// Endpoint is "manifest", "blob", "tags", "referrers" or "base", empty for a request
+	// that is none of them.
+	Endpoint string
+	Method   string
+	// Upstream and Repository are as the proxy understood them; Reference is the tag or
+	// digest that the client gave.
+	Upstream, Repository, Reference string
+	// Task is empty until the content's digest is known.
+	Task   task.ID
+	Client string // User-Agent
+	// Status is what the client was told; 499 when it left before.
+	Status int
+	// Ranged says that one window was served and not the whole.
+	Ranged bool
+	// Bytes of the body that were sent.
+	Bytes int64
+	// FirstByte is the time from the request to the first byte of the body, 0 when there
+	// was none; Total to the end.
+	FirstByte, Total time.Duration
+	// Err is why the request was refused or its body cut.
+	Err error
+	// Content is what was served, still open; nil when nothing was opened.
+	Content Content
+}
+
+// Proxy is the mirror: an [http.Handler] for /v2/. It must be given the server's own
+// ResponseWriter, because a wrapper hides sendfile from the content's reader.
+type Proxy struct {
+	cfg    Config
+	router *mux.Router
+}
+
+// New returns a Proxy with the given settings and their defaults.
+func New(cfg Config) *Proxy {
+	if cfg.Wait <= 0 {
+		cfg.Wait = 10 * time.Second
+	}
+	if cfg.Hold <= 0 {
+		cfg.Hold = 60 * time.Second
+	}
+	if cfg.Allow == nil {
+		cfg.Allow = func(string) error { return nil }
+	}
+	if cfg.Observe == nil {
+		cfg.Observe = func(Pull) {}
+	}
+	// A router of our own: v2.Router is shared by the whole process.
+	router := v2.RouterWithPrefix("")
+	router.Path(referrersPath).Name(routeReferrers)
+	return &Proxy{cfg: cfg, router: router}
+}
+
+// statusGone is what logs say of a client that left, by a convention of nginx.
+const statusGone = 499
+
+// ServeHTTP answers one request of the distribution API (OCI distribution-spec, "Pull").
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	x := &exchange{Proxy: p, w: w, r: r, began: time.Now(), limit: p.cfg.Wait}
+	x.pull.Method, x.pull.Client = r.Method, r.UserAgent()
+	defer x.observe()
+	w.Header().Set("Docker-Distribution-API-Version", "registry/2.0")
+
+	if refused := x.serve(); refused != nil {
+		x.refuse(refused)
+	}
+}
+
+// exchange is one request on its way to its answer.
+type exchange struct {
+	*Proxy
+	w     http.ResponseWriter
+	r     *http.Request
+	began time.Time
+	// limit is how long the client waits for its first byte; late ends ctx then.
+	limit time.Duration
+	late  *time.Timer
+	ctx   context.Context
+	t     target
+	pull  Pull
+}
+
+// observe tells what became of the request, whatever way it ended.
+func (x *exchange) observe() {
+	x.pull.Total = time.Since(x.began)
+	x.cfg.Observe(x.pull)
+	if x.pull.Content != nil {
+		x.pull.Content.Close()
+	}
+}
+
+// serve answers, or returns why not while nothing is written yet.
+func (x *exchange) serve() *refusal {
+	t, refused := x.target(x.r)
+	x.t = t
+	x.pull.Endpoint, x.pull.Upstream, x.pull.Repository, x.pull.Reference = t.endpoint, t.upstream, t.repository, t.reference
+	if t.namespace != "" {
+		x.w.Header().Set("OCI-Namespace", t.namespace)
+	}
+	if refused != nil {
+		return refused
+	}
+	// What is unread when a connection ends turns its FIN into a reset.
+	if n, _ := io.CopyN(io.Discard, x.r.Body, bodyMax+1); n > bodyMax {
+		return refuse(http.StatusRequestEntityTooLarge, "a pull has no body of more than %d bytes", bodyMax)
+	}
+
+	if t.endpoint == endpointBlob && t.namespace == "" {
+		x.limit = x.cfg.Hold
+	}
+	ctx, cancel := context.WithCancelCause(x.r.Context())
+	defer cancel(nil)
+	x.ctx = ctx
+	x.late = time.AfterFunc(x.limit, func() { cancel(errLate) })
+	defer x.late.Stop()
+
+	switch t.endpoint {
+	case endpointManifest, endpointBlob:
+		return x.serveContent()
+	default:
+		return x.forward()
+	}
+}
+
+// errLate ends the context of a client that waited too long for its first byte.
+var errLate = errors.New("no byte came in time")

@@ -1,0 +1,180 @@
+package registryproxy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"unicode/utf8"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/source"
+)
+
+// refusal is an answer that is an error, in the format of the distribution API (OCI
+// distribution-spec, "Error Codes").
+type refusal struct {
+	status  int
+	header  http.Header
+	code    errcode.ErrorCode
+	message string
+	// detail is what the upstream said in a format of its own.
+	detail string
+	// body is the upstream's own when it is in the format already; it is passed on to the
+	// letter.
+	body []byte
+}
+
+// Error makes a refusal the error that [Pull] tells.
+func (e *refusal) Error() string { return e.message }
+
+func refuse(status int, format string, args ...any) *refusal {
+	return &refusal{status: status, code: codeFor(status, ""), message: fmt.Sprintf(format, args...)}
+}
+
+// as gives the refusal a code that the status alone does not tell.
+func (e *refusal) as(code errcode.ErrorCode) *refusal {
+	e.code = code
+	return e
+}
+
+// codeFor is the error code that a registry gives with a status.
+func codeFor(status int, endpoint string) errcode.ErrorCode {
+	switch status {
+	case http.StatusUnauthorized:
+		return errcode.ErrorCodeUnauthorized
+	case http.StatusForbidden:
+		return errcode.ErrorCodeDenied
+	case http.StatusNotFound:
+		switch endpoint {
+		case endpointManifest:
+			return errcode.ErrorCodeManifestUnknown
+		case endpointBlob:
+			return errcode.ErrorCodeBlobUnknown
+		}
+		return errcode.ErrorCodeNameUnknown
+	case http.StatusMethodNotAllowed:
+		return errcode.ErrorCodeUnsupported
+	case http.StatusRequestedRangeNotSatisfiable:
+		return errcode.ErrorCodeRangeInvalid
+	case http.StatusTooManyRequests:
+		return errcode.ErrorCodeTooManyRequests
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return errcode.ErrorCodeUnavailable
+	}
+	return errcode.ErrorCodeUnknown
+}
+
+// passedOn are the headers of an upstream's refusal that its client must see, unchanged.
+var passedOn = []string{"WWW-Authenticate", "Retry-After"}
+
+// answered turns a registry's refusal into ours.
+func (x *exchange) answered(res *http.Response) *refusal {
+	defer res.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(res.Body, api.FailureMax))
+	e := x.worded(res.StatusCode, body)
+	for _, k := range passedOn {
+		if v := res.Header.Values(k); len(v) > 0 {
+			e.header[http.CanonicalHeaderKey(k)] = v
+		}
+	}
+	e.message = fmt.Sprintf("%s answered %d %s to %s", x.t.upstream, res.StatusCode, http.StatusText(res.StatusCode), x.t.path())
+	return e
+}
+
+// failed turns an error of an attempt that began with ctx into a refusal.
+func (x *exchange) failed(err error) *refusal {
+	if x.r.Context().Err() != nil {
+		return &refusal{status: statusGone, message: "the client left: " + err.Error()}
+	}
+	if errors.Is(context.Cause(x.ctx), errLate) {
+		return refuse(http.StatusGatewayTimeout, "%s gave no byte of %s within %s", x.t.upstream, x.t.path(), x.limit)
+	}
+	var f *api.Failure
+	if !errors.As(err, &f) {
+		return refuse(http.StatusServiceUnavailable, "%v", err)
+	}
+	e := x.worded(f.Status, f.Body)
+	for _, k := range passedOn {
+		for name, v := range f.Header {
+			if http.CanonicalHeaderKey(name) == http.CanonicalHeaderKey(k) && v != "" {
+				e.header.Set(k, v)
+			}
+		}
+	}
+	e.message = f.Message
+	return e
+}
+
+// unreached turns "no answer" of an upstream into a refusal.
+func (x *exchange) unreached(err error) *refusal { return x.failed(source.Failure(err)) }
+
+// worded begins a refusal with what an upstream said.
+func (x *exchange) worded(status int, body []byte) *refusal {
+	if status < 400 || status > 599 {
+		status = http.StatusBadGateway
+	}
+	e := &refusal{status: status, header: http.Header{}, code: codeFor(status, x.t.endpoint)}
+	switch {
+	case isDistributionError(body):
+		e.body = body
+	case utf8.Valid(body):
+		e.detail = string(body[:min(len(body), 512)])
+	}
+	// containerd repeats 408 and 429 at once and without a pause; a 503 sends it to its
+	// next host. Clients without ?ns= do wait as Retry-After says.
+	if x.t.namespace != "" && (status == http.StatusTooManyRequests || status == http.StatusRequestTimeout) {
+		e.status = http.StatusServiceUnavailable
+	}
+	return e
+}
+
+// isDistributionError reports whether a body is in the format of the distribution API.
+func isDistributionError(body []byte) bool {
+	var envelope struct {
+		Errors []struct {
+			Code string `json:"code"`
+		} `json:"errors"`
+	}
+	return json.Unmarshal(body, &envelope) == nil && len(envelope.Errors) > 0 && envelope.Errors[0].Code != ""
+}
+
+// refuse writes a refusal. Nothing may have been written before.
+func (x *exchange) refuse(e *refusal) {
+	x.pull.Status, x.pull.Err = e.status, e
+	if e.status == statusGone {
+		return
+	}
+	body := e.body
+	if body == nil {
+		said := e.code.WithMessage(e.message)
+		if e.detail != "" {
+			said = said.WithDetail(e.detail)
+		}
+		body, _ = json.Marshal(errcode.Errors{said})
+	}
+	h := x.w.Header()
+	for k, v := range e.header {
+		h[k] = v
+	}
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	x.w.WriteHeader(e.status)
+	if x.r.Method != http.MethodHead {
+		n, _ := x.w.Write(body)
+		x.pull.Bytes = int64(n)
+	}
+}
+
+// unsatisfied is the answer to a Range that cannot be served.
+func unsatisfied(err error, total int64) *refusal {
+	e := refuse(http.StatusRequestedRangeNotSatisfiable, "%v", err)
+	e.header = http.Header{"Content-Range": {oci.UnsatisfiedRange(total)}}
+	return e
+}

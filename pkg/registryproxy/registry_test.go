@@ -1,0 +1,299 @@
+package registryproxy_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/crane"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/validate"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/registryproxy"
+	"github.com/darter-io/darter/pkg/task"
+	"github.com/darter-io/darter/test/registrytest"
+)
+
+// mirrorOf runs a proxy on a socket whose upstreams are real registries over plain HTTP.
+func mirrorOf(t *testing.T, cfg registryproxy.Config) string {
+	t.Helper()
+	up := plainUpstream{&http.Client{
+		Transport:     &http.Transport{DisableCompression: true, DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+	cfg.Upstream = up
+	cfg.Open = func(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
+		kind := map[task.Kind]string{task.Blob: "blobs", task.Manifest: "manifests"}[spec.Kind]
+		res, err := up.Forward(ctx, registryproxy.Request{
+			Upstream: spec.Upstream, Method: http.MethodGet, Path: "/v2/" + spec.Repository + "/" + kind + "/" + string(spec.ID),
+			Header: http.Header{"Accept": spec.Accept, "Authorization": {spec.Authorization.Reveal()}},
+		})
+		if err != nil {
+			return nil, err
+		}
+		defer res.Body.Close()
+		data, err := io.ReadAll(res.Body)
+		if err == nil && res.StatusCode != http.StatusOK {
+			err = fmt.Errorf("origin answered %d", res.StatusCode)
+		}
+		return &fakeContent{data: data, mediaType: res.Header.Get("Content-Type")}, err
+	}
+	srv := httptest.NewServer(registryproxy.New(cfg))
+	t.Cleanup(srv.Close)
+	return strings.TrimPrefix(srv.URL, "http://")
+}
+
+// plainUpstream asks a registry over plain HTTP.
+type plainUpstream struct{ *http.Client }
+
+func (u plainUpstream) Forward(ctx context.Context, r registryproxy.Request) (*http.Response, error) {
+	target := url.URL{Scheme: "http", Host: oci.Endpoint(r.Upstream), Path: r.Path, RawQuery: r.Query}
+	req, err := http.NewRequestWithContext(ctx, r.Method, target.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header = r.Header.Clone()
+	return u.Do(req)
+}
+
+func fetch(t *testing.T, method, target string, header ...string) *http.Response {
+	t.Helper()
+	req, err := http.NewRequest(method, target, nil)
+	require.NoError(t, err)
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Add(header[i], header[i+1])
+	}
+	res, err := http.DefaultTransport.RoundTrip(req)
+	require.NoError(t, err)
+	b, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	res.Body = io.NopCloser(bytes.NewReader(b))
+	return res
+}
+
+func TestTheMirrorAnswersAsItsRegistryDoes(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{})
+	index, err := registrytest.NewIndex(1, []int64{20_000})
+	require.NoError(t, err)
+	pushed, err := r.PushIndex(t.Context(), "lib/app", "v1", index)
+	require.NoError(t, err)
+	mirror := mirrorOf(t, registryproxy.Config{Default: r.Host()})
+
+	paths := []string{"lib/app/manifests/v1", "lib/app/manifests/v2", "lib/none/manifests/v1", "lib/app/manifests/" + missing, "lib/app/blobs/" + missing, "lib/none/blobs/" + missing,
+		"lib/app/tags/list", "lib/none/tags/list", "lib/app/tags/list?n=-1", "lib/app/manifests/.x", ""}
+	for _, o := range pushed.Objects {
+		kind := "blobs/"
+		if o.Kind == "index" || o.Kind == "manifest" {
+			kind = "manifests/"
+		}
+		paths = append(paths, "lib/app/"+kind+o.Digest, "lib/none/"+kind+o.Digest)
+	}
+	accept := strings.Join(oci.ManifestTypes(), ", ")
+	compared := 0
+	for _, path := range paths {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			ranges := []string{"", "bytes=0-", "bytes=3-9", "bytes=-5", "bytes=100000-", "bytes=9-3", "bytes=x"}
+			if !strings.Contains(path, "/blobs/sha256") || method == http.MethodHead {
+				ranges = ranges[:1] // distribution takes no Range for a manifest, we do
+			}
+			for _, asked := range ranges {
+				what := strings.Join([]string{method, path, asked}, " ")
+				want := fetch(t, method, r.URL()+"/v2/"+path, "Accept", accept, "Range", asked)
+				got := fetch(t, method, "http://"+mirror+"/v2/"+path, "Accept", accept, "Range", asked)
+				require.Equal(t, want.StatusCode, got.StatusCode, what)
+				compared++
+				if want.StatusCode >= 400 {
+					continue
+				}
+				for _, k := range []string{"Content-Type", "Content-Length", "Content-Range", "Docker-Content-Digest", "Etag", "Link"} {
+					assert.Equal(t, want.Header.Get(k), got.Header.Get(k), "%s of %s", k, what)
+				}
+				assert.Equal(t, body(t, want), body(t, got), what)
+			}
+		}
+	}
+	assert.Greater(t, compared, 60)
+}
+
+func TestARealClientPullsThroughThePathOfTheMirror(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{})
+	index, err := registrytest.NewIndex(2, []int64{50_000, 10_000})
+	require.NoError(t, err)
+	for _, tag := range []string{"v1", "v2", "v3", "v4", "v5"} {
+		_, err = r.PushIndex(t.Context(), "lib/app", tag, index)
+		require.NoError(t, err)
+	}
+	r.Reset()
+	mirror := mirrorOf(t, registryproxy.Config{})
+	image := mirror + "/" + strings.Replace(r.Host(), ":", "_", 1) + "/lib/app"
+
+	ref, err := name.ParseReference(image+":v1", name.Insecure)
+	require.NoError(t, err)
+	got, err := remote.Index(ref)
+	require.NoError(t, err)
+	require.NoError(t, validate.Index(got))
+	want, err := index.Digest()
+	require.NoError(t, err)
+	digest, err := crane.Digest(image+":v1", crane.Insecure)
+	require.NoError(t, err)
+	assert.Equal(t, want.String(), digest)
+	img, err := crane.Pull(image+"@"+digest, crane.Insecure)
+	require.NoError(t, err)
+	require.NoError(t, validate.Image(img))
+
+	repo, err := name.NewRepository(image, name.Insecure)
+	require.NoError(t, err)
+	tags, err := remote.List(repo, remote.WithPageSize(2))
+	require.NoError(t, err)
+	assert.Equal(t, []string{"v1", "v2", "v3", "v4", "v5"}, tags)
+
+	_, err = crane.Digest(image+":none", crane.Insecure)
+	require.ErrorContains(t, err, "404")
+	err = crane.Push(img, image+":mine", crane.Insecure)
+	require.ErrorContains(t, err, "push to the registry itself")
+}
+
+func TestAnImageThatMovesIsSeenAtOnce(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{})
+	mirror := mirrorOf(t, registryproxy.Config{Default: r.Host()})
+	for seed := range uint64(2) {
+		img, err := registrytest.NewImage(seed, []int64{5000})
+		require.NoError(t, err)
+		pushed, err := r.Push(t.Context(), "lib/app", "latest", img)
+		require.NoError(t, err)
+		got, err := crane.Digest(mirror+"/lib/app:latest", crane.Insecure)
+		require.NoError(t, err)
+		assert.Equal(t, pushed.Digest, got)
+	}
+}
+
+var challengePart = regexp.MustCompile(`(\w+)="([^"]*)"`)
+
+// token gets what a challenge asks for, as containerd does.
+func token(t *testing.T, challenge, user, password string) string {
+	t.Helper()
+	require.True(t, strings.HasPrefix(challenge, "Bearer "), challenge)
+	part := map[string]string{}
+	for _, m := range challengePart.FindAllStringSubmatch(challenge, -1) {
+		part[m[1]] = m[2]
+	}
+	req, err := http.NewRequest(http.MethodGet, part["realm"]+"?"+url.Values{"service": {part["service"]}, "scope": {part["scope"]}}.Encode(), nil)
+	require.NoError(t, err)
+	if user != "" {
+		req.SetBasicAuth(user, password)
+	}
+	res, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	var answer struct{ Token string }
+	require.NoError(t, json.NewDecoder(res.Body).Decode(&answer))
+	return "Bearer " + answer.Token
+}
+
+func TestAPrivateBlobIsForThoseWhoMayPullItFromTheRegistry(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{
+		"":      {Pull: []string{"public/*"}},
+		"alice": {Password: "a", Pull: []string{"public/*", "private/*"}},
+		"bob":   {Password: "b", Pull: []string{"public/*"}},
+	}})
+	mirror := "http://" + mirrorOf(t, registryproxy.Config{}) + "/v2/"
+	secret, both := blob(1000), blob(2000)
+	onlyPrivate, err := r.PushBlob(t.Context(), "private/app", secret)
+	require.NoError(t, err)
+	inBoth, err := r.PushBlob(t.Context(), "private/app", both)
+	require.NoError(t, err)
+	_, err = r.PushBlob(t.Context(), "public/app", both)
+	require.NoError(t, err)
+	ns := "?ns=" + url.QueryEscape(r.Host())
+
+	// Nobody in particular is sent to the registry's own token service.
+	private := mirror + "private/app/blobs/" + onlyPrivate + ns
+	res := fetch(t, http.MethodGet, private)
+	refusedAs(t, res, http.StatusUnauthorized, "UNAUTHORIZED")
+	challenge := res.Header.Get("WWW-Authenticate")
+	assert.Equal(t, fetch(t, http.MethodGet, r.URL()+"/v2/private/app/blobs/"+onlyPrivate).Header.Get("WWW-Authenticate"), challenge)
+
+	alice := token(t, challenge, "alice", "a")
+	for _, c := range []struct {
+		who, path, authorization string
+		status                   int
+	}{
+		{"alice", "private/app/blobs/" + onlyPrivate, alice, 200},
+		{"alice", "private/app/blobs/" + inBoth, alice, 200},
+		{"bob", "private/app/blobs/" + onlyPrivate, token(t, challenge, "bob", "b"), 401},
+		{"nobody", "private/app/blobs/" + onlyPrivate, token(t, challenge, "", ""), 401},
+		{"a forger", "private/app/blobs/" + onlyPrivate, "Bearer " + strings.Repeat("x", 300), 401},
+		// Alice's token is for the private repository: it opens the public one no more than
+		// the public one opens the private.
+		{"alice", "public/app/blobs/" + onlyPrivate, alice, 401},
+		{"nobody", "private/app/blobs/" + inBoth, "", 401},
+	} {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			res := fetch(t, method, mirror+c.path+ns, "Authorization", c.authorization)
+			assert.Equal(t, c.status, res.StatusCode, "%s %s by %s", method, c.path, c.who)
+		}
+	}
+	public := mirror + "public/app/blobs/" + inBoth + ns
+	challenge = fetch(t, http.MethodGet, public).Header.Get("WWW-Authenticate")
+	anonymous := token(t, challenge, "", "")
+	assert.Equal(t, 200, fetch(t, http.MethodGet, public, "Authorization", anonymous).StatusCode)
+	// What is only in the private repository is not in the public one for anybody.
+	assert.Equal(t, 404, fetch(t, http.MethodGet, mirror+"public/app/blobs/"+onlyPrivate+ns, "Authorization", anonymous).StatusCode)
+	assert.Equal(t, 401, fetch(t, http.MethodGet, mirror+"private/app/blobs/"+inBoth+ns, "Authorization", anonymous).StatusCode)
+
+	r.RevokeTokens()
+	assert.Equal(t, 401, fetch(t, http.MethodGet, private, "Authorization", alice).StatusCode, "a token that has ended")
+}
+
+func TestARealClientLogsInByBasicThroughTheMirror(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Basic, Users: map[string]registrytest.User{"alice": {Password: "a", Pull: []string{"*"}}}})
+	img, err := registrytest.NewImage(3, []int64{5000})
+	require.NoError(t, err)
+	_, err = r.Push(t.Context(), "lib/app", "v1", img)
+	require.NoError(t, err)
+	mirror := mirrorOf(t, registryproxy.Config{Default: r.Host()})
+	for password, ok := range map[string]bool{"a": true, "wrong": false} {
+		got, err := crane.Pull(mirror+"/lib/app:v1", crane.Insecure, crane.WithAuth(&authn.Basic{Username: "alice", Password: password}))
+		if !ok {
+			require.ErrorContains(t, err, "401")
+			continue
+		}
+		require.NoError(t, err)
+		require.NoError(t, validate.Image(got))
+	}
+}
+
+func TestWhatGoesWrongAtTheRegistryIsToldQuickly(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{})
+	digest, err := r.PushBlob(t.Context(), "lib/app", blob(1000))
+	require.NoError(t, err)
+	mirror := "http://" + mirrorOf(t, registryproxy.Config{Default: r.Host()}) + "/v2/lib/app/"
+	ns := "?ns=" + url.QueryEscape(r.Host())
+	for _, c := range []struct{ status, podman, containerd int }{{429, 429, 503}, {500, 500, 500}, {503, 503, 503}, {403, 403, 403}} {
+		r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Match: "HEAD ", Status: c.status, Header: map[string]string{"Retry-After": "3"}})
+		for query, want := range map[string]int{"": c.podman, ns: c.containerd} {
+			res := fetch(t, http.MethodGet, mirror+"blobs/"+digest+query)
+			assert.Equal(t, want, res.StatusCode)
+			assert.Equal(t, "3", res.Header.Get("Retry-After"))
+		}
+		r.ClearFaults()
+	}
+	// Distribution has no referrers: its 404 sends the client to the tag schema.
+	assert.Equal(t, 404, fetch(t, http.MethodGet, mirror+"referrers/"+digest).StatusCode)
+	gone := "http://" + mirrorOf(t, registryproxy.Config{}) + "/v2/127.0.0.1:1/lib/app/blobs/" + digest
+	said := refusedAs(t, fetch(t, http.MethodGet, gone), http.StatusBadGateway, "UNAVAILABLE")
+	assert.Contains(t, said, "127.0.0.1:1: connect: connection refused")
+}

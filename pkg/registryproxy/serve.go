@@ -1,0 +1,201 @@
+package registryproxy
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// firstBytes is how much of a body is read before its headers are written: a content that
+// fails before that is an error the client can act on.
+const firstBytes = 2048
+
+// serveContent answers for a manifest or blob.
+func (x *exchange) serveContent() *refusal {
+	v, refused := x.ask()
+	if refused != nil {
+		return refused
+	}
+	x.pull.Task = v.id
+	h := x.w.Header()
+	h.Set("Docker-Content-Digest", string(v.id))
+	h.Set("ETag", `"`+string(v.id)+`"`)
+	h.Set("Accept-Ranges", "bytes")
+	if unchanged(x.r.Header.Get("If-None-Match"), v.id) {
+		x.pull.Status = http.StatusNotModified
+		x.w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	// To tell a content's size is no reason to download it.
+	if x.r.Method == http.MethodHead && v.length > 0 && (x.t.endpoint == endpointBlob || oci.NamesContent(v.mediaType)) {
+		x.head(x.mediaType(v.mediaType, ""), v.length)
+		return nil
+	}
+
+	spec := task.Spec{
+		ID: v.id, Kind: x.t.kind(), Upstream: x.t.upstream, Repository: x.t.repository, Length: v.length,
+		Authorization: secret.String(x.r.Header.Get("Authorization")),
+	}
+	if spec.Kind == task.Manifest {
+		spec.Accept = x.accept()
+	}
+	content, err := x.cfg.Open(x.ctx, spec)
+	if err != nil {
+		return x.failed(fmt.Errorf("opening %s: %w", x.t.path(), err))
+	}
+	x.pull.Content = content // closed when it was observed
+	return x.send(content, v)
+}
+
+// send writes an open content, or the window of it that the client asked for.
+func (x *exchange) send(content Content, v verdict) *refusal {
+	total := content.Facts().Length
+	mediaType := x.mediaType(v.mediaType, content.Facts().MediaType)
+	if mediaType == "" {
+		head := content.NewReader(x.ctx, 0, min(total, oci.ManifestMax))
+		manifest, err := io.ReadAll(head)
+		head.Close()
+		if err != nil {
+			return x.failed(fmt.Errorf("reading %s: %w", x.t.path(), err))
+		}
+		mediaType = cmp.Or(oci.SniffManifest(manifest), "application/json")
+	}
+	if x.r.Method == http.MethodHead {
+		x.head(mediaType, total)
+		return nil
+	}
+
+	window, status := oci.Window{Length: total}, http.StatusOK
+	if asked := x.r.Header.Get("Range"); asked != "" && mayRange(x.r.Header.Get("If-Range"), v.id) {
+		windows, err := oci.ParseRange(asked, total)
+		switch {
+		case err != nil:
+			return unsatisfied(err, total)
+		case len(windows) > 1:
+			// The refusal after which containers/image takes the whole blob, and stargz
+			// asks for one range at a time.
+			return refuse(http.StatusBadRequest, "this mirror serves one byte range at a time")
+		case len(windows) == 1:
+			window, status = windows[0], http.StatusPartialContent
+			x.pull.Ranged = true
+		}
+	}
+	reader := content.NewReader(x.ctx, window.Offset, window.Length)
+	defer reader.Close()
+	buf := make([]byte, min(firstBytes, window.Length))
+	n, err := io.ReadAtLeast(reader, buf, min(1, len(buf)))
+	if n == 0 && err != nil || !x.late.Stop() {
+		return x.failed(fmt.Errorf("reading %s: %w", x.t.path(), orEOF(err)))
+	}
+	x.pull.FirstByte = time.Since(x.began)
+
+	h := x.w.Header()
+	h.Set("Content-Type", mediaType)
+	h.Set("Content-Length", strconv.FormatInt(window.Length, 10))
+	if status == http.StatusPartialContent {
+		h.Set("Content-Range", window.ContentRange(total))
+	}
+	x.pull.Status = status
+	x.w.WriteHeader(status)
+	written, writeErr := x.w.Write(buf[:n])
+	x.pull.Bytes = int64(written)
+	if err == nil && writeErr == nil && x.pull.Bytes < window.Length {
+		var sent int64
+		// The server's own writer, so that the reader can use sendfile.
+		sent, err = reader.WriteTo(x.w)
+		x.pull.Bytes += sent
+	}
+	if x.pull.Bytes != window.Length {
+		x.pull.Err = fmt.Errorf("sending %s: %d of %d bytes: %w", x.t.path(), x.pull.Bytes, window.Length, orEOF(errors.Join(writeErr, err)))
+		cut(x.w)
+	}
+	return nil
+}
+
+// head answers a HEAD with the headers of the GET.
+func (x *exchange) head(mediaType string, length int64) {
+	h := x.w.Header()
+	h.Set("Content-Type", mediaType)
+	h.Set("Content-Length", strconv.FormatInt(length, 10))
+	x.pull.Status = http.StatusOK
+	x.w.WriteHeader(http.StatusOK)
+}
+
+// mediaType is what the content is served as: for a manifest what the registry says to
+// this client, or else what it said when the content was stored, which may have been as a
+// blob. It is empty for a manifest when nobody said.
+func (x *exchange) mediaType(said, stored string) string {
+	switch {
+	case x.t.endpoint == endpointBlob:
+		return oci.MediaTypeBlob
+	case oci.NamesContent(said):
+		return said
+	case oci.NamesContent(stored):
+		return stored
+	}
+	return ""
+}
+
+// unchanged reports whether a client's If-None-Match names the content (RFC 9110 §13.1.2).
+func unchanged(header string, id task.ID) bool {
+	for tag := range strings.SplitSeq(header, ",") {
+		tag = strings.TrimPrefix(strings.TrimSpace(tag), "W/")
+		if tag == "*" || strings.Trim(tag, `"`) == string(id) {
+			return true
+		}
+	}
+	return false
+}
+
+// mayRange reports whether a Range counts: an If-Range that names another content turns it
+// off (RFC 9110 §13.1.5).
+func mayRange(ifRange string, id task.ID) bool {
+	return ifRange == "" || strings.Trim(ifRange, `"`) == string(id)
+}
+
+// orEOF gives a body that ended early without a reason one.
+func orEOF(err error) error {
+	if err == nil {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// lingerMax is how long and drainMax how much a connection that was cut is listened to.
+const (
+	lingerMax = time.Second
+	drainMax  = 256 << 10
+)
+
+// cut ends a body that is shorter than its Content-Length, so that the client sees what
+// was sent and then an end, on which it resumes. A reset would make it lose what it has
+// not read yet, and containerd fails a pull over one; therefore our side is closed first,
+// and what the client still sends is read before the socket goes.
+func cut(w http.ResponseWriter) {
+	control := http.NewResponseController(w)
+	_ = control.Flush()
+	conn, _, err := control.Hijack()
+	if err != nil {
+		// HTTP/2 cannot be hijacked: this ends the stream and not the connection.
+		panic(http.ErrAbortHandler)
+	}
+	defer conn.Close()
+	half, ok := conn.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(lingerMax))
+	_, _ = io.CopyN(io.Discard, conn, drainMax)
+}
+
+var _ interface{ CloseWrite() error } = (*net.TCPConn)(nil)

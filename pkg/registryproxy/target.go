@@ -1,0 +1,227 @@
+package registryproxy
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+	v2 "github.com/distribution/distribution/v3/registry/api/v2"
+	"github.com/distribution/reference"
+	"github.com/gorilla/mux"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// The headers by which a request may name its registry: a host, or the URL of one. The
+// second is what Dragonfly's clients are configured with.
+const (
+	HeaderUpstream          = "X-Darter-Upstream"
+	HeaderUpstreamDragonfly = "X-Dragonfly-Registry"
+)
+
+// The endpoints, as [Pull] names them.
+const (
+	endpointBase      = "base"
+	endpointManifest  = "manifest"
+	endpointBlob      = "blob"
+	endpointTags      = "tags"
+	endpointReferrers = "referrers"
+)
+
+// Referrers are newer than distribution's table of routes (OCI distribution-spec 1.1,
+// "Listing Referrers").
+const routeReferrers = "referrers"
+
+var referrersPath = "/v2/{name:" + reference.NameRegexp.String() + "}/referrers/{digest:" + digest.DigestRegexp.String() + "}"
+
+// target is what a request asks for.
+type target struct {
+	endpoint string
+	// upstream is the registry in its one spelling.
+	upstream string
+	// namespace is the ?ns= as the client said it, prefix the registry's part of the path;
+	// at most one of them named the upstream, but both may be there.
+	namespace, prefix string
+	repository        string
+	// reference is the tag or digest of a manifest, the digest of a blob or subject.
+	reference string
+	// id is the task when the reference is a digest.
+	id task.ID
+}
+
+// path is the target's own at the upstream.
+func (t target) path() string {
+	switch t.endpoint {
+	case endpointManifest:
+		return "/v2/" + t.repository + "/manifests/" + t.reference
+	case endpointBlob:
+		return "/v2/" + t.repository + "/blobs/" + t.reference
+	case endpointTags:
+		return "/v2/" + t.repository + "/tags/list"
+	case endpointReferrers:
+		return "/v2/" + t.repository + "/referrers/" + t.reference
+	}
+	return "/v2/"
+}
+
+// kind tells the origin how to ask for the content.
+func (t target) kind() task.Kind {
+	if t.endpoint == endpointManifest {
+		return task.Manifest
+	}
+	return task.Blob
+}
+
+// target reads a request. What it has understood is returned beside a refusal too.
+func (p *Proxy) target(r *http.Request) (t target, refused *refusal) {
+	if len(r.URL.Path)+len(r.URL.RawQuery) > targetMax {
+		return t, refuse(http.StatusRequestURITooLong, "path and query are longer than %d bytes", targetMax)
+	}
+	size := len(r.Header.Get("Authorization"))
+	for _, v := range r.Header.Values("Accept") {
+		size += len(v)
+	}
+	if size > headerMax {
+		return t, refuse(http.StatusRequestHeaderFieldsTooLarge, "Authorization and Accept are longer than %d bytes", headerMax)
+	}
+
+	var match mux.RouteMatch
+	name, push := "", false
+	if p.router.Match(r, &match) {
+		name = match.Vars["name"]
+		switch match.Route.GetName() {
+		case v2.RouteNameBase:
+			t.endpoint = endpointBase
+		case v2.RouteNameManifest:
+			t.endpoint, t.reference = endpointManifest, match.Vars["reference"]
+		case v2.RouteNameBlob:
+			t.endpoint, t.reference = endpointBlob, match.Vars["digest"]
+		case v2.RouteNameTags:
+			t.endpoint = endpointTags
+		case routeReferrers:
+			t.endpoint, t.reference = endpointReferrers, match.Vars["digest"]
+		case v2.RouteNameBlobUpload, v2.RouteNameBlobUploadChunk:
+			push = true
+		}
+	} else if prefix := strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, "/v2/"), "/"); !strings.Contains(prefix, "/") && oci.LooksLikeHost(prefix) {
+		t.endpoint, name = endpointBase, prefix+"/"
+	}
+	if t.endpoint == "" && !push {
+		return t, unknownPath(r.URL.Path)
+	}
+	if push || r.Method != http.MethodGet && r.Method != http.MethodHead {
+		no := refuse(http.StatusMethodNotAllowed, "this is a mirror for pulls; push to the registry itself")
+		no.header = http.Header{"Allow": {"GET, HEAD"}}
+		return t, no
+	}
+
+	if refused := p.nameUpstream(r, name, &t); refused != nil {
+		return t, refused
+	}
+	if t.upstream != "" {
+		if err := p.cfg.Allow(t.upstream); err != nil {
+			return t, refuse(http.StatusForbidden, "%v", err)
+		}
+	}
+	if t.endpoint == endpointBase {
+		return t, nil
+	}
+	var err error
+	if t.repository, err = oci.ParseRepository(t.upstream, t.repository); err != nil {
+		return t, refuse(http.StatusBadRequest, "%v", err).as(errcode.ErrorCodeNameInvalid)
+	}
+	if t.endpoint == endpointTags || t.endpoint == endpointManifest && oci.IsTag(t.reference) {
+		return t, nil
+	}
+	if t.id, err = oci.ParseDigest(t.reference); err != nil {
+		return t, refuse(http.StatusBadRequest, "%v", err).as(errcode.ErrorCodeDigestInvalid)
+	}
+	return t, nil
+}
+
+// nameUpstream finds the registry that a request means: ?ns=, header, path, default. A
+// registry at the front of the path is taken off it; but when something else named the
+// registry, then only that registry is, because the first part of a repository may have a
+// dot, too ("my.project/app").
+func (p *Proxy) nameUpstream(r *http.Request, name string, t *target) *refusal {
+	prefix, rest, hasPrefix := oci.SplitPrefix(name)
+	var err error
+	if ns := r.URL.Query().Get("ns"); ns != "" {
+		if t.upstream, err = oci.ParseHost(ns); err != nil {
+			return refuse(http.StatusBadRequest, "?ns= of the request: %v", err).as(errcode.ErrorCodeNameInvalid)
+		}
+		t.namespace = ns
+	} else if header := firstOf(r.Header, HeaderUpstream, HeaderUpstreamDragonfly); header != "" {
+		if t.upstream, err = oci.ParseHostURL(r.Header.Get(header)); err != nil {
+			return refuse(http.StatusBadRequest, "header %s of the request: %v", header, err).as(errcode.ErrorCodeNameInvalid)
+		}
+	} else if hasPrefix {
+		if t.upstream, err = oci.ParsePrefix(prefix); err != nil {
+			return refuse(http.StatusBadRequest, "the path's registry: %v", err).as(errcode.ErrorCodeNameInvalid)
+		}
+	} else if t.upstream = p.cfg.Default; t.upstream == "" && t.endpoint != endpointBase {
+		return refuse(http.StatusNotFound, "the request names no registry, by ?ns=, by the header %s or as the first part of the path (/v2/quay.io/…), and this mirror has no default",
+			HeaderUpstream).as(errcode.ErrorCodeNameUnknown)
+	}
+	t.repository = name
+	if host, err := oci.ParsePrefix(prefix); hasPrefix && err == nil && host == t.upstream {
+		t.prefix, t.repository = prefix, rest
+	}
+	return nil
+}
+
+// firstOf returns the first of the names that the header has.
+func firstOf(h http.Header, names ...string) string {
+	for _, name := range names {
+		if h.Get(name) != "" {
+			return name
+		}
+	}
+	return ""
+}
+
+// unknownPath says what is wrong with a path that is no route.
+func unknownPath(path string) *refusal {
+	for part, what := range map[string]errcode.ErrorCode{
+		"/manifests/": errcode.ErrorCodeManifestUnknown,
+		"/blobs/":     errcode.ErrorCodeDigestInvalid,
+		"/referrers/": errcode.ErrorCodeDigestInvalid,
+	} {
+		i := strings.LastIndex(path, part)
+		if i < 0 || strings.Contains(path[i+len(part):], "/") {
+			continue
+		}
+		name, last := strings.TrimPrefix(path[:i], "/v2/"), path[i+len(part):]
+		if _, rest, ok := oci.SplitPrefix(name); ok {
+			name = rest
+		}
+		if _, err := oci.ParseRepository("", name); err != nil {
+			return refuse(http.StatusBadRequest, "%v", err).as(errcode.ErrorCodeNameInvalid)
+		}
+		// A manifest under an impossible tag is merely unknown (OCI conformance).
+		return refuse(what.Descriptor().HTTPStatusCode, "%.150q is no reference that a registry knows", last).as(what)
+	}
+	return refuse(http.StatusNotFound, "%.150q is no path of the distribution API that a mirror serves", path).as(errcode.ErrorCodeNameUnknown)
+}
+
+// mirrored rewrites a link of the upstream so that it leads through the mirror again, to
+// the same upstream.
+func (t target) mirrored(link string) string {
+	u, err := url.Parse(link)
+	if err != nil || !strings.HasPrefix(u.Path, "/v2/") {
+		return link
+	}
+	if t.prefix != "" {
+		u.Path = "/v2/" + t.prefix + strings.TrimPrefix(u.Path, "/v2")
+	}
+	if t.namespace != "" {
+		q := u.Query()
+		q.Set("ns", t.namespace)
+		u.RawQuery = q.Encode()
+	}
+	out := url.URL{Path: u.Path, RawQuery: u.RawQuery}
+	return out.String()
+}
