@@ -72,9 +72,10 @@ type Download struct {
 	wantedNow atomic.Pointer[piece.Bitmap]
 	view      atomic.Pointer[TaskStatus]
 
-	// offered is the newest spec that somebody came with.
+	// offerMu is held to leave or take what callers want, which the loop then adopts.
 	offerMu sync.Mutex
-	offered *task.Spec
+	offered *task.Spec // the newest spec that somebody came with
+	whole   bool       // somebody wants everything
 
 	// The loop owns the rest.
 	spec       task.Spec
@@ -136,6 +137,14 @@ func (d *Download) nudge() {
 func (d *Download) offer(spec task.Spec) {
 	d.offerMu.Lock()
 	d.offered = &spec
+	d.offerMu.Unlock()
+	d.nudge()
+}
+
+// wantWhole tells that everything is wanted, reader or not.
+func (d *Download) wantWhole() {
+	d.offerMu.Lock()
+	d.whole = true
 	d.offerMu.Unlock()
 	d.nudge()
 }
@@ -254,11 +263,16 @@ func (d *Download) show() {
 
 func (d *Download) takeOffer() {
 	d.offerMu.Lock()
-	spec := d.offered
+	spec, whole := d.offered, d.whole
 	d.offered = nil
 	d.offerMu.Unlock()
 	if spec != nil {
 		d.spec, d.wanted = *spec, true
+	}
+	if whole && !d.background {
+		d.background = true
+		d.updateWanted(time.Now())
+		d.helloAgain()
 	}
 }
 
@@ -286,12 +300,6 @@ func (d *Download) adoptFacts(now time.Time) {
 	for _, l := range d.links {
 		d.introduce(l)
 	}
-}
-
-func (d *Download) wantAll() {
-	d.background = true
-	d.updateWanted(time.Now())
-	d.helloAgain()
 }
 
 func (d *Download) addReader(r *Reader) {
@@ -584,6 +592,7 @@ func (d *Download) addLink(c *wire.Conn, initiated bool, h host.ID) error {
 		return errTwice
 	}
 	l := newLink(d, c, initiated)
+	d.takeOffer() // a peer that the owner sent here must find a seed, not a bystander
 	l.n, l.host, l.idleFrom, l.since = d.nextLink, h, time.Now(), time.Now()
 	d.nextLink++
 	d.links[l.n] = l

@@ -311,7 +311,8 @@ func (e *Engine) Open(ctx context.Context, spec task.Spec) (*Content, error) {
 	return nil, err
 }
 
-// Seed begins a download of the whole content without a reader, if it is not here.
+// Seed begins a download of the whole content without a reader, if it is not here. It
+// never blocks, so that an owner may call it while it answers.
 func (e *Engine) Seed(spec task.Spec) {
 	select {
 	case <-e.started:
@@ -323,7 +324,7 @@ func (e *Engine) Seed(spec task.Spec) {
 		e.log.Warn("seed not started", "task", spec.ID, "error", err)
 		return
 	}
-	d.post(d.wantAll)
+	d.wantWhole()
 	e.release(d)
 }
 

@@ -1,0 +1,314 @@
+// Package coordinator is what the owner of tasks runs: it answers announces from what its
+// scheduler decides, and sends its own engine to an origin when nobody holds a content.
+//
+// An answer never waits for an origin: the seed starts while the answer is on its way, and
+// what is not known yet follows on the piece wire. Start at [Coordinator.ServeAnnounce].
+package coordinator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/scheduler"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// inlineTotal bounds the content inside one answer, in bytes; who asks for more in one
+// announce gets the rest from the piece wire.
+const inlineTotal = 4 << 20
+
+// Store is what a Coordinator asks of its host's piece store.
+type Store interface {
+	Open(id task.ID) (piece.Replica, error)
+	Inventory() []piece.Entry
+}
+
+// Config is what a Coordinator is made of.
+type Config struct {
+	// Host is the owner's own host, where its engine serves pieces.
+	Host host.Host
+	// Scheduler may set limits and times; Self is Host, and a Seed of 0 is drawn.
+	Scheduler scheduler.Config
+	// Seed makes the host's engine bring a content from its origin in the background. It
+	// returns at once; how it ends is told by SeedFacts, SeedDone and SeedFailed. It may
+	// call the Coordinator. Cancelling ctx means nothing: the download outlives the
+	// announce that caused it.
+	Seed func(ctx context.Context, spec task.Spec)
+	// Store is the host's piece store; nil when there is none, and then small content is
+	// never sent inside an answer.
+	Store Store
+	// Owners lists the API addresses of all live owners for the answers; nil tells none.
+	Owners func() []string
+	// Logger takes what happens; nil discards it.
+	Logger *slog.Logger
+}
+
+// Coordinator answers announces. Safe for concurrent use.
+type Coordinator struct {
+	cfg Config
+	log *slog.Logger
+
+	// mu is held to ask the scheduler and to look up facts, never while the store is
+	// read or an engine is called.
+	mu    sync.Mutex
+	sched *scheduler.Scheduler
+	// facts of contents that somebody wants or holds.
+	facts map[task.ID]piece.Facts
+}
+
+// New returns a Coordinator that knows what its own store holds, and nobody else yet.
+func New(cfg Config) *Coordinator {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	cfg.Scheduler.Self = cfg.Host
+	if cfg.Scheduler.Seed == 0 {
+		cfg.Scheduler.Seed = rand.Uint64()
+	}
+	c := &Coordinator{
+		cfg:   cfg,
+		log:   cfg.Logger,
+		sched: scheduler.New(cfg.Scheduler),
+		facts: make(map[task.ID]piece.Facts),
+	}
+	if cfg.Store != nil {
+		for _, e := range cfg.Store.Inventory() {
+			if e.Complete {
+				c.sched.Done(e.ID, e.Have)
+			}
+		}
+	}
+	return c
+}
+
+// Run lets time pass for the scheduler until ctx ends; it returns nil. Without it, hosts
+// that fall silent are still left out of answers, but never forgotten.
+func (c *Coordinator) Run(ctx context.Context) error {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-ticker.C:
+			c.tick(ctx, now)
+		}
+	}
+}
+
+func (c *Coordinator) tick(ctx context.Context, now time.Time) {
+	c.mu.Lock()
+	changes := c.sched.Tick(now)
+	for id := range c.facts {
+		if !c.sched.Knows(id) {
+			delete(c.facts, id)
+		}
+	}
+	c.mu.Unlock()
+	for _, id := range changes.Gone {
+		c.log.Info("host fell silent", "host", id)
+	}
+	c.seed(ctx, changes.Seeds)
+}
+
+func (c *Coordinator) seed(ctx context.Context, specs []task.Spec) {
+	for _, spec := range specs {
+		c.log.Info("bringing content from its origin", "task", spec.ID, "upstream", spec.Upstream, "repository", spec.Repository)
+		c.cfg.Seed(context.WithoutCancel(ctx), spec)
+	}
+}
+
+// Announce takes in the news of the host's own engine. An answer with Seed means that the
+// engine must go to the origin itself; Seed of the Config is not called for it.
+func (c *Coordinator) Announce(ctx context.Context, e api.Entry) (api.Assignment, error) {
+	if err := ctx.Err(); err != nil {
+		return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
+	}
+	response, err := c.answer(ctx, api.AnnounceRequest{Version: api.Version, Host: c.cfg.Host, Entries: []api.Entry{e}})
+	if err != nil {
+		return api.Assignment{}, err
+	}
+	return response.Assignments[0], nil
+}
+
+// ServeAnnounce takes in the news of a host. The error is a *[RequestError] when the request
+// as a whole is wrong, and wraps [scheduler.ErrFull] when there is no room for another host.
+// An entry that is wrong by itself is answered with a Failure and hinders no other.
+func (c *Coordinator) ServeAnnounce(ctx context.Context, r api.AnnounceRequest) (api.AnnounceResponse, error) {
+	if err := checkRequest(r); err != nil {
+		return api.AnnounceResponse{}, err
+	}
+	return c.answer(ctx, r)
+}
+
+func (c *Coordinator) answer(ctx context.Context, r api.AnnounceRequest) (api.AnnounceResponse, error) {
+	report := scheduler.Report{Host: r.Host, Generation: r.Generation, Leaving: r.Leaving, Entries: make([]scheduler.Entry, len(r.Entries))}
+	refused := make([]error, len(r.Entries))
+	for i, e := range r.Entries {
+		// An entry that is refused keeps its place, so that answers are in order; without
+		// an event the scheduler passes over it.
+		if refused[i] = checkEntry(e); refused[i] == nil {
+			report.Entries[i] = entry(e)
+		}
+	}
+
+	c.mu.Lock()
+	decided, err := c.sched.Announce(time.Now(), report)
+	c.mu.Unlock()
+	// Before anything else, also before an error: the scheduler counts on it.
+	c.seed(ctx, decided.Seeds)
+	if err != nil {
+		return api.AnnounceResponse{}, err
+	}
+	switch {
+	case r.Leaving:
+		c.log.Info("host leaves", "host", r.Host.ID, "name", r.Host.Name)
+	case decided.Unknown:
+		c.log.Info("host is new", "host", r.Host.ID, "name", r.Host.Name, "addr", r.Host.Addr, "zone", r.Host.Zone)
+	}
+
+	response := api.AnnounceResponse{
+		Version:        api.Version,
+		IntervalMillis: int(decided.Interval.Milliseconds()),
+		Resync:         decided.Unknown,
+		Assignments:    make([]api.Assignment, len(r.Entries)),
+	}
+	if c.cfg.Owners != nil {
+		response.Owners = c.cfg.Owners()
+	}
+	room := inlineTotal
+	for i, e := range r.Entries {
+		a := &response.Assignments[i]
+		if refused[i] != nil {
+			a.Failure = &api.Failure{Status: http.StatusBadRequest, Message: refused[i].Error()}
+			continue
+		}
+		*a = assignment(e.Task, decided.Assignments[i])
+		if a.Failure != nil || e.Event != api.Started && e.Event != api.Starving {
+			continue
+		}
+		a.Facts = c.factsOf(e.Task)
+		if e.Event == api.Started && r.Host.ID != c.cfg.Host.ID && a.Facts != nil && a.Facts.Length <= int64(min(api.InlineMax, room)) {
+			a.Inline = c.content(e.Task, *a.Facts)
+			room -= len(a.Inline)
+		}
+	}
+	return response, nil
+}
+
+// factsOf returns what the engine was told by an origin or the store remembers, or nil.
+func (c *Coordinator) factsOf(id task.ID) *piece.Facts {
+	c.mu.Lock()
+	f, ok := c.facts[id]
+	c.mu.Unlock()
+	if ok {
+		return &f
+	}
+	if c.cfg.Store == nil {
+		return nil
+	}
+	replica, err := c.cfg.Store.Open(id)
+	if err != nil {
+		return nil // it need not have it, and why it cannot be read is the engine's business
+	}
+	defer replica.Close()
+	f = replica.Facts()
+	c.SeedFacts(id, f)
+	return &f
+}
+
+// content returns the whole of a small content, or nil when the store does not hold it so.
+func (c *Coordinator) content(id task.ID, f piece.Facts) []byte {
+	if c.cfg.Store == nil {
+		return nil
+	}
+	replica, err := c.cfg.Store.Open(id)
+	if err != nil {
+		return nil
+	}
+	defer replica.Close()
+	if replica.Facts() != f || !replica.Have().Full() {
+		return nil
+	}
+	content := make([]byte, f.Length)
+	if n, err := replica.ReadAt(content, 0); n < len(content) {
+		c.log.Warn("small content could not be read for an answer", "task", id, "err", err)
+		return nil
+	}
+	return content
+}
+
+// SeedFacts takes in what the engine learnt of a content from its origin.
+func (c *Coordinator) SeedFacts(id task.ID, f piece.Facts) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sched.Knows(id) {
+		c.facts[id] = f
+	}
+}
+
+// SeedDone takes in that the host holds a whole content now.
+func (c *Coordinator) SeedDone(id task.ID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sched.Done(id, c.facts[id].Layout().Count())
+}
+
+// SeedFailed takes in that a content could not be brought from its origin. Who waits for it
+// is told in the origin's own words; a refusal that may be about the credentials is told
+// only to those who come with the same ones.
+func (c *Coordinator) SeedFailed(id task.ID, f *api.Failure) {
+	if f == nil {
+		f = &api.Failure{Status: http.StatusBadGateway, Message: "content could not be brought from its origin"}
+	}
+	personal := false
+	switch f.Status {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound:
+		// Registries answer 404, too, for what they do not show to this client.
+		personal = true
+	}
+	c.log.Info("origin gave no content", "task", id, "status", f.Status, "err", f.Message)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// What this attempt said of the content is worth no more than the attempt.
+	delete(c.facts, id)
+	c.sched.Failed(time.Now(), id, f, personal)
+}
+
+// Stats counts what the scheduler knows.
+func (c *Coordinator) Stats() scheduler.Stats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sched.Stats()
+}
+
+// entry is an entry in the scheduler's words.
+func entry(e api.Entry) scheduler.Entry {
+	out := scheduler.Entry{Task: e.Task, Event: scheduler.Event(e.Event), Have: e.Have, Silent: e.Silent, Need: e.Need}
+	if e.Spec != nil {
+		spec := e.Spec.Task()
+		out.Spec = &spec
+	}
+	return out
+}
+
+// assignment is an answer in the words of the wire.
+func assignment(id task.ID, a scheduler.Assignment) api.Assignment {
+	out := api.Assignment{Task: id, Seed: a.Seed}
+	if a.Failure != nil && !errors.As(a.Failure, &out.Failure) {
+		out.Failure = &api.Failure{Status: http.StatusBadGateway, Message: a.Failure.Error()}
+	}
+	for _, n := range a.Neighbours {
+		out.Neighbours = append(out.Neighbours, api.Neighbour{Host: n.Host, Seed: n.Seed, Reason: string(n.Reason)})
+	}
+	return out
+}

@@ -1,0 +1,469 @@
+package coordinator
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/scheduler"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// member returns a host whose ID is made of one hex digit.
+func member(digit string) host.Host {
+	return host.Host{ID: host.ID(strings.Repeat(digit, 32)), Name: "node" + digit, Addr: "10.0.0." + digit + ":65002"}
+}
+
+func taskID(digit string) task.ID { return task.ID("sha256:" + strings.Repeat(digit, 64)) }
+
+func wants(id task.ID, authorization string) api.Entry {
+	return api.Entry{Task: id, Event: api.Started, Need: 16, Spec: &api.Spec{ID: id, Kind: task.Blob, Authorization: authorization}}
+}
+
+// rig is a coordinator and the seeds it asked for.
+type rig struct {
+	*Coordinator
+	mu    sync.Mutex
+	specs []task.Spec
+}
+
+func newRig(store Store) *rig {
+	r := &rig{}
+	r.Coordinator = New(Config{
+		Host:  member("0"),
+		Store: store,
+		Seed: func(ctx context.Context, spec task.Spec) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.specs = append(r.specs, spec)
+		},
+		Owners: func() []string { return []string{"10.0.0.9:65000"} },
+	})
+	return r
+}
+
+// seeds are the tasks that were to be brought from their origins, with the credentials used.
+func (r *rig) seeds() (out []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, spec := range r.specs {
+		out = append(out, spec.ID.Short()+" "+spec.Authorization.Reveal())
+	}
+	return out
+}
+
+func (r *rig) serve(t *testing.T, h host.Host, entries ...api.Entry) api.AnnounceResponse {
+	t.Helper()
+	response, err := r.ServeAnnounce(t.Context(), api.AnnounceRequest{Version: 1, Host: h, Generation: 7, Entries: entries})
+	require.NoError(t, err)
+	require.Len(t, response.Assignments, len(entries))
+	return response
+}
+
+// shelf is a store of contents; a nil content is there without its pieces.
+type shelf map[task.ID][]byte
+
+func (s shelf) Open(id task.ID) (piece.Replica, error) {
+	content, ok := s[id]
+	if !ok {
+		return nil, piece.ErrNotFound
+	}
+	return book{id: id, content: content}, nil
+}
+
+func (s shelf) Inventory() (out []piece.Entry) {
+	for id, content := range s {
+		b := book{id: id, content: content}
+		out = append(out, piece.Entry{ID: id, Facts: b.Facts(), Have: b.Have().Count(), Complete: b.Have().Full()})
+	}
+	return out
+}
+
+type book struct {
+	piece.Replica
+	id      task.ID
+	content []byte
+}
+
+func (b book) Close() error { return nil }
+
+func (b book) Facts() piece.Facts {
+	if b.content == nil {
+		return piece.FactsFor(100, "text/plain")
+	}
+	return piece.FactsFor(int64(len(b.content)), "text/plain")
+}
+
+func (b book) Have() piece.Bitmap {
+	have := piece.NewBitmap(b.Facts().Layout().Count())
+	if b.content != nil {
+		have.SetAll()
+	}
+	return have
+}
+
+func (b book) ReadAt(p []byte, off int64) (int, error) { return copy(p, b.content[off:]), nil }
+
+func TestAHerdMakesTheOwnerBringAContentOnce(t *testing.T) {
+	r := newRig(nil)
+	id := taskID("a")
+	for _, digit := range []string{"1", "2", "3"} {
+		response := r.serve(t, member(digit), wants(id, "token "+digit))
+		a := response.Assignments[0]
+		assert.True(t, response.Resync, "a new host tells all it holds")
+		assert.Equal(t, 1000, response.IntervalMillis)
+		assert.Equal(t, []string{"10.0.0.9:65000"}, response.Owners)
+		assert.Equal(t, id, a.Task)
+		assert.False(t, a.Seed)
+		require.NotEmpty(t, a.Neighbours)
+		assert.Equal(t, api.Neighbour{Host: member("0"), Seed: true, Reason: "seed"}, a.Neighbours[0])
+	}
+	assert.Equal(t, []string{"sha256:aaaaaaaaaaaa token 1"}, r.seeds())
+	assert.False(t, r.serve(t, member("1")).Resync, "a known host")
+}
+
+func TestItsOwnEngineIsToldByTheAnswerToGoToTheOrigin(t *testing.T) {
+	r := newRig(nil)
+	a, err := r.Announce(t.Context(), wants(taskID("a"), "token"))
+	require.NoError(t, err)
+	assert.True(t, a.Seed)
+	assert.Empty(t, r.seeds(), "the answer is enough")
+
+	// What came in by the front door finds it.
+	found := r.serve(t, member("1"), wants(taskID("a"), "")).Assignments[0].Neighbours
+	require.Len(t, found, 1)
+	assert.Equal(t, member("0").ID, found[0].ID)
+
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = r.Announce(ended, wants(taskID("a"), ""))
+	require.ErrorIs(t, err, context.Canceled)
+}
+
+func TestAnOriginsRefusalReachesThoseWhoWaitInItsOwnWords(t *testing.T) {
+	r := newRig(nil)
+	id := taskID("a")
+	r.serve(t, member("1"), wants(id, "token"))
+	down := &api.Failure{Status: 503, Header: map[string]string{"Retry-After": "9"}, Body: []byte("tea break"), Message: "GET …: 503"}
+	r.SeedFailed(id, down)
+
+	waits := wants(id, "token")
+	waits.Event = api.Starving
+	assert.Equal(t, down, r.serve(t, member("1"), waits).Assignments[0].Failure)
+	assert.Equal(t, down, r.serve(t, member("2"), wants(id, "other token")).Assignments[0].Failure)
+	assert.Len(t, r.seeds(), 1, "a failing registry is asked once")
+}
+
+func TestOnesOwnRefusedCredentialsAreNobodyElsesFailure(t *testing.T) {
+	for _, status := range []int{401, 403, 404} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			r := newRig(nil)
+			id := taskID("a")
+			r.serve(t, member("1"), wants(id, "bad"))
+			r.SeedFailed(id, &api.Failure{Status: status, Message: "no"})
+
+			a := r.serve(t, member("2"), wants(id, "good")).Assignments[0]
+			assert.Nil(t, a.Failure)
+			assert.Equal(t, []string{"sha256:aaaaaaaaaaaa bad", "sha256:aaaaaaaaaaaa good"}, r.seeds())
+		})
+	}
+}
+
+func TestFailureWithoutWordsStillHasAStatus(t *testing.T) {
+	r := newRig(nil)
+	r.serve(t, member("1"), wants(taskID("a"), ""))
+	r.SeedFailed(taskID("a"), nil)
+	got := r.serve(t, member("2"), wants(taskID("a"), "")).Assignments[0].Failure
+	require.NotNil(t, got)
+	assert.Equal(t, 502, got.Status)
+	assert.NotEmpty(t, got.Message)
+}
+
+func TestFactsAreToldAsSoonAsTheyAreKnown(t *testing.T) {
+	r := newRig(nil)
+	id := taskID("a")
+	assert.Nil(t, r.serve(t, member("1"), wants(id, "")).Assignments[0].Facts)
+
+	facts := piece.FactsFor(5<<20, "application/x")
+	r.SeedFacts(id, facts)
+	assert.Equal(t, &facts, r.serve(t, member("2"), wants(id, "")).Assignments[0].Facts)
+
+	// What a failed attempt said is not told any more.
+	r.SeedFailed(id, &api.Failure{Status: 401, Message: "no"})
+	assert.Nil(t, r.serve(t, member("3"), wants(id, "other")).Assignments[0].Facts)
+
+	// Facts of what nobody wants do not pile up.
+	r.SeedFacts(taskID("b"), facts)
+	assert.NotContains(t, r.facts, taskID("b"))
+}
+
+func TestSmallContentThatTheStoreHoldsComesInsideTheAnswer(t *testing.T) {
+	small, largest, large := taskID("a"), taskID("b"), taskID("c")
+	partly, empty := taskID("d"), taskID("e")
+	r := newRig(shelf{
+		small: []byte("hello"), largest: make([]byte, api.InlineMax), large: make([]byte, api.InlineMax+1), partly: nil, empty: {},
+	})
+	got := r.serve(t, member("1"), wants(small, ""), wants(largest, ""), wants(large, ""), wants(empty, ""), wants(partly, "")).Assignments
+	assert.Equal(t, "hello", string(got[0].Inline))
+	assert.Len(t, got[1].Inline, api.InlineMax)
+	assert.Nil(t, got[2].Inline)
+	assert.Equal(t, int64(0), got[3].Facts.Length, "empty content needs nothing but its facts")
+	assert.Nil(t, got[4].Inline, "pieces are missing")
+	for i, id := range []task.ID{small, largest, large, empty, partly} {
+		require.NotNil(t, got[i].Facts, "facts of %s", id)
+		assert.Equal(t, "text/plain", got[i].Facts.MediaType)
+	}
+	assert.Equal(t, []string{"sha256:dddddddddddd "}, r.seeds(), "what the store holds needs no origin")
+
+	starving := wants(small, "")
+	starving.Event = api.Starving
+	assert.Nil(t, r.serve(t, member("1"), starving).Assignments[0].Inline, "only at the start")
+
+	var crowd []api.Entry
+	for range 100 {
+		crowd = append(crowd, wants(largest, ""))
+	}
+	sum := 0
+	for _, a := range r.serve(t, member("2"), crowd...).Assignments {
+		sum += len(a.Inline)
+	}
+	assert.Equal(t, inlineTotal, sum, "one answer is bounded")
+}
+
+func TestContentThatIsDoneIsHeldByTheOwner(t *testing.T) {
+	r := newRig(nil)
+	id := taskID("a")
+	r.serve(t, member("1"), wants(id, ""))
+	r.SeedDone(id)
+	a := r.serve(t, member("2"), wants(id, "")).Assignments[0]
+	assert.Equal(t, "holder", a.Neighbours[0].Reason)
+	assert.True(t, a.Neighbours[0].Seed)
+	assert.Len(t, r.seeds(), 1)
+}
+
+func TestHostsThatFallSilentAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- r.Run(ctx) }()
+
+		held := api.Entry{Task: taskID("a"), Event: api.Completed, Have: 3}
+		r.serve(t, member("1"), held)
+		time.Sleep(10 * time.Second)
+		starving := wants(taskID("a"), "token")
+		starving.Event = api.Starving
+		r.serve(t, member("2"), starving)
+		assert.Empty(t, r.seeds())
+
+		time.Sleep(6500 * time.Millisecond)
+		assert.Equal(t, []string{"sha256:aaaaaaaaaaaa token"}, r.seeds(), "the only holder is gone and somebody starves")
+		assert.Equal(t, 2, r.Stats().Hosts, "the owner and the one that starves")
+		assert.True(t, r.serve(t, member("1")).Resync)
+
+		r.SeedFacts(taskID("a"), piece.FactsFor(1, ""))
+		r.SeedFailed(taskID("b"), nil)
+		time.Sleep(20 * time.Second)
+		assert.Equal(t, scheduler.Stats{Hosts: 1, Swarms: 1, Wanting: 1, Seeding: 1}, r.Stats())
+		_, err := r.ServeAnnounce(ctx, api.AnnounceRequest{Version: 1, Host: member("0"), Leaving: true})
+		require.NoError(t, err)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		r.Coordinator.mu.Lock()
+		assert.Empty(t, r.facts)
+		r.Coordinator.mu.Unlock()
+
+		cancel()
+		require.NoError(t, <-ended)
+	})
+}
+
+func TestSeedMayCallTheCoordinator(t *testing.T) {
+	var c *Coordinator
+	asked := make(chan api.Assignment, 1)
+	c = New(Config{Host: member("0"), Seed: func(ctx context.Context, spec task.Spec) {
+		a, err := c.Announce(ctx, api.Entry{Task: spec.ID, Event: api.Started, Spec: api.NewSpec(spec)})
+		assert.NoError(t, err)
+		asked <- a
+	}})
+	_, err := c.ServeAnnounce(t.Context(), api.AnnounceRequest{Version: 1, Host: member("1"), Entries: []api.Entry{wants(taskID("a"), "")}})
+	require.NoError(t, err)
+	assert.True(t, (<-asked).Seed)
+}
+
+func TestRequestsThatNoHostSendsAreRefusedAsAWhole(t *testing.T) {
+	good := api.AnnounceRequest{Version: 1, Host: member("1")}
+	for want, spoil := range map[string]func(*api.AnnounceRequest){
+		"version 0":       func(r *api.AnnounceRequest) { r.Version = 0 },
+		"version 3":       func(r *api.AnnounceRequest) { r.Version = 3 },
+		"invalid host ID": func(r *api.AnnounceRequest) { r.Host.ID = "../../etc" },
+		"not host:port":   func(r *api.AnnounceRequest) { r.Host.Addr = ":65002" },
+		`"10.0.0.1:0"`:    func(r *api.AnnounceRequest) { r.Host.Addr = "10.0.0.1:0" },
+		`"10.0.0.1:http"`: func(r *api.AnnounceRequest) { r.Host.Addr = "10.0.0.1:http" },
+		"has 256 bytes":   func(r *api.AnnounceRequest) { r.Host.Zone = strings.Repeat("z", 256) },
+		"4097 entries":    func(r *api.AnnounceRequest) { r.Entries = make([]api.Entry, api.EntriesMax+1) },
+	} {
+		r := good
+		spoil(&r)
+		_, err := newRig(nil).ServeAnnounce(t.Context(), r)
+		var refused *RequestError
+		require.ErrorAs(t, err, &refused, want)
+		assert.Equal(t, http.StatusBadRequest, refused.Status)
+		assert.ErrorContains(t, err, want)
+	}
+	next := good
+	next.Version = api.Version + 1
+	_, err := newRig(nil).ServeAnnounce(t.Context(), next)
+	assert.NoError(t, err, "the neighbouring version is understood")
+}
+
+func TestAnEntryThatIsWrongHindersNoOther(t *testing.T) {
+	foreign := wants(taskID("a"), "")
+	foreign.Spec.ID = taskID("b")
+	for want, e := range map[string]api.Entry{
+		"invalid task ID":             {Task: "sha256:..", Event: api.Started},
+		"cannot have -1 pieces":       {Task: taskID("a"), Event: api.Progress, Have: -1},
+		"cannot have 1048577 pieces":  {Task: taskID("a"), Event: api.Progress, Have: piece.CountMax + 1},
+		"65 silent neighbours":        {Task: taskID("a"), Event: api.Progress, Silent: make([]host.ID, 65)},
+		"the spec of another task":    foreign,
+		"cannot be -1 bytes long":     {Task: taskID("a"), Event: api.Started, Spec: &api.Spec{ID: taskID("a"), Length: -1}},
+		"0 headers and 65 media type": {Task: taskID("a"), Event: api.Started, Spec: &api.Spec{ID: taskID("a"), Accept: make([]string, 65)}},
+	} {
+		r := newRig(nil)
+		got := r.serve(t, member("1"), e, wants(taskID("f"), "token")).Assignments
+		require.NotNil(t, got[0].Failure, want)
+		assert.Equal(t, 400, got[0].Failure.Status)
+		assert.Contains(t, got[0].Failure.Message, want)
+		assert.Empty(t, got[0].Task)
+		assert.Equal(t, taskID("f"), got[1].Task)
+		assert.Equal(t, []string{"sha256:ffffffffffff token"}, r.seeds())
+	}
+	// An event of a later version is no mistake.
+	got := newRig(nil).serve(t, member("1"), api.Entry{Task: taskID("a"), Event: "daydreaming"}).Assignments[0]
+	assert.Equal(t, api.Assignment{Task: taskID("a")}, got)
+}
+
+func post(c *Coordinator, method, body string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	c.HandleAnnounce(w, httptest.NewRequest(method, api.PathAnnounce, strings.NewReader(body)))
+	return w
+}
+
+func requestBody(t testing.TB, r api.AnnounceRequest) string {
+	b, err := json.Marshal(r)
+	require.NoError(t, err)
+	return string(b)
+}
+
+func TestAnnouncesComeByPost(t *testing.T) {
+	r := newRig(nil)
+	body := requestBody(t, api.AnnounceRequest{Version: 1, Host: member("1"), Entries: []api.Entry{wants(taskID("a"), "token")}})
+	w := post(r.Coordinator, "POST", strings.Replace(body, "{", `{"aFieldOfTomorrow":[1,{}],`, 1))
+	assert.Equal(t, 200, w.Code)
+	assert.Equal(t, "application/json", w.Header().Get("Content-Type"))
+	var response api.AnnounceResponse
+	require.NoError(t, json.Unmarshal(w.Body.Bytes(), &response))
+	require.Len(t, response.Assignments, 1)
+	assert.Equal(t, member("0").Addr, response.Assignments[0].Neighbours[0].Addr)
+	assert.Equal(t, []string{"sha256:aaaaaaaaaaaa token"}, r.seeds())
+}
+
+func TestWrongAnnouncesAreAnsweredWithTheReason(t *testing.T) {
+	head := `{"version":1,"host":{"id":"11111111111111111111111111111111","addr":"10.0.0.1:65002"}`
+	for _, c := range []struct {
+		method, body string
+		status       int
+		reason       string
+	}{
+		{"GET", "", 405, "not by GET"},
+		{"POST", "", 400, "unexpected end of JSON"},
+		{"POST", "null", 400, "version 0"},
+		{"POST", head, 400, "unexpected end of JSON"},
+		{"POST", head + `}{}`, 400, "after top-level value"},
+		{"POST", head + `,"entries":{}}`, 400, "entries are no list"},
+		{"POST", head + `,"entries":[1]}`, 400, "entry 0:"},
+		{"POST", head + `,"entries":[` + strings.Repeat("{},", api.EntriesMax) + `{}]}`, 400, "more than 4096 entries"},
+		{"POST", head + `,"entries":[{"silent":["` + strings.Repeat("x", entryMax) + `"]}]}`, 400, "at most 262144 are taken"},
+		{"POST", strings.Repeat(" ", api.AnnounceMax+1), 413, "at most 16777216 are taken"},
+	} {
+		w := post(newRig(nil).Coordinator, c.method, c.body)
+		assert.Equal(t, c.status, w.Code, "%.100s", c.body)
+		var answer struct{ Error string }
+		require.NoError(t, json.Unmarshal(w.Body.Bytes(), &answer))
+		assert.Contains(t, answer.Error, c.reason)
+	}
+
+	// A body that does not say how long it is.
+	w := httptest.NewRecorder()
+	endless := struct{ *bytes.Reader }{bytes.NewReader(make([]byte, api.AnnounceMax+9))}
+	newRig(nil).HandleAnnounce(w, httptest.NewRequest("POST", "/", endless))
+	assert.Equal(t, 413, w.Code)
+
+	full := New(Config{Host: member("0"), Scheduler: scheduler.Config{HostsMax: 1}})
+	assert.Equal(t, 503, post(full, "POST", head+"}").Code)
+	_, err := full.ServeAnnounce(t.Context(), api.AnnounceRequest{Version: 1, Host: member("1")})
+	assert.True(t, errors.Is(err, scheduler.ErrFull))
+}
+
+func TestManyHostsMayAnnounceAtOnce(t *testing.T) {
+	r := newRig(shelf{taskID("b"): []byte("held")})
+	var wg sync.WaitGroup
+	for _, digit := range strings.Split("123456789", "") {
+		wg.Go(func() {
+			for range 50 {
+				r.serve(t, member(digit), wants(taskID("a"), ""), wants(taskID("b"), ""))
+				r.SeedFacts(taskID("a"), piece.FactsFor(9, ""))
+				r.Stats()
+			}
+		})
+	}
+	wg.Wait()
+	assert.Len(t, r.seeds(), 1)
+}
+
+// FuzzHandleAnnounce proves that no body makes the owner fail or answer out of order.
+func FuzzHandleAnnounce(f *testing.F) {
+	f.Add(requestBody(f, api.AnnounceRequest{Version: 1, Host: member("1"), Generation: 1, Entries: []api.Entry{
+		wants(taskID("a"), "token"), {Task: taskID("b"), Event: api.Completed, Have: 4},
+		{Task: taskID("a"), Event: api.Starving, Silent: []host.ID{member("2").ID}, Need: 3},
+	}}))
+	f.Add(requestBody(f, api.AnnounceRequest{Version: 1, Host: member("2"), Leaving: true}))
+	f.Add(`{"version":1,"entries":[{},null,{"spec":{}}]}`)
+	f.Add(`{"entries":null,"Entries":[{"need":-1}]}`)
+	r := newRig(nil)
+	f.Fuzz(func(t *testing.T, body string) {
+		w := post(r.Coordinator, "POST", body)
+		require.Less(t, w.Code, 500)
+		if w.Code != 200 {
+			return
+		}
+		request, err := decodeRequest(strings.NewReader(body))
+		require.NoError(t, err)
+		var response api.AnnounceResponse
+		require.NoError(t, json.Unmarshal(w.Body.Bytes(), &response))
+		require.Len(t, response.Assignments, len(request.Entries))
+		for i, a := range response.Assignments {
+			if a.Failure == nil {
+				require.Equal(t, request.Entries[i].Task, a.Task)
+			}
+		}
+	})
+}

@@ -1,0 +1,184 @@
+package coordinator
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/scheduler"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// Bounds on the parts of a request; the whole is bounded in package api.
+const (
+	entryMax  = 256 << 10 // bytes of one entry: a spec may carry tokens and signed URLs
+	nameMax   = 255       // bytes of a host's address, name or zone
+	headerMax = 64        // headers or media types in a spec
+)
+
+// RequestError tells a host why its announce as a whole was refused.
+type RequestError struct {
+	// Status is the HTTP status that says so.
+	Status int
+	Reason string
+}
+
+func (e *RequestError) Error() string { return "announce refused: " + e.Reason }
+
+func badRequest(format string, args ...any) error {
+	return &RequestError{Status: http.StatusBadRequest, Reason: fmt.Sprintf(format, args...)}
+}
+
+// checkRequest refuses what no host sends.
+func checkRequest(r api.AnnounceRequest) error {
+	if r.Version < 1 || r.Version > api.Version+1 {
+		return badRequest("version %d of the control wire is not spoken here; this owner speaks %d", r.Version, api.Version)
+	}
+	if _, err := host.ParseID(string(r.Host.ID)); err != nil {
+		return badRequest("%v", err)
+	}
+	for _, text := range []string{r.Host.Addr, r.Host.Name, r.Host.Zone} {
+		if len(text) > nameMax {
+			return badRequest("address, name or zone of host %s has %d bytes, at most %d are taken", r.Host.ID.Short(), len(text), nameMax)
+		}
+	}
+	name, port, err := net.SplitHostPort(r.Host.Addr)
+	if number, e := strconv.ParseUint(port, 10, 16); err != nil || e != nil || name == "" || number == 0 {
+		return badRequest("host %s has the address %q, which is not host:port", r.Host.ID.Short(), r.Host.Addr)
+	}
+	if len(r.Entries) > api.EntriesMax {
+		return badRequest("%d entries, at most %d are taken in one announce", len(r.Entries), api.EntriesMax)
+	}
+	return nil
+}
+
+// checkEntry refuses an entry that no host sends. An unknown event is no reason: it comes
+// from a later version and is answered with nothing.
+func checkEntry(e api.Entry) error {
+	if _, err := task.ParseID(string(e.Task)); err != nil {
+		return err
+	}
+	if e.Have < 0 || e.Have > piece.CountMax {
+		return fmt.Errorf("task %s cannot have %d pieces", e.Task.Short(), e.Have)
+	}
+	if len(e.Silent) > api.NeighboursIn {
+		return fmt.Errorf("task %s: %d silent neighbours, at most %d are taken", e.Task.Short(), len(e.Silent), api.NeighboursIn)
+	}
+	if s := e.Spec; s != nil {
+		// Who asks for one content must not make the owner bring another in its name.
+		if s.ID != e.Task {
+			return fmt.Errorf("task %s comes with the spec of another task", e.Task.Short())
+		}
+		if len(s.Header) > headerMax || len(s.Accept) > headerMax {
+			return fmt.Errorf("task %s: its spec has %d headers and %d media types, at most %d are taken", e.Task.Short(), len(s.Header), len(s.Accept), headerMax)
+		}
+		if s.Length < 0 || s.Length > piece.LengthMax {
+			return fmt.Errorf("task %s cannot be %d bytes long", e.Task.Short(), s.Length)
+		}
+	}
+	return nil
+}
+
+// decodeRequest reads an announce of at most api.AnnounceMax bytes and api.EntriesMax entries.
+func decodeRequest(r io.Reader) (api.AnnounceRequest, error) {
+	body, err := io.ReadAll(io.LimitReader(r, api.AnnounceMax+1))
+	if err != nil {
+		return api.AnnounceRequest{}, badRequest("its body broke off: %v", err)
+	}
+	if len(body) > api.AnnounceMax {
+		return api.AnnounceRequest{}, &RequestError{http.StatusRequestEntityTooLarge, fmt.Sprintf("more than %d bytes", api.AnnounceMax)}
+	}
+	var wire struct {
+		api.AnnounceRequest
+		Entries entries `json:"entries"`
+	}
+	if err := json.Unmarshal(body, &wire); err != nil {
+		if refused := (*RequestError)(nil); errors.As(err, &refused) {
+			return api.AnnounceRequest{}, refused
+		}
+		return api.AnnounceRequest{}, badRequest("%v", err)
+	}
+	wire.AnnounceRequest.Entries = wire.Entries
+	return wire.AnnounceRequest, nil
+}
+
+// entries decodes a list whose length and parts are bounded before they are allocated: an
+// entry of two bytes takes a hundred once it is decoded.
+type entries []api.Entry
+
+func (list *entries) UnmarshalJSON(b []byte) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	switch begin, err := d.Token(); {
+	case err != nil:
+		return err
+	case begin == nil:
+		return nil
+	case begin != json.Delim('['):
+		return badRequest("entries are no list")
+	}
+	for d.More() {
+		if len(*list) == api.EntriesMax {
+			return badRequest("more than %d entries in one announce", api.EntriesMax)
+		}
+		var raw json.RawMessage
+		if err := d.Decode(&raw); err != nil {
+			return err
+		}
+		if len(raw) > entryMax {
+			return badRequest("entry %d has %d bytes, at most %d are taken", len(*list), len(raw), entryMax)
+		}
+		var e api.Entry
+		if err := json.Unmarshal(raw, &e); err != nil {
+			return badRequest("entry %d: %v", len(*list), err)
+		}
+		*list = append(*list, e)
+	}
+	return nil
+}
+
+// HandleAnnounce serves [api.PathAnnounce]: a POST with an api.AnnounceRequest, answered with
+// an api.AnnounceResponse, or with {"error": …} and a status that says whose fault it is.
+func (c *Coordinator) HandleAnnounce(w http.ResponseWriter, r *http.Request) {
+	response, err := c.handle(w, r)
+	status, body := http.StatusOK, any(response)
+	if err != nil {
+		status = http.StatusInternalServerError
+		if refused := (*RequestError)(nil); errors.As(err, &refused) {
+			status = refused.Status
+		} else if errors.Is(err, scheduler.ErrFull) {
+			status = http.StatusServiceUnavailable
+		}
+		body = map[string]string{"error": err.Error()}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if status == http.StatusMethodNotAllowed {
+		w.Header().Set("Allow", http.MethodPost)
+	}
+	w.WriteHeader(status)
+	if err := json.NewEncoder(w).Encode(body); err != nil {
+		c.log.Debug("answer to an announce was not sent", "remote", r.RemoteAddr, "err", err)
+	}
+}
+
+func (c *Coordinator) handle(w http.ResponseWriter, r *http.Request) (api.AnnounceResponse, error) {
+	if r.Method != http.MethodPost {
+		return api.AnnounceResponse{}, &RequestError{http.StatusMethodNotAllowed, "it comes by POST, not by " + r.Method}
+	}
+	if r.ContentLength > api.AnnounceMax {
+		return api.AnnounceResponse{}, &RequestError{http.StatusRequestEntityTooLarge, fmt.Sprintf("%d bytes, at most %d are taken", r.ContentLength, api.AnnounceMax)}
+	}
+	// The limit of the reader tells the server, too, to hang up on who sends more.
+	request, err := decodeRequest(http.MaxBytesReader(w, r.Body, api.AnnounceMax+1))
+	if err != nil {
+		return api.AnnounceResponse{}, err
+	}
+	return c.ServeAnnounce(r.Context(), request)
+}
