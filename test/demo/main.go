@@ -360,7 +360,7 @@ To pull through Darter with your own containerd:
 
   1. On one machine:    bin/supernode --cluster-secret-file=SECRET
      on every node:     bin/dfdaemon --supernodes=SUPERNODE:65000 --cluster-secret-file=SECRET
-     SECRET is a file with the same 16 characters or more on all of them. One machine
+     SECRET is a file with the same 32 characters or more on all of them. One machine
      needs no supernode and no secret: plain bin/dfdaemon is a mirror that keeps what it pulled.
   2. On every node, for each registry, as /etc/containerd/certs.d/docker.io/hosts.toml:
 
