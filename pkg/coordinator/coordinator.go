@@ -40,9 +40,8 @@ type Config struct {
 	Scheduler scheduler.Config
 	// Seed makes the host's engine bring a content from its origin in the background. It
 	// returns at once; how it ends is told by SeedFacts, SeedDone and SeedFailed. It may
-	// call the Coordinator. Cancelling ctx means nothing: the download outlives the
-	// announce that caused it.
-	Seed func(ctx context.Context, spec task.Spec)
+	// call the Coordinator.
+	Seed func(spec task.Spec)
 	// Store is the host's piece store; nil when there is none, and then small content is
 	// never sent inside an answer.
 	Store Store
@@ -100,12 +99,12 @@ func (c *Coordinator) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case now := <-ticker.C:
-			c.tick(ctx, now)
+			c.tick(now)
 		}
 	}
 }
 
-func (c *Coordinator) tick(ctx context.Context, now time.Time) {
+func (c *Coordinator) tick(now time.Time) {
 	c.mu.Lock()
 	changes := c.sched.Tick(now)
 	for id := range c.facts {
@@ -117,13 +116,13 @@ func (c *Coordinator) tick(ctx context.Context, now time.Time) {
 	for _, id := range changes.Gone {
 		c.log.Info("host fell silent", "host", id)
 	}
-	c.seed(ctx, changes.Seeds)
+	c.seed(changes.Seeds)
 }
 
-func (c *Coordinator) seed(ctx context.Context, specs []task.Spec) {
+func (c *Coordinator) seed(specs []task.Spec) {
 	for _, spec := range specs {
 		c.log.Info("bringing content from its origin", "task", spec.ID, "upstream", spec.Upstream, "repository", spec.Repository)
-		c.cfg.Seed(context.WithoutCancel(ctx), spec)
+		c.cfg.Seed(spec)
 	}
 }
 
@@ -133,24 +132,25 @@ func (c *Coordinator) Announce(ctx context.Context, e api.Entry) (api.Assignment
 	if err := ctx.Err(); err != nil {
 		return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
 	}
-	response, err := c.answer(ctx, api.AnnounceRequest{Version: api.Version, Host: c.cfg.Host, Entries: []api.Entry{e}})
+	response, err := c.answer(api.AnnounceRequest{Version: api.Version, Host: c.cfg.Host, Entries: []api.Entry{e}})
 	if err != nil {
 		return api.Assignment{}, err
 	}
 	return response.Assignments[0], nil
 }
 
-// ServeAnnounce takes in the news of a host. The error is a *[RequestError] when the request
+// ServeAnnounce takes in the news of a host; it does not wait for anything, so ctx is not
+// asked. The error is a *[RequestError] when the request
 // as a whole is wrong, and wraps [scheduler.ErrFull] when there is no room for another host.
 // An entry that is wrong by itself is answered with a Failure and hinders no other.
-func (c *Coordinator) ServeAnnounce(ctx context.Context, r api.AnnounceRequest) (api.AnnounceResponse, error) {
+func (c *Coordinator) ServeAnnounce(_ context.Context, r api.AnnounceRequest) (api.AnnounceResponse, error) {
 	if err := checkRequest(r); err != nil {
 		return api.AnnounceResponse{}, err
 	}
-	return c.answer(ctx, r)
+	return c.answer(r)
 }
 
-func (c *Coordinator) answer(ctx context.Context, r api.AnnounceRequest) (api.AnnounceResponse, error) {
+func (c *Coordinator) answer(r api.AnnounceRequest) (api.AnnounceResponse, error) {
 	report := scheduler.Report{Host: r.Host, Generation: r.Generation, Leaving: r.Leaving, Entries: make([]scheduler.Entry, len(r.Entries))}
 	refused := make([]error, len(r.Entries))
 	for i, e := range r.Entries {
@@ -165,7 +165,7 @@ func (c *Coordinator) answer(ctx context.Context, r api.AnnounceRequest) (api.An
 	decided, err := c.sched.Announce(time.Now(), report)
 	c.mu.Unlock()
 	// Before anything else, also before an error: the scheduler counts on it.
-	c.seed(ctx, decided.Seeds)
+	c.seed(decided.Seeds)
 	if err != nil {
 		return api.AnnounceResponse{}, err
 	}

@@ -50,7 +50,7 @@ func newRig(store Store) *rig {
 	r.Coordinator = New(Config{
 		Host:  member("0"),
 		Store: store,
-		Seed: func(ctx context.Context, spec task.Spec) {
+		Seed: func(spec task.Spec) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			r.specs = append(r.specs, spec)
@@ -299,8 +299,8 @@ func TestHostsThatFallSilentAreForgotten(t *testing.T) {
 func TestSeedMayCallTheCoordinator(t *testing.T) {
 	var c *Coordinator
 	asked := make(chan api.Assignment, 1)
-	c = New(Config{Host: member("0"), Seed: func(ctx context.Context, spec task.Spec) {
-		a, err := c.Announce(ctx, api.Entry{Task: spec.ID, Event: api.Started, Spec: api.NewSpec(spec)})
+	c = New(Config{Host: member("0"), Seed: func(spec task.Spec) {
+		a, err := c.Announce(t.Context(), api.Entry{Task: spec.ID, Event: api.Started, Spec: api.NewSpec(spec)})
 		assert.NoError(t, err)
 		asked <- a
 	}})

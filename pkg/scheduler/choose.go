@@ -38,7 +38,14 @@ func (p pool) at(i int) memberIndex {
 
 // choose sends member m to up to need others and links them.
 func (s *Scheduler) choose(now time.Time, w *swarm, m memberIndex, need int) []Neighbour {
-	need = min(need, s.room(w, m, w.member(m).starving))
+	if room := s.room(w, m, w.member(m).starving); room < need {
+		if w.member(m).starving {
+			// So many links and none of any use: it has lost them and did not say so.
+			w.unlinkAll(m)
+		} else {
+			need = room
+		}
+	}
 	if need <= 0 {
 		return nil
 	}
@@ -133,16 +140,29 @@ func (s *Scheduler) draw(now time.Time, w *swarm, m memberIndex, chosen []member
 	starving := w.member(m).starving
 	slices.SortStableFunc(found, func(a, b memberIndex) int {
 		x, y := w.member(a), w.member(b)
-		if starving && (x.have == 0) != (y.have == 0) {
-			// Who starves has no use for another that has nothing.
-			if x.have == 0 {
-				return 1
+		if starving {
+			// It needs somebody new, and has no use for another that has nothing.
+			if order := compare(w.linked(m, a), w.linked(m, b)); order != 0 {
+				return order
 			}
-			return -1
+			if order := compare(x.have == 0, y.have == 0); order != 0 {
+				return order
+			}
 		}
 		return len(x.links) - len(y.links)
 	})
 	return append(chosen, found[:min(n, len(found))]...)
+}
+
+// compare puts false before true.
+func compare(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }
 
 // eligible reports whether m may be sent to c for that reason.
@@ -151,15 +171,12 @@ func (s *Scheduler) eligible(now time.Time, w *swarm, m, c memberIndex, reason R
 	if m == c || reason == ReasonRemote && s.hosts[me.host].Zone == s.hosts[other.host].Zone {
 		return false
 	}
-	if me.starving && (reason == ReasonSeed || reason == ReasonHolder) {
-		// Whom else could it ask? It may know them already and have lost them.
-		if !w.linked(m, c) && s.room(w, c, true) <= 0 {
-			return false
-		}
-	} else if s.room(w, c, false) <= 0 || w.linked(m, c) {
-		return false
+	if w.linked(m, c) {
+		// Who starves may have lost those it was sent to before; to meet twice is harmless.
+		return me.starving && s.reachable(now, w, m, c)
 	}
-	return s.reachable(now, w, m, c)
+	source := reason == ReasonSeed || reason == ReasonHolder
+	return s.room(w, c, me.starving && source) > 0 && s.reachable(now, w, m, c)
 }
 
 // room is how many more links member c can take. Where somebody starves, the cap is twice

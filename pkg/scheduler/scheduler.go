@@ -56,7 +56,8 @@ type Config struct {
 	// Default 2 s.
 	FailureFor time.Duration
 	// IntervalActive and IntervalIdle say when a host should announce again: the first
-	// while it wants a task (default 1 s), the second otherwise (default 5 s).
+	// while it asked for anything within IntervalIdle (default 1 s), else the second
+	// (default 5 s). A third of Expiry leaves room for two that get lost.
 	IntervalActive, IntervalIdle time.Duration
 
 	// HostsMax and TasksMax bound the memory that announces can take: hosts, and tasks of
@@ -120,7 +121,7 @@ type Entry struct {
 	// Have counts the pieces that the host has.
 	Have int
 	// Spec tells how to bring the content from its origin; nil when the host does not
-	// say. The Scheduler keeps it while somebody wants the task: it must not change.
+	// say. The Scheduler keeps it for Expiry and for a running seed: it must not change.
 	Spec *task.Spec
 	// Silent lists neighbours in this task that did not answer.
 	Silent []host.ID
@@ -250,7 +251,7 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 		}
 	}
 	answer.Interval = s.cfg.IntervalIdle
-	if s.hosts[h].wants > 0 {
+	if now.Sub(s.hosts[h].asked) < s.cfg.IntervalIdle {
 		answer.Interval = s.cfg.IntervalActive
 	}
 	return answer, nil
@@ -290,8 +291,10 @@ func (s *Scheduler) take(now time.Time, h hostIndex, e Entry) (a Assignment, see
 		me.since = now.UnixNano()
 	}
 	s.stand(w, m, wanting)
+	s.hosts[h].asked = now
 	if e.Spec != nil {
-		w.spec = e.Spec
+		w.spec, w.specAt = e.Spec, now
+		s.due[w] = struct{}{}
 	}
 	s.silence(now, w, m, e.Silent)
 

@@ -9,20 +9,35 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
+// refusalsMax bounds how many clients' refusals are remembered for one task.
+const refusalsMax = 16
+
 // seedState is what the owner's own host does for a swarm.
 type seedState struct {
-	// seeding says that the owner's own host brings the content from its origin.
-	seeding bool
-	// seedSpec is what the last attempt went by.
+	// seeding says that the owner's own host brings the content from its origin, by
+	// seedSpec.
+	seeding  bool
 	seedSpec *task.Spec
-	// failure is why the last attempt ended, nil when it was given up for no reason of
-	// the origin's; failedAt is when.
-	failure  error
-	failedAt time.Time
-	// personal says that the failure was about the asker's credentials.
-	personal bool
+	// refusals are why attempts failed lately, the newest last.
+	refusals []refusal
+	// endedAt is when the last attempt ended without the content, for whatever reason.
+	endedAt time.Time
 	// seedAt is when time alone starts a seed; zero for never.
 	seedAt time.Time
+}
+
+// refusal is an origin's answer to one attempt.
+type refusal struct {
+	spec  *task.Spec
+	cause error
+	at    time.Time
+	// personal says that it was about the credentials in spec.
+	personal bool
+}
+
+// concerns reports whether a host that comes with spec would hear the same.
+func (r refusal) concerns(spec *task.Spec) bool {
+	return !r.personal || sameCredentials(r.spec, spec)
 }
 
 // Failed takes in that the origin refused a content, or could not be reached. Whoever waits
@@ -35,9 +50,16 @@ func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, personal bool
 		w = &swarm{id: id, index: make(map[hostIndex]memberIndex, 1)}
 		s.swarms[id] = w
 	}
-	w.seeding, w.seedAt = false, time.Time{}
-	w.failure, w.failedAt, w.personal = cause, now, personal
+	if len(w.refusals) == refusalsMax {
+		w.refusals = slices.Delete(w.refusals, 0, 1)
+	}
+	w.refusals = append(w.refusals, refusal{w.seedSpec, cause, now, personal})
+	w.seeding, w.seedSpec, w.seedAt, w.endedAt = false, nil, time.Time{}, now
 	s.due[w] = struct{}{}
+	if m, ok := w.index[s.self]; ok && w.member(m).standing == wanting {
+		// Its engine gave the download up: nobody should be sent there meanwhile.
+		s.part(now, w, m)
+	}
 }
 
 // Done takes in that the owner's own host holds all pieces of a content, have in number.
@@ -48,8 +70,9 @@ func (s *Scheduler) Done(id task.ID, have int) {
 // startSeed sends the owner's own host to the origin and returns what it shall bring; nil
 // when it was that host that asked, and said nothing.
 func (s *Scheduler) startSeed(w *swarm) *task.Spec {
-	w.seedState = seedState{seeding: true, seedSpec: w.spec}
 	spec := w.spec
+	w.seeding, w.seedSpec, w.seedAt = true, spec, time.Time{}
+	w.refusals = slices.DeleteFunc(w.refusals, func(r refusal) bool { return r.concerns(spec) })
 	// It is a member from now on, so that this very answer can send the asker to it.
 	if _, m, ok := s.join(s.self, w.id); ok {
 		s.stand(w, m, wanting)
@@ -65,10 +88,8 @@ func (s *Scheduler) wantsSeed(now time.Time, w *swarm, m memberIndex, e Entry) b
 		return false
 	case !own && w.spec == nil:
 		return false
-	case own && w.failure == nil:
-		// The owner's own reader may come back the moment after it went away.
-	case now.Before(w.failedAt.Add(s.cfg.FailureFor)) && !w.personal:
-		return false
+	case !own && len(w.refusals) == 0 && now.Before(w.endedAt.Add(s.cfg.FailureFor)):
+		return false // the engine gave up without a word; see afterParting
 	}
 	if e.Event == Started && e.Have > 0 && len(s.byID) > s.fewest(own) {
 		// A download that has begun elsewhere: this swarm lost its owner, and what it
@@ -95,21 +116,29 @@ func (s *Scheduler) seedLater(w *swarm, at time.Time) {
 	s.due[w] = struct{}{}
 }
 
-// runDue starts the seeds whose time has come and forgets failures that nobody waits for.
+// runDue starts the seeds whose time has come, and forgets failures that nobody waits for
+// and specs that are old.
 func (s *Scheduler) runDue(now time.Time) (seeds []task.Spec) {
 	// In the order of their names, because a map has none and answers must not vary.
 	for _, w := range slices.SortedFunc(maps.Keys(s.due), func(a, b *swarm) int { return cmp.Compare(a.id, b.id) }) {
 		if !w.seedAt.IsZero() && !now.Before(w.seedAt) {
 			w.seedAt = time.Time{}
-			if !w.seeding && w.failure == nil && w.spec != nil && len(w.holding.all) == 0 && s.othersWant(w) {
+			if !w.seeding && len(w.refusals) == 0 && w.spec != nil && len(w.holding.all) == 0 && s.othersWant(w) {
 				seeds = append(seeds, *s.startSeed(w))
 			}
 		}
-		if w.failure != nil && now.Sub(w.failedAt) >= s.cfg.FailureFor && len(w.index) == 0 {
-			delete(s.swarms, w.id)
-			delete(s.due, w)
+		memory := s.cfg.Expiry // whoever waited has asked by then, or is gone
+		if len(w.index) == 0 {
+			memory = s.cfg.FailureFor
 		}
-		if w.failure == nil && w.seedAt.IsZero() {
+		w.refusals = slices.DeleteFunc(w.refusals, func(r refusal) bool { return now.Sub(r.at) >= memory })
+		if len(w.refusals) == 0 && len(w.index) == 0 {
+			delete(s.swarms, w.id)
+		}
+		if w.spec != nil && now.Sub(w.specAt) >= s.cfg.Expiry {
+			w.spec = nil
+		}
+		if len(w.refusals) == 0 && w.seedAt.IsZero() && w.spec == nil {
 			delete(s.due, w)
 		}
 	}
@@ -121,13 +150,13 @@ func (s *Scheduler) afterParting(now time.Time, w *swarm, gone hostIndex) *task.
 	if gone == s.self && w.seeding {
 		// The engine gave up, or its reader went. Had the origin refused, it would have
 		// been told by Failed; so others may have their own try, but not in a tight loop.
-		w.seedState = seedState{failedAt: now}
+		w.seeding, w.seedSpec, w.endedAt = false, nil, now
 		if s.othersWant(w) {
 			s.seedLater(w, now.Add(s.cfg.FailureFor))
 		}
 		return nil
 	}
-	if w.seeding || len(w.holding.all) > 0 || w.spec == nil || now.Before(w.failedAt.Add(s.cfg.FailureFor)) {
+	if w.seeding || len(w.holding.all) > 0 || w.spec == nil || now.Before(w.endedAt.Add(s.cfg.FailureFor)) {
 		return nil
 	}
 	for _, m := range w.wanting.all {
@@ -151,24 +180,22 @@ func (s *Scheduler) othersWant(w *swarm) bool {
 
 // failureFor is what member m has to be told about the origin, or nil.
 func (s *Scheduler) failureFor(now time.Time, w *swarm, m memberIndex, e Entry) error {
-	switch {
-	case w.failure == nil:
+	if len(w.refusals) == 0 || s.holderFor(now, w, m) {
 		return nil
-	case e.Event == Progress && e.Have > 0:
+	}
+	if e.Event == Progress && e.Have > 0 {
 		return nil // its neighbours may have the rest; it will say when it starves
-	case w.personal && !sameCredentials(w.seedSpec, e.Spec):
-		return nil
-	case s.holderFor(now, w, m):
-		return nil
 	}
 	me := w.member(m)
-	waited := me.since <= w.failedAt.UnixNano()
-	if !waited && now.Sub(w.failedAt) >= s.cfg.FailureFor {
-		return nil
+	for _, r := range slices.Backward(w.refusals) {
+		waited := me.since <= r.at.UnixNano()
+		if r.concerns(e.Spec) && (waited || now.Sub(r.at) < s.cfg.FailureFor) {
+			// It is told once of what it waited for; if it asks on, it wants another try.
+			me.since = now.UnixNano()
+			return r.cause
+		}
 	}
-	// It is told once of a failure that it waited for; if it asks on, it wants another try.
-	me.since = now.UnixNano()
-	return w.failure
+	return nil
 }
 
 // sameCredentials reports whether an origin sees the same client behind both specs.

@@ -21,8 +21,8 @@ type hostState struct {
 	alive      bool
 	generation uint64
 	seen       time.Time
-	// wants counts the swarms in which the host is wanting.
-	wants int
+	// asked is when it last announced a content that it wants.
+	asked time.Time
 	// memberships are the host's swarms, so that a departure finds them.
 	memberships []membership
 	// reports are the hosts that called this one silent lately, one each.
@@ -80,9 +80,11 @@ type swarm struct {
 
 	wanting, holding crowd
 
-	// spec is how the host that asked last would bring the content. It holds that host's
-	// credentials and is dropped when nobody wants the task.
-	spec *task.Spec
+	// spec is how the host that asked last would bring the content, specAt when it said
+	// so. It holds that host's credentials: after Expiry, or when nobody wants the task any
+	// more, it is dropped. Who still starves has said it again by then.
+	spec   *task.Spec
+	specAt time.Time
 
 	seedState
 }
@@ -219,7 +221,7 @@ func (s *Scheduler) part(now time.Time, w *swarm, m memberIndex) *task.Spec {
 		w.spec = nil
 	}
 	seed := s.afterParting(now, w, h)
-	if len(w.index) == 0 && w.failure == nil {
+	if len(w.index) == 0 && len(w.refusals) == 0 {
 		delete(s.swarms, w.id)
 		delete(s.due, w)
 	}
@@ -236,16 +238,12 @@ func (s *Scheduler) stand(w *swarm, m memberIndex, to standing) {
 	if from != nowhere {
 		w.crowd(from).remove(w, m, s.hosts[me.host].Zone)
 	}
-	if from == wanting {
-		s.hosts[me.host].wants--
-	}
 	me.standing = to
 	if to == nowhere {
 		return
 	}
 	w.crowd(to).add(w, m, s.hosts[me.host].Zone)
 	if to == wanting {
-		s.hosts[me.host].wants++
 		return
 	}
 	me.starving, me.silent = false, nil
