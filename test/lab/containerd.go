@@ -25,8 +25,9 @@ type Containerd struct {
 	// Socket is where ctr finds it.
 	Socket string
 
-	node  *Node
-	hosts string // directory of hosts.toml files
+	node        *Node
+	hosts       string // directory of hosts.toml files
+	snapshotter string
 }
 
 // containerdConfig has no CRI: images are pulled with ctr, and nothing runs.
@@ -53,6 +54,11 @@ func (n *Node) Containerd() (*Containerd, error) {
 	text := fmt.Sprintf(containerdConfig, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.Socket, filepath.Join(dir, "opt"))
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return nil, fmt.Errorf("configuring containerd on %s: %w", n.Name, err)
+	}
+	// Copying files is slower than an overlay and works everywhere.
+	c.snapshotter = "native"
+	if overlay() {
+		c.snapshotter = "overlayfs"
 	}
 	var err error
 	if c.Proc, err = n.Start("containerd", "containerd", "-c", config); err != nil {
@@ -103,7 +109,7 @@ func (c *Containerd) ctr(ctx context.Context, args ...string) ([]byte, error) {
 
 // Pull pulls and unpacks an image. The error holds what ctr wrote.
 func (c *Containerd) Pull(ctx context.Context, ref string) error {
-	out, err := c.ctr(ctx, "images", "pull", "--hosts-dir", c.hosts, ref)
+	out, err := c.ctr(ctx, "images", "pull", "--snapshotter", c.snapshotter, "--hosts-dir", c.hosts, ref)
 	if err != nil {
 		return fmt.Errorf("ctr images pull %s on %s: %w: %s", ref, c.node.Name, errors.Join(err, context.Cause(ctx)), tail(out))
 	}
@@ -132,11 +138,11 @@ func (c *Containerd) Unpacked(ctx context.Context, ref string) (files map[string
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		return nil, err
 	}
-	if out, err := c.ctr(ctx, "images", "mount", ref, target); err != nil {
+	if out, err := c.ctr(ctx, "images", "mount", "--snapshotter", c.snapshotter, ref, target); err != nil {
 		return nil, fmt.Errorf("mounting %s on %s: %w: %s", ref, c.node.Name, err, tail(out))
 	}
 	defer func() {
-		if out, e := c.ctr(context.WithoutCancel(ctx), "images", "unmount", "--rm", target); e != nil {
+		if out, e := c.ctr(context.WithoutCancel(ctx), "images", "unmount", "--snapshotter", c.snapshotter, "--rm", target); e != nil {
 			err = errors.Join(err, fmt.Errorf("unmounting %s on %s: %w: %s", ref, c.node.Name, e, tail(out)))
 		}
 	}()

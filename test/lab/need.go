@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,7 +20,7 @@ type Feature string
 // The features.
 const (
 	Network Feature = "network namespaces" // root, unshare, nsenter, ip and tc
-	Runtime Feature = "containerd"         // containerd and ctr, and the overlay file system
+	Runtime Feature = "containerd"         // containerd and ctr
 )
 
 // Need skips the test where the machine lacks a feature. When CI=true it fails instead: there
@@ -81,24 +82,23 @@ var containerds = sync.OnceValue(func() error {
 	if err := namespaces(); err != nil {
 		return err
 	}
-	if err := programs("containerd", "ctr"); err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp("", "darter-overlay-")
+	return programs("containerd", "ctr", "mount")
+})
+
+// overlay reports whether an overlay can be mounted where labs keep their files. It cannot
+// on top of another overlay, inside of a container for example.
+var overlay = sync.OnceValue(func() bool {
+	dir, err := os.MkdirTemp("", dirPrefix+strconv.Itoa(os.Getpid())+"-overlay-")
 	if err != nil {
-		return err
+		return false
 	}
 	defer os.RemoveAll(dir)
 	for _, d := range []string{"lower", "upper", "work", "merged"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
-			return err
+			return false
 		}
 	}
 	// In a mount namespace of its own, so that nothing is left mounted.
-	out, err := exec.Command("unshare", "--mount", "--propagation", "private", "mount", "-t", "overlay", "overlay",
-		"-o", fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", dir), filepath.Join(dir, "merged")).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("mounting an overlay in %s: %w: %s", os.TempDir(), err, out)
-	}
-	return nil
+	return exec.Command("unshare", "--mount", "--propagation", "private", "mount", "-t", "overlay", "overlay",
+		"-o", fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", dir), filepath.Join(dir, "merged")).Run() == nil
 })
