@@ -255,3 +255,29 @@ func FuzzParseRepository(f *testing.F) {
 		require.Equal(t, got, again)
 	})
 }
+
+func TestAManifestTellsWhatItIs(t *testing.T) {
+	for content, want := range map[string]string{
+		`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json"}`: oci.MediaTypeIndex,
+		`{"schemaVersion":2,"manifests":[]}`:                                        oci.MediaTypeIndex,
+		`{"schemaVersion":2,"config":{},"layers":[]}`:                               oci.MediaTypeManifest,
+		`{"schemaVersion":1,"fsLayers":[]}`:                                         "application/vnd.docker.distribution.manifest.v1+prettyjws",
+		`{"schemaVersion":2}`:                                                       "",
+		`{"mediaType":"application/octet-stream"}`:                                  "",
+		`no manifest`: "",
+		"":            "",
+	} {
+		assert.Equal(t, want, oci.SniffManifest([]byte(content)), content)
+	}
+}
+
+func FuzzSniffManifest(f *testing.F) {
+	f.Add([]byte(`{"schemaVersion":2,"config":{},"mediaType":"a/b"}`))
+	f.Add([]byte(`{"manifests":[{}]}`))
+	f.Fuzz(func(t *testing.T, content []byte) {
+		if got := oci.SniffManifest(content); got != "" {
+			require.True(t, oci.NamesContent(got))
+			require.LessOrEqual(t, len(got), 255)
+		}
+	})
+}

@@ -38,6 +38,9 @@ func (x *exchange) forward() *refusal {
 		return x.answered(res)
 	}
 	defer res.Body.Close()
+	if res.StatusCode >= 300 && res.StatusCode < 400 {
+		return refuse(http.StatusBadGateway, "%s redirects %s to a place that the mirror does not follow", x.t.upstream, x.t.path())
+	}
 	if !x.late.Reset(x.cfg.Hold) {
 		return x.failed(fmt.Errorf("reading %s: no answer in time", x.t.path()))
 	}

@@ -589,6 +589,12 @@ func TestTagsAndReferrersComeFromTheRegistryAndLinksLeadBack(t *testing.T) {
 	}
 }
 
+func TestAListThatIsRedirectedIsAnErrorAndNoEmptyList(t *testing.T) {
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r registryproxy.Request) { w.WriteHeader(http.StatusFound) }}
+	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
+	refusedAs(t, ask(p, http.MethodGet, "/v2/app/tags/list"), http.StatusBadGateway, "UNAVAILABLE")
+}
+
 func TestTheVersionCheckIsTheRegistrysUnlessNobodyKnowsWhich(t *testing.T) {
 	up := &upstreamFunc{answer: func(w http.ResponseWriter, r registryproxy.Request) {
 		w.Header().Set("WWW-Authenticate", "Basic realm="+r.Upstream+r.Path)
@@ -635,4 +641,43 @@ func TestEveryRequestIsObservedOnce(t *testing.T) {
 	ask(p, http.MethodGet, "/nonsense")
 	assert.Equal(t, 404, seen.last(t).Status)
 	assert.Len(t, seen.all, 3)
+}
+
+func FuzzServeHTTP(f *testing.F) {
+	digest := "sha256:" + strings.Repeat("a", 64)
+	for _, path := range []string{"/v2/", "/v2/lib/app/manifests/v1", "/v2/quay.io/lib/app/blobs/" + digest, "/v2/a/blobs/uploads/", "/v2/a_1/tags/list", "/v2/../x/manifests/y", "/v2/a/referrers/" + digest} {
+		f.Add(path, "ns=quay.io", "", "bytes=1-2", `"x"`)
+		f.Add(path, "", "https://ghcr.io", "", digest)
+	}
+	f.Fuzz(func(t *testing.T, path, query, header, asked, tag string) {
+		if !strings.HasPrefix(path, "/") {
+			return
+		}
+		var s swarm
+		layer := blob(100)
+		up := &upstreamFunc{answer: func(w http.ResponseWriter, r registryproxy.Request) {
+			host, err := oci.ParseHost(r.Upstream)
+			require.NoError(t, err)
+			require.Equal(t, host, r.Upstream)
+			require.True(t, strings.HasPrefix(r.Path, "/v2/"), r.Path)
+			for _, part := range []string{"..", "//", "?", "#", "%", " ", "\n"} {
+				require.NotContains(t, r.Path, part)
+			}
+			w.Header().Set("Link", "<"+path+"?"+query+">")
+			w.Header().Set("Docker-Content-Digest", tag)
+			w.Write(layer)
+		}}
+		s.put(layer, header)
+		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.URL.Path, r.URL.RawQuery = path, query
+		r.Header = http.Header{"X-Darter-Upstream": {header}, "Range": {asked}, "If-None-Match": {tag}, "If-Range": {tag}}
+		w := httptest.NewRecorder()
+		p.ServeHTTP(w, r)
+		require.Equal(t, "registry/2.0", w.Header().Get("Docker-Distribution-API-Version"))
+		for _, o := range s.opened {
+			_, err := oci.ParseDigest(string(o.ID))
+			require.NoError(t, err)
+		}
+	})
 }

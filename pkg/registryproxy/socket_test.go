@@ -74,6 +74,24 @@ func TestABodyThatFailsEndsShortWithAFINAndNoReset(t *testing.T) {
 	}
 }
 
+func TestABodyThatFailsIsNoCompleteBodyOverTLSEither(t *testing.T) {
+	layer := blob(300_000)
+	for _, http2 := range []bool{false, true} {
+		plain, path := serve(t, &fakeContent{data: layer, failAt: 200_000, err: errors.New("cut")}, layer, &pulls{})
+		srv := httptest.NewUnstartedServer(plain.Config.Handler)
+		srv.EnableHTTP2 = http2
+		srv.StartTLS()
+		t.Cleanup(srv.Close)
+		res, err := srv.Client().Get(srv.URL + path)
+		require.NoError(t, err)
+		defer res.Body.Close()
+		assert.Equal(t, http2, res.ProtoMajor == 2)
+		got, err := io.ReadAll(res.Body)
+		require.Error(t, err)
+		assert.True(t, strings.HasPrefix(string(layer), string(got)))
+	}
+}
+
 func TestAClientResumesWhereABodyWasCut(t *testing.T) {
 	layer := blob(300_000)
 	content := &fakeContent{data: layer, failAt: 200_000, err: errors.New("cut")}
