@@ -18,6 +18,7 @@ import (
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/registryproxy"
+	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -128,12 +129,12 @@ func (s *swarm) Open(ctx context.Context, spec task.Spec) (registryproxy.Content
 // upstreamFunc answers as a registry does and remembers the questions.
 type upstreamFunc struct {
 	mu     sync.Mutex
-	asked  []registryproxy.Request
-	answer func(w http.ResponseWriter, r registryproxy.Request)
+	asked  []source.Question
+	answer func(w http.ResponseWriter, r source.Question)
 	err    error
 }
 
-func (u *upstreamFunc) Forward(ctx context.Context, r registryproxy.Request) (*http.Response, error) {
+func (u *upstreamFunc) Forward(ctx context.Context, r source.Question) (*http.Response, error) {
 	u.mu.Lock()
 	u.asked = append(u.asked, r)
 	u.mu.Unlock()
@@ -164,8 +165,8 @@ type object struct {
 }
 
 // registry answers for objects by "upstream/v2/repository/blobs/digest".
-func registry(objects map[string]object) func(http.ResponseWriter, registryproxy.Request) {
-	return func(w http.ResponseWriter, r registryproxy.Request) {
+func registry(objects map[string]object) func(http.ResponseWriter, source.Question) {
+	return func(w http.ResponseWriter, r source.Question) {
 		o, ok := objects[r.Upstream+r.Path]
 		if !ok {
 			w.Header().Set("Content-Type", "application/json")

@@ -18,6 +18,7 @@ import (
 	"github.com/gorilla/mux"
 
 	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -46,26 +47,14 @@ type Reader interface {
 	io.WriterTo
 }
 
-// Request is one question to a registry.
-type Request struct {
-	// Upstream is the registry in the spelling of oci.ParseHost.
-	Upstream string
-	// Method is GET or HEAD.
-	Method string
-	// Path begins with "/v2/"; Query is encoded and may be empty.
-	Path, Query string
-	// Header holds what the registry must know of the client: Authorization and Accept.
-	Header http.Header
-}
-
 // Upstream asks registries. Safe for concurrent use.
 type Upstream interface {
-	// Forward sends one request with the client's own credentials. Whatever the registry
+	// Forward puts one question with the client's own credentials. Whatever the registry
 	// says, a refusal too, is an answer; the caller closes its body. An error means that
-	// there was no answer, and says what was tried. The body is identity-encoded, and
-	// redirects are followed without showing the credentials to another host; a redirect
-	// that is returned after all counts as the registry's consent.
-	Forward(ctx context.Context, r Request) (*http.Response, error)
+	// there was no answer, and says what was tried. The body is identity-encoded, and no
+	// other host sees the credentials. A HEAD that is redirected is better returned than
+	// followed, because a storage signs its URLs for GET: the redirect is the consent.
+	Forward(ctx context.Context, q source.Question) (*http.Response, error)
 }
 
 // Config says what a Proxy works with. Open and Upstream are required.

@@ -19,6 +19,7 @@ import (
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/registryproxy"
+	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -230,7 +231,7 @@ func TestWhatAClientHasAlreadyIsNotSent(t *testing.T) {
 
 func TestTheRegistrysChallengeReachesTheClientUnchanged(t *testing.T) {
 	challenges := []string{`Bearer realm="https://r.test/token",service="r",scope="repository:app:pull"`, `Basic realm="r"`}
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r registryproxy.Request) {
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
 		w.Header()["Www-Authenticate"] = challenges
 		w.Header().Set("Set-Cookie", "a=b")
 		w.WriteHeader(http.StatusUnauthorized)
@@ -256,7 +257,7 @@ func TestARefusedClientGetsNothingThatTheSwarmHas(t *testing.T) {
 	var s swarm
 	b := s.put(blob(10), "")
 	for status, code := range map[int]string{401: "UNAUTHORIZED", 403: "DENIED", 404: "BLOB_UNKNOWN", 500: "UNKNOWN", 503: "UNAVAILABLE"} {
-		up := &upstreamFunc{answer: func(w http.ResponseWriter, r registryproxy.Request) { w.WriteHeader(status) }}
+		up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) { w.WriteHeader(status) }}
 		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
 		said := refusedAs(t, ask(p, http.MethodGet, "/v2/app/blobs/"+string(b)), status, code)
 		assert.Contains(t, said, fmt.Sprintf("r.test answered %d", status))
@@ -293,7 +294,7 @@ func TestTheClientsCredentialsAndAcceptReachRegistryAndOrigin(t *testing.T) {
 	ask(p, http.MethodGet, "/v2/app/manifests/v1")
 
 	require.Len(t, up.asked, 3)
-	assert.Equal(t, registryproxy.Request{
+	assert.Equal(t, source.Question{
 		Upstream: "r.test", Method: http.MethodHead, Path: "/v2/app/manifests/v1",
 		Header: http.Header{"Authorization": {"Bearer abc"}, "Accept": {"a/b, c/d", "*/*"}},
 	}, up.asked[0])
@@ -316,7 +317,7 @@ func TestATagIsHashedWhenTheRegistryDoesNotTellItsDigest(t *testing.T) {
 	} {
 		var s swarm
 		m := s.put(manifest, oci.MediaTypeIndex)
-		up := &upstreamFunc{answer: func(w http.ResponseWriter, r registryproxy.Request) {
+		up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
 			if r.Method == http.MethodHead {
 				head(w)
 				return
@@ -334,7 +335,7 @@ func TestATagIsHashedWhenTheRegistryDoesNotTellItsDigest(t *testing.T) {
 }
 
 func TestAManifestBeyondTheLimitIsNotReadIntoMemory(t *testing.T) {
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r registryproxy.Request) {
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
 		if r.Method == http.MethodGet {
 			w.Write(make([]byte, oci.ManifestMax+1))
 		}
@@ -347,7 +348,7 @@ func TestAManifestBeyondTheLimitIsNotReadIntoMemory(t *testing.T) {
 func TestARegistryWithoutHeadIsAskedForOneByteOfABlob(t *testing.T) {
 	var s swarm
 	b := s.put(blob(100), "")
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r registryproxy.Request) {
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
 		if r.Method == http.MethodHead {
 			w.WriteHeader(http.StatusNotImplemented)
 			return
@@ -367,7 +368,7 @@ func TestARegistryWithoutHeadIsAskedForOneByteOfABlob(t *testing.T) {
 func TestARedirectedHeadIsConsentAndTellsNoLength(t *testing.T) {
 	var s swarm
 	b := s.put(blob(100), "")
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r registryproxy.Request) {
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
 		w.Header().Set("Content-Length", "3")
 		w.WriteHeader(http.StatusTemporaryRedirect)
 	}}
@@ -551,7 +552,7 @@ func TestARequestIsBounded(t *testing.T) {
 }
 
 func TestTagsAndReferrersComeFromTheRegistryAndLinksLeadBack(t *testing.T) {
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r registryproxy.Request) {
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
 		w.Header().Set("Content-Type", "application/vnd.oci.image.index.v1+json")
 		w.Header().Set("OCI-Filters-Applied", "artifactType")
 		w.Header().Set("Link", `</v2/lib/app/tags/list?last=b&n=2>; rel="next"`)
@@ -590,13 +591,13 @@ func TestTagsAndReferrersComeFromTheRegistryAndLinksLeadBack(t *testing.T) {
 }
 
 func TestAListThatIsRedirectedIsAnErrorAndNoEmptyList(t *testing.T) {
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r registryproxy.Request) { w.WriteHeader(http.StatusFound) }}
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) { w.WriteHeader(http.StatusFound) }}
 	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
 	refusedAs(t, ask(p, http.MethodGet, "/v2/app/tags/list"), http.StatusBadGateway, "UNAVAILABLE")
 }
 
 func TestTheVersionCheckIsTheRegistrysUnlessNobodyKnowsWhich(t *testing.T) {
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r registryproxy.Request) {
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
 		w.Header().Set("WWW-Authenticate", "Basic realm="+r.Upstream+r.Path)
 		w.WriteHeader(http.StatusUnauthorized)
 	}}
@@ -655,7 +656,7 @@ func FuzzServeHTTP(f *testing.F) {
 		}
 		var s swarm
 		layer := blob(100)
-		up := &upstreamFunc{answer: func(w http.ResponseWriter, r registryproxy.Request) {
+		up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
 			host, err := oci.ParseHost(r.Upstream)
 			require.NoError(t, err)
 			require.Equal(t, host, r.Upstream)

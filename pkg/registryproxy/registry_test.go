@@ -23,6 +23,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/registryproxy"
+	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
 	"github.com/darter-io/darter/test/registrytest"
 )
@@ -37,7 +38,7 @@ func mirrorOf(t *testing.T, cfg registryproxy.Config) string {
 	cfg.Upstream = up
 	cfg.Open = func(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
 		kind := map[task.Kind]string{task.Blob: "blobs", task.Manifest: "manifests"}[spec.Kind]
-		res, err := up.Forward(ctx, registryproxy.Request{
+		res, err := up.Forward(ctx, source.Question{
 			Upstream: spec.Upstream, Method: http.MethodGet, Path: "/v2/" + spec.Repository + "/" + kind + "/" + string(spec.ID),
 			Header: http.Header{"Accept": spec.Accept, "Authorization": {spec.Authorization.Reveal()}},
 		})
@@ -59,7 +60,7 @@ func mirrorOf(t *testing.T, cfg registryproxy.Config) string {
 // plainUpstream asks a registry over plain HTTP.
 type plainUpstream struct{ *http.Client }
 
-func (u plainUpstream) Forward(ctx context.Context, r registryproxy.Request) (*http.Response, error) {
+func (u plainUpstream) Forward(ctx context.Context, r source.Question) (*http.Response, error) {
 	target := url.URL{Scheme: "http", Host: oci.Endpoint(r.Upstream), Path: r.Path, RawQuery: r.Query}
 	req, err := http.NewRequestWithContext(ctx, r.Method, target.String(), nil)
 	if err != nil {

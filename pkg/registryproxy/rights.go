@@ -6,6 +6,7 @@ import (
 	"net/http"
 
 	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -92,7 +93,7 @@ func (x *exchange) upstream(method, byteRange string) (*http.Response, *refusal)
 	if byteRange != "" {
 		h.Set("Range", byteRange)
 	}
-	req := Request{Upstream: x.t.upstream, Method: method, Path: x.t.path(), Header: h}
+	req := source.Question{Upstream: x.t.upstream, Method: method, Path: x.t.path(), Header: h}
 	if x.t.endpoint == endpointTags || x.t.endpoint == endpointReferrers {
 		query := x.r.URL.Query()
 		query.Del("ns")

@@ -43,6 +43,20 @@ type Response struct {
 	Validator string
 }
 
+// Question is what a client of the mirror wants to know of a registry, beyond content: may
+// it have this, what does this tag mean, which tags are there.
+type Question struct {
+	// Upstream is the registry in the spelling of oci.ParseHost.
+	Upstream string
+	// Method is GET or HEAD.
+	Method string
+	// Path begins with "/v2/" and is not encoded; Query is, and may be empty.
+	Path, Query string
+	// Header holds what the registry must know of the client, Authorization and Accept; its
+	// values may be secret.
+	Header http.Header
+}
+
 // ChangedError tells that the origin's content is no longer the one that was begun.
 type ChangedError struct{ URL, Was, Is string }
 
