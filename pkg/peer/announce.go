@@ -51,7 +51,11 @@ func (d *Download) announce(now time.Time) {
 		entry.Spec = api.NewSpec(d.spec)
 	}
 	if !d.complete {
-		entry.Need = max(0, d.e.cfg.NeighboursMin-len(d.links)-len(d.dialing))
+		// Everybody is also handed to others: asking for half the mesh makes all of it.
+		entry.Need = max(0, d.e.cfg.Neighbours-len(d.links)-len(d.dialing))
+		if entry.Event == api.Started {
+			entry.Need = (d.e.cfg.Neighbours + 4) / 2
+		}
 	}
 	entry.Silent, d.silent = d.silent, nil
 	d.nextProgress = now.Add(d.e.cfg.ProgressInterval)

@@ -32,8 +32,10 @@ const (
 	// lonely is how long a download goes without anybody to ask before it fails.
 	lonely = 8 * time.Second
 	// busyMin and busyMax bound how long a busy neighbour is left alone.
-	busyMin = 5 * time.Millisecond
+	busyMin = time.Millisecond
 	busyMax = 250 * time.Millisecond
+	// watchEvery is how often connections are looked at for silence and idleness.
+	watchEvery = 250 * time.Millisecond
 )
 
 var (
@@ -49,7 +51,15 @@ type want struct {
 	reader     *Reader
 	first, end piece.Index
 	until      time.Time // when a range without reader is forgotten
+	// at is the piece that the reader needs next, since when.
+	at    piece.Index
+	since time.Time
 }
+
+// urgentAfter is how long a reader waits for one piece before that piece jumps the queue.
+// Sooner would make every reader in the cluster ask for the same lowest pieces, which
+// only the seed has: each must spread them instead.
+const urgentAfter = time.Second
 
 // Download is one task on its way in or out. Its loop, [Download.run], owns all state
 // that is not said to be shared, and decides everything; other goroutines post to it.
@@ -92,8 +102,10 @@ type Download struct {
 	banned     map[[20]byte]bool
 	silent     []host.ID
 	complete   bool
-	pieceTime  time.Duration
-	err        error
+	// pieceTime is the usual time from one piece to the next, whoever sends them.
+	pieceTime time.Duration
+	lastGot   time.Time
+	err       error
 
 	announcing    bool
 	toldStarted   bool
@@ -102,6 +114,8 @@ type Download struct {
 	nextStarving  time.Time
 	starveDelay   time.Duration
 	lonelySince   time.Time
+
+	nextWatch time.Time
 
 	maySeed, seeding bool
 	stopOrigin       context.CancelFunc
@@ -113,7 +127,7 @@ func newDownload(e *Engine, spec task.Spec) *Download {
 		e: e, id: spec.ID, log: e.log.With("task", spec.ID.Short()), ledger: newLedger(spec.ID, e.cfg.Store, e.cfg.Verifier),
 		events: make(chan func(), 256), nudged: make(chan struct{}, 1), done: make(chan struct{}),
 		links: make(map[picker.Neighbour]*link), dialing: make(map[host.ID]bool), avoid: make(map[host.ID]time.Time),
-		banned: make(map[[20]byte]bool), starveDelay: starveFirst, pieceTime: 40 * time.Millisecond, lastUse: time.Now(),
+		banned: make(map[[20]byte]bool), starveDelay: starveFirst, pieceTime: 20 * time.Millisecond, lastUse: time.Now(),
 	}
 }
 
@@ -239,12 +253,15 @@ func (d *Download) step(now time.Time) {
 	if d.pick != nil {
 		d.forgetWants(now)
 		d.noteComplete()
-		d.watch(now)
 		d.request(now)
 		d.resumeOrigin()
 	}
 	d.announce(now)
-	d.show()
+	if !now.Before(d.nextWatch) {
+		d.nextWatch = now.Add(watchEvery)
+		d.watch(now)
+		d.show()
+	}
 }
 
 func (d *Download) show() {
@@ -286,14 +303,11 @@ func (d *Download) adoptFacts(now time.Time) {
 	cfg := d.e.cfg.Picker
 	cfg.Seed = d.e.seed()
 	d.pick = picker.New(cfg, layout, have)
-	d.spread = picker.NewSpread(layout.Count(), cfg.Seed)
+	d.spread = picker.NewSpread(layout.Count())
 	d.proven = piece.NewBitmap(layout.Count())
 	for i := range piece.Index(layout.Count()) {
-		if known.Has(i) {
-			d.pick.Known(i)
-			if have.Has(i) {
-				d.proven.Set(i)
-			}
+		if known.Has(i) && have.Has(i) {
+			d.proven.Set(i)
 		}
 	}
 	d.updateWanted(now)
@@ -358,11 +372,17 @@ func (d *Download) updateWanted(now time.Time) {
 func (d *Download) request(now time.Time) {
 	layout := d.ledger.replica.Facts().Layout()
 	var urgent []piece.Index
-	for _, w := range d.wants {
+	for j := range d.wants {
+		w := &d.wants[j]
 		if w.reader == nil {
 			continue
 		}
-		if i := d.pick.Have().NextMissing(layout.At(w.reader.pos.Load())); i < w.end {
+		i := d.pick.Have().NextMissing(layout.At(w.reader.pos.Load()))
+		if i != w.at || w.since.IsZero() {
+			w.at, w.since = i, now
+		}
+		seeks := w.first > 0 && i == w.first
+		if i < w.end && (seeks || now.Sub(w.since) > urgentAfter) {
 			urgent = append(urgent, i)
 		}
 	}
@@ -412,7 +432,6 @@ func (d *Download) arrived(l *link, in *inbound, err error) {
 	var bad *piece.DigestError
 	switch {
 	case err == nil:
-		d.pieceTime += (time.Since(in.asked) - d.pieceTime) / 8
 		d.got(in.index, l)
 	case errors.As(err, &bad):
 		d.blame(l, bad)
@@ -461,7 +480,11 @@ func (d *Download) got(i piece.Index, from *link) {
 	}
 	d.pick.Got(i)
 	d.starveDelay = starveFirst
-	d.lastUse = time.Now()
+	now := time.Now()
+	if !d.lastGot.IsZero() {
+		d.pieceTime += (min(now.Sub(d.lastGot), busyMax) - d.pieceTime) / 8
+	}
+	d.lastGot, d.lastUse = now, now
 	d.lonelySince = time.Time{}
 	for _, l := range d.links {
 		if in := l.unexpect(func(in *inbound) bool { return !in.any && in.index == i }); in != nil {
@@ -477,14 +500,15 @@ func (d *Download) count(which func(*counters) *atomic.Int64, n int64) {
 	which(&d.e.stats).Add(n)
 }
 
-// publish tells every neighbour that lacks it of a piece, if it is here and proven.
+// publish tells every neighbour that lacks it of a piece, if it is here and proven. The
+// signed digest follows when the piece is asked for, ahead of its first block: sent with
+// the have, it would come to everybody from everybody.
 func (d *Download) publish(i piece.Index) {
 	if !d.pick.Have().Has(i) || d.ledger.proof(i) < 0 || !d.proven.Set(i) {
 		return
 	}
 	for _, l := range d.links {
 		if l.have.Len() > 0 && !l.have.Has(i) {
-			d.prove(l, i)
 			l.told.Set(i)
 			l.send(wire.Message{Type: wire.Have, Index: i})
 		}
@@ -534,25 +558,30 @@ func (d *Download) digests(l *link, numbers []int) {
 	if d.pick == nil {
 		return
 	}
-	if l != nil {
-		for _, n := range numbers {
+	for _, n := range numbers {
+		if l != nil {
 			l.runs[n] = true
 		}
-	}
-	known := d.ledger.knownSet()
-	for i := range piece.Index(known.Len()) {
-		if known.Has(i) {
-			d.pick.Known(i)
+		first, end, final := d.ledger.span(n)
+		for i := first; i < end; i++ {
 			d.publish(i)
 		}
-	}
-	if known.Full() {
-		d.pick.Matured()
+		if final {
+			d.pick.Matured()
+		}
 	}
 	// A neighbour that has heard no run does not even know the length.
 	for _, other := range d.links {
-		if other != l && len(other.runs) == 0 && d.ledger.runCount() > 0 {
-			d.sendRuns(other, 0)
+		d.sendFirst(other)
+	}
+}
+
+// sendFirst tells a neighbour that has heard no run yet one of them, the most telling: it
+// holds the facts, without which nothing can be asked for.
+func (d *Download) sendFirst(l *link) {
+	if len(l.runs) == 0 {
+		if n := d.ledger.best(); n >= 0 {
+			d.sendRuns(l, n)
 		}
 	}
 }
@@ -609,9 +638,12 @@ func (d *Download) addLink(c *wire.Conn, initiated bool, h host.ID) error {
 
 func (d *Download) hello() wire.Message {
 	return wire.Message{Type: wire.HelloMessage, Hello: &wire.Hello{
-		Host: d.e.cfg.Host.ID, Version: wire.Version, Client: d.e.cfg.Client, Seed: d.background || d.seeding,
+		Host: d.e.cfg.Host.ID, Version: wire.Version, Client: d.e.cfg.Client, Seed: d.isSeed(),
 	}}
 }
+
+// isSeed reports whether this host chooses itself which pieces it sends.
+func (d *Download) isSeed() bool { return d.background || d.seeding || d.e.cfg.Seed }
 
 // helloAgain tells neighbours that this host has become a seed.
 func (d *Download) helloAgain() {
@@ -646,7 +678,7 @@ func (d *Download) introduce(l *link) {
 		bits[i] = l.told.Has(piece.Index(i))
 	}
 	l.send(wire.Message{Type: wire.Bitfield, Bits: bits})
-	d.sendRuns(l, d.ledger.proofs(d.proven)...)
+	d.sendFirst(l)
 }
 
 func (d *Download) has(l *link, i piece.Index) {
@@ -675,8 +707,8 @@ func (d *Download) handle(l *link, m wire.Message) {
 		l.seed, l.helloed = m.Hello.Seed, true
 		if d.pick != nil {
 			d.pick.SetSeed(l.n, l.seed)
-			d.sendRuns(l, d.ledger.proofs(d.proven)...)
 		}
+		d.sendFirst(l)
 	case wire.Bitfield:
 		switch {
 		case !known:
@@ -829,6 +861,9 @@ func (d *Download) unlink(l *link, err error) {
 // watch leaves parents that send nothing and closes connections that nobody needs.
 func (d *Download) watch(now time.Time) {
 	for _, l := range d.links {
+		if d.pick == nil {
+			break
+		}
 		switch received := l.conn.Received(); {
 		case received != l.received, l.expecting() == 0:
 			l.received, l.since = received, now
@@ -881,10 +916,9 @@ func (d *Download) idle(now time.Time) bool {
 
 // pause is how long the loop may sleep.
 func (d *Download) pause(now time.Time) time.Duration {
-	const look = 500 * time.Millisecond
 	wake := now.Add(5 * time.Second)
-	if d.pick == nil || d.pick.Outstanding() > 0 || !d.complete {
-		wake = now.Add(look)
+	if !d.complete {
+		wake = now.Add(watchEvery)
 	}
 	if d.pick != nil {
 		if t := d.pick.NextFree(now); !t.IsZero() && t.Before(wake) {

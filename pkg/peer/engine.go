@@ -76,14 +76,17 @@ type Config struct {
 	Verifier Verifier
 	Observer Observer
 	Picker   picker.Config
+	// Seed says that this host is there to serve: it is a seed of all that it holds, and
+	// spreads distinct pieces. True for a supernode.
+	Seed bool
 	// UploadSlots is how many pieces are sent at once; see [upload.Slots]. Default 4.
 	UploadSlots int
 	// LinksMax is how many connections one task may hold. Each costs some 40 KB and a
 	// share of every announcement of a piece. Default 40.
 	LinksMax int
-	// NeighboursMin is how many connections a download tries to keep; fewer slow the
-	// swarm's tail. Default 16.
-	NeighboursMin int
+	// Neighbours is how many connections a download tries to keep. Fewer than 12 slow the
+	// swarm's tail, more only cost. Default 16.
+	Neighbours int
 	// Linger is how long a download goes on for a reader that left, in case the client
 	// returns with a Range; default 10 s. Idle is how long a task without reader keeps
 	// its connections open; default 60 s.
@@ -95,6 +98,9 @@ type Config struct {
 	ProgressInterval time.Duration
 	// SpoolDir takes content whose length the origin does not tell. Default: the system's.
 	SpoolDir string
+	// PieceSize cuts contents that this host brings from an origin. Default
+	// [piece.SizeFor]; simulations take smaller pieces on slower links.
+	PieceSize func(length int64) int64
 	// Client names the program to its peers.
 	Client string
 	Logger *slog.Logger
@@ -116,8 +122,11 @@ func (c *Config) defaults() {
 	if c.LinksMax == 0 {
 		c.LinksMax = 40
 	}
-	if c.NeighboursMin == 0 {
-		c.NeighboursMin = 16
+	if c.Neighbours == 0 {
+		c.Neighbours = 16
+	}
+	if c.PieceSize == nil {
+		c.PieceSize = piece.SizeFor
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

@@ -196,6 +196,14 @@ func (l *ledger) digest(i piece.Index) (piece.Digest, bool) {
 	return l.digests[i], true
 }
 
+// span is which pieces run n vouches for, and whether it ends the content.
+func (l *ledger) span(n int) (first, end piece.Index, final bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := &l.runs[n]
+	return r.First, r.End(), r.Final
+}
+
 // knownSet returns a copy of the set of pieces whose digest is known.
 func (l *ledger) knownSet() piece.Bitmap {
 	l.mu.Lock()
@@ -213,25 +221,14 @@ func (l *ledger) proof(i piece.Index) int {
 	return int(l.runOf[i])
 }
 
-// proofs returns the numbers of the fewest runs that vouch for the pieces in set; where
-// set is empty, one run if there is any, for its facts.
-func (l *ledger) proofs(set piece.Bitmap) (numbers []int) {
+// best is the number of the run that says most: the one over everything, else any, else -1.
+func (l *ledger) best() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.whole >= 0 {
-		return []int{l.whole}
+		return l.whole
 	}
-	seen := make(map[int32]bool)
-	for i := range set.Len() {
-		if n := l.runOf[i]; set.Has(piece.Index(i)) && l.known.Has(piece.Index(i)) && !seen[n] {
-			seen[n] = true
-			numbers = append(numbers, int(n))
-		}
-	}
-	if len(numbers) == 0 && len(l.runs) > 0 {
-		numbers = append(numbers, 0)
-	}
-	return numbers
+	return min(len(l.runs), 1) - 1
 }
 
 // message returns the runs with those numbers and the certificates of their keys.
@@ -248,13 +245,6 @@ func (l *ledger) message(numbers []int) (runs []piece.Run, certs [][]byte) {
 		}
 	}
 	return runs, certs
-}
-
-// runCount is how many runs there are.
-func (l *ledger) runCount() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.runs)
 }
 
 // proven reports whether a coordinator has vouched for every piece.

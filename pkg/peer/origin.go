@@ -316,7 +316,7 @@ func (o *originParent) facts(resp *source.Response) error {
 		return &errWrongContent{want: fmt.Sprintf("length %d", o.spec.Length), got: fmt.Sprintf("length %d", resp.Length)}
 	}
 	known := o.d.ledger.hasFacts()
-	f := piece.FactsFor(resp.Length, resp.MediaType)
+	f := piece.Facts{Length: resp.Length, PieceSize: o.d.e.cfg.PieceSize(resp.Length), MediaType: resp.MediaType}
 	if err := o.d.ledger.setFacts(f); err != nil {
 		if errors.Is(err, errFacts) {
 			return err

@@ -84,24 +84,23 @@ type Picker struct {
 	layout piece.Layout
 	rng    *rand.Rand
 
-	have, wanted, known, flying piece.Bitmap
-	avail                       []uint16 // how many neighbours have a piece
-	neighbours                  map[Neighbour]*neighbour
-	order                       []Neighbour // of neighbours, so that choices repeat with a seed
-	outstanding                 int
-	young                       bool
-	scratch                     []Neighbour
-	urgent                      []piece.Index
+	have, wanted, flying piece.Bitmap
+	avail                []uint16 // how many neighbours have a piece
+	neighbours           map[Neighbour]*neighbour
+	order                []Neighbour // of neighbours, so that choices repeat with a seed
+	outstanding          int
+	young                bool
+	scratch              []Neighbour
+	urgent               []piece.Index
 }
 
-// New returns a picker for a content of which have is there already. Nothing is wanted
-// and no digest is known yet.
+// New returns a picker for a content of which have is there already. Nothing is wanted yet.
 func New(cfg Config, layout piece.Layout, have piece.Bitmap) *Picker {
 	cfg.defaults()
 	n := layout.Count()
 	return &Picker{
 		cfg: cfg, layout: layout, rng: rand.New(rand.NewPCG(cfg.Seed, 0x6461727465)),
-		have: have.Clone(), wanted: piece.NewBitmap(n), known: piece.NewBitmap(n), flying: piece.NewBitmap(n),
+		have: have.Clone(), wanted: piece.NewBitmap(n), flying: piece.NewBitmap(n),
 		avail: make([]uint16, n), neighbours: make(map[Neighbour]*neighbour), young: true,
 	}
 }
@@ -127,10 +126,6 @@ func (p *Picker) Wants() bool {
 
 // Urgent replaces the list of pieces that readers wait for, the most urgent first.
 func (p *Picker) Urgent(list []piece.Index) { p.urgent = append(p.urgent[:0], list...) }
-
-// Known tells that the digest of piece i is known: before that it cannot be verified, so
-// it is not asked for.
-func (p *Picker) Known(i piece.Index) { p.known.Set(i) }
 
 // Matured tells that every piece has left the seed.
 func (p *Picker) Matured() { p.young = false }
@@ -283,13 +278,10 @@ func (p *Picker) NextFree(now time.Time) (t time.Time) {
 }
 
 // useful calls f for each word of pieces that n could give us now.
-func (p *Picker) useful(n *neighbour, flying bool, f func(word int, bits uint64) (more bool)) {
-	have, known, wanted, fly := p.have.Words(), p.known.Words(), p.wanted.Words(), p.flying.Words()
+func (p *Picker) useful(n *neighbour, f func(word int, bits uint64) (more bool)) {
+	have, wanted, fly := p.have.Words(), p.wanted.Words(), p.flying.Words()
 	for w, bits := range n.have.Words() {
-		bits &= wanted[w] & known[w] &^ have[w]
-		if !flying {
-			bits &^= fly[w]
-		}
+		bits &= wanted[w] &^ (have[w] | fly[w])
 		if bits != 0 && !f(w, bits) {
 			return
 		}
@@ -297,7 +289,7 @@ func (p *Picker) useful(n *neighbour, flying bool, f func(word int, bits uint64)
 }
 
 func (p *Picker) isUseful(n *neighbour) (yes bool) {
-	p.useful(n, false, func(int, uint64) bool {
+	p.useful(n, func(int, uint64) bool {
 		yes = true
 		return false
 	})
@@ -351,7 +343,7 @@ func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 // nextUrgent finds a source for a piece that a reader waits for. A piece that is on its
 // way is not asked for again: the watchdog of the download ends a source that stalls.
 func (p *Picker) nextUrgent(now time.Time, i piece.Index) (Request, bool) {
-	if p.have.Has(i) || p.flying.Has(i) || !p.known.Has(i) {
+	if p.have.Has(i) || p.flying.Has(i) {
 		return Request{}, false
 	}
 	candidates := p.idle(now, func(n *neighbour) bool { return n.have.Has(i) && !n.seed })
@@ -400,7 +392,7 @@ func (p *Picker) flyingList() (list []piece.Index) {
 }
 
 func (p *Picker) lowest(n *neighbour) (lowest piece.Index) {
-	p.useful(n, false, func(w int, bits uint64) bool {
+	p.useful(n, func(w int, bits uint64) bool {
 		lowest = first(w, bits)
 		return false
 	})
@@ -409,7 +401,7 @@ func (p *Picker) lowest(n *neighbour) (lowest piece.Index) {
 
 func (p *Picker) rarest(n *neighbour) (rarest piece.Index) {
 	best, ties := ^uint16(0), 0
-	p.useful(n, false, func(w int, bits uint64) bool {
+	p.useful(n, func(w int, bits uint64) bool {
 		for ; bits != 0; bits &= bits - 1 {
 			i := first(w, bits)
 			switch {

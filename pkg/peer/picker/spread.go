@@ -1,8 +1,8 @@
 package picker
 
 import (
+	"math"
 	"math/bits"
-	"math/rand/v2"
 	"slices"
 
 	"github.com/darter-io/darter/pkg/piece"
@@ -14,28 +14,23 @@ func first(word int, set uint64) piece.Index {
 
 // Spread chooses for a seed which piece an asker gets that takes any: the one that the
 // seed has sent least, so that distinct pieces leave it first and the swarm multiplies
-// them. Pure, like a Picker.
-type Spread struct {
-	sent []uint16
-	rng  *rand.Rand
-}
+// them; among equals the lowest, because readers wait for it. Pure, like a Picker.
+type Spread struct{ sent []uint16 }
 
 // CopiesMax is how often a seed sends one piece to askers that have other sources: the
 // swarm makes the other copies. More would only move work from the peers to the seed.
 const CopiesMax = 2
 
 // NewSpread returns a spread over n pieces, none of them sent.
-func NewSpread(n int, seed uint64) *Spread {
-	return &Spread{sent: make([]uint16, n), rng: rand.New(rand.NewPCG(seed, 0x7370726561))}
-}
+func NewSpread(n int) *Spread { return &Spread{sent: make([]uint16, n)} }
 
 // Pick chooses among the pieces in offer that the asker lacks, less those excluded. ok is
 // false when there is none, or when all of them were sent CopiesMax times and the asker
 // does not starve.
 func (s *Spread) Pick(offer, asker piece.Bitmap, exclude []piece.Index, starving bool) (pick piece.Index, ok bool) {
-	best, ties := ^uint16(0), 0
-	if !starving {
-		best = CopiesMax - 1
+	best := CopiesMax
+	if starving {
+		best = math.MaxInt
 	}
 	theirs := asker.Words()
 	for w, set := range offer.Words() {
@@ -43,18 +38,12 @@ func (s *Spread) Pick(offer, asker piece.Bitmap, exclude []piece.Index, starving
 			set &^= theirs[w]
 		}
 		for ; set != 0; set &= set - 1 {
-			i := first(w, set)
-			if s.sent[i] > best || slices.Contains(exclude, i) {
-				continue
-			}
-			if s.sent[i] < best || ties == 0 {
-				best, ties, pick = s.sent[i], 1, i
-			} else if ties++; s.rng.IntN(ties) == 0 {
-				pick = i
+			if i := first(w, set); int(s.sent[i]) < best && !slices.Contains(exclude, i) {
+				best, pick, ok = int(s.sent[i]), i, true
 			}
 		}
 	}
-	return pick, ties > 0
+	return pick, ok
 }
 
 // Sent counts one more copy of piece i on its way out.
