@@ -1,0 +1,427 @@
+// Package httporigin brings content from any web server by one streaming GET.
+//
+// A body is the content's own bytes from the asked offset on, or it ends in an error: what
+// an origin makes of Range, If-Range, length and encoding is checked, never believed. What is
+// secret goes to the host it was given for and to no other. Start at [Origin] for files and
+// at [Client] for what is built on top.
+package httporigin
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/http/httpproxy"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/source"
+)
+
+// Config of a client. The zero value is right for origins on the internet and inside of a
+// company's network.
+type Config struct {
+	// CAFile holds further authorities (PEM) beside the system's. It is read once.
+	CAFile string
+	// CertFile and KeyFile are this client's own certificate, read anew at each handshake,
+	// so that it may be renewed without a restart.
+	CertFile, KeyFile string
+	// Proxy is the URL of a proxy, "direct" for none; empty takes HTTP_PROXY, HTTPS_PROXY and
+	// NO_PROXY from the environment. It is secret because it may hold a password.
+	Proxy secret.String
+
+	// DialTimeout bounds connecting to one address, and the TLS handshake. Default 5 s.
+	DialTimeout time.Duration
+	// HeaderTimeout bounds the wait for an answer's headers; an origin that fetches from
+	// elsewhere first may need long. Default 30 s.
+	HeaderTimeout time.Duration
+	// IdleTimeout bounds the wait for the next byte of a body; a slow reader costs the
+	// origin nothing. Default 30 s.
+	IdleTimeout time.Duration
+	// RedirectsMax is how many redirects are followed. Default 5.
+	RedirectsMax int
+	// ConnectionsMax bounds the connections to one host, 0 for no bound. Each running
+	// download holds one.
+	ConnectionsMax int
+
+	// AllowAddrs are exceptions to the addresses that are never connected to: loopback,
+	// link-local (where clouds keep their metadata services), multicast and unspecified
+	// ones. Whoever may name a URL reaches through this host whatever is allowed here.
+	AllowAddrs []netip.Prefix
+	// Trusted are hosts (host:port) that the operator named himself; they may have any
+	// address.
+	Trusted []string
+
+	// UserAgent is sent where the request has none. Default "darter".
+	UserAgent string
+}
+
+func (c Config) withDefaults() Config {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&c.DialTimeout, 5*time.Second)
+	def(&c.HeaderTimeout, 30*time.Second)
+	def(&c.IdleTimeout, 30*time.Second)
+	if c.RedirectsMax == 0 {
+		c.RedirectsMax = 5
+	}
+	if c.UserAgent == "" {
+		c.UserAgent = "darter"
+	}
+	return c
+}
+
+// headerMax bounds an answer's headers, in bytes.
+const headerMax = 64 << 10
+
+// Client sends requests with the guards of the package. Safe for concurrent use.
+type Client struct {
+	cfg       Config
+	transport *http.Transport
+	guard     *guard
+}
+
+// NewClient builds a client; it connects to nobody. The error names the file or setting that
+// cannot be used.
+func NewClient(cfg Config) (*Client, error) {
+	cfg = cfg.withDefaults()
+	c := &Client{cfg: cfg, guard: &guard{allow: cfg.AllowAddrs, trusted: map[string]bool{}}}
+	for _, h := range cfg.Trusted {
+		c.guard.trusted[strings.ToLower(h)] = true
+	}
+	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12}
+	if cfg.CAFile != "" {
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		pem, err := os.ReadFile(cfg.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading the authorities of origins: %w", err)
+		}
+		if !pool.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("reading the authorities of origins: %s holds no certificate in PEM form", cfg.CAFile)
+		}
+		tlsConfig.RootCAs = pool
+	}
+	if cfg.CertFile != "" || cfg.KeyFile != "" {
+		load := func() (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(cfg.CertFile, cfg.KeyFile)
+			if err != nil {
+				return nil, fmt.Errorf("reading the client certificate %s: %w", cfg.CertFile, err)
+			}
+			return &pair, nil
+		}
+		if _, err := load(); err != nil {
+			return nil, err
+		}
+		tlsConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+	}
+	proxy, err := proxyFunc(cfg.Proxy)
+	if err != nil {
+		return nil, err
+	}
+	// HTTP/1.1 alone: one connection per body, no shared flow control, and half the CPU of
+	// HTTP/2 per byte.
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	c.transport = &http.Transport{
+		Proxy:                  c.guard.watchProxy(proxy),
+		DialContext:            c.guard.dialer(cfg.DialTimeout),
+		TLSClientConfig:        tlsConfig,
+		TLSHandshakeTimeout:    cfg.DialTimeout,
+		ResponseHeaderTimeout:  cfg.HeaderTimeout,
+		MaxResponseHeaderBytes: headerMax,
+		MaxIdleConnsPerHost:    16,
+		MaxConnsPerHost:        cfg.ConnectionsMax,
+		IdleConnTimeout:        90 * time.Second,
+		DisableCompression:     true,
+		Protocols:              protocols,
+		ReadBufferSize:         64 << 10,
+	}
+	return c, nil
+}
+
+func proxyFunc(setting secret.String) (func(*url.URL) (*url.URL, error), error) {
+	switch s := setting.Reveal(); s {
+	case "":
+		return httpproxy.FromEnvironment().ProxyFunc(), nil
+	case "direct":
+		return func(*url.URL) (*url.URL, error) { return nil, nil }, nil
+	default:
+		u, err := url.Parse(s)
+		if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5") {
+			return nil, errors.New(`the proxy for origins is neither "direct" nor an http, https or socks5 URL`)
+		}
+		return func(*url.URL) (*url.URL, error) { return u, nil }, nil
+	}
+}
+
+// CloseIdleConnections ends the connections that no request uses.
+func (c *Client) CloseIdleConnections() { c.transport.CloseIdleConnections() }
+
+// Transport is the client's own, with its guards on addresses; the caller follows no
+// redirects with it.
+func (c *Client) Transport() http.RoundTripper { return c.transport }
+
+// AddrError tells that a host has an address that no request may go to.
+type AddrError struct {
+	Host string
+	Addr netip.Addr
+}
+
+func (e *AddrError) Error() string {
+	return fmt.Sprintf("host %s has the address %s, which is for this machine or its network alone and is not allowed", e.Host, e.Addr)
+}
+
+// special holds what [netip.Addr] has no word for: the metadata services of clouds outside
+// of the link-local range, and "this network" (RFC 791).
+var special = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),
+	netip.MustParsePrefix("192.0.0.192/32"),
+	netip.MustParsePrefix("100.100.100.200/32"),
+	netip.MustParsePrefix("fd00:ec2::254/128"),
+}
+
+// guard refuses addresses.
+type guard struct {
+	allow   []netip.Prefix
+	trusted map[string]bool
+	proxies sync.Map // host:port of proxies that were chosen
+}
+
+func (g *guard) check(host string, addr netip.Addr) error {
+	addr = addr.Unmap().WithZone("")
+	refuse := addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsMulticast() || addr.IsUnspecified()
+	for _, p := range special {
+		refuse = refuse || p.Contains(addr)
+	}
+	for _, p := range g.allow {
+		if p.Contains(addr) {
+			return nil
+		}
+	}
+	if refuse {
+		return &AddrError{Host: host, Addr: addr}
+	}
+	return nil
+}
+
+// checkURL refuses what can be seen without a resolver, since a proxy resolves for itself.
+func (g *guard) checkURL(u *url.URL) error {
+	if g.trusted[hostPort(u)] {
+		return nil
+	}
+	host := strings.ToLower(u.Hostname())
+	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		host = "127.0.0.1"
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return nil
+	}
+	return g.check(u.Hostname(), addr)
+}
+
+func (g *guard) watchProxy(choose func(*url.URL) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
+	return func(req *http.Request) (*url.URL, error) {
+		u, err := choose(req.URL)
+		if u != nil {
+			g.proxies.Store(hostPort(u), true)
+		}
+		return u, err
+	}
+}
+
+// dialer checks each address after it was resolved, so that no name and no redirect leads
+// where an address may not.
+func (g *guard) dialer(timeout time.Duration) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		d := &net.Dialer{Timeout: timeout, KeepAlive: 15 * time.Second}
+		_, proxy := g.proxies.Load(strings.ToLower(addr))
+		if !proxy && !g.trusted[strings.ToLower(addr)] {
+			d.ControlContext = func(_ context.Context, _, resolved string, _ syscall.RawConn) error {
+				ap, err := netip.ParseAddrPort(resolved)
+				if err != nil {
+					return fmt.Errorf("dialing %s: unreadable address %q", addr, resolved)
+				}
+				host, _, _ := net.SplitHostPort(addr)
+				return g.check(host, ap.Addr())
+			}
+		}
+		return d.DialContext(ctx, network, addr)
+	}
+}
+
+// hostPort is a URL's host with its port, lower case.
+func hostPort(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		switch u.Scheme {
+		case "https":
+			port = "443"
+		case "socks5":
+			port = "1080"
+		default:
+			port = "80"
+		}
+	}
+	return strings.ToLower(net.JoinHostPort(u.Hostname(), port))
+}
+
+// Request is a question to an origin.
+type Request struct {
+	// Method is GET when empty, or HEAD.
+	Method string
+	URL    *url.URL
+	// Header goes to the URL's own host (scheme, name and port). Of it only what chooses the
+	// content (Accept, Range, If-Range, User-Agent) goes on to hosts that it redirects to.
+	// Accept-Encoding is always identity.
+	Header http.Header
+	// RoundTripper speaks to the URL's own host, for instance with a token of its own;
+	// nil for the client's transport.
+	RoundTripper http.RoundTripper
+}
+
+// travels are the headers that hold no secret and that any host needs.
+var travels = []string{"Accept", "User-Agent", "Range", "If-Range"}
+
+// Printable is a URL without user info, query and fragment.
+func Printable(u *url.URL) string {
+	clean := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}
+	return clean.String()
+}
+
+// Do sends a request, follows redirects, and returns the last answer whatever its status;
+// the caller closes its body. Errors name method and printable URL and hold no secret.
+func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
+	method := r.Method
+	if method == "" {
+		method = http.MethodGet
+	}
+	fail := func(u *url.URL, err error) error {
+		return fmt.Errorf("%s %s: %w", method, Printable(u), scrub(err))
+	}
+	at, foreign := r.URL, false
+	for hop := 0; ; hop++ {
+		if (at.Scheme != "http" && at.Scheme != "https") || at.Host == "" {
+			return nil, fail(at, errors.New("no http or https URL"))
+		}
+		if err := c.guard.checkURL(at); err != nil {
+			return nil, fail(at, err)
+		}
+		req := &http.Request{Method: method, URL: at, Header: http.Header{}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Host: at.Host}
+		var rt http.RoundTripper = c.transport
+		if foreign {
+			for _, k := range travels {
+				if v := r.Header.Values(k); len(v) > 0 {
+					req.Header[k] = v
+				}
+			}
+		} else {
+			req.Header = r.Header.Clone()
+			if req.Header == nil {
+				req.Header = http.Header{}
+			}
+			if h := req.Header.Get("Host"); h != "" {
+				req.Host = h
+				req.Header.Del("Host")
+			}
+			if r.RoundTripper != nil {
+				rt = r.RoundTripper
+			}
+		}
+		req.Header.Set("Accept-Encoding", "identity")
+		if req.Header.Get("User-Agent") == "" {
+			req.Header.Set("User-Agent", c.cfg.UserAgent)
+		}
+		res, err := rt.RoundTrip(req.WithContext(ctx))
+		if err != nil {
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
+			return nil, fail(at, err)
+		}
+		location := res.Header.Get("Location")
+		if !redirects(res.StatusCode) || location == "" {
+			return res, nil
+		}
+		c.drain(res)
+		next, err := at.Parse(location)
+		switch {
+		case err != nil:
+			return nil, fail(at, fmt.Errorf("%d with an unreadable Location", res.StatusCode))
+		case hop >= c.cfg.RedirectsMax:
+			return nil, fail(at, fmt.Errorf("more than %d redirects", c.cfg.RedirectsMax))
+		case at.Scheme == "https" && next.Scheme != "https":
+			return nil, fail(at, fmt.Errorf("redirect to %s, which is not encrypted", Printable(next)))
+		}
+		// Once a request has left its host it stays a stranger, even when it is sent back:
+		// whoever chose the way back is not who was given the secret.
+		foreign = foreign || next.Scheme != r.URL.Scheme || hostPort(next) != hostPort(r.URL)
+		next.User, next.Fragment = nil, ""
+		at = next
+	}
+}
+
+func redirects(status int) bool {
+	switch status {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		return true
+	}
+	return false
+}
+
+// drainMax bounds what is read of a body that nobody wants, so that its connection can be
+// used again.
+const drainMax = 4 << 10
+
+func (c *Client) drain(res *http.Response) {
+	if res.ContentLength >= 0 && res.ContentLength <= drainMax {
+		stop := time.AfterFunc(c.cfg.DialTimeout, func() { res.Body.Close() })
+		_, _ = io.CopyN(io.Discard, res.Body, res.ContentLength+1)
+		stop.Stop()
+	}
+	res.Body.Close()
+}
+
+// scrub takes the URL out of an error of net/http, since its query may be a signature, and
+// makes every timeout an [os.ErrDeadlineExceeded].
+func scrub(err error) error {
+	var u *url.Error
+	for errors.As(err, &u) {
+		err = u.Err
+	}
+	var timeout net.Error
+	if errors.As(err, &timeout) && timeout.Timeout() && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("%w: %w", err, os.ErrDeadlineExceeded)
+	}
+	return err
+}
+
+// refusal reads an answer that is none into a [source.StatusError] and closes it.
+// abort ends ctx, under which the answer came.
+func (c *Client) refusal(ctx context.Context, abort context.CancelCauseFunc, res *http.Response, method string, u *url.URL) error {
+	b := c.newBody(ctx, abort, res.Body, method, u)
+	defer b.Close()
+	head, err := io.ReadAll(io.LimitReader(b, api.FailureMax))
+	if err != nil {
+		head = nil // half an explanation may not even be valid JSON
+	}
+	return &source.StatusError{Method: method, URL: Printable(u), Status: res.StatusCode, Header: res.Header, Body: head}
+}

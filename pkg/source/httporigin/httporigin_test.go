@@ -1,0 +1,322 @@
+package httporigin_test
+
+import (
+	"compress/gzip"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/source/httporigin"
+	"github.com/darter-io/darter/pkg/source/sourcetest"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func origin(t *testing.T, change func(*httporigin.Config)) *httporigin.Origin {
+	cfg := httporigin.Config{AllowAddrs: []netip.Prefix{sourcetest.Loopback}, HeaderTimeout: sourcetest.Timeout, IdleTimeout: sourcetest.Timeout, Proxy: "direct"}
+	if change != nil {
+		change(&cfg)
+	}
+	o, err := httporigin.New(cfg)
+	require.NoError(t, err)
+	t.Cleanup(o.CloseIdleConnections)
+	return o
+}
+
+func file(u string) task.Spec { return task.Spec{Kind: task.Plain, URL: u} }
+
+func TestAFileOriginKeepsTheContract(t *testing.T) {
+	sourcetest.Run(t, func(t *testing.T, s *sourcetest.Server) sourcetest.Subject {
+		return sourcetest.Subject{Origin: origin(t, nil), Spec: file(s.URL + "/dir/file?signature=" + sourcetest.Secret)}
+	})
+}
+
+func body(t *testing.T, o *httporigin.Origin, spec task.Spec) (string, error) {
+	res, err := o.Open(t.Context(), spec, 0)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	return string(b), err
+}
+
+func serve(t *testing.T, h http.HandlerFunc) *httptest.Server {
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	return s
+}
+
+func TestAURLsPasswordIsSentAndNeverPrinted(t *testing.T) {
+	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if user, password, _ := r.BasicAuth(); user != "alice" || password != "hunter2" || r.Header.Get("X-Token") != "hunter3" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		w.WriteHeader(http.StatusTeapot)
+	})
+	spec := file(strings.Replace(s.URL, "://", "://alice:hunter2@", 1) + "/f?sig=hunter2#hunter2")
+	spec.Header = map[string]secret.String{"x-token": "hunter3", "range": "bytes=5-", "Accept-Encoding": "br"}
+	_, err := body(t, origin(t, nil), spec)
+	var refused *source.StatusError
+	require.ErrorAs(t, err, &refused)
+	assert.Equal(t, http.StatusTeapot, refused.Status)
+	assert.Equal(t, s.URL+"/f", refused.URL)
+	assert.NotContains(t, err.Error(), "hunter")
+	for _, bad := range []string{"ftp://alice:hunter2@host/x", "http://alice:hunter2@/x", "http://alice:hunter2@host:port/", "%zz:hunter2"} {
+		_, err = body(t, origin(t, nil), file(bad))
+		require.Error(t, err)
+		assert.NotContains(t, err.Error(), "hunter2")
+	}
+}
+
+func TestAddressesOfTheMachineAndItsCloudAreRefused(t *testing.T) {
+	s := serve(t, func(http.ResponseWriter, *http.Request) { t.Error("reached") })
+	_, port, err := net.SplitHostPort(s.Listener.Addr().String())
+	require.NoError(t, err)
+	strict := origin(t, func(c *httporigin.Config) { c.AllowAddrs = nil })
+	open := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://169.254.169.254/latest/meta-data", http.StatusFound)
+	})
+	for _, host := range []string{
+		"127.0.0.1", "localhost", "LOCALHOST", "x.localhost", "[::1]", "0.0.0.0", "[::]", "[::ffff:127.0.0.1]", "127.1.2.3",
+		"169.254.169.254", "[fe80::1%25lo]", "[fd00:ec2::254]", "100.100.100.200", "[::ffff:100.100.100.200]", "192.0.0.192", "224.0.0.1",
+	} {
+		_, err := body(t, strict, file("http://"+host+":"+port+"/"))
+		var refused *httporigin.AddrError
+		require.ErrorAs(t, err, &refused, host)
+	}
+	var refused *httporigin.AddrError
+	_, err = body(t, origin(t, nil), file(open.URL))
+	require.ErrorAs(t, err, &refused, "a redirect leads nowhere else than a request")
+	trusting := origin(t, func(c *httporigin.Config) { c.AllowAddrs, c.Trusted = nil, []string{open.Listener.Addr().String()} })
+	_, err = body(t, trusting, file(open.URL))
+	require.ErrorAs(t, err, &refused)
+	assert.Equal(t, "169.254.169.254", refused.Host, "the trusted host itself was reached")
+}
+
+func TestANameIsJudgedByTheAddressItResolvesTo(t *testing.T) {
+	// The system's resolver knows one name of loopback that is no literal and not "localhost".
+	name, err := os.Hostname()
+	require.NoError(t, err)
+	addrs, err := net.DefaultResolver.LookupNetIP(t.Context(), "ip", name)
+	if err != nil || len(addrs) == 0 || !addrs[0].IsLoopback() {
+		t.Skipf("%s resolves to %v, which is not loopback", name, addrs)
+	}
+	_, err = body(t, origin(t, func(c *httporigin.Config) { c.AllowAddrs = nil }), file("http://"+name+":1/"))
+	var refused *httporigin.AddrError
+	require.ErrorAs(t, err, &refused)
+}
+
+func TestRequestsGoThroughTheProxyThatIsConfigured(t *testing.T) {
+	asked := make(chan string, 1)
+	proxy := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.URL.String()
+		assert.Equal(t, "Basic dTpodW50ZXIy", r.Header.Get("Proxy-Authorization"))
+		_, _ = io.WriteString(w, "by proxy")
+	})
+	u := strings.Replace(proxy.URL, "://", "://u:hunter2@", 1)
+	// The proxy is loopback, which nobody else may reach.
+	o := origin(t, func(c *httporigin.Config) { c.AllowAddrs, c.Proxy = nil, secret.String(u) })
+	got, err := body(t, o, file("http://origin.test/file"))
+	require.NoError(t, err)
+	assert.Equal(t, "by proxy", got)
+	assert.Equal(t, "http://origin.test/file", <-asked)
+	_, err = body(t, o, file("http://169.254.169.254/"))
+	require.Error(t, err, "the proxy is no way round the guard")
+
+	t.Setenv("HTTP_PROXY", u)
+	t.Setenv("NO_PROXY", "")
+	got, err = body(t, origin(t, func(c *httporigin.Config) { c.Proxy = "" }), file("http://origin.test/file"))
+	require.NoError(t, err)
+	assert.Equal(t, "by proxy", got)
+
+	_, err = httporigin.New(httporigin.Config{Proxy: "gopher://u:hunter2@x"})
+	require.ErrorContains(t, err, "proxy")
+	assert.NotContains(t, err.Error(), "hunter2")
+}
+
+func TestHTTPSIsVerifiedByTheSystemsAndTheOwnAuthorities(t *testing.T) {
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/plain" {
+			http.Redirect(w, r, "http://plain.test/", http.StatusFound)
+			return
+		}
+		_, _ = io.WriteString(w, r.Proto)
+	}))
+	t.Cleanup(s.Close)
+	_, err := body(t, origin(t, nil), file(s.URL))
+	var unknown x509.UnknownAuthorityError
+	require.ErrorAs(t, err, &unknown)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600))
+	o := origin(t, func(c *httporigin.Config) { c.CAFile = ca })
+	got, err := body(t, o, file(s.URL))
+	require.NoError(t, err)
+	assert.Equal(t, "HTTP/1.1", got)
+	_, err = body(t, o, file(s.URL+"/plain"))
+	require.ErrorContains(t, err, "not encrypted")
+
+	_, err = httporigin.New(httporigin.Config{CAFile: filepath.Join(t.TempDir(), "none")})
+	require.ErrorIs(t, err, os.ErrNotExist)
+	empty := filepath.Join(t.TempDir(), "empty")
+	require.NoError(t, os.WriteFile(empty, nil, 0o600))
+	_, err = httporigin.New(httporigin.Config{CAFile: empty})
+	require.ErrorContains(t, err, "no certificate")
+}
+
+func TestAClientCertificateIsShownAndMayBeRenewed(t *testing.T) {
+	dir := t.TempDir()
+	certFile, keyFile := filepath.Join(dir, "cert"), filepath.Join(dir, "key")
+	write := func(serial int64) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		require.NoError(t, err)
+		template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour)}
+		der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+		require.NoError(t, err)
+		keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+		require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600))
+	}
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, r.TLS.PeerCertificates[0].SerialNumber.String())
+	}))
+	s.StartTLS()
+	s.TLS.ClientAuth = 1 // tls.RequestClientCert, once the server knows its own
+	t.Cleanup(s.Close)
+	ca := filepath.Join(dir, "ca")
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600))
+	_, err := httporigin.New(httporigin.Config{CertFile: certFile, KeyFile: keyFile})
+	require.ErrorIs(t, err, os.ErrNotExist)
+	write(1)
+	o := origin(t, func(c *httporigin.Config) { c.CAFile, c.CertFile, c.KeyFile = ca, certFile, keyFile })
+	for _, serial := range []int64{1, 2} {
+		write(serial)
+		o.CloseIdleConnections()
+		got, err := body(t, o, file(s.URL))
+		require.NoError(t, err)
+		assert.Equal(t, big.NewInt(serial).String(), got)
+	}
+}
+
+func TestAProbeTellsAFilesIdentity(t *testing.T) {
+	content := strings.Repeat("x", 1000)
+	modified := time.Date(2025, 5, 4, 3, 2, 1, 0, time.UTC)
+	good := func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"v1"`)
+		w.Header().Set("Content-Type", "text/x")
+		http.ServeContent(w, r, "", modified, strings.NewReader(content))
+	}
+	whole := httporigin.Info{Length: 1000, MediaType: "text/x", Validator: `"v1"`, Ranges: true}
+	without := func(status int) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodHead {
+				w.WriteHeader(status)
+				return
+			}
+			good(w, r)
+		}
+	}
+	for name, row := range map[string]struct {
+		handle http.HandlerFunc
+		want   httporigin.Info
+	}{
+		"HEAD":                 {good, whole},
+		"no HEAD (405)":        {without(405), whole},
+		"no HEAD (501)":        {without(501), whole},
+		"signed for GET alone": {without(403), whole},
+		"no HEAD, no ranges": {func(w http.ResponseWriter, r *http.Request) {
+			r.Header.Del("Range")
+			without(405)(w, r)
+		}, httporigin.Info{Length: 1000, MediaType: "text/x", Validator: `"v1"`}},
+		"no ETag": {func(w http.ResponseWriter, r *http.Request) {
+			http.ServeContent(w, r, "f.bin", modified, strings.NewReader(content))
+		}, httporigin.Info{Length: 1000, MediaType: "application/octet-stream", Validator: "Sun, 04 May 2025 03:02:01 GMT", Ranges: true}},
+		"no length": {func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/x")
+			_ = http.NewResponseController(w).Flush()
+		}, httporigin.Info{Length: -1, MediaType: "text/x"}},
+		"gzip": {func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/x")
+			w.Header().Set("Content-Encoding", "gzip")
+			w.Header().Set("Accept-Ranges", "bytes")
+			w.Header().Set("Content-Length", "55")
+			if r.Method == http.MethodGet {
+				_ = gzip.NewWriter(w).Close()
+			}
+		}, httporigin.Info{Length: -1, MediaType: "text/x"}},
+		"empty, no HEAD": {func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodHead {
+				w.WriteHeader(405)
+				return
+			}
+			w.Header().Set("ETag", `"e"`)
+			w.Header().Set("Content-Type", "text/x")
+			if r.Header.Get("Range") != "" {
+				w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+				return
+			}
+			w.Header().Set("Content-Length", "0")
+		}, httporigin.Info{MediaType: "text/x", Validator: `"e"`}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := serve(t, row.handle)
+			info, err := origin(t, nil).Probe(t.Context(), file(s.URL+"/f"))
+			require.NoError(t, err)
+			assert.Equal(t, row.want, info)
+		})
+	}
+	t.Run("refusal", func(t *testing.T) {
+		s := serve(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNotFound) })
+		_, err := origin(t, nil).Probe(t.Context(), file(s.URL+"/f?sig=hunter2"))
+		var refused *source.StatusError
+		require.ErrorAs(t, err, &refused)
+		assert.Equal(t, http.StatusNotFound, refused.Status)
+		assert.NotContains(t, err.Error(), "hunter2")
+	})
+	t.Run("signed URL refused for both", func(t *testing.T) {
+		s := serve(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusForbidden) })
+		_, err := origin(t, nil).Probe(t.Context(), file(s.URL))
+		assert.Equal(t, http.StatusForbidden, source.Failure(err).Status)
+	})
+}
+
+func TestPrintableHidesWhatMayBeSecret(t *testing.T) {
+	u, err := url.Parse("https://u:p@h.test:8443/a%20b?q=s#f")
+	require.NoError(t, err)
+	assert.Equal(t, "https://h.test:8443/a%20b", httporigin.Printable(u))
+}
+
+func TestAHandshakeThatTakesTooLongIsATimeout(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	o := origin(t, func(c *httporigin.Config) { c.DialTimeout = 50 * time.Millisecond })
+	_, err = body(t, o, file("https://"+l.Addr().String()))
+	require.Error(t, err)
+	assert.True(t, errors.Is(err, os.ErrDeadlineExceeded), "%v", err)
+	assert.Equal(t, http.StatusGatewayTimeout, source.Failure(err).Status)
+}
