@@ -436,6 +436,32 @@ func TestWhatTheOriginRefusesIsToldInItsOwnWords(t *testing.T) {
 	}
 }
 
+func TestNobodyIsRefusedForTheCredentialsOfAnother(t *testing.T) {
+	layer := blob(10)
+	b := oci.DigestOf(layer)
+	up := &upstreamFunc{answer: registry(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
+	for _, refusals := range []int{1, 2} {
+		opened := 0
+		p := registryproxy.New(registryproxy.Config{Upstream: up, Default: "r.test", Open: func(context.Context, task.Spec) (registryproxy.Content, error) {
+			if opened++; opened <= refusals {
+				return nil, &api.Failure{Status: 401, Message: "the token of another has ended", Header: map[string]string{"WWW-Authenticate": "Bearer x"}}
+			}
+			return &fakeContent{data: layer}, nil
+		}})
+		res := ask(p, http.MethodGet, "/v2/app/blobs/"+string(b), "Authorization", "Bearer mine")
+		if refusals == 1 {
+			assert.Equal(t, string(layer), body(t, res))
+			continue
+		}
+		refusedAs(t, res, http.StatusUnauthorized, "UNAUTHORIZED")
+		assert.Equal(t, "Bearer x", res.Header.Get("WWW-Authenticate"))
+		assert.Equal(t, 2, opened)
+		for _, k := range []string{"ETag", "Docker-Content-Digest", "Accept-Ranges"} {
+			assert.Empty(t, res.Header.Get(k), k)
+		}
+	}
+}
+
 func TestAnUnreachableRegistryIsToldAtOnceWithWhatWasTried(t *testing.T) {
 	up := &upstreamFunc{err: errors.New("dial tcp 192.0.2.1:443: connect: connection refused")}
 	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})

@@ -160,6 +160,10 @@ func (x *exchange) refuse(e *refusal) {
 		body, _ = json.Marshal(errcode.Errors{said})
 	}
 	h := x.w.Header()
+	// What was said of the content is not true of the error.
+	for _, k := range []string{"ETag", "Docker-Content-Digest", "Accept-Ranges"} {
+		h.Del(k)
+	}
 	for k, v := range e.header {
 		h[k] = v
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/task"
@@ -50,6 +51,12 @@ func (x *exchange) serveContent() *refusal {
 		spec.Accept = x.accept()
 	}
 	content, err := x.cfg.Open(x.ctx, spec)
+	var f *api.Failure
+	if errors.As(err, &f) && (f.Status == http.StatusUnauthorized || f.Status == http.StatusForbidden) {
+		// The registry has just consented to this client, so the refusal may be meant for
+		// whoever began the download with credentials that have ended since.
+		content, err = x.cfg.Open(x.ctx, spec)
+	}
 	if err != nil {
 		return x.failed(fmt.Errorf("opening %s: %w", x.t.path(), err))
 	}
