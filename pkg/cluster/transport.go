@@ -1,0 +1,99 @@
+package cluster
+
+import (
+	"context"
+	"log"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+	"golang.org/x/time/rate"
+)
+
+// listen opens the UDP and TCP sockets. One port must be free for both, so a port drawn by
+// the kernel for one may need a few tries.
+func listen(bind netip.AddrPort, logger *log.Logger) (*memberlist.NetTransport, error) {
+	for try := 1; ; try++ {
+		t, err := memberlist.NewNetTransport(&memberlist.NetTransportConfig{
+			BindAddrs: []string{bind.Addr().String()}, BindPort: int(bind.Port()), Logger: logger,
+		})
+		if err == nil || bind.Port() != 0 || try == 10 {
+			return t, err
+		}
+	}
+}
+
+// transport is memberlist's own, whose connections end with a context: a host that shuts
+// down waits for no silent one.
+type transport struct {
+	*memberlist.NetTransport
+	ctx context.Context
+}
+
+func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
+	return t.DialAddressTimeout(memberlist.Address{Addr: addr}, timeout)
+}
+
+func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	d := net.Dialer{Timeout: timeout}
+	c, err := d.DialContext(t.ctx, "tcp", a.Addr)
+	if err != nil {
+		return nil, err
+	}
+	return &boundConn{c, context.AfterFunc(t.ctx, func() { c.Close() })}, nil
+}
+
+type boundConn struct {
+	net.Conn
+	forget func() bool
+}
+
+func (c *boundConn) Close() error {
+	c.forget()
+	return c.Conn.Close()
+}
+
+// bridge turns memberlist's log lines into slog's. A stranger on the gossip port can make
+// it write a line a packet, so lines beyond a rate are counted instead.
+type bridge struct {
+	log     *slog.Logger
+	limit   *rate.Limiter
+	dropped int
+}
+
+func newBridge(l *slog.Logger) *bridge {
+	return &bridge{log: l, limit: rate.NewLimiter(rate.Every(time.Second), 20)}
+}
+
+// levels are those of this program. Memberlist calls an error what a single lost packet or a
+// stranger can cause; nothing of that is for an operator to repair at once.
+var levels = map[string]slog.Level{
+	"[ERR]": slog.LevelWarn, "[WARN]": slog.LevelInfo, "[INFO]": slog.LevelDebug, "[DEBUG]": slog.LevelDebug,
+}
+
+// Write takes one line; log.Logger never calls it twice at once.
+func (b *bridge) Write(p []byte) (int, error) {
+	line := strings.TrimSpace(string(p))
+	tag, text, _ := strings.Cut(line, " ")
+	level, known := levels[tag]
+	if !known {
+		level, text = slog.LevelInfo, line
+	}
+	if !b.log.Enabled(context.Background(), level) {
+		return len(p), nil
+	}
+	if level > slog.LevelDebug && !b.limit.Allow() {
+		b.dropped++
+		return len(p), nil
+	}
+	attrs := []any{"text", strings.TrimPrefix(text, "memberlist: ")}
+	if b.dropped > 0 {
+		attrs = append(attrs, "dropped", b.dropped)
+		b.dropped = 0
+	}
+	b.log.Log(context.Background(), level, "memberlist speaks", attrs...)
+	return len(p), nil
+}
