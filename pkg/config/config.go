@@ -62,6 +62,17 @@ func (f *Form) Bind(fs *pflag.FlagSet) {
 	}
 }
 
+// Flags lists the names of the settings' flags.
+func (f *Form) Flags() []string {
+	names := []string{}
+	for _, s := range f.settings {
+		if !s.noFlag {
+			names = append(names, s.flag())
+		}
+	}
+	return names
+}
+
 // Load fills the target: defaults first, then the YAML file, the variables of environ
 // (as [os.Environ] returns them) and the flags that were given, each one overriding those
 // before it. A list is overridden as a whole. The error says what to do, in lines that may
@@ -177,6 +188,12 @@ func (f *Form) Load(environ []string) error {
 		return v.Validate()
 	}
 	return nil
+}
+
+// Again is a form for the same program and the same flags, to read the file and the
+// environment anew into another target.
+func (f *Form) Again(target any) *Form {
+	return &Form{program: f.program, settings: settingsOf(target), target: target, flags: f.flags, path: f.path}
 }
 
 // Print writes the settings as [Form.Load] left them, as a YAML file that can be read

@@ -16,6 +16,7 @@ func init() {
 		"Dfget.Application":       "Names who downloads, and keeps files apart as a tag does.",
 		"Dfget.Daemon":            "The local API of the dfdaemon to download through.",
 		"Dfget.Digest":            "What the whole file must hash to: sha256: or sha512: and hex digits. What\ndoes not match is deleted.",
+		"Dfget.Direct":            "Downloads from the origin itself, without a dfdaemon.",
 		"Dfget.Header":            "Sent to the origin, as in -H \"Name: value\"; may be repeated.",
 		"Dfget.IgnoreQuery":       "Query parameters that only sign a request, besides those that the\ndaemon knows.",
 		"Dfget.LimitRate":         "The most that is written per second; the daemon may fetch faster.",

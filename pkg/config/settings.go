@@ -316,6 +316,8 @@ type Dfget struct {
 	Output string `key:"output" short:"o"`
 	// Daemon is the local API of the dfdaemon to download through.
 	Daemon Address `key:"daemon" default:"127.0.0.1:65003"`
+	// Direct downloads from the origin itself, without a dfdaemon.
+	Direct bool `key:"direct" default:"false"`
 	// Digest is what the whole file must hash to: sha256: or sha512: and hex digits. What
 	// does not match is deleted.
 	Digest string `key:"digest"`

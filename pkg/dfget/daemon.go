@@ -73,7 +73,7 @@ func (d *daemon) silent(j *job, offset int64, err error) error {
 		err = wrapped.Err // without the long URL of the request
 	}
 	return &Error{Code: NoDaemon, again: offset > 0, Err: fmt.Errorf("%s: no dfdaemon answers at %s (%w)\n"+
-		"start one on this machine with: dfdaemon\nor name another one's local API with --daemon HOST:PORT",
+		"start one on this machine with: dfdaemon\nor name another one's local API with --daemon HOST:PORT, or download without one with --direct",
 		j.meter.url, d.set.Daemon, err)}
 }
 
@@ -167,3 +167,5 @@ func (d *daemon) progress(ctx context.Context, _ *job, identity string) (shares,
 	}
 	return shares{s.Received}, true
 }
+
+func (d *daemon) close() { d.client.CloseIdleConnections() }

@@ -94,7 +94,14 @@ func (g *Getter) Run(ctx context.Context) error {
 	if err != nil {
 		return &Error{Code: Usage, Err: err}
 	}
-	g.source = newDaemon(g.cfg)
+	if g.cfg.Settings.Direct {
+		if g.source, err = newDirect(g.cfg); err != nil {
+			return &Error{Code: Failed, Err: err}
+		}
+	} else {
+		g.source = newDaemon(g.cfg)
+	}
+	defer g.source.close()
 	if d := g.cfg.Settings.Timeout; d > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, d, &Error{Code: Timeout, Err: fmt.Errorf("not done within %s (--timeout); what is there is kept for the next try", d)})
@@ -362,6 +369,8 @@ type fetcher interface {
 	// progress tells where the bytes of a download came from so far; ok is false where
 	// nobody knows.
 	progress(ctx context.Context, j *job, identity string) (s shares, ok bool)
+	// close gives back idle connections.
+	close()
 }
 
 // answer is content that has begun to come.

@@ -326,7 +326,7 @@ func TestWithoutADaemonTheErrorSaysWhatToDo(t *testing.T) {
 	require.Error(t, err)
 	assert.Equal(t, dfget.NoDaemon, dfget.ExitCode(err))
 	assert.ErrorContains(t, err, "start one on this machine with: dfdaemon")
-	assert.ErrorContains(t, err, "--daemon HOST:PORT")
+	assert.ErrorContains(t, err, "--direct")
 	holds(t, dir, map[string][]byte{})
 }
 
@@ -543,4 +543,46 @@ func TestTheRateIsLimited(t *testing.T) {
 	// A quarter of a MiB goes at once; the rest takes a quarter of a second.
 	assert.GreaterOrEqual(t, time.Since(started), 240*time.Millisecond)
 	holds(t, dir, map[string][]byte{"model.bin": f.content})
+}
+
+func TestWithoutADaemonAFileComesDirectlyAndResumesToo(t *testing.T) {
+	content := bytes.Repeat([]byte("direct "), 100_000)
+	var mu sync.Mutex
+	var asked []*http.Request
+	etag, cut := `"v1"`, 300_000
+	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		asked = append(asked, r)
+		if r.Header.Get("X-Word") != "sesame" {
+			http.Error(w, "say the word", http.StatusForbidden)
+			return
+		}
+		w.Header().Set("ETag", etag)
+		if cut > 0 {
+			w.Header().Set("Content-Length", strconv.Itoa(len(content)))
+			_, _ = w.Write(content[:cut])
+			cut = 0
+			panic(http.ErrAbortHandler)
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
+	}))
+	defer origin.Close()
+	dir := t.TempDir()
+	run := func(name, word string, retries int) error {
+		return dfget.New(dfget.Config{URLs: []string{origin.URL + "/x"}, Backoff: time.Millisecond, Settings: settings(t, nil, func(s *config.Dfget) {
+			s.Direct, s.Output, s.Retries = true, filepath.Join(dir, name), retries
+			s.Header = []config.Header{{Name: "X-Word", Value: secret.String(word)}}
+		})}).Run(t.Context())
+	}
+	require.NoError(t, run("a", "sesame", 3))
+	assert.Equal(t, "bytes=300000-", asked[1].Header.Get("Range"))
+	holds(t, dir, map[string][]byte{"a": content})
+	assert.Equal(t, dfget.Denied, dfget.ExitCode(run("b", "guess", 3)))
+
+	cut = 300_000
+	assert.Equal(t, dfget.Unreachable, dfget.ExitCode(run("a", "sesame", 0)), "the part is kept")
+	etag, content = `"v2"`, []byte("the new version")
+	require.NoError(t, run("a", "sesame", 0), "it has changed since: from the start")
+	holds(t, dir, map[string][]byte{"a": content})
 }

@@ -1,0 +1,96 @@
+package dfget
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/source/httporigin"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// direct fetches from the origin itself.
+type direct struct {
+	origin *httporigin.Origin
+	set    config.Dfget
+}
+
+func newDirect(cfg Config) (*direct, error) {
+	o, err := httporigin.New(httporigin.Config{
+		// The user could reach every address without us.
+		AllowAddrs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")},
+		UserAgent:  "dfget/" + config.Version(),
+	})
+	return &direct{o, cfg.Settings}, err
+}
+
+func (d *direct) fetch(ctx context.Context, j *job, offset int64, identity string) (*answer, error) {
+	spec := task.Spec{Kind: task.Plain, URL: j.url.String(), Authorization: j.auth, Header: map[string]secret.String{}}
+	for _, h := range d.set.Header {
+		if h.Name == "Authorization" {
+			spec.Authorization = h.Value
+			continue
+		}
+		spec.Header[h.Name] = h.Value
+	}
+	var known bool
+	if spec.Validator, spec.Length, known = version(identity); !known || spec.Validator == "" {
+		offset = 0 // nobody could tell whether it is still the same file
+	}
+	a, err := d.open(ctx, spec, offset)
+	var changed *source.ChangedError
+	if errors.As(err, &changed) && offset > 0 {
+		spec.Validator, spec.Length = "", 0
+		a, err = d.open(ctx, spec, 0)
+	}
+	if err != nil {
+		return nil, refusedBy(j, err)
+	}
+	return a, nil
+}
+
+func (d *direct) open(ctx context.Context, spec task.Spec, offset int64) (*answer, error) {
+	if spec.Length > 0 && offset == spec.Length {
+		offset-- // a range of nothing cannot be asked for; one byte comes again
+	}
+	res, err := d.origin.Open(ctx, spec, offset)
+	if err != nil {
+		return nil, err
+	}
+	return &answer{body: res.Body, offset: offset, length: res.Length, identity: fmt.Sprintf("direct %d %s", res.Length, res.Validator)}, nil
+}
+
+// version reads the identity of a file that was fetched directly.
+func version(identity string) (validator string, length int64, ok bool) {
+	rest, ok := strings.CutPrefix(identity, "direct ")
+	number, validator, _ := strings.Cut(rest, " ")
+	length, err := strconv.ParseInt(number, 10, 64)
+	return validator, max(length, 0), ok && err == nil
+}
+
+func refusedBy(j *job, err error) error {
+	out := &Error{Code: Unreachable, again: true, Err: fmt.Errorf("%s: %w", j.meter.url, err)}
+	var refused *source.StatusError
+	var unusable *httporigin.AnswerError
+	var changed *source.ChangedError
+	switch {
+	case errors.As(err, &refused):
+		out.Code, out.again = codeOf(refused.Status)
+	case errors.As(err, &changed):
+		out.Code, out.again = Changed, false
+	case errors.As(err, &unusable):
+		out.Code, out.again = Failed, false
+	}
+	return out
+}
+
+// progress knows one source only.
+func (d *direct) progress(context.Context, *job, string) (shares, bool) { return shares{}, false }
+
+func (d *direct) close() { d.origin.CloseIdleConnections() }
