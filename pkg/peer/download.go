@@ -393,8 +393,10 @@ func (d *Download) request(now time.Time) {
 			return
 		}
 		l := d.links[r.From]
-		l.expect(&inbound{index: r.Piece, any: r.Any, asked: now})
-		l.since = now
+		if l.expecting() == 0 {
+			l.since = now
+		}
+		l.expect(&inbound{index: r.Piece, any: r.Any})
 		if r.Any {
 			l.send(wire.Message{Type: wire.AnyMessage, Any: &wire.Any{Exclude: r.Exclude, Starving: r.Starving}})
 		} else {
@@ -425,9 +427,6 @@ func (d *Download) store(i piece.Index, data []byte) error {
 
 // arrived ends a request whose piece came.
 func (d *Download) arrived(l *link, in *inbound, err error) {
-	if in.dropped {
-		return
-	}
 	d.pick.Done(l.n, in.index)
 	var bad *piece.DigestError
 	switch {
@@ -487,12 +486,17 @@ func (d *Download) got(i piece.Index, from *link) {
 	d.lastGot, d.lastUse = now, now
 	d.lonelySince = time.Time{}
 	for _, l := range d.links {
-		if in := l.unexpect(func(in *inbound) bool { return !in.any && in.index == i }); in != nil {
-			d.pick.Done(l.n, i)
-			l.send(wire.Message{Type: wire.Cancel, Index: i, Length: size})
-		}
+		d.drop(l, i)
 	}
 	d.publish(i)
+}
+
+// drop cancels what was asked of a neighbour and came from elsewhere.
+func (d *Download) drop(l *link, i piece.Index) {
+	if l.drop(i) {
+		d.pick.Done(l.n, i)
+		l.send(wire.Message{Type: wire.Cancel, Index: i, Length: d.ledger.replica.Facts().Layout().Size(i)})
+	}
 }
 
 func (d *Download) count(which func(*counters) *atomic.Int64, n int64) {
@@ -614,7 +618,8 @@ func (d *Download) addLink(c *wire.Conn, initiated bool, h host.ID) error {
 		}
 		// Both dialled at once: both keep the connection that the lower name dialled.
 		lower := string(self[:]) < string(other[:])
-		if initiated == lower && l.initiated != initiated {
+		// Who dials us again has lost its old connection, though we have not seen it end.
+		if initiated == lower && l.initiated != initiated || !initiated && !l.initiated {
 			l.close(errTwice)
 			break
 		}
@@ -622,7 +627,8 @@ func (d *Download) addLink(c *wire.Conn, initiated bool, h host.ID) error {
 	}
 	l := newLink(d, c, initiated)
 	d.takeOffer() // a peer that the owner sent here must find a seed, not a bystander
-	l.n, l.host, l.idleFrom, l.since = d.nextLink, h, time.Now(), time.Now()
+	now := time.Now()
+	l.n, l.host, l.born, l.idleFrom, l.since = d.nextLink, h, now, now, now
 	d.nextLink++
 	d.links[l.n] = l
 	d.e.stats.links.Add(1)
@@ -700,10 +706,11 @@ func (d *Download) handle(l *link, m wire.Message) {
 	known := d.pick != nil
 	switch m.Type {
 	case wire.HelloMessage:
-		if l.host = m.Hello.Host; l.host == d.e.cfg.Host.ID {
-			l.close(errSelf)
+		if h := m.Hello.Host; h != "" && h.PeerID() != l.conn.PeerID() {
+			l.close(fmt.Errorf("%w: it is another host in its hello than in its handshake", wire.ErrProtocol))
 			return
 		}
+		l.host = m.Hello.Host
 		l.seed, l.helloed = m.Hello.Seed, true
 		if d.pick != nil {
 			d.pick.SetSeed(l.n, l.seed)
@@ -733,13 +740,9 @@ func (d *Download) handle(l *link, m wire.Message) {
 	case wire.AnyMessage:
 		d.serveAny(l, *m.Any)
 	case wire.Cancel:
-		l.cancel(m.Index, m.Begin)
-	case wire.BusyMessage:
-		d.refused(l, *m.Busy)
-	case wire.Reject:
-		if in := l.unexpect(func(in *inbound) bool { return !in.any && in.index == m.Index }); in != nil {
-			d.pick.Done(l.n, m.Index)
-			d.pick.Lacks(l.n, m.Index)
+		if j := l.cancel(m.Index, m.Begin); j != nil {
+			d.unserved(l, j)
+			l.send(wire.Message{Type: wire.Reject, Index: j.index, Begin: j.begin, Length: j.end - j.begin})
 		}
 	case wire.FailMessage:
 		if l.seed && !d.complete && !d.seeding {
@@ -756,28 +759,41 @@ func (d *Download) handle(l *link, m wire.Message) {
 	}
 }
 
-func (d *Download) refused(l *link, b wire.Busy) {
-	isAny := b.Index == wire.BusyAny
-	in := l.unexpect(func(in *inbound) bool { return in.any == isAny && (isAny || in.index == b.Index) && in.got == 0 })
-	if in == nil {
+// rejected ends a request that was told to have no answer.
+func (d *Download) rejected(l *link, in *inbound) {
+	if d.links[l.n] != l || in == nil || in.dropped {
+		return
+	}
+	d.pick.Done(l.n, in.index)
+	d.pick.Lacks(l.n, in.index)
+}
+
+// refused ends a request that the neighbour has no slot for.
+func (d *Download) refused(l *link, in *inbound, asked time.Duration) {
+	if d.links[l.n] != l || in == nil || in.dropped {
 		return
 	}
 	d.e.stats.busyGot.Add(1)
-	if isAny {
+	if in.any {
 		d.pick.Refused(l.n)
 	} else {
-		d.pick.Done(l.n, b.Index)
+		d.pick.Done(l.n, in.index)
 	}
 	// Half a piece-time, give or take half of it, so that those who were refused at once
 	// do not come back at once.
 	delay := min(max(d.pieceTime/4+d.jitter(d.pieceTime/2), busyMin), busyMax)
-	d.pick.Busy(l.n, time.Now().Add(max(delay, b.Delay)))
+	d.pick.Busy(l.n, time.Now().Add(max(delay, asked)))
 }
 
 // bound notes which piece an any-request turned out to be.
-func (d *Download) bound(l *link, i piece.Index) {
-	if d.links[l.n] == l {
-		d.pick.Bound(l.n, i)
+func (d *Download) bound(l *link, in *inbound) {
+	if d.links[l.n] != l {
+		return
+	}
+	in.told = true
+	d.pick.Bound(l.n, in.index)
+	if d.pick.Have().Has(in.index) {
+		d.drop(l, in.index) // it came from elsewhere before this was told
 	}
 }
 
@@ -796,7 +812,7 @@ func (d *Download) serve(l *link, m wire.Message) {
 	}
 	if !d.e.slots.TryAcquire() {
 		d.e.stats.busySent.Add(1)
-		l.send(wire.Message{Type: wire.BusyMessage, Busy: &wire.Busy{Index: m.Index, Begin: m.Begin}})
+		l.send(wire.Message{Type: wire.BusyMessage, Busy: &wire.Busy{Index: m.Index, Begin: m.Begin}, Length: m.Length})
 		return
 	}
 	d.begin(l, &job{index: m.Index, begin: m.Begin, next: m.Begin, end: m.Begin + m.Length})
@@ -825,7 +841,15 @@ func (d *Download) begin(l *link, j *job) {
 	d.prove(l, j.index)
 	l.sending++
 	d.lastUse = time.Now()
-	l.serve(j)
+	if !l.serve(j) {
+		d.unserved(l, j)
+	}
+}
+
+// unserved ends a job that was never begun.
+func (d *Download) unserved(l *link, j *job) {
+	d.e.slots.Release()
+	d.served(l, j, false)
 }
 
 // served ends a job.
@@ -846,6 +870,11 @@ func (d *Download) unlink(l *link, err error) {
 	if d.pick != nil {
 		d.pick.Leave(l.n)
 	}
+	for _, other := range d.links {
+		if other.conn.PeerID() == l.conn.PeerID() {
+			return // one of two connections to the same host: it is not gone
+		}
+	}
 	var timeout net.Error
 	if errors.Is(err, wire.ErrProtocol) || errors.Is(err, errStalled) || errors.As(err, &timeout) && timeout.Timeout() {
 		d.log.Info("peer left", "host", l.host, "addr", l.conn.RemoteAddr(), "error", err)
@@ -853,24 +882,26 @@ func (d *Download) unlink(l *link, err error) {
 		return
 	}
 	d.log.Debug("peer gone", "host", l.host, "addr", l.conn.RemoteAddr(), "error", err)
-	if l.host != "" && !d.complete {
+	if err != nil && l.host != "" && !d.complete {
 		d.silent = append(d.silent, l.host)
 	}
 }
 
 // watch leaves parents that send nothing and closes connections that nobody needs.
 func (d *Download) watch(now time.Time) {
+	active := d.active()
 	for _, l := range d.links {
-		if d.pick == nil {
-			break
-		}
+		expecting := l.expecting()
 		switch received := l.conn.Received(); {
-		case received != l.received, l.expecting() == 0:
+		case received != l.received, expecting == 0:
 			l.received, l.since = received, now
 		case now.Sub(l.since) > d.e.cfg.Stall:
 			l.close(fmt.Errorf("%w for %s", errStalled, d.e.cfg.Stall))
 		}
-		if l.sending > 0 || l.expecting() > 0 {
+		if !l.helloed && now.Sub(l.born) > wire.HandshakeTimeout {
+			l.close(fmt.Errorf("%w: no extension handshake", errStalled))
+		}
+		if l.sending > 0 || expecting > 0 || active {
 			l.idleFrom = now
 		}
 		if d.complete && l.have.Len() > 0 && l.have.Full() && l.sending == 0 || now.Sub(l.idleFrom) > d.e.cfg.Idle {

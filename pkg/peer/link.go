@@ -31,9 +31,10 @@ type link struct {
 
 	// The loop owns these.
 	host     host.ID // empty until its Hello
-	helloed  bool    // its Hello came, so it can be told more than BEP 3 knows
-	seed     bool    // it chooses the pieces it sends
-	bits     []bool  // its bitfield, until the facts are known
+	born     time.Time
+	helloed  bool   // its Hello came, so it can be told more than BEP 3 knows
+	seed     bool   // it chooses the pieces it sends
+	bits     []bool // its bitfield, until the facts are known
 	hasAll   bool
 	haves    []piece.Index
 	have     piece.Bitmap // what it has, once the facts are known
@@ -47,13 +48,14 @@ type link struct {
 	mu      sync.Mutex
 	out     []wire.Message
 	jobs    []*job
-	pending []*inbound
+	pending []*inbound // in the order asked; the loop adds, the reading goroutine removes
 	closed  bool
-	// draining closes the connection once everything queued is out.
-	draining bool
-	err      error
-	wake     chan struct{}
-	// received and since tell when the last byte came; the loop owns them.
+	// draining ends the connection once everything queued is out; mute says that nothing
+	// goes out any more, so that a job which comes now must not wait for its turn.
+	draining, mute bool
+	err            error
+	wake           chan struct{}
+	// received and since tell when the last byte of a piece came; the loop owns them.
 	received int64
 	since    time.Time
 }
@@ -67,34 +69,55 @@ type job struct {
 	started, dropped bool
 }
 
-// inbound is a request of ours that is being answered.
+// inbound is a request of ours that is being answered. Every request has one end: its last
+// block, a reject or a busy. A request that was cancelled waits for its end, too: else its
+// late blocks would be taken for the answer to an any-request.
 type inbound struct {
+	// The link's mu guards these.
 	index   piece.Index
 	any     bool // not bound to a piece yet
-	asked   time.Time
-	buf     []byte
-	got     int64
-	dropped bool // its bytes are read and thrown away
+	dropped bool // cancelled: its bytes are read and thrown away
+
+	told bool // the loop knows index; it owns this
+
+	// The reading goroutine owns these.
+	buf []byte
+	got int64
 }
 
 func newLink(d *Download, c *wire.Conn, initiated bool) *link {
 	return &link{d: d, conn: c, initiated: initiated, runs: make(map[int]bool), wake: make(chan struct{}, 1)}
 }
 
+// queueMax bounds how many messages wait for a peer that does not read: more haves than
+// the largest content that is likely has pieces.
+const queueMax = 1 << 17
+
 // send queues messages; it never blocks.
 func (l *link) send(ms ...wire.Message) {
 	l.mu.Lock()
-	l.out = append(l.out, ms...)
+	full := len(l.out)+len(ms) > queueMax
+	if !full && !l.mute {
+		l.out = append(l.out, ms...)
+	}
 	l.mu.Unlock()
+	if full {
+		l.close(fmt.Errorf("%w: it reads nothing", errStalled))
+	}
 	l.poke()
 }
 
-// serve queues a job behind the messages queued before it.
-func (l *link) serve(j *job) {
+// serve queues a job behind the messages queued before it, or reports that the connection
+// is over: then the job is still the caller's to end.
+func (l *link) serve(j *job) bool {
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.mute {
+		return false
+	}
 	l.jobs = append(l.jobs, j)
-	l.mu.Unlock()
 	l.poke()
+	return true
 }
 
 func (l *link) poke() {
@@ -119,13 +142,28 @@ func (l *link) hurry() {
 
 // expect notes a request before it is sent.
 func (l *link) expect(in *inbound) {
+	in.told = !in.any
 	l.mu.Lock()
 	l.pending = append(l.pending, in)
 	l.mu.Unlock()
 }
 
-// unexpect takes a request back; its bytes, should they come, are thrown away.
-func (l *link) unexpect(match func(*inbound) bool) *inbound {
+// drop cancels the request for piece i, if the loop knows of one: its bytes, should they
+// come, are thrown away.
+func (l *link) drop(i piece.Index) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, in := range l.pending {
+		if in.told && !in.dropped && in.index == i {
+			in.dropped = true
+			return true
+		}
+	}
+	return false
+}
+
+// settle removes the oldest request that matches: its end has come.
+func (l *link) settle(match func(*inbound) bool) *inbound {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	at := slices.IndexFunc(l.pending, match)
@@ -133,15 +171,22 @@ func (l *link) unexpect(match func(*inbound) bool) *inbound {
 		return nil
 	}
 	in := l.pending[at]
-	in.dropped = true
 	l.pending = slices.Delete(l.pending, at, at+1)
+	l.d.e.buffers.put(in.buf)
+	in.buf = nil
 	return in
 }
 
-func (l *link) expecting() int {
+// expecting is how many requests wait for their pieces.
+func (l *link) expecting() (n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.pending)
+	for _, in := range l.pending {
+		if !in.dropped {
+			n++
+		}
+	}
+	return n
 }
 
 // close ends both goroutines; the loop hears of it from the reading one.
@@ -151,10 +196,29 @@ func (l *link) close(err error) {
 		l.mu.Unlock()
 		return
 	}
-	l.closed, l.err = true, err
+	if l.closed = true; !l.mute {
+		l.err = err
+	}
 	l.mu.Unlock()
 	l.conn.Close()
 	l.poke()
+}
+
+// hangUp ends the writing half. The reading one goes on for a moment, because the other
+// side's last words, why it failed or what it revokes, may be on their way.
+func (l *link) hangUp(err error) {
+	l.mu.Lock()
+	if !l.closed {
+		l.err = err
+	}
+	l.mute = true
+	jobs := l.jobs
+	l.jobs, l.out = nil, nil
+	l.mu.Unlock()
+	for _, j := range jobs {
+		l.end(j, false)
+	}
+	l.conn.HangUp(drainTimeout)
 }
 
 // run reads until the connection ends, and waits for the writing goroutine.
@@ -192,6 +256,13 @@ func (l *link) read() error {
 			if err != nil {
 				return err
 			}
+		case wire.Reject:
+			in := l.settle(func(in *inbound) bool { return !in.any && in.index == m.Index })
+			l.d.post(func() { l.d.rejected(l, in) })
+		case wire.BusyMessage:
+			isAny := m.Busy.Index == wire.BusyAny
+			in := l.settle(func(in *inbound) bool { return in.any == isAny && (isAny || in.index == m.Busy.Index) })
+			l.d.post(func() { l.d.refused(l, in, m.Busy.Delay) })
 		default:
 			l.d.post(func() { l.d.handle(l, m) })
 		}
@@ -201,27 +272,29 @@ func (l *link) read() error {
 // receive takes one block. A piece is complete when its last block came: it is hashed and
 // stored here, so that the loop never waits for a disk.
 func (l *link) receive(m wire.Message) error {
-	in := l.bind(m)
+	in, dropped := l.bind(m)
 	if in == nil {
-		return nil // cancelled or never asked for; Next skips the payload
+		return nil // never asked for; Next skips the payload
 	}
 	size := l.d.ledger.replica.Facts().Layout().Size(in.index)
 	if m.Begin != in.got || m.Begin+m.Length > size {
 		return fmt.Errorf("%w: block [%d, %d) of piece %d where %d was due", wire.ErrProtocol, m.Begin, m.Begin+m.Length, in.index, in.got)
 	}
-	if in.buf == nil {
-		in.buf = l.d.e.buffers.get(size)
+	if !dropped {
+		if in.buf == nil {
+			in.buf = l.d.e.buffers.get(size)
+		}
+		if err := l.conn.ReadPayload(in.buf[in.got : in.got+m.Length]); err != nil {
+			return err
+		}
 	}
-	if err := l.conn.ReadPayload(in.buf[in.got : in.got+m.Length]); err != nil {
-		return err
-	}
-	in.got += m.Length
-	if in.got < size {
+	if in.got += m.Length; in.got < size {
 		return nil
 	}
 	l.mu.Lock()
 	l.pending = slices.DeleteFunc(l.pending, func(o *inbound) bool { return o == in })
-	dropped := in.dropped
+	// Cancelled in its first block or later: a gap may be in the buffer.
+	dropped = dropped || in.dropped
 	l.mu.Unlock()
 	var err error
 	if !dropped {
@@ -229,51 +302,52 @@ func (l *link) receive(m wire.Message) error {
 	}
 	l.d.e.buffers.put(in.buf)
 	in.buf = nil
-	l.d.post(func() { l.d.arrived(l, in, err) })
+	if !dropped {
+		l.d.post(func() { l.d.arrived(l, in, err) })
+	}
 	return nil
 }
 
-// bind finds the request that a block answers. The first block of a piece that was not
-// asked for by name answers the oldest any-request.
-func (l *link) bind(m wire.Message) *inbound {
+// bind finds the request that a block answers, and whether it was cancelled. The first
+// block of a piece that was not asked for by name answers the oldest any-request.
+func (l *link) bind(m wire.Message) (in *inbound, dropped bool) {
 	if !l.d.ledger.hasFacts() || int(m.Index) >= l.d.ledger.replica.Facts().Layout().Count() {
-		return nil
+		return nil, false
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	for _, in := range l.pending {
 		if !in.any && in.index == m.Index {
-			return in
+			dropped = in.dropped
+			l.mu.Unlock()
+			return in, dropped
 		}
 	}
-	if m.Begin != 0 {
-		return nil
+	at := slices.IndexFunc(l.pending, func(in *inbound) bool { return in.any })
+	if at < 0 || m.Begin != 0 {
+		l.mu.Unlock()
+		return nil, false
 	}
-	for _, in := range l.pending {
-		if in.any {
-			in.any, in.index = false, m.Index
-			l.d.post(func() { l.d.bound(l, m.Index) })
-			return in
-		}
-	}
-	return nil
+	in = l.pending[at]
+	in.any, in.index = false, m.Index
+	l.mu.Unlock()
+	l.d.post(func() { l.d.bound(l, in) })
+	return in, false
 }
 
 func (l *link) write() {
-	defer l.abandon()
 	for {
 		<-l.wake
 		for {
 			out, j, ok := l.take()
 			if !ok {
-				l.close(nil)
+				l.hangUp(nil)
 				return
 			}
 			if len(out) == 0 && j == nil {
 				break
 			}
 			if err := l.writeSome(out, j); err != nil {
-				l.close(err)
+				l.hangUp(err)
 				return
 			}
 		}
@@ -344,7 +418,11 @@ func (l *link) isDropped(j *job) bool {
 }
 
 func (l *link) finish(j *job, corked, sent bool) error {
-	err := l.conn.Flush()
+	var err error
+	if !sent {
+		err = l.conn.Send(wire.Message{Type: wire.Reject, Index: j.index, Begin: j.begin, Length: j.end - j.begin})
+	}
+	err = errors.Join(err, l.conn.Flush())
 	if corked {
 		l.conn.Cork(false)
 	}
@@ -355,39 +433,28 @@ func (l *link) finish(j *job, corked, sent bool) error {
 	return err
 }
 
-// end gives a job's slot back.
+// end gives a job's slot back. The loop itself must not call it: it would wait for itself.
 func (l *link) end(j *job, sent bool) {
 	l.d.e.slots.Release()
 	l.d.post(func() { l.d.served(l, j, sent) })
 }
 
-// abandon ends every job of a connection that is over.
-func (l *link) abandon() {
+// cancel cuts a job at its next block. One that was not begun it returns: it is out of
+// the queue, and the caller's to end.
+func (l *link) cancel(index piece.Index, begin int64) *job {
 	l.mu.Lock()
-	jobs := l.jobs
-	l.jobs = nil
-	l.mu.Unlock()
-	for _, j := range jobs {
-		l.end(j, false)
-	}
-}
-
-// cancel drops a job, or cuts it at its next block.
-func (l *link) cancel(index piece.Index, begin int64) {
-	l.mu.Lock()
+	defer l.mu.Unlock()
 	at := slices.IndexFunc(l.jobs, func(j *job) bool { return j.index == index && j.begin == begin })
-	var j *job
-	if at >= 0 {
-		if j = l.jobs[at]; j.started {
-			j.dropped, j = true, nil
-		} else {
-			l.jobs = slices.Delete(l.jobs, at, at+1)
-		}
+	if at < 0 {
+		return nil
 	}
-	l.mu.Unlock()
-	if j != nil {
-		l.end(j, false)
+	j := l.jobs[at]
+	if j.started {
+		j.dropped = true
+		return nil
 	}
+	l.jobs = slices.Delete(l.jobs, at, at+1)
+	return j
 }
 
 var errSelf = errors.New("connected to itself")

@@ -125,19 +125,23 @@ type Conn struct {
 	remote atomic.Pointer[map[pp.ExtensionName]pp.ExtensionNumber]
 	// peerID is the other side's name in its handshake.
 	peerID [20]byte
-	// received counts bytes as they come, so that a watcher sees a stalled payload.
+	// received counts bytes of payload as they come, so that a watcher sees a stalled piece
+	// although other messages go on coming.
 	received atomic.Int64
 	unread   int64 // payload bytes of the current piece message not read yet
+	// broken is what ended the connection, so that a cut in the middle of a message is not
+	// taken for a malformed one.
+	broken error
 }
 
-type countingReader struct {
-	r io.Reader
-	n *atomic.Int64
-}
+// incoming remembers how its connection ended.
+type incoming struct{ c *Conn }
 
-func (c countingReader) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.n.Add(int64(n))
+func (r incoming) Read(p []byte) (int, error) {
+	n, err := r.c.raw.Read(p)
+	if err != nil && r.c.broken == nil {
+		r.c.broken = err
+	}
 	return n, err
 }
 
@@ -188,7 +192,7 @@ func handshake(ctx context.Context, raw net.Conn, want *[20]byte, self [20]byte,
 	}
 	raw.SetDeadline(time.Time{})
 	c := &Conn{raw: raw, peerID: res.PeerID, bw: bufio.NewWriterSize(raw, 16<<10)}
-	c.br = bufio.NewReaderSize(countingReader{raw, &c.received}, 16<<10)
+	c.br = bufio.NewReaderSize(incoming{c}, 16<<10)
 	c.dec = pp.Decoder{R: c.br, MaxLength: controlMax}
 	return c, nil
 }
@@ -199,21 +203,35 @@ func (c *Conn) PeerID() [20]byte { return c.peerID }
 // RemoteAddr is the other side's network address.
 func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }
 
-// Received is how many bytes have come so far; any goroutine may ask.
+// Received is how many bytes of pieces have come so far; any goroutine may ask.
 func (c *Conn) Received() int64 { return c.received.Load() }
 
 // Close ends the connection; any goroutine may call it.
 func (c *Conn) Close() error { return c.raw.Close() }
 
+// HangUp tells the other side that nothing more comes, and bounds how long its own last
+// words are waited for. The other side reads all that was flushed: a connection that is
+// closed over bytes unread is reset, and takes along what the peer has not read yet.
+func (c *Conn) HangUp(wait time.Duration) {
+	half, ok := c.raw.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		c.raw.Close()
+		return
+	}
+	c.raw.SetReadDeadline(time.Now().Add(wait))
+}
+
 // Next reads the next message. After a [Piece] the caller reads its payload with
 // [Conn.ReadPayload]; what it leaves is skipped. The error wraps [ErrProtocol] when the
 // other side is at fault.
 func (c *Conn) Next() (Message, error) {
-	if c.unread > 0 {
-		if _, err := c.br.Discard(int(c.unread)); err != nil {
+	for c.unread > 0 {
+		n, err := c.br.Discard(int(min(c.unread, 16<<10)))
+		c.unread -= int64(n)
+		c.received.Add(int64(n))
+		if err != nil {
 			return Message{}, err
 		}
-		c.unread = 0
 	}
 	head, err := c.br.Peek(4)
 	if err != nil {
@@ -237,9 +255,8 @@ func (c *Conn) Next() (Message, error) {
 	}
 	var m pp.Message
 	if err := c.dec.Decode(&m); err != nil {
-		var timeout net.Error
-		if errors.As(err, &timeout) || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
-			return Message{}, err
+		if c.broken != nil {
+			return Message{}, fmt.Errorf("in the middle of a message: %w", c.broken)
 		}
 		return Message{}, fmt.Errorf("%w: %w", ErrProtocol, err)
 	}
@@ -268,9 +285,15 @@ func (c *Conn) ReadPayload(p []byte) error {
 	if int64(len(p)) > c.unread {
 		return fmt.Errorf("%w: payload shorter than expected", ErrProtocol)
 	}
-	n, err := io.ReadFull(c.br, p)
-	c.unread -= int64(n)
-	return err
+	for len(p) > 0 {
+		n, err := c.br.Read(p)
+		c.unread -= int64(n)
+		c.received.Add(int64(n))
+		if p = p[n:]; err != nil && len(p) > 0 {
+			return fmt.Errorf("in the middle of a piece: %w", err)
+		}
+	}
+	return nil
 }
 
 func (c *Conn) translate(m pp.Message) (Message, error) {
@@ -298,7 +321,7 @@ func (c *Conn) translate(m pp.Message) (Message, error) {
 
 // Send writes a message into the connection's buffer; [Conn.Flush] sends the buffer.
 // Piece messages go through [Conn.SendBlock]. A dr_ message that the other side does not
-// speak is left out.
+// speak is left out; a busy becomes a reject then, of m.Length bytes.
 func (c *Conn) Send(m Message) error {
 	out := pp.Message{Index: pp.Integer(m.Index), Begin: pp.Integer(m.Begin), Length: pp.Integer(m.Length)}
 	switch m.Type {
@@ -321,10 +344,17 @@ func (c *Conn) Send(m Message) error {
 		out.Type = pp.Reject
 	case HelloMessage, AnyMessage, BusyMessage, DigestMessage, FailMessage, RevokeMessage:
 		number, payload, err := c.encodeExtended(m)
-		if err != nil || payload == nil {
+		switch {
+		case err != nil:
 			return err
+		case payload != nil:
+			out.Type, out.ExtendedID, out.ExtendedPayload = pp.Extended, number, payload
+		case m.Type == BusyMessage && m.Busy.Index >= 0:
+			// BEP 6: every request has an answer, also one from a stranger.
+			out.Type, out.Index, out.Begin = pp.Reject, pp.Integer(m.Busy.Index), pp.Integer(m.Busy.Begin)
+		default:
+			return nil
 		}
-		out.Type, out.ExtendedID, out.ExtendedPayload = pp.Extended, number, payload
 	default:
 		return fmt.Errorf("message type %d cannot be sent", m.Type)
 	}
@@ -354,14 +384,13 @@ func (c *Conn) SendBlock(i piece.Index, begin int64, src blocks, off, n int64) e
 	if _, err := c.bw.Write(head[:]); err != nil {
 		return err
 	}
+	dst := io.Writer(c.raw)
 	if n <= int64(c.bw.Available()) {
-		_, err := src.CopyTo(onlyWriter{c.bw}, off, n)
+		dst = onlyWriter{c.bw}
+	} else if err := c.bw.Flush(); err != nil {
 		return err
 	}
-	if err := c.bw.Flush(); err != nil {
-		return err
-	}
-	sent, err := src.CopyTo(c.raw, off, n)
+	sent, err := src.CopyTo(dst, off, n)
 	if err == nil && sent != n {
 		err = io.ErrShortWrite
 	}

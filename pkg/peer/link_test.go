@@ -1,0 +1,240 @@
+package peer
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/peer/picker"
+	"github.com/darter-io/darter/pkg/peer/wire"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/piece/memstore"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// credulous believes every signature: what is tested with it is not trust.
+type credulous struct{}
+
+func (credulous) AddCertificate([]byte) (piece.KeyID, error)       { return piece.KeyID{1}, nil }
+func (credulous) VerifyRun(task.ID, piece.Run) error               { return nil }
+func (credulous) VerifyRevocation(task.ID, piece.Revocation) error { return nil }
+func (credulous) SignRun(_ task.ID, r *piece.Run)                  { r.Key = piece.KeyID{1} }
+func (credulous) SignRevocation(_ task.ID, r *piece.Revocation)    { r.Key = piece.KeyID{1} }
+func (credulous) Certificate() []byte                              { return []byte("certificate") }
+
+// runOver vouches for all of content.
+func runOver(f piece.Facts, epoch uint64, content []byte) piece.Run {
+	r := piece.Run{Facts: f, Epoch: epoch, Final: true, Key: piece.KeyID{1}}
+	for i := range piece.Index(f.Layout().Count()) {
+		r.Digests = append(r.Digests, piece.Sum(content[f.Layout().Offset(i):][:f.Layout().Size(i)]))
+	}
+	return r
+}
+
+// bench is one download whose loop does not run by itself, and one of its connections, so
+// that a test orders what happens.
+type bench struct {
+	t       *testing.T
+	content []byte
+	e       *Engine
+	d       *Download
+	l       *link
+	remote  *wire.Conn // the other end
+}
+
+func newBench(t *testing.T, pieces int) *bench {
+	b := &bench{t: t, content: make([]byte, pieces*piece.SizeMin)}
+	for i := range b.content {
+		b.content[i] = byte(i * 31 >> 7)
+	}
+	b.e = New(Config{Host: host.Host{ID: host.NewID()}, Store: memstore.New(memstore.Config{}), Verifier: credulous{}, Signer: credulous{}})
+	b.d = newDownload(b.e, task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(b.content)))})
+	b.d.ctx = t.Context()
+	f := piece.FactsFor(int64(len(b.content)), "")
+	_, err := b.d.ledger.add([]piece.Run{runOver(f, 1, b.content)}, nil)
+	require.NoError(t, err)
+	b.d.adoptFacts(time.Now())
+
+	here, there := net.Pipe()
+	type result struct {
+		conn *wire.Conn
+		err  error
+	}
+	other := make(chan result, 1)
+	go func() {
+		c, err := wire.Initiate(context.Background(), there, b.d.id.Swarm(), host.NewID().PeerID())
+		other <- result{c, err}
+	}()
+	conn, _, err := wire.Accept(t.Context(), here, b.e.cfg.Host.ID.PeerID())
+	require.NoError(t, err)
+	r := <-other
+	require.NoError(t, r.err)
+	b.remote = r.conn
+	b.l = newLink(b.d, conn, false)
+	b.d.links[b.l.n] = b.l
+	b.d.introduce(b.l)
+	t.Cleanup(func() { here.Close(); there.Close() })
+	return b
+}
+
+// settle runs the events that have been posted.
+func (b *bench) settle() {
+	synctest.Wait()
+	b.d.drainEvents()
+}
+
+// reads runs the link's reading goroutine until the test ends.
+func (b *bench) reads() { go b.l.read() }
+
+func (l *link) isClosed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed
+}
+
+// sendPiece sends the bytes of piece i from begin on, from the other end.
+func (b *bench) sendPiece(i piece.Index, begin, n int64) {
+	require.NoError(b.t, b.remote.SendBlock(i, begin, bytesAt(b.content), int64(i)*piece.SizeMin+begin, n))
+	require.NoError(b.t, b.remote.Flush())
+}
+
+// hold stores piece i here.
+func (b *bench) hold(i piece.Index) {
+	require.NoError(b.t, b.d.store(i, b.content[int(i)*piece.SizeMin:][:piece.SizeMin]))
+	b.d.got(i, nil)
+}
+
+func TestASlotComesBackWhenTheConnectionEndedBeforeItsJob(t *testing.T) {
+	b := newBench(t, 2)
+	b.hold(0)
+	b.l.hangUp(errors.New("cut"))
+	for range 10 {
+		b.d.serve(b.l, wire.Message{Type: wire.Request, Length: piece.SizeMin})
+	}
+	assert.Zero(t, b.e.slots.Active(), "slots taken by a connection that is over")
+	assert.Zero(t, b.l.sending)
+}
+
+func TestTheLoopDoesNotWaitForItselfWhenAJobIsCancelled(t *testing.T) {
+	b := newBench(t, 2)
+	b.hold(0)
+	b.d.serve(b.l, wire.Message{Type: wire.Request, Length: piece.SizeMin})
+	require.Equal(t, 1, b.e.slots.Active())
+	for range cap(b.d.events) {
+		b.d.post(func() {})
+	}
+	done := make(chan struct{})
+	go func() {
+		b.d.handle(b.l, wire.Message{Type: wire.Cancel, Length: piece.SizeMin})
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		t.Fatal("the loop waits for room in its own queue")
+	}
+	assert.Zero(t, b.e.slots.Active())
+	last := b.l.out[len(b.l.out)-1]
+	assert.Equal(t, wire.Reject, last.Type, "a cancelled request is answered (BEP 6)")
+}
+
+func TestLateBlocksOfACancelledPieceAnswerNoOtherRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 4)
+		b.reads()
+		named := picker.Request{From: b.l.n, Piece: 1}
+		whatever := picker.Request{From: b.l.n, Any: true}
+		for _, r := range []picker.Request{named, whatever} {
+			b.l.expect(&inbound{index: r.Piece, any: r.Any})
+			b.d.pick.Asked(r)
+		}
+		b.hold(1) // from elsewhere: the request is cancelled while its answer is on the way
+		require.Equal(t, 1, b.l.expecting())
+		b.sendPiece(1, 0, piece.SizeMin/2)
+		b.settle()
+		require.NoError(t, b.remote.Send(wire.Message{Type: wire.Reject, Index: 1, Length: piece.SizeMin}))
+		b.sendPiece(3, 0, piece.SizeMin)
+		b.settle()
+		assert.True(t, b.d.pick.Have().Has(3), "the any-request was answered with piece 3")
+		assert.Zero(t, b.d.pick.Outstanding())
+		assert.Empty(t, b.l.pending)
+	})
+}
+
+func TestAnAnyRequestWhosePieceCameFromElsewhereIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 4)
+		b.reads()
+		r := picker.Request{From: b.l.n, Any: true}
+		b.l.expect(&inbound{any: true})
+		b.d.pick.Asked(r)
+		b.sendPiece(2, 0, piece.SizeMin/2)
+		synctest.Wait()
+		b.hold(2) // before the loop hears what the any-request has become
+		b.settle()
+		assert.Zero(t, b.d.pick.Outstanding(), "the neighbour can be asked again")
+		assert.Zero(t, b.l.expecting())
+		b.sendPiece(2, piece.SizeMin/2, piece.SizeMin/2)
+		b.settle()
+		assert.Empty(t, b.l.pending)
+	})
+}
+
+func TestAParentThatKeepsTalkingButSendsNoPieceIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 4)
+		b.reads()
+		b.l.helloed = true
+		b.l.since = time.Now()
+		b.l.expect(&inbound{index: 1})
+		begun := time.Now()
+		for i := piece.Index(0); !b.l.isClosed() && i < 100; i++ {
+			require.NoError(t, b.remote.Send(wire.Message{Type: wire.Have, Index: i % 4}))
+			require.NoError(t, b.remote.Flush())
+			time.Sleep(100 * time.Millisecond)
+			b.settle()
+			b.d.watch(time.Now())
+		}
+		require.True(t, b.l.isClosed())
+		assert.ErrorIs(t, b.l.err, errStalled)
+		assert.InDelta(t, b.e.cfg.Stall, time.Since(begun), float64(time.Second))
+	})
+}
+
+func TestAPeerThatNeverSaysHelloIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 4)
+		b.l.born = time.Now()
+		b.d.watch(time.Now().Add(wire.HandshakeTimeout))
+		assert.False(t, b.l.closed)
+		b.d.watch(time.Now().Add(wire.HandshakeTimeout + time.Second))
+		assert.True(t, b.l.closed)
+	})
+}
+
+func TestAQueueForAPeerThatDoesNotReadIsBounded(t *testing.T) {
+	b := newBench(t, 1)
+	for range queueMax + 10 {
+		b.l.send(wire.Message{Type: wire.Have})
+	}
+	assert.LessOrEqual(t, len(b.l.out), queueMax)
+	assert.True(t, b.l.closed)
+}
+
+// bytesAt serves content that lies in memory.
+type bytesAt []byte
+
+func (b bytesAt) CopyTo(w io.Writer, off, n int64) (int64, error) {
+	m, err := w.Write(b[off : off+n])
+	return int64(m), err
+}
