@@ -260,7 +260,8 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request, o object, key
 	defer out.end()
 	var refusal *Fault
 	redirect := false
-	for _, f := range r.pick(req.Method, o, storage) {
+	faults, release := r.pick(req.Method, o, storage)
+	for _, f := range faults {
 		switch f.Action {
 		case ActStatus:
 			refusal = &f
@@ -275,7 +276,7 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request, o object, key
 		case ActTruncate, ActReset:
 			out.cutAt, out.reset = f.At, f.Action == ActReset
 		case ActStall:
-			out.stallAt = f.At
+			out.stallAt, out.release = f.At, release
 		case ActIgnoreRange:
 			req.Header.Del("Range")
 			req.Header.Del("If-Range")
@@ -314,10 +315,11 @@ func (r *Registry) readable(req *http.Request) bool {
 	return res.StatusCode == http.StatusOK
 }
 
-// pick takes the faults that hit a request.
-func (r *Registry) pick(method string, o object, storage bool) (out []Fault) {
+// pick takes the faults that hit a request, and what ends the stalls among them: taken
+// together, so that clearing the faults lets go of everybody whom they hit.
+func (r *Registry) pick(method string, o object, storage bool) (out []Fault, release <-chan struct{}) {
 	if o.kind == "" {
-		return nil
+		return nil, nil
 	}
 	line := method + " " + o.key()
 	r.mu.Lock()
@@ -335,7 +337,7 @@ func (r *Registry) pick(method string, o object, storage bool) (out []Fault) {
 		}
 		out = append(out, *f)
 	}
-	return out
+	return out, r.release
 }
 
 // errCut ends a body early.
@@ -350,6 +352,7 @@ type writer struct {
 
 	corruptAt, cutAt, stallAt   int64
 	reset, wrongRange, noLength bool
+	release                     <-chan struct{} // ends a stall
 
 	status   int
 	start    int64 // offset in the object of the body's first byte
@@ -443,11 +446,8 @@ func (w *writer) spoil(chunk []byte) []byte {
 func (w *writer) stall() error {
 	w.stallAt = -1
 	_ = http.NewResponseController(w.ResponseWriter).Flush()
-	w.r.mu.Lock()
-	release := w.r.release
-	w.r.mu.Unlock()
 	select {
-	case <-release:
+	case <-w.release:
 		return nil
 	case <-w.req.Context().Done():
 		return w.req.Context().Err()
