@@ -1,0 +1,532 @@
+package diskstore_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/piece/diskstore"
+	"github.com/darter-io/darter/pkg/piece/storetest"
+)
+
+func mustOpen(t testing.TB, cfg diskstore.Config) *diskstore.Store {
+	t.Helper()
+	s, err := diskstore.Open(cfg)
+	require.NoError(t, err)
+	return s
+}
+
+func TestDiskstoreKeepsTheContract(t *testing.T) {
+	t.Parallel()
+	for name, syncBytes := range map[string]int64{"syncing seldom": 0, "syncing always": 1} {
+		t.Run(name, func(t *testing.T) {
+			configs := &sync.Map{}
+			open := func(t testing.TB, cfg diskstore.Config) piece.Store {
+				cfg.SyncBytes = syncBytes
+				s := mustOpen(t, cfg)
+				configs.Store(s, cfg)
+				return s
+			}
+			storetest.Run(t, storetest.Factory{
+				New: func(t testing.TB) piece.Store { return open(t, diskstore.Config{Dir: t.TempDir()}) },
+				WithQuota: func(t testing.TB, q int64) piece.Store {
+					return open(t, diskstore.Config{Dir: t.TempDir(), Quota: q, HighWater: 1, LowWater: 1})
+				},
+				Reopen: func(t testing.TB, s piece.Store) piece.Store {
+					require.NoError(t, s.Close())
+					cfg, _ := configs.Load(s)
+					return open(t, cfg.(diskstore.Config))
+				},
+			})
+		})
+	}
+}
+
+func TestASecondProcessIsToldWhoHoldsTheDirectoryAndWhatToDo(t *testing.T) {
+	dir := t.TempDir()
+	s := mustOpen(t, diskstore.Config{Dir: dir})
+	_, err := diskstore.Open(diskstore.Config{Dir: dir})
+	require.ErrorIs(t, err, diskstore.ErrInUse)
+	assert.ErrorContains(t, err, dir)
+	assert.ErrorContains(t, err, "process "+strconv.Itoa(os.Getpid()))
+	assert.ErrorContains(t, err, "stop it, or give this one a directory of its own")
+	require.NoError(t, s.Close())
+	s = mustOpen(t, diskstore.Config{Dir: dir})
+	require.NoError(t, s.Close())
+}
+
+func TestADirectoryThatCannotBeUsedIsToldWithTheRemedy(t *testing.T) {
+	for err, remedy := range map[error]string{
+		syscall.EACCES:  "chown -R",
+		syscall.EROFS:   "mount it writable",
+		syscall.ENOSPC:  "free some space",
+		syscall.ENOTDIR: "a file is in the way",
+	} {
+		dir := t.TempDir()
+		d := &disk{}
+		d.set(func(op, name string, n int) (int, error) {
+			if op == "mkdir" && name == "tasks" {
+				return 0, err
+			}
+			return n, nil
+		})
+		_, got := diskstore.Open(diskstore.Config{Dir: dir, FS: d})
+		require.ErrorIs(t, got, err)
+		assert.ErrorContains(t, got, remedy)
+		assert.ErrorContains(t, got, dir)
+		s := mustOpen(t, diskstore.Config{Dir: dir}) // the lock was let go
+		require.NoError(t, s.Close())
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	_, err := diskstore.Open(diskstore.Config{Dir: file})
+	assert.ErrorContains(t, err, "a file is in the way")
+	_, err = diskstore.HostID(file)
+	assert.ErrorContains(t, err, "a file is in the way")
+}
+
+func TestImpossibleSettingsAreRefused(t *testing.T) {
+	for _, cfg := range []diskstore.Config{
+		{}, {Dir: "x", Quota: -1}, {Dir: "x", HighWater: 1.1}, {Dir: "x", HighWater: 0.5, LowWater: 0.6}, {Dir: "x", LowWater: -1},
+	} {
+		_, err := diskstore.Open(cfg)
+		assert.Error(t, err, "%+v", cfg)
+	}
+}
+
+func TestNobodyElseCanReadWhatIsStored(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new", "store")
+	old := syscall.Umask(0)
+	defer syscall.Umask(old)
+	s := mustOpen(t, diskstore.Config{Dir: dir})
+	r, err := s.Create(storetest.ID("a"), crashFacts)
+	require.NoError(t, err)
+	_, err = diskstore.HostID(dir)
+	require.NoError(t, err)
+	require.NoError(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		st, err := d.Info()
+		if d.IsDir() {
+			assert.Equal(t, fs.FileMode(0o700), st.Mode().Perm(), path)
+		} else {
+			assert.Equal(t, fs.FileMode(0o600), st.Mode().Perm(), path)
+		}
+		return err
+	}))
+	require.NoError(t, r.Close())
+	require.NoError(t, s.Close())
+}
+
+func TestAHostKeepsItsIDAsLongAsItsDirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new")
+	ids := make(chan string, 8)
+	var g sync.WaitGroup
+	for range cap(ids) {
+		g.Go(func() {
+			id, err := diskstore.HostID(dir)
+			assert.NoError(t, err)
+			ids <- string(id)
+		})
+	}
+	g.Wait()
+	first := <-ids
+	assert.Len(t, first, 32)
+	for range cap(ids) - 1 {
+		assert.Equal(t, first, <-ids, "all who come at once get the same")
+	}
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	assert.Len(t, left, 1)
+	other, err := diskstore.HostID(t.TempDir())
+	require.NoError(t, err)
+	assert.NotEqual(t, first, string(other))
+
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "host-id"), []byte("?"), 0o600))
+	_, err = diskstore.HostID(dir)
+	assert.ErrorContains(t, err, "delete that file")
+}
+
+func TestEvictionBeginsAboveHighWaterAndEndsAtLowWater(t *testing.T) {
+	const length = 1 << 20
+	facts := piece.Facts{Length: length, PieceSize: 1 << 18}
+	s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: quick{}, Quota: 20 * length, HighWater: 0.9, LowWater: 0.5})
+	most := 0
+	for k := range 40 {
+		r, err := s.Create(storetest.ID(fmt.Sprint(k)), facts)
+		require.NoError(t, err)
+		require.NoError(t, r.Close())
+		n := len(s.Inventory())
+		if n < most {
+			assert.Equal(t, 17, most, "17 tasks and their journals are 0.85 of the quota, 18 above 0.9")
+			assert.Equal(t, 9, n, "10 are above 0.5")
+			most = 0
+		}
+		most = max(most, n)
+		assert.LessOrEqual(t, s.Usage().Used, s.Usage().Quota)
+	}
+	require.NoError(t, s.Close())
+}
+
+func TestASmallerQuotaIsReachedAtTheNextStart(t *testing.T) {
+	dir := t.TempDir()
+	s := mustOpen(t, diskstore.Config{Dir: dir})
+	for k := range 10 {
+		r, err := s.Create(storetest.ID(fmt.Sprint(k)), piece.FactsFor(1<<20, ""))
+		require.NoError(t, err)
+		require.NoError(t, r.Close())
+	}
+	require.NoError(t, s.Close())
+	s = mustOpen(t, diskstore.Config{Dir: dir, Quota: 5 << 20})
+	assert.LessOrEqual(t, s.Usage().Used, int64(0.85*(5<<20)))
+	assert.Len(t, s.Inventory(), 4)
+	require.NoError(t, s.Close())
+}
+
+// full is a disk of a given size: what does not fit is refused when it is allocated, or
+// when it is written if the file system cannot allocate.
+type full struct {
+	quick
+	dir       string
+	size      int64
+	sparse    bool
+	mu        sync.Mutex
+	sparseUse map[string]int64
+}
+
+func (f *full) use() int64 {
+	sum := int64(0)
+	_ = filepath.WalkDir(f.dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.Name() != "data" {
+			return nil // what vanished takes no room
+		}
+		if f.sparse {
+			sum += f.sparseUse[path]
+		} else if st, err := d.Info(); err == nil {
+			sum += st.Size()
+		}
+		return nil
+	})
+	return sum
+}
+
+func (f *full) Free(string) (int64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.size - f.use(), nil
+}
+
+func (f *full) Allocate(file diskstore.File, size int64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.sparse && f.use()+size > f.size {
+		return syscall.ENOSPC
+	}
+	return file.Truncate(size)
+}
+
+func (f *full) OpenFile(name string, flag int, perm fs.FileMode) (diskstore.File, error) {
+	file, err := f.quick.OpenFile(name, flag, perm)
+	if err != nil || !f.sparse || filepath.Base(name) != "data" {
+		return file, err
+	}
+	return &fullFile{File: file, f: f, name: name}, nil
+}
+
+func (f *full) Rename(from, to string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.sparse {
+		f.sparseUse[filepath.Join(to, "data")] += f.sparseUse[filepath.Join(from, "data")]
+		delete(f.sparseUse, filepath.Join(from, "data"))
+	}
+	return f.quick.Rename(from, to)
+}
+
+type fullFile struct {
+	diskstore.File
+	f    *full
+	name string
+}
+
+func (w *fullFile) WriteAt(p []byte, off int64) (int, error) {
+	w.f.mu.Lock()
+	defer w.f.mu.Unlock()
+	if w.f.use()+int64(len(p)) > w.f.size {
+		return 0, syscall.ENOSPC
+	}
+	name := w.name
+	if filepath.Base(filepath.Dir(filepath.Dir(name))) == "tmp" { // opened before it got its place
+		st, err := w.File.Stat()
+		if err != nil {
+			return 0, err
+		}
+		_ = filepath.WalkDir(filepath.Join(w.f.dir, "tasks"), func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.Name() == "data" {
+				if other, err := os.Stat(path); err == nil && os.SameFile(st, other) {
+					name = path
+				}
+			}
+			return nil
+		})
+	}
+	w.f.sparseUse[name] += int64(len(p))
+	return w.File.WriteAt(p, off)
+}
+
+func TestAFullDiskEvictsAndThenFailsThatTaskOnly(t *testing.T) {
+	const length = 1 << 20
+	facts := piece.Facts{Length: length, PieceSize: length / 4}
+	for _, sparse := range []bool{false, true} {
+		t.Run(fmt.Sprintf("sparse=%v", sparse), func(t *testing.T) {
+			dir := t.TempDir()
+			f := &full{dir: dir, size: 3 * length, sparse: sparse, sparseUse: map[string]int64{}}
+			s := mustOpen(t, diskstore.Config{Dir: dir, FS: f})
+			fill := func(name string) (piece.Replica, error) {
+				r, err := s.Create(storetest.ID(name), facts)
+				if err != nil {
+					return nil, err
+				}
+				for i := range piece.Index(4) {
+					if err := storetest.Write(r, storetest.Content(name, length), i); err != nil {
+						return nil, errors.Join(err, r.Close())
+					}
+				}
+				return r, nil
+			}
+			for _, name := range []string{"a", "b", "c", "d"} { // d finds the disk full
+				r, err := fill(name)
+				require.NoError(t, err, name)
+				require.NoError(t, r.Close())
+			}
+			_, err := s.Open(storetest.ID("a"))
+			require.ErrorIs(t, err, piece.ErrNotFound, "read least recently")
+			require.Len(t, s.Inventory(), 3)
+
+			var held []piece.Replica
+			for _, name := range []string{"b", "c", "d"} {
+				r, err := s.Open(storetest.ID(name))
+				require.NoError(t, err)
+				held = append(held, r)
+			}
+			_, err = fill("e")
+			require.ErrorIs(t, err, piece.ErrNoSpace)
+			require.ErrorIs(t, err, syscall.ENOSPC)
+			for k, name := range []string{"b", "c", "d"} {
+				assert.Equal(t, 4, storetest.Check(t, held[k], storetest.Content(name, length)))
+				require.NoError(t, held[k].Close())
+			}
+			_, err = s.Create(storetest.ID("huge"), piece.FactsFor(100*length, ""))
+			if !sparse {
+				require.ErrorIs(t, err, piece.ErrNoSpace)
+				assert.GreaterOrEqual(t, len(s.Inventory()), 3, "an impossible wish evicts nothing")
+			}
+			require.NoError(t, s.Close())
+		})
+	}
+}
+
+func TestAFailingFsyncTakesBackWhatIsNotDurableAndOnlyThat(t *testing.T) {
+	d := &disk{}
+	var log bytes.Buffer
+	s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: d, SyncBytes: 1 << 20, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	content := storetest.Content("a", crashFacts.Length)
+	r, err := s.Create(storetest.ID("a"), crashFacts)
+	require.NoError(t, err)
+	for i := range piece.Index(4) {
+		require.NoError(t, storetest.Write(r, content, i))
+	}
+	require.NoError(t, r.Close()) // settles in the background
+	require.NoError(t, s.Close())
+	s = mustOpen(t, diskstore.Config{Dir: s.Dir(), FS: d, SyncBytes: 3000, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	r, err = s.Open(storetest.ID("a"))
+	require.NoError(t, err)
+
+	// The fsync begins while piece 7 is on its way to the disk.
+	writing, goOn := make(chan struct{}), make(chan struct{})
+	offset := 0
+	d.set(func(op, name string, n int) (int, error) {
+		switch {
+		case op == "write" && name == "data":
+			if offset++; offset == 4 {
+				close(writing)
+				<-goOn
+			}
+		case op == "sync" && name == "data":
+			<-writing
+			time.AfterFunc(time.Millisecond, func() { close(goOn) })
+			return 0, syscall.EIO
+		}
+		return n, nil
+	})
+	for i := range piece.Index(3) {
+		require.NoError(t, storetest.Write(r, content, 4+i))
+	}
+	_ = storetest.Write(r, content, 7)
+	require.Eventually(t, func() bool { return !r.Has(4) && !r.Has(5) && !r.Has(6) }, 5*time.Second, time.Millisecond)
+	for i := range piece.Index(4) {
+		assert.True(t, r.Has(i), "piece %d was durable before", i)
+	}
+	d.set(nil)
+	storetest.Check(t, r, content)
+	for i := range piece.Index(10) {
+		require.NoError(t, storetest.Write(r, content, i))
+	}
+	assert.Equal(t, 10, storetest.Check(t, r, content))
+	require.NoError(t, r.Close())
+	require.NoError(t, s.Close())
+	assert.Contains(t, log.String(), "withdrawing pieces")
+}
+
+func TestAJournalThatFailedOnceGoesOnAtOnce(t *testing.T) {
+	d := &disk{}
+	dir := t.TempDir()
+	s := mustOpen(t, diskstore.Config{Dir: dir, FS: d})
+	content := storetest.Content("a", crashFacts.Length)
+	r, err := s.Create(storetest.ID("a"), crashFacts)
+	require.NoError(t, err)
+	require.NoError(t, storetest.Write(r, content, 0))
+	d.fail(storetest.NoteShort)
+	require.ErrorIs(t, storetest.Write(r, content, 1), io.ErrShortWrite)
+	require.ErrorIs(t, r.AddRuns(nil, [][]byte{{1}}), io.ErrShortWrite)
+	_, certificates := r.Runs()
+	assert.Empty(t, certificates)
+	d.set(nil)
+	require.NoError(t, storetest.Write(r, content, 2))
+	require.NoError(t, storetest.Write(r, content, 1))
+	assert.Equal(t, 3, storetest.Check(t, r, content))
+	image := copyTree(t, dir)
+	require.NoError(t, r.Close())
+	require.NoError(t, s.Close())
+
+	s = mustOpen(t, diskstore.Config{Dir: image})
+	r, err = s.Open(storetest.ID("a"))
+	require.NoError(t, err)
+	assert.Equal(t, 3, storetest.Check(t, r, content), "no torn record in between hides the later ones")
+	require.NoError(t, r.Close())
+	require.NoError(t, s.Close())
+}
+
+func TestAPieceOnItsWayToTheDiskHoldsUpNobody(t *testing.T) {
+	d := &disk{}
+	s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: d})
+	content := storetest.Content("a", crashFacts.Length)
+	r, err := s.Create(storetest.ID("a"), crashFacts)
+	require.NoError(t, err)
+	require.NoError(t, storetest.Write(r, content, 0))
+	stuck, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	d.set(func(op, name string, n int) (int, error) {
+		if op == "write" && name == "data" {
+			first := false
+			once.Do(func() { first = true })
+			if first {
+				close(stuck)
+				<-goOn
+			}
+		}
+		return n, nil
+	})
+	done := make(chan error, 2)
+	go func() { done <- storetest.Write(r, content, 1) }()
+	<-stuck
+	go func() { done <- storetest.Write(r, content, 1) }() // the same piece waits for the first
+	require.NoError(t, storetest.Write(r, content, 2))
+	require.NoError(t, r.AddRuns(nil, [][]byte{{1}}))
+	assert.Equal(t, 2, storetest.Check(t, r, content))
+	assert.Equal(t, 2, s.Inventory()[0].Have)
+	other, err := s.Create(storetest.ID("b"), crashFacts)
+	require.NoError(t, err)
+	require.NoError(t, other.Close())
+	close(goOn)
+	require.NoError(t, <-done)
+	require.NoError(t, <-done)
+	assert.Equal(t, 3, storetest.Check(t, r, content))
+	require.NoError(t, r.Close())
+	require.NoError(t, s.Close())
+}
+
+func TestAWriteThatRunsWhenTheStoreClosesIsWholeOrNotThere(t *testing.T) {
+	dir := t.TempDir()
+	content := storetest.Content("a", crashFacts.Length)
+	for range 20 {
+		s := mustOpen(t, diskstore.Config{Dir: dir, FS: quick{}})
+		r, err := s.Create(storetest.ID("a"), crashFacts)
+		require.NoError(t, err)
+		var g sync.WaitGroup
+		var mu sync.Mutex
+		written := map[piece.Index]bool{}
+		before := r.Have()
+		for i := range piece.Index(10) {
+			g.Go(func() {
+				err := storetest.Write(r, content, i)
+				mu.Lock()
+				defer mu.Unlock()
+				if written[i] = err == nil; err != nil {
+					assert.ErrorIs(t, err, piece.ErrClosed)
+				}
+			})
+		}
+		require.NoError(t, s.Close())
+		g.Wait()
+		s = mustOpen(t, diskstore.Config{Dir: dir, FS: quick{}})
+		r, err = s.Open(storetest.ID("a"))
+		require.NoError(t, err)
+		storetest.Check(t, r, content)
+		for i, ok := range written {
+			assert.Equal(t, ok || before.Has(i), r.Has(i), "piece %d", i)
+		}
+		require.NoError(t, s.Remove(storetest.ID("a")))
+		require.NoError(t, s.Close())
+	}
+}
+
+func TestATaskThatNobodyUsesHasNoOpenFiles(t *testing.T) {
+	dir := t.TempDir()
+	open := func() (n int) {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Skip("no /proc/self/fd on this system")
+		}
+		for _, d := range list {
+			if to, err := os.Readlink("/proc/self/fd/" + d.Name()); err == nil {
+				if rel, err := filepath.Rel(dir, to); err == nil && filepath.IsLocal(rel) && rel != "lock" {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	s := mustOpen(t, diskstore.Config{Dir: dir})
+	content := storetest.Content("a", crashFacts.Length)
+	var held []piece.Replica
+	for k := range 20 {
+		r, err := s.Create(storetest.ID(fmt.Sprint(k)), crashFacts)
+		require.NoError(t, err)
+		require.NoError(t, storetest.Write(r, content, 0))
+		_, err = r.CopyTo(io.Discard, 0, 10)
+		require.NoError(t, err)
+		held = append(held, r)
+	}
+	assert.Equal(t, 60, open(), "data, journal, and a description to read from")
+	for _, r := range held {
+		require.NoError(t, r.Close())
+	}
+	require.Eventually(t, func() bool { return open() == 0 }, 5*time.Second, time.Millisecond)
+	require.NoError(t, s.Close())
+}

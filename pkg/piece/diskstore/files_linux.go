@@ -1,0 +1,7 @@
+package diskstore
+
+import "golang.org/x/sys/unix"
+
+func allocate(fd int, size int64) error { return unix.Fallocate(fd, 0, 0, size) }
+
+func datasync(fd int) error { return unix.Fdatasync(fd) }

@@ -1,0 +1,13 @@
+//go:build unix && !linux
+
+package diskstore
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+)
+
+func allocate(int, int64) error { return errors.ErrUnsupported }
+
+func datasync(fd int) error { return unix.Fsync(fd) }

@@ -1,0 +1,105 @@
+package diskstore
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/darter-io/darter/pkg/host"
+)
+
+// ErrInUse tells that another process has the directory open.
+var ErrInUse = errors.New("directory is in use")
+
+// Free implements [FS].
+func (OS) Free(name string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(name, &st); err != nil {
+		return 0, &fs.PathError{Op: "statfs", Path: name, Err: err}
+	}
+	return int64(st.Bavail) * int64(st.Bsize), nil
+}
+
+// lockDir takes the directory for this process alone, until the file is closed or the
+// process ends. The file's content is the process ID, for the message only: the lock is
+// flock's, which the kernel lets go in every case.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	switch {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		holder := "another process"
+		line := make([]byte, 20)
+		n, _ := f.ReadAt(line, 0) // what cannot be read is not told
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(line[:n]))); err == nil {
+			holder = fmt.Sprintf("process %d", pid)
+		}
+		return nil, errors.Join(fmt.Errorf("%w: %s holds %s: stop it, or give this one a directory of its own", ErrInUse, holder, dir), f.Close())
+	case err != nil:
+		return nil, errors.Join(fmt.Errorf("locking %s: %w", f.Name(), err), f.Close())
+	}
+	// Best effort: the number is for people.
+	if err := f.Truncate(0); err == nil {
+		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	return f, nil
+}
+
+// HostID returns the ID of the host whose data directory is dir, drawing it the first time:
+// who keeps the pieces keeps the name under which they were announced. It makes dir when it
+// is not there. A file that holds no ID is an error: a new name would be a new host.
+func HostID(dir string) (host.ID, error) {
+	path := filepath.Join(dir, "host-id")
+	id, err := readHostID(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return id, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("making a host ID in %s: %w", dir, remedy(dir, err))
+	}
+	// Written aside and linked to its name, which fails where a name is: of two processes
+	// that come at once one draws and both read the same.
+	tmp, err := os.CreateTemp(dir, "host-id-*")
+	if err != nil {
+		return "", fmt.Errorf("making a host ID in %s: %w", dir, remedy(dir, err))
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.WriteString(string(host.NewID()) + "\n")
+	err = errors.Join(err, tmp.Sync(), tmp.Close())
+	if err != nil {
+		return "", fmt.Errorf("making a host ID in %s: %w", dir, remedy(dir, err))
+	}
+	if err := os.Link(tmp.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
+		// A file system without hard links.
+		if err := os.Rename(tmp.Name(), path); err != nil {
+			return "", fmt.Errorf("making a host ID in %s: %w", dir, remedy(dir, err))
+		}
+	}
+	return readHostID(path)
+}
+
+func readHostID(path string) (host.ID, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("reading the host ID: %w", remedy(filepath.Dir(path), err))
+	}
+	id, err := host.ParseID(strings.TrimSpace(string(b)))
+	if err != nil {
+		return "", fmt.Errorf("reading the host ID of %s: %w: delete that file to have a new one drawn", path, err)
+	}
+	return id, nil
+}
