@@ -93,9 +93,9 @@ func (d *Download) starving() bool {
 func (d *Download) assigned(a api.Assignment, err error) {
 	d.announcing = false
 	now := time.Now()
+	d.ownerErr = err
 	if err != nil {
 		d.log.Info("announce failed", "error", err)
-		d.alone(now, err)
 		return
 	}
 	if f := a.Failure; f != nil && !d.complete && len(d.links) == 0 && !d.seeding {
@@ -121,22 +121,26 @@ func (d *Download) assigned(a api.Assignment, err error) {
 	for _, n := range a.Neighbours {
 		d.dial(n)
 	}
-	if len(a.Neighbours) == 0 && !a.Seed && len(d.links) == 0 && d.active() {
-		d.alone(now, errors.New("the owner knows nobody who has it"))
-	} else {
-		d.lonelySince = time.Time{}
-	}
 }
 
-// alone fails the download when there has been nobody to ask for too long.
-func (d *Download) alone(now time.Time, cause error) {
-	if d.seeding || len(d.links) > 0 || !d.active() {
-		return
+// forsaken fails the download when for too long nobody here could bring it on, and there is
+// no owner either that would find somebody. While one answers and neighbours are there it
+// waits: the origin may just be slow, and this host far from the seed.
+func (d *Download) forsaken(now time.Time) {
+	helpful := d.seeding || d.pick != nil && !d.pick.Starving()
+	for _, l := range d.links {
+		helpful = helpful || l.helloed && (l.seed || d.ownerErr == nil)
 	}
-	if d.lonelySince.IsZero() {
+	switch {
+	case helpful || !d.active() || !d.wanted:
+		d.lonelySince = time.Time{}
+	case d.lonelySince.IsZero():
 		d.lonelySince = now
-	}
-	if now.Sub(d.lonelySince) > lonely {
+	case now.Sub(d.lonelySince) > lonely:
+		cause := d.ownerErr
+		if cause == nil {
+			cause = errors.New("the owner knows nobody who has it and answers")
+		}
 		d.fail(&api.Failure{Status: http.StatusServiceUnavailable, Message: fmt.Sprintf("nobody to download task %s from: %v", d.id, cause)})
 	}
 }

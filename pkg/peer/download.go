@@ -114,6 +114,7 @@ type Download struct {
 	nextStarving  time.Time
 	starveDelay   time.Duration
 	lonelySince   time.Time
+	ownerErr      error // of the last announce
 
 	nextWatch time.Time
 
@@ -257,6 +258,7 @@ func (d *Download) step(now time.Time) {
 		d.resumeOrigin()
 	}
 	d.announce(now)
+	d.forsaken(now)
 	if !now.Before(d.nextWatch) {
 		d.nextWatch = now.Add(watchEvery)
 		d.watch(now)
@@ -484,7 +486,6 @@ func (d *Download) got(i piece.Index, from *link) {
 		d.pieceTime += (min(now.Sub(d.lastGot), busyMax) - d.pieceTime) / 8
 	}
 	d.lastGot, d.lastUse = now, now
-	d.lonelySince = time.Time{}
 	for _, l := range d.links {
 		d.drop(l, i)
 	}

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/piece/memstore"
@@ -441,5 +444,103 @@ func TestAStoppedEngineTellsItsReaders(t *testing.T) {
 		go func() { time.Sleep(time.Second); a.cancel() }()
 		_, err = io.ReadAll(r)
 		require.ErrorIs(t, err, peer.ErrStopped)
+	})
+}
+
+func TestADownloadEndsInSecondsWhenNeitherOwnerNorNeighboursCanHelp(t *testing.T) {
+	for name, prepare := range map[string]func(s *swarm, a *node){
+		"the owner dies while peers that lack the same pieces are there": func(s *swarm, _ *node) {
+			s.owner.answer = func(*node, api.Entry, *api.Assignment) error { return errors.New("no owner answers") }
+		},
+		"the owner names only hosts that are gone": func(s *swarm, a *node) {
+			s.owner.answer = func(from *node, _ api.Entry, answer *api.Assignment) error {
+				answer.Seed = false
+				answer.Neighbours = nil
+				for i := range 100 {
+					id := host.NewID()
+					answer.Neighbours = append(answer.Neighbours, api.Neighbour{Host: host.Host{ID: id, Addr: fmt.Sprintf("gone-%d:1", i)}})
+				}
+				return nil
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSwarm(t, randomBytes(20, 20*piece.SizeMin))
+				s.origin.body = func(_ int, _ int64, r io.Reader) io.Reader {
+					return io.MultiReader(io.LimitReader(r, 7*piece.SizeMin), readerFunc(func([]byte) (int, error) {
+						time.Sleep(time.Hour)
+						return 0, io.EOF
+					}))
+				}
+				seed := s.seed()
+				a, b := s.node(nil), s.node(nil)
+				errs := make(chan error, 2)
+				for _, n := range []*node{a, b} {
+					go func() {
+						_, err := s.readAll(n)
+						errs <- err
+					}()
+				}
+				time.Sleep(5 * time.Second)
+				s.owner.mu.Lock()
+				prepare(s, a)
+				s.owner.mu.Unlock()
+				if name == "the owner names only hosts that are gone" {
+					b.dead.Store(true)
+					b.cancel()
+					<-b.done
+					<-errs
+				}
+				seed.dead.Store(true)
+				seed.cancel()
+				require.NoError(t, <-seed.done)
+				died := time.Now()
+				var f *api.Failure
+				require.ErrorAs(t, <-errs, &f)
+				assert.Equal(t, http.StatusServiceUnavailable, f.Status)
+				assert.Less(t, time.Since(died), 12*time.Second)
+			})
+		})
+	}
+}
+
+func TestASlowOriginIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(21, 20*piece.SizeMin))
+		s.origin.body = func(_ int, _ int64, r io.Reader) io.Reader {
+			slow := sync.OnceFunc(func() { time.Sleep(2 * time.Minute) })
+			return io.MultiReader(io.LimitReader(r, 7*piece.SizeMin), readerFunc(func(p []byte) (int, error) {
+				slow()
+				return r.Read(p)
+			}))
+		}
+		// Of three only the first is told of the seed.
+		s.seed()
+		a, b, c := s.node(nil), s.node(nil), s.node(nil)
+		s.owner.answer = func(from *node, _ api.Entry, answer *api.Assignment) error {
+			if from == b || from == c {
+				answer.Neighbours = slices.DeleteFunc(answer.Neighbours, func(n api.Neighbour) bool { return n.Seed })
+			}
+			return nil
+		}
+		errs := make(chan error, 3)
+		for _, n := range []*node{a, b, c} {
+			go func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+				defer cancel()
+				data, err := s.read(ctx, n, s.spec(), 0, int64(len(s.origin.content)))
+				if err == nil && !bytes.Equal(s.origin.content, data) {
+					err = errors.New("bytes differ")
+				}
+				errs <- err
+			}()
+		}
+		for range 3 {
+			assert.NoError(t, <-errs)
+		}
+		for _, n := range []*node{a, b, c} {
+			assert.Zero(t, n.engine.Stats().Origin)
+		}
 	})
 }
