@@ -6,6 +6,9 @@
 package api
 
 import (
+	"fmt"
+	"log/slog"
+
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/secret"
@@ -136,6 +139,25 @@ type Spec struct {
 	Accept        []string          `json:"accept,omitempty"`
 	Authorization string            `json:"authorization,omitempty"`
 	Header        map[string]string `json:"header,omitempty"`
+}
+
+// String names the task, so that no verb prints the secrets.
+func (s Spec) String() string { return string(s.Kind) + " " + string(s.ID) }
+
+// Format keeps every verb from printing the secrets.
+func (s Spec) Format(f fmt.State, _ rune) { fmt.Fprint(f, s.String()) }
+
+// LogValue keeps log/slog from showing the secrets.
+func (s Spec) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// LogValue keeps log/slog from showing the secrets in Spec.
+func (e Entry) LogValue() slog.Value {
+	return slog.GroupValue(slog.String("task", string(e.Task)), slog.String("event", string(e.Event)), slog.Int("have", e.Have))
+}
+
+// LogValue keeps log/slog from showing the secrets in the entries' specs.
+func (r AnnounceRequest) LogValue() slog.Value {
+	return slog.GroupValue(slog.String("host", string(r.Host.ID)), slog.Int("entries", len(r.Entries)), slog.Bool("leaving", r.Leaving))
 }
 
 // NewSpec reveals a spec for the wire.
