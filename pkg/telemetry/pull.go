@@ -1,0 +1,89 @@
+package telemetry
+
+import (
+	"iter"
+	"log/slog"
+	"time"
+
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// Bytes are what a client was given, by where this host had it from.
+type Bytes struct{ Peers, Seed, Origin, Cache int64 }
+
+func (b Bytes) each() iter.Seq2[Source, int64] {
+	return func(yield func(Source, int64) bool) {
+		_ = yield(FromPeers, b.Peers) && yield(FromSeed, b.Seed) && yield(FromOrigin, b.Origin) && yield(FromCache, b.Cache)
+	}
+}
+
+// Total is the sum.
+func (b Bytes) Total() int64 { return b.Peers + b.Seed + b.Origin + b.Cache }
+
+// Stage is a part of a pull and how long the client waited for it.
+type Stage struct {
+	Name string
+	Took time.Duration
+}
+
+// Pull is one content that a client asked for, when it has ended.
+type Pull struct {
+	Task task.ID
+	Kind task.Kind
+	// Name is what people call it: upstream and repository, or a URL without its query.
+	Name   string
+	Result Result
+	Bytes  Bytes
+	// FirstByte is the time until the client had its first byte; 0 where it had none.
+	FirstByte, Total time.Duration
+	// Stages in any order; the line names the slowest.
+	Stages []Stage
+	// Err says why it did not end well.
+	Err error
+}
+
+// Slowest is the stage that took longest, zero when there is none.
+func (p Pull) Slowest() (s Stage) {
+	for _, x := range p.Stages {
+		if x.Took > s.Took {
+			s = x
+		}
+	}
+	return s
+}
+
+// Finished counts a pull and writes its one line. A nil group only logs, a nil logger only
+// counts.
+func (p *Pulls) Finished(l *slog.Logger, pull Pull) {
+	p.count(pull)
+	if l == nil {
+		return
+	}
+	attrs := []any{
+		"task", pull.Task, "kind", pull.Kind, "name", pull.Name, "result", pull.Result, "bytes", pull.Bytes.Total(),
+		slog.Group("from", "peers", pull.Bytes.Peers, "seed", pull.Bytes.Seed, "origin", pull.Bytes.Origin, "cache", pull.Bytes.Cache),
+	}
+	if pull.FirstByte > 0 {
+		attrs = append(attrs, "firstByte", round(pull.FirstByte))
+	}
+	attrs = append(attrs, "total", round(pull.Total))
+	if s := pull.Slowest(); s.Took > 0 {
+		attrs = append(attrs, "slowest", s.Name, "slowestTook", round(s.Took))
+	}
+	if pull.Err != nil {
+		attrs = append(attrs, "error", pull.Err)
+	}
+	if pull.Result == Failed {
+		l.Warn("pull finished", attrs...)
+		return
+	}
+	l.Info("pull finished", attrs...)
+}
+
+// round leaves what people read: microseconds below a second, milliseconds above.
+func round(d time.Duration) time.Duration {
+	if d < time.Second {
+		return d.Round(time.Microsecond)
+	}
+	return d.Round(time.Millisecond)
+}

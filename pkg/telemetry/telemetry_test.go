@@ -1,0 +1,334 @@
+package telemetry_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/task"
+	"github.com/darter-io/darter/pkg/telemetry"
+)
+
+// everything registers all groups.
+func everything() (*prometheus.Registry, *telemetry.Pulls, *telemetry.Swarm, *telemetry.Owner, *telemetry.Errors) {
+	reg := telemetry.NewRegistry(telemetry.ReadBuild())
+	telemetry.NewStore(reg, func() telemetry.StoreStats {
+		return telemetry.StoreStats{Bytes: 10, Quota: 20, Tasks: 3, Evictions: 4}
+	})
+	return reg, telemetry.NewPulls(reg), telemetry.NewSwarm(reg, func() (int, int) { return 1, 4 }),
+		telemetry.NewOwner(reg, func() int { return 2 }, func() int { return 7 }), telemetry.NewErrors(reg)
+}
+
+func TestDocsListExactlyTheMetricsThatThereAre(t *testing.T) {
+	reg, _, _, _, _ := everything()
+	families, err := reg.Gather()
+	require.NoError(t, err)
+	var have []string
+	for _, f := range families {
+		if !strings.HasPrefix(f.GetName(), "darter_") {
+			assert.Regexp(t, `^(go|process)_`, f.GetName())
+			continue
+		}
+		require.NotEmpty(t, f.GetMetric(), f.GetName())
+		var labels []string
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			labels = append(labels, "`"+l.GetName()+"`")
+		}
+		have = append(have, fmt.Sprintf("| `%s` | %s | %s | %s |", f.GetName(), strings.ToLower(f.GetType().String()), strings.Join(labels, ", "), f.GetHelp()))
+	}
+	doc, err := os.ReadFile("../../docs/metrics.md")
+	require.NoError(t, err)
+	told := regexp.MustCompile("(?m)^\\| `darter_.*$").FindAllString(string(doc), -1)
+	slices.Sort(told)
+	slices.Sort(have)
+	assert.Equal(t, strings.Join(have, "\n"), strings.Join(told, "\n"), "docs/metrics.md has other rows than the program")
+}
+
+func TestLabelsHaveNoValueThatSomebodyMadeUp(t *testing.T) {
+	reg, pulls, swarm, owner, errs := everything()
+	before, err := testutil.GatherAndCount(reg)
+	require.NoError(t, err)
+	for i := range 50 {
+		evil := fmt.Sprint("x", i)
+		pulls.Finished(nil, telemetry.Pull{Kind: task.Kind(evil), Result: telemetry.Result(evil), FirstByte: 1, Total: 1})
+		swarm.Received(telemetry.Source(evil), 1)
+		swarm.Stored(telemetry.Source(evil))
+		swarm.Busy(telemetry.Direction(evil))
+		owner.Announced(time.Second, evil, string(api.Started))
+		owner.Seeded(telemetry.Result(evil))
+		errs.Count(telemetry.Place(evil))
+	}
+	after, err := testutil.GatherAndCount(reg)
+	require.NoError(t, err)
+	assert.Equal(t, before, after)
+}
+
+func TestWhatHappensIsCounted(t *testing.T) {
+	reg, pulls, swarm, owner, errs := everything()
+	pulls.Finished(nil, telemetry.Pull{Kind: task.Blob, Result: telemetry.OK, FirstByte: time.Millisecond, Total: time.Second,
+		Bytes: telemetry.Bytes{Peers: 5, Seed: 4, Origin: 3, Cache: 2}})
+	pulls.Finished(nil, telemetry.Pull{Kind: task.Blob, Result: telemetry.Refused, Total: time.Second})
+	swarm.Received(telemetry.FromPeers, 100)
+	swarm.Received(telemetry.FromSeed, -1)
+	swarm.Stored(telemetry.FromOrigin)
+	swarm.Sent(50, false)
+	swarm.Sent(50, true)
+	swarm.Bad()
+	swarm.Busy(telemetry.Told)
+	for _, e := range []api.Event{api.Started, api.Progress, api.Completed, api.Stopped, api.Starving} {
+		owner.Announced(time.Millisecond, string(e))
+	}
+	owner.Seeded(telemetry.Failed)
+	errs.Count(telemetry.InStore)
+	rec := httptest.NewRecorder()
+	telemetry.Admin(reg, &telemetry.Ready{}, telemetry.Build{}, nil).ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	require.Equal(t, 200, rec.Code)
+	for _, line := range []string{
+		`darter_pulls_total{kind="blob",result="ok"} 1`,
+		`darter_pulls_total{kind="blob",result="refused"} 1`,
+		`darter_pulls_total{kind="file",result="failed"} 0`,
+		`darter_pull_bytes_total{source="peers"} 5`,
+		`darter_pull_bytes_total{source="seed"} 4`,
+		`darter_pull_bytes_total{source="origin"} 3`,
+		`darter_pull_bytes_total{source="cache"} 2`,
+		`darter_pull_first_byte_seconds_count 1`,
+		`darter_pull_seconds_count 1`,
+		`darter_received_bytes_total{source="peers"} 100`,
+		`darter_received_bytes_total{source="seed"} 0`,
+		`darter_pieces_total{source="origin"} 1`,
+		`darter_sent_bytes_total 100`,
+		`darter_pieces_sent_total 1`,
+		`darter_pieces_bad_total 1`,
+		`darter_busy_total{direction="told"} 1`,
+		`darter_upload_slots 4`,
+		`darter_upload_slots_used 1`,
+		`darter_store_bytes 10`,
+		`darter_store_quota_bytes 20`,
+		`darter_store_tasks 3`,
+		`darter_store_evictions_total 4`,
+		`darter_announces_total{event="starving"} 1`,
+		`darter_announces_total{event="other"} 0`,
+		`darter_announce_seconds_count 5`,
+		`darter_seeds_total{result="failed"} 1`,
+		`darter_seeds_running 2`,
+		`darter_hosts 7`,
+		`darter_errors_total{place="store"} 1`,
+	} {
+		assert.Contains(t, rec.Body.String(), "\n"+line+"\n")
+	}
+}
+
+func TestGroupsThatAreNotThereCountNothing(t *testing.T) {
+	var (
+		pulls *telemetry.Pulls
+		swarm *telemetry.Swarm
+		owner *telemetry.Owner
+		errs  *telemetry.Errors
+	)
+	pulls.Finished(nil, telemetry.Pull{})
+	swarm.Received(telemetry.FromPeers, 1)
+	swarm.Stored(telemetry.FromPeers)
+	swarm.Sent(1, true)
+	swarm.Bad()
+	swarm.Busy(telemetry.Told)
+	owner.Announced(0, "started")
+	owner.Seeded(telemetry.OK)
+	errs.Count(telemetry.InStore)
+}
+
+func logger(t *testing.T, w io.Writer, format string) *slog.Logger {
+	t.Helper()
+	l, err := telemetry.NewLogger(w, slog.LevelDebug, format)
+	require.NoError(t, err)
+	return l
+}
+
+func TestSecretsDoNotReachTheLog(t *testing.T) {
+	const word = "hunter2"
+	s := secret.String(word)
+	link := "https://user:" + word + "@store.test/a?X-Amz-Signature=" + word + "#" + word
+	parsed, err := url.Parse(link)
+	require.NoError(t, err)
+	request, err := http.NewRequest("GET", link, nil)
+	require.NoError(t, err)
+	request.Header.Set("Authorization", "Bearer "+word)
+	response := &http.Response{Status: "401 Unauthorized", Request: request, Header: http.Header{"Set-Cookie": {word}}}
+	urlErr := fmt.Errorf("fetching: %w", &url.Error{Op: "Get", URL: link,
+		Err: &url.Error{Op: "Get", URL: "https://b.test/?sig=" + word, Err: errors.New("dial: refused")}})
+	broken := &url.Error{Op: "parse", URL: "://" + word, Err: errors.New("missing scheme")}
+	spec := task.Spec{ID: "file:1", Authorization: s, Header: map[string]secret.String{"X-Key": s}}
+	for _, format := range []string{"text", "json"} {
+		var out bytes.Buffer
+		l := logger(t, &out, format)
+		l.With("with", s).WithGroup("g").Info("all of them",
+			"secret", s, "pointer", &s, "list", []secret.String{s}, "map", map[string]secret.String{"k": s}, "spec", spec, "specs", &spec,
+			"wire", api.NewSpec(spec), "announce", api.AnnounceRequest{Entries: []api.Entry{{Spec: api.NewSpec(spec)}}},
+			"header", request.Header, "url", parsed, "value", *parsed, "request", request, "response", response,
+			"err", urlErr, "joined", errors.Join(errors.New("x"), urlErr), "broken", broken,
+			"Authorization", "Bearer "+word, "password", word, "token", word, "cookie", word,
+			slog.Group("inner", "header", http.Header{"Cookie": {word}}, "err", urlErr))
+		assert.NotContains(t, out.String(), word, format)
+		for _, kept := range []string{"all of them", "store.test", "b.test", "dial: refused", "401 Unauthorized", "fetching: ", "file:1", "[redacted]"} {
+			assert.Contains(t, out.String(), kept, format)
+		}
+	}
+}
+
+func TestNothingIsLostOfALineWithoutSecrets(t *testing.T) {
+	var out bytes.Buffer
+	var none *url.Error
+	l := logger(t, &out, "json")
+	l.Info("x", "err", errors.New("plain"), "header", http.Header{"Content-Type": {"text/plain"}}, "token", 5, "nothing", nil, "none", error(none),
+		"noURL", (*url.URL)(nil), "noRequest", (*http.Request)(nil), "took", 1500*time.Millisecond)
+	var line map[string]any
+	require.NoError(t, json.Unmarshal(out.Bytes(), &line))
+	assert.Equal(t, "plain", line["err"])
+	assert.Equal(t, map[string]any{"Content-Type": "text/plain"}, line["header"])
+	assert.EqualValues(t, 5, line["token"])
+	assert.InDelta(t, 1.5, line["took"], 1e-9)
+}
+
+func TestTheLevelMayChangeWhileTheProgramRuns(t *testing.T) {
+	var out bytes.Buffer
+	var level slog.LevelVar
+	l, err := telemetry.NewLogger(&out, &level, "text")
+	require.NoError(t, err)
+	l.Debug("first")
+	level.Set(slog.LevelDebug)
+	l.Debug("second")
+	assert.NotContains(t, out.String(), "first")
+	assert.Contains(t, out.String(), "second")
+}
+
+func TestUnknownLevelsAndFormatsAreRefused(t *testing.T) {
+	for text, want := range map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "WARN": slog.LevelWarn, "error": slog.LevelError} {
+		got, err := telemetry.ParseLevel(text)
+		require.NoError(t, err)
+		assert.Equal(t, want, got)
+	}
+	_, err := telemetry.ParseLevel("loud")
+	require.ErrorContains(t, err, `"loud"`)
+	_, err = telemetry.NewLogger(io.Discard, slog.LevelInfo, "xml")
+	require.ErrorContains(t, err, `"xml"`)
+}
+
+func TestAPullLeavesOneLineThatTellsWhereItsTimeWent(t *testing.T) {
+	var out bytes.Buffer
+	reg := prometheus.NewRegistry()
+	pulls := telemetry.NewPulls(reg)
+	pulls.Finished(logger(t, &out, "json"), telemetry.Pull{
+		Task: "sha256:aa", Kind: task.Blob, Name: "registry.test/lib/app", Result: telemetry.OK,
+		Bytes:     telemetry.Bytes{Peers: 700, Seed: 200, Origin: 100},
+		FirstByte: 12*time.Millisecond + 345*time.Nanosecond, Total: 2*time.Second + 345*time.Nanosecond,
+		Stages: []telemetry.Stage{{"authorize", time.Millisecond}, {"transfer", 1900 * time.Millisecond}, {"announce", 9 * time.Millisecond}},
+	})
+	assert.Equal(t, 1, strings.Count(out.String(), "\n"))
+	var line map[string]any
+	require.NoError(t, json.Unmarshal(out.Bytes(), &line))
+	delete(line, "time")
+	assert.Equal(t, map[string]any{
+		"level": "INFO", "msg": "pull finished", "task": "sha256:aa", "kind": "blob", "name": "registry.test/lib/app", "result": "ok", "bytes": 1000.0,
+		"from": map[string]any{"peers": 700.0, "seed": 200.0, "origin": 100.0, "cache": 0.0}, "firstByte": 0.012, "total": 2.0,
+		"slowest": "transfer", "slowestTook": 1.9,
+	}, line)
+
+	out.Reset()
+	pulls.Finished(logger(t, &out, "text"), telemetry.Pull{Task: "sha256:aa", Kind: task.Blob, Result: telemetry.Failed, Err: errors.New("no peer answered")})
+	assert.Contains(t, out.String(), `level=WARN msg="pull finished"`)
+	assert.Contains(t, out.String(), `error="no peer answered"`)
+	assert.NotContains(t, out.String(), "firstByte", "there was none")
+}
+
+func get(t *testing.T, h http.Handler, path string) (int, string) {
+	t.Helper()
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, httptest.NewRequest("GET", path, nil))
+	return rec.Code, rec.Body.String()
+}
+
+func TestReadySaysEachThingThatIsMissing(t *testing.T) {
+	var ready telemetry.Ready
+	store, owner := errors.New("still re-hashing"), error(&url.Error{Op: "Get", URL: "http://a.test/?token=hunter2", Err: errors.New("refused")})
+	ready.Add("mirror", func(context.Context) error { return nil })
+	ready.Add("store", func(context.Context) error { return store })
+	ready.Add("owner", func(context.Context) error { return owner })
+	h := telemetry.Admin(prometheus.NewRegistry(), &ready, telemetry.Build{}, nil)
+	code, body := get(t, h, "/readyz")
+	assert.Equal(t, 503, code)
+	assert.Equal(t, "missing store: still re-hashing\nmissing owner: Get \"http://a.test/?redacted\": refused\nok mirror\n", body)
+	require.Len(t, ready.Missing(t.Context()), 2)
+	assert.Equal(t, "store", ready.Missing(t.Context())[0].Name)
+
+	store, owner = nil, nil
+	code, body = get(t, h, "/readyz")
+	assert.Equal(t, 200, code)
+	assert.Equal(t, "ok mirror\nok store\nok owner\nready\n", body)
+
+	code, body = get(t, h, "/healthz")
+	assert.Equal(t, 200, code, "healthy all the time")
+	assert.Equal(t, "ok\n", body)
+}
+
+func TestACheckThatHangsIsMissing(t *testing.T) {
+	var ready telemetry.Ready
+	ready.Add("owner", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	missing := ready.Missing(ctx)
+	require.Len(t, missing, 1)
+	assert.ErrorIs(t, missing[0].Err, context.DeadlineExceeded)
+}
+
+func TestTheAdminPortAnswersWhatAnOperatorAsks(t *testing.T) {
+	reg, _, _, _, _ := everything()
+	h := telemetry.Admin(reg, &telemetry.Ready{}, telemetry.Build{Version: "v9.8.7", Go: "go1"}, nil)
+	for path, want := range map[string]string{
+		"/": "v9.8.7", "/metrics": "darter_build_info{", "/debug/pprof/": "goroutine", "/debug/pprof/cmdline": ".test",
+		"/debug/pprof/goroutine?debug=1": "goroutine profile", "/debug/pprof/symbol": "num_symbols",
+	} {
+		code, body := get(t, h, path)
+		assert.Equal(t, 200, code, path)
+		assert.Contains(t, body, want, path)
+	}
+	code, _ := get(t, h, "/nothing")
+	assert.Equal(t, 404, code)
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, httptest.NewRequest("POST", "/healthz", nil))
+	assert.Equal(t, 405, rec.Code)
+}
+
+func TestTheBuildIsToldInOneLine(t *testing.T) {
+	assert.Equal(t, "v1.2.3, commit 0123456789ab (modified), go1.26.0",
+		telemetry.Build{Version: "v1.2.3", Commit: "0123456789ab", Modified: true, Go: "go1.26.0"}.String())
+	assert.Equal(t, "(devel), go1.26.0", telemetry.Build{Version: "(devel)", Go: "go1.26.0"}.String())
+	assert.NotEmpty(t, telemetry.ReadBuild().Go)
+	assert.NotEmpty(t, telemetry.ReadBuild().Version)
+}
+
+func BenchmarkReceived(b *testing.B) {
+	_, _, swarm, _, _ := everything()
+	b.ReportAllocs()
+	for b.Loop() {
+		swarm.Received(telemetry.FromPeers, 1<<18)
+	}
+}
