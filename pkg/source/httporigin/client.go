@@ -38,7 +38,7 @@ type Config struct {
 	// CertFile and KeyFile are this client's own certificate, read anew at each handshake,
 	// so that it may be renewed without a restart.
 	CertFile, KeyFile string
-	// Proxy is the URL of a proxy, "direct" for none; empty takes HTTP_PROXY, HTTPS_PROXY and
+	// Proxy is the URL of a proxy, "none" for none; empty takes HTTP_PROXY, HTTPS_PROXY and
 	// NO_PROXY from the environment. It is secret because it may hold a password.
 	Proxy secret.String
 
@@ -60,6 +60,9 @@ type Config struct {
 	// link-local (where clouds keep their metadata services), multicast and unspecified
 	// ones. Whoever may name a URL reaches through this host whatever is allowed here.
 	AllowAddrs []netip.Prefix
+	// AllowHosts are the hosts that may be asked, redirects included: "files.test", "*.files.test"
+	// for all hosts under it, "*" or nothing for every host.
+	AllowHosts []string
 	// Trusted are hosts (host:port) that the operator named himself; they may have any
 	// address.
 	Trusted []string
@@ -100,7 +103,7 @@ type Client struct {
 // cannot be used.
 func NewClient(cfg Config) (*Client, error) {
 	cfg = cfg.withDefaults()
-	c := &Client{cfg: cfg, guard: &guard{allow: cfg.AllowAddrs, trusted: map[string]bool{}}}
+	c := &Client{cfg: cfg, guard: &guard{allow: cfg.AllowAddrs, hosts: cfg.AllowHosts, trusted: map[string]bool{}}}
 	for _, h := range cfg.Trusted {
 		c.guard.trusted[strings.ToLower(h)] = true
 	}
@@ -161,12 +164,12 @@ func proxyFunc(setting secret.String) (func(*url.URL) (*url.URL, error), error) 
 	switch s := setting.Reveal(); s {
 	case "":
 		return httpproxy.FromEnvironment().ProxyFunc(), nil
-	case "direct":
+	case "none":
 		return func(*url.URL) (*url.URL, error) { return nil, nil }, nil
 	default:
 		u, err := url.Parse(s)
 		if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5") {
-			return nil, errors.New(`the proxy for origins is neither "direct" nor an http, https or socks5 URL`)
+			return nil, errors.New(`the proxy for origins is neither "none" nor an http, https or socks5 URL`)
 		}
 		return func(*url.URL) (*url.URL, error) { return u, nil }, nil
 	}
@@ -175,8 +178,8 @@ func proxyFunc(setting secret.String) (func(*url.URL) (*url.URL, error), error) 
 // CloseIdleConnections ends the connections that no request uses.
 func (c *Client) CloseIdleConnections() { c.transport.CloseIdleConnections() }
 
-// Transport is the client's own, with its guards on addresses; the caller follows no
-// redirects with it.
+// Transport is the client's own, with its guards on addresses but none on redirects, for a
+// [Request.RoundTripper] to build upon.
 func (c *Client) Transport() http.RoundTripper { return c.transport }
 
 // AddrError tells that a host has an address that no request may go to.
@@ -201,6 +204,7 @@ var special = []netip.Prefix{
 // guard refuses addresses.
 type guard struct {
 	allow   []netip.Prefix
+	hosts   []string
 	trusted map[string]bool
 	proxies sync.Map // host:port of proxies that were chosen
 }
@@ -228,6 +232,9 @@ func (g *guard) checkURL(u *url.URL) error {
 		return nil
 	}
 	host := strings.ToLower(u.Hostname())
+	if !g.hostAllowed(host) {
+		return fmt.Errorf("host %s is not among those that may be asked", host)
+	}
 	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
 		host = "127.0.0.1"
 	}
@@ -236,6 +243,17 @@ func (g *guard) checkURL(u *url.URL) error {
 		return nil
 	}
 	return g.check(u.Hostname(), addr)
+}
+
+func (g *guard) hostAllowed(host string) bool {
+	for _, pattern := range g.hosts {
+		pattern = strings.ToLower(pattern)
+		under, wild := strings.CutPrefix(pattern, "*")
+		if pattern == host || pattern == "*" || (wild && strings.HasPrefix(under, ".") && strings.HasSuffix(host, under)) {
+			return true
+		}
+	}
+	return len(g.hosts) == 0
 }
 
 func (g *guard) watchProxy(choose func(*url.URL) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
@@ -293,6 +311,8 @@ type Request struct {
 	// content (Accept, Range, If-Range, User-Agent) goes on to hosts that it redirects to.
 	// Accept-Encoding is always identity.
 	Header http.Header
+	// StayHome returns a redirect that leads to another host as the answer that it is.
+	StayHome bool
 	// RoundTripper speaks to the URL's own host, for instance with a token of its own;
 	// nil for the client's transport.
 	RoundTripper http.RoundTripper
@@ -361,8 +381,11 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 		if !redirects(res.StatusCode) || location == "" {
 			return res, nil
 		}
-		c.drain(res)
 		next, err := at.Parse(location)
+		if r.StayHome && err == nil && (next.Scheme != r.URL.Scheme || hostPort(next) != hostPort(r.URL)) {
+			return res, nil
+		}
+		c.drain(res)
 		switch {
 		case err != nil:
 			return nil, fail(at, fmt.Errorf("%d with an unreadable Location", res.StatusCode))
@@ -377,6 +400,22 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 		next.User, next.Fragment = nil, ""
 		at = next
 	}
+}
+
+// Ask is Do with a body that ends in an error when the origin falls silent.
+func (c *Client) Ask(ctx context.Context, r Request) (*http.Response, error) {
+	ctx, abort := context.WithCancelCause(ctx)
+	res, err := c.Do(ctx, r)
+	if err != nil {
+		abort(nil)
+		return nil, err
+	}
+	method := r.Method
+	if method == "" {
+		method = http.MethodGet
+	}
+	res.Body = c.newBody(ctx, abort, res.Body, method, r.URL)
+	return res, nil
 }
 
 func redirects(status int) bool {

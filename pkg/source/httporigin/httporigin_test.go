@@ -35,7 +35,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func origin(t *testing.T, change func(*httporigin.Config)) *httporigin.Origin {
-	cfg := httporigin.Config{AllowAddrs: []netip.Prefix{sourcetest.Loopback}, HeaderTimeout: sourcetest.Timeout, IdleTimeout: sourcetest.Timeout, Proxy: "direct"}
+	cfg := httporigin.Config{AllowAddrs: []netip.Prefix{sourcetest.Loopback}, HeaderTimeout: sourcetest.Timeout, IdleTimeout: sourcetest.Timeout, Proxy: "none"}
 	if change != nil {
 		change(&cfg)
 	}
@@ -128,6 +128,24 @@ func TestANameIsJudgedByTheAddressItResolvesTo(t *testing.T) {
 	_, err = body(t, origin(t, func(c *httporigin.Config) { c.AllowAddrs = nil }), file("http://"+name+":1/"))
 	var refused *httporigin.AddrError
 	require.ErrorAs(t, err, &refused)
+}
+
+func TestOnlyTheHostsThatAreNamedAreAsked(t *testing.T) {
+	there := serve(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "there") })
+	u, err := url.Parse(there.URL)
+	require.NoError(t, err)
+	here := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://localhost:"+u.Port(), http.StatusFound)
+	})
+	for _, hosts := range [][]string{{"*"}, {"127.0.0.1", "LOCALHOST"}, {"*.0.0.1", "localhost"}, nil} {
+		got, err := body(t, origin(t, func(c *httporigin.Config) { c.AllowHosts = hosts }), file(here.URL))
+		require.NoError(t, err, "%q", hosts)
+		assert.Equal(t, "there", got)
+	}
+	for _, hosts := range [][]string{{"127.0.0.1"}, {"localhost"}, {"*7.0.0.1", "localhost"}, {"*.127.0.0.1", "*.localhost"}} {
+		_, err := body(t, origin(t, func(c *httporigin.Config) { c.AllowHosts = hosts }), file(here.URL))
+		require.ErrorContains(t, err, "not among", "%q", hosts)
+	}
 }
 
 func TestRequestsGoThroughTheProxyThatIsConfigured(t *testing.T) {

@@ -1,0 +1,214 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/source/httporigin"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// Client asks registries. Safe for concurrent use.
+type Client struct {
+	cfg    Config
+	listed map[string]*upstream
+	others *upstream // nil: refused
+
+	// mu is held to find or add a session, never while one logs in.
+	mu       sync.Mutex
+	sessions map[sessionKey]*session
+}
+
+// Open implements [source.Origin] for blobs and manifests. What the spec's ID says is what
+// the bytes must hash to, so validators play no part and a resumption may go to another of
+// the upstream's URLs.
+//
+// A spec's Authorization is sent as it is. Without one the node's own credentials are used,
+// or those that the registry's token service gives to anybody.
+func (c *Client) Open(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
+	res, err := c.open(ctx, spec, offset)
+	if err != nil {
+		return nil, fmt.Errorf("bringing %s %s of %.255q from %.255q: %w", spec.Kind, spec.ID.Short(), spec.Repository, spec.Upstream, err)
+	}
+	return res, nil
+}
+
+func (c *Client) open(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
+	u, err := c.upstream(spec.Upstream)
+	if err != nil {
+		return nil, err
+	}
+	repository, err := oci.ParseRepository(u.name, spec.Repository)
+	if err != nil {
+		return nil, err
+	}
+	id, err := oci.ParseDigest(string(spec.ID))
+	if err != nil {
+		return nil, err
+	}
+	header := http.Header{}
+	kind := "blobs"
+	switch spec.Kind {
+	case task.Blob:
+	case task.Manifest:
+		kind = "manifests"
+		header["Accept"] = spec.Accept
+		if len(spec.Accept) == 0 {
+			header["Accept"] = oci.ManifestTypes()
+		}
+	default:
+		return nil, fmt.Errorf("a registry has no content of kind %.40q", spec.Kind)
+	}
+	if !spec.Authorization.IsZero() {
+		header.Set("Authorization", spec.Authorization.Reveal())
+	}
+	var res *source.Response
+	err = c.each(ctx, u, func(base *url.URL) error {
+		get := httporigin.Get{Request: httporigin.Request{URL: at(base, "/v2/"+repository+"/"+kind+"/"+string(id), ""), Header: header}, Offset: offset, Length: spec.Length}
+		if spec.Authorization.IsZero() {
+			var err error
+			if get.RoundTripper, err = c.login(ctx, u, base, repository); err != nil {
+				return err
+			}
+		}
+		var err error
+		res, err = u.client.Open(ctx, get)
+		err = refused(err)
+		var status *source.StatusError
+		if get.RoundTripper != nil && errors.As(err, &status) && status.Status == http.StatusUnauthorized {
+			c.logout(u, base, repository)
+		}
+		return err
+	})
+	return res, err
+}
+
+// asked are the headers of a question that a registry is told.
+var asked = []string{"Authorization", "Accept", "Range", "If-None-Match", "If-Modified-Since", "User-Agent"}
+
+// answered are the headers of an answer that are passed on.
+var answered = []string{
+	"Docker-Content-Digest", "Docker-Distribution-Api-Version", "Content-Type", "Content-Length", "Content-Range", "Content-Encoding", "Accept-Ranges",
+	"Etag", "Last-Modified", "Www-Authenticate", "Retry-After", "Link", "Location", "Oci-Subject", "Oci-Filters-Applied", "Warning",
+	"Ratelimit-Limit", "Ratelimit-Remaining", "Docker-Ratelimit-Source",
+}
+
+// Forward puts a question, with its own Authorization where it has one, else with the node's
+// credentials where they are configured, else with none: then the registry's challenge is the
+// answer, for a client to take up. Any status is an answer; the caller closes its body, which
+// ends in an error when the registry falls silent. A HEAD that is redirected to another host
+// is answered by the redirect, because a storage signs its URLs for GET.
+func (c *Client) Forward(ctx context.Context, q source.Question) (*http.Response, error) {
+	res, err := c.forward(ctx, q)
+	if err != nil {
+		return nil, fmt.Errorf("asking %.255q for %s %.300q: %w", q.Upstream, q.Method, q.Path, err)
+	}
+	return res, nil
+}
+
+func (c *Client) forward(ctx context.Context, q source.Question) (*http.Response, error) {
+	u, err := c.upstream(q.Upstream)
+	if err != nil {
+		return nil, err
+	}
+	if q.Method != http.MethodGet && q.Method != http.MethodHead {
+		return nil, errors.New("a registry is only read, by GET or HEAD")
+	}
+	if clean := path.Clean(q.Path); !strings.HasPrefix(q.Path, "/v2/") || (q.Path != clean && q.Path != clean+"/") {
+		return nil, errors.New("no path of the distribution API")
+	}
+	header := http.Header{}
+	for _, k := range asked {
+		if v := q.Header.Values(k); len(v) > 0 {
+			header[k] = v
+		}
+	}
+	var res *http.Response
+	err = c.each(ctx, u, func(base *url.URL) error {
+		req := httporigin.Request{Method: q.Method, URL: at(base, q.Path, q.Query), Header: header, StayHome: q.Method == http.MethodHead}
+		if header.Get("Authorization") == "" && u.hasCredentials() {
+			var err error
+			if req.RoundTripper, err = c.login(ctx, u, base, repositoryOf(q.Path)); err != nil {
+				return err
+			}
+		}
+		if res != nil {
+			res.Body.Close() // a 502, 503 or 504 of the former URL
+			res = nil
+		}
+		var err error
+		if res, err = u.client.Ask(ctx, req); err != nil {
+			return refused(err)
+		}
+		if req.RoundTripper != nil && res.StatusCode == http.StatusUnauthorized {
+			c.logout(u, base, repositoryOf(q.Path))
+		}
+		if unavailable(res.StatusCode) {
+			return &source.StatusError{Method: q.Method, URL: httporigin.Printable(req.URL), Status: res.StatusCode}
+		}
+		return nil
+	})
+	if res != nil {
+		// A refusal in its own words is better than our error about it.
+		err = nil
+		for k := range res.Header {
+			if !slices.Contains(answered, k) {
+				res.Header.Del(k)
+			}
+		}
+	}
+	return res, err
+}
+
+// repositoryOf takes the repository out of a path of the distribution API, as far as a token
+// has to name it.
+func repositoryOf(p string) string {
+	rest := strings.TrimPrefix(p, "/v2/")
+	for _, kind := range []string{"/manifests/", "/blobs/", "/tags/", "/referrers/"} {
+		if i := strings.LastIndex(rest, kind); i > 0 {
+			return rest[:i]
+		}
+	}
+	return ""
+}
+
+// at is a path of the distribution API at one of an upstream's URLs, whose own path goes
+// before the repository.
+func at(base *url.URL, p, query string) *url.URL {
+	out := &url.URL{Scheme: base.Scheme, Host: base.Host, Path: p, RawQuery: query}
+	if base.Path != "" && p != "/v2/" {
+		out.Path = "/v2/" + base.Path + "/" + strings.TrimPrefix(p, "/v2/")
+	}
+	return out
+}
+
+// each asks an upstream's URLs in order until one gives an answer that stands.
+func (c *Client) each(ctx context.Context, u *upstream, ask func(*url.URL) error) error {
+	var err error
+	for i, base := range u.bases {
+		err = ask(base)
+		var status *source.StatusError
+		if err == nil || ctx.Err() != nil || (errors.As(err, &status) && !unavailable(status.Status)) {
+			return err
+		}
+		if i+1 < len(u.bases) {
+			c.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "upstream URL passed over", slog.String("upstream", u.name),
+				slog.String("url", httporigin.Printable(base)), slog.Any("error", err))
+		}
+	}
+	return err
+}
+
+func unavailable(status int) bool {
+	return status == http.StatusBadGateway || status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout
+}

@@ -1,0 +1,204 @@
+// Package registry asks registries: for content as a [source.Origin], and for what a mirror
+// wants to know besides.
+//
+// A registry is asked only when the operator listed it or allowed all, and a client's
+// credentials go to that registry alone. Start at [New], [Client.Open] and [Client.Forward].
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/source/httporigin"
+)
+
+// Config of a client.
+type Config struct {
+	// Upstreams are the registries that may be asked, by the name that images give them
+	// ("docker.io", "registry.test:5000").
+	Upstreams map[string]Upstream
+	// Default is how every other registry is asked; nil refuses it. With it, whoever reaches
+	// the mirror can make this node ask any host. It may hold neither URLs nor credentials.
+	Default *Upstream
+	// HTTP holds timeouts and bounds for all upstreams, and the addresses that redirects and
+	// token services may have although they are loopback or link-local. What it says of
+	// certificates, proxy and trusted hosts is not used: that is each upstream's own.
+	HTTP httporigin.Config
+	// Logger may be nil.
+	Logger *slog.Logger
+}
+
+// Upstream is how one registry is asked. The zero value asks https://NAME.
+type Upstream struct {
+	// URLs are addresses of the same registry, tried in order: the next one where there is
+	// no usable answer, or 502, 503 or 504. Credentials go to each of them. A path is put
+	// before the repository ("https://harbor.test/hub-cache" for a proxy project). Empty is
+	// the upstream's own name.
+	URLs []string
+	// PlainHTTP speaks HTTP where URLs is empty: content and credentials can then be read on
+	// the way.
+	PlainHTTP bool
+	// CAFile holds further authorities (PEM); CertFile and KeyFile are the node's own
+	// certificate.
+	CAFile, CertFile, KeyFile string
+	// Proxy as in [httporigin.Config].
+	Proxy secret.String
+	// Username and Password, or an IdentityToken (what docker login keeps), are the node's
+	// own credentials: every client without an Authorization of its own then pulls with
+	// them.
+	Username                string
+	Password, IdentityToken secret.String
+	// AllowPrivateRealm lets the token service be named by a private IP address that is not
+	// the registry's own. Without it a registry cannot make this node ask such an address.
+	AllowPrivateRealm bool
+}
+
+func (u Upstream) hasCredentials() bool {
+	return u.Username != "" || !u.Password.IsZero() || !u.IdentityToken.IsZero()
+}
+
+// UpstreamError tells that a registry may not be asked. It unwraps to a
+// [source.StatusError] of 403, for clients.
+type UpstreamError struct{ Upstream string }
+
+func (e *UpstreamError) Error() string {
+	return fmt.Sprintf("registry %.100q is not among the upstreams that may be asked; its operator can list it", e.Upstream)
+}
+
+// Unwrap gives the refusal in the registry's format.
+func (e *UpstreamError) Unwrap() error {
+	return &source.StatusError{
+		Method: http.MethodGet, Status: http.StatusForbidden, Header: http.Header{"Content-Type": {"application/json"}},
+		Body: fmt.Appendf(nil, `{"errors":[{"code":"DENIED","message":%q}]}`, e.Error()),
+	}
+}
+
+// upstream is a registry with what is needed to ask it.
+type upstream struct {
+	Upstream
+	name   string
+	bases  []*url.URL
+	client *httporigin.Client
+}
+
+func newUpstream(name string, u Upstream, cfg httporigin.Config) (*upstream, error) {
+	out := &upstream{Upstream: u, name: name}
+	cfg.CAFile, cfg.CertFile, cfg.KeyFile, cfg.Proxy, cfg.Trusted = u.CAFile, u.CertFile, u.KeyFile, u.Proxy, nil
+	for _, s := range u.URLs {
+		b, err := url.Parse(s)
+		if err != nil || (b.Scheme != "http" && b.Scheme != "https") || b.Host == "" || b.User != nil || b.RawQuery != "" {
+			return nil, errors.New("one of its URLs is no http or https URL, or holds a user or a query")
+		}
+		b.Path = strings.Trim(b.Path, "/")
+		if b.Path != "" {
+			if _, err := oci.ParseRepository(name, b.Path); err != nil {
+				return nil, fmt.Errorf("the path of %s: %w", httporigin.Printable(b), err)
+			}
+		}
+		out.bases = append(out.bases, b)
+	}
+	if len(out.bases) == 0 && name != "" {
+		out.bases = []*url.URL{u.base(name)}
+	}
+	for _, b := range out.bases {
+		port := b.Port()
+		if port == "" {
+			port = map[string]string{"http": "80", "https": "443"}[b.Scheme]
+		}
+		cfg.Trusted = append(cfg.Trusted, net.JoinHostPort(b.Hostname(), port))
+	}
+	client, err := httporigin.NewClient(cfg)
+	out.client = client
+	return out, err
+}
+
+func (u Upstream) base(name string) *url.URL {
+	scheme := "https"
+	if u.PlainHTTP {
+		scheme = "http"
+	}
+	return &url.URL{Scheme: scheme, Host: oci.Endpoint(name)}
+}
+
+// New builds a client; it asks nobody. The error names the upstream and the setting.
+func New(cfg Config) (*Client, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	c := &Client{cfg: cfg, listed: map[string]*upstream{}, sessions: map[sessionKey]*session{}}
+	for name, u := range cfg.Upstreams {
+		host, err := oci.ParseHost(name)
+		if err != nil {
+			return nil, fmt.Errorf("upstream %q: %w", name, err)
+		}
+		if _, twice := c.listed[host]; twice {
+			return nil, fmt.Errorf("upstream %s is listed twice, under several of its names", host)
+		}
+		if c.listed[host], err = newUpstream(host, u, cfg.HTTP); err != nil {
+			return nil, fmt.Errorf("upstream %s: %w", host, err)
+		}
+	}
+	if cfg.Default != nil {
+		if len(cfg.Default.URLs) > 0 || cfg.Default.hasCredentials() {
+			return nil, errors.New("the settings for registries that are not listed may hold neither URLs nor credentials, since any host would get them")
+		}
+		var err error
+		if c.others, err = newUpstream("", *cfg.Default, cfg.HTTP); err != nil {
+			return nil, fmt.Errorf("registries that are not listed: %w", err)
+		}
+	}
+	return c, nil
+}
+
+// upstream finds how a registry is asked.
+func (c *Client) upstream(name string) (*upstream, error) {
+	host, err := oci.ParseHost(name)
+	if err != nil {
+		return nil, err
+	}
+	if u, ok := c.listed[host]; ok {
+		return u, nil
+	}
+	if c.others == nil {
+		return nil, &UpstreamError{Upstream: host}
+	}
+	u := *c.others
+	u.name, u.bases = host, []*url.URL{u.base(host)}
+	return &u, nil
+}
+
+// Allow returns nil for a registry that may be asked, else an *[UpstreamError] or what is
+// wrong with its name.
+func (c *Client) Allow(name string) error {
+	_, err := c.upstream(name)
+	return err
+}
+
+// Upstreams lists the registries by name, those not listed by the operator left out.
+func (c *Client) Upstreams() []string {
+	out := make([]string, 0, len(c.listed))
+	for name := range c.listed {
+		out = append(out, name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// CloseIdleConnections ends the connections that no request uses.
+func (c *Client) CloseIdleConnections() {
+	for _, u := range c.listed {
+		u.client.CloseIdleConnections()
+	}
+	if c.others != nil {
+		c.others.client.CloseIdleConnections()
+	}
+}

@@ -1,0 +1,245 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/source/httporigin"
+)
+
+// Bounds of logging in.
+const (
+	// sessionsMax is how many sessions are kept; another one costs two small requests.
+	sessionsMax = 1024
+	// controlMax bounds the answer of a token service, in bytes.
+	controlMax = 64 << 10
+	// controlTimeout bounds one request of a login, body included.
+	controlTimeout = 30 * time.Second
+)
+
+// sessionKey names a session: a registry's URL and a repository in it. The credential is the
+// upstream's, so it needs no place here.
+type sessionKey struct{ upstream, base, repository string }
+
+func keyOf(u *upstream, base *url.URL, repository string) sessionKey {
+	if base.Path != "" && repository != "" {
+		repository = base.Path + "/" + repository
+	}
+	return sessionKey{u.name, base.String(), repository}
+}
+
+// logout forgets a session that the registry no longer takes, as when it has begun to ask for
+// tokens since.
+func (c *Client) logout(u *upstream, base *url.URL, repository string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.sessions, keyOf(u, base, repository))
+}
+
+// session is a transport that carries a token for one repository and renews it.
+type session struct {
+	// turn is held by who logs in; others wait for the outcome instead of asking too.
+	turn chan struct{}
+	rt   http.RoundTripper
+}
+
+// login returns a transport that speaks to one of the upstream's URLs with the node's
+// credentials or anonymously, asking its token service where it has one.
+func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, repository string) (http.RoundTripper, error) {
+	key := keyOf(u, base, repository)
+	s := c.session(key)
+	select {
+	case s.turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	defer func() { <-s.turn }()
+	if s.rt != nil {
+		return s.rt, nil
+	}
+	host, err := name.NewRegistry(base.Host)
+	if err != nil {
+		return nil, fmt.Errorf("logging in at %s: %w", httporigin.Printable(base), err)
+	}
+	var auth authn.Authenticator = authn.Anonymous
+	if u.hasCredentials() {
+		auth = authn.FromConfig(authn.AuthConfig{Username: u.Username, Password: u.Password.Reveal(), IdentityToken: u.IdentityToken.Reveal()})
+	}
+	var scopes []string
+	if key.repository != "" {
+		scopes = []string{"repository:" + key.repository + ":" + transport.PullScope}
+	}
+	rt, err := transport.NewWithContext(ctx, host, auth, &control{base: base, inner: u.client.Transport(), privateRealm: u.AllowPrivateRealm}, scopes)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return nil, fmt.Errorf("logging in at %s: %w", httporigin.Printable(base), refused(err))
+	}
+	s.rt = rt
+	return rt, nil
+}
+
+func (c *Client) session(k sessionKey) *session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, ok := c.sessions[k]
+	if !ok {
+		for old := range c.sessions {
+			if len(c.sessions) < sessionsMax {
+				break
+			}
+			delete(c.sessions, old)
+		}
+		s = &session{turn: make(chan struct{}, 1)}
+		c.sessions[k] = s
+	}
+	return s
+}
+
+// refused turns a refusal of the token exchange into one of ours, without the parts of it
+// that may hold a secret.
+func refused(err error) error {
+	var status *transport.Error
+	if errors.As(err, &status) {
+		out := &source.StatusError{Method: http.MethodGet, Status: status.StatusCode, Header: http.Header{}}
+		if status.Request != nil {
+			out.Method, out.URL = status.Request.Method, httporigin.Printable(status.Request.URL)
+		}
+		if len(status.Errors) > 0 {
+			type line struct {
+				Code    transport.ErrorCode `json:"code"`
+				Message string              `json:"message"`
+			}
+			var body struct {
+				Errors []line `json:"errors"`
+			}
+			for _, d := range status.Errors {
+				body.Errors = append(body.Errors, line{d.Code, d.Message})
+			}
+			if b, err := json.Marshal(body); err == nil && len(b) <= controlMax/8 {
+				out.Body = b
+				out.Header.Set("Content-Type", "application/json")
+			}
+		}
+		return out
+	}
+	// The exchange quotes the whole answer when it finds no token, and there may be a
+	// refresh token in it.
+	if err != nil && strings.Contains(err.Error(), "no token in bearer response") {
+		return errors.New("the token service's answer holds no token")
+	}
+	return err
+}
+
+// control stands below the token exchange. It holds requests for the registry to the scheme
+// that is configured, bounds what the exchange itself asks, and lets a token service at a
+// private address through where that is allowed.
+type control struct {
+	base         *url.URL
+	inner        http.RoundTripper
+	privateRealm bool
+}
+
+// realmPath is where a private token service seems to be, so that the exchange takes it for
+// the registry's own.
+const realmPath = "/.private-token-service"
+
+func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
+	home := req.URL.Host == c.base.Host
+	if home && strings.HasPrefix(req.URL.Path, "/v2/") && req.URL.Path != "/v2/" {
+		return c.inner.RoundTrip(c.atHome(req))
+	}
+	ctx, cancel := context.WithTimeout(req.Context(), controlTimeout)
+	defer cancel()
+	out := req.WithContext(ctx)
+	switch {
+	case home && c.privateRealm && req.URL.Path == realmPath:
+		var err error
+		if out, err = c.toRealm(out); err != nil {
+			return nil, err
+		}
+	case home:
+		out = c.atHome(out)
+	}
+	res, err := c.inner.RoundTrip(out)
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(io.LimitReader(res.Body, controlMax+1))
+	res.Body.Close()
+	if err != nil {
+		return nil, fmt.Errorf("reading the answer of %s: %w", httporigin.Printable(out.URL), err)
+	}
+	if len(b) > controlMax {
+		return nil, fmt.Errorf("the answer of %s is larger than %d bytes", httporigin.Printable(out.URL), controlMax)
+	}
+	res.Body = io.NopCloser(bytes.NewReader(b))
+	if home && c.privateRealm && req.URL.Path == "/v2/" {
+		for i, v := range res.Header.Values("Www-Authenticate") {
+			res.Header["Www-Authenticate"][i] = c.hideRealm(v)
+		}
+	}
+	return res, nil
+}
+
+// atHome gives a request the registry's own scheme: the exchange tries others.
+func (c *control) atHome(req *http.Request) *http.Request {
+	if req.URL.Scheme == c.base.Scheme {
+		return req
+	}
+	out := req.Clone(req.Context())
+	out.URL.Scheme = c.base.Scheme
+	return out
+}
+
+var realmRegexp = regexp.MustCompile(`(?i)(realm=")([^"]*)(")`)
+
+// hideRealm writes a private token service as a path of the registry. One that is not
+// encrypted stays refused where the registry itself is.
+func (c *control) hideRealm(challenge string) string {
+	return realmRegexp.ReplaceAllStringFunc(challenge, func(found string) string {
+		realm, err := url.Parse(realmRegexp.FindStringSubmatch(found)[2])
+		if err != nil || realm.Host == c.base.Host || (realm.Scheme != "https" && realm.Scheme != c.base.Scheme) {
+			return found
+		}
+		if addr, err := netip.ParseAddr(strings.Trim(realm.Hostname(), "[]")); err != nil || !(addr.IsPrivate() || addr.IsLoopback()) {
+			return found
+		}
+		hidden := url.URL{Scheme: c.base.Scheme, Host: c.base.Host, Path: realmPath, RawQuery: url.Values{"realm": {realm.String()}}.Encode()}
+		return `realm="` + hidden.String() + `"`
+	})
+}
+
+// toRealm sends a request to the token service that hideRealm wrote away.
+func (c *control) toRealm(req *http.Request) (*http.Request, error) {
+	query := req.URL.Query()
+	realm, err := url.Parse(query.Get("realm"))
+	if err != nil || realm.Host == "" || net.ParseIP(realm.Hostname()) == nil {
+		return nil, errors.New("the token service's address is lost")
+	}
+	query.Del("realm")
+	for k, v := range realm.Query() {
+		query[k] = append(query[k], v...)
+	}
+	out := req.Clone(req.Context())
+	realm.RawQuery = query.Encode()
+	out.URL, out.Host = realm, realm.Host
+	return out, nil
+}
