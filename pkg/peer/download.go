@@ -110,6 +110,7 @@ type Download struct {
 	announcing    bool
 	toldStarted   bool
 	toldCompleted bool
+	toldWhole     bool // neighbours know that no digest is needed here
 	nextProgress  time.Time
 	nextStarving  time.Time
 	starveDelay   time.Duration
@@ -529,7 +530,7 @@ func (d *Download) prove(l *link, i piece.Index) {
 
 // sendRuns sends the runs that a neighbour lacks, once its Hello told that it reads them.
 func (d *Download) sendRuns(l *link, numbers ...int) {
-	if !l.helloed {
+	if !l.helloed || l.knowsAll {
 		return
 	}
 	const batch = 64 << 10 // bytes of digests in one message, about
@@ -539,7 +540,7 @@ func (d *Download) sendRuns(l *link, numbers ...int) {
 		if len(now) == 0 {
 			return
 		}
-		runs, certs := d.ledger.message(now)
+		runs, certs := d.ledger.message(now, l.keys)
 		l.send(wire.Message{Type: wire.DigestMessage, Digests: &wire.Digests{Runs: runs, Certificates: certs}})
 		now, size = nil, 0
 	}
@@ -557,22 +558,29 @@ func (d *Download) sendRuns(l *link, numbers ...int) {
 }
 
 // digests notes that signed runs came from l, or from the own origin when l is nil.
-func (d *Download) digests(l *link, numbers []int) {
+func (d *Download) digests(l *link, numbers []int, whole bool) {
 	now := time.Now()
+	if l != nil && whole {
+		l.knowsAll = true
+	}
 	d.adoptFacts(now)
 	if d.pick == nil {
 		return
 	}
 	for _, n := range numbers {
+		first, end, key := d.ledger.span(n)
 		if l != nil {
-			l.runs[n] = true
+			l.runs[n], l.keys[key] = true, true
 		}
-		first, end, final := d.ledger.span(n)
 		for i := first; i < end; i++ {
 			d.publish(i)
 		}
-		if final {
-			d.pick.Matured()
+	}
+	if !d.toldWhole && d.ledger.proven() {
+		// Nobody needs to send digests here any more.
+		d.toldWhole = true
+		for _, other := range d.links {
+			other.send(wire.Message{Type: wire.DigestMessage, Digests: &wire.Digests{Whole: true}})
 		}
 	}
 	// A neighbour that has heard no run does not even know the length.
@@ -581,13 +589,11 @@ func (d *Download) digests(l *link, numbers []int) {
 	}
 }
 
-// sendFirst tells a neighbour that has heard no run yet one of them, the most telling: it
-// holds the facts, without which nothing can be asked for.
+// sendFirst tells a neighbour that has heard no run yet the first one: it holds the facts,
+// without which nothing can be asked for.
 func (d *Download) sendFirst(l *link) {
-	if len(l.runs) == 0 {
-		if n := d.ledger.best(); n >= 0 {
-			d.sendRuns(l, n)
-		}
+	if len(l.runs) == 0 && d.ledger.any() {
+		d.sendRuns(l, 0)
 	}
 }
 
@@ -717,6 +723,9 @@ func (d *Download) handle(l *link, m wire.Message) {
 			d.pick.SetSeed(l.n, l.seed)
 		}
 		d.sendFirst(l)
+		if d.toldWhole {
+			l.send(wire.Message{Type: wire.DigestMessage, Digests: &wire.Digests{Whole: true}})
+		}
 	case wire.Bitfield:
 		switch {
 		case !known:
@@ -792,9 +801,10 @@ func (d *Download) bound(l *link, in *inbound) {
 		return
 	}
 	in.told = true
+	known := d.pick.Have().Has(in.index) || d.pick.Flying(in.index)
 	d.pick.Bound(l.n, in.index)
-	if d.pick.Have().Has(in.index) {
-		d.drop(l, in.index) // it came from elsewhere before this was told
+	if known {
+		d.drop(l, in.index) // it came from elsewhere before this was told, or is about to
 	}
 }
 
@@ -834,6 +844,7 @@ func (d *Download) serveAny(l *link, a wire.Any) {
 		l.send(busy)
 		return
 	}
+	l.send(wire.Message{Type: wire.Suggest, Index: i})
 	d.begin(l, &job{index: i, end: d.ledger.replica.Facts().Layout().Size(i), any: true})
 }
 
@@ -849,6 +860,7 @@ func (d *Download) begin(l *link, j *job) {
 
 // unserved ends a job that was never begun.
 func (d *Download) unserved(l *link, j *job) {
+	l.yield(j, true)
 	d.e.slots.Release()
 	d.served(l, j, false)
 }
@@ -899,6 +911,7 @@ func (d *Download) watch(now time.Time) {
 		case now.Sub(l.since) > d.e.cfg.Stall:
 			l.close(fmt.Errorf("%w for %s", errStalled, d.e.cfg.Stall))
 		}
+		l.hasten(now)
 		if !l.helloed && now.Sub(l.born) > wire.HandshakeTimeout {
 			l.close(fmt.Errorf("%w: no extension handshake", errStalled))
 		}

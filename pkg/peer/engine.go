@@ -81,6 +81,8 @@ type Config struct {
 	Seed bool
 	// UploadSlots is how many pieces are sent at once; see [upload.Slots]. Default 4.
 	UploadSlots int
+	// UploadLines is how many of them move at the same time; see [upload.Line]. Default 2.
+	UploadLines int
 	// LinksMax is how many connections one task may hold. Each costs some 40 KB and a
 	// share of every announcement of a piece. Default 40.
 	LinksMax int
@@ -118,6 +120,9 @@ func (c *Config) defaults() {
 	set(&c.ProgressInterval, time.Second)
 	if c.UploadSlots == 0 {
 		c.UploadSlots = upload.SlotsDefault
+	}
+	if c.UploadLines == 0 {
+		c.UploadLines = 2
 	}
 	if c.LinksMax == 0 {
 		c.LinksMax = 40
@@ -169,6 +174,7 @@ type Engine struct {
 	cfg     Config
 	log     *slog.Logger
 	slots   *upload.Slots
+	line    *upload.Line
 	buffers buffers
 	stats   counters
 	started chan struct{}
@@ -205,7 +211,7 @@ const failureMemory = 2 * time.Second
 func New(cfg Config) *Engine {
 	cfg.defaults()
 	e := &Engine{
-		cfg: cfg, log: cfg.Logger, slots: upload.NewSlots(cfg.UploadSlots), started: make(chan struct{}),
+		cfg: cfg, log: cfg.Logger, slots: upload.NewSlots(cfg.UploadSlots), line: upload.NewLine(cfg.UploadLines), started: make(chan struct{}),
 		downloads: make(map[task.ID]*Download), swarms: make(map[[20]byte]task.ID), attempts: make(map[task.ID]attempt),
 		failures: make(map[task.ID]failure),
 	}

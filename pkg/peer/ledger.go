@@ -33,14 +33,13 @@ type ledger struct {
 	known   piece.Bitmap
 	runs    []piece.Run
 	runOf   []int32 // the run that vouches for a piece
-	whole   int     // the run that vouches for every piece, or -1
 	certs   map[piece.KeyID][]byte
 	revoked map[uint64]bool
 }
 
 func newLedger(id task.ID, store piece.Store, v Verifier) *ledger {
 	return &ledger{
-		id: id, store: store, verifier: v, ready: make(chan struct{}), whole: -1,
+		id: id, store: store, verifier: v, ready: make(chan struct{}),
 		certs: make(map[piece.KeyID][]byte), revoked: make(map[uint64]bool),
 	}
 }
@@ -170,9 +169,6 @@ func (l *ledger) note(r piece.Run) int {
 			l.digests[i], l.runOf[i] = d, int32(n)
 		}
 	}
-	if r.Final && r.First == 0 && int(r.End()) == l.known.Len() {
-		l.whole = n
-	}
 	return n
 }
 
@@ -196,12 +192,12 @@ func (l *ledger) digest(i piece.Index) (piece.Digest, bool) {
 	return l.digests[i], true
 }
 
-// span is which pieces run n vouches for, and whether it ends the content.
-func (l *ledger) span(n int) (first, end piece.Index, final bool) {
+// span is which pieces run n vouches for, and with which key.
+func (l *ledger) span(n int) (first, end piece.Index, key piece.KeyID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r := &l.runs[n]
-	return r.First, r.End(), r.Final
+	return r.First, r.End(), r.Key
 }
 
 // knownSet returns a copy of the set of pieces whose digest is known.
@@ -221,26 +217,23 @@ func (l *ledger) proof(i piece.Index) int {
 	return int(l.runOf[i])
 }
 
-// best is the number of the run that says most: the one over everything, else any, else -1.
-func (l *ledger) best() int {
+// any reports whether there is a run at all.
+func (l *ledger) any() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.whole >= 0 {
-		return l.whole
-	}
-	return min(len(l.runs), 1) - 1
+	return len(l.runs) > 0
 }
 
-// message returns the runs with those numbers and the certificates of their keys.
-func (l *ledger) message(numbers []int) (runs []piece.Run, certs [][]byte) {
+// message returns the runs with those numbers and the certificates of their keys, less
+// those that the other side knows; those it is told now it knows from then on.
+func (l *ledger) message(numbers []int, knows map[piece.KeyID]bool) (runs []piece.Run, certs [][]byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	keys := make(map[piece.KeyID]bool)
 	for _, n := range numbers {
 		r := l.runs[n]
 		runs = append(runs, r)
-		if der := l.certs[r.Key]; der != nil && !keys[r.Key] {
-			keys[r.Key] = true
+		if der := l.certs[r.Key]; der != nil && !knows[r.Key] {
+			knows[r.Key] = true
 			certs = append(certs, der)
 		}
 	}

@@ -37,10 +37,12 @@ type link struct {
 	bits     []bool // its bitfield, until the facts are known
 	hasAll   bool
 	haves    []piece.Index
-	have     piece.Bitmap // what it has, once the facts are known
-	told     piece.Bitmap // what we told it we have
-	runs     map[int]bool // numbers of the runs it knows
-	strikes  int          // bad pieces it sent
+	have     piece.Bitmap         // what it has, once the facts are known
+	told     piece.Bitmap         // what we told it we have
+	runs     map[int]bool         // numbers of the runs it knows
+	keys     map[piece.KeyID]bool // keys whose certificate it knows
+	knowsAll bool                 // it needs no digests
+	strikes  int                  // bad pieces it sent
 	idleFrom time.Time
 	sending  int // jobs that have not ended
 
@@ -65,9 +67,14 @@ type job struct {
 	index            piece.Index
 	begin, next, end int64
 	any              bool // the asker left the choice to us
-	// started and dropped are guarded by the link's mu: a job is cut at its next block.
-	started, dropped bool
+	// The rest is guarded by the link's mu. A job waits for its turn to send; one that was
+	// dropped after it started is cut at its next block.
+	queued, turn, yielded, started, dropped, over bool
+	since                                         time.Time // when its turn came
 }
+
+// turnMax is how long a job keeps others from sending.
+const turnMax = 500 * time.Millisecond
 
 // inbound is a request of ours that is being answered. Every request has one end: its last
 // block, a reject or a busy. A request that was cancelled waits for its end, too: else its
@@ -86,7 +93,7 @@ type inbound struct {
 }
 
 func newLink(d *Download, c *wire.Conn, initiated bool) *link {
-	return &link{d: d, conn: c, initiated: initiated, runs: make(map[int]bool), wake: make(chan struct{}, 1)}
+	return &link{d: d, conn: c, initiated: initiated, runs: make(map[int]bool), keys: make(map[piece.KeyID]bool), wake: make(chan struct{}, 1)}
 }
 
 // queueMax bounds how many messages wait for a peer that does not read: more haves than
@@ -252,7 +259,7 @@ func (l *link) read() error {
 		case wire.DigestMessage:
 			// Verified here, not in the loop: the pieces they speak of may be next.
 			numbers, err := l.d.ledger.add(m.Digests.Runs, m.Digests.Certificates)
-			l.d.post(func() { l.d.digests(l, numbers) })
+			l.d.post(func() { l.d.digests(l, numbers, m.Digests.Whole) })
 			if err != nil {
 				return err
 			}
@@ -263,6 +270,10 @@ func (l *link) read() error {
 			isAny := m.Busy.Index == wire.BusyAny
 			in := l.settle(func(in *inbound) bool { return in.any == isAny && (isAny || in.index == m.Busy.Index) })
 			l.d.post(func() { l.d.refused(l, in, m.Busy.Delay) })
+		case wire.Suggest:
+			if in := l.bindNext(m.Index); in != nil {
+				l.d.post(func() { l.d.bound(l, in) })
+			}
 		default:
 			l.d.post(func() { l.d.handle(l, m) })
 		}
@@ -334,6 +345,23 @@ func (l *link) bind(m wire.Message) (in *inbound, dropped bool) {
 	return in, false
 }
 
+// bindNext turns the oldest any-request into one for piece i: a seed says what it will
+// send. It returns nil where there is none, or no such piece.
+func (l *link) bindNext(i piece.Index) *inbound {
+	if !l.d.ledger.hasFacts() || i < 0 || int(i) >= l.d.ledger.replica.Facts().Layout().Count() {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, in := range l.pending {
+		if in.any {
+			in.any, in.index = false, i
+			return in
+		}
+	}
+	return nil
+}
+
 func (l *link) write() {
 	for {
 		<-l.wake
@@ -362,11 +390,34 @@ func (l *link) take() (out []wire.Message, j *job, ok bool) {
 		return nil, nil, false
 	}
 	out, l.out = l.out, nil
-	if len(l.jobs) > 0 {
-		j = l.jobs[0]
-		j.started = true
+	waiting := len(l.jobs) > 0
+	if waiting {
+		first := l.jobs[0]
+		if !first.queued {
+			first.queued = true
+			first.since = time.Now()
+			first.turn = l.d.e.line.Take(func() { l.granted(first) })
+		}
+		if first.turn || first.dropped {
+			first.started = true
+			j = first
+		}
 	}
-	return out, j, !l.draining || j != nil || len(out) > 0
+	return out, j, !l.draining || waiting || len(out) > 0
+}
+
+// granted tells that it is a job's turn to send.
+func (l *link) granted(j *job) {
+	l.mu.Lock()
+	j.turn, j.since = true, time.Now()
+	over := j.over
+	j.yielded = over
+	l.mu.Unlock()
+	if over {
+		l.d.e.line.Give()
+		return
+	}
+	l.poke()
 }
 
 // drain closes the connection politely: what is queued goes out first.
@@ -435,8 +486,35 @@ func (l *link) finish(j *job, corked, sent bool) error {
 
 // end gives a job's slot back. The loop itself must not call it: it would wait for itself.
 func (l *link) end(j *job, sent bool) {
+	l.yield(j, true)
 	l.d.e.slots.Release()
 	l.d.post(func() { l.d.served(l, j, sent) })
+}
+
+// yield gives a job's turn to send to whoever waits for one.
+func (l *link) yield(j *job, over bool) {
+	l.mu.Lock()
+	j.over = j.over || over
+	turn := j.turn && !j.yielded
+	j.yielded = j.turn
+	l.mu.Unlock()
+	if turn {
+		l.d.e.line.Give()
+	}
+}
+
+// hasten takes the turn from a receiver that is slow: it goes on beside the others, and
+// they do not wait for it.
+func (l *link) hasten(now time.Time) {
+	l.mu.Lock()
+	var slow *job
+	if len(l.jobs) > 0 && l.jobs[0].turn && now.Sub(l.jobs[0].since) > turnMax {
+		slow = l.jobs[0]
+	}
+	l.mu.Unlock()
+	if slow != nil {
+		l.yield(slow, false)
+	}
 }
 
 // cancel cuts a job at its next block. One that was not begun it returns: it is out of

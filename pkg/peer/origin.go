@@ -415,7 +415,7 @@ func (o *originParent) vouch(first piece.Index, digests []piece.Digest, final bo
 	if err != nil {
 		return fmt.Errorf("%w: %w", errSpace, err)
 	}
-	o.d.post(func() { o.d.digests(nil, numbers) })
+	o.d.post(func() { o.d.digests(nil, numbers, false) })
 	return nil
 }
 

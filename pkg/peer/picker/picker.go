@@ -22,7 +22,7 @@ import (
 type Config struct {
 	// RequestsMax is how many pieces may be on their way at once. One more than a
 	// neighbour's upload slots hides the gap between two pieces; many more only collect
-	// refusals. Default 6.
+	// refusals. Default 8.
 	RequestsMax int
 	// PerNeighbour is how many of them one neighbour may hold while others could help. A
 	// lone neighbour holds two, so that its line never falls idle. Default 1.
@@ -39,7 +39,7 @@ type Config struct {
 
 func (c *Config) defaults() {
 	if c.RequestsMax == 0 {
-		c.RequestsMax = 6
+		c.RequestsMax = 8
 	}
 	if c.PerNeighbour == 0 {
 		c.PerNeighbour = 1
@@ -86,12 +86,13 @@ type Picker struct {
 
 	have, wanted, flying piece.Bitmap
 	avail                []uint16 // how many neighbours have a piece
-	neighbours           map[Neighbour]*neighbour
-	order                []Neighbour // of neighbours, so that choices repeat with a seed
-	outstanding          int
-	young                bool
-	scratch              []Neighbour
-	urgent               []piece.Index
+	// spread is the set of pieces that some neighbour other than a seed has.
+	spread      piece.Bitmap
+	neighbours  map[Neighbour]*neighbour
+	order       []Neighbour // of neighbours, so that choices repeat with a seed
+	outstanding int
+	scratch     []Neighbour
+	urgent      []piece.Index
 }
 
 // New returns a picker for a content of which have is there already. Nothing is wanted yet.
@@ -101,7 +102,7 @@ func New(cfg Config, layout piece.Layout, have piece.Bitmap) *Picker {
 	return &Picker{
 		cfg: cfg, layout: layout, rng: rand.New(rand.NewPCG(cfg.Seed, 0x6461727465)),
 		have: have.Clone(), wanted: piece.NewBitmap(n), flying: piece.NewBitmap(n),
-		avail: make([]uint16, n), neighbours: make(map[Neighbour]*neighbour), young: true,
+		avail: make([]uint16, n), spread: piece.NewBitmap(n), neighbours: make(map[Neighbour]*neighbour),
 	}
 }
 
@@ -127,8 +128,17 @@ func (p *Picker) Wants() bool {
 // Urgent replaces the list of pieces that readers wait for, the most urgent first.
 func (p *Picker) Urgent(list []piece.Index) { p.urgent = append(p.urgent[:0], list...) }
 
-// Matured tells that every piece has left the seed.
-func (p *Picker) Matured() { p.young = false }
+// young reports whether the seed still holds pieces, wanted and missing here, that no other
+// neighbour has.
+func (p *Picker) young() bool {
+	have, wanted, spread := p.have.Words(), p.wanted.Words(), p.spread.Words()
+	for w := range have {
+		if wanted[w]&^(have[w]|spread[w]) != 0 {
+			return true
+		}
+	}
+	return false
+}
 
 // Join adds a neighbour that has nothing yet.
 func (p *Picker) Join(n Neighbour, seed bool) {
@@ -169,6 +179,9 @@ func (p *Picker) Leave(n Neighbour) {
 func (p *Picker) Has(n Neighbour, i piece.Index) {
 	if one := p.neighbours[n]; one != nil && one.have.Set(i) {
 		p.avail[i]++
+		if !one.seed {
+			p.spread.Set(i)
+		}
 	}
 }
 
@@ -225,6 +238,9 @@ func (p *Picker) Bound(n Neighbour, i piece.Index) {
 	one.asked = append(one.asked, i)
 	p.flying.Set(i)
 }
+
+// Flying reports whether piece i is on its way.
+func (p *Picker) Flying(i piece.Index) bool { return p.flying.Has(i) }
 
 // Refused tells that an any-request to n was not answered with a piece.
 func (p *Picker) Refused(n Neighbour) {
@@ -331,7 +347,7 @@ func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 		return Request{From: from, Any: true, Starving: p.onlySeeds(), Exclude: p.flyingList()}, true
 	}
 	bias := p.cfg.InOrder
-	if p.young {
+	if p.young() {
 		bias = p.cfg.InOrderYoung
 	}
 	if p.rng.Float64() < bias {

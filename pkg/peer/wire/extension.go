@@ -63,6 +63,7 @@ type runWire struct {
 type digestsWire struct {
 	Certificates [][]byte  `bencode:"c,omitempty"`
 	Runs         []runWire `bencode:"r"`
+	Whole        int       `bencode:"w,omitempty"`
 }
 
 type failWire struct {
@@ -102,7 +103,7 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 	case BusyMessage:
 		name, shape = "dr_busy", busyWire{Index: int64(m.Busy.Index), Begin: m.Busy.Begin, Delay: m.Busy.Delay.Milliseconds()}
 	case DigestMessage:
-		w := digestsWire{Certificates: m.Digests.Certificates}
+		w := digestsWire{Certificates: m.Digests.Certificates, Whole: flag(m.Digests.Whole)}
 		for _, r := range m.Digests.Runs {
 			d := make([]byte, 0, len(r.Digests)*len(piece.Digest{}))
 			for _, one := range r.Digests {
@@ -220,7 +221,7 @@ func decodeDigests(payload []byte) (*Digests, error) {
 			return nil, fmt.Errorf("certificate of %d bytes", len(c))
 		}
 	}
-	out := &Digests{Certificates: w.Certificates}
+	out := &Digests{Certificates: w.Certificates, Whole: w.Whole != 0}
 	for _, r := range w.Runs {
 		const size = len(piece.Digest{})
 		run := piece.Run{

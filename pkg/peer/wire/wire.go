@@ -56,6 +56,7 @@ const (
 	Piece                     // BEP 3: Index, Begin, Length; the payload follows
 	Cancel                    // BEP 3: Index, Begin, Length
 	Reject                    // BEP 6: Index, Begin, Length
+	Suggest                   // BEP 6: Index; a seed tells which piece an Any will get
 	HelloMessage              // BEP 10 handshake: Hello
 	AnyMessage                // dr_any: Any
 	BusyMessage               // dr_busy: Busy
@@ -112,6 +113,8 @@ type Busy struct {
 type Digests struct {
 	Runs         []piece.Run
 	Certificates [][]byte
+	// Whole says that the sender has every digest and needs none sent.
+	Whole bool
 }
 
 // Conn is one connection in one task.
@@ -313,6 +316,8 @@ func (c *Conn) translate(m pp.Message) (Message, error) {
 		out.Type = Cancel
 	case pp.Reject:
 		out.Type = Reject
+	case pp.Suggest:
+		out.Type = Suggest
 	case pp.Extended:
 		return c.extended(m.ExtendedID, m.ExtendedPayload)
 	}
@@ -342,6 +347,8 @@ func (c *Conn) Send(m Message) error {
 		out.Type = pp.Cancel
 	case Reject:
 		out.Type = pp.Reject
+	case Suggest:
+		out.Type = pp.Suggest
 	case HelloMessage, AnyMessage, BusyMessage, DigestMessage, FailMessage, RevokeMessage:
 		number, payload, err := c.encodeExtended(m)
 		switch {
