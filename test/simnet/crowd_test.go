@@ -1,0 +1,115 @@
+package simnet_test
+
+import (
+	"io"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/test/simnet"
+)
+
+// play runs a crowd in virtual time and prints how close it came to physics.
+func play(t *testing.T, c simnet.Crowd) (o simnet.Outcome) {
+	synctest.Test(t, func(t *testing.T) {
+		var err error
+		o, err = c.Run(t.Context())
+		require.NoError(t, err)
+		require.Empty(t, o.Failed)
+		t.Logf("%d nodes, %d pieces, seed %gx, random seed %d: makespan %.3f of the bound, median %.3f, first byte %s, seed sent %.2f and origin %.2f copies, %.1f %% more bytes than content",
+			c.N, c.K, c.SeedMultiple, c.Seed, c.Ratio(o), float64(o.Took[len(o.Took)/2])/float64(c.Bound().Makespan()),
+			o.FirstByte[len(o.FirstByte)/2], o.SeedCopies, o.OriginCopies, 100*(o.Overhead-1))
+	})
+	return o
+}
+
+func TestTheRegistrySendsOneCopyAndTheSeedAboutTwo(t *testing.T) {
+	for name, c := range map[string]simnet.Crowd{
+		"warm":           {N: 24, K: 96},
+		"seed like node": {N: 24, K: 96, SeedMultiple: 1},
+		"cold":           {N: 24, K: 96, OriginRate: 200 * (16 << 10)},
+		"staggered":      {N: 24, K: 96, Stagger: time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := play(t, c)
+			assert.Len(t, o.Took, c.N)
+			assert.InDelta(t, 1, o.OriginCopies, 0.001)
+			assert.LessOrEqual(t, o.SeedCopies, 2.5)
+			assert.Less(t, o.Overhead, 1.10)
+		})
+	}
+}
+
+func TestACrowdEndsThoughAHostDies(t *testing.T) {
+	c := simnet.Crowd{N: 24, K: 96, OriginRate: 200 * (16 << 10)}
+	c.Each = func(i int, h *simnet.Host) {
+		if i == 7 {
+			time.AfterFunc(200*time.Millisecond, h.Kill)
+		}
+	}
+	o := play(t, c)
+	assert.Len(t, o.Took, c.N-1, "everybody but the dead one")
+	assert.InDelta(t, 1, o.OriginCopies, 0.001)
+}
+
+func TestAHostWhoseDiskLiesStopsNobody(t *testing.T) {
+	c := simnet.Crowd{N: 12, K: 64}
+	c.Each = func(i int, h *simnet.Host) {
+		if i == 3 {
+			h.Corrupt()
+		}
+	}
+	o := play(t, c)
+	assert.Len(t, o.Took, c.N)
+}
+
+func TestLinksPassTheirRateAndShareIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := simnet.New(simnet.Config{Latency: 10 * time.Millisecond, Chunk: 1000})
+		a, b := n.Host("a", "", 100_000, 0), n.Host("b", "", 0, 0)
+		l := b.Listen()
+		done := make(chan time.Duration, 2)
+		begun := time.Now()
+		go func() {
+			for range 2 {
+				c, err := l.Accept()
+				require.NoError(t, err)
+				go func() {
+					data, err := io.ReadAll(c)
+					assert.NoError(t, err)
+					assert.Len(t, data, 50_000)
+					done <- time.Since(begun)
+				}()
+			}
+		}()
+		for range 2 {
+			c, err := a.Dial(t.Context(), b.Addr())
+			require.NoError(t, err)
+			go func() {
+				_, err := c.Write(make([]byte, 50_000))
+				assert.NoError(t, err)
+				c.Close()
+			}()
+		}
+		// Two dials of a round trip, 100 kB at 100 kB/s, one latency.
+		for range 2 {
+			assert.InDelta(t, 1.04, (<-done).Seconds(), 0.05, "both share the link fairly")
+		}
+		assert.EqualValues(t, 100_000, a.Sent())
+	})
+}
+
+func TestTheBoundIsThatOfTheLiterature(t *testing.T) {
+	// K + ⌈log2(N+1)⌉ − 1 piece-times for a seed like a node (Mundinger, Weber, Weiss).
+	for n, want := range map[int]float64{1: 64, 3: 65, 7: 66} {
+		b := simnet.Bound{N: n, K: 64, PieceTime: time.Second, Seed: 1}
+		assert.InDelta(t, want, b.Makespan().Seconds(), 1.0, "%d nodes", n)
+	}
+	warm := simnet.Bound{N: 100, K: 64, PieceTime: time.Second, Seed: 4}
+	cold := warm
+	cold.OriginPieceTime = time.Second
+	assert.Greater(t, cold.Makespan(), warm.Makespan())
+}
