@@ -44,7 +44,7 @@ type content struct {
 	err     error // why nothing can be done any more
 	have    piece.Bitmap
 	proven  piece.Bitmap // those of have that a mark covers
-	news    int64        // bytes written since the last mark was begun
+	news    int64        // bytes written since the last sync began
 	digests []piece.Digest
 	// writing holds the pieces that are being written or taken back; a closed channel ends
 	// the wait for one.
@@ -469,7 +469,8 @@ func (c *content) sync() error {
 func (c *content) bring() error {
 	// First the bits, then the end: every bit's record lies before that end.
 	c.mu.Lock()
-	have, news := c.have.Clone(), c.news
+	have := c.have.Clone()
+	c.news = 0
 	c.taken = piece.NewBitmap(have.Len())
 	c.mu.Unlock()
 	c.log.Lock()
@@ -510,7 +511,6 @@ func (c *content) bring() error {
 			c.proven.Set(i)
 		}
 	}
-	c.news -= news
 	c.mu.Unlock()
 	if err := c.s.fs.Datasync(c.journal); err != nil {
 		// The records may be gone although later ones come through: nothing is appended
@@ -543,7 +543,6 @@ func (c *content) lose(why error) {
 				out = append(out, i)
 			}
 		}
-		c.news = 0
 		return out
 	}, why)
 	wait(writing)

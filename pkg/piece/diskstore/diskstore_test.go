@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -341,56 +342,260 @@ func TestAFullDiskEvictsAndThenFailsThatTaskOnly(t *testing.T) {
 	}
 }
 
-func TestAFailingFsyncTakesBackWhatIsNotDurableAndOnlyThat(t *testing.T) {
-	d := &disk{}
-	var log bytes.Buffer
-	s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: d, SyncBytes: 1 << 20, Logger: slog.New(slog.NewTextHandler(&log, nil))})
-	content := storetest.Content("a", crashFacts.Length)
-	r, err := s.Create(storetest.ID("a"), crashFacts)
+// durable returns a store over d that has pieces 0 to 3 of task a on stable storage, and
+// syncs after 3000 new bytes.
+func durable(t *testing.T, d *disk) (*diskstore.Store, piece.Replica, []byte) {
+	dir, content := crashed(t, 0, 1, 2, 3)
+	s := mustOpen(t, diskstore.Config{Dir: dir, FS: d, SyncBytes: 3000})
+	r, err := s.Open(storetest.ID("a"))
 	require.NoError(t, err)
-	for i := range piece.Index(4) {
-		require.NoError(t, storetest.Write(r, content, i))
-	}
-	require.NoError(t, r.Close()) // settles in the background
-	require.NoError(t, s.Close())
-	s = mustOpen(t, diskstore.Config{Dir: s.Dir(), FS: d, SyncBytes: 3000, Logger: slog.New(slog.NewTextHandler(&log, nil))})
-	r, err = s.Open(storetest.ID("a"))
-	require.NoError(t, err)
+	return s, r, content
+}
 
-	// The fsync begins while piece 7 is on its way to the disk.
-	writing, goOn := make(chan struct{}), make(chan struct{})
-	offset := 0
-	d.set(func(op, name string, n int) (int, error) {
-		switch {
-		case op == "write" && name == "data":
-			if offset++; offset == 4 {
-				close(writing)
+func TestAFailingFsyncTakesBackWhatIsNotDurableAndOnlyThat(t *testing.T) {
+	for _, file := range []string{"data", "journal"} {
+		t.Run("while a piece is on its way to the "+file, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &disk{}
+				s, r, content := durable(t, d)
+				syncing, writing, goOn := make(chan struct{}), make(chan struct{}), make(chan struct{})
+				writes, syncs := 0, 0
+				d.set(func(op, name string, n int) (int, error) {
+					switch {
+					case op == "write" && name == file:
+						if writes++; writes == 4 {
+							close(writing)
+							if file == "data" {
+								<-goOn
+								break
+							}
+							for r.Has(4) { // until the loss is known, which then waits for this journal
+								runtime.Gosched()
+							}
+						}
+					case op == "sync" && name == "data":
+						if syncs++; syncs == 1 {
+							close(syncing)
+							<-writing
+							return 0, syscall.EIO
+						}
+					}
+					return n, nil
+				})
+				for i := range piece.Index(3) {
+					require.NoError(t, storetest.Write(r, content, 4+i))
+				}
+				<-syncing
+				seventh := make(chan error)
+				go func() { seventh <- storetest.Write(r, content, 7) }()
+				<-writing
+				if file == "data" {
+					synctest.Wait()
+					for _, i := range []piece.Index{4, 5, 6} {
+						assert.False(t, r.Has(i), "piece %d may be lost", i)
+						require.NoError(t, storetest.Write(r, content, i))
+					}
+					synctest.Wait()
+					assert.Equal(t, 1, syncs, "no sync begins before piece 7 knows of the loss, for it would vouch for it")
+				}
+				close(goOn)
+				require.ErrorContains(t, <-seventh, "an fsync failed meanwhile")
+				synctest.Wait()
+				assert.False(t, r.Has(7))
+				for i := range piece.Index(4) {
+					assert.True(t, r.Has(i), "piece %d was durable before", i)
+				}
+				image := copyTree(t, s.Dir())
+				for i := range piece.Index(10) {
+					require.NoError(t, storetest.Write(r, content, i))
+				}
+				synctest.Wait()
+				assert.Equal(t, 10, storetest.Check(t, r, content))
+				require.NoError(t, r.Close())
+				require.NoError(t, s.Close())
+
+				s = mustOpen(t, diskstore.Config{Dir: image})
+				r, err := s.Open(storetest.ID("a"))
+				require.NoError(t, err)
+				assert.False(t, r.Has(7), "nor is it there after a crash")
+				storetest.Check(t, r, content)
+				require.NoError(t, r.Close())
+				require.NoError(t, s.Close())
+			})
+		})
+	}
+}
+
+func TestAPieceThatComesWhileTheDiskSyncsIsNotVouchedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &disk{}
+		s, r, content := durable(t, d)
+		syncs := 0
+		d.set(func(op, name string, n int) (int, error) {
+			if op == "sync" && name == "data" {
+				if syncs++; syncs == 1 {
+					assert.NoError(t, storetest.Write(r, content, 9))
+				}
+			}
+			return n, nil
+		})
+		for i := range piece.Index(3) {
+			require.NoError(t, storetest.Write(r, content, 4+i))
+		}
+		synctest.Wait()
+		require.Equal(t, 1, syncs)
+		image := copyTree(t, s.Dir())
+		d.set(nil)
+		require.NoError(t, r.Close())
+		require.NoError(t, s.Close())
+
+		for i := range piece.Index(10) { // what the disk does not have is what no mark vouches for
+			if r := crashFacts.Layout(); i >= 7 {
+				flip(t, filepath.Join(filepath.Dir(fileOf(image, "a", "data")), "data"), r.Offset(i))
+			}
+		}
+		s = mustOpen(t, diskstore.Config{Dir: image})
+		r, err := s.Open(storetest.ID("a"))
+		require.NoError(t, err)
+		assert.Equal(t, 7, storetest.Check(t, r, content))
+		require.NoError(t, r.Close())
+		require.NoError(t, s.Close())
+	})
+}
+
+func TestAPieceThatWasWrittenAnewWhileTheDiskSyncsIsNotVouchedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &disk{}
+		s, r, content := durable(t, d)
+		syncs := 0
+		var hook func(op, name string, n int) (int, error)
+		hook = func(op, name string, n int) (int, error) {
+			switch {
+			case op == "sync" && name == "data":
+				if syncs++; syncs > 1 {
+					return 0, syscall.EIO
+				}
+				d.fail(storetest.ReadError)
+				_, err := r.ReadAt(make([]byte, 1), 4500)
+				assert.ErrorIs(t, err, syscall.EIO)
+				d.set(hook)
+				assert.NoError(t, storetest.Write(r, content, 4))
+			}
+			return n, nil
+		}
+		d.set(hook)
+		for i := range piece.Index(3) {
+			require.NoError(t, storetest.Write(r, content, 4+i))
+		}
+		synctest.Wait()
+		assert.True(t, r.Has(4))
+		for i := range piece.Index(3) {
+			_ = storetest.Write(r, content, 7+i)
+		}
+		synctest.Wait()
+		require.GreaterOrEqual(t, syncs, 2)
+		assert.False(t, r.Has(4), "the second sync failed, and the first did not cover it")
+		assert.True(t, r.Has(5))
+		d.set(nil)
+		require.NoError(t, r.Close())
+		require.NoError(t, s.Close())
+	})
+}
+
+func TestCloseWaitsForTheWritesThatRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &disk{}
+		s, r, content := durable(t, d)
+		goOn := make(chan struct{})
+		d.set(func(op, name string, n int) (int, error) {
+			if op == "write" && name == "data" {
 				<-goOn
 			}
-		case op == "sync" && name == "data":
-			<-writing
-			time.AfterFunc(time.Millisecond, func() { close(goOn) })
-			return 0, syscall.EIO
-		}
-		return n, nil
+			return n, nil
+		})
+		written, closed := make(chan error, 1), make(chan error, 1)
+		go func() { written <- storetest.Write(r, content, 4) }()
+		synctest.Wait()
+		go func() { closed <- s.Close() }()
+		synctest.Wait()
+		assert.Empty(t, closed, "a write would go on in a directory that is another's")
+		close(goOn)
+		require.NoError(t, <-written)
+		require.NoError(t, <-closed)
+		s = mustOpen(t, diskstore.Config{Dir: s.Dir()})
+		assert.Equal(t, 5, s.Inventory()[0].Have)
+		require.NoError(t, s.Close())
 	})
-	for i := range piece.Index(3) {
-		require.NoError(t, storetest.Write(r, content, 4+i))
+}
+
+// A torn record may hold anything, a whole record included: here one that says that piece
+// 5 was written, whose bytes are what a fresh data file has.
+func TestNoRecordIsFoundInsideATornOne(t *testing.T) {
+	zeros := piece.Sum(make([]byte, 1000))
+	record := framed(append([]byte{1, 0, 0, 0, 5}, zeros[:]...))
+	// The record stands where it is found if a piece's record, as long as itself, is
+	// written over the begin of the torn one.
+	der := append(make([]byte, len(record)-9), bytes.Repeat(record, 20)...)
+	check := func(t *testing.T, image string, content []byte) {
+		t.Helper()
+		s := mustOpen(t, diskstore.Config{Dir: image})
+		r, err := s.Open(storetest.ID("a"))
+		require.NoError(t, err)
+		assert.False(t, r.Has(5))
+		assert.True(t, r.Has(7))
+		storetest.Check(t, r, content)
+		require.NoError(t, r.Close())
+		require.NoError(t, s.Close())
 	}
-	_ = storetest.Write(r, content, 7)
-	require.Eventually(t, func() bool { return !r.Has(4) && !r.Has(5) && !r.Has(6) }, 5*time.Second, time.Millisecond)
-	for i := range piece.Index(4) {
-		assert.True(t, r.Has(i), "piece %d was durable before", i)
-	}
-	d.set(nil)
-	storetest.Check(t, r, content)
-	for i := range piece.Index(10) {
-		require.NoError(t, storetest.Write(r, content, i))
-	}
-	assert.Equal(t, 10, storetest.Check(t, r, content))
-	require.NoError(t, r.Close())
-	require.NoError(t, s.Close())
-	assert.Contains(t, log.String(), "withdrawing pieces")
+
+	t.Run("after a failed append", func(t *testing.T) {
+		d := &disk{}
+		s, r, content := durable(t, d)
+		d.fail(storetest.NoteShort)
+		require.Error(t, r.AddRuns(nil, [][]byte{der}))
+		d.set(nil)
+		require.NoError(t, storetest.Write(r, content, 7))
+		image := copyTree(t, s.Dir())
+		require.NoError(t, r.Close())
+		require.NoError(t, s.Close())
+		check(t, image, content)
+	})
+	t.Run("after one that could not be undone", func(t *testing.T) {
+		d := &disk{}
+		s, r, content := durable(t, d)
+		d.fail(storetest.NoteStuck)
+		require.Error(t, r.AddRuns(nil, [][]byte{der}))
+		d.set(nil)
+		require.ErrorContains(t, storetest.Write(r, content, 7), "takes no more until the task is closed")
+		require.NoError(t, r.Close())
+		r, err := s.Open(storetest.ID("a"))
+		require.NoError(t, err)
+		require.NoError(t, storetest.Write(r, content, 7))
+		image := copyTree(t, s.Dir())
+		require.NoError(t, r.Close())
+		require.NoError(t, s.Close())
+		check(t, image, content)
+	})
+	t.Run("after a crash", func(t *testing.T) {
+		dir, content := crashed(t, 0, 1, 2, 3)
+		f, err := os.OpenFile(fileOf(dir, "a", "journal"), os.O_APPEND|os.O_WRONLY, 0)
+		require.NoError(t, err)
+		torn := framed(append([]byte{4}, der...))
+		_, err = f.Write(torn[:len(torn)-1])
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+		// No mark may come between, which would hide the mistake: the fsync fails.
+		d := &disk{}
+		d.fail(storetest.SyncError)
+		s := mustOpen(t, diskstore.Config{Dir: dir, FS: d})
+		r, err := s.Create(storetest.ID("a"), crashFacts)
+		require.NoError(t, err)
+		require.NoError(t, storetest.Write(r, content, 7))
+		image := copyTree(t, dir)
+		require.NoError(t, r.Close())
+		_ = s.Close() // the fsync fails
+		check(t, image, content)
+	})
 }
 
 func TestAJournalThatFailedOnceGoesOnAtOnce(t *testing.T) {

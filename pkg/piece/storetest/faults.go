@@ -146,6 +146,11 @@ func RunFaults(t *testing.T, f FaultFactory) {
 		assert.False(t, r.Has(0), "what the disk did not give back is taken back")
 		assert.False(t, r.Has(1))
 		assert.Equal(t, before-2, Check(t, r, content))
+		require.NoError(t, r.Close())
+		s = f.Reopen(t, s)
+		assert.Equal(t, before-2, s.Inventory()[0].Have, "and not claimed after a restart")
+		r, err = s.Open(ID("a"))
+		require.NoError(t, err)
 		complete(t, s, r)
 	})
 }
