@@ -253,6 +253,41 @@ func TestTheRegistrysChallengeReachesTheClientUnchanged(t *testing.T) {
 	assert.Empty(t, s.opened)
 }
 
+func TestAClientThatTakesUpNoChallengeGetsWhatIsPublic(t *testing.T) {
+	var s swarm
+	layer := blob(10)
+	b := s.put(layer, "")
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.Question) {
+		if q.Anonymous && strings.HasPrefix(q.Path, "/v2/public/") {
+			w.Header().Set("Content-Length", "10")
+			return
+		}
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf("Bearer anonymous=%v", q.Anonymous))
+		w.WriteHeader(http.StatusUnauthorized)
+	}}
+	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+	for _, c := range []struct {
+		target, authorization string
+		status, asked         int
+	}{
+		{"/v2/public/blobs/" + string(b), "", 200, 1},
+		{"/v2/public/tags/list", "", 200, 1},
+		{"/v2/private/blobs/" + string(b), "", 401, 2},
+		// containerd takes up the challenge, and whoever brings a token has taken it up.
+		{"/v2/public/blobs/" + string(b) + "?ns=r.test", "", 401, 1},
+		{"/v2/public/blobs/" + string(b), "Bearer x", 401, 1},
+		{"/v2/", "", 401, 1},
+	} {
+		up.asked = nil
+		res := ask(p, http.MethodGet, c.target, "Authorization", c.authorization)
+		assert.Equal(t, c.status, res.StatusCode, c.target)
+		assert.Len(t, up.asked, c.asked, c.target)
+		if c.status == 401 {
+			assert.Equal(t, "Bearer anonymous=false", res.Header.Get("WWW-Authenticate"), "the challenge to the client itself")
+		}
+	}
+}
+
 func TestARefusedClientGetsNothingThatTheSwarmHas(t *testing.T) {
 	var s swarm
 	b := s.put(blob(10), "")

@@ -99,7 +99,17 @@ func (x *exchange) upstream(method, byteRange string) (*http.Response, *refusal)
 		query.Del("ns")
 		req.Query = query.Encode()
 	}
+	// Podman and its kin, who name no namespace, take up no challenge but the version
+	// check's, and would get no public image where everybody needs a token.
+	req.Anonymous = h.Get("Authorization") == "" && x.t.namespace == "" && x.t.endpoint != endpointBase
 	res, err := x.cfg.Upstream.Forward(x.ctx, req)
+	if req.Anonymous && (err != nil || res.StatusCode == http.StatusUnauthorized || res.StatusCode == http.StatusForbidden) {
+		if err == nil {
+			res.Body.Close()
+		}
+		req.Anonymous = false
+		res, err = x.cfg.Upstream.Forward(x.ctx, req)
+	}
 	if err != nil {
 		return nil, x.unreached(fmt.Errorf("asking %s: %s %s: %w", x.t.upstream, method, req.Path, err))
 	}

@@ -55,6 +55,10 @@ type Question struct {
 	// Header holds what the registry must know of the client, Authorization and Accept; its
 	// values may be secret.
 	Header http.Header
+	// Anonymous asks, where there is neither an Authorization nor a credential of the
+	// node's, with the token that the registry gives to anybody. Without it the answer is
+	// then the registry's challenge.
+	Anonymous bool
 }
 
 // ChangedError tells that the origin's content is no longer the one that was begun.
