@@ -398,9 +398,9 @@ func TestWrongAnnouncesAreAnsweredWithTheReason(t *testing.T) {
 		{"POST", "null", 400, "version 0"},
 		{"POST", head, 400, "unexpected end of JSON"},
 		{"POST", head + `}{}`, 400, "after top-level value"},
-		{"POST", head + `,"entries":{}}`, 400, "entries are no list"},
-		{"POST", head + `,"entries":[1]}`, 400, "entry 0:"},
-		{"POST", head + `,"entries":[` + strings.Repeat("{},", api.EntriesMax) + `{}]}`, 400, "more than 4096 entries"},
+		{"POST", head + `,"entries":{}}`, 400, "{ is no list"},
+		{"POST", head + `,"entries":[1]}`, 400, "element 0:"},
+		{"POST", head + `,"entries":[` + strings.Repeat("{},", api.EntriesMax) + `{}]}`, 400, "more than 4096 elements"},
 		{"POST", head + `,"entries":[{"silent":["` + strings.Repeat("x", entryMax) + `"]}]}`, 400, "at most 262144 are taken"},
 		{"POST", strings.Repeat(" ", api.AnnounceMax+1), 413, "at most 16777216 are taken"},
 	} {

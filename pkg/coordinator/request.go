@@ -1,7 +1,6 @@
 package coordinator
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -110,36 +109,12 @@ func decodeRequest(r io.Reader) (api.AnnounceRequest, error) {
 	return wire.AnnounceRequest, nil
 }
 
-// entries decodes a list whose length and parts are bounded before they are allocated: an
-// entry of two bytes takes a hundred once it is decoded.
+// entries is a list that is bounded before it is decoded.
 type entries []api.Entry
 
-func (list *entries) UnmarshalJSON(b []byte) error {
-	d := json.NewDecoder(bytes.NewReader(b))
-	switch begin, err := d.Token(); {
-	case err != nil:
-		return err
-	case begin == nil:
-		return nil
-	case begin != json.Delim('['):
-		return badRequest("entries are no list")
-	}
-	for d.More() {
-		if len(*list) == api.EntriesMax {
-			return badRequest("more than %d entries in one announce", api.EntriesMax)
-		}
-		var raw json.RawMessage
-		if err := d.Decode(&raw); err != nil {
-			return err
-		}
-		if len(raw) > entryMax {
-			return badRequest("entry %d has %d bytes, at most %d are taken", len(*list), len(raw), entryMax)
-		}
-		var e api.Entry
-		if err := json.Unmarshal(raw, &e); err != nil {
-			return badRequest("entry %d: %v", len(*list), err)
-		}
-		*list = append(*list, e)
+func (list *entries) UnmarshalJSON(b []byte) (err error) {
+	if *list, err = api.UnmarshalList[api.Entry](b, api.EntriesMax, entryMax); err != nil {
+		return badRequest("entries: %v", err)
 	}
 	return nil
 }

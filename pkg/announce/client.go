@@ -1,0 +1,427 @@
+// Package announce tells the owners of tasks what happens on this host, and brings back
+// whom to talk to.
+//
+// A pull never dies because owners do: who does not answer is passed over for the next in
+// the order that all hosts agree on, and the last resort is a coordinator of one's own.
+// What a host holds is told to the first two owners of each task, so that the second knows
+// it when the first dies. Start at [Client.Announce].
+package announce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/rendezvous"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// ErrStopped tells that the client's Run has ended.
+var ErrStopped = errors.New("announce client was stopped")
+
+const (
+	// ownersMax bounds the list of owners that an answer may bring.
+	ownersMax = 64
+	// batchMax is how many entries go in one announce. It is far below api.EntriesMax, so
+	// that an inventory of thousands lets the announce of a pull in between.
+	batchMax = 512
+	// inlineBatch is how many entries in one announce may be answered with content.
+	inlineBatch = 64
+	// backoffMin and backoffMax bound how soon an owner that failed is tried again.
+	backoffMin, backoffMax = 500 * time.Millisecond, 4 * time.Second
+	// deadAfter is how long an owner fails before the others are told what it knew.
+	deadAfter = 10 * time.Second
+	// forgetAfter is how long a task that is announced no more keeps its spec here: an
+	// engine keeps a download that nobody reads for a minute or so.
+	forgetAfter = 2 * time.Minute
+	// intervalFirst is when to announce again while no owner has told it.
+	intervalFirst = time.Second
+	// leaveTimeout bounds the farewell.
+	leaveTimeout = time.Second
+)
+
+// Announcer takes in the news of one task and answers it.
+type Announcer interface {
+	Announce(ctx context.Context, e api.Entry) (api.Assignment, error)
+}
+
+// Config is what a Client is made of.
+type Config struct {
+	Host host.Host
+	// Generation is drawn at the host's start; see [api.AnnounceRequest].
+	Generation uint64
+	// Owners are the API addresses (host:port) to begin with; answers bring the live list.
+	// Empty: everything goes to Local.
+	Owners []string
+	// Scheme is "https" where the cluster has a secret, else "http", the default.
+	Scheme string
+	// Client sends requests; default [http.DefaultClient]. It should keep connections.
+	Client *http.Client
+	// Inventory lists what the host holds, for owners that do not know it; nil: nothing.
+	Inventory func() []api.Entry
+	// Local is the host's own coordinator, asked when no owner answers; nil: there is none.
+	Local Announcer
+	// Budget is how long one owner may take to answer before the next is asked. Shorter
+	// passes over owners that are merely busy. Default 1 s.
+	Budget time.Duration
+	// Logger takes what happens; nil discards it.
+	Logger *slog.Logger
+}
+
+// Client announces. Safe for concurrent use.
+type Client struct {
+	cfg Config
+	log *slog.Logger
+
+	// changed tells Run that owners came or went; ended is closed when Run has ended.
+	changed chan struct{}
+	ended   chan struct{}
+
+	// mu is held to look up and queue, never while anything is sent.
+	mu sync.Mutex
+	// listed are the owners that the last news of them named.
+	listed []string
+	owners map[string]*owner
+	active map[task.ID]*activity
+}
+
+// activity is a task that this host downloads now.
+type activity struct {
+	// spec goes to every owner that takes the task over. It holds credentials.
+	spec *api.Spec
+	// owner was told last; local for the host's own coordinator, none for nobody.
+	owner string
+	last  time.Time
+}
+
+// The names in activity.owner that are no addresses.
+const (
+	none  = ""
+	local = "local"
+)
+
+// New returns a Client; nothing is sent before Run.
+func New(cfg Config) *Client {
+	if cfg.Scheme == "" {
+		cfg.Scheme = "http"
+	}
+	if cfg.Client == nil {
+		cfg.Client = http.DefaultClient
+	}
+	if cfg.Budget <= 0 {
+		cfg.Budget = time.Second
+	}
+	if cfg.Inventory == nil {
+		cfg.Inventory = func() []api.Entry { return nil }
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	c := &Client{
+		cfg:     cfg,
+		log:     cfg.Logger,
+		changed: make(chan struct{}, 1),
+		ended:   make(chan struct{}),
+		listed:  slices.Compact(slices.Sorted(slices.Values(cfg.Owners))),
+		owners:  make(map[string]*owner),
+		active:  make(map[task.ID]*activity),
+	}
+	for _, addr := range cfg.Owners {
+		c.owners[addr] = newOwner(addr)
+	}
+	return c
+}
+
+// Run keeps the owners informed until ctx ends; then it says farewell to them, for at most
+// a second, and returns nil.
+func (c *Client) Run(ctx context.Context) error {
+	var senders sync.WaitGroup
+	running := make(map[*owner]context.CancelFunc)
+	forget := time.NewTicker(forgetAfter / 4)
+	defer forget.Stop()
+	for {
+		c.mu.Lock()
+		for o, stop := range running {
+			if c.owners[o.addr] != o {
+				stop()
+				delete(running, o)
+			}
+		}
+		for _, o := range c.owners {
+			if running[o] == nil {
+				own, stop := context.WithCancel(ctx)
+				running[o] = stop
+				senders.Go(func() { c.serve(own, o) })
+			}
+		}
+		c.mu.Unlock()
+
+		select {
+		case <-c.changed:
+			continue
+		case now := <-forget.C:
+			c.forget(now)
+			continue
+		case <-ctx.Done():
+		}
+		break
+	}
+	for _, stop := range running {
+		stop()
+	}
+	close(c.ended)
+	senders.Wait()
+	c.leave(context.WithoutCancel(ctx))
+	return nil
+}
+
+// forget drops the specs of tasks that are not announced any more.
+func (c *Client) forget(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, t := range c.active {
+		if now.Sub(t.last) >= forgetAfter {
+			delete(c.active, id)
+		}
+	}
+}
+
+// Announce tells the task's owner and returns its answer. Owners are asked in the order of
+// the task until one answers, each for at most Budget, and the host's own coordinator
+// after all of them. Before Run, an announce waits its Budget for it.
+//
+// The error tells of every owner that was tried; it is ctx's when that ended, and
+// [ErrStopped] when Run has.
+func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, error) {
+	var failures []error
+	for _, o := range c.route(e.Task) {
+		a, err := c.ask(ctx, o, e)
+		if err == nil {
+			return a, nil
+		}
+		if ctx.Err() != nil || errors.Is(err, ErrStopped) {
+			return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
+		}
+		failures = append(failures, err)
+	}
+	if c.cfg.Local == nil {
+		if len(failures) == 0 {
+			failures = []error{errors.New("no owner is known")}
+		}
+		return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), errors.Join(failures...))
+	}
+	e = c.prepare(e, local)
+	a, err := c.cfg.Local.Announce(ctx, e)
+	if err != nil {
+		return api.Assignment{}, fmt.Errorf("announcing task %s to the own coordinator: %w", e.Task.Short(), errors.Join(append(failures, err)...))
+	}
+	c.told(ctx, e, local)
+	return a, nil
+}
+
+// ask asks one owner, and the one that it redirects to.
+func (c *Client) ask(ctx context.Context, o *owner, e api.Entry) (api.Assignment, error) {
+	said := c.prepare(e, o.addr)
+	a, err := c.tell(ctx, o, said)
+	if err != nil {
+		return a, err
+	}
+	if a.Redirect != "" {
+		next := c.learn(a.Redirect)
+		if next == nil {
+			return a, fmt.Errorf("owner %s sends to %q, which is no owner", o.addr, a.Redirect)
+		}
+		said = c.prepare(e, next.addr)
+		if a, err = c.tell(ctx, next, said); err != nil {
+			return a, err
+		}
+		if a.Redirect != "" {
+			return a, fmt.Errorf("owner %s sends to %s, which sends on to %s", o.addr, next.addr, a.Redirect)
+		}
+		o = next
+	}
+	c.told(ctx, said, o.addr)
+	return a, nil
+}
+
+// route lists the owners to ask for a task: those that answer, in the task's order. Where
+// there is no last resort, those that do not are worth a try as well.
+func (c *Client) route(id task.ID) (route []*owner) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var down []*owner
+	for _, addr := range c.order(id) {
+		if o := c.owners[addr]; o.down() {
+			down = append(down, o)
+		} else {
+			route = append(route, o)
+		}
+	}
+	if c.cfg.Local == nil {
+		route = append(route, down...)
+	}
+	return route
+}
+
+// order returns the addresses of the owners of a task, from the first to the last. Those
+// that were configured but are not in the live list come after it. mu is held.
+func (c *Client) order(id task.ID) []string {
+	order := rendezvous.Order(string(id), c.listed)
+	if len(c.owners) == len(c.listed) {
+		return order
+	}
+	var rest []string
+	for addr := range c.owners {
+		if !slices.Contains(c.listed, addr) {
+			rest = append(rest, addr)
+		}
+	}
+	return append(order, rendezvous.Order(string(id), rest)...)
+}
+
+// prepare completes an entry for an owner that may not know of the task yet: whoever takes
+// a task over must hear that it was started, and how the content is brought.
+func (c *Client) prepare(e api.Entry, to string) api.Entry {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.active[e.Task]
+	switch e.Event {
+	case api.Started, api.Starving, api.Progress:
+	default:
+		return e
+	}
+	if e.Spec != nil {
+		if t == nil {
+			t = &activity{}
+			c.active[e.Task] = t
+		}
+		t.spec, t.last = e.Spec, time.Now()
+	}
+	if t == nil {
+		return e
+	}
+	if e.Event == api.Starving || t.owner != to {
+		e.Spec = t.spec
+	}
+	if e.Event == api.Progress && t.owner != to {
+		e.Event = api.Started
+	}
+	return e
+}
+
+// told notes which owner knows of a task now, from the entry as it was sent, and tells
+// those that need not care any more or should know as well.
+func (c *Client) told(ctx context.Context, e api.Entry, to string) {
+	c.mu.Lock()
+	former := none
+	if t := c.active[e.Task]; t != nil {
+		former, t.last = t.owner, time.Now()
+		if e.Spec != nil {
+			// Without it, an owner that was restarted meanwhile knows only half of it.
+			t.owner = to
+		}
+	}
+	switch e.Event {
+	case api.Completed, api.Stopped:
+		delete(c.active, e.Task)
+		for _, o := range c.firstTwo(e.Task) {
+			if o.addr != to && o.addr != former {
+				o.enqueue(&call{entry: e})
+			}
+		}
+	default:
+		// The former owner must not send others here in its own swarm, nor keep a seed
+		// for it.
+		e = api.Entry{Task: e.Task, Event: api.Stopped}
+	}
+	if former == to {
+		former = none
+	}
+	if o := c.owners[former]; o != nil && !o.down() {
+		o.enqueue(&call{entry: e})
+	}
+	c.mu.Unlock()
+	if former == local {
+		if _, err := c.cfg.Local.Announce(ctx, e); err != nil {
+			c.log.Debug("own coordinator was not told of a task's new owner", "task", e.Task, "err", err)
+		}
+	}
+}
+
+// firstTwo returns the first owners of a task among those that answer. mu is held.
+func (c *Client) firstTwo(id task.ID) (two []*owner) {
+	for _, addr := range c.order(id) {
+		if o := c.owners[addr]; !o.down() {
+			if two = append(two, o); len(two) == 2 {
+				break
+			}
+		}
+	}
+	return two
+}
+
+// tell queues an entry for an owner and waits for its answer, for at most Budget.
+func (c *Client) tell(ctx context.Context, o *owner, e api.Entry) (api.Assignment, error) {
+	waits := &call{entry: e, done: make(chan result, 1)}
+	c.mu.Lock()
+	o.enqueue(waits)
+	c.mu.Unlock()
+	budget := time.NewTimer(c.cfg.Budget)
+	defer budget.Stop()
+	var err error
+	select {
+	case r := <-waits.done:
+		return r.assignment, r.err
+	case <-budget.C:
+		err = fmt.Errorf("owner %s did not answer within %s", o.addr, c.cfg.Budget)
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-c.ended:
+		err = ErrStopped
+	}
+	c.mu.Lock()
+	o.queue = slices.DeleteFunc(o.queue, func(q *call) bool { return q == waits })
+	c.mu.Unlock()
+	return api.Assignment{}, err
+}
+
+// learn makes an owner of an address that another owner named, or returns nil.
+func (c *Client) learn(addr string) *owner {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o := c.owners[addr]; o != nil {
+		return o
+	}
+	if len(c.listed) >= ownersMax || !isAddress(addr) {
+		return nil
+	}
+	c.list(append(slices.Clone(c.listed), addr))
+	return c.owners[addr]
+}
+
+// list takes a new list of live owners. mu is held.
+func (c *Client) list(addrs []string) {
+	c.listed = addrs
+	for _, addr := range addrs {
+		if c.owners[addr] == nil {
+			c.owners[addr] = newOwner(addr)
+		}
+	}
+	for addr, o := range c.owners {
+		if !slices.Contains(addrs, addr) && !slices.Contains(c.cfg.Owners, addr) {
+			delete(c.owners, addr)
+			o.fail(fmt.Errorf("owner %s is no owner any more", addr))
+		}
+	}
+	select {
+	case c.changed <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,41 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+)
+
+// UnmarshalList decodes a JSON list of at most most elements of at most size bytes each,
+// and decodes no element beyond: an element of two bytes can take hundreds once it is a
+// Go value. A null is an empty list.
+func UnmarshalList[T any](b []byte, most, size int) ([]T, error) {
+	d := json.NewDecoder(bytes.NewReader(b))
+	switch begin, err := d.Token(); {
+	case err != nil:
+		return nil, err
+	case begin == nil:
+		return nil, nil
+	case begin != json.Delim('['):
+		return nil, fmt.Errorf("%v is no list", begin)
+	}
+	var list []T
+	for d.More() {
+		if len(list) == most {
+			return nil, fmt.Errorf("more than %d elements in a list", most)
+		}
+		var raw json.RawMessage
+		if err := d.Decode(&raw); err != nil {
+			return nil, err
+		}
+		if len(raw) > size {
+			return nil, fmt.Errorf("element %d has %d bytes, at most %d are taken", len(list), len(raw), size)
+		}
+		var v T
+		if err := json.Unmarshal(raw, &v); err != nil {
+			return nil, fmt.Errorf("element %d: %w", len(list), err)
+		}
+		list = append(list, v)
+	}
+	return list, nil
+}
