@@ -2,18 +2,26 @@
 // runs can be laid side by side.
 //
 // A scenario and a metric never change their names from release to release, and every value
-// has a unit. Start at [File].
+// has a unit. Several programs may write one file, each its own scenarios: see [File.Merge].
+// Start at [File].
 package results
 
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
+	"text/tabwriter"
 )
 
 // Result is one figure.
@@ -29,6 +37,40 @@ type Result struct {
 	Target *float64 `json:"target,omitempty"`
 	// Better is "lower" or "higher".
 	Better string `json:"better"`
+	// Min and Max are the ends of what Runs runs gave, of which Value is the median; nil
+	// and 0 where one run made the figure.
+	Min  *float64 `json:"min,omitempty"`
+	Max  *float64 `json:"max,omitempty"`
+	Runs int      `json:"runs,omitempty"`
+}
+
+// Median makes a result of what repeated runs gave, lower being better. It panics without
+// any.
+func Median(scenario, metric string, values []float64, unit string) Result {
+	v := slices.Sorted(slices.Values(values))
+	n := len(v)
+	return Result{
+		Scenario: scenario, Metric: metric, Value: (v[(n-1)/2] + v[n/2]) / 2, Unit: unit, Better: "lower",
+		Min: &v[0], Max: &v[n-1], Runs: n,
+	}
+}
+
+// AtMost returns the result with a target that its value must not exceed.
+func (r Result) AtMost(target float64) Result {
+	r.Target = &target
+	return r
+}
+
+// AtLeast returns the result as one that is better when higher, with a target that its value
+// must not fall short of.
+func (r Result) AtLeast(target float64) Result {
+	r.Target, r.Better = &target, "higher"
+	return r
+}
+
+// Missed reports whether the value misses its target.
+func (r Result) Missed() bool {
+	return r.Target != nil && (r.Better == "higher" && r.Value < *r.Target || r.Better != "higher" && r.Value > *r.Target)
 }
 
 // File is what one run leaves behind.
@@ -45,6 +87,9 @@ func New() *File {
 	return &File{Commit: commit(), Go: runtime.Version(), CPU: cpu()}
 }
 
+// Add adds figures.
+func (f *File) Add(r ...Result) { f.Results = append(f.Results, r...) }
+
 // Lower adds a figure that is better when lower.
 func (f *File) Lower(scenario, metric string, value float64, unit string) {
 	f.Results = append(f.Results, Result{Scenario: scenario, Metric: metric, Value: value, Unit: unit, Better: "lower"})
@@ -58,6 +103,72 @@ func (f *File) Higher(scenario, metric string, value float64, unit string) {
 // Promised adds a figure that must not be above its target.
 func (f *File) Promised(scenario, metric string, value float64, unit string, target float64) {
 	f.Results = append(f.Results, Result{Scenario: scenario, Metric: metric, Value: value, Unit: unit, Target: &target, Better: "lower"})
+}
+
+// Merge takes over from the file at path what this one does not measure itself: the figures
+// of other scenarios. Figures of another commit or machine stay out, because they must not be
+// laid beside these; a file that is not there is no error.
+func (f *File) Merge(path string) error {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading earlier results: %w", err)
+	}
+	var old File
+	if err := json.Unmarshal(b, &old); err != nil {
+		return fmt.Errorf("reading earlier results of %s: %w", path, err)
+	}
+	if old.Commit != f.Commit || old.CPU != f.CPU || old.Go != f.Go {
+		return nil
+	}
+	own := map[string]bool{}
+	for _, r := range f.Results {
+		own[r.Scenario] = true
+	}
+	kept := slices.DeleteFunc(old.Results, func(r Result) bool { return own[r.Scenario] })
+	f.Results = append(kept, f.Results...)
+	return nil
+}
+
+// Print writes the figures as a table for people; a target that was missed is marked.
+func (f *File) Print(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "scenario\tmetric\tvalue\tunit\tmin – max\ttarget\t")
+	for _, r := range f.Results {
+		spread, target, mark := "", "", ""
+		if r.Min != nil && r.Max != nil {
+			spread = fmt.Sprintf("%s – %s (%d runs)", number(*r.Min), number(*r.Max), r.Runs)
+		}
+		if r.Target != nil {
+			target = "≤ " + number(*r.Target)
+			if r.Better == "higher" {
+				target = "≥ " + number(*r.Target)
+			}
+			mark = "ok"
+			if r.Missed() {
+				mark = "missed"
+			}
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Scenario, r.Metric, number(r.Value), r.Unit, spread, target, mark)
+	}
+	fmt.Fprintf(t, "\ncommit %s, %s, %s\n", f.Commit, f.Go, f.CPU)
+	return t.Flush()
+}
+
+// number is a value in as many digits as a reader needs.
+func number(v float64) string {
+	switch a := math.Abs(v); {
+	case a >= 10000:
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	case a >= 100:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	case a >= 10:
+		return strconv.FormatFloat(v, 'f', 2, 64)
+	default:
+		return strconv.FormatFloat(v, 'f', 3, 64)
+	}
 }
 
 // Write writes the file as JSON, whole or not at all, and makes its directory.
