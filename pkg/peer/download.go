@@ -469,12 +469,13 @@ func (d *Download) shun(h host.ID) {
 func (d *Download) got(i piece.Index, from *link) {
 	size := d.ledger.replica.Facts().Layout().Size(i)
 	if d.pick.Have().Has(i) {
-		d.e.stats.duplicate.Add(size)
+		if from != nil {
+			d.e.stats.duplicate.Add(size)
+		}
 		return
 	}
 	switch {
-	case from == nil:
-		d.count(func(c *counters) *atomic.Int64 { return &c.origin }, size)
+	case from == nil: // counted where it was stored
 	case from.seed:
 		d.count(func(c *counters) *atomic.Int64 { return &c.seeds }, size)
 	default:

@@ -109,6 +109,9 @@ func TestASingleNodeIsAPullThroughCache(t *testing.T) {
 			time.Sleep(time.Minute)
 		}
 		assert.Equal(t, []int64{0}, s.origin.requests())
+		st := a.engine.Stats()
+		assert.EqualValues(t, len(s.origin.content), st.Origin, "all is counted, also what is stored before the loop hears of it")
+		assert.Zero(t, st.Duplicate)
 	})
 }
 

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
@@ -399,12 +400,19 @@ func (o *originParent) keep(i piece.Index, data []byte) error {
 	if err := o.d.ledger.replica.WritePiece(i, data, sum); err != nil {
 		return fmt.Errorf("%w: keeping piece %d: %w", errSpace, i, err)
 	}
+	o.count(len(data))
 	o.d.progress.signal()
 	if err := o.vouch(i, []piece.Digest{sum}, false); err != nil {
 		return err
 	}
 	o.d.post(func() { o.d.got(i, nil) })
 	return nil
+}
+
+// count notes bytes that came from the origin. The loop cannot: it may learn of a piece
+// from the store, before it is told of it.
+func (o *originParent) count(n int) {
+	o.d.count(func(c *counters) *atomic.Int64 { return &c.origin }, int64(n))
 }
 
 // vouch signs a run of digests and enters it.
@@ -447,6 +455,7 @@ func (o *originParent) finish(last piece.Index, data []byte) error {
 	if err := replica.WritePiece(last, data, sum); err != nil {
 		return fmt.Errorf("%w: keeping piece %d: %w", errSpace, last, err)
 	}
+	o.count(len(data))
 	o.d.progress.signal()
 	if err := o.vouch(last, []piece.Digest{sum}, true); err != nil {
 		return err
