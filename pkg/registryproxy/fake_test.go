@@ -164,8 +164,8 @@ type object struct {
 	mediaType string
 }
 
-// registry answers for objects by "upstream/v2/repository/blobs/digest".
-func registry(objects map[string]object) func(http.ResponseWriter, source.Question) {
+// answers speaks for objects by "upstream/v2/repository/blobs/digest".
+func answers(objects map[string]object) func(http.ResponseWriter, source.Question) {
 	return func(w http.ResponseWriter, r source.Question) {
 		o, ok := objects[r.Upstream+r.Path]
 		if !ok {

@@ -57,7 +57,7 @@ func TestTheUpstreamIsNamedByNamespaceThenHeaderThenPathThenDefault(t *testing.T
 		{target: "/v2/lib/app" + m, header: [2]string{"X-Darter-Upstream", "https://me:pw@ghcr.io"}},
 		{target: "/v2/quay.io:99999/app" + m},
 	} {
-		up := &upstreamFunc{answer: registry(nil)}
+		up := &upstreamFunc{answer: answers(nil)}
 		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "default.test"})
 		res := ask(p, http.MethodGet, c.target, c.header[0], c.header[1])
 		if c.want == "" {
@@ -78,7 +78,7 @@ func TestWithoutADefaultARequestMustNameItsRegistry(t *testing.T) {
 }
 
 func TestARegistryThatIsNotAllowedIsNeverAsked(t *testing.T) {
-	up := &upstreamFunc{answer: registry(nil)}
+	up := &upstreamFunc{answer: answers(nil)}
 	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Allow: func(upstream string) error {
 		if upstream != "quay.io" {
 			return fmt.Errorf("%s is not in mirror.upstreams; add it there to allow it", upstream)
@@ -96,7 +96,7 @@ func TestEveryQuestionGetsTheAnswerOfARegistry(t *testing.T) {
 	var s swarm
 	manifest, layer := []byte(`{"schemaVersion":2,"config":{}}`), blob(5000)
 	m, b := s.put(manifest, oci.MediaTypeManifest), s.put(layer, oci.MediaTypeBlob)
-	up := &upstreamFunc{answer: registry(map[string]object{
+	up := &upstreamFunc{answer: answers(map[string]object{
 		"r.test/v2/lib/app/manifests/v1":           {manifest, oci.MediaTypeManifest},
 		"r.test/v2/lib/app/manifests/" + string(m): {manifest, oci.MediaTypeManifest},
 		"r.test/v2/lib/app/blobs/" + string(b):     {layer, "application/x-what-the-registry-says"},
@@ -156,7 +156,7 @@ func TestAHeadDownloadsNothing(t *testing.T) {
 	var s swarm
 	layer := blob(5000)
 	b := s.put(layer, oci.MediaTypeBlob)
-	up := &upstreamFunc{answer: registry(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, oci.MediaTypeBlob}})}
+	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, oci.MediaTypeBlob}})}
 	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
 	assert.Equal(t, 200, ask(p, http.MethodHead, "/v2/app/blobs/"+string(b)).StatusCode)
 	assert.Empty(t, s.opened)
@@ -169,7 +169,7 @@ func TestEveryFormOfARangeIsAWindowOfTheContent(t *testing.T) {
 	layer := blob(10000)
 	b := s.put(layer, oci.MediaTypeBlob)
 	empty := s.put(nil, oci.MediaTypeBlob)
-	up := &upstreamFunc{answer: registry(map[string]object{
+	up := &upstreamFunc{answer: answers(map[string]object{
 		"r.test/v2/app/blobs/" + string(b):         {layer, oci.MediaTypeBlob},
 		"r.test/v2/app/blobs/" + string(empty):     {nil, oci.MediaTypeBlob},
 		"r.test/v2/app/manifests/" + string(b):     {layer, oci.MediaTypeIndex},
@@ -222,7 +222,7 @@ func TestEveryFormOfARangeIsAWindowOfTheContent(t *testing.T) {
 func TestWhatAClientHasAlreadyIsNotSent(t *testing.T) {
 	var s swarm
 	b := s.put(blob(10), "")
-	up := &upstreamFunc{answer: registry(map[string]object{"r.test/v2/app/blobs/" + string(b): {blob(10), ""}})}
+	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {blob(10), ""}})}
 	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
 	for tag, status := range map[string]int{`"` + string(b) + `"`: 304, `"x", W/"` + string(b) + `"`: 304, "*": 304, `"x"`: 200, "": 200} {
 		assert.Equal(t, status, ask(p, http.MethodGet, "/v2/app/blobs/"+string(b), "If-None-Match", tag).StatusCode, tag)
@@ -305,7 +305,7 @@ func TestNeitherAnotherRepositoryNorAnotherRegistryVouchesForADigest(t *testing.
 	var s swarm
 	private := blob(100)
 	b := s.put(private, "")
-	up := &upstreamFunc{answer: registry(map[string]object{"r.test/v2/public/blobs/" + string(b): {private, ""}})}
+	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/public/blobs/" + string(b): {private, ""}})}
 	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
 	assert.Equal(t, 200, ask(p, http.MethodGet, "/v2/public/blobs/"+string(b)).StatusCode)
 	for _, path := range []string{"/v2/private/blobs/" + string(b), "/v2/public/blobs/" + string(b) + "?ns=other.test", "/v2/public/manifests/" + string(b)} {
@@ -319,7 +319,7 @@ func TestTheClientsCredentialsAndAcceptReachRegistryAndOrigin(t *testing.T) {
 	var s swarm
 	manifest, layer := []byte(`{"manifests":[]}`), blob(10)
 	m, b := s.put(manifest, oci.MediaTypeIndex), s.put(layer, "")
-	up := &upstreamFunc{answer: registry(map[string]object{
+	up := &upstreamFunc{answer: answers(map[string]object{
 		"r.test/v2/app/manifests/v1":       {manifest, oci.MediaTypeIndex},
 		"r.test/v2/app/blobs/" + string(b): {layer, ""},
 	})}
@@ -424,7 +424,7 @@ func TestAManifestHasItsMediaTypeWhoeverStoredIt(t *testing.T) {
 	} {
 		var s swarm
 		m := s.put(index, c.stored)
-		up := &upstreamFunc{answer: registry(map[string]object{"r.test/v2/app/manifests/v1": {index, c.said}})}
+		up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/manifests/v1": {index, c.said}})}
 		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
 		for _, method := range []string{http.MethodGet, http.MethodHead} {
 			res := ask(p, method, "/v2/app/manifests/v1")
@@ -439,7 +439,7 @@ func TestWhatTheOriginRefusesIsToldInItsOwnWords(t *testing.T) {
 	own := `{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit."}]}`
 	layer := blob(10)
 	b := oci.DigestOf(layer)
-	up := &upstreamFunc{answer: registry(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
+	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
 	for _, c := range []struct {
 		err     error
 		query   string
@@ -474,7 +474,7 @@ func TestWhatTheOriginRefusesIsToldInItsOwnWords(t *testing.T) {
 func TestNobodyIsRefusedForTheCredentialsOfAnother(t *testing.T) {
 	layer := blob(10)
 	b := oci.DigestOf(layer)
-	up := &upstreamFunc{answer: registry(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
+	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
 	for _, refusals := range []int{1, 2} {
 		opened := 0
 		p := registryproxy.New(registryproxy.Config{Upstream: up, Default: "r.test", Open: func(context.Context, task.Spec) (registryproxy.Content, error) {
@@ -510,7 +510,7 @@ func TestAnUnreachableRegistryIsToldAtOnceWithWhatWasTried(t *testing.T) {
 func TestNobodyWaitsLongerThanHeCanUse(t *testing.T) {
 	layer := blob(10)
 	b := oci.DigestOf(layer)
-	answers := registry(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})
+	known := answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})
 	for name, c := range map[string]struct {
 		up     *upstreamFunc
 		open   func(context.Context, task.Spec) (registryproxy.Content, error)
@@ -520,11 +520,11 @@ func TestNobodyWaitsLongerThanHeCanUse(t *testing.T) {
 		"a registry that is silent":          {&upstreamFunc{}, nil, "manifests/v1", 10 * time.Second},
 		"a registry that is silent, to ns":   {&upstreamFunc{}, nil, "blobs/" + missing + "?ns=r.test", 10 * time.Second},
 		"who cannot go elsewhere for a blob": {&upstreamFunc{}, nil, "blobs/" + missing, time.Minute},
-		"a swarm that knows nothing": {&upstreamFunc{answer: answers}, func(ctx context.Context, _ task.Spec) (registryproxy.Content, error) {
+		"a swarm that knows nothing": {&upstreamFunc{answer: known}, func(ctx context.Context, _ task.Spec) (registryproxy.Content, error) {
 			<-ctx.Done()
 			return nil, context.Cause(ctx)
 		}, "blobs/" + string(b) + "?ns=r.test", 10 * time.Second},
-		"a swarm that has no byte": {&upstreamFunc{answer: answers}, func(context.Context, task.Spec) (registryproxy.Content, error) {
+		"a swarm that has no byte": {&upstreamFunc{answer: known}, func(context.Context, task.Spec) (registryproxy.Content, error) {
 			return &fakeContent{data: layer, stall: true}, nil
 		}, "blobs/" + string(b) + "?ns=r.test", 10 * time.Second},
 	} {
@@ -544,7 +544,7 @@ func TestABodyMayTakeLongerThanTheFirstByte(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		layer := blob(10000)
 		b := oci.DigestOf(layer)
-		up := &upstreamFunc{answer: registry(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
+		up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
 		content := &slowContent{fakeContent: fakeContent{data: layer}, pause: time.Minute}
 		p := registryproxy.New(registryproxy.Config{Upstream: up, Default: "r.test", Open: func(context.Context, task.Spec) (registryproxy.Content, error) { return content, nil }})
 		res := ask(p, http.MethodGet, "/v2/app/blobs/"+string(b)+"?ns=r.test")
@@ -580,7 +580,7 @@ func (r *slowReader) WriteTo(w io.Writer) (int64, error) {
 func TestAContentThatFailsBeforeItsFirstByteIsAnErrorAndNoBody(t *testing.T) {
 	layer := blob(10)
 	b := oci.DigestOf(layer)
-	up := &upstreamFunc{answer: registry(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
+	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
 	p := registryproxy.New(registryproxy.Config{Upstream: up, Default: "r.test", Open: func(context.Context, task.Spec) (registryproxy.Content, error) {
 		return &fakeContent{data: layer, err: &api.Failure{Status: 502, Message: "the body ended after 0 bytes"}}, nil
 	}})
@@ -682,7 +682,7 @@ func TestEveryRequestIsObservedOnce(t *testing.T) {
 	var seen pulls
 	layer := blob(10000)
 	b := s.put(layer, "")
-	up := &upstreamFunc{answer: registry(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
+	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
 	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test", Observe: seen.observe})
 
 	ask(p, http.MethodGet, "/v2/app/blobs/"+string(b), "Range", "bytes=5-", "User-Agent", "containerd/2.4")

@@ -3,11 +3,12 @@ package registryproxy_test
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"strings"
@@ -24,50 +25,37 @@ import (
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/registryproxy"
 	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/source/httporigin"
+	"github.com/darter-io/darter/pkg/source/registry"
 	"github.com/darter-io/darter/pkg/task"
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// mirrorOf runs a proxy on a socket whose upstreams are real registries over plain HTTP.
+// mirrorOf runs a proxy on a socket whose upstreams are real registries over plain HTTP,
+// and whose contents are read from them whole.
 func mirrorOf(t *testing.T, cfg registryproxy.Config) string {
 	t.Helper()
-	up := plainUpstream{&http.Client{
-		Transport:     &http.Transport{DisableCompression: true, DisableKeepAlives: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
-	cfg.Upstream = up
+	client, err := registry.New(registry.Config{
+		Default: &registry.Upstream{PlainHTTP: true, Proxy: "none"}, HTTP: httporigin.Config{AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
+	})
+	require.NoError(t, err)
+	t.Cleanup(client.CloseIdleConnections)
+	cfg.Upstream = client
 	cfg.Open = func(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
-		kind := map[task.Kind]string{task.Blob: "blobs", task.Manifest: "manifests"}[spec.Kind]
-		res, err := up.Forward(ctx, source.Question{
-			Upstream: spec.Upstream, Method: http.MethodGet, Path: "/v2/" + spec.Repository + "/" + kind + "/" + string(spec.ID),
-			Header: http.Header{"Accept": spec.Accept, "Authorization": {spec.Authorization.Reveal()}},
-		})
+		res, err := client.Open(ctx, spec, 0)
 		if err != nil {
-			return nil, err
+			return nil, source.Failure(err)
 		}
 		defer res.Body.Close()
 		data, err := io.ReadAll(res.Body)
-		if err == nil && res.StatusCode != http.StatusOK {
-			err = fmt.Errorf("origin answered %d", res.StatusCode)
+		if err != nil {
+			return nil, source.Failure(err)
 		}
-		return &fakeContent{data: data, mediaType: res.Header.Get("Content-Type")}, err
+		return &fakeContent{data: data, mediaType: res.MediaType}, nil
 	}
 	srv := httptest.NewServer(registryproxy.New(cfg))
 	t.Cleanup(srv.Close)
 	return strings.TrimPrefix(srv.URL, "http://")
-}
-
-// plainUpstream asks a registry over plain HTTP.
-type plainUpstream struct{ *http.Client }
-
-func (u plainUpstream) Forward(ctx context.Context, r source.Question) (*http.Response, error) {
-	target := url.URL{Scheme: "http", Host: oci.Endpoint(r.Upstream), Path: r.Path, RawQuery: r.Query}
-	req, err := http.NewRequestWithContext(ctx, r.Method, target.String(), nil)
-	if err != nil {
-		return nil, err
-	}
-	req.Header = r.Header.Clone()
-	return u.Do(req)
 }
 
 func fetch(t *testing.T, method, target string, header ...string) *http.Response {
@@ -257,6 +245,41 @@ func TestAPrivateBlobIsForThoseWhoMayPullItFromTheRegistry(t *testing.T) {
 
 	r.RevokeTokens()
 	assert.Equal(t, 401, fetch(t, http.MethodGet, private, "Authorization", alice).StatusCode, "a token that has ended")
+}
+
+func TestAPublicImageNeedsNoLoginWhereItsPathNamesTheRegistry(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{"": {Pull: []string{"public/*"}}}})
+	img, err := registrytest.NewImage(4, []int64{5000})
+	require.NoError(t, err)
+	for _, repository := range []string{"public/app", "private/app"} {
+		_, err = r.Push(t.Context(), repository, "v1", img)
+		require.NoError(t, err)
+	}
+	mirror := mirrorOf(t, registryproxy.Config{}) + "/" + strings.Replace(r.Host(), ":", "_", 1)
+	got, err := crane.Pull(mirror+"/public/app:v1", crane.Insecure)
+	require.NoError(t, err)
+	require.NoError(t, validate.Image(got))
+	_, err = crane.Pull(mirror+"/private/app:v1", crane.Insecure)
+	require.ErrorContains(t, err, "UNAUTHORIZED")
+}
+
+func TestABlobThatTheRegistryRedirectsIsServed(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{})
+	layer := blob(10_000)
+	digest, err := r.PushBlob(t.Context(), "lib/app", layer)
+	require.NoError(t, err)
+	r.Fail(registrytest.Fault{Action: registrytest.ActRedirect, Match: "lib/app/blobs"})
+	mirror := "http://" + mirrorOf(t, registryproxy.Config{Default: r.Host()}) + "/v2/lib/app/blobs/"
+	for _, method := range []string{http.MethodHead, http.MethodGet} {
+		res := fetch(t, method, mirror+digest, "Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte("a:b")))
+		assert.Equal(t, 200, res.StatusCode)
+		assert.Equal(t, "10000", res.Header.Get("Content-Length"))
+		if method == http.MethodGet {
+			assert.Equal(t, string(layer), body(t, res))
+		}
+	}
+	assert.Zero(t, r.Counts().Leaks, "the storage host saw credentials")
+	assert.Equal(t, 404, fetch(t, http.MethodGet, mirror+missing).StatusCode)
 }
 
 func TestARealClientLogsInByBasicThroughTheMirror(t *testing.T) {

@@ -25,7 +25,7 @@ import (
 func serve(t *testing.T, content registryproxy.Content, layer []byte, seen *pulls) (*httptest.Server, string) {
 	t.Helper()
 	b := oci.DigestOf(layer)
-	up := &upstreamFunc{answer: registry(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
+	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
 	p := registryproxy.New(registryproxy.Config{Upstream: up, Default: "r.test", Observe: seen.observe, Open: func(context.Context, task.Spec) (registryproxy.Content, error) {
 		return content, nil
 	}})

@@ -104,8 +104,9 @@ var answered = []string{
 }
 
 // Forward puts a question, with its own Authorization where it has one, else with the node's
-// credentials where they are configured, else with none: then the registry's challenge is the
-// answer, for a client to take up. Any status is an answer; the caller closes its body, which
+// credentials where they are configured, else with what the registry gives to anybody when the
+// question says so, else with none: then the registry's challenge is the answer, for a client
+// to take up. Any status is an answer; the caller closes its body, which
 // ends in an error when the registry falls silent. A HEAD that is redirected to another host
 // is answered by the redirect, because a storage signs its URLs for GET.
 func (c *Client) Forward(ctx context.Context, q source.Question) (*http.Response, error) {
@@ -136,7 +137,7 @@ func (c *Client) forward(ctx context.Context, q source.Question) (*http.Response
 	var res *http.Response
 	err = c.each(ctx, u, func(base *url.URL) error {
 		req := httporigin.Request{Method: q.Method, URL: at(base, q.Path, q.Query), Header: header, StayHome: q.Method == http.MethodHead}
-		if header.Get("Authorization") == "" && u.hasCredentials() {
+		if header.Get("Authorization") == "" && (q.Anonymous || u.hasCredentials()) {
 			var err error
 			if req.RoundTripper, err = c.login(ctx, u, base, repositoryOf(q.Path)); err != nil {
 				return err
