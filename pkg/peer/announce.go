@@ -30,7 +30,7 @@ func (d *Download) announce(now time.Time) {
 	}
 	switch {
 	case d.complete:
-		if d.toldCompleted || !d.ledger.proven() || d.cached {
+		if d.toldCompleted || !d.ledger.proven() || d.ledger.cached {
 			return
 		}
 		d.toldCompleted = true
@@ -104,7 +104,11 @@ func (d *Download) assigned(a api.Assignment, err error) {
 	}
 	if a.Facts != nil {
 		if err := d.ledger.setFacts(*a.Facts); err != nil {
-			d.fail(&api.Failure{Status: http.StatusInsufficientStorage, Message: err.Error()})
+			status := http.StatusInsufficientStorage
+			if errors.Is(err, errFacts) {
+				status = http.StatusBadGateway
+			}
+			d.fail(&api.Failure{Status: status, Message: err.Error()})
 			return
 		}
 		d.adoptFacts(now)

@@ -27,7 +27,7 @@ func (c *Content) Facts() piece.Facts { return c.d.ledger.replica.Facts() }
 func (c *Content) Sources() Sources { return c.d.sources() }
 
 // Cached reports whether everything was here before this content was opened.
-func (c *Content) Cached() bool { return c.d.cached }
+func (c *Content) Cached() bool { return c.d.ledger.cached }
 
 // Close ends the use of the content; closing twice is no error.
 func (c *Content) Close() error {

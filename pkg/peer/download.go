@@ -68,8 +68,7 @@ type Download struct {
 	id     task.ID
 	log    *slog.Logger
 	ledger *ledger
-	cached bool // complete when it was begun
-	holds  int  // contents and peers being welcomed; guarded by the engine's mu
+	holds  int // contents and peers being welcomed; guarded by the engine's mu
 
 	events   chan func()
 	nudged   chan struct{}
@@ -126,7 +125,7 @@ type Download struct {
 
 func newDownload(e *Engine, spec task.Spec) *Download {
 	return &Download{
-		e: e, id: spec.ID, log: e.log.With("task", spec.ID.Short()), ledger: newLedger(spec.ID, e.cfg.Store, e.cfg.Verifier),
+		e: e, id: spec.ID, log: e.log.With("task", spec.ID.Short()), ledger: newLedger(spec.ID, e.cfg.Store, e.cfg.Verifier, e.attempts[spec.ID].revoked),
 		events: make(chan func(), 256), nudged: make(chan struct{}, 1), done: make(chan struct{}),
 		links: make(map[picker.Neighbour]*link), dialing: make(map[host.ID]bool), avoid: make(map[host.ID]time.Time),
 		banned: make(map[[20]byte]bool), starveDelay: starveFirst, pieceTime: 20 * time.Millisecond, lastUse: time.Now(),
@@ -765,7 +764,7 @@ func (d *Download) handle(l *link, m wire.Message) {
 			return
 		}
 		if d.ledger.concerns(m.Revocation.Epoch) {
-			d.revoke(*m.Revocation)
+			d.revoke([]piece.Revocation{*m.Revocation}, d.ledger.certificate(m.Revocation.Key))
 		}
 	}
 }
@@ -939,7 +938,7 @@ func (d *Download) noteComplete() {
 	if d.background && d.e.cfg.Observer != nil {
 		d.e.cfg.Observer.SeedDone(d.id)
 	}
-	if !d.cached {
+	if !d.ledger.cached {
 		s := d.sources()
 		d.log.Info("content complete", "bytes", d.ledger.replica.Facts().Length,
 			"peers", s.Peers, "seeds", s.Seeds, "origin", s.Origin, "inline", s.Inline, "links", len(d.links))
@@ -1005,16 +1004,52 @@ func (d *Download) tellFailure() {
 	}
 }
 
-// revoke drops what proved wrong, here and at every neighbour.
-func (d *Download) revoke(r piece.Revocation) {
-	d.log.Warn("content revoked", "epoch", r.Epoch, "key", r.Key)
+// revoke drops what proved wrong, here and at every neighbour. The certificate of the key
+// that signed it goes ahead, because a neighbour may not have met that key.
+func (d *Download) revoke(list []piece.Revocation, cert []byte) {
+	for _, r := range list {
+		d.log.Warn("content revoked", "epoch", r.Epoch, "key", r.Key)
+		d.e.noteRevoked(d.id, r, cert)
+	}
 	for _, l := range d.links {
+		sendRevocations(l, list, cert)
+	}
+	d.discard()
+}
+
+func sendRevocations(l *link, list []piece.Revocation, cert []byte) {
+	if cert != nil {
+		l.send(wire.Message{Type: wire.DigestMessage, Digests: &wire.Digests{Certificates: [][]byte{cert}}})
+	}
+	for _, r := range list {
 		l.send(wire.Message{Type: wire.RevokeMessage, Revocation: &r})
 	}
+}
+
+// teach tells a neighbour that what it believes was revoked.
+func (d *Download) teach(l *link, epoch uint64) {
+	if r, cert, ok := d.e.revocation(d.id, epoch); ok {
+		sendRevocations(l, []piece.Revocation{r}, cert)
+	}
+}
+
+// discard drops what is here and ends every reader short.
+func (d *Download) discard() {
 	if err := d.e.cfg.Store.Remove(d.id); err != nil {
 		d.log.Error("cannot drop a revoked task", "error", err)
 	}
 	d.fail(ErrRevoked)
+}
+
+// hurt ends a download that a word about it made worthless, or that the own disk fails.
+func (d *Download) hurt(err error) {
+	switch {
+	case errors.Is(err, errContradiction):
+		d.log.Warn("content dropped", "error", err)
+		d.discard()
+	case errors.Is(err, errSpace):
+		d.fail(&api.Failure{Status: http.StatusInsufficientStorage, Message: err.Error()})
+	}
 }
 
 func (d *Download) jitter(n time.Duration) time.Duration {

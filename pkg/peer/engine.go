@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -187,14 +188,17 @@ type Engine struct {
 	swarms    map[[20]byte]task.ID
 	attempts  map[task.ID]attempt
 	failures  map[task.ID]failure
+	epoch     uint64 // the last attempt's
 	stopped   bool
 }
 
 // attempt remembers that an origin's content proved wrong, so that it is asked anew only
-// once in a while.
+// once in a while, and what was said of it is not believed again.
 type attempt struct {
-	count int
-	last  time.Time
+	count   int
+	last    time.Time
+	revoked []piece.Revocation
+	certs   map[piece.KeyID][]byte // of who revoked
 }
 
 // failure remembers why this host, as a seed, gave a task up, for peers that come late.
@@ -443,14 +447,19 @@ func (e *Engine) download(spec task.Spec, wanted bool) (*Download, error) {
 		return d, nil
 	}
 	d := newDownload(e, spec)
-	if err := d.ledger.load(); err != nil {
+	if err := d.ledger.load(); errors.Is(err, errContradiction) {
+		e.log.Warn("content dropped", "task", spec.ID, "error", err)
+		if err := e.cfg.Store.Remove(spec.ID); err != nil {
+			return nil, fmt.Errorf("dropping task %s: %w", spec.ID, err)
+		}
+		d.ledger = newLedger(spec.ID, e.cfg.Store, e.cfg.Verifier, e.attempts[spec.ID].revoked)
+	} else if err != nil {
 		return nil, err
 	}
 	if !wanted && !d.ledger.hasFacts() {
 		return nil, fmt.Errorf("task %s: %w", spec.ID, piece.ErrNotFound)
 	}
 	d.holds = 1
-	d.cached = d.ledger.hasFacts() && d.ledger.replica.Have().Full()
 	e.downloads[spec.ID] = d
 	e.swarms[spec.ID.Swarm()] = spec.ID
 	if wanted {
@@ -521,9 +530,56 @@ func (e *Engine) dismiss(conn *wire.Conn, words *api.Failure) error {
 // wrong counts that the origin's content did not match its digest and reports whether it
 // may be asked once more.
 func (e *Engine) wrong(id task.ID) (again bool) {
-	const forget = 10 * time.Minute
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	a := e.attempt(id)
+	a.count++
+	e.attempts[id] = a
+	return a.count < 2
+}
+
+// noteRevoked remembers a revocation: a neighbour that has not heard of it yet would tell
+// a download that begins anew the same wrong digests, and is told better.
+func (e *Engine) noteRevoked(id task.ID, r piece.Revocation, cert []byte) {
+	const revokedMax = 64
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	a := e.attempt(id)
+	if !slices.ContainsFunc(a.revoked, func(o piece.Revocation) bool { return o.Epoch == r.Epoch }) && len(a.revoked) < revokedMax {
+		a.revoked = append(slices.Clip(a.revoked), r)
+		if a.certs == nil {
+			a.certs = make(map[piece.KeyID][]byte)
+		}
+		a.certs[r.Key] = cert
+	}
+	e.attempts[id] = a
+}
+
+// revocation returns what revoked an epoch of a task, with the certificate of its key.
+func (e *Engine) revocation(id task.ID, epoch uint64) (r piece.Revocation, cert []byte, ok bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	a := e.attempts[id]
+	for _, r := range a.revoked {
+		if r.Epoch == epoch {
+			return r, a.certs[r.Key], true
+		}
+	}
+	return r, nil, false
+}
+
+// newEpoch names a new attempt to bring a content: the time, but never the same twice.
+func (e *Engine) newEpoch() uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.epoch = max(e.epoch+1, uint64(time.Now().UnixNano()))
+	return e.epoch
+}
+
+// attempt returns what is remembered of a task's wrong contents, as of now, and forgets
+// that of tasks long past. The caller holds mu.
+func (e *Engine) attempt(id task.ID) attempt {
+	const forget = 10 * time.Minute
 	now := time.Now()
 	for id, a := range e.attempts {
 		if now.Sub(a.last) > forget {
@@ -531,10 +587,8 @@ func (e *Engine) wrong(id task.ID) (again bool) {
 		}
 	}
 	a := e.attempts[id]
-	a.count++
 	a.last = now
-	e.attempts[id] = a
-	return a.count < 2
+	return a
 }
 
 // seed draws a seed for the choices of one download, so that two hosts choose apart.

@@ -3,6 +3,7 @@ package peer
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/darter-io/darter/pkg/piece"
@@ -12,8 +13,15 @@ import (
 // ErrRevoked tells that what was downloaded proved wrong at its end and was dropped.
 var ErrRevoked = errors.New("the content proved wrong at its end and was dropped everywhere; ask again")
 
-// errFacts tells that somebody vouches for a content of another length or layout.
-var errFacts = errors.New("signed facts contradict the ones that are known")
+var (
+	// errFacts tells that somebody vouches for a content of another length or layout.
+	errFacts = errors.New("signed facts contradict the ones that are known")
+	// errContradiction tells that what is here was vouched for wrongly: a run over the
+	// checked whole says otherwise.
+	errContradiction = errors.New("signed digests contradict what is here")
+	// errSpace tells that the own disk, not the other side, is the trouble.
+	errSpace = errors.New("piece store failed")
+)
 
 // ledger is what one download knows for sure of its content: facts, signed digests, and
 // the replica that holds the pieces. The goroutines of all connections write into it
@@ -23,28 +31,49 @@ type ledger struct {
 	id       task.ID
 	store    piece.Store
 	verifier Verifier
-	// ready closes when the facts are known; replica is set before that and never after.
+	// ready closes when the facts are known; replica and cached are set before that and
+	// never after.
 	ready   chan struct{}
 	replica piece.Replica
+	cached  bool // everything was here at the beginning
 
 	// mu is held to look up and to add, over a journal append but never over a hash.
 	mu      sync.Mutex
 	digests []piece.Digest
 	known   piece.Bitmap
 	runs    []piece.Run
+	found   map[runName]int
 	runOf   []int32 // the run that vouches for a piece
 	certs   map[piece.KeyID][]byte
 	revoked map[uint64]bool
 }
 
-func newLedger(id task.ID, store piece.Store, v Verifier) *ledger {
-	return &ledger{
-		id: id, store: store, verifier: v, ready: make(chan struct{}),
-		certs: make(map[piece.KeyID][]byte), revoked: make(map[uint64]bool),
-	}
+// runName tells runs apart: nobody signs two runs of the same name.
+type runName struct {
+	key          piece.KeyID
+	epoch        uint64
+	first, count int
+	final        bool
 }
 
-// load takes up what the store holds of the task, if anything.
+func nameOf(r piece.Run) runName {
+	return runName{r.Key, r.Epoch, int(r.First), len(r.Digests), r.Final}
+}
+
+// newLedger returns a ledger that knows nothing yet and believes nothing of what was revoked.
+func newLedger(id task.ID, store piece.Store, v Verifier, revoked []piece.Revocation) *ledger {
+	l := &ledger{
+		id: id, store: store, verifier: v, ready: make(chan struct{}), found: make(map[runName]int),
+		certs: make(map[piece.KeyID][]byte), revoked: make(map[uint64]bool),
+	}
+	for _, r := range revoked {
+		l.revoked[r.Epoch] = true
+	}
+	return l
+}
+
+// load takes up what the store holds of the task, if anything. After an
+// errContradiction the ledger is of no use, and what is stored neither.
 func (l *ledger) load() error {
 	r, err := l.store.Open(l.id)
 	if errors.Is(err, piece.ErrNotFound) {
@@ -56,10 +85,31 @@ func (l *ledger) load() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.adopt(r)
-	runs, certs := r.Runs()
 	// What the own disk says is verified like what a stranger says: the cluster secret
-	// may have changed since.
-	_, _ = l.addLocked(runs, certs, false)
+	// may have changed since. What cannot be verified any more is left out.
+	runs, certs := r.Runs()
+	for _, der := range certs {
+		_, _ = l.addLocked(nil, [][]byte{der}, false)
+	}
+	// One run over everything makes the others superfluous.
+	if at := slices.IndexFunc(runs, l.isWhole); at >= 0 {
+		_, err := l.addLocked(runs[at:at+1], nil, false)
+		if errors.Is(err, errContradiction) {
+			r.Close()
+			return err
+		}
+		if l.known.Full() {
+			runs = nil
+		}
+	}
+	for i := range runs {
+		if _, err := l.addLocked(runs[i:i+1], nil, false); errors.Is(err, errContradiction) {
+			r.Close()
+			return err
+		}
+	}
+	l.cached = r.Have().Full()
+	close(l.ready)
 	return nil
 }
 
@@ -69,7 +119,6 @@ func (l *ledger) adopt(r piece.Replica) {
 	l.digests = make([]piece.Digest, n)
 	l.known = piece.NewBitmap(n)
 	l.runOf = make([]int32, n)
-	close(l.ready)
 }
 
 // setFacts takes facts from somebody who is trusted with them: the own origin, the owner.
@@ -89,15 +138,22 @@ func (l *ledger) setFactsLocked(f piece.Facts) error {
 	if err := f.Check(); err != nil {
 		return err
 	}
+	if f.Length == 0 {
+		// Nothing is complete as soon as it is known: it is checked before.
+		if err := checkWhole(task.Spec{ID: l.id}, nil); err != nil {
+			return fmt.Errorf("%w: %w", errFacts, err)
+		}
+	}
 	r, err := l.store.Create(l.id, f)
 	if err != nil {
-		return fmt.Errorf("making room for task %s of %d bytes: %w", l.id, f.Length, err)
+		return fmt.Errorf("%w: making room for task %s of %d bytes: %w", errSpace, l.id, f.Length, err)
 	}
 	l.adopt(r)
+	close(l.ready)
 	return nil
 }
 
-// known reports whether the facts are known.
+// hasFacts reports whether the facts are known.
 func (l *ledger) hasFacts() bool {
 	select {
 	case <-l.ready:
@@ -107,8 +163,14 @@ func (l *ledger) hasFacts() bool {
 	}
 }
 
+// staleError tells that somebody still believes what was revoked.
+type staleError struct{ epoch uint64 }
+
+func (e *staleError) Error() string { return fmt.Sprintf("epoch %d was revoked", e.epoch) }
+
 // add verifies runs and keeps what is new. It returns the numbers of the runs it keeps
-// or kept before, so that they need not be sent back to where they came from.
+// or kept before, so that they need not be sent back to where they came from. A
+// *staleError is harmless: what was revoked is left out.
 func (l *ledger) add(runs []piece.Run, certs [][]byte) (numbers []int, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -118,6 +180,15 @@ func (l *ledger) add(runs []piece.Run, certs [][]byte) (numbers []int, err error
 func (l *ledger) addLocked(runs []piece.Run, certs [][]byte, keep bool) (numbers []int, err error) {
 	var fresh []piece.Run
 	var freshCerts [][]byte
+	var stale staleError
+	defer func() {
+		// What is good is kept, also when what came with it is not.
+		if keep && l.replica != nil && len(fresh)+len(freshCerts) > 0 {
+			if failed := l.replica.AddRuns(fresh, freshCerts); failed != nil {
+				err = errors.Join(err, fmt.Errorf("%w: keeping digests of task %s: %w", errSpace, l.id, failed))
+			}
+		}
+	}()
 	for _, der := range certs {
 		key, err := l.verifier.AddCertificate(der)
 		if err != nil {
@@ -129,11 +200,12 @@ func (l *ledger) addLocked(runs []piece.Run, certs [][]byte, keep bool) (numbers
 		}
 	}
 	for _, r := range runs {
-		if n := l.find(r); n >= 0 {
+		if n, ok := l.found[nameOf(r)]; ok {
 			numbers = append(numbers, n)
 			continue
 		}
 		if l.revoked[r.Epoch] {
+			stale.epoch = r.Epoch
 			continue
 		}
 		if err := r.Check(); err != nil {
@@ -145,41 +217,45 @@ func (l *ledger) addLocked(runs []piece.Run, certs [][]byte, keep bool) (numbers
 		if err := l.setFactsLocked(r.Facts); err != nil {
 			return numbers, err
 		}
-		numbers = append(numbers, l.note(r))
+		n, err := l.note(r)
+		if err != nil {
+			return numbers, err
+		}
+		numbers = append(numbers, n)
 		fresh = append(fresh, r)
 	}
-	if keep && len(fresh)+len(freshCerts) > 0 {
-		if l.replica == nil {
-			return numbers, nil
-		}
-		if err := l.replica.AddRuns(fresh, freshCerts); err != nil {
-			return numbers, fmt.Errorf("keeping digests of task %s: %w", l.id, err)
-		}
+	if stale.epoch != 0 {
+		return numbers, &stale
 	}
 	return numbers, nil
 }
 
-// note enters a run that is known to be good.
-func (l *ledger) note(r piece.Run) int {
+// note enters a run that is known to be good. It fails when the run shows that something
+// here is not: it is over the checked whole and says otherwise than an earlier one did, or
+// a piece is stored that nobody had vouched for yet and whose bytes are others.
+func (l *ledger) note(r piece.Run) (int, error) {
+	for j, d := range r.Digests {
+		i := r.First + piece.Index(j)
+		switch stored, ok := l.replica.Digest(i); {
+		case l.known.Has(i) && l.digests[i] != d && r.Final, !l.known.Has(i) && ok && stored != d:
+			return 0, fmt.Errorf("%w: piece %d of task %s", errContradiction, i, l.id)
+		}
+	}
 	n := len(l.runs)
 	l.runs = append(l.runs, r)
+	l.found[nameOf(r)] = n
 	for j, d := range r.Digests {
 		i := r.First + piece.Index(j)
 		if l.known.Set(i) {
 			l.digests[i], l.runOf[i] = d, int32(n)
 		}
 	}
-	return n
+	return n, nil
 }
 
-func (l *ledger) find(r piece.Run) int {
-	for n := len(l.runs) - 1; n >= 0; n-- {
-		have := &l.runs[n]
-		if have.First == r.First && have.Epoch == r.Epoch && len(have.Digests) == len(r.Digests) && have.Final == r.Final && have.Key == r.Key {
-			return n
-		}
-	}
-	return -1
+// isWhole reports whether a run vouches for every piece, checked as a whole.
+func (l *ledger) isWhole(r piece.Run) bool {
+	return r.Final && r.First == 0 && int(r.End()) == l.known.Len()
 }
 
 // digest returns the digest that piece i must have.
@@ -247,17 +323,32 @@ func (l *ledger) proven() bool {
 	return l.replica != nil && l.known.Full() && (len(l.runs) > 0 || l.known.Len() == 0)
 }
 
-// concerns reports whether anything here was vouched for in that epoch.
+// concerns reports whether anything here was vouched for in that epoch; nothing of it is
+// believed any more.
 func (l *ledger) concerns(epoch uint64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.revoked[epoch] = true
+	return slices.ContainsFunc(l.runs, func(r piece.Run) bool { return r.Epoch == epoch })
+}
+
+// epochs are all attempts that anything here was vouched for in.
+func (l *ledger) epochs() (list []uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, r := range l.runs {
-		if r.Epoch == epoch {
-			return true
+		if !slices.Contains(list, r.Epoch) {
+			list = append(list, r.Epoch)
 		}
 	}
-	return false
+	return list
+}
+
+// certificate is that of a coordinator's key, nil when nobody has shown it.
+func (l *ledger) certificate(key piece.KeyID) []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.certs[key]
 }
 
 // size is about how many bytes run n has on the wire.

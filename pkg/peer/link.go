@@ -260,7 +260,12 @@ func (l *link) read() error {
 			// Verified here, not in the loop: the pieces they speak of may be next.
 			numbers, err := l.d.ledger.add(m.Digests.Runs, m.Digests.Certificates)
 			l.d.post(func() { l.d.digests(l, numbers, m.Digests.Whole) })
-			if err != nil {
+			var stale *staleError
+			switch {
+			case errors.As(err, &stale):
+				l.d.post(func() { l.d.teach(l, stale.epoch) })
+			case err != nil:
+				l.d.post(func() { l.d.hurt(err) })
 				return err
 			}
 		case wire.Reject:

@@ -238,3 +238,24 @@ func (b bytesAt) CopyTo(w io.Writer, off, n int64) (int64, error) {
 	m, err := w.Write(b[off : off+n])
 	return int64(m), err
 }
+
+func TestWhoStillBelievesWhatWasRevokedIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 2)
+		b.e.noteRevoked(b.d.id, piece.Revocation{Epoch: 7, Key: piece.KeyID{1}}, []byte("certificate"))
+		require.False(t, b.d.ledger.concerns(7))
+		go b.remote.Next()
+		require.NoError(t, b.l.conn.Send(b.d.hello()))
+		require.NoError(t, b.l.conn.Flush())
+		synctest.Wait()
+		b.reads()
+		stale := &wire.Digests{Runs: []piece.Run{runOver(b.d.ledger.replica.Facts(), 7, b.content)}}
+		require.NoError(t, b.remote.Send(wire.Message{Type: wire.DigestMessage, Digests: stale}))
+		require.NoError(t, b.remote.Flush())
+		b.settle()
+		last := b.l.out[len(b.l.out)-1]
+		require.Equal(t, wire.RevokeMessage, last.Type)
+		assert.EqualValues(t, 7, last.Revocation.Epoch)
+		assert.False(t, b.l.isClosed(), "believing what was revoked is no offence")
+	})
+}

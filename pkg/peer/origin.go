@@ -12,6 +12,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -81,7 +82,7 @@ func (d *Download) startOrigin() {
 	ctx, cancel := context.WithCancel(d.ctx)
 	d.seeding, d.stopOrigin = true, cancel
 	d.helloAgain()
-	o := &originParent{d: d, spec: d.spec, epoch: uint64(time.Now().UnixNano())}
+	o := &originParent{d: d, spec: d.spec, epoch: d.e.newEpoch()}
 	d.wg.Go(func() {
 		defer cancel()
 		err := o.run(ctx)
@@ -103,6 +104,8 @@ func (d *Download) originEnded(o *originParent, err error) {
 	case err == nil, errors.Is(err, errUnwanted):
 	case errors.As(err, &wrong):
 		d.originWrong(o, wrong)
+	case errors.Is(err, errContradiction):
+		d.originWrong(o, err)
 	case errors.Is(err, errSpace):
 		d.seeding = true // so that observer and neighbours are told
 		d.fail(&api.Failure{Status: http.StatusInsufficientStorage, Message: err.Error()})
@@ -127,11 +130,20 @@ func (d *Download) othersHaveMore() bool {
 
 // originWrong drops everything that came with the wrong content, everywhere. The origin is
 // asked anew once; then the error is told.
-func (d *Download) originWrong(o *originParent, wrong *errWrongContent) {
-	r := piece.Revocation{Epoch: o.epoch}
-	d.e.cfg.Signer.SignRevocation(d.id, &r)
+func (d *Download) originWrong(o *originParent, wrong error) {
+	// Whichever attempt brought the wrong bytes, what is here is a mix of all of them.
+	var list []piece.Revocation
+	epochs := d.ledger.epochs()
+	if !slices.Contains(epochs, o.epoch) {
+		epochs = append(epochs, o.epoch)
+	}
+	for _, epoch := range epochs {
+		r := piece.Revocation{Epoch: epoch}
+		d.e.cfg.Signer.SignRevocation(d.id, &r)
+		list = append(list, r)
+	}
 	again := d.e.wrong(d.id)
-	d.revoke(r)
+	d.revoke(list, d.e.cfg.Signer.Certificate())
 	if again {
 		spec, background := d.spec, d.background
 		d.e.wg.Go(func() {
@@ -145,9 +157,6 @@ func (d *Download) originWrong(o *originParent, wrong *errWrongContent) {
 	d.seeding = true
 	d.err = &api.Failure{Status: http.StatusBadGateway, Message: wrong.Error()}
 }
-
-// errSpace tells that the own disk, not the origin, is the trouble.
-var errSpace = errors.New("piece store failed")
 
 // originParent reads the origin's body, cuts it into pieces, vouches for them and stores
 // them: what a connection does for a peer, for the origin.
@@ -313,16 +322,22 @@ func (o *originParent) spool(body io.Reader) (*os.File, int64, error) {
 
 // facts notes length and media type as the origin told them.
 func (o *originParent) facts(resp *source.Response) error {
+	if resp.Length == 0 {
+		// Before it counts as complete, which an empty content does at once.
+		if err := checkWhole(o.spec, nil); err != nil {
+			return err
+		}
+	}
 	if o.spec.Length > 0 && o.spec.Length != resp.Length {
 		return &errWrongContent{want: fmt.Sprintf("length %d", o.spec.Length), got: fmt.Sprintf("length %d", resp.Length)}
 	}
 	known := o.d.ledger.hasFacts()
 	f := piece.Facts{Length: resp.Length, PieceSize: o.d.e.cfg.PieceSize(resp.Length), MediaType: resp.MediaType}
 	if err := o.d.ledger.setFacts(f); err != nil {
-		if errors.Is(err, errFacts) {
-			return err
+		if known && errors.Is(err, errFacts) {
+			return &errWrongContent{want: fmt.Sprintf("length %d", o.d.ledger.replica.Facts().Length), got: fmt.Sprintf("length %d", resp.Length)}
 		}
-		return fmt.Errorf("%w: %w", errSpace, err)
+		return err
 	}
 	if known {
 		return nil
@@ -421,7 +436,7 @@ func (o *originParent) vouch(first piece.Index, digests []piece.Digest, final bo
 	o.d.e.cfg.Signer.SignRun(o.d.id, &r)
 	numbers, err := o.d.ledger.add([]piece.Run{r}, [][]byte{o.d.e.cfg.Signer.Certificate()})
 	if err != nil {
-		return fmt.Errorf("%w: %w", errSpace, err)
+		return fmt.Errorf("vouching for pieces [%d, %d): %w", first, r.End(), err)
 	}
 	o.d.post(func() { o.d.digests(nil, numbers, false) })
 	return nil
@@ -457,26 +472,33 @@ func (o *originParent) finish(last piece.Index, data []byte) error {
 	}
 	o.count(len(data))
 	o.d.progress.signal()
-	if err := o.vouch(last, []piece.Digest{sum}, true); err != nil {
+	if err := o.summarize(); err != nil {
 		return err
 	}
 	o.d.post(func() { o.d.got(last, nil) })
-	return o.summarize()
+	return nil
 }
 
-// summarize signs one run over all pieces, so that who comes later needs one signature.
+// finalMax is how many digests one final run holds: 256 KiB of them, contents up to 32 GiB.
+const finalMax = 8192
+
+// summarize signs all digests once more, as those of the checked whole. It is the word
+// that tells the last piece, so nobody completes a content without having compared it with
+// what he was told of the others before, maybe by another attempt.
 func (o *originParent) summarize() error {
 	n := o.d.ledger.replica.Facts().Layout().Count()
-	if n < 2 {
-		return nil
-	}
 	digests := make([]piece.Digest, n)
 	for i := range digests {
 		sum, ok := o.d.ledger.replica.Digest(piece.Index(i))
 		if !ok {
-			return nil
+			return fmt.Errorf("%w: piece %d of task %s is not here any more", errSpace, i, o.d.id)
 		}
 		digests[i] = sum
 	}
-	return o.vouch(0, digests, true)
+	for first := 0; first < n; first += finalMax {
+		if err := o.vouch(piece.Index(first), digests[first:min(first+finalMax, n)], true); err != nil {
+			return err
+		}
+	}
+	return nil
 }

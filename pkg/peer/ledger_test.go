@@ -1,0 +1,112 @@
+package peer
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/piece/memstore"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+const ledgerTask = task.ID("sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef")
+
+func digestOf(b byte) piece.Digest { return piece.Sum([]byte{b}) }
+
+// runAt vouches for pieces from first on.
+func runAt(f piece.Facts, epoch uint64, first piece.Index, digests ...piece.Digest) piece.Run {
+	r := piece.Run{Facts: f, Epoch: epoch, First: first, Digests: digests, Key: piece.KeyID{1}}
+	r.Final = int(r.End()) == f.Layout().Count()
+	return r
+}
+
+func TestARunOverTheWholeThatContradictsWhatWasToldIsNoticed(t *testing.T) {
+	f := piece.FactsFor(3*piece.SizeMin, "")
+	l := newLedger(ledgerTask, memstore.New(memstore.Config{}), credulous{}, nil)
+	_, err := l.add([]piece.Run{runAt(f, 1, 0, digestOf(0)), runAt(f, 1, 1, digestOf(1))}, nil)
+	require.NoError(t, err)
+	_, err = l.add([]piece.Run{runAt(f, 2, 1, digestOf(9))}, nil)
+	require.NoError(t, err, "which of two unchecked words is right cannot be told yet")
+	d, _ := l.digest(1)
+	assert.Equal(t, digestOf(1), d)
+	_, err = l.add([]piece.Run{runAt(f, 3, 0, digestOf(0), digestOf(1), digestOf(2))}, nil)
+	require.NoError(t, err)
+	_, err = l.add([]piece.Run{runAt(f, 4, 0, digestOf(0), digestOf(8), digestOf(2))}, nil)
+	require.ErrorIs(t, err, errContradiction)
+}
+
+func TestAPieceThatNobodyVouchedForYieldsToASignedDigest(t *testing.T) {
+	f := piece.FactsFor(3*piece.SizeMin, "")
+	store := memstore.New(memstore.Config{})
+	l := newLedger(ledgerTask, store, credulous{}, nil)
+	require.NoError(t, l.setFacts(f))
+	data := make([]byte, piece.SizeMin)
+	require.NoError(t, l.replica.WritePiece(1, data, piece.Sum(data)))
+	_, err := l.add([]piece.Run{runAt(f, 1, 1, digestOf(1))}, nil)
+	require.ErrorIs(t, err, errContradiction)
+	_, err = l.add([]piece.Run{runAt(f, 1, 1, piece.Sum(data))}, nil)
+	require.NoError(t, err)
+}
+
+func TestWhatIsGoodIsKeptAlsoWhenItCameWithSomethingBad(t *testing.T) {
+	f := piece.FactsFor(3*piece.SizeMin, "")
+	store := memstore.New(memstore.Config{})
+	l := newLedger(ledgerTask, store, credulous{}, nil)
+	bad := runAt(f, 1, 1, digestOf(1))
+	bad.First = 77
+	numbers, err := l.add([]piece.Run{runAt(f, 1, 0, digestOf(0)), bad}, [][]byte{[]byte("certificate")})
+	require.Error(t, err)
+	assert.Equal(t, []int{0}, numbers)
+	runs, certs := l.replica.Runs()
+	assert.Len(t, runs, 1)
+	assert.Len(t, certs, 1)
+}
+
+func TestARevokedEpochIsNotBelievedAgain(t *testing.T) {
+	f := piece.FactsFor(3*piece.SizeMin, "")
+	l := newLedger(ledgerTask, memstore.New(memstore.Config{}), credulous{}, []piece.Revocation{{Epoch: 1}})
+	numbers, err := l.add([]piece.Run{runAt(f, 1, 0, digestOf(0))}, nil)
+	var stale *staleError
+	require.ErrorAs(t, err, &stale, "who still believes it is to be told")
+	assert.EqualValues(t, 1, stale.epoch)
+	assert.Empty(t, numbers)
+	assert.False(t, l.hasFacts())
+	_, err = l.add([]piece.Run{runAt(f, 2, 0, digestOf(0))}, nil)
+	require.NoError(t, err)
+	assert.False(t, l.concerns(3))
+	assert.True(t, l.concerns(2))
+}
+
+// picky refuses runs of one epoch.
+type picky struct {
+	credulous
+	epoch uint64
+}
+
+func (p picky) VerifyRun(_ task.ID, r piece.Run) error {
+	if r.Epoch == p.epoch {
+		return errors.New("unknown key")
+	}
+	return nil
+}
+
+func TestWhatCannotBeVerifiedAfterARestartLeavesTheRestGood(t *testing.T) {
+	f := piece.FactsFor(3*piece.SizeMin, "")
+	store := memstore.New(memstore.Config{})
+	l := newLedger(ledgerTask, store, credulous{}, nil)
+	_, err := l.add([]piece.Run{runAt(f, 1, 0, digestOf(0)), runAt(f, 2, 1, digestOf(1))}, nil)
+	require.NoError(t, err)
+	again := newLedger(ledgerTask, store, picky{epoch: 1}, nil)
+	require.NoError(t, again.load())
+	assert.Equal(t, -1, again.proof(0))
+	assert.GreaterOrEqual(t, again.proof(1), 0)
+}
+
+func TestNothingIsKnownOfAnEmptyContentThatShouldNotBeEmpty(t *testing.T) {
+	l := newLedger(ledgerTask, memstore.New(memstore.Config{}), credulous{}, nil)
+	require.ErrorIs(t, l.setFacts(piece.FactsFor(0, "")), errFacts)
+	assert.False(t, l.hasFacts())
+}
