@@ -273,17 +273,20 @@ func TestFiveContainerdsPullAtOnceAndTheRegistrySendsOneCopy(t *testing.T) {
 	}
 }
 
-// awaitCached waits until a node holds a share of an image, while it is being pulled.
-func (c *cluster) awaitCached(n *puller, bytes int64) api.Status {
+// received is how many verified bytes a node took in since its dfdaemon started.
+func received(s api.Status) int64 { return s.Received.Peers + s.Received.Seeds + s.Received.Origin }
+
+// awaitReceived waits until a node has received a share of an image that is being pulled.
+func (c *cluster) awaitReceived(n *puller, bytes int64) int64 {
 	c.t.Helper()
 	deadline := time.Now().Add(pullLimit)
 	for {
 		s, err := c.status(n)
 		require.NoError(c.t, err)
-		if s.Cache.Bytes >= bytes {
-			return s
+		if got := received(s); got >= bytes {
+			return got
 		}
-		require.True(c.t, time.Now().Before(deadline), "%s holds %d bytes, not yet %d", n.Name, s.Cache.Bytes, bytes)
+		require.True(c.t, time.Now().Before(deadline), "%s received %d bytes, not yet %d", n.Name, received(s), bytes)
 		time.Sleep(20 * time.Millisecond)
 	}
 }
@@ -303,7 +306,7 @@ func TestAPullOutlivesTheDeathOfTheSupernode(t *testing.T) {
 		defer close(done)
 		errs = c.pull(c.ref(pushed))
 	}()
-	c.awaitCached(c.nodes[0], pushed.Bytes/4)
+	c.awaitReceived(c.nodes[0], pushed.Bytes/4)
 	select {
 	case <-done:
 		require.FailNow(t, "the pull was over before the supernode was killed")
@@ -343,13 +346,14 @@ func TestADfdaemonKilledInMidPullResumesAndFetchesNothingTwice(t *testing.T) {
 		defer close(done)
 		errs = c.pull(c.ref(pushed))
 	}()
-	held := c.awaitCached(victim, pushed.Bytes/3).Cache.Bytes
+	before := c.awaitReceived(victim, pushed.Bytes/3)
 	require.NoError(t, victim.dfdaemon.Kill())
+	select {
+	case <-done:
+		require.FailNow(t, "the pull was over before the dfdaemon was killed")
+	default:
+	}
 	victim.startDfdaemon(t)
-	atStart, err := c.status(victim)
-	require.NoError(t, err)
-	// What was written just before the kill may lack its line in the journal.
-	assert.GreaterOrEqual(t, atStart.Cache.Bytes, held-8<<20, "what was verified before the kill is there after it")
 	<-done
 	for i, err := range errs[1:] {
 		require.NoError(t, err, "node %d, which nobody killed", i+2)
@@ -364,10 +368,10 @@ func TestADfdaemonKilledInMidPullResumesAndFetchesNothingTwice(t *testing.T) {
 
 	s, err := c.status(victim)
 	require.NoError(t, err)
-	received := s.Received.Peers + s.Received.Seeds + s.Received.Origin
-	missing := pushed.Bytes - atStart.Cache.Bytes
-	t.Logf("held %d bytes at the kill, %d after it; received %d of the %d that were missing", held, atStart.Cache.Bytes, received, missing)
-	assert.LessOrEqual(t, received, missing+missing/50+64<<10, "nothing is fetched twice")
+	again := received(s)
+	t.Logf("of %d bytes, %d were received before the kill and %d after it", pushed.Bytes, before, again)
+	// A few pieces may have been under way, or half written, when the kill came.
+	assert.LessOrEqual(t, before+again, pushed.Bytes+1<<20, "nothing is fetched twice")
 	counts := c.counts()
 	assert.LessOrEqual(t, float64(counts.Egress)/float64(pushed.Bytes), 1.02, "nor by the supernode from the registry")
 	requireOneGETEach(t, counts, pushed)
