@@ -14,6 +14,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -116,9 +117,12 @@ func (c *Containerd) Pull(ctx context.Context, ref string) error {
 	return nil
 }
 
+// escapes are what a progress display sends to move the cursor and to colour.
+var escapes = regexp.MustCompile("\x1b\\[[0-9;]*[A-Za-z]")
+
 // tail keeps the last lines of a progress display.
 func tail(out []byte) string {
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	lines := strings.Split(strings.TrimSpace(escapes.ReplaceAllString(string(out), "")), "\n")
 	return strings.Join(lines[max(0, len(lines)-12):], "\n")
 }
 

@@ -74,6 +74,8 @@ func (l *Lab) start(n *Node, name string, cmd *exec.Cmd, hup func() error) (*Pro
 		cmd.Stdout = out
 	}
 	cmd.Stderr = out
+	// What a killed program leaves in its temporary directory goes with the lab.
+	cmd.Env = append(cmd.Environ(), "TMPDIR="+n.Dir)
 	// A group of its own keeps Ctrl-C at the terminal from the children: the lab ends them.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := l.forker.start(cmd); err != nil {

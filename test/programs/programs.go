@@ -11,10 +11,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -97,19 +99,28 @@ func given(pairs ...string) (args []string) {
 	return args
 }
 
+// Ports below those that kernels give to outgoing connections (from 32768 on Linux, 49152
+// elsewhere): one of those could be taken between now and the program's start.
+const portMin, portMax = 20000, 32000
+
 // FreeAddrs returns addresses of 127.0.0.1 at which nobody listens now.
 func FreeAddrs(n int) ([]string, error) {
 	var addrs []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	var last error
+	for range 50 * n {
+		if len(addrs) == n {
+			return addrs, nil
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(portMin+rand.IntN(portMax-portMin)))
 		if err != nil {
-			return nil, fmt.Errorf("looking for a free port: %w", err)
+			last = err
+			continue
 		}
 		// All stay open until all are found, so that none is found twice.
 		defer l.Close()
 		addrs = append(addrs, l.Addr().String())
 	}
-	return addrs, nil
+	return nil, fmt.Errorf("looking for %d free ports from %d to %d: %w", n, portMin, portMax, last)
 }
 
 // Status asks a program for its status at its local API.
