@@ -200,6 +200,8 @@ type origin struct {
 	opens     []int64
 	sent      atomic.Int64
 	noLength  bool
+	hang      int64        // after so many bytes, until its context ends
+	open      atomic.Int64 // bodies
 	// fail is asked before each open.
 	fail func(n int, offset int64) error
 	// body may wrap or replace the body of the n-th open.
@@ -224,7 +226,14 @@ func (o *origin) Open(ctx context.Context, _ task.Spec, offset int64) (*source.R
 	if o.noLength {
 		length = -1
 	}
-	return &source.Response{Body: &countedBody{ctx, r, &o.sent}, Length: length, MediaType: o.mediaType}, nil
+	if o.hang > 0 {
+		r = io.MultiReader(io.LimitReader(r, o.hang), readerFunc(func([]byte) (int, error) {
+			<-ctx.Done()
+			return 0, ctx.Err()
+		}))
+	}
+	o.open.Add(1)
+	return &source.Response{Body: &countedBody{ctx: ctx, Reader: r, o: o}, Length: length, MediaType: o.mediaType}, nil
 }
 
 func (o *origin) requests() []int64 {
@@ -236,7 +245,8 @@ func (o *origin) requests() []int64 {
 type countedBody struct {
 	ctx context.Context
 	io.Reader
-	n *atomic.Int64
+	o    *origin
+	once sync.Once
 }
 
 func (b *countedBody) Read(p []byte) (int, error) {
@@ -244,10 +254,14 @@ func (b *countedBody) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := b.Reader.Read(p)
-	b.n.Add(int64(n))
+	b.o.sent.Add(int64(n))
 	return n, err
 }
-func (b *countedBody) Close() error { return nil }
+
+func (b *countedBody) Close() error {
+	b.once.Do(func() { b.o.open.Add(-1) })
+	return nil
+}
 
 // node is one host with a running engine.
 type node struct {
@@ -258,10 +272,12 @@ type node struct {
 	done   chan error
 	dead   atomic.Bool
 	failed chan *api.Failure
+	// seedFacts and seedDone count what the observer was told.
+	seedFacts, seedDone atomic.Int64
 }
 
-func (n *node) SeedFacts(task.ID, piece.Facts) {}
-func (n *node) SeedDone(task.ID)               {}
+func (n *node) SeedFacts(task.ID, piece.Facts) { n.seedFacts.Add(1) }
+func (n *node) SeedDone(task.ID)               { n.seedDone.Add(1) }
 func (n *node) SeedFailed(_ task.ID, f *api.Failure) {
 	select {
 	case n.failed <- f:
@@ -302,8 +318,15 @@ func (s *swarm) logger(name string) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name)
 }
 
-// node starts one more host. The first one becomes the seed.
+// node starts one more host.
 func (s *swarm) node(store piece.Store) *node {
+	n := s.prepare(store)
+	s.run(n)
+	return n
+}
+
+// prepare makes one more host that does not run yet.
+func (s *swarm) prepare(store piece.Store) *node {
 	name := fmt.Sprintf("node-%d", s.count)
 	s.count++
 	n := &node{store: store, done: make(chan error, 1), failed: make(chan *api.Failure, 8)}
@@ -319,6 +342,10 @@ func (s *swarm) node(store piece.Store) *node {
 		s.adjust(&cfg)
 	}
 	n.engine = peer.New(cfg)
+	return n
+}
+
+func (s *swarm) run(n *node) {
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel = cancel
 	go func() { n.done <- n.engine.Run(ctx) }()
@@ -326,7 +353,6 @@ func (s *swarm) node(store piece.Store) *node {
 	s.owner.nodes = append(s.owner.nodes, n)
 	s.owner.mu.Unlock()
 	s.t.Cleanup(func() { require.NoError(s.t, n.stop()) })
-	return n
 }
 
 func (s *swarm) seed() *node {

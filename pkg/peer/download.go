@@ -84,7 +84,7 @@ type Download struct {
 	// offerMu is held to leave or take what callers want, which the loop then adopts.
 	offerMu sync.Mutex
 	offered *task.Spec // the newest spec that somebody came with
-	whole   bool       // somebody wants everything
+	whole   bool       // since the last look somebody wants everything
 
 	// The loop owns the rest.
 	spec       task.Spec
@@ -118,9 +118,12 @@ type Download struct {
 
 	nextWatch time.Time
 
-	maySeed, seeding bool
-	stopOrigin       context.CancelFunc
-	lastUse          time.Time
+	maySeed, seeding    bool
+	again               bool // the origin will be asked anew, after it sent wrong content
+	attested            bool // it was tried to vouch for what nobody had vouched for
+	toldFacts, toldDone bool // to the observer
+	stopOrigin          context.CancelCauseFunc
+	lastUse             time.Time
 }
 
 func newDownload(e *Engine, spec task.Spec) *Download {
@@ -148,18 +151,12 @@ func (d *Download) nudge() {
 	}
 }
 
-// offer tells that somebody wants the task and how its origin may be asked.
-func (d *Download) offer(spec task.Spec) {
+// offer tells that somebody wants the task, how its origin may be asked, and whether
+// everything is wanted, reader or not.
+func (d *Download) offer(spec task.Spec, whole bool) {
 	d.offerMu.Lock()
 	d.offered = &spec
-	d.offerMu.Unlock()
-	d.nudge()
-}
-
-// wantWhole tells that everything is wanted, reader or not.
-func (d *Download) wantWhole() {
-	d.offerMu.Lock()
-	d.whole = true
+	d.whole = d.whole || whole
 	d.offerMu.Unlock()
 	d.nudge()
 }
@@ -199,6 +196,9 @@ func (d *Download) run(ctx context.Context) {
 	d.ctx = ctx
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	if err := d.ledger.load(); err != nil {
+		d.err = &api.Failure{Status: http.StatusInternalServerError, Message: err.Error()}
+	}
 	for d.err == nil {
 		select {
 		case f := <-d.events:
@@ -213,15 +213,15 @@ func (d *Download) run(ctx context.Context) {
 		if d.err == nil {
 			d.step(now)
 		}
-		if d.err == nil && d.idle(now) && d.e.retire(d, false) {
+		if d.err == nil && d.idle(now) && d.e.retire(d) {
 			break
 		}
 		timer.Reset(d.pause(now))
 	}
 	if d.err != nil {
+		d.e.bury(d)
 		d.tellFailure()
 	}
-	d.e.retire(d, true)
 	close(d.done)
 	d.progress.signal()
 	for _, l := range d.links {
@@ -255,8 +255,9 @@ func (d *Download) step(now time.Time) {
 		d.forgetWants(now)
 		d.noteComplete()
 		d.request(now)
-		d.resumeOrigin()
+		d.steerOrigin(now)
 	}
+	d.report()
 	d.announce(now)
 	d.forsaken(now)
 	if !now.Before(d.nextWatch) {
@@ -283,15 +284,37 @@ func (d *Download) show() {
 func (d *Download) takeOffer() {
 	d.offerMu.Lock()
 	spec, whole := d.offered, d.whole
-	d.offered = nil
+	d.offered, d.whole = nil, false
 	d.offerMu.Unlock()
 	if spec != nil {
 		d.spec, d.wanted = *spec, true
+	}
+	if whole {
+		d.toldFacts, d.toldDone = false, false // who asked again is told again
 	}
 	if whole && !d.background {
 		d.background = true
 		d.updateWanted(time.Now())
 		d.helloAgain()
+	}
+}
+
+// seeds reports whether the owner counts on this download.
+func (d *Download) seeds() bool { return d.background || d.seeding }
+
+// report tells the observer how a seed goes on.
+func (d *Download) report() {
+	o := d.e.cfg.Observer
+	if o == nil || !d.seeds() || d.pick == nil {
+		return
+	}
+	if !d.toldFacts {
+		d.toldFacts = true
+		o.SeedFacts(d.id, d.ledger.replica.Facts())
+	}
+	if !d.toldDone && d.complete {
+		d.toldDone = true
+		o.SeedDone(d.id)
 	}
 }
 
@@ -656,7 +679,7 @@ func (d *Download) hello() wire.Message {
 }
 
 // isSeed reports whether this host chooses itself which pieces it sends.
-func (d *Download) isSeed() bool { return d.background || d.seeding || d.e.cfg.Seed }
+func (d *Download) isSeed() bool { return d.seeds() || d.e.cfg.Seed }
 
 // helloAgain tells neighbours that this host has become a seed.
 func (d *Download) helloAgain() {
@@ -935,9 +958,6 @@ func (d *Download) noteComplete() {
 	}
 	d.complete = true
 	d.progress.signal()
-	if d.background && d.e.cfg.Observer != nil {
-		d.e.cfg.Observer.SeedDone(d.id)
-	}
 	if !d.ledger.cached {
 		s := d.sources()
 		d.log.Info("content complete", "bytes", d.ledger.replica.Facts().Length,
@@ -988,16 +1008,21 @@ func (d *Download) fail(err error) {
 // tellFailure tells observer and neighbours why a seed gives up.
 func (d *Download) tellFailure() {
 	var f *api.Failure
-	if !errors.As(d.err, &f) {
+	switch {
+	case errors.As(d.err, &f):
+		d.log.Warn("download failed", "error", d.err)
+	case errors.Is(d.err, ErrRevoked) && !d.again:
+		f = &api.Failure{Status: http.StatusBadGateway, Message: d.err.Error()}
+	default:
 		return
 	}
-	d.log.Warn("download failed", "error", d.err)
-	if !d.background && !d.seeding {
+	if !d.seeds() {
 		return
 	}
-	d.e.giveUp(d.id, f)
-	for _, l := range d.links {
-		l.send(wire.Message{Type: wire.FailMessage, Failure: f})
+	if d.err != ErrRevoked { // neighbours have heard of a revocation
+		for _, l := range d.links {
+			l.send(wire.Message{Type: wire.FailMessage, Failure: f})
+		}
 	}
 	if d.e.cfg.Observer != nil {
 		d.e.cfg.Observer.SeedFailed(d.id, f)

@@ -185,10 +185,12 @@ type Engine struct {
 	// mu is held to find, add or end a download, never while bytes move.
 	mu        sync.Mutex
 	downloads map[task.ID]*Download
-	swarms    map[[20]byte]task.ID
+	swarms    map[[20]byte]task.ID // tasks by their name in a handshake; see know
+	swarmsMax int
 	attempts  map[task.ID]attempt
 	failures  map[task.ID]failure
-	epoch     uint64 // the last attempt's
+	epoch     uint64      // the last attempt's
+	early     []task.Spec // seeds asked for before Run
 	stopped   bool
 }
 
@@ -220,7 +222,7 @@ func New(cfg Config) *Engine {
 		failures: make(map[task.ID]failure),
 	}
 	for _, entry := range cfg.Store.Inventory() {
-		e.swarms[entry.ID.Swarm()] = entry.ID
+		e.know(entry.ID)
 	}
 	return e
 }
@@ -230,8 +232,15 @@ func New(cfg Config) *Engine {
 func (e *Engine) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	e.mu.Lock()
 	e.ctx = ctx
+	early := e.early
+	e.early = nil
 	close(e.started)
+	e.mu.Unlock()
+	for _, spec := range early {
+		e.Seed(spec)
+	}
 	var err error
 	if e.cfg.Listener == nil {
 		<-ctx.Done()
@@ -282,16 +291,14 @@ func (e *Engine) welcome(ctx context.Context, raw net.Conn) error {
 	if err != nil {
 		return err
 	}
-	e.mu.Lock()
-	id, ok := e.swarms[swarm]
-	e.mu.Unlock()
+	id, ok := e.here(swarm)
+	if words := e.failed(id); !ok && words != nil {
+		return e.dismiss(conn, words)
+	}
 	if !ok {
 		return fmt.Errorf("it asks for a task that is not here: swarm %x", swarm)
 	}
-	d, err := e.download(task.Spec{ID: id}, false)
-	if words := e.failed(id); err != nil && words != nil {
-		return e.dismiss(conn, words)
-	}
+	d, err := e.download(task.Spec{ID: id}, forPeer)
 	if err != nil {
 		return err
 	}
@@ -308,7 +315,7 @@ func (e *Engine) Open(ctx context.Context, spec task.Spec) (*Content, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	d, err := e.download(spec, true)
+	d, err := e.download(spec, forReader)
 	if err != nil {
 		return nil, err
 	}
@@ -330,20 +337,24 @@ func (e *Engine) Open(ctx context.Context, spec task.Spec) (*Content, error) {
 	return nil, err
 }
 
-// Seed begins a download of the whole content without a reader, if it is not here. It
-// never blocks, so that an owner may call it while it answers.
+// Seed begins a download of the whole content without a reader, if it is not here; before
+// Run it is remembered. It never blocks, so that an owner may call it while it answers. The
+// observer is told of every call how it goes on, also when everything is here already.
 func (e *Engine) Seed(spec task.Spec) {
+	e.mu.Lock()
 	select {
 	case <-e.started:
+		e.mu.Unlock()
 	default:
+		e.early = append(e.early, spec)
+		e.mu.Unlock()
 		return
 	}
-	d, err := e.download(spec, true)
+	d, err := e.download(spec, forSeed)
 	if err != nil {
 		e.log.Warn("seed not started", "task", spec.ID, "error", err)
 		return
 	}
-	d.wantWhole()
 	e.release(d)
 }
 
@@ -431,42 +442,73 @@ func (e *Engine) Tasks() []TaskStatus {
 	return list
 }
 
+// purpose is what somebody holds a download for.
+type purpose int
+
+const (
+	forPeer   purpose = iota // to give what is here
+	forReader                // to bring what is read
+	forSeed                  // to bring everything
+)
+
 // download finds or begins the download of a task and holds it; [Engine.release] lets go.
 // A download that is begun for a peer wants nothing and announces nothing.
-func (e *Engine) download(spec task.Spec, wanted bool) (*Download, error) {
+func (e *Engine) download(spec task.Spec, why purpose) (*Download, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.stopped {
 		return nil, ErrStopped
 	}
-	if d := e.downloads[spec.ID]; d != nil {
-		d.holds++
-		if wanted {
-			d.offer(spec)
-		}
-		return d, nil
+	d := e.downloads[spec.ID]
+	if d == nil {
+		d = newDownload(e, spec)
+		e.downloads[spec.ID] = d
+		e.know(spec.ID)
+		e.wg.Go(func() { d.run(e.ctx) })
 	}
-	d := newDownload(e, spec)
-	if err := d.ledger.load(); errors.Is(err, errContradiction) {
-		e.log.Warn("content dropped", "task", spec.ID, "error", err)
-		if err := e.cfg.Store.Remove(spec.ID); err != nil {
-			return nil, fmt.Errorf("dropping task %s: %w", spec.ID, err)
-		}
-		d.ledger = newLedger(spec.ID, e.cfg.Store, e.cfg.Verifier, e.attempts[spec.ID].revoked)
-	} else if err != nil {
-		return nil, err
+	d.holds++
+	if why != forPeer {
+		d.offer(spec, why == forSeed)
 	}
-	if !wanted && !d.ledger.hasFacts() {
-		return nil, fmt.Errorf("task %s: %w", spec.ID, piece.ErrNotFound)
-	}
-	d.holds = 1
-	e.downloads[spec.ID] = d
-	e.swarms[spec.ID.Swarm()] = spec.ID
-	if wanted {
-		d.offer(spec)
-	}
-	e.wg.Go(func() { d.run(e.ctx) })
 	return d, nil
+}
+
+// know enters a task's name in handshakes. From time to time those of tasks that are gone
+// are dropped. The caller holds mu, or is alone.
+func (e *Engine) know(id task.ID) {
+	e.swarms[id.Swarm()] = id
+	if len(e.swarms) <= e.swarmsMax {
+		return
+	}
+	clear(e.swarms)
+	e.swarms[id.Swarm()] = id
+	for _, entry := range e.cfg.Store.Inventory() {
+		e.swarms[entry.ID.Swarm()] = entry.ID
+	}
+	for id := range e.downloads {
+		e.swarms[id.Swarm()] = id
+	}
+	for id := range e.failures {
+		e.swarms[id.Swarm()] = id
+	}
+	e.swarmsMax = 1024 + 2*len(e.swarms)
+}
+
+// here finds the task of a swarm, and reports whether it is in memory or in the store.
+func (e *Engine) here(swarm [20]byte) (id task.ID, ok bool) {
+	e.mu.Lock()
+	id, ok = e.swarms[swarm]
+	running := e.downloads[id] != nil
+	e.mu.Unlock()
+	if !ok || running {
+		return id, ok
+	}
+	r, err := e.cfg.Store.Open(id)
+	if err != nil {
+		return id, false
+	}
+	r.Close()
+	return id, true
 }
 
 func (e *Engine) release(d *Download) {
@@ -477,16 +519,45 @@ func (e *Engine) release(d *Download) {
 }
 
 // retire takes a download out of memory unless somebody holds it.
-func (e *Engine) retire(d *Download, force bool) bool {
+func (e *Engine) retire(d *Download) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if d.holds > 0 && !force {
+	if d.holds > 0 {
 		return false
 	}
 	if e.downloads[d.id] == d {
 		delete(e.downloads, d.id)
 	}
 	return true
+}
+
+// held reports whether somebody has the download open.
+func (e *Engine) held(d *Download) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return d.holds > 0
+}
+
+// bury takes a download out of memory that has failed. Who came for it until now shares its
+// fate; who comes later begins anew, but for a moment peers are told why a seed gave up.
+func (e *Engine) bury(d *Download) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.downloads[d.id] == d {
+		delete(e.downloads, d.id)
+	}
+	d.takeOffer()
+	var words *api.Failure
+	if !errors.As(d.err, &words) || !d.seeds() {
+		return
+	}
+	now := time.Now()
+	for id, f := range e.failures {
+		if now.After(f.until) {
+			delete(e.failures, id)
+		}
+	}
+	e.failures[d.id] = failure{words, now.Add(failureMemory)}
 }
 
 // failed returns why this host gave a task up a moment ago, or nil.
@@ -497,19 +568,6 @@ func (e *Engine) failed(id task.ID) *api.Failure {
 		return f.words
 	}
 	return nil
-}
-
-// giveUp remembers why a seed gave up.
-func (e *Engine) giveUp(id task.ID, words *api.Failure) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	now := time.Now()
-	for id, f := range e.failures {
-		if now.After(f.until) {
-			delete(e.failures, id)
-		}
-	}
-	e.failures[id] = failure{words, now.Add(failureMemory)}
 }
 
 // dismiss tells a late peer why this seed gave up.
@@ -524,7 +582,12 @@ func (e *Engine) dismiss(conn *wire.Conn, words *api.Failure) error {
 	if err := conn.Flush(); err != nil {
 		return err
 	}
-	return conn.Close()
+	conn.HangUp(drainTimeout)
+	for {
+		if _, err := conn.Next(); err != nil {
+			return conn.Close()
+		}
+	}
 }
 
 // wrong counts that the origin's content did not match its digest and reports whether it

@@ -72,8 +72,8 @@ func newLedger(id task.ID, store piece.Store, v Verifier, revoked []piece.Revoca
 	return l
 }
 
-// load takes up what the store holds of the task, if anything. After an
-// errContradiction the ledger is of no use, and what is stored neither.
+// load takes up what the store holds of the task, if anything. What contradicts itself it
+// drops.
 func (l *ledger) load() error {
 	r, err := l.store.Open(l.id)
 	if errors.Is(err, piece.ErrNotFound) {
@@ -84,6 +84,22 @@ func (l *ledger) load() error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if err := l.loadLocked(r); err != nil {
+		r.Close()
+		l.replica, l.digests, l.known, l.runs, l.runOf = nil, nil, piece.Bitmap{}, nil, nil
+		clear(l.found)
+		if err := l.store.Remove(l.id); err != nil {
+			return fmt.Errorf("dropping task %s: %w", l.id, err)
+		}
+		return nil
+	}
+	l.cached = r.Have().Full()
+	close(l.ready)
+	return nil
+}
+
+// loadLocked takes up what a replica holds; it fails with errContradiction only.
+func (l *ledger) loadLocked(r piece.Replica) error {
 	l.adopt(r)
 	// What the own disk says is verified like what a stranger says: the cluster secret
 	// may have changed since. What cannot be verified any more is left out.
@@ -93,9 +109,7 @@ func (l *ledger) load() error {
 	}
 	// One run over everything makes the others superfluous.
 	if at := slices.IndexFunc(runs, l.isWhole); at >= 0 {
-		_, err := l.addLocked(runs[at:at+1], nil, false)
-		if errors.Is(err, errContradiction) {
-			r.Close()
+		if _, err := l.addLocked(runs[at:at+1], nil, false); errors.Is(err, errContradiction) {
 			return err
 		}
 		if l.known.Full() {
@@ -104,12 +118,9 @@ func (l *ledger) load() error {
 	}
 	for i := range runs {
 		if _, err := l.addLocked(runs[i:i+1], nil, false); errors.Is(err, errContradiction) {
-			r.Close()
 			return err
 		}
 	}
-	l.cached = r.Have().Full()
-	close(l.ready)
 	return nil
 }
 

@@ -79,20 +79,33 @@ func checkWhole(spec task.Spec, content []byte) error {
 
 // startOrigin makes the origin a parent of this download.
 func (d *Download) startOrigin() {
-	ctx, cancel := context.WithCancel(d.ctx)
+	ctx, cancel := context.WithCancelCause(d.ctx)
 	d.seeding, d.stopOrigin = true, cancel
 	d.helloAgain()
 	o := &originParent{d: d, spec: d.spec, epoch: d.e.newEpoch()}
 	d.wg.Go(func() {
-		defer cancel()
+		defer cancel(nil)
 		err := o.run(ctx)
 		d.post(func() { d.originEnded(o, err) })
 	})
 }
 
-// resumeOrigin asks the origin again when readers came back for more.
-func (d *Download) resumeOrigin() {
-	if d.maySeed && !d.seeding && !d.complete && d.pick.Wants() {
+// steerOrigin asks the origin again when readers came back for more, and leaves it when
+// nobody has wanted anything for a while, be it in the middle of a body that hangs.
+func (d *Download) steerOrigin(now time.Time) {
+	switch {
+	case d.seeding:
+		if !d.background && len(d.wants) == 0 && now.Sub(d.lastUse) > d.e.cfg.Linger && !d.e.held(d) {
+			d.stopOrigin(errUnwanted)
+		}
+	case d.complete:
+		// A seed holds everything, but nobody has vouched for it: it came inside an
+		// owner's answer, or the last word on it got lost in a crash.
+		if d.background && !d.attested && !d.ledger.proven() && d.e.cfg.Origin != nil {
+			d.attested = true
+			d.startOrigin()
+		}
+	case d.maySeed && d.pick.Wants():
 		d.startOrigin()
 	}
 }
@@ -144,18 +157,18 @@ func (d *Download) originWrong(o *originParent, wrong error) {
 	}
 	again := d.e.wrong(d.id)
 	d.revoke(list, d.e.cfg.Signer.Certificate())
-	if again {
-		spec, background := d.spec, d.background
+	switch {
+	case !again:
+		d.seeding = true
+		d.err = &api.Failure{Status: http.StatusBadGateway, Message: wrong.Error()}
+	case d.background:
+		d.again = true
+		spec := d.spec
 		d.e.wg.Go(func() {
 			<-d.done
-			if background {
-				d.e.Seed(spec)
-			}
+			d.e.Seed(spec)
 		})
-		return
 	}
-	d.seeding = true
-	d.err = &api.Failure{Status: http.StatusBadGateway, Message: wrong.Error()}
 }
 
 // originParent reads the origin's body, cuts it into pieces, vouches for them and stores
@@ -190,10 +203,13 @@ func (o *originParent) run(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if errors.Is(err, errGap) {
 			continue
 		}
-		if !o.temporary(ctx, err) {
+		if !o.temporary(err) {
 			return err
 		}
 		if o.d.stats.origin.Load() > before {
@@ -213,8 +229,8 @@ func (o *originParent) run(ctx context.Context) error {
 }
 
 // temporary reports whether asking again may help.
-func (o *originParent) temporary(ctx context.Context, err error) bool {
-	if ctx.Err() != nil || errors.Is(err, errUnwanted) || errors.Is(err, errSpace) || errors.Is(err, errFacts) {
+func (o *originParent) temporary(err error) bool {
+	if errors.Is(err, errUnwanted) || errors.Is(err, errSpace) || errors.Is(err, errFacts) || errors.Is(err, errContradiction) {
 		return false
 	}
 	var wrong *errWrongContent
@@ -294,12 +310,19 @@ func (o *originParent) stream(ctx context.Context) error {
 	return o.pieces(at, body)
 }
 
-// unwanted tells whether everything is here, or only everything that somebody wants.
+// unwanted ends what is here completely, or as far as somebody wants it. Where nobody has
+// vouched for all of it, this seed does, after it has checked the whole.
 func (o *originParent) unwanted() error {
-	if o.d.ledger.replica.Have().Full() {
+	switch {
+	case !o.d.ledger.replica.Have().Full():
+		return errUnwanted
+	case o.d.ledger.proven():
 		return nil
 	}
-	return errUnwanted
+	if err := o.check(nil); err != nil {
+		return err
+	}
+	return o.summarize()
 }
 
 // spool keeps a body whose length nobody told until its end tells it.
@@ -348,9 +371,7 @@ func (o *originParent) facts(resp *source.Response) error {
 			return err
 		}
 	}
-	if o.d.e.cfg.Observer != nil {
-		o.d.e.cfg.Observer.SeedFacts(o.d.id, o.d.ledger.replica.Facts())
-	}
+	o.d.nudge()
 	return nil
 }
 
@@ -383,10 +404,13 @@ func (o *originParent) pieces(at piece.Index, body io.Reader) error {
 			}
 			return o.finish(i, data)
 		}
-		if !replica.Has(i) {
+		if stored, ok := replica.Digest(i); !ok {
 			if err := o.keep(i, data); err != nil {
 				return err
 			}
+		} else if sum := piece.Sum(data); sum != stored {
+			// The whole that is checked in the end must be the whole that is stored.
+			return &errWrongContent{want: stored.String(), got: sum.String()}
 		}
 		after, more := o.next(i + 1)
 		if !more {
@@ -442,22 +466,29 @@ func (o *originParent) vouch(first piece.Index, digests []piece.Digest, final bo
 	return nil
 }
 
+// check compares the whole content with its digest, if it has one: what is stored, and
+// data behind it.
+func (o *originParent) check(data []byte) error {
+	digest, ok := o.spec.WholeDigest()
+	if !ok {
+		return nil
+	}
+	if length := o.d.ledger.replica.Facts().Length; o.hashed != length {
+		// The body did not run through in one go: hash what is stored.
+		o.whole.Reset()
+		stored := io.NewSectionReader(o.d.ledger.replica, 0, length-int64(len(data)))
+		if _, err := io.Copy(o.whole, io.MultiReader(stored, bytes.NewReader(data))); err != nil {
+			return fmt.Errorf("%w: checking the whole content: %w", errSpace, err)
+		}
+	}
+	return checkSum(digest, o.whole)
+}
+
 // finish checks the whole content, of which all but the last piece are stored, and only
 // then stores and publishes that piece.
 func (o *originParent) finish(last piece.Index, data []byte) error {
-	replica := o.d.ledger.replica
-	if digest, ok := o.spec.WholeDigest(); ok {
-		if o.hashed != replica.Facts().Length {
-			// The body did not run through in one go: hash what is stored.
-			o.whole.Reset()
-			stored := io.NewSectionReader(replica, 0, replica.Facts().Length-int64(len(data)))
-			if _, err := io.Copy(o.whole, io.MultiReader(stored, bytes.NewReader(data))); err != nil {
-				return fmt.Errorf("%w: checking the whole content: %w", errSpace, err)
-			}
-		}
-		if err := checkSum(digest, o.whole); err != nil {
-			return err
-		}
+	if err := o.check(data); err != nil {
+		return err
 	}
 	if data == nil {
 		if err := o.vouch(0, nil, true); err != nil {
@@ -466,8 +497,7 @@ func (o *originParent) finish(last piece.Index, data []byte) error {
 		o.d.nudge()
 		return nil
 	}
-	sum := piece.Sum(data)
-	if err := replica.WritePiece(last, data, sum); err != nil {
+	if err := o.d.ledger.replica.WritePiece(last, data, piece.Sum(data)); err != nil {
 		return fmt.Errorf("%w: keeping piece %d: %w", errSpace, last, err)
 	}
 	o.count(len(data))

@@ -1,0 +1,132 @@
+package peer_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/peer"
+	"github.com/darter-io/darter/pkg/piece"
+)
+
+func TestASeedAskedForBeforeRunBeginsWithIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(40, 3*piece.SizeMin))
+		n := s.prepare(nil)
+		n.engine.Seed(s.spec())
+		s.run(n)
+		time.Sleep(time.Second)
+		assert.EqualValues(t, 1, n.seedDone.Load())
+		assert.EqualValues(t, len(s.origin.content), n.engine.Stats().Origin)
+	})
+}
+
+func TestEverySeedIsAnsweredAlsoWhenEverythingIsHere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(41, 3*piece.SizeMin))
+		n := s.seed()
+		for i := range int64(3) {
+			n.engine.Seed(s.spec())
+			time.Sleep(2 * time.Minute)
+			assert.Equal(t, i+1, n.seedFacts.Load())
+			assert.Equal(t, i+1, n.seedDone.Load())
+		}
+		assert.Len(t, s.origin.requests(), 1)
+	})
+}
+
+func TestASeedThatFailsIsAnsweredHoweverLateItWasAskedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(42, 3*piece.SizeMin))
+		s.origin.fail = func(int, int64) error { return errors.New("down") }
+		n := s.seed()
+		for range 50 {
+			n.engine.Seed(s.spec())
+			time.Sleep(10 * time.Millisecond)
+		}
+		// Every burst of calls is answered by a failure, the last one included.
+		for len(n.failed) > 0 {
+			<-n.failed
+		}
+		n.engine.Seed(s.spec())
+		time.Sleep(10 * time.Second)
+		assert.NotEmpty(t, n.failed)
+	})
+}
+
+func TestASeedVouchesForContentThatItGotInsideAnAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(43, 1234))
+		seed := s.seed()
+		inline := true
+		f := piece.FactsFor(1234, "application/x")
+		s.owner.answer = func(from *node, _ api.Entry, a *api.Assignment) error {
+			if inline {
+				a.Facts, a.Inline, a.Seed = &f, s.origin.content, false
+			}
+			return nil
+		}
+		_, err := s.readAll(seed)
+		require.NoError(t, err)
+		inline = false
+		data, err := s.readAll(s.node(nil))
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(s.origin.content, data))
+		assert.Empty(t, s.origin.requests(), "what is here is not asked for again")
+	})
+}
+
+func TestAnOriginThatHangsIsLeftWhenNobodyWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(44, 9*piece.SizeMin))
+		s.origin.hang = 2 * piece.SizeMin
+		n := s.node(nil)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := s.read(ctx, n, s.spec(), 0, int64(len(s.origin.content)))
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		time.Sleep(time.Minute)
+		assert.Zero(t, s.origin.open.Load(), "requests to the origin that nobody waits for")
+		assert.Zero(t, n.engine.Stats().Downloads)
+		assert.Empty(t, n.failed, "to stop is no failure")
+		s.origin.hang = 0
+		data, err := s.readAll(n)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(s.origin.content, data))
+	})
+}
+
+func TestAWrongPieceThatWasHereBeforeIsNoticedAlthoughTheBodyIsRight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(45, 4*piece.SizeMin))
+		wrong := flipped(s.origin.content, 1)
+		n := s.node(nil)
+		// A small range brings piece 1 alone, and it comes wrong.
+		s.origin.body = func(request int, offset int64, r io.Reader) io.Reader {
+			if request == 0 {
+				return bytes.NewReader(wrong[offset:])
+			}
+			return r
+		}
+		_, err := s.read(t.Context(), n, s.spec(), piece.SizeMin, 10)
+		require.NoError(t, err)
+		time.Sleep(time.Minute)
+		data, err := s.readAll(n)
+		if err == nil {
+			require.True(t, bytes.Equal(s.origin.content, data), "a wrong body was completed")
+		} else {
+			require.ErrorIs(t, err, peer.ErrRevoked)
+		}
+		data, err = s.readAll(n)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(s.origin.content, data))
+	})
+}
