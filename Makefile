@@ -8,7 +8,7 @@ TAGS   := nomsgpack
 TESTED  = $(shell $(GO) list -tags $(TAGS) ./... | grep -v /test/e2e)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo lint race e2e clean
+.PHONY: help build test demo bench bench-quick lint race e2e clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,12 @@ test: ## run the tests; what needs root or a Debian package says so and is skipp
 
 demo: ## pull an image through five nodes on this machine and count what the registry sent
 	$(GO) run -tags $(TAGS) ./test/demo
+
+bench: ## measure how close swarms come to what links allow: out/bench.json (half an hour)
+	$(GO) test -tags $(TAGS) -count 1 -timeout 3h -v ./test/bench -args -size full -out $(CURDIR)/out/bench.json
+
+bench-quick: ## the part of bench that takes a minute or two
+	$(GO) test -tags $(TAGS) -count 1 -timeout 30m -v ./test/bench -args -size quick -out $(CURDIR)/out/bench.json
 
 lint: ## gofmt, go vet and staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \

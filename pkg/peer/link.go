@@ -304,6 +304,9 @@ func (l *link) receive(m wire.Message) error {
 			return err
 		}
 	}
+	if dropped {
+		l.d.e.stats.duplicate.Add(m.Length)
+	}
 	if in.got += m.Length; in.got < size {
 		return nil
 	}

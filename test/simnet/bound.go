@@ -20,6 +20,14 @@ type Bound struct {
 	// OriginPieceTime is how long one piece takes from the origin; 0 when the seed holds
 	// everything at the start.
 	OriginPieceTime time.Duration
+	// Slow is how many nodes have an uplink that is SlowBy times slower than the others'.
+	Slow   int
+	SlowBy float64
+	// ZonePieceTime is how long one piece takes into or out of a zone; 0 when there is one
+	// zone, or no limit.
+	ZonePieceTime time.Duration
+	// Stagger is when the last node starts.
+	Stagger time.Duration
 }
 
 // Makespan is the bound on the time until the last node has everything.
@@ -27,7 +35,12 @@ func (b Bound) Makespan() time.Duration {
 	n := float64(b.N)
 	var have, sum, steps float64
 	for total := n * float64(b.K); sum < total; steps++ {
-		sent := min(n, b.Seed+have)
+		// Those with the fast uplinks have something first.
+		fast := min(have, n-float64(b.Slow))
+		sent := min(n, b.Seed+fast)
+		if b.Slow > 0 {
+			sent = min(n, sent+(have-fast)/b.SlowBy)
+		}
 		if sum+sent >= total {
 			steps += (total - sum) / sent
 			break
@@ -36,6 +49,10 @@ func (b Bound) Makespan() time.Duration {
 		have = min(n, have+sent)
 	}
 	warm := time.Duration(steps * float64(b.PieceTime))
+	// Every zone without the seed takes one copy through its own link, and all leave the
+	// seed's zone through its link once at least. Who starts last has the whole content
+	// to receive.
+	warm = max(warm, time.Duration(b.K)*b.ZonePieceTime, b.Stagger+time.Duration(b.K)*b.PieceTime)
 	if b.OriginPieceTime == 0 {
 		return warm
 	}

@@ -4,14 +4,16 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/coordinator"
@@ -24,11 +26,19 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Crowd is one content and the nodes that want it, with a supernode of the real parts.
+// Crowd is one content, or several, and the nodes that want it, with a supernode of the
+// real parts.
 type Crowd struct {
-	N, K      int
+	// N nodes pull a content of K pieces.
+	N, K int
+	// Layers makes it several contents of so many pieces each, K of them in sum. A node
+	// begins them in this order, AtOnce at a time; 0 begins all together.
+	Layers []int
+	AtOnce int
+	// PieceSize in bytes; default 64 KiB. The smallest that is cut for real is twice as
+	// large, so what is said beside the pieces weighs more here than on real links.
 	PieceSize int64
-	// Rate of a node's links each way, in bytes per second.
+	// Rate of a node's links each way, in bytes per second; default 200 pieces.
 	Rate float64
 	// SeedMultiple is the supernode's links in links of a node.
 	SeedMultiple float64
@@ -42,6 +52,11 @@ type Crowd struct {
 	// Zones spreads the nodes over so many zones, with links of ZoneRate between them.
 	Zones    int
 	ZoneRate float64
+	// Dead is the share of the nodes that die when DeadAfter has passed since the start.
+	Dead      float64
+	DeadAfter time.Duration
+	// Slow is the share of the nodes whose uplink is SlowBy times slower.
+	Slow, SlowBy float64
 	// Seed of everything that is random.
 	Seed uint64
 	// Peer adjusts the engine of node i, from 1, or of the supernode, 0.
@@ -51,7 +66,9 @@ type Crowd struct {
 	// Reader limits in-order reading to this many bytes per second; 0 reads as fast as
 	// bytes come.
 	Reader float64
-	Logger *slog.Logger
+	// Compare makes every reader compare what it reads with what it should.
+	Compare bool
+	Logger  *slog.Logger
 }
 
 // Outcome is what a crowd did.
@@ -62,11 +79,14 @@ type Outcome struct {
 	Took []time.Duration
 	// FirstByte is each node's time to its first byte, sorted.
 	FirstByte []time.Duration
+	// Layers is each layer's time at each node from its opening, sorted.
+	Layers []time.Duration
 	// SeedCopies is what left the supernode, in contents, OriginCopies what left the
 	// registry; CrossZone is what came into each zone from others.
 	SeedCopies, OriginCopies float64
 	CrossZone                []float64
-	Busy, Duplicate          int64
+	// Busy counts refusals, Duplicate the bytes of pieces that came in vain.
+	Busy, Duplicate int64
 	// Overhead is what the nodes received in units of what they wanted.
 	Overhead float64
 	Failed   []error
@@ -79,39 +99,44 @@ func (c Crowd) Ratio(o Outcome) float64 {
 
 // Bound is what physics allows this crowd.
 func (c Crowd) Bound() Bound {
-	b := Bound{N: c.N, K: c.K, PieceTime: time.Duration(float64(c.PieceSize) / c.Rate * 1e9), Seed: c.SeedMultiple}
+	c.defaults()
+	in := func(rate float64) time.Duration { return time.Duration(float64(c.PieceSize) / rate * 1e9) }
+	b := Bound{N: c.N, K: c.K, PieceTime: in(c.Rate), Seed: c.SeedMultiple, Slow: int(c.Slow * float64(c.N)), SlowBy: c.SlowBy}
 	if c.OriginRate > 0 {
-		b.OriginPieceTime = time.Duration(float64(c.PieceSize) / c.OriginRate * 1e9)
+		b.OriginPieceTime = in(c.OriginRate)
+	}
+	if c.Zones > 1 && c.ZoneRate > 0 {
+		b.ZonePieceTime = in(c.ZoneRate)
+	}
+	if c.N > 1 {
+		b.Stagger = c.Stagger * time.Duration(c.N-1) / time.Duration(c.N)
 	}
 	return b
 }
 
-// registry is an origin that gives one content at a rate.
+// registry is an origin that gives contents at a rate, which they share.
 type registry struct {
-	content []byte
-	rate    float64
-	latency time.Duration
-	sent    atomic.Int64
+	contents map[task.ID][]byte
+	out      link
+	latency  time.Duration
 }
 
-func (r *registry) Open(ctx context.Context, _ task.Spec, offset int64) (*source.Response, error) {
+func (r *registry) Open(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
 	time.Sleep(4 * r.latency) // connection and request
-	return &source.Response{Body: &body{r: r, ctx: ctx, rest: bytes.NewReader(r.content[offset:]), at: time.Now()}, Length: int64(len(r.content)), MediaType: "application/octet-stream"}, nil
+	content := r.contents[spec.ID]
+	return &source.Response{Body: &body{r: r, ctx: ctx, rest: bytes.NewReader(content[offset:])}, Length: int64(len(content)), MediaType: "application/octet-stream"}, nil
 }
 
 type body struct {
 	r    *registry
 	ctx  context.Context
 	rest *bytes.Reader
-	at   time.Time // when the last byte given had come
 }
 
 func (b *body) Read(p []byte) (int, error) {
-	n, err := b.rest.Read(p)
-	b.r.sent.Add(int64(n))
-	if b.r.rate > 0 && n > 0 {
-		b.at = b.at.Add(time.Duration(float64(n) / b.r.rate * 1e9))
-		time.Sleep(time.Until(b.at))
+	n, err := b.rest.Read(p[:min(len(p), 16<<10)])
+	if n > 0 {
+		time.Sleep(time.Until(b.r.out.pass(n, time.Now())))
 	}
 	if ctxErr := b.ctx.Err(); ctxErr != nil {
 		return 0, ctxErr
@@ -157,7 +182,20 @@ func (o *owner) beat(ctx context.Context) {
 
 func (c *Crowd) defaults() {
 	if c.PieceSize == 0 {
-		c.PieceSize = 16 << 10
+		c.PieceSize = 64 << 10
+	}
+	if len(c.Layers) == 0 {
+		c.Layers = []int{c.K}
+	}
+	if c.AtOnce == 0 {
+		c.AtOnce = len(c.Layers)
+	}
+	c.K = 0
+	for _, k := range c.Layers {
+		c.K += k
+	}
+	if c.SlowBy == 0 {
+		c.SlowBy = 10
 	}
 	if c.Rate == 0 {
 		c.Rate = float64(c.PieceSize) * 200 // a piece takes 5 ms
@@ -181,28 +219,35 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 	defer wg.Wait()
 	defer cancel()
 
-	content := make([]byte, int64(c.K)*c.PieceSize)
+	size := float64(int64(c.K) * c.PieceSize)
+	reg := &registry{contents: make(map[task.ID][]byte), out: link{rate: c.OriginRate}, latency: c.Latency}
 	var key [32]byte
-	key[0] = byte(c.Seed)
-	rand.NewChaCha8(key).Read(content)
-	spec := task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(content))), Kind: task.Blob, Upstream: "registry.test", Repository: "a"}
+	binary.LittleEndian.PutUint64(key[:], c.Seed)
+	random := rand.NewChaCha8(key)
+	var specs []task.Spec
+	for _, k := range c.Layers {
+		content := make([]byte, int64(k)*c.PieceSize)
+		random.Read(content)
+		spec := task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(content))), Kind: task.Blob, Upstream: "registry.test", Repository: "a"}
+		specs = append(specs, spec)
+		reg.contents[spec.ID] = content
+	}
 
 	network := New(Config{Latency: c.Latency, Chunk: int(max(2<<10, c.PieceSize/4)), Window: int(c.PieceSize)})
 	zones := max(1, c.Zones)
 	for z := range zones {
 		network.Zone(fmt.Sprint(z), c.ZoneRate, c.ZoneRate)
 	}
-	trust, err := identity.New(identity.Config{HostID: hostID(0), Insecure: true})
+	own, err := identity.New(identity.Config{HostID: hostID(0), Insecure: true})
 	if err != nil {
 		return Outcome{}, err
 	}
-	signer, err := identity.NewSigner(trust)
+	signer, err := identity.NewSigner(own)
 	if err != nil {
 		return Outcome{}, err
 	}
-	verifier := identity.NewVerifier(trust)
+	verifier := &trust{Verifier: identity.NewVerifier(own), good: make(map[[sha256.Size]byte]bool)}
 	pool := new(memstore.Pool)
-	reg := &registry{content: content, rate: c.OriginRate, latency: c.Latency}
 
 	start := func(i int, h *Host, cfg peer.Config) (*peer.Engine, host.Host) {
 		cfg.Host = host.Host{ID: hostID(i), Name: h.name, Addr: h.Addr(), Zone: h.zone}
@@ -235,17 +280,11 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 	})
 	time.Sleep(time.Millisecond)
 	if c.OriginRate == 0 {
-		warm, err := seed.Open(ctx, spec)
-		if err != nil {
-			return Outcome{}, err
+		for _, spec := range specs {
+			if err := warm(ctx, seed, spec); err != nil {
+				return Outcome{}, err
+			}
 		}
-		r := warm.NewReader(ctx, 0, int64(len(content)))
-		if _, err := io.Copy(io.Discard, r); err != nil {
-			return Outcome{}, err
-		}
-		r.Close()
-		warm.Close()
-		seed.Seed(spec)
 	}
 
 	var mu sync.Mutex
@@ -253,9 +292,18 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 	begun := time.Now()
 	var readers sync.WaitGroup
 	engines, hosts := make([]*peer.Engine, c.N), make([]*Host, c.N)
+	// Who dies and who is slow is spread over the nodes, and so over the zones.
+	odd := rand.New(rand.NewPCG(c.Seed, 1)).Perm(c.N)
+	dead, slow := int(c.Dead*float64(c.N)), int(c.Slow*float64(c.N))
 	for i := range c.N {
 		h := network.Host(fmt.Sprintf("n%d", i), fmt.Sprint(i%zones), c.Rate, c.Rate)
 		hosts[i] = h
+		switch at := odd[i]; {
+		case at < dead:
+			time.AfterFunc(c.DeadAfter, h.Kill)
+		case at >= c.N-slow:
+			h.SetRate(c.Rate/c.SlowBy, c.Rate)
+		}
 		if c.Each != nil {
 			c.Each(i, h)
 		}
@@ -267,7 +315,7 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 				time.Sleep(time.Duration(float64(c.Stagger) * float64(i) / float64(c.N)))
 			}
 			mine := time.Now()
-			first, err := c.pull(ctx, engines[i], spec, content)
+			first, layers, err := c.pullAll(ctx, engines[i], specs, reg.contents)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -277,17 +325,17 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 			default:
 				out.Took = append(out.Took, time.Since(mine))
 				out.FirstByte = append(out.FirstByte, first)
+				out.Layers = append(out.Layers, layers...)
 				out.Makespan = max(out.Makespan, time.Since(begun))
 			}
 		})
 	}
 	readers.Wait()
-	size := float64(len(content))
 	for _, h := range hosts {
 		out.Overhead += float64(h.Received()) / float64(c.N) / size
 	}
 	out.SeedCopies = float64(seed.Stats().Sent) / size
-	out.OriginCopies = float64(reg.sent.Load()) / size
+	out.OriginCopies = float64(reg.out.bytes.Load()) / size
 	for _, e := range engines {
 		out.Busy += e.Stats().BusyGot
 		out.Duplicate += e.Stats().Duplicate
@@ -297,29 +345,68 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 	}
 	slices.Sort(out.Took)
 	slices.Sort(out.FirstByte)
+	slices.Sort(out.Layers)
 	return out, nil
 }
 
-// pull reads everything in order and compares it.
-func (c *Crowd) pull(ctx context.Context, e *peer.Engine, spec task.Spec, want []byte) (first time.Duration, err error) {
+// warm makes the supernode hold a content before anything is measured.
+func warm(ctx context.Context, seed *peer.Engine, spec task.Spec) error {
+	content, err := seed.Open(ctx, spec)
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	r := content.NewReader(ctx, 0, content.Facts().Length)
+	defer r.Close()
+	_, err = io.Copy(io.Discard, r)
+	seed.Seed(spec)
+	return err
+}
+
+// pullAll pulls every layer; it returns the time to the very first byte and that of each layer.
+func (c *Crowd) pullAll(ctx context.Context, e *peer.Engine, specs []task.Spec, contents map[task.ID][]byte) (time.Duration, []time.Duration, error) {
+	var mu sync.Mutex
+	var first time.Duration
+	var took []time.Duration
 	begun := time.Now()
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(c.AtOnce)
+	for _, spec := range specs {
+		g.Go(func() error {
+			opened := time.Now()
+			at, err := c.pull(ctx, e, spec, contents[spec.ID])
+			mu.Lock()
+			defer mu.Unlock()
+			took = append(took, time.Since(opened))
+			if since := at.Sub(begun); first == 0 || since < first {
+				first = since
+			}
+			return err
+		})
+	}
+	err := g.Wait()
+	return first, took, err
+}
+
+// pull reads everything in order; first is when the first byte came.
+func (c *Crowd) pull(ctx context.Context, e *peer.Engine, spec task.Spec, want []byte) (first time.Time, err error) {
 	content, err := e.Open(ctx, spec)
 	if err != nil {
-		return 0, err
+		return first, err
 	}
 	defer content.Close()
 	r := content.NewReader(ctx, 0, int64(len(want)))
 	defer r.Close()
-	buf := make([]byte, c.PieceSize)
+	buf := make([]byte, min(c.PieceSize, int64(len(want))))
 	for at := 0; at < len(want); {
 		n, err := r.Read(buf)
 		if err != nil {
 			return first, err
 		}
 		if at == 0 {
-			first = time.Since(begun)
+			first = time.Now()
 		}
-		if !bytes.Equal(buf[:n], want[at:at+n]) {
+		if c.Compare && !bytes.Equal(buf[:n], want[at:at+n]) {
 			return first, fmt.Errorf("wrong bytes at %d", at)
 		}
 		at += n

@@ -14,6 +14,7 @@ import (
 
 // play runs a crowd in virtual time and prints how close it came to physics.
 func play(t *testing.T, c simnet.Crowd) (o simnet.Outcome) {
+	c.Compare = true
 	synctest.Test(t, func(t *testing.T) {
 		var err error
 		o, err = c.Run(t.Context())
@@ -30,7 +31,7 @@ func TestTheRegistrySendsOneCopyAndTheSeedAboutTwo(t *testing.T) {
 	for name, c := range map[string]simnet.Crowd{
 		"warm":           {N: 24, K: 96},
 		"seed like node": {N: 24, K: 96, SeedMultiple: 1},
-		"cold":           {N: 24, K: 96, OriginRate: 200 * (16 << 10)},
+		"cold":           {N: 24, K: 96, OriginRate: 200 * (64 << 10)},
 		"staggered":      {N: 24, K: 96, Stagger: time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -44,7 +45,7 @@ func TestTheRegistrySendsOneCopyAndTheSeedAboutTwo(t *testing.T) {
 }
 
 func TestACrowdEndsThoughAHostDies(t *testing.T) {
-	c := simnet.Crowd{N: 24, K: 96, OriginRate: 200 * (16 << 10)}
+	c := simnet.Crowd{N: 24, K: 96, OriginRate: 200 * (64 << 10)}
 	c.Each = func(i int, h *simnet.Host) {
 		if i == 7 {
 			time.AfterFunc(200*time.Millisecond, h.Kill)

@@ -63,19 +63,16 @@ type link struct {
 	bytes atomic.Int64
 }
 
-// pass books n bytes and returns when the last of them has left.
-func (l *link) pass(n int) time.Time {
+// pass books n bytes that are there at a given time, and returns when the last of them has
+// left.
+func (l *link) pass(n int, there time.Time) time.Time {
 	l.bytes.Add(int64(n))
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := time.Now()
 	if l.rate == 0 {
-		return now
+		return there
 	}
-	if l.free.Before(now) {
-		l.free = now
-	}
-	l.free = l.free.Add(time.Duration(float64(n) / l.rate * 1e9))
+	l.free = later(l.free, there).Add(time.Duration(float64(n) / l.rate * 1e9))
 	return l.free
 }
 
@@ -347,18 +344,25 @@ func (c *conn) transmit(h *half, data []byte) error {
 	if c.local.hung.Load() || c.remote.hung.Load() {
 		return c.hang(&c.writeBy)
 	}
-	at := c.local.up.pass(len(data))
+	now := time.Now()
+	at := c.local.up.pass(len(data), now)
 	if c.local.zone != c.remote.zone {
 		n := c.local.net
 		n.mu.Lock()
 		up, down := &n.zone(c.local.zone).up, &n.zone(c.remote.zone).down
 		n.mu.Unlock()
-		at = later(later(at, up.pass(len(data))), down.pass(len(data)))
+		at = later(later(at, up.pass(len(data), now)), down.pass(len(data), now))
 	}
-	if wait := time.Until(at); wait > 0 {
-		time.Sleep(wait)
+	time.Sleep(at.Sub(now))
+	item := chunk{data, at.Add(c.local.net.cfg.Latency)}
+	// The usual case, without a timer and channels for the deadline.
+	if !c.over() {
+		select {
+		case h.chunks <- item:
+			return nil
+		default:
+		}
 	}
-	item := chunk{data, time.Now().Add(c.local.net.cfg.Latency)}
 	for {
 		expired, changed, stop := c.writeBy.wait()
 		select {
@@ -393,6 +397,19 @@ func later(a, b time.Time) time.Time {
 		return a
 	}
 	return b
+}
+
+// over reports whether nothing can be written any more.
+func (c *conn) over() bool {
+	select {
+	case <-c.w.done:
+	case <-c.w.eof:
+	case <-c.local.dead:
+	case <-c.remote.dead:
+	default:
+		return false
+	}
+	return true
 }
 
 // hang waits until the connection is closed or its deadline passes.
@@ -433,12 +450,10 @@ func (c *conn) Read(p []byte) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if wait := time.Until(item.arrives); wait > 0 {
-			time.Sleep(wait)
-		}
-		if wait := time.Until(c.local.down.pass(len(item.data))); wait > 0 {
-			time.Sleep(wait)
-		}
+		// Chunks are taken as they are sent, and all are as long on their way: so the
+		// downlink can be booked now, in the order in which they will arrive.
+		now := time.Now()
+		time.Sleep(c.local.down.pass(len(item.data), later(now, item.arrives)).Sub(now))
 		h.rest = item.data
 	}
 	n := copy(p, h.rest)

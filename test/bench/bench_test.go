@@ -1,0 +1,73 @@
+package bench_test
+
+import (
+	"flag"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/test/bench"
+	"github.com/darter-io/darter/test/results"
+	"github.com/darter-io/darter/test/simnet"
+)
+
+var (
+	size = flag.String("size", "", "quick or full; without it nothing is measured")
+	only = flag.String("only", "", "a pattern of scenarios; empty for all")
+	out  = flag.String("out", "", "where the figures are written as JSON")
+)
+
+// TestSwarmsComeCloseToTheBound measures, and fails where a node did not get its content; a
+// target that is missed is printed, not failed, because a figure is there to be looked at.
+func TestSwarmsComeCloseToTheBound(t *testing.T) {
+	if *size == "" {
+		t.Skip("make bench and make bench-quick measure")
+	}
+	match := regexp.MustCompile(*only)
+	file := results.New()
+	for _, s := range bench.Scenarios() {
+		if *size == "quick" && !s.Quick || !match.MatchString(s.Name) {
+			continue
+		}
+		t.Run(s.Name, func(t *testing.T) {
+			var outcomes []simnet.Outcome
+			if *size == "quick" {
+				s.Runs = 1
+			}
+			for seed := range s.Runs {
+				c := s.Crowd
+				c.Seed = uint64(seed + 1)
+				begun := time.Now()
+				synctest.Test(t, func(t *testing.T) {
+					o, err := c.Run(t.Context())
+					require.NoError(t, err)
+					require.Empty(t, o.Failed)
+					outcomes = append(outcomes, o)
+				})
+				t.Logf("random seed %d: makespan over bound %.3f, in %s on this machine", c.Seed, c.Ratio(outcomes[seed]), time.Since(begun).Round(time.Millisecond))
+			}
+			file.Add(s.Report(s, outcomes)...)
+		})
+	}
+	var table strings.Builder
+	require.NoError(t, file.Print(&table))
+	os.Stdout.WriteString(table.String())
+	if *out != "" {
+		require.NoError(t, file.Merge(*out))
+		require.NoError(t, file.Write(*out))
+	}
+}
+
+func TestScenariosKeepTheirNamesApart(t *testing.T) {
+	seen := map[string]bool{}
+	for _, s := range bench.Scenarios() {
+		require.False(t, seen[s.Name], s.Name)
+		seen[s.Name] = true
+		require.Positive(t, s.Bound().Makespan())
+	}
+}

@@ -1,0 +1,180 @@
+// Package bench measures how close swarms come to what links allow, and what they cost.
+//
+// A figure that has a target is printed beside it, and a scenario keeps its name from
+// release to release. Nothing here is measured by daily tests. Start at [Scenarios];
+// `make bench` runs all of it, `make bench-quick` the part that takes a minute or two.
+package bench
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/darter-io/darter/test/results"
+	"github.com/darter-io/darter/test/simnet"
+)
+
+// Scenario is one crowd on a simulated network, and what is promised of it.
+type Scenario struct {
+	Name string
+	simnet.Crowd
+	// Quick says that it takes a few seconds.
+	Quick bool
+	// Runs is how many random seeds are tried when there is time.
+	Runs int
+	// Report turns outcomes into figures.
+	Report func(s Scenario, o []simnet.Outcome) []results.Result
+}
+
+// pieceRate is how many pieces a second a node's link carries.
+const (
+	pieceSize = 64 << 10
+	rate      = 200 * pieceSize
+)
+
+func ptr(f float64) *float64 { return &f }
+
+// each is one figure of every outcome.
+func (s Scenario) each(metric, unit string, target *float64, o []simnet.Outcome, f func(simnet.Outcome) float64) results.Result {
+	var values []float64
+	for _, one := range o {
+		values = append(values, f(one))
+	}
+	r := results.Median(s.Name, metric, values, unit)
+	if target != nil {
+		r = r.AtMost(*target)
+	}
+	return r
+}
+
+// makespan reports the time until the last node has everything, over the bound.
+func makespan(target float64) func(Scenario, []simnet.Outcome) []results.Result {
+	return func(s Scenario, o []simnet.Outcome) []results.Result {
+		copies := s.each("seed_copies", "contents", ptr(2.1), o, func(o simnet.Outcome) float64 { return o.SeedCopies })
+		if s.N <= 8 && s.Stagger == 0 {
+			copies.Target = nil // few nodes leave most of the work to the seed
+		}
+		return append([]results.Result{
+			s.each("makespan_over_bound", "ratio", &target, o, s.Ratio),
+			s.each("median_over_bound", "ratio", nil, o, func(o simnet.Outcome) float64 {
+				return float64(o.Took[len(o.Took)/2]) / float64(s.Bound().Makespan())
+			}),
+			copies,
+			s.each("origin_copies", "contents", ptr(1.001), o, func(o simnet.Outcome) float64 { return o.OriginCopies }),
+		}, s.cost(o)...)
+	}
+}
+
+// cost reports what is paid beside the content.
+func (s Scenario) cost(o []simnet.Outcome) []results.Result {
+	pieces := float64(s.N * s.Bound().K)
+	return []results.Result{
+		s.each("overhead", "ratio", nil, o, func(o simnet.Outcome) float64 { return o.Overhead - 1 }),
+		s.each("wasted", "ratio", nil, o, func(o simnet.Outcome) float64 { return float64(o.Duplicate) / pieces / pieceSize }),
+		s.each("busy_per_piece", "ratio", nil, o, func(o simnet.Outcome) float64 { return float64(o.Busy) / pieces }),
+		s.each("first_byte", "round trips", nil, o, func(o simnet.Outcome) float64 {
+			return float64(o.FirstByte[len(o.FirstByte)/2]) / float64(500*time.Microsecond)
+		}),
+		s.each("first_byte_last", "round trips", nil, o, func(o simnet.Outcome) float64 {
+			return float64(o.FirstByte[len(o.FirstByte)-1]) / float64(500*time.Microsecond)
+		}),
+	}
+}
+
+// own reports each node's own time from its own start, over what its link allows.
+func own(target float64) func(Scenario, []simnet.Outcome) []results.Result {
+	return func(s Scenario, o []simnet.Outcome) []results.Result {
+		alone := float64(s.Bound().K) * float64(s.Bound().PieceTime)
+		out := []results.Result{
+			s.each("slowest_over_link", "ratio", &target, o, func(o simnet.Outcome) float64 { return float64(o.Took[len(o.Took)-1]) / alone }),
+			s.each("median_over_link", "ratio", nil, o, func(o simnet.Outcome) float64 { return float64(o.Took[len(o.Took)/2]) / alone }),
+		}
+		return append(out, makespan(target)(s, o)...)
+	}
+}
+
+// reader reports when in-order readers at twice the link's rate have read everything.
+func reader(target float64) func(Scenario, []simnet.Outcome) []results.Result {
+	return func(s Scenario, o []simnet.Outcome) []results.Result {
+		alone := float64(s.Bound().K) * float64(s.Bound().PieceTime)
+		return append([]results.Result{
+			s.each("reader_mean_over_link", "ratio", &target, o, func(o simnet.Outcome) float64 {
+				sum := 0.0
+				for _, t := range o.Took {
+					sum += float64(t)
+				}
+				return sum / float64(len(o.Took)) / alone
+			}),
+			s.each("reader_last_over_link", "ratio", nil, o, func(o simnet.Outcome) float64 { return float64(o.Took[len(o.Took)-1]) / alone }),
+		}, s.cost(o)...)
+	}
+}
+
+// zones reports what crosses between zones.
+func zones(target float64) func(Scenario, []simnet.Outcome) []results.Result {
+	return func(s Scenario, o []simnet.Outcome) []results.Result {
+		return append([]results.Result{
+			s.each("copies_into_each_zone", "contents", &target, o, func(o simnet.Outcome) float64 {
+				sum := 0.0 // zone 0 is the seed's own
+				for _, z := range o.CrossZone[1:] {
+					sum += z
+				}
+				return sum / float64(len(o.CrossZone)-1)
+			}),
+			s.each("copies_into_the_seeds_zone", "contents", nil, o, func(o simnet.Outcome) float64 { return o.CrossZone[0] }),
+			s.each("makespan_over_bound", "ratio", nil, o, s.Ratio),
+		}, s.cost(o)...)
+	}
+}
+
+// layers reports the makespan and when the single layers are there.
+func layers(target float64) func(Scenario, []simnet.Outcome) []results.Result {
+	return func(s Scenario, o []simnet.Outcome) []results.Result {
+		whole := float64(s.Bound().Makespan())
+		return append(makespan(target)(s, o), s.each("layer_median_over_bound", "ratio", nil, o, func(o simnet.Outcome) float64 {
+			return float64(o.Layers[len(o.Layers)/2]) / whole
+		}))
+	}
+}
+
+func repeat(n, k int) (l []int) {
+	for range n {
+		l = append(l, k)
+	}
+	return l
+}
+
+// Scenarios are all, in the order in which they are run and printed.
+func Scenarios() (all []Scenario) {
+	add := func(s Scenario) {
+		s.PieceSize, s.Rate = pieceSize, rate
+		if s.Runs == 0 {
+			s.Runs = 3
+		}
+		all = append(all, s)
+	}
+	half := 512 * pieceSize / rate * time.Second / 2
+	for _, n := range []int{8, 32, 128, 512} {
+		runs := 1
+		if n <= 32 {
+			runs = 3
+		}
+		name := func(kind string) string { return fmt.Sprintf("flash-crowd/%s/%d", kind, n) }
+		crowd := simnet.Crowd{N: n, K: 512}
+		add(Scenario{Name: name("seed-4x"), Crowd: crowd, Quick: n <= 32, Runs: runs, Report: makespan(1.08)})
+		crowd.SeedMultiple = 1
+		add(Scenario{Name: name("seed-1x"), Crowd: crowd, Quick: n <= 32, Runs: runs, Report: makespan(1.12)})
+		crowd.SeedMultiple, crowd.OriginRate = 4, rate
+		add(Scenario{Name: name("cold"), Crowd: crowd, Quick: n <= 32, Runs: runs, Report: makespan(1.12)})
+	}
+	add(Scenario{Name: "cold-slow-registry/32", Crowd: simnet.Crowd{N: 32, K: 256, OriginRate: rate / 2}, Quick: true, Report: makespan(1.12)})
+	add(Scenario{Name: "staggered-1s/128", Crowd: simnet.Crowd{N: 128, K: 512, Stagger: time.Second}, Runs: 1, Report: own(1.25)})
+	add(Scenario{Name: "rolling-start/64", Crowd: simnet.Crowd{N: 64, K: 256, Stagger: 20 * time.Second}, Runs: 1, Report: own(1.25)})
+	add(Scenario{Name: "5-percent-die/128", Crowd: simnet.Crowd{N: 128, K: 512, Dead: 0.05, DeadAfter: half}, Runs: 1, Report: makespan(1.25)})
+	add(Scenario{Name: "10-percent-slow-uplink/128", Crowd: simnet.Crowd{N: 128, K: 512, Slow: 0.1}, Runs: 1, Report: makespan(1.25)})
+	add(Scenario{Name: "reader-2x/32", Crowd: simnet.Crowd{N: 32, K: 512, Reader: 2 * rate}, Quick: true, Report: reader(1.15)})
+	add(Scenario{Name: "reader-2x/128", Crowd: simnet.Crowd{N: 128, K: 512, Reader: 2 * rate}, Runs: 1, Report: reader(1.15)})
+	add(Scenario{Name: "zones-4/64", Crowd: simnet.Crowd{N: 64, K: 256, Zones: 4, ZoneRate: 16 * rate / 10}, Quick: true, Runs: 1, Report: zones(1.3)})
+	add(Scenario{Name: "40-small-layers/32", Crowd: simnet.Crowd{N: 32, Layers: repeat(40, 8), AtOnce: 3, OriginRate: rate}, Runs: 1, Report: layers(1.25)})
+	add(Scenario{Name: "10-images/32", Crowd: simnet.Crowd{N: 32, Layers: repeat(10, 52)}, Runs: 1, Report: layers(1.25)})
+	return all
+}
