@@ -11,7 +11,7 @@ TESTED  = $(shell $(GO) list -tags $(TAGS) ./... | grep -v /test/e2e)
 .PHONY: help build test demo bench bench-quick lint race e2e clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build supernode, dfdaemon and dfget into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '-s -w' -o bin/ ./cmd/...
