@@ -22,11 +22,13 @@ test: ## run the tests; what needs root or a Debian package says so and is skipp
 demo: ## pull an image through five nodes on this machine and count what the registry sent
 	$(GO) run -tags $(TAGS) ./test/demo
 
-bench: ## measure how close swarms come to what links allow: out/bench.json (half an hour)
+bench: ## measure how close swarms come to what links allow, and what they cost: out/bench.json (half an hour)
 	$(GO) test -tags $(TAGS) -count 1 -timeout 3h -v ./test/bench -args -size full -out $(CURDIR)/out/bench.json
+	$(GO) run -tags $(TAGS) ./test/bench/machine
 
 bench-quick: ## the part of bench that takes a minute or two
 	$(GO) test -tags $(TAGS) -count 1 -timeout 30m -v ./test/bench -args -size quick -out $(CURDIR)/out/bench.json
+	$(GO) run -tags $(TAGS) ./test/bench/machine -quick
 
 lint: ## gofmt, go vet and staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
