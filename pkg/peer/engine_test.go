@@ -186,11 +186,7 @@ func TestContentWithAWrongDigestIsNeverCompletedAndRevokedEverywhere(t *testing.
 					if n > 0 && heals {
 						return r
 					}
-					r = bytes.NewReader(wrong[offset:])
-					return readerFunc(func(p []byte) (int, error) {
-						time.Sleep(10 * time.Millisecond)
-						return r.Read(p[:min(len(p), 32<<10)])
-					})
+					return slowly(bytes.NewReader(wrong[offset:]))
 				}
 				seed := s.seed()
 				a, b := s.node(nil), s.node(nil)

@@ -226,6 +226,10 @@ func (l *ledger) addLocked(runs []piece.Run, certs [][]byte, keep bool) (numbers
 			return numbers, fmt.Errorf("run of pieces [%d, %d): %w", r.First, r.End(), err)
 		}
 		if err := l.setFactsLocked(r.Facts); err != nil {
+			if errors.Is(err, errFacts) && l.replica != nil && !slices.ContainsFunc(l.runs, func(o piece.Run) bool { return o.Epoch >= r.Epoch }) {
+				// The newer attempt was begun because of what was wrong with the older.
+				err = fmt.Errorf("%w: %w", errContradiction, err)
+			}
 			return numbers, err
 		}
 		n, err := l.note(r)

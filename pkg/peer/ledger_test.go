@@ -110,3 +110,15 @@ func TestNothingIsKnownOfAnEmptyContentThatShouldNotBeEmpty(t *testing.T) {
 	require.ErrorIs(t, l.setFacts(piece.FactsFor(0, "")), errFacts)
 	assert.False(t, l.hasFacts())
 }
+
+func TestAnotherLengthIsBelievedOfANewerAttemptOnly(t *testing.T) {
+	short, long := piece.FactsFor(3*piece.SizeMin, ""), piece.FactsFor(4*piece.SizeMin, "")
+	l := newLedger(ledgerTask, memstore.New(memstore.Config{}), credulous{}, nil)
+	_, err := l.add([]piece.Run{runAt(short, 5, 0, digestOf(0))}, nil)
+	require.NoError(t, err)
+	_, err = l.add([]piece.Run{runAt(long, 4, 0)}, nil)
+	require.ErrorIs(t, err, errFacts)
+	require.NotErrorIs(t, err, errContradiction)
+	_, err = l.add([]piece.Run{runAt(long, 6, 0)}, nil)
+	require.ErrorIs(t, err, errContradiction)
+}

@@ -256,7 +256,10 @@ func (o *originParent) next(i piece.Index) (piece.Index, bool) {
 	n := piece.Index(replica.Facts().Layout().Count())
 	have := replica.Have()
 	wanted := o.d.wantedNow.Load()
-	all := wanted == nil || wanted.Has(n-1) // the last piece is not given before the whole was checked
+	// The last piece is not given before the whole was checked. And who has the content
+	// open but no reader yet will want something in a moment: another request would have
+	// to be made for it.
+	all := wanted == nil || wanted.Has(n-1) || wanted.Count() == 0 && o.d.e.held(o.d)
 	for _, from := range []piece.Index{i, 0} {
 		for ; from < n-1; from++ {
 			if from = have.NextMissing(from); from < n-1 && (all || wanted.Has(from)) {

@@ -112,7 +112,7 @@ func TestAWrongPieceThatWasHereBeforeIsNoticedAlthoughTheBodyIsRight(t *testing.
 		// A small range brings piece 1 alone, and it comes wrong.
 		s.origin.body = func(request int, offset int64, r io.Reader) io.Reader {
 			if request == 0 {
-				return bytes.NewReader(wrong[offset:])
+				return slowly(bytes.NewReader(wrong[offset:]))
 			}
 			return r
 		}
@@ -128,5 +128,31 @@ func TestAWrongPieceThatWasHereBeforeIsNoticedAlthoughTheBodyIsRight(t *testing.
 		data, err = s.readAll(n)
 		require.NoError(t, err)
 		require.True(t, bytes.Equal(s.origin.content, data))
+	})
+}
+
+// slowly gives 32 KiB in 10 ms.
+func slowly(r io.Reader) io.Reader {
+	return readerFunc(func(p []byte) (int, error) {
+		time.Sleep(10 * time.Millisecond)
+		return r.Read(p[:min(len(p), 32<<10)])
+	})
+}
+
+func TestTheOriginIsAskedOnceThoughTheReaderComesLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(46, 9*piece.SizeMin))
+		s.origin.body = func(_ int, _ int64, r io.Reader) io.Reader { return slowly(r) }
+		n := s.node(nil)
+		c, err := n.engine.Open(t.Context(), s.spec())
+		require.NoError(t, err)
+		defer c.Close()
+		time.Sleep(100 * time.Millisecond)
+		r := c.NewReader(t.Context(), 0, c.Facts().Length)
+		defer r.Close()
+		data, err := io.ReadAll(r)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(s.origin.content, data))
+		assert.Equal(t, []int64{0}, s.origin.requests())
 	})
 }
