@@ -529,7 +529,7 @@ func (d *Download) count(which func(*counters) *atomic.Int64, n int64) {
 	which(&d.e.stats).Add(n)
 }
 
-// publish tells every neighbour that lacks it of a piece, if it is here and proven. The
+// publish tells every neighbour that lacks it, and seeds, of a piece, if it is here and proven. The
 // signed digest follows when the piece is asked for, ahead of its first block: sent with
 // the have, it would come to everybody from everybody.
 func (d *Download) publish(i piece.Index) {
@@ -537,7 +537,8 @@ func (d *Download) publish(i piece.Index) {
 		return
 	}
 	for _, l := range d.links {
-		if l.have.Len() > 0 && !l.have.Has(i) {
+		// A seed has it, but must know that it need not choose it for us.
+		if l.have.Len() > 0 && (l.seed || !l.have.Has(i)) {
 			l.told.Set(i)
 			l.send(wire.Message{Type: wire.Have, Index: i})
 		}

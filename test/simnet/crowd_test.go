@@ -44,6 +44,13 @@ func TestTheRegistrySendsOneCopyAndTheSeedAboutTwo(t *testing.T) {
 	}
 }
 
+func TestASeedChoosesForNobodyWhatIsThereAlready(t *testing.T) {
+	c := simnet.Crowd{N: 8, K: 96}
+	o := play(t, c)
+	assert.Less(t, float64(o.Duplicate)/float64(c.N*c.K*(64<<10)), 0.02, "it is told what every asker has")
+	assert.Less(t, c.Ratio(o), 1.08)
+}
+
 func TestACrowdEndsThoughAHostDies(t *testing.T) {
 	c := simnet.Crowd{N: 24, K: 96, OriginRate: 200 * (64 << 10)}
 	c.Each = func(i int, h *simnet.Host) {
