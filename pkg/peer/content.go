@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,9 +16,8 @@ import (
 // Content is one task that somebody has open. Closing it is the opener's duty; the
 // download goes on for others, and for a while for nobody, in case the client returns.
 type Content struct {
-	d      *Download
-	opened time.Time
-	once   sync.Once
+	d    *Download
+	once sync.Once
 }
 
 // Facts are the length, layout and media type of the content.
@@ -58,19 +58,18 @@ type Reader struct {
 	closed bool
 }
 
-// wait returns how many bytes from pos on can be read now, up to the reader's end.
-func (r *Reader) wait(pos int64) (int64, error) {
+// wait returns how many bytes from pos on can be read now, as far as limit.
+func (r *Reader) wait(pos, limit int64) (int64, error) {
 	replica := r.d.ledger.replica
 	layout := replica.Facts().Layout()
 	for {
 		changed := r.d.progress.wait()
-		i, end := layout.At(pos), layout.At(r.end-1)+1
+		i, end := layout.At(pos), layout.At(limit-1)+1
 		if replica.Has(i) {
-			j := i + 1
-			for j < end && replica.Has(j) {
-				j++
+			for i++; i < end && replica.Has(i); {
+				i++
 			}
-			return min(r.end, layout.Offset(j)) - pos, nil
+			return min(limit, layout.Offset(i)) - pos, nil
 		}
 		r.d.nudge()
 		select {
@@ -83,29 +82,48 @@ func (r *Reader) wait(pos int64) (int64, error) {
 	}
 }
 
-func (r *Reader) readable(err error) error {
-	if errors.Is(err, piece.ErrRemoved) {
-		return ErrRevoked
+// missing turns the store's error into the reader's. A piece that the store had and lost
+// again is no error: it comes anew.
+func (r *Reader) missing(pos int64, err error) error {
+	if errors.Is(err, piece.ErrMissing) && !r.d.ledger.replica.Has(r.d.ledger.replica.Facts().Layout().At(pos)) {
+		return nil
+	}
+	if errors.Is(err, piece.ErrRemoved) || errors.Is(err, fs.ErrClosed) {
+		// The download has ended, or is about to: its own reason says more.
+		select {
+		case <-r.d.done:
+			return r.d.failure()
+		case <-r.ctx.Done():
+			return context.Cause(r.ctx)
+		case <-time.After(time.Second):
+		}
 	}
 	return err
 }
 
 // Read implements [io.Reader].
 func (r *Reader) Read(p []byte) (int, error) {
-	pos := r.pos.Load()
-	if pos >= r.end {
-		return 0, io.EOF
+	for {
+		pos := r.pos.Load()
+		if pos >= r.end {
+			return 0, io.EOF
+		}
+		if len(p) == 0 {
+			return 0, nil
+		}
+		n, err := r.wait(pos, min(r.end, pos+int64(len(p))))
+		if err != nil {
+			return 0, err
+		}
+		got, err := r.d.ledger.replica.ReadAt(p[:n], pos)
+		r.pos.Add(int64(got))
+		if got > 0 || err == nil {
+			return got, nil
+		}
+		if err := r.missing(pos, err); err != nil {
+			return 0, err
+		}
 	}
-	n, err := r.wait(pos)
-	if err != nil {
-		return 0, err
-	}
-	got, err := r.d.ledger.replica.ReadAt(p[:min(int64(len(p)), n)], pos)
-	r.pos.Add(int64(got))
-	if err == io.EOF {
-		err = nil
-	}
-	return got, r.readable(err)
 }
 
 // WriteTo implements [io.WriterTo]: the bytes go from the store to w, without passing
@@ -116,7 +134,7 @@ func (r *Reader) WriteTo(w io.Writer) (sum int64, err error) {
 		if pos >= r.end {
 			return sum, nil
 		}
-		n, err := r.wait(pos)
+		n, err := r.wait(pos, r.end)
 		if err != nil {
 			return sum, err
 		}
@@ -124,10 +142,12 @@ func (r *Reader) WriteTo(w io.Writer) (sum int64, err error) {
 		r.pos.Add(sent)
 		sum += sent
 		if err != nil {
-			return sum, r.readable(err)
+			err = r.missing(pos+sent, err)
+		} else if sent != n {
+			err = fmt.Errorf("reading task %s: %w", r.d.id, io.ErrShortWrite)
 		}
-		if sent != n {
-			return sum, fmt.Errorf("reading task %s: %w", r.d.id, io.ErrShortWrite)
+		if err != nil {
+			return sum, err
 		}
 	}
 }

@@ -402,7 +402,11 @@ func (d *Download) request(now time.Time) {
 		if w.reader == nil {
 			continue
 		}
-		i := d.pick.Have().NextMissing(layout.At(w.reader.pos.Load()))
+		at := layout.At(w.reader.pos.Load())
+		if at < w.end && d.pick.Have().Has(at) && !d.ledger.replica.Has(at) {
+			d.lost(at)
+		}
+		i := d.pick.Have().NextMissing(at)
 		if i != w.at || w.since.IsZero() {
 			w.at, w.since = i, now
 		}
@@ -514,6 +518,18 @@ func (d *Download) got(i piece.Index, from *link) {
 		d.drop(l, i)
 	}
 	d.publish(i)
+}
+
+// lost notes that the store took a piece back: it comes anew, and is not offered meanwhile.
+func (d *Download) lost(i piece.Index) {
+	if d.pick == nil || !d.pick.Have().Has(i) || d.ledger.replica.Has(i) {
+		return
+	}
+	d.log.Warn("stored piece lost", "piece", i)
+	d.pick.Lost(i)
+	d.proven.Clear(i)
+	d.complete, d.toldCompleted = false, false
+	d.progress.signal()
 }
 
 // drop cancels what was asked of a neighbour and came from elsewhere.

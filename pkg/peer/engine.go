@@ -319,7 +319,7 @@ func (e *Engine) Open(ctx context.Context, spec task.Spec) (*Content, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Content{d: d, opened: time.Now()}
+	c := &Content{d: d}
 	select {
 	case <-d.ledger.ready:
 		return c, nil

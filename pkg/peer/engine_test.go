@@ -277,18 +277,28 @@ func (r *lyingReplica) CopyTo(w io.Writer, off, n int64) (int64, error) {
 	return int64(m), err
 }
 
-func TestASmallRangeDoesNotFetchTheWhole(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newSwarm(t, randomBytes(9, 64*piece.SizeMin))
-		s.seed()
-		a := s.node(nil)
-		data, err := s.read(t.Context(), a, s.spec(), 10*piece.SizeMin+5, 1000)
-		require.NoError(t, err)
-		require.True(t, bytes.Equal(s.origin.content[10*piece.SizeMin+5:][:1000], data))
-		time.Sleep(30 * time.Second)
-		st := a.engine.Stats()
-		assert.LessOrEqual(t, st.Peers+st.Seeds, int64(8*piece.SizeMin), "only the range and what was on its way")
-	})
+func TestARangeFetchesItsPiecesAndNoOthers(t *testing.T) {
+	for name, c := range map[string]struct{ off, n int64 }{
+		"within a piece":  {10*piece.SizeMin + 5, 1000},
+		"eight pieces":    {10*piece.SizeMin + 5, 7 * piece.SizeMin},
+		"the end":         {60*piece.SizeMin + 5, 4*piece.SizeMin - 5},
+		"the first bytes": {0, 5},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSwarm(t, randomBytes(9, 64*piece.SizeMin))
+				s.seed()
+				a := s.node(nil)
+				data, err := s.read(t.Context(), a, s.spec(), c.off, c.n)
+				require.NoError(t, err)
+				require.True(t, bytes.Equal(s.origin.content[c.off:][:c.n], data))
+				time.Sleep(30 * time.Second)
+				first, end := piece.FactsFor(int64(len(s.origin.content)), "").Layout().Span(c.off, c.n)
+				st := a.engine.Stats()
+				assert.EqualValues(t, (end-first)*piece.SizeMin, st.Peers+st.Seeds)
+			})
+		})
+	}
 }
 
 func TestANodeThatLosesItsSeedGoesOnByItself(t *testing.T) {

@@ -460,6 +460,9 @@ func (l *link) writeSome(out []wire.Message, j *job) error {
 	}
 	err := l.conn.SendBlock(j.index, j.next, l.d.ledger.replica, layout.Offset(j.index)+j.next, n)
 	if err != nil {
+		if errors.Is(err, piece.ErrMissing) {
+			l.d.post(func() { l.d.lost(j.index) })
+		}
 		return fmt.Errorf("sending piece %d: %w", j.index, err)
 	}
 	j.next += n

@@ -85,7 +85,8 @@ type Picker struct {
 	rng    *rand.Rand
 
 	have, wanted, flying piece.Bitmap
-	avail                []uint16 // how many neighbours have a piece
+	full                 piece.Bitmap // every piece
+	avail                []uint16     // how many neighbours have a piece
 	// spread is the set of pieces that some neighbour other than a seed has.
 	spread      piece.Bitmap
 	neighbours  map[Neighbour]*neighbour
@@ -99,9 +100,11 @@ type Picker struct {
 func New(cfg Config, layout piece.Layout, have piece.Bitmap) *Picker {
 	cfg.defaults()
 	n := layout.Count()
+	full := piece.NewBitmap(n)
+	full.SetAll()
 	return &Picker{
 		cfg: cfg, layout: layout, rng: rand.New(rand.NewPCG(cfg.Seed, 0x6461727465)),
-		have: have.Clone(), wanted: piece.NewBitmap(n), flying: piece.NewBitmap(n),
+		have: have.Clone(), wanted: piece.NewBitmap(n), flying: piece.NewBitmap(n), full: full,
 		avail: make([]uint16, n), spread: piece.NewBitmap(n), neighbours: make(map[Neighbour]*neighbour),
 	}
 }
@@ -123,6 +126,18 @@ func (p *Picker) Wants() bool {
 		}
 	}
 	return false
+}
+
+// wantsAll reports whether every missing piece is wanted. Else a seed must not choose: it
+// would send what nobody here asked for.
+func (p *Picker) wantsAll() bool {
+	have, wanted := p.have.Words(), p.wanted.Words()
+	for w := range have {
+		if ^(have[w]|wanted[w])&p.full.Words()[w] != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // Urgent replaces the list of pieces that readers wait for, the most urgent first.
@@ -343,7 +358,7 @@ func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 	}
 	from := candidates[p.rng.IntN(len(candidates))]
 	n := p.neighbours[from]
-	if n.seed {
+	if n.seed && p.wantsAll() {
 		return Request{From: from, Any: true, Starving: p.onlySeeds(), Exclude: p.flyingList()}, true
 	}
 	bias := p.cfg.InOrder
@@ -399,9 +414,9 @@ func (p *Picker) onlySeeds() bool {
 }
 
 func (p *Picker) flyingList() (list []piece.Index) {
-	for i := range p.layout.Count() {
-		if p.flying.Has(piece.Index(i)) {
-			list = append(list, piece.Index(i))
+	for w, set := range p.flying.Words() {
+		for ; set != 0; set &= set - 1 {
+			list = append(list, first(w, set))
 		}
 	}
 	return list
