@@ -43,6 +43,8 @@ const (
 	forgetAfter = 2 * time.Minute
 	// intervalFirst is when to announce again while no owner has told it.
 	intervalFirst = time.Second
+	// roundPause is between two rounds of asking owners that answer wrongly or not at all.
+	roundPause = 100 * time.Millisecond
 	// leaveTimeout bounds the farewell.
 	leaveTimeout = time.Second
 )
@@ -68,6 +70,10 @@ type Config struct {
 	Inventory func() []api.Entry
 	// Local is the host's own coordinator, asked when no owner answers; nil: there is none.
 	Local Announcer
+	// Patience is how long owners that are silent, but refuse nothing, are asked before
+	// Local is: a pull starves machines of CPU, and an owner that is slow is not dead. If
+	// every host took it for dead at once, every host would go to the registry. Default 4 s.
+	Patience time.Duration
 	// Budget is how long one owner may take to answer before the next is asked. Shorter
 	// passes over owners that are merely busy. Default 1 s.
 	Budget time.Duration
@@ -117,6 +123,9 @@ func New(cfg Config) *Client {
 	}
 	if cfg.Budget <= 0 {
 		cfg.Budget = time.Second
+	}
+	if cfg.Patience <= 0 {
+		cfg.Patience = 4 * time.Second
 	}
 	if cfg.Inventory == nil {
 		cfg.Inventory = func() []api.Entry { return nil }
@@ -194,29 +203,52 @@ func (c *Client) forget(now time.Time) {
 }
 
 // Announce tells the task's owner and returns its answer. Owners are asked in the order of
-// the task until one answers, each for at most Budget, and the host's own coordinator
-// after all of them. Before Run, an announce waits its Budget for it.
+// the task until one answers, each for at most Budget. The host's own coordinator is the
+// last resort of a download that starts or starves: it is asked when every owner refuses
+// connections or has been silent for Patience. Before Run, an announce waits for it.
 //
 // The error tells of every owner that was tried; it is ctx's when that ended, and
 // [ErrStopped] when Run has.
 func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, error) {
-	var failures []error
-	for _, o := range c.route(e.Task) {
-		a, err := c.ask(ctx, o, e)
-		if err == nil {
-			return a, nil
+	patience := time.NewTimer(c.cfg.Patience)
+	defer patience.Stop()
+	for {
+		route := c.route(e.Task)
+		var failures []error
+		for _, o := range route {
+			a, err := c.ask(ctx, o, e)
+			if err == nil {
+				return a, nil
+			}
+			if ctx.Err() != nil || errors.Is(err, ErrStopped) {
+				return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
+			}
+			failures = append(failures, err)
 		}
-		if ctx.Err() != nil || errors.Is(err, ErrStopped) {
-			return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
-		}
-		failures = append(failures, err)
-	}
-	if c.cfg.Local == nil {
-		if len(failures) == 0 {
+		urgent := e.Event == api.Started || e.Event == api.Starving
+		switch {
+		case len(failures) == 0 && c.cfg.Local == nil:
 			failures = []error{errors.New("no owner is known")}
+			fallthrough
+		case c.cfg.Local == nil, len(route) > 0 && !urgent:
+			return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), errors.Join(failures...))
+		case c.lost():
+			return c.askLocal(ctx, e, failures)
 		}
-		return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), errors.Join(failures...))
+		select {
+		case <-patience.C:
+			return c.askLocal(ctx, e, failures)
+		case <-time.After(roundPause):
+		case <-ctx.Done():
+			return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), context.Cause(ctx))
+		case <-c.ended:
+			return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), ErrStopped)
+		}
 	}
+}
+
+// askLocal asks the host's own coordinator, after the owners failed.
+func (c *Client) askLocal(ctx context.Context, e api.Entry, failures []error) (api.Assignment, error) {
 	e = c.prepare(e, local)
 	a, err := c.cfg.Local.Announce(ctx, e)
 	if err != nil {
@@ -224,6 +256,19 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, err
 	}
 	c.told(ctx, e, local)
 	return a, nil
+}
+
+// lost reports whether every owner refuses connections, or has not answered for so long
+// that nobody should wait for it.
+func (c *Client) lost() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, o := range c.owners {
+		if !o.lost(c.cfg.Patience) {
+			return false
+		}
+	}
+	return true
 }
 
 // ask asks one owner, and the one that it redirects to.
@@ -251,23 +296,21 @@ func (c *Client) ask(ctx context.Context, o *owner, e api.Entry) (api.Assignment
 	return a, nil
 }
 
-// route lists the owners to ask for a task: those that answer, in the task's order. Where
-// there is no last resort, those that do not are worth a try as well.
+// route lists the owners to ask for a task: those that answer, in the task's order, then
+// those that are silent. One that is lost is asked only where there is no last resort.
 func (c *Client) route(id task.ID) (route []*owner) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var down []*owner
 	for _, addr := range c.order(id) {
-		if o := c.owners[addr]; o.down() {
-			down = append(down, o)
-		} else {
+		switch o := c.owners[addr]; {
+		case !o.down():
 			route = append(route, o)
+		case c.cfg.Local == nil || !o.lost(c.cfg.Patience):
+			down = append(down, o)
 		}
 	}
-	if c.cfg.Local == nil {
-		route = append(route, down...)
-	}
-	return route
+	return append(route, down...)
 }
 
 // order returns the addresses of the owners of a task, from the first to the last. Those

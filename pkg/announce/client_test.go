@@ -294,6 +294,30 @@ func TestTheOwnCoordinatorIsTheLastResort(t *testing.T) {
 	})
 }
 
+func TestASlowOwnerIsNotTakenForDead(t *testing.T) {
+	w, own := newTown("a:1"), &solo{}
+	const id = task.ID("app")
+	inTown(t, w, Config{Local: own}, func(t *testing.T, c *Client) {
+		assert.Equal(t, "a:1", answeredBy(t, c, started(id)))
+		w.set("a:1", func(o *script) { o.hung = true })
+		_, err := c.Announce(t.Context(), event(id, api.Progress))
+		require.Error(t, err, "news of a download that runs is no reason to go to the registry")
+		assert.Empty(t, own.lines())
+
+		go func() {
+			time.Sleep(2 * time.Second)
+			w.set("a:1", func(o *script) { o.hung = false })
+		}()
+		assert.Equal(t, "a:1", answeredBy(t, c, started("other")), "it answers late, and that is early enough")
+		assert.Empty(t, own.lines())
+
+		w.set("a:1", func(o *script) { o.hung = true })
+		began := time.Now()
+		assert.Equal(t, local, answeredBy(t, c, started("third")))
+		assert.LessOrEqual(t, time.Since(began), 5*time.Second)
+	})
+}
+
 func TestWithoutAnyOwnerTheOwnCoordinatorAnswersEverything(t *testing.T) {
 	own := &solo{}
 	inTown(t, newTown(), Config{Local: own}, func(t *testing.T, c *Client) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
@@ -35,6 +37,8 @@ type owner struct {
 	// try it, backoff apart, and nobody has to wait for it.
 	downSince time.Time
 	backoff   time.Duration
+	// refused says that its host answers, or its network does, but it does not.
+	refused bool
 	// declared says that it failed for so long that the others were told what it knew.
 	declared bool
 }
@@ -57,6 +61,20 @@ func newOwner(addr string) *owner {
 
 // down reports whether the last announce failed. Client.mu is held.
 func (o *owner) down() bool { return !o.downSince.IsZero() }
+
+// lost reports whether the owner is so surely gone that nobody should wait for it.
+// Client.mu is held.
+func (o *owner) lost(patience time.Duration) bool {
+	return o.down() && (o.refused || time.Since(o.downSince) >= patience)
+}
+
+// refuses reports whether an error is word from a host or a network that nobody listens,
+// not mere silence.
+func refuses(err error) bool {
+	var dns *net.DNSError
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH) ||
+		errors.As(err, &dns) && dns.IsNotFound
+}
 
 // enqueue puts a call in the queue. Client.mu is held.
 func (o *owner) enqueue(q *call) {
@@ -205,6 +223,7 @@ func (c *Client) failed(ctx context.Context, o *owner, b batch, err error) time.
 		o.downSince = now
 		c.log.Warn("owner does not answer", "owner", o.addr, "err", err)
 	}
+	o.refused = refuses(err)
 	o.backoff = min(max(backoffMin, 2*o.backoff), backoffMax)
 	// Whatever it knew, it may have forgotten when it comes back.
 	o.resync, o.backlog = true, nil

@@ -116,11 +116,8 @@ func (d *Download) assigned(a api.Assignment, err error) {
 	if a.Inline != nil || a.Facts != nil && a.Facts.Length == 0 {
 		d.takeInline(a)
 	}
-	if a.Seed && !d.complete && d.e.cfg.Origin != nil {
+	if a.Seed && d.e.cfg.Origin != nil {
 		d.maySeed = true
-		if !d.seeding {
-			d.startOrigin()
-		}
 	}
 	for _, n := range a.Neighbours {
 		d.dial(n)

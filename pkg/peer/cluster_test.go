@@ -155,6 +155,9 @@ type owner struct {
 	entries []api.Entry
 	events  map[host.ID][]api.Entry
 	answer  func(from *node, e api.Entry, a *api.Assignment) error
+	// refusal is the origin's last one, told for two seconds like a coordinator does.
+	refusal *api.Failure
+	refused time.Time
 }
 
 func (o *owner) announce(from *node, e api.Entry) (api.Assignment, error) {
@@ -169,6 +172,11 @@ func (o *owner) announce(from *node, e api.Entry) (api.Assignment, error) {
 		}
 	}
 	answer := o.answer
+	if o.refusal != nil && time.Since(o.refused) < 2*time.Second {
+		a.Failure = o.refusal
+		o.mu.Unlock()
+		return a, nil
+	}
 	o.mu.Unlock()
 	if seed == nil || seed == from {
 		a.Seed = true
@@ -268,6 +276,7 @@ type node struct {
 	host   host.Host
 	engine *peer.Engine
 	store  piece.Store
+	owner  *owner
 	cancel context.CancelFunc
 	done   chan error
 	dead   atomic.Bool
@@ -279,6 +288,9 @@ type node struct {
 func (n *node) SeedFacts(task.ID, piece.Facts) { n.seedFacts.Add(1) }
 func (n *node) SeedDone(task.ID)               { n.seedDone.Add(1) }
 func (n *node) SeedFailed(_ task.ID, f *api.Failure) {
+	n.owner.mu.Lock()
+	n.owner.refusal, n.owner.refused = f, time.Now()
+	n.owner.mu.Unlock()
 	select {
 	case n.failed <- f:
 	default:
@@ -329,7 +341,7 @@ func (s *swarm) node(store piece.Store) *node {
 func (s *swarm) prepare(store piece.Store) *node {
 	name := fmt.Sprintf("node-%d", s.count)
 	s.count++
-	n := &node{store: store, done: make(chan error, 1), failed: make(chan *api.Failure, 8)}
+	n := &node{owner: s.owner, store: store, done: make(chan error, 1), failed: make(chan *api.Failure, 8)}
 	if store == nil {
 		n.store = memstore.New(memstore.Config{})
 	}

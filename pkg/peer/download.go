@@ -77,8 +77,8 @@ type Download struct {
 	wg       sync.WaitGroup
 	ctx      context.Context
 	stats    counters
-	// wantedNow is a copy of what is wanted, for the origin's goroutine.
-	wantedNow atomic.Pointer[piece.Bitmap]
+	// neededNow is what only the origin can bring, for its goroutine.
+	neededNow atomic.Pointer[piece.Bitmap]
 	view      atomic.Pointer[TaskStatus]
 
 	// offerMu is held to leave or take what callers want, which the loop then adopts.
@@ -255,14 +255,17 @@ func (d *Download) step(now time.Time) {
 		d.forgetWants(now)
 		d.noteComplete()
 		d.request(now)
-		d.steerOrigin(now)
 	}
+	d.steerOrigin(now)
 	d.report()
 	d.announce(now)
 	d.forsaken(now)
 	if !now.Before(d.nextWatch) {
 		d.nextWatch = now.Add(watchEvery)
 		d.watch(now)
+		if d.seeding && d.pick != nil {
+			d.feedOrigin()
+		}
 		d.show()
 	}
 }
@@ -387,10 +390,32 @@ func (d *Download) updateWanted(now time.Time) {
 		}
 	}
 	d.pick.Want(wanted)
-	copied := wanted.Clone()
-	d.wantedNow.Store(&copied)
+	d.feedOrigin()
 	d.progress.signal()
 	d.lastUse = now
+}
+
+// feedOrigin tells the origin's goroutine what only the origin can bring: what is wanted
+// and no neighbour has. The last piece is given only after the whole content was checked, so
+// who wants it wants everything.
+func (d *Download) feedOrigin() {
+	needed := d.pick.Wanted().Clone()
+	if needed.Count() == 0 && d.e.held(d) {
+		// Who has the content open but no reader yet will want something in a moment:
+		// another request would have to be made for it.
+		needed.SetAll()
+	}
+	if n := needed.Len(); n > 0 {
+		if last := piece.Index(n - 1); needed.Has(last) && !d.pick.Offered(last) {
+			needed.SetAll()
+		}
+	}
+	for i := range piece.Index(needed.Len()) {
+		if d.pick.Offered(i) {
+			needed.Clear(i)
+		}
+	}
+	d.neededNow.Store(&needed)
 }
 
 // request asks for pieces while asking makes sense.

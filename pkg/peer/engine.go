@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -549,6 +550,12 @@ func (e *Engine) bury(d *Download) {
 	d.takeOffer()
 	var words *api.Failure
 	if !errors.As(d.err, &words) || !d.seeds() {
+		return
+	}
+	switch words.Status {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound:
+		// The reason may be whose credentials these were: who comes with others must not
+		// hear of it.
 		return
 	}
 	now := time.Now()

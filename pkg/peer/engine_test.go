@@ -131,6 +131,7 @@ func TestTheOriginsRefusalIsToldInItsOwnWords(t *testing.T) {
 			assert.Equal(t, "Bearer realm=\"x\"", f.Header["Www-Authenticate"])
 		}
 		assert.Equal(t, http.StatusUnauthorized, (<-seed.failed).Status)
+		time.Sleep(3 * time.Second)
 		s.origin.fail = nil
 		data, err := s.readAll(a)
 		require.NoError(t, err, "a second try succeeds once the origin does")

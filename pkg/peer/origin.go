@@ -90,8 +90,10 @@ func (d *Download) startOrigin() {
 	})
 }
 
-// steerOrigin asks the origin again when readers came back for more, and leaves it when
-// nobody has wanted anything for a while, be it in the middle of a body that hangs.
+// steerOrigin leaves the origin when nobody has wanted anything for a while, be it in the
+// middle of a body that hangs, and makes it a parent when the owner said so and nobody else
+// can bring what is wanted: not while a neighbour has more, so that an owner that takes
+// over, or a host that lost its owners, asks only for what nobody alive has.
 func (d *Download) steerOrigin(now time.Time) {
 	switch {
 	case d.seeding:
@@ -105,9 +107,23 @@ func (d *Download) steerOrigin(now time.Time) {
 			d.attested = true
 			d.startOrigin()
 		}
-	case d.maySeed && d.pick.Wants():
+	case d.maySeed && d.onlyOrigin():
 		d.startOrigin()
 	}
+}
+
+// onlyOrigin reports whether nobody but the origin can bring what is wanted now. Where
+// nothing is known of the content yet, its origin is asked at once.
+func (d *Download) onlyOrigin() bool {
+	if d.pick != nil && (len(d.dialing) > 0 || !d.pick.Starving()) {
+		return false
+	}
+	for _, l := range d.links {
+		if l.seed && !d.isSeed() {
+			return false // it is about to bring it
+		}
+	}
+	return true
 }
 
 func (d *Download) originEnded(o *originParent, err error) {
@@ -249,25 +265,21 @@ func (o *originParent) temporary(err error) bool {
 	return true
 }
 
-// next returns the first piece at or after i that is wanted and missing, the last piece
-// of all only when nothing else is missing; false when there is none.
+// next returns the first piece at or after i, or else from the beginning, that only the
+// origin can bring; the last piece of all only when nothing else is missing. It returns
+// false when there is none now.
 func (o *originParent) next(i piece.Index) (piece.Index, bool) {
 	replica := o.d.ledger.replica
 	n := piece.Index(replica.Facts().Layout().Count())
-	have := replica.Have()
-	wanted := o.d.wantedNow.Load()
-	// The last piece is not given before the whole was checked. And who has the content
-	// open but no reader yet will want something in a moment: another request would have
-	// to be made for it.
-	all := wanted == nil || wanted.Has(n-1) || wanted.Count() == 0 && o.d.e.held(o.d)
+	have, needed := replica.Have(), o.d.neededNow.Load()
 	for _, from := range []piece.Index{i, 0} {
 		for ; from < n-1; from++ {
-			if from = have.NextMissing(from); from < n-1 && (all || wanted.Has(from)) {
+			if from = have.NextMissing(from); from < n-1 && (needed == nil || needed.Has(from)) {
 				return from, true
 			}
 		}
 	}
-	return n - 1, all && n > 0 && !have.Has(n-1)
+	return n - 1, n > 0 && have.NextMissing(0) == n-1 && (needed == nil || needed.Has(n-1))
 }
 
 // stream makes one request and reads its body as far as it is useful.
@@ -403,7 +415,9 @@ func (o *originParent) pieces(at piece.Index, body io.Reader) error {
 		}
 		if i == n-1 {
 			if first, more := o.next(0); more && first < i {
-				return o.stillMissing(first)
+				return fmt.Errorf("%w: piece %d is still missing", errGap, first)
+			} else if !more {
+				return o.unwanted()
 			}
 			return o.finish(i, data)
 		}
@@ -428,10 +442,6 @@ func (o *originParent) pieces(at piece.Index, body io.Reader) error {
 
 // errGap asks for a new request further on.
 var errGap = errors.New("going on elsewhere in the content")
-
-func (o *originParent) stillMissing(i piece.Index) error {
-	return fmt.Errorf("%w: piece %d is still missing", errGap, i)
-}
 
 // keep stores one piece and vouches for it.
 func (o *originParent) keep(i piece.Index, data []byte) error {

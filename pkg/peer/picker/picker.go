@@ -118,6 +118,9 @@ func (p *Picker) Outstanding() int { return p.outstanding }
 // Want replaces the set of pieces that somebody asked for.
 func (p *Picker) Want(wanted piece.Bitmap) { p.wanted = wanted }
 
+// Wanted is the set of pieces that somebody asked for; read-only.
+func (p *Picker) Wanted() piece.Bitmap { return p.wanted }
+
 // Wants reports whether a wanted piece is missing.
 func (p *Picker) Wants() bool {
 	for w, word := range p.wanted.Words() {
@@ -207,6 +210,9 @@ func (p *Picker) Lacks(n Neighbour, i piece.Index) {
 		p.avail[i]--
 	}
 }
+
+// Offered reports whether any neighbour has piece i.
+func (p *Picker) Offered(i piece.Index) bool { return p.avail[i] > 0 }
 
 // HasMore reports whether a neighbour has a piece that is missing here.
 func (p *Picker) HasMore(n Neighbour) bool {
