@@ -212,9 +212,12 @@ func (c *Client) forget(now time.Time) {
 func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, error) {
 	patience := time.NewTimer(c.cfg.Patience)
 	defer patience.Stop()
+	var failures []error
 	for {
 		route := c.route(e.Task)
-		var failures []error
+		if len(route) > 0 {
+			failures = nil
+		}
 		for _, o := range route {
 			a, err := c.ask(ctx, o, e)
 			if err == nil {

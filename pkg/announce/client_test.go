@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -89,7 +90,7 @@ func (w *town) RoundTrip(r *http.Request) (*http.Response, error) {
 	o := w.owners[r.URL.Host]
 	if o == nil || o.dead {
 		w.mu.Unlock()
-		return nil, errors.New("connection refused")
+		return nil, syscall.ECONNREFUSED
 	}
 	hung, delay := o.hung, o.delay
 	w.mu.Unlock()
