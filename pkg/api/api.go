@@ -120,6 +120,8 @@ type Failure struct {
 	Body []byte `json:"body,omitempty"`
 	// Message says for people what was tried and how it failed; it holds no secret.
 	Message string `json:"message"`
+	// Wrong says that the content came and does not match its digest.
+	Wrong bool `json:"wrong,omitempty"`
 }
 
 // Error makes a Failure an error that every reader of a download can be told.

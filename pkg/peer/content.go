@@ -16,8 +16,10 @@ import (
 // Content is one task that somebody has open. Closing it is the opener's duty; the
 // download goes on for others, and for a while for nobody, in case the client returns.
 type Content struct {
-	d    *Download
-	once sync.Once
+	d *Download
+	// cached says that everything was here when it was opened.
+	cached bool
+	once   sync.Once
 }
 
 // Facts are the length, layout and media type of the content.
@@ -27,7 +29,7 @@ func (c *Content) Facts() piece.Facts { return c.d.ledger.replica.Facts() }
 func (c *Content) Sources() Sources { return c.d.sources() }
 
 // Cached reports whether everything was here before this content was opened.
-func (c *Content) Cached() bool { return c.d.ledger.cached }
+func (c *Content) Cached() bool { return c.cached }
 
 // Close ends the use of the content; closing twice is no error.
 func (c *Content) Close() error {

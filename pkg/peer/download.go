@@ -186,7 +186,7 @@ func (d *Download) status() TaskStatus {
 		s.Sources = d.sources()
 		return s
 	}
-	return TaskStatus{ID: d.id}
+	return TaskStatus{ID: d.id, Sources: d.sources()}
 }
 
 // run is the loop: it takes events and time, and decides. It ends when nobody needs the

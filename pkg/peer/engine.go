@@ -323,11 +323,13 @@ func (e *Engine) Open(ctx context.Context, spec task.Spec) (*Content, error) {
 	c := &Content{d: d}
 	select {
 	case <-d.ledger.ready:
+		c.cached = d.ledger.cached || d.ledger.replica.Have().Full()
 		return c, nil
 	default:
 	}
 	select {
 	case <-d.ledger.ready:
+		c.cached = d.ledger.cached
 		return c, nil
 	case <-d.done:
 		err = d.failure()

@@ -176,7 +176,7 @@ func (d *Download) originWrong(o *originParent, wrong error) {
 	switch {
 	case !again:
 		d.seeding = true
-		d.err = &api.Failure{Status: http.StatusBadGateway, Message: wrong.Error()}
+		d.err = &api.Failure{Status: http.StatusBadGateway, Message: wrong.Error(), Wrong: true}
 	case d.background:
 		d.again = true
 		spec := d.spec
