@@ -47,6 +47,9 @@ type Config struct {
 	Store Store
 	// Owners lists the API addresses of all live owners for the answers; nil tells none.
 	Owners func() []string
+	// Observe is told of every announce of another host and how long its answer took; nil
+	// tells nobody. It must not block.
+	Observe func(r api.AnnounceRequest, took time.Duration)
 	// Logger takes what happens; nil discards it.
 	Logger *slog.Logger
 }
@@ -144,6 +147,9 @@ func (c *Coordinator) Announce(ctx context.Context, e api.Entry) (api.Assignment
 // as a whole is wrong, and wraps [scheduler.ErrFull] when there is no room for another host.
 // An entry that is wrong by itself is answered with a Failure and hinders no other.
 func (c *Coordinator) ServeAnnounce(_ context.Context, r api.AnnounceRequest) (api.AnnounceResponse, error) {
+	if c.cfg.Observe != nil {
+		defer func(began time.Time) { c.cfg.Observe(r, time.Since(began)) }(time.Now())
+	}
 	if err := checkRequest(r); err != nil {
 		return api.AnnounceResponse{}, err
 	}

@@ -44,21 +44,6 @@ const (
 	Heard Direction = "heard" // others told this host
 )
 
-// Place is the part of the program in which an error happened.
-type Place string
-
-// The places.
-const (
-	InOrigin   Place = "origin"
-	InStore    Place = "store"
-	InPeer     Place = "peer"
-	InAnnounce Place = "announce"
-	InGossip   Place = "gossip"
-	InMirror   Place = "mirror"
-)
-
-var allPlaces = []Place{InOrigin, InStore, InPeer, InAnnounce, InGossip, InMirror}
-
 // known keeps values that somebody made up from becoming series: they count as fallback.
 func known[T ~string](v T, all []T, fallback T) string {
 	if slices.Contains(all, v) {
@@ -76,16 +61,6 @@ func counters[T ~string](reg prometheus.Registerer, name, help, label string, va
 	}
 	reg.MustRegister(v)
 	return v
-}
-
-func counter(reg prometheus.Registerer, name, help string) prometheus.Counter {
-	c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
-	reg.MustRegister(c)
-	return c
-}
-
-func gauge(reg prometheus.Registerer, name, help string, value func() float64) {
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 }
 
 // Pulls are the contents that clients asked this host for.
@@ -137,64 +112,74 @@ func (p *Pulls) count(pull Pull) {
 	}
 }
 
-// Swarm is the exchange of pieces with other hosts and the origin.
-type Swarm struct {
-	received, pieces, busy *prometheus.CounterVec
-	sent, sentPieces, bad  prometheus.Counter
+// SwarmStats are the counters of the exchange of pieces since the start, in bytes where
+// nothing else is said, and what of it goes on now.
+type SwarmStats struct {
+	Peers, Seed, Origin  int64 // verified and stored, by their source
+	Duplicate            int64
+	Sent                 int64
+	BadPieces            int64 // pieces
+	BusyTold, BusyHeard  int64 // requests
+	Slots, SlotsUsed     int
+	Connections, Running int
 }
 
-// NewSwarm registers the group; slots tells how many upload slots are used, of how many,
-// at the time of the call.
-func NewSwarm(reg prometheus.Registerer, slots func() (used, all int)) *Swarm {
-	sources := []Source{FromPeers, FromSeed, FromOrigin}
-	gauge(reg, "darter_upload_slots", "Pieces that this host serves at once, at most.", func() float64 { _, all := slots(); return float64(all) })
-	gauge(reg, "darter_upload_slots_used", "Pieces that this host serves now.", func() float64 { used, _ := slots(); return float64(used) })
-	return &Swarm{
-		received:   counters(reg, "darter_received_bytes_total", "Content that came in, verified or not, by its source.", "source", sources),
-		pieces:     counters(reg, "darter_pieces_total", "Pieces verified and stored, by their source.", "source", sources),
-		sent:       counter(reg, "darter_sent_bytes_total", "Content sent to other hosts."),
-		sentPieces: counter(reg, "darter_pieces_sent_total", "Pieces sent to other hosts."),
-		bad:        counter(reg, "darter_pieces_bad_total", "Pieces that came with a wrong digest and were thrown away."),
-		busy:       counters(reg, "darter_busy_total", "Requests refused for want of an upload slot, told to others or heard from them.", "direction", []Direction{Told, Heard}),
+// NewSwarm registers what an engine counts; stats is called once per scrape.
+func NewSwarm(reg prometheus.Registerer, stats func() SwarmStats) {
+	c := &collector{}
+	for source, value := range map[Source]func(SwarmStats) int64{
+		FromPeers:  func(s SwarmStats) int64 { return s.Peers },
+		FromSeed:   func(s SwarmStats) int64 { return s.Seed },
+		FromOrigin: func(s SwarmStats) int64 { return s.Origin },
+	} {
+		add(c, "darter_received_bytes_total", "Content that came in, verified and stored, by its source.", prometheus.CounterValue, value, "source", string(source))
+	}
+	add(c, "darter_duplicate_bytes_total", "Content that came in although it was here already.", prometheus.CounterValue, func(s SwarmStats) int64 { return s.Duplicate })
+	add(c, "darter_sent_bytes_total", "Content sent to other hosts.", prometheus.CounterValue, func(s SwarmStats) int64 { return s.Sent })
+	add(c, "darter_pieces_bad_total", "Pieces that came with a wrong digest and were thrown away.", prometheus.CounterValue, func(s SwarmStats) int64 { return s.BadPieces })
+	const busy = "Requests refused for want of an upload slot, told to others or heard from them."
+	add(c, "darter_busy_total", busy, prometheus.CounterValue, func(s SwarmStats) int64 { return s.BusyTold }, "direction", string(Told))
+	add(c, "darter_busy_total", busy, prometheus.CounterValue, func(s SwarmStats) int64 { return s.BusyHeard }, "direction", string(Heard))
+	add(c, "darter_upload_slots", "Pieces that this host serves at once, at most.", prometheus.GaugeValue, func(s SwarmStats) int64 { return int64(s.Slots) })
+	add(c, "darter_upload_slots_used", "Pieces that this host serves now.", prometheus.GaugeValue, func(s SwarmStats) int64 { return int64(s.SlotsUsed) })
+	add(c, "darter_connections", "Connections of the piece wire that are open.", prometheus.GaugeValue, func(s SwarmStats) int64 { return int64(s.Connections) })
+	add(c, "darter_downloads", "Contents in memory: they are downloaded, read or served.", prometheus.GaugeValue, func(s SwarmStats) int64 { return int64(s.Running) })
+	c.read = func() any { return stats() }
+	reg.MustRegister(c)
+}
+
+// collector turns one reading into many metrics, so that they are of one moment.
+type collector struct {
+	read    func() any
+	metrics []metric
+}
+
+type metric struct {
+	desc  *prometheus.Desc
+	kind  prometheus.ValueType
+	value func(any) int64
+}
+
+// add adds one metric whose value is a part of a reading of type S; label is a name and its
+// value, or nothing.
+func add[S any](c *collector, name, help string, kind prometheus.ValueType, value func(S) int64, label ...string) {
+	var labels prometheus.Labels
+	if len(label) == 2 {
+		labels = prometheus.Labels{label[0]: label[1]}
+	}
+	c.metrics = append(c.metrics, metric{prometheus.NewDesc(name, help, nil, labels), kind, func(s any) int64 { return value(s.(S)) }})
+}
+
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, m := range c.metrics {
+		ch <- m.desc
 	}
 }
 
-// Received counts content that came in.
-func (s *Swarm) Received(from Source, bytes int64) {
-	if s != nil && from != FromCache {
-		s.received.WithLabelValues(known(from, allSources, FromPeers)).Add(float64(max(0, bytes)))
-	}
-}
-
-// Stored counts a piece that was verified and stored.
-func (s *Swarm) Stored(from Source) {
-	if s != nil && from != FromCache {
-		s.pieces.WithLabelValues(known(from, allSources, FromPeers)).Inc()
-	}
-}
-
-// Sent counts content that another host was given; piece says that it ended a piece.
-func (s *Swarm) Sent(bytes int64, piece bool) {
-	if s == nil {
-		return
-	}
-	s.sent.Add(float64(max(0, bytes)))
-	if piece {
-		s.sentPieces.Inc()
-	}
-}
-
-// Bad counts a piece with a wrong digest.
-func (s *Swarm) Bad() {
-	if s != nil {
-		s.bad.Inc()
-	}
-}
-
-// Busy counts a request that was refused for want of a slot.
-func (s *Swarm) Busy(d Direction) {
-	if s != nil {
-		s.busy.WithLabelValues(known(d, []Direction{Told, Heard}, Heard)).Inc()
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	now := c.read()
+	for _, m := range c.metrics {
+		ch <- prometheus.MustNewConstMetric(m.desc, m.kind, float64(m.value(now)))
 	}
 }
 
@@ -205,36 +190,14 @@ type StoreStats struct {
 	Evictions    int64 // since the start
 }
 
-type store struct {
-	stats                          func() StoreStats
-	bytes, quota, tasks, evictions *prometheus.Desc
-}
-
-// NewStore registers the group; stats is called once per scrape.
+// NewStore registers what a store holds; stats is called once per scrape.
 func NewStore(reg prometheus.Registerer, stats func() StoreStats) {
-	desc := func(name, help string) *prometheus.Desc { return prometheus.NewDesc(name, help, nil, nil) }
-	reg.MustRegister(&store{
-		stats:     stats,
-		bytes:     desc("darter_store_bytes", "Disk that the pieces occupy."),
-		quota:     desc("darter_store_quota_bytes", "Disk that the pieces may occupy; 0 where only the file system bounds them."),
-		tasks:     desc("darter_store_tasks", "Contents that are stored, whole or in part."),
-		evictions: desc("darter_store_evictions_total", "Contents evicted to make room."),
-	})
-}
-
-func (s *store) Describe(ch chan<- *prometheus.Desc) {
-	ch <- s.bytes
-	ch <- s.quota
-	ch <- s.tasks
-	ch <- s.evictions
-}
-
-func (s *store) Collect(ch chan<- prometheus.Metric) {
-	now := s.stats()
-	ch <- prometheus.MustNewConstMetric(s.bytes, prometheus.GaugeValue, float64(now.Bytes))
-	ch <- prometheus.MustNewConstMetric(s.quota, prometheus.GaugeValue, float64(now.Quota))
-	ch <- prometheus.MustNewConstMetric(s.tasks, prometheus.GaugeValue, float64(now.Tasks))
-	ch <- prometheus.MustNewConstMetric(s.evictions, prometheus.CounterValue, float64(now.Evictions))
+	c := &collector{read: func() any { return stats() }}
+	add(c, "darter_store_bytes", "Disk that the pieces occupy.", prometheus.GaugeValue, func(s StoreStats) int64 { return s.Bytes })
+	add(c, "darter_store_quota_bytes", "Disk that the pieces may occupy; 0 where only the file system bounds them.", prometheus.GaugeValue, func(s StoreStats) int64 { return s.Quota })
+	add(c, "darter_store_tasks", "Contents that are stored, whole or in part.", prometheus.GaugeValue, func(s StoreStats) int64 { return int64(s.Tasks) })
+	add(c, "darter_store_evictions_total", "Contents evicted to make room.", prometheus.CounterValue, func(s StoreStats) int64 { return s.Evictions })
+	reg.MustRegister(c)
 }
 
 // Owner is what a coordinator does for the tasks that it owns.
@@ -247,11 +210,15 @@ type Owner struct {
 // events are those of the announces; another one counts as "other".
 var events = []string{"started", "progress", "completed", "stopped", "starving", "other"}
 
-// NewOwner registers the group; running tells how many seeds run, hosts how many hosts are
-// known, both at the time of the call.
-func NewOwner(reg prometheus.Registerer, running, hosts func() int) *Owner {
-	gauge(reg, "darter_seeds_running", "Contents that this host brings from an origin now.", func() float64 { return float64(running()) })
-	gauge(reg, "darter_hosts", "Hosts that announced themselves and are taken to be alive.", func() float64 { return float64(hosts()) })
+// OwnerStats is what a coordinator knows at one time.
+type OwnerStats struct{ Hosts, Seeding int }
+
+// NewOwner registers the group; stats is called once per scrape.
+func NewOwner(reg prometheus.Registerer, stats func() OwnerStats) *Owner {
+	c := &collector{read: func() any { return stats() }}
+	add(c, "darter_seeds_running", "Contents that this host brings from an origin now.", prometheus.GaugeValue, func(s OwnerStats) int64 { return int64(s.Seeding) })
+	add(c, "darter_hosts", "Hosts that announced themselves and are taken to be alive.", prometheus.GaugeValue, func(s OwnerStats) int64 { return int64(s.Hosts) })
+	reg.MustRegister(c)
 	o := &Owner{
 		announces: counters(reg, "darter_announces_total", "Entries of announces taken in, by their event.", "event", events),
 		took: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "darter_announce_seconds",
@@ -277,20 +244,5 @@ func (o *Owner) Announced(took time.Duration, entries ...string) {
 func (o *Owner) Seeded(r Result) {
 	if o != nil {
 		o.seeds.WithLabelValues(known(r, allResults, Failed)).Inc()
-	}
-}
-
-// Errors counts what went wrong in a part of the program, told to somebody or not.
-type Errors struct{ total *prometheus.CounterVec }
-
-// NewErrors registers the group.
-func NewErrors(reg prometheus.Registerer) *Errors {
-	return &Errors{counters(reg, "darter_errors_total", "Errors, by the part of the program that met them.", "place", allPlaces)}
-}
-
-// Count counts one error.
-func (e *Errors) Count(p Place) {
-	if e != nil && slices.Contains(allPlaces, p) {
-		e.total.WithLabelValues(string(p)).Inc()
 	}
 }

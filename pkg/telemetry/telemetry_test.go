@@ -30,17 +30,19 @@ import (
 )
 
 // everything registers all groups.
-func everything() (*prometheus.Registry, *telemetry.Pulls, *telemetry.Swarm, *telemetry.Owner, *telemetry.Errors) {
+func everything() (*prometheus.Registry, *telemetry.Pulls, *telemetry.Owner) {
 	reg := telemetry.NewRegistry(telemetry.ReadBuild())
 	telemetry.NewStore(reg, func() telemetry.StoreStats {
 		return telemetry.StoreStats{Bytes: 10, Quota: 20, Tasks: 3, Evictions: 4}
 	})
-	return reg, telemetry.NewPulls(reg), telemetry.NewSwarm(reg, func() (int, int) { return 1, 4 }),
-		telemetry.NewOwner(reg, func() int { return 2 }, func() int { return 7 }), telemetry.NewErrors(reg)
+	telemetry.NewSwarm(reg, func() telemetry.SwarmStats {
+		return telemetry.SwarmStats{Peers: 100, Seed: 90, Origin: 80, Duplicate: 70, Sent: 60, BadPieces: 5, BusyTold: 6, BusyHeard: 7, Slots: 4, SlotsUsed: 1, Connections: 8, Running: 9}
+	})
+	return reg, telemetry.NewPulls(reg), telemetry.NewOwner(reg, func() telemetry.OwnerStats { return telemetry.OwnerStats{Seeding: 2, Hosts: 7} })
 }
 
 func TestDocsListExactlyTheMetricsThatThereAre(t *testing.T) {
-	reg, _, _, _, _ := everything()
+	reg, _, _ := everything()
 	families, err := reg.Gather()
 	require.NoError(t, err)
 	var have []string
@@ -65,18 +67,14 @@ func TestDocsListExactlyTheMetricsThatThereAre(t *testing.T) {
 }
 
 func TestLabelsHaveNoValueThatSomebodyMadeUp(t *testing.T) {
-	reg, pulls, swarm, owner, errs := everything()
+	reg, pulls, owner := everything()
 	before, err := testutil.GatherAndCount(reg)
 	require.NoError(t, err)
 	for i := range 50 {
 		evil := fmt.Sprint("x", i)
 		pulls.Finished(nil, telemetry.Pull{Kind: task.Kind(evil), Result: telemetry.Result(evil), FirstByte: 1, Total: 1})
-		swarm.Received(telemetry.Source(evil), 1)
-		swarm.Stored(telemetry.Source(evil))
-		swarm.Busy(telemetry.Direction(evil))
 		owner.Announced(time.Second, evil, string(api.Started))
 		owner.Seeded(telemetry.Result(evil))
-		errs.Count(telemetry.Place(evil))
 	}
 	after, err := testutil.GatherAndCount(reg)
 	require.NoError(t, err)
@@ -84,22 +82,14 @@ func TestLabelsHaveNoValueThatSomebodyMadeUp(t *testing.T) {
 }
 
 func TestWhatHappensIsCounted(t *testing.T) {
-	reg, pulls, swarm, owner, errs := everything()
+	reg, pulls, owner := everything()
 	pulls.Finished(nil, telemetry.Pull{Kind: task.Blob, Result: telemetry.OK, FirstByte: time.Millisecond, Total: time.Second,
 		Bytes: telemetry.Bytes{Peers: 5, Seed: 4, Origin: 3, Cache: 2}})
 	pulls.Finished(nil, telemetry.Pull{Kind: task.Blob, Result: telemetry.Refused, Total: time.Second})
-	swarm.Received(telemetry.FromPeers, 100)
-	swarm.Received(telemetry.FromSeed, -1)
-	swarm.Stored(telemetry.FromOrigin)
-	swarm.Sent(50, false)
-	swarm.Sent(50, true)
-	swarm.Bad()
-	swarm.Busy(telemetry.Told)
 	for _, e := range []api.Event{api.Started, api.Progress, api.Completed, api.Stopped, api.Starving} {
 		owner.Announced(time.Millisecond, string(e))
 	}
 	owner.Seeded(telemetry.Failed)
-	errs.Count(telemetry.InStore)
 	rec := httptest.NewRecorder()
 	telemetry.Admin(reg, &telemetry.Ready{}, telemetry.Build{}, nil).ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
 	require.Equal(t, 200, rec.Code)
@@ -114,12 +104,15 @@ func TestWhatHappensIsCounted(t *testing.T) {
 		`darter_pull_first_byte_seconds_count 1`,
 		`darter_pull_seconds_count 1`,
 		`darter_received_bytes_total{source="peers"} 100`,
-		`darter_received_bytes_total{source="seed"} 0`,
-		`darter_pieces_total{source="origin"} 1`,
-		`darter_sent_bytes_total 100`,
-		`darter_pieces_sent_total 1`,
-		`darter_pieces_bad_total 1`,
-		`darter_busy_total{direction="told"} 1`,
+		`darter_received_bytes_total{source="seed"} 90`,
+		`darter_received_bytes_total{source="origin"} 80`,
+		`darter_duplicate_bytes_total 70`,
+		`darter_sent_bytes_total 60`,
+		`darter_pieces_bad_total 5`,
+		`darter_busy_total{direction="told"} 6`,
+		`darter_busy_total{direction="heard"} 7`,
+		`darter_connections 8`,
+		`darter_downloads 9`,
 		`darter_upload_slots 4`,
 		`darter_upload_slots_used 1`,
 		`darter_store_bytes 10`,
@@ -132,7 +125,6 @@ func TestWhatHappensIsCounted(t *testing.T) {
 		`darter_seeds_total{result="failed"} 1`,
 		`darter_seeds_running 2`,
 		`darter_hosts 7`,
-		`darter_errors_total{place="store"} 1`,
 	} {
 		assert.Contains(t, rec.Body.String(), "\n"+line+"\n")
 	}
@@ -141,19 +133,11 @@ func TestWhatHappensIsCounted(t *testing.T) {
 func TestGroupsThatAreNotThereCountNothing(t *testing.T) {
 	var (
 		pulls *telemetry.Pulls
-		swarm *telemetry.Swarm
 		owner *telemetry.Owner
-		errs  *telemetry.Errors
 	)
 	pulls.Finished(nil, telemetry.Pull{})
-	swarm.Received(telemetry.FromPeers, 1)
-	swarm.Stored(telemetry.FromPeers)
-	swarm.Sent(1, true)
-	swarm.Bad()
-	swarm.Busy(telemetry.Told)
 	owner.Announced(0, "started")
 	owner.Seeded(telemetry.OK)
-	errs.Count(telemetry.InStore)
 }
 
 func logger(t *testing.T, w io.Writer, format string) *slog.Logger {
@@ -300,7 +284,7 @@ func TestACheckThatHangsIsMissing(t *testing.T) {
 }
 
 func TestTheAdminPortAnswersWhatAnOperatorAsks(t *testing.T) {
-	reg, _, _, _, _ := everything()
+	reg, _, _ := everything()
 	h := telemetry.Admin(reg, &telemetry.Ready{}, telemetry.Build{Version: "v9.8.7", Go: "go1"}, nil)
 	for path, want := range map[string]string{
 		"/": "v9.8.7", "/metrics": "darter_build_info{", "/debug/pprof/": "goroutine", "/debug/pprof/cmdline": ".test",
@@ -323,12 +307,4 @@ func TestTheBuildIsToldInOneLine(t *testing.T) {
 	assert.Equal(t, "(devel), go1.26.0", telemetry.Build{Version: "(devel)", Go: "go1.26.0"}.String())
 	assert.NotEmpty(t, telemetry.ReadBuild().Go)
 	assert.NotEmpty(t, telemetry.ReadBuild().Version)
-}
-
-func BenchmarkReceived(b *testing.B) {
-	_, _, swarm, _, _ := everything()
-	b.ReportAllocs()
-	for b.Loop() {
-		swarm.Received(telemetry.FromPeers, 1<<18)
-	}
 }

@@ -74,6 +74,8 @@ type Store struct {
 	queue   []*entry
 	working bool // a goroutine settles what is in queue
 	closed  bool
+	// evictions since the store was opened.
+	evictions int64
 
 	workers sync.WaitGroup // that goroutine; Close waits
 	buffers sync.Pool      // *[]byte of bufferSize
@@ -598,13 +600,15 @@ type Usage struct {
 	// Used is what the quota counts, in bytes; Quota is 0 when there is none.
 	Used, Quota int64
 	Tasks       int
+	// Evictions counts what was taken out to make room, since the store was opened.
+	Evictions int64
 }
 
 // Usage tells how full the store is.
 func (s *Store) Usage() Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Usage{Used: s.used, Quota: s.cfg.Quota, Tasks: len(s.tasks)}
+	return Usage{Used: s.used, Quota: s.cfg.Quota, Tasks: len(s.tasks), Evictions: s.evictions}
 }
 
 // Remove implements [piece.Store].
@@ -837,6 +841,7 @@ func (s *Store) evict(list []victim, size int64) []victim {
 			return list[:k]
 		}
 		freed += v.size
+		s.evictions++
 		if v.e != nil {
 			s.leave(v.e)
 		} else {

@@ -195,6 +195,7 @@ func TestASmallerQuotaIsReachedAtTheNextStart(t *testing.T) {
 	require.NoError(t, s.Close())
 	s = mustOpen(t, diskstore.Config{Dir: dir, Quota: 5 << 20})
 	assert.LessOrEqual(t, s.Usage().Used, int64(0.85*(5<<20)))
+	assert.Positive(t, s.Usage().Evictions)
 	assert.Len(t, s.Inventory(), 4)
 	require.NoError(t, s.Close())
 }
