@@ -173,7 +173,8 @@ type Origins struct {
 	// clientCert and clientKey (files, for registries that ask for a certificate), plainHTTP
 	// (true to speak HTTP), username and passwordFile (the node's own credentials: every local
 	// client then pulls with them), proxy (URL of an HTTP proxy, or "none"; default: what
-	// HTTPS_PROXY, HTTP_PROXY and NO_PROXY say).
+	// HTTPS_PROXY, HTTP_PROXY and NO_PROXY say), allowPrivateRealm (true where the registry's token
+	// service is named by a private IP address other than the registry's).
 	Upstreams []Upstream `key:"upstreams" default:"docker.io,ghcr.io,quay.io,gcr.io,registry.k8s.io,mcr.microsoft.com,public.ecr.aws"`
 	// AllowUnlisted lets clients name any registry, not only those in upstreams. Whoever
 	// reaches the mirror can then make this node ask any host, those of your internal network too.
@@ -198,7 +199,11 @@ type Upstream struct {
 	Username     string `key:"username"`
 	PasswordFile string `key:"passwordFile"`
 	// Proxy is the URL of an HTTP proxy, or "none"; empty follows the environment.
-	Proxy string `key:"proxy"`
+	Proxy secret.String `key:"proxy"`
+	// AllowPrivateRealm lets the registry's token service be named by a private IP address
+	// that is not the registry's own. Without it a registry cannot make this node ask such
+	// an address.
+	AllowPrivateRealm bool `key:"allowPrivateRealm"`
 }
 
 // UnmarshalText reads the short form HOST or HOST=URL.

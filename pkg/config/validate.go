@@ -231,7 +231,7 @@ func (u *Upstream) check() error {
 		return fmt.Errorf("%s: username and passwordFile belong together; set both", u.Host)
 	}
 	if u.Proxy != "" && u.Proxy != "none" {
-		if p, err := url.Parse(u.Proxy); err != nil || p.Host == "" {
+		if p, err := url.Parse(u.Proxy.Reveal()); err != nil || p.Host == "" {
 			return fmt.Errorf("%s: proxy is no URL; write for example http://proxy.corp:3128, or none", u.Host)
 		}
 	}

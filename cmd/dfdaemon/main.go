@@ -1,0 +1,29 @@
+// Dfdaemon is Darter's program on every node: registry mirror, local API and peer.
+//
+// It ends with 0 only after a clean end, with 2 when a flag or setting is wrong, and with 1
+// after any other failure. Start at [run].
+package main
+
+import (
+	"os"
+
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/daemon"
+	"github.com/darter-io/darter/pkg/node"
+)
+
+func main() { os.Exit(run()) }
+
+// run is the program; it returns the exit code.
+func run() int {
+	cfg := new(config.Dfdaemon)
+	return node.Main(node.Program{
+		Name:  "dfdaemon",
+		Short: "Registry mirror, local API and peer of one node",
+		Long: `Dfdaemon runs on every node. Container runtimes pull through its registry mirror, dfget gets
+files from its local API, and it exchanges pieces with the dfdaemons of other nodes. Without
+any supernode it is a pull-through cache by itself.`,
+		Settings: cfg, Log: &cfg.Log, Status: &cfg.API.Listen, StatusFlag: "api-listen",
+		New: func(rt node.Runtime) (node.Runner, error) { return daemon.New(*cfg, rt.Logger) },
+	})
+}

@@ -1,0 +1,29 @@
+// Supernode is Darter's program that leads tasks: it fetches each content once from its
+// origin and tells peers of each other.
+//
+// It ends with 0 only after a clean end, with 2 when a flag or setting is wrong, and with 1
+// after any other failure. Start at [run].
+package main
+
+import (
+	"os"
+
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/node"
+	"github.com/darter-io/darter/pkg/supernode"
+)
+
+func main() { os.Exit(run()) }
+
+// run is the program; it returns the exit code.
+func run() int {
+	cfg := new(config.Supernode)
+	return node.Main(node.Program{
+		Name:  "supernode",
+		Short: "Leader of tasks and seed of a cluster",
+		Long: `Supernode leads tasks: dfdaemons announce themselves to it, it tells them of each other, and it
+fetches each content once from its origin while they exchange the pieces.`,
+		Settings: cfg, Log: &cfg.Log, Status: &cfg.Admin.Listen, StatusFlag: "admin-listen",
+		New: func(rt node.Runtime) (node.Runner, error) { return supernode.New(*cfg, rt.Logger) },
+	})
+}

@@ -1,0 +1,310 @@
+package daemon_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/daemon"
+	"github.com/darter-io/darter/pkg/dfget"
+	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/supernode"
+	"github.com/darter-io/darter/test/registrytest"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction(registrytest.LeakIgnored), goleak.Cleanup(func(int) { http.DefaultClient.CloseIdleConnections() }))
+}
+
+// log writes to the test's log until the test is over.
+func log(t *testing.T, name string) *slog.Logger {
+	var mu sync.Mutex
+	over := false
+	t.Cleanup(func() { mu.Lock(); over = true; mu.Unlock() })
+	return slog.New(slog.NewTextHandler(writer(func(b []byte) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !over {
+			t.Logf("%s: %s", name, bytes.TrimSpace(b))
+		}
+		return len(b), nil
+	}), nil))
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(b []byte) (int, error) { return w(b) }
+
+// run runs a program until the function that it returns is called or the test is over.
+func run(t *testing.T, program interface{ Run(context.Context) error }) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- program.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-ended:
+			assert.NoError(t, err)
+		case <-time.After(30 * time.Second):
+			t.Error("it did not end")
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+// settings are the defaults, on free loopback ports, for one registry.
+func settings(t *testing.T, r *registrytest.Registry, name string) config.Dfdaemon {
+	var cfg config.Dfdaemon
+	require.NoError(t, config.NewForm("dfdaemon", &cfg).Load([]string{
+		"DARTER_NODE_NAME=" + name, "DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), name), "DARTER_CACHE_QUOTA=1GiB",
+		"DARTER_MIRROR_LISTEN=127.0.0.1:0", "DARTER_API_LISTEN=127.0.0.1:0", "DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_DRAIN_TIMEOUT=10s",
+	}))
+	cfg.Files.AllowAddresses = []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}
+	if r != nil {
+		cfg.Upstreams = []config.Upstream{{Host: r.Host(), URLs: []string{r.URL()}, PlainHTTP: true}}
+	}
+	return cfg
+}
+
+// start runs a dfdaemon.
+func start(t *testing.T, cfg config.Dfdaemon) (d *daemon.Daemon, stop func()) {
+	d, err := daemon.New(cfg, log(t, cfg.Node.Name))
+	require.NoError(t, err)
+	return d, run(t, d)
+}
+
+// image lies in a registry.
+func image(t *testing.T, r *registrytest.Registry, layers ...int64) registrytest.Pushed {
+	img, err := registrytest.NewImage(7, layers)
+	require.NoError(t, err)
+	p, err := r.Push(t.Context(), "team/app", "v1", img)
+	require.NoError(t, err)
+	r.Reset()
+	return p
+}
+
+// pull gets everything through a mirror, all blobs at once, and checks each digest.
+func pull(ctx context.Context, mirror string, r *registrytest.Registry, p registrytest.Pushed) error {
+	var g errgroup.Group
+	for _, o := range p.Objects {
+		g.Go(func() error {
+			kind := "blobs"
+			if o.Kind == "manifest" {
+				kind = "manifests"
+			}
+			return get(ctx, fmt.Sprintf("http://%s/v2/%s/%s/%s?ns=%s", mirror, p.Repository, kind, o.Digest, r.Host()), o.Digest, o.MediaType, nil)
+		})
+	}
+	return g.Wait()
+}
+
+func get(ctx context.Context, url, digest, mediaType string, began func()) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Accept", mediaType+", */*")
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		b, _ := io.ReadAll(res.Body)
+		return fmt.Errorf("%s: %s: %s", url, res.Status, b)
+	}
+	h := sha256.New()
+	if began != nil {
+		_, err = io.CopyN(h, res.Body, 1)
+		began()
+	}
+	if err == nil {
+		_, err = io.Copy(h, res.Body)
+	}
+	if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); err == nil && got != digest {
+		err = fmt.Errorf("%s has digest %s", url, got)
+	}
+	return err
+}
+
+// once proves that the registry sent each byte once, pings (2 bytes each) apart.
+func once(t *testing.T, r *registrytest.Registry, p registrytest.Pushed, why string) {
+	t.Helper()
+	sent := r.Counts().Egress
+	assert.GreaterOrEqual(t, sent, p.Bytes())
+	assert.Less(t, sent, p.Bytes()+100, why)
+}
+
+// soon waits until a status is as wanted: a download counts its last bytes a moment after a
+// client has them.
+func soon(t *testing.T, addr string, check func(*assert.CollectT, api.Status)) {
+	t.Helper()
+	require.EventuallyWithT(t, func(c *assert.CollectT) { check(c, status(t, addr)) }, 10*time.Second, 10*time.Millisecond)
+}
+
+func status(t *testing.T, addr string) (s api.Status) {
+	res, err := http.Get("http://" + addr + api.PathStatus)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	require.NoError(t, json.NewDecoder(res.Body).Decode(&s))
+	return s
+}
+
+func TestADaemonAloneIsAPullThroughMirrorAndKeepsItsCache(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{})
+	p := image(t, r, 3e6, 1e6, 50e3)
+	cfg := settings(t, r, "alone")
+	d, stop := start(t, cfg)
+
+	require.NoError(t, pull(t.Context(), d.Addrs()["mirror"], r, p))
+	once(t, r, p, "each byte left the registry once")
+	soon(t, d.Addrs()["api"], func(c *assert.CollectT, s api.Status) {
+		assert.Equal(c, api.Sources{Origin: p.Bytes()}, s.Received)
+		assert.Equal(c, p.Bytes(), s.Served)
+	})
+	s := status(t, d.Addrs()["api"])
+	assert.True(t, s.Ready)
+	assert.True(t, s.Embedded)
+	assert.Equal(t, len(p.Objects), s.Cache.Tasks)
+
+	require.NoError(t, pull(t.Context(), d.Addrs()["mirror"], r, p))
+	once(t, r, p, "the second pull came from the cache")
+	soon(t, d.Addrs()["api"], func(c *assert.CollectT, s api.Status) { assert.Equal(c, p.Bytes(), s.Received.Cache) })
+
+	stop()
+	d, _ = start(t, cfg)
+	require.NoError(t, pull(t.Context(), d.Addrs()["mirror"], r, p))
+	once(t, r, p, "and so did the one after a restart")
+	assert.Equal(t, s.Host.ID, status(t, d.Addrs()["api"]).Host.ID)
+}
+
+func TestASupernodeAndItsDaemonsTakeEachByteFromTheRegistryOnce(t *testing.T) {
+	for _, word := range []secret.String{"", "a secret that is long enough for a cluster"} {
+		t.Run(fmt.Sprintf("secret %t", word != ""), func(t *testing.T) {
+			r := registrytest.Start(t, registrytest.Config{})
+			p := image(t, r, 6e6, 2e6, 50e3)
+			var top config.Supernode
+			require.NoError(t, config.NewForm("supernode", &top).Load([]string{
+				"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB", "DARTER_API_LISTEN=127.0.0.1:0",
+				"DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_ADMIN_LISTEN=127.0.0.1:0", "DARTER_CLUSTER_SECRET=" + word.Reveal(),
+			}))
+			top.Upstreams = []config.Upstream{{Host: r.Host(), URLs: []string{r.URL()}, PlainHTTP: true}}
+			s, err := supernode.New(top, log(t, "supernode"))
+			require.NoError(t, err)
+			run(t, s)
+
+			const nodes = 3
+			var daemons []*daemon.Daemon
+			for i := range nodes {
+				cfg := settings(t, r, fmt.Sprintf("node%d", i))
+				cfg.Cluster.Secret, cfg.Supernodes = word, []config.Address{config.Address(s.Addrs()["api"])}
+				d, _ := start(t, cfg)
+				daemons = append(daemons, d)
+			}
+			var g errgroup.Group
+			for _, d := range daemons {
+				g.Go(func() error { return pull(t.Context(), d.Addrs()["mirror"], r, p) })
+			}
+			require.NoError(t, g.Wait())
+			once(t, r, p, "each byte left the registry once")
+			for _, d := range daemons {
+				soon(t, d.Addrs()["api"], func(c *assert.CollectT, got api.Status) {
+					assert.Zero(c, got.Received.Origin, "%s asked the registry itself", got.Host.Name)
+					assert.GreaterOrEqual(c, got.Received.Peers+got.Received.Seeds, p.Bytes())
+				})
+			}
+			soon(t, s.Addrs()["admin"], func(c *assert.CollectT, up api.Status) {
+				assert.Equal(c, p.Bytes(), up.Received.Origin)
+				assert.Equal(c, nodes, up.Hosts)
+				assert.True(c, up.Ready)
+			})
+		})
+	}
+}
+
+func TestADaemonServesWhileNoSupernodeAnswers(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{})
+	p := image(t, r, 1e6, 20e3)
+	cfg := settings(t, r, "orphan")
+	cfg.Supernodes = []config.Address{"127.0.0.1:1", "127.0.0.1:2"}
+	d, _ := start(t, cfg)
+	began := time.Now()
+	require.NoError(t, pull(t.Context(), d.Addrs()["mirror"], r, p))
+	assert.Less(t, time.Since(began), 5*time.Second)
+	once(t, r, p, "and asks for each byte once")
+}
+
+func TestARunningPullMayEndWellBeforeTheDaemonDoes(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{})
+	p := image(t, r, 2e6)
+	d, stop := start(t, settings(t, r, "draining"))
+	r.Shape(4e6, 0) // half a second for the layer
+	layer := p.Layers()[0]
+	stopped := make(chan struct{})
+	err := get(t.Context(), fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, layer.Digest, r.Host()), layer.Digest, layer.MediaType, func() {
+		go func() {
+			stop()
+			close(stopped)
+		}()
+	})
+	require.NoError(t, err)
+	<-stopped
+}
+
+func TestTwoDaemonsOnOneDirectoryAreRefused(t *testing.T) {
+	cfg := settings(t, nil, "twice")
+	start(t, cfg)
+	_, err := daemon.New(cfg, nil)
+	require.ErrorContains(t, err, "give this one a directory of its own")
+}
+
+func TestDfgetGetsAFileThroughTheDaemonAndThenFromItsCache(t *testing.T) {
+	content := bytes.Repeat([]byte("some file "), 300_000)
+	gets := 0
+	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			gets++
+		}
+		w.Header().Set("ETag", `"v1"`)
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
+	}))
+	defer origin.Close()
+	d, _ := start(t, settings(t, nil, "files"))
+	var s config.Dfget
+	require.NoError(t, config.NewForm("dfget", &s).Load(nil))
+	s.Daemon, s.Output, s.Netrc = config.Address(d.Addrs()["api"]), filepath.Join(t.TempDir(), "f"), "none"
+	for _, want := range []string{"0% from peers", "from the node's cache"} {
+		var told bytes.Buffer
+		err := dfget.New(dfget.Config{URLs: []string{origin.URL + "/f"}, Settings: s, Stderr: &told}).Run(t.Context())
+		require.NoError(t, err)
+		got, err := os.ReadFile(s.Output)
+		require.NoError(t, err)
+		assert.True(t, bytes.Equal(content, got))
+		assert.Contains(t, told.String(), want)
+	}
+	assert.Equal(t, 1, gets)
+	soon(t, d.Addrs()["api"], func(c *assert.CollectT, s api.Status) { assert.Equal(c, int64(len(content)), s.Received.Cache) })
+	assert.True(t, strings.HasPrefix(d.Addrs()["api"], "127.0.0.1:"))
+}

@@ -1,0 +1,164 @@
+// Package daemon assembles the program that runs on every node: the registry mirror, the
+// local API that gives files, and the peer that gets and gives pieces.
+//
+// It serves only what the origin grants to the client that asks, and only on loopback where
+// the operator did not say otherwise. Without a supernode, or while none answers, it leads
+// its own tasks and is a pull-through cache by itself. Start at [New] and [Daemon.Run].
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/darter-io/darter/pkg/announce"
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/coordinator"
+	"github.com/darter-io/darter/pkg/node"
+	"github.com/darter-io/darter/pkg/peer"
+	"github.com/darter-io/darter/pkg/registryproxy"
+	"github.com/darter-io/darter/pkg/task"
+	"github.com/darter-io/darter/pkg/telemetry"
+)
+
+// Daemon is the assembled program.
+type Daemon struct {
+	cfg         config.Dfdaemon
+	node        *node.Node
+	coordinator *coordinator.Coordinator
+	client      *announce.Client // nil without supernodes
+	files       *files
+	pulls       *pulls
+	proxy       *registryproxy.Proxy
+	mirror, api net.Listener
+}
+
+// New opens the data directory and the ports, and starts nothing. The error says what to do.
+// A nil logger discards.
+func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
+	d = &Daemon{cfg: cfg}
+	d.node, err = node.New(node.Config{
+		Program: "dfdaemon", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Cluster: cfg.Cluster,
+		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Towards: cfg.Supernodes, Logger: logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+			d = nil
+		}
+	}()
+	// The mirror is no member's port: runtimes have no certificates, and its operator may
+	// open it to them.
+	if d.mirror, err = node.Listen("mirror.listen", cfg.Mirror.Listen); err != nil {
+		return d, err
+	}
+	if d.api, err = node.Listen("api.listen", cfg.API.Listen); err != nil {
+		return d, err
+	}
+	d.coordinator = d.node.NewCoordinator()
+	var announcer peer.Announcer = d.coordinator
+	if len(cfg.Supernodes) > 0 {
+		d.client = d.newClient()
+		announcer = d.client
+	}
+	d.node.Connect(announcer, d.node.Watch(d.coordinator))
+	d.pulls = &pulls{metrics: telemetry.NewPulls(d.node.Metrics), log: d.node.Log, embedded: func() bool { return d.client == nil }}
+	d.files = &files{
+		probe: d.node.Origins.Files.Probe, open: d.node.Engine.Open, hosts: cfg.Files.AllowHosts, ignore: cfg.Files.IgnoreQuery,
+		now: time.Now, pulls: d.pulls,
+	}
+	d.proxy = registryproxy.New(registryproxy.Config{
+		Open: func(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
+			c, err := d.node.Engine.Open(ctx, spec)
+			if err != nil {
+				return nil, err
+			}
+			return content{c}, nil
+		},
+		Upstream: d.node.Origins.Registries, Default: cfg.Mirror.DefaultUpstream, Allow: d.node.Origins.Registries.Allow, Observe: d.pulls.mirrored,
+	})
+	return d, nil
+}
+
+// newClient announces to the supernodes, and to the daemon's own coordinator while none of
+// them answers.
+func (d *Daemon) newClient() *announce.Client {
+	scheme := "http"
+	if d.node.Identity.Secure() {
+		scheme = "https"
+	}
+	owners := make([]string, len(d.cfg.Supernodes))
+	for i, a := range d.cfg.Supernodes {
+		owners[i] = string(a)
+	}
+	return announce.New(announce.Config{
+		Host: d.node.Host, Generation: rand.Uint64(), Owners: owners, Scheme: scheme, Client: &http.Client{Transport: d.node.Transport()},
+		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Local: d.coordinator, Logger: d.node.Log,
+	})
+}
+
+// Run serves until ctx ends, then drains: no new pulls, and what runs may end within the
+// drain timeout. It returns nil after a clean end.
+func (d *Daemon) Run(ctx context.Context) error {
+	d.node.Log.Info("dfdaemon runs", "version", config.Version(), "host", d.node.Host.ID, "mirror", d.mirror.Addr(), "api", d.api.Addr(),
+		"peer", d.node.Host.Addr, "supernodes", d.cfg.Supernodes, "tls", d.node.Identity.Secure())
+	mux := http.NewServeMux()
+	mux.Handle("/v2/", d.proxy)
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "this is a registry mirror: it answers under /v2/", http.StatusNotFound)
+	})
+	// Content never passes gin: its writer hides sendfile.
+	local := http.NewServeMux()
+	local.Handle(api.PathFiles, d.files)
+	local.Handle("/", d.localRoutes())
+	parts := []node.Part{d.coordinator.Run}
+	if d.client != nil {
+		parts = append(parts, d.client.Run)
+	}
+	err := d.node.Run(ctx, []node.Part{
+		d.node.Server("mirror", d.mirror, mux, d.cfg.DrainTimeout),
+		d.node.Server("local API", d.api, node.LocalOnly(local), d.cfg.DrainTimeout),
+	}, parts)
+	d.node.Log.Info("dfdaemon ended")
+	return err
+}
+
+// Close gives back what [New] took, for a daemon that never ran.
+func (d *Daemon) Close() error {
+	var errs []error
+	for _, l := range []net.Listener{d.mirror, d.api} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(append(errs, d.node.Close())...)
+}
+
+// Addrs tells the addresses in use: "mirror", "api" and "peer".
+func (d *Daemon) Addrs() map[string]string {
+	return map[string]string{"mirror": d.mirror.Addr().String(), "api": d.api.Addr().String(), "peer": d.node.Host.Addr}
+}
+
+// Status tells what the daemon does.
+func (d *Daemon) Status() api.Status {
+	out := d.node.Status()
+	out.Listen = d.Addrs()
+	out.Received.Cache, out.Served = d.pulls.cached.Load(), d.pulls.served.Load()
+	out.Embedded = d.client == nil
+	return out
+}
+
+// content is a peer's content in the words of the mirror.
+type content struct{ *peer.Content }
+
+func (c content) NewReader(ctx context.Context, off, n int64) registryproxy.Reader {
+	return c.Content.NewReader(ctx, off, n)
+}

@@ -1,0 +1,300 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/identity"
+	"github.com/darter-io/darter/pkg/peer"
+	"github.com/darter-io/darter/pkg/piece/memstore"
+	"github.com/darter-io/darter/pkg/source/httporigin"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// alone leads its own tasks: it is told to be the seed.
+type alone struct{}
+
+func (alone) Announce(_ context.Context, e api.Entry) (api.Assignment, error) {
+	return api.Assignment{Task: e.Task, Seed: true}, nil
+}
+
+// origin is a web server with one file, for those who know the word.
+type origin struct {
+	*httptest.Server
+	mu       sync.Mutex
+	content  []byte
+	etag     string
+	word     string
+	requests []*http.Request
+}
+
+func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.requests = append(o.requests, r)
+	if o.word != "" && r.Header.Get("X-Word") != o.word && r.Header.Get("Authorization") != o.word {
+		http.Error(w, "say the word", http.StatusForbidden)
+		return
+	}
+	if o.etag != "" {
+		w.Header().Set("ETag", o.etag)
+	}
+	http.ServeContent(w, r, "f.bin", time.Time{}, bytes.NewReader(o.content))
+}
+
+// gets counts the requests that asked for the whole content.
+func (o *origin) gets() (n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, r := range o.requests {
+		if r.Method == http.MethodGet && r.Header.Get("Range") == "" {
+			n++
+		}
+	}
+	return n
+}
+
+// front is a files handler over a real engine and a real origin.
+func front(t *testing.T, allow bool) (*files, *httptest.Server, *origin) {
+	o := &origin{content: bytes.Repeat([]byte("0123456789abcdef"), 40_000), etag: `"v1"`}
+	o.Server = httptest.NewServer(o)
+	t.Cleanup(o.Close)
+	cfg := httporigin.Config{}
+	if allow {
+		cfg.AllowAddrs = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	}
+	client, err := httporigin.New(cfg)
+	require.NoError(t, err)
+	t.Cleanup(client.CloseIdleConnections)
+	id, err := identity.New(identity.Config{HostID: host.NewID()})
+	require.NoError(t, err)
+	signer, err := identity.NewSigner(id)
+	require.NoError(t, err)
+	engine := peer.New(peer.Config{
+		Host: host.Host{ID: id.HostID()}, Store: memstore.New(memstore.Config{}), Announcer: alone{}, Origin: client, Signer: signer, Verifier: identity.NewVerifier(id),
+		SpoolDir: t.TempDir(),
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- engine.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		assert.NoError(t, <-ended)
+	})
+	f := &files{probe: client.Probe, open: engine.Open, hosts: []string{"*"}, ignore: []string{"X-Amz-*", "sig"}, now: time.Now,
+		pulls: &pulls{log: slog.New(slog.DiscardHandler), embedded: func() bool { return true }}}
+	srv := httptest.NewServer(f)
+	t.Cleanup(srv.Close)
+	return f, srv, o
+}
+
+// ask sends one request; headers are "Name: value".
+func ask(t *testing.T, srv *httptest.Server, query url.Values, headers ...string) (*http.Response, []byte) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+api.PathFiles+"?"+query.Encode(), nil)
+	require.NoError(t, err)
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		req.Header.Set(name, value)
+	}
+	res, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	return res, b
+}
+
+func refused(t *testing.T, b []byte) (e api.FileError) {
+	t.Helper()
+	require.NoError(t, json.Unmarshal(b, &e), "%s", b)
+	return e
+}
+
+func TestAFileComesFromItsOriginOnceAndThenFromTheCache(t *testing.T) {
+	f, srv, o := front(t, true)
+	q := url.Values{api.FileURL: {o.URL + "/f.bin"}}
+	res, b := ask(t, srv, q)
+	require.Equal(t, http.StatusOK, res.StatusCode, "%s", b)
+	assert.True(t, bytes.Equal(o.content, b))
+	assert.Empty(t, res.Header.Get(api.HeaderCached))
+	id, err := task.ParseID(strings.Trim(res.Header.Get("ETag"), `"`))
+	require.NoError(t, err)
+	assert.True(t, strings.HasPrefix(string(id), "file:"))
+
+	res, b = ask(t, srv, q, "Range: bytes=100-", "If-Range: "+res.Header.Get("ETag"))
+	assert.Equal(t, http.StatusPartialContent, res.StatusCode)
+	assert.Equal(t, fmt.Sprintf("bytes 100-%d/%d", len(o.content)-1, len(o.content)), res.Header.Get("Content-Range"))
+	assert.True(t, bytes.Equal(o.content[100:], b))
+	assert.Equal(t, "true", res.Header.Get(api.HeaderCached))
+	assert.Equal(t, 1, o.gets(), "one GET, whoever asks")
+	// What was given is counted a moment after the client has it.
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		assert.Equal(c, int64(2*len(o.content)-100), f.pulls.served.Load())
+		assert.Equal(c, int64(len(o.content)-100), f.pulls.cached.Load())
+	}, 10*time.Second, time.Millisecond)
+
+	res, _ = ask(t, srv, q, fmt.Sprintf("Range: bytes=%d-", len(o.content)))
+	assert.Equal(t, http.StatusRequestedRangeNotSatisfiable, res.StatusCode)
+	assert.Equal(t, fmt.Sprintf("bytes */%d", len(o.content)), res.Header.Get("Content-Range"))
+	res, b = ask(t, srv, q, "Range: bytes=100-", `If-Range: "file:another"`)
+	assert.Equal(t, http.StatusOK, res.StatusCode, "what was begun is another version")
+	assert.Len(t, b, len(o.content))
+}
+
+func TestACachedFileIsNotGivenToWhomTheOriginRefusesIt(t *testing.T) {
+	_, srv, o := front(t, true)
+	o.word = "sesame"
+	q := url.Values{api.FileURL: {o.URL + "/f.bin"}}
+	res, b := ask(t, srv, q, api.ForwardPrefix+"X-Word: sesame")
+	require.Equal(t, http.StatusOK, res.StatusCode, "%s", b)
+	for _, headers := range [][]string{nil, {api.ForwardPrefix + "X-Word: guess"}, {"X-Word: sesame"}, {"Authorization: sesame"}} {
+		res, b = ask(t, srv, q, headers...)
+		assert.Equal(t, http.StatusForbidden, res.StatusCode, "%v", headers)
+		e := refused(t, b)
+		assert.Equal(t, api.FileRefused, e.Kind)
+		assert.Equal(t, http.StatusForbidden, e.Status)
+		assert.Contains(t, e.Message, "403 Forbidden")
+		assert.NotContains(t, string(b), "0123456789")
+	}
+	res, _ = ask(t, srv, q, api.ForwardPrefix+"Authorization: sesame")
+	assert.Equal(t, http.StatusOK, res.StatusCode)
+	assert.Equal(t, "true", res.Header.Get(api.HeaderCached))
+}
+
+func TestAChangedFileIsAnotherTask(t *testing.T) {
+	_, srv, o := front(t, true)
+	q := url.Values{api.FileURL: {o.URL + "/f.bin"}}
+	first, _ := ask(t, srv, q)
+	o.mu.Lock()
+	o.etag, o.content = `"v2"`, []byte("the new version")
+	o.mu.Unlock()
+	second, b := ask(t, srv, q)
+	assert.Equal(t, "the new version", string(b))
+	assert.NotEqual(t, first.Header.Get("ETag"), second.Header.Get("ETag"))
+}
+
+func TestWhatOnlySignsARequestMakesNoOtherFile(t *testing.T) {
+	_, srv, o := front(t, true)
+	etag := func(path string, more url.Values) string {
+		q := url.Values{api.FileURL: {o.URL + path}}
+		for k, v := range more {
+			q[k] = v
+		}
+		res, b := ask(t, srv, q)
+		require.Equal(t, http.StatusOK, res.StatusCode, "%s", b)
+		return res.Header.Get("ETag")
+	}
+	want := etag("/f.bin?v=1&part=2", nil)
+	for _, same := range []string{"/f.bin?v=1&part=2&X-Amz-Signature=abc&x-amz-date=1", "/f.bin?sig=1&v=1&part=2", "/f.bin?v=1&part=2#top"} {
+		assert.Equal(t, want, etag(same, nil), same)
+	}
+	assert.Equal(t, want, etag("/f.bin?v=1&token=9&part=2", url.Values{api.FileIgnore: {"tok*"}}))
+	for _, other := range []string{"/f.bin?v=2&part=2", "/f.bin", "/F.bin?v=1&part=2", "/f.bin?v=1&part=2&signal=1"} {
+		assert.NotEqual(t, want, etag(other, nil), other)
+	}
+	assert.NotEqual(t, want, etag("/f.bin?v=1&part=2", url.Values{api.FileTag: {"t"}}))
+	assert.NotEqual(t, want, etag("/f.bin?v=1&part=2", url.Values{api.FileApplication: {"a"}}))
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	signed := 0
+	for _, r := range o.requests {
+		if r.URL.Query().Get("X-Amz-Signature") == "abc" {
+			signed++
+		}
+	}
+	assert.Positive(t, signed, "the origin gets the whole URL")
+}
+
+func TestAWrongDigestHurtsNobodyElse(t *testing.T) {
+	_, srv, o := front(t, true)
+	q := url.Values{api.FileURL: {o.URL + "/f.bin"}}
+	res, _ := ask(t, srv, q)
+	require.Equal(t, http.StatusOK, res.StatusCode)
+	_, b := ask(t, srv, url.Values{api.FileURL: {o.URL + "/f.bin"}, api.FileDigest: {"md5:00"}})
+	assert.Equal(t, api.FileBadRequest, refused(t, b).Kind)
+
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+api.PathFiles+"?"+url.Values{
+		api.FileURL: {o.URL + "/f.bin"}, api.FileDigest: {"sha256:" + strings.Repeat("0", 64)},
+	}.Encode(), nil)
+	require.NoError(t, err)
+	got, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer got.Body.Close()
+	b, err = io.ReadAll(got.Body)
+	assert.False(t, got.StatusCode == http.StatusOK && err == nil && len(b) == len(o.content), "never a complete wrong body")
+
+	res, b = ask(t, srv, q)
+	assert.Equal(t, "true", res.Header.Get(api.HeaderCached))
+	assert.True(t, bytes.Equal(o.content, b))
+}
+
+func TestAnonymousVersionsAreTakenForTheSameForAWhileOnly(t *testing.T) {
+	f := task.File{URL: "http://a/b"}
+	at := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	same := identify(f, httporigin.Info{Length: 5}, "", at).ID()
+	assert.Equal(t, same, identify(f, httporigin.Info{Length: 5}, "", at.Add(anonymousLife-time.Second)).ID())
+	assert.NotEqual(t, same, identify(f, httporigin.Info{Length: 5}, "", at.Add(anonymousLife)).ID())
+	assert.NotEqual(t, same, identify(f, httporigin.Info{Length: 6}, "", at).ID())
+	named := identify(f, httporigin.Info{Length: 5, Validator: `"x"`}, "", at).ID()
+	assert.Equal(t, named, identify(f, httporigin.Info{Length: 5, Validator: `"x"`}, "", at.Add(1000*time.Hour)).ID())
+}
+
+func TestWhatIsNoFileOrNotAllowedIsRefusedWithItsKind(t *testing.T) {
+	f, srv, o := front(t, true)
+	f.hosts = []string{"127.0.0.1", "*.files.test"}
+	for _, row := range []struct {
+		name, url string
+		want      api.FileErrorKind
+		code      int
+	}{
+		{"no URL", "", api.FileBadRequest, 400},
+		{"another scheme", "file:///etc/passwd", api.FileBadRequest, 400},
+		{"a user in it", "http://u:p@127.0.0.1/x", api.FileBadRequest, 400},
+		{"too long", "http://127.0.0.1/" + strings.Repeat("x", urlMax), api.FileBadRequest, 400},
+		{"another host", "http://evil.test/x", api.FileForbidden, 403},
+		{"the host above", "http://files.test/x", api.FileForbidden, 403},
+		{"a name that ends alike", "http://evilfiles.test/x", api.FileForbidden, 403},
+		{"nobody there", "http://127.0.0.1:1/x", api.FileUnreachable, 502},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			res, b := ask(t, srv, url.Values{api.FileURL: {row.url}})
+			e := refused(t, b)
+			assert.Equal(t, row.want, e.Kind, e.Message)
+			assert.Equal(t, row.code, res.StatusCode)
+		})
+	}
+	assert.Empty(t, o.requests)
+	assert.True(t, allowed(f.hosts, "a.b.FILES.test"))
+
+	res, err := http.Post(srv.URL+api.PathFiles, "text/plain", nil)
+	require.NoError(t, err)
+	res.Body.Close()
+	assert.Equal(t, http.StatusMethodNotAllowed, res.StatusCode)
+}
+
+func TestAFileIsNotFetchedFromThisMachineUnlessAllowed(t *testing.T) {
+	_, srv, o := front(t, false)
+	_, b := ask(t, srv, url.Values{api.FileURL: {o.URL + "/f.bin"}})
+	e := refused(t, b)
+	assert.Equal(t, api.FileForbidden, e.Kind, e.Message)
+	assert.Contains(t, e.Message, "files.allowAddresses")
+	assert.Empty(t, o.requests)
+}

@@ -1,0 +1,93 @@
+package daemon
+
+import (
+	"log/slog"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/darter-io/darter/pkg/peer"
+	"github.com/darter-io/darter/pkg/registryproxy"
+	"github.com/darter-io/darter/pkg/task"
+	"github.com/darter-io/darter/pkg/telemetry"
+)
+
+// statusGone is what the mirror notes for a client that left before its answer.
+const statusGone = 499
+
+// pulls counts what local clients were given and tells of it, a line a pull or file.
+type pulls struct {
+	metrics *telemetry.Pulls
+	log     *slog.Logger
+	// embedded says that this node leads its own tasks.
+	embedded func() bool
+	served   atomic.Int64 // bytes given to clients
+	cached   atomic.Int64 // those of them that were here already
+}
+
+// mirrored takes in a request to the mirror that has ended.
+func (p *pulls) mirrored(x registryproxy.Pull) {
+	kind, isContent := map[string]task.Kind{"blob": task.Blob, "manifest": task.Manifest}[x.Endpoint]
+	if !isContent || x.Method != http.MethodGet {
+		p.log.Debug("mirror was asked", "endpoint", x.Endpoint, "method", x.Method, "upstream", x.Upstream, "repository", x.Repository,
+			"reference", x.Reference, "status", x.Status, "total", x.Total)
+		return
+	}
+	out := telemetry.Pull{
+		Task: x.Task, Kind: kind, Name: x.Upstream + "/" + x.Repository, FirstByte: x.FirstByte, Total: x.Total, Err: x.Err,
+		Stages: stages(x.FirstByte, x.Total),
+	}
+	if out.Task == "" {
+		out.Name += "@" + x.Reference
+	}
+	switch {
+	case x.Status == statusGone:
+		out.Result = telemetry.Canceled
+	case x.Status >= http.StatusInternalServerError, x.Status < http.StatusBadRequest && x.Err != nil:
+		out.Result = telemetry.Failed
+	case x.Status >= http.StatusBadRequest:
+		out.Result = telemetry.Refused
+	default:
+		out.Result = telemetry.OK
+	}
+	if c, ok := x.Content.(content); ok {
+		out.Bytes = p.split(x.Bytes, c.Sources(), c.Cached())
+	}
+	p.finished(out)
+}
+
+func (p *pulls) finished(x telemetry.Pull) {
+	p.served.Add(x.Bytes.Total())
+	p.cached.Add(x.Bytes.Cache)
+	p.metrics.Finished(p.log, x)
+}
+
+// stages says whether a client waited for the beginning or for the rest.
+func stages(firstByte, total time.Duration) []telemetry.Stage {
+	if firstByte == 0 {
+		return nil
+	}
+	return []telemetry.Stage{{Name: "first byte", Took: firstByte}, {Name: "body", Took: total - firstByte}}
+}
+
+// split says where the bytes that a client was given came from. A download has many readers
+// and its bytes come in any order: each reader's are taken to be of the same mixture.
+func (p *pulls) split(n int64, s peer.Sources, cached bool) (b telemetry.Bytes) {
+	seeds := s.Seeds + s.Inline
+	all := s.Peers + seeds + s.Origin
+	switch {
+	case cached:
+		return telemetry.Bytes{Cache: n}
+	case all == 0 && p.embedded(): // small content is given before it is counted
+		return telemetry.Bytes{Origin: n}
+	case all == 0:
+		return telemetry.Bytes{Seed: n}
+	}
+	b.Peers = int64(float64(n) * float64(s.Peers) / float64(all))
+	b.Seed = int64(float64(n) * float64(seeds) / float64(all))
+	b.Origin = n - b.Peers - b.Seed
+	if s.Origin == 0 { // what rounding left
+		b.Seed, b.Origin = b.Seed+b.Origin, 0
+	}
+	return b
+}

@@ -1,0 +1,60 @@
+package node
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/coordinator"
+	"github.com/darter-io/darter/pkg/peer"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/task"
+	"github.com/darter-io/darter/pkg/telemetry"
+)
+
+// NewCoordinator returns a coordinator that uses the node's engine as its seed, counted in
+// the node's metrics. The engine is to be connected with [Node.Watch] of it.
+func (n *Node) NewCoordinator() *coordinator.Coordinator {
+	var c *coordinator.Coordinator
+	owner := telemetry.NewOwner(n.Metrics, func() telemetry.OwnerStats {
+		s := c.Stats()
+		return telemetry.OwnerStats{Hosts: s.Hosts, Seeding: s.Seeding}
+	})
+	c = coordinator.New(coordinator.Config{
+		Host: n.Host, Store: n.Store, Logger: n.Log,
+		Seed: func(spec task.Spec) { n.Engine.Seed(spec) },
+		Observe: func(r api.AnnounceRequest, took time.Duration) {
+			events := make([]string, len(r.Entries))
+			for i, e := range r.Entries {
+				events[i] = string(e.Event)
+			}
+			owner.Announced(took, events...)
+		},
+	})
+	n.owner = owner
+	return c
+}
+
+// Watch passes what becomes of seeds on to a coordinator, and counts it.
+func (n *Node) Watch(c *coordinator.Coordinator) peer.Observer { return watcher{c, n.owner} }
+
+type watcher struct {
+	c     *coordinator.Coordinator
+	owner *telemetry.Owner
+}
+
+func (w watcher) SeedFacts(id task.ID, f piece.Facts) { w.c.SeedFacts(id, f) }
+
+func (w watcher) SeedDone(id task.ID) {
+	w.owner.Seeded(telemetry.OK)
+	w.c.SeedDone(id)
+}
+
+func (w watcher) SeedFailed(id task.ID, f *api.Failure) {
+	result := telemetry.Refused
+	if f == nil || f.Status >= http.StatusInternalServerError {
+		result = telemetry.Failed
+	}
+	w.owner.Seeded(result)
+	w.c.SeedFailed(id, f)
+}

@@ -1,0 +1,191 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"reflect"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/telemetry"
+)
+
+// Program is what differs between the commands of long-running programs.
+type Program struct {
+	Name, Short, Long string
+	// Settings points to the program's settings; Log and Status point into them: how to
+	// log, and where a running program tells its status.
+	Settings   any
+	Log        *config.Log
+	Status     *config.Address
+	StatusFlag string
+	// New builds the program once the settings are read.
+	New func(Runtime) (Runner, error)
+}
+
+// Runtime is what a command gives to its program.
+type Runtime struct{ Logger *slog.Logger }
+
+// Runner is an assembled program.
+type Runner interface {
+	Run(ctx context.Context) error
+}
+
+// errUsage marks what is wrong with flags and settings.
+type errUsage struct{ error }
+
+func (e errUsage) Unwrap() error { return e.error }
+
+// Main is the main function of a long-running program: it reads the settings, builds the
+// program and runs it until SIGTERM or an interrupt; SIGHUP reads the settings again. It
+// returns the exit code.
+func Main(p Program) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	err := p.command(os.Stdout, os.Stderr, os.Environ()).ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(os.Stderr, "%s: %v\n", p.Name, err)
+	var usage errUsage
+	if errors.As(err, &usage) {
+		return 2
+	}
+	return 1
+}
+
+func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Command {
+	form := config.NewForm(p.Name, p.Settings)
+	var printConfig bool
+	root := &cobra.Command{
+		Use: p.Name + " [flags]", Short: p.Short, Long: p.Long, Version: config.Version(),
+		SilenceUsage: true, SilenceErrors: true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return errUsage{fmt.Errorf("unknown command %q; see %s --help", args[0], p.Name)}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := form.Load(environ); err != nil {
+				return errUsage{err}
+			}
+			if printConfig {
+				return form.Print(stdout)
+			}
+			level := new(slog.LevelVar)
+			if err := setLevel(level, *p.Log); err != nil {
+				return errUsage{err}
+			}
+			logger, err := telemetry.NewLogger(stderr, level, string(p.Log.Format))
+			if err != nil {
+				return errUsage{err}
+			}
+			program, err := p.New(Runtime{Logger: logger})
+			if err != nil {
+				return err
+			}
+			defer p.reload(form, environ, logger, level)()
+			return program.Run(cmd.Context())
+		},
+	}
+	form.Bind(root.Flags())
+	root.Flags().BoolVar(&printConfig, "print-config", false, "print the settings in force, secrets redacted, and end")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return errUsage{err} })
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.AddCommand(p.status(stdout, environ), &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Run: func(*cobra.Command, []string) { fmt.Fprintln(stdout, p.Name, config.Version()) },
+	})
+	return root
+}
+
+// status is the command that asks a running program how it is.
+func (p Program) status(stdout io.Writer, environ []string) *cobra.Command {
+	form := config.NewForm(p.Name, p.Settings)
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "status", Short: "Tell how the " + p.Name + " of this machine is", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := form.Load(environ); err != nil {
+				return errUsage{err}
+			}
+			s, err := FetchStatus(cmd.Context(), p.Name, *p.Status)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(stdout)
+				enc.SetIndent("", "  ")
+				return enc.Encode(s)
+			}
+			return WriteStatus(stdout, s, time.Now())
+		},
+	}
+	// The settings say where the program listens; of their flags only that one matters.
+	form.Bind(cmd.Flags())
+	keep := cmd.Flags().Lookup(p.StatusFlag)
+	keep.Usage = "where the running program answers"
+	for _, name := range form.Flags() {
+		if f := cmd.Flags().Lookup(name); f != keep {
+			f.Hidden = true
+		}
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the whole status as JSON")
+	return cmd
+}
+
+// reload reads the settings again at each SIGHUP, applies what can change in a running
+// program, and says what cannot. The function that it returns ends that.
+func (p Program) reload(form *config.Form, environ []string, logger *slog.Logger, level *slog.LevelVar) (stop func()) {
+	hup, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(hup, syscall.SIGHUP)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-done:
+				return
+			case <-hup:
+			}
+			next := reflect.New(reflect.TypeOf(p.Settings).Elem())
+			again := form.Again(next.Interface())
+			if err := again.Load(environ); err != nil {
+				logger.Error("settings not reloaded: those from before stay in force", "error", err)
+				continue
+			}
+			log := next.Elem().FieldByName("Log").Interface().(config.Log)
+			if err := setLevel(level, log); err != nil {
+				logger.Error("settings not reloaded: those from before stay in force", "error", err)
+				continue
+			}
+			now, restart := form.Changed(again)
+			logger.Info("settings reloaded", "in_force", now, "after_restart", restart)
+		}
+	}()
+	return func() {
+		signal.Stop(hup)
+		close(done)
+		<-ended
+	}
+}
+
+func setLevel(v *slog.LevelVar, cfg config.Log) error {
+	level, err := telemetry.ParseLevel(string(cfg.Level))
+	if err == nil {
+		v.Set(level)
+	}
+	return err
+}

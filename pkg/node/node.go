@@ -1,0 +1,316 @@
+// Package node is what every member of a cluster has, whatever its program: an identity, a
+// piece store, the origins that its operator allows, a peer engine on the piece wire, and
+// HTTP servers that end well.
+//
+// A [Node] owns its data directory alone, never listens beyond loopback without a proof of
+// membership or the operator's word, and leaves no goroutine behind. Start at [New] and
+// [Node.Run].
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/identity"
+	"github.com/darter-io/darter/pkg/peer"
+	"github.com/darter-io/darter/pkg/peer/upload"
+	"github.com/darter-io/darter/pkg/piece/diskstore"
+	"github.com/darter-io/darter/pkg/telemetry"
+)
+
+// Config is a program's settings as far as they concern every member.
+type Config struct {
+	Program string
+	Node    config.Node
+	// Listen and Advertise are the piece wire's.
+	Listen, Advertise config.Address
+	Cluster           config.Cluster
+	Cache             config.Cache
+	Origins           config.Origins
+	Files             config.Files
+	Drain             config.Drain
+	// Towards are hosts that this one will talk to: the address that the machine uses
+	// towards them is the one it advertises by default.
+	Towards []config.Address
+	Logger  *slog.Logger
+}
+
+// Node is one member. Its fields are there once it is built; whoever builds an assembly
+// connects them.
+type Node struct {
+	Host     host.Host
+	Identity *identity.Identity
+	Signer   *identity.Signer
+	Verifier *identity.Verifier
+	Store    *diskstore.Store
+	Origins  *Origins
+	Engine   *peer.Engine
+	Metrics  *prometheus.Registry
+	// Ready knows what must be there before the program does its work.
+	Ready   *telemetry.Ready
+	Started time.Time
+	Log     *slog.Logger
+
+	cfg   Config
+	wire  net.Listener
+	owner *telemetry.Owner
+}
+
+// New opens the data directory and the piece wire's port, and starts nothing. The error says
+// what to do. [Node.Run] or [Node.Close] gives both back.
+func New(cfg Config) (n *Node, err error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	n = &Node{cfg: cfg, Log: cfg.Logger, Started: time.Now(), Metrics: telemetry.NewRegistry(telemetry.ReadBuild()), Ready: new(telemetry.Ready)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.Close())
+		}
+	}()
+	dir := cfg.Node.DataDir
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return n, fmt.Errorf("making the data directory: %w; choose another with node.dataDir, or give this user the right to write there", err)
+	}
+	quota := int64(cfg.Cache.Quota)
+	cache := filepath.Join(dir, "cache")
+	if quota == 0 {
+		if quota, err = halfOfFree(cache); err != nil {
+			return n, fmt.Errorf("working out the cache's quota: %w; set cache.quota", err)
+		}
+	}
+	n.Store, err = diskstore.Open(diskstore.Config{
+		Dir: cache, Quota: quota, HighWater: cfg.Cache.HighWater, LowWater: cfg.Cache.LowWater, Logger: cfg.Logger,
+	})
+	if err != nil {
+		return n, err
+	}
+	id, err := diskstore.HostID(dir)
+	if err != nil {
+		return n, fmt.Errorf("reading this host's ID: %w", err)
+	}
+	n.Identity, err = identity.New(identity.Config{Secret: cfg.Cluster.Secret, HostID: id, Insecure: cfg.Cluster.Insecure})
+	if err != nil {
+		return n, err
+	}
+	if n.Signer, err = identity.NewSigner(n.Identity); err != nil {
+		return n, err
+	}
+	n.Verifier = identity.NewVerifier(n.Identity)
+	if n.Origins, err = newOrigins(cfg); err != nil {
+		return n, err
+	}
+	if n.wire, err = n.MemberListen("peer.listen", cfg.Listen); err != nil {
+		return n, err
+	}
+	addr, err := Advertise(n.wire.Addr(), cfg.Advertise, cfg.Towards)
+	if err != nil {
+		return n, fmt.Errorf("%w; set peer.advertise", err)
+	}
+	n.Host = host.Host{ID: id, Name: cfg.Node.Name, Addr: addr, Zone: cfg.Node.Zone}
+	n.Ready.Add("data directory", n.writable)
+	return n, nil
+}
+
+// writable reports whether the data directory takes a file.
+func (n *Node) writable(context.Context) error {
+	f, err := os.CreateTemp(n.cfg.Node.DataDir, "probe-")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+// MemberListen takes a port on which members talk to each other: only members are let in, or
+// where the cluster has no secret, only this machine, unless the operator said otherwise.
+func (n *Node) MemberListen(key string, a config.Address) (net.Listener, error) {
+	if err := n.Identity.CheckListen(string(a)); err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	l, err := Listen(key, a)
+	if err != nil {
+		return nil, err
+	}
+	return n.Identity.WrapListener(l), nil
+}
+
+// Listen takes a port; key names its setting in the error.
+func Listen(key string, a config.Address) (net.Listener, error) {
+	l, err := net.Listen("tcp", string(a))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w; if another program has the port, choose another one with %s", key, err, key)
+	}
+	return l, nil
+}
+
+// Dial reaches another member.
+func (n *Node) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	d := net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
+	return n.Identity.WrapDialer(d.DialContext)(ctx, network, addr)
+}
+
+// Transport carries requests to other members: TLS under https, with the cluster's own
+// proof of membership, and no proxy. It keeps few connections, which belong to the caller.
+func (n *Node) Transport() *http.Transport {
+	d := net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
+	return &http.Transport{
+		DialContext: d.DialContext, DialTLSContext: n.Identity.WrapDialer(d.DialContext),
+		MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute, DisableCompression: true,
+	}
+}
+
+// dialTimeout bounds connecting to a member: one that is gone must not cost a pull more.
+const dialTimeout = 3 * time.Second
+
+// Connect builds the engine, once it is known whom it announces to and who watches it.
+func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
+	n.Engine = peer.New(peer.Config{
+		Host: n.Host, Store: n.Store, Listener: n.wire,
+		Dial:      func(ctx context.Context, addr string) (net.Conn, error) { return n.Dial(ctx, "tcp", addr) },
+		Announcer: announcer, Observer: observer, Origin: n.Origins.Source, Signer: n.Signer, Verifier: n.Verifier,
+		SpoolDir: n.cfg.Node.DataDir, Client: "darter/" + config.Version(), Logger: n.Log,
+	})
+	telemetry.NewSwarm(n.Metrics, func() telemetry.SwarmStats {
+		s := n.Engine.Stats()
+		return telemetry.SwarmStats{
+			Peers: s.Peers, Seed: s.Seeds + s.Inline, Origin: s.Origin, Duplicate: s.Duplicate, Sent: s.Sent, BadPieces: s.BadPieces,
+			BusyTold: s.BusySent, BusyHeard: s.BusyGot, Slots: upload.SlotsDefault, SlotsUsed: s.UploadSlots, Connections: int(s.Links), Running: s.Downloads,
+		}
+	})
+	telemetry.NewStore(n.Metrics, func() telemetry.StoreStats {
+		u := n.Store.Usage()
+		return telemetry.StoreStats{Bytes: u.Used, Quota: u.Quota, Tasks: u.Tasks, Evictions: u.Evictions}
+	})
+}
+
+// Part is something that runs until its context ends.
+type Part func(ctx context.Context) error
+
+// Run runs the servers and, beneath them, the engine and the other parts, until ctx ends or
+// one of them fails. At the end the servers drain first, while the parts still work for
+// them; then the parts end, then the store is closed.
+func (n *Node) Run(ctx context.Context, servers, parts []Part) error {
+	below, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	core, below := errgroup.WithContext(below)
+	for _, p := range append([]Part{n.Engine.Run}, parts...) {
+		core.Go(func() error {
+			err := p(below)
+			if err == nil && below.Err() == nil {
+				err = errors.New("a part ended before it was told to")
+			}
+			return err
+		})
+	}
+	// The servers end when they are told to, or when something beneath them failed.
+	above, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(below, cancel)()
+	front, above := errgroup.WithContext(above)
+	for _, s := range servers {
+		front.Go(func() error { return s(above) })
+	}
+	err := front.Wait()
+	stop()
+	err = errors.Join(err, core.Wait())
+	n.Origins.close()
+	return errors.Join(err, n.Store.Close())
+}
+
+// Close gives back what [New] took, for a node that never ran.
+func (n *Node) Close() error {
+	var errs []error
+	if n.wire != nil {
+		errs = append(errs, n.wire.Close())
+	}
+	if n.Store != nil {
+		errs = append(errs, n.Store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Status tells what concerns every member.
+func (n *Node) Status() api.Status {
+	stats, usage := n.Engine.Stats(), n.Store.Usage()
+	return api.Status{
+		Program: n.cfg.Program, Version: config.Version(), Host: n.Host, Started: n.Started,
+		Received: api.Sources{Peers: stats.Peers, Seeds: stats.Seeds + stats.Inline, Origin: stats.Origin},
+		Sent:     stats.Sent, BadPieces: stats.BadPieces, Downloads: stats.Downloads,
+		Cache: api.CacheStatus{Dir: n.cfg.Node.DataDir, Tasks: usage.Tasks, Bytes: usage.Used, Quota: usage.Quota},
+	}
+}
+
+// judged adds to a status whether the program can do its work, and what it lacks.
+func (n *Node) judged(ctx context.Context, s api.Status) api.Status {
+	for _, m := range n.Ready.Missing(ctx) {
+		s.Missing = append(s.Missing, fmt.Sprintf("%s: %v", m.Name, m.Err))
+	}
+	s.Ready = len(s.Missing) == 0
+	return s
+}
+
+// Tasks tells what the store and the engine hold.
+func (n *Node) Tasks() []api.TaskStatus {
+	running := map[string]peer.TaskStatus{}
+	for _, t := range n.Engine.Tasks() {
+		running[string(t.ID)] = t
+	}
+	out := []api.TaskStatus{}
+	for _, e := range n.Store.Inventory() {
+		s := api.TaskStatus{ID: e.ID, Length: e.Facts.Length, Pieces: e.Facts.Layout().Count(), Have: e.Have, LastRead: e.LastRead}
+		if t, ok := running[string(e.ID)]; ok {
+			s.Received = received(t.Sources)
+			delete(running, string(e.ID))
+		}
+		out = append(out, s)
+	}
+	for _, t := range running {
+		s := api.TaskStatus{ID: t.ID, Length: -1, Pieces: t.Pieces, Have: t.Have, Received: received(t.Sources)}
+		if t.Pieces > 0 || t.Facts.PieceSize > 0 {
+			s.Length = t.Facts.Length
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func received(s peer.Sources) api.Sources {
+	return api.Sources{Peers: s.Peers, Seeds: s.Seeds + s.Inline, Origin: s.Origin}
+}
+
+// halfOfFree is the quota where the operator set none: half of what is free on the file
+// system, and of what the cache holds already.
+func halfOfFree(dir string) (int64, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return 0, err
+	}
+	free, err := diskstore.OS{}.Free(dir)
+	if err != nil {
+		return 0, err
+	}
+	err = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			free += info.Size()
+		}
+		return err
+	})
+	return max(free/2, 1), err
+}

@@ -1,0 +1,115 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/config"
+)
+
+// FetchStatus asks a running program for its status, at its local or admin API.
+func FetchStatus(ctx context.Context, program string, at config.Address) (s api.Status, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+string(at)+api.PathStatus, nil)
+	if err != nil {
+		return s, fmt.Errorf("asking %s: %w", program, err)
+	}
+	tr := &http.Transport{Proxy: nil, DisableKeepAlives: true}
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
+		var wrapped *url.Error
+		if errors.As(err, &wrapped) {
+			err = wrapped.Err
+		}
+		return s, fmt.Errorf("no %s answers at %s (%w); is it running, and is this its address?", program, at, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return s, fmt.Errorf("asking %s at %s: %s", program, at, resp.Status)
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&s); err != nil {
+		return s, fmt.Errorf("asking %s at %s: %w", program, at, err)
+	}
+	return s, nil
+}
+
+// WriteStatus tells a status to a person.
+func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
+	size := func(n int64) string { return humanize.IBytes(uint64(max(0, n))) }
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(tw, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+
+	state := "ready"
+	if !s.Ready {
+		state = "NOT READY: " + strings.Join(s.Missing, "; ")
+	}
+	line(s.Program, "%s, up %s, version %s", state, now.Sub(s.Started).Round(time.Second), s.Version)
+	line("node", "%s (%s)%s", s.Host.Name, s.Host.ID.Short(), prefixed(", zone ", s.Host.Zone))
+	for _, name := range []string{"mirror", "api", "admin", "peer"} {
+		if addr := s.Listen[name]; addr != "" {
+			line(name, "%s", addr)
+		}
+	}
+	if s.Program == "dfdaemon" {
+		switch {
+		case len(s.Owners) > 0:
+			for _, o := range s.Owners {
+				word := "answers"
+				if !o.Alive {
+					word = "DOES NOT ANSWER" + prefixed(": ", o.Error)
+				}
+				line("supernode", "%s %s", o.Addr, word)
+			}
+			if s.Embedded {
+				line("", "this node leads its own tasks meanwhile")
+			}
+		default:
+			line("supernode", "none configured: this node leads its own tasks")
+		}
+	} else {
+		line("hosts", "%d announce here", s.Hosts)
+	}
+	quota := "no quota"
+	if s.Cache.Quota > 0 {
+		quota = fmt.Sprintf("%d%% of %s", 100*s.Cache.Bytes/s.Cache.Quota, size(s.Cache.Quota))
+	}
+	line("cache", "%s in %d tasks (%s)%s", size(s.Cache.Bytes), s.Cache.Tasks, quota, prefixed(", ", s.Cache.Dir))
+	r := s.Received
+	line("received", "%s from peers, %s from supernodes, %s from origins%s", size(r.Peers), size(r.Seeds), size(r.Origin), share(r))
+	line("given", "%s to other nodes, %s to local clients, of that %s from the cache", size(s.Sent), size(s.Served), size(r.Cache))
+	if s.BadPieces > 0 {
+		line("BAD", "%d pieces did not match their digest; the log names who sent them", s.BadPieces)
+	}
+	line("now", "%d downloads in memory", s.Downloads)
+	return tw.Flush()
+}
+
+// share tells how much of what came in came from the cluster.
+func share(r api.Sources) string {
+	all := r.Peers + r.Seeds + r.Origin
+	if all == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%d%% from the cluster)", 100*(r.Peers+r.Seeds)/all)
+}
+
+func prefixed(prefix, text string) string {
+	if text == "" {
+		return ""
+	}
+	return prefix + text
+}

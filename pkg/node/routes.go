@@ -1,0 +1,59 @@
+package node
+
+import (
+	"net/http"
+	"slices"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/task"
+	"github.com/darter-io/darter/pkg/telemetry"
+)
+
+// NewRouter returns a gin engine as every API here wants it: silent, believing no proxy's
+// word on who a client is, and ending a handler's work when its client goes.
+func NewRouter() *gin.Engine {
+	gin.SetMode(gin.ReleaseMode)
+	r := gin.New()
+	r.HandleMethodNotAllowed = true
+	r.ContextWithFallback = true
+	_ = r.SetTrustedProxies(nil)
+	r.Use(gin.Recovery())
+	return r
+}
+
+// RouteStatus adds what operators and other programs ask: status and tasks.
+func (n *Node) RouteStatus(r gin.IRouter, status func() api.Status) {
+	r.GET(api.PathStatus, func(c *gin.Context) { c.JSON(http.StatusOK, n.judged(c, status())) })
+	r.GET(api.PathTasks, func(c *gin.Context) { c.JSON(http.StatusOK, n.Tasks()) })
+	r.GET(api.PathTasks+"/:id", func(c *gin.Context) {
+		id, err := task.ParseID(c.Param("id"))
+		if err != nil {
+			c.JSON(http.StatusBadRequest, gin.H{"error": err.Error()})
+			return
+		}
+		all := n.Tasks()
+		if i := slices.IndexFunc(all, func(t api.TaskStatus) bool { return t.ID == id }); i >= 0 {
+			c.JSON(http.StatusOK, all[i])
+			return
+		}
+		c.JSON(http.StatusNotFound, gin.H{"error": "task " + id.Short() + " is not here"})
+	})
+}
+
+// RouteAdmin adds health, metrics and profiles. Profiles tell a lot of a process: for
+// loopback only.
+func (n *Node) RouteAdmin(r gin.IRouter) {
+	admin := gin.WrapH(telemetry.Admin(n.Metrics, n.Ready, telemetry.ReadBuild(), n.Log))
+	r.GET("/", admin)
+	n.RouteHealth(r)
+	r.GET("/metrics", admin)
+	r.GET("/debug/pprof/*name", admin)
+}
+
+// RouteHealth adds health alone.
+func (n *Node) RouteHealth(r gin.IRouter) {
+	r.GET("/healthz", func(c *gin.Context) { c.String(http.StatusOK, "ok\n") })
+	r.GET("/readyz", gin.WrapH(n.Ready))
+}

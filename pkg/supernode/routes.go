@@ -1,0 +1,27 @@
+package supernode
+
+import (
+	"net/http"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/node"
+)
+
+// publicRoutes are for members of the cluster.
+func (s *Supernode) publicRoutes() http.Handler {
+	r := node.NewRouter()
+	r.POST(api.PathAnnounce, gin.WrapF(s.coordinator.HandleAnnounce))
+	s.node.RouteStatus(r, s.Status)
+	s.node.RouteHealth(r)
+	return r
+}
+
+// adminRoutes are for operators of this machine.
+func (s *Supernode) adminRoutes() http.Handler {
+	r := node.NewRouter()
+	s.node.RouteStatus(r, s.Status)
+	s.node.RouteAdmin(r)
+	return r
+}

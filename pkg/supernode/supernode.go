@@ -1,0 +1,95 @@
+// Package supernode assembles the program that leads tasks: a coordinator that answers
+// announces, and an engine whose parent is the origin.
+//
+// It asks an origin for each content once, whoever and however many want it. Start at [New]
+// and [Supernode.Run].
+package supernode
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/coordinator"
+	"github.com/darter-io/darter/pkg/node"
+)
+
+// Supernode is the assembled program.
+type Supernode struct {
+	cfg         config.Supernode
+	node        *node.Node
+	coordinator *coordinator.Coordinator
+	api, admin  net.Listener
+	// advertised is the address of the announce API as peers know it.
+	advertised string
+}
+
+// New opens the data directory and the ports, and starts nothing. The error says what to do.
+// A nil logger discards.
+func New(cfg config.Supernode, logger *slog.Logger) (s *Supernode, err error) {
+	s = &Supernode{cfg: cfg}
+	s.node, err = node.New(node.Config{
+		Program: "supernode", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Cluster: cfg.Cluster,
+		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files, Logger: logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+			s = nil
+		}
+	}()
+	if s.api, err = s.node.MemberListen("api.listen", cfg.API.Listen); err != nil {
+		return s, err
+	}
+	if s.admin, err = node.Listen("admin.listen", cfg.Admin.Listen); err != nil {
+		return s, err
+	}
+	if s.advertised, err = node.Advertise(s.api.Addr(), cfg.API.Advertise, nil); err != nil {
+		return s, err
+	}
+	s.coordinator = s.node.NewCoordinator()
+	s.node.Connect(s.coordinator, s.node.Watch(s.coordinator))
+	return s, nil
+}
+
+// Run serves until ctx ends, then drains. It returns nil after a clean end.
+func (s *Supernode) Run(ctx context.Context) error {
+	s.node.Log.Info("supernode runs", "version", config.Version(), "host", s.node.Host.ID, "api", s.api.Addr(), "peer", s.node.Host.Addr,
+		"admin", s.admin.Addr(), "tls", s.node.Identity.Secure())
+	err := s.node.Run(ctx, []node.Part{
+		s.node.Server("announce API", s.api, s.publicRoutes(), s.cfg.DrainTimeout),
+		s.node.Server("admin API", s.admin, node.LocalOnly(s.adminRoutes()), s.cfg.DrainTimeout),
+	}, []node.Part{s.coordinator.Run})
+	s.node.Log.Info("supernode ended")
+	return err
+}
+
+// Close gives back what [New] took, for a supernode that never ran.
+func (s *Supernode) Close() error {
+	var errs []error
+	for _, l := range []net.Listener{s.api, s.admin} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(append(errs, s.node.Close())...)
+}
+
+// Addrs tells the addresses in use: "api", "admin" and "peer".
+func (s *Supernode) Addrs() map[string]string {
+	return map[string]string{"api": s.api.Addr().String(), "admin": s.admin.Addr().String(), "peer": s.node.Host.Addr}
+}
+
+// Status tells what the supernode does.
+func (s *Supernode) Status() api.Status {
+	out := s.node.Status()
+	out.Listen = s.Addrs()
+	out.Hosts = max(0, s.coordinator.Stats().Hosts-1) // its own among them
+	return out
+}
