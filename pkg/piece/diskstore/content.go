@@ -133,12 +133,25 @@ func (s *Store) move(from, to string) error {
 	return err
 }
 
+// writeStep is how much one pwrite moves, in bytes. Larger ones make Linux fill its page cache
+// with large folios, whose memory it must find in one place: 1 MiB at once was measured to
+// cost up to six times the CPU of 256 KiB, 4 MiB ten times, where memory had been given back
+// to a hypervisor meanwhile, and never less.
+const writeStep = 256 << 10
+
 func writeFull(f File, b []byte, off int64) error {
-	n, err := f.WriteAt(b, off)
-	if err == nil && n < len(b) {
-		err = io.ErrShortWrite
+	for len(b) > 0 {
+		part := b[:min(writeStep, len(b))]
+		n, err := f.WriteAt(part, off)
+		if err == nil && n < len(part) {
+			err = io.ErrShortWrite
+		}
+		if err != nil {
+			return err
+		}
+		b, off = b[n:], off+int64(n)
 	}
-	return err
+	return nil
 }
 
 // load opens a task's files, cuts off a torn tail, and hashes every piece that no mark
