@@ -161,6 +161,12 @@ func (d *Download) offer(spec task.Spec, whole bool) {
 	d.nudge()
 }
 
+func (d *Download) hasOffer() bool {
+	d.offerMu.Lock()
+	defer d.offerMu.Unlock()
+	return d.offered != nil
+}
+
 func (d *Download) ended() bool {
 	select {
 	case <-d.done:

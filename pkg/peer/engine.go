@@ -521,11 +521,12 @@ func (e *Engine) release(d *Download) {
 	d.nudge()
 }
 
-// retire takes a download out of memory unless somebody holds it.
+// retire takes a download out of memory unless somebody holds it, or came and went
+// since the loop looked last.
 func (e *Engine) retire(d *Download) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if d.holds > 0 {
+	if d.holds > 0 || d.hasOffer() {
 		return false
 	}
 	if e.downloads[d.id] == d {
