@@ -31,11 +31,15 @@ func (s *Slots) Resize(n int) { s.max.Store(int64(n)) }
 
 // TryAcquire takes a slot, or reports that all are taken.
 func (s *Slots) TryAcquire() bool {
-	if s.active.Add(1) <= s.max.Load() {
-		return true
+	for {
+		taken := s.active.Load()
+		if taken >= s.max.Load() {
+			return false
+		}
+		if s.active.CompareAndSwap(taken, taken+1) {
+			return true
+		}
 	}
-	s.active.Add(-1)
-	return false
 }
 
 // Release gives a slot back.
