@@ -1,0 +1,187 @@
+// Package versions runs the last commit's programs beside this tree's: no cluster is upgraded
+// in one moment, so wire, control API and journal must bear with their neighbours.
+//
+// Start at [TestTheLastCommitsProgramsAndTheseUnderstandEachOther].
+package versions
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/test/programs"
+	"github.com/darter-io/darter/test/registrytest"
+)
+
+// against is the revision to compare with: DARTER_VERSIONS_AGAINST, else the commit before
+// what is checked out, or that commit itself where the tree has changes.
+func against(t *testing.T, root string) string {
+	if rev := os.Getenv("DARTER_VERSIONS_AGAINST"); rev != "" {
+		return rev
+	}
+	git := func(args ...string) (string, error) {
+		out, err := exec.Command("git", append([]string{"-C", root}, args...)...).Output()
+		return strings.TrimSpace(string(out)), err
+	}
+	dirty, err := git("status", "--porcelain", "--untracked-files=no")
+	need(t, err, "this is no git checkout")
+	rev := "HEAD~1"
+	if dirty != "" {
+		rev = "HEAD"
+	}
+	commit, err := git("rev-parse", "--verify", rev)
+	need(t, err, "there is no earlier commit: fetch the history")
+	return commit
+}
+
+// need skips the test where something is not there, and fails it where CI says that it must be.
+func need(t *testing.T, err error, what string) {
+	if err == nil {
+		return
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("%s: %v", what, err)
+	}
+	t.Skipf("%s: %v", what, err)
+}
+
+// buildOld builds the programs of an earlier revision.
+func buildOld(t *testing.T, root, rev, bin string) {
+	source := t.TempDir()
+	archive := exec.Command("git", "-C", root, "archive", rev)
+	extract := exec.Command("tar", "-x", "-C", source)
+	pipe, err := archive.StdoutPipe()
+	require.NoError(t, err)
+	extract.Stdin = pipe
+	require.NoError(t, extract.Start())
+	require.NoError(t, archive.Run())
+	require.NoError(t, extract.Wait())
+	build := exec.Command("go", "build", "-trimpath", "-tags", "nomsgpack", "-ldflags", "-s -w", "-o", bin+string(filepath.Separator), "./cmd/...")
+	build.Dir = source
+	build.Env = append(build.Environ(), "CGO_ENABLED=0")
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, "building %s: %s", rev, out)
+}
+
+// program is a running supernode or dfdaemon.
+type program struct {
+	cmd   *exec.Cmd
+	ended chan struct{}
+}
+
+func start(t *testing.T, binary, admin string, args []string) *program {
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	require.NoError(t, err)
+	p := &program{cmd: exec.Command(binary, args...), ended: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	require.NoError(t, p.cmd.Start())
+	go func() {
+		_ = p.cmd.Wait()
+		close(p.ended)
+	}()
+	t.Cleanup(func() {
+		p.stop()
+		log.Close()
+		if t.Failed() {
+			text, _ := os.ReadFile(log.Name())
+			t.Logf("%s wrote:\n%s", binary, text)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	require.NoError(t, programs.WaitReady(ctx, http.DefaultClient, admin, p.ended))
+	return p
+}
+
+// stop asks the program to end and waits for it.
+func (p *program) stop() {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.ended:
+	case <-time.After(20 * time.Second):
+		_ = p.cmd.Process.Kill()
+		<-p.ended
+	}
+}
+
+// pull reads a blob through a mirror and compares its digest.
+func pull(t *testing.T, mirror, registry, repository, digest string) {
+	url := fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", mirror, repository, digest, registry)
+	resp, err := http.Get(url)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	require.Equal(t, http.StatusOK, resp.StatusCode)
+	h := sha256.New()
+	_, err = io.Copy(h, resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, digest, fmt.Sprintf("sha256:%x", h.Sum(nil)))
+}
+
+func TestTheLastCommitsProgramsAndTheseUnderstandEachOther(t *testing.T) {
+	root, err := programs.Root()
+	require.NoError(t, err)
+	rev := against(t, root)
+	if err := exec.Command("git", "-C", root, "cat-file", "-e", rev+":cmd/dfdaemon/main.go").Run(); err != nil {
+		t.Skipf("commit %s has no dfdaemon yet", rev)
+	}
+	old, now := t.TempDir(), t.TempDir()
+	buildOld(t, root, rev, old)
+	require.NoError(t, programs.Build(t.Context(), now, "./cmd/..."))
+
+	for name, bins := range map[string]struct{ super, first, second string }{
+		"new supernode, old and new nodes": {now, old, now},
+		"old supernode, new and old nodes": {old, now, old},
+	} {
+		t.Run(name, func(t *testing.T) {
+			registry := registrytest.Start(t, registrytest.Config{})
+			content := make([]byte, 5<<20+77)
+			for i := range content {
+				content[i] = byte(i * i >> 7)
+			}
+			digest, err := registry.PushBlob(t.Context(), "lib/app", content)
+			require.NoError(t, err)
+			sent := func() int64 { return registry.Counts().Objects["lib/app/blobs/"+digest].Bytes }
+			addrs, err := programs.FreeAddrs(9)
+			require.NoError(t, err)
+			dir := t.TempDir()
+			super := programs.Supernode{
+				Name: "supernode", DataDir: filepath.Join(dir, "supernode"), API: addrs[0], Peer: addrs[1], Admin: addrs[2],
+				Registry: registry.Host(), RegistryBase: registry.URL(),
+			}
+			leader := start(t, filepath.Join(bins.super, "supernode"), super.Admin, super.Args())
+			nodes := [2]programs.Dfdaemon{}
+			daemons := [2]*program{}
+			for i, bin := range []string{bins.first, bins.second} {
+				nodes[i] = programs.Dfdaemon{
+					Name: fmt.Sprintf("node%d", i), Mirror: addrs[3+3*i], API: addrs[4+3*i], Peer: addrs[5+3*i], Supernode: super.API,
+					Registry: registry.Host(), RegistryBase: registry.URL(), DataDir: filepath.Join(dir, fmt.Sprint("node", i)),
+				}
+				daemons[i] = start(t, filepath.Join(bin, "dfdaemon"), nodes[i].API, nodes[i].Args())
+				pull(t, nodes[i].Mirror, registry.Host(), "lib/app", digest)
+			}
+			assert.EqualValues(t, len(content), sent(), "one copy, whoever speaks which version")
+
+			// The supernode goes, and each node starts anew as the other version on the
+			// directory that it had: what is stored is found and given without the registry.
+			leader.stop()
+			for i, bin := range []string{bins.second, bins.first} {
+				daemons[i].stop()
+				start(t, filepath.Join(bin, "dfdaemon"), nodes[i].API, nodes[i].Args())
+				pull(t, nodes[i].Mirror, registry.Host(), "lib/app", digest)
+			}
+			assert.EqualValues(t, len(content), sent(), "a journal is read by its neighbouring version")
+		})
+	}
+}
