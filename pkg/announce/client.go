@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -189,6 +190,23 @@ func (c *Client) Run(ctx context.Context) error {
 	senders.Wait()
 	c.leave(context.WithoutCancel(ctx))
 	return nil
+}
+
+// Owners tells how the owners that this host knows are, in the order of their addresses. One
+// that was not asked yet is neither alive nor has it failed.
+func (c *Client) Owners() []api.OwnerStatus {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := make([]api.OwnerStatus, 0, len(c.owners))
+	for _, o := range c.owners {
+		s := api.OwnerStatus{Addr: o.addr, Alive: o.met && !o.down()}
+		if o.down() {
+			s.Error = o.err.Error()
+		}
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(a, b api.OwnerStatus) int { return strings.Compare(a.Addr, b.Addr) })
+	return out
 }
 
 // forget drops the specs of tasks that are not announced any more.

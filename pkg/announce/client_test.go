@@ -723,3 +723,19 @@ func FuzzDecodeResponse(f *testing.F) {
 		}
 	})
 }
+
+func TestOwnersAreToldAliveOrWhyTheyAreNot(t *testing.T) {
+	w := newTown("a:1", "b:2")
+	w.owners["b:2"].dead = true
+	inTown(t, w, Config{}, func(t *testing.T, c *Client) {
+		synctest.Wait()
+		owners := c.Owners()
+		require.Len(t, owners, 2)
+		assert.Equal(t, api.OwnerStatus{Addr: "a:1", Alive: true}, owners[0])
+		assert.False(t, owners[1].Alive)
+		assert.Contains(t, owners[1].Error, "connection refused")
+		w.set("b:2", func(o *script) { o.dead = false })
+		time.Sleep(time.Minute)
+		assert.Equal(t, api.OwnerStatus{Addr: "b:2", Alive: true}, c.Owners()[1])
+	})
+}

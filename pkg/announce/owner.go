@@ -39,6 +39,8 @@ type owner struct {
 	backoff   time.Duration
 	// refused says that its host answers, or its network does, but it does not.
 	refused bool
+	// err is why it failed last.
+	err error
 	// declared says that it failed for so long that the others were told what it knew.
 	declared bool
 }
@@ -223,7 +225,7 @@ func (c *Client) failed(ctx context.Context, o *owner, b batch, err error) time.
 		o.downSince = now
 		c.log.Warn("owner does not answer", "owner", o.addr, "err", err)
 	}
-	o.refused = refuses(err)
+	o.err, o.refused = err, refuses(err)
 	o.backoff = min(max(backoffMin, 2*o.backoff), backoffMax)
 	// Whatever it knew, it may have forgotten when it comes back.
 	o.resync, o.backlog = true, nil

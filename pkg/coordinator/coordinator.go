@@ -6,12 +6,15 @@
 package coordinator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -295,6 +298,23 @@ func (c *Coordinator) Stats() scheduler.Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.sched.Stats()
+}
+
+// Hosts lists the hosts that announce here, by name; the owner's own is not among them.
+func (c *Coordinator) Hosts() []api.HostStatus {
+	c.mu.Lock()
+	all := c.sched.Hosts()
+	c.mu.Unlock()
+	out := make([]api.HostStatus, 0, len(all))
+	for _, h := range all {
+		if h.ID != c.cfg.Host.ID {
+			out = append(out, api.HostStatus{Host: h.Host, Tasks: h.Tasks, Seen: h.Seen})
+		}
+	}
+	slices.SortFunc(out, func(a, b api.HostStatus) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(string(a.ID), string(b.ID)))
+	})
+	return out
 }
 
 // entry is an entry in the scheduler's words.

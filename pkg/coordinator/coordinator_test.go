@@ -140,6 +140,28 @@ func TestAHerdMakesTheOwnerBringAContentOnce(t *testing.T) {
 	assert.False(t, r.serve(t, member("1")).Resync, "a known host")
 }
 
+func TestTheHostsThatAnnounceAreListedByName(t *testing.T) {
+	r := newRig(nil)
+	assert.Empty(t, r.Hosts(), "the owner's own host is none of them")
+	r.serve(t, member("2"), wants(taskID("a"), ""), wants(taskID("b"), ""))
+	r.serve(t, member("1"))
+	hosts := r.Hosts()
+	require.Len(t, hosts, 2)
+	assert.Equal(t, member("1"), hosts[0].Host)
+	assert.Equal(t, member("2"), hosts[1].Host)
+	assert.Equal(t, []int{0, 2}, []int{hosts[0].Tasks, hosts[1].Tasks})
+	assert.WithinDuration(t, time.Now(), hosts[1].Seen, time.Minute)
+}
+
+func TestAnObserverIsToldOfEachAnnounce(t *testing.T) {
+	var told []api.AnnounceRequest
+	c := New(Config{Host: member("0"), Observe: func(r api.AnnounceRequest, _ time.Duration) { told = append(told, r) }})
+	request := api.AnnounceRequest{Version: 1, Host: member("1"), Entries: []api.Entry{{Task: taskID("a"), Event: api.Completed}}}
+	_, err := c.ServeAnnounce(t.Context(), request)
+	require.NoError(t, err)
+	assert.Equal(t, []api.AnnounceRequest{request}, told)
+}
+
 func TestItsOwnEngineIsToldByTheAnswerToGoToTheOrigin(t *testing.T) {
 	r := newRig(nil)
 	a, err := r.Announce(t.Context(), wants(taskID("a"), "token"))

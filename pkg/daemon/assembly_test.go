@@ -231,6 +231,8 @@ func TestASupernodeAndItsDaemonsTakeEachByteFromTheRegistryOnce(t *testing.T) {
 			once(t, r, p, "each byte left the registry once")
 			for _, d := range daemons {
 				soon(t, d.Addrs()["api"], func(c *assert.CollectT, got api.Status) {
+					assert.False(c, got.Embedded)
+					assert.Equal(c, []api.OwnerStatus{{Addr: s.Addrs()["api"], Alive: true}}, got.Owners)
 					assert.Zero(c, got.Received.Origin, "%s asked the registry itself", got.Host.Name)
 					assert.GreaterOrEqual(c, got.Received.Peers+got.Received.Seeds, p.Bytes())
 				})
@@ -240,6 +242,24 @@ func TestASupernodeAndItsDaemonsTakeEachByteFromTheRegistryOnce(t *testing.T) {
 				assert.Equal(c, nodes, up.Hosts)
 				assert.True(c, up.Ready)
 			})
+			res, err := http.Get("http://" + s.Addrs()["admin"] + api.PathHosts)
+			require.NoError(t, err)
+			defer res.Body.Close()
+			var hosts []api.HostStatus
+			require.NoError(t, json.NewDecoder(res.Body).Decode(&hosts))
+			require.Len(t, hosts, nodes)
+			for i, h := range hosts {
+				assert.Equal(t, fmt.Sprintf("node%d", i), h.Name)
+				assert.Equal(t, daemons[i].Addrs()["peer"], h.Addr)
+				assert.Equal(t, len(p.Objects), h.Tasks)
+			}
+			if word != "" {
+				_, err := http.Get("http://" + s.Addrs()["api"] + api.PathStatus)
+				if err == nil {
+					_, err = http.Get("https://" + s.Addrs()["api"] + api.PathStatus)
+				}
+				assert.Error(t, err, "who is no member is not answered")
+			}
 		})
 	}
 }
@@ -254,6 +274,13 @@ func TestADaemonServesWhileNoSupernodeAnswers(t *testing.T) {
 	require.NoError(t, pull(t.Context(), d.Addrs()["mirror"], r, p))
 	assert.Less(t, time.Since(began), 5*time.Second)
 	once(t, r, p, "and asks for each byte once")
+	soon(t, d.Addrs()["api"], func(c *assert.CollectT, s api.Status) {
+		assert.True(c, s.Embedded)
+		if assert.Len(c, s.Owners, 2) {
+			assert.Equal(c, "127.0.0.1:1", s.Owners[0].Addr)
+			assert.Contains(c, s.Owners[0].Error, "connection refused")
+		}
+	})
 }
 
 func TestARunningPullMayEndWellBeforeTheDaemonDoes(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/darter-io/darter/pkg/announce"
@@ -70,7 +71,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 		announcer = d.client
 	}
 	d.node.Connect(announcer, d.node.Watch(d.coordinator))
-	d.pulls = &pulls{metrics: telemetry.NewPulls(d.node.Metrics), log: d.node.Log, embedded: func() bool { return d.client == nil }}
+	d.pulls = &pulls{metrics: telemetry.NewPulls(d.node.Metrics), log: d.node.Log, embedded: d.leads}
 	d.files = &files{
 		probe: d.node.Origins.Files.Probe, open: d.node.Engine.Open, hosts: cfg.Files.AllowHosts, ignore: cfg.Files.IgnoreQuery,
 		now: time.Now, pulls: d.pulls,
@@ -108,7 +109,7 @@ func (d *Daemon) newClient() *announce.Client {
 // Run serves until ctx ends, then drains: no new pulls, and what runs may end within the
 // drain timeout. It returns nil after a clean end.
 func (d *Daemon) Run(ctx context.Context) error {
-	d.node.Log.Info("dfdaemon runs", "version", config.Version(), "host", d.node.Host.ID, "mirror", d.mirror.Addr(), "api", d.api.Addr(),
+	d.node.Log.Info("dfdaemon runs", "version", config.Version(), "host", d.node.Host.ID, "mirror", d.mirror.Addr().String(), "api", d.api.Addr().String(),
 		"peer", d.node.Host.Addr, "supernodes", d.cfg.Supernodes, "tls", d.node.Identity.Secure())
 	mux := http.NewServeMux()
 	mux.Handle("/v2/", d.proxy)
@@ -152,8 +153,19 @@ func (d *Daemon) Status() api.Status {
 	out := d.node.Status()
 	out.Listen = d.Addrs()
 	out.Received.Cache, out.Served = d.pulls.cached.Load(), d.pulls.served.Load()
-	out.Embedded = d.client == nil
+	out.Embedded = d.leads()
+	if d.client != nil {
+		out.Owners = d.client.Owners()
+	}
 	return out
+}
+
+// leads reports whether the daemon leads its own tasks: it knows no supernode, or none answers.
+func (d *Daemon) leads() bool {
+	if d.client == nil {
+		return true
+	}
+	return !slices.ContainsFunc(d.client.Owners(), func(o api.OwnerStatus) bool { return o.Alive })
 }
 
 // content is a peer's content in the words of the mirror.

@@ -365,5 +365,24 @@ func (s *Scheduler) Stats() Stats {
 	return st
 }
 
+// HostInfo is a host as the scheduler sees it.
+type HostInfo struct {
+	host.Host
+	// Tasks is how many contents it wants or holds; Seen when it announced last, zero for
+	// the owner's own.
+	Tasks int
+	Seen  time.Time
+}
+
+// Hosts lists all hosts that are alive, in no order.
+func (s *Scheduler) Hosts() []HostInfo {
+	out := make([]HostInfo, 0, len(s.byID))
+	for _, h := range s.byID {
+		st := &s.hosts[h]
+		out = append(out, HostInfo{Host: st.Host, Tasks: len(st.memberships), Seen: st.seen})
+	}
+	return out
+}
+
 // Knows reports whether anybody alive wants or holds the task, or its failure is remembered.
 func (s *Scheduler) Knows(id task.ID) bool { return s.swarms[id] != nil }

@@ -13,7 +13,7 @@ import (
 func (s *Supernode) publicRoutes() http.Handler {
 	r := node.NewRouter()
 	r.POST(api.PathAnnounce, gin.WrapF(s.coordinator.HandleAnnounce))
-	s.node.RouteStatus(r, s.Status)
+	s.routeOwner(r)
 	s.node.RouteHealth(r)
 	return r
 }
@@ -21,7 +21,13 @@ func (s *Supernode) publicRoutes() http.Handler {
 // adminRoutes are for operators of this machine.
 func (s *Supernode) adminRoutes() http.Handler {
 	r := node.NewRouter()
-	s.node.RouteStatus(r, s.Status)
+	s.routeOwner(r)
 	s.node.RouteAdmin(r)
 	return r
+}
+
+// routeOwner adds what members and operators may both ask.
+func (s *Supernode) routeOwner(r gin.IRouter) {
+	s.node.RouteStatus(r, s.Status)
+	r.GET(api.PathHosts, func(c *gin.Context) { c.JSON(http.StatusOK, s.coordinator.Hosts()) })
 }

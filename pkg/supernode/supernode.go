@@ -60,8 +60,8 @@ func New(cfg config.Supernode, logger *slog.Logger) (s *Supernode, err error) {
 
 // Run serves until ctx ends, then drains. It returns nil after a clean end.
 func (s *Supernode) Run(ctx context.Context) error {
-	s.node.Log.Info("supernode runs", "version", config.Version(), "host", s.node.Host.ID, "api", s.api.Addr(), "peer", s.node.Host.Addr,
-		"admin", s.admin.Addr(), "tls", s.node.Identity.Secure())
+	s.node.Log.Info("supernode runs", "version", config.Version(), "host", s.node.Host.ID, "api", s.api.Addr().String(), "peer", s.node.Host.Addr,
+		"admin", s.admin.Addr().String(), "tls", s.node.Identity.Secure())
 	err := s.node.Run(ctx, []node.Part{
 		s.node.Server("announce API", s.api, s.publicRoutes(), s.cfg.DrainTimeout),
 		s.node.Server("admin API", s.admin, node.LocalOnly(s.adminRoutes()), s.cfg.DrainTimeout),
@@ -90,6 +90,6 @@ func (s *Supernode) Addrs() map[string]string {
 func (s *Supernode) Status() api.Status {
 	out := s.node.Status()
 	out.Listen = s.Addrs()
-	out.Hosts = max(0, s.coordinator.Stats().Hosts-1) // its own among them
+	out.Hosts = len(s.coordinator.Hosts())
 	return out
 }
