@@ -3,15 +3,18 @@ package arch
 import (
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
 
+var own = sync.OnceValues(func() (*Tree, error) { return Load(os.DirFS("../..")) })
+
 // tree is this module's own.
 func tree(t *testing.T) *Tree {
 	t.Helper()
-	tr, err := Load(os.DirFS("../.."))
+	tr, err := own()
 	require.NoError(t, err)
 	require.Equal(t, "github.com/darter-io/darter", tr.Module)
 	require.NotEmpty(t, tr.Packages["pkg/piece"], "the tree was not read")
