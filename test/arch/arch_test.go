@@ -47,3 +47,10 @@ func TestEveryPackageIsOnTheMap(t *testing.T) {
 	require.NoError(t, err)
 	none(t, faults)
 }
+
+func TestTheTableIsTheOneInTheDocuments(t *testing.T) {
+	none(t, tree(t).Absent(Table))
+	faults, err := tree(t).Layered("docs/architecture.md", Table)
+	require.NoError(t, err)
+	none(t, faults)
+}

@@ -177,6 +177,22 @@ func TestAPackageThatTheMapLacksIsFound(t *testing.T) {
 	expect(t, "does not name `pkg/a`", faults)
 }
 
+func TestAnImportTableThatTheDocumentHasOtherwiseIsFound(t *testing.T) {
+	const good = "| words | `pkg/a`; `pkg/b` |\n| doors | `pkg/c` `pkg/d` |\n| assemblies | `pkg/e` |\n"
+	for _, row := range []struct{ name, text, want string }{
+		{"the same", "# Map\n\n" + good, ""},
+		{"a package less", strings.Replace(good, " `pkg/d`", "", 1), "| doors | `pkg/c` `pkg/d` |"},
+		{"another order", strings.Replace(good, "`pkg/a`; `pkg/b`", "`pkg/b`; `pkg/a`", 1), "| words | `pkg/a`; `pkg/b` |"},
+		{"a row less", strings.Replace(good, "| assemblies | `pkg/e` |\n", "", 1), "| assemblies | `pkg/e` |"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			faults, err := fixture(t, "docs/map.md", row.text).Layered("docs/map.md", small)
+			require.NoError(t, err)
+			expect(t, row.want, faults)
+		})
+	}
+}
+
 // expect wants exactly one fault that holds the text, or none.
 func expect(t *testing.T, want string, faults []string) {
 	t.Helper()

@@ -246,3 +246,27 @@ func (t *Tree) Mapped(doc string) (faults []string, err error) {
 	}
 	return faults, nil
 }
+
+// Layered finds rows of the import table that a document does not show as they are: a table
+// row of the layer's name and its packages, each in backquotes.
+func (t *Tree) Layered(doc string, table []Layer) (faults []string, err error) {
+	b, err := fs.ReadFile(t.fsys, doc)
+	if err != nil {
+		return nil, fmt.Errorf("reading the import table of %s: %w", doc, err)
+	}
+	for _, l := range table {
+		var groups []string
+		for group := range strings.SplitSeq(l.Packages, ";") {
+			var names []string
+			for name := range strings.FieldsSeq(group) {
+				names = append(names, "`"+name+"`")
+			}
+			groups = append(groups, strings.Join(names, " "))
+		}
+		row := "| " + l.Name + " | " + strings.Join(groups, "; ") + " |"
+		if !strings.Contains("\n"+string(b), "\n"+row+"\n") {
+			faults = append(faults, fmt.Sprintf("%s lacks this row of arch.Table, or has it otherwise:\n%s", doc, row))
+		}
+	}
+	return faults, nil
+}
