@@ -56,6 +56,7 @@ type Supernode struct {
 	Admin   SupernodeAdmin `key:"admin"`
 	Peer    SupernodePeer  `key:"peer"`
 	Cluster Cluster        `key:"cluster"`
+	Gossip  Gossip         `key:"gossip"`
 	Cache   Cache          `key:"cache"`
 	Origins
 	Files Files `key:"files"`
@@ -132,6 +133,21 @@ type SupernodePeer struct {
 	// on. Default: the listen address, or where that is all addresses, the one that this
 	// machine uses towards others.
 	Advertise Address `key:"advertise"`
+}
+
+// Gossip is how several supernodes know of each other, so that every dfdaemon that knows one
+// of them knows all that are alive, and asks the next when one dies.
+type Gossip struct {
+	// Listen is the address at which supernodes gossip, over UDP and TCP, encrypted where
+	// the cluster has a secret. Usual port: 65006. Default: none, for a supernode alone.
+	Listen Address `key:"listen"`
+	// Advertise is the IP:port that the others are told, where it differs from the one
+	// listened on. Default: the listen address, or where that is all addresses, the one
+	// that api.advertise says.
+	Advertise Address `key:"advertise"`
+	// Join are host:port of other supernodes' gossip; one that is alive is enough, and a
+	// name with many addresses is fine. The list may hold this supernode itself.
+	Join []Address `key:"join"`
 }
 
 // Cluster says who may be a member.

@@ -47,10 +47,22 @@ func (c *Supernode) Validate() error {
 		loopbackOnly("admin.listen", c.Admin.Listen),
 		advertised("api", c.API.Advertise),
 		advertised("peer", c.Peer.Advertise),
+		advertised("gossip", c.Gossip.Advertise),
+		c.Gossip.check(c.Cluster),
 		c.Origins.check(),
 		c.Cache.check(),
 		c.Drain.check(),
 	)
+}
+
+func (g *Gossip) check(c Cluster) error {
+	if g.Listen == "" {
+		if len(g.Join) > 0 {
+			return errors.New("gossip.join: there is nothing to gossip on; set gossip.listen, for example to :65006")
+		}
+		return nil
+	}
+	return c.guard("gossip.listen", &g.Listen, "65006")
 }
 
 // Validate refuses what cannot work together.

@@ -30,6 +30,7 @@ import (
 	"github.com/darter-io/darter/pkg/dfget"
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/supernode"
+	"github.com/darter-io/darter/test/programs"
 	"github.com/darter-io/darter/test/registrytest"
 )
 
@@ -200,20 +201,48 @@ func TestADaemonAloneIsAPullThroughMirrorAndKeepsItsCache(t *testing.T) {
 	assert.Equal(t, s.Host.ID, status(t, d.Addrs()["api"]).Host.ID)
 }
 
+// lead runs a supernode on free loopback ports.
+func lead(t *testing.T, r *registrytest.Registry, word secret.String, more ...string) (s *supernode.Supernode, stop func()) {
+	var top config.Supernode
+	require.NoError(t, config.NewForm("supernode", &top).Load(append([]string{
+		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB", "DARTER_API_LISTEN=127.0.0.1:0",
+		"DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_ADMIN_LISTEN=127.0.0.1:0", "DARTER_CLUSTER_SECRET=" + word.Reveal(),
+	}, more...)))
+	top.Upstreams = []config.Upstream{{Host: r.Host(), URLs: []string{r.URL()}, PlainHTTP: true}}
+	s, err := supernode.New(top, log(t, "supernode"))
+	require.NoError(t, err)
+	return s, run(t, s)
+}
+
+// A dfdaemon that knows one supernode learns of the others and goes on with them.
+func TestSupernodesThatGossipStandInForEachOther(t *testing.T) {
+	const word = "a secret that is long enough for a cluster"
+	r := registrytest.Start(t, registrytest.Config{})
+	p := image(t, r, 1e6, 20e3)
+	addrs, err := programs.FreeAddrs(2)
+	require.NoError(t, err)
+	first, stop := lead(t, r, word, "DARTER_GOSSIP_LISTEN="+addrs[0], "DARTER_GOSSIP_JOIN="+addrs[1])
+	second, _ := lead(t, r, word, "DARTER_GOSSIP_LISTEN="+addrs[1], "DARTER_GOSSIP_JOIN="+addrs[0])
+	cfg := settings(t, r, "node")
+	cfg.Cluster.Secret, cfg.Supernodes = word, []config.Address{config.Address(first.Addrs()["api"])}
+	d, _ := start(t, cfg)
+	soon(t, second.Addrs()["admin"], func(c *assert.CollectT, s api.Status) {
+		assert.Equal(c, 1, s.Hosts, "the daemon announces to the one that it was not told of")
+	})
+	stop()
+	require.NoError(t, pull(t.Context(), d.Addrs()["mirror"], r, p))
+	once(t, r, p, "the second supernode brings it")
+	soon(t, second.Addrs()["admin"], func(c *assert.CollectT, s api.Status) {
+		assert.Equal(c, p.Bytes(), s.Received.Origin)
+	})
+}
+
 func TestASupernodeAndItsDaemonsTakeEachByteFromTheRegistryOnce(t *testing.T) {
 	for _, word := range []secret.String{"", "a secret that is long enough for a cluster"} {
 		t.Run(fmt.Sprintf("secret %t", word != ""), func(t *testing.T) {
 			r := registrytest.Start(t, registrytest.Config{})
 			p := image(t, r, 6e6, 2e6, 50e3)
-			var top config.Supernode
-			require.NoError(t, config.NewForm("supernode", &top).Load([]string{
-				"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB", "DARTER_API_LISTEN=127.0.0.1:0",
-				"DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_ADMIN_LISTEN=127.0.0.1:0", "DARTER_CLUSTER_SECRET=" + word.Reveal(),
-			}))
-			top.Upstreams = []config.Upstream{{Host: r.Host(), URLs: []string{r.URL()}, PlainHTTP: true}}
-			s, err := supernode.New(top, log(t, "supernode"))
-			require.NoError(t, err)
-			run(t, s)
+			s, _ := lead(t, r, word)
 
 			const nodes = 3
 			var daemons []*daemon.Daemon

@@ -64,7 +64,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 	if d.api, err = node.Listen("api.listen", cfg.API.Listen); err != nil {
 		return d, err
 	}
-	d.coordinator = d.node.NewCoordinator()
+	d.coordinator = d.node.NewCoordinator(nil)
 	var announcer peer.Announcer = d.coordinator
 	if len(cfg.Supernodes) > 0 {
 		d.client = d.newClient()

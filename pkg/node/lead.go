@@ -13,15 +13,16 @@ import (
 )
 
 // NewCoordinator returns a coordinator that uses the node's engine as its seed, counted in
-// the node's metrics. The engine is to be connected with [Node.Watch] of it.
-func (n *Node) NewCoordinator() *coordinator.Coordinator {
+// the node's metrics. The engine is to be connected with [Node.Watch] of it. owners lists
+// the API addresses of all live owners, for the answers; nil where there is no other.
+func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 	var c *coordinator.Coordinator
 	owner := telemetry.NewOwner(n.Metrics, func() telemetry.OwnerStats {
 		s := c.Stats()
 		return telemetry.OwnerStats{Hosts: s.Hosts, Seeding: s.Seeding}
 	})
 	c = coordinator.New(coordinator.Config{
-		Host: n.Host, Store: n.Store, Logger: n.Log,
+		Host: n.Host, Store: n.Store, Owners: owners, Logger: n.Log,
 		Seed: func(spec task.Spec) { n.Engine.Seed(spec) },
 		Observe: func(r api.AnnounceRequest, took time.Duration) {
 			events := make([]string, len(r.Entries))

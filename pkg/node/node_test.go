@@ -271,7 +271,7 @@ func TestTheAddressToAdvertiseIsOneThatOthersCanUse(t *testing.T) {
 
 func TestHealthTellsWhatIsMissing(t *testing.T) {
 	n := build(t, settings(t))
-	n.NewCoordinator() // for its metrics
+	n.NewCoordinator(nil) // for its metrics
 	r := NewRouter()
 	n.RouteStatus(r, n.Status)
 	n.RouteAdmin(r)

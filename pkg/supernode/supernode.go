@@ -8,10 +8,12 @@ package supernode
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/cluster"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/coordinator"
 	"github.com/darter-io/darter/pkg/node"
@@ -25,6 +27,8 @@ type Supernode struct {
 	api, admin  net.Listener
 	// advertised is the address of the announce API as peers know it.
 	advertised string
+	// gossip knows the other supernodes; nil for one alone.
+	gossip *cluster.Cluster
 }
 
 // New opens the data directory and the ports, and starts nothing. The error says what to do.
@@ -53,19 +57,66 @@ func New(cfg config.Supernode, logger *slog.Logger) (s *Supernode, err error) {
 	if s.advertised, err = node.Advertise(s.api.Addr(), cfg.API.Advertise, nil); err != nil {
 		return s, err
 	}
-	s.coordinator = s.node.NewCoordinator()
+	var owners func() []string
+	if cfg.Gossip.Listen != "" {
+		if s.gossip, err = s.newGossip(); err != nil {
+			return s, err
+		}
+		owners = s.owners
+	}
+	s.coordinator = s.node.NewCoordinator(owners)
 	s.node.Connect(s.coordinator, s.node.Watch(s.coordinator))
 	return s, nil
+}
+
+// newGossip prepares to find the other supernodes.
+func (s *Supernode) newGossip() (*cluster.Cluster, error) {
+	join := make([]string, len(s.cfg.Gossip.Join))
+	for i, a := range s.cfg.Gossip.Join {
+		join[i] = string(a)
+	}
+	advertise := string(s.cfg.Gossip.Advertise)
+	if advertise == "" && s.cfg.Gossip.Listen.Host() == "" {
+		// Listening on all addresses: the others use the one that peers are told.
+		host, _, err := net.SplitHostPort(s.advertised)
+		if err != nil {
+			return nil, fmt.Errorf("gossip.advertise: %w", err)
+		}
+		advertise = net.JoinHostPort(host, s.cfg.Gossip.Listen.Port())
+	}
+	g, err := cluster.New(cluster.Config{
+		Host: s.node.Host.ID, Bind: string(s.cfg.Gossip.Listen), Advertise: advertise, Join: join,
+		Keys: s.node.Identity.GossipKeys(), Label: "darter", Logger: s.node.Log,
+		Meta: cluster.Meta{APIAddr: s.advertised, Role: cluster.Supernode, Zone: s.node.Host.Zone, Version: config.Version()},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("gossip with other supernodes: %w", err)
+	}
+	return g, nil
+}
+
+// owners lists the announce APIs of the supernodes that are alive.
+func (s *Supernode) owners() (list []string) {
+	for _, m := range s.gossip.View() {
+		if m.Role == cluster.Supernode && m.APIAddr != "" {
+			list = append(list, m.APIAddr)
+		}
+	}
+	return list
 }
 
 // Run serves until ctx ends, then drains. It returns nil after a clean end.
 func (s *Supernode) Run(ctx context.Context) error {
 	s.node.Log.Info("supernode runs", "version", config.Version(), "host", s.node.Host.ID, "api", s.api.Addr().String(), "peer", s.node.Host.Addr,
 		"admin", s.admin.Addr().String(), "tls", s.node.Identity.Secure())
+	background := []node.Part{s.coordinator.Run}
+	if s.gossip != nil {
+		background = append(background, s.gossip.Run)
+	}
 	err := s.node.Run(ctx, []node.Part{
 		s.node.Server("announce API", s.api, s.publicRoutes(), s.cfg.DrainTimeout),
 		s.node.Server("admin API", s.admin, node.LocalOnly(s.adminRoutes()), s.cfg.DrainTimeout),
-	}, []node.Part{s.coordinator.Run})
+	}, background)
 	s.node.Log.Info("supernode ended")
 	return err
 }
