@@ -136,8 +136,9 @@ comma-separated elsewhere; a flag that is given several times adds to its list.
 | 65003 | dfdaemon | ` + "`api.listen`" + ` | dfget, operators, Prometheus on the node | this machine |
 | 65004 | supernode | ` + "`peer.listen`" + ` | dfdaemons, supernodes | everywhere with a cluster secret (TLS), else this machine |
 | 65005 | supernode | ` + "`admin.listen`" + ` | operators, Prometheus on the node | this machine |
+| 65006 | supernode | ` + "`gossip.listen`" + ` | supernodes, over TCP and UDP | nowhere: it listens only when it is set |
 
-All are TCP.
+All others are TCP.
 `)
 	for _, p := range Programs() {
 		fmt.Fprintf(&b, "\n## %s\n\n%s\n", p.Name, p.Purpose)
