@@ -337,7 +337,13 @@ type Dfget struct {
 	Output string `key:"output" short:"o"`
 	// Daemon is the local API of the dfdaemon to download through.
 	Daemon Address `key:"daemon" default:"127.0.0.1:65003"`
-	// Direct downloads from the origin itself, without a dfdaemon.
+	// Supernodes are the API addresses of supernodes, host:port each. Where they are given
+	// and no dfdaemon answers, dfget is a peer itself as long as it runs: it gets pieces from
+	// other nodes and gives them what it has.
+	Supernodes []Address `key:"supernodes"`
+	// Cluster is what a peer needs to be let in.
+	Cluster Cluster `key:"cluster"`
+	// Direct downloads from the origin itself, without a dfdaemon and without peers.
 	Direct bool `key:"direct" default:"false"`
 	// Digest is what the whole file must hash to: sha256: or sha512: and hex digits. What
 	// does not match is deleted.

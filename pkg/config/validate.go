@@ -81,6 +81,9 @@ func (c *Dfget) Validate() error {
 	if c.User != "" && c.PasswordFile == "" {
 		problems = append(problems, errors.New("user: there is a user but no password; add --password-file, or an entry in ~/.netrc in place of --user"))
 	}
+	if err := c.Cluster.finish(); err != nil {
+		problems = append(problems, err)
+	}
 	if c.Retries < 0 {
 		problems = append(problems, errors.New("retries: must be 0 or more"))
 	}

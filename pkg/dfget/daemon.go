@@ -16,19 +16,19 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 )
 
-// daemon fetches through dfdaemon's local API.
-type daemon struct {
+// viaDaemon fetches through dfdaemon's local API.
+type viaDaemon struct {
 	base   string
 	client *http.Client
 	set    config.Dfget
 }
 
-func newDaemon(cfg Config) *daemon {
+func newDaemon(cfg Config) *viaDaemon {
 	tr := &http.Transport{Proxy: nil, DisableCompression: true, MaxIdleConnsPerHost: parallelMax}
-	return &daemon{base: "http://" + string(cfg.Settings.Daemon), client: &http.Client{Transport: tr}, set: cfg.Settings}
+	return &viaDaemon{base: "http://" + string(cfg.Settings.Daemon), client: &http.Client{Transport: tr}, set: cfg.Settings}
 }
 
-func (d *daemon) fetch(ctx context.Context, j *job, offset int64, identity string) (*answer, error) {
+func (d *viaDaemon) fetch(ctx context.Context, j *job, offset int64, identity string) (*answer, error) {
 	q := url.Values{api.FileURL: {j.url.String()}}
 	for name, v := range map[string]string{api.FileTag: d.set.Tag, api.FileApplication: d.set.Application, api.FileDigest: d.set.Digest} {
 		if v != "" {
@@ -67,13 +67,13 @@ func (d *daemon) fetch(ctx context.Context, j *job, offset int64, identity strin
 }
 
 // silent is the error of a daemon that does not answer.
-func (d *daemon) silent(j *job, offset int64, err error) error {
+func (d *viaDaemon) silent(j *job, offset int64, err error) error {
 	var wrapped *url.Error
 	if errors.As(err, &wrapped) {
 		err = wrapped.Err // without the long URL of the request
 	}
 	return &Error{Code: NoDaemon, again: offset > 0, Err: fmt.Errorf("%s: no dfdaemon answers at %s (%w)\n"+
-		"start one on this machine with: dfdaemon\nor name another one's local API with --daemon HOST:PORT, or download without one with --direct",
+		"start one on this machine with: dfdaemon\nor name another one's local API with --daemon HOST:PORT, be a peer yourself with --supernodes HOST:PORT, or download without peers with --direct",
 		j.meter.url, d.set.Daemon, err)}
 }
 
@@ -121,7 +121,7 @@ func contentRange(text string) (first, total int64, ok bool) {
 }
 
 // refusal reads the daemon's error.
-func (d *daemon) refusal(j *job, resp *http.Response) error {
+func (d *viaDaemon) refusal(j *job, resp *http.Response) error {
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	var e api.FileError
 	if json.Unmarshal(b, &e) != nil || e.Kind == "" {
@@ -148,7 +148,7 @@ func (d *daemon) refusal(j *job, resp *http.Response) error {
 }
 
 // progress asks the daemon where the bytes came from.
-func (d *daemon) progress(ctx context.Context, _ *job, identity string) (shares, bool) {
+func (d *viaDaemon) progress(ctx context.Context, _ *job, identity string) (shares, bool) {
 	id := strings.Trim(identity, `"`)
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -168,4 +168,4 @@ func (d *daemon) progress(ctx context.Context, _ *job, identity string) (shares,
 	return shares{s.Received}, true
 }
 
-func (d *daemon) close() { d.client.CloseIdleConnections() }
+func (d *viaDaemon) close() { d.client.CloseIdleConnections() }

@@ -1,5 +1,5 @@
 // Package dfget downloads files to where people want them, through the dfdaemon of their
-// machine.
+// machine, as a peer of its own, or directly.
 //
 // A file appears under its name only when all of it is there and matches the digest that was
 // asked for: until then its bytes stand in FILE.part, from which a broken or interrupted
@@ -94,11 +94,24 @@ func (g *Getter) Run(ctx context.Context) error {
 	if err != nil {
 		return &Error{Code: Usage, Err: err}
 	}
-	if g.cfg.Settings.Direct {
+	switch {
+	case g.cfg.Settings.Direct:
 		if g.source, err = newDirect(g.cfg); err != nil {
 			return &Error{Code: Failed, Err: err}
 		}
-	} else {
+	case len(g.cfg.Settings.Supernodes) > 0 && !answers(ctx, g.cfg.Settings.Daemon):
+		own, err := newOwnDaemon(g.cfg, beside(jobs))
+		if err != nil {
+			return &Error{Code: Failed, Err: fmt.Errorf("no dfdaemon answers at %s, and being a peer failed: %w", g.cfg.Settings.Daemon, err)}
+		}
+		defer func() {
+			if ended := own.end(); ended != nil {
+				g.cfg.Logger.Warn("the peer of this download did not end well", "error", ended)
+			}
+		}()
+		g.cfg.Settings.Daemon = own.api()
+		g.source = newDaemon(g.cfg)
+	default:
 		g.source = newDaemon(g.cfg)
 	}
 	defer g.source.close()
@@ -137,6 +150,15 @@ func (g *Getter) Run(ctx context.Context) error {
 		return nil
 	}
 	return &Error{Code: ExitCode(failures[0]), Err: errors.Join(failures...)}
+}
+
+// beside is a directory on the file system that the first file goes to; empty is the one for
+// temporary files.
+func beside(jobs []*job) string {
+	if jobs[0].output == "-" {
+		return ""
+	}
+	return filepath.Dir(jobs[0].output)
 }
 
 // jobs works out what to download to where.

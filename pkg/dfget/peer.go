@@ -1,0 +1,84 @@
+package dfget
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/daemon"
+)
+
+// knock bounds how long it takes to find out that no dfdaemon answers on this machine.
+const knock = time.Second
+
+// answers reports whether anything listens where the daemon should.
+func answers(ctx context.Context, at config.Address) bool {
+	d := net.Dialer{Timeout: knock}
+	c, err := d.DialContext(ctx, "tcp", string(at))
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
+}
+
+// ownDaemon is a dfdaemon inside this process, for as long as the downloads take: the same
+// code, on free ports, with a cache that is deleted at the end.
+type ownDaemon struct {
+	*daemon.Daemon
+	dir   string
+	stop  context.CancelFunc
+	ended chan error
+}
+
+// newOwnDaemon starts it; beside is where there will be room for the content, too.
+func newOwnDaemon(cfg Config, beside string) (*ownDaemon, error) {
+	dir, err := os.MkdirTemp(beside, ".dfget-")
+	if err != nil {
+		return nil, fmt.Errorf("making a place for pieces: %w", err)
+	}
+	own := &ownDaemon{dir: dir, ended: make(chan error, 1)}
+	if own.Daemon, err = daemon.New(own.settings(cfg.Settings), cfg.Logger); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	// It ends when the downloads have, not when they are told to: what runs still needs it.
+	ctx, stop := context.WithCancel(context.Background())
+	own.stop = stop
+	go func() { own.ended <- own.Run(ctx) }()
+	return own, nil
+}
+
+func (o *ownDaemon) settings(s config.Dfget) (d config.Dfdaemon) {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	d.Node = config.Node{Name: host + " (dfget)", DataDir: filepath.Join(o.dir, "data")}
+	d.Mirror.Listen, d.API.Listen, d.Peer.Listen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+	d.Cluster, d.Supernodes = s.Cluster, s.Supernodes
+	if !s.Cluster.Secret.IsZero() || s.Cluster.Insecure {
+		d.Peer.Listen = ":0"
+	}
+	// No more than the file system's own bound: it is the user's file, on the user's disk.
+	d.Cache = config.Cache{Quota: 1 << 60, HighWater: 0.95, LowWater: 0.85}
+	d.Files.AllowHosts = []string{"*"}
+	// The user could reach every address without us.
+	d.Files.AllowAddresses = []config.Network{{Prefix: netip.MustParsePrefix("0.0.0.0/0")}, {Prefix: netip.MustParsePrefix("::/0")}}
+	d.DrainTimeout = time.Second
+	return d
+}
+
+// api is where it answers.
+func (o *ownDaemon) api() config.Address { return config.Address(o.Addrs()["api"]) }
+
+// end stops it and deletes its cache.
+func (o *ownDaemon) end() error {
+	o.stop()
+	return errors.Join(<-o.ended, os.RemoveAll(o.dir))
+}

@@ -1,0 +1,82 @@
+package dfget_test
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/dfget"
+	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/supernode"
+)
+
+func TestWithoutADaemonDfgetIsAPeerAsLongAsItRuns(t *testing.T) {
+	content := bytes.Repeat([]byte("for all "), 500_000)
+	var mu sync.Mutex
+	gets := 0
+	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		if r.Method == http.MethodGet {
+			gets++
+		}
+		mu.Unlock()
+		w.Header().Set("ETag", `"v1"`)
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
+	}))
+	defer origin.Close()
+
+	const word secret.String = "a secret that is long enough for a cluster"
+	var top config.Supernode
+	require.NoError(t, config.NewForm("supernode", &top).Load([]string{
+		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB", "DARTER_API_LISTEN=127.0.0.1:0",
+		"DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_ADMIN_LISTEN=127.0.0.1:0", "DARTER_CLUSTER_SECRET=" + word.Reveal(),
+	}))
+	top.Files.AllowAddresses = []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}
+	s, err := supernode.New(top, nil)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	defer func() {
+		cancel()
+		assert.NoError(t, <-ended)
+	}()
+
+	nobody := httptest.NewServer(nil)
+	nobody.Close()
+	for range 2 {
+		dir := t.TempDir()
+		var told bytes.Buffer
+		err := dfget.New(dfget.Config{URLs: []string{origin.URL + "/f"}, Stderr: &told, Settings: settings(t, nil, func(c *config.Dfget) {
+			c.Daemon, c.Supernodes = config.Address(nobody.Listener.Addr().String()), []config.Address{config.Address(s.Addrs()["api"])}
+			c.Cluster.Secret, c.Output = word, filepath.Join(dir, "f")
+		})}).Run(t.Context())
+		require.NoError(t, err)
+		holds(t, dir, map[string][]byte{"f": content})
+		assert.Contains(t, told.String(), "100% from peers")
+	}
+	assert.Equal(t, 1, gets, "the supernode asked the origin once for both")
+
+	// With another secret it is no member; its own word is enough for the file all the same.
+	dir := t.TempDir()
+	err = dfget.New(dfget.Config{URLs: []string{origin.URL + "/f"}, Settings: settings(t, nil, func(c *config.Dfget) {
+		c.Daemon, c.Supernodes = config.Address(nobody.Listener.Addr().String()), []config.Address{config.Address(s.Addrs()["api"])}
+		c.Cluster.Secret, c.Output = "another secret that is long enough, too", filepath.Join(dir, "f")
+	})}).Run(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, 2, gets)
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	assert.Len(t, entries, 1, "the cache is gone")
+}
