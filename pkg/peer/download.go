@@ -503,14 +503,18 @@ func (d *Download) arrived(l *link, in *inbound, err error) {
 
 func (d *Download) blame(l *link, bad *piece.DigestError) {
 	d.e.stats.bad.Add(1)
-	d.pick.Lacks(l.n, bad.Index)
 	l.strikes++
 	d.log.Warn("peer sent wrong bytes", "host", l.host, "addr", l.conn.RemoteAddr(), "piece", bad.Index, "strikes", l.strikes)
 	if l.strikes >= strikesMax {
 		d.banned[l.conn.PeerID()] = true
 		d.shun(l.host)
 		l.close(fmt.Errorf("%w: %w", errBanned, bad))
+		return
 	}
+	// The others get their chance first. It still counts as having the piece: where nobody
+	// else has, its second answer tells bad luck from a bad disk, and then the owner hears
+	// of it. Were the piece taken off it, everybody would wait for somebody to bring it.
+	d.pick.Busy(l.n, time.Now().Add(busyMax))
 }
 
 // shun reports a host to the owner and leaves it alone for a while.

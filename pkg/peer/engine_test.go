@@ -247,17 +247,48 @@ func TestAPeerThatSendsWrongBytesIsLeftAndNothingWrongIsStored(t *testing.T) {
 	})
 }
 
-// lyingStore gives other bytes to peers than it was given.
-type lyingStore struct{ piece.Store }
+func TestTheOneWrongPieceOfAnOnlyHolderComesFromElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(9, 24*piece.SizeMin))
+		s.seed()
+		liar := s.node(&lyingStore{Store: memstore.New(memstore.Config{}), only: 7 * piece.SizeMin})
+		_, err := s.readAll(liar)
+		require.NoError(t, err)
+		a := s.node(nil)
+		// The owner takes the liar for a good holder until it hears that something is wrong.
+		s.owner.answer = func(from *node, e api.Entry, answer *api.Assignment) error {
+			if from == a && !slices.Contains(e.Silent, liar.host.ID) {
+				answer.Neighbours = []api.Neighbour{{Host: liar.host}}
+			}
+			return nil
+		}
+		began := time.Now()
+		data, err := s.readAll(a)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(s.origin.content, data))
+		assert.Less(t, time.Since(began), 5*time.Second)
+		assert.EqualValues(t, 2, a.engine.Stats().BadPieces)
+	})
+}
 
-type lyingReplica struct{ piece.Replica }
+// lyingStore gives other bytes to peers than it was given: everywhere, or only in what is
+// sent from one offset on.
+type lyingStore struct {
+	piece.Store
+	only int64 // offset, or 0 for everywhere
+}
+
+type lyingReplica struct {
+	piece.Replica
+	only int64
+}
 
 func (s *lyingStore) Create(id task.ID, f piece.Facts) (piece.Replica, error) {
 	r, err := s.Store.Create(id, f)
 	if err != nil {
 		return nil, err
 	}
-	return &lyingReplica{r}, nil
+	return &lyingReplica{r, s.only}, nil
 }
 
 func (s *lyingStore) Open(id task.ID) (piece.Replica, error) {
@@ -265,7 +296,7 @@ func (s *lyingStore) Open(id task.ID) (piece.Replica, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &lyingReplica{r}, nil
+	return &lyingReplica{r, s.only}, nil
 }
 
 func (r *lyingReplica) CopyTo(w io.Writer, off, n int64) (int64, error) {
@@ -273,7 +304,9 @@ func (r *lyingReplica) CopyTo(w io.Writer, off, n int64) (int64, error) {
 	if _, err := r.ReadAt(b, off); err != nil && err != io.EOF {
 		return 0, err
 	}
-	b[0] ^= 0xff
+	if r.only == 0 || r.only == off {
+		b[0] ^= 0xff
+	}
 	m, err := w.Write(b)
 	return int64(m), err
 }
