@@ -44,6 +44,10 @@ var scenarios = []struct {
 	run        func(*bench, context.Context) error
 }{
 	{"cpu", "CPU per GiB delivered, beside a minimal HTTP peer", (*bench).cpu},
+	{"links", "time of a crowd on shaped links, over the bound", (*bench).links},
+	{"layer", "a small layer through the swarm and directly", (*bench).layer},
+	{"memory", "memory of dfdaemon, idle and in a pull", (*bench).memory},
+	{"warm", "a blob that is here already, beside nginx", (*bench).warm},
 }
 
 func main() {
