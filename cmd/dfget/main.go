@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -26,7 +27,9 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	// A second signal ends the program at once; but some send the first one twice, to the
+	// process and to its group (timeout does).
+	context.AfterFunc(ctx, func() { time.AfterFunc(500*time.Millisecond, stop) })
 
 	err := command(os.Stdout, os.Stderr).ExecuteContext(ctx)
 	if err != nil {

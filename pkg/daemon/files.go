@@ -256,7 +256,7 @@ func (f *files) serve(w http.ResponseWriter, r *http.Request, content *peer.Cont
 	switch {
 	case err == nil:
 		told.Result = telemetry.OK
-	case r.Context().Err() != nil:
+	case r.Context().Err() != nil, left(err):
 		told.Result = telemetry.Canceled
 	default:
 		// The body ends short; net/http closes the connection, and the client asks again.

@@ -298,3 +298,32 @@ func TestAFileIsNotFetchedFromThisMachineUnlessAllowed(t *testing.T) {
 	assert.Contains(t, e.Message, "files.allowAddresses")
 	assert.Empty(t, o.requests)
 }
+
+func TestAClientThatLeavesIsNoFailure(t *testing.T) {
+	f, srv, o := front(t, true)
+	var line bytes.Buffer
+	var mu sync.Mutex
+	f.pulls.log = slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return line.Write(b)
+	}), nil))
+	o.mu.Lock()
+	o.content = bytes.Repeat([]byte("x"), 64<<20) // more than sockets buffer
+	o.mu.Unlock()
+	res, err := http.Get(srv.URL + api.PathFiles + "?" + url.Values{api.FileURL: {o.URL + "/f.bin"}}.Encode())
+	require.NoError(t, err)
+	_, err = io.CopyN(io.Discard, res.Body, 1000)
+	require.NoError(t, err)
+	res.Body.Close()
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		mu.Lock()
+		defer mu.Unlock()
+		assert.Contains(c, line.String(), "level=INFO")
+		assert.Contains(c, line.String(), "result=canceled")
+	}, 10*time.Second, time.Millisecond)
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }

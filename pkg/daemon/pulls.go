@@ -1,9 +1,12 @@
 package daemon
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/darter-io/darter/pkg/peer"
@@ -41,7 +44,7 @@ func (p *pulls) mirrored(x registryproxy.Pull) {
 		out.Name += "@" + x.Reference
 	}
 	switch {
-	case x.Status == statusGone:
+	case x.Status == statusGone, left(x.Err):
 		out.Result = telemetry.Canceled
 	case x.Status >= http.StatusInternalServerError, x.Status < http.StatusBadRequest && x.Err != nil:
 		out.Result = telemetry.Failed
@@ -54,6 +57,11 @@ func (p *pulls) mirrored(x registryproxy.Pull) {
 		out.Bytes = p.split(x.Bytes, c.Sources(), c.Cached())
 	}
 	p.finished(out)
+}
+
+// left reports whether an error is that of a client that went away while it was written to.
+func left(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, context.Canceled)
 }
 
 func (p *pulls) finished(x telemetry.Pull) {

@@ -51,7 +51,9 @@ func (e errUsage) Unwrap() error { return e.error }
 func Main(p Program) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	// A second signal ends the program at once; but some send the first one twice, to the
+	// process and to its group (timeout does).
+	context.AfterFunc(ctx, func() { time.AfterFunc(500*time.Millisecond, stop) })
 	err := p.command(os.Stdout, os.Stderr, os.Environ()).ExecuteContext(ctx)
 	if err == nil {
 		return 0
