@@ -1,8 +1,10 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/anacrolix/torrent/bencode"
@@ -18,16 +20,22 @@ type infoHash = metainfo.Hash
 
 // Bounds on what one extension message may hold.
 const (
-	runsMax         = 4096
+	runsMax         = 1024
 	certificatesMax = 16
 	certificateMax  = 4 << 10
 	excludeMax      = 4096
+	itemsMax        = 32 << 10 // of bencode
+	depthMax        = 8
 )
 
 // names are the dr_ extensions and the numbers under which this side wants them.
 var names = map[pp.ExtensionName]pp.ExtensionNumber{
 	"dr_any": 1, "dr_busy": 2, "dr_digests": 3, "dr_fail": 4, "dr_revoke": 5,
 }
+
+// failureHeaders are the headers that api.Failure names: clients are told no others, who
+// knows who made them up.
+var failureHeaders = []string{"Content-Type", "Retry-After", "Www-Authenticate"}
 
 type helloWire struct {
 	M       map[pp.ExtensionName]pp.ExtensionNumber `bencode:"m"`
@@ -71,6 +79,7 @@ type failWire struct {
 	Header  map[string]string `bencode:"h,omitempty"`
 	Message string            `bencode:"m"`
 	Status  int               `bencode:"s"`
+	Wrong   int               `bencode:"w,omitempty"`
 }
 
 type revokeWire struct {
@@ -116,7 +125,7 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 		}
 		name, shape = "dr_digests", w
 	case FailMessage:
-		name, shape = "dr_fail", failWire{Status: m.Failure.Status, Header: m.Failure.Header, Body: m.Failure.Body, Message: m.Failure.Message}
+		name, shape = "dr_fail", failWire{Status: m.Failure.Status, Header: m.Failure.Header, Body: m.Failure.Body, Message: m.Failure.Message, Wrong: flag(m.Failure.Wrong)}
 	case RevokeMessage:
 		name, shape = "dr_revoke", revokeWire{Epoch: m.Revocation.Epoch, Key: m.Revocation.Key[:], Signature: m.Revocation.Signature}
 	}
@@ -145,7 +154,52 @@ func (c *Conn) extended(number pp.ExtensionNumber, payload []byte) (Message, err
 	return m, nil
 }
 
+// plausible looks over bencode before it is decoded, because decoding costs a hostile text
+// far more than its length: a number of a million digits takes seconds and gigabytes.
+func plausible(b []byte) error {
+	const digitsMax = 20 // of an integer, with its sign
+	depth, items := 0, 0
+	for i := 0; i < len(b); items++ {
+		switch c := b[i]; {
+		case c == 'd' || c == 'l':
+			depth++
+			i++
+		case c == 'e':
+			depth--
+			i++
+		case c == 'i':
+			end := bytes.IndexByte(b[i:min(len(b), i+digitsMax+2)], 'e')
+			if end < 0 {
+				return fmt.Errorf("integer without end at byte %d", i)
+			}
+			i += end + 1
+		default:
+			colon := bytes.IndexByte(b[i:min(len(b), i+digitsMax)], ':')
+			if colon < 0 {
+				return fmt.Errorf("neither value nor string at byte %d", i)
+			}
+			n, err := strconv.ParseUint(string(b[i:i+colon]), 10, 31)
+			if i += colon + 1; err != nil || int(n) > len(b)-i {
+				return fmt.Errorf("string longer than the message before byte %d", i)
+			}
+			i += int(n)
+		}
+		if depth < 0 || depth > depthMax || items > itemsMax {
+			return fmt.Errorf("depth %d after %d items", depth, items)
+		}
+		if depth == 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("ends at depth %d", depth)
+}
+
 func decodeExtended(number pp.ExtensionNumber, payload []byte, learn func(map[pp.ExtensionName]pp.ExtensionNumber)) (m Message, err error) {
+	if int(number) <= len(names) { // the handshake is 0, ours are 1 to 5
+		if err := plausible(payload); err != nil {
+			return m, err
+		}
+	}
 	switch number {
 	case pp.HandshakeExtendedID:
 		var w helloWire
@@ -157,7 +211,11 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte, learn func(map[pp
 				return m, err
 			}
 		}
-		learn(w.M)
+		known := make(map[pp.ExtensionName]pp.ExtensionNumber, len(names))
+		for name := range names {
+			known[name] = w.M[name]
+		}
+		learn(known)
 		m.Type = HelloMessage
 		m.Hello = &Hello{Host: host.ID(w.Host), Version: w.Version, Client: w.V[:min(len(w.V), 64)], Seed: w.Seed != 0}
 	case names["dr_any"]:
@@ -193,16 +251,25 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte, learn func(map[pp
 		if len(w.Body) > api.FailureMax || w.Status < 400 || w.Status > 599 {
 			return m, fmt.Errorf("failure with status %d and %d bytes", w.Status, len(w.Body))
 		}
-		m.Type, m.Failure = FailMessage, &api.Failure{Status: w.Status, Header: w.Header, Body: w.Body, Message: w.Message}
+		m.Type, m.Failure = FailMessage, &api.Failure{Status: w.Status, Body: w.Body, Wrong: w.Wrong != 0, Message: w.Message[:min(len(w.Message), api.FailureMax)]}
+		for _, name := range failureHeaders {
+			if v, ok := w.Header[name]; ok {
+				if m.Failure.Header == nil {
+					m.Failure.Header = make(map[string]string)
+				}
+				m.Failure.Header[name] = v[:min(len(v), api.FailureMax)]
+			}
+		}
 	case names["dr_revoke"]:
 		var w revokeWire
 		if err = bencode.Unmarshal(payload, &w); err != nil {
 			return m, err
 		}
 		r := &piece.Revocation{Epoch: w.Epoch, Signature: w.Signature}
-		if copy(r.Key[:], w.Key) != len(r.Key) || len(w.Signature) > 128 {
+		if len(w.Key) != len(r.Key) || len(w.Signature) > 128 {
 			return m, fmt.Errorf("revocation by a key of %d bytes", len(w.Key))
 		}
+		copy(r.Key[:], w.Key)
 		m.Type, m.Revocation = RevokeMessage, r
 	}
 	return m, err

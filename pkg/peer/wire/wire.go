@@ -194,10 +194,15 @@ func handshake(ctx context.Context, raw net.Conn, want *[20]byte, self [20]byte,
 		return nil, fmt.Errorf("handshake with %s: %w", raw.RemoteAddr(), context.Cause(ctx))
 	}
 	raw.SetDeadline(time.Time{})
-	c := &Conn{raw: raw, peerID: res.PeerID, bw: bufio.NewWriterSize(raw, 16<<10)}
+	return newConn(raw, res.PeerID), nil
+}
+
+// newConn returns a connection behind its BEP 3 handshake.
+func newConn(raw net.Conn, peerID [20]byte) *Conn {
+	c := &Conn{raw: raw, peerID: peerID, bw: bufio.NewWriterSize(raw, 16<<10)}
 	c.br = bufio.NewReaderSize(incoming{c}, 16<<10)
 	c.dec = pp.Decoder{R: c.br, MaxLength: controlMax}
-	return c, nil
+	return c
 }
 
 // PeerID is the other side's name in its handshake ([host.ID.PeerID]).
