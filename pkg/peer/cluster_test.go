@@ -313,7 +313,10 @@ type swarm struct {
 	owner  *owner
 	origin *origin
 	adjust func(*peer.Config)
-	count  int
+	// real says that hosts talk over TCP on loopback.
+	real  bool
+	mu    sync.Mutex
+	count int
 }
 
 func newSwarm(t *testing.T, content []byte) *swarm {
@@ -339,8 +342,10 @@ func (s *swarm) node(store piece.Store) *node {
 
 // prepare makes one more host that does not run yet.
 func (s *swarm) prepare(store piece.Store) *node {
+	s.mu.Lock()
 	name := fmt.Sprintf("node-%d", s.count)
 	s.count++
+	s.mu.Unlock()
 	n := &node{owner: s.owner, store: store, done: make(chan error, 1), failed: make(chan *api.Failure, 8)}
 	if store == nil {
 		n.store = memstore.New(memstore.Config{})
@@ -349,6 +354,15 @@ func (s *swarm) prepare(store piece.Store) *node {
 	cfg := peer.Config{
 		Host: n.host, Store: n.store, Listener: s.net.listen(n.host.Addr), Dial: s.net.dial, Announcer: announcer{s.owner, n},
 		Origin: s.origin, Signer: s.keys, Verifier: s.keys, Observer: n, Logger: s.logger(name), UploadSlots: 4,
+	}
+	if s.real {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(s.t, err)
+		n.host.Addr = l.Addr().String()
+		cfg.Host, cfg.Listener = n.host, l
+		cfg.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", addr)
+		}
 	}
 	if s.adjust != nil {
 		s.adjust(&cfg)

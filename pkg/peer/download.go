@@ -1025,7 +1025,7 @@ func (d *Download) idle(now time.Time) bool {
 	if d.background && !d.complete {
 		return false
 	}
-	if d.complete && d.wanted && !d.toldCompleted && d.ledger.proven() {
+	if d.complete && d.wanted && !d.toldCompleted && d.ledger.proven() && !d.ledger.cached {
 		return false
 	}
 	return d.complete || now.Sub(d.lastUse) > d.e.cfg.Linger

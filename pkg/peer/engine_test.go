@@ -587,3 +587,16 @@ func TestASlowOriginIsWaitedFor(t *testing.T) {
 		}
 	})
 }
+
+func TestContentThatWasReadFromTheCacheIsLetGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(22, 3*piece.SizeMin))
+		a := s.node(nil)
+		for range 2 { // from the origin, then from the cache
+			_, err := s.readAll(a)
+			require.NoError(t, err)
+			time.Sleep(2 * time.Minute)
+			assert.Zero(t, a.engine.Stats().Downloads, "an open task cannot be evicted")
+		}
+	})
+}
