@@ -117,7 +117,9 @@ func (d *Download) assigned(a api.Assignment, err error) {
 		d.takeInline(a)
 	}
 	if a.Seed && d.e.cfg.Origin != nil {
-		d.maySeed = true
+		if !d.maySeed {
+			d.maySeed, d.seedSince = true, time.Now()
+		}
 	}
 	for _, n := range a.Neighbours {
 		d.dial(n)

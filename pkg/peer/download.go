@@ -119,9 +119,10 @@ type Download struct {
 	nextWatch time.Time
 
 	maySeed, seeding    bool
-	again               bool // the origin will be asked anew, after it sent wrong content
-	attested            bool // it was tried to vouch for what nobody had vouched for
-	toldFacts, toldDone bool // to the observer
+	seedSince           time.Time // when maySeed was told
+	again               bool      // the origin will be asked anew, after it sent wrong content
+	attested            bool      // it was tried to vouch for what nobody had vouched for
+	toldFacts, toldDone bool      // to the observer
 	stopOrigin          context.CancelCauseFunc
 	lastUse             time.Time
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/rendezvous"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
 )
@@ -107,14 +108,14 @@ func (d *Download) steerOrigin(now time.Time) {
 			d.attested = true
 			d.startOrigin()
 		}
-	case d.maySeed && d.onlyOrigin():
+	case d.maySeed && d.onlyOrigin(now):
 		d.startOrigin()
 	}
 }
 
 // onlyOrigin reports whether nobody but the origin can bring what is wanted now. Where
 // nothing is known of the content yet, its origin is asked at once.
-func (d *Download) onlyOrigin() bool {
+func (d *Download) onlyOrigin(now time.Time) bool {
 	if d.pick != nil && (len(d.dialing) > 0 || !d.pick.Starving()) {
 		return false
 	}
@@ -123,7 +124,26 @@ func (d *Download) onlyOrigin() bool {
 			return false // it is about to bring it
 		}
 	}
-	return true
+	return d.background || !now.Before(d.seedSince.Add(time.Duration(d.rank())*rankPause))
+}
+
+// rankPause is how long a host whose owners are gone leaves it to the next in order to go
+// to the origin for all of them. The one that goes says that it is a seed, and the others
+// wait for it.
+const rankPause = 1500 * time.Millisecond
+
+// rank is how many of the neighbours in this download come before this host in the order
+// in which hosts stand in for a lost owner: every neighbour that knows the same hosts
+// computes the same order, so that one of them asks the origin and not all.
+func (d *Download) rank() int {
+	self := string(d.e.cfg.Host.ID)
+	hosts := []string{self}
+	for _, l := range d.links {
+		if l.host != "" {
+			hosts = append(hosts, string(l.host))
+		}
+	}
+	return slices.Index(rendezvous.Order(string(d.id), hosts), self)
 }
 
 func (d *Download) originEnded(o *originParent, err error) {

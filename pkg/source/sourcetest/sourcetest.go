@@ -34,7 +34,7 @@ import (
 )
 
 // Timeout is what the tested origin must take as its timeouts for headers and idle bodies.
-const Timeout = 150 * time.Millisecond
+const Timeout = 600 * time.Millisecond
 
 // Loopback is what the tested origin must be allowed to connect to.
 var Loopback = netip.MustParsePrefix("127.0.0.0/8")
@@ -471,7 +471,7 @@ func Run(t *testing.T, setup Setup) {
 				_, _ = w.Write(s.Content[i:min(len(s.Content), i+len(s.Content)/10)])
 				_ = http.NewResponseController(w).Flush()
 				select {
-				case <-time.After(Timeout / 6):
+				case <-time.After(Timeout / 8):
 				case <-r.Context().Done():
 				}
 			}
