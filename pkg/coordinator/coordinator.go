@@ -167,6 +167,9 @@ func (c *Coordinator) answer(r api.AnnounceRequest) (api.AnnounceResponse, error
 		// an event the scheduler passes over it.
 		if refused[i] = checkEntry(e); refused[i] == nil {
 			report.Entries[i] = entry(e)
+			if e.Event == api.Started || e.Event == api.Starving {
+				c.checkHeld(e.Task)
+			}
 		}
 	}
 
@@ -212,6 +215,33 @@ func (c *Coordinator) answer(r api.AnnounceRequest) (api.AnnounceResponse, error
 		}
 	}
 	return response, nil
+}
+
+// checkHeld tells the scheduler when the host's own store has evicted a content that was
+// complete. Else the owner would go on to count itself as a holder, whom it always
+// believes, and nobody would ask the origin again.
+func (c *Coordinator) checkHeld(id task.ID) {
+	if c.cfg.Store == nil {
+		return
+	}
+	c.mu.Lock()
+	holds := c.sched.Holds(id)
+	c.mu.Unlock()
+	if !holds {
+		return
+	}
+	if replica, err := c.cfg.Store.Open(id); err == nil {
+		full := replica.Have().Full()
+		replica.Close()
+		if full {
+			return
+		}
+	}
+	c.log.Info("content was evicted here", "task", id)
+	c.mu.Lock()
+	seeds := c.sched.Lost(time.Now(), id)
+	c.mu.Unlock()
+	c.seed(seeds)
 }
 
 // factsOf returns what the engine was told by an origin or the store remembers, or nil.

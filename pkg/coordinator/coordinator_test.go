@@ -281,6 +281,33 @@ func TestContentThatIsDoneIsHeldByTheOwner(t *testing.T) {
 	assert.Len(t, r.seeds(), 1)
 }
 
+func TestContentThatTheStoreEvictedIsBroughtAgain(t *testing.T) {
+	id := taskID("a")
+	store := shelf{id: make([]byte, api.InlineMax+1)}
+	r := newRig(store)
+	a := r.serve(t, member("1"), wants(id, "")).Assignments[0]
+	assert.Equal(t, "holder", a.Neighbours[0].Reason)
+	assert.Empty(t, r.seeds())
+
+	delete(store, id)
+	a = r.serve(t, member("2"), wants(id, "")).Assignments[0]
+	assert.Len(t, r.seeds(), 1, "nobody holds it any more")
+	for _, n := range a.Neighbours {
+		assert.NotEqual(t, "holder", n.Reason)
+	}
+
+	// The same for who was sent to the holder before it evicted, and comes back.
+	store[id] = make([]byte, api.InlineMax+1)
+	r.SeedDone(id)
+	r.serve(t, member("3"), wants(id, ""))
+	assert.Len(t, r.seeds(), 1)
+	store[id] = nil // it is there without its pieces
+	starving := wants(id, "")
+	starving.Event = api.Starving
+	r.serve(t, member("3"), starving)
+	assert.Len(t, r.seeds(), 2)
+}
+
 func TestHostsThatFallSilentAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(nil)

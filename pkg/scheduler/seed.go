@@ -67,6 +67,29 @@ func (s *Scheduler) Done(id task.ID, have int) {
 	s.take(time.Time{}, s.self, Entry{Task: id, Event: Completed, Have: have})
 }
 
+// Holds reports whether the owner's own host counts as a holder of a content.
+func (s *Scheduler) Holds(id task.ID) bool {
+	w := s.swarms[id]
+	if w == nil {
+		return false
+	}
+	m, ok := w.index[s.self]
+	return ok && w.member(m).standing == holding
+}
+
+// Lost takes in that the owner's own host does not hold a content any more, because its
+// store evicted it. It returns what must be brought from its origin at once.
+func (s *Scheduler) Lost(now time.Time, id task.ID) (seeds []task.Spec) {
+	if !s.Holds(id) {
+		return nil
+	}
+	w := s.swarms[id]
+	if seed := s.part(now, w, w.index[s.self]); seed != nil {
+		seeds = append(seeds, *seed)
+	}
+	return seeds
+}
+
 // startSeed sends the owner's own host to the origin and returns what it shall bring; nil
 // when it was that host that asked, and said nothing.
 func (s *Scheduler) startSeed(w *swarm) *task.Spec {
