@@ -59,7 +59,9 @@ func newStorm(t *testing.T, seed uint64, span time.Duration) *storm {
 	r := rand.New(rand.NewPCG(seed, 1))
 	pieces := 1 + r.IntN(40)
 	s := &storm{swarm: newSwarm(t, randomBytes(seed, pieces*piece.SizeMin-r.IntN(piece.SizeMin))), r: r, until: time.Now().Add(span), span: span}
-	s.origin.body = func(_ int, _ int64, body io.Reader) io.Reader { return &stormyReader{s: s, r: body, left: s.draw(6 << 20)} }
+	s.origin.body = func(_ int, _ int64, body io.Reader) io.Reader {
+		return &stormyReader{s: s, r: body, left: s.draw(6 << 20)}
+	}
 	s.origin.fail = func(int, int64) error {
 		if s.chance(6) {
 			return errors.New("dial tcp: connection refused")
