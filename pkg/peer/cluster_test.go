@@ -307,7 +307,7 @@ func (n *node) stop() error {
 }
 
 type swarm struct {
-	t      *testing.T
+	t      testing.TB
 	net    *network
 	keys   *keys
 	owner  *owner
@@ -319,7 +319,7 @@ type swarm struct {
 	count int
 }
 
-func newSwarm(t *testing.T, content []byte) *swarm {
+func newSwarm(t testing.TB, content []byte) *swarm {
 	return &swarm{
 		t: t, net: &network{listeners: make(map[string]*listener)}, keys: newKeys(),
 		owner: &owner{events: make(map[host.ID][]api.Entry)}, origin: &origin{content: content, mediaType: "application/octet-stream"},
