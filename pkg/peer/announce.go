@@ -183,7 +183,7 @@ func (d *Download) dial(n api.Neighbour) {
 	if n.ID == d.e.cfg.Host.ID || d.dialing[n.ID] || d.e.cfg.Dial == nil || d.complete {
 		return
 	}
-	if _, avoided := d.avoid[n.ID]; avoided || len(d.links)+len(d.dialing) >= d.e.cfg.LinksMax || d.banned[n.ID.PeerID()] {
+	if _, avoided := d.avoid[n.ID]; avoided || len(d.links)+len(d.dialing) >= d.e.cfg.LinksMax || time.Now().Before(d.banned[n.ID.PeerID()]) {
 		return
 	}
 	for _, l := range d.links {

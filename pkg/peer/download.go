@@ -25,6 +25,11 @@ const (
 	// luck, twice is a bad disk. The count dies with the download, so that a single
 	// poisoned task cannot ban a host from the others.
 	strikesMax = 2
+	// banFor is how long a peer is left that sent wrong bytes twice. It may well have found
+	// its disk damaged meanwhile and have the content anew.
+	banFor = 5 * time.Second
+	// givenMax bounds how many peers' pieces are remembered.
+	givenMax = 1024
 	// starveFirst and starveMax bound how soon a download that nobody can feed asks its
 	// owner again.
 	starveFirst = 100 * time.Millisecond
@@ -40,6 +45,7 @@ const (
 
 var (
 	errBanned   = errors.New("it sent wrong bytes before")
+	errDamaged  = errors.New("what was stored here is damaged and was dropped; ask again")
 	errTwice    = errors.New("connected to it already")
 	errTooMany  = errors.New("this task has connections enough")
 	errStalled  = errors.New("it sent nothing of what it was asked for")
@@ -97,10 +103,13 @@ type Download struct {
 	links      map[picker.Neighbour]*link
 	nextLink   picker.Neighbour
 	dialing    map[host.ID]bool
-	avoid      map[host.ID]time.Time // hosts that failed, and until when they are left alone
-	banned     map[[20]byte]bool
-	silent     []host.ID
-	complete   bool
+	avoid      map[host.ID]time.Time  // hosts that failed, and until when they are left alone
+	banned     map[[20]byte]time.Time // who sent wrong bytes, and until when it is left alone
+	// given are the pieces that each peer was sent; see remember.
+	given    map[[20]byte]piece.Bitmap
+	checking int // pieces that are read for that
+	silent   []host.ID
+	complete bool
 	// pieceTime is the usual time from one piece to the next, whoever sends them.
 	pieceTime time.Duration
 	lastGot   time.Time
@@ -132,7 +141,7 @@ func newDownload(e *Engine, spec task.Spec) *Download {
 		e: e, id: spec.ID, log: e.log.With("task", spec.ID.Short()), ledger: newLedger(spec.ID, e.cfg.Store, e.cfg.Verifier, e.attempts[spec.ID].revoked),
 		events: make(chan func(), 256), nudged: make(chan struct{}, 1), done: make(chan struct{}),
 		links: make(map[picker.Neighbour]*link), dialing: make(map[host.ID]bool), avoid: make(map[host.ID]time.Time),
-		banned: make(map[[20]byte]bool), starveDelay: starveFirst, pieceTime: 20 * time.Millisecond, lastUse: time.Now(),
+		banned: make(map[[20]byte]time.Time), given: make(map[[20]byte]piece.Bitmap), starveDelay: starveFirst, pieceTime: 20 * time.Millisecond, lastUse: time.Now(),
 	}
 }
 
@@ -507,7 +516,7 @@ func (d *Download) blame(l *link, bad *piece.DigestError) {
 	l.strikes++
 	d.log.Warn("peer sent wrong bytes", "host", l.host, "addr", l.conn.RemoteAddr(), "piece", bad.Index, "strikes", l.strikes)
 	if l.strikes >= strikesMax {
-		d.banned[l.conn.PeerID()] = true
+		d.banned[l.conn.PeerID()] = time.Now().Add(banFor)
 		d.shun(l.host)
 		l.close(fmt.Errorf("%w: %w", errBanned, bad))
 		return
@@ -690,7 +699,7 @@ func (d *Download) addLink(c *wire.Conn, initiated bool, h host.ID) error {
 	switch {
 	case other == self:
 		return errSelf
-	case d.banned[other]:
+	case time.Now().Before(d.banned[other]):
 		return errBanned
 	case len(d.links) >= d.e.cfg.LinksMax:
 		return errTooMany
@@ -927,6 +936,7 @@ func (d *Download) serveAny(l *link, a wire.Any) {
 func (d *Download) begin(l *link, j *job) {
 	d.spread.Sent(j.index)
 	d.prove(l, j.index)
+	d.remember(l, j)
 	l.sending++
 	d.lastUse = time.Now()
 	if !l.serve(j) {
@@ -947,6 +957,51 @@ func (d *Download) served(l *link, j *job, sent bool) {
 	if !sent && j.next == j.begin {
 		d.spread.Unsent(j.index)
 	}
+}
+
+// remember notes which pieces a peer is sent. Who is sent one again may have found it wrong.
+func (d *Download) remember(l *link, j *job) {
+	if j.begin > 0 || j.end < d.ledger.replica.Facts().Layout().Size(j.index) {
+		return
+	}
+	who := l.conn.PeerID()
+	if _, ok := d.given[who]; !ok {
+		if len(d.given) >= givenMax {
+			clear(d.given)
+		}
+		d.given[who] = piece.NewBitmap(d.pick.Have().Len())
+	}
+	if !d.given[who].Set(j.index) {
+		d.check(j.index)
+	}
+}
+
+// check reads a piece and compares it with its digest. One that is damaged says that the
+// disk cannot be believed: all of the content goes, and is brought anew when it is wanted.
+func (d *Download) check(i piece.Index) {
+	want, ok := d.ledger.digest(i)
+	if !ok || !d.complete {
+		return
+	}
+	layout := d.ledger.replica.Facts().Layout()
+	d.checking++
+	d.wg.Go(func() {
+		buf := d.e.buffers.get(layout.Size(i))
+		n, _ := d.ledger.replica.ReadAt(buf, layout.Offset(i))
+		damaged := n == len(buf) && piece.Sum(buf) != want
+		d.e.buffers.put(buf)
+		d.post(func() {
+			d.checking--
+			if !damaged {
+				return
+			}
+			d.log.Error("stored content is damaged, so it is dropped", "piece", i)
+			if err := d.e.cfg.Store.Remove(d.id); err != nil {
+				d.log.Error("cannot drop a damaged task", "error", err)
+			}
+			d.fail(errDamaged)
+		})
+	})
 }
 
 // unlink forgets a connection that has ended.
@@ -1020,7 +1075,7 @@ func (d *Download) noteComplete() {
 
 // idle reports whether nobody needs the download any more.
 func (d *Download) idle(now time.Time) bool {
-	if len(d.links) > 0 || len(d.dialing) > 0 || d.announcing || d.seeding || len(d.wants) > 0 {
+	if len(d.links) > 0 || len(d.dialing) > 0 || d.announcing || d.seeding || d.checking > 0 || len(d.wants) > 0 {
 		return false
 	}
 	if d.background && !d.complete {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -269,6 +270,67 @@ func TestTheOneWrongPieceOfAnOnlyHolderComesFromElsewhere(t *testing.T) {
 		assert.Less(t, time.Since(began), 5*time.Second)
 		assert.EqualValues(t, 2, a.engine.Stats().BadPieces)
 	})
+}
+
+func TestASeedFindsItsDiskDamagedAndBringsTheContentAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(10, 24*piece.SizeMin))
+		store := &rottingStore{Store: memstore.New(memstore.Config{})}
+		seed := s.node(store)
+		s.setSeed(seed)
+		_, err := s.readAll(seed)
+		require.NoError(t, err)
+		require.Len(t, s.origin.requests(), 1)
+		store.rotten.Store(true)
+
+		a, b := s.node(nil), s.node(nil)
+		for _, n := range []*node{a, b} {
+			began := time.Now()
+			data, err := s.readAll(n)
+			require.NoError(t, err)
+			require.True(t, bytes.Equal(s.origin.content, data))
+			assert.Less(t, time.Since(began), 10*time.Second)
+		}
+		assert.LessOrEqual(t, len(s.origin.requests()), 3)
+	})
+}
+
+// rottingStore has one wrong byte on its disk once it is rotten, until what is there is removed.
+type rottingStore struct {
+	piece.Store
+	rotten atomic.Bool
+}
+
+type rottingReplica struct {
+	piece.Replica
+	s *rottingStore
+}
+
+func (s *rottingStore) Create(id task.ID, f piece.Facts) (piece.Replica, error) {
+	r, err := s.Store.Create(id, f)
+	return &rottingReplica{r, s}, err
+}
+
+func (s *rottingStore) Open(id task.ID) (piece.Replica, error) {
+	r, err := s.Store.Open(id)
+	return &rottingReplica{r, s}, err
+}
+
+func (s *rottingStore) Remove(id task.ID) error {
+	s.rotten.Store(false)
+	return s.Store.Remove(id)
+}
+
+func (r *rottingReplica) ReadAt(p []byte, off int64) (int, error) {
+	n, err := r.Replica.ReadAt(p, off)
+	if at := 7*piece.SizeMin + 11 - off; r.s.rotten.Load() && at >= 0 && at < int64(n) {
+		p[at] ^= 1
+	}
+	return n, err
+}
+
+func (r *rottingReplica) CopyTo(w io.Writer, off, n int64) (int64, error) {
+	return io.Copy(w, io.NewSectionReader(r, off, n))
 }
 
 // lyingStore gives other bytes to peers than it was given: everywhere, or only in what is
