@@ -75,8 +75,8 @@ type Config struct {
 	// Local is: a pull starves machines of CPU, and an owner that is slow is not dead. If
 	// every host took it for dead at once, every host would go to the registry. Default 4 s.
 	Patience time.Duration
-	// Budget is how long one owner may take to answer before the next is asked. Shorter
-	// passes over owners that are merely busy. Default 1 s.
+	// Budget is how long one owner may take to answer before the next is asked; the only
+	// one has half of Patience. Shorter passes over owners that are merely busy. Default 1 s.
 	Budget time.Duration
 	// Logger takes what happens; nil discards it.
 	Logger *slog.Logger
@@ -431,20 +431,38 @@ func (c *Client) firstTwo(id task.ID) (two []*owner) {
 	return two
 }
 
-// tell queues an entry for an owner and waits for its answer, for at most Budget.
+// budget is how long one owner may take: Budget where another can be asked instead, else
+// half of Patience. Asking the same one more often would only make it shake hands again.
+func (c *Client) budget() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	alive := 0
+	for _, o := range c.owners {
+		if !o.lost(c.cfg.Patience) {
+			alive++
+		}
+	}
+	if alive > 1 {
+		return c.cfg.Budget
+	}
+	return max(c.cfg.Budget, c.cfg.Patience/2)
+}
+
+// tell queues an entry for an owner and waits for its answer, within the budget.
 func (c *Client) tell(ctx context.Context, o *owner, e api.Entry) (api.Assignment, error) {
 	waits := &call{entry: e, done: make(chan result, 1)}
+	limit := c.budget()
 	c.mu.Lock()
 	o.enqueue(waits)
 	c.mu.Unlock()
-	budget := time.NewTimer(c.cfg.Budget)
+	budget := time.NewTimer(limit)
 	defer budget.Stop()
 	var err error
 	select {
 	case r := <-waits.done:
 		return r.assignment, r.err
 	case <-budget.C:
-		err = fmt.Errorf("owner %s did not answer within %s", o.addr, c.cfg.Budget)
+		err = fmt.Errorf("owner %s did not answer within %s", o.addr, limit)
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	case <-c.ended:

@@ -306,7 +306,7 @@ func TestASlowOwnerIsNotTakenForDead(t *testing.T) {
 		assert.Empty(t, own.lines())
 
 		go func() {
-			time.Sleep(2 * time.Second)
+			time.Sleep(1500 * time.Millisecond)
 			w.set("a:1", func(o *script) { o.hung = false })
 		}()
 		assert.Equal(t, "a:1", answeredBy(t, c, started("other")), "it answers late, and that is early enough")

@@ -173,7 +173,7 @@ func (c *Client) gather(o *owner) (b batch) {
 // send sends one batch and hands out the answers. It returns when to announce again at the
 // latest.
 func (c *Client) send(ctx context.Context, o *owner, b batch) time.Duration {
-	bounded, cancel := context.WithTimeout(ctx, c.cfg.Budget)
+	bounded, cancel := context.WithTimeout(ctx, c.budget())
 	response, err := c.post(bounded, o.addr, api.AnnounceRequest{
 		Version: api.Version, Host: c.cfg.Host, Generation: c.cfg.Generation, Entries: b.entries,
 	})
