@@ -298,6 +298,9 @@ func (g *Getter) get(ctx context.Context, j *job) error {
 		}
 		failed++
 		if !e.again || failed > g.cfg.Settings.Retries {
+			if e.Code == WrongDigest {
+				t.discard() // whatever came is a part of something else
+			}
 			return e
 		}
 		g.cfg.Logger.Debug("taking the download up again", "url", j.meter.url, "at", t.offset, "error", err)
