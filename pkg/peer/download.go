@@ -590,18 +590,24 @@ func (d *Download) count(which func(*counters) *atomic.Int64, n int64) {
 	which(&d.e.stats).Add(n)
 }
 
-// publish tells every neighbour that lacks it, and seeds, of a piece, if it is here and proven. The
-// signed digest follows when the piece is asked for, ahead of its first block: sent with
-// the have, it would come to everybody from everybody.
+// publish tells every neighbour of a piece, if it is here and proven. The signed digest
+// follows when the piece is asked for, ahead of its first block: sent with the have, it
+// would come to everybody from everybody. Who has the piece learns only how far this host
+// is, so that it can serve those first who have least: that waits for the next message.
 func (d *Download) publish(i piece.Index) {
 	if !d.pick.Have().Has(i) || d.ledger.proof(i) < 0 || !d.proven.Set(i) {
 		return
 	}
 	for _, l := range d.links {
-		// A seed has it, but must know that it need not choose it for us.
-		if l.have.Len() > 0 && (l.seed || !l.have.Has(i)) {
-			l.told.Set(i)
-			l.send(wire.Message{Type: wire.Have, Index: i})
+		if l.have.Len() == 0 {
+			continue
+		}
+		l.told.Set(i)
+		have := wire.Message{Type: wire.Have, Index: i}
+		if l.seed || !l.have.Has(i) {
+			l.send(have)
+		} else {
+			l.sendAlong(have)
 		}
 	}
 }
@@ -937,6 +943,7 @@ func (d *Download) begin(l *link, j *job) {
 	d.spread.Sent(j.index)
 	d.prove(l, j.index)
 	d.remember(l, j)
+	j.rank = l.have.Count() * 1000 / max(1, l.have.Len()) // tasks of any size compare
 	l.sending++
 	d.lastUse = time.Now()
 	if !l.serve(j) {

@@ -81,7 +81,7 @@ type Config struct {
 	// Seed says that this host is there to serve: it is a seed of all that it holds, and
 	// spreads distinct pieces. True for a supernode.
 	Seed bool
-	// UploadSlots is how many pieces are sent at once; see [upload.Slots]. Default 4.
+	// UploadSlots is how many requests are accepted at once; see [upload.Slots]. Default 6.
 	UploadSlots int
 	// UploadLines is how many of them move at the same time; see [upload.Line]. Default 2.
 	UploadLines int

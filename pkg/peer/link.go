@@ -67,6 +67,7 @@ type job struct {
 	index            piece.Index
 	begin, next, end int64
 	any              bool // the asker left the choice to us
+	rank             int  // among those that wait for their turn: the share that the asker has
 	// The rest is guarded by the link's mu. A job waits for its turn to send; one that was
 	// dropped after it started is cut at its next block.
 	queued, turn, yielded, started, dropped, over bool
@@ -102,6 +103,12 @@ const queueMax = 1 << 17
 
 // send queues messages; it never blocks.
 func (l *link) send(ms ...wire.Message) {
+	l.sendAlong(ms...)
+	l.poke()
+}
+
+// sendAlong queues messages that leave with the next one that is sent.
+func (l *link) sendAlong(ms ...wire.Message) {
 	l.mu.Lock()
 	full := len(l.out)+len(ms) > queueMax
 	if !full && !l.mute {
@@ -111,7 +118,6 @@ func (l *link) send(ms ...wire.Message) {
 	if full {
 		l.close(fmt.Errorf("%w: it reads nothing", errStalled))
 	}
-	l.poke()
 }
 
 // serve queues a job behind the messages queued before it, or reports that the connection
@@ -404,7 +410,7 @@ func (l *link) take() (out []wire.Message, j *job, ok bool) {
 		if !first.queued {
 			first.queued = true
 			first.since = time.Now()
-			first.turn = l.d.e.line.Take(func() { l.granted(first) })
+			first.turn = l.d.e.line.Take(first.rank, func() { l.granted(first) })
 		}
 		if first.turn || first.dropped {
 			first.started = true

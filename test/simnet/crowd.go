@@ -20,6 +20,7 @@ import (
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/identity"
 	"github.com/darter-io/darter/pkg/peer"
+	"github.com/darter-io/darter/pkg/peer/upload"
 	"github.com/darter-io/darter/pkg/piece/memstore"
 	"github.com/darter-io/darter/pkg/scheduler"
 	"github.com/darter-io/darter/pkg/source"
@@ -276,7 +277,7 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 	})
 	wg.Go(func() { _ = coord.Run(ctx) })
 	seed, _ = start(0, superHost, peer.Config{
-		Seed: true, Store: superStore, Announcer: coord, Origin: reg, Signer: signer, Observer: coord, UploadSlots: int(4 * c.SeedMultiple),
+		Seed: true, Store: superStore, Announcer: coord, Origin: reg, Signer: signer, Observer: coord, UploadSlots: int(upload.SlotsDefault * c.SeedMultiple),
 	})
 	time.Sleep(time.Millisecond)
 	if c.OriginRate == 0 {

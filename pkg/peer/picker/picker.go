@@ -22,7 +22,7 @@ import (
 type Config struct {
 	// RequestsMax is how many pieces may be on their way at once. One more than a
 	// neighbour's upload slots hides the gap between two pieces; many more only collect
-	// refusals. Default 8.
+	// refusals. Default 10.
 	RequestsMax int
 	// PerNeighbour is how many of them one neighbour may hold while others could help. A
 	// lone neighbour holds two, so that its line never falls idle. Default 1.
@@ -31,7 +31,7 @@ type Config struct {
 	// rarest, once every piece has left the seed. Default 0.75.
 	InOrder float64
 	// InOrderYoung is the same while the seed still holds pieces that nobody else has:
-	// then spreading them counts more. Default 0.5.
+	// then spreading them counts more. Default 0.2.
 	InOrderYoung float64
 	// Seed of the random choices.
 	Seed uint64
@@ -39,7 +39,7 @@ type Config struct {
 
 func (c *Config) defaults() {
 	if c.RequestsMax == 0 {
-		c.RequestsMax = 8
+		c.RequestsMax = 10
 	}
 	if c.PerNeighbour == 0 {
 		c.PerNeighbour = 1
@@ -48,7 +48,7 @@ func (c *Config) defaults() {
 		c.InOrder = 0.75
 	}
 	if c.InOrderYoung == 0 {
-		c.InOrderYoung = 0.5
+		c.InOrderYoung = 0.2
 	}
 }
 

@@ -6,12 +6,13 @@
 package upload
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 )
 
-// SlotsDefault is how many pieces an ordinary host sends at once.
-const SlotsDefault = 4
+// SlotsDefault is how many requests an ordinary host accepts at once.
+const SlotsDefault = 6
 
 // Slots are a host's upload slots, shared by all its tasks. Safe for concurrent use.
 type Slots struct {
@@ -53,43 +54,63 @@ func (s *Slots) Max() int { return int(s.max.Load()) }
 
 // Line says whose turn it is to send. A host that has accepted several requests sends one
 // piece after the other rather than all at once: the first is there after one piece-time
-// and can be passed on, where all would be there after as many as there are.
+// and can be passed on, where all would be there after as many as there are. Who has least
+// is served first, because it has the fewest pieces to pass on, and would be last.
 type Line struct {
 	// mu is held to take or give a turn, never while bytes move.
 	mu      sync.Mutex
 	free    int
-	waiting []func()
+	waiting []turn // in the order they came
 }
+
+type turn struct {
+	rank   int
+	passed int // how often somebody who came later went first
+	next   func()
+}
+
+// patience is how often somebody who came later may go first: who has nearly everything
+// waits longer, but not for ever, while newcomers keep coming.
+const patience = 8
 
 // NewLine returns a line in which n pieces are sent at once. Two hide the gap between one
 // piece and the next, and a receiver that is slow.
 func NewLine(n int) *Line { return &Line{free: n} }
 
 // Take takes a turn, or reports false and calls next later, when the turn is the
-// caller's. Whoever got a turn gives it back with [Line.Give].
-func (l *Line) Take(next func()) bool {
+// caller's; of those who wait the lowest rank goes first. Whoever got a turn gives it back
+// with [Line.Give].
+func (l *Line) Take(rank int, next func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.free > 0 {
 		l.free--
 		return true
 	}
-	l.waiting = append(l.waiting, next)
+	l.waiting = append(l.waiting, turn{rank: rank, next: next})
 	return false
 }
 
-// Give gives a turn back, to whoever has waited longest.
+// Give gives a turn back, and so to whoever is next: the lowest rank, the longest wait
+// among equals, but before all one that was passed over too often.
 func (l *Line) Give() {
 	l.mu.Lock()
-	var next func()
-	if len(l.waiting) > 0 {
-		next = l.waiting[0]
-		l.waiting = l.waiting[1:]
-	} else {
+	if len(l.waiting) == 0 {
 		l.free++
+		l.mu.Unlock()
+		return
 	}
+	first := 0
+	for i, t := range l.waiting {
+		if l.waiting[0].passed < patience && t.rank < l.waiting[first].rank {
+			first = i
+		}
+	}
+	for i := range first {
+		l.waiting[i].passed++
+	}
+	next := l.waiting[first].next
+	l.waiting = slices.Delete(l.waiting, first, first+1)
 	l.mu.Unlock()
-	if next != nil {
-		next()
-	}
+	next()
 }

@@ -76,11 +76,11 @@ func TestFewerSlotsLetWhatIsBeingSentGoOn(t *testing.T) {
 
 func TestTurnsAreGivenInTheOrderTheyWereAskedFor(t *testing.T) {
 	l := upload.NewLine(2)
-	require.True(t, l.Take(func() { t.Error("was given a turn that it had") }))
-	require.True(t, l.Take(func() { t.Error("was given a turn that it had") }))
+	require.True(t, l.Take(0, func() { t.Error("was given a turn that it had") }))
+	require.True(t, l.Take(0, func() { t.Error("was given a turn that it had") }))
 	var order []int
 	for i := range 3 {
-		require.False(t, l.Take(func() { order = append(order, i) }))
+		require.False(t, l.Take(0, func() { order = append(order, i) }))
 	}
 	l.Give()
 	l.Give()
@@ -89,19 +89,39 @@ func TestTurnsAreGivenInTheOrderTheyWereAskedFor(t *testing.T) {
 	l.Give()
 	l.Give()
 	assert.Equal(t, []int{0, 1, 2}, order)
-	assert.True(t, l.Take(nil))
-	assert.True(t, l.Take(nil))
-	assert.False(t, l.Take(func() {}), "no turn was lost and none made")
+	assert.True(t, l.Take(0, nil))
+	assert.True(t, l.Take(0, nil))
+	assert.False(t, l.Take(0, func() {}), "no turn was lost and none made")
+}
+
+func TestWhoHasLeastGoesFirstUnlessAnotherWaitedTooLong(t *testing.T) {
+	l := upload.NewLine(1)
+	require.True(t, l.Take(0, nil))
+	var order []int
+	wait := func(rank int) { require.False(t, l.Take(rank, func() { order = append(order, rank) })) }
+	wait(700)
+	wait(300)
+	wait(500)
+	l.Give()
+	l.Give()
+	assert.Equal(t, []int{300, 500}, order)
+	order = nil
+	for range 20 {
+		wait(100) // newcomers keep coming
+		l.Give()
+	}
+	assert.Contains(t, order, 700)
+	assert.Equal(t, 100, order[0])
 }
 
 func TestATurnThatIsGivenOnAtOnceReachesTheNext(t *testing.T) {
 	l := upload.NewLine(1)
-	require.True(t, l.Take(nil))
+	require.True(t, l.Take(0, nil))
 	last := false
 	for range 1000 {
-		require.False(t, l.Take(l.Give)) // its connection is over: it passes the turn on
+		require.False(t, l.Take(0, l.Give)) // its connection is over: it passes the turn on
 	}
-	require.False(t, l.Take(func() { last = true }))
+	require.False(t, l.Take(0, func() { last = true }))
 	l.Give()
 	assert.True(t, last)
 }
@@ -115,7 +135,7 @@ func TestTurnsAreNeitherLostNorMadeUnderLoad(t *testing.T) {
 		wg.Go(func() {
 			for range 500 {
 				turn := make(chan struct{})
-				if !l.Take(func() { close(turn) }) {
+				if !l.Take(0, func() { close(turn) }) {
 					<-turn
 				}
 				k := now.Add(1)
@@ -134,7 +154,7 @@ func TestTurnsAreNeitherLostNorMadeUnderLoad(t *testing.T) {
 	wg.Wait()
 	assert.LessOrEqual(t, most.Load(), int64(n))
 	for range n {
-		assert.True(t, l.Take(nil))
+		assert.True(t, l.Take(0, nil))
 	}
-	assert.False(t, l.Take(nil))
+	assert.False(t, l.Take(0, nil))
 }
