@@ -54,6 +54,18 @@ func TestSwarmsComeCloseToTheBound(t *testing.T) {
 			file.Add(s.Report(s, outcomes)...)
 		})
 	}
+	for _, s := range bench.Thousands() {
+		if *size == "quick" && !s.Quick || !match.MatchString(s.Name) {
+			continue
+		}
+		t.Run(s.Name, func(t *testing.T) {
+			begun := time.Now()
+			o := s.Run()
+			require.Zero(t, o.Unfinished, "nodes that did not get everything")
+			t.Logf("random seed 1: makespan over bound %.3f, %d events in %s on this machine", s.Ratio(o), o.Events, time.Since(begun).Round(time.Millisecond))
+			file.Add(s.Report(o)...)
+		})
+	}
 	var table strings.Builder
 	require.NoError(t, file.Print(&table))
 	os.Stdout.WriteString(table.String())
@@ -65,6 +77,10 @@ func TestSwarmsComeCloseToTheBound(t *testing.T) {
 
 func TestScenariosKeepTheirNamesApart(t *testing.T) {
 	seen := map[string]bool{}
+	for _, s := range bench.Thousands() {
+		require.False(t, seen[s.Name], s.Name)
+		seen[s.Name] = true
+	}
 	for _, s := range bench.Scenarios() {
 		require.False(t, seen[s.Name], s.Name)
 		seen[s.Name] = true

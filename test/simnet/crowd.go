@@ -60,6 +60,8 @@ type Crowd struct {
 	Slow, SlowBy float64
 	// Seed of everything that is random.
 	Seed uint64
+	// UploadLines is how many pieces a node sends at once; 0 is the engine's own default.
+	UploadLines int
 	// Peer adjusts the engine of node i, from 1, or of the supernode, 0.
 	Peer func(i int, c *peer.Config)
 	// Each is called when node i has its host and before it starts.
@@ -257,7 +259,7 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 		}
 		cfg.Listener, cfg.Dial, cfg.Verifier = h.Listen(), h.Dial, verifier
 		cfg.PieceSize = func(int64) int64 { return c.PieceSize }
-		cfg.Logger = c.Logger
+		cfg.Logger, cfg.UploadLines = c.Logger, c.UploadLines
 		cfg.Picker.Seed = c.Seed + uint64(i)
 		if c.Peer != nil {
 			c.Peer(i, &cfg)

@@ -1,0 +1,784 @@
+// Package sim plays crowds of thousands with discrete events: the real scheduler, picker,
+// spread, upload slots and lines decide; links, latency and what an engine does between
+// two decisions are modelled.
+//
+// A run with the same Crowd gives the same outcome to the last bit: nothing here looks at
+// a clock or starts a goroutine. How far it is from the real engine is not believed but
+// measured: its test plays the same small crowds here and in test/simnet. Start at
+// [Crowd.Run].
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/peer/picker"
+	"github.com/darter-io/darter/pkg/peer/upload"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/scheduler"
+	"github.com/darter-io/darter/pkg/task"
+	"github.com/darter-io/darter/test/simnet"
+)
+
+// Crowd is one content of K pieces and N nodes that want it. Rates are one piece in
+// PieceTime; a zero field means its default.
+type Crowd struct {
+	N, K int
+	// PieceTime is how long a node's link takes for one piece. Default 5 ms.
+	PieceTime time.Duration
+	// Latency is one way. Default 250 µs.
+	Latency time.Duration
+	// SeedMultiple is the seed's links in links of a node. Default 4.
+	SeedMultiple float64
+	// OriginPieceTime is how long the origin takes for one piece; 0 when the seed holds
+	// everything at the start.
+	OriginPieceTime time.Duration
+	// Stagger is the time over which the nodes start.
+	Stagger time.Duration
+	// Zones spreads the nodes over so many zones, each with a link to the others that
+	// takes ZonePieceTime for a piece.
+	Zones         int
+	ZonePieceTime time.Duration
+	// Dead is the share of the nodes that die when DeadAfter has passed.
+	Dead      float64
+	DeadAfter time.Duration
+	// Slow is the share of the nodes whose uplink is SlowBy times slower. SlowBy defaults to 10.
+	Slow, SlowBy float64
+	// Seed of everything that is random.
+	Seed uint64
+
+	// Picker, Slots, SeedSlots, Lines and Neighbours are the policy's settings, as in the engine.
+	Picker                  picker.Config
+	Slots, SeedSlots, Lines int
+	Neighbours              int
+	// BackOff is how long a busy neighbour is left alone at least, in piece-times as the
+	// node sees them; half of it again is added at random. Default ¼ (and up to ¾).
+	BackOff float64
+	// Turns is who is served first of those that were accepted.
+	Turns Turns
+}
+
+// Turns is a way to choose who is served first.
+type Turns int
+
+// The ways: the engine's own is that who has least goes first.
+const (
+	LeastFirst Turns = iota
+	FirstCome
+	Rarest
+)
+
+// Outcome is what a crowd did.
+type Outcome struct {
+	// Makespan is from the start until the last node that lives has everything.
+	Makespan time.Duration
+	// Took is each living node's own time, from its own start, sorted.
+	Took []time.Duration
+	// SeedCopies is what left the seed, in contents.
+	SeedCopies float64
+	// CrossZone is what came into each zone from others, in contents.
+	CrossZone []float64
+	// Busy counts refusals, Wasted pieces that came in vain.
+	Busy, Wasted int64
+	// Rate is how much of all nodes' downlinks was used in each 32 piece-times since the
+	// start: where it is low, links lay idle.
+	Rate []float64
+	// Events is how many were played, Unfinished how many living nodes never got everything.
+	Events, Unfinished int
+}
+
+// Bound is what physics allows this crowd.
+func (c Crowd) Bound() simnet.Bound {
+	c.defaults()
+	b := simnet.Bound{
+		N: c.N, K: c.K, PieceTime: c.PieceTime, Seed: c.SeedMultiple, OriginPieceTime: c.OriginPieceTime,
+		Slow: int(c.Slow * float64(c.N)), SlowBy: c.SlowBy,
+	}
+	if c.Zones > 1 {
+		b.ZonePieceTime = c.ZonePieceTime
+	}
+	if c.N > 1 {
+		b.Stagger = c.Stagger * time.Duration(c.N-1) / time.Duration(c.N)
+	}
+	return b
+}
+
+// Ratio is the makespan in units of the bound.
+func (c Crowd) Ratio(o Outcome) float64 {
+	return float64(o.Makespan) / float64(c.Bound().Makespan())
+}
+
+func (c *Crowd) defaults() {
+	set := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	if c.PieceTime == 0 {
+		c.PieceTime = 5 * time.Millisecond
+	}
+	if c.Latency == 0 {
+		c.Latency = 250 * time.Microsecond
+	}
+	if c.SeedMultiple == 0 {
+		c.SeedMultiple = 4
+	}
+	if c.SlowBy == 0 {
+		c.SlowBy = 10
+	}
+	if c.BackOff == 0 {
+		c.BackOff = 0.25
+	}
+	if c.Seed == 0 {
+		c.Seed = 1
+	}
+	set(&c.Zones, 1)
+	set(&c.Slots, upload.SlotsDefault)
+	set(&c.SeedSlots, max(1, int(upload.SlotsDefault*c.SeedMultiple)))
+	set(&c.Lines, 2)
+	set(&c.Neighbours, 16)
+}
+
+// chunks is in how many parts a piece crosses a link: pieces that are sent at once share
+// the link part by part.
+const chunks = 4
+
+// moment is virtual time since the start.
+type moment = time.Duration
+
+// wire sends one thing after the other.
+type wire struct {
+	piece moment // for one whole piece; 0 for no limit
+	free  moment
+	sent  float64 // pieces
+}
+
+// pass books a share of a piece that is there at a given time, and returns when it has left.
+func (w *wire) pass(share float64, there moment) moment {
+	w.sent += share
+	if w.piece == 0 {
+		return there
+	}
+	w.free = max(w.free, there) + moment(share*float64(w.piece))
+	return w.free
+}
+
+// word is when a word said now has left: it waits for what is in the wire, and is nothing beside it.
+func (w *wire) word(now moment) moment { return max(w.free, now) }
+
+// asked is a request of ours.
+type asked struct {
+	piece piece.Index // -1 while a seed has not said
+	any   bool
+	drop  bool
+}
+
+// link is one direction of a connection, as one side sees the other.
+type link struct {
+	to *node
+	// pending are our requests, in the order asked.
+	pending []*asked
+	// told is how many pieces the other side is known to have.
+	told int
+}
+
+// job is a piece on its way out.
+type job struct {
+	from, to *node
+	piece    piece.Index
+	left     int // chunks
+	begun    bool
+	dropped  bool
+}
+
+type node struct {
+	i        int
+	host     host.Host
+	seed     bool
+	dead     bool
+	started  moment
+	done     bool
+	pick     *picker.Picker
+	spread   *picker.Spread
+	up, down wire
+	slots    *upload.Slots
+	line     *upload.Line
+	links    map[int]*link
+	order    []*link // of links, so that a run repeats
+	jobs     []*job
+	dialing  map[int]bool
+
+	pieceTime, lastGot moment
+	wake               moment // of the wake event under way; 0 for none
+	nextTold           moment // progress announce
+	starveDelay        moment
+	prefix             piece.Index // an in-order reader's next piece, since when
+	since              moment
+}
+
+// event is something that happens at a moment.
+type event struct {
+	at  moment
+	seq uint64
+	do  func()
+}
+
+// heap is a binary heap of events, the earliest first.
+type heap []event
+
+func (h heap) less(i, j int) bool {
+	return h[i].at < h[j].at || h[i].at == h[j].at && h[i].seq < h[j].seq
+}
+
+func (h *heap) push(e event) {
+	*h = append(*h, e)
+	s := *h
+	for i := len(s) - 1; i > 0; {
+		up := (i - 1) / 2
+		if !s.less(i, up) {
+			break
+		}
+		s[i], s[up] = s[up], s[i]
+		i = up
+	}
+}
+
+func (h *heap) pop() event {
+	s := *h
+	first := s[0]
+	n := len(s) - 1
+	s[0] = s[n]
+	s[n] = event{}
+	s = s[:n]
+	*h = s
+	for i := 0; ; {
+		least := i
+		for _, c := range [2]int{2*i + 1, 2*i + 2} {
+			if c < n && s.less(c, least) {
+				least = c
+			}
+		}
+		if least == i {
+			return first
+		}
+		s[i], s[least] = s[least], s[i]
+		i = least
+	}
+}
+
+// world is one run.
+type world struct {
+	Crowd
+	now    moment
+	seq    uint64
+	queue  heap
+	rng    *rand.Rand
+	sched  *scheduler.Scheduler
+	spec   task.Spec
+	epoch  time.Time
+	nodes  []*node // 0 is the seed
+	index  map[host.ID]int
+	zones  []struct{ up, down wire }
+	layout piece.Layout
+	left   int
+	out    Outcome
+}
+
+func (w *world) at(t moment, do func()) {
+	w.seq++
+	w.queue.push(event{t, w.seq, do})
+}
+
+func (w *world) clock() time.Time { return w.epoch.Add(w.now) }
+
+// say brings a word from one node to another, which then looks around.
+func (w *world) say(from, to *node, do func()) {
+	arrives := from.up.word(w.now) + w.Latency
+	w.at(arrives, func() {
+		// What is on its way in ahead of it has to be received first.
+		w.at(to.down.word(w.now), func() {
+			if !to.dead && to.links[from.i] != nil {
+				do()
+				w.look(to)
+			}
+		})
+	})
+}
+
+// Run plays the crowd to its end.
+func (c Crowd) Run() Outcome {
+	c.defaults()
+	w := &world{
+		Crowd: c, rng: rand.New(rand.NewPCG(c.Seed, 2)), epoch: time.Unix(1e9, 0), index: make(map[host.ID]int),
+		zones:  make([]struct{ up, down wire }, c.Zones),
+		layout: piece.Layout{Length: int64(c.K) * 1024, PieceSize: 1024},
+		spec:   task.Spec{ID: task.ID("sha256:" + fmt.Sprintf("%064x", c.Seed)), Kind: task.Blob, Upstream: "registry.test", Repository: "a"},
+		left:   c.N,
+	}
+	for z := range w.zones {
+		w.zones[z].up.piece, w.zones[z].down.piece = c.ZonePieceTime, c.ZonePieceTime
+	}
+	odd := rand.New(rand.NewPCG(c.Seed, 1)).Perm(c.N)
+	dead, slow := int(c.Dead*float64(c.N)), int(c.Slow*float64(c.N))
+	for i := range c.N + 1 {
+		n := w.node(i)
+		if i == 0 {
+			continue
+		}
+		switch at := odd[i-1]; {
+		case at < dead:
+			w.at(c.DeadAfter, func() { w.die(n) })
+		case at >= c.N-slow:
+			n.up.piece = moment(float64(n.up.piece) * c.SlowBy)
+		}
+		n.started = moment(float64(c.Stagger) * float64(i-1) / float64(c.N))
+		w.at(n.started, func() { w.announce(n, scheduler.Started) })
+	}
+	w.sched = scheduler.New(scheduler.Config{Self: w.nodes[0].host, Seed: c.Seed, Neighbours: c.Neighbours})
+	w.origin(w.nodes[0])
+	w.at(time.Second, w.tick)
+	limit := 20*w.Bound().Makespan() + time.Minute
+	for len(w.queue) > 0 && w.left > 0 {
+		e := w.queue.pop()
+		if w.now = e.at; w.now > limit {
+			break
+		}
+		w.out.Events++
+		e.do()
+	}
+	w.out.Unfinished = w.left
+	w.out.SeedCopies = w.nodes[0].up.sent / float64(c.K)
+	for z := range w.zones {
+		w.out.CrossZone = append(w.out.CrossZone, w.zones[z].down.sent/float64(c.K))
+	}
+	slices.Sort(w.out.Took)
+	return w.out
+}
+
+func (w *world) node(i int) *node {
+	n := &node{
+		i: i, seed: i == 0, links: make(map[int]*link), dialing: make(map[int]bool),
+		spread: picker.NewSpread(w.K), slots: upload.NewSlots(w.Slots), line: upload.NewLine(w.Lines),
+		pieceTime: 20 * time.Millisecond, starveDelay: 100 * time.Millisecond,
+	}
+	zone := 0
+	n.up.piece, n.down.piece = w.PieceTime, w.PieceTime
+	have := piece.NewBitmap(w.K)
+	if n.seed {
+		n.up.piece, n.down.piece = moment(float64(w.PieceTime)/w.SeedMultiple), 0
+		n.slots = upload.NewSlots(w.SeedSlots)
+		if w.OriginPieceTime == 0 {
+			have.SetAll()
+		}
+	} else {
+		zone = (i - 1) % w.Zones
+	}
+	n.host = host.Host{ID: host.ID(fmt.Sprintf("%032x", i+1)), Name: fmt.Sprint(i), Addr: fmt.Sprintf("n%d:65002", i), Zone: fmt.Sprint(zone)}
+	cfg := w.Picker
+	cfg.Seed = w.Seed + uint64(i)
+	n.pick = picker.New(cfg, w.layout, have)
+	all := piece.NewBitmap(w.K)
+	all.SetAll()
+	n.pick.Want(all)
+	w.nodes = append(w.nodes, n)
+	w.index[n.host.ID] = i
+	return n
+}
+
+// origin brings piece after piece to the seed.
+func (w *world) origin(seed *node) {
+	report := scheduler.Report{Host: seed.host, Entries: []scheduler.Entry{{Task: w.spec.ID, Event: scheduler.Started, Spec: &w.spec}}}
+	if _, err := w.sched.Announce(w.clock(), report); err != nil {
+		panic(err) // it knows nobody yet, so it cannot be full
+	}
+	if w.OriginPieceTime == 0 {
+		w.sched.Done(w.spec.ID, w.K)
+		seed.done = true
+		return
+	}
+	for i := range piece.Index(w.K) {
+		w.at(4*w.Latency+moment(i+1)*w.OriginPieceTime, func() {
+			seed.pick.Got(i)
+			w.publish(seed, i)
+		})
+	}
+}
+
+func (w *world) tick() {
+	w.sched.Tick(w.clock())
+	if w.left > 0 {
+		w.at(w.now+time.Second, w.tick)
+	}
+}
+
+// announce tells the scheduler news of a node and follows its answer.
+func (w *world) announce(n *node, event scheduler.Event) {
+	if n.dead {
+		return
+	}
+	entry := scheduler.Entry{Task: w.spec.ID, Event: event, Have: n.pick.Have().Count(), Spec: &w.spec}
+	if event != scheduler.Completed {
+		entry.Need = max(0, w.Neighbours-len(n.links)-len(n.dialing))
+		if event == scheduler.Started {
+			entry.Need = (w.Neighbours + 4) / 2
+		}
+		n.nextTold = w.now + time.Second
+		w.at(n.nextTold, func() {
+			if !n.done && w.now >= n.nextTold {
+				w.announce(n, scheduler.Progress)
+			}
+		})
+	}
+	answer, err := w.sched.Announce(w.clock(), scheduler.Report{Host: n.host, Generation: 1, Entries: []scheduler.Entry{entry}})
+	if err != nil {
+		return
+	}
+	for _, other := range answer.Assignments[0].Neighbours {
+		o := w.nodes[w.index[other.ID]]
+		if n.links[o.i] != nil || n.dialing[o.i] {
+			continue
+		}
+		n.dialing[o.i] = true
+		// The answer, a connection and its handshake are a round trip each.
+		w.at(w.now+6*w.Latency, func() { w.connect(n, o) })
+	}
+}
+
+func (w *world) connect(a, b *node) {
+	delete(a.dialing, b.i)
+	if a.dead || b.dead || a.links[b.i] != nil || a.done && b.done {
+		return
+	}
+	for _, pair := range [2][2]*node{{a, b}, {b, a}} {
+		n, o := pair[0], pair[1]
+		l := &link{to: o}
+		n.links[o.i] = l
+		n.order = append(n.order, l)
+		have := o.pick.Have().Clone() // as told in its bitfield
+		n.pick.Join(picker.Neighbour(o.i), o.seed)
+		w.say(o, n, func() {
+			for i := range piece.Index(w.K) {
+				if have.Has(i) {
+					l.told++
+					n.pick.Has(picker.Neighbour(o.i), i)
+				}
+			}
+		})
+	}
+}
+
+// die takes a node from the world; its neighbours see their connections break.
+func (w *world) die(n *node) {
+	if n.done {
+		return // its content is there: what it serves no more hurts nobody here
+	}
+	n.dead = true
+	w.left--
+	for _, l := range n.order {
+		o := l.to
+		w.at(w.now+w.Latency, func() { w.part(o, n) })
+	}
+}
+
+// part takes a connection away on one side.
+func (w *world) part(n, gone *node) {
+	l := n.links[gone.i]
+	if l == nil {
+		return
+	}
+	delete(n.links, gone.i)
+	n.order = slices.DeleteFunc(n.order, func(o *link) bool { return o == l })
+	n.pick.Leave(picker.Neighbour(gone.i))
+	for _, j := range slices.Clone(n.jobs) {
+		if j.to == gone && !j.begun {
+			w.end(j)
+		}
+	}
+	w.look(n)
+}
+
+// look is what an engine's loop does after every event: ask for what makes sense now.
+func (w *world) look(n *node) {
+	if n.dead || n.done || n.seed {
+		return
+	}
+	now := w.clock()
+	if i := n.pick.Have().NextMissing(n.prefix); i != n.prefix {
+		n.prefix, n.since = i, w.now
+	}
+	if w.now-n.since > time.Second {
+		n.pick.Urgent([]piece.Index{n.prefix})
+	} else {
+		n.pick.Urgent(nil)
+	}
+	for {
+		r, ok := n.pick.Next(now)
+		if !ok {
+			break
+		}
+		o := w.nodes[r.From]
+		l := n.links[o.i]
+		in := &asked{piece: r.Piece, any: r.Any}
+		l.pending = append(l.pending, in)
+		if r.Any {
+			in.piece = -1
+			r.Exclude = slices.Clone(r.Exclude)
+			w.say(n, o, func() { w.serveAny(o, n, r) })
+		} else {
+			w.say(n, o, func() { w.serve(o, n, r.Piece) })
+		}
+		n.pick.Asked(r)
+	}
+	if t := n.pick.NextFree(now); !t.IsZero() {
+		wake := max(t.Sub(w.epoch), w.now+time.Millisecond)
+		if n.wake <= w.now || wake < n.wake {
+			n.wake = wake
+			w.at(wake, func() { w.look(n) })
+		}
+	}
+	if n.pick.Starving() && w.now >= n.since+n.starveDelay {
+		n.starveDelay = min(2*n.starveDelay, time.Second)
+		seeds := false
+		for _, l := range n.order {
+			seeds = seeds || l.to.seed
+		}
+		if !seeds {
+			w.announce(n, scheduler.Starving)
+		}
+	}
+}
+
+// settle ends the oldest request of n to o that matches.
+func settle(l *link, match func(*asked) bool) *asked {
+	at := slices.IndexFunc(l.pending, match)
+	if at < 0 {
+		return nil
+	}
+	in := l.pending[at]
+	l.pending = slices.Delete(l.pending, at, at+1)
+	return in
+}
+
+// busy refuses a request.
+func (w *world) busy(o, n *node, i piece.Index, delay moment) {
+	w.say(o, n, func() {
+		in := settle(n.links[o.i], func(in *asked) bool { return in.piece == i })
+		if in == nil || in.drop {
+			return
+		}
+		w.out.Busy++
+		if in.any {
+			n.pick.Refused(picker.Neighbour(o.i))
+		} else {
+			n.pick.Done(picker.Neighbour(o.i), i)
+		}
+		back := moment((w.BackOff + 2*w.BackOff*w.rng.Float64()) * float64(n.pieceTime))
+		back = max(time.Millisecond, min(back, 250*time.Millisecond))
+		n.pick.Busy(picker.Neighbour(o.i), w.clock().Add(max(back, delay)))
+	})
+}
+
+func (w *world) serve(o, n *node, i piece.Index) {
+	if !o.slots.TryAcquire() {
+		w.busy(o, n, i, 0)
+		return
+	}
+	w.begin(&job{from: o, to: n, piece: i})
+}
+
+func (w *world) serveAny(o, n *node, r picker.Request) {
+	if !o.slots.TryAcquire() {
+		w.busy(o, n, -1, 0)
+		return
+	}
+	i, ok := o.spread.Pick(o.pick.Have(), n.pick.Have(), r.Exclude, r.Starving)
+	if !ok {
+		o.slots.Release()
+		w.busy(o, n, -1, max(time.Millisecond, min(o.pieceTime, 250*time.Millisecond)))
+		return
+	}
+	w.say(o, n, func() {
+		in := n.links[o.i].pending
+		at := slices.IndexFunc(in, func(in *asked) bool { return in.piece < 0 })
+		if at < 0 {
+			return
+		}
+		in[at].piece, in[at].any = i, false
+		known := n.pick.Have().Has(i) || n.pick.Flying(i)
+		n.pick.Bound(picker.Neighbour(o.i), i)
+		if known {
+			w.drop(n, n.links[o.i], i)
+		}
+	})
+	w.begin(&job{from: o, to: n, piece: i})
+}
+
+func (w *world) begin(j *job) {
+	j.left = chunks
+	j.from.spread.Sent(j.piece)
+	j.from.jobs = append(j.from.jobs, j)
+	if j.from.line.Take(w.rank(j), func() { w.send(j) }) {
+		w.send(j)
+	}
+}
+
+// rank is where a job stands among those that wait for their turn.
+func (w *world) rank(j *job) int {
+	switch w.Turns {
+	case FirstCome:
+		return 0
+	case Rarest:
+		copies := 0
+		for _, l := range j.from.order {
+			if l.to.pick.Have().Has(j.piece) {
+				copies++
+			}
+		}
+		return copies
+	}
+	return j.from.links[j.to.i].told
+}
+
+// send passes the next chunk of a job whose turn it is.
+func (w *world) send(j *job) {
+	if !j.begun {
+		if j.dropped { // cancelled while it waited for its turn
+			w.finish(j)
+			return
+		}
+		j.begun = true
+	}
+	o, n := j.from, j.to
+	at := o.up.pass(1.0/chunks, w.now)
+	if o.host.Zone != n.host.Zone {
+		a, b := &w.zones[zoneOf(o)], &w.zones[zoneOf(n)]
+		at = max(at, a.up.pass(1.0/chunks, w.now), b.down.pass(1.0/chunks, w.now))
+	}
+	w.at(at, func() {
+		arrives := n.down.pass(1.0/chunks, w.now+w.Latency)
+		if j.left--; j.left > 0 {
+			w.send(j)
+			return
+		}
+		if o.dead {
+			return
+		}
+		w.at(arrives, func() { w.arrived(n, o, j.piece) })
+		w.finish(j)
+	})
+}
+
+func zoneOf(n *node) (z int) {
+	fmt.Sscan(n.host.Zone, &z)
+	return z
+}
+
+// finish gives a job's turn and slot back.
+func (w *world) finish(j *job) {
+	j.from.jobs = slices.DeleteFunc(j.from.jobs, func(o *job) bool { return o == j })
+	j.from.slots.Release()
+	j.from.line.Give()
+}
+
+// end takes a job out that waits for its turn; the turn passes when it comes.
+func (w *world) end(j *job) {
+	j.dropped = true
+	j.from.spread.Unsent(j.piece)
+}
+
+// drop cancels the request for a piece that came, or comes, from elsewhere.
+func (w *world) drop(n *node, l *link, i piece.Index) {
+	at := slices.IndexFunc(l.pending, func(in *asked) bool { return in.piece == i && !in.drop })
+	if at < 0 {
+		return
+	}
+	in := l.pending[at]
+	in.drop = true
+	o := l.to
+	n.pick.Done(picker.Neighbour(o.i), i)
+	w.say(n, o, func() {
+		for _, j := range o.jobs {
+			if j.to == n && j.piece == i && !j.begun && !j.dropped {
+				w.end(j)
+				w.say(o, n, func() { settle(n.links[o.i], func(other *asked) bool { return other == in }) })
+				return
+			}
+		}
+	})
+}
+
+// arrived takes a whole piece in.
+func (w *world) arrived(n, from *node, i piece.Index) {
+	l := n.links[from.i]
+	if n.dead || l == nil {
+		return
+	}
+	in := settle(l, func(in *asked) bool { return in.piece == i })
+	if in == nil || in.drop {
+		w.out.Wasted++
+		w.look(n)
+		return
+	}
+	n.pick.Done(picker.Neighbour(from.i), i)
+	if n.pick.Have().Has(i) {
+		w.out.Wasted++
+		w.look(n)
+		return
+	}
+	n.pick.Got(i)
+	at := int(w.now / (32 * w.PieceTime))
+	for len(w.out.Rate) <= at {
+		w.out.Rate = append(w.out.Rate, 0)
+	}
+	w.out.Rate[at] += 1.0 / 32 / float64(w.N)
+	n.starveDelay = 100 * time.Millisecond
+	if n.lastGot > 0 {
+		n.pieceTime += (min(w.now-n.lastGot, 250*time.Millisecond) - n.pieceTime) / 8
+	}
+	n.lastGot = w.now
+	for _, other := range n.order {
+		w.drop(n, other, i)
+	}
+	w.publish(n, i)
+	if n.pick.Have().Full() {
+		n.done = true
+		w.left--
+		w.out.Took = append(w.out.Took, w.now-n.started)
+		w.out.Makespan = max(w.out.Makespan, w.now)
+		w.announce(n, scheduler.Completed)
+		return
+	}
+	w.look(n)
+}
+
+// publish tells every neighbour that lacks it of a piece. One event serves them all, so
+// that ten thousand nodes stay affordable: a word on its way in waits for no chunk here.
+func (w *world) publish(n *node, i piece.Index) {
+	w.at(n.up.word(w.now)+w.Latency, func() {
+		for _, l := range n.order {
+			o := l.to
+			back := o.links[n.i]
+			if back == nil || o.dead {
+				continue
+			}
+			back.told++
+			if !o.pick.Have().Has(i) {
+				o.pick.Has(picker.Neighbour(n.i), i)
+				if o.pick.Outstanding() < w.requestsMax() {
+					w.look(o)
+				}
+			}
+		}
+	})
+}
+
+// requestsMax is the picker's own; who has so many on their way need not look around.
+func (w *world) requestsMax() int {
+	if w.Picker.RequestsMax > 0 {
+		return w.Picker.RequestsMax
+	}
+	return 10
+}
