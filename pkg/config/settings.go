@@ -122,6 +122,14 @@ type Peer struct {
 	// on. Default: the listen address, or where that is all addresses, the one that this
 	// machine uses towards its supernodes.
 	Advertise Address `key:"advertise"`
+	Upload
+}
+
+// Upload says how much a node gives at once.
+type Upload struct {
+	// UploadSlots is how many pieces are sent to other nodes at once; whoever asks for one
+	// more is told to ask elsewhere. More slots end one crowd sooner and slow everyone in it.
+	UploadSlots int `key:"uploadSlots" default:"4" reload:"yes"`
 }
 
 // SupernodePeer is the piece wire of a supernode.
@@ -133,6 +141,7 @@ type SupernodePeer struct {
 	// on. Default: the listen address, or where that is all addresses, the one that this
 	// machine uses towards others.
 	Advertise Address `key:"advertise"`
+	Upload
 }
 
 // Gossip is how several supernodes know of each other, so that every dfdaemon that knows one
@@ -170,12 +179,12 @@ type Cache struct {
 	// length. Beyond it, what was read longest ago goes first; what is being read stays. A
 	// larger quota spares the origin and the other nodes. Default 0: half of what is free,
 	// and what the cache holds already, at the start.
-	Quota Size `key:"quota" default:"0"`
+	Quota Size `key:"quota" default:"0" reload:"yes"`
 	// HighWater is the fraction of the quota at which old content is evicted.
-	HighWater float64 `key:"highWater" default:"0.95"`
+	HighWater float64 `key:"highWater" default:"0.95" reload:"yes"`
 	// LowWater is the fraction of the quota down to which content is evicted. Closer to
 	// highWater evicts more often, farther from it more at once.
-	LowWater float64 `key:"lowWater" default:"0.85"`
+	LowWater float64 `key:"lowWater" default:"0.85" reload:"yes"`
 }
 
 // Origins are the places outside the cluster that content comes from.
@@ -190,11 +199,12 @@ type Origins struct {
 	// (true to speak HTTP), username and passwordFile (the node's own credentials: every local
 	// client then pulls with them), proxy (URL of an HTTP proxy, or "none"; default: what
 	// HTTPS_PROXY, HTTP_PROXY and NO_PROXY say), allowPrivateRealm (true where the registry's token
-	// service is named by a private IP address other than the registry's).
-	Upstreams []Upstream `key:"upstreams" default:"docker.io,ghcr.io,quay.io,gcr.io,registry.k8s.io,mcr.microsoft.com,public.ecr.aws"`
+	// service is named by a private IP address other than the registry's). SIGHUP reads
+	// passwords and certificates anew, too.
+	Upstreams []Upstream `key:"upstreams" default:"docker.io,ghcr.io,quay.io,gcr.io,registry.k8s.io,mcr.microsoft.com,public.ecr.aws" reload:"yes"`
 	// AllowUnlisted lets clients name any registry, not only those in upstreams. Whoever
 	// reaches the mirror can then make this node ask any host, those of your internal network too.
-	AllowUnlisted bool `key:"allowUnlisted" default:"false"`
+	AllowUnlisted bool `key:"allowUnlisted" default:"false" reload:"yes"`
 }
 
 // Upstream is one registry, as an entry of [Origins].Upstreams.

@@ -25,6 +25,7 @@ func (c *Dfdaemon) Validate() error {
 		c.Cluster.guard("peer.listen", &c.Peer.Listen, "65002"),
 		loopbackOnly("api.listen", c.API.Listen),
 		advertised("peer", c.Peer.Advertise),
+		c.Peer.Upload.check(),
 		c.Origins.check(),
 		c.Cache.check(),
 		c.Drain.check(),
@@ -47,6 +48,7 @@ func (c *Supernode) Validate() error {
 		loopbackOnly("admin.listen", c.Admin.Listen),
 		advertised("api", c.API.Advertise),
 		advertised("peer", c.Peer.Advertise),
+		c.Peer.Upload.check(),
 		advertised("gossip", c.Gossip.Advertise),
 		c.Gossip.check(c.Cluster),
 		c.Origins.check(),
@@ -259,6 +261,16 @@ func (c *Cache) check() error {
 	}
 	if c.LowWater <= 0 || c.LowWater > c.HighWater || c.HighWater > 1 {
 		return fmt.Errorf("cache: lowWater %g and highWater %g must satisfy 0 < lowWater <= highWater <= 1", c.LowWater, c.HighWater)
+	}
+	return nil
+}
+
+// uploadSlotsMax bounds the pieces sent at once: each holds a file and a connection's turn.
+const uploadSlotsMax = 1024
+
+func (u *Upload) check() error {
+	if u.UploadSlots < 1 || u.UploadSlots > uploadSlotsMax {
+		return fmt.Errorf("peer.uploadSlots: %d is not between 1 and %d", u.UploadSlots, uploadSlotsMax)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -44,7 +45,7 @@ type Daemon struct {
 func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 	d = &Daemon{cfg: cfg}
 	d.node, err = node.New(node.Config{
-		Program: "dfdaemon", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Cluster: cfg.Cluster,
+		Program: "dfdaemon", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Cluster: cfg.Cluster,
 		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Towards: cfg.Supernodes, Logger: logger,
 	})
 	if err != nil {
@@ -130,6 +131,16 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}, parts)
 	d.node.Log.Info("dfdaemon ended")
 	return err
+}
+
+// Reload takes the settings into force that a running program can change: a
+// *[config.Dfdaemon].
+func (d *Daemon) Reload(settings any) error {
+	cfg, ok := settings.(*config.Dfdaemon)
+	if !ok {
+		return fmt.Errorf("reloading: %T are no settings of dfdaemon", settings)
+	}
+	return d.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Cache: cfg.Cache, Origins: cfg.Origins})
 }
 
 // Close gives back what [New] took, for a daemon that never ran.

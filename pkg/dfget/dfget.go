@@ -362,8 +362,9 @@ func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 	for {
 		n, readErr := a.body.Read(buf)
 		if g.limiter != nil && n > 0 {
-			if err := g.limiter.WaitN(ctx, n); err != nil {
-				return err
+			if g.limiter.WaitN(ctx, n) != nil {
+				<-ctx.Done() // it gives up early where the turn would come after the deadline
+				return context.Cause(ctx)
 			}
 		}
 		if err := t.write(buf[:n]); err != nil {

@@ -348,6 +348,13 @@ func TestATimeoutEndsItAndKeepsThePart(t *testing.T) {
 	holds(t, dir, map[string][]byte{"model.bin.part": f.content[:1000], "model.bin.part.id": nil})
 }
 
+func TestATimeoutThatTheRateCannotMeetIsATimeout(t *testing.T) {
+	f, dir := newFake(t, 2<<20), t.TempDir()
+	_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Timeout, s.LimitRate = 100*time.Millisecond, 1<<20 })
+	require.ErrorContains(t, err, "not done within 100ms (--timeout)")
+	assert.Equal(t, dfget.Timeout, dfget.ExitCode(err))
+}
+
 func TestStandardOutputGetsTheBytesInOrderAlsoAfterABreak(t *testing.T) {
 	f := newFake(t, 900_000)
 	f.cut = []int{300_000}

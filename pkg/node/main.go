@@ -38,6 +38,9 @@ type Runtime struct{ Logger *slog.Logger }
 // Runner is an assembled program.
 type Runner interface {
 	Run(ctx context.Context) error
+	// Reload takes into force what a running program can change of settings, which have the
+	// type of [Program].Settings: all of it or, with an error, nothing.
+	Reload(settings any) error
 }
 
 // errUsage marks what is wrong with flags and settings.
@@ -97,7 +100,7 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 			if err != nil {
 				return err
 			}
-			defer p.reload(form, environ, logger, level)()
+			defer p.reload(form, environ, program, logger, level)()
 			return program.Run(cmd.Context())
 		},
 	}
@@ -150,12 +153,13 @@ func (p Program) status(stdout io.Writer, environ []string) *cobra.Command {
 
 // reload reads the settings again at each SIGHUP, applies what can change in a running
 // program, and says what cannot. The function that it returns ends that.
-func (p Program) reload(form *config.Form, environ []string, logger *slog.Logger, level *slog.LevelVar) (stop func()) {
+func (p Program) reload(form *config.Form, environ []string, program Runner, logger *slog.Logger, level *slog.LevelVar) (stop func()) {
 	hup, done := make(chan os.Signal, 1), make(chan struct{})
 	signal.Notify(hup, syscall.SIGHUP)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
+		last := form
 		for {
 			select {
 			case <-done:
@@ -168,13 +172,22 @@ func (p Program) reload(form *config.Form, environ []string, logger *slog.Logger
 				logger.Error("settings not reloaded: those from before stay in force", "error", err)
 				continue
 			}
+			if err := program.Reload(next.Interface()); err != nil {
+				logger.Error("settings not reloaded: those from before stay in force", "error", err)
+				continue
+			}
 			log := next.Elem().FieldByName("Log").Interface().(config.Log)
 			if err := setLevel(level, log); err != nil {
 				logger.Error("settings not reloaded: those from before stay in force", "error", err)
 				continue
 			}
-			now, restart := form.Changed(again)
+			now, _ := last.Changed(again)
+			_, restart := form.Changed(again)
+			last = again
 			logger.Info("settings reloaded", "in_force", now, "after_restart", restart)
+			if len(restart) > 0 {
+				logger.Warn("some settings in the file need a restart: those of the start stay in force", "settings", restart)
+			}
 		}
 	}()
 	return func() {

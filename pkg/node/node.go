@@ -27,7 +27,6 @@ import (
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/identity"
 	"github.com/darter-io/darter/pkg/peer"
-	"github.com/darter-io/darter/pkg/peer/upload"
 	"github.com/darter-io/darter/pkg/piece/diskstore"
 	"github.com/darter-io/darter/pkg/telemetry"
 )
@@ -38,6 +37,7 @@ type Config struct {
 	Node    config.Node
 	// Listen and Advertise are the piece wire's.
 	Listen, Advertise config.Address
+	Upload            config.Upload
 	Cluster           config.Cluster
 	Cache             config.Cache
 	Origins           config.Origins
@@ -86,12 +86,10 @@ func New(cfg Config) (n *Node, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return n, fmt.Errorf("making the data directory: %w; choose another with node.dataDir, or give this user the right to write there", err)
 	}
-	quota := int64(cfg.Cache.Quota)
 	cache := filepath.Join(dir, "cache")
-	if quota == 0 {
-		if quota, err = halfOfFree(cache); err != nil {
-			return n, fmt.Errorf("working out the cache's quota: %w; set cache.quota", err)
-		}
+	quota, err := quotaOf(cfg.Cache, cache)
+	if err != nil {
+		return n, err
 	}
 	n.Store, err = diskstore.Open(diskstore.Config{
 		Dir: cache, Quota: quota, HighWater: cfg.Cache.HighWater, LowWater: cfg.Cache.LowWater, Logger: cfg.Logger,
@@ -126,13 +124,60 @@ func New(cfg Config) (n *Node, err error) {
 	return n, nil
 }
 
-// writable reports whether the data directory takes a file.
-func (n *Node) writable(context.Context) error {
-	f, err := os.CreateTemp(n.cfg.Node.DataDir, "probe-")
+// quotaOf is the cache's quota in bytes.
+func quotaOf(cfg config.Cache, dir string) (int64, error) {
+	if cfg.Quota > 0 {
+		return int64(cfg.Quota), nil
+	}
+	quota, err := halfOfFree(dir)
+	if err != nil {
+		return 0, fmt.Errorf("working out the cache's quota: %w; set cache.quota", err)
+	}
+	return quota, nil
+}
+
+// Limits are the settings that a running node can change.
+type Limits struct {
+	Upload  config.Upload
+	Cache   config.Cache
+	Origins config.Origins
+}
+
+// Reload takes new settings into force, all of them or, with an error, none. What runs goes
+// on as it began; passwords and certificates of upstreams are read anew.
+func (n *Node) Reload(l Limits) error {
+	quota, err := quotaOf(l.Cache, n.Store.Dir())
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Close(), os.Remove(f.Name()))
+	next := n.cfg
+	next.Origins = l.Origins
+	registries, err := newRegistries(next)
+	if err != nil {
+		return err
+	}
+	if err := n.Store.Limit(quota, l.Cache.HighWater, l.Cache.LowWater); err != nil {
+		return err
+	}
+	n.Engine.SetUploadSlots(l.Upload.UploadSlots)
+	n.Origins.Registries.use(registries)
+	return nil
+}
+
+// writable reports whether the data directory and the cache in it take a file with something
+// in it: a full disk still makes empty ones.
+func (n *Node) writable(context.Context) error {
+	for _, dir := range []string{n.cfg.Node.DataDir, n.Store.Dir()} {
+		f, err := os.CreateTemp(dir, "probe-")
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(make([]byte, os.Getpagesize()))
+		if err = errors.Join(err, f.Close(), os.Remove(f.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // MemberListen takes a port on which members talk to each other: only members are let in, or
@@ -182,13 +227,13 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 		Host: n.Host, Store: n.Store, Listener: n.wire,
 		Dial:      func(ctx context.Context, addr string) (net.Conn, error) { return n.Dial(ctx, "tcp", addr) },
 		Announcer: announcer, Observer: observer, Origin: n.Origins.Source, Signer: n.Signer, Verifier: n.Verifier,
-		SpoolDir: n.cfg.Node.DataDir, Client: "darter/" + config.Version(), Logger: n.Log,
+		UploadSlots: n.cfg.Upload.UploadSlots, SpoolDir: n.cfg.Node.DataDir, Client: "darter/" + config.Version(), Logger: n.Log,
 	})
 	telemetry.NewSwarm(n.Metrics, func() telemetry.SwarmStats {
 		s := n.Engine.Stats()
 		return telemetry.SwarmStats{
 			Peers: s.Peers, Seed: s.Seeds + s.Inline, Origin: s.Origin, Duplicate: s.Duplicate, Sent: s.Sent, BadPieces: s.BadPieces,
-			BusyTold: s.BusySent, BusyHeard: s.BusyGot, Slots: upload.SlotsDefault, SlotsUsed: s.UploadSlots, Connections: int(s.Links), Running: s.Downloads,
+			BusyTold: s.BusySent, BusyHeard: s.BusyGot, Slots: s.UploadSlotsMax, SlotsUsed: s.UploadSlots, Connections: int(s.Links), Running: s.Downloads,
 		}
 	})
 	telemetry.NewStore(n.Metrics, func() telemetry.StoreStats {

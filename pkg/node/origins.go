@@ -1,11 +1,13 @@
 package node
 
 import (
+	"context"
 	"fmt"
+	"net/http"
 	"net/netip"
+	"sync/atomic"
 
 	"github.com/darter-io/darter/pkg/config"
-	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/source/httporigin"
 	"github.com/darter-io/darter/pkg/source/registry"
@@ -18,19 +20,67 @@ type Origins struct {
 	Source source.Origin
 	// Files answers what a file is, Registries what a client of the mirror may have.
 	Files      *httporigin.Origin
-	Registries *registry.Client
+	Registries *Registries
+}
+
+// Registries are the registries as they are configured now. Safe for concurrent use.
+type Registries struct {
+	now atomic.Pointer[registry.Client]
+}
+
+// Open implements [source.Origin].
+func (r *Registries) Open(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
+	return r.now.Load().Open(ctx, spec, offset)
+}
+
+// Forward puts a question to a registry; see [registry.Client.Forward].
+func (r *Registries) Forward(ctx context.Context, q source.Question) (*http.Response, error) {
+	return r.now.Load().Forward(ctx, q)
+}
+
+// Allow returns nil for a registry that may be asked; see [registry.Client.Allow].
+func (r *Registries) Allow(name string) error { return r.now.Load().Allow(name) }
+
+// CloseIdleConnections ends the connections that no request uses.
+func (r *Registries) CloseIdleConnections() { r.now.Load().CloseIdleConnections() }
+
+// use asks registries as next says from now on; what the former client began goes on.
+func (r *Registries) use(next *registry.Client) {
+	if former := r.now.Swap(next); former != nil {
+		former.CloseIdleConnections()
+	}
 }
 
 func newOrigins(cfg Config) (o *Origins, err error) {
-	o = &Origins{}
-	common := httporigin.Config{AllowAddrs: prefixes(cfg.Files.AllowAddresses), UserAgent: "darter/" + config.Version()}
-	r := registry.Config{Upstreams: map[string]registry.Upstream{}, HTTP: common, Logger: cfg.Logger}
+	o = &Origins{Registries: new(Registries)}
+	registries, err := newRegistries(cfg)
+	if err != nil {
+		return nil, err
+	}
+	o.Registries.use(registries)
+	files := common(cfg)
+	files.CAFile, files.Proxy = cfg.Files.CA, cfg.Files.Proxy
+	if o.Files, err = httporigin.New(files); err != nil {
+		return nil, fmt.Errorf("files: %w", err)
+	}
+	o.Source = source.Mux{task.Plain: o.Files, task.Blob: o.Registries, task.Manifest: o.Registries}
+	return o, nil
+}
+
+// common is what holds for every origin.
+func common(cfg Config) httporigin.Config {
+	return httporigin.Config{AllowAddrs: prefixes(cfg.Files.AllowAddresses), UserAgent: "darter/" + config.Version()}
+}
+
+func newRegistries(cfg Config) (*registry.Client, error) {
+	r := registry.Config{Upstreams: map[string]registry.Upstream{}, HTTP: common(cfg), Logger: cfg.Logger}
 	for _, u := range cfg.Origins.Upstreams {
 		up := registry.Upstream{
-			URLs: u.URLs, PlainHTTP: u.PlainHTTP, CAFile: u.CA, CertFile: u.ClientCert, KeyFile: u.ClientKey, Proxy: proxy(u.Proxy),
+			URLs: u.URLs, PlainHTTP: u.PlainHTTP, CAFile: u.CA, CertFile: u.ClientCert, KeyFile: u.ClientKey, Proxy: u.Proxy,
 			Username: u.Username, AllowPrivateRealm: u.AllowPrivateRealm,
 		}
 		if u.PasswordFile != "" {
+			var err error
 			if up.Password, err = config.ReadSecretFile(u.PasswordFile); err != nil {
 				return nil, fmt.Errorf("upstreams: password of %s: %w", u.Host, err)
 			}
@@ -40,29 +90,16 @@ func newOrigins(cfg Config) (o *Origins, err error) {
 	if cfg.Origins.AllowUnlisted {
 		r.Default = &registry.Upstream{}
 	}
-	if o.Registries, err = registry.New(r); err != nil {
+	c, err := registry.New(r)
+	if err != nil {
 		return nil, fmt.Errorf("upstreams: %w", err)
 	}
-	files := common
-	files.CAFile, files.Proxy = cfg.Files.CA, proxy(cfg.Files.Proxy)
-	if o.Files, err = httporigin.New(files); err != nil {
-		return nil, fmt.Errorf("files: %w", err)
-	}
-	o.Source = source.Mux{task.Plain: o.Files, task.Blob: o.Registries, task.Manifest: o.Registries}
-	return o, nil
+	return c, nil
 }
 
 func (o *Origins) close() {
 	o.Files.CloseIdleConnections()
 	o.Registries.CloseIdleConnections()
-}
-
-// proxy is a setting in the words of httporigin.
-func proxy(s secret.String) secret.String {
-	if s == "none" {
-		return "direct"
-	}
-	return s
 }
 
 func prefixes(list []config.Network) (out []netip.Prefix) {

@@ -159,6 +159,8 @@ type Stats struct {
 	Downloads   int   `json:"downloads"`   // tasks in memory
 	Links       int64 `json:"links"`       // connections open
 	UploadSlots int   `json:"uploadSlots"` // taken
+	// UploadSlotsMax is how many there are.
+	UploadSlotsMax int `json:"uploadSlotsMax"`
 }
 
 type counters struct {
@@ -406,6 +408,9 @@ func (e *Engine) Inventory() (list []api.Entry) {
 	return list
 }
 
+// SetUploadSlots changes how many pieces are sent at once; what is being sent goes on.
+func (e *Engine) SetUploadSlots(n int) { e.slots.Resize(n) }
+
 // Stats returns the counters.
 func (e *Engine) Stats() Stats {
 	e.mu.Lock()
@@ -414,7 +419,7 @@ func (e *Engine) Stats() Stats {
 	c := &e.stats
 	return Stats{
 		Sources: c.sources(), Sent: c.sent.Load(), BadPieces: c.bad.Load(), Duplicate: c.duplicate.Load(),
-		BusySent: c.busySent.Load(), BusyGot: c.busyGot.Load(), Downloads: downloads, Links: c.links.Load(), UploadSlots: e.slots.Active(),
+		BusySent: c.busySent.Load(), BusyGot: c.busyGot.Load(), Downloads: downloads, Links: c.links.Load(), UploadSlots: e.slots.Active(), UploadSlotsMax: e.slots.Max(),
 	}
 }
 

@@ -595,6 +595,24 @@ func (s *Store) Inventory() []piece.Entry {
 // Dir is where the store lies.
 func (s *Store) Dir() string { return s.cfg.Dir }
 
+// Limit changes the quota (in bytes, 0 for none) and the water marks, and evicts at once
+// what is above; what open tasks hold stays until they are closed.
+func (s *Store) Limit(quota int64, high, low float64) error {
+	if quota < 0 || low <= 0 || low > high || high > 1 {
+		return fmt.Errorf("limiting the piece store: quota %d, water marks %v and %v: want 0 ≤ quota and 0 < low ≤ high ≤ 1", quota, low, high)
+	}
+	s.mu.Lock()
+	s.cfg.Quota, s.cfg.HighWater, s.cfg.LowWater = quota, high, low
+	var victims []victim
+	if quota > 0 && s.used > int64(high*float64(quota)) {
+		idle, _ := s.idle()
+		victims = s.evict(idle, s.used-int64(low*float64(quota)))
+	}
+	s.mu.Unlock()
+	s.dispose(victims, "quota")
+	return nil
+}
+
 // Usage is how full a store is.
 type Usage struct {
 	// Used is what the quota counts, in bytes; Quota is 0 when there is none.

@@ -184,6 +184,26 @@ func TestEvictionBeginsAboveHighWaterAndEndsAtLowWater(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
+func TestASmallerQuotaIsReachedAtOnceAndSparesWhatIsOpen(t *testing.T) {
+	s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: quick{}})
+	for k := range 10 {
+		r, err := s.Create(storetest.ID(fmt.Sprint(k)), piece.FactsFor(1<<20, ""))
+		require.NoError(t, err)
+		require.NoError(t, r.Close())
+	}
+	held, err := s.Open(storetest.ID("0"))
+	require.NoError(t, err)
+	require.NoError(t, s.Limit(5<<20, 0.9, 0.5))
+	assert.Less(t, s.Usage().Used, int64(5<<20)/2)
+	assert.Equal(t, 2, s.Usage().Tasks)
+	require.NoError(t, s.Limit(1<<20, 0.9, 0.5))
+	assert.Equal(t, 1, s.Usage().Tasks, "what is open stays, even above the quota")
+	require.NoError(t, held.Close())
+	require.Error(t, s.Limit(1<<20, 0.5, 0.9))
+	assert.Equal(t, int64(1<<20), s.Usage().Quota)
+	require.NoError(t, s.Close())
+}
+
 func TestASmallerQuotaIsReachedAtTheNextStart(t *testing.T) {
 	dir := t.TempDir()
 	s := mustOpen(t, diskstore.Config{Dir: dir})
