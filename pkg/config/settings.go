@@ -129,7 +129,7 @@ type Peer struct {
 type Upload struct {
 	// UploadSlots is how many pieces are sent to other nodes at once; whoever asks for one
 	// more is told to ask elsewhere. More slots end one crowd sooner and slow everyone in it.
-	UploadSlots int `key:"uploadSlots" default:"4" reload:"yes"`
+	UploadSlots int `key:"uploadSlots" default:"6" reload:"yes"`
 }
 
 // SupernodePeer is the piece wire of a supernode.

@@ -27,6 +27,7 @@ import (
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/identity"
 	"github.com/darter-io/darter/pkg/peer"
+	"github.com/darter-io/darter/pkg/peer/upload"
 	"github.com/darter-io/darter/pkg/piece/diskstore"
 	"github.com/darter-io/darter/pkg/telemetry"
 )
@@ -223,8 +224,13 @@ const dialTimeout = 3 * time.Second
 
 // Connect builds the engine, once it is known whom it announces to and who watches it.
 func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
+	super, lines := n.cfg.Program == "supernode", 0
+	if super {
+		// Its line is wider than a node's: one receiver at a time could not fill it.
+		lines = upload.SlotsDefault
+	}
 	n.Engine = peer.New(peer.Config{
-		Host: n.Host, Store: n.Store, Listener: n.wire,
+		Seed: super, UploadLines: lines, Host: n.Host, Store: n.Store, Listener: n.wire,
 		Dial:      func(ctx context.Context, addr string) (net.Conn, error) { return n.Dial(ctx, "tcp", addr) },
 		Announcer: announcer, Observer: observer, Origin: n.Origins.Source, Signer: n.Signer, Verifier: n.Verifier,
 		UploadSlots: n.cfg.Upload.UploadSlots, SpoolDir: n.cfg.Node.DataDir, Client: "darter/" + config.Version(), Logger: n.Log,
