@@ -41,8 +41,8 @@ lint: ## gofmt, go vet and staticcheck
 	$(GO) tool staticcheck -tags $(TAGS) ./...
 
 race: ## run the tests under the race detector (needs a C compiler)
-	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -timeout 15m $(filter-out $(BUBBLES),$(TESTED))
-	CGO_ENABLED=1 $(GO) test -race -cpu 1 -tags $(TAGS) -timeout 15m $(filter $(BUBBLES),$(TESTED))
+	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -timeout 18m $(filter-out $(BUBBLES),$(TESTED))
+	CGO_ENABLED=1 $(GO) test -race -cpu 1 -tags $(TAGS) -timeout 18m $(filter $(BUBBLES),$(TESTED))
 
 e2e: ## pull with real containerd in network namespaces (needs root, containerd, runc, iproute2)
 	$(GO) test -tags $(TAGS) -count 1 -timeout 15m -v ./test/e2e/...
