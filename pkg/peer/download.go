@@ -892,7 +892,9 @@ func (d *Download) bound(l *link, in *inbound) {
 		return
 	}
 	in.told = true
-	known := d.pick.Have().Has(in.index) || d.pick.Flying(in.index)
+	// Asked for by name of the same neighbour, too, it comes twice: which of the two a cancel
+	// would hit cannot be told, so neither is cancelled before one is here.
+	known := d.pick.Have().Has(in.index) || d.pick.Flying(in.index) && l.asked(in.index) == 1
 	d.pick.Bound(l.n, in.index)
 	if known {
 		d.drop(l, in.index) // it came from elsewhere before this was told, or is about to

@@ -175,6 +175,18 @@ func (l *link) drop(i piece.Index) bool {
 	return false
 }
 
+// asked is how many requests for piece i wait for it, as far as the loop knows.
+func (l *link) asked(i piece.Index) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, in := range l.pending {
+		if in.told && !in.dropped && in.index == i {
+			n++
+		}
+	}
+	return n
+}
+
 // settle removes the oldest request that matches: its end has come.
 func (l *link) settle(match func(*inbound) bool) *inbound {
 	l.mu.Lock()

@@ -190,6 +190,32 @@ func TestAnAnyRequestWhosePieceCameFromElsewhereIsForgotten(t *testing.T) {
 	})
 }
 
+func TestAPieceAskedForByNameAndChosenByTheSeedComesAndStaysKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 4)
+		b.reads()
+		b.d.hasAll(b.l)
+		for _, r := range []picker.Request{{From: b.l.n, Piece: 3}, {From: b.l.n, Any: true}} {
+			b.l.expect(&inbound{index: r.Piece, any: r.Any})
+			b.d.pick.Asked(r)
+		}
+		// The seed has sent piece 3 under its name when it chooses the same for the other.
+		require.NoError(t, b.remote.Send(wire.Message{Type: wire.Suggest, Index: 3}))
+		require.NoError(t, b.remote.Flush())
+		b.settle()
+		b.sendPiece(3, 0, piece.SizeMin)
+		b.settle()
+		require.True(t, b.d.pick.Have().Has(3), "the piece came")
+		// What is left of the second request is cancelled, and its end comes.
+		require.NoError(t, b.remote.Send(wire.Message{Type: wire.Reject, Index: 3, Length: piece.SizeMin}))
+		require.NoError(t, b.remote.Flush())
+		b.settle()
+		assert.Zero(t, b.d.pick.Outstanding())
+		assert.Empty(t, b.l.pending)
+		assert.True(t, b.d.pick.Complete(b.l.n), "the neighbour is not thought to lack it")
+	})
+}
+
 func TestAParentThatKeepsTalkingButSendsNoPieceIsLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 4)
