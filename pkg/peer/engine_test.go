@@ -263,12 +263,14 @@ func TestTheOneWrongPieceOfAnOnlyHolderComesFromElsewhere(t *testing.T) {
 		require.NoError(t, err)
 		a := s.node(nil)
 		// The owner takes the liar for a good holder until it hears that something is wrong.
+		s.owner.mu.Lock()
 		s.owner.answer = func(from *node, e api.Entry, answer *api.Assignment) error {
 			if from == a && !slices.Contains(e.Silent, liar.host.ID) {
 				answer.Neighbours = []api.Neighbour{{Host: liar.host}}
 			}
 			return nil
 		}
+		s.owner.mu.Unlock()
 		began := time.Now()
 		data, err := s.readAll(a)
 		require.NoError(t, err)
