@@ -74,13 +74,16 @@ func shake(t *testing.T, rawA, rawB net.Conn) (a, b *Conn) {
 // greeted is shake and the extension handshake of b, so that a may send everything.
 func greeted(t *testing.T, rawA, rawB net.Conn) (a, b *Conn) {
 	a, b = shake(t, rawA, rawB)
+	said := make(chan struct{})
 	go func() {
+		defer close(said)
 		b.Send(Message{Type: HelloMessage, Hello: &Hello{Host: idB, Version: Version}})
 		b.Flush()
 	}()
 	m, err := a.Next()
 	require.NoError(t, err)
 	require.Equal(t, HelloMessage, m.Type)
+	<-said // only one goroutine may write
 	return a, b
 }
 
