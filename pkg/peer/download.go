@@ -830,12 +830,6 @@ func (d *Download) handle(l *link, m wire.Message) {
 				}
 			}
 		}
-	case wire.Have:
-		if known {
-			d.has(l, m.Index)
-		} else if len(l.haves) < piece.CountMax {
-			l.haves = append(l.haves, m.Index)
-		}
 	case wire.Request:
 		d.serve(l, m)
 	case wire.AnyMessage:
@@ -856,6 +850,21 @@ func (d *Download) handle(l *link, m wire.Message) {
 		}
 		if d.ledger.concerns(m.Revocation.Epoch) {
 			d.revoke([]piece.Revocation{*m.Revocation}, d.ledger.certificate(m.Revocation.Key))
+		}
+	}
+}
+
+// hasSome takes in that a neighbour has more pieces.
+func (d *Download) hasSome(l *link, pieces []piece.Index) {
+	if d.links[l.n] != l {
+		return
+	}
+	for _, i := range pieces {
+		switch {
+		case d.pick != nil:
+			d.has(l, i)
+		case len(l.haves) < piece.CountMax:
+			l.haves = append(l.haves, i)
 		}
 	}
 }

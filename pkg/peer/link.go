@@ -17,6 +17,9 @@ import (
 // than a block in this time is worse than none.
 const writeTimeout = 20 * time.Second
 
+// havesMax bounds how many haves become one event.
+const havesMax = 1024
+
 // drainTimeout is the same once the download is over, so that nobody waits for the last
 // words to a dead peer.
 const drainTimeout = time.Second
@@ -49,6 +52,7 @@ type link struct {
 	// mu is held to hand messages, jobs and requests from one goroutine to another.
 	mu      sync.Mutex
 	out     []wire.Message
+	spare   []wire.Message // what out was before
 	jobs    []*job
 	pending []*inbound // in the order asked; the loop adds, the reading goroutine removes
 	closed  bool
@@ -263,6 +267,7 @@ func (l *link) run() {
 }
 
 func (l *link) read() error {
+	var haves []piece.Index
 	for {
 		m, err := l.conn.Next()
 		if err != nil {
@@ -270,6 +275,14 @@ func (l *link) read() error {
 		}
 		switch m.Type {
 		case wire.Skipped:
+		case wire.Have:
+			// One event for all that came together.
+			if haves = append(haves, m.Index); len(haves) < havesMax && l.conn.HaveNext() {
+				break
+			}
+			batch := haves
+			haves = nil
+			l.d.post(func() { l.d.hasSome(l, batch) })
 		case wire.Piece:
 			if err := l.receive(m); err != nil {
 				return err
@@ -398,14 +411,28 @@ func (l *link) write() {
 				return
 			}
 			if len(out) == 0 && j == nil {
+				l.reuse(out)
 				break
 			}
 			if err := l.writeSome(out, j); err != nil {
 				l.hangUp(err)
 				return
 			}
+			l.reuse(out)
 		}
 	}
+}
+
+// reuse keeps the memory of messages that are written for the next ones.
+func (l *link) reuse(out []wire.Message) {
+	const most = 64
+	if cap(out) == 0 || cap(out) > most {
+		return
+	}
+	clear(out)
+	l.mu.Lock()
+	l.spare = out
+	l.mu.Unlock()
 }
 
 // take returns what is to be written next: all messages, and then one block of one job.
@@ -415,7 +442,9 @@ func (l *link) take() (out []wire.Message, j *job, ok bool) {
 	if l.closed {
 		return nil, nil, false
 	}
-	out, l.out = l.out, nil
+	// The slice that was written before is used again.
+	out, l.out = l.out, l.spare[:0]
+	l.spare = nil
 	waiting := len(l.jobs) > 0
 	if waiting {
 		first := l.jobs[0]

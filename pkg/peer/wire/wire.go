@@ -261,6 +261,9 @@ func (c *Conn) Next() (Message, error) {
 	case length > controlMax:
 		return Message{}, fmt.Errorf("%w: message of type %d and %d bytes", ErrProtocol, kind, length)
 	}
+	if m, ok, err := c.fixed(pp.MessageType(head[4]), length); ok || err != nil {
+		return m, err
+	}
 	var m pp.Message
 	if err := c.dec.Decode(&m); err != nil {
 		if c.broken != nil {
@@ -269,6 +272,56 @@ func (c *Conn) Next() (Message, error) {
 		return Message{}, fmt.Errorf("%w: %w", ErrProtocol, err)
 	}
 	return c.translate(m)
+}
+
+// haveSize is the size of a have on the wire.
+const haveSize = 9
+
+// fixed reads a message of fixed size. Those are nearly all messages, haves above all, and
+// the codec allocates for each; ok is false for what is left to it.
+func (c *Conn) fixed(kind pp.MessageType, length int64) (m Message, ok bool, err error) {
+	var want int64
+	switch kind {
+	case pp.Have:
+		m.Type, want = Have, haveSize-4
+	case pp.Suggest:
+		m.Type, want = Suggest, 5
+	case pp.Request:
+		m.Type, want = Request, 13
+	case pp.Cancel:
+		m.Type, want = Cancel, 13
+	case pp.Reject:
+		m.Type, want = Reject, 13
+	}
+	switch {
+	case want == 0:
+		return Message{}, false, nil
+	case length != want:
+		return Message{}, false, fmt.Errorf("%w: message of type %d and %d bytes", ErrProtocol, kind, length)
+	}
+	b, err := c.br.Peek(4 + int(length))
+	if err != nil {
+		if c.broken != nil {
+			err = fmt.Errorf("in the middle of a message: %w", c.broken)
+		}
+		return Message{}, false, err
+	}
+	m.Index = piece.Index(binary.BigEndian.Uint32(b[5:]))
+	if length == 13 {
+		m.Begin, m.Length = int64(binary.BigEndian.Uint32(b[9:])), int64(binary.BigEndian.Uint32(b[13:]))
+	}
+	c.br.Discard(len(b))
+	return m, true, nil
+}
+
+// HaveNext reports whether the next message is a have that has come already: then
+// [Conn.Next] returns it at once. For the reading goroutine.
+func (c *Conn) HaveNext() bool {
+	if c.unread > 0 || c.br.Buffered() < haveSize {
+		return false
+	}
+	b, err := c.br.Peek(5)
+	return err == nil && binary.BigEndian.Uint32(b) == haveSize-4 && pp.MessageType(b[4]) == pp.Have
 }
 
 func (c *Conn) pieceHeader(length int64) (Message, error) {
@@ -305,7 +358,7 @@ func (c *Conn) ReadPayload(p []byte) error {
 }
 
 func (c *Conn) translate(m pp.Message) (Message, error) {
-	out := Message{Index: piece.Index(m.Index), Begin: int64(m.Begin), Length: int64(m.Length)}
+	var out Message
 	switch m.Type {
 	case pp.Bitfield:
 		out.Type, out.Bits = Bitfield, m.Bitfield
@@ -313,16 +366,6 @@ func (c *Conn) translate(m pp.Message) (Message, error) {
 		out.Type, out.All = Bitfield, true
 	case pp.HaveNone:
 		out.Type = Bitfield
-	case pp.Have:
-		out.Type = Have
-	case pp.Request:
-		out.Type = Request
-	case pp.Cancel:
-		out.Type = Cancel
-	case pp.Reject:
-		out.Type = Reject
-	case pp.Suggest:
-		out.Type = Suggest
 	case pp.Extended:
 		return c.extended(m.ExtendedID, m.ExtendedPayload)
 	}
@@ -333,6 +376,18 @@ func (c *Conn) translate(m pp.Message) (Message, error) {
 // Piece messages go through [Conn.SendBlock]. A dr_ message that the other side does not
 // speak is left out; a busy becomes a reject then, of m.Length bytes.
 func (c *Conn) Send(m Message) error {
+	switch m.Type {
+	case Have:
+		return c.sendFixed(pp.Have, m)
+	case Suggest:
+		return c.sendFixed(pp.Suggest, m)
+	case Request:
+		return c.sendFixed(pp.Request, m)
+	case Cancel:
+		return c.sendFixed(pp.Cancel, m)
+	case Reject:
+		return c.sendFixed(pp.Reject, m)
+	}
 	out := pp.Message{Index: pp.Integer(m.Index), Begin: pp.Integer(m.Begin), Length: pp.Integer(m.Length)}
 	switch m.Type {
 	case Bitfield:
@@ -344,16 +399,6 @@ func (c *Conn) Send(m Message) error {
 		default:
 			out.Type, out.Bitfield = pp.Bitfield, m.Bits
 		}
-	case Have:
-		out.Type = pp.Have
-	case Request:
-		out.Type = pp.Request
-	case Cancel:
-		out.Type = pp.Cancel
-	case Reject:
-		out.Type = pp.Reject
-	case Suggest:
-		out.Type = pp.Suggest
 	case HelloMessage, AnyMessage, BusyMessage, DigestMessage, FailMessage, RevokeMessage:
 		number, payload, err := c.encodeExtended(m)
 		switch {
@@ -371,6 +416,22 @@ func (c *Conn) Send(m Message) error {
 		return fmt.Errorf("message type %d cannot be sent", m.Type)
 	}
 	return out.WriteTo(c.bw)
+}
+
+// sendFixed writes what fixed reads.
+func (c *Conn) sendFixed(kind pp.MessageType, m Message) error {
+	b := c.bw.AvailableBuffer()
+	if kind == pp.Have || kind == pp.Suggest {
+		b = append(binary.BigEndian.AppendUint32(b, 5), byte(kind))
+		b = binary.BigEndian.AppendUint32(b, uint32(m.Index))
+	} else {
+		b = append(binary.BigEndian.AppendUint32(b, 13), byte(kind))
+		b = binary.BigEndian.AppendUint32(b, uint32(m.Index))
+		b = binary.BigEndian.AppendUint32(b, uint32(m.Begin))
+		b = binary.BigEndian.AppendUint32(b, uint32(m.Length))
+	}
+	_, err := c.bw.Write(b)
+	return err
 }
 
 // Flush sends what is buffered.
