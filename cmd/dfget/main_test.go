@@ -4,14 +4,21 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/test/cli"
 )
+
+// resumed is what is interrupted in its middle.
+var resumed = strings.Repeat("0123456789abcdef", 65536)
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"dfget": main})
@@ -21,8 +28,36 @@ func TestMain(m *testing.M) {
 // played here: it gives every URL its own text, and refuses those under /missing.
 func TestTheCommandLineDoesWhatItSays(t *testing.T) {
 	mux := http.NewServeMux()
+	// /origin/NAME is a web server, which the daemon asks for what is under /slow: its first GET
+	// of each name stops in the middle until the client goes.
+	var mu sync.Mutex
+	begun := map[string]bool{}
+	slow := func(w http.ResponseWriter, r *http.Request, name, etag string) {
+		mu.Lock()
+		first := !begun[name]
+		begun[name] = true
+		mu.Unlock()
+		w.Header().Set("ETag", etag)
+		if !first {
+			if r.Header.Get("Range") != "bytes=524288-" {
+				http.Error(w, "the rest was to be asked for", http.StatusTeapot)
+				return
+			}
+			http.ServeContent(w, r, "", time.Time{}, strings.NewReader(resumed))
+			return
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(resumed)))
+		_, _ = w.Write([]byte(resumed[:524288]))
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}
+	mux.HandleFunc("GET /origin/{name}", func(w http.ResponseWriter, r *http.Request) { slow(w, r, r.PathValue("name"), `"v1"`) })
 	mux.HandleFunc("GET "+api.PathFiles, func(w http.ResponseWriter, r *http.Request) {
 		u := r.URL.Query().Get(api.FileURL)
+		if _, name, ok := strings.Cut(u, "/slow/"); ok {
+			slow(w, r, name, `"file:00"`)
+			return
+		}
 		if strings.Contains(u, "/missing") {
 			w.WriteHeader(http.StatusNotFound)
 			_, _ = w.Write([]byte(`{"kind":"refused","status":404,"message":"GET ` + u + `: 404 Not Found"}`))
@@ -38,9 +73,12 @@ func TestTheCommandLineDoesWhatItSays(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("DARTER_DAEMON", strings.TrimPrefix(daemon.URL, "http://"))
 			e.Setenv("HOME", e.WorkDir)
-			return nil
+			e.Setenv("ORIGIN", daemon.URL+"/origin")
+			return os.WriteFile(filepath.Join(e.WorkDir, "resumed"), []byte(resumed), 0o600)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"signal": cli.Signal,
+			"size":   cli.Size,
 			// code N COMMAND…: the command ends with exit code N.
 			"code": func(ts *testscript.TestScript, neg bool, args []string) {
 				err := ts.Exec(args[1], args[2:]...)

@@ -122,6 +122,8 @@ type Failure struct {
 	Message string `json:"message"`
 	// Wrong says that the content came and does not match its digest.
 	Wrong bool `json:"wrong,omitempty"`
+	// Changed says that the origin has another version now than the one that was asked for.
+	Changed bool `json:"changed,omitempty"`
 }
 
 // Error makes a Failure an error that every reader of a download can be told.

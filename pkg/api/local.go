@@ -1,6 +1,8 @@
 package api
 
 import (
+	"encoding/json"
+	"net/http"
 	"time"
 
 	"github.com/darter-io/darter/pkg/host"
@@ -59,6 +61,37 @@ type FileError struct {
 	Status int `json:"status,omitempty"`
 	// Message says for people what was tried and how it failed; it holds no secret.
 	Message string `json:"message"`
+}
+
+// Error is the message.
+func (e *FileError) Error() string { return e.Message }
+
+// Code is the HTTP status that the refusal is answered with: the origin's own, where there is
+// one.
+func (e *FileError) Code() int {
+	switch e.Kind {
+	case FileBadRequest:
+		return http.StatusBadRequest
+	case FileForbidden:
+		return http.StatusForbidden
+	case FileChanged:
+		return http.StatusConflict
+	case FileNoSpace:
+		return http.StatusInsufficientStorage
+	case FileInternal:
+		return http.StatusInternalServerError
+	}
+	if e.Status >= 400 && e.Status <= 599 {
+		return e.Status
+	}
+	return http.StatusBadGateway
+}
+
+// ParseFileError reads the body of a refusal; ok is false where it is something else's.
+func ParseFileError(b []byte) (e *FileError, ok bool) {
+	e = new(FileError)
+	ok = json.Unmarshal(b, e) == nil && e.Kind != ""
+	return e, ok
 }
 
 // Sources counts bytes by where a node got them.

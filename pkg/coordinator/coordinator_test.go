@@ -209,6 +209,21 @@ func TestOnesOwnRefusedCredentialsAreNobodyElsesFailure(t *testing.T) {
 	}
 }
 
+func TestARefusedSignatureIsNobodyElsesFailure(t *testing.T) {
+	r := newRig(nil)
+	id := taskID("a")
+	signed := func(signature string) api.Entry {
+		e := wants(id, "")
+		e.Spec.URL = "https://files.test/f?X-Amz-Signature=" + signature
+		return e
+	}
+	r.serve(t, member("1"), signed("ended"))
+	r.SeedFailed(id, &api.Failure{Status: 403, Message: "no"})
+	assert.NotNil(t, r.serve(t, member("2"), signed("ended")).Assignments[0].Failure)
+	assert.Nil(t, r.serve(t, member("3"), signed("new")).Assignments[0].Failure)
+	assert.Len(t, r.seeds(), 2)
+}
+
 func TestFailureWithoutWordsStillHasAStatus(t *testing.T) {
 	r := newRig(nil)
 	r.serve(t, member("1"), wants(taskID("a"), ""))

@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -15,9 +14,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/peer"
-	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/secret"
-	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/source/httporigin"
 	"github.com/darter-io/darter/pkg/task"
 	"github.com/darter-io/darter/pkg/telemetry"
@@ -49,28 +46,20 @@ type files struct {
 	pulls  *pulls
 }
 
-// refusal is an error that a client is told.
-type refusal struct {
-	code int // of HTTP
-	api.FileError
-}
-
-func (r *refusal) Error() string { return r.Message }
-
-func refuse(code int, kind api.FileErrorKind, format string, args ...any) *refusal {
-	return &refusal{code, api.FileError{Kind: kind, Message: fmt.Sprintf(format, args...)}}
+func refuse(kind api.FileErrorKind, format string, args ...any) *api.FileError {
+	return &api.FileError{Kind: kind, Message: fmt.Sprintf(format, args...)}
 }
 
 func (f *files) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet {
 		w.Header().Set("Allow", http.MethodGet)
-		tellRefusal(w, refuse(http.StatusMethodNotAllowed, api.FileBadRequest, "files are asked for by GET, not %s", r.Method))
+		tellRefusal(w, http.StatusMethodNotAllowed, refuse(api.FileBadRequest, "files are asked for by GET, not %s", r.Method))
 		return
 	}
 	started := f.now()
 	spec, file, bad := f.request(r)
 	if bad != nil {
-		tellRefusal(w, bad)
+		tellRefusal(w, bad.Code(), bad)
 		return
 	}
 	told := telemetry.Pull{Kind: task.Plain, Name: withoutQuery(file.URL)}
@@ -82,7 +71,8 @@ func (f *files) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	probed := f.now()
 	told.Stages = append(told.Stages, telemetry.Stage{Name: "asking the origin", Took: probed.Sub(started)})
 	if err != nil {
-		tellRefusal(w, failed(r.Context(), &told, err))
+		e := failed(r.Context(), &told, err)
+		tellRefusal(w, e.Code(), e)
 		return
 	}
 	spec.Validator, spec.Length = info.Validator, max(0, info.Length)
@@ -93,7 +83,8 @@ func (f *files) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	opened := f.now()
 	told.Stages = append(told.Stages, telemetry.Stage{Name: "first facts", Took: opened.Sub(probed)})
 	if err != nil {
-		tellRefusal(w, failed(r.Context(), &told, err))
+		e := failed(r.Context(), &told, err)
+		tellRefusal(w, e.Code(), e)
 		return
 	}
 	// Let go a moment later: a client that has just got everything asks where it came from,
@@ -118,9 +109,9 @@ func identify(file task.File, info httporigin.Info, digest string, now time.Time
 }
 
 // request reads what is asked for.
-func (f *files) request(r *http.Request) (task.Spec, task.File, *refusal) {
-	bad := func(format string, args ...any) (task.Spec, task.File, *refusal) {
-		return task.Spec{}, task.File{}, refuse(http.StatusBadRequest, api.FileBadRequest, format, args...)
+func (f *files) request(r *http.Request) (task.Spec, task.File, *api.FileError) {
+	bad := func(format string, args ...any) (task.Spec, task.File, *api.FileError) {
+		return task.Spec{}, task.File{}, refuse(api.FileBadRequest, format, args...)
 	}
 	q := r.URL.Query()
 	text := q.Get(api.FileURL)
@@ -136,7 +127,7 @@ func (f *files) request(r *http.Request) (task.Spec, task.File, *refusal) {
 	}
 	u.Fragment = ""
 	if !allowed(f.hosts, u.Hostname()) {
-		return task.Spec{}, task.File{}, refuse(http.StatusForbidden, api.FileForbidden,
+		return task.Spec{}, task.File{}, refuse(api.FileForbidden,
 			"files from %s are not allowed on this node; its operator can add the host to files.allowHosts", u.Hostname())
 	}
 	spec := task.Spec{Kind: task.Plain, URL: u.String(), Digest: q.Get(api.FileDigest)}
@@ -265,34 +256,18 @@ func (f *files) serve(w http.ResponseWriter, r *http.Request, content *peer.Cont
 }
 
 // failed turns what went wrong into words for the client, and for the line of the log.
-func failed(ctx context.Context, told *telemetry.Pull, err error) *refusal {
+func failed(ctx context.Context, told *telemetry.Pull, err error) *api.FileError {
+	e := httporigin.Refusal(err)
 	told.Result, told.Err = telemetry.Failed, err
-	if ctx.Err() != nil {
-		told.Result = telemetry.Canceled
-	}
-	var words *api.Failure
-	if !errors.As(err, &words) {
-		words = source.Failure(err)
-	}
-	var blocked *httporigin.AddrError
-	var answered *source.StatusError
 	switch {
-	case errors.As(err, &blocked):
-		return refuse(http.StatusForbidden, api.FileForbidden, "%s; the node's operator can allow it with files.allowAddresses", err)
-	case words.Wrong:
-		return refuse(http.StatusBadGateway, api.FileDigestWrong, "%s", words.Message)
-	case errors.Is(err, piece.ErrNoSpace) || words.Status == http.StatusInsufficientStorage:
-		return refuse(http.StatusInsufficientStorage, api.FileNoSpace, "%s", words.Message)
-	case errors.As(err, &answered), words.Status < http.StatusInternalServerError:
+	case ctx.Err() != nil:
+		told.Result = telemetry.Canceled
+	case e.Kind == api.FileRefused:
 		told.Result = telemetry.Refused
-		out := refuse(words.Status, api.FileRefused, "%s", words.Message)
-		out.Status = words.Status
-		if out.code < 400 || out.code > 599 {
-			out.code = http.StatusBadGateway
-		}
-		return out
+	case e.Kind == api.FileForbidden:
+		e.Message += "; the node's operator can allow it with files.allowAddresses"
 	}
-	return refuse(http.StatusBadGateway, api.FileUnreachable, "%s", words.Message)
+	return e
 }
 
 // withoutQuery is a URL as it is told: its query may be a signature.
@@ -301,11 +276,11 @@ func withoutQuery(u string) string {
 	return path
 }
 
-func tellRefusal(w http.ResponseWriter, r *refusal) {
+func tellRefusal(w http.ResponseWriter, code int, e *api.FileError) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.WriteHeader(r.code)
-	_ = json.NewEncoder(w).Encode(r.FileError) // a client that is gone needs no error
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(e) // a client that is gone needs no error
 }
 
 // firstWrite notes when the first byte leaves, and keeps sendfile possible.

@@ -123,28 +123,11 @@ func contentRange(text string) (first, total int64, ok bool) {
 // refusal reads the daemon's error.
 func (d *viaDaemon) refusal(j *job, resp *http.Response) error {
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-	var e api.FileError
-	if json.Unmarshal(b, &e) != nil || e.Kind == "" {
+	e, ok := api.ParseFileError(b)
+	if !ok {
 		return &Error{Code: Failed, Err: fmt.Errorf("%s: what listens at %s answers %s and is no dfdaemon", j.meter.url, d.set.Daemon, resp.Status)}
 	}
-	out := &Error{Code: Failed, Err: fmt.Errorf("%s: %s", j.meter.url, e.Message)}
-	switch e.Kind {
-	case api.FileBadRequest:
-		out.Code = Usage
-	case api.FileForbidden:
-		out.Code = Denied
-	case api.FileRefused:
-		out.Code, out.again = codeOf(e.Status)
-	case api.FileUnreachable:
-		out.Code, out.again = Unreachable, true
-	case api.FileChanged:
-		out.Code = Changed
-	case api.FileDigestWrong:
-		out.Code = WrongDigest
-	case api.FileNoSpace:
-		out.Code = Disk
-	}
-	return out
+	return refused(j, e)
 }
 
 // progress asks the daemon where the bytes came from.

@@ -298,7 +298,7 @@ func (g *Getter) get(ctx context.Context, j *job) error {
 		}
 		failed++
 		if !e.again || failed > g.cfg.Settings.Retries {
-			if e.Code == WrongDigest {
+			if e.Code == WrongDigest || e.Code == Changed {
 				t.discard() // whatever came is a part of something else
 			}
 			return e

@@ -285,6 +285,32 @@ func TestAWrongDigestLeavesNothingBehind(t *testing.T) {
 	assert.Equal(t, "sha256:"+strings.Repeat("0", 64), f.asked(0).URL.Query().Get(api.FileDigest))
 }
 
+func TestAPartIsDeletedWhereTheDaemonFindsItUselessAndKeptOtherwise(t *testing.T) {
+	for _, row := range []struct {
+		kind api.FileErrorKind
+		kept bool
+	}{
+		{api.FileDigestWrong, false}, {api.FileChanged, false},
+		{api.FileUnreachable, true}, {api.FileNoSpace, true}, {api.FileRefused, true}, {api.FileInternal, true},
+	} {
+		t.Run(string(row.kind), func(t *testing.T) {
+			f, dir := newFake(t, 5000), t.TempDir()
+			part := f.content[:1000]
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin"), []byte("the former version"), 0o600))
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin.part"), part, 0o600))
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin.part.id"), []byte(f.etag+"\n"), 0o600))
+			f.refuse = &api.FileError{Kind: row.kind, Status: 403, Message: "as the daemon says"}
+			_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Retries, s.Digest = 0, "sha256:"+strings.Repeat("0", 64) })
+			require.ErrorContains(t, err, "as the daemon says")
+			want := map[string][]byte{"model.bin": []byte("the former version")}
+			if row.kept {
+				want["model.bin.part"], want["model.bin.part.id"] = part, nil
+			}
+			holds(t, dir, want)
+		})
+	}
+}
+
 func TestEachCauseHasItsExitCode(t *testing.T) {
 	for _, row := range []struct {
 		refuse api.FileError

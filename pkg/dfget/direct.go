@@ -50,7 +50,7 @@ func (d *direct) fetch(ctx context.Context, j *job, offset int64, identity strin
 		a, err = d.open(ctx, spec, 0)
 	}
 	if err != nil {
-		return nil, refusedBy(j, err)
+		return nil, refused(j, httporigin.Refusal(err))
 	}
 	return a, nil
 }
@@ -72,22 +72,6 @@ func version(identity string) (validator string, length int64, ok bool) {
 	number, validator, _ := strings.Cut(rest, " ")
 	length, err := strconv.ParseInt(number, 10, 64)
 	return validator, max(length, 0), ok && err == nil
-}
-
-func refusedBy(j *job, err error) error {
-	out := &Error{Code: Unreachable, again: true, Err: fmt.Errorf("%s: %w", j.meter.url, err)}
-	var refused *source.StatusError
-	var unusable *httporigin.AnswerError
-	var changed *source.ChangedError
-	switch {
-	case errors.As(err, &refused):
-		out.Code, out.again = codeOf(refused.Status)
-	case errors.As(err, &changed):
-		out.Code, out.again = Changed, false
-	case errors.As(err, &unusable):
-		out.Code, out.again = Failed, false
-	}
-	return out
 }
 
 // progress knows one source only.

@@ -3,7 +3,10 @@ package dfget
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
+
+	"github.com/darter-io/darter/pkg/api"
 )
 
 // Code is the exit status of dfget. The numbers are a promise to scripts.
@@ -50,6 +53,28 @@ func ExitCode(err error) Code {
 		return Interrupted
 	}
 	return Failed
+}
+
+// refused is the failure that a refusal is, whoever told it.
+func refused(j *job, e *api.FileError) *Error {
+	out := &Error{Code: Failed, Err: fmt.Errorf("%s: %w", j.meter.url, e)}
+	switch e.Kind {
+	case api.FileBadRequest:
+		out.Code = Usage
+	case api.FileForbidden:
+		out.Code = Denied
+	case api.FileRefused:
+		out.Code, out.again = codeOf(e.Status)
+	case api.FileUnreachable:
+		out.Code, out.again = Unreachable, true
+	case api.FileChanged:
+		out.Code = Changed
+	case api.FileDigestWrong:
+		out.Code = WrongDigest
+	case api.FileNoSpace:
+		out.Code = Disk
+	}
+	return out
 }
 
 // codeOf maps an origin's refusal.

@@ -221,9 +221,10 @@ func (s *Scheduler) failureFor(now time.Time, w *swarm, m memberIndex, e Entry) 
 	return nil
 }
 
-// sameCredentials reports whether an origin sees the same client behind both specs.
+// sameCredentials reports whether an origin sees the same client behind both specs. A file's
+// URL may hold a signature, which is a credential, too.
 func sameCredentials(a, b *task.Spec) bool {
-	return a != nil && b != nil && a.Authorization == b.Authorization && maps.Equal(a.Header, b.Header)
+	return a != nil && b != nil && a.URL == b.URL && a.Authorization == b.Authorization && maps.Equal(a.Header, b.Header)
 }
 
 // holderFor reports whether somebody alive holds the whole content and may be asked for it

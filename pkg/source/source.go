@@ -85,7 +85,7 @@ func (e *StatusError) Error() string {
 
 // Failure turns what an origin's Open returned into the words that clients are told. A
 // refusal keeps its status, body and the headers that clients need; anything else is a 502,
-// or a 504 when it was a timeout.
+// or a 504 when it was a timeout. A *[ChangedError] is marked as such.
 func Failure(err error) *api.Failure {
 	var refused *StatusError
 	if errors.As(err, &refused) {
@@ -96,6 +96,10 @@ func Failure(err error) *api.Failure {
 			}
 		}
 		return f
+	}
+	var changed *ChangedError
+	if errors.As(err, &changed) {
+		return &api.Failure{Status: http.StatusBadGateway, Message: err.Error(), Changed: true}
 	}
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
 		return &api.Failure{Status: http.StatusGatewayTimeout, Message: err.Error()}

@@ -7,8 +7,10 @@ package cli
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -32,18 +34,37 @@ func Run(t *testing.T) {
 			e.Setenv("DARTER_CACHE_QUOTA", "64MiB")
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"signal": signal},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"signal": Signal},
 	})
 }
 
-// signal HUP|TERM sends a signal to the program that runs in the background.
-func signal(ts *testscript.TestScript, neg bool, args []string) {
-	signals := map[string]os.Signal{"HUP": syscall.SIGHUP, "TERM": syscall.SIGTERM}
+// Signal is the command "signal HUP|INT|TERM": it sends a signal to the program that runs in
+// the background.
+func Signal(ts *testscript.TestScript, neg bool, args []string) {
+	signals := map[string]os.Signal{"HUP": syscall.SIGHUP, "INT": syscall.SIGINT, "TERM": syscall.SIGTERM}
 	running := ts.BackgroundCmds()
 	if neg || len(args) != 1 || signals[args[0]] == nil || len(running) != 1 {
-		ts.Fatalf("usage: signal HUP|TERM, with one program in the background")
+		ts.Fatalf("usage: signal HUP|INT|TERM, with one program in the background")
 	}
 	if err := running[0].Process.Signal(signals[args[0]]); err != nil {
 		ts.Fatalf("signal %s: %v", args[0], err)
+	}
+}
+
+// Size is the command "size FILE N": it waits until a file has at least N bytes.
+func Size(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: size FILE N")
+	}
+	want, err := strconv.ParseInt(args[1], 10, 64)
+	ts.Check(err)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		info, err := os.Stat(ts.MkAbs(args[0]))
+		if err == nil && info.Size() >= want {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s does not grow to %d bytes: %v, %v", args[0], want, info, err)
+		}
 	}
 }

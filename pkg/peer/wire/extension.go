@@ -76,6 +76,7 @@ type digestsWire struct {
 
 type failWire struct {
 	Body    []byte            `bencode:"b,omitempty"`
+	Changed int               `bencode:"c,omitempty"`
 	Header  map[string]string `bencode:"h,omitempty"`
 	Message string            `bencode:"m"`
 	Status  int               `bencode:"s"`
@@ -125,7 +126,9 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 		}
 		name, shape = "dr_digests", w
 	case FailMessage:
-		name, shape = "dr_fail", failWire{Status: m.Failure.Status, Header: m.Failure.Header, Body: m.Failure.Body, Message: m.Failure.Message, Wrong: flag(m.Failure.Wrong)}
+		name, shape = "dr_fail", failWire{
+			Status: m.Failure.Status, Header: m.Failure.Header, Body: m.Failure.Body, Message: m.Failure.Message, Wrong: flag(m.Failure.Wrong), Changed: flag(m.Failure.Changed),
+		}
 	case RevokeMessage:
 		name, shape = "dr_revoke", revokeWire{Epoch: m.Revocation.Epoch, Key: m.Revocation.Key[:], Signature: m.Revocation.Signature}
 	}
@@ -251,7 +254,9 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte, learn func(map[pp
 		if len(w.Body) > api.FailureMax || w.Status < 400 || w.Status > 599 {
 			return m, fmt.Errorf("failure with status %d and %d bytes", w.Status, len(w.Body))
 		}
-		m.Type, m.Failure = FailMessage, &api.Failure{Status: w.Status, Body: w.Body, Wrong: w.Wrong != 0, Message: w.Message[:min(len(w.Message), api.FailureMax)]}
+		m.Type, m.Failure = FailMessage, &api.Failure{
+			Status: w.Status, Body: w.Body, Wrong: w.Wrong != 0, Changed: w.Changed != 0, Message: w.Message[:min(len(w.Message), api.FailureMax)],
+		}
 		for _, name := range failureHeaders {
 			if v, ok := w.Header[name]; ok {
 				if m.Failure.Header == nil {

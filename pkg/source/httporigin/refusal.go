@@ -1,0 +1,35 @@
+package httporigin
+
+import (
+	"errors"
+	"net/http"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/source"
+)
+
+// Refusal tells in which way a file cannot be had, for whatever error the origin, or a
+// download from it, ended with.
+func Refusal(err error) *api.FileError {
+	var words *api.Failure
+	if !errors.As(err, &words) {
+		words = source.Failure(err)
+	}
+	out := &api.FileError{Kind: api.FileUnreachable, Message: err.Error()}
+	var blocked *AddrError
+	var answered *source.StatusError
+	switch {
+	case errors.As(err, &blocked):
+		out.Kind = api.FileForbidden
+	case words.Wrong:
+		out.Kind = api.FileDigestWrong
+	case words.Changed:
+		out.Kind = api.FileChanged
+	case errors.Is(err, piece.ErrNoSpace), !errors.As(err, &answered) && words.Status == http.StatusInsufficientStorage:
+		out.Kind = api.FileNoSpace
+	case errors.As(err, &answered), words.Status < http.StatusInternalServerError:
+		out.Kind, out.Status = api.FileRefused, words.Status
+	}
+	return out
+}
