@@ -122,6 +122,8 @@ type Status struct {
 	// Downloads is the number of tasks that run or are open now.
 	Downloads int         `json:"downloads"`
 	Cache     CacheStatus `json:"cache"`
+	// Limits are the rates in force.
+	Limits Limits `json:"limits,omitzero"`
 	// Owners are the supernodes that this node knows.
 	Owners []OwnerStatus `json:"owners,omitempty"`
 	// Embedded says that the node leads its own tasks.
@@ -130,6 +132,14 @@ type Status struct {
 	Hosts int `json:"hosts,omitempty"`
 	// Listen tells the addresses in use by what they are for.
 	Listen map[string]string `json:"listen,omitempty"`
+}
+
+// Limits are the rates that a node keeps to, in bytes per second; 0 is no limit.
+type Limits struct {
+	Upload   int64 `json:"upload,omitempty"`   // of pieces to other nodes
+	Download int64 `json:"download,omitempty"` // of pieces from other nodes and of content from origins
+	Task     int64 `json:"task,omitempty"`     // of each content that comes in
+	Origin   int64 `json:"origin,omitempty"`   // of content from origins
 }
 
 // CacheStatus is what a node's store holds.

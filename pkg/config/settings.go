@@ -42,7 +42,8 @@ type Dfdaemon struct {
 	// a pull-through cache by itself; it does so too while none of them answers.
 	Supernodes []Address `key:"supernodes"`
 
-	Cache Cache `key:"cache"`
+	Limits Limits `key:"limits"`
+	Cache  Cache  `key:"cache"`
 	Origins
 	Files DaemonFiles `key:"files"`
 	Log   Log         `key:"log"`
@@ -57,6 +58,7 @@ type Supernode struct {
 	Peer    SupernodePeer  `key:"peer"`
 	Cluster Cluster        `key:"cluster"`
 	Gossip  Gossip         `key:"gossip"`
+	Limits  Limits         `key:"limits"`
 	Cache   Cache          `key:"cache"`
 	Origins
 	Files Files `key:"files"`
@@ -130,6 +132,24 @@ type Upload struct {
 	// UploadSlots is how many pieces are sent to other nodes at once; whoever asks for one
 	// more is told to ask elsewhere. More slots end one crowd sooner and slow everyone in it.
 	UploadSlots int `key:"uploadSlots" default:"6" reload:"yes"`
+}
+
+// Limits are rates of content, each shared fairly by what goes on at once. Local clients of
+// the mirror and of the API are never limited, and neither is what hosts say to each other
+// beside the content.
+type Limits struct {
+	// Upload is the most that other nodes are sent per second. A lower one leaves more of
+	// the link to the machine's own work, and makes every crowd that this node helps slower.
+	Upload Rate `key:"upload" default:"unlimited" reload:"yes"`
+	// Download is the most that is taken in per second, from other nodes and origins
+	// together. Pulls then take at least their length by this rate.
+	Download Rate `key:"download" default:"unlimited" reload:"yes"`
+	// Task is the most that one content is downloaded at, from wherever it comes, so that a
+	// large one leaves something to the others.
+	Task Rate `key:"task" default:"unlimited" reload:"yes"`
+	// Origin is the most that this node takes from registries and web servers per second. On
+	// a supernode it holds for the whole cluster's cold pulls: what is new spreads no faster.
+	Origin Rate `key:"origin" default:"unlimited" reload:"yes"`
 }
 
 // SupernodePeer is the piece wire of a supernode.

@@ -26,6 +26,7 @@ func (c *Dfdaemon) Validate() error {
 		loopbackOnly("api.listen", c.API.Listen),
 		advertised("peer", c.Peer.Advertise),
 		c.Peer.Upload.check(),
+		c.Limits.check(),
 		c.Origins.check(),
 		c.Cache.check(),
 		c.Drain.check(),
@@ -49,6 +50,7 @@ func (c *Supernode) Validate() error {
 		advertised("api", c.API.Advertise),
 		advertised("peer", c.Peer.Advertise),
 		c.Peer.Upload.check(),
+		c.Limits.check(),
 		advertised("gossip", c.Gossip.Advertise),
 		c.Gossip.check(c.Cluster),
 		c.Origins.check(),
@@ -273,6 +275,23 @@ func (u *Upload) check() error {
 		return fmt.Errorf("peer.uploadSlots: %d is not between 1 and %d", u.UploadSlots, uploadSlotsMax)
 	}
 	return nil
+}
+
+// rateMin is the least that a rate may be limited to: what goes any slower is taken for dead
+// by its other side.
+const rateMin = 64 << 10
+
+func (l *Limits) check() error {
+	var problems []error
+	for _, limit := range []struct {
+		key  string
+		rate Rate
+	}{{"upload", l.Upload}, {"download", l.Download}, {"task", l.Task}, {"origin", l.Origin}} {
+		if limit.rate != 0 && limit.rate < rateMin {
+			problems = append(problems, fmt.Errorf("limits.%s: %s is too little for other nodes to wait for; write at least %s, or unlimited", limit.key, limit.rate, Rate(rateMin)))
+		}
+	}
+	return errors.Join(problems...)
 }
 
 func (d *Drain) check() error {

@@ -45,7 +45,7 @@ type Daemon struct {
 func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 	d = &Daemon{cfg: cfg}
 	d.node, err = node.New(node.Config{
-		Program: "dfdaemon", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Cluster: cfg.Cluster,
+		Program: "dfdaemon", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster,
 		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Towards: cfg.Supernodes, Logger: logger,
 	})
 	if err != nil {
@@ -140,7 +140,7 @@ func (d *Daemon) Reload(settings any) error {
 	if !ok {
 		return fmt.Errorf("reloading: %T are no settings of dfdaemon", settings)
 	}
-	return d.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Cache: cfg.Cache, Origins: cfg.Origins})
+	return d.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins})
 }
 
 // Close gives back what [New] took, for a daemon that never ran.

@@ -23,9 +23,9 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/time/rate"
 
 	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/ratelimit"
 	"github.com/darter-io/darter/pkg/secret"
 )
 
@@ -53,7 +53,7 @@ type Config struct {
 // Getter downloads the URLs of one command.
 type Getter struct {
 	cfg     Config
-	limiter *rate.Limiter
+	limiter *ratelimit.Limiter
 	source  fetcher
 }
 
@@ -71,11 +71,7 @@ func New(cfg Config) *Getter {
 	if cfg.Backoff == 0 {
 		cfg.Backoff = 500 * time.Millisecond
 	}
-	g := &Getter{cfg: cfg}
-	if limit := cfg.Settings.LimitRate; limit > 0 {
-		g.limiter = rate.NewLimiter(rate.Limit(limit), bufferSize)
-	}
-	return g
+	return &Getter{cfg: cfg, limiter: ratelimit.New(int64(cfg.Settings.LimitRate))}
 }
 
 // job is one URL on its way to one target.
@@ -325,7 +321,7 @@ func (g *Getter) interrupted(ctx context.Context, j *job, t *target) error {
 	return &Error{Code: Interrupted, Err: fmt.Errorf("%s: interrupted", j.meter.url)}
 }
 
-// bufferSize is how much is read, and limited, at a time.
+// bufferSize is the most that is read at a time.
 const bufferSize = 256 << 10
 
 // attempt asks once for what is missing and writes what comes.
@@ -360,12 +356,9 @@ func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 
 	buf := make([]byte, bufferSize)
 	for {
-		n, readErr := a.body.Read(buf)
-		if g.limiter != nil && n > 0 {
-			if g.limiter.WaitN(ctx, n) != nil {
-				<-ctx.Done() // it gives up early where the turn would come after the deadline
-				return context.Cause(ctx)
-			}
+		n, readErr := a.body.Read(buf[:min(bufferSize, g.limiter.Quantum())])
+		if err := g.limiter.Wait(ctx, n); err != nil {
+			return err
 		}
 		if err := t.write(buf[:n]); err != nil {
 			return &Error{Code: Disk, Err: err}

@@ -39,6 +39,7 @@ type Config struct {
 	// Listen and Advertise are the piece wire's.
 	Listen, Advertise config.Address
 	Upload            config.Upload
+	Rates             config.Limits
 	Cluster           config.Cluster
 	Cache             config.Cache
 	Origins           config.Origins
@@ -140,6 +141,7 @@ func quotaOf(cfg config.Cache, dir string) (int64, error) {
 // Limits are the settings that a running node can change.
 type Limits struct {
 	Upload  config.Upload
+	Rates   config.Limits
 	Cache   config.Cache
 	Origins config.Origins
 }
@@ -161,8 +163,13 @@ func (n *Node) Reload(l Limits) error {
 		return err
 	}
 	n.Engine.SetUploadSlots(l.Upload.UploadSlots)
+	n.Engine.SetLimits(limits(l.Rates))
 	n.Origins.Registries.use(registries)
 	return nil
+}
+
+func limits(r config.Limits) peer.Limits {
+	return peer.Limits{Upload: int64(r.Upload), Download: int64(r.Download), Task: int64(r.Task), Origin: int64(r.Origin)}
 }
 
 // writable reports whether the data directory and the cache in it take a file with something
@@ -233,7 +240,7 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 		Seed: super, UploadLines: lines, Host: n.Host, Store: n.Store, Listener: n.wire,
 		Dial:      func(ctx context.Context, addr string) (net.Conn, error) { return n.Dial(ctx, "tcp", addr) },
 		Announcer: announcer, Observer: observer, Origin: n.Origins.Source, Signer: n.Signer, Verifier: n.Verifier,
-		UploadSlots: n.cfg.Upload.UploadSlots, SpoolDir: n.cfg.Node.DataDir, Client: "darter/" + config.Version(), Logger: n.Log,
+		UploadSlots: n.cfg.Upload.UploadSlots, Limits: limits(n.cfg.Rates), SpoolDir: n.cfg.Node.DataDir, Client: "darter/" + config.Version(), Logger: n.Log,
 	})
 	telemetry.NewSwarm(n.Metrics, func() telemetry.SwarmStats {
 		s := n.Engine.Stats()
@@ -301,7 +308,8 @@ func (n *Node) Status() api.Status {
 		Program: n.cfg.Program, Version: config.Version(), Host: n.Host, Started: n.Started,
 		Received: api.Sources{Peers: stats.Peers, Seeds: stats.Seeds + stats.Inline, Origin: stats.Origin},
 		Sent:     stats.Sent, BadPieces: stats.BadPieces, Downloads: stats.Downloads,
-		Cache: api.CacheStatus{Dir: n.cfg.Node.DataDir, Tasks: usage.Tasks, Bytes: usage.Used, Quota: usage.Quota},
+		Limits: api.Limits(n.Engine.Limits()),
+		Cache:  api.CacheStatus{Dir: n.cfg.Node.DataDir, Tasks: usage.Tasks, Bytes: usage.Used, Quota: usage.Quota},
 	}
 }
 

@@ -11,10 +11,12 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/source"
@@ -28,7 +30,7 @@ func TestARunningNodeTakesNewLimitsAndRegistriesAllOrNone(t *testing.T) {
 	assert.Equal(t, 3, n.Engine.Stats().UploadSlotsMax)
 
 	next := Limits{
-		Upload: config.Upload{UploadSlots: 7}, Cache: config.Cache{Quota: 128 << 20, HighWater: 0.9, LowWater: 0.5},
+		Upload: config.Upload{UploadSlots: 7}, Rates: config.Limits{Upload: 1 << 20, Origin: 1e8 / 8}, Cache: config.Cache{Quota: 128 << 20, HighWater: 0.9, LowWater: 0.5},
 		Origins: config.Origins{Upstreams: []config.Upstream{{Host: "ghcr.io"}}},
 	}
 	bad := next
@@ -40,6 +42,10 @@ func TestARunningNodeTakesNewLimitsAndRegistriesAllOrNone(t *testing.T) {
 
 	require.NoError(t, n.Reload(next))
 	assert.Equal(t, 7, n.Engine.Stats().UploadSlotsMax)
+	assert.Equal(t, api.Limits{Upload: 1 << 20, Origin: 1e8 / 8}, n.Status().Limits)
+	var page bytes.Buffer
+	require.NoError(t, WriteStatus(&page, n.Status(), time.Now()))
+	assert.Regexp(t, `(?m)^limits +upload 1MiB/s, origin 12500kB/s$`, page.String())
 	assert.Equal(t, int64(128<<20), n.Store.Usage().Quota)
 	assert.NoError(t, n.Origins.Registries.Allow("ghcr.io"))
 	assert.Error(t, n.Origins.Registries.Allow("quay.io"))

@@ -91,11 +91,28 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	r := s.Received
 	line("received", "%s from peers, %s from supernodes, %s from origins%s", size(r.Peers), size(r.Seeds), size(r.Origin), share(r))
 	line("given", "%s to other nodes, %s to local clients, of that %s from the cache", size(s.Sent), size(s.Served), size(r.Cache))
+	if text := limited(s.Limits); text != "" {
+		line("limits", "%s", text)
+	}
 	if s.BadPieces > 0 {
 		line("BAD", "%d pieces did not match their digest; the log names who sent them", s.BadPieces)
 	}
 	line("now", "%d downloads in memory", s.Downloads)
 	return tw.Flush()
+}
+
+// limited names the limits that there are.
+func limited(l api.Limits) string {
+	var words []string
+	for _, one := range []struct {
+		name string
+		rate int64
+	}{{"upload", l.Upload}, {"download", l.Download}, {"each task", l.Task}, {"origin", l.Origin}} {
+		if one.rate > 0 {
+			words = append(words, one.name+" "+config.Rate(one.rate).String())
+		}
+	}
+	return strings.Join(words, ", ")
 }
 
 // share tells how much of what came in came from the cluster.

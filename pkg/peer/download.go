@@ -17,6 +17,7 @@ import (
 	"github.com/darter-io/darter/pkg/peer/picker"
 	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/ratelimit"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -83,6 +84,8 @@ type Download struct {
 	wg       sync.WaitGroup
 	ctx      context.Context
 	stats    counters
+	rate     ratelimit.Limiter // of all that comes in
+	limits   ratelimit.Chain   // with what the engine limits besides
 	// neededNow is what only the origin can bring, for its goroutine.
 	neededNow atomic.Pointer[piece.Bitmap]
 	view      atomic.Pointer[TaskStatus]
@@ -137,12 +140,14 @@ type Download struct {
 }
 
 func newDownload(e *Engine, spec task.Spec) *Download {
-	return &Download{
+	d := &Download{
 		e: e, id: spec.ID, log: e.log.With("task", spec.ID.Short()), ledger: newLedger(spec.ID, e.cfg.Store, e.cfg.Verifier, e.attempts[spec.ID].revoked),
 		events: make(chan func(), 256), nudged: make(chan struct{}, 1), done: make(chan struct{}),
 		links: make(map[picker.Neighbour]*link), dialing: make(map[host.ID]bool), avoid: make(map[host.ID]time.Time),
 		banned: make(map[[20]byte]time.Time), given: make(map[[20]byte]piece.Bitmap), starveDelay: starveFirst, pieceTime: 20 * time.Millisecond, lastUse: time.Now(),
 	}
+	d.limits = d.intake()
+	return d
 }
 
 // post hands an event to the loop; it is dropped when the loop has ended.

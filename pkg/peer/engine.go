@@ -85,6 +85,8 @@ type Config struct {
 	UploadSlots int
 	// UploadLines is how many of them move at the same time; see [upload.Line]. Default 2.
 	UploadLines int
+	// Limits are the rates to keep to; [Engine.SetLimits] changes them. Default none.
+	Limits Limits
 	// LinksMax is how many connections one task may hold. Each costs some 40 KB and a
 	// share of every announcement of a piece. Default 40.
 	LinksMax int
@@ -179,6 +181,7 @@ type Engine struct {
 	log     *slog.Logger
 	slots   *upload.Slots
 	line    *upload.Line
+	rates   rates
 	buffers buffers
 	stats   counters
 	started chan struct{}
@@ -224,6 +227,7 @@ func New(cfg Config) *Engine {
 		downloads: make(map[task.ID]*Download), swarms: make(map[[20]byte]task.ID), attempts: make(map[task.ID]attempt),
 		failures: make(map[task.ID]failure),
 	}
+	e.SetLimits(cfg.Limits)
 	for _, entry := range cfg.Store.Inventory() {
 		e.know(entry.ID)
 	}
@@ -470,6 +474,7 @@ func (e *Engine) download(spec task.Spec, why purpose) (*Download, error) {
 	d := e.downloads[spec.ID]
 	if d == nil {
 		d = newDownload(e, spec)
+		d.rate.Set(e.rates.task)
 		e.downloads[spec.ID] = d
 		e.know(spec.ID)
 		e.wg.Go(func() { d.run(e.ctx) })

@@ -71,6 +71,7 @@ type job struct {
 	index            piece.Index
 	begin, next, end int64
 	any              bool // the asker left the choice to us
+	corked           bool // the writing goroutine's: small packets wait for the rest
 	rank             int  // among those that wait for their turn: the share that the asker has
 	// The rest is guarded by the link's mu. A job waits for its turn to send; one that was
 	// dropped after it started is cut at its next block.
@@ -320,8 +321,11 @@ func (l *link) read() error {
 // stored here, so that the loop never waits for a disk.
 func (l *link) receive(m wire.Message) error {
 	in, dropped := l.bind(m)
+	if in == nil || dropped {
+		l.d.passBy(m.Length) // Next skips the payload
+	}
 	if in == nil {
-		return nil // never asked for; Next skips the payload
+		return nil // never asked for
 	}
 	size := l.d.ledger.replica.Facts().Layout().Size(in.index)
 	if m.Begin != in.got || m.Begin+m.Length > size {
@@ -331,7 +335,7 @@ func (l *link) receive(m wire.Message) error {
 		if in.buf == nil {
 			in.buf = l.d.e.buffers.get(size)
 		}
-		if err := l.conn.ReadPayload(in.buf[in.got : in.got+m.Length]); err != nil {
+		if err := l.d.takeIn(l.conn, in.buf[in.got:in.got+m.Length]); err != nil {
 			return err
 		}
 	}
@@ -497,13 +501,21 @@ func (l *link) writeSome(out []wire.Message, j *job) error {
 		return l.conn.Flush()
 	}
 	layout := l.d.ledger.replica.Facts().Layout()
-	n := min(wire.BlockSize, j.end-j.next)
-	large := j.end-j.begin > 4<<10
-	if large && j.next == j.begin {
-		l.conn.Cork(true)
-	}
 	if l.isDropped(j) {
-		return l.finish(j, large, false)
+		return l.finish(j, false)
+	}
+	if len(out) > 0 && l.d.e.rates.upload.Rate() > 0 {
+		if err := l.conn.Flush(); err != nil {
+			return err
+		}
+	}
+	n := l.d.giveOut(j.end - j.next)
+	if l.isDropped(j) {
+		return l.finish(j, false)
+	}
+	if !j.corked && n > 4<<10 && n == min(wire.BlockSize, j.end-j.begin) {
+		j.corked = true
+		l.conn.Cork(true)
 	}
 	err := l.conn.SendBlock(j.index, j.next, l.d.ledger.replica, layout.Offset(j.index)+j.next, n)
 	if err != nil {
@@ -517,7 +529,7 @@ func (l *link) writeSome(out []wire.Message, j *job) error {
 	if j.next < j.end {
 		return nil
 	}
-	return l.finish(j, large, true)
+	return l.finish(j, true)
 }
 
 func (l *link) isDropped(j *job) bool {
@@ -526,13 +538,13 @@ func (l *link) isDropped(j *job) bool {
 	return j.dropped
 }
 
-func (l *link) finish(j *job, corked, sent bool) error {
+func (l *link) finish(j *job, sent bool) error {
 	var err error
 	if !sent {
 		err = l.conn.Send(wire.Message{Type: wire.Reject, Index: j.index, Begin: j.begin, Length: j.end - j.begin})
 	}
 	err = errors.Join(err, l.conn.Flush())
-	if corked {
+	if j.corked {
 		l.conn.Cork(false)
 	}
 	l.mu.Lock()

@@ -327,7 +327,7 @@ func (o *originParent) stream(ctx context.Context) error {
 	if o.validator == "" {
 		o.validator = resp.Validator
 	}
-	body := io.Reader(resp.Body)
+	body := o.d.fromOrigin(ctx, resp.Body)
 	if resp.Length < 0 && !o.d.ledger.hasFacts() {
 		spooled, length, err := o.spool(body)
 		if err != nil {

@@ -36,7 +36,7 @@ type Supernode struct {
 func New(cfg config.Supernode, logger *slog.Logger) (s *Supernode, err error) {
 	s = &Supernode{cfg: cfg}
 	s.node, err = node.New(node.Config{
-		Program: "supernode", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Cluster: cfg.Cluster,
+		Program: "supernode", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster,
 		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files, Logger: logger,
 	})
 	if err != nil {
@@ -128,7 +128,7 @@ func (s *Supernode) Reload(settings any) error {
 	if !ok {
 		return fmt.Errorf("reloading: %T are no settings of supernode", settings)
 	}
-	return s.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Cache: cfg.Cache, Origins: cfg.Origins})
+	return s.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins})
 }
 
 // Close gives back what [New] took, for a supernode that never ran.

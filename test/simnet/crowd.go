@@ -64,6 +64,8 @@ type Crowd struct {
 	UploadLines int
 	// Peer adjusts the engine of node i, from 1, or of the supernode, 0.
 	Peer func(i int, c *peer.Config)
+	// Begun is told the engine of node i, from 1, or of the supernode, 0.
+	Begun func(i int, e *peer.Engine)
 	// Each is called when node i has its host and before it starts.
 	Each func(i int, h *Host)
 	// Reader limits in-order reading to this many bytes per second; 0 reads as fast as
@@ -265,6 +267,9 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 			c.Peer(i, &cfg)
 		}
 		e := peer.New(cfg)
+		if c.Begun != nil {
+			c.Begun(i, e)
+		}
 		wg.Go(func() { _ = e.Run(ctx) })
 		return e, cfg.Host
 	}

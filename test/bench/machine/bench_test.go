@@ -8,10 +8,13 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"github.com/darter-io/darter/pkg/peer"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -78,4 +81,24 @@ func TestAWrongPieceEndsTheYardstick(t *testing.T) {
 	m.digests[3][0] ^= 1
 	assert.ErrorContains(t, m.pull(context.Background()), fmt.Sprintf("piece %d", 3))
 	require.NoError(t, m.close())
+}
+
+// What is sent takes its time however slow the machine is: the limit is a lower bound of it.
+func TestAnUploadLimitHoldsOnRealSocketsPlainAndEncrypted(t *testing.T) {
+	const size, rate = 8 << 20, 8 << 20
+	content := filepath.Join(t.TempDir(), "content")
+	require.NoError(t, writeRandom(content, 1, size))
+	for name, secure := range map[string]bool{"plain": false, "TLS": true} {
+		t.Run(name, func(t *testing.T) {
+			c, err := newCrowd(t.Context(), crowdConfig{peers: 1, content: content, dir: t.TempDir(), pieceSize: 1 << 20, secure: secure})
+			require.NoError(t, err)
+			c.seed.SetLimits(peer.Limits{Upload: rate})
+			begun := time.Now()
+			require.NoError(t, c.pull(t.Context()))
+			took := time.Since(begun)
+			assert.GreaterOrEqual(t, took.Seconds(), (size-float64(rate)/25)/rate)
+			t.Logf("%d bytes in %s: %.3f of the limit", c.seedSent(), took, float64(c.seedSent())/took.Seconds()/rate)
+			require.NoError(t, c.close())
+		})
+	}
 }

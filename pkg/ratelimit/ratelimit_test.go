@@ -1,0 +1,190 @@
+package ratelimit
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+)
+
+const mbit10 = 10_000_000 / 8
+
+// passed is what went through a limiter, in order.
+type passed struct {
+	at time.Duration
+	n  int
+}
+
+// most is the largest sum in any window of that length.
+func most(log []passed, window time.Duration) (sum int) {
+	first, now := 0, 0
+	for _, p := range log {
+		now += p.n
+		for log[first].at <= p.at-window {
+			now -= log[first].n
+			first++
+		}
+		sum = max(sum, now)
+	}
+	return sum
+}
+
+// flows lets so many flows pass for so long what they can, and tells each one's bytes.
+func flows(t *testing.T, c Chain, count int, span time.Duration) (log []passed, each []int) {
+	ctx, cancel := context.WithTimeout(t.Context(), span)
+	defer cancel()
+	begun := time.Now()
+	each = make([]int, count)
+	events := make(chan passed)
+	var g errgroup.Group
+	for i := range count {
+		g.Go(func() error {
+			for {
+				n := min(c.Quantum(), 4<<20)
+				if c.Wait(ctx, n) != nil {
+					return nil
+				}
+				each[i] += n
+				events <- passed{time.Since(begun), n}
+			}
+		})
+	}
+	go func() {
+		_ = g.Wait()
+		close(events)
+	}()
+	for p := range events {
+		log = append(log, p)
+	}
+	return log, each
+}
+
+func TestNoWindowHoldsMoreThanTheRateAndABurstAndHardlyLess(t *testing.T) {
+	for _, rate := range []int64{Min, mbit10, 100 << 20, 3 << 30} {
+		for _, count := range []int{1, 5, 40} {
+			synctest.Test(t, func(t *testing.T) {
+				const span = 10 * time.Second
+				log, each := flows(t, Chain{New(rate)}, count, span)
+				burst := float64(rate)/25 + 1
+				for _, window := range []time.Duration{time.Millisecond, 100 * time.Millisecond, 3 * time.Second} {
+					assert.LessOrEqual(t, float64(most(log, window)), float64(rate)*window.Seconds()+burst, "%d flows at %d in %s", count, rate, window)
+				}
+				sum := 0
+				for _, n := range each {
+					sum += n
+				}
+				assert.GreaterOrEqual(t, float64(sum), 0.95*float64(rate)*span.Seconds(), "%d flows at %d", count, rate)
+				for _, n := range each {
+					assert.InDelta(t, float64(sum)/float64(count), float64(n), 3*float64(New(rate).Quantum())+burst, "a flow's share of %d at %d", count, rate)
+				}
+			})
+		}
+	}
+}
+
+func TestTheTighterOfTwoLimitsHolds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		wide, narrow := New(10*mbit10), New(mbit10)
+		_, each := flows(t, Chain{wide, narrow}, 1, 10*time.Second)
+		assert.InEpsilon(t, 10*mbit10, each[0], 0.05)
+		_, each = flows(t, Chain{New(mbit10), New(mbit10)}, 1, 10*time.Second)
+		assert.InEpsilon(t, 10*mbit10, each[0], 0.05, "two equal ones cost no more than one")
+	})
+}
+
+func TestAChangedRateHoldsAtOnceForThoseWhoWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(Min)
+		begun := time.Now()
+		done := make(chan time.Duration)
+		go func() {
+			_ = l.Wait(context.Background(), 10*Min) // 10 s at this rate
+			done <- time.Since(begun)
+		}()
+		time.Sleep(time.Second)
+		l.Set(9 * Min)
+		assert.InDelta(t, 2*time.Second, <-done, float64(100*time.Millisecond))
+		go func() {
+			_ = l.Wait(context.Background(), 100*Min)
+			done <- time.Since(begun)
+		}()
+		synctest.Wait()
+		before := time.Since(begun)
+		l.Set(0)
+		assert.Equal(t, before, <-done, "no limit is no wait")
+		assert.Zero(t, l.Rate())
+		assert.Equal(t, math.MaxInt, l.Quantum())
+	})
+}
+
+func TestChangingTheRateBackAndForthLetsNothingSlip(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(mbit10)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		var g errgroup.Group
+		g.Go(func() error {
+			for i := int64(1); ctx.Err() == nil; i++ {
+				time.Sleep(100 * time.Millisecond)
+				l.Set(mbit10 * (i % 2)) // no limit for a moment
+				l.Set(mbit10 + i%2)
+			}
+			return nil
+		})
+		sum := 0
+		for l.Wait(ctx, l.Quantum()) == nil {
+			sum += l.Quantum()
+		}
+		assert.LessOrEqual(t, float64(sum), 5*mbit10*1.01)
+		assert.GreaterOrEqual(t, float64(sum), 5*mbit10*0.5)
+		_ = g.Wait()
+	})
+}
+
+func TestWaitingEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		why := errors.New("enough")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(time.Second, func() { cancel(why) })
+		begun := time.Now()
+		require.ErrorIs(t, New(Min).Wait(ctx, 100*Min), why)
+		assert.Equal(t, time.Second, time.Since(begun))
+	})
+}
+
+func TestNoLimiterLimitsNothing(t *testing.T) {
+	var none *Limiter
+	for _, l := range []*Limiter{none, new(Limiter), New(0), New(-1)} {
+		require.NoError(t, l.Wait(t.Context(), math.MaxInt))
+		assert.Zero(t, l.Rate())
+	}
+	assert.Equal(t, math.MaxInt, Chain{none}.Quantum())
+}
+
+func TestALimitedReaderGivesTheSameBytesInTheTimeTheyTake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		content := bytes.Repeat([]byte("darter"), mbit10/3) // 2 s
+		begun := time.Now()
+		got, err := io.ReadAll(Chain{New(mbit10)}.Reader(t.Context(), bytes.NewReader(content)))
+		require.NoError(t, err)
+		assert.Equal(t, content, got)
+		assert.InEpsilon(t, 2*time.Second, time.Since(begun), 0.05)
+	})
+}
+
+func TestWaitingCostsNoMemoryWhereThereIsNoLimit(t *testing.T) {
+	c := Chain{new(Limiter), nil}
+	assert.Zero(t, testing.AllocsPerRun(100, func() {
+		if c.Wait(context.Background(), c.Quantum()) != nil {
+			t.Fail()
+		}
+	}))
+}

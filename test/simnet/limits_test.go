@@ -1,0 +1,227 @@
+package simnet
+
+import (
+	"context"
+	"io"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/peer"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// meter notes a counter of bytes ten times a second.
+type meter struct {
+	read func() int64
+	sums []int64
+}
+
+const every = 100 * time.Millisecond
+
+// run notes until ctx ends.
+func (m *meter) run(ctx context.Context) {
+	time.Sleep(10 * time.Millisecond) // until there is something to read
+	for ctx.Err() == nil {
+		m.sums = append(m.sums, m.read())
+		time.Sleep(every)
+	}
+}
+
+// most is the most bytes in any window of that length.
+func (m *meter) most(window time.Duration) (most int64) {
+	n := int(window / every)
+	for i := range m.sums {
+		most = max(most, m.sums[min(i+n, len(m.sums)-1)]-m.sums[i])
+	}
+	return most
+}
+
+// busy is the bytes per second from the first second with bytes in it to the last.
+func (m *meter) busy() float64 {
+	first, last := 0, len(m.sums)-1
+	for first < last && m.sums[first+1] == m.sums[0] {
+		first++
+	}
+	for last > first && m.sums[last-1] == m.sums[len(m.sums)-1] {
+		last--
+	}
+	return float64(m.sums[last]-m.sums[first]) / (time.Duration(last-first) * every).Seconds()
+}
+
+// holds requires that no window saw more than the limit, a burst and what hosts say besides,
+// and that at least 95 % of the limit were used; ahead is what may have come without being
+// read yet, or what is counted at once.
+func (m *meter) holds(t *testing.T, limit, ahead float64, what string) {
+	t.Helper()
+	const words = 1.03 // haves, requests and digests are not limited
+	for _, window := range []time.Duration{every, time.Second, 3 * time.Second} {
+		assert.LessOrEqual(t, float64(m.most(window)), words*limit*window.Seconds()+limit/25+ahead, "%s in %s", what, window)
+	}
+	assert.GreaterOrEqual(t, m.busy(), 0.95*limit, "%s is used", what)
+	t.Logf("%s: %.3f of the limit used, at most %.3f of it in a second", what, m.busy()/limit, float64(m.most(time.Second))/limit)
+}
+
+// watched plays a crowd while meters run.
+func watched(t *testing.T, c Crowd, meters ...*meter) Outcome {
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for _, m := range meters {
+		wg.Go(func() { m.run(ctx) })
+	}
+	out, err := c.Run(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, out.Failed)
+	return out
+}
+
+const limit = 1 << 20 // a twelfth of a node's link
+
+func TestAHostSendsNoMoreThanItsUploadLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var engines [9]*peer.Engine
+		sent := func(i int) *meter { return &meter{read: func() int64 { return engines[i].Stats().Sent }} }
+		super, node := sent(0), &meter{}
+		var wire *Host
+		node.read = func() int64 { return wire.Sent() }
+		watched(t, Crowd{
+			N: 8, K: 256, Compare: true,
+			Peer: func(i int, c *peer.Config) { c.Limits.Upload = limit },
+			Begun: func(i int, e *peer.Engine) {
+				engines[i] = e
+			},
+			Each: func(i int, h *Host) {
+				if i == 0 {
+					wire = h
+				}
+			},
+		}, super, node)
+		super.holds(t, limit, 64<<10, "the supernode's uplink")
+		for _, window := range []time.Duration{time.Second, 3 * time.Second} {
+			assert.LessOrEqual(t, float64(node.most(window)), 1.1*limit*window.Seconds()+limit/25+64<<10, "all that leaves a node, its words too")
+		}
+	})
+}
+
+func TestAHostTakesInNoMoreThanItsDownloadLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var wire *Host
+		in := &meter{read: func() int64 { return wire.Received() }}
+		out := watched(t, Crowd{
+			N: 8, Layers: []int{128, 64, 64}, Compare: true,
+			Peer: func(i int, c *peer.Config) {
+				if i == 1 {
+					c.Limits.Download = limit
+				}
+			},
+			Each: func(i int, h *Host) {
+				if i == 0 {
+					wire = h
+				}
+			},
+		}, in)
+		in.holds(t, limit, 9*32<<10, "a node's downlink")
+		assert.InEpsilon(t, 256*64<<10/limit*float64(time.Second), float64(out.Makespan), 0.05, "it ends as soon as its limit allows")
+		assert.Less(t, out.Took[6], out.Makespan/4, "and holds nobody else up")
+	})
+}
+
+func TestEachTaskIsHeldToItsLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var e *peer.Engine
+		in := &meter{read: func() int64 { s := e.Stats(); return s.Peers + s.Seeds }}
+		watched(t, Crowd{
+			N: 2, Layers: []int{128, 128}, Compare: true,
+			Peer: func(i int, c *peer.Config) {
+				if i == 1 {
+					c.Limits.Task = limit
+				}
+			},
+			Begun: func(i int, b *peer.Engine) {
+				if i == 1 {
+					e = b
+				}
+			},
+		}, in)
+		in.holds(t, 2*limit, 64<<10, "two tasks at once")
+	})
+}
+
+// counted counts what is read of an origin.
+type counted struct {
+	source.Origin
+	sum *int64
+}
+
+func (c counted) Open(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
+	r, err := c.Origin.Open(ctx, spec, offset)
+	if err == nil {
+		r.Body = countedBody{r.Body, c.sum}
+	}
+	return r, err
+}
+
+type countedBody struct {
+	io.ReadCloser
+	sum *int64
+}
+
+func (b countedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	*b.sum += int64(n)
+	return n, err
+}
+
+func TestASeedTakesNoMoreFromOriginsThanItsLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var sum int64
+		origin := &meter{read: func() int64 { return sum }}
+		out := watched(t, Crowd{
+			N: 8, K: 256, OriginRate: 100 * limit, Compare: true,
+			Peer: func(i int, c *peer.Config) {
+				if i == 0 {
+					c.Limits.Origin = limit
+					c.Origin = counted{c.Origin, &sum}
+				}
+			},
+		}, origin)
+		origin.holds(t, limit, 64<<10, "the origin")
+		assert.Equal(t, 1.0, out.OriginCopies)
+		assert.InEpsilon(t, 256*64<<10/limit*float64(time.Second), float64(out.Makespan), 0.05, "the crowd keeps up")
+	})
+}
+
+func TestALimitChangesWhileItHolds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var e *peer.Engine
+		begun := time.Now()
+		in := &meter{read: func() int64 { s := e.Stats(); return s.Peers + s.Seeds }}
+		out := watched(t, Crowd{
+			N: 2, K: 512, Compare: true,
+			Peer: func(i int, c *peer.Config) {
+				if i == 1 {
+					c.Limits.Download = limit
+				}
+			},
+			Begun: func(i int, b *peer.Engine) {
+				if i != 1 {
+					return
+				}
+				e = b
+				time.AfterFunc(8*time.Second-time.Since(begun), func() { e.SetLimits(peer.Limits{Download: 4 * limit}) })
+				time.AfterFunc(12*time.Second-time.Since(begun), func() { e.SetLimits(peer.Limits{}) })
+			},
+		}, in)
+		second := func(i int) float64 { return float64(in.sums[(i+1)*10]-in.sums[i*10]) / limit }
+		assert.InDelta(t, 1, second(6), 0.2)
+		assert.InDelta(t, 4, second(9), 0.4)
+		assert.Less(t, out.Makespan, 13*time.Second, "the rest comes at the link's rate")
+	})
+}
