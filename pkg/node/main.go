@@ -10,10 +10,12 @@ import (
 	"os"
 	"os/signal"
 	"reflect"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/telemetry"
@@ -30,7 +32,26 @@ type Program struct {
 	StatusFlag string
 	// New builds the program once the settings are read.
 	New func(Runtime) (Runner, error)
+	// Commands are what the program can do besides running.
+	Commands []Command
 }
+
+// Command is something that a program does instead of running, with its settings.
+type Command struct {
+	Use, Short, Long string
+	// Args checks the arguments; nil takes none.
+	Args cobra.PositionalArgs
+	// Keep are the flags of settings that matter to the command; the others are taken, too,
+	// but its help is silent on them.
+	Keep []string
+	// Flags adds the command's own; nil adds none.
+	Flags func(*pflag.FlagSet)
+	// Run does it, once [Program.Settings] are read.
+	Run func(ctx context.Context, args []string, stdout io.Writer) error
+}
+
+// Usage marks an error of how a command was called: the program ends with 2.
+func Usage(err error) error { return errUsage{err} }
 
 // Runtime is what a command gives to its program.
 type Runtime struct{ Logger *slog.Logger }
@@ -109,7 +130,10 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return errUsage{err} })
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(p.status(stdout, environ), &cobra.Command{
+	for _, c := range append([]Command{p.status()}, p.Commands...) {
+		root.AddCommand(p.subcommand(c, stdout, environ))
+	}
+	root.AddCommand(&cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		Run: func(*cobra.Command, []string) { fmt.Fprintln(stdout, p.Name, config.Version()) },
 	})
@@ -117,16 +141,15 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 }
 
 // status is the command that asks a running program how it is.
-func (p Program) status(stdout io.Writer, environ []string) *cobra.Command {
-	form := config.NewForm(p.Name, p.Settings)
+func (p Program) status() Command {
 	var asJSON bool
-	cmd := &cobra.Command{
-		Use: "status", Short: "Tell how the " + p.Name + " of this machine is", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := form.Load(environ); err != nil {
-				return errUsage{err}
-			}
-			s, err := FetchStatus(cmd.Context(), p.Name, *p.Status)
+	return Command{
+		Use: "status", Short: "Tell how the " + p.Name + " of this machine is",
+		// The settings say where the program listens; of their flags only that one matters.
+		Keep:  []string{p.StatusFlag},
+		Flags: func(fs *pflag.FlagSet) { fs.BoolVar(&asJSON, "json", false, "print the whole status as JSON") },
+		Run: func(ctx context.Context, _ []string, stdout io.Writer) error {
+			s, err := FetchStatus(ctx, p.Name, *p.Status)
 			if err != nil {
 				return err
 			}
@@ -138,16 +161,41 @@ func (p Program) status(stdout io.Writer, environ []string) *cobra.Command {
 			return WriteStatus(stdout, s, time.Now())
 		},
 	}
-	// The settings say where the program listens; of their flags only that one matters.
+}
+
+// subcommand is a command in the words of cobra.
+func (p Program) subcommand(c Command, stdout io.Writer, environ []string) *cobra.Command {
+	form := config.NewForm(p.Name, p.Settings)
+	args := c.Args
+	if args == nil {
+		args = cobra.NoArgs
+	}
+	cmd := &cobra.Command{
+		Use: c.Use, Short: c.Short, Long: c.Long,
+		Args: func(cmd *cobra.Command, given []string) error {
+			if err := args(cmd, given); err != nil {
+				return errUsage{err}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, given []string) error {
+			if err := form.Load(environ); err != nil {
+				return errUsage{err}
+			}
+			return c.Run(cmd.Context(), given, stdout)
+		},
+	}
 	form.Bind(cmd.Flags())
-	keep := cmd.Flags().Lookup(p.StatusFlag)
-	keep.Usage = "where the running program answers"
 	for _, name := range form.Flags() {
-		if f := cmd.Flags().Lookup(name); f != keep {
-			f.Hidden = true
+		f := cmd.Flags().Lookup(name)
+		f.Hidden = !slices.Contains(c.Keep, name)
+		if name == p.StatusFlag {
+			f.Usage = "where the running program answers"
 		}
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print the whole status as JSON")
+	if c.Flags != nil {
+		c.Flags(cmd.Flags())
+	}
 	return cmd
 }
 

@@ -1,0 +1,87 @@
+package clientconf
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+const buildkitConfig = "/etc/buildkit/buildkitd.toml"
+
+// buildkit plans the mirrors in the configuration of a buildkitd.
+func (p *planner) buildkit() error {
+	file := p.opts.Config
+	if file == "" {
+		file = buildkitConfig
+	}
+	if _, err := p.file(file, buildkitEdit{fresh: p.fresh(file), mirror: p.mirror}); err != nil {
+		return err
+	}
+	p.plan.Restart = "systemctl restart buildkit"
+	p.plan.RestartNote = "builds that run are cut"
+	if !p.undo {
+		p.note("This is for a buildkitd of its own. A builder of \"docker buildx create\" takes the file with --buildkitd-config, and reaches 127.0.0.1 of this machine only with " +
+			"--driver-opt network=host; the builder inside dockerd follows Docker's configuration")
+	}
+	return nil
+}
+
+// buildkitEdit puts the mirror first into the mirrors of each registry.
+type buildkitEdit struct {
+	fresh  int
+	mirror Mirror
+}
+
+func (e buildkitEdit) add(old []byte) ([]byte, error) {
+	base, err := strip(old)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := parseTOML(base)
+	if err != nil {
+		return nil, err
+	}
+	var splices []splice
+	var changed [][]string
+	end := splice{at: len(base), end: len(base)}
+	set := func(table []string, key, value string) {
+		changed = append(changed, append(slices.Clone(table), key))
+		s := doc.set(table, key, value)
+		if s.at == len(base) && s.end == len(base) && len(s.lines) > 1 {
+			end.lines = append(end.lines, s.lines...)
+			return
+		}
+		splices = append(splices, s)
+	}
+	for _, u := range e.mirror.Upstreams {
+		table := []string{"registry", u.Host}
+		theirs, _ := doc.get(append(table, "mirrors")...).([]any)
+		if slices.Contains(theirs, any(e.mirror.Addr)) {
+			continue // by hand, and not ours to change
+		}
+		list := []string{strconv.Quote(e.mirror.Addr)}
+		for _, m := range theirs {
+			if s, ok := m.(string); ok {
+				list = append(list, strconv.Quote(s))
+			}
+		}
+		set(table, "mirrors", "["+strings.Join(list, ", ")+"]")
+	}
+	if own := []string{"registry", e.mirror.Addr}; len(changed) > 0 && doc.get(append(own, "http")...) != true {
+		set(own, "http", "true")
+	}
+	if len(changed) == 0 {
+		return base, nil
+	}
+	if len(end.lines) > 0 {
+		splices = append(splices, end)
+	}
+	next := insert(base, e.fresh, splices...)
+	if err := doc.onlyChanged(next, changed...); err != nil {
+		return nil, fmt.Errorf("%w: add %q to the mirrors of each [registry.\"…\"] by hand, and [registry.%q] with http = true", err, e.mirror.Addr, e.mirror.Addr)
+	}
+	return next, nil
+}
+
+func (buildkitEdit) remove(now []byte) ([]byte, error) { return strip(now) }

@@ -1,0 +1,337 @@
+package clientconf
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/netip"
+	"path"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/darter-io/darter/pkg/oci"
+)
+
+const (
+	containerdConfig = "/etc/containerd/config.toml"
+	containerdCerts  = "/etc/containerd/certs.d"
+	hostsFile        = "hosts.toml"
+	defaultHosts     = "_default"
+)
+
+// containerd plans a hosts.toml per registry, and the config_path in containerd's own file
+// that makes its CRI plugin, and so Kubernetes, read them.
+func (p *planner) containerd() error {
+	file := p.opts.Config
+	if file == "" {
+		file = containerdConfig
+	}
+	text, err := p.files.read(file)
+	if err != nil {
+		return err
+	}
+	base, err := strip(text)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	doc, err := parseTOML(base)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	section, dirs := criRegistry(doc)
+	if set, ok := doc.get(append(section, "config_path")...).(string); ok && set != "" {
+		// Wherever it points, there we write.
+		dirs = strings.Split(set, ":")
+	} else {
+		if !p.undo {
+			if err := p.criAllows(file, doc, section); err != nil {
+				return err
+			}
+		}
+		did, err := p.file(file, configPath{fresh: p.fresh(file), section: section})
+		if err != nil {
+			return err
+		}
+		if did {
+			p.plan.Restart = "systemctl restart containerd"
+			p.plan.RestartNote = "containers keep running; only pulls that are under way begin again"
+		}
+	}
+	return p.hosts(dirs)
+}
+
+// criRegistry tells which table of containerd's configuration says where hosts.toml are. It
+// follows from the version of the file, not from that of containerd: containerd 2 still
+// reads files of version 2, and translates them.
+func criRegistry(d *document) (section, dirs []string) {
+	version, _ := d.get("version").(int64)
+	switch {
+	case len(d.tree) == 0:
+		version = 2 // ours to choose; every containerd from 1.3 on reads it
+	case version == 0:
+		version = 1
+	}
+	dirs = []string{containerdCerts}
+	switch version {
+	case 1:
+		return []string{"plugins", "cri", "registry"}, dirs
+	case 2:
+		return []string{"plugins", "io.containerd.grpc.v1.cri", "registry"}, dirs
+	}
+	return []string{"plugins", "io.containerd.cri.v1.images", "registry"}, dirs
+}
+
+// criAllows reports what containerd would not start with beside a config_path.
+func (p *planner) criAllows(file string, d *document, section []string) error {
+	name := header(section)
+	if m, ok := d.get(append(section, "mirrors")...).(map[string]any); ok && len(m) > 0 {
+		return fmt.Errorf("%s has mirrors of its own in %s.mirrors, for %s. containerd refuses them beside a config_path, and its CRI plugin would not start. "+
+			"Move each into %s/REGISTRY/%s as [host.\"ENDPOINT\"], delete the section, and run this again", file, strings.Trim(name, "[]"), keys(m), containerdCerts, hostsFile)
+	}
+	if m, ok := d.get(append(section, "configs")...).(map[string]any); ok {
+		for host, c := range m {
+			if c, ok := c.(map[string]any); ok && c["tls"] != nil {
+				return fmt.Errorf("%s has certificates for %s in %s.configs. containerd refuses them beside a config_path, and its CRI plugin would not start. "+
+					"Move them into %s/%s/%s (ca, client, skip_verify), delete the section, and run this again", file, host, strings.Trim(name, "[]"), containerdCerts, host, hostsFile)
+			}
+		}
+	}
+	if list, _ := d.get("disabled_plugins").([]any); slices.ContainsFunc(list, func(v any) bool {
+		return v == "cri" || v == "io.containerd.grpc.v1.cri" || v == "io.containerd.cri.v1.images"
+	}) {
+		p.note("%s disables the CRI plugin: Kubernetes cannot use this containerd. ctr and nerdctl use the mirror all the same (ctr with --hosts-dir %s)", file, containerdCerts)
+	}
+	if list, _ := d.get("imports").([]any); len(list) > 0 {
+		p.note("%s imports other files (%v): a config_path in one of them goes before the one set here", file, list)
+	}
+	return nil
+}
+
+func keys(m map[string]any) string {
+	var out []string
+	for k := range m {
+		out = append(out, k)
+	}
+	sort.Strings(out)
+	return strings.Join(out, ", ")
+}
+
+// configPath edits containerd's configuration.
+type configPath struct {
+	fresh   int
+	section []string
+}
+
+func (e configPath) add(old []byte) ([]byte, error) {
+	base, err := strip(old)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := parseTOML(base)
+	if err != nil {
+		return nil, err
+	}
+	s := doc.set(e.section, "config_path", strconv.Quote(containerdCerts))
+	changed := [][]string{append(slices.Clone(e.section), "config_path")}
+	if len(doc.tree) == 0 {
+		s.lines = append([]string{"version = 2"}, s.lines...)
+		changed = append(changed, []string{"version"})
+	}
+	next := insert(base, e.fresh, s)
+	if err := doc.onlyChanged(next, changed...); err != nil {
+		return nil, fmt.Errorf("%w: set config_path = %q in %s by hand, restart containerd, and run this again", err, containerdCerts, header(e.section))
+	}
+	return next, nil
+}
+
+func (configPath) remove(now []byte) ([]byte, error) { return strip(now) }
+
+// hosts plans the hosts.toml of each registry in directories that are searched in turn, and
+// takes ours away from registries that are not to be mirrored any more.
+func (p *planner) hosts(dirs []string) error {
+	listed := map[string]bool{}
+	for _, u := range p.mirror.Upstreams {
+		if p.undo {
+			break
+		}
+		dir, err := p.hostDir(dirs, u.Host)
+		if err != nil {
+			return err
+		}
+		file := path.Join(dir, hostsFile)
+		listed[file] = true
+		server, err := p.server(dir, u)
+		if err != nil {
+			return err
+		}
+		if _, err := p.file(file, hostsEdit{fresh: p.fresh(file), mirror: p.mirror, server: server}); err != nil {
+			return err
+		}
+		p.defaultTrap(dirs, dir, u.Host)
+	}
+	for _, dir := range dirs {
+		names, err := p.files.list(dir)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if err := p.outdated(path.Join(dir, name, hostsFile), listed); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// outdated takes our part out of a file that is not to have it any more.
+func (p *planner) outdated(file string, listed map[string]bool) error {
+	if listed[file] {
+		return nil
+	}
+	text, err := p.files.read(file)
+	if err != nil {
+		return err
+	}
+	kept, err := p.files.read(file + keptSuffix)
+	if err != nil || !hasBlock(text) && kept == nil {
+		return err
+	}
+	_, err = p.restore(file, hostsEdit{}, text, kept)
+	return err
+}
+
+// hostDir is the directory of a registry: the first that containerd would find, or else the
+// one to make.
+func (p *planner) hostDir(dirs []string, host string) (string, error) {
+	name, port, err := net.SplitHostPort(host)
+	for _, dir := range dirs {
+		if err == nil && p.files.has(path.Join(dir, name+"_"+port+"_")) {
+			return path.Join(dir, name+"_"+port+"_"), nil
+		}
+		if p.files.has(path.Join(dir, host)) {
+			return path.Join(dir, host), nil
+		}
+	}
+	return path.Join(dirs[0], host), nil
+}
+
+// defaultTrap tells of a _default that loses its say over a registry when that gets a
+// directory of its own.
+func (p *planner) defaultTrap(dirs []string, dir, host string) {
+	if p.files.has(dir) {
+		return
+	}
+	for _, d := range dirs {
+		if file := path.Join(d, defaultHosts, hostsFile); p.files.has(file) {
+			p.note("%s holds for registries that have no directory of their own. %s gets one now, so it holds for it no more: what it says and is still wanted (another mirror, a certificate) "+
+				"belongs into %s, too", file, host, path.Join(dir, hostsFile))
+			return
+		}
+	}
+}
+
+// server are the lines that say what the registry itself is, for when the mirror does not
+// answer. Certificates that lay in the directory are named: beside a hosts.toml containerd
+// does not look for them any more.
+func (p *planner) server(dir string, u Upstream) ([]string, error) {
+	scheme := "https://"
+	if u.PlainHTTP {
+		scheme = "http://"
+	}
+	lines := []string{"server = " + strconv.Quote(scheme+oci.Endpoint(u.Host))}
+	names, err := p.files.list(dir)
+	if err != nil {
+		return nil, err
+	}
+	var cas, pairs []string
+	if u.CA != "" {
+		cas = append(cas, strconv.Quote(u.CA))
+	}
+	if u.ClientCert != "" && u.ClientKey != "" {
+		pairs = append(pairs, fmt.Sprintf("[%q, %q]", u.ClientCert, u.ClientKey))
+	}
+	for _, name := range names {
+		switch path.Ext(name) {
+		case ".crt":
+			cas = append(cas, strconv.Quote(path.Join(dir, name)))
+		case ".cert":
+			if key := strings.TrimSuffix(name, ".cert") + ".key"; slices.Contains(names, key) {
+				pairs = append(pairs, fmt.Sprintf("[%q, %q]", path.Join(dir, name), path.Join(dir, key)))
+			}
+		}
+	}
+	if len(cas) > 0 {
+		lines = append(lines, "ca = ["+strings.Join(cas, ", ")+"]")
+	}
+	if len(pairs) > 0 {
+		lines = append(lines, "client = ["+strings.Join(pairs, ", ")+"]")
+	}
+	return lines, nil
+}
+
+// hostsEdit puts the mirror first into a hosts.toml.
+type hostsEdit struct {
+	fresh  int
+	mirror Mirror
+	server []string
+}
+
+func (e hostsEdit) add(old []byte) ([]byte, error) {
+	base, err := strip(old)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := parseTOML(base)
+	if err != nil {
+		return nil, err
+	}
+	if doc.get("host", e.mirror.url()) != nil || doc.get("server") == e.mirror.url() {
+		return base, nil // by hand, and not ours to change
+	}
+	at := len(base)
+	if len(doc.tables) > 0 {
+		at = doc.tables[0].start
+		// A comment above a table is about it.
+		for at > 0 && base[lineStart(base, at-1)] == '#' {
+			at = lineStart(base, at-1)
+		}
+	}
+	s := splice{at: at, end: at}
+	changed := [][]string{{"host", e.mirror.url()}}
+	if len(doc.tree) == 0 {
+		s.lines = append(slices.Clone(e.server), "")
+		for _, l := range e.server {
+			name, _, _ := strings.Cut(l, " ")
+			changed = append(changed, []string{name})
+		}
+	}
+	capabilities := `["pull", "resolve"]`
+	if e.mirror.DigestsOnly {
+		capabilities = `["pull"]`
+	}
+	s.lines = append(s.lines, header([]string{"host", e.mirror.url()}), "capabilities = "+capabilities, "dial_timeout = "+strconv.Quote(e.dialTimeout()))
+	next := insert(base, e.fresh, s)
+	if err := doc.onlyChanged(next, changed...); err != nil {
+		return nil, fmt.Errorf("%w: add %s with capabilities = %s before its other hosts by hand", err, header([]string{"host", e.mirror.url()}), capabilities)
+	}
+	return next, nil
+}
+
+// dialTimeout is how long containerd (2.1 and newer) waits for the mirror's machine before
+// it goes on. On this machine there is nothing to wait for.
+func (e hostsEdit) dialTimeout() string {
+	host, _, _ := net.SplitHostPort(e.mirror.Addr)
+	if addr, err := netip.ParseAddr(host); err == nil && addr.IsLoopback() {
+		return "200ms"
+	}
+	return "1s"
+}
+
+func (hostsEdit) remove(now []byte) ([]byte, error) {
+	if bytes.Contains(now, []byte(beginPrefix)) {
+		return strip(now)
+	}
+	return now, nil
+}

@@ -1,0 +1,261 @@
+package clientconf
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/darter-io/darter/pkg/oci"
+)
+
+const (
+	dockerConfig = "/etc/docker/daemon.json"
+	dockerCerts  = "/etc/docker/certs.d"
+	mirrorsKey   = "registry-mirrors"
+)
+
+// dockerFlags are the files in which distributions and people give dockerd its flags.
+var dockerFlags = []string{
+	"/etc/default/docker", "/etc/sysconfig/docker", "/etc/sysconfig/docker-registries",
+	"/etc/systemd/system/docker.service", "/lib/systemd/system/docker.service", "/usr/lib/systemd/system/docker.service",
+}
+
+// docker plans the mirror of Docker Hub in daemon.json, and a hosts.toml for each other
+// registry, which only the containerd image store reads.
+func (p *planner) docker() error {
+	file := p.opts.Config
+	if file == "" {
+		file = dockerConfig
+	}
+	hub := slices.ContainsFunc(p.mirror.Upstreams, func(u Upstream) bool { return u.Host == oci.DockerHub })
+	if hub && !p.undo {
+		if err := p.dockerFlagged(file); err != nil {
+			return err
+		}
+	}
+	if hub || p.undo {
+		did, err := p.file(file, daemonJSON{p.mirror.url()})
+		if err != nil {
+			return err
+		}
+		if did {
+			p.plan.Restart = "systemctl reload docker"
+			p.plan.RestartNote = "a SIGHUP: nothing is interrupted"
+		}
+	}
+	all := p.mirror.Upstreams
+	p.mirror.Upstreams = slices.DeleteFunc(slices.Clone(all), func(u Upstream) bool { return u.Host == oci.DockerHub })
+	if err := p.hosts([]string{dockerCerts}); err != nil {
+		return err
+	}
+	if len(p.mirror.Upstreams) > 0 && !p.undo {
+		p.note("Docker's registry-mirrors serve Docker Hub alone. For other registries Docker needs its containerd image store, which reads %s "+
+			"(the default of new installations from Docker 29 on; before it, {\"features\": {\"containerd-snapshotter\": true}})", dockerCerts)
+	}
+	if p.mirror.DigestsOnly && hub && !p.undo {
+		p.note("Docker resolves tags at its mirrors, too: --digests-only changes nothing for Docker Hub")
+	}
+	return nil
+}
+
+// dockerFlagged reports a mirror that dockerd is given as a flag: beside it, dockerd would
+// not start with one in its file.
+func (p *planner) dockerFlagged(file string) error {
+	files := slices.Clone(dockerFlags)
+	for _, dir := range []string{"/etc/systemd/system/docker.service.d", "/lib/systemd/system/docker.service.d", "/usr/lib/systemd/system/docker.service.d"} {
+		names, err := p.files.list(dir)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			files = append(files, path.Join(dir, name))
+		}
+	}
+	for _, f := range files {
+		text, err := p.files.read(f)
+		if err != nil {
+			continue
+		}
+		for _, line := range strings.Split(string(text), "\n") {
+			if !strings.HasPrefix(strings.TrimSpace(line), "#") && strings.Contains(line, "--registry-mirror") {
+				return fmt.Errorf("%s gives dockerd the flag --registry-mirror, and dockerd does not start when %s has registry-mirrors, too: "+
+					"move the mirrors from the flag into the file, and run this again", f, file)
+			}
+		}
+	}
+	return nil
+}
+
+// daemonJSON puts a mirror first into the registry-mirrors of Docker's configuration.
+type daemonJSON struct{ url string }
+
+// spans are what an edit needs to know of a JSON object: offsets into its text.
+type spans struct {
+	open int // behind "{"
+	// first is the first member's offset; empty says that there is none.
+	first int
+	empty bool
+	// The registry-mirrors: the offset of the key, behind the "[", and behind the "]".
+	has                  bool
+	key, inside, outside int
+	mirrors              []string
+}
+
+// bom may begin a text; Docker takes it.
+var bom = []byte("\xef\xbb\xbf")
+
+func scan(text []byte) (s spans, err error) {
+	skip := 0
+	if bytes.HasPrefix(text, bom) {
+		skip = len(bom)
+	}
+	dec := json.NewDecoder(bytes.NewReader(text[skip:]))
+	at := func() int { return skip + int(dec.InputOffset()) }
+	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
+		return s, errors.Join(errors.New("it is no JSON object, so that dockerd cannot read it either"), err)
+	}
+	s.open, s.empty = at(), true
+	for dec.More() {
+		from := at()
+		k, err := dec.Token()
+		if err != nil {
+			return s, fmt.Errorf("it is no JSON, so that dockerd cannot read it either: %w", err)
+		}
+		start := from + bytes.IndexByte(text[from:], '"')
+		if s.empty {
+			s.first, s.empty = start, false
+		}
+		after := at()
+		var value json.RawMessage
+		if err := dec.Decode(&value); err != nil {
+			return s, fmt.Errorf("it is no JSON, so that dockerd cannot read it either: %w", err)
+		}
+		if k != mirrorsKey {
+			continue
+		}
+		if s.has {
+			return s, fmt.Errorf("it has %s twice: leave one", mirrorsKey)
+		}
+		if err := json.Unmarshal(value, &s.mirrors); err != nil || bytes.Equal(bytes.TrimSpace(value), []byte("null")) {
+			return s, fmt.Errorf("its %s is no list of URLs", mirrorsKey)
+		}
+		s.has, s.key, s.outside = true, start, at()
+		s.inside = after + bytes.IndexByte(text[after:], '[') + 1
+	}
+	if _, err := dec.Token(); err != nil {
+		return s, fmt.Errorf("it is no JSON, so that dockerd cannot read it either: %w", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return s, errors.New("something follows its JSON object")
+	}
+	return s, nil
+}
+
+func (e daemonJSON) quoted() string {
+	b, _ := json.Marshal(e.url) // a string always has a form
+	return string(b)
+}
+
+func (e daemonJSON) member() string { return `"` + mirrorsKey + `": [` + e.quoted() + `]` }
+
+func (e daemonJSON) alone() []byte { return []byte("{\n  " + e.member() + "\n}\n") }
+
+func (e daemonJSON) add(old []byte) ([]byte, error) {
+	if len(bytes.TrimSpace(bytes.TrimPrefix(old, bom))) == 0 {
+		return e.alone(), nil // dockerd takes an empty file for {}
+	}
+	s, err := scan(old)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case slices.ContainsFunc(s.mirrors, func(m string) bool { return strings.TrimSuffix(m, "/") == e.url }):
+		return old, nil
+	case len(s.mirrors) > 0:
+		gap := s.inside + bytes.IndexByte(old[s.inside:], '"')
+		between := string(old[s.inside:gap])
+		if between == "" {
+			between = " "
+			return put(old, s.inside, e.quoted()+","+between), nil
+		}
+		return put(old, s.inside, between+e.quoted()+","), nil
+	case s.has:
+		return put(old, s.inside, e.quoted()), nil
+	case s.empty:
+		return put(old, s.open, "\n  "+e.member()+"\n"), nil
+	}
+	if between := string(old[s.open:s.first]); between != "" {
+		return put(old, s.open, between+e.member()+","), nil
+	}
+	return put(old, s.open, e.member()+", "), nil
+}
+
+func (e daemonJSON) remove(now []byte) ([]byte, error) {
+	if now == nil || bytes.Equal(now, e.alone()) {
+		return nil, nil
+	}
+	if len(bytes.TrimSpace(bytes.TrimPrefix(now, bom))) == 0 {
+		return now, nil
+	}
+	s, err := scan(now)
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(s.mirrors, func(m string) bool { return strings.TrimSuffix(m, "/") == e.url })
+	if i < 0 {
+		return now, nil
+	}
+	if len(s.mirrors) > 1 {
+		return e.removeOne(now, s, i), nil
+	}
+	return e.removeMember(now, s), nil
+}
+
+// removeOne takes one of several mirrors out of the list.
+func (e daemonJSON) removeOne(now []byte, s spans, i int) []byte {
+	list := now[s.inside : s.outside-1]
+	var starts, ends []int
+	for at := 0; at < len(list); at++ {
+		if list[at] == '"' {
+			end := stringEnd(list, at)
+			starts, ends = append(starts, at), append(ends, end)
+			at = end - 1
+		}
+	}
+	if i == 0 {
+		from, to := 0, starts[1]
+		if lead := list[:starts[0]]; len(lead) > 0 {
+			from = len(lead)
+			// What stood before the first element stood so before the next.
+		}
+		return cut(now, s.inside+from, s.inside+to)
+	}
+	return cut(now, s.inside+ends[i-1], s.inside+ends[i])
+}
+
+// removeMember takes the list out of the object.
+func (e daemonJSON) removeMember(now []byte, s spans) []byte {
+	rest := now[s.outside:]
+	next := bytes.IndexFunc(rest, func(r rune) bool { return r != ' ' && r != '\t' && r != '\r' && r != '\n' })
+	if rest[next] == ',' {
+		// The blanks that led to the member lead to the one that follows.
+		to := next + 1 + bytes.IndexByte(rest[next+1:], '"')
+		return cut(now, s.key, s.outside+to)
+	}
+	if s.first == s.key {
+		return cut(now, s.open, s.outside+next)
+	}
+	comma := bytes.LastIndexByte(now[:s.key], ',')
+	return cut(now, comma, s.outside)
+}
+
+func put(text []byte, at int, what string) []byte {
+	return slices.Concat(text[:at], []byte(what), text[at:])
+}
+
+func cut(text []byte, from, to int) []byte { return slices.Concat(text[:from], text[to:]) }

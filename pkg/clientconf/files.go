@@ -1,0 +1,198 @@
+package clientconf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"syscall"
+)
+
+// Files are the files of a machine, or of an image of one under another root.
+type Files struct {
+	// Root is the directory that stands for /; empty is / itself.
+	Root string
+}
+
+// linksMax bounds how many symbolic links a path may lead through.
+const linksMax = 40
+
+// bytesMax is the largest file that is read: configuration is smaller.
+const bytesMax = 4 << 20
+
+// resolve finds the file that a path of the machine leads to, through symbolic links that
+// count from the root, so that no path leads out of it.
+func (f Files) resolve(path string) (string, error) {
+	rest, done := strings.Split(strings.Trim(filepath.Clean("/"+path), "/"), "/"), "/"
+	for links := 0; len(rest) > 0; {
+		part := rest[0]
+		rest = rest[1:]
+		next := filepath.Join(done, part)
+		target, err := os.Readlink(filepath.Join(f.Root, next))
+		if err != nil {
+			// Not a link, or not there at all.
+			done = next
+			continue
+		}
+		if links++; links > linksMax {
+			return "", fmt.Errorf("%s: too many symbolic links", path)
+		}
+		if filepath.IsAbs(target) {
+			done = "/"
+		}
+		rest = append(strings.Split(strings.Trim(filepath.Clean(target), "/"), "/"), rest...)
+	}
+	return filepath.Join(f.Root, done), nil
+}
+
+// read returns a file's content, nil when there is no such file.
+func (f Files) read(path string) ([]byte, error) {
+	real, err := f.resolve(path)
+	if err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(real)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > bytesMax {
+		return nil, fmt.Errorf("%s is no file of at most %d bytes", path, bytesMax)
+	}
+	b, err := os.ReadFile(real)
+	if b == nil && err == nil {
+		b = []byte{}
+	}
+	return b, err
+}
+
+// list returns the names in a directory, sorted; none when there is no such directory.
+func (f Files) list(dir string) ([]string, error) {
+	real, err := f.resolve(dir)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(real)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	sort.Strings(names)
+	return names, nil
+}
+
+// has reports whether there is a file or directory of that name.
+func (f Files) has(path string) bool {
+	real, err := f.resolve(path)
+	if err != nil {
+		return false
+	}
+	_, err = os.Stat(real)
+	return err == nil
+}
+
+// missingDirs counts the directories above a file that are not there.
+func (f Files) missingDirs(path string) (n int) {
+	for dir := filepath.Dir(path); dir != "/" && dir != "." && !f.has(dir); dir = filepath.Dir(dir) {
+		n++
+	}
+	return n
+}
+
+// Apply makes the changes, each file as a whole or not at all, with the mode and owner that
+// it had. A file that is no longer what it was when the plan was made ends it with an error.
+func (p Plan) Apply(f Files) error {
+	for _, c := range p.Changes {
+		now, err := f.read(c.Path)
+		if err != nil {
+			return err
+		}
+		if !same(now, c.Old) {
+			return fmt.Errorf("%s was changed by somebody else meanwhile: run the command again", c.Path)
+		}
+		if err := f.write(c); err != nil {
+			return fmt.Errorf("writing %s: %w", c.Path, err)
+		}
+	}
+	return nil
+}
+
+func (f Files) write(c Change) error {
+	real, err := f.resolve(c.Path)
+	if err != nil {
+		return err
+	}
+	if c.New == nil {
+		if err := os.Remove(real); err != nil {
+			return err
+		}
+		for dir := filepath.Dir(real); c.Dirs > 0; dir = filepath.Dir(dir) {
+			c.Dirs--
+			if os.Remove(dir) != nil { // others put something there
+				break
+			}
+		}
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(real), 0o755); err != nil {
+		return err
+	}
+	like := real
+	if c.like != "" {
+		if like, err = f.resolve(c.like); err != nil {
+			return err
+		}
+	}
+	return replace(real, like, c.New)
+}
+
+// replace writes a file beside and moves it over, so that no reader sees half of it. Mode and
+// owner are those of another file, where there is one.
+func replace(path, like string, content []byte) (err error) {
+	mode, uid, gid := fs.FileMode(0o644), -1, -1
+	if info, err := os.Stat(like); err == nil {
+		mode = info.Mode().Perm()
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			uid, gid = int(st.Uid), int(st.Gid)
+		}
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			tmp.Close()
+			os.Remove(tmp.Name())
+		}
+	}()
+	if _, err = tmp.Write(content); err != nil {
+		return err
+	}
+	if err = tmp.Chmod(mode); err != nil {
+		return err
+	}
+	if uid >= 0 && (uid != os.Geteuid() || gid != os.Getegid()) {
+		if err = tmp.Chown(uid, gid); err != nil {
+			return err
+		}
+	}
+	if err = tmp.Sync(); err != nil {
+		return err
+	}
+	if err = tmp.Close(); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}

@@ -1,0 +1,140 @@
+package clientconf
+
+import (
+	"bytes"
+	"fmt"
+	"path"
+	"strconv"
+	"strings"
+)
+
+const (
+	registriesConf = "/etc/containers/registries.conf"
+	registriesDir  = "/etc/containers/registries.conf.d"
+	registriesName = "050-darter.conf"
+)
+
+func (p *planner) podman() error {
+	if err := p.registries(); err != nil {
+		return err
+	}
+	p.note("Podman, Buildah and skopeo read this at each start; where the Podman service runs, it reads it after \"systemctl restart podman\"")
+	return nil
+}
+
+func (p *planner) crio() error {
+	if err := p.registries(); err != nil {
+		return err
+	}
+	p.plan.Restart = "systemctl reload crio"
+	p.plan.RestartNote = "a SIGHUP: nothing is interrupted"
+	return nil
+}
+
+// registries plans the drop-in file that Podman, CRI-O, Buildah and skopeo read.
+func (p *planner) registries() error {
+	dir := p.opts.Config
+	if dir == "" {
+		dir = registriesDir
+	}
+	file := path.Join(dir, registriesName)
+	taken := map[string]string{}
+	if !p.undo {
+		var err error
+		if taken, err = p.taken(dir); err != nil {
+			return err
+		}
+	}
+	e := ownFile{fresh: p.fresh(file), name: file, lines: []string{
+		"# The image is asked of the mirror on this node first. These clients settle on the mirror once it",
+		"# gave the manifest, so it brings every layer itself; when it does not answer, they go to the registry.",
+	}}
+	tables := 0
+	for _, u := range p.mirror.Upstreams {
+		if by := taken[u.Host]; by != "" {
+			p.note("%s says in a [[registry]] of its own how to reach %s, and of two tables for one registry only one holds. It is left as it is: add there "+
+				"[[registry.mirror]] with location = %q and insecure = true", by, u.Host, p.location(u.Host))
+			continue
+		}
+		tables++
+		e.lines = append(e.lines, "", "[[registry]]", "prefix = "+strconv.Quote(u.Host), "location = "+strconv.Quote(u.Host))
+		if u.PlainHTTP {
+			e.lines = append(e.lines, "insecure = true")
+		}
+		e.lines = append(e.lines, "", "[[registry.mirror]]", "location = "+strconv.Quote(p.location(u.Host)), "insecure = true")
+		if p.mirror.DigestsOnly {
+			e.lines = append(e.lines, `pull-from-mirror = "digest-only"`)
+		}
+	}
+	if tables == 0 && !p.undo {
+		return fmt.Errorf("%s has nothing to say: %s", file, strings.Join(p.plan.Notes, "; "))
+	}
+	_, err := p.file(file, e)
+	return err
+}
+
+// location is the mirror's place for a registry: its name is the first part of the path, a
+// port written with an underscore, because image names allow no colon there.
+func (p *planner) location(host string) string {
+	return p.mirror.Addr + "/" + strings.ReplaceAll(host, ":", "_")
+}
+
+// taken finds the registries that other files have tables for, and which files.
+func (p *planner) taken(dir string) (map[string]string, error) {
+	names, err := p.files.list(dir)
+	if err != nil {
+		return nil, err
+	}
+	files := []string{registriesConf}
+	for _, name := range names {
+		if strings.HasSuffix(name, ".conf") && name != registriesName {
+			files = append(files, path.Join(dir, name))
+		}
+	}
+	out := map[string]string{}
+	for _, file := range files {
+		text, err := p.files.read(file)
+		if err != nil {
+			return nil, err
+		}
+		doc, err := parseTOML(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		if doc.get("registries") != nil {
+			return nil, fmt.Errorf("%s is of the old form ([registries.search]), beside which the new one may not stand: rewrite it with "+
+				"unqualified-search-registries and [[registry]], and run this again", file)
+		}
+		list, _ := doc.get("registry").([]any)
+		for _, r := range list {
+			r, _ := r.(map[string]any)
+			prefix, _ := r["prefix"].(string)
+			if prefix == "" {
+				prefix, _ = r["location"].(string)
+			}
+			out[prefix] = file
+		}
+	}
+	return out, nil
+}
+
+// ownFile is a file that is ours as a whole.
+type ownFile struct {
+	fresh int
+	name  string
+	lines []string
+}
+
+func (e ownFile) add(old []byte) ([]byte, error) {
+	if old != nil && !bytes.HasPrefix(old, []byte(beginPrefix)) {
+		return nil, fmt.Errorf("somebody else wrote this file: move it out of the way")
+	}
+	return insert([]byte{}, max(e.fresh, 0), splice{lines: e.lines}), nil
+}
+
+func (e ownFile) remove(now []byte) ([]byte, error) {
+	if bytes.HasPrefix(now, []byte(beginPrefix)) {
+		return nil, nil
+	}
+	return now, nil
+}
