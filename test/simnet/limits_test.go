@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -86,20 +87,20 @@ const limit = 1 << 20 // a twelfth of a node's link
 
 func TestAHostSendsNoMoreThanItsUploadLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var engines [9]*peer.Engine
-		sent := func(i int) *meter { return &meter{read: func() int64 { return engines[i].Stats().Sent }} }
+		var engines [9]atomic.Pointer[peer.Engine]
+		sent := func(i int) *meter { return &meter{read: func() int64 { return engines[i].Load().Stats().Sent }} }
 		super, node := sent(0), &meter{}
-		var wire *Host
-		node.read = func() int64 { return wire.Sent() }
+		var wire atomic.Pointer[Host]
+		node.read = func() int64 { return wire.Load().Sent() }
 		watched(t, Crowd{
 			N: 8, K: 256, Compare: true,
 			Peer: func(i int, c *peer.Config) { c.Limits.Upload = limit },
 			Begun: func(i int, e *peer.Engine) {
-				engines[i] = e
+				engines[i].Store(e)
 			},
 			Each: func(i int, h *Host) {
 				if i == 0 {
-					wire = h
+					wire.Store(h)
 				}
 			},
 		}, super, node)
@@ -112,8 +113,8 @@ func TestAHostSendsNoMoreThanItsUploadLimit(t *testing.T) {
 
 func TestAHostTakesInNoMoreThanItsDownloadLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var wire *Host
-		in := &meter{read: func() int64 { return wire.Received() }}
+		var wire atomic.Pointer[Host]
+		in := &meter{read: func() int64 { return wire.Load().Received() }}
 		out := watched(t, Crowd{
 			N: 8, Layers: []int{128, 64, 64}, Compare: true,
 			Peer: func(i int, c *peer.Config) {
@@ -123,7 +124,7 @@ func TestAHostTakesInNoMoreThanItsDownloadLimit(t *testing.T) {
 			},
 			Each: func(i int, h *Host) {
 				if i == 0 {
-					wire = h
+					wire.Store(h)
 				}
 			},
 		}, in)
@@ -135,8 +136,8 @@ func TestAHostTakesInNoMoreThanItsDownloadLimit(t *testing.T) {
 
 func TestEachTaskIsHeldToItsLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var e *peer.Engine
-		in := &meter{read: func() int64 { s := e.Stats(); return s.Peers + s.Seeds }}
+		var e atomic.Pointer[peer.Engine]
+		in := &meter{read: func() int64 { s := e.Load().Stats(); return s.Peers + s.Seeds }}
 		watched(t, Crowd{
 			N: 2, Layers: []int{128, 128}, Compare: true,
 			Peer: func(i int, c *peer.Config) {
@@ -146,7 +147,7 @@ func TestEachTaskIsHeldToItsLimit(t *testing.T) {
 			},
 			Begun: func(i int, b *peer.Engine) {
 				if i == 1 {
-					e = b
+					e.Store(b)
 				}
 			},
 		}, in)
@@ -157,7 +158,7 @@ func TestEachTaskIsHeldToItsLimit(t *testing.T) {
 // counted counts what is read of an origin.
 type counted struct {
 	source.Origin
-	sum *int64
+	sum *atomic.Int64
 }
 
 func (c counted) Open(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
@@ -170,19 +171,19 @@ func (c counted) Open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 
 type countedBody struct {
 	io.ReadCloser
-	sum *int64
+	sum *atomic.Int64
 }
 
 func (b countedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	*b.sum += int64(n)
+	b.sum.Add(int64(n))
 	return n, err
 }
 
 func TestASeedTakesNoMoreFromOriginsThanItsLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var sum int64
-		origin := &meter{read: func() int64 { return sum }}
+		var sum atomic.Int64
+		origin := &meter{read: sum.Load}
 		out := watched(t, Crowd{
 			N: 8, K: 256, OriginRate: 100 * limit, Compare: true,
 			Peer: func(i int, c *peer.Config) {
@@ -200,9 +201,9 @@ func TestASeedTakesNoMoreFromOriginsThanItsLimit(t *testing.T) {
 
 func TestALimitChangesWhileItHolds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var e *peer.Engine
+		var e atomic.Pointer[peer.Engine]
 		begun := time.Now()
-		in := &meter{read: func() int64 { s := e.Stats(); return s.Peers + s.Seeds }}
+		in := &meter{read: func() int64 { s := e.Load().Stats(); return s.Peers + s.Seeds }}
 		out := watched(t, Crowd{
 			N: 2, K: 512, Compare: true,
 			Peer: func(i int, c *peer.Config) {
@@ -214,9 +215,9 @@ func TestALimitChangesWhileItHolds(t *testing.T) {
 				if i != 1 {
 					return
 				}
-				e = b
-				time.AfterFunc(8*time.Second-time.Since(begun), func() { e.SetLimits(peer.Limits{Download: 4 * limit}) })
-				time.AfterFunc(12*time.Second-time.Since(begun), func() { e.SetLimits(peer.Limits{}) })
+				e.Store(b)
+				time.AfterFunc(8*time.Second-time.Since(begun), func() { b.SetLimits(peer.Limits{Download: 4 * limit}) })
+				time.AfterFunc(12*time.Second-time.Since(begun), func() { b.SetLimits(peer.Limits{}) })
 			},
 		}, in)
 		second := func(i int) float64 { return float64(in.sums[(i+1)*10]-in.sums[i*10]) / limit }
