@@ -46,6 +46,8 @@ func init() {
 		"Log.Level":                  "The least important that is told: debug, info, warn or error.",
 		"Mirror.DefaultUpstream":     "The registry that is meant by a client that names none (dockerd's\nregistry-mirrors).",
 		"Mirror.Listen":              "The address of the registry mirror, to be named in hosts.toml. Beyond\nloopback, whoever reaches it can pull what the registry gives to anonymous clients,\nover plain HTTP.",
+		"Mirror.RightsLife":          "The longest that a registry's yes to one credential, for one digest of one\nrepository, is remembered. A token that ends earlier ends it; passwords, and tokens that\ndo not say when they end, count for a minute at the most. Longer spares the registry\nquestions; shorter sees sooner that it took a right away before the token ended.",
+		"Mirror.RightsUnreachable":   "Says what happens to a right that has to be renewed while its\nregistry is unreachable: refuse, or serve-cached to count it on until the token ends by\nits own word. What is served so says X-Darter-Unverified.",
 		"Node.DataDir":               "Where pieces, journals and the node's identity are kept. One process owns\nit at a time. Default: /var/lib/darter/PROGRAM for root, else darter/PROGRAM under\n$XDG_DATA_HOME or ~/.local/share.",
 		"Node.Name":                  "What people call this node in logs, status and metrics. Default: the host name.",
 		"Node.Zone":                  "The name of a place inside of which traffic is cheap: a rack, a data centre,\na cloud zone. Peers of one zone are preferred; nodes that name none are one zone.",

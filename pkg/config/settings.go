@@ -88,7 +88,30 @@ type Mirror struct {
 	// DefaultUpstream is the registry that is meant by a client that names none (dockerd's
 	// registry-mirrors).
 	DefaultUpstream string `key:"defaultUpstream" default:"docker.io"`
+	// RightsLife is the longest that a registry's yes to one credential, for one digest of one
+	// repository, is remembered. A token that ends earlier ends it; passwords, and tokens that
+	// do not say when they end, count for a minute at the most. Longer spares the registry
+	// questions; shorter sees sooner that it took a right away before the token ended.
+	RightsLife time.Duration `key:"rightsLife" default:"1h" reload:"yes"`
+	// RightsUnreachable says what happens to a right that has to be renewed while its
+	// registry is unreachable: refuse, or serve-cached to count it on until the token ends by
+	// its own word. What is served so says X-Darter-Unverified.
+	RightsUnreachable Unreachable `key:"rightsUnreachable" default:"refuse" reload:"yes"`
 }
+
+// Unreachable is refuse or serve-cached.
+type Unreachable string
+
+// ServeCached is the [Unreachable] that goes on serving.
+const ServeCached Unreachable = "serve-cached"
+
+// UnmarshalText checks what it is.
+func (u *Unreachable) UnmarshalText(b []byte) error {
+	return oneOf((*string)(u), string(b), "refuse", string(ServeCached))
+}
+
+// Unit names the kind of value in --help.
+func (Unreachable) Unit() string { return "what to do" }
 
 // API is dfdaemon's local API.
 type API struct {

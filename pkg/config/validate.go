@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/darter-io/darter/pkg/secret"
 )
@@ -24,6 +25,7 @@ func (c *Dfdaemon) Validate() error {
 		c.Cluster.finish(),
 		c.Cluster.guard("peer.listen", &c.Peer.Listen, "65002"),
 		loopbackOnly("api.listen", c.API.Listen),
+		c.Mirror.check(),
 		advertised("peer", c.Peer.Advertise),
 		c.Peer.Upload.check(),
 		c.Limits.check(),
@@ -57,6 +59,13 @@ func (c *Supernode) Validate() error {
 		c.Cache.check(),
 		c.Drain.check(),
 	)
+}
+
+func (m *Mirror) check() error {
+	if m.RightsLife < time.Second {
+		return errors.New("mirror.rightsLife: must be a second or more, or one image is asked about many times")
+	}
+	return nil
 }
 
 func (g *Gossip) check(c Cluster) error {

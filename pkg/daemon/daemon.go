@@ -86,8 +86,14 @@ func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 			return content{c}, nil
 		},
 		Upstream: d.node.Origins.Registries, Default: cfg.Mirror.DefaultUpstream, Allow: d.node.Origins.Registries.Allow, Observe: d.pulls.mirrored,
+		Vouches: d.node.Origins.Registries.Listed, Policy: policy(cfg.Mirror),
 	})
 	return d, nil
+}
+
+// policy is how long a registry's word counts in the mirror.
+func policy(m config.Mirror) registryproxy.Policy {
+	return registryproxy.Policy{RightsLife: m.RightsLife, ServeCached: m.RightsUnreachable == config.ServeCached}
 }
 
 // newClient announces to the supernodes, and to the daemon's own coordinator while none of
@@ -140,7 +146,12 @@ func (d *Daemon) Reload(settings any) error {
 	if !ok {
 		return fmt.Errorf("reloading: %T are no settings of dfdaemon", settings)
 	}
-	return d.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins})
+	if err := d.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins}); err != nil {
+		return err
+	}
+	d.proxy.SetPolicy(policy(cfg.Mirror))
+	d.proxy.Forget() // what was said to credentials that may be others now
+	return nil
 }
 
 // Close gives back what [New] took, for a daemon that never ran.

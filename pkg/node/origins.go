@@ -41,6 +41,9 @@ func (r *Registries) Forward(ctx context.Context, q source.Question) (*http.Resp
 // Allow returns nil for a registry that may be asked; see [registry.Client.Allow].
 func (r *Registries) Allow(name string) error { return r.now.Load().Allow(name) }
 
+// Listed reports whether the operator listed a registry; see [registry.Client.Listed].
+func (r *Registries) Listed(name string) bool { return r.now.Load().Listed(name) }
+
 // CloseIdleConnections ends the connections that no request uses.
 func (r *Registries) CloseIdleConnections() { r.now.Load().CloseIdleConnections() }
 

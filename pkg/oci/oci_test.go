@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/task"
 )
 
 func TestEveryNameOfARegistryHasOneSpelling(t *testing.T) {
@@ -278,6 +279,46 @@ func FuzzSniffManifest(f *testing.F) {
 		if got := oci.SniffManifest(content); got != "" {
 			require.True(t, oci.NamesContent(got))
 			require.LessOrEqual(t, len(got), 255)
+		}
+	})
+}
+
+func TestAManifestRefersToWhatItsRegistryMustHave(t *testing.T) {
+	digest := func(c string) string { return "sha256:" + strings.Repeat(c, 64) }
+	for name, c := range map[string]struct {
+		content string
+		want    []oci.Reference
+	}{
+		"an image": {
+			`{"config":{"mediaType":"c","digest":"` + digest("a") + `","size":5},"layers":[{"mediaType":"l","digest":"` + digest("b") + `","size":7}],"subject":{"digest":"` + digest("c") + `"}}`,
+			[]oci.Reference{{ID: task.ID(digest("a")), Size: 5, MediaType: "c"}, {ID: task.ID(digest("b")), Size: 7, MediaType: "l"}},
+		},
+		"an index": {
+			`{"manifests":[{"mediaType":"m","digest":"` + digest("a") + `","size":5}]}`,
+			[]oci.Reference{{ID: task.ID(digest("a")), Size: 5, MediaType: "m", Manifest: true}},
+		},
+		"layers from elsewhere": {
+			`{"layers":[{"digest":"` + digest("a") + `","urls":["https://x"]},{"digest":"` + digest("b") + `","mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar"},` +
+				`{"digest":"` + digest("c") + `","mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"}]}`, nil,
+		},
+		"nonsense in it": {`{"layers":[{"digest":"sha256:x"},{"digest":"` + digest("a") + `","size":-1},{}]}`, nil},
+		"no manifest":    {`[1]`, nil},
+		"nothing":        {``, nil},
+	} {
+		assert.Equal(t, c.want, oci.References([]byte(c.content)), name)
+	}
+	many := `{"layers":[` + strings.Repeat(`{"digest":"`+digest("a")+`"},`, oci.ReferencesMax+1) + `{}]}`
+	assert.Len(t, oci.References([]byte(many)), oci.ReferencesMax)
+}
+
+func FuzzReferences(f *testing.F) {
+	f.Add([]byte(`{"config":{"digest":"sha256:` + strings.Repeat("a", 64) + `","size":5},"layers":[{"urls":["x"]}],"manifests":[{}]}`))
+	f.Add([]byte(`{"manifests":null,"layers":{}}`))
+	f.Fuzz(func(t *testing.T, content []byte) {
+		for _, r := range oci.References(content) {
+			if _, err := oci.ParseDigest(string(r.ID)); err != nil || r.Size < 0 {
+				t.Fatalf("%+v: %v", r, err)
+			}
 		}
 	})
 }

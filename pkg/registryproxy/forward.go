@@ -30,12 +30,12 @@ func (x *exchange) forward() *refusal {
 		}
 		return nil
 	}
-	res, refused := x.upstream(x.r.Method, "")
+	res, refused := x.upstream()
 	if refused != nil {
 		return refused
 	}
 	if res.StatusCode >= 400 && x.t.endpoint != endpointBase {
-		return x.answered(res)
+		return x.answered(refusalOf(res))
 	}
 	defer res.Body.Close()
 	if res.StatusCode >= 300 && res.StatusCode < 400 {

@@ -72,6 +72,11 @@ type Config struct {
 	// operator how to allow it. Nil allows every registry: then whoever reaches the mirror
 	// can make it ask any host.
 	Allow func(upstream string) error
+	// Vouches reports whether a registry's manifests are believed when they say what belongs
+	// to them; nil believes those of every registry that is allowed.
+	Vouches func(upstream string) bool
+	// Policy is what may be remembered, and for how long; see [Proxy.SetPolicy].
+	Policy Policy
 	// Observe is told of every request when it has ended; nil tells nobody. It must not
 	// block.
 	Observe func(Pull)
@@ -83,6 +88,23 @@ type Config struct {
 	// refused blob as the end of the pull. Default 60 s.
 	Hold time.Duration
 }
+
+// Policy is how long a registry's word counts.
+type Policy struct {
+	// RightsLife is the longest that a registry's yes to one credential for one digest of one
+	// repository counts; a token that ends earlier ends it, and without a token that says
+	// when it ends it is a minute at the most. Longer spares HEADs, shorter sees sooner that
+	// a registry took a right away before the token ended. Default 1 h.
+	RightsLife time.Duration
+	// ServeCached lets a yes count on, while the registry is unreachable, until the token
+	// ends by its own word. Without it such clients are refused, for the registry might
+	// have changed its mind.
+	ServeCached bool
+}
+
+// HeaderUnverified tells that the registry was unreachable and a former consent of it, which
+// would have to be renewed, was counted.
+const HeaderUnverified = "X-Darter-Unverified"
 
 // Pull is what became of one request.
 type Pull struct {
@@ -98,6 +120,8 @@ type Pull struct {
 	Client string // User-Agent
 	// Status is what the client was told; 499 when it left before.
 	Status int
+	// Unverified says that the client's right was counted although it was to be renewed.
+	Unverified bool
 	// Ranged says that one window was served and not the whole.
 	Ranged bool
 	// Bytes of the body that were sent.
@@ -116,6 +140,7 @@ type Pull struct {
 type Proxy struct {
 	cfg    Config
 	router *mux.Router
+	desk   *desk
 }
 
 // New returns a Proxy with the given settings and their defaults.
@@ -129,14 +154,31 @@ func New(cfg Config) *Proxy {
 	if cfg.Allow == nil {
 		cfg.Allow = func(string) error { return nil }
 	}
+	if cfg.Vouches == nil {
+		cfg.Vouches = func(string) bool { return true }
+	}
 	if cfg.Observe == nil {
 		cfg.Observe = func(Pull) {}
 	}
 	// A router of our own: v2.Router is shared by the whole process.
 	router := v2.RouterWithPrefix("")
 	router.Path(referrersPath).Name(routeReferrers)
-	return &Proxy{cfg: cfg, router: router}
+	p := &Proxy{cfg: cfg, router: router, desk: &desk{upstream: cfg.Upstream}}
+	p.SetPolicy(cfg.Policy)
+	return p
 }
+
+// SetPolicy changes what may be remembered from now on.
+func (p *Proxy) SetPolicy(policy Policy) {
+	if policy.RightsLife <= 0 {
+		policy.RightsLife = time.Hour
+	}
+	p.desk.policy.Store(&policy)
+}
+
+// Forget drops all that registries have said, as when they are asked in another way from now
+// on.
+func (p *Proxy) Forget() { p.desk.rights.clear() }
 
 // statusGone is what logs say of a client that left, by a convention of nginx.
 const statusGone = 499

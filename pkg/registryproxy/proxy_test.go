@@ -265,7 +265,6 @@ func TestAClientThatTakesUpNoChallengeGetsWhatIsPublic(t *testing.T) {
 		w.Header().Set("WWW-Authenticate", fmt.Sprintf("Bearer anonymous=%v", q.Anonymous))
 		w.WriteHeader(http.StatusUnauthorized)
 	}}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
 	for _, c := range []struct {
 		target, authorization string
 		status, asked         int
@@ -279,6 +278,7 @@ func TestAClientThatTakesUpNoChallengeGetsWhatIsPublic(t *testing.T) {
 		{"/v2/", "", 401, 1},
 	} {
 		up.asked = nil
+		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
 		res := ask(p, http.MethodGet, c.target, "Authorization", c.authorization)
 		assert.Equal(t, c.status, res.StatusCode, c.target)
 		assert.Len(t, up.asked, c.asked, c.target)

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"unicode/utf8"
@@ -75,16 +74,12 @@ func codeFor(status int, endpoint string) errcode.ErrorCode {
 var passedOn = []string{"WWW-Authenticate", "Retry-After"}
 
 // answered turns a registry's refusal into ours.
-func (x *exchange) answered(res *http.Response) *refusal {
-	defer res.Body.Close()
-	body, _ := io.ReadAll(io.LimitReader(res.Body, api.FailureMax))
-	e := x.worded(res.StatusCode, body)
-	for _, k := range passedOn {
-		if v := res.Header.Values(k); len(v) > 0 {
-			e.header[http.CanonicalHeaderKey(k)] = v
-		}
+func (x *exchange) answered(s saying) *refusal {
+	e := x.worded(s.status, s.body)
+	for k, v := range s.header {
+		e.header[k] = v
 	}
-	e.message = fmt.Sprintf("%s answered %d %s to %s", x.t.upstream, res.StatusCode, http.StatusText(res.StatusCode), x.t.path())
+	e.message = fmt.Sprintf("%s answered %d %s to %s", x.t.upstream, s.status, http.StatusText(s.status), x.t.path())
 	return e
 }
 

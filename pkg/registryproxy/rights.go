@@ -1,88 +1,75 @@
 package registryproxy
 
 import (
-	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/source"
-	"github.com/darter-io/darter/pkg/task"
 )
 
-// verdict is a registry's consent: this client may have this content of this repository.
-// It holds what the registry said of the content meanwhile.
-type verdict struct {
-	id task.ID
-	// length in bytes, 0 when the registry did not tell.
-	length int64
-	// mediaType to the letter, empty when the registry did not tell.
-	mediaType string
-}
-
-// ask puts the client's question to the registry, with the client's own credentials: may
-// it have this manifest or blob, and which content is meant. Everything that is known
-// about rights and tags comes from here, so this is where to remember answers.
-func (x *exchange) ask() (verdict, *refusal) {
-	res, refused := x.upstream(http.MethodHead, "")
-	if refused != nil {
-		return verdict{}, refused
+// ask answers the client's own question: may it have this manifest or blob, and which
+// content is meant. Everything that is known about rights and tags comes through here.
+func (x *exchange) ask() (right, *refusal) {
+	q := x.question()
+	if q.id != "" {
+		return x.right(q)
 	}
-	res.Body.Close()
-	// A registry that does not speak HEAD is asked by GET, for one byte of a blob.
-	noHead := res.StatusCode == http.StatusMethodNotAllowed || res.StatusCode == http.StatusNotImplemented
-	if noHead && x.t.endpoint == endpointBlob {
-		if res, refused = x.upstream(http.MethodGet, "bytes=0-0"); refused != nil {
-			return verdict{}, refused
-		}
-		res.Body.Close()
-	}
-	if noHead && x.t.endpoint == endpointManifest {
-		return x.askByGet()
-	}
-	if res.StatusCode >= 400 {
-		return verdict{}, x.answered(res)
-	}
-	v := verdict{id: x.t.id}
-	if res.StatusCode == http.StatusOK && res.Header.Get("Content-Encoding") == "" {
-		v.length, v.mediaType = max(res.ContentLength, 0), res.Header.Get("Content-Type")
-	}
-	if v.id == "" {
-		id, err := oci.ParseDigest(res.Header.Get("Docker-Content-Digest"))
-		if err != nil {
-			return x.askByGet()
-		}
-		v.id = id
-	}
-	return v, nil
-}
-
-// askByGet reads a manifest, because the registry does not tell its digest otherwise.
-func (x *exchange) askByGet() (verdict, *refusal) {
-	res, refused := x.upstream(http.MethodGet, "")
-	if refused != nil {
-		return verdict{}, refused
-	}
-	if res.StatusCode != http.StatusOK {
-		return verdict{}, x.answered(res)
-	}
-	defer res.Body.Close()
-	content, err := io.ReadAll(io.LimitReader(res.Body, oci.ManifestMax+1))
+	s, err := x.desk.ask(x.ctx, q)
 	if err != nil {
-		return verdict{}, x.unreached(fmt.Errorf("reading %s of %s: %w", x.t.path(), x.t.upstream, err))
+		return right{}, x.failed(err)
 	}
-	if len(content) > oci.ManifestMax {
-		return verdict{}, refuse(http.StatusBadGateway, "%s of %s is larger than the %d bytes that a manifest may have", x.t.path(), x.t.upstream, oci.ManifestMax)
-	}
-	v := verdict{id: x.t.id, length: int64(len(content)), mediaType: res.Header.Get("Content-Type")}
-	if v.id == "" {
-		v.id = oci.DigestOf(content)
-	}
-	return v, nil
+	return x.said(s)
 }
 
-// upstream sends one request for the target to its registry.
-func (x *exchange) upstream(method, byteRange string) (*http.Response, *refusal) {
+// right answers whether the client may have a digest: from what the registry has said to the
+// same credential of the same repository, or else by asking it.
+func (x *exchange) right(q question) (right, *refusal) {
+	r, counts, known := x.desk.rights.get(q.holder(), object{q.endpoint, q.id}, time.Now())
+	if counts {
+		return r, nil
+	}
+	s, err := x.desk.ask(x.ctx, q)
+	if err != nil {
+		return right{}, x.failed(err)
+	}
+	if known && s.down() && x.desk.policy.Load().ServeCached {
+		x.pull.Unverified = true
+		x.w.Header().Set(HeaderUnverified, "registry unreachable")
+		return r, nil
+	}
+	return x.said(s)
+}
+
+// said turns what a registry said into the client's right or refusal.
+func (x *exchange) said(s saying) (right, *refusal) {
+	switch {
+	case s.err != nil:
+		return right{}, x.unreached(s.err)
+	case s.status != 0:
+		return right{}, x.answered(s)
+	}
+	return s.right, nil
+}
+
+// question is the client's own, of a manifest or blob.
+func (x *exchange) question() question {
+	return question{
+		upstream: x.t.upstream, repository: x.t.repository, endpoint: x.t.endpoint, reference: x.t.reference, id: x.t.id, accept: x.accept(),
+		authorization: x.r.Header.Get("Authorization"), anonymous: x.anonymous(),
+	}
+}
+
+// anonymous says to ask with the token that anybody gets. Podman and its kin, who name no
+// namespace, take up no challenge but the version check's, and would get no public image
+// where everybody needs a token.
+func (x *exchange) anonymous() bool {
+	return x.r.Header.Get("Authorization") == "" && x.t.namespace == "" && x.t.endpoint != endpointBase
+}
+
+// upstream passes one request for what is not content to its registry.
+func (x *exchange) upstream() (*http.Response, *refusal) {
 	h := http.Header{}
 	if v := x.r.Header.Get("Authorization"); v != "" {
 		h.Set("Authorization", v)
@@ -90,28 +77,15 @@ func (x *exchange) upstream(method, byteRange string) (*http.Response, *refusal)
 	if v := x.accept(); len(v) > 0 {
 		h["Accept"] = v
 	}
-	if byteRange != "" {
-		h.Set("Range", byteRange)
-	}
-	req := source.Question{Upstream: x.t.upstream, Method: method, Path: x.t.path(), Header: h}
+	req := source.Question{Upstream: x.t.upstream, Method: x.r.Method, Path: x.t.path(), Header: h, Anonymous: x.anonymous()}
 	if x.t.endpoint == endpointTags || x.t.endpoint == endpointReferrers {
 		query := x.r.URL.Query()
 		query.Del("ns")
 		req.Query = query.Encode()
 	}
-	// Podman and its kin, who name no namespace, take up no challenge but the version
-	// check's, and would get no public image where everybody needs a token.
-	req.Anonymous = h.Get("Authorization") == "" && x.t.namespace == "" && x.t.endpoint != endpointBase
-	res, err := x.cfg.Upstream.Forward(x.ctx, req)
-	if req.Anonymous && (err != nil || res.StatusCode == http.StatusUnauthorized || res.StatusCode == http.StatusForbidden) {
-		if err == nil {
-			res.Body.Close()
-		}
-		req.Anonymous = false
-		res, err = x.cfg.Upstream.Forward(x.ctx, req)
-	}
+	res, err := forward(x.ctx, x.cfg.Upstream, req)
 	if err != nil {
-		return nil, x.unreached(fmt.Errorf("asking %s: %s %s: %w", x.t.upstream, method, req.Path, err))
+		return nil, x.unreached(err)
 	}
 	return res, nil
 }
@@ -123,4 +97,33 @@ func (x *exchange) accept() []string {
 		return oci.ManifestTypes()
 	}
 	return accept
+}
+
+// adopt lets a manifest that the client may have vouch for what it names: its config, its
+// layers, its manifests, in the same repository, for the same credential, as long as the
+// right to the manifest counts. It spares a HEAD for each of them.
+func (x *exchange) adopt(r right, manifest []byte) {
+	if r.children || !x.cfg.Vouches(x.t.upstream) || oci.DigestOf(manifest) != r.id {
+		return
+	}
+	var named []right
+	for _, ref := range oci.References(manifest) {
+		n := right{verdict: verdict{id: ref.ID, length: ref.Size, named: true}, object: object{endpointBlob, ref.ID}}
+		if ref.Manifest {
+			n.mediaType, n.object.endpoint = ref.MediaType, endpointManifest
+		}
+		named = append(named, n)
+	}
+	x.desk.rights.adopt(r, named)
+}
+
+// readManifest reads a whole manifest that is open, nil when it is larger than one may be.
+func (x *exchange) readManifest(content Content) ([]byte, error) {
+	total := content.Facts().Length
+	if total > oci.ManifestMax {
+		return nil, nil
+	}
+	r := content.NewReader(x.ctx, 0, total)
+	defer r.Close()
+	return io.ReadAll(r)
 }

@@ -38,44 +38,54 @@ func (x *exchange) serveContent() *refusal {
 		return nil
 	}
 	// To tell a content's size is no reason to download it.
-	if x.r.Method == http.MethodHead && v.length > 0 && (x.t.endpoint == endpointBlob || oci.NamesContent(v.mediaType)) {
+	if x.r.Method == http.MethodHead && (v.length > 0 || v.named) && (x.t.endpoint == endpointBlob || oci.NamesContent(v.mediaType)) {
 		x.head(x.mediaType(v.mediaType, ""), v.length)
 		return nil
 	}
 
 	spec := task.Spec{
-		ID: v.id, Kind: x.t.kind(), Upstream: x.t.upstream, Repository: x.t.repository, Length: v.length,
+		ID: v.id, Kind: x.t.kind(), Upstream: x.t.upstream, Repository: x.t.repository,
 		Authorization: secret.String(x.r.Header.Get("Authorization")),
 	}
 	if spec.Kind == task.Manifest {
 		spec.Accept = x.accept()
 	}
+	if !v.named {
+		// A manifest's word on the size of another content is not the registry's, and a
+		// wrong one would fail the content for everybody.
+		spec.Length = v.length
+	}
 	content, err := x.cfg.Open(x.ctx, spec)
 	var f *api.Failure
 	if errors.As(err, &f) && (f.Status == http.StatusUnauthorized || f.Status == http.StatusForbidden) {
-		// The registry has just consented to this client, so the refusal may be meant for
-		// whoever began the download with credentials that have ended since.
+		// The registry has consented to this client, so the refusal may be meant for whoever
+		// began the download with credentials that have ended since.
 		content, err = x.cfg.Open(x.ctx, spec)
+	}
+	if errors.As(err, &f) && f.Status == http.StatusUnauthorized {
+		x.desk.rights.dropHolder(v.holder) // it was told to come with others
 	}
 	if err != nil {
 		return x.failed(fmt.Errorf("opening %s: %w", x.t.path(), err))
 	}
 	x.pull.Content = content // closed when it was observed
+	if refused := x.prove(content, v); refused != nil {
+		return refused
+	}
 	return x.send(content, v)
 }
 
 // send writes an open content, or the window of it that the client asked for.
-func (x *exchange) send(content Content, v verdict) *refusal {
+func (x *exchange) send(content Content, v right) *refusal {
 	total := content.Facts().Length
 	mediaType := x.mediaType(v.mediaType, content.Facts().MediaType)
-	if mediaType == "" {
-		head := content.NewReader(x.ctx, 0, min(total, oci.ManifestMax))
-		manifest, err := io.ReadAll(head)
-		head.Close()
+	if x.t.endpoint == endpointManifest && (mediaType == "" || !v.children) {
+		manifest, err := x.readManifest(content)
 		if err != nil {
 			return x.failed(fmt.Errorf("reading %s: %w", x.t.path(), err))
 		}
-		mediaType = cmp.Or(oci.SniffManifest(manifest), "application/json")
+		x.adopt(v, manifest)
+		mediaType = cmp.Or(mediaType, oci.SniffManifest(manifest), "application/json")
 	}
 	if x.r.Method == http.MethodHead {
 		x.head(mediaType, total)

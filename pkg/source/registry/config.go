@@ -183,6 +183,13 @@ func (c *Client) Allow(name string) error {
 	return err
 }
 
+// Listed reports whether the operator listed a registry, so that its word on what it holds
+// counts; one that is merely not forbidden may be anybody's.
+func (c *Client) Listed(name string) bool {
+	host, err := oci.ParseHost(name)
+	return err == nil && c.listed[host] != nil
+}
+
 // Upstreams lists the registries by name, those not listed by the operator left out.
 func (c *Client) Upstreams() []string {
 	out := make([]string, 0, len(c.listed))

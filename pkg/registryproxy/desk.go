@@ -1,0 +1,209 @@
+package registryproxy
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// question is what a client wants to know of a registry: may it have this, and which
+// content is meant.
+type question struct {
+	upstream, repository string
+	// endpoint is a manifest's or a blob's.
+	endpoint string
+	// reference is a tag or a digest; id is the digest's task and empty for a tag.
+	reference string
+	id        task.ID
+	accept    []string
+	// authorization is the client's own, a secret.
+	authorization string
+	// anonymous asks with the token that anybody gets, where there is no authorization.
+	anonymous bool
+}
+
+func (q question) path() string {
+	return target{endpoint: q.endpoint, repository: q.repository, reference: q.reference}.path()
+}
+
+func (q question) holder() holder {
+	return holder{credentialOf(q.authorization), q.upstream, q.repository}
+}
+
+// questionKey tells questions apart that may be answered differently.
+type questionKey struct {
+	holder                      holder
+	endpoint, reference, accept string
+	anonymous                   bool
+}
+
+func (q question) key() questionKey {
+	return questionKey{q.holder(), q.endpoint, q.reference, strings.Join(q.accept, ","), q.anonymous}
+}
+
+// saying is what a registry said to a question: a right, a refusal, or nothing.
+type saying struct {
+	right right
+	// status, header and body of a refusal, in the registry's own words; status is 0 for a
+	// consent.
+	status int
+	header http.Header
+	body   []byte
+	// err says why there was no answer at all.
+	err error
+}
+
+// down reports whether the registry did not answer, or only something in front of it did.
+func (s saying) down() bool {
+	switch s.status {
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return true
+	}
+	return s.err != nil
+}
+
+// desk asks registries about rights and tags, each question once however many wait for the
+// answer, and remembers what they said.
+type desk struct {
+	upstream Upstream
+	policy   atomic.Pointer[Policy]
+	rights   verdicts
+	asking   flights[questionKey, saying]
+}
+
+// ask brings the registry's word on a question, asking together with others who want to
+// know the same. The error is the cause of ctx's end.
+func (d *desk) ask(ctx context.Context, q question) (saying, error) {
+	return d.asking.do(ctx, q.key(), func(ctx context.Context) saying { return d.put(ctx, q) })
+}
+
+// put puts a question and remembers the answer.
+func (d *desk) put(ctx context.Context, q question) saying {
+	s := d.head(ctx, q)
+	h := q.holder()
+	switch {
+	case s.err != nil:
+	case s.status == 0:
+		s.right.holder, s.right.object = h, object{q.endpoint, s.right.id}
+		s.right.until, s.right.end = lifeOf(q.authorization, time.Now(), d.policy.Load().RightsLife)
+		d.rights.put(s.right)
+	case s.status == http.StatusUnauthorized && (q.authorization != "" || q.anonymous):
+		d.rights.dropHolder(h)
+	case q.id != "" && (s.status == http.StatusForbidden || s.status == http.StatusNotFound):
+		d.rights.drop(h, object{q.endpoint, q.id})
+	}
+	return s
+}
+
+// head asks by HEAD, or by what a registry takes instead of it.
+func (d *desk) head(ctx context.Context, q question) saying {
+	res, err := d.send(ctx, q, http.MethodHead, "")
+	if err != nil {
+		return saying{err: err}
+	}
+	res.Body.Close()
+	// A registry that does not speak HEAD is asked by GET, for one byte of a blob.
+	noHead := res.StatusCode == http.StatusMethodNotAllowed || res.StatusCode == http.StatusNotImplemented
+	if noHead && q.endpoint == endpointBlob {
+		if res, err = d.send(ctx, q, http.MethodGet, "bytes=0-0"); err != nil {
+			return saying{err: err}
+		}
+		res.Body.Close()
+	}
+	if noHead && q.endpoint == endpointManifest {
+		return d.get(ctx, q)
+	}
+	if res.StatusCode >= 400 {
+		return refusalOf(res)
+	}
+	v := verdict{id: q.id}
+	if res.StatusCode == http.StatusOK && res.Header.Get("Content-Encoding") == "" {
+		v.length, v.mediaType = max(res.ContentLength, 0), res.Header.Get("Content-Type")
+	}
+	if v.id == "" {
+		id, err := oci.ParseDigest(res.Header.Get("Docker-Content-Digest"))
+		if err != nil {
+			return d.get(ctx, q)
+		}
+		v.id = id
+	}
+	return saying{right: right{verdict: v}}
+}
+
+// get reads a manifest, because the registry does not tell its digest otherwise.
+func (d *desk) get(ctx context.Context, q question) saying {
+	res, err := d.send(ctx, q, http.MethodGet, "")
+	if err != nil {
+		return saying{err: err}
+	}
+	if res.StatusCode != http.StatusOK {
+		return refusalOf(res)
+	}
+	defer res.Body.Close()
+	content, err := io.ReadAll(io.LimitReader(res.Body, oci.ManifestMax+1))
+	if err != nil {
+		return saying{err: fmt.Errorf("reading %s of %s: %w", q.path(), q.upstream, err)}
+	}
+	if len(content) > oci.ManifestMax {
+		return saying{err: fmt.Errorf("%s of %s is larger than the %d bytes that a manifest may have", q.path(), q.upstream, oci.ManifestMax)}
+	}
+	v := verdict{id: q.id, length: int64(len(content)), mediaType: res.Header.Get("Content-Type")}
+	if v.id == "" {
+		v.id = oci.DigestOf(content)
+	}
+	return saying{right: right{verdict: v}}
+}
+
+// refusalOf keeps a registry's refusal; it closes the body.
+func refusalOf(res *http.Response) saying {
+	defer res.Body.Close()
+	s := saying{status: res.StatusCode, header: http.Header{}}
+	s.body, _ = io.ReadAll(io.LimitReader(res.Body, api.FailureMax))
+	for _, k := range passedOn {
+		if v := res.Header.Values(k); len(v) > 0 {
+			s.header[http.CanonicalHeaderKey(k)] = v
+		}
+	}
+	return s
+}
+
+// send sends one request of a question to its registry.
+func (d *desk) send(ctx context.Context, q question, method, byteRange string) (*http.Response, error) {
+	h := http.Header{}
+	if q.authorization != "" {
+		h.Set("Authorization", q.authorization)
+	}
+	if len(q.accept) > 0 {
+		h["Accept"] = q.accept
+	}
+	if byteRange != "" {
+		h.Set("Range", byteRange)
+	}
+	return forward(ctx, d.upstream, source.Question{Upstream: q.upstream, Method: method, Path: q.path(), Header: h, Anonymous: q.anonymous})
+}
+
+// forward asks an upstream. A question that may be asked as anybody is asked again as nobody
+// when it is refused: then the registry's challenge to the client itself is the answer.
+func forward(ctx context.Context, u Upstream, q source.Question) (*http.Response, error) {
+	res, err := u.Forward(ctx, q)
+	if q.Anonymous && (err != nil || res.StatusCode == http.StatusUnauthorized || res.StatusCode == http.StatusForbidden) {
+		if err == nil {
+			res.Body.Close()
+		}
+		q.Anonymous = false
+		res, err = u.Forward(ctx, q)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("asking %s: %s %s: %w", q.Upstream, q.Method, q.Path, err)
+	}
+	return res, nil
+}
