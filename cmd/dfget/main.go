@@ -77,6 +77,7 @@ until then it stands in FILE.part, and the same command takes up what Ctrl-C int
 		},
 	}
 	form.Bind(cmd.Flags())
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return config.FlagError(cmd.Flags(), err) })
 	cmd.Flags().BoolVar(&printConfig, "print-config", false, "print the settings in force, secrets redacted, and end")
 	cmd.AddCommand(&cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,

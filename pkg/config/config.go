@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -211,17 +212,23 @@ func (f *Form) Print(w io.Writer) error {
 	return enc.Close()
 }
 
-// Changed reports which keys differ between this form and a newer one of the same
+// Change is a setting that differs between two forms; its values are as they may be printed,
+// a secret redacted.
+type Change struct{ Key, Was, Is string }
+
+// Changed reports which settings differ between this form and a newer one of the same
 // program: those that can change in a running program, and those that need a restart.
-func (f *Form) Changed(newer *Form) (now, restart []string) {
+func (f *Form) Changed(newer *Form) (now, restart []Change) {
 	for i, s := range f.settings {
-		if s.text() == newer.settings[i].text() {
+		other := newer.settings[i]
+		if reflect.DeepEqual(s.value.Interface(), other.value.Interface()) {
 			continue
 		}
+		c := Change{s.key, s.text(), other.text()}
 		if s.reload {
-			now = append(now, s.key)
+			now = append(now, c)
 		} else {
-			restart = append(restart, s.key)
+			restart = append(restart, c)
 		}
 	}
 	return now, restart

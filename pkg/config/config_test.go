@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,7 +31,7 @@ func load[T any](t *testing.T, program, file string, environ, args []string) (*T
 		args = append(args, "--config", path)
 	}
 	if err := fs.Parse(args); err != nil {
-		return cfg, form, err
+		return cfg, form, FlagError(fs, err)
 	}
 	return cfg, form, form.Load(environ)
 }
@@ -116,7 +117,11 @@ func TestWhatNobodyKnowsIsRefusedWithTheNearestName(t *testing.T) {
 		{"key of an upstream", "upstreams:\n- host: a.b\n  plainhttp: true\n", nil, nil, `entry 1: unknown key "plainhttp"; did you mean "plainHTTP"?`},
 		{"nothing near", "zebra: 1\n", nil, nil, `unknown key "zebra"`},
 		{"variable", "", []string{"DARTER_CACHE_QOUTA=1GiB"}, nil, `unknown environment variable DARTER_CACHE_QOUTA; did you mean "DARTER_CACHE_QUOTA"?`},
-		{"flag", "", nil, []string{"--cache-qouta=1GiB"}, "unknown flag: --cache-qouta"},
+		{"variable without its section", "", []string{"DARTER_QUOTA=1GiB"}, nil, `unknown environment variable DARTER_QUOTA; did you mean "DARTER_CACHE_QUOTA"?`},
+		{"flag", "", nil, []string{"--cache-qouta=1GiB"}, "unknown flag: --cache-qouta; did you mean --cache-quota?"},
+		{"flag without its section", "", nil, []string{"--quota=1GiB"}, "unknown flag: --quota; did you mean --cache-quota?"},
+		{"flag in the file's spelling", "", nil, []string{"--cache.highWater=1"}, "did you mean --cache-high-water?"},
+		{"flag that is nothing", "", nil, []string{"--zebra=1"}, "unknown flag: --zebra"},
 		{"level", "log: {level: wran}\n", nil, nil, `"wran" is none of debug, info, warn, error; did you mean "warn"?`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -322,8 +327,17 @@ func TestAReloadTellsWhatChangesNowAndWhatNeedsARestart(t *testing.T) {
 	_, after, err := load[Dfdaemon](t, "dfdaemon", "cluster: {secret: "+someSecret+"2}\nlog: {level: debug}\npeer: {listen: ':7'}", nil, nil)
 	require.NoError(t, err)
 	now, restart := before.Changed(after)
-	assert.Equal(t, []string{"log.level"}, now)
-	assert.Equal(t, []string{"peer.listen", "cluster.secret"}, restart)
+	assert.Equal(t, []Change{{"log.level", "info", "debug"}}, now)
+	assert.Equal(t, []Change{{"peer.listen", ":65002", ":7"}, {"cluster.secret", "'[redacted]'", "'[redacted]'"}}, restart)
+	_, after, err = load[Dfdaemon](t, "dfdaemon", "cluster: {secret: "+someSecret+"}\nupstreams: [{host: a.b, proxy: 'http://u:p1@x'}]\nfiles: {allowHosts: [a.b, c.d], proxy: 'http://u:p1@x'}", nil, nil)
+	require.NoError(t, err)
+	_, other, err := load[Dfdaemon](t, "dfdaemon", "cluster: {secret: "+someSecret+"}\nupstreams: [{host: a.b, proxy: 'http://u:p2@x'}]\nfiles: {allowHosts: [a.b], proxy: 'http://u:p2@x'}", nil, nil)
+	require.NoError(t, err)
+	now, restart = after.Changed(other)
+	assert.Empty(t, restart)
+	require.Len(t, now, 3, "another password alone is a change, too: %v", now)
+	assert.NotContains(t, fmt.Sprint(now), "p1")
+	assert.Equal(t, Change{"files.allowHosts", "[a.b, c.d]", "[a.b]"}, now[1])
 	now, restart = before.Changed(before)
 	assert.Empty(t, now)
 	assert.Empty(t, restart)

@@ -1,27 +1,59 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/spf13/pflag"
 )
 
-// suggest names the candidate nearest to a wrong name, when one is near enough to be meant.
+// suggest asks whether the candidate nearest to a wrong name was meant.
 func suggest(wrong string, candidates []string) string {
+	if near := nearest(wrong, candidates); near != "" {
+		return fmt.Sprintf("; did you mean %q?", near)
+	}
+	return ""
+}
+
+// nearest is the candidate nearest to a wrong name, when one is near enough to be meant.
+func nearest(wrong string, candidates []string) string {
 	best, distance := "", max(2, len(wrong)/3)+1
 	for _, c := range candidates {
 		d := editDistance(strings.ToLower(wrong), strings.ToLower(c))
-		// "quota" at the top level means cache.quota.
-		if last := c[strings.LastIndex(c, delim)+1:]; strings.EqualFold(last, wrong[strings.LastIndex(wrong, delim)+1:]) {
+		// "quota" at the top level means cache.quota, and --quota means --cache-quota.
+		if last := c[strings.LastIndex(c, delim)+1:]; strings.EqualFold(last, wrong[strings.LastIndex(wrong, delim)+1:]) || endsIn(c, wrong) {
 			d = min(d, 1)
 		}
 		if d < distance {
 			best, distance = c, d
 		}
 	}
-	if best == "" {
-		return ""
+	return best
+}
+
+// endsIn reports whether the last words of a flag or a variable are those of another.
+func endsIn(c, wrong string) bool {
+	c, wrong = strings.ToLower(strings.TrimPrefix(c, EnvPrefix)), strings.ToLower(strings.TrimPrefix(wrong, EnvPrefix))
+	return strings.HasSuffix(c, "-"+wrong) || strings.HasSuffix(c, "_"+wrong)
+}
+
+// FlagError adds to the error of an unknown flag the name of the nearest one.
+func FlagError(flags *pflag.FlagSet, err error) error {
+	var unknown *pflag.NotExistError
+	if !errors.As(err, &unknown) || unknown.GetSpecifiedShortnames() != "" {
+		return err
 	}
-	return fmt.Sprintf("; did you mean %q?", best)
+	var names []string
+	flags.VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden {
+			names = append(names, f.Name)
+		}
+	})
+	if near := nearest(unknown.GetSpecifiedName(), names); near != "" {
+		return fmt.Errorf("%w; did you mean --%s?", err, near)
+	}
+	return err
 }
 
 // editDistance counts the letters to insert, delete, replace or swap with their neighbour

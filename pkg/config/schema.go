@@ -370,12 +370,15 @@ func (s *setting) print(root *yaml.Node) {
 	root.Content = append(root.Content, name, value)
 }
 
-// text is the value for comparison: unlike node it shows a secret, so it is never printed.
+// text is the value in one line, as a person would write it in a file; a secret is redacted.
 func (s *setting) text() string {
-	if v, ok := s.value.Interface().(secret.String); ok {
-		return v.Reveal()
+	n := node(s.value)
+	n.Style = yaml.FlowStyle
+	b, err := yaml.Marshal(n)
+	if err != nil {
+		return err.Error()
 	}
-	return fmt.Sprintf("%+v", s.value.Interface())
+	return strings.TrimSpace(string(b))
 }
 
 func sortedKeys(m map[string]any) []string { return slices.Sorted(maps.Keys(m)) }

@@ -294,16 +294,16 @@ type Files struct {
 	// AllowHosts are the hosts that files may come from; *.example.com stands for all hosts
 	// under it and * for every host. Whoever reaches a node's local API can make that node,
 	// and the supernode that leads the download, ask any of them.
-	AllowHosts []string `key:"allowHosts" default:"*"`
+	AllowHosts []string `key:"allowHosts" default:"*" reload:"yes"`
 	// AllowAddresses are networks that files may come from although nobody should be led
 	// there by accident: loopback, link-local (where clouds keep the metadata and the
 	// credentials of a machine), multicast. Written 127.0.0.0/8 or [fe80::]/10.
-	AllowAddresses []Network `key:"allowAddresses"`
+	AllowAddresses []Network `key:"allowAddresses" reload:"yes"`
 	// CA is a file of PEM certificates to trust besides the system's when files are fetched.
-	CA string `key:"ca"`
+	CA string `key:"ca" reload:"yes"`
 	// Proxy is the URL of an HTTP proxy for files, or "none". Default: what HTTPS_PROXY,
 	// HTTP_PROXY and NO_PROXY say.
-	Proxy secret.String `key:"proxy"`
+	Proxy secret.String `key:"proxy" reload:"yes"`
 }
 
 // DaemonFiles is about dfget's downloads.
@@ -312,7 +312,7 @@ type DaemonFiles struct {
 	// IgnoreQuery are the query parameters that only sign a request and so do not make a
 	// file another file: they are left out of its identity, but sent to the origin. A name
 	// that ends in * stands for all that begin so.
-	IgnoreQuery []string `key:"ignoreQuery" default:"X-Amz-*,X-Goog-*,X-Oss-*,Signature,Expires,Policy,Key-Pair-Id,AWSAccessKeyId,GoogleAccessId,OSSAccessKeyId,security-token,sig,se,sp,sv,sr,st,spr,skoid,sktid,skt,ske,sks,skv"`
+	IgnoreQuery []string `key:"ignoreQuery" default:"X-Amz-*,X-Goog-*,X-Oss-*,Signature,Expires,Policy,Key-Pair-Id,AWSAccessKeyId,GoogleAccessId,OSSAccessKeyId,security-token,sig,se,sp,sv,sr,st,spr,skoid,sktid,skt,ske,sks,skv" reload:"yes"`
 }
 
 // Network is a range of IP addresses, as in 10.0.0.0/8.
@@ -380,7 +380,7 @@ func oneOf(to *string, text string, allowed ...string) error {
 type Drain struct {
 	// DrainTimeout is how long a SIGTERM waits for running pulls; after it they end short,
 	// and clients resume elsewhere. A second signal ends at once.
-	DrainTimeout time.Duration `key:"drainTimeout" default:"20s"`
+	DrainTimeout time.Duration `key:"drainTimeout" default:"20s" reload:"yes"`
 }
 
 // Dfget is the configuration of dfget. Its flags carry no section names.

@@ -46,7 +46,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 	d = &Daemon{cfg: cfg}
 	d.node, err = node.New(node.Config{
 		Program: "dfdaemon", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster,
-		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Towards: cfg.Supernodes, Logger: logger,
+		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Towards: cfg.Supernodes, Logger: logger,
 	})
 	if err != nil {
 		return nil, err
@@ -73,10 +73,8 @@ func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 	}
 	d.node.Connect(announcer, d.node.Watch(d.coordinator))
 	d.pulls = &pulls{metrics: telemetry.NewPulls(d.node.Metrics), log: d.node.Log, embedded: d.leads}
-	d.files = &files{
-		probe: d.node.Origins.Files.Probe, open: d.node.Engine.Open, hosts: cfg.Files.AllowHosts, ignore: cfg.Files.IgnoreQuery,
-		now: time.Now, pulls: d.pulls,
-	}
+	d.files = &files{probe: d.node.Origins.Files.Probe, open: d.node.Engine.Open, now: time.Now, pulls: d.pulls}
+	d.files.settings.Store(&cfg.Files)
 	d.proxy = registryproxy.New(registryproxy.Config{
 		Open: func(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
 			c, err := d.node.Engine.Open(ctx, spec)
@@ -132,8 +130,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 		parts = append(parts, d.client.Run)
 	}
 	err := d.node.Run(ctx, []node.Part{
-		d.node.Server("mirror", d.mirror, mux, d.cfg.DrainTimeout),
-		d.node.Server("local API", d.api, node.LocalOnly(local), d.cfg.DrainTimeout),
+		d.node.Server("mirror", d.mirror, mux),
+		d.node.Server("local API", d.api, node.LocalOnly(local)),
 	}, parts)
 	d.node.Log.Info("dfdaemon ended")
 	return err
@@ -146,9 +144,10 @@ func (d *Daemon) Reload(settings any) error {
 	if !ok {
 		return fmt.Errorf("reloading: %T are no settings of dfdaemon", settings)
 	}
-	if err := d.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins}); err != nil {
+	if err := d.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain}); err != nil {
 		return err
 	}
+	d.files.settings.Store(&cfg.Files)
 	d.proxy.SetPolicy(policy(cfg.Mirror))
 	d.proxy.Forget() // what was said to credentials that may be others now
 	return nil

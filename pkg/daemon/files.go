@@ -3,15 +3,18 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/secret"
@@ -38,12 +41,12 @@ const (
 type files struct {
 	// probe asks the origin what it gives to these headers; that it gives it at all is the
 	// client's right to what the node may have cached.
-	probe  func(ctx context.Context, spec task.Spec) (httporigin.Info, error)
-	open   func(ctx context.Context, spec task.Spec) (*peer.Content, error)
-	hosts  []string // patterns
-	ignore []string // patterns of query parameters
-	now    func() time.Time
-	pulls  *pulls
+	probe func(ctx context.Context, spec task.Spec) (httporigin.Info, error)
+	open  func(ctx context.Context, spec task.Spec) (*peer.Content, error)
+	now   func() time.Time
+	pulls *pulls
+	// settings in force; they change while requests run.
+	settings atomic.Pointer[config.DaemonFiles]
 }
 
 func refuse(kind api.FileErrorKind, format string, args ...any) *api.FileError {
@@ -126,7 +129,7 @@ func (f *files) request(r *http.Request) (task.Spec, task.File, *api.FileError) 
 		return bad("a user does not belong into the URL: send it as %sAuthorization", api.ForwardPrefix)
 	}
 	u.Fragment = ""
-	if !allowed(f.hosts, u.Hostname()) {
+	if !allowed(f.settings.Load().AllowHosts, u.Hostname()) {
 		return task.Spec{}, task.File{}, refuse(api.FileForbidden,
 			"files from %s are not allowed on this node; its operator can add the host to files.allowHosts", u.Hostname())
 	}
@@ -167,12 +170,13 @@ func (f *files) canonical(u *url.URL, ignore []string) string {
 		c.Path = "/"
 	}
 	var kept []string
+	own := f.settings.Load().IgnoreQuery
 	for _, pair := range strings.Split(c.RawQuery, "&") {
 		name, _, _ := strings.Cut(pair, "=")
 		if plain, err := url.QueryUnescape(name); err == nil {
 			name = plain
 		}
-		if pair != "" && !matches(f.ignore, name) && !matches(ignore, name) {
+		if pair != "" && !matches(own, name) && !matches(ignore, name) {
 			kept = append(kept, pair)
 		}
 	}
@@ -259,11 +263,14 @@ func (f *files) serve(w http.ResponseWriter, r *http.Request, content *peer.Cont
 func failed(ctx context.Context, told *telemetry.Pull, err error) *api.FileError {
 	e := httporigin.Refusal(err)
 	told.Result, told.Err = telemetry.Failed, err
+	var host *httporigin.HostError
 	switch {
 	case ctx.Err() != nil:
 		told.Result = telemetry.Canceled
 	case e.Kind == api.FileRefused:
 		told.Result = telemetry.Refused
+	case errors.As(err, &host):
+		e.Message += "; the node's operator can add it to files.allowHosts"
 	case e.Kind == api.FileForbidden:
 		e.Message += "; the node's operator can allow it with files.allowAddresses"
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/identity"
 	"github.com/darter-io/darter/pkg/peer"
@@ -98,8 +99,8 @@ func front(t *testing.T, allow bool) (*files, *httptest.Server, *origin) {
 		cancel()
 		assert.NoError(t, <-ended)
 	})
-	f := &files{probe: client.Probe, open: engine.Open, hosts: []string{"*"}, ignore: []string{"X-Amz-*", "sig"}, now: time.Now,
-		pulls: &pulls{log: slog.New(slog.DiscardHandler), embedded: func() bool { return true }}}
+	f := &files{probe: client.Probe, open: engine.Open, now: time.Now, pulls: &pulls{log: slog.New(slog.DiscardHandler), embedded: func() bool { return true }}}
+	f.settings.Store(&config.DaemonFiles{Files: config.Files{AllowHosts: []string{"*"}}, IgnoreQuery: []string{"X-Amz-*", "sig"}})
 	srv := httptest.NewServer(f)
 	t.Cleanup(srv.Close)
 	return f, srv, o
@@ -259,7 +260,8 @@ func TestAnonymousVersionsAreTakenForTheSameForAWhileOnly(t *testing.T) {
 
 func TestWhatIsNoFileOrNotAllowedIsRefusedWithItsKind(t *testing.T) {
 	f, srv, o := front(t, true)
-	f.hosts = []string{"127.0.0.1", "*.files.test"}
+	hosts := []string{"127.0.0.1", "*.files.test"}
+	f.settings.Store(&config.DaemonFiles{Files: config.Files{AllowHosts: hosts}})
 	for _, row := range []struct {
 		name, url string
 		want      api.FileErrorKind
@@ -282,7 +284,7 @@ func TestWhatIsNoFileOrNotAllowedIsRefusedWithItsKind(t *testing.T) {
 		})
 	}
 	assert.Empty(t, o.requests)
-	assert.True(t, allowed(f.hosts, "a.b.FILES.test"))
+	assert.True(t, allowed(hosts, "a.b.FILES.test"))
 
 	res, err := http.Post(srv.URL+api.PathFiles, "text/plain", nil)
 	require.NoError(t, err)

@@ -127,7 +127,7 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 	}
 	form.Bind(root.Flags())
 	root.Flags().BoolVar(&printConfig, "print-config", false, "print the settings in force, secrets redacted, and end")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return errUsage{err} })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return errUsage{config.FlagError(cmd.Flags(), err)} })
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	for _, c := range append([]Command{p.status()}, p.Commands...) {
@@ -232,9 +232,9 @@ func (p Program) reload(form *config.Form, environ []string, program Runner, log
 			now, _ := last.Changed(again)
 			_, restart := form.Changed(again)
 			last = again
-			logger.Info("settings reloaded", "in_force", now, "after_restart", restart)
-			if len(restart) > 0 {
-				logger.Warn("some settings in the file need a restart: those of the start stay in force", "settings", restart)
+			logger.Info("settings reloaded", "in_force", keys(now), "after_restart", keys(restart))
+			for _, c := range restart {
+				logger.Warn("a changed setting takes effect after a restart only", "setting", c.Key, "in_force", c.Was, "after_restart", c.Is)
 			}
 		}
 	}()
@@ -243,6 +243,14 @@ func (p Program) reload(form *config.Form, environ []string, program Runner, log
 		close(done)
 		<-ended
 	}
+}
+
+func keys(changes []config.Change) []string {
+	out := []string{}
+	for _, c := range changes {
+		out = append(out, c.Key)
+	}
+	return out
 }
 
 func setLevel(v *slog.LevelVar, cfg config.Log) error {

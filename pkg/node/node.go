@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -70,6 +71,7 @@ type Node struct {
 	cfg   Config
 	wire  net.Listener
 	owner *telemetry.Owner
+	drain atomic.Int64 // nanoseconds
 }
 
 // New opens the data directory and the piece wire's port, and starts nothing. The error says
@@ -79,6 +81,7 @@ func New(cfg Config) (n *Node, err error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	n = &Node{cfg: cfg, Log: cfg.Logger, Started: time.Now(), Metrics: telemetry.NewRegistry(telemetry.ReadBuild()), Ready: new(telemetry.Ready)}
+	n.drain.Store(int64(cfg.Drain.DrainTimeout))
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
@@ -144,6 +147,8 @@ type Limits struct {
 	Rates   config.Limits
 	Cache   config.Cache
 	Origins config.Origins
+	Files   config.Files
+	Drain   config.Drain
 }
 
 // Reload takes new settings into force, all of them or, with an error, none. What runs goes
@@ -154,8 +159,12 @@ func (n *Node) Reload(l Limits) error {
 		return err
 	}
 	next := n.cfg
-	next.Origins = l.Origins
+	next.Origins, next.Files = l.Origins, l.Files
 	registries, err := newRegistries(next)
+	if err != nil {
+		return err
+	}
+	files, err := newFiles(next)
 	if err != nil {
 		return err
 	}
@@ -165,6 +174,8 @@ func (n *Node) Reload(l Limits) error {
 	n.Engine.SetUploadSlots(l.Upload.UploadSlots)
 	n.Engine.SetLimits(limits(l.Rates))
 	n.Origins.Registries.use(registries)
+	n.Origins.Files.use(files)
+	n.drain.Store(int64(l.Drain.DrainTimeout))
 	return nil
 }
 

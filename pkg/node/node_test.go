@@ -165,6 +165,7 @@ func TestPartsOutliveTheServersThatDrain(t *testing.T) {
 // serve runs a server whose handler says when it is in and waits to be let out.
 func serve(t *testing.T, drain time.Duration) (url string, in chan struct{}, out chan struct{}, stop context.CancelFunc, ended chan error) {
 	n := &Node{Log: slog.New(slog.DiscardHandler)}
+	n.drain.Store(int64(drain))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	in, out, ended = make(chan struct{}), make(chan struct{}), make(chan error, 1)
@@ -180,7 +181,7 @@ func serve(t *testing.T, drain time.Duration) (url string, in chan struct{}, out
 		}
 	})
 	ctx, stop := context.WithCancel(t.Context())
-	go func() { ended <- n.Server("test", l, h, drain)(ctx) }()
+	go func() { ended <- n.Server("test", l, h)(ctx) }()
 	return "http://" + l.Addr().String(), in, out, stop, ended
 }
 

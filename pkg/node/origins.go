@@ -19,7 +19,7 @@ type Origins struct {
 	// Source brings content of every kind, for the engine.
 	Source source.Origin
 	// Files answers what a file is, Registries what a client of the mirror may have.
-	Files      *httporigin.Origin
+	Files      *Files
 	Registries *Registries
 }
 
@@ -54,19 +54,54 @@ func (r *Registries) use(next *registry.Client) {
 	}
 }
 
+// Files are the web servers as they are configured now. Safe for concurrent use.
+type Files struct {
+	now atomic.Pointer[httporigin.Origin]
+}
+
+// Open implements [source.Origin].
+func (f *Files) Open(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
+	return f.now.Load().Open(ctx, spec, offset)
+}
+
+// Probe asks what a file is; see [httporigin.Origin.Probe].
+func (f *Files) Probe(ctx context.Context, spec task.Spec) (httporigin.Info, error) {
+	return f.now.Load().Probe(ctx, spec)
+}
+
+// CloseIdleConnections ends the connections that no request uses.
+func (f *Files) CloseIdleConnections() { f.now.Load().CloseIdleConnections() }
+
+// use asks web servers as next says from now on; what the former client began goes on.
+func (f *Files) use(next *httporigin.Origin) {
+	if former := f.now.Swap(next); former != nil {
+		former.CloseIdleConnections()
+	}
+}
+
 func newOrigins(cfg Config) (o *Origins, err error) {
-	o = &Origins{Registries: new(Registries)}
+	o = &Origins{Registries: new(Registries), Files: new(Files)}
 	registries, err := newRegistries(cfg)
 	if err != nil {
 		return nil, err
 	}
 	o.Registries.use(registries)
-	files := common(cfg)
-	files.CAFile, files.Proxy = cfg.Files.CA, cfg.Files.Proxy
-	if o.Files, err = httporigin.New(files); err != nil {
+	files, err := newFiles(cfg)
+	if err != nil {
+		return nil, err
+	}
+	o.Files.use(files)
+	o.Source = source.Mux{task.Plain: o.Files, task.Blob: o.Registries, task.Manifest: o.Registries}
+	return o, nil
+}
+
+func newFiles(cfg Config) (*httporigin.Origin, error) {
+	c := common(cfg)
+	c.CAFile, c.Proxy, c.AllowHosts = cfg.Files.CA, cfg.Files.Proxy, cfg.Files.AllowHosts
+	o, err := httporigin.New(c)
+	if err != nil {
 		return nil, fmt.Errorf("files: %w", err)
 	}
-	o.Source = source.Mux{task.Plain: o.Files, task.Blob: o.Registries, task.Manifest: o.Registries}
 	return o, nil
 }
 

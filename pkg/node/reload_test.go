@@ -3,9 +3,12 @@ package node
 import (
 	"bytes"
 	"context"
+	"encoding/pem"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -20,6 +23,8 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/source/httporigin"
+	"github.com/darter-io/darter/pkg/task"
 )
 
 func TestARunningNodeTakesNewLimitsAndRegistriesAllOrNone(t *testing.T) {
@@ -31,7 +36,7 @@ func TestARunningNodeTakesNewLimitsAndRegistriesAllOrNone(t *testing.T) {
 
 	next := Limits{
 		Upload: config.Upload{UploadSlots: 7}, Rates: config.Limits{Upload: 1 << 20, Origin: 1e8 / 8}, Cache: config.Cache{Quota: 128 << 20, HighWater: 0.9, LowWater: 0.5},
-		Origins: config.Origins{Upstreams: []config.Upstream{{Host: "ghcr.io"}}},
+		Origins: config.Origins{Upstreams: []config.Upstream{{Host: "ghcr.io"}}}, Drain: config.Drain{DrainTimeout: time.Minute},
 	}
 	bad := next
 	bad.Origins.Upstreams = []config.Upstream{{Host: "ghcr.io", CA: filepath.Join(t.TempDir(), "missing.pem")}}
@@ -49,6 +54,33 @@ func TestARunningNodeTakesNewLimitsAndRegistriesAllOrNone(t *testing.T) {
 	assert.Equal(t, int64(128<<20), n.Store.Usage().Quota)
 	assert.NoError(t, n.Origins.Registries.Allow("ghcr.io"))
 	assert.Error(t, n.Origins.Registries.Allow("quay.io"))
+	assert.Equal(t, int64(time.Minute), n.drain.Load())
+}
+
+func TestARunningNodeTakesNewRulesForFiles(t *testing.T) {
+	web := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer web.Close()
+	cfg := settings(t)
+	n := build(t, cfg)
+	defer func() { require.NoError(t, n.Close()) }()
+	probe := func() error {
+		_, err := n.Origins.Files.Probe(t.Context(), task.Spec{URL: web.URL + "/f"})
+		return err
+	}
+	var blocked *httporigin.AddrError
+	require.ErrorAs(t, probe(), &blocked)
+	next := Limits{Cache: cfg.Cache, Origins: cfg.Origins, Files: config.Files{AllowAddresses: []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}}}
+	require.NoError(t, n.Reload(next))
+	require.NoError(t, probe())
+	next.Files.AllowHosts = []string{"files.test"}
+	require.NoError(t, n.Reload(next))
+	var unlisted *httporigin.HostError
+	require.ErrorAs(t, probe(), &unlisted)
+	bad := next
+	bad.Files = config.Files{CA: filepath.Join(t.TempDir(), "missing.pem"), AllowHosts: []string{"*"}}
+	require.ErrorContains(t, n.Reload(bad), "missing.pem")
+	require.ErrorAs(t, probe(), &unlisted, "nothing of a refused reload is in force")
+	n.Origins.close()
 }
 
 func TestAReloadReadsPasswordsAnew(t *testing.T) {
@@ -115,6 +147,103 @@ func TestEachRegistryIsAskedThroughItsOwnProxy(t *testing.T) {
 	n.Origins.close()
 }
 
+// tunnel is a proxy that connects (RFC 9110 §9.3.6) to one server, whatever it is asked for.
+type tunnel struct {
+	*httptest.Server
+	mu    sync.Mutex
+	asked []string
+}
+
+func newTunnel(t *testing.T, to string) *tunnel {
+	p := &tunnel{}
+	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, password, _ := (&http.Request{Header: http.Header{"Authorization": r.Header["Proxy-Authorization"]}}).BasicAuth()
+		p.mu.Lock()
+		p.asked = append(p.asked, r.Method+" "+r.Host+" "+password)
+		p.mu.Unlock()
+		if r.Method != http.MethodConnect {
+			http.Error(w, "this proxy only connects", http.StatusForbidden)
+			return
+		}
+		up, err := net.Dial("tcp", to)
+		if !assert.NoError(t, err) {
+			return
+		}
+		defer up.Close()
+		w.WriteHeader(http.StatusOK)
+		down, _, err := http.NewResponseController(w).Hijack()
+		if !assert.NoError(t, err) {
+			return
+		}
+		defer down.Close()
+		go func() {
+			_, _ = io.Copy(up, down)
+			up.Close()
+		}()
+		_, _ = io.Copy(down, up)
+	}))
+	t.Cleanup(p.Close)
+	return p
+}
+
+func (p *tunnel) take() (asked []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	asked, p.asked = p.asked, nil
+	return asked
+}
+
+// TestHTTPSGoesThroughTheProxyInATunnel has registries and files: what the proxy carries is
+// encrypted for the server beyond it.
+func TestHTTPSGoesThroughTheProxyInATunnel(t *testing.T) {
+	web := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "encrypted") }))
+	defer web.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw}), 0o600))
+	own, environment := newTunnel(t, web.Listener.Addr().String()), newTunnel(t, web.Listener.Addr().String())
+	ownURL := secret.String("http://user:geheim@" + own.Listener.Addr().String())
+	t.Setenv("HTTPS_PROXY", environment.URL)
+	t.Setenv("NO_PROXY", "")
+	// The server's certificate is for this name, which nobody here resolves.
+	const far = "https://example.com"
+	cfg := settings(t)
+	cfg.Origins.Upstreams = []config.Upstream{
+		{Host: "own.test", URLs: []string{far}, CA: ca, Proxy: ownURL},
+		{Host: "environment.test", URLs: []string{far}, CA: ca},
+		{Host: "none.test", URLs: []string{web.URL}, CA: ca, Proxy: "none"},
+	}
+	cfg.Files = config.Files{CA: ca, AllowAddresses: []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}}
+	n := build(t, cfg)
+	defer func() { require.NoError(t, n.Close()) }()
+	defer n.Origins.close()
+	check := func(what string, res io.ReadCloser, wantOwn, wantEnvironment []string) {
+		b, err := io.ReadAll(res)
+		require.NoError(t, err, what)
+		res.Close()
+		assert.Equal(t, "encrypted", string(b), what)
+		assert.Equal(t, wantOwn, own.take(), what)
+		assert.Equal(t, wantEnvironment, environment.take(), what)
+	}
+	connect, plain := []string{"CONNECT example.com:443 geheim"}, []string{"CONNECT example.com:443 "}
+	for host, want := range map[string][2][]string{"own.test": {connect, nil}, "environment.test": {nil, plain}, "none.test": {nil, nil}} {
+		res, err := n.Origins.Registries.Forward(t.Context(), source.Question{Upstream: host, Method: http.MethodGet, Path: "/v2/a/tags/list"})
+		require.NoError(t, err, host)
+		check(host, res.Body, want[0], want[1])
+	}
+	for _, row := range []struct {
+		proxy secret.String
+		base  string
+		want  [2][]string
+	}{{ownURL, far, [2][]string{connect, nil}}, {"", far, [2][]string{nil, plain}}, {"none", web.URL, [2][]string{nil, nil}}} {
+		files := cfg.Files
+		files.Proxy = row.proxy
+		require.NoError(t, n.Reload(Limits{Cache: cfg.Cache, Origins: cfg.Origins, Files: files}))
+		res, err := n.Origins.Files.Open(t.Context(), task.Spec{Kind: task.Plain, URL: row.base + "/f"}, 0)
+		require.NoError(t, err)
+		check("files", res.Body, row.want[0], row.want[1])
+	}
+}
+
 // recorder is a program that keeps the settings it is given.
 type recorder struct {
 	started  chan struct{}
@@ -177,15 +306,19 @@ func TestSIGHUPAppliesWhatCanChangeAndNamesWhatNeedsARestart(t *testing.T) {
 	<-run.started
 	hup := func() { require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGHUP)) }
 
-	write("peer: {uploadSlots: 9}\nmirror: {listen: '127.0.0.1:7'}\nlog: {level: debug}\n")
+	write("peer: {uploadSlots: 9}\nmirror: {listen: '127.0.0.1:7'}\nnode: {zone: west}\nlog: {level: debug}\n")
 	hup()
 	assert.Equal(t, 9, (<-run.reloaded).Peer.UploadSlots)
 	line := log.take()
 	assert.Contains(t, line, "settings reloaded")
 	assert.Contains(t, line, `in_force="[peer.uploadSlots log.level]"`)
+	assert.Contains(t, line, `after_restart="[node.zone mirror.listen]"`)
+	// One line for each.
 	line = log.take()
-	assert.Contains(t, line, "need a restart")
-	assert.Contains(t, line, "[mirror.listen]")
+	assert.Contains(t, line, "takes effect after a restart only")
+	assert.Contains(t, line, `setting=node.zone in_force="\"\"" after_restart=west`)
+	line = log.take()
+	assert.Contains(t, line, "setting=mirror.listen in_force=127.0.0.1:65001 after_restart=127.0.0.1:7")
 
 	write("peer: {uploadSlots: 0}\n")
 	hup()

@@ -21,9 +21,9 @@ const (
 )
 
 // Server returns the part that serves a handler on a listener. When its context ends it
-// takes no more requests and waits for those that run, at most drain; what runs then is
-// cut.
-func (n *Node) Server(name string, l net.Listener, h http.Handler, drain time.Duration) Part {
+// takes no more requests and waits for those that run, at most the drain timeout; what runs
+// then is cut.
+func (n *Node) Server(name string, l net.Listener, h http.Handler) Part {
 	return func(ctx context.Context) error {
 		// Requests outlive ctx: they are what is drained.
 		base, cut := context.WithCancel(context.WithoutCancel(ctx))
@@ -40,6 +40,7 @@ func (n *Node) Server(name string, l net.Listener, h http.Handler, drain time.Du
 			return fmt.Errorf("serving the %s on %s: %w", name, l.Addr(), err)
 		case <-ctx.Done():
 		}
+		drain := time.Duration(n.drain.Load())
 		limit, cancel := context.WithTimeout(base, drain)
 		defer cancel()
 		if err := srv.Shutdown(limit); err != nil {

@@ -37,7 +37,7 @@ func New(cfg config.Supernode, logger *slog.Logger) (s *Supernode, err error) {
 	s = &Supernode{cfg: cfg}
 	s.node, err = node.New(node.Config{
 		Program: "supernode", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster,
-		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files, Logger: logger,
+		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files, Drain: cfg.Drain, Logger: logger,
 	})
 	if err != nil {
 		return nil, err
@@ -114,8 +114,8 @@ func (s *Supernode) Run(ctx context.Context) error {
 		background = append(background, s.gossip.Run)
 	}
 	err := s.node.Run(ctx, []node.Part{
-		s.node.Server("announce API", s.api, s.publicRoutes(), s.cfg.DrainTimeout),
-		s.node.Server("admin API", s.admin, node.LocalOnly(s.adminRoutes()), s.cfg.DrainTimeout),
+		s.node.Server("announce API", s.api, s.publicRoutes()),
+		s.node.Server("admin API", s.admin, node.LocalOnly(s.adminRoutes())),
 	}, background)
 	s.node.Log.Info("supernode ended")
 	return err
@@ -128,7 +128,7 @@ func (s *Supernode) Reload(settings any) error {
 	if !ok {
 		return fmt.Errorf("reloading: %T are no settings of supernode", settings)
 	}
-	return s.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins})
+	return s.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files, Drain: cfg.Drain})
 }
 
 // Close gives back what [New] took, for a supernode that never ran.

@@ -182,6 +182,13 @@ func (c *Client) CloseIdleConnections() { c.transport.CloseIdleConnections() }
 // [Request.RoundTripper] to build upon.
 func (c *Client) Transport() http.RoundTripper { return c.transport }
 
+// HostError tells that a host is none of [Config].AllowHosts.
+type HostError struct{ Host string }
+
+func (e *HostError) Error() string {
+	return fmt.Sprintf("host %s is not among those that may be asked", e.Host)
+}
+
 // AddrError tells that a host has an address that no request may go to.
 type AddrError struct {
 	Host string
@@ -233,7 +240,7 @@ func (g *guard) checkURL(u *url.URL) error {
 	}
 	host := strings.ToLower(u.Hostname())
 	if !g.hostAllowed(host) {
-		return fmt.Errorf("host %s is not among those that may be asked", host)
+		return &HostError{Host: host}
 	}
 	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
 		host = "127.0.0.1"

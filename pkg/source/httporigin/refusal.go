@@ -18,9 +18,10 @@ func Refusal(err error) *api.FileError {
 	}
 	out := &api.FileError{Kind: api.FileUnreachable, Message: err.Error()}
 	var blocked *AddrError
+	var unlisted *HostError
 	var answered *source.StatusError
 	switch {
-	case errors.As(err, &blocked):
+	case errors.As(err, &blocked), errors.As(err, &unlisted):
 		out.Kind = api.FileForbidden
 	case words.Wrong:
 		out.Kind = api.FileDigestWrong
