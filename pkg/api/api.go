@@ -88,6 +88,9 @@ type Assignment struct {
 	// Seed tells the asker to bring the content from the origin itself, while it serves
 	// its neighbours.
 	Seed bool `json:"seed,omitempty"`
+	// Local tells the asker to take pieces from its own zone alone: the zone's gateways
+	// bring them there. Absent, it is a gateway itself, or there is one zone.
+	Local bool `json:"local,omitempty"`
 	// Facts are told as soon as they are known; until then they follow on the wire.
 	Facts *piece.Facts `json:"facts,omitempty"`
 	// Inline is the whole content when it is small and the owner holds it.

@@ -71,7 +71,8 @@ type Node struct {
 	// Name is what people call this node in logs, status and metrics. Default: the host name.
 	Name string `key:"name"`
 	// Zone is the name of a place inside of which traffic is cheap: a rack, a data centre,
-	// a cloud zone. Peers of one zone are preferred; nodes that name none are one zone.
+	// a cloud zone. A few nodes of each zone fetch for the others there; nodes that name
+	// none are one zone.
 	Zone string `key:"zone"`
 	// DataDir is where pieces, journals and the node's identity are kept. One process owns
 	// it at a time. Default: /var/lib/darter/PROGRAM for root, else darter/PROGRAM under

@@ -359,7 +359,7 @@ func entry(e api.Entry) scheduler.Entry {
 
 // assignment is an answer in the words of the wire.
 func assignment(id task.ID, a scheduler.Assignment) api.Assignment {
-	out := api.Assignment{Task: id, Seed: a.Seed}
+	out := api.Assignment{Task: id, Seed: a.Seed, Local: a.Local}
 	if a.Failure != nil && !errors.As(a.Failure, &out.Failure) {
 		out.Failure = &api.Failure{Status: http.StatusBadGateway, Message: a.Failure.Error()}
 	}

@@ -38,7 +38,7 @@ func (d *Download) announce(now time.Time) {
 	case !d.toldStarted:
 		d.toldStarted = true
 		entry.Event = api.Started
-	case d.starving() && !now.Before(d.nextStarving):
+	case d.starving(now) && !now.Before(d.nextStarving):
 		entry.Event = api.Starving
 		d.nextStarving = now.Add(d.starveDelay)
 		d.starveDelay = min(2*d.starveDelay, starveMax)
@@ -74,7 +74,7 @@ func (d *Download) active() bool {
 }
 
 // starving reports whether pieces are wanted and nobody here can bring them.
-func (d *Download) starving() bool {
+func (d *Download) starving(now time.Time) bool {
 	if d.seeding || !d.active() || len(d.dialing) > 0 {
 		return false
 	}
@@ -85,8 +85,9 @@ func (d *Download) starving() bool {
 	if d.pick == nil {
 		return !seeds
 	}
-	// A seed that has nothing new waits for its origin: asking the owner brings nothing.
-	return d.pick.Starving() && !seeds
+	// A seed that has nothing new waits for its origin, and whose neighbours still get
+	// pieces will have some of them: asking the owner brings nothing.
+	return d.pick.Starving() && !seeds && now.Sub(d.lastNews) > quiet
 }
 
 // assigned takes the owner's answer.
@@ -115,6 +116,9 @@ func (d *Download) assigned(a api.Assignment, err error) {
 	}
 	if a.Inline != nil || a.Facts != nil && a.Facts.Length == 0 {
 		d.takeInline(a)
+	}
+	if !d.complete {
+		d.setLocal(a.Local)
 	}
 	if a.Seed && d.e.cfg.Origin != nil {
 		if !d.maySeed {

@@ -35,6 +35,9 @@ const (
 	// owner again.
 	starveFirst = 100 * time.Millisecond
 	starveMax   = time.Second
+	// quiet is how long no neighbour may tell of a new piece before one who lacks pieces
+	// takes it that none of them will.
+	quiet = time.Second
 	// lonely is how long a download goes without anybody to ask before it fails.
 	lonely = 8 * time.Second
 	// busyMin and busyMax bound how long a busy neighbour is left alone.
@@ -116,6 +119,8 @@ type Download struct {
 	// pieceTime is the usual time from one piece to the next, whoever sends them.
 	pieceTime time.Duration
 	lastGot   time.Time
+	lastNews  time.Time // when a neighbour last told of a piece
+	local     bool      // what is in other zones is brought by this zone's gateways
 	err       error
 
 	announcing    bool
@@ -352,6 +357,7 @@ func (d *Download) adoptFacts(now time.Time) {
 	cfg := d.e.cfg.Picker
 	cfg.Seed = d.e.seed()
 	d.pick = picker.New(cfg, layout, have)
+	d.pick.Role(d.e.cfg.Host.ID, !d.local)
 	d.spread = picker.NewSpread(layout.Count())
 	d.proven = piece.NewBitmap(layout.Count())
 	for i := range piece.Index(layout.Count()) {
@@ -748,13 +754,14 @@ func (d *Download) addLink(c *wire.Conn, initiated bool, h host.ID) error {
 func (d *Download) hello() wire.Message {
 	return wire.Message{Type: wire.HelloMessage, Hello: &wire.Hello{
 		Host: d.e.cfg.Host.ID, Version: wire.Version, Client: d.e.cfg.Client, Seed: d.isSeed(),
+		Zone: d.e.cfg.Host.Zone, Gateway: d.isGateway(),
 	}}
 }
 
 // isSeed reports whether this host chooses itself which pieces it sends.
 func (d *Download) isSeed() bool { return d.seeds() || d.e.cfg.Seed }
 
-// helloAgain tells neighbours that this host has become a seed.
+// helloAgain tells neighbours that this host has become a seed, or a gateway, or no longer is.
 func (d *Download) helloAgain() {
 	for _, l := range d.links {
 		l.send(d.hello())
@@ -766,6 +773,7 @@ func (d *Download) introduce(l *link) {
 	n := d.pick.Have().Len()
 	l.have, l.told = piece.NewBitmap(n), piece.NewBitmap(n)
 	d.pick.Join(l.n, l.seed)
+	d.put(l)
 	for i, has := range l.bits {
 		if has && i < n {
 			d.has(l, piece.Index(i))
@@ -793,6 +801,7 @@ func (d *Download) introduce(l *link) {
 func (d *Download) has(l *link, i piece.Index) {
 	l.have.Set(i)
 	d.pick.Has(l.n, i)
+	d.lastNews = time.Now()
 }
 
 func (d *Download) hasAll(l *link) {
@@ -815,8 +824,10 @@ func (d *Download) handle(l *link, m wire.Message) {
 		}
 		l.host = m.Hello.Host
 		l.seed, l.helloed = m.Hello.Seed, true
+		l.zone, l.gateway = m.Hello.Zone, m.Hello.Gateway
 		if d.pick != nil {
 			d.pick.SetSeed(l.n, l.seed)
+			d.put(l)
 		}
 		d.sendFirst(l)
 		if d.toldWhole {
@@ -928,7 +939,7 @@ func (d *Download) serve(l *link, m wire.Message) {
 		l.send(refuse)
 		return
 	}
-	if !d.e.slots.TryAcquire() {
+	if !d.lane(l).slots.TryAcquire() {
 		d.e.stats.busySent.Add(1)
 		l.send(wire.Message{Type: wire.BusyMessage, Busy: &wire.Busy{Index: m.Index, Begin: m.Begin}, Length: m.Length})
 		return
@@ -939,14 +950,15 @@ func (d *Download) serve(l *link, m wire.Message) {
 // serveAny answers a request for whatever piece, as a seed.
 func (d *Download) serveAny(l *link, a wire.Any) {
 	busy := wire.Message{Type: wire.BusyMessage, Busy: &wire.Busy{Index: wire.BusyAny}}
-	if d.pick == nil || !d.e.slots.TryAcquire() {
+	lane := d.lane(l)
+	if d.pick == nil || !lane.slots.TryAcquire() {
 		d.e.stats.busySent.Add(1)
 		l.send(busy)
 		return
 	}
 	i, ok := d.spread.Pick(d.proven, l.have, a.Exclude, a.Starving)
 	if !ok {
-		d.e.slots.Release()
+		lane.slots.Release()
 		busy.Busy.Delay = max(busyMin, min(d.pieceTime, busyMax))
 		l.send(busy)
 		return
@@ -956,7 +968,10 @@ func (d *Download) serveAny(l *link, a wire.Any) {
 }
 
 func (d *Download) begin(l *link, j *job) {
-	d.spread.Sent(j.index)
+	j.lane = d.lane(l)
+	if !d.afar(l) {
+		d.spread.Sent(j.index)
+	}
 	d.prove(l, j.index)
 	d.remember(l, j)
 	j.rank = l.have.Count() * 1000 / max(1, l.have.Len()) // tasks of any size compare
@@ -970,14 +985,14 @@ func (d *Download) begin(l *link, j *job) {
 // unserved ends a job that was never begun.
 func (d *Download) unserved(l *link, j *job) {
 	l.yield(j, true)
-	d.e.slots.Release()
+	j.lane.slots.Release()
 	d.served(l, j, false)
 }
 
 // served ends a job.
 func (d *Download) served(l *link, j *job, sent bool) {
 	l.sending--
-	if !sent && j.next == j.begin {
+	if !sent && j.next == j.begin && !d.afar(l) {
 		d.spread.Unsent(j.index)
 	}
 }

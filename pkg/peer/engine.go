@@ -81,9 +81,10 @@ type Config struct {
 	// Seed says that this host is there to serve: it is a seed of all that it holds, and
 	// spreads distinct pieces. True for a supernode.
 	Seed bool
-	// UploadSlots is how many requests are accepted at once; see [upload.Slots]. Default 6.
+	// UploadSlots is how many requests are accepted at once; see [upload.Slots]. A third of
+	// it beside is for other zones. Default 6.
 	UploadSlots int
-	// UploadLines is how many of them move at the same time; see [upload.Line]. Default 2.
+	// UploadLines is how many of either move at the same time; see [upload.Line]. Default 2.
 	UploadLines int
 	// Limits are the rates to keep to; [Engine.SetLimits] changes them. Default none.
 	Limits Limits
@@ -179,8 +180,8 @@ func (c *counters) sources() Sources {
 type Engine struct {
 	cfg     Config
 	log     *slog.Logger
-	slots   *upload.Slots
-	line    *upload.Line
+	near    lane // serves neighbours in this host's zone
+	afar    lane // and those in others
 	rates   rates
 	buffers buffers
 	stats   counters
@@ -223,7 +224,7 @@ const failureMemory = 2 * time.Second
 func New(cfg Config) *Engine {
 	cfg.defaults()
 	e := &Engine{
-		cfg: cfg, log: cfg.Logger, slots: upload.NewSlots(cfg.UploadSlots), line: upload.NewLine(cfg.UploadLines), started: make(chan struct{}),
+		cfg: cfg, log: cfg.Logger, near: newLane(cfg.UploadSlots, cfg.UploadLines), afar: newLane(afarSlots(cfg.UploadSlots), cfg.UploadLines), started: make(chan struct{}),
 		downloads: make(map[task.ID]*Download), swarms: make(map[[20]byte]task.ID), attempts: make(map[task.ID]attempt),
 		failures: make(map[task.ID]failure),
 	}
@@ -413,7 +414,10 @@ func (e *Engine) Inventory() (list []api.Entry) {
 }
 
 // SetUploadSlots changes how many pieces are sent at once; what is being sent goes on.
-func (e *Engine) SetUploadSlots(n int) { e.slots.Resize(n) }
+func (e *Engine) SetUploadSlots(n int) {
+	e.near.slots.Resize(n)
+	e.afar.slots.Resize(afarSlots(n))
+}
 
 // Stats returns the counters.
 func (e *Engine) Stats() Stats {
@@ -423,7 +427,7 @@ func (e *Engine) Stats() Stats {
 	c := &e.stats
 	return Stats{
 		Sources: c.sources(), Sent: c.sent.Load(), BadPieces: c.bad.Load(), Duplicate: c.duplicate.Load(),
-		BusySent: c.busySent.Load(), BusyGot: c.busyGot.Load(), Downloads: downloads, Links: c.links.Load(), UploadSlots: e.slots.Active(), UploadSlotsMax: e.slots.Max(),
+		BusySent: c.busySent.Load(), BusyGot: c.busyGot.Load(), Downloads: downloads, Links: c.links.Load(), UploadSlots: e.near.slots.Active(), UploadSlotsMax: e.near.slots.Max(),
 	}
 }
 

@@ -37,6 +37,8 @@ type link struct {
 	born     time.Time
 	helloed  bool   // its Hello came, so it can be told more than BEP 3 knows
 	seed     bool   // it chooses the pieces it sends
+	zone     string // its own, and whether it brings pieces there; from its Hello
+	gateway  bool
 	bits     []bool // its bitfield, until the facts are known
 	hasAll   bool
 	haves    []piece.Index
@@ -73,6 +75,7 @@ type job struct {
 	any              bool // the asker left the choice to us
 	corked           bool // the writing goroutine's: small packets wait for the rest
 	rank             int  // among those that wait for their turn: the share that the asker has
+	lane             *lane
 	// The rest is guarded by the link's mu. A job waits for its turn to send; one that was
 	// dropped after it started is cut at its next block.
 	queued, turn, yielded, started, dropped, over bool
@@ -455,7 +458,7 @@ func (l *link) take() (out []wire.Message, j *job, ok bool) {
 		if !first.queued {
 			first.queued = true
 			first.since = time.Now()
-			first.turn = l.d.e.line.Take(first.rank, func() { l.granted(first) })
+			first.turn = first.lane.line.Take(first.rank, func() { l.granted(first) })
 		}
 		if first.turn || first.dropped {
 			first.started = true
@@ -473,7 +476,7 @@ func (l *link) granted(j *job) {
 	j.yielded = over
 	l.mu.Unlock()
 	if over {
-		l.d.e.line.Give()
+		j.lane.line.Give()
 		return
 	}
 	l.poke()
@@ -557,7 +560,7 @@ func (l *link) finish(j *job, sent bool) error {
 // end gives a job's slot back. The loop itself must not call it: it would wait for itself.
 func (l *link) end(j *job, sent bool) {
 	l.yield(j, true)
-	l.d.e.slots.Release()
+	j.lane.slots.Release()
 	l.d.post(func() { l.d.served(l, j, sent) })
 }
 
@@ -569,7 +572,7 @@ func (l *link) yield(j *job, over bool) {
 	j.yielded = j.turn
 	l.mu.Unlock()
 	if turn {
-		l.d.e.line.Give()
+		j.lane.line.Give()
 	}
 }
 

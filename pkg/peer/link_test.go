@@ -121,7 +121,7 @@ func TestASlotComesBackWhenTheConnectionEndedBeforeItsJob(t *testing.T) {
 	for range 10 {
 		b.d.serve(b.l, wire.Message{Type: wire.Request, Length: piece.SizeMin})
 	}
-	assert.Zero(t, b.e.slots.Active(), "slots taken by a connection that is over")
+	assert.Zero(t, b.e.near.slots.Active(), "slots taken by a connection that is over")
 	assert.Zero(t, b.l.sending)
 }
 
@@ -129,7 +129,7 @@ func TestTheLoopDoesNotWaitForItselfWhenAJobIsCancelled(t *testing.T) {
 	b := newBench(t, 2)
 	b.hold(0)
 	b.d.serve(b.l, wire.Message{Type: wire.Request, Length: piece.SizeMin})
-	require.Equal(t, 1, b.e.slots.Active())
+	require.Equal(t, 1, b.e.near.slots.Active())
 	for range cap(b.d.events) {
 		b.d.post(func() {})
 	}
@@ -143,7 +143,7 @@ func TestTheLoopDoesNotWaitForItselfWhenAJobIsCancelled(t *testing.T) {
 	case <-time.After(5 * time.Second):
 		t.Fatal("the loop waits for room in its own queue")
 	}
-	assert.Zero(t, b.e.slots.Active())
+	assert.Zero(t, b.e.near.slots.Active())
 	last := b.l.out[len(b.l.out)-1]
 	assert.Equal(t, wire.Reject, last.Type, "a cancelled request is answered (BEP 6)")
 }

@@ -38,6 +38,13 @@ func (b Bitmap) Clear(i Index) {
 	}
 }
 
+// Add puts in what another set over as many pieces holds.
+func (b Bitmap) Add(other Bitmap) {
+	for i, w := range other.words[:len(b.words)] {
+		b.words[i] |= w
+	}
+}
+
 // SetAll puts every piece in.
 func (b Bitmap) SetAll() {
 	for i := range b.words {

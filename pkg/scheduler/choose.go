@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -36,8 +37,9 @@ func (p pool) at(i int) memberIndex {
 	return p.b[i-len(p.a)]
 }
 
-// choose sends member m to up to need others and links them.
-func (s *Scheduler) choose(now time.Time, w *swarm, m memberIndex, need int) []Neighbour {
+// choose sends member m to up to need others and links them; gates are the gateways of its
+// zone. Where m is local, all are of its zone: what is afar, the gateways bring.
+func (s *Scheduler) choose(now time.Time, w *swarm, m memberIndex, need int, gates []memberIndex, local bool) []Neighbour {
 	if room := s.room(w, m, w.member(m).starving); room < need {
 		if w.member(m).starving {
 			// So many links and none of any use: it has lost them and did not say so.
@@ -50,7 +52,7 @@ func (s *Scheduler) choose(now time.Time, w *swarm, m memberIndex, need int) []N
 		return nil
 	}
 	chosen := s.scratch.chosen[:0]
-	zone := s.hosts[w.member(m).host].Zone
+	zone := s.zone(w, m)
 	draw := func(p pool, n int, reason Reason) {
 		from := len(chosen)
 		chosen = s.draw(now, w, m, chosen, p, n, reason)
@@ -60,9 +62,9 @@ func (s *Scheduler) choose(now time.Time, w *swarm, m memberIndex, need int) []N
 			}
 		}
 	}
-	var ends [5]int // where the choices for each reason end in chosen
+	var ends [6]int // where the choices for each reason end in chosen
 
-	if self, ok := w.index[s.self]; ok && w.seeding {
+	if self, ok := w.index[s.self]; ok && w.seeding && (!local || s.zone(w, self) == zone) {
 		draw(pool{a: []memberIndex{self}}, 1, ReasonSeed)
 	}
 	ends[0] = len(chosen)
@@ -73,32 +75,44 @@ func (s *Scheduler) choose(now time.Time, w *swarm, m memberIndex, need int) []N
 	}
 	// Those of the zone first: what they have, they have without a byte from afar.
 	draw(pool{a: w.holding.zones[zone]}, min(holders, need-len(chosen)), ReasonHolder)
-	draw(pool{a: w.holding.all}, min(holders-(len(chosen)-ends[0]), need-len(chosen)), ReasonHolder)
+	if !local {
+		draw(pool{a: w.holding.all}, min(holders-(len(chosen)-ends[0]), need-len(chosen)), ReasonHolder)
+	}
 	ends[1] = len(chosen)
+
+	remote := remoteShare(need)
+	if local {
+		remote = 0
+	} else {
+		draw(pool{a: gates}, need-remote-len(chosen), ReasonGate)
+	}
+	ends[2] = len(chosen)
 
 	inZone := 0
 	for _, c := range chosen {
-		if s.hosts[w.member(c).host].Zone == zone {
+		if s.zone(w, c) == zone {
 			inZone++
 		}
 	}
-	local := pool{w.wanting.zones[zone], w.holding.zones[zone]}
+	near := pool{w.wanting.zones[zone], w.holding.zones[zone]}
 	everybody := pool{w.wanting.all, w.holding.all}
-	remote := remoteShare(need)
-	draw(local, min(need-remote-inZone, need-len(chosen)), ReasonZone)
-	ends[2] = len(chosen)
-	if everybody.len() > local.len() {
-		draw(everybody, min(remote, need-len(chosen)), ReasonRemote)
-	}
+	draw(near, min(need-remote-inZone, need-len(chosen)), ReasonZone)
 	ends[3] = len(chosen)
-	draw(everybody, need-len(chosen), ReasonFill)
+	if !local && everybody.len() > near.len() {
+		draw(pool{a: s.gatewaysAfar(w, zone)}, min(remote, need-len(chosen)), ReasonRemote)
+		draw(everybody, min(remote-(len(chosen)-ends[3]), need-len(chosen)), ReasonRemote)
+	}
 	ends[4] = len(chosen)
+	if !local {
+		draw(everybody, need-len(chosen), ReasonFill)
+	}
+	ends[5] = len(chosen)
 
 	s.scratch.chosen = chosen
 	if len(chosen) == 0 {
 		return nil
 	}
-	reasons := [...]Reason{ReasonSeed, ReasonHolder, ReasonZone, ReasonRemote, ReasonFill}
+	reasons := [...]Reason{ReasonSeed, ReasonHolder, ReasonGate, ReasonZone, ReasonRemote, ReasonFill}
 	out := make([]Neighbour, 0, len(chosen))
 	for r, end := range ends {
 		for _, c := range chosen[len(out):end] {
@@ -152,6 +166,45 @@ func (s *Scheduler) draw(now time.Time, w *swarm, m memberIndex, chosen []member
 		return len(x.links) - len(y.links)
 	})
 	return append(chosen, found[:min(n, len(found))]...)
+}
+
+// zone is where a member is.
+func (s *Scheduler) zone(w *swarm, m memberIndex) string { return s.hosts[w.member(m).host].Zone }
+
+// gateways are the members of m's zone that bring pieces into it, m among them when there
+// is room; nil when everybody is in one zone. Who starves and reaches none of them becomes
+// one: whatever they are about, it has nothing of it.
+func (s *Scheduler) gateways(now time.Time, w *swarm, m memberIndex) []memberIndex {
+	zone := s.zone(w, m)
+	if !w.spans(zone) {
+		return nil
+	}
+	if w.gates == nil {
+		w.gates = make(map[string][]memberIndex)
+	}
+	reached := false
+	gates := slices.DeleteFunc(w.gates[zone], func(c memberIndex) bool {
+		h := w.member(c).host
+		st := &s.hosts[h]
+		reached = reached || c != m && s.reachable(now, w, m, c)
+		return h != s.self && (now.Sub(st.seen) >= s.cfg.Expiry || now.Before(st.shunned))
+	})
+	if !slices.Contains(gates, m) && w.member(m).host != s.self && (len(gates) < s.cfg.Gateways || w.member(m).starving && !reached) {
+		gates = append(gates, m)
+	}
+	w.gates[zone] = gates
+	return gates
+}
+
+// gatewaysAfar are the gateways of all other zones: they have first what their zones have.
+func (s *Scheduler) gatewaysAfar(w *swarm, zone string) []memberIndex {
+	s.scratch.afar = s.scratch.afar[:0]
+	for _, z := range slices.Sorted(maps.Keys(w.gates)) {
+		if z != zone {
+			s.scratch.afar = append(s.scratch.afar, w.gates[z]...)
+		}
+	}
+	return s.scratch.afar
 }
 
 // compare puts false before true.

@@ -18,7 +18,7 @@ import (
 // TestScenarios plays the stories in testdata. Run it with -rewrite to accept what the
 // scheduler says now. The commands:
 //
-//	new [seed=N] [neighbours=N] [links=N] [seedlinks=N]  a scheduler; the owner's host is "owner"
+//	new [seed=N] [neighbours=N] [gateways=N] [links=N] [seedlinks=N]  a scheduler; the owner's host is "owner"
 //	announce HOST [zone=Z] [life=N] [leaving]            an entry a line:
 //	    TASK EVENT [have=N] [need=N] [token=T] [silent=A,B]   (wants 4 and has a spec unless token=none)
 //	leave HOST | tick | done TASK | stats
@@ -43,6 +43,7 @@ func TestScenarios(t *testing.T) {
 				cfg := Config{Self: owner}
 				d.MaybeScanArgs(t, "seed", &cfg.Seed)
 				d.MaybeScanArgs(t, "neighbours", &cfg.Neighbours)
+				d.MaybeScanArgs(t, "gateways", &cfg.Gateways)
 				d.MaybeScanArgs(t, "links", &cfg.LinksMax)
 				d.MaybeScanArgs(t, "seedlinks", &cfg.SeedLinksMax)
 				s = New(cfg)
@@ -134,7 +135,10 @@ func assignment(a Assignment) string {
 	if a.Seed {
 		parts = append(parts, "go to the origin")
 	}
-	for _, reason := range []Reason{ReasonSeed, ReasonHolder, ReasonZone, ReasonRemote, ReasonFill} {
+	if a.Local {
+		parts = append(parts, "stay in the zone")
+	}
+	for _, reason := range []Reason{ReasonSeed, ReasonHolder, ReasonGate, ReasonZone, ReasonRemote, ReasonFill} {
 		var names []string
 		for _, n := range a.Neighbours {
 			if n.Reason == reason {

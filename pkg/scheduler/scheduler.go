@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/darter-io/darter/pkg/host"
@@ -33,6 +34,10 @@ type Config struct {
 	// Neighbours is the most that one answer hands out. Fewer than 12 thin the mesh (1.08
 	// of the ideal time at 12, 1.14 at 8), more than 24 buy nothing. Default 16.
 	Neighbours int
+	// Gateways is how many hosts of one zone bring the pieces of one content into it, when
+	// hosts of several zones want it. Each knows all others, and some afar. Fewer fill the
+	// link between zones worse, more make agreeing on a piece slower. Default 8.
+	Gateways int
 	// LinksMax is how many hosts know one host in one swarm. Each joiner brings 16 links,
 	// so the mean is 32: with a cap of 32 only the newest hosts have room, and the last of
 	// 1000 joiners is 33 links from the seed; with 36 it is 4. Default 40.
@@ -78,6 +83,7 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	number(&c.Neighbours, 16)
+	number(&c.Gateways, 8)
 	number(&c.LinksMax, 40)
 	number(&c.SeedLinksMax, 40)
 	number(&c.SilentReports, 3)
@@ -150,6 +156,8 @@ type Assignment struct {
 	Seed bool
 	// Failure is what [Scheduler.Failed] was told a moment ago, or while the asker waited.
 	Failure error
+	// Local tells the asker to take pieces from its own zone alone: others bring them there.
+	Local bool
 }
 
 // Neighbour is a live host to exchange pieces with.
@@ -166,11 +174,12 @@ type Reason string
 
 // The reasons, in the order in which they are tried.
 const (
-	ReasonSeed   Reason = "seed"   // it brings the content from the origin
-	ReasonHolder Reason = "holder" // it holds everything
-	ReasonZone   Reason = "zone"   // a random host in the asker's zone
-	ReasonRemote Reason = "remote" // a random host in another zone
-	ReasonFill   Reason = "fill"   // any host, because the zones gave too few
+	ReasonSeed   Reason = "seed"    // it brings the content from the origin
+	ReasonHolder Reason = "holder"  // it holds everything
+	ReasonGate   Reason = "gateway" // it brings pieces into the asker's zone, as the asker does
+	ReasonZone   Reason = "zone"    // a random host in the asker's zone
+	ReasonRemote Reason = "remote"  // a random host in another zone
+	ReasonFill   Reason = "fill"    // any host, because the zones gave too few
 )
 
 // Changes is what time or a departure brought about.
@@ -196,7 +205,7 @@ type Scheduler struct {
 	due map[*swarm]struct{}
 
 	// scratch is kept from one choice to the next so that choosing does not allocate.
-	scratch struct{ candidates, chosen []memberIndex }
+	scratch struct{ candidates, chosen, afar []memberIndex }
 }
 
 // New returns a Scheduler that knows nobody but the owner's own host.
@@ -307,7 +316,9 @@ func (s *Scheduler) take(now time.Time, h hostIndex, e Entry) (a Assignment, see
 	if h == s.self && w.seeding {
 		a.Seed, seed = true, nil // the answer itself is what starts it
 	}
-	a.Neighbours = s.choose(now, w, m, min(e.Need, s.cfg.Neighbours))
+	gates := s.gateways(now, w, m)
+	a.Local = gates != nil && h != s.self && !slices.Contains(gates, m)
+	a.Neighbours = s.choose(now, w, m, min(e.Need, s.cfg.Neighbours), gates, a.Local)
 	return a, seed
 }
 

@@ -77,6 +77,8 @@ type swarm struct {
 	members []member
 	vacant  []memberIndex
 	index   map[hostIndex]memberIndex
+	// gates are the gateways of each zone, once there are several.
+	gates map[string][]memberIndex
 
 	wanting, holding crowd
 
@@ -207,6 +209,9 @@ func (s *Scheduler) part(now time.Time, w *swarm, m memberIndex) *task.Spec {
 	s.stand(w, m, nowhere)
 
 	st := &s.hosts[h]
+	if gates := w.gates[st.Zone]; len(gates) > 0 {
+		w.gates[st.Zone] = slices.DeleteFunc(gates, func(c memberIndex) bool { return c == m })
+	}
 	slot, last := w.member(m).slot, len(st.memberships)-1
 	moved := st.memberships[last]
 	st.memberships[slot] = moved
@@ -260,6 +265,18 @@ func (s *Scheduler) stand(w *swarm, m memberIndex, to standing) {
 	if len(w.wanting.all) == 0 {
 		w.spec = nil
 	}
+}
+
+// spans reports whether anybody is in another zone.
+func (w *swarm) spans(zone string) bool {
+	for _, c := range [...]*crowd{&w.wanting, &w.holding} {
+		for z := range c.zones {
+			if z != zone {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (w *swarm) linked(a, b memberIndex) bool { return slices.Contains(w.member(a).links, b) }

@@ -53,7 +53,7 @@ type Crowd struct {
 	// Picker, Slots, SeedSlots, Lines and Neighbours are the policy's settings, as in the engine.
 	Picker                  picker.Config
 	Slots, SeedSlots, Lines int
-	Neighbours              int
+	Neighbours, Gateways    int
 	// BackOff is how long a busy neighbour is left alone at least, in piece-times as the
 	// node sees them; half of it again is added at random. Default ¼ (and up to ¾).
 	BackOff float64
@@ -77,10 +77,15 @@ type Outcome struct {
 	Makespan time.Duration
 	// Took is each living node's own time, from its own start, sorted.
 	Took []time.Duration
+	// FirstPiece is when each node that lived got the first piece of the content, and Half
+	// when an in-order reader could have read half of it, both from its own start, sorted.
+	FirstPiece, Half []time.Duration
 	// SeedCopies is what left the seed, in contents.
 	SeedCopies float64
 	// CrossZone is what came into each zone from others, in contents.
 	CrossZone []float64
+	// ZoneSent is what left each zone for others, in contents.
+	ZoneSent []float64
 	// Busy counts refusals, Wasted pieces that came in vain.
 	Busy, Wasted int64
 	// Rate is how much of all nodes' downlinks was used in each 32 piece-times since the
@@ -194,6 +199,22 @@ type job struct {
 	dropped  bool
 }
 
+// lane is what a node serves some of its neighbours with.
+type lane struct {
+	slots *upload.Slots
+	line  *upload.Line
+}
+
+func newLane(slots, lines int) lane { return lane{upload.NewSlots(slots), upload.NewLine(lines)} }
+
+// lane serves o.
+func (n *node) lane(o *node) *lane {
+	if n.host.Zone != o.host.Zone {
+		return &n.afar
+	}
+	return &n.near
+}
+
 type node struct {
 	i        int
 	host     host.Host
@@ -204,14 +225,15 @@ type node struct {
 	pick     *picker.Picker
 	spread   *picker.Spread
 	up, down wire
-	slots    *upload.Slots
-	line     *upload.Line
-	links    map[int]*link
-	order    []*link // of links, so that a run repeats
-	jobs     []*job
-	dialing  map[int]bool
+	// near serves neighbours in the node's zone, afar those in others, as in the engine.
+	near, afar lane
+	links      map[int]*link
+	order      []*link // of links, so that a run repeats
+	jobs       []*job
+	dialing    map[int]bool
 
 	pieceTime, lastGot moment
+	local              bool   // told to leave what is afar to the gateways
 	wake               moment // of the wake event under way; 0 for none
 	nextTold           moment // progress announce
 	starveDelay        moment
@@ -337,7 +359,7 @@ func (c Crowd) Run() Outcome {
 		n.started = moment(float64(c.Stagger) * float64(i-1) / float64(c.N))
 		w.at(n.started, func() { w.announce(n, scheduler.Started) })
 	}
-	w.sched = scheduler.New(scheduler.Config{Self: w.nodes[0].host, Seed: c.Seed, Neighbours: c.Neighbours})
+	w.sched = scheduler.New(scheduler.Config{Self: w.nodes[0].host, Seed: c.Seed, Neighbours: c.Neighbours, Gateways: c.Gateways})
 	w.origin(w.nodes[0])
 	w.at(time.Second, w.tick)
 	limit := 20*w.Bound().Makespan() + time.Minute
@@ -353,15 +375,18 @@ func (c Crowd) Run() Outcome {
 	w.out.SeedCopies = w.nodes[0].up.sent / float64(c.K)
 	for z := range w.zones {
 		w.out.CrossZone = append(w.out.CrossZone, w.zones[z].down.sent/float64(c.K))
+		w.out.ZoneSent = append(w.out.ZoneSent, w.zones[z].up.sent/float64(c.K))
 	}
 	slices.Sort(w.out.Took)
+	slices.Sort(w.out.FirstPiece)
+	slices.Sort(w.out.Half)
 	return w.out
 }
 
 func (w *world) node(i int) *node {
 	n := &node{
 		i: i, seed: i == 0, links: make(map[int]*link), dialing: make(map[int]bool),
-		spread: picker.NewSpread(w.K), slots: upload.NewSlots(w.Slots), line: upload.NewLine(w.Lines),
+		spread: picker.NewSpread(w.K), near: newLane(w.Slots, w.Lines), afar: newLane(afarShare(w.Slots), w.Lines),
 		pieceTime: 20 * time.Millisecond, starveDelay: 100 * time.Millisecond,
 	}
 	zone := 0
@@ -369,7 +394,7 @@ func (w *world) node(i int) *node {
 	have := piece.NewBitmap(w.K)
 	if n.seed {
 		n.up.piece, n.down.piece = moment(float64(w.PieceTime)/w.SeedMultiple), 0
-		n.slots = upload.NewSlots(w.SeedSlots)
+		n.near.slots, n.afar.slots = upload.NewSlots(w.SeedSlots), upload.NewSlots(afarShare(w.SeedSlots))
 		if w.OriginPieceTime == 0 {
 			have.SetAll()
 		}
@@ -383,6 +408,7 @@ func (w *world) node(i int) *node {
 	all := piece.NewBitmap(w.K)
 	all.SetAll()
 	n.pick.Want(all)
+	n.pick.Role(n.host.ID, true)
 	w.nodes = append(w.nodes, n)
 	w.index[n.host.ID] = i
 	return n
@@ -429,12 +455,21 @@ func (w *world) announce(n *node, event scheduler.Event) {
 		w.at(n.nextTold, func() {
 			if !n.done && w.now >= n.nextTold {
 				w.announce(n, scheduler.Progress)
+				w.look(n)
 			}
 		})
 	}
 	answer, err := w.sched.Announce(w.clock(), scheduler.Report{Host: n.host, Generation: 1, Entries: []scheduler.Entry{entry}})
 	if err != nil {
 		return
+	}
+	if local := answer.Assignments[0].Local; event != scheduler.Completed && local != n.local {
+		n.local = local
+		n.pick.Role(n.host.ID, !local)
+		for _, l := range n.order {
+			o := l.to
+			w.say(n, o, func() { o.pick.Put(picker.Neighbour(n.i), place(o, n)) })
+		}
 	}
 	for _, other := range answer.Assignments[0].Neighbours {
 		o := w.nodes[w.index[other.ID]]
@@ -459,6 +494,7 @@ func (w *world) connect(a, b *node) {
 		n.order = append(n.order, l)
 		have := o.pick.Have().Clone() // as told in its bitfield
 		n.pick.Join(picker.Neighbour(o.i), o.seed)
+		n.pick.Put(picker.Neighbour(o.i), place(n, o))
 		w.say(o, n, func() {
 			for i := range piece.Index(w.K) {
 				if have.Has(i) {
@@ -468,6 +504,11 @@ func (w *world) connect(a, b *node) {
 			}
 		})
 	}
+}
+
+// place is where o stands for n.
+func place(n, o *node) picker.Place {
+	return picker.Place{Afar: n.host.Zone != o.host.Zone, Gateway: !o.local && !o.seed, ID: o.host.ID}
 }
 
 // die takes a node from the world; its neighbours see their connections break.
@@ -500,15 +541,26 @@ func (w *world) part(n, gone *node) {
 	w.look(n)
 }
 
+// readOn moves an in-order reader forth.
+func (w *world) readOn(n *node) {
+	if i := n.pick.Have().NextMissing(n.prefix); i != n.prefix {
+		if n.prefix == 0 {
+			w.out.FirstPiece = append(w.out.FirstPiece, w.now-n.started)
+		}
+		if half := piece.Index(w.K / 2); n.prefix < half && i >= half {
+			w.out.Half = append(w.out.Half, w.now-n.started)
+		}
+		n.prefix, n.since = i, w.now
+	}
+}
+
 // look is what an engine's loop does after every event: ask for what makes sense now.
 func (w *world) look(n *node) {
 	if n.dead || n.done || n.seed {
 		return
 	}
 	now := w.clock()
-	if i := n.pick.Have().NextMissing(n.prefix); i != n.prefix {
-		n.prefix, n.since = i, w.now
-	}
+	w.readOn(n)
 	if w.now-n.since > time.Second {
 		n.pick.Urgent([]piece.Index{n.prefix})
 	} else {
@@ -582,7 +634,7 @@ func (w *world) busy(o, n *node, i piece.Index, delay moment) {
 }
 
 func (w *world) serve(o, n *node, i piece.Index) {
-	if !o.slots.TryAcquire() {
+	if !o.lane(n).slots.TryAcquire() {
 		w.busy(o, n, i, 0)
 		return
 	}
@@ -590,13 +642,13 @@ func (w *world) serve(o, n *node, i piece.Index) {
 }
 
 func (w *world) serveAny(o, n *node, r picker.Request) {
-	if !o.slots.TryAcquire() {
+	if !o.lane(n).slots.TryAcquire() {
 		w.busy(o, n, -1, 0)
 		return
 	}
 	i, ok := o.spread.Pick(o.pick.Have(), n.pick.Have(), r.Exclude, r.Starving)
 	if !ok {
-		o.slots.Release()
+		o.lane(n).slots.Release()
 		w.busy(o, n, -1, max(time.Millisecond, min(o.pieceTime, 250*time.Millisecond)))
 		return
 	}
@@ -618,9 +670,11 @@ func (w *world) serveAny(o, n *node, r picker.Request) {
 
 func (w *world) begin(j *job) {
 	j.left = chunks
-	j.from.spread.Sent(j.piece)
+	if j.from.host.Zone == j.to.host.Zone {
+		j.from.spread.Sent(j.piece)
+	}
 	j.from.jobs = append(j.from.jobs, j)
-	if j.from.line.Take(w.rank(j), func() { w.send(j) }) {
+	if j.from.lane(j.to).line.Take(w.rank(j), func() { w.send(j) }) {
 		w.send(j)
 	}
 }
@@ -671,6 +725,8 @@ func (w *world) send(j *job) {
 	})
 }
 
+func afarShare(slots int) int { return max(1, slots/3) }
+
 func zoneOf(n *node) (z int) {
 	fmt.Sscan(n.host.Zone, &z)
 	return z
@@ -679,14 +735,16 @@ func zoneOf(n *node) (z int) {
 // finish gives a job's turn and slot back.
 func (w *world) finish(j *job) {
 	j.from.jobs = slices.DeleteFunc(j.from.jobs, func(o *job) bool { return o == j })
-	j.from.slots.Release()
-	j.from.line.Give()
+	j.from.lane(j.to).slots.Release()
+	j.from.lane(j.to).line.Give()
 }
 
 // end takes a job out that waits for its turn; the turn passes when it comes.
 func (w *world) end(j *job) {
 	j.dropped = true
-	j.from.spread.Unsent(j.piece)
+	if j.from.host.Zone == j.to.host.Zone {
+		j.from.spread.Unsent(j.piece)
+	}
 }
 
 // drop cancels the request for a piece that came, or comes, from elsewhere.
@@ -729,6 +787,7 @@ func (w *world) arrived(n, from *node, i piece.Index) {
 		return
 	}
 	n.pick.Got(i)
+	w.readOn(n)
 	at := int(w.now / (32 * w.PieceTime))
 	for len(w.out.Rate) <= at {
 		w.out.Rate = append(w.out.Rate, 0)

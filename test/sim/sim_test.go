@@ -68,3 +68,20 @@ func TestServingFirstWhoHasLeastEndsACrowdSooner(t *testing.T) {
 	t.Logf("makespan over bound %.3f, first come first served %.3f", c.Ratio(least), c.Ratio(first))
 	assert.Less(t, least.Makespan, first.Makespan)
 }
+
+func TestEveryZoneTakesAboutOneCopyThroughItsLink(t *testing.T) {
+	for name, c := range map[string]sim.Crowd{
+		"all live":     {N: 64, K: 128, Zones: 4, ZonePieceTime: 3 * time.Millisecond},
+		"a fifth dies": {N: 64, K: 128, Zones: 4, ZonePieceTime: 3 * time.Millisecond, Dead: 0.2, DeadAfter: 200 * time.Millisecond},
+		"many zones":   {N: 64, K: 128, Zones: 16, ZonePieceTime: 3 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := c.Run()
+			require.Zero(t, o.Unfinished)
+			t.Logf("makespan over bound %.3f, contents into each zone %.2f", c.Ratio(o), o.CrossZone)
+			for z, copies := range o.CrossZone {
+				assert.Less(t, copies, 1.3, "contents into zone %d", z)
+			}
+		})
+	}
+}

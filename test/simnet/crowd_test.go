@@ -121,3 +121,23 @@ func TestTheBoundIsThatOfTheLiterature(t *testing.T) {
 	cold.OriginPieceTime = time.Second
 	assert.Greater(t, cold.Makespan(), warm.Makespan())
 }
+
+func TestEveryZoneTakesAboutOneCopyThoughItsGatewaysDieAndHang(t *testing.T) {
+	c := simnet.Crowd{N: 36, K: 96, Zones: 3, ZoneRate: 3 * 200 * (64 << 10)}
+	c.Each = func(i int, h *simnet.Host) {
+		// The first eight of each zone are its gateways.
+		switch i {
+		case 1, 4:
+			time.AfterFunc(100*time.Millisecond, h.Kill)
+		case 8:
+			time.AfterFunc(20*time.Millisecond, h.Hang)
+			time.AfterFunc(7*time.Second, h.Kill) // or it would say that it failed
+		}
+	}
+	o := play(t, c)
+	assert.Len(t, o.Took, c.N-3)
+	t.Logf("contents into each zone: %.2f", o.CrossZone)
+	for z, copies := range o.CrossZone {
+		assert.Less(t, copies, 1.3, "contents into zone %d", z)
+	}
+}

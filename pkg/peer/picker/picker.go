@@ -74,6 +74,7 @@ type neighbour struct {
 	busyUntil time.Time
 	asked     []piece.Index // explicit requests on their way
 	anys      int           // any-requests on their way that have not turned into a piece
+	afar      bool          // it is in another zone; see border
 }
 
 func (n *neighbour) outstanding() int { return len(n.asked) + n.anys }
@@ -94,6 +95,7 @@ type Picker struct {
 	outstanding int
 	scratch     []Neighbour
 	urgent      []piece.Index
+	border      border
 }
 
 // New returns a picker for a content of which have is there already. Nothing is wanted yet.
@@ -106,6 +108,7 @@ func New(cfg Config, layout piece.Layout, have piece.Bitmap) *Picker {
 		cfg: cfg, layout: layout, rng: rand.New(rand.NewPCG(cfg.Seed, 0x6461727465)),
 		have: have.Clone(), wanted: piece.NewBitmap(n), flying: piece.NewBitmap(n), full: full,
 		avail: make([]uint16, n), spread: piece.NewBitmap(n), neighbours: make(map[Neighbour]*neighbour),
+		border: newBorder(n),
 	}
 }
 
@@ -180,17 +183,29 @@ func (p *Picker) Leave(n Neighbour) {
 	if one == nil {
 		return
 	}
-	for i := range p.layout.Count() {
-		if one.have.Has(piece.Index(i)) {
-			p.avail[i]--
-		}
+	one.each(func(i piece.Index) { p.avail[i]-- })
+	p.border.leave(one)
+	if p.border.others[n] != nil {
+		delete(p.border.others, n)
+		p.border.changed = true
 	}
 	for _, i := range slices.Clone(one.asked) {
 		p.Done(n, i)
 	}
 	p.outstanding -= one.anys
 	delete(p.neighbours, n)
+	p.respread()
 	p.order = slices.DeleteFunc(p.order, func(o Neighbour) bool { return o == n })
+}
+
+// respread finds again what others than seeds have.
+func (p *Picker) respread() {
+	p.spread = piece.NewBitmap(p.layout.Count())
+	for _, n := range p.neighbours {
+		if !n.seed {
+			p.spread.Add(n.have)
+		}
+	}
 }
 
 // Has tells that a neighbour has piece i.
@@ -200,6 +215,9 @@ func (p *Picker) Has(n Neighbour, i piece.Index) {
 		if !one.seed {
 			p.spread.Set(i)
 		}
+		if !one.afar {
+			p.border.approach(i)
+		}
 	}
 }
 
@@ -208,6 +226,9 @@ func (p *Picker) Lacks(n Neighbour, i piece.Index) {
 	if one := p.neighbours[n]; one != nil && one.have.Has(i) {
 		one.have.Clear(i)
 		p.avail[i]--
+		if !one.afar {
+			p.border.recede(i)
+		}
 	}
 }
 
@@ -292,7 +313,11 @@ func (p *Picker) Done(n Neighbour, i piece.Index) {
 }
 
 // Got tells that piece i is there now, from wherever.
-func (p *Picker) Got(i piece.Index) { p.have.Set(i) }
+func (p *Picker) Got(i piece.Index) {
+	if p.have.Set(i) {
+		p.border.got(i)
+	}
+}
 
 // Lost tells that piece i is not there after all.
 func (p *Picker) Lost(i piece.Index) { p.have.Clear(i) }
@@ -317,8 +342,15 @@ func (p *Picker) NextFree(now time.Time) (t time.Time) {
 // useful calls f for each word of pieces that n could give us now.
 func (p *Picker) useful(n *neighbour, f func(word int, bits uint64) (more bool)) {
 	have, wanted, fly := p.have.Words(), p.wanted.Words(), p.flying.Words()
+	fetch, near := p.border.fetch.Words(), p.border.near.Words()
 	for w, bits := range n.have.Words() {
 		bits &= wanted[w] &^ (have[w] | fly[w])
+		if n.afar {
+			bits &= fetch[w] &^ near[w]
+			if n.seed {
+				bits &^= p.spread.Words()[w]
+			}
+		}
 		if bits != 0 && !f(w, bits) {
 			return
 		}
@@ -353,6 +385,7 @@ func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 	if p.outstanding >= p.cfg.RequestsMax {
 		return Request{}, false
 	}
+	p.survey(now)
 	for _, i := range p.urgent {
 		if r, ok := p.nextUrgent(now, i); ok {
 			return r, true
@@ -364,11 +397,11 @@ func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 	}
 	from := candidates[p.rng.IntN(len(candidates))]
 	n := p.neighbours[from]
-	if n.seed && p.wantsAll() {
+	if n.seed && !n.afar && p.wantsAll() {
 		return Request{From: from, Any: true, Starving: p.onlySeeds(), Exclude: p.flyingList()}, true
 	}
 	bias := p.cfg.InOrder
-	if p.young() {
+	if n.afar || p.young() {
 		bias = p.cfg.InOrderYoung
 	}
 	if p.rng.Float64() < bias {
@@ -383,9 +416,12 @@ func (p *Picker) nextUrgent(now time.Time, i piece.Index) (Request, bool) {
 	if p.have.Has(i) || p.flying.Has(i) {
 		return Request{}, false
 	}
-	candidates := p.idle(now, func(n *neighbour) bool { return n.have.Has(i) && !n.seed })
+	has := func(n *neighbour) bool {
+		return n.have.Has(i) && (!n.afar || p.border.fetch.Has(i) && !p.border.near.Has(i))
+	}
+	candidates := p.idle(now, func(n *neighbour) bool { return has(n) && !n.seed })
 	if len(candidates) == 0 {
-		candidates = p.idle(now, func(n *neighbour) bool { return n.have.Has(i) })
+		candidates = p.idle(now, has)
 	}
 	if len(candidates) == 0 {
 		return Request{}, false

@@ -26,6 +26,7 @@ const (
 	excludeMax      = 4096
 	itemsMax        = 32 << 10 // of bencode
 	depthMax        = 8
+	zoneMax         = 256
 )
 
 // names are the dr_ extensions and the numbers under which this side wants them.
@@ -43,6 +44,8 @@ type helloWire struct {
 	Version int                                     `bencode:"dr_v,omitempty"`
 	Host    string                                  `bencode:"dr_host,omitempty"`
 	Seed    int                                     `bencode:"dr_seed,omitempty"`
+	Zone    string                                  `bencode:"dr_zone,omitempty"`
+	Gateway int                                     `bencode:"dr_gateway,omitempty"`
 }
 
 type anyWire struct {
@@ -102,7 +105,7 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 	var shape any
 	switch m.Type {
 	case HelloMessage:
-		b, err := bencode.Marshal(helloWire{M: names, V: m.Hello.Client, Version: m.Hello.Version, Host: string(m.Hello.Host), Seed: flag(m.Hello.Seed)})
+		b, err := bencode.Marshal(helloWire{M: names, V: m.Hello.Client, Version: m.Hello.Version, Host: string(m.Hello.Host), Seed: flag(m.Hello.Seed), Zone: m.Hello.Zone, Gateway: flag(m.Hello.Gateway)})
 		return pp.HandshakeExtendedID, b, err
 	case AnyMessage:
 		x := make([]byte, 0, 4*len(m.Any.Exclude))
@@ -214,13 +217,16 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte, learn func(map[pp
 				return m, err
 			}
 		}
+		if len(w.Zone) > zoneMax {
+			return m, fmt.Errorf("zone of %d bytes", len(w.Zone))
+		}
 		known := make(map[pp.ExtensionName]pp.ExtensionNumber, len(names))
 		for name := range names {
 			known[name] = w.M[name]
 		}
 		learn(known)
 		m.Type = HelloMessage
-		m.Hello = &Hello{Host: host.ID(w.Host), Version: w.Version, Client: w.V[:min(len(w.V), 64)], Seed: w.Seed != 0}
+		m.Hello = &Hello{Host: host.ID(w.Host), Version: w.Version, Client: w.V[:min(len(w.V), 64)], Seed: w.Seed != 0, Zone: w.Zone, Gateway: w.Gateway != 0}
 	case names["dr_any"]:
 		var w anyWire
 		if err = bencode.Unmarshal(payload, &w); err != nil {

@@ -87,6 +87,10 @@ type Hello struct {
 	Client  string // name and version of the program, for people
 	// Seed says that this host decides itself which piece an Any gets.
 	Seed bool
+	// Zone is where the host is, at most 256 bytes; Gateway says that it may bring pieces
+	// into it.
+	Zone    string
+	Gateway bool
 }
 
 // Any asks a seed for some piece that the asker lacks; the seed answers with an ordinary

@@ -1,0 +1,188 @@
+package picker
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/piece"
+)
+
+const zonePieces = 400
+
+func gatewayID(i int) host.ID { return host.ID(fmt.Sprintf("%032x", i)) }
+
+// afar is a neighbour in another zone that has everything.
+const afar Neighbour = 99
+
+// gatewayOf returns the picker of one of n gateways, which all know each other.
+func gatewayOf(self, n int) *Picker {
+	p := New(Config{Seed: 1}, piece.Layout{Length: zonePieces, PieceSize: 1}, piece.NewBitmap(zonePieces))
+	all := piece.NewBitmap(zonePieces)
+	all.SetAll()
+	p.Want(all)
+	p.Role(gatewayID(self), true)
+	for i := range n {
+		if i != self {
+			p.Join(Neighbour(i), false)
+			p.Put(Neighbour(i), Place{Gateway: true, ID: gatewayID(i)})
+		}
+	}
+	p.Join(afar, false)
+	p.Put(afar, Place{Afar: true, Gateway: true, ID: gatewayID(int(afar))})
+	for i := range piece.Index(zonePieces) {
+		p.Has(afar, i)
+	}
+	return p
+}
+
+// fetches is what a picker asks its neighbour afar for, when everything comes at once.
+func fetches(p *Picker, now time.Time) piece.Bitmap {
+	out := piece.NewBitmap(zonePieces)
+	for {
+		r, ok := p.Next(now)
+		if !ok {
+			return out
+		}
+		if r.From == afar {
+			out.Set(r.Piece)
+		}
+		p.Asked(r)
+		p.Done(r.From, r.Piece)
+		p.Got(r.Piece)
+	}
+}
+
+func TestEveryPieceHasOneGateway(t *testing.T) {
+	all := piece.NewBitmap(zonePieces)
+	for i := range 8 {
+		mine := fetches(gatewayOf(i, 8), begin)
+		assert.InDelta(t, zonePieces/8, mine.Count(), zonePieces/16, "the share of gateway %d", i)
+		for j := range piece.Index(zonePieces) {
+			assert.False(t, mine.Has(j) && all.Has(j), "piece %d has another gateway than %d", j, i)
+		}
+		all.Add(mine)
+	}
+	assert.True(t, all.Full(), "every piece has a gateway")
+}
+
+func TestTheGatewaysThatStayShareThePiecesOfOneThatLeaves(t *testing.T) {
+	before, after := piece.NewBitmap(zonePieces), piece.NewBitmap(zonePieces)
+	for i := range 7 {
+		own := fetches(gatewayOf(i, 8), begin)
+		before.Add(own)
+		p := gatewayOf(i, 8)
+		p.Next(begin)
+		p.Leave(7)
+		more := fetches(p, begin)
+		after.Add(more)
+		for j := range piece.Index(zonePieces) {
+			assert.True(t, !own.Has(j) || more.Has(j), "gateway %d keeps piece %d", i, j)
+		}
+		assert.Greater(t, more.Count(), own.Count())
+	}
+	assert.False(t, before.Full())
+	assert.True(t, after.Full())
+}
+
+func TestAGatewayThatBringsNothingIsGivenUpUntilItBringsSomething(t *testing.T) {
+	p := gatewayOf(0, 2)
+	own := fetches(p, begin)
+	require.Less(t, own.Count(), zonePieces)
+	others := func() (list []piece.Index) {
+		for i := range piece.Index(zonePieces) {
+			if !own.Has(i) {
+				list = append(list, i)
+			}
+		}
+		return list
+	}()
+	brings := func() { p.Has(1, others[0]); others = others[1:] }
+
+	now := begin.Add(patienceMax - time.Millisecond)
+	assert.Zero(t, fetches(p, now).Count(), "the other gateway has time")
+	brings()
+	now = now.Add(surveyEvery)
+	assert.Zero(t, fetches(p, now).Count(), "it works")
+	now = now.Add(patienceMax - time.Millisecond)
+	assert.Zero(t, fetches(p, now).Count(), "it has time again")
+	now = now.Add(surveyEvery)
+	r, ok := p.Next(now)
+	require.True(t, ok, "now it is given up")
+	assert.Equal(t, afar, r.From)
+	assert.Contains(t, others, r.Piece)
+	p.Asked(r)
+	p.Done(r.From, r.Piece)
+	p.Got(r.Piece)
+	for others[0] == r.Piece {
+		others = others[1:]
+	}
+	brings()
+	now = now.Add(surveyEvery)
+	assert.Zero(t, fetches(p, now).Count(), "it works again, so its pieces are its own")
+}
+
+func TestOneThatIsNoGatewayAsksNobodyAfarBeforeNothingCameForLong(t *testing.T) {
+	p := gatewayOf(0, 3)
+	p.Role(gatewayID(0), false)
+	for _, late := range []time.Duration{0, time.Second, patienceMax} {
+		_, ok := p.Next(begin.Add(late))
+		assert.False(t, ok, "after %s", late)
+	}
+	p.Urgent([]piece.Index{7})
+	_, ok := p.Next(begin.Add(patienceMax))
+	assert.False(t, ok, "not even for a reader")
+	r, ok := p.Next(begin.Add(2*patienceMax + time.Second))
+	require.True(t, ok, "a reader that waits for ever is worse")
+	assert.Equal(t, afar, r.From)
+	assert.EqualValues(t, 7, r.Piece)
+}
+
+func TestWhatSomebodyNearHasIsNotAskedOfAnybodyAfar(t *testing.T) {
+	p := gatewayOf(0, 1)
+	p.Join(1, false)
+	for i := range piece.Index(zonePieces - 1) {
+		p.Has(1, i)
+	}
+	r, ok := p.Next(begin)
+	p.Asked(r)
+	require.True(t, ok)
+	next, ok := p.Next(begin)
+	require.True(t, ok)
+	if r.From != afar {
+		r, next = next, r
+	}
+	assert.Equal(t, Request{From: afar, Piece: zonePieces - 1}, r)
+	assert.EqualValues(t, 1, next.From)
+	p.Put(1, Place{Afar: true, Gateway: true, ID: gatewayID(1)})
+	assert.True(t, p.Offered(3))
+	p.Leave(1)
+	assert.Zero(t, p.border.near.Count())
+}
+
+func TestASeedAfarIsAskedByNameForWhatNobodyElseHas(t *testing.T) {
+	p := gatewayOf(0, 1)
+	p.Leave(afar)
+	p.Join(5, true)
+	p.Put(5, Place{Afar: true})
+	p.Join(6, false)
+	p.Put(6, Place{Afar: true})
+	for i := range piece.Index(zonePieces) {
+		p.Has(5, i)
+		if i != 9 {
+			p.Has(6, i)
+		}
+	}
+	var asked []Request
+	for range 2 {
+		r, ok := p.Next(begin)
+		require.True(t, ok)
+		p.Asked(r)
+		asked = append(asked, r)
+	}
+	assert.Contains(t, asked, Request{From: 5, Piece: 9})
+}
