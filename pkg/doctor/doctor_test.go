@@ -1,0 +1,393 @@
+package doctor_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/clientconf"
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/daemon"
+	"github.com/darter-io/darter/pkg/doctor"
+	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/supernode"
+	"github.com/darter-io/darter/test/registrytest"
+)
+
+const (
+	secretOne = "5f1cb1a0d28e4a6f9b0c3d7e11aa22bb33cc44dd55ee66ff7788990011223344"
+	secretTwo = "0a9b8c7d6e5f4a3b2c1d0e9f8a7b6c5d4e3f2a1b0c9d8e7f6a5b4c3d2e1f0a9b"
+)
+
+// settings are those of a dfdaemon on free loopback ports, with no registry.
+func settings(t *testing.T) config.Dfdaemon {
+	var cfg config.Dfdaemon
+	require.NoError(t, config.NewForm("dfdaemon", &cfg).Load([]string{
+		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "data"), "DARTER_CACHE_QUOTA=64MiB",
+		"DARTER_MIRROR_LISTEN=127.0.0.1:0", "DARTER_API_LISTEN=127.0.0.1:0", "DARTER_PEER_LISTEN=127.0.0.1:0",
+	}))
+	cfg.Upstreams = nil
+	cfg.Files.AllowAddresses = []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}
+	return cfg
+}
+
+// run runs a program until the test is over.
+func run(t *testing.T, program interface{ Run(context.Context) error }) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- program.Run(ctx) }()
+	t.Cleanup(sync.OnceFunc(func() { cancel(); assert.NoError(t, <-ended) }))
+}
+
+// running starts a dfdaemon and gives its settings the addresses that it got.
+func running(t *testing.T, cfg config.Dfdaemon) config.Dfdaemon {
+	d, err := daemon.New(cfg, nil)
+	require.NoError(t, err)
+	run(t, d)
+	cfg.Mirror.Listen, cfg.API.Listen = config.Address(d.Addrs()["mirror"]), config.Address(d.Addrs()["api"])
+	return cfg
+}
+
+// supernodeOf starts a supernode with a cluster secret, or none.
+func supernodeOf(t *testing.T, cluster string) config.Address {
+	var cfg config.Supernode
+	require.NoError(t, config.NewForm("supernode", &cfg).Load([]string{
+		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "data"), "DARTER_CACHE_QUOTA=64MiB",
+		"DARTER_API_LISTEN=127.0.0.1:0", "DARTER_ADMIN_LISTEN=127.0.0.1:0", "DARTER_PEER_LISTEN=127.0.0.1:0",
+	}))
+	cfg.Cluster.Secret = secret.String(cluster)
+	s, err := supernode.New(cfg, nil)
+	require.NoError(t, err)
+	run(t, s)
+	return config.Address(s.Addrs()["api"])
+}
+
+func examine(t *testing.T, cfg config.Dfdaemon, change ...func(*doctor.Config)) []doctor.Finding {
+	x := doctor.Config{
+		Settings: cfg, Mirror: clientconf.Mirror{Addr: string(cfg.Mirror.Listen), Upstreams: []clientconf.Upstream{{Host: "quay.io"}}},
+		Files: clientconf.Files{Root: t.TempDir()}, Installed: func(string) bool { return false },
+	}
+	for _, c := range change {
+		c(&x)
+	}
+	return doctor.Examine(t.Context(), x)
+}
+
+// of returns what was found by one check.
+func of(t *testing.T, list []doctor.Finding, check string) doctor.Finding {
+	t.Helper()
+	for _, f := range list {
+		if f.Check == check {
+			return f
+		}
+	}
+	require.Failf(t, "not checked", "%s is not in %v", check, list)
+	return doctor.Finding{}
+}
+
+func TestANodeThatDoesItsWorkFailsInNothing(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{})
+	cfg := settings(t)
+	cfg.Upstreams = []config.Upstream{{Host: r.Host(), PlainHTTP: true}}
+	cfg.Cluster.Secret = secret.String(secretOne)
+	cfg.Supernodes = []config.Address{supernodeOf(t, secretOne)}
+	cfg = running(t, cfg)
+	found := examine(t, cfg)
+	assert.Zero(t, doctor.Failed(found), "%v", found)
+	for _, check := range []string{"daemon", "ports", "mirror", "upstream " + r.Host(), "supernode " + string(cfg.Supernodes[0]), "disk"} {
+		assert.Equal(t, doctor.OK, of(t, found, check).Level, check)
+	}
+}
+
+func TestWithoutADaemonTheDaemonAndTheMirrorFail(t *testing.T) {
+	cfg := settings(t)
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer taken.Close()
+	cfg.Peer.Listen = config.Address(taken.Addr().String())
+	cfg.Mirror.Listen, cfg.API.Listen = free(t), free(t)
+	found := examine(t, cfg)
+	assert.Equal(t, doctor.Fail, of(t, found, "daemon").Level)
+	assert.Contains(t, of(t, found, "mirror").Found, "connection refused")
+	assert.Contains(t, of(t, found, "ports").Found, "peer.listen: bind: address already in use")
+}
+
+// free is an address that nobody listens on.
+func free(t *testing.T) config.Address {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	return config.Address(l.Addr().String())
+}
+
+func TestAStrangerAtTheMirrorsPortIsNoMirror(t *testing.T) {
+	s := httptest.NewServer(http.NotFoundHandler())
+	defer s.Close()
+	cfg := settings(t)
+	cfg.Mirror.Listen = config.Address(s.Listener.Addr().String())
+	assert.Contains(t, of(t, examine(t, cfg), "mirror").Found, "not from a registry mirror")
+}
+
+func TestADaemonOfAnotherVersionOrNotReadyIsTold(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		assert.NoError(t, json.NewEncoder(w).Encode(api.Status{Program: "dfdaemon", Version: "v0.0.1", Missing: []string{"data directory: read-only"}}))
+	}))
+	defer s.Close()
+	cfg := settings(t)
+	cfg.API.Listen = config.Address(s.Listener.Addr().String())
+	found := examine(t, cfg)
+	assert.Equal(t, doctor.Fail, found[0].Level)
+	assert.Contains(t, found[0].Found, "data directory: read-only")
+	assert.Equal(t, doctor.Warn, found[1].Level)
+	assert.Contains(t, found[1].Found, "runs version v0.0.1")
+}
+
+// expired is a TLS server whose certificate was good in the past.
+func expired(t *testing.T) (addr, ca string) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(-24 * time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	require.NoError(t, err)
+	s := httptest.NewUnstartedServer(http.NotFoundHandler())
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	s.Config.ErrorLog = nil
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s.Listener.Addr().String(), pemFile(t, "CERTIFICATE", der)
+}
+
+func TestEachWayInWhichARegistryIsNotReachedIsToldApart(t *testing.T) {
+	secure := registrytest.Start(t, registrytest.Config{TLS: true})
+	mutual := registrytest.Start(t, registrytest.Config{TLS: true, ClientCert: true})
+	clear := registrytest.Start(t, registrytest.Config{})
+	basic := registrytest.Start(t, registrytest.Config{Auth: registrytest.Basic, Users: map[string]registrytest.User{"ann": {Password: "right"}}})
+	bearer := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{"ann": {Password: "right"}}})
+	right, wrong := file(t, "right\n"), file(t, "wrong-and-secret\n")
+	ca := file(t, string(secure.CA()))
+	old, oldCA := expired(t)
+	sick := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }))
+	defer sick.Close()
+
+	for name, c := range map[string]struct {
+		up    config.Upstream
+		level doctor.Level
+		says  string
+	}{
+		"reached":                 {config.Upstream{Host: secure.Host(), CA: ca}, doctor.OK, "answers"},
+		"an unknown authority":    {config.Upstream{Host: secure.Host()}, doctor.Fail, "TLS: its certificate is of an authority"},
+		"another name":            {config.Upstream{Host: "r.test", URLs: []string{strings.Replace(secure.URL(), "127.0.0.1", "127.0.0.2", 1)}, CA: ca}, doctor.Fail, "TLS: its certificate is for another name|refuses connections"},
+		"an expired certificate":  {config.Upstream{Host: old, CA: oldCA}, doctor.Fail, "TLS: its certificate is not valid now"},
+		"no client certificate":   {config.Upstream{Host: mutual.Host(), CA: file(t, string(mutual.CA()))}, doctor.Fail, "TLS: it refuses this node"},
+		"plain HTTP":              {config.Upstream{Host: clear.Host()}, doctor.Fail, "TLS: it speaks plain HTTP"},
+		"nobody there":            {config.Upstream{Host: string(free(t)), PlainHTTP: true}, doctor.Fail, "refuses connections"},
+		"no such name":            {config.Upstream{Host: "registry.invalid"}, doctor.Fail, "no such name|the name server does not answer"},
+		"a login, and none given": {config.Upstream{Host: basic.Host(), PlainHTTP: true}, doctor.OK, "wants a login, which each client brings"},
+		"the right password":      {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann", PasswordFile: right}, doctor.OK, `takes the login of "ann"`},
+		"the wrong password":      {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann", PasswordFile: wrong}, doctor.Fail, `refuses the login of "ann"`},
+		"the right token":         {config.Upstream{Host: bearer.Host(), PlainHTTP: true, Username: "ann", PasswordFile: right}, doctor.OK, `takes the login of "ann"`},
+		"no token":                {config.Upstream{Host: bearer.Host(), PlainHTTP: true, Username: "ann", PasswordFile: wrong}, doctor.Fail, `refuses the login of "ann"`},
+		"an error":                {config.Upstream{Host: sick.Listener.Addr().String(), PlainHTTP: true}, doctor.Warn, "answers with 500"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := settings(t)
+			cfg.Upstreams = []config.Upstream{c.up}
+			f := of(t, examine(t, cfg), "upstream "+c.up.Host)
+			assert.Equal(t, c.level, f.Level, f.Found)
+			assert.Regexp(t, c.says, f.Found)
+			assert.NotContains(t, f.Found+f.Do, "wrong-and-secret")
+			if f.Level != doctor.OK {
+				assert.NotEmpty(t, f.Do)
+			}
+		})
+	}
+}
+
+func TestOfRegistriesThatNobodyChoseSomeMayBeOutOfReach(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{})
+	cfg := settings(t)
+	gone := config.Upstream{Host: string(free(t)), PlainHTTP: true}
+	standard := func(x *doctor.Config) { x.Standard = true }
+	cfg.Upstreams = []config.Upstream{{Host: r.Host(), PlainHTTP: true}, gone}
+	assert.Equal(t, doctor.Warn, of(t, examine(t, cfg, standard), "upstream "+gone.Host).Level)
+	assert.Equal(t, doctor.Fail, of(t, examine(t, cfg), "upstream "+gone.Host).Level)
+	cfg.Upstreams = []config.Upstream{gone}
+	assert.Equal(t, doctor.Fail, of(t, examine(t, cfg, standard), "upstream "+gone.Host).Level, "none at all is reached")
+}
+
+func TestASupernodeOfAnotherClusterIsToldFromOneThatIsGone(t *testing.T) {
+	same, other, open := supernodeOf(t, secretOne), supernodeOf(t, secretTwo), supernodeOf(t, "")
+	stranger := httptest.NewServer(http.NotFoundHandler())
+	defer stranger.Close()
+	for name, c := range map[string]struct {
+		secret string
+		at     config.Address
+		level  doctor.Level
+		says   string
+	}{
+		"the same secret":         {secretOne, same, doctor.OK, "is of this cluster"},
+		"another secret":          {secretOne, other, doctor.Fail, "another cluster secret"},
+		"a secret only here":      {secretOne, open, doctor.Fail, "speaks no TLS"},
+		"a secret only there":     {"", same, doctor.Fail, "it has a cluster secret, and this node has none"},
+		"no secret here or there": {"", open, doctor.OK, "is of this cluster"},
+		"gone":                    {"", free(t), doctor.Fail, "refuses connections"},
+		"no supernode":            {"", config.Address(stranger.Listener.Addr().String()), doctor.Fail, "no supernode"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := settings(t)
+			cfg.Cluster.Secret = secret.String(c.secret)
+			cfg.Supernodes = []config.Address{c.at}
+			f := of(t, examine(t, cfg), "supernode "+string(c.at))
+			assert.Equal(t, c.level, f.Level, f.Found)
+			assert.Contains(t, f.Found, c.says)
+		})
+	}
+	cfg := settings(t)
+	cfg.Supernodes = []config.Address{open, free(t)}
+	assert.Equal(t, doctor.Warn, of(t, examine(t, cfg), "supernode "+string(cfg.Supernodes[1])).Level, "another one stands in")
+}
+
+func TestClocksAndVersionsApartAreTold(t *testing.T) {
+	for skew, level := range map[time.Duration]doctor.Level{0: doctor.OK, 5 * time.Minute: doctor.Warn, -25 * time.Hour: doctor.Fail} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Date", time.Now().Add(skew).UTC().Format(http.TimeFormat))
+			assert.NoError(t, json.NewEncoder(w).Encode(api.Status{Program: "supernode", Version: "v0.0.1"}))
+		}))
+		cfg := settings(t)
+		cfg.Supernodes = []config.Address{config.Address(s.Listener.Addr().String())}
+		var clock, version doctor.Level = doctor.OK, doctor.OK
+		for _, f := range examine(t, cfg) {
+			if strings.Contains(f.Found, "clock") {
+				clock = f.Level
+			}
+			if strings.Contains(f.Found, "is version v0.0.1") {
+				version = f.Level
+			}
+		}
+		if skew < 0 {
+			level = doctor.Warn // it answers all the same: members without TLS do not look at clocks
+		}
+		assert.Equal(t, level, clock, skew)
+		assert.Equal(t, doctor.Warn, version)
+		s.Close()
+	}
+}
+
+func TestEachClientThatIsThereIsToldWhetherItAsksTheMirror(t *testing.T) {
+	cfg := settings(t)
+	cfg.Mirror.Listen = "127.0.0.1:65001"
+	all := func(x *doctor.Config) { x.Installed = func(string) bool { return true } }
+	var files clientconf.Files
+	found := examine(t, cfg, all, func(x *doctor.Config) { files = x.Files })
+	for _, c := range clientconf.Clients() {
+		f := of(t, found, "client "+string(c))
+		assert.Equal(t, doctor.Warn, f.Level, c)
+		assert.Contains(t, f.Do, "dfdaemon configure "+string(c))
+	}
+	m := clientconf.Mirror{Addr: "127.0.0.1:65001", Upstreams: []clientconf.Upstream{{Host: "quay.io"}}}
+	for _, c := range clientconf.Clients() {
+		plan, err := clientconf.Configure(c, files, m, clientconf.Options{})
+		require.NoError(t, err)
+		require.NoError(t, plan.Apply(files))
+	}
+	found = examine(t, cfg, all, func(x *doctor.Config) { x.Files = files })
+	for _, c := range clientconf.Clients() {
+		assert.Equal(t, doctor.OK, of(t, found, "client "+string(c)).Level, c)
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(files.Root, "/etc/containerd/config.toml"), []byte("not TOML"), 0o600))
+	f := of(t, examine(t, cfg, all, func(x *doctor.Config) { x.Files = files }), "client containerd")
+	assert.Contains(t, f.Found, "cannot be pointed at the mirror")
+	assert.Equal(t, "clients", of(t, examine(t, cfg), "clients").Check, "no client at all is worth a word")
+}
+
+func TestADiskThatCannotHoldTheCacheIsTold(t *testing.T) {
+	cfg := settings(t)
+	assert.Equal(t, doctor.OK, of(t, examine(t, cfg), "disk").Level)
+	cfg.Cache.Quota = 1 << 60
+	f := of(t, examine(t, cfg), "disk")
+	assert.Equal(t, doctor.Warn, f.Level)
+	assert.Contains(t, f.Found, "the cache may grow by")
+	in := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(in, nil, 0o600))
+	cfg.Node.DataDir = in
+	assert.Equal(t, doctor.Fail, of(t, examine(t, cfg), "disk").Level)
+	cfg.Node.DataDir = "/proc/darter" // nobody may write there, root neither
+	assert.Equal(t, doctor.Fail, of(t, examine(t, cfg), "disk").Level)
+}
+
+func TestTooFewOpenFilesAreTold(t *testing.T) {
+	f := of(t, examine(t, settings(t), func(x *doctor.Config) { x.NoFile = 1024 }), "limits")
+	assert.Equal(t, doctor.Warn, f.Level)
+	assert.Contains(t, f.Found, "1024 open files")
+}
+
+func TestFindingsAreWrittenForPeopleAndForPrograms(t *testing.T) {
+	list := []doctor.Finding{{Level: doctor.OK, Check: "disk", Found: "fine"}, {Level: doctor.Fail, Check: "mirror", Found: "two\nlines", Do: "start it"}}
+	var people, program bytes.Buffer
+	require.NoError(t, doctor.Write(&people, list))
+	assert.Equal(t, "OK    disk    fine\nFAIL  mirror  two lines\n              → start it\n", people.String())
+	require.NoError(t, doctor.WriteJSON(&program, list))
+	var back []doctor.Finding
+	require.NoError(t, json.Unmarshal(program.Bytes(), &back))
+	assert.Equal(t, list, back)
+	assert.Equal(t, 1, doctor.Failed(list))
+}
+
+// silent accepts and says nothing.
+func silent(t *testing.T) config.Address {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { l.Close() })
+	return config.Address(l.Addr().String())
+}
+
+func TestWhatSaysNothingHoldsNobodyUp(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for eight seconds")
+	}
+	cfg := settings(t)
+	cfg.Mirror.Listen, cfg.API.Listen = silent(t), silent(t)
+	cfg.Supernodes = []config.Address{silent(t)}
+	cfg.Upstreams = []config.Upstream{{Host: string(silent(t)), PlainHTTP: true}}
+	began := time.Now()
+	found := examine(t, cfg)
+	t.Logf("took %s", time.Since(began))
+	for _, check := range []string{"daemon", "mirror", "upstream " + cfg.Upstreams[0].Host, "supernode " + string(cfg.Supernodes[0])} {
+		assert.Equal(t, doctor.Fail, of(t, found, check).Level, check)
+	}
+	assert.Regexp(t, "does not answer in time", of(t, found, "upstream "+cfg.Upstreams[0].Host).Found)
+}
+
+func file(t *testing.T, text string) string {
+	name := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(name, []byte(text), 0o600))
+	return name
+}
+
+func pemFile(t *testing.T, kind string, der []byte) string {
+	return file(t, string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})))
+}

@@ -1,0 +1,280 @@
+package doctor
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/identity"
+	"github.com/darter-io/darter/pkg/node"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/source/registry"
+)
+
+// mirror tells whether the registry mirror answers, and not something else at its port.
+func (x *exam) mirror(ctx context.Context) []Finding {
+	url := "http://" + x.Mirror.Addr + "/v2/"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return []Finding{{Fail, "mirror", err.Error(), "check mirror.listen"}}
+	}
+	tr := &http.Transport{Proxy: nil, DisableKeepAlives: true}
+	res, err := tr.RoundTrip(req)
+	if err != nil {
+		return []Finding{{Fail, "mirror", fmt.Sprintf("%s: %v", url, plain(err)), "start dfdaemon, or name the mirror's address with --mirror-listen or its --config"}}
+	}
+	defer res.Body.Close()
+	if res.Header.Get("Docker-Distribution-Api-Version") == "" {
+		return []Finding{{Fail, "mirror", fmt.Sprintf("%s: %s, and not from a registry mirror", url, res.Status), "something else has the port: give one of them another, with mirror.listen"}}
+	}
+	// Whatever the registry behind it says is what that check tells.
+	return []Finding{{OK, "mirror", url + " answers", ""}}
+}
+
+// ports tells whether the daemon has its ports or could have them, and whether others reach
+// the one for pieces.
+func (x *exam) ports() []Finding {
+	if x.runningErr == nil {
+		s := x.running
+		name, _, _ := net.SplitHostPort(s.Host.Addr)
+		if ip := net.ParseIP(name); ip != nil && ip.IsLoopback() && x.remote() {
+			return []Finding{{Fail, "ports", "other nodes are told to get pieces at " + s.Host.Addr + ", which leads them to themselves",
+				"set a cluster secret (then the piece wire listens on all addresses), or peer.listen and peer.advertise"}}
+		}
+		return []Finding{{OK, "ports", fmt.Sprintf("mirror %s, api %s, pieces %s", s.Listen["mirror"], s.Listen["api"], s.Host.Addr), ""}}
+	}
+	var out []Finding
+	for _, p := range []struct {
+		key string
+		at  config.Address
+	}{{"mirror.listen", x.Settings.Mirror.Listen}, {"api.listen", x.Settings.API.Listen}, {"peer.listen", x.Settings.Peer.Listen}} {
+		l, err := net.Listen("tcp", string(p.at))
+		if err == nil {
+			l.Close()
+			continue
+		}
+		do := "set another one with " + p.key
+		if errors.Is(err, syscall.EADDRINUSE) {
+			do = "stop what has it (ss -ltnp names it), or " + do
+		}
+		out = append(out, Finding{Fail, "ports", fmt.Sprintf("%s: %v", p.key, plain(err)), do})
+	}
+	if out == nil {
+		out = []Finding{{OK, "ports", "are free", ""}}
+	}
+	return out
+}
+
+// remote reports whether a supernode is on another machine.
+func (x *exam) remote() bool {
+	for _, s := range x.Settings.Supernodes {
+		name, _, _ := net.SplitHostPort(string(s))
+		if ip := net.ParseIP(name); name != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			return true
+		}
+	}
+	return false
+}
+
+// upstreams tells of each registry whether it answers, and takes the node's login.
+func (x *exam) upstreams(ctx context.Context) []Finding {
+	client, err := node.OpenRegistries(node.Config{Origins: x.Settings.Origins, Files: x.Settings.Files.Files})
+	if err != nil {
+		return []Finding{{Fail, "upstreams", err.Error(), "correct the setting"}}
+	}
+	defer client.CloseIdleConnections()
+	out := in(x.Settings.Upstreams, func(u config.Upstream) []Finding { return []Finding{x.upstream(ctx, client, u)} })
+	if len(out) == 0 {
+		return []Finding{{Warn, "upstreams", "none is listed: the mirror serves no registry", "set upstreams"}}
+	}
+	if x.Standard && Failed(out) == 0 {
+		for _, f := range out {
+			if f.Level == OK {
+				return out
+			}
+		}
+		for i := range out {
+			out[i].Level = Fail // one of them would be a matter of choice, all of them is the network
+		}
+	}
+	return out
+}
+
+func (x *exam) upstream(ctx context.Context, client *registry.Client, u config.Upstream) Finding {
+	name, login := "upstream "+u.Host, u.Username != ""
+	res, err := client.Forward(ctx, source.Question{Upstream: u.Host, Method: http.MethodGet, Path: "/v2/"})
+	if err == nil {
+		res.Body.Close()
+		switch {
+		case res.StatusCode == http.StatusUnauthorized && login, res.StatusCode == http.StatusForbidden && login:
+			return Finding{Fail, name, fmt.Sprintf("refuses the login of %q (%s)", u.Username, res.Status), "correct username and passwordFile"}
+		case res.StatusCode == http.StatusOK && login:
+			return Finding{OK, name, fmt.Sprintf("answers, and takes the login of %q", u.Username), ""}
+		case res.StatusCode == http.StatusOK:
+			return Finding{OK, name, "answers", ""}
+		case res.StatusCode == http.StatusUnauthorized:
+			return Finding{OK, name, "answers, and wants a login, which each client brings itself", ""}
+		}
+		return Finding{Warn, name, "answers with " + res.Status, "look at that registry"}
+	}
+	var status *source.StatusError
+	if errors.As(err, &status) && login && (status.Status == http.StatusUnauthorized || status.Status == http.StatusForbidden) {
+		return Finding{Fail, name, fmt.Sprintf("refuses the login of %q: %v", u.Username, err), "correct username and passwordFile"}
+	}
+	what, do := explain(err)
+	level := Fail
+	if x.Standard {
+		level, do = Warn, do+"; or leave it out of upstreams"
+	}
+	return Finding{level, name, fmt.Sprintf("%s: %v", what, err), do}
+}
+
+// explain says which case an error of a connection is, and what to do about it.
+func explain(err error) (what, do string) {
+	var (
+		dns      *net.DNSError
+		unknown  x509.UnknownAuthorityError
+		name     x509.HostnameError
+		invalid  x509.CertificateInvalidError
+		notTLS   tls.RecordHeaderError
+		timedOut net.Error
+		status   *source.StatusError
+	)
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return "no such name", "check the name; a name server of your network may know it"
+	case errors.As(err, &dns):
+		return "the name server does not answer", "check /etc/resolv.conf and the network"
+	case errors.As(err, &unknown):
+		return "TLS: its certificate is of an authority that this machine does not trust", "set ca of the upstream to that authority's certificate"
+	case errors.As(err, &name):
+		return "TLS: its certificate is for another name", "name it as its certificate does, or have the certificate corrected"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "TLS: its certificate is not valid now", "check this machine's clock (date), then the certificate"
+	case errors.As(err, &notTLS), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
+		return "TLS: it speaks plain HTTP", "set plainHTTP of the upstream if that is meant"
+	case alerted(err):
+		return "TLS: it refuses this node", "it may want a certificate: set clientCert and clientKey of the upstream"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "refuses connections", "is it running, and is this its port?"
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
+		return "no way leads there", "check the network and the firewall; proxy of the upstream names an HTTP proxy"
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &timedOut) && timedOut.Timeout():
+		return "does not answer in time", "check the network and the firewall; proxy of the upstream names an HTTP proxy"
+	case errors.As(err, &status):
+		return fmt.Sprintf("answers with %d", status.Status), "look at that registry, and at what stands between"
+	}
+	return "cannot be asked", "check the address and the network"
+}
+
+// supernodes asks each that is configured, with this node's own proof of membership.
+func (x *exam) supernodes(ctx context.Context) []Finding {
+	if len(x.Settings.Supernodes) == 0 {
+		return []Finding{{OK, "supernodes", "none is configured: this node leads its own tasks, and shares with no other", ""}}
+	}
+	id, err := identity.New(identity.Config{Secret: x.Settings.Cluster.Secret, HostID: host.NewID(), Insecure: x.Settings.Cluster.Insecure})
+	if err != nil {
+		return []Finding{{Fail, "supernodes", err.Error(), "correct cluster.secretFile"}}
+	}
+	out := in(x.Settings.Supernodes, func(at config.Address) []Finding { return askSupernode(ctx, id, at) })
+	alive := 0
+	for _, f := range out {
+		if f.Level == OK {
+			alive++
+		}
+	}
+	for i := range out {
+		if alive > 0 && out[i].Level == Fail {
+			out[i].Level = Warn // others stand in for it
+		}
+	}
+	// A daemon that has just started may not have asked yet.
+	if x.runningErr == nil && x.running.Embedded && alive > 0 && time.Since(x.running.Started) > time.Minute {
+		out = append(out, Finding{Fail, "supernodes", "answer here, and the daemon reaches none of them", "see its log; is it the daemon of this configuration?"})
+	}
+	return out
+}
+
+func askSupernode(ctx context.Context, id *identity.Identity, at config.Address) []Finding {
+	name := "supernode " + string(at)
+	d := net.Dialer{Timeout: 3 * time.Second}
+	tr := &http.Transport{DialContext: d.DialContext, DialTLSContext: id.WrapDialer(d.DialContext), DisableKeepAlives: true}
+	scheme := "http"
+	if id.Secure() {
+		scheme = "https"
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+string(at)+api.PathStatus, nil)
+	if err != nil {
+		return []Finding{{Fail, name, err.Error(), "write host:port in supernodes"}}
+	}
+	before := time.Now()
+	res, err := tr.RoundTrip(req)
+	if err != nil {
+		return []Finding{notReached(name, err)}
+	}
+	defer res.Body.Close()
+	var s api.Status
+	err = json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&s)
+	switch {
+	case res.StatusCode == http.StatusBadRequest && !id.Secure():
+		return []Finding{{Fail, name, "speaks TLS: it has a cluster secret, and this node has none", "give this node the same one, with cluster.secretFile"}}
+	case res.StatusCode != http.StatusOK || err != nil || s.Program != "supernode":
+		return []Finding{{Fail, name, "something answers that is no supernode (" + res.Status + ")", "write the address of a supernode's API (api.listen) in supernodes"}}
+	}
+	out := []Finding{{OK, name, "answers, and is of this cluster", ""}}
+	if s.Version != config.Version() {
+		out = append(out, Finding{Warn, name, fmt.Sprintf("is version %s, this program %s", s.Version, config.Version()), "neighbouring versions work together; bring both to the same one soon"})
+	}
+	if date, err := http.ParseTime(res.Header.Get("Date")); err == nil {
+		if skew := date.Sub(before).Abs(); skew > identity.ClockSkew {
+			out = append(out, Finding{Fail, name, fmt.Sprintf("its clock and this one are %s apart", skew.Round(time.Second)), "set the clocks (NTP): members that are a day apart refuse each other"})
+		} else if skew > time.Minute {
+			out = append(out, Finding{Warn, name, fmt.Sprintf("its clock and this one are %s apart", skew.Round(time.Second)), "set the clocks (NTP)"})
+		}
+	}
+	return out
+}
+
+// notReached says why a supernode was not reached.
+func notReached(name string, err error) Finding {
+	told := identity.Explain(err)
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.Is(told, identity.ErrNotMember):
+		return Finding{Fail, name, told.Error(), "give both the same secret, with cluster.secretFile"}
+	case errors.As(err, &invalid):
+		return Finding{Fail, name, told.Error(), "set the clocks (NTP)"}
+	case alerted(err):
+		return Finding{Fail, name, "refuses this node: " + told.Error(), "give both the same secret, with cluster.secretFile"}
+	}
+	what, do := explain(err)
+	return Finding{Fail, name, fmt.Sprintf("%s: %v", what, plain(err)), do}
+}
+
+// alerted reports whether the other end of a TLS connection ended it.
+func alerted(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error"
+}
+
+// plain takes the operation and the addresses off an error that is told beside them.
+func plain(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Err != nil {
+		return op.Err
+	}
+	return err
+}
