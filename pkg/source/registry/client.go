@@ -9,8 +9,10 @@ import (
 	"net/url"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/source"
@@ -34,9 +36,17 @@ type Client struct {
 // the upstream's URLs.
 //
 // A spec's Authorization is sent as it is. Without one the node's own credentials are used,
-// or those that the registry's token service gives to anybody.
+// or those that the registry's token service gives to anybody. A registry that asks for
+// patience, by a Retry-After of a few seconds, is asked once more after them.
 func (c *Client) Open(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
 	res, err := c.open(ctx, spec, offset)
+	if wait := patience(err); wait > 0 {
+		select {
+		case <-time.After(wait):
+			res, err = c.open(ctx, spec, offset)
+		case <-ctx.Done():
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("bringing %s %s of %.255q from %.255q: %w", spec.Kind, spec.ID.Short(), spec.Repository, spec.Upstream, err)
 	}
@@ -208,6 +218,25 @@ func (c *Client) each(ctx context.Context, u *upstream, ask func(*url.URL) error
 		}
 	}
 	return err
+}
+
+// patienceMax is the longest Retry-After that is waited for. Whoever waits for a first byte has
+// ten seconds, and behind one seed's GET a whole crowd may wait: told the refusal instead, all
+// of it would go to the registry, one by one.
+const patienceMax = 5 * time.Second
+
+// patience is how long a registry wants to be left alone, 0 where it does not say or where that
+// is longer than a client waits (RFC 9110 §10.2.3, RFC 6585 §4).
+func patience(err error) time.Duration {
+	var status *source.StatusError
+	if !errors.As(err, &status) || status.Status != http.StatusTooManyRequests && status.Status != http.StatusServiceUnavailable {
+		return 0
+	}
+	seconds, err := strconv.ParseUint(status.Header.Get("Retry-After"), 10, 16)
+	if wait := time.Duration(seconds) * time.Second; err == nil && wait <= patienceMax {
+		return wait
+	}
+	return 0
 }
 
 func unavailable(status int) bool {

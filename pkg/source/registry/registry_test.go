@@ -206,6 +206,46 @@ func TestABlobThatIsRedirectedComesWithoutTheToken(t *testing.T) {
 	require.ErrorAs(t, bring(t, strict, spec, 0), &refused, "a registry sends nobody to loopback unless the operator says so")
 }
 
+func TestARegistryThatAsksForAMomentOfPatienceGetsItOnce(t *testing.T) {
+	for _, row := range []struct {
+		status, times int
+		retryAfter    string
+		gets          int
+		ok            bool
+	}{
+		{429, 1, "1", 2, true},
+		{503, 1, "1", 2, true},
+		{429, 2, "1", 2, false},
+		{429, 1, "6", 1, false},
+		{429, 1, "", 1, false},
+		{429, 1, "Sun, 06 Nov 1994 08:49:37 GMT", 1, false},
+		{500, 1, "1", 1, false},
+	} {
+		t.Run(fmt.Sprintf("%d × %d, Retry-After %q", row.times, row.status, row.retryAfter), func(t *testing.T) {
+			t.Parallel()
+			r := registrytest.Start(t, registrytest.Config{})
+			digest, err := r.PushBlob(t.Context(), "lib/app", []byte("patience"))
+			require.NoError(t, err)
+			r.Fail(registrytest.Fault{
+				Action: registrytest.ActStatus, Status: row.status, Times: row.times, Header: map[string]string{"Retry-After": row.retryAfter},
+			})
+			res, err := of(t, r, registry.Upstream{}).Open(t.Context(), task.Spec{ID: task.ID(digest), Kind: task.Blob, Upstream: r.Host(), Repository: "lib/app"}, 0)
+			assert.Equal(t, row.gets, r.Counts().Object(digest).GETs)
+			if !row.ok {
+				var refused *source.StatusError
+				require.ErrorAs(t, err, &refused)
+				assert.Equal(t, row.status, refused.Status)
+				return
+			}
+			require.NoError(t, err)
+			defer res.Body.Close()
+			b, err := io.ReadAll(res.Body)
+			require.NoError(t, err)
+			assert.Equal(t, "patience", string(b))
+		})
+	}
+}
+
 func TestManifestsComeByDigestInTheFormsAccepted(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	img, err := registrytest.NewImage(1, []int64{8 << 10})
