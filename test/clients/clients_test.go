@@ -1,0 +1,324 @@
+package clients_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/daemon"
+	"github.com/darter-io/darter/test/clients"
+	"github.com/darter-io/darter/test/registrytest"
+	"github.com/darter-io/darter/test/silence"
+)
+
+// pullLimit is how long a pull may take on a busy machine before it counts as stuck.
+const pullLimit = time.Minute
+
+// site is a registry and a dfdaemon that mirrors it, alone: its own swarm.
+type site struct {
+	*registrytest.Registry
+	t       *testing.T
+	mirror  string // host:port
+	server  string // host:port of whom clients ask where the mirror refuses; empty: nobody
+	silence *silence.Relay
+	log     *lines
+}
+
+// lines is what a dfdaemon logs, shown when its test fails.
+type lines struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+// newSite starts both for the length of a test.
+func newSite(t *testing.T, cfg registrytest.Config) *site {
+	t.Helper()
+	return newSiteOf(t, registrytest.Start(t, cfg))
+}
+
+// newSiteOf starts a dfdaemon for a registry that is there. Further settings of the upstream
+// are lines of YAML.
+func newSiteOf(t *testing.T, r *registrytest.Registry, upstream ...string) *site {
+	t.Helper()
+	s := &site{Registry: r, t: t, log: &lines{}}
+	// A name and not an address: go-containerregistry takes no token service at a private
+	// address but the registry's own.
+	url := strings.Replace(s.URL(), "127.0.0.1", "localhost", 1)
+	file := filepath.Join(t.TempDir(), "dfdaemon.yaml")
+	text := fmt.Sprintf("upstreams:\n- host: %s\n  urls: [%s]\n", clients.Registry, url)
+	for _, line := range upstream {
+		text += "  " + line + "\n"
+	}
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+	var settings config.Dfdaemon
+	require.NoError(t, config.NewForm("dfdaemon", &settings).Load([]string{
+		"DARTER_CONFIG=" + file,
+		"DARTER_NODE_NAME=node", "DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "node"), "DARTER_CACHE_QUOTA=1GiB",
+		"DARTER_MIRROR_LISTEN=127.0.0.1:0", "DARTER_API_LISTEN=127.0.0.1:0", "DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_DRAIN_TIMEOUT=5s", "DARTER_FILES_ALLOW_ADDRESSES=127.0.0.0/8", // for redirects
+		"DARTER_MIRROR_DEFAULT_UPSTREAM=" + clients.Registry,
+	}))
+	d, err := daemon.New(settings, slog.New(slog.NewTextHandler(s.log, nil)))
+	require.NoError(t, err)
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		assert.NoError(t, <-ended)
+		if t.Failed() {
+			t.Logf("the dfdaemon logged:\n%s", s.log)
+		}
+	})
+	s.silence = &silence.Relay{Dial: func(ctx context.Context) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", d.Addrs()["mirror"])
+	}}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { l.Close() })
+	go s.silence.Serve(l)
+	s.mirror = l.Addr().String()
+	return s
+}
+
+// sizes of the layers, compressed, in bytes.
+var sizes = []int64{3e6, 1e6, 50e3}
+
+// image pushes an image and starts counting anew. Each seed makes another.
+func (s *site) image(repository string, seed uint64) registrytest.Pushed {
+	s.t.Helper()
+	img, err := registrytest.NewImage(seed, sizes)
+	require.NoError(s.t, err)
+	p, err := s.Push(s.t.Context(), repository, "v1", img)
+	require.NoError(s.t, err)
+	s.Reset()
+	return p
+}
+
+// login is who pulls; the zero value is nobody.
+type login struct{ user, password string }
+
+// pull pulls an image through the mirror alone, into a directory of its own.
+func (s *site) pull(l clients.Library, repository, reference string, who login) (dir string, err error) {
+	s.t.Helper()
+	dir = s.t.TempDir()
+	ctx, cancel := context.WithTimeoutCause(s.t.Context(), pullLimit, errStuck)
+	defer cancel()
+	err = l.Pull(ctx, clients.Request{
+		Mirror: s.mirror, Server: s.server, Repository: repository, Reference: reference, User: who.user, Password: who.password, Dir: dir,
+	})
+	if err != nil && context.Cause(ctx) != nil {
+		require.FailNow(s.t, "the pull is stuck", "no end after %v: %v", pullLimit, err)
+	}
+	return dir, err
+}
+
+type stuck struct{}
+
+func (stuck) Error() string { return "the pull is stuck" }
+
+var errStuck error = stuck{}
+
+// requireRight asserts that every object is in dir, with the right bytes.
+func requireRight(t *testing.T, dir string, objects []registrytest.Object) {
+	t.Helper()
+	for _, o := range objects {
+		b, err := os.ReadFile(filepath.Join(dir, "blobs", "sha256", strings.TrimPrefix(o.Digest, "sha256:")))
+		require.NoError(t, err, "%s %s", o.Kind, o.Digest)
+		sum := sha256.Sum256(b)
+		require.Equal(t, o.Digest, "sha256:"+hex.EncodeToString(sum[:]), "%s of %d bytes", o.Kind, len(b))
+	}
+}
+
+// requireNothingWrong asserts that what is in dir is what its name says.
+func requireNothingWrong(t *testing.T, dir string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "blobs", "sha256", "*"))
+	require.NoError(t, err)
+	for _, name := range files {
+		if len(filepath.Base(name)) != hex.EncodedLen(sha256.Size) {
+			continue // a library's own, of a download that it gave up
+		}
+		f, err := os.Open(name)
+		require.NoError(t, err)
+		sum := sha256.New()
+		_, err = io.Copy(sum, f)
+		f.Close()
+		require.NoError(t, err)
+		require.Equal(t, filepath.Base(name), hex.EncodeToString(sum.Sum(nil)), "a complete wrong blob")
+	}
+}
+
+// each runs a test for every library.
+func each(t *testing.T, f func(t *testing.T, l clients.Library)) {
+	for _, l := range clients.All() {
+		t.Run(l.Name, func(t *testing.T) {
+			t.Parallel()
+			f(t, l)
+		})
+	}
+}
+
+func TestEveryLibraryPullsAndTheRegistrySendsOneCopy(t *testing.T) {
+	each(t, func(t *testing.T, l clients.Library) {
+		s := newSite(t, registrytest.Config{})
+		p := s.image("lib/app", 1)
+		for _, reference := range []string{"v1", p.Digest, "v1"} {
+			dir, err := s.pull(l, p.Repository, reference, login{})
+			require.NoError(t, err, "by %s", reference)
+			requireRight(t, dir, p.Objects)
+		}
+		counts := s.Counts()
+		assert.LessOrEqual(t, float64(counts.Egress), 1.02*float64(p.Bytes()), "bytes of three pulls over bytes of the image")
+		for _, o := range p.Objects {
+			assert.Equal(t, 1, counts.Object(o.Digest).GETs, "GETs of %s %s", o.Kind, o.Digest)
+		}
+	})
+}
+
+func TestEveryLibraryFindsItsPlatformInAnIndex(t *testing.T) {
+	each(t, func(t *testing.T, l clients.Library) {
+		s := newSite(t, registrytest.Config{})
+		idx, err := registrytest.NewIndex(2, []int64{500e3})
+		require.NoError(t, err)
+		p, err := s.PushIndex(t.Context(), "lib/multi", "v1", idx)
+		require.NoError(t, err)
+		s.Reset()
+		amd64, err := registrytest.Describe(idx.Images["linux/amd64"])
+		require.NoError(t, err)
+		for _, reference := range []string{"v1", p.Digest} {
+			dir, err := s.pull(l, p.Repository, reference, login{})
+			require.NoError(t, err, "by %s", reference)
+			requireRight(t, dir, amd64.Objects)
+		}
+		for _, o := range p.Objects {
+			assert.LessOrEqual(t, s.Counts().Object(o.Digest).GETs, 1, "GETs of %s %s", o.Kind, o.Digest)
+		}
+	})
+}
+
+func TestAPrivateImageIsForThoseWhoMayHaveItAlsoOnceItIsCached(t *testing.T) {
+	alice, wrong, bob, nobody := login{"alice", "wonder"}, login{"alice", "wrong"}, login{"bob", "builder"}, login{}
+	users := map[string]registrytest.User{
+		"alice": {Password: alice.password, Pull: []string{"team/*"}},
+		"bob":   {Password: bob.password, Pull: []string{"other/*"}},
+		"":      {Pull: []string{"public/*"}},
+	}
+	for name, cfg := range map[string]registrytest.Config{
+		"token service": {Auth: registrytest.Bearer, Users: users},
+		"passwords":     {Auth: registrytest.Basic, Users: users},
+	} {
+		t.Run(name, func(t *testing.T) {
+			each(t, func(t *testing.T, l clients.Library) {
+				s := newSite(t, cfg)
+				p := s.image("team/app", 3)
+				strangers := []login{nobody, wrong, bob}
+				refused := func(when string) {
+					t.Helper()
+					for _, who := range strangers {
+						dir, err := s.pull(l, p.Repository, "v1", who)
+						require.Error(t, err, "%s, %q", when, who)
+						dirs, err := os.ReadDir(filepath.Join(dir, "blobs", "sha256"))
+						if err == nil {
+							require.Empty(t, dirs, "%s, %q", when, who)
+						}
+					}
+				}
+				refused("before anybody pulled")
+				assert.Zero(t, s.Counts().Object(p.Layers()[0].Digest).Bytes)
+				if !l.OwnLogin {
+					strangers = []login{alice}
+					refused("by a client that does not answer a mirror")
+					return
+				}
+				dir, err := s.pull(l, p.Repository, "v1", alice)
+				require.NoError(t, err)
+				requireRight(t, dir, p.Objects)
+				refused("from the cache")
+				dir, err = s.pull(l, p.Repository, p.Digest, alice)
+				require.NoError(t, err)
+				requireRight(t, dir, p.Objects)
+				for _, o := range p.Layers() {
+					assert.Equal(t, 1, s.Counts().Object(o.Digest).GETs, "GETs of %s %s", o.Kind, o.Digest)
+				}
+
+				if cfg.Auth == registrytest.Bearer {
+					open := s.image("public/app", 4)
+					dir, err = s.pull(l, open.Repository, "v1", nobody)
+					require.NoError(t, err, "a public image where others are private")
+					requireRight(t, dir, open.Objects)
+				}
+				for _, secret := range []string{alice.password, wrong.password, bob.password} {
+					assert.NotContains(t, s.log.String(), secret)
+				}
+			})
+		})
+	}
+}
+
+func TestAClientThatAnswersNoMirrorPullsPrivateImagesFromTheRegistryOrByTheNodesLogin(t *testing.T) {
+	alice := login{"alice", "wonder"}
+	cfg := registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{alice.user: {Password: alice.password, Pull: []string{"team/*"}}}}
+	each(t, func(t *testing.T, l clients.Library) {
+		if l.OwnLogin {
+			t.Skip("it answers a mirror's challenge")
+		}
+		s := newSite(t, cfg)
+		p := s.image("team/app", 6)
+		s.server = s.Host()
+		dir, err := s.pull(l, p.Repository, "v1", alice)
+		require.NoError(t, err, "the mirror's refusal sends it to the registry")
+		requireRight(t, dir, p.Objects)
+
+		file := filepath.Join(t.TempDir(), "password")
+		require.NoError(t, os.WriteFile(file, []byte(alice.password), 0o600))
+		s = newSiteOf(t, s.Registry, "username: "+alice.user, "passwordFile: "+file)
+		s.Reset()
+		for range 2 {
+			dir, err = s.pull(l, p.Repository, "v1", login{})
+			require.NoError(t, err, "by the node's login")
+			requireRight(t, dir, p.Objects)
+		}
+		for _, o := range p.Layers() {
+			assert.Equal(t, 1, s.Counts().Object(o.Digest).GETs, "GETs of %s %s", o.Kind, o.Digest)
+		}
+	})
+}
+
+func TestWhatIsNotThereIsToldAtOnce(t *testing.T) {
+	each(t, func(t *testing.T, l clients.Library) {
+		s := newSite(t, registrytest.Config{})
+		p := s.image("lib/app", 5)
+		_, err := s.pull(l, p.Repository, "v2", login{})
+		require.Error(t, err)
+		_, err = s.pull(l, "lib/unknown", "v1", login{})
+		require.Error(t, err)
+		assert.Less(t, s.silence.Longest(), 5*time.Second)
+	})
+}

@@ -1,0 +1,273 @@
+package clients_test
+
+import (
+	"context"
+	"flag"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/test/clients"
+	"github.com/darter-io/darter/test/registrytest"
+	"github.com/darter-io/darter/test/results"
+)
+
+// end is how a pull has to end, once it has ended at all.
+type end int
+
+const (
+	right  end = iota // with the image, for every client
+	told              // with an error: the image cannot be had
+	either            // with one of them: it hangs on what a client makes of a short body
+)
+
+// fault is something that goes wrong at the registry.
+type fault struct {
+	name   string
+	script []registrytest.Fault
+	end    end
+	// silence is how long a client may wait for a byte.
+	silence time.Duration
+	// egress is the most that the registry may send, in images; 0 asks nobody.
+	egress float64
+}
+
+// cut is where a body is cut, inside of the largest layer only: the others are shorter.
+const cut = 1500e3
+
+// of are faults that hit every blob's GET.
+func of(f registrytest.Fault) []registrytest.Fault {
+	f.Match = "/blobs/"
+	if f.Action == registrytest.ActStatus || f.Action == registrytest.ActSlowHeaders {
+		return []registrytest.Fault{f}
+	}
+	f.Match = "GET lib/app/blobs/"
+	return []registrytest.Fault{f}
+}
+
+func faults() []fault {
+	status := func(code int, header map[string]string, times int) []registrytest.Fault {
+		return of(registrytest.Fault{Action: registrytest.ActStatus, Status: code, Header: header, Times: times})
+	}
+	return []fault{
+		{"none", nil, right, 5 * time.Second, 1.02},
+		{"body cut once", []registrytest.Fault{{Action: registrytest.ActTruncate, Match: "GET lib/app/blobs/", At: cut, Times: 1}}, right, 5 * time.Second, 1.02},
+		{"every body cut once more each time", []registrytest.Fault{{Action: registrytest.ActTruncate, Match: "GET lib/app/blobs/", At: 400e3, Times: 5}}, right, 5 * time.Second, 1.02},
+		{"body reset once", []registrytest.Fault{{Action: registrytest.ActReset, Match: "GET lib/app/blobs/", At: cut, Times: 1}}, right, 5 * time.Second, 1.6},
+		{"body cut, Range ignored", []registrytest.Fault{
+			{Action: registrytest.ActTruncate, Match: "GET lib/app/blobs/", At: cut, Times: 1},
+			{Action: registrytest.ActIgnoreRange, Match: "GET lib/app/blobs/"},
+		}, right, 5 * time.Second, 1.6},
+		{"redirect to another host", []registrytest.Fault{{Action: registrytest.ActRedirect, Match: "/blobs/"}}, right, 5 * time.Second, 1.02},
+		{"blobs 429 once, Retry-After 1 s", status(429, map[string]string{"Retry-After": "1"}, 1), right, 10 * time.Second, 1.02},
+		{"blobs 503 once", status(503, nil, 1), right, 10 * time.Second, 1.02},
+		{"headers of blobs 3 s late", of(registrytest.Fault{Action: registrytest.ActSlowHeaders, DelayMillis: 3000, Times: 2}), right, 10 * time.Second, 1.02},
+		{"wrong bytes once", []registrytest.Fault{{Action: registrytest.ActCorrupt, Match: "GET lib/app/blobs/", At: 40e3, Times: 1}}, either, 10 * time.Second, 2.02},
+		{"wrong bytes always", []registrytest.Fault{{Action: registrytest.ActCorrupt, Match: "GET lib/app/blobs/", At: 40e3}}, told, 10 * time.Second, 0},
+		{"no lengths", []registrytest.Fault{{Action: registrytest.ActNoLength, Match: "GET lib/app/blobs/"}}, right, 5 * time.Second, 1.02},
+		{"blobs 429 always", status(429, map[string]string{"Retry-After": "1"}, 0), told, 10 * time.Second, 0},
+		{"blobs 503 always", status(503, nil, 0), told, 10 * time.Second, 0},
+		{"blobs 404 always", status(404, nil, 0), told, 5 * time.Second, 0},
+	}
+}
+
+// TestEveryPullEndsWithTheRightBytesOrAnErrorWhateverTheRegistryDoes is the fault matrix of
+// the libraries: nothing but the mirror answers them.
+func TestEveryPullEndsWithTheRightBytesOrAnErrorWhateverTheRegistryDoes(t *testing.T) {
+	out := results.New()
+	var mu sync.Mutex
+	t.Run("matrix", func(t *testing.T) {
+		each(t, func(t *testing.T, l clients.Library) {
+			for _, f := range faults() {
+				t.Run(f.name, func(t *testing.T) {
+					t.Parallel()
+					r := f.play(t, l)
+					mu.Lock()
+					defer mu.Unlock()
+					out.Add(r...)
+				})
+			}
+		})
+	})
+	slices.SortStableFunc(out.Results, func(a, b results.Result) int { return strings.Compare(a.Scenario, b.Scenario) })
+	publish(t, out)
+}
+
+// play pulls an image while the fault lasts, and once more when it is over.
+func (f fault) play(t *testing.T, l clients.Library) []results.Result {
+	s := newSite(t, registrytest.Config{})
+	p := s.image("lib/app", 10)
+	s.Fail(f.script...)
+	began := time.Now()
+	dir, err := s.pull(l, p.Repository, "v1", login{})
+	took, silence := time.Since(began), s.silence.Longest()
+	requireNothingWrong(t, dir)
+	if f.end == right {
+		require.NoError(t, err)
+	}
+	if f.end == told {
+		require.Error(t, err)
+	}
+	ended := 0.0
+	if err == nil {
+		requireRight(t, dir, p.Objects)
+		ended = 1
+	}
+	counts := s.Counts()
+	egress := float64(counts.Egress) / float64(p.Bytes())
+	assert.Zero(t, counts.Leaks, "credentials at another host")
+	scenario := "fault/" + f.name + "/" + l.Name
+	measured := []results.Result{
+		{Scenario: scenario, Metric: "right_bytes", Value: ended, Unit: "bool", Better: "higher"},
+		{Scenario: scenario, Metric: "seconds", Value: took.Seconds(), Unit: "seconds", Better: "lower"},
+		results.Result{Scenario: scenario, Metric: "longest_silence", Value: silence.Seconds(), Unit: "seconds", Better: "lower"}.AtMost(f.silence.Seconds()),
+		{Scenario: scenario, Metric: "registry_egress_ratio", Value: egress, Unit: "ratio", Better: "lower"},
+	}
+	if f.egress > 0 {
+		measured[3] = measured[3].AtMost(f.egress)
+	}
+	for _, m := range measured {
+		assert.False(t, m.Missed(), "%s: %.3f %s", m.Metric, m.Value, m.Unit)
+	}
+
+	// Whoever comes next, once the registry is well, is not told of the past for long.
+	s.ClearFaults()
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		dir, err := s.pull(l, p.Repository, "v1", login{})
+		if assert.NoError(c, err, "once the registry is well") {
+			requireRight(t, dir, p.Objects)
+		}
+	}, pullLimit, 200*time.Millisecond)
+	return measured
+}
+
+func TestASlowRegistryIsWaitedForAndDisturbsNobodyElse(t *testing.T) {
+	each(t, func(t *testing.T, l clients.Library) {
+		s := newSite(t, registrytest.Config{})
+		slow, quick := s.image("lib/app", 20), s.image("lib/quick", 21)
+		_, err := s.pull(l, quick.Repository, "v1", login{})
+		require.NoError(t, err)
+		// The largest layer stands still in its middle until the registry is well again.
+		s.Fail(registrytest.Fault{Action: registrytest.ActStall, Match: "GET lib/app/blobs/", At: cut, Times: 1})
+		done := make(chan error, 1)
+		go func() {
+			dir, err := s.pull(l, slow.Repository, "v1", login{})
+			if err == nil {
+				requireRight(t, dir, slow.Objects)
+			}
+			done <- err
+		}()
+		for s.Counts().Object(slow.Layers()[0].Digest).Bytes < cut {
+			time.Sleep(10 * time.Millisecond)
+		}
+		began := time.Now()
+		dir, err := s.pull(l, quick.Repository, "v1", login{})
+		require.NoError(t, err)
+		requireRight(t, dir, quick.Objects)
+		t.Logf("%s pulled a cached image beside a stalled one in %v", l.Name, time.Since(began).Round(time.Millisecond))
+		s.ClearFaults()
+		require.NoError(t, <-done)
+	})
+}
+
+func TestATokenThatEndsInTheMiddleOfABlobEndsNoPull(t *testing.T) {
+	alice := login{"alice", "wonder"}
+	cfg := registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{alice.user: {Password: alice.password, Pull: []string{"lib/*"}}}}
+	each(t, func(t *testing.T, l clients.Library) {
+		if !l.OwnLogin {
+			t.Skip("it gives a mirror no credentials")
+		}
+		s := newSite(t, cfg)
+		p := s.image("lib/app", 30)
+		s.Fail(
+			registrytest.Fault{Action: registrytest.ActStall, Match: "GET lib/app/blobs/", At: cut, Times: 1},
+			registrytest.Fault{Action: registrytest.ActTruncate, Match: "GET lib/app/blobs/", At: cut + 1, Times: 1},
+		)
+		done := make(chan error, 1)
+		var dir string
+		go func() {
+			var err error
+			dir, err = s.pull(l, p.Repository, "v1", alice)
+			done <- err
+		}()
+		for s.Counts().Object(p.Layers()[0].Digest).Bytes < cut {
+			time.Sleep(10 * time.Millisecond)
+		}
+		s.RevokeTokens()
+		s.ClearFaults()
+		err := <-done
+		requireNothingWrong(t, dir)
+		t.Logf("%s: %v", l.Name, err)
+		if err != nil {
+			dir, err = s.pull(l, p.Repository, "v1", alice)
+			require.NoError(t, err, "the second try")
+		}
+		requireRight(t, dir, p.Objects)
+	})
+}
+
+func TestADeadRegistryIsToldAtOnceAndAWarmOneServesAgain(t *testing.T) {
+	each(t, func(t *testing.T, l clients.Library) {
+		cfg := registrytest.Config{Dir: t.TempDir()}
+		r, err := registrytest.Listen(cfg)
+		require.NoError(t, err)
+		run := func(r *registrytest.Registry) (kill func()) {
+			ctx, cancel := context.WithCancel(context.Background())
+			done := make(chan error, 1)
+			go func() { done <- r.Run(ctx) }()
+			kill = sync.OnceFunc(func() {
+				cancel()
+				assert.NoError(t, <-done)
+			})
+			t.Cleanup(kill)
+			return kill
+		}
+		kill := run(r)
+		s := newSiteOf(t, r)
+		p := s.image("lib/app", 40)
+		_, err = s.pull(l, p.Repository, "v1", login{})
+		require.NoError(t, err)
+
+		kill()
+		for _, reference := range []string{p.Digest, "v1"} {
+			began := time.Now()
+			dir, err := s.pull(l, p.Repository, reference, login{})
+			t.Logf("%s %s: with a warm cache and a dead registry: %.2f s, %v", l.Name, reference, time.Since(began).Seconds(), err)
+			requireNothingWrong(t, dir)
+			if err == nil {
+				requireRight(t, dir, p.Objects)
+			}
+		}
+		assert.Less(t, s.silence.Longest(), 5*time.Second)
+
+		cfg.Addr = r.Host()
+		again, err := registrytest.Listen(cfg)
+		require.NoError(t, err)
+		run(again)
+		dir, err := s.pull(l, p.Repository, "v1", login{})
+		require.NoError(t, err)
+		requireRight(t, dir, p.Objects)
+		for _, o := range p.Objects {
+			assert.Zero(t, again.Counts().Object(o.Digest).GETs, "the cache held %s %s", o.Kind, o.Digest)
+		}
+	})
+}
+
+var outFile = flag.String("out", "", "file to write what was measured to (JSON); figures of other scenarios in it are kept")
+
+// publish prints what was measured and writes it to the file of -out.
+func publish(t *testing.T, out *results.File) {
+	var table strings.Builder
+	require.NoError(t, out.Print(&table))
+	t.Log("\n" + table.String())
+	if *outFile == "" {
+		return
+	}
+	require.NoError(t, out.Merge(*outFile))
+	require.NoError(t, out.Write(*outFile))
+}

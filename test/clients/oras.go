@@ -1,0 +1,37 @@
+package clients
+
+import (
+	"context"
+	"net/netip"
+
+	"oras.land/oras-go/v2"
+	"oras.land/oras-go/v2/content/oci"
+	"oras.land/oras-go/v2/registry/remote"
+	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/retry"
+)
+
+// orasPull copies as oras does, an index with all its platforms. It knows no mirrors: the
+// mirror is part of the name.
+func orasPull(ctx context.Context, q Request) error {
+	repository, err := remote.NewRepository(q.prefixed() + "/" + q.Repository)
+	if err != nil {
+		return err
+	}
+	repository.PlainHTTP = true
+	c := &auth.Client{
+		Client: retry.NewClient(), Cache: auth.NewCache(),
+		// By default no token service on loopback is asked but the registry's own.
+		BlockedRealmPrefixes: []netip.Prefix{},
+	}
+	if q.User != "" {
+		c.Credential = auth.StaticCredential(q.Mirror, auth.Credential{Username: q.User, Password: q.Password})
+	}
+	repository.Client = c
+	store, err := oci.New(q.Dir)
+	if err != nil {
+		return err
+	}
+	_, err = oras.Copy(ctx, repository, q.Reference, store, "pulled", oras.DefaultCopyOptions)
+	return err
+}
