@@ -170,14 +170,14 @@ func newTunnel(t *testing.T, to string) *tunnel {
 			return
 		}
 		defer up.Close()
-		w.WriteHeader(http.StatusOK)
-		down, _, err := http.NewResponseController(w).Hijack()
+		down, early, err := http.NewResponseController(w).Hijack()
 		if !assert.NoError(t, err) {
 			return
 		}
 		defer down.Close()
+		_, _ = io.WriteString(down, "HTTP/1.1 200 Connected\r\n\r\n")
 		go func() {
-			_, _ = io.Copy(up, down)
+			_, _ = io.Copy(up, early) // some of it may have been read already
 			up.Close()
 		}()
 		_, _ = io.Copy(down, up)
