@@ -64,6 +64,7 @@ func (d *Download) announce(now time.Time) {
 		ctx, cancel := context.WithTimeout(d.ctx, announceTimeout)
 		defer cancel()
 		answer, err := d.e.cfg.Announcer.Announce(ctx, entry)
+		d.e.news.said(entry, err)
 		d.post(func() { d.assigned(answer, err) })
 	})
 }
@@ -105,11 +106,11 @@ func (d *Download) assigned(a api.Assignment, err error) {
 	}
 	if a.Facts != nil {
 		if err := d.ledger.setFacts(*a.Facts); err != nil {
-			status := http.StatusInsufficientStorage
 			if errors.Is(err, errFacts) {
-				status = http.StatusBadGateway
+				d.fail(&api.Failure{Status: http.StatusBadGateway, Message: err.Error()})
+			} else {
+				d.failHere(err)
 			}
-			d.fail(&api.Failure{Status: status, Message: err.Error()})
 			return
 		}
 		d.adoptFacts(now)
@@ -172,7 +173,7 @@ func (d *Download) takeInline(a api.Assignment) {
 			continue
 		}
 		if err := d.ledger.replica.WritePiece(i, data, piece.Sum(data)); err != nil {
-			d.fail(&api.Failure{Status: http.StatusInsufficientStorage, Message: err.Error()})
+			d.failHere(err)
 			return
 		}
 		d.pick.Got(i)

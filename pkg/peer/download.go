@@ -83,6 +83,7 @@ type Download struct {
 	events   chan func()
 	nudged   chan struct{}
 	done     chan struct{}
+	closed   chan struct{} // after done: the store may evict the content
 	progress broadcast
 	wg       sync.WaitGroup
 	ctx      context.Context
@@ -122,8 +123,10 @@ type Download struct {
 	lastNews  time.Time // when a neighbour last told of a piece
 	local     bool      // what is in other zones is brought by this zone's gateways
 	err       error
+	ownFault  bool // err is about this host's own disk
 
 	announcing    bool
+	yielding      bool // to make room for another content
 	toldStarted   bool
 	toldCompleted bool
 	toldWhole     bool // neighbours know that no digest is needed here
@@ -147,10 +150,11 @@ type Download struct {
 func newDownload(e *Engine, spec task.Spec) *Download {
 	d := &Download{
 		e: e, id: spec.ID, log: e.log.With("task", spec.ID.Short()), ledger: newLedger(spec.ID, e.cfg.Store, e.cfg.Verifier, e.attempts[spec.ID].revoked),
-		events: make(chan func(), 256), nudged: make(chan struct{}, 1), done: make(chan struct{}),
+		events: make(chan func(), 256), nudged: make(chan struct{}, 1), done: make(chan struct{}), closed: make(chan struct{}),
 		links: make(map[picker.Neighbour]*link), dialing: make(map[host.ID]bool), avoid: make(map[host.ID]time.Time),
 		banned: make(map[[20]byte]time.Time), given: make(map[[20]byte]piece.Bitmap), starveDelay: starveFirst, pieceTime: 20 * time.Millisecond, lastUse: time.Now(),
 	}
+	d.ledger.create = e.create
 	d.limits = d.intake()
 	return d
 }
@@ -259,6 +263,7 @@ func (d *Download) run(ctx context.Context) {
 	if d.ledger.hasFacts() {
 		d.ledger.replica.Close()
 	}
+	close(d.closed)
 }
 
 // drainEvents takes what else has come, so that decisions are made once for all of it.
@@ -297,7 +302,7 @@ func (d *Download) step(now time.Time) {
 }
 
 func (d *Download) show() {
-	s := &TaskStatus{ID: d.id, Links: len(d.links), Seeding: d.seeding}
+	s := &TaskStatus{ID: d.id, Links: len(d.links), Seeding: d.seeding, lastUse: d.lastUse}
 	for _, w := range d.wants {
 		if w.reader != nil {
 			s.Readers++
@@ -316,7 +321,7 @@ func (d *Download) takeOffer() {
 	d.offered, d.whole = nil, false
 	d.offerMu.Unlock()
 	if spec != nil {
-		d.spec, d.wanted = *spec, true
+		d.spec, d.wanted, d.yielding = *spec, true, false
 	}
 	if whole {
 		d.toldFacts, d.toldDone = false, false // who asked again is told again
@@ -518,7 +523,7 @@ func (d *Download) arrived(l *link, in *inbound, err error) {
 	case errors.Is(err, errNoDigest):
 		l.close(fmt.Errorf("%w: piece %d: %w", wire.ErrProtocol, in.index, err))
 	default:
-		d.fail(&api.Failure{Status: http.StatusInsufficientStorage, Message: err.Error()})
+		d.failHere(err)
 	}
 }
 
@@ -718,6 +723,8 @@ func (d *Download) addLink(c *wire.Conn, initiated bool, h host.ID) error {
 		return errSelf
 	case time.Now().Before(d.banned[other]):
 		return errBanned
+	case d.yielding:
+		return errYields
 	case len(d.links) >= d.e.cfg.LinksMax:
 		return errTooMany
 	}
@@ -1122,7 +1129,7 @@ func (d *Download) idle(now time.Time) bool {
 	if d.complete && d.wanted && !d.toldCompleted && d.ledger.proven() && !d.ledger.cached {
 		return false
 	}
-	return d.complete || now.Sub(d.lastUse) > d.e.cfg.Linger
+	return d.complete || d.yielding || now.Sub(d.lastUse) > d.e.cfg.Linger
 }
 
 // pause is how long the loop may sleep.
@@ -1151,6 +1158,22 @@ func (d *Download) fail(err error) {
 	}
 }
 
+// failHere ends the download because of this host's own disk.
+func (d *Download) failHere(err error) {
+	d.ownFault = d.err == nil
+	d.fail(&api.Failure{Status: http.StatusInsufficientStorage, Message: err.Error()})
+}
+
+// forOthers is what other hosts are told of a failure: that this host's disk is full is not
+// the origin's word, and no reason why they could not have the content.
+func (d *Download) forOthers(f *api.Failure) *api.Failure {
+	if !d.ownFault {
+		return f
+	}
+	h := d.e.cfg.Host
+	return &api.Failure{Status: http.StatusServiceUnavailable, Message: fmt.Sprintf("host %s (%s), which was to bring it, cannot keep it: %s", h.Name, h.ID.Short(), f.Message)}
+}
+
 // tellFailure tells observer and neighbours why a seed gives up.
 func (d *Download) tellFailure() {
 	var f *api.Failure
@@ -1165,6 +1188,7 @@ func (d *Download) tellFailure() {
 	if !d.seeds() {
 		return
 	}
+	f = d.forOthers(f)
 	if d.err != ErrRevoked { // neighbours have heard of a revocation
 		for _, l := range d.links {
 			l.send(wire.Message{Type: wire.FailMessage, Failure: f})
@@ -1219,7 +1243,7 @@ func (d *Download) hurt(err error) {
 		d.log.Warn("content dropped", "error", err)
 		d.discard()
 	case errors.Is(err, errSpace):
-		d.fail(&api.Failure{Status: http.StatusInsufficientStorage, Message: err.Error()})
+		d.failHere(err)
 	}
 }
 

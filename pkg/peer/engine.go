@@ -184,6 +184,7 @@ type Engine struct {
 	afar    lane // and those in others
 	rates   rates
 	buffers buffers
+	news    *news
 	stats   counters
 	started chan struct{}
 	ctx     context.Context // of Run; set before started closes
@@ -229,9 +230,11 @@ func New(cfg Config) *Engine {
 		failures: make(map[task.ID]failure),
 	}
 	e.SetLimits(cfg.Limits)
-	for _, entry := range cfg.Store.Inventory() {
+	held := cfg.Store.Inventory()
+	for _, entry := range held {
 		e.know(entry.ID)
 	}
+	e.news = newNews(held)
 	return e
 }
 
@@ -249,6 +252,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	for _, spec := range early {
 		e.Seed(spec)
 	}
+	e.wg.Go(func() { e.tellNews(ctx) })
 	var err error
 	if e.cfg.Listener == nil {
 		<-ctx.Done()
@@ -441,6 +445,7 @@ type TaskStatus struct {
 	Seeding bool        `json:"seeding"` // from the origin
 	Sources Sources     `json:"sources"`
 	Links   int         `json:"links"`
+	lastUse time.Time
 }
 
 // Tasks lists the downloads in memory, in no order.
@@ -581,7 +586,7 @@ func (e *Engine) bury(d *Download) {
 			delete(e.failures, id)
 		}
 	}
-	e.failures[d.id] = failure{words, now.Add(failureMemory)}
+	e.failures[d.id] = failure{d.forOthers(words), now.Add(failureMemory)}
 }
 
 // failed returns why this host gave a task up a moment ago, or nil.

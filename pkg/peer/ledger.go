@@ -30,6 +30,7 @@ var (
 type ledger struct {
 	id       task.ID
 	store    piece.Store
+	create   func(task.ID, piece.Facts) (piece.Replica, error)
 	verifier Verifier
 	// ready closes when the facts are known; replica and cached are set before that and
 	// never after.
@@ -63,7 +64,7 @@ func nameOf(r piece.Run) runName {
 // newLedger returns a ledger that knows nothing yet and believes nothing of what was revoked.
 func newLedger(id task.ID, store piece.Store, v Verifier, revoked []piece.Revocation) *ledger {
 	l := &ledger{
-		id: id, store: store, verifier: v, ready: make(chan struct{}), found: make(map[runName]int),
+		id: id, store: store, create: store.Create, verifier: v, ready: make(chan struct{}), found: make(map[runName]int),
 		certs: make(map[piece.KeyID][]byte), revoked: make(map[uint64]bool),
 	}
 	for _, r := range revoked {
@@ -155,7 +156,7 @@ func (l *ledger) setFactsLocked(f piece.Facts) error {
 			return fmt.Errorf("%w: %w", errFacts, err)
 		}
 	}
-	r, err := l.store.Create(l.id, f)
+	r, err := l.create(l.id, f)
 	if err != nil {
 		return fmt.Errorf("%w: making room for task %s of %d bytes: %w", errSpace, l.id, f.Length, err)
 	}

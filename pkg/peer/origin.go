@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"slices"
@@ -157,7 +158,7 @@ func (d *Download) originEnded(o *originParent, err error) {
 		d.originWrong(o, err)
 	case errors.Is(err, errSpace):
 		d.seeding = true // so that observer and neighbours are told
-		d.fail(&api.Failure{Status: http.StatusInsufficientStorage, Message: err.Error()})
+		d.failHere(err)
 	case d.othersHaveMore():
 		d.log.Warn("origin failed, going on with what peers have", "error", err)
 		d.maySeed = false
@@ -373,6 +374,10 @@ func (o *originParent) spool(body io.Reader) (*os.File, int64, error) {
 	if err != nil {
 		f.Close()
 		os.Remove(f.Name())
+		var own *fs.PathError // the file's errors are such, a body's are not
+		if errors.As(err, &own) {
+			return nil, 0, fmt.Errorf("%w: content of unknown length: %w", errSpace, err)
+		}
 		return nil, 0, fmt.Errorf("reading content of unknown length: %w", err)
 	}
 	return f, n, nil

@@ -1,0 +1,108 @@
+package peer
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// newsEvery is how often the store is compared with what owners believe. A host that is
+// named for what it does not have any more costs the asker one connection.
+const newsEvery = 5 * time.Second
+
+// news is what owners believe of this host beyond its running downloads, and what they have
+// not heard: a download is not kept in memory, and its content on the disk, until an owner
+// answers.
+type news struct {
+	// mu is held to look up and to note, never while anything is announced.
+	mu sync.Mutex
+	// believed are tasks of which an owner may think that this host has something.
+	believed map[task.ID]struct{}
+	// owed are complete contents that no owner has heard of.
+	owed map[task.ID]struct{}
+}
+
+func newNews(held []piece.Entry) *news {
+	n := &news{believed: make(map[task.ID]struct{}), owed: make(map[task.ID]struct{})}
+	for _, e := range held {
+		n.believed[e.ID] = struct{}{} // as soon as the inventory is told
+	}
+	return n
+}
+
+// said takes in what became of an announce. One that failed may have been heard all the same.
+func (n *news) said(e api.Entry, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case e.Event == api.Stopped && err == nil:
+		delete(n.believed, e.Task)
+		return
+	case e.Event == api.Completed && err == nil:
+		delete(n.owed, e.Task)
+	case e.Event == api.Completed:
+		n.owed[e.Task] = struct{}{}
+	}
+	n.believed[e.Task] = struct{}{}
+}
+
+// due lists what is to be announced now, and forgets what nobody needs to hear any more.
+func (n *news) due(held []piece.Entry, running func(task.ID) bool) (list []api.Entry) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	here := make(map[task.ID]piece.Entry, len(held))
+	for _, e := range held {
+		here[e.ID] = e
+	}
+	for id := range n.owed {
+		if e, ok := here[id]; ok && e.Complete {
+			list = append(list, api.Entry{Task: id, Event: api.Completed, Have: e.Have})
+		} else {
+			delete(n.owed, id)
+		}
+	}
+	for id := range n.believed {
+		if _, ok := here[id]; !ok && !running(id) {
+			list = append(list, api.Entry{Task: id, Event: api.Stopped})
+		}
+	}
+	return list
+}
+
+// tellNews tells owners what no download tells: that a content is complete, when they could
+// not be told at once, and that one is gone.
+func (e *Engine) tellNews(ctx context.Context) {
+	tick := time.NewTicker(newsEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		for _, entry := range e.news.due(e.cfg.Store.Inventory(), e.running) {
+			bounded, cancel := context.WithTimeout(ctx, announceTimeout)
+			_, err := e.cfg.Announcer.Announce(bounded, entry)
+			cancel()
+			if ctx.Err() != nil {
+				return
+			}
+			e.news.said(entry, err)
+			if err != nil {
+				e.log.Debug("owners were not told what is here", "task", entry.Task.Short(), "event", entry.Event, "error", err)
+				break // the others would not be heard either
+			}
+		}
+	}
+}
+
+// running reports whether a task has a download in memory.
+func (e *Engine) running(id task.ID) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.downloads[id] != nil
+}

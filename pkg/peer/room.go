@@ -1,0 +1,113 @@
+package peer
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// yieldFor bounds how long a new content waits for others to make room.
+const yieldFor = 3 * time.Second
+
+// errYields tells a peer that this host gives a content up to make room for another.
+var errYields = errors.New("it gives this task up to make room")
+
+// create makes a content in the store. A store evicts nothing that is open, so where it is
+// full, contents that nobody reads and nobody is sent are closed first, those used longest ago
+// before others: a small cache must not refuse the next pull because of the last one.
+func (e *Engine) create(id task.ID, f piece.Facts) (piece.Replica, error) {
+	deadline := time.NewTimer(yieldFor)
+	defer deadline.Stop()
+	asked := map[*Download]bool{}
+	for {
+		r, err := e.cfg.Store.Create(id, f)
+		if !errors.Is(err, piece.ErrNoSpace) || !e.oneYields(id, asked, deadline.C) {
+			return r, err
+		}
+	}
+}
+
+// oneYields has one download end that can, and waits for that. It returns false when there is
+// none, or no time left.
+func (e *Engine) oneYields(needy task.ID, asked map[*Download]bool, deadline <-chan time.Time) bool {
+	for _, d := range e.byUse() {
+		if d.id == needy || asked[d] || !d.ledger.hasFacts() {
+			continue
+		}
+		asked[d] = true
+		answer := make(chan bool, 1)
+		d.post(func() { answer <- d.yield() })
+		yields := false
+		select {
+		case yields = <-answer:
+		case <-d.done:
+			yields = true
+		case <-deadline:
+			return false
+		case <-e.ctx.Done():
+			return false
+		}
+		if !yields {
+			continue
+		}
+		select {
+		case <-d.closed:
+			return true
+		case <-deadline:
+			return false
+		case <-e.ctx.Done():
+			return false
+		}
+	}
+	return false
+}
+
+// byUse lists the downloads in memory, those used longest ago first.
+func (e *Engine) byUse() []*Download {
+	e.mu.Lock()
+	list := make([]*Download, 0, len(e.downloads))
+	for _, d := range e.downloads {
+		list = append(list, d)
+	}
+	e.mu.Unlock()
+	used := func(d *Download) time.Time {
+		if v := d.view.Load(); v != nil {
+			return v.lastUse
+		}
+		return time.Now()
+	}
+	slices.SortFunc(list, func(a, b *Download) int { return cmp.Compare(used(a).UnixNano(), used(b).UnixNano()) })
+	return list
+}
+
+// yield ends a download that is in memory only because it may be of use again. It returns
+// false where somebody reads, is sent something, or counts on its going on.
+func (d *Download) yield() bool {
+	for _, w := range d.wants {
+		if w.reader != nil {
+			return false
+		}
+	}
+	if d.pick == nil || !d.complete && (d.background || d.e.held(d)) || d.checking > 0 {
+		return false
+	}
+	for _, l := range d.links {
+		if l.sending > 0 {
+			return false
+		}
+	}
+	d.yielding = true
+	if d.seeding {
+		d.stopOrigin(errUnwanted)
+	}
+	d.wants = nil
+	d.updateWanted(time.Now())
+	for _, l := range d.links {
+		l.drain()
+	}
+	return true
+}
