@@ -336,8 +336,11 @@ func (c *Client) route(id task.ID) (route []*owner) {
 
 // order returns the addresses of the owners of a task, from the first to the last. Those
 // that were configured but are not in the live list come after it. mu is held.
-func (c *Client) order(id task.ID) []string {
-	order := rendezvous.Order(string(id), c.listed)
+func (c *Client) order(id task.ID) []string { return c.ordered(string(id)) }
+
+// ordered is order for any key.
+func (c *Client) ordered(key string) []string {
+	order := rendezvous.Order(key, c.listed)
 	if len(c.owners) == len(c.listed) {
 		return order
 	}
@@ -347,7 +350,7 @@ func (c *Client) order(id task.ID) []string {
 			rest = append(rest, addr)
 		}
 	}
-	return append(order, rendezvous.Order(string(id), rest)...)
+	return append(order, rendezvous.Order(key, rest)...)
 }
 
 // prepare completes an entry for an owner that may not know of the task yet: whoever takes

@@ -98,6 +98,14 @@ type Mirror struct {
 	// registry is unreachable: refuse, or serve-cached to count it on until the token ends by
 	// its own word. What is served so says X-Darter-Unverified.
 	RightsUnreachable Unreachable `key:"rightsUnreachable" default:"refuse" reload:"yes"`
+	// TagLife is how old the answer may be to what a tag means; within it the cluster asks a
+	// registry once for each tag. Longer spares questions, shorter sees sooner that a tag has
+	// moved. 0 asks for each pull.
+	TagLife time.Duration `key:"tagLife" default:"10s" reload:"yes"`
+	// TagStale is how old that answer may be while the registry is unreachable. An old image
+	// is then run without anybody asking for it, so it is off (0) by default. What is served so
+	// says its age in seconds in X-Darter-Stale.
+	TagStale time.Duration `key:"tagStale" default:"0s" reload:"yes"`
 }
 
 // Unreachable is refuse or serve-cached.

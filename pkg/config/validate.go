@@ -65,6 +65,12 @@ func (m *Mirror) check() error {
 	if m.RightsLife < time.Second {
 		return errors.New("mirror.rightsLife: must be a second or more, or one image is asked about many times")
 	}
+	if m.TagLife < 0 || m.TagLife > time.Hour {
+		return errors.New("mirror.tagLife: must be from 0s (ask each time) to 1h")
+	}
+	if m.TagStale < 0 {
+		return errors.New("mirror.tagStale: must be 0s (serve none) or more")
+	}
 	return nil
 }
 

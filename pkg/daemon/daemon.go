@@ -67,9 +67,10 @@ func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 	}
 	d.coordinator = d.node.NewCoordinator(nil)
 	var announcer peer.Announcer = d.coordinator
+	var shared func(context.Context, api.Question) (api.Answer, error)
 	if len(cfg.Supernodes) > 0 {
 		d.client = d.newClient()
-		announcer = d.client
+		announcer, shared = d.client, d.client.Question
 	}
 	d.node.Connect(announcer, d.node.Watch(d.coordinator))
 	d.pulls = &pulls{metrics: telemetry.NewPulls(d.node.Metrics), log: d.node.Log, embedded: d.leads}
@@ -84,14 +85,16 @@ func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 			return content{c}, nil
 		},
 		Upstream: d.node.Origins.Registries, Default: cfg.Mirror.DefaultUpstream, Allow: d.node.Origins.Registries.Allow, Observe: d.pulls.mirrored,
-		Vouches: d.node.Origins.Registries.Listed, Policy: policy(cfg.Mirror),
+		Vouches: d.node.Origins.Registries.Listed, Credentialed: d.node.Origins.Registries.Credentialed, Shared: shared, Policy: policy(cfg.Mirror),
 	})
 	return d, nil
 }
 
 // policy is how long a registry's word counts in the mirror.
 func policy(m config.Mirror) registryproxy.Policy {
-	return registryproxy.Policy{RightsLife: m.RightsLife, ServeCached: m.RightsUnreachable == config.ServeCached}
+	return registryproxy.Policy{
+		RightsLife: m.RightsLife, ServeCached: m.RightsUnreachable == config.ServeCached, TagLife: m.TagLife, TagStale: m.TagStale,
+	}
 }
 
 // newClient announces to the supernodes, and to the daemon's own coordinator while none of

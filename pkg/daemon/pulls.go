@@ -30,6 +30,12 @@ type pulls struct {
 
 // mirrored takes in a request to the mirror that has ended.
 func (p *pulls) mirrored(x registryproxy.Pull) {
+	if x.Stale > 0 {
+		p.metrics.Unconfirmed(telemetry.Tag)
+	}
+	if x.Unverified {
+		p.metrics.Unconfirmed(telemetry.Right)
+	}
 	kind, isContent := map[string]task.Kind{"blob": task.Blob, "manifest": task.Manifest}[x.Endpoint]
 	if !isContent || x.Method != http.MethodGet {
 		p.log.Debug("mirror was asked", "endpoint", x.Endpoint, "method", x.Method, "upstream", x.Upstream, "repository", x.Repository,

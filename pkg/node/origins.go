@@ -44,6 +44,10 @@ func (r *Registries) Allow(name string) error { return r.now.Load().Allow(name) 
 // Listed reports whether the operator listed a registry; see [registry.Client.Listed].
 func (r *Registries) Listed(name string) bool { return r.now.Load().Listed(name) }
 
+// Credentialed reports whether a registry is asked with the node's own credentials; see
+// [registry.Client.Credentialed].
+func (r *Registries) Credentialed(name string) bool { return r.now.Load().Credentialed(name) }
+
 // CloseIdleConnections ends the connections that no request uses.
 func (r *Registries) CloseIdleConnections() { r.now.Load().CloseIdleConnections() }
 

@@ -60,6 +60,8 @@ type saying struct {
 	body   []byte
 	// err says why there was no answer at all.
 	err error
+	// etag of a consent to a manifest.
+	etag string
 }
 
 // down reports whether the registry did not answer, or only something in front of it did.
@@ -75,27 +77,65 @@ func (s saying) down() bool {
 // answer, and remembers what they said.
 type desk struct {
 	upstream Upstream
-	policy   atomic.Pointer[Policy]
-	rights   verdicts
-	asking   flights[questionKey, saying]
+	// shared asks the cluster; nil asks nobody but the registry.
+	shared func(context.Context, api.Question) (api.Answer, error)
+	// credentialed as in Config.
+	credentialed func(upstream string) bool
+	// bare never uses the host's own credentials.
+	bare   bool
+	policy atomic.Pointer[Policy]
+
+	rights verdicts
+	tags   tags
+
+	asking       flights[questionKey, saying]
+	resolving    flights[tagKey, resolved]
+	resolvingOwn flights[questionKey, resolved]
 }
 
-// ask brings the registry's word on a question, asking together with others who want to
-// know the same. The error is the cause of ctx's end.
+// ownCredentials reports whether a question without an Authorization is asked with those of
+// this host: then the answer is this host's own, too.
+func (d *desk) ownCredentials(upstream string) bool {
+	return !d.bare && d.credentialed != nil && d.credentialed(upstream)
+}
+
+// forget drops all that registries have said.
+func (d *desk) forget() {
+	d.rights.clear()
+	d.tags.clear()
+}
+
+// ask brings the registry's word on a digest, asking together with others who want to know
+// the same. What anybody may have is asked by the cluster for all. The error is the cause of
+// ctx's end.
 func (d *desk) ask(ctx context.Context, q question) (saying, error) {
-	return d.asking.do(ctx, q.key(), func(ctx context.Context) saying { return d.put(ctx, q) })
+	return d.asking.do(ctx, q.key(), func(ctx context.Context) saying {
+		if q.authorization == "" {
+			if s, _, ok := d.askShared(ctx, q, 0); ok {
+				return s
+			}
+		}
+		return d.put(ctx, q, tag{})
+	})
 }
 
-// put puts a question and remembers the answer.
-func (d *desk) put(ctx context.Context, q question) saying {
-	s := d.head(ctx, q)
+// grant remembers that a registry consented to a question.
+func (d *desk) grant(q question, r right, at time.Time) right {
+	r.holder, r.object = q.holder(), object{q.endpoint, r.id}
+	r.until, r.end = lifeOf(q.authorization, at, d.policy.Load().RightsLife)
+	d.rights.put(r)
+	return r
+}
+
+// put puts a question and remembers the answer. What is known of a tag spares the registry
+// to tell it again.
+func (d *desk) put(ctx context.Context, q question, known tag) saying {
+	s := d.head(ctx, q, known)
 	h := q.holder()
 	switch {
 	case s.err != nil:
 	case s.status == 0:
-		s.right.holder, s.right.object = h, object{q.endpoint, s.right.id}
-		s.right.until, s.right.end = lifeOf(q.authorization, time.Now(), d.policy.Load().RightsLife)
-		d.rights.put(s.right)
+		s.right = d.grant(q, s.right, time.Now())
 	case s.status == http.StatusUnauthorized && (q.authorization != "" || q.anonymous):
 		d.rights.dropHolder(h)
 	case q.id != "" && (s.status == http.StatusForbidden || s.status == http.StatusNotFound):
@@ -105,8 +145,8 @@ func (d *desk) put(ctx context.Context, q question) saying {
 }
 
 // head asks by HEAD, or by what a registry takes instead of it.
-func (d *desk) head(ctx context.Context, q question) saying {
-	res, err := d.send(ctx, q, http.MethodHead, "")
+func (d *desk) head(ctx context.Context, q question, known tag) saying {
+	res, err := d.send(ctx, q, http.MethodHead, "", known.etag)
 	if err != nil {
 		return saying{err: err}
 	}
@@ -114,16 +154,19 @@ func (d *desk) head(ctx context.Context, q question) saying {
 	// A registry that does not speak HEAD is asked by GET, for one byte of a blob.
 	noHead := res.StatusCode == http.StatusMethodNotAllowed || res.StatusCode == http.StatusNotImplemented
 	if noHead && q.endpoint == endpointBlob {
-		if res, err = d.send(ctx, q, http.MethodGet, "bytes=0-0"); err != nil {
+		if res, err = d.send(ctx, q, http.MethodGet, "bytes=0-0", ""); err != nil {
 			return saying{err: err}
 		}
 		res.Body.Close()
 	}
 	if noHead && q.endpoint == endpointManifest {
-		return d.get(ctx, q)
+		return d.get(ctx, q, known)
 	}
 	if res.StatusCode >= 400 {
 		return refusalOf(res)
+	}
+	if res.StatusCode == http.StatusNotModified && known.etag != "" {
+		return saying{right: right{verdict: known.verdict}, etag: known.etag}
 	}
 	v := verdict{id: q.id}
 	if res.StatusCode == http.StatusOK && res.Header.Get("Content-Encoding") == "" {
@@ -132,18 +175,22 @@ func (d *desk) head(ctx context.Context, q question) saying {
 	if v.id == "" {
 		id, err := oci.ParseDigest(res.Header.Get("Docker-Content-Digest"))
 		if err != nil {
-			return d.get(ctx, q)
+			return d.get(ctx, q, known)
 		}
 		v.id = id
 	}
-	return saying{right: right{verdict: v}}
+	return saying{right: right{verdict: v}, etag: res.Header.Get("ETag")}
 }
 
 // get reads a manifest, because the registry does not tell its digest otherwise.
-func (d *desk) get(ctx context.Context, q question) saying {
-	res, err := d.send(ctx, q, http.MethodGet, "")
+func (d *desk) get(ctx context.Context, q question, known tag) saying {
+	res, err := d.send(ctx, q, http.MethodGet, "", known.etag)
 	if err != nil {
 		return saying{err: err}
+	}
+	if res.StatusCode == http.StatusNotModified && known.etag != "" {
+		res.Body.Close()
+		return saying{right: right{verdict: known.verdict}, etag: known.etag}
 	}
 	if res.StatusCode != http.StatusOK {
 		return refusalOf(res)
@@ -160,7 +207,7 @@ func (d *desk) get(ctx context.Context, q question) saying {
 	if v.id == "" {
 		v.id = oci.DigestOf(content)
 	}
-	return saying{right: right{verdict: v}}
+	return saying{right: right{verdict: v}, etag: res.Header.Get("ETag")}
 }
 
 // refusalOf keeps a registry's refusal; it closes the body.
@@ -177,7 +224,7 @@ func refusalOf(res *http.Response) saying {
 }
 
 // send sends one request of a question to its registry.
-func (d *desk) send(ctx context.Context, q question, method, byteRange string) (*http.Response, error) {
+func (d *desk) send(ctx context.Context, q question, method, byteRange, etag string) (*http.Response, error) {
 	h := http.Header{}
 	if q.authorization != "" {
 		h.Set("Authorization", q.authorization)
@@ -188,7 +235,10 @@ func (d *desk) send(ctx context.Context, q question, method, byteRange string) (
 	if byteRange != "" {
 		h.Set("Range", byteRange)
 	}
-	return forward(ctx, d.upstream, source.Question{Upstream: q.upstream, Method: method, Path: q.path(), Header: h, Anonymous: q.anonymous})
+	if etag != "" {
+		h.Set("If-None-Match", etag)
+	}
+	return forward(ctx, d.upstream, source.Question{Upstream: q.upstream, Method: method, Path: q.path(), Header: h, Anonymous: q.anonymous, Bare: d.bare})
 }
 
 // forward asks an upstream. A question that may be asked as anybody is asked again as nobody

@@ -17,6 +17,7 @@ import (
 	v2 "github.com/distribution/distribution/v3/registry/api/v2"
 	"github.com/gorilla/mux"
 
+	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
@@ -72,6 +73,13 @@ type Config struct {
 	// operator how to allow it. Nil allows every registry: then whoever reaches the mirror
 	// can make it ask any host.
 	Allow func(upstream string) error
+	// Shared asks the owner of a question in the cluster what is the same for every host: what
+	// a tag means, what anybody may have. An error means that nobody answered in time, and
+	// the registry is asked from here. Nil asks the registry at once.
+	Shared func(ctx context.Context, q api.Question) (api.Answer, error)
+	// Credentialed reports whether a registry is asked with credentials of this host where a
+	// client brings none; what it says to them is not shared. Nil: none is.
+	Credentialed func(upstream string) bool
 	// Vouches reports whether a registry's manifests are believed when they say what belongs
 	// to them; nil believes those of every registry that is allowed.
 	Vouches func(upstream string) bool
@@ -100,11 +108,21 @@ type Policy struct {
 	// ends by its own word. Without it such clients are refused, for the registry might
 	// have changed its mind.
 	ServeCached bool
+	// TagLife is how old the answer may be to what a tag means. Longer spares the registry a
+	// question for each pull, shorter sees sooner that a tag has moved. 0 asks each time.
+	TagLife time.Duration
+	// TagStale is how old that answer may be while the registry is unreachable; 0 serves none
+	// that is older than TagLife.
+	TagStale time.Duration
 }
 
 // HeaderUnverified tells that the registry was unreachable and a former consent of it, which
 // would have to be renewed, was counted.
 const HeaderUnverified = "X-Darter-Unverified"
+
+// HeaderStale tells that the registry was unreachable and its tag is served as it was so many
+// seconds ago.
+const HeaderStale = "X-Darter-Stale"
 
 // Pull is what became of one request.
 type Pull struct {
@@ -122,6 +140,9 @@ type Pull struct {
 	Status int
 	// Unverified says that the client's right was counted although it was to be renewed.
 	Unverified bool
+	// Stale is how old the answer to what the tag means was, when it was served because the
+	// registry was unreachable; else 0.
+	Stale time.Duration
 	// Ranged says that one window was served and not the whole.
 	Ranged bool
 	// Bytes of the body that were sent.
@@ -163,7 +184,7 @@ func New(cfg Config) *Proxy {
 	// A router of our own: v2.Router is shared by the whole process.
 	router := v2.RouterWithPrefix("")
 	router.Path(referrersPath).Name(routeReferrers)
-	p := &Proxy{cfg: cfg, router: router, desk: &desk{upstream: cfg.Upstream}}
+	p := &Proxy{cfg: cfg, router: router, desk: &desk{upstream: cfg.Upstream, shared: cfg.Shared, credentialed: cfg.Credentialed}}
 	p.SetPolicy(cfg.Policy)
 	return p
 }
@@ -178,7 +199,7 @@ func (p *Proxy) SetPolicy(policy Policy) {
 
 // Forget drops all that registries have said, as when they are asked in another way from now
 // on.
-func (p *Proxy) Forget() { p.desk.rights.clear() }
+func (p *Proxy) Forget() { p.desk.forget() }
 
 // statusGone is what logs say of a client that left, by a convention of nginx.
 const statusGone = 499

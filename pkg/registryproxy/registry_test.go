@@ -155,7 +155,7 @@ func TestARealClientPullsThroughThePathOfTheMirror(t *testing.T) {
 	require.ErrorContains(t, err, "push to the registry itself")
 }
 
-func TestAnImageThatMovesIsSeenAtOnce(t *testing.T) {
+func TestAnImageThatMovesIsSeenAtOnceWhereTagsAreNotRemembered(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	mirror := mirrorOf(t, registryproxy.Config{Default: r.Host()})
 	for seed := range uint64(2) {

@@ -16,11 +16,7 @@ func (x *exchange) ask() (right, *refusal) {
 	if q.id != "" {
 		return x.right(q)
 	}
-	s, err := x.desk.ask(x.ctx, q)
-	if err != nil {
-		return right{}, x.failed(err)
-	}
-	return x.said(s)
+	return x.askTag(q)
 }
 
 // right answers whether the client may have a digest: from what the registry has said to the

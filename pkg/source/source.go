@@ -59,6 +59,8 @@ type Question struct {
 	// node's, with the token that the registry gives to anybody. Without it the answer is
 	// then the registry's challenge.
 	Anonymous bool
+	// Bare never asks with a credential of the node's: the answer is for others.
+	Bare bool
 }
 
 // ChangedError tells that the origin's content is no longer the one that was begun.

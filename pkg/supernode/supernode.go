@@ -17,6 +17,7 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/coordinator"
 	"github.com/darter-io/darter/pkg/node"
+	"github.com/darter-io/darter/pkg/registryproxy"
 )
 
 // Supernode is the assembled program.
@@ -24,7 +25,9 @@ type Supernode struct {
 	cfg         config.Supernode
 	node        *node.Node
 	coordinator *coordinator.Coordinator
-	api, admin  net.Listener
+	// desk answers for its hosts what is the same for all of them.
+	desk       *registryproxy.Desk
+	api, admin net.Listener
 	// advertised is the address of the announce API as peers know it.
 	advertised string
 	// gossip knows the other supernodes; nil for one alone.
@@ -66,6 +69,7 @@ func New(cfg config.Supernode, logger *slog.Logger) (s *Supernode, err error) {
 	}
 	s.coordinator = s.node.NewCoordinator(owners)
 	s.node.Connect(s.coordinator, s.node.Watch(s.coordinator))
+	s.desk = registryproxy.NewDesk(s.node.Origins.Registries)
 	return s, nil
 }
 
@@ -128,7 +132,11 @@ func (s *Supernode) Reload(settings any) error {
 	if !ok {
 		return fmt.Errorf("reloading: %T are no settings of supernode", settings)
 	}
-	return s.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files, Drain: cfg.Drain})
+	if err := s.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files, Drain: cfg.Drain}); err != nil {
+		return err
+	}
+	s.desk.Forget()
+	return nil
 }
 
 // Close gives back what [New] took, for a supernode that never ran.

@@ -67,8 +67,21 @@ func counters[T ~string](reg prometheus.Registerer, name, help, label string, va
 type Pulls struct {
 	ended            *prometheus.CounterVec
 	bytes            *prometheus.CounterVec
+	unconfirmed      *prometheus.CounterVec
 	firstByte, total prometheus.Histogram
 }
+
+// What is Unconfirmed: what a registry would have been asked about, had it answered.
+type What string
+
+// The kinds of it.
+const (
+	Tag   What = "tag"   // what a tag means
+	Right What = "right" // whether a client may have a content
+)
+
+// Unconfirmed counts an answer that was given although a registry did not confirm it.
+func (p *Pulls) Unconfirmed(w What) { p.unconfirmed.WithLabelValues(string(w)).Inc() }
 
 // durations reach from a local hit to a giant layer on a slow line.
 var durations = prometheus.ExponentialBuckets(0.001, 2.5, 14)
@@ -80,7 +93,8 @@ func NewPulls(reg prometheus.Registerer) *Pulls {
 	p := &Pulls{
 		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "darter_pulls_total", Help: "Contents that clients asked for, by what they were and how it ended."}, []string{"kind", "result"}),
-		bytes: counters(reg, "darter_pull_bytes_total", "Bytes given to clients, by where this host had them from.", "source", allSources),
+		bytes:       counters(reg, "darter_pull_bytes_total", "Bytes given to clients, by where this host had them from.", "source", allSources),
+		unconfirmed: counters(reg, "darter_pull_unconfirmed_total", "Answers from memory that a registry, being unreachable, did not confirm.", "what", []What{Tag, Right}),
 		firstByte: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "darter_pull_first_byte_seconds", Help: "Time from a client's question to the first byte of its answer.", Buckets: durations}),
 		total: prometheus.NewHistogram(prometheus.HistogramOpts{

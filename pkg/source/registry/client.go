@@ -87,7 +87,7 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 		get := httporigin.Get{Request: httporigin.Request{URL: at(base, "/v2/"+repository+"/"+kind+"/"+string(id), ""), Header: header}, Offset: offset, Length: spec.Length}
 		if spec.Authorization.IsZero() {
 			var err error
-			if get.RoundTripper, err = c.login(ctx, u, base, repository); err != nil {
+			if get.RoundTripper, err = c.login(ctx, u, base, repository, false); err != nil {
 				return err
 			}
 		}
@@ -96,7 +96,7 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 		err = refused(err)
 		var status *source.StatusError
 		if get.RoundTripper != nil && errors.As(err, &status) && status.Status == http.StatusUnauthorized {
-			c.logout(u, base, repository)
+			c.logout(u, base, repository, false)
 		}
 		return err
 	})
@@ -147,9 +147,9 @@ func (c *Client) forward(ctx context.Context, q source.Question) (*http.Response
 	var res *http.Response
 	err = c.each(ctx, u, func(base *url.URL) error {
 		req := httporigin.Request{Method: q.Method, URL: at(base, q.Path, q.Query), Header: header, StayHome: q.Method == http.MethodHead}
-		if header.Get("Authorization") == "" && (q.Anonymous || u.hasCredentials()) {
+		if header.Get("Authorization") == "" && (q.Anonymous || u.hasCredentials() && !q.Bare) {
 			var err error
-			if req.RoundTripper, err = c.login(ctx, u, base, repositoryOf(q.Path)); err != nil {
+			if req.RoundTripper, err = c.login(ctx, u, base, repositoryOf(q.Path), q.Bare); err != nil {
 				return err
 			}
 		}
@@ -162,7 +162,7 @@ func (c *Client) forward(ctx context.Context, q source.Question) (*http.Response
 			return refused(err)
 		}
 		if req.RoundTripper != nil && res.StatusCode == http.StatusUnauthorized {
-			c.logout(u, base, repositoryOf(q.Path))
+			c.logout(u, base, repositoryOf(q.Path), q.Bare)
 		}
 		if unavailable(res.StatusCode) {
 			return &source.StatusError{Method: q.Method, URL: httporigin.Printable(req.URL), Status: res.StatusCode}

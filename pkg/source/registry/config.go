@@ -190,6 +190,13 @@ func (c *Client) Listed(name string) bool {
 	return err == nil && c.listed[host] != nil
 }
 
+// Credentialed reports whether a registry is asked with the node's own credentials where a
+// client brings none.
+func (c *Client) Credentialed(name string) bool {
+	u, err := c.upstream(name)
+	return err == nil && u.hasCredentials()
+}
+
 // Upstreams lists the registries by name, those not listed by the operator left out.
 func (c *Client) Upstreams() []string {
 	out := make([]string, 0, len(c.listed))

@@ -34,22 +34,25 @@ const (
 )
 
 // sessionKey names a session: a registry's URL and a repository in it. The credential is the
-// upstream's, so it needs no place here.
-type sessionKey struct{ upstream, base, repository string }
+// upstream's, or with bare none.
+type sessionKey struct {
+	upstream, base, repository string
+	bare                       bool
+}
 
-func keyOf(u *upstream, base *url.URL, repository string) sessionKey {
+func keyOf(u *upstream, base *url.URL, repository string, bare bool) sessionKey {
 	if base.Path != "" && repository != "" {
 		repository = base.Path + "/" + repository
 	}
-	return sessionKey{u.name, base.String(), repository}
+	return sessionKey{u.name, base.String(), repository, bare}
 }
 
 // logout forgets a session that the registry no longer takes, as when it has begun to ask for
 // tokens since.
-func (c *Client) logout(u *upstream, base *url.URL, repository string) {
+func (c *Client) logout(u *upstream, base *url.URL, repository string, bare bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.sessions, keyOf(u, base, repository))
+	delete(c.sessions, keyOf(u, base, repository, bare))
 }
 
 // session is a transport that carries a token for one repository and renews it.
@@ -60,9 +63,10 @@ type session struct {
 }
 
 // login returns a transport that speaks to one of the upstream's URLs with the node's
-// credentials or anonymously, asking its token service where it has one.
-func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, repository string) (http.RoundTripper, error) {
-	key := keyOf(u, base, repository)
+// credentials or, with bare or without any, anonymously, asking its token service where it
+// has one.
+func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, repository string, bare bool) (http.RoundTripper, error) {
+	key := keyOf(u, base, repository, bare)
 	s := c.session(key)
 	select {
 	case s.turn <- struct{}{}:
@@ -78,7 +82,7 @@ func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, reposito
 		return nil, fmt.Errorf("logging in at %s: %w", httporigin.Printable(base), err)
 	}
 	var auth authn.Authenticator = authn.Anonymous
-	if u.hasCredentials() {
+	if u.hasCredentials() && !bare {
 		auth = authn.FromConfig(authn.AuthConfig{Username: u.Username, Password: u.Password.Reveal(), IdentityToken: u.IdentityToken.Reveal()})
 	}
 	var scopes []string

@@ -1,0 +1,157 @@
+package daemon_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/test/registrytest"
+)
+
+// runtime pulls an image as containerd does: HEAD by tag, the challenge taken up with a token
+// of its own, the manifest by digest, and then everything that it names, at once.
+type runtime struct {
+	mirror, ns    string
+	authorization string
+}
+
+func (c *runtime) do(method, path string) (*http.Response, []byte, error) {
+	req, err := http.NewRequest(method, "http://"+c.mirror+"/v2/"+path+"?ns="+url.QueryEscape(c.ns), nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	req.Header.Set("Accept", strings.Join(oci.ManifestTypes(), ", "))
+	if c.authorization != "" {
+		req.Header.Set("Authorization", c.authorization)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	return res, b, err
+}
+
+// login takes up a Bearer challenge.
+func (c *runtime) login(challenge, user, password string) error {
+	fields := map[string]string{}
+	for part := range strings.SplitSeq(strings.TrimPrefix(challenge, "Bearer "), ",") {
+		k, v, _ := strings.Cut(part, "=")
+		fields[k] = strings.Trim(v, `"`)
+	}
+	req, err := http.NewRequest(http.MethodGet, fields["realm"]+"?"+url.Values{"service": {fields["service"]}, "scope": {fields["scope"]}}.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	req.SetBasicAuth(user, password)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	var answer struct{ Token string }
+	if err := json.NewDecoder(res.Body).Decode(&answer); err != nil || answer.Token == "" {
+		return fmt.Errorf("no token: %s %v", res.Status, err)
+	}
+	c.authorization = "Bearer " + answer.Token
+	return nil
+}
+
+func (c *runtime) pull(repository, tag, user, password string) error {
+	res, _, err := c.do(http.MethodHead, repository+"/manifests/"+tag)
+	if err == nil && res.StatusCode == http.StatusUnauthorized && user != "" {
+		if err = c.login(res.Header.Get("WWW-Authenticate"), user, password); err == nil {
+			res, _, err = c.do(http.MethodHead, repository+"/manifests/"+tag)
+		}
+	}
+	if err != nil || res.StatusCode != http.StatusOK {
+		return fmt.Errorf("resolving %s: %v %v", tag, res, err)
+	}
+	digest := res.Header.Get("Docker-Content-Digest")
+	_, manifest, err := c.do(http.MethodGet, repository+"/manifests/"+digest)
+	if err != nil || string(oci.DigestOf(manifest)) != digest {
+		return fmt.Errorf("manifest %s: %.200s %v", digest, manifest, err)
+	}
+	var g errgroup.Group
+	for _, ref := range oci.References(manifest) {
+		g.Go(func() error {
+			res, b, err := c.do(http.MethodGet, repository+"/blobs/"+string(ref.ID))
+			if err == nil && oci.DigestOf(b) != ref.ID {
+				err = fmt.Errorf("blob %s: %s, %d bytes", ref.ID, res.Status, len(b))
+			}
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// What a registry is asked for one image by a whole cluster, by word and by byte.
+func TestTwentyNodesAskTheRegistryEachQuestionOnce(t *testing.T) {
+	const nodes = 20
+	const word = "a secret that is long enough for a cluster"
+	for name, c := range map[string]struct {
+		auth           registrytest.Auth
+		user, password string
+	}{
+		"a public image":           {registrytest.None, "", ""},
+		"a private one, by tokens": {registrytest.Bearer, "alice", "a"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := registrytest.Start(t, registrytest.Config{Auth: c.auth, Users: map[string]registrytest.User{"alice": {Password: "a", Pull: []string{"*"}}}})
+			p := image(t, r, 2e6, 1e6, 300e3)
+			s, _ := lead(t, r, word)
+			mirrors := make([]string, nodes)
+			for i := range mirrors {
+				cfg := settings(t, r, fmt.Sprint("node", i))
+				cfg.Cluster.Secret, cfg.Supernodes = word, []config.Address{config.Address(s.Addrs()["api"])}
+				cfg.Mirror.TagLife = time.Hour // however slow this machine is
+				d, _ := start(t, cfg)
+				mirrors[i] = d.Addrs()["mirror"]
+			}
+			for range 2 { // the second pull is warm
+				var g errgroup.Group
+				for _, mirror := range mirrors {
+					g.Go(func() error {
+						return (&runtime{mirror: mirror, ns: r.Host()}).pull(p.Repository, "v1", c.user, c.password)
+					})
+				}
+				require.NoError(t, g.Wait())
+			}
+			counts := r.Counts()
+			tag, manifest := counts.Objects[p.Repository+"/manifests/v1"], counts.Objects[p.Repository+"/manifests/"+p.Digest]
+			t.Logf("by tag %+v, by digest %+v, egress %d of %d", tag.Statuses, manifest.Statuses, counts.Egress, p.Bytes())
+			var sent int64
+			for _, o := range p.Objects {
+				key := p.Repository + "/blobs/" + o.Digest
+				if o.Kind == "manifest" {
+					key = p.Repository + "/manifests/" + o.Digest
+				} else {
+					assert.Zero(t, counts.Objects[key].HEADs, "the manifest vouches for it")
+				}
+				assert.Equal(t, 1, counts.Objects[key].GETs, "%s: one GET for each object", o.Kind)
+				sent += counts.Objects[key].Bytes
+			}
+			assert.LessOrEqual(t, float64(sent), 1.01*float64(p.Bytes()))
+			assert.Zero(t, tag.GETs)
+			assert.Equal(t, 1, tag.Statuses[http.StatusOK], "one resolution of the tag in its life")
+			yes := manifest.HEADs - manifest.Statuses[http.StatusUnauthorized]
+			if c.auth == registrytest.None {
+				assert.Zero(t, yes, "what anybody may have is asked once")
+			} else {
+				assert.Equal(t, 2*nodes-1, yes, "one HEAD for each token; the first resolved the tag")
+			}
+		})
+	}
+}

@@ -1,0 +1,178 @@
+package registryproxy
+
+import (
+	"container/list"
+	"context"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/darter-io/darter/pkg/oci"
+)
+
+// tagsMax bounds the tags that are remembered; a forgotten one costs one HEAD.
+const tagsMax = 4096
+
+// tagKey is a tag as a client asks for it: registries answer another manifest to another
+// Accept.
+type tagKey struct{ upstream, repository, tag, accept string }
+
+func (q question) tagKey() tagKey {
+	return tagKey{q.upstream, q.repository, q.reference, strings.Join(q.accept, ",")}
+}
+
+// tag is what a tag meant when the registry was asked last. It is a right, too, of the
+// credential that it was asked with, and of nobody else.
+type tag struct {
+	right
+	at time.Time
+	// etag is the registry's own, to ask it whether anything has changed.
+	etag string
+}
+
+// tags remembers tags.
+type tags struct {
+	// mu is held to look up and change, never while a registry is asked.
+	mu     sync.Mutex
+	known  map[tagKey]*list.Element
+	recent list.List // of *namedTag, the one used last in front
+}
+
+type namedTag struct {
+	tag
+	key tagKey
+}
+
+// get returns the last that is known of a tag, however old.
+func (t *tags) get(k tagKey) (tag, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.known[k]
+	if e == nil {
+		return tag{}, false
+	}
+	t.recent.MoveToFront(e)
+	return e.Value.(*namedTag).tag, true
+}
+
+// put remembers a tag, unless something newer is known of it.
+func (t *tags) put(k tagKey, x tag) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.known[k]; e != nil {
+		if known := e.Value.(*namedTag); known.at.Before(x.at) {
+			known.tag = x
+		}
+		t.recent.MoveToFront(e)
+		return
+	}
+	if t.known == nil {
+		t.known = map[tagKey]*list.Element{}
+	}
+	t.known[k] = t.recent.PushFront(&namedTag{x, k})
+	for t.recent.Len() > tagsMax {
+		t.remove(t.recent.Back())
+	}
+}
+
+// drop forgets a tag: its registry has it no more.
+func (t *tags) drop(k tagKey) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.known[k]; e != nil {
+		t.remove(e)
+	}
+}
+
+func (t *tags) clear() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.known = nil
+	t.recent.Init()
+}
+
+// remove takes one out; mu is held.
+func (t *tags) remove(e *list.Element) { delete(t.known, t.recent.Remove(e).(*namedTag).key) }
+
+// resolved is what came of the question what a tag means.
+type resolved struct {
+	tag
+	// said is the refusal, when there was one; its status and err are zero otherwise.
+	said saying
+	// asked is whose question it was: a refusal to it is none to another.
+	asked questionKey
+}
+
+func (r resolved) ok() bool { return r.said.status == 0 && r.said.err == nil }
+
+// resolve says what a tag means, from an answer of at most that age or by asking the
+// registry. Whoever asks at the same time waits for one answer, whatever credentials they
+// have; what each of them may have is another question. The error is the cause of ctx's end.
+func (d *desk) resolve(ctx context.Context, q question, age time.Duration) (resolved, error) {
+	key := q.tagKey()
+	known, ok := d.tags.get(key)
+	if ok && time.Since(known.at) < age {
+		return resolved{tag: known, asked: q.key()}, nil
+	}
+	r, err := d.resolving.do(ctx, key, func(ctx context.Context) resolved { return d.resolveNow(ctx, q, known, age) })
+	if err == nil && !r.ok() && r.asked != q.key() {
+		// The refusal was somebody else's.
+		return d.resolvingOwn.do(ctx, q.key(), func(ctx context.Context) resolved { return d.resolveNow(ctx, q, known, age) })
+	}
+	return r, err
+}
+
+// resolveNow asks what a tag means, the cluster before the registry.
+func (d *desk) resolveNow(ctx context.Context, q question, known tag, age time.Duration) resolved {
+	out := resolved{asked: q.key()}
+	s, at, shared := d.askShared(ctx, q, age)
+	if !shared {
+		at = time.Now()
+		s = d.put(ctx, q, known)
+	}
+	if s.status != 0 || s.err != nil {
+		if s.status == http.StatusNotFound {
+			d.tags.drop(q.tagKey())
+		}
+		out.said = s
+		return out
+	}
+	out.tag = tag{right: s.right, at: at, etag: s.etag}
+	d.tags.put(q.tagKey(), out.tag)
+	return out
+}
+
+// askTag answers what a tag means and whether the client may have that: two questions, of
+// which the registry answers both at once to the one that resolves the tag.
+func (x *exchange) askTag(q question) (right, *refusal) {
+	policy := x.desk.policy.Load()
+	r, err := x.desk.resolve(x.ctx, q, policy.TagLife)
+	if err != nil {
+		return right{}, x.failed(err)
+	}
+	if !r.ok() {
+		known, ok := x.desk.tags.get(q.tagKey())
+		age := time.Since(known.at)
+		if !ok || !r.said.down() || age > policy.TagStale {
+			return x.said(r.said)
+		}
+		r.tag = known
+		x.pull.Stale = age
+		x.w.Header().Set(HeaderStale, strconv.FormatInt(int64(age/time.Second), 10))
+	}
+	may := q
+	may.reference, may.id = string(r.id), r.id
+	own, refused := x.right(may)
+	if refused != nil {
+		return right{}, refused
+	}
+	if !oci.NamesContent(own.mediaType) {
+		own.mediaType = r.mediaType
+	}
+	if own.length == 0 {
+		own.length = r.length
+	}
+	return own, nil
+}

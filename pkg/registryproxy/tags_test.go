@@ -1,0 +1,453 @@
+package registryproxy_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/registryproxy"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// tagged is a registry of one tag that can move. Rights are whatever allow says.
+type tagged struct {
+	mu       sync.Mutex
+	manifest map[string][]byte // by tag
+	etags    bool
+	allow    func(q source.Question) bool
+	asked    map[string]int // "HEAD tag", "HEAD digest", "304"
+	down     bool
+	gate     chan struct{} // when not nil, answers wait for it
+}
+
+func (r *tagged) Forward(ctx context.Context, q source.Question) (*http.Response, error) {
+	if r.gate != nil {
+		<-r.gate
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.asked == nil {
+		r.asked = map[string]int{}
+	}
+	ref := q.Path[strings.LastIndex(q.Path, "/")+1:]
+	kind := "tag"
+	if !oci.IsTag(ref) {
+		kind = "digest"
+	}
+	r.asked[q.Method+" "+kind]++
+	if r.down {
+		return nil, errors.New("dial tcp: connection refused")
+	}
+	rec := httptest.NewRecorder()
+	content, ok := r.manifest[ref]
+	for _, m := range r.manifest {
+		if string(oci.DigestOf(m)) == ref {
+			content, ok = m, true
+		}
+	}
+	switch etag := `"` + string(oci.DigestOf(content)) + `"`; {
+	case r.allow != nil && !r.allow(q):
+		rec.Header().Set("WWW-Authenticate", `Bearer realm="https://r.test/token"`)
+		rec.WriteHeader(http.StatusUnauthorized)
+	case !ok:
+		rec.WriteHeader(http.StatusNotFound)
+	case r.etags && q.Header.Get("If-None-Match") == etag:
+		r.asked["304"]++
+		rec.WriteHeader(http.StatusNotModified)
+	default:
+		rec.Header().Set("Content-Type", oci.MediaTypeIndex)
+		rec.Header().Set("Docker-Content-Digest", string(oci.DigestOf(content)))
+		if r.etags {
+			rec.Header().Set("ETag", etag)
+		}
+		if q.Method == http.MethodGet {
+			rec.Write(content)
+		}
+	}
+	res := rec.Result()
+	res.ContentLength = int64(len(content))
+	return res, nil
+}
+
+// counts returns what was asked since the last call.
+func (r *tagged) counts() map[string]int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.asked
+	r.asked = map[string]int{}
+	return c
+}
+
+func (r *tagged) set(tag string, content []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.manifest == nil {
+		r.manifest = map[string][]byte{}
+	}
+	r.manifest[tag] = content
+}
+
+var (
+	oldIndex = []byte(`{"schemaVersion":2,"manifests":[],"annotations":{"a":"old"}}`)
+	newIndex = []byte(`{"schemaVersion":2,"manifests":[],"annotations":{"a":"new"}}`)
+)
+
+func TestATagIsAskedAboutOncePerLifeAndSeenToMoveAfterIt(t *testing.T) {
+	for _, etags := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			var s swarm
+			s.put(oldIndex, oci.MediaTypeIndex)
+			s.put(newIndex, oci.MediaTypeIndex)
+			r := &tagged{etags: etags}
+			r.set("latest", oldIndex)
+			p := registryproxy.New(registryproxy.Config{Upstream: r, Open: s.Open, Default: "r.test", Policy: registryproxy.Policy{TagLife: 10 * time.Second}})
+			// As containerd pulls: HEAD by tag, GET by digest; and as Podman: GET by tag.
+			pull := func() string {
+				res := ask(p, http.MethodHead, "/v2/app/manifests/latest")
+				require.Equal(t, 200, res.StatusCode)
+				digest := res.Header.Get("Docker-Content-Digest")
+				assert.Equal(t, oci.MediaTypeIndex, res.Header.Get("Content-Type"))
+				got := body(t, ask(p, http.MethodGet, "/v2/app/manifests/"+digest))
+				assert.Equal(t, got, body(t, ask(p, http.MethodGet, "/v2/app/manifests/latest")))
+				return got
+			}
+			assert.Equal(t, string(oldIndex), pull())
+			assert.Equal(t, map[string]int{"HEAD tag": 1}, r.counts())
+			r.set("latest", newIndex)
+			time.Sleep(10*time.Second - time.Millisecond)
+			assert.Equal(t, string(oldIndex), pull())
+			assert.Empty(t, r.counts())
+			time.Sleep(time.Millisecond)
+			assert.Equal(t, string(newIndex), pull())
+			assert.Equal(t, map[string]int{"HEAD tag": 1}, r.counts())
+			time.Sleep(10 * time.Second)
+			assert.Equal(t, string(newIndex), pull())
+			want := map[string]int{"HEAD tag": 1}
+			if etags {
+				want["304"] = 1
+			}
+			assert.Equal(t, want, r.counts(), "what has not changed is not told again")
+		})
+	}
+}
+
+func TestTagsAreKeptApartByRegistryRepositoryNameAndAccept(t *testing.T) {
+	var s swarm
+	s.put(oldIndex, oci.MediaTypeIndex)
+	r := &tagged{}
+	r.set("a", oldIndex)
+	r.set("b", oldIndex)
+	p := registryproxy.New(registryproxy.Config{Upstream: r, Open: s.Open, Default: "r.test", Policy: registryproxy.Policy{TagLife: time.Minute}})
+	for _, c := range []struct{ target, accept string }{
+		{"/v2/app/manifests/a", ""}, {"/v2/app/manifests/b", ""}, {"/v2/other/manifests/a", ""}, {"/v2/app/manifests/a?ns=q.test", ""},
+		{"/v2/app/manifests/a", oci.MediaTypeManifest}, {"/v2/app/manifests/a", oci.MediaTypeIndex + ", */*"},
+	} {
+		for i := range 2 {
+			require.Equal(t, 200, ask(p, http.MethodHead, c.target, "Accept", c.accept).StatusCode)
+			assert.Equal(t, map[bool]map[string]int{true: {"HEAD tag": 1}, false: {}}[i == 0], r.counts(), "%+v", c)
+		}
+	}
+}
+
+func TestWhatATagMeansOpensItToNobody(t *testing.T) {
+	var s swarm
+	s.put(oldIndex, oci.MediaTypeIndex)
+	r := &tagged{allow: func(q source.Question) bool { return q.Header.Get("Authorization") == "Bearer alice" }}
+	r.set("v1", oldIndex)
+	p := registryproxy.New(registryproxy.Config{Upstream: r, Open: s.Open, Default: "r.test", Policy: registryproxy.Policy{TagLife: time.Minute}})
+	get := func(who string) *http.Response {
+		return ask(p, http.MethodGet, "/v2/app/manifests/v1?ns=r.test", "Authorization", who)
+	}
+	require.Equal(t, 200, get("Bearer alice").StatusCode)
+	r.counts()
+	for _, who := range []string{"", "Bearer bob"} {
+		res := get(who)
+		assert.Equal(t, 401, res.StatusCode, who)
+		assert.Equal(t, `Bearer realm="https://r.test/token"`, res.Header.Get("WWW-Authenticate"))
+		assert.Equal(t, map[string]int{"HEAD digest": 1}, r.counts(), "the right is asked about, the tag is known")
+	}
+	assert.Equal(t, 200, get("Bearer alice").StatusCode)
+	assert.Empty(t, r.counts())
+	// The other way round: somebody else's refusal is none for alice.
+	p.Forget()
+	assert.Equal(t, 401, get("Bearer bob").StatusCode)
+	assert.Equal(t, 200, get("Bearer alice").StatusCode)
+}
+
+func TestACrowdWithDifferentTokensResolvesATagTogether(t *testing.T) {
+	for _, firstMay := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			var s swarm
+			s.put(oldIndex, oci.MediaTypeIndex)
+			r := &tagged{gate: make(chan struct{}), allow: func(q source.Question) bool { return firstMay || q.Header.Get("Authorization") != "Bearer 0" }}
+			r.set("v1", oldIndex)
+			p := registryproxy.New(registryproxy.Config{Upstream: r, Open: s.Open, Default: "r.test", Policy: registryproxy.Policy{TagLife: time.Minute}})
+			var clients sync.WaitGroup
+			statuses := make([]int, 50)
+			for i := range statuses {
+				clients.Go(func() {
+					statuses[i] = ask(p, http.MethodGet, "/v2/app/manifests/v1?ns=r.test", "Authorization", fmt.Sprint("Bearer ", i)).StatusCode
+				})
+				synctest.Wait()
+			}
+			close(r.gate)
+			clients.Wait()
+			for i, status := range statuses {
+				want := 200
+				if i == 0 && !firstMay {
+					want = 401
+				}
+				assert.Equal(t, want, status, i)
+			}
+			if firstMay {
+				assert.Equal(t, map[string]int{"HEAD tag": 1, "HEAD digest": 49}, r.counts())
+			}
+		})
+	}
+}
+
+func TestAnOldTagIsServedOnlyWhileTheRegistryIsDownAndTheOperatorSaysSo(t *testing.T) {
+	for _, c := range []struct {
+		stale time.Duration
+		after time.Duration
+		ok    bool
+	}{{0, 20 * time.Second, false}, {time.Hour, 20 * time.Second, true}, {time.Minute, 2 * time.Minute, false}} {
+		synctest.Test(t, func(t *testing.T) {
+			var s swarm
+			var seen pulls
+			s.put(oldIndex, oci.MediaTypeIndex)
+			r := &tagged{}
+			r.set("v1", oldIndex)
+			p := registryproxy.New(registryproxy.Config{
+				Upstream: r, Open: s.Open, Default: "r.test", Observe: seen.observe,
+				Policy: registryproxy.Policy{TagLife: 10 * time.Second, TagStale: c.stale, ServeCached: true},
+			})
+			get := func() *http.Response { return ask(p, http.MethodGet, "/v2/app/manifests/v1") }
+			require.Equal(t, 200, get().StatusCode)
+			time.Sleep(c.after)
+			res := get()
+			assert.Empty(t, res.Header.Get(registryproxy.HeaderStale), "the registry answers")
+			r.down = true
+			time.Sleep(c.after)
+			res = get()
+			if !c.ok {
+				refusedAs(t, res, http.StatusBadGateway, "UNAVAILABLE")
+				return
+			}
+			assert.Equal(t, string(oldIndex), body(t, res))
+			assert.Equal(t, "20", res.Header.Get(registryproxy.HeaderStale))
+			assert.Equal(t, 20*time.Second, seen.last(t).Stale)
+			// A tag that is gone is gone, and not served from memory when the registry falls.
+			r.down, r.manifest = false, nil
+			assert.Equal(t, 404, get().StatusCode)
+			r.down = true
+			assert.Equal(t, 502, get().StatusCode)
+		})
+	}
+}
+
+// crowd is many mirrors whose shared questions go to one owner, as JSON over HTTP.
+type crowd struct {
+	mirrors []*registryproxy.Proxy
+	owner   http.Handler
+	dead    bool
+}
+
+func newCrowd(n int, r registryproxy.Upstream, s *swarm, cfg registryproxy.Config) *crowd {
+	c := &crowd{owner: registryproxy.NewDesk(r)}
+	cfg.Upstream, cfg.Open, cfg.Default, cfg.Shared = r, s.Open, "r.test", c.question
+	for range n {
+		c.mirrors = append(c.mirrors, registryproxy.New(cfg))
+	}
+	return c
+}
+
+func (c *crowd) question(ctx context.Context, q api.Question) (api.Answer, error) {
+	if c.dead {
+		return api.Answer{}, errors.New("no owner")
+	}
+	b, _ := json.Marshal(q)
+	w := httptest.NewRecorder()
+	c.owner.ServeHTTP(w, httptest.NewRequest(http.MethodPost, api.PathQuestions, strings.NewReader(string(b))).WithContext(ctx))
+	if w.Code != 200 {
+		return api.Answer{}, fmt.Errorf("status %d", w.Code)
+	}
+	return api.DecodeAnswer(w.Body.Bytes())
+}
+
+// all asks all mirrors at once and returns how often each status came.
+func (c *crowd) all(target string, authorization func(i int) string) map[int]int {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	count := map[int]int{}
+	for i, p := range c.mirrors {
+		wg.Go(func() {
+			status := ask(p, http.MethodGet, target, "Authorization", authorization(i)).StatusCode
+			mu.Lock()
+			count[status]++
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	return count
+}
+
+func TestACrowdOfNodesAsksTheRegistryOnceWhatIsTheSameForAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s swarm
+		id := s.put(oldIndex, oci.MediaTypeIndex)
+		r := &tagged{}
+		r.set("v1", oldIndex)
+		c := newCrowd(20, r, &s, registryproxy.Config{Policy: registryproxy.Policy{TagLife: 10 * time.Second}})
+		nobody := func(int) string { return "" }
+		own := func(i int) string { return fmt.Sprint("Bearer ", i) }
+
+		assert.Equal(t, map[int]int{200: 20}, c.all("/v2/app/manifests/v1", nobody))
+		assert.Equal(t, map[string]int{"HEAD tag": 1}, r.counts(), "anonymous: one question in all")
+		assert.Equal(t, map[int]int{200: 20}, c.all("/v2/app/manifests/"+string(id), nobody))
+		assert.Equal(t, map[int]int{200: 20}, c.all("/v2/app/manifests/v1", nobody))
+		assert.Empty(t, r.counts())
+
+		assert.Equal(t, map[int]int{200: 20}, c.all("/v2/app/manifests/v1", own))
+		assert.Equal(t, map[string]int{"HEAD digest": 20}, r.counts(), "each token is asked about, the tag is known")
+		assert.Equal(t, map[int]int{200: 20}, c.all("/v2/app/manifests/v1", own))
+		assert.Empty(t, r.counts())
+
+		time.Sleep(10 * time.Second)
+		s.put(newIndex, oci.MediaTypeIndex)
+		r.set("v1", newIndex)
+		assert.Equal(t, map[int]int{200: 20}, c.all("/v2/app/manifests/v1", own))
+		assert.Equal(t, map[string]int{"HEAD tag": 1, "HEAD digest": 19}, r.counts(), "the one that resolved it has proved its right with it")
+
+		time.Sleep(time.Minute)
+		assert.Equal(t, map[int]int{404: 20}, c.all("/v2/app/manifests/none", nobody))
+		r.counts()
+		assert.Equal(t, map[int]int{200: 20}, c.all("/v2/app/manifests/"+string(oci.DigestOf(newIndex)), nobody))
+		assert.Equal(t, map[string]int{"HEAD digest": 1}, r.counts())
+	})
+}
+
+func TestTheAgeOfATagIsCountedFromTheRegistrysWordOnWhoeverKeepsIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s swarm
+		s.put(oldIndex, oci.MediaTypeIndex)
+		s.put(newIndex, oci.MediaTypeIndex)
+		r := &tagged{}
+		r.set("v1", oldIndex)
+		c := newCrowd(2, r, &s, registryproxy.Config{Policy: registryproxy.Policy{TagLife: 10 * time.Second}})
+		get := func(i int) string { return body(t, ask(c.mirrors[i], http.MethodGet, "/v2/app/manifests/v1")) }
+		assert.Equal(t, string(oldIndex), get(0))
+		r.set("v1", newIndex)
+		time.Sleep(6 * time.Second)
+		assert.Equal(t, string(oldIndex), get(1), "six seconds old")
+		time.Sleep(4 * time.Second)
+		assert.Equal(t, string(newIndex), get(1), "ten seconds old, although this node has known it for four")
+		assert.Equal(t, string(newIndex), get(0))
+		assert.Equal(t, map[string]int{"HEAD tag": 2}, r.counts())
+	})
+}
+
+func TestAnOwnerNeverSpeaksForCredentialsOfItsOwnOrAnothers(t *testing.T) {
+	var s swarm
+	id := s.put(oldIndex, oci.MediaTypeIndex)
+	var bare []bool
+	r := &tagged{allow: func(q source.Question) bool {
+		bare = append(bare, q.Bare)
+		// The owner has credentials that may everything.
+		return !q.Bare && q.Header.Get("Authorization") == "" || q.Header.Get("Authorization") == "Bearer alice"
+	}}
+	r.set("v1", oldIndex)
+	desk := registryproxy.NewDesk(r)
+	q := api.Question{Version: 1, Kind: task.Manifest, Upstream: "r.test", Repository: "app", Reference: "v1"}
+	a := desk.Answer(t.Context(), q)
+	require.NotNil(t, a.Refusal)
+	assert.Equal(t, 401, a.Refusal.Status)
+	assert.Equal(t, []bool{true}, bare)
+
+	q.Authorization, q.MaxAgeMillis = "Bearer alice", 10_000
+	a = desk.Answer(t.Context(), q)
+	assert.Equal(t, id, a.Digest)
+	assert.True(t, a.Yours)
+	q.Authorization = "Bearer bob"
+	a = desk.Answer(t.Context(), q)
+	assert.Equal(t, id, a.Digest, "what the tag means is the same for all")
+	assert.False(t, a.Yours, "what bob may have is another question")
+	q.Reference, q.Authorization = string(id), ""
+	assert.NotNil(t, desk.Answer(t.Context(), q).Refusal, "alice's right is not everybody's")
+
+	for _, wrong := range []api.Question{
+		{Kind: task.Manifest, Upstream: "a b", Repository: "app", Reference: "v1"}, {Kind: task.Manifest, Upstream: "r.test", Repository: "../app", Reference: "v1"},
+		{Kind: task.Blob, Upstream: "r.test", Repository: "app", Reference: "v1"}, {Kind: task.Manifest, Upstream: "r.test", Repository: "app", Reference: "../v1"},
+	} {
+		r.counts()
+		assert.NotEmpty(t, desk.Answer(t.Context(), wrong).Unreached)
+		assert.Empty(t, r.counts())
+	}
+}
+
+func TestANodeWithCredentialsOfItsOwnAsksForItself(t *testing.T) {
+	var s swarm
+	s.put(oldIndex, oci.MediaTypeIndex)
+	r := &tagged{}
+	r.set("v1", oldIndex)
+	c := newCrowd(3, r, &s, registryproxy.Config{Credentialed: func(upstream string) bool { return upstream == "r.test" }, Policy: registryproxy.Policy{TagLife: time.Minute}})
+	assert.Equal(t, map[int]int{200: 3}, c.all("/v2/app/manifests/v1", func(int) string { return "" }))
+	assert.Equal(t, map[string]int{"HEAD tag": 3}, r.counts())
+}
+
+func TestWithoutAnOwnerEachNodeAsksTheRegistry(t *testing.T) {
+	var s swarm
+	s.put(oldIndex, oci.MediaTypeIndex)
+	r := &tagged{}
+	r.set("v1", oldIndex)
+	c := newCrowd(3, r, &s, registryproxy.Config{Policy: registryproxy.Policy{TagLife: time.Minute}})
+	c.dead = true
+	assert.Equal(t, map[int]int{200: 3}, c.all("/v2/app/manifests/v1", func(int) string { return "" }))
+	assert.Equal(t, map[string]int{"HEAD tag": 3}, r.counts())
+	// An owner that cannot reach the registry is no reason not to try.
+	c.dead, c.owner = false, registryproxy.NewDesk(upstreamOf(func(context.Context, source.Question) (*http.Response, error) { return nil, errors.New("no route") }))
+	for _, p := range c.mirrors {
+		p.Forget()
+	}
+	assert.Equal(t, map[int]int{200: 3}, c.all("/v2/app/manifests/v1", func(int) string { return "" }))
+}
+
+func TestAnOwnerSaysAtOnceThatItHasHeard(t *testing.T) {
+	r := &tagged{gate: make(chan struct{})}
+	r.set("v1", oldIndex)
+	srv := httptest.NewServer(registryproxy.NewDesk(r))
+	defer srv.Close()
+	res, err := http.Post(srv.URL, "application/json", strings.NewReader(`{"version":1,"kind":"manifest","upstream":"r.test","repository":"app","reference":"v1"}`))
+	require.NoError(t, err, "the headers are here although the registry has not answered")
+	defer res.Body.Close()
+	close(r.gate)
+	b, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	a, err := api.DecodeAnswer(b)
+	require.NoError(t, err)
+	assert.Equal(t, oci.DigestOf(oldIndex), a.Digest)
+
+	for _, c := range []struct {
+		method, body string
+		status       int
+	}{{"GET", "", 405}, {"POST", "{}", 400}, {"POST", strings.Repeat("a", api.QuestionMax+1), 400}} {
+		w := httptest.NewRecorder()
+		registryproxy.NewDesk(r).ServeHTTP(w, httptest.NewRequest(c.method, "/", strings.NewReader(c.body)))
+		assert.Equal(t, c.status, w.Code)
+	}
+}
