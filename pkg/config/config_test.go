@@ -249,6 +249,7 @@ func TestASecretIsReadToTheLetterAndNeverPrinted(t *testing.T) {
 func TestAPrintedConfigurationReadsBackTheSame(t *testing.T) {
 	cfg, form, err := load[Dfdaemon](t, "dfdaemon", `
 node: {name: "yes", zone: 012, dataDir: /tmp/d}
+mirror: {listeners: ["127.0.0.1:65011=quay.io"]}
 cache: {quota: 1500MB}
 supernodes: ["[fd00::1]:65000"]
 upstreams: [{host: "r:5000", urls: ["http://r:5000"], plainHTTP: true}]
@@ -353,4 +354,30 @@ func FuzzAFileIsReadOrRefused(f *testing.F) {
 			t.Fatal("neither keys nor an error")
 		}
 	})
+}
+
+func TestAListenerOfTheMirrorNamesItsRegistry(t *testing.T) {
+	for _, way := range []struct {
+		file string
+		args []string
+	}{
+		{"mirror:\n  listeners:\n  - {listen: \"127.0.0.1:65011\", upstream: quay.io}\n  - 127.0.0.1:65012=Registry-1.docker.io\n", nil},
+		{"", []string{"--mirror-listeners=127.0.0.1:65011=quay.io,127.0.0.1:65012=docker.io"}},
+	} {
+		cfg, _, err := load[Dfdaemon](t, "dfdaemon", way.file, nil, way.args)
+		require.NoError(t, err)
+		require.NoError(t, cfg.Validate())
+		assert.Equal(t, []MirrorListener{{"127.0.0.1:65011", "quay.io"}, {"127.0.0.1:65012", "docker.io"}}, cfg.Mirror.Listeners)
+	}
+	for _, wrong := range []string{"127.0.0.1:65011", "127.0.0.1:65011=a b", "=quay.io", "nowhere=quay.io"} {
+		_, _, err := load[Dfdaemon](t, "dfdaemon", "", nil, []string{"--mirror-listeners=" + wrong})
+		require.Error(t, err, wrong)
+	}
+	for file, want := range map[string]string{
+		"mirror: {defaultUpstream: \"http://quay.io\"}\n": "mirror.defaultUpstream", "mirror: {rightsLife: 1ms}\n": "mirror.rightsLife",
+		"mirror: {tagLife: 2h}\n": "mirror.tagLife", "mirror: {tagStale: -1s}\n": "mirror.tagStale", "mirror: {rightsUnreachable: maybe}\n": "refuse, serve-cached",
+	} {
+		_, _, err := load[Dfdaemon](t, "dfdaemon", file, nil, nil)
+		require.ErrorContains(t, err, want)
+	}
 }

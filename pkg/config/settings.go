@@ -89,6 +89,10 @@ type Mirror struct {
 	// DefaultUpstream is the registry that is meant by a client that names none (dockerd's
 	// registry-mirrors).
 	DefaultUpstream string `key:"defaultUpstream" default:"docker.io"`
+	// Listeners are further addresses of the mirror, each with the registry that is meant there by
+	// a client that names none: ADDRESS=REGISTRY, or in a file a mapping with the keys listen
+	// and upstream. For clients that can neither send ?ns= nor put a registry into the path.
+	Listeners []MirrorListener `key:"listeners"`
 	// RightsLife is the longest that a registry's yes to one credential, for one digest of one
 	// repository, is remembered. A token that ends earlier ends it; passwords, and tokens that
 	// do not say when they end, count for a minute at the most. Longer spares the registry
@@ -107,6 +111,27 @@ type Mirror struct {
 	// says its age in seconds in X-Darter-Stale.
 	TagStale time.Duration `key:"tagStale" default:"0s" reload:"yes"`
 }
+
+// MirrorListener is one of [Mirror].Listeners.
+type MirrorListener struct {
+	// Listen is an address as that of the mirror itself.
+	Listen Address `key:"listen"`
+	// Upstream is a registry as image names write it.
+	Upstream string `key:"upstream"`
+}
+
+// UnmarshalText reads the short form ADDRESS=REGISTRY.
+func (l *MirrorListener) UnmarshalText(b []byte) error {
+	address, upstream, _ := strings.Cut(string(b), "=")
+	*l = MirrorListener{Upstream: upstream}
+	if err := l.Listen.UnmarshalText([]byte(address)); err != nil {
+		return err
+	}
+	return l.check()
+}
+
+// Unit names the kind of value in --help.
+func (MirrorListener) Unit() string { return "ADDRESS=REGISTRY" }
 
 // Unreachable is refuse or serve-cached.
 type Unreachable string

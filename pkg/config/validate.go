@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/secret"
 )
 
@@ -61,7 +62,18 @@ func (c *Supernode) Validate() error {
 	)
 }
 
-func (m *Mirror) check() error {
+// check also gives registries their one spelling.
+func (m *Mirror) check() (err error) {
+	if m.DefaultUpstream != "" {
+		if m.DefaultUpstream, err = oci.ParseHost(m.DefaultUpstream); err != nil {
+			return fmt.Errorf("mirror.defaultUpstream: %w; write for example quay.io", err)
+		}
+	}
+	for i := range m.Listeners {
+		if err := m.Listeners[i].check(); err != nil {
+			return fmt.Errorf("mirror.listeners: entry %d: %w", i+1, err)
+		}
+	}
 	if m.RightsLife < time.Second {
 		return errors.New("mirror.rightsLife: must be a second or more, or one image is asked about many times")
 	}
@@ -70,6 +82,16 @@ func (m *Mirror) check() error {
 	}
 	if m.TagStale < 0 {
 		return errors.New("mirror.tagStale: must be 0s (serve none) or more")
+	}
+	return nil
+}
+
+func (l *MirrorListener) check() (err error) {
+	if l.Listen == "" {
+		return errors.New("listen is missing: the address to listen on")
+	}
+	if l.Upstream, err = oci.ParseHost(l.Upstream); err != nil {
+		return fmt.Errorf("%w; write for example %s=quay.io", err, l.Listen)
 	}
 	return nil
 }

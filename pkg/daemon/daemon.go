@@ -38,6 +38,8 @@ type Daemon struct {
 	pulls       *pulls
 	proxy       *registryproxy.Proxy
 	mirror, api net.Listener
+	// mirrors are those of mirror.listeners, in their order.
+	mirrors []net.Listener
 }
 
 // New opens the data directory and the ports, and starts nothing. The error says what to do.
@@ -61,6 +63,13 @@ func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 	// open it to them.
 	if d.mirror, err = node.Listen("mirror.listen", cfg.Mirror.Listen); err != nil {
 		return d, err
+	}
+	for _, l := range cfg.Mirror.Listeners {
+		extra, err := node.Listen("mirror.listeners", l.Listen)
+		if err != nil {
+			return d, err
+		}
+		d.mirrors = append(d.mirrors, extra)
 	}
 	if d.api, err = node.Listen("api.listen", cfg.API.Listen); err != nil {
 		return d, err
@@ -119,11 +128,11 @@ func (d *Daemon) newClient() *announce.Client {
 func (d *Daemon) Run(ctx context.Context) error {
 	d.node.Log.Info("dfdaemon runs", "version", config.Version(), "host", d.node.Host.ID, "mirror", d.mirror.Addr().String(), "api", d.api.Addr().String(),
 		"peer", d.node.Host.Addr, "supernodes", d.cfg.Supernodes, "tls", d.node.Identity.Secure())
-	mux := http.NewServeMux()
-	mux.Handle("/v2/", d.proxy)
-	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		http.Error(w, "this is a registry mirror: it answers under /v2/", http.StatusNotFound)
-	})
+	mirrors := []node.Part{d.node.Server("mirror", d.mirror, mirrorMux(d.proxy))}
+	for i, l := range d.mirrors {
+		registry := d.cfg.Mirror.Listeners[i].Upstream
+		mirrors = append(mirrors, d.node.Server("mirror of "+registry, l, mirrorMux(d.proxy.For(registry))))
+	}
 	// Content never passes gin: its writer hides sendfile.
 	local := http.NewServeMux()
 	local.Handle(api.PathFiles, d.files)
@@ -132,12 +141,19 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.client != nil {
 		parts = append(parts, d.client.Run)
 	}
-	err := d.node.Run(ctx, []node.Part{
-		d.node.Server("mirror", d.mirror, mux),
-		d.node.Server("local API", d.api, node.LocalOnly(local)),
-	}, parts)
+	err := d.node.Run(ctx, append(mirrors, d.node.Server("local API", d.api, node.LocalOnly(local))), parts)
 	d.node.Log.Info("dfdaemon ended")
 	return err
+}
+
+// mirrorMux is what a listener of the mirror serves.
+func mirrorMux(proxy http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/v2/", proxy)
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "this is a registry mirror: it answers under /v2/", http.StatusNotFound)
+	})
+	return mux
 }
 
 // Reload takes the settings into force that a running program can change: a
@@ -159,7 +175,7 @@ func (d *Daemon) Reload(settings any) error {
 // Close gives back what [New] took, for a daemon that never ran.
 func (d *Daemon) Close() error {
 	var errs []error
-	for _, l := range []net.Listener{d.mirror, d.api} {
+	for _, l := range append([]net.Listener{d.mirror, d.api}, d.mirrors...) {
 		if l != nil {
 			errs = append(errs, l.Close())
 		}
@@ -167,9 +183,14 @@ func (d *Daemon) Close() error {
 	return errors.Join(append(errs, d.node.Close())...)
 }
 
-// Addrs tells the addresses in use: "mirror", "api" and "peer".
+// Addrs tells the addresses in use: "mirror", "api", "peer", and "mirror of REGISTRY" for each
+// of mirror.listeners.
 func (d *Daemon) Addrs() map[string]string {
-	return map[string]string{"mirror": d.mirror.Addr().String(), "api": d.api.Addr().String(), "peer": d.node.Host.Addr}
+	out := map[string]string{"mirror": d.mirror.Addr().String(), "api": d.api.Addr().String(), "peer": d.node.Host.Addr}
+	for i, l := range d.mirrors {
+		out["mirror of "+d.cfg.Mirror.Listeners[i].Upstream] = l.Addr().String()
+	}
+	return out
 }
 
 // Status tells what the daemon does.

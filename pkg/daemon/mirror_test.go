@@ -155,3 +155,15 @@ func TestTwentyNodesAskTheRegistryEachQuestionOnce(t *testing.T) {
 		})
 	}
 }
+
+func TestAListenerOfItsOwnServesItsRegistryToWhoNamesNone(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{})
+	p := image(t, r, 10e3)
+	cfg := settings(t, r, "node")
+	cfg.Mirror.Listeners = []config.MirrorListener{{Listen: "127.0.0.1:0", Upstream: r.Host()}}
+	d, _ := start(t, cfg)
+	path := "/v2/" + p.Repository + "/manifests/" + p.Digest
+	require.NoError(t, get(t.Context(), "http://"+d.Addrs()["mirror of "+r.Host()]+path, p.Digest, oci.MediaTypeManifest, nil))
+	require.ErrorContains(t, get(t.Context(), "http://"+d.Addrs()["mirror"]+path, p.Digest, oci.MediaTypeManifest, nil), "403", "docker.io is not listed")
+	require.NoError(t, get(t.Context(), "http://"+d.Addrs()["mirror"]+"/v2/", string(oci.DigestOf([]byte("{}"))), "", nil))
+}

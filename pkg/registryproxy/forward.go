@@ -22,7 +22,7 @@ var linkTarget = regexp.MustCompile(`<[^<>]*>`)
 // check, lists of tags, referrers. A 404 to referrers stays one: it tells clients to look
 // for the referrers' tag instead (OCI distribution-spec, "Unavailable Referrers API").
 func (x *exchange) forward() *refusal {
-	if x.t.endpoint == endpointBase && (x.t.upstream == "" || x.t.anyUpstream(x.r)) {
+	if x.t.endpoint == endpointBase && (x.t.upstream == "" || !x.t.named && isVersionCheck(x.r)) {
 		x.head("application/json", 2)
 		if x.r.Method == http.MethodGet {
 			n, _ := io.WriteString(x.w, "{}")
@@ -74,11 +74,9 @@ func (x *exchange) forward() *refusal {
 	return nil
 }
 
-// anyUpstream reports whether a version check comes from a client that has not said yet
-// which registry it means: containers/image (Podman, CRI-O, skopeo, Buildah) checks the
-// mirror's host once and puts the registry into later paths. Were it told the default's
-// challenge, it would get its tokens there for every registry.
-func (t target) anyUpstream(r *http.Request) bool {
-	return t.namespace == "" && t.prefix == "" && r.Header.Get(HeaderUpstream) == "" && r.Header.Get(HeaderUpstreamDragonfly) == "" &&
-		r.Header.Get("Docker-Distribution-API-Version") != ""
+// isVersionCheck reports whether a request comes from containers/image (Podman, CRI-O, skopeo,
+// Buildah), which checks the mirror's host once and puts the registry into later paths. Were
+// it told the default's challenge, it would get its tokens there for every registry.
+func isVersionCheck(r *http.Request) bool {
+	return r.Header.Get("Docker-Distribution-API-Version") != ""
 }

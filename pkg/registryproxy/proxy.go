@@ -205,13 +205,20 @@ func (p *Proxy) Forget() { p.desk.forget() }
 const statusGone = 499
 
 // ServeHTTP answers one request of the distribution API (OCI distribution-spec, "Pull").
-func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{Proxy: p, w: w, r: r, began: time.Now(), limit: p.cfg.Wait}
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.serve(w, r, p.cfg.Default) }
+
+// For is the same mirror with another registry as the default, for a listener of its own.
+func (p *Proxy) For(registry string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.serve(w, r, registry) })
+}
+
+func (p *Proxy) serve(w http.ResponseWriter, r *http.Request, fallback string) {
+	x := &exchange{Proxy: p, w: w, r: r, began: time.Now(), limit: p.cfg.Wait, fallback: fallback, authorization: r.Header.Get("Authorization")}
 	x.pull.Method, x.pull.Client = r.Method, r.UserAgent()
 	defer x.observe()
 	w.Header().Set("Docker-Distribution-API-Version", "registry/2.0")
 
-	if refused := x.serve(); refused != nil {
+	if refused := x.answer(); refused != nil {
 		x.refuse(refused)
 	}
 }
@@ -222,6 +229,11 @@ type exchange struct {
 	w     http.ResponseWriter
 	r     *http.Request
 	began time.Time
+	// fallback is the registry that is meant when the request names none.
+	fallback string
+	// authorization is what the client brought, a secret; empty once it was found to be
+	// meant for another registry.
+	authorization string
 	// limit is how long the client waits for its first byte; late ends ctx then.
 	limit time.Duration
 	late  *time.Timer
@@ -239,9 +251,9 @@ func (x *exchange) observe() {
 	}
 }
 
-// serve answers, or returns why not while nothing is written yet.
-func (x *exchange) serve() *refusal {
-	t, refused := x.target(x.r)
+// answer answers, or returns why not while nothing is written yet.
+func (x *exchange) answer() *refusal {
+	t, refused := x.target(x.r, x.fallback)
 	x.t = t
 	x.pull.Endpoint, x.pull.Upstream, x.pull.Repository, x.pull.Reference = t.endpoint, t.upstream, t.repository, t.reference
 	if t.namespace != "" {

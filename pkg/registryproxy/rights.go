@@ -12,11 +12,30 @@ import (
 // ask answers the client's own question: may it have this manifest or blob, and which
 // content is meant. Everything that is known about rights and tags comes through here.
 func (x *exchange) ask() (right, *refusal) {
+	r, refused := x.askWith()
+	if refused != nil && refused.status == http.StatusUnauthorized && x.brought() {
+		x.authorization = ""
+		if r, public := x.askWith(); public == nil {
+			return r, nil
+		}
+	}
+	return r, refused
+}
+
+func (x *exchange) askWith() (right, *refusal) {
 	q := x.question()
 	if q.id != "" {
 		return x.right(q)
 	}
 	return x.askTag(q)
+}
+
+// brought reports whether the client's credential may be meant for another registry than the
+// one it names in the path: clients that know the mirror as one registry (crane) answer the
+// default's challenge, and bring what they got there everywhere. What anybody may have is
+// theirs all the same.
+func (x *exchange) brought() bool {
+	return x.authorization != "" && x.t.prefix != "" && x.t.namespace == ""
 }
 
 // right answers whether the client may have a digest: from what the registry has said to the
@@ -53,7 +72,7 @@ func (x *exchange) said(s saying) (right, *refusal) {
 func (x *exchange) question() question {
 	return question{
 		upstream: x.t.upstream, repository: x.t.repository, endpoint: x.t.endpoint, reference: x.t.reference, id: x.t.id, accept: x.accept(),
-		authorization: x.r.Header.Get("Authorization"), anonymous: x.anonymous(),
+		authorization: x.authorization, anonymous: x.anonymous(),
 	}
 }
 
@@ -61,13 +80,13 @@ func (x *exchange) question() question {
 // namespace, take up no challenge but the version check's, and would get no public image
 // where everybody needs a token.
 func (x *exchange) anonymous() bool {
-	return x.r.Header.Get("Authorization") == "" && x.t.namespace == "" && x.t.endpoint != endpointBase
+	return x.authorization == "" && x.t.namespace == "" && x.t.endpoint != endpointBase
 }
 
 // upstream passes one request for what is not content to its registry.
 func (x *exchange) upstream() (*http.Response, *refusal) {
 	h := http.Header{}
-	if v := x.r.Header.Get("Authorization"); v != "" {
+	if v := x.authorization; v != "" {
 		h.Set("Authorization", v)
 	}
 	if v := x.accept(); len(v) > 0 {

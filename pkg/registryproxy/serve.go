@@ -45,7 +45,7 @@ func (x *exchange) serveContent() *refusal {
 
 	spec := task.Spec{
 		ID: v.id, Kind: x.t.kind(), Upstream: x.t.upstream, Repository: x.t.repository,
-		Authorization: secret.String(x.r.Header.Get("Authorization")),
+		Authorization: secret.String(x.authorization),
 	}
 	if spec.Kind == task.Manifest {
 		spec.Accept = x.accept()

@@ -45,7 +45,9 @@ type target struct {
 	// namespace is the ?ns= as the client said it, prefix the registry's part of the path;
 	// at most one of them named the upstream, but both may be there.
 	namespace, prefix string
-	repository        string
+	// named says that the request named its registry, in whatever way.
+	named      bool
+	repository string
 	// reference is the tag or digest of a manifest, the digest of a blob or subject.
 	reference string
 	// id is the task when the reference is a digest.
@@ -75,8 +77,8 @@ func (t target) kind() task.Kind {
 	return task.Blob
 }
 
-// target reads a request. What it has understood is returned beside a refusal too.
-func (p *Proxy) target(r *http.Request) (t target, refused *refusal) {
+// target reads a request; fallback is the registry of one that names none. What it has understood is returned beside a refusal too.
+func (p *Proxy) target(r *http.Request, fallback string) (t target, refused *refusal) {
 	if len(r.URL.Path)+len(r.URL.RawQuery) > targetMax {
 		return t, refuse(http.StatusRequestURITooLong, "path and query are longer than %d bytes", targetMax)
 	}
@@ -118,11 +120,17 @@ func (p *Proxy) target(r *http.Request) (t target, refused *refusal) {
 		return t, no
 	}
 
-	if refused := p.nameUpstream(r, name, &t); refused != nil {
+	if refused := p.nameUpstream(r, name, fallback, &t); refused != nil {
 		return t, refused
 	}
 	if t.upstream != "" {
 		if err := p.cfg.Allow(t.upstream); err != nil {
+			if t.endpoint == endpointBase && !t.named {
+				// Nobody asked for the default: this is somebody who looks whether a
+				// registry is here, and will say later which one is meant.
+				t.upstream = ""
+				return t, nil
+			}
 			return t, refuse(http.StatusForbidden, "%v", err)
 		}
 	}
@@ -146,9 +154,10 @@ func (p *Proxy) target(r *http.Request) (t target, refused *refusal) {
 // registry at the front of the path is taken off it; but when something else named the
 // registry, then only that registry is, because the first part of a repository may have a
 // dot, too ("my.project/app").
-func (p *Proxy) nameUpstream(r *http.Request, name string, t *target) *refusal {
+func (p *Proxy) nameUpstream(r *http.Request, name, fallback string, t *target) *refusal {
 	prefix, rest, hasPrefix := oci.SplitPrefix(name)
 	var err error
+	t.named = true
 	if ns := r.URL.Query().Get("ns"); ns != "" {
 		if t.upstream, err = oci.ParseHost(ns); err != nil {
 			return refuse(http.StatusBadRequest, "?ns= of the request: %v", err).as(errcode.ErrorCodeNameInvalid)
@@ -162,7 +171,7 @@ func (p *Proxy) nameUpstream(r *http.Request, name string, t *target) *refusal {
 		if t.upstream, err = oci.ParsePrefix(prefix); err != nil {
 			return refuse(http.StatusBadRequest, "the path's registry: %v", err).as(errcode.ErrorCodeNameInvalid)
 		}
-	} else if t.upstream = p.cfg.Default; t.upstream == "" && t.endpoint != endpointBase {
+	} else if t.upstream, t.named = fallback, false; t.upstream == "" && t.endpoint != endpointBase {
 		return refuse(http.StatusNotFound, "the request names no registry, by ?ns=, by the header %s or as the first part of the path (/v2/quay.io/…), and this mirror has no default",
 			HeaderUpstream).as(errcode.ErrorCodeNameUnknown)
 	}
