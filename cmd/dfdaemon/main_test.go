@@ -1,7 +1,11 @@
 package main
 
 import (
+	"bytes"
+	"net/http"
+	"net/http/httptest"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -12,4 +16,14 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"dfdaemon": main})
 }
 
-func TestTheCommandLineDoesWhatItSays(t *testing.T) { cli.Run(t) }
+// TestTheCommandLineDoesWhatItSays runs the scripts in testdata beside a web server with one
+// file, $ORIGIN/large, that fills all buffers on its way.
+func TestTheCommandLineDoesWhatItSays(t *testing.T) {
+	content := make([]byte, 48<<20)
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"v1"`)
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
+	}))
+	t.Cleanup(web.Close) // scripts run in parallel, after this function
+	cli.Run(t, "ORIGIN="+web.URL)
+}

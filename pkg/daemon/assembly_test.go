@@ -329,6 +329,21 @@ func TestARunningPullMayEndWellBeforeTheDaemonDoes(t *testing.T) {
 	<-stopped
 }
 
+func TestRunLeavesNoGoroutineOfEitherProgram(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{})
+	p := image(t, r, 1e6, 20e3)
+	before := goleak.IgnoreCurrent()
+	s, stopS := lead(t, r, "a secret that is long enough for a cluster")
+	cfg := settings(t, r, "leaving")
+	cfg.Cluster.Secret, cfg.Supernodes = "a secret that is long enough for a cluster", []config.Address{config.Address(s.Addrs()["api"])}
+	d, stopD := start(t, cfg)
+	require.NoError(t, pull(t.Context(), d.Addrs()["mirror"], r, p))
+	stopD()
+	stopS()
+	http.DefaultClient.CloseIdleConnections()
+	goleak.VerifyNone(t, before, goleak.IgnoreTopFunction(registrytest.LeakIgnored))
+}
+
 func TestTwoDaemonsOnOneDirectoryAreRefused(t *testing.T) {
 	cfg := settings(t, nil, "twice")
 	start(t, cfg)

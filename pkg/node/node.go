@@ -89,7 +89,7 @@ func New(cfg Config) (n *Node, err error) {
 	}()
 	dir := cfg.Node.DataDir
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return n, fmt.Errorf("making the data directory: %w; choose another with node.dataDir, or give this user the right to write there", err)
+		return n, fmt.Errorf("node.dataDir: making it: %w", diskstore.Remedy(dir, err))
 	}
 	cache := filepath.Join(dir, "cache")
 	quota, err := quotaOf(cfg.Cache, cache)
@@ -100,11 +100,11 @@ func New(cfg Config) (n *Node, err error) {
 		Dir: cache, Quota: quota, HighWater: cfg.Cache.HighWater, LowWater: cfg.Cache.LowWater, Logger: cfg.Logger,
 	})
 	if err != nil {
-		return n, err
+		return n, fmt.Errorf("node.dataDir: %w", err)
 	}
 	id, err := diskstore.HostID(dir)
 	if err != nil {
-		return n, fmt.Errorf("reading this host's ID: %w", err)
+		return n, fmt.Errorf("node.dataDir: %w", err)
 	}
 	n.Identity, err = identity.New(identity.Config{Secret: cfg.Cluster.Secret, HostID: id, Insecure: cfg.Cluster.Insecure})
 	if err != nil {
@@ -136,7 +136,7 @@ func quotaOf(cfg config.Cache, dir string) (int64, error) {
 	}
 	quota, err := halfOfFree(dir)
 	if err != nil {
-		return 0, fmt.Errorf("working out the cache's quota: %w; set cache.quota", err)
+		return 0, fmt.Errorf("node.dataDir: working out the cache's quota: %w", diskstore.Remedy(dir, err))
 	}
 	return quota, nil
 }
@@ -189,11 +189,11 @@ func (n *Node) writable(context.Context) error {
 	for _, dir := range []string{n.cfg.Node.DataDir, n.Store.Dir()} {
 		f, err := os.CreateTemp(dir, "probe-")
 		if err != nil {
-			return err
+			return diskstore.Remedy(dir, err)
 		}
 		_, err = f.Write(make([]byte, os.Getpagesize()))
 		if err = errors.Join(err, f.Close(), os.Remove(f.Name())); err != nil {
-			return err
+			return diskstore.Remedy(dir, err)
 		}
 	}
 	return nil
@@ -285,6 +285,9 @@ func (n *Node) Run(ctx context.Context, servers, parts []Part) error {
 			return err
 		})
 	}
+	defer context.AfterFunc(ctx, func() {
+		n.Log.Info("draining: no more requests are taken, and what runs may end", "timeout", time.Duration(n.drain.Load()))
+	})()
 	// The servers end when they are told to, or when something beneath them failed.
 	above, cancel := context.WithCancel(ctx)
 	defer cancel()

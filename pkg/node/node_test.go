@@ -76,7 +76,8 @@ func TestADirectoryThatCannotBeUsedIsToldPlainly(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	cfg.Node.DataDir = filepath.Join(file, "data")
 	_, err := New(cfg)
-	require.ErrorContains(t, err, "choose another with node.dataDir")
+	require.ErrorContains(t, err, "node.dataDir: ")
+	assert.ErrorContains(t, err, "a file is in the way at "+cfg.Node.DataDir)
 
 	cfg = settings(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")

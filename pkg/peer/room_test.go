@@ -3,8 +3,10 @@ package peer_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/piece/memstore"
+	"github.com/darter-io/darter/pkg/task"
 )
 
 func TestASmallCacheMakesRoomForTheNextContentAtOnce(t *testing.T) {
@@ -70,6 +73,50 @@ func TestWhatIsBeingReadMakesNoRoom(t *testing.T) {
 		time.Sleep(2 * time.Second) // an owner remembers a refusal so long
 		_, err = s.readAll(small)
 		require.NoError(t, err, "as soon as its reader is gone")
+	})
+}
+
+// fullStore is a store whose disk is full from the n-th piece on, until it is mended.
+type fullStore struct {
+	piece.Store
+	left atomic.Int64
+}
+
+func (s *fullStore) Create(id task.ID, f piece.Facts) (piece.Replica, error) {
+	r, err := s.Store.Create(id, f)
+	return fullReplica{r, s}, err
+}
+
+type fullReplica struct {
+	piece.Replica
+	s *fullStore
+}
+
+func (r fullReplica) WritePiece(i piece.Index, data []byte, d piece.Digest) error {
+	if r.s.left.Add(-1) < 0 {
+		return fmt.Errorf("writing piece %d: %w", i, piece.ErrNoSpace)
+	}
+	return r.Replica.WritePiece(i, data, d)
+}
+
+func TestADiskThatFillsInMidPullEndsThatPullAndTheNextGoesOnFromThere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(65, 6*piece.SizeMin))
+		store := &fullStore{Store: memstore.New(memstore.Config{})}
+		store.left.Store(3)
+		n := s.node(store)
+		data, err := s.readAll(n)
+		var f *api.Failure
+		require.ErrorAs(t, err, &f)
+		assert.Equal(t, http.StatusInsufficientStorage, f.Status)
+		assert.ErrorContains(t, err, "no space left")
+		assert.True(t, bytes.Equal(s.origin.content[:len(data)], data), "what was given is right")
+		time.Sleep(3 * time.Second)
+		store.left.Store(1 << 40)
+		data, err = s.readAll(n)
+		require.NoError(t, err)
+		assert.True(t, bytes.Equal(s.origin.content, data))
+		assert.Equal(t, []int64{0, 3 * piece.SizeMin}, s.origin.requests(), "what is here is not asked for again")
 	})
 }
 

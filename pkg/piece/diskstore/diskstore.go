@@ -152,7 +152,7 @@ func Open(cfg Config) (*Store, error) {
 		if s.lock != nil {
 			err = errors.Join(err, s.lock.Close())
 		}
-		return nil, fmt.Errorf("opening the piece store in %s: %w", cfg.Dir, remedy(cfg.Dir, err))
+		return nil, fmt.Errorf("opening the piece store in %s: %w", cfg.Dir, Remedy(cfg.Dir, err))
 	}
 	return s, nil
 }
@@ -499,7 +499,7 @@ func (s *Store) open(id task.ID) (*replica, error) {
 		}
 		return nil, piece.ErrNotFound
 	}
-	return nil, remedy(s.cfg.Dir, err)
+	return nil, Remedy(s.cfg.Dir, err)
 }
 
 // wake opens the files of a task, once for all who wait.
@@ -562,7 +562,7 @@ func (s *Store) create(id task.ID, f piece.Facts) (r *replica, made bool, err er
 			delete(s.tasks, id)
 			close(e.dead)
 		}
-		return nil, false, remedy(s.cfg.Dir, err)
+		return nil, false, Remedy(s.cfg.Dir, err)
 	}
 	e.live, e.ready = c, true
 	return &replica{c: c}, true, nil
@@ -643,7 +643,7 @@ func (s *Store) Remove(id task.ID) error {
 		return nil
 	}
 	if err := s.expel(e, func() error { return s.unmake(s.dir(id)) }); err != nil {
-		return fmt.Errorf("removing task %s: %w", id.Short(), remedy(s.cfg.Dir, err))
+		return fmt.Errorf("removing task %s: %w", id.Short(), Remedy(s.cfg.Dir, err))
 	}
 	return nil
 }

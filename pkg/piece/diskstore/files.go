@@ -122,17 +122,17 @@ func diskFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
-// remedy says what a person can do about an error that the use of a directory gave.
-func remedy(dir string, err error) error {
+// Remedy adds to an error that the use of a directory gave what a person can do about it.
+func Remedy(dir string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w: user %d may not use it: give %s and all in it to that user (chown -R), or name another directory", err, os.Geteuid(), dir)
 	case errors.Is(err, syscall.EROFS):
-		return fmt.Errorf("%w: mount it writable, or name another directory (after a disk error the kernel makes a file system read-only: see dmesg)", err)
+		return fmt.Errorf("%w: the file system of %s is read-only: mount it writable, or name another directory (after a disk error the kernel makes a file system read-only: see dmesg)", err, dir)
 	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EEXIST):
-		return fmt.Errorf("%w: a file is in the way: name a directory of the store's own", err)
+		return fmt.Errorf("%w: a file is in the way at %s: name a directory of the store's own", err, dir)
 	case diskFull(err):
-		return fmt.Errorf("%w: free some space or inodes there, or name another directory", err)
+		return fmt.Errorf("%w: the disk is full: free some space or inodes on the file system of %s, or name another directory", err, dir)
 	}
 	return err
 }

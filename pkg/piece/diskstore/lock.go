@@ -69,24 +69,24 @@ func HostID(dir string) (host.ID, error) {
 		return id, err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", fmt.Errorf("making a host ID in %s: %w", dir, remedy(dir, err))
+		return "", fmt.Errorf("making a host ID in %s: %w", dir, Remedy(dir, err))
 	}
 	// Written aside and linked to its name, which fails where a name is: of two processes
 	// that come at once one draws and both read the same.
 	tmp, err := os.CreateTemp(dir, "host-id-*")
 	if err != nil {
-		return "", fmt.Errorf("making a host ID in %s: %w", dir, remedy(dir, err))
+		return "", fmt.Errorf("making a host ID in %s: %w", dir, Remedy(dir, err))
 	}
 	defer os.Remove(tmp.Name())
 	_, err = tmp.WriteString(string(host.NewID()) + "\n")
 	err = errors.Join(err, tmp.Sync(), tmp.Close())
 	if err != nil {
-		return "", fmt.Errorf("making a host ID in %s: %w", dir, remedy(dir, err))
+		return "", fmt.Errorf("making a host ID in %s: %w", dir, Remedy(dir, err))
 	}
 	if err := os.Link(tmp.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
 		// A file system without hard links.
 		if err := os.Rename(tmp.Name(), path); err != nil {
-			return "", fmt.Errorf("making a host ID in %s: %w", dir, remedy(dir, err))
+			return "", fmt.Errorf("making a host ID in %s: %w", dir, Remedy(dir, err))
 		}
 	}
 	return readHostID(path)
@@ -95,7 +95,7 @@ func HostID(dir string) (host.ID, error) {
 func readHostID(path string) (host.ID, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return "", fmt.Errorf("reading the host ID: %w", remedy(filepath.Dir(path), err))
+		return "", fmt.Errorf("reading the host ID: %w", Remedy(filepath.Dir(path), err))
 	}
 	id, err := host.ParseID(strings.TrimSpace(string(b)))
 	if err != nil {
