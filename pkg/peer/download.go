@@ -90,6 +90,7 @@ type Download struct {
 	stats    counters
 	rate     ratelimit.Limiter // of all that comes in
 	limits   ratelimit.Chain   // with what the engine limits besides
+	demanded atomic.Bool       // somebody waits for what the origin gives
 	// neededNow is what only the origin can bring, for its goroutine.
 	neededNow atomic.Pointer[piece.Bitmap]
 	view      atomic.Pointer[TaskStatus]
@@ -253,6 +254,7 @@ func (d *Download) run(ctx context.Context) {
 		d.tellFailure()
 	}
 	close(d.done)
+	d.noteDemand(false)
 	d.progress.signal()
 	for _, l := range d.links {
 		l.hurry()
@@ -288,6 +290,7 @@ func (d *Download) step(now time.Time) {
 		d.request(now)
 	}
 	d.steerOrigin(now)
+	d.noteDemand(d.awaited())
 	d.report()
 	d.announce(now)
 	d.forsaken(now)
@@ -946,7 +949,7 @@ func (d *Download) serve(l *link, m wire.Message) {
 		l.send(refuse)
 		return
 	}
-	if !d.lane(l).slots.TryAcquire() {
+	if !d.lane(l).slots.TryAcquire(d.id) {
 		d.e.stats.busySent.Add(1)
 		l.send(wire.Message{Type: wire.BusyMessage, Busy: &wire.Busy{Index: m.Index, Begin: m.Begin}, Length: m.Length})
 		return
@@ -958,14 +961,14 @@ func (d *Download) serve(l *link, m wire.Message) {
 func (d *Download) serveAny(l *link, a wire.Any) {
 	busy := wire.Message{Type: wire.BusyMessage, Busy: &wire.Busy{Index: wire.BusyAny}}
 	lane := d.lane(l)
-	if d.pick == nil || !lane.slots.TryAcquire() {
+	if d.pick == nil || !lane.slots.TryAcquire(d.id) {
 		d.e.stats.busySent.Add(1)
 		l.send(busy)
 		return
 	}
 	i, ok := d.spread.Pick(d.proven, l.have, a.Exclude, a.Starving)
 	if !ok {
-		lane.slots.Release()
+		lane.slots.Release(d.id)
 		busy.Busy.Delay = max(busyMin, min(d.pieceTime, busyMax))
 		l.send(busy)
 		return
@@ -992,7 +995,7 @@ func (d *Download) begin(l *link, j *job) {
 // unserved ends a job that was never begun.
 func (d *Download) unserved(l *link, j *job) {
 	l.yield(j, true)
-	j.lane.slots.Release()
+	j.lane.slots.Release(d.id)
 	d.served(l, j, false)
 }
 

@@ -183,6 +183,7 @@ type Engine struct {
 	near    lane // serves neighbours in this host's zone
 	afar    lane // and those in others
 	rates   rates
+	demand  demand
 	buffers buffers
 	news    *news
 	stats   counters

@@ -458,7 +458,7 @@ func (l *link) take() (out []wire.Message, j *job, ok bool) {
 		if !first.queued {
 			first.queued = true
 			first.since = time.Now()
-			first.turn = first.lane.line.Take(first.rank, func() { l.granted(first) })
+			first.turn = first.lane.line.Take(l.d.id, first.rank, func() { l.granted(first) })
 		}
 		if first.turn || first.dropped {
 			first.started = true
@@ -560,7 +560,7 @@ func (l *link) finish(j *job, sent bool) error {
 // end gives a job's slot back. The loop itself must not call it: it would wait for itself.
 func (l *link) end(j *job, sent bool) {
 	l.yield(j, true)
-	j.lane.slots.Release()
+	j.lane.slots.Release(l.d.id)
 	l.d.post(func() { l.d.served(l, j, sent) })
 }
 

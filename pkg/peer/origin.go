@@ -343,7 +343,7 @@ func (o *originParent) stream(ctx context.Context) error {
 			return err
 		}
 	}
-	return o.pieces(at, body)
+	return o.pieces(ctx, at, body)
 }
 
 // unwanted ends what is here completely, or as far as somebody wants it. Where nobody has
@@ -416,7 +416,7 @@ func (o *originParent) facts(resp *source.Response) error {
 }
 
 // pieces reads pieces from body, which begins at piece at, until nothing more is wanted.
-func (o *originParent) pieces(at piece.Index, body io.Reader) error {
+func (o *originParent) pieces(ctx context.Context, at piece.Index, body io.Reader) error {
 	replica := o.d.ledger.replica
 	layout := replica.Facts().Layout()
 	n := piece.Index(layout.Count())
@@ -428,6 +428,7 @@ func (o *originParent) pieces(at piece.Index, body io.Reader) error {
 	}
 	for i := at; i < n; i++ {
 		data := o.buf[:layout.Size(i)]
+		begun := time.Now()
 		if _, err := io.ReadFull(body, data); err != nil {
 			if err == io.EOF {
 				err = io.ErrUnexpectedEOF
@@ -454,6 +455,7 @@ func (o *originParent) pieces(at piece.Index, body io.Reader) error {
 			// The whole that is checked in the end must be the whole that is stored.
 			return &errWrongContent{want: stored.String(), got: sum.String()}
 		}
+		o.d.giveWay(ctx, time.Since(begun))
 		after, more := o.next(i + 1)
 		if !more {
 			return o.unwanted()

@@ -634,7 +634,7 @@ func (w *world) busy(o, n *node, i piece.Index, delay moment) {
 }
 
 func (w *world) serve(o, n *node, i piece.Index) {
-	if !o.lane(n).slots.TryAcquire() {
+	if !o.lane(n).slots.TryAcquire("") {
 		w.busy(o, n, i, 0)
 		return
 	}
@@ -642,13 +642,13 @@ func (w *world) serve(o, n *node, i piece.Index) {
 }
 
 func (w *world) serveAny(o, n *node, r picker.Request) {
-	if !o.lane(n).slots.TryAcquire() {
+	if !o.lane(n).slots.TryAcquire("") {
 		w.busy(o, n, -1, 0)
 		return
 	}
 	i, ok := o.spread.Pick(o.pick.Have(), n.pick.Have(), r.Exclude, r.Starving)
 	if !ok {
-		o.lane(n).slots.Release()
+		o.lane(n).slots.Release("")
 		w.busy(o, n, -1, max(time.Millisecond, min(o.pieceTime, 250*time.Millisecond)))
 		return
 	}
@@ -674,7 +674,7 @@ func (w *world) begin(j *job) {
 		j.from.spread.Sent(j.piece)
 	}
 	j.from.jobs = append(j.from.jobs, j)
-	if j.from.lane(j.to).line.Take(w.rank(j), func() { w.send(j) }) {
+	if j.from.lane(j.to).line.Take("", w.rank(j), func() { w.send(j) }) {
 		w.send(j)
 	}
 }
@@ -735,7 +735,7 @@ func zoneOf(n *node) (z int) {
 // finish gives a job's turn and slot back.
 func (w *world) finish(j *job) {
 	j.from.jobs = slices.DeleteFunc(j.from.jobs, func(o *job) bool { return o == j })
-	j.from.lane(j.to).slots.Release()
+	j.from.lane(j.to).slots.Release("")
 	j.from.lane(j.to).line.Give()
 }
 

@@ -36,6 +36,9 @@ type Crowd struct {
 	// begins them in this order, AtOnce at a time; 0 begins all together.
 	Layers []int
 	AtOnce int
+	// Pulls says which of the layers node i wants, and how long after the others it begins;
+	// nil is all, with the others. The bound knows nothing of it.
+	Pulls func(i int) (layers []int, after time.Duration)
 	// PieceSize in bytes; default 64 KiB. The smallest that is cut for real is twice as
 	// large, so what is said beside the pieces weighs more here than on real links.
 	PieceSize int64
@@ -46,6 +49,8 @@ type Crowd struct {
 	// OriginRate is the registry's, in bytes per second; 0 lets the supernode hold
 	// everything at the start.
 	OriginRate float64
+	// Preheat are layers that the supernode brings for nobody, from the start.
+	Preheat []int
 	// Stagger is the time over which the nodes start; 0 starts them together.
 	Stagger time.Duration
 	// Latency is one way.
@@ -82,6 +87,8 @@ type Outcome struct {
 	Makespan time.Duration
 	// Took is each living node's own time, from its own start, sorted.
 	Took []time.Duration
+	// Of is each node's own time by its number; 0 where it did not end.
+	Of []time.Duration
 	// FirstByte is each node's time to its first byte, sorted.
 	FirstByte []time.Duration
 	// Layers is each layer's time at each node from its opening, sorted.
@@ -295,8 +302,11 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 		}
 	}
 
+	for _, l := range c.Preheat {
+		seed.Seed(specs[l])
+	}
 	var mu sync.Mutex
-	var out Outcome
+	out := Outcome{Of: make([]time.Duration, c.N)}
 	begun := time.Now()
 	var readers sync.WaitGroup
 	engines, hosts := make([]*peer.Engine, c.N), make([]*Host, c.N)
@@ -322,8 +332,17 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 			if c.Stagger > 0 {
 				time.Sleep(time.Duration(float64(c.Stagger) * float64(i) / float64(c.N)))
 			}
+			wanted := specs
+			if c.Pulls != nil {
+				layers, after := c.Pulls(i)
+				wanted = nil
+				for _, l := range layers {
+					wanted = append(wanted, specs[l])
+				}
+				time.Sleep(after)
+			}
 			mine := time.Now()
-			first, layers, err := c.pullAll(ctx, engines[i], specs, reg.contents)
+			first, layers, err := c.pullAll(ctx, engines[i], wanted, reg.contents)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -332,6 +351,7 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 				out.Failed = append(out.Failed, fmt.Errorf("node %d: %w", i, err))
 			default:
 				out.Took = append(out.Took, time.Since(mine))
+				out.Of[i] = time.Since(mine)
 				out.FirstByte = append(out.FirstByte, first)
 				out.Layers = append(out.Layers, layers...)
 				out.Makespan = max(out.Makespan, time.Since(begun))

@@ -2,13 +2,16 @@
 // every further request at once, because a queue at the sender costs the swarm more than a
 // second question (1.06 times the bound without a queue, 1.30 with four waiting; simulated).
 //
-// Nothing here blocks. Start at [Slots.TryAcquire].
+// Nothing here blocks, and no task keeps another from being served: slots are the host's,
+// and who asks for a task that has less than its share of them gets one. Start at
+// [Slots.TryAcquire].
 package upload
 
 import (
 	"slices"
 	"sync"
-	"sync/atomic"
+
+	"github.com/darter-io/darter/pkg/task"
 )
 
 // SlotsDefault is how many requests an ordinary host accepts at once.
@@ -16,83 +19,131 @@ const SlotsDefault = 6
 
 // Slots are a host's upload slots, shared by all its tasks. Safe for concurrent use.
 type Slots struct {
-	max    atomic.Int64
-	active atomic.Int64
+	// mu is held to take or give a slot.
+	mu          sync.Mutex
+	max, active int
+	of          map[task.ID]int // slots by task, of those that have any
 }
 
 // NewSlots returns n slots. More of them end one crowd sooner and slow everyone in it.
-func NewSlots(n int) *Slots {
-	s := new(Slots)
-	s.Resize(n)
-	return s
-}
+func NewSlots(n int) *Slots { return &Slots{max: n, of: make(map[task.ID]int)} }
 
 // Resize changes the number of slots; what is being sent goes on.
-func (s *Slots) Resize(n int) { s.max.Store(int64(n)) }
+func (s *Slots) Resize(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.max = n
+}
 
-// TryAcquire takes a slot, or reports that all are taken.
-func (s *Slots) TryAcquire() bool {
-	for {
-		taken := s.active.Load()
-		if taken >= s.max.Load() {
-			return false
-		}
-		if s.active.CompareAndSwap(taken, taken+1) {
-			return true
-		}
+// TryAcquire takes a slot for a task, or reports that there is none. Each task may take what
+// is free. When all are taken, a task with less than an equal part still gets one, so that a
+// crowd that keeps every slot taken cannot starve a task that few ask for; there are twice
+// as many slots at most, until some of the crowd's pieces are out.
+func (s *Slots) TryAcquire(id task.ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.active >= s.max && !s.below(id) {
+		return false
+	}
+	s.active++
+	s.of[id]++
+	return true
+}
+
+// below reports whether a task has less than an equal part of all slots, one at least, and
+// more can be had. The caller holds mu.
+func (s *Slots) below(id task.ID) bool {
+	own, tasks := s.of[id], len(s.of)
+	if own == 0 {
+		tasks++
+	}
+	return own < max(1, s.max/tasks) && s.active < 2*s.max
+}
+
+// Release gives a slot of a task back.
+func (s *Slots) Release(id task.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.active--
+	if s.of[id]--; s.of[id] <= 0 {
+		delete(s.of, id)
 	}
 }
 
-// Release gives a slot back.
-func (s *Slots) Release() { s.active.Add(-1) }
-
 // Active is how many slots are taken.
-func (s *Slots) Active() int { return int(s.active.Load()) }
+func (s *Slots) Active() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.active
+}
 
 // Max is how many slots there are.
-func (s *Slots) Max() int { return int(s.max.Load()) }
+func (s *Slots) Max() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.max
+}
 
 // Line says whose turn it is to send. A host that has accepted several requests sends one
 // piece after the other rather than all at once: the first is there after one piece-time
-// and can be passed on, where all would be there after as many as there are. Who has least
-// is served first, because it has the fewest pieces to pass on, and would be last.
+// and can be passed on, where all would be there after as many as there are. Tasks take
+// turns; of one task's askers who has least is served first, because it has the fewest
+// pieces to pass on, and would be last.
 type Line struct {
 	// mu is held to take or give a turn, never while bytes move.
 	mu      sync.Mutex
 	free    int
-	waiting []turn // in the order they came
+	waiting []turn             // in the order they came
+	served  map[task.ID]uint64 // when a task had its last turn, in turns
+	turns   uint64
 }
 
 type turn struct {
+	task   task.ID
 	rank   int
-	passed int // how often somebody who came later went first
+	passed int // how often somebody of the same task who came later went first
 	next   func()
 }
 
-// patience is how often somebody who came later may go first: who has nearly everything
-// waits longer, but not for ever, while newcomers keep coming.
-const patience = 8
+const (
+	// patience is how often somebody who came later may go first: who has nearly everything
+	// waits longer, but not for ever, while newcomers keep coming.
+	patience = 8
+	// servedMax bounds how many tasks' last turns are remembered.
+	servedMax = 1024
+)
 
 // NewLine returns a line in which n pieces are sent at once. Two hide the gap between one
 // piece and the next, and a receiver that is slow.
-func NewLine(n int) *Line { return &Line{free: n} }
+func NewLine(n int) *Line { return &Line{free: n, served: make(map[task.ID]uint64)} }
 
-// Take takes a turn, or reports false and calls next later, when the turn is the
-// caller's; of those who wait the lowest rank goes first. Whoever got a turn gives it back
-// with [Line.Give].
-func (l *Line) Take(rank int, next func()) bool {
+// Take takes a turn, or reports false and calls next later, when the turn is the caller's;
+// of a task's that wait the lowest rank goes first. Whoever got a turn gives it back with
+// [Line.Give].
+func (l *Line) Take(id task.ID, rank int, next func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.free > 0 {
 		l.free--
+		l.note(id)
 		return true
 	}
-	l.waiting = append(l.waiting, turn{rank: rank, next: next})
+	l.waiting = append(l.waiting, turn{task: id, rank: rank, next: next})
 	return false
 }
 
-// Give gives a turn back, and so to whoever is next: the lowest rank, the longest wait
-// among equals, but before all one that was passed over too often.
+// note remembers whose turn it is. The caller holds mu.
+func (l *Line) note(id task.ID) {
+	if len(l.served) >= servedMax {
+		clear(l.served)
+	}
+	l.turns++
+	l.served[id] = l.turns
+}
+
+// Give gives a turn back, and so to whoever is next: of the task whose last turn is longest
+// ago the lowest rank, the longest wait among equals, but before all one that was passed over
+// too often.
 func (l *Line) Give() {
 	l.mu.Lock()
 	if len(l.waiting) == 0 {
@@ -100,17 +151,36 @@ func (l *Line) Give() {
 		l.mu.Unlock()
 		return
 	}
-	first := 0
+	oldest := l.waiting[0].task
+	for _, t := range l.waiting {
+		if l.served[t.task] < l.served[oldest] {
+			oldest = t.task
+		}
+	}
+	next := l.choose(oldest)
+	l.note(oldest)
+	l.mu.Unlock()
+	next()
+}
+
+// choose takes out of the line who of a task is next. The caller holds mu.
+func (l *Line) choose(id task.ID) (next func()) {
+	first, longest := -1, -1
 	for i, t := range l.waiting {
-		if l.waiting[0].passed < patience && t.rank < l.waiting[first].rank {
+		switch {
+		case t.task != id:
+		case first < 0:
+			first, longest = i, i
+		case l.waiting[longest].passed < patience && t.rank < l.waiting[first].rank:
 			first = i
 		}
 	}
-	for i := range first {
-		l.waiting[i].passed++
+	for i := range l.waiting[:first] {
+		if l.waiting[i].task == id {
+			l.waiting[i].passed++
+		}
 	}
-	next := l.waiting[first].next
+	next = l.waiting[first].next
 	l.waiting = slices.Delete(l.waiting, first, first+1)
-	l.mu.Unlock()
-	next()
+	return next
 }

@@ -10,7 +10,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/peer/upload"
+	"github.com/darter-io/darter/pkg/task"
 )
+
+// a and b are two tasks.
+const a, b task.ID = "a", "b"
 
 func TestNoMoreSlotsAreTakenThanThereAre(t *testing.T) {
 	s := upload.NewSlots(3)
@@ -19,7 +23,7 @@ func TestNoMoreSlotsAreTakenThanThereAre(t *testing.T) {
 	for range 16 {
 		wg.Go(func() {
 			for range 2000 {
-				if !s.TryAcquire() {
+				if !s.TryAcquire(a) {
 					continue
 				}
 				n := now.Add(1)
@@ -30,7 +34,7 @@ func TestNoMoreSlotsAreTakenThanThereAre(t *testing.T) {
 					}
 				}
 				now.Add(-1)
-				s.Release()
+				s.Release(a)
 			}
 		})
 	}
@@ -48,10 +52,10 @@ func TestAFreeSlotIsNotRefusedBecauseOthersAreRefused(t *testing.T) {
 	for range n {
 		wg.Go(func() {
 			for range 5000 {
-				if !assert.True(t, s.TryAcquire()) {
+				if !assert.True(t, s.TryAcquire(a)) {
 					return
 				}
-				s.Release()
+				s.Release(a)
 			}
 		})
 	}
@@ -62,25 +66,59 @@ func TestAFreeSlotIsNotRefusedBecauseOthersAreRefused(t *testing.T) {
 func TestFewerSlotsLetWhatIsBeingSentGoOn(t *testing.T) {
 	s := upload.NewSlots(4)
 	for range 4 {
-		require.True(t, s.TryAcquire())
+		require.True(t, s.TryAcquire(a))
 	}
 	s.Resize(2)
 	assert.Equal(t, 2, s.Max())
 	assert.Equal(t, 4, s.Active())
-	s.Release()
-	s.Release()
-	assert.False(t, s.TryAcquire(), "two are taken of two")
-	s.Release()
-	assert.True(t, s.TryAcquire())
+	s.Release(a)
+	s.Release(a)
+	assert.False(t, s.TryAcquire(a), "two are taken of two")
+	s.Release(a)
+	assert.True(t, s.TryAcquire(a))
+}
+
+func TestATaskThatHasLessThanItsPartOfTakenSlotsGetsOne(t *testing.T) {
+	s := upload.NewSlots(6)
+	for range 6 {
+		require.True(t, s.TryAcquire(a), "nobody else wants any")
+	}
+	for range 3 {
+		require.True(t, s.TryAcquire(b))
+	}
+	assert.False(t, s.TryAcquire(b), "it has its half")
+	for range 4 {
+		s.Release(a)
+		assert.Equal(t, s.Active() < 6, s.TryAcquire(a), "%d taken", s.Active())
+	}
+	assert.Equal(t, 6, s.Active())
+	assert.False(t, s.TryAcquire(b))
+	s.Release(a)
+	assert.True(t, s.TryAcquire(b), "what is free is anybody's")
+}
+
+func TestManyTasksTakeTwiceTheSlotsAtMost(t *testing.T) {
+	s := upload.NewSlots(6)
+	for range 6 {
+		require.True(t, s.TryAcquire(a))
+	}
+	got := 0
+	for i := range 20 {
+		if s.TryAcquire(task.ID(string(rune('b' + i)))) {
+			got++
+		}
+	}
+	assert.Equal(t, 6, got)
+	assert.Equal(t, 12, s.Active())
 }
 
 func TestTurnsAreGivenInTheOrderTheyWereAskedFor(t *testing.T) {
 	l := upload.NewLine(2)
-	require.True(t, l.Take(0, func() { t.Error("was given a turn that it had") }))
-	require.True(t, l.Take(0, func() { t.Error("was given a turn that it had") }))
+	require.True(t, l.Take(a, 0, func() { t.Error("was given a turn that it had") }))
+	require.True(t, l.Take(a, 0, func() { t.Error("was given a turn that it had") }))
 	var order []int
 	for i := range 3 {
-		require.False(t, l.Take(0, func() { order = append(order, i) }))
+		require.False(t, l.Take(a, 0, func() { order = append(order, i) }))
 	}
 	l.Give()
 	l.Give()
@@ -89,16 +127,16 @@ func TestTurnsAreGivenInTheOrderTheyWereAskedFor(t *testing.T) {
 	l.Give()
 	l.Give()
 	assert.Equal(t, []int{0, 1, 2}, order)
-	assert.True(t, l.Take(0, nil))
-	assert.True(t, l.Take(0, nil))
-	assert.False(t, l.Take(0, func() {}), "no turn was lost and none made")
+	assert.True(t, l.Take(a, 0, nil))
+	assert.True(t, l.Take(a, 0, nil))
+	assert.False(t, l.Take(a, 0, func() {}), "no turn was lost and none made")
 }
 
 func TestWhoHasLeastGoesFirstUnlessAnotherWaitedTooLong(t *testing.T) {
 	l := upload.NewLine(1)
-	require.True(t, l.Take(0, nil))
+	require.True(t, l.Take(a, 0, nil))
 	var order []int
-	wait := func(rank int) { require.False(t, l.Take(rank, func() { order = append(order, rank) })) }
+	wait := func(rank int) { require.False(t, l.Take(a, rank, func() { order = append(order, rank) })) }
 	wait(700)
 	wait(300)
 	wait(500)
@@ -114,14 +152,32 @@ func TestWhoHasLeastGoesFirstUnlessAnotherWaitedTooLong(t *testing.T) {
 	assert.Equal(t, 100, order[0])
 }
 
+func TestTasksTakeTurnsWhateverTheirNumberOfAskers(t *testing.T) {
+	l := upload.NewLine(1)
+	require.True(t, l.Take(a, 0, nil))
+	var order []task.ID
+	wait := func(id task.ID, rank int) {
+		require.False(t, l.Take(id, rank, func() { order = append(order, id) }))
+	}
+	for range 4 {
+		wait(a, 100)
+	}
+	wait(b, 900)
+	wait(b, 900)
+	for range 6 {
+		l.Give()
+	}
+	assert.Equal(t, []task.ID{b, a, b, a, a, a}, order)
+}
+
 func TestATurnThatIsGivenOnAtOnceReachesTheNext(t *testing.T) {
 	l := upload.NewLine(1)
-	require.True(t, l.Take(0, nil))
+	require.True(t, l.Take(a, 0, nil))
 	last := false
 	for range 1000 {
-		require.False(t, l.Take(0, l.Give)) // its connection is over: it passes the turn on
+		require.False(t, l.Take(a, 0, l.Give)) // its connection is over: it passes the turn on
 	}
-	require.False(t, l.Take(0, func() { last = true }))
+	require.False(t, l.Take(a, 0, func() { last = true }))
 	l.Give()
 	assert.True(t, last)
 }
@@ -135,7 +191,7 @@ func TestTurnsAreNeitherLostNorMadeUnderLoad(t *testing.T) {
 		wg.Go(func() {
 			for range 500 {
 				turn := make(chan struct{})
-				if !l.Take(0, func() { close(turn) }) {
+				if !l.Take(a, 0, func() { close(turn) }) {
 					<-turn
 				}
 				k := now.Add(1)
@@ -154,7 +210,7 @@ func TestTurnsAreNeitherLostNorMadeUnderLoad(t *testing.T) {
 	wg.Wait()
 	assert.LessOrEqual(t, most.Load(), int64(n))
 	for range n {
-		assert.True(t, l.Take(0, nil))
+		assert.True(t, l.Take(a, 0, nil))
 	}
-	assert.False(t, l.Take(0, nil))
+	assert.False(t, l.Take(a, 0, nil))
 }

@@ -1,0 +1,67 @@
+package simnet
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// besides plays few nodes that pull a small layer in the middle of a crowd that pulls a large
+// one, and returns their times and the crowd's.
+func besides(t *testing.T, crowd, few int, seed float64) (small, large []time.Duration) {
+	synctest.Test(t, func(t *testing.T) {
+		c := Crowd{N: crowd + few, Layers: []int{128, 8}, SeedMultiple: seed, Compare: true, Pulls: func(i int) ([]int, time.Duration) {
+			if i < crowd {
+				return []int{0}, 0
+			}
+			return []int{1}, 200 * time.Millisecond
+		}}
+		out, err := c.Run(t.Context())
+		require.NoError(t, err)
+		require.Empty(t, out.Failed)
+		large, small = out.Of[:crowd], out.Of[crowd:]
+		slices.Sort(small)
+		slices.Sort(large)
+	})
+	return small, large
+}
+
+func TestASmallLayerIsNotStarvedByTheCrowdOfALargeOne(t *testing.T) {
+	for _, seed := range []float64{1, 4} {
+		for _, few := range []int{1, 8} {
+			alone, _ := besides(t, 0, few, seed)
+			small, large := besides(t, 24, few, seed)
+			t.Logf("seed %gx, %d nodes: last %s alone, %s in the crowd, which takes %s", seed, few, alone[few-1], small[few-1], large[23])
+			assert.Less(t, small[few-1], 4*alone[few-1], "half of the uplink, and what is on its way already")
+		}
+	}
+}
+
+// pulled is how long 8 nodes take for a layer that nobody has while the supernode also brings
+// another one for nobody, and what the registry gave until then, in layers.
+func pulled(t *testing.T, preheat bool) (took time.Duration, origin float64) {
+	synctest.Test(t, func(t *testing.T) {
+		c := Crowd{N: 8, Layers: []int{256, 256}, OriginRate: 200 * 64 << 10, Compare: true}
+		c.Pulls = func(int) ([]int, time.Duration) { return []int{1}, 100 * time.Millisecond }
+		if preheat {
+			c.Preheat = []int{0}
+		}
+		out, err := c.Run(t.Context())
+		require.NoError(t, err)
+		require.Empty(t, out.Failed)
+		took, origin = slices.Max(out.Of), 2*out.OriginCopies
+	})
+	return took, origin
+}
+
+func TestWhatIsReadGoesAheadOfAPreheatThatGoesOn(t *testing.T) {
+	alone, _ := pulled(t, false)
+	beside, origin := pulled(t, true)
+	t.Logf("%s alone, %s beside a preheat; %.2f layers came from the registry meanwhile", alone, beside, origin)
+	assert.Less(t, beside, alone*5/4, "two that share the registry equally take twice as long")
+	assert.Greater(t, origin, 1.1, "the preheat is not starved either")
+}
