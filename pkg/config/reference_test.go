@@ -137,6 +137,7 @@ comma-separated elsewhere; a flag that is given several times adds to its list.
 | 65004 | supernode | ` + "`peer.listen`" + ` | dfdaemons, supernodes | everywhere with a cluster secret (TLS), else this machine |
 | 65005 | supernode | ` + "`admin.listen`" + ` | operators, Prometheus on the node | this machine |
 | 65006 | supernode | ` + "`gossip.listen`" + ` | supernodes, over TCP and UDP | nowhere: it listens only when it is set |
+| 65007 | dfdaemon | ` + "`proxy.listen`" + ` | Docker of the node, in proxy mode | nowhere: it listens only when it is set |
 
 All others are TCP.
 `)

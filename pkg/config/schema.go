@@ -207,6 +207,10 @@ func decode(v reflect.Value, raw any) error {
 		default:
 			return fmt.Errorf("takes a list, not %T", raw)
 		}
+		if len(items) == 0 {
+			v.SetZero() // as a list that nobody set
+			return nil
+		}
 		out := reflect.MakeSlice(v.Type(), len(items), len(items))
 		for i, item := range items {
 			if err := decode(out.Index(i), item); err != nil {

@@ -33,6 +33,7 @@ func Programs() []Program {
 type Dfdaemon struct {
 	Node    Node    `key:"node"`
 	Mirror  Mirror  `key:"mirror"`
+	Proxy   Proxy   `key:"proxy"`
 	API     API     `key:"api"`
 	Peer    Peer    `key:"peer"`
 	Cluster Cluster `key:"cluster"`
@@ -146,6 +147,49 @@ func (u *Unreachable) UnmarshalText(b []byte) error {
 
 // Unit names the kind of value in --help.
 func (Unreachable) Unit() string { return "what to do" }
+
+// Proxy is the HTTP proxy for clients that know no mirror for a registry: Docker's graph
+// driver, for all but Docker Hub.
+type Proxy struct {
+	// Listen is the address of the HTTP proxy, to be named in HTTP_PROXY and HTTPS_PROXY of
+	// the client. Usual port: 65007. Beyond loopback, tunnel must not be any. Default: none.
+	Listen Address `key:"listen"`
+	// CA and caKey are PEM files of an authority that clients were told to trust for the
+	// registries; "dfdaemon proxy-ca" makes one. With it the proxy can look into their TLS and
+	// give pulls to the mirror. Without it only registries in plain HTTP are mirrored.
+	CA string `key:"ca"`
+	// CAKey is the key of ca. Who has it can pose as these registries towards the clients.
+	CAKey string `key:"caKey"`
+	// Hosts are the registries, of those in upstreams, whose pulls are given to the mirror.
+	// A client that does not trust ca fails at them. Default: all of upstreams but docker.io,
+	// for which Docker takes a mirror, and no certificate but the system's.
+	Hosts []string `key:"hosts" reload:"yes"`
+	// Tunnel says which other hosts clients reach through the proxy: any, listed (those in
+	// tunnelHosts) or none. Addresses of this machine and of clouds' metadata are never
+	// reached, except those in files.allowAddresses.
+	Tunnel TunnelPolicy `key:"tunnel" default:"any" reload:"yes"`
+	// TunnelHosts are the other hosts, for tunnel listed; *.example.com stands for all hosts
+	// under it. Token services of registries belong here.
+	TunnelHosts []string `key:"tunnelHosts" reload:"yes"`
+}
+
+// TunnelPolicy is any, listed or none.
+type TunnelPolicy string
+
+// The policies.
+const (
+	TunnelAny    TunnelPolicy = "any"
+	TunnelListed TunnelPolicy = "listed"
+	TunnelNone   TunnelPolicy = "none"
+)
+
+// UnmarshalText checks a policy.
+func (p *TunnelPolicy) UnmarshalText(b []byte) error {
+	return oneOf((*string)(p), string(b), string(TunnelAny), string(TunnelListed), string(TunnelNone))
+}
+
+// Unit names the kind of value in --help.
+func (TunnelPolicy) Unit() string { return "policy" }
 
 // API is dfdaemon's local API.
 type API struct {

@@ -26,6 +26,7 @@ func (c *Dfdaemon) Validate() error {
 		c.Cluster.finish(),
 		c.Cluster.guard("peer.listen", &c.Peer.Listen, "65002"),
 		loopbackOnly("api.listen", c.API.Listen),
+		c.Proxy.check(c.Upstreams),
 		c.Mirror.check(),
 		advertised("peer", c.Peer.Advertise),
 		c.Peer.Upload.check(),
@@ -40,6 +41,21 @@ func (c *Dfdaemon) Validate() error {
 			return nil
 		}),
 	)
+}
+
+func (p *Proxy) check(upstreams []Upstream) error {
+	if (p.CA == "") != (p.CAKey == "") {
+		return errors.New("proxy: ca and caKey go together: a certificate and its key")
+	}
+	if p.Listen != "" && !p.Listen.Loopback() && p.Tunnel == TunnelAny {
+		return fmt.Errorf("proxy.listen: at %s every machine could reach any host in this one's name: set proxy.tunnel to listed or none, or listen on 127.0.0.1", p.Listen)
+	}
+	for _, h := range p.Hosts {
+		if !slices.ContainsFunc(upstreams, func(u Upstream) bool { return strings.EqualFold(u.Host, h) }) {
+			return fmt.Errorf("proxy.hosts: %q is none of upstreams, written as there", h)
+		}
+	}
+	return nil
 }
 
 // Validate completes what depends on other settings and refuses what cannot work together.

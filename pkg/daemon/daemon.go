@@ -15,12 +15,14 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/darter-io/darter/pkg/announce"
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/coordinator"
+	"github.com/darter-io/darter/pkg/httpproxy"
 	"github.com/darter-io/darter/pkg/node"
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/registryproxy"
@@ -40,6 +42,10 @@ type Daemon struct {
 	mirror, api net.Listener
 	// mirrors are those of mirror.listeners, in their order.
 	mirrors []net.Listener
+	// http is the proxy mode, nil where it is off; through are its settings now.
+	http       *httpproxy.Proxy
+	httpListen net.Listener
+	through    atomic.Pointer[config.Proxy]
 }
 
 // New opens the data directory and the ports, and starts nothing. The error says what to do.
@@ -96,7 +102,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 		Upstream: d.node.Origins.Registries, Default: cfg.Mirror.DefaultUpstream, Allow: d.node.Origins.Registries.Allow, Observe: d.pulls.mirrored,
 		Vouches: d.node.Origins.Registries.Listed, Credentialed: d.node.Origins.Registries.Credentialed, Shared: shared, Policy: policy(cfg.Mirror),
 	})
-	return d, nil
+	return d, d.openProxy(cfg)
 }
 
 // policy is how long a registry's word counts in the mirror.
@@ -141,7 +147,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.client != nil {
 		parts = append(parts, d.client.Run)
 	}
-	err := d.node.Run(ctx, append(mirrors, d.node.Server("local API", d.api, node.LocalOnly(local))), parts)
+	servers := append(mirrors, d.node.Server("local API", d.api, node.LocalOnly(local)))
+	if d.http != nil {
+		servers = append(servers, d.node.Server("proxy", d.httpListen, d.http), d.node.Server("proxy behind TLS", d.http.Listener(), d.http.Inner()))
+	}
+	err := d.node.Run(ctx, servers, parts)
 	d.node.Log.Info("dfdaemon ended")
 	return err
 }
@@ -167,6 +177,7 @@ func (d *Daemon) Reload(settings any) error {
 		return err
 	}
 	d.files.settings.Store(&cfg.Files)
+	d.through.Store(&cfg.Proxy)
 	d.proxy.SetPolicy(policy(cfg.Mirror))
 	d.proxy.Forget() // what was said to credentials that may be others now
 	return nil
@@ -175,7 +186,7 @@ func (d *Daemon) Reload(settings any) error {
 // Close gives back what [New] took, for a daemon that never ran.
 func (d *Daemon) Close() error {
 	var errs []error
-	for _, l := range append([]net.Listener{d.mirror, d.api}, d.mirrors...) {
+	for _, l := range append([]net.Listener{d.mirror, d.api, d.httpListen}, d.mirrors...) {
 		if l != nil {
 			errs = append(errs, l.Close())
 		}
@@ -183,10 +194,13 @@ func (d *Daemon) Close() error {
 	return errors.Join(append(errs, d.node.Close())...)
 }
 
-// Addrs tells the addresses in use: "mirror", "api", "peer", and "mirror of REGISTRY" for each
-// of mirror.listeners.
+// Addrs tells the addresses in use: "mirror", "api", "peer", "proxy" where there is one, and
+// "mirror of REGISTRY" for each of mirror.listeners.
 func (d *Daemon) Addrs() map[string]string {
 	out := map[string]string{"mirror": d.mirror.Addr().String(), "api": d.api.Addr().String(), "peer": d.node.Host.Addr}
+	if d.httpListen != nil {
+		out["proxy"] = d.httpListen.Addr().String()
+	}
 	for i, l := range d.mirrors {
 		out["mirror of "+d.cfg.Mirror.Listeners[i].Upstream] = l.Addr().String()
 	}

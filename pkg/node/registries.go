@@ -1,7 +1,17 @@
 package node
 
-import "github.com/darter-io/darter/pkg/source/registry"
+import (
+	"net/http"
+	"net/url"
+
+	"github.com/darter-io/darter/pkg/source/registry"
+)
 
 // OpenRegistries returns the registries that a node of these settings would ask, for who
 // looks at them without being a node. It asks nobody.
 func OpenRegistries(cfg Config) (*registry.Client, error) { return newRegistries(cfg) }
+
+// Reach says where a registry is and how it is spoken to; see [registry.Client.Reach].
+func (r *Registries) Reach(name string) (*url.URL, http.RoundTripper, error) {
+	return r.now.Load().Reach(name)
+}

@@ -59,7 +59,7 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	}
 	line(s.Program, "%s, up %s, version %s", state, now.Sub(s.Started).Round(time.Second), s.Version)
 	line("node", "%s (%s)%s", s.Host.Name, s.Host.ID.Short(), prefixed(", zone ", s.Host.Zone))
-	for _, name := range []string{"mirror", "api", "admin", "peer"} {
+	for _, name := range []string{"mirror", "proxy", "api", "admin", "peer"} {
 		if addr := s.Listen[name]; addr != "" {
 			line(name, "%s", addr)
 		}

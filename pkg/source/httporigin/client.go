@@ -182,6 +182,11 @@ func (c *Client) CloseIdleConnections() { c.transport.CloseIdleConnections() }
 // [Request.RoundTripper] to build upon.
 func (c *Client) Transport() http.RoundTripper { return c.transport }
 
+// Dial connects to a host:port with the client's guards on addresses; no TLS, no proxy.
+func (c *Client) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	return c.transport.DialContext(ctx, "tcp", addr)
+}
+
 // HostError tells that a host is none of [Config].AllowHosts.
 type HostError struct{ Host string }
 

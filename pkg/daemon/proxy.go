@@ -1,0 +1,75 @@
+package daemon
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/httpproxy"
+	"github.com/darter-io/darter/pkg/node"
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/registryproxy"
+	"github.com/darter-io/darter/pkg/source/httporigin"
+)
+
+// openProxy prepares the proxy mode, where it is wanted.
+func (d *Daemon) openProxy(cfg config.Dfdaemon) (err error) {
+	d.through.Store(&cfg.Proxy)
+	if cfg.Proxy.Listen == "" {
+		return nil
+	}
+	if d.httpListen, err = node.Listen("proxy.listen", cfg.Proxy.Listen); err != nil {
+		return err
+	}
+	out := httporigin.Config{Proxy: "none", UserAgent: "darter/" + config.Version()}
+	for _, n := range cfg.Files.AllowAddresses {
+		out.AllowAddrs = append(out.AllowAddrs, n.Prefix)
+	}
+	client, err := httporigin.NewClient(out)
+	if err != nil {
+		return fmt.Errorf("proxy: %w", err)
+	}
+	settings := httpproxy.Config{
+		Mirror: d.proxy, NameHeader: registryproxy.HeaderUpstream, Names: []string{registryproxy.HeaderUpstream, registryproxy.HeaderUpstreamDragonfly},
+		Mirrored: d.mirrored, Reach: d.node.Origins.Registries.Reach, Allow: d.tunnelled, Dial: client.Dial, Transport: client.Transport(), Logger: d.node.Log,
+	}
+	if cfg.Proxy.CA != "" {
+		if settings.Authority, err = httpproxy.LoadAuthority(cfg.Proxy.CA, cfg.Proxy.CAKey); err != nil {
+			return err
+		}
+	}
+	d.http = httpproxy.New(settings)
+	return nil
+}
+
+// mirrored reports whether the proxy gives the pulls of a registry to the mirror.
+func (d *Daemon) mirrored(host string) bool {
+	name, err := oci.ParseHost(host)
+	if err != nil || !d.node.Origins.Registries.Listed(name) {
+		return false
+	}
+	hosts := d.through.Load().Hosts
+	if len(hosts) == 0 {
+		return name != oci.DockerHub
+	}
+	return slices.ContainsFunc(hosts, func(h string) bool {
+		listed, err := oci.ParseHost(h)
+		return err == nil && listed == name
+	})
+}
+
+// tunnelled returns nil for a host that the proxy may lead to besides.
+func (d *Daemon) tunnelled(host string) error {
+	p := d.through.Load()
+	host = strings.ToLower(host)
+	switch {
+	case p.Tunnel == config.TunnelAny, p.Tunnel == config.TunnelListed && slices.ContainsFunc(p.TunnelHosts, func(pattern string) bool {
+		pattern = strings.ToLower(pattern)
+		under, wild := strings.CutPrefix(pattern, "*")
+		return pattern == host || wild && strings.HasPrefix(under, ".") && strings.HasSuffix(host, under)
+	}):
+		return nil
+	}
+	return fmt.Errorf("this proxy does not lead to %s; its operator can list it with proxy.tunnelHosts", host)
+}

@@ -1,0 +1,295 @@
+// Package httpproxy is the HTTP proxy for clients that know no mirror for a registry, which
+// is Docker's graph driver for all but Docker Hub: what they ask of a registry that is
+// mirrored goes to the mirror, all else where they wanted it.
+//
+// It ends the TLS of no host but those it was told to, opens no way to this machine's own
+// addresses or to a cloud's metadata, and what it does not serve itself it passes on without
+// keeping any of it. Start at [Proxy.ServeHTTP].
+package httpproxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Config says what a Proxy works with. Mirror, Mirrored, Reach, Dial and Transport are
+// required.
+type Config struct {
+	// Mirror answers pulls of registries that are mirrored; the request names its registry
+	// by NameHeader.
+	Mirror http.Handler
+	// NameHeader is the header by which the mirror is told the registry, Names all headers
+	// by which it could be: those of the client are taken off.
+	NameHeader string
+	Names      []string
+	// Mirrored reports whether a host, with its port where that is not the usual one, is a
+	// registry whose pulls the mirror answers.
+	Mirrored func(host string) bool
+	// Reach says where such a registry is and how it is spoken to, for what is no pull:
+	// logins, pushes.
+	Reach func(host string) (base *url.URL, rt http.RoundTripper, err error)
+	// Authority ends the TLS of mirrored registries; without one their connections are
+	// tunnelled like all others.
+	Authority *Authority
+	// Allow returns nil for another host that clients may be brought to, else an error for
+	// them. Nil allows none.
+	Allow func(host string) error
+	// Dial connects to a host:port that Allow let through, unless its address forbids it;
+	// Transport does so for requests in the clear.
+	Dial      func(ctx context.Context, addr string) (net.Conn, error)
+	Transport http.RoundTripper
+	// TunnelsMax is how many tunnels may be open at once; each costs two sockets and 64 KiB.
+	// Default 1024.
+	TunnelsMax int
+	// Idle ends a tunnel through which nothing went for so long. Default 10 minutes.
+	Idle   time.Duration
+	Logger *slog.Logger
+}
+
+// Proxy is an [http.Handler] for a listener of its own; [Proxy.Listener] and [Proxy.Inner]
+// serve what comes out of the TLS that it ends.
+type Proxy struct {
+	cfg   Config
+	inner *listener
+	pass  *httputil.ReverseProxy
+	plain *httputil.ReverseProxy
+	slots chan struct{}
+}
+
+// New returns a proxy; it opens nothing.
+func New(cfg Config) *Proxy {
+	if cfg.TunnelsMax <= 0 {
+		cfg.TunnelsMax = 1024
+	}
+	if cfg.Idle <= 0 {
+		cfg.Idle = 10 * time.Minute
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Allow == nil {
+		cfg.Allow = func(host string) error {
+			return fmt.Errorf("this proxy leads to no host but the registries that it mirrors, and %s is none", host)
+		}
+	}
+	p := &Proxy{cfg: cfg, inner: newListener(), slots: make(chan struct{}, cfg.TunnelsMax)}
+	quiet := slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug)
+	p.pass = &httputil.ReverseProxy{Rewrite: rewritePass, Transport: passTransport{}, ErrorHandler: refusePassed, ErrorLog: quiet, FlushInterval: -1}
+	p.plain = &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) { r.Out.Host = r.In.URL.Host }, Transport: cfg.Transport, ErrorHandler: refusePassed,
+		ErrorLog: quiet, FlushInterval: -1,
+	}
+	return p
+}
+
+// ServeHTTP answers a request in proxy form: CONNECT, or one for an absolute URL.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case r.Method == http.MethodConnect:
+		p.connect(w, r)
+	case r.URL.Scheme == "http" && r.URL.Host != "":
+		if host := hostOf(r.URL.Host, "80"); p.cfg.Mirrored(host) {
+			p.registry(w, r, host)
+			return
+		}
+		if err := p.cfg.Allow(r.URL.Hostname()); err != nil {
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+		p.plain.ServeHTTP(w, r)
+	default:
+		http.Error(w, "this is an HTTP proxy: name it in HTTP_PROXY and HTTPS_PROXY of the client", http.StatusBadRequest)
+	}
+}
+
+// Inner answers requests that came out of TLS.
+func (p *Proxy) Inner() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := hostOf(r.Host, "443")
+		if !p.cfg.Mirrored(host) {
+			http.Error(w, "this connection leads to the registries that are mirrored alone", http.StatusMisdirectedRequest)
+			return
+		}
+		p.registry(w, r, host)
+	})
+}
+
+// Listener gives the connections whose TLS the proxy ends, for a server of [Proxy.Inner].
+func (p *Proxy) Listener() net.Listener { return p.inner }
+
+// registry answers a request for a registry that is mirrored: a pull by the mirror, all else
+// by the registry itself.
+func (p *Proxy) registry(w http.ResponseWriter, r *http.Request, host string) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead || !strings.HasPrefix(r.URL.Path, "/v2/") || strings.Contains(r.URL.Path, "/blobs/uploads/") {
+		base, rt, err := p.cfg.Reach(host)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		p.pass.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), passKey{}, passTo{base, rt})))
+		return
+	}
+	// What the client may have said to the mirror was meant for the registry.
+	out := r.Clone(r.Context())
+	for _, name := range p.cfg.Names {
+		out.Header.Del(name)
+	}
+	out.Header.Set(p.cfg.NameHeader, host)
+	for name := range out.Header {
+		if strings.HasPrefix(name, "Proxy-") {
+			out.Header.Del(name)
+		}
+	}
+	if q := out.URL.Query(); q.Has("ns") {
+		q.Del("ns")
+		out.URL.RawQuery = q.Encode()
+	}
+	out.URL.Scheme, out.URL.Host, out.RequestURI = "", "", out.URL.RequestURI()
+	p.cfg.Mirror.ServeHTTP(w, out)
+}
+
+// passTo is where a request is passed on to.
+type passTo struct {
+	base *url.URL
+	rt   http.RoundTripper
+}
+
+type passKey struct{}
+
+// rewritePass turns a request to the registry's own address.
+func rewritePass(r *httputil.ProxyRequest) {
+	to := r.In.Context().Value(passKey{}).(passTo)
+	r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = to.base.Scheme, to.base.Host, to.base.Host
+	if rest, ok := strings.CutPrefix(r.In.URL.Path, "/v2/"); ok && to.base.Path != "" && rest != "" {
+		r.Out.URL.Path, r.Out.URL.RawPath = "/v2/"+strings.Trim(to.base.Path, "/")+"/"+rest, ""
+	}
+}
+
+type passTransport struct{}
+
+func (passTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	to, ok := r.Context().Value(passKey{}).(passTo)
+	if !ok {
+		return nil, errors.New("a request that nobody passed on")
+	}
+	return to.rt.RoundTrip(r)
+}
+
+func refusePassed(w http.ResponseWriter, r *http.Request, err error) {
+	http.Error(w, fmt.Sprintf("asking %s: %v", r.URL.Host, err), http.StatusBadGateway)
+}
+
+// connect opens a way to a host and port: into the mirror, or to the host.
+func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) {
+	name, port, err := net.SplitHostPort(r.Host)
+	if err != nil || name == "" {
+		http.Error(w, "CONNECT wants host:port", http.StatusBadRequest)
+		return
+	}
+	if p.cfg.Authority != nil && p.cfg.Mirrored(hostOf(r.Host, "443")) {
+		certificate, err := p.cfg.Authority.For(name)
+		if err == nil {
+			p.terminate(w, certificate)
+			return
+		}
+		// The registry itself is better than an error.
+		p.cfg.Logger.Warn("a registry is not mirrored in proxy mode", "host", name, "error", err)
+	}
+	if err := p.cfg.Allow(name); err != nil {
+		http.Error(w, err.Error(), http.StatusForbidden)
+		return
+	}
+	select {
+	case p.slots <- struct{}{}:
+		defer func() { <-p.slots }()
+	default:
+		http.Error(w, fmt.Sprintf("%d tunnels are open, and no more may be", p.cfg.TunnelsMax), http.StatusServiceUnavailable)
+		return
+	}
+	there, err := p.cfg.Dial(r.Context(), net.JoinHostPort(name, port))
+	if err != nil {
+		http.Error(w, fmt.Sprintf("connecting to %s: %v", r.Host, err), http.StatusBadGateway)
+		return
+	}
+	defer there.Close()
+	here, err := hijack(w)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	defer here.Close()
+	// Cut when the daemon ends: the server's own drain does not know of it any more.
+	defer context.AfterFunc(r.Context(), func() { here.Close(); there.Close() })()
+	tunnel(here, there, p.cfg.Idle)
+}
+
+// terminate gives a client's connection to the inner server, behind TLS in the host's name.
+func (p *Proxy) terminate(w http.ResponseWriter, certificate *tls.Certificate) {
+	conn, err := hijack(w)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	// HTTP/1.1 alone, as towards the mirror itself.
+	p.inner.give(tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{*certificate}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}))
+}
+
+// hostOf writes a host without the port that is usual for its scheme.
+func hostOf(hostport, usual string) string {
+	host, port, err := net.SplitHostPort(hostport)
+	if err != nil || port != usual {
+		return strings.ToLower(hostport)
+	}
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	return strings.ToLower(host)
+}
+
+// listener hands connections on to a server.
+type listener struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newListener() *listener {
+	return &listener{conns: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+func (l *listener) give(c net.Conn) {
+	select {
+	case l.conns <- c:
+	case <-l.closed:
+		c.Close()
+	}
+}
+
+// Accept implements [net.Listener].
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements [net.Listener].
+func (l *listener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+// Addr implements [net.Listener].
+func (l *listener) Addr() net.Addr { return &net.UnixAddr{Name: "behind the proxy", Net: "pipe"} }

@@ -1,0 +1,98 @@
+package httpproxy
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// established is the answer after which a connection is the client's.
+const established = "HTTP/1.1 200 Connection established\r\n\r\n"
+
+// hijack takes a client's connection from its server and tells the client that the way is
+// open. Before it nothing may have been written.
+func hijack(w http.ResponseWriter) (net.Conn, error) {
+	h := http.NewResponseController(w)
+	conn, buffered, err := h.Hijack()
+	if err != nil {
+		return nil, fmt.Errorf("taking the connection: %w", err)
+	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	// An error shows at the first read as well.
+	_, _ = io.WriteString(conn, established)
+	said, err := buffered.Reader.Peek(buffered.Reader.Buffered())
+	if len(said) == 0 || err != nil {
+		return conn, nil
+	}
+	// Not the buffered reader itself: at the connection's end it would end the request, and
+	// with it the other direction.
+	return early{conn, io.MultiReader(bytes.NewReader(bytes.Clone(said)), conn)}, nil
+}
+
+// early is a connection whose client did not wait for the answer before it said more.
+type early struct {
+	net.Conn
+	all io.Reader
+}
+
+// Read implements [net.Conn].
+func (c early) Read(p []byte) (int, error) { return c.all.Read(p) }
+
+// CloseWrite says that nothing more comes.
+func (c early) CloseWrite() error { return closeWrite(c.Conn) }
+
+func closeWrite(c net.Conn) error {
+	if half, ok := c.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return c.Close()
+}
+
+// tunnel copies both ways until both ends said all, or one of them failed, or nothing went
+// either way for the idle time. An end that said all may still listen.
+func tunnel(a, b net.Conn, idle time.Duration) {
+	var moved atomic.Int64
+	quiet := time.AfterFunc(idle, func() { a.Close(); b.Close() })
+	defer quiet.Stop()
+	tick := func() {
+		// Moving the timer at each chunk costs more than the chunk; once a second is enough.
+		now := time.Now().Unix()
+		if last := moved.Load(); last != now && moved.CompareAndSwap(last, now) {
+			quiet.Reset(idle)
+		}
+	}
+	var wg sync.WaitGroup
+	for _, way := range [][2]net.Conn{{a, b}, {b, a}} {
+		wg.Go(func() {
+			from, to := way[0], way[1]
+			if _, err := io.CopyBuffer(struct{ io.Writer }{to}, ticking{from, tick}, make([]byte, 32<<10)); err != nil {
+				a.Close()
+				b.Close()
+				return
+			}
+			_ = closeWrite(to)
+		})
+	}
+	wg.Wait()
+}
+
+type ticking struct {
+	io.Reader
+	tick func()
+}
+
+func (t ticking) Read(p []byte) (int, error) {
+	n, err := t.Reader.Read(p)
+	if n > 0 {
+		t.tick()
+	}
+	return n, err
+}
