@@ -87,11 +87,15 @@ upstreams:
     username: robot
     passwordFile: /run/secrets/robot
     proxy: none
+  - host: private.test
+    dockerConfig: /run/secrets/.dockerconfigjson
+    realms: [login.test]
   - quay.io
 `, nil, nil)
 	require.NoError(t, err)
 	assert.Equal(t, []Upstream{
 		{Host: "registry.test:5000", URLs: []string{"http://10.0.0.1:5000", "http://10.0.0.2:5000"}, PlainHTTP: true, Username: "robot", PasswordFile: "/run/secrets/robot", Proxy: "none"},
+		{Host: "private.test", DockerConfig: "/run/secrets/.dockerconfigjson", Realms: []string{"login.test"}},
 		{Host: "quay.io"},
 	}, cfg.Upstreams)
 

@@ -317,8 +317,10 @@ type Origins struct {
 	// Keys of an entry: host (as image names write it, with its port), urls (base URLs, tried
 	// in order; default https://HOST), ca (file of certificates to trust besides the system's),
 	// clientCert and clientKey (files, for registries that ask for a certificate), plainHTTP
-	// (true to speak HTTP), username and passwordFile (the node's own credentials: every local
-	// client then pulls with them), proxy (URL of an HTTP proxy, or "none"; default: what
+	// (true to speak HTTP), username and passwordFile, or dockerConfig (the node's own credentials:
+	// every local client then pulls with them, and every supernode needs them, too; dockerConfig is
+	// a file as docker login, podman login or a Kubernetes pull secret has it, whose credential
+	// helpers are run), realms (further hosts whose token services get those credentials), proxy (URL of an HTTP proxy, or "none"; default: what
 	// HTTPS_PROXY, HTTP_PROXY and NO_PROXY say), allowPrivateRealm (true where the registry's token
 	// service is named by a private IP address other than the registry's). SIGHUP reads
 	// passwords and certificates anew, too.
@@ -345,6 +347,12 @@ type Upstream struct {
 	// pulls with them.
 	Username     string `key:"username"`
 	PasswordFile string `key:"passwordFile"`
+	// DockerConfig is a file that holds such credentials instead: Docker's config.json,
+	// Podman's auth.json, or a mounted Kubernetes pull secret.
+	DockerConfig string `key:"dockerConfig"`
+	// Realms are hosts, beside the registry's own, whose token services get the node's
+	// credentials. Those of Docker Hub and gitlab.com are known.
+	Realms []string `key:"realms"`
 	// Proxy is the URL of an HTTP proxy, or "none"; empty follows the environment.
 	Proxy secret.String `key:"proxy"`
 	// AllowPrivateRealm lets the registry's token service be named by a private IP address

@@ -302,6 +302,9 @@ func (u *Upstream) check() error {
 	if (u.Username == "") != (u.PasswordFile == "") {
 		return fmt.Errorf("%s: username and passwordFile belong together; set both", u.Host)
 	}
+	if u.DockerConfig != "" && u.Username != "" {
+		return fmt.Errorf("%s: username and dockerConfig are both credentials; leave one of them out", u.Host)
+	}
 	if u.Proxy != "" && u.Proxy != "none" {
 		if p, err := url.Parse(u.Proxy.Reveal()); err != nil || p.Host == "" {
 			return fmt.Errorf("%s: proxy is no URL; write for example http://proxy.corp:3128, or none", u.Host)

@@ -119,7 +119,7 @@ func newRegistries(cfg Config) (*registry.Client, error) {
 	for _, u := range cfg.Origins.Upstreams {
 		up := registry.Upstream{
 			URLs: u.URLs, PlainHTTP: u.PlainHTTP, CAFile: u.CA, CertFile: u.ClientCert, KeyFile: u.ClientKey, Proxy: u.Proxy,
-			Username: u.Username, AllowPrivateRealm: u.AllowPrivateRealm,
+			Username: u.Username, DockerConfig: u.DockerConfig, Realms: u.Realms, AllowPrivateRealm: u.AllowPrivateRealm,
 		}
 		if u.PasswordFile != "" {
 			var err error

@@ -82,12 +82,20 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 	if !spec.Authorization.IsZero() {
 		header.Set("Authorization", spec.Authorization.Reveal())
 	}
+	bare := true
+	if spec.Authorization.IsZero() && u.hasCredentials() {
+		_, has, err := u.credential(ctx, repository)
+		if err != nil {
+			return nil, err
+		}
+		bare = !has
+	}
 	var res *source.Response
 	err = c.each(ctx, u, func(base *url.URL) error {
 		get := httporigin.Get{Request: httporigin.Request{URL: at(base, "/v2/"+repository+"/"+kind+"/"+string(id), ""), Header: header}, Offset: offset, Length: spec.Length}
 		if spec.Authorization.IsZero() {
 			var err error
-			if get.RoundTripper, err = c.login(ctx, u, base, repository, false); err != nil {
+			if get.RoundTripper, err = c.login(ctx, u, base, repository, bare); err != nil {
 				return err
 			}
 		}
@@ -96,7 +104,7 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 		err = refused(err)
 		var status *source.StatusError
 		if get.RoundTripper != nil && errors.As(err, &status) && status.Status == http.StatusUnauthorized {
-			c.logout(u, base, repository, false)
+			c.logout(u, base, repository, bare)
 		}
 		return err
 	})
@@ -144,12 +152,20 @@ func (c *Client) forward(ctx context.Context, q source.Question) (*http.Response
 			header[k] = v
 		}
 	}
+	bare := true
+	if header.Get("Authorization") == "" && u.hasCredentials() && !q.Bare {
+		_, has, err := u.credential(ctx, repositoryOf(q.Path))
+		if err != nil {
+			return nil, err
+		}
+		bare = !has
+	}
 	var res *http.Response
 	err = c.each(ctx, u, func(base *url.URL) error {
 		req := httporigin.Request{Method: q.Method, URL: at(base, q.Path, q.Query), Header: header, StayHome: q.Method == http.MethodHead}
-		if header.Get("Authorization") == "" && (q.Anonymous || u.hasCredentials() && !q.Bare) {
+		if header.Get("Authorization") == "" && (q.Anonymous || !bare) {
 			var err error
-			if req.RoundTripper, err = c.login(ctx, u, base, repositoryOf(q.Path), q.Bare); err != nil {
+			if req.RoundTripper, err = c.login(ctx, u, base, repositoryOf(q.Path), bare); err != nil {
 				return err
 			}
 		}
@@ -162,7 +178,7 @@ func (c *Client) forward(ctx context.Context, q source.Question) (*http.Response
 			return refused(err)
 		}
 		if req.RoundTripper != nil && res.StatusCode == http.StatusUnauthorized {
-			c.logout(u, base, repositoryOf(q.Path), q.Bare)
+			c.logout(u, base, repositoryOf(q.Path), bare)
 		}
 		if unavailable(res.StatusCode) {
 			return &source.StatusError{Method: q.Method, URL: httporigin.Printable(req.URL), Status: res.StatusCode}

@@ -57,13 +57,21 @@ type Upstream struct {
 	// them.
 	Username                string
 	Password, IdentityToken secret.String
+	// DockerConfig is a file that holds such credentials instead: Docker's config.json,
+	// Podman's auth.json, a Kubernetes pull secret. Its credential helpers are run. It is
+	// read anew when it changes.
+	DockerConfig string
+	// Realms are further hosts, beside the registry's own, whose token services get the
+	// node's credentials; those of Docker Hub and gitlab.com are known. Without it a
+	// registry cannot send them to a host of its choice.
+	Realms []string
 	// AllowPrivateRealm lets the token service be named by a private IP address that is not
 	// the registry's own. Without it a registry cannot make this node ask such an address.
 	AllowPrivateRealm bool
 }
 
 func (u Upstream) hasCredentials() bool {
-	return u.Username != "" || !u.Password.IsZero() || !u.IdentityToken.IsZero()
+	return u.Username != "" || !u.Password.IsZero() || !u.IdentityToken.IsZero() || u.DockerConfig != ""
 }
 
 // UpstreamError tells that a registry may not be asked. It unwraps to a
@@ -88,10 +96,26 @@ type upstream struct {
 	name   string
 	bases  []*url.URL
 	client *httporigin.Client
+	docker *dockerConfig // nil without one
 }
+
+// knownRealms are token services on other hosts than their registries'.
+var knownRealms = map[string]string{oci.DockerHub: "auth.docker.io", "registry.gitlab.com": "gitlab.com"}
 
 func newUpstream(name string, u Upstream, cfg httporigin.Config) (*upstream, error) {
 	out := &upstream{Upstream: u, name: name}
+	if realm, ok := knownRealms[name]; ok {
+		out.Realms = append(slices.Clone(u.Realms), realm)
+	}
+	if u.DockerConfig != "" {
+		if u.Username != "" || !u.Password.IsZero() || !u.IdentityToken.IsZero() {
+			return nil, errors.New("a Docker configuration and a credential beside it are one too many")
+		}
+		out.docker = &dockerConfig{path: u.DockerConfig}
+		if err := out.docker.load(); err != nil {
+			return nil, fmt.Errorf("reading its Docker configuration: %w", err)
+		}
+	}
 	cfg.CAFile, cfg.CertFile, cfg.KeyFile, cfg.Proxy, cfg.Trusted = u.CAFile, u.CertFile, u.KeyFile, u.Proxy, nil
 	for _, s := range u.URLs {
 		b, err := url.Parse(s)

@@ -63,8 +63,7 @@ type session struct {
 }
 
 // login returns a transport that speaks to one of the upstream's URLs with the node's
-// credentials or, with bare or without any, anonymously, asking its token service where it
-// has one.
+// credentials or, with bare, anonymously, asking its token service where it has one.
 func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, repository string, bare bool) (http.RoundTripper, error) {
 	key := keyOf(u, base, repository, bare)
 	s := c.session(key)
@@ -82,14 +81,14 @@ func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, reposito
 		return nil, fmt.Errorf("logging in at %s: %w", httporigin.Printable(base), err)
 	}
 	var auth authn.Authenticator = authn.Anonymous
-	if u.hasCredentials() && !bare {
-		auth = authn.FromConfig(authn.AuthConfig{Username: u.Username, Password: u.Password.Reveal(), IdentityToken: u.IdentityToken.Reveal()})
+	if !bare {
+		auth = keeper{u, repository}
 	}
 	var scopes []string
 	if key.repository != "" {
 		scopes = []string{"repository:" + key.repository + ":" + transport.PullScope}
 	}
-	rt, err := transport.NewWithContext(ctx, host, auth, &control{base: base, inner: u.client.Transport(), privateRealm: u.AllowPrivateRealm}, scopes)
+	rt, err := transport.NewWithContext(ctx, host, auth, &control{base: base, inner: u.client.Transport(), privateRealm: u.AllowPrivateRealm, realms: u.Realms}, scopes)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -153,12 +152,30 @@ func refused(err error) error {
 }
 
 // control stands below the token exchange. It holds requests for the registry to the scheme
-// that is configured, bounds what the exchange itself asks, and lets a token service at a
-// private address through where that is allowed.
+// that is configured, bounds what the exchange itself asks, lets a token service at a
+// private address through where that is allowed, and keeps the node's credentials from hosts
+// that nobody named.
 type control struct {
 	base         *url.URL
 	inner        http.RoundTripper
 	privateRealm bool
+	realms       []string
+}
+
+// mayKnow refuses to send a credential to a token service that is neither on the registry's
+// own host nor on one that the operator named. A token is asked for by POST with the
+// credential in the body, else with an Authorization.
+func (c *control) mayKnow(req *http.Request) error {
+	host := req.URL.Hostname()
+	if req.Method != http.MethodPost && req.Header.Get("Authorization") == "" || strings.EqualFold(host, c.base.Hostname()) {
+		return nil
+	}
+	for _, realm := range c.realms {
+		if strings.EqualFold(realm, host) || strings.EqualFold(realm, req.URL.Host) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s sends its logins to %s, another host; to give it the node's credentials, add realms: [%s] to the registry's entry in upstreams", c.base.Host, host, host)
 }
 
 // realmPath is where a private token service seems to be, so that the exchange takes it for
@@ -181,6 +198,10 @@ func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	case home:
 		out = c.atHome(out)
+	default:
+		if err := c.mayKnow(out); err != nil {
+			return nil, err
+		}
 	}
 	res, err := c.inner.RoundTrip(out)
 	if err != nil {

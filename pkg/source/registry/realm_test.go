@@ -1,0 +1,169 @@
+package registry_test
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/source/httporigin"
+	"github.com/darter-io/darter/pkg/source/registry"
+	"github.com/darter-io/darter/pkg/task"
+	"github.com/darter-io/darter/test/registrytest"
+)
+
+func TestALoginFromADockerConfigurationOpensWhatItMay(t *testing.T) {
+	for _, kind := range []registrytest.Auth{registrytest.Basic, registrytest.Bearer} {
+		r := registrytest.Start(t, registrytest.Config{Auth: kind, Users: users})
+		team, public := blob(t, r, "team/app"), blob(t, r, "public/app")
+		file := filepath.Join(t.TempDir(), ".dockerconfigjson")
+		login := func(password string) {
+			auth := base64.StdEncoding.EncodeToString([]byte("alice:" + password))
+			require.NoError(t, os.WriteFile(file, []byte(`{"auths":{"`+r.Host()+`/team":{"auth":"`+auth+`"}}}`), 0o600))
+		}
+		login("hunter2")
+		c := of(t, r, registry.Upstream{DockerConfig: file})
+		require.NoError(t, bring(t, c, team, 0))
+		require.NoError(t, bring(t, c, public, 0), "where the file has no login, as anybody")
+		q := source.Question{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/team/app/blobs/" + string(team.ID)}
+		res, _ := ask(t, c, q)
+		assert.Equal(t, 200, res.StatusCode)
+		q.Bare = true
+		res, _ = ask(t, c, q)
+		assert.Equal(t, 401, res.StatusCode, "an answer for others is not asked with it")
+		q.Anonymous = true
+		_, err := c.Forward(t.Context(), q)
+		if err == nil {
+			res, _ = ask(t, c, q)
+			assert.Contains(t, []int{401, 403}, res.StatusCode)
+		}
+		login("a wrong one") // the registry refuses it, and the next attempt reads the file anew
+		r.RevokeTokens()
+		assert.Equal(t, 401, statusOf(bring(t, c, team, 0)))
+		login("hunter2")
+		require.NoError(t, bring(t, c, team, 0))
+		require.NoError(t, os.Remove(file))
+		require.ErrorIs(t, bring(t, c, team, 0), os.ErrNotExist)
+	}
+}
+
+// service is a token service at an address of its own that notes what it was told.
+type service struct {
+	*httptest.Server
+	mu       sync.Mutex
+	requests int
+	secrets  int
+}
+
+func newService(t *testing.T, answer http.HandlerFunc) *service {
+	s := &service{}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		s.mu.Lock()
+		s.requests++
+		if r.Header.Get("Authorization") != "" || strings.Contains(string(b)+r.URL.RawQuery, "hunter2") {
+			s.secrets++
+		}
+		s.mu.Unlock()
+		answer(w, r)
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func (s *service) counts() (requests, secrets int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.requests, s.secrets
+}
+
+// The registry answers at 127.0.0.1 and its token service by the name localhost: another host.
+func TestTheNodesCredentialsGoToNoTokenServiceThatNobodyNamed(t *testing.T) {
+	grant := func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, `{"token":"granted"}`) }
+	for name, u := range map[string]registry.Upstream{
+		"password":       {Username: "alice", Password: "hunter2"},
+		"identity token": {IdentityToken: "hunter2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			thief := newService(t, grant)
+			_, port, _ := strings.Cut(thief.Listener.Addr().String(), ":")
+			realm := "http://localhost:" + port + "/token"
+			front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+				if req.Header.Get("Authorization") == "Bearer granted" {
+					_, _ = w.Write(content)
+					return
+				}
+				w.Header().Set("Www-Authenticate", `Bearer realm="`+realm+`",service="s"`)
+				w.WriteHeader(http.StatusUnauthorized)
+			}))
+			t.Cleanup(front.Close)
+			spec := contentSpec(front.Listener.Addr().String())
+			u.PlainHTTP, u.Proxy = true, "none"
+			of := func(u registry.Upstream) *registry.Client {
+				return client(t, registry.Config{
+					Upstreams: map[string]registry.Upstream{spec.Upstream: u}, HTTP: httporigin.Config{AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}},
+				})
+			}
+			err := bring(t, of(u), spec, 0)
+			require.ErrorContains(t, err, "realms: [localhost]")
+			requests, _ := thief.counts()
+			assert.Zero(t, requests)
+			nobody := u
+			nobody.Username, nobody.Password, nobody.IdentityToken = "", "", ""
+			require.NoError(t, bring(t, of(nobody), spec, 0), "who brings nothing has nothing to lose")
+			_, secrets := thief.counts()
+			assert.Zero(t, secrets)
+			u.Realms = []string{"localhost"}
+			require.NoError(t, bring(t, of(u), spec, 0))
+			_, secrets = thief.counts()
+			assert.Positive(t, secrets)
+		})
+	}
+}
+
+func TestATokenServiceThatRedirectsTakesNoCredentialAlong(t *testing.T) {
+	for _, status := range []int{http.StatusFound, http.StatusTemporaryRedirect} {
+		for name, u := range map[string]registry.Upstream{"password": {Username: "alice", Password: "hunter2"}, "identity token": {IdentityToken: secret.String("hunter2")}} {
+			thief := newService(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, `{"token":"granted"}`) })
+			elsewhere, err := url.Parse(thief.URL)
+			require.NoError(t, err)
+			elsewhere.Host = "localhost:" + elsewhere.Port()
+			var front *httptest.Server
+			front = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+				if req.URL.Path == "/token" {
+					http.Redirect(w, req, elsewhere.String(), status)
+					return
+				}
+				w.Header().Set("Www-Authenticate", `Bearer realm="`+front.URL+`/token",service="s"`)
+				w.WriteHeader(http.StatusUnauthorized)
+			}))
+			t.Cleanup(front.Close)
+			spec := contentSpec(front.Listener.Addr().String())
+			u.PlainHTTP, u.Proxy = true, "none"
+			c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{spec.Upstream: u}, HTTP: httporigin.Config{AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}})
+			require.Error(t, bring(t, c, spec, 0))
+			_, secrets := thief.counts()
+			assert.Zero(t, secrets, "%s, %d", name, status)
+		}
+	}
+}
+
+// contentSpec asks for the content at a registry.
+func contentSpec(host string) task.Spec {
+	sum := sha256.Sum256(content)
+	return task.Spec{ID: task.ID("sha256:" + hex.EncodeToString(sum[:])), Kind: task.Blob, Upstream: host, Repository: "team/app"}
+}
