@@ -202,6 +202,9 @@ func (c *Client) Owners() []api.OwnerStatus {
 		s := api.OwnerStatus{Addr: o.addr, Alive: o.met && !o.down()}
 		if o.down() {
 			s.Error = o.err.Error()
+			if cause := errors.Unwrap(o.err); cause != nil {
+				s.Error = cause.Error() // the rest says what the address says
+			}
 		}
 		out = append(out, s)
 	}

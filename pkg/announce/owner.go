@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"sync"
@@ -286,6 +287,10 @@ func (c *Client) post(ctx context.Context, addr string, r api.AnnounceRequest) (
 	request.Header.Set("Content-Type", "application/json")
 	answer, err := c.cfg.Client.Do(request)
 	if err != nil {
+		var wrapped *url.Error
+		if errors.As(err, &wrapped) {
+			err = wrapped.Err // without the URL, which says nothing more
+		}
 		return api.AnnounceResponse{}, fmt.Errorf("announcing %d entries to owner %s: %w", len(r.Entries), addr, err)
 	}
 	defer answer.Body.Close()

@@ -146,7 +146,8 @@ type Limits struct {
 type CacheStatus struct {
 	Dir   string `json:"dir,omitempty"`
 	Tasks int    `json:"tasks"`
-	// Bytes are those of verified pieces; Quota is the most they may be, 0 without one.
+	// Bytes is what the quota counts, each task with its whole length however much of it is
+	// here; Quota is the most that it may be, 0 without one.
 	Bytes int64 `json:"bytes"`
 	Quota int64 `json:"quota,omitempty"`
 }

@@ -127,7 +127,7 @@ func (c *Coordinator) tick(now time.Time) {
 
 func (c *Coordinator) seed(specs []task.Spec) {
 	for _, spec := range specs {
-		c.log.Info("bringing content from its origin", "task", spec.ID, "upstream", spec.Upstream, "repository", spec.Repository)
+		c.log.Debug("bringing content from its origin", "task", spec.ID, "upstream", spec.Upstream, "repository", spec.Repository)
 		c.cfg.Seed(spec)
 	}
 }
@@ -237,7 +237,7 @@ func (c *Coordinator) checkHeld(id task.ID) {
 			return
 		}
 	}
-	c.log.Info("content was evicted here", "task", id)
+	c.log.Debug("content was evicted here", "task", id)
 	c.mu.Lock()
 	seeds := c.sched.Lost(time.Now(), id)
 	c.mu.Unlock()
@@ -315,7 +315,7 @@ func (c *Coordinator) SeedFailed(id task.ID, f *api.Failure) {
 		// Registries answer 404, too, for what they do not show to this client.
 		personal = true
 	}
-	c.log.Info("origin gave no content", "task", id, "status", f.Status, "err", f.Message)
+	c.log.Debug("origin gave no content", "task", id, "status", f.Status, "err", f.Message)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	// What this attempt said of the content is worth no more than the attempt.

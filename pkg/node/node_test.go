@@ -345,13 +345,21 @@ supernode  10.0.0.2:65000 DOES NOT ANSWER: connection refused
 cache      1.0 GiB in 12 tasks (25% of 4.0 GiB), /var/lib/darter/dfdaemon
 received   700 MiB from peers, 200 MiB from supernodes, 100 MiB from origins (90% from the cluster)
 given      3.0 GiB to other nodes, 1.0 GiB to local clients, of that 5.0 MiB from the cache
-now        0 downloads in memory
+now        0 downloads open
 `, out.String())
 
-	s = api.Status{Program: "dfdaemon", Missing: []string{"its disk"}, BadPieces: 2, Embedded: true}
+	s = api.Status{Program: "dfdaemon", Missing: []string{"its disk", "its registry"}, BadPieces: 2, Embedded: true}
 	out.Reset()
 	require.NoError(t, WriteStatus(&out, s, now))
-	assert.Contains(t, out.String(), "NOT READY: its disk")
+	assert.Contains(t, out.String(), "dfdaemon   NOT READY, up ")
+	assert.Contains(t, out.String(), "LACKS      its disk\nLACKS      its registry\n")
 	assert.Contains(t, out.String(), "none configured: this node leads its own tasks")
 	assert.Contains(t, out.String(), "2 pieces did not match")
+
+	s = api.Status{Program: "supernode", Ready: true, Hosts: 1, Downloads: 1, Cache: api.CacheStatus{Tasks: 1}, Received: api.Sources{Origin: 1 << 20}, Sent: 1 << 30}
+	out.Reset()
+	require.NoError(t, WriteStatus(&out, s, now))
+	for _, want := range []string{"hosts      1 announces here", "0 B in 1 task (", "1.0 MiB from origins\n", "given      1.0 GiB to nodes\n", "now        1 download open"} {
+		assert.Contains(t, out.String(), want)
+	}
 }

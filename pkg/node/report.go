@@ -55,9 +55,12 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 
 	state := "ready"
 	if !s.Ready {
-		state = "NOT READY: " + strings.Join(s.Missing, "; ")
+		state = "NOT READY"
 	}
 	line(s.Program, "%s, up %s, version %s", state, now.Sub(s.Started).Round(time.Second), s.Version)
+	for _, m := range s.Missing {
+		line("LACKS", "%s", m)
+	}
 	line("node", "%s (%s)%s", s.Host.Name, s.Host.ID.Short(), prefixed(", zone ", s.Host.Zone))
 	for _, name := range []string{"mirror", "proxy", "api", "admin", "peer"} {
 		if addr := s.Listen[name]; addr != "" {
@@ -81,23 +84,27 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 			line("supernode", "none configured: this node leads its own tasks")
 		}
 	} else {
-		line("hosts", "%d announce here", s.Hosts)
+		line("hosts", "%s here", plural(s.Hosts, "announces", "announce"))
 	}
 	quota := "no quota"
 	if s.Cache.Quota > 0 {
 		quota = fmt.Sprintf("%d%% of %s", 100*s.Cache.Bytes/s.Cache.Quota, size(s.Cache.Quota))
 	}
-	line("cache", "%s in %d tasks (%s)%s", size(s.Cache.Bytes), s.Cache.Tasks, quota, prefixed(", ", s.Cache.Dir))
+	line("cache", "%s in %s (%s)%s", size(s.Cache.Bytes), plural(s.Cache.Tasks, "task", "tasks"), quota, prefixed(", ", s.Cache.Dir))
 	r := s.Received
-	line("received", "%s from peers, %s from supernodes, %s from origins%s", size(r.Peers), size(r.Seeds), size(r.Origin), share(r))
-	line("given", "%s to other nodes, %s to local clients, of that %s from the cache", size(s.Sent), size(s.Served), size(r.Cache))
+	line("received", "%s from peers, %s from supernodes, %s from origins%s", size(r.Peers), size(r.Seeds), size(r.Origin), share(s))
+	if s.Program == "dfdaemon" {
+		line("given", "%s to other nodes, %s to local clients, of that %s from the cache", size(s.Sent), size(s.Served), size(r.Cache))
+	} else {
+		line("given", "%s to nodes", size(s.Sent))
+	}
 	if text := limited(s.Limits); text != "" {
 		line("limits", "%s", text)
 	}
 	if s.BadPieces > 0 {
-		line("BAD", "%d pieces did not match their digest; the log names who sent them", s.BadPieces)
+		line("BAD", "%s not match the digest; the log names who sent them", plural(int(s.BadPieces), "piece did", "pieces did"))
 	}
-	line("now", "%d downloads in memory", s.Downloads)
+	line("now", "%s open", plural(s.Downloads, "download", "downloads"))
 	return tw.Flush()
 }
 
@@ -115,10 +122,19 @@ func limited(l api.Limits) string {
 	return strings.Join(words, ", ")
 }
 
-// share tells how much of what came in came from the cluster.
-func share(r api.Sources) string {
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
+// share tells how much of what came in came from the cluster. A supernode is there to ask
+// origins.
+func share(s api.Status) string {
+	r := s.Received
 	all := r.Peers + r.Seeds + r.Origin
-	if all == 0 {
+	if all == 0 || s.Program != "dfdaemon" {
 		return ""
 	}
 	return fmt.Sprintf(" (%d%% from the cluster)", 100*(r.Peers+r.Seeds)/all)

@@ -97,7 +97,7 @@ func (d *Download) assigned(a api.Assignment, err error) {
 	now := time.Now()
 	d.ownerErr = err
 	if err != nil {
-		d.log.Info("announce failed", "error", err)
+		d.log.Debug("announce failed", "error", err)
 		return
 	}
 	if f := a.Failure; f != nil && !d.complete && len(d.links) == 0 && !d.seeding {

@@ -1116,7 +1116,7 @@ func (d *Download) noteComplete() {
 	d.progress.signal()
 	if !d.ledger.cached {
 		s := d.sources()
-		d.log.Info("content complete", "bytes", d.ledger.replica.Facts().Length,
+		d.tell(slog.LevelInfo, "content complete", "bytes", d.ledger.replica.Facts().Length,
 			"peers", s.Peers, "seeds", s.Seeds, "origin", s.Origin, "inline", s.Inline, "links", len(d.links))
 	}
 }
@@ -1161,6 +1161,15 @@ func (d *Download) fail(err error) {
 	}
 }
 
+// tell writes the one line of a content on a host that is there to serve. Elsewhere somebody
+// asked for the content, and whoever serves him writes the line.
+func (d *Download) tell(level slog.Level, msg string, attrs ...any) {
+	if !d.e.cfg.Seed {
+		level = slog.LevelDebug
+	}
+	d.log.Log(d.ctx, level, msg, attrs...)
+}
+
 // failHere ends the download because of this host's own disk.
 func (d *Download) failHere(err error) {
 	d.ownFault = d.err == nil
@@ -1182,7 +1191,7 @@ func (d *Download) tellFailure() {
 	var f *api.Failure
 	switch {
 	case errors.As(d.err, &f):
-		d.log.Warn("download failed", "error", d.err)
+		d.tell(slog.LevelWarn, "download failed", "error", d.err)
 	case errors.Is(d.err, ErrRevoked) && !d.again:
 		f = &api.Failure{Status: http.StatusBadGateway, Message: d.err.Error()}
 	default:

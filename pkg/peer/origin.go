@@ -160,7 +160,7 @@ func (d *Download) originEnded(o *originParent, err error) {
 		d.seeding = true // so that observer and neighbours are told
 		d.failHere(err)
 	case d.othersHaveMore():
-		d.log.Warn("origin failed, going on with what peers have", "error", err)
+		d.log.Info("origin failed, going on with what peers have", "error", err)
 		d.maySeed = false
 	default:
 		d.seeding = true
@@ -255,7 +255,7 @@ func (o *originParent) run(ctx context.Context) error {
 		if tries++; tries >= originTries {
 			return err
 		}
-		o.d.log.Warn("origin failed, trying again", "error", err, "try", tries)
+		o.d.log.Debug("origin failed, trying again", "error", err, "try", tries)
 		select {
 		case <-time.After(pause):
 			pause *= 2

@@ -59,10 +59,14 @@ func (p *Pulls) Finished(l *slog.Logger, pull Pull) {
 	if l == nil {
 		return
 	}
-	attrs := []any{
-		"task", pull.Task, "kind", pull.Kind, "name", pull.Name, "result", pull.Result, "bytes", pull.Bytes.Total(),
-		slog.Group("from", "peers", pull.Bytes.Peers, "seed", pull.Bytes.Seed, "origin", pull.Bytes.Origin, "cache", pull.Bytes.Cache),
+	var attrs []any
+	if pull.Task != "" { // else it was refused before it was known
+		attrs = append(attrs, "task", pull.Task)
 	}
+	attrs = append(attrs,
+		"kind", pull.Kind, "name", pull.Name, "result", pull.Result, "bytes", pull.Bytes.Total(),
+		slog.Group("from", "peers", pull.Bytes.Peers, "seed", pull.Bytes.Seed, "origin", pull.Bytes.Origin, "cache", pull.Bytes.Cache),
+	)
 	if pull.FirstByte > 0 {
 		attrs = append(attrs, "firstByte", round(pull.FirstByte))
 	}
