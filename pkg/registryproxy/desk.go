@@ -87,6 +87,7 @@ type desk struct {
 
 	rights verdicts
 	tags   tags
+	silent silent
 
 	asking       flights[questionKey, saying]
 	resolving    flights[tagKey, resolved]

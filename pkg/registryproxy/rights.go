@@ -1,6 +1,7 @@
 package registryproxy
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"time"
@@ -45,11 +46,12 @@ func (x *exchange) right(q question) (right, *refusal) {
 	if counts {
 		return r, nil
 	}
-	s, err := x.desk.ask(x.ctx, q)
+	fallback := known && x.desk.policy.Load().ServeCached
+	s, err := orSoon(x, fallback, func(ctx context.Context) (saying, error) { return x.desk.ask(ctx, q) })
 	if err != nil {
 		return right{}, x.failed(err)
 	}
-	if known && s.down() && x.desk.policy.Load().ServeCached {
+	if fallback && s.down() {
 		x.pull.Unverified = true
 		x.w.Header().Set(HeaderUnverified, "registry unreachable")
 		return r, nil

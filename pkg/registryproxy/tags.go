@@ -148,16 +148,17 @@ func (d *desk) resolveNow(ctx context.Context, q question, known tag, age time.D
 // which the registry answers both at once to the one that resolves the tag.
 func (x *exchange) askTag(q question) (right, *refusal) {
 	policy := x.desk.policy.Load()
-	r, err := x.desk.resolve(x.ctx, q, policy.TagLife)
+	known, fallback := x.desk.tags.get(q.tagKey())
+	fallback = fallback && time.Since(known.at) >= policy.TagLife && time.Since(known.at) <= policy.TagStale
+	r, err := orSoon(x, fallback, func(ctx context.Context) (resolved, error) { return x.desk.resolve(ctx, q, policy.TagLife) })
 	if err != nil {
 		return right{}, x.failed(err)
 	}
 	if !r.ok() {
-		known, ok := x.desk.tags.get(q.tagKey())
-		age := time.Since(known.at)
-		if !ok || !r.said.down() || age > policy.TagStale {
+		if !fallback || !r.said.down() {
 			return x.said(r.said)
 		}
+		age := time.Since(known.at)
 		r.tag = known
 		x.pull.Stale = age
 		x.w.Header().Set(HeaderStale, strconv.FormatInt(int64(age/time.Second), 10))

@@ -155,6 +155,8 @@ func FuzzParseDockerConfig(f *testing.F) {
 		if err != nil {
 			assert.NotContains(t, err.Error(), fmt.Sprintf("%q", b))
 		}
-		serverOf(key)
+		if server := serverOf(key); len(server) > len(key) {
+			t.Fatalf("%q of %q", server, key)
+		}
 	})
 }
