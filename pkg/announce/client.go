@@ -189,6 +189,8 @@ func (c *Client) Run(ctx context.Context) error {
 	close(c.ended)
 	senders.Wait()
 	c.leave(context.WithoutCancel(ctx))
+	// An owner that ends soon, too, waits for a connection that was made and never used.
+	c.cfg.Client.CloseIdleConnections()
 	return nil
 }
 

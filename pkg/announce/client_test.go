@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -578,6 +579,23 @@ func TestTheEndIsToldToOwnersWithinASecond(t *testing.T) {
 		_, err := c.Announce(t.Context(), started("app"))
 		require.ErrorIs(t, err, ErrStopped)
 	})
+}
+
+// closing counts how often it is told to close what is idle.
+type closing struct {
+	http.RoundTripper
+	times atomic.Int64
+}
+
+func (c *closing) CloseIdleConnections() { c.times.Add(1) }
+
+func TestAtTheEndNoConnectionIsLeftForOwnersToWaitFor(t *testing.T) {
+	tr := &closing{RoundTripper: http.DefaultTransport}
+	c := New(Config{Client: &http.Client{Transport: tr}})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.NoError(t, c.Run(ctx))
+	assert.EqualValues(t, 1, tr.times.Load())
 }
 
 func TestWhoeverCancelsDoesNotWait(t *testing.T) {

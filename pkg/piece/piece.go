@@ -89,6 +89,14 @@ func (l Layout) Span(offset, n int64) (first, end Index) {
 	return l.At(offset), l.At(offset+n-1) + 1
 }
 
+// Within returns an [ErrMissing] unless the content has all of the bytes [offset, offset+n).
+func (l Layout) Within(offset, n int64) error {
+	if offset < 0 || n < 0 || offset > l.Length-n {
+		return fmt.Errorf("%d bytes at %d of %d: %w", n, offset, l.Length, ErrMissing)
+	}
+	return nil
+}
+
 // Facts are what must be known of a content before its first piece can be stored.
 type Facts struct {
 	Length    int64  `json:"length"`

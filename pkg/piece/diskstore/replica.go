@@ -122,8 +122,8 @@ func (r *replica) ReadAt(p []byte, off int64) (int, error) {
 
 func (r *replica) CopyTo(w io.Writer, off, n int64) (int64, error) {
 	c := r.c
-	if off < 0 || n < 0 || off > c.layout.Length-n {
-		return 0, fmt.Errorf("reading task %s: %d bytes at %d of %d: %w", c.id.Short(), n, off, c.layout.Length, piece.ErrMissing)
+	if err := c.layout.Within(off, n); err != nil {
+		return 0, fmt.Errorf("reading task %s: %w", c.id.Short(), err)
 	}
 	if _, err := r.there(off, n); err != nil || n == 0 {
 		return 0, err

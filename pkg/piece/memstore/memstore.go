@@ -323,8 +323,8 @@ func (r *replica) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (r *replica) CopyTo(w io.Writer, off, n int64) (int64, error) {
-	if off < 0 || n < 0 || off > r.c.facts.Length-n {
-		return 0, fmt.Errorf("reading task %s: %d bytes at %d of %d: %w", r.c.id.Short(), n, off, r.c.facts.Length, piece.ErrMissing)
+	if err := r.c.facts.Layout().Within(off, n); err != nil {
+		return 0, fmt.Errorf("reading task %s: %w", r.c.id.Short(), err)
 	}
 	parts, err := r.span(off, n)
 	if err != nil {
