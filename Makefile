@@ -53,8 +53,8 @@ race: ## run the tests under the race detector (needs a C compiler)
 clients: ## pull with the libraries of containerd, Docker, Podman and others, with faults: out/clients.json
 	cd test/clients && CGO_ENABLED=0 $(GO) test -mod=mod $(CLIENT_FLAGS) -count 1 -timeout 10m -parallel 12 -v . -args -out $(CURDIR)/out/clients.json
 
-e2e: ## pull with real containerd in network namespaces (needs root, containerd, runc, iproute2)
-	$(GO) test -tags $(TAGS) -count 1 -timeout 15m -v ./test/e2e/...
+e2e: ## pull with real containerd, Docker, Podman and others in network namespaces (needs root and their packages)
+	$(GO) test -tags $(TAGS) -count 1 -timeout 15m -v ./test/e2e/... -args -out $(CURDIR)/out/clients.json
 
 clean: ## remove what the targets above wrote
 	rm -rf bin out

@@ -28,7 +28,8 @@ const (
 
 // fault is something that goes wrong at the registry.
 type fault struct {
-	name   string
+	name string
+	// script are faults of all blobs; those without a match are of the largest layer.
 	script []registrytest.Fault
 	end    end
 	// silence is how long a client may wait for a byte.
@@ -40,14 +41,21 @@ type fault struct {
 // cut is where a body is cut, inside of the largest layer only: the others are shorter.
 const cut = 1500e3
 
-// of are faults that hit every blob's GET.
+// of is a fault of all blobs.
 func of(f registrytest.Fault) []registrytest.Fault {
 	f.Match = "/blobs/"
-	if f.Action == registrytest.ActStatus || f.Action == registrytest.ActSlowHeaders {
-		return []registrytest.Fault{f}
-	}
-	f.Match = "GET lib/app/blobs/"
 	return []registrytest.Fault{f}
+}
+
+// largest gives faults without a match to the GETs of an image's largest layer.
+func largest(p registrytest.Pushed, script ...registrytest.Fault) []registrytest.Fault {
+	script = slices.Clone(script)
+	for i := range script {
+		if script[i].Match == "" {
+			script[i].Match = "GET " + p.Repository + "/blobs/" + p.Layers()[0].Digest
+		}
+	}
+	return script
 }
 
 func faults() []fault {
@@ -56,20 +64,20 @@ func faults() []fault {
 	}
 	return []fault{
 		{"none", nil, right, 5 * time.Second, 1.02},
-		{"body cut once", []registrytest.Fault{{Action: registrytest.ActTruncate, Match: "GET lib/app/blobs/", At: cut, Times: 1}}, right, 5 * time.Second, 1.02},
-		{"every body cut once more each time", []registrytest.Fault{{Action: registrytest.ActTruncate, Match: "GET lib/app/blobs/", At: 400e3, Times: 5}}, right, 5 * time.Second, 1.02},
-		{"body reset once", []registrytest.Fault{{Action: registrytest.ActReset, Match: "GET lib/app/blobs/", At: cut, Times: 1}}, right, 5 * time.Second, 1.6},
+		{"body cut once", []registrytest.Fault{{Action: registrytest.ActTruncate, At: cut, Times: 1}}, right, 5 * time.Second, 1.02},
+		{"every body cut once more each time", []registrytest.Fault{{Action: registrytest.ActTruncate, At: 400e3, Times: 5}}, right, 5 * time.Second, 1.02},
+		{"body reset once", []registrytest.Fault{{Action: registrytest.ActReset, At: cut, Times: 1}}, right, 5 * time.Second, 1.6},
 		{"body cut, Range ignored", []registrytest.Fault{
-			{Action: registrytest.ActTruncate, Match: "GET lib/app/blobs/", At: cut, Times: 1},
-			{Action: registrytest.ActIgnoreRange, Match: "GET lib/app/blobs/"},
+			{Action: registrytest.ActTruncate, At: cut, Times: 1},
+			{Action: registrytest.ActIgnoreRange},
 		}, right, 5 * time.Second, 1.6},
 		{"redirect to another host", []registrytest.Fault{{Action: registrytest.ActRedirect, Match: "/blobs/"}}, right, 5 * time.Second, 1.02},
 		{"blobs 429 once, Retry-After 1 s", status(429, map[string]string{"Retry-After": "1"}, 1), right, 10 * time.Second, 1.02},
 		{"blobs 503 once", status(503, nil, 1), right, 10 * time.Second, 1.02},
 		{"headers of blobs 3 s late", of(registrytest.Fault{Action: registrytest.ActSlowHeaders, DelayMillis: 3000, Times: 2}), right, 10 * time.Second, 1.02},
-		{"wrong bytes once", []registrytest.Fault{{Action: registrytest.ActCorrupt, Match: "GET lib/app/blobs/", At: 40e3, Times: 1}}, either, 10 * time.Second, 2.02},
-		{"wrong bytes always", []registrytest.Fault{{Action: registrytest.ActCorrupt, Match: "GET lib/app/blobs/", At: 40e3}}, told, 10 * time.Second, 0},
-		{"no lengths", []registrytest.Fault{{Action: registrytest.ActNoLength, Match: "GET lib/app/blobs/"}}, right, 5 * time.Second, 1.02},
+		{"wrong bytes once", []registrytest.Fault{{Action: registrytest.ActCorrupt, At: 40e3, Times: 1}}, either, 10 * time.Second, 2.02},
+		{"wrong bytes always", []registrytest.Fault{{Action: registrytest.ActCorrupt, At: 40e3}}, told, 10 * time.Second, 0},
+		{"no lengths", []registrytest.Fault{{Action: registrytest.ActNoLength}}, right, 5 * time.Second, 1.02},
 		{"blobs 429 always", status(429, map[string]string{"Retry-After": "1"}, 0), told, 10 * time.Second, 0},
 		{"blobs 503 always", status(503, nil, 0), told, 10 * time.Second, 0},
 		{"blobs 404 always", status(404, nil, 0), told, 5 * time.Second, 0},
@@ -102,7 +110,7 @@ func TestEveryPullEndsWithTheRightBytesOrAnErrorWhateverTheRegistryDoes(t *testi
 func (f fault) play(t *testing.T, l clients.Library) []results.Result {
 	s := newSite(t, registrytest.Config{})
 	p := s.image("lib/app", 10)
-	s.Fail(f.script...)
+	s.Fail(largest(p, f.script...)...)
 	began := time.Now()
 	dir, err := s.pull(l, p.Repository, "v1", login{})
 	took, silence := time.Since(began), s.silence.Longest()
@@ -153,7 +161,7 @@ func TestASlowRegistryIsWaitedForAndDisturbsNobodyElse(t *testing.T) {
 		_, err := s.pull(l, quick.Repository, "v1", login{})
 		require.NoError(t, err)
 		// The largest layer stands still in its middle until the registry is well again.
-		s.Fail(registrytest.Fault{Action: registrytest.ActStall, Match: "GET lib/app/blobs/", At: cut, Times: 1})
+		s.Fail(largest(slow, registrytest.Fault{Action: registrytest.ActStall, At: cut, Times: 1})...)
 		done := make(chan error, 1)
 		go func() {
 			dir, err := s.pull(l, slow.Repository, "v1", login{})
@@ -184,10 +192,10 @@ func TestATokenThatEndsInTheMiddleOfABlobEndsNoPull(t *testing.T) {
 		}
 		s := newSite(t, cfg)
 		p := s.image("lib/app", 30)
-		s.Fail(
-			registrytest.Fault{Action: registrytest.ActStall, Match: "GET lib/app/blobs/", At: cut, Times: 1},
-			registrytest.Fault{Action: registrytest.ActTruncate, Match: "GET lib/app/blobs/", At: cut + 1, Times: 1},
-		)
+		s.Fail(largest(p,
+			registrytest.Fault{Action: registrytest.ActStall, At: cut, Times: 1},
+			registrytest.Fault{Action: registrytest.ActTruncate, At: cut + 1, Times: 1},
+		)...)
 		done := make(chan error, 1)
 		var dir string
 		go func() {

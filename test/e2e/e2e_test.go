@@ -9,6 +9,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -62,6 +63,8 @@ type cluster struct {
 	t testing.TB
 
 	registry  string // as images name it
+	url       string // where it is
+	admins    string // where it is scripted; empty is 127.0.0.1:adminPort
 	secret    string // file
 	supernode *lab.Proc
 	machine   *lab.Node // the supernode's
@@ -87,6 +90,7 @@ func build(t *testing.T, n int, fallback bool) *cluster {
 
 	c := &cluster{Lab: lab.New(t, lab.Config{Nodes: n + 1}), t: t}
 	c.registry = c.Registry.Addr + ":" + registryPort
+	c.url = "http://" + c.registry
 	_, err := c.Registry.Start("registry", filepath.Join(bin, "registry"), "-listen", c.registry, "-admin", "127.0.0.1:"+adminPort,
 		"-storage", c.Registry.Addr+":0", "-dir", filepath.Join(c.Registry.Dir, "content"))
 	require.NoError(t, err)
@@ -98,12 +102,7 @@ func build(t *testing.T, n int, fallback bool) *cluster {
 	c.startSupernode()
 	for _, node := range c.Nodes[1:] {
 		p := &puller{Node: node}
-		p.args = programs.Dfdaemon{
-			Name: node.Name, DataDir: filepath.Join(node.Dir, "dfdaemon"),
-			Mirror: "127.0.0.1:65001", API: "127.0.0.1:65003", Peer: node.Addr + ":65002",
-			Supernode: c.machine.Addr + ":65000", SecretFile: c.secret,
-			Registry: c.registry, RegistryBase: "http://" + c.registry,
-		}.Args()
+		p.args = c.dfdaemon(node)
 		p.startDfdaemon(t)
 		var err error
 		p.containerd, err = node.Containerd()
@@ -118,12 +117,22 @@ func build(t *testing.T, n int, fallback bool) *cluster {
 	return c
 }
 
+// dfdaemon is the command line of a node's.
+func (c *cluster) dfdaemon(node *lab.Node) []string {
+	return programs.Dfdaemon{
+		Name: node.Name, DataDir: filepath.Join(node.Dir, "dfdaemon"),
+		Mirror: "127.0.0.1:65001", API: "127.0.0.1:65003", Peer: node.Addr + ":65002",
+		Supernode: c.machine.Addr + ":65000", SecretFile: c.secret,
+		Registry: c.registry, RegistryBase: c.url,
+	}.Args()
+}
+
 func (c *cluster) startSupernode() {
 	c.t.Helper()
 	s := programs.Supernode{
 		Name: "supernode", DataDir: filepath.Join(c.machine.Dir, "supernode"),
 		API: c.machine.Addr + ":65000", Peer: c.machine.Addr + ":65004", Admin: "127.0.0.1:65005", SecretFile: c.secret,
-		Registry: c.registry, RegistryBase: "http://" + c.registry,
+		Registry: c.registry, RegistryBase: c.url,
 	}
 	var err error
 	c.supernode, err = c.machine.Start("supernode", filepath.Join(bin, "supernode"), s.Args()...)
@@ -155,7 +164,8 @@ func (c *cluster) admin(method, path string, in, out any) {
 		require.NoError(c.t, err)
 		body = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(c.t.Context(), method, "http://127.0.0.1:"+adminPort+path, body)
+	at := cmp.Or(c.admins, "127.0.0.1:"+adminPort)
+	req, err := http.NewRequestWithContext(c.t.Context(), method, "http://"+at+path, body)
 	require.NoError(c.t, err)
 	resp, err := c.Registry.Client().Do(req)
 	require.NoError(c.t, err)
@@ -171,8 +181,14 @@ func (c *cluster) admin(method, path string, in, out any) {
 // push makes an image in the registry and starts counting anew.
 func (c *cluster) push(repository string, layers ...int64) registrytest.PushAnswer {
 	c.t.Helper()
+	return c.pushSeed(7, repository, layers...)
+}
+
+// pushSeed is the same; another seed makes an image that shares nothing.
+func (c *cluster) pushSeed(seed uint64, repository string, layers ...int64) registrytest.PushAnswer {
+	c.t.Helper()
 	var pushed registrytest.PushAnswer
-	c.admin(http.MethodPost, "/push", registrytest.PushOrder{Repository: repository, Tag: "v1", Seed: 7, Layers: layers}, &pushed)
+	c.admin(http.MethodPost, "/push", registrytest.PushOrder{Repository: repository, Tag: "v1", Seed: seed, Layers: layers}, &pushed)
 	c.admin(http.MethodPost, "/reset", nil, nil)
 	return pushed
 }

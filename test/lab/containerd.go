@@ -27,6 +27,7 @@ type Containerd struct {
 	Socket string
 
 	node        *Node
+	bin         string // directory of the programs, empty for the PATH
 	hosts       string // directory of hosts.toml files
 	snapshotter string
 }
@@ -35,7 +36,7 @@ type Containerd struct {
 const containerdConfig = `version = 2
 root = %q
 state = %q
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
 [grpc]
   address = %q
 [debug]
@@ -45,9 +46,12 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 `
 
 // Containerd starts a containerd and waits until it answers.
-func (n *Node) Containerd() (*Containerd, error) {
+func (n *Node) Containerd() (*Containerd, error) { return n.containerd("") }
+
+// containerd starts the one of a directory.
+func (n *Node) containerd(bin string) (*Containerd, error) {
 	dir := filepath.Join(n.Dir, "containerd")
-	c := &Containerd{Socket: filepath.Join(dir, "c.sock"), node: n, hosts: filepath.Join(dir, "certs.d")}
+	c := &Containerd{bin: bin, Socket: filepath.Join(dir, "c.sock"), node: n, hosts: filepath.Join(dir, "certs.d")}
 	if err := os.MkdirAll(c.hosts, 0o755); err != nil {
 		return nil, fmt.Errorf("making containerd's directories on %s: %w", n.Name, err)
 	}
@@ -62,7 +66,7 @@ func (n *Node) Containerd() (*Containerd, error) {
 		c.snapshotter = "overlayfs"
 	}
 	var err error
-	if c.Proc, err = n.Start("containerd", "containerd", "-c", config); err != nil {
+	if c.Proc, err = n.Start("containerd", filepath.Join(bin, "containerd"), "-c", config); err != nil {
 		return nil, err
 	}
 	deadline := time.Now().Add(30 * time.Second)
@@ -101,7 +105,7 @@ func (c *Containerd) Mirror(registry, server, mirror string) error {
 
 func (c *Containerd) ctr(ctx context.Context, args ...string) ([]byte, error) {
 	// ctr resolves and fetches in its own process, so it has to be in the node's network.
-	cmd := c.node.Command(ctx, "ctr", append([]string{"-a", c.Socket}, args...)...)
+	cmd := c.node.Command(ctx, filepath.Join(c.bin, "ctr"), append([]string{"-a", c.Socket}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
@@ -109,8 +113,14 @@ func (c *Containerd) ctr(ctx context.Context, args ...string) ([]byte, error) {
 }
 
 // Pull pulls and unpacks an image. The error holds what ctr wrote.
-func (c *Containerd) Pull(ctx context.Context, ref string) error {
-	out, err := c.ctr(ctx, "images", "pull", "--snapshotter", c.snapshotter, "--hosts-dir", c.hosts, ref)
+func (c *Containerd) Pull(ctx context.Context, ref string) error { return c.pull(ctx, ref, Login{}) }
+
+func (c *Containerd) pull(ctx context.Context, ref string, who Login) error {
+	args := []string{"images", "pull", "--snapshotter", c.snapshotter, "--hosts-dir", c.hosts}
+	if who.User != "" {
+		args = append(args, "--user", who.User+":"+who.Password)
+	}
+	out, err := c.ctr(ctx, append(args, ref)...)
 	if err != nil {
 		return fmt.Errorf("ctr images pull %s on %s: %w: %s", ref, c.node.Name, errors.Join(err, context.Cause(ctx)), tail(out))
 	}
@@ -138,8 +148,9 @@ type File struct {
 // Unpacked returns the files of a pulled image as its containers would see them, by path
 // without a slash in front.
 func (c *Containerd) Unpacked(ctx context.Context, ref string) (files map[string]File, err error) {
-	target := filepath.Join(c.node.Dir, "rootfs")
-	if err := os.MkdirAll(target, 0o755); err != nil {
+	// A place of its own each time: containerd 2 lets go of one a moment after the unmounting.
+	target, err := os.MkdirTemp(c.node.Dir, "rootfs-")
+	if err != nil {
 		return nil, err
 	}
 	if out, err := c.ctr(ctx, "images", "mount", "--snapshotter", c.snapshotter, ref, target); err != nil {

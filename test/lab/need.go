@@ -21,6 +21,11 @@ type Feature string
 const (
 	Network Feature = "network namespaces" // root, unshare, nsenter, ip and tc
 	Runtime Feature = "containerd"         // containerd and ctr
+
+	// Tools of [Kind]; Containerd2 is built from its module, by Go.
+	Containerd2 Feature = "containerd 2"
+	Docker      Feature = "dockerd and docker"
+	Containers  Feature = "podman, buildah and skopeo"
 )
 
 // Need skips the test where the machine lacks a feature. When CI=true it fails instead: there
@@ -45,6 +50,13 @@ func probe(f Feature) error {
 		return namespaces()
 	case Runtime:
 		return containerds()
+	case Containerd2:
+		_, err := containerd2()
+		return errors.Join(containerds(), err)
+	case Docker:
+		return errors.Join(containerds(), programs("dockerd", "docker", "runc"))
+	case Containers:
+		return errors.Join(containerds(), programs("podman", "buildah", "skopeo", "crun", "conmon"))
 	}
 	return fmt.Errorf("nobody knows how to look for %q", f)
 }
@@ -83,6 +95,46 @@ var containerds = sync.OnceValue(func() error {
 		return err
 	}
 	return programs("containerd", "ctr", "mount")
+})
+
+// containerd2 builds containerd 2 and its ctr as test/clients names their version, where they
+// have not been built before, and returns their directory.
+var containerd2 = sync.OnceValues(func() (string, error) {
+	const module = "github.com/containerd/containerd/v2"
+	mod, err := exec.Command("go", "env", "GOMOD").Output()
+	if err != nil {
+		return "", fmt.Errorf("looking for this module's directory: %w", err)
+	}
+	clients := filepath.Join(filepath.Dir(strings.TrimSpace(string(mod))), "test", "clients")
+	list := exec.Command("go", "list", "-mod=mod", "-m", "-f", "{{.Version}}", module)
+	list.Dir = clients
+	version, err := list.Output()
+	if err != nil {
+		return "", fmt.Errorf("looking for the version of containerd 2: %w", err)
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(cache, "darter-lab", "containerd-"+strings.TrimSpace(string(version)))
+	if programs(filepath.Join(bin, "containerd"), filepath.Join(bin, "ctr")) == nil {
+		return bin, nil
+	}
+	part := bin + ".part" + strconv.Itoa(os.Getpid())
+	defer os.RemoveAll(part)
+	build := exec.Command("go", "build", "-mod=mod", "-trimpath", "-ldflags", "-s -w -X "+module+"/version.Version="+strings.TrimSpace(string(version)),
+		"-o", part+string(filepath.Separator), module+"/cmd/containerd", module+"/cmd/ctr")
+	build.Dir, build.Env = clients, append(os.Environ(), "CGO_ENABLED=0")
+	if err := os.MkdirAll(part, 0o755); err != nil {
+		return "", err
+	}
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building containerd 2: %w: %s", err, tail(out))
+	}
+	if err := os.Rename(part, bin); err != nil && programs(filepath.Join(bin, "ctr")) != nil {
+		return "", err
+	}
+	return bin, nil
 })
 
 // overlay reports whether an overlay can be mounted where labs keep their files. It cannot

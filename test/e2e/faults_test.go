@@ -1,0 +1,230 @@
+//go:build linux
+
+package e2e
+
+import (
+	"flag"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/test/lab"
+	"github.com/darter-io/darter/test/registrytest"
+	"github.com/darter-io/darter/test/results"
+)
+
+var outFile = flag.String("out", "", "file to write what was measured to (JSON); figures of other scenarios in it are kept")
+
+// end is how the pulls of a row have to end, once they have ended at all.
+type end int
+
+const (
+	right  end = iota // with the image, for every tool
+	told              // with an error: the image cannot be had
+	either            // with one of them: it hangs on what a tool makes of a short body
+)
+
+// row is something that goes wrong while all tools pull an image.
+type row struct {
+	name string
+	// script are faults of all blobs, largest are faults of the largest layer.
+	script, largest []registrytest.Fault
+	end             end
+	// egress is the most that the registry may send, in images; 0 asks nobody.
+	egress float64
+	// who pulls, and with which tools; the zero values are nobody and all.
+	who  lab.Login
+	only func(lab.Kind) bool
+	// midst is called as soon as the registry has sent half of the largest layer.
+	midst func(c *tools)
+	// before is called before the pulls, after when they have ended.
+	before, after func(c *tools)
+}
+
+// The largest layer is cut in its middle, which the others do not reach.
+const (
+	layerMost = 8e6
+	cutAt     = 4e6
+)
+
+// silenceTold is the silence beyond which the log of the mirror is shown.
+const silenceTold = 5 * time.Second
+
+func rows() []row {
+	fault := func(a registrytest.Action, at int64, times int) registrytest.Fault {
+		return registrytest.Fault{Action: a, At: at, Times: times}
+	}
+	refuse := func(status, times int, header map[string]string) []registrytest.Fault {
+		return []registrytest.Fault{{Action: registrytest.ActStatus, Status: status, Match: "/blobs/", Times: times, Header: header}}
+	}
+	moment := map[string]string{"Retry-After": "1"}
+	return []row{
+		{name: "none", egress: 1.02},
+		{name: "body cut once", largest: []registrytest.Fault{fault(registrytest.ActTruncate, cutAt, 1)}, egress: 1.02},
+		// Of the piece that a cut runs through nothing is kept.
+		{name: "body cut five times", largest: []registrytest.Fault{fault(registrytest.ActTruncate, 1e6, 5)}, egress: 1.06},
+		{name: "body reset once", largest: []registrytest.Fault{fault(registrytest.ActReset, cutAt, 1)}, egress: 1.6},
+		{name: "body cut, Range ignored", largest: []registrytest.Fault{fault(registrytest.ActTruncate, cutAt, 1), fault(registrytest.ActIgnoreRange, 0, 0)}, egress: 1.6},
+		{name: "redirect to another host", script: []registrytest.Fault{{Action: registrytest.ActRedirect, Match: "/blobs/"}}, egress: 1.02},
+		{name: "no lengths", largest: []registrytest.Fault{fault(registrytest.ActNoLength, 0, 0)}, egress: 1.02},
+		{name: "blobs 429 once, Retry-After 1 s", script: refuse(429, 1, moment), egress: 1.02},
+		{name: "blobs 503 once", script: refuse(503, 1, nil)},
+		{name: "headers of blobs 3 s late", script: []registrytest.Fault{{Action: registrytest.ActSlowHeaders, DelayMillis: 3000, Match: "/blobs/", Times: 2}}, egress: 1.02},
+		{name: "slow registry", before: func(c *tools) { c.slowly(2e6) }, after: func(c *tools) { c.slowly(0) }, egress: 1.02},
+		{name: "wrong bytes once", largest: []registrytest.Fault{fault(registrytest.ActCorrupt, 40e3, 1)}, end: either},
+		// dockerd takes 75 s of its own to give up.
+		{name: "wrong bytes always", largest: []registrytest.Fault{fault(registrytest.ActCorrupt, 40e3, 0)}, end: told, only: func(k lab.Kind) bool { return k != lab.KindDocker }},
+		{name: "blobs 503 always", script: refuse(503, 0, nil), end: told},
+		{name: "token ends in mid-blob", who: alice, only: ownLogin, end: either, largest: []registrytest.Fault{
+			fault(registrytest.ActStall, cutAt, 1), fault(registrytest.ActTruncate, cutAt+1, 1),
+		}, midst: func(c *tools) {
+			c.admin(http.MethodPost, "/revoke-tokens", nil, nil)
+			c.admin(http.MethodDelete, "/faults", nil, nil)
+		}},
+		{name: "supernode killed in the middle", before: func(c *tools) { c.slowly(4e6) }, midst: func(c *tools) {
+			require.NoError(c.t, c.supernode.Kill())
+			c.slowly(0)
+		}},
+		{name: "no supernode", after: func(c *tools) { c.startSupernode() }},
+	}
+}
+
+// TestEveryToolEndsWithTheRightImageOrAnErrorWhateverGoesWrong is the fault matrix. Tools that
+// can ask the registry itself where the mirror refuses are configured to.
+func TestEveryToolEndsWithTheRightImageOrAnErrorWhateverGoesWrong(t *testing.T) {
+	c := withTools(t, true)
+	out := results.New()
+	for i, r := range rows() {
+		t.Run(r.name, func(t *testing.T) {
+			outer := c.t
+			c.t = t
+			defer func() { c.t = outer }()
+			out.Add(r.play(c, uint64(100+i))...)
+		})
+	}
+	publish(t, out)
+}
+
+// play pulls an image with every tool at once while the row's fault lasts, and once more when
+// it is over.
+func (r row) play(c *tools, seed uint64) (measured []results.Result) {
+	t := c.t
+	repository := fmt.Sprintf("lib/row-%d", seed)
+	if r.who.User != "" {
+		repository = fmt.Sprintf("team/row-%d", seed)
+	}
+	pushed := c.pushSeed(seed, repository, layerMost, 3e6, 50e3)
+	if r.before != nil {
+		r.before(c)
+	}
+	script := slices.Clone(r.script)
+	for _, f := range r.largest {
+		f.Match = "GET " + repository + "/blobs/" + pushed.Layers()[0].Digest
+		script = append(script, f)
+	}
+	if script != nil {
+		c.admin(http.MethodPost, "/faults", script, nil)
+	}
+	users := c.users
+	if r.only != nil {
+		users = c.only(r.only)
+	}
+	done := make(chan map[lab.Kind]outcome, 1)
+	go func() { done <- c.pulls(users, c.ref(pushed), r.who) }()
+	if r.midst != nil {
+		deadline := time.Now().Add(pullLimit)
+		for c.counts().Object(pushed.Layers()[0].Digest).Bytes < cutAt {
+			require.True(t, time.Now().Before(deadline), "the registry never sent half of the largest layer")
+			time.Sleep(10 * time.Millisecond)
+		}
+		r.midst(c)
+	}
+	ended := <-done
+	counts := c.counts()
+	if r.after != nil {
+		r.after(c)
+	}
+	c.admin(http.MethodDelete, "/faults", nil, nil)
+
+	egress := float64(counts.Egress) / float64(pushed.Bytes)
+	assert.Zero(t, counts.Leaks, "credentials at another host")
+	if r.egress > 0 {
+		assert.LessOrEqual(t, egress, r.egress, "bytes sent over bytes of the image")
+	}
+	scenario := "fault/" + r.name
+	measured = append(measured, results.Result{Scenario: scenario, Metric: "registry_egress_ratio", Value: egress, Unit: "ratio", Better: "lower"})
+	for _, u := range users {
+		o := ended[u.kind]
+		how := "the image"
+		if o.err != nil {
+			how = o.err.Error()
+			how = how[max(0, len(how)-300):]
+			assert.NotContains(t, o.err.Error(), "stuck", "%s", u.kind)
+		}
+		t.Logf("%-12s %5.1f s, silence %4.1f s: %s", u.kind, o.took.Seconds(), o.silence.Seconds(), strings.Join(strings.Fields(how), " "))
+		if o.silence > silenceTold {
+			log := u.dfdaemon.Log()
+			t.Logf("the dfdaemon of %s logged:\n%s", u.Name, log[max(0, len(log)-4<<10):])
+			log = c.supernode.Log()
+			t.Logf("the supernode logged:\n%s", log[max(0, len(log)-4<<10):])
+		}
+		if r.end == right {
+			assert.NoError(t, o.err, "%s", u.kind)
+		}
+		if r.end == told {
+			assert.Error(t, o.err, "%s", u.kind)
+		}
+		value := 0.0
+		if o.err == nil {
+			c.requireFiles(u, pushed)
+			value = 1
+		}
+		name := scenario + "/" + string(u.kind)
+		measured = append(measured,
+			results.Result{Scenario: name, Metric: "right_bytes", Value: value, Unit: "bool", Better: "higher"},
+			results.Result{Scenario: name, Metric: "seconds", Value: o.took.Seconds(), Unit: "seconds", Better: "lower"},
+			results.Result{Scenario: name, Metric: "longest_silence", Value: o.silence.Seconds(), Unit: "seconds", Better: "lower"})
+	}
+	t.Logf("the registry sent %.3f × the image", egress)
+	c.settle(pushed, r.who)
+	return measured
+}
+
+// settle pulls an image again with every tool, now that nothing is wrong any more.
+func (c *tools) settle(pushed registrytest.PushAnswer, who lab.Login) {
+	c.t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	left := c.users
+	for len(left) > 0 {
+		ended := c.pulls(left, c.ref(pushed), who)
+		var failed []*user
+		for _, u := range left {
+			if ended[u.kind].err != nil {
+				failed = append(failed, u)
+				continue
+			}
+			c.requireFiles(u, pushed)
+		}
+		if left = failed; len(left) > 0 && time.Now().After(deadline) {
+			require.NoError(c.t, ended[left[0].kind].err, "%s, although nothing is wrong any more", left[0].kind)
+		}
+	}
+}
+
+// publish prints what was measured and writes it to the file of -out.
+func publish(t *testing.T, out *results.File) {
+	var table strings.Builder
+	require.NoError(t, out.Print(&table))
+	t.Log("\n" + table.String())
+	if *outFile == "" {
+		return
+	}
+	require.NoError(t, out.Merge(*outFile))
+	require.NoError(t, out.Write(*outFile))
+}
