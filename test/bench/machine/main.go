@@ -47,6 +47,7 @@ var scenarios = []struct {
 	{"links", "time of a crowd on shaped links, over the bound", (*bench).links},
 	{"layer", "a small layer through the swarm and directly", (*bench).layer},
 	{"memory", "memory of dfdaemon, idle and in a pull", (*bench).memory},
+	{"mirror", "a manifest and a small layer that are here already, for one client and for 200 at once", (*bench).mirrorWarm},
 	{"warm", "a blob that is here already, beside nginx", (*bench).warm},
 }
 
