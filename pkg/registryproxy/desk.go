@@ -137,12 +137,34 @@ func (d *desk) put(ctx context.Context, q question, known tag) saying {
 	case s.err != nil:
 	case s.status == 0:
 		s.right = d.grant(q, s.right, time.Now())
+		d.learnPublic(ctx, q, s.right.id)
 	case s.status == http.StatusUnauthorized && (q.authorization != "" || q.anonymous):
 		d.rights.dropHolder(h)
 	case q.id != "" && (s.status == http.StatusForbidden || s.status == http.StatusNotFound):
 		d.rights.drop(h, object{q.endpoint, q.id})
 	}
 	return s
+}
+
+// publicWait bounds the question whether anybody may have a manifest.
+const publicWait = 10 * time.Second
+
+// learnPublic asks, after a client was allowed a manifest with a token, whether anybody may
+// have it, where that would count while the registry is unreachable: a client that comes then
+// can get no token, and would be refused what is public.
+func (d *desk) learnPublic(ctx context.Context, q question, id task.ID) {
+	if !d.policy.Load().ServeCached || q.authorization == "" || q.endpoint != endpointManifest {
+		return
+	}
+	q.authorization, q.anonymous, q.reference, q.id = "", true, string(id), id
+	if _, counts, _ := d.rights.get(q.holder(), object{q.endpoint, id}, time.Now()); counts {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publicWait)
+	go func() {
+		defer cancel()
+		_, _ = d.ask(ctx, q) // a consent is remembered, and anything else means nothing
+	}()
 }
 
 // head asks by HEAD, or by what a registry takes instead of it.

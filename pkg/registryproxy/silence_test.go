@@ -1,6 +1,7 @@
 package registryproxy_test
 
 import (
+	"errors"
 	"net/http"
 	"testing"
 	"testing/synctest"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/registryproxy"
+	"github.com/darter-io/darter/pkg/source"
 )
 
 // A registry behind a dead link refuses nothing: it is silent. A client gives up after ten
@@ -52,5 +54,40 @@ func TestASilentRegistryIsNotWaitedForWhereThereIsSomethingToServe(t *testing.T)
 		time.Sleep(10 * time.Second)
 		assert.Zero(t, pull())
 		assert.Empty(t, ask(p, http.MethodGet, "/v2/app/manifests/v1?ns=r.test", "Authorization", "Bearer opaque").Header.Get(registryproxy.HeaderStale))
+	})
+}
+
+// containerd brings a token of its own to a public image, too, where the registry asks for
+// one. Where the registry is gone, so is whoever gives tokens.
+func TestWhatIsPublicIsServedWithoutATokenWhileTheRegistryIsDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, public := range []bool{true, false} {
+			r := newRoom(registryproxy.Config{Policy: registryproxy.Policy{ServeCached: true, TagStale: 24 * time.Hour}})
+			var f family
+			known := answers(f.put(&r.swarm))
+			r.up.answer = func(w http.ResponseWriter, q source.Question) {
+				if q.Header.Get("Authorization") == "" && !(public && q.Anonymous) {
+					w.Header().Set("WWW-Authenticate", "Bearer realm")
+					w.WriteHeader(http.StatusUnauthorized)
+					return
+				}
+				known(w, q)
+			}
+			pull := func(who string) (statuses []int) {
+				for _, path := range []string{"manifests/v1", "manifests/" + string(f.index), "manifests/" + string(f.manifest), "blobs/" + string(f.config), "blobs/" + string(f.layer)} {
+					statuses = append(statuses, r.get("app/"+path+"?ns=r.test", "Authorization", who).StatusCode)
+				}
+				synctest.Wait()
+				return statuses
+			}
+			assert.Equal(t, []int{200, 200, 200, 200, 200}, pull("Bearer x"))
+			time.Sleep(2 * time.Hour)
+			r.up.err = errors.New("connection refused")
+			want := []int{200, 200, 200, 200, 200}
+			if !public {
+				want = []int{502, 502, 502, 502, 502}
+			}
+			assert.Equal(t, want, pull(""), "public: %v", public)
+		}
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -180,6 +181,9 @@ func (c *Client) forward(ctx context.Context, q source.Question) (*http.Response
 		if req.RoundTripper != nil && res.StatusCode == http.StatusUnauthorized {
 			c.logout(u, base, repositoryOf(q.Path), bare)
 		}
+		for i, link := range res.Header["Link"] {
+			res.Header["Link"][i] = home(base, link)
+		}
 		if unavailable(res.StatusCode) {
 			return &source.StatusError{Method: q.Method, URL: httporigin.Printable(req.URL), Status: res.StatusCode}
 		}
@@ -217,6 +221,26 @@ func at(base *url.URL, p, query string) *url.URL {
 		out.Path = "/v2/" + base.Path + "/" + strings.TrimPrefix(p, "/v2/")
 	}
 	return out
+}
+
+var linkTarget = regexp.MustCompile(`<[^<>]*>`)
+
+// home takes out of a Link (RFC 8288) what at put in, so that who follows it comes to the same
+// place by the repository's own name.
+func home(base *url.URL, link string) string {
+	if base.Path == "" {
+		return link
+	}
+	return linkTarget.ReplaceAllStringFunc(link, func(s string) string {
+		u, err := url.Parse(strings.Trim(s, "<>"))
+		if err != nil {
+			return s
+		}
+		if rest, ok := strings.CutPrefix(u.Path, "/v2/"+base.Path+"/"); ok {
+			u.Path, u.RawPath = "/v2/"+rest, ""
+		}
+		return "<" + u.String() + ">"
+	})
 }
 
 // each asks an upstream's URLs in order until one gives an answer that stands.

@@ -167,3 +167,20 @@ func contentSpec(host string) task.Spec {
 	sum := sha256.Sum256(content)
 	return task.Spec{ID: task.ID("sha256:" + hex.EncodeToString(sum[:])), Kind: task.Blob, Upstream: host, Repository: "team/app"}
 }
+
+func TestALinkOfAProxyProjectLeadsToTheRepositorysOwnName(t *testing.T) {
+	for said, want := range map[string]string{
+		`</v2/hub/cache/library/alpine/tags/list?last=b&n=2>; rel="next"`:                  `</v2/library/alpine/tags/list?last=b&n=2>; rel="next"`,
+		`<https://harbor.test/v2/hub/cache/library/alpine/tags/list?n=2>; rel="next", <x>`: `<https://harbor.test/v2/library/alpine/tags/list?n=2>; rel="next", <x>`,
+		`</v2/elsewhere/tags/list>; rel="next"`:                                            `</v2/elsewhere/tags/list>; rel="next"`,
+	} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			assert.Equal(t, "/v2/hub/cache/library/alpine/tags/list", r.URL.Path)
+			w.Header().Set("Link", said)
+		}))
+		t.Cleanup(s.Close)
+		c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{"docker.io": {URLs: []string{s.URL + "/hub/cache"}, Proxy: "none"}}})
+		res, _ := ask(t, c, source.Question{Upstream: "docker.io", Method: http.MethodGet, Path: "/v2/library/alpine/tags/list", Query: "n=2"})
+		assert.Equal(t, want, res.Header.Get("Link"))
+	}
+}
