@@ -197,8 +197,9 @@ func (d *Download) dial(n api.Neighbour) {
 		}
 	}
 	d.dialing[n.ID] = true
+	hello := d.hello().Hello
 	d.wg.Go(func() {
-		err := d.connect(n.Host)
+		err := d.connect(n.Host, hello)
 		d.post(func() {
 			delete(d.dialing, n.ID)
 			if err != nil && !errors.Is(err, errTwice) && !errors.Is(err, errTooMany) {
@@ -209,14 +210,14 @@ func (d *Download) dial(n api.Neighbour) {
 	})
 }
 
-func (d *Download) connect(h host.Host) error {
+func (d *Download) connect(h host.Host, hello *wire.Hello) error {
 	ctx, cancel := context.WithTimeout(d.ctx, dialTimeout)
 	defer cancel()
 	raw, err := d.e.cfg.Dial(ctx, h.Addr)
 	if err != nil {
 		return fmt.Errorf("dialling %s: %w", h.Addr, err)
 	}
-	conn, err := wire.Initiate(ctx, raw, d.id.Swarm(), d.e.cfg.Host.ID.PeerID())
+	conn, err := wire.Initiate(ctx, raw, d.id.Swarm(), d.e.cfg.Host.ID.PeerID(), hello)
 	if err != nil {
 		raw.Close()
 		return err

@@ -751,7 +751,9 @@ func (d *Download) addLink(c *wire.Conn, initiated bool, h host.ID) error {
 	d.nextLink++
 	d.links[l.n] = l
 	d.e.stats.links.Add(1)
-	l.send(d.hello())
+	if hello, said := d.hello(), c.Said(); said == nil || *said != *hello.Hello {
+		l.send(hello)
+	}
 	if d.pick != nil {
 		d.introduce(l)
 	} else {

@@ -72,7 +72,7 @@ func newBench(t *testing.T, pieces int) *bench {
 	}
 	other := make(chan result, 1)
 	go func() {
-		c, err := wire.Initiate(context.Background(), there, b.d.id.Swarm(), host.NewID().PeerID())
+		c, err := wire.Initiate(context.Background(), there, b.d.id.Swarm(), host.NewID().PeerID(), nil)
 		other <- result{c, err}
 	}()
 	conn, _, err := wire.Accept(t.Context(), here, b.e.cfg.Host.ID.PeerID())

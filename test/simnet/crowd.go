@@ -55,6 +55,8 @@ type Crowd struct {
 	Stagger time.Duration
 	// Latency is one way.
 	Latency time.Duration
+	// Window is how many bytes a connection may have on their way; default a piece.
+	Window int
 	// Zones spreads the nodes over so many zones, with links of ZoneRate between them.
 	Zones    int
 	ZoneRate float64
@@ -215,6 +217,9 @@ func (c *Crowd) defaults() {
 	if c.SeedMultiple == 0 {
 		c.SeedMultiple = 4
 	}
+	if c.Window == 0 {
+		c.Window = int(c.PieceSize)
+	}
 	if c.Latency == 0 {
 		c.Latency = 250 * time.Microsecond
 	}
@@ -245,7 +250,7 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 		reg.contents[spec.ID] = content
 	}
 
-	network := New(Config{Latency: c.Latency, Chunk: int(max(2<<10, c.PieceSize/4)), Window: int(c.PieceSize)})
+	network := New(Config{Latency: c.Latency, Chunk: int(max(2<<10, c.PieceSize/4)), Window: c.Window})
 	zones := max(1, c.Zones)
 	for z := range zones {
 		network.Zone(fmt.Sprint(z), c.ZoneRate, c.ZoneRate)

@@ -37,6 +37,10 @@ type Config struct {
 	Seed uint64
 }
 
+// fewPieces is how many pieces a content may have for a lone neighbour that has them all to
+// be asked for all at once: there is next to nothing to spread.
+const fewPieces = 8
+
 func (c *Config) defaults() {
 	if c.RequestsMax == 0 {
 		c.RequestsMax = 10
@@ -434,6 +438,9 @@ func (p *Picker) idle(now time.Time, test func(*neighbour) bool) []Neighbour {
 	limit := p.cfg.PerNeighbour
 	if len(p.order) == 1 {
 		limit++
+		if n := p.layout.Count(); n > 1 && n <= fewPieces && p.neighbours[p.order[0]].have.Full() {
+			limit = p.cfg.RequestsMax // what is small takes as long as its round trips
+		}
 	}
 	p.scratch = p.scratch[:0]
 	for _, id := range p.order {

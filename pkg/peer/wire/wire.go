@@ -11,6 +11,7 @@ package wire
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -139,6 +140,7 @@ type Conn struct {
 	// broken is what ended the connection, so that a cut in the middle of a message is not
 	// taken for a malformed one.
 	broken error
+	said   *Hello // in the handshake
 }
 
 // incoming remembers how its connection ended.
@@ -156,20 +158,61 @@ func extensions() pp.PeerExtensionBits {
 	return pp.NewPeerExtensionBytes(pp.ExtensionBitLtep, pp.ExtensionBitFast)
 }
 
-// Initiate makes the BEP 3 handshake as the side that dialled.
-func Initiate(ctx context.Context, raw net.Conn, swarm, self [20]byte) (*Conn, error) {
-	return handshake(ctx, raw, &swarm, self)
+// Initiate makes the BEP 3 handshake as the side that dialled. A hello, if it is not nil,
+// follows it at once: the other side answers both in one round trip.
+func Initiate(ctx context.Context, raw net.Conn, swarm, self [20]byte, hello *Hello) (*Conn, error) {
+	more, err := encodeHello(hello)
+	if err != nil {
+		return nil, err
+	}
+	c, err := handshake(ctx, raw, &swarm, self, more)
+	if err == nil {
+		c.said = hello
+	}
+	return c, err
+}
+
+func encodeHello(h *Hello) ([]byte, error) {
+	if h == nil {
+		return nil, nil
+	}
+	number, payload, err := new(Conn).encodeExtended(Message{Type: HelloMessage, Hello: h})
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	m := pp.Message{Type: pp.Extended, ExtendedID: number, ExtendedPayload: payload}
+	err = m.WriteTo(&b)
+	return b.Bytes(), err
 }
 
 // Accept makes the BEP 3 handshake as the side that was dialled, and returns the swarm
 // that the other side asks for.
 func Accept(ctx context.Context, raw net.Conn, self [20]byte) (*Conn, [20]byte, error) {
 	var swarm [20]byte
-	c, err := handshake(ctx, raw, nil, self, &swarm)
+	c, err := handshake(ctx, raw, nil, self, nil, &swarm)
 	return c, swarm, err
 }
 
-func handshake(ctx context.Context, raw net.Conn, want *[20]byte, self [20]byte, told ...*[20]byte) (*Conn, error) {
+// shaking joins the parts of this side's handshake, and what follows it, to one write.
+type shaking struct {
+	net.Conn
+	gathered, more []byte
+}
+
+// handshakeSize is that of BEP 3's handshake.
+const handshakeSize = 68
+
+func (s *shaking) Write(p []byte) (int, error) {
+	if s.gathered = append(s.gathered, p...); len(s.gathered) < handshakeSize {
+		return len(p), nil
+	}
+	_, err := s.Conn.Write(append(s.gathered, s.more...))
+	s.gathered = nil
+	return len(p), err
+}
+
+func handshake(ctx context.Context, raw net.Conn, want *[20]byte, self [20]byte, more []byte, told ...*[20]byte) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
@@ -181,7 +224,7 @@ func handshake(ctx context.Context, raw net.Conn, want *[20]byte, self [20]byte,
 		h := infoHash(*want)
 		hash = &h
 	}
-	res, err := pp.Handshake(context.Background(), raw, hash, self, extensions())
+	res, err := pp.Handshake(context.Background(), &shaking{Conn: raw, more: more}, hash, self, extensions())
 	if err != nil {
 		return nil, fmt.Errorf("handshake with %s: %w", raw.RemoteAddr(), err)
 	}
@@ -211,6 +254,9 @@ func newConn(raw net.Conn, peerID [20]byte) *Conn {
 
 // PeerID is the other side's name in its handshake ([host.ID.PeerID]).
 func (c *Conn) PeerID() [20]byte { return c.peerID }
+
+// Said is the hello that this side sent with its handshake, or nil.
+func (c *Conn) Said() *Hello { return c.said }
 
 // RemoteAddr is the other side's network address.
 func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -58,7 +59,7 @@ func shake(t *testing.T, rawA, rawB net.Conn) (a, b *Conn) {
 	}
 	other := make(chan result, 1)
 	go func() {
-		c, err := Initiate(context.Background(), rawA, swarm, idA.PeerID())
+		c, err := Initiate(context.Background(), rawA, swarm, idA.PeerID(), nil)
 		other <- result{c, err}
 	}()
 	b, asked, err := Accept(t.Context(), rawB, idB.PeerID())
@@ -483,14 +484,14 @@ func TestStrangersAreTurnedAwayInTheHandshake(t *testing.T) {
 		rawB.Write(b)
 		io.Copy(io.Discard, rawB)
 	}()
-	_, err := Initiate(t.Context(), rawA, swarm, idA.PeerID())
+	_, err := Initiate(t.Context(), rawA, swarm, idA.PeerID(), nil)
 	require.ErrorIs(t, err, ErrProtocol)
 }
 
 func TestASlowHandshakeEnds(t *testing.T) {
 	for name, side := range map[string]func(ctx context.Context, raw net.Conn) error{
 		"dialled": func(ctx context.Context, raw net.Conn) error {
-			_, err := Initiate(ctx, raw, swarm, idA.PeerID())
+			_, err := Initiate(ctx, raw, swarm, idA.PeerID(), nil)
 			return err
 		},
 		"accepted": func(ctx context.Context, raw net.Conn) error {
@@ -560,4 +561,36 @@ func TestHangingUpLosesNothingThatWasFlushed(t *testing.T) {
 		b.Close()
 		<-over
 	}
+}
+
+// writes counts the writes of a connection.
+type writes struct {
+	net.Conn
+	count atomic.Int64
+}
+
+func (w *writes) Write(p []byte) (int, error) {
+	w.count.Add(1)
+	return w.Conn.Write(p)
+}
+
+func TestTheHelloOfWhoDialsComesInOneWriteWithItsHandshake(t *testing.T) {
+	rawA, rawB := tcp(t)
+	counted := &writes{Conn: rawA}
+	hello := &Hello{Host: idA, Version: Version, Seed: true}
+	dialled := make(chan *Conn, 1)
+	go func() {
+		c, err := Initiate(context.Background(), counted, swarm, idA.PeerID(), hello)
+		assert.NoError(t, err)
+		dialled <- c
+	}()
+	b, _, err := Accept(t.Context(), rawB, idB.PeerID())
+	require.NoError(t, err)
+	m, err := b.Next()
+	require.NoError(t, err)
+	require.Equal(t, Message{Type: HelloMessage, Hello: hello}, m)
+	a := <-dialled
+	assert.Equal(t, hello, a.Said())
+	assert.Nil(t, b.Said())
+	assert.EqualValues(t, 1, counted.count.Load())
 }
