@@ -24,6 +24,7 @@ func run() int {
 		Long: `Supernode leads tasks: dfdaemons announce themselves to it, it tells them of each other, and it
 fetches each content once from its origin while they exchange the pieces.`,
 		Settings: cfg, Log: &cfg.Log, Status: &cfg.Admin.Listen, StatusFlag: "admin-listen",
-		New: func(rt node.Runtime) (node.Runner, error) { return supernode.New(*cfg, rt.Logger) },
+		New:      func(rt node.Runtime) (node.Runner, error) { return supernode.New(*cfg, rt.Logger) },
+		Commands: []node.Command{node.WithdrawCommand("supernode", &cfg.Admin.Listen, "admin-listen")},
 	})
 }

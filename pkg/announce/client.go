@@ -69,6 +69,9 @@ type Config struct {
 	Client *http.Client
 	// Inventory lists what the host holds, for owners that do not know it; nil: nothing.
 	Inventory func() []api.Entry
+	// Withdrawn takes in what an owner remembers as withdrawn, also what it took in before;
+	// an error has it told again. Nil: nobody wants to know.
+	Withdrawn func([]api.Withdrawal) error
 	// Local is the host's own coordinator, asked when no owner answers; nil: there is none.
 	Local Announcer
 	// Patience is how long owners that are silent, but refuse nothing, are asked before

@@ -32,6 +32,9 @@ type owner struct {
 	// is still to be sent.
 	resync  bool
 	backlog []api.Entry
+	// withdrawn is the mark of its withdrawals that this host has taken in. Its sender alone
+	// uses it.
+	withdrawn string
 	// met says that it has answered, so that it deserves a farewell.
 	met bool
 	// downSince is when it began to fail, zero while it answers. Meanwhile heartbeats alone
@@ -182,6 +185,7 @@ func (c *Client) send(ctx context.Context, o *owner, b batch) time.Duration {
 	if err != nil {
 		return c.failed(ctx, o, b, err)
 	}
+	defer c.learnWithdrawn(ctx, o, response.Withdrawn)
 
 	c.mu.Lock()
 	defer c.mu.Unlock()

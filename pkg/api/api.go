@@ -78,6 +78,9 @@ type AnnounceResponse struct {
 	Resync bool `json:"resync,omitempty"`
 	// Owners are the API addresses of all live owners; empty means "no news".
 	Owners []string `json:"owners,omitempty"`
+	// Withdrawn is the mark of all withdrawals that the owner remembers: whoever was not told
+	// the same mark before asks for them (PathWithdrawals). Empty: there are none.
+	Withdrawn string `json:"withdrawn,omitempty"`
 }
 
 // Assignment is an owner's answer for one task.

@@ -50,6 +50,8 @@ type Config struct {
 	Store Store
 	// Owners lists the API addresses of all live owners for the answers; nil tells none.
 	Owners func() []string
+	// Withdrawn is the mark of what was withdrawn, for the answers; nil tells none.
+	Withdrawn func() string
 	// Observe is told of every announce of another host and how long its answer took; nil
 	// tells nobody. It must not block.
 	Observe func(r api.AnnounceRequest, took time.Duration)
@@ -197,6 +199,9 @@ func (c *Coordinator) answer(r api.AnnounceRequest) (api.AnnounceResponse, error
 	if c.cfg.Owners != nil {
 		response.Owners = c.cfg.Owners()
 	}
+	if c.cfg.Withdrawn != nil {
+		response.Withdrawn = c.cfg.Withdrawn()
+	}
 	room := inlineTotal
 	for i, e := range r.Entries {
 		a := &response.Assignments[i]
@@ -321,6 +326,14 @@ func (c *Coordinator) SeedFailed(id task.ID, f *api.Failure) {
 	// What this attempt said of the content is worth no more than the attempt.
 	delete(c.facts, id)
 	c.sched.Failed(time.Now(), id, f, personal)
+}
+
+// Withdraw forgets a content and who holds it.
+func (c *Coordinator) Withdraw(id task.ID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sched.Withdraw(time.Now(), id)
+	delete(c.facts, id)
 }
 
 // Stats counts what the scheduler knows.

@@ -102,7 +102,19 @@ func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 		Upstream: d.node.Origins.Registries, Default: cfg.Mirror.DefaultUpstream, Allow: d.node.Origins.Registries.Allow, Observe: d.pulls.mirrored,
 		Vouches: d.node.Origins.Registries.Listed, Credentialed: d.node.Origins.Registries.Credentialed, Shared: shared, Policy: policy(cfg.Mirror),
 	})
+	d.node.OnWithdrawal(func(task.ID) { d.proxy.Forget() })
 	return d, d.openProxy(cfg)
+}
+
+// supernodes lists those that the daemon knows.
+func (d *Daemon) supernodes() (list []string) {
+	if d.client == nil {
+		return nil
+	}
+	for _, o := range d.client.Owners() {
+		list = append(list, o.Addr)
+	}
+	return list
 }
 
 // policy is how long a registry's word counts in the mirror.
@@ -125,7 +137,7 @@ func (d *Daemon) newClient() *announce.Client {
 	}
 	return announce.New(announce.Config{
 		Host: d.node.Host, Generation: rand.Uint64(), Owners: owners, Scheme: scheme, Client: &http.Client{Transport: d.node.Transport()},
-		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Local: d.coordinator, Logger: d.node.Log,
+		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Withdrawn: d.node.Withdrawals.Add, Local: d.coordinator, Logger: d.node.Log,
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 func (d *Daemon) localRoutes() http.Handler {
 	r := node.NewRouter()
 	d.node.RouteStatus(r, d.Status)
+	d.node.RouteWithdraw(r, d.supernodes)
 	d.node.RouteAdmin(r)
 	return r
 }

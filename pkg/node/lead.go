@@ -22,7 +22,7 @@ func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 		return telemetry.OwnerStats{Hosts: s.Hosts, Seeding: s.Seeding}
 	})
 	c = coordinator.New(coordinator.Config{
-		Host: n.Host, Store: n.Store, Owners: owners, Logger: n.Log,
+		Host: n.Host, Store: n.Store, Owners: owners, Withdrawn: n.Withdrawals.Mark, Logger: n.Log,
 		Seed: func(spec task.Spec) { n.Engine.Seed(spec) },
 		Observe: func(r api.AnnounceRequest, took time.Duration) {
 			events := make([]string, len(r.Entries))
@@ -33,6 +33,7 @@ func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 		},
 	})
 	n.owner = owner
+	n.OnWithdrawal(c.Withdraw)
 	return c
 }
 

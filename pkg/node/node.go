@@ -30,6 +30,7 @@ import (
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/peer/upload"
 	"github.com/darter-io/darter/pkg/piece/diskstore"
+	"github.com/darter-io/darter/pkg/task"
 	"github.com/darter-io/darter/pkg/telemetry"
 )
 
@@ -62,7 +63,9 @@ type Node struct {
 	Store    *diskstore.Store
 	Origins  *Origins
 	Engine   *peer.Engine
-	Metrics  *prometheus.Registry
+	// Withdrawals are what operators withdrew; the engine drops it.
+	Withdrawals *Withdrawals
+	Metrics     *prometheus.Registry
 	// Ready knows what must be there before the program does its work.
 	Ready   *telemetry.Ready
 	Started time.Time
@@ -114,6 +117,10 @@ func New(cfg Config) (n *Node, err error) {
 		return n, err
 	}
 	n.Verifier = identity.NewVerifier(n.Identity)
+	if n.Withdrawals, err = openWithdrawals(dir, cfg.Logger); err != nil {
+		return n, err
+	}
+	n.Withdrawals.drop = []func(task.ID){n.dropWithdrawn}
 	if n.Origins, err = newOrigins(cfg); err != nil {
 		return n, err
 	}

@@ -42,6 +42,18 @@ func (n *Node) RouteStatus(r gin.IRouter, status func() api.Status) {
 	})
 }
 
+// RouteWithdrawals adds what members tell each other of withdrawals.
+func (n *Node) RouteWithdrawals(r gin.IRouter) {
+	r.GET(api.PathWithdrawals, gin.WrapF(n.handleWithdrawals))
+	r.POST(api.PathWithdrawals, gin.WrapF(n.handleWithdrawals))
+}
+
+// RouteWithdraw adds the withdrawal of a content, for operators of this machine. supernodes
+// lists those to tell.
+func (n *Node) RouteWithdraw(r gin.IRouter, supernodes func() []string) {
+	r.DELETE(api.PathContent+"/:id", func(c *gin.Context) { n.handleWithdraw(c.Writer, c.Request, c.Param("id"), supernodes()) })
+}
+
 // RouteAdmin adds health, metrics and profiles. Profiles tell a lot of a process: for
 // loopback only.
 func (n *Node) RouteAdmin(r gin.IRouter) {

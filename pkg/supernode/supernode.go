@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/cluster"
@@ -18,6 +19,7 @@ import (
 	"github.com/darter-io/darter/pkg/coordinator"
 	"github.com/darter-io/darter/pkg/node"
 	"github.com/darter-io/darter/pkg/registryproxy"
+	"github.com/darter-io/darter/pkg/task"
 )
 
 // Supernode is the assembled program.
@@ -70,6 +72,7 @@ func New(cfg config.Supernode, logger *slog.Logger) (s *Supernode, err error) {
 	s.coordinator = s.node.NewCoordinator(owners)
 	s.node.Connect(s.coordinator, s.node.Watch(s.coordinator))
 	s.desk = registryproxy.NewDesk(s.node.Origins.Registries)
+	s.node.OnWithdrawal(func(task.ID) { s.desk.Forget() })
 	return s, nil
 }
 
@@ -109,13 +112,21 @@ func (s *Supernode) owners() (list []string) {
 	return list
 }
 
+// others lists the announce APIs of the other supernodes that are alive.
+func (s *Supernode) others() []string {
+	if s.gossip == nil {
+		return nil
+	}
+	return slices.DeleteFunc(s.owners(), func(addr string) bool { return addr == s.advertised })
+}
+
 // Run serves until ctx ends, then drains. It returns nil after a clean end.
 func (s *Supernode) Run(ctx context.Context) error {
 	s.node.Log.Info("supernode runs", "version", config.Version(), "host", s.node.Host.ID, "api", s.api.Addr().String(), "peer", s.node.Host.Addr,
 		"admin", s.admin.Addr().String(), "tls", s.node.Identity.Secure())
 	background := []node.Part{s.coordinator.Run}
 	if s.gossip != nil {
-		background = append(background, s.gossip.Run)
+		background = append(background, s.gossip.Run, s.node.CompareWithdrawals(s.others))
 	}
 	err := s.node.Run(ctx, []node.Part{
 		s.node.Server("announce API", s.api, s.publicRoutes()),

@@ -1,0 +1,52 @@
+package scheduler
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+func TestAfterAWithdrawalTheFirstWhoWantsItIsANewcomer(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	self := host.Host{ID: "self", Addr: "10.0.0.1:1"}
+	s := New(Config{Self: self, Seed: 1})
+	spec := &task.Spec{ID: "t", Kind: task.Blob}
+	tell := func(h string, event Event) Answer {
+		e := Entry{Task: "t", Event: event, Have: 1, Need: 4}
+		if event == Started {
+			e.Spec, e.Have = spec, 0
+		}
+		a, err := s.Announce(now, Report{Host: host.Host{ID: host.ID(h), Addr: h + ":1"}, Generation: 1, Entries: []Entry{e}})
+		require.NoError(t, err)
+		return a
+	}
+	assert.Len(t, tell("a", Started).Seeds, 1)
+	s.Done("t", 1)
+	tell("a", Completed)
+	tell("b", Started)
+	require.True(t, s.Holds("t"))
+
+	s.Withdraw(now, "t")
+	assert.False(t, s.Knows("t"))
+	assert.False(t, s.Holds("t"))
+	s.Withdraw(now, "t")
+	s.Withdraw(now, "unknown")
+
+	answer := tell("c", Started)
+	assert.Len(t, answer.Seeds, 1, "the origin is asked again")
+	for _, n := range answer.Assignments[0].Neighbours {
+		assert.Equal(t, self.ID, n.ID, "nobody is sent to who held it")
+	}
+	// The hosts are there as before, and in no swarm of the past.
+	for _, h := range s.Hosts() {
+		assert.LessOrEqual(t, h.Tasks, 1)
+	}
+	s.Leave(now, "a")
+	s.Leave(now, "b")
+	assert.NotPanics(t, func() { s.Tick(now.Add(time.Hour)) })
+}
