@@ -47,7 +47,7 @@ func (x *exchange) right(q question) (right, *refusal) {
 		return r, nil
 	}
 	fallback := known && x.desk.policy.Load().ServeCached
-	s, err := orSoon(x, fallback, func(ctx context.Context) (saying, error) { return x.desk.ask(ctx, q) })
+	s, err := orSoon(x, fallback, func(ctx context.Context) (saying, error) { return x.desk.ask(ctx, q) }, func(err error) saying { return saying{err: err} })
 	if err != nil {
 		return right{}, x.failed(err)
 	}

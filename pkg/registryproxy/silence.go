@@ -45,25 +45,20 @@ func (s *silent) note(upstream string, now time.Time) {
 }
 
 // orSoon asks the registry. Where there is a fallback it is waited for a moment only, and its
-// silence is an answer: one that says that it is down.
-func orSoon[V interface{ unreached(error) V }](x *exchange, fallback bool, ask func(context.Context) (V, error)) (V, error) {
+// silence is an answer: what down makes of it.
+func orSoon[V any](x *exchange, fallback bool, ask func(context.Context) (V, error), down func(error) V) (V, error) {
 	if !fallback {
 		return ask(x.ctx)
 	}
-	var none V
 	if x.desk.silent.is(x.t.upstream, time.Now()) {
-		return none.unreached(errSilent), nil
+		return down(errSilent), nil
 	}
 	ctx, cancel := context.WithTimeoutCause(x.ctx, silentAfter, errSilent)
 	defer cancel()
 	v, err := ask(ctx)
 	if errors.Is(err, errSilent) {
 		x.desk.silent.note(x.t.upstream, time.Now())
-		return none.unreached(fmt.Errorf("asking %s: no answer within %s", x.t.upstream, silentAfter)), nil
+		return down(fmt.Errorf("asking %s: no answer within %s", x.t.upstream, silentAfter)), nil
 	}
 	return v, err
 }
-
-func (saying) unreached(err error) saying { return saying{err: err} }
-
-func (resolved) unreached(err error) resolved { return resolved{said: saying{err: err}} }

@@ -150,7 +150,8 @@ func (x *exchange) askTag(q question) (right, *refusal) {
 	policy := x.desk.policy.Load()
 	known, fallback := x.desk.tags.get(q.tagKey())
 	fallback = fallback && time.Since(known.at) >= policy.TagLife && time.Since(known.at) <= policy.TagStale
-	r, err := orSoon(x, fallback, func(ctx context.Context) (resolved, error) { return x.desk.resolve(ctx, q, policy.TagLife) })
+	r, err := orSoon(x, fallback, func(ctx context.Context) (resolved, error) { return x.desk.resolve(ctx, q, policy.TagLife) },
+		func(err error) resolved { return resolved{said: saying{err: err}} })
 	if err != nil {
 		return right{}, x.failed(err)
 	}
