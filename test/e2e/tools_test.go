@@ -45,7 +45,10 @@ type user struct {
 // tools is a cluster in which every node has another tool.
 type tools struct {
 	*cluster
-	users []*user
+	users   []*user
+	process *lab.Proc // the registry
+	// pushed is the image of the row that is played.
+	pushed *registrytest.PushAnswer
 }
 
 // needTools skips where a tool is missing.
@@ -64,15 +67,7 @@ func withTools(t *testing.T, fallback bool) *tools {
 
 	c := &tools{cluster: &cluster{Lab: lab.New(t, lab.Config{Nodes: len(lab.Kinds()) + 1}), t: t}}
 	c.registry, c.url = "docker.io", "http://"+c.Registry.Addr+":"+registryPort
-	users := filepath.Join(c.Dir, "users.json")
-	b, err := json.Marshal(map[string]registrytest.User{alice.User: {Password: alice.Password, Pull: []string{"*"}}, "": {Pull: []string{"lib/*"}}})
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(users, b, 0o600))
-	_, err = c.Registry.Start("registry", filepath.Join(bin, "registry"), "-listen", c.Registry.Addr+":"+registryPort, "-admin", "127.0.0.1:"+adminPort,
-		"-storage", c.Registry.Addr+":5002", "-dir", filepath.Join(c.Registry.Dir, "content"), "-auth", "bearer", "-users", users)
-	require.NoError(t, err)
-	require.NoError(t, c.Registry.WaitFor(ctx, c.url+"/token", 30*time.Second))
-
+	c.startRegistry()
 	c.secret = filepath.Join(c.Dir, "secret")
 	require.NoError(t, os.WriteFile(c.secret, []byte("the secret of this test's cluster\n"), 0o600))
 	c.machine = c.Lab.Nodes[0]
@@ -104,6 +99,19 @@ func withTools(t *testing.T, fallback bool) *tools {
 		t.Logf("%s has %s %s", u.Name, u.kind, u.version)
 	}
 	return c
+}
+
+// startRegistry starts the registry, anew with what was pushed before.
+func (c *tools) startRegistry() {
+	c.t.Helper()
+	users := filepath.Join(c.Dir, "users.json")
+	b, err := json.Marshal(map[string]registrytest.User{alice.User: {Password: alice.Password, Pull: []string{"*"}}, "": {Pull: []string{"lib/*"}}})
+	require.NoError(c.t, err)
+	require.NoError(c.t, os.WriteFile(users, b, 0o600))
+	c.process, err = c.Registry.Start("registry", filepath.Join(bin, "registry"), "-listen", c.Registry.Addr+":"+registryPort, "-admin", "127.0.0.1:"+adminPort,
+		"-storage", c.Registry.Addr+":5002", "-dir", filepath.Join(c.Registry.Dir, "content"), "-auth", "bearer", "-users", users)
+	require.NoError(c.t, err)
+	require.NoError(c.t, c.Registry.WaitFor(c.t.Context(), c.url+"/token", 30*time.Second))
 }
 
 // outcome is how a pull ended.
