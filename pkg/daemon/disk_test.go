@@ -149,9 +149,9 @@ func ask(t *testing.T, d *daemon.Daemon, r *registrytest.Registry, p registrytes
 
 func TestAFullDiskRefusesWhatDoesNotFitAndServesTheRest(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
-	p := image(t, r, 20e6, 5e6, 5e6)
+	p := image(t, r, 3e6, 1.2e6, 1.2e6)
 	layers := p.Layers()
-	disk := smallDisk(t, 8<<20)
+	disk := smallDisk(t, 2<<20)
 	cfg := settings(t, r, "full")
 	cfg.Node.DataDir = filepath.Join(disk, "data")
 	d, _ := start(t, cfg)
@@ -222,8 +222,8 @@ func TestASmallCacheGivesOneFileAfterTheOther(t *testing.T) {
 
 func TestAFullSupernodeIsNamedAsTheOneWithoutRoom(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
-	p := image(t, r, 20e6)
-	s, _ := lead(t, r, "", "DARTER_NODE_DATA_DIR="+filepath.Join(smallDisk(t, 4<<20), "s"), "DARTER_NODE_NAME=full-one")
+	p := image(t, r, 2e6)
+	s, _ := lead(t, r, "", "DARTER_NODE_DATA_DIR="+filepath.Join(smallDisk(t, 1<<20), "s"), "DARTER_NODE_NAME=full-one")
 	cfg := settings(t, r, "roomy")
 	cfg.Supernodes = []config.Address{config.Address(s.Addrs()["api"])}
 	d, _ := start(t, cfg)
