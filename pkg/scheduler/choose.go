@@ -12,9 +12,8 @@ const (
 	// holdersMin is how many of those that hold everything a host is sent to, if there
 	// are any: so every part of the mesh has a way to the whole content.
 	holdersMin = 2
-	// sampleMax is how many members are looked at for one choice: in a smaller swarm
-	// the host with the fewest links is found, in a larger one a host with few. Looking
-	// at all would cost 10,000 members an answer, and would send everybody to the newest.
+	// sampleMax is how many members are looked at to find one that has what a starving
+	// host needs.
 	sampleMax = 64
 	// scanMax bounds the search for anybody with room when the sample found too few.
 	scanMax = 1024
@@ -123,8 +122,12 @@ func (s *Scheduler) choose(now time.Time, w *swarm, m memberIndex, need int, gat
 	return out
 }
 
-// draw appends to chosen up to n members of the pool that m may be sent to: those with the
-// fewest links of a random sample, at random among equals.
+// draw appends to chosen up to n members of the pool that m may be sent to, at random.
+//
+// To prefer those with few links looks fair and is not: few links have the newest, so that
+// everybody knows who came just before and after, and a new piece has to crawl through the
+// crowd along the order of arrival (1.18 instead of 1.14 times the bound for 1,000 hosts
+// with a seed like one of them).
 func (s *Scheduler) draw(now time.Time, w *swarm, m memberIndex, chosen []memberIndex, p pool, n int, reason Reason) []memberIndex {
 	size := p.len()
 	if n <= 0 || size == 0 {
@@ -136,12 +139,17 @@ func (s *Scheduler) draw(now time.Time, w *swarm, m memberIndex, chosen []member
 			found = append(found, c)
 		}
 	}
-	if size <= sampleMax {
+	starving := w.member(m).starving
+	enough := n
+	if starving {
+		enough = max(n, sampleMax)
+	}
+	if size <= enough {
 		for i := range size {
 			try(p.at(i))
 		}
 	} else {
-		for range sampleMax {
+		for tries := 2 * enough; len(found) < enough && tries > 0; tries-- {
 			try(p.at(s.rand.IntN(size)))
 		}
 		for i, from := 0, s.rand.IntN(size); len(found) < n && i < min(size, scanMax); i++ {
@@ -149,22 +157,16 @@ func (s *Scheduler) draw(now time.Time, w *swarm, m memberIndex, chosen []member
 		}
 	}
 	s.scratch.candidates = found
-
 	s.rand.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
-	starving := w.member(m).starving
-	slices.SortStableFunc(found, func(a, b memberIndex) int {
-		x, y := w.member(a), w.member(b)
-		if starving {
-			// It needs somebody new, and has no use for another that has nothing.
+	if starving {
+		// It needs somebody new, and has no use for another that has nothing.
+		slices.SortStableFunc(found, func(a, b memberIndex) int {
 			if order := compare(w.linked(m, a), w.linked(m, b)); order != 0 {
 				return order
 			}
-			if order := compare(x.have == 0, y.have == 0); order != 0 {
-				return order
-			}
-		}
-		return len(x.links) - len(y.links)
-	})
+			return compare(w.member(a).have == 0, w.member(b).have == 0)
+		})
+	}
 	return append(chosen, found[:min(n, len(found))]...)
 }
 

@@ -133,8 +133,8 @@ func TestOnlyTheGatewaysOfAZoneHaveNeighboursAfarAndTheyKnowEachOther(t *testing
 			}
 			switch {
 			case a.Local:
-				assert.Equal(t, min(i/5, 16), near, "neighbours in the zone of joiner %d: %v", i, a.Neighbours)
-				assert.Len(t, a.Neighbours, near)
+				assert.Len(t, a.Neighbours, near, "all of them are in the zone")
+				assert.GreaterOrEqual(t, near, min(i/5, 12), "neighbours in the zone of joiner %d: %v", i, a.Neighbours)
 			case i >= 10:
 				assert.GreaterOrEqual(t, len(a.Neighbours)-near, 4, "neighbours afar of joiner %d: %v", i, a.Neighbours)
 			}

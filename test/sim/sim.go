@@ -700,7 +700,7 @@ func (w *world) rank(j *job) int {
 func (w *world) send(j *job) {
 	if !j.begun {
 		if j.dropped { // cancelled while it waited for its turn
-			w.finish(j)
+			j.from.lane(j.to).line.Give()
 			return
 		}
 		j.begun = true
@@ -742,6 +742,8 @@ func (w *world) finish(j *job) {
 // end takes a job out that waits for its turn; the turn passes when it comes.
 func (w *world) end(j *job) {
 	j.dropped = true
+	j.from.jobs = slices.DeleteFunc(j.from.jobs, func(o *job) bool { return o == j })
+	j.from.lane(j.to).slots.Release()
 	if j.from.host.Zone == j.to.host.Zone {
 		j.from.spread.Unsent(j.piece)
 	}
@@ -817,8 +819,10 @@ func (w *world) arrived(n, from *node, i piece.Index) {
 // that ten thousand nodes stay affordable: a word on its way in waits for no chunk here.
 func (w *world) publish(n *node, i piece.Index) {
 	w.at(n.up.word(w.now)+w.Latency, func() {
-		for _, l := range n.order {
-			o := l.to
+		// Not the oldest neighbour first: it would always get the slot.
+		first := w.rng.IntN(len(n.order) + 1)
+		for k := range n.order {
+			o := n.order[(first+k)%len(n.order)].to
 			back := o.links[n.i]
 			if back == nil || o.dead {
 				continue
