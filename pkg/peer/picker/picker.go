@@ -64,7 +64,7 @@ type Request struct {
 	From  Neighbour
 	Piece piece.Index
 	// Any leaves the choice to the seed; Exclude lists what is on its way already, and
-	// Starving says that no other neighbour has anything for us.
+	// Starving says that for a while no other neighbour had anything for us.
 	Any      bool
 	Starving bool
 	Exclude  []piece.Index
@@ -100,7 +100,16 @@ type Picker struct {
 	scratch     []Neighbour
 	urgent      []piece.Index
 	border      border
+	// news says that another than a seed told of a piece that we lack; fed is when we last
+	// looked and it had.
+	news bool
+	fed  time.Time
 }
+
+// hunger is how long nobody but seeds must have had anything for us before we starve. A
+// piece that just left a seed for others needs a moment to come round; who asked for
+// another copy at once would take most of the content from the seed.
+const hunger = 500 * time.Millisecond
 
 // New returns a picker for a content of which have is there already. Nothing is wanted yet.
 func New(cfg Config, layout piece.Layout, have piece.Bitmap) *Picker {
@@ -218,6 +227,7 @@ func (p *Picker) Has(n Neighbour, i piece.Index) {
 		p.avail[i]++
 		if !one.seed {
 			p.spread.Set(i)
+			p.news = p.news || !p.have.Has(i)
 		}
 		if !one.afar {
 			p.border.approach(i)
@@ -390,6 +400,9 @@ func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 		return Request{}, false
 	}
 	p.survey(now)
+	if p.news || p.fed.IsZero() {
+		p.news, p.fed = false, now
+	}
 	for _, i := range p.urgent {
 		if r, ok := p.nextUrgent(now, i); ok {
 			return r, true
@@ -402,7 +415,7 @@ func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 	from := candidates[p.rng.IntN(len(candidates))]
 	n := p.neighbours[from]
 	if n.seed && !n.afar && p.wantsAll() {
-		return Request{From: from, Any: true, Starving: p.onlySeeds(), Exclude: p.flyingList()}, true
+		return Request{From: from, Any: true, Starving: now.Sub(p.fed) > hunger && p.onlySeeds(), Exclude: p.flyingList()}, true
 	}
 	bias := p.cfg.InOrder
 	if n.afar || p.young() {
