@@ -743,7 +743,7 @@ func (w *world) finish(j *job) {
 func (w *world) end(j *job) {
 	j.dropped = true
 	j.from.jobs = slices.DeleteFunc(j.from.jobs, func(o *job) bool { return o == j })
-	j.from.lane(j.to).slots.Release()
+	j.from.lane(j.to).slots.Release("")
 	if j.from.host.Zone == j.to.host.Zone {
 		j.from.spread.Unsent(j.piece)
 	}
