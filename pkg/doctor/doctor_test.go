@@ -8,8 +8,10 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"net"
 	"net/http"
@@ -211,6 +213,8 @@ func TestEachWayInWhichARegistryIsNotReachedIsToldApart(t *testing.T) {
 		"the wrong password":      {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann", PasswordFile: wrong}, doctor.Fail, `refuses the login of "ann"`},
 		"the right token":         {config.Upstream{Host: bearer.Host(), PlainHTTP: true, Username: "ann", PasswordFile: right}, doctor.OK, `takes the login of "ann"`},
 		"no token":                {config.Upstream{Host: bearer.Host(), PlainHTTP: true, Username: "ann", PasswordFile: wrong}, doctor.Fail, `refuses the login of "ann"`},
+		"a docker login":          {config.Upstream{Host: bearer.Host(), PlainHTTP: true, DockerConfig: dockerConfig(t, bearer.Host(), "right")}, doctor.OK, "takes the node's login"},
+		"a wrong docker login":    {config.Upstream{Host: bearer.Host(), PlainHTTP: true, DockerConfig: dockerConfig(t, bearer.Host(), "wrong")}, doctor.Fail, "refuses the node's login"},
 		"an error":                {config.Upstream{Host: sick.Listener.Addr().String(), PlainHTTP: true}, doctor.Warn, "answers with 500"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -225,6 +229,11 @@ func TestEachWayInWhichARegistryIsNotReachedIsToldApart(t *testing.T) {
 			}
 		})
 	}
+}
+
+// dockerConfig is what docker login leaves behind for ann.
+func dockerConfig(t *testing.T, host, password string) string {
+	return file(t, fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host, base64.StdEncoding.EncodeToString([]byte("ann:"+password))))
 }
 
 func TestOfRegistriesThatNobodyChoseSomeMayBeOutOfReach(t *testing.T) {

@@ -60,7 +60,10 @@ func (x *exam) ports() []Finding {
 	for _, p := range []struct {
 		key string
 		at  config.Address
-	}{{"mirror.listen", x.Settings.Mirror.Listen}, {"api.listen", x.Settings.API.Listen}, {"peer.listen", x.Settings.Peer.Listen}} {
+	}{{"mirror.listen", x.Settings.Mirror.Listen}, {"api.listen", x.Settings.API.Listen}, {"peer.listen", x.Settings.Peer.Listen}, {"proxy.listen", x.Settings.Proxy.Listen}} {
+		if p.at == "" {
+			continue
+		}
 		l, err := net.Listen("tcp", string(p.at))
 		if err == nil {
 			l.Close()
@@ -114,15 +117,19 @@ func (x *exam) upstreams(ctx context.Context) []Finding {
 }
 
 func (x *exam) upstream(ctx context.Context, client *registry.Client, u config.Upstream) Finding {
-	name, login := "upstream "+u.Host, u.Username != ""
+	name, login, whose := "upstream "+u.Host, client.Credentialed(u.Host), "the node's login"
+	if u.Username != "" {
+		whose = fmt.Sprintf("the login of %q", u.Username)
+	}
+	const correct = "correct username and passwordFile, or dockerConfig, of the upstream"
 	res, err := client.Forward(ctx, source.Question{Upstream: u.Host, Method: http.MethodGet, Path: "/v2/"})
 	if err == nil {
 		res.Body.Close()
 		switch {
 		case res.StatusCode == http.StatusUnauthorized && login, res.StatusCode == http.StatusForbidden && login:
-			return Finding{Fail, name, fmt.Sprintf("refuses the login of %q (%s)", u.Username, res.Status), "correct username and passwordFile"}
+			return Finding{Fail, name, fmt.Sprintf("refuses %s (%s)", whose, res.Status), correct}
 		case res.StatusCode == http.StatusOK && login:
-			return Finding{OK, name, fmt.Sprintf("answers, and takes the login of %q", u.Username), ""}
+			return Finding{OK, name, "answers, and takes " + whose, ""}
 		case res.StatusCode == http.StatusOK:
 			return Finding{OK, name, "answers", ""}
 		case res.StatusCode == http.StatusUnauthorized:
@@ -132,7 +139,7 @@ func (x *exam) upstream(ctx context.Context, client *registry.Client, u config.U
 	}
 	var status *source.StatusError
 	if errors.As(err, &status) && login && (status.Status == http.StatusUnauthorized || status.Status == http.StatusForbidden) {
-		return Finding{Fail, name, fmt.Sprintf("refuses the login of %q: %v", u.Username, err), "correct username and passwordFile"}
+		return Finding{Fail, name, fmt.Sprintf("refuses %s: %v", whose, err), correct}
 	}
 	what, do := explain(err)
 	level := Fail
