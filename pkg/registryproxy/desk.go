@@ -44,10 +44,12 @@ type questionKey struct {
 	holder                      holder
 	endpoint, reference, accept string
 	anonymous                   bool
+	// forgotten is the desk's: who asks after it forgot joins nobody who asked before.
+	forgotten uint64
 }
 
-func (q question) key() questionKey {
-	return questionKey{q.holder(), q.endpoint, q.reference, strings.Join(q.accept, ","), q.anonymous}
+func (q question) key(d *desk) questionKey {
+	return questionKey{q.holder(), q.endpoint, q.reference, strings.Join(q.accept, ","), q.anonymous, d.forgotten.Load()}
 }
 
 // saying is what a registry said to a question: a right, a refusal, or nothing.
@@ -88,6 +90,8 @@ type desk struct {
 	rights verdicts
 	tags   tags
 	silent silent
+	// forgotten counts what forget did: an answer to a question of before is not remembered.
+	forgotten atomic.Uint64
 
 	asking       flights[questionKey, saying]
 	resolving    flights[tagKey, resolved]
@@ -102,6 +106,7 @@ func (d *desk) ownCredentials(upstream string) bool {
 
 // forget drops all that registries have said.
 func (d *desk) forget() {
+	d.forgotten.Add(1)
 	d.rights.clear()
 	d.tags.clear()
 }
@@ -110,7 +115,7 @@ func (d *desk) forget() {
 // the same. What anybody may have is asked by the cluster for all. The error is the cause of
 // ctx's end.
 func (d *desk) ask(ctx context.Context, q question) (saying, error) {
-	return d.asking.do(ctx, q.key(), func(ctx context.Context) saying {
+	return d.asking.do(ctx, q.key(d), func(ctx context.Context) saying {
 		if q.authorization == "" {
 			if s, _, ok := d.askShared(ctx, q, 0); ok {
 				return s
@@ -120,23 +125,27 @@ func (d *desk) ask(ctx context.Context, q question) (saying, error) {
 	})
 }
 
-// grant remembers that a registry consented to a question.
-func (d *desk) grant(q question, r right, at time.Time) right {
+// grant remembers that a registry consented to a question, which was put when so much had
+// been forgotten.
+func (d *desk) grant(q question, r right, at time.Time, forgotten uint64) right {
 	r.holder, r.object = q.holder(), object{q.endpoint, r.id}
 	r.until, r.end = lifeOf(q.authorization, at, d.policy.Load().RightsLife)
-	d.rights.put(r)
+	if d.forgotten.Load() == forgotten {
+		d.rights.put(r)
+	}
 	return r
 }
 
 // put puts a question and remembers the answer. What is known of a tag spares the registry
 // to tell it again.
 func (d *desk) put(ctx context.Context, q question, known tag) saying {
+	forgotten := d.forgotten.Load()
 	s := d.head(ctx, q, known)
 	h := q.holder()
 	switch {
 	case s.err != nil:
 	case s.status == 0:
-		s.right = d.grant(q, s.right, time.Now())
+		s.right = d.grant(q, s.right, time.Now(), forgotten)
 		d.learnPublic(ctx, q, s.right.id)
 	case s.status == http.StatusUnauthorized && (q.authorization != "" || q.anonymous):
 		d.rights.dropHolder(h)

@@ -19,6 +19,7 @@ func (d *desk) askShared(ctx context.Context, q question, age time.Duration) (s 
 	if d.shared == nil || (q.authorization == "" && d.ownCredentials(q.upstream)) {
 		return saying{}, time.Time{}, false
 	}
+	forgotten := d.forgotten.Load()
 	a, err := d.shared(ctx, api.Question{
 		Version: api.Version, Upstream: q.upstream, Repository: q.repository, Kind: target{endpoint: q.endpoint}.kind(), Reference: q.reference,
 		Accept: q.accept, Authorization: q.authorization, Anonymous: q.anonymous, MaxAgeMillis: age.Milliseconds(),
@@ -36,7 +37,7 @@ func (d *desk) askShared(ctx context.Context, q question, age time.Duration) (s 
 	at = time.Now().Add(-time.Duration(min(a.AgeMillis, int64(time.Hour/time.Millisecond))) * time.Millisecond)
 	s.right = right{verdict: verdict{id: id, length: a.Length, mediaType: a.MediaType}}
 	if a.Yours {
-		s.right = d.grant(q, s.right, at)
+		s.right = d.grant(q, s.right, at, forgotten)
 	}
 	return s, at, true
 }

@@ -484,3 +484,35 @@ func TestARegistryThatNobodyVouchesForMustShowThatItHasTheContent(t *testing.T) 
 		assert.Equal(t, 200, ask(p, http.MethodGet, "/v2/app/blobs/"+string(id)+"?ns=listed.test").StatusCode)
 	}
 }
+
+func TestAnAnswerToAQuestionOfBeforeIsNotRememberedAfterwards(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoom(registryproxy.Config{Policy: registryproxy.Policy{TagLife: time.Hour}})
+		manifest := r.swarm.put(oldIndex, oci.MediaTypeIndex)
+		known, gate := answers(map[string]object{
+			"r.test/v2/app/blobs/" + string(r.layer): {blob(100), ""}, "r.test/v2/app/manifests/v1": {oldIndex, oci.MediaTypeIndex},
+			"r.test/v2/app/manifests/" + string(manifest): {oldIndex, oci.MediaTypeIndex},
+		}), make(chan struct{})
+		r.up.answer = func(w http.ResponseWriter, q source.Question) {
+			<-gate
+			known(w, q)
+		}
+		var before sync.WaitGroup
+		paths := []string{"app/blobs/" + string(r.layer), "app/manifests/v1"}
+		for _, path := range paths {
+			before.Go(func() {
+				assert.Equal(t, 200, r.get(path, "Authorization", "Bearer x").StatusCode)
+			})
+		}
+		synctest.Wait()
+		r.Forget() // the registry is asked in another way from now on
+		close(gate)
+		before.Wait()
+		r.asks()
+		r.up.answer = func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusForbidden) }
+		for _, path := range paths {
+			assert.Equal(t, 403, r.get(path, "Authorization", "Bearer x").StatusCode, path)
+			assert.Equal(t, 1, r.asks(), path)
+		}
+	})
+}

@@ -17,10 +17,14 @@ const tagsMax = 4096
 
 // tagKey is a tag as a client asks for it: registries answer another manifest to another
 // Accept.
-type tagKey struct{ upstream, repository, tag, accept string }
+type tagKey struct {
+	upstream, repository, tag, accept string
+	// forgotten is the desk's, as in questionKey.
+	forgotten uint64
+}
 
-func (q question) tagKey() tagKey {
-	return tagKey{q.upstream, q.repository, q.reference, strings.Join(q.accept, ",")}
+func (q question) tagKey(d *desk) tagKey {
+	return tagKey{q.upstream, q.repository, q.reference, strings.Join(q.accept, ","), d.forgotten.Load()}
 }
 
 // tag is what a tag meant when the registry was asked last. It is a right, too, of the
@@ -111,22 +115,22 @@ func (r resolved) ok() bool { return r.said.status == 0 && r.said.err == nil }
 // registry. Whoever asks at the same time waits for one answer, whatever credentials they
 // have; what each of them may have is another question. The error is the cause of ctx's end.
 func (d *desk) resolve(ctx context.Context, q question, age time.Duration) (resolved, error) {
-	key := q.tagKey()
+	key := q.tagKey(d)
 	known, ok := d.tags.get(key)
 	if ok && time.Since(known.at) < age {
-		return resolved{tag: known, asked: q.key()}, nil
+		return resolved{tag: known, asked: q.key(d)}, nil
 	}
-	r, err := d.resolving.do(ctx, key, func(ctx context.Context) resolved { return d.resolveNow(ctx, q, known, age) })
-	if err == nil && !r.ok() && r.asked != q.key() {
+	r, err := d.resolving.do(ctx, key, func(ctx context.Context) resolved { return d.resolveNow(ctx, q, key, known, age) })
+	if err == nil && !r.ok() && r.asked != q.key(d) {
 		// The refusal was somebody else's.
-		return d.resolvingOwn.do(ctx, q.key(), func(ctx context.Context) resolved { return d.resolveNow(ctx, q, known, age) })
+		return d.resolvingOwn.do(ctx, q.key(d), func(ctx context.Context) resolved { return d.resolveNow(ctx, q, key, known, age) })
 	}
 	return r, err
 }
 
 // resolveNow asks what a tag means, the cluster before the registry.
-func (d *desk) resolveNow(ctx context.Context, q question, known tag, age time.Duration) resolved {
-	out := resolved{asked: q.key()}
+func (d *desk) resolveNow(ctx context.Context, q question, key tagKey, known tag, age time.Duration) resolved {
+	out := resolved{asked: q.key(d)}
 	s, at, shared := d.askShared(ctx, q, age)
 	if !shared {
 		at = time.Now()
@@ -134,13 +138,13 @@ func (d *desk) resolveNow(ctx context.Context, q question, known tag, age time.D
 	}
 	if s.status != 0 || s.err != nil {
 		if s.status == http.StatusNotFound {
-			d.tags.drop(q.tagKey())
+			d.tags.drop(key)
 		}
 		out.said = s
 		return out
 	}
 	out.tag = tag{right: s.right, at: at, etag: s.etag}
-	d.tags.put(q.tagKey(), out.tag)
+	d.tags.put(key, out.tag)
 	return out
 }
 
@@ -148,7 +152,7 @@ func (d *desk) resolveNow(ctx context.Context, q question, known tag, age time.D
 // which the registry answers both at once to the one that resolves the tag.
 func (x *exchange) askTag(q question) (right, *refusal) {
 	policy := x.desk.policy.Load()
-	known, fallback := x.desk.tags.get(q.tagKey())
+	known, fallback := x.desk.tags.get(q.tagKey(x.desk))
 	fallback = fallback && time.Since(known.at) >= policy.TagLife && time.Since(known.at) <= policy.TagStale
 	r, err := orSoon(x, fallback, func(ctx context.Context) (resolved, error) { return x.desk.resolve(ctx, q, policy.TagLife) },
 		func(err error) resolved { return resolved{said: saying{err: err}} })
