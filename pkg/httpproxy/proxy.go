@@ -84,7 +84,7 @@ func New(cfg Config) *Proxy {
 	}
 	p := &Proxy{cfg: cfg, inner: newListener(), slots: make(chan struct{}, cfg.TunnelsMax)}
 	quiet := slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug)
-	p.pass = &httputil.ReverseProxy{Rewrite: rewritePass, Transport: passTransport{}, ErrorHandler: refusePassed, ErrorLog: quiet, FlushInterval: -1}
+	p.pass = &httputil.ReverseProxy{Rewrite: rewritePass, ModifyResponse: rewriteLocation, Transport: passTransport{}, ErrorHandler: refusePassed, ErrorLog: quiet, FlushInterval: -1}
 	p.plain = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) { r.Out.Host = r.In.URL.Host }, Transport: cfg.Transport, ErrorHandler: refusePassed,
 		ErrorLog: quiet, FlushInterval: -1,
@@ -136,7 +136,7 @@ func (p *Proxy) registry(w http.ResponseWriter, r *http.Request, host string) {
 			http.Error(w, err.Error(), http.StatusBadGateway)
 			return
 		}
-		p.pass.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), passKey{}, passTo{base, rt})))
+		p.pass.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), passKey{}, passTo{base: base, rt: rt, from: url.URL{Scheme: schemeOf(r), Host: r.Host}})))
 		return
 	}
 	// What the client may have said to the mirror was meant for the registry.
@@ -162,6 +162,14 @@ func (p *Proxy) registry(w http.ResponseWriter, r *http.Request, host string) {
 type passTo struct {
 	base *url.URL
 	rt   http.RoundTripper
+	from url.URL // what the client calls it
+}
+
+func schemeOf(r *http.Request) string {
+	if r.TLS != nil {
+		return "https"
+	}
+	return "http"
 }
 
 type passKey struct{}
@@ -173,6 +181,22 @@ func rewritePass(r *httputil.ProxyRequest) {
 	if rest, ok := strings.CutPrefix(r.In.URL.Path, "/v2/"); ok && to.base.Path != "" && rest != "" {
 		r.Out.URL.Path, r.Out.URL.RawPath = "/v2/"+strings.Trim(to.base.Path, "/")+"/"+rest, ""
 	}
+}
+
+// rewriteLocation keeps a client on the way that it came: a registry with another address
+// names that in its answers, for instance where to upload to.
+func rewriteLocation(res *http.Response) error {
+	to, ok := res.Request.Context().Value(passKey{}).(passTo)
+	at, err := res.Location()
+	if !ok || err != nil || at.Host != to.base.Host {
+		return nil
+	}
+	at.Scheme, at.Host = to.from.Scheme, to.from.Host
+	if inner := "/v2/" + strings.Trim(to.base.Path, "/") + "/"; to.base.Path != "" && strings.HasPrefix(at.Path, inner) {
+		at.Path, at.RawPath = "/v2/"+strings.TrimPrefix(at.Path, inner), ""
+	}
+	res.Header.Set("Location", at.String())
+	return nil
 }
 
 type passTransport struct{}

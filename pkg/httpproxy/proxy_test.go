@@ -145,6 +145,44 @@ func TestWhatIsNoPullGoesToTheRegistryItself(t *testing.T) {
 	}
 }
 
+func TestAClientIsKeptOnTheWayThatItCame(t *testing.T) {
+	far := httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/v2/cache/a/blobs/uploads/":
+			out.Header().Set("Location", "http://"+r.Host+"/v2/cache/a/blobs/uploads/7?state=x")
+		case "/v2/cache/b/blobs/uploads/":
+			out.Header().Set("Location", "https://storage.test/upload")
+		case "/v2/cache/c/blobs/uploads/":
+			out.Header().Set("Location", "/v2/cache/c/blobs/uploads/7")
+		default:
+			http.NotFound(out, r)
+			return
+		}
+		out.WriteHeader(http.StatusAccepted)
+	}))
+	defer far.Close()
+	base, err := url.Parse(far.URL + "/cache")
+	require.NoError(t, err)
+	tr := new(http.Transport)
+	defer tr.CloseIdleConnections()
+	w := start(t, []string{registryName}, func(c *httpproxy.Config) {
+		c.Reach = func(string) (*url.URL, http.RoundTripper, error) { return base, tr, nil }
+	})
+	c := w.client(t)
+	for at, want := range map[string]string{
+		"https://registry.test/v2/a/blobs/uploads/": "https://registry.test/v2/a/blobs/uploads/7?state=x",
+		"http://registry.test/v2/a/blobs/uploads/":  "http://registry.test/v2/a/blobs/uploads/7?state=x",
+		"https://registry.test/v2/b/blobs/uploads/": "https://storage.test/upload",
+		"https://registry.test/v2/c/blobs/uploads/": "https://registry.test/v2/c/blobs/uploads/7",
+	} {
+		res, err := c.Post(at, "", nil)
+		require.NoError(t, err)
+		require.NoError(t, res.Body.Close())
+		assert.Equal(t, http.StatusAccepted, res.StatusCode)
+		assert.Equal(t, want, res.Header.Get("Location"))
+	}
+}
+
 func TestInsideTheTLSOfARegistryNoOtherHostIsAsked(t *testing.T) {
 	w := start(t, []string{registryName}, nil)
 	c := w.client(t)
