@@ -16,7 +16,7 @@ BUBBLES = $(shell $(GO) list -tags $(TAGS) -f '{{.ImportPath}} {{.Imports}} {{.T
 CLIENT_FLAGS := -tags $(TAGS),containers_image_openpgp
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo bench bench-quick lint race clients e2e clean
+.PHONY: help build test demo bench bench-quick lint race clients e2e clients-alone clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ clients: ## pull with the libraries of containerd, Docker, Podman and others, wi
 
 e2e: ## pull with real containerd, Docker, Podman and others in network namespaces (needs root and their packages)
 	$(GO) test -tags $(TAGS) -count 1 -timeout 15m -v ./test/e2e/... -args -out $(CURDIR)/out/clients.json
+
+clients-alone: ## measure what clients do when a mirror misbehaves, without Darter (15 minutes; needs what e2e needs)
+	$(GO) test -tags $(TAGS) -count 1 -timeout 30m -v -run WhatTools ./test/e2e -args -alone
+	cd test/clients && CGO_ENABLED=0 $(GO) test -mod=mod $(CLIENT_FLAGS) -count 1 -timeout 10m -parallel 8 -v -run WhatLibraries . -args -alone
 
 clean: ## remove what the targets above wrote
 	rm -rf bin out
