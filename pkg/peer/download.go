@@ -43,6 +43,8 @@ const (
 	// busyMin and busyMax bound how long a busy neighbour is left alone.
 	busyMin = time.Millisecond
 	busyMax = 250 * time.Millisecond
+	// rejectFor is how long a neighbour is not asked again for a piece that it rejected.
+	rejectFor = 2 * time.Second
 	// watchEvery is how often connections are looked at for silence and idleness.
 	watchEvery = 250 * time.Millisecond
 )
@@ -904,6 +906,19 @@ func (d *Download) rejected(l *link, in *inbound) {
 	}
 	d.pick.Done(l.n, in.index)
 	d.pick.Lacks(l.n, in.index)
+	l.rejects = append(l.rejects, reject{in.index, time.Now()})
+}
+
+// forgive takes it anew that a neighbour has what it said it has and rejected a while ago:
+// it may just have had no proof, or bring the piece anew. Were it never asked again, two
+// hosts that once disagreed would wait for a third one for ever.
+func (d *Download) forgive(l *link, now time.Time) {
+	for len(l.rejects) > 0 && now.Sub(l.rejects[0].at) >= rejectFor {
+		if i := l.rejects[0].index; d.pick != nil && l.have.Has(i) {
+			d.pick.Has(l.n, i)
+		}
+		l.rejects = l.rejects[1:]
+	}
 }
 
 // refused ends a request that the neighbour has no slot for.
@@ -1093,6 +1108,7 @@ func (d *Download) watch(now time.Time) {
 			l.close(fmt.Errorf("%w for %s", errStalled, d.e.cfg.Stall))
 		}
 		l.hasten(now)
+		d.forgive(l, now)
 		if !l.helloed && now.Sub(l.born) > wire.HandshakeTimeout {
 			l.close(fmt.Errorf("%w: no extension handshake", errStalled))
 		}

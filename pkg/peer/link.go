@@ -48,6 +48,7 @@ type link struct {
 	keys     map[piece.KeyID]bool // keys whose certificate it knows
 	knowsAll bool                 // it needs no digests
 	strikes  int                  // bad pieces it sent
+	rejects  []reject             // what it rejected lately, the oldest first
 	idleFrom time.Time
 	sending  int // jobs that have not ended
 
@@ -66,6 +67,12 @@ type link struct {
 	// received and since tell when the last byte of a piece came; the loop owns them.
 	received int64
 	since    time.Time
+}
+
+// reject is a piece that a neighbour said it has and did not give.
+type reject struct {
+	index piece.Index
+	at    time.Time
 }
 
 // job is a request that is being served. It holds one upload slot.

@@ -237,6 +237,32 @@ func TestAParentThatKeepsTalkingButSendsNoPieceIsLeft(t *testing.T) {
 	})
 }
 
+func TestAPieceThatWasRejectedIsAskedForAgainAfterAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 4)
+		b.reads()
+		b.l.helloed = true
+		b.d.has(b.l, 2)
+		all := piece.NewBitmap(4)
+		all.SetAll()
+		b.d.pick.Want(all)
+		asked := func() int {
+			b.d.watch(time.Now())
+			b.d.request(time.Now())
+			return b.l.asked(2)
+		}
+		require.Equal(t, 1, asked())
+		require.NoError(t, b.remote.Send(wire.Message{Type: wire.Reject, Index: 2, Length: piece.SizeMin}))
+		require.NoError(t, b.remote.Flush())
+		b.settle()
+		assert.Zero(t, asked(), "not at once")
+		time.Sleep(rejectFor - time.Millisecond)
+		assert.Zero(t, asked())
+		time.Sleep(time.Millisecond)
+		assert.Equal(t, 1, asked(), "it said that it has the piece")
+	})
+}
+
 func TestAPeerThatNeverSaysHelloIsLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 4)
