@@ -16,7 +16,7 @@ BUBBLES = $(shell $(GO) list -tags $(TAGS) -f '{{.ImportPath}} {{.Imports}} {{.T
 CLIENT_FLAGS := -tags $(TAGS),containers_image_openpgp
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo bench bench-quick lint race clients e2e clients-alone clean
+.PHONY: help build test demo bench bench-quick plot lint race clients e2e clients-alone clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ demo: ## pull an image through five nodes on this machine and count what the reg
 bench: ## measure how close swarms come to what links allow, and what they cost: out/bench.json (half an hour)
 	$(GO) test -tags $(TAGS) -count 1 -timeout 3h -v ./test/bench -args -size full -out $(CURDIR)/out/bench.json
 	$(GO) run -tags $(TAGS) ./test/bench/machine
+
+plot: ## draw what bench measured into docs/
+	$(GO) run -tags $(TAGS) ./test/bench/plot
 
 bench-quick: ## the part of bench that takes a minute or two
 	$(GO) test -tags $(TAGS) -count 1 -timeout 30m -v ./test/bench -args -size quick -out $(CURDIR)/out/bench.json

@@ -77,6 +77,8 @@ func (s Scenario) cost(o []simnet.Outcome) []results.Result {
 		s.each("first_byte_last", "round trips", nil, o, func(o simnet.Outcome) float64 {
 			return float64(o.FirstByte[len(o.FirstByte)-1]) / float64(500*time.Microsecond)
 		}),
+		// 0.5 is a reader that gets every byte as it comes; 1 one that waits for the end.
+		s.each("half_read_at", "of its time", nil, o, func(o simnet.Outcome) float64 { return o.HalfRead[len(o.HalfRead)/2] }),
 	}
 }
 
@@ -169,11 +171,13 @@ func Scenarios() (all []Scenario) {
 	add(Scenario{Name: "cold-slow-registry/32", Crowd: simnet.Crowd{N: 32, K: 256, OriginRate: rate / 2}, Quick: true, Report: makespan(1.12)})
 	add(Scenario{Name: "staggered-1s/128", Crowd: simnet.Crowd{N: 128, K: 512, Stagger: time.Second}, Runs: 1, Report: own(1.25)})
 	add(Scenario{Name: "rolling-start/64", Crowd: simnet.Crowd{N: 64, K: 256, Stagger: 20 * time.Second}, Runs: 1, Report: own(1.25)})
+	add(Scenario{Name: "rolling-start-5m/64", Crowd: simnet.Crowd{N: 64, K: 256, Stagger: 5 * time.Minute}, Runs: 1, Report: own(1.25)})
 	add(Scenario{Name: "5-percent-die/128", Crowd: simnet.Crowd{N: 128, K: 512, Dead: 0.05, DeadAfter: half}, Runs: 1, Report: makespan(1.25)})
 	add(Scenario{Name: "10-percent-slow-uplink/128", Crowd: simnet.Crowd{N: 128, K: 512, Slow: 0.1}, Runs: 1, Report: makespan(1.25)})
 	add(Scenario{Name: "reader-2x/32", Crowd: simnet.Crowd{N: 32, K: 512, Reader: 2 * rate}, Quick: true, Report: reader(1.15)})
 	add(Scenario{Name: "reader-2x/128", Crowd: simnet.Crowd{N: 128, K: 512, Reader: 2 * rate}, Runs: 1, Report: reader(1.15)})
 	add(Scenario{Name: "zones-4/64", Crowd: simnet.Crowd{N: 64, K: 256, Zones: 4, ZoneRate: 16 * rate / 10}, Quick: true, Runs: 1, Report: zones(1.3)})
+	add(Scenario{Name: "zones-4-fifth-dies/64", Crowd: simnet.Crowd{N: 64, K: 256, Zones: 4, ZoneRate: 16 * rate / 10, Dead: 0.2, DeadAfter: half / 2}, Runs: 1, Report: zones(1.3)})
 	add(Scenario{Name: "40-small-layers/32", Crowd: simnet.Crowd{N: 32, Layers: repeat(40, 8), AtOnce: 3, OriginRate: rate}, Runs: 1, Report: layers(1.25)})
 	add(Scenario{Name: "10-images/32", Crowd: simnet.Crowd{N: 32, Layers: repeat(10, 52)}, Runs: 1, Report: layers(1.25)})
 	add(Scenario{Name: "5-GB-layer/32", Crowd: simnet.Crowd{N: 32, K: 1250, OriginRate: rate}, Runs: 1, Report: makespan(1.12)}) // 4 MiB a piece

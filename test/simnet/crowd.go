@@ -93,6 +93,9 @@ type Outcome struct {
 	Of []time.Duration
 	// FirstByte is each node's time to its first byte, sorted.
 	FirstByte []time.Duration
+	// HalfRead is when each in-order reader of a layer had half of it, in units of the time
+	// that it took for all, sorted. Where it reads whatever comes at once, that is 0.5.
+	HalfRead []float64
 	// Layers is each layer's time at each node from its opening, sorted.
 	Layers []time.Duration
 	// SeedCopies is what left the supernode, in contents, OriginCopies what left the
@@ -347,7 +350,7 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 				time.Sleep(after)
 			}
 			mine := time.Now()
-			first, layers, err := c.pullAll(ctx, engines[i], wanted, reg.contents)
+			first, layers, halves, err := c.pullAll(ctx, engines[i], wanted, reg.contents)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -358,6 +361,7 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 				out.Took = append(out.Took, time.Since(mine))
 				out.Of[i] = time.Since(mine)
 				out.FirstByte = append(out.FirstByte, first)
+				out.HalfRead = append(out.HalfRead, halves...)
 				out.Layers = append(out.Layers, layers...)
 				out.Makespan = max(out.Makespan, time.Since(begun))
 			}
@@ -378,6 +382,7 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 	}
 	slices.Sort(out.Took)
 	slices.Sort(out.FirstByte)
+	slices.Sort(out.HalfRead)
 	slices.Sort(out.Layers)
 	return out, nil
 }
@@ -396,21 +401,24 @@ func warm(ctx context.Context, seed *peer.Engine, spec task.Spec) error {
 	return err
 }
 
-// pullAll pulls every layer; it returns the time to the very first byte and that of each layer.
-func (c *Crowd) pullAll(ctx context.Context, e *peer.Engine, specs []task.Spec, contents map[task.ID][]byte) (time.Duration, []time.Duration, error) {
+// pullAll pulls every layer; it returns the time to the very first byte, that of each layer,
+// and at what part of it half was read.
+func (c *Crowd) pullAll(ctx context.Context, e *peer.Engine, specs []task.Spec, contents map[task.ID][]byte) (time.Duration, []time.Duration, []float64, error) {
 	var mu sync.Mutex
 	var first time.Duration
 	var took []time.Duration
+	var halves []float64
 	begun := time.Now()
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(c.AtOnce)
 	for _, spec := range specs {
 		g.Go(func() error {
 			opened := time.Now()
-			at, err := c.pull(ctx, e, spec, contents[spec.ID])
+			at, half, err := c.pull(ctx, e, spec, contents[spec.ID])
 			mu.Lock()
 			defer mu.Unlock()
 			took = append(took, time.Since(opened))
+			halves = append(halves, float64(half.Sub(opened))/float64(time.Since(opened)))
 			if since := at.Sub(begun); first == 0 || since < first {
 				first = since
 			}
@@ -418,14 +426,14 @@ func (c *Crowd) pullAll(ctx context.Context, e *peer.Engine, specs []task.Spec, 
 		})
 	}
 	err := g.Wait()
-	return first, took, err
+	return first, took, halves, err
 }
 
-// pull reads everything in order; first is when the first byte came.
-func (c *Crowd) pull(ctx context.Context, e *peer.Engine, spec task.Spec, want []byte) (first time.Time, err error) {
+// pull reads everything in order; first is when the first byte came, half when half of them had.
+func (c *Crowd) pull(ctx context.Context, e *peer.Engine, spec task.Spec, want []byte) (first, half time.Time, err error) {
 	content, err := e.Open(ctx, spec)
 	if err != nil {
-		return first, err
+		return first, half, err
 	}
 	defer content.Close()
 	r := content.NewReader(ctx, 0, int64(len(want)))
@@ -434,20 +442,22 @@ func (c *Crowd) pull(ctx context.Context, e *peer.Engine, spec task.Spec, want [
 	for at := 0; at < len(want); {
 		n, err := r.Read(buf)
 		if err != nil {
-			return first, err
+			return first, half, err
 		}
 		if at == 0 {
 			first = time.Now()
 		}
 		if c.Compare && !bytes.Equal(buf[:n], want[at:at+n]) {
-			return first, fmt.Errorf("wrong bytes at %d", at)
+			return first, half, fmt.Errorf("wrong bytes at %d", at)
 		}
-		at += n
+		if at += n; half.IsZero() && at >= len(want)/2 {
+			half = time.Now()
+		}
 		if c.Reader > 0 {
 			time.Sleep(time.Duration(float64(n) / c.Reader * 1e9))
 		}
 	}
-	return first, nil
+	return first, half, nil
 }
 
 func hostID(i int) host.ID { return host.ID(fmt.Sprintf("%032x", i+1)) }

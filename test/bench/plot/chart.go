@@ -1,0 +1,131 @@
+// Package main draws the figures that `make bench` left in out/bench.json as SVG charts for
+// the documents.
+//
+// The same figures give the same bytes, and nothing of the machine that drew them is inside.
+// Start at [Makespan].
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/darter-io/darter/test/results"
+)
+
+// line is one kind of crowd, measured with several numbers of nodes.
+type line struct {
+	name, color string
+	dashed      bool
+	points      []point
+}
+
+type point struct{ nodes, ratio float64 }
+
+// kinds are the crowds of the chart and their colours, readable also by who sees few of them.
+var kinds = []struct{ name, title, color string }{
+	{"seed-4x", "seed 4×", "#0072b2"},
+	{"seed-1x", "seed 1×", "#d55e00"},
+	{"cold", "cold", "#009e73"},
+}
+
+// lines takes the makespans of all crowds that start together out of what was measured.
+func lines(all []results.Result) (out []line) {
+	for _, where := range []struct{ prefix, title string }{{"flash-crowd/", "real engines"}, {"simulated/", "simulated"}} {
+		for _, k := range kinds {
+			l := line{name: where.title + ", " + k.title, color: k.color, dashed: where.title == "simulated"}
+			for _, r := range all {
+				count, ok := strings.CutPrefix(r.Scenario, where.prefix+k.name+"/")
+				nodes, err := strconv.Atoi(count)
+				if ok && err == nil && r.Metric == "makespan_over_bound" {
+					l.points = append(l.points, point{float64(nodes), r.Value})
+				}
+			}
+			if len(l.points) > 0 {
+				slices.SortFunc(l.points, func(a, b point) int { return cmp.Compare(a.nodes, b.nodes) })
+				out = append(out, l)
+			}
+		}
+	}
+	return out
+}
+
+const (
+	width, height            = 720, 400
+	left, right, top, bottom = 60, 190, 40, 50
+)
+
+// Makespan writes a chart of the makespan over the bound by the number of nodes. It fails
+// when nothing of that was measured.
+func Makespan(w io.Writer, all []results.Result) error {
+	drawn := lines(all)
+	if len(drawn) == 0 {
+		return fmt.Errorf("drawing makespans: no figure of a flash crowd among %d; run make bench first", len(all))
+	}
+	most, fewest, highest := 2.0, math.Inf(1), 1.1
+	for _, l := range drawn {
+		for _, p := range l.points {
+			most, fewest, highest = max(most, p.nodes), min(fewest, p.nodes), max(highest, p.ratio)
+		}
+	}
+	highest = math.Ceil(highest*20) / 20
+	x := func(nodes float64) float64 {
+		return left + (width-left-right)*math.Log(nodes/fewest)/math.Log(max(2, most/fewest))
+	}
+	y := func(ratio float64) float64 { return top + (height-top-bottom)*(highest-ratio)/(highest-1) }
+
+	var b strings.Builder
+	put := func(format string, a ...any) { fmt.Fprintf(&b, format+"\n", a...) }
+	text := func(at, down float64, anchor, s string) {
+		put(`<text x="%.1f" y="%.1f" text-anchor="%s">%s</text>`, at, down, anchor, s)
+	}
+	put(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="13" fill="#333">`, width, height)
+	put(`<rect width="%d" height="%d" fill="#fff"/>`, width, height)
+	text(left, 22, "start", "Time until the last node has everything, in units of the least that links allow")
+	for ratio := 100; ratio <= int(math.Round(highest*100)); ratio += 5 {
+		at := y(float64(ratio) / 100)
+		put(`<path d="M%d %.1fH%d" stroke="#ddd"/>`, left, at, width-right)
+		text(left-8, at+4, "end", fmt.Sprintf("%.2f", float64(ratio)/100))
+	}
+	var ticks []float64
+	for _, l := range drawn {
+		for _, p := range l.points {
+			if !slices.Contains(ticks, p.nodes) {
+				ticks = append(ticks, p.nodes)
+			}
+		}
+	}
+	slices.Sort(ticks)
+	last := math.Inf(-1)
+	for _, n := range ticks {
+		if at := x(n); at-last > 34 {
+			text(at, height-bottom+18, "middle", strconv.Itoa(int(n)))
+			last = at
+		}
+	}
+	text((left+width-right)/2, height-12, "middle", "nodes")
+	for i, l := range drawn {
+		dash := ""
+		if l.dashed {
+			dash = ` stroke-dasharray="5 4"`
+		}
+		var path strings.Builder
+		for j, p := range l.points {
+			fmt.Fprintf(&path, "%c%.1f %.1f", "ML"[min(j, 1)], x(p.nodes), y(p.ratio))
+			put(`<circle cx="%.1f" cy="%.1f" r="3" fill="%s"/>`, x(p.nodes), y(p.ratio), l.color)
+		}
+		put(`<path d="%s" fill="none" stroke="%s" stroke-width="2"%s/>`, path.String(), l.color, dash)
+		at := float64(top + 10 + 22*i)
+		put(`<path d="M%d %.1fh26" stroke="%s" stroke-width="2"%s/>`, width-right+14, at, l.color, dash)
+		text(width-right+46, at+4, "start", l.name)
+	}
+	put("</svg>")
+	if _, err := io.WriteString(w, b.String()); err != nil {
+		return fmt.Errorf("writing the chart: %w", err)
+	}
+	return nil
+}

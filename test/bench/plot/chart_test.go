@@ -1,0 +1,62 @@
+package main
+
+import (
+	"bytes"
+	"encoding/xml"
+	"io"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/test/results"
+)
+
+func measured(scenario string, value float64) results.Result {
+	return results.Median(scenario, "makespan_over_bound", []float64{value}, "ratio")
+}
+
+func TestTheChartHasALineForEachKindOfCrowdAndIsWellFormed(t *testing.T) {
+	all := []results.Result{
+		measured("flash-crowd/seed-4x/32", 1.03), measured("flash-crowd/seed-4x/8", 1.01), measured("flash-crowd/cold/8", 1.04),
+		measured("simulated/seed-4x/1000", 1.07), measured("zones-4/64", 1.2),
+		results.Median("flash-crowd/seed-4x/8", "seed_copies", []float64{1.8}, "contents"),
+	}
+	var first, again bytes.Buffer
+	require.NoError(t, Makespan(&first, all))
+	require.NoError(t, Makespan(&again, all))
+	assert.Equal(t, first.String(), again.String(), "the same figures give the same bytes")
+
+	circles, texts := 0, ""
+	d := xml.NewDecoder(&first)
+	for {
+		token, err := d.Token()
+		if err == io.EOF {
+			break
+		}
+		require.NoError(t, err)
+		switch e := token.(type) {
+		case xml.StartElement:
+			if e.Name.Local == "circle" {
+				circles++
+			}
+		case xml.CharData:
+			texts += string(e)
+		}
+	}
+	assert.Equal(t, 4, circles, "a point for each makespan of a flash crowd")
+	for _, name := range []string{"real engines, seed 4×", "real engines, cold", "simulated, seed 4×", "1000"} {
+		assert.Contains(t, texts, name)
+	}
+	assert.NotContains(t, texts, "seed 1×", "what was not measured")
+}
+
+func TestPointsAreInTheOrderOfTheNodes(t *testing.T) {
+	got := lines([]results.Result{measured("simulated/cold/1000", 1.1), measured("simulated/cold/200", 1.05)})
+	require.Len(t, got, 1)
+	assert.Equal(t, []point{{200, 1.05}, {1000, 1.1}}, got[0].points)
+}
+
+func TestWithoutFiguresThereIsNoChart(t *testing.T) {
+	assert.ErrorContains(t, Makespan(io.Discard, nil), "make bench")
+}
