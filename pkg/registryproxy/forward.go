@@ -69,7 +69,7 @@ func (x *exchange) forward() *refusal {
 	}
 	if err != io.EOF {
 		x.pull.Err = fmt.Errorf("passing %s of %s through: %w", x.t.path(), x.t.upstream, err)
-		cut(x.w)
+		cut(x.w, x.r.UserAgent())
 	}
 	return nil
 }

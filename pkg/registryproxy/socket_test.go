@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -70,6 +71,38 @@ func TestABodyThatFailsEndsShortWithAFINAndNoReset(t *testing.T) {
 			<-seen.ended
 			assert.ErrorContains(t, seen.last(t).Err, "the last source is gone")
 			assert.Equal(t, c.failAt, seen.last(t).Bytes)
+		})
+	}
+}
+
+func TestOnlyClientsThatStartOverAfterAResetAreReset(t *testing.T) {
+	layer := blob(300_000)
+	for client, reset := range map[string]bool{
+		"containers/5.23.1 (github.com/containers/image)": true,
+		"containers/4.9":              true,
+		"containers/5.24.0":           false,
+		"Buildah/1.28.2":              true,
+		"Buildah/1.29.0":              false,
+		"skopeo/1.9.3":                false,
+		"containerd/1.6.20~ds1":       false,
+		"docker/20.10.24 go/go1.19.8": false,
+		"containers/":                 false,
+		"containers/five":             false,
+		"":                            false,
+	} {
+		t.Run(client, func(t *testing.T) {
+			srv, path := serve(t, &fakeContent{data: layer, failAt: 200_000, err: errors.New("the last source is gone")}, layer, &pulls{})
+			conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+			require.NoError(t, err)
+			defer conn.Close()
+			_, err = io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: h\r\nUser-Agent: "+client+"\r\n\r\n")
+			require.NoError(t, err)
+			_, err = io.ReadAll(conn)
+			if reset {
+				require.ErrorIs(t, err, syscall.ECONNRESET)
+			} else {
+				require.NoError(t, err)
+			}
 		})
 	}
 }
