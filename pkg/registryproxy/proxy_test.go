@@ -194,6 +194,15 @@ func TestEveryFormOfARangeIsAWindowOfTheContent(t *testing.T) {
 		{"lines=1-2", "", 200, "", layer},
 		{"bytes=5-6", `"` + string(b) + `"`, 206, "bytes 5-6/10000", layer[5:7]},
 		{"bytes=5-6", `"another"`, 200, "", layer},
+		{"bytes=5-6", `W/"` + string(b) + `"`, 200, "", layer}, // a weak validator never matches (RFC 9110 §13.1.5)
+		{"bytes=5-6", "Sun, 06 Nov 1994 08:49:37 GMT", 200, "", layer},
+		{"bytes=0-99999999999999999999", "", 206, "bytes 0-9999/10000", layer},
+		{"bytes=-20000", "", 206, "bytes 0-9999/10000", layer},
+		{"bytes=9999-9999", "", 206, "bytes 9999-9999/10000", layer[9999:]},
+		{"bytes=5-6,20000-", "", 206, "bytes 5-6/10000", layer[5:7]},
+		{"bytes=20000-,30000-", "", 416, "bytes */10000", nil},
+		{"bytes=-", "", 416, "bytes */10000", nil},
+		{"Bytes=5-6", "", 206, "bytes 5-6/10000", layer[5:7]},
 		{"bytes=5-6,8-9", "", 400, "", nil},
 	} {
 		for _, kind := range []string{"blobs", "manifests"} {

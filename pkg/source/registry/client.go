@@ -141,6 +141,10 @@ func (c *Client) forward(ctx context.Context, q source.Question) (*http.Response
 	if err != nil {
 		return nil, err
 	}
+	if q.Bare && u.CertFile != "" {
+		// Whoever it is shown to knows this node by it, and answers this node.
+		return nil, errors.New("it is asked with a certificate of this node, whose answer is for this node alone")
+	}
 	if q.Method != http.MethodGet && q.Method != http.MethodHead {
 		return nil, errors.New("a registry is only read, by GET or HEAD")
 	}

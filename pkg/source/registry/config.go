@@ -214,11 +214,17 @@ func (c *Client) Listed(name string) bool {
 	return err == nil && c.listed[host] != nil
 }
 
-// Credentialed reports whether a registry is asked with the node's own credentials where a
-// client brings none.
+// Credentialed reports whether a registry is asked with credentials of the node's own where a
+// client brings none, a certificate being one: what it says then is said to this node.
 func (c *Client) Credentialed(name string) bool {
 	u, err := c.upstream(name)
-	return err == nil && u.hasCredentials()
+	if err != nil {
+		return false
+	}
+	if u.docker != nil && u.CertFile == "" {
+		return u.docker.concerns(u.name)
+	}
+	return u.hasCredentials() || u.CertFile != ""
 }
 
 // Upstreams lists the registries by name, those not listed by the operator left out.

@@ -94,6 +94,27 @@ func (d *dockerConfig) get(ctx context.Context, registry, repository string) (au
 	return auth, false, nil
 }
 
+// concerns reports whether there may be a credential for some repository of a registry. It
+// runs no helper. A file that cannot be read may hold one.
+func (d *dockerConfig) concerns(registry string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.load() != nil || d.file.CredsStore != "" {
+		return true
+	}
+	for _, server := range serverNames(registry) {
+		if d.file.CredHelpers[server] != "" {
+			return true
+		}
+		for key := range d.file.Auths {
+			if serverOf(key) == server || strings.HasPrefix(key, server+"/") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // serverNames are the names under which a registry's credentials are kept, the usual one
 // first.
 func serverNames(registry string) []string {

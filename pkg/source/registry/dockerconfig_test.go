@@ -60,6 +60,27 @@ func TestCredentialsAreFoundWhereLoginsKeepThem(t *testing.T) {
 	assert.Equal(t, "it", got.IdentityToken)
 }
 
+func TestAFileConcernsTheRegistriesThatItHasSomethingFor(t *testing.T) {
+	for file, concerned := range map[string]bool{
+		`{"auths":{"quay.io":{"auth":"` + auth("u", "p") + `"}}}`:   true,
+		`{"auths":{"quay.io/a":{"auth":"` + auth("u", "p") + `"}}}`: true,
+		`{"auths":{"quay.iox":{"auth":"` + auth("u", "p") + `"}}}`:  false,
+		`{"credHelpers":{"quay.io":"no-helper-that-would-be-run"}}`: true,
+		`{"credHelpers":{"ghcr.io":"no-helper-that-would-be-run"}}`: false,
+		`{"credsStore":"no-helper-that-would-be-run"}`:              true,
+		`{}`: false,
+	} {
+		d := written(t, file)
+		assert.Equal(t, concerned, d.concerns("quay.io"), file)
+		c, err := New(Config{Upstreams: map[string]Upstream{"quay.io": {DockerConfig: d.path}}})
+		require.NoError(t, err)
+		assert.Equal(t, concerned, c.Credentialed("quay.io"), file)
+		assert.False(t, c.Credentialed("ghcr.io"))
+		require.NoError(t, os.Remove(d.path))
+		assert.True(t, d.concerns("quay.io"), "nobody knows")
+	}
+}
+
 func TestAFileOfCredentialsIsReadAnewWhenItChanges(t *testing.T) {
 	d := written(t, `{"auths":{"quay.io":{"auth":"`+auth("u", "first")+`"}}}`)
 	got, _, err := d.get(t.Context(), "quay.io", "a")

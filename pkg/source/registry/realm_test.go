@@ -168,6 +168,26 @@ func contentSpec(host string) task.Spec {
 	return task.Spec{ID: task.ID("sha256:" + hex.EncodeToString(sum[:])), Kind: task.Blob, Upstream: host, Repository: "team/app"}
 }
 
+// What an owner learns by its own certificate is no answer for the clients of other nodes.
+func TestACertificateOfTheNodeAnswersForTheNodeAlone(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{TLS: true, ClientCert: true})
+	spec := blob(t, r, "lib/app")
+	cert, key, err := r.ClientCert("node")
+	require.NoError(t, err)
+	u := registry.Upstream{CertFile: filepath.Join(t.TempDir(), "cert"), KeyFile: filepath.Join(t.TempDir(), "key")}
+	require.NoError(t, os.WriteFile(u.CertFile, cert, 0o600))
+	require.NoError(t, os.WriteFile(u.KeyFile, key, 0o600))
+	c := of(t, r, u)
+	assert.True(t, c.Credentialed(r.Host()))
+	assert.False(t, of(t, r, registry.Upstream{}).Credentialed(r.Host()))
+	q := source.Question{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/lib/app/blobs/" + string(spec.ID)}
+	res, _ := ask(t, c, q)
+	assert.Equal(t, 200, res.StatusCode)
+	q.Bare = true
+	_, err = c.Forward(t.Context(), q)
+	require.ErrorContains(t, err, "certificate of this node")
+}
+
 func TestALinkOfAProxyProjectLeadsToTheRepositorysOwnName(t *testing.T) {
 	for said, want := range map[string]string{
 		`</v2/hub/cache/library/alpine/tags/list?last=b&n=2>; rel="next"`:                  `</v2/library/alpine/tags/list?last=b&n=2>; rel="next"`,
