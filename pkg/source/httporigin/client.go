@@ -145,6 +145,7 @@ func NewClient(cfg Config) (*Client, error) {
 	protocols.SetHTTP1(true)
 	c.transport = &http.Transport{
 		Proxy:                  c.guard.watchProxy(proxy),
+		OnProxyConnectResponse: throughProxy,
 		DialContext:            c.guard.dialer(cfg.DialTimeout),
 		TLSClientConfig:        tlsConfig,
 		TLSHandshakeTimeout:    cfg.DialTimeout,
@@ -158,6 +159,25 @@ func NewClient(cfg Config) (*Client, error) {
 		ReadBufferSize:         64 << 10,
 	}
 	return c, nil
+}
+
+// ProxyError tells that a proxy opens no way to a host.
+type ProxyError struct {
+	Proxy, Host string // host:port each; the proxy's without its password
+	Status      int    // of the proxy's answer to CONNECT
+}
+
+func (e *ProxyError) Error() string {
+	return fmt.Sprintf("the proxy %s does not let us through to %s: %d %s", e.Proxy, e.Host, e.Status, http.StatusText(e.Status))
+}
+
+// throughProxy looks at a proxy's answer to CONNECT; net/http would tell of a refusal no more
+// than what the proxy calls it.
+func throughProxy(_ context.Context, proxy *url.URL, req *http.Request, res *http.Response) error {
+	if res.StatusCode == http.StatusOK {
+		return nil
+	}
+	return &ProxyError{Proxy: hostPort(proxy), Host: req.Host, Status: res.StatusCode}
 }
 
 func proxyFunc(setting secret.String) (func(*url.URL) (*url.URL, error), error) {

@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/source/httporigin"
@@ -146,6 +148,21 @@ func TestOnlyTheHostsThatAreNamedAreAsked(t *testing.T) {
 		_, err := body(t, origin(t, func(c *httporigin.Config) { c.AllowHosts = hosts }), file(here.URL))
 		var unlisted *httporigin.HostError
 		require.ErrorAs(t, err, &unlisted, "%q", hosts)
+	}
+}
+
+func TestAProxyThatRefusesIsNamedWithItsAnswer(t *testing.T) {
+	for status, kind := range map[int]api.FileErrorKind{407: api.FileRefused, 403: api.FileRefused, 503: api.FileUnreachable} {
+		proxy := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			assert.Equal(t, http.MethodConnect, r.Method)
+			w.WriteHeader(status)
+		})
+		u := strings.Replace(proxy.URL, "://", "://u:hunter2@", 1)
+		o := origin(t, func(c *httporigin.Config) { c.Proxy = secret.String(u) })
+		_, err := body(t, o, file("https://origin.test/file"))
+		require.ErrorContains(t, err, "the proxy "+strings.TrimPrefix(proxy.URL, "http://")+" does not let us through to origin.test:443: "+strconv.Itoa(status))
+		assert.NotContains(t, err.Error(), "hunter2")
+		assert.Equal(t, kind, httporigin.Refusal(err).Kind, status)
 	}
 }
 

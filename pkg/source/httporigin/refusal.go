@@ -20,9 +20,12 @@ func Refusal(err error) *api.FileError {
 	var blocked *AddrError
 	var unlisted *HostError
 	var answered *source.StatusError
+	var proxy *ProxyError
 	switch {
 	case errors.As(err, &blocked), errors.As(err, &unlisted):
 		out.Kind = api.FileForbidden
+	case errors.As(err, &proxy) && (proxy.Status == http.StatusForbidden || proxy.Status == http.StatusProxyAuthRequired):
+		out.Kind, out.Status = api.FileRefused, proxy.Status
 	case words.Wrong:
 		out.Kind = api.FileDigestWrong
 	case words.Changed:
