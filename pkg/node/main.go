@@ -117,6 +117,7 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 			if err != nil {
 				return errUsage{err}
 			}
+			telemetry.TakeStandardLog(logger)
 			program, err := p.New(Runtime{Logger: logger})
 			if err != nil {
 				return err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -47,6 +48,28 @@ func NewLogger(w io.Writer, level slog.Leveler, format string) (*slog.Logger, er
 		return slog.New(slog.NewJSONHandler(w, o)), nil
 	}
 	return nil, fmt.Errorf("log format %q: want text or json", format)
+}
+
+// TakeStandardLog makes lines of l of what libraries print with package log: net/http tells
+// there of origins that break its rules. For the main function, since that log is the
+// process's.
+func TakeStandardLog(l *slog.Logger) {
+	log.SetFlags(0)
+	log.SetOutput(libraries{l})
+}
+
+// libraries is the output of package log.
+type libraries struct{ l *slog.Logger }
+
+// Write logs one line of a library. What net/http quotes of an origin's answer may be anybody's
+// content, and is left out.
+func (w libraries) Write(line []byte) (int, error) {
+	text, _, quotes := strings.Cut(strings.TrimSpace(string(line)), " starting with ")
+	if quotes {
+		text += " (its bytes are left out)"
+	}
+	w.l.Warn("a library complains", "text", text)
+	return len(line), nil
 }
 
 // secretKeys name attributes that are redacted although their value is a plain string.

@@ -1,13 +1,16 @@
 package telemetry_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -176,6 +179,48 @@ func TestSecretsDoNotReachTheLog(t *testing.T) {
 			assert.Contains(t, out.String(), kept, format)
 		}
 	}
+}
+
+// lines gives what is written, a line at a time.
+type lines chan string
+
+func (l lines) Write(b []byte) (int, error) {
+	l <- string(b)
+	return len(b), nil
+}
+
+func TestWhatALibraryPrintsIsALineOfTheLogWithoutAnybodysContent(t *testing.T) {
+	flags, output := log.Flags(), log.Writer()
+	defer func() {
+		log.SetFlags(flags)
+		log.SetOutput(output)
+	}()
+	out := make(lines, 8)
+	telemetry.TakeStandardLog(logger(t, out, "json"))
+	// An origin that sends a body where there may be none: net/http quotes it.
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer listener.Close()
+	go func() {
+		c, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_, _ = http.ReadRequest(bufio.NewReader(c))
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nhunter2")
+		_, _ = io.Copy(io.Discard, c)
+	}()
+	client := &http.Client{Transport: &http.Transport{}}
+	response, err := client.Head("http://" + listener.Addr().String())
+	require.NoError(t, err)
+	response.Body.Close()
+	var line map[string]any
+	text := <-out
+	require.NoError(t, json.Unmarshal([]byte(text), &line))
+	assert.Equal(t, "WARN", line["level"])
+	assert.Contains(t, line["text"], "Unsolicited response")
+	assert.NotContains(t, text, "hunter2")
 }
 
 func TestNothingIsLostOfALineWithoutSecrets(t *testing.T) {
