@@ -154,8 +154,8 @@ type Proxy struct {
 	// Listen is the address of the HTTP proxy, to be named in HTTP_PROXY and HTTPS_PROXY of
 	// the client. Usual port: 65007. Beyond loopback, tunnel must not be any. Default: none.
 	Listen Address `key:"listen"`
-	// CA and caKey are PEM files of an authority that clients were told to trust for the
-	// registries; "dfdaemon proxy-ca" makes one. With it the proxy can look into their TLS and
+	// CA is the PEM file of an authority that clients were told to trust for the
+	// registries, caKey its key; "dfdaemon proxy-ca" makes both. With it the proxy can look into their TLS and
 	// give pulls to the mirror. Without it only registries in plain HTTP are mirrored.
 	CA string `key:"ca"`
 	// CAKey is the key of ca. Who has it can pose as these registries towards the clients.
