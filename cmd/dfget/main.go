@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"os/signal"
 	"syscall"
@@ -31,8 +32,9 @@ func run() int {
 	// process and to its group (timeout does).
 	context.AfterFunc(ctx, func() { time.AfterFunc(500*time.Millisecond, stop) })
 
+	log.SetOutput(io.Discard) // net/http quotes there what broken servers send
 	err := command(os.Stdout, os.Stderr).ExecuteContext(ctx)
-	if err != nil {
+	if err != nil && !dfget.Told(err) {
 		fmt.Fprintln(os.Stderr, "dfget:", err)
 	}
 	var e *dfget.Error

@@ -90,13 +90,14 @@ func (g *Getter) Run(ctx context.Context) error {
 	if err != nil {
 		return &Error{Code: Usage, Err: err}
 	}
+	var own *ownDaemon
 	switch {
 	case g.cfg.Settings.Direct:
 		if g.source, err = newDirect(g.cfg); err != nil {
 			return &Error{Code: Failed, Err: err}
 		}
 	case len(g.cfg.Settings.Supernodes) > 0 && !answers(ctx, g.cfg.Settings.Daemon):
-		own, err := newOwnDaemon(g.cfg, beside(jobs))
+		own, err = newOwnDaemon(g.cfg, beside(jobs))
 		if err != nil {
 			return &Error{Code: Failed, Err: fmt.Errorf("no dfdaemon answers at %s, and being a peer failed: %w", g.cfg.Settings.Daemon, err)}
 		}
@@ -113,7 +114,7 @@ func (g *Getter) Run(ctx context.Context) error {
 	defer g.source.close()
 	if d := g.cfg.Settings.Timeout; d > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, d, &Error{Code: Timeout, Err: fmt.Errorf("not done within %s (--timeout); what is there is kept for the next try", d)})
+		ctx, cancel = context.WithTimeoutCause(ctx, d, &Error{Code: Timeout, Err: fmt.Errorf("not done within %s (--timeout)", d)})
 		defer cancel()
 	}
 
@@ -130,6 +131,11 @@ func (g *Getter) Run(ctx context.Context) error {
 	for _, j := range jobs {
 		group.Go(func() error {
 			err := g.get(ctx, j)
+			if own != nil && err == nil {
+				if why := own.alone(ctx); why != "" {
+					j.meter.note("no supernode took part, the origin was asked directly (" + why + ")")
+				}
+			}
 			j.meter.end(err)
 			if err != nil {
 				mu.Lock()
@@ -145,7 +151,7 @@ func (g *Getter) Run(ctx context.Context) error {
 	if len(failures) == 0 {
 		return nil
 	}
-	return &Error{Code: ExitCode(failures[0]), Err: errors.Join(failures...)}
+	return &Error{Code: ExitCode(failures[0]), Err: errors.Join(failures...), told: g.cfg.Settings.Progress == "json"}
 }
 
 // beside is a directory on the file system that the first file goes to; empty is the one for
@@ -312,13 +318,14 @@ func (g *Getter) get(ctx context.Context, j *job) error {
 
 func (g *Getter) interrupted(ctx context.Context, j *job, t *target) error {
 	var e *Error
-	if errors.As(context.Cause(ctx), &e) {
-		return &Error{Code: e.Code, Err: fmt.Errorf("%s: %w", j.meter.url, e.Err)}
+	if !errors.As(context.Cause(ctx), &e) {
+		e = &Error{Code: Interrupted, Err: errors.New("interrupted")}
 	}
+	kept := ""
 	if t.part != "" && t.offset > 0 {
-		return &Error{Code: Interrupted, Err: fmt.Errorf("%s: interrupted; %s is kept in %s, and the same command goes on from there", j.meter.url, human(t.offset), t.part)}
+		kept = fmt.Sprintf("; %s is kept in %s, and the same command goes on from there", human(t.offset), t.part)
 	}
-	return &Error{Code: Interrupted, Err: fmt.Errorf("%s: interrupted", j.meter.url)}
+	return &Error{Code: e.Code, Err: fmt.Errorf("%s: %w%s", j.meter.url, e.Err, kept)}
 }
 
 // bufferSize is the most that is read at a time.

@@ -369,7 +369,7 @@ func TestATimeoutEndsItAndKeepsThePart(t *testing.T) {
 	f.cut, f.hold = []int{1000}, func() { <-release }
 	defer close(release)
 	_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Timeout = 300 * time.Millisecond })
-	require.ErrorContains(t, err, "not done within 300ms (--timeout)")
+	require.ErrorContains(t, err, "not done within 300ms (--timeout); 1000 B is kept in "+filepath.Join(dir, "model.bin.part"))
 	assert.Equal(t, dfget.Timeout, dfget.ExitCode(err))
 	holds(t, dir, map[string][]byte{"model.bin.part": f.content[:1000], "model.bin.part.id": nil})
 }
@@ -524,6 +524,30 @@ func TestJSONTellsEveryStepOnALineOfItsOwn(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(told), &e), told)
 	assert.Equal(t, "failed", e.Event)
 	assert.Equal(t, dfget.NotFound, e.Code)
+	assert.True(t, dfget.Told(err))
+}
+
+func TestWhatIsDeniedComesWithAWayToBeLetIn(t *testing.T) {
+	for _, row := range []struct {
+		status int
+		auth   string
+		want   string
+	}{
+		{401, "", "--user and --password-file"},
+		{401, "joe:wrong@", "are not enough"},
+		{403, "", "are not enough"},
+		{407, "", "HTTPS_PROXY"},
+	} {
+		f := newFake(t, 10)
+		f.refuse = &api.FileError{Kind: api.FileRefused, Status: row.status, Message: "GET http://files.test/f: no"}
+		err := dfget.New(dfget.Config{URLs: []string{"http://" + row.auth + "files.test/f"}, Settings: settings(t, f, func(s *config.Dfget) {
+			s.Output = filepath.Join(t.TempDir(), "f")
+		})}).Run(t.Context())
+		require.ErrorContains(t, err, row.want)
+		assert.Equal(t, 1, strings.Count(err.Error(), "http://files.test/f"), "the URL is told once")
+		assert.NotContains(t, err.Error(), "wrong")
+		assert.Equal(t, dfget.Denied, dfget.ExitCode(err))
+	}
 }
 
 // watched is a terminal on which somebody waits for a text.
@@ -549,6 +573,23 @@ func (w *watched) String() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.all.String()
+}
+
+func TestALongNameLeavesRoomForItsBar(t *testing.T) {
+	f, dir := newFake(t, 900_000), t.TempDir()
+	drawn := &watched{want: " 50% 439 KiB ", seen: make(chan struct{})}
+	f.cut, f.hold = []int{450_000}, func() {
+		select {
+		case <-drawn.seen:
+		case <-time.After(20 * time.Second): // the assertions below tell what was drawn
+		}
+	}
+	name := strings.Repeat("long", 40) + ".bin"
+	s := settings(t, f, func(s *config.Dfget) { s.Output, s.Progress = filepath.Join(dir, name), "bar" })
+	require.NoError(t, dfget.New(dfget.Config{URLs: []string{fileURL}, Settings: s, Stderr: drawn, Backoff: time.Millisecond}).Run(t.Context()))
+	assert.Contains(t, drawn.String(), "longlonglon…onglong.bin")
+	assert.Contains(t, drawn.String(), "50% 439 KiB ")
+	assert.Contains(t, drawn.String(), name+": 879 KiB in ", "the summary has all of it")
 }
 
 func TestBarsShowSpeedAndEndWithASummary(t *testing.T) {

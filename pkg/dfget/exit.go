@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/darter-io/darter/pkg/api"
 )
@@ -34,6 +35,15 @@ type Error struct {
 	Err  error
 	// again says that another try may succeed.
 	again bool
+	// told says that the progress has told it, in a form for programs.
+	told bool
+}
+
+// Told reports whether the progress has told of err already, so that a line for people would
+// only be in the way of the program that reads it.
+func Told(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.told
 }
 
 func (e *Error) Error() string { return e.Err.Error() }
@@ -57,7 +67,10 @@ func ExitCode(err error) Code {
 
 // refused is the failure that a refusal is, whoever told it.
 func refused(j *job, e *api.FileError) *Error {
-	out := &Error{Code: Failed, Err: fmt.Errorf("%s: %w", j.meter.url, e)}
+	out := &Error{Code: Failed, Err: e}
+	if !strings.Contains(e.Error(), j.meter.url) {
+		out.Err = fmt.Errorf("%s: %w", j.meter.url, e)
+	}
 	switch e.Kind {
 	case api.FileBadRequest:
 		out.Code = Usage
@@ -65,6 +78,14 @@ func refused(j *job, e *api.FileError) *Error {
 		out.Code = Denied
 	case api.FileRefused:
 		out.Code, out.again = codeOf(e.Status)
+		switch {
+		case e.Status == http.StatusProxyAuthRequired:
+			out.Err = fmt.Errorf("%w\nthe URL of the proxy (HTTPS_PROXY, HTTP_PROXY, or files.proxy of dfdaemon) needs a user and a password", out.Err)
+		case e.Status == http.StatusUnauthorized && j.auth.IsZero():
+			out.Err = fmt.Errorf("%w\ngive a name and a password with --user and --password-file or in ~/.netrc, or a token with -H \"Authorization: …\"", out.Err)
+		case out.Code == Denied:
+			out.Err = fmt.Errorf("%w\nthe credentials and headers that were given are not enough there", out.Err)
+		}
 	case api.FileUnreachable:
 		out.Code, out.again = Unreachable, true
 	case api.FileChanged:

@@ -12,6 +12,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/daemon"
+	"github.com/darter-io/darter/pkg/node"
 )
 
 // knock bounds how long it takes to find out that no dfdaemon answers on this machine.
@@ -76,6 +77,20 @@ func (o *ownDaemon) settings(s config.Dfget) (d config.Dfdaemon) {
 
 // api is where it answers.
 func (o *ownDaemon) api() config.Address { return config.Address(o.Addrs()["api"]) }
+
+// alone says why the peer found nobody to be a peer of, empty where it did.
+func (o *ownDaemon) alone(ctx context.Context) string {
+	s, err := node.FetchStatus(ctx, "dfget's own peer", o.api())
+	if err != nil || !s.Embedded {
+		return ""
+	}
+	for _, owner := range s.Owners {
+		if owner.Error != "" {
+			return owner.Addr + ": " + owner.Error
+		}
+	}
+	return "no answer yet"
+}
 
 // end stops it and deletes its cache.
 func (o *ownDaemon) end() error {

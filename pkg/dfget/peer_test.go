@@ -70,12 +70,14 @@ func TestWithoutADaemonDfgetIsAPeerAsLongAsItRuns(t *testing.T) {
 
 	// With another secret it is no member; its own word is enough for the file all the same.
 	dir := t.TempDir()
-	err = dfget.New(dfget.Config{URLs: []string{origin.URL + "/f"}, Settings: settings(t, nil, func(c *config.Dfget) {
+	var told bytes.Buffer
+	err = dfget.New(dfget.Config{URLs: []string{origin.URL + "/f"}, Stderr: &told, Settings: settings(t, nil, func(c *config.Dfget) {
 		c.Daemon, c.Supernodes = config.Address(nobody.Listener.Addr().String()), []config.Address{config.Address(s.Addrs()["api"])}
 		c.Cluster.Secret, c.Output = "another secret that is long enough, too", filepath.Join(dir, "f")
 	})}).Run(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, 2, gets)
+	assert.Contains(t, told.String(), "f: no supernode took part, the origin was asked directly ("+s.Addrs()["api"]+": ")
 	entries, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	assert.Len(t, entries, 1, "the cache is gone")

@@ -419,10 +419,23 @@ func newBars(w io.Writer) *bars {
 func (b *bars) started(m *meter, s state) {
 	b.of[m] = b.on.New(max(0, s.length), mpb.BarStyle().Lbound("[").Filler("=").Tip(">").Padding(" ").Rbound("]"),
 		mpb.BarRemoveOnComplete(), mpb.BarWidth(20),
-		mpb.PrependDecorators(decor.Name(m.name, decor.WC{C: decor.DindentRight | decor.DextraSpace})),
+		mpb.PrependDecorators(decor.Name(shorten(m.name), decor.WC{C: decor.DindentRight | decor.DextraSpace})),
 		mpb.AppendDecorators(decor.Any(func(decor.Statistics) string { return " " + m.state().short() })),
 	)
 	b.moved(m, s)
+}
+
+// nameMax is how many letters of a name stand before its bar: what moves is worth more room.
+const nameMax = 24
+
+// shorten leaves out the middle of a long name, whose ends tell most.
+func shorten(name string) string {
+	letters := []rune(name)
+	if len(letters) <= nameMax {
+		return name
+	}
+	half := (nameMax - 1) / 2
+	return string(letters[:half]) + "…" + string(letters[len(letters)-half:])
 }
 
 func (b *bars) moved(m *meter, s state) {

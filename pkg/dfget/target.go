@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -59,6 +60,9 @@ func openTarget(output string, stdout io.Writer, label, digest string) (*target,
 	}
 	t.path, t.part, t.note = output, output+".part", output+".part.id"
 	f, err := os.OpenFile(t.part, os.O_RDWR|os.O_CREATE, 0o666)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no directory %s to write %s to: make it first", filepath.Dir(output), filepath.Base(output))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("writing beside the target: %w", err)
 	}
