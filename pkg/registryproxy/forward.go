@@ -23,16 +23,15 @@ var linkTarget = regexp.MustCompile(`<[^<>]*>`)
 // for the referrers' tag instead (OCI distribution-spec, "Unavailable Referrers API").
 func (x *exchange) forward() *refusal {
 	if x.t.endpoint == endpointBase && (x.t.upstream == "" || !x.t.named && isVersionCheck(x.r)) {
-		x.head("application/json", 2)
-		if x.r.Method == http.MethodGet {
-			n, _ := io.WriteString(x.w, "{}")
-			x.pull.Bytes = int64(n)
-		}
+		x.welcome()
 		return nil
 	}
 	res, refused := x.upstream()
 	if refused != nil {
-		return refused
+		return x.greetAgain(refused)
+	}
+	if x.t.endpoint == endpointBase && x.authorization == "" {
+		x.greetings.note(x.t.upstream, res)
 	}
 	if res.StatusCode >= 400 && x.t.endpoint != endpointBase {
 		return x.answered(refusalOf(res))

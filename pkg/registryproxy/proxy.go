@@ -162,6 +162,8 @@ type Proxy struct {
 	cfg    Config
 	router *mux.Router
 	desk   *desk
+
+	greetings greetings
 }
 
 // New returns a Proxy with the given settings and their defaults.

@@ -686,6 +686,41 @@ func TestTheVersionCheckIsTheRegistrysUnlessNobodyKnowsWhich(t *testing.T) {
 	assert.Len(t, up.asked, before)
 }
 
+func TestTheVersionCheckIsAnsweredAsLastTimeWhileTheRegistryIsUnreachable(t *testing.T) {
+	status := 200
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
+		w.Header().Set("WWW-Authenticate", "Basic realm="+r.Upstream)
+		w.WriteHeader(status)
+		io.WriteString(w, "{}")
+	}}
+	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
+	down := func(down bool) {
+		if up.err = nil; down {
+			up.err = errors.New("connection refused")
+		}
+	}
+	down(true)
+	assert.Equal(t, 502, ask(p, http.MethodGet, "/v2/").StatusCode, "nobody knows what it said")
+	for _, status = range []int{200, 401} {
+		down(false)
+		assert.Equal(t, status, ask(p, http.MethodGet, "/v2/").StatusCode)
+		down(true)
+		res := ask(p, http.MethodGet, "/v2/")
+		assert.Equal(t, status, res.StatusCode)
+		assert.Equal(t, "0", res.Header.Get(registryproxy.HeaderStale))
+		if status == 401 {
+			assert.Equal(t, "Basic realm=r.test", res.Header.Get("WWW-Authenticate"))
+		}
+		assert.Equal(t, 502, ask(p, http.MethodGet, "/v2/?ns=quay.io").StatusCode, "another registry")
+		assert.Equal(t, 502, ask(p, http.MethodGet, "/v2/", "Authorization", "Bearer x").StatusCode, "whether credentials are good only the registry knows")
+	}
+	down(false)
+	status = 503
+	assert.Equal(t, 503, ask(p, http.MethodGet, "/v2/").StatusCode, "an answer, whatever it is, stands")
+	down(true)
+	assert.Equal(t, 401, ask(p, http.MethodGet, "/v2/").StatusCode, "and says nothing of who may come in")
+}
+
 func TestEveryRequestIsObservedOnce(t *testing.T) {
 	var s swarm
 	var seen pulls

@@ -1,0 +1,78 @@
+package registryproxy
+
+import (
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// greetingsMax is how many registries' greetings are remembered; where any registry may be
+// named, whoever names them does not fill the memory.
+const greetingsMax = 256
+
+// greeting is how a registry answered the version check of somebody without credentials: who
+// may come in, or what to bring.
+type greeting struct {
+	status    int
+	challenge []string
+	at        time.Time
+}
+
+// greetings are the last ones, by registry, for the time when one is unreachable: dockerd and
+// crane put the version check before everything else, and without an answer would not ask for
+// what the swarm could give them.
+type greetings struct {
+	// mu is held to look or to note.
+	mu    sync.Mutex
+	known map[string]greeting
+}
+
+func (g *greetings) note(upstream string, res *http.Response) {
+	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusUnauthorized {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if _, ok := g.known[upstream]; !ok && len(g.known) >= greetingsMax {
+		return
+	}
+	if g.known == nil {
+		g.known = map[string]greeting{}
+	}
+	g.known[upstream] = greeting{res.StatusCode, slices.Clone(res.Header.Values("WWW-Authenticate")), time.Now()}
+}
+
+func (g *greetings) of(upstream string) (greeting, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	last, ok := g.known[upstream]
+	return last, ok
+}
+
+// greetAgain answers a version check as its registry last did, because that is unreachable now
+// for the reason given; with that reason when there is nothing to repeat.
+func (x *exchange) greetAgain(why *refusal) *refusal {
+	last, ok := x.greetings.of(x.t.upstream)
+	if !ok || x.t.endpoint != endpointBase || x.authorization != "" || why.status == statusGone {
+		return why
+	}
+	x.w.Header().Set(HeaderStale, strconv.FormatInt(int64(time.Since(last.at)/time.Second), 10))
+	if last.status == http.StatusOK {
+		x.welcome()
+		return nil
+	}
+	e := refuse(last.status, "%s, which is unreachable now, asks for credentials", x.t.upstream)
+	e.header = http.Header{"Www-Authenticate": last.challenge}
+	return e
+}
+
+// welcome answers a version check with 200.
+func (x *exchange) welcome() {
+	x.head("application/json", 2)
+	if x.r.Method == http.MethodGet {
+		n, _ := x.w.Write([]byte("{}"))
+		x.pull.Bytes = int64(n)
+	}
+}
