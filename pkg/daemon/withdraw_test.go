@@ -107,7 +107,7 @@ func TestAReaderOfAWithdrawnContentEndsShortAndTheNextGetsItWhole(t *testing.T) 
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 3_000_000)
 	digest := p.Layers()[0].Digest
-	r.Fail(registrytest.Fault{Action: registrytest.ActStall, Match: digest, At: 1 << 20, Times: 1})
+	r.Fail(registrytest.Fault{Action: registrytest.ActStall, Match: "GET " + p.Repository + "/blobs/" + digest, At: 1 << 20, Times: 1})
 	d, _ := start(t, settings(t, r, "one"))
 	at := fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, digest, r.Host())
 
