@@ -98,8 +98,7 @@ func (c *runtime) pull(repository, tag, user, password string) error {
 }
 
 // What a registry is asked for one image by a whole cluster, by word and by byte.
-func TestTwentyNodesAskTheRegistryEachQuestionOnce(t *testing.T) {
-	const nodes = 20
+func TestACrowdOfNodesAsksTheRegistryEachQuestionOnce(t *testing.T) {
 	const word = "a secret that is long enough for a cluster"
 	for name, c := range map[string]struct {
 		auth           registrytest.Auth
@@ -112,7 +111,7 @@ func TestTwentyNodesAskTheRegistryEachQuestionOnce(t *testing.T) {
 			r := registrytest.Start(t, registrytest.Config{Auth: c.auth, Users: map[string]registrytest.User{"alice": {Password: "a", Pull: []string{"*"}}}})
 			p := image(t, r, 2e6, 1e6, 300e3)
 			s, _ := lead(t, r, word)
-			mirrors := make([]string, nodes)
+			mirrors := make([]string, crowd)
 			for i := range mirrors {
 				cfg := settings(t, r, fmt.Sprint("node", i))
 				cfg.Cluster.Secret, cfg.Supernodes = word, []config.Address{config.Address(s.Addrs()["api"])}
@@ -150,7 +149,7 @@ func TestTwentyNodesAskTheRegistryEachQuestionOnce(t *testing.T) {
 			if c.auth == registrytest.None {
 				assert.Zero(t, yes, "what anybody may have is asked once")
 			} else {
-				assert.Equal(t, 2*nodes-1, yes, "one HEAD for each token; the first resolved the tag")
+				assert.Equal(t, 2*crowd-1, yes, "one HEAD for each token; the first resolved the tag")
 			}
 		})
 	}

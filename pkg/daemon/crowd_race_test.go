@@ -1,0 +1,7 @@
+//go:build race
+
+package daemon_test
+
+// crowd is smaller under the race detector: twenty nodes with TLS in one slow process starve
+// each other, and then the stand-ins ask the registry too, as they should.
+const crowd = 5

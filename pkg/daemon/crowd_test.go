@@ -1,0 +1,6 @@
+//go:build !race
+
+package daemon_test
+
+// crowd is how many nodes pull at once where each question to the registry is counted.
+const crowd = 20
