@@ -368,7 +368,7 @@ func (d *Download) adoptFacts(now time.Time) {
 	cfg.Seed = d.e.seed()
 	d.pick = picker.New(cfg, layout, have)
 	d.pick.Role(d.e.cfg.Host.ID, !d.local)
-	d.spread = picker.NewSpread(layout.Count())
+	d.spread = d.e.spreadOf(d.id, layout.Count(), now)
 	d.proven = piece.NewBitmap(layout.Count())
 	for i := range piece.Index(layout.Count()) {
 		if known.Has(i) && have.Has(i) {

@@ -197,6 +197,7 @@ type Engine struct {
 	swarms    map[[20]byte]task.ID // tasks by their name in a handshake; see know
 	swarmsMax int
 	attempts  map[task.ID]attempt
+	spreads   map[task.ID]spreadPast
 	failures  map[task.ID]failure
 	epoch     uint64      // the last attempt's
 	early     []task.Spec // seeds asked for before Run
@@ -227,7 +228,7 @@ func New(cfg Config) *Engine {
 	cfg.defaults()
 	e := &Engine{
 		cfg: cfg, log: cfg.Logger, near: newLane(cfg.UploadSlots, cfg.UploadLines), afar: newLane(afarSlots(cfg.UploadSlots), cfg.UploadLines), started: make(chan struct{}),
-		downloads: make(map[task.ID]*Download), swarms: make(map[[20]byte]task.ID), attempts: make(map[task.ID]attempt),
+		downloads: make(map[task.ID]*Download), swarms: make(map[[20]byte]task.ID), attempts: make(map[task.ID]attempt), spreads: make(map[task.ID]spreadPast),
 		failures: make(map[task.ID]failure),
 	}
 	e.SetLimits(cfg.Limits)
@@ -552,6 +553,7 @@ func (e *Engine) retire(d *Download) bool {
 	if e.downloads[d.id] == d {
 		delete(e.downloads, d.id)
 	}
+	e.keepSpread(d, time.Now())
 	return true
 }
 

@@ -35,6 +35,7 @@ func TestTheRegistrySendsOneCopyAndTheSeedAboutTwo(t *testing.T) {
 		"slow registry":  {N: 24, K: 96, OriginRate: 100 * (64 << 10)},
 		"small layers":   {N: 24, Layers: []int{8, 8, 8, 8, 8}, AtOnce: 2, OriginRate: 200 * (64 << 10)},
 		"staggered":      {N: 24, K: 96, Stagger: time.Second},
+		"one by one":     {N: 24, K: 96, Stagger: time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := play(t, c)
