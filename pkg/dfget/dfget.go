@@ -133,6 +133,9 @@ func (g *Getter) Run(ctx context.Context) error {
 			err := g.get(ctx, j)
 			if own != nil && err == nil {
 				if why := own.alone(ctx); why != "" {
+					if g.cfg.Settings.Cluster.Secret.IsZero() {
+						why += "; a cluster with a secret needs --cluster-secret-file"
+					}
 					j.meter.note("no supernode took part, the origin was asked directly (" + why + ")")
 				}
 			}

@@ -527,6 +527,14 @@ func TestJSONTellsEveryStepOnALineOfItsOwn(t *testing.T) {
 	assert.True(t, dfget.Told(err))
 }
 
+func TestAFullNodeComesWithTheWayPastIt(t *testing.T) {
+	f := newFake(t, 10)
+	f.refuse = &api.FileError{Kind: api.FileNoSpace, Message: "no space left in the piece store"}
+	_, err := get(t.Context(), t, f, t.TempDir(), nil)
+	require.ErrorContains(t, err, "--direct")
+	assert.Equal(t, dfget.Disk, dfget.ExitCode(err))
+}
+
 func TestWhatIsDeniedComesWithAWayToBeLetIn(t *testing.T) {
 	for _, row := range []struct {
 		status int

@@ -94,6 +94,7 @@ func refused(j *job, e *api.FileError) *Error {
 		out.Code = WrongDigest
 	case api.FileNoSpace:
 		out.Code = Disk
+		out.Err = fmt.Errorf("%w\na store on the way is full, not the target; --direct downloads past it", out.Err)
 	}
 	return out
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -68,17 +69,20 @@ func TestWithoutADaemonDfgetIsAPeerAsLongAsItRuns(t *testing.T) {
 	}
 	assert.Equal(t, 1, gets, "the supernode asked the origin once for both")
 
-	// With another secret it is no member; its own word is enough for the file all the same.
-	dir := t.TempDir()
-	var told bytes.Buffer
-	err = dfget.New(dfget.Config{URLs: []string{origin.URL + "/f"}, Stderr: &told, Settings: settings(t, nil, func(c *config.Dfget) {
-		c.Daemon, c.Supernodes = config.Address(nobody.Listener.Addr().String()), []config.Address{config.Address(s.Addrs()["api"])}
-		c.Cluster.Secret, c.Output = "another secret that is long enough, too", filepath.Join(dir, "f")
-	})}).Run(t.Context())
-	require.NoError(t, err)
-	assert.Equal(t, 2, gets)
-	assert.Contains(t, told.String(), "f: no supernode took part, the origin was asked directly ("+s.Addrs()["api"]+": ")
-	entries, err := os.ReadDir(dir)
-	require.NoError(t, err)
-	assert.Len(t, entries, 1, "the cache is gone")
+	// With another secret, or none, it is no member; its own word is enough for the file all the same.
+	for word, hint := range map[secret.String]bool{"another secret that is long enough, too": false, "": true} {
+		dir, before := t.TempDir(), gets
+		var told bytes.Buffer
+		err = dfget.New(dfget.Config{URLs: []string{origin.URL + "/f"}, Stderr: &told, Settings: settings(t, nil, func(c *config.Dfget) {
+			c.Daemon, c.Supernodes = config.Address(nobody.Listener.Addr().String()), []config.Address{config.Address(s.Addrs()["api"])}
+			c.Cluster.Secret, c.Output = word, filepath.Join(dir, "f")
+		})}).Run(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, before+1, gets)
+		assert.Contains(t, told.String(), "f: no supernode took part, the origin was asked directly ("+s.Addrs()["api"]+": ")
+		assert.Equal(t, hint, strings.Contains(told.String(), "needs --cluster-secret-file"))
+		entries, err := os.ReadDir(dir)
+		require.NoError(t, err)
+		assert.Len(t, entries, 1, "the cache is gone")
+	}
 }
