@@ -85,7 +85,7 @@ func (c *runtime) pull(repository, tag, user, password string) error {
 		return fmt.Errorf("manifest %s: %.200s %v", digest, manifest, err)
 	}
 	var g errgroup.Group
-	for _, ref := range oci.References(manifest) {
+	for _, ref := range oci.References("", manifest) {
 		g.Go(func() error {
 			res, b, err := c.do(http.MethodGet, repository+"/blobs/"+string(ref.ID))
 			if err == nil && oci.DigestOf(b) != ref.ID {

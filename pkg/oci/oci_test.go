@@ -285,37 +285,54 @@ func FuzzSniffManifest(f *testing.F) {
 
 func TestAManifestRefersToWhatItsRegistryMustHave(t *testing.T) {
 	digest := func(c string) string { return "sha256:" + strings.Repeat(c, 64) }
+	// b is what its registry has not got.
+	a, b := `{"digest":"`+digest("a")+`","size":5,"mediaType":"l"}`, `{"digest":"`+digest("b")+`","size":7,"mediaType":"l"}`
+	blobA, blobB := oci.Reference{ID: task.ID(digest("a")), Size: 5, MediaType: "l"}, oci.Reference{ID: task.ID(digest("b")), Size: 7, MediaType: "l"}
+	childA := blobA
+	childA.Manifest = true
+	docker, list := `"mediaType":"`+oci.MediaTypeDockerManifest+`",`, `"mediaType":"`+oci.MediaTypeDockerList+`",`
 	for name, c := range map[string]struct {
-		content string
-		want    []oci.Reference
+		told, content string
+		want          []oci.Reference
 	}{
-		"an image": {
-			`{"config":{"mediaType":"c","digest":"` + digest("a") + `","size":5},"layers":[{"mediaType":"l","digest":"` + digest("b") + `","size":7}],"subject":{"digest":"` + digest("c") + `"}}`,
-			[]oci.Reference{{ID: task.ID(digest("a")), Size: 5, MediaType: "c"}, {ID: task.ID(digest("b")), Size: 7, MediaType: "l"}},
-		},
-		"an index": {
-			`{"manifests":[{"mediaType":"m","digest":"` + digest("a") + `","size":5}]}`,
-			[]oci.Reference{{ID: task.ID(digest("a")), Size: 5, MediaType: "m", Manifest: true}},
-		},
-		"layers from elsewhere": {
-			`{"layers":[{"digest":"` + digest("a") + `","urls":["https://x"]},{"digest":"` + digest("b") + `","mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar"},` +
-				`{"digest":"` + digest("c") + `","mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"}]}`, nil,
-		},
-		"nonsense in it": {`{"layers":[{"digest":"sha256:x"},{"digest":"` + digest("a") + `","size":-1},{}]}`, nil},
-		"no manifest":    {`[1]`, nil},
-		"nothing":        {``, nil},
+		"an image":                            {"", `{"schemaVersion":2,"config":` + a + `,"layers":[` + b + `],"subject":{"digest":"` + digest("c") + `"}}`, []oci.Reference{blobA, blobB}},
+		"an index":                            {oci.MediaTypeIndex, `{"schemaVersion":2,"manifests":[` + a + `]}`, []oci.Reference{childA}},
+		"an image of Docker":                  {oci.MediaTypeDockerManifest, `{"schemaVersion":2,` + docker + `"config":` + a + `}`, []oci.Reference{blobA}},
+		"a list of Docker":                    {oci.MediaTypeDockerList + "; charset=utf-8", `{"schemaVersion":2,` + list + `"manifests":[` + a + `],"config":null}`, []oci.Reference{childA}},
+		"a registry's word that says nothing": {"text/plain", `{"schemaVersion":2,"manifests":[` + a + `]}`, []oci.Reference{childA}},
+		"layers from elsewhere": {"", `{"schemaVersion":2,"layers":[{"digest":"` + digest("a") + `","urls":["https://x"]},{"digest":"` + digest("b") +
+			`","mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar"},{"digest":"` + digest("c") + `","mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"}]}`, nil},
+		"nonsense in it": {"", `{"schemaVersion":2,"layers":[{"digest":"sha256:x"},{"digest":"` + digest("a") + `","size":-1},{},7,{"digest":8}]}`, nil},
+		"no manifest":    {"", `[1]`, nil},
+		"nothing":        {"", ``, nil},
+		"no version":     {"", `{"layers":[` + b + `]}`, nil},
+
+		"an image with manifests":         {"", `{"schemaVersion":2,` + docker + `"config":` + a + `,"layers":[],"manifests":[` + b + `]}`, nil},
+		"a list with layers":              {"", `{"schemaVersion":2,` + list + `"manifests":[` + a + `],"layers":[` + b + `]}`, nil},
+		"a list with layers alone":        {"", `{"schemaVersion":2,` + list + `"config":` + a + `,"layers":[` + b + `]}`, nil},
+		"an image with manifests alone":   {"", `{"schemaVersion":2,` + docker + `"manifests":[` + b + `]}`, nil},
+		"an image that was called a list": {oci.MediaTypeDockerList, `{"schemaVersion":2,` + docker + `"layers":[` + b + `]}`, nil},
+		"an artifact of another kind":     {"", `{"schemaVersion":2,"mediaType":"a/b","layers":[` + b + `]}`, nil},
+		"layers twice":                    {"", `{"schemaVersion":2,"layers":[` + b + `],"layers":[` + a + `]}`, nil},
+		"layers in capitals too":          {"", `{"schemaVersion":2,"layers":[` + b + `],"LAYERS":[` + a + `]}`, nil},
+		"layers in capitals alone":        {"", `{"schemaVersion":2,"config":` + a + `,"Layers":[` + b + `]}`, nil},
+		"layers with a long s":            {"", `{"schemaVersion":2,"config":` + a + `,"layerſ":[` + b + `]}`, nil},
+		"more behind it":                  {"", `{"schemaVersion":2,"layers":[` + b + `]}{}`, nil},
+		"a digest twice":                  {"", `{"schemaVersion":2,"layers":[{"digest":"` + digest("b") + `","digest":"` + digest("a") + `"},` + a + `]}`, []oci.Reference{blobA}},
+		"a digest in capitals too":        {"", `{"schemaVersion":2,"layers":[{"digest":"` + digest("b") + `","Digest":"` + digest("a") + `"},` + a + `]}`, []oci.Reference{blobA}},
 	} {
-		assert.Equal(t, c.want, oci.References([]byte(c.content)), name)
+		assert.Equal(t, c.want, oci.References(c.told, []byte(c.content)), name)
 	}
-	many := `{"layers":[` + strings.Repeat(`{"digest":"`+digest("a")+`"},`, oci.ReferencesMax+1) + `{}]}`
-	assert.Len(t, oci.References([]byte(many)), oci.ReferencesMax)
+	many := `{"schemaVersion":2,"layers":[` + strings.Repeat(`{"digest":"`+digest("a")+`"},`, oci.ReferencesMax+1) + `{}]}`
+	assert.Len(t, oci.References("", []byte(many)), oci.ReferencesMax)
 }
 
 func FuzzReferences(f *testing.F) {
-	f.Add([]byte(`{"config":{"digest":"sha256:` + strings.Repeat("a", 64) + `","size":5},"layers":[{"urls":["x"]}],"manifests":[{}]}`))
+	f.Add([]byte(`{"schemaVersion":2,"config":{"digest":"sha256:` + strings.Repeat("a", 64) + `","size":5},"layers":[{"urls":["x"]}]}`))
+	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"digest":"sha256:` + strings.Repeat("a", 64) + `"}],"layers":null}`))
 	f.Add([]byte(`{"manifests":null,"layers":{}}`))
 	f.Fuzz(func(t *testing.T, content []byte) {
-		for _, r := range oci.References(content) {
+		for _, r := range oci.References("", content) {
 			if _, err := oci.ParseDigest(string(r.ID)); err != nil || r.Size < 0 {
 				t.Fatalf("%+v: %v", r, err)
 			}

@@ -118,13 +118,14 @@ func (x *exchange) accept() []string {
 
 // adopt lets a manifest that the client may have vouch for what it names: its config, its
 // layers, its manifests, in the same repository, for the same credential, as long as the
-// right to the manifest counts. It spares a HEAD for each of them.
-func (x *exchange) adopt(r right, manifest []byte) {
+// right to the manifest counts. It spares a HEAD for each of them. mediaType is what it is
+// served as, empty when nobody said.
+func (x *exchange) adopt(r right, mediaType string, manifest []byte) {
 	if r.children || !x.cfg.Vouches(x.t.upstream) || oci.DigestOf(manifest) != r.id {
 		return
 	}
 	var named []right
-	for _, ref := range oci.References(manifest) {
+	for _, ref := range oci.References(mediaType, manifest) {
 		n := right{verdict: verdict{id: ref.ID, length: ref.Size, named: true}, object: object{endpointBlob, ref.ID}}
 		if ref.Manifest {
 			n.mediaType, n.object.endpoint = ref.MediaType, endpointManifest

@@ -388,6 +388,28 @@ func TestAManifestDoesNotOutliveTheRightToItself(t *testing.T) {
 	})
 }
 
+// distribution takes a Docker image that names manifests, and a Docker list that names layers,
+// and looks for neither.
+func TestAManifestVouchesForNothingThatItsRegistryDidNotLookFor(t *testing.T) {
+	for name, c := range map[string]struct{ mediaType, fields, path string }{
+		"manifests of an image":  {oci.MediaTypeDockerManifest, `"config":{},"layers":[],"manifests":[%s]`, "manifests"},
+		"layers of a list":       {oci.MediaTypeDockerList, `"manifests":[],"layers":[%s]`, "blobs"},
+		"layers without a list":  {oci.MediaTypeDockerList, `"config":{},"layers":[%s]`, "blobs"},
+		"layers under two names": {oci.MediaTypeManifest, `"config":{},"layers":[%s],"Layers":[]`, "blobs"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoom(registryproxy.Config{})
+			private := r.swarm.put([]byte("another's"), "")
+			named := fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":9}`, oci.MediaTypeManifest, private)
+			manifest := []byte(`{"schemaVersion":2,"mediaType":"` + c.mediaType + `",` + fmt.Sprintf(c.fields, named) + `}`)
+			id := r.swarm.put(manifest, c.mediaType)
+			r.up.answer = answers(map[string]object{"r.test/v2/app/manifests/" + string(id): {manifest, c.mediaType}})
+			require.Equal(t, 200, r.get("app/manifests/"+string(id)).StatusCode)
+			assert.Equal(t, 404, r.get("app/"+c.path+"/"+string(private)).StatusCode)
+		})
+	}
+}
+
 func TestAManifestOfARegistryThatIsNotBelievedVouchesForNothing(t *testing.T) {
 	r := newRoom(registryproxy.Config{Vouches: func(upstream string) bool { return upstream != "r.test" }})
 	var f family

@@ -84,7 +84,7 @@ func (x *exchange) send(content Content, v right) *refusal {
 		if err != nil {
 			return x.failed(fmt.Errorf("reading %s: %w", x.t.path(), err))
 		}
-		x.adopt(v, manifest)
+		x.adopt(v, mediaType, manifest)
 		mediaType = cmp.Or(mediaType, oci.SniffManifest(manifest), "application/json")
 	}
 	if x.r.Method == http.MethodHead {
