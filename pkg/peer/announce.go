@@ -172,7 +172,7 @@ func (d *Download) takeInline(a api.Assignment) {
 		if d.pick.Have().Has(i) {
 			continue
 		}
-		if err := d.ledger.replica.WritePiece(i, data, piece.Sum(data)); err != nil {
+		if err := d.keep(i, data, piece.Sum(data)); err != nil {
 			d.failHere(err)
 			return
 		}

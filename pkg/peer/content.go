@@ -68,7 +68,15 @@ func (r *Reader) wait(pos, limit int64) (int64, error) {
 		changed := r.d.progress.wait()
 		i, end := layout.At(pos), layout.At(limit-1)+1
 		if replica.Has(i) {
-			for i++; i < end && replica.Has(i); {
+			if !r.d.sound(i) {
+				// Until the download is over: who opens the content again begins anew.
+				select {
+				case <-r.d.done:
+				case <-r.ctx.Done():
+				}
+				return 0, errDamaged
+			}
+			for i++; i < end && replica.Has(i) && r.d.compared().has(i); {
 				i++
 			}
 			return min(limit, layout.Offset(i)) - pos, nil

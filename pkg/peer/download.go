@@ -45,6 +45,8 @@ const (
 	busyMax = 250 * time.Millisecond
 	// rejectFor is how long a neighbour is not asked again for a piece that it rejected.
 	rejectFor = 2 * time.Second
+	// aliveEvery is how often a seed says something while it brings what is missing.
+	aliveEvery = time.Second
 	// watchEvery is how often connections are looked at for silence and idleness.
 	watchEvery = 250 * time.Millisecond
 )
@@ -82,17 +84,19 @@ type Download struct {
 	ledger *ledger
 	holds  int // contents and peers being welcomed; guarded by the engine's mu
 
-	events   chan func()
-	nudged   chan struct{}
-	done     chan struct{}
-	closed   chan struct{} // after done: the store may evict the content
-	progress broadcast
-	wg       sync.WaitGroup
-	ctx      context.Context
-	stats    counters
-	rate     ratelimit.Limiter // of all that comes in
-	limits   ratelimit.Chain   // with what the engine limits besides
-	demanded atomic.Bool       // somebody waits for what the origin gives
+	events       chan func()
+	nudged       chan struct{}
+	done         chan struct{}
+	closed       chan struct{} // after done: the store may evict the content
+	progress     broadcast
+	wg           sync.WaitGroup
+	ctx          context.Context
+	stats        counters
+	rate         ratelimit.Limiter // of all that comes in
+	limits       ratelimit.Chain   // with what the engine limits besides
+	comparedOnce sync.Once
+	comparedSet  *compared
+	demanded     atomic.Bool // somebody waits for what the origin gives
 	// neededNow is what only the origin can bring, for its goroutine.
 	neededNow atomic.Pointer[piece.Bitmap]
 	view      atomic.Pointer[TaskStatus]
@@ -509,7 +513,7 @@ func (d *Download) store(i piece.Index, data []byte) error {
 	if got := piece.Sum(data); got != want {
 		return &piece.DigestError{Index: i, Want: want, Got: got}
 	}
-	if err := d.ledger.replica.WritePiece(i, data, want); err != nil {
+	if err := d.keep(i, data, want); err != nil {
 		return fmt.Errorf("keeping piece %d of task %s: %w", i, d.id, err)
 	}
 	d.progress.signal()
@@ -768,7 +772,7 @@ func (d *Download) addLink(c *wire.Conn, initiated bool, h host.ID) error {
 func (d *Download) hello() wire.Message {
 	return wire.Message{Type: wire.HelloMessage, Hello: &wire.Hello{
 		Host: d.e.cfg.Host.ID, Version: wire.Version, Client: d.e.cfg.Client, Seed: d.isSeed(),
-		Zone: d.e.cfg.Host.Zone, Gateway: d.isGateway(),
+		Zone: d.e.cfg.Host.Zone, Gateway: d.isGateway(), Alive: true,
 	}}
 }
 
@@ -837,7 +841,7 @@ func (d *Download) handle(l *link, m wire.Message) {
 			return
 		}
 		l.host = m.Hello.Host
-		l.seed, l.helloed = m.Hello.Seed, true
+		l.seed, l.helloed, l.alive = m.Hello.Seed, true, m.Hello.Alive
 		l.zone, l.gateway = m.Hello.Zone, m.Hello.Gateway
 		if d.pick != nil {
 			d.pick.SetSeed(l.n, l.seed)
@@ -1048,23 +1052,14 @@ func (d *Download) check(i piece.Index) {
 	if !ok || !d.complete {
 		return
 	}
-	layout := d.ledger.replica.Facts().Layout()
 	d.checking++
 	d.wg.Go(func() {
-		buf := d.e.buffers.get(layout.Size(i))
-		n, _ := d.ledger.replica.ReadAt(buf, layout.Offset(i))
-		damaged := n == len(buf) && piece.Sum(buf) != want
-		d.e.buffers.put(buf)
+		damaged := d.damaged(i, want)
 		d.post(func() {
 			d.checking--
-			if !damaged {
-				return
+			if damaged {
+				d.dropDamaged(i)
 			}
-			d.log.Error("stored content is damaged, so it is dropped", "piece", i)
-			if err := d.e.cfg.Store.Remove(d.id); err != nil {
-				d.log.Error("cannot drop a damaged task", "error", err)
-			}
-			d.fail(errDamaged)
 		})
 	})
 }
@@ -1109,6 +1104,7 @@ func (d *Download) watch(now time.Time) {
 		}
 		l.hasten(now)
 		d.forgive(l, now)
+		d.listen(l, now, active)
 		if !l.helloed && now.Sub(l.born) > wire.HandshakeTimeout {
 			l.close(fmt.Errorf("%w: no extension handshake", errStalled))
 		}
@@ -1123,6 +1119,24 @@ func (d *Download) watch(now time.Time) {
 		if now.After(until) {
 			delete(d.avoid, h)
 		}
+	}
+}
+
+// listen keeps a seed's promise to say something every second while it brings what is missing,
+// and leaves a seed that does not keep its own: it hangs, and nothing that was asked of it
+// would show that, because nothing was.
+func (d *Download) listen(l *link, now time.Time, active bool) {
+	if d.isSeed() && !d.complete && now.Sub(l.spoke) >= aliveEvery {
+		l.spoke = now
+		l.send(wire.Message{Type: wire.KeepAlive})
+	}
+	heard := l.conn.Heard()
+	if heard != l.heard || l.heardAt.IsZero() {
+		l.heard, l.heardAt = heard, now
+	}
+	promised := l.alive && l.seed && !(l.have.Len() > 0 && l.have.Full())
+	if active && promised && now.Sub(l.heardAt) > d.e.cfg.Stall+aliveEvery {
+		l.close(fmt.Errorf("%w and said nothing for %s, as a seed that has more to bring", errStalled, now.Sub(l.heardAt).Round(time.Second)))
 	}
 }
 

@@ -199,6 +199,7 @@ type Engine struct {
 	attempts  map[task.ID]attempt
 	spreads   map[task.ID]spreadPast
 	failures  map[task.ID]failure
+	compared  map[task.ID]*compared
 	epoch     uint64      // the last attempt's
 	early     []task.Spec // seeds asked for before Run
 	stopped   bool
@@ -229,7 +230,7 @@ func New(cfg Config) *Engine {
 	e := &Engine{
 		cfg: cfg, log: cfg.Logger, near: newLane(cfg.UploadSlots, cfg.UploadLines), afar: newLane(afarSlots(cfg.UploadSlots), cfg.UploadLines), started: make(chan struct{}),
 		downloads: make(map[task.ID]*Download), swarms: make(map[[20]byte]task.ID), attempts: make(map[task.ID]attempt), spreads: make(map[task.ID]spreadPast),
-		failures: make(map[task.ID]failure),
+		failures: make(map[task.ID]failure), compared: make(map[task.ID]*compared),
 	}
 	e.SetLimits(cfg.Limits)
 	held := cfg.Store.Inventory()

@@ -676,3 +676,27 @@ func TestContentThatWasReadFromTheCacheIsLetGo(t *testing.T) {
 		}
 	})
 }
+
+func TestADiskThatRottedBetweenTwoStartsIsFoundByItsOwnReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(11, 24*piece.SizeMin+5))
+		inner := memstore.New(memstore.Config{})
+		store := &rottingStore{Store: inner}
+		n := s.node(store)
+		got, err := s.readAll(n)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(s.origin.content, got))
+		require.NoError(t, n.stop())
+		store.rotten.Store(true)
+
+		again := s.node(store)
+		got, err = s.readAll(again)
+		require.ErrorContains(t, err, "damaged")
+		assert.True(t, bytes.Equal(s.origin.content[:len(got)], got), "what was read until then is right")
+		assert.Len(t, got, 7*piece.SizeMin, "all before the damaged piece")
+		got, err = s.readAll(again)
+		require.NoError(t, err)
+		assert.True(t, bytes.Equal(s.origin.content, got), "it came anew")
+		assert.Len(t, s.origin.requests(), 2)
+	})
+}

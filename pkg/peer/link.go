@@ -49,6 +49,10 @@ type link struct {
 	knowsAll bool                 // it needs no digests
 	strikes  int                  // bad pieces it sent
 	rejects  []reject             // what it rejected lately, the oldest first
+	alive    bool                 // as a seed it says something every second until it has everything
+	heard    int64                // bytes that had come from it
+	heardAt  time.Time            // when there were more than before
+	spoke    time.Time            // when it was last told that we are alive
 	idleFrom time.Time
 	sending  int // jobs that have not ended
 

@@ -476,7 +476,7 @@ func (o *originParent) keep(i piece.Index, data []byte) error {
 	if want, ok := o.d.ledger.digest(i); ok && want != sum {
 		return &errWrongContent{want: want.String(), got: sum.String()}
 	}
-	if err := o.d.ledger.replica.WritePiece(i, data, sum); err != nil {
+	if err := o.d.keep(i, data, sum); err != nil {
 		return fmt.Errorf("%w: keeping piece %d: %w", errSpace, i, err)
 	}
 	o.count(len(data))
@@ -537,7 +537,7 @@ func (o *originParent) finish(last piece.Index, data []byte) error {
 		o.d.nudge()
 		return nil
 	}
-	if err := o.d.ledger.replica.WritePiece(last, data, piece.Sum(data)); err != nil {
+	if err := o.d.keep(last, data, piece.Sum(data)); err != nil {
 		return fmt.Errorf("%w: keeping piece %d: %w", errSpace, last, err)
 	}
 	o.count(len(data))

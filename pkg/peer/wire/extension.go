@@ -46,6 +46,7 @@ type helloWire struct {
 	Seed    int                                     `bencode:"dr_seed,omitempty"`
 	Zone    string                                  `bencode:"dr_zone,omitempty"`
 	Gateway int                                     `bencode:"dr_gateway,omitempty"`
+	Alive   int                                     `bencode:"dr_alive,omitempty"`
 }
 
 type anyWire struct {
@@ -105,7 +106,7 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 	var shape any
 	switch m.Type {
 	case HelloMessage:
-		b, err := bencode.Marshal(helloWire{M: names, V: m.Hello.Client, Version: m.Hello.Version, Host: string(m.Hello.Host), Seed: flag(m.Hello.Seed), Zone: m.Hello.Zone, Gateway: flag(m.Hello.Gateway)})
+		b, err := bencode.Marshal(helloWire{M: names, V: m.Hello.Client, Version: m.Hello.Version, Host: string(m.Hello.Host), Seed: flag(m.Hello.Seed), Zone: m.Hello.Zone, Gateway: flag(m.Hello.Gateway), Alive: flag(m.Hello.Alive)})
 		return pp.HandshakeExtendedID, b, err
 	case AnyMessage:
 		x := make([]byte, 0, 4*len(m.Any.Exclude))
@@ -226,7 +227,7 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte, learn func(map[pp
 		}
 		learn(known)
 		m.Type = HelloMessage
-		m.Hello = &Hello{Host: host.ID(w.Host), Version: w.Version, Client: w.V[:min(len(w.V), 64)], Seed: w.Seed != 0, Zone: w.Zone, Gateway: w.Gateway != 0}
+		m.Hello = &Hello{Host: host.ID(w.Host), Version: w.Version, Client: w.V[:min(len(w.V), 64)], Seed: w.Seed != 0, Zone: w.Zone, Gateway: w.Gateway != 0, Alive: w.Alive != 0}
 	case names["dr_any"]:
 		var w anyWire
 		if err = bencode.Unmarshal(payload, &w); err != nil {

@@ -64,6 +64,7 @@ const (
 	DigestMessage             // dr_digests: Digests
 	FailMessage               // dr_fail: Failure
 	RevokeMessage             // dr_revoke: Revocation
+	KeepAlive                 // BEP 3; the other side reads it as Skipped
 )
 
 // Message is one message of the wire; Type says which fields count.
@@ -92,6 +93,9 @@ type Hello struct {
 	// into it.
 	Zone    string
 	Gateway bool
+	// Alive promises a message every second, a keep-alive where there is nothing to say,
+	// as long as this host is a seed that has not got everything.
+	Alive bool
 }
 
 // Any asks a seed for some piece that the asker lacks; the seed answers with an ordinary
@@ -136,7 +140,8 @@ type Conn struct {
 	// received counts bytes of payload as they come, so that a watcher sees a stalled piece
 	// although other messages go on coming.
 	received atomic.Int64
-	unread   int64 // payload bytes of the current piece message not read yet
+	heard    atomic.Int64 // bytes of whatever kind
+	unread   int64        // payload bytes of the current piece message not read yet
 	// broken is what ended the connection, so that a cut in the middle of a message is not
 	// taken for a malformed one.
 	broken error
@@ -148,6 +153,7 @@ type incoming struct{ c *Conn }
 
 func (r incoming) Read(p []byte) (int, error) {
 	n, err := r.c.raw.Read(p)
+	r.c.heard.Add(int64(n))
 	if err != nil && r.c.broken == nil {
 		r.c.broken = err
 	}
@@ -263,6 +269,9 @@ func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }
 
 // Received is how many bytes of pieces have come so far; any goroutine may ask.
 func (c *Conn) Received() int64 { return c.received.Load() }
+
+// Heard is how many bytes have come so far, of whatever kind; any goroutine may ask.
+func (c *Conn) Heard() int64 { return c.heard.Load() }
 
 // Close ends the connection; any goroutine may call it.
 func (c *Conn) Close() error { return c.raw.Close() }
@@ -449,6 +458,9 @@ func (c *Conn) Send(m Message) error {
 		default:
 			out.Type, out.Bitfield = pp.Bitfield, m.Bits
 		}
+	case KeepAlive:
+		_, err := c.bw.Write(make([]byte, 4))
+		return err
 	case HelloMessage, AnyMessage, BusyMessage, DigestMessage, FailMessage, RevokeMessage:
 		number, payload, err := c.encodeExtended(m)
 		switch {

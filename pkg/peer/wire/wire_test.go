@@ -111,7 +111,7 @@ func messages() []Message {
 		{Type: Cancel, Index: 5, Begin: 1 << 18, Length: 4 << 20},
 		{Type: Reject, Index: 5, Begin: 1 << 18, Length: 4 << 20},
 		{Type: Suggest, Index: 7},
-		{Type: HelloMessage, Hello: &Hello{Host: idA, Version: Version, Client: "darter/1", Seed: true, Zone: "a", Gateway: true}},
+		{Type: HelloMessage, Hello: &Hello{Host: idA, Version: Version, Client: "darter/1", Seed: true, Zone: "a", Gateway: true, Alive: true}},
 		{Type: HelloMessage, Hello: &Hello{}},
 		{Type: AnyMessage, Any: &Any{Exclude: []piece.Index{1, 70000}, Starving: true}},
 		{Type: AnyMessage, Any: &Any{}},
