@@ -64,7 +64,7 @@ func init() {
 		"Proxy.CAKey":                "The key of ca. Who has it can pose as these registries towards the clients.",
 		"Proxy.Hosts":                "The registries, of those in upstreams, whose pulls are given to the mirror.\nA client that does not trust ca fails at them. Default: all of upstreams but docker.io,\nfor which Docker takes a mirror, and no certificate but the system's.",
 		"Proxy.Listen":               "The address of the HTTP proxy, to be named in HTTP_PROXY and HTTPS_PROXY of\nthe client. Usual port: 65007. Beyond loopback, tunnel must not be any. Default: none.",
-		"Proxy.Tunnel":               "Says which other hosts clients reach through the proxy: any, listed (those in\ntunnelHosts) or none. Addresses of this machine and of clouds' metadata are never\nreached, except those in files.allowAddresses.",
+		"Proxy.Tunnel":               "Says which other hosts clients reach through the proxy: any, listed (those in\ntunnelHosts) or none. Loopback, link-local addresses and clouds' metadata are never\nreached, except those in files.allowAddresses.",
 		"Proxy.TunnelHosts":          "The other hosts, for tunnel listed; *.example.com stands for all hosts\nunder it. Token services of registries belong here.",
 		"SupernodeAPI.Advertise":     "The address that peers are told, where it differs from the one listened\non. Default: the listen address, or where that is all addresses, the one that this\nmachine uses towards others.",
 		"SupernodeAPI.Listen":        "The address at which peers announce themselves. Default: :65000 where the\ncluster has a secret, else 127.0.0.1:65000.",

@@ -165,7 +165,7 @@ type Proxy struct {
 	// for which Docker takes a mirror, and no certificate but the system's.
 	Hosts []string `key:"hosts" reload:"yes"`
 	// Tunnel says which other hosts clients reach through the proxy: any, listed (those in
-	// tunnelHosts) or none. Addresses of this machine and of clouds' metadata are never
+	// tunnelHosts) or none. Loopback, link-local addresses and clouds' metadata are never
 	// reached, except those in files.allowAddresses.
 	Tunnel TunnelPolicy `key:"tunnel" default:"any" reload:"yes"`
 	// TunnelHosts are the other hosts, for tunnel listed; *.example.com stands for all hosts

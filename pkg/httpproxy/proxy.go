@@ -2,8 +2,8 @@
 // is Docker's graph driver for all but Docker Hub: what they ask of a registry that is
 // mirrored goes to the mirror, all else where they wanted it.
 //
-// It ends the TLS of no host but those it was told to, opens no way to this machine's own
-// addresses or to a cloud's metadata, and what it does not serve itself it passes on without
+// It ends the TLS of no host but those it was told to, opens no way to loopback and
+// link-local addresses or to a cloud's metadata, and what it does not serve itself it passes on without
 // keeping any of it. Start at [Proxy.ServeHTTP].
 package httpproxy
 

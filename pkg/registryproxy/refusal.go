@@ -1,12 +1,14 @@
 package registryproxy
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
@@ -40,6 +42,14 @@ func refuse(status int, format string, args ...any) *refusal {
 // as gives the refusal a code that the status alone does not tell.
 func (e *refusal) as(code errcode.ErrorCode) *refusal {
 	e.code = code
+	return e
+}
+
+// hiding puts what the client asked for in the place of what that means.
+func (e *refusal) hiding(meaning, asked string) *refusal {
+	e.message = strings.ReplaceAll(e.message, meaning, asked)
+	e.detail = strings.ReplaceAll(e.detail, meaning, asked)
+	e.body = bytes.ReplaceAll(e.body, []byte(meaning), []byte(asked))
 	return e
 }
 

@@ -172,7 +172,10 @@ func (x *exchange) askTag(q question) (right, *refusal) {
 	may.reference, may.id = string(r.id), r.id
 	own, refused := x.right(may)
 	if refused != nil {
-		return right{}, refused
+		// Who may not have it is not told what it is, nor that somebody else asked lately.
+		x.pull.Stale = 0
+		x.w.Header().Del(HeaderStale)
+		return right{}, refused.hiding(string(r.id), q.reference)
 	}
 	if !oci.NamesContent(own.mediaType) {
 		own.mediaType = r.mediaType

@@ -252,6 +252,14 @@ func TestAnOldTagIsServedOnlyWhileTheRegistryIsDownAndTheOperatorSaysSo(t *testi
 			assert.Equal(t, string(oldIndex), body(t, res))
 			assert.Equal(t, "20", res.Header.Get(registryproxy.HeaderStale))
 			assert.Equal(t, 20*time.Second, seen.last(t).Stale)
+			// A stranger is not told what the tag means, nor that anybody asked.
+			res = ask(p, http.MethodGet, "/v2/app/manifests/v1", "Authorization", "Bearer stranger")
+			assert.Equal(t, 502, res.StatusCode)
+			assert.Empty(t, res.Header.Get(registryproxy.HeaderStale))
+			assert.Zero(t, seen.last(t).Stale)
+			said := body(t, res)
+			assert.NotContains(t, said, string(oci.DigestOf(oldIndex)))
+			assert.Contains(t, said, "/v2/app/manifests/v1")
 			// A tag that is gone is gone, and not served from memory when the registry falls.
 			r.down, r.manifest = false, nil
 			assert.Equal(t, 404, get().StatusCode)
