@@ -422,7 +422,19 @@ func TestACertificateOfTheNodeIsShownToTheRegistryThatAsks(t *testing.T) {
 	u := registry.Upstream{CertFile: filepath.Join(t.TempDir(), "cert"), KeyFile: filepath.Join(t.TempDir(), "key")}
 	require.NoError(t, os.WriteFile(u.CertFile, cert, 0o600))
 	require.NoError(t, os.WriteFile(u.KeyFile, key, 0o600))
-	require.NoError(t, bring(t, of(t, r, u), spec, 0))
+	c := of(t, r, u)
+	require.NoError(t, bring(t, c, spec, 0))
+
+	// But not in the name of a client that wants more than a pull, even on an open connection.
+	base, rt, err := c.Reach(spec.Upstream)
+	require.NoError(t, err)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, base.JoinPath("/v2/lib/app/blobs/uploads/").String(), nil)
+	require.NoError(t, err)
+	res, err := rt.RoundTrip(req)
+	if err == nil {
+		res.Body.Close()
+	}
+	require.ErrorContains(t, err, "certificate required")
 }
 
 func TestARegistryOfHTTPSIsNeverAskedInTheClear(t *testing.T) {
