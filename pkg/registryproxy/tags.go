@@ -111,21 +111,37 @@ type resolved struct {
 
 func (r resolved) ok() bool { return r.said.status == 0 && r.said.err == nil }
 
+// refusedMax is how often in a row who asks may find the question put with somebody else's
+// credentials, and refused, before it is put with the asker's own beside all others.
+const refusedMax = 3
+
 // resolve says what a tag means, from an answer of at most that age or by asking the
 // registry. Whoever asks at the same time waits for one answer, whatever credentials they
 // have; what each of them may have is another question. The error is the cause of ctx's end.
 func (d *desk) resolve(ctx context.Context, q question, age time.Duration) (resolved, error) {
 	key := q.tagKey(d)
-	known, ok := d.tags.get(key)
-	if ok && time.Since(known.at) < age {
+	ask := func(ctx context.Context) resolved {
+		known, ok := d.tags.get(key)
+		if ok && time.Since(known.at) < age {
+			return resolved{tag: known, asked: q.key(d)}
+		}
+		return d.resolveNow(ctx, q, key, known, age)
+	}
+	if known, ok := d.tags.get(key); ok && time.Since(known.at) < age {
 		return resolved{tag: known, asked: q.key(d)}, nil
 	}
-	r, err := d.resolving.do(ctx, key, func(ctx context.Context) resolved { return d.resolveNow(ctx, q, key, known, age) })
-	if err == nil && !r.ok() && r.asked != q.key(d) {
-		// The refusal was somebody else's.
-		return d.resolvingOwn.do(ctx, q.key(d), func(ctx context.Context) resolved { return d.resolveNow(ctx, q, key, known, age) })
+	for range refusedMax {
+		r, err := d.resolving.do(ctx, key, ask)
+		if err != nil || r.ok() || r.asked == q.key(d) {
+			return r, err
+		}
+		if r.said.status != http.StatusUnauthorized && r.said.status != http.StatusForbidden {
+			break
+		}
+		// The refusal was somebody else's, who had no login yet perhaps: those who have one
+		// ask together again.
 	}
-	return r, err
+	return d.resolvingOwn.do(ctx, q.key(d), ask)
 }
 
 // resolveNow asks what a tag means, the cluster before the registry.

@@ -350,6 +350,26 @@ func TestACrowdOfNodesAsksTheRegistryOnceWhatIsTheSameForAll(t *testing.T) {
 	})
 }
 
+func TestARefusalOfWhoHadNoTokenYetMakesOnlyOneOfTheOthersAskForTheTagAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s swarm
+		s.put(oldIndex, oci.MediaTypeIndex)
+		r := &tagged{allow: func(q source.Question) bool { return q.Header.Get("Authorization") != "" }}
+		r.set("v1", oldIndex)
+		slow := upstreamOf(func(ctx context.Context, q source.Question) (*http.Response, error) {
+			time.Sleep(time.Second)
+			return r.Forward(ctx, q)
+		})
+		c := newCrowd(20, slow, &s, registryproxy.Config{Policy: registryproxy.Policy{TagLife: 10 * time.Second}})
+		var early sync.WaitGroup
+		early.Go(func() { assert.Equal(t, 401, ask(c.mirrors[0], http.MethodGet, "/v2/app/manifests/v1").StatusCode) })
+		synctest.Wait()
+		assert.Equal(t, map[int]int{200: 20}, c.all("/v2/app/manifests/v1", func(i int) string { return fmt.Sprint("Bearer ", i) }))
+		early.Wait()
+		assert.Equal(t, map[string]int{"HEAD tag": 3, "HEAD digest": 19}, r.counts(), "whether anybody may have it, the challenge, and one of the twenty")
+	})
+}
+
 func TestTheAgeOfATagIsCountedFromTheRegistrysWordOnWhoeverKeepsIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s swarm
