@@ -21,6 +21,8 @@ var ErrNoOwner = errors.New("no owner can be asked")
 // itself may take as long as the registry does.
 const heardWithin = time.Second
 
+var errUnheard = fmt.Errorf("the owner did not hear within %s", heardWithin)
+
 // Question asks the owner of a question, so that all hosts of the cluster ask the registry
 // once. A live owner says at once that it has heard; one that does not within a second is
 // passed over, and the caller asks the registry itself.
@@ -34,7 +36,7 @@ func (c *Client) Question(ctx context.Context, q api.Question) (api.Answer, erro
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	unheard := time.AfterFunc(heardWithin, func() { cancel(fmt.Errorf("the owner did not hear within %s", heardWithin)) })
+	unheard := time.AfterFunc(heardWithin, func() { cancel(errUnheard) })
 	defer unheard.Stop()
 	failures := []error{ErrNoOwner}
 	for _, addr := range c.answering(q.Key()) {
@@ -44,7 +46,11 @@ func (c *Client) Question(ctx context.Context, q api.Question) (api.Answer, erro
 		}
 		failures = append(failures, err)
 		if ctx.Err() != nil {
-			failures = append(failures, context.Cause(ctx))
+			cause := context.Cause(ctx)
+			if errors.Is(cause, errUnheard) {
+				c.cfg.Logger.Warn("owner did not hear a question, so the registry is asked from here", "owner", addr, "question", q)
+			}
+			failures = append(failures, cause)
 			break
 		}
 	}

@@ -38,8 +38,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction(registrytest.LeakIgnored), goleak.Cleanup(func(int) { http.DefaultClient.CloseIdleConnections() }))
 }
 
-// log writes to the test's log until the test is over.
-func log(t *testing.T, name string) *slog.Logger {
+// log writes to the test's log until the test is over; watch sees each line.
+func log(t *testing.T, name string, watch ...func(line []byte)) *slog.Logger {
 	var mu sync.Mutex
 	over := false
 	t.Cleanup(func() { mu.Lock(); over = true; mu.Unlock() })
@@ -48,6 +48,9 @@ func log(t *testing.T, name string) *slog.Logger {
 		defer mu.Unlock()
 		if !over {
 			t.Logf("%s: %s", name, bytes.TrimSpace(b))
+		}
+		for _, see := range watch {
+			see(b)
 		}
 		return len(b), nil
 	}), nil))
@@ -90,8 +93,8 @@ func settings(t *testing.T, r *registrytest.Registry, name string) config.Dfdaem
 }
 
 // start runs a dfdaemon.
-func start(t *testing.T, cfg config.Dfdaemon) (d *daemon.Daemon, stop func()) {
-	d, err := daemon.New(cfg, log(t, cfg.Node.Name))
+func start(t *testing.T, cfg config.Dfdaemon, watch ...func(line []byte)) (d *daemon.Daemon, stop func()) {
+	d, err := daemon.New(cfg, log(t, cfg.Node.Name, watch...))
 	require.NoError(t, err)
 	return d, run(t, d)
 }

@@ -1,12 +1,14 @@
 package daemon_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -98,6 +100,9 @@ func (c *runtime) pull(repository, tag, user, password string) error {
 }
 
 // What a registry is asked for one image by a whole cluster, by word and by byte.
+// A host that does not hear its owner in time asks the registry itself, and says so. Where
+// nobody does, each object and the tag are asked for once; a starved machine is excused as far
+// as its hosts speak of it.
 func TestACrowdOfNodesAsksTheRegistryEachQuestionOnce(t *testing.T) {
 	const word = "a secret that is long enough for a cluster"
 	for name, c := range map[string]struct {
@@ -112,11 +117,17 @@ func TestACrowdOfNodesAsksTheRegistryEachQuestionOnce(t *testing.T) {
 			p := image(t, r, 2e6, 1e6, 300e3)
 			s, _ := lead(t, r, word)
 			mirrors := make([]string, crowd)
+			var silences atomic.Int64
+			watch := func(line []byte) {
+				if bytes.Contains(line, []byte("owner does not answer")) || bytes.Contains(line, []byte("owner did not hear")) {
+					silences.Add(1)
+				}
+			}
 			for i := range mirrors {
 				cfg := settings(t, r, fmt.Sprint("node", i))
 				cfg.Cluster.Secret, cfg.Supernodes = word, []config.Address{config.Address(s.Addrs()["api"])}
 				cfg.Mirror.TagLife = time.Hour // however slow this machine is
-				d, _ := start(t, cfg)
+				d, _ := start(t, cfg, watch)
 				mirrors[i] = d.Addrs()["mirror"]
 			}
 			for range 2 { // the second pull is warm
@@ -130,7 +141,8 @@ func TestACrowdOfNodesAsksTheRegistryEachQuestionOnce(t *testing.T) {
 			}
 			counts := r.Counts()
 			tag, manifest := counts.Objects[p.Repository+"/manifests/v1"], counts.Objects[p.Repository+"/manifests/"+p.Digest]
-			t.Logf("by tag %+v, by digest %+v, egress %d of %d", tag.Statuses, manifest.Statuses, counts.Egress, p.Bytes())
+			most := 1 + int(silences.Load())
+			t.Logf("by tag %+v, by digest %+v, egress %d of %d, %d times an owner was silent", tag.Statuses, manifest.Statuses, counts.Egress, p.Bytes(), most-1)
 			var sent int64
 			for _, o := range p.Objects {
 				key := p.Repository + "/blobs/" + o.Digest
@@ -139,17 +151,20 @@ func TestACrowdOfNodesAsksTheRegistryEachQuestionOnce(t *testing.T) {
 				} else {
 					assert.Zero(t, counts.Objects[key].HEADs, "the manifest vouches for it")
 				}
-				assert.Equal(t, 1, counts.Objects[key].GETs, "%s: one GET for each object", o.Kind)
+				assert.Positive(t, counts.Objects[key].GETs)
+				assert.LessOrEqual(t, counts.Objects[key].GETs, most, "%s: one GET for each object", o.Kind)
 				sent += counts.Objects[key].Bytes
 			}
-			assert.LessOrEqual(t, float64(sent), 1.01*float64(p.Bytes()))
+			assert.LessOrEqual(t, float64(sent), 1.01*float64(most)*float64(p.Bytes()))
 			assert.Zero(t, tag.GETs)
-			assert.Equal(t, 1, tag.Statuses[http.StatusOK], "one resolution of the tag in its life")
+			resolutions := tag.Statuses[http.StatusOK]
+			assert.Positive(t, resolutions)
+			assert.LessOrEqual(t, resolutions, most, "one resolution of the tag in its life")
 			yes := manifest.HEADs - manifest.Statuses[http.StatusUnauthorized]
 			if c.auth == registrytest.None {
-				assert.Zero(t, yes, "what anybody may have is asked once")
+				assert.Less(t, yes, most, "what anybody may have is asked once")
 			} else {
-				assert.Equal(t, 2*crowd-1, yes, "one HEAD for each token; the first resolved the tag")
+				assert.Equal(t, 2*crowd, yes+resolutions, "one HEAD for each token, by digest or to resolve the tag")
 			}
 		})
 	}
