@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync/atomic"
+	"time"
 
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/source"
@@ -109,6 +110,10 @@ func newFiles(cfg Config) (*httporigin.Origin, error) {
 	return o, nil
 }
 
+// registryStall is how long a registry's body may stand still before it is asked for the rest
+// anew: a container runtime's own patience begins to end there.
+const registryStall = 10 * time.Second
+
 // common is what holds for every origin.
 func common(cfg Config) httporigin.Config {
 	return httporigin.Config{AllowAddrs: prefixes(cfg.Files.AllowAddresses), UserAgent: "darter/" + config.Version()}
@@ -116,6 +121,7 @@ func common(cfg Config) httporigin.Config {
 
 func newRegistries(cfg Config) (*registry.Client, error) {
 	r := registry.Config{Upstreams: map[string]registry.Upstream{}, HTTP: common(cfg), Logger: cfg.Logger}
+	r.HTTP.IdleTimeout = registryStall
 	for _, u := range cfg.Origins.Upstreams {
 		up := registry.Upstream{
 			URLs: u.URLs, PlainHTTP: u.PlainHTTP, CAFile: u.CA, CertFile: u.ClientCert, KeyFile: u.ClientKey, Proxy: u.Proxy,
