@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -148,13 +147,16 @@ func (s state) percent() int {
 	return int(100 * s.done / s.length)
 }
 
+// etaMax is the longest time left that is told: a download that stands still has none.
+const etaMax = 24 * time.Hour
+
 // eta is the time that is left, or a negative one while nobody knows.
 func (s state) eta() time.Duration {
 	if s.length < 0 || s.rate < 1 {
 		return -1
 	}
 	seconds := float64(s.length-s.done) / s.rate
-	if seconds > math.MaxInt32 {
+	if seconds > etaMax.Seconds() {
 		return -1
 	}
 	return time.Duration(seconds * float64(time.Second)).Round(time.Second)
