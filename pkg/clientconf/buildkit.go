@@ -34,11 +34,7 @@ type buildkitEdit struct {
 }
 
 func (e buildkitEdit) add(old []byte) ([]byte, error) {
-	base, err := strip(old)
-	if err != nil {
-		return nil, err
-	}
-	doc, err := parseTOML(base)
+	base, doc, err := foreignTOML(old)
 	if err != nil {
 		return nil, err
 	}

@@ -125,11 +125,7 @@ type configPath struct {
 }
 
 func (e configPath) add(old []byte) ([]byte, error) {
-	base, err := strip(old)
-	if err != nil {
-		return nil, err
-	}
-	doc, err := parseTOML(base)
+	base, doc, err := foreignTOML(old)
 	if err != nil {
 		return nil, err
 	}
@@ -279,11 +275,7 @@ type hostsEdit struct {
 }
 
 func (e hostsEdit) add(old []byte) ([]byte, error) {
-	base, err := strip(old)
-	if err != nil {
-		return nil, err
-	}
-	doc, err := parseTOML(base)
+	base, doc, err := foreignTOML(old)
 	if err != nil {
 		return nil, err
 	}

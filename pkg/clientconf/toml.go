@@ -26,6 +26,15 @@ type place struct {
 	start, end int
 }
 
+// foreignTOML reads what stands in a file beside our own part of it.
+func foreignTOML(file []byte) (base []byte, doc *document, err error) {
+	if base, err = strip(file); err != nil {
+		return nil, nil, err
+	}
+	doc, err = parseTOML(base)
+	return base, doc, err
+}
+
 // parseTOML reads a text. Values in inline tables are in the tree, but have no place.
 func parseTOML(text []byte) (*document, error) {
 	d := &document{text: text, tree: map[string]any{}}
