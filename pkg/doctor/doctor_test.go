@@ -375,9 +375,6 @@ func silent(t *testing.T) config.Address {
 }
 
 func TestWhatSaysNothingHoldsNobodyUp(t *testing.T) {
-	if testing.Short() {
-		t.Skip("waits for eight seconds")
-	}
 	cfg := settings(t)
 	cfg.Mirror.Listen, cfg.API.Listen = silent(t), silent(t)
 	cfg.Supernodes = []config.Address{silent(t)}
