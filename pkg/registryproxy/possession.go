@@ -75,6 +75,9 @@ func (x *exchange) theirs(q question, w oci.Window, total int64) ([]byte, error)
 	defer res.Body.Close()
 	switch {
 	case res.StatusCode == http.StatusOK: // it takes no Range
+		if res.ContentLength >= 0 && res.ContentLength != total {
+			return nil, nil
+		}
 		if _, err := io.CopyN(io.Discard, res.Body, w.Offset); err != nil {
 			return nil, nil
 		}
