@@ -82,9 +82,10 @@ until then it stands in FILE.part, and the same command takes up what Ctrl-C int
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return config.FlagError(cmd.Flags(), err) })
 	cmd.Flags().BoolVar(&printConfig, "print-config", false, "print the settings in force, secrets redacted, and end")
 	cmd.AddCommand(&cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", Args: config.Arguments(nil),
 		Run: func(*cobra.Command, []string) { fmt.Fprintln(stdout, "dfget", config.Version()) },
 	})
+	form.Explain(cmd)
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
 	return cmd

@@ -268,7 +268,7 @@ func (f *Form) unknownKeys(path string, raw map[string]any, lines map[string]int
 					problems = append(problems, fmt.Errorf("%s: %s is a section and takes keys, not a value", at, key))
 				}
 			default:
-				problems = append(problems, fmt.Errorf("%s: unknown key %q%s", at, key, suggest(key, all)))
+				problems = append(problems, fmt.Errorf("%s: unknown key %q%s", at, key, suggest(key, names)))
 			}
 		}
 	}

@@ -117,7 +117,7 @@ func TestWhatNobodyKnowsIsRefusedWithTheNearestName(t *testing.T) {
 	}{
 		{"key", "cache:\n  qouta: 2GiB\n", nil, nil, `darter.yaml:2: unknown key "cache.qouta"; did you mean "cache.quota"?`},
 		{"key at the wrong place", "quota: 2GiB\n", nil, nil, `unknown key "quota"; did you mean "cache.quota"?`},
-		{"section", "casche:\n  quota: 2GiB\n", nil, nil, `unknown key "casche"`},
+		{"section", "casche:\n  quota: 2GiB\n", nil, nil, `unknown key "casche"; did you mean "cache"?`},
 		{"key of an upstream", "upstreams:\n- host: a.b\n  plainhttp: true\n", nil, nil, `entry 1: unknown key "plainhttp"; did you mean "plainHTTP"?`},
 		{"nothing near", "zebra: 1\n", nil, nil, `unknown key "zebra"`},
 		{"variable", "", []string{"DARTER_CACHE_QOUTA=1GiB"}, nil, `unknown environment variable DARTER_CACHE_QOUTA; did you mean "DARTER_CACHE_QUOTA"?`},

@@ -121,6 +121,10 @@ named by ` + "`--config FILE`" + ` or ` + "`DARTER_CONFIG`" + `; none is read un
 the program with the nearest right name. ` + "`--print-config`" + ` prints what is in force and where it came from, as a file that can be
 read again, with secrets redacted.
 
+SIGHUP makes dfdaemon and supernode read the file anew, and the passwords and certificates that it names. What "changes on SIGHUP" is
+then in force for what begins from now on: all of it, or, where anything is wrong, none. The log says which settings changed, and names each
+that waits for a restart.
+
 Values carry their units: sizes ` + "`500MB`, `64MiB`, `4GiB`" + `; rates ` + "`100MiB/s`, `800Mbit/s`, `unlimited`" + `;
 durations ` + "`500ms`, `30s`, `2h`" + `. Addresses are ` + "`host:port`" + `; IPv6 stands in brackets, ` + "`[2001:db8::7]:65002`" + `, and an
 empty host, ` + "`:65002`" + `, is every address of the machine, IPv4 and IPv6. Lists are YAML lists in a file and

@@ -131,7 +131,12 @@ type flagValue struct {
 
 func (v *flagValue) String() string { return strings.Join(v.values, ",") }
 
-func (v *flagValue) Type() string { return v.setting.unit() }
+func (v *flagValue) Type() string {
+	if v.setting.value.Kind() == reflect.Bool {
+		return "bool" // pflag shows no value then
+	}
+	return v.setting.unit()
+}
 
 func (v *flagValue) Set(text string) error {
 	probe := reflect.New(v.setting.value.Type()).Elem()
@@ -143,6 +148,11 @@ func (v *flagValue) Set(text string) error {
 		return nil
 	}
 	parts := splitList(probe.Type(), text)
+	if len(parts) == 1 { // its error needs no number
+		if err := decode(reflect.New(probe.Type().Elem()).Elem(), parts[0]); err != nil {
+			return err
+		}
+	}
 	if err := decode(probe, parts); err != nil {
 		return err
 	}
@@ -155,15 +165,18 @@ func (s *setting) bind(fs *pflag.FlagSet) {
 	if s.noFlag {
 		return
 	}
-	// The first sentences are enough for --help: the reference page has the rest.
-	usage, _, _ := strings.Cut(s.doc, "\n\n")
-	usage = strings.Join(strings.Fields(usage), " ")
-	usage = strings.NewReplacer("`", "").Replace(usage)
-	f := fs.VarPF(&flagValue{setting: s}, s.flag(), s.short, usage)
+	f := fs.VarPF(&flagValue{setting: s}, s.flag(), s.short, s.usage())
 	f.DefValue = s.preset
 	if s.value.Kind() == reflect.Bool {
 		f.NoOptDefVal = "true"
 	}
+}
+
+// usage is the first paragraph of a setting's comment in one line: [Form.Explain] shows the
+// beginning of it, the reference page has the rest.
+func (s *setting) usage() string {
+	text, _, _ := strings.Cut(s.doc, "\n\n")
+	return strings.ReplaceAll(strings.Join(strings.Fields(text), " "), "`", "")
 }
 
 // splitList cuts the text of a list of type t at its commas, unless they belong to its

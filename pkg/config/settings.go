@@ -38,8 +38,8 @@ type Dfdaemon struct {
 	Peer    Peer    `key:"peer"`
 	Cluster Cluster `key:"cluster"`
 
-	// Supernodes are the API addresses of supernodes, host:port each. One live one is
-	// enough: it tells of the others. With none given the daemon leads its own tasks and is
+	// Supernodes are the API addresses of supernodes, host:port each; one live one is
+	// enough, for it tells of the others. With none given the daemon leads its own tasks and is
 	// a pull-through cache by itself; it does so too while none of them answers.
 	Supernodes []Address `key:"supernodes"`
 
@@ -146,7 +146,7 @@ func (u *Unreachable) UnmarshalText(b []byte) error {
 }
 
 // Unit names the kind of value in --help.
-func (Unreachable) Unit() string { return "what to do" }
+func (Unreachable) Unit() string { return "refuse|" + string(ServeCached) }
 
 // Proxy is the HTTP proxy for clients that know no mirror for a registry: Docker's graph
 // driver, for all but Docker Hub.
@@ -158,7 +158,7 @@ type Proxy struct {
 	// registries, caKey its key; "dfdaemon proxy-ca" makes both. With it the proxy can look into their TLS and
 	// give pulls to the mirror. Without it only registries in plain HTTP are mirrored.
 	CA string `key:"ca"`
-	// CAKey is the key of ca. Who has it can pose as these registries towards the clients.
+	// CAKey is the PEM file of that authority's key. Who has it can pose as these registries towards the clients.
 	CAKey string `key:"caKey"`
 	// Hosts are the registries, of those in upstreams, whose pulls are given to the mirror.
 	// A client that does not trust ca fails at them. Default: all of upstreams but docker.io,
@@ -168,7 +168,7 @@ type Proxy struct {
 	// tunnelHosts) or none. Loopback, link-local addresses and clouds' metadata are never
 	// reached, except those in files.allowAddresses.
 	Tunnel TunnelPolicy `key:"tunnel" default:"any" reload:"yes"`
-	// TunnelHosts are the other hosts, for tunnel listed; *.example.com stands for all hosts
+	// TunnelHosts are the other hosts, where proxy.tunnel is listed; *.example.com stands for all hosts
 	// under it. Token services of registries belong here.
 	TunnelHosts []string `key:"tunnelHosts" reload:"yes"`
 }
@@ -189,7 +189,7 @@ func (p *TunnelPolicy) UnmarshalText(b []byte) error {
 }
 
 // Unit names the kind of value in --help.
-func (TunnelPolicy) Unit() string { return "policy" }
+func (TunnelPolicy) Unit() string { return "any|listed|none" }
 
 // API is dfdaemon's local API.
 type API struct {
@@ -439,7 +439,7 @@ func (l *LogLevel) UnmarshalText(b []byte) error {
 }
 
 // Unit names the kind of value in --help.
-func (LogLevel) Unit() string { return "level" }
+func (LogLevel) Unit() string { return "debug|info|warn|error" }
 
 // LogFormat is text or json.
 type LogFormat string
@@ -450,7 +450,7 @@ func (f *LogFormat) UnmarshalText(b []byte) error {
 }
 
 // Unit names the kind of value in --help.
-func (LogFormat) Unit() string { return "format" }
+func (LogFormat) Unit() string { return "text|json" }
 
 func oneOf(to *string, text string, allowed ...string) error {
 	for _, a := range allowed {
@@ -471,14 +471,14 @@ type Drain struct {
 
 // Dfget is the configuration of dfget. Its flags carry no section names.
 type Dfget struct {
-	// Output is the file to write; - is standard output. Default: the last part of the
-	// URL's path, in the current directory. With several URLs it names a directory.
+	// Output is the file to write, or with several URLs the directory; - is standard output.
+	// Default: the last part of the URL's path, in the current directory.
 	Output string `key:"output" short:"o"`
 	// Daemon is the local API of the dfdaemon to download through.
 	Daemon Address `key:"daemon" default:"127.0.0.1:65003"`
-	// Supernodes are the API addresses of supernodes, host:port each. Where they are given
-	// and no dfdaemon answers, dfget is a peer itself as long as it runs: it gets pieces from
-	// other nodes and gives them what it has.
+	// Supernodes are the API addresses of supernodes, host:port each: where no dfdaemon
+	// answers, dfget is then a peer itself as long as it runs. It gets pieces from other nodes
+	// and gives them what it has.
 	Supernodes []Address `key:"supernodes"`
 	// Cluster is what a peer needs to be let in.
 	Cluster Cluster `key:"cluster"`
@@ -525,7 +525,7 @@ func (p *Progress) UnmarshalText(b []byte) error {
 }
 
 // Unit names the kind of value in --help.
-func (Progress) Unit() string { return "kind" }
+func (Progress) Unit() string { return "auto|bar|plain|json|none" }
 
 // Header is one HTTP header field. Its value may be a credential, so it is never printed.
 type Header struct {

@@ -98,7 +98,7 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 		SilenceUsage: true, SilenceErrors: true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return errUsage{fmt.Errorf("unknown command %q; see %s --help", args[0], p.Name)}
+				return errUsage{config.UnknownCommand(cmd, args[0])}
 			}
 			return nil
 		},
@@ -129,13 +129,14 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 	form.Bind(root.Flags())
 	root.Flags().BoolVar(&printConfig, "print-config", false, "print the settings in force, secrets redacted, and end")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return errUsage{config.FlagError(cmd.Flags(), err)} })
+	form.Explain(root)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	for _, c := range append([]Command{p.status()}, p.Commands...) {
 		root.AddCommand(p.subcommand(c, stdout, environ))
 	}
 	root.AddCommand(&cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", Args: arguments(nil),
 		Run: func(*cobra.Command, []string) { fmt.Fprintln(stdout, p.Name, config.Version()) },
 	})
 	return root
@@ -167,18 +168,9 @@ func (p Program) status() Command {
 // subcommand is a command in the words of cobra.
 func (p Program) subcommand(c Command, stdout io.Writer, environ []string) *cobra.Command {
 	form := config.NewForm(p.Name, p.Settings)
-	args := c.Args
-	if args == nil {
-		args = cobra.NoArgs
-	}
 	cmd := &cobra.Command{
 		Use: c.Use, Short: c.Short, Long: c.Long,
-		Args: func(cmd *cobra.Command, given []string) error {
-			if err := args(cmd, given); err != nil {
-				return errUsage{err}
-			}
-			return nil
-		},
+		Args: arguments(c.Args),
 		RunE: func(cmd *cobra.Command, given []string) error {
 			if err := form.Load(environ); err != nil {
 				return errUsage{err}
@@ -191,13 +183,24 @@ func (p Program) subcommand(c Command, stdout io.Writer, environ []string) *cobr
 		f := cmd.Flags().Lookup(name)
 		f.Hidden = !slices.Contains(c.Keep, name)
 		if name == p.StatusFlag {
-			f.Usage = "where the running program answers"
+			f.Usage = "Where the running program answers."
 		}
 	}
 	if c.Flags != nil {
 		c.Flags(cmd.Flags())
 	}
+	form.Explain(cmd)
 	return cmd
+}
+
+// arguments checks a command's; nil takes none.
+func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, given []string) error {
+		if err := config.Arguments(check)(cmd, given); err != nil {
+			return errUsage{err}
+		}
+		return nil
+	}
 }
 
 // reload reads the settings again at each SIGHUP, applies what can change in a running

@@ -1,0 +1,282 @@
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+)
+
+// Widths of --help, in columns: what it is wrapped to where nobody says, and the bounds of
+// what is believed. Longer lines are hard to read on any terminal.
+const (
+	widthDefault = 100
+	widthMin     = 60
+	widthMax     = 120
+)
+
+// Explain makes --help of a command one that people can read: the flags in the sections of
+// the settings, a line or two each and as wide as the terminal, and behind them how else a
+// setting is made. Commands beneath that have no form of their own inherit it.
+func (f *Form) Explain(cmd *cobra.Command) {
+	cmd.SetUsageFunc(func(cmd *cobra.Command) error { return f.usage(cmd) })
+}
+
+// UnknownCommand is the error of a command that there is not, with the nearest one.
+func UnknownCommand(cmd *cobra.Command, wrong string) error {
+	var names []string
+	for _, c := range cmd.Commands() {
+		names = append(names, c.Name())
+	}
+	return fmt.Errorf("unknown command %q%s", wrong, cmp.Or(suggest(wrong, names), "; see "+cmd.CommandPath()+" --help"))
+}
+
+// usage writes all of --help but its first paragraph.
+func (f *Form) usage(cmd *cobra.Command) error {
+	width := helpWidth()
+	var b strings.Builder
+	b.WriteString("Usage:\n")
+	if cmd.Runnable() {
+		fmt.Fprintf(&b, "  %s\n", cmd.UseLine())
+	}
+	if cmd.HasAvailableSubCommands() {
+		fmt.Fprintf(&b, "  %s COMMAND\n", cmd.CommandPath())
+	}
+	if cmd.HasExample() {
+		fmt.Fprintf(&b, "\nExamples:\n%s\n", cmd.Example)
+	}
+	if cmd.HasAvailableSubCommands() {
+		b.WriteString("\nCommands:\n")
+		for _, c := range cmd.Commands() {
+			if c.IsAvailableCommand() || c.Name() == "help" {
+				fmt.Fprintf(&b, "  %-*s %s\n", c.NamePadding(), c.Name(), wrap(c.Short, 3+c.NamePadding(), width))
+			}
+		}
+	}
+	for _, s := range f.sections(cmd) {
+		if len(s.entries) == 0 {
+			continue
+		}
+		fmt.Fprintf(&b, "\n%s:\n", s.title)
+		for _, e := range s.entries {
+			e.write(&b, width)
+		}
+	}
+	if !cmd.HasParent() {
+		if s := f.example(); s != nil {
+			text := fmt.Sprintf("A setting can be made in three places: --%s is also %s in the environment and %s in the file of --config. "+
+				"A flag wins over a variable, a variable over the file. "+
+				"Sizes are written 64MiB or 500MB, rates 100MiB/s or 800Mbit/s, durations 500ms, 30s or 2h.", s.flag(), s.env(), s.key)
+			if f.reloads() {
+				text += " SIGHUP reads the file anew and says what takes a restart; --print-config shows what is in force."
+			}
+			b.WriteString("\n" + wrap(text+" docs/configuration.md tells all of every setting.", 0, width) + "\n")
+		}
+		if cmd.HasAvailableSubCommands() {
+			fmt.Fprintf(&b, "\n%s COMMAND --help tells more of a command.\n", cmd.CommandPath())
+		}
+	}
+	_, err := io.WriteString(cmd.OutOrStdout(), b.String())
+	return err
+}
+
+// example is a setting by which its three names are shown.
+func (f *Form) example() *setting {
+	for _, s := range f.settings {
+		if u := s.unit(); !s.noFlag && (u == Size(0).Unit() || u == Rate(0).Unit()) {
+			return s
+		}
+	}
+	return nil
+}
+
+// reloads reports whether any setting can change while the program runs.
+func (f *Form) reloads() bool {
+	return slices.ContainsFunc(f.settings, func(s *setting) bool { return s.reload })
+}
+
+// section is a part of --help.
+type section struct {
+	title   string
+	entries []entry
+}
+
+// entry is one flag, or a variable where a setting has no flag.
+type entry struct{ name, text string }
+
+// nameWidth is where the text of an entry begins; a longer name has a line of its own.
+const nameWidth = 34
+
+func (e entry) write(b *strings.Builder, width int) {
+	text := wrap(e.text, nameWidth, width)
+	if len(e.name)+2 > nameWidth {
+		fmt.Fprintf(b, "%s\n%*s%s\n", e.name, nameWidth, "", text)
+		return
+	}
+	fmt.Fprintf(b, "%-*s%s\n", nameWidth, e.name, text)
+}
+
+// wrap breaks a text into lines of a width; all but the first begin with an indent, for which
+// the first has room, too.
+func wrap(text string, indent, width int) string {
+	var b strings.Builder
+	at := indent
+	for i, word := range strings.Fields(text) {
+		n := utf8.RuneCountInString(word)
+		switch {
+		case i == 0:
+		case at+1+n > width:
+			b.WriteString("\n" + strings.Repeat(" ", indent))
+			at = indent
+		default:
+			b.WriteByte(' ')
+			at++
+		}
+		b.WriteString(word)
+		at += n
+	}
+	return b.String()
+}
+
+// sections sorts what --help of a command shows: first what belongs to no section of the
+// settings, then the sections in the order of the settings.
+func (f *Form) sections(cmd *cobra.Command) []*section {
+	list := []*section{{title: "Flags"}}
+	at := func(s *setting) *section {
+		name, _, deep := strings.Cut(s.key, delim)
+		if !deep {
+			return list[0]
+		}
+		title := strings.ToUpper(name[:1]) + name[1:]
+		if name == "api" {
+			title = "API"
+		}
+		for _, there := range list {
+			if there.title == title {
+				return there
+			}
+		}
+		list = append(list, &section{title: title})
+		return list[len(list)-1]
+	}
+	flags := cmd.LocalFlags()
+	settings := map[string]bool{}
+	for _, s := range f.settings {
+		settings[s.flag()] = true
+		fl := flags.Lookup(s.flag())
+		switch {
+		case s.noFlag && !cmd.HasParent():
+			at(s).entries = append(at(s).entries, entry{"      " + s.env(), f.brief(s)})
+		case fl != nil && !fl.Hidden:
+			text := fl.Usage
+			if text == s.usage() { // a command may have words of its own
+				text = f.brief(s)
+			}
+			at(s).entries = append(at(s).entries, entryOf(fl, text))
+		}
+	}
+	flags.VisitAll(func(fl *pflag.Flag) {
+		if !settings[fl.Name] && !fl.Hidden {
+			_, text := pflag.UnquoteUsage(fl)
+			list[0].entries = append(list[0].entries, entryOf(fl, strings.ToUpper(text[:1])+text[1:]))
+		}
+	})
+	slices.SortStableFunc(list[0].entries, func(a, b entry) int { return strings.Compare(a.name[6:], b.name[6:]) })
+	return list
+}
+
+// defaultMax is the longest default that --help shows, in letters.
+const defaultMax = 40
+
+func entryOf(fl *pflag.Flag, text string) entry {
+	kind, _ := pflag.UnquoteUsage(fl)
+	name := "      --" + fl.Name
+	if fl.Shorthand != "" {
+		name = "  -" + fl.Shorthand + ", --" + fl.Name
+	}
+	if kind != "" {
+		name += " " + kind
+	}
+	switch preset := fl.DefValue; {
+	case preset == "" || preset == "0" || preset == "false" || preset == "[]":
+	case len(preset) <= defaultMax:
+		text += " (default " + preset + ")"
+	case !strings.Contains(text, "Default"):
+		text += " (default: --print-config shows it)"
+	}
+	return entry{name, text}
+}
+
+// sentence is one, and the white space behind it.
+var sentence = regexp.MustCompile(`[^.]+(?:\.\S[^.]*)*(?:\.\s+|\.?$)`)
+
+// brief is what --help says of a setting: its first sentence and its default, with other
+// settings by the names of their flags.
+func (f *Form) brief(s *setting) string {
+	var kept []string
+	for i, one := range sentence.FindAllString(s.usage(), -1) {
+		if i == 0 || strings.HasPrefix(one, "Default") || strings.HasPrefix(one, "Usual") {
+			kept = append(kept, strings.TrimSpace(one))
+		}
+	}
+	text := strings.Join(kept, " ")
+	section, _, _ := strings.Cut(s.key, delim)
+	for _, other := range f.settings {
+		name, last := "--"+other.flag(), other.key[strings.LastIndex(other.key, delim)+1:]
+		if other.noFlag {
+			name = other.env()
+		}
+		if strings.Contains(other.key, delim) {
+			text = replaceWord(text, other.key, name)
+		}
+		if there, _, _ := strings.Cut(other.key, delim); (there == section || !strings.Contains(s.key, delim)) && strings.ToLower(last) != last {
+			text = replaceWord(text, last, name)
+		}
+	}
+	return text
+}
+
+// replaceWord puts another word in the place of one, wherever it stands by itself.
+func replaceWord(text, word, with string) string {
+	return regexp.MustCompile(`(^|[\s("])`+regexp.QuoteMeta(word)+`($|[\s,;:.)"])`).ReplaceAllString(text, "${1}"+strings.ReplaceAll(with, "$", "$$")+"${2}")
+}
+
+// helpWidth is how wide --help may be.
+func helpWidth() int {
+	width := widthDefault
+	if n, err := strconv.Atoi(os.Getenv("COLUMNS")); err == nil {
+		width = n
+	} else if n, _, err := term.GetSize(int(os.Stdout.Fd())); err == nil && n > 0 {
+		width = n
+	}
+	return min(max(width, widthMin), widthMax)
+}
+
+// Arguments makes a command's errors about its arguments ones that say what it takes.
+func Arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, given []string) error {
+		if check == nil {
+			if len(given) == 0 {
+				return nil
+			}
+			return fmt.Errorf("%s takes no arguments, not %q", cmd.CommandPath(), given[0])
+		}
+		if err := check(cmd, given); err != nil {
+			if len(given) == 0 {
+				err = errors.New("something is missing")
+			}
+			return fmt.Errorf("%w; write: %s", err, cmd.UseLine())
+		}
+		return nil
+	}
+}

@@ -1,0 +1,112 @@
+package config
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// help is what --help of a program says.
+func help(t *testing.T, p Program, width string) string {
+	t.Setenv("COLUMNS", width)
+	form := NewForm(p.Name, p.New())
+	cmd := &cobra.Command{Use: p.Name + " [flags]", Long: "What it is.", Version: "v1", Example: "  " + p.Name + " --help", Run: func(*cobra.Command, []string) {}}
+	form.Bind(cmd.Flags())
+	cmd.Flags().Bool("once", false, "end after one round")
+	form.Explain(cmd)
+	cmd.AddCommand(&cobra.Command{Use: "status", Short: "Tell how it is", Run: func(*cobra.Command, []string) {}})
+	var out bytes.Buffer
+	cmd.SetOut(&out)
+	cmd.SetArgs([]string{"--help"})
+	require.NoError(t, cmd.Execute())
+	return out.String()
+}
+
+func TestHelpNamesEverySettingOnceAndFitsTheTerminal(t *testing.T) {
+	for _, p := range Programs() {
+		for width, most := range map[string]int{"80": 80, "100": 100, "": widthDefault, "10": widthMin, "1000": widthMax} {
+			text := help(t, p, width)
+			assert.Contains(t, text, "\nCommands:\n")
+			assert.Contains(t, text, "  status ")
+			assert.Contains(t, text, "  "+p.Name+" --help\n")
+			for line := range strings.Lines(text) {
+				line = strings.TrimSuffix(line, "\n")
+				// A name that is longer than its column has the line alone.
+				if utf8.RuneCountInString(line) > most {
+					assert.Contains(t, strings.TrimSpace(line), "--", "%q is wider than %d", line, most)
+					assert.NotContains(t, strings.TrimSpace(line), "  ", "%q is wider than %d", line, most)
+				}
+				assert.Equal(t, strings.TrimRight(line, " "), line)
+			}
+			for _, s := range settingsOf(p.New()) {
+				name := "--" + s.flag() + " "
+				if s.value.Kind().String() != "bool" && !s.noFlag {
+					name += s.unit()
+				}
+				if s.noFlag {
+					name = " " + s.env() + " "
+				}
+				lines := 0
+				for line := range strings.Lines(text) {
+					if strings.HasPrefix(line, "  ") && strings.Contains(strings.TrimRight(line, "\n")+" ", name) && !strings.HasPrefix(line, strings.Repeat(" ", nameWidth)) {
+						lines++
+					}
+				}
+				assert.Equal(t, 1, lines, "%s: %q in\n%s", p.Name, name, text)
+			}
+		}
+	}
+}
+
+func TestHelpSpeaksOfFlagsAsTheCommandLineWritesThem(t *testing.T) {
+	text := help(t, Programs()[0], "100")
+	for _, want := range []string{
+		"      --mirror-listen host:port   The address of the registry mirror, to be named in hosts.toml.\n" +
+			strings.Repeat(" ", nameWidth) + "(default 127.0.0.1:65001)\n",
+		"      --log-level debug|info|warn|error\n" + strings.Repeat(" ", nameWidth) + "The least important",
+		"listed (those in --proxy-tunnel-hosts)", "where --proxy-tunnel is listed",
+		"\nMirror:\n", "\nAPI:\n", "      --once                      End after one round\n",
+		"is also DARTER_LIMITS_UPLOAD in the\nenvironment and limits.upload in the file", "SIGHUP",
+	} {
+		assert.Contains(t, text, want)
+	}
+	assert.NotContains(t, text, "X-Goog", "a long default is left to --print-config")
+	text = help(t, Programs()[2], "100")
+	assert.Contains(t, text, "comes from\n"+strings.Repeat(" ", nameWidth)+"--password-file.")
+	assert.Contains(t, text, "  -o, --output text               The file to write")
+	assert.NotContains(t, text, "SIGHUP", "dfget ends before anybody would send it one")
+}
+
+func TestAWrongCommandAndWrongArgumentsAreToldWithTheRightOnes(t *testing.T) {
+	root := &cobra.Command{Use: "program [flags]"}
+	for _, name := range []string{"status", "withdraw"} {
+		root.AddCommand(&cobra.Command{Use: name, Run: func(*cobra.Command, []string) {}})
+	}
+	assert.EqualError(t, UnknownCommand(root, "statsu"), `unknown command "statsu"; did you mean "status"?`)
+	assert.EqualError(t, UnknownCommand(root, "zebra"), `unknown command "zebra"; see program --help`)
+
+	check := func(use string, args cobra.PositionalArgs, given ...string) error {
+		cmd := &cobra.Command{Use: use}
+		root.AddCommand(cmd)
+		return Arguments(args)(cmd, given)
+	}
+	assert.NoError(t, check("doctor", nil))
+	assert.EqualError(t, check("doctor", nil, "x"), `program doctor takes no arguments, not "x"`)
+	assert.NoError(t, check("configure a|b", cobra.ExactArgs(1), "a"))
+	assert.EqualError(t, check("configure a|b", cobra.ExactArgs(1)), "something is missing; write: program configure a|b")
+	assert.ErrorContains(t, check("configure a|b", cobra.ExactArgs(1), "a", "b"), "; write: program configure a|b")
+}
+
+func TestALongNameHasALineOfItsOwn(t *testing.T) {
+	var b strings.Builder
+	entry{"      --" + strings.Repeat("x", 40), "some text"}.write(&b, 80)
+	entry{"      --short", "one two three"}.write(&b, nameWidth+8)
+	indent := strings.Repeat(" ", nameWidth)
+	assert.Equal(t, "      --"+strings.Repeat("x", 40)+"\n"+indent+"some text\n"+
+		"      --short"+strings.Repeat(" ", nameWidth-13)+"one two\n"+indent+"three\n", b.String())
+}
