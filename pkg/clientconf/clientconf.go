@@ -32,6 +32,18 @@ const (
 // Clients lists all clients that can be configured.
 func Clients() []Client { return []Client{Containerd, Docker, Podman, CRIO, BuildKit} }
 
+// ReadAtStart is the file that a client reads at its start and never again; empty for one that
+// follows without a restart.
+func ReadAtStart(c Client) string {
+	switch c {
+	case Containerd:
+		return containerdConfig
+	case BuildKit:
+		return buildkitConfig
+	}
+	return ""
+}
+
 // Mirror is what clients are told.
 type Mirror struct {
 	// Addr is host:port of the mirror, as the client reaches it.

@@ -296,6 +296,64 @@ func TestAConfigPathThatIsThereIsFollowed(t *testing.T) {
 	assert.False(t, f.has("/a:/b"))
 }
 
+func TestAConfigPathOfAnImportedFileGoesBeforeThatOfTheMainOne(t *testing.T) {
+	drop := func(config, path string) string { return config + "config_path = '" + path + "'\n" }
+	const two, three = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.registry]\n", "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\n"
+	for name, c := range map[string]struct {
+		main   string
+		others map[string]string
+		// at is where hosts.toml goes; edited says that the main file has to say so, too.
+		at     string
+		edited bool
+	}{
+		"none has one":                                   {"version = 3\nimports = ['conf.d/*.toml']\n", map[string]string{"conf.d/a.toml": "version = 3\nroot = '/r'\n"}, ours, true},
+		"one that is named":                              {"version = 2\nimports = ['/x/*.toml']\n", map[string]string{"/x/a.toml": drop(two, "/a"), "/x/no.conf": drop(two, "/no")}, "/a", false},
+		"the last of two":                                {drop(three, "/main") + "[x]\n", map[string]string{"conf.d/a.toml": drop(three, "/a"), "conf.d/b.toml": drop(two, "/b")}, "/b", false},
+		"relative to the main file":                      {"imports = ['more/a.toml']\nversion = 3\n", map[string]string{"more/a.toml": drop(three, "/a")}, "/a", false},
+		"the usual one, of containerd 2":                 {"version = 3\n", map[string]string{"conf.d/a.toml": drop(three, "/a")}, "/a", false},
+		"the usual one, or containerd 1":                 {"version = 2\n", map[string]string{"conf.d/a.toml": drop(two, "/a")}, "/a", true},
+		"an empty list of imports":                       {"version = 3\nimports = []\n", map[string]string{"conf.d/a.toml": drop(three, "/a")}, ours, true},
+		"the usual one beside containerd 1 with its own": {drop(two, "/main"), map[string]string{"conf.d/a.toml": drop(two, "/a")}, "/main", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			files := map[string]string{containerdConfig: c.main}
+			for name, text := range c.others {
+				if !filepath.IsAbs(name) {
+					name = filepath.Join("/etc/containerd", name)
+				}
+				files[name] = text
+			}
+			f := machine(t, files)
+			before := state(t, f)
+			plan := configure(t, Containerd, f)
+			assert.Contains(t, read(t, f, c.at+"/quay.io/hosts.toml"), mirror.url())
+			assert.Equal(t, c.edited, strings.Contains(read(t, f, containerdConfig), "config_path = \""+c.at+"\""))
+			assert.Equal(t, c.edited, plan.Restart != "")
+			assert.Empty(t, configure(t, Containerd, f).Changes)
+			undo, err := Remove(Containerd, f, mirror, Options{})
+			require.NoError(t, err)
+			require.NoError(t, undo.Apply(f))
+			assert.Equal(t, before, state(t, f))
+		})
+	}
+}
+
+func TestAllIsTakenOutThoughAnImportedFileLeadsElsewhereSince(t *testing.T) {
+	f := machine(t, map[string]string{containerdConfig: "version = 3\n"})
+	before := state(t, f)
+	configure(t, Containerd, f)
+	drop := filepath.Join(f.Root, "/etc/containerd/conf.d/a.toml")
+	require.NoError(t, os.MkdirAll(filepath.Dir(drop), 0o755))
+	require.NoError(t, os.WriteFile(drop, []byte("version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/a'\n"), 0o600))
+	configure(t, Containerd, f)
+	assert.True(t, f.has("/a/quay.io/hosts.toml"))
+	undo, err := Remove(Containerd, f, mirror, Options{})
+	require.NoError(t, err)
+	require.NoError(t, undo.Apply(f))
+	require.NoError(t, os.RemoveAll(filepath.Dir(drop)))
+	assert.Equal(t, before, state(t, f))
+}
+
 func TestTheHostsFileOfARegistrySaysTheRegistryItselfLast(t *testing.T) {
 	f := machine(t, map[string]string{dockerCerts + "/quay.io/ca.crt": "PEM", dockerCerts + "/quay.io/client.cert": "PEM", dockerCerts + "/quay.io/client.key": "PEM"})
 	configure(t, Containerd, f)
@@ -335,24 +393,26 @@ func TestWhatStandsInTheWayIsSaidAndNothingIsWritten(t *testing.T) {
 		"mirrors inline": {Containerd, map[string]string{containerdConfig: default17 + "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = ['https://a.test']\n"}, "mirrors of its own .* for docker.io.*Move each into"},
 		"certificates inline": {Containerd, map[string]string{containerdConfig: "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry.configs.'quay.io'.tls]\nca_file = 'x'\n"},
 			"has certificates for quay.io"},
-		"no TOML":             {Containerd, map[string]string{containerdConfig: "version = \n"}, "it is no TOML"},
-		"a mark before TOML":  {Containerd, map[string]string{containerdConfig: "\ufeffversion = 2\n"}, "it is no TOML"},
-		"an inline table":     {Containerd, map[string]string{containerdConfig: "version = 2\nplugins = {}\n"}, "set config_path = .* by hand"},
-		"inline hosts":        {Containerd, map[string]string{ours + "/docker.io/hosts.toml": "host = {'https://a.test' = {}}\n"}, "add .* by hand"},
-		"a block without end": {Containerd, map[string]string{containerdConfig: blockBegin + "\n"}, "begins in line 1 .* has no end"},
-		"no JSON":             {Docker, map[string]string{dockerConfig: "{debug: true}"}, "no JSON"},
-		"a JSON list":         {Docker, map[string]string{dockerConfig: "[]"}, "no JSON object"},
-		"mirrors as text":     {Docker, map[string]string{dockerConfig: `{"registry-mirrors": "https://a.test"}`}, "no list of URLs"},
-		"mirrors of null":     {Docker, map[string]string{dockerConfig: `{"registry-mirrors": null}`}, "no list of URLs"},
-		"mirrors twice":       {Docker, map[string]string{dockerConfig: `{"registry-mirrors": [], "registry-mirrors": []}`}, "twice"},
-		"two objects":         {Docker, map[string]string{dockerConfig: `{}{}`}, "something follows"},
-		"a flag of dockerd":   {Docker, map[string]string{"/etc/systemd/system/docker.service.d/m.conf": "[Service]\nExecStart=/usr/bin/dockerd --registry-mirror=https://a.test\n"}, "--registry-mirror"},
-		"the old form":        {Podman, map[string]string{registriesConf: "[registries.search]\nregistries = ['docker.io']\n"}, "of the old form"},
-		"a stranger's file":   {CRIO, map[string]string{registriesDir + "/" + registriesName: "# mine\n"}, "somebody else wrote"},
-		"all taken":           {Podman, map[string]string{registriesConf: "[[registry]]\nlocation='docker.io'\n[[registry]]\nlocation='quay.io'\n[[registry]]\nprefix='registry.test:5000'\n"}, "nothing to say"},
-		"inline registries":   {BuildKit, map[string]string{buildkitConfig: "registry = {}\n"}, "by hand"},
-		"a directory":         {Docker, map[string]string{dockerConfig + "/x": ""}, "is no file"},
-		"links in a ring":     {Docker, map[string]string{dockerConfig: "->daemon.json"}, "too many symbolic links"},
+		"mirrors in an import": {Containerd, map[string]string{"/etc/containerd/conf.d/m.toml": "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry.mirrors.'quay.io']\nendpoint = ['https://a.test']\n"}, "conf.d/m.toml has mirrors of its own"},
+		"no TOML in an import": {Containerd, map[string]string{"/etc/containerd/conf.d/m.toml": "version = \n"}, "m.toml, which .* imports: it is no TOML"},
+		"no TOML":              {Containerd, map[string]string{containerdConfig: "version = \n"}, "it is no TOML"},
+		"a mark before TOML":   {Containerd, map[string]string{containerdConfig: "\ufeffversion = 2\n"}, "it is no TOML"},
+		"an inline table":      {Containerd, map[string]string{containerdConfig: "version = 2\nplugins = {}\n"}, "set config_path = .* by hand"},
+		"inline hosts":         {Containerd, map[string]string{ours + "/docker.io/hosts.toml": "host = {'https://a.test' = {}}\n"}, "add .* by hand"},
+		"a block without end":  {Containerd, map[string]string{containerdConfig: blockBegin + "\n"}, "begins in line 1 .* has no end"},
+		"no JSON":              {Docker, map[string]string{dockerConfig: "{debug: true}"}, "no JSON"},
+		"a JSON list":          {Docker, map[string]string{dockerConfig: "[]"}, "no JSON object"},
+		"mirrors as text":      {Docker, map[string]string{dockerConfig: `{"registry-mirrors": "https://a.test"}`}, "no list of URLs"},
+		"mirrors of null":      {Docker, map[string]string{dockerConfig: `{"registry-mirrors": null}`}, "no list of URLs"},
+		"mirrors twice":        {Docker, map[string]string{dockerConfig: `{"registry-mirrors": [], "registry-mirrors": []}`}, "twice"},
+		"two objects":          {Docker, map[string]string{dockerConfig: `{}{}`}, "something follows"},
+		"a flag of dockerd":    {Docker, map[string]string{"/etc/systemd/system/docker.service.d/m.conf": "[Service]\nExecStart=/usr/bin/dockerd --registry-mirror=https://a.test\n"}, "--registry-mirror"},
+		"the old form":         {Podman, map[string]string{registriesConf: "[registries.search]\nregistries = ['docker.io']\n"}, "of the old form"},
+		"a stranger's file":    {CRIO, map[string]string{registriesDir + "/" + registriesName: "# mine\n"}, "somebody else wrote"},
+		"all taken":            {Podman, map[string]string{registriesConf: "[[registry]]\nlocation='docker.io'\n[[registry]]\nlocation='quay.io'\n[[registry]]\nprefix='registry.test:5000'\n"}, "nothing to say"},
+		"inline registries":    {BuildKit, map[string]string{buildkitConfig: "registry = {}\n"}, "by hand"},
+		"a directory":          {Docker, map[string]string{dockerConfig + "/x": ""}, "is no file"},
+		"links in a ring":      {Docker, map[string]string{dockerConfig: "->daemon.json"}, "too many symbolic links"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Configure(c.client, machine(t, c.files), mirror, Options{})
@@ -368,9 +428,8 @@ func TestTrapsAreTold(t *testing.T) {
 		files  map[string]string
 		says   string
 	}{
-		"a _default loses its say": {Containerd, map[string]string{ours + "/_default/hosts.toml": "[host.'https://all.test']\n"}, "_default/hosts.toml holds for registries that have no directory of their own. docker.io gets one now"},
+		"a _default loses its say": {Containerd, map[string]string{ours + "/_default/hosts.toml": "[host.'https://all.test']\n"}, "_default/hosts.toml holds for registries that have no directory of their own. These get one now, so it holds for them no more: docker.io, quay.io, registry.test:5000\\. "},
 		"CRI is off":               {Containerd, map[string]string{containerdConfig: "disabled_plugins = ['cri']\n"}, "disables the CRI plugin"},
-		"imports":                  {Containerd, map[string]string{containerdConfig: "version = 2\nimports = ['/etc/containerd/conf.d/*.toml']\n"}, "imports other files"},
 		"docker's own reach":       {Docker, nil, "serve Docker Hub alone"},
 		"a registry table":         {Podman, map[string]string{registriesDir + "/900-mine.conf": "[[registry]]\nlocation = 'quay.io'\nblocked = true\n"}, "900-mine.conf says in a .* how to reach quay.io"},
 		"a builder in a container": {BuildKit, nil, "network=host"},

@@ -3,6 +3,7 @@ package clientconf
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"path"
@@ -40,17 +41,26 @@ func (p *planner) containerd() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
-	section, dirs := criRegistry(doc)
-	if set, ok := doc.get(append(section, "config_path")...).(string); ok && set != "" {
-		// Wherever it points, there we write.
-		dirs = strings.Split(set, ":")
-	} else {
-		if !p.undo {
-			if err := p.criAllows(file, doc, section); err != nil {
-				return err
-			}
+	section, version := criRegistry(doc)
+	if !p.undo {
+		if err := p.criAllows(file, doc, section); err != nil {
+			return err
 		}
-		did, err := p.file(file, configPath{fresh: p.fresh(file), section: section})
+	}
+	set, _ := doc.get(append(section, "config_path")...).(string)
+	value, edit := containerdCerts, set == ""
+	if there, err := p.imported(file, doc); err != nil {
+		return err
+	} else if there != "" {
+		// containerd 1 reads imports that are named alone, so its file has to say the same.
+		named := doc.get("imports") != nil || version > 2
+		edit = edit && !named
+		if value = there; named || set == "" {
+			set = there
+		}
+	}
+	if edit || p.undo {
+		did, err := p.file(file, configPath{fresh: p.fresh(file), section: section, value: value})
 		if err != nil {
 			return err
 		}
@@ -59,28 +69,82 @@ func (p *planner) containerd() error {
 			p.plan.RestartNote = "containers keep running; only pulls that are under way begin again"
 		}
 	}
+	// Wherever it points, there we write.
+	dirs := []string{containerdCerts}
+	if set != "" {
+		dirs = strings.Split(set, ":")
+	}
+	if p.undo && !slices.Contains(dirs, containerdCerts) {
+		dirs = append(dirs, containerdCerts) // of before it pointed elsewhere
+	}
 	return p.hosts(dirs)
+}
+
+// importsUsual are the files that containerd 2 imports where its own names none.
+const importsUsual = "/etc/containerd/conf.d/*.toml"
+
+// imported returns the config_path that a file imported by containerd's own sets: the last one
+// goes before all others.
+func (p *planner) imported(file string, doc *document) (set string, err error) {
+	patterns := []any{importsUsual}
+	if named, ok := doc.get("imports").([]any); ok {
+		patterns = named
+	}
+	for _, pattern := range patterns {
+		pattern, _ := pattern.(string)
+		if !path.IsAbs(pattern) {
+			pattern = path.Join(path.Dir(file), pattern)
+		}
+		dir, base := path.Split(pattern)
+		names, err := p.files.list(dir)
+		if err != nil {
+			return "", err
+		}
+		for _, name := range names {
+			other := path.Join(dir, name)
+			if ok, _ := path.Match(base, name); !ok || other == file {
+				continue
+			}
+			text, err := p.files.read(other)
+			if err != nil {
+				return "", err
+			}
+			doc, err := parseTOML(text)
+			if err != nil {
+				return "", fmt.Errorf("%s, which %s imports: %w", other, file, err)
+			}
+			section, _ := criRegistry(doc)
+			if !p.undo {
+				if err := p.criAllows(other, doc, section); err != nil {
+					return "", err
+				}
+			}
+			if s, _ := doc.get(append(section, "config_path")...).(string); s != "" {
+				set = s
+			}
+		}
+	}
+	return set, nil
 }
 
 // criRegistry tells which table of containerd's configuration says where hosts.toml are. It
 // follows from the version of the file, not from that of containerd: containerd 2 still
 // reads files of version 2, and translates them.
-func criRegistry(d *document) (section, dirs []string) {
-	version, _ := d.get("version").(int64)
+func criRegistry(d *document) (section []string, version int64) {
+	version, _ = d.get("version").(int64)
 	switch {
 	case len(d.tree) == 0:
 		version = 2 // ours to choose; every containerd from 1.3 on reads it
 	case version == 0:
 		version = 1
 	}
-	dirs = []string{containerdCerts}
 	switch version {
 	case 1:
-		return []string{"plugins", "cri", "registry"}, dirs
+		return []string{"plugins", "cri", "registry"}, version
 	case 2:
-		return []string{"plugins", "io.containerd.grpc.v1.cri", "registry"}, dirs
+		return []string{"plugins", "io.containerd.grpc.v1.cri", "registry"}, version
 	}
-	return []string{"plugins", "io.containerd.cri.v1.images", "registry"}, dirs
+	return []string{"plugins", "io.containerd.cri.v1.images", "registry"}, version
 }
 
 // criAllows reports what containerd would not start with beside a config_path.
@@ -103,9 +167,6 @@ func (p *planner) criAllows(file string, d *document, section []string) error {
 	}) {
 		p.note("%s disables the CRI plugin: Kubernetes cannot use this containerd. ctr and nerdctl use the mirror all the same (ctr with --hosts-dir %s)", file, containerdCerts)
 	}
-	if list, _ := d.get("imports").([]any); len(list) > 0 {
-		p.note("%s imports other files (%v): a config_path in one of them goes before the one set here", file, list)
-	}
 	return nil
 }
 
@@ -122,6 +183,7 @@ func keys(m map[string]any) string {
 type configPath struct {
 	fresh   int
 	section []string
+	value   string
 }
 
 func (e configPath) add(old []byte) ([]byte, error) {
@@ -129,7 +191,7 @@ func (e configPath) add(old []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := doc.set(e.section, "config_path", strconv.Quote(containerdCerts))
+	s := doc.set(e.section, "config_path", strconv.Quote(e.value))
 	changed := [][]string{append(slices.Clone(e.section), "config_path")}
 	if len(doc.tree) == 0 {
 		s.lines = append([]string{"version = 2"}, s.lines...)
@@ -137,7 +199,7 @@ func (e configPath) add(old []byte) ([]byte, error) {
 	}
 	next := insert(base, e.fresh, s)
 	if err := doc.onlyChanged(next, changed...); err != nil {
-		return nil, fmt.Errorf("%w: set config_path = %q in %s by hand, restart containerd, and run this again", err, containerdCerts, header(e.section))
+		return nil, fmt.Errorf("%w: set config_path = %q in %s by hand, restart containerd, and run this again", err, e.value, header(e.section))
 	}
 	return next, nil
 }
@@ -147,7 +209,7 @@ func (configPath) remove(now []byte) ([]byte, error) { return strip(now) }
 // hosts plans the hosts.toml of each registry in directories that are searched in turn, and
 // takes ours away from registries that are not to be mirrored any more.
 func (p *planner) hosts(dirs []string) error {
-	listed := map[string]bool{}
+	listed, trapped := map[string]bool{}, map[string][]string{}
 	for _, u := range p.mirror.Upstreams {
 		if p.undo {
 			break
@@ -165,7 +227,13 @@ func (p *planner) hosts(dirs []string) error {
 		if _, err := p.file(file, hostsEdit{fresh: p.fresh(file), mirror: p.mirror, server: server}); err != nil {
 			return err
 		}
-		p.defaultTrap(dirs, dir, u.Host)
+		if by := p.defaultTrap(dirs, dir); by != "" {
+			trapped[by] = append(trapped[by], u.Host)
+		}
+	}
+	for _, by := range slices.Sorted(maps.Keys(trapped)) {
+		p.note("%s holds for registries that have no directory of their own. These get one now, so it holds for them no more: %s. What it says and is still wanted "+
+			"(another mirror, a certificate) belongs into their own %s, too", by, strings.Join(trapped[by], ", "), hostsFile)
 	}
 	for _, dir := range dirs {
 		names, err := p.files.list(dir)
@@ -213,19 +281,18 @@ func (p *planner) hostDir(dirs []string, host string) (string, error) {
 	return path.Join(dirs[0], host), nil
 }
 
-// defaultTrap tells of a _default that loses its say over a registry when that gets a
-// directory of its own.
-func (p *planner) defaultTrap(dirs []string, dir, host string) {
+// defaultTrap returns the _default that loses its say over a registry when that gets a directory
+// of its own; empty where there is none, or the registry has one already.
+func (p *planner) defaultTrap(dirs []string, dir string) string {
 	if p.files.has(dir) {
-		return
+		return ""
 	}
 	for _, d := range dirs {
 		if file := path.Join(d, defaultHosts, hostsFile); p.files.has(file) {
-			p.note("%s holds for registries that have no directory of their own. %s gets one now, so it holds for it no more: what it says and is still wanted (another mirror, a certificate) "+
-				"belongs into %s, too", file, host, path.Join(dir, hostsFile))
-			return
+			return file
 		}
 	}
+	return ""
 }
 
 // server are the lines that say what the registry itself is, for when the mirror does not

@@ -102,6 +102,15 @@ func (f Files) has(path string) bool {
 	return err == nil
 }
 
+// Stat tells of a file, symbolic links followed.
+func (f Files) Stat(path string) (fs.FileInfo, error) {
+	real, err := f.resolve(path)
+	if err != nil {
+		return nil, err
+	}
+	return os.Stat(real)
+}
+
 // missingDirs counts the directories above a file that are not there.
 func (f Files) missingDirs(path string) (n int) {
 	for dir := filepath.Dir(path); dir != "/" && dir != "." && !f.has(dir); dir = filepath.Dir(dir) {

@@ -62,6 +62,9 @@ type Config struct {
 	Files  clientconf.Files
 	// Installed reports whether a program is on this machine.
 	Installed func(program string) bool
+	// Proc is where the processes of this machine are told of, /proc; empty does not look whether
+	// clients that run have read their files. DockerSocket is where dockerd is asked.
+	Proc, DockerSocket string
 	// NoFile is the most files that this process may open; 0 asks the system.
 	NoFile uint64
 }

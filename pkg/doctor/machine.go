@@ -21,7 +21,7 @@ var programs = map[clientconf.Client]string{
 }
 
 // clients tells of each client on this machine whether it asks the mirror.
-func (x *exam) clients(context.Context) (out []Finding) {
+func (x *exam) clients(ctx context.Context) (out []Finding) {
 	for _, c := range clientconf.Clients() {
 		if !x.Installed(programs[c]) {
 			continue
@@ -33,6 +33,10 @@ func (x *exam) clients(context.Context) (out []Finding) {
 			continue
 		}
 		if len(plan.Changes) == 0 {
+			if found, do := x.unread(ctx, c); found != "" {
+				out = append(out, Finding{Warn, name, "is told to ask " + x.Mirror.Addr + " first, but " + found, do})
+				continue
+			}
 			out = append(out, Finding{OK, name, "asks " + x.Mirror.Addr + " first", ""})
 			continue
 		}

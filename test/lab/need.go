@@ -154,3 +154,6 @@ var overlay = sync.OnceValue(func() bool {
 	return exec.Command("unshare", "--mount", "--propagation", "private", "mount", "-t", "overlay", "overlay",
 		"-o", fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", dir), filepath.Join(dir, "merged")).Run() == nil
 })
+
+// Containerd2Dir is where containerd 2 and its ctr are; see [Containerd2].
+func Containerd2Dir() (string, error) { return containerd2() }

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -39,6 +40,7 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&cfg.StorageAddr, "storage", "127.0.0.1:0", "address of the host that redirected blobs come from")
 	flags.StringVar(&cfg.Dir, "dir", "", "directory of the content (in memory when empty)")
 	flags.BoolVar(&cfg.TLS, "tls", false, "serve HTTPS by an own authority, written to the file of -ca")
+	names := flags.String("names", "", "names that the certificate holds besides the address, with commas between")
 	auth := flags.String("auth", "", `credentials: "" (none), "basic" or "bearer"`)
 	users := flags.String("users", "", `JSON file of users: {"alice": {"Password": "…", "Pull": ["*"], "Push": []}}`)
 	tokenLife := flags.Duration("token-life", 5*time.Minute, "how long a token is good")
@@ -49,6 +51,9 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	cfg.Auth, cfg.TokenLife = registrytest.Auth(*auth), *tokenLife
+	if *names != "" {
+		cfg.Names = strings.Split(*names, ",")
+	}
 	if *users != "" {
 		b, err := os.ReadFile(*users)
 		if err != nil {
