@@ -81,7 +81,7 @@ func Examine(ctx context.Context, cfg Config) []Finding {
 		name string
 		do   func(context.Context) []Finding
 	}{
-		{"daemon", x.daemon}, {"ports", func(context.Context) []Finding { return ports }}, {"mirror", x.mirror}, {"clients", x.clients}, {"upstreams", x.upstreams},
+		{"daemon", x.daemon}, {"ports", func(context.Context) []Finding { return ports }}, {"mirror", x.mirror}, {"proxy", x.proxy}, {"clients", x.clients}, {"upstreams", x.upstreams},
 		{"supernodes", x.supernodes}, {"disk", x.disk}, {"limits", x.limits},
 	}
 	// mu is held to store and to read results, which arrive after their time, too.

@@ -32,6 +32,7 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/daemon"
 	"github.com/darter-io/darter/pkg/doctor"
+	"github.com/darter-io/darter/pkg/httpproxy"
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/supernode"
 	"github.com/darter-io/darter/test/registrytest"
@@ -149,6 +150,79 @@ func TestAStrangerAtTheMirrorsPortIsNoMirror(t *testing.T) {
 	cfg := settings(t)
 	cfg.Mirror.Listen = config.Address(s.Listener.Addr().String())
 	assert.Contains(t, of(t, examine(t, cfg), "mirror").Found, "not from a registry mirror")
+}
+
+func TestEachAddressOfTheMirrorIsAsked(t *testing.T) {
+	cfg := settings(t)
+	cfg.Upstreams = []config.Upstream{{Host: "quay.io"}, {Host: "ghcr.io"}}
+	cfg.Mirror.Listeners = []config.MirrorListener{{Listen: "127.0.0.1:0", Upstream: "quay.io"}}
+	d, err := daemon.New(cfg, nil)
+	require.NoError(t, err)
+	run(t, d)
+	cfg.API.Listen, cfg.Mirror.Listen = config.Address(d.Addrs()["api"]), config.Address(d.Addrs()["mirror"])
+	cfg.Mirror.Listeners = []config.MirrorListener{{Listen: config.Address(d.Addrs()["mirror of quay.io"]), Upstream: "quay.io"}, {Listen: free(t), Upstream: "ghcr.io"}}
+	found := examine(t, cfg)
+	assert.Equal(t, doctor.OK, of(t, found, "mirror").Level)
+	assert.Equal(t, doctor.OK, of(t, found, "mirror of quay.io").Level)
+	assert.Equal(t, doctor.Fail, of(t, found, "mirror of ghcr.io").Level)
+}
+
+func TestAProxyThatCannotDoWhatItIsThereForIsTold(t *testing.T) {
+	authority := func(t *testing.T, age time.Duration, hosts ...string) (ca, key string) {
+		cert, keyPEM, err := httpproxy.NewAuthority(hosts, time.Now().Add(-age))
+		require.NoError(t, err)
+		return file(t, string(cert)), file(t, string(keyPEM))
+	}
+	right, rightKey := authority(t, 0, "quay.io")
+	old, oldKey := authority(t, httpproxy.AuthorityLife-24*time.Hour, "quay.io")
+	other, otherKey := authority(t, 0, "ghcr.io")
+	for name, c := range map[string]struct {
+		ca, key string
+		hosts   []string
+		level   doctor.Level
+		says    string
+	}{
+		"all is well":                         {right, rightKey, []string{"quay.io"}, doctor.OK, "answers"},
+		"it ends soon":                        {old, oldKey, []string{"quay.io"}, doctor.Warn, "its authority ends on"},
+		"another registry's":                  {other, otherKey, []string{"quay.io"}, doctor.Fail, "quay.io is tunnelled and not mirrored: .* may not speak for quay.io"},
+		"none":                                {"", "", nil, doctor.Warn, "has no authority: quay.io are tunnelled"},
+		"a certificate and another one's key": {right, otherKey, []string{"quay.io"}, doctor.Fail, "reading the proxy's authority"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := settings(t)
+			cfg.Upstreams = []config.Upstream{{Host: "docker.io"}, {Host: "quay.io"}, {Host: "plain.test", PlainHTTP: true}}
+			cfg.Proxy = config.Proxy{Listen: "127.0.0.1:0", CA: c.ca, CAKey: c.key, Hosts: c.hosts, Tunnel: config.TunnelNone}
+			running := cfg
+			if _, err := httpproxy.LoadAuthority(c.ca, c.key); err != nil {
+				running.Proxy.CA, running.Proxy.CAKey = "", "" // it began before the files were changed
+			}
+			d, err := daemon.New(running, nil)
+			require.NoError(t, err)
+			run(t, d)
+			cfg.API.Listen, cfg.Mirror.Listen, cfg.Proxy.Listen = config.Address(d.Addrs()["api"]), config.Address(d.Addrs()["mirror"]), config.Address(d.Addrs()["proxy"])
+			var worst doctor.Finding
+			for _, f := range examine(t, cfg) {
+				if f.Check == "proxy" && (worst.Check == "" || f.Level != doctor.OK) {
+					worst = f
+				}
+			}
+			assert.Equal(t, c.level, worst.Level, worst.Found)
+			assert.Regexp(t, c.says, worst.Found)
+			if worst.Level != doctor.OK {
+				assert.NotEmpty(t, worst.Do)
+			}
+		})
+	}
+	cfg := settings(t)
+	for _, f := range examine(t, cfg) {
+		assert.NotEqual(t, "proxy", f.Check, "who has no proxy hears nothing of it")
+	}
+	s := httptest.NewServer(http.NotFoundHandler())
+	defer s.Close()
+	cfg.Proxy.Listen = config.Address(s.Listener.Addr().String())
+	assert.Contains(t, of(t, examine(t, cfg), "proxy").Found, "not from Darter's proxy")
+	cfg.Proxy.Listen = free(t)
+	assert.Contains(t, of(t, examine(t, cfg), "proxy").Found, "connection refused")
 }
 
 func TestADaemonOfAnotherVersionOrNotReadyIsTold(t *testing.T) {

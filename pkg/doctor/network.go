@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -18,30 +19,127 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/httpproxy"
 	"github.com/darter-io/darter/pkg/identity"
 	"github.com/darter-io/darter/pkg/node"
+	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/source/registry"
 )
 
-// mirror tells whether the registry mirror answers, and not something else at its port.
+// mirror tells whether the registry mirror answers, and not something else at its port; its
+// further addresses, too.
 func (x *exam) mirror(ctx context.Context) []Finding {
-	url := "http://" + x.Mirror.Addr + "/v2/"
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return []Finding{{Fail, "mirror", err.Error(), "check mirror.listen"}}
+	all := []mirrorAt{{"mirror", x.Mirror.Addr, "mirror.listen", "mirror-listen"}}
+	for _, l := range x.Settings.Mirror.Listeners {
+		all = append(all, mirrorAt{"mirror of " + l.Upstream, local(l.Listen), "mirror.listeners", "mirror-listeners"})
 	}
-	tr := &http.Transport{Proxy: nil, DisableKeepAlives: true}
-	res, err := tr.RoundTrip(req)
+	return in(all, func(m mirrorAt) []Finding { return []Finding{m.ask(ctx)} })
+}
+
+// mirrorAt is an address of the mirror, and what sets it.
+type mirrorAt struct{ name, addr, key, flag string }
+
+func (m mirrorAt) ask(ctx context.Context) Finding {
+	url := "http://" + m.addr + "/v2/"
+	res, err := fetch(ctx, url)
 	if err != nil {
-		return []Finding{{Fail, "mirror", fmt.Sprintf("%s: %v", url, plain(err)), "start dfdaemon, or name the mirror's address with --mirror-listen or its --config"}}
+		return Finding{Fail, m.name, fmt.Sprintf("%s: %v", url, plain(err)), fmt.Sprintf("start dfdaemon, or name the mirror's address with --%s or its --config", m.flag)}
 	}
 	defer res.Body.Close()
 	if res.Header.Get("Docker-Distribution-Api-Version") == "" {
-		return []Finding{{Fail, "mirror", fmt.Sprintf("%s: %s, and not from a registry mirror", url, res.Status), "something else has the port: give one of them another, with mirror.listen"}}
+		return Finding{Fail, m.name, fmt.Sprintf("%s: %s, and not from a registry mirror", url, res.Status), "something else has the port: give one of them another, with " + m.key}
 	}
 	// Whatever the registry behind it says is what that check tells.
-	return []Finding{{OK, "mirror", url + " answers", ""}}
+	return Finding{OK, m.name, url + " answers", ""}
+}
+
+// local is where this machine finds what listens on all addresses.
+func local(a config.Address) string {
+	if host, port, err := net.SplitHostPort(string(a)); err == nil && host == "" {
+		return net.JoinHostPort("127.0.0.1", port)
+	}
+	return string(a)
+}
+
+// fetch gets a URL of this machine.
+func fetch(ctx context.Context, url string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	return (&http.Transport{Proxy: nil, DisableKeepAlives: true}).RoundTrip(req)
+}
+
+// authoritySoon is how long before the end of the proxy's authority that is worth a word:
+// clients have to be told to trust the next one.
+const authoritySoon = 60 * 24 * time.Hour
+
+// proxy tells whether the proxy mode answers, where it is on, and whether it can look into the
+// TLS of the registries that it is to mirror.
+func (x *exam) proxy(ctx context.Context) (out []Finding) {
+	p := x.Settings.Proxy
+	if p.Listen == "" {
+		return []Finding{} // a mode that few want
+	}
+	found := func(l Level, do, format string, args ...any) {
+		out = append(out, Finding{l, "proxy", fmt.Sprintf(format, args...), do})
+	}
+	// The proxy says of itself what it is to who takes it for a server.
+	if res, err := fetch(ctx, "http://"+local(p.Listen)+"/"); err != nil {
+		found(Fail, "start dfdaemon, or name its --config", "%s: %v", p.Listen, plain(err))
+	} else {
+		said, _ := io.ReadAll(io.LimitReader(res.Body, 1<<10))
+		res.Body.Close()
+		if res.StatusCode == http.StatusBadRequest && strings.Contains(string(said), "HTTP proxy") {
+			found(OK, "", "%s answers", p.Listen)
+		} else {
+			found(Fail, "something else has the port: give one of them another, with proxy.listen", "%s: %s, and not from Darter's proxy", p.Listen, res.Status)
+		}
+	}
+	behindTLS := x.proxied()
+	if p.CA == "" {
+		if len(behindTLS) > 0 {
+			found(Warn, "make an authority with \"dfdaemon proxy-ca\" and have the clients trust it, if they are to be mirrored", "has no authority: %s are tunnelled and not mirrored", strings.Join(behindTLS, ", "))
+		}
+		return out
+	}
+	a, err := httpproxy.LoadAuthority(p.CA, p.CAKey)
+	if err != nil {
+		found(Fail, "make another with \"dfdaemon proxy-ca\", and have the clients trust it", "%v", err)
+		return out
+	}
+	if left := time.Until(a.Until()); left < authoritySoon {
+		found(Warn, "make the next one with \"dfdaemon proxy-ca\", have the clients trust both, then change proxy.ca", "its authority ends on %s", a.Until().Format(time.DateOnly))
+	}
+	for _, h := range behindTLS {
+		name := h
+		if host, _, err := net.SplitHostPort(h); err == nil {
+			name = host
+		}
+		if _, err := a.For(name); err != nil {
+			found(Fail, "make one that may with \"dfdaemon proxy-ca\", and have the clients trust it", "%s is tunnelled and not mirrored: %v", h, err)
+		}
+	}
+	return out
+}
+
+// proxied lists the registries behind TLS that the proxy mode is to mirror.
+func (x *exam) proxied() (hosts []string) {
+	for _, u := range x.Settings.Upstreams {
+		host, err := oci.ParseHost(u.Host)
+		if err != nil || u.PlainHTTP || len(u.URLs) > 0 && strings.HasPrefix(u.URLs[0], "http://") {
+			continue
+		}
+		if listed := x.Settings.Proxy.Hosts; len(listed) == 0 && host == oci.DockerHub || len(listed) > 0 && !slices.ContainsFunc(listed, func(h string) bool {
+			name, err := oci.ParseHost(h)
+			return err == nil && name == host
+		}) {
+			continue
+		}
+		hosts = append(hosts, host)
+	}
+	return hosts
 }
 
 // ports tells whether the daemon has its ports or could have them, and whether others reach
@@ -56,11 +154,16 @@ func (x *exam) ports() []Finding {
 		}
 		return []Finding{{OK, "ports", fmt.Sprintf("mirror %s, api %s, pieces %s", s.Listen["mirror"], s.Listen["api"], s.Host.Addr), ""}}
 	}
-	var out []Finding
-	for _, p := range []struct {
+	type port struct {
 		key string
 		at  config.Address
-	}{{"mirror.listen", x.Settings.Mirror.Listen}, {"api.listen", x.Settings.API.Listen}, {"peer.listen", x.Settings.Peer.Listen}, {"proxy.listen", x.Settings.Proxy.Listen}} {
+	}
+	wanted := []port{{"mirror.listen", x.Settings.Mirror.Listen}, {"api.listen", x.Settings.API.Listen}, {"peer.listen", x.Settings.Peer.Listen}, {"proxy.listen", x.Settings.Proxy.Listen}}
+	for _, l := range x.Settings.Mirror.Listeners {
+		wanted = append(wanted, port{"mirror.listeners", l.Listen})
+	}
+	var out []Finding
+	for _, p := range wanted {
 		if p.at == "" {
 			continue
 		}

@@ -68,6 +68,9 @@ func newAuthority(pair tls.Certificate, now func() time.Time) (*Authority, error
 	return &Authority{certificate: c, key: signer, leafKey: leafKey, now: now, leaves: map[string]*tls.Certificate{}}, nil
 }
 
+// Until is when the authority ends.
+func (a *Authority) Until() time.Time { return a.certificate.NotAfter }
+
 // For returns a certificate in the name of a host, without a port. The error says why the
 // authority may not issue it.
 func (a *Authority) For(host string) (*tls.Certificate, error) {

@@ -1,0 +1,169 @@
+//go:build linux
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/darter-io/darter/test/lab"
+)
+
+// TestDockerPullsFromAnyRegistryThroughTheProxyMode gives real dockerds, whose graph driver knows
+// mirrors for Docker Hub alone, the proxy mode: with a registry behind TLS that it looks into by
+// an authority of the operator's, one in plain HTTP, one that it leads to blindly, and one that it
+// does not lead to.
+func TestDockerPullsFromAnyRegistryThroughTheProxyMode(t *testing.T) {
+	lab.Need(t, lab.Docker)
+	c := freshly(t, 3)
+	plain, blind, denied := "plain.example:5000", "other.example:6443", "denied.example:7443"
+	c.serve(t, "plain", ":5000", "127.0.0.1:5011")
+	c.serve(t, "other", ":6443", "127.0.0.1:5012", "other.example")
+	c.serve(t, "denied", ":7443", "127.0.0.1:5013", "denied.example")
+	for _, n := range c.Nodes {
+		appendTo(t, n, "/etc/hosts", fmt.Sprintf("%s plain.example\n", c.Registry.Addr))
+		c.trust(t, n, "other", "other.example")
+		c.trust(t, n, "denied", "denied.example")
+	}
+	at := func(admin string) *cluster { return &cluster{Lab: c.Lab, t: t, admins: admin} }
+	c.secret = filepath.Join(c.Dir, "cluster-secret")
+	require.NoError(t, os.WriteFile(c.secret, []byte("the secret of this test's cluster\n"), 0o600))
+	supernode, err := c.Nodes[0].Start("supernode", filepath.Join(bin, "supernode"), "--cluster-secret-file="+c.secret, "--upstreams=registry.example,"+plain+"=http://"+plain)
+	require.NoError(t, err)
+	waitReady(t, c.Nodes[0], supernode, "127.0.0.1:65005")
+
+	var all []*lab.Node
+	var tunnels []*lab.Proc
+	for _, n := range c.Nodes[1:] {
+		all = append(all, n)
+		write(t, n, "/etc/darter/dfdaemon.yaml", fmt.Sprintf(`cluster: {secretFile: %s}
+supernodes: [%s:65000]
+upstreams:
+- host: registry.example
+- {host: %q, plainHTTP: true}
+proxy:
+  listen: 127.0.0.1:65007
+  ca: /etc/darter/proxy.crt
+  caKey: /etc/darter/proxy.key
+  tunnel: listed
+  tunnelHosts: [other.example]
+`, c.secret, c.Nodes[0].Addr, plain))
+		dfdaemon := filepath.Join(bin, "dfdaemon")
+		told, err := run(t, n, dfdaemon, "proxy-ca", "--proxy-ca=/etc/darter/proxy.crt", "--proxy-ca-key=/etc/darter/proxy.key", "--proxy-hosts=registry.example", "--upstreams=registry.example")
+		require.NoError(t, err)
+		// It says itself what Docker needs.
+		_, order, ok := strings.Cut(told, "for Docker: ")
+		require.True(t, ok, told)
+		_, err = run(t, n, "sh", "-c", order)
+		require.NoError(t, err)
+		p, err := n.Start("dfdaemon", dfdaemon, "--config=/etc/darter/dfdaemon.yaml")
+		require.NoError(t, err)
+		waitReady(t, n, p, "127.0.0.1:65003")
+		tunnels = append(tunnels, p)
+
+		write(t, n, "/etc/docker/daemon.json", fmt.Sprintf("{\"bridge\": \"none\", \"iptables\": false, \"ip6tables\": false, \"insecure-registries\": [%q]}\n", plain))
+		_, err = n.Start("dockerd", "env", "HTTP_PROXY=http://127.0.0.1:65007", "HTTPS_PROXY=http://127.0.0.1:65007", "dockerd")
+		require.NoError(t, err)
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			_, err := run(t, n, "docker", "version")
+			assert.NoError(c, err)
+		}, time.Minute, 100*time.Millisecond)
+	}
+	docker := func(n *lab.Node, args ...string) (string, error) {
+		return run(t, n, "docker", append([]string{"--config", filepath.Join(n.Dir, "docker")}, args...)...)
+	}
+	login := func(n *lab.Node, registry, password string) error {
+		_, err := run(t, n, "sh", "-c", fmt.Sprintf("echo %s | docker --config %s login --username alice --password-stdin %s", password, filepath.Join(n.Dir, "docker"), registry))
+		return err
+	}
+	pull := func(ref string) {
+		t.Helper()
+		var g errgroup.Group
+		for _, n := range all {
+			g.Go(func() error { _, err := docker(n, "pull", "--quiet", ref); return err })
+		}
+		require.NoError(t, g.Wait())
+	}
+
+	t.Run("TLS with the operator's authority", func(t *testing.T) {
+		pushed := c.pushSeed(1, "team/app", 4e6, 1e6, 50e3)
+		for _, n := range all {
+			_, err := docker(n, "pull", "registry.example/team/app:v1")
+			require.Error(t, err, "nobody is nobody here, too")
+			require.Error(t, login(n, "registry.example", "underland"))
+		}
+		assert.Zero(t, c.counts().Object(pushed.Layers()[0].Digest).Bytes)
+		for _, n := range all {
+			require.NoError(t, login(n, "registry.example", "wonderland"))
+		}
+		pull("registry.example/team/app:v1")
+		requireOneGETEachLayer(t, c, pushed.Layers()[0].Digest, pushed.Layers()[1].Digest, pushed.Layers()[2].Digest)
+		for _, n := range all {
+			s, err := c.status(&puller{Node: n})
+			require.NoError(t, err)
+			assert.Positive(t, s.Served)
+		}
+		// What the node has is for nobody who may not have it at the registry.
+		_, err := docker(all[0], "logout", "registry.example")
+		require.NoError(t, err)
+		_, err = docker(all[0], "rmi", "registry.example/team/app:v1")
+		require.NoError(t, err)
+		_, err = docker(all[0], "pull", "registry.example/team/app:v1")
+		require.Error(t, err, "from the cache")
+		require.NoError(t, login(all[0], "registry.example", "wonderland"))
+		pull("registry.example/team/app:v1")
+		requireOneGETEachLayer(t, c, pushed.Layers()[0].Digest, pushed.Layers()[1].Digest, pushed.Layers()[2].Digest)
+	})
+	t.Run("a push goes to the registry itself", func(t *testing.T) {
+		_, err := docker(all[0], "tag", "registry.example/team/app:v1", "registry.example/mine/app:v2")
+		require.NoError(t, err)
+		_, err = docker(all[0], "push", "--quiet", "registry.example/mine/app:v2")
+		require.NoError(t, err)
+		_, err = docker(all[1], "pull", "--quiet", "registry.example/mine/app:v2")
+		require.NoError(t, err, "and the other one pulls it")
+	})
+	t.Run("plain HTTP", func(t *testing.T) {
+		registry := at("127.0.0.1:5011")
+		pushed := registry.pushSeed(2, "org/app", 2e6, 50e3)
+		pull(plain + "/org/app:v1")
+		requireOneGETEachLayer(t, registry, pushed.Layers()[0].Digest, pushed.Layers()[1].Digest)
+	})
+	t.Run("a blind tunnel", func(t *testing.T) {
+		registry := at("127.0.0.1:5012")
+		pushed := registry.pushSeed(3, "org/app", 2e6, 50e3)
+		pull(blind + "/org/app:v1")
+		for _, l := range pushed.Layers() {
+			assert.Equal(t, len(all), registry.counts().Object(l.Digest).GETs, "each for itself, with the registry's own certificate")
+		}
+	})
+	t.Run("a host that is not listed", func(t *testing.T) {
+		registry := at("127.0.0.1:5013")
+		registry.pushSeed(4, "org/app", 50e3)
+		for _, n := range all {
+			_, err := docker(n, "pull", denied+"/org/app:v1")
+			require.ErrorContains(t, err, "Forbidden")
+		}
+		assert.Zero(t, registry.counts().Requests, "nothing reached it")
+	})
+	for i, n := range all {
+		for _, secret := range []string{"wonderland", "underland"} {
+			assert.NotContains(t, tunnels[i].Log(), secret, "%s logs no password", n.Name)
+		}
+	}
+}
+
+func requireOneGETEachLayer(t *testing.T, registry *cluster, digests ...string) {
+	t.Helper()
+	counts := registry.counts()
+	for _, d := range digests {
+		assert.Equal(t, 1, counts.Object(d).GETs, "GETs of layer %s", d)
+	}
+}
