@@ -124,6 +124,10 @@ type Failure struct {
 	Header map[string]string `json:"header,omitempty"`
 	// Body is the origin's own, cut at FailureMax.
 	Body []byte `json:"body,omitempty"`
+	// Upstream and Repository are whose words they are, where a registry spoke. The same
+	// content may be wanted of other registries, too, to whose clients they mean nothing.
+	Upstream   string `json:"upstream,omitempty"`
+	Repository string `json:"repository,omitempty"`
 	// Message says for people what was tried and how it failed; it holds no secret.
 	Message string `json:"message"`
 	// Wrong says that the content came and does not match its digest.

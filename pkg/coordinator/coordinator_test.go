@@ -209,6 +209,33 @@ func TestOnesOwnRefusedCredentialsAreNobodyElsesFailure(t *testing.T) {
 	}
 }
 
+func TestOneRegistrysFailureIsNoneOfAnothersClients(t *testing.T) {
+	from := func(upstream, repository string) api.Entry {
+		e := wants(taskID("a"), "")
+		e.Spec.Upstream, e.Spec.Repository = upstream, repository
+		return e
+	}
+	for _, c := range []struct {
+		status int
+		same   bool // another repository of the same registry hears it, too
+	}{{401, false}, {403, false}, {404, false}, {429, true}, {500, true}, {502, true}, {503, true}} {
+		t.Run(fmt.Sprint(c.status), func(t *testing.T) {
+			r := newRig(nil)
+			r.serve(t, member("1"), from("evil.test", "app"))
+			r.SeedFailed(taskID("a"), &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test", Repository: "app"})
+			assert.NotNil(t, r.serve(t, member("2"), from("evil.test", "app")).Assignments[0].Failure)
+			assert.Equal(t, c.same, r.serve(t, member("3"), from("evil.test", "other")).Assignments[0].Failure != nil)
+
+			r = newRig(nil)
+			r.serve(t, member("1"), from("evil.test", "app"))
+			r.SeedFailed(taskID("a"), &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test", Repository: "app"})
+			assert.Nil(t, r.serve(t, member("2"), from("good.test", "app")).Assignments[0].Failure)
+			require.Len(t, r.specs, 2)
+			assert.Equal(t, "good.test", r.specs[1].Upstream)
+		})
+	}
+}
+
 func TestARefusedSignatureIsNobodyElsesFailure(t *testing.T) {
 	r := newRig(nil)
 	id := taskID("a")

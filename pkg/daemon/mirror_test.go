@@ -170,6 +170,44 @@ func TestACrowdOfNodesAsksTheRegistryEachQuestionOnce(t *testing.T) {
 	}
 }
 
+// The client of one registry waits for a content that is on its way from another, which then
+// refuses it: with a challenge that would lead the client's login elsewhere, for one.
+func TestWhatOneRegistryRefusesIsServedToTheClientOfAnother(t *testing.T) {
+	for _, status := range []int{401, 404, 429, 500} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			evil, good := registrytest.Start(t, registrytest.Config{}), registrytest.Start(t, registrytest.Config{})
+			content := bytes.Repeat([]byte("the same layer in both "), 1000)
+			var digest string
+			for _, r := range []*registrytest.Registry{evil, good} {
+				var err error
+				digest, err = r.PushBlob(t.Context(), "team/app", content)
+				require.NoError(t, err)
+				r.Reset()
+			}
+			evil.Fail(registrytest.Fault{Action: registrytest.ActSlowHeaders, DelayMillis: 1000}, registrytest.Fault{
+				Action: registrytest.ActStatus, Status: status, Header: map[string]string{"Www-Authenticate": `Bearer realm="https://evil.test/token"`},
+			})
+			cfg := settings(t, evil, "node")
+			cfg.Upstreams = append(cfg.Upstreams, config.Upstream{Host: good.Host(), URLs: []string{good.URL()}, PlainHTTP: true})
+			d, _ := start(t, cfg)
+			at := func(r *registrytest.Registry) string {
+				return "http://" + d.Addrs()["mirror"] + "/v2/team/app/blobs/" + digest + "?ns=" + r.Host()
+			}
+			var first errgroup.Group
+			first.Go(func() error {
+				// It may come later than the other's content, and get that.
+				if err := get(t.Context(), at(evil), digest, oci.MediaTypeBlob, nil); err != nil {
+					assert.ErrorContains(t, err, fmt.Sprint(": ", map[bool]int{true: 503, false: status}[status == 429]))
+				}
+				return nil
+			})
+			require.Eventually(t, func() bool { return evil.Counts().Object(digest).GETs > 0 }, 10*time.Second, time.Millisecond)
+			require.NoError(t, get(t.Context(), at(good), digest, oci.MediaTypeBlob, nil))
+			require.NoError(t, first.Wait())
+		})
+	}
+}
+
 func TestAListenerOfItsOwnServesItsRegistryToWhoNamesNone(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 10e3)

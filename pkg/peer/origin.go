@@ -164,8 +164,15 @@ func (d *Download) originEnded(o *originParent, err error) {
 		d.maySeed = false
 	default:
 		d.seeding = true
-		d.fail(source.Failure(err))
+		d.fail(o.words(err))
 	}
+}
+
+// words are why the origin gave no content, with whose words they are.
+func (o *originParent) words(err error) *api.Failure {
+	f := source.Failure(err)
+	f.Upstream, f.Repository = o.spec.Upstream, o.spec.Repository
+	return f
 }
 
 // othersHaveMore reports whether any neighbour has a piece that is missing here.
@@ -197,7 +204,9 @@ func (d *Download) originWrong(o *originParent, wrong error) {
 	switch {
 	case !again:
 		d.seeding = true
-		d.err = &api.Failure{Status: http.StatusBadGateway, Message: wrong.Error(), Wrong: true}
+		f := o.words(wrong)
+		f.Wrong = true
+		d.err = f
 	case d.background:
 		d.again = true
 		spec := d.spec

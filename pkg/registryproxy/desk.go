@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -183,26 +184,37 @@ func (d *desk) head(ctx context.Context, q question, known tag) saying {
 		return saying{err: err}
 	}
 	res.Body.Close()
-	// A registry that does not speak HEAD is asked by GET, for one byte of a blob.
-	noHead := res.StatusCode == http.StatusMethodNotAllowed || res.StatusCode == http.StatusNotImplemented
-	if noHead && q.endpoint == endpointBlob {
-		if res, err = d.send(ctx, q, http.MethodGet, "bytes=0-0", ""); err != nil {
+	if wait := source.Patience(res.StatusCode, res.Header); wait > 0 {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return saying{err: fmt.Errorf("asking %s again, which answered %d to %s: %w", q.upstream, res.StatusCode, q.path(), context.Cause(ctx))}
+		}
+		if res, err = d.send(ctx, q, http.MethodHead, "", known.etag); err != nil {
 			return saying{err: err}
 		}
 		res.Body.Close()
 	}
+	// A registry that does not speak HEAD, or whose storage does not, is asked by GET, for
+	// one byte of a blob.
+	noHead := res.StatusCode == http.StatusMethodNotAllowed || res.StatusCode == http.StatusNotImplemented
+	if noHead && q.endpoint == endpointBlob {
+		return d.firstByte(ctx, q)
+	}
 	if noHead && q.endpoint == endpointManifest {
 		return d.get(ctx, q, known)
 	}
-	if res.StatusCode >= 400 {
+	switch {
+	case res.StatusCode >= 400:
 		return refusalOf(res)
-	}
-	if res.StatusCode == http.StatusNotModified && known.etag != "" {
+	case res.StatusCode == http.StatusNotModified && known.etag != "":
 		return saying{right: right{verdict: known.verdict}, etag: known.etag}
+	case res.StatusCode != http.StatusOK:
+		return neither(q, res.StatusCode)
 	}
-	v := verdict{id: q.id}
-	if res.StatusCode == http.StatusOK && res.Header.Get("Content-Encoding") == "" {
-		v.length, v.mediaType = max(res.ContentLength, 0), res.Header.Get("Content-Type")
+	v := verdict{id: q.id, mediaType: typeOf(res)}
+	if res.Header.Get("Content-Encoding") == "" {
+		v.length = max(res.ContentLength, 0)
 	}
 	if v.id == "" {
 		id, err := oci.ParseDigest(res.Header.Get("Docker-Content-Digest"))
@@ -211,7 +223,53 @@ func (d *desk) head(ctx context.Context, q question, known tag) saying {
 		}
 		v.id = id
 	}
-	return saying{right: right{verdict: v}, etag: res.Header.Get("ETag")}
+	return saying{right: right{verdict: v}, etag: etagOf(res)}
+}
+
+// firstByte asks for a blob by its first byte.
+func (d *desk) firstByte(ctx context.Context, q question) saying {
+	res, err := d.send(ctx, q, http.MethodGet, "bytes=0-0", "")
+	if err != nil {
+		return saying{err: err}
+	}
+	v, told := verdict{id: q.id}, res.Header.Get("Content-Range")
+	switch {
+	case res.StatusCode == http.StatusRequestedRangeNotSatisfiable && told == oci.UnsatisfiedRange(0): // it is empty
+	case res.StatusCode >= 400:
+		return refusalOf(res)
+	case res.StatusCode != http.StatusOK && res.StatusCode != http.StatusPartialContent:
+		res.Body.Close()
+		return neither(q, res.StatusCode)
+	case res.Header.Get("Content-Encoding") != "":
+	case res.StatusCode == http.StatusOK:
+		v.length = max(res.ContentLength, 0)
+	default:
+		total, _ := strings.CutPrefix(told, "bytes 0-0/")
+		if n, err := strconv.ParseUint(total, 10, 63); err == nil {
+			v.length = int64(n)
+		}
+	}
+	res.Body.Close()
+	return saying{right: right{verdict: v}}
+}
+
+// neither is the saying of an answer that is no consent, and no refusal.
+func neither(q question, status int) saying {
+	return saying{err: fmt.Errorf("asking %s: it answered %d to %s, which is neither yes nor no", q.upstream, status, q.path())}
+}
+
+// textMax bounds what is remembered of an answer's headers, in bytes each; longer ones count as
+// not told.
+const textMax = 255
+
+func typeOf(res *http.Response) string { return bounded(res.Header.Get("Content-Type")) }
+func etagOf(res *http.Response) string { return bounded(res.Header.Get("ETag")) }
+
+func bounded(s string) string {
+	if len(s) > textMax {
+		return ""
+	}
+	return s
 }
 
 // get reads a manifest, because the registry does not tell its digest otherwise.
@@ -224,8 +282,12 @@ func (d *desk) get(ctx context.Context, q question, known tag) saying {
 		res.Body.Close()
 		return saying{right: right{verdict: known.verdict}, etag: known.etag}
 	}
-	if res.StatusCode != http.StatusOK {
+	switch {
+	case res.StatusCode >= 400:
 		return refusalOf(res)
+	case res.StatusCode != http.StatusOK:
+		res.Body.Close()
+		return neither(q, res.StatusCode)
 	}
 	defer res.Body.Close()
 	content, err := io.ReadAll(io.LimitReader(res.Body, oci.ManifestMax+1))
@@ -235,11 +297,11 @@ func (d *desk) get(ctx context.Context, q question, known tag) saying {
 	if len(content) > oci.ManifestMax {
 		return saying{err: fmt.Errorf("%s of %s is larger than the %d bytes that a manifest may have", q.path(), q.upstream, oci.ManifestMax)}
 	}
-	v := verdict{id: q.id, length: int64(len(content)), mediaType: res.Header.Get("Content-Type")}
+	v := verdict{id: q.id, length: int64(len(content)), mediaType: typeOf(res)}
 	if v.id == "" {
 		v.id = oci.DigestOf(content)
 	}
-	return saying{right: right{verdict: v}, etag: res.Header.Get("ETag")}
+	return saying{right: right{verdict: v}, etag: etagOf(res)}
 }
 
 // refusalOf keeps a registry's refusal; it closes the body.

@@ -7,9 +7,11 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -21,6 +23,17 @@ import (
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
 )
+
+// noTime is the time of a content that has none.
+var noTime time.Time
+
+// heap is how much memory is in use, in bytes.
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
 
 // fakeContent is a content in memory that may fail, or wait, at an offset.
 type fakeContent struct {
@@ -118,12 +131,23 @@ func (s *swarm) Open(ctx context.Context, spec task.Spec) (registryproxy.Content
 	defer s.mu.Unlock()
 	s.opened = append(s.opened, spec)
 	if s.err != nil {
-		return nil, s.err
+		return nil, spoken(s.err, spec)
 	}
 	if c := s.contents[spec.ID]; c != nil {
 		return c, nil
 	}
-	return nil, &api.Failure{Status: http.StatusNotFound, Message: "not in the fake swarm: " + string(spec.ID)}
+	return nil, spoken(&api.Failure{Status: http.StatusNotFound, Message: "not in the fake swarm: " + string(spec.ID)}, spec)
+}
+
+// spoken makes a failure without an author the word of the registry that a spec names.
+func spoken(err error, spec task.Spec) error {
+	f, ok := err.(*api.Failure)
+	if !ok || f.Upstream != "" {
+		return err
+	}
+	copied := *f
+	copied.Upstream, copied.Repository = spec.Upstream, spec.Repository
+	return &copied
 }
 
 // upstreamFunc answers as a registry does and remembers the questions.

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -11,6 +12,9 @@ import (
 // greetingsMax is how many registries' greetings are remembered; where any registry may be
 // named, whoever names them does not fill the memory.
 const greetingsMax = 256
+
+// challengeMax bounds the challenge of one of them, in bytes.
+const challengeMax = 4 << 10
 
 // greeting is how a registry answered the version check of somebody without credentials: who
 // may come in, or what to bring.
@@ -30,7 +34,8 @@ type greetings struct {
 }
 
 func (g *greetings) note(upstream string, res *http.Response) {
-	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusUnauthorized {
+	challenge := res.Header.Values("WWW-Authenticate")
+	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusUnauthorized || len(strings.Join(challenge, "")) > challengeMax {
 		return
 	}
 	g.mu.Lock()
@@ -41,7 +46,7 @@ func (g *greetings) note(upstream string, res *http.Response) {
 	if g.known == nil {
 		g.known = map[string]greeting{}
 	}
-	g.known[upstream] = greeting{res.StatusCode, slices.Clone(res.Header.Values("WWW-Authenticate")), time.Now()}
+	g.known[upstream] = greeting{res.StatusCode, slices.Clone(challenge), time.Now()}
 }
 
 func (g *greetings) of(upstream string) (greeting, bool) {

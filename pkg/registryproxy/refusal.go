@@ -105,6 +105,11 @@ func (x *exchange) failed(err error) *refusal {
 	if !errors.As(err, &f) {
 		return refuse(http.StatusServiceUnavailable, "%v", err)
 	}
+	if x.others(f) {
+		// A challenge would lead this client's credentials to the other registry, and the
+		// words tell of another client's repository.
+		return refuse(http.StatusServiceUnavailable, "%s was being brought for others, who could not have it; ask again", x.t.path())
+	}
 	e := x.worded(f.Status, f.Body)
 	for _, k := range passedOn {
 		for name, v := range f.Header {
@@ -114,11 +119,18 @@ func (x *exchange) failed(err error) *refusal {
 		}
 	}
 	e.message = f.Message
+	if f.Upstream != "" && f.Repository != x.t.repository {
+		e.message = fmt.Sprintf("%s answered %d to somebody else who wants %s", f.Upstream, f.Status, x.t.path())
+	}
 	return e
 }
 
 // unreached turns "no answer" of an upstream into a refusal.
-func (x *exchange) unreached(err error) *refusal { return x.failed(source.Failure(err)) }
+func (x *exchange) unreached(err error) *refusal {
+	f := source.Failure(err)
+	f.Upstream, f.Repository = x.t.upstream, x.t.repository
+	return x.failed(f)
+}
 
 // worded begins a refusal with what an upstream said.
 func (x *exchange) worded(status int, body []byte) *refusal {

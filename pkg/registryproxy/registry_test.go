@@ -44,7 +44,7 @@ func mirrorOf(t *testing.T, cfg registryproxy.Config) string {
 	cfg.Open = func(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
 		res, err := client.Open(ctx, spec, 0)
 		if err != nil {
-			return nil, source.Failure(err)
+			return nil, spoken(source.Failure(err), spec)
 		}
 		defer res.Body.Close()
 		data, err := io.ReadAll(res.Body)
@@ -307,11 +307,11 @@ func TestWhatGoesWrongAtTheRegistryIsToldQuickly(t *testing.T) {
 	mirror := "http://" + mirrorOf(t, registryproxy.Config{Default: r.Host()}) + "/v2/lib/app/"
 	ns := "?ns=" + url.QueryEscape(r.Host())
 	for _, c := range []struct{ status, podman, containerd int }{{429, 429, 503}, {500, 500, 500}, {503, 503, 503}, {403, 403, 403}} {
-		r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Match: "HEAD ", Status: c.status, Header: map[string]string{"Retry-After": "3"}})
+		r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Match: "HEAD ", Status: c.status, Header: map[string]string{"Retry-After": "30"}})
 		for query, want := range map[string]int{"": c.podman, ns: c.containerd} {
 			res := fetch(t, http.MethodGet, mirror+"blobs/"+digest+query)
 			assert.Equal(t, want, res.StatusCode)
-			assert.Equal(t, "3", res.Header.Get("Retry-After"))
+			assert.Equal(t, "30", res.Header.Get("Retry-After"))
 		}
 		r.ClearFaults()
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/darter-io/darter/pkg/oci"
@@ -121,7 +122,7 @@ func (x *exchange) accept() []string {
 // right to the manifest counts. It spares a HEAD for each of them. mediaType is what it is
 // served as, empty when nobody said.
 func (x *exchange) adopt(r right, mediaType string, manifest []byte) {
-	if r.children || !x.cfg.Vouches(x.t.upstream) || oci.DigestOf(manifest) != r.id {
+	if !x.mayAdopt(r) || oci.DigestOf(manifest) != r.id {
 		return
 	}
 	var named []right
@@ -133,6 +134,11 @@ func (x *exchange) adopt(r right, mediaType string, manifest []byte) {
 		named = append(named, n)
 	}
 	x.desk.rights.adopt(r, named)
+}
+
+// mayAdopt reports whether adopt may find anything new.
+func (x *exchange) mayAdopt(r right) bool {
+	return !r.children && x.cfg.Vouches(x.t.upstream) && strings.HasPrefix(string(r.id), "sha256:")
 }
 
 // readManifest reads a whole manifest that is open, nil when it is larger than one may be.

@@ -479,8 +479,11 @@ func TestARegistryThatNobodyVouchesForMustShowThatItHasTheContent(t *testing.T) 
 			"it says yes to everything":    {func(w http.ResponseWriter, q source.Question) { w.WriteHeader(200) }, 404, 3},
 			"it has other bytes":           {show(wrong, true), 404, 3},
 			"it has other bytes, no Range": {show(wrong, false), 404, 3},
-			"it has only the beginning":    {show(secret[:size/100], false), 404, 3},
+			"it has only the beginning":    {show(secret[:size/100], false), 404, 2},
 			"it sends another window": {func(w http.ResponseWriter, q source.Question) {
+				if q.Method == http.MethodHead {
+					return
+				}
 				w.Header().Set("Content-Range", "bytes 0-9/10")
 				w.WriteHeader(206)
 				w.Write(secret)

@@ -55,31 +55,64 @@ func (x *exchange) serveContent() *refusal {
 		// wrong one would fail the content for everybody.
 		spec.Length = v.length
 	}
-	content, err := x.cfg.Open(x.ctx, spec)
+	content, err := x.open(spec)
 	var f *api.Failure
-	if errors.As(err, &f) && (f.Status == http.StatusUnauthorized || f.Status == http.StatusForbidden) {
-		// The registry has consented to this client, so the refusal may be meant for whoever
-		// began the download with credentials that have ended since.
-		content, err = x.cfg.Open(x.ctx, spec)
-	}
-	if errors.As(err, &f) && f.Status == http.StatusUnauthorized {
+	if errors.As(err, &f) && f.Status == http.StatusUnauthorized && !x.others(f) {
 		x.desk.rights.dropHolder(v.holder) // it was told to come with others
 	}
 	if err != nil {
 		return x.failed(fmt.Errorf("opening %s: %w", x.t.path(), err))
 	}
 	x.pull.Content = content // closed when it was observed
+	if length := content.Facts().Length; v.length > 0 && !v.named && v.length != length {
+		// Something that says yes to everything, perhaps: whatever it has, this it has not.
+		x.desk.rights.drop(v.holder, v.object)
+		return refuse(http.StatusNotFound, "%s says that %s has %d bytes, and it has %d", x.t.upstream, x.t.path(), v.length, length).
+			as(codeFor(http.StatusNotFound, x.t.endpoint))
+	}
 	if refused := x.prove(content, v); refused != nil {
 		return refused
 	}
 	return x.send(content, v)
 }
 
+// opensMax is how often a content is opened for one request, while it is others' failures that
+// are told.
+const opensMax = 4
+
+// open opens a content. It may be on its way already, for others and with their credentials:
+// that it could not be brought for them is no answer to this client, to whom its registry has
+// consented.
+func (x *exchange) open(spec task.Spec) (content Content, err error) {
+	for tries := 1; ; tries++ {
+		content, err = x.cfg.Open(x.ctx, spec)
+		var f *api.Failure
+		if !errors.As(err, &f) {
+			return content, err
+		}
+		// The words may be meant for somebody who began with credentials that have ended since.
+		stale := tries == 1 && (f.Status == http.StatusUnauthorized || f.Status == http.StatusForbidden)
+		if !stale && (!x.others(f) || tries == opensMax) {
+			return content, err
+		}
+	}
+}
+
+// others reports whether a failure is an answer to others and none to this client: another
+// registry's, or a refusal that is about another repository.
+func (x *exchange) others(f *api.Failure) bool {
+	switch f.Status {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound:
+		return f.Upstream != x.t.upstream || f.Repository != x.t.repository
+	}
+	return f.Upstream != "" && f.Upstream != x.t.upstream
+}
+
 // send writes an open content, or the window of it that the client asked for.
 func (x *exchange) send(content Content, v right) *refusal {
 	total := content.Facts().Length
 	mediaType := x.mediaType(v.mediaType, content.Facts().MediaType)
-	if x.t.endpoint == endpointManifest && (mediaType == "" || !v.children) {
+	if x.t.endpoint == endpointManifest && (mediaType == "" || x.mayAdopt(v)) {
 		manifest, err := x.readManifest(content)
 		if err != nil {
 			return x.failed(fmt.Errorf("reading %s: %w", x.t.path(), err))

@@ -3,6 +3,7 @@ package registryproxy
 import (
 	"container/list"
 	"context"
+	"crypto/sha256"
 	"net/http"
 	"strconv"
 	"strings"
@@ -18,13 +19,15 @@ const tagsMax = 4096
 // tagKey is a tag as a client asks for it: registries answer another manifest to another
 // Accept.
 type tagKey struct {
-	upstream, repository, tag, accept string
+	upstream, repository, tag string
+	// accept is a hash: it is the client's, and may be long.
+	accept [sha256.Size]byte
 	// forgotten is the desk's, as in questionKey.
 	forgotten uint64
 }
 
 func (q question) tagKey(d *desk) tagKey {
-	return tagKey{q.upstream, q.repository, q.reference, strings.Join(q.accept, ","), d.forgotten.Load()}
+	return tagKey{q.upstream, q.repository, q.reference, sha256.Sum256([]byte(strings.Join(q.accept, ","))), d.forgotten.Load()}
 }
 
 // tag is what a tag meant when the registry was asked last. It is a right, too, of the

@@ -350,6 +350,44 @@ func TestACrowdOfNodesAsksTheRegistryOnceWhatIsTheSameForAll(t *testing.T) {
 	})
 }
 
+func TestARegistryThatAsksForAMomentOfPatienceGetsItFromTheWholeCrowd(t *testing.T) {
+	for _, c := range []struct {
+		status     int
+		times      int
+		retryAfter string
+		took       time.Duration
+		want       map[int]int
+		asked      int
+	}{
+		{429, 1, "2", 2 * time.Second, map[int]int{200: 20}, 2},
+		{503, 1, "5", 5 * time.Second, map[int]int{200: 20}, 2},
+		{429, 2, "2", 2 * time.Second, map[int]int{503: 20}, 2}, // containerd would repeat a 429 at once
+		{429, 1, "6", 0, map[int]int{503: 20}, 1},
+		{429, 1, "", 0, map[int]int{503: 20}, 1},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var s swarm
+			s.put(oldIndex, oci.MediaTypeIndex)
+			r := &tagged{}
+			r.set("v1", oldIndex)
+			refusals, asked := c.times, 0
+			limited := upstreamOf(func(ctx context.Context, q source.Question) (*http.Response, error) {
+				asked++
+				if refusals--; refusals < 0 {
+					return r.Forward(ctx, q)
+				}
+				time.Sleep(time.Millisecond) // so that the crowd comes together
+				return &http.Response{StatusCode: c.status, Header: http.Header{"Retry-After": {c.retryAfter}}, Body: http.NoBody}, nil
+			})
+			p := newCrowd(20, limited, &s, registryproxy.Config{Policy: registryproxy.Policy{TagLife: 10 * time.Second}})
+			began := time.Now()
+			assert.Equal(t, c.want, p.all("/v2/app/manifests/v1?ns=r.test", func(int) string { return "" }))
+			assert.Equal(t, c.took, time.Since(began).Truncate(time.Second))
+			assert.Equal(t, c.asked, asked, "%+v", c)
+		})
+	}
+}
+
 func TestARefusalOfWhoHadNoTokenYetMakesOnlyOneOfTheOthersAskForTheTagAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s swarm

@@ -106,10 +106,14 @@ func (v *verdicts) add(r right) {
 }
 
 // adopt remembers what a manifest names for who may have the manifest, for as long as the
-// right to the manifest itself counts. Of named only verdict and object are looked at.
+// right to the manifest itself counts, and not when that was forgotten meanwhile. Of named
+// only verdict and object are looked at.
 func (v *verdicts) adopt(manifest right, named []right) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.holders[manifest.holder][manifest.object] == nil {
+		return
+	}
 	for _, r := range named {
 		r.holder, r.until, r.end = manifest.holder, manifest.until, manifest.end
 		if e := v.holders[r.holder][r.object]; e != nil && e.Value.(*right).until.After(r.until) {

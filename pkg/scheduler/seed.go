@@ -31,19 +31,23 @@ type refusal struct {
 	spec  *task.Spec
 	cause error
 	at    time.Time
-	// personal says that it was about the credentials in spec.
+	// personal says that it was about the repository and the credentials in spec.
 	personal bool
 }
 
-// concerns reports whether a host that comes with spec would hear the same.
+// concerns reports whether a host that comes with spec would hear the same. What one registry
+// says is nothing to those who want the same content of another.
 func (r refusal) concerns(spec *task.Spec) bool {
-	return !r.personal || sameCredentials(r.spec, spec)
+	if r.spec == nil || spec == nil {
+		return !r.personal
+	}
+	return r.spec.Upstream == spec.Upstream && (!r.personal || r.spec.Repository == spec.Repository && sameCredentials(r.spec, spec))
 }
 
 // Failed takes in that the origin refused a content, or could not be reached. Whoever waits
 // for it is told, whenever it asks next; who asks later is told for FailureFor. A personal
-// failure is about the credentials in the spec that was used and is told only to those
-// who come with the same.
+// failure is about repository and credentials in the spec that was used and is told only to
+// those who come with the same, any other only to those who want the content of the same registry.
 func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, personal bool) {
 	w := s.swarms[id]
 	if w == nil {
@@ -224,7 +228,7 @@ func (s *Scheduler) failureFor(now time.Time, w *swarm, m memberIndex, e Entry) 
 // sameCredentials reports whether an origin sees the same client behind both specs. A file's
 // URL may hold a signature, which is a credential, too.
 func sameCredentials(a, b *task.Spec) bool {
-	return a != nil && b != nil && a.URL == b.URL && a.Authorization == b.Authorization && maps.Equal(a.Header, b.Header)
+	return a.URL == b.URL && a.Authorization == b.Authorization && maps.Equal(a.Header, b.Header)
 }
 
 // holderFor reports whether somebody alive holds the whole content and may be asked for it

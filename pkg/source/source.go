@@ -13,6 +13,8 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strconv"
+	"time"
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/task"
@@ -83,6 +85,25 @@ type StatusError struct {
 
 func (e *StatusError) Error() string {
 	return fmt.Sprintf("%s %s: %d %s", e.Method, e.URL, e.Status, http.StatusText(e.Status))
+}
+
+// patienceMax is the longest Retry-After that is waited for. Whoever waits for a first byte has
+// ten seconds, and behind one seed's GET, or one owner's question, a whole crowd may wait: told
+// the refusal instead, all of it would go to the registry, one by one.
+const patienceMax = 5 * time.Second
+
+// Patience is how long an origin that answered so wants to be left alone before it is asked once
+// more, 0 where it does not say or where that is longer than a client waits (RFC 9110 §10.2.3,
+// RFC 6585 §4).
+func Patience(status int, header http.Header) time.Duration {
+	if status != http.StatusTooManyRequests && status != http.StatusServiceUnavailable {
+		return 0
+	}
+	seconds, err := strconv.ParseUint(header.Get("Retry-After"), 10, 16)
+	if wait := time.Duration(seconds) * time.Second; err == nil && wait <= patienceMax {
+		return wait
+	}
+	return 0
 }
 
 // Failure turns what an origin's Open returned into the words that clients are told. A

@@ -83,7 +83,9 @@ type failWire struct {
 	Changed int               `bencode:"c,omitempty"`
 	Header  map[string]string `bencode:"h,omitempty"`
 	Message string            `bencode:"m"`
+	Repo    string            `bencode:"r,omitempty"`
 	Status  int               `bencode:"s"`
+	From    string            `bencode:"u,omitempty"`
 	Wrong   int               `bencode:"w,omitempty"`
 }
 
@@ -132,6 +134,7 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 	case FailMessage:
 		name, shape = "dr_fail", failWire{
 			Status: m.Failure.Status, Header: m.Failure.Header, Body: m.Failure.Body, Message: m.Failure.Message, Wrong: flag(m.Failure.Wrong), Changed: flag(m.Failure.Changed),
+			From: m.Failure.Upstream, Repo: m.Failure.Repository,
 		}
 	case RevokeMessage:
 		name, shape = "dr_revoke", revokeWire{Epoch: m.Revocation.Epoch, Key: m.Revocation.Key[:], Signature: m.Revocation.Signature}
@@ -258,11 +261,12 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte, learn func(map[pp
 		if err = bencode.Unmarshal(payload, &w); err != nil {
 			return m, err
 		}
-		if len(w.Body) > api.FailureMax || w.Status < 400 || w.Status > 599 {
+		if len(w.Body) > api.FailureMax || w.Status < 400 || w.Status > 599 || len(w.From)+len(w.Repo) > api.FailureMax {
 			return m, fmt.Errorf("failure with status %d and %d bytes", w.Status, len(w.Body))
 		}
 		m.Type, m.Failure = FailMessage, &api.Failure{
 			Status: w.Status, Body: w.Body, Wrong: w.Wrong != 0, Changed: w.Changed != 0, Message: w.Message[:min(len(w.Message), api.FailureMax)],
+			Upstream: w.From, Repository: w.Repo,
 		}
 		for _, name := range failureHeaders {
 			if v, ok := w.Header[name]; ok {

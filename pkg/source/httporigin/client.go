@@ -291,10 +291,15 @@ func (g *guard) hostAllowed(host string) bool {
 func (g *guard) watchProxy(choose func(*url.URL) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
 	return func(req *http.Request) (*url.URL, error) {
 		u, err := choose(req.URL)
-		if u != nil {
-			g.proxies.Store(hostPort(u), true)
+		if u == nil || err != nil {
+			return u, err
 		}
-		return u, err
+		// The dialer sees the proxy's address alone.
+		if err := g.checkURL(req.URL); err != nil {
+			return nil, err
+		}
+		g.proxies.Store(hostPort(u), true)
+		return u, nil
 	}
 }
 
@@ -343,8 +348,6 @@ type Request struct {
 	// content (Accept, Range, If-Range, User-Agent) goes on to hosts that it redirects to.
 	// Accept-Encoding is always identity.
 	Header http.Header
-	// StayHome returns a redirect that leads to another host as the answer that it is.
-	StayHome bool
 	// RoundTripper speaks to the URL's own host, for instance with a token of its own;
 	// nil for the client's transport.
 	RoundTripper http.RoundTripper
@@ -361,6 +364,9 @@ func Printable(u *url.URL) string {
 
 // Do sends a request, follows redirects, and returns the last answer whatever its status;
 // the caller closes its body. Errors name method and printable URL and hold no secret.
+//
+// Another host that a request was sent on to has no business with its credentials: what it
+// says to have some is left out, and its 401 is a 403. See [Strayed].
 func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 	method := r.Method
 	if method == "" {
@@ -377,9 +383,10 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 		if err := c.guard.checkURL(at); err != nil {
 			return nil, fail(at, err)
 		}
-		req := &http.Request{Method: method, URL: at, Header: http.Header{}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Host: at.Host}
+		req := (&http.Request{Method: method, URL: at, Header: http.Header{}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Host: at.Host}).WithContext(ctx)
 		var rt http.RoundTripper = c.transport
 		if foreign {
+			req = req.WithContext(context.WithValue(ctx, strayed{}, true))
 			for _, k := range travels {
 				if v := r.Header.Values(k); len(v) > 0 {
 					req.Header[k] = v
@@ -402,7 +409,7 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 		if req.Header.Get("User-Agent") == "" {
 			req.Header.Set("User-Agent", c.cfg.UserAgent)
 		}
-		res, err := rt.RoundTrip(req.WithContext(ctx))
+		res, err := rt.RoundTrip(req)
 		if err != nil {
 			if ctx.Err() != nil {
 				err = context.Cause(ctx)
@@ -411,12 +418,16 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 		}
 		location := res.Header.Get("Location")
 		if !redirects(res.StatusCode) || location == "" {
+			if foreign {
+				res.Header.Del("Www-Authenticate")
+				if res.StatusCode == http.StatusUnauthorized {
+					res.StatusCode, res.Status = http.StatusForbidden, "403 Forbidden"
+				}
+			}
+			res.Request = req
 			return res, nil
 		}
 		next, err := at.Parse(location)
-		if r.StayHome && err == nil && (next.Scheme != r.URL.Scheme || hostPort(next) != hostPort(r.URL)) {
-			return res, nil
-		}
 		c.drain(res)
 		switch {
 		case err != nil:
@@ -433,6 +444,12 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 		at = next
 	}
 }
+
+// Strayed reports whether a request was sent on to another host before it was answered.
+func Strayed(res *http.Response) bool { return res.Request.Context().Value(strayed{}) != nil }
+
+// strayed marks the context of such a request.
+type strayed struct{}
 
 // Ask is Do with a body that ends in an error when the origin falls silent.
 func (c *Client) Ask(ctx context.Context, r Request) (*http.Response, error) {

@@ -182,6 +182,12 @@ func TestRequestsGoThroughTheProxyThatIsConfigured(t *testing.T) {
 	assert.Equal(t, "http://origin.test/file", <-asked)
 	_, err = body(t, o, file("http://169.254.169.254/"))
 	require.Error(t, err, "the proxy is no way round the guard")
+	for _, at := range []string{"http://169.254.169.254/", "http://localhost/", "http://[::1]/", "http://127.1.2.3:80/"} {
+		// As a login does, to a place that a registry names.
+		var blocked *httporigin.AddrError
+		_, err = o.Transport().RoundTrip(httptest.NewRequest(http.MethodGet, at, nil))
+		require.ErrorAs(t, err, &blocked, at)
+	}
 
 	t.Setenv("HTTP_PROXY", u)
 	t.Setenv("NO_PROXY", "")

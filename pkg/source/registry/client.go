@@ -10,7 +10,6 @@ import (
 	"path"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -41,7 +40,11 @@ type Client struct {
 // patience, by a Retry-After of a few seconds, is asked once more after them.
 func (c *Client) Open(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
 	res, err := c.open(ctx, spec, offset)
-	if wait := patience(err); wait > 0 {
+	var status *source.StatusError
+	if !errors.As(err, &status) {
+		status = &source.StatusError{}
+	}
+	if wait := source.Patience(status.Status, status.Header); wait > 0 {
 		select {
 		case <-time.After(wait):
 			res, err = c.open(ctx, spec, offset)
@@ -126,8 +129,9 @@ var answered = []string{
 // credentials where they are configured, else with what the registry gives to anybody when the
 // question says so, else with none: then the registry's challenge is the answer, for a client
 // to take up. Any status is an answer; the caller closes its body, which
-// ends in an error when the registry falls silent. A HEAD that is redirected to another host
-// is answered by the redirect, because a storage signs its URLs for GET.
+// ends in an error when the registry falls silent. A HEAD is sent on to where the registry
+// redirects it: some redirect whatever they are asked for, without a look. A storage that signs its
+// URLs for GET takes no HEAD there; that is answered by a 405.
 func (c *Client) Forward(ctx context.Context, q source.Question) (*http.Response, error) {
 	res, err := c.forward(ctx, q)
 	if err != nil {
@@ -167,7 +171,7 @@ func (c *Client) forward(ctx context.Context, q source.Question) (*http.Response
 	}
 	var res *http.Response
 	err = c.each(ctx, u, func(base *url.URL) error {
-		req := httporigin.Request{Method: q.Method, URL: at(base, q.Path, q.Query), Header: header, StayHome: q.Method == http.MethodHead}
+		req := httporigin.Request{Method: q.Method, URL: at(base, q.Path, q.Query), Header: header}
 		if header.Get("Authorization") == "" && (q.Anonymous || !bare) {
 			var err error
 			if req.RoundTripper, err = c.login(ctx, u, base, repositoryOf(q.Path), bare); err != nil {
@@ -184,6 +188,9 @@ func (c *Client) forward(ctx context.Context, q source.Question) (*http.Response
 		}
 		if req.RoundTripper != nil && res.StatusCode == http.StatusUnauthorized {
 			c.logout(u, base, repositoryOf(q.Path), bare)
+		}
+		if q.Method == http.MethodHead && httporigin.Strayed(res) && takesNoHead(res.StatusCode) {
+			res.StatusCode, res.Status = http.StatusMethodNotAllowed, "405 Method Not Allowed"
 		}
 		for i, link := range res.Header["Link"] {
 			res.Header["Link"][i] = home(base, link)
@@ -264,23 +271,9 @@ func (c *Client) each(ctx context.Context, u *upstream, ask func(*url.URL) error
 	return err
 }
 
-// patienceMax is the longest Retry-After that is waited for. Whoever waits for a first byte has
-// ten seconds, and behind one seed's GET a whole crowd may wait: told the refusal instead, all
-// of it would go to the registry, one by one.
-const patienceMax = 5 * time.Second
-
-// patience is how long a registry wants to be left alone, 0 where it does not say or where that
-// is longer than a client waits (RFC 9110 §10.2.3, RFC 6585 §4).
-func patience(err error) time.Duration {
-	var status *source.StatusError
-	if !errors.As(err, &status) || status.Status != http.StatusTooManyRequests && status.Status != http.StatusServiceUnavailable {
-		return 0
-	}
-	seconds, err := strconv.ParseUint(status.Header.Get("Retry-After"), 10, 16)
-	if wait := time.Duration(seconds) * time.Second; err == nil && wait <= patienceMax {
-		return wait
-	}
-	return 0
+// takesNoHead reports whether a storage may answer so to a HEAD of a URL that is signed for GET.
+func takesNoHead(status int) bool {
+	return status == http.StatusBadRequest || status == http.StatusForbidden || status == http.StatusNotImplemented
 }
 
 func unavailable(status int) bool {

@@ -362,10 +362,50 @@ func TestAQuestionIsAnsweredByWhateverTheRegistrySays(t *testing.T) {
 	assert.Equal(t, http.StatusNotFound, res.StatusCode)
 	assert.Contains(t, body, "MANIFEST_UNKNOWN")
 
-	r.Fail(registrytest.Fault{Action: registrytest.ActRedirect, Match: "HEAD"})
-	res, _ = ask(t, node, source.Question{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/team/app/blobs/" + p.Layers()[0].Digest})
-	assert.Equal(t, http.StatusTemporaryRedirect, res.StatusCode, "a storage signs for GET")
+}
+
+func TestARedirectIsFollowedToItsAnswer(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: users})
+	spec := blob(t, r, "team/app")
+	c := client(t, registry.Config{
+		Upstreams: map[string]registry.Upstream{r.Host(): {PlainHTTP: true, Proxy: "none", Username: "alice", Password: "hunter2"}}, HTTP: loopback,
+	})
+	q := source.Question{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/team/app/blobs/" + string(spec.ID)}
+	for _, row := range []struct {
+		storage int // its answer to a HEAD, 0 for its own
+		status  int
+		what    string
+	}{
+		{0, 200, "a storage that takes a HEAD"},
+		{404, 404, "a registry that redirects whatever it is asked for"},
+		{403, 405, "a storage whose URLs are signed for GET"},
+		{401, 405, "another host's challenge, which is none to our client"},
+		{501, 405, "a storage without HEAD"},
+		{503, 503, "a storage in trouble"},
+	} {
+		r.Fail(registrytest.Fault{Action: registrytest.ActRedirect, Match: "HEAD"})
+		if row.storage != 0 {
+			r.Fail(registrytest.Fault{
+				Action: registrytest.ActStatus, Match: "HEAD", Status: row.storage, Storage: true, Header: map[string]string{"Www-Authenticate": `Bearer realm="https://evil.test"`},
+			})
+		}
+		res, _ := ask(t, c, q)
+		assert.Equal(t, row.status, res.StatusCode, row.what)
+		assert.Empty(t, res.Header.Get("Www-Authenticate"), row.what)
+		if row.status == 200 {
+			assert.EqualValues(t, len(content), res.ContentLength)
+		}
+		r.ClearFaults()
+	}
 	assert.Zero(t, r.Counts().Leaks)
+
+	// A GET, too, comes back without what another host wants of the client.
+	r.Fail(registrytest.Fault{Action: registrytest.ActRedirect})
+	r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Status: 401, Storage: true, Header: map[string]string{"Www-Authenticate": `Bearer realm="https://evil.test"`}})
+	var refused *source.StatusError
+	require.ErrorAs(t, bring(t, c, spec, 0), &refused)
+	assert.Equal(t, http.StatusForbidden, refused.Status)
+	assert.Empty(t, refused.Header.Get("Www-Authenticate"))
 }
 
 func TestHeadersBeyondTheListPassInNeitherDirection(t *testing.T) {

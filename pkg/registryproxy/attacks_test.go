@@ -1,0 +1,244 @@
+package registryproxy_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/registryproxy"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/source/httporigin"
+	"github.com/darter-io/darter/pkg/source/registry"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// A front of several registries (registry.k8s.io is one) redirects whatever it is asked for, and
+// lets the place that it leads to say whether that is there.
+func TestARegistryThatRedirectsWithoutALookVouchesForNothing(t *testing.T) {
+	var s swarm
+	private, public := s.put([]byte("cached for another registry"), ""), s.put([]byte("public"), "")
+	for name, head := range map[string]int{"a storage that takes a HEAD": 200, "a storage whose URLs are signed for GET": 403} {
+		storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="https://evil.test/token"`)
+			switch {
+			case r.Method == http.MethodHead && head != 200:
+				w.WriteHeader(head)
+			case !strings.HasSuffix(r.URL.Path, string(public)):
+				w.WriteHeader(http.StatusNotFound)
+			default:
+				http.ServeContent(w, r, "", noTime, strings.NewReader("public"))
+			}
+		}))
+		defer storage.Close()
+		front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, storage.URL+r.URL.Path, http.StatusTemporaryRedirect)
+		}))
+		defer front.Close()
+		host := front.Listener.Addr().String()
+		client, err := registry.New(registry.Config{
+			Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none"}}, HTTP: httporigin.Config{AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
+		})
+		require.NoError(t, err)
+		defer client.CloseIdleConnections()
+		p := registryproxy.New(registryproxy.Config{Upstream: client, Open: s.Open})
+		ns := "?ns=" + url.QueryEscape(host)
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			for _, path := range []string{"/v2/app/blobs/", "/v2/app/manifests/"} {
+				res := ask(p, method, path+string(private)+ns)
+				assert.Equal(t, 404, res.StatusCode, "%s: %s %s", name, method, path)
+				assert.Empty(t, res.Header.Get("WWW-Authenticate"), name)
+			}
+			res := ask(p, method, "/v2/app/blobs/"+string(public)+ns)
+			assert.Equal(t, 200, res.StatusCode, name)
+			assert.Equal(t, "6", res.Header.Get("Content-Length"), name)
+		}
+	}
+}
+
+func TestAnAnswerThatIsNeitherYesNorNoIsNoConsent(t *testing.T) {
+	r := newRoom(registryproxy.Config{})
+	manifest := r.swarm.put(oldIndex, oci.MediaTypeIndex)
+	for _, status := range []int{201, 202, 204, 206, 300, 301, 302, 304, 307} {
+		r.up.answer = func(w http.ResponseWriter, q source.Question) {
+			w.Header().Set("Docker-Content-Digest", string(manifest))
+			w.WriteHeader(status)
+		}
+		for _, path := range []string{"app/blobs/" + string(r.layer), "app/manifests/" + string(manifest), "app/manifests/v1"} {
+			refusedAs(t, r.get(path), http.StatusBadGateway, "UNAVAILABLE")
+		}
+		// The same to the GET that is put where HEAD is not known; there is a Range in it, so
+		// 206 is an answer, for a blob.
+		r.up.answer = func(w http.ResponseWriter, q source.Question) {
+			if q.Method == http.MethodHead {
+				status := http.StatusMethodNotAllowed
+				w.WriteHeader(status)
+				return
+			}
+			w.WriteHeader(status)
+		}
+		if status != 206 {
+			refusedAs(t, r.get("app/blobs/"+string(r.layer)), http.StatusBadGateway, "UNAVAILABLE")
+		}
+		refusedAs(t, r.get("app/manifests/v1"), http.StatusBadGateway, "UNAVAILABLE")
+	}
+}
+
+func TestARegistryThatShowsAnotherLengthDoesNotVouch(t *testing.T) {
+	r := newRoom(registryproxy.Config{})
+	r.up.answer = func(w http.ResponseWriter, q source.Question) { // a page for whatever is asked
+		w.Header().Set("Content-Type", "text/html")
+		w.Header().Set("Content-Length", "612")
+	}
+	for range 2 {
+		refusedAs(t, r.get("app/blobs/"+string(r.layer)), http.StatusNotFound, "BLOB_UNKNOWN")
+		assert.Equal(t, 1, r.asks(), "it may think again")
+	}
+}
+
+// The same content may be on its way for a client of another registry. What that registry says is
+// nothing to this client, its challenge least of all: this client's login would go to its realm.
+func TestTheChallengeOfOneRegistryIsNotTakenUpByTheClientOfAnother(t *testing.T) {
+	for name, c := range map[string]struct {
+		failure api.Failure
+		tries   int // of which the last is right, 0 for none
+		opened  int
+	}{
+		"another registry's challenge":      {api.Failure{Status: 401, Upstream: "evil.test", Repository: "app"}, 0, 4},
+		"another repository's challenge":    {api.Failure{Status: 401, Upstream: "r.test", Repository: "other"}, 0, 4},
+		"nobody's challenge":                {api.Failure{Status: 401}, 0, 4},
+		"another registry's refusal":        {api.Failure{Status: 403, Upstream: "evil.test", Repository: "app"}, 0, 4},
+		"another registry has it not":       {api.Failure{Status: 404, Upstream: "evil.test", Repository: "app"}, 0, 4},
+		"another repository has it not":     {api.Failure{Status: 404, Upstream: "r.test", Repository: "other"}, 0, 4},
+		"another registry's limit":          {api.Failure{Status: 429, Upstream: "evil.test", Repository: "app"}, 0, 4},
+		"another registry's trouble":        {api.Failure{Status: 500, Upstream: "evil.test", Repository: "app"}, 0, 4},
+		"another registry's wrong content":  {api.Failure{Status: 502, Upstream: "evil.test", Repository: "app", Wrong: true}, 0, 4},
+		"a challenge, and then the content": {api.Failure{Status: 401, Upstream: "evil.test", Repository: "app"}, 3, 3},
+		"a limit, and then the content":     {api.Failure{Status: 429, Upstream: "evil.test", Repository: "app"}, 2, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoom(registryproxy.Config{})
+			c.failure.Message = "bringing it of secret/repository"
+			c.failure.Header = map[string]string{"Www-Authenticate": `Bearer realm="https://evil.test/token"`, "Retry-After": "600"}
+			c.failure.Body = []byte(`{"errors":[{"code":"X","message":"secret/repository"}]}`)
+			opened := 0
+			p := registryproxy.New(registryproxy.Config{Upstream: r.up, Default: "r.test", Open: func(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
+				if opened++; opened == c.tries {
+					return r.swarm.Open(ctx, spec)
+				}
+				return nil, &c.failure
+			}})
+			path, who := "/v2/app/blobs/"+string(r.layer), []string{"Authorization", "Bearer mine"}
+			res := ask(p, http.MethodGet, path, who...)
+			assert.Equal(t, c.opened, opened)
+			assert.Empty(t, res.Header.Get("WWW-Authenticate"))
+			if c.tries > 0 {
+				assert.Equal(t, 200, res.StatusCode)
+				return
+			}
+			assert.Empty(t, res.Header.Get("Retry-After"))
+			assert.NotContains(t, refusedAs(t, res, http.StatusServiceUnavailable, "UNAVAILABLE"), "secret/repository")
+			assert.Equal(t, 1, r.asks())
+			ask(p, http.MethodGet, path, who...)
+			assert.Zero(t, r.asks(), "the client's own right is what it was")
+		})
+	}
+	// In one registry trouble is everybody's, but the name of the other's repository is not.
+	r := newRoom(registryproxy.Config{})
+	r.swarm.err = &api.Failure{Status: 500, Upstream: "r.test", Repository: "secret/repository", Message: "bringing it of secret/repository"}
+	said := refusedAs(t, r.get("app/blobs/"+string(r.layer)), http.StatusInternalServerError, "UNKNOWN")
+	assert.NotContains(t, said, "secret/repository")
+	assert.Len(t, r.swarm.opened, 1)
+}
+
+func TestAManifestThatWasForgottenWhileItWasReadVouchesForNothing(t *testing.T) {
+	for name, forget := range map[string]func(*room){
+		"settings are read anew": func(r *room) { r.Forget() },
+		"the registry no longer takes the token": func(r *room) {
+			r.up.answer = func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusUnauthorized) }
+			r.get("app/blobs/"+missing, "Authorization", "Bearer x")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRoom(registryproxy.Config{})
+				var f family
+				r.up.answer = answers(f.put(&r.swarm))
+				gate := make(chan struct{})
+				p := registryproxy.New(registryproxy.Config{Upstream: r.up, Default: "r.test", Open: func(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
+					<-gate
+					return r.swarm.Open(ctx, spec)
+				}})
+				r.Proxy = p
+				var pull sync.WaitGroup
+				pull.Go(func() {
+					assert.Equal(t, 200, r.get("app/manifests/"+string(f.index), "Authorization", "Bearer x").StatusCode)
+				})
+				synctest.Wait()
+				forget(r)
+				close(gate)
+				pull.Wait()
+				r.up.answer = func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusForbidden) }
+				assert.Equal(t, 403, r.get("app/manifests/"+string(f.manifest), "Authorization", "Bearer x").StatusCode)
+			})
+		})
+	}
+}
+
+// None of these may lead anywhere but to the path that it spells.
+func TestHostileNamesAreRefusedBeforeAnybodyIsAsked(t *testing.T) {
+	up := &upstreamFunc{answer: answers(nil)}
+	var s swarm
+	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+	for _, target := range []string{
+		"/v2/../app/manifests/v1", "/v2/app/../../other/manifests/v1", "/v2/app/%2e%2e/other/manifests/v1", "/v2/app%2f..%2fother/manifests/v1",
+		"/v2/app/./manifests/v1", "/v2//app/manifests/v1", "/v2/app//manifests/v1", "/v2/app/manifests/..", "/v2/app/manifests/%2e%2e", "/v2/app/manifests/..%2f..%2fother",
+		"/v2/app/blobs/sha256:" + strings.Repeat("0", 63) + "%2f", "/v2/app/blobs/sha256:../../" + strings.Repeat("0", 58), "/v2/app/blobs/" + missing + "%00",
+		"/v2/app%00/manifests/v1", "/v2/app%0d%0aX-Evil:%201/manifests/v1", "/v2/app/manifests/v1%0d%0aX-Evil:%201", "/v2/app%3fx=1/manifests/v1", "/v2/app%23/manifests/v1",
+		"/v2/app@r.test/manifests/v1", "/v2/http:%2f%2fevil.test/app/manifests/v1", "/v2/evil.test:80:80/app/manifests/v1", "/v2/evil.test@r.test/app/manifests/v1",
+		"/v2/app/manifests/v1?ns=r.test%0d%0aX-Evil:%201", "/v2/app/manifests/v1?ns=r.test%2fapp", "/v2/app/manifests/v1?ns=r.test%3fx", "/v2/app/manifests/v1?ns=a@r.test",
+		"/v2/app/manifests/v1?ns=r.test:65536", "/v2/app/manifests/v1?ns=r.test:0", "/v2/app/manifests/v1?ns=%5b::1%25eth0%5d", "/v2/app/manifests/v1?ns=" + strings.Repeat("a", 300),
+		"/v2/" + strings.Repeat("a/", 200) + "a/manifests/v1", "/v2/app/manifests/" + strings.Repeat("a", 129), "/v2/app/referrers/sha256:..",
+		"/v2/app/blobs/uploads/", "/v2/app/blobs/uploads/x",
+	} {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			res := ask(p, method, target)
+			assert.GreaterOrEqual(t, res.StatusCode, 400, target)
+			assert.Less(t, res.StatusCode, 500, target)
+			assert.Empty(t, res.Header.Get("X-Evil"), target)
+			assert.Empty(t, up.asked, target)
+			up.asked = nil
+		}
+	}
+	assert.Empty(t, s.opened)
+}
+
+func TestALongAcceptIsNotRemembered(t *testing.T) {
+	// What a client sends is no more than a key, so that nobody fills the memory with it.
+	var s swarm
+	s.put(oldIndex, oci.MediaTypeIndex)
+	r := &tagged{}
+	r.set("v1", oldIndex)
+	p := registryproxy.New(registryproxy.Config{Upstream: r, Open: s.Open, Default: "r.test", Policy: registryproxy.Policy{TagLife: 1 << 40}})
+	long := strings.Repeat("application/x, ", 4000)
+	const tags = 200
+	before := heap()
+	for i := range tags {
+		require.Equal(t, 200, ask(p, http.MethodHead, "/v2/app/manifests/v1", "Accept", fmt.Sprint(long, i)).StatusCode)
+	}
+	r.counts()
+	assert.Less(t, heap()-before, int64(tags*len(long)/10))
+	require.Equal(t, 200, ask(p, http.MethodHead, "/v2/app/manifests/v1", "Accept", fmt.Sprint(long, 7)).StatusCode)
+	assert.Empty(t, r.counts(), "and yet it is known")
+}
