@@ -71,10 +71,9 @@ until then it stands in FILE.part, and the same command takes up what Ctrl-C int
 			if len(urls) == 0 {
 				return errors.New("there is no URL; see dfget --help")
 			}
-			file, isFile := stderr.(*os.File)
 			return dfget.New(dfget.Config{
 				URLs: urls, Settings: settings, Stdout: stdout, Stderr: stderr, Environ: os.Environ(),
-				Terminal: isFile && term.IsTerminal(int(file.Fd())),
+				Terminal: isTerminal(stderr),
 			}).Run(cmd.Context())
 		},
 	}
@@ -89,4 +88,15 @@ until then it stands in FILE.part, and the same command takes up what Ctrl-C int
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
 	return cmd
+}
+
+// isTerminal reports whether bars can be drawn on w. A terminal of no size, as programs make
+// them that record others, shows none.
+func isTerminal(w io.Writer) bool {
+	file, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	width, height, err := term.GetSize(int(file.Fd()))
+	return err == nil && width > 0 && height > 0
 }

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"encoding/pem"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -68,12 +71,32 @@ func TestTheCommandLineDoesWhatItSays(t *testing.T) {
 	})
 	daemon := httptest.NewServer(mux)
 	t.Cleanup(daemon.Close) // scripts run in parallel, after this function
+	// A web server with TLS, whose certificate is for example.com and 127.0.0.1, and two proxies
+	// before it: one connects to it whatever it is asked for, one wants a password.
+	far := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"v1"`)
+		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(resumed))
+	}))
+	t.Cleanup(far.Close)
+	proxy := httptest.NewServer(connect(t, far.Listener.Addr().String()))
+	t.Cleanup(proxy.Close)
+	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusProxyAuthRequired)
+	}))
+	t.Cleanup(refusing.Close)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("DARTER_DAEMON", strings.TrimPrefix(daemon.URL, "http://"))
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("ORIGIN", daemon.URL+"/origin")
+			e.Setenv("PROXY", proxy.URL)
+			e.Setenv("REFUSING", refusing.URL)
+			e.Setenv("FAR", far.URL)
+			ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: far.Certificate().Raw})
+			if err := os.WriteFile(filepath.Join(e.WorkDir, "ca.pem"), ca, 0o600); err != nil {
+				return err
+			}
 			return os.WriteFile(filepath.Join(e.WorkDir, "resumed"), []byte(resumed), 0o600)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -95,5 +118,33 @@ func TestTheCommandLineDoesWhatItSays(t *testing.T) {
 			},
 		},
 		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
+	})
+}
+
+// connect is a proxy that opens a tunnel (RFC 9110 §9.3.6) to one server, and does nothing else.
+func connect(t *testing.T, to string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodConnect {
+			http.Error(w, "this proxy only connects", http.StatusForbidden)
+			return
+		}
+		up, err := net.Dial("tcp", to)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer up.Close()
+		down, early, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer down.Close()
+		_, _ = io.WriteString(down, "HTTP/1.1 200 Connected\r\n\r\n")
+		go func() {
+			_, _ = io.Copy(up, early) // some of it may have been read already
+			up.Close()
+		}()
+		_, _ = io.Copy(down, up)
 	})
 }

@@ -267,7 +267,7 @@ func failed(ctx context.Context, told *telemetry.Pull, err error) *api.FileError
 	switch {
 	case ctx.Err() != nil:
 		told.Result = telemetry.Canceled
-	case e.Kind == api.FileRefused:
+	case e.Kind == api.FileRefused && e.Status < http.StatusInternalServerError:
 		told.Result = telemetry.Refused
 	case errors.As(err, &host):
 		e.Message += "; the node's operator can add it to files.allowHosts"

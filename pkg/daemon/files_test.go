@@ -326,6 +326,30 @@ func TestAClientThatLeavesIsNoFailure(t *testing.T) {
 	}, 10*time.Second, time.Millisecond)
 }
 
+func TestAnOriginsErrorIsAFailureAndItsNoIsNone(t *testing.T) {
+	f, srv, _ := front(t, true)
+	for status, want := range map[int]string{500: "level=WARN", 503: "level=WARN", 404: "level=INFO", 403: "level=INFO"} {
+		o := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
+		var mu sync.Mutex
+		var line bytes.Buffer
+		f.pulls.log = slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return line.Write(b)
+		}), nil))
+		res, _ := ask(t, srv, url.Values{api.FileURL: {o.URL + "/f"}})
+		o.Close()
+		assert.Equal(t, status, res.StatusCode)
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			mu.Lock()
+			defer mu.Unlock()
+			assert.Contains(c, line.String(), want)
+			result := map[bool]string{true: "result=refused", false: "result=failed"}[status < 500]
+			assert.Contains(c, line.String(), result)
+		}, 10*time.Second, time.Millisecond)
+	}
+}
+
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }

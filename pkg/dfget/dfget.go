@@ -130,6 +130,7 @@ func (g *Getter) Run(ctx context.Context) error {
 	group.SetLimit(parallelMax)
 	for _, j := range jobs {
 		group.Go(func() error {
+			j.meter.start()
 			err := g.get(ctx, j)
 			if own != nil && err == nil {
 				if why := own.alone(ctx); why != "" {
@@ -305,10 +306,15 @@ func (g *Getter) get(ctx context.Context, j *job) error {
 		if !e.again || failed > g.cfg.Settings.Retries {
 			if e.Code == WrongDigest || e.Code == Changed {
 				t.discard() // whatever came is a part of something else
+				return e
+			}
+			if kept := t.kept(); kept != "" {
+				e.Err = fmt.Errorf("%w\n%s", e.Err, kept)
 			}
 			return e
 		}
-		g.cfg.Logger.Debug("taking the download up again", "url", j.meter.url, "at", t.offset, "error", err)
+		reason, _, _ := strings.Cut(e.Error(), "\n") // the rest is advice for when nothing helps
+		j.meter.note(fmt.Sprintf("%s; trying again in %s (%d of %d)", reason, wait, failed, g.cfg.Settings.Retries))
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -324,9 +330,9 @@ func (g *Getter) interrupted(ctx context.Context, j *job, t *target) error {
 	if !errors.As(context.Cause(ctx), &e) {
 		e = &Error{Code: Interrupted, Err: errors.New("interrupted")}
 	}
-	kept := ""
-	if t.part != "" && t.offset > 0 {
-		kept = fmt.Sprintf("; %s is kept in %s, and the same command goes on from there", human(t.offset), t.part)
+	kept := t.kept()
+	if kept != "" {
+		kept = "; " + kept
 	}
 	return &Error{Code: e.Code, Err: fmt.Errorf("%s: %w%s", j.meter.url, e.Err, kept)}
 }

@@ -205,6 +205,35 @@ func TestTriesEndWhenNothingComes(t *testing.T) {
 	assert.Len(t, f.requests, 3, "one with bytes, which counts as the first failure, and two more")
 }
 
+func TestEachNewTryIsToldWithItsReason(t *testing.T) {
+	for _, progress := range []string{"plain", "json", "bar"} {
+		t.Run(progress, func(t *testing.T) {
+			f, dir := newFake(t, 1000), t.TempDir()
+			f.cut = []int{10, 0}
+			told, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Progress = config.Progress(progress) })
+			require.NoError(t, err)
+			for i, wait := range []string{"1ms", "2ms"} {
+				assert.Contains(t, told, fmt.Sprintf("http://files.test/dir/model.bin?… broke off: unexpected EOF; trying again in %s (%d of 5)", wait, i+1))
+			}
+			assert.NotContains(t, told, "xyz")
+		})
+	}
+}
+
+func TestWhatIsLeftForTheNextTimeIsTold(t *testing.T) {
+	f, dir := newFake(t, 5000), t.TempDir()
+	f.cut = []int{1000}
+	_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Retries = 0 })
+	require.ErrorContains(t, err, "broke off: unexpected EOF\n1000 B is kept in "+filepath.Join(dir, "model.bin.part")+", and the same command goes on from there")
+	assert.Equal(t, dfget.Unreachable, dfget.ExitCode(err))
+	_, err = get(t.Context(), t, f, dir, nil)
+	require.NoError(t, err)
+	assert.Equal(t, "bytes=1000-", f.asked(1).Header.Get("Range"))
+	f.refuse = &api.FileError{Kind: api.FileForbidden, Message: "no"}
+	_, err = get(t.Context(), t, f, dir, nil)
+	assert.NotContains(t, err.Error(), "kept", "nothing is")
+}
+
 func TestCtrlCKeepsThePartAndTheSameCommandGoesOn(t *testing.T) {
 	f, dir := newFake(t, 900_000), t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -365,11 +394,14 @@ func TestSomethingElseAtTheDaemonsAddressIsToldSo(t *testing.T) {
 
 func TestATimeoutEndsItAndKeepsThePart(t *testing.T) {
 	f, dir := newFake(t, 5000), t.TempDir()
+	part := filepath.Join(dir, "model.bin.part")
+	require.NoError(t, os.WriteFile(part, f.content[:1000], 0o600))
+	require.NoError(t, os.WriteFile(part+".id", []byte(f.etag+"\n"), 0o600))
 	release := make(chan struct{})
-	f.cut, f.hold = []int{1000}, func() { <-release }
+	f.cut, f.hold = []int{0}, func() { <-release }
 	defer close(release)
 	_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Timeout = 300 * time.Millisecond })
-	require.ErrorContains(t, err, "not done within 300ms (--timeout); 1000 B is kept in "+filepath.Join(dir, "model.bin.part"))
+	require.ErrorContains(t, err, "not done within 300ms (--timeout); 1000 B is kept in "+part)
 	assert.Equal(t, dfget.Timeout, dfget.ExitCode(err))
 	holds(t, dir, map[string][]byte{"model.bin.part": f.content[:1000], "model.bin.part.id": nil})
 }

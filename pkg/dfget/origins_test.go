@@ -302,7 +302,7 @@ func TestANewSignatureIsTheSameFile(t *testing.T) {
 		err := fetch(s.URL+"/f?part=1&X-Amz-Signature=1", filepath.Join(dir, "f"), nil)
 		require.Error(t, err)
 		assert.Equal(t, dfget.Denied, dfget.ExitCode(err), "%v", err)
-		assert.NotContains(t, err.Error(), "Signature")
+		assert.NotContains(t, err.Error(), "X-Amz", "what signs is not told")
 		require.NoError(t, fetch(s.URL+"/f?part=1&X-Amz-Signature=2", filepath.Join(dir, "f"), nil))
 		holds(t, dir, map[string][]byte{"f": content})
 		wholes := h.count(func(r *http.Request) bool { return isGet(r) && r.Header.Get("Range") == "" })

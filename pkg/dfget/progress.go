@@ -23,6 +23,8 @@ const (
 	// tick is how often progress is looked at, plainEvery how often a line tells of it.
 	tick       = 200 * time.Millisecond
 	plainEvery = 5 * time.Second
+	// patience is how long a first answer may take before it is told that there is none yet.
+	patience = time.Second
 )
 
 // shares are a download's bytes by source.
@@ -41,10 +43,10 @@ func (s shares) peers() (share float64, ok bool) {
 // meter is how far one download is.
 type meter struct {
 	url, name string
-	started   time.Time
 
 	// mu is held to read or note a few numbers, never while anything is written.
 	mu       sync.Mutex
+	started  time.Time // zero while others have their turn
 	identity string
 	cached   bool
 	length   int64 // −1 while not known
@@ -65,7 +67,14 @@ func newMeter(u *url.URL, output string) *meter {
 	if output == "-" {
 		name = filepath.Base(u.Path)
 	}
-	return &meter{url: withoutQuery(u), name: name, length: -1, started: time.Now()}
+	return &meter{url: withoutQuery(u), name: name, length: -1}
+}
+
+// start notes that the download has its turn.
+func (m *meter) start() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.started = time.Now()
 }
 
 // withoutQuery is how a URL is printed: what signs it stays private.
@@ -115,12 +124,21 @@ type state struct {
 	begun, ended       bool
 	took               time.Duration
 	err                error
+	waits              time.Duration // for its first answer
 }
 
 func (m *meter) state() state {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return state{m.identity, m.cached, m.length, m.done, m.kept, m.shares, m.rate, m.begun, m.ended, m.took, m.err}
+	s := state{m.identity, m.cached, m.length, m.done, m.kept, m.shares, m.rate, m.begun, m.ended, m.took, m.err, 0}
+	switch {
+	case m.begun || m.started.IsZero():
+	case m.ended:
+		s.waits = m.took
+	default:
+		s.waits = time.Since(m.started)
+	}
+	return s
 }
 
 // sample works out the speed since the last tick.
@@ -162,6 +180,18 @@ func (s state) eta() time.Duration {
 	return time.Duration(seconds * float64(time.Second)).Round(time.Second)
 }
 
+// left is the eta in a few letters, empty while nobody knows.
+func (s state) left() string {
+	eta := s.eta()
+	switch {
+	case eta < 0:
+		return ""
+	case eta >= time.Hour:
+		return strings.TrimSuffix(eta.Truncate(time.Minute).String(), "0s") + " left"
+	}
+	return eta.String() + " left"
+}
+
 // origin of the bytes in a few words, empty while nothing is known.
 func (s state) from() string {
 	if s.cached {
@@ -177,6 +207,9 @@ func human(n int64) string { return humanize.IBytes(uint64(max(0, n))) }
 
 // line tells the state in plain words.
 func (s state) line() string {
+	if !s.begun {
+		return "no answer yet, after " + s.waits.Round(time.Second).String()
+	}
 	var b strings.Builder
 	if p := s.percent(); p >= 0 {
 		fmt.Fprintf(&b, "%d%%, %s of %s", p, human(s.done), human(s.length))
@@ -184,8 +217,8 @@ func (s state) line() string {
 		b.WriteString(human(s.done))
 	}
 	fmt.Fprintf(&b, ", %s/s", human(int64(s.rate)))
-	if eta := s.eta(); eta >= 0 {
-		fmt.Fprintf(&b, ", %s left", eta)
+	if left := s.left(); left != "" {
+		b.WriteString(", " + left)
 	}
 	if from := s.from(); from != "" {
 		b.WriteString(", " + from)
@@ -193,20 +226,23 @@ func (s state) line() string {
 	return b.String()
 }
 
-// short tells the state beside a bar.
-func (s state) short() string {
-	var b strings.Builder
+// columnWidths keep what stands beside a bar from jumping.
+var columnWidths = [...]int{4, 8, 10, 8, 10}
+
+// columns tell the state beside a bar: percent, bytes, speed, time left, share from peers.
+func (s state) columns() (c [len(columnWidths)]string) {
+	if !s.begun {
+		c[1], c[2] = "no answer", "after "+s.waits.Round(time.Second).String()
+		return c
+	}
 	if p := s.percent(); p >= 0 {
-		fmt.Fprintf(&b, "%3d%% ", p)
+		c[0] = fmt.Sprintf("%d%%", p)
 	}
-	fmt.Fprintf(&b, "%s %s/s", human(s.done), human(int64(s.rate)))
-	if eta := s.eta(); eta >= 0 {
-		fmt.Fprintf(&b, " %s left", eta)
-	}
+	c[1], c[2], c[3] = human(s.done), human(int64(s.rate))+"/s", s.left()
 	if share, ok := s.shares.peers(); ok {
-		fmt.Fprintf(&b, " %.0f%% peers", 100*share)
+		c[4] = fmt.Sprintf("%.0f%% peers", 100*share)
 	}
-	return b.String()
+	return c
 }
 
 // outcome tells how a download ended, failures apart: the program prints those.
@@ -227,7 +263,7 @@ func (m *meter) outcome(s state) string {
 
 // Event is one line of --progress=json. Sizes are bytes, times seconds.
 type Event struct {
-	Event  string  `json:"event"` // start, progress, note, done or failed
+	Event  string  `json:"event"` // wait, start, progress, note, done or failed
 	URL    string  `json:"url"`   // without user and query
 	File   string  `json:"file"`
 	Task   task.ID `json:"task,omitempty"`
@@ -257,6 +293,7 @@ func (m *meter) event(kind string, s state) Event {
 	if share, ok := s.shares.peers(); ok {
 		e.FromPeers, e.Sources = &share, &s.shares.Sources
 	}
+	e.Seconds = s.waits.Seconds()
 	if s.ended {
 		e.Seconds = s.took.Seconds()
 		if s.err != nil {
@@ -268,6 +305,8 @@ func (m *meter) event(kind string, s state) Event {
 
 // view shows what the meters say. Its methods are called by one goroutine.
 type view interface {
+	// waits is called now and then while there is no answer yet.
+	waits(m *meter, s state)
 	started(m *meter, s state)
 	moved(m *meter, s state)
 	note(m *meter, text string)
@@ -303,7 +342,7 @@ func newReporter(cfg Config, jobs []*job, source fetcher) *reporter {
 	case "bar":
 		r.view = newBars(cfg.Stderr)
 	case "json":
-		r.view = &lines{enc: json.NewEncoder(cfg.Stderr)}
+		r.view = &lines{enc: json.NewEncoder(cfg.Stderr), told: map[*meter]time.Time{}}
 	case "plain":
 		r.view = &plain{w: cfg.Stderr, told: map[*meter]time.Time{}}
 	}
@@ -362,13 +401,24 @@ func (r *reporter) look(ctx context.Context, elapsed time.Duration) {
 			r.view.ended(m, s)
 		} else if s.begun {
 			r.view.moved(m, s)
+		} else if s.waits >= patience {
+			r.view.waits(m, s)
 		}
 	}
 }
 
 // lines writes JSON, one object a line.
-type lines struct{ enc *json.Encoder }
+type lines struct {
+	enc  *json.Encoder
+	told map[*meter]time.Time // when of its waiting
+}
 
+func (l *lines) waits(m *meter, s state) {
+	if now := time.Now(); now.Sub(l.told[m]) >= patience {
+		l.told[m] = now
+		_ = l.enc.Encode(m.event("wait", s))
+	}
+}
 func (l *lines) started(m *meter, s state) { _ = l.enc.Encode(m.event("start", s)) }
 func (l *lines) moved(m *meter, s state)   { _ = l.enc.Encode(m.event("progress", s)) }
 func (l *lines) note(m *meter, text string) {
@@ -391,6 +441,12 @@ type plain struct {
 	told map[*meter]time.Time
 }
 
+func (p *plain) waits(m *meter, s state) {
+	if p.told[m].IsZero() {
+		p.told[m] = time.Now().Add(-s.waits)
+	}
+	p.moved(m, s)
+}
 func (p *plain) started(m *meter, _ state) { p.told[m] = time.Now() }
 func (p *plain) moved(m *meter, s state) {
 	if now := time.Now(); now.Sub(p.told[m]) >= plainEvery {
@@ -418,14 +474,25 @@ func newBars(w io.Writer) *bars {
 	return &bars{w: w, on: mpb.New(mpb.WithOutput(w), mpb.WithAutoRefresh(), mpb.WithRefreshRate(tick)), of: map[*meter]*mpb.Bar{}}
 }
 
-func (b *bars) started(m *meter, s state) {
-	b.of[m] = b.on.New(max(0, s.length), mpb.BarStyle().Lbound("[").Filler("=").Tip(">").Padding(" ").Rbound("]"),
+// add draws a bar for a download. Its end is nowhere until the file has its name: see moved.
+func (b *bars) add(m *meter) *mpb.Bar {
+	if bar := b.of[m]; bar != nil {
+		return bar
+	}
+	var right []decor.Decorator
+	for i, width := range columnWidths {
+		right = append(right, decor.Any(func(decor.Statistics) string { return m.state().columns()[i] }, decor.WC{W: width, C: decor.DSyncSpace}))
+	}
+	b.of[m] = b.on.New(0, mpb.BarStyle().Lbound("[").Filler("=").Tip(">").Padding(" ").Rbound("]"),
 		mpb.BarRemoveOnComplete(), mpb.BarWidth(20),
-		mpb.PrependDecorators(decor.Name(shorten(m.name), decor.WC{C: decor.DindentRight | decor.DextraSpace})),
-		mpb.AppendDecorators(decor.Any(func(decor.Statistics) string { return " " + m.state().short() })),
+		mpb.PrependDecorators(decor.Name(shorten(m.name), decor.WC{C: decor.DSyncWidthR})), mpb.AppendDecorators(right...),
 	)
-	b.moved(m, s)
+	return b.of[m]
 }
+
+func (b *bars) waits(m *meter, _ state) { b.add(m) }
+
+func (b *bars) started(m *meter, s state) { b.moved(m, s) }
 
 // nameMax is how many letters of a name stand before its bar: what moves is worth more room.
 const nameMax = 24
@@ -441,7 +508,7 @@ func shorten(name string) string {
 }
 
 func (b *bars) moved(m *meter, s state) {
-	bar := b.of[m]
+	bar := b.add(m)
 	if s.length >= 0 {
 		// One more than the length keeps a bar that is full from ending before its file has its name.
 		bar.SetTotal(s.length+1, false)
@@ -449,14 +516,21 @@ func (b *bars) moved(m *meter, s state) {
 	bar.SetCurrent(s.done)
 }
 
-func (b *bars) note(m *meter, text string) { b.finals = append(b.finals, m.name+": "+text) }
+func (b *bars) note(m *meter, text string) { b.tell(m.name + ": " + text) }
 
 func (b *bars) ended(m *meter, s state) {
 	if bar := b.of[m]; bar != nil {
 		bar.Abort(true)
 	}
 	if s.err == nil {
-		b.finals = append(b.finals, m.outcome(s))
+		b.tell(m.outcome(s))
+	}
+}
+
+// tell writes a line above the bars.
+func (b *bars) tell(line string) {
+	if _, err := io.WriteString(b.on, line+"\n"); err != nil { // there are none any more
+		b.finals = append(b.finals, line)
 	}
 }
 

@@ -196,6 +196,14 @@ func (t *target) discard() {
 	}
 }
 
+// kept says what is there for the next time, empty where that is nothing.
+func (t *target) kept() string {
+	if t.part == "" || t.offset == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s is kept in %s, and the same command goes on from there", human(t.offset), t.part)
+}
+
 // close ends the use of the file. Of an empty part nothing is kept.
 func (t *target) close() {
 	if t.file == nil {

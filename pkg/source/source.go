@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
@@ -69,7 +70,13 @@ type Question struct {
 type ChangedError struct{ URL, Was, Is string }
 
 func (e *ChangedError) Error() string {
-	return fmt.Sprintf("content of %s changed during the download (validator was %q, is %q); start again", e.URL, e.Was, e.Is)
+	word := func(validator string) string {
+		if validator == "" {
+			return "none"
+		}
+		return fmt.Sprintf("%.80q", strings.Trim(validator, `"`))
+	}
+	return fmt.Sprintf("content of %s changed during the download (its ETag or date was %s and is now %s); start again", e.URL, word(e.Was), word(e.Is))
 }
 
 // StatusError is an origin's refusal.

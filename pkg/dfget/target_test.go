@@ -1,0 +1,70 @@
+package dfget
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// TestATargetThatCannotBeWrittenIsNamedWithTheReason has a directory of somebody else, and,
+// where file systems may be mounted, one that is read-only and one that is full.
+func TestATargetThatCannotBeWrittenIsNamedWithTheReason(t *testing.T) {
+	t.Run("of another user", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "f")
+		require.NoError(t, os.Chmod(filepath.Dir(file), 0o500))
+		failed := make(chan error)
+		go func() {
+			if os.Geteuid() == 0 {
+				// Root may do everything; for files, this thread is somebody else from here
+				// on. It ends with its goroutine.
+				runtime.LockOSThread()
+				_, _ = unix.SetfsuidRetUid(65534)
+			}
+			_, err := openTarget(file, nil, "", "")
+			failed <- err
+		}()
+		err := <-failed
+		assert.ErrorContains(t, err, file+".part")
+		assert.ErrorContains(t, err, "permission denied")
+	})
+	mount := func(t *testing.T, options string, flags uintptr) (dir string) {
+		dir = filepath.Join(t.TempDir(), "disk")
+		require.NoError(t, os.Mkdir(dir, 0o700))
+		if err := unix.Mount("tmpfs", dir, "tmpfs", flags, options); err != nil {
+			t.Skipf("mounting a disk needs root: %v", err)
+		}
+		t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+		return dir
+	}
+	t.Run("read-only", func(t *testing.T) {
+		file := filepath.Join(mount(t, "size=65536", unix.MS_RDONLY), "f")
+		_, err := openTarget(file, nil, "", "")
+		assert.ErrorContains(t, err, file+".part")
+		assert.ErrorContains(t, err, "read-only file system")
+	})
+	t.Run("full", func(t *testing.T) {
+		const size = 64 << 10
+		file := filepath.Join(mount(t, fmt.Sprintf("size=%d,mode=0700", size), 0), "f")
+		target, err := openTarget(file, nil, "", "")
+		require.NoError(t, err)
+		defer target.close()
+		require.NoError(t, target.begin(`"file:00"`))
+		var failed error
+		for wrote := 0; failed == nil && wrote <= size; wrote += 4096 {
+			failed = target.write(make([]byte, 4096))
+		}
+		assert.ErrorContains(t, failed, "writing "+file)
+		assert.ErrorContains(t, failed, "no space left on device")
+		// What fitted is there for the next time, when there is room.
+		assert.Contains(t, target.kept(), "is kept in "+file+".part")
+		again, err := os.Stat(file + ".part")
+		require.NoError(t, err)
+		assert.Equal(t, target.offset, again.Size())
+	})
+}
