@@ -119,9 +119,15 @@ type Status struct {
 	Served int64 `json:"served"`
 	// BadPieces counts pieces whose bytes did not match their digest.
 	BadPieces int64 `json:"badPieces"`
-	// Downloads is the number of tasks that run or are open now.
-	Downloads int         `json:"downloads"`
-	Cache     CacheStatus `json:"cache"`
+	// Downloads is the number of tasks that run or are open now; Running are those of them
+	// that somebody waits for, at most [RunningMax].
+	Downloads int             `json:"downloads"`
+	Running   []RunningStatus `json:"running,omitempty"`
+	// Pulls is what became of the contents that local clients asked for, Seeds of those that
+	// an owner had to bring, since the start.
+	Pulls *Outcomes   `json:"pulls,omitempty"`
+	Seeds *Outcomes   `json:"seeds,omitempty"`
+	Cache CacheStatus `json:"cache"`
 	// Limits are the rates in force.
 	Limits Limits `json:"limits,omitzero"`
 	// Owners are the supernodes that this node knows.
@@ -132,6 +138,41 @@ type Status struct {
 	Hosts int `json:"hosts,omitempty"`
 	// Listen tells the addresses in use by what they are for.
 	Listen map[string]string `json:"listen,omitempty"`
+}
+
+// RunningMax is how many running downloads a [Status] tells at most.
+const RunningMax = 100
+
+// RunningStatus is one download that somebody waits for.
+type RunningStatus struct {
+	ID task.ID `json:"id"`
+	// Name is registry and repository, or the URL of a file without its query.
+	Name   string `json:"name,omitempty"`
+	Length int64  `json:"length"` // bytes; −1 while not known
+	Have   int64  `json:"have"`   // bytes that are here, in whole pieces
+	// Received counts this download's bytes by source.
+	Received Sources `json:"received"`
+	// Quiet is for how long no piece has come, in seconds.
+	Quiet float64 `json:"quiet"`
+}
+
+// Outcomes counts how contents ended.
+type Outcomes struct {
+	OK       int64 `json:"ok"`
+	Refused  int64 `json:"refused"`  // the origin said no
+	Failed   int64 `json:"failed"`   // an error of ours, of the origin or of the network
+	Canceled int64 `json:"canceled"` // the client went away
+	// Last is when the last one ended.
+	Last time.Time `json:"last,omitzero"`
+	// Failure is the last one that failed.
+	Failure *Failed `json:"failure,omitempty"`
+}
+
+// Failed is a content that could not be had.
+type Failed struct {
+	At    time.Time `json:"at"`
+	Name  string    `json:"name,omitempty"`
+	Error string    `json:"error"`
 }
 
 // Limits are the rates that a node keeps to, in bytes per second; 0 is no limit.

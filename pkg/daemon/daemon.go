@@ -224,7 +224,7 @@ func (d *Daemon) Status() api.Status {
 	out := d.node.Status()
 	out.Listen = d.Addrs()
 	out.Received.Cache, out.Served = d.pulls.cached.Load(), d.pulls.served.Load()
-	out.Embedded = d.leads()
+	out.Pulls, out.Embedded = d.pulls.metrics.Outcomes(), d.leads()
 	if d.client != nil {
 		out.Owners = d.client.Owners()
 	}

@@ -94,7 +94,12 @@ func (f *files) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// and a download that nobody holds is forgotten.
 	defer time.AfterFunc(holdAfter, func() { content.Close() })
 	f.serve(w, r, content, &told, started)
-	told.Stages = append(told.Stages, telemetry.Stage{Name: "body", Took: f.now().Sub(opened)})
+	first := opened
+	if told.FirstByte > 0 {
+		first = started.Add(told.FirstByte)
+		told.Stages = append(told.Stages, telemetry.Stage{Name: "first byte", Took: first.Sub(opened)})
+	}
+	told.Stages = append(told.Stages, telemetry.Stage{Name: "body", Took: f.now().Sub(first)})
 }
 
 // identify names the version of a file that its origin has now.

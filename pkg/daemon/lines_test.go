@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/daemon"
 	"github.com/darter-io/darter/pkg/supernode"
@@ -101,13 +103,71 @@ func TestAPullLeavesOneLineOnEachHostWhateverBecomesOfIt(t *testing.T) {
 	require.Equal(t, http.StatusOK, get(single, good))
 	one(&led, good, "level=INFO", "result=ok", "bytes=3000", "firstByte=", "total=", "slowest=", "from.origin=0")
 	one(&alone, good, "level=INFO", "result=ok", "from.seed=0")
-	one(&lead, good, "level=INFO", "content complete", "origin=3000")
+	one(&lead, good, "level=INFO", "content complete", "origin=3000", "name="+r.Host()+"/"+p.Repository, "firstPiece=", "total=", "slowest=", "slowestTook=")
 
 	bad := p.Layers()[1].Digest
 	r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Status: 500, Match: "GET " + p.Repository + "/blobs/" + bad})
 	assert.GreaterOrEqual(t, get(follower, bad), 500)
 	assert.GreaterOrEqual(t, get(single, bad), 500)
-	one(&led, bad, "level=WARN", "result=failed", "error=")
-	one(&alone, bad, "level=WARN", "result=failed", "error=")
-	one(&lead, bad, "level=WARN", "download failed")
+	one(&led, bad, "level=WARN", "result=failed", "error=", "total=", "slowest=")
+	one(&alone, bad, "level=WARN", "result=failed", "error=", "total=", "slowest=")
+	one(&lead, bad, "level=WARN", "download failed", "name="+r.Host()+"/"+p.Repository, "total=", `slowest="first piece"`)
+
+	// And the status tells what became of them.
+	name := r.Host() + "/" + p.Repository
+	for _, d := range []*daemon.Daemon{follower, single} {
+		soon(t, d.Addrs()["api"], func(c *assert.CollectT, s api.Status) {
+			if got := s.Pulls; assert.NotNil(c, got) && assert.NotNil(c, got.Failure) {
+				assert.Equal(c, []int64{1, 0, 1, 0}, []int64{got.OK, got.Refused, got.Failed, got.Canceled})
+				assert.Equal(c, name, got.Failure.Name)
+				assert.Contains(c, got.Failure.Error, "500")
+				assert.WithinDuration(c, time.Now(), got.Last, time.Minute)
+			}
+		})
+	}
+	soon(t, s.Addrs()["admin"], func(c *assert.CollectT, s api.Status) {
+		if got := s.Seeds; assert.NotNil(c, got) && assert.NotNil(c, got.Failure) {
+			assert.Equal(c, []int64{1, 0, 1, 0}, []int64{got.OK, got.Refused, got.Failed, got.Canceled})
+			assert.Contains(c, got.Failure.Name, bad[:19])
+			assert.Contains(c, got.Failure.Error, "500")
+		}
+	})
+}
+
+// TestAStatusTellsWhatRunsAndThatNothingComes has a registry that stops in the middle of a layer.
+func TestAStatusTellsWhatRunsAndThatNothingComes(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{})
+	p := image(t, r, 8e6)
+	s, _ := lead(t, r, "")
+	cfg := settings(t, r, "waiting")
+	cfg.Supernodes = []config.Address{config.Address(s.Addrs()["api"])}
+	d, _ := start(t, cfg)
+	layer := p.Layers()[0]
+	r.Fail(registrytest.Fault{Action: registrytest.ActStall, At: 1e6, Match: "GET " + p.Repository + "/blobs/" + layer.Digest})
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, layer.Digest, r.Host()), nil)
+	require.NoError(t, err)
+	res, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	for _, at := range []string{d.Addrs()["api"], s.Addrs()["admin"]} {
+		soon(t, at, func(c *assert.CollectT, s api.Status) {
+			if assert.Len(c, s.Running, 1) {
+				got := s.Running[0]
+				assert.EqualValues(c, layer.Digest, got.ID)
+				assert.Equal(c, r.Host()+"/"+p.Repository, got.Name)
+				assert.Equal(c, layer.Size, got.Length)
+				assert.Greater(c, got.Have, int64(5e5))
+				assert.Less(c, got.Have, got.Length)
+				assert.Equal(c, got.Have, got.Received.Seeds+got.Received.Peers+got.Received.Origin)
+				assert.Greater(c, got.Quiet, 0.5)
+			}
+		})
+	}
+	leave()
+	soon(t, d.Addrs()["api"], func(c *assert.CollectT, s api.Status) {
+		assert.Empty(c, s.Running, "nobody waits for it any more")
+		assert.EqualValues(c, 1, s.Pulls.Canceled)
+	})
 }

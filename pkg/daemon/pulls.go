@@ -44,7 +44,7 @@ func (p *pulls) mirrored(x registryproxy.Pull) {
 	}
 	out := telemetry.Pull{
 		Task: x.Task, Kind: kind, Name: x.Upstream + "/" + x.Repository, FirstByte: x.FirstByte, Total: x.Total, Err: x.Err,
-		Stages: stages(x.FirstByte, x.Total),
+		Stages: stages(x),
 	}
 	if out.Task == "" {
 		out.Name += "@" + x.Reference
@@ -76,12 +76,21 @@ func (p *pulls) finished(x telemetry.Pull) {
 	p.metrics.Finished(p.log, x)
 }
 
-// stages says whether a client waited for the beginning or for the rest.
-func stages(firstByte, total time.Duration) []telemetry.Stage {
-	if firstByte == 0 {
-		return nil
+// stages says what a client of the mirror waited for, one stage beginning where the one before
+// it ended; the last one that was reached took the rest of the time.
+func stages(x registryproxy.Pull) (list []telemetry.Stage) {
+	began := time.Duration(0)
+	for _, s := range []struct {
+		name  string
+		ended time.Duration
+	}{{"asking the registry", x.Asked}, {"first facts", x.Opened}, {"first byte", x.FirstByte}, {"body", 0}} {
+		if s.ended == 0 {
+			return append(list, telemetry.Stage{Name: s.name, Took: x.Total - began})
+		}
+		list = append(list, telemetry.Stage{Name: s.name, Took: s.ended - began})
+		began = s.ended
 	}
-	return []telemetry.Stage{{Name: "first byte", Took: firstByte}, {Name: "body", Took: total - firstByte}}
+	return list
 }
 
 // split says where the bytes that a client was given came from. A download has many readers

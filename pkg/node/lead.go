@@ -48,7 +48,7 @@ type watcher struct {
 func (w watcher) SeedFacts(id task.ID, f piece.Facts) { w.c.SeedFacts(id, f) }
 
 func (w watcher) SeedDone(id task.ID) {
-	w.owner.Seeded(telemetry.OK)
+	w.owner.Seeded(telemetry.OK, id, nil)
 	w.c.SeedDone(id)
 }
 
@@ -57,6 +57,10 @@ func (w watcher) SeedFailed(id task.ID, f *api.Failure) {
 	if f == nil || f.Status >= http.StatusInternalServerError {
 		result = telemetry.Failed
 	}
-	w.owner.Seeded(result)
+	var err error
+	if f != nil {
+		err = f
+	}
+	w.owner.Seeded(result, id, err)
 	w.c.SeedFailed(id, f)
 }

@@ -8,6 +8,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -328,11 +330,33 @@ func (n *Node) Status() api.Status {
 	return api.Status{
 		Program: n.cfg.Program, Version: config.Version(), Host: n.Host, Started: n.Started,
 		Received: api.Sources{Peers: stats.Peers, Seeds: stats.Seeds + stats.Inline, Origin: stats.Origin},
-		Sent:     stats.Sent, BadPieces: stats.BadPieces, Downloads: stats.Downloads,
+		Sent:     stats.Sent, BadPieces: stats.BadPieces, Downloads: stats.Downloads, Running: n.running(time.Now()),
 		Limits: api.Limits(n.Engine.Limits()),
 		Cache:  api.CacheStatus{Dir: n.cfg.Node.DataDir, Tasks: usage.Tasks, Bytes: usage.Used, Quota: usage.Quota},
 	}
 }
+
+// running are the downloads that somebody waits for, those first that have stood still longest.
+func (n *Node) running(now time.Time) (list []api.RunningStatus) {
+	for _, t := range n.Engine.Tasks() {
+		if !t.Wanted {
+			continue
+		}
+		r := api.RunningStatus{ID: t.ID, Name: t.Name, Length: -1, Received: received(t.Sources), Quiet: now.Sub(t.LastGot).Seconds()}
+		if t.Pieces > 0 {
+			r.Length = t.Facts.Length
+			r.Have = min(int64(t.Have)*t.Facts.PieceSize, r.Length)
+		}
+		list = append(list, r)
+	}
+	slices.SortFunc(list, func(a, b api.RunningStatus) int {
+		return cmp.Or(cmp.Compare(b.Quiet, a.Quiet), cmp.Compare(a.ID, b.ID))
+	})
+	return list[:min(len(list), api.RunningMax)]
+}
+
+// Seeds is how the contents ended that this node had to bring as their owner.
+func (n *Node) Seeds() *api.Outcomes { return n.owner.Outcomes() }
 
 // judged adds to a status whether the program can do its work, and what it lacks.
 func (n *Node) judged(ctx context.Context, s api.Status) api.Status {

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -345,8 +346,29 @@ supernode  10.0.0.2:65000 DOES NOT ANSWER: connection refused
 cache      1.0 GiB in 12 tasks (25% of 4.0 GiB), /var/lib/darter/dfdaemon
 received   700 MiB from peers, 200 MiB from supernodes, 100 MiB from origins (90% from the cluster)
 given      3.0 GiB to other nodes, 1.0 GiB to local clients, of that 5.0 MiB from the cache
-now        0 downloads open
+now        0 downloads run, 0 contents open
 `, out.String())
+
+	s.Pulls = &api.Outcomes{OK: 12, Refused: 1, Failed: 2, Canceled: 3, Last: now.Add(-4 * time.Second),
+		Failure: &api.Failed{At: now.Add(-95 * time.Minute), Name: "quay.io/a/b", Error: "reading sha256:aa:\nno route to host"}}
+	s.Downloads = 4
+	s.Running = []api.RunningStatus{
+		{ID: "sha256:0123456789abcdef", Name: "quay.io/a/b", Length: 4 << 20, Have: 1 << 20, Received: api.Sources{Peers: 1 << 20, Origin: 1 << 20}, Quiet: 12.3},
+		{ID: "sha256:1123456789abcdef", Name: "quay.io/a/b", Length: -1, Quiet: 1},
+	}
+	out.Reset()
+	require.NoError(t, WriteStatus(&out, s, now))
+	assert.Contains(t, out.String(), `pulls      12 ended well, 1 refused, 2 failed, 3 left by the client, the last 4s ago
+FAILED     1h35m ago: quay.io/a/b: reading sha256:aa: no route to host
+now        2 downloads run, 4 contents open
+           quay.io/a/b sha256:0123456789ab: 25% of 4.0 MiB, 50% of it from the cluster, NOTHING COMES for 12s
+           quay.io/a/b sha256:1123456789ab: nothing is known of it yet
+`)
+	s.Running = slices.Repeat(s.Running, 10)
+	out.Reset()
+	require.NoError(t, WriteStatus(&out, s, now))
+	assert.Contains(t, out.String(), "           and 10 more (--json lists them)\n")
+	assert.Equal(t, runningShown, strings.Count(out.String(), "quay.io/a/b sha256:0")+strings.Count(out.String(), "quay.io/a/b sha256:1"))
 
 	s = api.Status{Program: "dfdaemon", Missing: []string{"its disk", "its registry"}, BadPieces: 2, Embedded: true}
 	out.Reset()
@@ -356,10 +378,39 @@ now        0 downloads open
 	assert.Contains(t, out.String(), "none configured: this node leads its own tasks")
 	assert.Contains(t, out.String(), "2 pieces did not match")
 
-	s = api.Status{Program: "supernode", Ready: true, Hosts: 1, Downloads: 1, Cache: api.CacheStatus{Tasks: 1}, Received: api.Sources{Origin: 1 << 20}, Sent: 1 << 30}
+	s = api.Status{Program: "supernode", Ready: true, Hosts: 1, Downloads: 1, Seeds: &api.Outcomes{OK: 7},
+		Running: []api.RunningStatus{{ID: "sha256:2123456789abcdef", Length: 4, Have: 2, Received: api.Sources{Origin: 2}}}, Cache: api.CacheStatus{Tasks: 1}, Received: api.Sources{Origin: 1 << 20}, Sent: 1 << 30}
 	out.Reset()
 	require.NoError(t, WriteStatus(&out, s, now))
-	for _, want := range []string{"hosts      1 announces here", "0 B in 1 task (", "1.0 MiB from origins\n", "given      1.0 GiB to nodes\n", "now        1 download open"} {
+	for _, want := range []string{"hosts      1 announces here", "0 B in 1 task (", "1.0 MiB from origins\n", "given      1.0 GiB to nodes\n", "seeds      7 brought, 0 refused, 0 failed\n", "now        1 download runs, 1 content open\n           sha256:2123456789ab: 50% of 4 B\n"} {
 		assert.Contains(t, out.String(), want)
+	}
+}
+
+func TestWhatIsNoProgramOfOursIsToldSo(t *testing.T) {
+	for name, h := range map[string]http.HandlerFunc{
+		"another path":   http.NotFound,
+		"no JSON":        func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") },
+		"another's JSON": func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `{"status": "ok"}`) },
+		"a cut off JSON": func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `{"program": "dfdaemon"`) },
+		"an inner error": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "oh", 500) },
+		"a dfdaemon's": func(w http.ResponseWriter, r *http.Request) {
+			assert.Equal(t, api.PathStatus, r.URL.Path)
+			io.WriteString(w, `{"program": "dfdaemon", "of": "a later version"}`)
+		},
+	} {
+		web := httptest.NewServer(h)
+		at := config.Address(web.Listener.Addr().String())
+		s, err := FetchStatus(t.Context(), "dfdaemon", at)
+		web.Close()
+		if name == "a dfdaemon's" {
+			require.NoError(t, err)
+			assert.Equal(t, "dfdaemon", s.Program)
+			continue
+		}
+		assert.ErrorContains(t, err, "what listens at "+string(at)+" answers ", name)
+		assert.ErrorContains(t, err, "api.listen", name)
+		_, err = FetchStatus(t.Context(), "dfdaemon", at)
+		assert.ErrorContains(t, err, "no dfdaemon answers at "+string(at))
 	}
 }

@@ -36,11 +36,11 @@ func FetchStatus(ctx context.Context, program string, at config.Address) (s api.
 		return s, fmt.Errorf("no %s answers at %s (%w); is it running, and is this its address?", program, at, err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return s, fmt.Errorf("asking %s at %s: %s", program, at, resp.Status)
+	if resp.StatusCode == http.StatusOK {
+		err = json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&s)
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&s); err != nil {
-		return s, fmt.Errorf("asking %s at %s: %w", program, at, err)
+	if resp.StatusCode != http.StatusOK || err != nil || s.Program == "" {
+		return s, fmt.Errorf("what listens at %s answers %s, and tells no status: that of a dfdaemon is at its api.listen, that of a supernode at its admin.listen", at, resp.Status)
 	}
 	return s, nil
 }
@@ -104,8 +104,68 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	if s.BadPieces > 0 {
 		line("BAD", "%s not match the digest; the log names who sent them", plural(int(s.BadPieces), "piece did", "pieces did"))
 	}
-	line("now", "%s open", plural(s.Downloads, "download", "downloads"))
+	outcomes := func(name, well string, o *api.Outcomes) {
+		if o == nil {
+			return
+		}
+		text := fmt.Sprintf("%d %s, %d refused, %d failed", o.OK, well, o.Refused, o.Failed)
+		if o.Canceled > 0 {
+			text += fmt.Sprintf(", %d left by the client", o.Canceled)
+		}
+		if !o.Last.IsZero() {
+			text += ", the last " + ago(o.Last, now)
+		}
+		line(name, "%s", text)
+		if f := o.Failure; f != nil {
+			line("FAILED", "%s: %s", ago(f.At, now), strings.Join(strings.Fields(strings.TrimPrefix(f.Name+": "+f.Error, ": ")), " "))
+		}
+	}
+	outcomes("pulls", "ended well", s.Pulls)
+	outcomes("seeds", "brought", s.Seeds)
+	line("now", "%s, %s open", plural(len(s.Running), "download runs", "downloads run"), plural(s.Downloads, "content", "contents"))
+	for i, r := range s.Running {
+		if i == runningShown {
+			line("", "and %d more (--json lists them)", len(s.Running)-i)
+			break
+		}
+		line("", "%s", running(r, s.Program, size))
+	}
 	return tw.Flush()
+}
+
+// runningShown is how many downloads a person is told of; quietMin from when on it is told
+// that nothing comes.
+const (
+	runningShown = 10
+	quietMin     = 5 * time.Second
+)
+
+// running tells of one download.
+func running(r api.RunningStatus, program string, size func(int64) string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s%s: ", prefixed("", r.Name+" "), r.ID.Short())
+	switch {
+	case r.Length < 0:
+		b.WriteString("nothing is known of it yet")
+	case r.Length > 0:
+		fmt.Fprintf(&b, "%d%% of %s", 100*r.Have/r.Length, size(r.Length))
+	}
+	if all := r.Received.Peers + r.Received.Seeds + r.Received.Origin; all > 0 && program == "dfdaemon" { // a supernode is there to ask origins
+		fmt.Fprintf(&b, ", %d%% of it from the cluster", 100*(r.Received.Peers+r.Received.Seeds)/all)
+	}
+	if quiet := time.Duration(r.Quiet * float64(time.Second)); quiet >= quietMin {
+		fmt.Fprintf(&b, ", NOTHING COMES for %s", quiet.Round(time.Second))
+	}
+	return strings.TrimSpace(b.String())
+}
+
+// ago tells how long something is past.
+func ago(then, now time.Time) string {
+	d := now.Sub(then)
+	if d >= time.Hour {
+		return strings.TrimSuffix(d.Truncate(time.Minute).String(), "0s") + " ago"
+	}
+	return d.Truncate(time.Second).String() + " ago"
 }
 
 // limited names the limits that there are.

@@ -125,6 +125,8 @@ type Download struct {
 	complete bool
 	// pieceTime is the usual time from one piece to the next, whoever sends them.
 	pieceTime time.Duration
+	asked     time.Time // when somebody first came with a spec
+	firstGot  time.Time
 	lastGot   time.Time
 	lastNews  time.Time // when a neighbour last told of a piece
 	local     bool      // what is in other zones is brought by this zone's gateways
@@ -310,7 +312,10 @@ func (d *Download) step(now time.Time) {
 }
 
 func (d *Download) show() {
-	s := &TaskStatus{ID: d.id, Links: len(d.links), Seeding: d.seeding, lastUse: d.lastUse}
+	s := &TaskStatus{ID: d.id, Links: len(d.links), Seeding: d.seeding, Name: d.spec.Name(), LastGot: d.lastGot, lastUse: d.lastUse}
+	if d.lastGot.IsZero() {
+		s.LastGot = d.asked
+	}
 	for _, w := range d.wants {
 		if w.reader != nil {
 			s.Readers++
@@ -320,6 +325,7 @@ func (d *Download) show() {
 		s.Facts = d.ledger.replica.Facts()
 		s.Have, s.Pieces = d.pick.Have().Count(), d.pick.Have().Len()
 	}
+	s.Wanted = d.wanted && !d.complete && (s.Readers > 0 || d.seeds() || d.pick == nil)
 	d.view.Store(s)
 }
 
@@ -330,6 +336,9 @@ func (d *Download) takeOffer() {
 	d.offerMu.Unlock()
 	if spec != nil {
 		d.spec, d.wanted, d.yielding = *spec, true, false
+		if d.asked.IsZero() {
+			d.asked = time.Now()
+		}
 	}
 	if whole {
 		d.toldFacts, d.toldDone = false, false // who asked again is told again
@@ -466,9 +475,26 @@ func (d *Download) noteComplete() {
 	d.progress.signal()
 	if !d.ledger.cached {
 		s := d.sources()
-		d.tell(slog.LevelInfo, "content complete", "bytes", d.ledger.replica.Facts().Length,
-			"peers", s.Peers, "seeds", s.Seeds, "origin", s.Origin, "inline", s.Inline, "links", len(d.links))
+		d.tell(slog.LevelInfo, "content complete", append([]any{"name", d.spec.Name(), "bytes", d.ledger.replica.Facts().Length,
+			"peers", s.Peers, "seeds", s.Seeds, "origin", s.Origin, "inline", s.Inline, "links", len(d.links)}, d.times()...)...)
 	}
+}
+
+// times tells how long the content took and what of it took longest, for the line of a log.
+func (d *Download) times() (attrs []any) {
+	if d.asked.IsZero() {
+		return nil
+	}
+	total := time.Since(d.asked)
+	slowest, took := "first piece", total
+	if !d.firstGot.IsZero() {
+		took = d.firstGot.Sub(d.asked)
+		attrs = append(attrs, "firstPiece", took.Round(time.Microsecond))
+		if rest := total - took; rest > took {
+			slowest, took = "the rest", rest
+		}
+	}
+	return append(attrs, "total", total.Round(time.Microsecond), "slowest", slowest, "slowestTook", took.Round(time.Microsecond))
 }
 
 // idle reports whether nobody needs the download any more.
@@ -541,7 +567,7 @@ func (d *Download) tellFailure() {
 	var f *api.Failure
 	switch {
 	case errors.As(d.err, &f):
-		d.tell(slog.LevelWarn, "download failed", "error", d.err)
+		d.tell(slog.LevelWarn, "download failed", append([]any{"name", d.spec.Name(), "error", d.err}, d.times()...)...)
 	case errors.Is(d.err, ErrRevoked) && !d.again:
 		f = &api.Failure{Status: http.StatusBadGateway, Message: d.err.Error()}
 	default:

@@ -448,6 +448,11 @@ type TaskStatus struct {
 	Seeding bool        `json:"seeding"` // from the origin
 	Sources Sources     `json:"sources"`
 	Links   int         `json:"links"`
+	// Name is the spec's; Wanted says that somebody waits for what is missing. LastGot is when
+	// the last piece came, or while there is none, when the content was asked for.
+	Name    string    `json:"name,omitempty"`
+	Wanted  bool      `json:"wanted"`
+	LastGot time.Time `json:"lastGot,omitzero"`
 	lastUse time.Time
 }
 

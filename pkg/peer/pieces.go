@@ -138,6 +138,9 @@ func (d *Download) got(i piece.Index, from *link) {
 		d.pieceTime += (min(now.Sub(d.lastGot), busyMax) - d.pieceTime) / 8
 	}
 	d.lastGot, d.lastUse = now, now
+	if d.firstGot.IsZero() {
+		d.firstGot = now
+	}
 	for _, l := range d.links {
 		d.drop(l, i)
 	}

@@ -148,9 +148,10 @@ type Pull struct {
 	Ranged bool
 	// Bytes of the body that were sent.
 	Bytes int64
-	// FirstByte is the time from the request to the first byte of the body, 0 when there
-	// was none; Total to the end.
-	FirstByte, Total time.Duration
+	// Asked is the time from the request until it was known whether the client may have the
+	// content, Opened until its facts were known, FirstByte until the first byte of the body;
+	// each is 0 when it did not come to that. Total is the time to the end.
+	Asked, Opened, FirstByte, Total time.Duration
 	// Err is why the request was refused or its body cut.
 	Err error
 	// Content is what was served, still open; nil when nothing was opened.

@@ -716,10 +716,12 @@ func TestEveryRequestIsObservedOnce(t *testing.T) {
 
 	ask(p, http.MethodGet, "/v2/app/blobs/"+string(b), "Range", "bytes=5-", "User-Agent", "containerd/2.4")
 	got := seen.last(t)
-	assert.Positive(t, got.FirstByte)
+	assert.Positive(t, got.Asked)
+	assert.GreaterOrEqual(t, got.Opened, got.Asked)
+	assert.GreaterOrEqual(t, got.FirstByte, got.Opened)
 	assert.GreaterOrEqual(t, got.Total, got.FirstByte)
 	assert.Same(t, s.contents[b], got.Content)
-	got.FirstByte, got.Total, got.Content = 0, 0, nil
+	got.Asked, got.Opened, got.FirstByte, got.Total, got.Content = 0, 0, 0, 0, nil
 	assert.Equal(t, registryproxy.Pull{
 		Endpoint: "blob", Method: "GET", Upstream: "r.test", Repository: "app", Reference: string(b), Task: b, Client: "containerd/2.4", Status: 206, Ranged: true, Bytes: 9995,
 	}, got)
@@ -729,6 +731,7 @@ func TestEveryRequestIsObservedOnce(t *testing.T) {
 	assert.Equal(t, 404, got.Status)
 	assert.Equal(t, "quay.io app v1 manifest", strings.Join([]string{got.Upstream, got.Repository, got.Reference, got.Endpoint}, " "))
 	assert.ErrorContains(t, got.Err, "quay.io answered 404 Not Found to /v2/app/manifests/v1")
+	assert.Zero(t, got.Asked, "nobody said yes")
 	ask(p, http.MethodGet, "/nonsense")
 	assert.Equal(t, 404, seen.last(t).Status)
 	assert.Len(t, seen.all, 3)

@@ -27,6 +27,7 @@ func (x *exchange) serveContent() *refusal {
 	if refused != nil {
 		return refused
 	}
+	x.pull.Asked = max(time.Since(x.began), 1) // 0 would say that it did not come to that
 	x.pull.Task = v.id
 	h := x.w.Header()
 	h.Set("Docker-Content-Digest", string(v.id))
@@ -64,6 +65,7 @@ func (x *exchange) serveContent() *refusal {
 		return x.failed(fmt.Errorf("opening %s: %w", x.t.path(), err))
 	}
 	x.pull.Content = content // closed when it was observed
+	x.pull.Opened = max(time.Since(x.began), 1)
 	if length := content.Facts().Length; v.length > 0 && !v.named && v.length != length {
 		// Something that says yes to everything, perhaps: whatever it has, this it has not.
 		x.desk.rights.drop(v.holder, v.object)

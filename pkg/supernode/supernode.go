@@ -170,6 +170,6 @@ func (s *Supernode) Addrs() map[string]string {
 func (s *Supernode) Status() api.Status {
 	out := s.node.Status()
 	out.Listen = s.Addrs()
-	out.Hosts = len(s.coordinator.Hosts())
+	out.Hosts, out.Seeds = len(s.coordinator.Hosts()), s.node.Seeds()
 	return out
 }

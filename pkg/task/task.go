@@ -125,6 +125,22 @@ type Spec struct {
 	Header map[string]secret.String
 }
 
+// Name is what people call the content: registry and repository, or the URL of a file without
+// what in it may be secret.
+func (s Spec) Name() string {
+	if s.URL == "" {
+		return strings.Trim(s.Upstream+"/"+s.Repository, "/")
+	}
+	name, _, _ := strings.Cut(s.URL, "?")
+	name, _, _ = strings.Cut(name, "#")
+	scheme, rest, ok := strings.Cut(name, "://")
+	if !ok {
+		return ""
+	}
+	host, path, _ := strings.Cut(rest, "/")
+	return scheme + "://" + host[strings.LastIndex(host, "@")+1:] + "/" + path
+}
+
 // WholeDigest returns the digest that the whole content must have, in OCI form.
 func (s Spec) WholeDigest() (string, bool) {
 	if s.Digest != "" {

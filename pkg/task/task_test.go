@@ -129,3 +129,15 @@ func TestNoVerbPrintsTheCredentialsOfASpec(t *testing.T) {
 		assert.NotContains(t, fmt.Sprintf(verb, &s), "hunter2", verb)
 	}
 }
+
+func TestANameHoldsNothingSecret(t *testing.T) {
+	for want, spec := range map[string]task.Spec{
+		"quay.io/a/b":               {Upstream: "quay.io", Repository: "a/b"},
+		"https://files.test:8443/f": {URL: "https://nina:geheim@files.test:8443/f?X-Amz-Signature=abc#part"},
+		"http://files.test/a@b/c":   {URL: "http://files.test/a@b/c"},
+		"http://files.test/":        {URL: "http://files.test?token=abc"},
+		"":                          {},
+	} {
+		assert.Equal(t, want, spec.Name())
+	}
+}

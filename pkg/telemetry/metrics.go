@@ -69,6 +69,7 @@ type Pulls struct {
 	bytes            *prometheus.CounterVec
 	unconfirmed      *prometheus.CounterVec
 	firstByte, total prometheus.Histogram
+	outcomes         outcomes
 }
 
 // What is Unconfirmed: what a registry would have been asked about, had it answered.
@@ -114,6 +115,7 @@ func (p *Pulls) count(pull Pull) {
 	if p == nil {
 		return
 	}
+	p.outcomes.add(pull.Result, pull.Name, pull.Err)
 	p.ended.WithLabelValues(known(pull.Kind, kinds, task.Plain), known(pull.Result, allResults, Failed)).Inc()
 	for s, n := range pull.Bytes.each() {
 		p.bytes.WithLabelValues(string(s)).Add(float64(max(0, n)))
@@ -219,6 +221,7 @@ type Owner struct {
 	announces *prometheus.CounterVec
 	took      prometheus.Histogram
 	seeds     *prometheus.CounterVec
+	outcomes  outcomes
 }
 
 // events are those of the announces; another one counts as "other".
@@ -254,9 +257,10 @@ func (o *Owner) Announced(took time.Duration, entries ...string) {
 	}
 }
 
-// Seeded counts a seed that ended.
-func (o *Owner) Seeded(r Result) {
+// Seeded counts a seed that ended; err says why it did not end well.
+func (o *Owner) Seeded(r Result, id task.ID, err error) {
 	if o != nil {
 		o.seeds.WithLabelValues(known(r, allResults, Failed)).Inc()
+		o.outcomes.add(r, id.Short(), err)
 	}
 }

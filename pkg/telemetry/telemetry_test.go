@@ -77,7 +77,7 @@ func TestLabelsHaveNoValueThatSomebodyMadeUp(t *testing.T) {
 		evil := fmt.Sprint("x", i)
 		pulls.Finished(nil, telemetry.Pull{Kind: task.Kind(evil), Result: telemetry.Result(evil), FirstByte: 1, Total: 1})
 		owner.Announced(time.Second, evil, string(api.Started))
-		owner.Seeded(telemetry.Result(evil))
+		owner.Seeded(telemetry.Result(evil), "", nil)
 	}
 	after, err := testutil.GatherAndCount(reg)
 	require.NoError(t, err)
@@ -92,7 +92,7 @@ func TestWhatHappensIsCounted(t *testing.T) {
 	for _, e := range []api.Event{api.Started, api.Progress, api.Completed, api.Stopped, api.Starving} {
 		owner.Announced(time.Millisecond, string(e))
 	}
-	owner.Seeded(telemetry.Failed)
+	owner.Seeded(telemetry.Failed, "sha256:aa", errors.New("no route"))
 	rec := httptest.NewRecorder()
 	telemetry.Admin(reg, &telemetry.Ready{}, telemetry.Build{}, nil).ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
 	require.Equal(t, 200, rec.Code)
@@ -140,7 +140,7 @@ func TestGroupsThatAreNotThereCountNothing(t *testing.T) {
 	)
 	pulls.Finished(nil, telemetry.Pull{})
 	owner.Announced(0, "started")
-	owner.Seeded(telemetry.OK)
+	owner.Seeded(telemetry.OK, "", nil)
 }
 
 func logger(t *testing.T, w io.Writer, format string) *slog.Logger {
@@ -352,4 +352,34 @@ func TestTheBuildIsToldInOneLine(t *testing.T) {
 	assert.Equal(t, "(devel), go1.26.0", telemetry.Build{Version: "(devel)", Go: "go1.26.0"}.String())
 	assert.NotEmpty(t, telemetry.ReadBuild().Go)
 	assert.NotEmpty(t, telemetry.ReadBuild().Version)
+}
+
+func TestOutcomesAreRememberedWithTheLastFailureAndNoSecret(t *testing.T) {
+	pulls := telemetry.NewPulls(prometheus.NewRegistry())
+	assert.Zero(t, *pulls.Outcomes())
+	for _, r := range []telemetry.Result{telemetry.OK, telemetry.OK, telemetry.Refused, telemetry.Canceled} {
+		pulls.Finished(nil, telemetry.Pull{Result: r})
+	}
+	assert.Nil(t, pulls.Outcomes().Failure)
+	pulls.Finished(nil, telemetry.Pull{Name: "files.test/f", Result: telemetry.Failed, Err: &url.Error{Op: "Get", URL: "http://a.test/?token=hunter2", Err: errors.New("no route")}})
+	before := pulls.Outcomes()
+	assert.Equal(t, []int64{2, 1, 1, 1}, []int64{before.OK, before.Refused, before.Failed, before.Canceled})
+	assert.WithinDuration(t, time.Now(), before.Last, time.Minute)
+	assert.Equal(t, "files.test/f", before.Failure.Name)
+	assert.Contains(t, before.Failure.Error, "no route")
+	assert.NotContains(t, before.Failure.Error, "hunter2")
+
+	pulls.Finished(nil, telemetry.Pull{Result: telemetry.Failed, Err: errors.New(strings.Repeat("long ", 10_000))})
+	assert.Less(t, len(pulls.Outcomes().Failure.Error), 2000)
+	assert.Equal(t, "files.test/f", before.Failure.Name, "what was told does not change")
+	pulls.Finished(nil, telemetry.Pull{Result: telemetry.Failed})
+	assert.NotEmpty(t, pulls.Outcomes().Failure.Error)
+
+	owner := telemetry.NewOwner(prometheus.NewRegistry(), func() telemetry.OwnerStats { return telemetry.OwnerStats{} })
+	owner.Seeded(telemetry.Failed, task.ID("sha256:"+strings.Repeat("ab", 32)), errors.New("no route"))
+	assert.Equal(t, "sha256:abababababab", owner.Outcomes().Failure.Name)
+	var none *telemetry.Pulls
+	assert.Nil(t, none.Outcomes())
+	var nobody *telemetry.Owner
+	assert.Nil(t, nobody.Outcomes())
 }
