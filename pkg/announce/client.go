@@ -2,7 +2,8 @@
 // whom to talk to.
 //
 // A pull never dies because owners do: who does not answer is passed over for the next in
-// the order that all hosts agree on, and the last resort is a coordinator of one's own.
+// the order that all hosts agree on. Where no owner is left, the hosts that owners named for that
+// case stand in, and the last resort is a coordinator of one's own.
 // What a host holds is told to the first two owners of each task, so that the second knows
 // it when the first dies. Start at [Client.Announce].
 package announce
@@ -72,8 +73,11 @@ type Config struct {
 	// Withdrawn takes in what an owner remembers as withdrawn, also what it took in before;
 	// an error has it told again. Nil: nobody wants to know.
 	Withdrawn func([]api.Withdrawal) error
-	// Local is the host's own coordinator, asked when no owner answers; nil: there is none.
+	// Local is the host's own coordinator. It is asked for the tasks that this host leads, as
+	// an owner or a standby, and when nobody else answers; nil: there is none.
 	Local Announcer
+	// Standby says that this host takes the announces of others, at the address of Host.
+	Standby bool
 	// Patience is how long owners that are silent, but refuse nothing, are asked before
 	// Local is: a pull starves machines of CPU, and an owner that is slow is not dead. If
 	// every host took it for dead at once, every host would go to the registry. Default 4 s.
@@ -89,6 +93,8 @@ type Config struct {
 type Client struct {
 	cfg Config
 	log *slog.Logger
+	// clear says once that there is no TLS.
+	clear sync.Once
 
 	// changed tells Run that owners came or went; ended is closed when Run has ended.
 	changed chan struct{}
@@ -100,6 +106,10 @@ type Client struct {
 	listed []string
 	owners map[string]*owner
 	active map[task.ID]*activity
+	// standbys are the hosts that owners named last. While all owners are lost, standing is
+	// true, and those of them that are not this host are in owners, too.
+	standbys []string
+	standing bool
 }
 
 // activity is a task that this host downloads now.
@@ -116,6 +126,9 @@ const (
 	none  = ""
 	local = "local"
 )
+
+// here stands for this host in lists of owners.
+var here = &owner{addr: local}
 
 // New returns a Client; nothing is sent before Run.
 func New(cfg Config) *Client {
@@ -147,7 +160,9 @@ func New(cfg Config) *Client {
 		active:  make(map[task.ID]*activity),
 	}
 	for _, addr := range cfg.Owners {
-		c.owners[addr] = newOwner(addr)
+		if !c.isHere(addr) {
+			c.owners[addr] = newOwner(addr)
+		}
 	}
 	return c
 }
@@ -204,7 +219,7 @@ func (c *Client) Owners() []api.OwnerStatus {
 	defer c.mu.Unlock()
 	out := make([]api.OwnerStatus, 0, len(c.owners))
 	for _, o := range c.owners {
-		s := api.OwnerStatus{Addr: o.addr, Alive: o.met && !o.down()}
+		s := api.OwnerStatus{Addr: o.addr, Alive: o.met && !o.down(), Standby: o.standby}
 		if o.down() {
 			s.Error = o.err.Error()
 			if cause := errors.Unwrap(o.err); cause != nil {
@@ -215,6 +230,13 @@ func (c *Client) Owners() []api.OwnerStatus {
 	}
 	slices.SortFunc(out, func(a, b api.OwnerStatus) int { return strings.Compare(a.Addr, b.Addr) })
 	return out
+}
+
+// Standbys lists the hosts that are asked while no owner answers, this one perhaps among them.
+func (c *Client) Standbys() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.standbys)
 }
 
 // forget drops the specs of tasks that are not announced any more.
@@ -229,22 +251,35 @@ func (c *Client) forget(now time.Time) {
 }
 
 // Announce tells the task's owner and returns its answer. Owners are asked in the order of
-// the task until one answers, each for at most Budget. The host's own coordinator is the
-// last resort of a download that starts or starves: it is asked when every owner refuses
-// connections or has been silent for Patience. Before Run, an announce waits for it.
+// the task until one answers, each for at most Budget. When every owner refuses connections or
+// has been silent for Patience, standbys are asked in the same way. The host's own coordinator is
+// the last resort of a download that starts or starves, when that is true of standbys, too.
+// Before Run, an announce waits for it.
+//
+// Credentials go to owners over TLS only: without it, the host leads the tasks itself that it has
+// credentials for.
 //
 // The error tells of every owner that was tried; it is ctx's when that ended, and
 // [ErrStopped] when Run has.
 func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, error) {
+	if c.exposes(e) {
+		if c.cfg.Local == nil {
+			return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), errClear)
+		}
+		return c.askLocal(ctx, e, []error{errClear})
+	}
 	patience := time.NewTimer(c.cfg.Patience)
 	defer patience.Stop()
 	var failures []error
 	for {
-		route := c.route(e.Task)
+		route, standing := c.route(e.Task)
 		if len(route) > 0 {
 			failures = nil
 		}
 		for _, o := range route {
+			if o == here {
+				return c.askLocal(ctx, e, failures)
+			}
 			a, err := c.ask(ctx, o, e)
 			if err == nil {
 				return a, nil
@@ -254,6 +289,9 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, err
 			}
 			failures = append(failures, err)
 		}
+		if !standing && c.isStanding() {
+			continue // they were called meanwhile
+		}
 		urgent := e.Event == api.Started || e.Event == api.Starving
 		switch {
 		case len(failures) == 0 && c.cfg.Local == nil:
@@ -262,10 +300,17 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, err
 		case c.cfg.Local == nil, len(route) > 0 && !urgent:
 			return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), errors.Join(failures...))
 		case c.lost():
+			if c.callStandbys() {
+				continue
+			}
 			return c.askLocal(ctx, e, failures)
 		}
 		select {
 		case <-patience.C:
+			if c.callStandbys() {
+				patience.Reset(c.cfg.Patience)
+				continue
+			}
 			return c.askLocal(ctx, e, failures)
 		case <-time.After(roundPause):
 		case <-ctx.Done():
@@ -292,6 +337,11 @@ func (c *Client) askLocal(ctx context.Context, e api.Entry, failures []error) (a
 func (c *Client) lost() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.allLost()
+}
+
+// allLost is lost, standbys among the owners when they are called; mu is held.
+func (c *Client) allLost() bool {
 	for _, o := range c.owners {
 		if !o.lost(c.cfg.Patience) {
 			return false
@@ -326,39 +376,55 @@ func (c *Client) ask(ctx context.Context, o *owner, e api.Entry) (api.Assignment
 }
 
 // route lists the owners to ask for a task: those that answer, in the task's order, then
-// those that are silent. One that is lost is asked only where there is no last resort.
-func (c *Client) route(id task.ID) (route []*owner) {
+// those that are silent. One that is lost is asked only where there is no last resort. It
+// tells, too, whether standbys are among them.
+func (c *Client) route(id task.ID) (route []*owner, standing bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var down []*owner
-	for _, addr := range c.order(id) {
-		switch o := c.owners[addr]; {
+	for _, o := range c.order(id) {
+		switch {
 		case !o.down():
 			route = append(route, o)
 		case c.cfg.Local == nil || !o.lost(c.cfg.Patience):
 			down = append(down, o)
 		}
 	}
-	return append(route, down...)
+	return append(route, down...), c.standing
 }
 
-// order returns the addresses of the owners of a task, from the first to the last. Those
-// that were configured but are not in the live list come after it. mu is held.
-func (c *Client) order(id task.ID) []string { return c.ordered(string(id)) }
+// order returns the owners of a task, from the first to the last, this host among them where
+// it is one. Those that were configured but are not in the live list come after it, then
+// standbys when they are called. mu is held.
+func (c *Client) order(id task.ID) []*owner { return c.ordered(string(id)) }
 
 // ordered is order for any key.
-func (c *Client) ordered(key string) []string {
-	order := rendezvous.Order(key, c.listed)
-	if len(c.owners) == len(c.listed) {
-		return order
+func (c *Client) ordered(key string) (order []*owner) {
+	add := func(addrs []string) {
+		for _, addr := range rendezvous.Order(key, addrs) {
+			switch o := c.owners[addr]; {
+			case c.isHere(addr):
+				order = append(order, here)
+			case o != nil:
+				order = append(order, o)
+			}
+		}
 	}
+	add(c.listed)
 	var rest []string
-	for addr := range c.owners {
-		if !slices.Contains(c.listed, addr) {
+	for addr, o := range c.owners {
+		if !o.standby && !slices.Contains(c.listed, addr) {
 			rest = append(rest, addr)
 		}
 	}
-	return append(order, rendezvous.Order(key, rest)...)
+	add(rest)
+	if c.standing {
+		add(slices.DeleteFunc(slices.Clone(c.standbys), func(addr string) bool {
+			o := c.owners[addr]
+			return o != nil && !o.standby // it is there already
+		}))
+	}
+	return order
 }
 
 // prepare completes an entry for an owner that may not know of the task yet: whoever takes
@@ -407,7 +473,7 @@ func (c *Client) told(ctx context.Context, e api.Entry, to string) {
 	case api.Completed, api.Stopped:
 		delete(c.active, e.Task)
 		for _, o := range c.firstTwo(e.Task) {
-			if o.addr != to && o.addr != former {
+			if o.addr != to && o.addr != former && o != here {
 				o.enqueue(&call{entry: e})
 			}
 		}
@@ -432,8 +498,8 @@ func (c *Client) told(ctx context.Context, e api.Entry, to string) {
 
 // firstTwo returns the first owners of a task among those that answer. mu is held.
 func (c *Client) firstTwo(id task.ID) (two []*owner) {
-	for _, addr := range c.order(id) {
-		if o := c.owners[addr]; !o.down() {
+	for _, o := range c.order(id) {
+		if !o.down() {
 			if two = append(two, o); len(two) == 2 {
 				break
 			}
@@ -496,23 +562,33 @@ func (c *Client) learn(addr string) *owner {
 		return nil
 	}
 	c.list(append(slices.Clone(c.listed), addr))
-	return c.owners[addr]
+	return c.owners[addr] // nil for this host itself
 }
 
 // list takes a new list of live owners. mu is held.
 func (c *Client) list(addrs []string) {
 	c.listed = addrs
 	for _, addr := range addrs {
-		if c.owners[addr] == nil {
+		if !c.isHere(addr) && (c.owners[addr] == nil || c.owners[addr].standby) {
 			c.owners[addr] = newOwner(addr)
 		}
 	}
 	for addr, o := range c.owners {
 		if !slices.Contains(addrs, addr) && !slices.Contains(c.cfg.Owners, addr) {
-			delete(c.owners, addr)
-			o.fail(fmt.Errorf("owner %s is no owner any more", addr))
+			c.dismiss(o)
 		}
 	}
+	c.change()
+}
+
+// dismiss takes an owner out. mu is held.
+func (c *Client) dismiss(o *owner) {
+	delete(c.owners, o.addr)
+	o.fail(fmt.Errorf("owner %s is no owner any more", o.addr))
+}
+
+// change tells Run that owners came or went.
+func (c *Client) change() {
 	select {
 	case c.changed <- struct{}{}:
 	default:

@@ -168,6 +168,9 @@ func inTown(t *testing.T, w *town, cfg Config, test func(t *testing.T, c *Client
 				cfg.Owners = append(cfg.Owners, addr)
 			}
 		}
+		if cfg.Scheme == "" {
+			cfg.Scheme = "https"
+		}
 		c := New(cfg)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
@@ -553,7 +556,7 @@ func TestARedirectIsFollowedOnce(t *testing.T) {
 func TestTheEndIsToldToOwnersWithinASecond(t *testing.T) {
 	w := newTown(three...)
 	synctest.Test(t, func(t *testing.T) {
-		c := New(Config{Host: self, Owners: three, Client: &http.Client{Transport: w}})
+		c := New(Config{Host: self, Owners: three, Scheme: "https", Client: &http.Client{Transport: w}})
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- c.Run(ctx) }()

@@ -47,6 +47,8 @@ type owner struct {
 	err error
 	// declared says that it failed for so long that the others were told what it knew.
 	declared bool
+	// standby says that it is asked only while all others are lost.
+	standby bool
 }
 
 // call is an entry on its way; done is nil when nobody waits for the answer.
@@ -85,6 +87,11 @@ func refuses(err error) bool {
 // enqueue puts a call in the queue. Client.mu is held.
 func (o *owner) enqueue(q *call) {
 	o.queue = append(o.queue, q)
+	o.poke()
+}
+
+// poke has the sender look whether there is something to send, and announce in any case.
+func (o *owner) poke() {
 	select {
 	case o.wake <- struct{}{}:
 	default:
@@ -179,7 +186,7 @@ func (c *Client) gather(o *owner) (b batch) {
 func (c *Client) send(ctx context.Context, o *owner, b batch) time.Duration {
 	bounded, cancel := context.WithTimeout(ctx, c.budget())
 	response, err := c.post(bounded, o.addr, api.AnnounceRequest{
-		Version: api.Version, Host: c.cfg.Host, Generation: c.cfg.Generation, Entries: b.entries,
+		Version: api.Version, Host: c.cfg.Host, Generation: c.cfg.Generation, Entries: b.entries, Standby: c.cfg.Standby,
 	})
 	cancel()
 	if err != nil {
@@ -205,8 +212,8 @@ func (c *Client) send(ctx context.Context, o *owner, b batch) time.Duration {
 			o.resync, o.backlog = true, nil
 		}
 	}
-	if len(response.Owners) > 0 && !slices.Equal(response.Owners, c.listed) {
-		c.list(response.Owners)
+	if !o.standby {
+		c.heard(response)
 	}
 	if response.IntervalMillis <= 0 {
 		return intervalFirst
@@ -231,6 +238,9 @@ func (c *Client) failed(ctx context.Context, o *owner, b batch, err error) time.
 		c.log.Warn("owner does not answer", "owner", o.addr, "err", err)
 	}
 	o.err, o.refused = err, refuses(err)
+	if !c.standing && c.allLost() {
+		c.call() // so that they know what is held before somebody asks for it
+	}
 	o.backoff = min(max(backoffMin, 2*o.backoff), backoffMax)
 	// Whatever it knew, it may have forgotten when it comes back.
 	o.resync, o.backlog = true, nil
@@ -326,6 +336,7 @@ func decodeResponse(b []byte, n int) (api.AnnounceResponse, error) {
 		api.AnnounceResponse
 		Assignments json.RawMessage `json:"assignments"`
 		Owners      json.RawMessage `json:"owners"`
+		Standbys    json.RawMessage `json:"standbys"`
 	}
 	if err := json.Unmarshal(b, &wire); err != nil {
 		return api.AnnounceResponse{}, err
@@ -352,6 +363,14 @@ func decodeResponse(b []byte, n int) (api.AnnounceResponse, error) {
 	response.Owners = slices.DeleteFunc(response.Owners, func(addr string) bool { return !isAddress(addr) })
 	slices.Sort(response.Owners)
 	response.Owners = slices.Compact(response.Owners)
+	if wire.Standbys != nil {
+		if response.Standbys, err = api.UnmarshalList[string](wire.Standbys, api.StandbysMax, 512); err != nil {
+			return api.AnnounceResponse{}, fmt.Errorf("standbys: %w", err)
+		}
+	}
+	response.Standbys = slices.DeleteFunc(response.Standbys, func(addr string) bool { return !isAddress(addr) })
+	slices.Sort(response.Standbys)
+	response.Standbys = slices.Compact(response.Standbys)
 	response.IntervalMillis = min(max(response.IntervalMillis, 0), 60_000)
 	for i := range response.Assignments {
 		purify(&response.Assignments[i])

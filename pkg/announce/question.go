@@ -17,6 +17,9 @@ import (
 // holds a credential and there is no TLS to send it over.
 var ErrNoOwner = errors.New("no owner can be asked")
 
+// ErrHere tells that this host itself is the one that all hosts ask.
+var ErrHere = errors.New("this host is to answer it")
+
 // heardWithin is how long an owner may take to say that it has heard a question. The answer
 // itself may take as long as the registry does.
 const heardWithin = time.Second
@@ -25,7 +28,8 @@ var errUnheard = fmt.Errorf("the owner did not hear within %s", heardWithin)
 
 // Question asks the owner of a question, so that all hosts of the cluster ask the registry
 // once. A live owner says at once that it has heard; one that does not within a second is
-// passed over, and the caller asks the registry itself.
+// passed over, and the caller asks the registry itself. The error is an [ErrHere] where all others
+// would ask this host.
 func (c *Client) Question(ctx context.Context, q api.Question) (api.Answer, error) {
 	if q.Authorization != "" && c.cfg.Scheme != "https" {
 		return api.Answer{}, fmt.Errorf("asking about %s: %w: credentials go to owners over TLS only", q, ErrNoOwner)
@@ -39,7 +43,16 @@ func (c *Client) Question(ctx context.Context, q api.Question) (api.Answer, erro
 	unheard := time.AfterFunc(heardWithin, func() { cancel(errUnheard) })
 	defer unheard.Stop()
 	failures := []error{ErrNoOwner}
-	for _, addr := range c.answering(q.Key()) {
+	tried := map[string]bool{}
+	for {
+		addr := c.answering(q.Key(), tried)
+		if addr == local {
+			failures = append(failures, ErrHere)
+		}
+		if addr == local || addr == none {
+			break
+		}
+		tried[addr] = true
 		a, err := c.postQuestion(ctx, addr, body, unheard)
 		if err == nil {
 			return a, nil
@@ -53,20 +66,45 @@ func (c *Client) Question(ctx context.Context, q api.Question) (api.Answer, erro
 			failures = append(failures, cause)
 			break
 		}
+		c.suspect(addr, err)
 	}
 	return api.Answer{}, fmt.Errorf("asking about %s: %w", q, errors.Join(failures...))
 }
 
-// answering lists the owners that answer, in the order of a key.
-func (c *Client) answering(key string) (list []string) {
+// answering returns the first owner in the order of a key that answers and was not tried, local
+// where this host is it, and none where there is no other.
+func (c *Client) answering(key string, tried map[string]bool) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, addr := range c.ordered(key) {
-		if o := c.owners[addr]; !o.down() {
-			list = append(list, addr)
+	for _, o := range c.ordered(key) {
+		switch {
+		case o == here:
+			return local
+		case !o.down() && !tried[o.addr]:
+			return o.addr
 		}
 	}
-	return list
+	return none
+}
+
+// suspect has an owner that refused a connection announced to at once, which finds out whether
+// it is dead, and calls standbys where all owners are.
+func (c *Client) suspect(addr string, err error) {
+	if !refuses(err) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := c.owners[addr]
+	if o == nil || o.down() {
+		return
+	}
+	o.downSince, o.err, o.refused = time.Now(), err, true
+	c.log.Warn("owner does not answer", "owner", addr, "err", err)
+	o.poke()
+	if c.allLost() {
+		c.call()
+	}
 }
 
 // postQuestion makes one request.

@@ -28,6 +28,7 @@ const (
 	InlineMax    = 64 << 10 // bytes of content inside an answer
 	FailureMax   = 8 << 10  // bytes of an origin's error body
 	NeighboursIn = 64       // neighbours in one assignment
+	StandbysMax  = 8        // standbys in one answer
 )
 
 // Event is what happened to a task on the announcing host.
@@ -50,6 +51,9 @@ type AnnounceRequest struct {
 	// the host's former life announced.
 	Generation uint64  `json:"generation"`
 	Entries    []Entry `json:"entries,omitempty"`
+	// Standby says that the host takes announces and questions itself, at its own address, and
+	// leads tasks of others while no owner answers them.
+	Standby bool `json:"standby,omitempty"`
 	// Leaving says that the host goes away now, with everything it holds.
 	Leaving bool `json:"leaving,omitempty"`
 }
@@ -78,6 +82,9 @@ type AnnounceResponse struct {
 	Resync bool `json:"resync,omitempty"`
 	// Owners are the API addresses of all live owners; empty means "no news".
 	Owners []string `json:"owners,omitempty"`
+	// Standbys are the addresses of the hosts to ask instead while no owner answers, the same for
+	// all hosts; empty means "no news".
+	Standbys []string `json:"standbys,omitempty"`
 	// Withdrawn is the mark of all withdrawals that the owner remembers: whoever was not told
 	// the same mark before asks for them (PathWithdrawals). Empty: there are none.
 	Withdrawn string `json:"withdrawn,omitempty"`

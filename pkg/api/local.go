@@ -132,6 +132,8 @@ type Status struct {
 	Limits Limits `json:"limits,omitzero"`
 	// Owners are the supernodes that this node knows.
 	Owners []OwnerStatus `json:"owners,omitempty"`
+	// Standbys are the hosts that this node would ask while none of them answers.
+	Standbys []string `json:"standbys,omitempty"`
 	// Embedded says that the node leads its own tasks.
 	Embedded bool `json:"embedded,omitempty"`
 	// Hosts is the number of hosts that announce to this owner.
@@ -198,6 +200,8 @@ type OwnerStatus struct {
 	Addr  string `json:"addr"`
 	Alive bool   `json:"alive"`
 	Error string `json:"error,omitempty"`
+	// Standby says that it is another dfdaemon, which stands in while no supernode answers.
+	Standby bool `json:"standby,omitempty"`
 }
 
 // TaskStatus is one task on one node.

@@ -40,7 +40,11 @@ type Dfdaemon struct {
 
 	// Supernodes are the API addresses of supernodes, host:port each; one live one is
 	// enough, for it tells of the others. With none given the daemon leads its own tasks and is
-	// a pull-through cache by itself; it does so too while none of them answers.
+	// a pull-through cache by itself. While none of them answers, three dfdaemons stand in for
+	// them (peer.standby).
+	//
+	// A cluster may do without supernodes: give all its dfdaemons the same list of the piece
+	// addresses (peer.advertise) of a few of them, which then lead.
 	Supernodes []Address `key:"supernodes"`
 
 	Limits Limits `key:"limits"`
@@ -225,6 +229,12 @@ type Peer struct {
 	// on. Default: the listen address, or where that is all addresses, the one that this
 	// machine uses towards its supernodes.
 	Advertise Address `key:"advertise"`
+	// Standby lets this node lead tasks of others, asked at the piece wire's address. Supernodes
+	// name three such nodes, whom all ask while no supernode answers.
+	//
+	// A node that leads brings contents from their registries for all others, with the credentials
+	// of their clients. Without standbys each node asks registries itself meanwhile.
+	Standby bool `key:"standby" default:"true"`
 	Upload
 }
 

@@ -29,6 +29,17 @@ import (
 // announce gets the rest from the piece wire.
 const inlineTotal = 4 << 20
 
+const (
+	// standbysNamed is how many hosts are told to be asked while no owner answers. One is enough
+	// to keep a crowd from the origin, and more die less easily together; each gets the
+	// announces of all hosts then.
+	standbysNamed = 3
+	// standbysAfter is how long an owner must have run before it names any: an idle host
+	// announces every five seconds, and who has not heard all of them names others than its
+	// fellow owners do.
+	standbysAfter = 6 * time.Second
+)
+
 // Store is what a Coordinator asks of its host's piece store.
 type Store interface {
 	Open(id task.ID) (piece.Replica, error)
@@ -70,6 +81,8 @@ type Coordinator struct {
 	sched *scheduler.Scheduler
 	// facts of contents that somebody wants or holds.
 	facts map[task.ID]piece.Facts
+	// standbys as they are told in answers; the list is never changed.
+	standbys []string
 }
 
 // New returns a Coordinator that knows what its own store holds, and nobody else yet.
@@ -100,6 +113,7 @@ func New(cfg Config) *Coordinator {
 // Run lets time pass for the scheduler until ctx ends; it returns nil. Without it, hosts
 // that fall silent are still left out of answers, but never forgotten.
 func (c *Coordinator) Run(ctx context.Context) error {
+	begun := time.Now()
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	for {
@@ -108,6 +122,9 @@ func (c *Coordinator) Run(ctx context.Context) error {
 			return nil
 		case now := <-ticker.C:
 			c.tick(now)
+			if now.Sub(begun) >= standbysAfter {
+				c.findStandbys(now)
+			}
 		}
 	}
 }
@@ -125,6 +142,13 @@ func (c *Coordinator) tick(now time.Time) {
 		c.log.Info("host fell silent", "host", id)
 	}
 	c.seed(changes.Seeds)
+}
+
+// findStandbys looks who is to be asked while no owner answers.
+func (c *Coordinator) findStandbys(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.standbys = c.sched.Standbys(now, standbysNamed)
 }
 
 func (c *Coordinator) seed(specs []task.Spec) {
@@ -162,7 +186,7 @@ func (c *Coordinator) ServeAnnounce(_ context.Context, r api.AnnounceRequest) (a
 }
 
 func (c *Coordinator) answer(r api.AnnounceRequest) (api.AnnounceResponse, error) {
-	report := scheduler.Report{Host: r.Host, Generation: r.Generation, Leaving: r.Leaving, Entries: make([]scheduler.Entry, len(r.Entries))}
+	report := scheduler.Report{Host: r.Host, Generation: r.Generation, Leaving: r.Leaving, Standby: r.Standby, Entries: make([]scheduler.Entry, len(r.Entries))}
 	refused := make([]error, len(r.Entries))
 	for i, e := range r.Entries {
 		// An entry that is refused keeps its place, so that answers are in order; without
@@ -177,6 +201,7 @@ func (c *Coordinator) answer(r api.AnnounceRequest) (api.AnnounceResponse, error
 
 	c.mu.Lock()
 	decided, err := c.sched.Announce(time.Now(), report)
+	standbys := c.standbys
 	c.mu.Unlock()
 	// Before anything else, also before an error: the scheduler counts on it.
 	c.seed(decided.Seeds)
@@ -195,6 +220,7 @@ func (c *Coordinator) answer(r api.AnnounceRequest) (api.AnnounceResponse, error
 		IntervalMillis: int(decided.Interval.Milliseconds()),
 		Resync:         decided.Unknown,
 		Assignments:    make([]api.Assignment, len(r.Entries)),
+		Standbys:       standbys,
 	}
 	if c.cfg.Owners != nil {
 		response.Owners = c.cfg.Owners()

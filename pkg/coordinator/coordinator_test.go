@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -151,6 +152,60 @@ func TestTheHostsThatAnnounceAreListedByName(t *testing.T) {
 	assert.Equal(t, member("2"), hosts[1].Host)
 	assert.Equal(t, []int{0, 2}, []int{hosts[0].Tasks, hosts[1].Tasks})
 	assert.WithinDuration(t, time.Now(), hosts[1].Seen, time.Minute)
+}
+
+func TestTheHostsThatStandInAreNamedOnceAllHaveBeenHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, second := newRig(nil), newRig(nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		var runs sync.WaitGroup
+		for _, r := range []*rig{first, second} {
+			runs.Go(func() { assert.NoError(t, r.Run(ctx)) })
+		}
+		named := func(r *rig) []string { return r.serve(t, member("f")).Standbys }
+		say := func(r *rig, digit string, standby bool) {
+			_, err := r.ServeAnnounce(t.Context(), api.AnnounceRequest{Version: 1, Host: member(digit), Generation: 7, Standby: standby})
+			require.NoError(t, err)
+		}
+		crowd := []string{"1", "2", "3", "4", "5", "6", "7", "8", "9"}
+		all := func(except string) {
+			for _, digit := range crowd {
+				if digit != except {
+					say(first, digit, true)
+				}
+			}
+			for _, digit := range slices.Backward(crowd) {
+				if digit != except {
+					say(second, digit, true)
+				}
+			}
+			say(first, "a", false)
+		}
+		all("")
+		assert.Empty(t, named(first), "it does not know yet who else there is")
+		time.Sleep(standbysAfter + time.Second)
+		synctest.Wait()
+		was := named(first)
+		assert.Len(t, was, standbysNamed)
+		assert.Equal(t, was, named(second), "every owner names the same")
+		assert.NotContains(t, was, member("f").Addr, "it did not say that it can")
+
+		// One of them dies: the others stay, and another takes its place.
+		dead := strings.TrimSuffix(strings.TrimPrefix(was[0], "10.0.0."), ":65002")
+		for range 4 {
+			time.Sleep(5 * time.Second)
+			all(dead)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		is := named(first)
+		assert.Len(t, is, standbysNamed)
+		assert.NotContains(t, is, was[0])
+		assert.Subset(t, is, was[1:])
+		assert.Equal(t, is, named(second))
+		cancel()
+		runs.Wait()
+	})
 }
 
 func TestAnObserverIsToldOfEachAnnounce(t *testing.T) {

@@ -39,6 +39,8 @@ type Daemon struct {
 	files       *files
 	pulls       *pulls
 	proxy       *registryproxy.Proxy
+	// desk answers others what is the same for all hosts, where this one stands in for owners.
+	desk        *registryproxy.Desk
 	mirror, api net.Listener
 	// mirrors are those of mirror.listeners, in their order.
 	mirrors []net.Listener
@@ -53,7 +55,7 @@ type Daemon struct {
 func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 	d = &Daemon{cfg: cfg}
 	d.node, err = node.New(node.Config{
-		Program: "dfdaemon", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster,
+		Program: "dfdaemon", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster, Asked: cfg.Peer.Standby,
 		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Towards: cfg.Supernodes, Logger: logger,
 	})
 	if err != nil {
@@ -85,7 +87,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 	var shared func(context.Context, api.Question) (api.Answer, error)
 	if len(cfg.Supernodes) > 0 {
 		d.client = d.newClient()
-		announcer, shared = d.client, d.client.Question
+		announcer, shared = d.client, d.question
 	}
 	d.node.Connect(announcer, d.node.Watch(d.coordinator))
 	d.pulls = &pulls{metrics: telemetry.NewPulls(d.node.Metrics), log: d.node.Log, embedded: d.leads}
@@ -102,8 +104,21 @@ func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 		Upstream: d.node.Origins.Registries, Default: cfg.Mirror.DefaultUpstream, Allow: d.node.Origins.Registries.Allow, Observe: d.pulls.mirrored,
 		Vouches: d.node.Origins.Registries.Listed, Credentialed: d.node.Origins.Registries.Credentialed, Shared: shared, Policy: policy(cfg.Mirror),
 	})
-	d.node.OnWithdrawal(func(task.ID) { d.proxy.Forget() })
+	d.desk = registryproxy.NewDesk(d.node.Origins.Registries)
+	d.node.OnWithdrawal(func(task.ID) {
+		d.proxy.Forget()
+		d.desk.Forget()
+	})
 	return d, d.openProxy(cfg)
+}
+
+// question asks the cluster, which may be this host.
+func (d *Daemon) question(ctx context.Context, q api.Question) (api.Answer, error) {
+	a, err := d.client.Question(ctx, q)
+	if errors.Is(err, announce.ErrHere) {
+		return d.desk.Answer(ctx, q), nil
+	}
+	return a, err
 }
 
 // supernodes lists those that the daemon knows.
@@ -137,7 +152,7 @@ func (d *Daemon) newClient() *announce.Client {
 	}
 	return announce.New(announce.Config{
 		Host: d.node.Host, Generation: rand.Uint64(), Owners: owners, Scheme: scheme, Client: &http.Client{Transport: d.node.Transport()},
-		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Withdrawn: d.node.Withdrawals.Add, Local: d.coordinator, Logger: d.node.Log,
+		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Withdrawn: d.node.Withdrawals.Add, Local: d.coordinator, Standby: d.cfg.Peer.Standby, Logger: d.node.Log,
 	})
 }
 
@@ -160,6 +175,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 		parts = append(parts, d.client.Run)
 	}
 	servers := append(mirrors, d.node.Server("local API", d.api, node.LocalOnly(local)))
+	if d.node.Asked != nil {
+		servers = append(servers, d.node.Server("member API", d.node.Asked, d.memberRoutes()))
+	}
 	if d.http != nil {
 		servers = append(servers, d.node.Server("proxy", d.httpListen, d.http), d.node.Server("proxy behind TLS", d.http.Listener(), d.http.Inner()))
 	}
@@ -192,6 +210,7 @@ func (d *Daemon) Reload(settings any) error {
 	d.through.Store(&cfg.Proxy)
 	d.proxy.SetPolicy(policy(cfg.Mirror))
 	d.proxy.Forget() // what was said to credentials that may be others now
+	d.desk.Forget()
 	return nil
 }
 
@@ -226,7 +245,7 @@ func (d *Daemon) Status() api.Status {
 	out.Received.Cache, out.Served = d.pulls.cached.Load(), d.pulls.served.Load()
 	out.Pulls, out.Embedded = d.pulls.metrics.Outcomes(), d.leads()
 	if d.client != nil {
-		out.Owners = d.client.Owners()
+		out.Owners, out.Standbys = d.client.Owners(), d.client.Standbys()
 	}
 	return out
 }

@@ -17,7 +17,10 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/daemon"
 	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/supernode"
+	"github.com/darter-io/darter/test/programs"
 	"github.com/darter-io/darter/test/registrytest"
 )
 
@@ -166,6 +169,82 @@ func TestACrowdOfNodesAsksTheRegistryEachQuestionOnce(t *testing.T) {
 			} else {
 				assert.Equal(t, 2*crowd, yes+resolutions, "one HEAD for each token, by digest or to resolve the tag")
 			}
+		})
+	}
+}
+
+// Without a supernode that answers, a few dfdaemons lead: those that it named before it died, or
+// those that all were told of where there never was one.
+func TestACrowdWithoutASupernodeStillAsksTheRegistryOnce(t *testing.T) {
+	const word = "a secret that is long enough for a cluster"
+	for _, named := range []bool{true, false} {
+		t.Run(fmt.Sprintf("by a supernode that died: %t", named), func(t *testing.T) {
+			r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{"alice": {Password: "a", Pull: []string{"*"}}}})
+			p := image(t, r, 2e6, 1e6, 300e3)
+			ports, err := programs.FreeAddrs(3)
+			require.NoError(t, err)
+			leaders := []config.Address{config.Address(ports[0]), config.Address(ports[1]), config.Address(ports[2])}
+			dead, stop := "", func() {}
+			if named {
+				var s *supernode.Supernode
+				s, stop = lead(t, r, word)
+				dead = s.Addrs()["api"]
+				leaders = []config.Address{config.Address(dead)}
+			}
+			var silences atomic.Int64
+			watch := func(line []byte) {
+				known := dead != "" && bytes.Contains(line, []byte("owner="+dead))
+				if !known && bytes.Contains(line, []byte("owner does not answer")) || bytes.Contains(line, []byte("owner did not hear")) {
+					silences.Add(1)
+				}
+			}
+			daemons := make([]*daemon.Daemon, crowd)
+			for i := range daemons {
+				cfg := settings(t, r, fmt.Sprint("node", i))
+				cfg.Cluster.Secret, cfg.Supernodes, cfg.Mirror.TagLife = word, leaders, time.Hour
+				if !named && i < len(leaders) {
+					cfg.Peer.Listen = leaders[i]
+				}
+				daemons[i], _ = start(t, cfg, watch)
+			}
+			for i, d := range daemons {
+				require.EventuallyWithT(t, func(c *assert.CollectT) {
+					s, alive := status(t, d.Addrs()["api"]), 0
+					for _, o := range s.Owners {
+						if o.Alive {
+							alive++
+						}
+					}
+					if named {
+						assert.Len(c, s.Standbys, 3)
+					} else if i < len(leaders) {
+						assert.Equal(c, len(leaders)-1, alive)
+					} else {
+						assert.Equal(c, len(leaders), alive)
+					}
+				}, time.Minute, 50*time.Millisecond)
+			}
+			stop()
+			silences.Store(0)
+			r.Reset()
+			var g errgroup.Group
+			for _, d := range daemons {
+				g.Go(func() error {
+					return (&runtime{mirror: d.Addrs()["mirror"], ns: r.Host()}).pull(p.Repository, "v1", "alice", "a")
+				})
+			}
+			require.NoError(t, g.Wait())
+			counts, most := r.Counts(), 1+int(silences.Load())
+			t.Logf("egress %d of %d, %d times an owner was silent", counts.Egress, p.Bytes(), most-1)
+			for _, o := range p.Objects {
+				key := p.Repository + "/blobs/" + o.Digest
+				if o.Kind == "manifest" {
+					key = p.Repository + "/manifests/" + o.Digest
+				}
+				assert.Positive(t, counts.Objects[key].GETs)
+				assert.LessOrEqual(t, counts.Objects[key].GETs, most, "%s: one GET for each object", o.Kind)
+			}
+			assert.LessOrEqual(t, counts.Objects[p.Repository+"/manifests/v1"].Statuses[http.StatusOK], most, "one resolution of the tag")
 		})
 	}
 }

@@ -3,8 +3,22 @@ package daemon
 import (
 	"net/http"
 
+	"github.com/gin-gonic/gin"
+
+	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/node"
 )
+
+// memberRoutes are for members of the cluster, who ask this node as they ask a supernode.
+func (d *Daemon) memberRoutes() http.Handler {
+	r := node.NewRouter()
+	r.POST(api.PathAnnounce, gin.WrapF(d.coordinator.HandleAnnounce))
+	r.POST(api.PathQuestions, gin.WrapH(d.desk))
+	d.node.RouteWithdrawals(r)
+	d.node.RouteStatus(r, d.Status)
+	d.node.RouteHealth(r)
+	return r
+}
 
 // localRoutes are the local API, files apart.
 func (d *Daemon) localRoutes() http.Handler {

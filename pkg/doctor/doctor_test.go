@@ -68,7 +68,7 @@ func running(t *testing.T, cfg config.Dfdaemon) config.Dfdaemon {
 	d, err := daemon.New(cfg, nil)
 	require.NoError(t, err)
 	run(t, d)
-	cfg.Mirror.Listen, cfg.API.Listen = config.Address(d.Addrs()["mirror"]), config.Address(d.Addrs()["api"])
+	cfg.Mirror.Listen, cfg.API.Listen, cfg.Peer.Listen = config.Address(d.Addrs()["mirror"]), config.Address(d.Addrs()["api"]), config.Address(d.Addrs()["peer"])
 	return cfg
 }
 
@@ -326,6 +326,9 @@ func TestASupernodeOfAnotherClusterIsToldFromOneThatIsGone(t *testing.T) {
 	same, other, open := supernodeOf(t, secretOne), supernodeOf(t, secretTwo), supernodeOf(t, "")
 	stranger := httptest.NewServer(http.NotFoundHandler())
 	defer stranger.Close()
+	own := settings(t)
+	own.Cluster.Secret = secret.String(secretOne)
+	own = running(t, own)
 	for name, c := range map[string]struct {
 		secret string
 		at     config.Address
@@ -338,6 +341,8 @@ func TestASupernodeOfAnotherClusterIsToldFromOneThatIsGone(t *testing.T) {
 		"a secret only there":     {"", same, doctor.Fail, "it has a cluster secret, and this node has none"},
 		"no secret here or there": {"", open, doctor.OK, "is of this cluster"},
 		"gone":                    {"", free(t), doctor.Fail, "refuses connections"},
+		"a dfdaemon that leads":   {secretOne, own.Peer.Listen, doctor.OK, "is of this cluster"},
+		"a dfdaemon's own API":    {"", own.API.Listen, doctor.Fail, "no supernode"},
 		"no supernode":            {"", config.Address(stranger.Listener.Addr().String()), doctor.Fail, "no supernode"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -318,10 +318,16 @@ func (x *exam) supernodes(ctx context.Context) []Finding {
 	return out
 }
 
+// leads reports whether a status is that of a supernode, or of a dfdaemon at its piece address,
+// where it leads for others.
+func leads(s api.Status, at config.Address) bool {
+	return s.Program == "supernode" || s.Program == "dfdaemon" && config.Address(s.Listen["api"]).Port() != at.Port()
+}
+
 func askSupernode(ctx context.Context, id *identity.Identity, at config.Address) []Finding {
 	name := "supernode " + string(at)
 	d := net.Dialer{Timeout: 3 * time.Second}
-	tr := &http.Transport{DialContext: d.DialContext, DialTLSContext: id.WrapDialer(d.DialContext), DisableKeepAlives: true}
+	tr := &http.Transport{DialContext: d.DialContext, DialTLSContext: id.WrapDialer(d.DialContext, node.ProtocolAPI), DisableKeepAlives: true}
 	scheme := "http"
 	if id.Secure() {
 		scheme = "https"
@@ -341,7 +347,7 @@ func askSupernode(ctx context.Context, id *identity.Identity, at config.Address)
 	switch {
 	case res.StatusCode == http.StatusBadRequest && !id.Secure():
 		return []Finding{{Fail, name, "speaks TLS: it has a cluster secret, and this node has none", "give this node the same one, with cluster.secretFile"}}
-	case res.StatusCode != http.StatusOK || err != nil || s.Program != "supernode":
+	case res.StatusCode != http.StatusOK || err != nil || !leads(s, at):
 		return []Finding{{Fail, name, "something answers that is no supernode (" + res.Status + ")", "write the address of a supernode's API (api.listen) in supernodes"}}
 	}
 	out := []Finding{{OK, name, "answers, and is of this cluster", ""}}

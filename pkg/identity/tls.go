@@ -86,12 +86,15 @@ func HostOf(c net.Conn) (host.ID, error) {
 
 // WrapListener makes a listener's connections prove membership; without a secret it returns
 // l itself. Connections are *[tls.Conn] and shake hands at their first Read or Write, under
-// the deadline that the caller sets: Accept waits for nobody's handshake.
-func (i *Identity) WrapListener(l net.Listener) net.Listener {
+// the deadline that the caller sets: Accept waits for nobody's handshake. Protocols are those
+// that a dialling member may ask for by name (ALPN); one that asks for none is let in, too.
+func (i *Identity) WrapListener(l net.Listener, protocols ...string) net.Listener {
 	if !i.secure {
 		return l
 	}
-	return tls.NewListener(l, i.ServerTLS())
+	config := i.ServerTLS()
+	config.NextProtos = protocols
+	return tls.NewListener(l, config)
 }
 
 // DialFunc opens a connection, as [net.Dialer.DialContext] does.
@@ -101,12 +104,14 @@ type DialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 // itself. It fits [net/http.Transport]'s DialTLSContext and the piece wire alike.
 //
 // In TLS 1.3 the dialling end is done before the other has judged it: that the other side
-// refused this host is told by the first Read.
-func (i *Identity) WrapDialer(dial DialFunc) DialFunc {
+// refused this host is told by the first Read. Protocols are asked for by name (ALPN), of a
+// listener that tells several apart.
+func (i *Identity) WrapDialer(dial DialFunc, protocols ...string) DialFunc {
 	if !i.secure {
 		return dial
 	}
 	config := i.ClientTLS()
+	config.NextProtos = protocols
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		raw, err := dial(ctx, network, addr)
 		if err != nil {

@@ -49,6 +49,9 @@ type Config struct {
 	Origins           config.Origins
 	Files             config.Files
 	Drain             config.Drain
+	// Asked says that others may ask this node at the piece wire's port as they ask owners; see
+	// [Node.Asked].
+	Asked bool
 	// Towards are hosts that this one will talk to: the address that the machine uses
 	// towards them is the one it advertises by default.
 	Towards []config.Address
@@ -72,6 +75,10 @@ type Node struct {
 	Ready   *telemetry.Ready
 	Started time.Time
 	Log     *slog.Logger
+
+	// Asked takes the connections of those who come to the piece wire's port to ask; nil where
+	// Config does not say so.
+	Asked net.Listener
 
 	cfg   Config
 	wire  net.Listener
@@ -128,6 +135,9 @@ func New(cfg Config) (n *Node, err error) {
 	}
 	if n.wire, err = n.MemberListen("peer.listen", cfg.Listen); err != nil {
 		return n, err
+	}
+	if cfg.Asked {
+		n.wire, n.Asked = newSplit(n.wire)
 	}
 	addr, err := Advertise(n.wire.Addr(), cfg.Advertise, cfg.Towards)
 	if err != nil {
@@ -218,7 +228,7 @@ func (n *Node) MemberListen(key string, a config.Address) (net.Listener, error) 
 	if err != nil {
 		return nil, err
 	}
-	return n.Identity.WrapListener(l), nil
+	return n.Identity.WrapListener(l, ProtocolAPI), nil
 }
 
 // Listen takes a port; key names its setting in the error.
@@ -236,12 +246,12 @@ func (n *Node) Dial(ctx context.Context, network, addr string) (net.Conn, error)
 	return n.Identity.WrapDialer(d.DialContext)(ctx, network, addr)
 }
 
-// Transport carries requests to other members: TLS under https, with the cluster's own
+// Transport carries requests to the APIs of other members: TLS under https, with the cluster's own
 // proof of membership, and no proxy. It keeps few connections, which belong to the caller.
 func (n *Node) Transport() *http.Transport {
 	d := net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
 	return &http.Transport{
-		DialContext: d.DialContext, DialTLSContext: n.Identity.WrapDialer(d.DialContext),
+		DialContext: d.DialContext, DialTLSContext: n.Identity.WrapDialer(d.DialContext, ProtocolAPI),
 		MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute, DisableCompression: true,
 	}
 }

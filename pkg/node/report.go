@@ -75,7 +75,7 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 				if !o.Alive {
 					word = "DOES NOT ANSWER" + prefixed(": ", o.Error)
 				}
-				line("supernode", "%s %s", o.Addr, word)
+				line(map[bool]string{false: "supernode", true: "standby"}[o.Standby], "%s %s", o.Addr, word)
 			}
 			if s.Embedded {
 				line("", "this node leads its own tasks meanwhile")

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/rendezvous"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -116,6 +117,8 @@ type Report struct {
 	// announced before is forgotten. It means nothing for the owner's own host.
 	Generation uint64
 	Entries    []Entry
+	// Standby says that the host can lead tasks where no owner does.
+	Standby bool
 	// Leaving says that the host goes away now, with everything it holds.
 	Leaving bool
 }
@@ -249,7 +252,7 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 	if h != s.self {
 		s.hosts[h].Host = r.Host
 	}
-	s.hosts[h].seen = now
+	s.hosts[h].seen, s.hosts[h].standby = now, r.Standby
 
 	answer.Assignments = make([]Assignment, len(r.Entries))
 	for i, e := range r.Entries {
@@ -344,6 +347,32 @@ func (s *Scheduler) Tick(now time.Time) Changes {
 	}
 	c.Seeds = append(c.Seeds, s.runDue(now)...)
 	return c
+}
+
+// standbyKey is what the order of standbys is computed for.
+const standbyKey = "standbys"
+
+// Standbys lists the addresses of at most n live hosts that can lead tasks where no owner does:
+// those that come first in an order that all owners agree on, so that who joins or leaves
+// seldom changes them. The owner's own host is none. It takes time proportional to the hosts.
+func (s *Scheduler) Standbys(now time.Time, n int) []string {
+	addrs := map[string]string{}
+	var ids []string
+	for id, h := range s.byID {
+		if st := &s.hosts[h]; h != s.self && st.standby && now.Sub(st.seen) < s.cfg.Expiry && !now.Before(st.shunned) {
+			ids = append(ids, string(id))
+			addrs[string(id)] = st.Addr
+		}
+	}
+	var out []string
+	for _, id := range rendezvous.Order(standbyKey, ids) {
+		if len(out) == n {
+			break
+		}
+		out = append(out, addrs[id])
+	}
+	slices.Sort(out)
+	return out
 }
 
 // Stats counts what a Scheduler knows.

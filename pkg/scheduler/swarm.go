@@ -21,6 +21,7 @@ type hostState struct {
 	alive      bool
 	generation uint64
 	seen       time.Time
+	standby    bool
 	// asked is when it last announced a content that it wants.
 	asked time.Time
 	// memberships are the host's swarms, so that a departure finds them.

@@ -119,8 +119,30 @@ func rows() []row {
 				u.restartOn(c.t, "")
 			}
 		}, end: either},
-		{name: "no supernode", before: func(c *tools) { require.NoError(c.t, c.supernode.Kill()) }, after: func(c *tools) { c.startSupernode() }},
+		{name: "no supernode", before: func(c *tools) {
+			c.awaitStandbys()
+			require.NoError(c.t, c.supernode.Kill())
+		}, after: func(c *tools) { c.startSupernode() }, egress: 1.02},
+		{name: "no supernode and no standby", before: func(c *tools) {
+			// A dfdaemon that starts after the supernode has died was told of none.
+			require.NoError(c.t, c.supernode.Kill())
+			for _, u := range c.users {
+				u.restartOn(c.t, "")
+			}
+		}, after: func(c *tools) { c.startSupernode() }},
 	}
+}
+
+// awaitStandbys waits until every dfdaemon knows whom to ask when the supernode dies.
+func (c *tools) awaitStandbys() {
+	require.EventuallyWithT(c.t, func(t *assert.CollectT) {
+		for _, u := range c.users {
+			s, err := c.status(u.puller)
+			if assert.NoError(t, err) {
+				assert.NotEmpty(t, s.Standbys, "%s", u.Name)
+			}
+		}
+	}, time.Minute, 100*time.Millisecond)
 }
 
 // first and second are halves of the tools.

@@ -1,0 +1,102 @@
+package announce
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/darter-io/darter/pkg/api"
+)
+
+// errClear tells why owners are not asked about a content that wants a login.
+var errClear = errors.New("credentials go to owners over TLS only, so the host leads this task itself; a cluster secret gives TLS")
+
+// exposes reports whether an announce would carry credentials in the clear, over anything but
+// this machine's loopback.
+func (c *Client) exposes(e api.Entry) bool {
+	if c.cfg.Scheme == "https" || e.Event == api.Completed || e.Event == api.Stopped {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	spec := e.Spec
+	if t := c.active[e.Task]; spec == nil && t != nil {
+		spec = t.spec // it goes to whoever takes the task over
+	}
+	if spec == nil || spec.Authorization == "" && len(spec.Header) == 0 {
+		return false
+	}
+	for addr := range c.owners {
+		if !isLoopback(addr) {
+			c.clear.Do(func() { c.log.Warn("contents that want a login are brought by this host alone", "reason", errClear) })
+			return true
+		}
+	}
+	return slices.ContainsFunc(c.standbys, func(addr string) bool { return !isLoopback(addr) })
+}
+
+func isLoopback(addr string) bool {
+	name, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(name)
+	return strings.EqualFold(name, "localhost") || err == nil && ip.IsLoopback()
+}
+
+// isHere reports whether an address is that at which this host itself takes announces.
+func (c *Client) isHere(addr string) bool { return c.cfg.Local != nil && addr == c.cfg.Host.Addr }
+
+func (c *Client) isStanding() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.standing
+}
+
+// callStandbys has standbys lead, when there are any and they do not do so yet.
+func (c *Client) callStandbys() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.call()
+}
+
+// call is callStandbys; mu is held.
+func (c *Client) call() bool {
+	if c.standing || c.cfg.Local == nil || len(c.standbys) == 0 || slices.ContainsFunc(c.listed, c.isHere) {
+		return false
+	}
+	c.standing = true
+	for _, addr := range c.standbys {
+		if c.owners[addr] == nil && !c.isHere(addr) {
+			o := newOwner(addr)
+			o.standby = true
+			c.owners[addr] = o
+		}
+	}
+	c.log.Warn("no owner answers, so standbys lead", "standbys", c.standbys)
+	c.change()
+	return true
+}
+
+// heard takes in what an owner that answers says of others; standbys are not needed then. mu is
+// held.
+func (c *Client) heard(r api.AnnounceResponse) {
+	if c.standing {
+		c.standing = false
+		for _, o := range c.owners {
+			if o.standby {
+				c.disown(o.addr)
+				c.dismiss(o)
+			}
+		}
+		c.change()
+	}
+	if len(r.Owners) > 0 && !slices.Equal(r.Owners, c.listed) {
+		c.list(r.Owners)
+	}
+	if len(r.Standbys) > 0 {
+		c.standbys = r.Standbys
+	}
+}
