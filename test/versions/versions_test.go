@@ -5,15 +5,18 @@
 package versions
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -25,10 +28,10 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// against is the revision to compare with: DARTER_VERSIONS_AGAINST, else the commit before
+// against is the revision to compare with: VERSIONS_AGAINST, else the commit before
 // what is checked out, or that commit itself where the tree has changes.
 func against(t *testing.T, root string) string {
-	if rev := os.Getenv("DARTER_VERSIONS_AGAINST"); rev != "" {
+	if rev := os.Getenv("VERSIONS_AGAINST"); rev != "" {
 		return rev
 	}
 	git := func(args ...string) (string, error) {
@@ -144,44 +147,135 @@ func TestTheLastCommitsProgramsAndTheseUnderstandEachOther(t *testing.T) {
 		"new supernode, old and new nodes": {now, old, now},
 		"old supernode, new and old nodes": {old, now, old},
 	} {
-		t.Run(name, func(t *testing.T) {
-			registry := registrytest.Start(t, registrytest.Config{})
-			content := make([]byte, 5<<20+77)
-			for i := range content {
-				content[i] = byte(i * i >> 7)
-			}
-			digest, err := registry.PushBlob(t.Context(), "lib/app", content)
-			require.NoError(t, err)
-			sent := func() int64 { return registry.Counts().Objects["lib/app/blobs/"+digest].Bytes }
-			addrs, err := programs.FreeAddrs(9)
-			require.NoError(t, err)
-			dir := t.TempDir()
-			super := programs.Supernode{
-				Name: "supernode", DataDir: filepath.Join(dir, "supernode"), API: addrs[0], Peer: addrs[1], Admin: addrs[2],
-				Registry: registry.Host(), RegistryBase: registry.URL(),
-			}
-			leader := start(t, filepath.Join(bins.super, "supernode"), super.Admin, super.Args())
-			nodes := [2]programs.Dfdaemon{}
-			daemons := [2]*program{}
-			for i, bin := range []string{bins.first, bins.second} {
-				nodes[i] = programs.Dfdaemon{
-					Name: fmt.Sprintf("node%d", i), Mirror: addrs[3+3*i], API: addrs[4+3*i], Peer: addrs[5+3*i], Supernode: super.API,
-					Registry: registry.Host(), RegistryBase: registry.URL(), DataDir: filepath.Join(dir, fmt.Sprint("node", i)),
+		for _, secret := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, secret %t", name, secret), func(t *testing.T) {
+				registry := registrytest.Start(t, registrytest.Config{})
+				content := pattern(5<<20 + 77)
+				digest, err := registry.PushBlob(t.Context(), "lib/app", content)
+				require.NoError(t, err)
+				sent := func() int64 { return registry.Counts().Objects["lib/app/blobs/"+digest].Bytes }
+				addrs, err := programs.FreeAddrs(9)
+				require.NoError(t, err)
+				dir, word := t.TempDir(), ""
+				if secret {
+					word = secretFile(t)
 				}
-				daemons[i] = start(t, filepath.Join(bin, "dfdaemon"), nodes[i].API, nodes[i].Args())
-				pull(t, nodes[i].Mirror, registry.Host(), "lib/app", digest)
-			}
-			assert.EqualValues(t, len(content), sent(), "one copy, whoever speaks which version")
+				super := programs.Supernode{
+					Name: "supernode", DataDir: filepath.Join(dir, "supernode"), API: addrs[0], Peer: addrs[1], Admin: addrs[2],
+					SecretFile: word, Registry: registry.Host(), RegistryBase: registry.URL(),
+				}
+				leader := start(t, filepath.Join(bins.super, "supernode"), super.Admin, super.Args())
+				nodes := [2]programs.Dfdaemon{}
+				daemons := [2]*program{}
+				for i, bin := range []string{bins.first, bins.second} {
+					nodes[i] = programs.Dfdaemon{
+						Name: fmt.Sprintf("node%d", i), Mirror: addrs[3+3*i], API: addrs[4+3*i], Peer: addrs[5+3*i], Supernode: super.API,
+						SecretFile: word, Registry: registry.Host(), RegistryBase: registry.URL(), DataDir: filepath.Join(dir, fmt.Sprint("node", i)),
+					}
+					daemons[i] = start(t, filepath.Join(bin, "dfdaemon"), nodes[i].API, nodes[i].Args())
+					pull(t, nodes[i].Mirror, registry.Host(), "lib/app", digest)
+				}
+				assert.EqualValues(t, len(content), sent(), "one copy, whoever speaks which version")
 
-			// The supernode goes, and each node starts anew as the other version on the
-			// directory that it had: what is stored is found and given without the registry.
-			leader.stop()
-			for i, bin := range []string{bins.second, bins.first} {
-				daemons[i].stop()
-				start(t, filepath.Join(bin, "dfdaemon"), nodes[i].API, nodes[i].Args())
-				pull(t, nodes[i].Mirror, registry.Host(), "lib/app", digest)
-			}
-			assert.EqualValues(t, len(content), sent(), "a journal is read by its neighbouring version")
-		})
+				// The supernode goes, and each node starts anew as the other version on the
+				// directory that it had: what is stored is found and given without the registry.
+				leader.stop()
+				for i, bin := range []string{bins.second, bins.first} {
+					daemons[i].stop()
+					start(t, filepath.Join(bin, "dfdaemon"), nodes[i].API, nodes[i].Args())
+					pull(t, nodes[i].Mirror, registry.Host(), "lib/app", digest)
+				}
+				assert.EqualValues(t, len(content), sent(), "a journal is read by its neighbouring version")
+			})
+		}
 	}
+	t.Run("supernodes that gossip, and dfget", func(t *testing.T) { gossipAndFiles(t, old, now) })
+}
+
+// gossipAndFiles has two supernodes of different versions that know of each other, a node of
+// each version that is told of one of them, and dfgets that ask the node of the other version
+// for a file, or are peers themselves.
+func gossipAndFiles(t *testing.T, old, now string) {
+	content := pattern(3<<20 + 5)
+	var gets atomic.Int32
+	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			gets.Add(1)
+		}
+		w.Header().Set("ETag", `"v1"`)
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
+	}))
+	defer origin.Close()
+	addrs, err := programs.FreeAddrs(8 + 2*3)
+	require.NoError(t, err)
+	take := func() (addr string) { addr, addrs = addrs[0], addrs[1:]; return addr }
+	dir, word := t.TempDir(), secretFile(t)
+	allow := "--files-allow-addresses=127.0.0.0/8"
+	var supers []programs.Supernode
+	gossip := ""
+	for i, bin := range []string{old, now} {
+		s := programs.Supernode{Name: fmt.Sprint("supernode", i), DataDir: filepath.Join(dir, fmt.Sprint("supernode", i)), API: take(), Peer: take(), Admin: take(),
+			SecretFile: word, Registry: "registry.test", RegistryBase: "http://registry.test"}
+		args := append(s.Args(), allow)
+		own := take()
+		args = append(args, "--gossip-listen="+own)
+		if gossip != "" {
+			args = append(args, "--gossip-join="+gossip)
+		}
+		gossip = own
+		start(t, filepath.Join(bin, "supernode"), s.Admin, args)
+		supers = append(supers, s)
+	}
+	var nodes []programs.Dfdaemon
+	for i, bin := range []string{old, now} {
+		d := programs.Dfdaemon{Name: fmt.Sprint("node", i), DataDir: filepath.Join(dir, fmt.Sprint("node", i)), Mirror: take(), API: take(), Peer: take(),
+			Supernode: supers[1-i].API, SecretFile: word, Registry: "registry.test", RegistryBase: "http://registry.test"}
+		start(t, filepath.Join(bin, "dfdaemon"), d.API, append(d.Args(), allow))
+		nodes = append(nodes, d)
+	}
+	for i, d := range nodes {
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			s, err := programs.Status(t.Context(), http.DefaultClient, d.API)
+			if assert.NoError(c, err) {
+				var alive []string
+				for _, o := range s.Owners {
+					if o.Alive {
+						alive = append(alive, o.Addr)
+					}
+				}
+				assert.ElementsMatch(c, []string{supers[0].API, supers[1].API}, alive, "node %d learns of both", i)
+			}
+		}, 30*time.Second, 50*time.Millisecond)
+	}
+	fetch := func(bin string, args ...string) {
+		file := filepath.Join(t.TempDir(), "f")
+		cmd := exec.Command(filepath.Join(bin, "dfget"), append(args, "--netrc=none", "--progress=json", "-o", file, origin.URL+"/f")...)
+		told, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", told)
+		got, err := os.ReadFile(file)
+		require.NoError(t, err)
+		assert.True(t, bytes.Equal(content, got))
+		assert.Contains(t, string(told), `"event":"done"`)
+	}
+	fetch(now, "--daemon="+nodes[0].API)
+	fetch(old, "--daemon="+nodes[1].API)
+	for i, bin := range []string{now, old} { // each asks the supernode of the other version
+		fetch(bin, "--daemon=127.0.0.1:1", "--supernodes="+supers[i].API, "--cluster-secret-file="+word)
+	}
+	assert.EqualValues(t, 1, gets.Load(), "the origin was asked for the file once")
+}
+
+// pattern is content of so many bytes.
+func pattern(n int) []byte {
+	content := make([]byte, n)
+	for i := range content {
+		content[i] = byte(i * i >> 7)
+	}
+	return content
+}
+
+func secretFile(t *testing.T) string {
+	path := filepath.Join(t.TempDir(), "secret")
+	require.NoError(t, os.WriteFile(path, []byte("a secret that is long enough for a cluster\n"), 0o600))
+	return path
 }
