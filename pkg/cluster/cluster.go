@@ -127,6 +127,8 @@ type Cluster struct {
 	mu      sync.Mutex
 	members map[host.ID]Member
 	former  map[netip.AddrPort]time.Time // addresses of members that are gone, and since when
+	silent  map[string]error             // see Silent
+	lonely  int                          // attempts to join since this host was alone
 	changed chan struct{}
 
 	// conflict keeps two hosts with one ID, who meet at every exchange, from filling the log.
@@ -139,7 +141,7 @@ type Cluster struct {
 // New checks the configuration; nothing listens before [Cluster.Run].
 func New(cfg Config) (*Cluster, error) {
 	c := &Cluster{cfg: cfg, log: cfg.Logger, started: make(chan struct{}), changed: make(chan struct{}),
-		members: make(map[host.ID]Member), former: make(map[netip.AddrPort]time.Time),
+		members: make(map[host.ID]Member), former: make(map[netip.AddrPort]time.Time), silent: make(map[string]error),
 		conflict: rate.Sometimes{Interval: time.Minute}}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)

@@ -369,8 +369,10 @@ func TestANameOfManyAddressesIsTriedByThrees(t *testing.T) {
 	})
 	c, err := New(cfg)
 	require.NoError(t, err)
-	named := c.resolve(t.Context())
+	named, failed := c.resolve(t.Context())
 	require.Len(t, named, 51)
+	require.Len(t, failed, 1)
+	assert.ErrorContains(t, failed["gone.test:7946"], "the name has no address: no such host")
 	assert.Contains(t, named, netip.MustParseAddrPort("[fd00::1]:80"))
 	now := time.Now()
 	alive := netip.MustParseAddrPort("10.0.0.7:7946")
@@ -389,6 +391,66 @@ func TestANameOfManyAddressesIsTriedByThrees(t *testing.T) {
 	assert.Len(t, tried, 50+5, "all in the end, but for the one that is alive")
 	assert.NotContains(t, tried, alive)
 	assert.Len(t, c.targets(named, now.Add(2*formerFor)), joinsMax, "who is gone for long is forgotten")
+}
+
+// TestWhoDoesNotAnswerIsTold has a member that is alone at first, then finds another, which
+// crashes.
+func TestWhoDoesNotAnswerIsTold(t *testing.T) {
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer nobody.Close()
+	later := nobody.Addr().String()
+	var log lockedBuffer
+	m := start(t, quick(1, func(c *Config) {
+		c.Join = []string{later, "gone.test:7946"}
+		c.Resolve = func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no such host") }
+		c.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	}))
+	nobody.Close()
+	silent := func(want map[string]string) {
+		t.Helper()
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			got := m.Silent()
+			assert.Len(c, got, len(want))
+			for _, s := range got {
+				assert.ErrorContains(c, s.Err, want[s.Addr], s.Addr)
+				assert.NotContains(c, s.Err.Error(), "failed to join")
+			}
+		}, patience, 10*time.Millisecond)
+	}
+	gone := "the name has no address: no such host"
+	silent(map[string]string{later: "connection refused", "gone.test:7946": gone})
+	require.Eventually(t, func() bool { return strings.Contains(log.String(), "goes on alone") }, patience, 10*time.Millisecond)
+
+	other := start(t, quick(2, func(c *Config) { c.Bind = later }))
+	m.sees(t, m, other)
+	silent(map[string]string{"gone.test:7946": gone})
+	assert.Equal(t, 1, strings.Count(log.String(), "goes on alone"), "once is enough")
+
+	other.net.setCut(func(string) bool { return true }) // no good-bye
+	other.stop()
+	<-other.done
+	m.sees(t, m)
+	assert.Len(t, m.Silent(), 2, "from the moment on that it is missing")
+	silent(map[string]string{later: "connection refused", "gone.test:7946": gone})
+}
+
+// lockedBuffer is a log that is read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func TestWhatIsRememberedOfTheDeadIsBounded(t *testing.T) {

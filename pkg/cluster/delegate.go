@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"errors"
 	"net/netip"
 	"time"
 
@@ -14,6 +15,9 @@ const (
 	formerMax = 64
 	formerFor = time.Hour
 )
+
+// errGone is why a member is silent until it is asked again.
+var errGone = errors.New("it was there, and has left or died")
 
 // delegate hears memberlist's news. Memberlist holds its own lock meanwhile, so nothing
 // here may block or ask it anything.
@@ -42,6 +46,7 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 	}
 	delete(c.members, id)
 	c.remember(m.GossipAddr, time.Now())
+	c.silent[m.GossipAddr.String()] = errGone
 	c.publish()
 	c.log.Info("member gone", "host", id, "api", m.APIAddr, "members", len(c.members))
 }
@@ -87,6 +92,7 @@ func (c *Cluster) put(n *memberlist.Node, what string) {
 	}
 	c.members[id] = m
 	delete(c.former, m.GossipAddr)
+	delete(c.silent, m.GossipAddr.String())
 	c.publish()
 	c.log.Info(what, "host", id, "api", m.APIAddr, "role", m.Role, "zone", m.Zone, "version", m.Version, "members", len(c.members))
 }

@@ -2,10 +2,15 @@ package cluster
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -43,20 +48,98 @@ func (c *Cluster) rejoin(ctx context.Context, ml *memberlist.Memberlist) {
 
 // tryJoin makes one attempt.
 func (c *Cluster) tryJoin(ctx context.Context, ml *memberlist.Memberlist) {
-	named := c.resolve(ctx)
-	for _, a := range c.targets(named, time.Now()) {
+	named, failed := c.resolve(ctx)
+	targets := c.targets(named, time.Now())
+	for _, a := range targets {
 		if ctx.Err() != nil {
 			return
 		}
 		if _, err := ml.Join([]string{a.String()}); err != nil {
+			failed[a.String()] = reasonOf(a.String(), err)
 			c.log.Debug("a member did not answer", "address", a, "error", err)
+		}
+	}
+	c.noteSilent(named, targets, failed)
+}
+
+// reasonOf is why a join failed, out of memberlist's list of one.
+func reasonOf(addr string, err error) error {
+	for {
+		multi, ok := err.(interface{ Unwrap() error })
+		inner := error(nil)
+		if ok {
+			inner = multi.Unwrap()
+		}
+		if inner == nil {
+			text := strings.Join(strings.Fields(err.Error()), " ")
+			return errors.New(strings.TrimPrefix(text, "failed to join "+addr+": "))
+		}
+		err = inner
+	}
+}
+
+// Silence is an address at which a member should be and none answered.
+type Silence struct {
+	// Addr is IP:port, or what Join names where that has no address.
+	Addr string
+	Err  error
+}
+
+// Silent lists, sorted by address, who should be a member, by the configuration or because
+// this host saw him within the last hour, and did not answer when he was last asked.
+func (c *Cluster) Silent() (list []Silence) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for addr, err := range c.silent {
+		list = append(list, Silence{addr, err})
+	}
+	slices.SortFunc(list, func(a, b Silence) int { return strings.Compare(a.Addr, b.Addr) })
+	return list
+}
+
+// aloneTries is how many attempts in vain are usual while a cluster starts.
+const aloneTries = 3
+
+// noteSilent takes in what an attempt brought: failed by its address, of those that were tried.
+func (c *Cluster) noteSilent(named, tried []netip.AddrPort, failed map[string]error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	expected := map[string]bool{}
+	for _, a := range named {
+		expected[a.String()] = true
+	}
+	for a := range c.former {
+		expected[a.String()] = true
+	}
+	for _, a := range tried {
+		delete(c.silent, a.String())
+	}
+	for _, m := range c.members {
+		delete(expected, m.GossipAddr.String())
+	}
+	for addr := range c.silent {
+		if !expected[addr] {
+			delete(c.silent, addr)
+		}
+	}
+	for addr, err := range failed {
+		c.silent[addr] = err
+	}
+	switch {
+	case len(c.members) > 1:
+		c.lonely = 0
+	case len(failed) > 0:
+		if c.lonely++; c.lonely == aloneTries {
+			addr := slices.Sorted(maps.Keys(failed))[0]
+			c.log.Warn("nobody that was to be joined answers: this host goes on alone, and keeps trying", "address", addr, "error", failed[addr], "silent", len(c.silent))
 		}
 	}
 }
 
 // resolve looks up what Join names now. A name without an answer is no error: a cluster
 // that starts has none yet.
-func (c *Cluster) resolve(ctx context.Context) (found []netip.AddrPort) {
+func (c *Cluster) resolve(ctx context.Context) (found []netip.AddrPort, failed map[string]error) {
+	failed = map[string]error{}
 	ctx, cancel := context.WithTimeout(ctx, resolveMax)
 	defer cancel()
 	for _, j := range c.cfg.Join {
@@ -76,6 +159,7 @@ func (c *Cluster) resolve(ctx context.Context) (found []netip.AddrPort) {
 			}
 		}
 		if err != nil {
+			failed[j] = fmt.Errorf("the name has no address: %w", err)
 			c.log.Debug("a name to join has no address", "name", j, "error", err)
 			continue
 		}
@@ -83,7 +167,7 @@ func (c *Cluster) resolve(ctx context.Context) (found []netip.AddrPort) {
 			found = append(found, netip.AddrPortFrom(ip.Unmap(), uint16(port)))
 		}
 	}
-	return found
+	return found, failed
 }
 
 // targets chooses whom to try: some of the named that are not alive here, and some that

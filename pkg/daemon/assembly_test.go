@@ -231,8 +231,17 @@ func TestSupernodesThatGossipStandInForEachOther(t *testing.T) {
 	d, _ := start(t, cfg)
 	soon(t, second.Addrs()["admin"], func(c *assert.CollectT, s api.Status) {
 		assert.Equal(c, 1, s.Hosts, "the daemon announces to the one that it was not told of")
+		assert.Equal(c, []api.OwnerStatus{{Addr: first.Addrs()["api"], Alive: true}}, s.Owners)
+		assert.Equal(c, addrs[1], s.Listen["gossip"])
 	})
 	stop()
+	soon(t, second.Addrs()["admin"], func(c *assert.CollectT, s api.Status) {
+		if assert.Len(c, s.Owners, 1, "who is gone is told") {
+			assert.Equal(c, addrs[0], s.Owners[0].Addr)
+			assert.False(c, s.Owners[0].Alive)
+			assert.NotEmpty(c, s.Owners[0].Error)
+		}
+	})
 	require.NoError(t, pull(t.Context(), d.Addrs()["mirror"], r, p))
 	once(t, r, p, "the second supernode brings it")
 	soon(t, second.Addrs()["admin"], func(c *assert.CollectT, s api.Status) {

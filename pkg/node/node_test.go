@@ -333,13 +333,15 @@ func TestAStatusIsReadAtAGlance(t *testing.T) {
 		Received: api.Sources{Peers: 700 << 20, Seeds: 200 << 20, Origin: 100 << 20, Cache: 5 << 20}, Sent: 3 << 30, Served: 1 << 30,
 		Cache:  api.CacheStatus{Dir: "/var/lib/darter/dfdaemon", Tasks: 12, Bytes: 1 << 30, Quota: 4 << 30},
 		Owners: []api.OwnerStatus{{Addr: "10.0.0.1:65000", Alive: true}, {Addr: "10.0.0.2:65000", Error: "connection refused"}},
-		Listen: map[string]string{"mirror": "127.0.0.1:65001", "peer": "10.0.0.7:65002"},
+		Listen: map[string]string{"mirror": "127.0.0.1:65001", "peer": "10.0.0.7:65002", "mirror of quay.io": "127.0.0.1:65011", "mirror of ghcr.io": "127.0.0.1:65012"},
 	}
 	var out bytes.Buffer
 	require.NoError(t, WriteStatus(&out, s, now))
 	assert.Equal(t, `dfdaemon   ready, up 1h30m0s, version v1
 node       node7 (00112233), zone rack3
 mirror     127.0.0.1:65001
+mirror     127.0.0.1:65012, of ghcr.io for who names none
+mirror     127.0.0.1:65011, of quay.io for who names none
 peer       10.0.0.7:65002
 supernode  10.0.0.1:65000 answers
 supernode  10.0.0.2:65000 DOES NOT ANSWER: connection refused
@@ -385,6 +387,16 @@ now        2 downloads run, 4 contents open
 	for _, want := range []string{"hosts      1 announces here", "0 B in 1 task (", "1.0 MiB from origins\n", "given      1.0 GiB to nodes\n", "seeds      7 brought, 0 refused, 0 failed\n", "now        1 download runs, 1 content open\n           sha256:2123456789ab: 50% of 4 B\n"} {
 		assert.Contains(t, out.String(), want)
 	}
+	assert.NotContains(t, out.String(), "supernode  no other", "it does not gossip")
+
+	s.Listen = map[string]string{"gossip": ":65006"}
+	out.Reset()
+	require.NoError(t, WriteStatus(&out, s, now))
+	assert.Contains(t, out.String(), "gossip     :65006\nsupernode  no other is known\nhosts ")
+	s.Owners = []api.OwnerStatus{{Addr: "10.0.0.2:65000", Alive: true}, {Addr: "10.0.0.3:65006", Error: "no route to host"}}
+	out.Reset()
+	require.NoError(t, WriteStatus(&out, s, now))
+	assert.Contains(t, out.String(), "supernode  10.0.0.2:65000 answers\nsupernode  10.0.0.3:65006 DOES NOT ANSWER: no route to host\nhosts ")
 }
 
 func TestWhatIsNoProgramOfOursIsToldSo(t *testing.T) {

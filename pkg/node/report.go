@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -62,28 +64,35 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 		line("LACKS", "%s", m)
 	}
 	line("node", "%s (%s)%s", s.Host.Name, s.Host.ID.Short(), prefixed(", zone ", s.Host.Zone))
-	for _, name := range []string{"mirror", "proxy", "api", "admin", "peer"} {
+	for _, name := range []string{"mirror", "proxy", "api", "admin", "peer", "gossip"} {
 		if addr := s.Listen[name]; addr != "" {
 			line(name, "%s", addr)
 		}
-	}
-	if s.Program == "dfdaemon" {
-		switch {
-		case len(s.Owners) > 0:
-			for _, o := range s.Owners {
-				word := "answers"
-				if !o.Alive {
-					word = "DOES NOT ANSWER" + prefixed(": ", o.Error)
-				}
-				line(map[bool]string{false: "supernode", true: "standby"}[o.Standby], "%s %s", o.Addr, word)
-			}
-			if s.Embedded {
-				line("", "this node leads its own tasks meanwhile")
-			}
-		default:
-			line("supernode", "none configured: this node leads its own tasks")
+		if name != "mirror" {
+			continue
 		}
-	} else {
+		for _, other := range slices.Sorted(maps.Keys(s.Listen)) { // those of mirror.listeners
+			if registry, ok := strings.CutPrefix(other, "mirror of "); ok {
+				line("mirror", "%s, of %s for who names none", s.Listen[other], registry)
+			}
+		}
+	}
+	for _, o := range s.Owners {
+		word := "answers"
+		if !o.Alive {
+			word = "DOES NOT ANSWER" + prefixed(": ", o.Error)
+		}
+		line(map[bool]string{false: "supernode", true: "standby"}[o.Standby], "%s %s", o.Addr, word)
+	}
+	switch {
+	case s.Program == "dfdaemon" && len(s.Owners) == 0:
+		line("supernode", "none configured: this node leads its own tasks")
+	case s.Program == "dfdaemon" && s.Embedded:
+		line("", "this node leads its own tasks meanwhile")
+	case s.Program != "dfdaemon":
+		if s.Listen["gossip"] != "" && len(s.Owners) == 0 {
+			line("supernode", "no other is known")
+		}
 		line("hosts", "%s here", plural(s.Hosts, "announces", "announce"))
 	}
 	quota := "no quota"

@@ -161,9 +161,13 @@ func (s *Supernode) Close() error {
 	return errors.Join(append(errs, s.node.Close())...)
 }
 
-// Addrs tells the addresses in use: "api", "admin" and "peer".
+// Addrs tells the addresses in use: "api", "admin", "peer", and "gossip" where there is one.
 func (s *Supernode) Addrs() map[string]string {
-	return map[string]string{"api": s.api.Addr().String(), "admin": s.admin.Addr().String(), "peer": s.node.Host.Addr}
+	out := map[string]string{"api": s.api.Addr().String(), "admin": s.admin.Addr().String(), "peer": s.node.Host.Addr}
+	if s.gossip != nil {
+		out["gossip"] = string(s.cfg.Gossip.Listen)
+	}
+	return out
 }
 
 // Status tells what the supernode does.
@@ -171,5 +175,13 @@ func (s *Supernode) Status() api.Status {
 	out := s.node.Status()
 	out.Listen = s.Addrs()
 	out.Hosts, out.Seeds = len(s.coordinator.Hosts()), s.node.Seeds()
+	if s.gossip != nil {
+		for _, addr := range s.others() {
+			out.Owners = append(out.Owners, api.OwnerStatus{Addr: addr, Alive: true})
+		}
+		for _, silent := range s.gossip.Silent() {
+			out.Owners = append(out.Owners, api.OwnerStatus{Addr: silent.Addr, Error: silent.Err.Error()})
+		}
+	}
 	return out
 }
