@@ -55,7 +55,7 @@ type Daemon struct {
 func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 	d = &Daemon{cfg: cfg}
 	d.node, err = node.New(node.Config{
-		Program: "dfdaemon", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster, Asked: cfg.Peer.Standby,
+		Program: "dfdaemon", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster, Asked: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
 		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Towards: cfg.Supernodes, Logger: logger,
 	})
 	if err != nil {
@@ -152,7 +152,7 @@ func (d *Daemon) newClient() *announce.Client {
 	}
 	return announce.New(announce.Config{
 		Host: d.node.Host, Generation: rand.Uint64(), Owners: owners, Scheme: scheme, Client: &http.Client{Transport: d.node.Transport()},
-		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Withdrawn: d.node.Withdrawals.Add, Local: d.coordinator, Standby: d.cfg.Peer.Standby, Logger: d.node.Log,
+		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Withdrawn: d.node.Withdrawals.Add, Local: d.coordinator, Standby: d.node.Asked != nil, Logger: d.node.Log,
 	})
 }
 
@@ -176,7 +176,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	servers := append(mirrors, d.node.Server("local API", d.api, node.LocalOnly(local)))
 	if d.node.Asked != nil {
-		servers = append(servers, d.node.Server("member API", d.node.Asked, d.memberRoutes()))
+		servers = append(servers, d.node.Server("member API", d.node.Asked, node.MembersOnly(d.memberRoutes())))
 	}
 	if d.http != nil {
 		servers = append(servers, d.node.Server("proxy", d.httpListen, d.http), d.node.Server("proxy behind TLS", d.http.Listener(), d.http.Inner()))

@@ -327,7 +327,7 @@ func TestASupernodeOfAnotherClusterIsToldFromOneThatIsGone(t *testing.T) {
 	stranger := httptest.NewServer(http.NotFoundHandler())
 	defer stranger.Close()
 	own := settings(t)
-	own.Cluster.Secret = secret.String(secretOne)
+	own.Cluster.Secret, own.Supernodes = secret.String(secretOne), []config.Address{same}
 	own = running(t, own)
 	for name, c := range map[string]struct {
 		secret string

@@ -231,6 +231,19 @@ func TestADrainTakesNoLongerThanItMay(t *testing.T) {
 	assert.Equal(t, "half", <-body, "cut short")
 }
 
+func TestAWebPageCannotAnnounce(t *testing.T) {
+	h := MembersOnly(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	for header, status := range map[string]int{"": 200, "User-Agent": 200, "Origin": 403, "Sec-Fetch-Site": 403} {
+		r := httptest.NewRequest(http.MethodPost, api.PathAnnounce, strings.NewReader("{}"))
+		if header != "" {
+			r.Header.Set(header, "null")
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		assert.Equal(t, status, w.Code, header)
+	}
+}
+
 func TestAPageOfAnotherNameCannotSpeakToALocalAPI(t *testing.T) {
 	h := LocalOnly(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	for name, want := range map[string]int{

@@ -60,6 +60,19 @@ func (n *Node) Server(name string, l net.Listener, h http.Handler) Part {
 	}
 }
 
+// MembersOnly refuses browsers. Where the cluster has no secret, nothing else keeps a web page from
+// sending an announce or a withdrawal to a port of this machine; to all but mere reading a
+// browser adds the page's origin.
+func MembersOnly(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" {
+			http.Error(w, "this API is for members of the cluster, not for browsers", http.StatusForbidden)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
 // LocalOnly refuses requests whose Host is a name other than localhost: a web page that made
 // its own name resolve to 127.0.0.1 (DNS rebinding) could else speak to an API that trusts
 // the machine.

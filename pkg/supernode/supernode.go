@@ -129,7 +129,7 @@ func (s *Supernode) Run(ctx context.Context) error {
 		background = append(background, s.gossip.Run, s.node.CompareWithdrawals(s.others))
 	}
 	err := s.node.Run(ctx, []node.Part{
-		s.node.Server("announce API", s.api, s.publicRoutes()),
+		s.node.Server("announce API", s.api, node.MembersOnly(s.publicRoutes())),
 		s.node.Server("admin API", s.admin, node.LocalOnly(s.adminRoutes())),
 	}, background)
 	s.node.Log.Info("supernode ended")
