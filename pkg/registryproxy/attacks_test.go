@@ -162,6 +162,57 @@ func TestTheChallengeOfOneRegistryIsNotTakenUpByTheClientOfAnother(t *testing.T)
 	assert.Len(t, r.swarm.opened, 1)
 }
 
+// A client that takes the mirror for one registry answers the default's challenge with the login
+// that it has for the mirror, and sends that with every path.
+func TestThePasswordForTheDefaultIsShownToNoOtherRegistry(t *testing.T) {
+	for name, c := range map[string]struct {
+		challenge, authorization, target string
+		header                           [2]string
+		shown                            bool
+	}{
+		"a password, another registry by its path":  {`Basic realm="corp"`, "Basic YTpi", "other.test/app/manifests/v1", [2]string{}, false},
+		"a password, another registry's tags":       {`Basic realm="corp"`, "basic YTpi", "other.test/app/tags/list", [2]string{}, false},
+		"another registry's version check":          {`Basic realm="corp"`, "Basic YTpi", "other.test/", [2]string{}, false},
+		"a password for the default":                {`Basic realm="corp"`, "Basic YTpi", "app/manifests/v1", [2]string{}, true},
+		"a password for the default, named":         {`Basic realm="corp"`, "Basic YTpi", "corp.test/app/manifests/v1", [2]string{}, true},
+		"a client that knows whom it means":         {`Basic realm="corp"`, "Basic YTpi", "app/manifests/v1?ns=other.test", [2]string{}, true},
+		"the same by a header":                      {`Basic realm="corp"`, "Basic YTpi", "app/manifests/v1", [2]string{"X-Darter-Upstream", "other.test"}, true},
+		"a token, which is for who asked for it":    {`Basic realm="corp"`, "Bearer x", "other.test/app/manifests/v1", [2]string{}, true},
+		"a default that asks for tokens":            {`Bearer realm="https://corp.test/token"`, "Basic YTpi", "other.test/app/manifests/v1", [2]string{}, true},
+		"a default that asks for nothing, no login": {"", "Basic YTpi", "other.test/app/manifests/v1", [2]string{}, true},
+	} {
+		for _, greeted := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, greeted %t", name, greeted), func(t *testing.T) {
+				up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.Question) {
+					if q.Path == "/v2/" && q.Upstream == "corp.test" && c.challenge == "" {
+						return
+					}
+					w.Header().Set("WWW-Authenticate", map[bool]string{true: c.challenge, false: "Bearer other"}[q.Upstream == "corp.test"])
+					w.WriteHeader(http.StatusUnauthorized)
+				}}
+				p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "corp.test"})
+				if greeted {
+					ask(p, http.MethodGet, "/v2/")
+				}
+				res := ask(p, http.MethodGet, "/v2/"+c.target, "Authorization", c.authorization, c.header[0], c.header[1])
+				assert.Equal(t, 401, res.StatusCode)
+				shown := false
+				for _, q := range up.asked {
+					shown = shown || q.Header.Get("Authorization") != ""
+				}
+				assert.Equal(t, c.shown, shown)
+			})
+		}
+	}
+	// Whose challenge it answers cannot be told while the default is unreachable.
+	up := &upstreamFunc{err: fmt.Errorf("connection refused")}
+	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "corp.test"})
+	ask(p, http.MethodGet, "/v2/other.test/app/manifests/v1", "Authorization", "Basic YTpi")
+	for _, q := range up.asked {
+		assert.Empty(t, q.Header.Get("Authorization"), "%s", q.Upstream)
+	}
+}
+
 func TestAManifestThatWasForgottenWhileItWasReadVouchesForNothing(t *testing.T) {
 	for name, forget := range map[string]func(*room){
 		"settings are read anew": func(r *room) { r.Forget() },

@@ -7,6 +7,9 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/source"
 )
 
 // greetingsMax is how many registries' greetings are remembered; where any registry may be
@@ -54,6 +57,32 @@ func (g *greetings) of(upstream string) (greeting, bool) {
 	defer g.mu.Unlock()
 	last, ok := g.known[upstream]
 	return last, ok
+}
+
+// passwordOfDefault reports whether the client brought a password that answers the default's
+// challenge, although it names another registry in the path. A client that takes the mirror for
+// one registry sends the login that it has for it everywhere, and the other registry must
+// not see it. (A token is for the registry that gave it, and of no use to another.)
+func (x *exchange) passwordOfDefault() bool {
+	scheme, _, _ := strings.Cut(x.authorization, " ")
+	if !strings.EqualFold(scheme, "Basic") || x.t.prefix == "" || x.t.namespace != "" || firstOf(x.r.Header, HeaderUpstream, HeaderUpstreamDragonfly) != "" {
+		return false
+	}
+	standard, err := oci.ParseHost(x.fallback)
+	if err != nil || standard == x.t.upstream || x.cfg.Allow(standard) != nil {
+		return false
+	}
+	last, ok := x.greetings.of(standard)
+	if !ok {
+		res, err := forward(x.ctx, x.cfg.Upstream, source.Question{Upstream: standard, Method: http.MethodGet, Path: target{}.path()})
+		if err != nil {
+			return true
+		}
+		res.Body.Close()
+		x.greetings.note(standard, res)
+		last = greeting{challenge: res.Header.Values("WWW-Authenticate")}
+	}
+	return slices.ContainsFunc(last.challenge, func(c string) bool { return len(c) >= len(scheme) && strings.EqualFold(c[:len(scheme)], scheme) })
 }
 
 // greetAgain answers a version check as its registry last did, because that is unreachable now

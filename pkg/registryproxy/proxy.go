@@ -280,6 +280,9 @@ func (x *exchange) answer() *refusal {
 	x.late = time.AfterFunc(x.limit, func() { cancel(errLate) })
 	defer x.late.Stop()
 
+	if x.passwordOfDefault() {
+		x.authorization = ""
+	}
 	switch t.endpoint {
 	case endpointManifest, endpointBlob:
 		return x.serveContent()
