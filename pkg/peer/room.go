@@ -10,8 +10,14 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// yieldFor bounds how long a new content waits for others to make room.
-const yieldFor = 3 * time.Second
+const (
+	// yieldFor bounds how long a new content waits for others to make room.
+	yieldFor = 3 * time.Second
+	// partingFor is how long of that it waits for contents that are being read: a client that
+	// has everything asks for the next before its reader here is closed. Longer holds up a
+	// refusal. yieldPause is how often they are asked again.
+	partingFor, yieldPause = 500 * time.Millisecond, 20 * time.Millisecond
+)
 
 // errYields tells a peer that this host gives a content up to make room for another.
 var errYields = errors.New("it gives this task up to make room")
@@ -22,10 +28,23 @@ var errYields = errors.New("it gives this task up to make room")
 func (e *Engine) create(id task.ID, f piece.Facts) (piece.Replica, error) {
 	deadline := time.NewTimer(yieldFor)
 	defer deadline.Stop()
+	parting := time.Now().Add(partingFor)
 	asked := map[*Download]bool{}
 	for {
 		r, err := e.cfg.Store.Create(id, f)
-		if !errors.Is(err, piece.ErrNoSpace) || !e.oneYields(id, asked, deadline.C) {
+		if !errors.Is(err, piece.ErrNoSpace) {
+			return r, err
+		}
+		if e.oneYields(id, asked, deadline.C) {
+			continue
+		}
+		if len(asked) == 0 || !time.Now().Before(parting) {
+			return r, err
+		}
+		clear(asked)
+		select {
+		case <-time.After(yieldPause):
+		case <-e.ctx.Done():
 			return r, err
 		}
 	}

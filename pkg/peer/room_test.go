@@ -76,6 +76,29 @@ func TestWhatIsBeingReadMakesNoRoom(t *testing.T) {
 	})
 }
 
+// A client that has its last byte may ask for the next content before its reader is closed.
+func TestAReaderThatIsAboutToCloseIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const length = 6 * piece.SizeMin
+		s := newSwarm(t, randomBytes(66, length))
+		small := s.node(memstore.New(memstore.Config{Quota: length + length/2}))
+		c, err := small.engine.Open(t.Context(), s.spec())
+		require.NoError(t, err)
+		r := c.NewReader(t.Context(), 0, length)
+		_, err = io.ReadAll(r)
+		require.NoError(t, err)
+		go func() {
+			time.Sleep(100 * time.Millisecond)
+			assert.NoError(t, r.Close())
+			assert.NoError(t, c.Close())
+		}()
+		s.origin.content = randomBytes(67, length)
+		data, err := s.readAll(small)
+		require.NoError(t, err)
+		assert.True(t, bytes.Equal(s.origin.content, data))
+	})
+}
+
 // fullStore is a store whose disk is full from the n-th piece on, until it is mended.
 type fullStore struct {
 	piece.Store
