@@ -78,6 +78,10 @@ type Config struct {
 	Local Announcer
 	// Standby says that this host takes the announces of others, at the address of Host.
 	Standby bool
+	// Standbys are those that owners named to a former life of this host; Named is told when they
+	// name others. Nil tells nobody.
+	Standbys []string
+	Named    func([]string)
 	// Patience is how long owners that are silent, but refuse nothing, are asked before
 	// Local is: a pull starves machines of CPU, and an owner that is slow is not dead. If
 	// every host took it for dead at once, every host would go to the registry. Default 4 s.
@@ -158,6 +162,11 @@ func New(cfg Config) *Client {
 		listed:  slices.Compact(slices.Sorted(slices.Values(cfg.Owners))),
 		owners:  make(map[string]*owner),
 		active:  make(map[task.ID]*activity),
+	}
+	for _, addr := range cfg.Standbys {
+		if len(c.standbys) < api.StandbysMax && isAddress(addr) {
+			c.standbys = append(c.standbys, addr)
+		}
 	}
 	for _, addr := range cfg.Owners {
 		if !c.isHere(addr) {

@@ -193,6 +193,12 @@ func (c *Client) send(ctx context.Context, o *owner, b batch) time.Duration {
 		return c.failed(ctx, o, b, err)
 	}
 	defer c.learnWithdrawn(ctx, o, response.Withdrawn)
+	var named []string
+	defer func() {
+		if named != nil && c.cfg.Named != nil {
+			c.cfg.Named(named)
+		}
+	}()
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -213,7 +219,7 @@ func (c *Client) send(ctx context.Context, o *owner, b batch) time.Duration {
 		}
 	}
 	if !o.standby {
-		c.heard(response)
+		named = c.heard(response)
 	}
 	if response.IntervalMillis <= 0 {
 		return intervalFirst

@@ -80,9 +80,9 @@ func (c *Client) call() bool {
 	return true
 }
 
-// heard takes in what an owner that answers says of others; standbys are not needed then. mu is
-// held.
-func (c *Client) heard(r api.AnnounceResponse) {
+// heard takes in what an owner that answers says of others; standbys are not needed then. It
+// returns them when they are others than before. mu is held.
+func (c *Client) heard(r api.AnnounceResponse) (named []string) {
 	if c.standing {
 		c.standing = false
 		for _, o := range c.owners {
@@ -96,7 +96,8 @@ func (c *Client) heard(r api.AnnounceResponse) {
 	if len(r.Owners) > 0 && !slices.Equal(r.Owners, c.listed) {
 		c.list(r.Owners)
 	}
-	if len(r.Standbys) > 0 {
-		c.standbys = r.Standbys
+	if len(r.Standbys) > 0 && !slices.Equal(r.Standbys, c.standbys) {
+		c.standbys, named = r.Standbys, r.Standbys
 	}
+	return named
 }

@@ -85,6 +85,24 @@ func TestStandbysLeadWhileNoOwnerAnswers(t *testing.T) {
 	})
 }
 
+func TestAHostThatStartsWhileNoOwnerAnswersAsksTheStandbysOfItsFormerLife(t *testing.T) {
+	var named [][]string
+	w := withStandbys(stands...)
+	cfg := only("a:1", &solo{})
+	cfg.Named = func(list []string) { named = append(named, list) }
+	inTown(t, w, cfg, func(t *testing.T, c *Client) {
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		assert.Equal(t, [][]string{stands}, named, "told once")
+	})
+	w.set("a:1", func(o *script) { o.dead = true })
+	cfg.Standbys = append([]string{"no address", ""}, named[0]...)
+	inTown(t, w, cfg, func(t *testing.T, c *Client) {
+		assert.Equal(t, "s:2", answeredBy(t, c, started(ledBy(stands, "s:2"))))
+		assert.Equal(t, stands, c.Standbys())
+	})
+}
+
 func TestStandbysAreCalledBeforeAnybodyAsks(t *testing.T) {
 	w := withStandbys(stands...)
 	cfg := only("a:1", &solo{})

@@ -153,6 +153,11 @@ func (d *Daemon) newClient() *announce.Client {
 	return announce.New(announce.Config{
 		Host: d.node.Host, Generation: rand.Uint64(), Owners: owners, Scheme: scheme, Client: &http.Client{Transport: d.node.Transport()},
 		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Withdrawn: d.node.Withdrawals.Add, Local: d.coordinator, Standby: d.node.Asked != nil, Logger: d.node.Log,
+		Standbys: readStandbys(d.cfg.Node.DataDir), Named: func(list []string) {
+			if err := writeStandbys(d.cfg.Node.DataDir, list); err != nil {
+				d.node.Log.Warn("a restart while no supernode answers would know nobody to ask", "err", err)
+			}
+		},
 	})
 }
 

@@ -123,13 +123,13 @@ func rows() []row {
 			c.awaitStandbys()
 			require.NoError(c.t, c.supernode.Kill())
 		}, after: func(c *tools) { c.startSupernode() }, egress: 1.02},
-		{name: "no supernode and no standby", before: func(c *tools) {
-			// A dfdaemon that starts after the supernode has died was told of none.
+		{name: "no supernode, and dfdaemons that started since", before: func(c *tools) {
+			c.awaitStandbys()
 			require.NoError(c.t, c.supernode.Kill())
 			for _, u := range c.users {
 				u.restartOn(c.t, "")
 			}
-		}, after: func(c *tools) { c.startSupernode() }},
+		}, after: func(c *tools) { c.startSupernode() }, egress: 1.02},
 	}
 }
 
