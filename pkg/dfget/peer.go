@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/daemon"
@@ -40,7 +43,8 @@ type ownDaemon struct {
 
 // newOwnDaemon starts it; beside is where there will be room for the content, too.
 func newOwnDaemon(cfg Config, beside string) (*ownDaemon, error) {
-	dir, err := os.MkdirTemp(beside, ".dfget-")
+	sweep(beside, cfg.Logger)
+	dir, err := os.MkdirTemp(beside, cachePrefix)
 	if err != nil {
 		return nil, fmt.Errorf("making a place for pieces: %w", err)
 	}
@@ -53,6 +57,33 @@ func newOwnDaemon(cfg Config, beside string) (*ownDaemon, error) {
 	own.stop = stop
 	go func() { own.ended <- own.Run(ctx) }()
 	return own, nil
+}
+
+// cachePrefix begins the names of the directories that hold such a daemon's cache.
+const cachePrefix = ".dfget-"
+
+// sweep deletes the caches of dfgets that were killed: the kernel holds the lock of each that
+// still runs.
+func sweep(beside string, l *slog.Logger) {
+	if beside == "" {
+		beside = os.TempDir()
+	}
+	locks, _ := filepath.Glob(filepath.Join(beside, cachePrefix+"*", "data", "cache", "lock"))
+	for _, lock := range locks {
+		f, err := os.OpenFile(lock, os.O_RDWR, 0)
+		if err != nil {
+			continue // another user's
+		}
+		// Between making the lock and holding it, a dfget that starts needs but a moment.
+		info, err := f.Stat()
+		if err == nil && time.Since(info.ModTime()) > time.Minute && unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			dir := filepath.Dir(filepath.Dir(filepath.Dir(lock)))
+			if err := os.RemoveAll(dir); err != nil {
+				l.Warn("the cache of a dfget that was killed could not be deleted", "directory", dir, "error", err)
+			}
+		}
+		f.Close()
+	}
 }
 
 func (o *ownDaemon) settings(s config.Dfget) (d config.Dfdaemon) {

@@ -2,10 +2,12 @@ package dfget
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -67,4 +69,31 @@ func TestATargetThatCannotBeWrittenIsNamedWithTheReason(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, target.offset, again.Size())
 	})
+}
+
+func TestTheCacheOfADfgetThatWasKilledIsSweptUp(t *testing.T) {
+	dir := t.TempDir()
+	// cache is what a dfget's own peer leaves; held, while it runs.
+	cache := func(name string, age time.Duration, held bool) string {
+		store := filepath.Join(dir, name, "data", "cache")
+		require.NoError(t, os.MkdirAll(filepath.Join(store, "tasks"), 0o700))
+		require.NoError(t, os.WriteFile(filepath.Join(store, "tasks", "data"), []byte("pieces"), 0o600))
+		lock := filepath.Join(store, "lock")
+		f, err := os.Create(lock)
+		require.NoError(t, err)
+		t.Cleanup(func() { f.Close() })
+		if held {
+			require.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+		}
+		then := time.Now().Add(-age)
+		require.NoError(t, os.Chtimes(lock, then, then))
+		return filepath.Join(dir, name)
+	}
+	killed := cache(".dfget-1", time.Hour, false)
+	running, starting, other := cache(".dfget-2", time.Hour, true), cache(".dfget-3", 0, false), cache("others-4", time.Hour, false)
+	sweep(dir, slog.New(slog.DiscardHandler))
+	assert.NoDirExists(t, killed)
+	for _, there := range []string{running, starting, other} {
+		assert.FileExists(t, filepath.Join(there, "data", "cache", "tasks", "data"))
+	}
 }

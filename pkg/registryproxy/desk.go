@@ -347,7 +347,7 @@ func forward(ctx context.Context, u Upstream, q source.Question) (*http.Response
 		res, err = u.Forward(ctx, q)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("asking %s: %s %s: %w", q.Upstream, q.Method, q.Path, err)
+		return nil, fmt.Errorf("asking %s: %w", q.Upstream, err) // which says the rest
 	}
 	return res, nil
 }

@@ -133,14 +133,6 @@ var answered = []string{
 // redirects it: some redirect whatever they are asked for, without a look. A storage that signs its
 // URLs for GET takes no HEAD there; that is answered by a 405.
 func (c *Client) Forward(ctx context.Context, q source.Question) (*http.Response, error) {
-	res, err := c.forward(ctx, q)
-	if err != nil {
-		return nil, fmt.Errorf("asking %.255q for %s %.300q: %w", q.Upstream, q.Method, q.Path, err)
-	}
-	return res, nil
-}
-
-func (c *Client) forward(ctx context.Context, q source.Question) (*http.Response, error) {
 	u, err := c.upstream(q.Upstream)
 	if err != nil {
 		return nil, err

@@ -408,6 +408,17 @@ func TestARedirectIsFollowedToItsAnswer(t *testing.T) {
 	assert.Empty(t, refused.Header.Get("Www-Authenticate"))
 }
 
+func TestWhatCouldNotBeAskedIsToldOnce(t *testing.T) {
+	s := httptest.NewServer(nil)
+	s.Close()
+	host := s.Listener.Addr().String()
+	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none"}}})
+	_, err := c.Forward(t.Context(), source.Question{Upstream: host, Method: http.MethodHead, Path: "/v2/a/tags/list"})
+	require.ErrorContains(t, err, "HEAD "+s.URL+"/v2/a/tags/list: ")
+	require.ErrorContains(t, err, "connection refused")
+	assert.Equal(t, 1, strings.Count(err.Error(), "/v2/a/tags/list"), "%v", err)
+}
+
 func TestHeadersBeyondTheListPassInNeitherDirection(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		assert.Empty(t, r.Header.Get("X-Secret"))
