@@ -150,6 +150,10 @@ func (x *exam) daemon(context.Context) []Finding {
 	if s.Version != config.Version() {
 		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("runs version %s, and this program is %s", s.Version, config.Version()), "restart dfdaemon"})
 	}
+	if p := s.Pulls; p != nil && p.Failure != nil {
+		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("%d of %d pulls failed since it runs, the last at %s: %s: %s",
+			p.Failed, p.OK+p.Refused+p.Failed+p.Canceled, p.Failure.At.Local().Format(time.DateTime), p.Failure.Name, p.Failure.Error), "its log has a line for each"})
+	}
 	if s.BadPieces > 0 {
 		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("%d pieces from others did not match their digest", s.BadPieces), "see its log, which names who sent them: a bad disk or memory there"})
 	}

@@ -257,6 +257,33 @@ func expired(t *testing.T) (addr, ca string) {
 	return s.Listener.Addr().String(), pemFile(t, "CERTIFICATE", der)
 }
 
+func TestWhatTheRunningDaemonKnowsBetterIsTold(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		assert.NoError(t, json.NewEncoder(w).Encode(api.Status{Program: "dfdaemon", Version: config.Version(), Ready: true,
+			Owners: []api.OwnerStatus{{Addr: "10.0.0.1:65000", Alive: true}, {Addr: "10.0.0.9:65002", Standby: true}},
+			Pulls:  &api.Outcomes{OK: 5, Failed: 2, Failure: &api.Failed{At: time.Now(), Name: "quay.io/a/b", Error: "no route to host"}},
+		}))
+	}))
+	defer s.Close()
+	cfg := settings(t)
+	cfg.API.Listen = config.Address(s.Listener.Addr().String())
+	found := examine(t, cfg)
+	f := of(t, found, "supernodes")
+	assert.Equal(t, doctor.Warn, f.Level)
+	assert.Contains(t, f.Found, "the daemon that runs knows 10.0.0.1:65000")
+	assert.NotContains(t, f.Found, "10.0.0.9", "a standby is in nobody's settings")
+	assert.Contains(t, f.Do, "--config")
+	var told []string
+	for _, f := range found {
+		if f.Check == "daemon" && f.Level == doctor.Warn {
+			told = append(told, f.Found)
+		}
+	}
+	require.Len(t, told, 1)
+	assert.Contains(t, told[0], "2 of 7 pulls failed")
+	assert.Contains(t, told[0], "quay.io/a/b: no route to host")
+}
+
 func TestEachWayInWhichARegistryIsNotReachedIsToldApart(t *testing.T) {
 	secure := registrytest.Start(t, registrytest.Config{TLS: true})
 	mutual := registrytest.Start(t, registrytest.Config{TLS: true, ClientCert: true})

@@ -292,6 +292,18 @@ func explain(err error) (what, do string) {
 
 // supernodes asks each that is configured, with this node's own proof of membership.
 func (x *exam) supernodes(ctx context.Context) []Finding {
+	if len(x.Settings.Supernodes) == 0 && x.runningErr == nil {
+		var told []string
+		for _, o := range x.running.Owners {
+			if !o.Standby {
+				told = append(told, o.Addr)
+			}
+		}
+		if len(told) > 0 {
+			return []Finding{{Warn, "supernodes", "none is in these settings, and the daemon that runs knows " + strings.Join(told, ", "),
+				"name its settings: --config or " + config.EnvFile + ", or the flags that it has"}}
+		}
+	}
 	if len(x.Settings.Supernodes) == 0 {
 		return []Finding{{OK, "supernodes", "none is configured: this node leads its own tasks, and shares with no other", ""}}
 	}
