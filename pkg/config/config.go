@@ -77,7 +77,7 @@ func (f *Form) Flags() []string {
 // Load fills the target: defaults first, then the YAML file, the variables of environ
 // (as [os.Environ] returns them) and the flags that were given, each one overriding those
 // before it. A list is overridden as a whole. The error says what to do, in lines that may
-// be several.
+// be several; an [*InvalidError] leaves the target filled in.
 func (f *Form) Load(environ []string) error {
 	defaults, fileLayer, envLayer, flagLayer := koanf.New(delim), koanf.New(delim), koanf.New(delim), koanf.New(delim)
 
@@ -186,10 +186,21 @@ func (f *Form) Load(environ []string) error {
 		return errors.Join(problems...)
 	}
 	if v, ok := f.target.(validator); ok {
-		return v.Validate()
+		if err := v.Validate(); err != nil {
+			return &InvalidError{err}
+		}
 	}
 	return nil
 }
+
+// InvalidError is of settings that were all read and cannot work together, or on this machine,
+// or for this user. The target has them.
+type InvalidError struct{ Err error }
+
+func (e *InvalidError) Error() string { return e.Err.Error() }
+
+// Unwrap returns what is wrong.
+func (e *InvalidError) Unwrap() error { return e.Err }
 
 // Again is a form for the same program and the same flags, to read the file and the
 // environment anew into another target.

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -194,6 +195,19 @@ func TestValuesThatCannotBeAreRefusedWithARightOne(t *testing.T) {
 			require.ErrorContains(t, err, row.want)
 			assert.NotContains(t, err.Error(), "u:p@", "no password in an error")
 		})
+	}
+}
+
+func TestSettingsThatCannotWorkAreToldFromThoseThatCannotBeRead(t *testing.T) {
+	var invalid *InvalidError
+	cfg, _, err := load[Dfdaemon](t, "dfdaemon", "api: {listen: '127.0.0.1:7'}\ncluster: {secretFile: /does/not/exist}\n", nil, nil)
+	require.ErrorAs(t, err, &invalid)
+	assert.EqualError(t, err, "cluster.secretFile: stat /does/not/exist: no such file or directory")
+	assert.Equal(t, Address("127.0.0.1:7"), cfg.API.Listen, "they were read all the same")
+	for _, file := range []string{"api: {listne: x}", "api: {listen: x}", "api: ["} {
+		_, _, err = load[Dfdaemon](t, "dfdaemon", file, nil, nil)
+		require.Error(t, err)
+		assert.False(t, errors.As(err, &invalid), file)
 	}
 }
 

@@ -41,6 +41,9 @@ type Command struct {
 	Use, Short, Long string
 	// Args checks the arguments; nil takes none.
 	Args cobra.PositionalArgs
+	// Lenient runs the command also with settings that were read and are not valid: whoever
+	// asks a program how it is needs its address, and not the secrets that only it may read.
+	Lenient bool
 	// Keep are the flags of settings that matter to the command; the others are taken, too,
 	// but its help is silent on them.
 	Keep []string
@@ -148,7 +151,7 @@ func (p Program) status() Command {
 	return Command{
 		Use: "status", Short: "Tell how the " + p.Name + " of this machine is",
 		// The settings say where the program listens; of their flags only that one matters.
-		Keep:  []string{p.StatusFlag},
+		Keep: []string{p.StatusFlag}, Lenient: true,
 		Flags: func(fs *pflag.FlagSet) { fs.BoolVar(&asJSON, "json", false, "print the whole status as JSON") },
 		Run: func(ctx context.Context, _ []string, stdout io.Writer) error {
 			s, err := FetchStatus(ctx, p.Name, *p.Status)
@@ -172,7 +175,9 @@ func (p Program) subcommand(c Command, stdout io.Writer, environ []string) *cobr
 		Use: c.Use, Short: c.Short, Long: c.Long,
 		Args: arguments(c.Args),
 		RunE: func(cmd *cobra.Command, given []string) error {
-			if err := form.Load(environ); err != nil {
+			err := form.Load(environ)
+			var invalid *config.InvalidError
+			if err != nil && !(c.Lenient && errors.As(err, &invalid)) {
 				return errUsage{err}
 			}
 			return c.Run(cmd.Context(), given, stdout)
