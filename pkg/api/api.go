@@ -141,6 +141,9 @@ type Failure struct {
 	Wrong bool `json:"wrong,omitempty"`
 	// Changed says that the origin has another version now than the one that was asked for.
 	Changed bool `json:"changed,omitempty"`
+	// Full says that a disk has no room for the content, here or at the host that was to bring
+	// it: the origin has no part in it.
+	Full bool `json:"full,omitempty"`
 }
 
 // Error makes a Failure an error that every reader of a download can be told.

@@ -21,6 +21,7 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/daemon"
 	"github.com/darter-io/darter/pkg/dfget"
+	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/test/registrytest"
 )
 
@@ -139,7 +140,16 @@ func TestReadyTellsADiskThatTakesNothingMore(t *testing.T) {
 
 // ask gets a blob through a mirror.
 func ask(t *testing.T, d *daemon.Daemon, r *registrytest.Registry, p registrytest.Pushed, o registrytest.Object) (code int, body []byte) {
-	res, err := http.Get(fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, o.Digest, r.Host()))
+	return getURL(t, fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, o.Digest, r.Host()))
+}
+
+// askByPath gets it as a client does that cannot go elsewhere for a blob.
+func askByPath(t *testing.T, d *daemon.Daemon, r *registrytest.Registry, p registrytest.Pushed, o registrytest.Object) (code int, body []byte) {
+	return getURL(t, fmt.Sprintf("http://%s/v2/%s/%s/blobs/%s", d.Addrs()["mirror"], r.Host(), p.Repository, o.Digest))
+}
+
+func getURL(t *testing.T, url string) (code int, body []byte) {
+	res, err := http.Get(url)
 	require.NoError(t, err)
 	defer res.Body.Close()
 	body, err = io.ReadAll(res.Body)
@@ -159,6 +169,12 @@ func TestAFullDiskRefusesWhatDoesNotFitAndServesTheRest(t *testing.T) {
 	assert.Equal(t, http.StatusInsufficientStorage, code)
 	assert.Contains(t, string(body), "no space left on device")
 	assert.Contains(t, string(body), "free some space or inodes on the file system of "+disk)
+	// Who cannot go elsewhere gets it past the disk.
+	code, body = askByPath(t, d, r, p, layers[0])
+	assert.Equal(t, http.StatusOK, code)
+	assert.Equal(t, layers[0].Digest, string(oci.DigestOf(body)))
+	assert.Equal(t, layers[0].Size, status(t, d.Addrs()["api"]).Served)
+	assert.GreaterOrEqual(t, status(t, d.Addrs()["api"]).Received.Origin, layers[0].Size, "it is counted")
 	// Of two that fit one by one the second takes the place of the first, at once.
 	for _, l := range layers[1:] {
 		code, body = ask(t, d, r, p, l)
@@ -236,4 +252,7 @@ func TestAFullSupernodeIsNamedAsTheOneWithoutRoom(t *testing.T) {
 	require.Len(t, told.Errors, 1)
 	assert.Contains(t, told.Errors[0].Message, "host full-one (")
 	assert.Contains(t, told.Errors[0].Message, "cannot keep it")
+	code, body = askByPath(t, d, r, p, p.Layers()[0])
+	assert.Equal(t, http.StatusOK, code, "who cannot go elsewhere")
+	assert.Equal(t, p.Layers()[0].Digest, string(oci.DigestOf(body)))
 }

@@ -62,6 +62,9 @@ func (p *pulls) mirrored(x registryproxy.Pull) {
 	if c, ok := x.Content.(content); ok {
 		out.Bytes = p.split(x.Bytes, c.Sources(), c.Cached())
 	}
+	if x.Direct {
+		out.Bytes = telemetry.Bytes{Origin: x.Bytes}
+	}
 	p.finished(out)
 }
 

@@ -549,7 +549,7 @@ func (d *Download) tell(level slog.Level, msg string, attrs ...any) {
 // failHere ends the download because of this host's own disk.
 func (d *Download) failHere(err error) {
 	d.ownFault = d.err == nil
-	d.fail(&api.Failure{Status: http.StatusInsufficientStorage, Message: err.Error()})
+	d.fail(&api.Failure{Status: http.StatusInsufficientStorage, Message: err.Error(), Full: true})
 }
 
 // forOthers is what other hosts are told of a failure: that this host's disk is full is not
@@ -559,7 +559,7 @@ func (d *Download) forOthers(f *api.Failure) *api.Failure {
 		return f
 	}
 	h := d.e.cfg.Host
-	return &api.Failure{Status: http.StatusServiceUnavailable, Message: fmt.Sprintf("host %s (%s), which was to bring it, cannot keep it: %s", h.Name, h.ID.Short(), f.Message)}
+	return &api.Failure{Status: http.StatusServiceUnavailable, Message: fmt.Sprintf("host %s (%s), which was to bring it, cannot keep it: %s", h.Name, h.ID.Short(), f.Message), Full: true}
 }
 
 // tellFailure tells observer and neighbours why a seed gives up.

@@ -2,10 +2,14 @@ package peer
 
 import (
 	"context"
+	"errors"
 	"io"
+	"sync/atomic"
 
 	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/ratelimit"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
 )
 
 // Limits are rates of content, in bytes per second; 0 is no limit. What hosts say to each
@@ -49,6 +53,34 @@ func (d *Download) intake() ratelimit.Chain { return ratelimit.Chain{&d.rate, &d
 // fromOrigin holds the body of an origin to the limits.
 func (d *Download) fromOrigin(ctx context.Context, body io.Reader) io.Reader {
 	return append(d.intake(), &d.e.rates.origin).Reader(ctx, body)
+}
+
+// Unkept opens a content at its origin that no store is to keep: held to the limits all the
+// same, and counted among what this host got from origins.
+func (e *Engine) Unkept(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
+	if e.cfg.Origin == nil {
+		return nil, errors.New("this host asks no origin")
+	}
+	res, err := e.cfg.Origin.Open(ctx, spec, offset)
+	if err != nil {
+		return nil, err
+	}
+	limited := ratelimit.Chain{&e.rates.download, &e.rates.origin}.Reader(ctx, res.Body)
+	res.Body = &unkept{Reader: limited, Closer: res.Body, count: &e.stats.origin}
+	return res, nil
+}
+
+// unkept is a body whose bytes are counted.
+type unkept struct {
+	io.Reader
+	io.Closer
+	count *atomic.Int64
+}
+
+func (u *unkept) Read(p []byte) (int, error) {
+	n, err := u.Reader.Read(p)
+	u.count.Add(int64(n))
+	return n, err
 }
 
 // takeIn reads a block as fast as the limits let it come. Where there are some it comes in

@@ -65,6 +65,9 @@ type Config struct {
 	// cannot be had. The origin's refusal is an *api.Failure (errors.As). ctx covers the
 	// opening and what is read; it ends when the client is gone or has waited too long.
 	Open func(ctx context.Context, spec task.Spec) (Content, error)
+	// Direct brings a content from its registry past every store, for a client that cannot go
+	// elsewhere while a disk has no room for it. Nil: such a client is refused.
+	Direct func(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error)
 	// Upstream asks registries about rights and tags, and for what is not content.
 	Upstream Upstream
 	// Default is the registry that is meant when a request names none, in the spelling of
@@ -144,6 +147,8 @@ type Pull struct {
 	// Stale is how old the answer to what the tag means was, when it was served because the
 	// registry was unreachable; else 0.
 	Stale time.Duration
+	// Direct says that the content came from its registry past every store, for want of room.
+	Direct bool
 	// Ranged says that one window was served and not the whole.
 	Ranged bool
 	// Bytes of the body that were sent.

@@ -61,6 +61,9 @@ func (x *exchange) serveContent() *refusal {
 	if errors.As(err, &f) && f.Status == http.StatusUnauthorized && !x.others(f) {
 		x.desk.rights.dropHolder(v.holder) // it was told to come with others
 	}
+	if noRoom(err) {
+		content, err = x.unkept(spec, v.length, err)
+	}
 	if err != nil {
 		return x.failed(fmt.Errorf("opening %s: %w", x.t.path(), err))
 	}
@@ -72,8 +75,10 @@ func (x *exchange) serveContent() *refusal {
 		return refuse(http.StatusNotFound, "%s says that %s has %d bytes, and it has %d", x.t.upstream, x.t.path(), v.length, length).
 			as(codeFor(http.StatusNotFound, x.t.endpoint))
 	}
-	if refused := x.prove(content, v); refused != nil {
-		return refused
+	if !x.pull.Direct { // else the registry shows it by giving it
+		if refused := x.prove(content, v); refused != nil {
+			return refused
+		}
 	}
 	return x.send(content, v)
 }

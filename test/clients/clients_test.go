@@ -67,6 +67,12 @@ func newSite(t *testing.T, cfg registrytest.Config) *site {
 // are lines of YAML.
 func newSiteOf(t *testing.T, r *registrytest.Registry, upstream ...string) *site {
 	t.Helper()
+	return newSiteWithRoom(t, r, 1<<30, upstream...)
+}
+
+// newSiteWithRoom does so with a cache of that size, in bytes.
+func newSiteWithRoom(t *testing.T, r *registrytest.Registry, room int64, upstream ...string) *site {
+	t.Helper()
 	s := &site{Registry: r, t: t, log: &lines{}}
 	// A name and not an address: go-containerregistry takes no token service at a private
 	// address but the registry's own.
@@ -84,6 +90,7 @@ func newSiteOf(t *testing.T, r *registrytest.Registry, upstream ...string) *site
 		"DARTER_MIRROR_LISTEN=127.0.0.1:0", "DARTER_API_LISTEN=127.0.0.1:0", "DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_DRAIN_TIMEOUT=5s", "DARTER_FILES_ALLOW_ADDRESSES=127.0.0.0/8", // for redirects
 		"DARTER_MIRROR_DEFAULT_UPSTREAM=" + clients.Registry,
 	}))
+	settings.Cache.Quota = config.Size(room) // less than what makes sense
 	d, err := daemon.New(settings, slog.New(slog.NewTextHandler(s.log, nil)))
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(context.Background())

@@ -77,6 +77,8 @@ func faults() []fault {
 		{"headers of blobs 3 s late", of(registrytest.Fault{Action: registrytest.ActSlowHeaders, DelayMillis: 3000, Times: 2}), right, 10 * time.Second, 1.02},
 		{"wrong bytes once", []registrytest.Fault{{Action: registrytest.ActCorrupt, At: 40e3, Times: 1}}, either, 10 * time.Second, 2.02},
 		{"wrong bytes always", []registrytest.Fault{{Action: registrytest.ActCorrupt, At: 40e3}}, told, 10 * time.Second, 0},
+		{"a shorter layer", []registrytest.Fault{{Action: registrytest.ActWrongLength, At: cut}}, told, 10 * time.Second, 0},
+		{"a longer layer", []registrytest.Fault{{Action: registrytest.ActWrongLength, At: 4e6}}, told, 10 * time.Second, 0},
 		{"no lengths", []registrytest.Fault{{Action: registrytest.ActNoLength}}, right, 5 * time.Second, 1.02},
 		{"blobs 429 always", status(429, map[string]string{"Retry-After": "1"}, 0), told, 10 * time.Second, 0},
 		{"blobs 503 always", status(503, nil, 0), told, 10 * time.Second, 0},
@@ -216,6 +218,23 @@ func TestATokenThatEndsInTheMiddleOfABlobEndsNoPull(t *testing.T) {
 			require.NoError(t, err, "the second try")
 		}
 		requireRight(t, dir, p.Objects)
+	})
+}
+
+func TestACacheWithoutRoomEndsNoPull(t *testing.T) {
+	each(t, func(t *testing.T, l clients.Library) {
+		r := registrytest.Start(t, registrytest.Config{})
+		s := newSiteWithRoom(t, r, 2<<20) // the largest layer has more
+		if l.Servers {
+			s.server = r.Host() // where the mirror refuses what the client can get elsewhere
+		}
+		p := s.image("lib/app", 60)
+		for range 2 {
+			dir, err := s.pull(l, p.Repository, "v1", login{})
+			require.NoError(t, err)
+			requireRight(t, dir, p.Objects)
+		}
+		assert.Less(t, s.silence.Longest(), 5*time.Second)
 	})
 }
 

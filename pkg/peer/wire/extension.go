@@ -81,6 +81,7 @@ type digestsWire struct {
 type failWire struct {
 	Body    []byte            `bencode:"b,omitempty"`
 	Changed int               `bencode:"c,omitempty"`
+	Full    int               `bencode:"f,omitempty"`
 	Header  map[string]string `bencode:"h,omitempty"`
 	Message string            `bencode:"m"`
 	Repo    string            `bencode:"r,omitempty"`
@@ -134,7 +135,7 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 	case FailMessage:
 		name, shape = "dr_fail", failWire{
 			Status: m.Failure.Status, Header: m.Failure.Header, Body: m.Failure.Body, Message: m.Failure.Message, Wrong: flag(m.Failure.Wrong), Changed: flag(m.Failure.Changed),
-			From: m.Failure.Upstream, Repo: m.Failure.Repository,
+			Full: flag(m.Failure.Full), From: m.Failure.Upstream, Repo: m.Failure.Repository,
 		}
 	case RevokeMessage:
 		name, shape = "dr_revoke", revokeWire{Epoch: m.Revocation.Epoch, Key: m.Revocation.Key[:], Signature: m.Revocation.Signature}
@@ -266,7 +267,7 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte, learn func(map[pp
 		}
 		m.Type, m.Failure = FailMessage, &api.Failure{
 			Status: w.Status, Body: w.Body, Wrong: w.Wrong != 0, Changed: w.Changed != 0, Message: w.Message[:min(len(w.Message), api.FailureMax)],
-			Upstream: w.From, Repository: w.Repo,
+			Full: w.Full != 0, Upstream: w.From, Repository: w.Repo,
 		}
 		for _, name := range failureHeaders {
 			if v, ok := w.Header[name]; ok {
