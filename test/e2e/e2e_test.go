@@ -127,7 +127,7 @@ func (c *cluster) dfdaemon(node *lab.Node) []string {
 	}.Args()
 }
 
-func (c *cluster) startSupernode() {
+func (c *cluster) startSupernode(more ...string) {
 	c.t.Helper()
 	s := programs.Supernode{
 		Name: "supernode", DataDir: filepath.Join(c.machine.Dir, "supernode"),
@@ -135,7 +135,7 @@ func (c *cluster) startSupernode() {
 		Registry: c.registry, RegistryBase: c.url,
 	}
 	var err error
-	c.supernode, err = c.machine.Start("supernode", filepath.Join(bin, "supernode"), s.Args()...)
+	c.supernode, err = c.machine.Start("supernode", filepath.Join(bin, "supernode"), append(s.Args(), more...)...)
 	require.NoError(c.t, err)
 	waitReady(c.t, c.machine, c.supernode, s.Admin)
 }

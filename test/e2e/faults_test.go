@@ -45,6 +45,8 @@ type row struct {
 	only func(lab.Kind) bool
 	// spared are tools that must get the image although others may end either way.
 	spared func(lab.Kind) bool
+	// hurt tells whose dfdaemon ends or has no room: who else pulls through it is no bystander.
+	hurt func(lab.Kind) bool
 	// midst is called as soon as the registry has sent half of the largest layer.
 	midst func(c *tools)
 	// before is called before the pulls, after when they have ended.
@@ -67,6 +69,14 @@ func rows() []row {
 	refuse := func(status, times int, header map[string]string) []registrytest.Fault {
 		return []registrytest.Fault{{Action: registrytest.ActStatus, Status: status, Match: "/blobs/", Times: times, Header: header}}
 	}
+	restartAll := func(change func(args []string) []string) func(c *tools) {
+		return func(c *tools) {
+			for _, u := range c.users {
+				u.restartWith(c.t, change)
+			}
+		}
+	}
+	unchanged := func(args []string) []string { return args }
 	moment := map[string]string{"Retry-After": "1"}
 	return []row{
 		{name: "none", egress: 1.02},
@@ -82,8 +92,12 @@ func rows() []row {
 		{name: "headers of blobs 3 s late", script: []registrytest.Fault{{Action: registrytest.ActSlowHeaders, DelayMillis: 3000, Match: "/blobs/", Times: 2}}, egress: 1.02},
 		{name: "slow registry", before: func(c *tools) { c.slowly(2e6) }, after: func(c *tools) { c.slowly(0) }, egress: 1.02},
 		{name: "wrong bytes once", largest: []registrytest.Fault{fault(registrytest.ActCorrupt, 40e3, 1)}, end: either},
+		{name: "a shorter layer, always", largest: []registrytest.Fault{fault(registrytest.ActWrongLength, cutAt, 0)}, end: told, only: quick},
+		{name: "a longer layer, always", largest: []registrytest.Fault{fault(registrytest.ActWrongLength, layerMost+4e6, 0)}, end: told, only: quick},
+		{name: "a shorter layer, once", largest: []registrytest.Fault{fault(registrytest.ActWrongLength, cutAt, 1)}, end: either},
 		{name: "wrong bytes always", largest: []registrytest.Fault{fault(registrytest.ActCorrupt, 40e3, 0)}, end: told, only: quick},
 		{name: "blobs 503 always", script: refuse(503, 0, nil), end: told},
+		{name: "blobs 429 always", script: refuse(429, 0, nil), end: told},
 		{name: "token ends in mid-blob", who: alice, only: ownLogin, end: either, largest: []registrytest.Fault{
 			fault(registrytest.ActStall, cutAt, 1), fault(registrytest.ActTruncate, cutAt+1, 1),
 		}, midst: func(c *tools) {
@@ -103,33 +117,47 @@ func rows() []row {
 			for _, u := range c.only(first) {
 				u.startDfdaemon(c.t)
 			}
-		}, end: either, spared: second},
+		}, end: either, spared: second, hurt: first},
+		{name: "supernode and the dfdaemons of others killed in the middle", before: func(c *tools) { c.slowly(4e6) }, midst: func(c *tools) {
+			require.NoError(c.t, c.supernode.Kill())
+			for _, u := range c.only(first) {
+				require.NoError(c.t, u.dfdaemon.Kill())
+			}
+			c.slowly(0)
+		}, after: func(c *tools) {
+			c.startSupernode()
+			for _, u := range c.only(first) {
+				u.startDfdaemon(c.t)
+			}
+		}, end: either, spared: second, hurt: first},
 		{name: "registry dead, warm swarm", before: func(c *tools) {
 			for kind, o := range c.pulls(c.only(first), c.ref(*c.pushed), lab.Login{}) {
 				require.NoError(c.t, o.err, "%s", kind)
 			}
 			require.NoError(c.t, c.process.Kill())
-		}, after: func(c *tools) { c.startRegistry() }, only: second, end: either},
+		}, after: func(c *tools) { c.startRegistry() }, only: second, end: either, hurt: everybody},
 		{name: "disk of the dfdaemon full", only: quick, before: func(c *tools) {
 			for _, u := range c.only(quick) {
 				u.restartOn(c.t, "6m")
 			}
-		}, after: func(c *tools) {
+		}, hurt: quick, after: func(c *tools) {
 			for _, u := range c.only(quick) {
 				u.restartOn(c.t, "")
 			}
-		}, end: either},
-		{name: "no supernode", before: func(c *tools) {
+		}},
+		{name: "disk of the supernode full", before: func(c *tools) { c.restartSupernode("6m") }, after: func(c *tools) { c.restartSupernode("") }},
+		{name: "supernode dead", before: func(c *tools) {
 			c.awaitStandbys()
 			require.NoError(c.t, c.supernode.Kill())
 		}, after: func(c *tools) { c.startSupernode() }, egress: 1.02},
-		{name: "no supernode, and dfdaemons that started since", before: func(c *tools) {
+		{name: "supernode dead from the start", before: func(c *tools) {
 			c.awaitStandbys()
 			require.NoError(c.t, c.supernode.Kill())
-			for _, u := range c.users {
-				u.restartOn(c.t, "")
-			}
+			restartAll(unchanged)(c)
 		}, after: func(c *tools) { c.startSupernode() }, egress: 1.02},
+		{name: "no supernode configured", before: restartAll(func(args []string) []string {
+			return slices.DeleteFunc(args, func(a string) bool { return strings.HasPrefix(a, "--supernodes=") })
+		}), after: restartAll(unchanged)},
 	}
 }
 
@@ -151,25 +179,55 @@ func first(k lab.Kind) bool {
 }
 func second(k lab.Kind) bool { return !first(k) }
 
+func everybody(lab.Kind) bool { return true }
+
 // quick are the tools that give up at once; dockerd takes 75 s of its own.
 func quick(k lab.Kind) bool { return k != lab.KindDocker }
+
+// restartWith starts a user's dfdaemon anew with other arguments, this once.
+func (u *user) restartWith(t testing.TB, change func(args []string) []string) {
+	t.Helper()
+	require.NoError(t, u.dfdaemon.Stop(30*time.Second))
+	kept := u.args
+	u.args = change(slices.Clone(kept))
+	u.startDfdaemon(t)
+	u.args = kept
+}
+
+// restartSupernode starts the supernode anew, on a file system of so many bytes; empty goes back
+// to its old data.
+func (c *tools) restartSupernode(size string) {
+	c.t.Helper()
+	require.NoError(c.t, c.supernode.Stop(30*time.Second))
+	if size == "" {
+		c.startSupernode()
+		return
+	}
+	c.startSupernode(small(c.t, c.machine, size)...)
+}
+
+// small mounts a file system of so many bytes on a node, and returns the arguments by which a
+// program keeps its data there and believes that there is room enough: of two flags the last one
+// counts.
+func small(t testing.TB, n *lab.Node, size string) []string {
+	t.Helper()
+	dir := filepath.Join(n.Dir, "small")
+	require.NoError(t, os.MkdirAll(dir, 0o755))
+	out, err := n.Command(t.Context(), "mount", "-t", "tmpfs", "-o", "size="+size, "tmpfs", dir).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	return []string{"--node-data-dir=" + dir, "--cache-quota=1GB"}
+}
 
 // restartOn starts a user's dfdaemon anew, on a file system of its own of so many bytes; empty
 // goes back to its old data.
 func (u *user) restartOn(t testing.TB, size string) {
 	t.Helper()
-	require.NoError(t, u.dfdaemon.Stop(30*time.Second))
-	kept := u.args
-	if size != "" {
-		dir := filepath.Join(u.Dir, "small")
-		require.NoError(t, os.MkdirAll(dir, 0o755))
-		out, err := u.Command(t.Context(), "mount", "-t", "tmpfs", "-o", "size="+size, "tmpfs", dir).CombinedOutput()
-		require.NoError(t, err, "%s", out)
-		// The last of two flags counts. The daemon believes that there is room enough.
-		u.args = append(slices.Clone(kept), "--node-data-dir="+dir, "--cache-quota=1GB")
-	}
-	u.startDfdaemon(t)
-	u.args = kept
+	u.restartWith(t, func(args []string) []string {
+		if size == "" {
+			return args
+		}
+		return append(args, small(t, u.Node, size)...)
+	})
 }
 
 // TestEveryToolEndsWithTheRightImageOrAnErrorWhateverGoesWrong is the fault matrix. Tools that
@@ -177,6 +235,12 @@ func (u *user) restartOn(t testing.TB, size string) {
 func TestEveryToolEndsWithTheRightImageOrAnErrorWhateverGoesWrong(t *testing.T) {
 	c := withTools(t, true)
 	out := results.New()
+	beside := c.pushSeed(99, "lib/beside", besideMost)
+	c.beside = &beside
+	for _, u := range c.users {
+		_, err := c.pullBeside(t.Context(), u)
+		require.NoError(t, err, "%s, the first time", u.Name)
+	}
 	for i, r := range rows() {
 		t.Run(r.name, func(t *testing.T) {
 			outer := c.t
@@ -201,7 +265,12 @@ func (r row) play(c *tools, seed uint64) (measured []results.Result) {
 	if r.before != nil {
 		r.before(c)
 	}
-	script := slices.Clone(r.script)
+	var script []registrytest.Fault
+	for _, f := range r.script {
+		// What others pull is not meant.
+		f.Match = repository + f.Match
+		script = append(script, f)
+	}
 	for _, f := range r.largest {
 		f.Match = "GET " + repository + "/blobs/" + pushed.Layers()[0].Digest
 		script = append(script, f)
@@ -213,6 +282,7 @@ func (r row) play(c *tools, seed uint64) (measured []results.Result) {
 	if r.only != nil {
 		users = c.only(r.only)
 	}
+	beside := c.stand(func(k lab.Kind) bool { return r.hurt == nil || !r.hurt(k) })
 	done := make(chan map[lab.Kind]outcome, 1)
 	go func() { done <- c.pulls(users, c.ref(pushed), r.who) }()
 	if r.midst != nil {
@@ -224,6 +294,7 @@ func (r row) play(c *tools, seed uint64) (measured []results.Result) {
 		r.midst(c)
 	}
 	ended := <-done
+	undisturbed := beside()
 	var counts registrytest.Counts
 	if c.process.Err() == nil {
 		counts = c.counts()
@@ -272,7 +343,12 @@ func (r row) play(c *tools, seed uint64) (measured []results.Result) {
 			results.Result{Scenario: name, Metric: "seconds", Value: o.took.Seconds(), Unit: "seconds", Better: "lower"},
 			results.Result{Scenario: name, Metric: "longest_silence", Value: o.silence.Seconds(), Unit: "seconds", Better: "lower"})
 	}
-	t.Logf("the registry sent %.3f × the image", egress)
+	t.Logf("the registry sent %.3f × the image; %s", egress, undisturbed)
+	assert.NoError(t, undisturbed.err, "somebody who pulls another image by the same dfdaemons")
+	assert.Less(t, undisturbed.longest, besideLimit, "somebody who pulls another image by the same dfdaemons")
+	if undisturbed.pulls > 0 {
+		measured = append(measured, results.Result{Scenario: scenario, Metric: "beside_longest", Value: undisturbed.longest.Seconds(), Unit: "seconds", Better: "lower"})
+	}
 	c.settle(pushed, r.who)
 	return measured
 }

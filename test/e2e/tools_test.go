@@ -49,6 +49,8 @@ type tools struct {
 	process *lab.Proc // the registry
 	// pushed is the image of the row that is played.
 	pushed *registrytest.PushAnswer
+	// beside is the image of who pulls beside a row.
+	beside *registrytest.PushAnswer
 }
 
 // needTools skips where a tool is missing.

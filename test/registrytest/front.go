@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -39,6 +40,9 @@ const (
 	ActWrongRange Action = "wrong-range"
 	// ActNoLength sends no Content-Length.
 	ActNoLength Action = "no-length"
+	// ActWrongLength answers as if the object had At bytes: what is beyond is not sent, and
+	// what is missing is zeros. Of a Range it takes no notice.
+	ActWrongLength Action = "wrong-length"
 	// ActRedirect sends readers of blobs to another host, with a signed URL that takes no
 	// Authorization; the right is checked first.
 	ActRedirect Action = "redirect"
@@ -253,7 +257,7 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request, o object, key
 			t.Ranges = append(t.Ranges, h)
 		}
 	})
-	out := &writer{ResponseWriter: w, r: r, req: req, key: key, bytesKey: o.key(), cutAt: -1, stallAt: -1, corruptAt: -1}
+	out := &writer{ResponseWriter: w, r: r, req: req, key: key, bytesKey: o.key(), cutAt: -1, stallAt: -1, corruptAt: -1, length: -1}
 	if o.kind == "" {
 		out.bytesKey = ""
 	}
@@ -284,6 +288,10 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request, o object, key
 			out.wrongRange = true
 		case ActNoLength:
 			out.noLength = true
+		case ActWrongLength:
+			req.Header.Del("Range")
+			req.Header.Del("If-Range")
+			out.length = f.At
 		case ActRedirect:
 			redirect = o.kind == "blobs"
 		}
@@ -351,6 +359,7 @@ type writer struct {
 	key, bytesKey string
 
 	corruptAt, cutAt, stallAt   int64
+	length                      int64 // that the object is said to have; -1 is its own
 	reset, wrongRange, noLength bool
 	release                     <-chan struct{} // ends a stall
 
@@ -369,7 +378,10 @@ func (w *writer) WriteHeader(status int) {
 	}
 	w.status = status
 	if status != http.StatusOK && status != http.StatusPartialContent {
-		w.corruptAt, w.cutAt, w.stallAt = -1, -1, -1
+		w.corruptAt, w.cutAt, w.stallAt, w.length = -1, -1, -1, -1
+	}
+	if w.length >= 0 {
+		w.Header().Set("Content-Length", strconv.FormatInt(w.length, 10))
 	}
 	w.bodyless = w.req.Method == http.MethodHead || status == http.StatusNoContent || status == http.StatusNotModified
 	w.r.count(w.key, func(t *Tally) {
@@ -399,6 +411,12 @@ func (w *writer) Write(p []byte) (n int, err error) {
 	}
 	for len(p) > 0 {
 		chunk := p[:min(len(p), shapeChunk)]
+		if left := w.length - w.sent; w.length >= 0 && left < int64(len(chunk)) {
+			if left == 0 {
+				return n + len(p), nil // the registry itself need not know
+			}
+			chunk = chunk[:left]
+		}
 		for _, at := range []int64{w.cutAt, w.stallAt} {
 			if left := at - w.sent; at >= 0 && left < int64(len(chunk)) {
 				chunk = chunk[:max(0, left)]
@@ -457,6 +475,9 @@ func (w *writer) stall() error {
 // end cuts the connection where a fault says so. It waits until the registry itself has
 // returned, so that nothing of it is unwound half-way.
 func (w *writer) end() {
+	if w.length > w.sent && !w.bodyless {
+		_, _ = w.Write(make([]byte, w.length-w.sent))
+	}
 	if w.cutAt == w.sent && w.cutAt >= 0 && !w.bodyless {
 		w.cut = true // a body that was exactly as long, or empty
 	}

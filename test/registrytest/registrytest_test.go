@@ -268,6 +268,18 @@ func TestFaultsDoWhatTheySayAndNoMoreOftenThanAsked(t *testing.T) {
 		assert.EqualValues(t, -1, res.ContentLength)
 		assert.Equal(t, data, body)
 	})
+	t.Run("wrong length", func(t *testing.T) {
+		for length, want := range map[int64][]byte{10: data[:10], 100_020: append(bytes.Clone(data), make([]byte, 20)...)} {
+			r.Fail(registrytest.Fault{Action: registrytest.ActWrongLength, At: length, Times: 1})
+			res, body, err := get(t, c, url, "Range", "bytes=1-2")
+			require.NoError(t, err)
+			assert.Equal(t, length, res.ContentLength)
+			assert.Equal(t, want, body)
+		}
+		_, body, err := get(t, c, url)
+		require.NoError(t, err)
+		assert.Equal(t, data, body)
+	})
 	t.Run("redirect", func(t *testing.T) {
 		r.Fail(registrytest.Fault{Action: registrytest.ActRedirect, Times: 2})
 		r.Reset()

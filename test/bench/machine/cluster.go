@@ -302,12 +302,9 @@ func (p *program) cpu() (sum time.Duration, err error) {
 
 // warm reads a blob that dfdaemon has, and the same file from nginx.
 func (b *bench) warm(ctx context.Context) error {
-	nginx, err := exec.LookPath("nginx")
+	nginx, err := findNginx()
 	if err != nil {
-		nginx, err = exec.LookPath("/usr/sbin/nginx")
-	}
-	if err != nil {
-		return fmt.Errorf("%w: nginx is not installed (Debian's package nginx-light or nginx)", errMissing)
+		return err
 	}
 	return b.withCluster(ctx, []int64{b.pick(1<<30, 256<<20)}, func(c *cluster) error {
 		size := c.layers[0].Size
@@ -374,6 +371,17 @@ func (b *bench) compareWarm(ctx context.Context, c *cluster, nginx *program, url
 	return nil
 }
 
+func findNginx() (string, error) {
+	nginx, err := exec.LookPath("nginx")
+	if err != nil {
+		nginx, err = exec.LookPath("/usr/sbin/nginx")
+	}
+	if err != nil {
+		return "", fmt.Errorf("%w: nginx is not installed (Debian's package nginx-light or nginx)", errMissing)
+	}
+	return nginx, nil
+}
+
 // startNginx serves a directory with sendfile, by one process.
 func startNginx(ctx context.Context, nginx, dir string) (addr string, p *program, err error) {
 	addrs, err := programs.FreeAddrs(1)
@@ -382,9 +390,9 @@ func startNginx(ctx context.Context, nginx, dir string) (addr string, p *program
 	}
 	conf := filepath.Join(dir, "nginx.conf")
 	text := fmt.Sprintf(`daemon off; master_process off; worker_processes 1; pid %[1]s/pid; error_log %[1]s/error.log;
-events { worker_connections 64; }
+events { worker_connections 512; }
 http {
-  access_log off; sendfile on; tcp_nopush on; default_type application/octet-stream;
+  access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000; default_type application/octet-stream;
   client_body_temp_path %[1]s/t1; proxy_temp_path %[1]s/t2; fastcgi_temp_path %[1]s/t3; uwsgi_temp_path %[1]s/t4; scgi_temp_path %[1]s/t5;
   server { listen %[2]s; root %[1]s; }
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -15,8 +17,12 @@ import (
 
 // mirrorWarm asks for what is here already: how long one client waits for a manifest, and how
 // long two hundred at once wait for manifests and for a small layer; and what the registry
-// hears of it all.
+// hears of it all. The same files from nginx, where it is, tell how much of that is the machine.
 func (b *bench) mirrorWarm(ctx context.Context) error {
+	nginx, err := findNginx()
+	if err != nil && !errors.Is(err, errMissing) {
+		return err
+	}
 	return b.withCluster(ctx, []int64{1e6}, func(c *cluster) error {
 		byTag := fmt.Sprintf("http://%s/v2/%s/manifests/v1?ns=%s", c.mirror, repository, c.registry.Host())
 		head, err := ask(ctx, http.DefaultClient, http.MethodHead, byTag)
@@ -30,24 +36,48 @@ func (b *bench) mirrorWarm(ctx context.Context) error {
 				return fmt.Errorf("%w\n%s", err, c.dfdaemon.tail())
 			}
 		}
+		scenes := []scene{{"mirror/manifest-by-digest", byDigest}, {"mirror/manifest-by-tag", byTag}, {"mirror/layer-1-MB", c.swarm(0)}}
+		if nginx != "" {
+			dir, err := os.MkdirTemp(b.dir, "nginx-")
+			if err != nil {
+				return err
+			}
+			defer os.RemoveAll(dir)
+			if err := errors.Join(download(ctx, byDigest, filepath.Join(dir, "manifest")), download(ctx, c.direct(0), filepath.Join(dir, "blob"))); err != nil {
+				return err
+			}
+			addr, server, err := startNginx(ctx, nginx, dir)
+			if err != nil {
+				return err
+			}
+			defer server.stop()
+			scenes = append(scenes, scene{"nginx/manifest", "http://" + addr + "/manifest"}, scene{"nginx/layer-1-MB", "http://" + addr + "/blob"})
+		}
 		c.registry.Reset()
-		questions := b.pickInt(2000, 500)
-		for _, x := range []struct{ name, url string }{{"mirror/manifest-by-digest", byDigest}, {"mirror/manifest-by-tag", byTag}, {"mirror/layer-1-MB", c.swarm(0)}} {
-			one, err := clients(ctx, x.url, 1, questions)
-			if err != nil {
-				return err
+		waits := map[string][]time.Duration{}
+		for range b.rounds() { // by turns
+			for _, x := range scenes {
+				for name, how := range map[string]struct{ clients, questions int }{"/one-client": {1, b.pickInt(500, 200)}, "/200-clients": {200, b.pickInt(20, 10)}} {
+					took, err := clients(ctx, x.url, how.clients, how.questions)
+					if err != nil {
+						return err
+					}
+					waits[x.name+name] = append(waits[x.name+name], took...)
+				}
 			}
-			many, err := clients(ctx, x.url, 200, 10)
-			if err != nil {
-				return err
+		}
+		for _, x := range scenes {
+			for _, name := range []string{"/one-client", "/200-clients"} {
+				b.percentiles(x.name+name, waits[x.name+name])
 			}
-			b.percentiles(x.name+"/one-client", one)
-			b.percentiles(x.name+"/200-clients", many)
 		}
 		b.out.Lower("mirror/warm", "registry_requests", float64(c.registry.Counts().Requests), "requests")
 		return nil
 	})
 }
+
+// scene is somebody who is asked, and for what.
+type scene struct{ name, url string }
 
 // percentiles adds what of the waits people ask for.
 func (b *bench) percentiles(scenario string, took []time.Duration) {
