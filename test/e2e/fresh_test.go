@@ -332,7 +332,9 @@ func TestWhoeverFollowsTheREADMEPullsThroughDarterAndCanGoBack(t *testing.T) {
 			assert.Regexp(t, client(m, "WARN"), doctor(m), "configured, and not yet told to look")
 		}
 		m.follow(t, told)
-		assert.Regexp(t, client(m, "OK"), doctor(m), "configured")
+		look := doctor(m)
+		t.Logf("the doctor:\n%s", look)
+		assert.Regexp(t, client(m, "OK"), look, "configured")
 		again, err := run(t, m.Node, dfdaemon, "configure", m.client)
 		require.NoError(t, err)
 		assert.Contains(t, again, m.client+": nothing to change")
