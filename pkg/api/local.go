@@ -59,6 +59,9 @@ type FileError struct {
 	Kind FileErrorKind `json:"kind"`
 	// Status is the origin's, 0 when it did not answer.
 	Status int `json:"status,omitempty"`
+	// Untrusted says that what answered proved to be nobody whom this host believes (TLS):
+	// another try would end alike.
+	Untrusted bool `json:"untrusted,omitempty"`
 	// Message says for people what was tried and how it failed; it holds no secret.
 	Message string `json:"message"`
 }

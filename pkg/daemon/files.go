@@ -274,6 +274,8 @@ func failed(ctx context.Context, told *telemetry.Pull, err error) *api.FileError
 		told.Result = telemetry.Canceled
 	case e.Kind == api.FileRefused && e.Status < http.StatusInternalServerError:
 		told.Result = telemetry.Refused
+	case e.Untrusted:
+		e.Message += "; the node's operator can name its authority in files.ca"
 	case errors.As(err, &host):
 		e.Message += "; the node's operator can add it to files.allowHosts"
 	case e.Kind == api.FileForbidden:

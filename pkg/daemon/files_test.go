@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -324,6 +325,22 @@ func TestAClientThatLeavesIsNoFailure(t *testing.T) {
 		assert.Contains(c, line.String(), "level=INFO")
 		assert.Contains(c, line.String(), "result=canceled")
 	}, 10*time.Second, time.Millisecond)
+}
+
+func TestAnOriginThatNobodyVouchesForIsToldWithTheRemedy(t *testing.T) {
+	_, srv, _ := front(t, true)
+	o := httptest.NewUnstartedServer(http.NotFoundHandler())
+	o.Config.ErrorLog = log.New(io.Discard, "", 0) // the handshake fails
+	o.StartTLS()
+	defer o.Close()
+	_, b := ask(t, srv, url.Values{api.FileURL: {o.URL + "/f"}})
+	e := refused(t, b)
+	assert.Equal(t, api.FileUnreachable, e.Kind)
+	assert.True(t, e.Untrusted)
+	assert.Contains(t, e.Message, "failed to verify certificate")
+	assert.Contains(t, e.Message, "files.ca")
+	_, b = ask(t, srv, url.Values{api.FileURL: {"http://127.0.0.1:1/f"}})
+	assert.False(t, refused(t, b).Untrusted)
 }
 
 func TestAnOriginsErrorIsAFailureAndItsNoIsNone(t *testing.T) {

@@ -356,6 +356,7 @@ func TestEachCauseHasItsExitCode(t *testing.T) {
 		{api.FileError{Kind: api.FileRefused, Status: 501}, dfget.Unreachable, 1},
 		{api.FileError{Kind: api.FileRefused, Status: 503}, dfget.Unreachable, 3},
 		{api.FileError{Kind: api.FileUnreachable}, dfget.Unreachable, 3},
+		{api.FileError{Kind: api.FileUnreachable, Untrusted: true}, dfget.Unreachable, 1},
 		{api.FileError{Kind: api.FileChanged}, dfget.Changed, 1},
 		{api.FileError{Kind: api.FileDigestWrong}, dfget.WrongDigest, 1},
 		{api.FileError{Kind: api.FileNoSpace}, dfget.Disk, 1},

@@ -50,7 +50,11 @@ func (d *direct) fetch(ctx context.Context, j *job, offset int64, identity strin
 		a, err = d.open(ctx, spec, 0)
 	}
 	if err != nil {
-		return nil, refused(j, httporigin.Refusal(err))
+		e := httporigin.Refusal(err)
+		if e.Untrusted {
+			e.Message += "; SSL_CERT_FILE names a file of further authorities"
+		}
+		return nil, refused(j, e)
 	}
 	return a, nil
 }

@@ -87,7 +87,7 @@ func refused(j *job, e *api.FileError) *Error {
 			out.Err = fmt.Errorf("%w\nthe credentials and headers that were given are not enough there", out.Err)
 		}
 	case api.FileUnreachable:
-		out.Code, out.again = Unreachable, true
+		out.Code, out.again = Unreachable, !e.Untrusted
 	case api.FileChanged:
 		out.Code = Changed
 	case api.FileDigestWrong:

@@ -1,6 +1,7 @@
 package httporigin
 
 import (
+	"crypto/tls"
 	"errors"
 	"net/http"
 
@@ -21,6 +22,8 @@ func Refusal(err error) *api.FileError {
 	var unlisted *HostError
 	var answered *source.StatusError
 	var proxy *ProxyError
+	var certificate *tls.CertificateVerificationError
+	out.Untrusted = errors.As(err, &certificate)
 	switch {
 	case errors.As(err, &blocked), errors.As(err, &unlisted):
 		out.Kind = api.FileForbidden
