@@ -72,7 +72,7 @@ func init() {
 		"SupernodeAdmin.Listen":      "The address for metrics, profiles and a status that needs no secret. It\nknows no passwords, so only loopback addresses are taken.",
 		"SupernodePeer.Advertise":    "The address that others are told, where it differs from the one listened\non. Default: the listen address, or where that is all addresses, the one that this\nmachine uses towards others.",
 		"SupernodePeer.Listen":       "The address at which nodes ask for pieces. Default: :65004 where the cluster\nhas a secret, else 127.0.0.1:65004.",
-		"Upload.UploadSlots":         "How many pieces are sent to other nodes at once; whoever asks for one\nmore is told to ask elsewhere. More slots end one crowd sooner and slow everyone in it.",
+		"Upload.UploadSlots":         "How many requests of other nodes are accepted at once; whoever asks for\none more is told to ask elsewhere. Fewer leave a link idle between two pieces, more keep\naskers waiting here who could be served elsewhere. 0 is 3 for a dfdaemon and 12 for a\nsupernode, whose link should be wider.",
 		"Upstream.AllowPrivateRealm": "Lets the registry's token service be named by a private IP address\nthat is not the registry's own. Without it a registry cannot make this node ask such\nan address.",
 		"Upstream.CA":                "A file of PEM certificates to trust besides the system's.",
 		"Upstream.ClientCert":        "And ClientKey are PEM files for registries that ask for a certificate.",

@@ -240,9 +240,11 @@ type Peer struct {
 
 // Upload says how much a node gives at once.
 type Upload struct {
-	// UploadSlots is how many pieces are sent to other nodes at once; whoever asks for one
-	// more is told to ask elsewhere. More slots end one crowd sooner and slow everyone in it.
-	UploadSlots int `key:"uploadSlots" default:"6" reload:"yes"`
+	// UploadSlots is how many requests of other nodes are accepted at once; whoever asks for
+	// one more is told to ask elsewhere. Fewer leave a link idle between two pieces, more keep
+	// askers waiting here who could be served elsewhere. 0 is 3 for a dfdaemon and 12 for a
+	// supernode, whose link should be wider.
+	UploadSlots int `key:"uploadSlots" default:"0" reload:"yes"`
 }
 
 // Limits are rates of content, each shared fairly by what goes on at once. Local clients of

@@ -327,8 +327,8 @@ func (c *Cache) check() error {
 const uploadSlotsMax = 1024
 
 func (u *Upload) check() error {
-	if u.UploadSlots < 1 || u.UploadSlots > uploadSlotsMax {
-		return fmt.Errorf("peer.uploadSlots: %d is not between 1 and %d", u.UploadSlots, uploadSlotsMax)
+	if u.UploadSlots < 0 || u.UploadSlots > uploadSlotsMax {
+		return fmt.Errorf("peer.uploadSlots: %d is not between 0 and %d", u.UploadSlots, uploadSlotsMax)
 	}
 	return nil
 }

@@ -190,7 +190,7 @@ func (n *Node) Reload(l Limits) error {
 	if err := n.Store.Limit(quota, l.Cache.HighWater, l.Cache.LowWater); err != nil {
 		return err
 	}
-	n.Engine.SetUploadSlots(l.Upload.UploadSlots)
+	n.Engine.SetUploadSlots(n.slots(l.Upload))
 	n.Engine.SetLimits(limits(l.Rates))
 	n.Origins.Registries.use(registries)
 	n.Origins.Files.use(files)
@@ -259,18 +259,33 @@ func (n *Node) Transport() *http.Transport {
 // dialTimeout bounds connecting to a member: one that is gone must not cost a pull more.
 const dialTimeout = 3 * time.Second
 
+// superSlots is how many requests a supernode accepts at once: the slots of four nodes.
+const superSlots = 4 * upload.SlotsDefault
+
+// slots is how many requests of other hosts are accepted at once.
+func (n *Node) slots(u config.Upload) int {
+	switch {
+	case u.UploadSlots > 0:
+		return u.UploadSlots
+	case n.cfg.Program == "supernode":
+		return superSlots
+	default:
+		return upload.SlotsDefault
+	}
+}
+
 // Connect builds the engine, once it is known whom it announces to and who watches it.
 func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 	super, lines := n.cfg.Program == "supernode", 0
 	if super {
-		// Its line is wider than a node's: one receiver at a time could not fill it.
-		lines = upload.SlotsDefault
+		// Its link may be wider than a node's: two receivers at a time could not fill it.
+		lines = superSlots / 2
 	}
 	n.Engine = peer.New(peer.Config{
 		Seed: super, UploadLines: lines, Host: n.Host, Store: n.Store, Listener: n.wire,
 		Dial:      func(ctx context.Context, addr string) (net.Conn, error) { return n.Dial(ctx, "tcp", addr) },
 		Announcer: announcer, Observer: observer, Origin: n.Origins.Source, Signer: n.Signer, Verifier: n.Verifier,
-		UploadSlots: n.cfg.Upload.UploadSlots, Limits: limits(n.cfg.Rates), SpoolDir: n.cfg.Node.DataDir, Client: "darter/" + config.Version(), Logger: n.Log,
+		UploadSlots: n.slots(n.cfg.Upload), Limits: limits(n.cfg.Rates), SpoolDir: n.cfg.Node.DataDir, Client: "darter/" + config.Version(), Logger: n.Log,
 	})
 	telemetry.NewSwarm(n.Metrics, func() telemetry.SwarmStats {
 		s := n.Engine.Stats()

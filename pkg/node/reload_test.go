@@ -320,11 +320,11 @@ func TestSIGHUPAppliesWhatCanChangeAndNamesWhatNeedsARestart(t *testing.T) {
 	line = log.take()
 	assert.Contains(t, line, "setting=mirror.listen in_force=127.0.0.1:65001 after_restart=127.0.0.1:7")
 
-	write("peer: {uploadSlots: 0}\n")
+	write("peer: {uploadSlots: -1}\n")
 	hup()
 	line = log.take()
 	assert.Contains(t, line, "settings not reloaded")
-	assert.Contains(t, line, "peer.uploadSlots: 0 is not between 1 and 1024")
+	assert.Contains(t, line, "peer.uploadSlots: -1 is not between 0 and 1024")
 	assert.Empty(t, run.reloaded)
 
 	write("peer: {uploadSlots: 5}\n")

@@ -82,7 +82,7 @@ type Config struct {
 	// spreads distinct pieces. True for a supernode.
 	Seed bool
 	// UploadSlots is how many requests are accepted at once; see [upload.Slots]. A third of
-	// it beside is for other zones. Default 6.
+	// it beside is for other zones. Default 3.
 	UploadSlots int
 	// UploadLines is how many of either move at the same time; see [upload.Line]. Default 2.
 	UploadLines int

@@ -81,6 +81,7 @@ type reject struct {
 
 // job is a request that is being served. It holds one upload slot.
 type job struct {
+	link             *link
 	index            piece.Index
 	begin, next, end int64
 	any              bool // the asker left the choice to us
@@ -469,7 +470,7 @@ func (l *link) take() (out []wire.Message, j *job, ok bool) {
 		if !first.queued {
 			first.queued = true
 			first.since = time.Now()
-			first.turn = first.lane.line.Take(l.d.id, first.rank, func() { l.granted(first) })
+			first.turn = first.lane.line.Take(l.d.id, first.rank, first, func() { l.granted(first) })
 		}
 		if first.turn || first.dropped {
 			first.started = true
@@ -617,6 +618,19 @@ func (l *link) cancel(index piece.Index, begin int64) *job {
 	}
 	l.jobs = slices.Delete(l.jobs, at, at+1)
 	return j
+}
+
+// displaced takes out a job that lost its place in the line; it is the caller's to end,
+// unless it has ended.
+func (l *link) displaced(j *job) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at := slices.Index(l.jobs, j)
+	if at < 0 {
+		return false
+	}
+	l.jobs = slices.Delete(l.jobs, at, at+1)
+	return true
 }
 
 var errSelf = errors.New("connected to itself")

@@ -125,6 +125,52 @@ func TestASlotComesBackWhenTheConnectionEndedBeforeItsJob(t *testing.T) {
 	assert.Zero(t, b.l.sending)
 }
 
+func TestAFullHostTakesWhoHasLittleInPlaceOfOneWhoHasMost(t *testing.T) {
+	b := newBench(t, 40)
+	b.hold(0)
+	ask := wire.Message{Type: wire.Request, Length: piece.SizeMin}
+	lane := &b.e.near
+	neighbour := func(have int) *link {
+		l := newLink(b.d, b.l.conn, false)
+		b.d.nextLink++
+		l.n = b.d.nextLink
+		b.d.links[l.n] = l
+		b.d.introduce(l)
+		for i := range have {
+			b.d.has(l, piece.Index(i+1))
+		}
+		return l
+	}
+	last := func(l *link) wire.Message { return l.out[len(l.out)-1] }
+	for lane.line.Take(b.d.id, 0, nil, nil) { // others are sending
+	}
+	for lane.slots.Active() < lane.slots.Max()-1 {
+		require.True(t, lane.slots.TryAcquire(b.d.id))
+	}
+	rich, richer, poor, poorer := neighbour(20), neighbour(21), neighbour(4), neighbour(2)
+	b.d.serve(rich, ask)
+	out, _, _ := rich.take() // as the writing goroutine does: it waits for its turn now
+	require.NotEmpty(t, out)
+	require.Len(t, rich.jobs, 1)
+
+	b.d.serve(richer, ask)
+	assert.Equal(t, wire.BusyMessage, last(richer).Type, "who has more is refused")
+	assert.Len(t, rich.jobs, 1)
+
+	b.d.serve(poor, ask)
+	assert.Empty(t, rich.jobs)
+	assert.Equal(t, wire.BusyMessage, last(rich).Type, "who lost its place is told to ask elsewhere")
+	assert.Equal(t, wire.Busy{}, *last(rich).Busy)
+	assert.Zero(t, rich.sending)
+	assert.Len(t, poor.jobs, 1)
+	assert.Equal(t, lane.slots.Max(), lane.slots.Active())
+
+	poor.take()
+	b.d.serve(poorer, ask)
+	assert.Len(t, poor.jobs, 1, "a head start of two pieces is none")
+	assert.Equal(t, wire.BusyMessage, last(poorer).Type)
+}
+
 func TestTheLoopDoesNotWaitForItselfWhenAJobIsCancelled(t *testing.T) {
 	b := newBench(t, 2)
 	b.hold(0)

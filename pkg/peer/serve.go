@@ -22,12 +22,37 @@ func (d *Download) serve(l *link, m wire.Message) {
 		l.send(refuse)
 		return
 	}
-	if !d.lane(l).slots.TryAcquire(d.id) {
-		d.e.stats.busySent.Add(1)
-		l.send(wire.Message{Type: wire.BusyMessage, Busy: &wire.Busy{Index: m.Index, Begin: m.Begin}, Length: m.Length})
+	if !d.lane(l).slots.TryAcquire(d.id) && !d.displace(l) {
+		d.refuse(l, wire.Busy{Index: m.Index, Begin: m.Begin}, m.Length)
 		return
 	}
 	d.begin(l, &job{index: m.Index, begin: m.Begin, next: m.Begin, end: m.Begin + m.Length})
+}
+
+// headStart is how many pieces more than an asker somebody must have to lose its place to it.
+const headStart = 3
+
+// displace makes room for l among those that wait for their turn: who has most, and clearly
+// more than l, is refused now and asks elsewhere. Else who came too late to a full host would
+// end last, however little it has: 1.04 times the bound instead of 1.06, simulated.
+func (d *Download) displace(l *link) bool {
+	if d.isSeed() {
+		return false
+	}
+	margin := headStart * 1000 / max(1, l.have.Len())
+	lane := d.lane(l)
+	j, _ := lane.line.Displace(d.id, l.rank()+margin).(*job)
+	if j == nil || !j.link.displaced(j) {
+		return false
+	}
+	d.unserved(j.link, j)
+	d.refuse(j.link, wire.Busy{Index: j.index, Begin: j.begin}, j.end-j.begin)
+	return lane.slots.TryAcquire(d.id)
+}
+
+func (d *Download) refuse(l *link, b wire.Busy, length int64) {
+	d.e.stats.busySent.Add(1)
+	l.send(wire.Message{Type: wire.BusyMessage, Busy: &b, Length: length})
 }
 
 // serveAny answers a request for whatever piece, as a seed.
@@ -51,19 +76,22 @@ func (d *Download) serveAny(l *link, a wire.Any) {
 }
 
 func (d *Download) begin(l *link, j *job) {
-	j.lane = d.lane(l)
+	j.link, j.lane = l, d.lane(l)
 	if !d.afar(l) {
 		d.spread.Sent(j.index)
 	}
 	d.prove(l, j.index)
 	d.remember(l, j)
-	j.rank = l.have.Count() * 1000 / max(1, l.have.Len()) // tasks of any size compare
+	j.rank = l.rank()
 	l.sending++
 	d.lastUse = time.Now()
 	if !l.serve(j) {
 		d.unserved(l, j)
 	}
 }
+
+// rank is how much of the content a neighbour has, in thousandths: tasks of any size compare.
+func (l *link) rank() int { return l.have.Count() * 1000 / max(1, l.have.Len()) }
 
 // unserved ends a job that was never begun.
 func (d *Download) unserved(l *link, j *job) {

@@ -59,6 +59,9 @@ type Crowd struct {
 	BackOff float64
 	// Turns is who is served first of those that were accepted.
 	Turns Turns
+	// HeadStart is how many pieces more than an asker somebody has who loses its place to it;
+	// below 0 nobody does. Default 3.
+	HeadStart int
 }
 
 // Turns is a way to choose who is served first.
@@ -144,8 +147,12 @@ func (c *Crowd) defaults() {
 	set(&c.Slots, upload.SlotsDefault)
 	set(&c.SeedSlots, max(1, int(upload.SlotsDefault*c.SeedMultiple)))
 	set(&c.Lines, 2)
+	set(&c.HeadStart, 3)
 	set(&c.Neighbours, 16)
 }
+
+// segments is how many words could cross a link in the time of a piece.
+const segments = 16
 
 // chunks is in how many parts a piece crosses a link: pieces that are sent at once share
 // the link part by part.
@@ -171,9 +178,6 @@ func (w *wire) pass(share float64, there moment) moment {
 	return w.free
 }
 
-// word is when a word said now has left: it waits for what is in the wire, and is nothing beside it.
-func (w *wire) word(now moment) moment { return max(w.free, now) }
-
 // asked is a request of ours.
 type asked struct {
 	piece piece.Index // -1 while a seed has not said
@@ -188,11 +192,17 @@ type link struct {
 	pending []*asked
 	// told is how many pieces the other side is known to have.
 	told int
+	// sending is how many pieces are being sent to the other side, held the words that wait
+	// behind them, and arrives when the last piece that was sent will be there.
+	sending int
+	held    []func()
+	arrives moment
 }
 
 // job is a piece on its way out.
 type job struct {
 	from, to *node
+	link     *link // from's, once the job has begun
 	piece    piece.Index
 	left     int // chunks
 	begun    bool
@@ -318,16 +328,42 @@ func (w *world) clock() time.Time { return w.epoch.Add(w.now) }
 
 // say brings a word from one node to another, which then looks around.
 func (w *world) say(from, to *node, do func()) {
-	arrives := from.up.word(w.now) + w.Latency
-	w.at(arrives, func() {
-		// What is on its way in ahead of it has to be received first.
-		w.at(to.down.word(w.now), func() {
-			if !to.dead && to.links[from.i] != nil {
-				do()
-				w.look(to)
-			}
-		})
+	w.utter(from, to, func() {
+		if !to.dead && to.links[from.i] != nil {
+			do()
+			w.look(to)
+		}
 	})
+}
+
+// utter brings a word over a connection. Links are shared packet by packet, so it waits for a
+// moment behind what other connections carry; on its own it waits for the piece that is being
+// sent there, and for what of one is still on its way.
+func (w *world) utter(from, to *node, do func()) {
+	l := from.links[to.i]
+	switch {
+	case l == nil: // the connection has ended
+	case l.sending > 0:
+		l.held = append(l.held, do)
+	default:
+		w.at(max(w.soon(), l.arrives), do)
+	}
+}
+
+// soon is when a word said now is there.
+func (w *world) soon() moment { return w.now + w.Latency + w.PieceTime/segments }
+
+// release lets the words go that waited for a piece to be sent.
+func (w *world) release(l *link, arrives moment) {
+	l.sending--
+	l.arrives = max(arrives, l.arrives)
+	if l.sending > 0 {
+		return
+	}
+	for _, do := range l.held {
+		w.at(l.arrives, do)
+	}
+	l.held = nil
 }
 
 // Run plays the crowd to its end.
@@ -487,11 +523,15 @@ func (w *world) connect(a, b *node) {
 	if a.dead || b.dead || a.links[b.i] != nil || a.done && b.done {
 		return
 	}
-	for _, pair := range [2][2]*node{{a, b}, {b, a}} {
+	pairs := [2][2]*node{{a, b}, {b, a}}
+	for _, pair := range pairs {
 		n, o := pair[0], pair[1]
-		l := &link{to: o}
-		n.links[o.i] = l
-		n.order = append(n.order, l)
+		n.links[o.i] = &link{to: o}
+		n.order = append(n.order, n.links[o.i])
+	}
+	for _, pair := range pairs {
+		n, o := pair[0], pair[1]
+		l := n.links[o.i]
 		have := o.pick.Have().Clone() // as told in its bitfield
 		n.pick.Join(picker.Neighbour(o.i), o.seed)
 		n.pick.Put(picker.Neighbour(o.i), place(n, o))
@@ -634,11 +674,25 @@ func (w *world) busy(o, n *node, i piece.Index, delay moment) {
 }
 
 func (w *world) serve(o, n *node, i piece.Index) {
-	if !o.lane(n).slots.TryAcquire("") {
+	if !o.lane(n).slots.TryAcquire("") && !w.displace(o, n) {
 		w.busy(o, n, i, 0)
 		return
 	}
 	w.begin(&job{from: o, to: n, piece: i})
+}
+
+// displace makes room for n among those that wait for their turn, as the engine does.
+func (w *world) displace(o, n *node) bool {
+	if o.seed || w.Turns != LeastFirst || w.HeadStart < 0 {
+		return false
+	}
+	worst, _ := o.lane(n).line.Displace("", o.links[n.i].told+w.HeadStart).(*job)
+	if worst == nil {
+		return false
+	}
+	w.end(worst)
+	w.busy(o, worst.to, worst.piece, 0)
+	return o.lane(n).slots.TryAcquire("")
 }
 
 func (w *world) serveAny(o, n *node, r picker.Request) {
@@ -674,7 +728,7 @@ func (w *world) begin(j *job) {
 		j.from.spread.Sent(j.piece)
 	}
 	j.from.jobs = append(j.from.jobs, j)
-	if j.from.lane(j.to).line.Take("", w.rank(j), func() { w.send(j) }) {
+	if j.from.lane(j.to).line.Take("", w.rank(j), j, func() { w.send(j) }) {
 		w.send(j)
 	}
 }
@@ -704,6 +758,8 @@ func (w *world) send(j *job) {
 			return
 		}
 		j.begun = true
+		j.link = j.from.links[j.to.i]
+		j.link.sending++
 	}
 	o, n := j.from, j.to
 	at := o.up.pass(1.0/chunks, w.now)
@@ -721,6 +777,7 @@ func (w *world) send(j *job) {
 			return
 		}
 		w.at(arrives, func() { w.arrived(n, o, j.piece) })
+		w.release(j.link, arrives)
 		w.finish(j)
 	})
 }
@@ -815,27 +872,43 @@ func (w *world) arrived(n, from *node, i piece.Index) {
 	w.look(n)
 }
 
-// publish tells every neighbour that lacks it of a piece. One event serves them all, so
-// that ten thousand nodes stay affordable: a word on its way in waits for no chunk here.
+// publish tells every neighbour of a piece. One event serves all on whose connection nothing
+// is sent, so that ten thousand nodes stay affordable.
 func (w *world) publish(n *node, i piece.Index) {
-	w.at(n.up.word(w.now)+w.Latency, func() {
-		// Not the oldest neighbour first: it would always get the slot.
-		first := w.rng.IntN(len(n.order) + 1)
-		for k := range n.order {
-			o := n.order[(first+k)%len(n.order)].to
-			back := o.links[n.i]
-			if back == nil || o.dead {
-				continue
-			}
-			back.told++
-			if !o.pick.Have().Has(i) {
-				o.pick.Has(picker.Neighbour(n.i), i)
-				if o.pick.Outstanding() < w.requestsMax() {
-					w.look(o)
-				}
-			}
+	soon := w.soon()
+	var idle []*node
+	// Not the oldest neighbour first: it would always get the slot.
+	first := w.rng.IntN(len(n.order) + 1)
+	for k := range n.order {
+		l := n.order[(first+k)%len(n.order)]
+		switch o := l.to; {
+		case o.links[n.i] == nil || o.dead:
+		case l.sending == 0 && l.arrives <= soon:
+			idle = append(idle, o)
+		default:
+			w.utter(n, o, func() { w.learn(o, n, i) })
+		}
+	}
+	w.at(soon, func() {
+		for _, o := range idle {
+			w.learn(o, n, i)
 		}
 	})
+}
+
+// learn takes in that a neighbour has a piece.
+func (w *world) learn(o, n *node, i piece.Index) {
+	back := o.links[n.i]
+	if back == nil || o.dead {
+		return
+	}
+	back.told++
+	if !o.pick.Have().Has(i) {
+		o.pick.Has(picker.Neighbour(n.i), i)
+		if o.pick.Outstanding() < w.requestsMax() {
+			w.look(o)
+		}
+	}
 }
 
 // requestsMax is the picker's own; who has so many on their way need not look around.
@@ -843,5 +916,5 @@ func (w *world) requestsMax() int {
 	if w.Picker.RequestsMax > 0 {
 		return w.Picker.RequestsMax
 	}
-	return 10
+	return picker.RequestsMaxDefault
 }

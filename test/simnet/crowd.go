@@ -231,6 +231,11 @@ func (c *Crowd) defaults() {
 	}
 }
 
+// chunks is in how many parts a piece crosses a link. A network card is given 64 KiB at once
+// at most, and a piece of a content of 1 GiB has 2 MiB: what is said on one connection waits
+// for so much of what another sends, and for no whole piece.
+const chunks = 32
+
 // Run plays the crowd to its end. It must run inside a synctest bubble.
 func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 	c.defaults()
@@ -253,7 +258,7 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 		reg.contents[spec.ID] = content
 	}
 
-	network := New(Config{Latency: c.Latency, Chunk: int(max(2<<10, c.PieceSize/4)), Window: c.Window})
+	network := New(Config{Latency: c.Latency, Chunk: int(max(1<<10, c.PieceSize/chunks)), Window: c.Window})
 	zones := max(1, c.Zones)
 	for z := range zones {
 		network.Zone(fmt.Sprint(z), c.ZoneRate, c.ZoneRate)

@@ -22,7 +22,7 @@ import (
 type Config struct {
 	// RequestsMax is how many pieces may be on their way at once. One more than a
 	// neighbour's upload slots hides the gap between two pieces; many more only collect
-	// refusals. Default 10.
+	// refusals. Default 8.
 	RequestsMax int
 	// PerNeighbour is how many of them one neighbour may hold while others could help. A
 	// lone neighbour holds two, so that its line never falls idle. Default 1.
@@ -37,13 +37,16 @@ type Config struct {
 	Seed uint64
 }
 
+// RequestsMaxDefault is the default of [Config.RequestsMax].
+const RequestsMaxDefault = 8
+
 // fewPieces is how many pieces a content may have for a lone neighbour that has them all to
 // be asked for all at once: there is next to nothing to spread.
 const fewPieces = 8
 
 func (c *Config) defaults() {
 	if c.RequestsMax == 0 {
-		c.RequestsMax = 10
+		c.RequestsMax = RequestsMaxDefault
 	}
 	if c.PerNeighbour == 0 {
 		c.PerNeighbour = 1

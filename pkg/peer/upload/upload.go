@@ -15,7 +15,7 @@ import (
 )
 
 // SlotsDefault is how many requests an ordinary host accepts at once.
-const SlotsDefault = 6
+const SlotsDefault = 3
 
 // Slots are a host's upload slots, shared by all its tasks. Safe for concurrent use.
 type Slots struct {
@@ -102,6 +102,7 @@ type turn struct {
 	task   task.ID
 	rank   int
 	passed int // how often somebody of the same task who came later went first
+	who    any
 	next   func()
 }
 
@@ -117,10 +118,10 @@ const (
 // piece and the next, and a receiver that is slow.
 func NewLine(n int) *Line { return &Line{free: n, served: make(map[task.ID]uint64)} }
 
-// Take takes a turn, or reports false and calls next later, when the turn is the caller's;
-// of a task's that wait the lowest rank goes first. Whoever got a turn gives it back with
-// [Line.Give].
-func (l *Line) Take(id task.ID, rank int, next func()) bool {
+// Take takes a turn for who, or reports false and calls next later, when the turn is the
+// caller's; of a task's that wait the lowest rank goes first. Whoever got a turn gives it back
+// with [Line.Give].
+func (l *Line) Take(id task.ID, rank int, who any, next func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.free > 0 {
@@ -128,8 +129,27 @@ func (l *Line) Take(id task.ID, rank int, next func()) bool {
 		l.note(id)
 		return true
 	}
-	l.waiting = append(l.waiting, turn{task: id, rank: rank, next: next})
+	l.waiting = append(l.waiting, turn{task: id, rank: rank, who: who, next: next})
 	return false
+}
+
+// Displace takes out of the line who waits for a task with the highest rank, if that is above
+// the given one, and returns it; nil when there is nobody. Its next is not called any more.
+func (l *Line) Displace(id task.ID, above int) (who any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	last := -1
+	for i, t := range l.waiting {
+		if t.task == id && t.rank > above && (last < 0 || t.rank >= l.waiting[last].rank) {
+			last = i
+		}
+	}
+	if last < 0 {
+		return nil
+	}
+	who = l.waiting[last].who
+	l.waiting = slices.Delete(l.waiting, last, last+1)
+	return who
 }
 
 // note remembers whose turn it is. The caller holds mu.

@@ -114,11 +114,11 @@ func TestManyTasksTakeTwiceTheSlotsAtMost(t *testing.T) {
 
 func TestTurnsAreGivenInTheOrderTheyWereAskedFor(t *testing.T) {
 	l := upload.NewLine(2)
-	require.True(t, l.Take(a, 0, func() { t.Error("was given a turn that it had") }))
-	require.True(t, l.Take(a, 0, func() { t.Error("was given a turn that it had") }))
+	require.True(t, l.Take(a, 0, nil, func() { t.Error("was given a turn that it had") }))
+	require.True(t, l.Take(a, 0, nil, func() { t.Error("was given a turn that it had") }))
 	var order []int
 	for i := range 3 {
-		require.False(t, l.Take(a, 0, func() { order = append(order, i) }))
+		require.False(t, l.Take(a, 0, nil, func() { order = append(order, i) }))
 	}
 	l.Give()
 	l.Give()
@@ -127,16 +127,16 @@ func TestTurnsAreGivenInTheOrderTheyWereAskedFor(t *testing.T) {
 	l.Give()
 	l.Give()
 	assert.Equal(t, []int{0, 1, 2}, order)
-	assert.True(t, l.Take(a, 0, nil))
-	assert.True(t, l.Take(a, 0, nil))
-	assert.False(t, l.Take(a, 0, func() {}), "no turn was lost and none made")
+	assert.True(t, l.Take(a, 0, nil, nil))
+	assert.True(t, l.Take(a, 0, nil, nil))
+	assert.False(t, l.Take(a, 0, nil, func() {}), "no turn was lost and none made")
 }
 
 func TestWhoHasLeastGoesFirstUnlessAnotherWaitedTooLong(t *testing.T) {
 	l := upload.NewLine(1)
-	require.True(t, l.Take(a, 0, nil))
+	require.True(t, l.Take(a, 0, nil, nil))
 	var order []int
-	wait := func(rank int) { require.False(t, l.Take(a, rank, func() { order = append(order, rank) })) }
+	wait := func(rank int) { require.False(t, l.Take(a, rank, nil, func() { order = append(order, rank) })) }
 	wait(700)
 	wait(300)
 	wait(500)
@@ -154,10 +154,10 @@ func TestWhoHasLeastGoesFirstUnlessAnotherWaitedTooLong(t *testing.T) {
 
 func TestTasksTakeTurnsWhateverTheirNumberOfAskers(t *testing.T) {
 	l := upload.NewLine(1)
-	require.True(t, l.Take(a, 0, nil))
+	require.True(t, l.Take(a, 0, nil, nil))
 	var order []task.ID
 	wait := func(id task.ID, rank int) {
-		require.False(t, l.Take(id, rank, func() { order = append(order, id) }))
+		require.False(t, l.Take(id, rank, nil, func() { order = append(order, id) }))
 	}
 	for range 4 {
 		wait(a, 100)
@@ -172,12 +172,12 @@ func TestTasksTakeTurnsWhateverTheirNumberOfAskers(t *testing.T) {
 
 func TestATurnThatIsGivenOnAtOnceReachesTheNext(t *testing.T) {
 	l := upload.NewLine(1)
-	require.True(t, l.Take(a, 0, nil))
+	require.True(t, l.Take(a, 0, nil, nil))
 	last := false
 	for range 1000 {
-		require.False(t, l.Take(a, 0, l.Give)) // its connection is over: it passes the turn on
+		require.False(t, l.Take(a, 0, nil, l.Give)) // its connection is over: it passes the turn on
 	}
-	require.False(t, l.Take(a, 0, func() { last = true }))
+	require.False(t, l.Take(a, 0, nil, func() { last = true }))
 	l.Give()
 	assert.True(t, last)
 }
@@ -191,7 +191,7 @@ func TestTurnsAreNeitherLostNorMadeUnderLoad(t *testing.T) {
 		wg.Go(func() {
 			for range 500 {
 				turn := make(chan struct{})
-				if !l.Take(a, 0, func() { close(turn) }) {
+				if !l.Take(a, 0, nil, func() { close(turn) }) {
 					<-turn
 				}
 				k := now.Add(1)
@@ -210,7 +210,30 @@ func TestTurnsAreNeitherLostNorMadeUnderLoad(t *testing.T) {
 	wg.Wait()
 	assert.LessOrEqual(t, most.Load(), int64(n))
 	for range n {
-		assert.True(t, l.Take(a, 0, nil))
+		assert.True(t, l.Take(a, 0, nil, nil))
 	}
-	assert.False(t, l.Take(a, 0, nil))
+	assert.False(t, l.Take(a, 0, nil, nil))
+}
+
+func TestWhoHasMostLosesItsPlaceInTheLineToOneWhoHasLess(t *testing.T) {
+	l := upload.NewLine(1)
+	require.True(t, l.Take(a, 0, "sends", nil))
+	var order []string
+	wait := func(id task.ID, rank int, who string) {
+		require.False(t, l.Take(id, rank, who, func() { order = append(order, who) }))
+	}
+	wait(a, 300, "little")
+	wait(a, 700, "most")
+	wait(a, 500, "half")
+	wait(b, 900, "of another task")
+	assert.Nil(t, l.Displace(a, 700), "nobody has more")
+	assert.Equal(t, "most", l.Displace(a, 400))
+	assert.Equal(t, "half", l.Displace(a, 400))
+	assert.Nil(t, l.Displace(a, 400))
+	for range 2 {
+		l.Give()
+	}
+	assert.ElementsMatch(t, []string{"of another task", "little"}, order)
+	l.Give()
+	assert.True(t, l.Take(a, 0, nil, nil), "no turn was lost with those who lost their place")
 }
