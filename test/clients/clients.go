@@ -70,7 +70,8 @@ type Library struct {
 	Servers bool
 	// OwnLogin says that the library answers a mirror's challenge with the user's
 	// credentials. Containers/image asks once per host who may come in, before it says which
-	// registry it means, and a mirror of several registries cannot answer that.
+	// registry it means, and a mirror of several registries cannot answer that; who builds with
+	// BuildKit has credentials for the registry's name alone.
 	OwnLogin bool
 	// Pull pulls an image for linux/amd64, or of all platforms where the library knows no
 	// other way.
@@ -95,6 +96,7 @@ func (l Library) Version() string {
 // All are the libraries, by name.
 func All() []Library {
 	return []Library{
+		{Name: "buildkit", Module: "github.com/moby/buildkit", Servers: true, Pull: buildkit},
 		{Name: "containerd-1", Module: "github.com/containerd/containerd", Servers: true, OwnLogin: true, Pull: containerd1},
 		{Name: "containerd-2", Module: "github.com/containerd/containerd/v2", Servers: true, OwnLogin: true, Pull: containerd2},
 		{Name: "containerd-2-parallel", Module: "github.com/containerd/containerd/v2", Servers: true, OwnLogin: true, Pull: containerd2Parallel},
