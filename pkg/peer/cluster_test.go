@@ -234,8 +234,11 @@ func (o *origin) Open(ctx context.Context, _ task.Spec, offset int64) (*source.R
 	if o.noLength {
 		length = -1
 	}
-	if o.hang > 0 {
-		r = io.MultiReader(io.LimitReader(r, o.hang), readerFunc(func([]byte) (int, error) {
+	o.mu.Lock()
+	hang := o.hang
+	o.mu.Unlock()
+	if hang > 0 {
+		r = io.MultiReader(io.LimitReader(r, hang), readerFunc(func([]byte) (int, error) {
 			<-ctx.Done()
 			return 0, ctx.Err()
 		}))

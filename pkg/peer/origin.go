@@ -156,6 +156,9 @@ func (d *Download) originEnded(o *originParent, err error) {
 		d.originWrong(o, wrong)
 	case errors.Is(err, errContradiction):
 		d.originWrong(o, err)
+	case d.ctx.Err() != nil:
+		// This host ends, which is no word of the origin's: neighbours would fail for it.
+		d.fail(ErrStopped)
 	case errors.Is(err, errSpace):
 		d.seeding = true // so that observer and neighbours are told
 		d.failHere(err)

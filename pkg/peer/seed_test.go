@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -155,4 +156,38 @@ func TestTheOriginIsAskedOnceThoughTheReaderComesLate(t *testing.T) {
 		require.True(t, bytes.Equal(s.origin.content, data))
 		assert.Equal(t, []int64{0}, s.origin.requests())
 	})
+}
+
+// TestASeedThatIsStoppedFailsNobody has seeds end in the middle of a body, as at each restart of
+// a supernode: that is no word of the origin's, and the others go on. They run in real time, and
+// many of them, because what a seed's loop hears of first is chance.
+func TestASeedThatIsStoppedFailsNobody(t *testing.T) {
+	var rounds sync.WaitGroup
+	for round := range uint64(24) {
+		s := newSwarm(t, randomBytes(100+round, 8*piece.SizeMin))
+		s.real = true
+		s.origin.hang = 4 * piece.SizeMin
+		seed, other := s.seed(), s.node(nil)
+		rounds.Go(func() {
+			read := make(chan error, 1)
+			go func() {
+				data, err := s.readAll(other)
+				if err == nil && !bytes.Equal(s.origin.content, data) {
+					err = errors.New("other bytes")
+				}
+				read <- err
+			}()
+			assert.Eventually(t, func() bool { return other.engine.Stats().Seeds > 0 }, 20*time.Second, time.Millisecond)
+			s.origin.mu.Lock()
+			s.origin.hang = 0
+			s.origin.mu.Unlock()
+			s.owner.mu.Lock()
+			s.owner.seed = other
+			s.owner.mu.Unlock()
+			assert.NoError(t, seed.stop())
+			assert.Empty(t, seed.failed, "to stop is no failure")
+			assert.NoError(t, <-read)
+		})
+	}
+	rounds.Wait()
 }
