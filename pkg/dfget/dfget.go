@@ -134,10 +134,7 @@ func (g *Getter) Run(ctx context.Context) error {
 			err := g.get(ctx, j)
 			if own != nil && err == nil {
 				if why := own.alone(ctx); why != "" {
-					if g.cfg.Settings.Cluster.Secret.IsZero() {
-						why += "; a cluster with a secret needs --cluster-secret-file"
-					}
-					j.meter.note("no supernode took part, the origin was asked directly (" + why + ")")
+					j.meter.note(g.lonely(ctx, j, why))
 				}
 			}
 			j.meter.end(err)
@@ -156,6 +153,19 @@ func (g *Getter) Run(ctx context.Context) error {
 		return nil
 	}
 	return &Error{Code: ExitCode(failures[0]), Err: errors.Join(failures...), told: g.cfg.Settings.Progress == "json"}
+}
+
+// lonely tells that nobody but the origin was there, or in the end was there any more.
+func (g *Getter) lonely(ctx context.Context, j *job, why string) string {
+	if s, ok := g.source.progress(ctx, j, j.meter.state().identity); ok {
+		if share, _ := s.peers(); share > 0 {
+			return "no supernode answers any more, what was missing came from the origin (" + why + ")"
+		}
+	}
+	if g.cfg.Settings.Cluster.Secret.IsZero() {
+		why += "; a cluster with a secret needs --cluster-secret-file"
+	}
+	return "no supernode took part, the origin was asked directly (" + why + ")"
 }
 
 // beside is a directory on the file system that the first file goes to; empty is the one for
