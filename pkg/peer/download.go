@@ -388,6 +388,7 @@ func (d *Download) adoptFacts(now time.Time) {
 		}
 	}
 	d.updateWanted(now)
+	d.show()
 	for _, l := range d.links {
 		d.introduce(l)
 	}
@@ -473,6 +474,7 @@ func (d *Download) noteComplete() {
 	}
 	d.complete = true
 	d.progress.signal()
+	d.show()
 	if !d.ledger.cached {
 		s := d.sources()
 		d.tell(slog.LevelInfo, "content complete", append([]any{"name", d.spec.Name(), "bytes", d.ledger.replica.Facts().Length,

@@ -191,3 +191,35 @@ func TestASeedThatIsStoppedFailsNobody(t *testing.T) {
 	}
 	rounds.Wait()
 }
+
+func TestWhatIsWantedIsToldAsItIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(47, 9*piece.SizeMin))
+		s.origin.body = func(_ int, _ int64, r io.Reader) io.Reader { return slowly(r) }
+		n := s.node(nil)
+		done := make(chan error, 1)
+		go func() {
+			_, err := s.readAll(n)
+			done <- err
+		}()
+		time.Sleep(200 * time.Millisecond)
+		list := n.engine.Tasks()
+		require.Len(t, list, 1)
+		assert.True(t, list[0].Wanted)
+		assert.Equal(t, "registry.test/lib/app", list[0].Name)
+		assert.Equal(t, 9, list[0].Pieces)
+		assert.Less(t, list[0].Have, 9)
+		assert.WithinDuration(t, time.Now(), list[0].LastGot, 200*time.Millisecond)
+		require.NoError(t, <-done)
+
+		// All of the next one comes between two looks at what there is.
+		s.origin.body, s.origin.content = nil, randomBytes(48, 9*piece.SizeMin)
+		_, err := s.readAll(n)
+		require.NoError(t, err)
+		synctest.Wait()
+		for _, d := range n.engine.Tasks() {
+			assert.False(t, d.Wanted, "it is here")
+			assert.Equal(t, 9, d.Have)
+		}
+	})
+}
