@@ -309,7 +309,7 @@ func TestEachWayInWhichARegistryIsNotReachedIsToldApart(t *testing.T) {
 		"plain HTTP":              {config.Upstream{Host: clear.Host()}, doctor.Fail, "TLS: it speaks plain HTTP"},
 		"nobody there":            {config.Upstream{Host: string(free(t)), PlainHTTP: true}, doctor.Fail, "refuses connections"},
 		"no such name":            {config.Upstream{Host: "registry.invalid"}, doctor.Fail, "no such name|the name server does not answer"},
-		"a login, and none given": {config.Upstream{Host: basic.Host(), PlainHTTP: true}, doctor.OK, "wants a login, which each client brings"},
+		"a login, and none given": {config.Upstream{Host: basic.Host(), PlainHTTP: true}, doctor.OK, "asks who calls: each client brings its own login"},
 		"the right password":      {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann", PasswordFile: right}, doctor.OK, `takes the login of "ann"`},
 		"the wrong password":      {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann", PasswordFile: wrong}, doctor.Fail, `refuses the login of "ann"`},
 		"the right token":         {config.Upstream{Host: bearer.Host(), PlainHTTP: true, Username: "ann", PasswordFile: right}, doctor.OK, `takes the login of "ann"`},

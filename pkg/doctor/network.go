@@ -236,7 +236,7 @@ func (x *exam) upstream(ctx context.Context, client *registry.Client, u config.U
 		case res.StatusCode == http.StatusOK:
 			return Finding{OK, name, "answers", ""}
 		case res.StatusCode == http.StatusUnauthorized:
-			return Finding{OK, name, "answers, and wants a login, which each client brings itself", ""}
+			return Finding{OK, name, "answers, and asks who calls: each client brings its own login, or none for what is public", ""}
 		}
 		return Finding{Warn, name, "answers with " + res.Status, "look at that registry"}
 	}
