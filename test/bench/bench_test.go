@@ -13,6 +13,7 @@ import (
 
 	"github.com/darter-io/darter/test/bench"
 	"github.com/darter-io/darter/test/results"
+	"github.com/darter-io/darter/test/sim"
 	"github.com/darter-io/darter/test/simnet"
 )
 
@@ -64,6 +65,20 @@ func TestSwarmsComeCloseToTheBound(t *testing.T) {
 			require.Zero(t, o.Unfinished, "nodes that did not get everything")
 			t.Logf("random seed 1: makespan over bound %.3f, %d events in %s on this machine", s.Ratio(o), o.Events, time.Since(begun).Round(time.Millisecond))
 			file.Add(s.Report(o)...)
+		})
+	}
+	for _, r := range bench.Rules() {
+		if *size == "quick" || !match.MatchString("rule/"+r.Name) {
+			continue
+		}
+		t.Run("rule/"+r.Name, func(t *testing.T) {
+			crowds, outcomes := bench.RuleCrowds(), make(map[string]sim.Outcome)
+			for name, c := range crowds {
+				r.Change(&c)
+				outcomes[name] = c.Run()
+				require.Zero(t, outcomes[name].Unfinished, "nodes that did not get everything")
+			}
+			file.Add(r.Report(crowds, outcomes)...)
 		})
 	}
 	var table strings.Builder

@@ -54,6 +54,8 @@ type Crowd struct {
 	Picker                  picker.Config
 	Slots, SeedSlots, Lines int
 	Neighbours, Gateways    int
+	// Copies is how often a seed sends each piece. Default picker.CopiesMax.
+	Copies int
 	// BackOff is how long a busy neighbour is left alone at least, in piece-times as the
 	// node sees them; half of it again is added at random. Default ¼ (and up to ¾).
 	BackOff float64
@@ -148,6 +150,7 @@ func (c *Crowd) defaults() {
 	set(&c.SeedSlots, max(1, int(upload.SlotsDefault*c.SeedMultiple)))
 	set(&c.Lines, 2)
 	set(&c.HeadStart, 3)
+	set(&c.Copies, picker.CopiesMax)
 	set(&c.Neighbours, 16)
 }
 
@@ -422,7 +425,7 @@ func (c Crowd) Run() Outcome {
 func (w *world) node(i int) *node {
 	n := &node{
 		i: i, seed: i == 0, links: make(map[int]*link), dialing: make(map[int]bool),
-		spread: picker.NewSpread(w.K), near: newLane(w.Slots, w.Lines), afar: newLane(afarShare(w.Slots), w.Lines),
+		spread: picker.NewSpread(w.K, w.Copies), near: newLane(w.Slots, w.Lines), afar: newLane(afarShare(w.Slots), w.Lines),
 		pieceTime: 20 * time.Millisecond, starveDelay: 100 * time.Millisecond,
 	}
 	zone := 0

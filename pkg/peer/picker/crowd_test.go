@@ -45,7 +45,7 @@ const (
 
 func newCrowd(t *testing.T, r *rand.Rand, peers, pieces, friends int) *crowd {
 	c := &crowd{t: t, r: r, pieces: pieces, now: begin}
-	seed := &crowdPeer{spread: NewSpread(pieces), have: piece.NewBitmap(pieces), friends: map[Neighbour]bool{}}
+	seed := &crowdPeer{spread: NewSpread(pieces, CopiesMax), have: piece.NewBitmap(pieces), friends: map[Neighbour]bool{}}
 	seed.have.SetAll()
 	c.peers = append(c.peers, seed)
 	for range peers {
@@ -57,7 +57,7 @@ func newCrowd(t *testing.T, r *rand.Rand, peers, pieces, friends int) *crowd {
 func (c *crowd) join(friends int) {
 	all := piece.NewBitmap(c.pieces)
 	all.SetAll()
-	peer := &crowdPeer{id: Neighbour(len(c.peers)), have: piece.NewBitmap(c.pieces), friends: map[Neighbour]bool{}, spread: NewSpread(c.pieces)}
+	peer := &crowdPeer{id: Neighbour(len(c.peers)), have: piece.NewBitmap(c.pieces), friends: map[Neighbour]bool{}, spread: NewSpread(c.pieces, CopiesMax)}
 	peer.p = New(Config{Seed: c.r.Uint64()}, piece.Layout{Length: int64(c.pieces), PieceSize: 1}, peer.have)
 	peer.p.Want(all)
 	c.peers = append(c.peers, peer)

@@ -193,7 +193,7 @@ func TestASeedSendsEachPieceTwiceAtMostToWhoHasOtherSources(t *testing.T) {
 	r := seeded(t)
 	for range 100 {
 		count := 1 + r.IntN(200)
-		s := NewSpread(count)
+		s := NewSpread(count, CopiesMax)
 		offer := piece.NewBitmap(count)
 		offer.SetAll()
 		sent := make([]int, count)
@@ -223,7 +223,7 @@ func TestASeedPicksNothingThatTheAskerHasOrGetsElsewhere(t *testing.T) {
 	r := seeded(t)
 	for range 500 {
 		count := 1 + r.IntN(130)
-		s := NewSpread(count)
+		s := NewSpread(count, CopiesMax)
 		offer, asker := piece.NewBitmap(count), piece.NewBitmap(count)
 		var exclude []piece.Index
 		useful := map[piece.Index]bool{}

@@ -15,20 +15,24 @@ func first(word int, set uint64) piece.Index {
 // Spread chooses for a seed which piece an asker gets that takes any: the one that the
 // seed has sent least, so that distinct pieces leave it first and the swarm multiplies
 // them; among equals the lowest, because readers wait for it. Pure, like a Picker.
-type Spread struct{ sent []uint16 }
+type Spread struct {
+	sent   []uint16
+	copies int
+}
 
-// CopiesMax is how often a seed sends one piece to askers that have other sources: the
-// swarm makes the other copies. More would only move work from the peers to the seed.
+// CopiesMax is how often a seed usually sends one piece to askers that have other sources:
+// the swarm makes the other copies. More would only move work from the peers to the seed.
 const CopiesMax = 2
 
-// NewSpread returns a spread over n pieces, none of them sent.
-func NewSpread(n int) *Spread { return &Spread{sent: make([]uint16, n)} }
+// NewSpread returns a spread over n pieces, none of them sent, of which each is sent so many
+// times to askers that have other sources.
+func NewSpread(n, copies int) *Spread { return &Spread{sent: make([]uint16, n), copies: copies} }
 
 // Pick chooses among the pieces in offer that the asker lacks, less those excluded. ok is
-// false when there is none, or when all of them were sent CopiesMax times and the asker
+// false when there is none, or when all of them were sent often enough and the asker
 // does not starve.
 func (s *Spread) Pick(offer, asker piece.Bitmap, exclude []piece.Index, starving bool) (pick piece.Index, ok bool) {
-	best := CopiesMax
+	best := s.copies
 	if starving {
 		best = math.MaxInt
 	}
