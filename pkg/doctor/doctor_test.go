@@ -26,6 +26,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/clientconf"
@@ -433,6 +434,17 @@ func TestEachClientThatIsThereIsToldWhetherItAsksTheMirror(t *testing.T) {
 	for _, c := range clientconf.Clients() {
 		assert.Equal(t, doctor.OK, of(t, found, "client "+string(c)).Level, c)
 	}
+	m.DigestsOnly = true
+	for _, c := range []clientconf.Client{clientconf.Containerd, clientconf.Podman} {
+		plan, err := clientconf.Configure(c, files, m, clientconf.Options{})
+		require.NoError(t, err)
+		require.NoError(t, plan.Apply(files))
+		f := of(t, examine(t, cfg, all, func(x *doctor.Config) { x.Files = files }), "client "+string(c))
+		assert.Equal(t, doctor.OK, f.Level)
+		assert.Contains(t, f.Found, "first for what it knows the digest of")
+	}
+	skopeo := func(x *doctor.Config) { x.Installed = func(program string) bool { return program == "skopeo" } }
+	assert.Equal(t, doctor.OK, of(t, examine(t, cfg, skopeo, func(x *doctor.Config) { x.Files = files }), "client podman").Level, "they read the same files")
 	require.NoError(t, os.WriteFile(filepath.Join(files.Root, "/etc/containerd/config.toml"), []byte("not TOML"), 0o600))
 	f := of(t, examine(t, cfg, all, func(x *doctor.Config) { x.Files = files }), "client containerd")
 	assert.Contains(t, f.Found, "cannot be pointed at the mirror")
@@ -452,6 +464,44 @@ func TestADiskThatCannotHoldTheCacheIsTold(t *testing.T) {
 	assert.Equal(t, doctor.Fail, of(t, examine(t, cfg), "disk").Level)
 	cfg.Node.DataDir = "/proc/darter" // nobody may write there, root neither
 	assert.Equal(t, doctor.Fail, of(t, examine(t, cfg), "disk").Level)
+}
+
+func TestADiskThatIsFullOrTakesNothingIsToldApart(t *testing.T) {
+	disk := filepath.Join(t.TempDir(), "disk")
+	require.NoError(t, os.Mkdir(disk, 0o700))
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=1m,nr_inodes=16,mode=0700"); err != nil {
+		t.Skipf("mounting a small disk needs root: %v", err)
+	}
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(disk, unix.MNT_DETACH)) })
+	cfg := settings(t)
+	cfg.Node.DataDir = disk
+	cfg.Cache.Quota = 1 << 10
+	look := func(says string) {
+		t.Helper()
+		var all []string
+		for _, f := range examine(t, cfg) {
+			if f.Check == "disk" && f.Level == doctor.Fail {
+				assert.NotEmpty(t, f.Do)
+				all = append(all, f.Found)
+			}
+		}
+		if says == "" {
+			assert.Empty(t, all)
+			return
+		}
+		assert.Contains(t, strings.Join(all, "; "), says)
+	}
+	look("")
+	filler := filepath.Join(disk, "filler")
+	require.ErrorIs(t, os.WriteFile(filler, make([]byte, 2<<20), 0o600), unix.ENOSPC)
+	look("the disk is full")
+	require.NoError(t, os.Remove(filler))
+	for i := range 15 {
+		_ = os.WriteFile(filepath.Join(disk, fmt.Sprint(i)), nil, 0o600)
+	}
+	look("there are no inodes left")
+	require.NoError(t, unix.Mount("tmpfs", disk, "tmpfs", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	look("read-only file system")
 }
 
 func TestTooFewOpenFilesAreTold(t *testing.T) {

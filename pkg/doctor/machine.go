@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/dustin/go-humanize"
@@ -15,15 +16,17 @@ import (
 	"github.com/darter-io/darter/pkg/clientconf"
 )
 
-// programs are what each client is called when it is installed.
-var programs = map[clientconf.Client]string{
-	clientconf.Containerd: "containerd", clientconf.Docker: "dockerd", clientconf.Podman: "podman", clientconf.CRIO: "crio", clientconf.BuildKit: "buildkitd",
+// programs are what each client is called when it is installed. The first is what runs, where
+// something does.
+var programs = map[clientconf.Client][]string{
+	clientconf.Containerd: {"containerd"}, clientconf.Docker: {"dockerd"}, clientconf.Podman: {"podman", "buildah", "skopeo"}, clientconf.CRIO: {"crio"},
+	clientconf.BuildKit: {"buildkitd"},
 }
 
 // clients tells of each client on this machine whether it asks the mirror.
 func (x *exam) clients(ctx context.Context) (out []Finding) {
 	for _, c := range clientconf.Clients() {
-		if !x.Installed(programs[c]) {
+		if !slices.ContainsFunc(programs[c], x.Installed) {
 			continue
 		}
 		name := "client " + string(c)
@@ -32,12 +35,21 @@ func (x *exam) clients(ctx context.Context) (out []Finding) {
 			out = append(out, Finding{Warn, name, "cannot be pointed at the mirror: " + err.Error(), "follow that, then: dfdaemon configure " + string(c)})
 			continue
 		}
+		what := ""
+		if len(plan.Changes) > 0 {
+			// It may have been told to leave tags to the registry.
+			digests := x.Mirror
+			digests.DigestsOnly = true
+			if other, err := clientconf.Configure(c, x.Files, digests, clientconf.Options{}); err == nil && len(other.Changes) == 0 {
+				plan, what = other, " for what it knows the digest of"
+			}
+		}
 		if len(plan.Changes) == 0 {
 			if found, do := x.unread(ctx, c); found != "" {
 				out = append(out, Finding{Warn, name, "is told to ask " + x.Mirror.Addr + " first, but " + found, do})
 				continue
 			}
-			out = append(out, Finding{OK, name, "asks " + x.Mirror.Addr + " first", ""})
+			out = append(out, Finding{OK, name, "asks " + x.Mirror.Addr + " first" + what, ""})
 			continue
 		}
 		var files []string
@@ -51,7 +63,7 @@ func (x *exam) clients(ctx context.Context) (out []Finding) {
 			"dfdaemon configure " + string(c) + " (--dry-run shows what it would change)"})
 	}
 	if len(out) == 0 {
-		out = []Finding{{Warn, "clients", "none of containerd, dockerd, podman, crio and buildkitd is found", "docs/clients.md tells how others are pointed at the mirror"}}
+		out = []Finding{{Warn, "clients", "none of containerd, dockerd, podman, buildah, skopeo, crio and buildkitd is found", "docs/clients.md tells how others are pointed at the mirror"}}
 	}
 	return out
 }

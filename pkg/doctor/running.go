@@ -43,7 +43,7 @@ func (x *exam) unread(ctx context.Context, c clientconf.Client) (found, do strin
 	if err != nil {
 		return "", ""
 	}
-	for _, p := range processes(x.Proc, programs[c]) {
+	for _, p := range processes(x.Proc, programs[c][0]) {
 		if other := p.config(); other != "" && other != file {
 			continue // Docker's own containerd, for one
 		}
