@@ -85,6 +85,8 @@ type Config struct {
 	// Patience is how long owners that are silent, but refuse nothing, are asked before
 	// Local is: a pull starves machines of CPU, and an owner that is slow is not dead. If
 	// every host took it for dead at once, every host would go to the registry. Default 4 s.
+	// Three quarters of it have to do where standbys are known: a mistake costs a further copy
+	// then, and not one for each host.
 	Patience time.Duration
 	// Budget is how long one owner may take to answer before the next is asked; the only
 	// one has half of Patience. Shorter passes over owners that are merely busy. Default 1 s.
@@ -277,19 +279,40 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, err
 		}
 		return c.askLocal(ctx, e, []error{errClear})
 	}
-	patience := time.NewTimer(c.cfg.Patience)
-	defer patience.Stop()
+	for wait := c.patience(); ; wait = c.cfg.Patience {
+		a, err := c.askOwners(ctx, e, wait)
+		switch {
+		case !errors.Is(err, errLost):
+			return a, err
+		case c.callStandbys():
+		default:
+			return c.askLocal(ctx, e, []error{err})
+		}
+	}
+}
+
+// errLost tells that every owner refuses connections or was silent for too long.
+var errLost = errors.New("no owner answered in time")
+
+// askOwners asks the owners of a task, round after round, for as long as wait. The error is an
+// [errLost] when then or before all of them are lost.
+func (c *Client) askOwners(ctx context.Context, e api.Entry, wait time.Duration) (api.Assignment, error) {
+	patient, end := context.WithTimeoutCause(ctx, wait, errLost)
+	defer end()
 	var failures []error
-	for {
+	// In the first round every owner is asked, however long that takes.
+	for asking := ctx; ; asking = patient {
 		route, standing := c.route(e.Task)
 		if len(route) > 0 {
 			failures = nil
 		}
 		for _, o := range route {
 			if o == here {
-				return c.askLocal(ctx, e, failures)
+				a, err := c.askLocal(ctx, e, failures)
+				a.Leads = true
+				return a, err
 			}
-			a, err := c.ask(ctx, o, e)
+			a, err := c.ask(asking, o, e)
 			if err == nil {
 				return a, nil
 			}
@@ -309,21 +332,15 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, err
 		case c.cfg.Local == nil, len(route) > 0 && !urgent:
 			return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), errors.Join(failures...))
 		case c.lost():
-			if c.callStandbys() {
-				continue
-			}
-			return c.askLocal(ctx, e, failures)
+			return api.Assignment{}, errors.Join(append(failures, errLost)...)
 		}
 		select {
-		case <-patience.C:
-			if c.callStandbys() {
-				patience.Reset(c.cfg.Patience)
-				continue
+		case <-patient.Done():
+			if ctx.Err() != nil {
+				return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), context.Cause(ctx))
 			}
-			return c.askLocal(ctx, e, failures)
+			return api.Assignment{}, errors.Join(append(failures, errLost)...)
 		case <-time.After(roundPause):
-		case <-ctx.Done():
-			return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), context.Cause(ctx))
 		case <-c.ended:
 			return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), ErrStopped)
 		}
@@ -352,7 +369,7 @@ func (c *Client) lost() bool {
 // allLost is lost, standbys among the owners when they are called; mu is held.
 func (c *Client) allLost() bool {
 	for _, o := range c.owners {
-		if !o.lost(c.cfg.Patience) {
+		if !o.lost(c.patienceNow()) {
 			return false
 		}
 	}
@@ -395,7 +412,7 @@ func (c *Client) route(id task.ID) (route []*owner, standing bool) {
 		switch {
 		case !o.down():
 			route = append(route, o)
-		case c.cfg.Local == nil || !o.lost(c.cfg.Patience):
+		case c.cfg.Local == nil || !o.lost(c.patienceNow()):
 			down = append(down, o)
 		}
 	}
@@ -524,14 +541,14 @@ func (c *Client) budget() time.Duration {
 	defer c.mu.Unlock()
 	alive := 0
 	for _, o := range c.owners {
-		if !o.lost(c.cfg.Patience) {
+		if !o.lost(c.patienceNow()) {
 			alive++
 		}
 	}
 	if alive > 1 {
 		return c.cfg.Budget
 	}
-	return max(c.cfg.Budget, c.cfg.Patience/2)
+	return max(c.cfg.Budget, c.patienceNow()/2)
 }
 
 // tell queues an entry for an owner and waits for its answer, within the budget.

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/darter-io/darter/pkg/api"
 )
@@ -48,6 +49,21 @@ func isLoopback(addr string) bool {
 
 // isHere reports whether an address is that at which this host itself takes announces.
 func (c *Client) isHere(addr string) bool { return c.cfg.Local != nil && addr == c.cfg.Host.Addr }
+
+// patience is how long owners that are silent are asked before others are.
+func (c *Client) patience() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.patienceNow()
+}
+
+// patienceNow is patience; mu is held.
+func (c *Client) patienceNow() time.Duration {
+	if len(c.standbys) > 0 && !c.standing {
+		return c.cfg.Patience * 3 / 4
+	}
+	return c.cfg.Patience
+}
 
 func (c *Client) isStanding() bool {
 	c.mu.Lock()

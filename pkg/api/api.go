@@ -98,6 +98,9 @@ type Assignment struct {
 	// Seed tells the asker to bring the content from the origin itself, while it serves
 	// its neighbours.
 	Seed bool `json:"seed,omitempty"`
+	// Leads says to a host that asked its own coordinator that others ask it, too: it need not leave
+	// the origin to one of its neighbours.
+	Leads bool `json:"leads,omitempty"`
 	// Local tells the asker to take pieces from its own zone alone: the zone's gateways
 	// bring them there. Absent, it is a gateway itself, or there is one zone.
 	Local bool `json:"local,omitempty"`

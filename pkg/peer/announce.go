@@ -122,6 +122,7 @@ func (d *Download) assigned(a api.Assignment, err error) {
 		d.setLocal(a.Local)
 	}
 	if a.Seed && d.e.cfg.Origin != nil {
+		d.leads = a.Leads
 		if !d.maySeed {
 			d.maySeed, d.seedSince = true, time.Now()
 		}

@@ -147,6 +147,7 @@ type Download struct {
 	nextWatch time.Time
 
 	maySeed, seeding    bool
+	leads               bool      // maySeed was told because others ask this host whom to talk to
 	seedSince           time.Time // when maySeed was told
 	again               bool      // the origin will be asked anew, after it sent wrong content
 	attested            bool      // it was tried to vouch for what nobody had vouched for

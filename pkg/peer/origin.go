@@ -125,7 +125,7 @@ func (d *Download) onlyOrigin(now time.Time) bool {
 			return false // it is about to bring it
 		}
 	}
-	return d.background || !now.Before(d.seedSince.Add(time.Duration(d.rank())*rankPause))
+	return d.background || d.leads || !now.Before(d.seedSince.Add(time.Duration(d.rank())*rankPause))
 }
 
 // rankPause is how long a host whose owners are gone leaves it to the next in order to go

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/rendezvous"
 )
 
 func TestASeedAskedForBeforeRunBeginsWithIt(t *testing.T) {
@@ -138,6 +140,51 @@ func slowly(r io.Reader) io.Reader {
 		time.Sleep(10 * time.Millisecond)
 		return r.Read(p[:min(len(p), 32<<10)])
 	})
+}
+
+// Hosts that each have only themselves to ask leave the origin to the first of them; one that all
+// ask goes there at once.
+func TestAHostThatOthersAskLeavesTheOriginToNoneOfThem(t *testing.T) {
+	for _, leads := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSwarm(t, randomBytes(70, 4*piece.SizeMin))
+			nodes := make([]*node, 6)
+			var ids []string
+			for i := range nodes {
+				nodes[i] = s.node(nil)
+				ids = append(ids, string(nodes[i].host.ID))
+			}
+			order := rendezvous.Order(string(s.spec().ID), ids)
+			var told atomic.Bool
+			s.owner.answer = func(from *node, _ api.Entry, a *api.Assignment) error {
+				a.Seed = told.Load() && string(from.host.ID) == order[len(order)-1]
+				a.Leads = a.Seed && leads
+				return nil
+			}
+			var opened time.Time
+			s.origin.body = func(_ int, _ int64, r io.Reader) io.Reader {
+				opened = time.Now()
+				return r
+			}
+			var readers sync.WaitGroup
+			for _, n := range nodes {
+				readers.Go(func() {
+					_, err := s.readAll(n)
+					assert.NoError(t, err)
+				})
+			}
+			time.Sleep(3 * time.Second) // they know each other by now
+			told.Store(true)
+			began := time.Now()
+			readers.Wait()
+			if leads {
+				assert.Less(t, opened.Sub(began), 1500*time.Millisecond)
+			} else {
+				assert.Greater(t, opened.Sub(began), 5*time.Second, "it is the last of six")
+			}
+			assert.Len(t, s.origin.requests(), 1)
+		})
+	}
 }
 
 func TestTheOriginIsAskedOnceThoughTheReaderComesLate(t *testing.T) {
