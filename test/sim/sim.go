@@ -356,13 +356,11 @@ func (w *world) utter(from, to *node, do func()) {
 // soon is when a word said now is there.
 func (w *world) soon() moment { return w.now + w.Latency + w.PieceTime/segments }
 
-// release lets the words go that waited for a piece to be sent.
+// release lets the words go that waited for a piece to be sent. They are there before another
+// that was begun meanwhile: a seed says what it sends before it does.
 func (w *world) release(l *link, arrives moment) {
 	l.sending--
 	l.arrives = max(arrives, l.arrives)
-	if l.sending > 0 {
-		return
-	}
 	for _, do := range l.held {
 		w.at(l.arrives, do)
 	}
