@@ -243,22 +243,26 @@ func machines(t *testing.T, c *cluster) []*machine {
 	containerd2, err := lab.Containerd2Dir()
 	require.NoError(t, err)
 	kubernetes := []string{cripull(t), "-timeout=90s"}
+	// As the README says it.
+	byHand := []string{"images", "pull", "--hosts-dir", "/etc/containerd/certs.d"}
+	one := [][]string{kubernetes, append([]string{"ctr"}, byHand...)}
+	two := [][]string{kubernetes, append([]string{filepath.Join(containerd2, "ctr")}, byHand...)}
 	ready := []string{"sh", "-c", "test -S /run/containerd/containerd.sock && ctr version && ctr plugins ls | grep -E 'io.containerd.(grpc.v1 +cri|cri.v1 +images) .* ok'"}
 	_, files, _ := strings.Cut(debianContainerd, "\n\n")
 	list := []*machine{
-		{client: "containerd", asked: hubs[:3], restart: "restart", program: []string{"containerd"}, answers: ready, pulls: [][]string{kubernetes},
+		{client: "containerd", asked: hubs[:3], restart: "restart", program: []string{"containerd"}, answers: ready, pulls: one,
 			before: func(t *testing.T, n *lab.Node) {
 				write(t, n, "/etc/containerd/config.toml", debianContainerd)
 				// A trap: what it says holds no more for a registry with a directory of its own.
 				write(t, n, "/etc/containerd/certs.d/_default/hosts.toml", "[host.\"http://127.0.0.1:9\"]\n")
 			}},
-		{client: "containerd", asked: hubs[:3], restart: "restart", program: []string{filepath.Join(containerd2, "containerd")}, answers: ready, pulls: [][]string{kubernetes},
+		{client: "containerd", asked: hubs[:3], restart: "restart", program: []string{filepath.Join(containerd2, "containerd")}, answers: ready, pulls: two,
 			before: func(t *testing.T, n *lab.Node) {
 				text, err := exec.CommandContext(t.Context(), filepath.Join(containerd2, "containerd"), "config", "default").Output()
 				require.NoError(t, err)
 				write(t, n, "/etc/containerd/config.toml", string(text))
 			}},
-		{client: "containerd", asked: hubs[:3], restart: "restart", program: []string{filepath.Join(containerd2, "containerd")}, answers: ready, pulls: [][]string{kubernetes},
+		{client: "containerd", asked: hubs[:3], restart: "restart", program: []string{filepath.Join(containerd2, "containerd")}, answers: ready, pulls: two,
 			before: func(t *testing.T, n *lab.Node) {
 				write(t, n, "/etc/containerd/config.toml", "# of version 1.x once\n"+"version = 2\n"+files)
 			}},
