@@ -153,6 +153,7 @@ type Download struct {
 	attested            bool      // it was tried to vouch for what nobody had vouched for
 	toldFacts, toldDone bool      // to the observer
 	stopOrigin          context.CancelCauseFunc
+	originRests         time.Time // until then it is not asked, unless somebody wants more
 	lastUse             time.Time
 }
 
@@ -440,6 +441,14 @@ func (d *Download) updateWanted(now time.Time) {
 			wanted.Set(i)
 		}
 	}
+	if n := wanted.Len(); d.seeding && n > 0 {
+		// The origin gives the last piece only when all others are here, and those that a
+		// neighbour has come from the neighbour.
+		if last := piece.Index(n - 1); wanted.Has(last) && !d.pick.Offered(last) {
+			wanted.SetAll()
+		}
+	}
+	d.originRests = time.Time{}
 	d.pick.Want(wanted)
 	d.feedOrigin()
 	d.progress.signal()

@@ -19,6 +19,7 @@ import (
 	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/piece/memstore"
+	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -356,4 +357,59 @@ func TestWhoStillBelievesWhatWasRevokedIsTold(t *testing.T) {
 		assert.EqualValues(t, 7, last.Revocation.Epoch)
 		assert.False(t, b.l.isClosed(), "believing what was revoked is no offence")
 	})
+}
+
+// askedOrigin notes what it is asked for, and has nothing.
+type askedOrigin struct{ offsets []int64 }
+
+func (o *askedOrigin) Open(_ context.Context, _ task.Spec, offset int64) (*source.Response, error) {
+	o.offsets = append(o.offsets, offset)
+	return nil, &source.StatusError{Status: 404}
+}
+
+func TestTheOriginIsAskedForWhatANeighbourTookAlong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 4)
+		origin := &askedOrigin{}
+		b.e.cfg.Origin = origin
+		b.d.spec = task.Spec{ID: b.d.id}
+		for _, i := range []piece.Index{0, 2, 3} {
+			b.hold(i)
+		}
+		b.d.background, b.d.maySeed = true, true
+		b.d.has(b.l, 1)
+		b.d.updateWanted(time.Now())
+		b.d.pick.Leave(b.l.n)
+		delete(b.d.links, b.l.n)
+		b.d.steerOrigin(time.Now())
+		b.settle()
+		assert.Equal(t, []int64{piece.SizeMin}, origin.offsets)
+	})
+}
+
+func TestWhoWantsTheLastPieceOfAnOriginTakesTheOthersFromNeighbours(t *testing.T) {
+	b := newBench(t, 4)
+	b.d.seeding = true
+	b.d.has(b.l, 1)
+	b.d.wants = []want{{reader: &Reader{}, first: 3, end: 4}}
+	b.d.updateWanted(time.Now())
+	assert.Equal(t, 4, b.d.pick.Wanted().Count())
+	needed := b.d.neededNow.Load()
+	assert.False(t, needed.Has(1), "a neighbour has it")
+	assert.Equal(t, 3, needed.Count())
+}
+
+func TestAnOriginThatCannotHelpRestsUntilSomebodyWantsMore(t *testing.T) {
+	b := newBench(t, 4)
+	b.d.background, b.d.maySeed = true, true
+	b.d.updateWanted(time.Now())
+	now := time.Now()
+	delete(b.d.links, b.l.n)
+	b.d.pick.Leave(b.l.n)
+	require.True(t, b.d.onlyOrigin(now))
+	b.d.originEnded(&originParent{d: b.d}, errUnwanted)
+	assert.False(t, b.d.onlyOrigin(now))
+	assert.True(t, b.d.onlyOrigin(now.Add(time.Second)))
+	b.d.updateWanted(now)
+	assert.True(t, b.d.onlyOrigin(now), "there is more to be had")
 }

@@ -83,6 +83,7 @@ func checkWhole(spec task.Spec, content []byte) error {
 func (d *Download) startOrigin() {
 	ctx, cancel := context.WithCancelCause(d.ctx)
 	d.seeding, d.stopOrigin = true, cancel
+	d.updateWanted(time.Now()) // what only the origin can bring has changed since the last look
 	d.helloAgain()
 	o := &originParent{d: d, spec: d.spec, epoch: d.e.newEpoch()}
 	d.wg.Go(func() {
@@ -117,7 +118,7 @@ func (d *Download) steerOrigin(now time.Time) {
 // onlyOrigin reports whether nobody but the origin can bring what is wanted now. Where
 // nothing is known of the content yet, its origin is asked at once.
 func (d *Download) onlyOrigin(now time.Time) bool {
-	if d.pick != nil && (len(d.dialing) > 0 || !d.pick.Starving()) {
+	if d.pick != nil && (len(d.dialing) > 0 || !d.pick.Starving()) || now.Before(d.originRests) {
 		return false
 	}
 	for _, l := range d.links {
@@ -151,7 +152,11 @@ func (d *Download) originEnded(o *originParent, err error) {
 	d.seeding = false
 	var wrong *errWrongContent
 	switch {
-	case err == nil, errors.Is(err, errUnwanted):
+	case err == nil:
+	case errors.Is(err, errUnwanted):
+		// Whoever wants something now says so; asked again at once, an origin that cannot
+		// help would be asked for ever.
+		d.originRests = time.Now().Add(watchEvery)
 	case errors.As(err, &wrong):
 		d.originWrong(o, wrong)
 	case errors.Is(err, errContradiction):
