@@ -408,11 +408,15 @@ func (c *content) write(r *replica, i piece.Index, data []byte, d piece.Digest) 
 	}
 	c.have.Set(i)
 	c.digests[i] = d
+	first := c.news == 0
 	c.news += int64(len(data))
-	due := c.news >= c.s.cfg.SyncBytes || c.have.Full()
+	due := c.news >= c.s.cfg.SyncBytes
 	c.mu.Unlock()
-	if due {
+	switch {
+	case due:
 		c.s.settle(c.e)
+	case first:
+		time.AfterFunc(c.s.cfg.SyncAfter, func() { c.s.settle(c.e) })
 	}
 	return nil
 }

@@ -43,10 +43,12 @@ type Config struct {
 	// often, farther apart more at once. Defaults 0.95 and 0.85; LowWater is HighWater − 0.1
 	// when only HighWater is set.
 	HighWater, LowWater float64
-	// SyncBytes is after how many new bytes of a task they are brought to stable storage,
-	// in the background. Smaller makes more fsyncs, larger more to hash again after an
-	// unclean stop. Default 64 MiB.
+	// SyncBytes and SyncAfter are after how many new bytes of a task, and how long after the
+	// first of them, they are brought to stable storage, in the background. Less makes the disk
+	// work while the pieces still come, which costs CPU; more leaves more to hash again after
+	// an unclean stop. Defaults 1 GiB and 10 s.
 	SyncBytes int64
+	SyncAfter time.Duration
 	// Logger tells what was dropped and why; nil discards.
 	Logger *slog.Logger
 	// FS is the file layer, nil for the operating system's.
@@ -138,7 +140,10 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("opening the piece store: directory %q, quota %d: want a directory and a quota that is not negative", cfg.Dir, cfg.Quota)
 	}
 	if cfg.SyncBytes <= 0 {
-		cfg.SyncBytes = 64 << 20
+		cfg.SyncBytes = 1 << 30
+	}
+	if cfg.SyncAfter <= 0 {
+		cfg.SyncAfter = 10 * time.Second
 	}
 	s := &Store{cfg: cfg, fs: cfg.FS, log: cfg.Logger, tasks: map[task.ID]*entry{}}
 	s.buffers.New = func() any { b := make([]byte, bufferSize); return &b }
@@ -150,7 +155,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	if err := s.start(); err != nil {
 		if s.lock != nil {
-			err = errors.Join(err, s.lock.Close())
+			err = errors.Join(err, unlockDir(s.lock))
 		}
 		return nil, fmt.Errorf("opening the piece store in %s: %w", cfg.Dir, Remedy(cfg.Dir, err))
 	}
@@ -724,7 +729,7 @@ func (s *Store) Close() error {
 		}
 		e.disk.Unlock()
 	}
-	return errors.Join(errs, s.lock.Close())
+	return errors.Join(errs, unlockDir(s.lock))
 }
 
 // release ends one use of a content.

@@ -447,6 +447,37 @@ func TestAFailingFsyncTakesBackWhatIsNotDurableAndOnlyThat(t *testing.T) {
 	}
 }
 
+func TestPiecesAreBroughtToStableStorageAWhileAfterTheyCame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &disk{}
+		s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: d, SyncAfter: time.Minute})
+		content := storetest.Content("a", crashFacts.Length)
+		r, err := s.Create(storetest.ID("a"), crashFacts)
+		require.NoError(t, err)
+		syncs := 0
+		d.set(func(op, name string, n int) (int, error) {
+			if op == "sync" && name == "data" {
+				syncs++
+			}
+			return n, nil
+		})
+		for round := range 2 {
+			for i := range piece.Index(5) {
+				require.NoError(t, storetest.Write(r, content, piece.Index(5*round)+i))
+				time.Sleep(10 * time.Second)
+			}
+			synctest.Wait()
+			assert.Equal(t, round, syncs, "not while they come, nor because it is complete")
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
+			assert.Equal(t, round+1, syncs, "a minute after the first of them")
+		}
+		require.NoError(t, r.Close())
+		require.NoError(t, s.Close())
+		assert.Equal(t, 2, syncs, "nothing was left to do")
+	})
+}
+
 func TestAPieceThatComesWhileTheDiskSyncsIsNotVouchedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &disk{}

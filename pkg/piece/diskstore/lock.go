@@ -59,6 +59,13 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// unlockDir gives the directory back, also where a child that was forked this moment still has
+// a copy of the descriptor.
+func unlockDir(f *os.File) error {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	return errors.Join(err, f.Close())
+}
+
 // HostID returns the ID of the host whose data directory is dir, drawing it the first time:
 // who keeps the pieces keeps the name under which they were announced. It makes dir when it
 // is not there. A file that holds no ID is an error: a new name would be a new host.
