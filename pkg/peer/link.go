@@ -1,8 +1,10 @@
 package peer
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"slices"
 	"sync"
 	"time"
@@ -68,6 +70,7 @@ type link struct {
 	draining, mute bool
 	err            error
 	wake           chan struct{}
+	blocks         blocks
 	// received and since tell when the last byte of a piece came; the loop owns them.
 	received int64
 	since    time.Time
@@ -111,6 +114,39 @@ type inbound struct {
 	// The reading goroutine owns these.
 	buf []byte
 	got int64
+}
+
+// blocks hashes a piece while its blocks come, each as long as the processor's cache holds it.
+// The blocks of a piece come one after the other, so one hash does for a connection. The
+// reading goroutine owns it.
+type blocks struct {
+	hash hash.Hash
+	of   *inbound // nil between two pieces
+}
+
+// add takes in a block, if all before it were of the same piece.
+func (b *blocks) add(in *inbound, block []byte) {
+	switch {
+	case in.got == 0 && b.hash == nil:
+		b.hash = sha256.New()
+		b.of = in
+	case in.got == 0:
+		b.hash.Reset()
+		b.of = in
+	case b.of != in:
+		return
+	}
+	b.hash.Write(block)
+}
+
+// sum is the digest of a piece of which all blocks have come.
+func (b *blocks) sum(in *inbound) (d piece.Digest) {
+	if b.of != in {
+		return piece.Sum(in.buf) // blocks of several pieces came by turns
+	}
+	b.of = nil
+	b.hash.Sum(d[:0])
+	return d
 }
 
 func newLink(d *Download, c *wire.Conn, initiated bool) *link {
@@ -350,9 +386,11 @@ func (l *link) receive(m wire.Message) error {
 		if in.buf == nil {
 			in.buf = l.d.e.buffers.get(size)
 		}
-		if err := l.d.takeIn(l.conn, in.buf[in.got:in.got+m.Length]); err != nil {
+		block := in.buf[in.got : in.got+m.Length]
+		if err := l.d.takeIn(l.conn, block); err != nil {
 			return err
 		}
+		l.blocks.add(in, block)
 	}
 	if dropped {
 		l.d.e.stats.duplicate.Add(m.Length)
@@ -367,7 +405,7 @@ func (l *link) receive(m wire.Message) error {
 	l.mu.Unlock()
 	var err error
 	if !dropped {
-		err = l.d.store(in.index, in.buf)
+		err = l.d.store(in.index, in.buf, l.blocks.sum(in))
 	}
 	l.d.e.buffers.put(in.buf)
 	in.buf = nil

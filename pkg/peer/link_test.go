@@ -111,7 +111,8 @@ func (b *bench) sendPiece(i piece.Index, begin, n int64) {
 
 // hold stores piece i here.
 func (b *bench) hold(i piece.Index) {
-	require.NoError(b.t, b.d.store(i, b.content[int(i)*piece.SizeMin:][:piece.SizeMin]))
+	data := b.content[int(i)*piece.SizeMin:][:piece.SizeMin]
+	require.NoError(b.t, b.d.store(i, data, piece.Sum(data)))
 	b.d.got(i, nil)
 }
 
@@ -234,6 +235,33 @@ func TestAnAnyRequestWhosePieceCameFromElsewhereIsForgotten(t *testing.T) {
 		b.sendPiece(2, piece.SizeMin/2, piece.SizeMin/2)
 		b.settle()
 		assert.Empty(t, b.l.pending)
+	})
+}
+
+func TestPiecesAreVerifiedHoweverTheirBlocksMingle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 4)
+		b.reads()
+		for i := range piece.Index(4) {
+			b.l.expect(&inbound{index: i})
+			b.d.pick.Asked(picker.Request{From: b.l.n, Piece: i})
+		}
+		const half = piece.SizeMin / 2
+		for _, block := range []struct {
+			i     piece.Index
+			begin int64
+		}{{0, 0}, {1, 0}, {0, half}, {2, 0}, {2, half}, {1, half}, {3, 0}} {
+			b.sendPiece(block.i, block.begin, half)
+		}
+		b.settle()
+		for i := range piece.Index(3) {
+			assert.True(t, b.d.pick.Have().Has(i), "piece %d", i)
+		}
+		b.content[4*piece.SizeMin-1] ^= 1
+		b.sendPiece(3, half, half)
+		b.settle()
+		assert.False(t, b.d.ledger.replica.Has(3), "its last byte is wrong")
+		assert.Equal(t, 1, b.l.strikes)
 	})
 }
 

@@ -55,8 +55,9 @@ func (d *Download) request(now time.Time) {
 	}
 }
 
-// store verifies and keeps one piece. Connections call it, not the loop.
-func (d *Download) store(i piece.Index, data []byte) error {
+// store verifies and keeps one piece, whose bytes have the digest got. Connections call it, not
+// the loop.
+func (d *Download) store(i piece.Index, data []byte, got piece.Digest) error {
 	want, ok := d.ledger.digest(i)
 	if !ok {
 		return errNoDigest
@@ -64,7 +65,7 @@ func (d *Download) store(i piece.Index, data []byte) error {
 	if d.ledger.replica.Has(i) {
 		return nil // somebody else was faster
 	}
-	if got := piece.Sum(data); got != want {
+	if got != want {
 		return &piece.DigestError{Index: i, Want: want, Got: got}
 	}
 	if err := d.keep(i, data, want); err != nil {
