@@ -94,7 +94,7 @@ func (i *Identity) WrapListener(l net.Listener, protocols ...string) net.Listene
 	}
 	config := i.ServerTLS()
 	config.NextProtos = protocols
-	return tls.NewListener(l, config)
+	return tls.NewListener(gathering{l}, config)
 }
 
 // DialFunc opens a connection, as [net.Dialer.DialContext] does.
@@ -117,7 +117,7 @@ func (i *Identity) WrapDialer(dial DialFunc, protocols ...string) DialFunc {
 		if err != nil {
 			return nil, err
 		}
-		c := tls.Client(raw, config)
+		c := tls.Client(&gather{Conn: raw}, config)
 		ctx, cancel := context.WithTimeout(ctx, handshakeMax)
 		defer cancel()
 		if err := c.HandshakeContext(ctx); err != nil {

@@ -13,6 +13,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -128,10 +129,11 @@ type Digests struct {
 
 // Conn is one connection in one task.
 type Conn struct {
-	raw net.Conn
-	br  *bufio.Reader
-	bw  *bufio.Writer
-	dec pp.Decoder
+	raw   net.Conn
+	under holder // nil where raw is no TLS connection
+	br    *bufio.Reader
+	bw    *bufio.Writer
+	dec   pp.Decoder
 	// remote holds the numbers under which the other side wants our messages (BEP 10).
 	// It is written when its Hello is read and read by the writing goroutine.
 	remote atomic.Pointer[map[pp.ExtensionName]pp.ExtensionNumber]
@@ -253,6 +255,9 @@ func handshake(ctx context.Context, raw net.Conn, want *[20]byte, self [20]byte,
 // newConn returns a connection behind its BEP 3 handshake.
 func newConn(raw net.Conn, peerID [20]byte) *Conn {
 	c := &Conn{raw: raw, peerID: peerID, bw: bufio.NewWriterSize(raw, 16<<10)}
+	if t, ok := raw.(*tls.Conn); ok {
+		c.under, _ = t.NetConn().(holder)
+	}
 	c.br = bufio.NewReaderSize(incoming{c}, 16<<10)
 	c.dec = pp.Decoder{R: c.br, MaxLength: controlMax}
 	return c
@@ -519,17 +524,32 @@ func (c *Conn) SendBlock(i piece.Index, begin int64, src blocks, off, n int64) e
 	if _, err := c.bw.Write(head[:]); err != nil {
 		return err
 	}
-	dst := io.Writer(c.raw)
+	dst, under := io.Writer(c.raw), holder(nil)
 	if n <= int64(c.bw.Available()) {
 		dst = onlyWriter{c.bw}
-	} else if err := c.bw.Flush(); err != nil {
-		return err
+	} else {
+		if under = c.under; under != nil {
+			under.Hold()
+		}
+		if err := c.bw.Flush(); err != nil {
+			return err
+		}
 	}
 	sent, err := src.CopyTo(dst, off, n)
 	if err == nil && sent != n {
 		err = io.ErrShortWrite
 	}
+	if under != nil {
+		err = errors.Join(err, under.Release())
+	}
 	return err
+}
+
+// holder is a connection that sends what is written between Hold and Release in few parts: that
+// under TLS, of a member of the cluster.
+type holder interface {
+	Hold()
+	Release() error
 }
 
 // onlyWriter hides ReadFrom, so that small payloads gather in the buffer with their header.

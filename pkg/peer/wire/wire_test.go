@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"io"
 	"net"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -593,4 +595,56 @@ func TestTheHelloOfWhoDialsComesInOneWriteWithItsHandshake(t *testing.T) {
 	assert.Equal(t, hello, a.Said())
 	assert.Nil(t, b.Said())
 	assert.EqualValues(t, 1, counted.count.Load())
+}
+
+// held counts what is written to it while it holds and when it does not.
+type held struct {
+	net.Conn
+	holding             bool
+	within, outside     int
+	holdings, releasing int
+}
+
+func (h *held) Hold() { h.holding, h.holdings = true, h.holdings+1 }
+func (h *held) Release() error {
+	h.holding, h.releasing = false, h.releasing+1
+	return nil
+}
+
+func (h *held) Write(p []byte) (int, error) {
+	if h.holding {
+		h.within++
+	} else {
+		h.outside++
+	}
+	return h.Conn.Write(p)
+}
+
+func TestTheRecordsOfABlockAreHeldUntilItIsWhole(t *testing.T) {
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	rawA, rawB := tcp(t)
+	under := &held{Conn: rawA}
+	certificate := server.TLS.Certificates
+	secureA, secureB := tls.Client(under, &tls.Config{InsecureSkipVerify: true}), tls.Server(rawB, &tls.Config{Certificates: certificate})
+	a, b := shake(t, secureA, secureB)
+	content := bytes.Repeat([]byte{7}, BlockSize)
+	go func() {
+		for {
+			if _, err := b.Next(); err != nil {
+				return
+			}
+		}
+	}()
+	before := under.outside
+	require.NoError(t, a.SendBlock(0, 0, bytesAt(content), 0, BlockSize))
+	assert.Equal(t, 1, under.holdings)
+	assert.Equal(t, 1, under.releasing)
+	assert.Equal(t, before, under.outside)
+	assert.Greater(t, under.within, BlockSize/(16<<10), "the records, and that of the header")
+
+	require.NoError(t, a.SendBlock(0, 0, bytesAt(content), 0, 100))
+	require.NoError(t, a.Flush())
+	assert.Equal(t, 1, under.holdings, "what fits into the own buffer is not held")
+	assert.Greater(t, under.outside, before)
 }
