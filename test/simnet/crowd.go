@@ -96,6 +96,10 @@ type Outcome struct {
 	// HalfRead is when each in-order reader of a layer had half of it, in units of the time
 	// that it took for all, sorted. Where it reads whatever comes at once, that is 0.5.
 	HalfRead []float64
+	// Lag is how much each in-order reader was behind its download, in contents: what had
+	// come of the layer and could not be read yet, for want of something before it or for the
+	// reader's own rate; the mean over its reads, sorted.
+	Lag []float64
 	// Layers is each layer's time at each node from its opening, sorted.
 	Layers []time.Duration
 	// SeedCopies is what left the supernode, in contents, OriginCopies what left the
@@ -355,7 +359,7 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 				time.Sleep(after)
 			}
 			mine := time.Now()
-			first, layers, halves, err := c.pullAll(ctx, engines[i], wanted, reg.contents)
+			first, pulls, err := c.pullAll(ctx, engines[i], wanted, reg.contents)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -366,8 +370,11 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 				out.Took = append(out.Took, time.Since(mine))
 				out.Of[i] = time.Since(mine)
 				out.FirstByte = append(out.FirstByte, first)
-				out.HalfRead = append(out.HalfRead, halves...)
-				out.Layers = append(out.Layers, layers...)
+				for _, p := range pulls {
+					out.HalfRead = append(out.HalfRead, float64(p.half)/float64(p.took))
+					out.Lag = append(out.Lag, p.lag)
+					out.Layers = append(out.Layers, p.took)
+				}
 				out.Makespan = max(out.Makespan, time.Since(begun))
 			}
 		})
@@ -388,6 +395,7 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 	slices.Sort(out.Took)
 	slices.Sort(out.FirstByte)
 	slices.Sort(out.HalfRead)
+	slices.Sort(out.Lag)
 	slices.Sort(out.Layers)
 	return out, nil
 }
@@ -406,63 +414,73 @@ func warm(ctx context.Context, seed *peer.Engine, spec task.Spec) error {
 	return err
 }
 
-// pullAll pulls every layer; it returns the time to the very first byte, that of each layer,
-// and at what part of it half was read.
-func (c *Crowd) pullAll(ctx context.Context, e *peer.Engine, specs []task.Spec, contents map[task.ID][]byte) (time.Duration, []time.Duration, []float64, error) {
+// arrival is how one layer came to one node, in times since it was opened.
+type arrival struct {
+	first, half, took time.Duration
+	lag               float64
+}
+
+// pullAll pulls every layer; it returns the time to the very first byte, and how each layer came.
+func (c *Crowd) pullAll(ctx context.Context, e *peer.Engine, specs []task.Spec, contents map[task.ID][]byte) (first time.Duration, all []arrival, err error) {
 	var mu sync.Mutex
-	var first time.Duration
-	var took []time.Duration
-	var halves []float64
 	begun := time.Now()
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(c.AtOnce)
 	for _, spec := range specs {
 		g.Go(func() error {
-			opened := time.Now()
-			at, half, err := c.pull(ctx, e, spec, contents[spec.ID])
+			opened := time.Since(begun)
+			p, err := c.pull(ctx, e, spec, contents[spec.ID])
 			mu.Lock()
 			defer mu.Unlock()
-			took = append(took, time.Since(opened))
-			halves = append(halves, float64(half.Sub(opened))/float64(time.Since(opened)))
-			if since := at.Sub(begun); first == 0 || since < first {
-				first = since
+			all = append(all, p)
+			if at := opened + p.first; first == 0 || at < first {
+				first = at
 			}
 			return err
 		})
 	}
-	err := g.Wait()
-	return first, took, halves, err
+	err = g.Wait()
+	return first, all, err
 }
 
-// pull reads everything in order; first is when the first byte came, half when half of them had.
-func (c *Crowd) pull(ctx context.Context, e *peer.Engine, spec task.Spec, want []byte) (first, half time.Time, err error) {
+// pull reads everything in order.
+func (c *Crowd) pull(ctx context.Context, e *peer.Engine, spec task.Spec, want []byte) (p arrival, err error) {
+	begun := time.Now()
 	content, err := e.Open(ctx, spec)
 	if err != nil {
-		return first, half, err
+		return p, err
 	}
 	defer content.Close()
 	r := content.NewReader(ctx, 0, int64(len(want)))
 	defer r.Close()
 	buf := make([]byte, min(c.PieceSize, int64(len(want))))
+	reads := 0.0
 	for at := 0; at < len(want); {
 		n, err := r.Read(buf)
 		if err != nil {
-			return first, half, err
+			return p, err
 		}
 		if at == 0 {
-			first = time.Now()
+			p.first = time.Since(begun)
 		}
 		if c.Compare && !bytes.Equal(buf[:n], want[at:at+n]) {
-			return first, half, fmt.Errorf("wrong bytes at %d", at)
+			return p, fmt.Errorf("wrong bytes at %d", at)
 		}
-		if at += n; half.IsZero() && at >= len(want)/2 {
-			half = time.Now()
+		at += n
+		if p.half == 0 && at >= len(want)/2 {
+			p.half = time.Since(begun)
 		}
+		// What is counted when the loop hears of it may have been read before.
+		come := content.Sources()
+		p.lag += max(0, float64(come.Peers+come.Seeds+come.Origin+come.Inline-int64(at))/float64(len(want)))
+		reads++
 		if c.Reader > 0 {
 			time.Sleep(time.Duration(float64(n) / c.Reader * 1e9))
 		}
 	}
-	return first, half, nil
+	p.took = time.Since(begun)
+	p.lag /= reads
+	return p, nil
 }
 
 func hostID(i int) host.ID { return host.ID(fmt.Sprintf("%032x", i+1)) }

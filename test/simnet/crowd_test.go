@@ -66,6 +66,23 @@ func TestACrowdEndsThoughAHostDies(t *testing.T) {
 	assert.InDelta(t, 1, o.OriginCopies, 0.001)
 }
 
+func TestACrowdEndsThoughHostsHangAndSlowDown(t *testing.T) {
+	c := simnet.Crowd{N: 24, K: 96}
+	c.Each = func(i int, h *simnet.Host) {
+		switch i {
+		case 3, 11: // they keep their connections and say nothing more
+			time.AfterFunc(100*time.Millisecond, h.Hang)
+			time.AfterFunc(7*time.Second, h.Kill) // or they would say that they failed
+		case 5, 16: // a piece of theirs takes half a second from now on
+			time.AfterFunc(100*time.Millisecond, func() { h.SetRate(2*64<<10, 200*64<<10) })
+		}
+	}
+	o := play(t, c)
+	assert.Len(t, o.Took, c.N-2, "everybody but those that hang")
+	t.Logf("median %s, last %s", o.Took[len(o.Took)/2], o.Makespan)
+	assert.Less(t, o.Makespan, 10*time.Second, "who is silent for three seconds is left")
+}
+
 func TestAHostWhoseDiskLiesStopsNobody(t *testing.T) {
 	c := simnet.Crowd{N: 12, K: 64}
 	c.Each = func(i int, h *simnet.Host) {

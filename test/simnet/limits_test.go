@@ -199,30 +199,52 @@ func TestASeedTakesNoMoreFromOriginsThanItsLimit(t *testing.T) {
 	})
 }
 
-func TestALimitChangesWhileItHolds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var e atomic.Pointer[peer.Engine]
-		begun := time.Now()
-		in := &meter{read: func() int64 { s := e.Load().Stats(); return s.Peers + s.Seeds }}
-		out := watched(t, Crowd{
-			N: 2, K: 512, Compare: true,
-			Peer: func(i int, c *peer.Config) {
-				if i == 1 {
-					c.Limits.Download = limit
-				}
-			},
-			Begun: func(i int, b *peer.Engine) {
-				if i != 1 {
-					return
-				}
-				e.Store(b)
-				time.AfterFunc(8*time.Second-time.Since(begun), func() { b.SetLimits(peer.Limits{Download: 4 * limit}) })
-				time.AfterFunc(12*time.Second-time.Since(begun), func() { b.SetLimits(peer.Limits{}) })
-			},
-		}, in)
-		second := func(i int) float64 { return float64(in.sums[(i+1)*10]-in.sums[i*10]) / limit }
-		assert.InDelta(t, 1, second(6), 0.2)
-		assert.InDelta(t, 4, second(9), 0.4)
-		assert.Less(t, out.Makespan, 13*time.Second, "the rest comes at the link's rate")
-	})
+func TestEveryLimitChangesWhileItHolds(t *testing.T) {
+	for _, kind := range []struct {
+		name    string
+		at      int // the supernode, or the node
+		limit   func(*peer.Limits) *int64
+		counted func(peer.Stats) int64
+	}{
+		{"upload", 0, func(l *peer.Limits) *int64 { return &l.Upload }, func(s peer.Stats) int64 { return s.Sent }},
+		{"download", 1, func(l *peer.Limits) *int64 { return &l.Download }, func(s peer.Stats) int64 { return s.Peers + s.Seeds }},
+		{"task", 1, func(l *peer.Limits) *int64 { return &l.Task }, func(s peer.Stats) int64 { return s.Peers + s.Seeds }},
+		{"origin", 0, func(l *peer.Limits) *int64 { return &l.Origin }, func(s peer.Stats) int64 { return s.Origin }},
+	} {
+		t.Run(kind.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var e atomic.Pointer[peer.Engine]
+				begun := time.Now()
+				m := &meter{read: func() int64 { return kind.counted(e.Load().Stats()) }}
+				out := watched(t, Crowd{
+					N: 1, K: 512, OriginRate: 100 * limit, Compare: true,
+					Peer: func(i int, c *peer.Config) {
+						if i == kind.at {
+							*kind.limit(&c.Limits) = limit
+						}
+					},
+					Begun: func(i int, b *peer.Engine) {
+						if i != kind.at {
+							return
+						}
+						e.Store(b)
+						set := func(at time.Duration, rate int64) {
+							time.AfterFunc(at-time.Since(begun), func() {
+								var l peer.Limits
+								*kind.limit(&l) = rate
+								b.SetLimits(l)
+							})
+						}
+						set(8*time.Second, 4*limit)
+						set(12*time.Second, 0)
+					},
+				}, m)
+				second := func(i int) float64 { return float64(m.sums[(i+1)*10]-m.sums[i*10]) / limit }
+				assert.InDelta(t, 1, second(6), 0.2)
+				assert.InDelta(t, 4, second(9), 0.4)
+				assert.Less(t, out.Makespan, 13*time.Second, "the rest comes at the link's rate")
+				assert.Greater(t, out.Makespan, 12*time.Second)
+			})
+		})
+	}
 }
