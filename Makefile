@@ -33,6 +33,7 @@ demo: ## pull an image through five nodes on this machine and count what the reg
 bench: ## measure how close swarms come to what links allow, and what they cost: out/bench.json (half an hour)
 	$(GO) test -tags $(TAGS) -count 1 -timeout 3h -v ./test/bench -args -size full -out $(CURDIR)/out/bench.json
 	$(GO) run -tags $(TAGS) ./test/bench/machine
+	$(GO) run -tags $(TAGS) ./test/bench/promised
 
 plot: ## draw what bench measured into docs/
 	$(GO) run -tags $(TAGS) ./test/bench/plot
@@ -40,6 +41,7 @@ plot: ## draw what bench measured into docs/
 bench-quick: ## the part of bench that takes a minute or two
 	$(GO) test -tags $(TAGS) -count 1 -timeout 30m -v ./test/bench -args -size quick -out $(CURDIR)/out/bench.json
 	$(GO) run -tags $(TAGS) ./test/bench/machine -quick
+	$(GO) run -tags $(TAGS) ./test/bench/promised
 
 lint: ## gofmt, go vet and staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \

@@ -20,6 +20,7 @@ import (
 var (
 	size = flag.String("size", "", "quick or full; without it nothing is measured")
 	only = flag.String("only", "", "a pattern of scenarios; empty for all")
+	seed = flag.Uint64("seed", 1, "the first random seed; each run is printed with its own, which repeats its choices")
 	out  = flag.String("out", "", "where the figures are written as JSON")
 )
 
@@ -40,9 +41,9 @@ func TestSwarmsComeCloseToTheBound(t *testing.T) {
 			if *size == "quick" {
 				s.Runs = 1
 			}
-			for seed := range s.Runs {
+			for i := range s.Runs {
 				c := s.Crowd
-				c.Seed = uint64(seed + 1)
+				c.Seed = *seed + uint64(i)
 				begun := time.Now()
 				synctest.Test(t, func(t *testing.T) {
 					o, err := c.Run(t.Context())
@@ -50,7 +51,7 @@ func TestSwarmsComeCloseToTheBound(t *testing.T) {
 					require.Empty(t, o.Failed)
 					outcomes = append(outcomes, o)
 				})
-				t.Logf("random seed %d: makespan over bound %.3f, in %s on this machine", c.Seed, c.Ratio(outcomes[seed]), time.Since(begun).Round(time.Millisecond))
+				t.Logf("random seed %d: makespan over bound %.3f, in %s on this machine", c.Seed, c.Ratio(outcomes[i]), time.Since(begun).Round(time.Millisecond))
 			}
 			file.Add(s.Report(s, outcomes)...)
 		})
@@ -61,9 +62,10 @@ func TestSwarmsComeCloseToTheBound(t *testing.T) {
 		}
 		t.Run(s.Name, func(t *testing.T) {
 			begun := time.Now()
+			s.Seed = *seed
 			o := s.Run()
 			require.Zero(t, o.Unfinished, "nodes that did not get everything")
-			t.Logf("random seed 1: makespan over bound %.3f, %d events in %s on this machine", s.Ratio(o), o.Events, time.Since(begun).Round(time.Millisecond))
+			t.Logf("random seed %d: makespan over bound %.3f, %d events in %s on this machine", s.Seed, s.Ratio(o), o.Events, time.Since(begun).Round(time.Millisecond))
 			file.Add(s.Report(o)...)
 		})
 	}

@@ -7,6 +7,7 @@ package bench
 
 import (
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/darter-io/darter/test/results"
@@ -79,6 +80,8 @@ func (s Scenario) cost(o []simnet.Outcome) []results.Result {
 		}),
 		// 0.5 is a reader that gets every byte as it comes; 1 one that waits for the end.
 		s.each("half_read_at", "of its time", nil, o, func(o simnet.Outcome) float64 { return o.HalfRead[len(o.HalfRead)/2] }),
+		s.each("in_order_lag", "contents", nil, o, func(o simnet.Outcome) float64 { return o.Lag[len(o.Lag)/2] }),
+		s.each("in_order_lag_last", "contents", nil, o, func(o simnet.Outcome) float64 { return o.Lag[len(o.Lag)-1] }),
 	}
 }
 
@@ -138,6 +141,25 @@ func layers(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 	}
 }
 
+// trip is a round trip where only distance takes time.
+const trip = time.Millisecond
+
+// trips reports the round trips that one node's pull takes, of which a direct one takes two:
+// connection and request.
+// Where the owner gives it with its answer, it takes one, and so one less than a direct pull.
+func trips(target float64) func(Scenario, []simnet.Outcome) []results.Result {
+	return func(s Scenario, o []simnet.Outcome) []results.Result {
+		const direct = 2
+		// The links' part in it, some nanoseconds, is left out.
+		count := func(d time.Duration) float64 { return math.Round(100*float64(d)/float64(trip)) / 100 }
+		return []results.Result{
+			s.each("over_direct", "round trips", &target, o, func(o simnet.Outcome) float64 { return count(o.Makespan) - direct }),
+			s.each("whole", "round trips", nil, o, func(o simnet.Outcome) float64 { return count(o.Makespan) }),
+			s.each("first_byte", "round trips", nil, o, func(o simnet.Outcome) float64 { return count(o.FirstByte[0]) }),
+		}
+	}
+}
+
 func repeat(n, k int) (l []int) {
 	for range n {
 		l = append(l, k)
@@ -148,12 +170,24 @@ func repeat(n, k int) (l []int) {
 // Scenarios are all, in the order in which they are run and printed.
 func Scenarios() (all []Scenario) {
 	add := func(s Scenario) {
-		s.PieceSize, s.Rate = pieceSize, rate
+		if s.PieceSize == 0 {
+			s.PieceSize, s.Rate = pieceSize, rate
+		}
 		if s.Runs == 0 {
 			s.Runs = 3
 		}
 		all = append(all, s)
 	}
+	// Links so fast that only distance takes time.
+	const endless = 1e12
+	near := simnet.Crowd{N: 1, K: 8, PieceSize: 128 << 10, Rate: endless, Latency: trip / 2, Window: 4 << 20}
+	add(Scenario{Name: "round-trips/1-MB-warm", Crowd: near, Quick: true, Runs: 1, Report: trips(4)})
+	near.OriginRate = endless
+	add(Scenario{Name: "round-trips/1-MB-cold", Crowd: near, Quick: true, Runs: 1, Report: trips(4)})
+	near.K, near.PieceSize = 1, 64<<10
+	add(Scenario{Name: "round-trips/64-KiB-cold", Crowd: near, Quick: true, Runs: 1, Report: trips(4)})
+	near.OriginRate = 0
+	add(Scenario{Name: "round-trips/64-KiB-warm", Crowd: near, Quick: true, Runs: 1, Report: trips(-1)})
 	half := 512 * pieceSize / rate * time.Second / 2
 	for _, n := range []int{8, 32, 128, 512} {
 		runs := 1
@@ -169,13 +203,19 @@ func Scenarios() (all []Scenario) {
 		add(Scenario{Name: name("cold"), Crowd: crowd, Quick: n <= 32, Runs: runs, Report: makespan(1.12)})
 	}
 	add(Scenario{Name: "cold-slow-registry/32", Crowd: simnet.Crowd{N: 32, K: 256, OriginRate: rate / 2}, Quick: true, Report: makespan(1.12)})
-	add(Scenario{Name: "staggered-1s/128", Crowd: simnet.Crowd{N: 128, K: 512, Stagger: time.Second}, Runs: 1, Report: own(1.25)})
+	for _, n := range []int{32, 128} {
+		runs := 3
+		if n > 32 {
+			runs = 1
+		}
+		name := func(kind string) string { return fmt.Sprintf("%s/%d", kind, n) }
+		add(Scenario{Name: name("staggered-1s"), Crowd: simnet.Crowd{N: n, K: 512, Stagger: time.Second}, Quick: n == 32, Runs: runs, Report: own(1.25)})
+		add(Scenario{Name: name("5-percent-die"), Crowd: simnet.Crowd{N: n, K: 512, Dead: 0.05, DeadAfter: half}, Quick: n == 32, Runs: runs, Report: makespan(1.25)})
+		add(Scenario{Name: name("10-percent-slow-uplink"), Crowd: simnet.Crowd{N: n, K: 512, Slow: 0.1}, Quick: n == 32, Runs: runs, Report: makespan(1.25)})
+		add(Scenario{Name: name("reader-2x"), Crowd: simnet.Crowd{N: n, K: 512, Reader: 2 * rate}, Quick: n == 32, Runs: runs, Report: reader(1.15)})
+	}
 	add(Scenario{Name: "rolling-start/64", Crowd: simnet.Crowd{N: 64, K: 256, Stagger: 20 * time.Second}, Runs: 1, Report: own(1.25)})
 	add(Scenario{Name: "rolling-start-5m/64", Crowd: simnet.Crowd{N: 64, K: 256, Stagger: 5 * time.Minute}, Runs: 1, Report: own(1.25)})
-	add(Scenario{Name: "5-percent-die/128", Crowd: simnet.Crowd{N: 128, K: 512, Dead: 0.05, DeadAfter: half}, Runs: 1, Report: makespan(1.25)})
-	add(Scenario{Name: "10-percent-slow-uplink/128", Crowd: simnet.Crowd{N: 128, K: 512, Slow: 0.1}, Runs: 1, Report: makespan(1.25)})
-	add(Scenario{Name: "reader-2x/32", Crowd: simnet.Crowd{N: 32, K: 512, Reader: 2 * rate}, Quick: true, Report: reader(1.15)})
-	add(Scenario{Name: "reader-2x/128", Crowd: simnet.Crowd{N: 128, K: 512, Reader: 2 * rate}, Runs: 1, Report: reader(1.15)})
 	add(Scenario{Name: "zones-4/64", Crowd: simnet.Crowd{N: 64, K: 256, Zones: 4, ZoneRate: 16 * rate / 10}, Quick: true, Runs: 1, Report: zones(1.3)})
 	add(Scenario{Name: "zones-4-fifth-dies/64", Crowd: simnet.Crowd{N: 64, K: 256, Zones: 4, ZoneRate: 16 * rate / 10, Dead: 0.2, DeadAfter: half / 2}, Runs: 1, Report: zones(1.3)})
 	add(Scenario{Name: "40-small-layers/32", Crowd: simnet.Crowd{N: 32, Layers: repeat(40, 8), AtOnce: 3, OriginRate: rate}, Runs: 1, Report: layers(1.25)})

@@ -52,9 +52,11 @@ func child(arg string, w io.Writer) (err error) {
 	}
 	u.Delivered = int64(a.Peers) * stat.Size()
 	u.SeedCopies = float64(s.seedSent()) / float64(stat.Size())
-	if err := s.close(); err != nil {
+	closing, err := observe("", s.close)
+	if err != nil {
 		return err
 	}
+	u.Closing = closing.User + closing.Sys
 	return json.NewEncoder(w).Encode(u)
 }
 

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/darter-io/darter/test/programs"
 	"github.com/darter-io/darter/test/registrytest"
 	"github.com/darter-io/darter/test/results"
@@ -21,12 +23,24 @@ import (
 
 const repository = "bench/app"
 
-// cluster is a registry in this process, and a supernode and a dfdaemon as programs.
+// cluster is a registry in this process, and a supernode and dfdaemons as programs.
 type cluster struct {
-	registry            *registrytest.Registry
-	layers              []registrytest.Object
-	mirror              string
-	supernode, dfdaemon *program
+	registry  *registrytest.Registry
+	layers    []registrytest.Object
+	supernode *program
+	nodes     []*program
+	mirrors   []string // of each node
+
+	// The first node, where one is enough.
+	mirror   string
+	dfdaemon *program
+}
+
+// setup is what cluster to start.
+type setup struct {
+	layers []int64 // their sizes
+	nodes  int     // default 1
+	secure bool    // whether the members have a secret, and with it TLS
 }
 
 // program is a process that was started.
@@ -79,9 +93,9 @@ func (p *program) tail() string {
 	return string(b[max(0, len(b)-2000):])
 }
 
-// withCluster builds the programs, starts them around a registry that holds layers of those
-// sizes, and ends all when f has.
-func (b *bench) withCluster(ctx context.Context, layers []int64, f func(c *cluster) error) (err error) {
+// withCluster builds the programs, starts them around a registry that holds the layers, and
+// ends all when f has.
+func (b *bench) withCluster(ctx context.Context, want setup, f func(c *cluster) error) (err error) {
 	bin := filepath.Join(b.dir, "bin")
 	if err := programs.Build(ctx, bin, "./cmd/supernode", "./cmd/dfdaemon"); err != nil {
 		return err
@@ -109,7 +123,7 @@ func (b *bench) withCluster(ctx context.Context, layers []int64, f func(c *clust
 		cancel()
 		return <-ended
 	})
-	img, err := registrytest.NewImage(uint64(len(layers)), layers)
+	img, err := registrytest.NewImage(uint64(len(want.layers)), want.layers)
 	if err != nil {
 		return err
 	}
@@ -119,21 +133,24 @@ func (b *bench) withCluster(ctx context.Context, layers []int64, f func(c *clust
 	}
 	c.layers = pushed.Layers()
 
-	addrs, err := programs.FreeAddrs(6)
+	count := max(1, want.nodes)
+	addrs, err := programs.FreeAddrs(3 + 3*count)
 	if err != nil {
 		return err
 	}
+	secret := ""
+	if want.secure {
+		secret = filepath.Join(dir, "secret")
+		if err := os.WriteFile(secret, []byte("5f0c3a1e9b7d48264ac1d3e5f7092b8d"), 0o600); err != nil {
+			return err
+		}
+	}
 	super := programs.Supernode{
 		Name: "supernode", DataDir: filepath.Join(dir, "supernode"), API: addrs[0], Peer: addrs[1], Admin: addrs[2],
-		Registry: c.registry.Host(), RegistryBase: c.registry.URL(),
+		Registry: c.registry.Host(), RegistryBase: c.registry.URL(), SecretFile: secret,
 	}
-	node := programs.Dfdaemon{
-		Name: "node", DataDir: filepath.Join(dir, "node"), Mirror: addrs[3], API: addrs[4], Peer: addrs[5], Supernode: super.API,
-		Registry: c.registry.Host(), RegistryBase: c.registry.URL(),
-	}
-	c.mirror = node.Mirror
-	run := func(name, admin string, args []string) (*program, error) {
-		p, err := start(filepath.Join(dir, name+".log"), filepath.Join(bin, name), args...)
+	run := func(name, log, admin string, args []string) (*program, error) {
+		p, err := start(filepath.Join(dir, log), filepath.Join(bin, name), args...)
 		if err != nil {
 			return nil, err
 		}
@@ -145,12 +162,22 @@ func (b *bench) withCluster(ctx context.Context, layers []int64, f func(c *clust
 		}
 		return p, nil
 	}
-	if c.supernode, err = run("supernode", super.Admin, super.Args()); err != nil {
+	if c.supernode, err = run("supernode", "supernode.log", super.Admin, super.Args()); err != nil {
 		return err
 	}
-	if c.dfdaemon, err = run("dfdaemon", node.API, node.Args()); err != nil {
-		return err
+	for i := range count {
+		at := addrs[3+3*i:]
+		node := programs.Dfdaemon{
+			Name: fmt.Sprintf("node%d", i), DataDir: filepath.Join(dir, fmt.Sprintf("node%d", i)), Mirror: at[0], API: at[1], Peer: at[2],
+			Supernode: super.API, Registry: c.registry.Host(), RegistryBase: c.registry.URL(), SecretFile: secret,
+		}
+		p, err := run("dfdaemon", node.Name+".log", node.API, node.Args())
+		if err != nil {
+			return err
+		}
+		c.nodes, c.mirrors = append(c.nodes, p), append(c.mirrors, node.Mirror)
 	}
+	c.mirror, c.dfdaemon = c.mirrors[0], c.nodes[0]
 	return f(c)
 }
 
@@ -159,8 +186,10 @@ func (c *cluster) direct(i int) string {
 	return fmt.Sprintf("%s/v2/%s/blobs/%s", c.registry.URL(), repository, c.layers[i].Digest)
 }
 
-func (c *cluster) swarm(i int) string {
-	return fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", c.mirror, repository, c.layers[i].Digest, c.registry.Host())
+func (c *cluster) swarm(i int) string { return c.at(c.mirror, i) }
+
+func (c *cluster) at(mirror string, i int) string {
+	return fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", mirror, repository, c.layers[i].Digest, c.registry.Host())
 }
 
 // get reads a URL to its end over a connection of its own, drops the bytes and says how long
@@ -198,7 +227,7 @@ func (b *bench) layer(ctx context.Context) error {
 	for i := range sizes {
 		sizes[i] = 1e6
 	}
-	return b.withCluster(ctx, sizes, func(c *cluster) error {
+	return b.withCluster(ctx, setup{layers: sizes}, func(c *cluster) error {
 		var direct, swarm, more []float64
 		for i, l := range c.layers {
 			urls := []string{c.direct(i), c.swarm(i)}
@@ -226,36 +255,52 @@ func (b *bench) layer(ctx context.Context) error {
 	})
 }
 
-// memory reads what dfdaemon takes, idle and at most during a pull of 1 GiB.
+// memory reads what dfdaemons take, idle and at most while all pull 1 GiB from a supernode and
+// from each other, over TLS.
 func (b *bench) memory(ctx context.Context) error {
-	return b.withCluster(ctx, []int64{b.pick(1<<30, 256<<20)}, func(c *cluster) error {
-		idle, err := c.dfdaemon.memory("VmRSS")
+	want := setup{layers: []int64{1 << 30}, nodes: b.pickInt(4, 2), secure: true}
+	var idle, most, super []float64
+	for range b.pickInt(5, 1) { // each with new processes: what they take at most is for their lives
+		err := b.withCluster(ctx, want, func(c *cluster) error {
+			add := func(list *[]float64, p *program, line string) error {
+				n, err := p.memory(line)
+				*list = append(*list, float64(n)/1e6)
+				return err
+			}
+			for _, p := range c.nodes {
+				if err := add(&idle, p, "VmRSS"); err != nil {
+					return err
+				}
+			}
+			g, pulling := errgroup.WithContext(ctx)
+			for i, p := range c.nodes {
+				g.Go(func() error {
+					if _, err := get(pulling, c.at(c.mirrors[i], 0), c.layers[0].Size); err != nil {
+						return fmt.Errorf("%w\n%s", err, p.tail())
+					}
+					return nil
+				})
+			}
+			if err := g.Wait(); err != nil {
+				return err
+			}
+			for _, p := range c.nodes {
+				if err := add(&most, p, "VmHWM"); err != nil {
+					return err
+				}
+			}
+			return add(&super, c.supernode, "VmHWM")
+		})
 		if err != nil {
 			return err
 		}
-		if _, err := get(ctx, c.swarm(0), c.layers[0].Size); err != nil {
-			return fmt.Errorf("%w\n%s", err, c.dfdaemon.tail())
-		}
-		most, err := c.dfdaemon.memory("VmHWM")
-		if err != nil {
-			return err
-		}
-		super, err := c.supernode.memory("VmHWM")
-		if err != nil {
-			return err
-		}
-		one := func(scenario, metric string, bytes int64) results.Result {
-			r := results.Median(scenario, metric, []float64{float64(bytes) / (1 << 20)}, "MiB")
-			r.Min, r.Max, r.Runs = nil, nil, 0
-			return r
-		}
-		b.out.Add(
-			one("memory/dfdaemon", "rss_idle", idle).AtMost(40),
-			one("memory/dfdaemon", "rss_pull_most", most).AtMost(80),
-			one("memory/supernode", "rss_pull_most", super),
-		)
-		return nil
-	})
+	}
+	b.out.Add(
+		results.Median("memory/dfdaemon", "rss_idle", idle, "MB").AtMost(40),
+		results.Median("memory/dfdaemon", "rss_pull_most", most, "MB").AtMost(80),
+		results.Median("memory/supernode", "rss_pull_most", super, "MB"),
+	)
+	return nil
 }
 
 // memory reads a line of /proc/PID/status, in bytes.
@@ -306,7 +351,7 @@ func (b *bench) warm(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return b.withCluster(ctx, []int64{b.pick(1<<30, 256<<20)}, func(c *cluster) error {
+	return b.withCluster(ctx, setup{layers: []int64{b.pick(1<<30, 256<<20)}}, func(c *cluster) error {
 		size := c.layers[0].Size
 		dir, err := os.MkdirTemp(b.dir, "nginx-")
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -41,6 +42,9 @@ type assignment struct {
 // every peer has.
 type usage struct {
 	User, Sys, Wall time.Duration
+	// Closing is what it took of the processor afterwards to end everything: Darter brings
+	// to stable storage what came in the last ten seconds, the yardstick nothing.
+	Closing time.Duration
 	// Delivered is the bytes that peers received and verified, SeedCopies what left the seed
 	// in contents.
 	Delivered          int64
@@ -62,7 +66,7 @@ func (b *bench) cpu(ctx context.Context) error {
 		size          int64
 	}{
 		{8, b.rounds(), b.pick(512<<20, 256<<20)},
-		{20, b.pickInt(5, 1), b.pick(256<<20, 128<<20)},
+		{20, b.rounds(), b.pick(256<<20, 128<<20)},
 	} {
 		if err := b.cpuOf(ctx, crowd.peers, crowd.rounds, crowd.size); err != nil {
 			return err
@@ -121,6 +125,7 @@ func (b *bench) tellUsage(scenario, system string, measured map[string][]usage) 
 	}
 	b.out.Add(
 		results.Median(scenario, "system_share", each(func(_ int, u usage) float64 { return u.Sys.Seconds() / (u.User + u.Sys).Seconds() }), "ratio"),
+		results.Median(scenario, "closing_per_gib", each(func(_ int, u usage) float64 { return u.Closing.Seconds() / (float64(u.Delivered) / (1 << 30)) }), "CPU-s/GiB"),
 		results.Median(scenario, "wall", each(func(_ int, u usage) float64 { return u.Wall.Seconds() }), "seconds"),
 		results.Median(scenario, "allocated_per_gib", each(func(_ int, u usage) float64 {
 			return float64(u.Allocated) / (1 << 20) / (float64(u.Delivered) / (1 << 30))
@@ -150,6 +155,15 @@ func (b *bench) measure(ctx context.Context, a assignment, round int) (u usage, 
 	if err != nil {
 		return u, err
 	}
+	stat, err := os.Stat(a.Content)
+	if err != nil {
+		return u, err
+	}
+	memory, err := newReserve(int64(a.Peers+2) * stat.Size()) // the seed may have a copy, too
+	if err != nil {
+		return u, err
+	}
+	defer func() { err = errors.Join(err, memory.close()) }()
 	cmd := exec.CommandContext(ctx, self, childCommand, string(arg))
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

@@ -46,6 +46,7 @@ var scenarios = []struct {
 	{"cpu", "CPU per GiB delivered, beside a minimal HTTP peer", (*bench).cpu},
 	{"links", "time of a crowd on shaped links, over the bound", (*bench).links},
 	{"layer", "a small layer through the swarm and directly", (*bench).layer},
+	{"scheduler", "announces of 10,000 hosts in 10 tasks", (*bench).scheduler},
 	{"memory", "memory of dfdaemon, idle and in a pull", (*bench).memory},
 	{"mirror", "a manifest and a small layer that are here already, for one client and for 200 at once", (*bench).mirrorWarm},
 	{"warm", "a blob that is here already, beside nginx", (*bench).warm},

@@ -23,7 +23,7 @@ func (b *bench) mirrorWarm(ctx context.Context) error {
 	if err != nil && !errors.Is(err, errMissing) {
 		return err
 	}
-	return b.withCluster(ctx, []int64{1e6}, func(c *cluster) error {
+	return b.withCluster(ctx, setup{layers: []int64{1e6}}, func(c *cluster) error {
 		byTag := fmt.Sprintf("http://%s/v2/%s/manifests/v1?ns=%s", c.mirror, repository, c.registry.Host())
 		head, err := ask(ctx, http.DefaultClient, http.MethodHead, byTag)
 		if err != nil {

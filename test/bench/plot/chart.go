@@ -2,18 +2,20 @@
 // the documents.
 //
 // The same figures give the same bytes, and nothing of the machine that drew them is inside.
-// Start at [Makespan].
+// Start at [Makespan] and [Targets].
 package main
 
 import (
 	"cmp"
 	"fmt"
+	"html"
 	"io"
 	"math"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/darter-io/darter/test/bench"
 	"github.com/darter-io/darter/test/results"
 )
 
@@ -123,6 +125,79 @@ func Makespan(w io.Writer, all []results.Result) error {
 		put(`<path d="M%d %.1fh26" stroke="%s" stroke-width="2"%s/>`, width-right+14, at, l.color, dash)
 		text(width-right+46, at+4, "start", l.name)
 	}
+	put("</svg>")
+	if _, err := io.WriteString(w, b.String()); err != nil {
+		return fmt.Errorf("writing the chart: %w", err)
+	}
+	return nil
+}
+
+// bar is one promise: how much of its target is used up.
+type bar struct {
+	name string
+	part float64
+}
+
+// bars takes out of what was measured how near each promise comes to its target: 1 is just
+// kept. Where several scenarios show it, the worst counts.
+func bars(all []results.Result) (out []bar) {
+	whole := ""
+	for _, p := range bench.Promises() {
+		name := p.What
+		if rest, ok := strings.CutPrefix(name, "… "); ok {
+			name = whole + ": " + rest
+		} else {
+			whole, _, _ = strings.Cut(name, ",")
+		}
+		b := bar{name: name}
+		figures, _ := p.Stands(all)
+		for _, r := range figures {
+			switch {
+			case r == nil || r.Target == nil || *r.Target <= 0 || r.Value <= 0:
+			case r.Better == "higher":
+				b.part = max(b.part, *r.Target/r.Value)
+			default:
+				b.part = max(b.part, r.Value / *r.Target)
+			}
+		}
+		if b.part > 0 {
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// Targets writes a chart of all promises that have a target and were measured, by how near
+// they come to it.
+func Targets(w io.Writer, all []results.Result) error {
+	drawn := bars(all)
+	if len(drawn) == 0 {
+		return fmt.Errorf("drawing targets: none was measured among %d figures; run make bench first", len(all))
+	}
+	const row, from, head = 22, 400, 44
+	most := 1.2
+	for _, b := range drawn {
+		most = max(most, b.part)
+	}
+	x := func(part float64) float64 { return from + (width-from-50)*part/most }
+	down := head + row*len(drawn)
+
+	var b strings.Builder
+	put := func(format string, a ...any) { fmt.Fprintf(&b, format+"\n", a...) }
+	put(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="13" fill="#333">`, width, down+16)
+	put(`<rect width="%d" height="%d" fill="#fff"/>`, width, down+16)
+	put(`<text x="12" y="22">What was measured, in units of its target: left of the line is kept</text>`)
+	for i, one := range drawn {
+		color := "#0072b2"
+		if one.part > 1 {
+			color = "#d55e00"
+		}
+		at := head + row*i
+		put(`<text x="%d" y="%d" text-anchor="end">%s</text>`, from-8, at+14, html.EscapeString(one.name))
+		put(`<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"/>`, from, at+3, x(one.part)-from, row-6, color)
+		put(`<text x="%.1f" y="%d">%.2f</text>`, x(one.part)+5, at+14, one.part)
+	}
+	put(`<path d="M%.1f %dV%d" stroke="#333" stroke-width="1.5"/>`, x(1), head-6, down+4)
 	put("</svg>")
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return fmt.Errorf("writing the chart: %w", err)

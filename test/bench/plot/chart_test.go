@@ -60,3 +60,21 @@ func TestPointsAreInTheOrderOfTheNodes(t *testing.T) {
 func TestWithoutFiguresThereIsNoChart(t *testing.T) {
 	assert.ErrorContains(t, Makespan(io.Discard, nil), "make bench")
 }
+
+func TestABarIsTheWorstFigureInUnitsOfItsTarget(t *testing.T) {
+	all := []results.Result{
+		measured("flash-crowd/seed-4x/32", 1.03).AtMost(1.08), measured("flash-crowd/seed-4x/8", 1.134).AtMost(1.08),
+		measured("flash-crowd/cold/8", 1.04), // no target
+		results.Median("scheduler/10000-hosts-10-tasks", "joins_per_core", []float64{40_000}, "announces/CPU-s").AtLeast(20_000),
+	}
+	got := bars(all)
+	require.Len(t, got, 2)
+	assert.InDelta(t, 1.05, got[0].part, 1e-9)
+	assert.InDelta(t, 0.5, got[1].part, 1e-9)
+
+	var b bytes.Buffer
+	require.NoError(t, Targets(&b, all))
+	assert.NoError(t, xml.Unmarshal(b.Bytes(), new(struct{})))
+	assert.Contains(t, b.String(), got[0].name)
+	assert.ErrorContains(t, Targets(io.Discard, nil), "make bench")
+}
