@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -454,10 +455,10 @@ func TestPiecesAreBroughtToStableStorageAWhileAfterTheyCame(t *testing.T) {
 		content := storetest.Content("a", crashFacts.Length)
 		r, err := s.Create(storetest.ID("a"), crashFacts)
 		require.NoError(t, err)
-		syncs := 0
+		var syncs atomic.Int64
 		d.set(func(op, name string, n int) (int, error) {
 			if op == "sync" && name == "data" {
-				syncs++
+				syncs.Add(1)
 			}
 			return n, nil
 		})
@@ -467,14 +468,14 @@ func TestPiecesAreBroughtToStableStorageAWhileAfterTheyCame(t *testing.T) {
 				time.Sleep(10 * time.Second)
 			}
 			synctest.Wait()
-			assert.Equal(t, round, syncs, "not while they come, nor because it is complete")
+			assert.EqualValues(t, round, syncs.Load(), "not while they come, nor because it is complete")
 			time.Sleep(10 * time.Second)
 			synctest.Wait()
-			assert.Equal(t, round+1, syncs, "a minute after the first of them")
+			assert.EqualValues(t, round+1, syncs.Load(), "a minute after the first of them")
 		}
 		require.NoError(t, r.Close())
 		require.NoError(t, s.Close())
-		assert.Equal(t, 2, syncs, "nothing was left to do")
+		assert.EqualValues(t, 2, syncs.Load(), "nothing was left to do")
 	})
 }
 
