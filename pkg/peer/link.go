@@ -658,13 +658,13 @@ func (l *link) cancel(index piece.Index, begin int64) *job {
 	return j
 }
 
-// displaced takes out a job that lost its place in the line; it is the caller's to end,
-// unless it has ended.
+// displaced takes out a job that lost its place in the line; it is the caller's to end, unless
+// it has ended, or is about to because its download is over.
 func (l *link) displaced(j *job) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	at := slices.Index(l.jobs, j)
-	if at < 0 {
+	if at < 0 || j.dropped {
 		return false
 	}
 	l.jobs = slices.Delete(l.jobs, at, at+1)

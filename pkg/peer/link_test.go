@@ -171,6 +171,15 @@ func TestAFullHostTakesWhoHasLittleInPlaceOfOneWhoHasMost(t *testing.T) {
 	b.d.serve(poorer, ask)
 	assert.Len(t, poor.jobs, 1, "a head start of two pieces is none")
 	assert.Equal(t, wire.BusyMessage, last(poorer).Type)
+
+	// A connection whose download is over ends its jobs itself, also when the content has begun
+	// anew meanwhile and its next download is asked for more than it has room for.
+	poor.hurry()
+	_, j, _ := poor.take()
+	require.NotNil(t, j)
+	b.d.serve(neighbour(0), ask)
+	assert.Equal(t, []*job{j}, poor.jobs)
+	assert.Equal(t, lane.slots.Max(), lane.slots.Active(), "its slot is given back once")
 }
 
 func TestTheLoopDoesNotWaitForItselfWhenAJobIsCancelled(t *testing.T) {
