@@ -204,12 +204,17 @@ func TestThePasswordForTheDefaultIsShownToNoOtherRegistry(t *testing.T) {
 			})
 		}
 	}
-	// Whose challenge it answers cannot be told while the default is unreachable.
-	up := &upstreamFunc{err: fmt.Errorf("connection refused")}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "corp.test"})
-	ask(p, http.MethodGet, "/v2/other.test/app/manifests/v1", "Authorization", "Basic YTpi")
-	for _, q := range up.asked {
-		assert.Empty(t, q.Header.Get("Authorization"), "%s", q.Upstream)
+	// Whose challenge it answers cannot be told while the default is unreachable, or in trouble.
+	trouble := func(status int) *upstreamFunc {
+		return &upstreamFunc{answer: func(w http.ResponseWriter, _ source.Question) { w.WriteHeader(status) }}
+	}
+	for _, up := range []*upstreamFunc{{err: fmt.Errorf("connection refused")}, trouble(429), trouble(503)} {
+		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "corp.test"})
+		ask(p, http.MethodGet, "/v2/other.test/app/manifests/v1", "Authorization", "Basic YTpi")
+		require.NotEmpty(t, up.asked)
+		for _, q := range up.asked {
+			assert.Empty(t, q.Header.Get("Authorization"), "%s", q.Upstream)
+		}
 	}
 }
 

@@ -79,6 +79,9 @@ func (x *exchange) passwordOfDefault() bool {
 			return true
 		}
 		res.Body.Close()
+		if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusUnauthorized {
+			return true // it is in trouble, and did not say
+		}
 		x.greetings.note(standard, res)
 		last = greeting{challenge: res.Header.Values("WWW-Authenticate")}
 	}
