@@ -351,7 +351,11 @@ func (c *Coordinator) SeedFailed(id task.ID, f *api.Failure) {
 	defer c.mu.Unlock()
 	// What this attempt said of the content is worth no more than the attempt.
 	delete(c.facts, id)
-	c.sched.Failed(time.Now(), id, f, personal)
+	var asked *task.Spec
+	if f.Upstream != "" {
+		asked = &task.Spec{ID: id, Upstream: f.Upstream, Repository: f.Repository}
+	}
+	c.sched.Failed(time.Now(), id, f, asked, personal)
 }
 
 // Withdraw forgets a content and who holds it.

@@ -287,6 +287,12 @@ func TestOneRegistrysFailureIsNoneOfAnothersClients(t *testing.T) {
 			assert.Nil(t, r.serve(t, member("2"), from("good.test", "app")).Assignments[0].Failure)
 			require.Len(t, r.specs, 2)
 			assert.Equal(t, "good.test", r.specs[1].Upstream)
+
+			// The engine was told of another registry after its owner had it begin, and asked that.
+			r = newRig(nil)
+			r.serve(t, member("1"), from("good.test", "app"))
+			r.SeedFailed(taskID("a"), &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test", Repository: "app"})
+			assert.Nil(t, r.serve(t, member("2"), from("good.test", "app")).Assignments[0].Failure)
 		})
 	}
 }

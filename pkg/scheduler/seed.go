@@ -48,7 +48,9 @@ func (r refusal) concerns(spec *task.Spec) bool {
 // for it is told, whenever it asks next; who asks later is told for FailureFor. A personal
 // failure is about repository and credentials in the spec that was used and is told only to
 // those who come with the same, any other only to those who want the content of the same registry.
-func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, personal bool) {
+// Asked has the registry and repository that were asked, nil where that is not known: who seeds may have
+// been told of others since, by a client of its own.
+func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, asked *task.Spec, personal bool) {
 	w := s.swarms[id]
 	if w == nil {
 		w = &swarm{id: id, index: make(map[hostIndex]memberIndex, 1)}
@@ -57,7 +59,11 @@ func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, personal bool
 	if len(w.refusals) == refusalsMax {
 		w.refusals = slices.Delete(w.refusals, 0, 1)
 	}
-	w.refusals = append(w.refusals, refusal{w.seedSpec, cause, now, personal})
+	spec := w.seedSpec
+	if asked != nil && (spec == nil || spec.Upstream != asked.Upstream || spec.Repository != asked.Repository) {
+		spec = asked
+	}
+	w.refusals = append(w.refusals, refusal{spec, cause, now, personal})
 	w.seeding, w.seedSpec, w.seedAt, w.endedAt = false, nil, time.Time{}, now
 	s.due[w] = struct{}{}
 	if m, ok := w.index[s.self]; ok && w.member(m).standing == wanting {
