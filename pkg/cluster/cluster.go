@@ -1,5 +1,5 @@
-// Package cluster knows which coordinators are alive: supernodes and their standbys, a few
-// dozen at most, which tell each other by gossip (memberlist, SWIM).
+// Package cluster knows which supernodes are alive, a few dozen at most, which tell each other by
+// gossip (memberlist, SWIM).
 //
 // A View is one consistent, sorted snapshot that is read without waiting, and it always
 // holds this host itself. Views of two hosts may differ for seconds, so nothing that must
@@ -30,11 +30,8 @@ import (
 // Role is what a member does in the cluster.
 type Role string
 
-// The roles.
-const (
-	Supernode Role = "supernode" // it owns tasks
-	Standby   Role = "standby"   // it owns tasks while no supernode is alive
-)
+// Supernode is the role of who owns tasks. Members of later versions may have others.
+const Supernode Role = "supernode"
 
 // Meta is what a member tells of itself.
 type Meta struct {

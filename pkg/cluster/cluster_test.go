@@ -155,7 +155,7 @@ func (m *member) sees(t *testing.T, want ...*member) {
 func TestThreeMembersFindEachOtherThroughOne(t *testing.T) {
 	a := start(t, quick(1))
 	b := start(t, quick(2, joining(a)))
-	c := start(t, quick(3, joining(a), func(c *Config) { c.Meta.Role = Standby; c.Meta.Zone = "other" }))
+	c := start(t, quick(3, joining(a), func(c *Config) { c.Meta.Role = "another"; c.Meta.Zone = "other" }))
 	for _, m := range []*member{a, b, c} {
 		m.sees(t, a, b, c)
 	}
