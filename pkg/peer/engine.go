@@ -86,6 +86,9 @@ type Config struct {
 	UploadSlots int
 	// UploadLines is how many of either move at the same time; see [upload.Line]. Default 2.
 	UploadLines int
+	// Copies is how often this host, as a seed, sends a piece to askers that have other
+	// sources. Default [picker.CopiesMax].
+	Copies int
 	// Limits are the rates to keep to; [Engine.SetLimits] changes them. Default none.
 	Limits Limits
 	// LinksMax is how many connections one task may hold. Each costs some 40 KB and a
@@ -128,6 +131,9 @@ func (c *Config) defaults() {
 	}
 	if c.UploadLines == 0 {
 		c.UploadLines = 2
+	}
+	if c.Copies == 0 {
+		c.Copies = picker.CopiesMax
 	}
 	if c.LinksMax == 0 {
 		c.LinksMax = 40

@@ -48,7 +48,7 @@ func (e *Engine) spreadOf(id task.ID, pieces int, now time.Time) *picker.Spread 
 	past, ok := e.spreads[id]
 	delete(e.spreads, id)
 	if !ok || past.pieces != pieces || now.After(past.until) {
-		return picker.NewSpread(pieces, picker.CopiesMax)
+		return picker.NewSpread(pieces, e.cfg.Copies)
 	}
 	return past.spread
 }

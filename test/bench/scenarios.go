@@ -160,6 +160,20 @@ func trips(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 	}
 }
 
+// recruited reports what further supernodes bring: the makespan over the bound of all of them,
+// and over that of the first one alone.
+func recruited(s Scenario, o []simnet.Outcome) []results.Result {
+	alone := s.Crowd
+	alone.Helpers = 0
+	return append([]results.Result{
+		s.each("makespan_over_bound_of_one", "ratio", nil, o, alone.Ratio),
+		s.each("makespan_over_bound", "ratio", nil, o, s.Ratio),
+		s.each("seed_copies", "contents", nil, o, func(o simnet.Outcome) float64 { return o.SeedCopies }),
+		s.each("helper_copies", "contents", nil, o, func(o simnet.Outcome) float64 { return o.HelperCopies }),
+		s.each("origin_copies", "contents", ptr(1.001), o, func(o simnet.Outcome) float64 { return o.OriginCopies }),
+	}, s.cost(o)...)
+}
+
 func repeat(n, k int) (l []int) {
 	for range n {
 		l = append(l, k)
@@ -218,6 +232,23 @@ func Scenarios() (all []Scenario) {
 	add(Scenario{Name: "rolling-start-5m/64", Crowd: simnet.Crowd{N: 64, K: 256, Stagger: 5 * time.Minute}, Runs: 1, Report: own(1.25)})
 	add(Scenario{Name: "zones-4/64", Crowd: simnet.Crowd{N: 64, K: 256, Zones: 4, ZoneRate: 16 * rate / 10}, Quick: true, Runs: 1, Report: zones(1.3)})
 	add(Scenario{Name: "zones-4-fifth-dies/64", Crowd: simnet.Crowd{N: 64, K: 256, Zones: 4, ZoneRate: 16 * rate / 10, Dead: 0.2, DeadAfter: half / 2}, Runs: 1, Report: zones(1.3)})
+	for _, kind := range []struct {
+		name string
+		simnet.Crowd
+	}{
+		{"seed-1x/64", simnet.Crowd{N: 64, K: 256, SeedMultiple: 1}},
+		{"seed-1x/128", simnet.Crowd{N: 128, K: 256, SeedMultiple: 1}},
+		{"seed-1x-cold/64", simnet.Crowd{N: 64, K: 256, SeedMultiple: 1, OriginRate: rate}},
+		{"seed-1x-held-by-all/64", simnet.Crowd{N: 64, K: 256, SeedMultiple: 1, HelpersHold: true}},
+		{"seed-4x/64", simnet.Crowd{N: 64, K: 256}},
+		{"slow-uplinks/64", simnet.Crowd{N: 64, K: 128, Slow: 1}},
+		{"slow-uplinks-any-copies/64", simnet.Crowd{N: 64, K: 128, Slow: 1, Copies: 1 << 15}},
+	} {
+		for helpers := range 3 {
+			kind.Helpers = helpers
+			add(Scenario{Name: fmt.Sprintf("recruited/%s/%d", kind.name, helpers), Crowd: kind.Crowd, Runs: 2, Report: recruited})
+		}
+	}
 	add(Scenario{Name: "40-small-layers/32", Crowd: simnet.Crowd{N: 32, Layers: repeat(40, 8), AtOnce: 3, OriginRate: rate}, Runs: 1, Report: layers(1.25)})
 	add(Scenario{Name: "10-images/32", Crowd: simnet.Crowd{N: 32, Layers: repeat(10, 52)}, Runs: 1, Report: layers(1.25)})
 	add(Scenario{Name: "5-GB-layer/32", Crowd: simnet.Crowd{N: 32, K: 1250, OriginRate: rate}, Runs: 1, Report: makespan(1.12)}) // 4 MiB a piece

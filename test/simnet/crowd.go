@@ -46,6 +46,13 @@ type Crowd struct {
 	Rate float64
 	// SeedMultiple is the supernode's links in links of a node.
 	SeedMultiple float64
+	// Helpers are further supernodes, with links like the first one's: they bring the content
+	// from the swarm, never from the registry, as soon as the first node wants it, and seed it
+	// as they go. HelpersHold lets them hold it before.
+	Helpers     int
+	HelpersHold bool
+	// Copies is how often a supernode sends one piece; 0 is the engine's own default.
+	Copies int
 	// OriginRate is the registry's, in bytes per second; 0 lets the supernode hold
 	// everything at the start.
 	OriginRate float64
@@ -103,8 +110,10 @@ type Outcome struct {
 	// Layers is each layer's time at each node from its opening, sorted.
 	Layers []time.Duration
 	// SeedCopies is what left the supernode, in contents, OriginCopies what left the
-	// registry; CrossZone is what came into each zone from others.
+	// registry and HelperCopies what left the helpers; CrossZone is what came into each zone
+	// from others.
 	SeedCopies, OriginCopies float64
+	HelperCopies             float64
 	CrossZone                []float64
 	// Busy counts refusals, Duplicate the bytes of pieces that came in vain.
 	Busy, Duplicate int64
@@ -118,11 +127,11 @@ func (c Crowd) Ratio(o Outcome) float64 {
 	return float64(o.Makespan) / float64(c.Bound().Makespan())
 }
 
-// Bound is what physics allows this crowd.
+// Bound is what physics allows this crowd, where all supernodes together are the seed.
 func (c Crowd) Bound() Bound {
 	c.defaults()
 	in := func(rate float64) time.Duration { return time.Duration(float64(c.PieceSize) / rate * 1e9) }
-	b := Bound{N: c.N, K: c.K, PieceTime: in(c.Rate), Seed: c.SeedMultiple, Slow: int(c.Slow * float64(c.N)), SlowBy: c.SlowBy}
+	b := Bound{N: c.N, K: c.K, PieceTime: in(c.Rate), Seed: c.SeedMultiple * float64(1+c.Helpers), Slow: int(c.Slow * float64(c.N)), SlowBy: c.SlowBy}
 	if c.OriginRate > 0 {
 		b.OriginPieceTime = in(c.OriginRate)
 	}
@@ -240,6 +249,10 @@ func (c *Crowd) defaults() {
 // for so much of what another sends, and for no whole piece.
 const chunks = 32
 
+// forgotten is after how long a supernode has forgotten what it sent of a content that nobody
+// asks for.
+const forgotten = 15 * time.Minute
+
 // Run plays the crowd to its end. It must run inside a synctest bubble.
 func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 	c.defaults()
@@ -285,7 +298,7 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 		}
 		cfg.Listener, cfg.Dial, cfg.Verifier = h.Listen(), h.Dial, verifier
 		cfg.PieceSize = func(int64) int64 { return c.PieceSize }
-		cfg.Logger, cfg.UploadLines = c.Logger, c.UploadLines
+		cfg.Logger, cfg.UploadLines, cfg.Copies = c.Logger, c.UploadLines, c.Copies
 		cfg.Picker.Seed = c.Seed + uint64(i)
 		if c.Peer != nil {
 			c.Peer(i, &cfg)
@@ -319,6 +332,23 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 		}
 	}
 
+	var helpers []*peer.Engine
+	for i := range c.Helpers {
+		h := network.Host(fmt.Sprintf("helper%d", i), "0", c.Rate*c.SeedMultiple, 0)
+		o := &owner{wire: h, coord: coord}
+		var e *peer.Engine
+		// It announces to the owner, as a node does, and no owner sends others to an origin.
+		e, o.host = start(c.N+1+i, h, peer.Config{Seed: true, Announcer: o, UploadSlots: int(upload.SlotsDefault * c.SeedMultiple)})
+		helpers = append(helpers, e)
+		wg.Go(func() { o.beat(ctx) })
+		for _, spec := range specs {
+			e.Seed(spec)
+		}
+	}
+	if c.Helpers > 0 && c.HelpersHold {
+		time.Sleep(forgotten)
+	}
+	before := seed.Stats().Sent
 	for _, l := range c.Preheat {
 		seed.Seed(specs[l])
 	}
@@ -383,7 +413,10 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 	for _, h := range hosts {
 		out.Overhead += float64(h.Received()) / float64(c.N) / size
 	}
-	out.SeedCopies = float64(seed.Stats().Sent) / size
+	out.SeedCopies = float64(seed.Stats().Sent-before) / size
+	for _, e := range helpers {
+		out.HelperCopies += float64(e.Stats().Sent) / size
+	}
 	out.OriginCopies = float64(reg.out.bytes.Load()) / size
 	for _, e := range engines {
 		out.Busy += e.Stats().BusyGot

@@ -47,6 +47,15 @@ func TestTheRegistrySendsOneCopyAndTheSeedAboutTwo(t *testing.T) {
 	}
 }
 
+func TestFurtherSupernodesBringTheContentFromTheSwarmAndSeedIt(t *testing.T) {
+	c := simnet.Crowd{N: 24, K: 96, Helpers: 2, SeedMultiple: 1, OriginRate: 200 * (64 << 10)}
+	o := play(t, c)
+	assert.Len(t, o.Took, c.N)
+	assert.InDelta(t, 1, o.OriginCopies, 0.001)
+	assert.Greater(t, o.HelperCopies, 0.5, "they give what they got")
+	assert.LessOrEqual(t, o.HelperCopies, 2*2.1, "and are seeds in this, too")
+}
+
 func TestASeedChoosesForNobodyWhatIsThereAlready(t *testing.T) {
 	c := simnet.Crowd{N: 8, K: 96}
 	o := play(t, c)
