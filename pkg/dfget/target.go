@@ -1,8 +1,6 @@
 package dfget
 
 import (
-	"crypto/sha256"
-	"crypto/sha512"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -14,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/darter-io/darter/pkg/oci"
 )
 
 // target is where the bytes of one file go, in order. A regular file stands under its .part
@@ -36,11 +36,12 @@ const noteMax = 4 << 10
 
 func openTarget(output string, stdout io.Writer, label, digest string) (*target, error) {
 	t := &target{label: label, want: digest, ours: true}
-	switch algorithm, _, _ := strings.Cut(digest, ":"); algorithm {
-	case "sha256":
-		t.hash = sha256.New()
-	case "sha512":
-		t.hash = sha512.New()
+	if digest != "" {
+		h, err := oci.NewHash(digest)
+		if err != nil {
+			return nil, err
+		}
+		t.hash = h
 	}
 	if output == "-" {
 		t.out = stdout

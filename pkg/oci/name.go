@@ -8,9 +8,11 @@ package oci
 
 import (
 	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"net/netip"
 	"net/url"
 	"regexp"
@@ -154,6 +156,19 @@ func ParseDigest(s string) (task.ID, error) {
 		return "", fmt.Errorf("%w: %.150q", ErrInvalidDigest, s)
 	}
 	return id, nil
+}
+
+// NewHash returns the hash of a digest's algorithm, to compare content with it as it comes. The
+// error wraps [ErrInvalidDigest].
+func NewHash(digest string) (hash.Hash, error) {
+	switch algorithm, _, _ := strings.Cut(digest, ":"); algorithm {
+	case "sha256":
+		return sha256.New(), nil
+	case "sha512":
+		return sha512.New(), nil
+	default:
+		return nil, fmt.Errorf("%w: algorithm %.50q is not known", ErrInvalidDigest, algorithm)
+	}
 }
 
 // DigestOf returns the task of a content that is at hand.

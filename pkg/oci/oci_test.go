@@ -339,3 +339,15 @@ func FuzzReferences(f *testing.F) {
 		}
 	})
 }
+
+func TestADigestsAlgorithmHasItsHashAndNoOtherHasOne(t *testing.T) {
+	for algorithm, size := range map[string]int{"sha256": 32, "sha512": 64} {
+		h, err := oci.NewHash(algorithm + ":00")
+		require.NoError(t, err)
+		assert.Equal(t, size, h.Size())
+	}
+	for _, digest := range []string{"", "md5:00", "SHA256:00"} {
+		_, err := oci.NewHash(digest)
+		assert.ErrorIs(t, err, oci.ErrInvalidDigest, digest)
+	}
+}

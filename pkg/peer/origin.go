@@ -3,8 +3,6 @@ package peer
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"crypto/sha512"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -19,6 +17,7 @@ import (
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/rendezvous"
 	"github.com/darter-io/darter/pkg/source"
@@ -45,18 +44,6 @@ func (e *errWrongContent) Error() string {
 	return fmt.Sprintf("the origin sent content with digest %s, want %s", e.got, e.want)
 }
 
-// newWhole returns the hash of an OCI digest's algorithm.
-func newWhole(digest string) (hash.Hash, error) {
-	switch algorithm, _, _ := strings.Cut(digest, ":"); algorithm {
-	case "sha256":
-		return sha256.New(), nil
-	case "sha512":
-		return sha512.New(), nil
-	default:
-		return nil, fmt.Errorf("digest algorithm %q is not known", algorithm)
-	}
-}
-
 func checkSum(digest string, h hash.Hash) error {
 	algorithm, _, _ := strings.Cut(digest, ":")
 	if got := algorithm + ":" + hex.EncodeToString(h.Sum(nil)); got != digest {
@@ -71,7 +58,7 @@ func checkWhole(spec task.Spec, content []byte) error {
 	if !ok {
 		return nil
 	}
-	h, err := newWhole(digest)
+	h, err := oci.NewHash(digest)
 	if err != nil {
 		return err
 	}
@@ -244,7 +231,7 @@ type originParent struct {
 func (o *originParent) run(ctx context.Context) error {
 	digest, ok := o.spec.WholeDigest()
 	if ok {
-		h, err := newWhole(digest)
+		h, err := oci.NewHash(digest)
 		if err != nil {
 			return err
 		}

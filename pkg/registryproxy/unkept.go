@@ -3,8 +3,6 @@ package registryproxy
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"crypto/sha512"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -13,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
@@ -40,7 +39,7 @@ func (x *exchange) unkept(spec task.Spec, length int64, why error) (Content, err
 	if x.cfg.Direct == nil || x.t.endpoint != endpointBlob || x.t.namespace != "" {
 		return nil, why
 	}
-	if _, err := wholeHash(spec.ID); err != nil {
+	if _, err := oci.NewHash(string(spec.ID)); err != nil {
 		return nil, why
 	}
 	res, err := x.cfg.Direct(x.ctx, spec, 0)
@@ -71,7 +70,7 @@ func (u *unkept) Facts() piece.Facts { return u.facts }
 
 // NewReader implements [Content].
 func (u *unkept) NewReader(ctx context.Context, off, n int64) Reader {
-	h, _ := wholeHash(u.spec.ID)
+	h, _ := oci.NewHash(string(u.spec.ID))
 	r := &unkeptReader{u: u, ctx: ctx, from: off, to: off + n, hash: h, body: u.body}
 	u.body = nil
 	return r
@@ -83,16 +82,6 @@ func (u *unkept) Close() error {
 		return u.body.Close()
 	}
 	return nil
-}
-
-func wholeHash(id task.ID) (hash.Hash, error) {
-	switch algorithm, _, _ := strings.Cut(string(id), ":"); algorithm {
-	case "sha256":
-		return sha256.New(), nil
-	case "sha512":
-		return sha512.New(), nil
-	}
-	return nil, fmt.Errorf("%s has no digest that is known", id)
 }
 
 // unkeptReader reads the whole content and gives the window [from, to) of it, the end of which
