@@ -362,15 +362,9 @@ To pull through Darter with your own containerd:
      on every node:     bin/dfdaemon --supernodes=SUPERNODE:65000 --cluster-secret-file=SECRET
      SECRET is a file with the same 32 characters or more on all of them. One machine
      needs no supernode and no secret: plain bin/dfdaemon is a mirror that keeps what it pulled.
-  2. On every node, for each registry, as /etc/containerd/certs.d/docker.io/hosts.toml:
-
-       server = "https://registry-1.docker.io"
-
-       [host."http://127.0.0.1:65001"]
-         capabilities = ["pull", "resolve"]
-
-     and in /etc/containerd/config.toml, config_path = "/etc/containerd/certs.d" in the section
-     [plugins."io.containerd.grpc.v1.cri".registry]   (containerd 2: [plugins."io.containerd.cri.v1.images".registry])
+  2. On every node:     bin/dfdaemon configure containerd
+     It writes a hosts.toml for each registry and says whether containerd has to be restarted;
+     --dry-run shows what it would write, --remove takes it back.
   3. Pull: through Kubernetes, or with
        ctr images pull --hosts-dir /etc/containerd/certs.d docker.io/library/alpine:latest
 
