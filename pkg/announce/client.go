@@ -398,6 +398,7 @@ func (c *Client) ask(ctx context.Context, o *owner, e api.Entry) (api.Assignment
 		o = next
 	}
 	c.told(ctx, said, o.addr)
+	a.Elsewhere = true
 	return a, nil
 }
 

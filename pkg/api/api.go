@@ -101,6 +101,8 @@ type Assignment struct {
 	// Leads says to a host that asked its own coordinator that others ask it, too: it need not leave
 	// the origin to one of its neighbours.
 	Leads bool `json:"leads,omitempty"`
+	// Elsewhere says that another host's coordinator gave the answer. It is not on the wire.
+	Elsewhere bool `json:"-"`
 	// Local tells the asker to take pieces from its own zone alone: the zone's gateways
 	// bring them there. Absent, it is a gateway itself, or there is one zone.
 	Local bool `json:"local,omitempty"`

@@ -252,6 +252,46 @@ func TestACrowdWithoutASupernodeStillAsksTheRegistryOnce(t *testing.T) {
 	}
 }
 
+// Lists of standbys differ for a moment, after a supernode was restarted, say. Nodes that each send
+// the question on to another, in a ring, must not wait for one another.
+func TestNodesThatDisagreeWhoLeadsStillPull(t *testing.T) {
+	const word = "a secret that is long enough for a cluster"
+	r := registrytest.Start(t, registrytest.Config{})
+	ports, err := programs.FreeAddrs(3)
+	require.NoError(t, err)
+	daemons := make([]*daemon.Daemon, len(ports))
+	for i := range daemons {
+		cfg := settings(t, r, fmt.Sprint("node", i))
+		cfg.Cluster.Secret, cfg.Peer.Listen = word, config.Address(ports[i])
+		cfg.Supernodes = []config.Address{config.Address(ports[(i+1)%len(ports)])}
+		daemons[i], _ = start(t, cfg)
+	}
+	for _, d := range daemons {
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			if s := status(t, d.Addrs()["api"]); assert.Len(c, s.Owners, 1) {
+				assert.True(c, s.Owners[0].Alive)
+			}
+		}, time.Minute, 50*time.Millisecond)
+	}
+	for _, pulling := range []int{1, len(daemons)} {
+		img, err := registrytest.NewImage(uint64(pulling), []int64{2e6, 1e6, 300e3})
+		require.NoError(t, err)
+		p, err := r.Push(t.Context(), "team/app", fmt.Sprint("v", pulling), img)
+		require.NoError(t, err)
+		r.Reset()
+		var g errgroup.Group
+		for _, d := range daemons[:pulling] {
+			g.Go(func() error {
+				return (&runtime{mirror: d.Addrs()["mirror"], ns: r.Host()}).pull(p.Repository, fmt.Sprint("v", pulling), "", "")
+			})
+		}
+		require.NoError(t, g.Wait(), "%d of %d pull", pulling, len(daemons))
+		egress := r.Counts().Egress
+		t.Logf("%d of %d pull: egress %d of %d", pulling, len(daemons), egress, p.Bytes())
+		assert.LessOrEqual(t, egress, int64(len(daemons))*p.Bytes()+10e3, "no more copies than there are opinions")
+	}
+}
+
 // standbysOf lists whom a supernode names that has heard all the daemons: before that it may name
 // others, and those that were told so are not the ones to begin a pull with.
 func standbysOf(t *testing.T, daemons []*daemon.Daemon) (list []string) {

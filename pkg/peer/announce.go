@@ -121,10 +121,14 @@ func (d *Download) assigned(a api.Assignment, err error) {
 	if !d.complete {
 		d.setLocal(a.Local)
 	}
-	if a.Seed && d.e.cfg.Origin != nil {
-		d.leads = a.Leads
-		if !d.maySeed {
-			d.maySeed, d.seedSince = true, time.Now()
+	switch {
+	case a.Seed:
+		d.leads, d.disputed = a.Leads, false
+		d.letSeed(now)
+	case a.Elsewhere && !d.maySeed:
+		d.disputed = true
+		if d.background {
+			d.letSeed(now)
 		}
 	}
 	for _, n := range a.Neighbours {

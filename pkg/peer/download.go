@@ -148,6 +148,7 @@ type Download struct {
 
 	maySeed, seeding    bool
 	leads               bool      // maySeed was told because others ask this host whom to talk to
+	disputed            bool      // no owner has told maySeed, and another host's thinks that others lead
 	seedSince           time.Time // when maySeed was told
 	again               bool      // the origin will be asked anew, after it sent wrong content
 	attested            bool      // it was tried to vouch for what nobody had vouched for
@@ -347,6 +348,9 @@ func (d *Download) takeOffer() {
 	}
 	if whole && !d.background {
 		d.background = true
+		if d.disputed {
+			d.letSeed(time.Now())
+		}
 		d.updateWanted(time.Now())
 		d.helloAgain()
 	}

@@ -113,7 +113,27 @@ func (d *Download) onlyOrigin(now time.Time) bool {
 			return false // it is about to bring it
 		}
 	}
-	return d.background || d.leads || !now.Before(d.seedSince.Add(time.Duration(d.rank())*rankPause))
+	switch {
+	case d.disputed:
+		// Whom the owner has in mind may bring it yet, or wait in turn for this host.
+		since := d.seedSince
+		if d.lastNews.After(since) {
+			since = d.lastNews
+		}
+		return len(d.dialing) == 0 && !now.Before(since.Add(time.Duration(1+d.rank())*rankPause))
+	case d.background, d.leads:
+		return true
+	}
+	return !now.Before(d.seedSince.Add(time.Duration(d.rank()) * rankPause))
+}
+
+// letSeed lets this host ask the origin: an owner has said so, or this host's own coordinator, on
+// which others count. Where hosts disagree about who leads, after a supernode was restarted, say,
+// each may be sent on to the next, and without the second kind all of them would wait.
+func (d *Download) letSeed(now time.Time) {
+	if !d.maySeed && d.e.cfg.Origin != nil {
+		d.maySeed, d.seedSince = true, now
+	}
 }
 
 // rankPause is how long a host whose owners are gone leaves it to the next in order to go

@@ -161,14 +161,21 @@ func rows() []row {
 	}
 }
 
-// awaitStandbys waits until every dfdaemon knows whom to ask when the supernode dies.
+// awaitStandbys waits until every dfdaemon knows whom to ask when the supernode dies, and all know
+// the same: a supernode that was restarted a moment ago has not told all of them yet.
 func (c *tools) awaitStandbys() {
 	require.EventuallyWithT(c.t, func(t *assert.CollectT) {
+		var known []string
 		for _, u := range c.users {
 			s, err := c.status(u.puller)
-			if assert.NoError(t, err) {
-				assert.NotEmpty(t, s.Standbys, "%s", u.Name)
+			if !assert.NoError(t, err) {
+				return
 			}
+			if known == nil {
+				known = s.Standbys
+			}
+			assert.NotEmpty(t, s.Standbys, "%s", u.Name)
+			assert.Equal(t, known, s.Standbys, "%s", u.Name)
 		}
 	}, time.Minute, 100*time.Millisecond)
 }
