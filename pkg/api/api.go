@@ -8,6 +8,7 @@ package api
 import (
 	"fmt"
 	"log/slog"
+	"net/http"
 
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/piece"
@@ -149,6 +150,16 @@ type Failure struct {
 	// Full says that a disk has no room for the content, here or at the host that was to bring
 	// it: the origin has no part in it.
 	Full bool `json:"full,omitempty"`
+}
+
+// Personal reports whether the failure may be about whoever asked, and be none of those who come
+// with other credentials. Registries answer 404, too, for what they do not show to a client.
+func (f *Failure) Personal() bool {
+	switch f.Status {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound:
+		return true
+	}
+	return false
 }
 
 // Error makes a Failure an error that every reader of a download can be told.

@@ -335,27 +335,21 @@ func (c *Coordinator) SeedDone(id task.ID) {
 
 // SeedFailed takes in that a content could not be brought from its origin. Who waits for it
 // is told in the origin's own words; a refusal that may be about the credentials is told
-// only to those who come with the same ones.
-func (c *Coordinator) SeedFailed(id task.ID, f *api.Failure) {
+// only to those who come with the same ones. Asked is what the origin was asked with, which need not be
+// what Seed was called with; nil where no origin was asked.
+func (c *Coordinator) SeedFailed(id task.ID, asked *task.Spec, f *api.Failure) {
 	if f == nil {
 		f = &api.Failure{Status: http.StatusBadGateway, Message: "content could not be brought from its origin"}
-	}
-	personal := false
-	switch f.Status {
-	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound:
-		// Registries answer 404, too, for what they do not show to this client.
-		personal = true
 	}
 	c.log.Debug("origin gave no content", "task", id, "status", f.Status, "err", f.Message)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	// What this attempt said of the content is worth no more than the attempt.
 	delete(c.facts, id)
-	var asked *task.Spec
-	if f.Upstream != "" {
+	if asked == nil && f.Upstream != "" {
 		asked = &task.Spec{ID: id, Upstream: f.Upstream, Repository: f.Repository}
 	}
-	c.sched.Failed(time.Now(), id, f, asked, personal)
+	c.sched.Failed(time.Now(), id, f, asked, f.Personal())
 }
 
 // Withdraw forgets a content and who holds it.

@@ -240,7 +240,7 @@ func TestAnOriginsRefusalReachesThoseWhoWaitInItsOwnWords(t *testing.T) {
 	id := taskID("a")
 	r.serve(t, member("1"), wants(id, "token"))
 	down := &api.Failure{Status: 503, Header: map[string]string{"Retry-After": "9"}, Body: []byte("tea break"), Message: "GET …: 503"}
-	r.SeedFailed(id, down)
+	r.SeedFailed(id, nil, down)
 
 	waits := wants(id, "token")
 	waits.Event = api.Starving
@@ -255,7 +255,7 @@ func TestOnesOwnRefusedCredentialsAreNobodyElsesFailure(t *testing.T) {
 			r := newRig(nil)
 			id := taskID("a")
 			r.serve(t, member("1"), wants(id, "bad"))
-			r.SeedFailed(id, &api.Failure{Status: status, Message: "no"})
+			r.SeedFailed(id, nil, &api.Failure{Status: status, Message: "no"})
 
 			a := r.serve(t, member("2"), wants(id, "good")).Assignments[0]
 			assert.Nil(t, a.Failure)
@@ -277,13 +277,13 @@ func TestOneRegistrysFailureIsNoneOfAnothersClients(t *testing.T) {
 		t.Run(fmt.Sprint(c.status), func(t *testing.T) {
 			r := newRig(nil)
 			r.serve(t, member("1"), from("evil.test", "app"))
-			r.SeedFailed(taskID("a"), &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test", Repository: "app"})
+			r.SeedFailed(taskID("a"), nil, &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test", Repository: "app"})
 			assert.NotNil(t, r.serve(t, member("2"), from("evil.test", "app")).Assignments[0].Failure)
 			assert.Equal(t, c.same, r.serve(t, member("3"), from("evil.test", "other")).Assignments[0].Failure != nil)
 
 			r = newRig(nil)
 			r.serve(t, member("1"), from("evil.test", "app"))
-			r.SeedFailed(taskID("a"), &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test", Repository: "app"})
+			r.SeedFailed(taskID("a"), nil, &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test", Repository: "app"})
 			assert.Nil(t, r.serve(t, member("2"), from("good.test", "app")).Assignments[0].Failure)
 			require.Len(t, r.specs, 2)
 			assert.Equal(t, "good.test", r.specs[1].Upstream)
@@ -291,8 +291,27 @@ func TestOneRegistrysFailureIsNoneOfAnothersClients(t *testing.T) {
 			// The engine was told of another registry after its owner had it begin, and asked that.
 			r = newRig(nil)
 			r.serve(t, member("1"), from("good.test", "app"))
-			r.SeedFailed(taskID("a"), &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test", Repository: "app"})
+			r.SeedFailed(taskID("a"), nil, &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test", Repository: "app"})
 			assert.Nil(t, r.serve(t, member("2"), from("good.test", "app")).Assignments[0].Failure)
+		})
+	}
+}
+
+// Where a dfdaemon leads, its engine may be told of other credentials by a client of its own after the
+// owner had it begin, and shows those to the registry.
+func TestARefusalIsToldToThoseWhoseCredentialsWereShown(t *testing.T) {
+	for _, status := range []int{401, 403, 404} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			r := newRig(nil)
+			id := taskID("a")
+			good, bad := wants(id, "good"), wants(id, "bad")
+			r.serve(t, member("1"), good)
+			shown := bad.Spec.Task()
+			r.SeedFailed(id, &shown, &api.Failure{Status: status, Message: "no"})
+			assert.NotNil(t, r.serve(t, member("2"), bad).Assignments[0].Failure)
+			good.Event = api.Starving
+			assert.Nil(t, r.serve(t, member("1"), good).Assignments[0].Failure)
+			assert.Equal(t, []string{"sha256:aaaaaaaaaaaa good", "sha256:aaaaaaaaaaaa good"}, r.seeds())
 		})
 	}
 }
@@ -306,7 +325,7 @@ func TestARefusedSignatureIsNobodyElsesFailure(t *testing.T) {
 		return e
 	}
 	r.serve(t, member("1"), signed("ended"))
-	r.SeedFailed(id, &api.Failure{Status: 403, Message: "no"})
+	r.SeedFailed(id, nil, &api.Failure{Status: 403, Message: "no"})
 	assert.NotNil(t, r.serve(t, member("2"), signed("ended")).Assignments[0].Failure)
 	assert.Nil(t, r.serve(t, member("3"), signed("new")).Assignments[0].Failure)
 	assert.Len(t, r.seeds(), 2)
@@ -315,7 +334,7 @@ func TestARefusedSignatureIsNobodyElsesFailure(t *testing.T) {
 func TestFailureWithoutWordsStillHasAStatus(t *testing.T) {
 	r := newRig(nil)
 	r.serve(t, member("1"), wants(taskID("a"), ""))
-	r.SeedFailed(taskID("a"), nil)
+	r.SeedFailed(taskID("a"), nil, nil)
 	got := r.serve(t, member("2"), wants(taskID("a"), "")).Assignments[0].Failure
 	require.NotNil(t, got)
 	assert.Equal(t, 502, got.Status)
@@ -332,7 +351,7 @@ func TestFactsAreToldAsSoonAsTheyAreKnown(t *testing.T) {
 	assert.Equal(t, &facts, r.serve(t, member("2"), wants(id, "")).Assignments[0].Facts)
 
 	// What a failed attempt said is not told any more.
-	r.SeedFailed(id, &api.Failure{Status: 401, Message: "no"})
+	r.SeedFailed(id, nil, &api.Failure{Status: 401, Message: "no"})
 	assert.Nil(t, r.serve(t, member("3"), wants(id, "other")).Assignments[0].Facts)
 
 	// Facts of what nobody wants do not pile up.
@@ -432,7 +451,7 @@ func TestHostsThatFallSilentAreForgotten(t *testing.T) {
 		assert.True(t, r.serve(t, member("1")).Resync)
 
 		r.SeedFacts(taskID("a"), piece.FactsFor(1, ""))
-		r.SeedFailed(taskID("b"), nil)
+		r.SeedFailed(taskID("b"), nil, nil)
 		time.Sleep(20 * time.Second)
 		assert.Equal(t, scheduler.Stats{Hosts: 1, Swarms: 1, Wanting: 1, Seeding: 1}, r.Stats())
 		_, err := r.ServeAnnounce(ctx, api.AnnounceRequest{Version: 1, Host: member("0"), Leaving: true})

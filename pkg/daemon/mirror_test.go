@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
 	"slices"
 	"strings"
@@ -344,6 +346,73 @@ func TestWhatOneRegistryRefusesIsServedToTheClientOfAnother(t *testing.T) {
 			require.NoError(t, get(t.Context(), at(good), digest, oci.MediaTypeBlob, nil))
 			require.NoError(t, first.Wait())
 		})
+	}
+}
+
+// The client of one node waits for a content that is on its way with the token of another node's, or of
+// another client of its own node, which the registry then refuses. The registry gives a blob to no token but one,
+// though it says to all that they may have it.
+func TestWhatIsRefusedToOneTokenIsServedToAnother(t *testing.T) {
+	const word = "a secret that is long enough for a cluster"
+	for _, status := range []int{401, 403, 404} {
+		for _, nodes := range []int{1, 2} {
+			t.Run(fmt.Sprintf("%d, %d nodes", status, nodes), func(t *testing.T) {
+				r := registrytest.Start(t, registrytest.Config{})
+				digest, err := r.PushBlob(t.Context(), "team/app", bytes.Repeat([]byte("a private layer "), 1000))
+				require.NoError(t, err)
+				at, err := url.Parse(r.URL())
+				require.NoError(t, err)
+				behind, asked, waits := httputil.NewSingleHostReverseProxy(at), make(chan struct{}), make(chan struct{})
+				var refused atomic.Int64
+				front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+					if req.Method == http.MethodGet && strings.Contains(req.URL.Path, "/blobs/") && req.Header.Get("Authorization") != "Bearer good" {
+						if refused.Add(1) == 1 {
+							close(asked)
+							<-waits
+							time.Sleep(500 * time.Millisecond) // the other client's wish is known by now, mostly
+						}
+						http.Error(w, "not for you", status)
+						return
+					}
+					behind.ServeHTTP(w, req)
+				}))
+				defer front.Close()
+				upstream := config.Upstream{Host: r.Host(), URLs: []string{front.URL}, PlainHTTP: true}
+				s, _ := leadTo(t, upstream, word)
+				var mirrors []string
+				for i := range nodes {
+					cfg := settings(t, r, fmt.Sprint("node", i))
+					cfg.Cluster.Secret, cfg.Supernodes = word, []config.Address{config.Address(s.Addrs()["api"])}
+					cfg.Upstreams = []config.Upstream{upstream}
+					d, _ := start(t, cfg)
+					mirrors = append(mirrors, d.Addrs()["mirror"])
+				}
+				pull := func(mirror, token string) (int, string) {
+					c := runtime{mirror: mirror, ns: r.Host(), authorization: "Bearer " + token}
+					res, b, err := c.do(http.MethodGet, "team/app/blobs/"+digest)
+					if !assert.NoError(t, err) {
+						return 0, ""
+					}
+					return res.StatusCode, string(oci.DigestOf(b))
+				}
+				var clients errgroup.Group
+				clients.Go(func() error {
+					// It may hear of it only when the other's token has brought the content.
+					got, _ := pull(mirrors[0], "bad")
+					assert.Contains(t, []int{status, http.StatusOK}, got)
+					return nil
+				})
+				<-asked
+				clients.Go(func() error {
+					got, content := pull(mirrors[nodes-1], "good")
+					assert.Equal(t, http.StatusOK, got)
+					assert.Equal(t, digest, content)
+					return nil
+				})
+				close(waits)
+				require.NoError(t, clients.Wait())
+			})
+		}
 	}
 }
 

@@ -52,7 +52,7 @@ func (w watcher) SeedDone(id task.ID) {
 	w.c.SeedDone(id)
 }
 
-func (w watcher) SeedFailed(id task.ID, f *api.Failure) {
+func (w watcher) SeedFailed(id task.ID, asked *task.Spec, f *api.Failure) {
 	result := telemetry.Refused
 	if f == nil || f.Status >= http.StatusInternalServerError {
 		result = telemetry.Failed
@@ -62,5 +62,5 @@ func (w watcher) SeedFailed(id task.ID, f *api.Failure) {
 		err = f
 	}
 	w.owner.Seeded(result, id, err)
-	w.c.SeedFailed(id, f)
+	w.c.SeedFailed(id, asked, f)
 }

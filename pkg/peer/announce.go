@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/task"
 )
 
 const (
@@ -47,8 +49,9 @@ func (d *Download) announce(now time.Time) {
 	default:
 		return
 	}
+	spec := d.spec
 	if entry.Event == api.Started || entry.Event == api.Starving {
-		entry.Spec = api.NewSpec(d.spec)
+		entry.Spec = api.NewSpec(spec)
 	}
 	if !d.complete {
 		// Everybody is also handed to others: asking for half the mesh makes all of it.
@@ -65,7 +68,7 @@ func (d *Download) announce(now time.Time) {
 		defer cancel()
 		answer, err := d.e.cfg.Announcer.Announce(ctx, entry)
 		d.e.news.said(entry, err)
-		d.post(func() { d.assigned(answer, err) })
+		d.post(func() { d.assigned(spec, answer, err) })
 	})
 }
 
@@ -91,8 +94,8 @@ func (d *Download) starving(now time.Time) bool {
 	return d.pick.Starving() && !seeds && now.Sub(d.lastNews) > quiet
 }
 
-// assigned takes the owner's answer.
-func (d *Download) assigned(a api.Assignment, err error) {
+// assigned takes the owner's answer to who came with spec.
+func (d *Download) assigned(spec task.Spec, a api.Assignment, err error) {
 	d.announcing = false
 	now := time.Now()
 	d.ownerErr = err
@@ -100,8 +103,8 @@ func (d *Download) assigned(a api.Assignment, err error) {
 		d.log.Debug("announce failed", "error", err)
 		return
 	}
-	if f := a.Failure; f != nil && !d.complete && len(d.links) == 0 && !d.seeding {
-		d.fail(f)
+	if f := a.Failure; f != nil && !d.complete && !d.seeding && (len(d.links) == 0 || f.Personal() && !d.hopeful()) {
+		d.failFor(spec, f)
 		return
 	}
 	if a.Facts != nil {
@@ -134,6 +137,16 @@ func (d *Download) assigned(a api.Assignment, err error) {
 	for _, n := range a.Neighbours {
 		d.dial(n)
 	}
+}
+
+// hopeful reports whether a neighbour may have what is missing, or bring it.
+func (d *Download) hopeful() bool {
+	for _, l := range d.links {
+		if !l.helloed || l.seed || d.pick == nil && (l.hasAll || len(l.haves) > 0 || slices.Contains(l.bits, true)) {
+			return true
+		}
+	}
+	return d.othersHaveMore()
 }
 
 // forsaken fails the download when for too long nobody here could bring it on, and there is

@@ -155,8 +155,10 @@ type owner struct {
 	entries []api.Entry
 	events  map[host.ID][]api.Entry
 	answer  func(from *node, e api.Entry, a *api.Assignment) error
-	// refusal is the origin's last one, told for two seconds like a coordinator does.
+	// refusal is the origin's last one, told for two seconds like a coordinator does: to those whose
+	// credentials it is about.
 	refusal *api.Failure
+	asked   *task.Spec
 	refused time.Time
 }
 
@@ -172,7 +174,8 @@ func (o *owner) announce(from *node, e api.Entry) (api.Assignment, error) {
 		}
 	}
 	answer := o.answer
-	if o.refusal != nil && time.Since(o.refused) < 2*time.Second {
+	concerned := o.refusal != nil && (!o.refusal.Personal() || o.asked != nil && e.Spec != nil && o.asked.SameAsker(e.Spec.Task()))
+	if concerned && time.Since(o.refused) < 2*time.Second {
 		a.Failure = o.refusal
 		o.mu.Unlock()
 		return a, nil
@@ -210,19 +213,25 @@ type origin struct {
 	noLength  bool
 	hang      int64        // after so many bytes, until its context ends
 	open      atomic.Int64 // bodies
-	// fail is asked before each open.
-	fail func(n int, offset int64) error
+	// fail is asked before each open, and so is refuse.
+	fail   func(n int, offset int64) error
+	refuse func(spec task.Spec) error
 	// body may wrap or replace the body of the n-th open.
 	body func(n int, offset int64, r io.Reader) io.Reader
 }
 
-func (o *origin) Open(ctx context.Context, _ task.Spec, offset int64) (*source.Response, error) {
+func (o *origin) Open(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
 	o.mu.Lock()
 	n := len(o.opens)
 	o.opens = append(o.opens, offset)
 	o.mu.Unlock()
 	if o.fail != nil {
 		if err := o.fail(n, offset); err != nil {
+			return nil, err
+		}
+	}
+	if o.refuse != nil {
+		if err := o.refuse(spec); err != nil {
 			return nil, err
 		}
 	}
@@ -290,9 +299,9 @@ type node struct {
 
 func (n *node) SeedFacts(task.ID, piece.Facts) { n.seedFacts.Add(1) }
 func (n *node) SeedDone(task.ID)               { n.seedDone.Add(1) }
-func (n *node) SeedFailed(_ task.ID, f *api.Failure) {
+func (n *node) SeedFailed(_ task.ID, asked *task.Spec, f *api.Failure) {
 	n.owner.mu.Lock()
-	n.owner.refusal, n.owner.refused = f, time.Now()
+	n.owner.refusal, n.owner.asked, n.owner.refused = f, asked, time.Now()
 	n.owner.mu.Unlock()
 	select {
 	case n.failed <- f:

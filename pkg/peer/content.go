@@ -11,12 +11,14 @@ import (
 	"time"
 
 	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/task"
 )
 
 // Content is one task that somebody has open. Closing it is the opener's duty; the
 // download goes on for others, and for a while for nobody, in case the client returns.
 type Content struct {
-	d *Download
+	d    *Download
+	spec task.Spec // of who opened it
 	// cached says that everything was here when it was opened.
 	cached bool
 	once   sync.Once
@@ -42,7 +44,7 @@ func (c *Content) Close() error {
 func (c *Content) NewReader(ctx context.Context, off, n int64) *Reader {
 	length := c.Facts().Length
 	off = max(0, min(off, length))
-	r := &Reader{d: c.d, ctx: ctx, off: off, end: off + max(0, min(n, length-off))}
+	r := &Reader{d: c.d, spec: &c.spec, ctx: ctx, off: off, end: off + max(0, min(n, length-off))}
 	r.pos.Store(off)
 	c.d.post(func() { c.d.addReader(r) })
 	return r
@@ -53,6 +55,7 @@ func (c *Content) NewReader(ctx context.Context, off, n int64) *Reader {
 // byte that was not verified. Not for concurrent use.
 type Reader struct {
 	d        *Download
+	spec     *task.Spec
 	ctx      context.Context
 	off, end int64
 	// pos is the next byte; the download's loop reads it to know what is urgent.
@@ -85,7 +88,7 @@ func (r *Reader) wait(pos, limit int64) (int64, error) {
 		select {
 		case <-changed:
 		case <-r.d.done:
-			return 0, r.d.failure()
+			return 0, r.d.failureOf(*r.spec)
 		case <-r.ctx.Done():
 			return 0, context.Cause(r.ctx)
 		}
@@ -102,7 +105,7 @@ func (r *Reader) missing(pos int64, err error) error {
 		// The download has ended, or is about to: its own reason says more.
 		select {
 		case <-r.d.done:
-			return r.d.failure()
+			return r.d.failureOf(*r.spec)
 		case <-r.ctx.Done():
 			return context.Cause(r.ctx)
 		case <-time.After(time.Second):

@@ -132,6 +132,10 @@ type Download struct {
 	local     bool      // what is in other zones is brought by this zone's gateways
 	err       error
 	ownFault  bool // err is about this host's own disk
+	// answered is the spec with which an origin was asked when err is its answer, nil where that is
+	// not known; passed is how many such answers to others were passed by.
+	answered *task.Spec
+	passed   int
 
 	announcing    bool
 	yielding      bool // to make room for another content
@@ -217,6 +221,24 @@ func (d *Download) failure() error {
 		return ErrStopped
 	}
 	return d.err
+}
+
+// othersMax is how many refusals in a row that were meant for others a content is wanted anew for.
+const othersMax = 4
+
+// errOthers is told in place of a refusal that was meant for others.
+var errOthers = &api.Failure{
+	Status: http.StatusServiceUnavailable, Message: "the content was being brought for others, who could not have it; ask again",
+}
+
+// failureOf is why the download ended, for who came with a spec: an origin's refusal may be about
+// the credentials that it was shown, and who has others must not hear it.
+func (d *Download) failureOf(spec task.Spec) error {
+	var f *api.Failure
+	if errors.As(d.err, &f) && f.Personal() && (d.answered == nil || !d.answered.SameAsker(spec)) {
+		return errOthers
+	}
+	return d.failure()
 }
 
 func (d *Download) sources() Sources { return d.stats.sources() }
@@ -553,6 +575,13 @@ func (d *Download) fail(err error) {
 	}
 }
 
+// failFor ends the download because an origin answered so to who came with spec.
+func (d *Download) failFor(spec task.Spec, f *api.Failure) {
+	if d.err == nil {
+		d.err, d.answered = f, &spec
+	}
+}
+
 // tell writes the one line of a content on a host that is there to serve. Elsewhere somebody
 // asked for the content, and whoever serves him writes the line.
 func (d *Download) tell(level slog.Level, msg string, attrs ...any) {
@@ -593,13 +622,14 @@ func (d *Download) tellFailure() {
 		return
 	}
 	f = d.forOthers(f)
+	// The observer first: an owner is asked by neighbours that hear of it whether it concerns them.
+	if d.e.cfg.Observer != nil {
+		d.e.cfg.Observer.SeedFailed(d.id, d.answered, f)
+	}
 	if d.err != ErrRevoked { // neighbours have heard of a revocation
 		for _, l := range d.links {
 			l.send(wire.Message{Type: wire.FailMessage, Failure: f})
 		}
-	}
-	if d.e.cfg.Observer != nil {
-		d.e.cfg.Observer.SeedFailed(d.id, f)
 	}
 }
 

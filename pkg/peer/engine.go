@@ -17,7 +17,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -59,7 +58,8 @@ type Verifier interface {
 type Observer interface {
 	SeedFacts(id task.ID, f piece.Facts)
 	SeedDone(id task.ID)
-	SeedFailed(id task.ID, f *api.Failure)
+	// SeedFailed is told with what the origin was asked, nil where no origin was.
+	SeedFailed(id task.ID, asked *task.Spec, f *api.Failure)
 }
 
 // Config are the parts and settings of an engine.
@@ -329,18 +329,29 @@ func (e *Engine) welcome(ctx context.Context, raw net.Conn) error {
 
 // Open returns the content of a task, beginning its download where needed. It waits until
 // the facts are known, ctx ends, or the download fails; an origin's refusal is an
-// *[api.Failure]. The caller closes the content.
-func (e *Engine) Open(ctx context.Context, spec task.Spec) (*Content, error) {
+// *[api.Failure], and none that was meant for other credentials than spec's. The caller closes
+// the content.
+func (e *Engine) Open(ctx context.Context, spec task.Spec) (c *Content, err error) {
 	select {
 	case <-e.started:
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+	for range othersMax {
+		// Each time somebody has got an answer and goes, so one's own turn comes.
+		if c, err = e.open(ctx, spec); !errors.Is(err, errOthers) {
+			break
+		}
+	}
+	return c, err
+}
+
+func (e *Engine) open(ctx context.Context, spec task.Spec) (*Content, error) {
 	d, err := e.download(spec, forReader)
 	if err != nil {
 		return nil, err
 	}
-	c := &Content{d: d}
+	c := &Content{d: d, spec: spec}
 	select {
 	case <-d.ledger.ready:
 		c.cached = d.ledger.cached || d.ledger.replica.Have().Full()
@@ -352,7 +363,7 @@ func (e *Engine) Open(ctx context.Context, spec task.Spec) (*Content, error) {
 		c.cached = d.ledger.cached
 		return c, nil
 	case <-d.done:
-		err = d.failure()
+		err = d.failureOf(spec)
 	case <-ctx.Done():
 		err = fmt.Errorf("opening task %s: %w", spec.ID, context.Cause(ctx))
 	}
@@ -586,14 +597,8 @@ func (e *Engine) bury(d *Download) {
 	}
 	d.takeOffer()
 	var words *api.Failure
-	if !errors.As(d.err, &words) || !d.seeds() {
-		return
-	}
-	switch words.Status {
-	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound:
-		// The reason may be whose credentials these were: who comes with others must not
-		// hear of it.
-		return
+	if !errors.As(d.err, &words) || !d.seeds() || words.Personal() {
+		return // who comes with other credentials must not hear of a refusal
 	}
 	now := time.Now()
 	for id, f := range e.failures {

@@ -39,6 +39,7 @@ type link struct {
 	born     time.Time
 	helloed  bool   // its Hello came, so it can be told more than BEP 3 knows
 	seed     bool   // it chooses the pieces it sends
+	gaveUp   bool   // it said as a seed that its origin refused the content
 	zone     string // its own, and whether it brings pieces there; from its Hello
 	gateway  bool
 	bits     []bool // its bitfield, until the facts are known

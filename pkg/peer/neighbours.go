@@ -6,6 +6,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
@@ -175,7 +176,7 @@ func (d *Download) handle(l *link, m wire.Message) {
 		}
 	case wire.FailMessage:
 		if l.seed && !d.complete && !d.seeding {
-			d.fail(m.Failure)
+			d.seedFailed(l, m.Failure)
 		}
 	case wire.RevokeMessage:
 		if err := d.e.cfg.Verifier.VerifyRevocation(d.id, *m.Revocation); err != nil {
@@ -186,6 +187,23 @@ func (d *Download) handle(l *link, m wire.Message) {
 			d.revoke([]piece.Revocation{*m.Revocation}, d.ledger.certificate(m.Revocation.Key))
 		}
 	}
+}
+
+// seedFailed takes in that a seed gave up. A refusal may be about the credentials of somebody else,
+// which it does not carry: the owner, who knows whose they were, is asked by who starves now.
+func (d *Download) seedFailed(l *link, f *api.Failure) {
+	if !f.Personal() {
+		d.fail(f)
+		return
+	}
+	if d.passed++; d.passed >= othersMax && !d.background {
+		enough := *errOthers // who hears it need not try so often again
+		d.fail(&enough)
+		return
+	}
+	l.gaveUp = true
+	l.close(nil)
+	d.nextStarving = time.Time{}
 }
 
 // hasSome takes in that a neighbour has more pieces.
@@ -279,7 +297,7 @@ func (d *Download) unlink(l *link, err error) {
 		return
 	}
 	d.log.Debug("peer gone", "host", l.host, "addr", l.conn.RemoteAddr(), "error", err)
-	if err != nil && l.host != "" && !d.complete {
+	if err != nil && l.host != "" && !d.complete && !l.gaveUp {
 		d.silent = append(d.silent, l.host)
 	}
 }

@@ -179,7 +179,7 @@ func (d *Download) originEnded(o *originParent, err error) {
 		d.maySeed = false
 	default:
 		d.seeding = true
-		d.fail(o.words(err))
+		d.failFor(o.spec, o.words(err))
 	}
 }
 
@@ -221,7 +221,7 @@ func (d *Download) originWrong(o *originParent, wrong error) {
 		d.seeding = true
 		f := o.words(wrong)
 		f.Wrong = true
-		d.err = f
+		d.err, d.answered = f, &o.spec
 	case d.background:
 		d.again = true
 		spec := d.spec

@@ -108,8 +108,7 @@ func (x *exchange) open(spec task.Spec) (content Content, err error) {
 // others reports whether a failure is an answer to others and none to this client: another
 // registry's, or a refusal that is about another repository.
 func (x *exchange) others(f *api.Failure) bool {
-	switch f.Status {
-	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound:
+	if f.Personal() {
 		return f.Upstream != x.t.upstream || f.Repository != x.t.repository
 	}
 	return f.Upstream != "" && f.Upstream != x.t.upstream

@@ -41,15 +41,15 @@ func (r refusal) concerns(spec *task.Spec) bool {
 	if r.spec == nil || spec == nil {
 		return !r.personal
 	}
-	return r.spec.Upstream == spec.Upstream && (!r.personal || r.spec.Repository == spec.Repository && sameCredentials(r.spec, spec))
+	return r.spec.Upstream == spec.Upstream && (!r.personal || r.spec.SameAsker(*spec))
 }
 
 // Failed takes in that the origin refused a content, or could not be reached. Whoever waits
 // for it is told, whenever it asks next; who asks later is told for FailureFor. A personal
 // failure is about repository and credentials in the spec that was used and is told only to
 // those who come with the same, any other only to those who want the content of the same registry.
-// Asked has the registry and repository that were asked, nil where that is not known: who seeds may have
-// been told of others since, by a client of its own.
+// Asked is the spec that was used, nil where that is not known: who seeds may have been told of another since,
+// by a client of its own.
 func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, asked *task.Spec, personal bool) {
 	w := s.swarms[id]
 	if w == nil {
@@ -59,11 +59,10 @@ func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, asked *task.S
 	if len(w.refusals) == refusalsMax {
 		w.refusals = slices.Delete(w.refusals, 0, 1)
 	}
-	spec := w.seedSpec
-	if asked != nil && (spec == nil || spec.Upstream != asked.Upstream || spec.Repository != asked.Repository) {
-		spec = asked
+	if asked == nil {
+		asked = w.seedSpec
 	}
-	w.refusals = append(w.refusals, refusal{spec, cause, now, personal})
+	w.refusals = append(w.refusals, refusal{asked, cause, now, personal})
 	w.seeding, w.seedSpec, w.seedAt, w.endedAt = false, nil, time.Time{}, now
 	s.due[w] = struct{}{}
 	if m, ok := w.index[s.self]; ok && w.member(m).standing == wanting {
@@ -229,12 +228,6 @@ func (s *Scheduler) failureFor(now time.Time, w *swarm, m memberIndex, e Entry) 
 		}
 	}
 	return nil
-}
-
-// sameCredentials reports whether an origin sees the same client behind both specs. A file's
-// URL may hold a signature, which is a credential, too.
-func sameCredentials(a, b *task.Spec) bool {
-	return a.URL == b.URL && a.Authorization == b.Authorization && maps.Equal(a.Header, b.Header)
 }
 
 // holderFor reports whether somebody alive holds the whole content and may be asked for it

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 
@@ -123,6 +124,13 @@ type Spec struct {
 	Authorization secret.String
 	// Header is what else a user wants sent to a file's origin; values may be secret.
 	Header map[string]secret.String
+}
+
+// SameAsker reports whether an origin is asked in the same place and sees the same client behind both
+// specs. A file's URL may hold a signature, which is a credential, too.
+func (s Spec) SameAsker(o Spec) bool {
+	return s.Upstream == o.Upstream && s.Repository == o.Repository && s.URL == o.URL &&
+		s.Authorization == o.Authorization && maps.Equal(s.Header, o.Header)
 }
 
 // Name is what people call the content: registry and repository, or the URL of a file without

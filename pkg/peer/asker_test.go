@@ -1,0 +1,166 @@
+package peer_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// as is the swarm's task for a client with a token.
+func (s *swarm) as(token string) task.Spec {
+	spec := s.spec()
+	spec.Authorization = secret.String(token)
+	return spec
+}
+
+// refuseAfter has the origin refuse all tokens but "good" with a status, a while after it was asked, and
+// lists the tokens that it was shown.
+func (s *swarm) refuseAfter(d time.Duration, status int) (shown func() []string) {
+	var mu sync.Mutex
+	var tokens []string
+	s.origin.refuse = func(spec task.Spec) error {
+		token := spec.Authorization.Reveal()
+		mu.Lock()
+		tokens = append(tokens, token)
+		mu.Unlock()
+		if token == "good" {
+			return nil
+		}
+		time.Sleep(d)
+		return &source.StatusError{Method: "GET", URL: "https://registry.test/v2/x", Status: status, Body: []byte("not for " + token)}
+	}
+	return func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return tokens
+	}
+}
+
+// pull is what one client hears.
+func (s *swarm) pull(n *node, spec task.Spec) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return s.read(ctx, n, spec, 0, int64(len(s.origin.content)))
+}
+
+// Clients with different credentials wait for one content; whoever has the wrong ones is refused, and
+// nobody else.
+func TestARefusalOfOnesCredentialsIsHeardByNobodyWithOthers(t *testing.T) {
+	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound} {
+		for _, c := range []struct {
+			name        string
+			apart, seed bool // the clients are at two hosts; a third one asks the origin
+		}{{"at one host that asks itself", false, false}, {"at one host", false, true}, {"at two hosts", true, true}} {
+			t.Run(fmt.Sprintf("%d %s", status, c.name), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s := newSwarm(t, randomBytes(80, 3*piece.SizeMin))
+					shown := s.refuseAfter(time.Second, status)
+					if c.seed {
+						s.seed()
+					}
+					first := s.node(nil)
+					second := first
+					if c.apart {
+						second = s.node(nil)
+					}
+					var clients sync.WaitGroup
+					clients.Go(func() {
+						_, err := s.pull(first, s.as("bad"))
+						var f *api.Failure
+						// What the other's credentials bring is here for all: who may have it is the
+						// mirror's business.
+						if (err != nil || !c.seed) && assert.ErrorAs(t, err, &f) {
+							assert.Equal(t, status, f.Status)
+							assert.Equal(t, "not for bad", string(f.Body))
+						}
+					})
+					time.Sleep(500 * time.Millisecond)
+					began := time.Now()
+					data, err := s.pull(second, s.as("good"))
+					require.NoError(t, err)
+					require.True(t, bytes.Equal(s.origin.content, data))
+					assert.Less(t, time.Since(began), 3*time.Second) // of virtual time
+					clients.Wait()
+					assert.Equal(t, []string{"bad", "good"}, shown())
+				})
+			})
+		}
+	}
+}
+
+// Who has the content open already, and has got nothing of it, is told to ask again.
+func TestARefusalInTheMiddleIsHeardByNobodyWithOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(81, 3*piece.SizeMin))
+		ended := false
+		s.origin.refuse = func(task.Spec) error {
+			if ended {
+				return &source.StatusError{Method: "GET", URL: "https://registry.test/v2/x", Status: http.StatusUnauthorized}
+			}
+			return nil
+		}
+		s.origin.body = func(int, int64, io.Reader) io.Reader {
+			return readerFunc(func([]byte) (int, error) {
+				time.Sleep(time.Second)
+				ended = true
+				return 0, io.EOF
+			})
+		}
+		n := s.node(nil)
+		for token, status := range map[string]int{"good": http.StatusServiceUnavailable, "bad": http.StatusUnauthorized} {
+			go func() {
+				if token == "good" {
+					time.Sleep(500 * time.Millisecond)
+				}
+				_, err := s.pull(n, s.as(token))
+				var f *api.Failure
+				if assert.ErrorAs(t, err, &f) {
+					assert.Equal(t, status, f.Status, token)
+				}
+			}()
+		}
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+	})
+}
+
+// A crowd of which everybody has a token of his own and nobody may have the content ends soon, and the
+// registry is not asked by each of them.
+func TestACrowdThatMayHaveNothingEndsSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(82, 3*piece.SizeMin))
+		shown := s.refuseAfter(100*time.Millisecond, http.StatusForbidden)
+		s.seed()
+		var clients sync.WaitGroup
+		began := time.Now()
+		for i := range 30 {
+			n := s.node(nil)
+			clients.Go(func() {
+				_, err := s.pull(n, s.as(fmt.Sprint(i)))
+				var f *api.Failure
+				if assert.ErrorAs(t, err, &f) && f.Status != http.StatusServiceUnavailable {
+					assert.Equal(t, http.StatusForbidden, f.Status)
+					assert.Equal(t, fmt.Sprint("not for ", i), string(f.Body))
+				}
+			})
+		}
+		clients.Wait()
+		assert.Less(t, time.Since(began), 10*time.Second) // of virtual time
+		assert.Less(t, len(shown()), 15)
+	})
+}
