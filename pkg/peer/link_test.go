@@ -182,6 +182,45 @@ func TestAFullHostTakesWhoHasLittleInPlaceOfOneWhoHasMost(t *testing.T) {
 	assert.Equal(t, lane.slots.Max(), lane.slots.Active(), "its slot is given back once")
 }
 
+// A download that has failed is out of the engine before its connections hear of it: the next one of the
+// same content meets its requests in the line meanwhile, which are none of its own.
+func TestADownloadLeavesTheRequestsOfTheOneBeforeItAlone(t *testing.T) {
+	b := newBench(t, 40)
+	b.hold(0)
+	ask := wire.Message{Type: wire.Request, Length: piece.SizeMin}
+	lane := &b.e.near
+	for lane.line.Take(b.d.id, 0, nil, nil) { // others are sending
+	}
+	for lane.slots.Active() < lane.slots.Max()-1 {
+		require.True(t, lane.slots.TryAcquire(b.d.id))
+	}
+	for i := range 20 {
+		b.d.has(b.l, piece.Index(i+1))
+	}
+	b.d.serve(b.l, ask)
+	b.l.take() // it waits for its turn now
+	require.Len(t, b.l.jobs, 1)
+	old := b.l.jobs[0]
+
+	next := newDownload(b.e, b.d.spec)
+	next.id, next.ledger, next.ctx = b.d.id, b.d.ledger, b.d.ctx
+	next.adoptFacts(time.Now())
+	l := newLink(next, b.l.conn, false)
+	next.links[l.n] = l
+	next.introduce(l)
+	next.serve(l, ask)
+	assert.Equal(t, wire.BusyMessage, l.out[len(l.out)-1].Type)
+	assert.Equal(t, 1, b.l.sending, "the old loop's own count")
+	assert.Equal(t, []*job{old}, b.l.jobs)
+
+	// Its own connection ends it, and gives its slot back once.
+	b.l.hurry()
+	_, j, _ := b.l.take()
+	require.Same(t, old, j)
+	b.l.hangUp(nil)
+	assert.Equal(t, lane.slots.Max()-1, lane.slots.Active())
+}
+
 func TestTheLoopDoesNotWaitForItselfWhenAJobIsCancelled(t *testing.T) {
 	b := newBench(t, 2)
 	b.hold(0)

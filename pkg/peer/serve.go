@@ -42,7 +42,8 @@ func (d *Download) displace(l *link) bool {
 	margin := headStart * 1000 / max(1, l.have.Len())
 	lane := d.lane(l)
 	j, _ := lane.line.Displace(d.id, l.rank()+margin).(*job)
-	if j == nil || !j.link.displaced(j) {
+	// One of a download before this one, which has failed, is ended in a moment by its own connection.
+	if j == nil || j.link.d != d || !j.link.displaced(j) {
 		return false
 	}
 	d.unserved(j.link, j)
