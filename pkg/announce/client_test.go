@@ -281,7 +281,9 @@ func TestTheOwnCoordinatorIsTheLastResort(t *testing.T) {
 	const id = task.ID("app")
 	inTown(t, w, Config{Local: own}, func(t *testing.T, c *Client) {
 		w.set("a:1", func(o *script) { o.dead = true })
+		began := time.Now()
 		assert.Equal(t, local, answeredBy(t, c, started(id)))
+		assert.Less(t, time.Since(began), 50*time.Millisecond, "a refused connection says enough")
 		assert.Equal(t, local, answeredBy(t, c, event(id, api.Progress)))
 		assert.Equal(t, []string{"started app token", "progress app"}, own.lines())
 

@@ -165,7 +165,7 @@ func once(t *testing.T, r *registrytest.Registry, p registrytest.Pushed, why str
 // client has them.
 func soon(t *testing.T, addr string, check func(*assert.CollectT, api.Status)) {
 	t.Helper()
-	require.EventuallyWithT(t, func(c *assert.CollectT) { check(c, status(t, addr)) }, 10*time.Second, 10*time.Millisecond)
+	require.EventuallyWithT(t, func(c *assert.CollectT) { check(c, status(t, addr)) }, 30*time.Second, 10*time.Millisecond)
 }
 
 func status(t *testing.T, addr string) (s api.Status) {
@@ -316,9 +316,8 @@ func TestADaemonServesWhileNoSupernodeAnswers(t *testing.T) {
 	cfg := settings(t, r, "orphan")
 	cfg.Supernodes = []config.Address{"127.0.0.1:1", "127.0.0.1:2"}
 	d, _ := start(t, cfg)
-	began := time.Now()
+	// That a refused connection is not waited for is shown in pkg/announce, where time is virtual.
 	require.NoError(t, pull(t.Context(), d.Addrs()["mirror"], r, p))
-	assert.Less(t, time.Since(began), 5*time.Second)
 	once(t, r, p, "and asks for each byte once")
 	soon(t, d.Addrs()["api"], func(c *assert.CollectT, s api.Status) {
 		assert.True(c, s.Embedded)
