@@ -71,23 +71,23 @@ func TestAnAnswerThatIsNeitherYesNorNoIsNoConsent(t *testing.T) {
 	r := newRoom(registryproxy.Config{})
 	manifest := r.swarm.put(oldIndex, oci.MediaTypeIndex)
 	for _, status := range []int{201, 202, 204, 206, 300, 301, 302, 304, 307} {
-		r.up.answer = func(w http.ResponseWriter, q source.Question) {
+		r.up.reply(func(w http.ResponseWriter, q source.Question) {
 			w.Header().Set("Docker-Content-Digest", string(manifest))
 			w.WriteHeader(status)
-		}
+		})
 		for _, path := range []string{"app/blobs/" + string(r.layer), "app/manifests/" + string(manifest), "app/manifests/v1"} {
 			refusedAs(t, r.get(path), http.StatusBadGateway, "UNAVAILABLE")
 		}
 		// The same to the GET that is put where HEAD is not known; there is a Range in it, so
 		// 206 is an answer, for a blob.
-		r.up.answer = func(w http.ResponseWriter, q source.Question) {
+		r.up.reply(func(w http.ResponseWriter, q source.Question) {
 			if q.Method == http.MethodHead {
 				status := http.StatusMethodNotAllowed
 				w.WriteHeader(status)
 				return
 			}
 			w.WriteHeader(status)
-		}
+		})
 		if status != 206 {
 			refusedAs(t, r.get("app/blobs/"+string(r.layer)), http.StatusBadGateway, "UNAVAILABLE")
 		}
@@ -97,10 +97,10 @@ func TestAnAnswerThatIsNeitherYesNorNoIsNoConsent(t *testing.T) {
 
 func TestARegistryThatShowsAnotherLengthDoesNotVouch(t *testing.T) {
 	r := newRoom(registryproxy.Config{})
-	r.up.answer = func(w http.ResponseWriter, q source.Question) { // a page for whatever is asked
+	r.up.reply(func(w http.ResponseWriter, q source.Question) { // a page for whatever is asked
 		w.Header().Set("Content-Type", "text/html")
 		w.Header().Set("Content-Length", "612")
-	}
+	})
 	for range 2 {
 		refusedAs(t, r.get("app/blobs/"+string(r.layer)), http.StatusNotFound, "BLOB_UNKNOWN")
 		assert.Equal(t, 1, r.asks(), "it may think again")
@@ -197,7 +197,7 @@ func TestThePasswordForTheDefaultIsShownToNoOtherRegistry(t *testing.T) {
 				res := ask(p, http.MethodGet, "/v2/"+c.target, "Authorization", c.authorization, c.header[0], c.header[1])
 				assert.Equal(t, 401, res.StatusCode)
 				shown := false
-				for _, q := range up.asked {
+				for _, q := range up.questions() {
 					shown = shown || q.Header.Get("Authorization") != ""
 				}
 				assert.Equal(t, c.shown, shown)
@@ -211,8 +211,8 @@ func TestThePasswordForTheDefaultIsShownToNoOtherRegistry(t *testing.T) {
 	for _, up := range []*upstreamFunc{{err: fmt.Errorf("connection refused")}, trouble(429), trouble(503)} {
 		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "corp.test"})
 		ask(p, http.MethodGet, "/v2/other.test/app/manifests/v1", "Authorization", "Basic YTpi")
-		require.NotEmpty(t, up.asked)
-		for _, q := range up.asked {
+		require.NotEmpty(t, up.questions())
+		for _, q := range up.questions() {
 			assert.Empty(t, q.Header.Get("Authorization"), "%s", q.Upstream)
 		}
 	}
@@ -222,7 +222,7 @@ func TestAManifestThatWasForgottenWhileItWasReadVouchesForNothing(t *testing.T) 
 	for name, forget := range map[string]func(*room){
 		"settings are read anew": func(r *room) { r.Forget() },
 		"the registry no longer takes the token": func(r *room) {
-			r.up.answer = func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusUnauthorized) }
+			r.up.reply(func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusUnauthorized) })
 			r.get("app/blobs/"+missing, "Authorization", "Bearer x")
 		},
 	} {
@@ -230,7 +230,7 @@ func TestAManifestThatWasForgottenWhileItWasReadVouchesForNothing(t *testing.T) 
 			synctest.Test(t, func(t *testing.T) {
 				r := newRoom(registryproxy.Config{})
 				var f family
-				r.up.answer = answers(f.put(&r.swarm))
+				r.up.reply(answers(f.put(&r.swarm)))
 				gate := make(chan struct{})
 				p := registryproxy.New(registryproxy.Config{Upstream: r.up, Default: "r.test", Open: func(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
 					<-gate
@@ -245,7 +245,7 @@ func TestAManifestThatWasForgottenWhileItWasReadVouchesForNothing(t *testing.T) 
 				forget(r)
 				close(gate)
 				pull.Wait()
-				r.up.answer = func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusForbidden) }
+				r.up.reply(func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusForbidden) })
 				assert.Equal(t, 403, r.get("app/manifests/"+string(f.manifest), "Authorization", "Bearer x").StatusCode)
 			})
 		})
@@ -273,8 +273,8 @@ func TestHostileNamesAreRefusedBeforeAnybodyIsAsked(t *testing.T) {
 			assert.GreaterOrEqual(t, res.StatusCode, 400, target)
 			assert.Less(t, res.StatusCode, 500, target)
 			assert.Empty(t, res.Header.Get("X-Evil"), target)
-			assert.Empty(t, up.asked, target)
-			up.asked = nil
+			assert.Empty(t, up.questions(), target)
+			up.forget()
 		}
 	}
 	assert.Empty(t, s.opened)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -150,7 +151,8 @@ func spoken(err error, spec task.Spec) error {
 	return &copied
 }
 
-// upstreamFunc answers as a registry does and remembers the questions.
+// upstreamFunc answers as a registry does and remembers the questions. Mirrors ask it in the
+// background, too: what changes later goes through its methods.
 type upstreamFunc struct {
 	mu     sync.Mutex
 	asked  []source.Question
@@ -158,19 +160,47 @@ type upstreamFunc struct {
 	err    error
 }
 
+// reply answers so from now on; nil never does.
+func (u *upstreamFunc) reply(answer func(w http.ResponseWriter, r source.Question)) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.answer = answer
+}
+
+// fail cannot be reached from now on, or can again.
+func (u *upstreamFunc) fail(err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.err = err
+}
+
+// questions are those that were asked since the start or forget.
+func (u *upstreamFunc) questions() []source.Question {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Clone(u.asked)
+}
+
+func (u *upstreamFunc) forget() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.asked = nil
+}
+
 func (u *upstreamFunc) Forward(ctx context.Context, r source.Question) (*http.Response, error) {
 	u.mu.Lock()
 	u.asked = append(u.asked, r)
+	answer, err := u.answer, u.err
 	u.mu.Unlock()
-	if u.err != nil {
-		return nil, u.err
+	if err != nil {
+		return nil, err
 	}
-	if u.answer == nil {
+	if answer == nil {
 		<-ctx.Done()
 		return nil, context.Cause(ctx)
 	}
 	rec := httptest.NewRecorder()
-	u.answer(rec, r)
+	answer(rec, r)
 	res := rec.Result()
 	res.ContentLength = -1
 	if n := res.Header.Get("Content-Length"); n != "" {

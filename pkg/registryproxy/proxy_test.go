@@ -62,11 +62,11 @@ func TestTheUpstreamIsNamedByNamespaceThenHeaderThenPathThenDefault(t *testing.T
 		res := ask(p, http.MethodGet, c.target, c.header[0], c.header[1])
 		if c.want == "" {
 			refusedAs(t, res, http.StatusBadRequest, "NAME_INVALID")
-			assert.Empty(t, up.asked, c.target)
+			assert.Empty(t, up.questions(), c.target)
 			continue
 		}
-		require.NotEmpty(t, up.asked, c.target)
-		assert.Equal(t, c.want, up.asked[0].Upstream+up.asked[0].Path, c.target)
+		require.NotEmpty(t, up.questions(), c.target)
+		assert.Equal(t, c.want, up.questions()[0].Upstream+up.questions()[0].Path, c.target)
 		assert.Equal(t, c.ns, res.Header.Get("OCI-Namespace"), c.target)
 	}
 }
@@ -87,9 +87,9 @@ func TestARegistryThatIsNotAllowedIsNeverAsked(t *testing.T) {
 	}})
 	said := refusedAs(t, ask(p, http.MethodGet, "/v2/latest/meta-data/manifests/v1?ns=169.254.169.254"), http.StatusForbidden, "DENIED")
 	assert.Contains(t, said, "169.254.169.254 is not in mirror.upstreams; add it there")
-	assert.Empty(t, up.asked)
+	assert.Empty(t, up.questions())
 	ask(p, http.MethodGet, "/v2/lib/app/manifests/v1?ns=quay.io")
-	assert.NotEmpty(t, up.asked)
+	assert.NotEmpty(t, up.questions())
 }
 
 func TestEveryQuestionGetsTheAnswerOfARegistry(t *testing.T) {
@@ -286,11 +286,11 @@ func TestAClientThatTakesUpNoChallengeGetsWhatIsPublic(t *testing.T) {
 		{"/v2/public/blobs/" + string(b), "Bearer x", 401, 1},
 		{"/v2/", "", 401, 1},
 	} {
-		up.asked = nil
+		up.forget()
 		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
 		res := ask(p, http.MethodGet, c.target, "Authorization", c.authorization)
 		assert.Equal(t, c.status, res.StatusCode, c.target)
-		assert.Len(t, up.asked, c.asked, c.target)
+		assert.Len(t, up.questions(), c.asked, c.target)
 		if c.status == 401 {
 			assert.Equal(t, "Bearer anonymous=false", res.Header.Get("WWW-Authenticate"), "the challenge to the client itself")
 		}
@@ -337,13 +337,13 @@ func TestTheClientsCredentialsAndAcceptReachRegistryAndOrigin(t *testing.T) {
 	ask(p, http.MethodGet, "/v2/app/blobs/"+string(b), "Authorization", "Bearer abc")
 	ask(p, http.MethodGet, "/v2/app/manifests/v1")
 
-	require.Len(t, up.asked, 3)
+	require.Len(t, up.questions(), 3)
 	assert.Equal(t, source.Question{
 		Upstream: "r.test", Method: http.MethodHead, Path: "/v2/app/manifests/v1",
 		Header: http.Header{"Authorization": {"Bearer abc"}, "Accept": {"a/b, c/d", "*/*"}},
-	}, up.asked[0])
-	assert.Equal(t, http.Header{"Authorization": {"Bearer abc"}}, up.asked[1].Header)
-	assert.Equal(t, http.Header{"Accept": oci.ManifestTypes()}, up.asked[2].Header)
+	}, up.questions()[0])
+	assert.Equal(t, http.Header{"Authorization": {"Bearer abc"}}, up.questions()[1].Header)
+	assert.Equal(t, http.Header{"Accept": oci.ManifestTypes()}, up.questions()[2].Header)
 	require.Len(t, s.opened, 3)
 	assert.Equal(t, task.Spec{
 		ID: m, Kind: task.Manifest, Upstream: "r.test", Repository: "app", Length: int64(len(manifest)), Accept: []string{"a/b, c/d", "*/*"}, Authorization: "Bearer abc",
@@ -593,7 +593,7 @@ func TestAPushIsRefusedClearly(t *testing.T) {
 		assert.Contains(t, refusedAs(t, res, http.StatusMethodNotAllowed, "UNSUPPORTED"), "push to the registry itself")
 		assert.Equal(t, "GET, HEAD", res.Header.Get("Allow"))
 	}
-	assert.Empty(t, up.asked)
+	assert.Empty(t, up.questions())
 }
 
 func TestARequestIsBounded(t *testing.T) {
@@ -632,7 +632,7 @@ func TestTagsAndReferrersComeFromTheRegistryAndLinksLeadBack(t *testing.T) {
 			assert.Equal(t, "artifactType", res.Header.Get("OCI-Filters-Applied"))
 			assert.Equal(t, "13", res.Header.Get("Content-Length"))
 			assert.Empty(t, res.Header.Get("Set-Cookie"))
-			last := up.asked[len(up.asked)-1]
+			last := up.questions()[len(up.questions())-1]
 			assert.Equal(t, "r.test", last.Upstream)
 			assert.Equal(t, method, last.Method)
 			assert.NotContains(t, last.Query, "ns=")
@@ -662,13 +662,13 @@ func TestTheVersionCheckIsTheRegistrysUnlessNobodyKnowsWhich(t *testing.T) {
 		assert.Equal(t, 401, res.StatusCode, target)
 		assert.Equal(t, "Basic realm="+upstream+"/v2/", res.Header.Get("WWW-Authenticate"), target)
 	}
-	before := len(up.asked)
+	before := len(up.questions())
 	podman := ask(p, http.MethodGet, "/v2/", "Docker-Distribution-API-Version", "registry/2.0")
 	assert.Equal(t, 200, podman.StatusCode)
 	assert.Equal(t, "{}", body(t, podman))
 	none := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open})
 	assert.Equal(t, 200, ask(none, http.MethodGet, "/v2/").StatusCode)
-	assert.Len(t, up.asked, before)
+	assert.Len(t, up.questions(), before)
 }
 
 func TestTheVersionCheckIsAnsweredAsLastTimeWhileTheRegistryIsUnreachable(t *testing.T) {
@@ -680,8 +680,8 @@ func TestTheVersionCheckIsAnsweredAsLastTimeWhileTheRegistryIsUnreachable(t *tes
 	}}
 	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
 	down := func(down bool) {
-		if up.err = nil; down {
-			up.err = errors.New("connection refused")
+		if up.fail(nil); down {
+			up.fail(errors.New("connection refused"))
 		}
 	}
 	down(true)

@@ -107,7 +107,7 @@ func TestATokenThatHasEndedByItsOwnWordIsAskedAboutEachTime(t *testing.T) {
 		assert.Equal(t, 200, r.get("app/blobs/"+string(r.layer), "Authorization", who).StatusCode)
 		assert.Equal(t, 1, r.asks())
 	}
-	r.up.err = errors.New("connection refused")
+	r.up.fail(errors.New("connection refused"))
 	assert.Equal(t, 502, r.get("app/blobs/"+string(r.layer), "Authorization", who).StatusCode)
 }
 
@@ -118,7 +118,7 @@ func TestARightIsNobodyElsesAndOfNothingElse(t *testing.T) {
 	require.Equal(t, 200, r.get("app/blobs/"+layer, "Authorization", "Bearer alice").StatusCode)
 	r.asks()
 	// From now on the registry knows nobody: what is served comes from memory.
-	r.up.answer = func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusForbidden) }
+	r.up.reply(func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusForbidden) })
 	for name, c := range map[string]struct{ path, authorization string }{
 		"another token":                {"app/blobs/" + layer, "Bearer bob"},
 		"the same token as a password": {"app/blobs/" + layer, "Basic alice"},
@@ -137,7 +137,7 @@ func TestARightIsNobodyElsesAndOfNothingElse(t *testing.T) {
 	assert.Equal(t, 200, r.get("app/blobs/"+layer, "Authorization", "Bearer alice").StatusCode, "the right itself")
 	assert.Equal(t, 200, r.get("app/blobs/"+layer+"?ns=r.test", "Authorization", "Bearer alice").StatusCode, "the same registry by another spelling")
 	assert.Equal(t, 0, r.asks())
-	r.up.answer = everything
+	r.up.reply(everything)
 	r.Forget()
 	assert.Equal(t, 200, r.get("app/blobs/"+layer, "Authorization", "Bearer alice").StatusCode)
 	assert.Equal(t, 1, r.asks())
@@ -147,13 +147,13 @@ func TestARefusalIsAskedAboutEachTime(t *testing.T) {
 	r := newRoom(registryproxy.Config{})
 	known := r.up.answer
 	for _, status := range []int{401, 403, 404, 429, 500, 503} {
-		r.up.answer = func(w http.ResponseWriter, q source.Question) { w.WriteHeader(status) }
+		r.up.reply(func(w http.ResponseWriter, q source.Question) { w.WriteHeader(status) })
 		for range 2 {
 			assert.Equal(t, status, r.get("app/blobs/"+string(r.layer), "Authorization", "Bearer x").StatusCode)
 			assert.Equal(t, 1, r.asks())
 		}
 	}
-	r.up.answer = known
+	r.up.reply(known)
 	assert.Equal(t, 200, r.get("app/blobs/"+string(r.layer), "Authorization", "Bearer x").StatusCode)
 }
 
@@ -166,7 +166,7 @@ func TestARefusalEndsWhatWasRemembered(t *testing.T) {
 			r := newRoom(registryproxy.Config{})
 			other := r.swarm.put(blob(50), "")
 			yes := func(w http.ResponseWriter, q source.Question) { w.WriteHeader(200) }
-			r.up.answer = yes
+			r.up.reply(yes)
 			pull := func(path string, id task.ID) bool {
 				res := r.get(path+"/blobs/"+string(id), "Authorization", "Bearer alice")
 				return res.StatusCode == 200
@@ -176,7 +176,7 @@ func TestARefusalEndsWhatWasRemembered(t *testing.T) {
 			require.True(t, pull("app", other))
 			require.True(t, pull("app2", other))
 			time.Sleep(40 * time.Second) // the first is to be asked about again, the others are not
-			r.up.answer = func(w http.ResponseWriter, q source.Question) { w.WriteHeader(c.status) }
+			r.up.reply(func(w http.ResponseWriter, q source.Question) { w.WriteHeader(c.status) })
 			r.asks()
 			require.False(t, pull("app", r.layer))
 			assert.Equal(t, c.also, pull("app", other), c.status)
@@ -189,10 +189,10 @@ func TestTwoHundredClientsAtOnceAreOneQuestion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRoom(registryproxy.Config{})
 		known, gate := r.up.answer, make(chan struct{})
-		r.up.answer = func(w http.ResponseWriter, q source.Question) {
+		r.up.reply(func(w http.ResponseWriter, q source.Question) {
 			<-gate
 			known(w, q)
-		}
+		})
 		var clients sync.WaitGroup
 		statuses := make(chan int, 400)
 		for range 200 {
@@ -264,9 +264,9 @@ func (f upstreamOf) Forward(ctx context.Context, q source.Question) (*http.Respo
 }
 
 func TestARegistryThatIsUnreachableIsNotSpokenForUnlessTheOperatorSaysSo(t *testing.T) {
-	gone := func(u *upstreamFunc) { u.err = errors.New("dial tcp: connection refused") }
+	gone := func(u *upstreamFunc) { u.fail(errors.New("dial tcp: connection refused")) }
 	gateway := func(u *upstreamFunc) {
-		u.answer = func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusServiceUnavailable) }
+		u.reply(func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusServiceUnavailable) })
 	}
 	for name, down := range map[string]func(*upstreamFunc){"no answer": gone, "only a gateway answers": gateway} {
 		for _, serve := range []bool{false, true} {
@@ -329,7 +329,7 @@ func TestAManifestVouchesForWhatItNamesToWhoMayHaveIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRoom(registryproxy.Config{})
 		var f family
-		r.up.answer = answers(f.put(&r.swarm))
+		r.up.reply(answers(f.put(&r.swarm)))
 		who := []string{"Authorization", jwtUntil(time.Now().Add(5 * time.Minute))}
 		image := []string{"app/manifests/" + string(f.manifest), "app/blobs/" + string(f.config), "app/blobs/" + string(f.layer)}
 		for _, path := range image {
@@ -373,7 +373,7 @@ func TestAManifestDoesNotOutliveTheRightToItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRoom(registryproxy.Config{})
 		var f family
-		r.up.answer = answers(f.put(&r.swarm))
+		r.up.reply(answers(f.put(&r.swarm)))
 		pull := func(path string) int { return r.get(path, "Authorization", "Bearer opaque").StatusCode }
 		require.Equal(t, 200, pull("app/manifests/"+string(f.index)))
 		time.Sleep(50 * time.Second)
@@ -403,7 +403,7 @@ func TestAManifestVouchesForNothingThatItsRegistryDidNotLookFor(t *testing.T) {
 			named := fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":9}`, oci.MediaTypeManifest, private)
 			manifest := []byte(`{"schemaVersion":2,"mediaType":"` + c.mediaType + `",` + fmt.Sprintf(c.fields, named) + `}`)
 			id := r.swarm.put(manifest, c.mediaType)
-			r.up.answer = answers(map[string]object{"r.test/v2/app/manifests/" + string(id): {manifest, c.mediaType}})
+			r.up.reply(answers(map[string]object{"r.test/v2/app/manifests/" + string(id): {manifest, c.mediaType}}))
 			require.Equal(t, 200, r.get("app/manifests/"+string(id)).StatusCode)
 			assert.Equal(t, 404, r.get("app/"+c.path+"/"+string(private)).StatusCode)
 		})
@@ -413,7 +413,7 @@ func TestAManifestVouchesForNothingThatItsRegistryDidNotLookFor(t *testing.T) {
 func TestAManifestOfARegistryThatIsNotBelievedVouchesForNothing(t *testing.T) {
 	r := newRoom(registryproxy.Config{Vouches: func(upstream string) bool { return upstream != "r.test" }})
 	var f family
-	r.up.answer = answers(f.put(&r.swarm))
+	r.up.reply(answers(f.put(&r.swarm)))
 	require.Equal(t, 200, r.get("app/manifests/v1").StatusCode)
 	assert.Equal(t, 404, r.get("app/manifests/"+string(f.manifest)).StatusCode)
 }
@@ -435,12 +435,12 @@ func TestATokenThatTheOriginNoLongerTakesHasNoRights(t *testing.T) {
 
 func TestWhatAnybodyMayHaveIsForClientsThatTakeUpChallengesToo(t *testing.T) {
 	r := newRoom(registryproxy.Config{})
-	r.up.answer = func(w http.ResponseWriter, q source.Question) {
+	r.up.reply(func(w http.ResponseWriter, q source.Question) {
 		if !q.Anonymous {
 			w.Header().Set("WWW-Authenticate", "Bearer realm")
 			w.WriteHeader(http.StatusUnauthorized)
 		}
-	}
+	})
 	path := "app/blobs/" + string(r.layer)
 	assert.Equal(t, 401, r.get(path+"?ns=r.test").StatusCode)
 	assert.Equal(t, 200, r.get(path).StatusCode)
@@ -503,7 +503,7 @@ func TestARegistryThatNobodyVouchesForMustShowThatItHasTheContent(t *testing.T) 
 					assert.Equal(t, string(secret), body(t, res))
 				}
 			}
-			assert.Len(t, up.asked, c.asked, name)
+			assert.Len(t, up.questions(), c.asked, name)
 		}
 		p := registryproxy.New(registryproxy.Config{Upstream: &upstreamFunc{answer: func(w http.ResponseWriter, q source.Question) {}}, Open: s.Open, Vouches: func(upstream string) bool { return upstream == "listed.test" }})
 		assert.Equal(t, 200, ask(p, http.MethodGet, "/v2/app/blobs/"+string(id)+"?ns=listed.test").StatusCode)
@@ -518,10 +518,10 @@ func TestAnAnswerToAQuestionOfBeforeIsNotRememberedAfterwards(t *testing.T) {
 			"r.test/v2/app/blobs/" + string(r.layer): {blob(100), ""}, "r.test/v2/app/manifests/v1": {oldIndex, oci.MediaTypeIndex},
 			"r.test/v2/app/manifests/" + string(manifest): {oldIndex, oci.MediaTypeIndex},
 		}), make(chan struct{})
-		r.up.answer = func(w http.ResponseWriter, q source.Question) {
+		r.up.reply(func(w http.ResponseWriter, q source.Question) {
 			<-gate
 			known(w, q)
-		}
+		})
 		var before sync.WaitGroup
 		paths := []string{"app/blobs/" + string(r.layer), "app/manifests/v1"}
 		for _, path := range paths {
@@ -534,7 +534,7 @@ func TestAnAnswerToAQuestionOfBeforeIsNotRememberedAfterwards(t *testing.T) {
 		close(gate)
 		before.Wait()
 		r.asks()
-		r.up.answer = func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusForbidden) }
+		r.up.reply(func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusForbidden) })
 		for _, path := range paths {
 			assert.Equal(t, 403, r.get(path, "Authorization", "Bearer x").StatusCode, path)
 			assert.Equal(t, 1, r.asks(), path)

@@ -27,7 +27,7 @@ func TestASilentRegistryIsNotWaitedForWhereThereIsSomethingToServe(t *testing.T)
 		for i, l := range layers {
 			known["r.test/v2/app/blobs/"+l] = object{blob(10 * (i + 1)), ""}
 		}
-		up.answer = answers(known)
+		up.reply(answers(known))
 		p := registryproxy.New(registryproxy.Config{
 			Upstream: up, Open: s.Open, Default: "r.test",
 			Policy: registryproxy.Policy{ServeCached: true, TagLife: 10 * time.Second, TagStale: time.Hour},
@@ -41,7 +41,7 @@ func TestASilentRegistryIsNotWaitedForWhereThereIsSomethingToServe(t *testing.T)
 		}
 		assert.Zero(t, pull())
 		time.Sleep(5 * time.Minute)
-		up.answer = nil // from now on it is silent
+		up.reply(nil) // from now on it is silent
 		assert.Equal(t, 2*time.Second, pull(), "waited for once, and not at each object")
 		assert.Zero(t, pull())
 		time.Sleep(10 * time.Second)
@@ -50,7 +50,7 @@ func TestASilentRegistryIsNotWaitedForWhereThereIsSomethingToServe(t *testing.T)
 		began := time.Now()
 		assert.Equal(t, 504, ask(p, http.MethodGet, "/v2/app/manifests/v2?ns=r.test", "Authorization", "Bearer opaque").StatusCode)
 		assert.Equal(t, 10*time.Second, time.Since(began), "what nobody knows is waited for")
-		up.answer = answers(known)
+		up.reply(answers(known))
 		time.Sleep(10 * time.Second)
 		assert.Zero(t, pull())
 		assert.Empty(t, ask(p, http.MethodGet, "/v2/app/manifests/v1?ns=r.test", "Authorization", "Bearer opaque").Header.Get(registryproxy.HeaderStale))
@@ -65,14 +65,14 @@ func TestWhatIsPublicIsServedWithoutATokenWhileTheRegistryIsDown(t *testing.T) {
 			r := newRoom(registryproxy.Config{Policy: registryproxy.Policy{ServeCached: true, TagStale: 24 * time.Hour}})
 			var f family
 			known := answers(f.put(&r.swarm))
-			r.up.answer = func(w http.ResponseWriter, q source.Question) {
+			r.up.reply(func(w http.ResponseWriter, q source.Question) {
 				if q.Header.Get("Authorization") == "" && !(public && q.Anonymous) {
 					w.Header().Set("WWW-Authenticate", "Bearer realm")
 					w.WriteHeader(http.StatusUnauthorized)
 					return
 				}
 				known(w, q)
-			}
+			})
 			pull := func(who string) (statuses []int) {
 				for _, path := range []string{"manifests/v1", "manifests/" + string(f.index), "manifests/" + string(f.manifest), "blobs/" + string(f.config), "blobs/" + string(f.layer)} {
 					statuses = append(statuses, r.get("app/"+path+"?ns=r.test", "Authorization", who).StatusCode)
@@ -82,7 +82,7 @@ func TestWhatIsPublicIsServedWithoutATokenWhileTheRegistryIsDown(t *testing.T) {
 			}
 			assert.Equal(t, []int{200, 200, 200, 200, 200}, pull("Bearer x"))
 			time.Sleep(2 * time.Hour)
-			r.up.err = errors.New("connection refused")
+			r.up.fail(errors.New("connection refused"))
 			want := []int{200, 200, 200, 200, 200}
 			if !public {
 				want = []int{502, 502, 502, 502, 502}
