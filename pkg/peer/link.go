@@ -113,8 +113,9 @@ type inbound struct {
 	told bool // the loop knows index; it owns this
 
 	// The reading goroutine owns these.
-	buf []byte
-	got int64
+	buf   []byte
+	got   int64
+	begun time.Time // when its first block came
 }
 
 // blocks hashes a piece while its blocks come, each as long as the processor's cache holds it.
@@ -382,6 +383,9 @@ func (l *link) receive(m wire.Message) error {
 	size := l.d.ledger.replica.Facts().Layout().Size(in.index)
 	if m.Begin != in.got || m.Begin+m.Length > size {
 		return fmt.Errorf("%w: block [%d, %d) of piece %d where %d was due", wire.ErrProtocol, m.Begin, m.Begin+m.Length, in.index, in.got)
+	}
+	if in.got == 0 {
+		in.begun = time.Now()
 	}
 	if !dropped {
 		if in.buf == nil {

@@ -81,6 +81,7 @@ func (d *Download) arrived(l *link, in *inbound, err error) {
 	var bad *piece.DigestError
 	switch {
 	case err == nil:
+		d.pick.Took(l.n, in.index, in.begun, time.Now())
 		d.got(in.index, l)
 	case errors.As(err, &bad):
 		d.blame(l, bad)

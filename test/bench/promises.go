@@ -49,6 +49,7 @@ func Promises() []Promise {
 		over("… started over one second, slowest node", "slowest_over_link", "staggered-1s/", "32", "128"),
 		over("… 5 % die half-way", "makespan_over_bound", "5-percent-die/", "32", "128"),
 		over("… 10 % have a tenth of the uplink", "makespan_over_bound", "10-percent-slow-uplink/", "32", "128"),
+		of("… all have a tenth of the uplink", "makespan_over_bound", "8", "slow-uplinks/8", "64", "slow-uplinks/64", "64 cold", "slow-uplinks-cold/64"),
 		over("… an in-order reader at twice the link rate", "reader_mean_over_link", "reader-2x/", "32", "128"),
 		over("… simulated, seed 4×", "makespan_over_bound", "simulated/seed-4x/", thousands...),
 		over("… simulated, seed 1×", "makespan_over_bound", "simulated/seed-1x/", thousands...),

@@ -21,7 +21,8 @@ func RuleCrowds() map[string]sim.Crowd {
 	slowSeed.SeedMultiple = 1
 	cold.OriginPieceTime = 5 * time.Millisecond
 	slowHosts.Slow = 0.1
-	return map[string]sim.Crowd{"seed-4x": crowd, "seed-1x": slowSeed, "cold": cold, "slow-hosts": slowHosts}
+	allSlow, allQuarter := sim.Crowd{N: 64, K: 128, Slow: 1}, sim.Crowd{N: 32, K: 256, Slow: 1, SlowBy: 4}
+	return map[string]sim.Crowd{"seed-4x": crowd, "seed-1x": slowSeed, "cold": cold, "slow-hosts": slowHosts, "all-slow": allSlow, "all-quarter": allQuarter}
 }
 
 // Rules are all changes that are tried, the policy as it is first.
@@ -52,6 +53,9 @@ func Rules() []Rule {
 		{"8 neighbours", func(c *sim.Crowd) { c.Neighbours = 8 }},
 		{"12 neighbours", func(c *sim.Crowd) { c.Neighbours = 12 }},
 		{"24 neighbours", func(c *sim.Crowd) { c.Neighbours = 24 }},
+		{"Crawl never", func(c *sim.Crowd) { c.Picker.Crawl = -1 }},
+		{"Crawl 2", func(c *sim.Crowd) { c.Picker.Crawl = 2 }},
+		{"Crawl 6", func(c *sim.Crowd) { c.Picker.Crawl = 6 }},
 		{"each piece leaves the seed once", func(c *sim.Crowd) { c.Copies = 1 }},
 		{"each piece leaves the seed up to four times", func(c *sim.Crowd) { c.Copies = 4 }},
 	}
@@ -59,7 +63,7 @@ func Rules() []Rule {
 
 // Report turns the outcomes of a rule, by crowd, into figures.
 func (r Rule) Report(crowds map[string]sim.Crowd, outcomes map[string]sim.Outcome) (list []results.Result) {
-	for _, name := range []string{"seed-4x", "seed-1x", "cold", "slow-hosts"} {
+	for _, name := range []string{"seed-4x", "seed-1x", "cold", "slow-hosts", "all-slow", "all-quarter"} {
 		list = append(list, results.Median("rule/"+r.Name, name+"_makespan_over_bound", []float64{crowds[name].Ratio(outcomes[name])}, "ratio"))
 	}
 	o := outcomes["seed-4x"]

@@ -54,6 +54,9 @@ func makespan(target float64) func(Scenario, []simnet.Outcome) []results.Result 
 		if s.N <= 8 && s.Stagger == 0 {
 			copies.Target = nil // few nodes leave most of the work to the seed
 		}
+		if s.Slow == 1 {
+			copies.Target = nil // and those that can send little have to
+		}
 		return append([]results.Result{
 			s.each("makespan_over_bound", "ratio", &target, o, s.Ratio),
 			s.each("median_over_bound", "ratio", nil, o, func(o simnet.Outcome) float64 {
@@ -228,6 +231,12 @@ func Scenarios() (all []Scenario) {
 		add(Scenario{Name: name("10-percent-slow-uplink"), Crowd: simnet.Crowd{N: n, K: 512, Slow: 0.1}, Quick: n == 32, Runs: runs, Report: makespan(1.25)})
 		add(Scenario{Name: name("reader-2x"), Crowd: simnet.Crowd{N: n, K: 512, Reader: 2 * rate}, Quick: n == 32, Runs: runs, Report: reader(1.15)})
 	}
+	allSlow := simnet.Crowd{N: 64, K: 128, Slow: 1}
+	add(Scenario{Name: "slow-uplinks/64", Crowd: allSlow, Quick: true, Report: makespan(1.2)})
+	allSlow.OriginRate = rate
+	add(Scenario{Name: "slow-uplinks-cold/64", Crowd: allSlow, Report: makespan(1.2)})
+	add(Scenario{Name: "quarter-uplinks/32", Crowd: simnet.Crowd{N: 32, K: 256, Slow: 1, SlowBy: 4}, Report: makespan(1.2)})
+	add(Scenario{Name: "slow-uplinks/8", Crowd: simnet.Crowd{N: 8, K: 256, Slow: 1}, Report: makespan(1.5)})
 	add(Scenario{Name: "rolling-start/64", Crowd: simnet.Crowd{N: 64, K: 256, Stagger: 20 * time.Second}, Runs: 1, Report: own(1.25)})
 	add(Scenario{Name: "rolling-start-5m/64", Crowd: simnet.Crowd{N: 64, K: 256, Stagger: 5 * time.Minute}, Runs: 1, Report: own(1.25)})
 	add(Scenario{Name: "zones-4/64", Crowd: simnet.Crowd{N: 64, K: 256, Zones: 4, ZoneRate: 16 * rate / 10}, Quick: true, Runs: 1, Report: zones(1.3)})

@@ -209,6 +209,7 @@ type job struct {
 	piece    piece.Index
 	left     int // chunks
 	begun    bool
+	since    moment // when it began
 	dropped  bool
 }
 
@@ -758,7 +759,7 @@ func (w *world) send(j *job) {
 			j.from.lane(j.to).line.Give()
 			return
 		}
-		j.begun = true
+		j.begun, j.since = true, w.now
 		j.link = j.from.links[j.to.i]
 		j.link.sending++
 	}
@@ -777,7 +778,7 @@ func (w *world) send(j *job) {
 		if o.dead {
 			return
 		}
-		w.at(arrives, func() { w.arrived(n, o, j.piece) })
+		w.at(arrives, func() { w.arrived(n, o, j.piece, j.since+w.Latency) })
 		w.release(j.link, arrives)
 		w.finish(j)
 	})
@@ -829,7 +830,7 @@ func (w *world) drop(n *node, l *link, i piece.Index) {
 }
 
 // arrived takes a whole piece in.
-func (w *world) arrived(n, from *node, i piece.Index) {
+func (w *world) arrived(n, from *node, i piece.Index, begun moment) {
 	l := n.links[from.i]
 	if n.dead || l == nil {
 		return
@@ -846,6 +847,7 @@ func (w *world) arrived(n, from *node, i piece.Index) {
 		w.look(n)
 		return
 	}
+	n.pick.Took(picker.Neighbour(from.i), i, w.epoch.Add(begun), w.clock())
 	n.pick.Got(i)
 	w.readOn(n)
 	at := int(w.now / (32 * w.PieceTime))

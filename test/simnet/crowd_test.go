@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/test/simnet"
 )
 
@@ -29,13 +30,15 @@ func play(t *testing.T, c simnet.Crowd) (o simnet.Outcome) {
 
 func TestTheRegistrySendsOneCopyAndTheSeedAboutTwo(t *testing.T) {
 	for name, c := range map[string]simnet.Crowd{
-		"warm":           {N: 24, K: 96},
-		"seed like node": {N: 24, K: 96, SeedMultiple: 1},
-		"cold":           {N: 24, K: 96, OriginRate: 200 * (64 << 10)},
-		"slow registry":  {N: 24, K: 96, OriginRate: 100 * (64 << 10)},
-		"small layers":   {N: 24, Layers: []int{8, 8, 8, 8, 8}, AtOnce: 2, OriginRate: 200 * (64 << 10)},
-		"staggered":      {N: 24, K: 96, Stagger: time.Second},
-		"one by one":     {N: 24, K: 96, Stagger: time.Minute},
+		"warm":            {N: 24, K: 96},
+		"seed like node":  {N: 24, K: 96, SeedMultiple: 1},
+		"cold":            {N: 24, K: 96, OriginRate: 200 * (64 << 10)},
+		"slow registry":   {N: 24, K: 96, OriginRate: 100 * (64 << 10)},
+		"small layers":    {N: 24, Layers: []int{8, 8, 8, 8, 8}, AtOnce: 2, OriginRate: 200 * (64 << 10)},
+		"staggered":       {N: 24, K: 96, Stagger: time.Second},
+		"one by one":      {N: 24, K: 96, Stagger: time.Minute},
+		"a tenth slow":    {N: 24, K: 96, Slow: 0.1},
+		"slower registry": {N: 24, K: 96, OriginRate: 20 * (64 << 10)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := play(t, c)
@@ -43,6 +46,35 @@ func TestTheRegistrySendsOneCopyAndTheSeedAboutTwo(t *testing.T) {
 			assert.InDelta(t, 1, o.OriginCopies, 0.001)
 			assert.LessOrEqual(t, o.SeedCopies, 2.1)
 			assert.Less(t, o.Overhead, 1.10)
+		})
+	}
+}
+
+func TestASeedSendsMoreWhereAllNodesCanSendLittle(t *testing.T) {
+	const pieceSize = 64 << 10
+	for name, c := range map[string]struct {
+		simnet.Crowd
+		limit int64 // of every node's upload; else its link is slow
+	}{
+		"slow uplinks":  {Crowd: simnet.Crowd{N: 24, K: 96, Slow: 1}},
+		"limits.upload": {Crowd: simnet.Crowd{N: 24, K: 96}, limit: 20 * pieceSize},
+		"cold":          {Crowd: simnet.Crowd{N: 24, K: 96, Slow: 1, OriginRate: 200 * pieceSize}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			with := func(crawl float64) simnet.Outcome {
+				c.Peer = func(i int, p *peer.Config) {
+					p.Picker.Crawl = crawl
+					if i > 0 {
+						p.Limits.Upload = c.limit
+					}
+				}
+				return play(t, c.Crowd)
+			}
+			o, without := with(0), with(-1)
+			assert.Len(t, o.Took, c.N)
+			assert.Less(t, o.Makespan, without.Makespan*2/3)
+			assert.LessOrEqual(t, without.SeedCopies, 3.0, "the seed leaves it to those that can not")
+			assert.Less(t, o.Duplicate, int64(c.N*c.K*pieceSize)/5)
 		})
 	}
 }

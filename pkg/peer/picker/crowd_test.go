@@ -19,6 +19,8 @@ type crowd struct {
 	pieces int
 	peers  []*crowdPeer
 	now    time.Time
+	// slow is how many turns everybody but the seed takes where else one does.
+	slow int
 }
 
 type crowdPeer struct {
@@ -36,6 +38,7 @@ type upload struct {
 	to    *crowdPeer
 	index piece.Index
 	turns int
+	begun time.Time // when its first byte was sent
 }
 
 const (
@@ -44,7 +47,7 @@ const (
 )
 
 func newCrowd(t *testing.T, r *rand.Rand, peers, pieces, friends int) *crowd {
-	c := &crowd{t: t, r: r, pieces: pieces, now: begin}
+	c := &crowd{t: t, r: r, pieces: pieces, now: begin, slow: 1}
 	seed := &crowdPeer{spread: NewSpread(pieces, CopiesMax), have: piece.NewBitmap(pieces), friends: map[Neighbour]bool{}}
 	seed.have.SetAll()
 	c.peers = append(c.peers, seed)
@@ -146,6 +149,13 @@ func (c *crowd) step() {
 	for _, peer := range c.peers {
 		kept := peer.uploads[:0]
 		for _, u := range peer.uploads {
+			if u.begun.IsZero() {
+				u.begun = c.now
+			}
+			if peer.p != nil && c.r.IntN(c.slow) > 0 {
+				kept = append(kept, u)
+				continue
+			}
 			// Uploads share the line.
 			if u.turns += crowdSlots / max(1, len(peer.uploads)); u.turns < crowdSlots {
 				kept = append(kept, u)
@@ -158,6 +168,7 @@ func (c *crowd) step() {
 	for j, u := range done {
 		from[j].sent++
 		u.to.p.Done(from[j].id, u.index)
+		u.to.p.Took(from[j].id, u.index, u.begun, c.now.Add(turn))
 		u.to.p.Got(u.index)
 		u.to.have.Set(u.index)
 		for id := range u.to.friends {
@@ -195,6 +206,27 @@ func TestEverybodyInACrowdGetsEverythingAndTheSeedSendsItTwiceAtMost(t *testing.
 			assert.Zero(t, peer.p.Outstanding())
 		}
 	}
+}
+
+func TestACrowdWhosePeersSendSlowlyEndsSoonerBecauseItsSeedSendsMore(t *testing.T) {
+	r := seeded(t)
+	play := func(crawl float64) (turns, sent int) {
+		c := newCrowd(t, r, 8, 60, 8)
+		c.slow = 20
+		for _, peer := range c.peers[1:] {
+			peer.p.cfg.Crawl = crawl
+		}
+		for ; !c.complete(); turns++ {
+			require.Less(t, turns, 100_000)
+			c.step()
+		}
+		return turns, c.peers[0].sent
+	}
+	without, usual := play(-1)
+	with, sent := play(3)
+	t.Logf("%d turns and %d pieces from the seed, without the rule %d and %d", with, sent, without, usual)
+	assert.Less(t, with, without*2/3)
+	assert.Greater(t, sent, usual*3/2)
 }
 
 func TestACrowdBearsPeersThatComeAndGo(t *testing.T) {

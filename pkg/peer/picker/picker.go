@@ -33,6 +33,10 @@ type Config struct {
 	// InOrderYoung is the same while the seed still holds pieces that nobody else has:
 	// then spreading them counts more. Default 0.2.
 	InOrderYoung float64
+	// Crawl is how many times as long as from a seed a piece must take from others for a seed to
+	// be asked for more than its usual copies, where our link has room for them; below 0 that
+	// never is. In a healthy crowd both take equally long. Default 3.
+	Crawl float64
 	// Seed of the random choices.
 	Seed uint64
 }
@@ -57,6 +61,9 @@ func (c *Config) defaults() {
 	if c.InOrderYoung == 0 {
 		c.InOrderYoung = 0.2
 	}
+	if c.Crawl == 0 {
+		c.Crawl = 3
+	}
 }
 
 // Neighbour numbers a source within one Picker; its owner draws the numbers.
@@ -67,7 +74,8 @@ type Request struct {
 	From  Neighbour
 	Piece piece.Index
 	// Any leaves the choice to the seed; Exclude lists what is on its way already, and
-	// Starving says that for a while no other neighbour had anything for us.
+	// Starving says that for a while no other neighbour had anything for us, or that what
+	// they have comes at a crawl: see [Picker.Took].
 	Any      bool
 	Starving bool
 	Exclude  []piece.Index
@@ -103,6 +111,7 @@ type Picker struct {
 	scratch     []Neighbour
 	urgent      []piece.Index
 	border      border
+	flow        flow
 	// news says that another than a seed told of a piece that we lack; fed is when we last
 	// looked and it had.
 	news bool
@@ -418,7 +427,8 @@ func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 	from := candidates[p.rng.IntN(len(candidates))]
 	n := p.neighbours[from]
 	if n.seed && !n.afar && p.wantsAll() {
-		return Request{From: from, Any: true, Starving: now.Sub(p.fed) > hunger && p.onlySeeds(), Exclude: p.flyingList()}, true
+		starving := now.Sub(p.fed) > hunger && p.onlySeeds() || p.flow.crawls(p.cfg.Crawl)
+		return Request{From: from, Any: true, Starving: starving, Exclude: p.flyingList()}, true
 	}
 	bias := p.cfg.InOrder
 	if n.afar || p.young() {

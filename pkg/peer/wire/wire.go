@@ -104,7 +104,8 @@ type Hello struct {
 type Any struct {
 	// Exclude lists pieces that the asker is getting elsewhere.
 	Exclude []piece.Index
-	// Starving says that nobody else has what the asker needs.
+	// Starving says that nobody else has what the asker needs, or that it comes from others
+	// at a crawl.
 	Starving bool
 }
 
