@@ -37,7 +37,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func origin(t *testing.T, change func(*httporigin.Config)) *httporigin.Origin {
-	cfg := httporigin.Config{AllowAddrs: []netip.Prefix{sourcetest.Loopback}, HeaderTimeout: sourcetest.Timeout, IdleTimeout: sourcetest.Timeout, Proxy: "none"}
+	cfg := httporigin.Config{AllowAddrs: []netip.Prefix{sourcetest.Loopback}, HeaderTimeout: time.Minute, IdleTimeout: time.Minute, Proxy: "none"}
 	if change != nil {
 		change(&cfg)
 	}
@@ -51,7 +51,7 @@ func file(u string) task.Spec { return task.Spec{Kind: task.Plain, URL: u} }
 
 func TestAFileOriginKeepsTheContract(t *testing.T) {
 	sourcetest.Run(t, func(t *testing.T, s *sourcetest.Server) sourcetest.Subject {
-		return sourcetest.Subject{Origin: origin(t, nil), Spec: file(s.URL + "/dir/file?signature=" + sourcetest.Secret)}
+		return sourcetest.Subject{Origin: origin(t, func(c *httporigin.Config) { c.HeaderTimeout, c.IdleTimeout = s.Timeout, s.Timeout }), Spec: file(s.URL + "/dir/file?signature=" + sourcetest.Secret)}
 	})
 }
 

@@ -63,7 +63,7 @@ func TestBlobsAndManifestsKeepTheContract(t *testing.T) {
 				sourcetest.Run(t, func(t *testing.T, s *sourcetest.Server) sourcetest.Subject {
 					host := s.Listener.Addr().String()
 					cfg := loopback
-					cfg.HeaderTimeout, cfg.IdleTimeout = sourcetest.Timeout, sourcetest.Timeout
+					cfg.HeaderTimeout, cfg.IdleTimeout = s.Timeout, s.Timeout
 					sum := sha256.Sum256(s.Content)
 					return sourcetest.Subject{
 						Origin:      client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none"}}, HTTP: cfg}),

@@ -33,8 +33,13 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Timeout is what the tested origin must take as its timeouts for headers and idle bodies.
-const Timeout = 600 * time.Millisecond
+// The timeouts of tested origins: soon where a server is silent, beyond what a slow one takes
+// between two of its bytes, and late where a busy machine is not to be taken for either.
+const (
+	soon   = 600 * time.Millisecond
+	beyond = 2 * time.Second
+	late   = time.Minute
+)
 
 // Loopback is what the tested origin must be allowed to connect to.
 var Loopback = netip.MustParsePrefix("127.0.0.0/8")
@@ -52,7 +57,7 @@ type Subject struct {
 	DigestNamed bool
 }
 
-// Setup makes an origin that brings the server's content, with [Timeout] and [Loopback].
+// Setup makes an origin that brings the server's content, with [Server.Timeout] and [Loopback].
 type Setup func(t *testing.T, s *Server) Subject
 
 // Server is the other end: it answers /v2/ as a registry without credentials does, and
@@ -61,6 +66,8 @@ type Server struct {
 	*httptest.Server
 	// Content of whatever is asked for.
 	Content []byte
+	// Timeout is what the tested origin must take as its timeouts for headers and idle bodies.
+	Timeout time.Duration
 
 	// mu is held to look at the fields below.
 	mu       sync.Mutex
@@ -70,7 +77,7 @@ type Server struct {
 
 // NewServer starts a server that behaves well.
 func NewServer(t *testing.T) *Server {
-	s := &Server{Content: make([]byte, 300<<10)}
+	s := &Server{Content: make([]byte, 300<<10), Timeout: late}
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(s.Content)
 	s.handle = s.good
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -114,13 +121,15 @@ func (s *Server) version(w http.ResponseWriter, r *http.Request, etag string) {
 
 // Run tests an origin against the contract.
 func Run(t *testing.T, setup Setup) {
-	each := func(name string, test func(t *testing.T, s *Server, sub Subject)) {
+	within := func(timeout time.Duration, name string, test func(t *testing.T, s *Server, sub Subject)) {
 		t.Run(name, func(t *testing.T) {
 			s := NewServer(t)
+			s.Timeout = timeout
 			sub := setup(t, s)
 			test(t, s, sub)
 		})
 	}
+	each := func(name string, test func(t *testing.T, s *Server, sub Subject)) { within(late, name, test) }
 	read := func(t *testing.T, sub Subject, offset int64) ([]byte, *source.Response, error) {
 		t.Helper()
 		res, err := sub.Origin.Open(t.Context(), sub.Spec, offset)
@@ -436,13 +445,13 @@ func Run(t *testing.T, setup Setup) {
 			assert.Len(t, s.Requests(), 1, "the origin is asked once")
 		})
 	}
-	each("silence before the headers ends as a timeout", func(t *testing.T, s *Server, sub Subject) {
+	within(soon, "silence before the headers ends as a timeout", func(t *testing.T, s *Server, sub Subject) {
 		s.On(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 		_, _, err := read(t, sub, 0)
 		require.Error(t, err)
 		assert.Equal(t, http.StatusGatewayTimeout, source.Failure(err).Status, "%v", err)
 	})
-	each("silence in the body ends as a timeout", func(t *testing.T, s *Server, sub Subject) {
+	within(soon, "silence in the body ends as a timeout", func(t *testing.T, s *Server, sub Subject) {
 		s.On(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("ETag", `"v1"`)
 			w.Header().Set("Content-Length", strconv.Itoa(len(s.Content)))
@@ -454,7 +463,7 @@ func Run(t *testing.T, setup Setup) {
 		assert.Len(t, b, 100_000)
 		assert.Equal(t, http.StatusGatewayTimeout, source.Failure(err).Status, "%v", err)
 	})
-	each("silence in a refusal is a refusal", func(t *testing.T, s *Server, sub Subject) {
+	within(soon, "silence in a refusal is a refusal", func(t *testing.T, s *Server, sub Subject) {
 		s.On(func(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(http.StatusForbidden)
 			_ = http.NewResponseController(w).Flush()
@@ -463,7 +472,7 @@ func Run(t *testing.T, setup Setup) {
 		_, _, err := read(t, sub, 0)
 		assert.Equal(t, http.StatusForbidden, source.Failure(err).Status, "%v", err)
 	})
-	each("a slow origin is no silent one", func(t *testing.T, s *Server, sub Subject) {
+	within(beyond, "a slow origin is no silent one", func(t *testing.T, s *Server, sub Subject) {
 		s.On(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("ETag", `"v1"`)
 			w.Header().Set("Content-Length", strconv.Itoa(len(s.Content)))
@@ -471,7 +480,7 @@ func Run(t *testing.T, setup Setup) {
 				_, _ = w.Write(s.Content[i:min(len(s.Content), i+len(s.Content)/10)])
 				_ = http.NewResponseController(w).Flush()
 				select {
-				case <-time.After(Timeout / 8):
+				case <-time.After(s.Timeout / 8):
 				case <-r.Context().Done():
 				}
 			}
