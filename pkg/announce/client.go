@@ -286,9 +286,24 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, err
 			return a, err
 		case c.callStandbys():
 		default:
+			if !c.anyDown() { // of those that are, it was told
+				c.log.Warn("owner did not hear of a content in time, so this host leads it", "task", e.Task.Short(), "err", err)
+			}
 			return c.askLocal(ctx, e, []error{err})
 		}
 	}
+}
+
+// anyDown reports whether an owner failed to answer lately.
+func (c *Client) anyDown() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, o := range c.owners {
+		if o.down() {
+			return true
+		}
+	}
+	return false
 }
 
 // errLost tells that every owner refuses connections or was silent for too long.

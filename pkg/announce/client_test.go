@@ -1,10 +1,12 @@
 package announce
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -322,6 +324,23 @@ func TestASlowOwnerIsNotTakenForDead(t *testing.T) {
 		began := time.Now()
 		assert.Equal(t, local, answeredBy(t, c, started("third")))
 		assert.LessOrEqual(t, time.Since(began), 5*time.Second)
+	})
+}
+
+// Where questions wait in line, an owner may answer each in time and still none of a content's.
+func TestWhoLeadsForWantOfTimeSaysSo(t *testing.T) {
+	w, own := newTown("a:1"), &solo{}
+	var lines bytes.Buffer
+	inTown(t, w, Config{Local: own, Logger: slog.New(slog.NewTextHandler(&lines, nil))}, func(t *testing.T, c *Client) {
+		assert.Equal(t, "a:1", answeredBy(t, c, started("app")))
+		w.set("a:1", func(o *script) { o.delay = 1900 * time.Millisecond })
+		var before sync.WaitGroup
+		before.Go(func() { assert.Equal(t, "a:1", answeredBy(t, c, started("first"))) })
+		synctest.Wait()
+		assert.Equal(t, local, answeredBy(t, c, started("second")))
+		before.Wait()
+		assert.Contains(t, lines.String(), `level=WARN msg="owner did not hear of a content in time, so this host leads it" task=second`)
+		assert.Equal(t, 1, strings.Count(lines.String(), "level=WARN"), "it is not taken for dead: %s", &lines)
 	})
 }
 
