@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -49,7 +50,14 @@ func gone(t *testing.T, at, digest, why string) {
 
 func layer(t *testing.T, r *registrytest.Registry, mirror string, p registrytest.Pushed, digest string) {
 	t.Helper()
-	require.NoError(t, get(t.Context(), fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", mirror, p.Repository, digest, r.Host()), digest, "application/octet-stream", nil))
+	at := fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", mirror, p.Repository, digest, r.Host())
+	err := get(t.Context(), at, digest, "application/octet-stream", nil)
+	for again := 0; err != nil && strings.Contains(err.Error(), "was withdrawn while it was read; ask again") && again < 10; again++ {
+		// What is withdrawn is dropped a moment before it may be had anew.
+		time.Sleep(100 * time.Millisecond)
+		err = get(t.Context(), at, digest, "application/octet-stream", nil)
+	}
+	require.NoError(t, err)
 }
 
 func TestAWithdrawnContentLeavesEveryCacheAlsoThatOfWhoWasAwayAndIsBroughtAnew(t *testing.T) {
