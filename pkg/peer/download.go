@@ -297,7 +297,7 @@ func (d *Download) run(ctx context.Context) {
 	if d.ledger.hasFacts() {
 		d.ledger.replica.Close()
 	}
-	close(d.closed)
+	d.e.left(d)
 }
 
 // drainEvents takes what else has come, so that decisions are made once for all of it.

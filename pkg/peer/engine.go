@@ -200,6 +200,7 @@ type Engine struct {
 	// mu is held to find, add or end a download, never while bytes move.
 	mu        sync.Mutex
 	downloads map[task.ID]*Download
+	leaving   map[*Download]bool   // out of downloads, but what they hold is not closed yet
 	swarms    map[[20]byte]task.ID // tasks by their name in a handshake; see know
 	swarmsMax int
 	attempts  map[task.ID]attempt
@@ -235,7 +236,7 @@ func New(cfg Config) *Engine {
 	cfg.defaults()
 	e := &Engine{
 		cfg: cfg, log: cfg.Logger, near: newLane(cfg.UploadSlots, cfg.UploadLines), afar: newLane(afarSlots(cfg.UploadSlots), cfg.UploadLines), started: make(chan struct{}),
-		downloads: make(map[task.ID]*Download), swarms: make(map[[20]byte]task.ID), attempts: make(map[task.ID]attempt), spreads: make(map[task.ID]spreadPast),
+		downloads: make(map[task.ID]*Download), leaving: make(map[*Download]bool), swarms: make(map[[20]byte]task.ID), attempts: make(map[task.ID]attempt), spreads: make(map[task.ID]spreadPast),
 		failures: make(map[task.ID]failure), compared: make(map[task.ID]*compared),
 	}
 	e.SetLimits(cfg.Limits)
@@ -576,8 +577,17 @@ func (e *Engine) retire(d *Download) bool {
 	if e.downloads[d.id] == d {
 		delete(e.downloads, d.id)
 	}
+	e.leaving[d] = true
 	e.keepSpread(d, time.Now())
 	return true
+}
+
+// left notes that nothing of a download is open any more.
+func (e *Engine) left(d *Download) {
+	e.mu.Lock()
+	delete(e.leaving, d)
+	e.mu.Unlock()
+	close(d.closed)
 }
 
 // held reports whether somebody has the download open.
@@ -595,6 +605,7 @@ func (e *Engine) bury(d *Download) {
 	if e.downloads[d.id] == d {
 		delete(e.downloads, d.id)
 	}
+	e.leaving[d] = true
 	d.takeOffer()
 	var words *api.Failure
 	if !errors.As(d.err, &words) || !d.seeds() || words.Personal() {

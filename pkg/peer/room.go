@@ -30,12 +30,17 @@ func (e *Engine) create(id task.ID, f piece.Facts) (piece.Replica, error) {
 	defer deadline.Stop()
 	parting := time.Now().Add(partingFor)
 	asked := map[*Download]bool{}
+	nobody := false
 	for {
 		r, err := e.cfg.Store.Create(id, f)
 		if !errors.Is(err, piece.ErrNoSpace) {
 			return r, err
 		}
 		if e.oneYields(id, asked, deadline.C) {
+			continue
+		}
+		if len(asked) == 0 && !nobody {
+			nobody = true // but one may have ended since the store was asked
 			continue
 		}
 		if len(asked) == 0 || !time.Now().Before(parting) {
@@ -50,9 +55,21 @@ func (e *Engine) create(id task.ID, f piece.Facts) (piece.Replica, error) {
 	}
 }
 
-// oneYields has one download end that can, and waits for that. It returns false when there is
-// none, or no time left.
+// oneYields has one download end that can, or that does so anyway, and waits for that. It returns
+// false when there is none, or no time left.
 func (e *Engine) oneYields(needy task.ID, asked map[*Download]bool, deadline <-chan time.Time) bool {
+	ended := func(d *Download) bool {
+		select {
+		case <-d.closed:
+			return true
+		case <-deadline:
+		case <-e.ctx.Done():
+		}
+		return false
+	}
+	if d := e.oneLeaving(needy); d != nil {
+		return ended(d)
+	}
 	for _, d := range e.byUse() {
 		if d.id == needy || asked[d] || !d.ledger.hasFacts() {
 			continue
@@ -70,19 +87,24 @@ func (e *Engine) oneYields(needy task.ID, asked map[*Download]bool, deadline <-c
 		case <-e.ctx.Done():
 			return false
 		}
-		if !yields {
-			continue
-		}
-		select {
-		case <-d.closed:
-			return true
-		case <-deadline:
-			return false
-		case <-e.ctx.Done():
-			return false
+		if yields {
+			return ended(d)
 		}
 	}
 	return false
+}
+
+// oneLeaving returns a download of another content that has ended and not closed yet what it holds,
+// or nil.
+func (e *Engine) oneLeaving(needy task.ID) *Download {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for d := range e.leaving {
+		if d.id != needy && d.ledger.hasFacts() {
+			return d
+		}
+	}
+	return nil
 }
 
 // byUse lists the downloads in memory, those used longest ago first.
