@@ -49,6 +49,8 @@ type tools struct {
 	process *lab.Proc // the registry
 	// pushed is the image of the row that is played.
 	pushed *registrytest.PushAnswer
+	// limit is how long its pulls may take, where that is more than pullLimit.
+	limit time.Duration
 	// beside is the image of who pulls beside a row.
 	beside *registrytest.PushAnswer
 }
@@ -125,7 +127,8 @@ type outcome struct {
 
 // pulls pulls with some tools at once.
 func (c *tools) pulls(users []*user, ref string, who lab.Login) map[lab.Kind]outcome {
-	ctx, cancel := context.WithTimeoutCause(c.t.Context(), pullLimit, fmt.Errorf("the pull is stuck: no end after %v", pullLimit))
+	limit := max(pullLimit, c.limit)
+	ctx, cancel := context.WithTimeoutCause(c.t.Context(), limit, fmt.Errorf("the pull is stuck: no end after %v", limit))
 	defer cancel()
 	out := make([]outcome, len(users))
 	var g errgroup.Group
