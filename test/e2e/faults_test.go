@@ -47,8 +47,8 @@ type row struct {
 	spared func(lab.Kind) bool
 	// hurt tells whose dfdaemon ends or has no room: who else pulls through it is no bystander.
 	hurt func(lab.Kind) bool
-	// limit is how long a tool's own tries may take, where that is more than pullLimit.
-	limit time.Duration
+	// dockerLimit is how long dockerd's own tries may take, where that is more than pullLimit.
+	dockerLimit time.Duration
 	// midst is called as soon as the registry has sent half of the largest layer.
 	midst func(c *tools)
 	// before is called before the pulls, after when they have ended.
@@ -101,7 +101,7 @@ func rows() []row {
 		{name: "blobs 503 always", script: refuse(503, 0, nil), end: told},
 		{name: "blobs 429 always", script: refuse(429, 0, nil), end: told},
 		// dockerd waits 5, 10, 15, 20 and 25 s between its tries with the token that is no good any more.
-		{name: "token ends in mid-blob", who: alice, only: ownLogin, end: either, limit: 5 * time.Minute, largest: []registrytest.Fault{
+		{name: "token ends in mid-blob", who: alice, only: ownLogin, end: either, dockerLimit: 5 * time.Minute, largest: []registrytest.Fault{
 			fault(registrytest.ActStall, cutAt, 1), fault(registrytest.ActTruncate, cutAt+1, 1),
 		}, midst: func(c *tools) {
 			c.admin(http.MethodPost, "/revoke-tokens", nil, nil)
@@ -271,7 +271,7 @@ func (r row) play(c *tools, seed uint64) (measured []results.Result) {
 		repository = fmt.Sprintf("team/row-%d", seed)
 	}
 	pushed := c.pushSeed(seed, repository, layerMost, 3e6, 50e3)
-	c.pushed, c.limit = &pushed, r.limit
+	c.pushed, c.dockerLimit = &pushed, r.dockerLimit
 	if r.before != nil {
 		r.before(c)
 	}

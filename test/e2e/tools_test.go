@@ -49,8 +49,8 @@ type tools struct {
 	process *lab.Proc // the registry
 	// pushed is the image of the row that is played.
 	pushed *registrytest.PushAnswer
-	// limit is how long its pulls may take, where that is more than pullLimit.
-	limit time.Duration
+	// dockerLimit is how long dockerd's own tries may take in it, where that is more than pullLimit.
+	dockerLimit time.Duration
 	// beside is the image of who pulls beside a row.
 	beside *registrytest.PushAnswer
 }
@@ -127,14 +127,17 @@ type outcome struct {
 
 // pulls pulls with some tools at once.
 func (c *tools) pulls(users []*user, ref string, who lab.Login) map[lab.Kind]outcome {
-	limit := max(pullLimit, c.limit)
-	ctx, cancel := context.WithTimeoutCause(c.t.Context(), limit, fmt.Errorf("the pull is stuck: no end after %v", limit))
-	defer cancel()
 	out := make([]outcome, len(users))
 	var g errgroup.Group
 	for i, u := range users {
 		u.silence.Reset()
+		limit := pullLimit
+		if u.kind == lab.KindDocker {
+			limit = max(limit, c.dockerLimit)
+		}
 		g.Go(func() error {
+			ctx, cancel := context.WithTimeoutCause(c.t.Context(), limit, fmt.Errorf("the pull is stuck: no end after %v", limit))
+			defer cancel()
 			began := time.Now()
 			err := u.tool.Pull(ctx, ref, who)
 			out[i] = outcome{err, time.Since(began), u.silence.Longest()}

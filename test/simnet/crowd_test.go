@@ -90,9 +90,15 @@ func TestFurtherSupernodesBringTheContentFromTheSwarmAndSeedIt(t *testing.T) {
 
 func TestASeedChoosesForNobodyWhatIsThereAlready(t *testing.T) {
 	c := simnet.Crowd{N: 8, K: 96}
-	o := play(t, c)
-	assert.Less(t, float64(o.Duplicate)/float64(c.N*c.K*(64<<10)), 0.02, "it is told what every asker has")
-	assert.Less(t, c.Ratio(o), 1.2)
+	// Eight nodes differ from run to run, by up to 0.04; nine runs together do not.
+	const runs = 9
+	sum := 0.0
+	for range runs {
+		o := play(t, c)
+		assert.Less(t, float64(o.Duplicate)/float64(c.N*c.K*(64<<10)), 0.02, "it is told what every asker has")
+		sum += c.Ratio(o)
+	}
+	assert.Less(t, sum/runs, 1.08)
 }
 
 func TestACrowdEndsThoughAHostDies(t *testing.T) {
