@@ -141,8 +141,8 @@ func scan(text []byte) (s spans, err error) {
 		if s.has {
 			return s, fmt.Errorf("it has %s twice: leave one", mirrorsKey)
 		}
-		if err := json.Unmarshal(value, &s.mirrors); err != nil || bytes.Equal(bytes.TrimSpace(value), []byte("null")) {
-			return s, fmt.Errorf("its %s is no list of URLs", mirrorsKey)
+		if s.mirrors, err = urls(value); err != nil {
+			return s, err
 		}
 		s.has, s.key, s.outside = true, start, at()
 		s.inside = after + bytes.IndexByte(text[after:], '[') + 1
@@ -154,6 +154,21 @@ func scan(text []byte) (s spans, err error) {
 		return s, errors.New("something follows its JSON object")
 	}
 	return s, nil
+}
+
+// urls reads the list of mirrors. A null in it is refused, as dockerd does: the offsets of the
+// strings in the text must be those of the list's elements.
+func urls(value json.RawMessage) ([]string, error) {
+	var list []*string
+	err := json.Unmarshal(value, &list)
+	if err != nil || list == nil || slices.Contains(list, nil) {
+		return nil, fmt.Errorf("its %s is no list of URLs", mirrorsKey)
+	}
+	out := make([]string, len(list))
+	for i, m := range list {
+		out[i] = *m
+	}
+	return out, nil
 }
 
 func (e daemonJSON) quoted() string {
