@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"testing"
 	"time"
 
@@ -26,6 +27,7 @@ func (t *tape) Read(p []byte) (int, error)  { return t.in.Read(p) }
 func (t *tape) Write(p []byte) (int, error) { return t.out.Write(p) }
 func (t *tape) RemoteAddr() net.Addr        { return &net.TCPAddr{} }
 func (t *tape) Close() error                { return nil }
+func (t *tape) SetDeadline(time.Time) error { return nil }
 
 func newTape(said []byte) (*tape, *Conn) {
 	t := &tape{in: bytes.NewReader(said)}
@@ -123,6 +125,55 @@ func FuzzExtension(f *testing.F) {
 		m, err := decodeExtended(pp.ExtensionNumber(number), payload, func(map[pp.ExtensionName]pp.ExtensionNumber) {})
 		if err == nil {
 			check(t, m)
+		}
+	})
+}
+
+// deaf is a tape that drops what is written: the codec may still write when a handshake has
+// failed.
+type deaf struct{ *tape }
+
+func (deaf) Write(p []byte) (int, error) { return len(p), nil }
+
+func listening(in []byte) net.Conn { return deaf{&tape{in: bytes.NewReader(in)}} }
+
+// FuzzHandshake lets a stranger say anything first: the BEP 3 handshake, as the side that was
+// dialled and as the side that dialled, and the messages that follow it.
+func FuzzHandshake(f *testing.F) {
+	swarm, self := [20]byte{1}, [20]byte{2}
+	more, err := encodeHello(&Hello{Host: "h", Version: Version})
+	require.NoError(f, err)
+	bits := extensions()
+	good := slices.Concat([]byte(pp.Protocol), bits[:], swarm[:], self[:], more)
+	f.Add(good)
+	f.Add(good[:handshakeSize])
+	f.Add(good[:handshakeSize-1])
+	f.Add([]byte{})
+	f.Add(append([]byte{255}, good[1:]...))
+	bare := bytes.Clone(good[:handshakeSize])
+	copy(bare[20:28], make([]byte, 8)) // neither BEP 6 nor BEP 10
+	f.Add(bare)
+	f.Add(append(bytes.Clone(good[:handshakeSize]), 0xff, 0xff, 0xff, 0xff, 20, 0))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		follow := func(c *Conn) {
+			for {
+				m, err := c.Next()
+				if err != nil {
+					return
+				}
+				check(t, m)
+			}
+		}
+		if c, got, err := Accept(t.Context(), listening(in), self); err == nil {
+			require.GreaterOrEqual(t, len(in), handshakeSize)
+			require.Equal(t, in[28:48], got[:], "the swarm is the one that was said")
+			id := c.PeerID()
+			require.Equal(t, in[48:68], id[:])
+			follow(c)
+		}
+		if c, err := Initiate(t.Context(), listening(in), swarm, self, nil); err == nil {
+			require.Equal(t, swarm[:], in[28:48], "an answer for another swarm was taken")
+			follow(c)
 		}
 	})
 }
