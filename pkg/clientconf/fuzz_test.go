@@ -51,11 +51,22 @@ func oddTexts(f *testing.F, file string, more ...string) {
 
 func FuzzDockerDaemonJSON(f *testing.F) {
 	e := daemonJSON{mirror.url()}
-	oddTexts(f, dockerConfig,
-		`{"registry-mirrors": [null, "https://a.test"]}`, `{"registry-mirrors": [null, "http://127.0.0.1:65001"]}`,
-		`{"registry-mirrors": ["http://127.0.0.1:65001/", null]}`, `{"registry-mirrors": ["a\"b", "\u0068ttp://127.0.0.1:65001"]}`,
-		`{"registry\u002dmirrors": ["https://a.test"]}`, `{"a": {"registry-mirrors": []}, "registry-mirrors": ["", "x"]}`,
-		`{"REGISTRY-MIRRORS": ["https://a.test"]}`, `{"registry-mirrors": {}}`, `[]`, `{}{}`, "{\"a\": 1e999}", `{"a":"\ud800"}`)
+	oddTexts(
+		f,
+		dockerConfig,
+		`{"registry-mirrors": [null, "https://a.test"]}`,
+		`{"registry-mirrors": [null, "http://127.0.0.1:65001"]}`,
+		`{"registry-mirrors": ["http://127.0.0.1:65001/", null]}`,
+		`{"registry-mirrors": ["a\"b", "\u0068ttp://127.0.0.1:65001"]}`,
+		`{"registry\u002dmirrors": ["https://a.test"]}`,
+		`{"a": {"registry-mirrors": []}, "registry-mirrors": ["", "x"]}`,
+		`{"REGISTRY-MIRRORS": ["https://a.test"]}`,
+		`{"registry-mirrors": {}}`,
+		`[]`,
+		`{}{}`,
+		"{\"a\": 1e999}",
+		`{"a":"\ud800"}`,
+	)
 	f.Fuzz(func(t *testing.T, old string) {
 		valid := func(text []byte) error {
 			var v json.RawMessage // a number may be too large for a float64
@@ -78,11 +89,25 @@ func FuzzDockerDaemonJSON(f *testing.F) {
 }
 
 func FuzzContainerdConfigTOML(f *testing.F) {
-	oddTexts(f, containerdConfig, "plugins = {}", "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = '''\nx'''", "a = \"\"\"\n[plugins]\n\"\"\"",
-		"[[plugins]]\n", "version = 2 # >>> darter:\n", "x = [ # [\n]\n", "'a=b' = 1\n", "\"\\\"=\" = 2")
+	oddTexts(
+		f,
+		containerdConfig,
+		"plugins = {}",
+		"[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = '''\nx'''",
+		"a = \"\"\"\n[plugins]\n\"\"\"",
+		"[[plugins]]\n",
+		"version = 2 # >>> darter:\n",
+		"x = [ # [\n]\n",
+		"'a=b' = 1\n",
+		"\"\\\"=\" = 2",
+	)
 	f.Fuzz(func(t *testing.T, old string) {
 		for _, fresh := range []int{-1, 0} {
-			e := configPath{fresh: fresh, section: []string{"plugins", "io.containerd.grpc.v1.cri", "registry"}, value: containerdCerts}
+			e := configPath{
+				fresh:   fresh,
+				section: []string{"plugins", "io.containerd.grpc.v1.cri", "registry"},
+				value:   containerdCerts,
+			}
 			fuzzEdit(t, e, []byte(old), validTOML, func(text []byte) bool {
 				doc, err := parseTOML(text)
 				return err == nil && doc.get(append(e.section, "config_path")...) == containerdCerts
@@ -92,7 +117,15 @@ func FuzzContainerdConfigTOML(f *testing.F) {
 }
 
 func FuzzHostsTOML(f *testing.F) {
-	oddTexts(f, hostsFile, "server = 'x'\n#\n# c\n[host]\n", "[host.'http://127.0.0.1:65001']\n", "host = 1", "[[host]]", "host.'http://127.0.0.1:65001'.ca = 'x'\n")
+	oddTexts(
+		f,
+		hostsFile,
+		"server = 'x'\n#\n# c\n[host]\n",
+		"[host.'http://127.0.0.1:65001']\n",
+		"host = 1",
+		"[[host]]",
+		"host.'http://127.0.0.1:65001'.ca = 'x'\n",
+	)
 	f.Fuzz(func(t *testing.T, old string) {
 		e := hostsEdit{fresh: -1, mirror: mirror, server: []string{`server = "https://quay.io"`}}
 		fuzzEdit(t, e, []byte(old), validTOML, func(text []byte) bool {
@@ -103,7 +136,14 @@ func FuzzHostsTOML(f *testing.F) {
 }
 
 func FuzzBuildkitTOML(f *testing.F) {
-	oddTexts(f, buildkitConfig, "registry = 1", "[registry.\"docker.io\"]\nmirrors = [1, 'a']\n", "[registry]\n'docker.io' = {mirrors = []}\n", "registry.'docker.io'.mirrors = ['''x''']")
+	oddTexts(
+		f,
+		buildkitConfig,
+		"registry = 1",
+		"[registry.\"docker.io\"]\nmirrors = [1, 'a']\n",
+		"[registry]\n'docker.io' = {mirrors = []}\n",
+		"registry.'docker.io'.mirrors = ['''x''']",
+	)
 	f.Fuzz(func(t *testing.T, old string) {
 		fuzzEdit(t, buildkitEdit{fresh: -1, mirror: mirror}, []byte(old), validTOML, func(text []byte) bool {
 			doc, err := parseTOML(text)
@@ -114,7 +154,15 @@ func FuzzBuildkitTOML(f *testing.F) {
 
 // FuzzRegistriesConf reads the files of others beside which Podman's drop-in stands.
 func FuzzRegistriesConf(f *testing.F) {
-	oddTexts(f, registriesConf, "[[registry]]\nprefix = 1\n", "registry = [1]", "registry = 'x'", "[[registry]]\nlocation = 'quay.io'\n", "[registries.search]\n")
+	oddTexts(
+		f,
+		registriesConf,
+		"[[registry]]\nprefix = 1\n",
+		"registry = [1]",
+		"registry = 'x'",
+		"[[registry]]\nlocation = 'quay.io'\n",
+		"[registries.search]\n",
+	)
 	f.Fuzz(func(t *testing.T, other string) {
 		files := machine(t, map[string]string{registriesConf: strings.TrimPrefix(other, "->")})
 		plan, err := Configure(Podman, files, mirror, Options{})

@@ -32,7 +32,12 @@ func (s *fakeService) RoundTrip(req *http.Request) (*http.Response, error) {
 		body = string(b)
 	}
 	s.told = append(s.told, body)
-	res := &http.Response{StatusCode: s.status, Header: http.Header{}, Request: req, Body: io.NopCloser(strings.NewReader(s.token))}
+	res := &http.Response{
+		StatusCode: s.status,
+		Header:     http.Header{},
+		Request:    req,
+		Body:       io.NopCloser(strings.NewReader(s.token)),
+	}
 	if req.URL.Path == "/v2/" {
 		res.StatusCode, res.Body = http.StatusUnauthorized, http.NoBody
 		res.Header.Set("Www-Authenticate", s.challenge)
@@ -70,7 +75,13 @@ func FuzzTokenAnswer(f *testing.F) {
 		for _, private := range []bool{false, true} {
 			s := &fakeService{challenge: challenge, token: token, status: status}
 			c := &control{base: base, inner: s, privateRealm: private}
-			_, err := transport.NewWithContext(t.Context(), host, &authn.Basic{Username: "u", Password: password}, c, []string{"repository:a:pull"})
+			_, err := transport.NewWithContext(
+				t.Context(),
+				host,
+				&authn.Basic{Username: "u", Password: password},
+				c,
+				[]string{"repository:a:pull"},
+			)
 			if err = refused(err); err != nil {
 				require.NotContains(t, err.Error(), password)
 				require.NotContains(t, err.Error(), "r-geheim", "an error shows what the token service said")
@@ -80,8 +91,14 @@ func FuzzTokenAnswer(f *testing.F) {
 					continue
 				}
 				user, secret, basic := req.BasicAuth()
-				knows := strings.Contains(s.told[i]+req.URL.RawQuery, password) || basic && user == "u" && secret == password
-				require.False(t, knows && req.URL.Hostname() != base.Hostname() && !private, "the password went to %s", req.URL)
+				knows := strings.Contains(s.told[i]+req.URL.RawQuery, password) ||
+					basic && user == "u" && secret == password
+				require.False(
+					t,
+					knows && req.URL.Hostname() != base.Hostname() && !private,
+					"the password went to %s",
+					req.URL,
+				)
 			}
 		}
 	})
