@@ -2,8 +2,9 @@
 //
 // In any span of time a [Limiter] lets pass what its rate allows in that span and at most
 // 40 ms of it on top, however many flows there are, and each flow gets as much as the next.
-// The rate may change while flows wait. Nothing is counted that was not let pass, and a
-// nil or zero Limiter limits nothing. Start at [Limiter.Wait].
+// The rate may change while flows wait. Nothing is counted that was not let pass: a flow that
+// ends while it waits leaves the others as if it had never come. A nil or zero Limiter limits
+// nothing. Start at [Limiter.Wait].
 package ratelimit
 
 import (
@@ -14,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 )
 
@@ -30,11 +32,17 @@ const (
 // behind the others. Its zero value, or nil, is no limit. Safe for concurrent use.
 type Limiter struct {
 	state atomic.Pointer[state]
-	mu    sync.Mutex // held to change the rate
+	// mu is held to replace state, never while a flow waits.
+	mu sync.Mutex
 }
 
 // state is a limiter at one rate.
 type state struct {
+	// turn is held by the one flow that takes from the bucket; the others queue for it in the
+	// order they came. So the bucket owes nothing to a flow that only queues, and what it owes
+	// to the one that leaves can be taken back in full: a bucket cannot take back a
+	// reservation behind which it has made others.
+	turn    *semaphore.Weighted
 	bucket  *rate.Limiter
 	rate    int64
 	quantum int
@@ -56,8 +64,8 @@ func newState(bytesPerSecond int64) *state {
 	quantum := int(min(max(bytesPerSecond/50, quantumMin), quantumMax))
 	burst := int(max(bytesPerSecond/25, quantumMin))
 	return &state{
-		bucket: rate.NewLimiter(rate.Limit(bytesPerSecond), burst), rate: bytesPerSecond,
-		quantum: quantum, changed: make(chan struct{}),
+		turn: semaphore.NewWeighted(1), bucket: rate.NewLimiter(rate.Limit(bytesPerSecond), burst),
+		rate: bytesPerSecond, quantum: quantum, changed: make(chan struct{}),
 	}
 }
 
@@ -104,31 +112,63 @@ func (l *Limiter) Quantum() int {
 	return math.MaxInt
 }
 
-// Wait returns when n bytes may pass, or with the cause of the end of ctx.
+// Wait returns when n bytes may pass, or with the cause of the end of ctx; then none of them
+// count.
 func (l *Limiter) Wait(ctx context.Context, n int) error {
-	for n > 0 {
+	first, left := l.load(), n
+	for left > 0 {
 		s := l.load()
 		if s == nil {
 			return nil
 		}
-		part := min(n, s.quantum)
-		now := time.Now()
-		pause := s.bucket.ReserveN(now, part).DelayFrom(now)
-		if pause > 0 {
-			timer := time.NewTimer(pause)
-			select {
-			case <-timer.C:
-			case <-s.changed:
-				timer.Stop()
-				continue
-			case <-ctx.Done():
-				timer.Stop()
-				return context.Cause(ctx)
-			}
+		passed, err := s.pass(ctx, min(left, s.quantum))
+		if err != nil {
+			l.giveBack(first, n-left)
+			return err
 		}
-		n -= part
+		left -= passed
 	}
 	return nil
+}
+
+// pass returns when n bytes, a quantum at most, may pass, or returns 0 when another rate is in
+// force.
+func (s *state) pass(ctx context.Context, n int) (int, error) {
+	if s.turn.Acquire(ctx, 1) != nil {
+		return 0, context.Cause(ctx)
+	}
+	defer s.turn.Release(1)
+	select {
+	case <-s.changed:
+		return 0, nil
+	default:
+	}
+	now := time.Now()
+	reserved := s.bucket.ReserveN(now, n)
+	pause := reserved.DelayFrom(now)
+	if pause <= 0 {
+		return n, nil
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return n, nil
+	case <-s.changed:
+		return 0, nil
+	case <-ctx.Done():
+		// As of then, so that it counts as if it had not been made.
+		reserved.CancelAt(now)
+		return 0, context.Cause(ctx)
+	}
+}
+
+// giveBack takes it that n bytes that s let pass do not: they may pass again, as far as the bucket
+// holds them. What passed at the old rate gives no credit at the new one.
+func (l *Limiter) giveBack(s *state, n int) {
+	if s != nil && s == l.load() && n > 0 {
+		s.bucket.ReserveN(time.Now(), -min(n, s.bucket.Burst()))
+	}
 }
 
 // Chain is limits that all hold for the same bytes.
@@ -143,12 +183,19 @@ func (c Chain) Quantum() int {
 	return n
 }
 
-// Wait returns when n bytes may pass under every limit, or with the cause of the end of ctx.
+// Wait returns when n bytes may pass under every limit, or with the cause of the end of ctx; then
+// none of them count under any.
 func (c Chain) Wait(ctx context.Context, n int) error {
-	for _, l := range c {
-		if err := l.Wait(ctx, n); err != nil {
-			return err
-		}
+	if len(c) == 0 {
+		return nil
+	}
+	first := c[0].load()
+	if err := c[0].Wait(ctx, n); err != nil {
+		return err
+	}
+	if err := c[1:].Wait(ctx, n); err != nil {
+		c[0].giveBack(first, n)
+		return err
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -127,25 +128,128 @@ func TestAChangedRateHoldsAtOnceForThoseWhoWait(t *testing.T) {
 
 func TestChangingTheRateBackAndForthLetsNothingSlip(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		const part = 1 << 10
 		l := New(mbit10)
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		var g errgroup.Group
+		// There is no limit for a moment, in which the flow may go round as often as the scheduler
+		// lets it: changing is held over that moment, so that it counts one part.
+		var changing sync.Mutex
 		g.Go(func() error {
 			for i := int64(1); ctx.Err() == nil; i++ {
 				time.Sleep(100 * time.Millisecond)
-				l.Set(mbit10 * (i % 2)) // no limit for a moment
+				changing.Lock()
+				l.Set(mbit10 * (i % 2))
 				l.Set(mbit10 + i%2)
+				changing.Unlock()
 			}
 			return nil
 		})
 		sum := 0
-		for l.Wait(ctx, l.Quantum()) == nil {
-			sum += l.Quantum()
+		for l.Wait(ctx, part) == nil {
+			changing.Lock()
+			sum += part
+			changing.Unlock()
 		}
 		assert.LessOrEqual(t, float64(sum), 5*mbit10*1.01)
 		assert.GreaterOrEqual(t, float64(sum), 5*mbit10*0.5)
 		_ = g.Wait()
+	})
+}
+
+// await starts so many flows that each wait to pass n bytes, and returns what ends them all.
+func await(t *testing.T, c Chain, count, n int) (leave func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var gone errgroup.Group
+	passed := errors.New("it passed")
+	for range count {
+		gone.Go(func() error {
+			if c.Wait(ctx, n) == nil {
+				return passed
+			}
+			return nil
+		})
+	}
+	synctest.Wait()
+	return func() {
+		cancel()
+		require.NoError(t, gone.Wait(), "flows that are to leave")
+	}
+}
+
+func TestAFlowThatLeavesTakesNothingAlong(t *testing.T) {
+	const rate, part = 100 << 10, 2 << 10
+	t.Run("of 200 that leave the next one notices nothing", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l := New(rate)
+			require.NoError(t, l.Wait(t.Context(), 2*part)) // the burst
+			await(t, Chain{l}, 200, part)()
+			_, each := flows(t, Chain{l}, 1, time.Second)
+			assert.InEpsilon(t, rate, each[0], 0.05)
+		})
+	})
+	t.Run("those who stay get what the others leave", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l := New(rate)
+			require.NoError(t, l.Wait(t.Context(), 2*part))
+			leave := await(t, Chain{l}, 20, rate)
+			done := make(chan []int)
+			go func() {
+				_, each := flows(t, Chain{l}, 4, 2*time.Second)
+				done <- each
+			}()
+			time.Sleep(time.Second)
+			leave()
+			for _, n := range <-done {
+				// A twenty-fourth while the twenty wait, too, then a quarter.
+				assert.InDelta(t, rate/24+rate/4, n, 3*part)
+			}
+		})
+	})
+	t.Run("the one in front leaves like the others", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l := New(rate)
+			require.NoError(t, l.Wait(t.Context(), 2*part))
+			for range 100 {
+				await(t, Chain{l}, 1, part)()
+			}
+			_, each := flows(t, Chain{l}, 1, time.Second)
+			assert.InEpsilon(t, rate, each[0], 0.05)
+		})
+	})
+	t.Run("what it had passed of another limit comes back", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			shared, own := New(rate), New(Min)
+			require.NoError(t, own.Wait(t.Context(), int(Min)))
+			await(t, Chain{shared, own}, 4, 1<<10)()
+			begun := time.Now()
+			require.NoError(t, shared.Wait(t.Context(), 2*part), "all of the burst")
+			assert.Zero(t, time.Since(begun))
+		})
+	})
+	t.Run("what had passed of a wait that fails comes back", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l := New(rate)
+			leave := await(t, Chain{l}, 1, 10*rate)
+			time.Sleep(time.Second)
+			leave()
+			begun := time.Now()
+			require.NoError(t, l.Wait(t.Context(), 2*part))
+			assert.Zero(t, time.Since(begun))
+		})
+	})
+	t.Run("at another rate it is no credit", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l := New(rate)
+			leave := await(t, Chain{l}, 1, 10*rate)
+			time.Sleep(time.Second)
+			l.Set(rate + 1)
+			leave()
+			begun := time.Now()
+			require.NoError(t, l.Wait(t.Context(), 2*part))
+			assert.InEpsilon(t, 40*time.Millisecond, time.Since(begun), 0.05)
+		})
 	})
 }
 
