@@ -164,7 +164,7 @@ type Download struct {
 
 func newDownload(e *Engine, spec task.Spec) *Download {
 	d := &Download{
-		e: e, id: spec.ID, log: e.log.With("task", spec.ID.Short()), ledger: newLedger(spec.ID, e.cfg.Store, e.cfg.Verifier, e.attempts[spec.ID].revoked),
+		e: e, id: spec.ID, log: e.log, ledger: newLedger(spec.ID, e.cfg.Store, e.cfg.Verifier, e.attempts[spec.ID].revoked),
 		events: make(chan func(), 256), nudged: make(chan struct{}, 1), done: make(chan struct{}), closed: make(chan struct{}),
 		links: make(map[picker.Neighbour]*link), dialing: make(map[host.ID]bool), avoid: make(map[host.ID]time.Time),
 		banned: make(map[[20]byte]time.Time), given: make(map[[20]byte]piece.Bitmap), starveDelay: starveFirst, pieceTime: 20 * time.Millisecond, lastUse: time.Now(),
@@ -257,6 +257,7 @@ func (d *Download) status() TaskStatus {
 func (d *Download) run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	d.ctx = ctx
+	d.log = d.e.log.With("task", d.id.Short())
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	if err := d.ledger.load(); err != nil {
@@ -282,7 +283,9 @@ func (d *Download) run(ctx context.Context) {
 		timer.Reset(d.pause(now))
 	}
 	if d.err != nil {
-		d.e.bury(d)
+		if d.e.bury(d) {
+			d.helloAgain() // neighbours believe a seed that it gave up, and no other
+		}
 		d.tellFailure()
 	}
 	close(d.done)
@@ -354,7 +357,22 @@ func (d *Download) show() {
 	d.view.Store(s)
 }
 
+// takeOffer adopts what callers want and acts on it.
 func (d *Download) takeOffer() {
+	if !d.adoptOffer() {
+		return
+	}
+	now := time.Now()
+	if d.disputed {
+		d.letSeed(now)
+	}
+	d.updateWanted(now)
+	d.helloAgain()
+}
+
+// adoptOffer adopts what callers want, and reports whether that makes a seed of the download. It
+// touches fields alone: the engine's mu may be held.
+func (d *Download) adoptOffer() (seed bool) {
 	d.offerMu.Lock()
 	spec, whole := d.offered, d.whole
 	d.offered, d.whole = nil, false
@@ -365,17 +383,13 @@ func (d *Download) takeOffer() {
 			d.asked = time.Now()
 		}
 	}
-	if whole {
-		d.toldFacts, d.toldDone = false, false // who asked again is told again
+	if !whole {
+		return false
 	}
-	if whole && !d.background {
-		d.background = true
-		if d.disputed {
-			d.letSeed(time.Now())
-		}
-		d.updateWanted(time.Now())
-		d.helloAgain()
-	}
+	d.toldFacts, d.toldDone = false, false // who asked again is told again
+	seed = !d.background
+	d.background = true
+	return seed
 }
 
 // seeds reports whether the owner counts on this download.

@@ -197,12 +197,15 @@ type Engine struct {
 	ctx     context.Context // of Run; set before started closes
 	wg      sync.WaitGroup
 
-	// mu is held to find, add or end a download, never while bytes move.
+	// mu is held to find, add or end a download, never while bytes move. Nothing is called
+	// meanwhile that may wait or come back to the engine: no store, no log, no connection, and
+	// of a download only what touches its fields.
 	mu        sync.Mutex
 	downloads map[task.ID]*Download
-	leaving   map[*Download]bool   // out of downloads, but what they hold is not closed yet
-	swarms    map[[20]byte]task.ID // tasks by their name in a handshake; see know
-	swarmsMax int
+	leaving   map[*Download]bool     // out of downloads, but what they hold is not closed yet
+	swarms    map[[20]byte]swarmTask // tasks by their name in a handshake; see know
+	swarmsMax int                    // more of them are swept
+	sweep     int                    // counts the sweeps
 	attempts  map[task.ID]attempt
 	spreads   map[task.ID]spreadPast
 	failures  map[task.ID]failure
@@ -236,11 +239,12 @@ func New(cfg Config) *Engine {
 	cfg.defaults()
 	e := &Engine{
 		cfg: cfg, log: cfg.Logger, near: newLane(cfg.UploadSlots, cfg.UploadLines), afar: newLane(afarSlots(cfg.UploadSlots), cfg.UploadLines), started: make(chan struct{}),
-		downloads: make(map[task.ID]*Download), leaving: make(map[*Download]bool), swarms: make(map[[20]byte]task.ID), attempts: make(map[task.ID]attempt), spreads: make(map[task.ID]spreadPast),
+		downloads: make(map[task.ID]*Download), leaving: make(map[*Download]bool), swarms: make(map[[20]byte]swarmTask), attempts: make(map[task.ID]attempt), spreads: make(map[task.ID]spreadPast),
 		failures: make(map[task.ID]failure), compared: make(map[task.ID]*compared),
 	}
 	e.SetLimits(cfg.Limits)
 	held := cfg.Store.Inventory()
+	e.swarmsMax = swarmsMin + 2*len(held)
 	for _, entry := range held {
 		e.know(entry.ID)
 	}
@@ -521,31 +525,50 @@ func (e *Engine) download(spec task.Spec, why purpose) (*Download, error) {
 	return d, nil
 }
 
+// swarmTask is the task of a swarm, and the sweep before which it was last in use.
+type swarmTask struct {
+	id    task.ID
+	sweep int
+}
+
+// swarmsMin is how many names are kept in any case.
+const swarmsMin = 1024
+
 // know enters a task's name in handshakes. From time to time those of tasks that are gone
 // are dropped. The caller holds mu, or is alone.
 func (e *Engine) know(id task.ID) {
-	e.swarms[id.Swarm()] = id
-	if len(e.swarms) <= e.swarmsMax {
-		return
+	e.swarms[id.Swarm()] = swarmTask{id, e.sweep}
+	if len(e.swarms) > e.swarmsMax {
+		e.swarmsMax *= 2 // one sweep at a time
+		e.sweep++
+		sweep := e.sweep
+		e.wg.Go(func() { e.sweepNames(sweep) })
 	}
-	clear(e.swarms)
-	e.swarms[id.Swarm()] = id
+}
+
+// sweepNames drops the names of tasks that are gone: those that are not stored, and were in no
+// use since this sweep began.
+func (e *Engine) sweepNames(sweep int) {
+	stored := make(map[task.ID]bool)
 	for _, entry := range e.cfg.Store.Inventory() {
-		e.swarms[entry.ID.Swarm()] = entry.ID
+		stored[entry.ID] = true
 	}
-	for id := range e.downloads {
-		e.swarms[id.Swarm()] = id
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for swarm, t := range e.swarms {
+		_, gaveUp := e.failures[t.id]
+		if t.sweep < sweep && !stored[t.id] && e.downloads[t.id] == nil && !gaveUp {
+			delete(e.swarms, swarm)
+		}
 	}
-	for id := range e.failures {
-		e.swarms[id.Swarm()] = id
-	}
-	e.swarmsMax = 1024 + 2*len(e.swarms)
+	e.swarmsMax = swarmsMin + 2*len(e.swarms)
 }
 
 // here finds the task of a swarm, and reports whether it is in memory or in the store.
 func (e *Engine) here(swarm [20]byte) (id task.ID, ok bool) {
 	e.mu.Lock()
-	id, ok = e.swarms[swarm]
+	t, ok := e.swarms[swarm]
+	id = t.id
 	running := e.downloads[id] != nil
 	e.mu.Unlock()
 	if !ok || running {
@@ -576,6 +599,7 @@ func (e *Engine) retire(d *Download) bool {
 	}
 	if e.downloads[d.id] == d {
 		delete(e.downloads, d.id)
+		e.know(d.id) // a sweep may have asked the store before this download wrote to it
 	}
 	e.leaving[d] = true
 	e.keepSpread(d, time.Now())
@@ -598,18 +622,20 @@ func (e *Engine) held(d *Download) bool {
 }
 
 // bury takes a download out of memory that has failed. Who came for it until now shares its
-// fate; who comes later begins anew, but for a moment peers are told why a seed gave up.
-func (e *Engine) bury(d *Download) {
+// fate; who comes later begins anew, but for a moment peers are told why a seed gave up. It
+// reports whether the last of those that came made a seed of the download.
+func (e *Engine) bury(d *Download) (seed bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.downloads[d.id] == d {
 		delete(e.downloads, d.id)
+		e.know(d.id)
 	}
 	e.leaving[d] = true
-	d.takeOffer()
+	seed = d.adoptOffer()
 	var words *api.Failure
 	if !errors.As(d.err, &words) || !d.seeds() || words.Personal() {
-		return // who comes with other credentials must not hear of a refusal
+		return seed // who comes with other credentials must not hear of a refusal
 	}
 	now := time.Now()
 	for id, f := range e.failures {
@@ -618,6 +644,7 @@ func (e *Engine) bury(d *Download) {
 		}
 	}
 	e.failures[d.id] = failure{d.forOthers(words), now.Add(failureMemory)}
+	return seed
 }
 
 // failed returns why this host gave a task up a moment ago, or nil.

@@ -18,7 +18,7 @@ const newsEvery = 5 * time.Second
 // not heard: a download is not kept in memory, and its content on the disk, until an owner
 // answers.
 type news struct {
-	// mu is held to look up and to note, never while anything is announced.
+	// mu is held to look up and to note, never while anything is announced or an engine is asked.
 	mu sync.Mutex
 	// believed are tasks of which an owner may think that this host has something.
 	believed map[task.ID]struct{}
@@ -52,12 +52,12 @@ func (n *news) said(e api.Entry, err error) {
 
 // due lists what is to be announced now, and forgets what nobody needs to hear any more.
 func (n *news) due(held []piece.Entry, running func(task.ID) bool) (list []api.Entry) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	here := make(map[task.ID]piece.Entry, len(held))
 	for _, e := range held {
 		here[e.ID] = e
 	}
+	var gone []task.ID
+	n.mu.Lock()
 	for id := range n.owed {
 		if e, ok := here[id]; ok && e.Complete {
 			list = append(list, api.Entry{Task: id, Event: api.Completed, Have: e.Have})
@@ -66,7 +66,13 @@ func (n *news) due(held []piece.Entry, running func(task.ID) bool) (list []api.E
 		}
 	}
 	for id := range n.believed {
-		if _, ok := here[id]; !ok && !running(id) {
+		if _, ok := here[id]; !ok {
+			gone = append(gone, id)
+		}
+	}
+	n.mu.Unlock()
+	for _, id := range gone {
+		if !running(id) {
 			list = append(list, api.Entry{Task: id, Event: api.Stopped})
 		}
 	}
