@@ -26,7 +26,8 @@ var (
 // ledger is what one download knows for sure of its content: facts, signed digests, and
 // the replica that holds the pieces. The goroutines of all connections write into it
 // directly, so that a digest is known before the next message of the same connection,
-// maybe the piece itself, is read.
+// maybe the piece itself, is read. They decide under mu what is new, verify and store it
+// without, and enter it under mu once more, where what has changed meanwhile is looked at again.
 type ledger struct {
 	id       task.ID
 	store    piece.Store
@@ -38,7 +39,11 @@ type ledger struct {
 	replica piece.Replica
 	cached  bool // everything was here at the beginning
 
-	// mu is held to look up and to add, over a journal append but never over a hash.
+	// making is held while the store makes the replica, which may evict other contents or wait
+	// for them. Those that only look up do not need it.
+	making sync.Mutex
+
+	// mu is held to look up and to enter, never over a signature, a hash or a call of the store.
 	mu      sync.Mutex
 	digests []piece.Digest
 	known   piece.Bitmap
@@ -83,12 +88,12 @@ func (l *ledger) load() error {
 	if err != nil {
 		return fmt.Errorf("opening task %s: %w", l.id, err)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err := l.loadLocked(r); err != nil {
+	if err := l.takeUp(r); err != nil {
 		r.Close()
+		l.mu.Lock()
 		l.replica, l.digests, l.known, l.runs, l.runOf = nil, nil, piece.Bitmap{}, nil, nil
 		clear(l.found)
+		l.mu.Unlock()
 		if err := l.store.Remove(l.id); err != nil {
 			return fmt.Errorf("dropping task %s: %w", l.id, err)
 		}
@@ -99,26 +104,26 @@ func (l *ledger) load() error {
 	return nil
 }
 
-// loadLocked takes up what a replica holds; it fails with errContradiction only.
-func (l *ledger) loadLocked(r piece.Replica) error {
+// takeUp takes up what a replica holds; it fails with errContradiction only.
+func (l *ledger) takeUp(r piece.Replica) error {
 	l.adopt(r)
 	// What the own disk says is verified like what a stranger says: the cluster secret
 	// may have changed since. What cannot be verified any more is left out.
 	runs, certs := r.Runs()
 	for _, der := range certs {
-		_, _ = l.addLocked(nil, [][]byte{der}, false)
+		_, _ = l.take(nil, [][]byte{der}, false)
 	}
 	// One run over everything makes the others superfluous.
 	if at := slices.IndexFunc(runs, l.isWhole); at >= 0 {
-		if _, err := l.addLocked(runs[at:at+1], nil, false); errors.Is(err, errContradiction) {
+		if _, err := l.take(runs[at:at+1], nil, false); errors.Is(err, errContradiction) {
 			return err
 		}
-		if l.known.Full() {
+		if l.knowsAll() {
 			runs = nil
 		}
 	}
 	for i := range runs {
-		if _, err := l.addLocked(runs[i:i+1], nil, false); errors.Is(err, errContradiction) {
+		if _, err := l.take(runs[i:i+1], nil, false); errors.Is(err, errContradiction) {
 			return err
 		}
 	}
@@ -126,6 +131,8 @@ func (l *ledger) loadLocked(r piece.Replica) error {
 }
 
 func (l *ledger) adopt(r piece.Replica) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	n := r.Facts().Layout().Count()
 	l.replica = r
 	l.digests = make([]piece.Digest, n)
@@ -133,19 +140,11 @@ func (l *ledger) adopt(r piece.Replica) {
 	l.runOf = make([]int32, n)
 }
 
-// setFacts takes facts from somebody who is trusted with them: the own origin, the owner.
+// setFacts takes facts from somebody who is trusted with them: the own origin, the owner, or a
+// coordinator that signed them. The store may take its time to make room.
 func (l *ledger) setFacts(f piece.Facts) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.setFactsLocked(f)
-}
-
-func (l *ledger) setFactsLocked(f piece.Facts) error {
-	if l.replica != nil {
-		if l.replica.Facts().Layout() != f.Layout() {
-			return fmt.Errorf("%w: length %d, was %d", errFacts, f.Length, l.replica.Facts().Length)
-		}
-		return nil
+	if known, err := l.compare(f); known {
+		return err
 	}
 	if err := f.Check(); err != nil {
 		return err
@@ -156,6 +155,11 @@ func (l *ledger) setFactsLocked(f piece.Facts) error {
 			return fmt.Errorf("%w: %w", errFacts, err)
 		}
 	}
+	l.making.Lock()
+	defer l.making.Unlock()
+	if known, err := l.compare(f); known {
+		return err
+	}
 	r, err := l.create(l.id, f)
 	if err != nil {
 		return fmt.Errorf("%w: making room for task %s of %d bytes: %w", errSpace, l.id, f.Length, err)
@@ -163,6 +167,19 @@ func (l *ledger) setFactsLocked(f piece.Facts) error {
 	l.adopt(r)
 	close(l.ready)
 	return nil
+}
+
+// compare reports whether facts are known already, and whether these contradict them.
+func (l *ledger) compare(f piece.Facts) (known bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.replica == nil {
+		return false, nil
+	}
+	if was := l.replica.Facts(); was.Layout() != f.Layout() {
+		return true, fmt.Errorf("%w: length %d, was %d", errFacts, f.Length, was.Length)
+	}
+	return true, nil
 }
 
 // hasFacts reports whether the facts are known.
@@ -184,76 +201,146 @@ func (e *staleError) Error() string { return fmt.Sprintf("epoch %d was revoked",
 // or kept before, so that they need not be sent back to where they came from. A
 // *staleError is harmless: what was revoked is left out.
 func (l *ledger) add(runs []piece.Run, certs [][]byte) (numbers []int, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.addLocked(runs, certs, true)
+	return l.take(runs, certs, true)
 }
 
-func (l *ledger) addLocked(runs []piece.Run, certs [][]byte, keep bool) (numbers []int, err error) {
-	var fresh []piece.Run
-	var freshCerts [][]byte
-	var stale staleError
-	defer func() {
-		// What is good is kept, also when what came with it is not.
-		if keep && l.replica != nil && len(fresh)+len(freshCerts) > 0 {
-			if failed := l.replica.AddRuns(fresh, freshCerts); failed != nil {
-				err = errors.Join(err, fmt.Errorf("%w: keeping digests of task %s: %w", errSpace, l.id, failed))
+// take is add, which keeps runs in the replica only where it is told to. What is good is kept,
+// also when what came with it is not.
+func (l *ledger) take(runs []piece.Run, certs [][]byte, keep bool) (numbers []int, err error) {
+	freshCerts, err := l.certify(certs)
+	var good, fresh []piece.Run
+	var stale *staleError
+	for _, r := range runs {
+		if err != nil {
+			break
+		}
+		var known bool
+		switch known, err = l.judge(r, good); {
+		case errors.As(err, &stale):
+			err = nil
+		case err == nil && known:
+			good = append(good, r)
+		case err == nil:
+			good, fresh = append(good, r), append(fresh, r)
+		}
+	}
+	// The disk comes first: what this host passes on must have its proof after a crash, too.
+	if keep && l.hasFacts() && len(fresh)+len(freshCerts) > 0 {
+		if failed := l.replica.AddRuns(fresh, freshCerts); failed != nil {
+			err = errors.Join(err, fmt.Errorf("%w: keeping digests of task %s: %w", errSpace, l.id, failed))
+		}
+	}
+	stored := l.unproven(fresh)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range good {
+		n, ok := l.found[nameOf(r)]
+		if !ok && l.revoked[r.Epoch] { // since it was judged
+			stale = &staleError{r.Epoch}
+			continue
+		}
+		if !ok {
+			var wrong error
+			if n, wrong = l.note(r, stored); wrong != nil {
+				return numbers, errors.Join(wrong, err)
 			}
 		}
-	}()
+		numbers = append(numbers, n)
+	}
+	if err == nil && stale != nil {
+		return numbers, stale
+	}
+	return numbers, err
+}
+
+// certify makes the keys of certificates known, and returns those certificates that are new here.
+func (l *ledger) certify(certs [][]byte) (fresh [][]byte, err error) {
 	for _, der := range certs {
 		key, err := l.verifier.AddCertificate(der)
 		if err != nil {
-			return numbers, fmt.Errorf("certificate of a coordinator: %w", err)
+			return fresh, fmt.Errorf("certificate of a coordinator: %w", err)
 		}
+		l.mu.Lock()
 		if l.certs[key] == nil {
 			l.certs[key] = der
-			freshCerts = append(freshCerts, der)
+			fresh = append(fresh, der)
 		}
+		l.mu.Unlock()
 	}
+	return fresh, nil
+}
+
+// judge verifies a run and takes its facts, and reports whether it was known already; before
+// are those that came with it and are good. The error is a *staleError where it was revoked.
+func (l *ledger) judge(r piece.Run, before []piece.Run) (known bool, err error) {
+	l.mu.Lock()
+	_, known = l.found[nameOf(r)]
+	revoked := l.revoked[r.Epoch]
+	l.mu.Unlock()
+	switch {
+	case known:
+		return true, nil
+	case revoked:
+		return false, &staleError{r.Epoch}
+	}
+	if err := r.Check(); err != nil {
+		return false, err
+	}
+	if err := l.verifier.VerifyRun(l.id, r); err != nil {
+		return false, fmt.Errorf("run of pieces [%d, %d): %w", r.First, r.End(), err)
+	}
+	if err := l.setFacts(r.Facts); err != nil {
+		notOlder := func(o piece.Run) bool { return o.Epoch >= r.Epoch }
+		l.mu.Lock()
+		newest := l.replica != nil && !slices.ContainsFunc(l.runs, notOlder)
+		l.mu.Unlock()
+		if errors.Is(err, errFacts) && newest && !slices.ContainsFunc(before, notOlder) {
+			// The newer attempt was begun because of what was wrong with the older.
+			err = fmt.Errorf("%w: %w", errContradiction, err)
+		}
+		return false, err
+	}
+	return false, nil
+}
+
+// unproven returns the digests of pieces that are stored though nobody has vouched for them, of
+// those that runs speak of.
+func (l *ledger) unproven(runs []piece.Run) map[piece.Index]piece.Digest {
+	var doubtful []piece.Index
+	l.mu.Lock()
 	for _, r := range runs {
-		if n, ok := l.found[nameOf(r)]; ok {
-			numbers = append(numbers, n)
-			continue
-		}
-		if l.revoked[r.Epoch] {
-			stale.epoch = r.Epoch
-			continue
-		}
-		if err := r.Check(); err != nil {
-			return numbers, err
-		}
-		if err := l.verifier.VerifyRun(l.id, r); err != nil {
-			return numbers, fmt.Errorf("run of pieces [%d, %d): %w", r.First, r.End(), err)
-		}
-		if err := l.setFactsLocked(r.Facts); err != nil {
-			if errors.Is(err, errFacts) && l.replica != nil && !slices.ContainsFunc(l.runs, func(o piece.Run) bool { return o.Epoch >= r.Epoch }) {
-				// The newer attempt was begun because of what was wrong with the older.
-				err = fmt.Errorf("%w: %w", errContradiction, err)
+		for i := r.First; i < r.End(); i++ {
+			if !l.known.Has(i) {
+				doubtful = append(doubtful, i)
 			}
-			return numbers, err
 		}
-		n, err := l.note(r)
-		if err != nil {
-			return numbers, err
+	}
+	replica := l.replica
+	l.mu.Unlock()
+	var stored map[piece.Index]piece.Digest
+	for _, i := range doubtful {
+		d, ok := replica.Digest(i)
+		if !ok {
+			continue
 		}
-		numbers = append(numbers, n)
-		fresh = append(fresh, r)
+		if stored == nil {
+			stored = make(map[piece.Index]piece.Digest)
+		}
+		stored[i] = d
 	}
-	if stale.epoch != 0 {
-		return numbers, &stale
-	}
-	return numbers, nil
+	return stored
 }
 
 // note enters a run that is known to be good. It fails when the run shows that something
 // here is not: it is over the checked whole and says otherwise than an earlier one did, or
-// a piece is stored that nobody had vouched for yet and whose bytes are others.
-func (l *ledger) note(r piece.Run) (int, error) {
+// a piece is stored that nobody had vouched for yet and whose bytes are others. The caller
+// holds mu.
+func (l *ledger) note(r piece.Run, stored map[piece.Index]piece.Digest) (int, error) {
 	for j, d := range r.Digests {
 		i := r.First + piece.Index(j)
-		switch stored, ok := l.replica.Digest(i); {
-		case l.known.Has(i) && l.digests[i] != d && r.Final, !l.known.Has(i) && ok && stored != d:
+		here, ok := stored[i]
+		switch {
+		case l.known.Has(i) && l.digests[i] != d && r.Final, !l.known.Has(i) && ok && here != d:
 			return 0, fmt.Errorf("%w: piece %d of task %s", errContradiction, i, l.id)
 		}
 	}
@@ -307,6 +394,13 @@ func (l *ledger) proof(i piece.Index) int {
 		return -1
 	}
 	return int(l.runOf[i])
+}
+
+// knowsAll reports whether the digest of every piece is known.
+func (l *ledger) knowsAll() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.known.Full()
 }
 
 // any reports whether there is a run at all.

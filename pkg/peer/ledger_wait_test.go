@@ -1,0 +1,182 @@
+package peer
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/piece/memstore"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// gate lets one call after the other through, and tells of each that it has come.
+type gate struct{ came, let chan struct{} }
+
+func newGate() gate { return gate{make(chan struct{}), make(chan struct{})} }
+
+func (g gate) pass() {
+	g.came <- struct{}{}
+	<-g.let
+}
+
+// deliberate takes its time over the runs of one epoch.
+type deliberate struct {
+	credulous
+	gate
+	epoch uint64
+}
+
+func (v deliberate) VerifyRun(_ task.ID, r piece.Run) error {
+	if r.Epoch == v.epoch {
+		v.pass()
+	}
+	return nil
+}
+
+// sluggish takes its time to make a replica, and its replicas to keep runs.
+type sluggish struct {
+	piece.Store
+	create, keep gate
+}
+
+func (s sluggish) Create(id task.ID, f piece.Facts) (piece.Replica, error) {
+	s.create.pass()
+	r, err := s.Store.Create(id, f)
+	return sluggishReplica{r, s.keep}, err
+}
+
+type sluggishReplica struct {
+	piece.Replica
+	keep gate
+}
+
+func (r sluggishReplica) AddRuns(runs []piece.Run, certs [][]byte) error {
+	r.keep.pass()
+	return r.Replica.AddRuns(runs, certs)
+}
+
+// answers asks a ledger all that a download's loop asks it.
+func answers(t *testing.T, l *ledger) {
+	t.Helper()
+	returns(t, "looking into the ledger", func() {
+		l.digest(0)
+		l.proof(0)
+		l.any()
+		l.proven()
+		l.knownSet()
+		l.epochs()
+		l.certificate(piece.KeyID{1})
+		l.concerns(77)
+	})
+}
+
+// result is what add returned.
+type result struct {
+	numbers []int
+	err     error
+}
+
+// adding adds runs from another goroutine.
+func adding(l *ledger, runs ...piece.Run) <-chan result {
+	out := make(chan result, 1)
+	go func() {
+		numbers, err := l.add(runs, [][]byte{[]byte("certificate")})
+		out <- result{numbers, err}
+	}()
+	return out
+}
+
+func TestTheLedgerAnswersWhileItIsWrittenTo(t *testing.T) {
+	f := piece.FactsFor(3*piece.SizeMin, "")
+	slow, quick := runAt(f, 1, 0, digestOf(0)), runAt(f, 2, 1, digestOf(1))
+	t.Run("while a signature is checked", func(t *testing.T) {
+		v := deliberate{gate: newGate(), epoch: slow.Epoch}
+		l := newLedger(ledgerTask, memstore.New(memstore.Config{}), v, nil)
+		first := adding(l, slow)
+		<-v.came
+		answers(t, l)
+		returns(t, "adding another run", func() {
+			numbers, err := l.add([]piece.Run{quick}, nil)
+			require.NoError(t, err)
+			assert.Equal(t, []int{0}, numbers)
+		})
+		_, known := l.digest(0)
+		assert.False(t, known, "it was not verified yet")
+		v.let <- struct{}{}
+		assert.Equal(t, result{numbers: []int{1}}, <-first)
+		d, _ := l.digest(0)
+		assert.Equal(t, digestOf(0), d)
+	})
+	t.Run("while the store makes room and writes", func(t *testing.T) {
+		s := sluggish{memstore.New(memstore.Config{}), newGate(), newGate()}
+		l := newLedger(ledgerTask, s, credulous{}, nil)
+		first := adding(l, slow)
+		<-s.create.came
+		answers(t, l)
+		second := adding(l, quick) // it waits for the facts, and makes no second replica
+		s.create.let <- struct{}{}
+		<-s.keep.came
+		<-s.keep.came
+		answers(t, l)
+		returns(t, "facts that are known", func() { require.NoError(t, l.setFacts(f)) })
+		assert.Equal(t, -1, l.proof(0), "what is not on the disk yet is not passed on")
+		s.keep.let <- struct{}{}
+		s.keep.let <- struct{}{}
+		for _, r := range []result{<-first, <-second} {
+			require.NoError(t, r.err)
+		}
+		kept, _ := l.replica.Runs()
+		assert.Len(t, kept, 2)
+	})
+	t.Run("one run that two bring at once is entered once", func(t *testing.T) {
+		v := deliberate{gate: newGate(), epoch: slow.Epoch}
+		l := newLedger(ledgerTask, memstore.New(memstore.Config{}), v, nil)
+		first, second := adding(l, slow), adding(l, slow)
+		<-v.came
+		<-v.came
+		v.let <- struct{}{}
+		v.let <- struct{}{}
+		assert.Equal(t, result{numbers: []int{0}}, <-first)
+		assert.Equal(t, result{numbers: []int{0}}, <-second)
+		assert.Equal(t, []uint64{slow.Epoch}, l.epochs())
+	})
+	t.Run("what is revoked while it is checked is left out", func(t *testing.T) {
+		v := deliberate{gate: newGate(), epoch: slow.Epoch}
+		l := newLedger(ledgerTask, memstore.New(memstore.Config{}), v, nil)
+		first := adding(l, slow, quick)
+		<-v.came
+		returns(t, "revoking", func() { assert.False(t, l.concerns(slow.Epoch)) })
+		v.let <- struct{}{}
+		got := <-first
+		var stale *staleError
+		require.ErrorAs(t, got.err, &stale, "who still believes it is to be told")
+		assert.Equal(t, slow.Epoch, stale.epoch)
+		assert.Equal(t, []int{0}, got.numbers, "the other one is good")
+		assert.Equal(t, []uint64{quick.Epoch}, l.epochs())
+	})
+	t.Run("a contradiction that comes in while it is checked is noticed", func(t *testing.T) {
+		v := deliberate{gate: newGate(), epoch: 4}
+		l := newLedger(ledgerTask, memstore.New(memstore.Config{}), v, nil)
+		whole := adding(l, runAt(f, 4, 0, digestOf(0), digestOf(8), digestOf(2)))
+		<-v.came
+		returns(t, "adding another run", func() {
+			_, err := l.add([]piece.Run{quick}, nil)
+			require.NoError(t, err)
+		})
+		v.let <- struct{}{}
+		require.ErrorIs(t, (<-whole).err, errContradiction)
+	})
+}
+
+func TestAnotherLengthInOneMessageIsJudgedByTheNewest(t *testing.T) {
+	short, long := piece.FactsFor(3*piece.SizeMin, ""), piece.FactsFor(4*piece.SizeMin, "")
+	l := newLedger(ledgerTask, memstore.New(memstore.Config{}), credulous{}, nil)
+	numbers, err := l.add([]piece.Run{runAt(short, 5, 0, digestOf(0)), runAt(long, 4, 0)}, nil)
+	require.ErrorIs(t, err, errFacts)
+	require.NotErrorIs(t, err, errContradiction, "an older attempt says so")
+	assert.Equal(t, []int{0}, numbers)
+	_, err = l.add([]piece.Run{runAt(short, 5, 1, digestOf(1)), runAt(long, 6, 0)}, nil)
+	require.ErrorIs(t, err, errContradiction)
+}
