@@ -708,11 +708,12 @@ func TestAnswersAreBoundedBeforeTheyAreBelieved(t *testing.T) {
 			{Facts: &piece.Facts{Length: -1}, Inline: []byte("x")},
 			{Inline: make([]byte, api.InlineMax+1)},
 			{Failure: &api.Failure{Status: 200, Body: make([]byte, api.FailureMax+1)}},
+			{Inline: []byte("x"), Proof: &api.Proof{Facts: piece.FactsFor(1, ""), Key: []byte("short")}},
 		},
 	}
 	b, err := json.Marshal(response)
 	require.NoError(t, err)
-	got, err := decodeResponse(b, 4)
+	got, err := decodeResponse(b, 5)
 	require.NoError(t, err)
 	assert.Equal(t, 60_000, got.IntervalMillis)
 	assert.Equal(t, []string{"a:1", "b:1"}, got.Owners)
@@ -721,6 +722,7 @@ func TestAnswersAreBoundedBeforeTheyAreBelieved(t *testing.T) {
 	assert.Nil(t, got.Assignments[2].Inline)
 	assert.Equal(t, 502, got.Assignments[3].Failure.Status)
 	assert.Len(t, got.Assignments[3].Failure.Body, api.FailureMax)
+	assert.Nil(t, got.Assignments[4].Proof)
 
 	for body, reason := range map[string]string{
 		``:                                    "unexpected end",
@@ -738,10 +740,23 @@ func TestAnswersAreBoundedBeforeTheyAreBelieved(t *testing.T) {
 	}
 }
 
+// What a host notes for itself about an answer, no owner can say.
+func TestAnOwnerCannotSayThatOthersAskThisHost(t *testing.T) {
+	for _, key := range []string{"leads", "Leads", "LEADS", "elsewhere", "Elsewhere", "-"} {
+		got, err := decodeResponse([]byte(`{"version":1,"assignments":[{"seed":true,"`+key+`":true}]}`), 1)
+		require.NoError(t, err)
+		assert.Equal(t, api.Assignment{Seed: true}, got.Assignments[0], key)
+	}
+	b, err := json.Marshal(api.Assignment{Task: task.ID("file:" + strings.Repeat("1", 64)), Leads: true, Elsewhere: true})
+	require.NoError(t, err)
+	assert.JSONEq(t, `{"task":"file:`+strings.Repeat("1", 64)+`"}`, string(b), "nor does this host tell others")
+}
+
 // FuzzDecodeResponse proves that whatever an owner says, what comes out is within bounds.
 func FuzzDecodeResponse(f *testing.F) {
 	f.Add([]byte(`{"version":1,"assignments":[{"neighbours":[{"id":"11111111111111111111111111111111","addr":"a:1"}],"facts":{"length":5,"pieceSize":131072},"inline":"aGVsbG8="}],"intervalMillis":1000,"owners":["a:1"]}`))
 	f.Add([]byte(`{"version":2,"assignments":[{"failure":{"status":503,"body":"eA==","message":"no"},"redirect":"b:1"}],"resync":true}`))
+	f.Add([]byte(`{"version":1,"assignments":[{"inline":"aA==","proof":{"facts":{"length":1,"pieceSize":131072},"epoch":"7","digests":["qqqq"],"key":"AQIDBAUGBwg=","signature":"","certificates":["AA=="]}}]}`))
 	f.Add([]byte(`{"version":1,"assignments":[null],"owners":null}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := decodeResponse(b, 1)
@@ -760,6 +775,10 @@ func FuzzDecodeResponse(f *testing.F) {
 		if a.Facts != nil {
 			require.NoError(t, a.Facts.Check())
 		}
+		if a.Proof != nil {
+			require.NoError(t, a.Proof.Check())
+		}
+		require.False(t, a.Leads || a.Elsewhere)
 		if a.Failure != nil {
 			require.LessOrEqual(t, len(a.Failure.Body), api.FailureMax)
 		}

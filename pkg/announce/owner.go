@@ -328,9 +328,9 @@ func (c *Client) post(ctx context.Context, addr string, r api.AnnounceRequest) (
 	return response, nil
 }
 
-// assignmentMax bounds one assignment on the wire, in bytes: content, an origin's refusal and
-// neighbours, in base64 and JSON.
-const assignmentMax = 2*(api.InlineMax+api.FailureMax) + 64<<10
+// assignmentMax bounds one assignment on the wire, in bytes: content, an origin's refusal, the
+// certificates of a proof and neighbours, in base64 and JSON.
+const assignmentMax = 2*(api.InlineMax+api.FailureMax+api.ProofCertificatesMax*api.ProofCertificateMax) + 64<<10
 
 // decodeResponse reads the answer to an announce of n entries and takes out of it what no
 // honest owner says.
@@ -396,6 +396,9 @@ func purify(a *api.Assignment) {
 	}
 	if len(a.Inline) > api.InlineMax {
 		a.Inline = nil
+	}
+	if a.Proof != nil && a.Proof.Check() != nil {
+		a.Proof = nil
 	}
 	if f := a.Failure; f != nil {
 		f.Body = f.Body[:min(len(f.Body), api.FailureMax)]

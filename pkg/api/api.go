@@ -100,9 +100,9 @@ type Assignment struct {
 	// its neighbours.
 	Seed bool `json:"seed,omitempty"`
 	// Leads says to a host that asked its own coordinator that others ask it, too: it need not leave
-	// the origin to one of its neighbours.
-	Leads bool `json:"leads,omitempty"`
-	// Elsewhere says that another host's coordinator gave the answer. It is not on the wire.
+	// the origin to one of its neighbours. Elsewhere says that another host's coordinator gave the
+	// answer. The host notes both for itself; no owner can say them.
+	Leads     bool `json:"-"`
 	Elsewhere bool `json:"-"`
 	// Local tells the asker to take pieces from its own zone alone: the zone's gateways
 	// bring them there. Absent, it is a gateway itself, or there is one zone.
@@ -111,6 +111,9 @@ type Assignment struct {
 	Facts *piece.Facts `json:"facts,omitempty"`
 	// Inline is the whole content when it is small and the owner holds it.
 	Inline []byte `json:"inline,omitempty"`
+	// Proof vouches for Inline, or for content that is empty. Without it, only content is taken
+	// that matches the digest in the task's name: the rest comes on the piece wire.
+	Proof *Proof `json:"proof,omitempty"`
 	// Failure is the origin's own refusal, when the owner met one a moment ago.
 	Failure *Failure `json:"failure,omitempty"`
 	// Redirect is the API address of the owner to ask instead.

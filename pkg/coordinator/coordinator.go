@@ -241,7 +241,7 @@ func (c *Coordinator) answer(r api.AnnounceRequest) (api.AnnounceResponse, error
 		}
 		a.Facts = c.factsOf(e.Task)
 		if e.Event == api.Started && r.Host.ID != c.cfg.Host.ID && a.Facts != nil && a.Facts.Length <= int64(min(api.InlineMax, room)) {
-			a.Inline = c.content(e.Task, *a.Facts)
+			a.Inline, a.Proof = c.content(e.Task, *a.Facts)
 			room -= len(a.Inline)
 		}
 	}
@@ -296,25 +296,31 @@ func (c *Coordinator) factsOf(id task.ID) *piece.Facts {
 	return &f
 }
 
-// content returns the whole of a small content, or nil when the store does not hold it so.
-func (c *Coordinator) content(id task.ID, f piece.Facts) []byte {
+// content returns the whole of a small content and who vouches for it, or nil when the store does
+// not hold it so. What neither its name nor a coordinator vouches for is not worth its way.
+func (c *Coordinator) content(id task.ID, f piece.Facts) ([]byte, *api.Proof) {
 	if c.cfg.Store == nil {
-		return nil
+		return nil, nil
 	}
 	replica, err := c.cfg.Store.Open(id)
 	if err != nil {
-		return nil
+		return nil, nil
 	}
 	defer replica.Close()
 	if replica.Facts() != f || !replica.Have().Full() {
-		return nil
+		return nil, nil
+	}
+	runs, certificates := replica.Runs()
+	proof := api.NewProof(f, runs, certificates)
+	if _, named := id.Digest(); !named && proof == nil {
+		return nil, nil
 	}
 	content := make([]byte, f.Length)
 	if n, err := replica.ReadAt(content, 0); n < len(content) {
 		c.log.Warn("small content could not be read for an answer", "task", id, "err", err)
-		return nil
+		return nil, nil
 	}
-	return content
+	return content, proof
 }
 
 // SeedFacts takes in what the engine learnt of a content from its origin.

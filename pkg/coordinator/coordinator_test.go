@@ -22,6 +22,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/piece/memstore"
 	"github.com/darter-io/darter/pkg/scheduler"
 	"github.com/darter-io/darter/pkg/task"
 )
@@ -120,6 +121,8 @@ func (b book) Have() piece.Bitmap {
 	}
 	return have
 }
+
+func (b book) Runs() ([]piece.Run, [][]byte) { return nil, nil }
 
 func (b book) ReadAt(p []byte, off int64) (int, error) { return copy(p, b.content[off:]), nil }
 
@@ -390,6 +393,46 @@ func TestSmallContentThatTheStoreHoldsComesInsideTheAnswer(t *testing.T) {
 		sum += len(a.Inline)
 	}
 	assert.Equal(t, inlineTotal, sum, "one answer is bounded")
+}
+
+func TestContentInsideAnAnswerComesWithItsProof(t *testing.T) {
+	store := memstore.New(memstore.Config{})
+	file := func(digit string) task.ID { return task.ID("file:" + strings.Repeat(digit, 64)) }
+	signed, bare, empty, blob := file("1"), file("2"), file("3"), taskID("a")
+	content, certificates := []byte("hello"), [][]byte{{1}, {2}, {3}, {4}, {5}}
+	for _, id := range []task.ID{signed, bare, empty, blob} {
+		f := piece.FactsFor(int64(len(content)), "text/plain")
+		r := piece.Run{Facts: f, Epoch: 1 << 62, Digests: []piece.Digest{piece.Sum(content)}, Final: true, Key: piece.KeyID{7}, Signature: []byte("s")}
+		if id == empty {
+			f.Length = 0
+			r.Facts, r.Digests = f, nil
+		}
+		replica, err := store.Create(id, f)
+		require.NoError(t, err)
+		if id != empty {
+			require.NoError(t, replica.WritePiece(0, content, piece.Sum(content)))
+		}
+		if id != bare {
+			early := piece.Run{Facts: f, Epoch: 1, Key: piece.KeyID{6}, Signature: []byte("e")}
+			require.NoError(t, replica.AddRuns([]piece.Run{early, r}, certificates))
+		}
+		require.NoError(t, replica.Close())
+	}
+	rig := newRig(store)
+	got := rig.serve(t, member("1"), wants(signed, ""), wants(bare, ""), wants(empty, ""), wants(blob, "")).Assignments
+	for _, i := range []int{0, 3} {
+		assert.Equal(t, "hello", string(got[i].Inline))
+		require.NotNil(t, got[i].Proof)
+		run, err := got[i].Proof.Run()
+		require.NoError(t, err)
+		assert.Equal(t, []piece.Digest{piece.Sum(content)}, run.Digests)
+		assert.Equal(t, piece.KeyID{7}, run.Key)
+		assert.Equal(t, certificates[1:], got[i].Proof.Certificates, "the last ones")
+	}
+	assert.Nil(t, got[1].Inline, "nobody vouches for it, so nobody would take it")
+	assert.NotNil(t, got[1].Facts)
+	assert.Empty(t, got[2].Inline)
+	assert.NotNil(t, got[2].Proof, "that it is empty is vouched for, too")
 }
 
 func TestContentThatIsDoneIsHeldByTheOwner(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
@@ -68,7 +69,11 @@ func (d *Download) announce(now time.Time) {
 		defer cancel()
 		answer, err := d.e.cfg.Announcer.Announce(ctx, entry)
 		d.e.news.said(entry, err)
-		d.post(func() { d.assigned(spec, answer, err) })
+		var h heeded
+		if err == nil && answer.Failure == nil {
+			h = d.heed(spec, answer)
+		}
+		d.post(func() { d.assigned(spec, answer, err, h) })
 	})
 }
 
@@ -94,9 +99,106 @@ func (d *Download) starving(now time.Time) bool {
 	return d.pick.Starving() && !seeds && now.Sub(d.lastNews) > quiet
 }
 
-// assigned takes the owner's answer to who came with spec.
-func (d *Download) assigned(spec task.Spec, a api.Assignment, err error) {
+// heeded is what an owner's answer told of the content itself.
+type heeded struct {
+	runs []int         // numbers of those that its proof holds
+	got  []piece.Index // what came inside it
+	err  error         // about what is here, or the own disk
+}
+
+// heed takes in what an owner's answer says of the content itself. It is not the loop's: signatures
+// are checked and the store makes room.
+//
+// An owner may be any member, and its word is good for the length only, while nobody has told
+// another one. Bytes are taken on a coordinator's word that came with them, or where they match
+// the digest in the task's name; other bytes come on the piece wire, with their proof.
+func (d *Download) heed(spec task.Spec, a api.Assignment) (h heeded) {
+	if a.Inline != nil {
+		d.inlining.Store(true) // until the loop has heard what came of it
+	}
+	if a.Proof != nil {
+		if h.runs, h.err = d.believe(a.Proof); h.err != nil {
+			return h
+		}
+	}
+	if f := a.Facts; f != nil {
+		_, named := d.id.Digest()
+		if f.Length == 0 && !named && !d.ledger.hasFacts() {
+			return h // it would be complete at once
+		}
+		switch err := d.ledger.setFacts(*f); {
+		case err == nil:
+		case errors.Is(err, errFacts):
+			d.log.Warn("owner told wrong facts of the content", "error", err)
+			return h
+		default:
+			h.err = err
+			return h
+		}
+	}
+	if len(a.Inline) > 0 && d.ledger.hasFacts() {
+		h.got, h.err = d.takeInline(spec, a.Inline)
+	}
+	return h
+}
+
+// believe takes in an owner's proof. One that is not good is passed by; the error is about what is
+// here, or the own disk.
+func (d *Download) believe(p *api.Proof) (numbers []int, err error) {
+	r, err := p.Run()
+	if err == nil {
+		numbers, err = d.ledger.add([]piece.Run{r}, p.Certificates)
+	}
+	if errors.Is(err, errContradiction) || errors.Is(err, errSpace) {
+		return numbers, err
+	}
+	if err != nil {
+		d.log.Warn("owner sent no good proof of the content inside its answer", "error", err)
+	}
+	return numbers, nil
+}
+
+// takeInline stores a small content that came inside an owner's answer, and returns its pieces. Each
+// must match the digest that a coordinator signed; where none is known, the whole must match the
+// digest in the task's name.
+func (d *Download) takeInline(spec task.Spec, content []byte) (got []piece.Index, err error) {
+	layout := d.ledger.replica.Facts().Layout()
+	if int64(len(content)) != layout.Length {
+		return nil, nil
+	}
+	if err := checkWhole(spec, content); err != nil {
+		d.log.Warn("owner sent wrong content inside its answer", "error", err)
+		return nil, nil
+	}
+	_, named := d.id.Digest()
+	for i := range piece.Index(layout.Count()) {
+		data := content[layout.Offset(i) : layout.Offset(i)+layout.Size(i)]
+		if d.ledger.replica.Has(i) {
+			continue
+		}
+		sum := piece.Sum(data)
+		switch want, signed := d.ledger.digest(i); {
+		case signed && want != sum:
+			d.log.Warn("owner sent wrong content inside its answer", "error", &piece.DigestError{Index: i, Want: want, Got: sum})
+			return got, nil
+		case !signed && !named:
+			d.log.Debug("owner sent content inside its answer that nobody vouches for, so it comes from peers")
+			return got, nil
+		}
+		if err := d.keep(i, data, sum); err != nil {
+			return got, fmt.Errorf("keeping piece %d of task %s: %w", i, d.id, err)
+		}
+		d.count(func(c *counters) *atomic.Int64 { return &c.inline }, int64(len(data)))
+		d.progress.signal()
+		got = append(got, i)
+	}
+	return got, nil
+}
+
+// assigned takes the owner's answer to who came with spec, and what it told of the content.
+func (d *Download) assigned(spec task.Spec, a api.Assignment, err error, h heeded) {
 	d.announcing = false
+	d.inlining.Store(false)
 	now := time.Now()
 	d.ownerErr = err
 	if err != nil {
@@ -107,19 +209,20 @@ func (d *Download) assigned(spec task.Spec, a api.Assignment, err error) {
 		d.failFor(spec, f)
 		return
 	}
-	if a.Facts != nil {
-		if err := d.ledger.setFacts(*a.Facts); err != nil {
-			if errors.Is(err, errFacts) {
-				d.fail(&api.Failure{Status: http.StatusBadGateway, Message: err.Error()})
-			} else {
-				d.failHere(err)
-			}
-			return
-		}
-		d.adoptFacts(now)
+	if errors.Is(h.err, errContradiction) {
+		d.hurt(h.err)
+		return
 	}
-	if a.Inline != nil || a.Facts != nil && a.Facts.Length == 0 {
-		d.takeInline(a)
+	if h.err != nil {
+		d.failHere(h.err)
+		return
+	}
+	d.adoptFacts(now)
+	for _, i := range h.got {
+		d.got(i, nil)
+	}
+	if len(h.runs) > 0 {
+		d.digests(nil, h.runs, false)
 	}
 	if !d.complete {
 		d.setLocal(a.Local)
@@ -169,36 +272,6 @@ func (d *Download) forsaken(now time.Time) {
 		}
 		d.fail(&api.Failure{Status: http.StatusServiceUnavailable, Message: fmt.Sprintf("nobody to download task %s from: %v", d.id, cause)})
 	}
-}
-
-// takeInline stores a small content that came inside the owner's answer. It is good when
-// it matches the digest that the task's name promises; a file's bytes are the owner's word.
-func (d *Download) takeInline(a api.Assignment) {
-	if d.pick == nil || d.complete {
-		return
-	}
-	layout := d.ledger.replica.Facts().Layout()
-	if int64(len(a.Inline)) != layout.Length {
-		return
-	}
-	if err := checkWhole(d.spec, a.Inline); err != nil {
-		d.log.Warn("owner sent wrong content inside its answer", "error", err)
-		return
-	}
-	for i := range piece.Index(layout.Count()) {
-		data := a.Inline[layout.Offset(i) : layout.Offset(i)+layout.Size(i)]
-		if d.pick.Have().Has(i) {
-			continue
-		}
-		if err := d.keep(i, data, piece.Sum(data)); err != nil {
-			d.failHere(err)
-			return
-		}
-		d.pick.Got(i)
-		d.stats.inline.Add(int64(len(data)))
-		d.e.stats.inline.Add(int64(len(data)))
-	}
-	d.progress.signal()
 }
 
 // dial connects to a neighbour unless that is done, under way or hopeless.

@@ -96,6 +96,7 @@ type Download struct {
 	comparedOnce sync.Once
 	comparedSet  *compared
 	demanded     atomic.Bool // somebody waits for what the origin gives
+	inlining     atomic.Bool // what came inside an answer is being stored, so it is not asked for
 	// neededNow is what only the origin can bring, for its goroutine.
 	neededNow atomic.Pointer[piece.Bitmap]
 	view      atomic.Pointer[TaskStatus]
@@ -322,7 +323,9 @@ func (d *Download) step(now time.Time) {
 	if d.pick != nil {
 		d.forgetWants(now)
 		d.noteComplete()
-		d.request(now)
+		if !d.inlining.Load() {
+			d.request(now)
+		}
 	}
 	d.steerOrigin(now)
 	d.noteDemand(d.awaited())

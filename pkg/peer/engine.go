@@ -1,8 +1,9 @@
 // Package peer is the engine that downloads and serves: one per node, for readers, for
 // other peers, and, where it is told to be a seed, from the origin.
 //
-// Nothing is stored, served or read that was not verified against a digest that a
-// coordinator signed, or that the origin gave to this very node; a reader never sees the
+// Nothing is stored, served or read that was not verified against a digest: one that a
+// coordinator signed, one in the task's name, or one of what the origin gave to this very node.
+// No owner's bare word is taken for a byte. A reader never sees the
 // end of a content that did not match its digest. A seed is a peer whose parent is the
 // origin: there is no second download path. One loop owns one download and decides;
 // connections and disks work beside it. Start at [Engine.Open], then [Download.run];

@@ -506,9 +506,13 @@ func TestEmptyContentArrives(t *testing.T) {
 func TestSmallContentTravelsInsideTheOwnersAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(13, 1234))
-		s.seed()
+		seed := s.seed()
 		f := piece.FactsFor(1234, "application/x")
-		s.owner.answer = func(_ *node, _ api.Entry, a *api.Assignment) error {
+		s.owner.answer = func(from *node, _ api.Entry, a *api.Assignment) error {
+			if from == seed {
+				a.Neighbours = nil // it would bring the content sooner than the answer
+				return nil
+			}
 			a.Facts, a.Inline = &f, s.origin.content
 			return nil
 		}
