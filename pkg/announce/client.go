@@ -106,7 +106,8 @@ type Client struct {
 	changed chan struct{}
 	ended   chan struct{}
 
-	// mu is held to look up and queue, never while anything is sent.
+	// mu is held to look up and queue, never while anything is sent or logged: a log that blocks
+	// must not keep announces waiting.
 	mu sync.Mutex
 	// listed are the owners that the last news of them named.
 	listed []string

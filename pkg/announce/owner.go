@@ -106,9 +106,12 @@ func (o *owner) fail(err error) {
 	o.queue = nil
 }
 
+// answer tells the one that waits, if there is one; it never blocks, since done holds one answer.
+// Client.mu may be held.
 func (q *call) answer(r result) {
-	if q.done != nil {
-		q.done <- r
+	select {
+	case q.done <- r:
+	default:
 	}
 }
 
@@ -200,13 +203,20 @@ func (c *Client) send(ctx context.Context, o *owner, b batch) time.Duration {
 		}
 	}()
 
+	var wasDown time.Duration
+	defer func() {
+		if wasDown > 0 {
+			c.log.Info("owner answers again", "owner", o.addr, "after", wasDown.Round(time.Millisecond))
+		}
+	}()
+
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i, q := range b.calls {
 		q.answer(result{assignment: response.Assignments[i]})
 	}
 	if o.down() {
-		c.log.Info("owner answers again", "owner", o.addr, "after", time.Since(o.downSince).Round(time.Millisecond))
+		wasDown = max(time.Since(o.downSince), 1)
 	}
 	o.met, o.declared, o.backoff = true, false, 0
 	o.downSince = time.Time{}
@@ -229,6 +239,15 @@ func (c *Client) send(ctx context.Context, o *owner, b batch) time.Duration {
 
 // failed takes in that an owner did not answer.
 func (c *Client) failed(ctx context.Context, o *owner, b batch, err error) time.Duration {
+	var isNews, called bool
+	defer func() {
+		if isNews {
+			c.log.Warn("owner does not answer", "owner", o.addr, "err", err)
+		}
+		if called {
+			c.tellStandbysLead()
+		}
+	}()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, q := range b.calls {
@@ -240,12 +259,11 @@ func (c *Client) failed(ctx context.Context, o *owner, b batch, err error) time.
 	}
 	now := time.Now()
 	if !o.down() {
-		o.downSince = now
-		c.log.Warn("owner does not answer", "owner", o.addr, "err", err)
+		o.downSince, isNews = now, true
 	}
 	o.err, o.refused = err, refuses(err)
 	if !c.standing && c.allLost() {
-		c.call() // so that they know what is held before somebody asks for it
+		called = c.call() // so that they know what is held before somebody asks for it
 	}
 	o.backoff = min(max(backoffMin, 2*o.backoff), backoffMax)
 	// Whatever it knew, it may have forgotten when it comes back.

@@ -94,16 +94,18 @@ func (c *Client) suspect(addr string, err error) {
 		return
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	o := c.owners[addr]
 	if o == nil || o.down() {
+		c.mu.Unlock()
 		return
 	}
 	o.downSince, o.err, o.refused = time.Now(), err, true
-	c.log.Warn("owner does not answer", "owner", addr, "err", err)
 	o.poke()
-	if c.allLost() {
-		c.call()
+	called := c.allLost() && c.call()
+	c.mu.Unlock()
+	c.log.Warn("owner does not answer", "owner", addr, "err", err)
+	if called {
+		c.tellStandbysLead()
 	}
 }
 

@@ -20,6 +20,16 @@ func (c *Client) exposes(e api.Entry) bool {
 	if c.cfg.Scheme == "https" || e.Event == api.Completed || e.Event == api.Stopped {
 		return false
 	}
+	exposes, standbys := c.goesInTheClear(e)
+	if exposes && !standbys {
+		c.clear.Do(func() { c.log.Warn("contents that want a login are brought by this host alone", "reason", errClear) })
+	}
+	return exposes
+}
+
+// goesInTheClear reports whether an entry has credentials and owners are on other machines, or else
+// standbys are.
+func (c *Client) goesInTheClear(e api.Entry) (exposes, standbys bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	spec := e.Spec
@@ -27,15 +37,15 @@ func (c *Client) exposes(e api.Entry) bool {
 		spec = t.spec // it goes to whoever takes the task over
 	}
 	if spec == nil || spec.Authorization == "" && len(spec.Header) == 0 {
-		return false
+		return false, false
 	}
 	for addr := range c.owners {
 		if !isLoopback(addr) {
-			c.clear.Do(func() { c.log.Warn("contents that want a login are brought by this host alone", "reason", errClear) })
-			return true
+			return true, false
 		}
 	}
-	return slices.ContainsFunc(c.standbys, func(addr string) bool { return !isLoopback(addr) })
+	far := slices.ContainsFunc(c.standbys, func(addr string) bool { return !isLoopback(addr) })
+	return far, far
 }
 
 func isLoopback(addr string) bool {
@@ -74,11 +84,20 @@ func (c *Client) isStanding() bool {
 // callStandbys has standbys lead, when there are any and they do not do so yet.
 func (c *Client) callStandbys() bool {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.call()
+	called := c.call()
+	c.mu.Unlock()
+	if called {
+		c.tellStandbysLead()
+	}
+	return called
 }
 
-// call is callStandbys; mu is held.
+// tellStandbysLead writes the line of a call.
+func (c *Client) tellStandbysLead() {
+	c.log.Warn("no owner answers, so standbys lead", "standbys", c.Standbys())
+}
+
+// call is callStandbys without its line; mu is held.
 func (c *Client) call() bool {
 	if c.standing || c.cfg.Local == nil || len(c.standbys) == 0 || slices.ContainsFunc(c.listed, c.isHere) {
 		return false
@@ -91,7 +110,6 @@ func (c *Client) call() bool {
 			c.owners[addr] = o
 		}
 	}
-	c.log.Warn("no owner answers, so standbys lead", "standbys", c.standbys)
 	c.change()
 	return true
 }

@@ -45,6 +45,7 @@ type ledger struct {
 
 	// mu is held to look up and to enter, never over a signature, a hash or a call of the store.
 	mu      sync.Mutex
+	layout  piece.Layout // the replica's
 	digests []piece.Digest
 	known   piece.Bitmap
 	runs    []piece.Run
@@ -131,10 +132,11 @@ func (l *ledger) takeUp(r piece.Replica) error {
 }
 
 func (l *ledger) adopt(r piece.Replica) {
+	layout := r.Facts().Layout()
+	n := layout.Count()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n := r.Facts().Layout().Count()
-	l.replica = r
+	l.replica, l.layout = r, layout
 	l.digests = make([]piece.Digest, n)
 	l.known = piece.NewBitmap(n)
 	l.runOf = make([]int32, n)
@@ -176,8 +178,8 @@ func (l *ledger) compare(f piece.Facts) (known bool, err error) {
 	if l.replica == nil {
 		return false, nil
 	}
-	if was := l.replica.Facts(); was.Layout() != f.Layout() {
-		return true, fmt.Errorf("%w: length %d, was %d", errFacts, f.Length, was.Length)
+	if l.layout != f.Layout() {
+		return true, fmt.Errorf("%w: length %d, was %d", errFacts, f.Length, l.layout.Length)
 	}
 	return true, nil
 }

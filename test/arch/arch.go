@@ -1,6 +1,6 @@
 // Package arch guards what a reader of the tree relies on: who imports whom, deciding code
-// that is pure, package comments that promise something, and documents that speak of what is
-// there.
+// that is pure, mutexes under which nothing waits, package comments that promise something, and
+// documents that speak of what is there.
 //
 // A check returns every fault it finds as a sentence that says what to do, and reads only the
 // tree it is given, so that each is tested on a small tree of its own. Start at [Load] and
