@@ -4,12 +4,19 @@
 # nomsgpack leaves out of gin a codec that nothing here speaks: some 4 MB a binary.
 
 GO     ?= go
+# GOTEST runs tests: .ci/run puts gotestsum here, which keeps what go test said for a summary.
+GOTEST ?= $(GO) test
 TAGS   := nomsgpack
 TESTED  = $(shell $(GO) list -tags $(TAGS) ./... | grep -v /test/e2e)
 # What plays in virtual time. Under the race detector Go's runtime (1.26) may run the timers of
 # one bubble on two threads with one race context and crash, so these get one processor there.
 BUBBLES = $(shell $(GO) list -tags $(TAGS) -f '{{.ImportPath}} {{.Imports}} {{.TestImports}} {{.XTestImports}}' ./... \
 	| awk '/testing\/synctest/ {print $$1}')
+
+# What make race leaves out: the race detector would see the tests' own goroutines alone, since the
+# programs there are processes of their own; pkg/daemon and cmd run the same code inside of theirs.
+UNRACED := test/e2e, whose programs are processes of their own (pkg/daemon and cmd/ run their code), \
+	and test/clients, whose dfdaemon is the one of pkg/daemon
 
 # test/clients is a module of its own, whose go.mod follows the root's by -mod=mod; without the
 # tag one library needs GPGME's headers.
@@ -25,7 +32,7 @@ build: ## build supernode, dfdaemon and dfget into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '-s -w' -o bin/ ./cmd/...
 
 test: ## run the tests; what needs root or a Debian package says so and is skipped
-	$(GO) test -tags $(TAGS) -timeout 10m $(TESTED)
+	$(GOTEST) -tags $(TAGS) -timeout 6m $(TESTED)
 
 demo: ## pull an image through five nodes on this machine and count what the registry sent
 	$(GO) run -tags $(TAGS) ./test/demo
@@ -52,14 +59,15 @@ lint: ## gofmt, go vet and staticcheck
 	CGO_ENABLED=0 $$staticcheck $(CLIENT_FLAGS) ./...
 
 race: ## run the tests under the race detector (needs a C compiler)
-	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -timeout 18m $(filter-out $(BUBBLES),$(TESTED))
-	CGO_ENABLED=1 $(GO) test -race -cpu 1 -tags $(TAGS) -timeout 18m $(filter $(BUBBLES),$(TESTED))
+	CGO_ENABLED=1 $(GOTEST) -race -tags $(TAGS) -timeout 8m $(filter-out $(BUBBLES),$(TESTED))
+	CGO_ENABLED=1 $(GOTEST) -race -cpu 1 -tags $(TAGS) -timeout 8m $(filter $(BUBBLES),$(TESTED))
+	@echo 'Not under the race detector: $(UNRACED).'
 
 clients: ## pull with the libraries of containerd, Docker, Podman and others, with faults: out/clients.json
-	cd test/clients && CGO_ENABLED=0 $(GO) test -mod=mod $(CLIENT_FLAGS) -count 1 -timeout 10m -parallel 12 -v . -args -out $(CURDIR)/out/clients.json
+	cd test/clients && CGO_ENABLED=0 $(GOTEST) -mod=mod $(CLIENT_FLAGS) -count 1 -timeout 10m -parallel 12 -v . -args -out $(CURDIR)/out/clients.json
 
 e2e: ## pull with real containerd, Docker, Podman and others in network namespaces (needs root and their packages)
-	$(GO) test -tags $(TAGS) -count 1 -timeout 15m -v ./test/e2e/... -args -out $(CURDIR)/out/clients.json
+	$(GOTEST) -tags $(TAGS) -count 1 -timeout 13m -v ./test/e2e/... -args -out $(CURDIR)/out/clients.json
 
 clients-alone: ## measure what clients do when a mirror misbehaves, without Darter (15 minutes; needs what e2e needs)
 	$(GO) test -tags $(TAGS) -count 1 -timeout 30m -v -run WhatTools ./test/e2e -args -alone
