@@ -36,6 +36,7 @@ import (
 	"github.com/darter-io/darter/pkg/httpproxy"
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/supernode"
+	"github.com/darter-io/darter/test/programs"
 	"github.com/darter-io/darter/test/registrytest"
 )
 
@@ -139,10 +140,9 @@ func TestWithoutADaemonTheDaemonAndTheMirrorFail(t *testing.T) {
 
 // free is an address that nobody listens on.
 func free(t *testing.T) config.Address {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addrs, err := programs.FreeAddrs(1)
 	require.NoError(t, err)
-	defer l.Close()
-	return config.Address(l.Addr().String())
+	return config.Address(addrs[0])
 }
 
 func TestAStrangerAtTheMirrorsPortIsNoMirror(t *testing.T) {

@@ -11,13 +11,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
@@ -103,6 +104,15 @@ func given(pairs ...string) (args []string) {
 // elsewhere): one of those could be taken between now and the program's start.
 const portMin, portMax = 20000, 32000
 
+// portsTaken counts the ports that this process took. Two test processes run at once: each begins
+// where its process ID says and goes on from there, so that none takes what another has just found
+// free and not yet bound. Consecutive IDs lie 64 ports apart.
+var portsTaken atomic.Int64
+
+func nextPort() int {
+	return portMin + int((int64(os.Getpid())*64+portsTaken.Add(1)-1)%(portMax-portMin))
+}
+
 // FreeAddrs returns addresses of 127.0.0.1 at which nobody listens now.
 func FreeAddrs(n int) ([]string, error) {
 	var addrs []string
@@ -111,7 +121,7 @@ func FreeAddrs(n int) ([]string, error) {
 		if len(addrs) == n {
 			return addrs, nil
 		}
-		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(portMin+rand.IntN(portMax-portMin)))
+		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(nextPort()))
 		if err != nil {
 			last = err
 			continue

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/assert"
@@ -75,9 +74,12 @@ func TestFreeAddressesAreFreeAndDiffer(t *testing.T) {
 }
 
 func TestWaitingEndsWhenTheProgramIsReadyOrGone(t *testing.T) {
-	answers := []string{`{"ready":false,"missing":["its disk"]}`, `{"ready":true}`}
+	answers, late := []string{`{"ready":false,"missing":["its disk"]}`, `{"ready":true}`}, func() {}
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		assert.Equal(t, api.PathStatus, r.URL.Path)
+		if len(answers) == 1 {
+			late() // the client has read the answer before
+		}
 		w.Write([]byte(answers[0]))
 		if len(answers) > 1 {
 			answers = answers[1:]
@@ -87,9 +89,9 @@ func TestWaitingEndsWhenTheProgramIsReadyOrGone(t *testing.T) {
 	addr := strings.TrimPrefix(srv.URL, "http://")
 	require.NoError(t, WaitReady(t.Context(), http.DefaultClient, addr, nil))
 
-	answers = []string{`{"ready":false,"missing":["its disk"]}`}
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, errors.New("too late"))
-	defer cancel()
+	answers = []string{`{"ready":false,"missing":["its disk"]}`, `{"ready":false}`}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	late = func() { cancel(errors.New("too late")) }
 	err := WaitReady(ctx, http.DefaultClient, addr, nil)
 	assert.ErrorContains(t, err, "too late")
 	assert.ErrorContains(t, err, "it lacks its disk")
