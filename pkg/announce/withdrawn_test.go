@@ -48,7 +48,7 @@ func TestWhatWasWithdrawnIsAskedForOncePerMarkAndAgainWhereItFailed(t *testing.T
 	go func() { ended <- c.Run(ctx) }()
 	assert.Equal(t, []api.Withdrawal{want}, <-got)
 	seen := announces.Load()
-	require.Eventually(t, func() bool { return announces.Load() > seen+5 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return announces.Load() > seen+5 }, time.Minute, time.Millisecond)
 	cancel()
 	require.NoError(t, <-ended)
 	assert.Empty(t, got)

@@ -39,7 +39,7 @@ func TestAHostAndARestartedOwnerFindTogetherAgain(t *testing.T) {
 	assert.Equal(t, member("0").ID, a.Neighbours[0].ID)
 	assert.Equal(t, []string{"sha256:bbbbbbbbbbbb token"}, behind.Load().seeds())
 	holding := func(r *rig) func() bool { return func() bool { return r.Stats().Holding == 1 } }
-	require.Eventually(t, holding(behind.Load()), 30*time.Second, time.Millisecond, "the inventory arrives")
+	require.Eventually(t, holding(behind.Load()), time.Minute, time.Millisecond, "the inventory arrives")
 
 	fresh := newRig(nil)
 	fresh.cfg.Owners = nil
@@ -48,7 +48,7 @@ func TestAHostAndARestartedOwnerFindTogetherAgain(t *testing.T) {
 	// asks for everything, and the next do.
 	_, err = client.Announce(ctx, api.Entry{Task: wanted, Event: api.Progress})
 	require.NoError(t, err)
-	require.Eventually(t, holding(fresh), 30*time.Second, time.Millisecond, "the inventory arrives again")
+	require.Eventually(t, holding(fresh), time.Minute, time.Millisecond, "the inventory arrives again")
 	a, err = client.Announce(ctx, api.Entry{Task: wanted, Event: api.Progress, Need: 1})
 	require.NoError(t, err)
 	assert.Len(t, a.Neighbours, 1)

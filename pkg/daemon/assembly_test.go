@@ -70,7 +70,7 @@ func run(t *testing.T, program interface{ Run(context.Context) error }) (stop fu
 		select {
 		case err := <-ended:
 			assert.NoError(t, err)
-		case <-time.After(30 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("it did not end")
 		}
 	})
@@ -165,7 +165,7 @@ func once(t *testing.T, r *registrytest.Registry, p registrytest.Pushed, why str
 // client has them.
 func soon(t *testing.T, addr string, check func(*assert.CollectT, api.Status)) {
 	t.Helper()
-	require.EventuallyWithT(t, func(c *assert.CollectT) { check(c, status(t, addr)) }, 30*time.Second, 10*time.Millisecond)
+	require.EventuallyWithT(t, func(c *assert.CollectT) { check(c, status(t, addr)) }, time.Minute, 10*time.Millisecond)
 }
 
 func status(t *testing.T, addr string) (s api.Status) {

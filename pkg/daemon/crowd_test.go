@@ -3,4 +3,4 @@
 package daemon_test
 
 // crowd is how many nodes pull at once where each question to the registry is counted.
-const crowd = 20
+const crowd = 12

@@ -91,7 +91,7 @@ func TestAPullLeavesOneLineOnEachHostWhateverBecomesOfIt(t *testing.T) {
 	// The line comes a moment after the client has its last byte.
 	one := func(j *journal, digest string, words ...string) {
 		t.Helper()
-		require.Eventually(t, func() bool { return len(j.of(digest)) > 0 }, 10*time.Second, time.Millisecond, j)
+		require.Eventually(t, func() bool { return len(j.of(digest)) > 0 }, time.Minute, time.Millisecond, j)
 		lines := j.of(digest)
 		assert.Len(t, lines, 1, "%s", lines)
 		for _, w := range words {

@@ -33,9 +33,27 @@ import (
 type runtime struct {
 	mirror, ns    string
 	authorization string
+	// late counts the answers by which a mirror of a starved machine says that something did not
+	// answer in time. The runtime asks again then, as real ones do. Nil: it takes them as they are.
+	late *atomic.Int64
 }
 
-func (c *runtime) do(method, path string) (*http.Response, []byte, error) {
+// lateTries is how often a runtime asks again: each try lasts up to 10 s of a starved machine.
+const lateTries = 10
+
+func (c *runtime) do(method, path string) (res *http.Response, body []byte, err error) {
+	for range lateTries {
+		res, body, err = c.once(method, path)
+		outOfTime := err == nil && (res.StatusCode == http.StatusServiceUnavailable || res.StatusCode == http.StatusGatewayTimeout)
+		if !outOfTime || c.late == nil {
+			break
+		}
+		c.late.Add(1)
+	}
+	return res, body, err
+}
+
+func (c *runtime) once(method, path string) (*http.Response, []byte, error) {
 	req, err := http.NewRequest(method, "http://"+c.mirror+"/v2/"+path+"?ns="+url.QueryEscape(c.ns), nil)
 	if err != nil {
 		return nil, nil, err
@@ -107,9 +125,9 @@ func (c *runtime) pull(repository, tag, user, password string) error {
 }
 
 // What a registry is asked for one image by a whole cluster, by word and by byte.
-// A host that does not hear its owner in time asks the registry itself, and says so. Where
-// nobody does, each object and the tag are asked for once; a starved machine is excused as far
-// as its hosts speak of it.
+// A host that does not hear its owner in time asks the registry itself, and says so; a client
+// that gets no byte in time is told so, and asks again. Where neither happens, each object and
+// the tag are asked for once; a starved machine is excused as far as its hosts speak of it.
 func TestACrowdOfNodesAsksTheRegistryEachQuestionOnce(t *testing.T) {
 	const word = "a secret that is long enough for a cluster"
 	for name, c := range map[string]struct {
@@ -124,7 +142,7 @@ func TestACrowdOfNodesAsksTheRegistryEachQuestionOnce(t *testing.T) {
 			p := image(t, r, 2e6, 1e6, 300e3)
 			s, _ := lead(t, r, word)
 			mirrors := make([]string, crowd)
-			var silences atomic.Int64
+			var silences, late atomic.Int64
 			watch := func(line []byte) {
 				if bytes.Contains(line, []byte("owner does not answer")) || bytes.Contains(line, []byte("owner did not hear")) {
 					silences.Add(1)
@@ -141,15 +159,16 @@ func TestACrowdOfNodesAsksTheRegistryEachQuestionOnce(t *testing.T) {
 				var g errgroup.Group
 				for _, mirror := range mirrors {
 					g.Go(func() error {
-						return (&runtime{mirror: mirror, ns: r.Host()}).pull(p.Repository, "v1", c.user, c.password)
+						return (&runtime{mirror: mirror, ns: r.Host(), late: &late}).pull(p.Repository, "v1", c.user, c.password)
 					})
 				}
 				require.NoError(t, g.Wait())
 			}
 			counts := r.Counts()
 			tag, manifest := counts.Objects[p.Repository+"/manifests/v1"], counts.Objects[p.Repository+"/manifests/"+p.Digest]
-			most := 1 + int(silences.Load())
-			t.Logf("by tag %+v, by digest %+v, egress %d of %d, %d times an owner was silent", tag.Statuses, manifest.Statuses, counts.Egress, p.Bytes(), most-1)
+			most := 1 + int(silences.Load()+late.Load())
+			t.Logf("by tag %+v, by digest %+v, egress %d of %d, %d times an owner was silent, %d times an answer was late",
+				tag.Statuses, manifest.Statuses, counts.Egress, p.Bytes(), silences.Load(), late.Load())
 			var sent int64
 			for _, o := range p.Objects {
 				key := p.Repository + "/blobs/" + o.Digest
@@ -171,7 +190,8 @@ func TestACrowdOfNodesAsksTheRegistryEachQuestionOnce(t *testing.T) {
 			if c.auth == registrytest.None {
 				assert.Less(t, yes, most, "what anybody may have is asked once")
 			} else {
-				assert.Equal(t, 2*crowd, yes+resolutions, "one HEAD for each token, by digest or to resolve the tag")
+				assert.GreaterOrEqual(t, yes+resolutions, 2*crowd, "one HEAD for each token, by digest or to resolve the tag")
+				assert.LessOrEqual(t, yes+resolutions, 2*crowd+most-1, "and no more")
 			}
 		})
 	}
@@ -195,7 +215,7 @@ func TestACrowdWithoutASupernodeStillAsksTheRegistryOnce(t *testing.T) {
 				dead = s.Addrs()["api"]
 				leaders = []config.Address{config.Address(dead)}
 			}
-			var silences atomic.Int64
+			var silences, late atomic.Int64
 			watch := func(line []byte) {
 				known := dead != "" && bytes.Contains(line, []byte("owner="+dead))
 				if !known && bytes.Contains(line, []byte("owner does not answer")) || bytes.Contains(line, []byte("owner did not hear")) {
@@ -227,7 +247,7 @@ func TestACrowdWithoutASupernodeStillAsksTheRegistryOnce(t *testing.T) {
 					} else {
 						assert.Equal(c, len(leaders), alive)
 					}
-				}, time.Minute, 50*time.Millisecond)
+				}, 2*time.Minute, 50*time.Millisecond)
 			}
 			stop()
 			silences.Store(0)
@@ -235,12 +255,12 @@ func TestACrowdWithoutASupernodeStillAsksTheRegistryOnce(t *testing.T) {
 			var g errgroup.Group
 			for _, d := range daemons {
 				g.Go(func() error {
-					return (&runtime{mirror: d.Addrs()["mirror"], ns: r.Host()}).pull(p.Repository, "v1", "alice", "a")
+					return (&runtime{mirror: d.Addrs()["mirror"], ns: r.Host(), late: &late}).pull(p.Repository, "v1", "alice", "a")
 				})
 			}
 			require.NoError(t, g.Wait())
-			counts, most := r.Counts(), 1+int(silences.Load())
-			t.Logf("egress %d of %d, %d times an owner was silent", counts.Egress, p.Bytes(), most-1)
+			counts, most := r.Counts(), 1+int(silences.Load()+late.Load())
+			t.Logf("egress %d of %d, %d times an owner was silent, %d times an answer was late", counts.Egress, p.Bytes(), silences.Load(), late.Load())
 			for _, o := range p.Objects {
 				key := p.Repository + "/blobs/" + o.Digest
 				if o.Kind == "manifest" {
@@ -342,7 +362,7 @@ func TestWhatOneRegistryRefusesIsServedToTheClientOfAnother(t *testing.T) {
 				}
 				return nil
 			})
-			require.Eventually(t, func() bool { return evil.Counts().Object(digest).GETs > 0 }, 10*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return evil.Counts().Object(digest).GETs > 0 }, time.Minute, time.Millisecond)
 			require.NoError(t, get(t.Context(), at(good), digest, oci.MediaTypeBlob, nil))
 			require.NoError(t, first.Wait())
 		})

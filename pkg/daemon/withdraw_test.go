@@ -45,7 +45,7 @@ func holds(t require.TestingT, at, digest string) bool {
 // gone waits until a host has dropped a content.
 func gone(t *testing.T, at, digest, why string) {
 	t.Helper()
-	assert.EventuallyWithT(t, func(c *assert.CollectT) { assert.False(c, holds(c, at, digest)) }, 30*time.Second, 50*time.Millisecond, why)
+	assert.EventuallyWithT(t, func(c *assert.CollectT) { assert.False(c, holds(c, at, digest)) }, time.Minute, 50*time.Millisecond, why)
 }
 
 func layer(t *testing.T, r *registrytest.Registry, mirror string, p registrytest.Pushed, digest string) {
@@ -87,7 +87,7 @@ func TestAWithdrawnContentLeavesEveryCacheAlsoThatOfWhoWasAwayAndIsBroughtAnew(t
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		done := withdraw(t, one.Addrs()["admin"], bad)
 		assert.Len(c, done.Told, 1, "%v", done.Failed)
-	}, 30*time.Second, 100*time.Millisecond)
+	}, time.Minute, 100*time.Millisecond)
 	assert.False(t, holds(t, one.Addrs()["admin"], bad), "dropped when the order is answered")
 	assert.False(t, holds(t, two.Addrs()["admin"], bad), "and where it was passed on")
 	for _, d := range nodes[:2] {

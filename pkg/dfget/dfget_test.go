@@ -240,7 +240,7 @@ func TestCtrlCKeepsThePartAndTheSameCommandGoesOn(t *testing.T) {
 	f.cut = []int{500_000}
 	f.hold = func() {
 		// Only what dfget has written can be kept.
-		for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 			if info, err := os.Stat(filepath.Join(dir, "model.bin.part")); err == nil && info.Size() == 500_000 {
 				break
 			}
@@ -622,7 +622,7 @@ func TestALongNameLeavesRoomForItsBar(t *testing.T) {
 	f.cut, f.hold = []int{450_000}, func() {
 		select {
 		case <-drawn.seen:
-		case <-time.After(20 * time.Second): // the assertions below tell what was drawn
+		case <-time.After(time.Minute): // the assertions below tell what was drawn
 		}
 	}
 	name := strings.Repeat("long", 40) + ".bin"
@@ -639,7 +639,7 @@ func TestBarsShowSpeedAndEndWithASummary(t *testing.T) {
 	f.cut, f.hold = []int{450_000}, func() {
 		select {
 		case <-drawn.seen:
-		case <-time.After(20 * time.Second): // the assertions below tell what was drawn
+		case <-time.After(time.Minute): // the assertions below tell what was drawn
 		}
 	}
 	s := settings(t, f, func(s *config.Dfget) { s.Output, s.Progress = filepath.Join(dir, "model.bin"), "bar" })

@@ -33,6 +33,9 @@ const (
 	theirs = secret.String("f00dfacecafe0123456789abcdef9876")
 )
 
+// patience is how long a busy machine may take over a handshake: what waits waits for an end that comes.
+const patience = time.Minute
+
 func newIdentity(t testing.TB, s secret.String, edit ...func(*identity.Config)) *identity.Identity {
 	t.Helper()
 	cfg := identity.Config{Secret: s, HostID: host.NewID()}
@@ -88,7 +91,7 @@ func talk(t *testing.T, server, client *identity.Identity) talked {
 			return
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(10 * time.Second))
+		c.SetDeadline(time.Now().Add(patience))
 		var b [1]byte
 		if _, r.server = io.ReadFull(c, b[:]); r.server != nil {
 			return
@@ -97,7 +100,7 @@ func talk(t *testing.T, server, client *identity.Identity) talked {
 		r.sawClient, _ = identity.HostOf(c)
 		_, r.server = c.Write(b[:])
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var d net.Dialer
 	c, err := client.WrapDialer(d.DialContext)(ctx, "tcp", raw.Addr().String())
@@ -107,7 +110,7 @@ func talk(t *testing.T, server, client *identity.Identity) talked {
 		return r
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	r.clientConn = c
 	if _, r.client = c.Write([]byte{7}); r.client == nil {
 		var b [1]byte
@@ -144,7 +147,7 @@ func lenient(t *testing.T, l net.Listener, config *tls.Config) error {
 		c, err := l.Accept()
 		if err == nil {
 			defer c.Close()
-			c.SetDeadline(time.Now().Add(10 * time.Second))
+			c.SetDeadline(time.Now().Add(patience))
 			_, err = c.Read(make([]byte, 1))
 		}
 		accepted <- err
@@ -154,7 +157,7 @@ func lenient(t *testing.T, l net.Listener, config *tls.Config) error {
 	c, err := tls.Dial("tcp", l.Addr().String(), config)
 	if err == nil {
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(10 * time.Second))
+		c.SetDeadline(time.Now().Add(patience))
 		c.Write([]byte{7})
 		_, err = c.Read(make([]byte, 1))
 	}
@@ -195,7 +198,7 @@ func TestPlainTCPGetsNothingFromATLSPort(t *testing.T) {
 	go func() {
 		c, err := l.Accept()
 		if err == nil {
-			c.SetDeadline(time.Now().Add(10 * time.Second))
+			c.SetDeadline(time.Now().Add(patience))
 			_, err = c.Read(make([]byte, 1))
 			c.Close()
 		}
@@ -204,7 +207,7 @@ func TestPlainTCPGetsNothingFromATLSPort(t *testing.T) {
 	c, err := net.Dial("tcp", raw.Addr().String())
 	require.NoError(t, err)
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	_, err = c.Write(append([]byte("\x13BitTorrent protocol"), make([]byte, 48)...))
 	require.NoError(t, err)
 	got, _ := io.ReadAll(c)

@@ -216,7 +216,7 @@ func TestARunningRequestMayEndWellWhileItsServerDrains(t *testing.T) {
 			c.Close()
 		}
 		return err != nil
-	}, 10*time.Second, time.Millisecond)
+	}, 30*time.Second, time.Millisecond)
 	close(out)
 	assert.Equal(t, "halfhalf", <-body)
 	require.NoError(t, <-ended)

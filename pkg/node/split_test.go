@@ -80,7 +80,7 @@ func TestOnePortServesPiecesAndTheAPI(t *testing.T) {
 		require.NoError(t, pieces.Close())
 		_, err = pieces.Accept()
 		assert.ErrorIs(t, err, net.ErrClosed)
-		require.NoError(t, silent.SetReadDeadline(time.Now().Add(10*time.Second)))
+		require.NoError(t, silent.SetReadDeadline(time.Now().Add(time.Minute)))
 		_, err = silent.Read(b)
 		var timeout net.Error
 		assert.False(t, errors.As(err, &timeout) && timeout.Timeout(), "who has not told yet is left: %v", err)

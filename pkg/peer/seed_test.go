@@ -224,7 +224,7 @@ func TestASeedThatIsStoppedFailsNobody(t *testing.T) {
 				}
 				read <- err
 			}()
-			assert.Eventually(t, func() bool { return other.engine.Stats().Seeds > 0 }, 20*time.Second, time.Millisecond)
+			assert.Eventually(t, func() bool { return other.engine.Stats().Seeds > 0 }, time.Minute, time.Millisecond)
 			s.origin.mu.Lock()
 			s.origin.hang = 0
 			s.origin.mu.Unlock()

@@ -119,7 +119,7 @@ func TestAKilledProcessIsGoneAndItsNodeLivesOn(t *testing.T) {
 	l := New(t, Config{Nodes: 1})
 	p, err := l.Nodes[0].Start("shell", "sh", "-c", "echo to the log; exec sleep 1000")
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return p.Log() == "to the log" }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return p.Log() == "to the log" }, time.Minute, time.Millisecond)
 	require.NoError(t, p.Kill())
 	assert.ErrorContains(t, p.Err(), "killed")
 	assert.True(t, gone(p.Pid())())
@@ -127,7 +127,7 @@ func TestAKilledProcessIsGoneAndItsNodeLivesOn(t *testing.T) {
 
 	again, err := l.Nodes[0].Start("shell", "sleep", "1000")
 	require.NoError(t, err)
-	require.NoError(t, again.Stop(10*time.Second))
+	require.NoError(t, again.Stop(time.Minute))
 }
 
 func TestNothingOfALabOutlivesIt(t *testing.T) {
@@ -168,7 +168,7 @@ func TestALabDiesWithItsBuilder(t *testing.T) {
 			for _, text := range f[2:] {
 				pid, err := strconv.Atoi(text)
 				require.NoError(t, err)
-				assert.Eventually(t, gone(pid), 10*time.Second, time.Millisecond, "process %d lives on", pid)
+				assert.Eventually(t, gone(pid), time.Minute, time.Millisecond, "process %d lives on", pid)
 			}
 			if row.swept {
 				assert.NoDirExists(t, f[1])

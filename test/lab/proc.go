@@ -137,8 +137,8 @@ func (p *Proc) Kill() error {
 	select {
 	case <-p.done:
 		return nil
-	case <-time.After(20 * time.Second):
-		return fmt.Errorf("%s (process %d) did not die of SIGKILL within 20 s", p.Name, p.Pid())
+	case <-time.After(time.Minute):
+		return fmt.Errorf("%s (process %d) did not die of SIGKILL within a minute", p.Name, p.Pid())
 	}
 }
 

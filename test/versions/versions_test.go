@@ -113,7 +113,7 @@ func (p *program) stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		_ = p.cmd.Process.Kill()
 		<-p.ended
 	}
@@ -245,7 +245,7 @@ func gossipAndFiles(t *testing.T, old, now string) {
 				}
 				assert.ElementsMatch(c, []string{supers[0].API, supers[1].API}, alive, "node %d learns of both", i)
 			}
-		}, 30*time.Second, 50*time.Millisecond)
+		}, time.Minute, 50*time.Millisecond)
 	}
 	fetch := func(bin string, args ...string) {
 		file := filepath.Join(t.TempDir(), "f")

@@ -327,7 +327,7 @@ func TestWhatIsTooLongIsRefusedBeforeItComes(t *testing.T) {
 			_, b := shake(t, rawA, rawB)
 			_, err := rawA.Write(head)
 			require.NoError(t, err)
-			rawB.SetReadDeadline(time.Now().Add(10 * time.Second)) // nothing more comes
+			rawB.SetReadDeadline(time.Now().Add(time.Minute)) // nothing more comes
 			_, err = b.Next()
 			require.ErrorIs(t, err, ErrProtocol)
 		})

@@ -785,6 +785,6 @@ func TestATaskThatNobodyUsesHasNoOpenFiles(t *testing.T) {
 	for _, r := range held {
 		require.NoError(t, r.Close())
 	}
-	require.Eventually(t, func() bool { return open() == 0 }, 30*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return open() == 0 }, time.Minute, time.Millisecond)
 	require.NoError(t, s.Close())
 }

@@ -22,6 +22,6 @@ func TestAReserveGivesBackWhatOthersTake(t *testing.T) {
 	r.mu.Lock()
 	r.level += 1 << 40 // as if somebody had taken all there is
 	r.mu.Unlock()
-	require.Eventually(t, func() bool { return given() == len(r.memory) }, 10*time.Second, reserveEvery)
+	require.Eventually(t, func() bool { return given() == len(r.memory) }, time.Minute, reserveEvery)
 	require.NoError(t, r.close())
 }
