@@ -27,7 +27,12 @@ import (
 )
 
 // pullLimit is how long a pull may take on a busy machine before it counts as stuck.
-const pullLimit = time.Minute
+const pullLimit = 2 * time.Minute
+
+// silenceLimit is the longest that any client may wait for a byte, on a busy machine too: three times
+// what a mirror takes to refuse, and far less than pullLimit, at which a client ends that nobody
+// answers. What an idle machine takes stands in out/clients.json, with its target.
+const silenceLimit = 30 * time.Second
 
 // site is a registry and a dfdaemon that mirrors it, alone: its own swarm.
 type site struct {
@@ -326,6 +331,6 @@ func TestWhatIsNotThereIsToldAtOnce(t *testing.T) {
 		require.Error(t, err)
 		_, err = s.pull(l, "lib/unknown", "v1", login{})
 		require.Error(t, err)
-		assert.Less(t, s.silence.Longest(), 5*time.Second)
+		assert.Less(t, s.silence.Longest(), silenceLimit)
 	})
 }

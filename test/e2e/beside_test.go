@@ -23,8 +23,10 @@ const (
 	besideMost = 1e6
 	// besideEach is how often.
 	besideEach = 100 * time.Millisecond
-	// besideLimit is the longest that may take on a machine whose cores are all unpacking images.
-	besideLimit = 5 * time.Second
+	// besideLimit is the longest that may take. It takes milliseconds where the cores are free; while
+	// all unpack images and other work runs too, it waits its turn. A row that held it up would hold it
+	// until its pulls end, or until pullLimit.
+	besideLimit = 30 * time.Second
 )
 
 // bystander is what became of somebody who pulled what every dfdaemon has while others were in

@@ -197,7 +197,7 @@ func quick(k lab.Kind) bool { return k != lab.KindDocker }
 // restartWith starts a user's dfdaemon anew with other arguments, this once.
 func (u *user) restartWith(t testing.TB, change func(args []string) []string) {
 	t.Helper()
-	require.NoError(t, u.dfdaemon.Stop(30*time.Second))
+	require.NoError(t, u.dfdaemon.Stop(time.Minute))
 	kept := u.args
 	u.args = change(slices.Clone(kept))
 	u.startDfdaemon(t)
@@ -208,7 +208,7 @@ func (u *user) restartWith(t testing.TB, change func(args []string) []string) {
 // to its old data.
 func (c *tools) restartSupernode(size string) {
 	c.t.Helper()
-	require.NoError(c.t, c.supernode.Stop(30*time.Second))
+	require.NoError(c.t, c.supernode.Stop(time.Minute))
 	if size == "" {
 		c.startSupernode()
 		return
@@ -366,7 +366,7 @@ func (r row) play(c *tools, seed uint64) (measured []results.Result) {
 // settle pulls an image again with every tool, now that nothing is wrong any more.
 func (c *tools) settle(pushed registrytest.PushAnswer, who lab.Login) {
 	c.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	left := c.users
 	for len(left) > 0 {
 		ended := c.pulls(left, c.ref(pushed), who)

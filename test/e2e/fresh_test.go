@@ -59,7 +59,7 @@ func (c *cluster) serve(t *testing.T, name, port, admin string, names ...string)
 	}
 	p, err := c.Registry.Start(name, filepath.Join(bin, "registry"), args...)
 	require.NoError(t, err)
-	require.NoError(t, c.Registry.WaitFor(t.Context(), "http://"+admin+"/counts", 30*time.Second))
+	require.NoError(t, c.Registry.WaitFor(t.Context(), "http://"+admin+"/counts", time.Minute))
 	return p
 }
 
@@ -195,7 +195,7 @@ func (m *machine) follow(t *testing.T, told string) {
 		assert.Contains(t, told, "no restart is needed")
 	case "restart":
 		assert.Contains(t, told, "now run: systemctl restart "+m.client)
-		require.NoError(t, m.daemon.Stop(30*time.Second))
+		require.NoError(t, m.daemon.Stop(time.Minute))
 		m.start(t)
 	case "reload":
 		assert.Contains(t, told, "now run: systemctl reload "+m.client)
@@ -340,7 +340,7 @@ func TestWhoeverFollowsTheREADMEPullsThroughDarterAndCanGoBack(t *testing.T) {
 		require.Eventually(t, func() bool { // a reload takes its time
 			look = doctor(m)
 			return client(m, "OK").MatchString(look)
-		}, 30*time.Second, 100*time.Millisecond, "configured")
+		}, time.Minute, 100*time.Millisecond, "configured")
 		t.Logf("the doctor:\n%s", look)
 		again, err := run(t, m.Node, dfdaemon, "configure", m.client)
 		require.NoError(t, err)
@@ -398,7 +398,7 @@ func TestWhoeverFollowsTheREADMEPullsThroughDarterAndCanGoBack(t *testing.T) {
 
 	// Without its dfdaemon each client goes to the registry itself.
 	for _, m := range all {
-		require.NoError(t, m.dfdaemon.Stop(30*time.Second))
+		require.NoError(t, m.dfdaemon.Stop(time.Minute))
 	}
 	for i, hub := range []string{"docker.io", "quay.io"} {
 		repository := []string{"library/app", "org/app"}[i]

@@ -115,7 +115,7 @@ func (c *tools) startRegistry() {
 	c.process, err = c.Registry.Start("registry", filepath.Join(bin, "registry"), "-listen", c.Registry.Addr+":"+registryPort, "-admin", "127.0.0.1:"+adminPort,
 		"-storage", c.Registry.Addr+":5002", "-dir", filepath.Join(c.Registry.Dir, "content"), "-auth", "bearer", "-users", users)
 	require.NoError(c.t, err)
-	require.NoError(c.t, c.Registry.WaitFor(c.t.Context(), c.url+"/token", 30*time.Second))
+	require.NoError(c.t, c.Registry.WaitFor(c.t.Context(), c.url+"/token", time.Minute))
 }
 
 // outcome is how a pull ended.

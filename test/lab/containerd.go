@@ -69,7 +69,7 @@ func (n *Node) containerd(bin string) (*Containerd, error) {
 	if c.Proc, err = n.Start("containerd", filepath.Join(bin, "containerd"), "-c", config); err != nil {
 		return nil, err
 	}
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		conn, err := net.Dial("unix", c.Socket)
 		if err == nil {
@@ -82,7 +82,7 @@ func (n *Node) containerd(bin string) (*Containerd, error) {
 		case <-time.After(20 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("containerd on %s does not listen after 30 s: %w", n.Name, err)
+			return nil, fmt.Errorf("containerd on %s does not listen after a minute: %w", n.Name, err)
 		}
 	}
 	if out, err := c.ctr(context.Background(), "version"); err != nil {

@@ -183,7 +183,7 @@ func (n *Node) dockerd(dir, mirror string) (Tool, error) {
 	if err != nil {
 		return nil, err
 	}
-	deadline := time.Now().Add(60 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		if _, err = d.run(context.Background(), "version"); err == nil {
 			return d, nil
@@ -194,7 +194,7 @@ func (n *Node) dockerd(dir, mirror string) (Tool, error) {
 		case <-time.After(50 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("dockerd on %s does not answer after 60 s: %w", n.Name, err)
+			return nil, fmt.Errorf("dockerd on %s does not answer after two minutes: %w", n.Name, err)
 		}
 	}
 }
