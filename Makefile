@@ -32,7 +32,7 @@ build: ## build supernode, dfdaemon and dfget into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '-s -w' -o bin/ ./cmd/...
 
 test: ## run the tests; what needs root or a Debian package says so and is skipped
-	$(GOTEST) -tags $(TAGS) -timeout 6m $(TESTED)
+	$(GOTEST) -tags $(TAGS) -timeout 8m $(TESTED)
 
 demo: ## pull an image through five nodes on this machine and count what the registry sent
 	$(GO) run -tags $(TAGS) ./test/demo
@@ -59,15 +59,15 @@ lint: ## gofmt, go vet and staticcheck
 	CGO_ENABLED=0 $$staticcheck $(CLIENT_FLAGS) ./...
 
 race: ## run the tests under the race detector (needs a C compiler)
-	CGO_ENABLED=1 $(GOTEST) -race -tags $(TAGS) -timeout 8m $(filter-out $(BUBBLES),$(TESTED))
-	CGO_ENABLED=1 $(GOTEST) -race -cpu 1 -tags $(TAGS) -timeout 8m $(filter $(BUBBLES),$(TESTED))
+	CGO_ENABLED=1 $(GOTEST) -race -tags $(TAGS) -timeout 14m $(filter-out $(BUBBLES),$(TESTED))
+	CGO_ENABLED=1 $(GOTEST) -race -cpu 1 -tags $(TAGS) -timeout 14m $(filter $(BUBBLES),$(TESTED))
 	@echo 'Not under the race detector: $(UNRACED).'
 
 clients: ## pull with the libraries of containerd, Docker, Podman and others, with faults: out/clients.json
-	cd test/clients && CGO_ENABLED=0 $(GOTEST) -mod=mod $(CLIENT_FLAGS) -count 1 -timeout 10m -parallel 12 -v . -args -out $(CURDIR)/out/clients.json
+	cd test/clients && CGO_ENABLED=0 $(GOTEST) -mod=mod $(CLIENT_FLAGS) -count 1 -timeout 12m -parallel 12 -v . -args -out $(CURDIR)/out/clients.json
 
 e2e: ## pull with real containerd, Docker, Podman and others in network namespaces (needs root and their packages)
-	$(GOTEST) -tags $(TAGS) -count 1 -timeout 13m -v ./test/e2e/... -args -out $(CURDIR)/out/clients.json
+	$(GOTEST) -tags $(TAGS) -count 1 -timeout 15m -v ./test/e2e/... -args -out $(CURDIR)/out/clients.json
 
 clients-alone: ## measure what clients do when a mirror misbehaves, without Darter (15 minutes; needs what e2e needs)
 	$(GO) test -tags $(TAGS) -count 1 -timeout 30m -v -run WhatTools ./test/e2e -args -alone
