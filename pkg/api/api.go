@@ -150,14 +150,21 @@ type Failure struct {
 	Wrong bool `json:"wrong,omitempty"`
 	// Changed says that the origin has another version now than the one that was asked for.
 	Changed bool `json:"changed,omitempty"`
+	// Promise says that the content is not as long as a manifest had promised to whoever asked;
+	// another manifest may promise otherwise.
+	Promise bool `json:"promise,omitempty"`
 	// Full says that a disk has no room for the content, here or at the host that was to bring
 	// it: the origin has no part in it.
 	Full bool `json:"full,omitempty"`
 }
 
 // Personal reports whether the failure may be about whoever asked, and be none of those who come
-// with other credentials. Registries answer 404, too, for what they do not show to a client.
+// with other credentials, or with another manifest. Registries answer 404, too, for what they do not
+// show to a client.
 func (f *Failure) Personal() bool {
+	if f.Promise {
+		return true
+	}
 	switch f.Status {
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound:
 		return true
@@ -179,6 +186,7 @@ type Spec struct {
 	Digest        string            `json:"digest,omitempty"`
 	Validator     string            `json:"validator,omitempty"`
 	Length        int64             `json:"length,omitempty"`
+	Promised      int64             `json:"promised,omitempty"`
 	Accept        []string          `json:"accept,omitempty"`
 	Authorization string            `json:"authorization,omitempty"`
 	Header        map[string]string `json:"header,omitempty"`
@@ -207,7 +215,7 @@ func (r AnnounceRequest) LogValue() slog.Value {
 func NewSpec(s task.Spec) *Spec {
 	out := &Spec{
 		ID: s.ID, Kind: s.Kind, Upstream: s.Upstream, Repository: s.Repository, URL: s.URL, Digest: s.Digest,
-		Validator: s.Validator, Length: s.Length, Accept: s.Accept, Authorization: s.Authorization.Reveal(),
+		Validator: s.Validator, Length: s.Length, Promised: s.Promised, Accept: s.Accept, Authorization: s.Authorization.Reveal(),
 	}
 	for k, v := range s.Header {
 		if out.Header == nil {
@@ -222,7 +230,7 @@ func NewSpec(s task.Spec) *Spec {
 func (s *Spec) Task() task.Spec {
 	out := task.Spec{
 		ID: s.ID, Kind: s.Kind, Upstream: s.Upstream, Repository: s.Repository, URL: s.URL, Digest: s.Digest,
-		Validator: s.Validator, Length: s.Length, Accept: s.Accept, Authorization: secret.String(s.Authorization),
+		Validator: s.Validator, Length: s.Length, Promised: s.Promised, Accept: s.Accept, Authorization: secret.String(s.Authorization),
 	}
 	for k, v := range s.Header {
 		if out.Header == nil {

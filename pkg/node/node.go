@@ -114,6 +114,7 @@ func New(cfg Config) (n *Node, err error) {
 	if err != nil {
 		return n, fmt.Errorf("node.dataDir: %w", err)
 	}
+	sweepSpools(dir, cfg.Logger)
 	id, err := diskstore.HostID(dir)
 	if err != nil {
 		return n, fmt.Errorf("node.dataDir: %w", err)
@@ -146,6 +147,17 @@ func New(cfg Config) (n *Node, err error) {
 	n.Host = host.Host{ID: id, Name: cfg.Node.Name, Addr: addr, Zone: cfg.Node.Zone}
 	n.Ready.Add("data directory", n.writable)
 	return n, nil
+}
+
+// sweepSpools deletes what earlier versions left of bodies of unknown length when they were killed.
+// The store's lock is held, so that nobody else uses the data directory.
+func sweepSpools(dir string, l *slog.Logger) {
+	left, _ := filepath.Glob(filepath.Join(dir, "darter-spool-*")) // the pattern is a good one
+	for _, path := range left {
+		if err := os.Remove(path); err != nil {
+			l.Warn("a spool that a killed process left could not be deleted", "path", path, "error", err)
+		}
+	}
 }
 
 // quotaOf is the cache's quota in bytes.
@@ -285,7 +297,7 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 		Seed: super, UploadLines: lines, Host: n.Host, Store: n.Store, Listener: n.wire,
 		Dial:      func(ctx context.Context, addr string) (net.Conn, error) { return n.Dial(ctx, "tcp", addr) },
 		Announcer: announcer, Observer: observer, Origin: n.Origins.Source, Signer: n.Signer, Verifier: n.Verifier,
-		UploadSlots: n.slots(n.cfg.Upload), Limits: limits(n.cfg.Rates), SpoolDir: n.cfg.Node.DataDir, Client: "darter/" + config.Version(), Logger: n.Log,
+		UploadSlots: n.slots(n.cfg.Upload), Limits: limits(n.cfg.Rates), Client: "darter/" + config.Version(), Logger: n.Log,
 	})
 	telemetry.NewSwarm(n.Metrics, func() telemetry.SwarmStats {
 		s := n.Engine.Stats()

@@ -100,6 +100,8 @@ type Download struct {
 	// neededNow is what only the origin can bring, for its goroutine.
 	neededNow atomic.Pointer[piece.Bitmap]
 	view      atomic.Pointer[TaskStatus]
+	// moved grows while bytes of a body come whose length nobody knows.
+	moved atomic.Int64
 
 	// offerMu is held to leave or take what callers want, which the loop then adopts.
 	offerMu sync.Mutex

@@ -107,8 +107,12 @@ type Config struct {
 	Stall time.Duration
 	// ProgressInterval is how often an active download announces. Default 1 s.
 	ProgressInterval time.Duration
-	// SpoolDir takes content whose length the origin does not tell. Default: the system's.
+	// SpoolDir takes content whose length nobody knows, where Store is no [piece.Spooler]; the
+	// quota does not count it. Default: the system's.
 	SpoolDir string
+	// SpoolMax is how long such a content may be, in bytes. More lets an origin that never ends
+	// hold more of the quota for longer, less refuses large files of unknown length. Default 32 GiB.
+	SpoolMax int64
 	// PieceSize cuts contents that this host brings from an origin. Default
 	// [piece.SizeFor]; simulations take smaller pieces on slower links.
 	PieceSize func(length int64) int64
@@ -141,6 +145,9 @@ func (c *Config) defaults() {
 	}
 	if c.Neighbours == 0 {
 		c.Neighbours = 16
+	}
+	if c.SpoolMax == 0 {
+		c.SpoolMax = spoolMax
 	}
 	if c.PieceSize == nil {
 		c.PieceSize = piece.SizeFor

@@ -57,7 +57,9 @@ type link struct {
 	heardAt  time.Time            // when there were more than before
 	spoke    time.Time            // when it was last told that we are alive
 	idleFrom time.Time
-	sending  int // jobs that have not ended
+	// toldMoved and heardMoved are what either side was told last of a body of unknown length.
+	toldMoved, heardMoved int64
+	sending               int // jobs that have not ended
 
 	// mu is held to hand messages, jobs and requests from one goroutine to another.
 	mu      sync.Mutex

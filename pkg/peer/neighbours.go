@@ -73,7 +73,7 @@ func (d *Download) addLink(c *wire.Conn, initiated bool, h host.ID) error {
 func (d *Download) hello() wire.Message {
 	return wire.Message{Type: wire.HelloMessage, Hello: &wire.Hello{
 		Host: d.e.cfg.Host.ID, Version: wire.Version, Client: d.e.cfg.Client, Seed: d.isSeed(),
-		Zone: d.e.cfg.Host.Zone, Gateway: d.isGateway(), Alive: true,
+		Zone: d.e.cfg.Host.Zone, Gateway: d.isGateway(), Alive: true, Read: d.read(),
 	}}
 }
 
@@ -144,6 +144,7 @@ func (d *Download) handle(l *link, m wire.Message) {
 		l.host = m.Hello.Host
 		l.seed, l.helloed, l.alive = m.Hello.Seed, true, m.Hello.Alive
 		l.zone, l.gateway = m.Hello.Zone, m.Hello.Gateway
+		d.hearMoved(l, m.Hello.Read)
 		if d.pick != nil {
 			d.pick.SetSeed(l.n, l.seed)
 			d.put(l)
@@ -339,7 +340,7 @@ func (d *Download) watch(now time.Time) {
 func (d *Download) listen(l *link, now time.Time, active bool) {
 	if d.isSeed() && !d.complete && now.Sub(l.spoke) >= aliveEvery {
 		l.spoke = now
-		l.send(wire.Message{Type: wire.KeepAlive})
+		d.tellAlive(l)
 	}
 	heard := l.conn.Heard()
 	if heard != l.heard || l.heardAt.IsZero() {

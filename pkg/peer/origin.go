@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"io/fs"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -158,6 +156,7 @@ func (d *Download) rank() int {
 func (d *Download) originEnded(o *originParent, err error) {
 	d.seeding = false
 	var wrong *errWrongContent
+	var length *source.LengthError
 	switch {
 	case err == nil:
 	case errors.Is(err, errUnwanted):
@@ -166,7 +165,7 @@ func (d *Download) originEnded(o *originParent, err error) {
 		d.originRests = time.Now().Add(watchEvery)
 	case errors.As(err, &wrong):
 		d.originWrong(o, wrong)
-	case errors.Is(err, errContradiction):
+	case errors.Is(err, errContradiction), errors.As(err, &length) && d.ledger.hasFacts():
 		d.originWrong(o, err)
 	case d.ctx.Err() != nil:
 		// This host ends, which is no word of the origin's: neighbours would fail for it.
@@ -187,6 +186,8 @@ func (d *Download) originEnded(o *originParent, err error) {
 func (o *originParent) words(err error) *api.Failure {
 	f := source.Failure(err)
 	f.Upstream, f.Repository = o.spec.Upstream, o.spec.Repository
+	var length *source.LengthError
+	f.Promise = errors.As(err, &length) && o.spec.Length == 0 && length.Want == o.spec.Promised
 	return f
 }
 
@@ -220,7 +221,8 @@ func (d *Download) originWrong(o *originParent, wrong error) {
 	case !again:
 		d.seeding = true
 		f := o.words(wrong)
-		f.Wrong = true
+		var length *source.LengthError
+		f.Wrong = !errors.As(wrong, &length)
 		d.err, d.answered = f, &o.spec
 	case d.background:
 		d.again = true
@@ -296,7 +298,9 @@ func (o *originParent) temporary(err error) bool {
 	}
 	var wrong *errWrongContent
 	var changed *source.ChangedError
-	if errors.As(err, &wrong) || errors.As(err, &changed) {
+	var length *source.LengthError
+	var long *tooLongError
+	if errors.As(err, &wrong) || errors.As(err, &changed) || errors.As(err, &length) || errors.As(err, &long) {
 		return false
 	}
 	var refused *source.StatusError
@@ -342,6 +346,9 @@ func (o *originParent) stream(ctx context.Context) error {
 	if spec.Validator == "" {
 		spec.Validator = o.validator
 	}
+	if o.d.ledger.hasFacts() {
+		spec.Length = o.d.ledger.replica.Facts().Length
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	resp, err := o.d.e.cfg.Origin.Open(ctx, spec, offset)
@@ -353,19 +360,19 @@ func (o *originParent) stream(ctx context.Context) error {
 		o.validator = resp.Validator
 	}
 	body := o.d.fromOrigin(ctx, resp.Body)
-	if resp.Length < 0 && !o.d.ledger.hasFacts() {
-		spooled, length, err := o.spool(body)
+	if resp.Length < 0 && (spec.Known() > 0 || o.d.ledger.hasFacts()) {
+		resp.Length = spec.Known()
+	}
+	if resp.Length < 0 {
+		spooled, err := o.spool(ctx, body)
 		if err != nil {
 			return err
 		}
-		defer os.Remove(spooled.Name())
 		defer spooled.Close()
-		resp.Length, body = length, spooled
+		resp.Length, body = spooled.Len(), spooled.Reader()
 	}
-	if resp.Length >= 0 {
-		if err := o.facts(resp); err != nil {
-			return err
-		}
+	if err := o.facts(resp); err != nil {
+		return err
 	}
 	return o.pieces(ctx, at, body)
 }
@@ -385,28 +392,6 @@ func (o *originParent) unwanted() error {
 	return o.summarize()
 }
 
-// spool keeps a body whose length nobody told until its end tells it.
-func (o *originParent) spool(body io.Reader) (*os.File, int64, error) {
-	f, err := os.CreateTemp(o.d.e.cfg.SpoolDir, "darter-spool-")
-	if err != nil {
-		return nil, 0, fmt.Errorf("%w: content of unknown length: %w", errSpace, err)
-	}
-	n, err := io.Copy(f, io.LimitReader(body, piece.LengthMax+1))
-	if err == nil {
-		_, err = f.Seek(0, io.SeekStart)
-	}
-	if err != nil {
-		f.Close()
-		os.Remove(f.Name())
-		var own *fs.PathError // the file's errors are such, a body's are not
-		if errors.As(err, &own) {
-			return nil, 0, fmt.Errorf("%w: content of unknown length: %w", errSpace, err)
-		}
-		return nil, 0, fmt.Errorf("reading content of unknown length: %w", err)
-	}
-	return f, n, nil
-}
-
 // facts notes length and media type as the origin told them.
 func (o *originParent) facts(resp *source.Response) error {
 	if resp.Length == 0 {
@@ -415,14 +400,21 @@ func (o *originParent) facts(resp *source.Response) error {
 			return err
 		}
 	}
-	if o.spec.Length > 0 && o.spec.Length != resp.Length {
-		return &errWrongContent{want: fmt.Sprintf("length %d", o.spec.Length), got: fmt.Sprintf("length %d", resp.Length)}
-	}
 	known := o.d.ledger.hasFacts()
+	want := o.spec.Length
+	if !known {
+		want = o.spec.Known()
+	} // else a promise is weighed against what is here where its asker is served
+	if want > 0 && want != resp.Length {
+		return &source.LengthError{Want: want, Got: resp.Length}
+	}
+	if o.spec.Kind == task.Manifest && resp.Length > oci.ManifestMax {
+		return o.d.e.longest(o.spec)
+	}
 	f := piece.Facts{Length: resp.Length, PieceSize: o.d.e.cfg.PieceSize(resp.Length), MediaType: resp.MediaType}
 	if err := o.d.ledger.setFacts(f); err != nil {
 		if known && errors.Is(err, errFacts) {
-			return &errWrongContent{want: fmt.Sprintf("length %d", o.d.ledger.replica.Facts().Length), got: fmt.Sprintf("length %d", resp.Length)}
+			return &source.LengthError{Want: o.d.ledger.replica.Facts().Length, Got: resp.Length}
 		}
 		return err
 	}
@@ -464,6 +456,9 @@ func (o *originParent) pieces(ctx context.Context, at piece.Index, body io.Reade
 			o.hashed += int64(len(data))
 		}
 		if i == n-1 {
+			if err := o.ended(body, layout.Length); err != nil {
+				return err
+			}
 			if first, more := o.next(0); more && first < i {
 				return fmt.Errorf("%w: piece %d is still missing", errGap, first)
 			} else if !more {
@@ -489,6 +484,25 @@ func (o *originParent) pieces(ctx context.Context, at piece.Index, body io.Reade
 		}
 	}
 	return nil
+}
+
+// ended makes sure that the body ends where the content does: one byte more is another content. An
+// end that does not come counts for a content without a digest only; else the digest is the better
+// proof.
+func (o *originParent) ended(body io.Reader, length int64) error {
+	var one [1]byte
+	n, err := io.ReadFull(body, one[:])
+	var wrong *source.LengthError
+	_, proven := o.spec.WholeDigest()
+	switch {
+	case errors.As(err, &wrong):
+		return err
+	case n > 0:
+		return &source.LengthError{Want: length, Got: length + 1, More: true}
+	case proven || errors.Is(err, io.EOF):
+		return nil
+	}
+	return fmt.Errorf("reading the end of task %s from its origin: %w", o.d.id, err)
 }
 
 // errGap asks for a new request further on.

@@ -22,19 +22,25 @@ const (
 // errYields tells a peer that this host gives a content up to make room for another.
 var errYields = errors.New("it gives this task up to make room")
 
-// create makes a content in the store. A store evicts nothing that is open, so where it is
+// create makes a content in the store.
+func (e *Engine) create(id task.ID, f piece.Facts) (r piece.Replica, err error) {
+	err = e.withRoom(id, func() error { r, err = e.cfg.Store.Create(id, f); return err })
+	return r, err
+}
+
+// withRoom does for a content what needs room in the store. A store evicts nothing that is open, so where it is
 // full, contents that nobody reads and nobody is sent are closed first, those used longest ago
 // before others: a small cache must not refuse the next pull because of the last one.
-func (e *Engine) create(id task.ID, f piece.Facts) (piece.Replica, error) {
+func (e *Engine) withRoom(id task.ID, do func() error) error {
 	deadline := time.NewTimer(yieldFor)
 	defer deadline.Stop()
 	parting := time.Now().Add(partingFor)
 	asked := map[*Download]bool{}
 	nobody := false
 	for {
-		r, err := e.cfg.Store.Create(id, f)
+		err := do()
 		if !errors.Is(err, piece.ErrNoSpace) {
-			return r, err
+			return err
 		}
 		if e.oneYields(id, asked, deadline.C) {
 			continue
@@ -44,13 +50,13 @@ func (e *Engine) create(id task.ID, f piece.Facts) (piece.Replica, error) {
 			continue
 		}
 		if len(asked) == 0 || !time.Now().Before(parting) {
-			return r, err
+			return err
 		}
 		clear(asked)
 		select {
 		case <-time.After(yieldPause):
 		case <-e.ctx.Done():
-			return r, err
+			return err
 		}
 	}
 }

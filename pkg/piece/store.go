@@ -18,6 +18,8 @@ var (
 	ErrMissing = errors.New("piece is missing")
 	// ErrNoSpace: neither the disk nor the quota has room, and nothing can be evicted.
 	ErrNoSpace = errors.New("no space left in the piece store")
+	// ErrSpoolFull: bodies of unknown length take as much as they may.
+	ErrSpoolFull = errors.New("bodies of unknown length may take no more")
 	// ErrRemoved: the task was removed while this replica was open.
 	ErrRemoved = errors.New("task was removed from the store")
 	// ErrClosed: the store was closed.

@@ -68,6 +68,10 @@ type Config struct {
 	// Direct brings a content from its registry past every store, for a client that cannot go
 	// elsewhere while a disk has no room for it. Nil: such a client is refused.
 	Direct func(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error)
+	// Moving counts the bytes that have come in the cluster of a content whose length nobody knows
+	// yet; 0 where there are none. While it grows, clients wait longer than Wait and Hold for
+	// their first byte, which can come only when all is there. Nil: they do not.
+	Moving func(id task.ID) int64
 	// Upstream asks registries about rights and tags, and for what is not content.
 	Upstream Upstream
 	// Default is the registry that is meant when a request names none, in the spelling of

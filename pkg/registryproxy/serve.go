@@ -51,9 +51,11 @@ func (x *exchange) serveContent() *refusal {
 	if spec.Kind == task.Manifest {
 		spec.Accept = x.accept()
 	}
-	if !v.named {
-		// A manifest's word on the size of another content is not the registry's, and a
-		// wrong one would fail the content for everybody.
+	if v.named {
+		// A manifest's word on the size of another blob is not the registry's: it binds what is
+		// read for this client, and fails the blob for nobody who comes with another manifest.
+		spec.Promised = v.length
+	} else {
 		spec.Length = v.length
 	}
 	content, err := x.open(spec)
@@ -75,12 +77,22 @@ func (x *exchange) serveContent() *refusal {
 		return refuse(http.StatusNotFound, "%s says that %s has %d bytes, and it has %d", x.t.upstream, x.t.path(), v.length, length).
 			as(codeFor(http.StatusNotFound, x.t.endpoint))
 	}
+	if length := content.Facts().Length; v.length > 0 && v.named && v.length != length && !x.checked(content) {
+		return refuse(http.StatusBadGateway, "%s has %d bytes by the manifest that names it, and is %d bytes long by the word of %s", x.t.path(), v.length, length, x.t.upstream)
+	}
 	if !x.pull.Direct { // else the registry shows it by giving it
 		if refused := x.prove(content, v); refused != nil {
 			return refused
 		}
 	}
 	return x.send(content, v)
+}
+
+// checked reports whether a content was here, whole and compared with its digest, when it was opened:
+// then it is as long as it is, whatever a manifest says.
+func (x *exchange) checked(c Content) bool {
+	store, ok := c.(interface{ Cached() bool })
+	return !x.pull.Direct && (!ok || store.Cached())
 }
 
 // opensMax is how often a content is opened for one request, while it is others' failures that
@@ -91,6 +103,7 @@ const opensMax = 4
 // that it could not be brought for them is no answer to this client, to whom its registry has
 // consented.
 func (x *exchange) open(spec task.Spec) (content Content, err error) {
+	defer x.waitOn(spec.ID)()
 	for tries := 1; ; tries++ {
 		content, err = x.cfg.Open(x.ctx, spec)
 		var f *api.Failure

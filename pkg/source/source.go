@@ -38,7 +38,8 @@ type Response struct {
 	// Body yields the bytes from the asked offset; a body that ends before Length fails
 	// with [io.ErrUnexpectedEOF]. It is identity-encoded. The caller closes it.
 	Body io.ReadCloser
-	// Length of the whole content in bytes, −1 when the origin does not tell.
+	// Length of the whole content in bytes: the origin's word, or where it tells none, what the
+	// spec knew; −1 when neither tells. A body that has more or less ends in a *[LengthError].
 	Length int64
 	// MediaType is the Content-Type to the letter, empty when there was none.
 	MediaType string
@@ -77,6 +78,29 @@ func (e *ChangedError) Error() string {
 		return fmt.Sprintf("%.80q", strings.Trim(validator, `"`))
 	}
 	return fmt.Sprintf("content of %s changed during the download (its ETag or date was %s and is now %s); start again", e.URL, word(e.Was), word(e.Is))
+}
+
+// LengthError tells that an origin's content is not as long as was known of it beforehand: from a
+// manifest, a HEAD, an earlier answer or a signed run. Asking again does not help by itself.
+type LengthError struct {
+	// URL without user info and query; both are empty where the answer's are not known.
+	Method, URL string
+	// Want is the length that was known, Got the origin's, in bytes.
+	Want, Got int64
+	// More says that the origin has at least Got bytes; the rest was not read.
+	More bool
+}
+
+func (e *LengthError) Error() string {
+	least := ""
+	if e.More {
+		least = "at least "
+	}
+	text := fmt.Sprintf("the origin's content has %s%d bytes, and %d were known of it", least, e.Got, e.Want)
+	if e.URL != "" {
+		text = e.Method + " " + e.URL + ": " + text
+	}
+	return text
 }
 
 // StatusError is an origin's refusal.

@@ -116,8 +116,11 @@ type Spec struct {
 	// Validator is the ETag or Last-Modified of the file's version; an origin that
 	// answers with another one has changed the file.
 	Validator string
-	// Length in bytes where it is known beforehand (a manifest's descriptor), else 0.
+	// Length in bytes where the origin itself told it beforehand (a HEAD), else 0.
 	Length int64
+	// Promised is the length in bytes that a manifest's descriptor says, else 0. It bounds what is
+	// read for this asker; it is not the registry's word, so another manifest may say otherwise.
+	Promised int64
 	// Accept is sent with a manifest's GET.
 	Accept []string
 	// Authorization is the client's own header value for the origin.
@@ -126,10 +129,10 @@ type Spec struct {
 	Header map[string]secret.String
 }
 
-// SameAsker reports whether an origin is asked in the same place and sees the same client behind both
-// specs. A file's URL may hold a signature, which is a credential, too.
+// SameAsker reports whether an origin is asked in the same place, sees the same client behind both
+// specs, and is held to the same promise. A file's URL may hold a signature, which is a credential, too.
 func (s Spec) SameAsker(o Spec) bool {
-	return s.Upstream == o.Upstream && s.Repository == o.Repository && s.URL == o.URL &&
+	return s.Upstream == o.Upstream && s.Repository == o.Repository && s.URL == o.URL && s.Promised == o.Promised &&
 		s.Authorization == o.Authorization && maps.Equal(s.Header, o.Header)
 }
 
@@ -147,6 +150,15 @@ func (s Spec) Name() string {
 	}
 	host, path, _ := strings.Cut(rest, "/")
 	return scheme + "://" + host[strings.LastIndex(host, "@")+1:] + "/" + path
+}
+
+// Known returns the length in bytes that is known beforehand, the origin's own word before a
+// manifest's; 0 when nobody said.
+func (s Spec) Known() int64 {
+	if s.Length > 0 {
+		return s.Length
+	}
+	return max(0, s.Promised)
 }
 
 // WholeDigest returns the digest that the whole content must have, in OCI form.

@@ -47,6 +47,7 @@ type helloWire struct {
 	Zone    string                                  `bencode:"dr_zone,omitempty"`
 	Gateway int                                     `bencode:"dr_gateway,omitempty"`
 	Alive   int                                     `bencode:"dr_alive,omitempty"`
+	Read    int64                                   `bencode:"dr_read,omitempty"`
 }
 
 type anyWire struct {
@@ -84,6 +85,7 @@ type failWire struct {
 	Full    int               `bencode:"f,omitempty"`
 	Header  map[string]string `bencode:"h,omitempty"`
 	Message string            `bencode:"m"`
+	Promise int               `bencode:"p,omitempty"`
 	Repo    string            `bencode:"r,omitempty"`
 	Status  int               `bencode:"s"`
 	From    string            `bencode:"u,omitempty"`
@@ -109,7 +111,7 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 	var shape any
 	switch m.Type {
 	case HelloMessage:
-		b, err := bencode.Marshal(helloWire{M: names, V: m.Hello.Client, Version: m.Hello.Version, Host: string(m.Hello.Host), Seed: flag(m.Hello.Seed), Zone: m.Hello.Zone, Gateway: flag(m.Hello.Gateway), Alive: flag(m.Hello.Alive)})
+		b, err := bencode.Marshal(helloWire{M: names, V: m.Hello.Client, Version: m.Hello.Version, Host: string(m.Hello.Host), Seed: flag(m.Hello.Seed), Zone: m.Hello.Zone, Gateway: flag(m.Hello.Gateway), Alive: flag(m.Hello.Alive), Read: m.Hello.Read})
 		return pp.HandshakeExtendedID, b, err
 	case AnyMessage:
 		x := make([]byte, 0, 4*len(m.Any.Exclude))
@@ -135,7 +137,7 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 	case FailMessage:
 		name, shape = "dr_fail", failWire{
 			Status: m.Failure.Status, Header: m.Failure.Header, Body: m.Failure.Body, Message: m.Failure.Message, Wrong: flag(m.Failure.Wrong), Changed: flag(m.Failure.Changed),
-			Full: flag(m.Failure.Full), From: m.Failure.Upstream, Repo: m.Failure.Repository,
+			Full: flag(m.Failure.Full), Promise: flag(m.Failure.Promise), From: m.Failure.Upstream, Repo: m.Failure.Repository,
 		}
 	case RevokeMessage:
 		name, shape = "dr_revoke", revokeWire{Epoch: m.Revocation.Epoch, Key: m.Revocation.Key[:], Signature: m.Revocation.Signature}
@@ -231,7 +233,7 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte, learn func(map[pp
 		}
 		learn(known)
 		m.Type = HelloMessage
-		m.Hello = &Hello{Host: host.ID(w.Host), Version: w.Version, Client: w.V[:min(len(w.V), 64)], Seed: w.Seed != 0, Zone: w.Zone, Gateway: w.Gateway != 0, Alive: w.Alive != 0}
+		m.Hello = &Hello{Host: host.ID(w.Host), Version: w.Version, Client: w.V[:min(len(w.V), 64)], Seed: w.Seed != 0, Zone: w.Zone, Gateway: w.Gateway != 0, Alive: w.Alive != 0, Read: max(0, w.Read)}
 	case names["dr_any"]:
 		var w anyWire
 		if err = bencode.Unmarshal(payload, &w); err != nil {
@@ -267,7 +269,7 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte, learn func(map[pp
 		}
 		m.Type, m.Failure = FailMessage, &api.Failure{
 			Status: w.Status, Body: w.Body, Wrong: w.Wrong != 0, Changed: w.Changed != 0, Message: w.Message[:min(len(w.Message), api.FailureMax)],
-			Full: w.Full != 0, Upstream: w.From, Repository: w.Repo,
+			Full: w.Full != 0, Promise: w.Promise != 0, Upstream: w.From, Repository: w.Repo,
 		}
 		for _, name := range failureHeaders {
 			if v, ok := w.Header[name]; ok {

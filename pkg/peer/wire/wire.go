@@ -97,6 +97,9 @@ type Hello struct {
 	// Alive promises a message every second, a keep-alive where there is nothing to say,
 	// as long as this host is a seed that has not got everything.
 	Alive bool
+	// Read is how many bytes this host, as a seed, has read of a body whose length nobody knows.
+	// As long as it grows it is told every second: who waits sees that the origin sends.
+	Read int64
 }
 
 // Any asks a seed for some piece that the asker lacks; the seed answers with an ordinary

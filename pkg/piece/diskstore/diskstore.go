@@ -72,6 +72,7 @@ type Store struct {
 	mu      sync.Mutex
 	tasks   map[task.ID]*entry
 	used    int64   // bytes, as the quota counts them
+	spooled int64   // of these, what open spools take
 	aside   []aside // tasks of newer versions
 	queue   []*entry
 	working bool // a goroutine settles what is in queue

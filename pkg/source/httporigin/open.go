@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -36,7 +37,8 @@ type Get struct {
 	Offset int64
 	// Validator is the ETag or Last-Modified that the content must have; empty takes any.
 	Validator string
-	// Length of the whole content in bytes where it is known, else 0 or less.
+	// Length of the whole content in bytes where it is known, else 0 or less. It bounds what is
+	// read: another length, told or sent, is a *[source.LengthError].
 	Length int64
 }
 
@@ -141,9 +143,7 @@ func (c *Client) judge(ctx context.Context, abort context.CancelCauseFunc, g Get
 		body.decode = true
 		body.told = res.ContentLength
 		body.skip = g.Offset
-		if g.Length > 0 {
-			out.Length = g.Length
-		}
+		body.ends = true
 	case partial:
 		if !ranged {
 			return nil, unusable("206 to a request without Range")
@@ -158,25 +158,29 @@ func (c *Client) judge(ctx context.Context, abort context.CancelCauseFunc, g Get
 			return nil, unusable("%d bytes for the range %d-%d", res.ContentLength, r.start, r.end)
 		}
 		out.Length = r.total
-		if r.total < 0 && g.Length > 0 {
-			out.Length = g.Length
-		}
 		body.told = r.end - r.start + 1
 	default:
 		out.Length = res.ContentLength
 		body.told = res.ContentLength
 		body.skip = g.Offset
+		// The last chunk says that this is all (RFC 9112 §7.1); a body that ends with its
+		// connection may as well have been cut.
+		body.ends = slices.Contains(res.TransferEncoding, "chunked")
 	}
-	if g.Length > 0 && out.Length >= 0 && out.Length != g.Length {
-		return nil, unusable("the content has %d bytes, expected were %d", out.Length, g.Length)
+	switch {
+	case g.Length > 0 && out.Length < 0:
+		out.Length = g.Length
+	case g.Length > 0 && out.Length != g.Length:
+		return nil, &source.LengthError{Method: http.MethodGet, URL: Printable(g.URL), Want: g.Length, Got: out.Length}
 	}
 	if out.Length >= 0 && out.Length < g.Offset {
 		return nil, unusable("the content has %d bytes, asked was byte %d", out.Length, g.Offset)
 	}
-	body.want = -1
+	body.want, body.offset = -1, g.Offset
 	if out.Length >= 0 {
 		body.want = out.Length - g.Offset
 	}
+	body.wrong = source.LengthError{Method: http.MethodGet, URL: Printable(g.URL), Want: out.Length}
 	out.Body = body
 	return out, nil
 }
@@ -261,6 +265,9 @@ type body struct {
 	raw    int64 // raw bytes read
 	want   int64 // bytes that the reader is to get, −1 unknown
 	got    int64
+	offset int64 // of the first byte that the reader gets
+	ends   bool  // the body itself says where it ends, so an early end is no cut
+	wrong  source.LengthError
 	err    error
 
 	watchdog *time.Timer
@@ -308,7 +315,8 @@ func (b *body) Read(p []byte) (int, error) {
 	}
 	n, err := b.read(p)
 	if err != nil {
-		if !errors.Is(err, io.EOF) {
+		var length *source.LengthError
+		if !errors.Is(err, io.EOF) && !errors.As(err, &length) {
 			err = fmt.Errorf("%s: body after %d bytes: %w", b.what, b.got, err)
 		}
 		b.err = err
@@ -341,11 +349,20 @@ func (b *body) read(p []byte) (int, error) {
 	case b.want >= 0 && b.got > b.want:
 		n -= int(b.got - b.want)
 		b.got = b.want
-		return max(0, n), fmt.Errorf("more than the %d bytes that were told", b.want)
+		return max(0, n), b.other(b.want+1, true)
+	case errors.Is(err, io.EOF) && b.got < b.want && b.ends:
+		return n, b.other(b.got, false)
 	case errors.Is(err, io.EOF) && b.got < b.want:
-		return n, io.ErrUnexpectedEOF
+		return n, fmt.Errorf("it ends at byte %d of %d: %w", b.offset+b.got, b.offset+b.want, io.ErrUnexpectedEOF)
 	}
 	return n, err
+}
+
+// other is the error of a body that gives so many bytes, or more, where others were known.
+func (b *body) other(got int64, more bool) error {
+	wrong := b.wrong
+	wrong.Got, wrong.More = b.offset+got, more
+	return &wrong
 }
 
 // early makes an end an unexpected one.

@@ -32,7 +32,7 @@ func (o *Origin) Open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 	if err != nil {
 		return nil, err
 	}
-	return o.Client.Open(ctx, Get{Request: req, Offset: offset, Validator: spec.Validator, Length: spec.Length})
+	return o.Client.Open(ctx, Get{Request: req, Offset: offset, Validator: spec.Validator, Length: spec.Known()})
 }
 
 // mine are headers that this package sets itself or that belong to one connection.

@@ -96,7 +96,7 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 	}
 	var res *source.Response
 	err = c.each(ctx, u, func(base *url.URL) error {
-		get := httporigin.Get{Request: httporigin.Request{URL: at(base, "/v2/"+repository+"/"+kind+"/"+string(id), ""), Header: header}, Offset: offset, Length: spec.Length}
+		get := httporigin.Get{Request: httporigin.Request{URL: at(base, "/v2/"+repository+"/"+kind+"/"+string(id), ""), Header: header}, Offset: offset, Length: spec.Known()}
 		if spec.Authorization.IsZero() {
 			var err error
 			if get.RoundTripper, err = c.login(ctx, u, base, repository, bare); err != nil {

@@ -1,0 +1,162 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/peer/wire"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// A body whose length nobody knows is spooled: pieces can be cut, and vouched for, only once its
+// end has told the length.
+
+// spoolMax is how long such a body may be, in bytes, where the quota does not end it sooner.
+const spoolMax = 32 << 30
+
+// spoolBlock is how much of it is read and kept at a time.
+const spoolBlock = 256 << 10
+
+// tooLongError tells that an origin sends more than anybody waits for.
+type tooLongError struct {
+	what string
+	most int64
+}
+
+func (e *tooLongError) Error() string {
+	return fmt.Sprintf("%s is longer than the %d bytes that it may have", e.what, e.most)
+}
+
+// longest is how many bytes the content may have of which spec speaks, when nobody knows how
+// many it has. A manifest may not have more even where somebody does.
+func (e *Engine) longest(spec task.Spec) *tooLongError {
+	if spec.Kind == task.Manifest {
+		return &tooLongError{what: "a manifest", most: oci.ManifestMax}
+	}
+	return &tooLongError{
+		what: "a body of which nobody said how long it is, neither by Content-Length nor in a manifest,", most: e.cfg.SpoolMax,
+	}
+}
+
+// spool keeps a body whose length nobody told until its end tells it. The caller closes it.
+func (o *originParent) spool(ctx context.Context, body io.Reader) (kept piece.Spool, err error) {
+	kept, err = o.d.e.spool()
+	if err != nil {
+		return nil, fmt.Errorf("%w: content of unknown length: %w", errSpace, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = kept.Close() // nothing that was written is wanted
+		}
+	}()
+	longest := o.d.e.longest(o.spec)
+	buf := o.d.e.buffers.get(spoolBlock)
+	defer o.d.e.buffers.put(buf)
+	for {
+		begun := time.Now()
+		n, err := body.Read(buf)
+		if kept.Len()+int64(n) > longest.most {
+			return nil, longest
+		}
+		if n > 0 {
+			if err := o.d.e.withRoom(o.d.id, func() error { _, err := kept.Write(buf[:n]); return err }); err != nil {
+				return nil, fmt.Errorf("%w: %w", errSpace, err)
+			}
+			o.d.moved.Add(int64(n))
+			o.d.giveWay(ctx, time.Since(begun))
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return kept, nil
+		case err != nil:
+			return nil, fmt.Errorf("reading content of unknown length: %w", err)
+		}
+	}
+}
+
+// spool returns an empty spool of the store, or where it keeps none a file in the spool directory.
+func (e *Engine) spool() (piece.Spool, error) {
+	if s, ok := e.cfg.Store.(piece.Spooler); ok {
+		return s.Spool()
+	}
+	f, err := os.CreateTemp(e.cfg.SpoolDir, "darter-spool-")
+	if err != nil {
+		return nil, err
+	}
+	// The kernel takes it back when the process ends, however that ends.
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &fileSpool{f: f}, nil
+}
+
+// fileSpool is a spool that nobody counts.
+type fileSpool struct {
+	f      *os.File
+	n      int64
+	closed bool
+}
+
+func (s *fileSpool) Write(b []byte) (int, error) {
+	if _, err := s.f.WriteAt(b, s.n); err != nil {
+		return 0, err
+	}
+	s.n += int64(len(b))
+	return len(b), nil
+}
+
+func (s *fileSpool) Len() int64        { return s.n }
+func (s *fileSpool) Reader() io.Reader { return io.NewSectionReader(s.f, 0, s.n) }
+
+func (s *fileSpool) Close() error {
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	return s.f.Close()
+}
+
+// Moving counts what has come of a task whose length nobody knows yet, here or at the seed that
+// brings it; 0 where nothing has. As long as it grows the origin sends, and it is worth to wait.
+func (e *Engine) Moving(id task.ID) int64 {
+	e.mu.Lock()
+	d := e.downloads[id]
+	e.mu.Unlock()
+	if d == nil {
+		return 0
+	}
+	return d.moved.Load()
+}
+
+// read is how much of a body of unknown length this host has read, as a seed.
+func (d *Download) read() int64 {
+	if !d.seeding || d.pick != nil {
+		return 0
+	}
+	return d.moved.Load()
+}
+
+// tellAlive keeps a seed's promise to say something every second: how far it is with a body of
+// unknown length while that grows, else that it is alive.
+func (d *Download) tellAlive(l *link) {
+	if read := d.read(); read > 0 && read != l.toldMoved {
+		l.toldMoved = read
+		l.send(d.hello())
+		return
+	}
+	l.send(wire.Message{Type: wire.KeepAlive})
+}
+
+// hearMoved takes in how far a seed is with a body of unknown length.
+func (d *Download) hearMoved(l *link, read int64) {
+	if l.seed && d.pick == nil && read != l.heardMoved {
+		l.heardMoved = read
+		d.moved.Add(1)
+	}
+}
