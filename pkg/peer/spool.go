@@ -45,16 +45,20 @@ func (e *Engine) longest(spec task.Spec) *tooLongError {
 }
 
 // spool keeps a body whose length nobody told until its end tells it. The caller closes it.
-func (o *originParent) spool(ctx context.Context, body io.Reader) (kept piece.Spool, err error) {
-	kept, err = o.d.e.spool()
+func (o *originParent) spool(ctx context.Context, body io.Reader) (piece.Spool, error) {
+	kept, err := o.d.e.spool()
 	if err != nil {
 		return nil, fmt.Errorf("%w: content of unknown length: %w", errSpace, err)
 	}
-	defer func() {
-		if err != nil {
-			_ = kept.Close() // nothing that was written is wanted
-		}
-	}()
+	if err := o.fill(ctx, kept, body); err != nil {
+		_ = kept.Close() // nothing that was written is wanted
+		return nil, err
+	}
+	return kept, nil
+}
+
+// fill reads a body to its end, or as far as one of unknown length may go.
+func (o *originParent) fill(ctx context.Context, kept piece.Spool, body io.Reader) error {
 	longest := o.d.e.longest(o.spec)
 	buf := o.d.e.buffers.get(spoolBlock)
 	defer o.d.e.buffers.put(buf)
@@ -62,20 +66,20 @@ func (o *originParent) spool(ctx context.Context, body io.Reader) (kept piece.Sp
 		begun := time.Now()
 		n, err := body.Read(buf)
 		if kept.Len()+int64(n) > longest.most {
-			return nil, longest
+			return longest
 		}
 		if n > 0 {
 			if err := o.d.e.withRoom(o.d.id, func() error { _, err := kept.Write(buf[:n]); return err }); err != nil {
-				return nil, fmt.Errorf("%w: %w", errSpace, err)
+				return fmt.Errorf("%w: %w", errSpace, err)
 			}
 			o.d.moved.Add(int64(n))
 			o.d.giveWay(ctx, time.Since(begun))
 		}
 		switch {
 		case errors.Is(err, io.EOF):
-			return kept, nil
+			return nil
 		case err != nil:
-			return nil, fmt.Errorf("reading content of unknown length: %w", err)
+			return fmt.Errorf("reading content of unknown length: %w", err)
 		}
 	}
 }

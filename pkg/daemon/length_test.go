@@ -1,0 +1,182 @@
+package daemon_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/piece/storetest"
+)
+
+// chunkedRegistry has one manifest, which names one layer with its length, and tells no length of
+// the layer itself. It sends the layer as blob does, and counts what it could send.
+type chunkedRegistry struct {
+	layer    []byte
+	manifest []byte
+	blob     func(w io.Writer, h http.Header)
+	sent     atomic.Int64
+	gets     atomic.Int64
+}
+
+func newChunkedRegistry(t *testing.T, length int64) (*chunkedRegistry, *httptest.Server) {
+	r := &chunkedRegistry{layer: storetest.Content(t.Name(), length)}
+	r.manifest = fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":%q,"size":%d}]}`,
+		oci.MediaTypeManifest, oci.DigestOf(r.layer), length)
+	s := httptest.NewServer(r)
+	t.Cleanup(s.Close)
+	return r, s
+}
+
+func (r *chunkedRegistry) ServeHTTP(w http.ResponseWriter, q *http.Request) {
+	switch {
+	case q.URL.Path == "/v2/":
+	case strings.HasSuffix(q.URL.Path, "/manifests/"+string(oci.DigestOf(r.manifest))):
+		w.Header().Set("Content-Type", oci.MediaTypeManifest)
+		_, _ = w.Write(r.manifest)
+	case strings.HasSuffix(q.URL.Path, "/blobs/"+string(oci.DigestOf(r.layer))):
+		if q.Method == http.MethodHead {
+			return
+		}
+		r.gets.Add(1)
+		r.blob(writerFunc(func(b []byte) (int, error) {
+			n, err := w.Write(b)
+			r.sent.Add(int64(n))
+			return n, err
+		}), w.Header())
+	default:
+		w.WriteHeader(http.StatusNotFound)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+// onDisk is how many bytes of disk the files under dir take.
+func onDisk(t *testing.T, dir string) (sum int64) {
+	require.NoError(t, filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			sum += info.Sys().(*syscall.Stat_t).Blocks * 512
+		}
+		return err
+	}))
+	return sum
+}
+
+func TestARegistryThatTellsNoLengthIsBoundByTheManifest(t *testing.T) {
+	const length = 3<<20 + 5
+	endless := func(w io.Writer) {
+		for block := make([]byte, 256<<10); ; {
+			if _, err := w.Write(block); err != nil {
+				return
+			}
+		}
+	}
+	for name, c := range map[string]struct {
+		blob func(r *chunkedRegistry, w io.Writer, h http.Header)
+		// words are in the refusal, nil where the layer comes.
+		words []string
+	}{
+		"as it should": {func(r *chunkedRegistry, w io.Writer, _ http.Header) { _, _ = w.Write(r.layer) }, nil},
+		"without end": {func(_ *chunkedRegistry, w io.Writer, _ http.Header) { endless(w) },
+			[]string{fmt.Sprintf("at least %d bytes", length+1), fmt.Sprintf("%d were known", length)}},
+		"one byte more": {func(r *chunkedRegistry, w io.Writer, _ http.Header) { _, _ = w.Write(append(bytes.Clone(r.layer), 0)) },
+			[]string{fmt.Sprintf("at least %d bytes", length+1), fmt.Sprintf("%d were known", length)}},
+		"one byte less": {func(r *chunkedRegistry, w io.Writer, _ http.Header) { _, _ = w.Write(r.layer[1:]) },
+			[]string{fmt.Sprintf("has %d bytes", length-1), fmt.Sprintf("%d were known", length)}},
+		"a lie of 10 GB": {func(_ *chunkedRegistry, w io.Writer, h http.Header) {
+			h.Set("Content-Length", "10487314000")
+			endless(w)
+		},
+			[]string{"has 10487314000 bytes", fmt.Sprintf("%d were known", length)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, s := newChunkedRegistry(t, length)
+			r.blob = func(w io.Writer, h http.Header) { c.blob(r, w, h) }
+			cfg := settings(t, nil, "node")
+			host := strings.TrimPrefix(s.URL, "http://")
+			cfg.Upstreams = []config.Upstream{{Host: host, URLs: []string{s.URL}, PlainHTTP: true}}
+			d, _ := start(t, cfg)
+			client := &runtime{mirror: d.Addrs()["mirror"], ns: host}
+			_, _, err := client.do(http.MethodGet, "app/manifests/"+string(oci.DigestOf(r.manifest)))
+			require.NoError(t, err)
+			var last string
+			for range 4 { // the first may have begun to send when the end proves wrong
+				res, b, err := client.do(http.MethodGet, "app/blobs/"+string(oci.DigestOf(r.layer)))
+				require.True(t, err == nil || res == nil || res.ContentLength == length, "no client is promised another length")
+				if err == nil && res.StatusCode == http.StatusOK {
+					require.Equal(t, oci.DigestOf(r.layer), oci.DigestOf(b))
+					assert.Nil(t, c.words)
+					assert.EqualValues(t, 1, r.gets.Load())
+					return
+				}
+				last = string(b)
+			}
+			for _, words := range c.words {
+				assert.Contains(t, last, words)
+			}
+			assert.Less(t, r.sent.Load(), r.gets.Load()*(length+16<<20), "no more is sent than is known and sockets hold")
+			assert.Less(t, onDisk(t, cfg.Node.DataDir), int64(2*length))
+		})
+	}
+}
+
+// TestABodyOfUnknownLengthTakesHalfTheQuota has a file come chunked: nobody knows its length.
+func TestABodyOfUnknownLengthTakesHalfTheQuota(t *testing.T) {
+	content := storetest.Content("file", 9<<20)
+	var sent atomic.Int64
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		w.Header().Set("ETag", `"`+q.URL.Path+`"`)
+		_ = http.NewResponseController(w).Flush()
+		if q.Method == http.MethodHead {
+			return
+		}
+		for first := true; first || q.URL.Path == "/endless"; first = false {
+			n, err := w.Write(content)
+			if sent.Add(int64(n)); err != nil {
+				return
+			}
+		}
+	}))
+	t.Cleanup(s.Close)
+	cfg := settings(t, nil, "node")
+	cfg.Cache.Quota = 48 << 20
+	cfg.Files.AllowHosts = []string{"*"}
+	d, _ := start(t, cfg)
+	get := func(path string) (int, []byte) {
+		res, err := http.Get("http://" + d.Addrs()["api"] + "/api/v1/files?url=" + s.URL + path)
+		require.NoError(t, err)
+		defer res.Body.Close()
+		b, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		return res.StatusCode, b
+	}
+	for range 2 { // the spool of the first is gone when the second comes
+		status, b := get("/file")
+		assert.Equal(t, http.StatusOK, status)
+		assert.True(t, bytes.Equal(content, b))
+		sent.Store(0)
+		status, b = get("/endless")
+		assert.GreaterOrEqual(t, status, 500, "%s", b)
+		assert.Contains(t, string(b), "raise the quota")
+		assert.Less(t, sent.Load(), int64(48<<20))
+		assert.Less(t, onDisk(t, cfg.Node.DataDir), int64(11<<20), "what is left is the file")
+	}
+}
