@@ -180,3 +180,74 @@ func TestABodyOfUnknownLengthTakesHalfTheQuota(t *testing.T) {
 		assert.Less(t, onDisk(t, cfg.Node.DataDir), int64(11<<20), "what is left is the file")
 	}
 }
+
+// TestEveryAnswerWithoutEndIsBounded has a registry answer every question without end, and without
+// Content-Length.
+func TestEveryAnswerWithoutEndIsBounded(t *testing.T) {
+	const sockets = 16 << 20 // what the kernel may hold of what was sent and not read
+	digest := "sha256:" + strings.Repeat("ab", 32)
+	var sent atomic.Int64
+	endless := func(w http.ResponseWriter, status int) {
+		w.WriteHeader(status)
+		for block := bytes.Repeat([]byte(" "), 256<<10); ; {
+			n, err := w.Write(block)
+			if sent.Add(int64(n)); err != nil {
+				return
+			}
+		}
+	}
+	token := func(w http.ResponseWriter, q *http.Request) {
+		if q.URL.Path == "/token" {
+			endless(w, http.StatusOK)
+			return
+		}
+		w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+q.Host+`/token",service="r"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}
+	for name, c := range map[string]struct {
+		path     string
+		registry http.HandlerFunc
+		status   int
+		most     int64 // bytes, of all answers together
+	}{
+		"a tag's manifest where HEAD is unknown": {"app/manifests/v1", func(w http.ResponseWriter, q *http.Request) {
+			if q.Method == http.MethodHead {
+				w.WriteHeader(http.StatusMethodNotAllowed)
+				return
+			}
+			endless(w, http.StatusOK)
+		}, http.StatusBadGateway, 4 * sockets},
+		"a manifest by digest": {"app/manifests/" + digest, func(w http.ResponseWriter, q *http.Request) {
+			if q.Method == http.MethodGet && q.URL.Path != "/v2/" {
+				endless(w, http.StatusOK)
+			}
+		}, http.StatusBadGateway, 4 * sockets},
+		"a list of tags": {"app/tags/list", func(w http.ResponseWriter, q *http.Request) { endless(w, http.StatusOK) }, http.StatusOK, 64<<20 + 2*sockets},
+		"a refusal of a blob": {"app/blobs/" + digest, func(w http.ResponseWriter, q *http.Request) {
+			if q.Method == http.MethodGet && q.URL.Path != "/v2/" {
+				endless(w, http.StatusForbidden)
+			}
+		}, http.StatusForbidden, 4 * sockets},
+		"a refusal of tags": {"app/tags/list", func(w http.ResponseWriter, q *http.Request) { endless(w, http.StatusNotFound) }, http.StatusNotFound, 4 * sockets},
+		"a token":           {"app/blobs/" + digest, token, http.StatusUnauthorized, 4 * sockets},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sent.Store(0)
+			s := httptest.NewServer(c.registry)
+			t.Cleanup(s.Close)
+			cfg := settings(t, nil, "node")
+			host := strings.TrimPrefix(s.URL, "http://")
+			cfg.Upstreams = []config.Upstream{{Host: host, URLs: []string{s.URL}, PlainHTTP: true, AllowPrivateRealm: true}}
+			d, _ := start(t, cfg)
+			// Without ?ns= the mirror asks for a token itself.
+			res, err := http.Get("http://" + d.Addrs()["mirror"] + "/v2/" + strings.Replace(host, ":", "_", 1) + "/" + c.path)
+			require.NoError(t, err)
+			defer res.Body.Close()
+			n, _ := io.Copy(io.Discard, res.Body)
+			assert.Equal(t, c.status, res.StatusCode)
+			assert.LessOrEqual(t, n, int64(64<<20))
+			assert.Less(t, sent.Load(), c.most)
+			assert.Less(t, onDisk(t, cfg.Node.DataDir), int64(1<<20))
+		})
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"time"
@@ -57,9 +58,18 @@ func (o *originParent) spool(ctx context.Context, body io.Reader) (piece.Spool, 
 	return kept, nil
 }
 
-// fill reads a body to its end, or as far as one of unknown length may go.
+// fill reads a body to its end, or as far as one of unknown length may go. It compares the whole with
+// its digest: nobody is told the length of what is something else.
 func (o *originParent) fill(ctx context.Context, kept piece.Spool, body io.Reader) error {
 	longest := o.d.e.longest(o.spec)
+	var whole hash.Hash
+	digest, named := o.spec.WholeDigest()
+	if named {
+		var err error
+		if whole, err = oci.NewHash(digest); err != nil {
+			return err
+		}
+	}
 	buf := o.d.e.buffers.get(spoolBlock)
 	defer o.d.e.buffers.put(buf)
 	for {
@@ -72,10 +82,15 @@ func (o *originParent) fill(ctx context.Context, kept piece.Spool, body io.Reade
 			if err := o.d.e.withRoom(o.d.id, func() error { _, err := kept.Write(buf[:n]); return err }); err != nil {
 				return fmt.Errorf("%w: %w", errSpace, err)
 			}
+			if named {
+				whole.Write(buf[:n])
+			}
 			o.d.moved.Add(int64(n))
 			o.d.giveWay(ctx, time.Since(begun))
 		}
 		switch {
+		case errors.Is(err, io.EOF) && named:
+			return checkSum(digest, whole)
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:

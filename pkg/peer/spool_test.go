@@ -206,6 +206,27 @@ func TestABodyOfUnknownLengthHasABound(t *testing.T) {
 	})
 }
 
+// TestNobodyHearsTheLengthOfAWrongBody: a client that heard it would wait for that many bytes.
+func TestNobodyHearsTheLengthOfAWrongBody(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(48, 3*piece.SizeMin))
+		s.origin.noLength = true
+		s.origin.body = func(_ int, _ int64, r io.Reader) io.Reader {
+			return io.MultiReader(r, io.LimitReader(zeros{}, 20*piece.SizeMin))
+		}
+		s.adjust = func(cfg *peer.Config) { cfg.SpoolDir = dir }
+		seed, a := s.seed(), s.node(nil)
+		for range 6 {
+			_, err := a.engine.Open(t.Context(), s.spec())
+			require.Error(t, err, "it was opened, so somebody heard a length")
+			time.Sleep(time.Second)
+		}
+		assert.Zero(t, seed.seedFacts.Load())
+		assert.Empty(t, seed.store.Inventory())
+	})
+}
+
 func TestASpoolHasNoName(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
