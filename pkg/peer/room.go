@@ -1,7 +1,6 @@
 package peer
 
 import (
-	"cmp"
 	"errors"
 	"slices"
 	"time"
@@ -127,7 +126,7 @@ func (e *Engine) byUse() []*Download {
 		}
 		return time.Now()
 	}
-	slices.SortFunc(list, func(a, b *Download) int { return cmp.Compare(used(a).UnixNano(), used(b).UnixNano()) })
+	slices.SortFunc(list, func(a, b *Download) int { return used(a).Compare(used(b)) })
 	return list
 }
 

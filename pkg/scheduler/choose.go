@@ -255,7 +255,7 @@ func (s *Scheduler) reachable(now time.Time, w *swarm, m, c memberIndex) bool {
 		return false
 	}
 	for _, q := range w.member(m).silent {
-		if q.host == h && q.generation == st.generation && now.UnixNano() < q.until {
+		if q.host == h && q.generation == st.generation && s.nano(now) < q.until {
 			return false
 		}
 	}
@@ -280,11 +280,11 @@ func (s *Scheduler) silence(now time.Time, w *swarm, m memberIndex, ids []host.I
 			// It answers announces, so it is alive: soon it may be asked again.
 			until = now.Add(s.cfg.IntervalActive)
 		}
-		me.silent = noted(me.silent, silence{h, st.generation, until.UnixNano()}, now)
+		me.silent = noted(me.silent, silence{h, st.generation, s.nano(until)}, s.nano(now))
 		if h == s.self {
 			continue
 		}
-		st.reports = noted(st.reports, silence{me.host, s.hosts[me.host].generation, until.UnixNano()}, now)
+		st.reports = noted(st.reports, silence{me.host, s.hosts[me.host].generation, s.nano(until)}, s.nano(now))
 		if len(st.reports) >= s.cfg.SilentReports {
 			st.reports, st.shunned = nil, until
 			for _, in := range st.memberships {
@@ -295,8 +295,8 @@ func (s *Scheduler) silence(now time.Time, w *swarm, m memberIndex, ids []host.I
 }
 
 // noted puts a silence in a list that holds each host once and nothing that is over.
-func noted(list []silence, add silence, now time.Time) []silence {
-	list = slices.DeleteFunc(list, func(q silence) bool { return q.host == add.host || q.until <= now.UnixNano() })
+func noted(list []silence, add silence, now int64) []silence {
+	list = slices.DeleteFunc(list, func(q silence) bool { return q.host == add.host || q.until <= now })
 	if len(list) >= silentMax {
 		list = list[1:]
 	}

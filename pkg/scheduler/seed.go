@@ -220,10 +220,10 @@ func (s *Scheduler) failureFor(now time.Time, w *swarm, m memberIndex, e Entry) 
 	}
 	me := w.member(m)
 	for _, r := range slices.Backward(w.refusals) {
-		waited := me.since <= r.at.UnixNano()
+		waited := me.since <= s.nano(r.at)
 		if r.concerns(e.Spec) && (waited || now.Sub(r.at) < s.cfg.FailureFor) {
 			// It is told once of what it waited for; if it asks on, it wants another try.
-			me.since = now.UnixNano()
+			me.since = s.nano(now)
 			return r.cause
 		}
 	}

@@ -42,7 +42,7 @@ type membership struct {
 type silence struct {
 	host       hostIndex
 	generation uint64
-	until      int64 // nanoseconds since 1970
+	until      int64 // see Scheduler.nano
 }
 
 // standing is what a member is in its swarm for.
@@ -60,7 +60,7 @@ type member struct {
 	standing standing
 	starving bool
 	have     int32
-	// since is when the host began to want the content, in nanoseconds since 1970.
+	// since is when the host began to want the content; see Scheduler.nano.
 	since int64
 	// links are the members it was sent to and those that were sent to it.
 	links []memberIndex
