@@ -1,0 +1,76 @@
+package diskstore
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// Sweep deletes what the disk still has of a task that the store no longer knows: what a
+// [Store.Remove] could not delete, and what was set aside for a newer version. A task that was
+// made since stays. Once it returns nil, no power cut brings the old one back.
+func (s *Store) Sweep(id task.ID) error {
+	s.life.RLock()
+	defer s.life.RUnlock()
+	err := errors.Join(s.sweepRest(id), s.sweepAside(id))
+	for _, dir := range []string{filepath.Dir(s.dir(id)), s.path("aside")} {
+		if err != nil {
+			break
+		}
+		if err = s.fs.SyncDir(dir); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("removing task %s: %w", id.Short(), Remedy(s.cfg.Dir, err))
+	}
+	return nil
+}
+
+// sweepRest deletes the directory of a task that the store does not know.
+func (s *Store) sweepRest(id task.ID) error {
+	for {
+		s.mu.Lock()
+		if s.closed {
+			s.mu.Unlock()
+			return piece.ErrClosed
+		}
+		e := s.tasks[id]
+		if e == nil {
+			// It stands for the task meanwhile, so that nobody makes one there.
+			e = newEntry(id, piece.Facts{})
+			e.gone = true
+			s.tasks[id] = e
+			s.mu.Unlock()
+			return s.finish(e, func() error { return s.unmake(s.dir(id)) })
+		}
+		gone := e.gone
+		s.mu.Unlock()
+		if !gone {
+			return nil
+		}
+		<-e.dead
+	}
+}
+
+// sweepAside deletes what was set aside of a task.
+func (s *Store) sweepAside(id task.ID) error {
+	path := s.path("aside", filepath.Base(s.dir(id)))
+	if err := s.unmake(path); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.aside = slices.DeleteFunc(s.aside, func(a aside) bool {
+		if a.path == path {
+			s.used -= a.size
+		}
+		return a.path == path
+	})
+	return nil
+}
