@@ -73,6 +73,10 @@ type Config struct {
 	// Withdrawn takes in what an owner remembers as withdrawn, also what it took in before;
 	// an error has it told again. Nil: nobody wants to know.
 	Withdrawn func([]api.Withdrawal) error
+	// Unfollowed lists the withdrawals that this host could not follow so far, for owners; nil: none.
+	Unfollowed func() []api.Unfollowed
+	// Now is the wall clock that owners' are compared with. Default [time.Now].
+	Now func() time.Time
 	// Local is the host's own coordinator. It is asked for the tasks that this host leads, as
 	// an owner or a standby, and when nobody else answers; nil: there is none.
 	Local Announcer
@@ -154,6 +158,12 @@ func New(cfg Config) *Client {
 	if cfg.Inventory == nil {
 		cfg.Inventory = func() []api.Entry { return nil }
 	}
+	if cfg.Unfollowed == nil {
+		cfg.Unfollowed = func() []api.Unfollowed { return nil }
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -231,7 +241,7 @@ func (c *Client) Owners() []api.OwnerStatus {
 	defer c.mu.Unlock()
 	out := make([]api.OwnerStatus, 0, len(c.owners))
 	for _, o := range c.owners {
-		s := api.OwnerStatus{Addr: o.addr, Alive: o.met && !o.down(), Standby: o.standby}
+		s := api.OwnerStatus{Addr: o.addr, Alive: o.met && !o.down(), Standby: o.standby, Skew: o.skew.Seconds()}
 		if o.down() {
 			s.Error = o.err.Error()
 			if cause := errors.Unwrap(o.err); cause != nil {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/identity"
 )
 
 // owner is one owner as this host knows it. Its sender alone sends; all its fields but addr
@@ -49,6 +50,9 @@ type owner struct {
 	declared bool
 	// standby says that it is asked only while all others are lost.
 	standby bool
+	// skew is by how much its clock was ahead of this host's when it last told it, in whole
+	// seconds, and noticed the one that the log told last.
+	skew, noticed time.Duration
 }
 
 // call is an entry on its way; done is nil when nobody waits for the answer.
@@ -76,12 +80,12 @@ func (o *owner) lost(patience time.Duration) bool {
 	return o.down() && (o.refused || time.Since(o.downSince) >= patience)
 }
 
-// refuses reports whether an error is word from a host or a network that nobody listens,
-// not mere silence.
+// refuses reports whether an error is word from a host or a network that nobody listens, or none
+// that takes this host's certificate, not mere silence.
 func refuses(err error) bool {
 	var dns *net.DNSError
 	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH) ||
-		errors.As(err, &dns) && dns.IsNotFound
+		errors.As(err, &dns) && dns.IsNotFound || identity.OfClocks(err)
 }
 
 // enqueue puts a call in the queue. Client.mu is held.
@@ -190,6 +194,7 @@ func (c *Client) send(ctx context.Context, o *owner, b batch) time.Duration {
 	bounded, cancel := context.WithTimeout(ctx, c.budget())
 	response, err := c.post(bounded, o.addr, api.AnnounceRequest{
 		Version: api.Version, Host: c.cfg.Host, Generation: c.cfg.Generation, Entries: b.entries, Standby: c.cfg.Standby,
+		Clock: c.cfg.Now(), Withdrawn: o.withdrawn, Unfollowed: c.cfg.Unfollowed(),
 	})
 	cancel()
 	if err != nil {
@@ -239,10 +244,13 @@ func (c *Client) send(ctx context.Context, o *owner, b batch) time.Duration {
 
 // failed takes in that an owner did not answer.
 func (c *Client) failed(ctx context.Context, o *owner, b batch, err error) time.Duration {
-	var isNews, called bool
+	var isNews, clocks, called bool
 	defer func() {
-		if isNews {
-			c.log.Warn("owner does not answer", "owner", o.addr, "err", err)
+		switch {
+		case isNews && clocks:
+			c.log.Warn("this host does without an owner whose clock is too far from its own", "owner", o.addr, "error", err)
+		case isNews:
+			c.log.Warn("owner does not answer", "owner", o.addr, "error", err)
 		}
 		if called {
 			c.tellStandbysLead()
@@ -258,8 +266,10 @@ func (c *Client) failed(ctx context.Context, o *owner, b batch, err error) time.
 		return 0 // not the owner's fault
 	}
 	now := time.Now()
+	clocks = identity.OfClocks(err)
+	isNews = !o.down() || clocks && !identity.OfClocks(o.err)
 	if !o.down() {
-		o.downSince, isNews = now, true
+		o.downSince = now
 	}
 	o.err, o.refused = err, refuses(err)
 	if !c.standing && c.allLost() {
@@ -329,9 +339,16 @@ func (c *Client) post(ctx context.Context, addr string, r api.AnnounceRequest) (
 		if errors.As(err, &wrapped) {
 			err = wrapped.Err // without the URL, which says nothing more
 		}
-		return api.AnnounceResponse{}, fmt.Errorf("announcing %d entries to owner %s: %w", len(r.Entries), addr, err)
+		// In TLS 1.3 the other end's refusal comes with the first read.
+		return api.AnnounceResponse{}, fmt.Errorf("announcing %d entries to owner %s: %w", len(r.Entries), addr, identity.Explain(err))
 	}
 	defer answer.Body.Close()
+	if err := c.compareClocks(addr, answer.Header); err != nil && !r.Leaving {
+		// The connection is kept: a new one would fail, and over this one the owner learns of
+		// the clocks, too, and sends nobody here.
+		_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, api.AnnounceMax))
+		return api.AnnounceResponse{}, fmt.Errorf("announcing %d entries to owner %s: %w", len(r.Entries), addr, err)
+	}
 	text, err := io.ReadAll(io.LimitReader(answer.Body, api.AnnounceMax+1))
 	if err != nil {
 		return api.AnnounceResponse{}, fmt.Errorf("reading the answer of owner %s: %w", addr, err)

@@ -29,6 +29,7 @@ func (c *Client) learnWithdrawn(ctx context.Context, o *owner, mark string) {
 		return
 	}
 	o.withdrawn = mark
+	o.poke() // so that the owner knows how far this host is, before its next word is due
 }
 
 // AskWithdrawn asks an owner what it remembers as withdrawn; nothing, when that has the mark

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"time"
 
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/piece"
@@ -21,6 +22,10 @@ const Version = 1
 
 // PathAnnounce is where an owner takes announces (POST, JSON).
 const PathAnnounce = "/api/v1/announce"
+
+// HeaderClock is the owner's wall clock (RFC 3339) on each answer to an announce, a refusal too.
+// Owners of a former version tell it by the Date of HTTP alone (RFC 9110, section 6.6.1).
+const HeaderClock = "Darter-Clock"
 
 // Bounds on what one message may hold; an owner refuses more.
 const (
@@ -57,6 +62,12 @@ type AnnounceRequest struct {
 	Standby bool `json:"standby,omitempty"`
 	// Leaving says that the host goes away now, with everything it holds.
 	Leaving bool `json:"leaving,omitempty"`
+	// Clock is the host's wall clock as it sent this; zero in a former version.
+	Clock time.Time `json:"clock,omitzero"`
+	// Withdrawn is the last mark of this owner whose withdrawals the host has taken in, Unfollowed
+	// those of them that it could not follow yet.
+	Withdrawn  string       `json:"withdrawn,omitempty"`
+	Unfollowed []Unfollowed `json:"unfollowed,omitempty"`
 }
 
 // Entry is the news of one task.

@@ -141,6 +141,14 @@ type Status struct {
 	Embedded bool `json:"embedded,omitempty"`
 	// Hosts is the number of hosts that announce to this owner.
 	Hosts int `json:"hosts,omitempty"`
+	// Unfollowed are the withdrawals that this node could not follow so far, UnfollowedBy those
+	// of the hosts that announce here.
+	Unfollowed   []Unfollowed   `json:"unfollowed,omitempty"`
+	UnfollowedBy []HostFollowed `json:"unfollowedBy,omitempty"`
+	// Uptime is for how long the program has run, in seconds, by a clock that nobody sets.
+	Uptime float64 `json:"uptime,omitempty"`
+	// Clock is the program's wall clock at the time of the answer.
+	Clock time.Time `json:"clock,omitzero"`
 	// Listen tells the addresses in use by what they are for.
 	Listen map[string]string `json:"listen,omitempty"`
 }
@@ -203,6 +211,9 @@ type OwnerStatus struct {
 	Addr  string `json:"addr"`
 	Alive bool   `json:"alive"`
 	Error string `json:"error,omitempty"`
+	// Skew is by how much its clock is ahead of this node's, in seconds, negative where it is
+	// behind; 0 while that is not known or less than a second.
+	Skew float64 `json:"skew,omitempty"`
 	// Standby says that it is another dfdaemon, which stands in while no supernode answers.
 	Standby bool `json:"standby,omitempty"`
 }

@@ -18,6 +18,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/piece"
@@ -63,6 +65,10 @@ type Config struct {
 	Owners func() []string
 	// Withdrawn is the mark of what was withdrawn, for the answers; nil tells none.
 	Withdrawn func() string
+	// Now is the wall clock that other members' are compared with. Default [time.Now].
+	Now func() time.Time
+	// Apart is told of each host that is refused because of its clock; nil tells nobody.
+	Apart func()
 	// Observe is told of every announce of another host and how long its answer took; nil
 	// tells nobody. It must not block.
 	Observe func(r api.AnnounceRequest, took time.Duration)
@@ -83,6 +89,11 @@ type Coordinator struct {
 	facts map[task.ID]piece.Facts
 	// standbys as they are told in answers; the list is never changed.
 	standbys []string
+	// told is what hosts say of withdrawals.
+	told map[host.ID]withdrawnBy
+
+	// apart keeps a crowd of hosts with other clocks from filling the log.
+	apart rate.Sometimes
 }
 
 // New returns a Coordinator that knows what its own store holds, and nobody else yet.
@@ -99,6 +110,11 @@ func New(cfg Config) *Coordinator {
 		log:   cfg.Logger,
 		sched: scheduler.New(cfg.Scheduler),
 		facts: make(map[task.ID]piece.Facts),
+		told:  make(map[host.ID]withdrawnBy),
+		apart: rate.Sometimes{Interval: apartEvery},
+	}
+	if c.cfg.Now == nil {
+		c.cfg.Now = time.Now
 	}
 	if cfg.Store != nil {
 		for _, e := range cfg.Store.Inventory() {
@@ -136,6 +152,9 @@ func (c *Coordinator) tick(now time.Time) {
 		if !c.sched.Knows(id) {
 			delete(c.facts, id)
 		}
+	}
+	for _, id := range changes.Gone {
+		delete(c.told, id)
 	}
 	c.mu.Unlock()
 	for _, id := range changes.Gone {
@@ -182,6 +201,9 @@ func (c *Coordinator) ServeAnnounce(_ context.Context, r api.AnnounceRequest) (a
 	if err := checkRequest(r); err != nil {
 		return api.AnnounceResponse{}, err
 	}
+	if err := c.checkClock(r); err != nil {
+		return api.AnnounceResponse{}, err
+	}
 	return c.answer(r)
 }
 
@@ -202,6 +224,9 @@ func (c *Coordinator) answer(r api.AnnounceRequest) (api.AnnounceResponse, error
 	c.mu.Lock()
 	decided, err := c.sched.Announce(time.Now(), report)
 	standbys := c.standbys
+	if err == nil {
+		c.noteWithdrawn(r)
+	}
 	c.mu.Unlock()
 	// Before anything else, also before an error: the scheduler counts on it.
 	c.seed(decided.Seeds)

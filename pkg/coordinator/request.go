@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
@@ -53,6 +54,10 @@ func checkRequest(r api.AnnounceRequest) error {
 	if number, e := strconv.ParseUint(port, 10, 16); err != nil || e != nil || name == "" || number == 0 {
 		return badRequest("host %s has the address %q, which is not host:port", r.Host.ID.Short(), r.Host.Addr)
 	}
+	if len(r.Withdrawn) > nameMax || len(r.Unfollowed) > api.UnfollowedMax {
+		return badRequest("host %s tells a mark of %d bytes and %d withdrawals that it could not follow, at most %d and %d are taken",
+			r.Host.ID.Short(), len(r.Withdrawn), len(r.Unfollowed), nameMax, api.UnfollowedMax)
+	}
 	if len(r.Entries) > api.EntriesMax {
 		return badRequest("%d entries, at most %d are taken in one announce", len(r.Entries), api.EntriesMax)
 	}
@@ -97,7 +102,8 @@ func decodeRequest(r io.Reader) (api.AnnounceRequest, error) {
 	}
 	var wire struct {
 		api.AnnounceRequest
-		Entries entries `json:"entries"`
+		Entries    entries    `json:"entries"`
+		Unfollowed unfollowed `json:"unfollowed"`
 	}
 	if err := json.Unmarshal(body, &wire); err != nil {
 		if refused := (*RequestError)(nil); errors.As(err, &refused) {
@@ -105,7 +111,7 @@ func decodeRequest(r io.Reader) (api.AnnounceRequest, error) {
 		}
 		return api.AnnounceRequest{}, badRequest("%v", err)
 	}
-	wire.AnnounceRequest.Entries = wire.Entries
+	wire.AnnounceRequest.Entries, wire.AnnounceRequest.Unfollowed = wire.Entries, wire.Unfollowed
 	return wire.AnnounceRequest, nil
 }
 
@@ -115,6 +121,16 @@ type entries []api.Entry
 func (list *entries) UnmarshalJSON(b []byte) (err error) {
 	if *list, err = api.UnmarshalList[api.Entry](b, api.EntriesMax, entryMax); err != nil {
 		return badRequest("entries: %v", err)
+	}
+	return nil
+}
+
+// unfollowed is a list that is bounded before it is decoded.
+type unfollowed []api.Unfollowed
+
+func (list *unfollowed) UnmarshalJSON(b []byte) (err error) {
+	if *list, err = api.UnmarshalList[api.Unfollowed](b, api.UnfollowedMax, 8*api.UnfollowedWhy); err != nil {
+		return badRequest("unfollowed: %v", err)
 	}
 	return nil
 }
@@ -134,6 +150,7 @@ func (c *Coordinator) HandleAnnounce(w http.ResponseWriter, r *http.Request) {
 		body = map[string]string{"error": err.Error()}
 	}
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set(api.HeaderClock, c.cfg.Now().UTC().Format(time.RFC3339Nano))
 	if status == http.StatusMethodNotAllowed {
 		w.Header().Set("Allow", http.MethodPost)
 	}

@@ -52,12 +52,12 @@ type Daemon struct {
 
 // New opens the data directory and the ports, and starts nothing. The error says what to do.
 // A nil logger discards.
-func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
+func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *Daemon, err error) {
 	d = &Daemon{cfg: cfg}
 	d.node, err = node.New(node.Config{
 		Program: "dfdaemon", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster, Asked: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
 		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Towards: cfg.Supernodes, Logger: logger,
-	})
+	}, options...)
 	if err != nil {
 		return nil, err
 	}
@@ -87,6 +87,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger) (d *Daemon, err error) {
 	var shared func(context.Context, api.Question) (api.Answer, error)
 	if len(cfg.Supernodes) > 0 {
 		d.client = d.newClient()
+		d.node.Owners = d.client.Owners
 		announcer, shared = d.client, d.question
 	}
 	d.node.Connect(announcer, d.node.Watch(d.coordinator))
@@ -153,7 +154,7 @@ func (d *Daemon) newClient() *announce.Client {
 	}
 	return announce.New(announce.Config{
 		Host: d.node.Host, Generation: rand.Uint64(), Owners: owners, Scheme: scheme, Client: &http.Client{Transport: d.node.Transport()},
-		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Withdrawn: d.node.Withdrawals.Add, Local: d.coordinator, Standby: d.node.Asked != nil, Logger: d.node.Log,
+		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Withdrawn: d.node.TakeWithdrawals, Unfollowed: d.node.Withdrawals.Unfollowed, Now: d.node.Clock, Local: d.coordinator, Standby: d.node.Asked != nil, Logger: d.node.Log,
 		Standbys: readStandbys(d.cfg.Node.DataDir), Named: func(list []string) {
 			if err := writeStandbys(d.cfg.Node.DataDir, list); err != nil {
 				d.node.Log.Warn("a restart while no supernode answers would know nobody to ask", "err", err)

@@ -20,6 +20,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/clientconf"
 	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/identity"
 	"github.com/darter-io/darter/pkg/node"
 )
 
@@ -153,6 +154,18 @@ func (x *exam) daemon(context.Context) []Finding {
 	if p := s.Pulls; p != nil && p.Failure != nil {
 		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("%d of %d pulls failed since it runs, the last at %s: %s: %s",
 			p.Failed, p.OK+p.Refused+p.Failed+p.Canceled, p.Failure.At.Local().Format(time.DateTime), p.Failure.Name, p.Failure.Error), "its log has a line for each"})
+	}
+	for _, o := range s.Owners {
+		if skew := time.Duration(o.Skew * float64(time.Second)).Abs(); skew >= identity.ClockNotice {
+			level, found := Warn, fmt.Sprintf("its clock and that of owner %s are %s apart", o.Addr, skew)
+			if skew > identity.ClockSkew {
+				level, found = Fail, found+": it does without that owner"
+			}
+			out = append(out, Finding{level, "daemon", found, "set the clock that is wrong (NTP)"})
+		}
+	}
+	for _, u := range s.Unfollowed {
+		out = append(out, Finding{Fail, "daemon", fmt.Sprintf("cannot drop task %s, which was withdrawn: %s", u.Task.Short(), u.Why), "mend the disk of node.dataDir; the daemon tries again by itself"})
 	}
 	if s.BadPieces > 0 {
 		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("%d pieces from others did not match their digest", s.BadPieces), "see its log, which names who sent them: a bad disk or memory there"})

@@ -324,10 +324,18 @@ func (x *exam) supernodes(ctx context.Context) []Finding {
 		}
 	}
 	// A daemon that has just started may not have asked yet.
-	if x.runningErr == nil && x.running.Embedded && alive > 0 && time.Since(x.running.Started) > time.Minute {
+	if x.runningErr == nil && x.running.Embedded && alive > 0 && x.uptime() > time.Minute {
 		out = append(out, Finding{Fail, "supernodes", "answer here, and the daemon reaches none of them", "see its log; is it the daemon of this configuration?"})
 	}
 	return out
+}
+
+// uptime is for how long the daemon has run.
+func (x *exam) uptime() time.Duration {
+	if up := x.running.Uptime; up > 0 { // by a clock that nobody sets
+		return time.Duration(up * float64(time.Second))
+	}
+	return time.Since(x.running.Started)
 }
 
 // leads reports whether a status is that of a supernode, or of a dfdaemon at its piece address,
@@ -383,7 +391,7 @@ func notReached(name string, err error) Finding {
 	switch {
 	case errors.Is(told, identity.ErrNotMember):
 		return Finding{Fail, name, told.Error(), "give both the same secret, with cluster.secretFile"}
-	case errors.As(err, &invalid):
+	case errors.As(err, &invalid), identity.OfClocks(err):
 		return Finding{Fail, name, told.Error(), "set the clocks (NTP)"}
 	case alerted(err):
 		return Finding{Fail, name, "refuses this node: " + told.Error(), "give both the same secret, with cluster.secretFile"}

@@ -122,7 +122,7 @@ func (i *Identity) WrapDialer(dial DialFunc, protocols ...string) DialFunc {
 		defer cancel()
 		if err := c.HandshakeContext(ctx); err != nil {
 			raw.Close()
-			return nil, fmt.Errorf("TLS handshake with member %s: %w", addr, Explain(err))
+			return nil, fmt.Errorf("TLS handshake with member %s: %w", addr, explain(err, i.now()))
 		}
 		return c, nil
 	}
@@ -130,7 +130,10 @@ func (i *Identity) WrapDialer(dial DialFunc, protocols ...string) DialFunc {
 
 // Explain adds to a TLS error what its reader most likely has to do. Errors that have
 // nothing to do with membership come back as they are.
-func Explain(err error) error {
+func Explain(err error) error { return explain(err, time.Now()) }
+
+// explain is Explain with what this host's clock says.
+func explain(err error, now time.Time) error {
 	var unknown x509.UnknownAuthorityError
 	var expired x509.CertificateInvalidError
 	var notTLS tls.RecordHeaderError
@@ -139,7 +142,14 @@ func Explain(err error) error {
 	case errors.As(err, &unknown):
 		return fmt.Errorf("%w: %w: it has another cluster secret", ErrNotMember, err)
 	case errors.As(err, &expired) && expired.Reason == x509.Expired:
-		return fmt.Errorf("%w (this clock and that host's may be more than %v apart)", err, ClockSkew)
+		there := "told no time"
+		if c := expired.Cert; c != nil {
+			there = "said " + stamp(c.NotBefore.Add(ClockSkew)) + " when it made its certificate, a day ago or less"
+		}
+		return fmt.Errorf("%w (this host's clock says %s, the other's %s: more than %v apart; set the clock that is wrong, NTP)", err, stamp(now), there, ClockSkew)
+	case refusedAsExpired(err):
+		return fmt.Errorf("%w (the other side refused this host's certificate as outside its time: this host's clock says %s, the other's must be more than %v apart; set the clock that is wrong, NTP)",
+			err, stamp(now), ClockSkew)
 	case errors.As(err, &notTLS):
 		return fmt.Errorf("%w: %w: it speaks no TLS, so it has no cluster secret", ErrNotMember, err)
 	case errors.As(err, &alert):

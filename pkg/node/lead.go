@@ -22,8 +22,9 @@ func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 		return telemetry.OwnerStats{Hosts: s.Hosts, Seeding: s.Seeding}
 	})
 	c = coordinator.New(coordinator.Config{
-		Host: n.Host, Store: n.Store, Owners: owners, Withdrawn: n.Withdrawals.Mark, Logger: n.Log,
-		Seed: func(spec task.Spec) { n.Engine.Seed(spec) },
+		Host: n.Host, Store: n.Store, Owners: owners, Withdrawn: n.Withdrawals.Mark, Now: n.Clock, Logger: n.Log,
+		Apart: func() { owner.Apart() },
+		Seed:  func(spec task.Spec) { n.Engine.Seed(spec) },
 		Observe: func(r api.AnnounceRequest, took time.Duration) {
 			events := make([]string, len(r.Entries))
 			for i, e := range r.Entries {
@@ -32,7 +33,7 @@ func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 			owner.Announced(took, events...)
 		},
 	})
-	n.owner = owner
+	n.owner, n.followed = owner, c.Followed
 	n.OnWithdrawal(c.Withdraw)
 	return c
 }

@@ -56,7 +56,16 @@ type Config struct {
 	// towards them is the one it advertises by default.
 	Towards []config.Address
 	Logger  *slog.Logger
+	// Clock is the machine's wall clock: certificates are made and judged by it, and it is
+	// compared with other members'. Intervals never rest on it. Default [time.Now].
+	Clock func() time.Time
 }
+
+// Option changes what a program gives to [New].
+type Option func(*Config)
+
+// WithClock has a node take another clock for the machine's.
+func WithClock(now func() time.Time) Option { return func(c *Config) { c.Clock = now } }
 
 // Node is one member. Its fields are there once it is built; whoever builds an assembly
 // connects them.
@@ -75,6 +84,10 @@ type Node struct {
 	Ready   *telemetry.Ready
 	Started time.Time
 	Log     *slog.Logger
+	// Owners tells how the owners are that this host announces to; nil where it announces to none.
+	Owners func() []api.OwnerStatus
+	// Clock is the wall clock of Config.
+	Clock func() time.Time
 
 	// Asked takes the connections of those who come to the piece wire's port to ask; nil where
 	// Config does not say so.
@@ -83,16 +96,27 @@ type Node struct {
 	cfg   Config
 	wire  net.Listener
 	owner *telemetry.Owner
-	drain atomic.Int64 // nanoseconds
+	// followed tells which hosts that announce here have dropped a withdrawn content; nil
+	// where none announces.
+	followed func(task.ID) api.Followed
+	// clocks are those of other owners; see Compared.
+	clocks clocks
+	drain  atomic.Int64 // nanoseconds
 }
 
 // New opens the data directory and the piece wire's port, and starts nothing. The error says
 // what to do. [Node.Run] or [Node.Close] gives both back.
-func New(cfg Config) (n *Node, err error) {
+func New(cfg Config, options ...Option) (n *Node, err error) {
+	for _, o := range options {
+		o(&cfg)
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	n = &Node{cfg: cfg, Log: cfg.Logger, Started: time.Now(), Metrics: telemetry.NewRegistry(telemetry.ReadBuild()), Ready: new(telemetry.Ready)}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
+	n = &Node{Clock: cfg.Clock, cfg: cfg, Log: cfg.Logger, Started: time.Now(), Metrics: telemetry.NewRegistry(telemetry.ReadBuild()), Ready: new(telemetry.Ready)}
 	n.drain.Store(int64(cfg.Drain.DrainTimeout))
 	defer func() {
 		if err != nil {
@@ -119,7 +143,7 @@ func New(cfg Config) (n *Node, err error) {
 	if err != nil {
 		return n, fmt.Errorf("node.dataDir: %w", err)
 	}
-	n.Identity, err = identity.New(identity.Config{Secret: cfg.Cluster.Secret, HostID: id, Insecure: cfg.Cluster.Insecure})
+	n.Identity, err = identity.New(identity.Config{Secret: cfg.Cluster.Secret, HostID: id, Insecure: cfg.Cluster.Insecure, Now: cfg.Clock})
 	if err != nil {
 		return n, err
 	}
@@ -130,7 +154,7 @@ func New(cfg Config) (n *Node, err error) {
 	if n.Withdrawals, err = openWithdrawals(dir, cfg.Logger); err != nil {
 		return n, err
 	}
-	n.Withdrawals.drop = []func(task.ID){n.dropWithdrawn}
+	n.Withdrawals.remove = n.dropWithdrawn
 	if n.Origins, err = newOrigins(cfg); err != nil {
 		return n, err
 	}
@@ -306,6 +330,9 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 			BusyTold: s.BusySent, BusyHeard: s.BusyGot, Slots: s.UploadSlotsMax, SlotsUsed: s.UploadSlots, Connections: int(s.Links), Running: s.Downloads,
 		}
 	})
+	telemetry.NewMember(n.Metrics, func() telemetry.MemberStats {
+		return telemetry.MemberStats{Skew: n.skew(), Unfollowed: len(n.Withdrawals.Unfollowed())}
+	})
 	telemetry.NewStore(n.Metrics, func() telemetry.StoreStats {
 		u := n.Store.Usage()
 		return telemetry.StoreStats{Bytes: u.Used, Quota: u.Quota, Tasks: u.Tasks, Evictions: u.Evictions}
@@ -319,6 +346,12 @@ type Part func(ctx context.Context) error
 // one of them fails. At the end the servers drain first, while the parts still work for
 // them; then the parts end, then the store is closed.
 func (n *Node) Run(ctx context.Context, servers, parts []Part) error {
+	// What an order was to drop when the last process ended is dropped before anybody can ask
+	// for it. Where the disk refuses, the store no longer knows it all the same.
+	if err := n.Withdrawals.Resume(); err != nil {
+		n.Log.Warn("withdrawals of before are not all followed: they are tried again", "error", err)
+	}
+	parts = append(parts, n.Withdrawals.Run)
 	below, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	core, below := errgroup.WithContext(below)
@@ -365,11 +398,12 @@ func (n *Node) Close() error {
 func (n *Node) Status() api.Status {
 	stats, usage := n.Engine.Stats(), n.Store.Usage()
 	return api.Status{
-		Program: n.cfg.Program, Version: config.Version(), Host: n.Host, Started: n.Started,
+		Program: n.cfg.Program, Version: config.Version(), Host: n.Host, Started: n.Started, Uptime: time.Since(n.Started).Seconds(), Clock: n.Clock(),
 		Received: api.Sources{Peers: stats.Peers, Seeds: stats.Seeds + stats.Inline, Origin: stats.Origin},
 		Sent:     stats.Sent, BadPieces: stats.BadPieces, Downloads: stats.Downloads, Running: n.running(time.Now()),
-		Limits: api.Limits(n.Engine.Limits()),
-		Cache:  api.CacheStatus{Dir: n.cfg.Node.DataDir, Tasks: usage.Tasks, Bytes: usage.Used, Quota: usage.Quota},
+		Limits:     api.Limits(n.Engine.Limits()),
+		Unfollowed: n.Withdrawals.Unfollowed(),
+		Cache:      api.CacheStatus{Dir: n.cfg.Node.DataDir, Tasks: usage.Tasks, Bytes: usage.Used, Quota: usage.Quota},
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/identity"
 )
 
 // FetchStatus asks a running program for its status, at its local or admin API.
@@ -59,7 +60,11 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	if !s.Ready {
 		state = "NOT READY"
 	}
-	line(s.Program, "%s, up %s, version %s", state, now.Sub(s.Started).Round(time.Second), s.Version)
+	up := now.Sub(s.Started)
+	if s.Uptime > 0 { // by a clock that nobody sets
+		up = time.Duration(s.Uptime * float64(time.Second))
+	}
+	line(s.Program, "%s, up %s, version %s", state, up.Round(time.Second), s.Version)
 	for _, m := range s.Missing {
 		line("LACKS", "%s", m)
 	}
@@ -81,6 +86,12 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 		word := "answers"
 		if !o.Alive {
 			word = "DOES NOT ANSWER" + prefixed(": ", o.Error)
+		} else if skew := time.Duration(o.Skew * float64(time.Second)); skew.Abs() >= identity.ClockNotice {
+			way := "AHEAD OF"
+			if skew < 0 {
+				way = "BEHIND"
+			}
+			word += fmt.Sprintf(", ITS CLOCK IS %s %s this one: set the one that is wrong (NTP)", skew.Abs(), way)
 		}
 		line(map[bool]string{false: "supernode", true: "standby"}[o.Standby], "%s %s", o.Addr, word)
 	}
@@ -94,6 +105,12 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 			line("supernode", "no other is known")
 		}
 		line("hosts", "%s here", plural(s.Hosts, "announces", "announce"))
+	}
+	for _, u := range s.Unfollowed {
+		line("NOT DROPPED", "%s was withdrawn and cannot be dropped yet: %s", u.Task.Short(), u.Why)
+	}
+	for _, h := range s.UnfollowedBy {
+		line("NOT DROPPED", "by host %s: %s", h.Host, h.Why)
 	}
 	quota := "no quota"
 	if s.Cache.Quota > 0 {
@@ -170,7 +187,7 @@ func running(r api.RunningStatus, program string, size func(int64) string) strin
 
 // ago tells how long something is past.
 func ago(then, now time.Time) string {
-	d := now.Sub(then)
+	d := max(0, now.Sub(then)) // a clock that was set back
 	if d >= time.Hour {
 		return strings.TrimSuffix(d.Truncate(time.Minute).String(), "0s") + " ago"
 	}

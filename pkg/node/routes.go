@@ -46,6 +46,7 @@ func (n *Node) RouteStatus(r gin.IRouter, status func() api.Status) {
 func (n *Node) RouteWithdrawals(r gin.IRouter) {
 	r.GET(api.PathWithdrawals, gin.WrapF(n.handleWithdrawals))
 	r.POST(api.PathWithdrawals, gin.WrapF(n.handleWithdrawals))
+	r.GET(api.PathFollowed+"/:id", func(c *gin.Context) { n.handleFollowed(c.Writer, c.Param("id")) })
 }
 
 // RouteWithdraw adds the withdrawal of a content, for operators of this machine. supernodes

@@ -48,10 +48,14 @@ func TestAWithdrawalIsFollowedOnceAlsoOverRestarts(t *testing.T) {
 	assert.NotEqual(t, mark, w.Mark())
 }
 
-func TestWhatIsTooOldOrFromTheFutureIsPassedOver(t *testing.T) {
+func TestWhatIsTooOldIsPassedOver(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	w, dropped := remembered(t, t.TempDir(), now)
-	require.NoError(t, w.Add([]api.Withdrawal{{Task: idOf("0a"), At: now.Add(-api.WithdrawalLife)}, {Task: idOf("0b"), At: now.Add(48 * time.Hour)}}))
+	require.NoError(t, w.Add([]api.Withdrawal{
+		{Task: idOf("0a"), At: now.Add(-api.WithdrawalLife)}, // of a former version: there is nothing else to judge by
+		{Task: idOf("0b"), At: now, AgeMillis: api.WithdrawalLife.Milliseconds()},
+		{Task: idOf("0d"), At: now, AgeMillis: 1 << 62},
+	}))
 	assert.Empty(t, *dropped)
 	require.NoError(t, w.Add([]api.Withdrawal{{Task: idOf("0c"), At: now}}))
 	w.now = func() time.Time { return now.Add(api.WithdrawalLife) }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/identity"
 	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/task"
@@ -269,6 +270,9 @@ func (d *Download) forsaken(now time.Time) {
 		cause := d.ownerErr
 		if cause == nil {
 			cause = errors.New("the owner knows nobody who has it and answers")
+			if d.dialErr != nil {
+				cause = fmt.Errorf("%w; the last try: %w", cause, d.dialErr)
+			}
 		}
 		d.fail(&api.Failure{Status: http.StatusServiceUnavailable, Message: fmt.Sprintf("nobody to download task %s from: %v", d.id, cause)})
 	}
@@ -294,6 +298,7 @@ func (d *Download) dial(n api.Neighbour) {
 		d.post(func() {
 			delete(d.dialing, n.ID)
 			if err != nil && !errors.Is(err, errTwice) && !errors.Is(err, errTooMany) {
+				d.dialErr = fmt.Errorf("host %s: %w", n.ID.Short(), err)
 				d.log.Debug("neighbour not reached", "host", n.ID, "addr", n.Addr, "error", err)
 				d.shun(n.ID)
 			}
@@ -311,7 +316,8 @@ func (d *Download) connect(h host.Host, hello *wire.Hello) error {
 	conn, err := wire.Initiate(ctx, raw, d.id.Swarm(), d.e.cfg.Host.ID.PeerID(), hello)
 	if err != nil {
 		raw.Close()
-		return err
+		// In TLS 1.3 the other end's refusal comes with the first read.
+		return fmt.Errorf("greeting %s: %w", h.Addr, identity.Explain(err))
 	}
 	if conn.PeerID() != h.ID.PeerID() {
 		raw.Close()

@@ -150,6 +150,7 @@ type Download struct {
 	starveDelay   time.Duration
 	lonelySince   time.Time
 	ownerErr      error // of the last announce
+	dialErr       error // of the last neighbour that was not reached
 
 	nextWatch time.Time
 

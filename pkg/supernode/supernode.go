@@ -38,12 +38,12 @@ type Supernode struct {
 
 // New opens the data directory and the ports, and starts nothing. The error says what to do.
 // A nil logger discards.
-func New(cfg config.Supernode, logger *slog.Logger) (s *Supernode, err error) {
+func New(cfg config.Supernode, logger *slog.Logger, options ...node.Option) (s *Supernode, err error) {
 	s = &Supernode{cfg: cfg}
 	s.node, err = node.New(node.Config{
 		Program: "supernode", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster,
 		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files, Drain: cfg.Drain, Logger: logger,
-	})
+	}, options...)
 	if err != nil {
 		return nil, err
 	}
@@ -175,9 +175,10 @@ func (s *Supernode) Status() api.Status {
 	out := s.node.Status()
 	out.Listen = s.Addrs()
 	out.Hosts, out.Seeds = len(s.coordinator.Hosts()), s.node.Seeds()
+	out.UnfollowedBy = s.coordinator.Unfollowed()
 	if s.gossip != nil {
 		for _, addr := range s.others() {
-			out.Owners = append(out.Owners, api.OwnerStatus{Addr: addr, Alive: true})
+			out.Owners = append(out.Owners, s.node.Compared(api.OwnerStatus{Addr: addr, Alive: true}))
 		}
 		for _, silent := range s.gossip.Silent() {
 			out.Owners = append(out.Owners, api.OwnerStatus{Addr: silent.Addr, Error: silent.Err.Error()})

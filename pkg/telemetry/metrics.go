@@ -216,11 +216,26 @@ func NewStore(reg prometheus.Registerer, stats func() StoreStats) {
 	reg.MustRegister(c)
 }
 
+// MemberStats is how a member stands to the others at one time.
+type MemberStats struct {
+	Skew       time.Duration // the largest difference between an owner's clock and this host's
+	Unfollowed int           // withdrawals that could not be followed yet
+}
+
+// NewMember registers how a member stands to the others; stats is called once per scrape.
+func NewMember(reg prometheus.Registerer, stats func() MemberStats) {
+	c := &collector{read: func() any { return stats() }}
+	add(c, "darter_clock_skew_seconds", "By how much an owner's clock differs from this host's, the largest of those known.", prometheus.GaugeValue, func(s MemberStats) int64 { return int64(s.Skew / time.Second) })
+	add(c, "darter_withdrawals_unfollowed", "Withdrawals that this host knows and could not follow yet, at most 16.", prometheus.GaugeValue, func(s MemberStats) int64 { return int64(s.Unfollowed) })
+	reg.MustRegister(c)
+}
+
 // Owner is what a coordinator does for the tasks that it owns.
 type Owner struct {
 	announces *prometheus.CounterVec
 	took      prometheus.Histogram
 	seeds     *prometheus.CounterVec
+	apart     prometheus.Counter
 	outcomes  outcomes
 }
 
@@ -242,8 +257,17 @@ func NewOwner(reg prometheus.Registerer, stats func() OwnerStats) *Owner {
 			Help: "Time to answer one announce.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8)}),
 		seeds: counters(reg, "darter_seeds_total", "Contents brought from an origin, by how it ended.", "result", allResults),
 	}
-	reg.MustRegister(o.took)
+	o.apart = prometheus.NewCounter(prometheus.CounterOpts{Name: "darter_clock_refused_total",
+		Help: "Announces refused because the host's clock is more than a day from this one's."})
+	reg.MustRegister(o.took, o.apart)
 	return o
+}
+
+// Apart counts an announce that was refused because of the host's clock.
+func (o *Owner) Apart() {
+	if o != nil {
+		o.apart.Inc()
+	}
 }
 
 // Announced counts one announce and the events of its entries.

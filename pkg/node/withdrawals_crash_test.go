@@ -1,0 +1,273 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// disk stands for the cache of a node: what it holds outlives the process.
+type disk struct {
+	held map[task.ID]bool
+	// refuse is why nothing can be deleted.
+	refuse error
+	// drops counts what was deleted.
+	drops int
+}
+
+// powerCut ends a process in a test.
+type powerCut struct{}
+
+// life opens the orders of a directory as a process does at its start, over a disk.
+func (d *disk) life(t *testing.T, dir string) *Withdrawals {
+	w, err := openWithdrawals(dir, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	w.remove = func(id task.ID, rest bool) error {
+		if d.refuse != nil {
+			return d.refuse
+		}
+		if d.held[id] && !rest {
+			d.drops++
+			delete(d.held, id)
+		}
+		return nil
+	}
+	return w
+}
+
+// cut runs f and reports whether the power went.
+func cut(f func()) (gone bool) {
+	defer func() {
+		if r := recover(); r != nil {
+			if _, ok := r.(powerCut); !ok {
+				panic(r)
+			}
+			gone = true
+		}
+	}()
+	f()
+	return false
+}
+
+func TestAPowerCutAtEachStepLosesNoWithdrawal(t *testing.T) {
+	// The steps: note as pending, drop, note as done. The power goes before or after the n-th.
+	for _, after := range []bool{false, true} {
+		for n := range 3 {
+			t.Run(fmt.Sprintf("step %d, after it %t", n, after), func(t *testing.T) {
+				dir, now := t.TempDir(), time.Now()
+				order := api.Withdrawal{Task: idOf("0a"), At: now.UTC(), AgeMillis: 1}
+				d := &disk{held: map[task.ID]bool{order.Task: true}}
+				w := d.life(t, dir)
+				step := -1
+				at := func(do func() error) error {
+					step++
+					if step == n && !after {
+						panic(powerCut{})
+					}
+					err := do()
+					if step == n {
+						panic(powerCut{})
+					}
+					return err
+				}
+				write, remove := w.write, w.remove
+				w.write = func(path string, b []byte) error { return at(func() error { return write(path, b) }) }
+				w.remove = func(id task.ID, rest bool) error { return at(func() error { return remove(id, rest) }) }
+				require.True(t, cut(func() { _ = w.Add([]api.Withdrawal{order}) }))
+
+				// The next life follows what it remembers before it serves, and then hears of the
+				// order again, as it does with each announce.
+				w = d.life(t, dir)
+				require.NoError(t, w.Resume())
+				if len(w.List()) > 0 {
+					assert.False(t, d.held[order.Task], "who counts the order as known has dropped the content")
+				}
+				require.NoError(t, w.Add([]api.Withdrawal{order}))
+				assert.False(t, d.held[order.Task])
+				assert.Empty(t, w.Unfollowed())
+
+				d.held[order.Task] = true
+				for range 3 {
+					w = d.life(t, dir)
+					require.NoError(t, w.Resume())
+					require.NoError(t, w.Add([]api.Withdrawal{order}))
+				}
+				assert.True(t, d.held[order.Task], "what was brought since then stays")
+			})
+		}
+	}
+}
+
+func TestADropThatFailsIsPendingAndTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		order := api.Withdrawal{Task: idOf("0a"), At: time.Now().UTC(), AgeMillis: 1}
+		d := &disk{held: map[task.ID]bool{order.Task: true}, refuse: errors.New("input/output error")}
+		w := d.life(t, dir)
+		err := w.Add([]api.Withdrawal{order})
+		require.ErrorIs(t, err, ErrNotDropped)
+		require.ErrorContains(t, err, "input/output error")
+		assert.Equal(t, []api.Unfollowed{{Task: order.Task, Why: "input/output error"}}, w.Unfollowed())
+		assert.Len(t, w.List(), 1, "others are told of it all the same")
+
+		// A restart changes nothing about it.
+		w = d.life(t, dir)
+		assert.Equal(t, []api.Unfollowed{{Task: order.Task, Why: "it is being dropped"}}, w.Unfollowed())
+		require.ErrorIs(t, w.Resume(), ErrNotDropped)
+
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- w.Run(ctx) }()
+		time.Sleep(time.Hour)
+		assert.Len(t, w.Unfollowed(), 1)
+		d.refuse = nil
+		time.Sleep(2 * followAgainMax)
+		assert.Empty(t, w.Unfollowed())
+		assert.NoError(t, w.Add([]api.Withdrawal{order}))
+		stop()
+		require.NoError(t, <-ended)
+		assert.Empty(t, d.life(t, dir).Unfollowed(), "and that is remembered")
+	})
+}
+
+func TestAnAgainTriedDropTakesNothingThatCameSince(t *testing.T) {
+	order := api.Withdrawal{Task: idOf("0a"), At: time.Now().UTC(), AgeMillis: 1}
+	d := &disk{held: map[task.ID]bool{}, refuse: errors.New("device or resource busy")}
+	w := d.life(t, t.TempDir())
+	require.ErrorIs(t, w.Add([]api.Withdrawal{order}), ErrNotDropped)
+	d.held[order.Task], d.refuse = true, nil
+	require.NoError(t, w.Resume())
+	assert.True(t, d.held[order.Task])
+}
+
+func TestClocksDecideNothingAboutAWithdrawal(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	for _, apart := range []time.Duration{-30 * 24 * time.Hour, -3 * 24 * time.Hour, -10 * time.Minute, -1, 0, 1, 10 * time.Minute, 3 * 24 * time.Hour, 30 * 24 * time.Hour} {
+		t.Run(apart.String(), func(t *testing.T) {
+			// Two operators, whose hosts' clocks are apart, withdraw the same content in a row.
+			operators := [2]*Withdrawals{}
+			for i, clock := range []time.Time{now, now.Add(apart)} {
+				operators[i], _ = remembered(t, t.TempDir(), clock)
+			}
+			w, dropped := remembered(t, t.TempDir(), now)
+			var told []api.Withdrawal
+			for i, o := range []*Withdrawals{operators[0], operators[1], operators[0], operators[1]} {
+				order := o.Order(idOf("0a"))
+				told = append(told, order)
+				for _, host := range []*Withdrawals{operators[0], operators[1], w} {
+					require.NoError(t, host.Add([]api.Withdrawal{order}))
+				}
+				assert.Len(t, *dropped, i+1, "each order counts")
+			}
+			for range 3 {
+				require.NoError(t, w.Add(told))
+				require.NoError(t, w.Add(operators[0].List()))
+				require.NoError(t, w.Add(operators[1].List()))
+			}
+			assert.Len(t, *dropped, len(told), "and counts once")
+			assert.Equal(t, w.Mark(), operators[0].Mark())
+			assert.Equal(t, w.Mark(), operators[1].Mark())
+		})
+	}
+}
+
+func TestAnOrderOfAFormerVersionIsTheSameOrder(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	w, dropped := remembered(t, t.TempDir(), now)
+	order := w.Order(idOf("0a"))
+	require.NoError(t, w.Add([]api.Withdrawal{order}))
+	order.AgeMillis = 0 // a former version passed it on
+	require.NoError(t, w.Add([]api.Withdrawal{order}))
+	assert.Len(t, *dropped, 1)
+	next := w.Order(idOf("0a"))
+	assert.True(t, next.At.After(order.At), "a former version follows the later one alone")
+}
+
+func TestAnOrderDiesOfAgeAndNeverComesBack(t *testing.T) {
+	start := time.Unix(1_800_000_000, 0)
+	day := 24 * time.Hour
+	clock := start
+	a, droppedA := remembered(t, t.TempDir(), start)
+	b, droppedB := remembered(t, t.TempDir(), start)
+	// b's clock is three days behind throughout, and it was away for six.
+	a.now = func() time.Time { return clock }
+	b.now = func() time.Time { return clock.Add(-3 * day) }
+	require.NoError(t, a.Add([]api.Withdrawal{a.Order(idOf("0a"))}))
+	clock = clock.Add(6 * day)
+	require.NoError(t, b.Add(a.List()))
+	assert.Len(t, *droppedB, 1)
+	for range 20 {
+		clock = clock.Add(day)
+		require.NoError(t, a.Add(b.List()))
+		require.NoError(t, b.Add(a.List()))
+	}
+	assert.Empty(t, a.List())
+	assert.Empty(t, b.List())
+	assert.Len(t, *droppedA, 1)
+	assert.Len(t, *droppedB, 1)
+}
+
+func TestAClockThatIsSetBackKeepsAnOrderNoLonger(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	dir := t.TempDir()
+	w, _ := remembered(t, dir, now)
+	require.NoError(t, w.Add([]api.Withdrawal{w.Order(idOf("0a"))}))
+	w.now = func() time.Time { return now.Add(-30 * 24 * time.Hour) }
+	assert.Len(t, w.List(), 1)
+	assert.NotEmpty(t, w.Mark())
+	w.now = func() time.Time { return now.Add(api.WithdrawalLife) }
+	assert.Empty(t, w.List())
+
+	w, _ = remembered(t, dir, now.Add(-30*24*time.Hour))
+	assert.Len(t, w.List(), 1, "a restart with a clock that was set back")
+	assert.Equal(t, int64(1), w.List()[0].AgeMillis)
+}
+
+func TestTheFileIsReplacedAsAWhole(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	require.NoError(t, replaceFile(path, []byte("one")))
+	require.NoError(t, replaceFile(path, []byte("two")))
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
+	assert.Equal(t, "two", string(b))
+	left, err := os.ReadDir(filepath.Dir(path))
+	require.NoError(t, err)
+	assert.Len(t, left, 1)
+	require.Error(t, replaceFile(filepath.Join(path, "none"), nil))
+}
+
+func TestPendingOrdersAreTheLastToBeForgotten(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	w, _ := remembered(t, t.TempDir(), now)
+	refuse := true
+	w.remove = func(task.ID, bool) error {
+		if refuse {
+			return errors.New("busy")
+		}
+		return nil
+	}
+	first := w.Order(idOf("0a"))
+	require.ErrorIs(t, w.Add([]api.Withdrawal{first}), ErrNotDropped)
+	refuse = false
+	var list []api.Withdrawal
+	for i := range api.WithdrawalsMax {
+		list = append(list, api.Withdrawal{Task: task.ID(string(idOf("0b"))[:63] + hexOf(i)), At: now, AgeMillis: 1})
+	}
+	require.NoError(t, w.Add(list[:len(list)/2]))
+	require.NoError(t, w.Add(list[len(list)/2:]))
+	assert.True(t, slices.ContainsFunc(w.List(), func(x api.Withdrawal) bool { return x.Task == first.Task }))
+	assert.Len(t, w.List(), api.WithdrawalsMax)
+}
