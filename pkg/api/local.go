@@ -145,6 +145,9 @@ type Status struct {
 	// of the hosts that announce here.
 	Unfollowed   []Unfollowed   `json:"unfollowed,omitempty"`
 	UnfollowedBy []HostFollowed `json:"unfollowedBy,omitempty"`
+	// Clocks says which host this owner refused last because of its clock, and why; empty where it
+	// refused none lately.
+	Clocks string `json:"clocks,omitempty"`
 	// Uptime is for how long the program has run, in seconds, by a clock that nobody sets.
 	Uptime float64 `json:"uptime,omitempty"`
 	// Clock is the program's wall clock at the time of the answer.

@@ -91,6 +91,9 @@ type Coordinator struct {
 	standbys []string
 	// told is what hosts say of withdrawals.
 	told map[host.ID]withdrawnBy
+	// apartWhy is why a host was refused last because of its clock, apartAt when.
+	apartWhy string
+	apartAt  time.Time
 
 	// apart keeps a crowd of hosts with other clocks from filling the log.
 	apart rate.Sometimes

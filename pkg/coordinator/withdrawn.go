@@ -92,6 +92,7 @@ func (c *Coordinator) checkClock(r api.AnnounceRequest) error {
 	c.mu.Lock()
 	changes := c.sched.Leave(time.Now(), r.Host.ID)
 	delete(c.told, r.Host.ID)
+	c.apartWhy, c.apartAt = err.Error(), time.Now()
 	c.mu.Unlock()
 	c.seed(changes.Seeds)
 	if c.cfg.Apart != nil {
@@ -102,4 +103,15 @@ func (c *Coordinator) checkClock(r api.AnnounceRequest) error {
 	})
 	// The host reads it with its own eyes.
 	return &RequestError{Status: http.StatusConflict, Reason: strings.Replace(err.Error(), "this host's clock", "this owner's clock", 1)}
+}
+
+// Clocks says which host was refused last because of its clock, and why; empty where none was
+// for a minute.
+func (c *Coordinator) Clocks() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.apartWhy == "" || time.Since(c.apartAt) > apartEvery {
+		return ""
+	}
+	return c.apartWhy
 }

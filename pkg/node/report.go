@@ -106,6 +106,9 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 		}
 		line("hosts", "%s here", plural(s.Hosts, "announces", "announce"))
 	}
+	if s.Clocks != "" {
+		line("REFUSED", "hosts because of their clocks, the last: %s", s.Clocks)
+	}
 	for _, u := range s.Unfollowed {
 		line("NOT DROPPED", "%s was withdrawn and cannot be dropped yet: %s", u.Task.Short(), u.Why)
 	}

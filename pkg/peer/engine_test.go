@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"sync"
@@ -548,6 +549,29 @@ func TestNobodyToAskEndsInAClearErrorWithinSeconds(t *testing.T) {
 		require.ErrorAs(t, err, &f)
 		assert.Equal(t, http.StatusServiceUnavailable, f.Status)
 		assert.Less(t, time.Since(begun), 15*time.Second)
+	})
+}
+
+func TestNobodyToReachIsToldWithTheLastTry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(15, mib))
+		gone := host.Host{ID: host.NewID(), Addr: "gone:65002"}
+		s.owner.answer = func(_ *node, _ api.Entry, a *api.Assignment) error {
+			*a = api.Assignment{Elsewhere: true, Neighbours: []api.Neighbour{{Host: gone, Seed: true}}}
+			return nil
+		}
+		s.adjust = func(c *peer.Config) {
+			c.Dial = func(context.Context, string) (net.Conn, error) {
+				return nil, errors.New("x509: certificate is not yet valid (this host's clock says noon)")
+			}
+		}
+		_, err := s.readAll(s.node(nil))
+		var f *api.Failure
+		require.ErrorAs(t, err, &f)
+		assert.Equal(t, http.StatusServiceUnavailable, f.Status)
+		assert.Contains(t, f.Message, "the owner knows nobody who has it and answers; the last try: host "+gone.ID.Short())
+		assert.Contains(t, f.Message, "gone:65002")
+		assert.Contains(t, f.Message, "this host's clock says noon")
 	})
 }
 

@@ -175,7 +175,7 @@ func (s *Supernode) Status() api.Status {
 	out := s.node.Status()
 	out.Listen = s.Addrs()
 	out.Hosts, out.Seeds = len(s.coordinator.Hosts()), s.node.Seeds()
-	out.UnfollowedBy = s.coordinator.Unfollowed()
+	out.UnfollowedBy, out.Clocks = s.coordinator.Unfollowed(), s.coordinator.Clocks()
 	if s.gossip != nil {
 		for _, addr := range s.others() {
 			out.Owners = append(out.Owners, s.node.Compared(api.OwnerStatus{Addr: addr, Alive: true}))
