@@ -157,3 +157,18 @@ func TestClocksThatDifferALittleAreToldAndDoNoHarm(t *testing.T) {
 		assert.Contains(a, text.String(), "BEHIND this one")
 	})
 }
+
+func TestAClockThatIsSetBackLeavesANodeAloneAtWork(t *testing.T) {
+	c := &clocked{registry: registrytest.Start(t, registrytest.Config{})}
+	c.image = image(t, c.registry, 700_000, 800_000, 900_000)
+	cfg := settings(t, c.registry, "alone")
+	cfg.Cluster.Secret = wordOfTheCluster
+	var err error
+	c.nodes[0], err = daemon.New(cfg, log(t, "alone"), node.WithClock(c.clocks[1].now))
+	require.NoError(t, err)
+	run(t, c.nodes[0])
+	for layer, ahead := range []time.Duration{0, -72 * time.Hour, 72 * time.Hour} {
+		c.clocks[1].set(ahead)
+		assert.Equal(t, 1, c.pulled(t, 0, layer))
+	}
+}

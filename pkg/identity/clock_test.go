@@ -3,6 +3,7 @@ package identity_test
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,6 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/identity"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/task"
 )
 
 func TestClocksApartAreNamedWithTheWayOut(t *testing.T) {
@@ -67,4 +70,26 @@ func TestBothEndsKnowARefusalBecauseOfClocks(t *testing.T) {
 		assert.True(t, identity.OfClocks(identity.Explain(err)), "%v", err)
 		assert.ErrorContains(t, identity.Explain(err), "NTP")
 	})
+}
+
+func TestACoordinatorWhoseClockIsSetBackBelievesItself(t *testing.T) {
+	now := newClock()
+	a := newIdentity(t, ours, now.use)
+	signer, err := identity.NewSigner(a)
+	require.NoError(t, err)
+	v := identity.NewVerifier(a)
+	id := task.ID("sha256:" + strings.Repeat("0a", 32))
+	vouch := func() error {
+		if _, err := v.AddCertificate(signer.Certificate()); err != nil {
+			return err
+		}
+		r := piece.Revocation{Epoch: 7}
+		signer.SignRevocation(id, &r)
+		return v.VerifyRevocation(id, r)
+	}
+	require.NoError(t, vouch())
+	for _, ahead := range []time.Duration{-72 * time.Hour, -72 * time.Hour, 400 * 24 * time.Hour, -400 * 24 * time.Hour, 144 * time.Hour} {
+		now.add(ahead)
+		require.NoError(t, vouch(), ahead)
+	}
 }

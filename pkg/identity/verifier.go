@@ -111,7 +111,7 @@ func (v *Verifier) AddCertificate(der []byte) (piece.KeyID, error) {
 	if err := k.valid(now); err != nil {
 		return piece.KeyID{}, err
 	}
-	if err := v.keep(k); err != nil {
+	if err := v.keep(k, now); err != nil {
 		return piece.KeyID{}, err
 	}
 	return k.id, nil
@@ -129,9 +129,10 @@ func lookUp[K comparable](v *Verifier, in map[K]*list.Element, by K) *signingKey
 	return e.Value.(*signingKey)
 }
 
-// keep remembers a key whose certificate was verified; of two certificates of one key it
-// keeps the one that lasts longer.
-func (v *Verifier) keep(k *signingKey) error {
+// keep remembers a key whose certificate was verified and is good now; of two certificates of one
+// key it keeps the one that lasts longer, unless that one is not good now: after a clock was set
+// back, a coordinator's first certificate is of the future.
+func (v *Verifier) keep(k *signingKey, now time.Time) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if e := v.keys[k.id]; e != nil {
@@ -140,7 +141,7 @@ func (v *Verifier) keep(k *signingKey) error {
 			return fmt.Errorf("%w: another key is known as %s already", ErrCertificate, k.id)
 		}
 		v.used.MoveToFront(e)
-		if k.notAfter.After(old.notAfter) {
+		if k.notAfter.After(old.notAfter) || old.valid(now) != nil {
 			delete(v.certificates, old.certificate)
 			e.Value = k
 			v.certificates[k.certificate] = e
