@@ -22,7 +22,7 @@ func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 		return telemetry.OwnerStats{Hosts: s.Hosts, Seeding: s.Seeding}
 	})
 	c = coordinator.New(coordinator.Config{
-		Host: n.Host, Store: n.Store, Owners: owners, Withdrawn: n.Withdrawals.Mark, Now: n.Clock, Logger: n.Log,
+		Host: n.Host, Store: checkedStore{n}, Owners: owners, Withdrawn: n.Withdrawals.Mark, Now: n.Clock, Logger: n.Log,
 		Apart: func() { owner.Apart() },
 		Seed:  func(spec task.Spec) { n.Engine.Seed(spec) },
 		Observe: func(r api.AnnounceRequest, took time.Duration) {
@@ -37,6 +37,20 @@ func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 	n.OnWithdrawal(c.Withdraw)
 	return c
 }
+
+// checkedStore is the node's store for a coordinator, which answers with small contents: their
+// bytes are compared with their digests first.
+type checkedStore struct{ n *Node }
+
+func (s checkedStore) Open(id task.ID) (piece.Replica, error) {
+	r, err := s.n.Store.Open(id)
+	if err != nil {
+		return nil, err
+	}
+	return s.n.Engine.Checked(r), nil
+}
+
+func (s checkedStore) Inventory() []piece.Entry { return s.n.Store.Inventory() }
 
 // Watch passes what becomes of seeds on to a coordinator, and counts it.
 func (n *Node) Watch(c *coordinator.Coordinator) peer.Observer { return watcher{c, n.owner} }

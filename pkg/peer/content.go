@@ -59,47 +59,75 @@ type Reader struct {
 	ctx      context.Context
 	off, end int64
 	// pos is the next byte; the download's loop reads it to know what is urgent.
-	pos    atomic.Int64
-	closed bool
+	pos atomic.Int64
+	// block is what was read last, from the offset begin on, in buf.
+	begin      int64
+	block, buf []byte
+	unread     piece.Index // behind the piece that the disk did not give back last
+	closed     bool
 }
 
-// wait returns how many bytes from pos on can be read now, as far as limit.
-func (r *Reader) wait(pos, limit int64) (int64, error) {
+// wait returns when the piece at pos is here.
+func (r *Reader) wait(pos int64) error {
 	replica := r.d.ledger.replica
-	layout := replica.Facts().Layout()
+	i := replica.Facts().Layout().At(pos)
 	for {
 		changed := r.d.progress.wait()
-		i, end := layout.At(pos), layout.At(limit-1)+1
 		if replica.Has(i) {
-			if !r.d.sound(i) {
-				// Until the download is over: who opens the content again begins anew.
-				select {
-				case <-r.d.done:
-				case <-r.ctx.Done():
-				}
-				return 0, errDamaged
-			}
-			for i++; i < end && replica.Has(i) && r.d.compared().has(i); {
-				i++
-			}
-			return min(limit, layout.Offset(i)) - pos, nil
+			return nil
 		}
 		r.d.nudge()
 		select {
 		case <-changed:
 		case <-r.d.done:
-			return 0, r.d.failureOf(*r.spec)
+			return r.d.failureOf(*r.spec)
 		case <-r.ctx.Done():
-			return 0, context.Cause(r.ctx)
+			return context.Cause(r.ctx)
 		}
 	}
 }
 
+// next returns the bytes from pos to the end of their block, or of what is to be read. They are
+// good until the next call. It returns none where a piece was lost and comes again.
+func (r *Reader) next(pos int64) ([]byte, error) {
+	if err := r.wait(pos); err != nil {
+		return nil, err
+	}
+	if pos < r.begin || pos >= r.begin+int64(len(r.block)) {
+		if r.buf == nil {
+			r.buf = r.d.e.buffers.get(blockSize)
+		}
+		r.block = nil
+		begin, block, err := r.d.readBlock(r.buf, pos)
+		switch {
+		case errors.Is(err, errDamaged):
+			r.d.dropSoon(r.d.ledger.replica.Facts().Layout().At(pos))
+			// Until the download is over: who opens the content again begins anew.
+			select {
+			case <-r.d.done:
+			case <-r.ctx.Done():
+			}
+			return nil, errDamaged
+		case err != nil:
+			return nil, r.missing(pos, err)
+		}
+		r.begin, r.block = begin, block
+	}
+	return r.block[pos-r.begin : min(int64(len(r.block)), r.end-r.begin)], nil
+}
+
 // missing turns the store's error into the reader's. A piece that the store had and lost
-// again is no error: it comes anew.
+// again is no error: it comes anew. Nor is one that the disk did not give back, once: a bad
+// sector is good again when it is written, or else the disk has no more of them.
 func (r *Reader) missing(pos int64, err error) error {
-	if errors.Is(err, piece.ErrMissing) && !r.d.ledger.replica.Has(r.d.ledger.replica.Facts().Layout().At(pos)) {
-		return nil
+	if i := r.d.ledger.replica.Facts().Layout().At(pos); !r.d.ledger.replica.Has(i) {
+		if errors.Is(err, piece.ErrMissing) {
+			return nil
+		}
+		if over := errors.Is(err, piece.ErrRemoved) || errors.Is(err, piece.ErrClosed) || errors.Is(err, fs.ErrClosed); !over && r.unread != i+1 {
+			r.unread = i + 1
+			return nil
+		}
 	}
 	if errors.Is(err, piece.ErrRemoved) || errors.Is(err, fs.ErrClosed) {
 		// The download has ended, or is about to: its own reason says more.
@@ -124,43 +152,37 @@ func (r *Reader) Read(p []byte) (int, error) {
 		if len(p) == 0 {
 			return 0, nil
 		}
-		n, err := r.wait(pos, min(r.end, pos+int64(len(p))))
-		if err != nil {
-			return 0, err
-		}
-		got, err := r.d.ledger.replica.ReadAt(p[:n], pos)
-		r.pos.Add(int64(got))
-		if got > 0 || err == nil {
-			return got, nil
-		}
-		if err := r.missing(pos, err); err != nil {
-			return 0, err
+		b, err := r.next(pos)
+		if n := copy(p, b); n > 0 || err != nil {
+			r.pos.Add(int64(n))
+			return n, err
 		}
 	}
 }
 
-// WriteTo implements [io.WriterTo]: the bytes go from the store to w, without passing
-// through this process where w and the store can (sendfile).
+// WriteTo implements [io.WriterTo]. The bytes pass through this process, because only those that
+// were compared in its own memory are known to be right when they leave.
 func (r *Reader) WriteTo(w io.Writer) (sum int64, err error) {
 	for {
 		pos := r.pos.Load()
 		if pos >= r.end {
 			return sum, nil
 		}
-		n, err := r.wait(pos, r.end)
+		b, err := r.next(pos)
 		if err != nil {
 			return sum, err
 		}
-		sent, err := r.d.ledger.replica.CopyTo(w, pos, n)
-		r.pos.Add(sent)
-		sum += sent
-		if err != nil {
-			err = r.missing(pos+sent, err)
-		} else if sent != n {
-			err = fmt.Errorf("reading task %s: %w", r.d.id, io.ErrShortWrite)
+		if len(b) == 0 {
+			continue
+		}
+		n, err := w.Write(b)
+		r.pos.Add(int64(n))
+		sum += int64(n)
+		if err == nil && n < len(b) {
+			err = io.ErrShortWrite
 		}
 		if err != nil {
-			return sum, err
+			return sum, fmt.Errorf("sending bytes of task %s: %w", r.d.id, err)
 		}
 	}
 }
@@ -169,6 +191,10 @@ func (r *Reader) WriteTo(w io.Writer) (sum int64, err error) {
 func (r *Reader) Close() error {
 	if !r.closed {
 		r.closed = true
+		if r.buf != nil {
+			r.d.e.buffers.put(r.buf)
+			r.buf, r.block = nil, nil
+		}
 		r.d.post(func() { r.d.removeReader(r) })
 	}
 	return nil

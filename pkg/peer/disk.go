@@ -1,37 +1,71 @@
 package peer
 
 import (
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"slices"
 	"sync"
 
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// What lies on a disk from before the program's start may have rotted since, under a journal
-// that says it is good. So the first reader of such a piece compares it with its digest, once
-// for all until the next start; what was verified on its way in by this process counts as
-// compared.
+// What lies on a disk may rot, before the program's start and while it runs, under a journal that
+// says it is good. So the first reader of a piece compares it with its digest, and notes the
+// checksums of its blocks; from then on every block is compared with its checksum on every read,
+// in the very memory that goes to the reader. What was verified on its way in by this process
+// counts as compared with its digest. docs/storage.md, "What leaves a node", tells why so and at
+// what price. The checksums are keyed at random for each process and are
+// kept in memory alone: 8 bytes for each block.
 
-// comparedMax bounds how many tasks' compared pieces are remembered.
-const comparedMax = 8192
+const (
+	// comparedMax bounds how many tasks' compared pieces are remembered.
+	comparedMax = 8192
+	// blockSize is how much is read, compared and handed to a reader at once, in bytes: little
+	// enough to stay in the processor's cache meanwhile.
+	blockSize = 256 << 10
+)
+
+var blockSeed = maphash.MakeSeed()
+
+// blockSums returns the checksums of a piece's blocks.
+func blockSums(data []byte) []uint64 {
+	sums := make([]uint64, 0, (len(data)+blockSize-1)/blockSize)
+	for b := range slices.Chunk(data, blockSize) {
+		sums = append(sums, maphash.Bytes(blockSeed, b))
+	}
+	return sums
+}
+
+// comparedPiece is a piece whose bytes had this digest, and its blocks' checksums.
+type comparedPiece struct {
+	digest piece.Digest
+	sums   []uint64
+}
 
 // compared are the pieces of one task that this process has compared with their digests. Safe
 // for concurrent use.
 type compared struct {
-	mu   sync.Mutex
-	bits piece.Bitmap
+	mu     sync.Mutex
+	pieces []*comparedPiece // nil where it was not
 }
 
-func (c *compared) set(i piece.Index) {
+func (c *compared) set(i piece.Index, p *comparedPiece) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.bits.Set(i)
+	c.pieces[i] = p
 }
 
-func (c *compared) has(i piece.Index) bool {
+// sums returns the checksums of piece i, nil when it was not compared with that digest.
+func (c *compared) sums(i piece.Index, d piece.Digest) []uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.bits.Has(i)
+	if p := c.pieces[i]; p != nil && p.digest == d {
+		return p.sums
+	}
+	return nil
 }
 
 // compared returns what was compared of a task of n pieces.
@@ -39,11 +73,11 @@ func (e *Engine) comparedOf(id task.ID, n int) *compared {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	c := e.compared[id]
-	if c == nil || c.bits.Len() != n {
+	if c == nil || len(c.pieces) != n {
 		if len(e.compared) >= comparedMax {
 			clear(e.compared) // they are compared once more
 		}
-		c = &compared{bits: piece.NewBitmap(n)}
+		c = &compared{pieces: make([]*comparedPiece, n)}
 		e.compared[id] = c
 	}
 	return c
@@ -54,7 +88,7 @@ func (d *Download) keep(i piece.Index, data []byte, sum piece.Digest) error {
 	if err := d.ledger.replica.WritePiece(i, data, sum); err != nil {
 		return err
 	}
-	d.compared().set(i)
+	d.compared().set(i, &comparedPiece{digest: sum, sums: blockSums(data)})
 	return nil
 }
 
@@ -63,23 +97,63 @@ func (d *Download) compared() *compared {
 	return d.comparedSet
 }
 
-// sound reports whether a stored piece is what its digest says; it reads the piece only where
-// this process has not compared it yet. What is not sound ends the download, and all that is
-// stored of the content goes: the disk cannot be believed.
-func (d *Download) sound(i piece.Index) bool {
-	if d.compared().has(i) {
-		return true
-	}
+// sums returns the checksums of a stored piece's blocks, after this process compared the piece with
+// its digest. It fails with errDamaged for other bytes, and as the store does for a piece that is
+// lost or cannot be read.
+func (d *Download) sums(i piece.Index) ([]uint64, error) {
 	want, ok := d.ledger.replica.Digest(i)
 	if !ok {
-		return true // it was lost meanwhile: its reader will see
+		return nil, piece.ErrMissing
 	}
-	if d.damaged(i, want) {
-		d.post(func() { d.dropDamaged(i) })
-		return false
+	if sums := d.compared().sums(i, want); sums != nil {
+		return sums, nil
 	}
-	d.compared().set(i)
-	return true
+	layout := d.ledger.replica.Facts().Layout()
+	buf := d.e.buffers.get(layout.Size(i))
+	defer d.e.buffers.put(buf)
+	if err := readFull(d.ledger.replica, buf, layout.Offset(i)); err != nil {
+		return nil, err
+	}
+	if piece.Sum(buf) != want {
+		return nil, errDamaged
+	}
+	p := &comparedPiece{digest: want, sums: blockSums(buf)}
+	d.compared().set(i, p)
+	return p.sums, nil
+}
+
+// readFull reads all of p at an offset of a replica, or fails: with errDamaged where the file ends
+// before the pieces that it is said to hold.
+func readFull(r piece.Replica, p []byte, off int64) error {
+	n, err := r.ReadAt(p, off)
+	switch {
+	case n == len(p):
+		return nil
+	case err == nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("%w: %w", errDamaged, io.ErrUnexpectedEOF)
+	}
+	return err
+}
+
+// readBlock reads the block of a stored piece that holds the offset at into buf, and returns where
+// it begins and its bytes: those that were verified when the piece came. It fails as sums does.
+func (d *Download) readBlock(buf []byte, at int64) (begin int64, block []byte, err error) {
+	layout := d.ledger.replica.Facts().Layout()
+	i := layout.At(at)
+	sums, err := d.sums(i)
+	if err != nil {
+		return 0, nil, err
+	}
+	k := (at - layout.Offset(i)) / blockSize
+	begin = layout.Offset(i) + k*blockSize
+	block = buf[:min(blockSize, layout.Offset(i)+layout.Size(i)-begin)]
+	if err := readFull(d.ledger.replica, block, begin); err != nil {
+		return 0, nil, err
+	}
+	if maphash.Bytes(blockSeed, block) != sums[k] {
+		return 0, nil, errDamaged
+	}
+	return begin, block, nil
 }
 
 // damaged reads a stored piece and compares it with its digest. What cannot be read is not
@@ -88,18 +162,102 @@ func (d *Download) damaged(i piece.Index, want piece.Digest) bool {
 	layout := d.ledger.replica.Facts().Layout()
 	buf := d.e.buffers.get(layout.Size(i))
 	defer d.e.buffers.put(buf)
-	n, _ := d.ledger.replica.ReadAt(buf, layout.Offset(i))
-	return n == len(buf) && piece.Sum(buf) != want
+	err := readFull(d.ledger.replica, buf, layout.Offset(i))
+	return errors.Is(err, errDamaged) || err == nil && piece.Sum(buf) != want
 }
+
+// findDamaged compares every stored piece with its digest, and returns the first that is not right.
+func (d *Download) findDamaged() (piece.Index, bool) {
+	for i := range piece.Index(d.ledger.replica.Facts().Layout().Count()) {
+		if want, ok := d.ledger.replica.Digest(i); ok && d.damaged(i, want) {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// readSpan returns the bytes [off, off+n) of a replica, which has them, after it compared each of
+// their pieces with its digest.
+func readSpan(r piece.Replica, off, n int64) ([]byte, error) {
+	layout := r.Facts().Layout()
+	first, end := layout.Span(off, n)
+	begin := layout.Offset(first)
+	b := make([]byte, min(layout.Offset(end), layout.Length)-begin)
+	if err := readFull(r, b, begin); err != nil {
+		return nil, err
+	}
+	for i := first; i < end; i++ {
+		want, ok := r.Digest(i)
+		if !ok {
+			return nil, fmt.Errorf("piece %d: %w", i, piece.ErrMissing)
+		}
+		if piece.Sum(b[layout.Offset(i)-begin:][:layout.Size(i)]) != want {
+			return nil, fmt.Errorf("piece %d: %w", i, errDamaged)
+		}
+	}
+	return b[off-begin:][:n], nil
+}
+
+// dropSoon has the loop drop a content of which a piece is damaged.
+func (d *Download) dropSoon(i piece.Index) { d.post(func() { d.dropDamaged(i) }) }
 
 // dropDamaged drops a content of which a piece is damaged; it is brought anew when it is wanted.
 func (d *Download) dropDamaged(i piece.Index) {
-	d.log.Error("stored content is damaged, so it is dropped", "piece", i)
+	d.forgetDamaged(fmt.Errorf("piece %d: %w", i, errDamaged))
+	d.fail(errDamaged)
+}
+
+// forgetDamaged takes all that is stored of the content out of the store: the disk cannot be
+// believed.
+func (d *Download) forgetDamaged(why error) {
+	d.log.Error("stored content is damaged, so it is dropped", "error", why)
 	d.e.mu.Lock()
 	delete(d.e.compared, d.id)
 	d.e.mu.Unlock()
 	if err := d.e.cfg.Store.Remove(d.id); err != nil {
 		d.log.Error("cannot drop a damaged task", "error", err)
 	}
-	d.fail(errDamaged)
+}
+
+// drop drops a damaged content that was not read through a download.
+func (e *Engine) drop(id task.ID, why error) {
+	e.mu.Lock()
+	d := e.downloads[id]
+	e.mu.Unlock()
+	if d != nil && d.ledger.hasFacts() {
+		if i, found := d.findDamaged(); found {
+			d.dropSoon(i)
+		}
+		return
+	}
+	e.log.Error("stored content is damaged, so it is dropped", "task", id, "error", why)
+	if err := e.cfg.Store.Remove(id); err != nil {
+		e.log.Error("cannot drop a damaged task", "task", id, "error", err)
+	}
+}
+
+// Checked returns r so that its ReadAt compares every piece with its digest, for who sends bytes of a
+// small content on by other ways than a [Reader]. It fails where one is damaged, and has the content
+// dropped.
+func (e *Engine) Checked(r piece.Replica) piece.Replica { return &checkedReplica{r, e} }
+
+type checkedReplica struct {
+	piece.Replica
+	e *Engine
+}
+
+func (r *checkedReplica) ReadAt(p []byte, off int64) (int, error) {
+	length := r.Facts().Length
+	if off < 0 || off >= length {
+		return r.Replica.ReadAt(p, off)
+	}
+	b, err := readSpan(r.Replica, off, min(int64(len(p)), length-off))
+	if errors.Is(err, errDamaged) {
+		r.e.drop(r.ID(), err)
+	}
+	n := copy(p, b)
+	if err == nil && n < len(p) {
+		err = io.EOF
+	}
+	return n, err
 }

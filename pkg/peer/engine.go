@@ -14,7 +14,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -421,7 +420,8 @@ func (e *Engine) Facts(id task.ID) (piece.Facts, bool) {
 	return r.Facts(), true
 }
 
-// ReadAll returns a content that is here completely and not longer than limit bytes.
+// ReadAll returns a content that is here completely and not longer than limit bytes. Every piece is
+// compared with its digest; a content that is damaged is dropped, and not returned.
 func (e *Engine) ReadAll(id task.ID, limit int64) ([]byte, bool) {
 	r, err := e.cfg.Store.Open(id)
 	if err != nil {
@@ -431,11 +431,11 @@ func (e *Engine) ReadAll(id task.ID, limit int64) ([]byte, bool) {
 	if f := r.Facts(); f.Length > limit || !r.Have().Full() {
 		return nil, false
 	}
-	b := make([]byte, r.Facts().Length)
-	if _, err := io.ReadFull(io.NewSectionReader(r, 0, int64(len(b))), b); err != nil {
-		return nil, false
+	b, err := readSpan(r, 0, r.Facts().Length)
+	if errors.Is(err, errDamaged) {
+		e.drop(id, err)
 	}
-	return b, true
+	return b, err == nil
 }
 
 // Inventory lists what this host holds for others, as announces want it.

@@ -170,6 +170,13 @@ func (d *Download) originEnded(o *originParent, err error) {
 	case d.ctx.Err() != nil:
 		// This host ends, which is no word of the origin's: neighbours would fail for it.
 		d.fail(ErrStopped)
+	case errors.Is(err, errDamaged):
+		// No word about the origin: who waits for this seed is fed as soon as all came anew.
+		d.forgetDamaged(err)
+		d.fail(errDamaged)
+		if d.background {
+			d.seedAgain()
+		}
 	case errors.Is(err, errSpace):
 		d.seeding = true // so that observer and neighbours are told
 		d.failHere(err)
@@ -226,12 +233,17 @@ func (d *Download) originWrong(o *originParent, wrong error) {
 		d.err, d.answered = f, &o.spec
 	case d.background:
 		d.again = true
-		spec := d.spec
-		d.e.wg.Go(func() {
-			<-d.done
-			d.e.Seed(spec)
-		})
+		d.seedAgain()
 	}
+}
+
+// seedAgain has the content brought once more when this download is over.
+func (d *Download) seedAgain() {
+	spec := d.spec
+	d.e.wg.Go(func() {
+		<-d.done
+		d.e.Seed(spec)
+	})
 }
 
 // originParent reads the origin's body, cuts it into pieces, vouches for them and stores
@@ -558,6 +570,14 @@ func (o *originParent) check(data []byte) error {
 		if _, err := io.Copy(o.whole, io.MultiReader(stored, bytes.NewReader(data))); err != nil {
 			return fmt.Errorf("%w: checking the whole content: %w", errSpace, err)
 		}
+		if err := checkSum(digest, o.whole); err != nil {
+			// What the own disk spoilt is no word about the origin, nor about what others hold.
+			if i, found := o.d.findDamaged(); found {
+				return fmt.Errorf("%w: piece %d: %w", errSpace, i, errDamaged)
+			}
+			return err
+		}
+		return nil
 	}
 	return checkSum(digest, o.whole)
 }

@@ -72,9 +72,11 @@ type Replica interface {
 	// Digest returns the digest under which piece i was written.
 	Digest(i Index) (Digest, bool)
 	// ReadAt reads bytes of pieces that are there, as [io.ReaderAt] says; at a piece that
-	// is not it ends with [ErrMissing] and the count of bytes before it.
+	// is not it ends with [ErrMissing] and the count of bytes before it. Bits that rot on a
+	// disk are not looked for: who sends the bytes to somebody that cannot verify them
+	// compares them first.
 	ReadAt(p []byte, off int64) (int, error)
-	// CopyTo writes the bytes [off, off+n) to w, without passing them through this
+	// CopyTo writes the bytes [off, off+n) to w, who verifies them (a peer), without passing them through this
 	// process where w and the store can (sendfile); [ErrMissing] before the first byte
 	// when one of their pieces is not there or the content ends before them.
 	CopyTo(w io.Writer, off, n int64) (int64, error)

@@ -180,7 +180,6 @@ func (x *exchange) send(content Content, v right) *refusal {
 	x.pull.Bytes = int64(written)
 	if err == nil && writeErr == nil && x.pull.Bytes < window.Length {
 		var sent int64
-		// The server's own writer, so that the reader can use sendfile.
 		sent, err = reader.WriteTo(x.w)
 		x.pull.Bytes += sent
 	}
