@@ -2,6 +2,7 @@ package diskstore
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -83,16 +84,27 @@ func newContent(s *Store, e *entry, f piece.Facts) *content {
 	}
 }
 
-// make makes a task's directory in tmp/ and renames it to its place.
-func (s *Store) make(e *entry) (*content, error) {
+// make makes a task's directory in tmp/ and renames it to its place, or to the next where that is
+// taken by what the disk does not delete.
+func (s *Store) make(e *entry, tmp string) (*content, error) {
 	c := newContent(s, e, e.facts)
-	c.dir = s.temporary()
+	c.dir = tmp
 	err := c.build()
-	if err == nil {
-		if err = s.move(c.dir, s.dir(e.id)); err == nil {
-			c.dir = s.dir(e.id)
+	for n := 0; err == nil && n < placesMax; n++ {
+		to := s.place(e.id, n)
+		failed := s.move(c.dir, to)
+		if failed == nil {
+			c.dir, e.dir = to, to
+			s.mu.Lock()
+			s.forgetAside(to)
+			s.mu.Unlock()
 			return c, nil
 		}
+		if n == placesMax-1 || diskFull(failed) || errors.Is(failed, syscall.EROFS) {
+			err = failed
+			break
+		}
+		s.log.Warn("a task cannot have its place, so it gets another", "task", e.id, "path", to, "error", failed)
 	}
 	_ = c.shut() // of files that never were anything
 	return nil, errors.Join(err, s.fs.RemoveAll(c.dir))
@@ -154,11 +166,24 @@ func writeFull(f File, b []byte, off int64) error {
 	return nil
 }
 
+// openFile opens a file of a task, only for reading where it cannot be written: then readOnly tells
+// why.
+func (s *Store) openFile(name string) (f File, readOnly, err error) {
+	f, err = s.fs.OpenFile(name, os.O_RDWR, 0)
+	if errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission) {
+		if g, failed := s.fs.OpenFile(name, os.O_RDONLY, 0); failed == nil {
+			return g, Remedy(s.cfg.Dir, err), nil
+		}
+	}
+	return f, nil, err
+}
+
 // load opens a task's files, cuts off a torn tail, and hashes every piece that no mark
-// proves to be on stable storage: what has not its journaled digest is dropped.
+// proves to be on stable storage: what has not its journaled digest is dropped. Where the
+// disk takes nothing, what it gives is served all the same, and nothing is written.
 func (s *Store) load(e *entry) (c *content, err error) {
-	dir := s.dir(e.id)
-	journal, err := s.fs.OpenFile(filepath.Join(dir, "journal"), os.O_RDWR, 0)
+	dir := e.dir
+	journal, broken, err := s.openFile(filepath.Join(dir, "journal"))
 	if err != nil {
 		return nil, err
 	}
@@ -178,16 +203,15 @@ func (s *Store) load(e *entry) (c *content, err error) {
 	if j.id != e.id {
 		return nil, fmt.Errorf("%w: speaks of task %s", errDamaged, j.id)
 	}
-	if j.end < st.Size() {
+	if j.end < st.Size() && broken == nil {
 		s.log.Warn("cutting off the torn tail of a journal", "task", e.id, "bytes", st.Size()-j.end)
-		if err := journal.Truncate(j.end); err != nil {
-			return nil, err
-		}
+		broken = journal.Truncate(j.end)
 	}
-	data, err := s.fs.OpenFile(filepath.Join(dir, "data"), os.O_RDWR, 0)
+	data, readOnly, err := s.openFile(filepath.Join(dir, "data"))
 	if err != nil {
 		return nil, err
 	}
+	broken = cmp.Or(broken, readOnly)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, data.Close())
@@ -200,13 +224,13 @@ func (s *Store) load(e *entry) (c *content, err error) {
 	if dst.Size() < j.facts.Length {
 		s.log.Warn("a data file is too short, all its pieces are hashed", "task", e.id, "bytes", dst.Size(), "want", j.facts.Length)
 		j.covers, j.marked = 0, 0
-		if err := data.Truncate(j.facts.Length); err != nil {
-			return nil, err
+		if broken == nil {
+			broken = data.Truncate(j.facts.Length)
 		}
 	}
 
 	c = newContent(s, e, j.facts)
-	c.dir, c.data, c.journal = dir, data, journal
+	c.dir, c.data, c.journal, c.broken = dir, data, journal, broken
 	c.end, c.marked = j.end, j.marked
 	c.runs, c.certificates = j.runs, j.certificates
 	c.linked = j.covers > 0
@@ -246,9 +270,54 @@ func (s *Store) load(e *entry) (c *content, err error) {
 		c.journaled.Set(i)
 	}
 	if len(drops) > 0 {
-		return c, c.append(func(b []byte) []byte { return append(b, drops...) })
+		if err := c.append(func(b []byte) []byte { return append(b, drops...) }); err != nil && c.broken == nil {
+			c.broken = err // a later mark would vouch for them, so there is none
+		}
 	}
 	return c, nil
+}
+
+// sick notes where a disk did not take what was written.
+type sick struct {
+	journal, data atomic.Bool
+	at            atomic.Int64 // the offset in data
+}
+
+func (s *sick) any() bool { return s.journal.Load() || s.data.Load() }
+
+// errSick tells that a disk does not take what is written to a task's files.
+var errSick = errors.New("its files can be written no more")
+
+// probe tries whether the disk takes again what it did not take when the task was open last. It
+// fails with errSick where it does not: then the task is made anew, elsewhere on the disk. What is
+// here completely needs no writing. Nobody else has the content yet.
+func (c *content) probe() error {
+	sick := &c.e.sick
+	switch {
+	case c.have.Full():
+		return nil
+	case faulty(c.broken):
+		return fmt.Errorf("%w: %w", errSick, c.broken)
+	case c.broken != nil || !sick.any():
+		return nil
+	}
+	err := c.append(appendNothing)
+	if err == nil {
+		err = c.s.fs.Datasync(c.journal)
+	}
+	if i := c.layout.At(sick.at.Load()); err == nil && sick.data.Load() && !c.have.Has(i) {
+		if err = writeFull(c.data, make([]byte, c.layout.Size(i)), c.layout.Offset(i)); err == nil {
+			err = c.s.fs.Datasync(c.data)
+		}
+	}
+	if faulty(err) {
+		return fmt.Errorf("%w: %w", errSick, err)
+	}
+	if err == nil {
+		sick.journal.Store(false)
+		sick.data.Store(false)
+	}
+	return nil
 }
 
 func (c *content) count() int {
@@ -315,12 +384,19 @@ func (c *content) append(records func([]byte) []byte) error {
 	return c.appendLocked(records)
 }
 
+func (c *content) closedJournal(why error) error {
+	return fmt.Errorf("journal of task %s takes no more until the task is closed: %w", c.id.Short(), why)
+}
+
 func (c *content) appendLocked(records func([]byte) []byte) error {
 	if c.broken != nil {
-		return fmt.Errorf("journal of task %s takes no more until the task is closed: %w", c.id.Short(), c.broken)
+		return c.closedJournal(c.broken)
 	}
 	c.buf = records(c.buf[:0])
 	if err := writeFull(c.journal, c.buf, c.end); err != nil {
+		if faulty(err) {
+			c.e.sick.journal.Store(true)
+		}
 		// What stands behind the end would look like a record, half of it or more.
 		if undo := c.journal.Truncate(c.end); undo != nil {
 			c.broken = errors.Join(err, undo)
@@ -375,11 +451,21 @@ func (c *content) write(r *replica, i piece.Index, data []byte, d piece.Digest) 
 	}
 	defer release()
 	losses := c.losses.Load()
+	c.log.Lock()
+	broken := c.broken
+	c.log.Unlock()
+	if broken != nil {
+		return c.closedJournal(broken)
+	}
 
 	err = c.s.withRoom(int64(len(data)), func() error {
 		return writeFull(c.data, data, c.layout.Offset(i))
 	})
 	if err != nil {
+		if faulty(err) {
+			c.e.sick.at.Store(c.layout.Offset(i))
+			c.e.sick.data.Store(true)
+		}
 		return err
 	}
 	err = c.s.withRoom(frameFixed, func() error {
@@ -536,6 +622,9 @@ func (c *content) bring() error {
 		c.log.Lock()
 		c.broken = err
 		c.log.Unlock()
+		if faulty(err) {
+			c.e.sick.journal.Store(true)
+		}
 		return err
 	}
 	return nil
@@ -577,11 +666,14 @@ func (c *content) spoil(off int64, why error) {
 }
 
 // settled tells whether there is nothing to bring to stable storage, or no way to; stuck
-// whether the journal takes no more.
+// whether the files take no more, so that they are tried anew when the task is opened next.
 func (c *content) settled() (settled, stuck bool) {
+	c.mu.RLock()
+	full := c.have.Full()
+	c.mu.RUnlock()
 	c.log.Lock()
 	defer c.log.Unlock()
-	return c.end == c.marked, c.broken != nil
+	return c.end == c.marked, c.broken != nil || !full && c.e.sick.any()
 }
 
 // description returns an open file over data whose offset nobody else moves.

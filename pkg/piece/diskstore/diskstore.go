@@ -21,7 +21,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -53,6 +52,8 @@ type Config struct {
 	Logger *slog.Logger
 	// FS is the file layer, nil for the operating system's.
 	FS FS
+	// Now is the wall clock, nil for the operating system's.
+	Now func() time.Time
 }
 
 // Store is a [piece.Store] on a disk.
@@ -73,12 +74,16 @@ type Store struct {
 	tasks   map[task.ID]*entry
 	used    int64   // bytes, as the quota counts them
 	spooled int64   // of these, what open spools take
-	aside   []aside // tasks of newer versions
+	aside   []aside // tasks of newer versions, and those that cannot be used or deleted
 	queue   []*entry
 	working bool // a goroutine settles what is in queue
 	closed  bool
 	// evictions since the store was opened.
 	evictions int64
+
+	// retrying is held while a task that could not be used is tried again.
+	retrying sync.Mutex
+	passed   atomic.Int64 // tasks that could not be used, for the log
 
 	workers sync.WaitGroup // that goroutine; Close waits
 	buffers sync.Pool      // *[]byte of bufferSize
@@ -91,9 +96,13 @@ const bufferSize = 256 << 10
 type entry struct {
 	id       task.ID
 	lastRead atomic.Int64 // nanoseconds since 1970
+	read     time.Time    // what the disk said at the start, which may be beyond lastRead's range
+	// sick is where the disk did not take what was written; see content.probe.
+	sick sick
 
 	// disk is held while the task is made, loaded or unmade.
 	disk sync.Mutex
+	dir  string // under disk, once the task is made
 
 	// The rest is under Store.mu.
 	facts  piece.Facts
@@ -106,15 +115,17 @@ type entry struct {
 	dead   chan struct{}
 }
 
-// aside is a task that this version cannot read.
+// aside is a task that this version cannot read, or that the disk does not give back.
 type aside struct {
 	path string
 	size int64
 	used time.Time
+	// id is that of a task which could not be used and may be tried again, else empty.
+	id task.ID
 }
 
-func newEntry(id task.ID, f piece.Facts) *entry {
-	return &entry{id: id, facts: f, dead: make(chan struct{})}
+func newEntry(id task.ID, f piece.Facts, dir string) *entry {
+	return &entry{id: id, facts: f, dir: dir, dead: make(chan struct{})}
 }
 
 // cost is what a task counts in the quota: its content in whole blocks, and an allowance
@@ -126,7 +137,8 @@ func cost(f piece.Facts) int64 {
 
 // Open opens the store in cfg.Dir and recovers what an unclean stop left in doubt; that
 // takes about 1 s per GiB that was being downloaded then. It fails with [ErrInUse] when
-// another process has the directory, and with what to do where the directory cannot be used.
+// another process has the directory, and with what to do where the directory cannot be used. A task
+// that cannot be used is no reason to fail: it is dropped, or left where it is.
 func Open(cfg Config) (*Store, error) {
 	if cfg.HighWater == 0 {
 		cfg.HighWater = 0.95
@@ -154,6 +166,9 @@ func Open(cfg Config) (*Store, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	if s.cfg.Now == nil {
+		s.cfg.Now = time.Now
+	}
 	if err := s.start(); err != nil {
 		if s.lock != nil {
 			err = errors.Join(err, unlockDir(s.lock))
@@ -180,8 +195,11 @@ func (s *Store) start() (err error) {
 		return err
 	}
 	for _, d := range left {
+		if n, err := strconv.ParseInt(d.Name(), 10, 64); err == nil {
+			s.temp.Store(max(s.temp.Load(), n)) // its name is not used again
+		}
 		if err := s.fs.RemoveAll(s.path("tmp", d.Name())); err != nil {
-			return err
+			s.log.Error("what an earlier process left cannot be deleted", "path", s.path("tmp", d.Name()), "error", Remedy(s.cfg.Dir, err))
 		}
 	}
 	if err := s.lookAside(); err != nil {
@@ -190,6 +208,11 @@ func (s *Store) start() (err error) {
 	if err := s.scan(); err != nil {
 		return err
 	}
+	if n := s.passed.Load(); n > 0 {
+		s.log.Error("tasks on the disk cannot be used; the store works without them, and tries each again when it is wanted",
+			"dir", s.cfg.Dir, "tasks", n, "usable", len(s.tasks))
+	}
+	s.setClock()
 	s.mu.Lock()
 	victims, err := s.makeRoom(0) // the quota may have become smaller
 	s.mu.Unlock()
@@ -212,17 +235,45 @@ func (s *Store) dir(id task.ID) string {
 	return s.path("tasks", digits[:2], dirName(id))
 }
 
+// placesMax is how many places a task may have.
+const placesMax = 8
+
+// place is the n-th place of a task: the first is its own, the others are for where that is
+// taken by what the disk neither gives back nor deletes.
+func (s *Store) place(id task.ID, n int) string {
+	if n == 0 {
+		return s.dir(id)
+	}
+	return s.path("tasks", spare, dirName(id)+"."+strconv.Itoa(n))
+}
+
+const spare = "spare"
+
+// placed returns the task whose place path is.
+func (s *Store) placed(path string) (task.ID, error) {
+	name, n, _ := strings.Cut(filepath.Base(path), ".")
+	id, err := task.ParseID(strings.Replace(name, "-", ":", 1))
+	if err != nil {
+		return "", err
+	}
+	k, _ := strconv.Atoi(n)
+	if k < 0 || k >= placesMax || s.place(id, k) != path {
+		return "", fmt.Errorf("%w: lies in the wrong place", errDamaged)
+	}
+	return id, nil
+}
+
 // temporary returns a path in tmp/ that nobody else uses.
 func (s *Store) temporary() string {
 	return s.path("tmp", strconv.FormatInt(s.temp.Add(1), 10))
 }
 
 // tick returns the time, later than every tick before it, so that the order of reads is
-// known however coarse the clock is.
+// known however coarse the clock is, and when it is put back.
 func (s *Store) tick() int64 {
 	for {
 		last := s.clock.Load()
-		now := max(time.Now().UnixNano(), last+1)
+		now := max(s.cfg.Now().UnixNano(), last+1)
 		if s.clock.CompareAndSwap(last, now) {
 			return now
 		}
@@ -261,7 +312,7 @@ func (s *Store) lookAside() error {
 		if err != nil { // of no version, or there is one of this version already
 			s.log.Warn("dropping a task that was set aside", "path", path, "error", err)
 			if err := s.fs.RemoveAll(path); err != nil {
-				return err
+				s.leaveBehind(path, "", err)
 			}
 		}
 	}
@@ -283,7 +334,8 @@ func (s *Store) readable(path string) error {
 	return err
 }
 
-// scan takes every task of tasks/ into the inventory.
+// scan takes every task of tasks/ into the inventory. What lies in a spare place is newer than
+// what lies in the task's own, so it comes first.
 func (s *Store) scan() error {
 	shards, err := s.fs.ReadDir(s.path("tasks"))
 	if err != nil {
@@ -291,56 +343,143 @@ func (s *Store) scan() error {
 	}
 	g := errgroup.Group{}
 	g.SetLimit(2 * runtime.GOMAXPROCS(0))
+	var own []string
 	for _, shard := range shards {
-		if !shard.IsDir() {
-			continue
+		switch {
+		case !shard.IsDir():
+		case shard.Name() == spare:
+			s.scanShard(s.path("tasks", spare))
+		default:
+			own = append(own, s.path("tasks", shard.Name()))
 		}
-		g.Go(func() error {
-			list, err := s.fs.ReadDir(s.path("tasks", shard.Name()))
-			if err != nil {
-				return err
-			}
-			for _, d := range list {
-				if err := s.scanTask(s.path("tasks", shard.Name(), d.Name()), d.Name()); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+	}
+	for _, path := range own {
+		g.Go(func() error { s.scanShard(path); return nil })
 	}
 	return g.Wait()
 }
 
-// scanTask takes one task into the inventory, or out of tasks/ when it is none. It fails
-// where the fault is not the task's.
-func (s *Store) scanTask(path, name string) error {
-	id, err := task.ParseID(strings.Replace(name, "-", ":", 1))
-	if err == nil && s.dir(id) != path {
-		err = fmt.Errorf("%w: lies in the wrong place", errDamaged)
-	}
+func (s *Store) scanShard(path string) {
+	list, err := s.fs.ReadDir(path)
 	if err != nil {
-		return s.dropDir(path, err)
+		s.passed.Add(1)
+		s.log.Error("a directory of tasks cannot be read", "path", path, "error", Remedy(path, err))
 	}
-	e := newEntry(id, piece.Facts{})
+	for _, d := range list {
+		s.scanTask(filepath.Join(path, d.Name()))
+	}
+}
+
+// scanTask takes one task into the inventory, or out of tasks/ when it is none.
+func (s *Store) scanTask(path string) {
+	id, err := s.placed(path)
+	if err != nil {
+		s.dropDir(path, err)
+		return
+	}
+	e := newEntry(id, piece.Facts{}, path)
 	clean, err := s.summary(e, path)
 	if err == nil && !clean {
 		err = s.recover(e)
 	}
-	switch {
-	case errors.Is(err, errNewer):
-		return s.setAside(path, err)
-	case errors.Is(err, errDamaged), errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EIO),
-		errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EISDIR):
-		return s.dropDir(path, err)
-	case err != nil:
-		return err
+	if err != nil {
+		s.reject(path, id, err)
+		return
 	}
 	e.ready = true
 	s.mu.Lock()
+	twice := s.tasks[id] != nil
+	if !twice {
+		s.tasks[id] = e
+		s.used += cost(e.facts)
+	}
+	s.mu.Unlock()
+	if twice {
+		s.dropDir(path, errors.New("the same task lies elsewhere, too"))
+	}
+}
+
+// reject does with a task that cannot be used what its error demands.
+func (s *Store) reject(path string, id task.ID, err error) {
+	switch judge(err) {
+	case newer:
+		if failed := s.setAside(path, err); failed != nil {
+			s.leaveBehind(path, "", errors.Join(err, failed))
+		}
+	case lost:
+		s.dropDir(path, err)
+	default:
+		s.leaveBehind(path, id, err)
+	}
+}
+
+// passedMax bounds how many tasks that cannot be used are named in the log.
+const passedMax = 20
+
+// leaveBehind notes a directory that can be neither used nor deleted. It counts against the quota,
+// and is the first to go. Where id is not empty, the task is tried again when it is wanted.
+func (s *Store) leaveBehind(path string, id task.ID, why error) {
+	if s.passed.Add(1) <= passedMax {
+		s.log.Error("a task on the disk cannot be used and stays where it is; delete it by hand where it does not heal",
+			"path", path, "error", Remedy(path, why))
+	}
+	a := aside{path: path, id: id, used: s.cfg.Now()}
+	for _, name := range []string{"data", "journal"} {
+		if st, err := s.fs.Stat(filepath.Join(path, name)); err == nil {
+			a.size += st.Size()
+		}
+	}
+	s.noteAside(a)
+}
+
+// noteAside counts what lies aside.
+func (s *Store) noteAside(a aside) {
+	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.tasks[id] = e
-	s.used += cost(e.facts)
-	return nil
+	s.forgetAside(a.path)
+	s.aside = append(s.aside, a)
+	s.used += a.size
+}
+
+// forgetAside counts what lay at path no more. The caller holds mu.
+func (s *Store) forgetAside(path string) {
+	s.aside = slices.DeleteFunc(s.aside, func(a aside) bool {
+		if a.path == path {
+			s.used -= a.size
+		}
+		return a.path == path
+	})
+}
+
+// leftBehind lists where what is left of a task lies. The caller holds mu.
+func (s *Store) leftBehind(id task.ID) (paths []string) {
+	for _, a := range s.aside {
+		if at, err := s.placed(a.path); err == nil && at == id {
+			paths = append(paths, a.path)
+		}
+	}
+	return paths
+}
+
+// retry tries tasks again that could not be used, and reports whether there were any of that ID.
+func (s *Store) retry(id task.ID) bool {
+	s.retrying.Lock()
+	defer s.retrying.Unlock()
+	s.mu.Lock()
+	var paths []string
+	for _, a := range s.aside {
+		if a.id == id && s.tasks[id] == nil {
+			paths = append(paths, a.path)
+		}
+	}
+	for _, path := range paths {
+		s.forgetAside(path)
+	}
+	s.mu.Unlock()
+	for _, path := range paths {
+		s.scanTask(path)
+	}
+	return len(paths) > 0
 }
 
 // summary reads what the two ends of a journal tell; clean is false when more must be read.
@@ -365,7 +504,8 @@ func (s *Store) summary(e *entry, path string) (clean bool, err error) {
 		return false, err
 	}
 	e.facts, e.have = h.facts, have
-	e.lastRead.Store(st.ModTime().UnixNano())
+	e.read = st.ModTime()
+	e.lastRead.Store(e.read.UnixNano())
 	return clean, nil
 }
 
@@ -382,22 +522,37 @@ func (s *Store) recover(e *entry) error {
 	return c.shut()
 }
 
-// dropDir unmakes what lies at path.
-func (s *Store) dropDir(path string, why error) error {
+// dropDir unmakes what lies at path; what cannot be deleted is left behind.
+func (s *Store) dropDir(path string, why error) {
 	s.log.Warn("dropping what is no usable task", "path", path, "error", why)
-	return s.unmake(path)
+	if err := s.unmake(path); err != nil {
+		s.leaveBehind(path, "", errors.Join(why, err))
+	}
 }
 
 // unmake takes a task's directory out of sight in one step and then deletes it; one that
-// is not there is no error.
+// is not there is no error. Where it cannot be moved it is deleted in its place, and where
+// that fails, too, its journal is emptied, so that it is no task any more.
 func (s *Store) unmake(path string) error {
 	away := s.temporary()
-	if err := s.fs.Rename(path, away); errors.Is(err, fs.ErrNotExist) {
+	err := s.fs.Rename(path, away)
+	if err == nil {
+		err = s.fs.RemoveAll(away)
+		if err != nil {
+			s.log.Error("a task was taken away, but its files cannot be deleted", "path", away, "error", Remedy(s.cfg.Dir, err))
+		}
 		return nil
-	} else if err != nil {
-		return err
 	}
-	return s.fs.RemoveAll(away)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if removed := s.fs.RemoveAll(path); removed == nil {
+		return nil
+	}
+	if f, failed := s.fs.OpenFile(filepath.Join(path, "journal"), os.O_WRONLY|os.O_TRUNC, 0); failed == nil {
+		_ = f.Close() // that it is not a task any more is all that can be had
+	}
+	return err
 }
 
 // setAside keeps a newer version's task for that version.
@@ -411,21 +566,13 @@ func (s *Store) setAside(path string, why error) error {
 	if err := s.fs.Rename(path, to); err != nil {
 		return err
 	}
-	a := aside{path: to, used: time.Now()}
+	a := aside{path: to, used: s.cfg.Now()}
 	for _, name := range []string{"data", "journal"} {
 		if st, err := s.fs.Stat(filepath.Join(to, name)); err == nil {
 			a.size += st.Size()
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.aside = append(slices.DeleteFunc(s.aside, func(o aside) bool {
-		if o.path == to {
-			s.used -= o.size
-		}
-		return o.path == to
-	}), a)
-	s.used += a.size
+	s.noteAside(a)
 	return nil
 }
 
@@ -476,6 +623,12 @@ func (s *Store) open(id task.ID) (*replica, error) {
 		return nil, piece.ErrClosed
 	}
 	e := s.tasks[id]
+	if e == nil && len(s.aside) > 0 {
+		s.mu.Unlock()
+		s.retry(id)
+		s.mu.Lock()
+		e = s.tasks[id]
+	}
 	if e == nil || e.gone {
 		s.mu.Unlock()
 		return nil, piece.ErrNotFound
@@ -493,19 +646,17 @@ func (s *Store) open(id task.ID) (*replica, error) {
 	s.mu.Lock()
 	e.refs--
 	s.mu.Unlock()
-	switch {
-	case errors.Is(err, errNewer):
-		if err := s.expel(e, func() error { return s.setAside(s.dir(id), err) }); err != nil {
-			return nil, err
-		}
-		return nil, piece.ErrNotFound
-	case errors.Is(err, errDamaged), errors.Is(err, fs.ErrNotExist):
-		if err := s.expel(e, func() error { return s.dropDir(s.dir(id), err) }); err != nil {
-			return nil, err
-		}
-		return nil, piece.ErrNotFound
+	if errors.Is(err, piece.ErrNotFound) {
+		return nil, err
 	}
-	return nil, Remedy(s.cfg.Dir, err)
+	if judge(err) == busy {
+		return nil, Remedy(s.cfg.Dir, err)
+	}
+	// It is brought anew, and what is left of it is in nobody's way.
+	if err := s.expel(e, func() error { s.reject(e.dir, "", err); return nil }); err != nil {
+		s.log.Error("closing the files of a task", "task", id, "error", err)
+	}
+	return nil, piece.ErrNotFound
 }
 
 // wake opens the files of a task, once for all who wait.
@@ -522,6 +673,11 @@ func (s *Store) wake(e *entry) (*content, error) {
 		return c, nil
 	}
 	c, err := s.load(e)
+	if err == nil {
+		if err = c.probe(); err != nil {
+			err = errors.Join(err, c.shut())
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -533,7 +689,7 @@ func (s *Store) wake(e *entry) (*content, error) {
 
 // create makes a task that is not there; made is false when it is there by now.
 func (s *Store) create(id task.ID, f piece.Facts) (r *replica, made bool, err error) {
-	e := newEntry(id, f)
+	e := newEntry(id, f, "")
 	e.refs = 1
 	e.lastRead.Store(s.tick())
 	e.disk.Lock()
@@ -548,18 +704,26 @@ func (s *Store) create(id task.ID, f piece.Facts) (r *replica, made bool, err er
 		}
 		return nil, false, nil
 	}
-	victims, err := s.makeRoom(cost(f))
-	if err != nil {
-		s.mu.Unlock()
-		return nil, false, err
-	}
-	s.used += cost(f)
 	s.tasks[id] = e
+	s.used += cost(f)
 	s.mu.Unlock()
-	s.dispose(victims, "quota")
-
 	var c *content
-	err = s.withRoom(cost(f), func() error { c, err = s.make(e); return err })
+	// Nothing is evicted for what cannot be made: the disk may have become read-only.
+	tmp := s.temporary()
+	if err = s.withRoom(cost(f), func() error { return s.fs.MkdirAll(tmp, 0o700) }); err == nil {
+		var victims []victim
+		s.mu.Lock()
+		s.used -= cost(f)
+		victims, err = s.makeRoom(cost(f))
+		s.used += cost(f)
+		s.mu.Unlock()
+		s.dispose(victims, "quota")
+		if err == nil {
+			err = s.withRoom(cost(f), func() error { c, err = s.make(e, tmp); return err })
+		} else if failed := s.fs.RemoveAll(tmp); failed != nil {
+			s.log.Error("an empty directory cannot be deleted", "path", tmp, "error", failed)
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
@@ -592,7 +756,7 @@ func (s *Store) Inventory() []piece.Entry {
 		}
 		out = append(out, piece.Entry{
 			ID: e.id, Facts: e.facts, Have: have, Complete: have == e.facts.Layout().Count(),
-			LastRead: time.Unix(0, e.lastRead.Load()),
+			LastRead: s.told(e.lastRead.Load()),
 		})
 	}
 	return out
@@ -646,12 +810,41 @@ func (s *Store) Remove(id task.ID) error {
 		return piece.ErrClosed
 	}
 	if e == nil {
+		if err := s.removeLeft(id); err != nil {
+			return fmt.Errorf("removing task %s: %w", id.Short(), Remedy(s.cfg.Dir, err))
+		}
 		return nil
 	}
-	if err := s.expel(e, func() error { return s.unmake(s.dir(id)) }); err != nil {
+	err := s.expel(e, func() error { return s.remove(e.dir) })
+	if err = errors.Join(err, s.removeLeft(id)); err != nil {
 		return fmt.Errorf("removing task %s: %w", id.Short(), Remedy(s.cfg.Dir, err))
 	}
 	return nil
+}
+
+// remove unmakes a task that is not wanted any more. Where that fails it is left behind, and not
+// tried again.
+func (s *Store) remove(path string) error {
+	err := s.unmake(path)
+	if err != nil {
+		s.leaveBehind(path, "", err)
+	}
+	return err
+}
+
+// removeLeft removes what was left behind of a task.
+func (s *Store) removeLeft(id task.ID) error {
+	s.mu.Lock()
+	paths := s.leftBehind(id)
+	for _, path := range paths {
+		s.forgetAside(path)
+	}
+	s.mu.Unlock()
+	var errs error
+	for _, path := range paths {
+		errs = errors.Join(errs, s.remove(path))
+	}
+	return errs
 }
 
 // expel takes a task out of the store and its directory away by means of act. Who is late
@@ -869,8 +1062,7 @@ func (s *Store) evict(list []victim, size int64) []victim {
 		if v.e != nil {
 			s.leave(v.e)
 		} else {
-			s.used -= v.size
-			s.aside = slices.DeleteFunc(s.aside, func(a aside) bool { return a.path == v.aside })
+			s.forgetAside(v.aside)
 		}
 	}
 	return list
@@ -883,15 +1075,15 @@ func (s *Store) dispose(victims []victim, reason string) {
 		name := v.aside
 		if v.e != nil {
 			name = string(v.e.id)
-			err = s.finish(v.e, func() error { return s.unmake(s.dir(v.e.id)) })
+			err = s.finish(v.e, func() error { return s.unmake(v.e.dir) })
 		} else {
 			err = s.unmake(v.aside)
 		}
 		if err != nil {
-			s.log.Error("an evicted task cannot be deleted", "task", name, "error", err)
+			s.log.Error("an evicted task cannot be deleted", "task", name, "error", Remedy(s.cfg.Dir, err))
 			continue
 		}
-		s.log.Info("evicted a task", "task", name, "bytes", v.size, "lastRead", time.Unix(0, v.used), "reason", reason)
+		s.log.Info("evicted a task", "task", name, "bytes", v.size, "lastRead", s.told(v.used), "reason", reason)
 	}
 }
 

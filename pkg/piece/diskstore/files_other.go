@@ -11,3 +11,5 @@ import (
 func allocate(int, int64) error { return errors.ErrUnsupported }
 
 func datasync(fd int) error { return unix.Fsync(fd) }
+
+var damageHere []unix.Errno

@@ -33,6 +33,8 @@ const (
 	kindMark        = 5
 	// kindOptional and above may be skipped by a reader that does not know them.
 	kindOptional = 128
+	// kindNothing says nothing: it was written to see whether that can be done.
+	kindNothing = 128
 )
 
 var (
@@ -140,6 +142,11 @@ func appendMark(b []byte, covers int64, have int) []byte {
 	b, start := begin(b, kindMark)
 	b = binary.BigEndian.AppendUint64(b, uint64(covers))
 	return frame(binary.BigEndian.AppendUint32(b, uint32(have)), start)
+}
+
+func appendNothing(b []byte) []byte {
+	b, start := begin(b, kindNothing)
+	return frame(b, start)
 }
 
 func appendRun(b []byte, r piece.Run) []byte {

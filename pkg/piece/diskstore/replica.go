@@ -67,7 +67,7 @@ func (r *replica) WritePiece(i piece.Index, data []byte, d piece.Digest) error {
 			i, r.c.id.Short(), piece.ErrInvalidFacts, len(data), l.Size(i))
 	}
 	if err := r.c.write(r, i, data, d); err != nil {
-		return fmt.Errorf("writing piece %d of task %s: %w", i, r.c.id.Short(), r.cause(err))
+		return fmt.Errorf("writing piece %d of task %s: %w", i, r.c.id.Short(), r.cause(Remedy(r.c.s.cfg.Dir, err)))
 	}
 	return nil
 }

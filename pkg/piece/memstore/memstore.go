@@ -126,13 +126,14 @@ func (s *Store) Inventory() []piece.Entry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := make([]piece.Entry, 0, len(s.tasks))
+	now := time.Now().UnixNano()
 	for _, c := range s.tasks {
 		c.mu.RLock()
 		have := c.have.Count()
 		c.mu.RUnlock()
 		out = append(out, piece.Entry{
 			ID: c.id, Facts: c.facts, Have: have, Complete: have == c.facts.Layout().Count(),
-			LastRead: time.Unix(0, c.lastRead.Load()),
+			LastRead: time.Unix(0, min(c.lastRead.Load(), now)), // the clock may have been put back
 		})
 	}
 	return out
