@@ -101,12 +101,7 @@ func (r *Reader) next(pos int64) ([]byte, error) {
 		begin, block, err := r.d.readBlock(r.buf, pos)
 		switch {
 		case errors.Is(err, errDamaged):
-			r.d.dropSoon(r.d.ledger.replica.Facts().Layout().At(pos))
-			// Until the download is over: who opens the content again begins anew.
-			select {
-			case <-r.d.done:
-			case <-r.ctx.Done():
-			}
+			r.drop(r.d.ledger.replica.Facts().Layout().At(pos))
 			return nil, errDamaged
 		case err != nil:
 			return nil, r.missing(pos, err)
@@ -116,17 +111,34 @@ func (r *Reader) next(pos int64) ([]byte, error) {
 	return r.block[pos-r.begin : min(int64(len(r.block)), r.end-r.begin)], nil
 }
 
+// drop has the content dropped, and waits until the download is over: who opens the content again
+// begins anew.
+func (r *Reader) drop(i piece.Index) {
+	r.d.dropSoon(i)
+	select {
+	case <-r.d.done:
+	case <-r.ctx.Done():
+	}
+}
+
 // missing turns the store's error into the reader's. A piece that the store had and lost
-// again is no error: it comes anew. Nor is one that the disk did not give back, once: a bad
-// sector is good again when it is written, or else the disk has no more of them.
+// again is no error: it comes anew. Nor is one that the disk did not give back, once: most bad
+// sectors are good again when they are written. Where this one is not, the content is dropped,
+// and the next request has it put elsewhere.
 func (r *Reader) missing(pos int64, err error) error {
 	if i := r.d.ledger.replica.Facts().Layout().At(pos); !r.d.ledger.replica.Has(i) {
 		if errors.Is(err, piece.ErrMissing) {
 			return nil
 		}
-		if over := errors.Is(err, piece.ErrRemoved) || errors.Is(err, piece.ErrClosed) || errors.Is(err, fs.ErrClosed); !over && r.unread != i+1 {
+		over := errors.Is(err, piece.ErrRemoved) || errors.Is(err, piece.ErrClosed) || errors.Is(err, fs.ErrClosed)
+		switch {
+		case over:
+		case r.unread != i+1:
 			r.unread = i + 1
 			return nil
+		default:
+			r.drop(i)
+			return fmt.Errorf("%w: %w", errDamaged, err)
 		}
 	}
 	if errors.Is(err, piece.ErrRemoved) || errors.Is(err, fs.ErrClosed) {

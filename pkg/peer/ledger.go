@@ -228,7 +228,8 @@ func (l *ledger) take(runs []piece.Run, certs [][]byte, keep bool) (numbers []in
 	}
 	// The disk comes first: what this host passes on must have its proof after a crash, too.
 	if keep && l.hasFacts() && len(fresh)+len(freshCerts) > 0 {
-		if failed := l.replica.AddRuns(fresh, freshCerts); failed != nil {
+		// A replica that has everything loses nothing without them: a disk may have become read-only.
+		if failed := l.replica.AddRuns(fresh, freshCerts); failed != nil && !l.replica.Have().Full() {
 			err = errors.Join(err, fmt.Errorf("%w: keeping digests of task %s: %w", errSpace, l.id, failed))
 		}
 	}
