@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"slices"
 
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/task"
@@ -17,8 +16,8 @@ import (
 func (s *Store) Sweep(id task.ID) error {
 	s.life.RLock()
 	defer s.life.RUnlock()
-	err := errors.Join(s.sweepRest(id), s.sweepAside(id))
-	for _, dir := range []string{filepath.Dir(s.dir(id)), s.path("aside")} {
+	err := errors.Join(s.sweepRest(id), s.removeLeft(id), s.sweepAside(id))
+	for _, dir := range []string{filepath.Dir(s.dir(id)), s.path("tasks", "spare"), s.path("aside")} {
 		if err != nil {
 			break
 		}
@@ -43,11 +42,11 @@ func (s *Store) sweepRest(id task.ID) error {
 		e := s.tasks[id]
 		if e == nil {
 			// It stands for the task meanwhile, so that nobody makes one there.
-			e = newEntry(id, piece.Facts{})
+			e = newEntry(id, piece.Facts{}, s.dir(id))
 			e.gone = true
 			s.tasks[id] = e
 			s.mu.Unlock()
-			return s.finish(e, func() error { return s.unmake(s.dir(id)) })
+			return s.finish(e, func() error { return s.remove(s.dir(id)) })
 		}
 		gone := e.gone
 		s.mu.Unlock()
@@ -58,19 +57,14 @@ func (s *Store) sweepRest(id task.ID) error {
 	}
 }
 
-// sweepAside deletes what was set aside of a task.
+// sweepAside deletes what was set aside of a task for a newer version.
 func (s *Store) sweepAside(id task.ID) error {
-	path := s.path("aside", filepath.Base(s.dir(id)))
+	path := s.path("aside", dirName(id))
 	if err := s.unmake(path); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.aside = slices.DeleteFunc(s.aside, func(a aside) bool {
-		if a.path == path {
-			s.used -= a.size
-		}
-		return a.path == path
-	})
+	s.forgetAside(path)
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/darter-io/darter/pkg/piece/storetest"
 )
 
-// stuck is a disk on which nothing that lies under tasks/ or aside/ can be moved.
+// stuck is a disk on which nothing that lies under tasks/ or aside/ can be moved or deleted.
 type stuck struct {
 	diskstore.OS
 	mu  sync.Mutex
@@ -32,6 +32,15 @@ func (s *stuck) Rename(from, to string) error {
 		return &os.LinkError{Op: "rename", Old: from, New: to, Err: s.err}
 	}
 	return s.OS.Rename(from, to)
+}
+
+func (s *stuck) RemoveAll(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil && (strings.Contains(name, "/tasks/") || strings.Contains(name, "/aside/")) {
+		return &os.PathError{Op: "unlinkat", Path: name, Err: s.err}
+	}
+	return s.OS.RemoveAll(name)
 }
 
 func (s *stuck) SyncDir(name string) error {
