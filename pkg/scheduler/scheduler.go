@@ -67,8 +67,17 @@ type Config struct {
 	IntervalActive, IntervalIdle time.Duration
 
 	// HostsMax and TasksMax bound the memory that announces can take: hosts, and tasks of
-	// one host. Tasks beyond are answered, but not remembered. Defaults 50,000 and 65,536.
+	// one host. Defaults 50,000 and 65,536. A task beyond them takes the place of one that the
+	// host holds, where the host wants it; one that it holds is not remembered.
 	HostsMax, TasksMax int
+	// SourceHostsMax and SourceTasksMax are the same for all hosts of one [Report].Source
+	// together, since one member can invent hosts as it likes. Who has most there makes room.
+	// Defaults 1024 and 131,072.
+	SourceHostsMax, SourceTasksMax int
+	// TotalMax bounds the tasks of all hosts together; who has most makes room. A task that
+	// many hold takes some 250 bytes for each, one that is held by one host alone some 1000.
+	// Default 8,000,000.
+	TotalMax int
 }
 
 // withDefaults fills in what is zero.
@@ -90,6 +99,9 @@ func (c Config) withDefaults() Config {
 	number(&c.SilentReports, 3)
 	number(&c.HostsMax, 50_000)
 	number(&c.TasksMax, 65_536)
+	number(&c.SourceHostsMax, 1024)
+	number(&c.SourceTasksMax, 131_072)
+	number(&c.TotalMax, 8_000_000)
 	duration(&c.Expiry, 15*time.Second)
 	duration(&c.Grace, time.Second)
 	duration(&c.FailureFor, 2*time.Second)
@@ -116,7 +128,10 @@ type Report struct {
 	// Generation is drawn at the host's start; with a new one, all that the host
 	// announced before is forgotten. It means nothing for the owner's own host.
 	Generation uint64
-	Entries    []Entry
+	// Source is where the report came from: the host's network address, which it can not choose
+	// as it likes. Reports from the owner itself may leave it out.
+	Source  string
+	Entries []Entry
 	// Standby says that the host can lead tasks where no owner does.
 	Standby bool
 	// Leaving says that the host goes away now, with everything it holds.
@@ -149,6 +164,10 @@ type Answer struct {
 	Unknown bool
 	// Seeds are the contents that the owner's own host must bring from their origins now.
 	Seeds []task.Spec
+	// Forgotten counts the tasks that a bound kept from being remembered, or that made room for
+	// others; Greedy is the host that has most of those that the bound is for.
+	Forgotten int
+	Greedy    host.Host
 }
 
 // Assignment is the answer for one task.
@@ -203,6 +222,10 @@ type Scheduler struct {
 	hosts  []hostState
 	unused []hostIndex
 
+	// sources are the hosts of each address, total the memberships of all.
+	sources map[string]*source
+	total   int
+
 	swarms map[task.ID]*swarm
 	// epoch is the first time that the scheduler was told; see nano.
 	epoch time.Time
@@ -216,13 +239,14 @@ type Scheduler struct {
 // New returns a Scheduler that knows nobody but the owner's own host.
 func New(cfg Config) *Scheduler {
 	s := &Scheduler{
-		cfg:    cfg.withDefaults(),
-		rand:   rand.New(rand.NewPCG(cfg.Seed, 0x6461727465720000)),
-		byID:   make(map[host.ID]hostIndex),
-		swarms: make(map[task.ID]*swarm),
-		due:    make(map[*swarm]struct{}),
+		cfg:     cfg.withDefaults(),
+		rand:    rand.New(rand.NewPCG(cfg.Seed, 0x6461727465720000)),
+		byID:    make(map[host.ID]hostIndex),
+		sources: make(map[string]*source),
+		swarms:  make(map[task.ID]*swarm),
+		due:     make(map[*swarm]struct{}),
 	}
-	s.self = s.admit(cfg.Self, 0)
+	s.self = s.admit(cfg.Self, 0, "")
 	return s
 }
 
@@ -236,28 +260,40 @@ func (s *Scheduler) nano(t time.Time) int64 {
 }
 
 // Announce takes in one host's news and answers it. The error wraps [ErrFull] when the
-// host is unknown and there is no room for another.
+// host is unknown and there is no room for another, and is an *[InUseError] when the ID is
+// that of another live host: nothing of the report is taken in then.
 func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
+	h, known := s.byID[r.Host.ID]
+	if known && h != s.self {
+		if err := s.claim(now, &s.hosts[h], r); err != nil {
+			return Answer{}, err
+		}
+	}
 	if r.Leaving {
 		c := s.Leave(now, r.Host.ID)
 		return Answer{Interval: s.cfg.IntervalIdle, Seeds: c.Seeds, Assignments: make([]Assignment, len(r.Entries))}, nil
 	}
-	h, known := s.byID[r.Host.ID]
 	var answer Answer
+	var former []uint64
 	if known && h != s.self {
 		// A new life may have another disk and another address; a new zone means other
 		// neighbours. Either way the old announcements are worth nothing.
 		was := &s.hosts[h]
+		if was.generation != r.Generation {
+			former = append(was.former, was.generation)
+			former = former[max(0, len(former)-formerMax):]
+		}
 		if was.generation != r.Generation || was.Zone != r.Host.Zone {
 			answer.Seeds = s.forget(now, h)
 			known = false
 		}
 	}
 	if !known {
-		if len(s.byID) >= s.cfg.HostsMax {
-			return answer, fmt.Errorf("admitting host %s: %w: it knows %d", r.Host.ID.Short(), ErrFull, len(s.byID))
+		if err := s.hasRoom(r); err != nil {
+			return answer, err
 		}
-		h = s.admit(r.Host, r.Generation)
+		h = s.admit(r.Host, r.Generation, r.Source)
+		s.hosts[h].former = former
 		answer.Unknown = true
 	}
 	if h != s.self {
@@ -266,9 +302,10 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 	s.hosts[h].seen, s.hosts[h].standby = now, r.Standby
 
 	answer.Assignments = make([]Assignment, len(r.Entries))
+	room := s.roomFor(now, h, &answer)
 	for i, e := range r.Entries {
 		var seed *task.Spec
-		answer.Assignments[i], seed = s.take(now, h, e)
+		answer.Assignments[i], seed = s.take(now, h, e, room)
 		if seed != nil {
 			answer.Seeds = append(answer.Seeds, *seed)
 		}
@@ -281,8 +318,11 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 }
 
 // take takes in the news of one task and answers it; seed is what the owner's own host
-// must bring from its origin for it, or nil.
-func (s *Scheduler) take(now time.Time, h hostIndex, e Entry) (a Assignment, seed *task.Spec) {
+// must bring from its origin for it, or nil. room makes room for a task that the host does not
+// have yet; see [Scheduler.roomFor].
+func (s *Scheduler) take(
+	now time.Time, h hostIndex, e Entry, room func(wants bool) bool,
+) (a Assignment, seed *task.Spec) {
 	switch e.Event {
 	case Stopped:
 		if w := s.swarms[e.Task]; w != nil {
@@ -292,7 +332,7 @@ func (s *Scheduler) take(now time.Time, h hostIndex, e Entry) (a Assignment, see
 		}
 		return a, seed
 	case Completed:
-		if w, m, ok := s.join(h, e.Task); ok {
+		if w, m, ok := s.join(h, e.Task, func() bool { return room(false) }); ok {
 			w.member(m).have = int32(e.Have)
 			s.stand(w, m, holding)
 		}
@@ -302,9 +342,9 @@ func (s *Scheduler) take(now time.Time, h hostIndex, e Entry) (a Assignment, see
 		return a, nil
 	}
 
-	w, m, ok := s.join(h, e.Task)
+	w, m, ok := s.join(h, e.Task, func() bool { return room(true) })
 	if !ok {
-		return a, nil
+		return Assignment{Failure: fmt.Errorf("task %s: %w: this host, or all at its address, want more tasks at once than are remembered", e.Task.Short(), ErrFull)}, nil
 	}
 	me := w.member(m)
 	me.have, me.starving = int32(e.Have), e.Event == Starving

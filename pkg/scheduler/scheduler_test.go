@@ -186,6 +186,7 @@ func hustle(t *testing.T, seed uint64, steps int) string {
 	now := begin
 	var log strings.Builder
 
+	lives := map[host.ID]uint64{}
 	for step := range steps {
 		now = now.Add(time.Duration(r.IntN(200)) * time.Millisecond)
 		h := node(r.IntN(120))
@@ -215,7 +216,8 @@ func hustle(t *testing.T, seed uint64, steps int) string {
 		for range r.IntN(3) * r.IntN(2) {
 			e.Silent = append(e.Silent, node(r.IntN(120)).ID)
 		}
-		answer, err := s.Announce(now, Report{Host: h, Generation: uint64(r.IntN(30) / 29), Entries: []Entry{e}})
+		lives[h.ID] += uint64(r.IntN(30) / 29)
+		answer, err := s.Announce(now, Report{Host: h, Generation: lives[h.ID], Entries: []Entry{e}})
 		require.NoError(t, err)
 		seen[h.ID] = now
 		fmt.Fprintln(&log, h.ID, e.Event, answer)

@@ -73,7 +73,7 @@ func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, asked *task.S
 
 // Done takes in that the owner's own host holds all pieces of a content, have in number.
 func (s *Scheduler) Done(id task.ID, have int) {
-	s.take(time.Time{}, s.self, Entry{Task: id, Event: Completed, Have: have})
+	s.take(time.Time{}, s.self, Entry{Task: id, Event: Completed, Have: have}, always)
 }
 
 // Holds reports whether the owner's own host counts as a holder of a content.
@@ -106,7 +106,7 @@ func (s *Scheduler) startSeed(w *swarm) *task.Spec {
 	w.seeding, w.seedSpec, w.seedAt = true, spec, time.Time{}
 	w.refusals = slices.DeleteFunc(w.refusals, func(r refusal) bool { return r.concerns(spec) })
 	// It is a member from now on, so that this very answer can send the asker to it.
-	if _, m, ok := s.join(s.self, w.id); ok {
+	if _, m, ok := s.join(s.self, w.id, func() bool { return true }); ok {
 		s.stand(w, m, wanting)
 	}
 	return spec

@@ -20,8 +20,12 @@ type hostState struct {
 	host.Host
 	alive      bool
 	generation uint64
-	seen       time.Time
-	standby    bool
+	// former are the generations before, those last that were last; source is where the host
+	// announces from.
+	former  []uint64
+	source  string
+	seen    time.Time
+	standby bool
 	// asked is when it last announced a content that it wants.
 	asked time.Time
 	// memberships are the host's swarms, so that a departure finds them.
@@ -140,7 +144,7 @@ func (c *crowd) remove(w *swarm, m memberIndex, zone string) {
 }
 
 // admit takes in a host that is not known.
-func (s *Scheduler) admit(id host.Host, generation uint64) hostIndex {
+func (s *Scheduler) admit(id host.Host, generation uint64, from string) hostIndex {
 	var h hostIndex
 	if n := len(s.unused); n > 0 {
 		h, s.unused = s.unused[n-1], s.unused[:n-1]
@@ -148,8 +152,16 @@ func (s *Scheduler) admit(id host.Host, generation uint64) hostIndex {
 		h = hostIndex(len(s.hosts))
 		s.hosts = append(s.hosts, hostState{})
 	}
-	s.hosts[h] = hostState{Host: id, alive: true, generation: generation}
+	s.hosts[h] = hostState{Host: id, alive: true, generation: generation, source: from}
 	s.byID[id.ID] = h
+	if from != "" {
+		src := s.sources[from]
+		if src == nil {
+			src = &source{hosts: make(map[hostIndex]struct{}, 1)}
+			s.sources[from] = src
+		}
+		src.hosts[h] = struct{}{}
+	}
 	return h
 }
 
@@ -167,28 +179,32 @@ func (s *Scheduler) forget(now time.Time, h hostIndex) (seeds []task.Spec) {
 		return seeds
 	}
 	delete(s.byID, st.ID)
+	if src := s.sources[st.source]; src != nil {
+		if delete(src.hosts, h); len(src.hosts) == 0 {
+			delete(s.sources, st.source)
+		}
+	}
 	*st = hostState{}
 	s.unused = append(s.unused, h)
 	return seeds
 }
 
-// join returns the host's member in the swarm of a task, making both as needed. It fails
-// when the host is in too many swarms already.
-func (s *Scheduler) join(h hostIndex, id task.ID) (w *swarm, m memberIndex, ok bool) {
-	w = s.swarms[id]
-	if w != nil {
+// join returns the host's member in the swarm of a task, making both as needed. room is asked
+// before a host comes to a swarm where it was not; join fails when there is none.
+func (s *Scheduler) join(h hostIndex, id task.ID, room func() bool) (w *swarm, m memberIndex, ok bool) {
+	if w = s.swarms[id]; w != nil {
 		if m, ok = w.index[h]; ok {
 			return w, m, true
 		}
 	}
-	st := &s.hosts[h]
-	if len(st.memberships) >= s.cfg.TasksMax {
+	if !room() {
 		return nil, 0, false
 	}
-	if w == nil {
+	if w = s.swarms[id]; w == nil { // making room may have ended it
 		w = &swarm{id: id, index: make(map[hostIndex]memberIndex, 1)}
 		s.swarms[id] = w
 	}
+	st := &s.hosts[h]
 	fresh := member{host: h, slot: int32(len(st.memberships))}
 	if n := len(w.vacant); n > 0 {
 		m, w.vacant = w.vacant[n-1], w.vacant[:n-1]
@@ -199,6 +215,7 @@ func (s *Scheduler) join(h hostIndex, id task.ID) (w *swarm, m memberIndex, ok b
 	}
 	w.index[h] = m
 	st.memberships = append(st.memberships, membership{w, m})
+	s.count(st, 1)
 	return w, m, true
 }
 
@@ -217,7 +234,9 @@ func (s *Scheduler) part(now time.Time, w *swarm, m memberIndex) *task.Spec {
 	moved := st.memberships[last]
 	st.memberships[slot] = moved
 	moved.swarm.member(moved.member).slot = slot
+	st.memberships[last] = membership{} // the array behind must not keep the swarm
 	st.memberships = st.memberships[:last]
+	s.count(st, -1)
 
 	delete(w.index, h)
 	w.members[m] = member{}

@@ -1,0 +1,149 @@
+package scheduler
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/darter-io/darter/pkg/host"
+)
+
+// formerMax is how many former lives of a host are remembered.
+const formerMax = 4
+
+// source is the hosts that announce from one network address.
+type source struct {
+	hosts map[hostIndex]struct{}
+	tasks int // memberships of all of them
+}
+
+// InUseError tells that a report speaks for an ID that belongs to another live host: a copied
+// data directory, or a member that speaks for others.
+type InUseError struct {
+	ID host.ID
+	// Addr is where the host that has the ID serves pieces, Source where it announces from, and
+	// Ago when it announced last.
+	Addr, Source string
+	Ago          time.Duration
+}
+
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("host ID %s belongs to the host at %s, which announced %s ago from %s: was a data directory copied?",
+		e.ID, e.Addr, e.Ago.Round(time.Millisecond), cmp.Or(e.Source, "here"))
+}
+
+// claim returns nil where a report may speak for a host that is known, else an *[InUseError].
+// The generation, which its host alone knows, proves that it is the same life. Another life
+// is believed where the old one is silent, or at the same place: a process that was killed and
+// started again. One that was superseded and still speaks shows that two share the ID.
+func (s *Scheduler) claim(now time.Time, was *hostState, r Report) error {
+	switch {
+	case was.generation == r.Generation, now.Sub(was.seen) >= s.cfg.Expiry:
+		return nil
+	case !r.Leaving && was.Addr == r.Host.Addr && was.source == r.Source && !slices.Contains(was.former, r.Generation):
+		return nil
+	}
+	return &InUseError{ID: was.ID, Addr: was.Addr, Source: was.source, Ago: now.Sub(was.seen)}
+}
+
+// hasRoom returns nil where another host may come, else an error that wraps [ErrFull].
+func (s *Scheduler) hasRoom(r Report) error {
+	if len(s.byID) >= s.cfg.HostsMax {
+		return fmt.Errorf("admitting host %s: %w: it knows %d hosts", r.Host.ID.Short(), ErrFull, len(s.byID))
+	}
+	if src := s.sources[r.Source]; src != nil && len(src.hosts) >= s.cfg.SourceHostsMax {
+		return fmt.Errorf("admitting host %s: %w: %d hosts announce from %s already", r.Host.ID.Short(), ErrFull, len(src.hosts), r.Source)
+	}
+	return nil
+}
+
+// count notes that a host has more or fewer memberships.
+func (s *Scheduler) count(st *hostState, n int) {
+	s.total += n
+	if src := s.sources[st.source]; src != nil {
+		src.tasks += n
+	}
+}
+
+// roomFor returns the function that makes room for one more task of a host. Of the hosts that
+// share a bound the one that has most gives up what it holds: so a member that invents tasks or
+// hosts displaces its own, and no other. It is looked for once per report.
+func (s *Scheduler) roomFor(now time.Time, h hostIndex, answer *Answer) func(wants bool) bool {
+	greedy := hostIndex(-1)
+	return func(wants bool) bool {
+		st := &s.hosts[h]
+		src := s.sources[st.source]
+		switch {
+		case h == s.self:
+			return true
+		case len(st.memberships) >= s.cfg.TasksMax:
+			return s.displace(now, h, h, wants, answer)
+		case src != nil && src.tasks >= s.cfg.SourceTasksMax:
+			if greedy < 0 {
+				for c := range src.hosts {
+					greedy = s.greedier(greedy, c)
+				}
+			}
+			return s.displace(now, greedy, h, wants, answer)
+		case s.total >= s.cfg.TotalMax:
+			if greedy < 0 {
+				for c := range s.hosts {
+					if s.hosts[c].alive && hostIndex(c) != s.self {
+						greedy = s.greedier(greedy, hostIndex(c))
+					}
+				}
+			}
+			return s.displace(now, greedy, h, wants, answer)
+		}
+		return true
+	}
+}
+
+// greedier is the one of two hosts that has more memberships; of equals the lower number, so
+// that the same calls give the same answers.
+func (s *Scheduler) greedier(a, b hostIndex) hostIndex {
+	switch {
+	case a < 0:
+		return b
+	case b < 0:
+		return a
+	}
+	more := cmp.Compare(len(s.hosts[a].memberships), len(s.hosts[b].memberships))
+	if more > 0 || more == 0 && a < b {
+		return a
+	}
+	return b
+}
+
+// displaceTries bounds how many memberships are looked at for one that is held.
+const displaceTries = 64
+
+// displace takes a held task from the host that has most, for one of h. Where that is h itself,
+// only what it wants is worth it: what it holds besides is not remembered.
+func (s *Scheduler) displace(now time.Time, greedy, h hostIndex, wants bool, answer *Answer) bool {
+	answer.Forgotten++
+	if greedy < 0 {
+		return false
+	}
+	greedy = s.greedier(greedy, h)
+	answer.Greedy = s.hosts[greedy].Host
+	if greedy == h && !wants {
+		return false
+	}
+	has := s.hosts[greedy].memberships
+	for _, c := range has[:min(len(has), displaceTries)] {
+		if c.swarm.member(c.member).standing != holding {
+			continue
+		}
+		// The swarm has a holder less; somebody that starves for it asks, and then the origin is.
+		if seed := s.part(now, c.swarm, c.member); seed != nil {
+			answer.Seeds = append(answer.Seeds, *seed)
+		}
+		return true
+	}
+	return false
+}
+
+// always makes room for the owner's own host, whose store has bounds of its own.
+func always(bool) bool { return true }
