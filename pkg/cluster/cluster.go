@@ -256,7 +256,15 @@ func (c *Cluster) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("gossiping on %s: %w", c.bind, err)
 	}
-	t := memberlist.NodeAwareTransport(&transport{NetTransport: inner, ctx: dialCtx})
+	own := &transport{NetTransport: inner, ctx: dialCtx, streams: make(chan net.Conn)}
+	admitCtx, admitNone := context.WithCancel(context.WithoutCancel(ctx))
+	var admitting sync.WaitGroup
+	admitting.Go(func() { own.admit(admitCtx) })
+	defer func() { // after memberlist has shut the transport down
+		admitNone()
+		admitting.Wait()
+	}()
+	t := memberlist.NodeAwareTransport(own)
 	if c.wrap != nil {
 		t = c.wrap(t)
 	}

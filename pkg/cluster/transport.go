@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -31,6 +32,64 @@ func listen(bind netip.AddrPort, logger *log.Logger) (*memberlist.NetTransport, 
 type transport struct {
 	*memberlist.NetTransport
 	ctx context.Context
+	// streams are the connections of others that are let in.
+	streams chan net.Conn
+}
+
+// Bounds of the connections that others open: an exchange takes milliseconds, and each ends
+// after tcpMax whatever it does.
+const (
+	streamsMax     = 128
+	streamsMaxEach = 16
+)
+
+// StreamCh gives the connections that are let in.
+func (t *transport) StreamCh() <-chan net.Conn { return t.streams }
+
+// admit lets connections in, as many as may be open at once, until ctx ends and nobody takes
+// them any more. One too many is closed.
+func (t *transport) admit(ctx context.Context) {
+	var mu sync.Mutex
+	open, from := 0, map[netip.Addr]int{}
+	for {
+		var c net.Conn
+		select {
+		case c = <-t.NetTransport.StreamCh():
+		case <-ctx.Done():
+			return
+		}
+		at, _ := netip.ParseAddrPort(c.RemoteAddr().String())
+		ip := at.Addr().Unmap()
+		mu.Lock()
+		full := open >= streamsMax || from[ip] >= streamsMaxEach
+		if !full {
+			open++
+			from[ip]++
+		}
+		mu.Unlock()
+		if full {
+			c.Close()
+			continue
+		}
+		var once sync.Once
+		held := &boundConn{c, func() bool {
+			once.Do(func() {
+				mu.Lock()
+				defer mu.Unlock()
+				open--
+				if from[ip]--; from[ip] == 0 {
+					delete(from, ip)
+				}
+			})
+			return true
+		}}
+		select {
+		case t.streams <- held:
+		case <-ctx.Done():
+			held.Close()
+			return
+		}
+	}
 }
 
 func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
