@@ -319,6 +319,10 @@ func (d *Download) connect(h host.Host, hello *wire.Hello) error {
 		// In TLS 1.3 the other end's refusal comes with the first read.
 		return fmt.Errorf("greeting %s: %w", h.Addr, identity.Explain(err))
 	}
+	if err := d.e.proved(raw, conn); err != nil {
+		raw.Close()
+		return err
+	}
 	if conn.PeerID() != h.ID.PeerID() {
 		raw.Close()
 		return fmt.Errorf("%s is another host than %s", h.Addr, h.ID)

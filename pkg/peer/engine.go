@@ -69,7 +69,9 @@ type Config struct {
 	// Listener accepts peers; nil for a host that only dials. The engine closes it.
 	Listener net.Listener
 	// Dial reaches another host's piece wire.
-	Dial      func(ctx context.Context, addr string) (net.Conn, error)
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// HostOf tells which host a connection's other end proved to be; nil where nothing is proved.
+	HostOf    func(net.Conn) (host.ID, error)
 	Announcer Announcer
 	// Origin is asked when an owner says so; nil for a host that never seeds.
 	Origin source.Origin
@@ -291,7 +293,13 @@ func (e *Engine) Run(ctx context.Context) error {
 	return err
 }
 
+// Accepting goes on after a failure that passes, as when no file is left: at once, then up to
+// acceptPauseMax later, with a log line a minute.
+const acceptPauseMin, acceptPauseMax, acceptQuiet = 5 * time.Millisecond, time.Second, time.Minute
+
 func (e *Engine) accept(ctx context.Context) error {
+	var told time.Time
+	pause, failures := acceptPauseMin, 0
 	for {
 		raw, err := e.cfg.Listener.Accept()
 		if err != nil {
@@ -300,15 +308,21 @@ func (e *Engine) accept(ctx context.Context) error {
 			}
 			var temporary interface{ Temporary() bool }
 			if errors.As(err, &temporary) && temporary.Temporary() {
-				e.log.Warn("cannot accept a peer, trying again", "error", err)
+				failures++
+				if now := time.Now(); now.Sub(told) >= acceptQuiet {
+					e.log.Warn("cannot accept peers, trying again", "error", err, "failures", failures)
+					told, failures = now, 0
+				}
 				select {
-				case <-time.After(50 * time.Millisecond):
+				case <-time.After(pause):
 				case <-ctx.Done():
 				}
+				pause = min(2*pause, acceptPauseMax)
 				continue
 			}
 			return fmt.Errorf("accepting peers on %s: %w", e.cfg.Listener.Addr(), err)
 		}
+		pause = acceptPauseMin
 		e.wg.Go(func() {
 			if err := e.welcome(ctx, raw); err != nil {
 				raw.Close()
@@ -324,6 +338,9 @@ func (e *Engine) welcome(ctx context.Context, raw net.Conn) error {
 	if err != nil {
 		return err
 	}
+	if err := e.proved(raw, conn); err != nil {
+		return err
+	}
 	id, ok := e.here(swarm)
 	if words := e.failed(id); !ok && words != nil {
 		return e.dismiss(conn, words)
@@ -337,6 +354,21 @@ func (e *Engine) welcome(ctx context.Context, raw net.Conn) error {
 	}
 	defer e.release(d)
 	return d.link(conn, false, "")
+}
+
+// proved refuses a peer that calls itself another host in its handshake than its certificate does.
+func (e *Engine) proved(raw net.Conn, conn *wire.Conn) error {
+	if e.cfg.HostOf == nil {
+		return nil
+	}
+	id, err := e.cfg.HostOf(raw)
+	if err != nil {
+		return err
+	}
+	if id.PeerID() != conn.PeerID() {
+		return fmt.Errorf("%w: host %s calls itself another in its handshake", wire.ErrProtocol, id)
+	}
+	return nil
 }
 
 // Open returns the content of a task, beginning its download where needed. It waits until

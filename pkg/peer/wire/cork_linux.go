@@ -2,12 +2,13 @@ package wire
 
 import (
 	"net"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
 func cork(raw net.Conn, on bool) {
-	tcp, ok := raw.(*net.TCPConn)
+	tcp, ok := raw.(syscall.Conn)
 	if !ok {
 		return
 	}
