@@ -241,6 +241,35 @@ func TestStrangersStayOut(t *testing.T) {
 	a.sees(t, a, friend)
 }
 
+func TestSilentStreamsHinderNoMember(t *testing.T) {
+	a := start(t, quick(1))
+	for range 200 {
+		c, err := net.Dial("tcp", a.addr())
+		require.NoError(t, err)
+		defer c.Close()
+	}
+	b := start(t, quick(2, joining(a)))
+	b.sees(t, a, b)
+	a.sees(t, a, b)
+}
+
+func TestStreamsAreFewAndTheOldestMakeRoom(t *testing.T) {
+	s := &streams{}
+	var all []net.Conn
+	for range 2 * streamsMaxEach {
+		here, there := net.Pipe()
+		t.Cleanup(func() { there.Close() })
+		all = append(all, s.add(here))
+	}
+	assert.Len(t, s.list, streamsMaxEach)
+	_, err := all[0].Write([]byte("x"))
+	assert.Error(t, err, "the oldest was closed")
+	for _, c := range all {
+		require.NoError(t, c.Close())
+	}
+	assert.Empty(t, s.list)
+}
+
 func TestAKeyIsChangedWithoutAnInterruption(t *testing.T) {
 	keys := func(k ...secret.String) func(*Config) { return func(c *Config) { c.Keys = k } }
 	old := start(t, quick(1, keys(keyA, keyB)))

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -46,11 +47,11 @@ const (
 // StreamCh gives the connections that are let in.
 func (t *transport) StreamCh() <-chan net.Conn { return t.streams }
 
-// admit lets connections in, as many as may be open at once, until ctx ends and nobody takes
-// them any more. One too many is closed.
+// admit lets connections in until ctx ends and nobody takes them any more. Where one more is too
+// many, the oldest is closed for it, of the same address if that has too many: an exchange is
+// over before others come, and a connection that says nothing is not.
 func (t *transport) admit(ctx context.Context) {
-	var mu sync.Mutex
-	open, from := 0, map[netip.Addr]int{}
+	open := &streams{}
 	for {
 		var c net.Conn
 		select {
@@ -58,31 +59,7 @@ func (t *transport) admit(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		at, _ := netip.ParseAddrPort(c.RemoteAddr().String())
-		ip := at.Addr().Unmap()
-		mu.Lock()
-		full := open >= streamsMax || from[ip] >= streamsMaxEach
-		if !full {
-			open++
-			from[ip]++
-		}
-		mu.Unlock()
-		if full {
-			c.Close()
-			continue
-		}
-		var once sync.Once
-		held := &boundConn{c, func() bool {
-			once.Do(func() {
-				mu.Lock()
-				defer mu.Unlock()
-				open--
-				if from[ip]--; from[ip] == 0 {
-					delete(from, ip)
-				}
-			})
-			return true
-		}}
+		held := open.add(c)
 		select {
 		case t.streams <- held:
 		case <-ctx.Done():
@@ -90,6 +67,52 @@ func (t *transport) admit(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// streams are connections of others, the oldest first.
+type streams struct {
+	// mu is held to note who comes and goes.
+	mu   sync.Mutex
+	list []stream
+}
+
+type stream struct {
+	net.Conn
+	from netip.Addr
+}
+
+// add notes a connection, and closes another where there are too many.
+func (s *streams) add(c net.Conn) net.Conn {
+	at, _ := netip.ParseAddrPort(c.RemoteAddr().String())
+	from := at.Addr().Unmap()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	each, oldest := 0, -1
+	for i, o := range s.list {
+		if o.from == from {
+			if each++; oldest < 0 {
+				oldest = i
+			}
+		}
+	}
+	if each < streamsMaxEach {
+		oldest = 0
+	}
+	if each >= streamsMaxEach || len(s.list) >= streamsMax {
+		s.list[oldest].Close()
+		s.list = slices.Delete(s.list, oldest, oldest+1)
+	}
+	s.list = append(s.list, stream{c, from})
+	return &boundConn{c, func() bool { return s.remove(c) }}
+}
+
+// remove forgets a connection; false where it was closed for another.
+func (s *streams) remove(c net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.list)
+	s.list = slices.DeleteFunc(s.list, func(o stream) bool { return o.Conn == c })
+	return len(s.list) < n
 }
 
 func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {

@@ -1,0 +1,48 @@
+package peer_test
+
+import (
+	"bytes"
+	"net"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/peer"
+)
+
+// A member that calls itself another host in its handshake gets no connection, whoever dialled;
+// without neighbours that are believed, each node goes to its owner's seed in vain.
+func TestAPeerIsTheHostOfItsCertificate(t *testing.T) {
+	for name, c := range map[string]struct {
+		of    func(n host.ID) host.ID
+		comes bool
+	}{
+		"the same":     {func(id host.ID) host.ID { return id }, true},
+		"another host": {func(host.ID) host.ID { return host.NewID() }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSwarm(t, randomBytes(1, mib))
+				var asked []net.Addr
+				seed := s.seed()
+				s.adjust = func(cfg *peer.Config) {
+					cfg.HostOf = func(conn net.Conn) (host.ID, error) {
+						asked = append(asked, conn.RemoteAddr())
+						return c.of(seed.host.ID), nil // it dials the seed alone
+					}
+				}
+				data, err := s.readAll(s.node(nil))
+				assert.NotEmpty(t, asked)
+				if !c.comes {
+					assert.Error(t, err)
+					return
+				}
+				require.NoError(t, err)
+				assert.True(t, bytes.Equal(s.origin.content, data))
+			})
+		})
+	}
+}
