@@ -185,7 +185,7 @@ func TestAnInventedCrowdCostsLittleMemory(t *testing.T) {
 	}
 	took := heap() - before
 	t.Logf("30 hosts of 10,000 tasks each: %d MB", took>>20)
-	assert.LessOrEqual(t, s.total, 131_072)
+	assert.LessOrEqual(t, s.total, 65_536)
 	assert.Less(t, took, int64(200<<20))
 	runtime.KeepAlive(s)
 }

@@ -72,7 +72,7 @@ type Config struct {
 	HostsMax, TasksMax int
 	// SourceHostsMax and SourceTasksMax are the same for all hosts of one [Report].Source
 	// together, since one member can invent hosts as it likes. Who has most there makes room.
-	// Defaults 1024 and 131,072.
+	// Defaults 1024 and 65,536.
 	SourceHostsMax, SourceTasksMax int
 	// TotalMax bounds the tasks of all hosts together; who has most makes room. A task that
 	// many hold takes some 250 bytes for each, one that is held by one host alone some 1000.
@@ -100,7 +100,7 @@ func (c Config) withDefaults() Config {
 	number(&c.HostsMax, 50_000)
 	number(&c.TasksMax, 65_536)
 	number(&c.SourceHostsMax, 1024)
-	number(&c.SourceTasksMax, 131_072)
+	number(&c.SourceTasksMax, 65_536)
 	number(&c.TotalMax, 8_000_000)
 	duration(&c.Expiry, 15*time.Second)
 	duration(&c.Grace, time.Second)
