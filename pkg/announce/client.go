@@ -28,6 +28,9 @@ import (
 // ErrStopped tells that the client's Run has ended.
 var ErrStopped = errors.New("announce client was stopped")
 
+// ErrInUse tells that an owner knows another live host by this host's ID.
+var ErrInUse = errors.New("this host's ID is another host's")
+
 const (
 	// ownersMax bounds the list of owners that an answer may bring.
 	ownersMax = 64
@@ -86,6 +89,9 @@ type Config struct {
 	// name others. Nil tells nobody.
 	Standbys []string
 	Named    func([]string)
+	// InUse is told when an owner says that this host's ID is another live host's; the error
+	// wraps [ErrInUse] and holds the owner's words. Nil tells nobody. It must not block.
+	InUse func(error)
 	// Patience is how long owners that are silent, but refuse nothing, are asked before
 	// Local is: a pull starves machines of CPU, and an owner that is slow is not dead. If
 	// every host took it for dead at once, every host would go to the registry. Default 4 s.

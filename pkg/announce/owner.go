@@ -198,6 +198,9 @@ func (c *Client) send(ctx context.Context, o *owner, b batch) time.Duration {
 	})
 	cancel()
 	if err != nil {
+		if errors.Is(err, ErrInUse) && c.cfg.InUse != nil {
+			c.cfg.InUse(err)
+		}
 		return c.failed(ctx, o, b, err)
 	}
 	defer c.learnWithdrawn(ctx, o, response.Withdrawn)
@@ -353,8 +356,11 @@ func (c *Client) post(ctx context.Context, addr string, r api.AnnounceRequest) (
 	if err != nil {
 		return api.AnnounceResponse{}, fmt.Errorf("reading the answer of owner %s: %w", addr, err)
 	}
+	if answer.StatusCode == api.StatusInUse {
+		return api.AnnounceResponse{}, fmt.Errorf("%w: owner %s: %.400s", ErrInUse, addr, text)
+	}
 	if answer.StatusCode != http.StatusOK {
-		return api.AnnounceResponse{}, fmt.Errorf("owner %s answered %s: %.200s", addr, answer.Status, text)
+		return api.AnnounceResponse{}, fmt.Errorf("owner %s answered %s: %.400s", addr, answer.Status, text)
 	}
 	response, err := decodeResponse(text, len(r.Entries))
 	if err != nil {

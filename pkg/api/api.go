@@ -37,6 +37,10 @@ const (
 	StandbysMax  = 8        // standbys in one answer
 )
 
+// StatusInUse is the status of an announce whose host ID belongs to another live host: the host
+// that hears it takes another ID.
+const StatusInUse = http.StatusConflict
+
 // Event is what happened to a task on the announcing host.
 type Event string
 

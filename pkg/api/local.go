@@ -152,8 +152,22 @@ type Status struct {
 	Uptime float64 `json:"uptime,omitempty"`
 	// Clock is the program's wall clock at the time of the answer.
 	Clock time.Time `json:"clock,omitzero"`
+	// Offenders are the hosts whose announces this owner refused lately.
+	Offenders []Offender `json:"offenders,omitempty"`
+	// Warnings are what an operator should mend, though the node does its work.
+	Warnings []string `json:"warnings,omitempty"`
 	// Listen tells the addresses in use by what they are for.
 	Listen map[string]string `json:"listen,omitempty"`
+}
+
+// Offender is a host whose announces were refused.
+type Offender struct {
+	// ID is that of the host, empty where it invents them; Addr is where it announced from.
+	ID     host.ID   `json:"id,omitempty"`
+	Addr   string    `json:"addr"`
+	Reason string    `json:"reason"`
+	Times  int       `json:"times"`
+	Last   time.Time `json:"last"`
 }
 
 // RunningMax is how many running downloads a [Status] tells at most.

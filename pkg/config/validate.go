@@ -213,6 +213,9 @@ func readSecretFile(path string) (secret.String, error) {
 	if err != nil {
 		return "", err
 	}
+	if _, err := SecretFileMode(path); err != nil {
+		return "", err
+	}
 	if info.Size() > secretFileMax {
 		return "", fmt.Errorf("%s is larger than %d bytes: that is no secret", path, secretFileMax)
 	}
@@ -225,6 +228,30 @@ func readSecretFile(path string) (secret.String, error) {
 		return "", fmt.Errorf("%s is empty", path)
 	}
 	return secret.String(text), nil
+}
+
+// SecretFileMode looks who besides its owner may use a file that holds a secret. The error says
+// that everybody may write it: what it holds is then no secret of the operator's. The warning
+// says that everybody may read it, or its group write it, which container platforms do to
+// the secrets that they mount; empty when all is well.
+func SecretFileMode(path string) (warning string, err error) {
+	info, err := os.Stat(path) // of what a link leads to
+	if err != nil {
+		return "", err
+	}
+	mode := info.Mode().Perm()
+	if !info.Mode().IsRegular() {
+		return "", nil
+	}
+	switch {
+	case mode&0o002 != 0:
+		return "", fmt.Errorf("%s holds a secret, and every user of the machine may change it (mode %04o): chmod 600 %s", path, mode, path)
+	case mode&0o004 != 0:
+		return fmt.Sprintf("%s holds a secret, and every user of the machine may read it (mode %04o): chmod 600 %s, or for a Kubernetes secret set defaultMode: 0400", path, mode, path), nil
+	case mode&0o020 != 0:
+		return fmt.Sprintf("%s holds a secret, and its group may change it (mode %04o): chmod g-w %s", path, mode, path), nil
+	}
+	return "", nil
 }
 
 // ReadSecretFile reads a file that holds one secret, less the white space at its ends. The

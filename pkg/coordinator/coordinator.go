@@ -72,6 +72,9 @@ type Config struct {
 	// Observe is told of every announce of another host and how long its answer took; nil
 	// tells nobody. It must not block.
 	Observe func(r api.AnnounceRequest, took time.Duration)
+	// Refused is told of announces that were refused, and of tasks that a bound kept out; nil
+	// tells nobody. It must not block.
+	Refused func(r Refusal)
 	// Logger takes what happens; nil discards it.
 	Logger *slog.Logger
 }
@@ -88,7 +91,8 @@ type Coordinator struct {
 	// facts of contents that somebody wants or holds.
 	facts map[task.ID]piece.Facts
 	// standbys as they are told in answers; the list is never changed.
-	standbys []string
+	standbys  []string
+	offenders offenders
 	// told is what hosts say of withdrawals.
 	told map[host.ID]withdrawnBy
 	// apartWhy is why a host was refused last because of its clock, apartAt when.
@@ -186,32 +190,47 @@ func (c *Coordinator) Announce(ctx context.Context, e api.Entry) (api.Assignment
 	if err := ctx.Err(); err != nil {
 		return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
 	}
-	response, err := c.answer(api.AnnounceRequest{Version: api.Version, Host: c.cfg.Host, Entries: []api.Entry{e}})
+	response, err := c.answer(api.AnnounceRequest{Version: api.Version, Host: c.cfg.Host, Entries: []api.Entry{e}}, "")
 	if err != nil {
 		return api.Assignment{}, err
 	}
 	return response.Assignments[0], nil
 }
 
-// ServeAnnounce takes in the news of a host; it does not wait for anything, so ctx is not
-// asked. The error is a *[RequestError] when the request
-// as a whole is wrong, and wraps [scheduler.ErrFull] when there is no room for another host.
+// ServeAnnounce takes in the news of a host; it does not wait for anything, so ctx is asked
+// for the [Sender] alone. The error is a *[RequestError] when the request as a whole is wrong or
+// speaks for another host, and wraps [scheduler.ErrFull] when there is no room for another host.
 // An entry that is wrong by itself is answered with a Failure and hinders no other.
-func (c *Coordinator) ServeAnnounce(_ context.Context, r api.AnnounceRequest) (api.AnnounceResponse, error) {
+func (c *Coordinator) ServeAnnounce(ctx context.Context, r api.AnnounceRequest) (api.AnnounceResponse, error) {
+	from := senderOf(ctx, r.Host)
+	response, err := c.serve(r, from)
+	if err != nil {
+		c.refused(r.Host, from, err)
+	}
+	return response, err
+}
+
+func (c *Coordinator) serve(r api.AnnounceRequest, from Sender) (api.AnnounceResponse, error) {
 	if c.cfg.Observe != nil {
 		defer func(began time.Time) { c.cfg.Observe(r, time.Since(began)) }(time.Now())
 	}
 	if err := checkRequest(r); err != nil {
 		return api.AnnounceResponse{}, err
 	}
+	if err := c.checkSender(r.Host, from); err != nil {
+		return api.AnnounceResponse{}, err
+	}
 	if err := c.checkClock(r); err != nil {
 		return api.AnnounceResponse{}, err
 	}
-	return c.answer(r)
+	return c.answer(r, from.source())
 }
 
-func (c *Coordinator) answer(r api.AnnounceRequest) (api.AnnounceResponse, error) {
-	report := scheduler.Report{Host: r.Host, Generation: r.Generation, Leaving: r.Leaving, Standby: r.Standby, Entries: make([]scheduler.Entry, len(r.Entries))}
+// answer decides; source is where the report came from, empty for the owner's own host.
+func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.AnnounceResponse, error) {
+	report := scheduler.Report{
+		Host: r.Host, Generation: r.Generation, Source: source, Leaving: r.Leaving, Standby: r.Standby, Entries: make([]scheduler.Entry, len(r.Entries)),
+	}
 	refused := make([]error, len(r.Entries))
 	for i, e := range r.Entries {
 		// An entry that is refused keeps its place, so that answers are in order; without
@@ -234,7 +253,10 @@ func (c *Coordinator) answer(r api.AnnounceRequest) (api.AnnounceResponse, error
 	// Before anything else, also before an error: the scheduler counts on it.
 	c.seed(decided.Seeds)
 	if err != nil {
-		return api.AnnounceResponse{}, err
+		return api.AnnounceResponse{}, asRequestError(err)
+	}
+	if decided.Forgotten > 0 {
+		c.crowded(decided, source)
 	}
 	switch {
 	case r.Leaving:

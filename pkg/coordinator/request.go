@@ -172,5 +172,5 @@ func (c *Coordinator) handle(w http.ResponseWriter, r *http.Request) (api.Announ
 	if err != nil {
 		return api.AnnounceResponse{}, err
 	}
-	return c.ServeAnnounce(r.Context(), request)
+	return c.ServeAnnounce(withSender(r), request)
 }

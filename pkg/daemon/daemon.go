@@ -56,7 +56,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 	d = &Daemon{cfg: cfg}
 	d.node, err = node.New(node.Config{
 		Program: "dfdaemon", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster, Asked: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
-		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Towards: cfg.Supernodes, Logger: logger,
+		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Towards: cfg.Supernodes, Secrets: secretFiles(cfg), Logger: logger,
 	}, options...)
 	if err != nil {
 		return nil, err
@@ -69,17 +69,17 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 	}()
 	// The mirror is no member's port: runtimes have no certificates, and its operator may
 	// open it to them.
-	if d.mirror, err = node.Listen("mirror.listen", cfg.Mirror.Listen); err != nil {
+	if d.mirror, err = d.node.Listen("mirror.listen", cfg.Mirror.Listen); err != nil {
 		return d, err
 	}
 	for _, l := range cfg.Mirror.Listeners {
-		extra, err := node.Listen("mirror.listeners", l.Listen)
+		extra, err := d.node.Listen("mirror.listeners", l.Listen)
 		if err != nil {
 			return d, err
 		}
 		d.mirrors = append(d.mirrors, extra)
 	}
-	if d.api, err = node.Listen("api.listen", cfg.API.Listen); err != nil {
+	if d.api, err = d.node.Listen("api.listen", cfg.API.Listen); err != nil {
 		return d, err
 	}
 	d.coordinator = d.node.NewCoordinator(nil)
@@ -112,6 +112,14 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 		d.desk.Forget()
 	})
 	return d, d.openProxy(cfg)
+}
+
+// secretFiles are those that only a daemon has.
+func secretFiles(cfg config.Dfdaemon) [][2]string {
+	if cfg.Proxy.CAKey == "" {
+		return nil
+	}
+	return [][2]string{{"proxy.caKey", cfg.Proxy.CAKey}}
 }
 
 // question asks the cluster, which may be this host.
@@ -154,7 +162,8 @@ func (d *Daemon) newClient() *announce.Client {
 	}
 	return announce.New(announce.Config{
 		Host: d.node.Host, Generation: rand.Uint64(), Owners: owners, Scheme: scheme, Client: &http.Client{Transport: d.node.Transport()},
-		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Withdrawn: d.node.TakeWithdrawals, Unfollowed: d.node.Withdrawals.Unfollowed, Now: d.node.Clock, Local: d.coordinator, Standby: d.node.Asked != nil, Logger: d.node.Log,
+		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Withdrawn: d.node.TakeWithdrawals, Unfollowed: d.node.Withdrawals.Unfollowed,
+		Now: d.node.Clock, Local: d.coordinator, Standby: d.node.Asked != nil, InUse: d.node.Taken, Logger: d.node.Log,
 		Standbys: readStandbys(d.cfg.Node.DataDir), Named: func(list []string) {
 			if err := writeStandbys(d.cfg.Node.DataDir, list); err != nil {
 				d.node.Log.Warn("a restart while no supernode answers would know nobody to ask", "err", err)
@@ -250,6 +259,7 @@ func (d *Daemon) Status() api.Status {
 	out := d.node.Status()
 	out.Listen = d.Addrs()
 	out.Received.Cache, out.Served = d.pulls.cached.Load(), d.pulls.served.Load()
+	out.Offenders = d.coordinator.Offenders(time.Now())
 	out.Pulls, out.Embedded = d.pulls.metrics.Outcomes(), d.leads()
 	if d.client != nil {
 		out.Owners, out.Standbys = d.client.Owners(), d.client.Standbys()

@@ -7,7 +7,6 @@ import (
 
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/httpproxy"
-	"github.com/darter-io/darter/pkg/node"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/registryproxy"
 	"github.com/darter-io/darter/pkg/source/httporigin"
@@ -19,7 +18,7 @@ func (d *Daemon) openProxy(cfg config.Dfdaemon) (err error) {
 	if cfg.Proxy.Listen == "" {
 		return nil
 	}
-	if d.httpListen, err = node.Listen("proxy.listen", cfg.Proxy.Listen); err != nil {
+	if d.httpListen, err = d.node.Listen("proxy.listen", cfg.Proxy.Listen); err != nil {
 		return err
 	}
 	out := httporigin.Config{Proxy: "none", UserAgent: "darter/" + config.Version()}

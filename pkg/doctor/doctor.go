@@ -83,7 +83,7 @@ func Examine(ctx context.Context, cfg Config) []Finding {
 		do   func(context.Context) []Finding
 	}{
 		{"daemon", x.daemon}, {"ports", func(context.Context) []Finding { return ports }}, {"mirror", x.mirror}, {"proxy", x.proxy}, {"clients", x.clients}, {"upstreams", x.upstreams},
-		{"supernodes", x.supernodes}, {"disk", x.disk}, {"limits", x.limits},
+		{"supernodes", x.supernodes}, {"disk", x.disk}, {"limits", x.limits}, {"secrets", x.secrets},
 	}
 	// mu is held to store and to read results, which arrive after their time, too.
 	var mu sync.Mutex

@@ -374,6 +374,7 @@ func askSupernode(ctx context.Context, id *identity.Identity, at config.Address)
 	if s.Version != config.Version() {
 		out = append(out, Finding{Warn, name, fmt.Sprintf("is version %s, this program %s", s.Version, config.Version()), "neighbouring versions work together; bring both to the same one soon"})
 	}
+	out = append(out, refused(name, s)...)
 	if date, err := http.ParseTime(res.Header.Get("Date")); err == nil {
 		if skew := date.Sub(before).Abs(); skew > identity.ClockSkew {
 			out = append(out, Finding{Fail, name, fmt.Sprintf("its clock and this one are %s apart", skew.Round(time.Second)), "set the clocks (NTP): members that are a day apart refuse each other"})

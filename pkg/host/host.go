@@ -1,7 +1,7 @@
 // Package host names the machines of a cluster: who holds pieces and where to reach them.
 //
-// A host keeps its [ID] as long as it keeps its cache, so that pieces it announced before
-// a restart are still its own. Start at [Host].
+// A host keeps its [ID] as long as it keeps its cache on the same machine, so that pieces it
+// announced before a restart are still its own. Start at [Host].
 package host
 
 import (
@@ -15,7 +15,8 @@ import (
 // ErrInvalidID tells that a text is no host ID.
 var ErrInvalidID = errors.New("invalid host ID")
 
-// ID is 32 lower-case hex digits, drawn once per data directory.
+// ID is 32 lower-case hex digits. Those of [OfKey] are the name of a key that the host keeps in
+// its data directory; those of programs before it were drawn.
 type ID string
 
 // NewID draws a new ID.
@@ -24,6 +25,20 @@ func NewID() ID {
 	rand.Read(b[:])
 	return ID(hex.EncodeToString(b[:]))
 }
+
+// keyed begins every ID that names a key. A drawn one has it once in four billion.
+const keyed = "da27e21d"
+
+// OfKey is the ID of the host that holds a public key: 96 bits of its SHA-256 behind a mark, so
+// that nobody can show another key for it.
+func OfKey(public []byte) ID {
+	sum := sha256.Sum256(append([]byte("darter host v1\x00"), public...))
+	return ID(keyed + hex.EncodeToString(sum[:12]))
+}
+
+// Keyed reports whether the ID names a key. A host that shows an ID without one is believed on
+// its word.
+func (id ID) Keyed() bool { return len(id) == 32 && id[:len(keyed)] == keyed }
 
 // ParseID checks a text that came from outside. The error wraps [ErrInvalidID].
 func ParseID(s string) (ID, error) {
@@ -42,8 +57,13 @@ func (id ID) PeerID() (p [20]byte) {
 	return p
 }
 
-// Short is the ID cut for people.
-func (id ID) Short() string { return string(id[:min(8, len(id))]) }
+// Short is the ID cut for people, without the mark that all of keys share.
+func (id ID) Short() string {
+	if id.Keyed() {
+		id = id[len(keyed):]
+	}
+	return string(id[:min(8, len(id))])
+}
 
 // Host is one member as others see it.
 type Host struct {

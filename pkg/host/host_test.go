@@ -71,3 +71,19 @@ func TestAHostIsToldWithoutWhatItDoesNotHave(t *testing.T) {
 	require.NoError(t, json.Unmarshal(b, &read))
 	assert.Equal(t, full, read)
 }
+
+func TestAnIDOfAKeyIsItsNameAlone(t *testing.T) {
+	a, b := host.OfKey([]byte("key a")), host.OfKey([]byte("key b"))
+	assert.Equal(t, a, host.OfKey([]byte("key a")))
+	assert.NotEqual(t, a, b)
+	assert.NotEqual(t, a.Short(), b.Short(), "what all share is no name")
+	for _, id := range []host.ID{a, b} {
+		_, err := host.ParseID(string(id))
+		require.NoError(t, err)
+		assert.True(t, id.Keyed())
+	}
+	assert.Equal(t, host.ID("da27e21d410c4131735750c1930cf2aa"), a, "other releases must know this host again")
+	assert.False(t, host.ID("00112233445566778899aabbccddeeff").Keyed())
+	assert.False(t, host.ID("da27e21d").Keyed())
+	assert.False(t, host.ID("").Keyed())
+}

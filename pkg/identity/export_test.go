@@ -1,13 +1,28 @@
 package identity
 
 import (
+	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
+	"net/url"
 	"time"
 )
 
 // TLSCertificate is what a thief of a signing key would show in a handshake.
 func TLSCertificate(s *Signer) tls.Certificate { return *s.certificate.get() }
+
+// MemberWith issues a member certificate of the host's ID for a key that need not be its own.
+func MemberWith(i *Identity, key ed25519.PrivateKey) (tls.Certificate, error) {
+	c, err := i.members.certify(&x509.Certificate{
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{memberName},
+		URIs:     []*url.URL{{Scheme: uriScheme, Host: "host", Path: "/" + string(i.host)}},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}, key)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return *c, nil
+}
 
 // Nameless issues a member certificate without a host.
 func Nameless(i *Identity) (tls.Certificate, error) {

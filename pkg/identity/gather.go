@@ -21,6 +21,9 @@ type gather struct {
 	held *[]byte
 }
 
+// NetConn is the connection beneath.
+func (g *gather) NetConn() net.Conn { return g.Conn }
+
 // Hold begins to gather what is written.
 func (g *gather) Hold() {
 	g.mu.Lock()

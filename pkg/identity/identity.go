@@ -4,12 +4,14 @@
 //
 // A connection that it lets through belongs to a member, and a run that it verifies was
 // signed by a coordinator of this cluster; without a secret neither is claimed, and then
-// [Identity.CheckListen] keeps the host on its loopback addresses. No key is ever written
-// to disk, printed or logged. Start at [New]; docs/security.md says what the secret gives
-// and what it does not.
+// [Identity.CheckListen] keeps the host on its loopback addresses. A host is the key in its
+// certificate: an ID that names a key ([host.OfKey]) is believed of no other. This package
+// writes no key to disk, prints or logs none. Start at [New]; docs/security.md says what the
+// secret gives and what it does not.
 package identity
 
 import (
+	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -47,6 +49,9 @@ type Config struct {
 	AlsoAccept []secret.String
 	// HostID is told to whom this host connects.
 	HostID host.ID
+	// Key is the host's own, whose name HostID is ([host.OfKey]). Without one a key is drawn for
+	// each certificate, and then HostID must be a drawn one: nobody would believe another.
+	Key ed25519.PrivateKey
 	// Insecure allows addresses that others can reach although there is no secret.
 	Insecure bool
 	// Now is the clock that certificates are made and judged by. Default [time.Now].
@@ -67,16 +72,21 @@ type Identity struct {
 	// own would bring another here, and no member could then issue what it demands.
 	members, coordinators authority
 
+	// key is the host's own, nil where each certificate has another.
+	key  ed25519.PrivateKey
 	leaf *renewing
 }
 
-// New derives the cluster's authority and makes this start's member key. The error wraps
+// New derives the cluster's authority and makes the host's member certificate. The error wraps
 // [ErrWeakSecret] or [host.ErrInvalidID].
 func New(cfg Config) (*Identity, error) {
 	if _, err := host.ParseID(string(cfg.HostID)); err != nil {
 		return nil, fmt.Errorf("making an identity: %w", err)
 	}
-	id := &Identity{host: cfg.HostID, insecure: cfg.Insecure, now: cfg.Now}
+	if (cfg.Key != nil || cfg.HostID.Keyed()) && (len(cfg.Key) != ed25519.PrivateKeySize || host.OfKey(cfg.Key.Public().(ed25519.PublicKey)) != cfg.HostID) {
+		return nil, fmt.Errorf("making an identity: %w: host %s is not the name of the key", host.ErrInvalidID, cfg.HostID)
+	}
+	id := &Identity{host: cfg.HostID, key: cfg.Key, insecure: cfg.Insecure, now: cfg.Now}
 	if id.now == nil {
 		id.now = time.Now
 	}
@@ -142,9 +152,13 @@ func (i *Identity) Format(f fmt.State, _ rune) { fmt.Fprint(f, i.String()) }
 // LogValue keeps log/slog from printing a key.
 func (i *Identity) LogValue() slog.Value { return slog.StringValue(i.String()) }
 
-// issueMember makes a fresh member key and its certificate.
+// issueMember makes a certificate for the host's key, or for a fresh one.
 func (i *Identity) issueMember(now time.Time) (*tls.Certificate, error) {
-	c, err := i.members.issue(&x509.Certificate{
+	issue := i.members.issue
+	if i.key != nil {
+		issue = func(t *x509.Certificate) (*tls.Certificate, error) { return i.members.certify(t, i.key) }
+	}
+	c, err := issue(&x509.Certificate{
 		NotBefore:   now.Add(-ClockSkew),
 		NotAfter:    now.Add(MemberLife),
 		DNSNames:    []string{memberName},
@@ -172,7 +186,8 @@ const (
 // ErrNotMember tells that a connection's other end showed no member certificate.
 var ErrNotMember = errors.New("not a member of this cluster")
 
-// hostOf reads the host ID out of a member certificate.
+// hostOf reads the host ID out of a member certificate. One that names a key is that key's
+// alone; any holder of the cluster secret could write it into a certificate of another.
 func hostOf(c *x509.Certificate) (host.ID, error) {
 	for _, u := range c.URIs {
 		if u.Scheme != uriScheme || u.Host != "host" || len(u.Path) == 0 {
@@ -181,6 +196,9 @@ func hostOf(c *x509.Certificate) (host.ID, error) {
 		id, err := host.ParseID(u.Path[1:])
 		if err != nil {
 			return "", fmt.Errorf("%w: %w", ErrNotMember, err)
+		}
+		if public, ok := c.PublicKey.(ed25519.PublicKey); id.Keyed() && (!ok || host.OfKey(public) != id) {
+			return "", fmt.Errorf("%w: it calls itself %s, and that host has another key", ErrNotMember, id)
 		}
 		return id, nil
 	}

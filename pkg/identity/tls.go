@@ -84,6 +84,9 @@ func HostOf(c net.Conn) (host.ID, error) {
 	return memberOf(t.ConnectionState())
 }
 
+// HostOfTLS is [HostOf] for a server that has the state of the connection alone.
+func HostOfTLS(s tls.ConnectionState) (host.ID, error) { return memberOf(s) }
+
 // WrapListener makes a listener's connections prove membership; without a secret it returns
 // l itself. Connections are *[tls.Conn] and shake hands at their first Read or Write, under
 // the deadline that the caller sets: Accept waits for nobody's handshake. Protocols are those
@@ -137,7 +140,7 @@ func explain(err error, now time.Time) error {
 	var unknown x509.UnknownAuthorityError
 	var expired x509.CertificateInvalidError
 	var notTLS tls.RecordHeaderError
-	var alert tls.AlertError
+	var remote *net.OpError
 	switch {
 	case errors.As(err, &unknown):
 		return fmt.Errorf("%w: %w: it has another cluster secret", ErrNotMember, err)
@@ -152,7 +155,7 @@ func explain(err error, now time.Time) error {
 			err, stamp(now), ClockSkew)
 	case errors.As(err, &notTLS):
 		return fmt.Errorf("%w: %w: it speaks no TLS, so it has no cluster secret", ErrNotMember, err)
-	case errors.As(err, &alert):
+	case errors.As(err, &remote) && remote.Op == "remote error":
 		return fmt.Errorf("%w (the other side refused this host: are the cluster secrets the same?)", err)
 	}
 	return err

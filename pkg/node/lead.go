@@ -32,6 +32,7 @@ func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 			}
 			owner.Announced(took, events...)
 		},
+		Refused: func(why coordinator.Refusal) { owner.Refused(string(why)) },
 	})
 	n.owner, n.followed = owner, c.Followed
 	n.OnWithdrawal(c.Withdraw)

@@ -121,12 +121,12 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 				return errUsage{err}
 			}
 			telemetry.TakeStandardLog(logger)
-			program, err := p.New(Runtime{Logger: logger})
-			if err != nil {
-				return err
+			for {
+				err := p.run(cmd.Context(), form, environ, logger, level)
+				if !errors.Is(err, ErrRenamed) || cmd.Context().Err() != nil {
+					return err
+				}
 			}
-			defer p.reload(form, environ, program, logger, level)()
-			return program.Run(cmd.Context())
 		},
 	}
 	form.Bind(root.Flags())
@@ -143,6 +143,16 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 		Run: func(*cobra.Command, []string) { fmt.Fprintln(stdout, p.Name, config.Version()) },
 	})
 	return root
+}
+
+// run builds the program and runs it once.
+func (p Program) run(ctx context.Context, form *config.Form, environ []string, logger *slog.Logger, level *slog.LevelVar) error {
+	program, err := p.New(Runtime{Logger: logger})
+	if err != nil {
+		return err
+	}
+	defer p.reload(form, environ, program, logger, level)()
+	return program.Run(ctx)
 }
 
 // status is the command that asks a running program how it is.

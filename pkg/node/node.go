@@ -52,6 +52,8 @@ type Config struct {
 	// Asked says that others may ask this node at the piece wire's port as they ask owners; see
 	// [Node.Asked].
 	Asked bool
+	// Secrets are further files that hold secrets: the setting, and the path.
+	Secrets [][2]string
 	// Towards are hosts that this one will talk to: the address that the machine uses
 	// towards them is the one it advertises by default.
 	Towards []config.Address
@@ -93,8 +95,14 @@ type Node struct {
 	// Config does not say so.
 	Asked net.Listener
 
-	cfg   Config
-	wire  net.Listener
+	cfg  Config
+	wire net.Listener
+	// door guards the listeners; warnings are what the operator should mend.
+	door     *door
+	warnings []string
+	// taken is closed when the host's ID is known to be another host's, too.
+	taken takenID
+
 	owner *telemetry.Owner
 	// followed tells which hosts that announce here have dropped a withdrawn content; nil
 	// where none announces.
@@ -139,14 +147,30 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 		return n, fmt.Errorf("node.dataDir: %w", err)
 	}
 	sweepSpools(dir, cfg.Logger)
-	id, err := diskstore.HostID(dir)
+	key, err := diskstore.OpenHostKey(dir)
 	if err != nil {
 		return n, fmt.Errorf("node.dataDir: %w", err)
 	}
-	n.Identity, err = identity.New(identity.Config{Secret: cfg.Cluster.Secret, HostID: id, Insecure: cfg.Cluster.Insecure, Now: cfg.Clock})
+	id := key.ID()
+	switch {
+	case key.Moved:
+		n.Log.Warn("the data directory was copied or restored, or comes from another machine: this host has taken a new ID", "dir", dir, "was", key.Was, "is", id)
+	case key.Was != "":
+		n.Log.Info("this host has a key now, whose name is its ID", "was", key.Was, "is", id)
+	}
+	n.Identity, err = identity.New(identity.Config{
+		Secret: cfg.Cluster.Secret, HostID: id, Key: key.PrivateKey, Insecure: cfg.Cluster.Insecure, Now: cfg.Clock,
+	})
 	if err != nil {
 		return n, err
 	}
+	if n.warnings, err = openSecrets(cfg); err != nil {
+		return n, err
+	}
+	for _, w := range n.warnings {
+		n.Log.Warn("a secret can be read by others", "error", w)
+	}
+	n.door = newDoor(n.Log, telemetry.NewDoor(n.Metrics))
 	if n.Signer, err = identity.NewSigner(n.Identity); err != nil {
 		return n, err
 	}
@@ -260,20 +284,21 @@ func (n *Node) MemberListen(key string, a config.Address) (net.Listener, error) 
 	if err := n.Identity.CheckListen(string(a)); err != nil {
 		return nil, fmt.Errorf("%s: %w", key, err)
 	}
-	l, err := Listen(key, a)
+	l, err := n.Listen(key, a)
 	if err != nil {
 		return nil, err
 	}
-	return n.Identity.WrapListener(l, ProtocolAPI), nil
+	return n.door.shaking(n.Identity.WrapListener(l, ProtocolAPI), l, n.Identity.Secure()), nil
 }
 
-// Listen takes a port; key names its setting in the error.
-func Listen(key string, a config.Address) (net.Listener, error) {
+// Listen takes a port; key names its setting in the error. How many connections may be open is
+// bounded, and an error that passes is none of the caller's.
+func (n *Node) Listen(key string, a config.Address) (net.Listener, error) {
 	l, err := net.Listen("tcp", string(a))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w; if another program has the port, choose another one with %s", key, err, key)
 	}
-	return l, nil
+	return n.door.guard(l, bounds()), nil
 }
 
 // Dial reaches another member.
@@ -317,8 +342,13 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 		// Its link may be wider than a node's: two receivers at a time could not fill it.
 		lines = superSlots / 2
 	}
+	var hostOf func(net.Conn) (host.ID, error)
+	if n.Identity.Secure() {
+		hostOf = identity.HostOf
+	}
 	n.Engine = peer.New(peer.Config{
-		Seed: super, UploadLines: lines, Host: n.Host, Store: n.Store, Listener: n.wire,
+		HostOf: hostOf,
+		Seed:   super, UploadLines: lines, Host: n.Host, Store: n.Store, Listener: n.wire,
 		Dial:      func(ctx context.Context, addr string) (net.Conn, error) { return n.Dial(ctx, "tcp", addr) },
 		Announcer: announcer, Observer: observer, Origin: n.Origins.Source, Signer: n.Signer, Verifier: n.Verifier,
 		UploadSlots: n.slots(n.cfg.Upload), Limits: limits(n.cfg.Rates), Client: "darter/" + config.Version(), Logger: n.Log,
@@ -375,9 +405,10 @@ func (n *Node) Run(ctx context.Context, servers, parts []Part) error {
 	for _, s := range servers {
 		front.Go(func() error { return s(above) })
 	}
+	defer context.AfterFunc(n.taken.context(), cancel)()
 	err := front.Wait()
 	stop()
-	err = errors.Join(err, core.Wait())
+	err = errors.Join(err, core.Wait(), n.retake())
 	n.Origins.close()
 	return errors.Join(err, n.Store.Close())
 }
@@ -402,6 +433,7 @@ func (n *Node) Status() api.Status {
 		Received: api.Sources{Peers: stats.Peers, Seeds: stats.Seeds + stats.Inline, Origin: stats.Origin},
 		Sent:     stats.Sent, BadPieces: stats.BadPieces, Downloads: stats.Downloads, Running: n.running(time.Now()),
 		Limits:     api.Limits(n.Engine.Limits()),
+		Warnings:   n.warnings,
 		Unfollowed: n.Withdrawals.Unfollowed(),
 		Cache:      api.CacheStatus{Dir: n.cfg.Node.DataDir, Tasks: usage.Tasks, Bytes: usage.Used, Quota: usage.Quota},
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -333,4 +334,29 @@ func TestSIGHUPAppliesWhatCanChangeAndNamesWhatNeedsARestart(t *testing.T) {
 	assert.Contains(t, log.take(), "peer.uploadSlots", "going back to what was there at the start is a change, too")
 	cancel()
 	require.NoError(t, <-ended)
+}
+
+// renamed is a program that takes another ID once, and then ends well.
+type renamed struct{ runs *int }
+
+func (r renamed) Run(context.Context) error {
+	if *r.runs++; *r.runs == 1 {
+		return fmt.Errorf("told so: %w", ErrRenamed)
+	}
+	return nil
+}
+
+func (renamed) Reload(any) error { return nil }
+
+func TestAProgramWhoseHostTookAnotherIDBeginsAgain(t *testing.T) {
+	cfg := new(config.Dfdaemon)
+	runs, built := 0, 0
+	p := Program{
+		Name: "dfdaemon", Settings: cfg, Log: &cfg.Log, Status: &cfg.API.Listen, StatusFlag: "api-listen",
+		New: func(Runtime) (Runner, error) { built++; return renamed{&runs}, nil },
+	}
+	cmd := p.command(io.Discard, io.Discard, nil)
+	cmd.SetArgs(nil)
+	require.NoError(t, cmd.ExecuteContext(t.Context()))
+	assert.Equal(t, []int{2, 2}, []int{runs, built})
 }

@@ -115,6 +115,16 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	for _, h := range s.UnfollowedBy {
 		line("NOT DROPPED", "by host %s: %s", h.Host, h.Why)
 	}
+	for i, o := range s.Offenders {
+		if i == offendersShown {
+			line("", "and %d more (--json lists them)", len(s.Offenders)-i)
+			break
+		}
+		line("REFUSED", "%s%s, %s, the last %s: %s", prefixed("host ", prefixed("", o.ID.Short()+" ")), "from "+o.Addr, plural(o.Times, "announce", "announces"), ago(o.Last, now), o.Reason)
+	}
+	for _, w := range s.Warnings {
+		line("WARNING", "%s", w)
+	}
 	quota := "no quota"
 	if s.Cache.Quota > 0 {
 		quota = fmt.Sprintf("%d%% of %s", 100*s.Cache.Bytes/s.Cache.Quota, size(s.Cache.Quota))
@@ -161,6 +171,9 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	}
 	return tw.Flush()
 }
+
+// offendersShown is how many offenders a person is told of.
+const offendersShown = 5
 
 // runningShown is how many downloads a person is told of; quietMin from when on it is told
 // that nothing comes.

@@ -12,24 +12,30 @@ import (
 	"time"
 )
 
-// Limits of every HTTP server: a client that says nothing must not hold a connection for
-// ever. There is no limit on writing: a slow pull may take hours.
+// Limits of every HTTP server: a client that says nothing, or next to nothing, must not hold a
+// connection for ever. There is no limit on writing: a slow pull may take hours.
 const (
-	headerTimeout = 10 * time.Second
-	idleTimeout   = 2 * time.Minute
-	headerMax     = 64 << 10
+	handshakeTimeout = 5 * time.Second
+	headerTimeout    = 10 * time.Second
+	bodyTimeout      = 15 * time.Second
+	idleTimeout      = 2 * time.Minute
+	headerMax        = 64 << 10
 )
 
 // Server returns the part that serves a handler on a listener. When its context ends it
 // takes no more requests and waits for those that run, at most the drain timeout; what runs
 // then is cut.
 func (n *Node) Server(name string, l net.Listener, h http.Handler) Part {
+	d := n.door
+	if d == nil {
+		d = newDoor(n.Log, nil)
+	}
 	return func(ctx context.Context) error {
 		// Requests outlive ctx: they are what is drained.
 		base, cut := context.WithCancel(context.WithoutCancel(ctx))
 		defer cut()
 		srv := &http.Server{
-			Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: headerMax,
+			Handler: d.hurry(l.Addr(), h), ReadHeaderTimeout: d.header, ConnState: watchState, IdleTimeout: idleTimeout, MaxHeaderBytes: headerMax,
 			BaseContext: func(net.Listener) context.Context { return base },
 			ErrorLog:    slog.NewLogLogger(n.Log.With("server", name).Handler(), slog.LevelDebug),
 		}

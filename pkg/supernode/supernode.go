@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"time"
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/cluster"
@@ -56,7 +57,7 @@ func New(cfg config.Supernode, logger *slog.Logger, options ...node.Option) (s *
 	if s.api, err = s.node.MemberListen("api.listen", cfg.API.Listen); err != nil {
 		return s, err
 	}
-	if s.admin, err = node.Listen("admin.listen", cfg.Admin.Listen); err != nil {
+	if s.admin, err = s.node.Listen("admin.listen", cfg.Admin.Listen); err != nil {
 		return s, err
 	}
 	if s.advertised, err = node.Advertise(s.api.Addr(), cfg.API.Advertise, nil); err != nil {
@@ -176,6 +177,7 @@ func (s *Supernode) Status() api.Status {
 	out.Listen = s.Addrs()
 	out.Hosts, out.Seeds = len(s.coordinator.Hosts()), s.node.Seeds()
 	out.UnfollowedBy, out.Clocks = s.coordinator.Unfollowed(), s.coordinator.Clocks()
+	out.Offenders = s.coordinator.Offenders(time.Now())
 	if s.gossip != nil {
 		for _, addr := range s.others() {
 			out.Owners = append(out.Owners, s.node.Compared(api.OwnerStatus{Addr: addr, Alive: true}))

@@ -236,11 +236,15 @@ type Owner struct {
 	took      prometheus.Histogram
 	seeds     *prometheus.CounterVec
 	apart     prometheus.Counter
+	refused   *prometheus.CounterVec
 	outcomes  outcomes
 }
 
 // events are those of the announces; another one counts as "other".
 var events = []string{"started", "progress", "completed", "stopped", "starving", "other"}
+
+// refusals are why announces are refused; another one counts as "broken".
+var refusals = []string{"foreign", "in_use", "full", "tasks", "broken"}
 
 // OwnerStats is what a coordinator knows at one time.
 type OwnerStats struct{ Hosts, Seeding int }
@@ -255,7 +259,8 @@ func NewOwner(reg prometheus.Registerer, stats func() OwnerStats) *Owner {
 		announces: counters(reg, "darter_announces_total", "Entries of announces taken in, by their event.", "event", events),
 		took: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "darter_announce_seconds",
 			Help: "Time to answer one announce.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8)}),
-		seeds: counters(reg, "darter_seeds_total", "Contents brought from an origin, by how it ended.", "result", allResults),
+		refused: counters(reg, "darter_announces_refused_total", "Announces refused, or taken in without some of their tasks, by why.", "why", refusals),
+		seeds:   counters(reg, "darter_seeds_total", "Contents brought from an origin, by how it ended.", "result", allResults),
 	}
 	o.apart = prometheus.NewCounter(prometheus.CounterOpts{Name: "darter_clock_refused_total",
 		Help: "Announces refused because the host's clock is more than a day from this one's."})
@@ -281,10 +286,51 @@ func (o *Owner) Announced(took time.Duration, entries ...string) {
 	}
 }
 
+// Refused counts an announce that was refused, or a part of it.
+func (o *Owner) Refused(why string) {
+	if o != nil {
+		o.refused.WithLabelValues(known(why, refusals, "broken")).Inc()
+	}
+}
+
 // Seeded counts a seed that ended; err says why it did not end well.
 func (o *Owner) Seeded(r Result, id task.ID, err error) {
 	if o != nil {
 		o.seeds.WithLabelValues(known(r, allResults, Failed)).Inc()
 		o.outcomes.add(r, id.Short(), err)
+	}
+}
+
+// Turned is why a connection was turned away or cut.
+type Turned string
+
+// The reasons.
+const (
+	TurnedNoCertificate Turned = "no_certificate" // its other end showed none, and has no cluster secret
+	TurnedOtherSecret   Turned = "other_secret"   // a certificate of another cluster secret, or it refused ours
+	TurnedClock         Turned = "clock"          // a certificate outside its time: clocks differ
+	TurnedNoTLS         Turned = "no_tls"         // it spoke something else
+	TurnedSilent        Turned = "silent"         // it did not finish the handshake in time
+	TurnedCrowded       Turned = "crowded"        // too many connections were open, here or from its address
+	TurnedSlow          Turned = "slow"           // its request came too slowly
+	TurnedOther         Turned = "other"
+)
+
+var allTurned = []Turned{
+	TurnedNoCertificate, TurnedOtherSecret, TurnedClock, TurnedNoTLS, TurnedSilent, TurnedCrowded, TurnedSlow, TurnedOther,
+}
+
+// Door counts connections that were turned away.
+type Door struct{ turned *prometheus.CounterVec }
+
+// NewDoor registers the group.
+func NewDoor(reg prometheus.Registerer) *Door {
+	return &Door{counters(reg, "darter_connections_refused_total", "Connections turned away or cut, by why.", "why", allTurned)}
+}
+
+// Turned counts a connection that was turned away.
+func (d *Door) Turned(why Turned) {
+	if d != nil {
+		d.turned.WithLabelValues(known(why, allTurned, TurnedOther)).Inc()
 	}
 }

@@ -42,6 +42,7 @@ func everything() (*prometheus.Registry, *telemetry.Pulls, *telemetry.Owner) {
 		return telemetry.SwarmStats{Peers: 100, Seed: 90, Origin: 80, Duplicate: 70, Sent: 60, BadPieces: 5, BusyTold: 6, BusyHeard: 7, Slots: 4, SlotsUsed: 1, Connections: 8, Running: 9}
 	})
 	telemetry.NewMember(reg, func() telemetry.MemberStats { return telemetry.MemberStats{Skew: 3 * time.Second, Unfollowed: 2} })
+	telemetry.NewDoor(reg)
 	return reg, telemetry.NewPulls(reg), telemetry.NewOwner(reg, func() telemetry.OwnerStats { return telemetry.OwnerStats{Seeding: 2, Hosts: 7} })
 }
 

@@ -10,8 +10,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/darter-io/darter/pkg/host"
 )
 
 // ErrInUse tells that another process has the directory open.
@@ -64,49 +62,4 @@ func lockDir(dir string) (*os.File, error) {
 func unlockDir(f *os.File) error {
 	err := unix.Flock(int(f.Fd()), unix.LOCK_UN)
 	return errors.Join(err, f.Close())
-}
-
-// HostID returns the ID of the host whose data directory is dir, drawing it the first time:
-// who keeps the pieces keeps the name under which they were announced. It makes dir when it
-// is not there. A file that holds no ID is an error: a new name would be a new host.
-func HostID(dir string) (host.ID, error) {
-	path := filepath.Join(dir, "host-id")
-	id, err := readHostID(path)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return id, err
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", fmt.Errorf("making a host ID in %s: %w", dir, Remedy(dir, err))
-	}
-	// Written aside and linked to its name, which fails where a name is: of two processes
-	// that come at once one draws and both read the same.
-	tmp, err := os.CreateTemp(dir, "host-id-*")
-	if err != nil {
-		return "", fmt.Errorf("making a host ID in %s: %w", dir, Remedy(dir, err))
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.WriteString(string(host.NewID()) + "\n")
-	err = errors.Join(err, tmp.Sync(), tmp.Close())
-	if err != nil {
-		return "", fmt.Errorf("making a host ID in %s: %w", dir, Remedy(dir, err))
-	}
-	if err := os.Link(tmp.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
-		// A file system without hard links.
-		if err := os.Rename(tmp.Name(), path); err != nil {
-			return "", fmt.Errorf("making a host ID in %s: %w", dir, Remedy(dir, err))
-		}
-	}
-	return readHostID(path)
-}
-
-func readHostID(path string) (host.ID, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("reading the host ID: %w", Remedy(filepath.Dir(path), err))
-	}
-	id, err := host.ParseID(strings.TrimSpace(string(b)))
-	if err != nil {
-		return "", fmt.Errorf("reading the host ID of %s: %w: delete that file to have a new one drawn", path, err)
-	}
-	return id, nil
 }

@@ -1,0 +1,42 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestSecretFilesOfOthers(t *testing.T) {
+	for mode, want := range map[os.FileMode]string{
+		0o600: "", 0o400: "", 0o440: "", 0o640: "",
+		0o644: "may read", 0o444: "may read", 0o660: "group may change", 0o664: "may read",
+		0o666: "refused", 0o602: "refused", 0o777: "refused",
+	} {
+		path := filepath.Join(t.TempDir(), "secret")
+		require.NoError(t, os.WriteFile(path, []byte("0123456789abcdef0123456789abcdef"), 0o600))
+		require.NoError(t, os.Chmod(path, mode))
+		link := path + "-link" // as Kubernetes mounts them
+		require.NoError(t, os.Symlink(path, link))
+		for _, p := range []string{path, link} {
+			warning, err := SecretFileMode(p)
+			_, readErr := ReadSecretFile(p)
+			if want == "refused" {
+				assert.ErrorContains(t, err, "chmod 600 "+p, "%o", mode)
+				assert.ErrorContains(t, readErr, "chmod 600 "+p, "%o", mode)
+				assert.NotContains(t, readErr.Error(), "0123456789abcdef")
+				continue
+			}
+			require.NoError(t, err)
+			require.NoError(t, readErr, "%o", mode)
+			if want == "" {
+				assert.Empty(t, warning, "%o", mode)
+			} else {
+				assert.Contains(t, warning, want, "%o", mode)
+				assert.Contains(t, warning, "chmod")
+			}
+		}
+	}
+}

@@ -1,0 +1,93 @@
+package diskstore
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/host"
+)
+
+// copyOf copies the files of a directory, as cp -a does.
+func copyOf(t *testing.T, dir string) string {
+	t.Helper()
+	to := t.TempDir()
+	require.NoError(t, os.CopyFS(to, os.DirFS(dir)))
+	return to
+}
+
+func TestACopiedDirectoryIsAnotherHost(t *testing.T) {
+	dir := t.TempDir()
+	first, err := OpenHostKey(dir)
+	require.NoError(t, err)
+	assert.True(t, first.ID().Keyed())
+	assert.Empty(t, first.Was)
+
+	t.Run("a restart keeps the name", func(t *testing.T) {
+		again, err := OpenHostKey(dir)
+		require.NoError(t, err)
+		assert.Equal(t, first.ID(), again.ID())
+		assert.False(t, again.Moved)
+	})
+	t.Run("a copy on the same machine takes another, once", func(t *testing.T) {
+		clone := copyOf(t, dir)
+		other, err := OpenHostKey(clone)
+		require.NoError(t, err)
+		assert.NotEqual(t, first.ID(), other.ID())
+		assert.Equal(t, first.ID(), other.Was)
+		assert.True(t, other.Moved)
+		again, err := OpenHostKey(clone)
+		require.NoError(t, err)
+		assert.Equal(t, other.ID(), again.ID())
+		assert.False(t, again.Moved)
+		noted, err := os.ReadFile(filepath.Join(clone, idFile))
+		require.NoError(t, err)
+		assert.Equal(t, string(other.ID()), strings.TrimSpace(string(noted)))
+	})
+	t.Run("so does a disk that is started in another machine, to the inode the same", func(t *testing.T) {
+		here, there := filepath.Join(t.TempDir(), "id"), filepath.Join(t.TempDir(), "id")
+		require.NoError(t, os.WriteFile(here, []byte("a\n"), 0o600))
+		require.NoError(t, os.WriteFile(there, []byte("b\n"), 0o600))
+		image := t.TempDir()
+		was, err := openHostKey(image, []string{here})
+		require.NoError(t, err)
+		is, err := openHostKey(image, []string{there})
+		require.NoError(t, err)
+		assert.NotEqual(t, was.ID(), is.ID())
+		assert.True(t, is.Moved)
+	})
+	t.Run("a name of a program before keys is left, and told", func(t *testing.T) {
+		old, drawn := t.TempDir(), host.NewID()
+		require.NoError(t, os.WriteFile(filepath.Join(old, idFile), []byte(string(drawn)+"\n"), 0o600))
+		k, err := OpenHostKey(old)
+		require.NoError(t, err)
+		assert.Equal(t, drawn, k.Was)
+		assert.False(t, k.Moved)
+		assert.True(t, k.ID().Keyed())
+	})
+	t.Run("a damaged key says what to do", func(t *testing.T) {
+		for _, damaged := range []string{"", "?", strings.Repeat("0", 63)} {
+			broken := copyOf(t, dir)
+			require.NoError(t, os.WriteFile(filepath.Join(broken, keyFile), []byte(damaged), 0o600))
+			_, err := OpenHostKey(broken)
+			assert.ErrorContains(t, err, "delete that file", "%q", damaged)
+		}
+	})
+	t.Run("the key is nobody else's to read", func(t *testing.T) {
+		st, err := os.Stat(filepath.Join(dir, keyFile))
+		require.NoError(t, err)
+		assert.Equal(t, os.FileMode(0o600), st.Mode().Perm())
+	})
+	t.Run("a host that is told that its name is taken gets another", func(t *testing.T) {
+		k, err := RedrawHostKey(dir)
+		require.NoError(t, err)
+		assert.NotEqual(t, first.ID(), k.ID())
+		again, err := OpenHostKey(dir)
+		require.NoError(t, err)
+		assert.Equal(t, k.ID(), again.ID())
+	})
+}
