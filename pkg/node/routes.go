@@ -12,14 +12,15 @@ import (
 )
 
 // NewRouter returns a gin engine as every API here wants it: silent, believing no proxy's
-// word on who a client is, and ending a handler's work when its client goes.
+// word on who a client is, ending a handler's work when its client goes, and leaving no request
+// without an answer.
 func NewRouter() *gin.Engine {
 	gin.SetMode(gin.ReleaseMode)
 	r := gin.New()
 	r.HandleMethodNotAllowed = true
 	r.ContextWithFallback = true
 	_ = r.SetTrustedProxies(nil)
-	r.Use(gin.Recovery())
+	r.Use(gin.CustomRecovery(brokenRoute), answeredRoute)
 	return r
 }
 

@@ -24,7 +24,7 @@ const (
 
 // Server returns the part that serves a handler on a listener. When its context ends it
 // takes no more requests and waits for those that run, at most the drain timeout; what runs
-// then is cut.
+// then is cut: it is told 503, or its body ends short. No handler ends in an empty 200.
 func (n *Node) Server(name string, l net.Listener, h http.Handler) Part {
 	d := n.door
 	if d == nil {
@@ -32,10 +32,11 @@ func (n *Node) Server(name string, l net.Listener, h http.Handler) Part {
 	}
 	return func(ctx context.Context) error {
 		// Requests outlive ctx: they are what is drained.
-		base, cut := context.WithCancel(context.WithoutCancel(ctx))
-		defer cut()
+		base, cut := context.WithCancelCause(context.WithoutCancel(ctx))
+		defer cut(nil)
 		srv := &http.Server{
-			Handler: d.hurry(l.Addr(), h), ReadHeaderTimeout: d.header, ConnState: watchState, IdleTimeout: idleTimeout, MaxHeaderBytes: headerMax,
+			Handler: answered(d.hurry(l.Addr(), h)), ReadHeaderTimeout: d.header, ConnState: watchState, IdleTimeout: idleTimeout,
+			MaxHeaderBytes: headerMax,
 			BaseContext: func(net.Listener) context.Context { return base },
 			ErrorLog:    slog.NewLogLogger(n.Log.With("server", name).Handler(), slog.LevelDebug),
 		}
@@ -51,7 +52,7 @@ func (n *Node) Server(name string, l net.Listener, h http.Handler) Part {
 		defer cancel()
 		if err := srv.Shutdown(limit); err != nil {
 			n.Log.Warn("requests were cut: they took longer than the drain", "server", name, "drain", drain)
-			cut()
+			cut(errStopping)
 			// Handlers that saw their context end may still write their last words.
 			again, cancel := context.WithTimeout(context.Background(), time.Second)
 			defer cancel()

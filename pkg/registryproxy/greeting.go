@@ -92,7 +92,7 @@ func (x *exchange) passwordOfDefault() bool {
 // for the reason given; with that reason when there is nothing to repeat.
 func (x *exchange) greetAgain(why *refusal) *refusal {
 	last, ok := x.greetings.of(x.t.upstream)
-	if !ok || x.t.endpoint != endpointBase || x.authorization != "" || why.status == statusGone {
+	if !ok || x.t.endpoint != endpointBase || x.authorization != "" || why.gone {
 		return why
 	}
 	x.w.Header().Set(HeaderStale, strconv.FormatInt(int64(time.Since(last.at)/time.Second), 10))

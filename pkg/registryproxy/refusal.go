@@ -30,6 +30,8 @@ type refusal struct {
 	// body is the upstream's own when it is in the format already; it is passed on to the
 	// letter.
 	body []byte
+	// gone says that the client left, as far as anybody knows.
+	gone bool
 }
 
 // Error makes a refusal the error that [Pull] tells.
@@ -95,8 +97,14 @@ func (x *exchange) answered(s saying) *refusal {
 
 // failed turns an error of an attempt that began with ctx into a refusal.
 func (x *exchange) failed(err error) *refusal {
-	if x.r.Context().Err() != nil {
-		return &refusal{status: statusGone, message: "the client left: " + err.Error()}
+	if left := x.r.Context(); left.Err() != nil {
+		if cause := context.Cause(left); !errors.Is(cause, context.Canceled) {
+			// A server that cuts says why; net/http says context.Canceled of a client that left.
+			return refuse(http.StatusServiceUnavailable, "%s was not brought to its end: %v; ask again, here in a moment or elsewhere", x.t.path(), cause)
+		}
+		e := refuse(http.StatusServiceUnavailable, "the client left: %v", err)
+		e.gone = true
+		return e
 	}
 	if errors.Is(context.Cause(x.ctx), errLate) {
 		return refuse(http.StatusGatewayTimeout, "%s gave no byte of %s within %s", x.t.upstream, x.t.path(), x.limit)
@@ -165,8 +173,9 @@ func isDistributionError(body []byte) bool {
 // refuse writes a refusal. Nothing may have been written before.
 func (x *exchange) refuse(e *refusal) {
 	x.pull.Status, x.pull.Err = e.status, e
-	if e.status == statusGone {
-		return
+	if e.gone {
+		// It is answered all the same: whatever ended its context, silence would be a 200.
+		x.pull.Status = statusGone
 	}
 	body := e.body
 	if body == nil {
