@@ -18,6 +18,7 @@ import (
 	"github.com/gorilla/mux"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
@@ -269,8 +270,8 @@ func (x *exchange) answer() *refusal {
 	t, refused := x.target(x.r, x.fallback)
 	x.t = t
 	x.pull.Endpoint, x.pull.Upstream, x.pull.Repository, x.pull.Reference = t.endpoint, t.upstream, t.repository, t.reference
-	if t.namespace != "" {
-		x.w.Header().Set("OCI-Namespace", t.namespace)
+	if host, err := oci.ParseHost(t.namespace); t.namespace != "" && err == nil && host == t.upstream {
+		x.w.Header().Set("OCI-Namespace", t.namespace) // it was used (OCI distribution-spec, "Registry Proxying")
 	}
 	if refused != nil {
 		return refused

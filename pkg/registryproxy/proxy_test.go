@@ -25,7 +25,7 @@ import (
 
 var missing = "sha256:" + strings.Repeat("0", 64)
 
-func TestTheUpstreamIsNamedByNamespaceThenHeaderThenPathThenDefault(t *testing.T) {
+func TestTheUpstreamIsNamedByHeaderNamespacePathThenDefault(t *testing.T) {
 	const m = "/manifests/v1"
 	for _, c := range []struct {
 		target string
@@ -38,10 +38,26 @@ func TestTheUpstreamIsNamedByNamespaceThenHeaderThenPathThenDefault(t *testing.T
 		{target: "/v2/library/alpine" + m + "?ns=docker.io", want: "docker.io/v2/library/alpine" + m, ns: "docker.io"},
 		{target: "/v2/alpine" + m + "?ns=registry-1.docker.io", want: "docker.io/v2/library/alpine" + m, ns: "registry-1.docker.io"},
 		{target: "/v2/app" + m + "?ns=intern", want: "intern/v2/app" + m, ns: "intern"},
-		// ns wins; the path's registry is taken off only when it is the same one.
-		{target: "/v2/quay.io/lib/app" + m + "?ns=quay.io", want: "quay.io/v2/lib/app" + m, ns: "quay.io"},
+		// With ns or a header the path is the repository to the letter, also where its first part is the registry's own name.
+		{target: "/v2/quay.io/app" + m + "?ns=quay.io", want: "quay.io/v2/quay.io/app" + m, ns: "quay.io"},
+		{target: "/v2/quay.io/lib/app" + m + "?ns=quay.io", want: "quay.io/v2/quay.io/lib/app" + m, ns: "quay.io"},
+		{target: "/v2/registry.test:5000/app" + m + "?ns=registry.test%3A5000"}, // no repository has a colon
+		{target: "/v2/registry.test_5000/app" + m + "?ns=registry.test%3A5000", want: "registry.test:5000/v2/registry.test_5000/app" + m, ns: "registry.test:5000"},
+		{target: "/v2/docker.io/alpine" + m + "?ns=docker.io", want: "docker.io/v2/docker.io/alpine" + m, ns: "docker.io"},
+		{target: "/v2/localhost/app" + m + "?ns=localhost", want: "localhost/v2/localhost/app" + m, ns: "localhost"},
+		{target: "/v2/ghcr.io/app" + m, header: [2]string{"X-Darter-Upstream", "ghcr.io"}, want: "ghcr.io/v2/ghcr.io/app" + m},
+		{target: "/v2/ghcr.io/app" + m, header: [2]string{"X-Dragonfly-Registry", "https://ghcr.io"}, want: "ghcr.io/v2/ghcr.io/app" + m},
+		// Who wants that image without ?ns= says the name twice.
+		{target: "/v2/quay.io/quay.io/app" + m, want: "quay.io/v2/quay.io/app" + m},
 		{target: "/v2/my.project/app" + m + "?ns=quay.io", want: "quay.io/v2/my.project/app" + m, ns: "quay.io"},
-		{target: "/v2/lib/app" + m + "?ns=quay.io", header: [2]string{"X-Darter-Upstream", "ghcr.io"}, want: "quay.io/v2/lib/app" + m, ns: "quay.io"},
+		// A header was written for the mirror, ns comes by itself.
+		{target: "/v2/lib/app" + m + "?ns=quay.io", header: [2]string{"X-Darter-Upstream", "ghcr.io"}, want: "ghcr.io/v2/lib/app" + m},
+		{target: "/v2/lib/app" + m + "?ns=quay.io", header: [2]string{"X-Darter-Upstream", "quay.io"}, want: "quay.io/v2/lib/app" + m, ns: "quay.io"},
+		{target: "/v2/ghcr.io/app" + m + "?ns=quay.io", header: [2]string{"X-Dragonfly-Registry", "https://ghcr.io"}, want: "ghcr.io/v2/ghcr.io/app" + m},
+		{target: "/v2/lib/app" + m + "?ns=quay.io&ns=quay.io", want: "quay.io/v2/lib/app" + m, ns: "quay.io"},
+		{target: "/v2/lib/app" + m + "?ns=", want: "default.test/v2/lib/app" + m},
+		{target: "/v2/lib/app" + m + "?ns=quay.io&ns=ghcr.io"},
+		{target: "/v2/lib/app" + m + "?ns=a%20b", header: [2]string{"X-Darter-Upstream", "ghcr.io"}},
 		{target: "/v2/lib/app" + m, header: [2]string{"X-Dragonfly-Registry", "https://ghcr.io"}, want: "ghcr.io/v2/lib/app" + m},
 		{target: "/v2/lib/app" + m, header: [2]string{"X-Dragonfly-Registry", "https://index.docker.io"}, want: "docker.io/v2/lib/app" + m},
 		{target: "/v2/my.project/app" + m, header: [2]string{"X-Darter-Upstream", "ghcr.io:443"}, want: "ghcr.io:443/v2/my.project/app" + m},
@@ -619,10 +635,10 @@ func TestTagsAndReferrersComeFromTheRegistryAndLinksLeadBack(t *testing.T) {
 	}}
 	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
 	for target, link := range map[string]string{
-		"/v2/lib/app/tags/list?n=2&last=a":                                      "/v2/lib/app/tags/list?last=b&n=2",
-		"/v2/lib/app/tags/list?n=2&last=a&ns=r.test":                            "/v2/lib/app/tags/list?last=b&n=2&ns=r.test",
-		"/v2/r.test/lib/app/tags/list?n=2&last=a":                               "/v2/r.test/lib/app/tags/list?last=b&n=2",
-		"/v2/r.test/lib/app/referrers/" + missing + "?artifactType=x&ns=r.test": "/v2/r.test/lib/app/tags/list?last=b&n=2&ns=r.test",
+		"/v2/lib/app/tags/list?n=2&last=a":                            "/v2/lib/app/tags/list?last=b&n=2",
+		"/v2/lib/app/tags/list?n=2&last=a&ns=r.test":                  "/v2/lib/app/tags/list?last=b&n=2&ns=r.test",
+		"/v2/r.test/lib/app/tags/list?n=2&last=a":                     "/v2/r.test/lib/app/tags/list?last=b&n=2",
+		"/v2/r.test/lib/app/referrers/" + missing + "?artifactType=x": "/v2/r.test/lib/app/tags/list?last=b&n=2",
 	} {
 		for _, method := range []string{http.MethodGet, http.MethodHead} {
 			res := ask(p, method, target)

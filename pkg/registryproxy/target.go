@@ -42,8 +42,8 @@ type target struct {
 	endpoint string
 	// upstream is the registry in its one spelling.
 	upstream string
-	// namespace is the ?ns= as the client said it, prefix the registry's part of the path;
-	// at most one of them named the upstream, but both may be there.
+	// namespace is the ?ns= as the client said it, also where a header named another registry.
+	// prefix is the registry's part of the path, where that named it.
 	namespace, prefix string
 	// named says that the request named its registry, in whatever way.
 	named      bool
@@ -150,34 +150,48 @@ func (p *Proxy) target(r *http.Request, fallback string) (t target, refused *ref
 	return t, nil
 }
 
-// nameUpstream finds the registry that a request means: ?ns=, header, path, default. A
-// registry at the front of the path is taken off it; but when something else named the
-// registry, then only that registry is, because the first part of a repository may have a
-// dot, too ("my.project/app").
+// nameUpstream finds the registry that a request means: header, ?ns=, path, default. A header is
+// what an operator or a proxy wrote for this mirror; ?ns= is what containerd adds to every request
+// by itself. Where one of the two is there, the path is the repository to the letter: its first
+// part may look like a registry ("my.project/app"), and even be the registry's own name.
 func (p *Proxy) nameUpstream(r *http.Request, name, fallback string, t *target) *refusal {
-	prefix, rest, hasPrefix := oci.SplitPrefix(name)
 	var err error
-	t.named = true
-	if ns := r.URL.Query().Get("ns"); ns != "" {
+	t.named, t.repository = true, name
+	namespaces := r.URL.Query()["ns"]
+	for _, ns := range namespaces {
+		if ns != namespaces[0] {
+			return refuse(http.StatusBadRequest, "the request names several registries by ?ns=; send one").as(errcode.ErrorCodeNameInvalid)
+		}
+	}
+	ns := ""
+	if len(namespaces) > 0 {
+		ns = namespaces[0]
+	}
+	header := firstOf(r.Header, HeaderUpstream, HeaderUpstreamDragonfly)
+	if ns != "" {
 		if t.upstream, err = oci.ParseHost(ns); err != nil {
 			return refuse(http.StatusBadRequest, "?ns= of the request: %v", err).as(errcode.ErrorCodeNameInvalid)
 		}
 		t.namespace = ns
-	} else if header := firstOf(r.Header, HeaderUpstream, HeaderUpstreamDragonfly); header != "" {
+	}
+	if header != "" {
 		if t.upstream, err = oci.ParseHostURL(r.Header.Get(header)); err != nil {
 			return refuse(http.StatusBadRequest, "header %s of the request: %v", header, err).as(errcode.ErrorCodeNameInvalid)
 		}
-	} else if hasPrefix {
+	}
+	if ns != "" || header != "" {
+		return nil
+	}
+	if prefix, rest, ok := oci.SplitPrefix(name); ok {
 		if t.upstream, err = oci.ParsePrefix(prefix); err != nil {
 			return refuse(http.StatusBadRequest, "the path's registry: %v", err).as(errcode.ErrorCodeNameInvalid)
 		}
-	} else if t.upstream, t.named = fallback, false; t.upstream == "" && t.endpoint != endpointBase {
-		return refuse(http.StatusNotFound, "the request names no registry, by ?ns=, by the header %s or as the first part of the path (/v2/quay.io/…), and this mirror has no default",
-			HeaderUpstream).as(errcode.ErrorCodeNameUnknown)
-	}
-	t.repository = name
-	if host, err := oci.ParsePrefix(prefix); hasPrefix && err == nil && host == t.upstream {
 		t.prefix, t.repository = prefix, rest
+		return nil
+	}
+	if t.upstream, t.named = fallback, false; t.upstream == "" && t.endpoint != endpointBase {
+		return refuse(http.StatusNotFound, "the request names no registry, by the header %s, by ?ns= or as the first part of the path (/v2/quay.io/…), and this mirror has no default",
+			HeaderUpstream).as(errcode.ErrorCodeNameUnknown)
 	}
 	return nil
 }
