@@ -64,8 +64,11 @@ type Answer struct {
 	// consented to another one, and what the asker may have is another question.
 	Yours bool `json:"yours,omitempty"`
 	// AgeMillis is how long ago the registry said so.
-	AgeMillis int64    `json:"ageMillis,omitempty"`
-	Refusal   *Refusal `json:"refusal,omitempty"`
+	AgeMillis int64 `json:"ageMillis,omitempty"`
+	// DateSeconds is when the registry said so by its own clock (its Date), in seconds since
+	// 1970; 0 when it did not tell. A node's clock may be off, and a token's end is the registry's.
+	DateSeconds int64    `json:"dateSeconds,omitempty"`
+	Refusal     *Refusal `json:"refusal,omitempty"`
 	// Unreached says for people why there was no answer; it holds no secret.
 	Unreached string `json:"unreached,omitempty"`
 }
@@ -124,7 +127,7 @@ func DecodeAnswer(b []byte) (Answer, error) {
 	switch {
 	case a.Version < 1 || a.Version > Version+1:
 		return Answer{}, fmt.Errorf("answer of version %d, this host speaks %d", a.Version, Version)
-	case a.Length < 0 || a.AgeMillis < 0 || len(a.MediaType) > 255 || len(a.Unreached) > answerValue:
+	case a.Length < 0 || a.AgeMillis < 0 || a.DateSeconds < 0 || len(a.MediaType) > 255 || len(a.Unreached) > answerValue:
 		return Answer{}, errors.New("answer with numbers or texts that no registry gives")
 	case a.Unreached != "":
 		return Answer{Version: a.Version, Unreached: a.Unreached}, nil

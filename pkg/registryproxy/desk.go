@@ -65,6 +65,8 @@ type saying struct {
 	err error
 	// etag of a consent to a manifest.
 	etag string
+	// date is the registry's own time when it said so, zero when it did not tell.
+	date time.Time
 }
 
 // down reports whether the registry did not answer, or only something in front of it did.
@@ -127,10 +129,10 @@ func (d *desk) ask(ctx context.Context, q question) (saying, error) {
 }
 
 // grant remembers that a registry consented to a question, which was put when so much had
-// been forgotten.
-func (d *desk) grant(q question, r right, at time.Time, forgotten uint64) right {
-	r.holder, r.object = q.holder(), object{q.endpoint, r.id}
-	r.until, r.end = lifeOf(q.authorization, at, d.policy.Load().RightsLife)
+// been forgotten. at is when it did by this node's clock, date by its own.
+func (d *desk) grant(q question, r right, at, date time.Time, forgotten uint64) right {
+	r.holder, r.object, r.date = q.holder(), object{q.endpoint, r.id}, date
+	r.until, r.end = lifeOf(q.authorization, at, date, d.policy.Load().RightsLife)
 	if d.forgotten.Load() == forgotten {
 		d.rights.put(r)
 	}
@@ -146,7 +148,7 @@ func (d *desk) put(ctx context.Context, q question, known tag) saying {
 	switch {
 	case s.err != nil:
 	case s.status == 0:
-		s.right = d.grant(q, s.right, time.Now(), forgotten)
+		s.right = d.grant(q, s.right, time.Now(), s.date, forgotten)
 		d.learnPublic(ctx, q, s.right.id)
 	case s.status == http.StatusUnauthorized && (q.authorization != "" || q.anonymous):
 		d.rights.dropHolder(h)
@@ -208,7 +210,7 @@ func (d *desk) head(ctx context.Context, q question, known tag) saying {
 	case res.StatusCode >= 400:
 		return refusalOf(res)
 	case res.StatusCode == http.StatusNotModified && known.etag != "":
-		return saying{right: right{verdict: known.verdict}, etag: known.etag}
+		return saying{right: right{verdict: known.verdict}, etag: known.etag, date: dateOf(res)}
 	case res.StatusCode != http.StatusOK:
 		return neither(q, res.StatusCode)
 	}
@@ -223,7 +225,7 @@ func (d *desk) head(ctx context.Context, q question, known tag) saying {
 		}
 		v.id = id
 	}
-	return saying{right: right{verdict: v}, etag: etagOf(res)}
+	return saying{right: right{verdict: v}, etag: etagOf(res), date: dateOf(res)}
 }
 
 // firstByte asks for a blob by its first byte.
@@ -250,7 +252,7 @@ func (d *desk) firstByte(ctx context.Context, q question) saying {
 		}
 	}
 	res.Body.Close()
-	return saying{right: right{verdict: v}}
+	return saying{right: right{verdict: v}, date: dateOf(res)}
 }
 
 // neither is the saying of an answer that is no consent, and no refusal.
@@ -264,6 +266,16 @@ const textMax = 255
 
 func typeOf(res *http.Response) string { return bounded(res.Header.Get("Content-Type")) }
 func etagOf(res *http.Response) string { return bounded(res.Header.Get("ETag")) }
+
+// dateOf is when an answer was made by its maker's clock (RFC 9110 §6.6.1), zero when it does not
+// tell.
+func dateOf(res *http.Response) time.Time {
+	date, err := http.ParseTime(res.Header.Get("Date"))
+	if err != nil {
+		return time.Time{}
+	}
+	return date
+}
 
 func bounded(s string) string {
 	if len(s) > textMax {
@@ -280,7 +292,7 @@ func (d *desk) get(ctx context.Context, q question, known tag) saying {
 	}
 	if res.StatusCode == http.StatusNotModified && known.etag != "" {
 		res.Body.Close()
-		return saying{right: right{verdict: known.verdict}, etag: known.etag}
+		return saying{right: right{verdict: known.verdict}, etag: known.etag, date: dateOf(res)}
 	}
 	switch {
 	case res.StatusCode >= 400:
@@ -301,7 +313,7 @@ func (d *desk) get(ctx context.Context, q question, known tag) saying {
 	if v.id == "" {
 		v.id = oci.DigestOf(content)
 	}
-	return saying{right: right{verdict: v}, etag: etagOf(res)}
+	return saying{right: right{verdict: v}, etag: etagOf(res), date: dateOf(res)}
 }
 
 // refusalOf keeps a registry's refusal; it closes the body.

@@ -37,7 +37,11 @@ func (d *desk) askShared(ctx context.Context, q question, age time.Duration) (s 
 	at = time.Now().Add(-time.Duration(min(a.AgeMillis, int64(time.Hour/time.Millisecond))) * time.Millisecond)
 	s.right = right{verdict: verdict{id: id, length: a.Length, mediaType: a.MediaType}}
 	if a.Yours {
-		s.right = d.grant(q, s.right, at, forgotten)
+		var date time.Time
+		if a.DateSeconds > 0 {
+			date = time.Unix(a.DateSeconds, 0)
+		}
+		s.right = d.grant(q, s.right, at, date, forgotten)
 	}
 	return s, at, true
 }
@@ -109,6 +113,9 @@ func answer(s saying, q question, at time.Time) api.Answer {
 		out.Digest, out.Length, out.MediaType = s.right.id, s.right.length, s.right.mediaType
 		out.Yours = s.right.holder == q.holder()
 		out.AgeMillis = max(0, time.Since(at).Milliseconds())
+		if date := s.right.date; !date.IsZero() {
+			out.DateSeconds = max(0, date.Unix())
+		}
 	}
 	return out
 }

@@ -99,6 +99,39 @@ func TestARegistrysYesLivesAsLongAsTheTokenSays(t *testing.T) {
 	}
 }
 
+// dated is a registry whose clock is off this node's by so much.
+func dated(up *upstreamFunc, off time.Duration) {
+	up.mu.Lock()
+	answer := up.answer
+	up.mu.Unlock()
+	up.reply(func(w http.ResponseWriter, q source.Question) {
+		w.Header().Set("Date", time.Now().Add(off).UTC().Format(http.TimeFormat))
+		answer(w, q)
+	})
+}
+
+func TestAnEndedTokenOpensNothingWhateverTheNodesClockSays(t *testing.T) {
+	for name, off := range map[string]time.Duration{"three days behind": 72 * time.Hour, "right": 0, "three days ahead": -72 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRoom(registryproxy.Config{Policy: registryproxy.Policy{ServeCached: true}})
+				dated(r.up, off)
+				there := time.Now().Add(off)
+				who := jwt(fmt.Sprintf(`{"iat":%d,"exp":%d}`, there.Unix(), there.Add(5*time.Minute).Unix()))
+				get := func() int { return r.get("app/blobs/"+string(r.layer), "Authorization", who).StatusCode }
+				require.Equal(t, 200, get())
+				require.Equal(t, 1, r.asks())
+				time.Sleep(5*time.Minute - time.Second)
+				require.Equal(t, 200, get())
+				require.Zero(t, r.asks(), "the token has not ended")
+				time.Sleep(2 * time.Second)
+				r.up.fail(errors.New("connection refused"))
+				require.Equal(t, 502, get(), "it has, and nobody says that it counts on")
+			})
+		})
+	}
+}
+
 func TestATokenThatHasEndedByItsOwnWordIsAskedAboutEachTime(t *testing.T) {
 	r := newRoom(registryproxy.Config{Policy: registryproxy.Policy{ServeCached: true}})
 	// A registry's clock may be late: it still takes the token, and that is its right.

@@ -42,8 +42,11 @@ type right struct {
 	verdict
 	// until it counts; end is when its credential ends by its own word, zero when it does
 	// not say. Between the two it counts only while its registry is unreachable, where the
-	// operator allows that.
+	// operator allows that. Both are reckoned from this node's time at the answer, with its
+	// monotonic reading, so that a clock that is set gives nobody more; see past.
 	until, end time.Time
+	// date is when the registry said so by its own clock, zero when it did not tell.
+	date time.Time
 	// children says that what the manifest names is remembered too.
 	children bool
 
@@ -71,12 +74,12 @@ func (v *verdicts) get(h holder, o object, now time.Time) (r right, counts, ok b
 		return right{}, false, false
 	}
 	found := e.Value.(*right)
-	if !found.end.IsZero() && !now.Before(found.end) {
+	if !found.end.IsZero() && past(now, found.end) {
 		v.remove(e)
 		return right{}, false, false
 	}
 	v.recent.MoveToFront(e)
-	return *found, now.Before(found.until), true
+	return *found, !past(now, found.until), true
 }
 
 // put remembers a right. Of a manifest that was seen before, what it names is kept.

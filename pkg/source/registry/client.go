@@ -121,7 +121,7 @@ var asked = []string{"Authorization", "Accept", "Range", "If-None-Match", "If-Mo
 // answered are the headers of an answer that are passed on.
 var answered = []string{
 	"Docker-Content-Digest", "Docker-Distribution-Api-Version", "Content-Type", "Content-Length", "Content-Range", "Content-Encoding", "Accept-Ranges",
-	"Etag", "Last-Modified", "Www-Authenticate", "Retry-After", "Link", "Location", "Oci-Subject", "Oci-Filters-Applied", "Warning",
+	"Etag", "Last-Modified", "Www-Authenticate", "Retry-After", "Link", "Date", "Location", "Oci-Subject", "Oci-Filters-Applied", "Warning",
 	"Ratelimit-Limit", "Ratelimit-Remaining", "Docker-Ratelimit-Source",
 }
 
