@@ -1,14 +1,12 @@
 package registry
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"time"
@@ -22,12 +20,6 @@ import (
 const (
 	// dockerConfigMax is the largest file, in bytes; a Kubernetes secret holds 1 MiB.
 	dockerConfigMax = 1 << 20
-	// helperMax is the longest answer of a credential helper, in bytes.
-	helperMax = 64 << 10
-	// helperTimeout bounds one run of a helper; some ask a cloud.
-	helperTimeout = 10 * time.Second
-	// helperLife is how long a helper's answer is used before it is run again.
-	helperLife = time.Minute
 )
 
 // dockerConfig is a file in which docker login, podman login or a Kubernetes pull secret
@@ -35,12 +27,13 @@ const (
 type dockerConfig struct {
 	path string
 
-	// mu is held while the file is read and while a helper runs, so that one run serves all.
+	helpers helpers
+
+	// mu is held while the file is read, never while a helper runs.
 	mu       sync.Mutex
 	modified time.Time
 	size     int64
-	file     *dockerFile
-	helped   map[string]helped // by server
+	file     *dockerFile // replaced, never changed
 }
 
 // dockerFile is what of the file concerns credentials.
@@ -50,35 +43,28 @@ type dockerFile struct {
 	CredHelpers map[string]string           `json:"credHelpers"`
 }
 
-// helped is what a helper answered.
-type helped struct {
-	auth authn.AuthConfig
-	at   time.Time
-}
-
 // get finds the credential for a repository of a registry: that of the longest path that the
 // file names, then that of the registry. ok is false when there is none. No error quotes the
 // file or a helper.
 func (d *dockerConfig) get(ctx context.Context, registry, repository string) (auth authn.AuthConfig, ok bool, err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.load(); err != nil {
+	file, err := d.read()
+	if err != nil {
 		return auth, false, fmt.Errorf("credentials for %s: %w", registry, err)
 	}
 	names := serverNames(registry)
 	for path := repository; path != ""; path = path[:max(0, strings.LastIndexByte(path, '/'))] {
 		for _, server := range names {
-			if auth, ok := d.file.Auths[server+"/"+path]; ok && auth != (authn.AuthConfig{}) {
+			if auth, ok := file.Auths[server+"/"+path]; ok && auth != (authn.AuthConfig{}) {
 				return auth, true, nil
 			}
 		}
 	}
 	for _, server := range names {
-		if helper := d.file.CredHelpers[server]; helper != "" {
-			return d.help(ctx, helper, server)
+		if helper := file.CredHelpers[server]; helper != "" {
+			return d.help(ctx, file, helper, server)
 		}
 	}
-	for key, auth := range d.file.Auths {
+	for key, auth := range file.Auths {
 		if auth == (authn.AuthConfig{}) {
 			continue // an entry that says only that a store has it
 		}
@@ -88,8 +74,8 @@ func (d *dockerConfig) get(ctx context.Context, registry, repository string) (au
 			}
 		}
 	}
-	if d.file.CredsStore != "" {
-		return d.help(ctx, d.file.CredsStore, names[0])
+	if file.CredsStore != "" {
+		return d.help(ctx, file, file.CredsStore, names[0])
 	}
 	return auth, false, nil
 }
@@ -97,16 +83,15 @@ func (d *dockerConfig) get(ctx context.Context, registry, repository string) (au
 // concerns reports whether there may be a credential for some repository of a registry. It
 // runs no helper. A file that cannot be read may hold one.
 func (d *dockerConfig) concerns(registry string) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.load() != nil || d.file.CredsStore != "" {
+	file, err := d.read()
+	if err != nil || file.CredsStore != "" {
 		return true
 	}
 	for _, server := range serverNames(registry) {
-		if d.file.CredHelpers[server] != "" {
+		if file.CredHelpers[server] != "" {
 			return true
 		}
-		for key := range d.file.Auths {
+		for key := range file.Auths {
 			if serverOf(key) == server || strings.HasPrefix(key, server+"/") {
 				return true
 			}
@@ -134,6 +119,16 @@ func serverOf(key string) string {
 	return strings.TrimSuffix(strings.TrimSuffix(key, "/v1"), "/v2")
 }
 
+// read returns the file as it is now.
+func (d *dockerConfig) read() (*dockerFile, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.load(); err != nil {
+		return nil, err
+	}
+	return d.file, nil
+}
+
 // load reads the file if it is another than before. mu is held.
 func (d *dockerConfig) load() error {
 	info, err := os.Stat(d.path) // of the file that a link leads to: Kubernetes swaps links
@@ -159,7 +154,7 @@ func (d *dockerConfig) load() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", d.path, err)
 	}
-	d.file, d.modified, d.size, d.helped = file, info.ModTime(), info.Size(), nil
+	d.file, d.modified, d.size = file, info.ModTime(), info.Size()
 	return nil
 }
 
@@ -186,55 +181,6 @@ func parseDockerConfig(b []byte) (*dockerFile, error) {
 		return nil, wrong
 	}
 	return file, nil
-}
-
-// help asks a credential helper, by the protocol of docker-credential-helpers: the server on
-// its standard input, JSON on its standard output. mu is held.
-func (d *dockerConfig) help(ctx context.Context, helper, server string) (authn.AuthConfig, bool, error) {
-	if h, ok := d.helped[server]; ok && time.Since(h.at) < helperLife {
-		return h.auth, h.auth != (authn.AuthConfig{}), nil
-	}
-	program := "docker-credential-" + helper
-	if strings.ContainsAny(helper, `/\`) {
-		return authn.AuthConfig{}, false, fmt.Errorf("credentials for %s: %s names a helper by a path; a name is expected, of a docker-credential-NAME in the PATH", server, d.path)
-	}
-	ctx, cancel := context.WithTimeout(ctx, helperTimeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, program, "get")
-	cmd.Stdin = strings.NewReader(server)
-	cmd.WaitDelay = time.Second
-	out := &bounded{max: helperMax}
-	cmd.Stdout = out
-	err := cmd.Run()
-	var answer struct{ Username, Secret string }
-	switch {
-	case err != nil && strings.Contains(out.String(), "credentials not found"):
-		// The protocol's words for "there are none".
-	case err != nil:
-		return authn.AuthConfig{}, false, fmt.Errorf("credentials for %s: %s failed (%w); try it by hand: echo %s | %s get", server, program, err, server, program)
-	case json.Unmarshal(out.Bytes(), &answer) != nil:
-		return authn.AuthConfig{}, false, fmt.Errorf("credentials for %s: %s answered no JSON of at most %d bytes", server, program, helperMax)
-	}
-	auth := authn.AuthConfig{Username: answer.Username, Password: answer.Secret}
-	if answer.Username == "<token>" {
-		auth = authn.AuthConfig{IdentityToken: answer.Secret}
-	}
-	if d.helped == nil {
-		d.helped = map[string]helped{}
-	}
-	d.helped[server] = helped{auth, time.Now()}
-	return auth, auth != (authn.AuthConfig{}), nil
-}
-
-// bounded takes so many bytes and drops the rest.
-type bounded struct {
-	bytes.Buffer
-	max int
-}
-
-func (b *bounded) Write(p []byte) (int, error) {
-	_, _ = b.Buffer.Write(p[:min(len(p), max(0, b.max-b.Len()))])
-	return len(p), nil
 }
 
 // credential is the node's own for a repository; ok is false when it has none.

@@ -157,7 +157,7 @@ esac
 		require.ErrorContains(t, err, want)
 		assert.NotContains(t, err.Error(), "hunter2")
 	}
-	d.helped["quay.io"] = helped{d.helped["quay.io"].auth, time.Now().Add(-helperLife)}
+	d.helpers.running["docker-credential-test quay.io"].until = time.Now()
 	before := runs()
 	_, _, err = d.get(t.Context(), "quay.io", "a/b")
 	require.NoError(t, err)
