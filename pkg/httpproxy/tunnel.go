@@ -2,6 +2,7 @@ package httpproxy
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -9,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/darter-io/darter/pkg/source"
 )
 
 // established is the answer after which a connection is the client's.
@@ -73,12 +76,17 @@ func tunnel(a, b net.Conn, idle time.Duration) {
 	for _, way := range [][2]net.Conn{{a, b}, {b, a}} {
 		wg.Go(func() {
 			from, to := way[0], way[1]
-			if _, err := io.CopyBuffer(struct{ io.Writer }{to}, ticking{from, tick}, make([]byte, 32<<10)); err != nil {
-				a.Close()
-				b.Close()
-				return
+			err := errors.New("it panicked")
+			defer func() {
+				if err != nil {
+					a.Close()
+					b.Close()
+				}
+			}()
+			defer source.Rescue(&err, "copying through a tunnel")
+			if _, err = io.CopyBuffer(struct{ io.Writer }{to}, ticking{from, tick}, make([]byte, 32<<10)); err == nil {
+				_ = closeWrite(to)
 			}
-			_ = closeWrite(to)
 		})
 	}
 	wg.Wait()

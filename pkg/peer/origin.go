@@ -73,7 +73,7 @@ func (d *Download) startOrigin() {
 	o := &originParent{d: d, spec: d.spec, epoch: d.e.newEpoch()}
 	d.wg.Go(func() {
 		defer cancel(nil)
-		err := o.run(ctx)
+		err := o.safely(ctx)
 		d.post(func() { d.originEnded(o, err) })
 	})
 }

@@ -175,6 +175,8 @@ func (d *desk) learnPublic(ctx context.Context, q question, id task.ID) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publicWait)
 	go func() {
 		defer cancel()
+		var caught error
+		defer source.Rescue(&caught, "asking whether anybody may have a manifest")
 		_, _ = d.ask(ctx, q) // a consent is remembered, and anything else means nothing
 	}()
 }

@@ -2,7 +2,10 @@ package registryproxy
 
 import (
 	"context"
+	"errors"
 	"sync"
+
+	"github.com/darter-io/darter/pkg/source"
 )
 
 // flights joins those who ask the same at the same time, so that one of them asks for all.
@@ -17,11 +20,17 @@ type flight[V any] struct {
 	waiting int
 	cancel  context.CancelFunc
 	done    chan struct{}
-	v       V // once done is closed
+	// v and err stand once done is closed.
+	v   V
+	err error
 }
 
+// errNoOutcome tells that a question ended without an outcome.
+var errNoOutcome = errors.New("the question ended without an outcome")
+
 // do returns what ask returns, of this caller or of one who asked already. The error is the
-// cause of ctx's end. ask gets a context that lives as long as somebody waits.
+// cause of ctx's end, or a *[source.PanicError] where ask panicked: it reads what registries say,
+// in a goroutine of its own. ask gets a context that lives as long as somebody waits.
 func (f *flights[K, V]) do(ctx context.Context, key K, ask func(context.Context) V) (V, error) {
 	f.mu.Lock()
 	if f.flying == nil {
@@ -30,15 +39,19 @@ func (f *flights[K, V]) do(ctx context.Context, key K, ask func(context.Context)
 	x := f.flying[key]
 	if x == nil {
 		own, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		x = &flight[V]{cancel: cancel, done: make(chan struct{})}
+		x = &flight[V]{cancel: cancel, done: make(chan struct{}), err: errNoOutcome}
 		f.flying[key] = x
 		go func() {
 			defer cancel()
+			defer func() {
+				f.mu.Lock()
+				f.remove(key, x)
+				f.mu.Unlock()
+				close(x.done)
+			}()
+			defer source.Rescue(&x.err, "asking for others")
 			x.v = ask(own)
-			f.mu.Lock()
-			f.remove(key, x)
-			f.mu.Unlock()
-			close(x.done)
+			x.err = nil
 		}()
 	}
 	x.waiting++
@@ -46,7 +59,7 @@ func (f *flights[K, V]) do(ctx context.Context, key K, ask func(context.Context)
 
 	select {
 	case <-x.done:
-		return x.v, nil
+		return x.v, x.err
 	case <-ctx.Done():
 	}
 	f.mu.Lock()

@@ -38,8 +38,9 @@ type Client struct {
 // A spec's Authorization is sent as it is. Without one the node's own credentials are used,
 // or those that the registry's token service gives to anybody. A registry that asks for
 // patience, by a Retry-After of a few seconds, is asked once more after them.
-func (c *Client) Open(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
-	res, err := c.open(ctx, spec, offset)
+func (c *Client) Open(ctx context.Context, spec task.Spec, offset int64) (res *source.Response, err error) {
+	defer source.Rescue(&err, fmt.Sprintf("bringing %s of %.255q", spec.ID.Short(), spec.Upstream))
+	res, err = c.open(ctx, spec, offset)
 	var status *source.StatusError
 	if !errors.As(err, &status) {
 		status = &source.StatusError{}
@@ -132,7 +133,8 @@ var answered = []string{
 // ends in an error when the registry falls silent. A HEAD is sent on to where the registry
 // redirects it: some redirect whatever they are asked for, without a look. A storage that signs its
 // URLs for GET takes no HEAD there; that is answered by a 405.
-func (c *Client) Forward(ctx context.Context, q source.Question) (*http.Response, error) {
+func (c *Client) Forward(ctx context.Context, q source.Question) (res *http.Response, err error) {
+	defer source.Rescue(&err, fmt.Sprintf("asking %.255q", q.Upstream))
 	u, err := c.upstream(q.Upstream)
 	if err != nil {
 		return nil, err
@@ -161,7 +163,6 @@ func (c *Client) Forward(ctx context.Context, q source.Question) (*http.Response
 		}
 		bare = !has
 	}
-	var res *http.Response
 	err = c.each(ctx, u, func(base *url.URL) error {
 		req := httporigin.Request{Method: q.Method, URL: at(base, q.Path, q.Query), Header: header}
 		if header.Get("Authorization") == "" && (q.Anonymous || !bare) {

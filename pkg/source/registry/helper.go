@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+
+	"github.com/darter-io/darter/pkg/source"
 )
 
 // Bounds of credential helpers.
@@ -98,6 +100,7 @@ func (h *helpers) run(file *dockerFile, program, server string) *helperRun {
 		defer close(r.done)
 		h.slots <- struct{}{}
 		defer func() { <-h.slots }()
+		defer source.Rescue(&r.err, "asking "+program)
 		var hung bool
 		r.auth, hung, r.err = askHelper(program, server, limit)
 		switch {

@@ -1,8 +1,11 @@
 package registry
 
 import (
+	"net"
 	"net/http"
 	"net/url"
+	"strconv"
+	"strings"
 )
 
 // Reach says where a registry is, and gives a transport that speaks to it as the operator
@@ -22,4 +25,30 @@ func (c *Client) Reach(name string) (base *url.URL, rt http.RoundTripper, err er
 		rt = bare
 	}
 	return &copied, rt, nil
+}
+
+// At reports whether a registry that the operator listed is at a host and port, by its name or by
+// one of its URLs. The host is without brackets.
+func (c *Client) At(host string, port uint16) bool {
+	at := net.JoinHostPort(strings.ToLower(host), strconv.Itoa(int(port)))
+	for name, u := range c.listed {
+		if strings.EqualFold(hostPort(u.base(name)), at) {
+			return true
+		}
+		for _, b := range u.bases {
+			if strings.EqualFold(hostPort(b), at) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// hostPort is the address in a URL, its port always told.
+func hostPort(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return net.JoinHostPort(u.Hostname(), port)
 }

@@ -1,0 +1,26 @@
+package peer
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// panicking is an origin whose answer nobody was prepared for.
+type panicking struct{}
+
+func (panicking) Open(context.Context, task.Spec, int64) (*source.Response, error) { panic("a fault") }
+
+func TestAPanicAtAnOriginsAnswerEndsItsDownload(t *testing.T) {
+	id := task.ID("sha256:" + strings.Repeat("00", 32))
+	d := &Download{e: &Engine{cfg: Config{Origin: panicking{}}}, id: id, log: slog.New(slog.DiscardHandler)}
+	err := (&originParent{d: d, spec: task.Spec{ID: id, Kind: task.Blob}}).safely(t.Context())
+	var caught *source.PanicError
+	require.ErrorAs(t, err, &caught)
+}
