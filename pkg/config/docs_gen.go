@@ -67,6 +67,7 @@ func init() {
 		"Proxy.Listen":               "The address of the HTTP proxy, to be named in HTTP_PROXY and HTTPS_PROXY of\nthe client. Usual port: 65007. Beyond loopback, tunnel must not be any. Default: none.",
 		"Proxy.Tunnel":               "Says which other hosts clients reach through the proxy: any, listed (those in\ntunnelHosts) or none. Loopback, link-local addresses and clouds' metadata are never\nreached, except those in files.allowAddresses.",
 		"Proxy.TunnelHosts":          "The other hosts, where proxy.tunnel is listed; *.example.com stands for all hosts\nunder it. Token services of registries belong here.",
+		"Proxy.TunnelPorts":          "The ports of these other hosts that clients reach besides 443 (CONNECT), 80\n(plain HTTP) and those of the registries in upstreams. Each opens whatever listens there, as mail or a\ndatabase, to who reaches the proxy. Default: none.",
 		"SupernodeAPI.Advertise":     "The address that peers are told, where it differs from the one listened\non. Default: the listen address, or where that is all addresses, the one that this\nmachine uses towards others.",
 		"SupernodeAPI.Listen":        "The address at which peers announce themselves. Default: :65000 where the\ncluster has a secret, else 127.0.0.1:65000.",
 		"SupernodeAdmin.Listen":      "The address for metrics, profiles and a status that needs no secret. It\nknows no passwords, so only loopback addresses are taken.",

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/textproto"
+	"strconv"
 	"strings"
 	"time"
 
@@ -175,6 +176,10 @@ type Proxy struct {
 	// TunnelHosts are the other hosts, where proxy.tunnel is listed; *.example.com stands for all hosts
 	// under it. Token services of registries belong here.
 	TunnelHosts []string `key:"tunnelHosts" reload:"yes"`
+	// TunnelPorts are the ports of these other hosts that clients reach besides 443 (CONNECT), 80
+	// (plain HTTP) and those of the registries in upstreams. Each opens whatever listens there, as mail or a
+	// database, to who reaches the proxy. Default: none.
+	TunnelPorts []Port `key:"tunnelPorts" reload:"yes"`
 }
 
 // TunnelPolicy is any, listed or none.
@@ -566,3 +571,22 @@ func (Header) Unit() string { return "header" }
 
 // Whole says that a comma is part of the value and separates nothing.
 func (Header) Whole() {}
+
+// Port is a TCP port, 1 to 65535.
+type Port uint16
+
+// UnmarshalText reads a port.
+func (p *Port) UnmarshalText(b []byte) error {
+	n, err := strconv.ParseUint(string(b), 10, 16)
+	if err != nil || n == 0 {
+		return fmt.Errorf("%q is no port; write a number from 1 to 65535", b)
+	}
+	*p = Port(n)
+	return nil
+}
+
+// MarshalText writes a port as it is read.
+func (p Port) MarshalText() ([]byte, error) { return strconv.AppendUint(nil, uint64(p), 10), nil }
+
+// Unit names the kind of value in --help.
+func (Port) Unit() string { return "port" }

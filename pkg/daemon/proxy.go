@@ -31,7 +31,7 @@ func (d *Daemon) openProxy(cfg config.Dfdaemon) (err error) {
 	}
 	settings := httpproxy.Config{
 		Mirror: d.proxy, NameHeader: registryproxy.HeaderUpstream, Names: []string{registryproxy.HeaderUpstream, registryproxy.HeaderUpstreamDragonfly},
-		Mirrored: d.mirrored, Reach: d.node.Origins.Registries.Reach, Allow: d.tunnelled, Dial: client.Dial, Transport: client.Transport(), Logger: d.node.Log,
+		Mirrored: d.mirrored, Reach: d.node.Origins.Registries.Reach, Allow: d.tunnelled, AllowPort: d.tunnelledPort, Dial: client.Dial, Transport: client.Transport(), Logger: d.node.Log,
 	}
 	if cfg.Proxy.CA != "" {
 		if settings.Authority, err = httpproxy.LoadAuthority(cfg.Proxy.CA, cfg.Proxy.CAKey); err != nil {
@@ -71,4 +71,14 @@ func (d *Daemon) tunnelled(host string) error {
 		return nil
 	}
 	return fmt.Errorf("this proxy does not lead to %s; its operator can list it with proxy.tunnelHosts", host)
+}
+
+// tunnelledPort returns nil for a port that the proxy may lead to at such a host. A way to any port
+// would be one into whatever listens there, as mail, databases or shells: a port that is not the
+// web's is listed, or that of a registry in upstreams.
+func (d *Daemon) tunnelledPort(host string, port uint16, secure bool) error {
+	if secure && port == 443 || !secure && port == 80 || slices.Contains(d.through.Load().TunnelPorts, config.Port(port)) || d.node.Origins.Registries.At(host, port) {
+		return nil
+	}
+	return fmt.Errorf("this proxy does not lead to port %d of %s; its operator can list the port with proxy.tunnelPorts", port, host)
 }

@@ -1,9 +1,12 @@
 package daemon_test
 
 import (
+	"bufio"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -120,5 +123,30 @@ func TestAPlainRegistryIsMirroredThroughTheProxyWithoutAnAuthority(t *testing.T)
 	res, err = c.Get("http://127.0.0.9:1/")
 	require.NoError(t, err)
 	defer res.Body.Close()
+	said, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	assert.Equal(t, http.StatusForbidden, res.StatusCode, "a port that is not the web's")
+	assert.Contains(t, string(said), "proxy.tunnelPorts")
+
+	cfg.Proxy.TunnelPorts = []config.Port{1}
+	require.NoError(t, d.Reload(&cfg))
+	res, err = c.Get("http://127.0.0.9:1/")
+	require.NoError(t, err)
+	defer res.Body.Close()
 	assert.Equal(t, http.StatusBadGateway, res.StatusCode, "let through, and nobody is there")
+
+	// A tunnel to a registry in upstreams needs no list, whatever its port; one beside it does.
+	connect := func(to string) int {
+		conn, err := net.Dial("tcp", d.Addrs()["proxy"])
+		require.NoError(t, err)
+		defer conn.Close()
+		_, err = fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", to, to)
+		require.NoError(t, err)
+		res, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: http.MethodConnect})
+		require.NoError(t, err)
+		return res.StatusCode
+	}
+	assert.Equal(t, http.StatusOK, connect(r.Host()))
+	assert.Equal(t, http.StatusForbidden, connect("127.0.0.1:22"))
+	assert.Equal(t, http.StatusForbidden, connect("other.test:8443"))
 }

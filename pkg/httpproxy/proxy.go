@@ -2,7 +2,8 @@
 // is Docker's graph driver for all but Docker Hub: what they ask of a registry that is
 // mirrored goes to the mirror, all else where they wanted it.
 //
-// It ends the TLS of no host but those it was told to, opens no way to loopback and
+// It ends the TLS of no host but those it was told to, leads to no port that is not for the web
+// or listed, opens no way to loopback and
 // link-local addresses or to a cloud's metadata, and what it does not serve itself it passes on without
 // keeping any of it. Start at [Proxy.ServeHTTP].
 package httpproxy
@@ -16,7 +17,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -42,8 +45,11 @@ type Config struct {
 	// tunnelled like all others.
 	Authority *Authority
 	// Allow returns nil for another host that clients may be brought to, else an error for
-	// them. Nil allows none.
+	// them. The host is in lower case and without brackets. Nil allows none.
 	Allow func(host string) error
+	// AllowPort does so for a port of an allowed host, by CONNECT (secure) or by a request in
+	// the clear. Nil allows every port.
+	AllowPort func(host string, port uint16, secure bool) error
 	// Dial connects to a host:port that Allow let through, unless its address forbids it;
 	// Transport does so for requests in the clear.
 	Dial      func(ctx context.Context, addr string) (net.Conn, error)
@@ -82,6 +88,9 @@ func New(cfg Config) *Proxy {
 			return fmt.Errorf("this proxy leads to no host but the registries that it mirrors, and %s is none", host)
 		}
 	}
+	if cfg.AllowPort == nil {
+		cfg.AllowPort = func(string, uint16, bool) error { return nil }
+	}
 	p := &Proxy{cfg: cfg, inner: newListener(), slots: make(chan struct{}, cfg.TunnelsMax)}
 	quiet := slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug)
 	p.pass = &httputil.ReverseProxy{Rewrite: rewritePass, ModifyResponse: rewriteLocation, Transport: passTransport{}, ErrorHandler: refusePassed, ErrorLog: quiet, FlushInterval: -1}
@@ -102,7 +111,12 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			p.registry(w, r, host)
 			return
 		}
-		if err := p.cfg.Allow(r.URL.Hostname()); err != nil {
+		name, port, err := authority(r.URL.Host, "80")
+		if err != nil || r.URL.User != nil {
+			http.Error(w, "the URL names no host and port that a proxy leads to: http://HOST or http://HOST:PORT is wanted, without a user", http.StatusBadRequest)
+			return
+		}
+		if err := p.allow(name, port, false); err != nil {
 			http.Error(w, err.Error(), http.StatusForbidden)
 			return
 		}
@@ -215,12 +229,18 @@ func refusePassed(w http.ResponseWriter, r *http.Request, err error) {
 
 // connect opens a way to a host and port: into the mirror, or to the host.
 func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) {
-	name, port, err := net.SplitHostPort(r.Host)
-	if err != nil || name == "" {
-		http.Error(w, "CONNECT wants host:port", http.StatusBadRequest)
+	// The request's target and not its Host, which is another field (RFC 9110 §9.3.6, §7.2).
+	target := r.URL.Host
+	if r.RequestURI != "" {
+		target = r.RequestURI
+	}
+	name, port, err := authority(target, "")
+	if err != nil {
+		http.Error(w, "CONNECT wants HOST:PORT and nothing else (RFC 9110 §9.3.6)", http.StatusBadRequest)
 		return
 	}
-	if p.cfg.Authority != nil && p.cfg.Mirrored(hostOf(r.Host, "443")) {
+	to := net.JoinHostPort(name, strconv.Itoa(int(port)))
+	if p.cfg.Authority != nil && p.cfg.Mirrored(hostOf(to, "443")) {
 		certificate, err := p.cfg.Authority.For(name)
 		if err == nil {
 			p.terminate(w, certificate)
@@ -229,7 +249,7 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) {
 		// The registry itself is better than an error.
 		p.cfg.Logger.Warn("a registry is not mirrored in proxy mode", "host", name, "error", err)
 	}
-	if err := p.cfg.Allow(name); err != nil {
+	if err := p.allow(name, port, true); err != nil {
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}
@@ -240,9 +260,9 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("%d tunnels are open, and no more may be", p.cfg.TunnelsMax), http.StatusServiceUnavailable)
 		return
 	}
-	there, err := p.cfg.Dial(r.Context(), net.JoinHostPort(name, port))
+	there, err := p.cfg.Dial(r.Context(), to)
 	if err != nil {
-		http.Error(w, fmt.Sprintf("connecting to %s: %v", r.Host, err), http.StatusBadGateway)
+		http.Error(w, fmt.Sprintf("connecting to %s: %v", to, err), http.StatusBadGateway)
 		return
 	}
 	defer there.Close()
@@ -266,6 +286,41 @@ func (p *Proxy) terminate(w http.ResponseWriter, certificate *tls.Certificate) {
 	}
 	// HTTP/1.1 alone, as towards the mirror itself.
 	p.inner.give(tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{*certificate}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}))
+}
+
+// allow returns nil for a host and port that clients may be brought to.
+func (p *Proxy) allow(host string, port uint16, secure bool) error {
+	if err := p.cfg.Allow(host); err != nil {
+		return err
+	}
+	return p.cfg.AllowPort(host, port, secure)
+}
+
+// errAuthority tells that a text names no host and port.
+var errAuthority = errors.New("no host and port")
+
+// authority reads host:port (RFC 9110 §7.1, RFC 3986 §3.2) into a host in lower case and without
+// brackets, and a port of 1 to 65535 in digits; usual is meant where there is none, or nothing else
+// is if that is empty. A user, a zone or a path is no part of it.
+func authority(text, usual string) (host string, port uint16, err error) {
+	if strings.ContainsAny(text, "@/?#%\\ \t") {
+		return "", 0, errAuthority
+	}
+	host, number, err := net.SplitHostPort(text)
+	if err != nil && usual != "" {
+		host, number, err = net.SplitHostPort(text + ":" + usual)
+	}
+	if err != nil || host == "" || number == "" || strings.Trim(number, "0123456789") != "" {
+		return "", 0, errAuthority
+	}
+	n, err := strconv.ParseUint(number, 10, 16)
+	if err != nil || n == 0 {
+		return "", 0, errAuthority
+	}
+	if _, notIP := netip.ParseAddr(host); strings.Contains(host, ":") && notIP != nil || strings.HasPrefix(text, "[") && notIP != nil {
+		return "", 0, errAuthority
+	}
+	return strings.ToLower(host), uint16(n), nil
 }
 
 // hostOf writes a host without the port that is usual for its scheme.

@@ -15,3 +15,6 @@ func OpenRegistries(cfg Config) (*registry.Client, error) { return newRegistries
 func (r *Registries) Reach(name string) (*url.URL, http.RoundTripper, error) {
 	return r.now.Load().Reach(name)
 }
+
+// At reports whether a listed registry is at a host and port; see [registry.Client.At].
+func (r *Registries) At(host string, port uint16) bool { return r.now.Load().At(host, port) }
