@@ -102,8 +102,8 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 			}
 			return content{c}, nil
 		},
-		Moving: d.node.Engine.Moving,
-		Direct: d.node.Engine.Unkept, Upstream: d.node.Origins.Registries, Default: cfg.Mirror.DefaultUpstream, Allow: d.node.Origins.Registries.Allow, Observe: d.pulls.mirrored,
+		Direct: d.node.Engine.Unkept, Moving: d.node.Engine.Moving, Replaced: d.node.Engine.Replaced, Upstream: d.node.Origins.Registries,
+		Default: cfg.Mirror.DefaultUpstream, Allow: d.node.Origins.Registries.Allow, Observe: d.pulls.mirrored,
 		Vouches: d.node.Origins.Registries.Listed, Credentialed: d.node.Origins.Registries.Credentialed, Shared: shared, Policy: policy(cfg.Mirror),
 	})
 	d.desk = registryproxy.NewDesk(d.node.Origins.Registries)

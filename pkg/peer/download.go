@@ -684,6 +684,7 @@ func (d *Download) teach(l *link, epoch uint64) {
 
 // discard drops what is here and ends every reader short.
 func (d *Download) discard() {
+	d.e.noteReplaced(d.id)
 	if err := d.e.cfg.Store.Remove(d.id); err != nil {
 		d.log.Error("cannot drop a revoked task", "error", err)
 	}

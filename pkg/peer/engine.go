@@ -231,6 +231,8 @@ type attempt struct {
 	last    time.Time
 	revoked []piece.Revocation
 	certs   map[piece.KeyID][]byte // of who revoked
+	// replaced says that readers may have had other bytes than come now; see Replaced.
+	replaced bool
 }
 
 // failure remembers why this host, as a seed, gave a task up, for peers that come late.
@@ -769,10 +771,9 @@ func (e *Engine) newEpoch() uint64 {
 // attempt returns what is remembered of a task's wrong contents, as of now, and forgets
 // that of tasks long past. The caller holds mu.
 func (e *Engine) attempt(id task.ID) attempt {
-	const forget = 10 * time.Minute
 	now := time.Now()
 	for id, a := range e.attempts {
-		if now.Sub(a.last) > forget {
+		if now.Sub(a.last) > attemptMemory {
 			delete(e.attempts, id)
 		}
 	}

@@ -21,6 +21,7 @@ func (e *Engine) Withdraw(id task.ID) error {
 		d := e.downloads[id]
 		e.mu.Unlock()
 		if d != nil {
+			e.noteReplaced(id)
 			d.post(func() { d.fail(ErrWithdrawn) })
 			<-d.done
 		}

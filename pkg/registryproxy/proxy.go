@@ -73,6 +73,10 @@ type Config struct {
 	// yet; 0 where there are none. While it grows, clients wait longer than Wait and Hold for
 	// their first byte, which can come only when all is there. Nil: they do not.
 	Moving func(id task.ID) int64
+	// Replaced reports whether a client may hold the beginning of a content from bytes that
+	// proved wrong or were dropped since: then no window of it is served, but the whole. Nil:
+	// none may.
+	Replaced func(id task.ID) bool
 	// Upstream asks registries about rights and tags, and for what is not content.
 	Upstream Upstream
 	// Default is the registry that is meant when a request names none, in the spelling of
@@ -176,6 +180,8 @@ type Proxy struct {
 	desk   *desk
 
 	greetings greetings
+	// doubts are the contents whose bytes proved wrong on their way past every store.
+	doubts doubts
 }
 
 // New returns a Proxy with the given settings and their defaults.
@@ -191,6 +197,9 @@ func New(cfg Config) *Proxy {
 	}
 	if cfg.Vouches == nil {
 		cfg.Vouches = func(string) bool { return true }
+	}
+	if cfg.Replaced == nil {
+		cfg.Replaced = func(task.ID) bool { return false }
 	}
 	if cfg.Observe == nil {
 		cfg.Observe = func(Pull) {}

@@ -145,7 +145,11 @@ func (x *exchange) send(content Content, v right) *refusal {
 	}
 
 	window, status := oci.Window{Length: total}, http.StatusOK
-	if asked := x.r.Header.Get("Range"); asked != "" && mayRange(x.r.Header.Get("If-Range"), v.id) {
+	replaced := x.replaced(v.id)
+	if replaced {
+		x.w.Header().Set("Accept-Ranges", "none")
+	}
+	if asked := x.r.Header.Get("Range"); asked != "" && !replaced && mayRange(x.r.Header.Get("If-Range"), v.id) {
 		windows, err := oci.ParseRange(asked, total)
 		switch {
 		case err != nil:

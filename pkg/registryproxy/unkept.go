@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
@@ -54,12 +55,13 @@ func (x *exchange) unkept(spec task.Spec, length int64, why error) (Content, err
 		return nil, why
 	}
 	x.pull.Direct = true
-	return &unkept{open: x.cfg.Direct, spec: spec, facts: piece.Facts{Length: length, MediaType: res.MediaType}, body: res.Body}, nil
+	return &unkept{open: x.cfg.Direct, wrong: func() { x.doubts.note(spec.ID, time.Now()) }, spec: spec, facts: piece.Facts{Length: length, MediaType: res.MediaType}, body: res.Body}, nil
 }
 
 // unkept is a content that is nowhere kept. One goroutine reads it.
 type unkept struct {
 	open  func(context.Context, task.Spec, int64) (*source.Response, error)
+	wrong func() // is told when the bytes proved wrong
 	spec  task.Spec
 	facts piece.Facts
 	body  io.ReadCloser // of the first reader that comes, from the beginning
@@ -123,6 +125,7 @@ func (r *unkeptReader) more() {
 	length := r.u.facts.Length
 	if r.at == length {
 		if got := hex.EncodeToString(r.hash.Sum(nil)); !strings.HasSuffix(string(r.u.spec.ID), ":"+got) {
+			r.u.wrong()
 			r.err = fmt.Errorf("the registry sent content with digest %s for %s", got, r.u.spec.ID)
 			return
 		}

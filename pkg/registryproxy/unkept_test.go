@@ -167,3 +167,25 @@ func TestWhatIsNotKeptIsNeverCompleteAndWrongEither(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, http.StatusServiceUnavailable, res.StatusCode, "before its first byte it is an error: %s", b)
 }
+
+func TestAfterWrongBytesARangeIsTheWhole(t *testing.T) {
+	layer := blob(300_000)
+	wrong := bytes.Clone(layer)
+	wrong[10] ^= 1
+	bodies := [][]byte{wrong}
+	seen := pulls{ended: make(chan struct{}, 8)}
+	srv, path := roomless(t, layer, &seen, func(offset int64) (io.Reader, int64) {
+		content := layer
+		if len(bodies) > 0 {
+			content, bodies = bodies[0], bodies[1:]
+		}
+		return bytes.NewReader(content[offset:]), int64(len(content))
+	})
+	_, got, err := fetchBody(t, srv.URL+path)
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	require.NotEmpty(t, got)
+	<-seen.ended
+	again, err := resumed(t, srv.URL+path, got, "Authorization", "Bearer mine")
+	require.NoError(t, err)
+	assert.Equal(t, oci.DigestOf(layer), oci.DigestOf(again))
+}
