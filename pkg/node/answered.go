@@ -8,8 +8,6 @@ import (
 	"net"
 	"net/http"
 	"strconv"
-
-	"github.com/gin-gonic/gin"
 )
 
 // errStopping is the cause that ends the context of a request that a server cuts at the end of
@@ -122,22 +120,4 @@ func (a *answer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	c, rw, err := http.NewResponseController(a.ResponseWriter).Hijack()
 	a.begun = a.begun || err == nil
 	return c, rw, err
-}
-
-// answeredRoute is [answered] for gin, which says 200 itself where a handler said nothing.
-func answeredRoute(c *gin.Context) {
-	c.Next()
-	if !c.Writer.Written() && c.Writer.Status() == http.StatusOK {
-		refuseUnanswered(c.Writer, c.Request)
-		c.Writer.WriteHeaderNow()
-	}
-}
-
-// brokenRoute ends a route that panicked: with a 500, or where the answer has begun with the
-// connection, because an answer without a length would look whole.
-func brokenRoute(c *gin.Context, _ any) {
-	if c.Writer.Written() {
-		panic(http.ErrAbortHandler)
-	}
-	c.AbortWithStatus(http.StatusInternalServerError)
 }

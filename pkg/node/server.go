@@ -37,8 +37,8 @@ func (n *Node) Server(name string, l net.Listener, h http.Handler) Part {
 		srv := &http.Server{
 			Handler: answered(d.hurry(l.Addr(), h)), ReadHeaderTimeout: d.header, ConnState: watchState, IdleTimeout: idleTimeout,
 			MaxHeaderBytes: headerMax,
-			BaseContext: func(net.Listener) context.Context { return base },
-			ErrorLog:    slog.NewLogLogger(n.Log.With("server", name).Handler(), slog.LevelDebug),
+			BaseContext:    func(net.Listener) context.Context { return base },
+			ErrorLog:       slog.NewLogLogger(n.Log.With("server", name).Handler(), slog.LevelDebug),
 		}
 		ended := make(chan error, 1)
 		go func() { ended <- srv.Serve(l) }()
