@@ -14,10 +14,10 @@ import (
 // errClear tells why owners are not asked about a content that wants a login.
 var errClear = errors.New("credentials go to owners over TLS only, so the host leads this task itself; a cluster secret gives TLS")
 
-// exposes reports whether an announce would carry credentials in the clear, over anything but
-// this machine's loopback.
+// exposes reports whether an announce is none for others: a task that is to stay here, or one that would
+// carry credentials in the clear, over anything but this machine's loopback.
 func (c *Client) exposes(e api.Entry) bool {
-	if c.cfg.Scheme == "https" || e.Event == api.Completed || e.Event == api.Stopped {
+	if e.Event == api.Completed || e.Event == api.Stopped {
 		return false
 	}
 	exposes, standbys := c.goesInTheClear(e)
@@ -35,6 +35,12 @@ func (c *Client) goesInTheClear(e api.Entry) (exposes, standbys bool) {
 	spec := e.Spec
 	if t := c.active[e.Task]; spec == nil && t != nil {
 		spec = t.spec // it goes to whoever takes the task over
+	}
+	if spec != nil && spec.Alone {
+		return true
+	}
+	if c.cfg.Scheme == "https" {
+		return false
 	}
 	if spec == nil || spec.Authorization == "" && len(spec.Header) == 0 {
 		return false, false

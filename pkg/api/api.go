@@ -168,6 +168,9 @@ type Failure struct {
 	// Promise says that the content is not as long as a manifest had promised to whoever asked;
 	// another manifest may promise otherwise.
 	Promise bool `json:"promise,omitempty"`
+	// Unshared says that the origin's answer may not be shared as was decided on the word of its answer to
+	// a HEAD: each client gets the file straight from the origin.
+	Unshared bool `json:"unshared,omitempty"`
 	// Full says that a disk has no room for the content, here or at the host that was to bring
 	// it: the origin has no part in it.
 	Full bool `json:"full,omitempty"`
@@ -205,6 +208,10 @@ type Spec struct {
 	Accept        []string          `json:"accept,omitempty"`
 	Authorization string            `json:"authorization,omitempty"`
 	Header        map[string]string `json:"header,omitempty"`
+	// Share is among whom a file may be shared; see package sharing.
+	Share string `json:"share,omitempty"`
+	// Alone keeps the task on the host that wants it.
+	Alone bool `json:"-"`
 }
 
 // String names the task, so that no verb prints the secrets.
@@ -231,6 +238,7 @@ func NewSpec(s task.Spec) *Spec {
 	out := &Spec{
 		ID: s.ID, Kind: s.Kind, Upstream: s.Upstream, Repository: s.Repository, URL: s.URL, Digest: s.Digest,
 		Validator: s.Validator, Length: s.Length, Promised: s.Promised, Accept: s.Accept, Authorization: s.Authorization.Reveal(),
+		Share: s.Share, Alone: s.Alone,
 	}
 	for k, v := range s.Header {
 		if out.Header == nil {
@@ -246,6 +254,7 @@ func (s *Spec) Task() task.Spec {
 	out := task.Spec{
 		ID: s.ID, Kind: s.Kind, Upstream: s.Upstream, Repository: s.Repository, URL: s.URL, Digest: s.Digest,
 		Validator: s.Validator, Length: s.Length, Promised: s.Promised, Accept: s.Accept, Authorization: secret.String(s.Authorization),
+		Share: s.Share, Alone: s.Alone,
 	}
 	for k, v := range s.Header {
 		if out.Header == nil {

@@ -15,10 +15,11 @@ const (
 	PathTasks  = "/api/v1/tasks"  // GET: []TaskStatus; PathTasks + "/" + task ID: one of them
 	PathHosts  = "/api/v1/hosts"  // GET: []HostStatus, of an owner
 	// PathFiles gives a file (GET). The query is FileURL, FileTag, FileApplication,
-	// FileDigest and any number of FileIgnore; the origin's headers come as header fields
-	// whose names begin with ForwardPrefix. The answer's ETag is the task's ID in quotes; a
-	// Range with an If-Range of that ETag takes up a broken download. An error is a
-	// FileError in JSON.
+	// FileDigest, FileNoCache, FileMaxAge and any number of FileIgnore; the origin's headers come
+	// as header fields whose names begin with ForwardPrefix. The answer's ETag is the task's ID in
+	// quotes; a Range with an If-Range of that ETag takes up a broken download. A file that is
+	// shared with nobody has no ETag, comes whole whatever the Range, and says so by
+	// HeaderUnshared. An error is a FileError in JSON.
 	PathFiles = "/api/v1/files"
 )
 
@@ -29,6 +30,8 @@ const (
 	FileApplication = "application"
 	FileDigest      = "digest"
 	FileIgnore      = "ignore"
+	FileNoCache     = "no-cache" // "true": nothing that was stored before (RFC 9111 §5.2.1.4)
+	FileMaxAge      = "max-age"  // a duration, as in 90s: nothing brought longer ago (§5.2.1.1)
 )
 
 const (
@@ -37,6 +40,9 @@ const (
 	// HeaderCached is "true" on the answer of PathFiles when the whole file was in the
 	// node's cache.
 	HeaderCached = "Darter-Cached"
+	// HeaderUnshared is on the answer of PathFiles when the file comes straight from its origin,
+	// for this client alone; it says why.
+	HeaderUnshared = "Darter-Unshared"
 )
 
 // FileErrorKind says which case a refusal of PathFiles is.

@@ -88,6 +88,7 @@ const (
 	saltInsecure = "darter cluster without a secret v1"
 	infoCA       = "certificate authority ed25519"
 	infoGossip   = "gossip aes-256"
+	infoNames    = "names of files hmac-sha256"
 )
 
 // derive gives n bytes of the secret for one purpose. Without a secret they come from a

@@ -66,6 +66,7 @@ type Identity struct {
 	insecure bool
 	now      func() time.Time
 	gossip   []secret.String
+	names    secret.String
 
 	// members issues and judges member certificates, coordinators those of signing keys.
 	// One secret makes one authority for both; coordinators with certificate files of their
@@ -104,6 +105,7 @@ func New(cfg Config) (*Identity, error) {
 	}
 	if id.secure {
 		id.gossip = append(id.gossip, deriveGossipKey(own))
+		id.names = secret.String(derive(own, infoNames, 32))
 	}
 	for i, s := range cfg.AlsoAccept {
 		other, err := clean(s)
@@ -138,6 +140,11 @@ func (i *Identity) Secure() bool { return i.secure }
 // GossipKeys are the 32-byte keys (AES-256) of the gossip: the first one encrypts, all
 // decrypt. Without a secret there are none.
 func (i *Identity) GossipKeys() []secret.String { return append([]secret.String(nil), i.gossip...) }
+
+// NamesKey is the 32-byte key (HMAC-SHA256) under which members hash what is secret in a file's request,
+// so that they find the same name for it and nobody else can guess the secret by the name. Empty
+// without a secret: then there is no key that only members know.
+func (i *Identity) NamesKey() secret.String { return i.names }
 
 // Authority is the DER certificate of the authority that issues this cluster's
 // certificates: the same on every member, and no secret.

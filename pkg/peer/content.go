@@ -33,6 +33,16 @@ func (c *Content) Sources() Sources { return c.d.sources() }
 // Cached reports whether everything was here before this content was opened.
 func (c *Content) Cached() bool { return c.cached }
 
+// Complete reports whether everything is here now.
+func (c *Content) Complete() bool { return c.d.ledger.replica.Have().Full() }
+
+// Own reports whether all that is here so far came from the origin to this host, asked as whoever opened
+// this content would be.
+func (c *Content) Own() bool {
+	s, first := c.d.sources(), c.d.firstAsked.Load()
+	return first != nil && first.SameAsker(c.spec) && !c.d.mixed.Load() && s.Peers+s.Seeds+s.Inline == 0
+}
+
 // Close ends the use of the content; closing twice is no error.
 func (c *Content) Close() error {
 	c.once.Do(func() { c.d.e.release(c.d) })

@@ -97,6 +97,10 @@ type Download struct {
 	comparedSet  *compared
 	demanded     atomic.Bool // somebody waits for what the origin gives
 	inlining     atomic.Bool // what came inside an answer is being stored, so it is not asked for
+	// firstAsked is how the origin was asked first, nil where it was not; mixed says that it was asked for
+	// another client later, or that some of the content was stored before.
+	firstAsked atomic.Pointer[task.Spec]
+	mixed      atomic.Bool
 	// neededNow is what only the origin can bring, for its goroutine.
 	neededNow atomic.Pointer[piece.Bitmap]
 	view      atomic.Pointer[TaskStatus]
@@ -267,6 +271,7 @@ func (d *Download) run(ctx context.Context) {
 	if err := d.ledger.load(); err != nil {
 		d.err = &api.Failure{Status: http.StatusInternalServerError, Message: err.Error()}
 	}
+	d.mixed.Store(d.ledger.hasFacts())
 	for d.err == nil {
 		select {
 		case f := <-d.events:

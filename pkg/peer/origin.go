@@ -71,6 +71,11 @@ func (d *Download) startOrigin() {
 	d.updateWanted(time.Now()) // what only the origin can bring has changed since the last look
 	d.helloAgain()
 	o := &originParent{d: d, spec: d.spec, epoch: d.e.newEpoch()}
+	if first := d.firstAsked.Load(); first == nil {
+		d.firstAsked.Store(&o.spec)
+	} else if !first.SameAsker(o.spec) {
+		d.mixed.Store(true)
+	}
 	d.wg.Go(func() {
 		defer cancel(nil)
 		err := o.safely(ctx)
@@ -312,7 +317,8 @@ func (o *originParent) temporary(err error) bool {
 	var changed *source.ChangedError
 	var length *source.LengthError
 	var long *tooLongError
-	if errors.As(err, &wrong) || errors.As(err, &changed) || errors.As(err, &length) || errors.As(err, &long) {
+	var unshared *source.UnsharedError
+	if errors.As(err, &wrong) || errors.As(err, &changed) || errors.As(err, &length) || errors.As(err, &long) || errors.As(err, &unshared) {
 		return false
 	}
 	var refused *source.StatusError

@@ -103,6 +103,13 @@ func (e *LengthError) Error() string {
 	return text
 }
 
+// UnsharedError tells that an origin's answer may not be shared as far as it was to be.
+type UnsharedError struct{ URL, Reason string }
+
+func (e *UnsharedError) Error() string {
+	return fmt.Sprintf("%s may not be shared: %s; ask again, and each client gets it straight from its origin", e.URL, e.Reason)
+}
+
 // StatusError is an origin's refusal.
 type StatusError struct {
 	// URL without user info and query: it may be printed.
@@ -139,7 +146,7 @@ func Patience(status int, header http.Header) time.Duration {
 
 // Failure turns what an origin's Open returned into the words that clients are told. A
 // refusal keeps its status, body and the headers that clients need; anything else is a 502,
-// or a 504 when it was a timeout. A *[ChangedError] is marked as such.
+// or a 504 when it was a timeout. A *[ChangedError] and an *[UnsharedError] are marked as such.
 func Failure(err error) *api.Failure {
 	var refused *StatusError
 	if errors.As(err, &refused) {
@@ -154,6 +161,10 @@ func Failure(err error) *api.Failure {
 	var changed *ChangedError
 	if errors.As(err, &changed) {
 		return &api.Failure{Status: http.StatusBadGateway, Message: err.Error(), Changed: true}
+	}
+	var unshared *UnsharedError
+	if errors.As(err, &unshared) {
+		return &api.Failure{Status: http.StatusBadGateway, Message: err.Error(), Unshared: true}
 	}
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
 		return &api.Failure{Status: http.StatusGatewayTimeout, Message: err.Error()}

@@ -79,12 +79,19 @@ type File struct {
 	Length int64
 	// Tag and Application keep apart what a user wants kept apart.
 	Tag, Application string
+	// Cover names what else of a request chooses the bytes, its headers above all; see package
+	// sharing. Empty for a request that has nothing of it.
+	Cover string
 }
 
 // ID derives the task's name from every field of f.
 func (f File) ID() ID {
 	h := sha256.New()
-	for _, part := range []string{f.URL, f.Validator, strconv.FormatInt(f.Length, 10), f.Tag, f.Application} {
+	parts := []string{f.URL, f.Validator, strconv.FormatInt(f.Length, 10), f.Tag, f.Application}
+	if f.Cover != "" {
+		parts = append(parts, f.Cover)
+	}
+	for _, part := range parts {
 		fmt.Fprintf(h, "%d:%s", len(part), part)
 	}
 	return ID("file:" + hex.EncodeToString(h.Sum(nil)))
@@ -127,6 +134,12 @@ type Spec struct {
 	Authorization secret.String
 	// Header is what else a user wants sent to a file's origin; values may be secret.
 	Header map[string]secret.String
+	// Share is among whom a file's bytes may be shared (package sharing): the answer to the GET must
+	// allow as much. Empty asks for no check, as for registry content.
+	Share string
+	// Alone keeps the task on this host: it asks the origin itself and tells no owner how. It is
+	// not on the wire.
+	Alone bool
 }
 
 // SameAsker reports whether an origin is asked in the same place, sees the same client behind both

@@ -25,7 +25,7 @@ type Layer struct {
 // imports them but tests.
 var Table = []Layer{
 	{Name: "words", Pure: true, Packages: "pkg/secret; pkg/task pkg/host pkg/rendezvous; pkg/oci pkg/piece"},
-	{Name: "brains", Pure: true, Packages: "pkg/scheduler pkg/peer/picker"},
+	{Name: "brains", Pure: true, Packages: "pkg/scheduler pkg/peer/picker pkg/sharing"},
 	{Name: "contracts", Pure: true, Packages: "pkg/api; pkg/source"},
 	{Name: "doors", Packages: "pkg/config pkg/ratelimit pkg/telemetry pkg/identity pkg/piece/diskstore pkg/piece/memstore" +
 		" pkg/source/httporigin pkg/clientconf pkg/httpproxy; pkg/source/registry pkg/cluster pkg/announce pkg/peer/wire pkg/peer/upload"},
@@ -135,7 +135,7 @@ var harmless = map[string]string{
 	"math/rand":       "New NewSource Rand Source Source64",
 	"math/rand/v2":    "New NewPCG NewChaCha8 Rand Source PCG ChaCha8",
 	"net":             "JoinHostPort SplitHostPort ParseIP IP",
-	"net/http":        "Header Status* Method* CanonicalHeaderKey",
+	"net/http":        "Header Status* Method* CanonicalHeaderKey ParseTime",
 	"net/rpc":         "",
 	"os":              "Err*",
 	"os/exec":         "",

@@ -85,6 +85,7 @@ type failWire struct {
 	Full    int               `bencode:"f,omitempty"`
 	Header  map[string]string `bencode:"h,omitempty"`
 	Message string            `bencode:"m"`
+	Alone   int               `bencode:"n,omitempty"` // may not be shared
 	Promise int               `bencode:"p,omitempty"`
 	Repo    string            `bencode:"r,omitempty"`
 	Status  int               `bencode:"s"`
@@ -137,7 +138,7 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 	case FailMessage:
 		name, shape = "dr_fail", failWire{
 			Status: m.Failure.Status, Header: m.Failure.Header, Body: m.Failure.Body, Message: m.Failure.Message, Wrong: flag(m.Failure.Wrong), Changed: flag(m.Failure.Changed),
-			Full: flag(m.Failure.Full), Promise: flag(m.Failure.Promise), From: m.Failure.Upstream, Repo: m.Failure.Repository,
+			Full: flag(m.Failure.Full), Alone: flag(m.Failure.Unshared), Promise: flag(m.Failure.Promise), From: m.Failure.Upstream, Repo: m.Failure.Repository,
 		}
 	case RevokeMessage:
 		name, shape = "dr_revoke", revokeWire{Epoch: m.Revocation.Epoch, Key: m.Revocation.Key[:], Signature: m.Revocation.Signature}
@@ -268,8 +269,8 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte, learn func(map[pp
 			return m, fmt.Errorf("failure with status %d and %d bytes", w.Status, len(w.Body))
 		}
 		m.Type, m.Failure = FailMessage, &api.Failure{
-			Status: w.Status, Body: w.Body, Wrong: w.Wrong != 0, Changed: w.Changed != 0, Message: w.Message[:min(len(w.Message), api.FailureMax)],
-			Full: w.Full != 0, Promise: w.Promise != 0, Upstream: w.From, Repository: w.Repo,
+			Status: w.Status, Body: w.Body, Wrong: w.Wrong != 0, Changed: w.Changed != 0, Unshared: w.Alone != 0, Promise: w.Promise != 0,
+			Message: w.Message[:min(len(w.Message), api.FailureMax)], Full: w.Full != 0, Upstream: w.From, Repository: w.Repo,
 		}
 		for _, name := range failureHeaders {
 			if v, ok := w.Header[name]; ok {
