@@ -20,38 +20,34 @@ func (c *Client) exposes(e api.Entry) bool {
 	if e.Event == api.Completed || e.Event == api.Stopped {
 		return false
 	}
-	exposes, standbys := c.goesInTheClear(e)
-	if exposes && !standbys {
+	stays, clear := c.staysHere(e)
+	if clear {
 		c.clear.Do(func() { c.log.Warn("contents that want a login are brought by this host alone", "reason", errClear) })
 	}
-	return exposes
+	return stays
 }
 
-// goesInTheClear reports whether an entry has credentials and owners are on other machines, or else
-// standbys are.
-func (c *Client) goesInTheClear(e api.Entry) (exposes, standbys bool) {
+// staysHere reports whether an entry is for no other host; clear says that it stays because its
+// credentials would go to an owner in the clear.
+func (c *Client) staysHere(e api.Entry) (stays, clear bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	spec := e.Spec
 	if t := c.active[e.Task]; spec == nil && t != nil {
 		spec = t.spec // it goes to whoever takes the task over
 	}
-	if spec != nil && spec.Alone {
-		return true
-	}
-	if c.cfg.Scheme == "https" {
-		return false
-	}
-	if spec == nil || spec.Authorization == "" && len(spec.Header) == 0 {
+	switch {
+	case spec != nil && spec.Alone:
+		return true, false
+	case c.cfg.Scheme == "https", spec == nil, spec.Authorization == "" && len(spec.Header) == 0:
 		return false, false
 	}
 	for addr := range c.owners {
 		if !isLoopback(addr) {
-			return true, false
+			return true, true
 		}
 	}
-	far := slices.ContainsFunc(c.standbys, func(addr string) bool { return !isLoopback(addr) })
-	return far, far
+	return slices.ContainsFunc(c.standbys, func(addr string) bool { return !isLoopback(addr) }), false
 }
 
 func isLoopback(addr string) bool {

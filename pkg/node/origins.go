@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/sharing"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/source/httporigin"
 	"github.com/darter-io/darter/pkg/source/registry"
@@ -72,6 +73,16 @@ func (f *Files) Open(ctx context.Context, spec task.Spec, offset int64) (*source
 // Probe asks what a file is; see [httporigin.Origin.Probe].
 func (f *Files) Probe(ctx context.Context, spec task.Spec) (httporigin.Info, error) {
 	return f.now.Load().Probe(ctx, spec)
+}
+
+// Examine asks what a file is and how far it may be shared; see [httporigin.Origin.Examine].
+func (f *Files) Examine(ctx context.Context, spec task.Spec) (httporigin.Info, sharing.Answer, error) {
+	return f.now.Load().Examine(ctx, spec)
+}
+
+// Window brings the bytes of a range of a file; see [httporigin.Origin.Window].
+func (f *Files) Window(ctx context.Context, spec task.Spec, w sharing.Window) ([]byte, error) {
+	return f.now.Load().Window(ctx, spec, w)
 }
 
 // CloseIdleConnections ends the connections that no request uses.

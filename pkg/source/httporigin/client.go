@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -57,8 +58,8 @@ type Config struct {
 	ConnectionsMax int
 
 	// AllowAddrs are exceptions to the addresses that are never connected to: loopback,
-	// link-local (where clouds keep their metadata services), multicast and unspecified
-	// ones. Whoever may name a URL reaches through this host whatever is allowed here.
+	// link-local, multicast and unspecified ones, those at which clouds keep their metadata
+	// services, and what leads to any of these through NAT64, 6to4 or the like. Whoever may name a URL reaches through this host whatever is allowed here.
 	AllowAddrs []netip.Prefix
 	// AllowHosts are the hosts that may be asked, redirects included: "files.test", "*.files.test"
 	// for all hosts under it, "*" or nothing for every host.
@@ -69,6 +70,10 @@ type Config struct {
 
 	// UserAgent is sent where the request has none. Default "darter".
 	UserAgent string
+
+	// AnyHeader forwards all headers of a file's request, also those that route it: for a program
+	// that asks for its user alone. Else see [sharing.Forwardable].
+	AnyHeader bool
 }
 
 func (c Config) withDefaults() Config {
@@ -214,23 +219,18 @@ func (e *HostError) Error() string {
 	return fmt.Sprintf("host %s is not among those that may be asked", e.Host)
 }
 
-// AddrError tells that a host has an address that no request may go to.
+// AddrError tells that a host has an address that no request may go to. Addr is the zero Addr where the
+// host is a number that cannot be read in one way alone.
 type AddrError struct {
 	Host string
 	Addr netip.Addr
 }
 
 func (e *AddrError) Error() string {
+	if !e.Addr.IsValid() {
+		return fmt.Sprintf("host %s is an address in a form that not all programs read alike; write it as 192.0.2.1 or [2001:db8::1]", e.Host)
+	}
 	return fmt.Sprintf("host %s has the address %s, which is for this machine or its network alone and is not allowed", e.Host, e.Addr)
-}
-
-// special holds what [netip.Addr] has no word for: the metadata services of clouds outside
-// of the link-local range, and "this network" (RFC 791).
-var special = []netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/8"),
-	netip.MustParsePrefix("192.0.0.192/32"),
-	netip.MustParsePrefix("100.100.100.200/32"),
-	netip.MustParsePrefix("fd00:ec2::254/128"),
 }
 
 // guard refuses addresses.
@@ -243,17 +243,17 @@ type guard struct {
 
 func (g *guard) check(host string, addr netip.Addr) error {
 	addr = addr.Unmap().WithZone("")
-	refuse := addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsMulticast() || addr.IsUnspecified()
-	for _, p := range special {
-		refuse = refuse || p.Contains(addr)
-	}
+	candidates := append([]netip.Addr{addr}, embedded(addr)...)
 	for _, p := range g.allow {
 		if p.Contains(addr) {
 			return nil
 		}
 	}
-	if refuse {
-		return &AddrError{Host: host, Addr: addr}
+	for _, a := range candidates {
+		allowed := slices.ContainsFunc(g.allow, func(p netip.Prefix) bool { return p.Contains(a) })
+		if forbidden(a) && !allowed {
+			return &AddrError{Host: host, Addr: addr}
+		}
 	}
 	return nil
 }
@@ -267,11 +267,11 @@ func (g *guard) checkURL(u *url.URL) error {
 	if !g.hostAllowed(host) {
 		return &HostError{Host: host}
 	}
-	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
-		host = "127.0.0.1"
-	}
-	addr, err := netip.ParseAddr(host)
+	addr, err := literal(host)
 	if err != nil {
+		return &AddrError{Host: u.Hostname()}
+	}
+	if !addr.IsValid() {
 		return nil
 	}
 	return g.check(u.Hostname(), addr)

@@ -28,6 +28,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/sharing"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/source/httporigin"
 	"github.com/darter-io/darter/pkg/source/sourcetest"
@@ -105,6 +106,10 @@ func TestAddressesOfTheMachineAndItsCloudAreRefused(t *testing.T) {
 	for _, host := range []string{
 		"127.0.0.1", "localhost", "LOCALHOST", "x.localhost", "[::1]", "0.0.0.0", "[::]", "[::ffff:127.0.0.1]", "127.1.2.3",
 		"169.254.169.254", "[fe80::1%25lo]", "[fd00:ec2::254]", "100.100.100.200", "[::ffff:100.100.100.200]", "192.0.0.192", "224.0.0.1",
+		"169.254.170.2", "168.63.129.16", "[fd20:ce::254]", "[fd00:ec2::23]", "[fd00:c1::a9fe:a9fe]", "[fe80::a9fe:a9fe]", "255.255.255.255",
+		"[::ffff:169.254.169.254]", "[64:ff9b::a9fe:a9fe]", "[64:ff9b::169.254.169.254]", "[64:ff9b:1::a83f:8110]", "[2002:a9fe:a9fe::1]", "[::169.254.169.254]",
+		"[::ffff:0:169.254.169.254]", "[2001:0:a9fe:a9fe::]", "[2001:0:102:304:0:0:5601:5601]", "[2001:db8::5efe:a9fe:a9fe]",
+		"metadata.google.internal", "METADATA.google.internal.", "metadata", "localhost.", "2852039166", "0xa9fea9fe", "0xa9.254.43518", "169.254.43518", "0251.0376.0251.0376", "127.1",
 	} {
 		_, err := body(t, strict, file("http://"+host+":"+port+"/"))
 		var refused *httporigin.AddrError
@@ -361,4 +366,99 @@ func TestAHandshakeThatTakesTooLongIsATimeout(t *testing.T) {
 	require.Error(t, err)
 	assert.True(t, errors.Is(err, os.ErrDeadlineExceeded), "%v", err)
 	assert.Equal(t, http.StatusGatewayTimeout, source.Failure(err).Status)
+}
+
+func TestAnAddressMayBeAllowedByItselfOrByWhatItLeadsTo(t *testing.T) {
+	for _, row := range []struct {
+		host, allowed string
+		refused       bool
+	}{
+		{"[64:ff9b::7f00:1]", "", true},
+		{"[64:ff9b::7f00:1]", "127.0.0.0/8", false},
+		{"[64:ff9b::7f00:1]", "64:ff9b::/96", false},
+		{"[64:ff9b::7f00:1]", "10.0.0.0/8", true},
+		{"[64:ff9b::808:808]", "", false},
+		{"10.0.0.1", "", false},
+		{"[fd12:3456::1]", "", false},
+		{"168.63.129.17", "", false},
+		{"168.63.129.16", "168.63.129.16/32", false},
+		{"metadata.google.internal", "169.254.0.0/16", false},
+		{"file1.example.test", "", false},
+		{"1.2.3.4.example.test", "", false},
+		{"0xcafe.test", "", false},
+	} {
+		asked := false
+		proxy := serve(t, func(w http.ResponseWriter, _ *http.Request) { asked = true })
+		o := origin(t, func(c *httporigin.Config) {
+			// Behind a proxy nothing is dialled but the proxy.
+			c.AllowAddrs, c.Proxy = nil, secret.String(proxy.URL)
+			if row.allowed != "" {
+				c.AllowAddrs = []netip.Prefix{netip.MustParsePrefix(row.allowed)}
+			}
+		})
+		_, err := body(t, o, file("http://"+row.host+"/"))
+		var refused *httporigin.AddrError
+		assert.Equal(t, row.refused, errors.As(err, &refused), "%s with %q allowed: %v", row.host, row.allowed, err)
+		assert.Equal(t, !row.refused, asked, row.host)
+	}
+}
+
+func TestHeadersThatRouteAreNotSent(t *testing.T) {
+	s := serve(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Host) })
+	spec := file(s.URL)
+	for _, name := range []string{"Host", "X-Forwarded-Host", "x-original-url", "X_Rewrite_Url"} {
+		spec.Header = map[string]secret.String{name: "evil.test"}
+		_, err := body(t, origin(t, nil), spec)
+		var refused *sharing.HeaderError
+		require.ErrorAs(t, err, &refused)
+		assert.Equal(t, api.FileBadRequest, httporigin.Refusal(err).Kind)
+		_, err = origin(t, nil).Probe(t.Context(), spec)
+		require.ErrorAs(t, err, &refused)
+	}
+	spec.Header = map[string]secret.String{"Host": "a.test"}
+	got, err := body(t, origin(t, func(c *httporigin.Config) { c.AnyHeader = true }), spec)
+	require.NoError(t, err)
+	assert.Equal(t, "a.test", got, "a program that asks for its user alone")
+}
+
+func TestTheAnswerToTheGETHasToAllowWhatTheHEADDid(t *testing.T) {
+	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"v1"`)
+		if r.Method == http.MethodGet {
+			w.Header().Set(r.URL.Query().Get("name"), r.URL.Query().Get("value"))
+		}
+		_, _ = io.WriteString(w, "secret")
+	})
+	for _, row := range []struct {
+		share       sharing.Share
+		name, value string
+		ok          bool
+	}{
+		{sharing.Equal, "Cache-Control", "private", false},
+		{sharing.Equal, "Cache-Control", "no-store", false},
+		{sharing.Equal, "Vary", "*", false},
+		{sharing.Equal, "Vary", "Authorization", true},
+		{sharing.Proven, "Vary", "Authorization", false},
+		{sharing.Proven, "Set-Cookie", "a=b", false},
+		{sharing.Proven, "Vary", "Accept-Encoding", true},
+		{sharing.Public, "Vary", "Accept", false},
+		{sharing.Public, "Cache-Control", "public", true},
+		{sharing.Flight, "Cache-Control", "private", false},
+	} {
+		spec := file(s.URL + "/?" + url.Values{"name": {row.name}, "value": {row.value}}.Encode())
+		spec.Authorization, spec.Validator, spec.Share = "Bearer a", `"v1"`, string(row.share)
+		_, err := body(t, origin(t, nil), spec)
+		if row.ok {
+			require.NoError(t, err, row)
+			continue
+		}
+		var unshared *source.UnsharedError
+		require.ErrorAs(t, err, &unshared, row)
+		assert.True(t, source.Failure(err).Unshared)
+	}
+	spec := file(s.URL)
+	spec.Share = string(sharing.Flight)
+	_, err := origin(t, nil).Open(t.Context(), spec, 3)
+	var changed *source.ChangedError
+	require.ErrorAs(t, err, &changed, "nobody can tell of which version the rest would be")
 }

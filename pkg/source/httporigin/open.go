@@ -40,6 +40,9 @@ type Get struct {
 	// Length of the whole content in bytes where it is known, else 0 or less. It bounds what is
 	// read: another length, told or sent, is a *[source.LengthError].
 	Length int64
+	// Allows, unless nil, returns an error for an answer whose headers forbid what its bytes are
+	// wanted for; Open returns that error.
+	Allows func(http.Header) error
 }
 
 // Open starts one streaming GET as [source.Origin] wants it.
@@ -110,6 +113,11 @@ func (c *Client) judge(ctx context.Context, abort context.CancelCauseFunc, g Get
 		return nil, errAskWhole
 	case res.StatusCode != http.StatusOK && res.StatusCode != http.StatusPartialContent:
 		return nil, c.refusal(ctx, abort, res, http.MethodGet, g.URL)
+	}
+	if g.Allows != nil {
+		if err := g.Allows(res.Header); err != nil {
+			return nil, err
+		}
 	}
 	validator := validatorOf(res.Header)
 	partial := res.StatusCode == http.StatusPartialContent

@@ -9,12 +9,16 @@ import (
 	"net/textproto"
 	"net/url"
 
+	"github.com/darter-io/darter/pkg/sharing"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
 )
 
 // Origin gives files by their URL: a [source.Origin] for tasks of kind [task.Plain].
-type Origin struct{ *Client }
+type Origin struct {
+	*Client
+	any bool // headers that route go on, too
+}
 
 // New builds an origin; it connects to nobody.
 func New(cfg Config) (*Origin, error) {
@@ -22,17 +26,75 @@ func New(cfg Config) (*Origin, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Origin{c}, nil
+	return &Origin{c, cfg.AnyHeader}, nil
 }
 
 // Open implements [source.Origin]. Without a Validator in the spec any version of the file is
-// taken, a resumption included: set it from the first answer.
+// taken, a resumption included: set it from the first answer. An answer that does not allow the
+// spec's Share is a *[source.UnsharedError].
 func (o *Origin) Open(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
-	req, err := requestOf(spec)
+	req, err := o.requestOf(spec)
 	if err != nil {
 		return nil, err
 	}
-	return o.Client.Open(ctx, Get{Request: req, Offset: offset, Validator: spec.Validator, Length: spec.Known()})
+	if offset > 0 && spec.Share == string(sharing.Flight) {
+		return nil, &source.ChangedError{URL: Printable(req.URL), Is: "unknown"}
+	}
+	sent := make([]string, 0, len(req.Header))
+	for name := range req.Header {
+		sent = append(sent, name)
+	}
+	allows := func(h http.Header) error {
+		if err := sharing.Confirm(sharing.Share(spec.Share), sent, h); err != nil {
+			return &source.UnsharedError{URL: Printable(req.URL), Reason: err.Error()}
+		}
+		return nil
+	}
+	return o.Client.Open(ctx, Get{Request: req, Offset: offset, Validator: spec.Validator, Length: spec.Known(), Allows: allows})
+}
+
+// Window brings the bytes of a range of a file, with the spec's own headers, of the version that its
+// Validator names. Any other answer than these bytes is an error.
+func (o *Origin) Window(ctx context.Context, spec task.Spec, w sharing.Window) ([]byte, error) {
+	req, err := o.requestOf(spec)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", w.Offset, w.Offset+w.Length-1))
+	if sharing.StrongETag(spec.Validator) {
+		req.Header.Set("If-Range", spec.Validator)
+	}
+	res, err := o.Ask(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	unusable := func(format string, args ...any) error {
+		return &AnswerError{Method: http.MethodGet, URL: Printable(req.URL), Reason: fmt.Sprintf(format, args...)}
+	}
+	whole := w.Offset == 0 && w.Length == spec.Length
+	switch encoding, err := encodingOf(res.Header); {
+	case err != nil || encoding != "":
+		return nil, unusable("it is encoded")
+	case validatorOf(res.Header) != spec.Validator:
+		return nil, &source.ChangedError{URL: Printable(req.URL), Was: spec.Validator, Is: validatorOf(res.Header)}
+	case res.StatusCode == http.StatusOK && whole:
+	case res.StatusCode == http.StatusPartialContent:
+		r, err := parseContentRange(res.Header.Get("Content-Range"))
+		if err != nil || r.start != w.Offset || r.end != w.Offset+w.Length-1 || r.total >= 0 && r.total != spec.Length {
+			return nil, unusable("Content-Range %.80q for a part of it", res.Header.Get("Content-Range"))
+		}
+	default:
+		return nil, unusable("%d to a request for a part of it", res.StatusCode)
+	}
+	b := make([]byte, w.Length)
+	if _, err := io.ReadFull(res.Body, b); err != nil {
+		return nil, early(err)
+	}
+	if n, _ := res.Body.Read(make([]byte, 1)); n > 0 {
+		return nil, unusable("more than was asked for")
+	}
+	return b, nil
 }
 
 // mine are headers that this package sets itself or that belong to one connection.
@@ -41,8 +103,9 @@ var mine = map[string]bool{
 	"Te": true, "Trailer": true, "Upgrade": true, "Expect": true, "Proxy-Authorization": true, "Proxy-Connection": true, "Keep-Alive": true,
 }
 
-// requestOf reveals a spec's secrets, for the host of its URL.
-func requestOf(spec task.Spec) (Request, error) {
+// requestOf reveals a spec's secrets, for the host of its URL. The error is a *[sharing.HeaderError] for
+// a header that may not be forwarded: a spec comes from other hosts, too.
+func (o *Origin) requestOf(spec task.Spec) (Request, error) {
 	u, err := url.Parse(spec.URL)
 	if err != nil {
 		// The parser's own words repeat the URL, and it may hold a password.
@@ -53,9 +116,14 @@ func requestOf(spec task.Spec) (Request, error) {
 	}
 	header := http.Header{}
 	for k, v := range spec.Header {
-		if k = textproto.CanonicalMIMEHeaderKey(k); !mine[k] {
-			header.Set(k, v.Reveal())
+		k = textproto.CanonicalMIMEHeaderKey(k)
+		if mine[k] {
+			continue
 		}
+		if err := sharing.Forwardable(k); err != nil && !o.any {
+			return Request{}, err
+		}
+		header.Set(k, v.Reveal())
 	}
 	for _, a := range spec.Accept {
 		header.Add("Accept", a)
@@ -88,29 +156,35 @@ type Info struct {
 // no HEAD (405, 501) or where a signed URL allows GET alone (400, 403). The error is a
 // *[source.StatusError] where the origin refuses.
 func (o *Origin) Probe(ctx context.Context, spec task.Spec) (Info, error) {
-	req, err := requestOf(spec)
+	info, _, err := o.Examine(ctx, spec)
+	return info, err
+}
+
+// Examine is Probe, and tells what [sharing.Decide] has to know of the answer.
+func (o *Origin) Examine(ctx context.Context, spec task.Spec) (Info, sharing.Answer, error) {
+	req, err := o.requestOf(spec)
 	if err != nil {
-		return Info{}, err
+		return Info{}, sharing.Answer{}, err
 	}
 	ctx, abort := context.WithCancelCause(ctx)
 	defer abort(nil)
 	req.Method = http.MethodHead
 	res, err := o.Do(ctx, req)
 	if err != nil {
-		return Info{}, err
+		return Info{}, sharing.Answer{}, err
 	}
 	res.Body.Close()
 	switch res.StatusCode {
 	case http.StatusOK:
-		return infoOf(res, res.Header.Get("Accept-Ranges") == "bytes")
+		return infoOf(Printable(req.URL), res, res.Header.Get("Accept-Ranges") == "bytes")
 	case http.StatusMethodNotAllowed, http.StatusNotImplemented, http.StatusForbidden, http.StatusBadRequest:
 	default:
-		return Info{}, o.refusal(ctx, abort, res, http.MethodHead, req.URL)
+		return Info{}, sharing.Answer{}, o.refusal(ctx, abort, res, http.MethodHead, req.URL)
 	}
 	req.Method = http.MethodGet
 	req.Header.Set("Range", "bytes=0-0")
 	if res, err = o.Do(ctx, req); err != nil {
-		return Info{}, err
+		return Info{}, sharing.Answer{}, err
 	}
 	// What a 200 goes on to send is cut off by closing.
 	defer res.Body.Close()
@@ -119,42 +193,46 @@ func (o *Origin) Probe(ctx context.Context, spec task.Spec) (Info, error) {
 		res.Body.Close()
 		req.Header.Del("Range")
 		if res, err = o.Do(ctx, req); err != nil {
-			return Info{}, err
+			return Info{}, sharing.Answer{}, err
 		}
 		defer res.Body.Close()
 	}
 	switch res.StatusCode {
 	case http.StatusOK:
-		return infoOf(res, false)
+		return infoOf(Printable(req.URL), res, false)
 	case http.StatusPartialContent:
-		info, err := infoOf(res, true)
+		info, a, err := infoOf(Printable(req.URL), res, true)
 		if err != nil {
-			return Info{}, err
+			return Info{}, sharing.Answer{}, err
 		}
 		info.Length = -1
 		if encoding, _ := encodingOf(res.Header); encoding == "" {
 			r, err := parseContentRange(res.Header.Get("Content-Range"))
 			if err != nil || r.start != 0 {
-				return Info{}, &AnswerError{Method: http.MethodGet, URL: Printable(req.URL), Reason: fmt.Sprintf("Content-Range %.80q for the first byte", res.Header.Get("Content-Range"))}
+				return Info{}, sharing.Answer{}, &AnswerError{Method: http.MethodGet, URL: Printable(req.URL), Reason: fmt.Sprintf("Content-Range %.80q for the first byte", res.Header.Get("Content-Range"))}
 			}
 			info.Length = r.total
 		}
 		_, _ = io.CopyN(io.Discard, res.Body, 1)
-		return info, nil
+		return info, a, nil
 	default:
-		return Info{}, o.refusal(ctx, abort, res, http.MethodGet, req.URL)
+		return Info{}, sharing.Answer{}, o.refusal(ctx, abort, res, http.MethodGet, req.URL)
 	}
 }
 
-func infoOf(res *http.Response, ranges bool) (Info, error) {
+func infoOf(asked string, res *http.Response, ranges bool) (Info, sharing.Answer, error) {
 	info := Info{Length: res.ContentLength, MediaType: res.Header.Get("Content-Type"), Validator: validatorOf(res.Header), Ranges: ranges}
+	answer := sharing.Answer{Header: res.Header}
+	if at := Printable(res.Request.URL); at != asked {
+		answer.Place = at
+	}
 	encoding, err := encodingOf(res.Header)
 	if err != nil {
-		return Info{}, &AnswerError{Method: res.Request.Method, URL: Printable(res.Request.URL), Reason: err.Error()}
+		return Info{}, answer, &AnswerError{Method: res.Request.Method, URL: Printable(res.Request.URL), Reason: err.Error()}
 	}
 	if encoding != "" {
 		// The length is that of the encoded bytes, and so are the ranges.
 		info.Length, info.Ranges = -1, false
 	}
-	return info, nil
+	return info, answer, nil
 }

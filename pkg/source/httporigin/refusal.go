@@ -7,6 +7,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/sharing"
 	"github.com/darter-io/darter/pkg/source"
 )
 
@@ -20,6 +21,7 @@ func Refusal(err error) *api.FileError {
 	out := &api.FileError{Kind: api.FileUnreachable, Message: err.Error()}
 	var blocked *AddrError
 	var unlisted *HostError
+	var header *sharing.HeaderError
 	var answered *source.StatusError
 	var proxy *ProxyError
 	var certificate *tls.CertificateVerificationError
@@ -27,6 +29,8 @@ func Refusal(err error) *api.FileError {
 	switch {
 	case errors.As(err, &blocked), errors.As(err, &unlisted):
 		out.Kind = api.FileForbidden
+	case errors.As(err, &header):
+		out.Kind = api.FileBadRequest
 	case errors.As(err, &proxy) && (proxy.Status == http.StatusForbidden || proxy.Status == http.StatusProxyAuthRequired):
 		out.Kind, out.Status = api.FileRefused, proxy.Status
 	case words.Wrong:
