@@ -399,8 +399,9 @@ type Files struct {
 	// and the supernode that leads the download, ask any of them.
 	AllowHosts []string `key:"allowHosts" default:"*" reload:"yes"`
 	// AllowAddresses are networks that files may come from although nobody should be led
-	// there by accident: loopback, link-local (where clouds keep the metadata and the
-	// credentials of a machine), multicast. Written 127.0.0.0/8 or [fe80::]/10.
+	// there by accident: loopback, link-local and multicast, the addresses at which clouds keep the
+	// metadata and the credentials of a machine, and what leads to any of these (NAT64, 6to4). Written
+	// 127.0.0.0/8 or [fe80::]/10.
 	AllowAddresses []Network `key:"allowAddresses" reload:"yes"`
 	// CA is a file of PEM certificates to trust besides the system's when files are fetched.
 	CA string `key:"ca" reload:"yes"`
@@ -413,8 +414,8 @@ type Files struct {
 type DaemonFiles struct {
 	Files
 	// IgnoreQuery are the query parameters that only sign a request and so do not make a
-	// file another file: they are left out of its identity, but sent to the origin. A name
-	// that ends in * stands for all that begin so.
+	// file another file: their values are left out of its identity, but sent to the origin, and
+	// count as credentials. A name that ends in * stands for all that begin so.
 	IgnoreQuery []string `key:"ignoreQuery" default:"X-Amz-*,X-Goog-*,X-Oss-*,Signature,Expires,Policy,Key-Pair-Id,AWSAccessKeyId,GoogleAccessId,OSSAccessKeyId,security-token,sig,se,sp,sv,sr,st,spr,skoid,sktid,skt,ske,sks,skv" reload:"yes"`
 }
 
@@ -521,6 +522,13 @@ type Dfget struct {
 	// IgnoreQuery are query parameters that only sign a request, besides those that the
 	// daemon knows.
 	IgnoreQuery []string `key:"ignoreQuery"`
+	// NoCache takes nothing that was stored before (RFC 9111 §5.2.1.4): the file comes straight from its
+	// origin, for this command alone.
+	NoCache bool `key:"noCache" default:"false"`
+	// MaxAge is how long ago the file may have been brought from its origin, such as 10m (RFC 9111 §5.2.1.1); 0s is
+	// as noCache, "any" takes what the origin still confirms, however old. Those that name the
+	// same age share what one of them brought.
+	MaxAge MaxAge `key:"maxAge" default:"any"`
 	// LimitRate is the most that is written per second; the daemon may fetch faster.
 	LimitRate Rate `key:"limitRate" default:"unlimited"`
 	// Timeout is the longest that the whole command may take; 0 is no limit.
@@ -532,6 +540,33 @@ type Dfget struct {
 	// auto for bars on a terminal and plain lines elsewhere.
 	Progress Progress `key:"progress" default:"auto"`
 }
+
+// MaxAge is "any" or a duration.
+type MaxAge string
+
+// Duration is the age, ok false for any.
+func (m MaxAge) Duration() (age time.Duration, ok bool) {
+	if m == "" || m == "any" {
+		return 0, false
+	}
+	age, err := time.ParseDuration(string(m))
+	return age, err == nil
+}
+
+// UnmarshalText checks an age.
+func (m *MaxAge) UnmarshalText(b []byte) error {
+	*m = MaxAge(b)
+	if *m == "any" {
+		return nil
+	}
+	if age, err := time.ParseDuration(string(b)); err != nil || age < 0 {
+		return fmt.Errorf("an age is \"any\", or a duration such as 90s, 10m or 0s")
+	}
+	return nil
+}
+
+// Unit names the kind of value in --help.
+func (MaxAge) Unit() string { return "any|DURATION" }
 
 // Progress is how dfget tells how far it is.
 type Progress string

@@ -16,7 +16,6 @@ import (
 	"net/http"
 	"slices"
 	"sync/atomic"
-	"time"
 
 	"github.com/darter-io/darter/pkg/announce"
 	"github.com/darter-io/darter/pkg/api"
@@ -92,7 +91,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 	}
 	d.node.Connect(announcer, d.node.Watch(d.coordinator))
 	d.pulls = &pulls{metrics: telemetry.NewPulls(d.node.Metrics), log: d.node.Log, embedded: d.leads}
-	d.files = &files{probe: d.node.Origins.Files.Probe, open: d.node.Engine.Open, now: time.Now, pulls: d.pulls}
+	d.files = newFiles(d.node, d.pulls)
 	d.files.settings.Store(&cfg.Files)
 	d.proxy = registryproxy.New(registryproxy.Config{
 		Open: func(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
@@ -184,7 +183,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	// Content never passes gin: its writer hides sendfile.
 	local := http.NewServeMux()
-	local.Handle(api.PathFiles, d.files)
+	local.Handle(api.PathFiles, node.NoBrowsers(d.files))
 	local.Handle("/", d.localRoutes())
 	parts := []node.Part{d.coordinator.Run}
 	if d.client != nil {
@@ -209,7 +208,7 @@ func mirrorMux(proxy http.Handler) http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "this is a registry mirror: it answers under /v2/", http.StatusNotFound)
 	})
-	return mux
+	return node.NoPages(mux)
 }
 
 // Reload takes the settings into force that a running program can change: a

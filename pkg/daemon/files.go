@@ -1,23 +1,33 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net/http"
+	"net/textproto"
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/node"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/sharing"
+	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/source/httporigin"
 	"github.com/darter-io/darter/pkg/task"
 	"github.com/darter-io/darter/pkg/telemetry"
@@ -30,23 +40,44 @@ const (
 	urlMax = 8 << 10
 	// holdAfter is how long a download stays known after a client was served.
 	holdAfter = 2 * time.Second
-	// anonymousLife is how long a file without ETag, Last-Modified and length counts as
-	// the same one: nobody could tell a newer version from it. Longer spares the origin,
-	// shorter notices a change sooner.
-	anonymousLife = 10 * time.Minute
+	// asksMax is how often a file that changes between the question and the download, or that is not
+	// proved the same, is asked about, before it comes straight from the origin.
+	asksMax = 3
 )
 
 // files gives dfget its files (api.PathFiles). It is a plain handler, because gin's writer
-// hides sendfile.
+// hides sendfile. What may be shared with whom [sharing.Decide] says; this acts on it.
 type files struct {
 	// probe asks the origin what it gives to these headers; that it gives it at all is the
 	// client's right to what the node may have cached.
-	probe func(ctx context.Context, spec task.Spec) (httporigin.Info, error)
-	open  func(ctx context.Context, spec task.Spec) (*peer.Content, error)
-	now   func() time.Time
-	pulls *pulls
+	probe func(ctx context.Context, spec task.Spec) (httporigin.Info, sharing.Answer, error)
+	// window brings a range of the file from the origin, with the client's own headers.
+	window func(ctx context.Context, spec task.Spec, w sharing.Window) ([]byte, error)
+	open   func(ctx context.Context, spec task.Spec) (*peer.Content, error)
+	// direct opens the file at its origin for one client, past the store.
+	direct func(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error)
+	// drop deletes what the store has of a task.
+	drop func(id task.ID) error
+	now  func() time.Time
+	// key hashes what is secret in a name; see [identity.Identity.NamesKey].
+	key     []byte
+	flights flights
+	proofs  proofs
+	pulls   *pulls
 	// settings in force; they change while requests run.
 	settings atomic.Pointer[config.DaemonFiles]
+}
+
+func newFiles(n *node.Node, p *pulls) *files {
+	f := &files{
+		probe: n.Origins.Files.Examine, window: n.Origins.Files.Window, open: n.Engine.Open, direct: n.Engine.Unkept, drop: n.Engine.Withdraw,
+		now: time.Now, key: []byte(n.Identity.NamesKey().Reveal()), pulls: p,
+	}
+	if len(f.key) == 0 {
+		// Nobody else may guess a credential by a name: then nobody else finds the name.
+		f.key = []byte(rand.Text())
+	}
+	return f
 }
 
 func refuse(kind api.FileErrorKind, format string, args ...any) *api.FileError {
@@ -60,40 +91,38 @@ func (f *files) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	started := f.now()
-	spec, file, bad := f.request(r)
+	q, bad := f.request(r)
 	if bad != nil {
 		tellRefusal(w, bad.Code(), bad)
 		return
 	}
-	told := telemetry.Pull{Kind: task.Plain, Name: withoutQuery(file.URL)}
+	told := telemetry.Pull{Kind: task.Plain, Name: withoutQuery(q.file.URL)}
 	defer func() {
 		told.Total = f.now().Sub(started)
 		f.pulls.finished(told)
 	}()
-	info, err := f.probe(r.Context(), spec)
-	probed := f.now()
-	told.Stages = append(told.Stages, telemetry.Stage{Name: "asking the origin", Took: probed.Sub(started)})
+	last := started
+	stage := func(name string) {
+		now := f.now()
+		told.Stages = append(told.Stages, telemetry.Stage{Name: name, Took: now.Sub(last)})
+		last = now
+	}
+	held, why, err := f.find(r.Context(), q, &told, stage)
 	if err != nil {
 		e := failed(r.Context(), &told, err)
 		tellRefusal(w, e.Code(), e)
 		return
 	}
-	spec.Validator, spec.Length = info.Validator, max(0, info.Length)
-	spec.ID = identify(file, info, spec.Digest, started).ID()
-
-	told.Task = spec.ID
-	content, err := f.open(r.Context(), spec)
 	opened := f.now()
-	told.Stages = append(told.Stages, telemetry.Stage{Name: "first facts", Took: opened.Sub(probed)})
-	if err != nil {
-		e := failed(r.Context(), &told, err)
-		tellRefusal(w, e.Code(), e)
+	if held == nil {
+		f.straight(w, r, q, why, &told, started)
+		stage("body")
 		return
 	}
 	// Let go a moment later: a client that has just got everything asks where it came from,
 	// and a download that nobody holds is forgotten.
-	defer time.AfterFunc(holdAfter, func() { content.Close() })
-	f.serve(w, r, content, &told, started)
+	defer time.AfterFunc(holdAfter, held.release)
+	f.serve(w, r, held, &told, started)
 	first := opened
 	if told.FirstByte > 0 {
 		first = started.Add(told.FirstByte)
@@ -102,24 +131,246 @@ func (f *files) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	told.Stages = append(told.Stages, telemetry.Stage{Name: "body", Took: f.now().Sub(first)})
 }
 
-// identify names the version of a file that its origin has now.
-func identify(file task.File, info httporigin.Info, digest string, now time.Time) task.File {
-	file.Validator, file.Length = info.Validator, info.Length
+// held is content that is open for one client.
+type held struct {
+	*peer.Content
+	// version is the ETag of the answer, empty where nobody can name the version.
+	version string
+	release func()
+	broke   func() // tells of a body that ended short; nil where nobody cares
+}
+
+// find asks the origin about the file and opens it among those that may share it. Without a held
+// content the file comes straight from the origin, because of why.
+func (f *files) find(ctx context.Context, q question, told *telemetry.Pull, stage func(string)) (h *held, why string, err error) {
+	var changed error // what the last download ended with
+	was := ""         // and the version that it was begun for
+	for range asksMax {
+		info, answer, err := f.probe(ctx, q.spec)
+		stage("asking the origin")
+		switch {
+		case err != nil:
+			return nil, "", err
+		case changed != nil && info.Validator != was:
+			return nil, "", changed
+		case changed != nil:
+			return nil, "its origin answers HEAD in another way than GET", nil
+		}
+		d := sharing.Decide(q.covers, answer, f.key, f.now())
+		var p *proof
+		switch d.Share {
+		case sharing.Direct:
+			return nil, d.Reason, nil
+		case sharing.Flight:
+			h, err = f.join(ctx, q, d)
+		default:
+			spec := q.spec // how the origin is asked for all that share it
+			spec.Validator, spec.Length = info.Validator, max(0, info.Length)
+			p = &proof{spec: spec}
+			if d.Share == sharing.Public {
+				spec, d = f.anonymous(ctx, q, spec, info, answer.Place, d)
+				p.lenient = d.Share != sharing.Public
+			}
+			told.Task = identify(q.file, info, d.Cover, spec.Digest).ID()
+			spec.ID, spec.Share = told.Task, string(d.Share)
+			p.note = string(spec.ID) + q.covers.Fingerprint(f.key)
+			d.Prove = d.Prove && !f.proofs.has(p.note, f.now())
+			if d.Prove && !p.lenient && f.proofs.has(unproven+p.note, f.now()) {
+				q.covers.Unproven = true
+				continue
+			}
+			if d.Prove && !f.pulls.embedded() {
+				// Before the download begins: an origin that can prove nothing is not asked for a body in vain.
+				if err := f.beginProof(ctx, p); err != nil && !p.lenient {
+					if ctx.Err() == nil {
+						f.proofs.add(unproven+p.note, f.now())
+					}
+					q.covers.Unproven = true
+					continue
+				}
+			}
+			h, err = f.hold(ctx, spec)
+		}
+		stage("first facts")
+		var words *api.Failure
+		switch {
+		case err == nil && !d.Prove:
+			return h, "", nil
+		case err == nil:
+		case ctx.Err() == nil && errors.As(err, &words) && words.Unshared:
+			return nil, words.Message, nil
+		case ctx.Err() == nil && errors.As(err, &words) && words.Changed:
+			changed, was = err, info.Validator
+			continue
+		default:
+			return nil, "", err
+		}
+		if f.pulls.embedded() && !p.lenient && h.Own() {
+			err = nil // nobody else's request brought any of it
+		} else {
+			err = f.prove(ctx, p, h.Content)
+		}
+		stage("proving it the same")
+		if err == nil {
+			f.proofs.add(p.note, f.now())
+		}
+		if err == nil || p.lenient && ctx.Err() == nil && !errors.Is(err, errOtherBytes) {
+			return h, "", nil
+		}
+		h.release()
+		if ctx.Err() != nil {
+			return nil, "", context.Cause(ctx)
+		}
+		f.proofs.add(unproven+p.note, f.now())
+		q.covers.Unproven = true
+	}
+	if changed != nil {
+		return nil, "", changed
+	}
+	return nil, "the origin does not prove it the same for this client and others", nil
+}
+
+// hold opens a file that has a name.
+func (f *files) hold(ctx context.Context, spec task.Spec) (*held, error) {
+	content, err := f.open(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	return &held{Content: content, version: `"` + string(spec.ID) + `"`, release: func() { content.Close() }}, nil
+}
+
+// anonymous turns a file that its origin calls public into everybody's, where the origin gives the
+// same version to a request without credentials: what is brought with none is no user's. Where it says
+// that it gives ranges, the client's own bytes are compared all the same.
+func (f *files) anonymous(ctx context.Context, q question, spec task.Spec, info httporigin.Info, place string, d sharing.Decision) (task.Spec, sharing.Decision) {
+	bare := spec
+	bare.Authorization = ""
+	said, answer, err := f.probe(ctx, bare)
+	if err != nil || said.Validator != info.Validator || said.Length != info.Length || answer.Place != place {
+		return spec, d
+	}
+	open := sharing.Decide(q.covers.Anonymous(), answer, f.key, f.now())
+	if open.Share != sharing.Equal {
+		return spec, d
+	}
+	open.Prove = info.Ranges
+	return bare, open
+}
+
+// proof compares what the origin gives to one client's headers with what others' may have brought.
+type proof struct {
+	spec task.Spec // the client's own
+	// lenient takes the origin's word (public) where it gives no ranges, since what it is compared with was
+	// brought in nobody's name.
+	lenient bool
+	first   sharing.Window
+	begin   []byte // the origin's bytes of the first window
+	note    string // names task and request among [proofs]
+}
+
+// Bounds on what is remembered of proofs.
+const (
+	proofsMax = 4096
+	// proofLife is how long one counts: after that the content may have been evicted, and brought
+	// in another's name.
+	proofLife = 10 * time.Minute
+)
+
+// unproven begins the note of a proof that was tried and failed.
+const unproven = "failed "
+
+// proofs are those that were made or failed, so that each request makes its own once in a while only.
+type proofs struct {
+	// mu is held to look one up or to add one.
+	mu   sync.Mutex
+	made map[string]time.Time
+}
+
+func (p *proofs) has(note string, now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at, ok := p.made[note]
+	return ok && now.Sub(at) < proofLife
+}
+
+func (p *proofs) add(note string, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.made == nil || len(p.made) >= proofsMax {
+		p.made = map[string]time.Time{}
+	}
+	p.made[note] = now
+}
+
+// beginProof brings the beginning of the file from the origin.
+func (f *files) beginProof(ctx context.Context, p *proof) (err error) {
+	if p.spec.Length <= 0 {
+		return errors.New("its length is not told beforehand")
+	}
+	p.first = sharing.Windows(p.spec.Length, false, mathrand.Int64N)[0]
+	p.begin, err = f.window(ctx, p.spec, p.first)
+	return err
+}
+
+// prove ends a proof that was begun. Nil says that all windows are alike.
+func (f *files) prove(ctx context.Context, p *proof, content *peer.Content) error {
+	if p.begin == nil {
+		if err := f.beginProof(ctx, p); err != nil {
+			return err
+		}
+	}
+	if content.Facts().Length != p.spec.Length {
+		return errors.New("its length is another one")
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for _, w := range sharing.Windows(p.spec.Length, content.Complete(), mathrand.Int64N) {
+		g.Go(func() (err error) {
+			theirs := p.begin
+			if w != p.first {
+				if theirs, err = f.window(ctx, p.spec, w); err != nil {
+					return err
+				}
+			}
+			ours := make([]byte, w.Length)
+			reader := content.NewReader(ctx, w.Offset, w.Length)
+			defer reader.Close()
+			if _, err := io.ReadFull(reader, ours); err != nil {
+				return err
+			}
+			if !bytes.Equal(theirs, ours) {
+				return errOtherBytes
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// errOtherBytes tells of an origin whose strong ETag is none.
+var errOtherBytes = errors.New("it has the same strong ETag and other bytes for other users")
+
+// identify names the version of a file that its origin has now, for all that share it.
+func identify(file task.File, info httporigin.Info, cover, digest string) task.File {
+	file.Validator, file.Length, file.Cover = info.Validator, info.Length, cover
 	if digest != "" {
 		// Whoever asks for a digest has a task of his own: a wrong one revokes that task
 		// and nobody else's.
 		file.Tag += "\x00" + digest
 	}
-	if info.Validator == "" {
-		file.Tag += "\x00" + now.UTC().Truncate(anonymousLife).Format(time.RFC3339)
-	}
 	return file
 }
 
+// question is what a client asks for.
+type question struct {
+	spec   task.Spec
+	file   task.File // without version
+	covers sharing.Request
+}
+
 // request reads what is asked for.
-func (f *files) request(r *http.Request) (task.Spec, task.File, *api.FileError) {
-	bad := func(format string, args ...any) (task.Spec, task.File, *api.FileError) {
-		return task.Spec{}, task.File{}, refuse(api.FileBadRequest, format, args...)
+func (f *files) request(r *http.Request) (question, *api.FileError) {
+	bad := func(format string, args ...any) (question, *api.FileError) {
+		return question{}, refuse(api.FileBadRequest, format, args...)
 	}
 	q := r.URL.Query()
 	text := q.Get(api.FileURL)
@@ -135,7 +386,7 @@ func (f *files) request(r *http.Request) (task.Spec, task.File, *api.FileError) 
 	}
 	u.Fragment = ""
 	if !allowed(f.settings.Load().AllowHosts, u.Hostname()) {
-		return task.Spec{}, task.File{}, refuse(api.FileForbidden,
+		return question{}, refuse(api.FileForbidden,
 			"files from %s are not allowed on this node; its operator can add the host to files.allowHosts", u.Hostname())
 	}
 	spec := task.Spec{Kind: task.Plain, URL: u.String(), Digest: q.Get(api.FileDigest)}
@@ -144,28 +395,64 @@ func (f *files) request(r *http.Request) (task.Spec, task.File, *api.FileError) 
 			return bad("the digest is none of sha256: or sha512: and hex digits")
 		}
 	}
+	covers := sharing.Request{Header: map[string]secret.String{}, Ignore: q[api.FileIgnore]}
+	control := http.Header{}
 	for name, values := range r.Header {
 		name, ok := strings.CutPrefix(name, api.ForwardPrefix)
 		if !ok || name == "" {
 			continue
 		}
-		value := secret.String(strings.Join(values, ", "))
-		if name == "Authorization" {
+		if name = textproto.CanonicalMIMEHeaderKey(name); len(covers.Header) == forwardMax {
+			return bad("more than %d headers to forward", forwardMax)
+		}
+		if err := sharing.Forwardable(name); err != nil {
+			return bad("%v", err)
+		}
+		if name == "Cache-Control" || name == "Pragma" {
+			control[name] = values
+		}
+		between := ", "
+		if name == "Cookie" {
+			between = "; "
+		}
+		value := secret.String(strings.Join(values, between))
+		if covers.Header[name] = value; name == "Authorization" {
 			spec.Authorization = value
 			continue
 		}
 		if spec.Header == nil {
 			spec.Header = map[string]secret.String{}
 		}
-		if spec.Header[name] = value; len(spec.Header) > forwardMax {
-			return bad("more than %d headers to forward", forwardMax)
+		spec.Header[name] = value
+	}
+	// What the client says to this cache counts as what it says to those further on.
+	covers.Control = sharing.ParseControl(control).Stricter(sharing.ParseControl(r.Header))
+	own := sharing.Control{MaxAge: -1}
+	if text := q.Get(api.FileNoCache); text != "" {
+		if own.NoCache, err = strconv.ParseBool(text); err != nil {
+			return bad("%s is true or false", api.FileNoCache)
 		}
 	}
-	return spec, task.File{URL: f.canonical(u, q[api.FileIgnore]), Tag: q.Get(api.FileTag), Application: q.Get(api.FileApplication)}, nil
+	if text := q.Get(api.FileMaxAge); text != "" {
+		if own.MaxAge, err = time.ParseDuration(text); err != nil || own.MaxAge < 0 {
+			return bad("%s is a duration such as 90s, 10m or 0s", api.FileMaxAge)
+		}
+	}
+	covers.Control = covers.Control.Stricter(own)
+	if say := covers.Control.Header(); say != "" {
+		if spec.Header == nil {
+			spec.Header = map[string]secret.String{}
+		}
+		spec.Header["Cache-Control"] = secret.String(say)
+	}
+	file := task.File{Tag: q.Get(api.FileTag), Application: q.Get(api.FileApplication)}
+	file.URL, covers.Signed = f.canonical(u, covers.Ignore)
+	return question{spec: spec, file: file, covers: covers}, nil
 }
 
-// canonical is the URL as far as it names the file: without the parameters that only sign.
-func (f *files) canonical(u *url.URL, ignore []string) string {
+// canonical is the URL as far as it names the file, and the parameters that it leaves out because they
+// only sign.
+func (f *files) canonical(u *url.URL, ignore []string) (name string, signed []string) {
 	c := *u
 	c.Scheme, c.Host = strings.ToLower(c.Scheme), strings.ToLower(c.Host)
 	if port := map[string]string{"http": ":80", "https": ":443"}[c.Scheme]; strings.HasSuffix(c.Host, port) {
@@ -181,12 +468,16 @@ func (f *files) canonical(u *url.URL, ignore []string) string {
 		if plain, err := url.QueryUnescape(name); err == nil {
 			name = plain
 		}
-		if pair != "" && !matches(own, name) && !matches(ignore, name) {
+		switch {
+		case pair == "":
+		case matches(own, name), matches(ignore, name):
+			signed = append(signed, pair)
+		default:
 			kept = append(kept, pair)
 		}
 	}
 	c.RawQuery, c.ForceQuery = strings.Join(kept, "&"), false
-	return c.String()
+	return c.String(), signed
 }
 
 // matches reports whether a name is one of the patterns; a * at the end stands for any rest.
@@ -212,13 +503,15 @@ func allowed(patterns []string, host string) bool {
 }
 
 // serve writes what the client lacks of the content.
-func (f *files) serve(w http.ResponseWriter, r *http.Request, content *peer.Content, told *telemetry.Pull, started time.Time) {
-	facts, etag := content.Facts(), `"`+string(told.Task)+`"`
+func (f *files) serve(w http.ResponseWriter, r *http.Request, content *held, told *telemetry.Pull, started time.Time) {
+	facts, etag := content.Facts(), content.version
 	window, code := oci.Window{Length: facts.Length}, http.StatusOK
 	h := w.Header()
-	h.Set("ETag", etag)
-	h.Set("Accept-Ranges", "bytes")
-	if asked := r.Header.Get("Range"); asked != "" && (r.Header.Get("If-Range") == "" || r.Header.Get("If-Range") == etag) {
+	if etag != "" {
+		h.Set("ETag", etag)
+		h.Set("Accept-Ranges", "bytes")
+	}
+	if asked := r.Header.Get("Range"); etag != "" && asked != "" && (r.Header.Get("If-Range") == "" || r.Header.Get("If-Range") == etag) {
 		windows, err := oci.ParseRange(asked, facts.Length)
 		if err != nil {
 			told.Result = telemetry.OK // a client that has all asks so
@@ -231,12 +524,7 @@ func (f *files) serve(w http.ResponseWriter, r *http.Request, content *peer.Cont
 			h.Set("Content-Range", window.ContentRange(facts.Length))
 		}
 	}
-	if facts.MediaType != "" {
-		h.Set("Content-Type", facts.MediaType)
-	} else {
-		h.Set("Content-Type", "application/octet-stream")
-	}
-	h.Set("X-Content-Type-Options", "nosniff")
+	describe(h, facts.MediaType)
 	h.Set("Content-Length", strconv.FormatInt(window.Length, 10))
 	cached := content.Cached()
 	if cached {
@@ -261,6 +549,9 @@ func (f *files) serve(w http.ResponseWriter, r *http.Request, content *peer.Cont
 	default:
 		// The body ends short; net/http closes the connection, and the client asks again.
 		told.Result, told.Err = telemetry.Failed, err
+		if content.broke != nil {
+			content.broke()
+		}
 	}
 }
 

@@ -3,6 +3,8 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -15,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -100,7 +103,7 @@ func front(t *testing.T, allow bool) (*files, *httptest.Server, *origin) {
 		cancel()
 		assert.NoError(t, <-ended)
 	})
-	f := &files{probe: client.Probe, open: engine.Open, now: time.Now, pulls: &pulls{log: slog.New(slog.DiscardHandler), embedded: func() bool { return true }}}
+	f := &files{probe: client.Examine, window: client.Window, open: engine.Open, direct: engine.Unkept, drop: engine.Withdraw, key: []byte("k"), now: time.Now, pulls: &pulls{log: slog.New(slog.DiscardHandler), embedded: func() bool { return true }}}
 	f.settings.Store(&config.DaemonFiles{Files: config.Files{AllowHosts: []string{"*"}}, IgnoreQuery: []string{"X-Amz-*", "sig"}})
 	srv := httptest.NewServer(f)
 	t.Cleanup(srv.Close)
@@ -176,7 +179,7 @@ func TestACachedFileIsNotGivenToWhomTheOriginRefusesIt(t *testing.T) {
 		assert.Contains(t, e.Message, "403 Forbidden")
 		assert.NotContains(t, string(b), "0123456789")
 	}
-	res, _ = ask(t, srv, q, api.ForwardPrefix+"Authorization: sesame")
+	res, _ = ask(t, srv, q, api.ForwardPrefix+"X-Word: sesame")
 	assert.Equal(t, http.StatusOK, res.StatusCode)
 	assert.Equal(t, "true", res.Header.Get(api.HeaderCached))
 }
@@ -205,10 +208,13 @@ func TestWhatOnlySignsARequestMakesNoOtherFile(t *testing.T) {
 		return res.Header.Get("ETag")
 	}
 	want := etag("/f.bin?v=1&part=2", nil)
-	for _, same := range []string{"/f.bin?v=1&part=2&X-Amz-Signature=abc&x-amz-date=1", "/f.bin?sig=1&v=1&part=2", "/f.bin?v=1&part=2#top"} {
-		assert.Equal(t, want, etag(same, nil), same)
-	}
-	assert.Equal(t, want, etag("/f.bin?v=1&token=9&part=2", url.Values{api.FileIgnore: {"tok*"}}))
+	assert.Equal(t, want, etag("/f.bin?v=1&part=2#top", nil))
+	signed := etag("/f.bin?v=1&part=2&X-Amz-Signature=abc&x-amz-date=1", nil)
+	assert.NotEqual(t, want, signed, "a signature is a credential: what it opens is nobody's who has none")
+	assert.Equal(t, signed, etag("/f.bin?v=1&X-Amz-Date=2&part=2&X-Amz-Signature=def", nil))
+	ignored := etag("/f.bin?v=1&token=9&part=2", url.Values{api.FileIgnore: {"tok*"}})
+	assert.Equal(t, ignored, etag("/f.bin?v=1&token=8&part=2", url.Values{api.FileIgnore: {"TOK*"}}))
+	assert.NotEqual(t, want, ignored, "a client's own list names no other client's file")
 	for _, other := range []string{"/f.bin?v=2&part=2", "/f.bin", "/F.bin?v=1&part=2", "/f.bin?v=1&part=2&signal=1"} {
 		assert.NotEqual(t, want, etag(other, nil), other)
 	}
@@ -216,13 +222,13 @@ func TestWhatOnlySignsARequestMakesNoOtherFile(t *testing.T) {
 	assert.NotEqual(t, want, etag("/f.bin?v=1&part=2", url.Values{api.FileApplication: {"a"}}))
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	signed := 0
+	whole := 0
 	for _, r := range o.requests {
 		if r.URL.Query().Get("X-Amz-Signature") == "abc" {
-			signed++
+			whole++
 		}
 	}
-	assert.Positive(t, signed, "the origin gets the whole URL")
+	assert.Positive(t, whole, "the origin gets the whole URL")
 }
 
 func TestAWrongDigestHurtsNobodyElse(t *testing.T) {
@@ -246,17 +252,6 @@ func TestAWrongDigestHurtsNobodyElse(t *testing.T) {
 	res, b = ask(t, srv, q)
 	assert.Equal(t, "true", res.Header.Get(api.HeaderCached))
 	assert.True(t, bytes.Equal(o.content, b))
-}
-
-func TestAnonymousVersionsAreTakenForTheSameForAWhileOnly(t *testing.T) {
-	f := task.File{URL: "http://a/b"}
-	at := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
-	same := identify(f, httporigin.Info{Length: 5}, "", at).ID()
-	assert.Equal(t, same, identify(f, httporigin.Info{Length: 5}, "", at.Add(anonymousLife-time.Second)).ID())
-	assert.NotEqual(t, same, identify(f, httporigin.Info{Length: 5}, "", at.Add(anonymousLife)).ID())
-	assert.NotEqual(t, same, identify(f, httporigin.Info{Length: 6}, "", at).ID())
-	named := identify(f, httporigin.Info{Length: 5, Validator: `"x"`}, "", at).ID()
-	assert.Equal(t, named, identify(f, httporigin.Info{Length: 5, Validator: `"x"`}, "", at.Add(1000*time.Hour)).ID())
 }
 
 func TestWhatIsNoFileOrNotAllowedIsRefusedWithItsKind(t *testing.T) {
@@ -370,3 +365,133 @@ func TestAnOriginsErrorIsAFailureAndItsNoIsNone(t *testing.T) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+func TestHeadersThatRouteAreRefused(t *testing.T) {
+	_, srv, o := front(t, true)
+	for _, name := range []string{"Host", "X-Forwarded-Host", "X-Original-Url", "X-Rewrite-Url", "Range", "If-Match", "X-Http-Method-Override"} {
+		res, b := ask(t, srv, url.Values{api.FileURL: {o.URL + "/f.bin"}}, api.ForwardPrefix+name+": evil.example")
+		assert.Equal(t, http.StatusBadRequest, res.StatusCode, name)
+		assert.Contains(t, refused(t, b).Message, name)
+	}
+	assert.Empty(t, o.requests)
+}
+
+// TestAnUnnamedVersionIsNeverCached has an origin without any validator, whose file changes at the same length.
+func TestAnUnnamedVersionIsNeverCached(t *testing.T) {
+	f, srv, o := front(t, true)
+	o.etag = ""
+	q := url.Values{api.FileURL: {o.URL + "/f.bin"}}
+	res, b := ask(t, srv, q)
+	require.Equal(t, http.StatusOK, res.StatusCode, "%s", b)
+	assert.True(t, bytes.Equal(o.content, b))
+	assert.Empty(t, res.Header.Get("ETag"), "nobody could take it up")
+	o.mu.Lock()
+	o.content = bytes.Repeat([]byte("n"), len(o.content))
+	o.mu.Unlock()
+	res, b = ask(t, srv, q, "Range: bytes=5-")
+	require.Equal(t, http.StatusOK, res.StatusCode)
+	assert.True(t, bytes.Equal(o.content, b), "the new version")
+	require.Eventually(t, func() bool {
+		f.flights.mu.Lock()
+		defer f.flights.mu.Unlock()
+		return len(f.flights.all) == 0
+	}, time.Minute, 10*time.Millisecond, "nothing is kept of it")
+}
+
+// TestEqualRequestsShareWhatIsUnderWay has an origin without validator that holds its body back until all have come.
+func TestEqualRequestsShareWhatIsUnderWay(t *testing.T) {
+	_, srv, _ := front(t, true)
+	var mu sync.Mutex
+	gets := map[string]int{}
+	hold := make(chan struct{})
+	o := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "12")
+		if r.Method == http.MethodHead {
+			return
+		}
+		who := r.Header.Get("Authorization")
+		mu.Lock()
+		gets[who]++
+		mu.Unlock()
+		_, _ = fmt.Fprintf(w, "%-6s", who)
+		_ = http.NewResponseController(w).Flush()
+		<-hold
+		_, _ = fmt.Fprintf(w, "%-6s", who)
+	}))
+	defer o.Close()
+	var wg sync.WaitGroup
+	for _, who := range []string{"alice", "alice", "alice", "bob", "bob", ""} {
+		wg.Go(func() {
+			_, b := ask(t, srv, url.Values{api.FileURL: {o.URL + "/f"}}, api.ForwardPrefix+"Authorization: "+who)
+			assert.Equal(t, fmt.Sprintf("%-6s%-6s", who, who), string(b))
+		})
+	}
+	time.AfterFunc(time.Second, func() { close(hold) }) // late comers cost a request, never a wrong byte
+	wg.Wait()
+	mu.Lock()
+	defer mu.Unlock()
+	for who, n := range gets {
+		assert.LessOrEqual(t, n, 3, who)
+	}
+	assert.Len(t, gets, 3)
+}
+
+func TestAClientMayLimitCaches(t *testing.T) {
+	f, srv, o := front(t, true)
+	now := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+	f.now = func() time.Time { return now }
+	bodies := func(more url.Values, headers ...string) int {
+		q := url.Values{api.FileURL: {o.URL + "/f.bin"}}
+		for k, v := range more {
+			q[k] = v
+		}
+		before := o.gets()
+		res, b := ask(t, srv, q, headers...)
+		require.Equal(t, http.StatusOK, res.StatusCode, "%s", b)
+		return o.gets() - before
+	}
+	assert.Equal(t, 1, bodies(nil))
+	assert.Equal(t, 0, bodies(nil))
+	for range 2 {
+		assert.Equal(t, 1, bodies(url.Values{api.FileNoCache: {"true"}}))
+		assert.Equal(t, 1, bodies(url.Values{api.FileMaxAge: {"0s"}}))
+		assert.Equal(t, 1, bodies(nil, "Cache-Control: no-cache"))
+		assert.Equal(t, 1, bodies(nil, api.ForwardPrefix+"Cache-Control: no-cache"))
+	}
+	ten := url.Values{api.FileMaxAge: {"10m"}}
+	assert.Equal(t, 1, bodies(ten), "how old the cached one is nobody knows")
+	assert.Equal(t, 0, bodies(ten))
+	now = now.Add(10 * time.Minute)
+	assert.Equal(t, 1, bodies(ten))
+	assert.Equal(t, 0, bodies(nil))
+	for _, bad := range []url.Values{{api.FileMaxAge: {"soon"}}, {api.FileMaxAge: {"-1s"}}, {api.FileNoCache: {"perhaps"}}} {
+		bad[api.FileURL] = []string{o.URL}
+		res, _ := ask(t, srv, bad)
+		assert.Equal(t, http.StatusBadRequest, res.StatusCode, bad)
+	}
+	said := 0
+	for _, r := range o.requests {
+		if r.Header.Get("Cache-Control") == "max-age=600" {
+			said++
+		}
+	}
+	assert.Positive(t, said, "caches on the way are told")
+}
+
+func TestWhatIsNotSharedIsCheckedAllTheSame(t *testing.T) {
+	content := bytes.Repeat([]byte("0123456789"), 100_000)
+	sum := sha256.Sum256(content)
+	right := "sha256:" + hex.EncodeToString(sum[:])
+	var out bytes.Buffer
+	n, err := copyChecked(&out, bytes.NewReader(content), right)
+	require.NoError(t, err)
+	assert.Equal(t, int64(len(content)), n)
+	assert.True(t, bytes.Equal(content, out.Bytes()))
+	out.Reset()
+	_, err = copyChecked(&out, bytes.NewReader(content), "sha256:"+strings.Repeat("0", 64))
+	require.ErrorContains(t, err, right)
+	assert.Less(t, out.Len(), len(content), "never a complete wrong body")
+	out.Reset()
+	_, err = copyChecked(&out, io.MultiReader(bytes.NewReader(content), iotest.ErrReader(io.ErrUnexpectedEOF)), right)
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+}

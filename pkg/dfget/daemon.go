@@ -36,6 +36,12 @@ func (d *viaDaemon) fetch(ctx context.Context, j *job, offset int64, identity st
 		}
 	}
 	q[api.FileIgnore] = d.set.IgnoreQuery
+	if d.set.NoCache {
+		q.Set(api.FileNoCache, "true")
+	}
+	if age, ok := d.set.MaxAge.Duration(); ok {
+		q.Set(api.FileMaxAge, age.String())
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.base+api.PathFiles+"?"+q.Encode(), nil)
 	if err != nil {
 		return nil, fmt.Errorf("asking dfdaemon: %w", err)
@@ -46,7 +52,7 @@ func (d *viaDaemon) fetch(ctx context.Context, j *job, offset int64, identity st
 	for _, h := range d.set.Header {
 		req.Header.Add(api.ForwardPrefix+h.Name, h.Value.Reveal())
 	}
-	if offset > 0 {
+	if offset > 0 && identity != "" {
 		req.Header.Set("Range", "bytes="+strconv.FormatInt(offset, 10)+"-")
 		req.Header.Set("If-Range", identity)
 	}
@@ -79,7 +85,7 @@ func (d *viaDaemon) silent(j *job, offset int64, err error) error {
 
 // read turns a response with content into an answer; nil is a refusal.
 func read(resp *http.Response, offset int64, identity string) (*answer, error) {
-	a := &answer{body: resp.Body, length: resp.ContentLength, identity: resp.Header.Get("ETag"), cached: resp.Header.Get(api.HeaderCached) == "true"}
+	a := &answer{body: resp.Body, length: resp.ContentLength, identity: resp.Header.Get("ETag"), cached: resp.Header.Get(api.HeaderCached) == "true", unshared: resp.Header.Get(api.HeaderUnshared)}
 	switch resp.StatusCode {
 	case http.StatusOK:
 		return a, nil

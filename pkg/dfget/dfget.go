@@ -80,6 +80,7 @@ type job struct {
 	auth   secret.String
 	output string // a path, or "-"
 	meter  *meter
+	told   bool // why it is not shared
 }
 
 // Run downloads everything. Each URL is tried whatever becomes of the others; the error tells
@@ -358,7 +359,18 @@ func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 	}
 	defer a.body.Close()
 
-	if t.offset > 0 && a.identity != t.identity {
+	switch {
+	case t.offset == 0:
+	case a.identity == "" || t.identity == "":
+		// Nothing tells whether what is here is the beginning of what comes now.
+		if t.part == "" {
+			return &Error{Code: Unreachable, Err: fmt.Errorf("%s broke off, and its origin gives no version by which the rest could be asked for; start again, or write to a file", j.meter.url)}
+		}
+		j.meter.note("its origin gives no version by which the rest could be asked for: starting over")
+		if err := t.restart(); err != nil {
+			return &Error{Code: Disk, Err: err}
+		}
+	case a.identity != t.identity:
 		if t.ours {
 			t.discard()
 			return &Error{Code: Changed, Err: fmt.Errorf("%s changed at its origin during the download; what was there is of no use any more: start again", j.meter.url)}
@@ -370,6 +382,10 @@ func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 	}
 	if err := t.begin(a.identity); err != nil {
 		return &Error{Code: Disk, Err: err}
+	}
+	if a.unshared != "" && !j.told {
+		j.told = true
+		j.meter.note("straight from the origin: " + a.unshared)
 	}
 	j.meter.begin(a, t.offset)
 	if skip := t.offset - a.offset; skip > 0 { // no ranges there: what we have comes again
@@ -425,6 +441,8 @@ type answer struct {
 	length   int64 // of the whole, −1 where it is not known
 	identity string
 	cached   bool
+	// unshared says why the content comes straight from its origin, empty where it is shared.
+	unshared string
 }
 
 // basic is the value of an Authorization header (RFC 7617).

@@ -701,3 +701,69 @@ func TestWithoutADaemonAFileComesDirectlyAndResumesToo(t *testing.T) {
 	require.NoError(t, run("a", "sesame", 0), "it has changed since: from the start")
 	holds(t, dir, map[string][]byte{"a": content})
 }
+
+func TestWhatHasNoVersionIsStartedAgain(t *testing.T) {
+	f, dir := newFake(t, 500_000), t.TempDir()
+	f.etag, f.noRange, f.cut = "", true, []int{200_000, 1000}
+	told, err := get(t.Context(), t, f, dir, nil)
+	require.NoError(t, err)
+	holds(t, dir, map[string][]byte{"model.bin": f.content})
+	assert.Contains(t, told, "starting over")
+	assert.Empty(t, f.asked(1).Header.Get("Range"), "nobody could say of which version a part would be")
+
+	// The file changes in between, at the same length: no byte of the former version stays.
+	dir = t.TempDir()
+	former := f.content
+	f.content = bytes.Repeat([]byte("n"), len(former))
+	f.cut, f.hold = []int{200_000}, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.content = former
+	}
+	_, err = get(t.Context(), t, f, dir, nil)
+	require.NoError(t, err)
+	holds(t, dir, map[string][]byte{"model.bin": former})
+
+	t.Run("on standard output it cannot be, and fails", func(t *testing.T) {
+		f.hold, f.cut = nil, []int{200_000}
+		var out bytes.Buffer
+		err := dfget.New(dfget.Config{URLs: []string{fileURL}, Stdout: &out, Backoff: time.Millisecond, Settings: settings(t, f, func(s *config.Dfget) { s.Output = "-" })}).Run(t.Context())
+		assert.Equal(t, dfget.Unreachable, dfget.ExitCode(err), "%v", err)
+		assert.ErrorContains(t, err, "start again")
+		assert.True(t, bytes.HasPrefix(former, out.Bytes()), "nothing is mixed")
+	})
+	t.Run("and after the last try nothing is kept", func(t *testing.T) {
+		f.cut = []int{200_000}
+		dir := t.TempDir()
+		_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Retries = 0 })
+		require.Error(t, err)
+		assert.NotContains(t, err.Error(), "is kept")
+		holds(t, dir, map[string][]byte{})
+	})
+}
+
+func TestLimitsOnCachesAreTold(t *testing.T) {
+	f := newFake(t, 10)
+	for _, row := range []struct{ args, name, want string }{
+		{"--no-cache", api.FileNoCache, "true"},
+		{"--max-age=10m", api.FileMaxAge, "10m0s"},
+		{"--max-age=0s", api.FileMaxAge, "0s"},
+		{"--max-age=any", api.FileMaxAge, ""},
+	} {
+		_, err := get(t.Context(), t, f, t.TempDir(), func(s *config.Dfget) {
+			if value, ok := strings.CutPrefix(row.args, "--max-age="); ok {
+				require.NoError(t, s.MaxAge.UnmarshalText([]byte(value)))
+			} else {
+				s.NoCache = true
+			}
+		})
+		require.NoError(t, err)
+		f.mu.Lock()
+		last := f.requests[len(f.requests)-1]
+		f.mu.Unlock()
+		assert.Equal(t, row.want, last.URL.Query().Get(row.name), row.args)
+	}
+	var age config.MaxAge
+	assert.Error(t, age.UnmarshalText([]byte("-1s")))
+	assert.Error(t, age.UnmarshalText([]byte("soon")))
+}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/sharing"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/source/httporigin"
 	"github.com/darter-io/darter/pkg/task"
@@ -26,6 +27,8 @@ func newDirect(cfg Config) (*direct, error) {
 		// The user could reach every address without us.
 		AllowAddrs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")},
 		UserAgent:  "dfget/" + config.Version(),
+		// So could the user send every header, and the file is shared with nobody.
+		AnyHeader: true,
 	})
 	return &direct{o, cfg.Settings}, err
 }
@@ -38,6 +41,14 @@ func (d *direct) fetch(ctx context.Context, j *job, offset int64, identity strin
 			continue
 		}
 		spec.Header[h.Name] = h.Value
+	}
+	// For the caches on the way to the origin.
+	control := sharing.Control{NoCache: d.set.NoCache, MaxAge: -1}
+	if age, ok := d.set.MaxAge.Duration(); ok {
+		control.MaxAge = age
+	}
+	if say := control.Header(); say != "" {
+		spec.Header["Cache-Control"] = secret.String(say)
 	}
 	var known bool
 	if spec.Validator, spec.Length, known = version(identity); !known || spec.Validator == "" {
@@ -67,7 +78,11 @@ func (d *direct) open(ctx context.Context, spec task.Spec, offset int64) (*answe
 	if err != nil {
 		return nil, err
 	}
-	return &answer{body: res.Body, offset: offset, length: res.Length, identity: fmt.Sprintf("direct %d %s", res.Length, res.Validator)}, nil
+	a := &answer{body: res.Body, offset: offset, length: res.Length}
+	if res.Validator != "" {
+		a.identity = fmt.Sprintf("direct %d %s", res.Length, res.Validator)
+	}
+	return a, nil
 }
 
 // version reads the identity of a file that was fetched directly.

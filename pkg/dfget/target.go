@@ -199,18 +199,19 @@ func (t *target) discard() {
 
 // kept says what is there for the next time, empty where that is nothing.
 func (t *target) kept() string {
-	if t.part == "" || t.offset == 0 {
+	if t.part == "" || t.offset == 0 || t.identity == "" {
 		return ""
 	}
 	return fmt.Sprintf("%s is kept in %s, and the same command goes on from there", human(t.offset), t.part)
 }
 
-// close ends the use of the file. Of an empty part nothing is kept.
+// close ends the use of the file. Of a part that is empty, or of which nobody can tell the version,
+// nothing is kept.
 func (t *target) close() {
 	if t.file == nil {
 		return
 	}
-	if t.part != "" && t.offset == 0 {
+	if t.part != "" && (t.offset == 0 || t.identity == "") {
 		if a, err := os.Stat(t.part); err == nil {
 			if b, err := t.file.Stat(); err == nil && os.SameFile(a, b) {
 				t.discard()

@@ -439,3 +439,41 @@ func TestWhatIsNoProgramOfOursIsToldSo(t *testing.T) {
 		assert.ErrorContains(t, err, "no dfdaemon answers at "+string(at))
 	}
 }
+
+func TestALocalAPIIsNotForWebPages(t *testing.T) {
+	asked := func(wrap func(http.Handler) http.Handler, headers ...string) int {
+		r := httptest.NewRequest(http.MethodGet, "http://127.0.0.1:65003/api/v1/files", nil)
+		r.Host = "127.0.0.1:65003"
+		for _, h := range headers {
+			name, value, _ := strings.Cut(h, ": ")
+			r.Header.Set(name, value)
+		}
+		w := httptest.NewRecorder()
+		wrap(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})).ServeHTTP(w, r)
+		return w.Code
+	}
+	chrome := []string{"User-Agent: Mozilla/5.0 (X11; Linux x86_64)", "Accept-Language: de"}
+	for _, row := range []struct {
+		name         string
+		headers      []string
+		local, files int
+	}{
+		{"curl", []string{"User-Agent: curl/8"}, 200, 200},
+		{"PowerShell, which says that it is a browser", []string{"User-Agent: Mozilla/5.0 (Linux) PowerShell/7"}, 200, 200},
+		{"a script of a page", []string{"Origin: https://evil.test"}, 403, 403},
+		{"a script of a sandboxed page", []string{"Origin: null"}, 403, 403},
+		{"an image in a page", []string{"Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors"}, 403, 403},
+		{"an image in a page of the same machine", []string{"Sec-Fetch-Site: same-site"}, 403, 403},
+		{"another port of the same machine", []string{"Origin: http://127.0.0.1:8080"}, 403, 403},
+		{"an old browser that says where it comes from", []string{"Referer: http://evil.test/"}, 200, 403},
+		{"an old browser", chrome, 200, 403},
+		{"a person who types the address", append([]string{"Sec-Fetch-Site: none"}, chrome...), 200, 403},
+		{"the page of the local API itself", []string{"Sec-Fetch-Site: same-origin", "Origin: http://127.0.0.1:65003"}, 200, 403},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			assert.Equal(t, row.local, asked(LocalOnly, row.headers...))
+			assert.Equal(t, row.local, asked(NoPages, row.headers...))
+			assert.Equal(t, row.files, asked(NoBrowsers, row.headers...))
+		})
+	}
+}

@@ -82,7 +82,7 @@ func MembersOnly(h http.Handler) http.Handler {
 
 // LocalOnly refuses requests whose Host is a name other than localhost: a web page that made
 // its own name resolve to 127.0.0.1 (DNS rebinding) could else speak to an API that trusts
-// the machine.
+// the machine. What a page asks for under the right name it refuses as well; see [NoPages].
 func LocalOnly(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name := r.Host
@@ -94,6 +94,6 @@ func LocalOnly(h http.Handler) http.Handler {
 			http.Error(w, "this API is asked for by IP address or as localhost", http.StatusMisdirectedRequest)
 			return
 		}
-		h.ServeHTTP(w, r)
+		NoPages(h).ServeHTTP(w, r)
 	})
 }
