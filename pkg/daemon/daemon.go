@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/darter-io/darter/pkg/announce"
 	"github.com/darter-io/darter/pkg/api"

@@ -58,7 +58,9 @@ type files struct {
 	direct func(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error)
 	// drop deletes what the store has of a task.
 	drop func(id task.ID) error
-	now  func() time.Time
+	// replaced reports whether clients may hold other bytes of a task; see [peer.Engine.Replaced].
+	replaced func(id task.ID) bool
+	now      func() time.Time
 	// key hashes what is secret in a name; see [identity.Identity.NamesKey].
 	key     []byte
 	flights flights
@@ -71,7 +73,7 @@ type files struct {
 func newFiles(n *node.Node, p *pulls) *files {
 	f := &files{
 		probe: n.Origins.Files.Examine, window: n.Origins.Files.Window, open: n.Engine.Open, direct: n.Engine.Unkept, drop: n.Engine.Withdraw,
-		now: time.Now, key: []byte(n.Identity.NamesKey().Reveal()), pulls: p,
+		replaced: n.Engine.Replaced, now: time.Now, key: []byte(n.Identity.NamesKey().Reveal()), pulls: p,
 	}
 	if len(f.key) == 0 {
 		// Nobody else may guess a credential by a name: then nobody else finds the name.
@@ -511,7 +513,11 @@ func (f *files) serve(w http.ResponseWriter, r *http.Request, content *held, tol
 		h.Set("ETag", etag)
 		h.Set("Accept-Ranges", "bytes")
 	}
-	if asked := r.Header.Get("Range"); etag != "" && asked != "" && (r.Header.Get("If-Range") == "" || r.Header.Get("If-Range") == etag) {
+	asked := r.Header.Get("Range")
+	if f.replaced(told.Task) {
+		asked = "" // what the client has may be other bytes: it gets the whole, and begins again
+	}
+	if etag != "" && asked != "" && (r.Header.Get("If-Range") == "" || r.Header.Get("If-Range") == etag) {
 		windows, err := oci.ParseRange(asked, facts.Length)
 		if err != nil {
 			told.Result = telemetry.OK // a client that has all asks so
