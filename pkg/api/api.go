@@ -41,6 +41,9 @@ const (
 // that hears it takes another ID.
 const StatusInUse = http.StatusConflict
 
+// StatusApart is the status of an announce from a host whose clock is too far from the owner's.
+const StatusApart = http.StatusPreconditionFailed
+
 // Event is what happened to a task on the announcing host.
 type Event string
 

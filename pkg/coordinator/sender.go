@@ -197,6 +197,8 @@ func (c *Coordinator) refused(h host.Host, from Sender, err error) {
 	why := RefusedBroken
 	var request *RequestError
 	switch {
+	case errors.As(err, &request) && request.Status == api.StatusApart:
+		return // checkClock has counted and told it
 	case errors.Is(err, scheduler.ErrFull):
 		why = RefusedFull
 	case errors.As(err, &request) && request.Status == api.StatusInUse:

@@ -39,7 +39,7 @@ func TestAHostWithAnotherClockIsRefusedAndForgotten(t *testing.T) {
 	for _, clock := range []time.Time{now.Add(-72 * time.Hour), now.Add(72 * time.Hour)} {
 		request.Clock = clock
 		answer = announced(t, c, request)
-		assert.Equal(t, http.StatusConflict, answer.Code)
+		assert.Equal(t, api.StatusApart, answer.Code)
 		assert.Equal(t, now.Format(time.RFC3339Nano), answer.Header().Get(api.HeaderClock), "so that the host names both clocks itself")
 		assert.Contains(t, answer.Body.String(), "this owner's clock says "+now.Format(time.RFC3339))
 		assert.Contains(t, answer.Body.String(), clock.Format(time.RFC3339))

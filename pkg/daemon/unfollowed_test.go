@@ -2,10 +2,13 @@ package daemon_test
 
 import (
 	"encoding/json"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -16,19 +19,44 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/daemon"
 	"github.com/darter-io/darter/pkg/node"
+	"github.com/darter-io/darter/pkg/piece/diskstore"
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// jammed makes a node's cache one in which nothing can be deleted, until the function that it
-// returns is called: what is deleted passes through its tmp/.
-func jammed(t *testing.T, dir string) (free func()) {
-	tmp := filepath.Join(dir, "cache", "tmp")
-	require.NoError(t, os.Rename(tmp, tmp+".away"))
-	require.NoError(t, os.WriteFile(tmp, nil, 0o600))
-	return func() {
-		require.NoError(t, os.Remove(tmp))
-		require.NoError(t, os.Rename(tmp+".away", tmp))
+// jammed is a disk on which nothing of a task can be moved or deleted while it is stuck.
+type jammed struct {
+	diskstore.OS
+	stuck atomic.Bool
+}
+
+func (j *jammed) holds(name string) bool { return j.stuck.Load() && strings.Contains(name, "/tasks/") }
+
+func (j *jammed) Rename(from, to string) error {
+	if j.holds(from) {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: syscall.EIO}
 	}
+	return j.OS.Rename(from, to)
+}
+
+func (j *jammed) RemoveAll(name string) error {
+	if j.holds(name) {
+		return &os.PathError{Op: "unlinkat", Path: name, Err: syscall.EIO}
+	}
+	return j.OS.RemoveAll(name)
+}
+
+func (j *jammed) OpenFile(name string, flag int, perm fs.FileMode) (diskstore.File, error) {
+	if flag&os.O_TRUNC != 0 && j.holds(name) {
+		return nil, &os.PathError{Op: "open", Path: name, Err: syscall.EIO}
+	}
+	return j.OS.OpenFile(name, flag, perm)
+}
+
+// startOn runs a dfdaemon whose cache is on a disk.
+func startOn(t *testing.T, cfg config.Dfdaemon, disk diskstore.FS) (d *daemon.Daemon, stop func()) {
+	d, err := daemon.New(cfg, log(t, cfg.Node.Name), node.WithStoreFS(disk))
+	require.NoError(t, err)
+	return d, run(t, d)
 }
 
 // followed gives an operator's order and waits for the hosts' word.
@@ -50,14 +78,17 @@ func TestAWithdrawalThatADiskRefusesCountsAsNotDone(t *testing.T) {
 	super, _ := lead(t, r, wordOfTheCluster)
 	var nodes []*daemon.Daemon
 	var settingsOf []config.Dfdaemon
+	var disks []*jammed
 	for _, name := range []string{"good", "stuck"} {
 		cfg := settings(t, r, name)
 		cfg.Cluster.Secret, cfg.Supernodes = wordOfTheCluster, []config.Address{config.Address(super.Addrs()["api"])}
-		d, _ := start(t, cfg)
+		disk := &jammed{}
+		d, _ := startOn(t, cfg, disk)
+		disks = append(disks, disk)
 		nodes, settingsOf = append(nodes, d), append(settingsOf, cfg)
 		require.NoError(t, pull(t.Context(), d.Addrs()["mirror"], r, p))
 	}
-	free := jammed(t, settingsOf[1].Node.DataDir)
+	disks[1].stuck.Store(true)
 
 	for _, at := range []string{super.Addrs()["admin"], nodes[0].Addrs()["api"]} {
 		done := followed(t, at, bad)
@@ -68,7 +99,7 @@ func TestAWithdrawalThatADiskRefusesCountsAsNotDone(t *testing.T) {
 		require.Len(t, done.Followed.Others, 1)
 		assert.Equal(t, api.FollowFailed, done.Followed.Others[0].State)
 		assert.Equal(t, "stuck", done.Followed.Others[0].Host)
-		assert.Contains(t, done.Followed.Others[0].Why, "not a directory")
+		assert.Contains(t, done.Followed.Others[0].Why, "input/output error")
 	}
 	assert.False(t, holds(t, nodes[1].Addrs()["api"], bad), "it is not given out, dropped or not")
 	for at, words := range map[string]string{super.Addrs()["admin"]: "by host stuck", nodes[1].Addrs()["api"]: "was withdrawn and cannot be dropped yet"} {
@@ -79,7 +110,7 @@ func TestAWithdrawalThatADiskRefusesCountsAsNotDone(t *testing.T) {
 		})
 	}
 
-	free()
+	disks[1].stuck.Store(false)
 	soon(t, nodes[1].Addrs()["api"], func(c *assert.CollectT, s api.Status) { assert.Empty(c, s.Unfollowed) })
 	soon(t, super.Addrs()["admin"], func(c *assert.CollectT, s api.Status) { assert.Empty(c, s.UnfollowedBy) })
 	left, err := filepath.Glob(filepath.Join(settingsOf[1].Node.DataDir, "cache", "tasks", "*", strings.Replace(bad, ":", "-", 1)))
@@ -98,13 +129,13 @@ func TestAWithdrawalIsEndedBeforeARestartServes(t *testing.T) {
 	p := image(t, r, 700_000)
 	bad := p.Layers()[0].Digest
 	cfg := settings(t, r, "one")
-	d, stop := start(t, cfg)
+	disk := &jammed{}
+	d, stop := startOn(t, cfg, disk)
 	require.NoError(t, pull(t.Context(), d.Addrs()["mirror"], r, p))
-	free := jammed(t, cfg.Node.DataDir)
+	disk.stuck.Store(true)
 	done := followed(t, d.Addrs()["api"], bad)
 	assert.Contains(t, done.Pending, "not dropped yet")
 	stop()
-	free()
 
 	back, err := daemon.New(cfg, log(t, "back"))
 	require.NoError(t, err)

@@ -61,6 +61,8 @@ type Config struct {
 	// Clock is the machine's wall clock: certificates are made and judged by it, and it is
 	// compared with other members'. Intervals never rest on it. Default [time.Now].
 	Clock func() time.Time
+	// StoreFS keeps the pieces. Default [diskstore.OS].
+	StoreFS diskstore.FS
 }
 
 // Option changes what a program gives to [New].
@@ -68,6 +70,9 @@ type Option func(*Config)
 
 // WithClock has a node take another clock for the machine's.
 func WithClock(now func() time.Time) Option { return func(c *Config) { c.Clock = now } }
+
+// WithStoreFS has a node keep its pieces on another file system than the machine's.
+func WithStoreFS(files diskstore.FS) Option { return func(c *Config) { c.StoreFS = files } }
 
 // Node is one member. Its fields are there once it is built; whoever builds an assembly
 // connects them.
@@ -141,7 +146,7 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 		return n, err
 	}
 	n.Store, err = diskstore.Open(diskstore.Config{
-		Dir: cache, Quota: quota, HighWater: cfg.Cache.HighWater, LowWater: cfg.Cache.LowWater, Logger: cfg.Logger,
+		Dir: cache, Quota: quota, HighWater: cfg.Cache.HighWater, LowWater: cfg.Cache.LowWater, FS: cfg.StoreFS, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return n, fmt.Errorf("node.dataDir: %w", err)
