@@ -8,6 +8,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/darter-io/darter/pkg/source"
 )
 
 // ProtocolAPI is what members ask for (ALPN) who come to a port for its API and not for pieces:
@@ -153,7 +155,8 @@ func (s *split) ask(c net.Conn) {
 
 // forAPI reports whether a connection is for the API. Nothing is taken from it that its server
 // would miss.
-func forAPI(c net.Conn) (bool, error) {
+func forAPI(c net.Conn) (is bool, err error) {
+	defer source.Rescue(&err, "finding out what a connection is for")
 	deadline := time.Now().Add(tellTime)
 	if t, ok := c.(*tls.Conn); ok {
 		ctx, cancel := context.WithDeadline(context.Background(), deadline)

@@ -14,6 +14,7 @@ import (
 	"github.com/darter-io/darter/pkg/identity"
 	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -306,7 +307,8 @@ func (d *Download) dial(n api.Neighbour) {
 	})
 }
 
-func (d *Download) connect(h host.Host, hello *wire.Hello) error {
+func (d *Download) connect(h host.Host, hello *wire.Hello) (err error) {
+	defer source.Rescue(&err, "connecting to a peer of task "+d.id.Short())
 	ctx, cancel := context.WithTimeout(d.ctx, dialTimeout)
 	defer cancel()
 	raw, err := d.e.cfg.Dial(ctx, h.Addr)

@@ -335,7 +335,8 @@ func (e *Engine) accept(ctx context.Context) error {
 }
 
 // welcome shakes hands with a peer and hands it to the download it asks for.
-func (e *Engine) welcome(ctx context.Context, raw net.Conn) error {
+func (e *Engine) welcome(ctx context.Context, raw net.Conn) (err error) {
+	defer source.Rescue(&err, "welcoming a peer")
 	conn, swarm, err := wire.Accept(ctx, raw, e.cfg.Host.ID.PeerID())
 	if err != nil {
 		return err

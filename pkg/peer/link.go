@@ -13,6 +13,7 @@ import (
 	"github.com/darter-io/darter/pkg/peer/picker"
 	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/source"
 )
 
 // writeTimeout bounds how long one block may hang in a socket: a reader that takes less
@@ -322,7 +323,8 @@ func (l *link) run() {
 	l.d.post(func() { l.d.unlink(l, l.err) })
 }
 
-func (l *link) read() error {
+func (l *link) read() (err error) {
+	defer source.Rescue(&err, "reading what a peer says of task "+l.d.id.Short())
 	var haves []piece.Index
 	for {
 		m, err := l.conn.Next()

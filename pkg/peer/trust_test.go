@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/piece/memstore"
+	"github.com/darter-io/darter/pkg/task"
 )
 
 // flipped returns content with one wrong bit in piece i.
@@ -174,5 +176,32 @@ func TestAContentWhoseLengthTurnsOutWrongIsBegunAnew(t *testing.T) {
 		data, err := s.read(t.Context(), a, spec, 0, int64(len(right)))
 		require.NoError(t, err)
 		require.True(t, bytes.Equal(right, data))
+	})
+}
+
+// panicking is a verifier with a fault that some runs bring out.
+type panicking struct {
+	peer.Verifier
+	left atomic.Int32
+}
+
+func (p *panicking) VerifyRun(id task.ID, r piece.Run) error {
+	if p.left.Add(-1) >= 0 {
+		panic("a fault")
+	}
+	return p.Verifier.VerifyRun(id, r)
+}
+
+func TestAPanicAtAPeersWordsEndsItsConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(33, 4*piece.SizeMin))
+		s.seed()
+		faulty := &panicking{Verifier: s.keys}
+		faulty.left.Store(2)
+		s.adjust = func(cfg *peer.Config) { cfg.Verifier = faulty }
+		data, err := s.read(t.Context(), s.node(nil), s.spec(), 0, int64(len(s.origin.content)))
+		require.NoError(t, err, "what the peers say on later connections is taken")
+		require.True(t, bytes.Equal(s.origin.content, data))
+		require.Negative(t, faulty.left.Load())
 	})
 }
