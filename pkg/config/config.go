@@ -127,6 +127,10 @@ func (f *Form) Load(environ []string) error {
 			}
 			return fmt.Errorf("reading the configuration file %s: %w", path, err)
 		}
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o002 != 0 {
+			problems = append(problems, fmt.Errorf("every user of the machine may change the configuration file %s (mode %04o), and with it what this program does: chmod o-w %s",
+				path, info.Mode().Perm(), path))
+		}
 		problems = append(problems, f.unknownKeys(path, fileLayer.Raw(), p.lines)...)
 	}
 
