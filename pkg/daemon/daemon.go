@@ -182,7 +182,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		registry := d.cfg.Mirror.Listeners[i].Upstream
 		mirrors = append(mirrors, d.node.Server("mirror of "+registry, l, mirrorMux(d.proxy.For(registry))))
 	}
-	// Content never passes gin: its writer hides sendfile.
+	// Content never passes gin, which answers for handlers that said nothing.
 	local := http.NewServeMux()
 	local.Handle(api.PathFiles, node.NoBrowsers(d.files))
 	local.Handle("/", d.localRoutes())

@@ -45,8 +45,9 @@ const (
 	asksMax = 3
 )
 
-// files gives dfget its files (api.PathFiles). It is a plain handler, because gin's writer
-// hides sendfile. What may be shared with whom [sharing.Decide] says; this acts on it.
+// files gives dfget its files (api.PathFiles). It is a plain handler, because gin
+// answers for a handler that said nothing. What may be shared with whom [sharing.Decide] says; this
+// acts on it.
 type files struct {
 	// probe asks the origin what it gives to these headers; that it gives it at all is the
 	// client's right to what the node may have cached.
@@ -594,7 +595,7 @@ func tellRefusal(w http.ResponseWriter, code int, e *api.FileError) {
 	_ = json.NewEncoder(w).Encode(e) // a client that is gone needs no error
 }
 
-// firstWrite notes when the first byte leaves, and keeps sendfile possible.
+// firstWrite notes when the first byte leaves.
 type firstWrite struct {
 	http.ResponseWriter
 	since time.Time
@@ -610,10 +611,4 @@ func (f *firstWrite) note() {
 func (f *firstWrite) Write(b []byte) (int, error) {
 	f.note()
 	return f.ResponseWriter.Write(b)
-}
-
-// ReadFrom implements [io.ReaderFrom] by the server's own, which knows sendfile.
-func (f *firstWrite) ReadFrom(r io.Reader) (int64, error) {
-	f.note()
-	return io.Copy(f.ResponseWriter, r)
 }

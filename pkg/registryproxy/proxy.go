@@ -42,8 +42,8 @@ type Content interface {
 	Close() error
 }
 
-// Reader yields verified bytes in order. Its WriteTo sends them without passing them
-// through this process where the writer can (sendfile); it ends short, never wrong.
+// Reader yields verified bytes in order. Its WriteTo sends each block from the memory in which
+// it was compared with its checksum; it ends short, never wrong.
 type Reader interface {
 	io.ReadCloser
 	io.WriterTo
@@ -172,8 +172,7 @@ type Pull struct {
 	Content Content
 }
 
-// Proxy is the mirror: an [http.Handler] for /v2/. It must be given the server's own
-// ResponseWriter, because a wrapper hides sendfile from the content's reader.
+// Proxy is the mirror: an [http.Handler] for /v2/.
 type Proxy struct {
 	cfg    Config
 	router *mux.Router
