@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/darter-io/darter/pkg/host"
@@ -147,3 +148,14 @@ func (s *Scheduler) displace(now time.Time, greedy, h hostIndex, wants bool, ans
 
 // always makes room for the owner's own host, whose store has bounds of its own.
 func always(bool) bool { return true }
+
+// witness is what counts as one when hosts call another silent: the address from which a host
+// announces, since one machine may invent hosts. On loopback, and where no address is known, each
+// host counts.
+func (s *Scheduler) witness(h hostIndex) string {
+	st := &s.hosts[h]
+	if st.source == "" || st.source == "::1" || strings.HasPrefix(st.source, "127.") {
+		return string(st.ID)
+	}
+	return st.source
+}

@@ -189,3 +189,33 @@ func TestAnInventedCrowdCostsLittleMemory(t *testing.T) {
 	assert.Less(t, took, int64(200<<20))
 	runtime.KeepAlive(s)
 }
+
+func TestOneAddressSilencesNobody(t *testing.T) {
+	begin := time.Unix(1e9, 0)
+	// shunned reports whether a newcomer is kept from a live holder that many hosts called silent.
+	shunned := func(t *testing.T, from func(i int) string) bool {
+		s := New(Config{Self: host.Host{ID: "self"}, Seed: 1})
+		_, err := s.Announce(begin, hold("victim", 1, "10.0.0.1", 0, 1))
+		require.NoError(t, err)
+		for i := range 40 {
+			r := Report{
+				Host: host.Host{ID: host.ID(fmt.Sprint("liar", i)), Addr: from(i) + ":65002"}, Generation: 1, Source: from(i),
+				Entries: []Entry{{Task: invented(0), Event: Started, Silent: []host.ID{"victim"}}},
+			}
+			_, err := s.Announce(begin, r)
+			require.NoError(t, err)
+		}
+		return begin.Before(s.hosts[s.byID["victim"]].shunned)
+	}
+	for name, row := range map[string]struct {
+		from func(i int) string
+		want bool
+	}{
+		"forty hosts of one machine silence nobody":    {func(int) string { return "10.0.0.66" }, false},
+		"nor do those of two machines":                 {func(i int) string { return fmt.Sprint("10.0.0.", 66+i%2) }, false},
+		"three machines do":                            {func(i int) string { return fmt.Sprint("10.0.0.", 66+i%3) }, true},
+		"on loopback, where tests run, each host does": {func(int) string { return "127.0.0.1" }, true},
+	} {
+		t.Run(name, func(t *testing.T) { assert.Equal(t, row.want, shunned(t, row.from)) })
+	}
+}

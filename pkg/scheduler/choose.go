@@ -263,7 +263,7 @@ func (s *Scheduler) reachable(now time.Time, w *swarm, m, c memberIndex) bool {
 }
 
 // silence takes in whom member m called silent. They are left out for m for Expiry, and
-// a host that several call silent is left out for everybody.
+// a host that several call silent, from different addresses, is left out for everybody.
 func (s *Scheduler) silence(now time.Time, w *swarm, m memberIndex, ids []host.ID) {
 	me := w.member(m)
 	for _, id := range ids[:min(len(ids), silentMax)] {
@@ -284,6 +284,8 @@ func (s *Scheduler) silence(now time.Time, w *swarm, m memberIndex, ids []host.I
 		if h == s.self {
 			continue
 		}
+		witness := s.witness(me.host)
+		st.reports = slices.DeleteFunc(st.reports, func(q silence) bool { return s.witness(q.host) == witness })
 		st.reports = noted(st.reports, silence{me.host, s.hosts[me.host].generation, s.nano(until)}, s.nano(now))
 		if len(st.reports) >= s.cfg.SilentReports {
 			st.reports, st.shunned = nil, until

@@ -30,7 +30,7 @@ type hostState struct {
 	asked time.Time
 	// memberships are the host's swarms, so that a departure finds them.
 	memberships []membership
-	// reports are the hosts that called this one silent lately, one each.
+	// reports are the hosts that called this one silent lately, one for each witness.
 	reports []silence
 	// shunned is until when nobody is sent to the host, because several called it silent.
 	shunned time.Time
