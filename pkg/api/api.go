@@ -41,8 +41,9 @@ const (
 // that hears it takes another ID.
 const StatusInUse = http.StatusConflict
 
-// StatusApart is the status of an announce from a host whose clock is too far from the owner's.
-const StatusApart = http.StatusPreconditionFailed
+// StatusClock is the status of an announce whose host's clock is too far from the owner's. It is another
+// one than [StatusInUse]: a host must not give up its ID because of a clock.
+const StatusClock = http.StatusPreconditionFailed
 
 // Event is what happened to a task on the announcing host.
 type Event string

@@ -102,6 +102,7 @@ type Refusal string
 const (
 	RefusedForeign Refusal = "foreign" // it speaks for another host than its certificate
 	RefusedInUse   Refusal = "in_use"  // its ID is another live host's
+	RefusedClock   Refusal = "clock"   // its clock is too far from this one's
 	RefusedFull    Refusal = "full"    // there is no room for another host
 	RefusedTasks   Refusal = "tasks"   // tasks beyond a bound were forgotten
 	RefusedBroken  Refusal = "broken"  // it is no announce
@@ -197,12 +198,12 @@ func (c *Coordinator) refused(h host.Host, from Sender, err error) {
 	why := RefusedBroken
 	var request *RequestError
 	switch {
-	case errors.As(err, &request) && request.Status == api.StatusApart:
-		return // checkClock has counted and told it
 	case errors.Is(err, scheduler.ErrFull):
 		why = RefusedFull
 	case errors.As(err, &request) && request.Status == api.StatusInUse:
 		why = RefusedInUse
+	case errors.As(err, &request) && request.Status == api.StatusClock:
+		why = RefusedClock
 	case errors.As(err, &request) && request.Status == http.StatusForbidden:
 		why = RefusedForeign
 	}

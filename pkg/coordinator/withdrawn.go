@@ -101,7 +101,7 @@ func (c *Coordinator) checkClock(r api.AnnounceRequest) error {
 		c.log.Warn("host refused because of its clock", "host", r.Host.ID, "name", r.Host.Name, "error", err)
 	})
 	// The host reads it with its own eyes.
-	return &RequestError{Status: api.StatusApart, Reason: strings.Replace(err.Error(), "this host's clock", "this owner's clock", 1)}
+	return &RequestError{Status: api.StatusClock, Reason: strings.Replace(err.Error(), "this host's clock", "this owner's clock", 1)}
 }
 
 // Clocks says which host was refused last because of its clock, and why; empty where none was

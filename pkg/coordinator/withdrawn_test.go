@@ -39,7 +39,7 @@ func TestAHostWithAnotherClockIsRefusedAndForgotten(t *testing.T) {
 	for _, clock := range []time.Time{now.Add(-72 * time.Hour), now.Add(72 * time.Hour)} {
 		request.Clock = clock
 		answer = announced(t, c, request)
-		assert.Equal(t, api.StatusApart, answer.Code)
+		assert.Equal(t, api.StatusClock, answer.Code)
 		assert.Equal(t, now.Format(time.RFC3339Nano), answer.Header().Get(api.HeaderClock), "so that the host names both clocks itself")
 		assert.Contains(t, answer.Body.String(), "this owner's clock says "+now.Format(time.RFC3339))
 		assert.Contains(t, answer.Body.String(), clock.Format(time.RFC3339))
@@ -52,6 +52,15 @@ func TestAHostWithAnotherClockIsRefusedAndForgotten(t *testing.T) {
 	assert.Equal(t, http.StatusOK, announced(t, c, request).Code, "a former version tells none")
 	request.Clock, request.Leaving = now.Add(-72*time.Hour), true
 	assert.Equal(t, http.StatusOK, announced(t, c, request).Code, "a farewell is one by any clock")
+}
+
+func TestAClockIsNoStolenID(t *testing.T) {
+	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+	var why []Refusal
+	c := New(Config{Host: member("0"), Seed: newRig(nil).cfg.Seed, Now: func() time.Time { return now }, Refused: func(r Refusal) { why = append(why, r) }})
+	answer := announced(t, c, api.AnnounceRequest{Version: 1, Host: member("1"), Clock: now.Add(-25 * time.Hour)})
+	assert.NotEqual(t, api.StatusInUse, answer.Code, "a host that hears that takes another ID")
+	assert.Equal(t, []Refusal{RefusedClock}, why)
 }
 
 func TestAnOwnerKnowsWhichHostsDroppedAContent(t *testing.T) {

@@ -244,7 +244,7 @@ type Owner struct {
 var events = []string{"started", "progress", "completed", "stopped", "starving", "other"}
 
 // refusals are why announces are refused; another one counts as "broken".
-var refusals = []string{"foreign", "in_use", "full", "tasks", "broken"}
+var refusals = []string{"foreign", "in_use", "clock", "full", "tasks", "broken"}
 
 // OwnerStats is what a coordinator knows at one time.
 type OwnerStats struct{ Hosts, Seeding int }
