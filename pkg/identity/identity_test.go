@@ -434,6 +434,12 @@ func TestNoKeyIsEverPrinted(t *testing.T) {
 	assert.Contains(t, logged.String(), string(id.HostID()))
 }
 
+func TestWhatIsExplainedIsNotExplainedAgain(t *testing.T) {
+	once := identity.Explain(x509.UnknownAuthorityError{})
+	require.ErrorIs(t, once, identity.ErrNotMember)
+	assert.Equal(t, once, identity.Explain(once))
+}
+
 func TestExplainLeavesOtherErrorsAlone(t *testing.T) {
 	err := errors.New("connection refused")
 	assert.Equal(t, err, identity.Explain(err))

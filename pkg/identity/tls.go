@@ -142,6 +142,8 @@ func explain(err error, now time.Time) error {
 	var notTLS tls.RecordHeaderError
 	var remote *net.OpError
 	switch {
+	case errors.Is(err, ErrNotMember):
+		return err // it was explained where it happened
 	case errors.As(err, &unknown):
 		return fmt.Errorf("%w: %w: it has another cluster secret", ErrNotMember, err)
 	case errors.As(err, &expired) && expired.Reason == x509.Expired:
