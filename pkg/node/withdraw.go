@@ -108,8 +108,7 @@ func (n *Node) awaitFollowed(ctx context.Context, id task.ID, supernodes []strin
 		if err == nil {
 			last = &f
 		}
-		unheard := func(h api.HostFollowed) bool { return h.State == api.FollowUnheard }
-		if err == nil && f.Missing == 0 && !slices.ContainsFunc(f.Others, unheard) {
+		if err == nil && heardOfAll(f, n.cfg.Program != "supernode" && len(supernodes) > 0) {
 			return last
 		}
 		select {
@@ -118,6 +117,15 @@ func (n *Node) awaitFollowed(ctx context.Context, id task.ID, supernodes []strin
 		case <-tick.C:
 		}
 	}
+}
+
+// heardOfAll reports whether no host is left that may still say that it dropped a content. Where the
+// one that asks announces to the owner, too, an owner that names nobody has just started.
+func heardOfAll(f api.Followed, announces bool) bool {
+	if announces && f.Dropped+len(f.Others)+f.Missing == 0 {
+		return false
+	}
+	return f.Missing == 0 && !slices.ContainsFunc(f.Others, func(h api.HostFollowed) bool { return h.State == api.FollowUnheard })
 }
 
 // askFollowed asks whoever leads: this host, or the first supernode that answers.

@@ -56,6 +56,15 @@ func TestTheWithdrawCommandTellsWhatHappened(t *testing.T) {
 	})
 }
 
+func TestAnOwnerThatNamesNobodyHasHeardOfNobody(t *testing.T) {
+	assert.False(t, heardOfAll(api.Followed{}, true), "it was started a moment ago: this host itself is missing")
+	assert.True(t, heardOfAll(api.Followed{}, false), "a supernode to which nobody announces")
+	assert.True(t, heardOfAll(api.Followed{Dropped: 1}, true))
+	assert.True(t, heardOfAll(api.Followed{Others: []api.HostFollowed{{State: api.FollowFailed}}}, true))
+	assert.False(t, heardOfAll(api.Followed{Dropped: 1, Others: []api.HostFollowed{{State: api.FollowUnheard}}}, true))
+	assert.False(t, heardOfAll(api.Followed{Dropped: 1, Missing: 1}, true))
+}
+
 func TestStatusTellsOfClocksAndOfWhatIsNotDropped(t *testing.T) {
 	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 	var out strings.Builder

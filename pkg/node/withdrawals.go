@@ -90,6 +90,8 @@ type order struct {
 	// tried says that this process began to drop the content, and failed why it did not end.
 	tried  bool
 	failed error
+	// underway says that it is new and is followed now for the first time.
+	underway bool
 }
 
 func nameOf(x api.Withdrawal) orderName { return orderName{x.Task, x.At.UnixNano()} }
@@ -217,6 +219,7 @@ func (w *Withdrawals) Add(list []api.Withdrawal) error {
 		}
 		x.Pending = true
 		if o := w.note(x, age, now); o != nil {
+			o.underway = true
 			due, fresh = append(due, o), true
 		}
 	}
@@ -284,7 +287,7 @@ func (w *Withdrawals) follow(due []*order) error {
 		}
 		w.mu.Lock()
 		again := o.failed != nil && err != nil && o.failed.Error() == err.Error()
-		o.tried, o.failed, o.Pending = true, err, err != nil
+		o.tried, o.failed, o.Pending, o.underway = true, err, err != nil, false
 		w.mu.Unlock()
 		switch {
 		case err == nil:
@@ -331,12 +334,12 @@ func (w *Withdrawals) List() (out []api.Withdrawal) {
 }
 
 // Unfollowed lists the contents that could not be dropped so far, at most
-// [api.UnfollowedMax], and why.
+// [api.UnfollowedMax], and why. One that is being dropped for the first time is no trouble yet.
 func (w *Withdrawals) Unfollowed() (out []api.Unfollowed) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, o := range w.orders {
-		if !o.Pending || len(out) == api.UnfollowedMax || slices.ContainsFunc(out, func(u api.Unfollowed) bool { return u.Task == o.Task }) {
+		if !o.Pending || o.underway || len(out) == api.UnfollowedMax || slices.ContainsFunc(out, func(u api.Unfollowed) bool { return u.Task == o.Task }) {
 			continue
 		}
 		why := "it is being dropped"

@@ -143,6 +143,22 @@ func TestADropThatFailsIsPendingAndTriedAgain(t *testing.T) {
 	})
 }
 
+func TestADropThatIsUnderWayIsNoTrouble(t *testing.T) {
+	order := api.Withdrawal{Task: idOf("0a"), At: time.Now().UTC(), AgeMillis: 1}
+	d := &disk{held: map[task.ID]bool{order.Task: true}}
+	w := d.life(t, t.TempDir())
+	looks := 0
+	look := func() {
+		looks++
+		assert.Empty(t, w.Unfollowed(), "owners would tell the operator that this host could not drop it")
+	}
+	write, remove := w.write, w.remove
+	w.write = func(path string, b []byte) error { look(); return write(path, b) }
+	w.remove = func(id task.ID, rest bool) error { look(); return remove(id, rest) }
+	require.NoError(t, w.Add([]api.Withdrawal{order}))
+	assert.Equal(t, 3, looks, "noted, dropped, noted as done")
+}
+
 func TestAnAgainTriedDropTakesNothingThatCameSince(t *testing.T) {
 	order := api.Withdrawal{Task: idOf("0a"), At: time.Now().UTC(), AgeMillis: 1}
 	d := &disk{held: map[task.ID]bool{}, refuse: errors.New("device or resource busy")}
