@@ -176,7 +176,9 @@ type guardedConn struct {
 	addr string
 
 	spoke atomic.Bool // it sent something; of plain connections alone
-	once  sync.Once
+	// asks says that it is an HTTP server's, which tells when a request has come.
+	asks atomic.Bool
+	once sync.Once
 	// The listener's mu guards these.
 	standing  standing
 	all, each *list.Element
@@ -330,10 +332,11 @@ func (c *guardedConn) stand(to standing) {
 // gone is the standing of a closed connection.
 const gone standing = -1
 
-// Read takes a plain connection out of those that have said nothing.
+// Read takes a plain connection out of those that have said nothing. For one of an HTTP server a byte is
+// no word: else a stranger that sends one holds its place until the header's time is over.
 func (c *guardedConn) Read(p []byte) (int, error) {
 	n, err := c.TCPConn.Read(p)
-	if n > 0 && !c.spoke.Load() && !c.g.secure.Load() {
+	if n > 0 && !c.asks.Load() && !c.spoke.Load() && !c.g.secure.Load() {
 		c.spoke.Store(true)
 		c.stand(busy)
 	}
@@ -378,6 +381,10 @@ func watchState(c net.Conn, s http.ConnState) {
 		return
 	}
 	switch s {
+	case http.StateNew:
+		if held.asks.Store(true); !held.g.secure.Load() {
+			held.stand(fresh)
+		}
 	case http.StateActive:
 		held.stand(busy)
 	case http.StateIdle:

@@ -263,6 +263,23 @@ func TestACrowdOfSilentConnectionsHindersNobody(t *testing.T) {
 	}
 }
 
+func TestAByteOfARequestHoldsNoPlace(t *testing.T) {
+	for _, text := range []string{"G", "POST /echo HTTP/1.1\r\nHost: x\r\nX-Half:"} {
+		t.Run(text[:1], func(t *testing.T) {
+			p := open(t, false, crowd{total: 16, each: 16, fresh: 16, freshEach: 16})
+			for range 40 {
+				c, err := net.Dial("tcp", p.addr)
+				require.NoError(t, err)
+				defer c.Close()
+				_, err = io.WriteString(c, text)
+				require.NoError(t, err)
+			}
+			time.Sleep(20 * time.Millisecond) // the server may read what came
+			p.honest(t)
+		})
+	}
+}
+
 func TestIdleConnectionsMakeRoom(t *testing.T) {
 	p := open(t, false, crowd{total: 16, each: 16, fresh: 16, freshEach: 16})
 	for range 40 {
