@@ -20,7 +20,9 @@ import (
 const (
 	// keyFile holds the seed of the host's key and, on a second line, what it is tied to.
 	keyFile = "host-key"
-	// idFile holds the name of that key, for people and other tools; nothing here believes it.
+	// idFile holds the name of that key, for people and other tools, or the ID that a program before
+	// keys drew: that one stays, so that such a program is believed again after a way back. Nothing
+	// here believes it.
 	idFile = "host-id"
 )
 
@@ -169,14 +171,15 @@ func readHostKey(path string, machine []string) (k HostKey, tied bool, err error
 	return k, to == tie(info, machine), nil
 }
 
-// noteHostID writes the ID where people look for it.
+// noteHostID writes the ID where people look for it, unless a program before keys has its own there:
+// with the name of a key, and without the key, no member would believe it.
 func noteHostID(dir string, id host.ID) error {
 	path := filepath.Join(dir, idFile)
 	noted, err := readHostID(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err // not ours to overwrite: is this the right directory?
 	}
-	if noted == id {
+	if noted == id || noted != "" && !noted.Keyed() {
 		return nil
 	}
 	tmp, err := os.CreateTemp(dir, idFile+"-*")

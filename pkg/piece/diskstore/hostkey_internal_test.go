@@ -68,6 +68,15 @@ func TestACopiedDirectoryIsAnotherHost(t *testing.T) {
 		assert.Equal(t, drawn, k.Was)
 		assert.False(t, k.Moved)
 		assert.True(t, k.ID().Keyed())
+		for range 2 {
+			noted, err := os.ReadFile(filepath.Join(old, idFile))
+			require.NoError(t, err)
+			assert.Equal(t, string(drawn), strings.TrimSpace(string(noted)), "that program may be wanted again, and has no key for another name")
+			again, err := OpenHostKey(old)
+			require.NoError(t, err)
+			assert.Equal(t, k.ID(), again.ID())
+			assert.Empty(t, again.Was)
+		}
 	})
 	t.Run("a damaged key says what to do", func(t *testing.T) {
 		for _, damaged := range []string{"", "?", strings.Repeat("0", 63)} {
