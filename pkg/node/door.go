@@ -546,6 +546,9 @@ type unhurried struct {
 	d       *door
 	at      net.Addr
 	remote  string
+	// held is its connection, nil where that is not guarded. While somebody waits for the body, it may be
+	// closed for another one, the longest waiting first.
+	held *guardedConn
 
 	waited time.Duration
 	got    int64
@@ -568,7 +571,9 @@ func (b *unhurried) Read(p []byte) (int, error) {
 	begun := time.Now()
 	left := b.d.body + time.Duration(b.got)*time.Second/bodyRate - b.waited
 	b.deadline(begun.Add(max(left, 0)))
+	b.stand(idle)
 	n, err := b.body.Read(p)
+	b.stand(busy)
 	b.waited += time.Since(begun)
 	b.got += int64(n)
 	if err != nil {
@@ -585,12 +590,26 @@ var errSlow = errors.New("the body of its request came at less than 1 KiB a seco
 // Close implements [io.Closer].
 func (b *unhurried) Close() error { return b.body.Close() }
 
+func (b *unhurried) stand(to standing) {
+	if b.held != nil {
+		b.held.stand(to)
+	}
+}
+
 // finish bounds what the server itself reads of a body that its handler left.
 func (b *unhurried) finish() {
+	b.stand(idle) // the server says how it stands when it has read
 	b.deadline(time.Now().Add(b.d.body))
 	b.mu.Lock()
 	b.ended = true
 	b.mu.Unlock()
+}
+
+type heldKey struct{}
+
+// withHeld lets handlers find the guarded connection of a request.
+func withHeld(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, heldKey{}, guardedOf(c))
 }
 
 // hurry serves requests whose bodies have to come at some rate.
@@ -601,7 +620,8 @@ func (d *door) hurry(at net.Addr, h http.Handler) http.Handler {
 			return
 		}
 		remote, _, _ := net.SplitHostPort(r.RemoteAddr)
-		b := &unhurried{body: r.Body, control: http.NewResponseController(w), d: d, at: at, remote: remote}
+		held, _ := r.Context().Value(heldKey{}).(*guardedConn)
+		b := &unhurried{held: held, body: r.Body, control: http.NewResponseController(w), d: d, at: at, remote: remote}
 		defer b.finish()
 		r.Body = b
 		h.ServeHTTP(w, r)

@@ -263,9 +263,12 @@ func TestACrowdOfSilentConnectionsHindersNobody(t *testing.T) {
 	}
 }
 
-func TestAByteOfARequestHoldsNoPlace(t *testing.T) {
-	for _, text := range []string{"G", "POST /echo HTTP/1.1\r\nHost: x\r\nX-Half:"} {
-		t.Run(text[:1], func(t *testing.T) {
+func TestHalfARequestHoldsNoPlace(t *testing.T) {
+	for name, text := range map[string]string{
+		"a byte": "G", "half a header": "POST /echo HTTP/1.1\r\nHost: x\r\nX-Half:",
+		"no body": "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", "no body, and nobody reads": "POST /deaf HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
 			p := open(t, false, crowd{total: 16, each: 16, fresh: 16, freshEach: 16})
 			for range 40 {
 				c, err := net.Dial("tcp", p.addr)

@@ -37,6 +37,7 @@ func (n *Node) Server(name string, l net.Listener, h http.Handler) Part {
 		srv := &http.Server{
 			Handler: answered(d.hurry(l.Addr(), h)), ReadHeaderTimeout: d.header, ConnState: watchState, IdleTimeout: idleTimeout,
 			MaxHeaderBytes: headerMax,
+			ConnContext:    withHeld,
 			BaseContext:    func(net.Listener) context.Context { return base },
 			ErrorLog:       slog.NewLogLogger(n.Log.With("server", name).Handler(), slog.LevelDebug),
 		}
