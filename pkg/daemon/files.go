@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"golang.org/x/sync/errgroup"
 
@@ -141,6 +142,9 @@ type held struct {
 	version string
 	release func()
 	broke   func() // tells of a body that ended short; nil where nobody cares
+	// tail is to be proved the same by last before it is sent; without last nothing is.
+	tail sharing.Window
+	last func(context.Context) error
 }
 
 // find asks the origin about the file and opens it among those that may share it. Without a held
@@ -210,13 +214,11 @@ func (f *files) find(ctx context.Context, q question, told *telemetry.Pull, stag
 		}
 		if f.pulls.embedded() && !p.lenient && h.Own() {
 			err = nil // nobody else's request brought any of it
+			f.proofs.add(p.note, f.now())
 		} else {
-			err = f.prove(ctx, p, h.Content)
+			err = f.prove(ctx, p, h)
 		}
 		stage("proving it the same")
-		if err == nil {
-			f.proofs.add(p.note, f.now())
-		}
 		if err == nil || p.lenient && ctx.Err() == nil && !errors.Is(err, errOtherBytes) {
 			return h, "", nil
 		}
@@ -315,38 +317,63 @@ func (f *files) beginProof(ctx context.Context, p *proof) (err error) {
 	return err
 }
 
-// prove ends a proof that was begun. Nil says that all windows are alike.
-func (f *files) prove(ctx context.Context, p *proof, content *peer.Content) error {
+// prove ends a proof that was begun, and notes it. Nil says that all windows are alike, but for the
+// tail of a large file that still comes: then h says so.
+func (f *files) prove(ctx context.Context, p *proof, h *held) error {
 	if p.begin == nil {
 		if err := f.beginProof(ctx, p); err != nil {
 			return err
 		}
 	}
-	if content.Facts().Length != p.spec.Length {
+	if h.Facts().Length != p.spec.Length {
 		return errors.New("its length is another one")
 	}
+	complete := h.Complete()
 	g, ctx := errgroup.WithContext(ctx)
-	for _, w := range sharing.Windows(p.spec.Length, content.Complete(), mathrand.Int64N) {
-		g.Go(func() (err error) {
-			theirs := p.begin
-			if w != p.first {
-				if theirs, err = f.window(ctx, p.spec, w); err != nil {
-					return err
-				}
-			}
-			ours := make([]byte, w.Length)
-			reader := content.NewReader(ctx, w.Offset, w.Length)
-			defer reader.Close()
-			if _, err := io.ReadFull(reader, ours); err != nil {
-				return err
-			}
-			if !bytes.Equal(theirs, ours) {
-				return errOtherBytes
-			}
-			return nil
-		})
+	for _, w := range sharing.Windows(p.spec.Length, complete, mathrand.Int64N) {
+		g.Go(func() error { return f.compare(ctx, p, h.Content, w) })
 	}
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	tail, later := sharing.Tail(p.spec.Length, complete)
+	if !later {
+		f.proofs.add(p.note, f.now())
+		return nil
+	}
+	h.tail, h.last = tail, func(ctx context.Context) error {
+		err := f.compare(ctx, p, h.Content, tail)
+		switch {
+		case err == nil:
+			f.proofs.add(p.note, f.now())
+		case p.lenient && ctx.Err() == nil && !errors.Is(err, errOtherBytes):
+			return nil
+		case ctx.Err() == nil:
+			f.proofs.add(unproven+p.note, f.now())
+		}
+		return err
+	}
+	return nil
+}
+
+// compare brings a window of the file from the origin and compares it with what others brought.
+func (f *files) compare(ctx context.Context, p *proof, content *peer.Content, w sharing.Window) (err error) {
+	theirs := p.begin
+	if w != p.first {
+		if theirs, err = f.window(ctx, p.spec, w); err != nil {
+			return err
+		}
+	}
+	ours := make([]byte, w.Length)
+	reader := content.NewReader(ctx, w.Offset, w.Length)
+	defer reader.Close()
+	if _, err := io.ReadFull(reader, ours); err != nil {
+		return err
+	}
+	if !bytes.Equal(theirs, ours) {
+		return errOtherBytes
+	}
+	return nil
 }
 
 // errOtherBytes tells of an origin whose strong ETag is none.
@@ -449,6 +476,10 @@ func (f *files) request(r *http.Request) (question, *api.FileError) {
 		spec.Header["Cache-Control"] = secret.String(say)
 	}
 	file := task.File{Tag: q.Get(api.FileTag), Application: q.Get(api.FileApplication)}
+	if strings.ContainsFunc(file.Tag+file.Application, unicode.IsControl) {
+		// A NUL parts the tag from the digest in the task's name: see identify.
+		return bad("%s and %s hold no control characters", api.FileTag, api.FileApplication)
+	}
 	file.URL, covers.Signed = f.canonical(u, covers.Ignore)
 	return question{spec: spec, file: file, covers: covers}, nil
 }
@@ -542,10 +573,25 @@ func (f *files) serve(w http.ResponseWriter, r *http.Request, content *held, tol
 		sent int64
 		err  error
 	)
-	if window.Length > 0 {
-		reader := content.NewReader(r.Context(), window.Offset, window.Length)
-		sent, err = reader.WriteTo(&firstWrite{ResponseWriter: w, since: started, took: &told.FirstByte})
-		reader.Close()
+	give := func(offset, length int64) {
+		if length <= 0 {
+			return
+		}
+		reader := content.NewReader(r.Context(), offset, length)
+		defer reader.Close()
+		var n int64
+		n, err = reader.WriteTo(&firstWrite{ResponseWriter: w, since: started, took: &told.FirstByte})
+		sent += n
+	}
+	open := window.Length // of these bytes nothing is left to prove
+	if content.last != nil {
+		open = min(open, max(0, content.tail.Offset-window.Offset))
+	}
+	give(window.Offset, open)
+	if err == nil && open < window.Length {
+		if err = content.last(r.Context()); err == nil {
+			give(window.Offset+open, window.Length-open)
+		}
 	}
 	told.Bytes = f.pulls.split(sent, content.Sources(), cached)
 	switch {

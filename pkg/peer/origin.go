@@ -200,6 +200,8 @@ func (o *originParent) words(err error) *api.Failure {
 	f.Upstream, f.Repository = o.spec.Upstream, o.spec.Repository
 	var length *source.LengthError
 	f.Promise = errors.As(err, &length) && o.spec.Length == 0 && length.Want == o.spec.Promised
+	// A file that is not as long as its HEAD said changed since, or the HEAD is wrong.
+	f.Changed = f.Changed || length != nil && o.spec.Kind == task.Plain
 	return f
 }
 

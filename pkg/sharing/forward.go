@@ -16,6 +16,7 @@ var refused = []struct {
 		"Host", "Forwarded", "X-Forwarded*", "X-Forward-*", "X-Original-*", "X-Rewrite-*", "X-Host*", "X-Http-*", "X-Method-Override", "X-Real-*", "X-Client-Ip", "X-Client-Host", "X-Cluster-*",
 		"X-Remote-*", "X-Proxy*", "X-Backend*", "X-Gateway-*", "X-Server-Name", "X-Envoy-*", "X-Accel-*", "X-Sendfile*", "X-Url*", "X-Uri*", "X-Request-Uri", "X-Scheme", "X-Ssl*", "X-Path*",
 		"X-Script-Name", "X-Prefix", "X-Override-*", "X-Origin*", "X-Upstream*", "X-Route*", "X-Routing*", "X-Azure-*", "X-Middleware-*", "X-Ip", "X-From-Ip", "X-True-*", "X-Appengine-*", "X-Goog-Iap*",
+		"X-Orig-*", "X-Vhost*", "X-Virtual-*", "X-Target-*", "X-Dest*", "X-Requested-Host*", "X-Request-Ur*", "Request-Url", "X-Replaced-*", "X-Base-Ur*", "Host-*", "X-Zuul-*", "X-Arr-*", "X-Method", "X-Api-Host", "X-Tenant-Host",
 		"X-Amz-Cf*", "X-Amzn-*", "X-Bluecoat-*", "X-Wap-*", "X-Timer", "True-Client-Ip", "Client-Ip", "Cf-*", "Cdn-*", "Fastly-*", "Akamai-*", "Front-End-Https", "Base-Url", "Http-*", "Request-Uri",
 		"Via", "Max-Forwards", "Destination", "Surrogate-*", "Redirect", "Uri", "Url", "Alt-Used", "Service-Worker*", "Origin", "Sec-*", "Darter-*",
 	}},

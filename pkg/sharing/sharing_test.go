@@ -2,6 +2,7 @@ package sharing_test
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -209,6 +210,7 @@ func TestForwardable(t *testing.T) {
 		"Host", "host", "Forwarded", "X-Forwarded-Host", "X-Forwarded", "X_Forwarded_Host", "x-original-url", "X-Rewrite-Url", "X-HTTP-Method-Override", "X-Host", "X-Real-IP",
 		"Range", "If-None-Match", "If-Range", "Connection", "Transfer-Encoding", "Content-Length", "Expect", "Upgrade", "Te", "Proxy-Authorization", "Via", "Accept-Encoding",
 		"Content-Type", "Max-Forwards", "True-Client-Ip", "Cf-Connecting-Ip", "Sec-Fetch-Site", "Origin", "Darter-Forward-Host",
+		"X-Orig-Host", "X-Vhost", "X-Target-Url", "X-Requested-Host", "X-Request-Url", "Request-Url", "X-Base-Url", "Host-Override", "X-Method",
 	} {
 		var refused *sharing.HeaderError
 		require.ErrorAs(t, sharing.Forwardable(name), &refused, name)
@@ -217,7 +219,7 @@ func TestForwardable(t *testing.T) {
 	}
 	for _, name := range []string{
 		"Authorization", "Cookie", "Accept", "Accept-Language", "User-Agent", "X-Api-Key", "Private-Token", "Job-Token", "X-Jfrog-Art-Api", "X-Amz-Date", "X-Amz-Security-Token",
-		"X-Goog-User-Project", "X-Ms-Version", "Referer", "Cache-Control", "X-Word", "Hostname",
+		"X-Goog-User-Project", "X-Ms-Version", "Referer", "Cache-Control", "X-Word", "Hostname", "X-Request-Id", "X-Requested-With",
 	} {
 		assert.NoError(t, sharing.Forwardable(name), name)
 	}
@@ -240,6 +242,11 @@ func TestWindows(t *testing.T) {
 			for _, w := range sharing.Windows(length, false, draw) {
 				assert.LessOrEqual(t, w.Offset+w.Length, min(length, 16<<20), "it may have to wait for it")
 			}
+			tail, later := sharing.Tail(length, false)
+			assert.Equal(t, sharing.Window{length - k, k}, tail)
+			assert.NotEqual(t, later, slices.Contains(sharing.Windows(length, false, draw), tail), "before or later, but always")
+			_, later = sharing.Tail(length, true)
+			assert.False(t, later)
 		}
 	}
 }
