@@ -65,6 +65,9 @@ type Withdrawals struct {
 	// orders are all that are known, as they were learned.
 	orders []*order
 	known  map[orderName]*order
+	// forgotten are the names of orders that were followed and made room for others: hosts that
+	// learned of more than all remember, each in another order, would tell each other of them for ever.
+	forgotten map[orderName]struct{}
 	// saved is when the file was written, by the wall clock of then.
 	saved time.Time
 	// unsaved says that the file lags behind.
@@ -114,7 +117,7 @@ const markLife = time.Minute
 // openWithdrawals reads what the node remembers. A file that cannot be read is an error:
 // what it said may not have been dropped yet.
 func openWithdrawals(dir string, log *slog.Logger) (*Withdrawals, error) {
-	w := &Withdrawals{path: filepath.Join(dir, withdrawalsFile), now: time.Now, log: log, write: replaceFile, known: map[orderName]*order{}}
+	w := &Withdrawals{path: filepath.Join(dir, withdrawalsFile), now: time.Now, log: log, write: replaceFile, known: map[orderName]*order{}, forgotten: map[orderName]struct{}{}}
 	b, err := os.ReadFile(w.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return w, nil
@@ -162,12 +165,22 @@ func (w *Withdrawals) note(x api.Withdrawal, age time.Duration, now time.Time) *
 	return o
 }
 
+// forgottenMax bounds the names of forgotten orders, of some 100 bytes each.
+const forgottenMax = 8 * api.WithdrawalsMax
+
 // trim forgets the orders that were learned first, those that are followed before others.
 // mu is held.
 func (w *Withdrawals) trim() {
 	for len(w.orders) > api.WithdrawalsMax {
 		i := max(0, slices.IndexFunc(w.orders, func(o *order) bool { return !o.Pending }))
-		delete(w.known, nameOf(w.orders[i].Withdrawal))
+		name := nameOf(w.orders[i].Withdrawal)
+		delete(w.known, name)
+		if len(w.forgotten) >= forgottenMax {
+			clear(w.forgotten)
+		}
+		if !w.orders[i].Pending {
+			w.forgotten[name] = struct{}{}
+		}
 		w.mark = ""
 		w.orders = slices.Delete(w.orders, i, i+1)
 	}
@@ -214,7 +227,7 @@ func (w *Withdrawals) Add(list []api.Withdrawal) error {
 			continue
 		}
 		age := ageOf(x, now)
-		if age >= api.WithdrawalLife {
+		if _, followed := w.forgotten[nameOf(x)]; followed || age >= api.WithdrawalLife {
 			continue
 		}
 		x.Pending = true

@@ -287,3 +287,32 @@ func TestPendingOrdersAreTheLastToBeForgotten(t *testing.T) {
 	assert.True(t, slices.ContainsFunc(w.List(), func(x api.Withdrawal) bool { return x.Task == first.Task }))
 	assert.Len(t, w.List(), api.WithdrawalsMax)
 }
+
+func TestMoreOrdersThanAreRememberedAreFollowedOnce(t *testing.T) {
+	var first, second []api.Withdrawal
+	for i := range api.WithdrawalsMax + 100 {
+		x := api.Withdrawal{Task: task.ID(fmt.Sprintf("sha256:%064x", i)), At: time.Unix(1_800_000_000, int64(i)), AgeMillis: 1}
+		if i < api.WithdrawalsMax/2 {
+			first = append(first, x)
+		} else {
+			second = append(second, x)
+		}
+	}
+	drops := 0
+	learn := func(lists ...[]api.Withdrawal) *Withdrawals {
+		w := (&disk{}).life(t, t.TempDir())
+		w.remove = func(task.ID, bool) error { drops++; return nil }
+		for _, list := range lists {
+			require.NoError(t, w.Add(list))
+		}
+		return w
+	}
+	// Two supernodes hear of the orders in another turn, and so forget others of them.
+	a, b := learn(first, second), learn(second, first)
+	require.Equal(t, 2*(api.WithdrawalsMax+100), drops)
+	for range 3 {
+		require.NoError(t, a.Add(b.List()))
+		require.NoError(t, b.Add(a.List()))
+	}
+	assert.Equal(t, 2*(api.WithdrawalsMax+100), drops, "what came since is not dropped again and again")
+}
