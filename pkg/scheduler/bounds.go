@@ -69,10 +69,11 @@ func (s *Scheduler) count(st *hostState, n int) {
 
 // roomFor returns the function that makes room for one more task of a host. Of the hosts that
 // share a bound the one that has most gives up what it holds: so a member that invents tasks or
-// hosts displaces its own, and no other. It is looked for once per report.
-func (s *Scheduler) roomFor(now time.Time, h hostIndex, answer *Answer) func(wants bool) bool {
+// hosts displaces its own, and no other. It is looked for once per report. fresh says that nobody has
+// the task yet.
+func (s *Scheduler) roomFor(now time.Time, h hostIndex, answer *Answer) func(wants, fresh bool) bool {
 	greedy := hostIndex(-1)
-	return func(wants bool) bool {
+	return func(wants, fresh bool) bool {
 		st := &s.hosts[h]
 		src := s.sources[st.source]
 		switch {
@@ -87,7 +88,7 @@ func (s *Scheduler) roomFor(now time.Time, h hostIndex, answer *Answer) func(wan
 				}
 			}
 			return s.displace(now, greedy, h, wants, answer)
-		case s.total >= s.cfg.TotalMax:
+		case s.total >= s.cfg.TotalMax, fresh && len(s.swarms) >= s.cfg.SwarmsMax:
 			if greedy < 0 {
 				for c := range s.hosts {
 					if s.hosts[c].alive && hostIndex(c) != s.self {
@@ -147,7 +148,7 @@ func (s *Scheduler) displace(now time.Time, greedy, h hostIndex, wants bool, ans
 }
 
 // always makes room for the owner's own host, whose store has bounds of its own.
-func always(bool) bool { return true }
+func always(bool, bool) bool { return true }
 
 // witness is what counts as one when hosts call another silent: the address from which a host
 // announces, since one machine may invent hosts. On loopback, and where no address is known, each

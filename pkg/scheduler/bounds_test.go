@@ -190,6 +190,25 @@ func TestAnInventedCrowdCostsLittleMemory(t *testing.T) {
 	runtime.KeepAlive(s)
 }
 
+func TestInventedTasksOfManyAddressesAreBounded(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	s := New(Config{Self: host.Host{ID: "self"}, Seed: 1, SwarmsMax: 20_000})
+	_, err := s.Announce(now, hold("honest", 1, "10.0.0.1", 0, 500))
+	require.NoError(t, err)
+	for k := range 40 {
+		_, err := s.Announce(now, hold(fmt.Sprint("invented", k), 1, fmt.Sprint("10.0.1.", k), 10_000*(k+1), 2000))
+		require.NoError(t, err)
+	}
+	assert.LessOrEqual(t, len(s.swarms), 20_000)
+	assert.Equal(t, 500, tasksOf(s, "honest"), "a host with few tasks keeps them")
+	r := hold("reader", 1, "10.0.0.2", 0, 0)
+	r.Entries = []Entry{{Task: invented(9_000_000), Event: Started}}
+	a, err := s.Announce(now, r)
+	require.NoError(t, err)
+	require.NoError(t, a.Assignments[0].Failure, "what somebody wants finds room")
+	assert.LessOrEqual(t, len(s.swarms), 20_000)
+}
+
 func TestOneAddressSilencesNobody(t *testing.T) {
 	begin := time.Unix(1e9, 0)
 	// shunned reports whether a newcomer is kept from a live holder that many hosts called silent.

@@ -75,9 +75,9 @@ type Config struct {
 	// Defaults 1024 and 65,536.
 	SourceHostsMax, SourceTasksMax int
 	// TotalMax bounds the tasks of all hosts together; who has most makes room. A task that
-	// many hold takes some 250 bytes for each, one that is held by one host alone some 1000.
-	// Default 8,000,000.
-	TotalMax int
+	// many hold takes some 250 bytes for each holder. Default 8,000,000. SwarmsMax bounds the
+	// different tasks in the same way; each takes some 1,300 bytes besides. Default 400,000.
+	TotalMax, SwarmsMax int
 }
 
 // withDefaults fills in what is zero.
@@ -102,6 +102,7 @@ func (c Config) withDefaults() Config {
 	number(&c.SourceHostsMax, 1024)
 	number(&c.SourceTasksMax, 65_536)
 	number(&c.TotalMax, 8_000_000)
+	number(&c.SwarmsMax, 400_000)
 	duration(&c.Expiry, 15*time.Second)
 	duration(&c.Grace, time.Second)
 	duration(&c.FailureFor, 2*time.Second)
@@ -321,7 +322,7 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 // must bring from its origin for it, or nil. room makes room for a task that the host does not
 // have yet; see [Scheduler.roomFor].
 func (s *Scheduler) take(
-	now time.Time, h hostIndex, e Entry, room func(wants bool) bool,
+	now time.Time, h hostIndex, e Entry, room func(wants, fresh bool) bool,
 ) (a Assignment, seed *task.Spec) {
 	switch e.Event {
 	case Stopped:
@@ -332,7 +333,7 @@ func (s *Scheduler) take(
 		}
 		return a, seed
 	case Completed:
-		if w, m, ok := s.join(h, e.Task, func() bool { return room(false) }); ok {
+		if w, m, ok := s.join(h, e.Task, func() bool { return room(false, s.swarms[e.Task] == nil) }); ok {
 			w.member(m).have = int32(e.Have)
 			s.stand(w, m, holding)
 		}
@@ -342,7 +343,7 @@ func (s *Scheduler) take(
 		return a, nil
 	}
 
-	w, m, ok := s.join(h, e.Task, func() bool { return room(true) })
+	w, m, ok := s.join(h, e.Task, func() bool { return room(true, s.swarms[e.Task] == nil) })
 	if !ok {
 		return Assignment{Failure: fmt.Errorf("task %s: %w: this host, or all at its address, want more tasks at once than are remembered", e.Task.Short(), ErrFull)}, nil
 	}
