@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -438,8 +439,9 @@ func TestEqualRequestsShareWhatIsUnderWay(t *testing.T) {
 
 func TestAClientMayLimitCaches(t *testing.T) {
 	f, srv, o := front(t, true)
-	now := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
-	f.now = func() time.Time { return now }
+	begin := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+	var passed atomic.Int64 // since then; a handler still looks at the clock after its client has all
+	f.now = func() time.Time { return begin.Add(time.Duration(passed.Load())) }
 	bodies := func(more url.Values, headers ...string) int {
 		q := url.Values{api.FileURL: {o.URL + "/f.bin"}}
 		for k, v := range more {
@@ -461,7 +463,7 @@ func TestAClientMayLimitCaches(t *testing.T) {
 	ten := url.Values{api.FileMaxAge: {"10m"}}
 	assert.Equal(t, 1, bodies(ten), "how old the cached one is nobody knows")
 	assert.Equal(t, 0, bodies(ten))
-	now = now.Add(10 * time.Minute)
+	passed.Add(int64(10 * time.Minute))
 	assert.Equal(t, 1, bodies(ten))
 	assert.Equal(t, 0, bodies(nil))
 	for _, bad := range []url.Values{{api.FileMaxAge: {"soon"}}, {api.FileMaxAge: {"-1s"}}, {api.FileNoCache: {"perhaps"}}} {
