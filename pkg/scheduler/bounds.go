@@ -13,6 +13,12 @@ import (
 // formerMax is how many former lives of a host are remembered.
 const formerMax = 4
 
+// departure is the life of a host that said farewell, and how long that is remembered.
+type departure struct {
+	generation uint64
+	until      time.Time
+}
+
 // source is the hosts that announce from one network address.
 type source struct {
 	hosts map[hostIndex]struct{}

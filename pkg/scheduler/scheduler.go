@@ -11,6 +11,7 @@ package scheduler
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -223,6 +224,10 @@ type Scheduler struct {
 	hosts  []hostState
 	unused []hostIndex
 
+	// departed are the hosts that said farewell within Expiry: nothing of that life is believed any
+	// more, or a late announce would make a host of it that stands in the next life's way.
+	departed map[host.ID]departure
+
 	// sources are the hosts of each address, total the memberships of all.
 	sources map[string]*source
 	total   int
@@ -240,12 +245,13 @@ type Scheduler struct {
 // New returns a Scheduler that knows nobody but the owner's own host.
 func New(cfg Config) *Scheduler {
 	s := &Scheduler{
-		cfg:     cfg.withDefaults(),
-		rand:    rand.New(rand.NewPCG(cfg.Seed, 0x6461727465720000)),
-		byID:    make(map[host.ID]hostIndex),
-		sources: make(map[string]*source),
-		swarms:  make(map[task.ID]*swarm),
-		due:     make(map[*swarm]struct{}),
+		cfg:      cfg.withDefaults(),
+		rand:     rand.New(rand.NewPCG(cfg.Seed, 0x6461727465720000)),
+		byID:     make(map[host.ID]hostIndex),
+		departed: make(map[host.ID]departure),
+		sources:  make(map[string]*source),
+		swarms:   make(map[task.ID]*swarm),
+		due:      make(map[*swarm]struct{}),
 	}
 	s.self = s.admit(cfg.Self, 0, "")
 	return s
@@ -270,7 +276,14 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 			return Answer{}, err
 		}
 	}
+	if d, ok := s.departed[r.Host.ID]; ok && d.generation == r.Generation && now.Before(d.until) {
+		// It was on its way when its host said farewell.
+		return Answer{Interval: s.cfg.IntervalIdle, Assignments: make([]Assignment, len(r.Entries))}, nil
+	}
 	if r.Leaving {
+		if known && h != s.self {
+			s.departed[r.Host.ID] = departure{r.Generation, now.Add(s.cfg.Expiry)}
+		}
 		c := s.Leave(now, r.Host.ID)
 		return Answer{Interval: s.cfg.IntervalIdle, Seeds: c.Seeds, Assignments: make([]Assignment, len(r.Entries))}, nil
 	}
@@ -397,6 +410,7 @@ func (s *Scheduler) Tick(now time.Time) Changes {
 			c.Seeds = append(c.Seeds, s.forget(now, hostIndex(h))...)
 		}
 	}
+	maps.DeleteFunc(s.departed, func(_ host.ID, d departure) bool { return !now.Before(d.until) })
 	c.Seeds = append(c.Seeds, s.runDue(now)...)
 	return c
 }
