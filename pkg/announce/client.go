@@ -304,7 +304,7 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, err
 		case c.callStandbys():
 		default:
 			if !c.anyDown() { // of those that are, it was told
-				c.log.Warn("owner did not hear of a content in time, so this host leads it", "task", e.Task.Short(), "err", err)
+				c.log.Warn("owner did not hear of a content in time, so this host leads it", "task", e.Task.Short(), "error", err)
 			}
 			return c.askLocal(ctx, e, []error{err})
 		}
@@ -550,7 +550,7 @@ func (c *Client) told(ctx context.Context, e api.Entry, to string) {
 	c.mu.Unlock()
 	if former == local {
 		if _, err := c.cfg.Local.Announce(ctx, e); err != nil {
-			c.log.Debug("own coordinator was not told of a task's new owner", "task", e.Task, "err", err)
+			c.log.Debug("own coordinator was not told of a task's new owner", "task", e.Task, "error", err)
 		}
 	}
 }

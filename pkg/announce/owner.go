@@ -318,7 +318,7 @@ func (c *Client) leave(ctx context.Context) {
 	for _, addr := range met {
 		farewells.Go(func() {
 			if _, err := c.post(ctx, addr, api.AnnounceRequest{Version: api.Version, Host: c.cfg.Host, Generation: c.cfg.Generation, Leaving: true}); err != nil {
-				c.log.Debug("owner was not told that this host leaves", "owner", addr, "err", err)
+				c.log.Debug("owner was not told that this host leaves", "owner", addr, "error", err)
 			}
 		})
 	}

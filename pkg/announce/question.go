@@ -103,7 +103,7 @@ func (c *Client) suspect(addr string, err error) {
 	o.poke()
 	called := c.allLost() && c.call()
 	c.mu.Unlock()
-	c.log.Warn("owner does not answer", "owner", addr, "err", err)
+	c.log.Warn("owner does not answer", "owner", addr, "error", err)
 	if called {
 		c.tellStandbysLead()
 	}

@@ -25,7 +25,7 @@ func (c *Client) learnWithdrawn(ctx context.Context, o *owner, mark string) {
 		err = c.cfg.Withdrawn(list)
 	}
 	if err != nil {
-		c.log.Warn("what was withdrawn is not known", "owner", o.addr, "err", err)
+		c.log.Warn("what was withdrawn is not known", "owner", o.addr, "error", err)
 		return
 	}
 	o.withdrawn = mark

@@ -367,7 +367,7 @@ func (c *Coordinator) content(id task.ID, f piece.Facts) ([]byte, *api.Proof) {
 	}
 	content := make([]byte, f.Length)
 	if n, err := replica.ReadAt(content, 0); n < len(content) {
-		c.log.Warn("small content could not be read for an answer", "task", id, "err", err)
+		c.log.Warn("small content could not be read for an answer", "task", id, "error", err)
 		return nil, nil
 	}
 	return content, proof
@@ -397,7 +397,7 @@ func (c *Coordinator) SeedFailed(id task.ID, asked *task.Spec, f *api.Failure) {
 	if f == nil {
 		f = &api.Failure{Status: http.StatusBadGateway, Message: "content could not be brought from its origin"}
 	}
-	c.log.Debug("origin gave no content", "task", id, "status", f.Status, "err", f.Message)
+	c.log.Debug("origin gave no content", "task", id, "status", f.Status, "error", f.Message)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	// What this attempt said of the content is worth no more than the attempt.

@@ -156,7 +156,7 @@ func (c *Coordinator) HandleAnnounce(w http.ResponseWriter, r *http.Request) {
 	}
 	w.WriteHeader(status)
 	if err := json.NewEncoder(w).Encode(body); err != nil {
-		c.log.Debug("answer to an announce was not sent", "remote", r.RemoteAddr, "err", err)
+		c.log.Debug("answer to an announce was not sent", "remote", r.RemoteAddr, "error", err)
 	}
 }
 

@@ -166,7 +166,7 @@ func (d *Daemon) newClient() *announce.Client {
 		Now: d.node.Clock, Local: d.coordinator, Standby: d.node.Asked != nil, InUse: d.node.Taken, Logger: d.node.Log,
 		Standbys: readStandbys(d.cfg.Node.DataDir), Named: func(list []string) {
 			if err := writeStandbys(d.cfg.Node.DataDir, list); err != nil {
-				d.node.Log.Warn("a restart while no supernode answers would know nobody to ask", "err", err)
+				d.node.Log.Warn("a restart while no supernode answers would know nobody to ask", "error", err)
 			}
 		},
 	})

@@ -81,7 +81,8 @@ type Store struct {
 	// evictions since the store was opened.
 	evictions int64
 
-	// retrying is held while a task that could not be used is tried again.
+	// retrying is held while a task that could not be used is tried again, and while one is removed:
+	// what is tried again must not come back behind the removal. Deletions may take seconds.
 	retrying sync.Mutex
 	passed   atomic.Int64 // tasks that could not be used, for the log
 
@@ -803,6 +804,8 @@ func (s *Store) Usage() Usage {
 func (s *Store) Remove(id task.ID) error {
 	s.life.RLock()
 	defer s.life.RUnlock()
+	s.retrying.Lock()
+	defer s.retrying.Unlock()
 	s.mu.Lock()
 	closed, e := s.closed, s.tasks[id]
 	s.mu.Unlock()

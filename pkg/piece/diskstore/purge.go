@@ -16,6 +16,8 @@ import (
 func (s *Store) Sweep(id task.ID) error {
 	s.life.RLock()
 	defer s.life.RUnlock()
+	s.retrying.Lock()
+	defer s.retrying.Unlock()
 	err := errors.Join(s.sweepRest(id), s.removeLeft(id), s.sweepAside(id))
 	for _, dir := range []string{filepath.Dir(s.dir(id)), s.path("tasks", "spare"), s.path("aside")} {
 		if err != nil {
