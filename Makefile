@@ -67,7 +67,7 @@ clients: ## pull with the libraries of containerd, Docker, Podman and others, wi
 	cd test/clients && CGO_ENABLED=0 $(GOTEST) -mod=mod $(CLIENT_FLAGS) -count 1 -timeout 12m -parallel 12 -v . -args -out $(CURDIR)/out/clients.json
 
 e2e: ## pull with real containerd, Docker, Podman and others in network namespaces (needs root and their packages)
-	$(GOTEST) -tags $(TAGS) -count 1 -timeout 15m -v ./test/e2e/... -args -out $(CURDIR)/out/clients.json
+	$(GOTEST) -tags $(TAGS) -count 1 -timeout 25m -v ./test/e2e/... -args -out $(CURDIR)/out/clients.json
 
 clients-alone: ## measure what clients do when a mirror misbehaves, without Darter (15 minutes; needs what e2e needs)
 	$(GO) test -tags $(TAGS) -count 1 -timeout 30m -v -run WhatTools ./test/e2e -args -alone

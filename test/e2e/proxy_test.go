@@ -55,6 +55,7 @@ proxy:
   caKey: /etc/darter/proxy.key
   tunnel: listed
   tunnelHosts: [other.example]
+  tunnelPorts: [6443]
 `, c.secret, c.Nodes[0].Addr, plain))
 		dfdaemon := filepath.Join(bin, "dfdaemon")
 		told, err := run(t, n, dfdaemon, "proxy-ca", "--proxy-ca=/etc/darter/proxy.crt", "--proxy-ca-key=/etc/darter/proxy.key", "--proxy-hosts=registry.example", "--upstreams=registry.example")
