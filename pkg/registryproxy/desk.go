@@ -97,7 +97,7 @@ type desk struct {
 	forgotten atomic.Uint64
 
 	asking       flights[questionKey, saying]
-	resolving    flights[tagKey, resolved]
+	resolving    flights[tagFlight, resolved]
 	resolvingOwn flights[questionKey, resolved]
 }
 

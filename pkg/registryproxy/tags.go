@@ -118,9 +118,18 @@ func (r resolved) ok() bool { return r.said.status == 0 && r.said.err == nil }
 // credentials, and refused, before it is put with the asker's own beside all others.
 const refusedMax = 3
 
+// tagFlight is a tag as clients wait for it together.
+type tagFlight struct {
+	tagKey
+	// node says that this host's own credentials go with the question. A credential helper may
+	// hang, and clients that bring credentials need none.
+	node bool
+}
+
 // resolve says what a tag means, from an answer of at most that age or by asking the
-// registry. Whoever asks at the same time waits for one answer, whatever credentials they
-// have; what each of them may have is another question. The error is the cause of ctx's end.
+// registry. Clients that ask at the same time wait for one answer, whatever credentials they
+// bring, or for one more where they bring none and this host has some; what each of them may have
+// is another question. The error is the cause of ctx's end.
 func (d *desk) resolve(ctx context.Context, q question, age time.Duration) (resolved, error) {
 	key := q.tagKey(d)
 	ask := func(ctx context.Context) resolved {
@@ -133,8 +142,9 @@ func (d *desk) resolve(ctx context.Context, q question, age time.Duration) (reso
 	if known, ok := d.tags.get(key); ok && time.Since(known.at) < age {
 		return resolved{tag: known, asked: q.key(d)}, nil
 	}
+	flight := tagFlight{key, q.authorization == "" && d.ownCredentials(q.upstream)}
 	for range refusedMax {
-		r, err := d.resolving.do(ctx, key, ask)
+		r, err := d.resolving.do(ctx, flight, ask)
 		if err != nil || r.ok() || r.asked == q.key(d) {
 			return r, err
 		}

@@ -476,6 +476,37 @@ func TestANodeWithCredentialsOfItsOwnAsksForItself(t *testing.T) {
 	assert.Equal(t, map[string]int{"HEAD tag": 3}, r.counts())
 }
 
+func TestAHungCredentialHelperDelaysNoOtherClientOfATag(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s swarm
+		s.put(oldIndex, oci.MediaTypeIndex)
+		r := &tagged{}
+		r.set("v1", oldIndex)
+		helped := make(chan struct{}) // what the node's own helper is waited for
+		slow := upstreamOf(func(ctx context.Context, q source.Question) (*http.Response, error) {
+			if q.Header.Get("Authorization") == "" {
+				select {
+				case <-helped:
+				case <-ctx.Done():
+					return nil, context.Cause(ctx)
+				}
+			}
+			return r.Forward(ctx, q)
+		})
+		p := registryproxy.New(registryproxy.Config{
+			Upstream: slow, Open: s.Open, Default: "r.test", Credentialed: func(string) bool { return true }, Policy: registryproxy.Policy{TagLife: time.Minute},
+		})
+		waits := make(chan int, 1)
+		go func() { waits <- ask(p, http.MethodGet, "/v2/app/manifests/v1").StatusCode }()
+		synctest.Wait()
+		began := time.Now()
+		assert.Equal(t, 200, ask(p, http.MethodGet, "/v2/app/manifests/v1", "Authorization", "Bearer alice").StatusCode)
+		assert.Zero(t, time.Since(began), "the client with credentials of its own waits for no helper")
+		close(helped)
+		assert.Equal(t, 200, <-waits)
+	})
+}
+
 func TestWithoutAnOwnerEachNodeAsksTheRegistry(t *testing.T) {
 	var s swarm
 	s.put(oldIndex, oci.MediaTypeIndex)
