@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,7 +23,8 @@ import (
 // disk stands for the cache of a node: what it holds outlives the process.
 type disk struct {
 	held map[task.ID]bool
-	// refuse is why nothing can be deleted.
+	// refuse is why nothing can be deleted; mu is for changing it while the node tries.
+	mu     sync.Mutex
 	refuse error
 	// drops counts what was deleted.
 	drops int
@@ -36,8 +38,11 @@ func (d *disk) life(t *testing.T, dir string) *Withdrawals {
 	w, err := openWithdrawals(dir, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	w.remove = func(id task.ID, rest bool) error {
-		if d.refuse != nil {
-			return d.refuse
+		d.mu.Lock()
+		refuse := d.refuse
+		d.mu.Unlock()
+		if refuse != nil {
+			return refuse
 		}
 		if d.held[id] && !rest {
 			d.drops++
@@ -133,7 +138,9 @@ func TestADropThatFailsIsPendingAndTriedAgain(t *testing.T) {
 		go func() { ended <- w.Run(ctx) }()
 		time.Sleep(time.Hour)
 		assert.Len(t, w.Unfollowed(), 1)
+		d.mu.Lock()
 		d.refuse = nil
+		d.mu.Unlock()
 		time.Sleep(2 * followAgainMax)
 		assert.Empty(t, w.Unfollowed())
 		assert.NoError(t, w.Add([]api.Withdrawal{order}))
