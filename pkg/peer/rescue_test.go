@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/darter-io/darter/pkg/piece/memstore"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
 )
@@ -19,8 +20,12 @@ func (panicking) Open(context.Context, task.Spec, int64) (*source.Response, erro
 
 func TestAPanicAtAnOriginsAnswerEndsItsDownload(t *testing.T) {
 	id := task.ID("sha256:" + strings.Repeat("00", 32))
-	d := &Download{e: &Engine{cfg: Config{Origin: panicking{}}}, id: id, log: slog.New(slog.DiscardHandler)}
+	store := memstore.New(memstore.Config{})
+	d := &Download{
+		e: &Engine{cfg: Config{Origin: panicking{}, Store: store}}, id: id, log: slog.New(slog.DiscardHandler), ledger: newLedger(id, store, nil, nil),
+	}
 	err := (&originParent{d: d, spec: task.Spec{ID: id, Kind: task.Blob}}).safely(t.Context())
 	var caught *source.PanicError
 	require.ErrorAs(t, err, &caught)
+	require.Equal(t, "a fault", caught.Value, "it is the origin's, not one of this test")
 }
