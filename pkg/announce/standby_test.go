@@ -148,7 +148,7 @@ func TestAHostThatStandsInLeadsItsTasksItself(t *testing.T) {
 		assert.Equal(t, local, answeredBy(t, c, started(others)), "it is the second")
 		assert.Empty(t, w.lines("s:1"))
 		w.set("s:1", func(o *script) { o.dead = true })
-		_, err = c.Question(t.Context(), api.Question{Upstream: "r.test", Repository: "app", Reference: "v1"})
+		_, err = c.Lookup(t.Context(), api.Lookup{Upstream: "r.test", Repository: "app", Reference: "v1"})
 		require.ErrorIs(t, err, ErrHere)
 	})
 }
@@ -230,7 +230,7 @@ func (o oracle) RoundTrip(r *http.Request) (*http.Response, error) {
 	if alive := o[r.URL.Host]; alive == nil || !alive() {
 		return nil, syscall.ECONNREFUSED
 	}
-	var answer any = api.Answer{Version: 1, Digest: task.ID("sha256:" + strings.Repeat("a", 64)), MediaType: r.URL.Host}
+	var answer any = api.LookupReply{Version: 1, Digest: task.ID("sha256:" + strings.Repeat("a", 64)), MediaType: r.URL.Host}
 	if r.URL.Path == api.PathAnnounce {
 		var request api.AnnounceRequest
 		if b, err := io.ReadAll(r.Body); err != nil || json.Unmarshal(b, &request) != nil {
@@ -259,9 +259,9 @@ func TestAQuestionGoesToStandbysAsSoonAsTheOwnersRefuse(t *testing.T) {
 		synctest.Wait()
 		asked := map[string]bool{}
 		for i := range 20 {
-			q := api.Question{Version: 1, Upstream: "r.test", Repository: "app", Reference: "v" + strings.Repeat("1", i)}
+			q := api.Lookup{Version: 1, Upstream: "r.test", Repository: "app", Reference: "v" + strings.Repeat("1", i)}
 			dead.Store(i > 0)
-			a, err := c.Question(t.Context(), q)
+			a, err := c.Lookup(t.Context(), q)
 			require.NoError(t, err)
 			asked[a.MediaType] = true
 		}

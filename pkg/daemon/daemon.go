@@ -84,7 +84,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 	}
 	d.coordinator = d.node.NewCoordinator(nil)
 	var announcer peer.Announcer = d.coordinator
-	var shared func(context.Context, api.Question) (api.Answer, error)
+	var shared func(context.Context, api.Lookup) (api.LookupReply, error)
 	if len(cfg.Supernodes) > 0 {
 		d.client = d.newClient()
 		d.node.Owners = d.client.Owners
@@ -123,8 +123,8 @@ func secretFiles(cfg config.Dfdaemon) [][2]string {
 }
 
 // question asks the cluster, which may be this host.
-func (d *Daemon) question(ctx context.Context, q api.Question) (api.Answer, error) {
-	a, err := d.client.Question(ctx, q)
+func (d *Daemon) question(ctx context.Context, q api.Lookup) (api.LookupReply, error) {
+	a, err := d.client.Lookup(ctx, q)
 	if errors.Is(err, announce.ErrHere) {
 		return d.desk.Answer(ctx, q), nil
 	}

@@ -83,7 +83,7 @@ func (s saying) down() bool {
 type desk struct {
 	upstream Upstream
 	// shared asks the cluster; nil asks nobody but the registry.
-	shared func(context.Context, api.Question) (api.Answer, error)
+	shared func(context.Context, api.Lookup) (api.LookupReply, error)
 	// credentialed as in Config.
 	credentialed func(upstream string) bool
 	// bare never uses the host's own credentials.

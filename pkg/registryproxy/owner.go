@@ -20,7 +20,7 @@ func (d *desk) askShared(ctx context.Context, q question, age time.Duration) (s 
 		return saying{}, time.Time{}, false
 	}
 	forgotten := d.forgotten.Load()
-	a, err := d.shared(ctx, api.Question{
+	a, err := d.shared(ctx, api.Lookup{
 		Version: api.Version, Upstream: q.upstream, Repository: q.repository, Kind: target{endpoint: q.endpoint}.kind(), Reference: q.reference,
 		Accept: q.accept, Authorization: q.authorization, Anonymous: q.anonymous, MaxAgeMillis: age.Milliseconds(),
 	})
@@ -48,7 +48,7 @@ func (d *desk) askShared(ctx context.Context, q question, age time.Duration) (s 
 
 // Desk answers on an owner what its hosts would else each ask a registry: what a tag means,
 // and what anybody may have. It asks with the credentials that the question brings, never
-// with its own. An [http.Handler] for [api.PathQuestions]; safe for concurrent use.
+// with its own. An [http.Handler] for [api.PathLookups]; safe for concurrent use.
 type Desk struct{ desk *desk }
 
 // NewDesk returns a Desk that asks upstream.
@@ -62,10 +62,10 @@ func NewDesk(upstream Upstream) *Desk {
 func (d *Desk) Forget() { d.desk.forget() }
 
 // Answer answers a question. It waits for the registry as long as ctx lets it.
-func (d *Desk) Answer(ctx context.Context, asked api.Question) api.Answer {
+func (d *Desk) Answer(ctx context.Context, asked api.Lookup) api.LookupReply {
 	q, err := checked(asked)
 	if err != nil {
-		return api.Answer{Version: api.Version, Unreached: err.Error()}
+		return api.LookupReply{Version: api.Version, Unreached: err.Error()}
 	}
 	if q.id == "" {
 		r, err := d.desk.resolve(ctx, q, time.Duration(min(asked.MaxAgeMillis, int64(time.Hour/time.Millisecond)))*time.Millisecond)
@@ -86,7 +86,7 @@ func (d *Desk) Answer(ctx context.Context, asked api.Question) api.Answer {
 }
 
 // checked is a question whose names are names.
-func checked(asked api.Question) (q question, err error) {
+func checked(asked api.Lookup) (q question, err error) {
 	q = question{accept: asked.Accept, authorization: asked.Authorization, anonymous: asked.Anonymous && asked.Authorization == "", reference: asked.Reference}
 	if q.upstream, err = oci.ParseHost(asked.Upstream); err != nil {
 		return q, err
@@ -102,13 +102,13 @@ func checked(asked api.Question) (q question, err error) {
 	return q, err
 }
 
-func answer(s saying, q question, at time.Time) api.Answer {
-	out := api.Answer{Version: api.Version}
+func answer(s saying, q question, at time.Time) api.LookupReply {
+	out := api.LookupReply{Version: api.Version}
 	switch {
 	case s.err != nil:
 		out.Unreached = fmt.Sprintf("%.1000s", s.err)
 	case s.status != 0:
-		out.Refusal = &api.Refusal{Status: s.status, Header: s.header, Body: s.body}
+		out.Refusal = &api.RegistryError{Status: s.status, Header: s.header, Body: s.body}
 	default:
 		out.Digest, out.Length, out.MediaType = s.right.id, s.right.length, s.right.mediaType
 		out.Yours = s.right.holder == q.holder()
@@ -128,10 +128,10 @@ func (d *Desk) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "a question comes by POST", http.StatusMethodNotAllowed)
 		return
 	}
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, api.QuestionMax))
-	var q api.Question
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, api.LookupMax))
+	var q api.Lookup
 	if err == nil {
-		q, err = api.DecodeQuestion(b)
+		q, err = api.DecodeLookup(b)
 	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)

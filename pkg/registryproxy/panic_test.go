@@ -46,7 +46,7 @@ func TestAPanicAtAnAnswerIsToldToItsAskersAlone(t *testing.T) {
 func TestAPanicOfAnOwnersDeskIsAnAnswerWithoutOne(t *testing.T) {
 	d := registryproxy.NewDesk(&faulty{})
 	for _, reference := range []string{"v1", string(blobID(t))} {
-		a := d.Answer(t.Context(), api.Question{Version: api.Version, Upstream: "r.test", Repository: "app", Kind: task.Manifest, Reference: reference})
+		a := d.Answer(t.Context(), api.Lookup{Version: api.Version, Upstream: "r.test", Repository: "app", Kind: task.Manifest, Reference: reference})
 		assert.Contains(t, a.Unreached, "a fault of this program")
 	}
 }
@@ -54,7 +54,7 @@ func TestAPanicOfAnOwnersDeskIsAnAnswerWithoutOne(t *testing.T) {
 func TestAPanicOfTheClustersAnswerIsToldToo(t *testing.T) {
 	p := registryproxy.New(registryproxy.Config{
 		Upstream: &upstreamFunc{answer: answers(nil)}, Open: (&swarm{}).Open,
-		Shared: func(context.Context, api.Question) (api.Answer, error) { panic("a fault") },
+		Shared: func(context.Context, api.Lookup) (api.LookupReply, error) { panic("a fault") },
 	})
 	res := ask(p, http.MethodGet, "/v2/app/manifests/v1?ns=r.test")
 	refusedAs(t, res, http.StatusServiceUnavailable, "UNAVAILABLE")

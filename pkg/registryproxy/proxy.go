@@ -89,7 +89,7 @@ type Config struct {
 	// Shared asks the owner of a question in the cluster what is the same for every host: what
 	// a tag means, what anybody may have. An error means that nobody answered in time, and
 	// the registry is asked from here. Nil asks the registry at once.
-	Shared func(ctx context.Context, q api.Question) (api.Answer, error)
+	Shared func(ctx context.Context, q api.Lookup) (api.LookupReply, error)
 	// Credentialed reports whether a registry is asked with credentials of this host where a
 	// client brings none; what it says to them is not shared. Nil: none is.
 	Credentialed func(upstream string) bool

@@ -285,17 +285,17 @@ func newCrowd(n int, r registryproxy.Upstream, s *swarm, cfg registryproxy.Confi
 	return c
 }
 
-func (c *crowd) question(ctx context.Context, q api.Question) (api.Answer, error) {
+func (c *crowd) question(ctx context.Context, q api.Lookup) (api.LookupReply, error) {
 	if c.dead {
-		return api.Answer{}, errors.New("no owner")
+		return api.LookupReply{}, errors.New("no owner")
 	}
 	b, _ := json.Marshal(q)
 	w := httptest.NewRecorder()
-	c.owner.ServeHTTP(w, httptest.NewRequest(http.MethodPost, api.PathQuestions, strings.NewReader(string(b))).WithContext(ctx))
+	c.owner.ServeHTTP(w, httptest.NewRequest(http.MethodPost, api.PathLookups, strings.NewReader(string(b))).WithContext(ctx))
 	if w.Code != 200 {
-		return api.Answer{}, fmt.Errorf("status %d", w.Code)
+		return api.LookupReply{}, fmt.Errorf("status %d", w.Code)
 	}
-	return api.DecodeAnswer(w.Body.Bytes())
+	return api.DecodeLookupReply(w.Body.Bytes())
 }
 
 // all asks all mirrors at once and returns how often each status came.
@@ -439,7 +439,7 @@ func TestAnOwnerNeverSpeaksForCredentialsOfItsOwnOrAnothers(t *testing.T) {
 	}}
 	r.set("v1", oldIndex)
 	desk := registryproxy.NewDesk(r)
-	q := api.Question{Version: 1, Kind: task.Manifest, Upstream: "r.test", Repository: "app", Reference: "v1"}
+	q := api.Lookup{Version: 1, Kind: task.Manifest, Upstream: "r.test", Repository: "app", Reference: "v1"}
 	a := desk.Answer(t.Context(), q)
 	require.NotNil(t, a.Refusal)
 	assert.Equal(t, 401, a.Refusal.Status)
@@ -456,7 +456,7 @@ func TestAnOwnerNeverSpeaksForCredentialsOfItsOwnOrAnothers(t *testing.T) {
 	q.Reference, q.Authorization = string(id), ""
 	assert.NotNil(t, desk.Answer(t.Context(), q).Refusal, "alice's right is not everybody's")
 
-	for _, wrong := range []api.Question{
+	for _, wrong := range []api.Lookup{
 		{Kind: task.Manifest, Upstream: "a b", Repository: "app", Reference: "v1"}, {Kind: task.Manifest, Upstream: "r.test", Repository: "../app", Reference: "v1"},
 		{Kind: task.Blob, Upstream: "r.test", Repository: "app", Reference: "v1"}, {Kind: task.Manifest, Upstream: "r.test", Repository: "app", Reference: "../v1"},
 	} {
@@ -535,14 +535,14 @@ func TestAnOwnerSaysAtOnceThatItHasHeard(t *testing.T) {
 	close(r.gate)
 	b, err := io.ReadAll(res.Body)
 	require.NoError(t, err)
-	a, err := api.DecodeAnswer(b)
+	a, err := api.DecodeLookupReply(b)
 	require.NoError(t, err)
 	assert.Equal(t, oci.DigestOf(oldIndex), a.Digest)
 
 	for _, c := range []struct {
 		method, body string
 		status       int
-	}{{"GET", "", 405}, {"POST", "{}", 400}, {"POST", strings.Repeat("a", api.QuestionMax+1), 400}} {
+	}{{"GET", "", 405}, {"POST", "{}", 400}, {"POST", strings.Repeat("a", api.LookupMax+1), 400}} {
 		w := httptest.NewRecorder()
 		registryproxy.NewDesk(r).ServeHTTP(w, httptest.NewRequest(c.method, "/", strings.NewReader(c.body)))
 		assert.Equal(t, c.status, w.Code)

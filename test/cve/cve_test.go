@@ -139,7 +139,7 @@ func answer(t *testing.T, c *http.Client, method, url, body string, header ...st
 // memberPaths are what members ask of each other, with a body that a member would send.
 var memberPaths = []struct{ method, path, body string }{
 	{"POST", api.PathAnnounce, `{"version":1}`},
-	{"POST", api.PathQuestions, `{}`},
+	{"POST", api.PathLookups, `{}`},
 	{"GET", api.PathWithdrawals, ``},
 	{"POST", api.PathWithdrawals, `{}`},
 	{"GET", api.PathStatus, ``},

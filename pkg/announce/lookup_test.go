@@ -29,7 +29,7 @@ func asker(scheme string, owners []string, f transport) *announce.Client {
 	return announce.New(announce.Config{Owners: owners, Scheme: scheme, Client: &http.Client{Transport: f}})
 }
 
-var tagQuestion = api.Question{Version: 1, Kind: task.Manifest, Upstream: "r.test", Repository: "app", Reference: "v1"}
+var tagLookup = api.Lookup{Version: 1, Kind: task.Manifest, Upstream: "r.test", Repository: "app", Reference: "v1"}
 
 func said(body string) *http.Response {
 	return &http.Response{StatusCode: 200, Status: "200 OK", Body: io.NopCloser(strings.NewReader(body))}
@@ -41,14 +41,14 @@ func TestAllHostsAskTheSameOwnerOfAQuestion(t *testing.T) {
 	var first string
 	for _, owners := range [][]string{{"a:1", "b:1", "c:1"}, {"c:1", "a:1", "b:1"}} {
 		c := asker("http", owners, func(r *http.Request) (*http.Response, error) {
-			assert.Equal(t, api.PathQuestions, r.URL.Path)
+			assert.Equal(t, api.PathLookups, r.URL.Path)
 			if first == "" {
 				first = r.URL.Host
 			}
 			assert.Equal(t, first, r.URL.Host)
 			return said(unreachedAnswer), nil
 		})
-		a, err := c.Question(t.Context(), tagQuestion)
+		a, err := c.Lookup(t.Context(), tagLookup)
 		require.NoError(t, err)
 		assert.Equal(t, "by design", a.Unreached)
 	}
@@ -61,13 +61,13 @@ func TestACredentialGoesToAnOwnerOverTLSOnly(t *testing.T) {
 		assert.Equal(t, "https", r.URL.Scheme)
 		return said(unreachedAnswer), nil
 	}
-	q := tagQuestion
+	q := tagLookup
 	q.Authorization = "Bearer geheim"
-	_, err := asker("http", []string{"a:1"}, count).Question(t.Context(), q)
+	_, err := asker("http", []string{"a:1"}, count).Lookup(t.Context(), q)
 	require.ErrorIs(t, err, announce.ErrNoOwner)
 	assert.NotContains(t, err.Error(), "geheim")
 	assert.Zero(t, asked)
-	_, err = asker("https", []string{"a:1"}, count).Question(t.Context(), q)
+	_, err = asker("https", []string{"a:1"}, count).Lookup(t.Context(), q)
 	require.NoError(t, err)
 	assert.Equal(t, 1, asked)
 }
@@ -80,15 +80,15 @@ func TestAnOwnerThatIsDeadIsPassedOver(t *testing.T) {
 		}
 		return said(unreachedAnswer), nil
 	})
-	_, err := c.Question(t.Context(), tagQuestion)
+	_, err := c.Lookup(t.Context(), tagLookup)
 	require.NoError(t, err)
 	assert.Equal(t, 3, asked)
-	for _, answer := range []string{"{}", "", strings.Repeat("x", api.AnswerMax+5)} {
+	for _, answer := range []string{"{}", "", strings.Repeat("x", api.LookupReplyMax+5)} {
 		c = asker("http", []string{"a:1"}, func(*http.Request) (*http.Response, error) { return said(answer), nil })
-		_, err = c.Question(t.Context(), tagQuestion)
+		_, err = c.Lookup(t.Context(), tagLookup)
 		require.ErrorIs(t, err, announce.ErrNoOwner)
 	}
-	_, err = asker("http", nil, nil).Question(t.Context(), tagQuestion)
+	_, err = asker("http", nil, nil).Lookup(t.Context(), tagLookup)
 	require.ErrorIs(t, err, announce.ErrNoOwner)
 }
 
@@ -99,7 +99,7 @@ func TestAnOwnerMustHearWithinASecondAndMayWaitForItsRegistry(t *testing.T) {
 			<-r.Context().Done()
 			return nil, context.Cause(r.Context())
 		})
-		_, err := c.Question(t.Context(), tagQuestion)
+		_, err := c.Lookup(t.Context(), tagLookup)
 		require.ErrorIs(t, err, announce.ErrNoOwner)
 		require.ErrorContains(t, err, "did not hear within 1s")
 		assert.Equal(t, time.Second, time.Since(began), "for all owners together")
@@ -112,7 +112,7 @@ func TestAnOwnerMustHearWithinASecondAndMayWaitForItsRegistry(t *testing.T) {
 			}))
 			return res, r.Context().Err()
 		})
-		_, err = c.Question(t.Context(), tagQuestion)
+		_, err = c.Lookup(t.Context(), tagLookup)
 		require.NoError(t, err)
 	})
 }
@@ -126,7 +126,7 @@ func TestAnOlderOwnerThatKnowsNoQuestionsIsPassedOver(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { asked.Add(1); http.NotFound(w, r) }))
 	defer srv.Close()
 	c := announce.New(announce.Config{Owners: []string{strings.TrimPrefix(srv.URL, "http://")}, Client: srv.Client()})
-	_, err := c.Question(t.Context(), tagQuestion)
+	_, err := c.Lookup(t.Context(), tagLookup)
 	require.ErrorIs(t, err, announce.ErrNoOwner)
 	assert.EqualValues(t, 1, asked.Load())
 }

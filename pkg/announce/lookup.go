@@ -26,17 +26,17 @@ const heardWithin = time.Second
 
 var errUnheard = fmt.Errorf("the owner did not hear within %s", heardWithin)
 
-// Question asks the owner of a question, so that all hosts of the cluster ask the registry
+// Lookup asks the owner of a question, so that all hosts of the cluster ask the registry
 // once. A live owner says at once that it has heard; one that does not within a second is
 // passed over, and the caller asks the registry itself. The error is an [ErrHere] where all others
 // would ask this host.
-func (c *Client) Question(ctx context.Context, q api.Question) (api.Answer, error) {
+func (c *Client) Lookup(ctx context.Context, q api.Lookup) (api.LookupReply, error) {
 	if q.Authorization != "" && c.cfg.Scheme != "https" {
-		return api.Answer{}, fmt.Errorf("asking about %s: %w: credentials go to owners over TLS only", q, ErrNoOwner)
+		return api.LookupReply{}, fmt.Errorf("asking about %s: %w: credentials go to owners over TLS only", q, ErrNoOwner)
 	}
 	body, err := json.Marshal(q)
 	if err != nil {
-		return api.Answer{}, fmt.Errorf("asking about %s: %w", q, err)
+		return api.LookupReply{}, fmt.Errorf("asking about %s: %w", q, err)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -53,7 +53,7 @@ func (c *Client) Question(ctx context.Context, q api.Question) (api.Answer, erro
 			break
 		}
 		tried[addr] = true
-		a, err := c.postQuestion(ctx, addr, body, unheard)
+		a, err := c.postLookup(ctx, addr, body, unheard)
 		if err == nil {
 			return a, nil
 		}
@@ -68,7 +68,7 @@ func (c *Client) Question(ctx context.Context, q api.Question) (api.Answer, erro
 		}
 		c.suspect(addr, err)
 	}
-	return api.Answer{}, fmt.Errorf("asking about %s: %w", q, errors.Join(failures...))
+	return api.LookupReply{}, fmt.Errorf("asking about %s: %w", q, errors.Join(failures...))
 }
 
 // answering returns the first owner in the order of a key that answers and was not tried, local
@@ -109,29 +109,29 @@ func (c *Client) suspect(addr string, err error) {
 	}
 }
 
-// postQuestion makes one request.
-func (c *Client) postQuestion(ctx context.Context, addr string, body []byte, unheard *time.Timer) (api.Answer, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.cfg.Scheme+"://"+addr+api.PathQuestions, bytes.NewReader(body))
+// postLookup makes one request.
+func (c *Client) postLookup(ctx context.Context, addr string, body []byte, unheard *time.Timer) (api.LookupReply, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.cfg.Scheme+"://"+addr+api.PathLookups, bytes.NewReader(body))
 	if err != nil {
-		return api.Answer{}, fmt.Errorf("owner %s: %w", addr, err)
+		return api.LookupReply{}, fmt.Errorf("owner %s: %w", addr, err)
 	}
 	request.Header.Set("Content-Type", "application/json")
 	answer, err := c.cfg.Client.Do(request)
 	if err != nil {
-		return api.Answer{}, fmt.Errorf("owner %s: %w", addr, err)
+		return api.LookupReply{}, fmt.Errorf("owner %s: %w", addr, err)
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {
-		return api.Answer{}, fmt.Errorf("owner %s answered %s", addr, answer.Status)
+		return api.LookupReply{}, fmt.Errorf("owner %s answered %s", addr, answer.Status)
 	}
 	unheard.Stop()
-	text, err := io.ReadAll(io.LimitReader(answer.Body, api.AnswerMax+1))
+	text, err := io.ReadAll(io.LimitReader(answer.Body, api.LookupReplyMax+1))
 	if err != nil {
-		return api.Answer{}, fmt.Errorf("reading the answer of owner %s: %w", addr, err)
+		return api.LookupReply{}, fmt.Errorf("reading the answer of owner %s: %w", addr, err)
 	}
-	a, err := api.DecodeAnswer(text)
+	a, err := api.DecodeLookupReply(text)
 	if err != nil {
-		return api.Answer{}, fmt.Errorf("owner %s: %w", addr, err)
+		return api.LookupReply{}, fmt.Errorf("owner %s: %w", addr, err)
 	}
 	return a, nil
 }
