@@ -75,7 +75,7 @@ func (d *Download) announce(now time.Time) {
 		if err == nil && answer.Failure == nil {
 			h = d.heed(spec, answer)
 		}
-		d.post(func() { d.assigned(spec, answer, err, h) })
+		d.notify(ownerReplied{spec, answer, err, h})
 	})
 }
 
@@ -198,10 +198,9 @@ func (d *Download) takeInline(spec task.Spec, content []byte) (got []piece.Index
 }
 
 // assigned takes the owner's answer to who came with spec, and what it told of the content.
-func (d *Download) assigned(spec task.Spec, a api.Assignment, err error, h heeded) {
+func (d *Download) assigned(now time.Time, spec task.Spec, a api.Assignment, err error, h heeded) {
 	d.announcing = false
 	d.inlining.Store(false)
-	now := time.Now()
 	d.ownerErr = err
 	if err != nil {
 		d.log.Debug("announce failed", "error", err)
@@ -212,7 +211,7 @@ func (d *Download) assigned(spec task.Spec, a api.Assignment, err error, h heede
 		return
 	}
 	if errors.Is(h.err, errContradiction) {
-		d.hurt(h.err)
+		d.hurt(now, h.err)
 		return
 	}
 	if h.err != nil {
@@ -221,10 +220,10 @@ func (d *Download) assigned(spec task.Spec, a api.Assignment, err error, h heede
 	}
 	d.adoptFacts(now)
 	for _, i := range h.got {
-		d.got(i, nil)
+		d.got(now, i, nil)
 	}
 	if len(h.runs) > 0 {
-		d.digests(nil, h.runs, false)
+		d.digests(now, nil, h.runs, false)
 	}
 	if !d.complete {
 		d.setLocal(a.Local)
@@ -240,7 +239,7 @@ func (d *Download) assigned(spec task.Spec, a api.Assignment, err error, h heede
 		}
 	}
 	for _, n := range a.Neighbours {
-		d.dial(n)
+		d.dial(now, n)
 	}
 }
 
@@ -280,11 +279,11 @@ func (d *Download) forsaken(now time.Time) {
 }
 
 // dial connects to a neighbour unless that is done, under way or hopeless.
-func (d *Download) dial(n api.Neighbour) {
+func (d *Download) dial(now time.Time, n api.Neighbour) {
 	if n.ID == d.e.cfg.Host.ID || d.dialing[n.ID] || d.e.cfg.Dial == nil || d.complete {
 		return
 	}
-	if _, avoided := d.avoid[n.ID]; avoided || len(d.links)+len(d.dialing) >= d.e.cfg.LinksMax || time.Now().Before(d.banned[n.ID.PeerID()]) {
+	if _, avoided := d.avoid[n.ID]; avoided || len(d.links)+len(d.dialing) >= d.e.cfg.LinksMax || now.Before(d.banned[n.ID.PeerID()]) {
 		return
 	}
 	for _, l := range d.links {
@@ -295,16 +294,19 @@ func (d *Download) dial(n api.Neighbour) {
 	d.dialing[n.ID] = true
 	hello := d.hello().Hello
 	d.wg.Go(func() {
-		err := d.connect(n.Host, hello)
-		d.post(func() {
-			delete(d.dialing, n.ID)
-			if err != nil && !errors.Is(err, errTwice) && !errors.Is(err, errTooMany) {
-				d.dialErr = fmt.Errorf("host %s: %w", n.ID.Short(), err)
-				d.log.Debug("neighbour not reached", "host", n.ID, "addr", n.Addr, "error", err)
-				d.shun(n.ID)
-			}
-		})
+		d.notify(dialEnded{n, d.connect(n.Host, hello)})
 	})
+}
+
+// dialled takes in how an attempt to connect ended.
+func (d *Download) dialled(now time.Time, n api.Neighbour, err error) {
+	delete(d.dialing, n.ID)
+	if err == nil || errors.Is(err, errTwice) || errors.Is(err, errTooMany) {
+		return
+	}
+	d.dialErr = fmt.Errorf("host %s: %w", n.ID.Short(), err)
+	d.log.Debug("neighbour not reached", "host", n.ID, "addr", n.Addr, "error", err)
+	d.shun(now, n.ID)
 }
 
 func (d *Download) connect(h host.Host, hello *wire.Hello) (err error) {

@@ -56,7 +56,7 @@ func (c *Content) NewReader(ctx context.Context, off, n int64) *Reader {
 	off = max(0, min(off, length))
 	r := &Reader{d: c.d, spec: &c.spec, ctx: ctx, off: off, end: off + max(0, min(n, length-off))}
 	r.pos.Store(off)
-	c.d.post(func() { c.d.addReader(r) })
+	c.d.notify(readerOpened{r})
 	return r
 }
 
@@ -124,7 +124,7 @@ func (r *Reader) next(pos int64) ([]byte, error) {
 // drop has the content dropped, and waits until the download is over: who opens the content again
 // begins anew.
 func (r *Reader) drop(i piece.Index) {
-	r.d.dropSoon(i)
+	r.d.notify(pieceDamaged{i})
 	select {
 	case <-r.d.done:
 	case <-r.ctx.Done():
@@ -217,7 +217,7 @@ func (r *Reader) Close() error {
 			r.d.e.buffers.put(r.buf)
 			r.buf, r.block = nil, nil
 		}
-		r.d.post(func() { r.d.removeReader(r) })
+		r.d.notify(readerClosed{r})
 	}
 	return nil
 }

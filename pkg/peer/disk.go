@@ -198,9 +198,6 @@ func readSpan(r piece.Replica, off, n int64) ([]byte, error) {
 	return b[off-begin:][:n], nil
 }
 
-// dropSoon has the loop drop a content of which a piece is damaged.
-func (d *Download) dropSoon(i piece.Index) { d.post(func() { d.dropDamaged(i) }) }
-
 // dropDamaged drops a content of which a piece is damaged; it is brought anew when it is wanted.
 func (d *Download) dropDamaged(i piece.Index) {
 	d.forgetDamaged(fmt.Errorf("piece %d: %w", i, errDamaged))
@@ -226,7 +223,7 @@ func (e *Engine) drop(id task.ID, why error) {
 	e.mu.Unlock()
 	if d != nil && d.ledger.hasFacts() {
 		if i, found := d.findDamaged(); found {
-			d.dropSoon(i)
+			d.notify(pieceDamaged{i})
 		}
 		return
 	}

@@ -83,7 +83,8 @@ type Download struct {
 	ledger *ledger
 	holds  int // contents and peers being welcomed; guarded by the engine's mu
 
-	events       chan func()
+	debug        bool // events are logged
+	events       chan event
 	nudged       chan struct{}
 	done         chan struct{}
 	closed       chan struct{} // after done: the store may evict the content
@@ -170,25 +171,28 @@ type Download struct {
 	lastUse             time.Time
 }
 
-func newDownload(e *Engine, spec task.Spec) *Download {
+func newDownload(e *Engine, spec task.Spec, now time.Time) *Download {
 	d := &Download{
 		e: e, id: spec.ID, log: e.log, ledger: newLedger(spec.ID, e.cfg.Store, e.cfg.Verifier, e.attempts[spec.ID].revoked),
-		events: make(chan func(), 256), nudged: make(chan struct{}, 1), done: make(chan struct{}), closed: make(chan struct{}),
+		events: make(chan event, 256), nudged: make(chan struct{}, 1), done: make(chan struct{}), closed: make(chan struct{}),
 		links: make(map[picker.Neighbour]*link), dialing: make(map[host.ID]bool), avoid: make(map[host.ID]time.Time),
-		banned: make(map[[20]byte]time.Time), given: make(map[[20]byte]piece.Bitmap), starveDelay: starveFirst, pieceTime: 20 * time.Millisecond, lastUse: time.Now(),
+		banned: make(map[[20]byte]time.Time), given: make(map[[20]byte]piece.Bitmap), starveDelay: starveFirst, pieceTime: 20 * time.Millisecond, lastUse: now,
 	}
 	d.ledger.create = e.create
 	d.limits = d.intake()
 	return d
 }
 
-// post hands an event to the loop; it is dropped when the loop has ended.
-func (d *Download) post(f func()) {
+// notify sends an event to the loop; it is dropped when the loop has ended.
+func (d *Download) notify(ev event) {
 	select {
-	case d.events <- f:
+	case d.events <- ev:
 	case <-d.done:
 	}
 }
+
+// post has the loop run a function.
+func (d *Download) post(f func()) { d.notify(called{f}) }
 
 // nudge makes the loop look around.
 func (d *Download) nudge() {
@@ -266,36 +270,41 @@ func (d *Download) run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	d.ctx = ctx
 	d.log = d.e.log.With("task", d.id.Short())
+	d.debug = d.log.Enabled(ctx, slog.LevelDebug)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	if err := d.ledger.load(); err != nil {
 		d.err = &api.Failure{Status: http.StatusInternalServerError, Message: err.Error()}
 	}
 	d.mixed.Store(d.ledger.hasFacts())
+	now := time.Now()
 	for d.err == nil {
+		var ev event
 		select {
-		case f := <-d.events:
-			f()
-			d.drainEvents()
+		case ev = <-d.events:
 		case <-d.nudged:
 		case <-timer.C:
 		case <-ctx.Done():
 			d.err = ErrStopped
 		}
-		now := time.Now()
+		now = time.Now()
+		if ev != nil {
+			d.handle(now, ev)
+			d.drainEvents(now)
+		}
 		if d.err == nil {
 			d.step(now)
 		}
-		if d.err == nil && d.idle(now) && d.e.retire(d) {
+		if d.err == nil && d.idle(now) && d.e.retire(d, now) {
 			break
 		}
 		timer.Reset(d.pause(now))
 	}
 	if d.err != nil {
-		if d.e.bury(d) {
+		if d.e.bury(d, now) {
 			d.helloAgain() // neighbours believe a seed that it gave up, and no other
 		}
-		d.tellFailure()
+		d.tellFailure(now)
 	}
 	close(d.done)
 	d.noteDemand(false)
@@ -313,11 +322,11 @@ func (d *Download) run(ctx context.Context) {
 }
 
 // drainEvents takes what else has come, so that decisions are made once for all of it.
-func (d *Download) drainEvents() {
+func (d *Download) drainEvents(now time.Time) {
 	for range cap(d.events) {
 		select {
-		case f := <-d.events:
-			f()
+		case ev := <-d.events:
+			d.handle(now, ev)
 		default:
 			return
 		}
@@ -326,11 +335,11 @@ func (d *Download) drainEvents() {
 
 // step looks at the state and does what is due.
 func (d *Download) step(now time.Time) {
-	d.takeOffer()
+	d.takeOffer(now)
 	d.adoptFacts(now)
 	if d.pick != nil {
 		d.forgetWants(now)
-		d.noteComplete()
+		d.noteComplete(now)
 		if !d.inlining.Load() {
 			d.request(now)
 		}
@@ -369,11 +378,10 @@ func (d *Download) show() {
 }
 
 // takeOffer adopts what callers want and acts on it.
-func (d *Download) takeOffer() {
-	if !d.adoptOffer() {
+func (d *Download) takeOffer(now time.Time) {
+	if !d.adoptOffer(now) {
 		return
 	}
-	now := time.Now()
 	if d.disputed {
 		d.letSeed(now)
 	}
@@ -383,7 +391,7 @@ func (d *Download) takeOffer() {
 
 // adoptOffer adopts what callers want, and reports whether that makes a seed of the download. It
 // touches fields alone: the engine's mu may be held.
-func (d *Download) adoptOffer() (seed bool) {
+func (d *Download) adoptOffer(now time.Time) (seed bool) {
 	d.offerMu.Lock()
 	spec, whole := d.offered, d.whole
 	d.offered, d.whole = nil, false
@@ -391,7 +399,7 @@ func (d *Download) adoptOffer() (seed bool) {
 	if spec != nil {
 		d.spec, d.wanted, d.yielding = *spec, true, false
 		if d.asked.IsZero() {
-			d.asked = time.Now()
+			d.asked = now
 		}
 	}
 	if !whole {
@@ -443,24 +451,24 @@ func (d *Download) adoptFacts(now time.Time) {
 	d.updateWanted(now)
 	d.show()
 	for _, l := range d.links {
-		d.introduce(l)
+		d.introduce(now, l)
 	}
 }
 
-func (d *Download) addReader(r *Reader) {
+func (d *Download) addReader(now time.Time, r *Reader) {
 	layout := d.ledger.replica.Facts().Layout()
 	first, end := layout.Span(r.off, r.end-r.off)
 	d.wants = append(d.wants, want{reader: r, first: first, end: end})
-	d.adoptFacts(time.Now())
-	d.updateWanted(time.Now())
+	d.adoptFacts(now)
+	d.updateWanted(now)
 }
 
-func (d *Download) removeReader(r *Reader) {
+func (d *Download) removeReader(now time.Time, r *Reader) {
 	for i := range d.wants {
 		if w := &d.wants[i]; w.reader == r {
-			w.reader, w.until = nil, time.Now().Add(d.e.cfg.Linger)
+			w.reader, w.until = nil, now.Add(d.e.cfg.Linger)
 			if r.pos.Load() >= r.end {
-				w.until = time.Now()
+				w.until = now
 			}
 		}
 	}
@@ -529,7 +537,7 @@ func (d *Download) feedOrigin() {
 	d.neededNow.Store(&needed)
 }
 
-func (d *Download) noteComplete() {
+func (d *Download) noteComplete(now time.Time) {
 	if d.complete || !d.pick.Have().Full() {
 		return
 	}
@@ -539,16 +547,16 @@ func (d *Download) noteComplete() {
 	if !d.ledger.cached {
 		s := d.sources()
 		d.tell(slog.LevelInfo, "content complete", append([]any{"name", d.spec.Name(), "bytes", d.ledger.replica.Facts().Length,
-			"peers", s.Peers, "seeds", s.Seeds, "origin", s.Origin, "inline", s.Inline, "links", len(d.links)}, d.times()...)...)
+			"peers", s.Peers, "seeds", s.Seeds, "origin", s.Origin, "inline", s.Inline, "links", len(d.links)}, d.times(now)...)...)
 	}
 }
 
 // times tells how long the content took and what of it took longest, for the line of a log.
-func (d *Download) times() (attrs []any) {
+func (d *Download) times(now time.Time) (attrs []any) {
 	if d.asked.IsZero() {
 		return nil
 	}
-	total := time.Since(d.asked)
+	total := now.Sub(d.asked)
 	slowest, took := "first piece", total
 	if !d.firstGot.IsZero() {
 		took = d.firstGot.Sub(d.asked)
@@ -633,11 +641,11 @@ func (d *Download) forOthers(f *api.Failure) *api.Failure {
 }
 
 // tellFailure tells observer and neighbours why a seed gives up.
-func (d *Download) tellFailure() {
+func (d *Download) tellFailure(now time.Time) {
 	var f *api.Failure
 	switch {
 	case errors.As(d.err, &f):
-		d.tell(slog.LevelWarn, "download failed", append([]any{"name", d.spec.Name(), "error", d.err}, d.times()...)...)
+		d.tell(slog.LevelWarn, "download failed", append([]any{"name", d.spec.Name(), "error", d.err}, d.times(now)...)...)
 	case errors.Is(d.err, ErrRevoked) && !d.again:
 		f = &api.Failure{Status: http.StatusBadGateway, Message: d.err.Error()}
 	default:
@@ -660,15 +668,15 @@ func (d *Download) tellFailure() {
 
 // revoke drops what proved wrong, here and at every neighbour. The certificate of the key
 // that signed it goes ahead, because a neighbour may not have met that key.
-func (d *Download) revoke(list []piece.Revocation, cert []byte) {
+func (d *Download) revoke(now time.Time, list []piece.Revocation, cert []byte) {
 	for _, r := range list {
 		d.log.Warn("content revoked", "epoch", r.Epoch, "key", r.Key)
-		d.e.noteRevoked(d.id, r, cert)
+		d.e.noteRevoked(now, d.id, r, cert)
 	}
 	for _, l := range d.links {
 		sendRevocations(l, list, cert)
 	}
-	d.discard()
+	d.discard(now)
 }
 
 func sendRevocations(l *link, list []piece.Revocation, cert []byte) {
@@ -688,7 +696,7 @@ func (d *Download) teach(l *link, epoch uint64) {
 }
 
 // discard drops what is here and ends every reader short.
-func (d *Download) discard() {
+func (d *Download) discard(now time.Time) {
 	d.e.noteReplaced(d.id)
 	if err := d.e.cfg.Store.Remove(d.id); err != nil {
 		d.log.Error("cannot drop a revoked task", "error", err)
@@ -697,11 +705,11 @@ func (d *Download) discard() {
 }
 
 // hurt ends a download that a word about it made worthless, or that the own disk fails.
-func (d *Download) hurt(err error) {
+func (d *Download) hurt(now time.Time, err error) {
 	switch {
 	case errors.Is(err, errContradiction):
 		d.log.Warn("content dropped", "error", err)
-		d.discard()
+		d.discard(now)
 	case errors.Is(err, errSpace):
 		d.failHere(err)
 	}

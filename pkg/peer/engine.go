@@ -555,7 +555,7 @@ func (e *Engine) download(spec task.Spec, why purpose) (*Download, error) {
 	}
 	d := e.downloads[spec.ID]
 	if d == nil {
-		d = newDownload(e, spec)
+		d = newDownload(e, spec, time.Now())
 		d.rate.Set(e.rates.task)
 		e.downloads[spec.ID] = d
 		e.know(spec.ID)
@@ -634,7 +634,7 @@ func (e *Engine) release(d *Download) {
 
 // retire takes a download out of memory unless somebody holds it, or came and went
 // since the loop looked last.
-func (e *Engine) retire(d *Download) bool {
+func (e *Engine) retire(d *Download, now time.Time) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if d.holds > 0 || d.hasOffer() {
@@ -645,7 +645,7 @@ func (e *Engine) retire(d *Download) bool {
 		e.know(d.id) // a sweep may have asked the store before this download wrote to it
 	}
 	e.leaving[d] = true
-	e.keepSpread(d, time.Now())
+	e.keepSpread(d, now)
 	return true
 }
 
@@ -667,7 +667,7 @@ func (e *Engine) held(d *Download) bool {
 // bury takes a download out of memory that has failed. Who came for it until now shares its
 // fate; who comes later begins anew, but for a moment peers are told why a seed gave up. It
 // reports whether the last of those that came made a seed of the download.
-func (e *Engine) bury(d *Download) (seed bool) {
+func (e *Engine) bury(d *Download, now time.Time) (seed bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.downloads[d.id] == d {
@@ -675,12 +675,11 @@ func (e *Engine) bury(d *Download) (seed bool) {
 		e.know(d.id)
 	}
 	e.leaving[d] = true
-	seed = d.adoptOffer()
+	seed = d.adoptOffer(now)
 	var words *api.Failure
 	if !errors.As(d.err, &words) || !d.seeds() || words.Personal() {
 		return seed // who comes with other credentials must not hear of a refusal
 	}
-	now := time.Now()
 	for id, f := range e.failures {
 		if now.After(f.until) {
 			delete(e.failures, id)
@@ -722,10 +721,10 @@ func (e *Engine) dismiss(conn *wire.Conn, words *api.Failure) error {
 
 // wrong counts that the origin's content did not match its digest and reports whether it
 // may be asked once more.
-func (e *Engine) wrong(id task.ID) (again bool) {
+func (e *Engine) wrong(now time.Time, id task.ID) (again bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	a := e.attempt(id)
+	a := e.attempt(now, id)
 	a.count++
 	e.attempts[id] = a
 	return a.count < 2
@@ -733,11 +732,11 @@ func (e *Engine) wrong(id task.ID) (again bool) {
 
 // noteRevoked remembers a revocation: a neighbour that has not heard of it yet would tell
 // a download that begins anew the same wrong digests, and is told better.
-func (e *Engine) noteRevoked(id task.ID, r piece.Revocation, cert []byte) {
+func (e *Engine) noteRevoked(now time.Time, id task.ID, r piece.Revocation, cert []byte) {
 	const revokedMax = 64
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	a := e.attempt(id)
+	a := e.attempt(now, id)
 	if !slices.ContainsFunc(a.revoked, func(o piece.Revocation) bool { return o.Epoch == r.Epoch }) && len(a.revoked) < revokedMax {
 		a.revoked = append(slices.Clip(a.revoked), r)
 		if a.certs == nil {
@@ -771,8 +770,7 @@ func (e *Engine) newEpoch() uint64 {
 
 // attempt returns what is remembered of a task's wrong contents, as of now, and forgets
 // that of tasks long past. The caller holds mu.
-func (e *Engine) attempt(id task.ID) attempt {
-	now := time.Now()
+func (e *Engine) attempt(now time.Time, id task.ID) attempt {
 	for id, a := range e.attempts {
 		if now.Sub(a.last) > attemptMemory {
 			delete(e.attempts, id)

@@ -320,7 +320,7 @@ func (l *link) run() {
 		in.buf = nil
 	}
 	l.mu.Unlock()
-	l.d.post(func() { l.d.unlink(l, l.err) })
+	l.d.notify(connClosed{l, l.err})
 }
 
 func (l *link) read() (err error) {
@@ -340,7 +340,7 @@ func (l *link) read() (err error) {
 			}
 			batch := haves
 			haves = nil
-			l.d.post(func() { l.d.hasSome(l, batch) })
+			l.d.notify(havesReceived{l, batch})
 		case wire.Piece:
 			if err := l.receive(m); err != nil {
 				return err
@@ -348,28 +348,28 @@ func (l *link) read() (err error) {
 		case wire.DigestMessage:
 			// Verified here, not in the loop: the pieces they speak of may be next.
 			numbers, err := l.d.ledger.add(m.Digests.Runs, m.Digests.Certificates)
-			l.d.post(func() { l.d.digests(l, numbers, m.Digests.Whole) })
+			l.d.notify(digestsReceived{l, numbers, m.Digests.Whole})
 			var stale *staleError
 			switch {
 			case errors.As(err, &stale):
-				l.d.post(func() { l.d.teach(l, stale.epoch) })
+				l.d.notify(digestsStale{l, stale.epoch})
 			case err != nil:
-				l.d.post(func() { l.d.hurt(err) })
+				l.d.notify(digestsFailed{err})
 				return err
 			}
 		case wire.Reject:
 			in := l.settle(func(in *inbound) bool { return !in.any && in.index == m.Index })
-			l.d.post(func() { l.d.rejected(l, in) })
+			l.d.notify(requestRejected{l, in})
 		case wire.BusyMessage:
 			isAny := m.Busy.Index == wire.BusyAny
 			in := l.settle(func(in *inbound) bool { return in.any == isAny && (isAny || in.index == m.Busy.Index) })
-			l.d.post(func() { l.d.refused(l, in, m.Busy.Delay) })
+			l.d.notify(requestBusy{l, in, m.Busy.Delay})
 		case wire.Suggest:
 			if in := l.bindNext(m.Index); in != nil {
-				l.d.post(func() { l.d.bound(l, in) })
+				l.d.notify(requestBound{l, in})
 			}
 		default:
-			l.d.post(func() { l.d.handle(l, m) })
+			l.d.notify(messageReceived{l, m})
 		}
 	}
 }
@@ -419,7 +419,7 @@ func (l *link) receive(m wire.Message) error {
 	l.d.e.buffers.put(in.buf)
 	in.buf = nil
 	if !dropped {
-		l.d.post(func() { l.d.arrived(l, in, err) })
+		l.d.notify(requestDone{l, in, err})
 	}
 	return nil
 }
@@ -446,7 +446,7 @@ func (l *link) bind(m wire.Message) (in *inbound, dropped bool) {
 	in = l.pending[at]
 	in.any, in.index = false, m.Index
 	l.mu.Unlock()
-	l.d.post(func() { l.d.bound(l, in) })
+	l.d.notify(requestBound{l, in})
 	return in, false
 }
 
@@ -582,7 +582,7 @@ func (l *link) writeSome(out []wire.Message, j *job) error {
 	err := l.conn.SendBlock(j.index, j.next, l.d.ledger.replica, layout.Offset(j.index)+j.next, n)
 	if err != nil {
 		if errors.Is(err, piece.ErrMissing) {
-			l.d.post(func() { l.d.lost(j.index) })
+			l.d.notify(pieceLost{j.index})
 		}
 		return fmt.Errorf("sending piece %d: %w", j.index, err)
 	}
@@ -620,7 +620,7 @@ func (l *link) finish(j *job, sent bool) error {
 func (l *link) end(j *job, sent bool) {
 	l.yield(j, true)
 	j.lane.slots.Release(l.d.id)
-	l.d.post(func() { l.d.served(l, j, sent) })
+	l.d.notify(uploadEnded{l, j, sent})
 }
 
 // yield gives a job's turn to send to whoever waits for one.

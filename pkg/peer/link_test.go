@@ -59,7 +59,7 @@ func newBench(t *testing.T, pieces int) *bench {
 		b.content[i] = byte(i * 31 >> 7)
 	}
 	b.e = New(Config{Host: host.Host{ID: host.NewID()}, Store: memstore.New(memstore.Config{}), Verifier: credulous{}, Signer: credulous{}})
-	b.d = newDownload(b.e, task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(b.content)))})
+	b.d = newDownload(b.e, task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(b.content)))}, time.Now())
 	b.d.ctx = t.Context()
 	f := piece.FactsFor(int64(len(b.content)), "")
 	_, err := b.d.ledger.add([]piece.Run{runOver(f, 1, b.content)}, nil)
@@ -83,7 +83,7 @@ func newBench(t *testing.T, pieces int) *bench {
 	b.remote = r.conn
 	b.l = newLink(b.d, conn, false)
 	b.d.links[b.l.n] = b.l
-	b.d.introduce(b.l)
+	b.d.introduce(time.Now(), b.l)
 	t.Cleanup(func() { here.Close(); there.Close() })
 	return b
 }
@@ -91,7 +91,7 @@ func newBench(t *testing.T, pieces int) *bench {
 // settle runs the events that have been posted.
 func (b *bench) settle() {
 	synctest.Wait()
-	b.d.drainEvents()
+	b.d.drainEvents(time.Now())
 }
 
 // reads runs the link's reading goroutine until the test ends.
@@ -113,7 +113,7 @@ func (b *bench) sendPiece(i piece.Index, begin, n int64) {
 func (b *bench) hold(i piece.Index) {
 	data := b.content[int(i)*piece.SizeMin:][:piece.SizeMin]
 	require.NoError(b.t, b.d.store(i, data, piece.Sum(data)))
-	b.d.got(i, nil)
+	b.d.got(time.Now(), i, nil)
 }
 
 func TestASlotComesBackWhenTheConnectionEndedBeforeItsJob(t *testing.T) {
@@ -121,7 +121,7 @@ func TestASlotComesBackWhenTheConnectionEndedBeforeItsJob(t *testing.T) {
 	b.hold(0)
 	b.l.hangUp(errors.New("cut"))
 	for range 10 {
-		b.d.serve(b.l, wire.Message{Type: wire.Request, Length: piece.SizeMin})
+		b.d.serve(time.Now(), b.l, wire.Message{Type: wire.Request, Length: piece.SizeMin})
 	}
 	assert.Zero(t, b.e.near.slots.Active(), "slots taken by a connection that is over")
 	assert.Zero(t, b.l.sending)
@@ -137,9 +137,9 @@ func TestAFullHostTakesWhoHasLittleInPlaceOfOneWhoHasMost(t *testing.T) {
 		b.d.nextLink++
 		l.n = b.d.nextLink
 		b.d.links[l.n] = l
-		b.d.introduce(l)
+		b.d.introduce(time.Now(), l)
 		for i := range have {
-			b.d.has(l, piece.Index(i+1))
+			b.d.has(time.Now(), l, piece.Index(i+1))
 		}
 		return l
 	}
@@ -150,16 +150,16 @@ func TestAFullHostTakesWhoHasLittleInPlaceOfOneWhoHasMost(t *testing.T) {
 		require.True(t, lane.slots.TryAcquire(b.d.id))
 	}
 	rich, richer, poor, poorer := neighbour(20), neighbour(21), neighbour(4), neighbour(2)
-	b.d.serve(rich, ask)
+	b.d.serve(time.Now(), rich, ask)
 	out, _, _ := rich.take() // as the writing goroutine does: it waits for its turn now
 	require.NotEmpty(t, out)
 	require.Len(t, rich.jobs, 1)
 
-	b.d.serve(richer, ask)
+	b.d.serve(time.Now(), richer, ask)
 	assert.Equal(t, wire.BusyMessage, last(richer).Type, "who has more is refused")
 	assert.Len(t, rich.jobs, 1)
 
-	b.d.serve(poor, ask)
+	b.d.serve(time.Now(), poor, ask)
 	assert.Empty(t, rich.jobs)
 	assert.Equal(t, wire.BusyMessage, last(rich).Type, "who lost its place is told to ask elsewhere")
 	assert.Equal(t, wire.Busy{}, *last(rich).Busy)
@@ -168,7 +168,7 @@ func TestAFullHostTakesWhoHasLittleInPlaceOfOneWhoHasMost(t *testing.T) {
 	assert.Equal(t, lane.slots.Max(), lane.slots.Active())
 
 	poor.take()
-	b.d.serve(poorer, ask)
+	b.d.serve(time.Now(), poorer, ask)
 	assert.Len(t, poor.jobs, 1, "a head start of two pieces is none")
 	assert.Equal(t, wire.BusyMessage, last(poorer).Type)
 
@@ -177,7 +177,7 @@ func TestAFullHostTakesWhoHasLittleInPlaceOfOneWhoHasMost(t *testing.T) {
 	poor.hurry()
 	_, j, _ := poor.take()
 	require.NotNil(t, j)
-	b.d.serve(neighbour(0), ask)
+	b.d.serve(time.Now(), neighbour(0), ask)
 	assert.Equal(t, []*job{j}, poor.jobs)
 	assert.Equal(t, lane.slots.Max(), lane.slots.Active(), "its slot is given back once")
 }
@@ -195,20 +195,20 @@ func TestADownloadLeavesTheRequestsOfTheOneBeforeItAlone(t *testing.T) {
 		require.True(t, lane.slots.TryAcquire(b.d.id))
 	}
 	for i := range 20 {
-		b.d.has(b.l, piece.Index(i+1))
+		b.d.has(time.Now(), b.l, piece.Index(i+1))
 	}
-	b.d.serve(b.l, ask)
+	b.d.serve(time.Now(), b.l, ask)
 	b.l.take() // it waits for its turn now
 	require.Len(t, b.l.jobs, 1)
 	old := b.l.jobs[0]
 
-	next := newDownload(b.e, b.d.spec)
+	next := newDownload(b.e, b.d.spec, time.Now())
 	next.id, next.ledger, next.ctx = b.d.id, b.d.ledger, b.d.ctx
 	next.adoptFacts(time.Now())
 	l := newLink(next, b.l.conn, false)
 	next.links[l.n] = l
-	next.introduce(l)
-	next.serve(l, ask)
+	next.introduce(time.Now(), l)
+	next.serve(time.Now(), l, ask)
 	assert.Equal(t, wire.BusyMessage, l.out[len(l.out)-1].Type)
 	assert.Equal(t, 1, b.l.sending, "the old loop's own count")
 	assert.Equal(t, []*job{old}, b.l.jobs)
@@ -224,14 +224,14 @@ func TestADownloadLeavesTheRequestsOfTheOneBeforeItAlone(t *testing.T) {
 func TestTheLoopDoesNotWaitForItselfWhenAJobIsCancelled(t *testing.T) {
 	b := newBench(t, 2)
 	b.hold(0)
-	b.d.serve(b.l, wire.Message{Type: wire.Request, Length: piece.SizeMin})
+	b.d.serve(time.Now(), b.l, wire.Message{Type: wire.Request, Length: piece.SizeMin})
 	require.Equal(t, 1, b.e.near.slots.Active())
 	for range cap(b.d.events) {
-		b.d.post(func() {})
+		b.d.notify(called{func() {}})
 	}
 	done := make(chan struct{})
 	go func() {
-		b.d.handle(b.l, wire.Message{Type: wire.Cancel, Length: piece.SizeMin})
+		b.d.receive(time.Now(), b.l, wire.Message{Type: wire.Cancel, Length: piece.SizeMin})
 		close(done)
 	}()
 	select {
@@ -317,7 +317,7 @@ func TestAPieceAskedForByNameAndChosenByTheSeedComesAndStaysKnown(t *testing.T) 
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 4)
 		b.reads()
-		b.d.hasAll(b.l)
+		b.d.hasAll(time.Now(), b.l)
 		for _, r := range []picker.Request{{From: b.l.n, Piece: 3}, {From: b.l.n, Any: true}} {
 			b.l.expect(&inbound{index: r.Piece, any: r.Any})
 			b.d.pick.Asked(r)
@@ -365,7 +365,7 @@ func TestAPieceThatWasRejectedIsAskedForAgainAfterAWhile(t *testing.T) {
 		b := newBench(t, 4)
 		b.reads()
 		b.l.helloed = true
-		b.d.has(b.l, 2)
+		b.d.has(time.Now(), b.l, 2)
 		all := piece.NewBitmap(4)
 		all.SetAll()
 		b.d.pick.Want(all)
@@ -417,7 +417,7 @@ func (b bytesAt) CopyTo(w io.Writer, off, n int64) (int64, error) {
 func TestWhoStillBelievesWhatWasRevokedIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 2)
-		b.e.noteRevoked(b.d.id, piece.Revocation{Epoch: 7, Key: piece.KeyID{1}}, []byte("certificate"))
+		b.e.noteRevoked(time.Now(), b.d.id, piece.Revocation{Epoch: 7, Key: piece.KeyID{1}}, []byte("certificate"))
 		require.False(t, b.d.ledger.concerns(7))
 		go b.remote.Next()
 		require.NoError(t, b.l.conn.Send(b.d.hello()))
@@ -453,7 +453,7 @@ func TestTheOriginIsAskedForWhatANeighbourTookAlong(t *testing.T) {
 			b.hold(i)
 		}
 		b.d.background, b.d.maySeed = true, true
-		b.d.has(b.l, 1)
+		b.d.has(time.Now(), b.l, 1)
 		b.d.updateWanted(time.Now())
 		b.d.pick.Leave(b.l.n)
 		delete(b.d.links, b.l.n)
@@ -466,7 +466,7 @@ func TestTheOriginIsAskedForWhatANeighbourTookAlong(t *testing.T) {
 func TestWhoWantsTheLastPieceOfAnOriginTakesTheOthersFromNeighbours(t *testing.T) {
 	b := newBench(t, 4)
 	b.d.seeding = true
-	b.d.has(b.l, 1)
+	b.d.has(time.Now(), b.l, 1)
 	b.d.wants = []want{{reader: &Reader{}, first: 3, end: 4}}
 	b.d.updateWanted(time.Now())
 	assert.Equal(t, 4, b.d.pick.Wanted().Count())
@@ -483,7 +483,7 @@ func TestAnOriginThatCannotHelpRestsUntilSomebodyWantsMore(t *testing.T) {
 	delete(b.d.links, b.l.n)
 	b.d.pick.Leave(b.l.n)
 	require.True(t, b.d.onlyOrigin(now))
-	b.d.originEnded(&originParent{d: b.d}, errUnwanted)
+	b.d.originEnded(now, &originParent{d: b.d}, errUnwanted)
 	assert.False(t, b.d.onlyOrigin(now))
 	assert.True(t, b.d.onlyOrigin(now.Add(time.Second)))
 	b.d.updateWanted(now)

@@ -44,14 +44,14 @@ func TestAFailedDownloadIsBuriedWithTheLastOffer(t *testing.T) {
 				id = ledgerTask
 			}
 			e := New(Config{Store: memstore.New(memstore.Config{}), Verifier: credulous{}})
-			d := newDownload(e, task.Spec{ID: id})
+			d := newDownload(e, task.Spec{ID: id}, time.Now())
 			e.downloads[d.id] = d
 			f := piece.FactsFor(length, "")
 			require.NoError(t, d.ledger.setFacts(f))
 			d.pick = picker.New(picker.Config{}, f.Layout(), d.ledger.replica.Have())
 			d.fail(&api.Failure{Status: 502, Message: "the origin is down"})
 			d.offer(task.Spec{ID: id}, true)
-			returns(t, "bury", func() { assert.True(t, e.bury(d), "it is a seed now") })
+			returns(t, "bury", func() { assert.True(t, e.bury(d, time.Now()), "it is a seed now") })
 			returns(t, "the engine", func() { assert.Zero(t, e.Stats().Downloads) })
 			assert.Equal(t, "the origin is down", e.failed(id).Message, "peers hear of what a seed gave up")
 			assert.False(t, d.hasOffer())

@@ -16,22 +16,22 @@ import (
 
 // link adds a connection after its handshake; it fails when the download will not have it.
 func (d *Download) link(c *wire.Conn, initiated bool, h host.ID) error {
-	result := make(chan error, 1)
-	d.post(func() { result <- d.addLink(c, initiated, h) })
+	verdict := make(chan error, 1)
+	d.notify(connOpened{c, initiated, h, verdict})
 	select {
-	case err := <-result:
+	case err := <-verdict:
 		return err
 	case <-d.done:
 		return d.failure()
 	}
 }
 
-func (d *Download) addLink(c *wire.Conn, initiated bool, h host.ID) error {
+func (d *Download) addLink(now time.Time, c *wire.Conn, initiated bool, h host.ID) error {
 	self, other := d.e.cfg.Host.ID.PeerID(), c.PeerID()
 	switch {
 	case other == self:
 		return errSelf
-	case time.Now().Before(d.banned[other]):
+	case now.Before(d.banned[other]):
 		return errBanned
 	case d.yielding:
 		return errYields
@@ -52,8 +52,7 @@ func (d *Download) addLink(c *wire.Conn, initiated bool, h host.ID) error {
 		return errTwice
 	}
 	l := newLink(d, c, initiated)
-	d.takeOffer() // a peer that the owner sent here must find a seed, not a bystander
-	now := time.Now()
+	d.takeOffer(now) // a peer that the owner sent here must find a seed, not a bystander
 	l.n, l.host, l.born, l.idleFrom, l.since = d.nextLink, h, now, now, now
 	d.nextLink++
 	d.links[l.n] = l
@@ -62,7 +61,7 @@ func (d *Download) addLink(c *wire.Conn, initiated bool, h host.ID) error {
 		l.send(hello)
 	}
 	if d.pick != nil {
-		d.introduce(l)
+		d.introduce(now, l)
 	} else {
 		l.send(wire.Message{Type: wire.Bitfield})
 	}
@@ -88,21 +87,21 @@ func (d *Download) helloAgain() {
 }
 
 // introduce tells a neighbour what is here, and notes what it said before the facts were known.
-func (d *Download) introduce(l *link) {
+func (d *Download) introduce(now time.Time, l *link) {
 	n := d.pick.Have().Len()
 	l.have, l.told = piece.NewBitmap(n), piece.NewBitmap(n)
 	d.pick.Join(l.n, l.seed)
 	d.put(l)
 	for i, has := range l.bits {
 		if has && i < n {
-			d.has(l, piece.Index(i))
+			d.has(now, l, piece.Index(i))
 		}
 	}
 	for _, i := range l.haves {
-		d.has(l, i)
+		d.has(now, l, i)
 	}
 	if l.hasAll {
-		d.hasAll(l)
+		d.hasAll(now, l)
 	}
 	l.bits, l.haves = nil, nil
 	l.told = d.proven.Clone()
@@ -117,20 +116,20 @@ func (d *Download) introduce(l *link) {
 	d.sendFirst(l)
 }
 
-func (d *Download) has(l *link, i piece.Index) {
+func (d *Download) has(now time.Time, l *link, i piece.Index) {
 	l.have.Set(i)
 	d.pick.Has(l.n, i)
-	d.lastNews = time.Now()
+	d.lastNews = now
 }
 
-func (d *Download) hasAll(l *link) {
+func (d *Download) hasAll(now time.Time, l *link) {
 	for i := range piece.Index(l.have.Len()) {
-		d.has(l, i)
+		d.has(now, l, i)
 	}
 }
 
-// handle takes one message of a neighbour.
-func (d *Download) handle(l *link, m wire.Message) {
+// receive takes one message of a neighbour.
+func (d *Download) receive(now time.Time, l *link, m wire.Message) {
 	if d.links[l.n] != l {
 		return
 	}
@@ -158,18 +157,18 @@ func (d *Download) handle(l *link, m wire.Message) {
 		case !known:
 			l.bits, l.hasAll = m.Bits, m.All
 		case m.All:
-			d.hasAll(l)
+			d.hasAll(now, l)
 		default:
 			for i, has := range m.Bits {
 				if has && i < l.have.Len() {
-					d.has(l, piece.Index(i))
+					d.has(now, l, piece.Index(i))
 				}
 			}
 		}
 	case wire.Request:
-		d.serve(l, m)
+		d.serve(now, l, m)
 	case wire.AnyMessage:
-		d.serveAny(l, *m.Any)
+		d.serveAny(now, l, *m.Any)
 	case wire.Cancel:
 		if j := l.cancel(m.Index, m.Begin); j != nil {
 			d.unserved(l, j)
@@ -185,7 +184,7 @@ func (d *Download) handle(l *link, m wire.Message) {
 			return
 		}
 		if d.ledger.concerns(m.Revocation.Epoch) {
-			d.revoke([]piece.Revocation{*m.Revocation}, d.ledger.certificate(m.Revocation.Key))
+			d.revoke(now, []piece.Revocation{*m.Revocation}, d.ledger.certificate(m.Revocation.Key))
 		}
 	}
 }
@@ -208,14 +207,14 @@ func (d *Download) seedFailed(l *link, f *api.Failure) {
 }
 
 // hasSome takes in that a neighbour has more pieces.
-func (d *Download) hasSome(l *link, pieces []piece.Index) {
+func (d *Download) hasSome(now time.Time, l *link, pieces []piece.Index) {
 	if d.links[l.n] != l {
 		return
 	}
 	for _, i := range pieces {
 		switch {
 		case d.pick != nil:
-			d.has(l, i)
+			d.has(now, l, i)
 		case len(l.haves) < piece.CountMax:
 			l.haves = append(l.haves, i)
 		}
@@ -223,13 +222,13 @@ func (d *Download) hasSome(l *link, pieces []piece.Index) {
 }
 
 // rejected ends a request that was told to have no answer.
-func (d *Download) rejected(l *link, in *inbound) {
+func (d *Download) rejected(now time.Time, l *link, in *inbound) {
 	if d.links[l.n] != l || in == nil || in.dropped {
 		return
 	}
 	d.pick.Done(l.n, in.index)
 	d.pick.Lacks(l.n, in.index)
-	l.rejects = append(l.rejects, reject{in.index, time.Now()})
+	l.rejects = append(l.rejects, reject{in.index, now})
 }
 
 // forgive takes it anew that a neighbour has what it said it has and rejected a while ago:
@@ -245,7 +244,7 @@ func (d *Download) forgive(l *link, now time.Time) {
 }
 
 // refused ends a request that the neighbour has no slot for.
-func (d *Download) refused(l *link, in *inbound, asked time.Duration) {
+func (d *Download) refused(now time.Time, l *link, in *inbound, asked time.Duration) {
 	if d.links[l.n] != l || in == nil || in.dropped {
 		return
 	}
@@ -258,7 +257,7 @@ func (d *Download) refused(l *link, in *inbound, asked time.Duration) {
 	// Half a piece-time, give or take half of it, so that those who were refused at once
 	// do not come back at once.
 	delay := min(max(d.pieceTime/4+d.jitter(d.pieceTime/2), busyMin), busyMax)
-	d.pick.Busy(l.n, time.Now().Add(max(delay, asked)))
+	d.pick.Busy(l.n, now.Add(max(delay, asked)))
 }
 
 // bound notes which piece an any-request turned out to be.
@@ -277,7 +276,7 @@ func (d *Download) bound(l *link, in *inbound) {
 }
 
 // unlink forgets a connection that has ended.
-func (d *Download) unlink(l *link, err error) {
+func (d *Download) unlink(now time.Time, l *link, err error) {
 	if d.links[l.n] != l {
 		return
 	}
@@ -294,7 +293,7 @@ func (d *Download) unlink(l *link, err error) {
 	var timeout net.Error
 	if errors.Is(err, wire.ErrProtocol) || errors.Is(err, errStalled) || errors.As(err, &timeout) && timeout.Timeout() {
 		d.log.Info("peer left", "host", l.host, "addr", l.conn.RemoteAddr(), "error", err)
-		d.shun(l.host)
+		d.shun(now, l.host)
 		return
 	}
 	d.log.Debug("peer gone", "host", l.host, "addr", l.conn.RemoteAddr(), "error", err)

@@ -65,10 +65,10 @@ func checkWhole(spec task.Spec, content []byte) error {
 }
 
 // startOrigin makes the origin a parent of this download.
-func (d *Download) startOrigin() {
+func (d *Download) startOrigin(now time.Time) {
 	ctx, cancel := context.WithCancelCause(d.ctx)
 	d.seeding, d.stopOrigin = true, cancel
-	d.updateWanted(time.Now()) // what only the origin can bring has changed since the last look
+	d.updateWanted(now) // what only the origin can bring has changed since the last look
 	d.helloAgain()
 	o := &originParent{d: d, spec: d.spec, epoch: d.e.newEpoch()}
 	if first := d.firstAsked.Load(); first == nil {
@@ -78,8 +78,7 @@ func (d *Download) startOrigin() {
 	}
 	d.wg.Go(func() {
 		defer cancel(nil)
-		err := o.safely(ctx)
-		d.post(func() { d.originEnded(o, err) })
+		d.notify(originEnded{o, o.safely(ctx)})
 	})
 }
 
@@ -98,10 +97,10 @@ func (d *Download) steerOrigin(now time.Time) {
 		// owner's answer, or the last word on it got lost in a crash.
 		if d.background && !d.attested && !d.ledger.proven() && d.e.cfg.Origin != nil {
 			d.attested = true
-			d.startOrigin()
+			d.startOrigin(now)
 		}
 	case d.maySeed && d.onlyOrigin(now):
-		d.startOrigin()
+		d.startOrigin(now)
 	}
 }
 
@@ -158,7 +157,7 @@ func (d *Download) rank() int {
 	return slices.Index(rendezvous.Order(string(d.id), hosts), self)
 }
 
-func (d *Download) originEnded(o *originParent, err error) {
+func (d *Download) originEnded(now time.Time, o *originParent, err error) {
 	d.seeding = false
 	var wrong *errWrongContent
 	var length *source.LengthError
@@ -167,11 +166,11 @@ func (d *Download) originEnded(o *originParent, err error) {
 	case errors.Is(err, errUnwanted):
 		// Whoever wants something now says so; asked again at once, an origin that cannot
 		// help would be asked for ever.
-		d.originRests = time.Now().Add(watchEvery)
+		d.originRests = now.Add(watchEvery)
 	case errors.As(err, &wrong):
-		d.originWrong(o, wrong)
+		d.originWrong(now, o, wrong)
 	case errors.Is(err, errContradiction), errors.As(err, &length) && d.ledger.hasFacts():
-		d.originWrong(o, err)
+		d.originWrong(now, o, err)
 	case d.ctx.Err() != nil:
 		// This host ends, which is no word of the origin's: neighbours would fail for it.
 		d.fail(ErrStopped)
@@ -217,7 +216,7 @@ func (d *Download) othersHaveMore() bool {
 
 // originWrong drops everything that came with the wrong content, everywhere. The origin is
 // asked anew once; then the error is told.
-func (d *Download) originWrong(o *originParent, wrong error) {
+func (d *Download) originWrong(now time.Time, o *originParent, wrong error) {
 	// Whichever attempt brought the wrong bytes, what is here is a mix of all of them.
 	var list []piece.Revocation
 	epochs := d.ledger.epochs()
@@ -229,8 +228,8 @@ func (d *Download) originWrong(o *originParent, wrong error) {
 		d.e.cfg.Signer.SignRevocation(d.id, &r)
 		list = append(list, r)
 	}
-	again := d.e.wrong(d.id)
-	d.revoke(list, d.e.cfg.Signer.Certificate())
+	again := d.e.wrong(now, d.id)
+	d.revoke(now, list, d.e.cfg.Signer.Certificate())
 	switch {
 	case !again:
 		d.seeding = true
@@ -542,7 +541,7 @@ func (o *originParent) keep(i piece.Index, data []byte) error {
 	if err := o.vouch(i, []piece.Digest{sum}, false); err != nil {
 		return err
 	}
-	o.d.post(func() { o.d.got(i, nil) })
+	o.d.notify(originStored{i})
 	return nil
 }
 
@@ -560,7 +559,7 @@ func (o *originParent) vouch(first piece.Index, digests []piece.Digest, final bo
 	if err != nil {
 		return fmt.Errorf("vouching for pieces [%d, %d): %w", first, r.End(), err)
 	}
-	o.d.post(func() { o.d.digests(nil, numbers, false) })
+	o.d.notify(originSigned{numbers})
 	return nil
 }
 
@@ -611,7 +610,7 @@ func (o *originParent) finish(last piece.Index, data []byte) error {
 	if err := o.summarize(); err != nil {
 		return err
 	}
-	o.d.post(func() { o.d.got(last, nil) })
+	o.d.notify(originStored{last})
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 
@@ -22,14 +23,14 @@ func TestTheEndOfThisHostIsNoWordOfTheOrigins(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			e := New(Config{Host: host.Host{ID: host.NewID()}, Store: memstore.New(memstore.Config{}), Verifier: credulous{}, Signer: credulous{}})
 			spec := task.Spec{ID: task.ID("sha256:" + strings.Repeat("0", 64)), Kind: task.Blob}
-			d := newDownload(e, spec)
+			d := newDownload(e, spec, time.Now())
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			d.ctx, d.seeding = ctx, true
 			if stopped {
 				cancel()
 			}
-			d.originEnded(&originParent{d: d, spec: spec}, fmt.Errorf("reading the body: %w", context.Canceled))
+			d.originEnded(time.Now(), &originParent{d: d, spec: spec}, fmt.Errorf("reading the body: %w", context.Canceled))
 			var f *api.Failure
 			assert.Equal(t, stopped, errors.Is(d.err, ErrStopped), "%v", d.err)
 			assert.Equal(t, !stopped, errors.As(d.err, &f), "what neighbours would be told: %v", d.err)

@@ -76,15 +76,15 @@ func (d *Download) store(i piece.Index, data []byte, got piece.Digest) error {
 }
 
 // arrived ends a request whose piece came.
-func (d *Download) arrived(l *link, in *inbound, err error) {
+func (d *Download) arrived(now time.Time, l *link, in *inbound, err error) {
 	d.pick.Done(l.n, in.index)
 	var bad *piece.DigestError
 	switch {
 	case err == nil:
-		d.pick.Took(l.n, in.index, in.begun, time.Now())
-		d.got(in.index, l)
+		d.pick.Took(l.n, in.index, in.begun, now)
+		d.got(now, in.index, l)
 	case errors.As(err, &bad):
-		d.blame(l, bad)
+		d.blame(now, l, bad)
 	case errors.Is(err, errNoDigest):
 		l.close(fmt.Errorf("%w: piece %d: %w", wire.ErrProtocol, in.index, err))
 	default:
@@ -92,33 +92,33 @@ func (d *Download) arrived(l *link, in *inbound, err error) {
 	}
 }
 
-func (d *Download) blame(l *link, bad *piece.DigestError) {
+func (d *Download) blame(now time.Time, l *link, bad *piece.DigestError) {
 	d.e.stats.bad.Add(1)
 	l.strikes++
 	d.log.Warn("peer sent wrong bytes", "host", l.host, "addr", l.conn.RemoteAddr(), "piece", bad.Index, "strikes", l.strikes)
 	if l.strikes >= strikesMax {
-		d.banned[l.conn.PeerID()] = time.Now().Add(banFor)
-		d.shun(l.host)
+		d.banned[l.conn.PeerID()] = now.Add(banFor)
+		d.shun(now, l.host)
 		l.close(fmt.Errorf("%w: %w", errBanned, bad))
 		return
 	}
 	// The others get their chance first. It still counts as having the piece: where nobody
 	// else has, its second answer tells bad luck from a bad disk, and then the owner hears
 	// of it. Were the piece taken off it, everybody would wait for somebody to bring it.
-	d.pick.Busy(l.n, time.Now().Add(busyMax))
+	d.pick.Busy(l.n, now.Add(busyMax))
 }
 
 // shun reports a host to the owner and leaves it alone for a while.
-func (d *Download) shun(h host.ID) {
+func (d *Download) shun(now time.Time, h host.ID) {
 	if h == "" {
 		return
 	}
 	d.silent = append(d.silent, h)
-	d.avoid[h] = time.Now().Add(5 * time.Second)
+	d.avoid[h] = now.Add(5 * time.Second)
 }
 
 // got notes a piece that is here now; from is nil when the origin gave it.
-func (d *Download) got(i piece.Index, from *link) {
+func (d *Download) got(now time.Time, i piece.Index, from *link) {
 	size := d.ledger.replica.Facts().Layout().Size(i)
 	if d.pick.Have().Has(i) {
 		if from != nil {
@@ -135,7 +135,6 @@ func (d *Download) got(i piece.Index, from *link) {
 	}
 	d.pick.Got(i)
 	d.starveDelay = starveFirst
-	now := time.Now()
 	if !d.lastGot.IsZero() {
 		d.pieceTime += (min(now.Sub(d.lastGot), busyMax) - d.pieceTime) / 8
 	}
@@ -233,8 +232,7 @@ func (d *Download) sendRuns(l *link, numbers ...int) {
 }
 
 // digests notes that signed runs came from l, or from the own origin when l is nil.
-func (d *Download) digests(l *link, numbers []int, whole bool) {
-	now := time.Now()
+func (d *Download) digests(now time.Time, l *link, numbers []int, whole bool) {
 	if l != nil && whole {
 		l.knowsAll = true
 	}

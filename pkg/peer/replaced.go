@@ -24,7 +24,7 @@ func (e *Engine) Replaced(id task.ID) bool {
 func (e *Engine) noteReplaced(id task.ID) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	a := e.attempt(id)
+	a := e.attempt(time.Now(), id)
 	a.replaced = true
 	e.attempts[id] = a
 }

@@ -81,7 +81,7 @@ func (e *Engine) oneYields(needy task.ID, asked map[*Download]bool, deadline <-c
 		}
 		asked[d] = true
 		answer := make(chan bool, 1)
-		d.post(func() { answer <- d.yield() })
+		d.notify(spaceNeeded{answer})
 		yields := false
 		select {
 		case yields = <-answer:
@@ -132,7 +132,7 @@ func (e *Engine) byUse() []*Download {
 
 // yield ends a download that is in memory only because it may be of use again. It returns
 // false where somebody reads, is sent something, or counts on its going on.
-func (d *Download) yield() bool {
+func (d *Download) yield(now time.Time) bool {
 	for _, w := range d.wants {
 		if w.reader != nil {
 			return false
@@ -151,7 +151,7 @@ func (d *Download) yield() bool {
 		d.stopOrigin(errUnwanted)
 	}
 	d.wants = nil
-	d.updateWanted(time.Now())
+	d.updateWanted(now)
 	for _, l := range d.links {
 		l.drain()
 	}

@@ -11,7 +11,7 @@ import (
 
 // serve answers a request for a piece, or for a part of it, at once: with the piece, with
 // a reject where it is not here, or with busy where all slots are taken.
-func (d *Download) serve(l *link, m wire.Message) {
+func (d *Download) serve(now time.Time, l *link, m wire.Message) {
 	refuse := wire.Message{Type: wire.Reject, Index: m.Index, Begin: m.Begin, Length: m.Length}
 	if d.pick == nil || !d.proven.Has(m.Index) {
 		l.send(refuse)
@@ -26,7 +26,7 @@ func (d *Download) serve(l *link, m wire.Message) {
 		d.refuse(l, wire.Busy{Index: m.Index, Begin: m.Begin}, m.Length)
 		return
 	}
-	d.begin(l, &job{index: m.Index, begin: m.Begin, next: m.Begin, end: m.Begin + m.Length})
+	d.begin(now, l, &job{index: m.Index, begin: m.Begin, next: m.Begin, end: m.Begin + m.Length})
 }
 
 // headStart is how many pieces more than an asker somebody must have to lose its place to it.
@@ -57,7 +57,7 @@ func (d *Download) refuse(l *link, b wire.Busy, length int64) {
 }
 
 // serveAny answers a request for whatever piece, as a seed.
-func (d *Download) serveAny(l *link, a wire.Any) {
+func (d *Download) serveAny(now time.Time, l *link, a wire.Any) {
 	busy := wire.Message{Type: wire.BusyMessage, Busy: &wire.Busy{Index: wire.BusyAny}}
 	lane := d.lane(l)
 	if d.pick == nil || !lane.slots.TryAcquire(d.id) {
@@ -73,10 +73,10 @@ func (d *Download) serveAny(l *link, a wire.Any) {
 		return
 	}
 	l.send(wire.Message{Type: wire.Suggest, Index: i})
-	d.begin(l, &job{index: i, end: d.ledger.replica.Facts().Layout().Size(i), any: true})
+	d.begin(now, l, &job{index: i, end: d.ledger.replica.Facts().Layout().Size(i), any: true})
 }
 
-func (d *Download) begin(l *link, j *job) {
+func (d *Download) begin(now time.Time, l *link, j *job) {
 	j.link, j.lane = l, d.lane(l)
 	if !d.afar(l) {
 		d.spread.Sent(j.index)
@@ -85,7 +85,7 @@ func (d *Download) begin(l *link, j *job) {
 	d.remember(l, j)
 	j.rank = l.rank()
 	l.sending++
-	d.lastUse = time.Now()
+	d.lastUse = now
 	if !l.serve(j) {
 		d.unserved(l, j)
 	}
@@ -134,13 +134,13 @@ func (d *Download) check(i piece.Index) {
 		return
 	}
 	d.checking++
-	d.wg.Go(func() {
-		damaged := d.damaged(i, want)
-		d.post(func() {
-			d.checking--
-			if damaged {
-				d.dropDamaged(i)
-			}
-		})
-	})
+	d.wg.Go(func() { d.notify(pieceChecked{i, d.damaged(i, want)}) })
+}
+
+// checked ends a check.
+func (d *Download) checked(i piece.Index, damaged bool) {
+	d.checking--
+	if damaged {
+		d.dropDamaged(i)
+	}
 }

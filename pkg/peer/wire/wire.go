@@ -68,6 +68,16 @@ const (
 	KeepAlive                 // BEP 3; the other side reads it as Skipped
 )
 
+// String is the name of the message in a log.
+func (t Type) String() string {
+	names := [...]string{"skipped", "bitfield", "have", "request", "piece", "cancel", "reject", "suggest",
+		"hello", "any", "busy", "digests", "fail", "revoke", "keep-alive"}
+	if int(t) >= len(names) {
+		return "unknown"
+	}
+	return names[t]
+}
+
 // Message is one message of the wire; Type says which fields count.
 type Message struct {
 	Type          Type

@@ -1,0 +1,278 @@
+package peer
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/peer/wire"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// An event is something that happened outside a download's loop and that the loop must hear of. This
+// file lists all of them: [Download.handle] shows what each does. Goroutines that read and write
+// connections and disks only send events; they change no state of the loop.
+//
+// String describes an event in one line of a debug log.
+type event interface{ fmt.Stringer }
+
+// Events of connections. The loop ignores those of a connection that it has dropped.
+type (
+	// connOpened offers a connection after its handshake. The loop answers on verdict: nil, or why it
+	// refuses the connection.
+	connOpened struct {
+		conn      *wire.Conn
+		initiated bool    // by this side
+		host      host.ID // empty where the other side dialled: its Hello says it
+		verdict   chan<- error
+	}
+	// connClosed ends a connection; err is nil where this side closed it in order.
+	connClosed struct {
+		l   *link
+		err error
+	}
+	// messageReceived carries a message that needs no other event.
+	messageReceived struct {
+		l *link
+		m wire.Message
+	}
+	// havesReceived carries the haves that came together.
+	havesReceived struct {
+		l      *link
+		pieces []piece.Index
+	}
+	// digestsReceived carries the numbers of runs that are verified and stored already. whole says
+	// that the neighbour needs no digest from this host.
+	digestsReceived struct {
+		l     *link
+		runs  []int
+		whole bool
+	}
+	// digestsStale says that a neighbour sent digests of a revoked epoch.
+	digestsStale struct {
+		l     *link
+		epoch uint64
+	}
+	// digestsFailed says that digests contradict what is stored, or that the disk did not take them.
+	digestsFailed struct{ err error }
+	// requestBound names the piece with which a neighbour answers an any-request.
+	requestBound struct {
+		l  *link
+		in *inbound
+	}
+	// requestRejected ends a request without an answer.
+	requestRejected struct {
+		l  *link
+		in *inbound
+	}
+	// requestBusy ends a request for which the neighbour has no slot. It asks to be left alone for
+	// delay.
+	requestBusy struct {
+		l     *link
+		in    *inbound
+		delay time.Duration
+	}
+	// requestDone ends a request whose last block came; err says why the piece was not stored.
+	requestDone struct {
+		l   *link
+		in  *inbound
+		err error
+	}
+	// uploadEnded ends a job; sent says that all of its bytes went out.
+	uploadEnded struct {
+		l    *link
+		j    *job
+		sent bool
+	}
+)
+
+// Events of readers and of the disk.
+type (
+	// readerOpened begins to want a reader's range.
+	readerOpened struct{ r *Reader }
+	// readerClosed ends that, after a while.
+	readerClosed struct{ r *Reader }
+	// pieceLost says that the store does not hold a piece any more.
+	pieceLost struct{ index piece.Index }
+	// pieceDamaged says that a stored piece does not match its digest.
+	pieceDamaged struct{ index piece.Index }
+	// pieceChecked ends a check that a neighbour's second request for a piece caused.
+	pieceChecked struct {
+		index   piece.Index
+		damaged bool
+	}
+)
+
+// Events of the owner and of the hosts that it names.
+type (
+	// ownerReplied ends an announce that was made with spec.
+	ownerReplied struct {
+		spec  task.Spec
+		reply api.Assignment
+		err   error
+		// heeded is what the reply said of the blob itself; it is verified and stored already.
+		heeded heeded
+	}
+	// dialEnded ends an attempt to connect; on success connOpened came before.
+	dialEnded struct {
+		to  api.Neighbour
+		err error
+	}
+)
+
+// Events of the origin.
+type (
+	// originStored says that the origin brought a piece and that it is stored.
+	originStored struct{ index piece.Index }
+	// originSigned carries the numbers of runs that this host signed.
+	originSigned struct{ runs []int }
+	// originEnded ends the reading of the origin; err is nil once everything is here and signed.
+	originEnded struct {
+		o   *originParent
+		err error
+	}
+)
+
+// Events of the engine.
+type (
+	// spaceNeeded asks the download to end and free its space, if nobody uses it. The loop answers on
+	// yields.
+	spaceNeeded struct{ yields chan<- bool }
+	// called runs a function in the loop.
+	called struct{ f func() }
+)
+
+// handle is what each event does. It is the only place where the loop takes one.
+func (d *Download) handle(now time.Time, ev event) {
+	if d.debug {
+		d.log.LogAttrs(context.Background(), slog.LevelDebug, "event", slog.String("what", ev.String()))
+	}
+	switch ev := ev.(type) {
+	case connOpened:
+		ev.verdict <- d.addLink(now, ev.conn, ev.initiated, ev.host)
+	case connClosed:
+		d.unlink(now, ev.l, ev.err)
+	case messageReceived:
+		d.receive(now, ev.l, ev.m)
+	case havesReceived:
+		d.hasSome(now, ev.l, ev.pieces)
+	case digestsReceived:
+		d.digests(now, ev.l, ev.runs, ev.whole)
+	case digestsStale:
+		d.teach(ev.l, ev.epoch)
+	case digestsFailed:
+		d.hurt(now, ev.err)
+	case requestBound:
+		d.bound(ev.l, ev.in)
+	case requestRejected:
+		d.rejected(now, ev.l, ev.in)
+	case requestBusy:
+		d.refused(now, ev.l, ev.in, ev.delay)
+	case requestDone:
+		d.arrived(now, ev.l, ev.in, ev.err)
+	case uploadEnded:
+		d.served(ev.l, ev.j, ev.sent)
+
+	case readerOpened:
+		d.addReader(now, ev.r)
+	case readerClosed:
+		d.removeReader(now, ev.r)
+	case pieceLost:
+		d.lost(ev.index)
+	case pieceDamaged:
+		d.dropDamaged(ev.index)
+	case pieceChecked:
+		d.checked(ev.index, ev.damaged)
+
+	case ownerReplied:
+		d.assigned(now, ev.spec, ev.reply, ev.err, ev.heeded)
+	case dialEnded:
+		d.dialled(now, ev.to, ev.err)
+
+	case originStored:
+		d.got(now, ev.index, nil)
+	case originSigned:
+		d.digests(now, nil, ev.runs, false)
+	case originEnded:
+		d.originEnded(now, ev.o, ev.err)
+
+	case spaceNeeded:
+		ev.yields <- d.yield(now)
+	case called:
+		ev.f()
+	default:
+		panic(fmt.Sprintf("peer: no such event: %T", ev))
+	}
+}
+
+func (e connOpened) String() string {
+	return fmt.Sprintf("connection opened: initiated=%t host=%s", e.initiated, e.host.Short())
+}
+func (e connClosed) String() string { return fmt.Sprintf("connection closed: %s error=%v", e.l, e.err) }
+func (e messageReceived) String() string {
+	return fmt.Sprintf("message received: %s type=%s", e.l, e.m.Type)
+}
+func (e havesReceived) String() string {
+	return fmt.Sprintf("haves received: %s pieces=%v", e.l, e.pieces)
+}
+func (e digestsReceived) String() string {
+	return fmt.Sprintf("digests received: %s runs=%v whole=%t", e.l, e.runs, e.whole)
+}
+func (e digestsStale) String() string {
+	return fmt.Sprintf("stale digests received: %s epoch=%d", e.l, e.epoch)
+}
+func (e digestsFailed) String() string { return fmt.Sprintf("digests failed: error=%v", e.err) }
+func (e requestBound) String() string {
+	return fmt.Sprintf("request bound: %s piece=%d", e.l, e.in.index)
+}
+func (e requestRejected) String() string { return fmt.Sprintf("request rejected: %s %s", e.l, e.in) }
+func (e requestBusy) String() string {
+	return fmt.Sprintf("request refused as busy: %s %s delay=%s", e.l, e.in, e.delay)
+}
+func (e requestDone) String() string {
+	return fmt.Sprintf("request done: %s %s error=%v", e.l, e.in, e.err)
+}
+func (e uploadEnded) String() string {
+	return fmt.Sprintf("upload ended: %s piece=%d sent=%t", e.l, e.j.index, e.sent)
+}
+func (e readerOpened) String() string {
+	return fmt.Sprintf("reader opened: bytes=[%d, %d)", e.r.off, e.r.end)
+}
+func (e readerClosed) String() string {
+	return fmt.Sprintf("reader closed: bytes=[%d, %d) at=%d", e.r.off, e.r.end, e.r.pos.Load())
+}
+func (e pieceLost) String() string    { return fmt.Sprintf("stored piece lost: piece=%d", e.index) }
+func (e pieceDamaged) String() string { return fmt.Sprintf("stored piece damaged: piece=%d", e.index) }
+func (e pieceChecked) String() string {
+	return fmt.Sprintf("stored piece checked: piece=%d damaged=%t", e.index, e.damaged)
+}
+func (e ownerReplied) String() string {
+	return fmt.Sprintf("owner replied: neighbours=%d seed=%t elsewhere=%t inline=%d error=%v",
+		len(e.reply.Neighbours), e.reply.Seed, e.reply.Elsewhere, len(e.reply.Inline), e.err)
+}
+func (e dialEnded) String() string {
+	return fmt.Sprintf("dial ended: host=%s error=%v", e.to.ID.Short(), e.err)
+}
+func (e originStored) String() string { return fmt.Sprintf("origin piece stored: piece=%d", e.index) }
+func (e originSigned) String() string { return fmt.Sprintf("origin digests signed: runs=%v", e.runs) }
+func (e originEnded) String() string  { return fmt.Sprintf("origin ended: error=%v", e.err) }
+func (spaceNeeded) String() string    { return "space needed" }
+func (called) String() string         { return "call" }
+
+// String names a connection in a log: the number that the picker knows it by, and its host.
+func (l *link) String() string { return fmt.Sprintf("conn=%d host=%s", l.n, l.host.Short()) }
+
+// String names a request in a log.
+func (in *inbound) String() string {
+	switch {
+	case in == nil:
+		return "request=none"
+	case in.any:
+		return "request=any"
+	}
+	return fmt.Sprintf("piece=%d", in.index)
+}
