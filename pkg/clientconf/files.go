@@ -9,6 +9,8 @@ import (
 	"sort"
 	"strings"
 	"syscall"
+
+	"github.com/darter-io/darter/pkg/atomicfile"
 )
 
 // Files are the files of a machine, or of an image of one under another root.
@@ -166,9 +168,8 @@ func (f Files) write(c Change) error {
 	return replace(real, like, c.New)
 }
 
-// replace writes a file beside and moves it over, so that no reader sees half of it. Mode and
-// owner are those of another file, where there is one.
-func replace(path, like string, content []byte) (err error) {
+// replace replaces the file at path. Mode and owner are those of the file like, where it exists.
+func replace(path, like string, content []byte) error {
 	mode, uid, gid := fs.FileMode(0o644), -1, -1
 	if info, err := os.Stat(like); err == nil {
 		mode = info.Mode().Perm()
@@ -176,32 +177,16 @@ func replace(path, like string, content []byte) (err error) {
 			uid, gid = int(st.Uid), int(st.Gid)
 		}
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			tmp.Close()
-			os.Remove(tmp.Name())
-		}
-	}()
-	if _, err = tmp.Write(content); err != nil {
-		return err
-	}
-	if err = tmp.Chmod(mode); err != nil {
-		return err
-	}
-	if uid >= 0 && (uid != os.Geteuid() || gid != os.Getegid()) {
-		if err = tmp.Chown(uid, gid); err != nil {
+	return atomicfile.Replace(path, func(f *os.File) error {
+		if _, err := f.Write(content); err != nil {
 			return err
 		}
-	}
-	if err = tmp.Sync(); err != nil {
-		return err
-	}
-	if err = tmp.Close(); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), path)
+		if err := f.Chmod(mode); err != nil {
+			return err
+		}
+		if uid < 0 || uid == os.Geteuid() && gid == os.Getegid() {
+			return nil
+		}
+		return f.Chown(uid, gid)
+	})
 }

@@ -2,13 +2,13 @@ package daemon
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/atomicfile"
 )
 
 // standbysFile is where a node remembers, in its data directory, whom to ask while no
@@ -46,21 +46,11 @@ func parseStandbys(b []byte) []string {
 	return list
 }
 
-// writeStandbys writes it, aside and then under its name, so that a reader sees one list or the
-// other.
+// writeStandbys replaces the file.
 func writeStandbys(dir string, list []string) error {
 	b, err := json.Marshal(list)
-	if err != nil {
-		return fmt.Errorf("remembering standbys: %w", err)
-	}
-	tmp, err := os.CreateTemp(dir, standbysFile+"-*")
-	if err != nil {
-		return fmt.Errorf("remembering standbys: %w", err)
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(b)
-	if err = errors.Join(err, tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), filepath.Join(dir, standbysFile))
+	if err == nil {
+		err = atomicfile.Write(filepath.Join(dir, standbysFile), b)
 	}
 	if err != nil {
 		return fmt.Errorf("remembering standbys: %w", err)

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/atomicfile"
 	"github.com/darter-io/darter/pkg/identity"
 	"github.com/darter-io/darter/pkg/task"
 )
@@ -117,7 +118,7 @@ const markLife = time.Minute
 // openWithdrawals reads what the node remembers. A file that cannot be read is an error:
 // what it said may not have been dropped yet.
 func openWithdrawals(dir string, log *slog.Logger) (*Withdrawals, error) {
-	w := &Withdrawals{path: filepath.Join(dir, withdrawalsFile), now: time.Now, log: log, write: replaceFile, known: map[orderName]*order{}, forgotten: map[orderName]struct{}{}}
+	w := &Withdrawals{path: filepath.Join(dir, withdrawalsFile), now: time.Now, log: log, write: atomicfile.Write, known: map[orderName]*order{}, forgotten: map[orderName]struct{}{}}
 	b, err := os.ReadFile(w.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return w, nil
@@ -416,25 +417,4 @@ func (w *Withdrawals) save() error {
 		return fmt.Errorf("remembering what was withdrawn: %w", err)
 	}
 	return nil
-}
-
-// replaceFile writes a file as a whole or not at all, and returns once no power cut undoes it.
-func replaceFile(path string, b []byte) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

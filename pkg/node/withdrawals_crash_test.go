@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -257,19 +255,6 @@ func TestAClockThatIsSetBackKeepsAnOrderNoLonger(t *testing.T) {
 	w, _ = remembered(t, dir, now.Add(-30*24*time.Hour))
 	assert.Len(t, w.List(), 1, "a restart with a clock that was set back")
 	assert.Equal(t, int64(1), w.List()[0].AgeMillis)
-}
-
-func TestTheFileIsReplacedAsAWhole(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "f")
-	require.NoError(t, replaceFile(path, []byte("one")))
-	require.NoError(t, replaceFile(path, []byte("two")))
-	b, err := os.ReadFile(path)
-	require.NoError(t, err)
-	assert.Equal(t, "two", string(b))
-	left, err := os.ReadDir(filepath.Dir(path))
-	require.NoError(t, err)
-	assert.Len(t, left, 1)
-	require.Error(t, replaceFile(filepath.Join(path, "none"), nil))
 }
 
 func TestPendingOrdersAreTheLastToBeForgotten(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/darter-io/darter/pkg/atomicfile"
 	"github.com/darter-io/darter/pkg/host"
 )
 
@@ -111,32 +112,23 @@ func drawHostKey(dir string, machine []string, replace bool) (k HostKey, err err
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return HostKey{}, err
 	}
-	tmp, err := os.CreateTemp(dir, keyFile+"-*") // 0600
-	if err != nil {
-		return HostKey{}, err
-	}
-	defer os.Remove(tmp.Name())
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
-		return HostKey{}, errors.Join(err, tmp.Close())
-	}
-	info, err := tmp.Stat()
-	if err != nil {
-		return HostKey{}, errors.Join(err, tmp.Close())
-	}
-	_, err = fmt.Fprintf(tmp, "%x\n%s\n", key.Seed(), tie(info, machine))
-	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
 		return HostKey{}, err
 	}
-	path := filepath.Join(dir, keyFile)
+	path, save := filepath.Join(dir, keyFile), atomicfile.Create
 	if replace {
-		err = os.Rename(tmp.Name(), path)
-	} else if err = os.Link(tmp.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
-		err = os.Rename(tmp.Name(), path) // a file system without hard links
-	} else if err != nil {
-		err = nil // another process was first
+		save = atomicfile.Replace
 	}
-	if err != nil {
+	err = save(path, func(f *os.File) error {
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(f, "%x\n%s\n", key.Seed(), tie(info, machine))
+		return err
+	})
+	if err != nil && (replace || !errors.Is(err, fs.ErrExist)) { // with fs.ErrExist another process was first
 		return HostKey{}, err
 	}
 	k, _, err = readHostKey(path, machine)
@@ -182,16 +174,7 @@ func noteHostID(dir string, id host.ID) error {
 	if noted == id || noted != "" && !noted.Keyed() {
 		return nil
 	}
-	tmp, err := os.CreateTemp(dir, idFile+"-*")
-	if err != nil {
-		return fmt.Errorf("noting the host ID in %s: %w", dir, Remedy(dir, err))
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.WriteString(string(id) + "\n")
-	if err = errors.Join(err, tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
+	if err := atomicfile.Write(path, []byte(id+"\n")); err != nil {
 		return fmt.Errorf("noting the host ID in %s: %w", dir, Remedy(dir, err))
 	}
 	return nil
