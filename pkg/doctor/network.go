@@ -225,7 +225,7 @@ func (x *exam) upstream(ctx context.Context, client *registry.Client, u config.U
 		whose = fmt.Sprintf("the login of %q", u.Username)
 	}
 	const correct = "correct username and passwordFile, or dockerConfig, of the upstream"
-	res, err := client.Forward(ctx, source.Question{Upstream: u.Host, Method: http.MethodGet, Path: "/v2/"})
+	res, err := client.Do(ctx, source.RegistryRequest{Upstream: u.Host, Method: http.MethodGet, Path: "/v2/"})
 	if err == nil {
 		res.Body.Close()
 		switch {

@@ -35,9 +35,9 @@ func (r *Registries) Open(ctx context.Context, spec task.Spec, offset int64) (*s
 	return r.now.Load().Open(ctx, spec, offset)
 }
 
-// Forward puts a question to a registry; see [registry.Client.Forward].
-func (r *Registries) Forward(ctx context.Context, q source.Question) (*http.Response, error) {
-	return r.now.Load().Forward(ctx, q)
+// Do puts a question to a registry; see [registry.Client.Do].
+func (r *Registries) Do(ctx context.Context, q source.RegistryRequest) (*http.Response, error) {
+	return r.now.Load().Do(ctx, q)
 }
 
 // Allow returns nil for a registry that may be asked; see [registry.Client.Allow].

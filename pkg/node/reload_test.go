@@ -102,7 +102,7 @@ func TestAReloadReadsPasswordsAnew(t *testing.T) {
 	n := build(t, cfg)
 	defer func() { require.NoError(t, n.Close()) }()
 	ask := func() string {
-		res, err := n.Origins.Registries.Forward(t.Context(), source.Question{Upstream: "registry.test", Method: http.MethodGet, Path: "/v2/a/tags/list"})
+		res, err := n.Origins.Registries.Do(t.Context(), source.RegistryRequest{Upstream: "registry.test", Method: http.MethodGet, Path: "/v2/a/tags/list"})
 		require.NoError(t, err)
 		res.Body.Close()
 		return got
@@ -138,7 +138,7 @@ func TestEachRegistryIsAskedThroughItsOwnProxy(t *testing.T) {
 	for host, want := range map[string]string{
 		"own.test": "proxy was asked for own.test", "none.test": "registry was asked for " + here, "environment.test": "environment was asked for environment.test",
 	} {
-		res, err := n.Origins.Registries.Forward(t.Context(), source.Question{Upstream: host, Method: http.MethodGet, Path: "/v2/a/tags/list"})
+		res, err := n.Origins.Registries.Do(t.Context(), source.RegistryRequest{Upstream: host, Method: http.MethodGet, Path: "/v2/a/tags/list"})
 		require.NoError(t, err)
 		b, err := io.ReadAll(res.Body)
 		require.NoError(t, err)
@@ -227,7 +227,7 @@ func TestHTTPSGoesThroughTheProxyInATunnel(t *testing.T) {
 	}
 	connect, plain := []string{"CONNECT example.com:443 geheim"}, []string{"CONNECT example.com:443 "}
 	for host, want := range map[string][2][]string{"own.test": {connect, nil}, "environment.test": {nil, plain}, "none.test": {nil, nil}} {
-		res, err := n.Origins.Registries.Forward(t.Context(), source.Question{Upstream: host, Method: http.MethodGet, Path: "/v2/a/tags/list"})
+		res, err := n.Origins.Registries.Do(t.Context(), source.RegistryRequest{Upstream: host, Method: http.MethodGet, Path: "/v2/a/tags/list"})
 		require.NoError(t, err, host)
 		check(host, res.Body, want[0], want[1])
 	}

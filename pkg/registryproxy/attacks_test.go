@@ -71,7 +71,7 @@ func TestAnAnswerThatIsNeitherYesNorNoIsNoConsent(t *testing.T) {
 	r := newRoom(registryproxy.Config{})
 	manifest := r.swarm.put(oldIndex, oci.MediaTypeIndex)
 	for _, status := range []int{201, 202, 204, 206, 300, 301, 302, 304, 307} {
-		r.up.reply(func(w http.ResponseWriter, q source.Question) {
+		r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {
 			w.Header().Set("Docker-Content-Digest", string(manifest))
 			w.WriteHeader(status)
 		})
@@ -80,7 +80,7 @@ func TestAnAnswerThatIsNeitherYesNorNoIsNoConsent(t *testing.T) {
 		}
 		// The same to the GET that is put where HEAD is not known; there is a Range in it, so
 		// 206 is an answer, for a blob.
-		r.up.reply(func(w http.ResponseWriter, q source.Question) {
+		r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {
 			if q.Method == http.MethodHead {
 				status := http.StatusMethodNotAllowed
 				w.WriteHeader(status)
@@ -97,7 +97,7 @@ func TestAnAnswerThatIsNeitherYesNorNoIsNoConsent(t *testing.T) {
 
 func TestARegistryThatShowsAnotherLengthDoesNotVouch(t *testing.T) {
 	r := newRoom(registryproxy.Config{})
-	r.up.reply(func(w http.ResponseWriter, q source.Question) { // a page for whatever is asked
+	r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { // a page for whatever is asked
 		w.Header().Set("Content-Type", "text/html")
 		w.Header().Set("Content-Length", "612")
 	})
@@ -183,7 +183,7 @@ func TestThePasswordForTheDefaultIsShownToNoOtherRegistry(t *testing.T) {
 	} {
 		for _, greeted := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, greeted %t", name, greeted), func(t *testing.T) {
-				up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.Question) {
+				up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {
 					if q.Path == "/v2/" && q.Upstream == "corp.test" && c.challenge == "" {
 						return
 					}
@@ -206,7 +206,7 @@ func TestThePasswordForTheDefaultIsShownToNoOtherRegistry(t *testing.T) {
 	}
 	// Whose challenge it answers cannot be told while the default is unreachable, or in trouble.
 	trouble := func(status int) *upstreamFunc {
-		return &upstreamFunc{answer: func(w http.ResponseWriter, _ source.Question) { w.WriteHeader(status) }}
+		return &upstreamFunc{answer: func(w http.ResponseWriter, _ source.RegistryRequest) { w.WriteHeader(status) }}
 	}
 	for _, up := range []*upstreamFunc{{err: fmt.Errorf("connection refused")}, trouble(429), trouble(503)} {
 		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "corp.test"})
@@ -222,7 +222,7 @@ func TestAManifestThatWasForgottenWhileItWasReadVouchesForNothing(t *testing.T) 
 	for name, forget := range map[string]func(*room){
 		"settings are read anew": func(r *room) { r.Forget() },
 		"the registry no longer takes the token": func(r *room) {
-			r.up.reply(func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusUnauthorized) })
+			r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusUnauthorized) })
 			r.get("app/blobs/"+missing, "Authorization", "Bearer x")
 		},
 	} {
@@ -245,7 +245,7 @@ func TestAManifestThatWasForgottenWhileItWasReadVouchesForNothing(t *testing.T) 
 				forget(r)
 				close(gate)
 				pull.Wait()
-				r.up.reply(func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusForbidden) })
+				r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusForbidden) })
 				assert.Equal(t, 403, r.get("app/manifests/"+string(f.manifest), "Authorization", "Bearer x").StatusCode)
 			})
 		})

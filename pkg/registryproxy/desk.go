@@ -346,19 +346,19 @@ func (d *desk) send(ctx context.Context, q question, method, byteRange, etag str
 	if etag != "" {
 		h.Set("If-None-Match", etag)
 	}
-	return forward(ctx, d.upstream, source.Question{Upstream: q.upstream, Method: method, Path: q.path(), Header: h, Anonymous: q.anonymous, Bare: d.bare})
+	return forward(ctx, d.upstream, source.RegistryRequest{Upstream: q.upstream, Method: method, Path: q.path(), Header: h, Anonymous: q.anonymous, Bare: d.bare})
 }
 
 // forward asks an upstream. A question that may be asked as anybody is asked again as nobody
 // when it is refused: then the registry's challenge to the client itself is the answer.
-func forward(ctx context.Context, u Upstream, q source.Question) (*http.Response, error) {
-	res, err := u.Forward(ctx, q)
+func forward(ctx context.Context, u Upstream, q source.RegistryRequest) (*http.Response, error) {
+	res, err := u.Do(ctx, q)
 	if q.Anonymous && (err != nil || res.StatusCode == http.StatusUnauthorized || res.StatusCode == http.StatusForbidden) {
 		if err == nil {
 			res.Body.Close()
 		}
 		q.Anonymous = false
-		res, err = u.Forward(ctx, q)
+		res, err = u.Do(ctx, q)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("asking %s: %w", q.Upstream, err) // which says the rest

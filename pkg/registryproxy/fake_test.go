@@ -155,13 +155,13 @@ func spoken(err error, spec task.Spec) error {
 // background, too: what changes later goes through its methods.
 type upstreamFunc struct {
 	mu     sync.Mutex
-	asked  []source.Question
-	answer func(w http.ResponseWriter, r source.Question)
+	asked  []source.RegistryRequest
+	answer func(w http.ResponseWriter, r source.RegistryRequest)
 	err    error
 }
 
 // reply answers so from now on; nil never does.
-func (u *upstreamFunc) reply(answer func(w http.ResponseWriter, r source.Question)) {
+func (u *upstreamFunc) reply(answer func(w http.ResponseWriter, r source.RegistryRequest)) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.answer = answer
@@ -175,7 +175,7 @@ func (u *upstreamFunc) fail(err error) {
 }
 
 // questions are those that were asked since the start or forget.
-func (u *upstreamFunc) questions() []source.Question {
+func (u *upstreamFunc) questions() []source.RegistryRequest {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return slices.Clone(u.asked)
@@ -187,7 +187,7 @@ func (u *upstreamFunc) forget() {
 	u.asked = nil
 }
 
-func (u *upstreamFunc) Forward(ctx context.Context, r source.Question) (*http.Response, error) {
+func (u *upstreamFunc) Do(ctx context.Context, r source.RegistryRequest) (*http.Response, error) {
 	u.mu.Lock()
 	u.asked = append(u.asked, r)
 	answer, err := u.answer, u.err
@@ -219,8 +219,8 @@ type object struct {
 }
 
 // answers speaks for objects by "upstream/v2/repository/blobs/digest".
-func answers(objects map[string]object) func(http.ResponseWriter, source.Question) {
-	return func(w http.ResponseWriter, r source.Question) {
+func answers(objects map[string]object) func(http.ResponseWriter, source.RegistryRequest) {
+	return func(w http.ResponseWriter, r source.RegistryRequest) {
 		o, ok := objects[r.Upstream+r.Path]
 		if !ok {
 			w.Header().Set("Content-Type", "application/json")

@@ -74,7 +74,7 @@ func (x *exchange) passwordOfDefault() bool {
 	}
 	last, ok := x.greetings.of(standard)
 	if !ok {
-		res, err := forward(x.ctx, x.cfg.Upstream, source.Question{Upstream: standard, Method: http.MethodGet, Path: target{}.path()})
+		res, err := forward(x.ctx, x.cfg.Upstream, source.RegistryRequest{Upstream: standard, Method: http.MethodGet, Path: target{}.path()})
 		if err != nil {
 			return true
 		}

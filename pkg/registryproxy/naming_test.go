@@ -30,7 +30,7 @@ func TestEachListenerHasADefaultOfItsOwn(t *testing.T) {
 }
 
 func TestAVersionCheckIsAnsweredThoughTheDefaultIsNotListed(t *testing.T) {
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusUnauthorized) }}
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusUnauthorized) }}
 	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "docker.io", Allow: func(upstream string) error {
 		if upstream != "quay.io" {
 			return errors.New("not listed")

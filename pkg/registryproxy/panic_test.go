@@ -18,7 +18,7 @@ import (
 // faulty panics while it reads what a registry said.
 type faulty struct{ asked sync.Map }
 
-func (f *faulty) Forward(_ context.Context, q source.Question) (*http.Response, error) {
+func (f *faulty) Do(_ context.Context, q source.RegistryRequest) (*http.Response, error) {
 	f.asked.Store(q.Path, true)
 	panic("index out of range: hunter2")
 }

@@ -68,7 +68,7 @@ func (x *exchange) theirs(q question, w oci.Window, total int64) ([]byte, error)
 	if len(q.accept) > 0 {
 		header["Accept"] = q.accept
 	}
-	res, err := forward(x.ctx, x.cfg.Upstream, source.Question{Upstream: q.upstream, Method: http.MethodGet, Path: q.path(), Header: header, Anonymous: q.anonymous})
+	res, err := forward(x.ctx, x.cfg.Upstream, source.RegistryRequest{Upstream: q.upstream, Method: http.MethodGet, Path: q.path(), Header: header, Anonymous: q.anonymous})
 	if err != nil {
 		return nil, err
 	}

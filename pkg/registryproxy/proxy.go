@@ -51,13 +51,13 @@ type Reader interface {
 
 // Upstream asks registries. Safe for concurrent use.
 type Upstream interface {
-	// Forward puts one question with the client's own credentials. Whatever the registry
+	// Do puts one question with the client's own credentials. Whatever the registry
 	// says, a refusal too, is an answer; the caller closes its body. An error means that
 	// there was no answer, and says what was tried. The body is identity-encoded, and no
 	// other host sees the credentials. Redirects are followed, for they are no consent: there
 	// are registries that redirect whatever is asked for. A HEAD that finds no answer there,
 	// because a storage signs its URLs for GET, is a 405.
-	Forward(ctx context.Context, q source.Question) (*http.Response, error)
+	Do(ctx context.Context, q source.RegistryRequest) (*http.Response, error)
 }
 
 // Config says what a Proxy works with. Open and Upstream are required.

@@ -256,7 +256,7 @@ func TestWhatAClientHasAlreadyIsNotSent(t *testing.T) {
 
 func TestTheRegistrysChallengeReachesTheClientUnchanged(t *testing.T) {
 	challenges := []string{`Bearer realm="https://r.test/token",service="r",scope="repository:app:pull"`, `Basic realm="r"`}
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) {
 		w.Header()["Www-Authenticate"] = challenges
 		w.Header().Set("Set-Cookie", "a=b")
 		w.WriteHeader(http.StatusUnauthorized)
@@ -282,7 +282,7 @@ func TestAClientThatTakesUpNoChallengeGetsWhatIsPublic(t *testing.T) {
 	var s swarm
 	layer := blob(10)
 	b := s.put(layer, "")
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.Question) {
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {
 		if q.Anonymous && strings.HasPrefix(q.Path, "/v2/public/") {
 			w.Header().Set("Content-Length", "10")
 			return
@@ -317,7 +317,7 @@ func TestARefusedClientGetsNothingThatTheSwarmHas(t *testing.T) {
 	var s swarm
 	b := s.put(blob(10), "")
 	for status, code := range map[int]string{401: "UNAUTHORIZED", 403: "DENIED", 404: "BLOB_UNKNOWN", 500: "UNKNOWN", 503: "UNAVAILABLE"} {
-		up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) { w.WriteHeader(status) }}
+		up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) { w.WriteHeader(status) }}
 		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
 		said := refusedAs(t, ask(p, http.MethodGet, "/v2/app/blobs/"+string(b)), status, code)
 		assert.Contains(t, said, fmt.Sprintf("r.test answered %d", status))
@@ -354,7 +354,7 @@ func TestTheClientsCredentialsAndAcceptReachRegistryAndOrigin(t *testing.T) {
 	ask(p, http.MethodGet, "/v2/app/manifests/v1")
 
 	require.Len(t, up.questions(), 3)
-	assert.Equal(t, source.Question{
+	assert.Equal(t, source.RegistryRequest{
 		Upstream: "r.test", Method: http.MethodHead, Path: "/v2/app/manifests/v1",
 		Header: http.Header{"Authorization": {"Bearer abc"}, "Accept": {"a/b, c/d", "*/*"}},
 	}, up.questions()[0])
@@ -376,7 +376,7 @@ func TestATagIsHashedWhenTheRegistryDoesNotTellItsDigest(t *testing.T) {
 	} {
 		var s swarm
 		m := s.put(manifest, oci.MediaTypeIndex)
-		up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
+		up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) {
 			if r.Method == http.MethodHead {
 				head(w)
 				return
@@ -394,7 +394,7 @@ func TestATagIsHashedWhenTheRegistryDoesNotTellItsDigest(t *testing.T) {
 }
 
 func TestAManifestBeyondTheLimitIsNotReadIntoMemory(t *testing.T) {
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) {
 		if r.Method == http.MethodGet {
 			w.Write(make([]byte, oci.ManifestMax+1))
 		}
@@ -407,7 +407,7 @@ func TestAManifestBeyondTheLimitIsNotReadIntoMemory(t *testing.T) {
 func TestARegistryWithoutHeadIsAskedForOneByteOfABlob(t *testing.T) {
 	var s swarm
 	b := s.put(blob(100), "")
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) {
 		if r.Method == http.MethodHead {
 			w.WriteHeader(http.StatusNotImplemented)
 			return
@@ -623,7 +623,7 @@ func TestARequestIsBounded(t *testing.T) {
 }
 
 func TestTagsAndReferrersComeFromTheRegistryAndLinksLeadBack(t *testing.T) {
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) {
 		w.Header().Set("Content-Type", "application/vnd.oci.image.index.v1+json")
 		w.Header().Set("OCI-Filters-Applied", "artifactType")
 		w.Header().Set("Link", `</v2/lib/app/tags/list?last=b&n=2>; rel="next"`)
@@ -662,13 +662,13 @@ func TestTagsAndReferrersComeFromTheRegistryAndLinksLeadBack(t *testing.T) {
 }
 
 func TestAListThatIsRedirectedIsAnErrorAndNoEmptyList(t *testing.T) {
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) { w.WriteHeader(http.StatusFound) }}
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) { w.WriteHeader(http.StatusFound) }}
 	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
 	refusedAs(t, ask(p, http.MethodGet, "/v2/app/tags/list"), http.StatusBadGateway, "UNAVAILABLE")
 }
 
 func TestTheVersionCheckIsTheRegistrysUnlessNobodyKnowsWhich(t *testing.T) {
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) {
 		w.Header().Set("WWW-Authenticate", "Basic realm="+r.Upstream+r.Path)
 		w.WriteHeader(http.StatusUnauthorized)
 	}}
@@ -689,7 +689,7 @@ func TestTheVersionCheckIsTheRegistrysUnlessNobodyKnowsWhich(t *testing.T) {
 
 func TestTheVersionCheckIsAnsweredAsLastTimeWhileTheRegistryIsUnreachable(t *testing.T) {
 	status := 200
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) {
 		w.Header().Set("WWW-Authenticate", "Basic realm="+r.Upstream)
 		w.WriteHeader(status)
 		io.WriteString(w, "{}")
@@ -774,7 +774,7 @@ func fuzzRequest(t *testing.T, path, query, header, asked, tag string) {
 	began := time.Now()
 	var s swarm
 	layer := blob(100)
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.Question) {
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) {
 		host, err := oci.ParseHost(r.Upstream)
 		require.NoError(t, err)
 		require.Equal(t, host, r.Upstream)

@@ -95,7 +95,7 @@ func (x *exchange) upstream() (*http.Response, *refusal) {
 	if v := x.accept(); len(v) > 0 {
 		h["Accept"] = v
 	}
-	req := source.Question{Upstream: x.t.upstream, Method: x.r.Method, Path: x.t.path(), Header: h, Anonymous: x.anonymous()}
+	req := source.RegistryRequest{Upstream: x.t.upstream, Method: x.r.Method, Path: x.t.path(), Header: h, Anonymous: x.anonymous()}
 	if x.t.endpoint == endpointTags || x.t.endpoint == endpointReferrers {
 		query := x.r.URL.Query()
 		query.Del("ns")

@@ -104,7 +104,7 @@ func dated(up *upstreamFunc, off time.Duration) {
 	up.mu.Lock()
 	answer := up.answer
 	up.mu.Unlock()
-	up.reply(func(w http.ResponseWriter, q source.Question) {
+	up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {
 		w.Header().Set("Date", time.Now().Add(off).UTC().Format(http.TimeFormat))
 		answer(w, q)
 	})
@@ -151,7 +151,7 @@ func TestARightIsNobodyElsesAndOfNothingElse(t *testing.T) {
 	require.Equal(t, 200, r.get("app/blobs/"+layer, "Authorization", "Bearer alice").StatusCode)
 	r.asks()
 	// From now on the registry knows nobody: what is served comes from memory.
-	r.up.reply(func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusForbidden) })
+	r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusForbidden) })
 	for name, c := range map[string]struct{ path, authorization string }{
 		"another token":                {"app/blobs/" + layer, "Bearer bob"},
 		"the same token as a password": {"app/blobs/" + layer, "Basic alice"},
@@ -180,7 +180,7 @@ func TestARefusalIsAskedAboutEachTime(t *testing.T) {
 	r := newRoom(registryproxy.Config{})
 	known := r.up.answer
 	for _, status := range []int{401, 403, 404, 429, 500, 503} {
-		r.up.reply(func(w http.ResponseWriter, q source.Question) { w.WriteHeader(status) })
+		r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(status) })
 		for range 2 {
 			assert.Equal(t, status, r.get("app/blobs/"+string(r.layer), "Authorization", "Bearer x").StatusCode)
 			assert.Equal(t, 1, r.asks())
@@ -198,7 +198,7 @@ func TestARefusalEndsWhatWasRemembered(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			r := newRoom(registryproxy.Config{})
 			other := r.swarm.put(blob(50), "")
-			yes := func(w http.ResponseWriter, q source.Question) { w.WriteHeader(200) }
+			yes := func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(200) }
 			r.up.reply(yes)
 			pull := func(path string, id task.ID) bool {
 				res := r.get(path+"/blobs/"+string(id), "Authorization", "Bearer alice")
@@ -209,7 +209,7 @@ func TestARefusalEndsWhatWasRemembered(t *testing.T) {
 			require.True(t, pull("app", other))
 			require.True(t, pull("app2", other))
 			time.Sleep(40 * time.Second) // the first is to be asked about again, the others are not
-			r.up.reply(func(w http.ResponseWriter, q source.Question) { w.WriteHeader(c.status) })
+			r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(c.status) })
 			r.asks()
 			require.False(t, pull("app", r.layer))
 			assert.Equal(t, c.also, pull("app", other), c.status)
@@ -222,7 +222,7 @@ func TestTwoHundredClientsAtOnceAreOneQuestion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRoom(registryproxy.Config{})
 		known, gate := r.up.answer, make(chan struct{})
-		r.up.reply(func(w http.ResponseWriter, q source.Question) {
+		r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {
 			<-gate
 			known(w, q)
 		})
@@ -253,14 +253,14 @@ func TestAClientThatLeavesTakesNobodyAlong(t *testing.T) {
 		r := newRoom(registryproxy.Config{})
 		known, gate := r.up.answer, make(chan struct{})
 		var ended error
-		up := upstreamOf(func(ctx context.Context, q source.Question) (*http.Response, error) {
+		up := upstreamOf(func(ctx context.Context, q source.RegistryRequest) (*http.Response, error) {
 			select {
 			case <-gate:
 			case <-ctx.Done():
 				ended = ctx.Err()
 				return nil, ctx.Err()
 			}
-			return (&upstreamFunc{answer: known}).Forward(ctx, q)
+			return (&upstreamFunc{answer: known}).Do(ctx, q)
 		})
 		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: r.swarm.Open, Default: "r.test"})
 		var clients sync.WaitGroup
@@ -290,16 +290,16 @@ func TestAClientThatLeavesTakesNobodyAlong(t *testing.T) {
 }
 
 // upstreamOf is an Upstream that is one function.
-type upstreamOf func(ctx context.Context, q source.Question) (*http.Response, error)
+type upstreamOf func(ctx context.Context, q source.RegistryRequest) (*http.Response, error)
 
-func (f upstreamOf) Forward(ctx context.Context, q source.Question) (*http.Response, error) {
+func (f upstreamOf) Do(ctx context.Context, q source.RegistryRequest) (*http.Response, error) {
 	return f(ctx, q)
 }
 
 func TestARegistryThatIsUnreachableIsNotSpokenForUnlessTheOperatorSaysSo(t *testing.T) {
 	gone := func(u *upstreamFunc) { u.fail(errors.New("dial tcp: connection refused")) }
 	gateway := func(u *upstreamFunc) {
-		u.reply(func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusServiceUnavailable) })
+		u.reply(func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusServiceUnavailable) })
 	}
 	for name, down := range map[string]func(*upstreamFunc){"no answer": gone, "only a gateway answers": gateway} {
 		for _, serve := range []bool{false, true} {
@@ -468,7 +468,7 @@ func TestATokenThatTheOriginNoLongerTakesHasNoRights(t *testing.T) {
 
 func TestWhatAnybodyMayHaveIsForClientsThatTakeUpChallengesToo(t *testing.T) {
 	r := newRoom(registryproxy.Config{})
-	r.up.reply(func(w http.ResponseWriter, q source.Question) {
+	r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {
 		if !q.Anonymous {
 			w.Header().Set("WWW-Authenticate", "Bearer realm")
 			w.WriteHeader(http.StatusUnauthorized)
@@ -491,8 +491,8 @@ func TestARegistryThatNobodyVouchesForMustShowThatItHasTheContent(t *testing.T) 
 		var s swarm
 		secret := blob(size)
 		id := s.put(secret, "") // cached from a private registry
-		show := func(b []byte, ranges bool) func(http.ResponseWriter, source.Question) {
-			return func(w http.ResponseWriter, q source.Question) {
+		show := func(b []byte, ranges bool) func(http.ResponseWriter, source.RegistryRequest) {
+			return func(w http.ResponseWriter, q source.RegistryRequest) {
 				if !ranges {
 					q.Header.Del("Range")
 				}
@@ -503,17 +503,17 @@ func TestARegistryThatNobodyVouchesForMustShowThatItHasTheContent(t *testing.T) 
 		}
 		wrong := bytes.Repeat([]byte{'x'}, size)
 		for name, c := range map[string]struct {
-			answer func(http.ResponseWriter, source.Question)
+			answer func(http.ResponseWriter, source.RegistryRequest)
 			status int
 			asked  int // by two GETs
 		}{
 			"it has it":                    {show(secret, true), 200, 2},
 			"it has it and takes no Range": {show(secret, false), 200, 2},
-			"it says yes to everything":    {func(w http.ResponseWriter, q source.Question) { w.WriteHeader(200) }, 404, 3},
+			"it says yes to everything":    {func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(200) }, 404, 3},
 			"it has other bytes":           {show(wrong, true), 404, 3},
 			"it has other bytes, no Range": {show(wrong, false), 404, 3},
 			"it has only the beginning":    {show(secret[:size/100], false), 404, 2},
-			"it sends another window": {func(w http.ResponseWriter, q source.Question) {
+			"it sends another window": {func(w http.ResponseWriter, q source.RegistryRequest) {
 				if q.Method == http.MethodHead {
 					return
 				}
@@ -521,7 +521,7 @@ func TestARegistryThatNobodyVouchesForMustShowThatItHasTheContent(t *testing.T) 
 				w.WriteHeader(206)
 				w.Write(secret)
 			}, 404, 3},
-			"it shows nothing for the asked": {func(w http.ResponseWriter, q source.Question) {
+			"it shows nothing for the asked": {func(w http.ResponseWriter, q source.RegistryRequest) {
 				if q.Method == http.MethodGet {
 					w.WriteHeader(403)
 				}
@@ -538,7 +538,7 @@ func TestARegistryThatNobodyVouchesForMustShowThatItHasTheContent(t *testing.T) 
 			}
 			assert.Len(t, up.questions(), c.asked, name)
 		}
-		p := registryproxy.New(registryproxy.Config{Upstream: &upstreamFunc{answer: func(w http.ResponseWriter, q source.Question) {}}, Open: s.Open, Vouches: func(upstream string) bool { return upstream == "listed.test" }})
+		p := registryproxy.New(registryproxy.Config{Upstream: &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {}}, Open: s.Open, Vouches: func(upstream string) bool { return upstream == "listed.test" }})
 		assert.Equal(t, 200, ask(p, http.MethodGet, "/v2/app/blobs/"+string(id)+"?ns=listed.test").StatusCode)
 	}
 }
@@ -551,7 +551,7 @@ func TestAnAnswerToAQuestionOfBeforeIsNotRememberedAfterwards(t *testing.T) {
 			"r.test/v2/app/blobs/" + string(r.layer): {blob(100), ""}, "r.test/v2/app/manifests/v1": {oldIndex, oci.MediaTypeIndex},
 			"r.test/v2/app/manifests/" + string(manifest): {oldIndex, oci.MediaTypeIndex},
 		}), make(chan struct{})
-		r.up.reply(func(w http.ResponseWriter, q source.Question) {
+		r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {
 			<-gate
 			known(w, q)
 		})
@@ -567,7 +567,7 @@ func TestAnAnswerToAQuestionOfBeforeIsNotRememberedAfterwards(t *testing.T) {
 		close(gate)
 		before.Wait()
 		r.asks()
-		r.up.reply(func(w http.ResponseWriter, q source.Question) { w.WriteHeader(http.StatusForbidden) })
+		r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusForbidden) })
 		for _, path := range paths {
 			assert.Equal(t, 403, r.get(path, "Authorization", "Bearer x").StatusCode, path)
 			assert.Equal(t, 1, r.asks(), path)

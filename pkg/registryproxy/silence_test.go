@@ -65,7 +65,7 @@ func TestWhatIsPublicIsServedWithoutATokenWhileTheRegistryIsDown(t *testing.T) {
 			r := newRoom(registryproxy.Config{Policy: registryproxy.Policy{ServeCached: true, TagStale: 24 * time.Hour}})
 			var f family
 			known := answers(f.put(&r.swarm))
-			r.up.reply(func(w http.ResponseWriter, q source.Question) {
+			r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {
 				if q.Header.Get("Authorization") == "" && !(public && q.Anonymous) {
 					w.Header().Set("WWW-Authenticate", "Bearer realm")
 					w.WriteHeader(http.StatusUnauthorized)

@@ -29,13 +29,13 @@ type tagged struct {
 	mu       sync.Mutex
 	manifest map[string][]byte // by tag
 	etags    bool
-	allow    func(q source.Question) bool
+	allow    func(q source.RegistryRequest) bool
 	asked    map[string]int // "HEAD tag", "HEAD digest", "304"
 	down     bool
 	gate     chan struct{} // when not nil, answers wait for it
 }
 
-func (r *tagged) Forward(ctx context.Context, q source.Question) (*http.Response, error) {
+func (r *tagged) Do(ctx context.Context, q source.RegistryRequest) (*http.Response, error) {
 	if r.gate != nil {
 		<-r.gate
 	}
@@ -167,7 +167,7 @@ func TestTagsAreKeptApartByRegistryRepositoryNameAndAccept(t *testing.T) {
 func TestWhatATagMeansOpensItToNobody(t *testing.T) {
 	var s swarm
 	s.put(oldIndex, oci.MediaTypeIndex)
-	r := &tagged{allow: func(q source.Question) bool { return q.Header.Get("Authorization") == "Bearer alice" }}
+	r := &tagged{allow: func(q source.RegistryRequest) bool { return q.Header.Get("Authorization") == "Bearer alice" }}
 	r.set("v1", oldIndex)
 	p := registryproxy.New(registryproxy.Config{Upstream: r, Open: s.Open, Default: "r.test", Policy: registryproxy.Policy{TagLife: time.Minute}})
 	get := func(who string) *http.Response {
@@ -194,7 +194,7 @@ func TestACrowdWithDifferentTokensResolvesATagTogether(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var s swarm
 			s.put(oldIndex, oci.MediaTypeIndex)
-			r := &tagged{gate: make(chan struct{}), allow: func(q source.Question) bool { return firstMay || q.Header.Get("Authorization") != "Bearer 0" }}
+			r := &tagged{gate: make(chan struct{}), allow: func(q source.RegistryRequest) bool { return firstMay || q.Header.Get("Authorization") != "Bearer 0" }}
 			r.set("v1", oldIndex)
 			p := registryproxy.New(registryproxy.Config{Upstream: r, Open: s.Open, Default: "r.test", Policy: registryproxy.Policy{TagLife: time.Minute}})
 			var clients sync.WaitGroup
@@ -371,10 +371,10 @@ func TestARegistryThatAsksForAMomentOfPatienceGetsItFromTheWholeCrowd(t *testing
 			r := &tagged{}
 			r.set("v1", oldIndex)
 			refusals, asked := c.times, 0
-			limited := upstreamOf(func(ctx context.Context, q source.Question) (*http.Response, error) {
+			limited := upstreamOf(func(ctx context.Context, q source.RegistryRequest) (*http.Response, error) {
 				asked++
 				if refusals--; refusals < 0 {
-					return r.Forward(ctx, q)
+					return r.Do(ctx, q)
 				}
 				time.Sleep(time.Millisecond) // so that the crowd comes together
 				return &http.Response{StatusCode: c.status, Header: http.Header{"Retry-After": {c.retryAfter}}, Body: http.NoBody}, nil
@@ -392,11 +392,11 @@ func TestARefusalOfWhoHadNoTokenYetMakesOnlyOneOfTheOthersAskForTheTagAgain(t *t
 	synctest.Test(t, func(t *testing.T) {
 		var s swarm
 		s.put(oldIndex, oci.MediaTypeIndex)
-		r := &tagged{allow: func(q source.Question) bool { return q.Header.Get("Authorization") != "" }}
+		r := &tagged{allow: func(q source.RegistryRequest) bool { return q.Header.Get("Authorization") != "" }}
 		r.set("v1", oldIndex)
-		slow := upstreamOf(func(ctx context.Context, q source.Question) (*http.Response, error) {
+		slow := upstreamOf(func(ctx context.Context, q source.RegistryRequest) (*http.Response, error) {
 			time.Sleep(time.Second)
-			return r.Forward(ctx, q)
+			return r.Do(ctx, q)
 		})
 		c := newCrowd(20, slow, &s, registryproxy.Config{Policy: registryproxy.Policy{TagLife: 10 * time.Second}})
 		var early sync.WaitGroup
@@ -432,7 +432,7 @@ func TestAnOwnerNeverSpeaksForCredentialsOfItsOwnOrAnothers(t *testing.T) {
 	var s swarm
 	id := s.put(oldIndex, oci.MediaTypeIndex)
 	var bare []bool
-	r := &tagged{allow: func(q source.Question) bool {
+	r := &tagged{allow: func(q source.RegistryRequest) bool {
 		bare = append(bare, q.Bare)
 		// The owner has credentials that may everything.
 		return !q.Bare && q.Header.Get("Authorization") == "" || q.Header.Get("Authorization") == "Bearer alice"
@@ -483,7 +483,7 @@ func TestAHungCredentialHelperDelaysNoOtherClientOfATag(t *testing.T) {
 		r := &tagged{}
 		r.set("v1", oldIndex)
 		helped := make(chan struct{}) // what the node's own helper is waited for
-		slow := upstreamOf(func(ctx context.Context, q source.Question) (*http.Response, error) {
+		slow := upstreamOf(func(ctx context.Context, q source.RegistryRequest) (*http.Response, error) {
 			if q.Header.Get("Authorization") == "" {
 				select {
 				case <-helped:
@@ -491,7 +491,7 @@ func TestAHungCredentialHelperDelaysNoOtherClientOfATag(t *testing.T) {
 					return nil, context.Cause(ctx)
 				}
 			}
-			return r.Forward(ctx, q)
+			return r.Do(ctx, q)
 		})
 		p := registryproxy.New(registryproxy.Config{
 			Upstream: slow, Open: s.Open, Default: "r.test", Credentialed: func(string) bool { return true }, Policy: registryproxy.Policy{TagLife: time.Minute},
@@ -517,7 +517,9 @@ func TestWithoutAnOwnerEachNodeAsksTheRegistry(t *testing.T) {
 	assert.Equal(t, map[int]int{200: 3}, c.all("/v2/app/manifests/v1", func(int) string { return "" }))
 	assert.Equal(t, map[string]int{"HEAD tag": 3}, r.counts())
 	// An owner that cannot reach the registry is no reason not to try.
-	c.dead, c.owner = false, registryproxy.NewDesk(upstreamOf(func(context.Context, source.Question) (*http.Response, error) { return nil, errors.New("no route") }))
+	c.dead, c.owner = false, registryproxy.NewDesk(upstreamOf(func(context.Context, source.RegistryRequest) (*http.Response, error) {
+		return nil, errors.New("no route")
+	}))
 	for _, p := range c.mirrors {
 		p.Forget()
 	}

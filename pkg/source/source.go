@@ -47,9 +47,9 @@ type Response struct {
 	Validator string
 }
 
-// Question is what a client of the mirror wants to know of a registry, beyond content: may
+// RegistryRequest is what a client of the mirror wants to know of a registry, beyond content: may
 // it have this, what does this tag mean, which tags are there.
-type Question struct {
+type RegistryRequest struct {
 	// Upstream is the registry in the spelling of oci.ParseHost.
 	Upstream string
 	// Method is GET or HEAD.

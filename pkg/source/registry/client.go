@@ -126,14 +126,14 @@ var answered = []string{
 	"Ratelimit-Limit", "Ratelimit-Remaining", "Docker-Ratelimit-Source",
 }
 
-// Forward puts a question, with its own Authorization where it has one, else with the node's
+// Do puts a question, with its own Authorization where it has one, else with the node's
 // credentials where they are configured, else with what the registry gives to anybody when the
 // question says so, else with none: then the registry's challenge is the answer, for a client
 // to take up. Any status is an answer; the caller closes its body, which
 // ends in an error when the registry falls silent. A HEAD is sent on to where the registry
 // redirects it: some redirect whatever they are asked for, without a look. A storage that signs its
 // URLs for GET takes no HEAD there; that is answered by a 405.
-func (c *Client) Forward(ctx context.Context, q source.Question) (res *http.Response, err error) {
+func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Response, err error) {
 	defer source.Rescue(&err, fmt.Sprintf("asking %.255q", q.Upstream))
 	u, err := c.upstream(q.Upstream)
 	if err != nil {

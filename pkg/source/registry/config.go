@@ -2,7 +2,7 @@
 // wants to know besides.
 //
 // A registry is asked only when the operator listed it or allowed all, and a client's
-// credentials go to that registry alone. Start at [New], [Client.Open] and [Client.Forward].
+// credentials go to that registry alone. Start at [New], [Client.Open] and [Client.Do].
 package registry
 
 import (

@@ -24,6 +24,6 @@ func TestAPanicAtWhatARegistrySaysIsAnError(t *testing.T) {
 	_, err = c.Open(t.Context(), task.Spec{Kind: task.Blob, Upstream: "r.test", Repository: "app", ID: task.ID("sha256:" + strings.Repeat("00", 32))}, 0)
 	var caught *source.PanicError
 	require.True(t, errors.As(err, &caught), "%v", err)
-	_, err = c.Forward(t.Context(), source.Question{Upstream: "r.test", Method: http.MethodHead, Path: "/v2/app/manifests/v1", Anonymous: true})
+	_, err = c.Do(t.Context(), source.RegistryRequest{Upstream: "r.test", Method: http.MethodHead, Path: "/v2/app/manifests/v1", Anonymous: true})
 	require.True(t, errors.As(err, &caught), "%v", err)
 }

@@ -39,14 +39,14 @@ func TestALoginFromADockerConfigurationOpensWhatItMay(t *testing.T) {
 		c := of(t, r, registry.Upstream{DockerConfig: file})
 		require.NoError(t, bring(t, c, team, 0))
 		require.NoError(t, bring(t, c, public, 0), "where the file has no login, as anybody")
-		q := source.Question{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/team/app/blobs/" + string(team.ID)}
+		q := source.RegistryRequest{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/team/app/blobs/" + string(team.ID)}
 		res, _ := ask(t, c, q)
 		assert.Equal(t, 200, res.StatusCode)
 		q.Bare = true
 		res, _ = ask(t, c, q)
 		assert.Equal(t, 401, res.StatusCode, "an answer for others is not asked with it")
 		q.Anonymous = true
-		_, err := c.Forward(t.Context(), q)
+		_, err := c.Do(t.Context(), q)
 		if err == nil {
 			res, _ = ask(t, c, q)
 			assert.Contains(t, []int{401, 403}, res.StatusCode)
@@ -180,11 +180,11 @@ func TestACertificateOfTheNodeAnswersForTheNodeAlone(t *testing.T) {
 	c := of(t, r, u)
 	assert.True(t, c.Credentialed(r.Host()))
 	assert.False(t, of(t, r, registry.Upstream{}).Credentialed(r.Host()))
-	q := source.Question{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/lib/app/blobs/" + string(spec.ID)}
+	q := source.RegistryRequest{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/lib/app/blobs/" + string(spec.ID)}
 	res, _ := ask(t, c, q)
 	assert.Equal(t, 200, res.StatusCode)
 	q.Bare = true
-	_, err = c.Forward(t.Context(), q)
+	_, err = c.Do(t.Context(), q)
 	require.ErrorContains(t, err, "certificate of this node")
 }
 
@@ -200,7 +200,7 @@ func TestALinkOfAProxyProjectLeadsToTheRepositorysOwnName(t *testing.T) {
 		}))
 		t.Cleanup(s.Close)
 		c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{"docker.io": {URLs: []string{s.URL + "/hub/cache"}, Proxy: "none"}}})
-		res, _ := ask(t, c, source.Question{Upstream: "docker.io", Method: http.MethodGet, Path: "/v2/library/alpine/tags/list", Query: "n=2"})
+		res, _ := ask(t, c, source.RegistryRequest{Upstream: "docker.io", Method: http.MethodGet, Path: "/v2/library/alpine/tags/list", Query: "n=2"})
 		assert.Equal(t, want, res.Header.Get("Link"))
 	}
 }

@@ -305,19 +305,19 @@ func TestNamesFromTheNetworkLeadNowhereElse(t *testing.T) {
 		change(&spec)
 		require.Error(t, bring(t, c, spec, 0), "%+v", spec)
 	}
-	for _, q := range []source.Question{
+	for _, q := range []source.RegistryRequest{
 		{Method: "GET", Path: "/token"}, {Method: "GET", Path: "/v2/../token"}, {Method: "GET", Path: "/v2//x/tags/list"},
 		{Method: "DELETE", Path: "/v2/lib/app/manifests/v1"}, {Path: "/v2/"},
 	} {
 		q.Upstream = r.Host()
-		_, err := c.Forward(t.Context(), q)
+		_, err := c.Do(t.Context(), q)
 		require.Error(t, err, "%+v", q)
 	}
 	assert.Zero(t, r.Counts().Requests)
 }
 
-func ask(t *testing.T, c *registry.Client, q source.Question) (*http.Response, string) {
-	res, err := c.Forward(t.Context(), q)
+func ask(t *testing.T, c *registry.Client, q source.RegistryRequest) (*http.Response, string) {
+	res, err := c.Do(t.Context(), q)
 	require.NoError(t, err)
 	defer res.Body.Close()
 	b, err := io.ReadAll(res.Body)
@@ -332,7 +332,7 @@ func TestAQuestionIsAnsweredByWhateverTheRegistrySays(t *testing.T) {
 	p, err := r.Push(t.Context(), "team/app", "v1", img)
 	require.NoError(t, err)
 	plain := of(t, r, registry.Upstream{})
-	tag := source.Question{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/team/app/manifests/v1", Header: http.Header{"Accept": {"application/vnd.oci.image.manifest.v1+json"}}}
+	tag := source.RegistryRequest{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/team/app/manifests/v1", Header: http.Header{"Accept": {"application/vnd.oci.image.manifest.v1+json"}}}
 
 	res, _ := ask(t, plain, tag)
 	assert.Equal(t, http.StatusUnauthorized, res.StatusCode)
@@ -353,12 +353,12 @@ func TestAQuestionIsAnsweredByWhateverTheRegistrySays(t *testing.T) {
 	node := of(t, r, registry.Upstream{Username: "alice", Password: "hunter2"})
 	res, _ = ask(t, node, tag)
 	assert.Equal(t, http.StatusOK, res.StatusCode)
-	res, list := ask(t, node, source.Question{Upstream: r.Host(), Method: http.MethodGet, Path: "/v2/team/app/tags/list", Query: "n=10"})
+	res, list := ask(t, node, source.RegistryRequest{Upstream: r.Host(), Method: http.MethodGet, Path: "/v2/team/app/tags/list", Query: "n=10"})
 	assert.Equal(t, http.StatusOK, res.StatusCode)
 	assert.JSONEq(t, `{"name":"team/app","tags":["v1"]}`, list)
-	res, _ = ask(t, node, source.Question{Upstream: r.Host(), Method: http.MethodGet, Path: "/v2/"})
+	res, _ = ask(t, node, source.RegistryRequest{Upstream: r.Host(), Method: http.MethodGet, Path: "/v2/"})
 	assert.Equal(t, http.StatusOK, res.StatusCode)
-	res, body := ask(t, node, source.Question{Upstream: r.Host(), Method: http.MethodGet, Path: "/v2/team/app/manifests/v2", Header: tag.Header})
+	res, body := ask(t, node, source.RegistryRequest{Upstream: r.Host(), Method: http.MethodGet, Path: "/v2/team/app/manifests/v2", Header: tag.Header})
 	assert.Equal(t, http.StatusNotFound, res.StatusCode)
 	assert.Contains(t, body, "MANIFEST_UNKNOWN")
 
@@ -370,7 +370,7 @@ func TestARedirectIsFollowedToItsAnswer(t *testing.T) {
 	c := client(t, registry.Config{
 		Upstreams: map[string]registry.Upstream{r.Host(): {PlainHTTP: true, Proxy: "none", Username: "alice", Password: "hunter2"}}, HTTP: loopback,
 	})
-	q := source.Question{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/team/app/blobs/" + string(spec.ID)}
+	q := source.RegistryRequest{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/team/app/blobs/" + string(spec.ID)}
 	for _, row := range []struct {
 		storage int // its answer to a HEAD, 0 for its own
 		status  int
@@ -413,7 +413,7 @@ func TestWhatCouldNotBeAskedIsToldOnce(t *testing.T) {
 	s.Close()
 	host := s.Listener.Addr().String()
 	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none"}}})
-	_, err := c.Forward(t.Context(), source.Question{Upstream: host, Method: http.MethodHead, Path: "/v2/a/tags/list"})
+	_, err := c.Do(t.Context(), source.RegistryRequest{Upstream: host, Method: http.MethodHead, Path: "/v2/a/tags/list"})
 	require.ErrorContains(t, err, "HEAD "+s.URL+"/v2/a/tags/list: ")
 	require.ErrorContains(t, err, "connection refused")
 	assert.Equal(t, 1, strings.Count(err.Error(), "/v2/a/tags/list"), "%v", err)
@@ -430,7 +430,7 @@ func TestHeadersBeyondTheListPassInNeitherDirection(t *testing.T) {
 	t.Cleanup(s.Close)
 	host := s.Listener.Addr().String()
 	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none"}}})
-	res, _ := ask(t, c, source.Question{Upstream: host, Method: http.MethodGet, Path: "/v2/a/tags/list", Header: http.Header{
+	res, _ := ask(t, c, source.RegistryRequest{Upstream: host, Method: http.MethodGet, Path: "/v2/a/tags/list", Header: http.Header{
 		"X-Secret": {"s"}, "Cookie": {"c"}, "Accept-Encoding": {"gzip"},
 	}})
 	assert.Equal(t, "d", res.Header.Get("Docker-Content-Digest"))
@@ -450,7 +450,7 @@ func TestTheNextURLIsAskedWhereOneIsOfNoUse(t *testing.T) {
 	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{"registry.test": {URLs: []string{dead, sick.URL, r.URL() + "/cache"}, Proxy: "none"}}})
 	require.NoError(t, bring(t, c, spec, 0))
 	require.NoError(t, bring(t, c, spec, 1000))
-	q := source.Question{Upstream: "registry.test", Method: http.MethodHead, Path: "/v2/lib/app/blobs/" + string(spec.ID)}
+	q := source.RegistryRequest{Upstream: "registry.test", Method: http.MethodHead, Path: "/v2/lib/app/blobs/" + string(spec.ID)}
 	res, _ := ask(t, c, q)
 	assert.Equal(t, http.StatusOK, res.StatusCode)
 
