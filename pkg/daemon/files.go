@@ -610,7 +610,7 @@ func (f *files) serve(w http.ResponseWriter, r *http.Request, content *held, tol
 
 // failed turns what went wrong into words for the client, and for the line of the log.
 func failed(ctx context.Context, told *telemetry.Pull, err error) *api.FileError {
-	e := httporigin.Refusal(err)
+	e := httporigin.FileError(err)
 	told.Result, told.Err = telemetry.Failed, err
 	var host *httporigin.HostError
 	switch {

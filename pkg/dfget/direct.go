@@ -61,7 +61,7 @@ func (d *direct) fetch(ctx context.Context, j *job, offset int64, identity strin
 		a, err = d.open(ctx, spec, 0)
 	}
 	if err != nil {
-		e := httporigin.Refusal(err)
+		e := httporigin.FileError(err)
 		if e.Untrusted {
 			e.Message += "; SSL_CERT_FILE names a file of further authorities"
 		}

@@ -1,9 +1,10 @@
-// Package sharing decides which clients may be given the same bytes of a web server: the rules of
+// Package sharing decides which clients may get the same bytes of a web server. It applies the rules of
 // RFC 9110 and RFC 9111 for a cache that many users share.
 //
-// It never shares where the origin has not said, or proved to this very asker, that it would
-// answer with the same bytes. Where the rules leave a doubt, the file comes straight from its
-// origin. Nothing here asks, stores or waits. Start at [Decide]; docs/files.md tells the rules.
+// It never shares bytes unless the origin declares them public, or proves to this client that it would
+// answer with the same bytes. If the rules leave a doubt, the client gets the file straight from the origin.
+// The package sends no request, stores nothing and never waits. Start at [Decide]; docs/files.md lists the
+// rules.
 package sharing
 
 import (
@@ -24,72 +25,72 @@ import (
 	"github.com/darter-io/darter/pkg/secret"
 )
 
-// Share is among whom the bytes of one answer may be shared.
+// Share says which requests may share the bytes of one answer.
 type Share string
 
-// The kinds of sharing, from none to all. They travel in a [task.Spec], so that the host that asks
-// the origin can check that its own answer allows as much; see [Confirm].
+// The kinds of sharing, from none to all. A [task.Spec] carries them, so that the host that sends the GET
+// to the origin can check that its own answer allows the same; see [Confirm].
 const (
-	// Direct shares with nobody: the bytes go from the origin to this client and are not stored.
+	// Direct shares nothing: the bytes go from the origin to this client and are not stored.
 	Direct Share = "direct"
-	// Flight shares among equal requests while the bytes come from the origin, and never after.
+	// Flight shares among equal requests while the download runs, and never afterwards.
 	Flight Share = "flight"
 	// Equal shares among requests that are equal in every header, credentials included.
 	Equal Share = "equal"
-	// Proven shares among users with other credentials, each of which the origin has to prove the
-	// same first: by a strong validator and by bytes.
+	// Proven shares among users with different credentials. For each user, the origin must first prove that
+	// the file is the same: by a strong validator and by a comparison of bytes.
 	Proven Share = "proven"
-	// Public shares whatever the Authorization, because the origin says public: with everybody where it
-	// gives the same version to nobody in particular ([Request.Anonymous]), else as Proven does.
+	// Public shares regardless of Authorization, because the origin says public: with everybody if the
+	// origin gives the same version without credentials ([Request.Anonymous]), else as Proven does.
 	Public Share = "public"
 )
 
-// Request is what one client asks for, as far as it may choose the bytes of the answer.
+// Request holds the parts of a client's request that can change the bytes of the answer.
 type Request struct {
-	// Header holds all that is forwarded to the origin, Authorization included, by canonical name.
+	// Header holds all headers that are forwarded to the origin, Authorization included, by canonical name.
 	Header map[string]secret.String
-	// Signed are the query's parameters ("name=value") that the file's name leaves out. They sign
-	// the request, so they are credentials.
+	// Signed are the query parameters ("name=value") that are no part of the task's name. They sign the
+	// request, so they count as credentials.
 	Signed []string
 	// Ignore is the client's own list of such parameters.
 	Ignore []string
-	// Control is what the client says of caches.
+	// Control is the client's Cache-Control.
 	Control Control
-	// Unproven says that the origin did not prove the answer the same for this client and others.
+	// Unproven is true if the origin failed to prove that its answer is the same for this client and others.
 	Unproven bool
 }
 
 // Control is a client's Cache-Control (RFC 9111 §5.2.1).
 type Control struct {
-	// NoCache wants nothing that was stored before the request (no-cache, no-store).
+	// NoCache refuses bytes that were stored before the request (no-cache, no-store).
 	NoCache bool
-	// MaxAge bounds how long ago the bytes may have left the origin, negative for no bound.
+	// MaxAge bounds the time since the bytes left the origin. Negative means no bound.
 	MaxAge time.Duration
 }
 
-// Answer is what the origin says of the file to this client, to a HEAD or a small GET.
+// Answer is the origin's answer about the file to this client, to a HEAD or a small GET.
 type Answer struct {
-	// Header is that of the last answer, after redirects.
+	// Header is the header of the last answer, after redirects.
 	Header http.Header
-	// Place is the URL, without its query, that a redirect led to; empty without redirects. A
-	// validator says nothing of two resources (RFC 9110 §8.8.1).
+	// Place is the URL, without its query, that a redirect led to; empty without redirects. Equal validators
+	// of two resources do not make them equal (RFC 9110 §8.8.1).
 	Place string
 }
 
-// Decision is what to do with one request, and why.
+// Decision says how one request is served, and why.
 type Decision struct {
 	Share Share
-	// Cover names what of the request chooses the bytes, beside URL, validator and length. It holds no
-	// secret and nothing from which one could be guessed. Empty for a request that has nothing of it.
+	// Cover is a hash of everything in the request that can change the bytes, apart from URL, validator and
+	// length. It holds no secret, and no secret can be guessed from it. Empty if the request has no such part.
 	Cover string
-	// Prove asks for a comparison of bytes before the client gets any: see [Windows].
+	// Prove requires a comparison of bytes before the client gets any: see [Windows].
 	Prove bool
-	// Reason says for people why.
+	// Reason explains the decision to people.
 	Reason string
 }
 
-// Decide applies the rules to one request and its answer. The key keeps credentials from being guessed
-// by a Decision's Cover; hosts with the same key find the same names.
+// Decide applies the rules to one request and its answer. The key prevents that credentials are guessed from
+// a Decision's Cover; hosts with the same key compute the same Cover.
 func Decide(q Request, a Answer, key []byte, now time.Time) Decision {
 	direct := func(format string, args ...any) Decision {
 		return Decision{Share: Direct, Reason: fmt.Sprintf(format, args...)}
@@ -99,47 +100,57 @@ func Decide(q Request, a Answer, key []byte, now time.Time) Decision {
 	}
 	switch age := ageOf(a.Header); {
 	case q.Control.NoCache:
-		return direct("the client wants nothing that was stored")
+		return direct("the client refuses stored bytes (no-cache or no-store)")
 	case q.Control.MaxAge == 0:
-		return direct("the client wants nothing that has any age")
+		return direct("the client refuses stored bytes (max-age=0)")
 	case q.Control.MaxAge > 0 && age > q.Control.MaxAge:
-		return direct("a cache on the way to the origin gave what is %s old, the client takes %s", age, q.Control.MaxAge)
+		return direct("a cache in front of the origin sent an answer that is %s old; the client accepts %s",
+			age, q.Control.MaxAge)
 	}
 	strength := strengthOf(a.Header, now)
 	if strength == none {
 		if stale(a.Header, now) {
-			return direct("the origin gives no validator, and says that the answer is stale at once")
+			return direct("the origin sends no validator, and the answer is stale at once")
 		}
-		return Decision{Share: Flight, Cover: q.equal(a, key, ""), Reason: "the origin gives nothing by which a changed file could be told"}
+		return Decision{
+			Share: Flight, Cover: q.equal(a, key, ""),
+			Reason: "the origin sends no validator, so a changed file could not be noticed",
+		}
 	}
 	slot := ""
 	if age := q.Control.MaxAge; age > 0 {
-		// All hosts cut time alike, so those that take the same age share what was brought since.
+		// All hosts cut time into the same slots, so clients with the same max-age share one download per slot.
 		slot = fmt.Sprintf("%s %d", age, now.Truncate(age).Unix())
 	}
 	if !q.personal() {
 		return Decision{Share: Equal, Cover: q.equal(a, key, slot), Reason: "the request holds no credentials"}
+	}
+	equal := func(reason string) Decision {
+		return Decision{Share: Equal, Cover: q.equal(a, key, slot), Reason: reason}
+	}
+	proven := func(share Share, reason string) Decision {
+		return Decision{Share: share, Cover: q.proven(a, slot), Prove: true, Reason: reason}
 	}
 	cc := directives(a.Header)
 	varied := q.varied(a.Header)
 	_, public := cc["public"]
 	switch {
 	case q.Unproven:
-		return Decision{Share: Equal, Cover: q.equal(a, key, slot), Reason: "the origin does not prove it the same for other users"}
+		return equal("the origin does not prove that other users get the same file")
 	case a.Header.Get("Set-Cookie") != "" && !public:
-		return Decision{Share: Equal, Cover: q.equal(a, key, slot), Reason: "the answer sets a cookie, so it may be one user's"}
+		return equal("the answer sets a cookie, so it may be for one user only")
 	case varied != "":
-		return Decision{Share: Equal, Cover: q.equal(a, key, slot), Reason: "the answer varies by " + varied}
+		return equal("the answer varies by " + varied)
 	case public && len(q.Signed) == 0 && slices.Equal(q.credentials(), []string{"Authorization"}):
-		return Decision{Share: Public, Cover: q.proven(a, slot), Prove: true, Reason: "the origin says public"}
+		return proven(Public, "the origin says public")
 	case strength == strong:
-		return Decision{Share: Proven, Cover: q.proven(a, slot), Prove: true, Reason: "the origin proves it the same by a strong ETag and by bytes"}
+		return proven(Proven, "a strong ETag and a comparison of bytes prove that all users get the same file")
 	}
-	return Decision{Share: Equal, Cover: q.equal(a, key, slot), Reason: "the validator is too weak for users with other credentials"}
+	return equal("the validator is too weak to share with users that have other credentials")
 }
 
-// Confirm checks that the answer to a GET, which came with the named headers, allows what was decided on
-// the word of a HEAD. The error says for people what it does not allow.
+// Confirm checks that the answer to a GET, which was sent with the named headers, still allows the Share that
+// [Decide] chose from the answer to a HEAD. The error explains to people what the answer forbids.
 func Confirm(s Share, sent []string, h http.Header) error {
 	if s == "" || s == Direct {
 		return nil
@@ -154,11 +165,11 @@ func Confirm(s Share, sent []string, h http.Header) error {
 	switch s {
 	case Public:
 		if _, ok := directives(h)["public"]; !ok {
-			return errors.New("the origin does not say public any more")
+			return errors.New("the origin no longer says public")
 		}
 	case Proven:
 		if h.Get("Set-Cookie") != "" {
-			return errors.New("the answer sets a cookie, so it may be one user's")
+			return errors.New("the answer sets a cookie, so it may be for one user only")
 		}
 	default:
 		return nil
@@ -169,25 +180,25 @@ func Confirm(s Share, sent []string, h http.Header) error {
 	return nil
 }
 
-// storable returns why an answer is for one request alone, nil where it is not (RFC 9111 §3, §4.1).
+// storable returns the reason why an answer must not be stored, nil if it may be (RFC 9111 §3, §4.1).
 func storable(h http.Header) error {
 	cc := directives(h)
 	for _, word := range []string{"no-store", "private"} {
-		// A private="field" limits itself to that field (§5.2.2.7); it is taken for the whole.
+		// private="field" limits that one field (§5.2.2.7); here it counts for the whole answer.
 		if _, ok := cc[word]; ok {
 			return fmt.Errorf("the origin says %s", word)
 		}
 	}
 	for _, name := range fields(h, "Vary") {
 		if name == "*" {
-			return errors.New("the origin says that the answer varies by more than the request (Vary: *)")
+			return errors.New("the answer varies by more than the request (Vary: *)")
 		}
 	}
 	return nil
 }
 
-// stale reports whether an answer must not be used again without a validation, which nothing
-// makes possible here (RFC 9111 §4.2, §5.2.2.4).
+// stale reports whether an answer must not be reused without a validation (RFC 9111 §4.2, §5.2.2.4). Without
+// a validator there can be none.
 func stale(h http.Header, now time.Time) bool {
 	cc := directives(h)
 	if _, ok := cc["no-cache"]; ok {
@@ -206,19 +217,18 @@ func stale(h http.Header, now time.Time) bool {
 	return false
 }
 
-// strength is what a validator is good for (RFC 9110 §8.8.1).
+// strength says what an equal validator proves (RFC 9110 §8.8.1).
 type strength int
 
 const (
-	none   strength = iota // nothing tells two versions apart
-	weak                   // enough for equal requests
-	strong                 // the same bytes, whatever the request
+	none   strength = iota // nothing
+	weak                   // the same version, for equal requests
+	strong                 // the same bytes, for any request
 )
 
-// strengthOf judges the validator that names the version: the ETag, or else the Last-Modified. A
-// Last-Modified is never strong here, since it tells nothing of two users (§8.8.2.2 speaks of one
-// representation); one in the second of the answer tells nothing at all, for the file may change
-// again in that second.
+// strengthOf judges the validator that names the version: the ETag, else the Last-Modified. A Last-Modified
+// is never strong here, since §8.8.2.2 speaks of one representation and not of two users. A Last-Modified
+// within the second of the answer proves nothing, because the file may change again in that second.
 func strengthOf(h http.Header, now time.Time) strength {
 	if tag := h.Get("ETag"); tag != "" {
 		if StrongETag(tag) {
@@ -236,7 +246,7 @@ func strengthOf(h http.Header, now time.Time) strength {
 // StrongETag reports whether a text is a strong entity tag (RFC 9110 §8.8.3).
 func StrongETag(s string) bool {
 	if len(s) < 3 || s[0] != '"' || s[len(s)-1] != '"' {
-		return false // that of an empty tag says as good as nothing
+		return false // an empty tag tells no versions apart
 	}
 	return !strings.ContainsFunc(s[1:len(s)-1], func(c rune) bool { return c == '"' || c <= ' ' || c == 0x7f })
 }
@@ -256,18 +266,18 @@ func ageOf(h http.Header) time.Duration {
 	return time.Duration(n) * time.Second
 }
 
-// open are the headers that hold no credential. Every other one may: there is an X-Api-Key, a
-// PRIVATE-TOKEN, and the next origin's own.
-var open = map[string]bool{
-	"Accept": true, "Accept-Charset": true, "Accept-Language": true, "User-Agent": true, "Cache-Control": true, "Pragma": true,
-	"Dnt": true, "Prefer": true, "Save-Data": true,
+// harmless are the headers that never hold a credential. Every other header may hold one: X-Api-Key and
+// PRIVATE-TOKEN do, and an origin can invent more.
+var harmless = map[string]bool{
+	"Accept": true, "Accept-Charset": true, "Accept-Language": true, "User-Agent": true, "Cache-Control": true,
+	"Pragma": true, "Dnt": true, "Prefer": true, "Save-Data": true,
 	"Accept-Encoding": true, // always identity
 }
 
-// credentials lists the forwarded headers that are or may be credentials, in order.
+// credentials lists the forwarded headers that are or may be credentials, sorted.
 func (q Request) credentials() (names []string) {
 	for name := range q.Header {
-		if !open[name] {
+		if !harmless[name] {
 			names = append(names, name)
 		}
 	}
@@ -275,10 +285,10 @@ func (q Request) credentials() (names []string) {
 	return names
 }
 
-// personal reports whether an origin may know the user by the request.
+// personal reports whether the request may identify a user to the origin.
 func (q Request) personal() bool { return len(q.Signed) > 0 || len(q.credentials()) > 0 }
 
-// Fingerprint names the request with its credentials, for whoever has the key.
+// Fingerprint is a keyed hash of the request, credentials included.
 func (q Request) Fingerprint(key []byte) string {
 	h := hmac.New(sha256.New, key)
 	parts := []string{"request"}
@@ -289,30 +299,30 @@ func (q Request) Fingerprint(key []byte) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// Anonymous is the request without its Authorization. What is brought with it is no user's.
+// Anonymous returns the request without its Authorization, so that the answer belongs to no user.
 func (q Request) Anonymous() Request {
 	q.Header = maps.Clone(q.Header)
 	delete(q.Header, "Authorization")
 	return q
 }
 
-// varied is the first credential of the request that the answer says it varies by, or empty.
+// varied returns the first credential of the request that is in the answer's Vary, or "".
 func (q Request) varied(h http.Header) string {
 	for _, name := range fields(h, "Vary") {
 		name = textproto.CanonicalMIMEHeaderKey(name)
-		if _, sent := q.Header[name]; sent && !open[name] {
+		if _, sent := q.Header[name]; sent && !harmless[name] {
 			return name
 		}
 	}
 	return ""
 }
 
-// equal is the cover that only equal requests have.
+// equal returns the cover that only equal requests have.
 func (q Request) equal(a Answer, key []byte, slot string) string {
 	if len(q.Header) == 0 && len(q.Signed) == 0 && len(q.Ignore) == 0 && a.Place == "" && slot == "" {
 		return ""
 	}
-	// Where there is no secret to guess, hosts without a common key find the same name.
+	// A request without secrets needs no key, so that hosts without a common key compute the same cover.
 	h := sha256.New()
 	if q.personal() {
 		h = hmac.New(sha256.New, key)
@@ -325,13 +335,13 @@ func (q Request) equal(a Answer, key []byte, slot string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// proven is the cover of all requests that differ in the values of their credentials alone. It
-// holds the names of these, so that a request without credentials is never another's.
+// proven returns the cover that all requests have that differ only in the values of their credentials. The
+// names of the credentials are part of it, so that a request without credentials has another cover.
 func (q Request) proven(a Answer, slot string) string {
 	parts := []string{"proven", slot, a.Place}
 	for _, name := range sortedNames(q.Header) {
 		value := ""
-		if open[name] {
+		if harmless[name] {
 			value = q.Header[name].Reveal()
 		}
 		parts = append(parts, name, value)
@@ -346,7 +356,7 @@ func (q Request) proven(a Answer, slot string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// write hashes lists so that no two differ and hash alike.
+// write hashes lists with their lengths, so that different lists never give the same input.
 func write(h io.Writer, lists ...[]string) {
 	for _, list := range lists {
 		fmt.Fprintf(h, "%d;", len(list))
@@ -356,8 +366,8 @@ func write(h io.Writer, lists ...[]string) {
 	}
 }
 
-// pathOf takes scheme and host from a URL: mirrors that a redirect chooses between keep a file in
-// one place each.
+// pathOf returns a URL without scheme and host: a redirect may choose between mirrors, which all keep the
+// file under the same path.
 func pathOf(u string) string {
 	_, rest, ok := strings.Cut(u, "://")
 	if !ok {
@@ -381,7 +391,7 @@ func sortedCopy(list []string) []string {
 	return out
 }
 
-// folded is a list of names as a set: lower case, in order, each once.
+// folded returns a list of names as a set: lower case, sorted, each once.
 func folded(list []string) (out []string) {
 	for _, s := range list {
 		out = append(out, strings.ToLower(s))
@@ -390,7 +400,7 @@ func folded(list []string) (out []string) {
 	return slices.Compact(out)
 }
 
-// fields are the elements of a list header, in all its lines (RFC 9110 §5.6.1).
+// fields returns the elements of a list header, from all its lines (RFC 9110 §5.6.1).
 func fields(h http.Header, name string) (out []string) {
 	for _, line := range h.Values(name) {
 		for _, f := range strings.Split(line, ",") {
@@ -402,13 +412,13 @@ func fields(h http.Header, name string) (out []string) {
 	return out
 }
 
-// directives are those of a Cache-Control, in lower case, each with its argument.
+// directives returns the directives of a Cache-Control, in lower case, each with its argument.
 func directives(h http.Header) map[string]string {
 	out := map[string]string{}
 	for _, f := range fields(h, "Cache-Control") {
 		name, arg, _ := strings.Cut(f, "=")
 		name = strings.ToLower(strings.TrimSpace(name))
-		// Of two that contradict each other the first stands: [stale] takes the unreadable for none.
+		// The first of two contradicting directives counts.
 		if _, twice := out[name]; !twice {
 			out[name] = strings.Trim(strings.TrimSpace(arg), `"`)
 		}
@@ -416,8 +426,8 @@ func directives(h http.Header) map[string]string {
 	return out
 }
 
-// ParseControl reads what a client's Cache-Control and Pragma say (RFC 9111 §5.2.1, §5.4). What
-// cannot be read as a number of seconds counts as none at all.
+// ParseControl reads a client's Cache-Control and Pragma (RFC 9111 §5.2.1, §5.4). A max-age that is no number
+// of seconds counts as 0.
 func ParseControl(h http.Header) Control {
 	c := Control{MaxAge: -1}
 	cc := directives(h)
@@ -438,7 +448,7 @@ func ParseControl(h http.Header) Control {
 	return c
 }
 
-// Stricter is the control that fulfils both.
+// Stricter returns the control that satisfies both.
 func (c Control) Stricter(o Control) Control {
 	if c.MaxAge < 0 || o.MaxAge >= 0 && o.MaxAge < c.MaxAge {
 		c.MaxAge = o.MaxAge
@@ -447,8 +457,8 @@ func (c Control) Stricter(o Control) Control {
 	return c
 }
 
-// Header is the control as a Cache-Control for the origin and the caches on the way to it, empty
-// where it says nothing.
+// Header returns the control as a Cache-Control for the origin and the caches in front of it, "" if it has no
+// bound.
 func (c Control) Header() string {
 	switch {
 	case c.NoCache:

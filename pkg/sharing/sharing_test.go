@@ -65,7 +65,7 @@ func TestDecide(t *testing.T) {
 		{"without a validator, stale at once", "", "Cache-Control: max-age=0", sharing.Direct, false},
 		{"without a validator, an age that is no number", "", "Cache-Control: max-age=x", sharing.Direct, false},
 		{"without a validator, expired", "", "Expires: 0", sharing.Direct, false},
-		{"no-cache with a validator, which is asked for", "", `Cache-Control: no-cache; ETag: "v1"`, sharing.Equal, false},
+		{"no-cache with a validator, which is checked", "", `Cache-Control: no-cache; ETag: "v1"`, sharing.Equal, false},
 		{"no-store", "", `Cache-Control: max-age=9, No-Store; ETag: "v1"`, sharing.Direct, false},
 		{"private", "", `Cache-Control: private; ETag: "v1"`, sharing.Direct, false},
 		{"private in a second line", "", `Cache-Control: max-age=9; Cache-Control: private; ETag: "v1"`, sharing.Direct, false},
@@ -73,7 +73,7 @@ func TestDecide(t *testing.T) {
 		{"public and private", "Authorization: a", `Cache-Control: public, private; ETag: "v1"`, sharing.Direct, false},
 		{"varies by everything", "", `Vary: Accept, *; ETag: "v1"`, sharing.Direct, false},
 		{"varies by the encoding", "", `Vary: Accept-Encoding; ETag: "v1"`, sharing.Equal, false},
-		{"a cookie for nobody", "", `Set-Cookie: lb=1; ETag: "v1"`, sharing.Equal, false},
+		{"a cookie without credentials", "", `Set-Cookie: lb=1; ETag: "v1"`, sharing.Equal, false},
 
 		{"a language", "Accept-Language: de", `ETag: "v1"`, sharing.Equal, false},
 		{"a token, strong", "Authorization: a", `ETag: "v1"`, sharing.Proven, true},
@@ -83,13 +83,19 @@ func TestDecide(t *testing.T) {
 		{"a token, nothing", "Authorization: a", "", sharing.Flight, false},
 		{"a token, public", "Authorization: a", `Cache-Control: public; ETag: W/"v1"`, sharing.Public, true},
 		{"a token, public without a validator", "Authorization: a", "Cache-Control: public", sharing.Flight, false},
-		{"a token, varies by it", "Authorization: a", `Vary: authorization; ETag: "v1"; Cache-Control: public`, sharing.Equal, false},
-		{"a token, varies by what was not sent", "Authorization: a", `Vary: Cookie; ETag: "v1"`, sharing.Proven, true},
+		{
+			"a token, varies by it",
+			"Authorization: a", `Vary: authorization; ETag: "v1"; Cache-Control: public`, sharing.Equal, false,
+		},
+		{"a token, varies by an absent header", "Authorization: a", `Vary: Cookie; ETag: "v1"`, sharing.Proven, true},
 		{"a token, sets a cookie", "Authorization: a", `Set-Cookie: s=1; ETag: "v1"`, sharing.Equal, false},
 		{"a cookie", "Cookie: s=1", `ETag: "v1"`, sharing.Proven, true},
-		{"a cookie is not what public speaks of", "Cookie: s=1", `Cache-Control: public; ETag: W/"v1"`, sharing.Equal, false},
+		{"public does not cover a cookie", "Cookie: s=1", `Cache-Control: public; ETag: W/"v1"`, sharing.Equal, false},
 		{"a header of unknown meaning", "X-Api-Key: k", `ETag: "v1"`, sharing.Proven, true},
-		{"a token and another, public", "Authorization: a; X-Api-Key: k", `Cache-Control: public; ETag: W/"v1"`, sharing.Equal, false},
+		{
+			"a token and another, public",
+			"Authorization: a; X-Api-Key: k", `Cache-Control: public; ETag: W/"v1"`, sharing.Equal, false,
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			d := sharing.Decide(request(lines(row.request)...), answer(lines(row.answer)...), key, now)
@@ -100,7 +106,8 @@ func TestDecide(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotProvedIsSharedWithEqualRequestsAlone(t *testing.T) {
+// Without the origin's proof, even a public answer is shared only among equal requests.
+func TestDecideUnproven(t *testing.T) {
 	for _, says := range []string{"public", "max-age=60"} {
 		q := request("Authorization: a")
 		q.Unproven = true
@@ -112,7 +119,8 @@ func TestWhatIsNotProvedIsSharedWithEqualRequestsAlone(t *testing.T) {
 	}
 }
 
-func TestDecideForAClientThatLimitsCaches(t *testing.T) {
+// A client's Cache-Control bounds the age of the bytes that it gets.
+func TestDecideCacheControl(t *testing.T) {
 	strong := answer(`ETag: "v1"`)
 	old := answer(`ETag: "v1"`, "Age: 90")
 	at := func(a sharing.Answer, c sharing.Control, when time.Time) sharing.Decision {
@@ -126,22 +134,25 @@ func TestDecideForAClientThatLimitsCaches(t *testing.T) {
 	minute := at(strong, sharing.Control{MaxAge: time.Minute}, now)
 	assert.Equal(t, sharing.Equal, minute.Share)
 	assert.Equal(t, minute.Cover, at(strong, sharing.Control{MaxAge: time.Minute}, now.Add(time.Minute-1)).Cover)
-	assert.NotEqual(t, minute.Cover, at(strong, sharing.Control{MaxAge: time.Minute}, now.Add(time.Minute)).Cover, "never older than a minute")
+	later := at(strong, sharing.Control{MaxAge: time.Minute}, now.Add(time.Minute))
+	assert.NotEqual(t, minute.Cover, later.Cover, "never older than a minute")
 	assert.NotEqual(t, minute.Cover, at(strong, sharing.Control{MaxAge: time.Hour}, now).Cover)
 }
 
-func TestTheNameCoversTheRequest(t *testing.T) {
+// Requests share a cover only where they may share bytes.
+func TestCover(t *testing.T) {
 	cover := func(q sharing.Request, a ...string) string {
 		return sharing.Decide(q, answer(a...), key, now).Cover
 	}
 	strong, weak := `ETag: "v1"`, `ETag: W/"v1"`
-	assert.Empty(t, cover(request(), strong), "a request without anything has the name that it always had")
+	assert.Empty(t, cover(request(), strong), "an empty request has an empty cover")
 	alice, bob := request("Authorization: alice"), request("Authorization: bob")
 	assert.NotEqual(t, cover(alice, weak), cover(bob, weak))
-	assert.Equal(t, cover(alice, strong), cover(bob, strong), "which is then proved")
-	assert.NotEmpty(t, cover(alice, strong), "a request without credentials has another name")
+	assert.Equal(t, cover(alice, strong), cover(bob, strong), "Prove then guards the bytes")
+	assert.NotEmpty(t, cover(alice, strong), "a request without credentials has another cover")
 	assert.NotEqual(t, cover(alice, strong), cover(request("Cookie: alice"), strong))
-	assert.NotEqual(t, cover(request("Authorization: a", "Accept: x"), strong), cover(request("Authorization: b", "Accept: y"), strong))
+	x, y := request("Authorization: a", "Accept: x"), request("Authorization: b", "Accept: y")
+	assert.NotEqual(t, cover(x, strong), cover(y, strong))
 	assert.NotEqual(t, cover(alice, strong, "Vary: Authorization"), cover(bob, strong, "Vary: Authorization"))
 	assert.Equal(t, cover(alice, weak, "Cache-Control: public"), cover(bob, weak, "Cache-Control: public"))
 	assert.NotEmpty(t, cover(alice, strong, "Cache-Control: public"))
@@ -149,10 +160,11 @@ func TestTheNameCoversTheRequest(t *testing.T) {
 	assert.Contains(t, alice.Header, "Authorization")
 	assert.NotEqual(t, cover(request("Accept-Language: de"), strong), cover(request("Accept-Language: en"), strong))
 	assert.NotEqual(t, cover(request("Accept-Language: de"), strong), cover(request(), strong))
-	assert.Equal(t, cover(request("Accept: a", "Accept-Language: de"), strong), cover(request("Accept-Language: de", "Accept: a"), strong))
+	assert.Equal(t, cover(request("Accept: a", "Accept-Language: de"), strong),
+		cover(request("Accept-Language: de", "Accept: a"), strong))
 
 	other := sharing.Decide(alice, answer(weak), []byte("another cluster's"), now)
-	assert.NotEqual(t, cover(alice, weak), other.Cover, "nobody without the key can try passwords")
+	assert.NotEqual(t, cover(alice, weak), other.Cover, "without the key, passwords cannot be tried")
 	plain := request("Accept: a")
 	assert.Equal(t, cover(plain, weak), sharing.Decide(plain, answer(weak), []byte("another"), now).Cover)
 
@@ -161,7 +173,7 @@ func TestTheNameCoversTheRequest(t *testing.T) {
 	again := request()
 	again.Signed = []string{"SIG=2"}
 	assert.NotEqual(t, cover(request(), strong), cover(signed, strong))
-	assert.NotEqual(t, cover(request(), strong), cover(ignored, strong), "a client's own list names nobody else's file")
+	assert.NotEqual(t, cover(request(), strong), cover(ignored, strong), "a client's own list changes only its own cover")
 	assert.Equal(t, cover(signed, strong), cover(again, strong))
 	assert.NotEqual(t, cover(signed, weak), cover(again, weak))
 	tricky := request()
@@ -175,7 +187,7 @@ func TestTheNameCoversTheRequest(t *testing.T) {
 		a.Place = place
 		return sharing.Decide(q, a, key, now).Cover
 	}
-	assert.NotEqual(t, at(request(), "http://a/1"), at(request(), "http://a/2"), "a validator is of one resource")
+	assert.NotEqual(t, at(request(), "http://a/1"), at(request(), "http://a/2"), "a validator belongs to one resource")
 	assert.Equal(t, at(request(), "http://a/1"), at(request(), "http://b/1"), "mirrors")
 	assert.NotEqual(t, at(alice, "http://a/1"), at(bob, "http://b/1"))
 }
@@ -207,10 +219,12 @@ func TestConfirm(t *testing.T) {
 
 func TestForwardable(t *testing.T) {
 	for _, name := range []string{
-		"Host", "host", "Forwarded", "X-Forwarded-Host", "X-Forwarded", "X_Forwarded_Host", "x-original-url", "X-Rewrite-Url", "X-HTTP-Method-Override", "X-Host", "X-Real-IP",
-		"Range", "If-None-Match", "If-Range", "Connection", "Transfer-Encoding", "Content-Length", "Expect", "Upgrade", "Te", "Proxy-Authorization", "Via", "Accept-Encoding",
-		"Content-Type", "Max-Forwards", "True-Client-Ip", "Cf-Connecting-Ip", "Sec-Fetch-Site", "Origin", "Darter-Forward-Host",
-		"X-Orig-Host", "X-Vhost", "X-Target-Url", "X-Requested-Host", "X-Request-Url", "Request-Url", "X-Base-Url", "Host-Override", "X-Method",
+		"Host", "host", "Forwarded", "X-Forwarded-Host", "X-Forwarded", "X_Forwarded_Host", "x-original-url",
+		"X-Rewrite-Url", "X-HTTP-Method-Override", "X-Host", "X-Real-IP", "Range", "If-None-Match", "If-Range",
+		"Connection", "Transfer-Encoding", "Content-Length", "Expect", "Upgrade", "Te", "Proxy-Authorization", "Via",
+		"Accept-Encoding", "Content-Type", "Max-Forwards", "True-Client-Ip", "Cf-Connecting-Ip", "Sec-Fetch-Site",
+		"Origin", "Darter-Forward-Host", "X-Orig-Host", "X-Vhost", "X-Target-Url", "X-Requested-Host",
+		"X-Request-Url", "Request-Url", "X-Base-Url", "Host-Override", "X-Method",
 	} {
 		var refused *sharing.HeaderError
 		require.ErrorAs(t, sharing.Forwardable(name), &refused, name)
@@ -218,8 +232,9 @@ func TestForwardable(t *testing.T) {
 		assert.Contains(t, refused.Error(), "--direct")
 	}
 	for _, name := range []string{
-		"Authorization", "Cookie", "Accept", "Accept-Language", "User-Agent", "X-Api-Key", "Private-Token", "Job-Token", "X-Jfrog-Art-Api", "X-Amz-Date", "X-Amz-Security-Token",
-		"X-Goog-User-Project", "X-Ms-Version", "Referer", "Cache-Control", "X-Word", "Hostname", "X-Request-Id", "X-Requested-With",
+		"Authorization", "Cookie", "Accept", "Accept-Language", "User-Agent", "X-Api-Key", "Private-Token", "Job-Token",
+		"X-Jfrog-Art-Api", "X-Amz-Date", "X-Amz-Security-Token", "X-Goog-User-Project", "X-Ms-Version", "Referer",
+		"Cache-Control", "X-Word", "Hostname", "X-Request-Id", "X-Requested-With",
 	} {
 		assert.NoError(t, sharing.Forwardable(name), name)
 	}
@@ -240,11 +255,12 @@ func TestWindows(t *testing.T) {
 			assert.GreaterOrEqual(t, list[2].Offset, int64(k))
 			assert.LessOrEqual(t, list[2].Offset+k, length-k)
 			for _, w := range sharing.Windows(length, false, draw) {
-				assert.LessOrEqual(t, w.Offset+w.Length, min(length, 16<<20), "it may have to wait for it")
+				assert.LessOrEqual(t, w.Offset+w.Length, min(length, 16<<20), "the comparison may wait for these bytes")
 			}
 			tail, later := sharing.Tail(length, false)
 			assert.Equal(t, sharing.Window{length - k, k}, tail)
-			assert.NotEqual(t, later, slices.Contains(sharing.Windows(length, false, draw), tail), "before or later, but always")
+			assert.NotEqual(t, later, slices.Contains(sharing.Windows(length, false, draw), tail),
+				"the tail is compared either at first or later")
 			_, later = sharing.Tail(length, true)
 			assert.False(t, later)
 		}
@@ -253,8 +269,9 @@ func TestWindows(t *testing.T) {
 
 func TestParseControl(t *testing.T) {
 	for text, want := range map[string]sharing.Control{
-		"": {MaxAge: -1}, "no-cache": {NoCache: true, MaxAge: -1}, "no-store": {NoCache: true, MaxAge: -1}, "max-age=60": {MaxAge: time.Minute},
-		"max-age=0": {}, "max-age=x": {}, "max-stale": {MaxAge: -1},
+		"": {MaxAge: -1}, "max-stale": {MaxAge: -1},
+		"no-cache": {NoCache: true, MaxAge: -1}, "no-store": {NoCache: true, MaxAge: -1},
+		"max-age=60": {MaxAge: time.Minute}, "max-age=0": {}, "max-age=x": {},
 	} {
 		h := http.Header{}
 		if text != "" {

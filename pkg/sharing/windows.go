@@ -1,20 +1,21 @@
 package sharing
 
 const (
-	// windowSize is how many bytes one comparison takes.
+	// windowSize is the length of one comparison, in bytes.
 	windowSize = 64 << 10
-	// early is how far into a file that still comes a comparison may have to wait for it.
+	// early bounds the offset, in bytes, up to which a comparison may wait for a file that still downloads.
 	early = 16 << 20
 )
 
 // Window is a range of bytes.
 type Window struct{ Offset, Length int64 }
 
-// Windows are the ranges of a file that the origin has to give to this asker alike, before the asker
-// is given bytes that were brought with the credentials of another: the whole of a small file, else its
-// beginning, one range at random, and its end where that is here or comes soon (else see [Tail]). A
-// strong ETag should be proof enough; an origin that counts versions for each user gives the same one to
-// all. draw returns a number in [0, n).
+// Windows returns the ranges to compare before a client gets bytes that were fetched with the credentials of
+// another: the origin must give this client the same bytes. A small file is compared whole; a large one at
+// its start, at one random range, and at its end if the end is stored or comes soon (else see [Tail]).
+//
+// A strong ETag alone is no proof: an origin that counts versions per user gives the same ETag to all users.
+// draw returns a random number in [0, n).
 func Windows(length int64, complete bool, draw func(n int64) int64) []Window {
 	if length <= 3*windowSize {
 		return []Window{{0, length}}
@@ -27,14 +28,14 @@ func Windows(length int64, complete bool, draw func(n int64) int64) []Window {
 	} else {
 		end = early
 	}
-	if room := end - 2*windowSize; room > 0 {
-		out = append(out, Window{windowSize + draw(room+1), windowSize})
+	if span := end - 2*windowSize; span > 0 {
+		out = append(out, Window{windowSize + draw(span+1), windowSize})
 	}
 	return out
 }
 
-// Tail is the end of a large file that still comes, where [Windows] leaves it out: it is compared
-// before its own bytes are given to the asker.
+// Tail returns the last window of a file. later is true if [Windows] omits it because a large file still
+// downloads; then compare it before the client gets its bytes.
 func Tail(length int64, complete bool) (w Window, later bool) {
 	return Window{length - windowSize, windowSize}, !complete && length > early
 }

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// special holds what [netip.Addr] has no word for: the metadata services of clouds outside of the
-// link-local range, "this network" (RFC 791), and what is no host's address.
+// special holds the forbidden ranges for which [netip.Addr] has no method: the metadata services of clouds
+// outside the link-local range, "this network" (RFC 791), and addresses that no host can have.
 var special = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/8"),
 	netip.MustParsePrefix("240.0.0.0/4"),        // reserved, broadcast
@@ -20,10 +20,12 @@ var special = []netip.Prefix{
 	netip.MustParsePrefix("fd00:42::42/128"),    // Scaleway
 }
 
-// metadataNames lead to a metadata service wherever they are resolved, be it by a proxy.
-var metadataNames = []string{"metadata.google.internal", "metadata.goog", "metadata.azure.internal", "metadata.tencentyun.com", "metadata"}
+// metadataNames resolve to a metadata service on every host of a cloud, also at a proxy.
+var metadataNames = []string{
+	"metadata.google.internal", "metadata.goog", "metadata.azure.internal", "metadata.tencentyun.com", "metadata",
+}
 
-// forbidden reports whether nobody should be led to an address by accident.
+// forbidden reports whether requests must not go to an address unless the operator allows it.
 func forbidden(addr netip.Addr) bool {
 	if addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsMulticast() || addr.IsUnspecified() {
 		return true
@@ -36,8 +38,8 @@ func forbidden(addr netip.Addr) bool {
 	return false
 }
 
-// carriers are ranges of IPv6 in which an IPv4 address stands from a byte on, that packets are
-// sent on to.
+// carriers are the ranges of IPv6 that embed an IPv4 address, at the given byte, to which packets are
+// forwarded.
 var carriers = []struct {
 	prefix netip.Prefix
 	at     int
@@ -50,7 +52,7 @@ var carriers = []struct {
 	{netip.MustParsePrefix("2001::/32"), 4},        // Teredo's server (RFC 4380)
 }
 
-// embedded are the IPv4 addresses to which an IPv6 one leads.
+// embedded returns the IPv4 addresses to which an IPv6 address leads.
 func embedded(addr netip.Addr) (out []netip.Addr) {
 	if !addr.Is6() {
 		return nil
@@ -73,9 +75,9 @@ func embedded(addr netip.Addr) (out []netip.Addr) {
 	return out
 }
 
-// literal is the address that a host names by itself, the zero Addr for one that a resolver must be
-// asked for. The error tells of a number that resolvers read in more than one way (2852039166,
-// 0xa9.254.43518, 0251.254.169.254).
+// literal returns the address that a host name spells out, the zero Addr if the name needs a resolver. The
+// error reports a number that resolvers read in more than one way (2852039166, 0xa9.254.43518,
+// 0251.254.169.254).
 func literal(host string) (netip.Addr, error) {
 	host = strings.TrimSuffix(host, ".")
 	switch {
@@ -88,7 +90,7 @@ func literal(host string) (netip.Addr, error) {
 	if err == nil {
 		return addr, nil
 	}
-	// The last label of a name is no number (WHATWG URL, ends in a number).
+	// A host whose last label is a number is an address, not a name (WHATWG URL, "ends in a number").
 	last := host[strings.LastIndexByte(host, '.')+1:]
 	digits := strings.TrimPrefix(last, "0x")
 	hex := len(digits) < len(last)

@@ -1,9 +1,9 @@
-// Package httporigin brings content from any web server by one streaming GET.
+// Package httporigin downloads files from any web server by one streaming GET.
 //
-// A body is the content's own bytes from the asked offset on, or it ends in an error: what
-// an origin makes of Range, If-Range, length and encoding is checked, never believed. What is
-// secret goes to the host it was given for and to no other. Start at [Origin] for files and
-// at [Client] for what is built on top.
+// A body holds the file's own bytes from the requested offset on, or it ends in an error: the package checks
+// how an origin treats Range, If-Range, length and encoding, and never trusts it. A secret goes to the host
+// that it was given for and never to another one. Start at [Origin] for files, and at [Client] for other
+// kinds of origin.
 package httporigin
 
 import (
@@ -31,48 +31,45 @@ import (
 	"github.com/darter-io/darter/pkg/source"
 )
 
-// Config of a client. The zero value is right for origins on the internet and inside of a
-// company's network.
+// Config of a client. The zero value suits origins on the internet and inside a company's network.
 type Config struct {
-	// CAFile holds further authorities (PEM) beside the system's. It is read once.
+	// CAFile holds certificate authorities (PEM) to trust in addition to the system's. It is read once.
 	CAFile string
-	// CertFile and KeyFile are this client's own certificate, read anew at each handshake,
-	// so that it may be renewed without a restart.
+	// CertFile and KeyFile are this client's own certificate. They are read again at each handshake, so that
+	// the certificate can be renewed without a restart.
 	CertFile, KeyFile string
-	// Proxy is the URL of a proxy, "none" for none; empty takes HTTP_PROXY, HTTPS_PROXY and
-	// NO_PROXY from the environment. It is secret because it may hold a password.
+	// Proxy is the URL of a proxy, or "none". Empty takes HTTP_PROXY, HTTPS_PROXY and NO_PROXY from the
+	// environment. It is secret because it may hold a password.
 	Proxy secret.String
 
 	// DialTimeout bounds connecting to one address, and the TLS handshake. Default 5 s.
 	DialTimeout time.Duration
-	// HeaderTimeout bounds the wait for an answer's headers; an origin that fetches from
-	// elsewhere first may need long. Default 30 s.
+	// HeaderTimeout bounds the wait for an answer's headers. An origin that fetches the file from elsewhere
+	// first may need long. Default 30 s.
 	HeaderTimeout time.Duration
-	// IdleTimeout bounds the wait for the next byte of a body; a slow reader costs the
-	// origin nothing. Default 30 s.
+	// IdleTimeout bounds the wait for the next byte of a body. It runs only while the client reads, so a slow
+	// reader does not exhaust it. Default 30 s.
 	IdleTimeout time.Duration
-	// RedirectsMax is how many redirects are followed. Default 5.
+	// RedirectsMax is the number of redirects that a request follows. Default 5.
 	RedirectsMax int
-	// ConnectionsMax bounds the connections to one host, 0 for no bound. Each running
-	// download holds one.
+	// ConnectionsMax bounds the connections to one host, 0 for no bound. Each running download holds one.
 	ConnectionsMax int
 
-	// AllowAddrs are exceptions to the addresses that are never connected to: loopback,
-	// link-local, multicast and unspecified ones, those at which clouds keep their metadata
-	// services, and what leads to any of these through NAT64, 6to4 or the like. Whoever may name a URL reaches through this host whatever is allowed here.
+	// AllowAddrs are exceptions to the forbidden addresses: loopback, link-local, multicast and unspecified
+	// ones, the metadata services of clouds, and every IPv6 address that leads to one of these through NAT64,
+	// 6to4 or the like. A user that may name a URL can reach every address that is allowed here.
 	AllowAddrs []netip.Prefix
-	// AllowHosts are the hosts that may be asked, redirects included: "files.test", "*.files.test"
-	// for all hosts under it, "*" or nothing for every host.
+	// AllowHosts are the hosts that requests may go to, redirects included: "files.test", "*.files.test" for
+	// all hosts under it, "*" or an empty list for every host.
 	AllowHosts []string
-	// Trusted are hosts (host:port) that the operator named himself; they may have any
-	// address.
+	// Trusted are hosts (host:port) from the operator's configuration. They may have any address.
 	Trusted []string
 
-	// UserAgent is sent where the request has none. Default "darter".
+	// UserAgent is the User-Agent of requests that have none. Default "darter".
 	UserAgent string
 
-	// AnyHeader forwards all headers of a file's request, also those that route it: for a program
-	// that asks for its user alone. Else see [sharing.Forwardable].
+	// AnyHeader forwards all headers of a file's request, also those that route it. Set it only in a program
+	// that downloads for its own user. Otherwise see [sharing.Forwardable].
 	AnyHeader bool
 }
 
@@ -97,60 +94,34 @@ func (c Config) withDefaults() Config {
 // headerMax bounds an answer's headers, in bytes.
 const headerMax = 64 << 10
 
-// Client sends requests with the guards of the package. Safe for concurrent use.
+// Client sends requests with the checks of this package. Safe for concurrent use.
 type Client struct {
 	cfg       Config
 	transport *http.Transport
 	guard     *guard
 }
 
-// NewClient builds a client; it connects to nobody. The error names the file or setting that
-// cannot be used.
+// NewClient builds a client and opens no connection. The error names the file or setting that cannot be used.
 func NewClient(cfg Config) (*Client, error) {
 	cfg = cfg.withDefaults()
 	c := &Client{cfg: cfg, guard: &guard{allow: cfg.AllowAddrs, hosts: cfg.AllowHosts, trusted: map[string]bool{}}}
 	for _, h := range cfg.Trusted {
 		c.guard.trusted[strings.ToLower(h)] = true
 	}
-	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12}
-	if cfg.CAFile != "" {
-		pool, err := x509.SystemCertPool()
-		if err != nil {
-			pool = x509.NewCertPool()
-		}
-		pem, err := os.ReadFile(cfg.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("reading the authorities of origins: %w", err)
-		}
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("reading the authorities of origins: %s holds no certificate in PEM form", cfg.CAFile)
-		}
-		tlsConfig.RootCAs = pool
-	}
-	if cfg.CertFile != "" || cfg.KeyFile != "" {
-		load := func() (*tls.Certificate, error) {
-			pair, err := tls.LoadX509KeyPair(cfg.CertFile, cfg.KeyFile)
-			if err != nil {
-				return nil, fmt.Errorf("reading the client certificate %s: %w", cfg.CertFile, err)
-			}
-			return &pair, nil
-		}
-		if _, err := load(); err != nil {
-			return nil, err
-		}
-		tlsConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+	tlsConfig, err := tlsConfigOf(cfg)
+	if err != nil {
+		return nil, err
 	}
 	proxy, err := proxyFunc(cfg.Proxy)
 	if err != nil {
 		return nil, err
 	}
-	// HTTP/1.1 alone: one connection per body, no shared flow control, and half the CPU of
-	// HTTP/2 per byte.
+	// HTTP/1.1 only: one connection per body, no shared flow control, and half the CPU per byte of HTTP/2.
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	c.transport = &http.Transport{
 		Proxy:                  c.guard.watchProxy(proxy),
-		OnProxyConnectResponse: throughProxy,
+		OnProxyConnectResponse: checkConnect,
 		DialContext:            c.guard.dialer(cfg.DialTimeout),
 		TLSClientConfig:        tlsConfig,
 		TLSHandshakeTimeout:    cfg.DialTimeout,
@@ -166,19 +137,53 @@ func NewClient(cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// ProxyError tells that a proxy opens no way to a host.
+func tlsConfigOf(cfg Config) (*tls.Config, error) {
+	out := &tls.Config{MinVersion: tls.VersionTLS12}
+	if cfg.CAFile != "" {
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		pem, err := os.ReadFile(cfg.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading the certificate authorities of origins: %w", err)
+		}
+		if !pool.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("reading the certificate authorities of origins: %s holds no certificate in PEM form",
+				cfg.CAFile)
+		}
+		out.RootCAs = pool
+	}
+	if cfg.CertFile != "" || cfg.KeyFile != "" {
+		load := func() (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(cfg.CertFile, cfg.KeyFile)
+			if err != nil {
+				return nil, fmt.Errorf("reading the client certificate %s: %w", cfg.CertFile, err)
+			}
+			return &pair, nil
+		}
+		if _, err := load(); err != nil {
+			return nil, err
+		}
+		out.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+	}
+	return out, nil
+}
+
+// ProxyError reports that a proxy refused to connect to a host.
 type ProxyError struct {
-	Proxy, Host string // host:port each; the proxy's without its password
-	Status      int    // of the proxy's answer to CONNECT
+	Proxy, Host string // host:port each, without the proxy's password
+	Status      int    // the proxy's answer to CONNECT
 }
 
 func (e *ProxyError) Error() string {
-	return fmt.Sprintf("the proxy %s does not let us through to %s: %d %s", e.Proxy, e.Host, e.Status, http.StatusText(e.Status))
+	return fmt.Sprintf("the proxy %s refuses to connect to %s: %d %s",
+		e.Proxy, e.Host, e.Status, http.StatusText(e.Status))
 }
 
-// throughProxy looks at a proxy's answer to CONNECT; net/http would tell of a refusal no more
-// than what the proxy calls it.
-func throughProxy(_ context.Context, proxy *url.URL, req *http.Request, res *http.Response) error {
+// checkConnect turns a proxy's refusal of CONNECT into a *[ProxyError]; net/http would report only the
+// status text.
+func checkConnect(_ context.Context, proxy *url.URL, req *http.Request, res *http.Response) error {
 	if res.StatusCode == http.StatusOK {
 		return nil
 	}
@@ -194,33 +199,33 @@ func proxyFunc(setting secret.String) (func(*url.URL) (*url.URL, error), error) 
 	default:
 		u, err := url.Parse(s)
 		if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5") {
-			return nil, errors.New(`the proxy for origins is neither "none" nor an http, https or socks5 URL`)
+			return nil, errors.New(`the proxy for origins must be "none" or an http, https or socks5 URL`)
 		}
 		return func(*url.URL) (*url.URL, error) { return u, nil }, nil
 	}
 }
 
-// CloseIdleConnections ends the connections that no request uses.
+// CloseIdleConnections closes the connections that no request uses.
 func (c *Client) CloseIdleConnections() { c.transport.CloseIdleConnections() }
 
-// Transport is the client's own, with its guards on addresses but none on redirects, for a
-// [Request.RoundTripper] to build upon.
+// Transport returns the client's own transport, for a [Request.RoundTripper] to wrap. It checks addresses but
+// follows no redirects.
 func (c *Client) Transport() http.RoundTripper { return c.transport }
 
-// Dial connects to a host:port with the client's guards on addresses; no TLS, no proxy.
+// Dial connects to a host:port with the client's checks of addresses, without TLS and without a proxy.
 func (c *Client) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	return c.transport.DialContext(ctx, "tcp", addr)
 }
 
-// HostError tells that a host is none of [Config].AllowHosts.
+// HostError reports a host that is not in [Config].AllowHosts.
 type HostError struct{ Host string }
 
 func (e *HostError) Error() string {
-	return fmt.Sprintf("host %s is not among those that may be asked", e.Host)
+	return fmt.Sprintf("host %s is not in the list of allowed hosts", e.Host)
 }
 
-// AddrError tells that a host has an address that no request may go to. Addr is the zero Addr where the
-// host is a number that cannot be read in one way alone.
+// AddrError reports a host with a forbidden address. Addr is the zero Addr if the host is a number that
+// programs read in more than one way.
 type AddrError struct {
 	Host string
 	Addr netip.Addr
@@ -228,17 +233,18 @@ type AddrError struct {
 
 func (e *AddrError) Error() string {
 	if !e.Addr.IsValid() {
-		return fmt.Sprintf("host %s is an address in a form that not all programs read alike; write it as 192.0.2.1 or [2001:db8::1]", e.Host)
+		return fmt.Sprintf("host %s is an ambiguous form of an address; write it as 192.0.2.1 or [2001:db8::1]", e.Host)
 	}
-	return fmt.Sprintf("host %s has the address %s, which is for this machine or its network alone and is not allowed", e.Host, e.Addr)
+	return fmt.Sprintf("host %s has the address %s, which is local to this machine or its network and is not allowed",
+		e.Host, e.Addr)
 }
 
-// guard refuses addresses.
+// guard refuses forbidden hosts and addresses.
 type guard struct {
 	allow   []netip.Prefix
 	hosts   []string
 	trusted map[string]bool
-	proxies sync.Map // host:port of proxies that were chosen
+	proxies sync.Map // host:port of each proxy in use
 }
 
 func (g *guard) check(host string, addr netip.Addr) error {
@@ -258,7 +264,7 @@ func (g *guard) check(host string, addr netip.Addr) error {
 	return nil
 }
 
-// checkURL refuses what can be seen without a resolver, since a proxy resolves for itself.
+// checkURL refuses what it can without a resolver, since a proxy resolves names itself.
 func (g *guard) checkURL(u *url.URL) error {
 	if g.trusted[hostPort(u)] {
 		return nil
@@ -294,7 +300,7 @@ func (g *guard) watchProxy(choose func(*url.URL) (*url.URL, error)) func(*http.R
 		if u == nil || err != nil {
 			return u, err
 		}
-		// The dialer sees the proxy's address alone.
+		// The dialer sees only the proxy's address.
 		if err := g.checkURL(req.URL); err != nil {
 			return nil, err
 		}
@@ -303,8 +309,7 @@ func (g *guard) watchProxy(choose func(*url.URL) (*url.URL, error)) func(*http.R
 	}
 }
 
-// dialer checks each address after it was resolved, so that no name and no redirect leads
-// where an address may not.
+// dialer checks each address after its resolution, so that no name and no redirect leads to a forbidden one.
 func (g *guard) dialer(timeout time.Duration) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		d := &net.Dialer{Timeout: timeout, KeepAlive: 15 * time.Second}
@@ -323,7 +328,7 @@ func (g *guard) dialer(timeout time.Duration) func(context.Context, string, stri
 	}
 }
 
-// hostPort is a URL's host with its port, lower case.
+// hostPort returns a URL's host with its port, lower case.
 func hostPort(u *url.URL) string {
 	port := u.Port()
 	if port == "" {
@@ -339,34 +344,33 @@ func hostPort(u *url.URL) string {
 	return strings.ToLower(net.JoinHostPort(u.Hostname(), port))
 }
 
-// Request is a question to an origin.
+// Request is one request to an origin.
 type Request struct {
-	// Method is GET when empty, or HEAD.
+	// Method is GET (also if empty) or HEAD.
 	Method string
 	URL    *url.URL
-	// Header goes to the URL's own host (scheme, name and port). Of it only what chooses the
-	// content (Accept, Range, If-Range, User-Agent) goes on to hosts that it redirects to.
-	// Accept-Encoding is always identity.
+	// Header goes to the URL's own host (scheme, name and port). A redirect to another host carries only
+	// Accept, Range, If-Range and User-Agent of it. Accept-Encoding is always identity.
 	Header http.Header
-	// RoundTripper speaks to the URL's own host, for instance with a token of its own;
-	// nil for the client's transport.
+	// RoundTripper sends requests to the URL's own host, for instance with a token; nil for the client's
+	// transport.
 	RoundTripper http.RoundTripper
 }
 
-// travels are the headers that hold no secret and that any host needs.
-var travels = []string{"Accept", "User-Agent", "Range", "If-Range"}
+// crossHostHeaders are the headers that a redirect carries to another host: they hold no secret.
+var crossHostHeaders = []string{"Accept", "User-Agent", "Range", "If-Range"}
 
-// Printable is a URL without user info, query and fragment.
+// Printable returns a URL without user info, query and fragment.
 func Printable(u *url.URL) string {
 	clean := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}
 	return clean.String()
 }
 
-// Do sends a request, follows redirects, and returns the last answer whatever its status;
-// the caller closes its body. Errors name method and printable URL and hold no secret.
+// Do sends a request, follows redirects, and returns the last answer with any status; the caller closes its
+// body. Errors name the method and the printable URL and hold no secret.
 //
-// Another host that a request was sent on to has no business with its credentials: what it
-// says to have some is left out, and its 401 is a 403. See [Strayed].
+// A host that a redirect led to must not ask for credentials: Do removes its WWW-Authenticate and turns its
+// 401 into a 403. See [CrossedHosts].
 func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 	method := r.Method
 	if method == "" {
@@ -378,37 +382,12 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 	at, foreign := r.URL, false
 	for hop := 0; ; hop++ {
 		if (at.Scheme != "http" && at.Scheme != "https") || at.Host == "" {
-			return nil, fail(at, errors.New("no http or https URL"))
+			return nil, fail(at, errors.New("not an http or https URL"))
 		}
 		if err := c.guard.checkURL(at); err != nil {
 			return nil, fail(at, err)
 		}
-		req := (&http.Request{Method: method, URL: at, Header: http.Header{}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Host: at.Host}).WithContext(ctx)
-		var rt http.RoundTripper = c.transport
-		if foreign {
-			req = req.WithContext(context.WithValue(ctx, strayed{}, true))
-			for _, k := range travels {
-				if v := r.Header.Values(k); len(v) > 0 {
-					req.Header[k] = v
-				}
-			}
-		} else {
-			req.Header = r.Header.Clone()
-			if req.Header == nil {
-				req.Header = http.Header{}
-			}
-			if h := req.Header.Get("Host"); h != "" {
-				req.Host = h
-				req.Header.Del("Host")
-			}
-			if r.RoundTripper != nil {
-				rt = r.RoundTripper
-			}
-		}
-		req.Header.Set("Accept-Encoding", "identity")
-		if req.Header.Get("User-Agent") == "" {
-			req.Header.Set("User-Agent", c.cfg.UserAgent)
-		}
+		req, rt := c.newRequest(ctx, r, method, at, foreign)
 		res, err := rt.RoundTrip(req)
 		if err != nil {
 			if ctx.Err() != nil {
@@ -437,21 +416,58 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 		case at.Scheme == "https" && next.Scheme != "https":
 			return nil, fail(at, fmt.Errorf("redirect to %s, which is not encrypted", Printable(next)))
 		}
-		// Once a request has left its host it stays a stranger, even when it is sent back:
-		// whoever chose the way back is not who was given the secret.
+		// After a redirect to another host the request never carries the secrets again, even if that host
+		// redirects back: the other host chose the URL of the way back.
 		foreign = foreign || next.Scheme != r.URL.Scheme || hostPort(next) != hostPort(r.URL)
 		next.User, next.Fragment = nil, ""
 		at = next
 	}
 }
 
-// Strayed reports whether a request was sent on to another host before it was answered.
-func Strayed(res *http.Response) bool { return res.Request.Context().Value(strayed{}) != nil }
+// newRequest builds the HTTP request for one hop, and returns what sends it. A foreign hop, to another host
+// than r's own, carries no secrets and uses the plain transport.
+func (c *Client) newRequest(
+	ctx context.Context, r Request, method string, at *url.URL, foreign bool,
+) (*http.Request, http.RoundTripper) {
+	req := (&http.Request{
+		Method: method, URL: at, Header: http.Header{}, Host: at.Host,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}).WithContext(ctx)
+	var rt http.RoundTripper = c.transport
+	if foreign {
+		req = req.WithContext(context.WithValue(ctx, crossedHosts{}, true))
+		for _, k := range crossHostHeaders {
+			if v := r.Header.Values(k); len(v) > 0 {
+				req.Header[k] = v
+			}
+		}
+	} else {
+		req.Header = r.Header.Clone()
+		if req.Header == nil {
+			req.Header = http.Header{}
+		}
+		if h := req.Header.Get("Host"); h != "" {
+			req.Host = h
+			req.Header.Del("Host")
+		}
+		if r.RoundTripper != nil {
+			rt = r.RoundTripper
+		}
+	}
+	req.Header.Set("Accept-Encoding", "identity")
+	if req.Header.Get("User-Agent") == "" {
+		req.Header.Set("User-Agent", c.cfg.UserAgent)
+	}
+	return req, rt
+}
 
-// strayed marks the context of such a request.
-type strayed struct{}
+// CrossedHosts reports whether a redirect led the request of an answer to another host.
+func CrossedHosts(res *http.Response) bool { return res.Request.Context().Value(crossedHosts{}) != nil }
 
-// Ask is Do with a body that ends in an error when the origin falls silent.
+// crossedHosts is the context key of such a request.
+type crossedHosts struct{}
+
+// Ask is Do with a body that ends in an error if the origin falls silent.
 func (c *Client) Ask(ctx context.Context, r Request) (*http.Response, error) {
 	ctx, abort := context.WithCancelCause(ctx)
 	res, err := c.Do(ctx, r)
@@ -469,14 +485,14 @@ func (c *Client) Ask(ctx context.Context, r Request) (*http.Response, error) {
 
 func redirects(status int) bool {
 	switch status {
-	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
+		http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 		return true
 	}
 	return false
 }
 
-// drainMax bounds what is read of a body that nobody wants, so that its connection can be
-// used again.
+// drainMax bounds the bytes that are read of an unused body, so that its connection can be reused.
 const drainMax = 4 << 10
 
 func (c *Client) drain(res *http.Response) {
@@ -488,28 +504,33 @@ func (c *Client) drain(res *http.Response) {
 	res.Body.Close()
 }
 
-// scrub takes the URL out of an error of net/http, since its query may be a signature, and
-// makes every timeout an [os.ErrDeadlineExceeded].
+// scrub removes the URL from an error of net/http, since its query may hold a signature, and makes every
+// timeout an [os.ErrDeadlineExceeded].
 func scrub(err error) error {
 	var u *url.Error
 	for errors.As(err, &u) {
 		err = u.Err
 	}
 	var timeout net.Error
-	if errors.As(err, &timeout) && timeout.Timeout() && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, os.ErrDeadlineExceeded) {
+	if errors.As(err, &timeout) && timeout.Timeout() &&
+		!errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, os.ErrDeadlineExceeded) {
 		err = fmt.Errorf("%w: %w", err, os.ErrDeadlineExceeded)
 	}
 	return err
 }
 
-// refusal reads an answer that is none into a [source.StatusError] and closes it.
-// abort ends ctx, under which the answer came.
-func (c *Client) refusal(ctx context.Context, abort context.CancelCauseFunc, res *http.Response, method string, u *url.URL) error {
+// statusError reads an error answer into a [source.StatusError] and closes it. abort cancels ctx, under which
+// the answer came.
+func (c *Client) statusError(
+	ctx context.Context, abort context.CancelCauseFunc, res *http.Response, method string, u *url.URL,
+) error {
 	b := c.newBody(ctx, abort, res.Body, method, u)
 	defer b.Close()
 	head, err := io.ReadAll(io.LimitReader(b, api.FailureMax))
 	if err != nil {
-		head = nil // half an explanation may not even be valid JSON
+		head = nil // a cut body may be invalid JSON
 	}
-	return &source.StatusError{Method: method, URL: Printable(u), Status: res.StatusCode, Header: res.Header, Body: head}
+	return &source.StatusError{
+		Method: method, URL: Printable(u), Status: res.StatusCode, Header: res.Header, Body: head,
+	}
 }

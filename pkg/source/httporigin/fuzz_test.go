@@ -6,7 +6,10 @@ import (
 )
 
 func FuzzContentRange(f *testing.F) {
-	for _, s := range []string{"bytes 0-0/1", "bytes 5-9/*", "bytes 9-5/10", "bytes */10", "bytes 0-18446744073709551616/1", "Bytes 1-2/3", "bytes +1-2/3", "bytes -1-2/3", ""} {
+	for _, s := range []string{
+		"bytes 0-0/1", "bytes 5-9/*", "bytes 9-5/10", "bytes */10", "bytes 0-18446744073709551616/1",
+		"Bytes 1-2/3", "bytes +1-2/3", "bytes -1-2/3", "",
+	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -23,7 +26,7 @@ func FuzzContentRange(f *testing.F) {
 		}
 		again, err := parseContentRange(fmt.Sprintf("bytes %d-%d/%s", r.start, r.end, total))
 		if err != nil || again != r {
-			t.Fatalf("%q is %+v, but written anew %+v, %v", s, r, again, err)
+			t.Fatalf("%q is %+v, but parses after formatting as %+v, %v", s, r, again, err)
 		}
 	})
 }

@@ -38,7 +38,10 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func origin(t *testing.T, change func(*httporigin.Config)) *httporigin.Origin {
-	cfg := httporigin.Config{AllowAddrs: []netip.Prefix{sourcetest.Loopback}, HeaderTimeout: time.Minute, IdleTimeout: time.Minute, Proxy: "none"}
+	cfg := httporigin.Config{
+		AllowAddrs: []netip.Prefix{sourcetest.Loopback}, HeaderTimeout: time.Minute, IdleTimeout: time.Minute,
+		Proxy: "none",
+	}
 	if change != nil {
 		change(&cfg)
 	}
@@ -50,9 +53,12 @@ func origin(t *testing.T, change func(*httporigin.Config)) *httporigin.Origin {
 
 func file(u string) task.Spec { return task.Spec{Kind: task.Plain, URL: u} }
 
-func TestAFileOriginKeepsTheContract(t *testing.T) {
+func TestContract(t *testing.T) {
 	sourcetest.Run(t, func(t *testing.T, s *sourcetest.Server) sourcetest.Subject {
-		return sourcetest.Subject{Origin: origin(t, func(c *httporigin.Config) { c.HeaderTimeout, c.IdleTimeout = s.Timeout, s.Timeout }), Spec: file(s.URL + "/dir/file?signature=" + sourcetest.Secret)}
+		return sourcetest.Subject{
+			Origin: origin(t, func(c *httporigin.Config) { c.HeaderTimeout, c.IdleTimeout = s.Timeout, s.Timeout }),
+			Spec:   file(s.URL + "/dir/file?signature=" + sourcetest.Secret),
+		}
 	})
 }
 
@@ -72,7 +78,8 @@ func serve(t *testing.T, h http.HandlerFunc) *httptest.Server {
 	return s
 }
 
-func TestAURLsPasswordIsSentAndNeverPrinted(t *testing.T) {
+// The client sends a URL's password and never prints it.
+func TestURLPassword(t *testing.T) {
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if user, password, _ := r.BasicAuth(); user != "alice" || password != "hunter2" || r.Header.Get("X-Token") != "hunter3" {
 			w.WriteHeader(http.StatusUnauthorized)
@@ -95,7 +102,8 @@ func TestAURLsPasswordIsSentAndNeverPrinted(t *testing.T) {
 	}
 }
 
-func TestAddressesOfTheMachineAndItsCloudAreRefused(t *testing.T) {
+// Addresses of the machine and of its cloud's metadata service are refused in every form, also in redirects.
+func TestForbiddenAddresses(t *testing.T) {
 	s := serve(t, func(http.ResponseWriter, *http.Request) { t.Error("reached") })
 	_, port, err := net.SplitHostPort(s.Listener.Addr().String())
 	require.NoError(t, err)
@@ -104,12 +112,15 @@ func TestAddressesOfTheMachineAndItsCloudAreRefused(t *testing.T) {
 		http.Redirect(w, r, "http://169.254.169.254/latest/meta-data", http.StatusFound)
 	})
 	for _, host := range []string{
-		"127.0.0.1", "localhost", "LOCALHOST", "x.localhost", "[::1]", "0.0.0.0", "[::]", "[::ffff:127.0.0.1]", "127.1.2.3",
-		"169.254.169.254", "[fe80::1%25lo]", "[fd00:ec2::254]", "100.100.100.200", "[::ffff:100.100.100.200]", "192.0.0.192", "224.0.0.1",
-		"169.254.170.2", "168.63.129.16", "[fd20:ce::254]", "[fd00:ec2::23]", "[fd00:c1::a9fe:a9fe]", "[fe80::a9fe:a9fe]", "255.255.255.255",
-		"[::ffff:169.254.169.254]", "[64:ff9b::a9fe:a9fe]", "[64:ff9b::169.254.169.254]", "[64:ff9b:1::a83f:8110]", "[2002:a9fe:a9fe::1]", "[::169.254.169.254]",
-		"[::ffff:0:169.254.169.254]", "[2001:0:a9fe:a9fe::]", "[2001:0:102:304:0:0:5601:5601]", "[2001:db8::5efe:a9fe:a9fe]",
-		"metadata.google.internal", "METADATA.google.internal.", "metadata", "localhost.", "2852039166", "0xa9fea9fe", "0xa9.254.43518", "169.254.43518", "0251.0376.0251.0376", "127.1",
+		"127.0.0.1", "localhost", "LOCALHOST", "x.localhost", "[::1]", "0.0.0.0", "[::]", "[::ffff:127.0.0.1]",
+		"127.1.2.3", "169.254.169.254", "[fe80::1%25lo]", "[fd00:ec2::254]", "100.100.100.200",
+		"[::ffff:100.100.100.200]", "192.0.0.192", "224.0.0.1", "169.254.170.2", "168.63.129.16", "[fd20:ce::254]",
+		"[fd00:ec2::23]", "[fd00:c1::a9fe:a9fe]", "[fe80::a9fe:a9fe]", "255.255.255.255",
+		"[::ffff:169.254.169.254]", "[64:ff9b::a9fe:a9fe]", "[64:ff9b::169.254.169.254]", "[64:ff9b:1::a83f:8110]",
+		"[2002:a9fe:a9fe::1]", "[::169.254.169.254]", "[::ffff:0:169.254.169.254]", "[2001:0:a9fe:a9fe::]",
+		"[2001:0:102:304:0:0:5601:5601]", "[2001:db8::5efe:a9fe:a9fe]", "metadata.google.internal",
+		"METADATA.google.internal.", "metadata", "localhost.", "2852039166", "0xa9fea9fe", "0xa9.254.43518",
+		"169.254.43518", "0251.0376.0251.0376", "127.1",
 	} {
 		_, err := body(t, strict, file("http://"+host+":"+port+"/"))
 		var refused *httporigin.AddrError
@@ -117,27 +128,31 @@ func TestAddressesOfTheMachineAndItsCloudAreRefused(t *testing.T) {
 	}
 	var refused *httporigin.AddrError
 	_, err = body(t, origin(t, nil), file(open.URL))
-	require.ErrorAs(t, err, &refused, "a redirect leads nowhere else than a request")
-	trusting := origin(t, func(c *httporigin.Config) { c.AllowAddrs, c.Trusted = nil, []string{open.Listener.Addr().String()} })
+	require.ErrorAs(t, err, &refused, "redirects have the same limits as requests")
+	trusting := origin(t, func(c *httporigin.Config) {
+		c.AllowAddrs, c.Trusted = nil, []string{open.Listener.Addr().String()}
+	})
 	_, err = body(t, trusting, file(open.URL))
 	require.ErrorAs(t, err, &refused)
 	assert.Equal(t, "169.254.169.254", refused.Host, "the trusted host itself was reached")
 }
 
-func TestANameIsJudgedByTheAddressItResolvesTo(t *testing.T) {
-	// The system's resolver knows one name of loopback that is no literal and not "localhost".
+// A name is refused if it resolves to a forbidden address.
+func TestResolvedName(t *testing.T) {
+	// The host name is usually a name of loopback that is no literal and not "localhost".
 	name, err := os.Hostname()
 	require.NoError(t, err)
 	addrs, err := net.DefaultResolver.LookupNetIP(t.Context(), "ip", name)
 	if err != nil || len(addrs) == 0 || !addrs[0].IsLoopback() {
-		t.Skipf("%s resolves to %v, which is not loopback", name, addrs)
+		t.Skipf("the host name %s resolves to %v; add it to /etc/hosts as a name of 127.0.0.1 to run this", name, addrs)
 	}
 	_, err = body(t, origin(t, func(c *httporigin.Config) { c.AllowAddrs = nil }), file("http://"+name+":1/"))
 	var refused *httporigin.AddrError
 	require.ErrorAs(t, err, &refused)
 }
 
-func TestOnlyTheHostsThatAreNamedAreAsked(t *testing.T) {
+// Requests and redirects go only to hosts in AllowHosts.
+func TestAllowHosts(t *testing.T) {
 	there := serve(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "there") })
 	u, err := url.Parse(there.URL)
 	require.NoError(t, err)
@@ -156,8 +171,11 @@ func TestOnlyTheHostsThatAreNamedAreAsked(t *testing.T) {
 	}
 }
 
-func TestAProxyThatRefusesIsNamedWithItsAnswer(t *testing.T) {
-	for status, kind := range map[int]api.FileErrorKind{407: api.FileRefused, 403: api.FileRefused, 503: api.FileUnreachable} {
+// The error of a refused CONNECT names the proxy and its answer.
+func TestProxyRefuses(t *testing.T) {
+	for status, kind := range map[int]api.FileErrorKind{
+		407: api.FileRefused, 403: api.FileRefused, 503: api.FileUnreachable,
+	} {
 		proxy := serve(t, func(w http.ResponseWriter, r *http.Request) {
 			assert.Equal(t, http.MethodConnect, r.Method)
 			w.WriteHeader(status)
@@ -165,13 +183,15 @@ func TestAProxyThatRefusesIsNamedWithItsAnswer(t *testing.T) {
 		u := strings.Replace(proxy.URL, "://", "://u:hunter2@", 1)
 		o := origin(t, func(c *httporigin.Config) { c.Proxy = secret.String(u) })
 		_, err := body(t, o, file("https://origin.test/file"))
-		require.ErrorContains(t, err, "the proxy "+strings.TrimPrefix(proxy.URL, "http://")+" does not let us through to origin.test:443: "+strconv.Itoa(status))
+		host := strings.TrimPrefix(proxy.URL, "http://")
+		require.ErrorContains(t, err, "the proxy "+host+" refuses to connect to origin.test:443: "+strconv.Itoa(status))
 		assert.NotContains(t, err.Error(), "hunter2")
-		assert.Equal(t, kind, httporigin.Refusal(err).Kind, status)
+		assert.Equal(t, kind, httporigin.FileError(err).Kind, status)
 	}
 }
 
-func TestRequestsGoThroughTheProxyThatIsConfigured(t *testing.T) {
+// Requests use the configured proxy, which does not bypass the checks of addresses.
+func TestProxy(t *testing.T) {
 	asked := make(chan string, 1)
 	proxy := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		asked <- r.URL.String()
@@ -179,16 +199,16 @@ func TestRequestsGoThroughTheProxyThatIsConfigured(t *testing.T) {
 		_, _ = io.WriteString(w, "by proxy")
 	})
 	u := strings.Replace(proxy.URL, "://", "://u:hunter2@", 1)
-	// The proxy is loopback, which nobody else may reach.
+	// The proxy may be on loopback, although requests may not go there.
 	o := origin(t, func(c *httporigin.Config) { c.AllowAddrs, c.Proxy = nil, secret.String(u) })
 	got, err := body(t, o, file("http://origin.test/file"))
 	require.NoError(t, err)
 	assert.Equal(t, "by proxy", got)
 	assert.Equal(t, "http://origin.test/file", <-asked)
 	_, err = body(t, o, file("http://169.254.169.254/"))
-	require.Error(t, err, "the proxy is no way round the guard")
+	require.Error(t, err, "the proxy does not bypass the guard")
 	for _, at := range []string{"http://169.254.169.254/", "http://localhost/", "http://[::1]/", "http://127.1.2.3:80/"} {
-		// As a login does, to a place that a registry names.
+		// A login sends such a request to the token service that a registry names.
 		var blocked *httporigin.AddrError
 		_, err = o.Transport().RoundTrip(httptest.NewRequest(http.MethodGet, at, nil))
 		require.ErrorAs(t, err, &blocked, at)
@@ -205,7 +225,8 @@ func TestRequestsGoThroughTheProxyThatIsConfigured(t *testing.T) {
 	assert.NotContains(t, err.Error(), "hunter2")
 }
 
-func TestHTTPSIsVerifiedByTheSystemsAndTheOwnAuthorities(t *testing.T) {
+// A certificate must come from the system's authorities or those in CAFile.
+func TestTLSVerification(t *testing.T) {
 	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/plain" {
 			http.Redirect(w, r, "http://plain.test/", http.StatusFound)
@@ -218,7 +239,8 @@ func TestHTTPSIsVerifiedByTheSystemsAndTheOwnAuthorities(t *testing.T) {
 	var unknown x509.UnknownAuthorityError
 	require.ErrorAs(t, err, &unknown)
 	ca := filepath.Join(t.TempDir(), "ca.pem")
-	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600))
+	block := &pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(block), 0o600))
 	o := origin(t, func(c *httporigin.Config) { c.CAFile = ca })
 	got, err := body(t, o, file(s.URL))
 	require.NoError(t, err)
@@ -234,7 +256,8 @@ func TestHTTPSIsVerifiedByTheSystemsAndTheOwnAuthorities(t *testing.T) {
 	require.ErrorContains(t, err, "no certificate")
 }
 
-func TestAClientCertificateIsShownAndMayBeRenewed(t *testing.T) {
+// The client presents its certificate, and reads it again after a renewal.
+func TestClientCertificate(t *testing.T) {
 	dir := t.TempDir()
 	certFile, keyFile := filepath.Join(dir, "cert"), filepath.Join(dir, "key")
 	write := func(serial int64) {
@@ -252,10 +275,11 @@ func TestAClientCertificateIsShownAndMayBeRenewed(t *testing.T) {
 		_, _ = io.WriteString(w, r.TLS.PeerCertificates[0].SerialNumber.String())
 	}))
 	s.StartTLS()
-	s.TLS.ClientAuth = 1 // tls.RequestClientCert, once the server knows its own
+	s.TLS.ClientAuth = 1 // tls.RequestClientCert; StartTLS has set s.TLS
 	t.Cleanup(s.Close)
 	ca := filepath.Join(dir, "ca")
-	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600))
+	block := &pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(block), 0o600))
 	_, err := httporigin.New(httporigin.Config{CertFile: certFile, KeyFile: keyFile})
 	require.ErrorIs(t, err, os.ErrNotExist)
 	write(1)
@@ -269,7 +293,7 @@ func TestAClientCertificateIsShownAndMayBeRenewed(t *testing.T) {
 	}
 }
 
-func TestAProbeTellsAFilesIdentity(t *testing.T) {
+func TestProbe(t *testing.T) {
 	content := strings.Repeat("x", 1000)
 	modified := time.Date(2025, 5, 4, 3, 2, 1, 0, time.UTC)
 	good := func(w http.ResponseWriter, r *http.Request) {
@@ -291,17 +315,19 @@ func TestAProbeTellsAFilesIdentity(t *testing.T) {
 		handle http.HandlerFunc
 		want   httporigin.Info
 	}{
-		"HEAD":                 {good, whole},
-		"no HEAD (405)":        {without(405), whole},
-		"no HEAD (501)":        {without(501), whole},
-		"signed for GET alone": {without(403), whole},
+		"HEAD":                {good, whole},
+		"no HEAD (405)":       {without(405), whole},
+		"no HEAD (501)":       {without(501), whole},
+		"signed for GET only": {without(403), whole},
 		"no HEAD, no ranges": {func(w http.ResponseWriter, r *http.Request) {
 			r.Header.Del("Range")
 			without(405)(w, r)
 		}, httporigin.Info{Length: 1000, MediaType: "text/x", Validator: `"v1"`}},
 		"no ETag": {func(w http.ResponseWriter, r *http.Request) {
 			http.ServeContent(w, r, "f.bin", modified, strings.NewReader(content))
-		}, httporigin.Info{Length: 1000, MediaType: "application/octet-stream", Validator: "Sun, 04 May 2025 03:02:01 GMT", Ranges: true}},
+		}, httporigin.Info{
+			Length: 1000, MediaType: "application/octet-stream", Validator: "Sun, 04 May 2025 03:02:01 GMT", Ranges: true,
+		}},
 		"no length": {func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "text/x")
 			_ = http.NewResponseController(w).Flush()
@@ -336,28 +362,30 @@ func TestAProbeTellsAFilesIdentity(t *testing.T) {
 			assert.Equal(t, row.want, info)
 		})
 	}
-	t.Run("refusal", func(t *testing.T) {
-		s := serve(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNotFound) })
-		_, err := origin(t, nil).Probe(t.Context(), file(s.URL+"/f?sig=hunter2"))
-		var refused *source.StatusError
-		require.ErrorAs(t, err, &refused)
-		assert.Equal(t, http.StatusNotFound, refused.Status)
-		assert.NotContains(t, err.Error(), "hunter2")
-	})
-	t.Run("signed URL refused for both", func(t *testing.T) {
+}
+
+func TestProbeRefused(t *testing.T) {
+	s := serve(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNotFound) })
+	_, err := origin(t, nil).Probe(t.Context(), file(s.URL+"/f?sig=hunter2"))
+	var refused *source.StatusError
+	require.ErrorAs(t, err, &refused)
+	assert.Equal(t, http.StatusNotFound, refused.Status)
+	assert.NotContains(t, err.Error(), "hunter2")
+
+	t.Run("a signed URL, for HEAD and GET", func(t *testing.T) {
 		s := serve(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusForbidden) })
 		_, err := origin(t, nil).Probe(t.Context(), file(s.URL))
 		assert.Equal(t, http.StatusForbidden, source.Failure(err).Status)
 	})
 }
 
-func TestPrintableHidesWhatMayBeSecret(t *testing.T) {
+func TestPrintable(t *testing.T) {
 	u, err := url.Parse("https://u:p@h.test:8443/a%20b?q=s#f")
 	require.NoError(t, err)
 	assert.Equal(t, "https://h.test:8443/a%20b", httporigin.Printable(u))
 }
 
-func TestAHandshakeThatTakesTooLongIsATimeout(t *testing.T) {
+func TestTLSHandshakeTimeout(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
@@ -368,7 +396,8 @@ func TestAHandshakeThatTakesTooLongIsATimeout(t *testing.T) {
 	assert.Equal(t, http.StatusGatewayTimeout, source.Failure(err).Status)
 }
 
-func TestAnAddressMayBeAllowedByItselfOrByWhatItLeadsTo(t *testing.T) {
+// An IPv6 address is allowed by its own range or by the range of the IPv4 address that it embeds.
+func TestAllowAddrs(t *testing.T) {
 	for _, row := range []struct {
 		host, allowed string
 		refused       bool
@@ -390,7 +419,7 @@ func TestAnAddressMayBeAllowedByItselfOrByWhatItLeadsTo(t *testing.T) {
 		asked := false
 		proxy := serve(t, func(w http.ResponseWriter, _ *http.Request) { asked = true })
 		o := origin(t, func(c *httporigin.Config) {
-			// Behind a proxy nothing is dialled but the proxy.
+			// With a proxy the client dials only the proxy.
 			c.AllowAddrs, c.Proxy = nil, secret.String(proxy.URL)
 			if row.allowed != "" {
 				c.AllowAddrs = []netip.Prefix{netip.MustParsePrefix(row.allowed)}
@@ -403,7 +432,7 @@ func TestAnAddressMayBeAllowedByItselfOrByWhatItLeadsTo(t *testing.T) {
 	}
 }
 
-func TestHeadersThatRouteAreNotSent(t *testing.T) {
+func TestRoutingHeadersAreRefused(t *testing.T) {
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Host) })
 	spec := file(s.URL)
 	for _, name := range []string{"Host", "X-Forwarded-Host", "x-original-url", "X_Rewrite_Url"} {
@@ -411,17 +440,18 @@ func TestHeadersThatRouteAreNotSent(t *testing.T) {
 		_, err := body(t, origin(t, nil), spec)
 		var refused *sharing.HeaderError
 		require.ErrorAs(t, err, &refused)
-		assert.Equal(t, api.FileBadRequest, httporigin.Refusal(err).Kind)
+		assert.Equal(t, api.FileBadRequest, httporigin.FileError(err).Kind)
 		_, err = origin(t, nil).Probe(t.Context(), spec)
 		require.ErrorAs(t, err, &refused)
 	}
 	spec.Header = map[string]secret.String{"Host": "a.test"}
 	got, err := body(t, origin(t, func(c *httporigin.Config) { c.AnyHeader = true }), spec)
 	require.NoError(t, err)
-	assert.Equal(t, "a.test", got, "a program that asks for its user alone")
+	assert.Equal(t, "a.test", got, "AnyHeader")
 }
 
-func TestTheAnswerToTheGETHasToAllowWhatTheHEADDid(t *testing.T) {
+// The answer to the GET must allow the Share that was decided from the HEAD.
+func TestShareIsConfirmed(t *testing.T) {
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", `"v1"`)
 		if r.Method == http.MethodGet {
@@ -460,5 +490,5 @@ func TestTheAnswerToTheGETHasToAllowWhatTheHEADDid(t *testing.T) {
 	spec.Share = string(sharing.Flight)
 	_, err := origin(t, nil).Open(t.Context(), spec, 3)
 	var changed *source.ChangedError
-	require.ErrorAs(t, err, &changed, "nobody can tell of which version the rest would be")
+	require.ErrorAs(t, err, &changed, "the version of the rest is unknown")
 }

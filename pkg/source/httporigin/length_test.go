@@ -17,8 +17,8 @@ import (
 	"github.com/darter-io/darter/pkg/source"
 )
 
-// TestAKnownLengthBoundsWhatIsRead knows 1000 bytes of what origins send in every way.
-func TestAKnownLengthBoundsWhatIsRead(t *testing.T) {
+// The known length bounds the bytes that the client reads, whatever framing or encoding the origin uses.
+func TestKnownLength(t *testing.T) {
 	const n = 1000
 	content := bytes.Repeat([]byte("0123456789"), n/10)
 	chunked := func(w http.ResponseWriter, b []byte) {
@@ -46,22 +46,27 @@ func TestAKnownLengthBoundsWhatIsRead(t *testing.T) {
 		got  string // in the error, empty for none
 		read int    // bytes that the reader gets
 	}
+	inChunks := func(b []byte) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) { chunked(w, b) }
+	}
 	for name, c := range map[string]struct {
 		offset int64
 		h      http.HandlerFunc
 		want   want
 	}{
-		"chunked, as long":       {0, func(w http.ResponseWriter, r *http.Request) { chunked(w, content) }, want{"", n}},
-		"chunked, one byte more": {0, func(w http.ResponseWriter, r *http.Request) { chunked(w, append(content[:n:n], 'x')) }, want{"at least 1001 bytes", n}},
-		"chunked, one byte less": {0, func(w http.ResponseWriter, r *http.Request) { chunked(w, content[:n-1]) }, want{"has 999 bytes", n - 1}},
-		"chunked, nothing":       {0, func(w http.ResponseWriter, r *http.Request) { chunked(w, nil) }, want{"has 0 bytes", 0}},
+		"chunked, as long":       {0, inChunks(content), want{"", n}},
+		"chunked, one byte more": {0, inChunks(append(content[:n:n], 'x')), want{"at least 1001 bytes", n}},
+		"chunked, one byte less": {0, inChunks(content[:n-1]), want{"has 999 bytes", n - 1}},
+		"chunked, nothing":       {0, inChunks(nil), want{"has 0 bytes", 0}},
 		"chunked without end":    {0, endless, want{"at least 1001 bytes", n}},
 		"the rest, without end":  {990, endless, want{"at least 1001 bytes", 10}},
-		"told, more": {0, func(w http.ResponseWriter, r *http.Request) {
+		"declared, more": {0, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Length", "10487314000")
 			_ = http.NewResponseController(w).Flush()
 		}, want{"has 10487314000 bytes", 0}},
-		"told, one byte less": {0, func(w http.ResponseWriter, r *http.Request) { _, _ = w.Write(content[:n-1]) }, want{"has 999 bytes", 0}},
+		"declared, one byte less": {0, func(w http.ResponseWriter, r *http.Request) {
+			_, _ = w.Write(content[:n-1])
+		}, want{"has 999 bytes", 0}},
 		"another total in Content-Range": {10, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Range", "bytes 10-19/1001")
 			w.WriteHeader(http.StatusPartialContent)
@@ -98,7 +103,7 @@ func TestAKnownLengthBoundsWhatIsRead(t *testing.T) {
 				res.Body.Close()
 			}
 			assert.Len(t, b, c.want.read)
-			assert.Less(t, sent.Load(), int64(64<<20), "no more of a body without end is taken than sockets hold")
+			assert.Less(t, sent.Load(), int64(64<<20), "of an endless body, the client reads no more than sockets hold")
 			if c.want.got == "" {
 				require.NoError(t, err)
 				return
@@ -112,9 +117,8 @@ func TestAKnownLengthBoundsWhatIsRead(t *testing.T) {
 	}
 }
 
-// TestABodyThatEndsWithItsConnectionMayBeCut has HTTP/1.0 end a body early: it is worth to ask for
-// the rest.
-func TestABodyThatEndsWithItsConnectionMayBeCut(t *testing.T) {
+// A body of HTTP/1.0 ends with its connection and may be cut, so the error invites a resumption.
+func TestHTTP10BodyCut(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()

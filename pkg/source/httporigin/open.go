@@ -18,10 +18,10 @@ import (
 	"github.com/darter-io/darter/pkg/source"
 )
 
-// AnswerError tells that an origin's answer contradicts the request, the protocol or itself,
-// so that its bytes cannot be trusted to be the asked ones.
+// AnswerError reports that an origin's answer contradicts the request, the protocol or itself, so that its
+// bytes may not be the requested ones.
 type AnswerError struct {
-	// URL without user info and query.
+	// URL has no user info and no query.
 	Method, URL string
 	Reason      string
 }
@@ -30,31 +30,29 @@ func (e *AnswerError) Error() string {
 	return fmt.Sprintf("%s %s: unusable answer: %s", e.Method, e.URL, e.Reason)
 }
 
-// Get is a request for content.
+// Get is a request for a file.
 type Get struct {
 	Request
-	// Offset is where the body is to begin, in bytes.
+	// Offset is the first byte of the body in the file.
 	Offset int64
-	// Validator is the ETag or Last-Modified that the content must have; empty takes any.
+	// Validator is the ETag or Last-Modified that the file must have; empty accepts any version.
 	Validator string
-	// Length of the whole content in bytes where it is known, else 0 or less. It bounds what is
-	// read: another length, told or sent, is a *[source.LengthError].
+	// Length of the whole file in bytes if it is known, else 0 or less. It bounds the bytes that are read:
+	// another length, declared or sent, is a *[source.LengthError].
 	Length int64
-	// Allows, unless nil, returns an error for an answer whose headers forbid what its bytes are
-	// wanted for; Open returns that error.
+	// Allows returns an error for an answer whose headers forbid the use of its bytes; Open returns that
+	// error. May be nil.
 	Allows func(http.Header) error
 }
 
-// Open starts one streaming GET as [source.Origin] wants it.
+// Open starts one streaming GET, as the contract of [source.Origin] requires.
 //
-// Only the identity encoding is asked for. Where an origin sends gzip all the same the body
-// is decoded, its length is then unknown and a resumption reads from the start; but bytes
-// whose encoded length is the Length known beforehand are the content themselves, as of a
-// layer that its storage labels with its file type. Every other encoding is an
-// [AnswerError].
+// It requests the identity encoding. If an origin sends gzip nevertheless, Open decodes the body; its length is
+// then unknown, and a resumption reads from the start. A body whose encoded length equals the known Length is
+// the file itself: some storages label a layer with the encoding of its file type. Every other encoding is
+// an [AnswerError].
 //
-// A Range that is answered with 416, and any partial answer that is encoded, is asked again
-// as a whole, once.
+// After a 416, or an encoded partial answer, Open requests the whole file, once.
 func (c *Client) Open(ctx context.Context, g Get) (*source.Response, error) {
 	if g.Offset < 0 {
 		return nil, fmt.Errorf("GET %s: negative offset %d", Printable(g.URL), g.Offset)
@@ -66,20 +64,22 @@ func (c *Client) Open(ctx context.Context, g Get) (*source.Response, error) {
 	return res, err
 }
 
-// errAskWhole tells that the answer to a Range is of no use.
-var errAskWhole = errors.New("ask for the whole")
+// errAskWhole means that the answer to a Range is of no use.
+var errAskWhole = errors.New("request the whole file")
 
 func (c *Client) open(ctx context.Context, g Get, ranged bool) (*source.Response, error) {
 	header := g.Header.Clone()
 	if header == nil {
 		header = http.Header{}
 	}
-	for _, k := range []string{"Range", "If-Range", "If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since"} {
+	for _, k := range []string{
+		"Range", "If-Range", "If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since",
+	} {
 		header.Del(k)
 	}
 	if ranged {
 		header.Set("Range", fmt.Sprintf("bytes=%d-", g.Offset))
-		// Only a strong ETag may vouch for single bytes (RFC 9110 §13.1.5).
+		// If-Range requires a strong ETag (RFC 9110 §13.1.5).
 		if strings.HasPrefix(g.Validator, `"`) {
 			header.Set("If-Range", g.Validator)
 		}
@@ -101,79 +101,34 @@ func (c *Client) open(ctx context.Context, g Get, ranged bool) (*source.Response
 	return out, nil
 }
 
-// judge makes of an answer a body that begins at the offset, or an error.
-func (c *Client) judge(ctx context.Context, abort context.CancelCauseFunc, g Get, ranged bool, res *http.Response) (*source.Response, error) {
-	unusable := func(format string, args ...any) error {
-		return &AnswerError{Method: http.MethodGet, URL: Printable(g.URL), Reason: fmt.Sprintf(format, args...)}
-	}
+// judge turns an answer into a body that begins at the offset, or into an error.
+func (c *Client) judge(
+	ctx context.Context, abort context.CancelCauseFunc, g Get, ranged bool, res *http.Response,
+) (*source.Response, error) {
 	switch {
 	case res.StatusCode == http.StatusRequestedRangeNotSatisfiable && ranged:
-		// The content may be shorter now, or be of exactly this length, or the origin be
-		// wrong: the whole tells.
+		// The file may be shorter now, or have exactly this length, or the origin may be wrong. A request for
+		// the whole file decides.
 		return nil, errAskWhole
 	case res.StatusCode != http.StatusOK && res.StatusCode != http.StatusPartialContent:
-		return nil, c.refusal(ctx, abort, res, http.MethodGet, g.URL)
+		return nil, c.statusError(ctx, abort, res, http.MethodGet, g.URL)
 	}
 	if g.Allows != nil {
 		if err := g.Allows(res.Header); err != nil {
 			return nil, err
 		}
 	}
-	validator := validatorOf(res.Header)
-	partial := res.StatusCode == http.StatusPartialContent
-	// A 206 to an If-Range says by itself that the validator still holds.
-	vouched := partial && ranged && validator == "" && strings.HasPrefix(g.Validator, `"`)
-	if g.Validator != "" && validator != g.Validator && !vouched {
-		return nil, &source.ChangedError{URL: Printable(g.URL), Was: g.Validator, Is: validator}
+	validator, err := g.checkValidator(res, ranged)
+	if err != nil {
+		return nil, err
 	}
-	if vouched {
-		validator = g.Validator
-	}
-	out := &source.Response{Length: -1, MediaType: res.Header.Get("Content-Type"), Validator: validator}
+	out := &source.Response{MediaType: res.Header.Get("Content-Type"), Validator: validator}
 	if len(out.MediaType) > mediaTypeMax {
-		return nil, unusable("Content-Type of %d bytes", len(out.MediaType))
+		return nil, g.unusable("Content-Type of %d bytes", len(out.MediaType))
 	}
 	body := c.newBody(ctx, abort, res.Body, http.MethodGet, g.URL)
-	encoding, err := encodingOf(res.Header)
-	if err != nil {
-		return nil, unusable("%v", err)
-	}
-	if encoding == "gzip" && g.Length > 0 && res.ContentLength == g.Length && !partial {
-		encoding = ""
-	}
-	switch {
-	case encoding == "gzip" && partial:
-		if !ranged {
-			return nil, unusable("206 to a request without Range")
-		}
-		return nil, errAskWhole
-	case encoding == "gzip":
-		body.decode = true
-		body.told = res.ContentLength
-		body.skip = g.Offset
-		body.ends = true
-	case partial:
-		if !ranged {
-			return nil, unusable("206 to a request without Range")
-		}
-		r, err := parseContentRange(res.Header.Get("Content-Range"))
-		switch {
-		case err != nil:
-			return nil, unusable("%v", err)
-		case r.start != g.Offset:
-			return nil, unusable("its range begins at byte %d, asked was %d", r.start, g.Offset)
-		case res.ContentLength >= 0 && res.ContentLength != r.end-r.start+1:
-			return nil, unusable("%d bytes for the range %d-%d", res.ContentLength, r.start, r.end)
-		}
-		out.Length = r.total
-		body.told = r.end - r.start + 1
-	default:
-		out.Length = res.ContentLength
-		body.told = res.ContentLength
-		body.skip = g.Offset
-		// The last chunk says that this is all (RFC 9112 §7.1); a body that ends with its
-		// connection may as well have been cut.
-		body.ends = slices.Contains(res.TransferEncoding, "chunked")
+	if out.Length, err = g.frame(body, ranged, res); err != nil {
+		return nil, err
 	}
 	switch {
 	case g.Length > 0 && out.Length < 0:
@@ -182,21 +137,85 @@ func (c *Client) judge(ctx context.Context, abort context.CancelCauseFunc, g Get
 		return nil, &source.LengthError{Method: http.MethodGet, URL: Printable(g.URL), Want: g.Length, Got: out.Length}
 	}
 	if out.Length >= 0 && out.Length < g.Offset {
-		return nil, unusable("the content has %d bytes, asked was byte %d", out.Length, g.Offset)
+		return nil, g.unusable("the file has %d bytes, but byte %d was requested", out.Length, g.Offset)
 	}
 	body.want, body.offset = -1, g.Offset
 	if out.Length >= 0 {
 		body.want = out.Length - g.Offset
 	}
-	body.wrong = source.LengthError{Method: http.MethodGet, URL: Printable(g.URL), Want: out.Length}
+	body.lengthErr = source.LengthError{Method: http.MethodGet, URL: Printable(g.URL), Want: out.Length}
 	out.Body = body
 	return out, nil
 }
 
-// mediaTypeMax bounds a Content-Type, in bytes (as piece.Facts does).
+// unusable returns an [AnswerError].
+func (g Get) unusable(format string, args ...any) error {
+	return &AnswerError{Method: http.MethodGet, URL: Printable(g.URL), Reason: fmt.Sprintf(format, args...)}
+}
+
+// checkValidator returns the validator of the version that an answer holds, or a [source.ChangedError] if it
+// is another version than the requested one.
+func (g Get) checkValidator(res *http.Response, ranged bool) (string, error) {
+	validator := validatorOf(res.Header)
+	if g.Validator == "" || validator == g.Validator {
+		return validator, nil
+	}
+	// A 206 to an If-Range confirms the validator even if it repeats none.
+	partial := res.StatusCode == http.StatusPartialContent
+	if partial && ranged && validator == "" && strings.HasPrefix(g.Validator, `"`) {
+		return g.Validator, nil
+	}
+	return "", &source.ChangedError{URL: Printable(g.URL), Was: g.Validator, Is: validator}
+}
+
+// frame sets how a body is decoded and where it begins and ends, and returns the length of the whole file in
+// bytes, −1 if the answer does not declare it. errAskWhole means that the partial answer is of no use.
+func (g Get) frame(body *body, ranged bool, res *http.Response) (length int64, err error) {
+	encoding, err := encodingOf(res.Header)
+	if err != nil {
+		return 0, g.unusable("%v", err)
+	}
+	partial := res.StatusCode == http.StatusPartialContent
+	if partial && !ranged {
+		return 0, g.unusable("206 to a request without Range")
+	}
+	if encoding == "gzip" && g.Length > 0 && res.ContentLength == g.Length && !partial {
+		encoding = ""
+	}
+	switch {
+	case encoding == "gzip" && partial:
+		return 0, errAskWhole
+	case encoding == "gzip":
+		body.decode = true
+		body.declared = res.ContentLength
+		body.skip = g.Offset
+		body.delimited = true
+		return -1, nil
+	case partial:
+		r, err := parseContentRange(res.Header.Get("Content-Range"))
+		switch {
+		case err != nil:
+			return 0, g.unusable("%v", err)
+		case r.start != g.Offset:
+			return 0, g.unusable("its range begins at byte %d, but byte %d was requested", r.start, g.Offset)
+		case res.ContentLength >= 0 && res.ContentLength != r.end-r.start+1:
+			return 0, g.unusable("%d bytes for the range %d-%d", res.ContentLength, r.start, r.end)
+		}
+		body.declared = r.end - r.start + 1
+		return r.total, nil
+	default:
+		body.declared = res.ContentLength
+		body.skip = g.Offset
+		// The last chunk marks the end (RFC 9112 §7.1); a body that ends with its connection may be cut.
+		body.delimited = slices.Contains(res.TransferEncoding, "chunked")
+		return res.ContentLength, nil
+	}
+}
+
+// mediaTypeMax bounds a Content-Type, in bytes, as pkg/piece does.
 const mediaTypeMax = 255
 
-// validatorOf is the ETag, or else the Last-Modified.
+// validatorOf returns the ETag, else the Last-Modified.
 func validatorOf(h http.Header) string {
 	if v := h.Get("ETag"); v != "" {
 		return v
@@ -204,7 +223,7 @@ func validatorOf(h http.Header) string {
 	return h.Get("Last-Modified")
 }
 
-// encodingOf is "" for identity, or "gzip".
+// encodingOf returns "" for identity, or "gzip".
 func encodingOf(h http.Header) (string, error) {
 	switch v := strings.ToLower(strings.TrimSpace(strings.Join(h.Values("Content-Encoding"), ","))); v {
 	case "", "identity":
@@ -212,11 +231,11 @@ func encodingOf(h http.Header) (string, error) {
 	case "gzip", "x-gzip":
 		return "gzip", nil
 	default:
-		return "", fmt.Errorf("it is encoded as %.40q, asked was identity", v)
+		return "", fmt.Errorf("it is encoded as %.40q, but identity was requested", v)
 	}
 }
 
-// contentRange is a Content-Range; total is −1 when it is not told.
+// contentRange is a parsed Content-Range; total is −1 if unknown ("*").
 type contentRange struct{ start, end, total int64 }
 
 // parseContentRange reads "bytes START-END/TOTAL" (RFC 9110 §14.4).
@@ -252,13 +271,13 @@ func parseContentRange(s string) (contentRange, error) {
 	return r, nil
 }
 
-// digits reads a number without sign.
+// digits reads a number without a sign.
 func digits(s string) (int64, error) {
 	n, err := strconv.ParseUint(s, 10, 63)
 	return int64(n), err
 }
 
-// body is an origin's body from the asked offset on. One goroutine reads it.
+// body is an origin's body from the requested offset on. One goroutine reads it.
 type body struct {
 	c     *Client
 	ctx   context.Context
@@ -269,21 +288,22 @@ type body struct {
 	decode bool
 	zr     *gzip.Reader
 	skip   int64 // bytes to drop first
-	told   int64 // raw bytes that the answer said it has, −1 unknown
-	raw    int64 // raw bytes read
-	want   int64 // bytes that the reader is to get, −1 unknown
-	got    int64
-	offset int64 // of the first byte that the reader gets
-	ends   bool  // the body itself says where it ends, so an early end is no cut
-	wrong  source.LengthError
-	err    error
+
+	declared  int64 // raw bytes that the answer declares, −1 unknown
+	raw       int64 // raw bytes read
+	want      int64 // bytes that the reader must get, −1 unknown
+	got       int64 // bytes that the reader got
+	offset    int64 // in the file, of the first byte that the reader gets
+	delimited bool  // the encoding marks the end, so that an early end is no cut
+	lengthErr source.LengthError
+	err       error
 
 	watchdog *time.Timer
 	silent   atomic.Bool
 }
 
 func (c *Client) newBody(ctx context.Context, abort context.CancelCauseFunc, rc io.ReadCloser, method string, u *url.URL) *body {
-	b := &body{c: c, ctx: ctx, abort: abort, rc: rc, what: method + " " + Printable(u), told: -1, want: -1}
+	b := &body{c: c, ctx: ctx, abort: abort, rc: rc, what: method + " " + Printable(u), declared: -1, want: -1}
 	b.watchdog = time.AfterFunc(time.Hour, func() {
 		b.silent.Store(true)
 		abort(os.ErrDeadlineExceeded)
@@ -292,7 +312,7 @@ func (c *Client) newBody(ctx context.Context, abort context.CancelCauseFunc, rc 
 	return b
 }
 
-// rawReader reads the wire, with the watchdog running while it waits.
+// rawReader reads the connection; the watchdog runs while it waits.
 type rawReader struct{ *body }
 
 func (r rawReader) Read(p []byte) (int, error) {
@@ -301,14 +321,14 @@ func (r rawReader) Read(p []byte) (int, error) {
 	r.watchdog.Stop()
 	r.raw += int64(n)
 	switch {
-	case r.told >= 0 && r.raw > r.told:
-		return max(0, n-int(r.raw-r.told)), fmt.Errorf("more than the %d bytes that were told", r.told)
+	case r.declared >= 0 && r.raw > r.declared:
+		return max(0, n-int(r.raw-r.declared)), fmt.Errorf("more than the declared %d bytes", r.declared)
 	case err == nil:
 	case r.silent.Load():
-		err = fmt.Errorf("no byte for %s: %w", r.c.cfg.IdleTimeout, os.ErrDeadlineExceeded)
+		err = fmt.Errorf("received no byte for %s: %w", r.c.cfg.IdleTimeout, os.ErrDeadlineExceeded)
 	case r.ctx.Err() != nil:
 		err = context.Cause(r.ctx)
-	case errors.Is(err, io.EOF) && r.told >= 0 && r.raw < r.told:
+	case errors.Is(err, io.EOF) && r.declared >= 0 && r.raw < r.declared:
 		err = io.ErrUnexpectedEOF
 	}
 	return n, err
@@ -338,7 +358,7 @@ func (b *body) read(p []byte) (int, error) {
 		if b.zr == nil {
 			zr, err := gzip.NewReader(in)
 			if err != nil {
-				return 0, early(err)
+				return 0, unexpectedEOF(err)
 			}
 			b.zr = zr
 		}
@@ -348,7 +368,7 @@ func (b *body) read(p []byte) (int, error) {
 		n, err := in.Read(p[:min(int64(len(p)), b.skip)])
 		b.skip -= int64(n)
 		if err != nil && b.skip > 0 {
-			return 0, early(err)
+			return 0, unexpectedEOF(err)
 		}
 	}
 	n, err := in.Read(p)
@@ -357,31 +377,31 @@ func (b *body) read(p []byte) (int, error) {
 	case b.want >= 0 && b.got > b.want:
 		n -= int(b.got - b.want)
 		b.got = b.want
-		return max(0, n), b.other(b.want+1, true)
-	case errors.Is(err, io.EOF) && b.got < b.want && b.ends:
-		return n, b.other(b.got, false)
+		return max(0, n), b.wrongLength(b.want+1, true)
+	case errors.Is(err, io.EOF) && b.got < b.want && b.delimited:
+		return n, b.wrongLength(b.got, false)
 	case errors.Is(err, io.EOF) && b.got < b.want:
 		return n, fmt.Errorf("it ends at byte %d of %d: %w", b.offset+b.got, b.offset+b.want, io.ErrUnexpectedEOF)
 	}
 	return n, err
 }
 
-// other is the error of a body that gives so many bytes, or more, where others were known.
-func (b *body) other(got int64, more bool) error {
-	wrong := b.wrong
-	wrong.Got, wrong.More = b.offset+got, more
-	return &wrong
+// wrongLength returns the error of a body that gives got bytes, or more, instead of the known length.
+func (b *body) wrongLength(got int64, more bool) error {
+	out := b.lengthErr
+	out.Got, out.More = b.offset+got, more
+	return &out
 }
 
-// early makes an end an unexpected one.
-func early(err error) error {
+// unexpectedEOF replaces an io.EOF.
+func unexpectedEOF(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err
 }
 
-// Close ends the request; what was not read is not waited for.
+// Close ends the request without waiting for the rest of the body.
 func (b *body) Close() error {
 	b.watchdog.Stop()
 	b.abort(nil)

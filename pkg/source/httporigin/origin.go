@@ -14,13 +14,13 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Origin gives files by their URL: a [source.Origin] for tasks of kind [task.Plain].
+// Origin opens files by URL: a [source.Origin] for tasks of kind [task.Plain].
 type Origin struct {
 	*Client
-	any bool // headers that route go on, too
+	anyHeader bool
 }
 
-// New builds an origin; it connects to nobody.
+// New builds an origin and opens no connection.
 func New(cfg Config) (*Origin, error) {
 	c, err := NewClient(cfg)
 	if err != nil {
@@ -29,9 +29,9 @@ func New(cfg Config) (*Origin, error) {
 	return &Origin{c, cfg.AnyHeader}, nil
 }
 
-// Open implements [source.Origin]. Without a Validator in the spec any version of the file is
-// taken, a resumption included: set it from the first answer. An answer that does not allow the
-// spec's Share is a *[source.UnsharedError].
+// Open implements [source.Origin]. Without a Validator in the spec it accepts any version of the file, also for
+// a resumption: set it from the first answer. An answer that does not allow the spec's Share is a
+// *[source.UnsharedError].
 func (o *Origin) Open(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
 	req, err := o.requestOf(spec)
 	if err != nil {
@@ -50,11 +50,13 @@ func (o *Origin) Open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 		}
 		return nil
 	}
-	return o.Client.Open(ctx, Get{Request: req, Offset: offset, Validator: spec.Validator, Length: spec.Known(), Allows: allows})
+	return o.Client.Open(ctx, Get{
+		Request: req, Offset: offset, Validator: spec.Validator, Length: spec.Known(), Allows: allows,
+	})
 }
 
-// Window brings the bytes of a range of a file, with the spec's own headers, of the version that its
-// Validator names. Any other answer than these bytes is an error.
+// Window returns the bytes of a range of a file, with the spec's own headers, of the version that the spec's
+// Validator names. Any other answer is an error.
 func (o *Origin) Window(ctx context.Context, spec task.Spec, w sharing.Window) ([]byte, error) {
 	req, err := o.requestOf(spec)
 	if err != nil {
@@ -82,45 +84,46 @@ func (o *Origin) Window(ctx context.Context, spec task.Spec, w sharing.Window) (
 	case res.StatusCode == http.StatusPartialContent:
 		r, err := parseContentRange(res.Header.Get("Content-Range"))
 		if err != nil || r.start != w.Offset || r.end != w.Offset+w.Length-1 || r.total >= 0 && r.total != spec.Length {
-			return nil, unusable("Content-Range %.80q for a part of it", res.Header.Get("Content-Range"))
+			return nil, unusable("Content-Range %.80q to a request for a range", res.Header.Get("Content-Range"))
 		}
 	default:
-		return nil, unusable("%d to a request for a part of it", res.StatusCode)
+		return nil, unusable("%d to a request for a range", res.StatusCode)
 	}
 	b := make([]byte, w.Length)
 	if _, err := io.ReadFull(res.Body, b); err != nil {
-		return nil, early(err)
+		return nil, unexpectedEOF(err)
 	}
 	if n, _ := res.Body.Read(make([]byte, 1)); n > 0 {
-		return nil, unusable("more than was asked for")
+		return nil, unusable("more bytes than requested")
 	}
 	return b, nil
 }
 
-// mine are headers that this package sets itself or that belong to one connection.
-var mine = map[string]bool{
-	"Accept-Encoding": true, "Range": true, "If-Range": true, "Connection": true, "Content-Length": true, "Transfer-Encoding": true,
-	"Te": true, "Trailer": true, "Upgrade": true, "Expect": true, "Proxy-Authorization": true, "Proxy-Connection": true, "Keep-Alive": true,
+// ownHeaders are headers that this package sets itself or that belong to one connection.
+var ownHeaders = map[string]bool{
+	"Accept-Encoding": true, "Range": true, "If-Range": true, "Connection": true, "Content-Length": true,
+	"Transfer-Encoding": true, "Te": true, "Trailer": true, "Upgrade": true, "Expect": true,
+	"Proxy-Authorization": true, "Proxy-Connection": true, "Keep-Alive": true,
 }
 
-// requestOf reveals a spec's secrets, for the host of its URL. The error is a *[sharing.HeaderError] for
-// a header that may not be forwarded: a spec comes from other hosts, too.
+// requestOf builds the request of a spec and reveals its secrets, for the host of its URL. The error is a
+// *[sharing.HeaderError] for a header that must not be forwarded, because specs also come from other hosts.
 func (o *Origin) requestOf(spec task.Spec) (Request, error) {
 	u, err := url.Parse(spec.URL)
 	if err != nil {
-		// The parser's own words repeat the URL, and it may hold a password.
+		// The parser's error repeats the URL, which may hold a password.
 		return Request{}, errors.New("the file's URL cannot be parsed")
 	}
 	if (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return Request{}, fmt.Errorf("%q is no http or https URL", Printable(u))
+		return Request{}, fmt.Errorf("%q is not an http or https URL", Printable(u))
 	}
 	header := http.Header{}
 	for k, v := range spec.Header {
 		k = textproto.CanonicalMIMEHeaderKey(k)
-		if mine[k] {
+		if ownHeaders[k] {
 			continue
 		}
-		if err := sharing.Forwardable(k); err != nil && !o.any {
+		if err := sharing.Forwardable(k); err != nil && !o.anyHeader {
 			return Request{}, err
 		}
 		header.Set(k, v.Reveal())
@@ -140,27 +143,27 @@ func (o *Origin) requestOf(spec task.Spec) (Request, error) {
 	return Request{URL: u, Header: header}, nil
 }
 
-// Info is what an origin tells of a file beforehand.
+// Info describes a file before its download.
 type Info struct {
-	// Length in bytes, −1 when the origin does not tell or encodes what it sends.
+	// Length in bytes, −1 if the origin does not declare it or encodes the file.
 	Length int64
-	// MediaType is the Content-Type to the letter.
+	// MediaType is the Content-Type, unchanged.
 	MediaType string
-	// Validator is the ETag, or else the Last-Modified; empty when there is neither.
+	// Validator is the ETag, else the Last-Modified; empty if the origin sends neither.
 	Validator string
-	// Ranges says that the origin claims to honour a Range.
+	// Ranges is true if the origin claims to support Range.
 	Ranges bool
 }
 
-// Probe asks for a file's identity by HEAD, and by a GET of one byte where the origin knows
-// no HEAD (405, 501) or where a signed URL allows GET alone (400, 403). The error is a
-// *[source.StatusError] where the origin refuses.
+// Probe returns the identity of a file. It sends a HEAD, then a GET of one byte if the origin does not support
+// HEAD (405, 501) or a signed URL allows only GET (400, 403). The error is a *[source.StatusError] if the
+// origin refuses.
 func (o *Origin) Probe(ctx context.Context, spec task.Spec) (Info, error) {
 	info, _, err := o.Examine(ctx, spec)
 	return info, err
 }
 
-// Examine is Probe, and tells what [sharing.Decide] has to know of the answer.
+// Examine is Probe; it also returns the answer that [sharing.Decide] judges.
 func (o *Origin) Examine(ctx context.Context, spec task.Spec) (Info, sharing.Answer, error) {
 	req, err := o.requestOf(spec)
 	if err != nil {
@@ -179,14 +182,14 @@ func (o *Origin) Examine(ctx context.Context, spec task.Spec) (Info, sharing.Ans
 		return infoOf(Printable(req.URL), res, res.Header.Get("Accept-Ranges") == "bytes")
 	case http.StatusMethodNotAllowed, http.StatusNotImplemented, http.StatusForbidden, http.StatusBadRequest:
 	default:
-		return Info{}, sharing.Answer{}, o.refusal(ctx, abort, res, http.MethodHead, req.URL)
+		return Info{}, sharing.Answer{}, o.statusError(ctx, abort, res, http.MethodHead, req.URL)
 	}
 	req.Method = http.MethodGet
 	req.Header.Set("Range", "bytes=0-0")
 	if res, err = o.Do(ctx, req); err != nil {
 		return Info{}, sharing.Answer{}, err
 	}
-	// What a 200 goes on to send is cut off by closing.
+	// Closing cuts off the rest of a 200.
 	defer res.Body.Close()
 	if res.StatusCode == http.StatusRequestedRangeNotSatisfiable {
 		// An empty file has no first byte (RFC 9110 §14.1.2).
@@ -209,19 +212,25 @@ func (o *Origin) Examine(ctx context.Context, spec task.Spec) (Info, sharing.Ans
 		if encoding, _ := encodingOf(res.Header); encoding == "" {
 			r, err := parseContentRange(res.Header.Get("Content-Range"))
 			if err != nil || r.start != 0 {
-				return Info{}, sharing.Answer{}, &AnswerError{Method: http.MethodGet, URL: Printable(req.URL), Reason: fmt.Sprintf("Content-Range %.80q for the first byte", res.Header.Get("Content-Range"))}
+				return Info{}, sharing.Answer{}, &AnswerError{
+					Method: http.MethodGet, URL: Printable(req.URL),
+					Reason: fmt.Sprintf("Content-Range %.80q to a request for the first byte", res.Header.Get("Content-Range")),
+				}
 			}
 			info.Length = r.total
 		}
 		_, _ = io.CopyN(io.Discard, res.Body, 1)
 		return info, a, nil
 	default:
-		return Info{}, sharing.Answer{}, o.refusal(ctx, abort, res, http.MethodGet, req.URL)
+		return Info{}, sharing.Answer{}, o.statusError(ctx, abort, res, http.MethodGet, req.URL)
 	}
 }
 
 func infoOf(asked string, res *http.Response, ranges bool) (Info, sharing.Answer, error) {
-	info := Info{Length: res.ContentLength, MediaType: res.Header.Get("Content-Type"), Validator: validatorOf(res.Header), Ranges: ranges}
+	info := Info{
+		Length: res.ContentLength, MediaType: res.Header.Get("Content-Type"), Validator: validatorOf(res.Header),
+		Ranges: ranges,
+	}
 	answer := sharing.Answer{Header: res.Header}
 	if at := Printable(res.Request.URL); at != asked {
 		answer.Place = at
@@ -231,7 +240,7 @@ func infoOf(asked string, res *http.Response, ranges bool) (Info, sharing.Answer
 		return Info{}, answer, &AnswerError{Method: res.Request.Method, URL: Printable(res.Request.URL), Reason: err.Error()}
 	}
 	if encoding != "" {
-		// The length is that of the encoded bytes, and so are the ranges.
+		// Length and ranges count encoded bytes.
 		info.Length, info.Ranges = -1, false
 	}
 	return info, answer, nil

@@ -182,7 +182,7 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 		if req.RoundTripper != nil && res.StatusCode == http.StatusUnauthorized {
 			c.logout(u, base, repositoryOf(q.Path), bare)
 		}
-		if q.Method == http.MethodHead && httporigin.Strayed(res) && takesNoHead(res.StatusCode) {
+		if q.Method == http.MethodHead && httporigin.CrossedHosts(res) && takesNoHead(res.StatusCode) {
 			res.StatusCode, res.Status = http.StatusMethodNotAllowed, "405 Method Not Allowed"
 		}
 		for i, link := range res.Header["Link"] {

@@ -11,12 +11,12 @@ import (
 	"github.com/darter-io/darter/pkg/source"
 )
 
-// Refusal tells in which way a file cannot be had, for whatever error the origin, or a
-// download from it, ended with.
-func Refusal(err error) *api.FileError {
-	var words *api.Failure
-	if !errors.As(err, &words) {
-		words = source.Failure(err)
+// FileError classifies the error of an origin, or of a download from it, for the client that asked for the
+// file.
+func FileError(err error) *api.FileError {
+	var failure *api.Failure
+	if !errors.As(err, &failure) {
+		failure = source.Failure(err)
 	}
 	out := &api.FileError{Kind: api.FileUnreachable, Message: err.Error()}
 	var blocked *AddrError
@@ -31,16 +31,17 @@ func Refusal(err error) *api.FileError {
 		out.Kind = api.FileForbidden
 	case errors.As(err, &header):
 		out.Kind = api.FileBadRequest
-	case errors.As(err, &proxy) && (proxy.Status == http.StatusForbidden || proxy.Status == http.StatusProxyAuthRequired):
+	case errors.As(err, &proxy) &&
+		(proxy.Status == http.StatusForbidden || proxy.Status == http.StatusProxyAuthRequired):
 		out.Kind, out.Status = api.FileRefused, proxy.Status
-	case words.Wrong:
+	case failure.Wrong:
 		out.Kind = api.FileDigestWrong
-	case words.Changed:
+	case failure.Changed:
 		out.Kind = api.FileChanged
-	case errors.Is(err, piece.ErrNoSpace), !errors.As(err, &answered) && words.Status == http.StatusInsufficientStorage:
+	case errors.Is(err, piece.ErrNoSpace), !errors.As(err, &answered) && failure.Status == http.StatusInsufficientStorage:
 		out.Kind = api.FileNoSpace
-	case errors.As(err, &answered), words.Status < http.StatusInternalServerError:
-		out.Kind, out.Status = api.FileRefused, words.Status
+	case errors.As(err, &answered), failure.Status < http.StatusInternalServerError:
+		out.Kind, out.Status = api.FileRefused, failure.Status
 	}
 	return out
 }
