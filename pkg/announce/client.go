@@ -21,6 +21,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/rendezvous"
 	"github.com/darter-io/darter/pkg/task"
 )
@@ -56,7 +57,7 @@ const (
 
 // Announcer takes in the news of one task and answers it.
 type Announcer interface {
-	Announce(ctx context.Context, e api.Entry) (api.Assignment, error)
+	Announce(ctx context.Context, e api.Entry) (api.Assignment, owners.Leader, error)
 }
 
 // Config is what a Client is made of.
@@ -287,26 +288,28 @@ func (c *Client) forget(now time.Time) {
 // Credentials go to owners over TLS only: without it, the host leads the tasks itself that it has
 // credentials for.
 //
-// The error tells of every owner that was tried; it is ctx's when that ended, and
-// [ErrStopped] when Run has.
-func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, error) {
+// The leader says whose coordinator answered. The error tells of every owner that was tried; it is
+// ctx's when that ended, and [ErrStopped] when Run has.
+func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, owners.Leader, error) {
 	if c.exposes(e) {
 		if c.cfg.Local == nil {
-			return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), errClear)
+			return api.Assignment{}, owners.LastResort, fmt.Errorf("announcing task %s: %w", e.Task.Short(), errClear)
 		}
-		return c.askLocal(ctx, e, []error{errClear})
+		a, err := c.askLocal(ctx, e, []error{errClear})
+		return a, owners.LastResort, err
 	}
 	for wait := c.patience(); ; wait = c.cfg.Patience {
-		a, err := c.askOwners(ctx, e, wait)
+		a, leader, err := c.askOwners(ctx, e, wait)
 		switch {
 		case !errors.Is(err, errLost):
-			return a, err
+			return a, leader, err
 		case c.callStandbys():
 		default:
 			if !c.anyDown() { // of those that are, it was told
 				c.log.Warn("owner did not hear of a content in time, so this host leads it", "task", e.Task.Short(), "error", err)
 			}
-			return c.askLocal(ctx, e, []error{err})
+			a, err := c.askLocal(ctx, e, []error{err})
+			return a, owners.LastResort, err
 		}
 	}
 }
@@ -328,7 +331,7 @@ var errLost = errors.New("no owner answered in time")
 
 // askOwners asks the owners of a task, round after round, for as long as wait. The error is an
 // [errLost] when then or before all of them are lost.
-func (c *Client) askOwners(ctx context.Context, e api.Entry, wait time.Duration) (api.Assignment, error) {
+func (c *Client) askOwners(ctx context.Context, e api.Entry, wait time.Duration) (api.Assignment, owners.Leader, error) {
 	patient, end := context.WithTimeoutCause(ctx, wait, errLost)
 	defer end()
 	var failures []error
@@ -341,15 +344,14 @@ func (c *Client) askOwners(ctx context.Context, e api.Entry, wait time.Duration)
 		for _, o := range route {
 			if o == here {
 				a, err := c.askLocal(ctx, e, failures)
-				a.Leads = true
-				return a, err
+				return a, owners.Self, err
 			}
 			a, err := c.ask(asking, o, e)
 			if err == nil {
-				return a, nil
+				return a, owners.Other, nil
 			}
 			if ctx.Err() != nil || errors.Is(err, ErrStopped) {
-				return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
+				return api.Assignment{}, owners.Other, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
 			}
 			failures = append(failures, err)
 		}
@@ -362,19 +364,19 @@ func (c *Client) askOwners(ctx context.Context, e api.Entry, wait time.Duration)
 			failures = []error{errors.New("no owner is known")}
 			fallthrough
 		case c.cfg.Local == nil, len(route) > 0 && !urgent:
-			return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), errors.Join(failures...))
+			return api.Assignment{}, owners.Other, fmt.Errorf("announcing task %s: %w", e.Task.Short(), errors.Join(failures...))
 		case c.lost():
-			return api.Assignment{}, errors.Join(append(failures, errLost)...)
+			return api.Assignment{}, owners.Other, errors.Join(append(failures, errLost)...)
 		}
 		select {
 		case <-patient.Done():
 			if ctx.Err() != nil {
-				return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), context.Cause(ctx))
+				return api.Assignment{}, owners.Other, fmt.Errorf("announcing task %s: %w", e.Task.Short(), context.Cause(ctx))
 			}
-			return api.Assignment{}, errors.Join(append(failures, errLost)...)
+			return api.Assignment{}, owners.Other, errors.Join(append(failures, errLost)...)
 		case <-time.After(roundPause):
 		case <-c.ended:
-			return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), ErrStopped)
+			return api.Assignment{}, owners.Other, fmt.Errorf("announcing task %s: %w", e.Task.Short(), ErrStopped)
 		}
 	}
 }
@@ -382,7 +384,7 @@ func (c *Client) askOwners(ctx context.Context, e api.Entry, wait time.Duration)
 // askLocal asks the host's own coordinator, after the owners failed.
 func (c *Client) askLocal(ctx context.Context, e api.Entry, failures []error) (api.Assignment, error) {
 	e = c.prepare(e, local)
-	a, err := c.cfg.Local.Announce(ctx, e)
+	a, _, err := c.cfg.Local.Announce(ctx, e)
 	if err != nil {
 		return api.Assignment{}, fmt.Errorf("announcing task %s to the own coordinator: %w", e.Task.Short(), errors.Join(append(failures, err)...))
 	}
@@ -408,29 +410,14 @@ func (c *Client) allLost() bool {
 	return true
 }
 
-// ask asks one owner, and the one that it redirects to.
+// ask asks one owner.
 func (c *Client) ask(ctx context.Context, o *owner, e api.Entry) (api.Assignment, error) {
 	said := c.prepare(e, o.addr)
 	a, err := c.tell(ctx, o, said)
 	if err != nil {
 		return a, err
 	}
-	if a.Redirect != "" {
-		next := c.learn(a.Redirect)
-		if next == nil {
-			return a, fmt.Errorf("owner %s sends to %q, which is no owner", o.addr, a.Redirect)
-		}
-		said = c.prepare(e, next.addr)
-		if a, err = c.tell(ctx, next, said); err != nil {
-			return a, err
-		}
-		if a.Redirect != "" {
-			return a, fmt.Errorf("owner %s sends to %s, which sends on to %s", o.addr, next.addr, a.Redirect)
-		}
-		o = next
-	}
 	c.told(ctx, said, o.addr)
-	a.Elsewhere = true
 	return a, nil
 }
 
@@ -549,7 +536,7 @@ func (c *Client) told(ctx context.Context, e api.Entry, to string) {
 	}
 	c.mu.Unlock()
 	if former == local {
-		if _, err := c.cfg.Local.Announce(ctx, e); err != nil {
+		if _, _, err := c.cfg.Local.Announce(ctx, e); err != nil {
 			c.log.Debug("own coordinator was not told of a task's new owner", "task", e.Task, "error", err)
 		}
 	}
@@ -608,20 +595,6 @@ func (c *Client) tell(ctx context.Context, o *owner, e api.Entry) (api.Assignmen
 	o.queue = slices.DeleteFunc(o.queue, func(q *call) bool { return q == waits })
 	c.mu.Unlock()
 	return api.Assignment{}, err
-}
-
-// learn makes an owner of an address that another owner named, or returns nil.
-func (c *Client) learn(addr string) *owner {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if o := c.owners[addr]; o != nil {
-		return o
-	}
-	if len(c.listed) >= ownersMax || !isAddress(addr) {
-		return nil
-	}
-	c.list(append(slices.Clone(c.listed), addr))
-	return c.owners[addr] // nil for this host itself
 }
 
 // list takes a new list of live owners. mu is held.

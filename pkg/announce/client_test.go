@@ -24,6 +24,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/rendezvous"
 	"github.com/darter-io/darter/pkg/task"
@@ -141,7 +142,7 @@ type solo struct {
 	err  error
 }
 
-func (s *solo) Announce(_ context.Context, e api.Entry) (api.Assignment, error) {
+func (s *solo) Announce(_ context.Context, e api.Entry) (api.Assignment, owners.Leader, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	line := fmt.Sprintf("%s %s", e.Event, e.Task)
@@ -149,7 +150,7 @@ func (s *solo) Announce(_ context.Context, e api.Entry) (api.Assignment, error) 
 		line += " " + e.Spec.Authorization
 	}
 	s.seen = append(s.seen, line)
-	return api.Assignment{Task: e.Task, Seed: true}, s.err
+	return api.Assignment{Task: e.Task, Seed: true}, owners.LastResort, s.err
 }
 
 func (s *solo) lines() []string {
@@ -193,7 +194,7 @@ func event(id task.ID, e api.Event) api.Entry { return api.Entry{Task: id, Event
 // answeredBy announces and returns which owner answered.
 func answeredBy(t *testing.T, c *Client, e api.Entry) string {
 	t.Helper()
-	a, err := c.Announce(t.Context(), e)
+	a, _, err := c.Announce(t.Context(), e)
 	require.NoError(t, err)
 	assert.Equal(t, e.Task, a.Task)
 	if a.Seed {
@@ -297,7 +298,7 @@ func TestTheOwnCoordinatorIsTheLastResort(t *testing.T) {
 
 		own.err = errors.New("disk on fire")
 		w.set("a:1", func(o *script) { o.dead = true })
-		_, err := c.Announce(t.Context(), started(id))
+		_, _, err := c.Announce(t.Context(), started(id))
 		require.ErrorContains(t, err, "connection refused")
 		require.ErrorContains(t, err, "disk on fire")
 	})
@@ -309,7 +310,7 @@ func TestASlowOwnerIsNotTakenForDead(t *testing.T) {
 	inTown(t, w, Config{Local: own}, func(t *testing.T, c *Client) {
 		assert.Equal(t, "a:1", answeredBy(t, c, started(id)))
 		w.set("a:1", func(o *script) { o.hung = true })
-		_, err := c.Announce(t.Context(), event(id, api.Progress))
+		_, _, err := c.Announce(t.Context(), event(id, api.Progress))
 		require.Error(t, err, "news of a download that runs is no reason to go to the registry")
 		assert.Empty(t, own.lines())
 
@@ -360,7 +361,7 @@ func TestWithoutALastResortTheErrorTellsOfEveryOwner(t *testing.T) {
 			w.set(addr, func(o *script) { o.dead = true })
 		}
 		for range 2 { // the second time all are known to be down, and still worth a try
-			_, err := c.Announce(t.Context(), started("app"))
+			_, _, err := c.Announce(t.Context(), started("app"))
 			for _, addr := range three {
 				require.ErrorContains(t, err, "owner "+addr)
 			}
@@ -369,7 +370,7 @@ func TestWithoutALastResortTheErrorTellsOfEveryOwner(t *testing.T) {
 		assert.Equal(t, "b:1", answeredBy(t, c, started("app")))
 	})
 	inTown(t, newTown(), Config{}, func(t *testing.T, c *Client) {
-		_, err := c.Announce(t.Context(), started("app"))
+		_, _, err := c.Announce(t.Context(), started("app"))
 		require.ErrorContains(t, err, "no owner is known")
 	})
 }
@@ -552,28 +553,6 @@ func TestAnswersBringTheLiveListOfOwners(t *testing.T) {
 	})
 }
 
-func TestARedirectIsFollowedOnce(t *testing.T) {
-	w := newTown("a:1", "b:1")
-	redirect := func(to string) func(api.AnnounceRequest, *api.AnnounceResponse) {
-		return func(_ api.AnnounceRequest, a *api.AnnounceResponse) {
-			for i := range a.Assignments {
-				a.Assignments[i].Redirect = to
-			}
-		}
-	}
-	w.owners["a:1"].answer = redirect("b:1")
-	inTown(t, w, Config{Owners: []string{"a:1"}}, func(t *testing.T, c *Client) {
-		assert.Equal(t, "b:1", answeredBy(t, c, started("app")))
-		w.set("b:1", func(o *script) { o.answer = redirect("a:1") })
-		_, err := c.Announce(t.Context(), started(ledBy([]string{"a:1", "b:1"}, "a:1")))
-		require.ErrorContains(t, err, "owner a:1 sends to b:1, which sends on to a:1")
-
-		w.set("a:1", func(o *script) { o.answer = redirect("file:///etc/passwd") })
-		_, err = c.Announce(t.Context(), started(ledBy([]string{"a:1", "b:1"}, "a:1")))
-		require.ErrorContains(t, err, "which is no owner")
-	})
-}
-
 func TestTheEndIsToldToOwnersWithinASecond(t *testing.T) {
 	w := newTown(three...)
 	synctest.Test(t, func(t *testing.T) {
@@ -589,7 +568,7 @@ func TestTheEndIsToldToOwnersWithinASecond(t *testing.T) {
 		waits := make(chan error, 1)
 		w.set("a:1", func(o *script) { o.delay = 500 * time.Millisecond })
 		go func() {
-			_, err := c.Announce(t.Context(), started(ledBy(three, "a:1")))
+			_, _, err := c.Announce(t.Context(), started(ledBy(three, "a:1")))
 			waits <- err
 		}()
 		synctest.Wait()
@@ -600,7 +579,7 @@ func TestTheEndIsToldToOwnersWithinASecond(t *testing.T) {
 		require.ErrorIs(t, <-waits, ErrStopped)
 		assert.Equal(t, []string{"leaving"}, w.lines("a:1"))
 
-		_, err := c.Announce(t.Context(), started("app"))
+		_, _, err := c.Announce(t.Context(), started("app"))
 		require.ErrorIs(t, err, ErrStopped)
 	})
 }
@@ -633,7 +612,7 @@ func TestWhoeverCancelsDoesNotWait(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
 		began := time.Now()
-		_, err := c.Announce(ctx, started("app"))
+		_, _, err := c.Announce(ctx, started("app"))
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		assert.Equal(t, 100*time.Millisecond, time.Since(began))
 		assert.Equal(t, "a:1", <-first, "others are not disturbed")
@@ -682,10 +661,10 @@ func TestOverRealHTTP(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()
-	a, err := c.Announce(t.Context(), started("app"))
+	a, _, err := c.Announce(t.Context(), started("app"))
 	require.NoError(t, err)
 	assert.True(t, a.Seed)
-	_, err = c.Announce(t.Context(), started("teapot"))
+	_, _, err = c.Announce(t.Context(), started("teapot"))
 	require.ErrorContains(t, err, `418 I'm a teapot: {"error":"short and stout"}`)
 	cancel()
 	require.NoError(t, <-ended)
@@ -732,7 +711,7 @@ func TestAnswersAreBoundedBeforeTheyAreBelieved(t *testing.T) {
 		`{"version":1,"assignments":[{},{}]}`: "more than 1 elements",
 		`{"version":1,"assignments":{}}`:      "is no list",
 		`{"version":1,"assignments":[{}],"owners":["` + strings.Repeat("x", 600) + `"]}`:   "at most 512",
-		`{"version":1,"assignments":[{"redirect":"` + strings.Repeat("x", 1<<20) + `"}]}`:  "bytes, at most",
+		`{"version":1,"assignments":[{"inline":"` + strings.Repeat("x", 1<<20) + `"}]}`:    "bytes, at most",
 		`{"version":1,"assignments":[{}],"owners":` + strings.Repeat(" ", api.AnnounceMax): "more than 16777216 bytes",
 	} {
 		_, err := decodeResponse([]byte(body), 1)
@@ -740,22 +719,20 @@ func TestAnswersAreBoundedBeforeTheyAreBelieved(t *testing.T) {
 	}
 }
 
-// What a host notes for itself about an answer, no owner can say.
-func TestAnOwnerCannotSayThatOthersAskThisHost(t *testing.T) {
-	for _, key := range []string{"leads", "Leads", "LEADS", "elsewhere", "Elsewhere", "-"} {
-		got, err := decodeResponse([]byte(`{"version":1,"assignments":[{"seed":true,"`+key+`":true}]}`), 1)
+// An owner of a former version may still send a redirect, and a hostile one the fields that the
+// host once kept in the assignment for itself.
+func TestDecodeIgnoresRemovedFields(t *testing.T) {
+	for _, field := range []string{`"leads":true`, `"Leads":true`, `"elsewhere":true`, `"-":true`, `"redirect":"evil:1"`} {
+		got, err := decodeResponse([]byte(`{"version":1,"assignments":[{"seed":true,`+field+`}]}`), 1)
 		require.NoError(t, err)
-		assert.Equal(t, api.Assignment{Seed: true}, got.Assignments[0], key)
+		assert.Equal(t, api.Assignment{Seed: true}, got.Assignments[0], field)
 	}
-	b, err := json.Marshal(api.Assignment{Task: task.ID("file:" + strings.Repeat("1", 64)), Leads: true, Elsewhere: true})
-	require.NoError(t, err)
-	assert.JSONEq(t, `{"task":"file:`+strings.Repeat("1", 64)+`"}`, string(b), "nor does this host tell others")
 }
 
 // FuzzDecodeResponse proves that whatever an owner says, what comes out is within bounds.
 func FuzzDecodeResponse(f *testing.F) {
 	f.Add([]byte(`{"version":1,"assignments":[{"neighbours":[{"id":"11111111111111111111111111111111","addr":"a:1"}],"facts":{"length":5,"pieceSize":131072},"inline":"aGVsbG8="}],"intervalMillis":1000,"owners":["a:1"]}`))
-	f.Add([]byte(`{"version":2,"assignments":[{"failure":{"status":503,"body":"eA==","message":"no"},"redirect":"b:1"}],"resync":true}`))
+	f.Add([]byte(`{"version":2,"assignments":[{"failure":{"status":503,"body":"eA==","message":"no"},"local":true}],"resync":true}`))
 	f.Add([]byte(`{"version":1,"assignments":[{"inline":"aA==","proof":{"facts":{"length":1,"pieceSize":131072},"epoch":"7","digests":["qqqq"],"key":"AQIDBAUGBwg=","signature":"","certificates":["AA=="]}}]}`))
 	f.Add([]byte(`{"version":1,"assignments":[null],"owners":null}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -778,7 +755,6 @@ func FuzzDecodeResponse(f *testing.F) {
 		if a.Proof != nil {
 			require.NoError(t, a.Proof.Check())
 		}
-		require.False(t, a.Leads || a.Elsewhere)
 		if a.Failure != nil {
 			require.LessOrEqual(t, len(a.Failure.Body), api.FailureMax)
 		}

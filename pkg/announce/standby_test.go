@@ -19,6 +19,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -140,9 +141,10 @@ func TestAHostThatStandsInLeadsItsTasksItself(t *testing.T) {
 	inTown(t, w, only("a:1", own), func(t *testing.T, c *Client) {
 		w.set("a:1", func(o *script) { o.dead = true })
 		mine, others := ledBy(named, self.Addr), ledBy(named, "s:3", self.Addr)
-		a, err := c.Announce(t.Context(), started(mine))
+		a, leader, err := c.Announce(t.Context(), started(mine))
 		require.NoError(t, err)
-		assert.True(t, a.Seed && a.Leads, "others ask it, too")
+		assert.True(t, a.Seed)
+		assert.Equal(t, owners.Self, leader, "others ask it, too")
 		assert.Equal(t, "s:3", answeredBy(t, c, started(others)))
 		w.set("s:3", func(o *script) { o.dead = true })
 		assert.Equal(t, local, answeredBy(t, c, started(others)), "it is the second")
@@ -217,7 +219,7 @@ func TestCredentialsGoToOwnersOverTLSOrLoopbackOnly(t *testing.T) {
 	}
 	w := newTown("a:1")
 	inTown(t, w, Config{Scheme: "http"}, func(t *testing.T, c *Client) {
-		_, err := c.Announce(t.Context(), started("app"))
+		_, _, err := c.Announce(t.Context(), started("app"))
 		require.ErrorContains(t, err, "over TLS only")
 		assert.Empty(t, w.lines("a:1"))
 	})

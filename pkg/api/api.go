@@ -118,11 +118,6 @@ type Assignment struct {
 	// Seed tells the asker to bring the content from the origin itself, while it serves
 	// its neighbours.
 	Seed bool `json:"seed,omitempty"`
-	// Leads says to a host that asked its own coordinator that others ask it, too: it need not leave
-	// the origin to one of its neighbours. Elsewhere says that another host's coordinator gave the
-	// answer. The host notes both for itself; no owner can say them.
-	Leads     bool `json:"-"`
-	Elsewhere bool `json:"-"`
 	// Local tells the asker to take pieces from its own zone alone: the zone's gateways
 	// bring them there. Absent, it is a gateway itself, or there is one zone.
 	Local bool `json:"local,omitempty"`
@@ -135,8 +130,6 @@ type Assignment struct {
 	Proof *Proof `json:"proof,omitempty"`
 	// Failure is the origin's own refusal, when the owner met one a moment ago.
 	Failure *Failure `json:"failure,omitempty"`
-	// Redirect is the API address of the owner to ask instead.
-	Redirect string `json:"redirect,omitempty"`
 }
 
 // Neighbour is a host to exchange pieces with.

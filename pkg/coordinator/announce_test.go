@@ -34,7 +34,7 @@ func TestAHostAndARestartedOwnerFindTogetherAgain(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- client.Run(ctx) }()
 
-	a, err := client.Announce(ctx, wants(wanted, "token"))
+	a, _, err := client.Announce(ctx, wants(wanted, "token"))
 	require.NoError(t, err)
 	assert.Equal(t, member("0").ID, a.Neighbours[0].ID)
 	assert.Equal(t, []string{"sha256:bbbbbbbbbbbb token"}, behind.Load().seeds())
@@ -46,10 +46,10 @@ func TestAHostAndARestartedOwnerFindTogetherAgain(t *testing.T) {
 	behind.Store(fresh)
 	// The first news after the restart do not say how the content is brought; the owner
 	// asks for everything, and the next do.
-	_, err = client.Announce(ctx, api.Entry{Task: wanted, Event: api.Progress})
+	_, _, err = client.Announce(ctx, api.Entry{Task: wanted, Event: api.Progress})
 	require.NoError(t, err)
 	require.Eventually(t, holding(fresh), time.Minute, time.Millisecond, "the inventory arrives again")
-	a, err = client.Announce(ctx, api.Entry{Task: wanted, Event: api.Progress, Need: 1})
+	a, _, err = client.Announce(ctx, api.Entry{Task: wanted, Event: api.Progress, Need: 1})
 	require.NoError(t, err)
 	assert.Len(t, a.Neighbours, 1)
 	assert.Equal(t, []string{"sha256:bbbbbbbbbbbb token"}, fresh.seeds())

@@ -22,6 +22,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/scheduler"
 	"github.com/darter-io/darter/pkg/task"
@@ -185,16 +186,18 @@ func (c *Coordinator) seed(specs []task.Spec) {
 }
 
 // Announce takes in the news of the host's own engine. An answer with Seed means that the
-// engine must go to the origin itself; Seed of the Config is not called for it.
-func (c *Coordinator) Announce(ctx context.Context, e api.Entry) (api.Assignment, error) {
+// engine must go to the origin itself; Seed of the Config is not called for it. The leader is
+// [owners.LastResort]: a Coordinator does not know which hosts send announces here, only the
+// announce client does.
+func (c *Coordinator) Announce(ctx context.Context, e api.Entry) (api.Assignment, owners.Leader, error) {
 	if err := ctx.Err(); err != nil {
-		return api.Assignment{}, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
+		return api.Assignment{}, owners.LastResort, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
 	}
 	response, err := c.answer(api.AnnounceRequest{Version: api.Version, Host: c.cfg.Host, Entries: []api.Entry{e}}, "")
 	if err != nil {
-		return api.Assignment{}, err
+		return api.Assignment{}, owners.LastResort, err
 	}
-	return response.Assignments[0], nil
+	return response.Assignments[0], owners.LastResort, nil
 }
 
 // ServeAnnounce takes in the news of a host; it does not wait for anything, so ctx is asked

@@ -222,7 +222,7 @@ func TestAnObserverIsToldOfEachAnnounce(t *testing.T) {
 
 func TestItsOwnEngineIsToldByTheAnswerToGoToTheOrigin(t *testing.T) {
 	r := newRig(nil)
-	a, err := r.Announce(t.Context(), wants(taskID("a"), "token"))
+	a, _, err := r.Announce(t.Context(), wants(taskID("a"), "token"))
 	require.NoError(t, err)
 	assert.True(t, a.Seed)
 	assert.Empty(t, r.seeds(), "the answer is enough")
@@ -234,7 +234,7 @@ func TestItsOwnEngineIsToldByTheAnswerToGoToTheOrigin(t *testing.T) {
 
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = r.Announce(ended, wants(taskID("a"), ""))
+	_, _, err = r.Announce(ended, wants(taskID("a"), ""))
 	require.ErrorIs(t, err, context.Canceled)
 }
 
@@ -514,7 +514,7 @@ func TestSeedMayCallTheCoordinator(t *testing.T) {
 	var c *Coordinator
 	asked := make(chan api.Assignment, 1)
 	c = New(Config{Host: member("0"), Seed: func(spec task.Spec) {
-		a, err := c.Announce(t.Context(), api.Entry{Task: spec.ID, Event: api.Started, Spec: api.NewSpec(spec)})
+		a, _, err := c.Announce(t.Context(), api.Entry{Task: spec.ID, Event: api.Started, Spec: api.NewSpec(spec)})
 		assert.NoError(t, err)
 		asked <- a
 	}})

@@ -28,6 +28,7 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/identity"
+	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/piece/memstore"
 	"github.com/darter-io/darter/pkg/source/httporigin"
@@ -37,8 +38,8 @@ import (
 // alone leads its own tasks: it is told to be the seed.
 type alone struct{}
 
-func (alone) Announce(_ context.Context, e api.Entry) (api.Assignment, error) {
-	return api.Assignment{Task: e.Task, Seed: true}, nil
+func (alone) Announce(_ context.Context, e api.Entry) (api.Assignment, owners.Leader, error) {
+	return api.Assignment{Task: e.Task, Seed: true}, owners.LastResort, nil
 }
 
 // origin is a web server with one file, for those who know the word.

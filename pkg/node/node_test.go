@@ -23,6 +23,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/owners"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -39,8 +40,8 @@ func settings(t *testing.T) Config {
 // alone announces to nobody.
 type alone struct{}
 
-func (alone) Announce(_ context.Context, e api.Entry) (api.Assignment, error) {
-	return api.Assignment{Task: e.Task}, nil
+func (alone) Announce(_ context.Context, e api.Entry) (api.Assignment, owners.Leader, error) {
+	return api.Assignment{Task: e.Task}, owners.LastResort, nil
 }
 
 func build(t *testing.T, cfg Config) *Node {

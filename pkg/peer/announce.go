@@ -12,6 +12,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/identity"
+	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/source"
@@ -69,13 +70,13 @@ func (d *Download) announce(now time.Time) {
 	d.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(d.ctx, announceTimeout)
 		defer cancel()
-		answer, err := d.e.cfg.Announcer.Announce(ctx, entry)
+		answer, leader, err := d.e.cfg.Announcer.Announce(ctx, entry)
 		d.e.news.said(entry, err)
 		var h heeded
 		if err == nil && answer.Failure == nil {
 			h = d.heed(spec, answer)
 		}
-		d.notify(ownerReplied{spec, answer, err, h})
+		d.notify(ownerReplied{spec, answer, leader, err, h})
 	})
 }
 
@@ -197,8 +198,9 @@ func (d *Download) takeInline(spec task.Spec, content []byte) (got []piece.Index
 	return got, nil
 }
 
-// assigned takes the owner's answer to who came with spec, and what it told of the content.
-func (d *Download) assigned(now time.Time, spec task.Spec, a api.Assignment, err error, h heeded) {
+// assigned takes the owner's reply, and what it told of the content.
+func (d *Download) assigned(now time.Time, ev ownerReplied) {
+	a, err, h := ev.reply, ev.err, ev.heeded
 	d.announcing = false
 	d.inlining.Store(false)
 	d.ownerErr = err
@@ -207,7 +209,7 @@ func (d *Download) assigned(now time.Time, spec task.Spec, a api.Assignment, err
 		return
 	}
 	if f := a.Failure; f != nil && !d.complete && !d.seeding && (len(d.links) == 0 || f.Personal() && !d.hopeful()) {
-		d.failFor(spec, f)
+		d.failFor(ev.spec, f)
 		return
 	}
 	if errors.Is(h.err, errContradiction) {
@@ -230,9 +232,9 @@ func (d *Download) assigned(now time.Time, spec task.Spec, a api.Assignment, err
 	}
 	switch {
 	case a.Seed:
-		d.leads, d.disputed = a.Leads, false
+		d.leads, d.disputed = ev.leader == owners.Self, false
 		d.letSeed(now)
-	case a.Elsewhere && !d.maySeed:
+	case ev.leader == owners.Other && !d.maySeed:
 		d.disputed = true
 		if d.background {
 			d.letSeed(now)

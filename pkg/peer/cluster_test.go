@@ -21,6 +21,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/piece/memstore"
@@ -151,7 +152,9 @@ type owner struct {
 	mu    sync.Mutex
 	nodes []*node
 	// seed is told to bring tasks from the origin; nil: whoever asks brings it itself.
-	seed    *node
+	seed *node
+	// leader goes with each answer.
+	leader  owners.Leader
 	entries []api.Entry
 	events  map[host.ID][]api.Entry
 	answer  func(from *node, e api.Entry, a *api.Assignment) error
@@ -199,8 +202,9 @@ type announcer struct {
 	n *node
 }
 
-func (a announcer) Announce(_ context.Context, e api.Entry) (api.Assignment, error) {
-	return a.o.announce(a.n, e)
+func (a announcer) Announce(_ context.Context, e api.Entry) (api.Assignment, owners.Leader, error) {
+	assignment, err := a.o.announce(a.n, e)
+	return assignment, a.o.leader, err
 }
 
 // origin is a scripted [source.Origin].

@@ -24,6 +24,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/peer/picker"
 	"github.com/darter-io/darter/pkg/peer/upload"
 	"github.com/darter-io/darter/pkg/peer/wire"
@@ -37,7 +38,8 @@ var ErrStopped = errors.New("the peer engine was stopped")
 
 // Announcer tells a task's owner what happens here and brings back whom to talk to.
 type Announcer interface {
-	Announce(ctx context.Context, e api.Entry) (api.Assignment, error)
+	// The leader says whose coordinator answered.
+	Announce(ctx context.Context, e api.Entry) (api.Assignment, owners.Leader, error)
 }
 
 // Signer vouches for pieces as a coordinator.

@@ -20,6 +20,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/piece/memstore"
@@ -556,8 +557,9 @@ func TestNobodyToReachIsToldWithTheLastTry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(15, mib))
 		gone := host.Host{ID: host.NewID(), Addr: "gone:65002"}
+		s.owner.leader = owners.Other
 		s.owner.answer = func(_ *node, _ api.Entry, a *api.Assignment) error {
-			*a = api.Assignment{Elsewhere: true, Neighbours: []api.Neighbour{{Host: gone, Seed: true}}}
+			*a = api.Assignment{Neighbours: []api.Neighbour{{Host: gone, Seed: true}}}
 			return nil
 		}
 		s.adjust = func(c *peer.Config) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/task"
@@ -113,7 +114,9 @@ type (
 	ownerReplied struct {
 		spec  task.Spec
 		reply api.Assignment
-		err   error
+		// leader says whose coordinator replied.
+		leader owners.Leader
+		err    error
 		// heeded is what the reply said of the blob itself; it is verified and stored already.
 		heeded heeded
 	}
@@ -189,7 +192,7 @@ func (d *Download) handle(now time.Time, ev event) {
 		d.checked(ev.index, ev.damaged)
 
 	case ownerReplied:
-		d.assigned(now, ev.spec, ev.reply, ev.err, ev.heeded)
+		d.assigned(now, ev)
 	case dialEnded:
 		d.dialled(now, ev.to, ev.err)
 
@@ -251,8 +254,8 @@ func (e pieceChecked) String() string {
 	return fmt.Sprintf("stored piece checked: piece=%d damaged=%t", e.index, e.damaged)
 }
 func (e ownerReplied) String() string {
-	return fmt.Sprintf("owner replied: neighbours=%d seed=%t elsewhere=%t inline=%d error=%v",
-		len(e.reply.Neighbours), e.reply.Seed, e.reply.Elsewhere, len(e.reply.Inline), e.err)
+	return fmt.Sprintf("owner replied: neighbours=%d seed=%t leader=%v inline=%d error=%v",
+		len(e.reply.Neighbours), e.reply.Seed, e.leader, len(e.reply.Inline), e.err)
 }
 func (e dialEnded) String() string {
 	return fmt.Sprintf("dial ended: host=%s error=%v", e.to.ID.Short(), e.err)

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/peer/picker"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/piece/memstore"
@@ -117,6 +118,6 @@ func TestAStoreThatHangsHoldsUpNoOtherTask(t *testing.T) {
 // nobody is an owner that does not answer.
 type nobody struct{}
 
-func (nobody) Announce(context.Context, api.Entry) (api.Assignment, error) {
-	return api.Assignment{}, errors.New("nobody answers")
+func (nobody) Announce(context.Context, api.Entry) (api.Assignment, owners.Leader, error) {
+	return api.Assignment{}, owners.LastResort, errors.New("nobody answers")
 }

@@ -92,7 +92,7 @@ func (e *Engine) tellNews(ctx context.Context) {
 		}
 		for _, entry := range e.news.due(e.cfg.Store.Inventory(), e.running) {
 			bounded, cancel := context.WithTimeout(ctx, announceTimeout)
-			_, err := e.cfg.Announcer.Announce(bounded, entry)
+			_, _, err := e.cfg.Announcer.Announce(bounded, entry)
 			cancel()
 			if ctx.Err() != nil {
 				return

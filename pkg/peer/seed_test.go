@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/rendezvous"
@@ -156,9 +157,11 @@ func TestAHostThatOthersAskLeavesTheOriginToNoneOfThem(t *testing.T) {
 			}
 			order := rendezvous.Order(string(s.spec().ID), ids)
 			var told atomic.Bool
+			if leads {
+				s.owner.leader = owners.Self
+			}
 			s.owner.answer = func(from *node, _ api.Entry, a *api.Assignment) error {
 				a.Seed = told.Load() && string(from.host.ID) == order[len(order)-1]
-				a.Leads = a.Seed && leads
 				return nil
 			}
 			var opened time.Time

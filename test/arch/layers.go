@@ -25,7 +25,7 @@ type Layer struct {
 // imports them but tests.
 var Table = []Layer{
 	{Name: "words", Pure: true, Packages: "pkg/secret; pkg/task pkg/host pkg/rendezvous; pkg/oci pkg/piece"},
-	{Name: "brains", Pure: true, Packages: "pkg/scheduler pkg/peer/picker pkg/sharing"},
+	{Name: "brains", Pure: true, Packages: "pkg/scheduler pkg/owners pkg/peer/picker pkg/sharing"},
 	{Name: "contracts", Pure: true, Packages: "pkg/api; pkg/source"},
 	{Name: "doors", Packages: "pkg/atomicfile; pkg/config pkg/ratelimit pkg/telemetry pkg/identity pkg/piece/diskstore pkg/piece/memstore" +
 		" pkg/source/httporigin pkg/clientconf pkg/httpproxy; pkg/source/registry pkg/cluster pkg/announce pkg/peer/wire pkg/peer/upload"},

@@ -19,6 +19,7 @@ import (
 	"github.com/darter-io/darter/pkg/coordinator"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/identity"
+	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/peer/upload"
 	"github.com/darter-io/darter/pkg/piece/memstore"
@@ -190,12 +191,12 @@ func (o *owner) announce(ctx context.Context, entries ...api.Entry) (api.Announc
 	return o.coord.ServeAnnounce(ctx, api.AnnounceRequest{Version: api.Version, Host: o.host, Generation: 1, Entries: entries})
 }
 
-func (o *owner) Announce(ctx context.Context, e api.Entry) (api.Assignment, error) {
+func (o *owner) Announce(ctx context.Context, e api.Entry) (api.Assignment, owners.Leader, error) {
 	r, err := o.announce(ctx, e)
 	if err != nil {
-		return api.Assignment{}, err
+		return api.Assignment{}, owners.Other, err
 	}
-	return r.Assignments[0], nil
+	return r.Assignments[0], owners.LastResort, nil
 }
 
 // beat keeps a host alive for the owner, as the announce client does.

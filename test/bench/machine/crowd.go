@@ -18,6 +18,7 @@ import (
 	"github.com/darter-io/darter/pkg/coordinator"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/identity"
+	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/piece/diskstore"
 	"github.com/darter-io/darter/pkg/secret"
@@ -214,12 +215,12 @@ func (o *inProcess) announce(ctx context.Context, entries ...api.Entry) (api.Ann
 }
 
 // Announce implements [peer.Announcer].
-func (o *inProcess) Announce(ctx context.Context, e api.Entry) (api.Assignment, error) {
+func (o *inProcess) Announce(ctx context.Context, e api.Entry) (api.Assignment, owners.Leader, error) {
 	r, err := o.announce(ctx, e)
 	if err != nil {
-		return api.Assignment{}, err
+		return api.Assignment{}, owners.Other, err
 	}
-	return r.Assignments[0], nil
+	return r.Assignments[0], owners.LastResort, nil
 }
 
 // beat keeps the host alive for the owner, as the announce client does.
