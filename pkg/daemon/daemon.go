@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/announce"
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/config"
@@ -39,8 +40,10 @@ type Daemon struct {
 	files       *files
 	pulls       *pulls
 	proxy       *registryproxy.Proxy
-	// desk answers others what is the same for all hosts, where this one stands in for owners.
-	desk        *registryproxy.Desk
+	// resolver grants what clients of the mirror may read.
+	resolver *access.Resolver
+	// lookups answers the lookups of other hosts while this one is a standby.
+	lookups     *access.Owner
 	mirror, api net.Listener
 	// mirrors are those of mirror.listeners, in their order.
 	mirrors []net.Listener
@@ -84,32 +87,36 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 	}
 	d.coordinator = d.node.NewCoordinator(nil)
 	var announcer peer.Announcer = d.coordinator
-	var shared func(context.Context, api.Lookup) (api.LookupReply, error)
+	var askOwner func(context.Context, api.Lookup) (api.LookupReply, error)
 	if len(cfg.Supernodes) > 0 {
 		d.client = d.newClient()
 		d.node.Owners = d.client.Owners
-		announcer, shared = d.client, d.question
+		announcer, askOwner = d.client, d.askOwner
 	}
 	d.node.Connect(announcer, d.node.Watch(d.coordinator))
 	d.pulls = &pulls{metrics: telemetry.NewPulls(d.node.Metrics), log: d.node.Log, embedded: d.leads}
 	d.files = newFiles(d.node, d.pulls)
 	d.files.settings.Store(&cfg.Files)
+	d.resolver = access.New(access.Config{
+		Registry: d.node.Origins.Registries, AskOwner: askOwner, Credentialed: d.node.Origins.Registries.Credentialed,
+		Trusted: d.node.Origins.Registries.Listed, Policy: policy(cfg.Mirror),
+	})
 	d.proxy = registryproxy.New(registryproxy.Config{
-		Open: func(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
+		Resolver: d.resolver,
+		Open: func(ctx context.Context, spec task.Spec) (registryproxy.Blob, error) {
 			c, err := d.node.Engine.Open(ctx, spec)
 			if err != nil {
 				return nil, err
 			}
 			return content{c}, nil
 		},
-		Direct: d.node.Engine.Unkept, Moving: d.node.Engine.Moving, Replaced: d.node.Engine.Replaced, Upstream: d.node.Origins.Registries,
+		Passthrough: d.node.Engine.Unkept, Progress: d.node.Engine.Moving, Replaced: d.node.Engine.Replaced,
 		Default: cfg.Mirror.DefaultUpstream, Allow: d.node.Origins.Registries.Allow, Observe: d.pulls.mirrored,
-		Vouches: d.node.Origins.Registries.Listed, Credentialed: d.node.Origins.Registries.Credentialed, Shared: shared, Policy: policy(cfg.Mirror),
 	})
-	d.desk = registryproxy.NewDesk(d.node.Origins.Registries)
+	d.lookups = access.NewOwner(d.node.Origins.Registries)
 	d.node.OnWithdrawal(func(task.ID) {
-		d.proxy.Forget()
-		d.desk.Forget()
+		d.resolver.Forget()
+		d.lookups.Forget()
 	})
 	return d, d.openProxy(cfg)
 }
@@ -122,11 +129,11 @@ func secretFiles(cfg config.Dfdaemon) [][2]string {
 	return [][2]string{{"proxy.caKey", cfg.Proxy.CAKey}}
 }
 
-// question asks the cluster, which may be this host.
-func (d *Daemon) question(ctx context.Context, q api.Lookup) (api.LookupReply, error) {
+// askOwner sends a lookup to its owner, which may be this host.
+func (d *Daemon) askOwner(ctx context.Context, q api.Lookup) (api.LookupReply, error) {
 	a, err := d.client.Lookup(ctx, q)
 	if errors.Is(err, announce.ErrHere) {
-		return d.desk.Answer(ctx, q), nil
+		return d.lookups.Reply(ctx, q), nil
 	}
 	return a, err
 }
@@ -142,10 +149,10 @@ func (d *Daemon) supernodes() (list []string) {
 	return list
 }
 
-// policy is how long a registry's word counts in the mirror.
-func policy(m config.Mirror) registryproxy.Policy {
-	return registryproxy.Policy{
-		RightsLife: m.RightsLife, ServeCached: m.RightsUnreachable == config.ServeCached, TagLife: m.TagLife, TagStale: m.TagStale,
+// policy is how long a registry's reply stays valid in the mirror.
+func policy(m config.Mirror) access.Policy {
+	return access.Policy{
+		GrantLife: m.RightsLife, ServeCached: m.RightsUnreachable == config.ServeCached, TagLife: m.TagLife, TagStale: m.TagStale,
 	}
 }
 
@@ -186,7 +193,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	local := http.NewServeMux()
 	local.Handle(api.PathFiles, node.NoBrowsers(d.files))
 	local.Handle("/", d.localRoutes())
-	parts := []node.Part{d.coordinator.Run}
+	parts := []node.Part{d.coordinator.Run, d.resolver.Run, d.lookups.Run}
 	if d.client != nil {
 		parts = append(parts, d.client.Run)
 	}
@@ -224,9 +231,9 @@ func (d *Daemon) Reload(settings any) error {
 	}
 	d.files.settings.Store(&cfg.Files)
 	d.through.Store(&cfg.Proxy)
-	d.proxy.SetPolicy(policy(cfg.Mirror))
-	d.proxy.Forget() // what was said to credentials that may be others now
-	d.desk.Forget()
+	d.resolver.SetPolicy(policy(cfg.Mirror))
+	d.resolver.Forget() // replies to credentials that may have changed
+	d.lookups.Forget()
 	return nil
 }
 

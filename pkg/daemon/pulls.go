@@ -59,10 +59,10 @@ func (p *pulls) mirrored(x registryproxy.Pull) {
 	default:
 		out.Result = telemetry.OK
 	}
-	if c, ok := x.Content.(content); ok {
+	if c, ok := x.Blob.(content); ok {
 		out.Bytes = p.split(x.Bytes, c.Sources(), c.Cached())
 	}
-	if x.Direct {
+	if x.Passthrough {
 		out.Bytes = telemetry.Bytes{Origin: x.Bytes}
 	}
 	p.finished(out)
@@ -86,7 +86,7 @@ func stages(x registryproxy.Pull) (list []telemetry.Stage) {
 	for _, s := range []struct {
 		name  string
 		ended time.Duration
-	}{{"asking the registry", x.Asked}, {"first facts", x.Opened}, {"first byte", x.FirstByte}, {"body", 0}} {
+	}{{"asking the registry", x.Granted}, {"first facts", x.Opened}, {"first byte", x.FirstByte}, {"body", 0}} {
 		if s.ended == 0 {
 			return append(list, telemetry.Stage{Name: s.name, Took: x.Total - began})
 		}

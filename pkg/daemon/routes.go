@@ -13,7 +13,7 @@ import (
 func (d *Daemon) memberRoutes() http.Handler {
 	r := node.NewRouter()
 	r.POST(api.PathAnnounce, gin.WrapF(d.coordinator.HandleAnnounce))
-	r.POST(api.PathLookups, gin.WrapH(d.desk))
+	r.POST(api.PathLookups, gin.WrapH(d.lookups))
 	d.node.RouteWithdrawals(r)
 	d.node.RouteStatus(r, d.Status)
 	d.node.RouteHealth(r)

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/registryproxy"
@@ -52,7 +53,7 @@ func TestARegistryThatRedirectsWithoutALookVouchesForNothing(t *testing.T) {
 		})
 		require.NoError(t, err)
 		defer client.CloseIdleConnections()
-		p := registryproxy.New(registryproxy.Config{Upstream: client, Open: s.Open})
+		p := newMirror(config{Upstream: client, Open: s.Open})
 		ns := "?ns=" + url.QueryEscape(host)
 		for _, method := range []string{http.MethodGet, http.MethodHead} {
 			for _, path := range []string{"/v2/app/blobs/", "/v2/app/manifests/"} {
@@ -68,7 +69,7 @@ func TestARegistryThatRedirectsWithoutALookVouchesForNothing(t *testing.T) {
 }
 
 func TestAnAnswerThatIsNeitherYesNorNoIsNoConsent(t *testing.T) {
-	r := newRoom(registryproxy.Config{})
+	r := newFixture(config{})
 	manifest := r.swarm.put(oldIndex, oci.MediaTypeIndex)
 	for _, status := range []int{201, 202, 204, 206, 300, 301, 302, 304, 307} {
 		r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {
@@ -96,7 +97,7 @@ func TestAnAnswerThatIsNeitherYesNorNoIsNoConsent(t *testing.T) {
 }
 
 func TestARegistryThatShowsAnotherLengthDoesNotVouch(t *testing.T) {
-	r := newRoom(registryproxy.Config{})
+	r := newFixture(config{})
 	r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { // a page for whatever is asked
 		w.Header().Set("Content-Type", "text/html")
 		w.Header().Set("Content-Length", "612")
@@ -128,12 +129,12 @@ func TestTheChallengeOfOneRegistryIsNotTakenUpByTheClientOfAnother(t *testing.T)
 		"a limit, and then the content":     {api.Failure{Status: 429, Upstream: "evil.test", Repository: "app"}, 2, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRoom(registryproxy.Config{})
+			r := newFixture(config{})
 			c.failure.Message = "bringing it of secret/repository"
 			c.failure.Header = map[string]string{"Www-Authenticate": `Bearer realm="https://evil.test/token"`, "Retry-After": "600"}
 			c.failure.Body = []byte(`{"errors":[{"code":"X","message":"secret/repository"}]}`)
 			opened := 0
-			p := registryproxy.New(registryproxy.Config{Upstream: r.up, Default: "r.test", Open: func(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
+			p := newMirror(config{Upstream: r.up, Default: "r.test", Open: func(ctx context.Context, spec task.Spec) (registryproxy.Blob, error) {
 				if opened++; opened == c.tries {
 					return r.swarm.Open(ctx, spec)
 				}
@@ -155,7 +156,7 @@ func TestTheChallengeOfOneRegistryIsNotTakenUpByTheClientOfAnother(t *testing.T)
 		})
 	}
 	// In one registry trouble is everybody's, but the name of the other's repository is not.
-	r := newRoom(registryproxy.Config{})
+	r := newFixture(config{})
 	r.swarm.err = &api.Failure{Status: 500, Upstream: "r.test", Repository: "secret/repository", Message: "bringing it of secret/repository"}
 	said := refusedAs(t, r.get("app/blobs/"+string(r.layer)), http.StatusInternalServerError, "UNKNOWN")
 	assert.NotContains(t, said, "secret/repository")
@@ -190,7 +191,7 @@ func TestThePasswordForTheDefaultIsShownToNoOtherRegistry(t *testing.T) {
 					w.Header().Set("WWW-Authenticate", map[bool]string{true: c.challenge, false: "Bearer other"}[q.Upstream == "corp.test"])
 					w.WriteHeader(http.StatusUnauthorized)
 				}}
-				p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "corp.test"})
+				p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "corp.test"})
 				if greeted {
 					ask(p, http.MethodGet, "/v2/")
 				}
@@ -209,7 +210,7 @@ func TestThePasswordForTheDefaultIsShownToNoOtherRegistry(t *testing.T) {
 		return &upstreamFunc{answer: func(w http.ResponseWriter, _ source.RegistryRequest) { w.WriteHeader(status) }}
 	}
 	for _, up := range []*upstreamFunc{{err: fmt.Errorf("connection refused")}, trouble(429), trouble(503)} {
-		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "corp.test"})
+		p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "corp.test"})
 		ask(p, http.MethodGet, "/v2/other.test/app/manifests/v1", "Authorization", "Basic YTpi")
 		require.NotEmpty(t, up.questions())
 		for _, q := range up.questions() {
@@ -219,24 +220,24 @@ func TestThePasswordForTheDefaultIsShownToNoOtherRegistry(t *testing.T) {
 }
 
 func TestAManifestThatWasForgottenWhileItWasReadVouchesForNothing(t *testing.T) {
-	for name, forget := range map[string]func(*room){
-		"settings are read anew": func(r *room) { r.Forget() },
-		"the registry no longer takes the token": func(r *room) {
+	for name, forget := range map[string]func(*fixture){
+		"settings are read anew": func(r *fixture) { r.Forget() },
+		"the registry no longer takes the token": func(r *fixture) {
 			r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusUnauthorized) })
 			r.get("app/blobs/"+missing, "Authorization", "Bearer x")
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRoom(registryproxy.Config{})
+				r := newFixture(config{})
 				var f family
 				r.up.reply(answers(f.put(&r.swarm)))
 				gate := make(chan struct{})
-				p := registryproxy.New(registryproxy.Config{Upstream: r.up, Default: "r.test", Open: func(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
+				p := newMirror(config{Upstream: r.up, Default: "r.test", Open: func(ctx context.Context, spec task.Spec) (registryproxy.Blob, error) {
 					<-gate
 					return r.swarm.Open(ctx, spec)
 				}})
-				r.Proxy = p
+				r.mirror = p
 				var pull sync.WaitGroup
 				pull.Go(func() {
 					assert.Equal(t, 200, r.get("app/manifests/"+string(f.index), "Authorization", "Bearer x").StatusCode)
@@ -256,7 +257,7 @@ func TestAManifestThatWasForgottenWhileItWasReadVouchesForNothing(t *testing.T) 
 func TestHostileNamesAreRefusedBeforeAnybodyIsAsked(t *testing.T) {
 	up := &upstreamFunc{answer: answers(nil)}
 	var s swarm
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 	for _, target := range []string{
 		"/v2/../app/manifests/v1", "/v2/app/../../other/manifests/v1", "/v2/app/%2e%2e/other/manifests/v1", "/v2/app%2f..%2fother/manifests/v1",
 		"/v2/app/./manifests/v1", "/v2//app/manifests/v1", "/v2/app//manifests/v1", "/v2/app/manifests/..", "/v2/app/manifests/%2e%2e", "/v2/app/manifests/..%2f..%2fother",
@@ -286,7 +287,7 @@ func TestALongAcceptIsNotRemembered(t *testing.T) {
 	s.put(oldIndex, oci.MediaTypeIndex)
 	r := &tagged{}
 	r.set("v1", oldIndex)
-	p := registryproxy.New(registryproxy.Config{Upstream: r, Open: s.Open, Default: "r.test", Policy: registryproxy.Policy{TagLife: 1 << 40}})
+	p := newMirror(config{Upstream: r, Open: s.Open, Default: "r.test", Policy: access.Policy{TagLife: 1 << 40}})
 	long := strings.Repeat("application/x, ", 4000)
 	const tags = 200
 	before := heap()

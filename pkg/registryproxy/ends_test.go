@@ -45,19 +45,19 @@ func TestHoweverAContextEndsThereIsAnAnswer(t *testing.T) {
 			return ctx
 		}, 503},
 	}
-	mirrors := map[string]registryproxy.Config{
+	mirrors := map[string]config{
 		"the registry hangs": {Upstream: &upstreamFunc{}, Open: (&swarm{}).Open},
 		"the content hangs": {
 			Upstream: &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + id: {layer, ""}, "r.test/v2/app/manifests/" + id: {layer, oci.ManifestTypes()[0]}, "r.test/v2/app/manifests/v1": {layer, oci.ManifestTypes()[0]}})},
-			Open: func(ctx context.Context, _ task.Spec) (registryproxy.Content, error) {
+			Open: func(ctx context.Context, _ task.Spec) (registryproxy.Blob, error) {
 				<-ctx.Done()
 				return nil, context.Cause(ctx)
 			},
 		},
 		"its first byte hangs": {
 			Upstream: &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + id: {layer, ""}, "r.test/v2/app/manifests/" + id: {layer, oci.ManifestTypes()[0]}, "r.test/v2/app/manifests/v1": {layer, oci.ManifestTypes()[0]}})},
-			Open: func(context.Context, task.Spec) (registryproxy.Content, error) {
-				return &fakeContent{data: layer, stall: true}, nil
+			Open: func(context.Context, task.Spec) (registryproxy.Blob, error) {
+				return &fakeBlob{data: layer, stall: true}, nil
 			},
 		},
 	}
@@ -72,7 +72,7 @@ func TestHoweverAContextEndsThereIsAnAnswer(t *testing.T) {
 					cfg.Observe, cfg.Default = seen.observe, "r.test"
 					w := httptest.NewRecorder()
 					r := httptest.NewRequestWithContext(c.end(t.Context()), http.MethodGet, "/v2/"+path+"?ns=r.test", nil)
-					registryproxy.New(cfg).ServeHTTP(w, r)
+					newMirror(cfg).ServeHTTP(w, r)
 					said := refusedAs(t, w.Result(), http.StatusServiceUnavailable, "UNAVAILABLE")
 					for _, name := range []string{"Docker-Content-Digest", "ETag", "Accept-Ranges", "Content-Range"} {
 						assert.Empty(t, w.Header().Get(name), name)

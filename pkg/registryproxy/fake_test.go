@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/piece"
@@ -36,8 +37,41 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// fakeContent is a content in memory that may fail, or wait, at an offset.
-type fakeContent struct {
+// config is what a mirror and its Resolver work with.
+type config struct {
+	Open        func(context.Context, task.Spec) (registryproxy.Blob, error)
+	Passthrough func(context.Context, task.Spec, int64) (*source.Response, error)
+	Progress    func(task.ID) int64
+	Replaced    func(task.ID) bool
+	Default     string
+	Allow       func(string) error
+	Observe     func(registryproxy.Pull)
+
+	Upstream     access.Registry
+	Shared       func(context.Context, api.Lookup) (api.LookupReply, error)
+	Credentialed func(string) bool
+	Vouches      func(string) bool
+	Policy       access.Policy
+}
+
+// mirror is a Proxy with its Resolver.
+type mirror struct {
+	*registryproxy.Proxy
+	*access.Resolver
+}
+
+func newMirror(cfg config) *mirror {
+	r := access.New(access.Config{
+		Registry: cfg.Upstream, AskOwner: cfg.Shared, Credentialed: cfg.Credentialed, Trusted: cfg.Vouches, Policy: cfg.Policy,
+	})
+	return &mirror{registryproxy.New(registryproxy.Config{
+		Resolver: r, Open: cfg.Open, Passthrough: cfg.Passthrough, Progress: cfg.Progress, Replaced: cfg.Replaced,
+		Default: cfg.Default, Allow: cfg.Allow, Observe: cfg.Observe,
+	}), r}
+}
+
+// fakeBlob is a content in memory that may fail, or wait, at an offset.
+type fakeBlob struct {
 	data      []byte
 	mediaType string
 	// failAt is where reads fail with err, or wait for their context when err is nil; 0
@@ -48,18 +82,18 @@ type fakeContent struct {
 	writers chan string // types that WriteTo was given
 }
 
-func (c *fakeContent) Facts() piece.Facts {
+func (c *fakeBlob) Facts() piece.Facts {
 	return piece.FactsFor(int64(len(c.data)), c.mediaType)
 }
 
-func (c *fakeContent) NewReader(ctx context.Context, off, n int64) registryproxy.Reader {
+func (c *fakeBlob) NewReader(ctx context.Context, off, n int64) registryproxy.Reader {
 	return &fakeReader{c: c, ctx: ctx, pos: off, end: off + n}
 }
 
-func (c *fakeContent) Close() error { return nil }
+func (c *fakeBlob) Close() error { return nil }
 
 type fakeReader struct {
-	c        *fakeContent
+	c        *fakeBlob
 	ctx      context.Context
 	pos, end int64
 }
@@ -111,7 +145,7 @@ func (r *fakeReader) WriteTo(w io.Writer) (sum int64, err error) {
 // swarm opens fake contents and remembers who asked for what.
 type swarm struct {
 	mu       sync.Mutex
-	contents map[task.ID]*fakeContent
+	contents map[task.ID]*fakeBlob
 	opened   []task.Spec
 	err      error
 }
@@ -120,14 +154,14 @@ func (s *swarm) put(data []byte, mediaType string) task.ID {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.contents == nil {
-		s.contents = map[task.ID]*fakeContent{}
+		s.contents = map[task.ID]*fakeBlob{}
 	}
 	id := oci.DigestOf(data)
-	s.contents[id] = &fakeContent{data: data, mediaType: mediaType}
+	s.contents[id] = &fakeBlob{data: data, mediaType: mediaType}
 	return id
 }
 
-func (s *swarm) Open(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
+func (s *swarm) Open(ctx context.Context, spec task.Spec) (registryproxy.Blob, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.opened = append(s.opened, spec)

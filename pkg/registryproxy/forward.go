@@ -7,75 +7,101 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/darter-io/darter/pkg/access"
+	"github.com/darter-io/darter/pkg/source"
 )
 
-// forwardMax is the longest answer that is passed through, in bytes: a registry's list of
-// tags comes in pages.
+// forwardMax is the longest response that is forwarded, in bytes: a registry's list of tags comes in
+// pages.
 const forwardMax = 64 << 20
 
-// forwarded are the headers of an answer that is passed through; Link is rewritten.
-var forwarded = []string{"Content-Type", "Content-Encoding", "Docker-Content-Digest", "OCI-Filters-Applied", "ETag", "WWW-Authenticate", "Retry-After"}
+// forwardedHeaders are those of a forwarded response; Link is rewritten.
+var forwardedHeaders = []string{
+	"Content-Type", "Content-Encoding", "Docker-Content-Digest", "OCI-Filters-Applied", "ETag", "WWW-Authenticate", "Retry-After",
+}
 
 var linkTarget = regexp.MustCompile(`<[^<>]*>`)
 
-// forward passes a question that is not about content through to its registry: the version
-// check, lists of tags, referrers. A 404 to referrers stays one: it tells clients to look
-// for the referrers' tag instead (OCI distribution-spec, "Unavailable Referrers API").
-func (x *exchange) forward() *refusal {
-	if x.t.endpoint == endpointBase && (x.t.upstream == "" || !x.t.named && isVersionCheck(x.r)) {
-		x.welcome()
+// forward forwards a request that asks for no blob or manifest: a ping, a list of tags, referrers. A 404
+// to referrers stays one: clients then look for the referrers' tag (OCI distribution-spec, "Unavailable
+// Referrers API").
+func (req *request) forward() *apiError {
+	t := req.target
+	if t.endpoint == endpointBase && (t.upstream == "" || !t.named && isContainersImagePing(req.r)) {
+		req.answerPing()
 		return nil
 	}
-	res, refused := x.upstream()
-	if refused != nil {
-		return x.greetAgain(refused)
+	res, err := req.cfg.Resolver.Do(req.ctx, req.registryRequest())
+	if err != nil {
+		return req.repeatPing(req.unreachable(err))
 	}
-	if x.t.endpoint == endpointBase && x.authorization == "" {
-		x.greetings.note(x.t.upstream, res)
+	if t.endpoint == endpointBase && req.authorization == "" {
+		req.pings.put(t.upstream, res)
 	}
-	if res.StatusCode >= 400 && x.t.endpoint != endpointBase {
-		return x.answered(refusalOf(res))
+	if res.StatusCode >= 400 && t.endpoint != endpointBase {
+		return req.registryError(access.ReadRefusal(t.upstream, t.path(), res))
 	}
 	defer res.Body.Close()
 	if res.StatusCode >= 300 && res.StatusCode < 400 {
-		return refuse(http.StatusBadGateway, "%s redirects %s to a place that the mirror does not follow", x.t.upstream, x.t.path())
+		return newError(http.StatusBadGateway, "%s redirects %s to a place that the mirror does not follow", t.upstream, t.path())
 	}
-	if !x.late.Reset(x.cfg.Hold) {
-		return x.failed(fmt.Errorf("reading %s: no answer in time", x.t.path()))
+	if !req.deadline.Reset(req.cfg.Hold) {
+		return req.failed(fmt.Errorf("reading %s: no answer in time", t.path()))
 	}
-	defer x.late.Stop()
-	h := x.w.Header()
-	for _, k := range forwarded {
+	defer req.deadline.Stop()
+	h := req.w.Header()
+	for _, k := range forwardedHeaders {
 		if v := res.Header.Values(k); len(v) > 0 {
 			h[http.CanonicalHeaderKey(k)] = v
 		}
 	}
 	for _, link := range res.Header.Values("Link") {
-		h.Add("Link", linkTarget.ReplaceAllStringFunc(link, func(s string) string { return "<" + x.t.mirrored(strings.Trim(s, "<>")) + ">" }))
+		h.Add("Link", linkTarget.ReplaceAllStringFunc(link, func(s string) string { return "<" + t.mirrored(strings.Trim(s, "<>")) + ">" }))
 	}
 	if res.ContentLength >= 0 {
 		h.Set("Content-Length", strconv.FormatInt(res.ContentLength, 10))
 	}
-	x.pull.Status = res.StatusCode
-	x.w.WriteHeader(res.StatusCode)
-	if x.r.Method == http.MethodHead {
+	req.pull.Status = res.StatusCode
+	req.w.WriteHeader(res.StatusCode)
+	if req.r.Method == http.MethodHead {
 		return nil
 	}
-	n, err := io.CopyN(x.w, res.Body, forwardMax)
-	x.pull.Bytes = n
+	n, err := io.CopyN(req.w, res.Body, forwardMax)
+	req.pull.Bytes = n
 	if err == nil {
 		err = fmt.Errorf("longer than %d bytes", forwardMax)
 	}
 	if err != io.EOF {
-		x.pull.Err = fmt.Errorf("passing %s of %s through: %w", x.t.path(), x.t.upstream, err)
-		cut(x.w, x.r.UserAgent())
+		req.pull.Err = fmt.Errorf("forwarding %s of %s: %w", t.path(), t.upstream, err)
+		endShort(req.w, req.r.UserAgent())
 	}
 	return nil
 }
 
-// isVersionCheck reports whether a request comes from containers/image (Podman, CRI-O, skopeo,
-// Buildah), which checks the mirror's host once and puts the registry into later paths. Were
-// it told the default's challenge, it would get its tokens there for every registry.
-func isVersionCheck(r *http.Request) bool {
+// registryRequest is the client's request as it goes to the registry.
+func (req *request) registryRequest() source.RegistryRequest {
+	h := http.Header{}
+	if v := req.authorization; v != "" {
+		h.Set("Authorization", v)
+	}
+	if v := req.accept(); len(v) > 0 {
+		h["Accept"] = v
+	}
+	out := source.RegistryRequest{
+		Upstream: req.target.upstream, Method: req.r.Method, Path: req.target.path(), Header: h, Anonymous: req.anonymous(),
+	}
+	if req.target.endpoint == endpointTags || req.target.endpoint == endpointReferrers {
+		query := req.r.URL.Query()
+		query.Del("ns")
+		out.Query = query.Encode()
+	}
+	return out
+}
+
+// isContainersImagePing reports whether a ping comes from containers/image (Podman, CRI-O, skopeo,
+// Buildah), which pings the mirror's host once and puts the registry into later paths. The default
+// registry's challenge would send it there for every registry's tokens.
+func isContainersImagePing(r *http.Request) bool {
 	return r.Header.Get("Docker-Distribution-API-Version") != ""
 }

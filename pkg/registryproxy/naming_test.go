@@ -10,14 +10,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/oci"
-	"github.com/darter-io/darter/pkg/registryproxy"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/test/registrytest"
 )
 
 func TestEachListenerHasADefaultOfItsOwn(t *testing.T) {
 	up := &upstreamFunc{answer: answers(nil)}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "docker.io"})
+	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "docker.io"})
 	for want, handler := range map[string]http.Handler{"docker.io/v2/library/app": p, "quay.io/v2/app": p.For("quay.io"), "r.test:5000/v2/app": p.For("r.test:5000")} {
 		ask(handler, http.MethodGet, "/v2/app/manifests/v1")
 		last := up.questions()[len(up.questions())-1]
@@ -31,7 +30,7 @@ func TestEachListenerHasADefaultOfItsOwn(t *testing.T) {
 
 func TestAVersionCheckIsAnsweredThoughTheDefaultIsNotListed(t *testing.T) {
 	up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusUnauthorized) }}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "docker.io", Allow: func(upstream string) error {
+	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "docker.io", Allow: func(upstream string) error {
 		if upstream != "quay.io" {
 			return errors.New("not listed")
 		}
@@ -66,7 +65,7 @@ func TestAClientThatAnswersTheDefaultsChallengeGetsWhatIsPublicElsewhere(t *test
 	}
 	// crane asks /v2/ of the mirror, is sent to the default's token service, and brings what it
 	// gets there to every registry in the path.
-	mirror := "http://" + mirrorOf(t, registryproxy.Config{Default: standard.Host()}) + "/v2/"
+	mirror := "http://" + mirrorOf(t, config{Default: standard.Host()}) + "/v2/"
 	challenge := fetch(t, http.MethodGet, mirror).Header.Get("WWW-Authenticate")
 	assert.Contains(t, challenge, standard.Host())
 	got := token(t, challenge+`,scope="repository:x:pull"`, "", "")

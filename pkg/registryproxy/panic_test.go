@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/api"
-	"github.com/darter-io/darter/pkg/registryproxy"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
 )
@@ -25,7 +25,7 @@ func (f *faulty) Do(_ context.Context, q source.RegistryRequest) (*http.Response
 
 func TestAPanicAtAnAnswerIsToldToItsAskersAlone(t *testing.T) {
 	up := &faulty{}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Policy: registryproxy.Policy{ServeCached: true}})
+	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Policy: access.Policy{ServeCached: true}})
 	id := string(blobID(t))
 	for _, target := range []string{"/v2/app/blobs/" + id, "/v2/app/manifests/" + id, "/v2/app/manifests/v1"} {
 		var all sync.WaitGroup
@@ -44,15 +44,15 @@ func TestAPanicAtAnAnswerIsToldToItsAskersAlone(t *testing.T) {
 }
 
 func TestAPanicOfAnOwnersDeskIsAnAnswerWithoutOne(t *testing.T) {
-	d := registryproxy.NewDesk(&faulty{})
+	d := access.NewOwner(&faulty{})
 	for _, reference := range []string{"v1", string(blobID(t))} {
-		a := d.Answer(t.Context(), api.Lookup{Version: api.Version, Upstream: "r.test", Repository: "app", Kind: task.Manifest, Reference: reference})
+		a := d.Reply(t.Context(), api.Lookup{Version: api.Version, Upstream: "r.test", Repository: "app", Kind: task.Manifest, Reference: reference})
 		assert.Contains(t, a.Unreached, "a fault of this program")
 	}
 }
 
 func TestAPanicOfTheClustersAnswerIsToldToo(t *testing.T) {
-	p := registryproxy.New(registryproxy.Config{
+	p := newMirror(config{
 		Upstream: &upstreamFunc{answer: answers(nil)}, Open: (&swarm{}).Open,
 		Shared: func(context.Context, api.Lookup) (api.LookupReply, error) { panic("a fault") },
 	})

@@ -74,7 +74,7 @@ func TestTheUpstreamIsNamedByHeaderNamespacePathThenDefault(t *testing.T) {
 		{target: "/v2/quay.io:99999/app" + m},
 	} {
 		up := &upstreamFunc{answer: answers(nil)}
-		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "default.test"})
+		p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "default.test"})
 		res := ask(p, http.MethodGet, c.target, c.header[0], c.header[1])
 		if c.want == "" {
 			refusedAs(t, res, http.StatusBadRequest, "NAME_INVALID")
@@ -88,14 +88,14 @@ func TestTheUpstreamIsNamedByHeaderNamespacePathThenDefault(t *testing.T) {
 }
 
 func TestWithoutADefaultARequestMustNameItsRegistry(t *testing.T) {
-	p := registryproxy.New(registryproxy.Config{Upstream: &upstreamFunc{}, Open: (&swarm{}).Open})
+	p := newMirror(config{Upstream: &upstreamFunc{}, Open: (&swarm{}).Open})
 	said := refusedAs(t, ask(p, http.MethodGet, "/v2/lib/app/manifests/v1"), http.StatusNotFound, "NAME_UNKNOWN")
 	assert.Contains(t, said, "?ns=")
 }
 
 func TestARegistryThatIsNotAllowedIsNeverAsked(t *testing.T) {
 	up := &upstreamFunc{answer: answers(nil)}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Allow: func(upstream string) error {
+	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Allow: func(upstream string) error {
 		if upstream != "quay.io" {
 			return fmt.Errorf("%s is not in mirror.upstreams; add it there to allow it", upstream)
 		}
@@ -117,7 +117,7 @@ func TestEveryQuestionGetsTheAnswerOfARegistry(t *testing.T) {
 		"r.test/v2/lib/app/manifests/" + string(m): {manifest, oci.MediaTypeManifest},
 		"r.test/v2/lib/app/blobs/" + string(b):     {layer, "application/x-what-the-registry-says"},
 	})}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 
 	for _, c := range []struct {
 		path, code string
@@ -173,7 +173,7 @@ func TestAHeadDownloadsNothing(t *testing.T) {
 	layer := blob(5000)
 	b := s.put(layer, oci.MediaTypeBlob)
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, oci.MediaTypeBlob}})}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 	assert.Equal(t, 200, ask(p, http.MethodHead, "/v2/app/blobs/"+string(b)).StatusCode)
 	assert.Empty(t, s.opened)
 	assert.Equal(t, 200, ask(p, http.MethodGet, "/v2/app/blobs/"+string(b)).StatusCode)
@@ -191,7 +191,7 @@ func TestEveryFormOfARangeIsAWindowOfTheContent(t *testing.T) {
 		"r.test/v2/app/manifests/" + string(b):     {layer, oci.MediaTypeIndex},
 		"r.test/v2/app/manifests/" + string(empty): {nil, oci.MediaTypeIndex},
 	})}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 	for _, c := range []struct {
 		asked, ifRange string
 		status         int
@@ -248,7 +248,7 @@ func TestWhatAClientHasAlreadyIsNotSent(t *testing.T) {
 	var s swarm
 	b := s.put(blob(10), "")
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {blob(10), ""}})}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 	for tag, status := range map[string]int{`"` + string(b) + `"`: 304, `"x", W/"` + string(b) + `"`: 304, "*": 304, `"x"`: 200, "": 200} {
 		assert.Equal(t, status, ask(p, http.MethodGet, "/v2/app/blobs/"+string(b), "If-None-Match", tag).StatusCode, tag)
 	}
@@ -263,7 +263,7 @@ func TestTheRegistrysChallengeReachesTheClientUnchanged(t *testing.T) {
 	}}
 	var s swarm
 	b := s.put(blob(10), "")
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 	for _, path := range []string{"manifests/v1", "manifests/" + string(b), "blobs/" + string(b), "tags/list", "referrers/" + string(b)} {
 		for _, method := range []string{http.MethodGet, http.MethodHead} {
 			res := ask(p, method, "/v2/app/"+path)
@@ -303,7 +303,7 @@ func TestAClientThatTakesUpNoChallengeGetsWhatIsPublic(t *testing.T) {
 		{"/v2/", "", 401, 1},
 	} {
 		up.forget()
-		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+		p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 		res := ask(p, http.MethodGet, c.target, "Authorization", c.authorization)
 		assert.Equal(t, c.status, res.StatusCode, c.target)
 		assert.Len(t, up.questions(), c.asked, c.target)
@@ -318,7 +318,7 @@ func TestARefusedClientGetsNothingThatTheSwarmHas(t *testing.T) {
 	b := s.put(blob(10), "")
 	for status, code := range map[int]string{401: "UNAUTHORIZED", 403: "DENIED", 404: "BLOB_UNKNOWN", 500: "UNKNOWN", 503: "UNAVAILABLE"} {
 		up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) { w.WriteHeader(status) }}
-		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+		p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 		said := refusedAs(t, ask(p, http.MethodGet, "/v2/app/blobs/"+string(b)), status, code)
 		assert.Contains(t, said, fmt.Sprintf("r.test answered %d", status))
 		assert.Contains(t, said, "/v2/app/blobs/"+string(b))
@@ -331,7 +331,7 @@ func TestNeitherAnotherRepositoryNorAnotherRegistryVouchesForADigest(t *testing.
 	private := blob(100)
 	b := s.put(private, "")
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/public/blobs/" + string(b): {private, ""}})}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 	assert.Equal(t, 200, ask(p, http.MethodGet, "/v2/public/blobs/"+string(b)).StatusCode)
 	for _, path := range []string{"/v2/private/blobs/" + string(b), "/v2/public/blobs/" + string(b) + "?ns=other.test", "/v2/public/manifests/" + string(b)} {
 		assert.Equal(t, 404, ask(p, http.MethodGet, path).StatusCode, path)
@@ -348,7 +348,7 @@ func TestTheClientsCredentialsAndAcceptReachRegistryAndOrigin(t *testing.T) {
 		"r.test/v2/app/manifests/v1":       {manifest, oci.MediaTypeIndex},
 		"r.test/v2/app/blobs/" + string(b): {layer, ""},
 	})}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 	ask(p, http.MethodGet, "/v2/app/manifests/v1?x=y", "Authorization", "Bearer abc", "Accept", "a/b, c/d", "Accept", "*/*", "Cookie", "c", "Accept-Encoding", "gzip")
 	ask(p, http.MethodGet, "/v2/app/blobs/"+string(b), "Authorization", "Bearer abc")
 	ask(p, http.MethodGet, "/v2/app/manifests/v1")
@@ -384,7 +384,7 @@ func TestATagIsHashedWhenTheRegistryDoesNotTellItsDigest(t *testing.T) {
 			w.Header().Set("Content-Type", oci.MediaTypeIndex)
 			w.Write(manifest)
 		}}
-		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+		p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 		res := ask(p, http.MethodGet, "/v2/app/manifests/v1")
 		require.Equal(t, 200, res.StatusCode, name)
 		assert.Equal(t, string(m), res.Header.Get("Docker-Content-Digest"), name)
@@ -399,7 +399,7 @@ func TestAManifestBeyondTheLimitIsNotReadIntoMemory(t *testing.T) {
 			w.Write(make([]byte, oci.ManifestMax+1))
 		}
 	}}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
 	said := refusedAs(t, ask(p, http.MethodGet, "/v2/app/manifests/v1"), http.StatusBadGateway, "UNAVAILABLE")
 	assert.Contains(t, said, "larger than")
 }
@@ -416,7 +416,7 @@ func TestARegistryWithoutHeadIsAskedForOneByteOfABlob(t *testing.T) {
 		w.Header().Set("Content-Length", "1")
 		w.WriteHeader(http.StatusPartialContent)
 	}}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 	for _, method := range []string{http.MethodGet, http.MethodHead} {
 		res := ask(p, method, "/v2/app/blobs/"+string(b))
 		require.Equal(t, 200, res.StatusCode)
@@ -435,7 +435,7 @@ func TestAManifestHasItsMediaTypeWhoeverStoredIt(t *testing.T) {
 		var s swarm
 		m := s.put(index, c.stored)
 		up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/manifests/v1": {index, c.said}})}
-		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+		p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 		for _, method := range []string{http.MethodGet, http.MethodHead} {
 			res := ask(p, method, "/v2/app/manifests/v1")
 			require.Equal(t, 200, res.StatusCode)
@@ -467,7 +467,7 @@ func TestWhatTheOriginRefusesIsToldInItsOwnWords(t *testing.T) {
 		{err: fmt.Errorf("opening the replica: %w", piece.ErrNoSpace), status: 503, code: "UNAVAILABLE", has: "no space left in the piece store"},
 	} {
 		s := swarm{err: c.err}
-		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+		p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 		res := ask(p, http.MethodGet, "/v2/app/blobs/"+string(b)+c.query)
 		if c.exactly != "" {
 			assert.Equal(t, c.status, res.StatusCode)
@@ -487,11 +487,11 @@ func TestNobodyIsRefusedForTheCredentialsOfAnother(t *testing.T) {
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
 	for _, refusals := range []int{1, 2} {
 		opened := 0
-		p := registryproxy.New(registryproxy.Config{Upstream: up, Default: "r.test", Open: func(_ context.Context, spec task.Spec) (registryproxy.Content, error) {
+		p := newMirror(config{Upstream: up, Default: "r.test", Open: func(_ context.Context, spec task.Spec) (registryproxy.Blob, error) {
 			if opened++; opened <= refusals {
 				return nil, spoken(&api.Failure{Status: 401, Message: "the token of another has ended", Header: map[string]string{"WWW-Authenticate": "Bearer x"}}, spec)
 			}
-			return &fakeContent{data: layer}, nil
+			return &fakeBlob{data: layer}, nil
 		}})
 		res := ask(p, http.MethodGet, "/v2/app/blobs/"+string(b), "Authorization", "Bearer mine")
 		if refusals == 1 {
@@ -509,7 +509,7 @@ func TestNobodyIsRefusedForTheCredentialsOfAnother(t *testing.T) {
 
 func TestAnUnreachableRegistryIsToldAtOnceWithWhatWasTried(t *testing.T) {
 	up := &upstreamFunc{err: errors.New("dial tcp 192.0.2.1:443: connect: connection refused")}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
 	for _, path := range []string{"", "app/manifests/v1", "app/blobs/" + missing, "app/tags/list", "app/referrers/" + missing} {
 		said := refusedAs(t, ask(p, http.MethodGet, "/v2/"+path), http.StatusBadGateway, "UNAVAILABLE")
 		assert.Contains(t, said, "asking r.test: ")
@@ -523,24 +523,24 @@ func TestNobodyWaitsLongerThanHeCanUse(t *testing.T) {
 	known := answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})
 	for name, c := range map[string]struct {
 		up     *upstreamFunc
-		open   func(context.Context, task.Spec) (registryproxy.Content, error)
+		open   func(context.Context, task.Spec) (registryproxy.Blob, error)
 		target string
 		wait   time.Duration
 	}{
 		"a registry that is silent":          {&upstreamFunc{}, nil, "manifests/v1", 10 * time.Second},
 		"a registry that is silent, to ns":   {&upstreamFunc{}, nil, "blobs/" + missing + "?ns=r.test", 10 * time.Second},
 		"who cannot go elsewhere for a blob": {&upstreamFunc{}, nil, "blobs/" + missing, time.Minute},
-		"a swarm that knows nothing": {&upstreamFunc{answer: known}, func(ctx context.Context, _ task.Spec) (registryproxy.Content, error) {
+		"a swarm that knows nothing": {&upstreamFunc{answer: known}, func(ctx context.Context, _ task.Spec) (registryproxy.Blob, error) {
 			<-ctx.Done()
 			return nil, context.Cause(ctx)
 		}, "blobs/" + string(b) + "?ns=r.test", 10 * time.Second},
-		"a swarm that has no byte": {&upstreamFunc{answer: known}, func(context.Context, task.Spec) (registryproxy.Content, error) {
-			return &fakeContent{data: layer, stall: true}, nil
+		"a swarm that has no byte": {&upstreamFunc{answer: known}, func(context.Context, task.Spec) (registryproxy.Blob, error) {
+			return &fakeBlob{data: layer, stall: true}, nil
 		}, "blobs/" + string(b) + "?ns=r.test", 10 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := registryproxy.New(registryproxy.Config{Upstream: c.up, Open: c.open, Default: "r.test"})
+				p := newMirror(config{Upstream: c.up, Open: c.open, Default: "r.test"})
 				began := time.Now()
 				said := refusedAs(t, ask(p, http.MethodGet, "/v2/app/"+c.target), http.StatusGatewayTimeout, "UNAVAILABLE")
 				assert.Equal(t, c.wait, time.Since(began))
@@ -555,26 +555,26 @@ func TestABodyMayTakeLongerThanTheFirstByte(t *testing.T) {
 		layer := blob(10000)
 		b := oci.DigestOf(layer)
 		up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
-		content := &slowContent{fakeContent: fakeContent{data: layer}, pause: time.Minute}
-		p := registryproxy.New(registryproxy.Config{Upstream: up, Default: "r.test", Open: func(context.Context, task.Spec) (registryproxy.Content, error) { return content, nil }})
+		content := &slowBlob{fakeBlob: fakeBlob{data: layer}, pause: time.Minute}
+		p := newMirror(config{Upstream: up, Default: "r.test", Open: func(context.Context, task.Spec) (registryproxy.Blob, error) { return content, nil }})
 		res := ask(p, http.MethodGet, "/v2/app/blobs/"+string(b)+"?ns=r.test")
 		assert.Equal(t, string(layer), body(t, res))
 	})
 }
 
-// slowContent pauses between the first bytes and the rest.
-type slowContent struct {
-	fakeContent
+// slowBlob pauses between the first bytes and the rest.
+type slowBlob struct {
+	fakeBlob
 	pause time.Duration
 }
 
-func (c *slowContent) NewReader(ctx context.Context, off, n int64) registryproxy.Reader {
-	return &slowReader{Reader: c.fakeContent.NewReader(ctx, off, n), c: c, ctx: ctx}
+func (c *slowBlob) NewReader(ctx context.Context, off, n int64) registryproxy.Reader {
+	return &slowReader{Reader: c.fakeBlob.NewReader(ctx, off, n), c: c, ctx: ctx}
 }
 
 type slowReader struct {
 	registryproxy.Reader
-	c   *slowContent
+	c   *slowBlob
 	ctx context.Context
 }
 
@@ -591,8 +591,8 @@ func TestAContentThatFailsBeforeItsFirstByteIsAnErrorAndNoBody(t *testing.T) {
 	layer := blob(10)
 	b := oci.DigestOf(layer)
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Default: "r.test", Open: func(context.Context, task.Spec) (registryproxy.Content, error) {
-		return &fakeContent{data: layer, err: &api.Failure{Status: 502, Message: "the body ended after 0 bytes"}}, nil
+	p := newMirror(config{Upstream: up, Default: "r.test", Open: func(context.Context, task.Spec) (registryproxy.Blob, error) {
+		return &fakeBlob{data: layer, err: &api.Failure{Status: 502, Message: "the body ended after 0 bytes"}}, nil
 	}})
 	said := refusedAs(t, ask(p, http.MethodGet, "/v2/app/blobs/"+string(b)), http.StatusBadGateway, "UNAVAILABLE")
 	assert.Contains(t, said, "the body ended after 0 bytes")
@@ -600,7 +600,7 @@ func TestAContentThatFailsBeforeItsFirstByteIsAnErrorAndNoBody(t *testing.T) {
 
 func TestAPushIsRefusedClearly(t *testing.T) {
 	up := &upstreamFunc{}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
 	for _, c := range [][2]string{
 		{"POST", "/v2/app/blobs/uploads/"}, {"GET", "/v2/app/blobs/uploads/abc"}, {"PATCH", "/v2/app/blobs/uploads/abc"}, {"PUT", "/v2/app/manifests/v1"},
 		{"DELETE", "/v2/app/manifests/v1"}, {"DELETE", "/v2/app/blobs/" + missing}, {"POST", "/v2/"}, {"OPTIONS", "/v2/app/tags/list"},
@@ -613,7 +613,7 @@ func TestAPushIsRefusedClearly(t *testing.T) {
 }
 
 func TestARequestIsBounded(t *testing.T) {
-	p := registryproxy.New(registryproxy.Config{Upstream: &upstreamFunc{}, Open: (&swarm{}).Open, Default: "r.test"})
+	p := newMirror(config{Upstream: &upstreamFunc{}, Open: (&swarm{}).Open, Default: "r.test"})
 	refusedAs(t, ask(p, http.MethodGet, "/v2/app/tags/list?last="+strings.Repeat("a", 9000)), http.StatusRequestURITooLong, "UNKNOWN")
 	refusedAs(t, ask(p, http.MethodGet, "/v2/app/manifests/v1", "Accept", strings.Repeat("a", 70000)), http.StatusRequestHeaderFieldsTooLarge, "UNKNOWN")
 	r := httptest.NewRequest(http.MethodGet, "/v2/app/manifests/v1", strings.NewReader(strings.Repeat("a", 5000)))
@@ -633,7 +633,7 @@ func TestTagsAndReferrersComeFromTheRegistryAndLinksLeadBack(t *testing.T) {
 			io.WriteString(w, `{"tags":["a"]`)
 		}
 	}}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
 	for target, link := range map[string]string{
 		"/v2/lib/app/tags/list?n=2&last=a":                            "/v2/lib/app/tags/list?last=b&n=2",
 		"/v2/lib/app/tags/list?n=2&last=a&ns=r.test":                  "/v2/lib/app/tags/list?last=b&n=2&ns=r.test",
@@ -663,7 +663,7 @@ func TestTagsAndReferrersComeFromTheRegistryAndLinksLeadBack(t *testing.T) {
 
 func TestAListThatIsRedirectedIsAnErrorAndNoEmptyList(t *testing.T) {
 	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) { w.WriteHeader(http.StatusFound) }}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
 	refusedAs(t, ask(p, http.MethodGet, "/v2/app/tags/list"), http.StatusBadGateway, "UNAVAILABLE")
 }
 
@@ -672,7 +672,7 @@ func TestTheVersionCheckIsTheRegistrysUnlessNobodyKnowsWhich(t *testing.T) {
 		w.Header().Set("WWW-Authenticate", "Basic realm="+r.Upstream+r.Path)
 		w.WriteHeader(http.StatusUnauthorized)
 	}}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
 	for target, upstream := range map[string]string{"/v2/": "r.test", "/v2": "r.test", "/v2/?ns=quay.io": "quay.io", "/v2/ghcr.io/": "ghcr.io", "/v2/ghcr.io": "ghcr.io"} {
 		res := ask(p, http.MethodGet, target)
 		assert.Equal(t, 401, res.StatusCode, target)
@@ -682,7 +682,7 @@ func TestTheVersionCheckIsTheRegistrysUnlessNobodyKnowsWhich(t *testing.T) {
 	podman := ask(p, http.MethodGet, "/v2/", "Docker-Distribution-API-Version", "registry/2.0")
 	assert.Equal(t, 200, podman.StatusCode)
 	assert.Equal(t, "{}", body(t, podman))
-	none := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open})
+	none := newMirror(config{Upstream: up, Open: (&swarm{}).Open})
 	assert.Equal(t, 200, ask(none, http.MethodGet, "/v2/").StatusCode)
 	assert.Len(t, up.questions(), before)
 }
@@ -694,7 +694,7 @@ func TestTheVersionCheckIsAnsweredAsLastTimeWhileTheRegistryIsUnreachable(t *tes
 		w.WriteHeader(status)
 		io.WriteString(w, "{}")
 	}}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
 	down := func(down bool) {
 		if up.fail(nil); down {
 			up.fail(errors.New("connection refused"))
@@ -728,16 +728,16 @@ func TestEveryRequestIsObservedOnce(t *testing.T) {
 	layer := blob(10000)
 	b := s.put(layer, "")
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test", Observe: seen.observe})
+	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test", Observe: seen.observe})
 
 	ask(p, http.MethodGet, "/v2/app/blobs/"+string(b), "Range", "bytes=5-", "User-Agent", "containerd/2.4")
 	got := seen.last(t)
-	assert.Positive(t, got.Asked)
-	assert.GreaterOrEqual(t, got.Opened, got.Asked)
+	assert.Positive(t, got.Granted)
+	assert.GreaterOrEqual(t, got.Opened, got.Granted)
 	assert.GreaterOrEqual(t, got.FirstByte, got.Opened)
 	assert.GreaterOrEqual(t, got.Total, got.FirstByte)
-	assert.Same(t, s.contents[b], got.Content)
-	got.Asked, got.Opened, got.FirstByte, got.Total, got.Content = 0, 0, 0, 0, nil
+	assert.Same(t, s.contents[b], got.Blob)
+	got.Granted, got.Opened, got.FirstByte, got.Total, got.Blob = 0, 0, 0, 0, nil
 	assert.Equal(t, registryproxy.Pull{
 		Endpoint: "blob", Method: "GET", Upstream: "r.test", Repository: "app", Reference: string(b), Task: b, Client: "containerd/2.4", Status: 206, Ranged: true, Bytes: 9995,
 	}, got)
@@ -747,7 +747,7 @@ func TestEveryRequestIsObservedOnce(t *testing.T) {
 	assert.Equal(t, 404, got.Status)
 	assert.Equal(t, "quay.io app v1 manifest", strings.Join([]string{got.Upstream, got.Repository, got.Reference, got.Endpoint}, " "))
 	assert.ErrorContains(t, got.Err, "quay.io answered 404 Not Found to /v2/app/manifests/v1")
-	assert.Zero(t, got.Asked, "nobody said yes")
+	assert.Zero(t, got.Granted, "nobody said yes")
 	ask(p, http.MethodGet, "/nonsense")
 	assert.Equal(t, 404, seen.last(t).Status)
 	assert.Len(t, seen.all, 3)
@@ -787,7 +787,7 @@ func fuzzRequest(t *testing.T, path, query, header, asked, tag string) {
 		w.Write(layer)
 	}}
 	s.put(layer, header)
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Default: "r.test"})
+	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 	r := httptest.NewRequest(http.MethodGet, "/", nil)
 	r.URL.Path, r.URL.RawQuery = path, query
 	r.Header = http.Header{"X-Darter-Upstream": {header}, "Range": {asked}, "If-None-Match": {tag}, "If-Range": {tag}}

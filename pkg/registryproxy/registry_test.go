@@ -33,7 +33,7 @@ import (
 
 // mirrorOf runs a proxy on a socket whose upstreams are real registries over plain HTTP,
 // and whose contents are read from them whole.
-func mirrorOf(t *testing.T, cfg registryproxy.Config) string {
+func mirrorOf(t *testing.T, cfg config) string {
 	t.Helper()
 	client, err := registry.New(registry.Config{
 		Default: &registry.Upstream{PlainHTTP: true, Proxy: "none"}, HTTP: httporigin.Config{AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
@@ -41,7 +41,7 @@ func mirrorOf(t *testing.T, cfg registryproxy.Config) string {
 	require.NoError(t, err)
 	t.Cleanup(client.CloseIdleConnections)
 	cfg.Upstream = client
-	cfg.Open = func(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
+	cfg.Open = func(ctx context.Context, spec task.Spec) (registryproxy.Blob, error) {
 		res, err := client.Open(ctx, spec, 0)
 		if err != nil {
 			return nil, spoken(source.Failure(err), spec)
@@ -51,9 +51,9 @@ func mirrorOf(t *testing.T, cfg registryproxy.Config) string {
 		if err != nil {
 			return nil, source.Failure(err)
 		}
-		return &fakeContent{data: data, mediaType: res.MediaType}, nil
+		return &fakeBlob{data: data, mediaType: res.MediaType}, nil
 	}
-	srv := httptest.NewServer(registryproxy.New(cfg))
+	srv := httptest.NewServer(newMirror(cfg))
 	t.Cleanup(srv.Close)
 	return strings.TrimPrefix(srv.URL, "http://")
 }
@@ -79,7 +79,7 @@ func TestTheMirrorAnswersAsItsRegistryDoes(t *testing.T) {
 	require.NoError(t, err)
 	pushed, err := r.PushIndex(t.Context(), "lib/app", "v1", index)
 	require.NoError(t, err)
-	mirror := mirrorOf(t, registryproxy.Config{Default: r.Host()})
+	mirror := mirrorOf(t, config{Default: r.Host()})
 
 	paths := []string{"lib/app/manifests/v1", "lib/app/manifests/v2", "lib/none/manifests/v1", "lib/app/manifests/" + missing, "lib/app/blobs/" + missing, "lib/none/blobs/" + missing,
 		"lib/app/tags/list", "lib/none/tags/list", "lib/app/tags/list?n=-1", "lib/app/manifests/.x", ""}
@@ -126,7 +126,7 @@ func TestARealClientPullsThroughThePathOfTheMirror(t *testing.T) {
 		require.NoError(t, err)
 	}
 	r.Reset()
-	mirror := mirrorOf(t, registryproxy.Config{})
+	mirror := mirrorOf(t, config{})
 	image := mirror + "/" + strings.Replace(r.Host(), ":", "_", 1) + "/lib/app"
 
 	ref, err := name.ParseReference(image+":v1", name.Insecure)
@@ -157,7 +157,7 @@ func TestARealClientPullsThroughThePathOfTheMirror(t *testing.T) {
 
 func TestAnImageThatMovesIsSeenAtOnceWhereTagsAreNotRemembered(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
-	mirror := mirrorOf(t, registryproxy.Config{Default: r.Host()})
+	mirror := mirrorOf(t, config{Default: r.Host()})
 	for seed := range uint64(2) {
 		img, err := registrytest.NewImage(seed, []int64{5000})
 		require.NoError(t, err)
@@ -198,7 +198,7 @@ func TestAPrivateBlobIsForThoseWhoMayPullItFromTheRegistry(t *testing.T) {
 		"alice": {Password: "a", Pull: []string{"public/*", "private/*"}},
 		"bob":   {Password: "b", Pull: []string{"public/*"}},
 	}})
-	mirror := "http://" + mirrorOf(t, registryproxy.Config{}) + "/v2/"
+	mirror := "http://" + mirrorOf(t, config{}) + "/v2/"
 	secret, both := blob(1000), blob(2000)
 	onlyPrivate, err := r.PushBlob(t.Context(), "private/app", secret)
 	require.NoError(t, err)
@@ -255,7 +255,7 @@ func TestAPublicImageNeedsNoLoginWhereItsPathNamesTheRegistry(t *testing.T) {
 		_, err = r.Push(t.Context(), repository, "v1", img)
 		require.NoError(t, err)
 	}
-	mirror := mirrorOf(t, registryproxy.Config{}) + "/" + strings.Replace(r.Host(), ":", "_", 1)
+	mirror := mirrorOf(t, config{}) + "/" + strings.Replace(r.Host(), ":", "_", 1)
 	got, err := crane.Pull(mirror+"/public/app:v1", crane.Insecure)
 	require.NoError(t, err)
 	require.NoError(t, validate.Image(got))
@@ -269,7 +269,7 @@ func TestABlobThatTheRegistryRedirectsIsServed(t *testing.T) {
 	digest, err := r.PushBlob(t.Context(), "lib/app", layer)
 	require.NoError(t, err)
 	r.Fail(registrytest.Fault{Action: registrytest.ActRedirect, Match: "lib/app/blobs"})
-	mirror := "http://" + mirrorOf(t, registryproxy.Config{Default: r.Host()}) + "/v2/lib/app/blobs/"
+	mirror := "http://" + mirrorOf(t, config{Default: r.Host()}) + "/v2/lib/app/blobs/"
 	for _, method := range []string{http.MethodHead, http.MethodGet} {
 		res := fetch(t, method, mirror+digest, "Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte("a:b")))
 		assert.Equal(t, 200, res.StatusCode)
@@ -288,7 +288,7 @@ func TestARealClientLogsInByBasicThroughTheMirror(t *testing.T) {
 	require.NoError(t, err)
 	_, err = r.Push(t.Context(), "lib/app", "v1", img)
 	require.NoError(t, err)
-	mirror := mirrorOf(t, registryproxy.Config{Default: r.Host()})
+	mirror := mirrorOf(t, config{Default: r.Host()})
 	for password, ok := range map[string]bool{"a": true, "wrong": false} {
 		got, err := crane.Pull(mirror+"/lib/app:v1", crane.Insecure, crane.WithAuth(&authn.Basic{Username: "alice", Password: password}))
 		if !ok {
@@ -304,7 +304,7 @@ func TestWhatGoesWrongAtTheRegistryIsToldQuickly(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	digest, err := r.PushBlob(t.Context(), "lib/app", blob(1000))
 	require.NoError(t, err)
-	mirror := "http://" + mirrorOf(t, registryproxy.Config{Default: r.Host()}) + "/v2/lib/app/"
+	mirror := "http://" + mirrorOf(t, config{Default: r.Host()}) + "/v2/lib/app/"
 	ns := "?ns=" + url.QueryEscape(r.Host())
 	for _, c := range []struct{ status, podman, containerd int }{{429, 429, 503}, {500, 500, 500}, {503, 503, 503}, {403, 403, 403}} {
 		r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Match: "HEAD ", Status: c.status, Header: map[string]string{"Retry-After": "30"}})
@@ -317,7 +317,7 @@ func TestWhatGoesWrongAtTheRegistryIsToldQuickly(t *testing.T) {
 	}
 	// Distribution has no referrers: its 404 sends the client to the tag schema.
 	assert.Equal(t, 404, fetch(t, http.MethodGet, mirror+"referrers/"+digest).StatusCode)
-	gone := "http://" + mirrorOf(t, registryproxy.Config{}) + "/v2/127.0.0.1:1/lib/app/blobs/" + digest
+	gone := "http://" + mirrorOf(t, config{}) + "/v2/127.0.0.1:1/lib/app/blobs/" + digest
 	said := refusedAs(t, fetch(t, http.MethodGet, gone), http.StatusBadGateway, "UNAVAILABLE")
 	assert.Contains(t, said, "127.0.0.1:1: connect: connection refused")
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/oci"
-	"github.com/darter-io/darter/pkg/registryproxy"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -38,10 +37,10 @@ func TestARangeOfWhatWasReplacedIsTheWhole(t *testing.T) {
 	wrong[10] ^= 1
 	id := oci.DigestOf(layer)
 	var s swarm
-	s.contents = map[task.ID]*fakeContent{id: {data: wrong, failAt: 150_000, err: errors.New("it proved wrong")}}
+	s.contents = map[task.ID]*fakeBlob{id: {data: wrong, failAt: 150_000, err: errors.New("it proved wrong")}}
 	var replaced atomic.Bool
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(id): {layer, ""}})}
-	srv := httptest.NewServer(registryproxy.New(registryproxy.Config{
+	srv := httptest.NewServer(newMirror(config{
 		Upstream: up, Default: "r.test", Open: s.Open,
 		Replaced: func(asked task.ID) bool { return asked == id && replaced.Load() },
 	}))

@@ -2,224 +2,264 @@ package registryproxy
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
-	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// firstBytes is how much of a body is read before its headers are written: a content that
-// fails before that is an error the client can act on.
+// firstBytes is how much of a body is read before its headers are written, in bytes: a blob that fails
+// before that is an error that the client can act on.
 const firstBytes = 2048
 
-// serveContent answers for a manifest or blob.
-func (x *exchange) serveContent() *refusal {
-	v, refused := x.ask()
+// serveBlob answers with a manifest or blob that the client may read.
+func (req *request) serveBlob(g access.Grant) *apiError {
+	req.pull.Granted = max(time.Since(req.began), 1) // 0 would say that the request ended before
+	req.pull.Task = g.ID
+	h := req.w.Header()
+	h.Set("Docker-Content-Digest", string(g.ID))
+	h.Set("ETag", `"`+string(g.ID)+`"`)
+	h.Set("Accept-Ranges", "bytes")
+	if matches(req.r.Header.Get("If-None-Match"), g.ID) {
+		req.pull.Status = http.StatusNotModified
+		req.w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	// A client that wants the size only is no reason to download the blob.
+	if req.r.Method == http.MethodHead && (g.Length > 0 || g.Declared) &&
+		(req.target.endpoint == endpointBlob || oci.NamesContent(g.MediaType)) {
+		req.writeHead(req.mediaType(g.MediaType, ""), g.Length)
+		return nil
+	}
+	blob, err := req.open(g)
+	if err != nil {
+		return req.failed(fmt.Errorf("opening %s: %w", req.target.path(), err))
+	}
+	req.pull.Blob = blob // closed by observe
+	req.pull.Opened = max(time.Since(req.began), 1)
+	if err := req.checkBlob(blob, g); err != nil {
+		return err
+	}
+	return req.send(blob, g)
+}
+
+// opensMax is how often a blob is opened for one request while the errors are those of others.
+const opensMax = 4
+
+// open opens a blob in the swarm, or past every store where a disk is full.
+func (req *request) open(g access.Grant) (Blob, error) {
+	spec := req.spec(g)
+	blob, err := req.openShared(spec)
+	var f *api.Failure
+	if !errors.As(err, &f) {
+		return blob, err
+	}
+	if f.Status == http.StatusUnauthorized && !req.isForeign(f) {
+		req.cfg.Resolver.RevokeCredential(g)
+	}
+	if f.Full {
+		return req.openPassthrough(spec, g.Length, err)
+	}
+	return blob, err
+}
+
+// openShared opens a blob in the swarm. Its download may have begun for other clients and with their
+// credentials: their failure is no answer to this client, which has a grant.
+func (req *request) openShared(spec task.Spec) (blob Blob, err error) {
+	defer req.extendWhileProgressing(spec.ID)()
+	for tries := 1; ; tries++ {
+		blob, err = req.cfg.Open(req.ctx, spec)
+		var f *api.Failure
+		if !errors.As(err, &f) {
+			return blob, err
+		}
+		// The first error may be of a client whose credentials have ended since.
+		stale := tries == 1 && (f.Status == http.StatusUnauthorized || f.Status == http.StatusForbidden)
+		if !stale && (!req.isForeign(f) || tries == opensMax) {
+			return blob, err
+		}
+	}
+}
+
+// isForeign reports whether a failure is an answer to other clients and none to this one: that of
+// another registry, or one that concerns another repository.
+func (req *request) isForeign(f *api.Failure) bool {
+	if f.Personal() {
+		return f.Upstream != req.target.upstream || f.Repository != req.target.repository
+	}
+	return f.Upstream != "" && f.Upstream != req.target.upstream
+}
+
+// checkBlob compares an open blob with what the grant states about it, and lets a registry that the
+// operator did not list prove that it has the blob.
+func (req *request) checkBlob(blob Blob, g access.Grant) *apiError {
+	length, path := blob.Facts().Length, req.target.path()
+	switch {
+	case g.Length == 0 || g.Length == length:
+	case !g.Declared:
+		// Perhaps a registry that consents to every digest: it does not have this blob.
+		req.cfg.Resolver.Revoke(g)
+		return newError(http.StatusNotFound, "%s says that %s has %d bytes, and it has %d", req.target.upstream, path, g.Length, length).
+			withCode(codeFor(http.StatusNotFound, req.target.endpoint))
+	case !req.isVerified(blob):
+		return newError(http.StatusBadGateway, "%s has %d bytes by the manifest that names it, and is %d bytes long by the word of %s",
+			path, g.Length, length, req.target.upstream)
+	}
+	if req.pull.Passthrough { // the registry shows that it has the blob by sending it
+		return nil
+	}
+	var read error
+	err := req.cfg.Resolver.ProveOwnership(req.ctx, req.lookup().At(g.ID), length, func(w oci.Window) (b []byte, _ error) {
+		b, read = readWindow(req.ctx, blob, w)
+		return b, read
+	})
+	var missing *access.OwnershipError
+	switch {
+	case err == nil:
+		return nil
+	case read != nil:
+		return req.failed(fmt.Errorf("reading %s: %w", path, read))
+	case errors.As(err, &missing):
+		return newError(http.StatusNotFound, "%v", missing).withCode(codeFor(http.StatusNotFound, req.target.endpoint))
+	}
+	return req.unreachable(err)
+}
+
+// isVerified reports whether a blob was in the store, whole and compared with its digest, when it was
+// opened: then its length is right whatever a manifest says.
+func (req *request) isVerified(blob Blob) bool {
+	store, ok := blob.(interface{ Cached() bool })
+	return !req.pull.Passthrough && (!ok || store.Cached())
+}
+
+// send writes an open blob, or the range of it that the client asked for.
+func (req *request) send(blob Blob, g access.Grant) *apiError {
+	total := blob.Facts().Length
+	mediaType, refused := req.learnManifest(blob, g)
 	if refused != nil {
 		return refused
 	}
-	x.pull.Asked = max(time.Since(x.began), 1) // 0 would say that it did not come to that
-	x.pull.Task = v.id
-	h := x.w.Header()
-	h.Set("Docker-Content-Digest", string(v.id))
-	h.Set("ETag", `"`+string(v.id)+`"`)
-	h.Set("Accept-Ranges", "bytes")
-	if unchanged(x.r.Header.Get("If-None-Match"), v.id) {
-		x.pull.Status = http.StatusNotModified
-		x.w.WriteHeader(http.StatusNotModified)
+	if req.r.Method == http.MethodHead {
+		req.writeHead(mediaType, total)
 		return nil
 	}
-	// To tell a content's size is no reason to download it.
-	if x.r.Method == http.MethodHead && (v.length > 0 || v.named) && (x.t.endpoint == endpointBlob || oci.NamesContent(v.mediaType)) {
-		x.head(x.mediaType(v.mediaType, ""), v.length)
-		return nil
+	window, status, refused := req.window(g.ID, total)
+	if refused != nil {
+		return refused
 	}
-
-	spec := task.Spec{
-		ID: v.id, Kind: x.t.kind(), Upstream: x.t.upstream, Repository: x.t.repository,
-		Authorization: secret.String(x.authorization),
-	}
-	if spec.Kind == task.Manifest {
-		spec.Accept = x.accept()
-	}
-	if v.named {
-		// A manifest's word on the size of another blob is not the registry's: it binds what is
-		// read for this client, and fails the blob for nobody who comes with another manifest.
-		spec.Promised = v.length
-	} else {
-		spec.Length = v.length
-	}
-	content, err := x.open(spec)
-	var f *api.Failure
-	if errors.As(err, &f) && f.Status == http.StatusUnauthorized && !x.others(f) {
-		x.desk.rights.dropHolder(v.holder) // it was told to come with others
-	}
-	if noRoom(err) {
-		content, err = x.unkept(spec, v.length, err)
-	}
-	if err != nil {
-		return x.failed(fmt.Errorf("opening %s: %w", x.t.path(), err))
-	}
-	x.pull.Content = content // closed when it was observed
-	x.pull.Opened = max(time.Since(x.began), 1)
-	if length := content.Facts().Length; v.length > 0 && !v.named && v.length != length {
-		// Something that says yes to everything, perhaps: whatever it has, this it has not.
-		x.desk.rights.drop(v.holder, v.object)
-		return refuse(http.StatusNotFound, "%s says that %s has %d bytes, and it has %d", x.t.upstream, x.t.path(), v.length, length).
-			as(codeFor(http.StatusNotFound, x.t.endpoint))
-	}
-	if length := content.Facts().Length; v.length > 0 && v.named && v.length != length && !x.checked(content) {
-		return refuse(http.StatusBadGateway, "%s has %d bytes by the manifest that names it, and is %d bytes long by the word of %s", x.t.path(), v.length, length, x.t.upstream)
-	}
-	if !x.pull.Direct { // else the registry shows it by giving it
-		if refused := x.prove(content, v); refused != nil {
-			return refused
-		}
-	}
-	return x.send(content, v)
-}
-
-// checked reports whether a content was here, whole and compared with its digest, when it was opened:
-// then it is as long as it is, whatever a manifest says.
-func (x *exchange) checked(c Content) bool {
-	store, ok := c.(interface{ Cached() bool })
-	return !x.pull.Direct && (!ok || store.Cached())
-}
-
-// opensMax is how often a content is opened for one request, while it is others' failures that
-// are told.
-const opensMax = 4
-
-// open opens a content. It may be on its way already, for others and with their credentials:
-// that it could not be brought for them is no answer to this client, to whom its registry has
-// consented.
-func (x *exchange) open(spec task.Spec) (content Content, err error) {
-	defer x.waitOn(spec.ID)()
-	for tries := 1; ; tries++ {
-		content, err = x.cfg.Open(x.ctx, spec)
-		var f *api.Failure
-		if !errors.As(err, &f) {
-			return content, err
-		}
-		// The words may be meant for somebody who began with credentials that have ended since.
-		stale := tries == 1 && (f.Status == http.StatusUnauthorized || f.Status == http.StatusForbidden)
-		if !stale && (!x.others(f) || tries == opensMax) {
-			return content, err
-		}
-	}
-}
-
-// others reports whether a failure is an answer to others and none to this client: another
-// registry's, or a refusal that is about another repository.
-func (x *exchange) others(f *api.Failure) bool {
-	if f.Personal() {
-		return f.Upstream != x.t.upstream || f.Repository != x.t.repository
-	}
-	return f.Upstream != "" && f.Upstream != x.t.upstream
-}
-
-// send writes an open content, or the window of it that the client asked for.
-func (x *exchange) send(content Content, v right) *refusal {
-	total := content.Facts().Length
-	mediaType := x.mediaType(v.mediaType, content.Facts().MediaType)
-	if x.t.endpoint == endpointManifest && (mediaType == "" || x.mayAdopt(v)) {
-		manifest, err := x.readManifest(content)
-		if err != nil {
-			return x.failed(fmt.Errorf("reading %s: %w", x.t.path(), err))
-		}
-		x.adopt(v, mediaType, manifest)
-		mediaType = cmp.Or(mediaType, oci.SniffManifest(manifest), "application/json")
-	}
-	if x.r.Method == http.MethodHead {
-		x.head(mediaType, total)
-		return nil
-	}
-
-	window, status := oci.Window{Length: total}, http.StatusOK
-	replaced := x.replaced(v.id)
-	if replaced {
-		x.w.Header().Set("Accept-Ranges", "none")
-	}
-	if asked := x.r.Header.Get("Range"); asked != "" && !replaced && mayRange(x.r.Header.Get("If-Range"), v.id) {
-		windows, err := oci.ParseRange(asked, total)
-		switch {
-		case err != nil:
-			return unsatisfied(err, total)
-		case len(windows) > 1:
-			// The refusal after which containers/image takes the whole blob, and stargz
-			// asks for one range at a time.
-			return refuse(http.StatusBadRequest, "this mirror serves one byte range at a time")
-		case len(windows) == 1:
-			window, status = windows[0], http.StatusPartialContent
-			x.pull.Ranged = true
-		}
-	}
-	reader := content.NewReader(x.ctx, window.Offset, window.Length)
+	reader := blob.NewReader(req.ctx, window.Offset, window.Length)
 	defer reader.Close()
 	buf := make([]byte, min(firstBytes, window.Length))
 	n, err := io.ReadAtLeast(reader, buf, min(1, len(buf)))
-	if n == 0 && err != nil || !x.late.Stop() {
-		return x.failed(fmt.Errorf("reading %s: %w", x.t.path(), orEOF(err)))
+	if n == 0 && err != nil || !req.deadline.Stop() {
+		return req.failed(fmt.Errorf("reading %s: %w", req.target.path(), orEOF(err)))
 	}
-	x.pull.FirstByte = time.Since(x.began)
+	req.pull.FirstByte = time.Since(req.began)
 
-	h := x.w.Header()
+	h := req.w.Header()
 	h.Set("Content-Type", mediaType)
 	h.Set("Content-Length", strconv.FormatInt(window.Length, 10))
 	if status == http.StatusPartialContent {
 		h.Set("Content-Range", window.ContentRange(total))
 	}
-	x.pull.Status = status
-	x.w.WriteHeader(status)
-	written, writeErr := x.w.Write(buf[:n])
-	x.pull.Bytes = int64(written)
-	if err == nil && writeErr == nil && x.pull.Bytes < window.Length {
+	req.pull.Status = status
+	req.w.WriteHeader(status)
+	written, writeErr := req.w.Write(buf[:n])
+	req.pull.Bytes = int64(written)
+	if err == nil && writeErr == nil && req.pull.Bytes < window.Length {
 		var sent int64
-		sent, err = reader.WriteTo(x.w)
-		x.pull.Bytes += sent
+		sent, err = reader.WriteTo(req.w)
+		req.pull.Bytes += sent
 	}
-	if x.pull.Bytes != window.Length {
-		x.pull.Err = fmt.Errorf("sending %s: %d of %d bytes: %w", x.t.path(), x.pull.Bytes, window.Length, orEOF(errors.Join(writeErr, err)))
-		cut(x.w, x.r.UserAgent())
+	if req.pull.Bytes != window.Length {
+		req.pull.Err = fmt.Errorf("sending %s: %d of %d bytes: %w", req.target.path(), req.pull.Bytes, window.Length,
+			orEOF(errors.Join(writeErr, err)))
+		endShort(req.w, req.r.UserAgent())
 	}
 	return nil
 }
 
-// head answers a HEAD with the headers of the GET.
-func (x *exchange) head(mediaType string, length int64) {
-	h := x.w.Header()
-	h.Set("Content-Type", mediaType)
-	h.Set("Content-Length", strconv.FormatInt(length, 10))
-	x.pull.Status = http.StatusOK
-	x.w.WriteHeader(http.StatusOK)
+// learnManifest returns the media type to serve, and lets a manifest grant what it names.
+func (req *request) learnManifest(blob Blob, g access.Grant) (string, *apiError) {
+	mediaType := req.mediaType(g.MediaType, blob.Facts().MediaType)
+	if req.target.endpoint != endpointManifest || mediaType != "" && !req.cfg.Resolver.AdoptsManifest(g) {
+		return mediaType, nil
+	}
+	var manifest []byte
+	if total := blob.Facts().Length; total <= oci.ManifestMax {
+		var err error
+		if manifest, err = readWindow(req.ctx, blob, oci.Window{Length: total}); err != nil {
+			return "", req.failed(fmt.Errorf("reading %s: %w", req.target.path(), err))
+		}
+	}
+	req.cfg.Resolver.AdoptManifest(g, mediaType, manifest)
+	return cmp.Or(mediaType, oci.SniffManifest(manifest), "application/json"), nil
 }
 
-// mediaType is what the content is served as: for a manifest what the registry says to
-// this client, or else what it said when the content was stored, which may have been as a
-// blob. It is empty for a manifest when nobody said.
-func (x *exchange) mediaType(said, stored string) string {
+// window is the part of a blob that the client asks for, and the status of the response.
+func (req *request) window(id task.ID, total int64) (oci.Window, int, *apiError) {
+	whole := oci.Window{Length: total}
+	if req.isReplaced(id) {
+		req.w.Header().Set("Accept-Ranges", "none")
+		return whole, http.StatusOK, nil
+	}
+	asked, ifRange := req.r.Header.Get("Range"), req.r.Header.Get("If-Range")
+	// An If-Range that names another digest turns the Range off (RFC 9110 §13.1.5).
+	if asked == "" || ifRange != "" && strings.Trim(ifRange, `"`) != string(id) {
+		return whole, http.StatusOK, nil
+	}
+	windows, err := oci.ParseRange(asked, total)
 	switch {
-	case x.t.endpoint == endpointBlob:
+	case err != nil:
+		e := newError(http.StatusRequestedRangeNotSatisfiable, "%v", err)
+		e.header = http.Header{"Content-Range": {oci.UnsatisfiedRange(total)}}
+		return whole, 0, e
+	case len(windows) == 0:
+		return whole, http.StatusOK, nil
+	case len(windows) > 1:
+		// containers/image takes the whole blob after this error, and stargz asks for one range at a
+		// time.
+		return whole, 0, newError(http.StatusBadRequest, "this mirror serves one byte range at a time")
+	}
+	req.pull.Ranged = true
+	return windows[0], http.StatusPartialContent, nil
+}
+
+// writeHead answers a HEAD with the headers of the GET.
+func (req *request) writeHead(mediaType string, length int64) {
+	h := req.w.Header()
+	h.Set("Content-Type", mediaType)
+	h.Set("Content-Length", strconv.FormatInt(length, 10))
+	req.pull.Status = http.StatusOK
+	req.w.WriteHeader(http.StatusOK)
+}
+
+// mediaType is the Content-Type to serve: for a manifest the registry's reply to this client, or else
+// the one stored with the bytes, which may have come as a blob. It is empty for a manifest without
+// either.
+func (req *request) mediaType(granted, stored string) string {
+	switch {
+	case req.target.endpoint == endpointBlob:
 		return oci.MediaTypeBlob
-	case oci.NamesContent(said):
-		return said
+	case oci.NamesContent(granted):
+		return granted
 	case oci.NamesContent(stored):
 		return stored
 	}
 	return ""
 }
 
-// unchanged reports whether a client's If-None-Match names the content (RFC 9110 §13.1.2).
-func unchanged(header string, id task.ID) bool {
+// matches reports whether a client's If-None-Match names the digest (RFC 9110 §13.1.2).
+func matches(header string, id task.ID) bool {
 	for tag := range strings.SplitSeq(header, ",") {
 		tag = strings.TrimPrefix(strings.TrimSpace(tag), "W/")
 		if tag == "*" || strings.Trim(tag, `"`) == string(id) {
@@ -229,71 +269,17 @@ func unchanged(header string, id task.ID) bool {
 	return false
 }
 
-// mayRange reports whether a Range counts: an If-Range that names another content turns it
-// off (RFC 9110 §13.1.5).
-func mayRange(ifRange string, id task.ID) bool {
-	return ifRange == "" || strings.Trim(ifRange, `"`) == string(id)
+// readWindow reads a window of a blob into memory.
+func readWindow(ctx context.Context, blob Blob, w oci.Window) ([]byte, error) {
+	r := blob.NewReader(ctx, w.Offset, w.Length)
+	defer r.Close()
+	return io.ReadAll(r)
 }
 
-// orEOF gives a body that ended early without a reason one.
+// orEOF gives a body that ended early without an error one.
 func orEOF(err error) error {
 	if err == nil {
 		return io.ErrUnexpectedEOF
 	}
 	return err
-}
-
-// lingerMax is how long and drainMax how much a connection that was cut is listened to.
-const (
-	lingerMax = time.Second
-	drainMax  = 256 << 10
-)
-
-// cut ends a body that is shorter than its Content-Length, so that the client sees what
-// was sent and then an end, on which it resumes. A reset would make it lose what it has
-// not read yet, and containerd fails a pull over one; therefore our side is closed first,
-// and what the client still sends is read before the socket goes. The few clients with which
-// it is the other way round are reset.
-func cut(w http.ResponseWriter, userAgent string) {
-	control := http.NewResponseController(w)
-	_ = control.Flush()
-	conn, _, err := control.Hijack()
-	if err != nil {
-		// HTTP/2 cannot be hijacked: this ends the stream and not the connection.
-		panic(http.ErrAbortHandler)
-	}
-	defer conn.Close()
-	if linger, ok := conn.(interface{ SetLinger(seconds int) error }); ok && startsOverAfterReset(userAgent) {
-		_ = linger.SetLinger(0)
-		return
-	}
-	half, ok := conn.(interface{ CloseWrite() error })
-	if !ok || half.CloseWrite() != nil {
-		return
-	}
-	_ = conn.SetReadDeadline(time.Now().Add(lingerMax))
-	_, _ = io.CopyN(io.Discard, conn, drainMax)
-}
-
-var _ interface {
-	CloseWrite() error
-	SetLinger(seconds int) error
-} = (*net.TCPConn)(nil)
-
-// startsOverAfterReset tells the clients that end a pull over a short body but begin the layer
-// anew after a reset: Podman up to 4.3 and Buildah up to 1.28 (measured, docs/clients.md).
-// Their successors resume after either.
-func startsOverAfterReset(userAgent string) bool {
-	name, version, _ := strings.Cut(userAgent, "/")
-	var major, minor int
-	if n, _ := fmt.Sscanf(version, "%d.%d", &major, &minor); n != 2 {
-		return false
-	}
-	switch name {
-	case "containers": // Podman says the version of containers/image
-		return major < 5 || major == 5 && minor <= 23
-	case "Buildah":
-		return major < 1 || major == 1 && minor <= 28
-	}
-	return false
 }

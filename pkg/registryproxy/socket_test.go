@@ -23,11 +23,11 @@ import (
 )
 
 // serve runs a proxy for one blob on a real socket.
-func serve(t *testing.T, content registryproxy.Content, layer []byte, seen *pulls) (*httptest.Server, string) {
+func serve(t *testing.T, content registryproxy.Blob, layer []byte, seen *pulls) (*httptest.Server, string) {
 	t.Helper()
 	b := oci.DigestOf(layer)
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
-	p := registryproxy.New(registryproxy.Config{Upstream: up, Default: "r.test", Observe: seen.observe, Open: func(context.Context, task.Spec) (registryproxy.Content, error) {
+	p := newMirror(config{Upstream: up, Default: "r.test", Observe: seen.observe, Open: func(context.Context, task.Spec) (registryproxy.Blob, error) {
 		return content, nil
 	}})
 	srv := httptest.NewServer(p)
@@ -50,7 +50,7 @@ func TestABodyThatFailsEndsShortWithAFINAndNoReset(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			seen := pulls{ended: make(chan struct{}, 1)}
-			srv, path := serve(t, &fakeContent{data: layer, failAt: c.failAt, err: errors.New("the last source is gone")}, layer, &seen)
+			srv, path := serve(t, &fakeBlob{data: layer, failAt: c.failAt, err: errors.New("the last source is gone")}, layer, &seen)
 			conn, err := net.Dial("tcp", srv.Listener.Addr().String())
 			require.NoError(t, err)
 			defer conn.Close()
@@ -91,7 +91,7 @@ func TestOnlyClientsThatStartOverAfterAResetAreReset(t *testing.T) {
 		"":                            false,
 	} {
 		t.Run(client, func(t *testing.T) {
-			srv, path := serve(t, &fakeContent{data: layer, failAt: 200_000, err: errors.New("the last source is gone")}, layer, &pulls{})
+			srv, path := serve(t, &fakeBlob{data: layer, failAt: 200_000, err: errors.New("the last source is gone")}, layer, &pulls{})
 			conn, err := net.Dial("tcp", srv.Listener.Addr().String())
 			require.NoError(t, err)
 			defer conn.Close()
@@ -110,7 +110,7 @@ func TestOnlyClientsThatStartOverAfterAResetAreReset(t *testing.T) {
 func TestABodyThatFailsIsNoCompleteBodyOverTLSEither(t *testing.T) {
 	layer := blob(300_000)
 	for _, http2 := range []bool{false, true} {
-		plain, path := serve(t, &fakeContent{data: layer, failAt: 200_000, err: errors.New("cut")}, layer, &pulls{})
+		plain, path := serve(t, &fakeBlob{data: layer, failAt: 200_000, err: errors.New("cut")}, layer, &pulls{})
 		srv := httptest.NewUnstartedServer(plain.Config.Handler)
 		srv.EnableHTTP2 = http2
 		srv.StartTLS()
@@ -127,7 +127,7 @@ func TestABodyThatFailsIsNoCompleteBodyOverTLSEither(t *testing.T) {
 
 func TestAClientResumesWhereABodyWasCut(t *testing.T) {
 	layer := blob(300_000)
-	content := &fakeContent{data: layer, failAt: 200_000, err: errors.New("cut")}
+	content := &fakeBlob{data: layer, failAt: 200_000, err: errors.New("cut")}
 	srv, path := serve(t, content, layer, &pulls{})
 	res, err := srv.Client().Get(srv.URL + path)
 	require.NoError(t, err)
@@ -149,7 +149,7 @@ func TestAClientResumesWhereABodyWasCut(t *testing.T) {
 
 func TestTheReaderWritesToTheServersOwnWriter(t *testing.T) {
 	layer := blob(300_000)
-	content := &fakeContent{data: layer, writers: make(chan string, 1)}
+	content := &fakeBlob{data: layer, writers: make(chan string, 1)}
 	srv, path := serve(t, content, layer, &pulls{})
 	res, err := srv.Client().Get(srv.URL + path)
 	require.NoError(t, err)
@@ -162,7 +162,7 @@ func TestTheReaderWritesToTheServersOwnWriter(t *testing.T) {
 
 func TestAConnectionServesOneRequestAfterAnother(t *testing.T) {
 	layer := blob(10_000)
-	srv, path := serve(t, &fakeContent{data: layer}, layer, &pulls{})
+	srv, path := serve(t, &fakeBlob{data: layer}, layer, &pulls{})
 	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
 	require.NoError(t, err)
 	defer conn.Close()
@@ -179,7 +179,7 @@ func TestAConnectionServesOneRequestAfterAnother(t *testing.T) {
 
 func TestAClientThatLeavesEndsItsOwnReaderAndNobodyElses(t *testing.T) {
 	layer := blob(400_000)
-	content := &gatedContent{fakeContent: fakeContent{data: layer}, ended: make(chan error, 2), gate: make(chan struct{})}
+	content := &gatedBlob{fakeBlob: fakeBlob{data: layer}, ended: make(chan error, 2), gate: make(chan struct{})}
 	srv, path := serve(t, content, layer, &pulls{})
 	stays, err := srv.Client().Get(srv.URL + path)
 	require.NoError(t, err)
@@ -201,20 +201,20 @@ func TestAClientThatLeavesEndsItsOwnReaderAndNobodyElses(t *testing.T) {
 	assert.NoError(t, <-content.ended)
 }
 
-// gatedContent sends its first bytes and then waits for a gate.
-type gatedContent struct {
-	fakeContent
+// gatedBlob sends its first bytes and then waits for a gate.
+type gatedBlob struct {
+	fakeBlob
 	gate  chan struct{}
 	ended chan error
 }
 
-func (c *gatedContent) NewReader(ctx context.Context, off, n int64) registryproxy.Reader {
-	return &gatedReader{Reader: c.fakeContent.NewReader(ctx, off, n), c: c, ctx: ctx}
+func (c *gatedBlob) NewReader(ctx context.Context, off, n int64) registryproxy.Reader {
+	return &gatedReader{Reader: c.fakeBlob.NewReader(ctx, off, n), c: c, ctx: ctx}
 }
 
 type gatedReader struct {
 	registryproxy.Reader
-	c    *gatedContent
+	c    *gatedBlob
 	ctx  context.Context
 	once sync.Once
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/registryproxy"
@@ -115,7 +116,7 @@ func TestATagIsAskedAboutOncePerLifeAndSeenToMoveAfterIt(t *testing.T) {
 			s.put(newIndex, oci.MediaTypeIndex)
 			r := &tagged{etags: etags}
 			r.set("latest", oldIndex)
-			p := registryproxy.New(registryproxy.Config{Upstream: r, Open: s.Open, Default: "r.test", Policy: registryproxy.Policy{TagLife: 10 * time.Second}})
+			p := newMirror(config{Upstream: r, Open: s.Open, Default: "r.test", Policy: access.Policy{TagLife: 10 * time.Second}})
 			// As containerd pulls: HEAD by tag, GET by digest; and as Podman: GET by tag.
 			pull := func() string {
 				res := ask(p, http.MethodHead, "/v2/app/manifests/latest")
@@ -152,7 +153,7 @@ func TestTagsAreKeptApartByRegistryRepositoryNameAndAccept(t *testing.T) {
 	r := &tagged{}
 	r.set("a", oldIndex)
 	r.set("b", oldIndex)
-	p := registryproxy.New(registryproxy.Config{Upstream: r, Open: s.Open, Default: "r.test", Policy: registryproxy.Policy{TagLife: time.Minute}})
+	p := newMirror(config{Upstream: r, Open: s.Open, Default: "r.test", Policy: access.Policy{TagLife: time.Minute}})
 	for _, c := range []struct{ target, accept string }{
 		{"/v2/app/manifests/a", ""}, {"/v2/app/manifests/b", ""}, {"/v2/other/manifests/a", ""}, {"/v2/app/manifests/a?ns=q.test", ""},
 		{"/v2/app/manifests/a", oci.MediaTypeManifest}, {"/v2/app/manifests/a", oci.MediaTypeIndex + ", */*"},
@@ -169,7 +170,7 @@ func TestWhatATagMeansOpensItToNobody(t *testing.T) {
 	s.put(oldIndex, oci.MediaTypeIndex)
 	r := &tagged{allow: func(q source.RegistryRequest) bool { return q.Header.Get("Authorization") == "Bearer alice" }}
 	r.set("v1", oldIndex)
-	p := registryproxy.New(registryproxy.Config{Upstream: r, Open: s.Open, Default: "r.test", Policy: registryproxy.Policy{TagLife: time.Minute}})
+	p := newMirror(config{Upstream: r, Open: s.Open, Default: "r.test", Policy: access.Policy{TagLife: time.Minute}})
 	get := func(who string) *http.Response {
 		return ask(p, http.MethodGet, "/v2/app/manifests/v1?ns=r.test", "Authorization", who)
 	}
@@ -196,7 +197,7 @@ func TestACrowdWithDifferentTokensResolvesATagTogether(t *testing.T) {
 			s.put(oldIndex, oci.MediaTypeIndex)
 			r := &tagged{gate: make(chan struct{}), allow: func(q source.RegistryRequest) bool { return firstMay || q.Header.Get("Authorization") != "Bearer 0" }}
 			r.set("v1", oldIndex)
-			p := registryproxy.New(registryproxy.Config{Upstream: r, Open: s.Open, Default: "r.test", Policy: registryproxy.Policy{TagLife: time.Minute}})
+			p := newMirror(config{Upstream: r, Open: s.Open, Default: "r.test", Policy: access.Policy{TagLife: time.Minute}})
 			var clients sync.WaitGroup
 			statuses := make([]int, 50)
 			for i := range statuses {
@@ -233,9 +234,9 @@ func TestAnOldTagIsServedOnlyWhileTheRegistryIsDownAndTheOperatorSaysSo(t *testi
 			s.put(oldIndex, oci.MediaTypeIndex)
 			r := &tagged{}
 			r.set("v1", oldIndex)
-			p := registryproxy.New(registryproxy.Config{
+			p := newMirror(config{
 				Upstream: r, Open: s.Open, Default: "r.test", Observe: seen.observe,
-				Policy: registryproxy.Policy{TagLife: 10 * time.Second, TagStale: c.stale, ServeCached: true},
+				Policy: access.Policy{TagLife: 10 * time.Second, TagStale: c.stale, ServeCached: true},
 			})
 			get := func() *http.Response { return ask(p, http.MethodGet, "/v2/app/manifests/v1") }
 			require.Equal(t, 200, get().StatusCode)
@@ -271,16 +272,16 @@ func TestAnOldTagIsServedOnlyWhileTheRegistryIsDownAndTheOperatorSaysSo(t *testi
 
 // crowd is many mirrors whose shared questions go to one owner, as JSON over HTTP.
 type crowd struct {
-	mirrors []*registryproxy.Proxy
+	mirrors []*mirror
 	owner   http.Handler
 	dead    bool
 }
 
-func newCrowd(n int, r registryproxy.Upstream, s *swarm, cfg registryproxy.Config) *crowd {
-	c := &crowd{owner: registryproxy.NewDesk(r)}
+func newCrowd(n int, r access.Registry, s *swarm, cfg config) *crowd {
+	c := &crowd{owner: access.NewOwner(r)}
 	cfg.Upstream, cfg.Open, cfg.Default, cfg.Shared = r, s.Open, "r.test", c.question
 	for range n {
-		c.mirrors = append(c.mirrors, registryproxy.New(cfg))
+		c.mirrors = append(c.mirrors, newMirror(cfg))
 	}
 	return c
 }
@@ -321,7 +322,7 @@ func TestACrowdOfNodesAsksTheRegistryOnceWhatIsTheSameForAll(t *testing.T) {
 		id := s.put(oldIndex, oci.MediaTypeIndex)
 		r := &tagged{}
 		r.set("v1", oldIndex)
-		c := newCrowd(20, r, &s, registryproxy.Config{Policy: registryproxy.Policy{TagLife: 10 * time.Second}})
+		c := newCrowd(20, r, &s, config{Policy: access.Policy{TagLife: 10 * time.Second}})
 		nobody := func(int) string { return "" }
 		own := func(i int) string { return fmt.Sprint("Bearer ", i) }
 
@@ -379,7 +380,7 @@ func TestARegistryThatAsksForAMomentOfPatienceGetsItFromTheWholeCrowd(t *testing
 				time.Sleep(time.Millisecond) // so that the crowd comes together
 				return &http.Response{StatusCode: c.status, Header: http.Header{"Retry-After": {c.retryAfter}}, Body: http.NoBody}, nil
 			})
-			p := newCrowd(20, limited, &s, registryproxy.Config{Policy: registryproxy.Policy{TagLife: 10 * time.Second}})
+			p := newCrowd(20, limited, &s, config{Policy: access.Policy{TagLife: 10 * time.Second}})
 			began := time.Now()
 			assert.Equal(t, c.want, p.all("/v2/app/manifests/v1?ns=r.test", func(int) string { return "" }))
 			assert.Equal(t, c.took, time.Since(began).Truncate(time.Second))
@@ -398,7 +399,7 @@ func TestARefusalOfWhoHadNoTokenYetMakesOnlyOneOfTheOthersAskForTheTagAgain(t *t
 			time.Sleep(time.Second)
 			return r.Do(ctx, q)
 		})
-		c := newCrowd(20, slow, &s, registryproxy.Config{Policy: registryproxy.Policy{TagLife: 10 * time.Second}})
+		c := newCrowd(20, slow, &s, config{Policy: access.Policy{TagLife: 10 * time.Second}})
 		var early sync.WaitGroup
 		early.Go(func() { assert.Equal(t, 401, ask(c.mirrors[0], http.MethodGet, "/v2/app/manifests/v1").StatusCode) })
 		synctest.Wait()
@@ -415,7 +416,7 @@ func TestTheAgeOfATagIsCountedFromTheRegistrysWordOnWhoeverKeepsIt(t *testing.T)
 		s.put(newIndex, oci.MediaTypeIndex)
 		r := &tagged{}
 		r.set("v1", oldIndex)
-		c := newCrowd(2, r, &s, registryproxy.Config{Policy: registryproxy.Policy{TagLife: 10 * time.Second}})
+		c := newCrowd(2, r, &s, config{Policy: access.Policy{TagLife: 10 * time.Second}})
 		get := func(i int) string { return body(t, ask(c.mirrors[i], http.MethodGet, "/v2/app/manifests/v1")) }
 		assert.Equal(t, string(oldIndex), get(0))
 		r.set("v1", newIndex)
@@ -438,30 +439,30 @@ func TestAnOwnerNeverSpeaksForCredentialsOfItsOwnOrAnothers(t *testing.T) {
 		return !q.Bare && q.Header.Get("Authorization") == "" || q.Header.Get("Authorization") == "Bearer alice"
 	}}
 	r.set("v1", oldIndex)
-	desk := registryproxy.NewDesk(r)
+	desk := access.NewOwner(r)
 	q := api.Lookup{Version: 1, Kind: task.Manifest, Upstream: "r.test", Repository: "app", Reference: "v1"}
-	a := desk.Answer(t.Context(), q)
+	a := desk.Reply(t.Context(), q)
 	require.NotNil(t, a.Refusal)
 	assert.Equal(t, 401, a.Refusal.Status)
 	assert.Equal(t, []bool{true}, bare)
 
 	q.Authorization, q.MaxAgeMillis = "Bearer alice", 10_000
-	a = desk.Answer(t.Context(), q)
+	a = desk.Reply(t.Context(), q)
 	assert.Equal(t, id, a.Digest)
 	assert.True(t, a.Yours)
 	q.Authorization = "Bearer bob"
-	a = desk.Answer(t.Context(), q)
+	a = desk.Reply(t.Context(), q)
 	assert.Equal(t, id, a.Digest, "what the tag means is the same for all")
 	assert.False(t, a.Yours, "what bob may have is another question")
 	q.Reference, q.Authorization = string(id), ""
-	assert.NotNil(t, desk.Answer(t.Context(), q).Refusal, "alice's right is not everybody's")
+	assert.NotNil(t, desk.Reply(t.Context(), q).Refusal, "alice's right is not everybody's")
 
 	for _, wrong := range []api.Lookup{
 		{Kind: task.Manifest, Upstream: "a b", Repository: "app", Reference: "v1"}, {Kind: task.Manifest, Upstream: "r.test", Repository: "../app", Reference: "v1"},
 		{Kind: task.Blob, Upstream: "r.test", Repository: "app", Reference: "v1"}, {Kind: task.Manifest, Upstream: "r.test", Repository: "app", Reference: "../v1"},
 	} {
 		r.counts()
-		assert.NotEmpty(t, desk.Answer(t.Context(), wrong).Unreached)
+		assert.NotEmpty(t, desk.Reply(t.Context(), wrong).Unreached)
 		assert.Empty(t, r.counts())
 	}
 }
@@ -471,7 +472,7 @@ func TestANodeWithCredentialsOfItsOwnAsksForItself(t *testing.T) {
 	s.put(oldIndex, oci.MediaTypeIndex)
 	r := &tagged{}
 	r.set("v1", oldIndex)
-	c := newCrowd(3, r, &s, registryproxy.Config{Credentialed: func(upstream string) bool { return upstream == "r.test" }, Policy: registryproxy.Policy{TagLife: time.Minute}})
+	c := newCrowd(3, r, &s, config{Credentialed: func(upstream string) bool { return upstream == "r.test" }, Policy: access.Policy{TagLife: time.Minute}})
 	assert.Equal(t, map[int]int{200: 3}, c.all("/v2/app/manifests/v1", func(int) string { return "" }))
 	assert.Equal(t, map[string]int{"HEAD tag": 3}, r.counts())
 }
@@ -493,8 +494,8 @@ func TestAHungCredentialHelperDelaysNoOtherClientOfATag(t *testing.T) {
 			}
 			return r.Do(ctx, q)
 		})
-		p := registryproxy.New(registryproxy.Config{
-			Upstream: slow, Open: s.Open, Default: "r.test", Credentialed: func(string) bool { return true }, Policy: registryproxy.Policy{TagLife: time.Minute},
+		p := newMirror(config{
+			Upstream: slow, Open: s.Open, Default: "r.test", Credentialed: func(string) bool { return true }, Policy: access.Policy{TagLife: time.Minute},
 		})
 		waits := make(chan int, 1)
 		go func() { waits <- ask(p, http.MethodGet, "/v2/app/manifests/v1").StatusCode }()
@@ -512,12 +513,12 @@ func TestWithoutAnOwnerEachNodeAsksTheRegistry(t *testing.T) {
 	s.put(oldIndex, oci.MediaTypeIndex)
 	r := &tagged{}
 	r.set("v1", oldIndex)
-	c := newCrowd(3, r, &s, registryproxy.Config{Policy: registryproxy.Policy{TagLife: time.Minute}})
+	c := newCrowd(3, r, &s, config{Policy: access.Policy{TagLife: time.Minute}})
 	c.dead = true
 	assert.Equal(t, map[int]int{200: 3}, c.all("/v2/app/manifests/v1", func(int) string { return "" }))
 	assert.Equal(t, map[string]int{"HEAD tag": 3}, r.counts())
 	// An owner that cannot reach the registry is no reason not to try.
-	c.dead, c.owner = false, registryproxy.NewDesk(upstreamOf(func(context.Context, source.RegistryRequest) (*http.Response, error) {
+	c.dead, c.owner = false, access.NewOwner(upstreamOf(func(context.Context, source.RegistryRequest) (*http.Response, error) {
 		return nil, errors.New("no route")
 	}))
 	for _, p := range c.mirrors {
@@ -529,7 +530,7 @@ func TestWithoutAnOwnerEachNodeAsksTheRegistry(t *testing.T) {
 func TestAnOwnerSaysAtOnceThatItHasHeard(t *testing.T) {
 	r := &tagged{gate: make(chan struct{})}
 	r.set("v1", oldIndex)
-	srv := httptest.NewServer(registryproxy.NewDesk(r))
+	srv := httptest.NewServer(access.NewOwner(r))
 	defer srv.Close()
 	res, err := http.Post(srv.URL, "application/json", strings.NewReader(`{"version":1,"kind":"manifest","upstream":"r.test","repository":"app","reference":"v1"}`))
 	require.NoError(t, err, "the headers are here although the registry has not answered")
@@ -546,7 +547,7 @@ func TestAnOwnerSaysAtOnceThatItHasHeard(t *testing.T) {
 		status       int
 	}{{"GET", "", 405}, {"POST", "{}", 400}, {"POST", strings.Repeat("a", api.LookupMax+1), 400}} {
 		w := httptest.NewRecorder()
-		registryproxy.NewDesk(r).ServeHTTP(w, httptest.NewRequest(c.method, "/", strings.NewReader(c.body)))
+		access.NewOwner(r).ServeHTTP(w, httptest.NewRequest(c.method, "/", strings.NewReader(c.body)))
 		assert.Equal(t, c.status, w.Code)
 	}
 }

@@ -22,6 +22,13 @@ const (
 	HeaderUpstreamDragonfly = "X-Dragonfly-Registry"
 )
 
+// Bounds on a request, in bytes.
+const (
+	targetMax = 8 << 10  // path and query
+	headerMax = 64 << 10 // Authorization and Accept together
+	bodyMax   = 4 << 10  // a pull has no body; a small one is read and dropped
+)
+
 // The endpoints, as [Pull] names them.
 const (
 	endpointBase      = "base"
@@ -42,10 +49,10 @@ type target struct {
 	endpoint string
 	// upstream is the registry in its one spelling.
 	upstream string
-	// namespace is the ?ns= as the client said it, also where a header named another registry.
-	// prefix is the registry's part of the path, where that named it.
+	// namespace is the client's ?ns= to the letter, also where a header names another registry. prefix is
+	// the registry's part of the path, where that names it.
 	namespace, prefix string
-	// named says that the request named its registry, in whatever way.
+	// named says that the request names its registry by a header, ?ns= or its path.
 	named      bool
 	repository string
 	// reference is the tag or digest of a manifest, the digest of a blob or subject.
@@ -54,7 +61,7 @@ type target struct {
 	id task.ID
 }
 
-// path is the target's own at the upstream.
+// path is the target's path at the upstream.
 func (t target) path() string {
 	switch t.endpoint {
 	case endpointManifest:
@@ -69,7 +76,7 @@ func (t target) path() string {
 	return "/v2/"
 }
 
-// kind tells the origin how to ask for the content.
+// kind is that of the task.
 func (t target) kind() task.Kind {
 	if t.endpoint == endpointManifest {
 		return task.Manifest
@@ -77,17 +84,18 @@ func (t target) kind() task.Kind {
 	return task.Blob
 }
 
-// target reads a request; fallback is the registry of one that names none. What it has understood is returned beside a refusal too.
-func (p *Proxy) target(r *http.Request, fallback string) (t target, refused *refusal) {
+// parseTarget reads a request; fallback is the registry of one that names none. With an error it returns
+// what it has understood so far.
+func (p *Proxy) parseTarget(r *http.Request, fallback string) (t target, refused *apiError) {
 	if len(r.URL.Path)+len(r.URL.RawQuery) > targetMax {
-		return t, refuse(http.StatusRequestURITooLong, "path and query are longer than %d bytes", targetMax)
+		return t, newError(http.StatusRequestURITooLong, "path and query are longer than %d bytes", targetMax)
 	}
 	size := len(r.Header.Get("Authorization"))
 	for _, v := range r.Header.Values("Accept") {
 		size += len(v)
 	}
 	if size > headerMax {
-		return t, refuse(http.StatusRequestHeaderFieldsTooLarge, "Authorization and Accept are longer than %d bytes", headerMax)
+		return t, newError(http.StatusRequestHeaderFieldsTooLarge, "Authorization and Accept are longer than %d bytes", headerMax)
 	}
 
 	var match mux.RouteMatch
@@ -115,7 +123,7 @@ func (p *Proxy) target(r *http.Request, fallback string) (t target, refused *ref
 		return t, unknownPath(r.URL.Path)
 	}
 	if push || r.Method != http.MethodGet && r.Method != http.MethodHead {
-		no := refuse(http.StatusMethodNotAllowed, "this is a mirror for pulls; push to the registry itself")
+		no := newError(http.StatusMethodNotAllowed, "this is a mirror for pulls; push to the registry itself")
 		no.header = http.Header{"Allow": {"GET, HEAD"}}
 		return t, no
 	}
@@ -126,12 +134,12 @@ func (p *Proxy) target(r *http.Request, fallback string) (t target, refused *ref
 	if t.upstream != "" {
 		if err := p.cfg.Allow(t.upstream); err != nil {
 			if t.endpoint == endpointBase && !t.named {
-				// Nobody asked for the default: this is somebody who looks whether a
-				// registry is here, and will say later which one is meant.
+				// The client did not ask for the default: it looks whether a registry is here, and
+				// names the one that it means later.
 				t.upstream = ""
 				return t, nil
 			}
-			return t, refuse(http.StatusForbidden, "%v", err)
+			return t, newError(http.StatusForbidden, "%v", err)
 		}
 	}
 	if t.endpoint == endpointBase {
@@ -139,28 +147,28 @@ func (p *Proxy) target(r *http.Request, fallback string) (t target, refused *ref
 	}
 	var err error
 	if t.repository, err = oci.ParseRepository(t.upstream, t.repository); err != nil {
-		return t, refuse(http.StatusBadRequest, "%v", err).as(errcode.ErrorCodeNameInvalid)
+		return t, newError(http.StatusBadRequest, "%v", err).withCode(errcode.ErrorCodeNameInvalid)
 	}
 	if t.endpoint == endpointTags || t.endpoint == endpointManifest && oci.IsTag(t.reference) {
 		return t, nil
 	}
 	if t.id, err = oci.ParseDigest(t.reference); err != nil {
-		return t, refuse(http.StatusBadRequest, "%v", err).as(errcode.ErrorCodeDigestInvalid)
+		return t, newError(http.StatusBadRequest, "%v", err).withCode(errcode.ErrorCodeDigestInvalid)
 	}
 	return t, nil
 }
 
-// nameUpstream finds the registry that a request means: header, ?ns=, path, default. A header is
-// what an operator or a proxy wrote for this mirror; ?ns= is what containerd adds to every request
-// by itself. Where one of the two is there, the path is the repository to the letter: its first
-// part may look like a registry ("my.project/app"), and even be the registry's own name.
-func (p *Proxy) nameUpstream(r *http.Request, name, fallback string, t *target) *refusal {
+// nameUpstream finds the registry that a request means: by header, ?ns=, path or default, in this order.
+// An operator or a proxy writes the header for this mirror; containerd adds ?ns= to every request by
+// itself. With either of them, the path is the repository to the letter: its first part may look like a
+// registry ("my.project/app"), and may even be the registry's own name.
+func (p *Proxy) nameUpstream(r *http.Request, name, fallback string, t *target) *apiError {
 	var err error
 	t.named, t.repository = true, name
 	namespaces := r.URL.Query()["ns"]
 	for _, ns := range namespaces {
 		if ns != namespaces[0] {
-			return refuse(http.StatusBadRequest, "the request names several registries by ?ns=; send one").as(errcode.ErrorCodeNameInvalid)
+			return newError(http.StatusBadRequest, "the request names several registries by ?ns=; send one").withCode(errcode.ErrorCodeNameInvalid)
 		}
 	}
 	ns := ""
@@ -170,13 +178,13 @@ func (p *Proxy) nameUpstream(r *http.Request, name, fallback string, t *target) 
 	header := firstOf(r.Header, HeaderUpstream, HeaderUpstreamDragonfly)
 	if ns != "" {
 		if t.upstream, err = oci.ParseHost(ns); err != nil {
-			return refuse(http.StatusBadRequest, "?ns= of the request: %v", err).as(errcode.ErrorCodeNameInvalid)
+			return newError(http.StatusBadRequest, "?ns= of the request: %v", err).withCode(errcode.ErrorCodeNameInvalid)
 		}
 		t.namespace = ns
 	}
 	if header != "" {
 		if t.upstream, err = oci.ParseHostURL(r.Header.Get(header)); err != nil {
-			return refuse(http.StatusBadRequest, "header %s of the request: %v", header, err).as(errcode.ErrorCodeNameInvalid)
+			return newError(http.StatusBadRequest, "header %s of the request: %v", header, err).withCode(errcode.ErrorCodeNameInvalid)
 		}
 	}
 	if ns != "" || header != "" {
@@ -184,14 +192,14 @@ func (p *Proxy) nameUpstream(r *http.Request, name, fallback string, t *target) 
 	}
 	if prefix, rest, ok := oci.SplitPrefix(name); ok {
 		if t.upstream, err = oci.ParsePrefix(prefix); err != nil {
-			return refuse(http.StatusBadRequest, "the path's registry: %v", err).as(errcode.ErrorCodeNameInvalid)
+			return newError(http.StatusBadRequest, "the path's registry: %v", err).withCode(errcode.ErrorCodeNameInvalid)
 		}
 		t.prefix, t.repository = prefix, rest
 		return nil
 	}
 	if t.upstream, t.named = fallback, false; t.upstream == "" && t.endpoint != endpointBase {
-		return refuse(http.StatusNotFound, "the request names no registry, by the header %s, by ?ns= or as the first part of the path (/v2/quay.io/…), and this mirror has no default",
-			HeaderUpstream).as(errcode.ErrorCodeNameUnknown)
+		return newError(http.StatusNotFound, "the request names no registry, by the header %s, by ?ns= or as the first part of the path "+
+			"(/v2/quay.io/…), and this mirror has no default", HeaderUpstream).withCode(errcode.ErrorCodeNameUnknown)
 	}
 	return nil
 }
@@ -206,8 +214,8 @@ func firstOf(h http.Header, names ...string) string {
 	return ""
 }
 
-// unknownPath says what is wrong with a path that is no route.
-func unknownPath(path string) *refusal {
+// unknownPath is the error for a path that is no route.
+func unknownPath(path string) *apiError {
 	for part, what := range map[string]errcode.ErrorCode{
 		"/manifests/": errcode.ErrorCodeManifestUnknown,
 		"/blobs/":     errcode.ErrorCodeDigestInvalid,
@@ -222,16 +230,15 @@ func unknownPath(path string) *refusal {
 			name = rest
 		}
 		if _, err := oci.ParseRepository("", name); err != nil {
-			return refuse(http.StatusBadRequest, "%v", err).as(errcode.ErrorCodeNameInvalid)
+			return newError(http.StatusBadRequest, "%v", err).withCode(errcode.ErrorCodeNameInvalid)
 		}
 		// A manifest under an impossible tag is merely unknown (OCI conformance).
-		return refuse(what.Descriptor().HTTPStatusCode, "%.150q is no reference that a registry knows", last).as(what)
+		return newError(what.Descriptor().HTTPStatusCode, "%.150q is no reference that a registry knows", last).withCode(what)
 	}
-	return refuse(http.StatusNotFound, "%.150q is no path of the distribution API that a mirror serves", path).as(errcode.ErrorCodeNameUnknown)
+	return newError(http.StatusNotFound, "%.150q is no path of the distribution API that a mirror serves", path).withCode(errcode.ErrorCodeNameUnknown)
 }
 
-// mirrored rewrites a link of the upstream so that it leads through the mirror again, to
-// the same upstream.
+// mirrored rewrites a link of the upstream so that it leads through the mirror to the same upstream.
 func (t target) mirrored(link string) string {
 	u, err := url.Parse(link)
 	if err != nil || !strings.HasPrefix(u.Path, "/v2/") {

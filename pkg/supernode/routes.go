@@ -13,7 +13,7 @@ import (
 func (s *Supernode) publicRoutes() http.Handler {
 	r := node.NewRouter()
 	r.POST(api.PathAnnounce, gin.WrapF(s.coordinator.HandleAnnounce))
-	r.POST(api.PathLookups, gin.WrapH(s.desk))
+	r.POST(api.PathLookups, gin.WrapH(s.lookups))
 	s.node.RouteWithdrawals(r)
 	s.routeOwner(r)
 	s.node.RouteHealth(r)

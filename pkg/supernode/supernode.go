@@ -14,12 +14,12 @@ import (
 	"slices"
 	"time"
 
+	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/cluster"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/coordinator"
 	"github.com/darter-io/darter/pkg/node"
-	"github.com/darter-io/darter/pkg/registryproxy"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -28,8 +28,8 @@ type Supernode struct {
 	cfg         config.Supernode
 	node        *node.Node
 	coordinator *coordinator.Coordinator
-	// desk answers for its hosts what is the same for all of them.
-	desk       *registryproxy.Desk
+	// lookups answers the lookups of hosts.
+	lookups    *access.Owner
 	api, admin net.Listener
 	// advertised is the address of the announce API as peers know it.
 	advertised string
@@ -72,8 +72,8 @@ func New(cfg config.Supernode, logger *slog.Logger, options ...node.Option) (s *
 	}
 	s.coordinator = s.node.NewCoordinator(owners)
 	s.node.Connect(s.coordinator, s.node.Watch(s.coordinator))
-	s.desk = registryproxy.NewDesk(s.node.Origins.Registries)
-	s.node.OnWithdrawal(func(task.ID) { s.desk.Forget() })
+	s.lookups = access.NewOwner(s.node.Origins.Registries)
+	s.node.OnWithdrawal(func(task.ID) { s.lookups.Forget() })
 	return s, nil
 }
 
@@ -125,7 +125,7 @@ func (s *Supernode) others() []string {
 func (s *Supernode) Run(ctx context.Context) error {
 	s.node.Log.Info("supernode runs", "version", config.Version(), "host", s.node.Host.ID, "api", s.api.Addr().String(), "peer", s.node.Host.Addr,
 		"admin", s.admin.Addr().String(), "tls", s.node.Identity.Secure())
-	background := []node.Part{s.coordinator.Run}
+	background := []node.Part{s.coordinator.Run, s.lookups.Run}
 	if s.gossip != nil {
 		background = append(background, s.gossip.Run, s.node.CompareWithdrawals(s.others))
 	}
@@ -147,7 +147,7 @@ func (s *Supernode) Reload(settings any) error {
 	if err := s.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files, Drain: cfg.Drain}); err != nil {
 		return err
 	}
-	s.desk.Forget()
+	s.lookups.Forget()
 	return nil
 }
 

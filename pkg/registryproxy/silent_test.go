@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/registryproxy"
 	"github.com/darter-io/darter/pkg/source"
@@ -28,9 +29,9 @@ func TestASilentRegistryIsNotWaitedForWhereThereIsSomethingToServe(t *testing.T)
 			known["r.test/v2/app/blobs/"+l] = object{blob(10 * (i + 1)), ""}
 		}
 		up.reply(answers(known))
-		p := registryproxy.New(registryproxy.Config{
+		p := newMirror(config{
 			Upstream: up, Open: s.Open, Default: "r.test",
-			Policy: registryproxy.Policy{ServeCached: true, TagLife: 10 * time.Second, TagStale: time.Hour},
+			Policy: access.Policy{ServeCached: true, TagLife: 10 * time.Second, TagStale: time.Hour},
 		})
 		pull := func() (took time.Duration) {
 			began := time.Now()
@@ -62,7 +63,7 @@ func TestASilentRegistryIsNotWaitedForWhereThereIsSomethingToServe(t *testing.T)
 func TestWhatIsPublicIsServedWithoutATokenWhileTheRegistryIsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, public := range []bool{true, false} {
-			r := newRoom(registryproxy.Config{Policy: registryproxy.Policy{ServeCached: true, TagStale: 24 * time.Hour}})
+			r := newFixture(config{Policy: access.Policy{ServeCached: true, TagStale: 24 * time.Hour}})
 			var f family
 			known := answers(f.put(&r.swarm))
 			r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {

@@ -20,24 +20,24 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// roomless runs a mirror on a real socket that has no room for a layer. direct gives the
+// fullDisk runs a mirror on a real socket that has no room for a layer. direct gives the
 // registry's body from an offset; nil is a mirror without that way.
-func roomless(t *testing.T, layer []byte, seen *pulls, direct func(offset int64) (io.Reader, int64)) (*httptest.Server, string) {
+func fullDisk(t *testing.T, layer []byte, seen *pulls, direct func(offset int64) (io.Reader, int64)) (*httptest.Server, string) {
 	t.Helper()
 	id := oci.DigestOf(layer)
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(id): {layer, ""}, "r.test/v2/app/manifests/" + string(id): {layer, oci.ManifestTypes()[0]}})}
-	cfg := registryproxy.Config{Upstream: up, Default: "r.test", Observe: seen.observe, Open: func(context.Context, task.Spec) (registryproxy.Content, error) {
+	cfg := config{Upstream: up, Default: "r.test", Observe: seen.observe, Open: func(context.Context, task.Spec) (registryproxy.Blob, error) {
 		return nil, fmt.Errorf("no content: %w", &api.Failure{Status: http.StatusInsufficientStorage, Message: "no space left on device", Full: true})
 	}}
 	if direct != nil {
-		cfg.Direct = func(_ context.Context, spec task.Spec, offset int64) (*source.Response, error) {
+		cfg.Passthrough = func(_ context.Context, spec task.Spec, offset int64) (*source.Response, error) {
 			assert.Equal(t, id, spec.ID)
 			assert.Equal(t, "Bearer mine", spec.Authorization.Reveal(), "in the client's name")
 			r, length := direct(offset)
 			return &source.Response{Body: io.NopCloser(r), Length: length}, nil
 		}
 	}
-	srv := httptest.NewServer(registryproxy.New(cfg))
+	srv := httptest.NewServer(newMirror(cfg))
 	t.Cleanup(srv.Close)
 	return srv, "/v2/app/blobs/" + string(id)
 }
@@ -95,14 +95,14 @@ func TestWhatThereIsNoRoomForComesFromTheRegistryToWhoCannotGoElsewhere(t *testi
 		} {
 			t.Run(fmt.Sprint(size, " ", name), func(t *testing.T) {
 				seen := pulls{ended: make(chan struct{}, 1)}
-				srv, path := roomless(t, layer, &seen, c.direct)
+				srv, path := fullDisk(t, layer, &seen, c.direct)
 				res, b, err := fetchBody(t, srv.URL+path, c.header...)
 				require.NoError(t, err)
 				assert.Equal(t, c.header != nil, res.StatusCode == http.StatusPartialContent, res.Status)
 				assert.EqualValues(t, len(c.want), res.ContentLength)
 				assert.Equal(t, string(c.want), string(b))
 				<-seen.ended
-				assert.True(t, seen.last(t).Direct)
+				assert.True(t, seen.last(t).Passthrough)
 			})
 		}
 	}
@@ -111,7 +111,7 @@ func TestWhatThereIsNoRoomForComesFromTheRegistryToWhoCannotGoElsewhere(t *testi
 func TestWhatThereIsNoRoomForIsRefusedToWhoCanGoElsewhere(t *testing.T) {
 	layer := blob(300_000)
 	var seen pulls
-	srv, path := roomless(t, layer, &seen, cutting(layer))
+	srv, path := fullDisk(t, layer, &seen, cutting(layer))
 	res, b, err := fetchBody(t, srv.URL+path+"?ns=r.test")
 	require.NoError(t, err)
 	assert.Equal(t, http.StatusInsufficientStorage, res.StatusCode)
@@ -119,7 +119,7 @@ func TestWhatThereIsNoRoomForIsRefusedToWhoCanGoElsewhere(t *testing.T) {
 	res, _, err = fetchBody(t, srv.URL+"/v2/app/manifests/"+string(oci.DigestOf(layer)))
 	require.NoError(t, err)
 	assert.Equal(t, http.StatusInsufficientStorage, res.StatusCode, "of a manifest, after which it goes elsewhere for all")
-	srv, path = roomless(t, layer, &seen, nil)
+	srv, path = fullDisk(t, layer, &seen, nil)
 	res, _, err = fetchBody(t, srv.URL+path)
 	require.NoError(t, err)
 	assert.Equal(t, http.StatusInsufficientStorage, res.StatusCode)
@@ -143,7 +143,7 @@ func TestWhatIsNotKeptIsNeverCompleteAndWrongEither(t *testing.T) {
 		for _, header := range [][]string{nil, {"Range", "bytes=100000-"}} {
 			t.Run(fmt.Sprint(name, header), func(t *testing.T) {
 				seen := pulls{ended: make(chan struct{}, 1)}
-				srv, path := roomless(t, layer, &seen, direct)
+				srv, path := fullDisk(t, layer, &seen, direct)
 				res, b, err := fetchBody(t, srv.URL+path, header...)
 				assert.Less(t, res.StatusCode, 300)
 				require.ErrorIs(t, err, io.ErrUnexpectedEOF)
@@ -155,14 +155,14 @@ func TestWhatIsNotKeptIsNeverCompleteAndWrongEither(t *testing.T) {
 	}
 	for _, other := range [][]byte{append(bytes.Clone(layer), 'x'), layer[:200_000]} {
 		var seen pulls
-		srv, path := roomless(t, layer, &seen, cutting(other))
+		srv, path := fullDisk(t, layer, &seen, cutting(other))
 		res, b, err := fetchBody(t, srv.URL+path)
 		require.NoError(t, err)
 		assert.Equal(t, http.StatusNotFound, res.StatusCode, "it has not what it says that it has: %.200s", b)
 	}
 	small := blob(100)
 	var seen pulls
-	srv, path := roomless(t, small, &seen, cutting(wrong[:100]))
+	srv, path := fullDisk(t, small, &seen, cutting(wrong[:100]))
 	res, b, err := fetchBody(t, srv.URL+path)
 	require.NoError(t, err)
 	assert.Equal(t, http.StatusServiceUnavailable, res.StatusCode, "before its first byte it is an error: %s", b)
@@ -174,7 +174,7 @@ func TestAfterWrongBytesARangeIsTheWhole(t *testing.T) {
 	wrong[10] ^= 1
 	bodies := [][]byte{wrong}
 	seen := pulls{ended: make(chan struct{}, 8)}
-	srv, path := roomless(t, layer, &seen, func(offset int64) (io.Reader, int64) {
+	srv, path := fullDisk(t, layer, &seen, func(offset int64) (io.Reader, int64) {
 		content := layer
 		if len(bodies) > 0 {
 			content, bodies = bodies[0], bodies[1:]

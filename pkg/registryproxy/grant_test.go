@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/registryproxy"
@@ -32,25 +33,25 @@ func jwt(claims string) string {
 
 func jwtUntil(t time.Time) string { return jwt(fmt.Sprintf(`{"exp":%d,"jti":"1"}`, t.Unix())) }
 
-// room is a mirror in front of one fake registry with one layer in "app".
-type room struct {
-	*registryproxy.Proxy
+// fixture is a mirror in front of one fake registry with one layer in "app".
+type fixture struct {
+	*mirror
 	swarm swarm
 	up    *upstreamFunc
 	layer task.ID
 }
 
-func newRoom(cfg registryproxy.Config) *room {
-	r := &room{}
+func newFixture(cfg config) *fixture {
+	r := &fixture{}
 	r.layer = r.swarm.put(blob(100), "")
 	r.up = &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(r.layer): {blob(100), ""}})}
 	cfg.Upstream, cfg.Open, cfg.Default = r.up, r.swarm.Open, "r.test"
-	r.Proxy = registryproxy.New(cfg)
+	r.mirror = newMirror(cfg)
 	return r
 }
 
 // asks counts what the registry was asked since the last call.
-func (r *room) asks() int {
+func (r *fixture) asks() int {
 	r.up.mu.Lock()
 	defer r.up.mu.Unlock()
 	n := len(r.up.asked)
@@ -58,8 +59,8 @@ func (r *room) asks() int {
 	return n
 }
 
-func (r *room) get(path string, header ...string) *http.Response {
-	return ask(r.Proxy, http.MethodGet, "/v2/"+path, header...)
+func (r *fixture) get(path string, header ...string) *http.Response {
+	return ask(r.mirror, http.MethodGet, "/v2/"+path, header...)
 }
 
 func TestARegistrysYesLivesAsLongAsTheTokenSays(t *testing.T) {
@@ -83,7 +84,7 @@ func TestARegistrysYesLivesAsLongAsTheTokenSays(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRoom(registryproxy.Config{Policy: registryproxy.Policy{RightsLife: c.longest}})
+				r := newFixture(config{Policy: access.Policy{GrantLife: c.longest}})
 				who := c.authorization(time.Now())
 				pull := func() int {
 					require.Equal(t, 200, r.get("app/blobs/"+string(r.layer), "Authorization", who).StatusCode)
@@ -114,7 +115,7 @@ func TestAnEndedTokenOpensNothingWhateverTheNodesClockSays(t *testing.T) {
 	for name, off := range map[string]time.Duration{"three days behind": 72 * time.Hour, "right": 0, "three days ahead": -72 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRoom(registryproxy.Config{Policy: registryproxy.Policy{ServeCached: true}})
+				r := newFixture(config{Policy: access.Policy{ServeCached: true}})
 				dated(r.up, off)
 				there := time.Now().Add(off)
 				who := jwt(fmt.Sprintf(`{"iat":%d,"exp":%d}`, there.Unix(), there.Add(5*time.Minute).Unix()))
@@ -133,7 +134,7 @@ func TestAnEndedTokenOpensNothingWhateverTheNodesClockSays(t *testing.T) {
 }
 
 func TestATokenThatHasEndedByItsOwnWordIsAskedAboutEachTime(t *testing.T) {
-	r := newRoom(registryproxy.Config{Policy: registryproxy.Policy{ServeCached: true}})
+	r := newFixture(config{Policy: access.Policy{ServeCached: true}})
 	// A registry's clock may be late: it still takes the token, and that is its right.
 	who := jwtUntil(time.Now().Add(-time.Minute))
 	for range 3 {
@@ -145,7 +146,7 @@ func TestATokenThatHasEndedByItsOwnWordIsAskedAboutEachTime(t *testing.T) {
 }
 
 func TestARightIsNobodyElsesAndOfNothingElse(t *testing.T) {
-	r := newRoom(registryproxy.Config{})
+	r := newFixture(config{})
 	everything := r.up.answer
 	layer := string(r.layer)
 	require.Equal(t, 200, r.get("app/blobs/"+layer, "Authorization", "Bearer alice").StatusCode)
@@ -177,7 +178,7 @@ func TestARightIsNobodyElsesAndOfNothingElse(t *testing.T) {
 }
 
 func TestARefusalIsAskedAboutEachTime(t *testing.T) {
-	r := newRoom(registryproxy.Config{})
+	r := newFixture(config{})
 	known := r.up.answer
 	for _, status := range []int{401, 403, 404, 429, 500, 503} {
 		r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(status) })
@@ -196,7 +197,7 @@ func TestARefusalEndsWhatWasRemembered(t *testing.T) {
 		also, also2 bool // whether the credential's other right in the repository, and in another, stays
 	}{{401, false, true}, {403, true, true}, {404, true, true}, {500, true, true}} {
 		synctest.Test(t, func(t *testing.T) {
-			r := newRoom(registryproxy.Config{})
+			r := newFixture(config{})
 			other := r.swarm.put(blob(50), "")
 			yes := func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(200) }
 			r.up.reply(yes)
@@ -220,7 +221,7 @@ func TestARefusalEndsWhatWasRemembered(t *testing.T) {
 
 func TestTwoHundredClientsAtOnceAreOneQuestion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRoom(registryproxy.Config{})
+		r := newFixture(config{})
 		known, gate := r.up.answer, make(chan struct{})
 		r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {
 			<-gate
@@ -250,7 +251,7 @@ func TestTwoHundredClientsAtOnceAreOneQuestion(t *testing.T) {
 
 func TestAClientThatLeavesTakesNobodyAlong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRoom(registryproxy.Config{})
+		r := newFixture(config{})
 		known, gate := r.up.answer, make(chan struct{})
 		var ended error
 		up := upstreamOf(func(ctx context.Context, q source.RegistryRequest) (*http.Response, error) {
@@ -262,7 +263,7 @@ func TestAClientThatLeavesTakesNobodyAlong(t *testing.T) {
 			}
 			return (&upstreamFunc{answer: known}).Do(ctx, q)
 		})
-		p := registryproxy.New(registryproxy.Config{Upstream: up, Open: r.swarm.Open, Default: "r.test"})
+		p := newMirror(config{Upstream: up, Open: r.swarm.Open, Default: "r.test"})
 		var clients sync.WaitGroup
 		begin := func(status *int) context.CancelFunc {
 			ctx, leave := context.WithCancel(t.Context())
@@ -306,8 +307,8 @@ func TestARegistryThatIsUnreachableIsNotSpokenForUnlessTheOperatorSaysSo(t *test
 			t.Run(fmt.Sprint(name, serve), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					var seen pulls
-					r := newRoom(registryproxy.Config{Observe: seen.observe})
-					r.SetPolicy(registryproxy.Policy{ServeCached: serve})
+					r := newFixture(config{Observe: seen.observe})
+					r.SetPolicy(access.Policy{ServeCached: serve})
 					layer := "app/blobs/" + string(r.layer)
 					token := jwtUntil(time.Now().Add(2 * time.Hour))
 					for _, who := range []string{"Bearer opaque", token} {
@@ -360,7 +361,7 @@ func (f *family) put(s *swarm) map[string]object {
 
 func TestAManifestVouchesForWhatItNamesToWhoMayHaveIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRoom(registryproxy.Config{})
+		r := newFixture(config{})
 		var f family
 		r.up.reply(answers(f.put(&r.swarm)))
 		who := []string{"Authorization", jwtUntil(time.Now().Add(5 * time.Minute))}
@@ -377,9 +378,9 @@ func TestAManifestVouchesForWhatItNamesToWhoMayHaveIt(t *testing.T) {
 		// A descriptor tells a size, so a HEAD needs neither the registry nor the swarm, but
 		// its word is not passed on as the registry's.
 		opened := len(r.swarm.opened)
-		res := ask(r.Proxy, http.MethodHead, "/v2/app/blobs/"+string(f.layer), who...)
+		res := ask(r.mirror, http.MethodHead, "/v2/app/blobs/"+string(f.layer), who...)
 		assert.Equal(t, "3000", res.Header.Get("Content-Length"))
-		assert.Equal(t, oci.MediaTypeManifest, ask(r.Proxy, http.MethodHead, "/v2/app/manifests/"+string(f.manifest), who...).Header.Get("Content-Type"))
+		assert.Equal(t, oci.MediaTypeManifest, ask(r.mirror, http.MethodHead, "/v2/app/manifests/"+string(f.manifest), who...).Header.Get("Content-Type"))
 		assert.Len(t, r.swarm.opened, opened)
 		assert.Zero(t, r.swarm.opened[opened-1].Length)
 
@@ -404,7 +405,7 @@ func TestAManifestVouchesForWhatItNamesToWhoMayHaveIt(t *testing.T) {
 
 func TestAManifestDoesNotOutliveTheRightToItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRoom(registryproxy.Config{})
+		r := newFixture(config{})
 		var f family
 		r.up.reply(answers(f.put(&r.swarm)))
 		pull := func(path string) int { return r.get(path, "Authorization", "Bearer opaque").StatusCode }
@@ -431,7 +432,7 @@ func TestAManifestVouchesForNothingThatItsRegistryDidNotLookFor(t *testing.T) {
 		"layers under two names": {oci.MediaTypeManifest, `"config":{},"layers":[%s],"Layers":[]`, "blobs"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRoom(registryproxy.Config{})
+			r := newFixture(config{})
 			private := r.swarm.put([]byte("another's"), "")
 			named := fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":9}`, oci.MediaTypeManifest, private)
 			manifest := []byte(`{"schemaVersion":2,"mediaType":"` + c.mediaType + `",` + fmt.Sprintf(c.fields, named) + `}`)
@@ -444,7 +445,7 @@ func TestAManifestVouchesForNothingThatItsRegistryDidNotLookFor(t *testing.T) {
 }
 
 func TestAManifestOfARegistryThatIsNotBelievedVouchesForNothing(t *testing.T) {
-	r := newRoom(registryproxy.Config{Vouches: func(upstream string) bool { return upstream != "r.test" }})
+	r := newFixture(config{Vouches: func(upstream string) bool { return upstream != "r.test" }})
 	var f family
 	r.up.reply(answers(f.put(&r.swarm)))
 	require.Equal(t, 200, r.get("app/manifests/v1").StatusCode)
@@ -452,7 +453,7 @@ func TestAManifestOfARegistryThatIsNotBelievedVouchesForNothing(t *testing.T) {
 }
 
 func TestATokenThatTheOriginNoLongerTakesHasNoRights(t *testing.T) {
-	r := newRoom(registryproxy.Config{})
+	r := newFixture(config{})
 	path := "app/blobs/" + string(r.layer)
 	require.Equal(t, 200, r.get(path, "Authorization", "Bearer x").StatusCode)
 	r.swarm.err = &api.Failure{Status: 401, Message: "the token has ended", Header: map[string]string{"Www-Authenticate": "Bearer y"}}
@@ -467,7 +468,7 @@ func TestATokenThatTheOriginNoLongerTakesHasNoRights(t *testing.T) {
 }
 
 func TestWhatAnybodyMayHaveIsForClientsThatTakeUpChallengesToo(t *testing.T) {
-	r := newRoom(registryproxy.Config{})
+	r := newFixture(config{})
 	r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {
 		if !q.Anonymous {
 			w.Header().Set("WWW-Authenticate", "Bearer realm")
@@ -528,7 +529,7 @@ func TestARegistryThatNobodyVouchesForMustShowThatItHasTheContent(t *testing.T) 
 			}, 404, 3},
 		} {
 			up := &upstreamFunc{answer: c.answer}
-			p := registryproxy.New(registryproxy.Config{Upstream: up, Open: s.Open, Vouches: func(upstream string) bool { return upstream == "listed.test" }})
+			p := newMirror(config{Upstream: up, Open: s.Open, Vouches: func(upstream string) bool { return upstream == "listed.test" }})
 			for range 2 {
 				res := ask(p, http.MethodGet, "/v2/evil/blobs/"+string(id)+"?ns=evil.test")
 				assert.Equal(t, c.status, res.StatusCode, "%s, %d bytes", name, size)
@@ -538,14 +539,14 @@ func TestARegistryThatNobodyVouchesForMustShowThatItHasTheContent(t *testing.T) 
 			}
 			assert.Len(t, up.questions(), c.asked, name)
 		}
-		p := registryproxy.New(registryproxy.Config{Upstream: &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {}}, Open: s.Open, Vouches: func(upstream string) bool { return upstream == "listed.test" }})
+		p := newMirror(config{Upstream: &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {}}, Open: s.Open, Vouches: func(upstream string) bool { return upstream == "listed.test" }})
 		assert.Equal(t, 200, ask(p, http.MethodGet, "/v2/app/blobs/"+string(id)+"?ns=listed.test").StatusCode)
 	}
 }
 
 func TestAnAnswerToAQuestionOfBeforeIsNotRememberedAfterwards(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRoom(registryproxy.Config{Policy: registryproxy.Policy{TagLife: time.Hour}})
+		r := newFixture(config{Policy: access.Policy{TagLife: time.Hour}})
 		manifest := r.swarm.put(oldIndex, oci.MediaTypeIndex)
 		known, gate := answers(map[string]object{
 			"r.test/v2/app/blobs/" + string(r.layer): {blob(100), ""}, "r.test/v2/app/manifests/v1": {oldIndex, oci.MediaTypeIndex},

@@ -1,4 +1,4 @@
-package registryproxy
+package access
 
 import (
 	"encoding/base64"
@@ -12,27 +12,27 @@ import (
 )
 
 func TestWhatIsRememberedIsBoundedAndTheOldestGoesFirst(t *testing.T) {
-	var v verdicts
+	v := newGrants()
 	now := time.Unix(1000, 0)
-	id := func(i int) object { return object{endpointBlob, task.ID(fmt.Sprint(i))} }
-	who := holder{upstream: "r.test", repository: "app"}
-	for i := range verdictsMax {
-		v.put(right{holder: who, object: id(i), until: now.Add(time.Minute)})
+	id := func(i int) object { return object{task.Blob, task.ID(fmt.Sprint(i))} }
+	who := subject{upstream: "r.test", repository: "app"}
+	for i := range grantsMax {
+		v.put(Grant{subject: who, object: id(i), until: now.Add(time.Minute)})
 	}
 	_, _, ok := v.get(who, id(0), now) // used, so it is not the oldest any more
 	assert.True(t, ok)
-	v.put(right{holder: who, object: id(verdictsMax), until: now.Add(time.Minute)})
-	assert.Equal(t, verdictsMax, v.recent.Len())
-	for i, want := range map[int]bool{0: true, 1: false, 2: true, verdictsMax: true} {
+	v.put(Grant{subject: who, object: id(grantsMax), until: now.Add(time.Minute)})
+	assert.Equal(t, grantsMax, v.recent.Len())
+	for i, want := range map[int]bool{0: true, 1: false, 2: true, grantsMax: true} {
 		_, _, ok := v.get(who, id(i), now)
 		assert.Equal(t, want, ok, i)
 	}
-	v.dropHolder(who)
+	v.dropSubject(who)
 	assert.Zero(t, v.recent.Len())
-	assert.Empty(t, v.holders)
+	assert.Empty(t, v.objects)
 }
 
-func FuzzLifeOf(f *testing.F) {
+func FuzzLifetime(f *testing.F) {
 	for _, s := range []string{"", "Bearer a.b.c", "Bearer a.eyJleHAiOjE3MDAwMDAwMDB9.c", "Basic YTpi", "Bearer a.eyJleHAiOjFlMzAwfQ.c", "bearer ..", "Bearer a.eyJleHAiOiJ4In0.c"} {
 		f.Add(s, int64(time.Hour))
 	}
@@ -41,7 +41,7 @@ func FuzzLifeOf(f *testing.F) {
 		if longest <= 0 {
 			return
 		}
-		until, end := lifeOf(authorization, now, time.Time{}, time.Duration(longest))
+		until, end := lifetime(authorization, now, time.Time{}, time.Duration(longest))
 		assert.False(t, until.After(now.Add(time.Duration(longest))), "longer than the operator allows")
 		if !end.IsZero() {
 			assert.False(t, until.After(end), "longer than the token says")
@@ -88,7 +88,7 @@ func TestAClockThatIsOffGivesNobodyMore(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			now := registry.Add(c.off)
-			until, end := lifeOf(c.token, now, c.said, c.longest)
+			until, end := lifetime(c.token, now, c.said, c.longest)
 			assert.Equal(t, c.until, until.Sub(now))
 			assert.Equal(t, c.end, end.Sub(now))
 		})

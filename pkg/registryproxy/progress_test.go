@@ -37,13 +37,13 @@ func TestAClientWaitsWhileBytesMove(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				begun := time.Now()
 				up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(id): {layer, ""}})}
-				p := registryproxy.New(registryproxy.Config{
+				p := newMirror(config{
 					Upstream: up,
-					Moving:   func(task.ID) int64 { return int64(min(time.Since(begun), c.moves) / time.Second) },
-					Open: func(ctx context.Context, spec task.Spec) (registryproxy.Content, error) {
+					Progress: func(task.ID) int64 { return int64(min(time.Since(begun), c.moves) / time.Second) },
+					Open: func(ctx context.Context, spec task.Spec) (registryproxy.Blob, error) {
 						select {
 						case <-time.After(25 * time.Second):
-							return &fakeContent{data: layer}, nil
+							return &fakeBlob{data: layer}, nil
 						case <-ctx.Done():
 							return nil, context.Cause(ctx)
 						}
@@ -60,13 +60,13 @@ func TestAClientWaitsWhileBytesMove(t *testing.T) {
 	}
 }
 
-// cachedContent says whether it was here, whole, when it was opened.
-type cachedContent struct {
-	*fakeContent
+// cachedBlob says whether it was here, whole, when it was opened.
+type cachedBlob struct {
+	*fakeBlob
 	cached bool
 }
 
-func (c cachedContent) Cached() bool { return c.cached }
+func (c cachedBlob) Cached() bool { return c.cached }
 
 // TestAManifestsLengthBindsItsAskerAlone has a manifest name a layer with another size than it has.
 func TestAManifestsLengthBindsItsAskerAlone(t *testing.T) {
@@ -78,12 +78,12 @@ func TestAManifestsLengthBindsItsAskerAlone(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/manifests/" + string(pin): {manifest, oci.MediaTypeManifest}})}
 			var spec task.Spec
-			p := registryproxy.New(registryproxy.Config{Upstream: up, Open: func(_ context.Context, s task.Spec) (registryproxy.Content, error) {
+			p := newMirror(config{Upstream: up, Open: func(_ context.Context, s task.Spec) (registryproxy.Blob, error) {
 				if s.ID == pin {
-					return &fakeContent{data: manifest, mediaType: oci.MediaTypeManifest}, nil
+					return &fakeBlob{data: manifest, mediaType: oci.MediaTypeManifest}, nil
 				}
 				spec = s
-				return cachedContent{&fakeContent{data: layer}, cached}, nil
+				return cachedBlob{&fakeBlob{data: layer}, cached}, nil
 			}})
 			require.Equal(t, http.StatusOK, ask(p, http.MethodGet, "/v2/app/manifests/"+string(pin)+"?ns=r.test").StatusCode)
 			res := ask(p, http.MethodGet, "/v2/app/blobs/"+string(id)+"?ns=r.test")
@@ -115,7 +115,7 @@ func TestAnEndlessBodyPastAllDisksIsBounded(t *testing.T) {
 		return len(p), nil
 	})
 	seen := pulls{ended: make(chan struct{}, 1)}
-	srv, path := roomless(t, layer, &seen, func(int64) (io.Reader, int64) { return endless, -1 })
+	srv, path := fullDisk(t, layer, &seen, func(int64) (io.Reader, int64) { return endless, -1 })
 	res, b, err := fetchBody(t, srv.URL+path)
 	require.NoError(t, err)
 	assert.EqualValues(t, len(layer), res.ContentLength)

@@ -1,0 +1,154 @@
+package access
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// ageMax bounds the age that a lookup or a reply may state.
+const ageMax = time.Hour
+
+// askOwner sends a lookup to its owner in the cluster. ok is false when this host has to ask the
+// registry: because the reply would be for this host alone, or the owner did not reply.
+func (r *Resolver) askOwner(ctx context.Context, l Lookup, age time.Duration) (out reply, ok bool, err error) {
+	if r.cfg.AskOwner == nil || l.Authorization.IsZero() && r.usesOwnCredentials(l.Upstream) {
+		return reply{}, false, nil
+	}
+	generation := r.generation.Load()
+	a, err := r.cfg.AskOwner(ctx, api.Lookup{
+		Version: api.Version, Upstream: l.Upstream, Repository: l.Repository, Kind: l.Kind, Reference: l.Reference,
+		Accept: l.Accept, Authorization: l.Authorization.Reveal(), Anonymous: l.Anonymous, MaxAgeMillis: age.Milliseconds(),
+	})
+	if err != nil || a.Unreached != "" {
+		return reply{}, false, nil
+	}
+	if a.Refusal != nil {
+		return reply{}, true, &RefusedError{
+			Upstream: l.Upstream, Path: l.Path(), Status: a.Refusal.Status, Header: a.Refusal.Header, Body: a.Refusal.Body,
+		}
+	}
+	id, err := oci.ParseDigest(string(a.Digest))
+	if err != nil || l.ID != "" && (id != l.ID || !a.Yours) {
+		return reply{}, false, nil
+	}
+	out.at = time.Now().Add(-time.Duration(min(a.AgeMillis, ageMax.Milliseconds())) * time.Millisecond)
+	out.Grant = Grant{ID: id, Length: a.Length, MediaType: a.MediaType}
+	if a.Yours {
+		if a.DateSeconds > 0 {
+			out.date = time.Unix(a.DateSeconds, 0)
+		}
+		out.Grant = r.remember(l, out.Grant, out.at, generation)
+	}
+	return out, true, nil
+}
+
+// Owner answers the lookups of hosts, so that a cluster asks a registry once for what is the same for
+// all hosts: the meaning of a tag, and what anybody may read. It sends the credentials that a lookup
+// brings, never its own. It is an [http.Handler] for [api.PathLookups]; safe for concurrent use.
+type Owner struct{ resolver *Resolver }
+
+// NewOwner returns an Owner that asks registries through r.
+func NewOwner(r Registry) *Owner {
+	o := &Owner{New(Config{Registry: r, Policy: Policy{GrantLife: opaqueLife}})}
+	o.resolver.bare = true
+	return o
+}
+
+// Run keeps the Owner open until ctx ends, then closes it. It returns nil.
+func (o *Owner) Run(ctx context.Context) error { return o.resolver.Run(ctx) }
+
+// Close cancels the lookups under way and waits for all goroutines.
+func (o *Owner) Close() { o.resolver.Close() }
+
+// Forget drops all grants and tags.
+func (o *Owner) Forget() { o.resolver.Forget() }
+
+// Reply answers a lookup. It waits for the registry until ctx ends.
+func (o *Owner) Reply(ctx context.Context, asked api.Lookup) api.LookupReply {
+	l, err := parseLookup(asked)
+	if err != nil {
+		return api.LookupReply{Version: api.Version, Unreached: err.Error()}
+	}
+	if l.ID == "" {
+		age := time.Duration(min(asked.MaxAgeMillis, ageMax.Milliseconds())) * time.Millisecond
+		tag, err := o.resolver.askTag(ctx, l, age)
+		return wireReply(l, tag.reply, err)
+	}
+	if g, valid, _ := o.resolver.grants.get(l.subject(), object{l.Kind, l.ID}, time.Now()); valid {
+		return wireReply(l, reply{Grant: g, at: g.until.Add(-opaqueLife)}, nil)
+	}
+	g, err := o.resolver.askDigest(ctx, l)
+	return wireReply(l, reply{Grant: g, at: time.Now()}, err)
+}
+
+// parseLookup checks the names of a lookup.
+func parseLookup(asked api.Lookup) (l Lookup, err error) {
+	l = Lookup{
+		Kind: asked.Kind, Reference: asked.Reference, Accept: asked.Accept,
+		Authorization: secret.String(asked.Authorization), Anonymous: asked.Anonymous && asked.Authorization == "",
+	}
+	if l.Upstream, err = oci.ParseHost(asked.Upstream); err != nil {
+		return l, err
+	}
+	if l.Repository, err = oci.ParseRepository(l.Upstream, asked.Repository); err != nil {
+		return l, err
+	}
+	if l.Kind == task.Manifest && oci.IsTag(l.Reference) {
+		return l, nil
+	}
+	l.ID, err = oci.ParseDigest(l.Reference)
+	return l, err
+}
+
+// wireReply is a reply or its error as it is sent.
+func wireReply(l Lookup, r reply, err error) api.LookupReply {
+	out := api.LookupReply{Version: api.Version}
+	var refused *RefusedError
+	switch {
+	case errors.As(err, &refused):
+		out.Refusal = &api.RegistryError{Status: refused.Status, Header: refused.Header, Body: refused.Body}
+	case err != nil:
+		out.Unreached = fmt.Sprintf("%.1000s", err)
+	default:
+		out.Digest, out.Length, out.MediaType = r.ID, r.Length, r.MediaType
+		out.Yours = r.subject == l.subject()
+		out.AgeMillis = max(0, time.Since(r.at).Milliseconds())
+		if !r.date.IsZero() {
+			out.DateSeconds = max(0, r.date.Unix())
+		}
+	}
+	return out
+}
+
+// ServeHTTP answers one lookup. The headers go out at once, so that the host can tell an owner that
+// waits for a registry from a dead one.
+func (o *Owner) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		http.Error(w, "send a lookup by POST", http.StatusMethodNotAllowed)
+		return
+	}
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, api.LookupMax))
+	var l api.Lookup
+	if err == nil {
+		l, err = api.DecodeLookup(b)
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	_ = http.NewResponseController(w).Flush()
+	_ = json.NewEncoder(w).Encode(o.Reply(r.Context(), l))
+}

@@ -1,0 +1,220 @@
+package access
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// reply is a registry's consent to a lookup.
+type reply struct {
+	Grant
+	// at is when the registry replied, by this node's clock.
+	at time.Time
+	// etag is the manifest's, for a conditional request.
+	etag string
+}
+
+// head asks by HEAD, after a pause once more where the registry asks for one, and by GET where it does
+// not support HEAD.
+func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, error) {
+	res, err := r.send(ctx, l, http.MethodHead, "", known.etag)
+	if err != nil {
+		return reply{}, err
+	}
+	res.Body.Close()
+	if wait := source.Patience(res.StatusCode, res.Header); wait > 0 {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return reply{}, &UnreachableError{fmt.Errorf("asking %s again, which answered %d to %s: %w",
+				l.Upstream, res.StatusCode, l.Path(), context.Cause(ctx))}
+		}
+		if res, err = r.send(ctx, l, http.MethodHead, "", known.etag); err != nil {
+			return reply{}, err
+		}
+		res.Body.Close()
+	}
+	if res.StatusCode == http.StatusMethodNotAllowed || res.StatusCode == http.StatusNotImplemented {
+		if l.Kind == task.Blob {
+			return r.getFirstByte(ctx, l)
+		}
+		return r.getManifest(ctx, l, known)
+	}
+	if err := refusal(l, res, known); err != nil {
+		return reply{}, err
+	}
+	if res.StatusCode == http.StatusNotModified {
+		return unchanged(res, known), nil
+	}
+	out := reply{Grant: Grant{ID: l.ID, MediaType: typeOf(res), date: dateOf(res)}, etag: etagOf(res)}
+	if res.Header.Get("Content-Encoding") == "" {
+		out.Length = max(res.ContentLength, 0)
+	}
+	if out.ID == "" {
+		if out.ID, err = oci.ParseDigest(res.Header.Get("Docker-Content-Digest")); err != nil {
+			return r.getManifest(ctx, l, known)
+		}
+	}
+	return out, nil
+}
+
+// getFirstByte asks for a blob by its first byte.
+func (r *Resolver) getFirstByte(ctx context.Context, l Lookup) (reply, error) {
+	res, err := r.send(ctx, l, http.MethodGet, "bytes=0-0", "")
+	if err != nil {
+		return reply{}, err
+	}
+	defer res.Body.Close()
+	out := reply{Grant: Grant{ID: l.ID, date: dateOf(res)}}
+	contentRange := res.Header.Get("Content-Range")
+	switch {
+	case res.StatusCode == http.StatusRequestedRangeNotSatisfiable && contentRange == oci.UnsatisfiedRange(0):
+		return out, nil // an empty blob
+	case res.StatusCode == http.StatusPartialContent:
+		total, _ := strings.CutPrefix(contentRange, "bytes 0-0/")
+		if n, err := strconv.ParseUint(total, 10, 63); err == nil && res.Header.Get("Content-Encoding") == "" {
+			out.Length = int64(n)
+		}
+		return out, nil
+	}
+	if err := refusal(l, res, reply{}); err != nil {
+		return reply{}, err
+	}
+	if res.Header.Get("Content-Encoding") == "" {
+		out.Length = max(res.ContentLength, 0)
+	}
+	return out, nil
+}
+
+// getManifest reads a manifest, because the registry does not name its digest otherwise.
+func (r *Resolver) getManifest(ctx context.Context, l Lookup, known reply) (reply, error) {
+	res, err := r.send(ctx, l, http.MethodGet, "", known.etag)
+	if err != nil {
+		return reply{}, err
+	}
+	defer res.Body.Close()
+	if err := refusal(l, res, known); err != nil {
+		return reply{}, err
+	}
+	if res.StatusCode == http.StatusNotModified {
+		return unchanged(res, known), nil
+	}
+	manifest, err := io.ReadAll(io.LimitReader(res.Body, oci.ManifestMax+1))
+	if err != nil {
+		return reply{}, &UnreachableError{fmt.Errorf("reading %s of %s: %w", l.Path(), l.Upstream, err)}
+	}
+	if len(manifest) > oci.ManifestMax {
+		return reply{}, &UnreachableError{fmt.Errorf("%s of %s is larger than the %d bytes that a manifest may have",
+			l.Path(), l.Upstream, oci.ManifestMax)}
+	}
+	out := reply{Grant: Grant{ID: l.ID, Length: int64(len(manifest)), MediaType: typeOf(res), date: dateOf(res)}, etag: etagOf(res)}
+	if out.ID == "" {
+		out.ID = oci.DigestOf(manifest)
+	}
+	return out, nil
+}
+
+// refusal is the error of a response that is no consent: neither 200 nor, where an ETag is known, 304.
+func refusal(l Lookup, res *http.Response, known reply) error {
+	switch {
+	case res.StatusCode >= 400:
+		return ReadRefusal(l.Upstream, l.Path(), res)
+	case res.StatusCode == http.StatusOK, res.StatusCode == http.StatusNotModified && known.etag != "":
+		return nil
+	}
+	return &UnreachableError{fmt.Errorf("asking %s: it answered %d to %s, which is neither yes nor no",
+		l.Upstream, res.StatusCode, l.Path())}
+}
+
+// unchanged is the reply of a 304: the manifest is the known one.
+func unchanged(res *http.Response, known reply) reply {
+	return reply{
+		Grant: Grant{ID: known.ID, Length: known.Length, MediaType: known.MediaType, Declared: known.Declared, date: dateOf(res)},
+		etag:  known.etag,
+	}
+}
+
+// keptHeaders are those of an error reply that its client must see.
+var keptHeaders = []string{"WWW-Authenticate", "Retry-After"}
+
+// ReadRefusal reads a registry's error reply and closes its body.
+func ReadRefusal(upstream, path string, res *http.Response) *RefusedError {
+	defer res.Body.Close()
+	e := &RefusedError{Upstream: upstream, Path: path, Status: res.StatusCode, Header: http.Header{}}
+	e.Body, _ = io.ReadAll(io.LimitReader(res.Body, api.FailureMax))
+	for _, k := range keptHeaders {
+		if v := res.Header.Values(k); len(v) > 0 {
+			e.Header[http.CanonicalHeaderKey(k)] = v
+		}
+	}
+	return e
+}
+
+// send sends one request of a lookup to its registry.
+func (r *Resolver) send(ctx context.Context, l Lookup, method, byteRange, etag string) (*http.Response, error) {
+	h := http.Header{}
+	if !l.Authorization.IsZero() {
+		h.Set("Authorization", l.Authorization.Reveal())
+	}
+	if len(l.Accept) > 0 {
+		h["Accept"] = l.Accept
+	}
+	if byteRange != "" {
+		h.Set("Range", byteRange)
+	}
+	if etag != "" {
+		h.Set("If-None-Match", etag)
+	}
+	return r.Do(ctx, source.RegistryRequest{
+		Upstream: l.Upstream, Method: method, Path: l.Path(), Header: h, Anonymous: l.Anonymous, Bare: r.bare,
+	})
+}
+
+// Do sends a request to a registry. A registry that refuses an anonymous request gets it again without
+// any token: its reply is then the challenge for the client. The error is an *[UnreachableError].
+func (r *Resolver) Do(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
+	res, err := r.cfg.Registry.Do(ctx, req)
+	if req.Anonymous && (err != nil || res.StatusCode == http.StatusUnauthorized || res.StatusCode == http.StatusForbidden) {
+		if err == nil {
+			res.Body.Close()
+		}
+		req.Anonymous = false
+		res, err = r.cfg.Registry.Do(ctx, req)
+	}
+	if err != nil {
+		return nil, &UnreachableError{fmt.Errorf("asking %s: %w", req.Upstream, err)} // err says the rest
+	}
+	return res, nil
+}
+
+// textMax bounds a remembered header, in bytes. A longer one counts as missing.
+const textMax = 255
+
+func typeOf(res *http.Response) string { return bounded(res.Header.Get("Content-Type")) }
+func etagOf(res *http.Response) string { return bounded(res.Header.Get("ETag")) }
+
+func bounded(s string) string {
+	if len(s) > textMax {
+		return ""
+	}
+	return s
+}
+
+// dateOf is the time of a response by the registry's clock (RFC 9110 §6.6.1), zero if it states none.
+func dateOf(res *http.Response) time.Time {
+	date, err := http.ParseTime(res.Header.Get("Date"))
+	if err != nil {
+		return time.Time{}
+	}
+	return date
+}

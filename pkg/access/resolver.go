@@ -1,0 +1,477 @@
+// Package access answers two questions about a registry: may this credential read this digest of
+// this repository, and which digest does this tag mean.
+//
+// A [Resolver] never grants what the registry has not granted to the same credential for the same
+// repository. A grant that it remembers ends with the credential. Hosts share what is the same for
+// all of them through an [Owner]. Start at [Resolver.Resolve].
+package access
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// Registry sends requests to registries. Safe for concurrent use.
+type Registry interface {
+	// Do sends one request with the client's own credentials. Any reply of the registry is a
+	// response, an error status too; the caller closes its body. An error means that there was no
+	// reply, and says what was tried. The body is identity-encoded, and no other host sees the
+	// credentials. Redirects are followed, because they are no consent: some registries redirect
+	// every request. A HEAD that finds no reply there, because a storage signs its URLs for GET,
+	// returns status 405.
+	Do(ctx context.Context, req source.RegistryRequest) (*http.Response, error)
+}
+
+// Config says what a Resolver works with. Registry is required.
+type Config struct {
+	Registry Registry
+	// AskOwner sends a lookup to its owner in the cluster: the meaning of a tag, and what anybody may
+	// read. An error means that no owner replied in time; the Resolver then asks the registry itself.
+	// Nil asks the registry at once.
+	AskOwner func(ctx context.Context, l api.Lookup) (api.LookupReply, error)
+	// Credentialed reports whether this host sends credentials of its own to a registry when a client
+	// brings none. The registry's replies to them are not shared. Nil: it never does.
+	Credentialed func(upstream string) bool
+	// Trusted reports whether the operator listed a registry: then its manifests grant what they
+	// name, and it need not prove that it has a blob. Nil trusts every registry.
+	Trusted func(upstream string) bool
+	// Policy is how long replies stay valid; see [Resolver.SetPolicy].
+	Policy Policy
+}
+
+// Policy is how long a registry's reply stays valid.
+type Policy struct {
+	// GrantLife is the longest life of a grant. A token that ends earlier ends its grants, and
+	// without a token that states its end a grant lives a minute at most. A longer life spares HEADs;
+	// a shorter one notices sooner that the registry took a right away. Default 1 h.
+	GrantLife time.Duration
+	// ServeCached lets a grant stay valid while the registry is unreachable, until the token ends.
+	// Without it such clients are refused, because the registry might have changed its mind.
+	ServeCached bool
+	// TagLife is how long a resolved tag stays valid. A longer life spares requests to the registry; a
+	// shorter one notices sooner that a tag has moved. 0 asks the registry each time.
+	TagLife time.Duration
+	// TagStale is how old a resolved tag may be while the registry is unreachable; 0 serves none that
+	// is older than TagLife.
+	TagStale time.Duration
+}
+
+// Lookup names a manifest or blob and the credential that wants to read it.
+type Lookup struct {
+	// Upstream is the registry in the spelling of [oci.ParseHost].
+	Upstream, Repository string
+	// Kind is task.Manifest or task.Blob.
+	Kind task.Kind
+	// Reference is a tag or a digest; ID is the digest's task, empty for a tag.
+	Reference string
+	ID        task.ID
+	Accept    []string
+	// Authorization is the client's own header, empty when it brings none.
+	Authorization secret.String
+	// Anonymous asks with the token that the registry gives to anybody, if Authorization is empty.
+	Anonymous bool
+}
+
+// Path is the lookup's path in the distribution API.
+func (l Lookup) Path() string {
+	kind := "/blobs/"
+	if l.Kind == task.Manifest {
+		kind = "/manifests/"
+	}
+	return "/v2/" + l.Repository + kind + l.Reference
+}
+
+// At is the lookup of a digest with the same credential.
+func (l Lookup) At(id task.ID) Lookup {
+	l.Reference, l.ID = string(id), id
+	return l
+}
+
+// lookupKey separates lookups that may get different replies.
+type lookupKey struct {
+	subject   subject
+	kind      task.Kind
+	reference string
+	accept    [sha256.Size]byte
+	anonymous bool
+	// generation separates lookups from before a Forget from those after it.
+	generation uint64
+}
+
+func (r *Resolver) key(l Lookup) lookupKey {
+	return lookupKey{l.subject(), l.Kind, l.Reference, hashAccept(l), l.Anonymous, r.generation.Load()}
+}
+
+// hashAccept keeps keys short: a client chooses its Accept, and may send a long one.
+func hashAccept(l Lookup) [sha256.Size]byte {
+	return sha256.Sum256([]byte(strings.Join(l.Accept, ",")))
+}
+
+// Result is what a lookup found.
+type Result struct {
+	Grant
+	// Unverified says that the registry was unreachable and an expired grant was used.
+	Unverified bool
+	// Stale is the age of the tag's meaning, when the registry was unreachable and an expired one was
+	// used; else 0.
+	Stale time.Duration
+}
+
+// RefusedError is a registry's error reply to a lookup.
+type RefusedError struct {
+	Upstream, Path string
+	Status         int
+	// Header holds WWW-Authenticate and Retry-After.
+	Header http.Header
+	// Body is cut at [api.FailureMax].
+	Body []byte
+}
+
+// Error names the registry, its status and the path.
+func (e *RefusedError) Error() string {
+	return fmt.Sprintf("%s answered %d %s to %s", e.Upstream, e.Status, http.StatusText(e.Status), e.Path)
+}
+
+// UnreachableError tells that a registry gave no usable reply. It unwraps to the attempt's error.
+type UnreachableError struct{ Err error }
+
+func (e *UnreachableError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the attempt's error.
+func (e *UnreachableError) Unwrap() error { return e.Err }
+
+// TagError tells that a tag was resolved, and the credential may not read the digest. It unwraps to
+// the reason. The client must not learn the digest.
+type TagError struct {
+	Tag string
+	ID  task.ID
+	Err error
+}
+
+func (e *TagError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the reason.
+func (e *TagError) Unwrap() error { return e.Err }
+
+// statusOf is the status of a registry's error reply, 0 for any other error.
+func statusOf(err error) int {
+	var refused *RefusedError
+	if errors.As(err, &refused) {
+		return refused.Status
+	}
+	return 0
+}
+
+// unreachable reports whether the registry did not reply, or only a gateway in front of it did.
+func unreachable(err error) bool {
+	switch statusOf(err) {
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return true
+	}
+	var e *UnreachableError
+	return errors.As(err, &e)
+}
+
+// Resolver asks registries on behalf of clients, sends equal lookups once, and remembers the replies.
+// Safe for concurrent use. [Resolver.Run] or [Resolver.Close] ends its goroutines.
+type Resolver struct {
+	cfg Config
+	// bare never uses this host's own credentials.
+	bare   bool
+	policy atomic.Pointer[Policy]
+
+	grants  *grants
+	tags    *tags
+	owned   *owned
+	breaker breaker
+	// generation counts the calls of Forget: a reply to a lookup from before is not remembered.
+	generation atomic.Uint64
+
+	work      *workers
+	asking    group[lookupKey, Grant]
+	resolving group[tagCall, tagReply]
+	// resolvingOwn holds lookups of tags that no other credential shares.
+	resolvingOwn group[lookupKey, tagReply]
+}
+
+// New returns a Resolver. It starts goroutines only during lookups.
+func New(cfg Config) *Resolver {
+	if cfg.Credentialed == nil {
+		cfg.Credentialed = func(string) bool { return false }
+	}
+	if cfg.Trusted == nil {
+		cfg.Trusted = func(string) bool { return true }
+	}
+	r := &Resolver{cfg: cfg, work: newWorkers(), grants: newGrants(), tags: newTags(), owned: newOwned()}
+	r.SetPolicy(cfg.Policy)
+	return r
+}
+
+// Run keeps the Resolver open until ctx ends, then closes it. It returns nil.
+func (r *Resolver) Run(ctx context.Context) error {
+	<-ctx.Done()
+	r.Close()
+	return nil
+}
+
+// Close cancels the lookups under way and waits for all goroutines. Lookups after it fail with
+// [ErrClosed].
+func (r *Resolver) Close() { r.work.close() }
+
+// SetPolicy changes how long replies stay valid from now on.
+func (r *Resolver) SetPolicy(p Policy) {
+	if p.GrantLife <= 0 {
+		p.GrantLife = time.Hour
+	}
+	r.policy.Store(&p)
+}
+
+// Forget drops all grants and tags, for instance when a reload changes how registries are asked.
+func (r *Resolver) Forget() {
+	r.generation.Add(1)
+	r.grants.clear()
+	r.tags.clear()
+	r.owned.clear()
+}
+
+// Resolve returns the client's grant for a digest, or for the digest that a tag means. It waits for
+// the registry until ctx ends; the error is then the cause of that. Other errors are a
+// *[RefusedError], an *[UnreachableError], and for tags a *[TagError] around one of them.
+func (r *Resolver) Resolve(ctx context.Context, l Lookup) (Result, error) {
+	if l.ID != "" {
+		return r.resolveDigest(ctx, l)
+	}
+	return r.resolveTag(ctx, l)
+}
+
+// resolveDigest returns the remembered grant, or asks for one.
+func (r *Resolver) resolveDigest(ctx context.Context, l Lookup) (Result, error) {
+	remembered, valid, known := r.grants.get(l.subject(), object{l.Kind, l.ID}, time.Now())
+	if valid {
+		return Result{Grant: remembered}, nil
+	}
+	fallback := known && r.policy.Load().ServeCached
+	g, err := withFallback(ctx, &r.breaker, l.Upstream, fallback, func(ctx context.Context) (Grant, error) {
+		return r.askDigest(ctx, l)
+	})
+	if fallback && unreachable(err) {
+		return Result{Grant: remembered, Unverified: true}, nil
+	}
+	return Result{Grant: g}, err
+}
+
+// askDigest asks for a grant, once for all clients that send the same lookup at the same time. The
+// owner asks for what anybody may read; what one credential may read is asked from here.
+func (r *Resolver) askDigest(ctx context.Context, l Lookup) (Grant, error) {
+	return r.asking.do(ctx, r.work, r.key(l), func(ctx context.Context) (Grant, error) {
+		if l.Authorization.IsZero() {
+			if got, ok, err := r.askOwner(ctx, l, 0); ok {
+				return got.Grant, err
+			}
+		}
+		got, err := r.askRegistry(ctx, l, reply{})
+		return got.Grant, err
+	})
+}
+
+// resolveTag finds the digest of a tag and then the client's grant for it. The registry answers both
+// at once to the client whose lookup resolves the tag.
+func (r *Resolver) resolveTag(ctx context.Context, l Lookup) (Result, error) {
+	policy := r.policy.Load()
+	known, fallback := r.tags.get(r.tagKey(l))
+	age := time.Since(known.at)
+	fallback = fallback && age >= policy.TagLife && age <= policy.TagStale
+	tag, err := withFallback(ctx, &r.breaker, l.Upstream, fallback, func(ctx context.Context) (tagReply, error) {
+		return r.askTag(ctx, l, policy.TagLife)
+	})
+	var stale time.Duration
+	if err != nil {
+		if !fallback || !unreachable(err) {
+			return Result{}, err
+		}
+		stale, tag.reply = time.Since(known.at), known
+	}
+	out, err := r.resolveDigest(ctx, l.At(tag.ID))
+	if err != nil {
+		return Result{}, &TagError{Tag: l.Reference, ID: tag.ID, Err: err}
+	}
+	out.Stale = stale
+	if !oci.NamesContent(out.MediaType) {
+		out.MediaType = tag.MediaType
+	}
+	if out.Length == 0 {
+		out.Length = tag.Length
+	}
+	return out, nil
+}
+
+// tagReply is what a tag means, or the refusal of a lookup of it.
+type tagReply struct {
+	reply
+	// asker is the lookup that was sent: its refusal does not bind another credential.
+	asker lookupKey
+}
+
+// refusedMax is how often in a row a lookup may join one that another credential sent and the registry
+// refused, before it is sent with its own credential.
+const refusedMax = 3
+
+// tagCall is a tag as clients wait for it together.
+type tagCall struct {
+	tagKey
+	// node says that this host's own credentials go with the lookup. A credential helper may hang, and
+	// clients that bring credentials need none.
+	node bool
+}
+
+// askTag returns the meaning of a tag: a remembered one of at most that age, or the registry's.
+// Clients that ask at the same time share one reply whatever credentials they bring, or two where some
+// bring none and this host has its own. What each of them may read is a separate lookup.
+func (r *Resolver) askTag(ctx context.Context, l Lookup, age time.Duration) (tagReply, error) {
+	key := r.tagKey(l)
+	ask := func(ctx context.Context) (tagReply, error) {
+		known, ok := r.tags.get(key)
+		if ok && time.Since(known.at) < age {
+			return tagReply{known, r.key(l)}, nil
+		}
+		asker := r.key(l)
+		got, err := r.refreshTag(ctx, l, key, known, age)
+		return tagReply{got, asker}, err
+	}
+	if known, ok := r.tags.get(key); ok && time.Since(known.at) < age {
+		return tagReply{known, r.key(l)}, nil
+	}
+	call := tagCall{key, l.Authorization.IsZero() && r.usesOwnCredentials(l.Upstream)}
+	for range refusedMax {
+		got, err := r.resolving.do(ctx, r.work, call, ask)
+		status := statusOf(err)
+		if err == nil || got.asker == r.key(l) || status == 0 && !unreachable(err) {
+			return got, err
+		}
+		if status != http.StatusUnauthorized && status != http.StatusForbidden {
+			break
+		}
+		// Another client was refused, perhaps before its login: the others share the next lookup.
+	}
+	return r.resolvingOwn.do(ctx, r.work, r.key(l), ask)
+}
+
+// refreshTag asks the owner for the meaning of a tag, or else the registry, and remembers it.
+func (r *Resolver) refreshTag(ctx context.Context, l Lookup, key tagKey, known reply, age time.Duration) (reply, error) {
+	got, shared, err := r.askOwner(ctx, l, age)
+	if !shared {
+		at := time.Now()
+		got, err = r.askRegistry(ctx, l, known)
+		got.at = at
+	}
+	if err != nil {
+		if statusOf(err) == http.StatusNotFound {
+			r.tags.drop(key)
+		}
+		return reply{}, err
+	}
+	r.tags.put(key, got)
+	return got, nil
+}
+
+// usesOwnCredentials reports whether a lookup without an Authorization carries this host's
+// credentials: the reply is then for this host alone.
+func (r *Resolver) usesOwnCredentials(upstream string) bool {
+	return !r.bare && r.cfg.Credentialed(upstream)
+}
+
+// askRegistry sends a lookup to the registry and remembers the reply. known is the last meaning of a
+// tag, with which the registry need not send it again.
+func (r *Resolver) askRegistry(ctx context.Context, l Lookup, known reply) (reply, error) {
+	generation := r.generation.Load()
+	got, err := r.head(ctx, l, known)
+	if err == nil {
+		got.Grant = r.remember(l, got.Grant, time.Now(), generation)
+		r.probePublic(ctx, l, got.ID)
+		return got, nil
+	}
+	switch status := statusOf(err); {
+	case status == http.StatusUnauthorized && (!l.Authorization.IsZero() || l.Anonymous):
+		r.grants.dropSubject(l.subject())
+	case l.ID != "" && (status == http.StatusForbidden || status == http.StatusNotFound):
+		r.grants.drop(l.subject(), object{l.Kind, l.ID})
+	}
+	return reply{}, err
+}
+
+// remember completes a grant and keeps it, unless Forget was called since generation. at is the time
+// of the registry's reply by this node's clock.
+func (r *Resolver) remember(l Lookup, g Grant, at time.Time, generation uint64) Grant {
+	g.subject, g.object = l.subject(), object{l.Kind, g.ID}
+	g.until, g.end = lifetime(l.Authorization.Reveal(), at, g.date, r.policy.Load().GrantLife)
+	if r.generation.Load() == generation {
+		r.grants.put(g)
+	}
+	return g
+}
+
+// publicTimeout bounds the lookup whether anybody may read a manifest.
+const publicTimeout = 10 * time.Second
+
+// probePublic finds out, after a client was granted a manifest with a token, whether anybody may read
+// it. Where expired grants are used while the registry is unreachable, a client that comes then can
+// get no token, and would be refused what is public.
+func (r *Resolver) probePublic(ctx context.Context, l Lookup, id task.ID) {
+	if !r.policy.Load().ServeCached || l.Authorization.IsZero() || l.Kind != task.Manifest {
+		return
+	}
+	l = l.At(id)
+	l.Authorization, l.Anonymous = "", true
+	if _, valid, _ := r.grants.get(l.subject(), object{l.Kind, id}, time.Now()); valid {
+		return
+	}
+	r.work.start(context.WithoutCancel(ctx), func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, publicTimeout)
+		defer cancel()
+		var caught error
+		defer source.Rescue(&caught, "asking whether anybody may read a manifest")
+		_, _ = r.askDigest(ctx, l) // a grant is remembered; a refusal changes nothing
+	})
+}
+
+// Revoke drops a grant that proved wrong: the registry described another blob.
+func (r *Resolver) Revoke(g Grant) { r.grants.drop(g.subject, g.object) }
+
+// RevokeCredential drops all grants of a grant's credential in its repository, because the registry no
+// longer takes the credential.
+func (r *Resolver) RevokeCredential(g Grant) { r.grants.dropSubject(g.subject) }
+
+// AdoptsManifest reports whether [Resolver.AdoptManifest] may find anything new.
+func (r *Resolver) AdoptsManifest(g Grant) bool {
+	return !g.adopted && r.cfg.Trusted(g.subject.upstream) && strings.HasPrefix(string(g.ID), "sha256:")
+}
+
+// AdoptManifest grants what a manifest names, its config, layers and manifests, to the credential that
+// may read the manifest, in the same repository and as long as the grant of the manifest lives. That
+// spares a HEAD for each. mediaType is that of the registry's reply, empty if it had none.
+func (r *Resolver) AdoptManifest(g Grant, mediaType string, manifest []byte) {
+	if !r.AdoptsManifest(g) || oci.DigestOf(manifest) != g.ID {
+		return
+	}
+	var named []Grant
+	for _, ref := range oci.References(mediaType, manifest) {
+		n := Grant{ID: ref.ID, Length: ref.Size, Declared: true, object: object{task.Blob, ref.ID}}
+		if ref.Manifest {
+			n.MediaType, n.object.kind = ref.MediaType, task.Manifest
+		}
+		named = append(named, n)
+	}
+	r.grants.adopt(g, named)
+}

@@ -1,0 +1,111 @@
+package access_test
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/darter-io/darter/pkg/access"
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// registryFunc is a registry that is one function.
+type registryFunc func(ctx context.Context, req source.RegistryRequest) (*http.Response, error)
+
+func (f registryFunc) Do(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
+	return f(ctx, req)
+}
+
+// silent is a registry that never replies, and counts the requests that wait for it.
+func silent(waiting chan<- string) registryFunc {
+	return func(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
+		waiting <- req.Path
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	}
+}
+
+var digest = "sha256:" + strings.Repeat("a", 64)
+
+// lookup is of a manifest in app of r.test.
+func lookup(reference string) access.Lookup {
+	l := access.Lookup{Upstream: "r.test", Repository: "app", Kind: task.Manifest, Reference: reference, Authorization: "Bearer x"}
+	if strings.Contains(reference, ":") {
+		l.ID = task.ID(reference)
+	}
+	return l
+}
+
+func TestCloseEndsLookups(t *testing.T) {
+	for name, reference := range map[string]string{"of a tag": "v1", "of a digest": digest} {
+		t.Run(name, func(t *testing.T) {
+			waiting := make(chan string, 1)
+			r := access.New(access.Config{Registry: silent(waiting)})
+			failed := make(chan error, 1)
+			go func() {
+				_, err := r.Resolve(t.Context(), lookup(reference))
+				failed <- err
+			}()
+			<-waiting
+			ctx, stop := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- r.Run(ctx) }()
+			stop()
+			require.NoError(t, <-ended)
+			require.ErrorIs(t, <-failed, access.ErrClosed)
+			_, err := r.Resolve(t.Context(), lookup(reference))
+			require.ErrorIs(t, err, access.ErrClosed)
+		})
+	}
+}
+
+func TestCloseEndsTheProbeOfPublicManifests(t *testing.T) {
+	probes := make(chan string, 1)
+	r := access.New(access.Config{
+		Policy: access.Policy{ServeCached: true},
+		Registry: registryFunc(func(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
+			if req.Anonymous {
+				return silent(probes)(ctx, req)
+			}
+			return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: http.NoBody}, nil
+		}),
+	})
+	_, err := r.Resolve(t.Context(), lookup(digest))
+	require.NoError(t, err)
+	<-probes // the probe waits for the registry, in a goroutine that no client waits for
+	r.Close()
+}
+
+func TestCloseWaitsForACallThatNobodyWaitsFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := access.New(access.Config{Registry: registryFunc(func(context.Context, source.RegistryRequest) (*http.Response, error) {
+			time.Sleep(time.Minute) // it does not notice that its context ended
+			return nil, http.ErrServerClosed
+		})})
+		ctx, leave := context.WithTimeout(t.Context(), time.Second)
+		defer leave()
+		_, err := r.Resolve(ctx, lookup(digest))
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		began := time.Now()
+		r.Close()
+		assert.Equal(t, 59*time.Second, time.Since(began))
+	})
+}
+
+func TestAClosedOwnerReplies(t *testing.T) {
+	o := access.NewOwner(silent(nil))
+	o.Close()
+	a := o.Reply(t.Context(), api.Lookup{Version: api.Version, Upstream: "r.test", Repository: "app", Kind: task.Manifest, Reference: "v1"})
+	assert.Contains(t, a.Unreached, "closed")
+}

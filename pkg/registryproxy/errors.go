@@ -1,0 +1,205 @@
+package registryproxy
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+
+	"github.com/darter-io/darter/pkg/access"
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/source"
+)
+
+// apiError is a response that is an error, in the format of the distribution API (OCI
+// distribution-spec, "Error Codes").
+type apiError struct {
+	status  int
+	header  http.Header
+	code    errcode.ErrorCode
+	message string
+	// detail is the upstream's body if that has another format.
+	detail string
+	// body is the upstream's body if that has the format; it is passed on to the letter.
+	body []byte
+	// gone says that the client left.
+	gone bool
+}
+
+// Error makes an apiError the error of a [Pull].
+func (e *apiError) Error() string { return e.message }
+
+func newError(status int, format string, args ...any) *apiError {
+	return &apiError{status: status, code: codeFor(status, ""), message: fmt.Sprintf(format, args...)}
+}
+
+// withCode gives the error a code that does not follow from the status alone.
+func (e *apiError) withCode(code errcode.ErrorCode) *apiError {
+	e.code = code
+	return e
+}
+
+// hiding replaces the digest that a tag means by the tag: a client that may not read it must not learn it.
+func (e *apiError) hiding(digest, tag string) *apiError {
+	e.message = strings.ReplaceAll(e.message, digest, tag)
+	e.detail = strings.ReplaceAll(e.detail, digest, tag)
+	e.body = bytes.ReplaceAll(e.body, []byte(digest), []byte(tag))
+	return e
+}
+
+// codeFor is the error code that registries send with a status.
+func codeFor(status int, endpoint string) errcode.ErrorCode {
+	switch status {
+	case http.StatusUnauthorized:
+		return errcode.ErrorCodeUnauthorized
+	case http.StatusForbidden:
+		return errcode.ErrorCodeDenied
+	case http.StatusNotFound:
+		switch endpoint {
+		case endpointManifest:
+			return errcode.ErrorCodeManifestUnknown
+		case endpointBlob:
+			return errcode.ErrorCodeBlobUnknown
+		}
+		return errcode.ErrorCodeNameUnknown
+	case http.StatusMethodNotAllowed:
+		return errcode.ErrorCodeUnsupported
+	case http.StatusRequestedRangeNotSatisfiable:
+		return errcode.ErrorCodeRangeInvalid
+	case http.StatusTooManyRequests:
+		return errcode.ErrorCodeTooManyRequests
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return errcode.ErrorCodeUnavailable
+	}
+	return errcode.ErrorCodeUnknown
+}
+
+// statusGone is what logs record for a client that left, by a convention of nginx.
+const statusGone = 499
+
+// passedOn are the headers of an upstream's error that the client must see, unchanged.
+var passedOn = []string{"WWW-Authenticate", "Retry-After"}
+
+// registryError passes a registry's error reply on.
+func (req *request) registryError(reply *access.RefusedError) *apiError {
+	e := req.upstreamError(reply.Status, reply.Body)
+	for k, v := range reply.Header {
+		e.header[k] = v
+	}
+	e.message = fmt.Sprintf("%s answered %d %s to %s", req.target.upstream, reply.Status, http.StatusText(reply.Status), req.target.path())
+	return e
+}
+
+// failed is the client's error for an attempt that failed or that ctx ended.
+func (req *request) failed(err error) *apiError {
+	if left := req.r.Context(); left.Err() != nil {
+		if cause := context.Cause(left); !errors.Is(cause, context.Canceled) {
+			// A server that stops states its cause; net/http cancels the context of a client that left.
+			return newError(http.StatusServiceUnavailable, "%s was not sent: %v; ask again, here in a moment or elsewhere", req.target.path(), cause)
+		}
+		e := newError(http.StatusServiceUnavailable, "the client left: %v", err)
+		e.gone = true
+		return e
+	}
+	if errors.Is(context.Cause(req.ctx), errDeadline) {
+		return newError(http.StatusGatewayTimeout, "%s gave no byte of %s within %s", req.target.upstream, req.target.path(), req.wait)
+	}
+	var f *api.Failure
+	if !errors.As(err, &f) {
+		return newError(http.StatusServiceUnavailable, "%v", err)
+	}
+	if req.isForeign(f) {
+		// A challenge would lead this client's credentials to the other registry, and the message names
+		// another client's repository.
+		return newError(http.StatusServiceUnavailable, "%s was being downloaded for other clients, and their registry refused it; ask again", req.target.path())
+	}
+	e := req.upstreamError(f.Status, f.Body)
+	for _, k := range passedOn {
+		for name, v := range f.Header {
+			if http.CanonicalHeaderKey(name) == http.CanonicalHeaderKey(k) && v != "" {
+				e.header.Set(k, v)
+			}
+		}
+	}
+	e.message = f.Message
+	if f.Upstream != "" && f.Repository != req.target.repository {
+		e.message = fmt.Sprintf("%s answered %d to another client that asked for %s", f.Upstream, f.Status, req.target.path())
+	}
+	return e
+}
+
+// unreachable is the client's error for an upstream that did not reply.
+func (req *request) unreachable(err error) *apiError {
+	f := source.Failure(err)
+	f.Upstream, f.Repository = req.target.upstream, req.target.repository
+	return req.failed(f)
+}
+
+// upstreamError begins an error with the upstream's status and body.
+func (req *request) upstreamError(status int, body []byte) *apiError {
+	if status < 400 || status > 599 {
+		status = http.StatusBadGateway
+	}
+	e := &apiError{status: status, header: http.Header{}, code: codeFor(status, req.target.endpoint)}
+	switch {
+	case isDistributionError(body):
+		e.body = body
+	case utf8.Valid(body):
+		e.detail = string(body[:min(len(body), 512)])
+	}
+	// containerd repeats 408 and 429 at once and without a pause; a 503 sends it to its
+	// next host. Clients without ?ns= do wait as Retry-After says.
+	if req.target.namespace != "" && (status == http.StatusTooManyRequests || status == http.StatusRequestTimeout) {
+		e.status = http.StatusServiceUnavailable
+	}
+	return e
+}
+
+// isDistributionError reports whether a body is in the format of the distribution API.
+func isDistributionError(body []byte) bool {
+	var envelope struct {
+		Errors []struct {
+			Code string `json:"code"`
+		} `json:"errors"`
+	}
+	return json.Unmarshal(body, &envelope) == nil && len(envelope.Errors) > 0 && envelope.Errors[0].Code != ""
+}
+
+// writeError writes an error. Nothing may have been written before.
+func (req *request) writeError(e *apiError) {
+	req.pull.Status, req.pull.Err = e.status, e
+	if e.gone {
+		// It gets a response all the same: without one net/http would send a 200.
+		req.pull.Status = statusGone
+	}
+	body := e.body
+	if body == nil {
+		entry := e.code.WithMessage(e.message)
+		if e.detail != "" {
+			entry = entry.WithDetail(e.detail)
+		}
+		body, _ = json.Marshal(errcode.Errors{entry})
+	}
+	h := req.w.Header()
+	// The blob's headers are not true of the error.
+	for _, k := range []string{"ETag", "Docker-Content-Digest", "Accept-Ranges"} {
+		h.Del(k)
+	}
+	for k, v := range e.header {
+		h[k] = v
+	}
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	req.w.WriteHeader(e.status)
+	if req.r.Method != http.MethodHead {
+		n, _ := req.w.Write(body)
+		req.pull.Bytes = int64(n)
+	}
+}

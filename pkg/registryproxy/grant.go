@@ -1,0 +1,109 @@
+package registryproxy
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/darter-io/darter/pkg/access"
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// grant returns the client's grant for the manifest or blob that it asks for. A client that knows the
+// mirror as one registry (crane) answers the default registry's challenge, and brings that token to
+// the registry in its path too. If that registry refuses the token, the client still gets what anybody
+// may read there.
+func (req *request) grant() (access.Grant, *apiError) {
+	g, err := req.resolve()
+	if err != nil && err.status == http.StatusUnauthorized && req.authorization != "" &&
+		req.target.prefix != "" && req.target.namespace == "" {
+		req.authorization = ""
+		if g, public := req.resolve(); public == nil {
+			return g, nil
+		}
+	}
+	return g, err
+}
+
+// resolve asks the Resolver, and marks the response if the registry was unreachable.
+func (req *request) resolve() (access.Grant, *apiError) {
+	result, err := req.cfg.Resolver.Resolve(req.ctx, req.lookup())
+	if err != nil {
+		return access.Grant{}, req.refused(err)
+	}
+	req.pull.Unverified, req.pull.Stale = result.Unverified, result.Stale
+	if result.Unverified {
+		req.w.Header().Set(HeaderUnverified, "registry unreachable")
+	}
+	if result.Stale > 0 {
+		req.w.Header().Set(HeaderStale, strconv.FormatInt(int64(result.Stale/time.Second), 10))
+	}
+	return result.Grant, nil
+}
+
+// refused is the client's error for a lookup that got no grant.
+func (req *request) refused(err error) *apiError {
+	var refused *access.RefusedError
+	var unreachable *access.UnreachableError
+	var out *apiError
+	switch {
+	case errors.As(err, &refused):
+		out = req.registryError(refused)
+	case errors.As(err, &unreachable):
+		out = req.unreachable(err)
+	default:
+		out = req.failed(err)
+	}
+	var tag *access.TagError
+	if errors.As(err, &tag) {
+		out = out.hiding(string(tag.ID), tag.Tag)
+	}
+	return out
+}
+
+// lookup is the request's manifest or blob and credential.
+func (req *request) lookup() access.Lookup {
+	return access.Lookup{
+		Upstream: req.target.upstream, Repository: req.target.repository, Kind: req.target.kind(),
+		Reference: req.target.reference, ID: req.target.id, Accept: req.accept(),
+		Authorization: secret.String(req.authorization), Anonymous: req.anonymous(),
+	}
+}
+
+// anonymous reports whether to ask with the token that the registry gives to anybody. Podman and other
+// clients that send no ?ns= take up no challenge but that of the ping, and would get no public image
+// where everybody needs a token.
+func (req *request) anonymous() bool {
+	return req.authorization == "" && req.target.namespace == "" && req.target.endpoint != endpointBase
+}
+
+// accept is the client's Accept. A registry without it answers a manifest in an old format.
+func (req *request) accept() []string {
+	accept := req.r.Header.Values("Accept")
+	if len(accept) == 0 && req.target.endpoint == endpointManifest {
+		return oci.ManifestTypes()
+	}
+	return accept
+}
+
+// spec is what brings the granted blob from its origin.
+func (req *request) spec(g access.Grant) task.Spec {
+	spec := task.Spec{
+		ID: g.ID, Kind: req.target.kind(), Upstream: req.target.upstream, Repository: req.target.repository,
+		Authorization: secret.String(req.authorization),
+	}
+	if spec.Kind == task.Manifest {
+		spec.Accept = req.accept()
+	}
+	if g.Declared {
+		// A manifest's size of another blob is not the registry's statement: it bounds what this client
+		// reads, and fails the blob for no client that comes with another manifest.
+		spec.Promised = g.Length
+	} else {
+		spec.Length = g.Length
+	}
+	return spec
+}

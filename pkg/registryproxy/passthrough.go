@@ -1,0 +1,191 @@
+package registryproxy
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+const (
+	// heldBack is how much of the end of a blob is held back until the whole has matched its digest, in
+	// bytes.
+	heldBack = 64 << 10
+	// emptyBodiesMax is how often in a row a registry may end a body without one byte.
+	emptyBodiesMax = 3
+)
+
+// openPassthrough opens a blob at its registry, past every store, for a client that cannot go elsewhere
+// while this host's or the seed's disk is full. full is that error, and is returned where the client can
+// go elsewhere or the registry does not state the length.
+func (req *request) openPassthrough(spec task.Spec, length int64, full error) (Blob, error) {
+	if req.cfg.Passthrough == nil || req.target.endpoint != endpointBlob || req.target.namespace != "" {
+		return nil, full
+	}
+	if _, err := oci.NewHash(string(spec.ID)); err != nil {
+		return nil, full
+	}
+	res, err := req.cfg.Passthrough(req.ctx, spec, 0)
+	if err != nil {
+		return nil, source.Failure(err)
+	}
+	if res.Length >= 0 {
+		length = res.Length
+	}
+	if length <= 0 {
+		res.Body.Close()
+		return nil, full
+	}
+	req.pull.Passthrough = true
+	return &passthrough{
+		open: req.cfg.Passthrough, wrong: func() { req.tainted.put(spec.ID, time.Now()) }, spec: spec,
+		facts: piece.Facts{Length: length, MediaType: res.MediaType}, body: res.Body,
+	}, nil
+}
+
+// passthrough is a blob that no store keeps. One goroutine reads it.
+type passthrough struct {
+	open  func(context.Context, task.Spec, int64) (*source.Response, error)
+	wrong func() // called when the bytes proved wrong
+	spec  task.Spec
+	facts piece.Facts
+	body  io.ReadCloser // for the first reader, from the beginning
+}
+
+// Facts implements [Blob].
+func (p *passthrough) Facts() piece.Facts { return p.facts }
+
+// NewReader implements [Blob].
+func (p *passthrough) NewReader(ctx context.Context, off, n int64) Reader {
+	h, _ := oci.NewHash(string(p.spec.ID))
+	r := &passthroughReader{blob: p, ctx: ctx, from: off, to: off + n, hash: h, body: p.body}
+	p.body = nil
+	return r
+}
+
+// Close implements [Blob].
+func (p *passthrough) Close() error {
+	if p.body != nil {
+		return p.body.Close()
+	}
+	return nil
+}
+
+// passthroughReader reads the whole blob and returns the window [from, to) of it. It holds the end of the
+// window back until the whole has matched its digest.
+type passthroughReader struct {
+	blob     *passthrough
+	ctx      context.Context
+	from, to int64
+	hash     hash.Hash
+	body     io.ReadCloser
+	at       int64 // bytes of the blob that were read
+	empty    int   // bodies in a row without one byte
+	buf      []byte
+	ready    []byte       // the part of buf that Read returns next
+	held     bytes.Buffer // the window's end
+	complete bool         // the whole has matched its digest
+	err      error
+}
+
+// Read implements [io.Reader].
+func (r *passthroughReader) Read(p []byte) (int, error) {
+	for len(r.ready) == 0 {
+		switch {
+		case r.complete && r.held.Len() > 0:
+			return r.held.Read(p)
+		case r.err != nil:
+			return 0, r.err
+		}
+		r.more()
+	}
+	n := copy(p, r.ready)
+	r.ready = r.ready[n:]
+	return n, nil
+}
+
+// more reads on. After it there are bytes that Read may return, or the blob is complete, or there is an
+// error.
+func (r *passthroughReader) more() {
+	length := r.blob.facts.Length
+	if r.at == length {
+		if got := hex.EncodeToString(r.hash.Sum(nil)); !strings.HasSuffix(string(r.blob.spec.ID), ":"+got) {
+			r.blob.wrong()
+			r.err = fmt.Errorf("the registry sent a blob with digest %s for %s", got, r.blob.spec.ID)
+			return
+		}
+		r.complete, r.err = true, io.EOF
+		return
+	}
+	if r.body == nil {
+		if r.empty++; r.empty > emptyBodiesMax {
+			r.err = fmt.Errorf("the registry ends %s at byte %d of %d", r.blob.spec.ID, r.at, length)
+			return
+		}
+		res, err := r.blob.open(r.ctx, r.blob.spec, r.at)
+		if err == nil && res.Length >= 0 && res.Length != length {
+			err = errors.Join(fmt.Errorf("the registry says now that %s has %d bytes, not %d", r.blob.spec.ID, res.Length, length), res.Body.Close())
+		}
+		if err != nil {
+			r.err = err
+			return
+		}
+		r.body = res.Body
+	}
+	if r.buf == nil {
+		r.buf = make([]byte, 64<<10)
+	}
+	n, err := r.body.Read(r.buf[:min(int64(len(r.buf)), length-r.at)])
+	if n > 0 {
+		r.empty = 0
+		r.hash.Write(r.buf[:n])
+		r.take(r.buf[:n])
+	}
+	if err != nil {
+		r.body.Close()
+		r.body = nil
+		if r.ctx.Err() != nil {
+			r.err = context.Cause(r.ctx)
+		}
+	}
+}
+
+// take sorts the last bytes: before the window, in it, held back, behind it.
+func (r *passthroughReader) take(b []byte) {
+	start := r.at
+	r.at += int64(len(b))
+	part := func(from, to int64) []byte {
+		from, to = max(from-start, 0), min(to-start, int64(len(b)))
+		if from >= to {
+			return nil
+		}
+		return b[from:to]
+	}
+	hold := max(r.from, r.to-heldBack)
+	r.ready = part(r.from, hold)
+	r.held.Write(part(hold, r.to))
+}
+
+// WriteTo implements [io.WriterTo].
+func (r *passthroughReader) WriteTo(w io.Writer) (n int64, err error) {
+	buf := make([]byte, 64<<10)
+	return io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, buf)
+}
+
+// Close implements [io.Closer].
+func (r *passthroughReader) Close() error {
+	if r.body != nil {
+		return r.body.Close()
+	}
+	return nil
+}

@@ -1,0 +1,118 @@
+package registryproxy
+
+import (
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/source"
+)
+
+// pingsMax bounds the registries whose pings are remembered: where a client may name any registry, it
+// cannot fill the memory.
+const pingsMax = 256
+
+// challengeMax bounds the challenge of one of them, in bytes.
+const challengeMax = 4 << 10
+
+// ping is a registry's last reply to GET /v2/ without credentials: 200, or a challenge.
+type ping struct {
+	status    int
+	challenge []string
+	at        time.Time
+}
+
+// pings remembers the last replies by registry, for the time when one is unreachable: dockerd and crane
+// ping first, and without a response would not ask for what the swarm has.
+type pings struct {
+	// mu is held to look up and change.
+	mu    sync.Mutex
+	known map[string]ping
+}
+
+func (p *pings) put(upstream string, res *http.Response) {
+	challenge := res.Header.Values("WWW-Authenticate")
+	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusUnauthorized ||
+		len(strings.Join(challenge, "")) > challengeMax {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.known[upstream]; !ok && len(p.known) >= pingsMax {
+		return
+	}
+	if p.known == nil {
+		p.known = map[string]ping{}
+	}
+	p.known[upstream] = ping{res.StatusCode, slices.Clone(challenge), time.Now()}
+}
+
+func (p *pings) get(upstream string) (ping, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	last, ok := p.known[upstream]
+	return last, ok
+}
+
+// bringsPasswordOfDefault reports whether the client's password answers the default registry's challenge
+// although its path names another registry. A client that takes the mirror for one registry sends the
+// login that it has for it everywhere, and the other registry must not see it. (A token is of use only
+// to the registry that issued it.)
+func (req *request) bringsPasswordOfDefault() bool {
+	t := req.target
+	scheme, _, _ := strings.Cut(req.authorization, " ")
+	if !strings.EqualFold(scheme, "Basic") || t.prefix == "" || t.namespace != "" ||
+		firstOf(req.r.Header, HeaderUpstream, HeaderUpstreamDragonfly) != "" {
+		return false
+	}
+	standard, err := oci.ParseHost(req.fallback)
+	if err != nil || standard == t.upstream || req.cfg.Allow(standard) != nil {
+		return false
+	}
+	last, ok := req.pings.get(standard)
+	if !ok {
+		res, err := req.cfg.Resolver.Do(req.ctx, source.RegistryRequest{Upstream: standard, Method: http.MethodGet, Path: target{}.path()})
+		if err != nil {
+			return true
+		}
+		res.Body.Close()
+		if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusUnauthorized {
+			return true // its challenge is unknown
+		}
+		req.pings.put(standard, res)
+		last = ping{challenge: res.Header.Values("WWW-Authenticate")}
+	}
+	return slices.ContainsFunc(last.challenge, func(c string) bool {
+		return len(c) >= len(scheme) && strings.EqualFold(c[:len(scheme)], scheme)
+	})
+}
+
+// repeatPing answers a ping as its registry last did, because that is unreachable now; with the error if
+// there is nothing to repeat.
+func (req *request) repeatPing(unreachable *apiError) *apiError {
+	last, ok := req.pings.get(req.target.upstream)
+	if !ok || req.target.endpoint != endpointBase || req.authorization != "" || unreachable.gone {
+		return unreachable
+	}
+	req.w.Header().Set(HeaderStale, strconv.FormatInt(int64(time.Since(last.at)/time.Second), 10))
+	if last.status == http.StatusOK {
+		req.answerPing()
+		return nil
+	}
+	e := newError(last.status, "%s, which is unreachable now, asks for credentials", req.target.upstream)
+	e.header = http.Header{"Www-Authenticate": last.challenge}
+	return e
+}
+
+// answerPing answers a ping with 200.
+func (req *request) answerPing() {
+	req.writeHead("application/json", 2)
+	if req.r.Method == http.MethodGet {
+		n, _ := req.w.Write([]byte("{}"))
+		req.pull.Bytes = int64(n)
+	}
+}
