@@ -1,9 +1,9 @@
-// Package memstore keeps verified pieces in memory: for a short-lived dfget, for a node
-// without a disk, and for simulations of hundreds of nodes in one process.
+// Package memstore keeps verified pieces in memory: for a short-lived dfget, for a node without a disk, and for
+// simulations of hundreds of nodes in one process.
 //
-// It keeps the contract of [piece.Store] to the letter (storetest proves it) except that it
-// forgets everything with its process; no lock is ever held while bytes move. Start at
-// [New]; give many stores one [Pool] so that they share what they hold.
+// It fulfils the contract of [piece.Store] (storetest proves it), except that all pieces are lost when the
+// process ends. It never holds a lock while bytes move. Start at [New]; several stores with one [Pool] share
+// the memory of equal pieces.
 package memstore
 
 import (
@@ -22,14 +22,14 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Config says how much a store may hold. The zero value is a store without limits.
+// Config sets the limits of a store. The zero value has none.
 type Config struct {
-	// Quota is how many bytes of content the store holds at most; a task counts with its
-	// whole length from its creation on. Less evicts more. Default 0: no limit.
+	// Quota bounds the bytes that the store holds; a task counts with its whole length from its creation on. A
+	// smaller quota evicts more. Default 0: no limit.
 	Quota int64
-	// Pool, when it is not nil, is shared with other stores of this process: a piece that
-	// several of them hold lies in memory once. The price is a comparison of its bytes per
-	// write of a piece that is in the pool already. Default nil: every store its own copy.
+	// Pool is shared with other stores of this process: a piece that several of them hold is in memory once.
+	// It costs a comparison of bytes for each write of a piece that is already in the pool. Default nil: every
+	// store keeps its own copy.
 	Pool *Pool
 }
 
@@ -38,31 +38,30 @@ type Store struct {
 	cfg   Config
 	clock atomic.Int64 // the latest tick, see tick
 
-	// mu is held to find, add or forget a task, never while bytes move.
+	// mu is held to find, add or drop a task, never while bytes move.
 	mu     sync.Mutex
-	tasks  map[task.ID]*content
+	tasks  map[task.ID]*entry
 	used   int64 // bytes, as the quota counts them
 	closed bool
 }
 
-// content is one task.
-type content struct {
+// entry is one task.
+type entry struct {
 	id       task.ID
 	facts    piece.Facts
 	refs     int          // open replicas, under Store.mu
 	lastRead atomic.Int64 // nanoseconds since 1970
 
-	// mu is held to look at or change the fields below, never while bytes move: the
-	// slices in pieces do not change once they are in.
+	// mu guards the fields below and is never held while bytes move: the bytes of a stored piece never change.
 	mu           sync.RWMutex
-	err          error // why nothing can be done any more
+	err          error // why the task is gone, nil while it is stored
 	have         piece.Bitmap
 	pieces       []held
 	runs         []piece.Run
 	certificates [][]byte
 }
 
-// held is one piece, nil when it is missing.
+// held is one piece; data is nil if it is missing.
 type held struct {
 	data   []byte
 	digest piece.Digest
@@ -71,7 +70,7 @@ type held struct {
 
 // New returns an empty store.
 func New(cfg Config) *Store {
-	return &Store{cfg: cfg, tasks: map[task.ID]*content{}}
+	return &Store{cfg: cfg, tasks: map[task.ID]*entry{}}
 }
 
 // Create implements [piece.Store].
@@ -89,11 +88,11 @@ func (s *Store) Create(id task.ID, f piece.Facts) (piece.Replica, error) {
 	}
 	c := s.tasks[id]
 	if c == nil {
-		if err := s.makeRoom(f.Length); err != nil {
+		if err := s.evictFor(f.Length); err != nil {
 			return nil, fmt.Errorf("creating task %s of %d bytes: %w", id.Short(), f.Length, err)
 		}
 		n := f.Layout().Count()
-		c = &content{id: id, facts: f, have: piece.NewBitmap(n), pieces: make([]held, n)}
+		c = &entry{id: id, facts: f, have: piece.NewBitmap(n), pieces: make([]held, n)}
 		c.lastRead.Store(s.tick())
 		s.tasks[id] = c
 		s.used += f.Length
@@ -133,7 +132,7 @@ func (s *Store) Inventory() []piece.Entry {
 		c.mu.RUnlock()
 		out = append(out, piece.Entry{
 			ID: c.id, Facts: c.facts, Have: have, Complete: have == c.facts.Layout().Count(),
-			LastRead: time.Unix(0, min(c.lastRead.Load(), now)), // the clock may have been put back
+			LastRead: time.Unix(0, min(c.lastRead.Load(), now)), // the clock may have been set back
 		})
 	}
 	return out
@@ -147,7 +146,7 @@ func (s *Store) Remove(id task.ID) error {
 		return piece.ErrClosed
 	}
 	if c := s.tasks[id]; c != nil {
-		s.forget(c, piece.ErrRemoved)
+		s.drop(c, piece.ErrRemoved)
 	}
 	return nil
 }
@@ -158,13 +157,13 @@ func (s *Store) Close() error {
 	defer s.mu.Unlock()
 	s.closed = true
 	for _, c := range s.tasks {
-		s.forget(c, piece.ErrClosed)
+		s.drop(c, piece.ErrClosed)
 	}
 	return nil
 }
 
-// tick returns the time, later than every tick before it, so that the order of reads is
-// known even where a clock stands still (testing/synctest).
+// tick returns the time in nanoseconds since 1970, later than every earlier tick, so that the order of reads is
+// known even if the clock stands still (testing/synctest).
 func (s *Store) tick() int64 {
 	for {
 		last := s.clock.Load()
@@ -175,35 +174,36 @@ func (s *Store) tick() int64 {
 	}
 }
 
-// makeRoom evicts, read least recently first, until need more bytes fit into the quota.
-// It evicts nothing when that would not do. The caller holds mu.
-func (s *Store) makeRoom(need int64) error {
+// evictFor evicts the least recently read tasks until need more bytes fit into the quota. It evicts nothing if
+// that is not enough. The caller holds mu.
+func (s *Store) evictFor(need int64) error {
 	if s.cfg.Quota <= 0 || s.used+need <= s.cfg.Quota {
 		return nil
 	}
-	var idle []*content
-	room := s.cfg.Quota - s.used
+	var idle []*entry
+	evictable := s.cfg.Quota - s.used
 	for _, c := range s.tasks {
 		if c.refs == 0 {
 			idle = append(idle, c)
-			room += c.facts.Length
+			evictable += c.facts.Length
 		}
 	}
-	if room < need {
-		return fmt.Errorf("%w: quota %d bytes, of which %d can be had", piece.ErrNoSpace, s.cfg.Quota, room)
+	if evictable < need {
+		return fmt.Errorf("%w: quota %d bytes, of which %d are free or evictable",
+			piece.ErrNoSpace, s.cfg.Quota, evictable)
 	}
-	slices.SortFunc(idle, func(a, b *content) int { return cmp.Compare(a.lastRead.Load(), b.lastRead.Load()) })
+	slices.SortFunc(idle, func(a, b *entry) int { return cmp.Compare(a.lastRead.Load(), b.lastRead.Load()) })
 	for _, c := range idle {
 		if s.used+need <= s.cfg.Quota {
 			break
 		}
-		s.forget(c, piece.ErrRemoved)
+		s.drop(c, piece.ErrRemoved)
 	}
 	return nil
 }
 
-// forget takes a task out and lets its bytes go. The caller holds mu.
-func (s *Store) forget(c *content, why error) {
+// drop removes a task and frees its bytes. The caller holds mu.
+func (s *Store) drop(c *entry, why error) {
 	delete(s.tasks, c.id)
 	s.used -= c.facts.Length
 	c.mu.Lock()
@@ -218,17 +218,17 @@ func (s *Store) forget(c *content, why error) {
 	c.have = piece.NewBitmap(c.facts.Layout().Count())
 }
 
-// replica is one use of a content.
+// replica is one open use of a task.
 type replica struct {
 	s      *Store
-	c      *content
+	c      *entry
 	closed atomic.Bool
 }
 
 func (r *replica) ID() task.ID        { return r.c.id }
 func (r *replica) Facts() piece.Facts { return r.c.facts }
 
-// failure is why r answers nothing any more, or nil. The caller holds c.mu.
+// failure returns why r is no longer usable, or nil. The caller holds c.mu.
 func (r *replica) failure() error {
 	if r.closed.Load() {
 		return fs.ErrClosed
@@ -260,13 +260,13 @@ func (r *replica) Digest(i piece.Index) (piece.Digest, bool) {
 func (r *replica) WritePiece(i piece.Index, data []byte, d piece.Digest) error {
 	c, l := r.c, r.c.facts.Layout()
 	if i < 0 || int(i) >= l.Count() || int64(len(data)) != l.Size(i) {
-		return fmt.Errorf("writing piece %d of task %s: %w: %d bytes where %d belong",
+		return fmt.Errorf("writing piece %d of task %s: %w: got %d bytes, expected %d",
 			i, c.id.Short(), piece.ErrInvalidFacts, len(data), l.Size(i))
 	}
 	c.mu.RLock()
-	err, there := r.failure(), c.have.Has(i)
+	err, stored := r.failure(), c.have.Has(i)
 	c.mu.RUnlock()
-	if err != nil || there {
+	if err != nil || stored {
 		return err
 	}
 	h := held{digest: d}
@@ -285,8 +285,8 @@ func (r *replica) WritePiece(i piece.Index, data []byte, d piece.Digest) error {
 	return err
 }
 
-// span returns the bytes [off, off+n) piece by piece, as far as they are there, and
-// ErrMissing when not all are.
+// span returns the bytes [off, off+n) piece by piece, up to the first missing piece, and ErrMissing if there is
+// one.
 func (r *replica) span(off, n int64) (parts [][]byte, err error) {
 	c, l := r.c, r.c.facts.Layout()
 	first, end := l.Span(off, n)
@@ -404,14 +404,14 @@ func cloneRun(r piece.Run) piece.Run {
 	return r
 }
 
-// equalRuns compares what costs least first: signatures tell almost all runs apart.
+// equalRuns compares the signatures first: almost all runs differ there.
 func equalRuns(a, b piece.Run) bool {
 	return bytes.Equal(a.Signature, b.Signature) && a.First == b.First && a.Epoch == b.Epoch &&
 		a.Key == b.Key && a.Final == b.Final && a.Facts == b.Facts && slices.Equal(a.Digests, b.Digests)
 }
 
-// Pool holds pieces for several stores, each piece once, as long as one of them has it.
-// The zero value is ready for use; it is safe for concurrent use.
+// Pool holds pieces for several stores, each piece once, as long as one of them has it. The zero value is ready
+// for use. Safe for concurrent use.
 type Pool struct {
 	// mu is held to find or count a piece, never while bytes move.
 	mu     sync.Mutex
@@ -423,7 +423,7 @@ type pooled struct {
 	refs int
 }
 
-// Bytes is how much the pool holds, each piece counted once.
+// Bytes returns the number of bytes in the pool; each piece counts once.
 func (p *Pool) Bytes() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -434,9 +434,8 @@ func (p *Pool) Bytes() int64 {
 	return sum
 }
 
-// intern returns the pool's copy of data, which its caller releases; false when there is
-// no pool, or when it holds other bytes under that digest: a pool does not spread one
-// caller's mistake to the others.
+// intern returns the pool's copy of data; the caller releases it. It returns false if there is no pool, or if
+// the pool holds other bytes under that digest, so that a wrong digest of one caller does not affect others.
 func (p *Pool) intern(d piece.Digest, data []byte) ([]byte, bool) {
 	if p == nil {
 		return nil, false
@@ -470,7 +469,7 @@ func (p *Pool) intern(d piece.Digest, data []byte) ([]byte, bool) {
 	return e.data, true
 }
 
-// release gives back what intern returned.
+// release ends one use of a piece that intern returned.
 func (p *Pool) release(d piece.Digest) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -12,14 +12,14 @@ import (
 	"github.com/darter-io/darter/pkg/piece/storetest"
 )
 
-func TestMemstoreKeepsTheContract(t *testing.T) {
+func TestContract(t *testing.T) {
 	storetest.Run(t, storetest.Factory{
 		New:       func(testing.TB) piece.Store { return memstore.New(memstore.Config{}) },
 		WithQuota: func(_ testing.TB, q int64) piece.Store { return memstore.New(memstore.Config{Quota: q}) },
 	})
 }
 
-func TestMemstoreKeepsTheContractWithASharedPool(t *testing.T) {
+func TestContractWithPool(t *testing.T) {
 	pool := &memstore.Pool{}
 	storetest.Run(t, storetest.Factory{
 		New: func(testing.TB) piece.Store { return memstore.New(memstore.Config{Pool: pool}) },
@@ -27,10 +27,11 @@ func TestMemstoreKeepsTheContractWithASharedPool(t *testing.T) {
 			return memstore.New(memstore.Config{Quota: q, Pool: pool})
 		},
 	})
-	assert.Zero(t, pool.Bytes(), "closed stores leave nothing behind")
+	assert.Zero(t, pool.Bytes(), "closed stores free their pieces")
 }
 
-func TestStoresWithOnePoolHoldAPieceOnce(t *testing.T) {
+// Stores with one pool hold an equal piece once.
+func TestPool(t *testing.T) {
 	pool := &memstore.Pool{}
 	facts := piece.FactsFor(1<<20, "")
 	content := storetest.Content("a", facts.Length)
@@ -55,7 +56,8 @@ func TestStoresWithOnePoolHoldAPieceOnce(t *testing.T) {
 	assert.Zero(t, pool.Bytes())
 }
 
-func TestAPoolDoesNotSpreadAMistake(t *testing.T) {
+// A store that writes wrong bytes under a digest does not affect the other stores of the pool.
+func TestPoolWrongBytes(t *testing.T) {
 	pool := &memstore.Pool{}
 	facts := piece.Facts{Length: 100, PieceSize: 100}
 	good, bad := storetest.Content("good", 100), storetest.Content("bad", 100)
@@ -63,7 +65,7 @@ func TestAPoolDoesNotSpreadAMistake(t *testing.T) {
 	require.NoError(t, err)
 	b, err := memstore.New(memstore.Config{Pool: pool}).Create(storetest.ID("a"), facts)
 	require.NoError(t, err)
-	require.NoError(t, a.WritePiece(0, bad, piece.Sum(good)), "a store judges nothing")
+	require.NoError(t, a.WritePiece(0, bad, piece.Sum(good)), "a store verifies no digest")
 	require.NoError(t, b.WritePiece(0, good, piece.Sum(good)))
 	got := make([]byte, 100)
 	_, err = b.ReadAt(got, 0)

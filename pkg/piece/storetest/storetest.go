@@ -1,9 +1,8 @@
-// Package storetest is the contract of piece.Store as a test suite: what it proves, every
-// user of a store may rely on.
+// Package storetest tests the contract of [piece.Store]. Every user of a store may rely on the properties that
+// it tests.
 //
-// It knows no implementation and reaches no further than the interface, so it never proves
-// something that only one store can do. Start at [Run]; [RunFaults] is for a store whose
-// disk can be made to fail.
+// It uses only the interface, and never an implementation, so that every test holds for every store. Start at
+// [Run]; [RunFaults] is for a store with a disk that tests can break.
 package storetest
 
 import (
@@ -23,23 +22,22 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Factory makes the stores that a suite is run on. The suite closes them.
+// Factory makes the stores under test. The suite closes them.
 type Factory struct {
 	// New returns an empty store without a quota.
 	New func(t testing.TB) piece.Store
-	// WithQuota returns an empty store that keeps at most quota bytes of content (and what
-	// it adds for itself, up to 64 KiB a task), evicting down to nothing less than it must.
-	// Nil: the store has no quota.
+	// WithQuota returns an empty store that keeps at most quota bytes (plus up to 64 KiB per task for its own
+	// records) and evicts no more than necessary. Nil: the store has no quota.
 	WithQuota func(t testing.TB, quota int64) piece.Store
-	// Reopen closes s and returns a store over what s kept, with the same settings. Nil:
-	// the store forgets.
+	// Reopen closes s and returns a store over the same tasks, with the same settings. Nil: tasks are lost when
+	// a store is closed.
 	Reopen func(t testing.TB, s piece.Store) piece.Store
 }
 
-// ID returns a task ID that is as good as random, the same for the same name.
+// ID returns a task ID that looks random and is the same for the same name.
 func ID(name string) task.ID { return task.ID(piece.Sum([]byte(name)).String()) }
 
-// Content returns n bytes that look random, the same for the same name.
+// Content returns n bytes that look random and are the same for the same name.
 func Content(name string, n int64) []byte {
 	b := make([]byte, n)
 	seed := piece.Sum([]byte(name))
@@ -52,14 +50,14 @@ func Piece(content []byte, l piece.Layout, i piece.Index) []byte {
 	return content[l.Offset(i) : l.Offset(i)+l.Size(i)]
 }
 
-// Write stores piece i of content and returns what the store says.
+// Write stores piece i of content and returns the store's error.
 func Write(r piece.Replica, content []byte, i piece.Index) error {
 	data := Piece(content, r.Facts().Layout(), i)
 	return r.WritePiece(i, data, piece.Sum(data))
 }
 
-// Check requires that every piece that r says it has can be read, by ReadAt and CopyTo, to
-// the byte of content, that no other can, and returns how many there are.
+// Check requires that ReadAt and CopyTo return the bytes of content for every piece that r has, and ErrMissing
+// for every other piece. It returns the number of pieces that r has.
 func Check(t testing.TB, r piece.Replica, content []byte) int {
 	t.Helper()
 	l, have := r.Facts().Layout(), r.Have()
@@ -92,53 +90,80 @@ func Check(t testing.TB, r piece.Replica, content []byte) int {
 	return have.Count()
 }
 
-// facts are those of most contents here: ten pieces, the last one short.
+// facts of most tasks in this suite: ten pieces, the last one short.
 var facts = piece.Facts{Length: 9*1000 + 37, PieceSize: 1000, MediaType: "application/vnd.oci.image.layer.v1.tar+gzip"}
 
 // Run proves the contract on stores of f.
 func Run(t *testing.T, f Factory) {
-	open := func(t *testing.T) piece.Store {
-		s := f.New(t)
-		t.Cleanup(func() { assert.NoError(t, s.Close()) })
-		return s
+	su := suite{t, f, Content("a", facts.Length)}
+	su.reading()
+	su.tasks()
+	su.removal()
+	su.runs()
+	su.concurrency()
+	su.restart()
+	if f.WithQuota != nil {
+		t.Run("quota", func(t *testing.T) {
+			su := suite{t, f, nil}
+			su.eviction()
+			su.fullStore()
+		})
 	}
-	create := func(t *testing.T, s piece.Store, name string) piece.Replica {
-		t.Helper()
-		r, err := s.Create(ID(name), facts)
-		require.NoError(t, err)
-		t.Cleanup(func() { assert.NoError(t, r.Close()) })
-		return r
-	}
-	content := Content("a", facts.Length)
+}
 
-	t.Run("a new task has its facts and no pieces", func(t *testing.T) {
-		s := open(t)
+// suite runs the contract on the stores of one factory.
+type suite struct {
+	*testing.T
+	Factory
+	content []byte // of task "a"
+}
+
+// open returns an empty store and closes it at the test's end.
+func (su suite) open(t *testing.T) piece.Store {
+	s := su.New(t)
+	t.Cleanup(func() { assert.NoError(t, s.Close()) })
+	return s
+}
+
+// create creates a task with facts and closes the replica at the test's end.
+func create(t *testing.T, s piece.Store, name string) piece.Replica {
+	t.Helper()
+	r, err := s.Create(ID(name), facts)
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, r.Close()) })
+	return r
+}
+
+// reading tests reads and writes of pieces.
+func (su suite) reading() {
+	su.Run("a new task has its facts and no pieces", func(t *testing.T) {
+		s := su.open(t)
 		_, err := s.Open(ID("a"))
 		require.ErrorIs(t, err, piece.ErrNotFound)
 		r := create(t, s, "a")
 		assert.Equal(t, ID("a"), r.ID())
 		assert.Equal(t, facts, r.Facts())
-		assert.Zero(t, Check(t, r, content))
+		assert.Zero(t, Check(t, r, su.content))
 	})
 
-	t.Run("what was written is read, and nothing else", func(t *testing.T) {
-		r := create(t, open(t), "a")
+	su.Run("only the pieces that were written can be read", func(t *testing.T) {
+		r := create(t, su.open(t), "a")
 		for k, i := range []piece.Index{9, 3, 4, 0} {
-			require.NoError(t, Write(r, content, i))
-			assert.Equal(t, k+1, Check(t, r, content))
+			require.NoError(t, Write(r, su.content, i))
+			assert.Equal(t, k+1, Check(t, r, su.content))
 		}
 		got := make([]byte, 1500)
 		n, err := r.ReadAt(got, 3250)
 		require.NoError(t, err, "across two pieces")
-		assert.Equal(t, content[3250:4750], got[:n])
+		assert.Equal(t, su.content[3250:4750], got[:n])
 
 		n, err = r.ReadAt(got, 4250)
 		require.ErrorIs(t, err, piece.ErrMissing, "into a missing piece")
-		assert.Equal(t, content[4250:5000], got[:n])
+		assert.Equal(t, su.content[4250:5000], got[:n])
 
 		n, err = r.ReadAt(got, 9020)
 		require.ErrorIs(t, err, io.EOF, "over the end")
-		assert.Equal(t, content[9020:], got[:n])
+		assert.Equal(t, su.content[9020:], got[:n])
 
 		n, err = r.ReadAt(got, facts.Length)
 		require.ErrorIs(t, err, io.EOF, "at the end")
@@ -157,78 +182,81 @@ func Run(t *testing.T, f Factory) {
 		copied, err := r.CopyTo(&out, 3999, 2)
 		require.NoError(t, err)
 		assert.Equal(t, int64(2), copied)
-		assert.Equal(t, content[3999:4001], out.Bytes())
+		assert.Equal(t, su.content[3999:4001], out.Bytes())
 		copied, err = r.CopyTo(&out, 5000, 0)
-		require.NoError(t, err, "nothing of a missing piece")
+		require.NoError(t, err, "zero bytes of a missing piece")
 		assert.Zero(t, copied)
 	})
 
-	t.Run("the error of a writer is told by CopyTo", func(t *testing.T) {
-		r := create(t, open(t), "a")
-		require.NoError(t, Write(r, content, 0))
+	su.Run("CopyTo returns the error of its writer", func(t *testing.T) {
+		r := create(t, su.open(t), "a")
+		require.NoError(t, Write(r, su.content, 0))
 		gone := errors.New("connection is gone")
 		n, err := r.CopyTo(&failing{after: 300, err: gone}, 0, 1000)
 		require.ErrorIs(t, err, gone)
 		assert.LessOrEqual(t, n, int64(300))
-		assert.Equal(t, 1, Check(t, r, content), "the piece is as good as before")
+		assert.Equal(t, 1, Check(t, r, su.content), "the piece is still good")
 	})
 
-	t.Run("a piece of another length or place is refused", func(t *testing.T) {
-		r := create(t, open(t), "a")
+	su.Run("a piece of wrong length or index is refused", func(t *testing.T) {
+		r := create(t, su.open(t), "a")
 		for _, c := range []struct {
 			i piece.Index
 			n int
 		}{{0, 999}, {0, 1001}, {0, 0}, {9, 1000}, {10, 37}, {10, 0}, {-1, 1000}} {
-			err := r.WritePiece(c.i, content[:c.n], piece.Sum(content[:c.n]))
+			err := r.WritePiece(c.i, su.content[:c.n], piece.Sum(su.content[:c.n]))
 			require.ErrorIs(t, err, piece.ErrInvalidFacts, "piece %d of %d bytes", c.i, c.n)
 		}
-		assert.Zero(t, Check(t, r, content))
+		assert.Zero(t, Check(t, r, su.content))
 		assert.False(t, r.Has(-1))
 		assert.False(t, r.Has(10))
 	})
 
-	t.Run("a piece that is there is not written again", func(t *testing.T) {
-		r := create(t, open(t), "a")
-		require.NoError(t, Write(r, content, 2))
+	su.Run("a stored piece is not written again", func(t *testing.T) {
+		r := create(t, su.open(t), "a")
+		require.NoError(t, Write(r, su.content, 2))
 		other := Content("other", 1000)
 		require.NoError(t, r.WritePiece(2, other, piece.Sum(other)))
-		assert.Equal(t, 1, Check(t, r, content))
+		assert.Equal(t, 1, Check(t, r, su.content))
 	})
 
-	t.Run("the store keeps no hold of its caller's memory", func(t *testing.T) {
-		r := create(t, open(t), "a")
-		buf := append([]byte(nil), Piece(content, facts.Layout(), 1)...)
+	su.Run("the store keeps no reference to its caller's memory", func(t *testing.T) {
+		r := create(t, su.open(t), "a")
+		buf := append([]byte(nil), Piece(su.content, facts.Layout(), 1)...)
 		require.NoError(t, r.WritePiece(1, buf, piece.Sum(buf)))
 		clear(buf)
 		r.Have().SetAll()
-		assert.Equal(t, 1, Check(t, r, content))
+		assert.Equal(t, 1, Check(t, r, su.content))
 	})
+}
 
-	t.Run("all replicas of a task see the same pieces", func(t *testing.T) {
-		s := open(t)
+// tasks tests the life of tasks and replicas.
+func (su suite) tasks() {
+	su.Run("all replicas of a task see the same pieces", func(t *testing.T) {
+		s := su.open(t)
 		a, b := create(t, s, "a"), create(t, s, "a")
-		require.NoError(t, Write(a, content, 5))
+		require.NoError(t, Write(a, su.content, 5))
 		c, err := s.Open(ID("a"))
 		require.NoError(t, err)
-		require.NoError(t, Write(c, content, 6))
+		require.NoError(t, Write(c, su.content, 6))
 		require.NoError(t, c.Close())
 		require.NoError(t, a.Close())
-		assert.Equal(t, 2, Check(t, b, content))
+		assert.Equal(t, 2, Check(t, b, su.content))
 	})
 
-	t.Run("a task stays when its last replica is closed", func(t *testing.T) {
-		s := open(t)
+	su.Run("a task stays when its last replica is closed", func(t *testing.T) {
+		s := su.open(t)
 		r := create(t, s, "a")
-		require.NoError(t, Write(r, content, 5))
+		require.NoError(t, Write(r, su.content, 5))
 		require.NoError(t, r.Close())
 		r = create(t, s, "a")
-		assert.Equal(t, 1, Check(t, r, content))
-		require.NoError(t, Write(r, content, 6))
-		assert.Equal(t, 2, Check(t, r, content))
+		assert.Equal(t, 1, Check(t, r, su.content))
+		require.NoError(t, Write(r, su.content, 6))
+		assert.Equal(t, 2, Check(t, r, su.content))
 	})
 
-	t.Run("impossible facts and other facts are refused", func(t *testing.T) {
-		s := open(t)
+	su.Run("impossible facts and other facts are refused", func(t *testing.T) {
+		s := su.open(t)
 		_, err := s.Create(ID("a"), piece.Facts{Length: -1, PieceSize: 1})
 		require.ErrorIs(t, err, piece.ErrInvalidFacts)
 		_, err = s.Create("../../etc/passwd", facts)
@@ -239,13 +267,13 @@ func Run(t *testing.T, f Factory) {
 		_, err = s.Create(ID("a"), piece.Facts{Length: facts.Length, PieceSize: facts.PieceSize + 1})
 		require.ErrorIs(t, err, piece.ErrOtherFacts)
 		r, err := s.Create(ID("a"), piece.Facts{Length: facts.Length, PieceSize: facts.PieceSize, MediaType: "other"})
-		require.NoError(t, err, "a media type does not make another content")
-		assert.Equal(t, facts, r.Facts(), "the first one told stays")
+		require.NoError(t, err, "the media type may differ")
+		assert.Equal(t, facts, r.Facts(), "the first media type stays")
 		require.NoError(t, r.Close())
 	})
 
-	t.Run("an empty content is complete at once", func(t *testing.T) {
-		s := open(t)
+	su.Run("an empty task is complete at once", func(t *testing.T) {
+		s := su.open(t)
 		r, err := s.Create(ID("empty"), piece.FactsFor(0, "text/plain"))
 		require.NoError(t, err)
 		assert.Zero(t, r.Have().Len())
@@ -259,13 +287,13 @@ func Run(t *testing.T, f Factory) {
 		assert.True(t, s.Inventory()[0].Complete)
 	})
 
-	t.Run("the inventory tells what is there", func(t *testing.T) {
-		s := open(t)
+	su.Run("the inventory lists all tasks", func(t *testing.T) {
+		s := su.open(t)
 		assert.Empty(t, s.Inventory())
 		a, b := create(t, s, "a"), create(t, s, "b")
 		contentB := Content("b", facts.Length)
 		for i := range piece.Index(10) {
-			require.NoError(t, Write(a, content, i))
+			require.NoError(t, Write(a, su.content, i))
 		}
 		require.NoError(t, Write(b, contentB, 1))
 		for _, when := range []string{"open", "closed"} {
@@ -282,17 +310,20 @@ func Run(t *testing.T, f Factory) {
 			require.NoError(t, b.Close())
 		}
 	})
+}
 
-	t.Run("a removed task is gone for those who have it open, too", func(t *testing.T) {
-		s := open(t)
+// removal tests removed tasks, closed replicas and closed stores.
+func (su suite) removal() {
+	su.Run("a removed task is gone for its open replicas, too", func(t *testing.T) {
+		s := su.open(t)
 		r := create(t, s, "a")
-		require.NoError(t, Write(r, content, 0))
+		require.NoError(t, Write(r, su.content, 0))
 		require.NoError(t, s.Remove(ID("a")))
 		_, err := r.ReadAt(make([]byte, 1), 0)
 		require.ErrorIs(t, err, piece.ErrRemoved)
 		_, err = r.CopyTo(io.Discard, 0, 1)
 		require.ErrorIs(t, err, piece.ErrRemoved)
-		require.ErrorIs(t, Write(r, content, 1), piece.ErrRemoved)
+		require.ErrorIs(t, Write(r, su.content, 1), piece.ErrRemoved)
 		require.ErrorIs(t, r.AddRuns([]piece.Run{signedRun(0, 1)}, nil), piece.ErrRemoved)
 		assert.False(t, r.Has(0))
 		assert.Zero(t, r.Have().Count())
@@ -301,30 +332,30 @@ func Run(t *testing.T, f Factory) {
 		_, err = s.Open(ID("a"))
 		require.ErrorIs(t, err, piece.ErrNotFound)
 		assert.Empty(t, s.Inventory())
-		require.NoError(t, s.Remove(ID("a")), "removing what is not there")
+		require.NoError(t, s.Remove(ID("a")), "removing an unknown task")
 
 		again := create(t, s, "a")
-		assert.Zero(t, Check(t, again, content), "a task made anew begins empty")
-		require.NoError(t, Write(again, content, 7))
-		require.NoError(t, r.Close(), "closing a replica of the old one")
-		assert.Equal(t, 1, Check(t, again, content), "leaves the new one alone")
+		assert.Zero(t, Check(t, again, su.content), "a task that is created again is empty")
+		require.NoError(t, Write(again, su.content, 7))
+		require.NoError(t, r.Close(), "closing a replica of the removed task")
+		assert.Equal(t, 1, Check(t, again, su.content), "does not affect the new one")
 	})
 
-	t.Run("removing while others write and read leaves nothing", func(t *testing.T) {
-		s := open(t)
+	su.Run("removal during writes and reads leaves nothing", func(t *testing.T) {
+		s := su.open(t)
 		for round := range 20 {
 			r := create(t, s, "a")
 			var g sync.WaitGroup
 			for i := range piece.Index(10) {
 				g.Go(func() {
-					if err := Write(r, content, i); err != nil {
+					if err := Write(r, su.content, i); err != nil {
 						assert.ErrorIs(t, err, piece.ErrRemoved)
 					}
 					var out bytes.Buffer
 					if _, err := r.CopyTo(&out, int64(i)*1000, 1); err != nil {
 						assert.True(t, errors.Is(err, piece.ErrRemoved) || errors.Is(err, piece.ErrMissing), err)
 					} else {
-						assert.Equal(t, content[i*1000], out.Bytes()[0])
+						assert.Equal(t, su.content[i*1000], out.Bytes()[0])
 					}
 				})
 			}
@@ -337,30 +368,30 @@ func Run(t *testing.T, f Factory) {
 		}
 	})
 
-	t.Run("a closed replica answers nothing, and closes twice", func(t *testing.T) {
-		s := open(t)
+	su.Run("a closed replica is unusable, and closes twice", func(t *testing.T) {
+		s := su.open(t)
 		r := create(t, s, "a")
-		require.NoError(t, Write(r, content, 0))
+		require.NoError(t, Write(r, su.content, 0))
 		require.NoError(t, r.Close())
 		require.NoError(t, r.Close())
 		_, err := r.ReadAt(make([]byte, 1), 0)
 		require.ErrorIs(t, err, fs.ErrClosed)
 		_, err = r.CopyTo(io.Discard, 0, 1)
 		require.ErrorIs(t, err, fs.ErrClosed)
-		require.ErrorIs(t, Write(r, content, 1), fs.ErrClosed)
+		require.ErrorIs(t, Write(r, su.content, 1), fs.ErrClosed)
 		require.ErrorIs(t, r.AddRuns(nil, [][]byte{{1}}), fs.ErrClosed)
 		assert.False(t, r.Has(0))
 	})
 
-	t.Run("a closed store answers nothing, and closes twice", func(t *testing.T) {
-		s := f.New(t)
+	su.Run("a closed store is unusable, and closes twice", func(t *testing.T) {
+		s := su.New(t)
 		r, err := s.Create(ID("a"), facts)
 		require.NoError(t, err)
-		require.NoError(t, Write(r, content, 0))
+		require.NoError(t, Write(r, su.content, 0))
 		require.NoError(t, s.Close())
 		_, err = r.ReadAt(make([]byte, 1), 0)
 		require.ErrorIs(t, err, piece.ErrClosed)
-		require.ErrorIs(t, Write(r, content, 1), piece.ErrClosed)
+		require.ErrorIs(t, Write(r, su.content, 1), piece.ErrClosed)
 		_, err = s.Create(ID("b"), facts)
 		require.ErrorIs(t, err, piece.ErrClosed)
 		_, err = s.Open(ID("a"))
@@ -370,9 +401,12 @@ func Run(t *testing.T, f Factory) {
 		require.NoError(t, r.Close())
 		require.NoError(t, s.Close())
 	})
+}
 
-	t.Run("runs and certificates come back as they came", func(t *testing.T) {
-		s := open(t)
+// runs tests signed runs and certificates.
+func (su suite) runs() {
+	su.Run("runs and certificates come back unchanged", func(t *testing.T) {
+		s := su.open(t)
 		r := create(t, s, "a")
 		runs, certificates := r.Runs()
 		assert.Empty(t, runs)
@@ -387,7 +421,7 @@ func Run(t *testing.T, f Factory) {
 		runs[0].Signature[0] ^= 1
 		certificates[0][0] ^= 1
 		runs, certificates = r.Runs()
-		assert.Equal(t, []piece.Run{a, b, c}, runs, "the store's own are not its caller's to change")
+		assert.Equal(t, []piece.Run{a, b, c}, runs, "callers cannot change the store's copy")
 		assert.Equal(t, [][]byte{{1, 2}, {3}, {4}}, certificates)
 
 		bad := signedRun(8, 2)
@@ -397,9 +431,12 @@ func Run(t *testing.T, f Factory) {
 		bad.Facts.Length++
 		require.ErrorIs(t, r.AddRuns([]piece.Run{bad}, nil), piece.ErrOtherFacts)
 	})
+}
 
-	t.Run("any number may write and read at once", func(t *testing.T) {
-		s := open(t)
+// concurrency tests concurrent use and a comparison with a model.
+func (su suite) concurrency() {
+	su.Run("any number of goroutines may write and read", func(t *testing.T) {
+		s := su.open(t)
 		big := piece.Facts{Length: 64*4096 - 1, PieceSize: 4096}
 		bytesOf := Content("big", big.Length)
 		var g sync.WaitGroup
@@ -435,27 +472,30 @@ func Run(t *testing.T, f Factory) {
 		assert.Len(t, runs, 64)
 	})
 
-	t.Run("it does what a simple model does", func(t *testing.T) {
+	su.Run("it behaves like a simple model", func(t *testing.T) {
 		seed := rand.Uint64()
 		t.Logf("seed %d", seed)
-		model(t, f, rand.New(rand.NewPCG(seed, 0)))
+		model(t, su.Factory, rand.New(rand.NewPCG(seed, 0)))
 	})
+}
 
-	t.Run("everything is there after a restart", func(t *testing.T) {
-		if f.Reopen == nil {
-			t.Skip("this store forgets")
+// restart tests a restart.
+func (su suite) restart() {
+	su.Run("all tasks survive a restart", func(t *testing.T) {
+		if su.Reopen == nil {
+			t.Skip("this store does not survive a restart; another store's tests run this")
 		}
-		s := f.New(t)
+		s := su.New(t)
 		r, err := s.Create(ID("a"), facts)
 		require.NoError(t, err)
 		for _, i := range []piece.Index{1, 2, 9} {
-			require.NoError(t, Write(r, content, i))
+			require.NoError(t, Write(r, su.content, i))
 		}
 		require.NoError(t, r.AddRuns([]piece.Run{signedRun(0, 3), signedRun(9, 1)}, [][]byte{{7}}))
 		require.NoError(t, r.Close())
 		before := s.Inventory()
 		for range 3 {
-			s = f.Reopen(t, s)
+			s = su.Reopen(t, s)
 			after := s.Inventory()
 			require.Len(t, after, 1)
 			assert.WithinDuration(t, before[0].LastRead, after[0].LastRead, 0)
@@ -464,114 +504,140 @@ func Run(t *testing.T, f Factory) {
 			r, err = s.Open(ID("a"))
 			require.NoError(t, err)
 			assert.Equal(t, facts, r.Facts())
-			assert.Equal(t, before[0].Have, Check(t, r, content))
+			assert.Equal(t, before[0].Have, Check(t, r, su.content))
 			runs, certificates := r.Runs()
 			assert.Equal(t, []piece.Run{signedRun(0, 3), signedRun(9, 1)}, runs)
 			assert.Equal(t, [][]byte{{7}}, certificates)
-			require.NoError(t, Write(r, content, r.Have().NextMissing(3)))
+			require.NoError(t, Write(r, su.content, r.Have().NextMissing(3)))
 			require.NoError(t, r.AddRuns([]piece.Run{signedRun(0, 3)}, nil), "a run known from before the restart")
 			require.NoError(t, r.Close())
 			before = s.Inventory()
 		}
 		require.NoError(t, s.Close())
 	})
-
-	if f.WithQuota != nil {
-		t.Run("quota", func(t *testing.T) { runQuota(t, f) })
-	}
 }
 
-// runQuota proves what a quota means: room for four tasks, no more.
-func runQuota(t *testing.T, f Factory) {
-	const length = 1 << 20
-	big := piece.FactsFor(length, "")
-	open := func(t *testing.T) piece.Store { return f.WithQuota(t, 4*length+4*(64<<10)) }
-	fill := func(t *testing.T, s piece.Store, name string) piece.Replica {
-		t.Helper()
-		r, err := s.Create(ID(name), big)
-		require.NoError(t, err)
-		content := Content(name, length)
-		for i := range piece.Index(big.Layout().Count()) {
-			require.NoError(t, Write(r, content, i))
-		}
-		return r
-	}
-	read := func(t *testing.T, s piece.Store, name string) {
-		t.Helper()
-		r, err := s.Open(ID(name))
-		require.NoError(t, err)
-		assert.Equal(t, big.Layout().Count(), Check(t, r, Content(name, length)))
-		require.NoError(t, r.Close())
-	}
-	names := func(s piece.Store) map[task.ID]bool {
-		got := map[task.ID]bool{}
-		for _, e := range s.Inventory() {
-			got[e.ID] = true
-		}
-		return got
-	}
+// The quota tests have space for four tasks of quotaLength bytes.
+const quotaLength = 1 << 20
 
-	t.Run("the task that was read least recently goes first", func(t *testing.T) {
-		s := open(t)
+var quotaFacts = piece.FactsFor(quotaLength, "")
+
+func (su suite) openQuota(t *testing.T) piece.Store { return su.WithQuota(t, 4*quotaLength+4*(64<<10)) }
+
+// fill creates a task of quotaLength bytes with all its pieces.
+func fill(t *testing.T, s piece.Store, name string) piece.Replica {
+	t.Helper()
+	r, err := s.Create(ID(name), quotaFacts)
+	require.NoError(t, err)
+	content := Content(name, quotaLength)
+	for i := range piece.Index(quotaFacts.Layout().Count()) {
+		require.NoError(t, Write(r, content, i))
+	}
+	return r
+}
+
+// read opens and reads a whole task that fill wrote.
+func read(t *testing.T, s piece.Store, name string) {
+	t.Helper()
+	r, err := s.Open(ID(name))
+	require.NoError(t, err)
+	assert.Equal(t, quotaFacts.Layout().Count(), Check(t, r, Content(name, quotaLength)))
+	require.NoError(t, r.Close())
+}
+
+// stored returns the tasks in the inventory.
+func stored(s piece.Store) map[task.ID]bool {
+	got := map[task.ID]bool{}
+	for _, e := range s.Inventory() {
+		got[e.ID] = true
+	}
+	return got
+}
+
+// eviction tests which tasks a full store evicts.
+func (su suite) eviction() {
+	su.Run("the least recently read task is evicted first", func(t *testing.T) {
+		s := su.openQuota(t)
 		for _, name := range []string{"a", "b", "c", "d"} {
 			require.NoError(t, fill(t, s, name).Close())
 		}
 		read(t, s, "a")
 		require.NoError(t, fill(t, s, "e").Close())
-		assert.NotContains(t, names(s), ID("b"), "read least recently")
-		assert.Contains(t, names(s), ID("a"), "read after it was written")
-		assert.Contains(t, names(s), ID("e"), "the newcomer")
+		assert.NotContains(t, stored(s), ID("b"), "least recently read")
+		assert.Contains(t, stored(s), ID("a"), "read after it was written")
+		assert.Contains(t, stored(s), ID("e"), "the new task")
 		for _, name := range []string{"a", "e"} {
 			read(t, s, name)
 		}
 		_, err := s.Open(ID("b"))
 		require.ErrorIs(t, err, piece.ErrNotFound)
-		require.NoError(t, fill(t, s, "b").Close(), "what was evicted can come again")
+		require.NoError(t, fill(t, s, "b").Close(), "an evicted task can come again")
 		require.NoError(t, s.Close())
 	})
 
-	t.Run("what is open stays, whatever comes", func(t *testing.T) {
-		s := open(t)
+	su.Run("an open task is never evicted", func(t *testing.T) {
+		s := su.openQuota(t)
 		a := fill(t, s, "a")
 		for k := range 12 {
 			require.NoError(t, fill(t, s, fmt.Sprint(k)).Close())
 		}
-		assert.Equal(t, big.Layout().Count(), Check(t, a, Content("a", length)))
+		assert.Equal(t, quotaFacts.Layout().Count(), Check(t, a, Content("a", quotaLength)))
 		require.NoError(t, a.Close())
 		require.NoError(t, s.Close())
 	})
 
-	t.Run("when nothing can be evicted the newcomer is refused, and has its place later", func(t *testing.T) {
-		s := open(t)
+	su.Run("the order of reads survives a restart", func(t *testing.T) {
+		if su.Reopen == nil {
+			t.Skip("this store does not survive a restart; another store's tests run this")
+		}
+		s := su.openQuota(t)
+		for _, name := range []string{"a", "b", "c", "d"} {
+			require.NoError(t, fill(t, s, name).Close())
+		}
+		read(t, s, "a")
+		read(t, s, "b")
+		s = su.Reopen(t, s)
+		assert.Len(t, stored(s), 4)
+		require.NoError(t, fill(t, s, "e").Close())
+		assert.NotContains(t, stored(s), ID("c"))
+		assert.Contains(t, stored(s), ID("b"))
+		require.NoError(t, s.Close())
+	})
+}
+
+// fullStore tests a quota that is in use by open replicas.
+func (su suite) fullStore() {
+	su.Run("a new task is refused while all others are open", func(t *testing.T) {
+		s := su.openQuota(t)
 		var held []piece.Replica
 		for k := range 4 {
 			held = append(held, fill(t, s, fmt.Sprint(k)))
 		}
-		_, err := s.Create(ID("late"), big)
+		_, err := s.Create(ID("late"), quotaFacts)
 		require.ErrorIs(t, err, piece.ErrNoSpace)
 		_, err = s.Open(ID("late"))
 		require.ErrorIs(t, err, piece.ErrNotFound)
 		for k, r := range held {
-			assert.Equal(t, big.Layout().Count(), Check(t, r, Content(fmt.Sprint(k), length)))
+			assert.Equal(t, quotaFacts.Layout().Count(), Check(t, r, Content(fmt.Sprint(k), quotaLength)))
 			require.NoError(t, r.Close())
 		}
 		require.NoError(t, fill(t, s, "late").Close())
 		require.NoError(t, s.Close())
 	})
 
-	t.Run("a task that can never fit evicts nothing", func(t *testing.T) {
-		s := open(t)
+	su.Run("a task that can never fit evicts nothing", func(t *testing.T) {
+		s := su.openQuota(t)
 		for _, name := range []string{"a", "b", "c"} {
 			require.NoError(t, fill(t, s, name).Close())
 		}
-		_, err := s.Create(ID("huge"), piece.FactsFor(64*length, ""))
+		_, err := s.Create(ID("huge"), piece.FactsFor(64*quotaLength, ""))
 		require.ErrorIs(t, err, piece.ErrNoSpace)
-		assert.Len(t, names(s), 3)
+		assert.Len(t, stored(s), 3)
 		require.NoError(t, s.Close())
 	})
 
-	t.Run("removing makes room", func(t *testing.T) {
-		s := open(t)
+	su.Run("removal frees space", func(t *testing.T) {
+		s := su.openQuota(t)
 		var held []piece.Replica
 		for k := range 4 {
 			held = append(held, fill(t, s, fmt.Sprint(k)))
@@ -581,24 +647,6 @@ func runQuota(t *testing.T, f Factory) {
 		for _, r := range held {
 			require.NoError(t, r.Close())
 		}
-		require.NoError(t, s.Close())
-	})
-
-	t.Run("who was read last is remembered over a restart", func(t *testing.T) {
-		if f.Reopen == nil {
-			t.Skip("this store forgets")
-		}
-		s := open(t)
-		for _, name := range []string{"a", "b", "c", "d"} {
-			require.NoError(t, fill(t, s, name).Close())
-		}
-		read(t, s, "a")
-		read(t, s, "b")
-		s = f.Reopen(t, s)
-		assert.Len(t, names(s), 4)
-		require.NoError(t, fill(t, s, "e").Close())
-		assert.NotContains(t, names(s), ID("c"))
-		assert.Contains(t, names(s), ID("b"))
 		require.NoError(t, s.Close())
 	})
 }
@@ -676,7 +724,7 @@ func model(t *testing.T, f Factory, r *rand.Rand) {
 	require.NoError(t, s.Close())
 }
 
-// signedRun returns a run of n pieces of a content of facts; its signature proves nothing.
+// signedRun returns a run of n pieces of a task with facts; its signature is invalid.
 func signedRun(first, n int) piece.Run {
 	run := piece.Run{
 		Facts: facts, Epoch: 1234567890123456789, First: piece.Index(first), Final: first+n == 10,
@@ -688,7 +736,7 @@ func signedRun(first, n int) piece.Run {
 	return run
 }
 
-// failing is a writer that takes some bytes and then fails.
+// failing is a writer that fails after some bytes.
 type failing struct {
 	after int
 	err   error
