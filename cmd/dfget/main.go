@@ -1,7 +1,6 @@
 // Dfget downloads files through the dfdaemon of its machine.
 //
-// It ends with an exit code by cause, the same from release to release (docs/dfget.md).
-// Start at [run].
+// Its exit codes name the cause of a failure and never change between releases (docs/dfget.md). Start at [run].
 package main
 
 import (
@@ -28,13 +27,13 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	// A second signal ends the program at once; but some send the first one twice, to the
-	// process and to its group (timeout does).
+	// A second signal ends the program at once. The delay ignores a duplicate of the first one: timeout(1) signals
+	// both the process and its group.
 	context.AfterFunc(ctx, func() { time.AfterFunc(500*time.Millisecond, stop) })
 
-	log.SetOutput(io.Discard) // net/http quotes there what broken servers send
+	log.SetOutput(io.Discard) // net/http logs bytes of broken servers there
 	err := command(os.Stdout, os.Stderr).ExecuteContext(ctx)
-	if err != nil && !dfget.Told(err) {
+	if err != nil && !dfget.Reported(err) {
 		fmt.Fprintln(os.Stderr, "dfget:", err)
 	}
 	var e *dfget.Error
@@ -52,8 +51,9 @@ func command(stdout, stderr io.Writer) *cobra.Command {
 		Use:   "dfget [flags] URL…",
 		Short: "Download files through the dfdaemon of this machine",
 		Long: `Dfget downloads files through the dfdaemon of this machine, which gets their pieces from
-other nodes and asks the origin once. A file appears under its name when all of it is there;
-until then it stands in FILE.part, and the same command takes up what Ctrl-C interrupted.`,
+other nodes, so that the origin sends the file once. A file appears under its name when it is
+complete. Until then its bytes are in FILE.part, and the same command resumes an interrupted
+download.`,
 		Example: `  dfget https://example.com/model.bin
   dfget --digest sha256:… -o /srv/model.bin https://example.com/model.bin
   dfget -H "Authorization: Bearer …" -o - https://example.com/data.tar | tar x`,
@@ -79,7 +79,8 @@ until then it stands in FILE.part, and the same command takes up what Ctrl-C int
 	}
 	form.Bind(cmd.Flags())
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return config.FlagError(cmd.Flags(), err) })
-	cmd.Flags().BoolVar(&printConfig, "print-config", false, "print the settings in force, secrets redacted, and end")
+	cmd.Flags().BoolVar(&printConfig, "print-config", false,
+		"print the effective settings, with secrets redacted, and exit")
 	cmd.AddCommand(&cobra.Command{
 		Use: "version", Short: "Print the version", Args: config.Arguments(nil),
 		Run: func(*cobra.Command, []string) { fmt.Fprintln(stdout, "dfget", config.Version()) },
@@ -90,8 +91,8 @@ until then it stands in FILE.part, and the same command takes up what Ctrl-C int
 	return cmd
 }
 
-// isTerminal reports whether bars can be drawn on w. A terminal of no size, as programs make
-// them that record others, shows none.
+// isTerminal reports whether bars can be drawn on w. A terminal of size zero, as recording programs create it,
+// shows none.
 func isTerminal(w io.Writer) bool {
 	file, ok := w.(*os.File)
 	if !ok {

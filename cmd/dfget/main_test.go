@@ -20,19 +20,19 @@ import (
 	"github.com/darter-io/darter/test/cli"
 )
 
-// resumed is what is interrupted in its middle.
+// resumed is the file whose download the scripts interrupt.
 var resumed = strings.Repeat("0123456789abcdef", 65536)
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"dfget": main})
 }
 
-// TestTheCommandLineDoesWhatItSays runs the scripts in testdata against a dfdaemon that is
-// played here: it gives every URL its own text, and refuses those under /missing.
-func TestTheCommandLineDoesWhatItSays(t *testing.T) {
+// TestScripts runs the scripts in testdata against a fake dfdaemon. It serves every URL with its own text, and
+// refuses those under /missing.
+func TestScripts(t *testing.T) {
 	mux := http.NewServeMux()
-	// /origin/NAME is a web server, which the daemon asks for what is under /slow: its first GET
-	// of each name stops in the middle until the client goes.
+	// The first GET of /origin/NAME, or through the daemon of /slow/NAME, stops in the middle until the client
+	// disconnects.
 	var mu sync.Mutex
 	begun := map[string]bool{}
 	slow := func(w http.ResponseWriter, r *http.Request, name, etag string) {
@@ -43,7 +43,7 @@ func TestTheCommandLineDoesWhatItSays(t *testing.T) {
 		w.Header().Set("ETag", etag)
 		if !first {
 			if r.Header.Get("Range") != "bytes=524288-" {
-				http.Error(w, "the rest was to be asked for", http.StatusTeapot)
+				http.Error(w, "expected a request for the rest", http.StatusTeapot)
 				return
 			}
 			http.ServeContent(w, r, "", time.Time{}, strings.NewReader(resumed))
@@ -54,7 +54,9 @@ func TestTheCommandLineDoesWhatItSays(t *testing.T) {
 		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	}
-	mux.HandleFunc("GET /origin/{name}", func(w http.ResponseWriter, r *http.Request) { slow(w, r, r.PathValue("name"), `"v1"`) })
+	mux.HandleFunc("GET /origin/{name}", func(w http.ResponseWriter, r *http.Request) {
+		slow(w, r, r.PathValue("name"), `"v1"`)
+	})
 	mux.HandleFunc("GET "+api.PathFiles, func(w http.ResponseWriter, r *http.Request) {
 		u := r.URL.Query().Get(api.FileURL)
 		if _, name, ok := strings.Cut(u, "/slow/"); ok {
@@ -67,12 +69,13 @@ func TestTheCommandLineDoesWhatItSays(t *testing.T) {
 			return
 		}
 		w.Header().Set("ETag", `"file:00"`)
-		http.ServeContent(w, r, "", time.Time{}, strings.NewReader("content of "+u+"\n"+r.Header.Get(api.ForwardPrefix+"X-Word")))
+		text := "content of " + u + "\n" + r.Header.Get(api.ForwardPrefix+"X-Word")
+		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(text))
 	})
 	daemon := httptest.NewServer(mux)
 	t.Cleanup(daemon.Close) // scripts run in parallel, after this function
-	// A web server with TLS, whose certificate is for example.com and 127.0.0.1, and two proxies
-	// before it: one connects to it whatever it is asked for, one wants a password.
+	// far is a web server with a certificate for example.com and 127.0.0.1. One proxy connects to it for every
+	// host; the other one requires a password.
 	far := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", `"v1"`)
 		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(resumed))
@@ -121,7 +124,7 @@ func TestTheCommandLineDoesWhatItSays(t *testing.T) {
 	})
 }
 
-// connect is a proxy that opens a tunnel (RFC 9110 §9.3.6) to one server, and does nothing else.
+// connect is a proxy that only opens tunnels (RFC 9110 §9.3.6), all to one server.
 func connect(t *testing.T, to string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodConnect {
@@ -142,7 +145,7 @@ func connect(t *testing.T, to string) http.Handler {
 		defer down.Close()
 		_, _ = io.WriteString(down, "HTTP/1.1 200 Connected\r\n\r\n")
 		go func() {
-			_, _ = io.Copy(up, early) // some of it may have been read already
+			_, _ = io.Copy(up, early) // the server may have read some bytes already
 			up.Close()
 		}()
 		_, _ = io.Copy(down, up)

@@ -25,12 +25,16 @@ type viaDaemon struct {
 
 func newDaemon(cfg Config) *viaDaemon {
 	tr := &http.Transport{Proxy: nil, DisableCompression: true, MaxIdleConnsPerHost: parallelMax}
-	return &viaDaemon{base: "http://" + string(cfg.Settings.Daemon), client: &http.Client{Transport: tr}, set: cfg.Settings}
+	return &viaDaemon{
+		base: "http://" + string(cfg.Settings.Daemon), client: &http.Client{Transport: tr}, set: cfg.Settings,
+	}
 }
 
 func (d *viaDaemon) fetch(ctx context.Context, j *job, offset int64, identity string) (*answer, error) {
 	q := url.Values{api.FileURL: {j.url.String()}}
-	for name, v := range map[string]string{api.FileTag: d.set.Tag, api.FileApplication: d.set.Application, api.FileDigest: d.set.Digest} {
+	for name, v := range map[string]string{
+		api.FileTag: d.set.Tag, api.FileApplication: d.set.Application, api.FileDigest: d.set.Digest,
+	} {
 		if v != "" {
 			q.Set(name, v)
 		}
@@ -44,7 +48,7 @@ func (d *viaDaemon) fetch(ctx context.Context, j *job, offset int64, identity st
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.base+api.PathFiles+"?"+q.Encode(), nil)
 	if err != nil {
-		return nil, fmt.Errorf("asking dfdaemon: %w", err)
+		return nil, fmt.Errorf("building the request to dfdaemon: %w", err)
 	}
 	if !j.auth.IsZero() {
 		req.Header.Set(api.ForwardPrefix+"Authorization", j.auth.Reveal())
@@ -58,9 +62,9 @@ func (d *viaDaemon) fetch(ctx context.Context, j *job, offset int64, identity st
 	}
 	resp, err := d.client.Do(req)
 	if err != nil {
-		return nil, d.silent(j, offset, err)
+		return nil, d.noAnswer(j, offset, err)
 	}
-	a, err := read(resp, offset, identity)
+	a, err := answerOf(resp, offset, identity)
 	if err != nil {
 		resp.Body.Close()
 		return nil, err
@@ -69,36 +73,41 @@ func (d *viaDaemon) fetch(ctx context.Context, j *job, offset int64, identity st
 		return a, nil
 	}
 	defer resp.Body.Close()
-	return nil, d.refusal(j, resp)
+	return nil, d.errorAnswer(j, resp)
 }
 
-// silent is the error of a daemon that does not answer.
-func (d *viaDaemon) silent(j *job, offset int64, err error) error {
+// noAnswer returns the error of a daemon that does not answer.
+func (d *viaDaemon) noAnswer(j *job, offset int64, err error) error {
 	var wrapped *url.Error
 	if errors.As(err, &wrapped) {
-		err = wrapped.Err // without the long URL of the request
+		err = wrapped.Err // omits the long URL of the request
 	}
-	return &Error{Code: NoDaemon, again: offset > 0, Err: fmt.Errorf("%s: no dfdaemon answers at %s (%w)\n"+
-		"start one on this machine with: dfdaemon\nor name another one's local API with --daemon HOST:PORT, be a peer yourself with --supernodes HOST:PORT, or download without peers with --direct",
+	return &Error{Code: NoDaemon, retry: offset > 0, Err: fmt.Errorf("%s: no dfdaemon answers at %s (%w)\n"+
+		"start one on this machine with: dfdaemon\nor name another one's local API with --daemon HOST:PORT, "+
+		"be a peer in this process with --supernodes HOST:PORT, or download without peers with --direct",
 		j.meter.url, d.set.Daemon, err)}
 }
 
-// read turns a response with content into an answer; nil is a refusal.
-func read(resp *http.Response, offset int64, identity string) (*answer, error) {
-	a := &answer{body: resp.Body, length: resp.ContentLength, identity: resp.Header.Get("ETag"), cached: resp.Header.Get(api.HeaderCached) == "true", unshared: resp.Header.Get(api.HeaderUnshared)}
+// answerOf turns a response with a file into an answer, and an error answer into nil.
+func answerOf(resp *http.Response, offset int64, identity string) (*answer, error) {
+	a := &answer{
+		body: resp.Body, length: resp.ContentLength, identity: resp.Header.Get("ETag"),
+		cached: resp.Header.Get(api.HeaderCached) == "true", unshared: resp.Header.Get(api.HeaderUnshared),
+	}
 	switch resp.StatusCode {
 	case http.StatusOK:
 		return a, nil
 	case http.StatusPartialContent:
 		first, total, ok := contentRange(resp.Header.Get("Content-Range"))
 		if !ok {
-			return nil, fmt.Errorf("the answer's Content-Range %.80q cannot be read", resp.Header.Get("Content-Range"))
+			return nil, fmt.Errorf("the answer's Content-Range %.80q cannot be parsed", resp.Header.Get("Content-Range"))
 		}
 		a.offset, a.length = first, total
 		return a, nil
 	case http.StatusRequestedRangeNotSatisfiable:
-		// Everything is there already when the whole ends where the range begins.
-		if total, ok := strings.CutPrefix(resp.Header.Get("Content-Range"), "bytes */"); ok && total == strconv.FormatInt(offset, 10) {
+		// The target is already complete if the file ends where the range begins.
+		total, ok := strings.CutPrefix(resp.Header.Get("Content-Range"), "bytes */")
+		if ok && total == strconv.FormatInt(offset, 10) {
 			resp.Body.Close()
 			a.body, a.offset, a.length, a.identity = http.NoBody, offset, offset, identity
 			return a, nil
@@ -107,7 +116,7 @@ func read(resp *http.Response, offset int64, identity string) (*answer, error) {
 	return nil, nil
 }
 
-// contentRange reads "bytes first-last/total"; an unknown total is −1.
+// contentRange parses "bytes first-last/total"; an unknown total is −1.
 func contentRange(text string) (first, total int64, ok bool) {
 	text, ok = strings.CutPrefix(text, "bytes ")
 	if !ok {
@@ -126,17 +135,18 @@ func contentRange(text string) (first, total int64, ok bool) {
 	return first, total, err == nil && total >= first
 }
 
-// refusal reads the daemon's error.
-func (d *viaDaemon) refusal(j *job, resp *http.Response) error {
+// errorAnswer reads the daemon's error.
+func (d *viaDaemon) errorAnswer(j *job, resp *http.Response) error {
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	e, ok := api.ParseFileError(b)
 	if !ok {
-		return &Error{Code: Failed, Err: fmt.Errorf("%s: what listens at %s answers %s and is no dfdaemon", j.meter.url, d.set.Daemon, resp.Status)}
+		return &Error{Code: Failed, Err: fmt.Errorf("%s: %s answers %s and is not a dfdaemon; name one with --daemon",
+			j.meter.url, d.set.Daemon, resp.Status)}
 	}
-	return refused(j, e)
+	return errorOf(j, e)
 }
 
-// progress asks the daemon where the bytes came from.
+// progress asks the daemon for the bytes by source.
 func (d *viaDaemon) progress(ctx context.Context, _ *job, identity string) (shares, bool) {
 	id := strings.Trim(identity, `"`)
 	ctx, cancel := context.WithTimeout(ctx, time.Second)

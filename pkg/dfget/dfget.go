@@ -1,10 +1,9 @@
-// Package dfget downloads files to where people want them, through the dfdaemon of their
-// machine, as a peer of its own, or directly.
+// Package dfget downloads files through the dfdaemon of this machine, as a peer of its own, or directly from
+// their origin.
 //
-// A file appears under its name only when all of it is there and matches the digest that was
-// asked for: until then its bytes stand in FILE.part, from which a broken or interrupted
-// download is taken up again, and never with the bytes of another version. Start at
-// [Getter.Run].
+// A file appears under its name only when it is complete and matches the requested digest. Until then its bytes
+// are in FILE.part, from which an interrupted download resumes; it never mixes the bytes of two versions. Start
+// at [Getter.Run].
 package dfget
 
 import (
@@ -29,25 +28,25 @@ import (
 	"github.com/darter-io/darter/pkg/secret"
 )
 
-// parallelMax is how many URLs are downloaded at once. More share the same line and only
-// make the first one finish later.
+// parallelMax bounds the concurrent downloads. More of them share the same bandwidth and only delay the first.
 const parallelMax = 3
 
-// Config is what a [Getter] works with.
+// Config of a [Getter].
 type Config struct {
 	// URLs are absolute, http or https.
-	URLs     []string
+	URLs []string
+	// Settings are dfget's flags. [config.NewForm] fills in the defaults.
 	Settings config.Dfget
-	// Stdout takes the content for the output "-", Stderr the progress. Nil discards.
+	// Stdout receives the file for the output "-", Stderr the progress. Nil discards.
 	Stdout, Stderr io.Writer
-	// Terminal says that Stderr is a terminal, on which bars can be drawn.
+	// Terminal is true if Stderr is a terminal, on which progress bars can be drawn.
 	Terminal bool
-	// Environ is as [os.Environ] returns it; NETRC and HOME are looked up in it.
+	// Environ is as [os.Environ] returns it; only NETRC and HOME are read.
 	Environ []string
-	// Backoff is the wait before the first retry, each further one being twice as long, up
-	// to 10 s. Default 500 ms.
+	// Backoff is the wait before the first retry. Each further one is twice as long, up to 10 s. Default 500 ms.
 	Backoff time.Duration
-	Logger  *slog.Logger
+	// Logger receives warnings. Default: none.
+	Logger *slog.Logger
 }
 
 // Getter downloads the URLs of one command.
@@ -57,7 +56,7 @@ type Getter struct {
 	source  fetcher
 }
 
-// New prepares the downloads and starts nothing.
+// New prepares the downloads and starts none.
 func New(cfg Config) *Getter {
 	if cfg.Stdout == nil {
 		cfg.Stdout = io.Discard
@@ -74,18 +73,17 @@ func New(cfg Config) *Getter {
 	return &Getter{cfg: cfg, limiter: ratelimit.New(int64(cfg.Settings.LimitRate))}
 }
 
-// job is one URL on its way to one target.
+// job is the download of one URL to one target.
 type job struct {
 	url    *url.URL
 	auth   secret.String
 	output string // a path, or "-"
 	meter  *meter
-	told   bool // why it is not shared
+	noted  bool // the reason why the file is not shared was reported
 }
 
-// Run downloads everything. Each URL is tried whatever becomes of the others; the error tells
-// of all that failed, and [ExitCode] of it is the first one's. Cancelling ctx keeps what is
-// there for the next time.
+// Run downloads all URLs, and tries each of them even if others fail. The error joins all failures; [ExitCode]
+// of it is the first one's. Cancelling ctx keeps the bytes that came, so that the next Run resumes.
 func (g *Getter) Run(ctx context.Context) error {
 	jobs, err := g.jobs()
 	if err != nil {
@@ -97,14 +95,15 @@ func (g *Getter) Run(ctx context.Context) error {
 		if g.source, err = newDirect(g.cfg); err != nil {
 			return &Error{Code: Failed, Err: err}
 		}
-	case len(g.cfg.Settings.Supernodes) > 0 && !answers(ctx, g.cfg.Settings.Daemon):
-		own, err = newOwnDaemon(g.cfg, beside(jobs))
+	case len(g.cfg.Settings.Supernodes) > 0 && !listens(ctx, g.cfg.Settings.Daemon):
+		own, err = newOwnDaemon(g.cfg, cacheParent(jobs))
 		if err != nil {
-			return &Error{Code: Failed, Err: fmt.Errorf("no dfdaemon answers at %s, and being a peer failed: %w", g.cfg.Settings.Daemon, err)}
+			return &Error{Code: Failed, Err: fmt.Errorf(
+				"no dfdaemon listens at %s, and starting a peer in this process failed: %w", g.cfg.Settings.Daemon, err)}
 		}
 		defer func() {
-			if ended := own.end(); ended != nil {
-				g.cfg.Logger.Warn("the peer of this download did not end well", "error", ended)
+			if err := own.close(); err != nil {
+				g.cfg.Logger.Warn("the peer of this download ended with an error", "error", err)
 			}
 		}()
 		g.cfg.Settings.Daemon = own.api()
@@ -115,14 +114,24 @@ func (g *Getter) Run(ctx context.Context) error {
 	defer g.source.close()
 	if d := g.cfg.Settings.Timeout; d > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, d, &Error{Code: Timeout, Err: fmt.Errorf("not done within %s (--timeout)", d)})
+		cause := &Error{Code: Timeout, Err: fmt.Errorf("not done within %s (--timeout)", d)}
+		ctx, cancel = context.WithTimeoutCause(ctx, d, cause)
 		defer cancel()
 	}
+	failures := g.download(ctx, jobs, own)
+	if len(failures) == 0 {
+		return nil
+	}
+	return &Error{
+		Code: ExitCode(failures[0]), Err: errors.Join(failures...), reported: g.cfg.Settings.Progress == "json",
+	}
+}
 
+// download runs all jobs and shows their progress. own is the peer in this process, or nil.
+func (g *Getter) download(ctx context.Context, jobs []*job, own *ownDaemon) (failures []error) {
 	var (
-		group    errgroup.Group
-		mu       sync.Mutex
-		failures []error
+		group errgroup.Group
+		mu    sync.Mutex
 	)
 	report := newReporter(g.cfg, jobs, g.source)
 	done := make(chan struct{})
@@ -134,8 +143,8 @@ func (g *Getter) Run(ctx context.Context) error {
 			j.meter.start()
 			err := g.get(ctx, j)
 			if own != nil && err == nil {
-				if why := own.alone(ctx); why != "" {
-					j.meter.note(g.lonely(ctx, j, why))
+				if reason := own.noSupernode(ctx); reason != "" {
+					j.meter.note(g.noSupernodeNote(ctx, j, reason))
 				}
 			}
 			j.meter.end(err)
@@ -147,38 +156,35 @@ func (g *Getter) Run(ctx context.Context) error {
 			return nil
 		})
 	}
-	_ = group.Wait() // failures has what went wrong
+	_ = group.Wait() // the errors are in failures
 	close(done)
 	ticking.Wait()
-	if len(failures) == 0 {
-		return nil
-	}
-	return &Error{Code: ExitCode(failures[0]), Err: errors.Join(failures...), told: g.cfg.Settings.Progress == "json"}
+	return failures
 }
 
-// lonely tells that nobody but the origin was there, or in the end was there any more.
-func (g *Getter) lonely(ctx context.Context, j *job, why string) string {
+// noSupernodeNote says for people that the supernodes did not take part, or stopped answering.
+func (g *Getter) noSupernodeNote(ctx context.Context, j *job, reason string) string {
 	if s, ok := g.source.progress(ctx, j, j.meter.state().identity); ok {
 		if share, _ := s.peers(); share > 0 {
-			return "no supernode answers any more, what was missing came from the origin (" + why + ")"
+			return "no supernode answers any more, the rest came from the origin (" + reason + ")"
 		}
 	}
 	if g.cfg.Settings.Cluster.Secret.IsZero() {
-		why += "; a cluster with a secret needs --cluster-secret-file"
+		reason += "; a cluster with a secret needs --cluster-secret-file"
 	}
-	return "no supernode took part, the origin was asked directly (" + why + ")"
+	return "no supernode took part, the file came directly from the origin (" + reason + ")"
 }
 
-// beside is a directory on the file system that the first file goes to; empty is the one for
-// temporary files.
-func beside(jobs []*job) string {
+// cacheParent returns the directory of the first target, so that the cache is on the same file system; empty
+// means the directory for temporary files.
+func cacheParent(jobs []*job) string {
 	if jobs[0].output == "-" {
 		return ""
 	}
 	return filepath.Dir(jobs[0].output)
 }
 
-// jobs works out what to download to where.
+// jobs checks the settings and returns one job per URL.
 func (g *Getter) jobs() ([]*job, error) {
 	s := g.cfg.Settings
 	if len(g.cfg.URLs) == 0 {
@@ -188,7 +194,8 @@ func (g *Getter) jobs() ([]*job, error) {
 		return nil, errors.New("one --digest cannot fit several URLs; download them one by one")
 	}
 	if len(g.cfg.URLs) > 1 && s.Output == "-" {
-		return nil, errors.New("several URLs cannot go to standard output; download them one by one, or name a directory with --output")
+		return nil, errors.New("several URLs cannot go to standard output; download them one by one, " +
+			"or name a directory with --output")
 	}
 	machines, err := g.netrc()
 	if err != nil {
@@ -203,54 +210,63 @@ func (g *Getter) jobs() ([]*job, error) {
 	var out []*job
 	targets := map[string]bool{}
 	for _, text := range g.cfg.URLs {
-		u, err := url.Parse(text)
+		j, err := g.job(text, machines, password)
 		if err != nil {
-			return nil, errors.New("not a URL that can be read: write for example https://host/path/file")
-		}
-		if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-			return nil, fmt.Errorf("%s: only http:// and https:// URLs can be downloaded", withoutQuery(u))
-		}
-		j := &job{}
-		switch {
-		case u.User != nil:
-			word, _ := u.User.Password()
-			j.auth = basic(u.User.Username(), secret.String(word))
-		case s.User != "":
-			j.auth = basic(s.User, password)
-		default:
-			if m, ok := machines.find(u.Hostname()); ok {
-				j.auth = basic(m.login, m.password)
-			}
-		}
-		u.User, u.Fragment = nil, ""
-		j.url = u
-		if j.output, err = output(s.Output, u, len(g.cfg.URLs) > 1); err != nil {
 			return nil, err
 		}
 		if targets[j.output] {
-			return nil, fmt.Errorf("two URLs would both be written to %s; download them one by one with --output", j.output)
+			return nil, fmt.Errorf("two URLs have the same target %s; download them one by one with --output", j.output)
 		}
 		targets[j.output] = true
-		j.meter = newMeter(u, j.output)
 		out = append(out, j)
 	}
 	return out, nil
 }
 
-// netrc reads the user's file of passwords. Only a file that was asked for must exist.
+// job parses one URL and finds its credentials and its target.
+func (g *Getter) job(text string, machines netrc, password secret.String) (*job, error) {
+	s := g.cfg.Settings
+	u, err := url.Parse(text)
+	if err != nil {
+		return nil, errors.New("a URL cannot be parsed; write for example https://host/path/file")
+	}
+	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, fmt.Errorf("%s: only http:// and https:// URLs can be downloaded", withoutQuery(u))
+	}
+	j := &job{url: u}
+	switch {
+	case u.User != nil:
+		word, _ := u.User.Password()
+		j.auth = basic(u.User.Username(), secret.String(word))
+	case s.User != "":
+		j.auth = basic(s.User, password)
+	default:
+		if m, ok := machines.find(u.Hostname()); ok {
+			j.auth = basic(m.login, m.password)
+		}
+	}
+	u.User, u.Fragment = nil, ""
+	if j.output, err = output(s.Output, u, len(g.cfg.URLs) > 1); err != nil {
+		return nil, err
+	}
+	j.meter = newMeter(u, j.output)
+	return j, nil
+}
+
+// netrc reads the user's .netrc. The file must exist only if a setting names it.
 func (g *Getter) netrc() (netrc, error) {
-	file, asked := g.cfg.Settings.Netrc, true
+	file, named := g.cfg.Settings.Netrc, true
 	if file == "none" {
 		return nil, nil
 	}
 	if file == "" {
-		asked = false
+		named = false
 		var home string
 		for _, kv := range g.cfg.Environ {
 			k, v, _ := strings.Cut(kv, "=")
 			switch k {
 			case "NETRC":
-				file, asked = v, true
+				file, named = v, true
 			case "HOME":
 				home = v
 			}
@@ -264,32 +280,32 @@ func (g *Getter) netrc() (netrc, error) {
 	}
 	b, err := os.ReadFile(file)
 	if err != nil {
-		if !asked {
+		if !named {
 			return nil, nil
 		}
-		return nil, fmt.Errorf("reading the passwords: %w", err)
+		return nil, fmt.Errorf("reading the netrc file: %w", err)
 	}
 	return parseNetrc(string(b)), nil
 }
 
-// output is the path that a URL is written to.
-func output(wanted string, u *url.URL, several bool) (string, error) {
-	if wanted == "-" {
+// output returns the path of a URL's target. setting is --output: a file, a directory, "-" or empty.
+func output(setting string, u *url.URL, several bool) (string, error) {
+	if setting == "-" {
 		return "-", nil
 	}
-	if wanted != "" && !several && !strings.HasSuffix(wanted, "/") {
-		if info, err := os.Stat(wanted); err != nil || !info.IsDir() {
-			return wanted, nil
+	if setting != "" && !several && !strings.HasSuffix(setting, "/") {
+		if info, err := os.Stat(setting); err != nil || !info.IsDir() {
+			return setting, nil
 		}
 	}
 	name := path.Base(u.Path)
 	if name == "/" || name == "." || name == ".." || strings.ContainsRune(name, 0) {
-		return "", fmt.Errorf("%s names no file; say with --output where to write", withoutQuery(u))
+		return "", fmt.Errorf("%s names no file; name a target with --output", withoutQuery(u))
 	}
-	return filepath.Join(wanted, name), nil
+	return filepath.Join(setting, name), nil
 }
 
-// get brings one file, retrying what may get better.
+// get downloads one file. It retries temporary errors.
 func (g *Getter) get(ctx context.Context, j *job) error {
 	t, err := openTarget(j.output, g.cfg.Stdout, j.meter.url, g.cfg.Settings.Digest)
 	if err != nil {
@@ -314,9 +330,9 @@ func (g *Getter) get(ctx context.Context, j *job) error {
 			failed, wait = 0, g.cfg.Backoff
 		}
 		failed++
-		if !e.again || failed > g.cfg.Settings.Retries {
+		if !e.retry || failed > g.cfg.Settings.Retries {
 			if e.Code == WrongDigest || e.Code == Changed {
-				t.discard() // whatever came is a part of something else
+				t.discard() // the bytes belong to another version
 				return e
 			}
 			if kept := t.kept(); kept != "" {
@@ -324,8 +340,8 @@ func (g *Getter) get(ctx context.Context, j *job) error {
 			}
 			return e
 		}
-		reason, _, _ := strings.Cut(e.Error(), "\n") // the rest is advice for when nothing helps
-		j.meter.note(fmt.Sprintf("%s; trying again in %s (%d of %d)", reason, wait, failed, g.cfg.Settings.Retries))
+		reason, _, _ := strings.Cut(e.Error(), "\n") // further lines are advice for the last error
+		j.meter.note(fmt.Sprintf("%s; retrying in %s (%d of %d)", reason, wait, failed, g.cfg.Settings.Retries))
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -348,52 +364,34 @@ func (g *Getter) interrupted(ctx context.Context, j *job, t *target) error {
 	return &Error{Code: e.Code, Err: fmt.Errorf("%s: %w%s", j.meter.url, e.Err, kept)}
 }
 
-// bufferSize is the most that is read at a time.
+// bufferSize bounds one read, in bytes.
 const bufferSize = 256 << 10
 
-// attempt asks once for what is missing and writes what comes.
+// attempt requests the missing bytes once and writes those that come.
 func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 	a, err := g.source.fetch(ctx, j, t.offset, t.identity)
 	if err != nil {
 		return err
 	}
 	defer a.body.Close()
-
-	switch {
-	case t.offset == 0:
-	case a.identity == "" || t.identity == "":
-		// Nothing tells whether what is here is the beginning of what comes now.
-		if t.part == "" {
-			return &Error{Code: Unreachable, Err: fmt.Errorf("%s broke off, and its origin gives no version by which the rest could be asked for; start again, or write to a file", j.meter.url)}
-		}
-		j.meter.note("its origin gives no version by which the rest could be asked for: starting over")
-		if err := t.restart(); err != nil {
-			return &Error{Code: Disk, Err: err}
-		}
-	case a.identity != t.identity:
-		if t.ours {
-			t.discard()
-			return &Error{Code: Changed, Err: fmt.Errorf("%s changed at its origin during the download; what was there is of no use any more: start again", j.meter.url)}
-		}
-		j.meter.note("the file has changed since " + t.part + " was kept: starting over")
-		if err := t.restart(); err != nil {
-			return &Error{Code: Disk, Err: err}
-		}
+	if err := checkVersion(a, j, t); err != nil {
+		return err
 	}
 	if err := t.begin(a.identity); err != nil {
 		return &Error{Code: Disk, Err: err}
 	}
-	if a.unshared != "" && !j.told {
-		j.told = true
+	if a.unshared != "" && !j.noted {
+		j.noted = true
 		j.meter.note("straight from the origin: " + a.unshared)
 	}
 	j.meter.begin(a, t.offset)
-	if skip := t.offset - a.offset; skip > 0 { // no ranges there: what we have comes again
+	if skip := t.offset - a.offset; skip > 0 { // the source has no ranges and sends our bytes again
 		if _, err := io.CopyN(io.Discard, a.body, skip); err != nil {
 			return broken(j, err)
 		}
 	} else if skip < 0 {
-		return &Error{Code: Failed, Err: fmt.Errorf("%s: asked for byte %d and got byte %d", j.meter.url, t.offset, a.offset)}
+		return &Error{Code: Failed, Err: fmt.Errorf("%s: requested byte %d, but the answer begins at byte %d",
+			j.meter.url, t.offset, a.offset)}
 	}
 
 	buf := make([]byte, bufferSize)
@@ -415,37 +413,65 @@ func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 	}
 }
 
+// checkVersion compares the version of an answer with that of the bytes in the target. If they are not the same
+// it empties the target for a new start, or fails.
+func checkVersion(a *answer, j *job, t *target) error {
+	switch {
+	case t.offset == 0:
+		return nil
+	case a.identity == "" || t.identity == "":
+		// The bytes in the target may belong to another version.
+		if t.part == "" {
+			return &Error{Code: Unreachable, Err: fmt.Errorf("%s broke off, and its origin sends no validator, so the "+
+				"download cannot resume; start again, or write to a file", j.meter.url)}
+		}
+		j.meter.note("its origin sends no validator, so the download cannot resume: starting over")
+	case a.identity != t.identity:
+		if t.ours {
+			t.discard()
+			return &Error{Code: Changed, Err: fmt.Errorf("%s changed at its origin during the download; "+
+				"the bytes of the old version are deleted: start again", j.meter.url)}
+		}
+		j.meter.note("the file has changed since " + t.part + " was kept: starting over")
+	default:
+		return nil
+	}
+	if err := t.restart(); err != nil {
+		return &Error{Code: Disk, Err: err}
+	}
+	return nil
+}
+
 func broken(j *job, err error) error {
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
-	return &Error{Code: Unreachable, again: true, Err: fmt.Errorf("%s broke off: %w", j.meter.url, err)}
+	return &Error{Code: Unreachable, retry: true, Err: fmt.Errorf("%s broke off: %w", j.meter.url, err)}
 }
 
-// fetcher brings content from somewhere.
+// fetcher is a source of files: a dfdaemon, or the origin.
 type fetcher interface {
-	// fetch asks for the content from offset on. Where the content is another one than
-	// identity names, or ranges are not possible, the answer begins at 0.
+	// fetch requests the file from offset on. The answer begins at 0 if the file is another version than
+	// identity, or if ranges are not possible.
 	fetch(ctx context.Context, j *job, offset int64, identity string) (*answer, error)
-	// progress tells where the bytes of a download came from so far; ok is false where
-	// nobody knows.
+	// progress returns the bytes of a download by source; ok is false if they are unknown.
 	progress(ctx context.Context, j *job, identity string) (s shares, ok bool)
-	// close gives back idle connections.
+	// close closes idle connections.
 	close()
 }
 
-// answer is content that has begun to come.
+// answer is a file whose body has begun.
 type answer struct {
 	body     io.ReadCloser
 	offset   int64 // of the body's first byte
-	length   int64 // of the whole, −1 where it is not known
+	length   int64 // of the whole file, −1 if unknown
 	identity string
 	cached   bool
-	// unshared says why the content comes straight from its origin, empty where it is shared.
+	// unshared is the reason why the file comes straight from its origin, empty if it is shared.
 	unshared string
 }
 
-// basic is the value of an Authorization header (RFC 7617).
+// basic returns the value of an Authorization header (RFC 7617).
 func basic(user string, password secret.String) secret.String {
 	r := http.Request{Header: http.Header{}}
 	r.SetBasicAuth(user, password.Reveal())

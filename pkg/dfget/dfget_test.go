@@ -30,16 +30,16 @@ import (
 	"github.com/darter-io/darter/pkg/secret"
 )
 
-// fake plays the local API of a dfdaemon.
+// fake is the local API of a dfdaemon.
 type fake struct {
 	*httptest.Server
 	mu       sync.Mutex
 	content  []byte
 	etag     string
-	cut      []int  // the next answers end after so many bytes
-	chunked  bool   // do not tell the length
+	cut      []int  // the next answers end after these numbers of bytes
+	chunked  bool   // declare no length
 	noRange  bool   // answer every Range with 200
-	hold     func() // called after a cut answer's bytes are out, before it breaks
+	hold     func() // called after the bytes of a cut answer, before it breaks
 	refuse   *api.FileError
 	sources  api.Sources
 	requests []*http.Request
@@ -86,7 +86,8 @@ func (f *fake) file(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	from := 0
-	if text, ok := strings.CutPrefix(req.Header.Get("Range"), "bytes="); ok && !noRange && req.Header.Get("If-Range") == etag {
+	text, ok := strings.CutPrefix(req.Header.Get("Range"), "bytes=")
+	if ok && !noRange && req.Header.Get("If-Range") == etag {
 		from, _ = strconv.Atoi(strings.TrimSuffix(text, "-"))
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(content)-1, len(content)))
 	}
@@ -108,13 +109,13 @@ func (f *fake) file(w http.ResponseWriter, req *http.Request) {
 	_, _ = w.Write(body)
 }
 
-func (f *fake) asked(i int) *http.Request {
+func (f *fake) request(i int) *http.Request {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.requests[i]
 }
 
-// settings are the defaults, as a command line without flags has them.
+// settings returns the defaults, as for a command line without flags.
 func settings(t *testing.T, f *fake, change func(*config.Dfget)) config.Dfget {
 	var s config.Dfget
 	require.NoError(t, config.NewForm("dfget", &s).Load(nil))
@@ -144,7 +145,7 @@ func get(ctx context.Context, t *testing.T, f *fake, dir string, change func(*co
 	return out.String(), err
 }
 
-// holds proves that a directory has exactly these files.
+// holds requires that a directory has exactly these files. Nil accepts any bytes.
 func holds(t *testing.T, dir string, want map[string][]byte) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -164,21 +165,23 @@ func holds(t *testing.T, dir string, want map[string][]byte) {
 	assert.Len(t, names, len(want), "%v", names)
 }
 
-func TestAFileIsThereWholeOrNotAtAll(t *testing.T) {
+// A file appears whole, whatever its size.
+func TestDownload(t *testing.T) {
 	for _, size := range []int{0, 1, 700_001} {
 		f, dir := newFake(t, size), t.TempDir()
 		f.sources = api.Sources{Peers: 75, Seeds: 15, Origin: 10}
-		told, err := get(t.Context(), t, f, dir, nil)
+		stderr, err := get(t.Context(), t, f, dir, nil)
 		require.NoError(t, err)
 		holds(t, dir, map[string][]byte{"model.bin": f.content})
-		assert.Contains(t, told, "model.bin: ")
-		assert.Contains(t, told, "90% from peers")
-		q := f.asked(0).URL.Query()
+		assert.Contains(t, stderr, "model.bin: ")
+		assert.Contains(t, stderr, "90% from peers")
+		q := f.request(0).URL.Query()
 		assert.Equal(t, fileURL, q.Get(api.FileURL))
 	}
 }
 
-func TestABrokenDownloadIsTakenUpWhereItBroke(t *testing.T) {
+// A broken download resumes where it broke.
+func TestResume(t *testing.T) {
 	for _, row := range []struct {
 		name             string
 		chunked, noRange bool
@@ -190,13 +193,14 @@ func TestABrokenDownloadIsTakenUpWhereItBroke(t *testing.T) {
 			_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Digest = fmt.Sprintf("sha256:%x", sum) })
 			require.NoError(t, err)
 			holds(t, dir, map[string][]byte{"model.bin": f.content})
-			assert.Equal(t, "bytes=300000-", f.asked(1).Header.Get("Range"))
-			assert.Equal(t, f.etag, f.asked(1).Header.Get("If-Range"))
+			assert.Equal(t, "bytes=300000-", f.request(1).Header.Get("Range"))
+			assert.Equal(t, f.etag, f.request(1).Header.Get("If-Range"))
 		})
 	}
 }
 
-func TestTriesEndWhenNothingComes(t *testing.T) {
+// Retries end if they bring no byte.
+func TestRetriesEnd(t *testing.T) {
 	f, dir := newFake(t, 1000), t.TempDir()
 	f.cut = []int{10, 0, 0, 0, 0, 0}
 	_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Retries = 2 })
@@ -205,41 +209,47 @@ func TestTriesEndWhenNothingComes(t *testing.T) {
 	assert.Len(t, f.requests, 3, "one with bytes, which counts as the first failure, and two more")
 }
 
-func TestEachNewTryIsToldWithItsReason(t *testing.T) {
+// The progress reports each retry with its reason.
+func TestRetryNotes(t *testing.T) {
 	for _, progress := range []string{"plain", "json", "bar"} {
 		t.Run(progress, func(t *testing.T) {
 			f, dir := newFake(t, 1000), t.TempDir()
 			f.cut = []int{10, 0}
-			told, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Progress = config.Progress(progress) })
+			stderr, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Progress = config.Progress(progress) })
 			require.NoError(t, err)
 			for i, wait := range []string{"1ms", "2ms"} {
-				assert.Contains(t, told, fmt.Sprintf("http://files.test/dir/model.bin?… broke off: unexpected EOF; trying again in %s (%d of 5)", wait, i+1))
+				assert.Contains(t, stderr, "http://files.test/dir/model.bin?… broke off: unexpected EOF; "+
+					fmt.Sprintf("retrying in %s (%d of 5)", wait, i+1))
 			}
-			assert.NotContains(t, told, "xyz")
+			assert.NotContains(t, stderr, "xyz")
 		})
 	}
 }
 
-func TestWhatIsLeftForTheNextTimeIsTold(t *testing.T) {
+// The last error says what the next run can use.
+func TestErrorNamesPart(t *testing.T) {
 	f, dir := newFake(t, 5000), t.TempDir()
 	f.cut = []int{1000}
 	_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Retries = 0 })
-	require.ErrorContains(t, err, "broke off: unexpected EOF\n1000 B is kept in "+filepath.Join(dir, "model.bin.part")+", and the same command goes on from there")
+	part := filepath.Join(dir, "model.bin.part")
+	require.ErrorContains(t, err,
+		"broke off: unexpected EOF\n1000 B is kept in "+part+"; the same command resumes the download")
 	assert.Equal(t, dfget.Unreachable, dfget.ExitCode(err))
 	_, err = get(t.Context(), t, f, dir, nil)
 	require.NoError(t, err)
-	assert.Equal(t, "bytes=1000-", f.asked(1).Header.Get("Range"))
+	assert.Equal(t, "bytes=1000-", f.request(1).Header.Get("Range"))
 	f.refuse = &api.FileError{Kind: api.FileForbidden, Message: "no"}
 	_, err = get(t.Context(), t, f, dir, nil)
-	assert.NotContains(t, err.Error(), "kept", "nothing is")
+	assert.NotContains(t, err.Error(), "kept")
 }
 
-func TestCtrlCKeepsThePartAndTheSameCommandGoesOn(t *testing.T) {
+// Ctrl-C keeps the partial file, and the same command resumes.
+func TestInterrupt(t *testing.T) {
 	f, dir := newFake(t, 900_000), t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
 	f.cut = []int{500_000}
 	f.hold = func() {
-		// Only what dfget has written can be kept.
+		// dfget keeps only the bytes that it has written.
 		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 			if info, err := os.Stat(filepath.Join(dir, "model.bin.part")); err == nil && info.Size() == 500_000 {
 				break
@@ -250,18 +260,19 @@ func TestCtrlCKeepsThePartAndTheSameCommandGoesOn(t *testing.T) {
 	_, err := get(ctx, t, f, dir, nil)
 	require.Error(t, err)
 	assert.Equal(t, dfget.Interrupted, dfget.ExitCode(err))
-	assert.ErrorContains(t, err, "the same command goes on from there")
+	assert.ErrorContains(t, err, "the same command resumes the download")
 	holds(t, dir, map[string][]byte{"model.bin.part": f.content[:500_000], "model.bin.part.id": nil})
 
 	sum := sha256.Sum256(f.content)
-	told, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Digest = fmt.Sprintf("sha256:%x", sum) })
+	stderr, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Digest = fmt.Sprintf("sha256:%x", sum) })
 	require.NoError(t, err)
-	assert.Equal(t, "bytes=500000-", f.asked(1).Header.Get("Range"))
-	assert.Contains(t, told, "kept from before")
+	assert.Equal(t, "bytes=500000-", f.request(1).Header.Get("Range"))
+	assert.Contains(t, stderr, "from an earlier run")
 	holds(t, dir, map[string][]byte{"model.bin": f.content})
 }
 
-func TestAPartThatWasCompleteAlreadyOnlyGetsItsName(t *testing.T) {
+// A complete partial file is only renamed.
+func TestCompletePart(t *testing.T) {
 	f, dir := newFake(t, 5000), t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin.part"), f.content, 0o600))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin.part.id"), []byte(f.etag+"\n"), 0o600))
@@ -270,7 +281,8 @@ func TestAPartThatWasCompleteAlreadyOnlyGetsItsName(t *testing.T) {
 	holds(t, dir, map[string][]byte{"model.bin": f.content})
 }
 
-func TestAPartOfUnknownContentIsNotTrusted(t *testing.T) {
+// A partial file of unknown version is not used.
+func TestPartWithoutNote(t *testing.T) {
 	f, dir := newFake(t, 5000), t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin.part"), []byte("something else"), 0o600))
 	_, err := get(t.Context(), t, f, dir, nil)
@@ -278,17 +290,19 @@ func TestAPartOfUnknownContentIsNotTrusted(t *testing.T) {
 	holds(t, dir, map[string][]byte{"model.bin": f.content})
 }
 
-func TestAFileThatChangedSinceItsPartWasKeptIsDownloadedAnew(t *testing.T) {
+// A file that changed since its partial file was kept is downloaded from the start.
+func TestPartOfOldVersion(t *testing.T) {
 	f, dir := newFake(t, 5000), t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin.part"), []byte("old bytes"), 0o600))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin.part.id"), []byte(`"file:old"`), 0o600))
-	told, err := get(t.Context(), t, f, dir, nil)
+	stderr, err := get(t.Context(), t, f, dir, nil)
 	require.NoError(t, err)
-	assert.Contains(t, told, "starting over")
+	assert.Contains(t, stderr, "starting over")
 	holds(t, dir, map[string][]byte{"model.bin": f.content})
 }
 
-func TestAFileThatChangesInMidDownloadIsAClearError(t *testing.T) {
+// A change during the download is an error with its own code.
+func TestChangeDuringDownload(t *testing.T) {
 	f, dir := newFake(t, 900_000), t.TempDir()
 	f.cut = []int{300_000}
 	f.hold = func() {
@@ -303,7 +317,8 @@ func TestAFileThatChangesInMidDownloadIsAClearError(t *testing.T) {
 	holds(t, dir, map[string][]byte{})
 }
 
-func TestAWrongDigestLeavesNothingBehind(t *testing.T) {
+// A wrong digest leaves no new file.
+func TestWrongDigest(t *testing.T) {
 	f, dir := newFake(t, 5000), t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin"), []byte("the former version"), 0o600))
 	_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Digest = "sha256:" + strings.Repeat("0", 64) })
@@ -311,10 +326,11 @@ func TestAWrongDigestLeavesNothingBehind(t *testing.T) {
 	assert.Equal(t, dfget.WrongDigest, dfget.ExitCode(err))
 	assert.NotContains(t, err.Error(), "xyz", "no signature in an error")
 	holds(t, dir, map[string][]byte{"model.bin": []byte("the former version")})
-	assert.Equal(t, "sha256:"+strings.Repeat("0", 64), f.asked(0).URL.Query().Get(api.FileDigest))
+	assert.Equal(t, "sha256:"+strings.Repeat("0", 64), f.request(0).URL.Query().Get(api.FileDigest))
 }
 
-func TestAPartIsDeletedWhereTheDaemonFindsItUselessAndKeptOtherwise(t *testing.T) {
+// A partial file is deleted only after an error that makes it useless.
+func TestPartAfterDaemonError(t *testing.T) {
 	for _, row := range []struct {
 		kind api.FileErrorKind
 		kept bool
@@ -328,9 +344,11 @@ func TestAPartIsDeletedWhereTheDaemonFindsItUselessAndKeptOtherwise(t *testing.T
 			require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin"), []byte("the former version"), 0o600))
 			require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin.part"), part, 0o600))
 			require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin.part.id"), []byte(f.etag+"\n"), 0o600))
-			f.refuse = &api.FileError{Kind: row.kind, Status: 403, Message: "as the daemon says"}
-			_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Retries, s.Digest = 0, "sha256:"+strings.Repeat("0", 64) })
-			require.ErrorContains(t, err, "as the daemon says")
+			f.refuse = &api.FileError{Kind: row.kind, Status: 403, Message: "the daemon's message"}
+			_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) {
+				s.Retries, s.Digest = 0, "sha256:"+strings.Repeat("0", 64)
+			})
+			require.ErrorContains(t, err, "the daemon's message")
 			want := map[string][]byte{"model.bin": []byte("the former version")}
 			if row.kept {
 				want["model.bin.part"], want["model.bin.part.id"] = part, nil
@@ -340,7 +358,7 @@ func TestAPartIsDeletedWhereTheDaemonFindsItUselessAndKeptOtherwise(t *testing.T
 	}
 }
 
-func TestEachCauseHasItsExitCode(t *testing.T) {
+func TestExitCodes(t *testing.T) {
 	for _, row := range []struct {
 		refuse api.FileError
 		want   dfget.Code
@@ -364,10 +382,10 @@ func TestEachCauseHasItsExitCode(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(row.refuse.Kind, row.refuse.Status), func(t *testing.T) {
 			f, dir := newFake(t, 10), t.TempDir()
-			row.refuse.Message = "in the daemon's words"
+			row.refuse.Message = "the daemon's message"
 			f.refuse = &row.refuse
 			_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Retries = 2 })
-			require.ErrorContains(t, err, "in the daemon's words")
+			require.ErrorContains(t, err, "the daemon's message")
 			assert.Equal(t, row.want, dfget.ExitCode(err))
 			assert.Len(t, f.requests, row.tries)
 			holds(t, dir, map[string][]byte{})
@@ -375,7 +393,8 @@ func TestEachCauseHasItsExitCode(t *testing.T) {
 	}
 }
 
-func TestWithoutADaemonTheErrorSaysWhatToDo(t *testing.T) {
+// Without a dfdaemon the error says what to do.
+func TestNoDaemon(t *testing.T) {
 	f, dir := newFake(t, 10), t.TempDir()
 	f.Close()
 	_, err := get(t.Context(), t, f, dir, nil)
@@ -386,14 +405,16 @@ func TestWithoutADaemonTheErrorSaysWhatToDo(t *testing.T) {
 	holds(t, dir, map[string][]byte{})
 }
 
-func TestSomethingElseAtTheDaemonsAddressIsToldSo(t *testing.T) {
+// Another program at the daemon's address is reported as such.
+func TestNotADaemon(t *testing.T) {
 	other := httptest.NewServer(http.NotFoundHandler())
 	defer other.Close()
 	_, err := get(t.Context(), t, &fake{Server: other}, t.TempDir(), nil)
-	require.ErrorContains(t, err, "is no dfdaemon")
+	require.ErrorContains(t, err, "is not a dfdaemon")
 }
 
-func TestATimeoutEndsItAndKeepsThePart(t *testing.T) {
+// A timeout keeps the partial file.
+func TestTimeout(t *testing.T) {
 	f, dir := newFake(t, 5000), t.TempDir()
 	part := filepath.Join(dir, "model.bin.part")
 	require.NoError(t, os.WriteFile(part, f.content[:1000], 0o600))
@@ -407,14 +428,18 @@ func TestATimeoutEndsItAndKeepsThePart(t *testing.T) {
 	holds(t, dir, map[string][]byte{"model.bin.part": f.content[:1000], "model.bin.part.id": nil})
 }
 
-func TestATimeoutThatTheRateCannotMeetIsATimeout(t *testing.T) {
+// A rate limit that cannot meet the timeout ends with the timeout's code.
+func TestTimeoutWithRateLimit(t *testing.T) {
 	f, dir := newFake(t, 2<<20), t.TempDir()
-	_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Timeout, s.LimitRate = 100*time.Millisecond, 1<<20 })
+	_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) {
+		s.Timeout, s.LimitRate = 100*time.Millisecond, 1<<20
+	})
 	require.ErrorContains(t, err, "not done within 100ms (--timeout)")
 	assert.Equal(t, dfget.Timeout, dfget.ExitCode(err))
 }
 
-func TestStandardOutputGetsTheBytesInOrderAlsoAfterABreak(t *testing.T) {
+// Standard output gets the bytes in order, also after a break.
+func TestStdout(t *testing.T) {
 	f := newFake(t, 900_000)
 	f.cut = []int{300_000}
 	var out bytes.Buffer
@@ -424,7 +449,8 @@ func TestStandardOutputGetsTheBytesInOrderAlsoAfterABreak(t *testing.T) {
 	assert.True(t, bytes.Equal(f.content, out.Bytes()))
 }
 
-func TestADeviceOrPipeIsWrittenToAndNotReplaced(t *testing.T) {
+// A pipe is written to, and not replaced.
+func TestPipe(t *testing.T) {
 	f, dir := newFake(t, 900_000), t.TempDir()
 	require.NoError(t, unix.Mkfifo(filepath.Join(dir, "model.bin"), 0o600))
 	read := make(chan []byte, 1)
@@ -440,10 +466,12 @@ func TestADeviceOrPipeIsWrittenToAndNotReplaced(t *testing.T) {
 	assert.NotZero(t, info.Mode()&os.ModeNamedPipe, "the pipe is still a pipe")
 }
 
-func TestSeveralFilesGoIntoADirectoryAndOneFailureStopsNoOther(t *testing.T) {
+// Several files go into a directory; one failure does not stop the others.
+func TestSeveralFiles(t *testing.T) {
 	f, dir := newFake(t, 5000), t.TempDir()
 	run := func(urls ...string) error {
-		return dfget.New(dfget.Config{URLs: urls, Settings: settings(t, f, func(s *config.Dfget) { s.Output = dir }), Backoff: time.Millisecond}).Run(t.Context())
+		set := settings(t, f, func(s *config.Dfget) { s.Output = dir })
+		return dfget.New(dfget.Config{URLs: urls, Settings: set, Backoff: time.Millisecond}).Run(t.Context())
 	}
 	require.NoError(t, run("http://files.test/a", "http://files.test/x/b?c=d", "https://files.test/e%20f"))
 	holds(t, dir, map[string][]byte{"a": f.content, "b": f.content, "e f": f.content})
@@ -458,7 +486,7 @@ func TestSeveralFilesGoIntoADirectoryAndOneFailureStopsNoOther(t *testing.T) {
 		want string
 		urls []string
 	}{
-		{"two URLs would both be written", []string{"http://a/x", "http://b/x"}},
+		{"two URLs have the same target", []string{"http://a/x", "http://b/x"}},
 		{"names no file", []string{"http://a/"}},
 		{"names no file", []string{"http://a/x/.."}},
 		{"only http:// and https://", []string{"ftp://a/x"}},
@@ -471,22 +499,25 @@ func TestSeveralFilesGoIntoADirectoryAndOneFailureStopsNoOther(t *testing.T) {
 	}
 }
 
-func TestTwoAtOnceDoNotWriteOneFile(t *testing.T) {
+// Two dfgets never write one file.
+func TestLockedPart(t *testing.T) {
 	f, dir := newFake(t, 5000), t.TempDir()
 	file, err := os.Create(filepath.Join(dir, "model.bin.part"))
 	require.NoError(t, err)
 	defer file.Close()
 	require.NoError(t, unix.Flock(int(file.Fd()), syscall.LOCK_EX))
 	_, err = get(t.Context(), t, f, dir, nil)
-	require.ErrorContains(t, err, "is being written by another dfget")
+	require.ErrorContains(t, err, "another dfget writes ")
 	assert.Equal(t, dfget.Disk, dfget.ExitCode(err))
-	assert.FileExists(t, filepath.Join(dir, "model.bin.part"), "the other one's")
+	assert.FileExists(t, filepath.Join(dir, "model.bin.part"), "the other dfget's file")
 }
 
-func TestCredentialsGoToTheDaemonInHeadersAndNowhereElse(t *testing.T) {
+// Credentials go to the daemon in headers only.
+func TestCredentials(t *testing.T) {
 	dir := t.TempDir()
 	netrc, word := filepath.Join(dir, "netrc"), filepath.Join(dir, "word")
-	require.NoError(t, os.WriteFile(netrc, []byte("machine files.test login nina password n1\ndefault login anon password n2\n"), 0o600))
+	entries := "machine files.test login nina password n1\ndefault login anon password n2\n"
+	require.NoError(t, os.WriteFile(netrc, []byte(entries), 0o600))
 	require.NoError(t, os.WriteFile(word, []byte("geheim\n"), 0o600))
 	header := func(user, password string) string {
 		r := http.Request{Header: http.Header{}}
@@ -499,8 +530,12 @@ func TestCredentialsGoToTheDaemonInHeadersAndNowhereElse(t *testing.T) {
 		change          func(*config.Dfget)
 	}{
 		{"URL", "http://uma:u%401@files.test/f", header("uma", "u@1"), nil, nil},
-		{"flags", "http://files.test/f", header("karl", "geheim"), nil, func(s *config.Dfget) { s.User, s.PasswordFile = "karl", word }},
-		{"netrc", "http://files.test:8080/f", header("nina", "n1"), []string{"NETRC=" + netrc}, func(s *config.Dfget) { s.Netrc = "" }},
+		{"flags", "http://files.test/f", header("karl", "geheim"), nil, func(s *config.Dfget) {
+			s.User, s.PasswordFile = "karl", word
+		}},
+		{"netrc", "http://files.test:8080/f", header("nina", "n1"), []string{"NETRC=" + netrc}, func(s *config.Dfget) {
+			s.Netrc = ""
+		}},
 		{"netrc default", "http://other.test/f", header("anon", "n2"), nil, func(s *config.Dfget) { s.Netrc = netrc }},
 		{"none", "http://files.test/f", "", []string{"NETRC=" + netrc}, nil},
 		{"header", "http://files.test/f", "Bearer abc", nil, func(s *config.Dfget) {
@@ -510,14 +545,17 @@ func TestCredentialsGoToTheDaemonInHeadersAndNowhereElse(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			f := newFake(t, 10)
 			var stderr bytes.Buffer
-			err := dfget.New(dfget.Config{URLs: []string{row.url}, Stdout: io.Discard, Stderr: &stderr, Environ: row.environ, Settings: settings(t, f, func(s *config.Dfget) {
+			set := settings(t, f, func(s *config.Dfget) {
 				s.Output, s.Progress = "-", "json"
 				if row.change != nil {
 					row.change(s)
 				}
-			})}).Run(t.Context())
+			})
+			err := dfget.New(dfget.Config{
+				URLs: []string{row.url}, Stdout: io.Discard, Stderr: &stderr, Environ: row.environ, Settings: set,
+			}).Run(t.Context())
 			require.NoError(t, err)
-			req := f.asked(0)
+			req := f.request(0)
 			assert.Equal(t, row.want, req.Header.Get(api.ForwardPrefix+"Authorization"))
 			assert.Empty(t, req.Header.Get("Authorization"))
 			asked, err := url.Parse(req.URL.Query().Get(api.FileURL))
@@ -528,13 +566,13 @@ func TestCredentialsGoToTheDaemonInHeadersAndNowhereElse(t *testing.T) {
 	}
 }
 
-func TestJSONTellsEveryStepOnALineOfItsOwn(t *testing.T) {
+func TestJSONProgress(t *testing.T) {
 	f, dir := newFake(t, 5000), t.TempDir()
 	f.sources = api.Sources{Peers: 1, Origin: 3}
-	told, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Progress = "json" })
+	stderr, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Progress = "json" })
 	require.NoError(t, err)
 	var events []dfget.Event
-	for line := range strings.Lines(told) {
+	for line := range strings.Lines(stderr) {
 		var e dfget.Event
 		require.NoError(t, json.Unmarshal([]byte(line), &e), line)
 		events = append(events, e)
@@ -551,16 +589,17 @@ func TestJSONTellsEveryStepOnALineOfItsOwn(t *testing.T) {
 	assert.Equal(t, strings.Trim(f.etag, `"`), string(last.Task))
 
 	f.refuse = &api.FileError{Kind: api.FileRefused, Status: 404, Message: "GET: 404 Not Found"}
-	told, err = get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Progress = "json" })
+	stderr, err = get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Progress = "json" })
 	require.Error(t, err)
 	var e dfget.Event
-	require.NoError(t, json.Unmarshal([]byte(told), &e), told)
+	require.NoError(t, json.Unmarshal([]byte(stderr), &e), stderr)
 	assert.Equal(t, "failed", e.Event)
 	assert.Equal(t, dfget.NotFound, e.Code)
-	assert.True(t, dfget.Told(err))
+	assert.True(t, dfget.Reported(err))
 }
 
-func TestAFullNodeComesWithTheWayPastIt(t *testing.T) {
+// The error of a full node names --direct.
+func TestNodeStoreFull(t *testing.T) {
 	f := newFake(t, 10)
 	f.refuse = &api.FileError{Kind: api.FileNoSpace, Message: "no space left in the piece store"}
 	_, err := get(t.Context(), t, f, t.TempDir(), nil)
@@ -568,30 +607,31 @@ func TestAFullNodeComesWithTheWayPastIt(t *testing.T) {
 	assert.Equal(t, dfget.Disk, dfget.ExitCode(err))
 }
 
-func TestWhatIsDeniedComesWithAWayToBeLetIn(t *testing.T) {
+// The error of a denied download names the credentials that could help.
+func TestDenied(t *testing.T) {
 	for _, row := range []struct {
 		status int
 		auth   string
 		want   string
 	}{
 		{401, "", "--user and --password-file"},
-		{401, "joe:wrong@", "are not enough"},
-		{403, "", "are not enough"},
+		{401, "joe:wrong@", "does not accept"},
+		{403, "", "does not accept"},
 		{407, "", "HTTPS_PROXY"},
 	} {
 		f := newFake(t, 10)
 		f.refuse = &api.FileError{Kind: api.FileRefused, Status: row.status, Message: "GET http://files.test/f: no"}
-		err := dfget.New(dfget.Config{URLs: []string{"http://" + row.auth + "files.test/f"}, Settings: settings(t, f, func(s *config.Dfget) {
-			s.Output = filepath.Join(t.TempDir(), "f")
-		})}).Run(t.Context())
+		set := settings(t, f, func(s *config.Dfget) { s.Output = filepath.Join(t.TempDir(), "f") })
+		urls := []string{"http://" + row.auth + "files.test/f"}
+		err := dfget.New(dfget.Config{URLs: urls, Settings: set}).Run(t.Context())
 		require.ErrorContains(t, err, row.want)
-		assert.Equal(t, 1, strings.Count(err.Error(), "http://files.test/f"), "the URL is told once")
+		assert.Equal(t, 1, strings.Count(err.Error(), "http://files.test/f"), "the error names the URL once")
 		assert.NotContains(t, err.Error(), "wrong")
 		assert.Equal(t, dfget.Denied, dfget.ExitCode(err))
 	}
 }
 
-// watched is a terminal on which somebody waits for a text.
+// watched is a terminal that closes seen at the first write of want.
 type watched struct {
 	mu   sync.Mutex
 	all  bytes.Buffer
@@ -616,51 +656,57 @@ func (w *watched) String() string {
 	return w.all.String()
 }
 
-func TestALongNameLeavesRoomForItsBar(t *testing.T) {
+// A long name leaves space for its bar.
+func TestBarOfLongName(t *testing.T) {
 	f, dir := newFake(t, 900_000), t.TempDir()
 	drawn := &watched{want: " 50% 439 KiB ", seen: make(chan struct{})}
 	f.cut, f.hold = []int{450_000}, func() {
 		select {
 		case <-drawn.seen:
-		case <-time.After(time.Minute): // the assertions below tell what was drawn
+		case <-time.After(time.Minute): // the assertions below fail
 		}
 	}
 	name := strings.Repeat("long", 40) + ".bin"
 	s := settings(t, f, func(s *config.Dfget) { s.Output, s.Progress = filepath.Join(dir, name), "bar" })
-	require.NoError(t, dfget.New(dfget.Config{URLs: []string{fileURL}, Settings: s, Stderr: drawn, Backoff: time.Millisecond}).Run(t.Context()))
+	require.NoError(t, dfget.New(dfget.Config{
+		URLs: []string{fileURL}, Settings: s, Stderr: drawn, Backoff: time.Millisecond,
+	}).Run(t.Context()))
 	assert.Contains(t, drawn.String(), "longlonglon…onglong.bin")
 	assert.Contains(t, drawn.String(), "50% 439 KiB ")
-	assert.Contains(t, drawn.String(), name+": 879 KiB in ", "the summary has all of it")
+	assert.Contains(t, drawn.String(), name+": 879 KiB in ", "the summary has the whole name")
 }
 
-func TestBarsShowSpeedAndEndWithASummary(t *testing.T) {
+func TestBars(t *testing.T) {
 	f, dir := newFake(t, 900_000), t.TempDir()
 	drawn := &watched{want: "50% 439 KiB ", seen: make(chan struct{})}
 	f.cut, f.hold = []int{450_000}, func() {
 		select {
 		case <-drawn.seen:
-		case <-time.After(time.Minute): // the assertions below tell what was drawn
+		case <-time.After(time.Minute): // the assertions below fail
 		}
 	}
 	s := settings(t, f, func(s *config.Dfget) { s.Output, s.Progress = filepath.Join(dir, "model.bin"), "bar" })
-	require.NoError(t, dfget.New(dfget.Config{URLs: []string{fileURL}, Settings: s, Stderr: drawn, Backoff: time.Millisecond}).Run(t.Context()))
-	told := drawn.String()
-	assert.Contains(t, told, "[=")
-	assert.Contains(t, told, "50% 439 KiB ")
-	assert.Contains(t, told, "model.bin: 879 KiB in ")
+	require.NoError(t, dfget.New(dfget.Config{
+		URLs: []string{fileURL}, Settings: s, Stderr: drawn, Backoff: time.Millisecond,
+	}).Run(t.Context()))
+	stderr := drawn.String()
+	assert.Contains(t, stderr, "[=")
+	assert.Contains(t, stderr, "50% 439 KiB ")
+	assert.Contains(t, stderr, "model.bin: 879 KiB in ")
 }
 
-func TestTheRateIsLimited(t *testing.T) {
+func TestRateLimit(t *testing.T) {
 	f, dir := newFake(t, 768<<10), t.TempDir()
 	started := time.Now()
 	_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.LimitRate = 2 << 20 })
 	require.NoError(t, err)
-	// A quarter of a MiB goes at once; the rest takes a quarter of a second.
+	// The first quarter of a MiB is the burst; the rest takes a quarter of a second.
 	assert.GreaterOrEqual(t, time.Since(started), 240*time.Millisecond)
 	holds(t, dir, map[string][]byte{"model.bin": f.content})
 }
 
-func TestWithoutADaemonAFileComesDirectlyAndResumesToo(t *testing.T) {
+// Direct downloads resume, too.
+func TestDirect(t *testing.T) {
 	content := bytes.Repeat([]byte("direct "), 100_000)
 	var mu sync.Mutex
 	var asked []*http.Request
@@ -685,10 +731,13 @@ func TestWithoutADaemonAFileComesDirectlyAndResumesToo(t *testing.T) {
 	defer origin.Close()
 	dir := t.TempDir()
 	run := func(name, word string, retries int) error {
-		return dfget.New(dfget.Config{URLs: []string{origin.URL + "/x"}, Backoff: time.Millisecond, Settings: settings(t, nil, func(s *config.Dfget) {
+		set := settings(t, nil, func(s *config.Dfget) {
 			s.Direct, s.Output, s.Retries = true, filepath.Join(dir, name), retries
 			s.Header = []config.Header{{Name: "X-Word", Value: secret.String(word)}}
-		})}).Run(t.Context())
+		})
+		return dfget.New(dfget.Config{
+			URLs: []string{origin.URL + "/x"}, Backoff: time.Millisecond, Settings: set,
+		}).Run(t.Context())
 	}
 	require.NoError(t, run("a", "sesame", 3))
 	assert.Equal(t, "bytes=300000-", asked[1].Header.Get("Range"))
@@ -698,20 +747,21 @@ func TestWithoutADaemonAFileComesDirectlyAndResumesToo(t *testing.T) {
 	cut = 300_000
 	assert.Equal(t, dfget.Unreachable, dfget.ExitCode(run("a", "sesame", 0)), "the part is kept")
 	etag, content = `"v2"`, []byte("the new version")
-	require.NoError(t, run("a", "sesame", 0), "it has changed since: from the start")
+	require.NoError(t, run("a", "sesame", 0), "the file has changed: a new start")
 	holds(t, dir, map[string][]byte{"a": content})
 }
 
-func TestWhatHasNoVersionIsStartedAgain(t *testing.T) {
+// A download without a validator starts over after a break.
+func TestNoValidator(t *testing.T) {
 	f, dir := newFake(t, 500_000), t.TempDir()
 	f.etag, f.noRange, f.cut = "", true, []int{200_000, 1000}
-	told, err := get(t.Context(), t, f, dir, nil)
+	stderr, err := get(t.Context(), t, f, dir, nil)
 	require.NoError(t, err)
 	holds(t, dir, map[string][]byte{"model.bin": f.content})
-	assert.Contains(t, told, "starting over")
-	assert.Empty(t, f.asked(1).Header.Get("Range"), "nobody could say of which version a part would be")
+	assert.Contains(t, stderr, "starting over")
+	assert.Empty(t, f.request(1).Header.Get("Range"), "without a validator, a range could be of another version")
 
-	// The file changes in between, at the same length: no byte of the former version stays.
+	// The file changes meanwhile, with the same length: no byte of the old version stays.
 	dir = t.TempDir()
 	former := f.content
 	f.content = bytes.Repeat([]byte("n"), len(former))
@@ -724,15 +774,18 @@ func TestWhatHasNoVersionIsStartedAgain(t *testing.T) {
 	require.NoError(t, err)
 	holds(t, dir, map[string][]byte{"model.bin": former})
 
-	t.Run("on standard output it cannot be, and fails", func(t *testing.T) {
+	t.Run("on standard output it fails", func(t *testing.T) {
 		f.hold, f.cut = nil, []int{200_000}
 		var out bytes.Buffer
-		err := dfget.New(dfget.Config{URLs: []string{fileURL}, Stdout: &out, Backoff: time.Millisecond, Settings: settings(t, f, func(s *config.Dfget) { s.Output = "-" })}).Run(t.Context())
+		set := settings(t, f, func(s *config.Dfget) { s.Output = "-" })
+		err := dfget.New(dfget.Config{
+			URLs: []string{fileURL}, Stdout: &out, Backoff: time.Millisecond, Settings: set,
+		}).Run(t.Context())
 		assert.Equal(t, dfget.Unreachable, dfget.ExitCode(err), "%v", err)
 		assert.ErrorContains(t, err, "start again")
-		assert.True(t, bytes.HasPrefix(former, out.Bytes()), "nothing is mixed")
+		assert.True(t, bytes.HasPrefix(former, out.Bytes()), "no version is mixed")
 	})
-	t.Run("and after the last try nothing is kept", func(t *testing.T) {
+	t.Run("after the last try nothing is kept", func(t *testing.T) {
 		f.cut = []int{200_000}
 		dir := t.TempDir()
 		_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Retries = 0 })
@@ -742,7 +795,8 @@ func TestWhatHasNoVersionIsStartedAgain(t *testing.T) {
 	})
 }
 
-func TestLimitsOnCachesAreTold(t *testing.T) {
+// --no-cache and --max-age go to the daemon.
+func TestCacheLimits(t *testing.T) {
 	f := newFake(t, 10)
 	for _, row := range []struct{ args, name, want string }{
 		{"--no-cache", api.FileNoCache, "true"},

@@ -16,7 +16,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// direct fetches from the origin itself.
+// direct fetches files from their origin.
 type direct struct {
 	origin *httporigin.Origin
 	set    config.Dfget
@@ -24,11 +24,10 @@ type direct struct {
 
 func newDirect(cfg Config) (*direct, error) {
 	o, err := httporigin.New(httporigin.Config{
-		// The user could reach every address without us.
+		// The user can reach every address and send every header anyway, and the file is not shared.
 		AllowAddrs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")},
 		UserAgent:  "dfget/" + config.Version(),
-		// So could the user send every header, and the file is shared with nobody.
-		AnyHeader: true,
+		AnyHeader:  true,
 	})
 	return &direct{o, cfg.Settings}, err
 }
@@ -42,17 +41,17 @@ func (d *direct) fetch(ctx context.Context, j *job, offset int64, identity strin
 		}
 		spec.Header[h.Name] = h.Value
 	}
-	// For the caches on the way to the origin.
+	// Cache-Control addresses the caches in front of the origin.
 	control := sharing.Control{NoCache: d.set.NoCache, MaxAge: -1}
 	if age, ok := d.set.MaxAge.Duration(); ok {
 		control.MaxAge = age
 	}
-	if say := control.Header(); say != "" {
-		spec.Header["Cache-Control"] = secret.String(say)
+	if value := control.Header(); value != "" {
+		spec.Header["Cache-Control"] = secret.String(value)
 	}
 	var known bool
 	if spec.Validator, spec.Length, known = version(identity); !known || spec.Validator == "" {
-		offset = 0 // nobody could tell whether it is still the same file
+		offset = 0 // without a validator, the file may have changed unnoticed
 	}
 	a, err := d.open(ctx, spec, offset)
 	var changed *source.ChangedError
@@ -63,16 +62,16 @@ func (d *direct) fetch(ctx context.Context, j *job, offset int64, identity strin
 	if err != nil {
 		e := httporigin.FileError(err)
 		if e.Untrusted {
-			e.Message += "; SSL_CERT_FILE names a file of further authorities"
+			e.Message += "; set SSL_CERT_FILE to a file with the certificate authority (PEM)"
 		}
-		return nil, refused(j, e)
+		return nil, errorOf(j, e)
 	}
 	return a, nil
 }
 
 func (d *direct) open(ctx context.Context, spec task.Spec, offset int64) (*answer, error) {
 	if spec.Length > 0 && offset == spec.Length {
-		offset-- // a range of nothing cannot be asked for; one byte comes again
+		offset-- // an empty range cannot be requested; one byte comes again
 	}
 	res, err := d.origin.Open(ctx, spec, offset)
 	if err != nil {
@@ -85,7 +84,7 @@ func (d *direct) open(ctx context.Context, spec task.Spec, offset int64) (*answe
 	return a, nil
 }
 
-// version reads the identity of a file that was fetched directly.
+// version parses the identity of a file that was fetched directly.
 func version(identity string) (validator string, length int64, ok bool) {
 	rest, ok := strings.CutPrefix(identity, "direct ")
 	number, validator, _ := strings.Cut(rest, " ")
@@ -93,7 +92,7 @@ func version(identity string) (validator string, length int64, ok bool) {
 	return validator, max(length, 0), ok && err == nil
 }
 
-// progress knows one source only.
+// progress returns nothing: all bytes come from the origin.
 func (d *direct) progress(context.Context, *job, string) (shares, bool) { return shares{}, false }
 
 func (d *direct) close() { d.origin.CloseIdleConnections() }

@@ -14,8 +14,7 @@ type machine struct {
 
 type netrc []machine
 
-// parseNetrc reads what ftp(1) calls a .netrc. What it does not understand it passes over,
-// as all programs do that share this file.
+// parseNetrc reads a .netrc (ftp(1)). It skips unknown words, like all programs that share this file.
 func parseNetrc(text string) netrc {
 	var out netrc
 	macro := false
@@ -54,7 +53,7 @@ func parseNetrc(text string) netrc {
 	return out
 }
 
-// find returns the entry of a host, or else the default.
+// find returns the entry of a host, else the default.
 func (n netrc) find(host string) (machine, bool) {
 	for _, m := range n {
 		if strings.EqualFold(m.name, host) || m.name == "" {

@@ -31,8 +31,9 @@ import (
 func startDaemon(t *testing.T) config.Address {
 	var cfg config.Dfdaemon
 	require.NoError(t, config.NewForm("dfdaemon", &cfg).Load([]string{
-		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "d"), "DARTER_CACHE_QUOTA=1GiB", "DARTER_MIRROR_LISTEN=127.0.0.1:0",
-		"DARTER_API_LISTEN=127.0.0.1:0", "DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_DRAIN_TIMEOUT=5s", "DARTER_FILES_PROXY=none",
+		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "d"), "DARTER_CACHE_QUOTA=1GiB",
+		"DARTER_MIRROR_LISTEN=127.0.0.1:0", "DARTER_API_LISTEN=127.0.0.1:0", "DARTER_PEER_LISTEN=127.0.0.1:0",
+		"DARTER_DRAIN_TIMEOUT=5s", "DARTER_FILES_PROXY=none",
 	}))
 	cfg.Files.AllowAddresses = []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}
 	d, err := daemon.New(cfg, nil)
@@ -47,25 +48,25 @@ func startDaemon(t *testing.T) config.Address {
 	return config.Address(d.Addrs()["api"])
 }
 
-// heard notes the requests of a server.
-type heard struct {
+// recorder keeps the requests of a server.
+type recorder struct {
 	mu       sync.Mutex
 	requests []*http.Request
 }
 
-func (h *heard) note(r *http.Request) (number int) {
+func (h *recorder) add(r *http.Request) (number int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.requests = append(h.requests, r)
 	return len(h.requests)
 }
 
-// count tells how many requests are as wanted.
-func (h *heard) count(want func(*http.Request) bool) (n int) {
+// count returns the number of requests that match.
+func (h *recorder) count(match func(*http.Request) bool) (n int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, r := range h.requests {
-		if want(r) {
+		if match(r) {
 			n++
 		}
 	}
@@ -74,9 +75,11 @@ func (h *heard) count(want func(*http.Request) bool) (n int) {
 
 func isGet(r *http.Request) bool { return r.Method == http.MethodGet }
 
-// ways runs a test through a dfdaemon and directly. The test gets a function that downloads a
-// URL to a file.
-func ways(t *testing.T, test func(t *testing.T, direct bool, fetch func(url, file string, change func(*config.Dfget)) error)) {
+// fetchFunc downloads a URL to a file.
+type fetchFunc = func(url, file string, change func(*config.Dfget)) error
+
+// ways runs a test through a dfdaemon and directly.
+func ways(t *testing.T, test func(t *testing.T, direct bool, fetch fetchFunc)) {
 	for name, direct := range map[string]bool{"through the daemon": false, "directly": true} {
 		t.Run(name, func(t *testing.T) {
 			var at config.Address
@@ -84,7 +87,7 @@ func ways(t *testing.T, test func(t *testing.T, direct bool, fetch func(url, fil
 				at = startDaemon(t)
 			}
 			test(t, direct, func(url, file string, change func(*config.Dfget)) error {
-				return dfget.New(dfget.Config{URLs: []string{url}, Backoff: time.Millisecond, Settings: settings(t, nil, func(s *config.Dfget) {
+				set := settings(t, nil, func(s *config.Dfget) {
 					s.Direct, s.Output = direct, file
 					if !direct {
 						s.Daemon = at
@@ -92,14 +95,17 @@ func ways(t *testing.T, test func(t *testing.T, direct bool, fetch func(url, fil
 					if change != nil {
 						change(s)
 					}
-				})}).Run(t.Context())
+				})
+				return dfget.New(dfget.Config{
+					URLs: []string{url}, Backoff: time.Millisecond, Settings: set,
+				}).Run(t.Context())
 			})
 		})
 	}
 }
 
-// TestFilesComeWholeFromOriginsOfEveryKind also breaks each of them off once in the middle.
-func TestFilesComeWholeFromOriginsOfEveryKind(t *testing.T) {
+// A file comes whole from every kind of origin, also if the origin breaks off once.
+func TestOrigins(t *testing.T) {
 	content := bytes.Repeat([]byte("0123456789abcdef"), 200_000)
 	sum := fmt.Sprintf("sha256:%x", sha256.Sum256(content))
 	var packed bytes.Buffer
@@ -108,8 +114,7 @@ func TestFilesComeWholeFromOriginsOfEveryKind(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, zip.Close())
 
-	// Each answers as its name says, to a request that is no HEAD; cut says that the answer is
-	// to break off in its middle.
+	// write sends a body, or breaks off in its middle if cut is true.
 	write := func(w http.ResponseWriter, b []byte, cut bool) {
 		if !cut {
 			_, _ = w.Write(b)
@@ -150,7 +155,7 @@ func TestFilesComeWholeFromOriginsOfEveryKind(t *testing.T) {
 			}
 			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
 		}},
-		{"gzip whatever is asked for", func(w http.ResponseWriter, r *http.Request, cut bool) {
+		{"gzip to every request", func(w http.ResponseWriter, r *http.Request, cut bool) {
 			w.Header().Set("Content-Encoding", "gzip")
 			w.Header().Set("Content-Length", strconv.Itoa(packed.Len()))
 			if r.Method != http.MethodHead {
@@ -160,14 +165,14 @@ func TestFilesComeWholeFromOriginsOfEveryKind(t *testing.T) {
 	} {
 		for _, cut := range []bool{false, true} {
 			if cut && origin.name == "no HEAD" {
-				continue // its bodies are those of the first one
+				continue // its bodies are those of the first origin
 			}
 			t.Run(fmt.Sprintf("%s, cut %t", origin.name, cut), func(t *testing.T) {
-				ways(t, func(t *testing.T, _ bool, fetch func(string, string, func(*config.Dfget)) error) {
-					var h heard
+				ways(t, func(t *testing.T, _ bool, fetch fetchFunc) {
+					var h recorder
 					var once sync.Once
 					s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-						h.note(r)
+						h.add(r)
 						now := false
 						if cut && isGet(r) && r.Header.Get("Range") != "bytes=0-0" {
 							once.Do(func() { now = true })
@@ -179,22 +184,24 @@ func TestFilesComeWholeFromOriginsOfEveryKind(t *testing.T) {
 					dir := t.TempDir()
 					require.NoError(t, fetch(s.URL+"/f", filepath.Join(dir, "f"), func(c *config.Dfget) { c.Digest = sum }))
 					holds(t, dir, map[string][]byte{"f": content})
-					assert.Zero(t, h.count(func(r *http.Request) bool { return r.Header.Get("Accept-Encoding") != "identity" }), "only the bytes themselves are asked for")
+					assert.Zero(t, h.count(func(r *http.Request) bool {
+						return r.Header.Get("Accept-Encoding") != "identity"
+					}), "every request asks for identity")
 				})
 			})
 		}
 	}
 }
 
-// TestAFileThatChangesWhileItIsAskedForEndsWithItsOwnCode has two moments: between the daemon's
-// question and its download, and in the middle of the body.
-func TestAFileThatChangesWhileItIsAskedForEndsWithItsOwnCode(t *testing.T) {
+// A change of the file has its own exit code, both between the daemon's HEAD and its GET and in the middle of
+// the body.
+func TestChangingOrigin(t *testing.T) {
 	old, next := bytes.Repeat([]byte("old "), 500_000), bytes.Repeat([]byte("new "), 500_000)
-	for name, middle := range map[string]bool{"after the question": false, "in the middle": true} {
+	for name, middle := range map[string]bool{"after the HEAD": false, "in the middle": true} {
 		t.Run(name, func(t *testing.T) {
-			ways(t, func(t *testing.T, direct bool, fetch func(string, string, func(*config.Dfget)) error) {
+			ways(t, func(t *testing.T, direct bool, fetch fetchFunc) {
 				if direct && !middle {
-					t.Skip("asks nothing beforehand")
+					t.Skip("a direct download sends no HEAD; the daemon's case runs this")
 				}
 				var mu sync.Mutex
 				changed, change := false, true
@@ -235,12 +242,13 @@ func TestAFileThatChangesWhileItIsAskedForEndsWithItsOwnCode(t *testing.T) {
 	}
 }
 
-func TestARedirectToAnotherHostTakesNoCredentialsAlong(t *testing.T) {
-	ways(t, func(t *testing.T, _ bool, fetch func(string, string, func(*config.Dfget)) error) {
+// A redirect to another host carries no credentials.
+func TestRedirectCredentials(t *testing.T) {
+	ways(t, func(t *testing.T, _ bool, fetch fetchFunc) {
 		content := bytes.Repeat([]byte("elsewhere "), 50_000)
-		var home, away heard
+		var home, away recorder
 		storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			away.note(r)
+			away.add(r)
 			w.Header().Set("ETag", `"v1"`)
 			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
 		}))
@@ -249,7 +257,7 @@ func TestARedirectToAnotherHostTakesNoCredentialsAlong(t *testing.T) {
 		_, port, err := net.SplitHostPort(storage.Listener.Addr().String())
 		require.NoError(t, err)
 		front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			home.note(r)
+			home.add(r)
 			if user, password, _ := r.BasicAuth(); user != "nina" || password != "n1" || r.Header.Get("X-Token") != "t1" {
 				http.Error(w, "no", http.StatusUnauthorized)
 				return
@@ -258,7 +266,8 @@ func TestARedirectToAnotherHostTakesNoCredentialsAlong(t *testing.T) {
 		}))
 		defer front.Close()
 		dir := t.TempDir()
-		require.NoError(t, fetch(strings.Replace(front.URL, "://", "://nina:n1@", 1)+"/f", filepath.Join(dir, "f"), func(s *config.Dfget) {
+		u := strings.Replace(front.URL, "://", "://nina:n1@", 1) + "/f"
+		require.NoError(t, fetch(u, filepath.Join(dir, "f"), func(s *config.Dfget) {
 			s.Header = []config.Header{{Name: "X-Token", Value: "t1"}, {Name: "Cookie", Value: "c=1"}}
 		}))
 		holds(t, dir, map[string][]byte{"f": content})
@@ -266,21 +275,21 @@ func TestARedirectToAnotherHostTakesNoCredentialsAlong(t *testing.T) {
 		assert.Positive(t, away.count(all))
 		assert.Zero(t, away.count(func(r *http.Request) bool {
 			return r.Header.Get("Authorization") != "" || r.Header.Get("X-Token") != "" || r.Header.Get("Cookie") != ""
-		}), "nothing secret goes to the other host")
-		assert.Equal(t, home.count(all), home.count(func(r *http.Request) bool { return r.Header.Get("Authorization") != "" }))
+		}), "no secret goes to the other host")
+		authorized := func(r *http.Request) bool { return r.Header.Get("Authorization") != "" }
+		assert.Equal(t, home.count(all), home.count(authorized))
 	})
 }
 
-// TestANewSignatureIsTheSameFile breaks a download off and goes on with a URL that was signed
-// anew, as it must be when the first signature has ended.
-func TestANewSignatureIsTheSameFile(t *testing.T) {
-	ways(t, func(t *testing.T, direct bool, fetch func(string, string, func(*config.Dfget)) error) {
+// A download resumes with a new signature after the first one expired.
+func TestNewSignature(t *testing.T) {
+	ways(t, func(t *testing.T, direct bool, fetch fetchFunc) {
 		content := bytes.Repeat([]byte("signed "), 300_000)
-		var h heard
+		var h recorder
 		var mu sync.Mutex
 		valid := "1"
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			h.note(r)
+			h.add(r)
 			mu.Lock()
 			defer mu.Unlock()
 			if r.URL.Query().Get("X-Amz-Signature") != valid {
@@ -302,21 +311,20 @@ func TestANewSignatureIsTheSameFile(t *testing.T) {
 		err := fetch(s.URL+"/f?part=1&X-Amz-Signature=1", filepath.Join(dir, "f"), nil)
 		require.Error(t, err)
 		assert.Equal(t, dfget.Denied, dfget.ExitCode(err), "%v", err)
-		assert.NotContains(t, err.Error(), "X-Amz", "what signs is not told")
+		assert.NotContains(t, err.Error(), "X-Amz", "no error prints the signature")
 		require.NoError(t, fetch(s.URL+"/f?part=1&X-Amz-Signature=2", filepath.Join(dir, "f"), nil))
 		holds(t, dir, map[string][]byte{"f": content})
 		wholes := h.count(func(r *http.Request) bool { return isGet(r) && r.Header.Get("Range") == "" })
-		assert.Equal(t, 1, wholes, "what came with the first signature is of use with the second")
+		assert.Equal(t, 1, wholes, "the second run uses the bytes of the first")
 	})
 }
 
-// TestACachedFileNeedsTheCredentialsThatTheOriginWants asks for one file with right, wrong and
-// no credentials, from every place that they may come from.
-func TestACachedFileNeedsTheCredentialsThatTheOriginWants(t *testing.T) {
+// A cached file needs the credentials that the origin requires, from every source of credentials.
+func TestCachedFileCredentials(t *testing.T) {
 	content := []byte("for nina alone")
-	var h heard
+	var h recorder
 	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h.note(r)
+		h.add(r)
 		if user, password, _ := r.BasicAuth(); user != "nina" || password != "n1" {
 			w.Header().Set("WWW-Authenticate", "Basic")
 			http.Error(w, "who are you?", http.StatusUnauthorized)
@@ -329,10 +337,15 @@ func TestACachedFileNeedsTheCredentialsThatTheOriginWants(t *testing.T) {
 	at, dir := startDaemon(t), t.TempDir()
 	u, err := url.Parse(origin.URL + "/f")
 	require.NoError(t, err)
-	write := func(name, text string) string {
-		p := filepath.Join(t.TempDir(), name)
+	netrc := func(text string) func(*config.Dfget) {
+		p := filepath.Join(t.TempDir(), "netrc")
 		require.NoError(t, os.WriteFile(p, []byte(text), 0o600))
-		return p
+		return func(s *config.Dfget) { s.Netrc = p }
+	}
+	password := func(user, word string) func(*config.Dfget) {
+		p := filepath.Join(t.TempDir(), "word")
+		require.NoError(t, os.WriteFile(p, []byte(word), 0o600))
+		return func(s *config.Dfget) { s.User, s.PasswordFile = user, p }
 	}
 	with := func(user *url.Userinfo) string {
 		u := *u
@@ -344,14 +357,14 @@ func TestACachedFileNeedsTheCredentialsThatTheOriginWants(t *testing.T) {
 		change    func(*config.Dfget)
 		want      dfget.Code
 	}{
-		{"the right netrc", with(nil), func(s *config.Dfget) { s.Netrc = write("netrc", "machine 127.0.0.1 login nina password n1") }, dfget.OK},
-		{"a wrong netrc", with(nil), func(s *config.Dfget) { s.Netrc = write("netrc", "machine 127.0.0.1 login nina password n2") }, dfget.Denied},
-		{"another host's netrc", with(nil), func(s *config.Dfget) { s.Netrc = write("netrc", "machine files.test login nina password n1") }, dfget.Denied},
+		{"the right netrc", with(nil), netrc("machine 127.0.0.1 login nina password n1"), dfget.OK},
+		{"a wrong netrc", with(nil), netrc("machine 127.0.0.1 login nina password n2"), dfget.Denied},
+		{"another host's netrc", with(nil), netrc("machine files.test login nina password n1"), dfget.Denied},
 		{"none", with(nil), nil, dfget.Denied},
 		{"right ones in the URL", with(url.UserPassword("nina", "n1")), nil, dfget.OK},
 		{"wrong ones in the URL", with(url.UserPassword("nina", "n2")), nil, dfget.Denied},
-		{"the right flags", with(nil), func(s *config.Dfget) { s.User, s.PasswordFile = "nina", write("word", "n1\n") }, dfget.OK},
-		{"wrong flags", with(nil), func(s *config.Dfget) { s.User, s.PasswordFile = "otto", write("word", "n1\n") }, dfget.Denied},
+		{"the right flags", with(nil), password("nina", "n1\n"), dfget.OK},
+		{"wrong flags", with(nil), password("otto", "n1\n"), dfget.Denied},
 		{"a wrong header", with(nil), func(s *config.Dfget) {
 			s.Header = []config.Header{{Name: "Authorization", Value: "Basic bmluYTpuMg=="}}
 		}, dfget.Denied},
@@ -378,5 +391,5 @@ func TestACachedFileNeedsTheCredentialsThatTheOriginWants(t *testing.T) {
 		_, password, _ := r.BasicAuth()
 		return isGet(r) && password == "n1"
 	}
-	assert.Equal(t, 1, h.count(authorized), "all but the first came from the cache")
+	assert.Equal(t, 1, h.count(authorized), "all but the first run used the cache")
 }

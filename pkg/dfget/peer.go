@@ -18,12 +18,12 @@ import (
 	"github.com/darter-io/darter/pkg/node"
 )
 
-// knock bounds how long it takes to find out that no dfdaemon answers on this machine.
-const knock = time.Second
+// dialTimeout bounds the check whether a dfdaemon listens on this machine.
+const dialTimeout = time.Second
 
-// answers reports whether anything listens where the daemon should.
-func answers(ctx context.Context, at config.Address) bool {
-	d := net.Dialer{Timeout: knock}
+// listens reports whether any program listens at the daemon's address.
+func listens(ctx context.Context, at config.Address) bool {
+	d := net.Dialer{Timeout: dialTimeout}
 	c, err := d.DialContext(ctx, "tcp", string(at))
 	if err != nil {
 		return false
@@ -32,8 +32,8 @@ func answers(ctx context.Context, at config.Address) bool {
 	return true
 }
 
-// ownDaemon is a dfdaemon inside this process, for as long as the downloads take: the same
-// code, on free ports, with a cache that is deleted at the end.
+// ownDaemon is a dfdaemon in this process that runs as long as the downloads: the same code, on free ports,
+// with a cache that is deleted at the end.
 type ownDaemon struct {
 	*daemon.Daemon
 	dir   string
@@ -41,45 +41,45 @@ type ownDaemon struct {
 	ended chan error
 }
 
-// newOwnDaemon starts it; beside is where there will be room for the content, too.
-func newOwnDaemon(cfg Config, beside string) (*ownDaemon, error) {
-	sweep(beside, cfg.Logger)
-	dir, err := os.MkdirTemp(beside, cachePrefix)
+// newOwnDaemon starts the daemon with a cache in parent, which should be on the file system of the target.
+func newOwnDaemon(cfg Config, parent string) (*ownDaemon, error) {
+	sweep(parent, cfg.Logger)
+	dir, err := os.MkdirTemp(parent, cachePrefix)
 	if err != nil {
-		return nil, fmt.Errorf("making a place for pieces: %w", err)
+		return nil, fmt.Errorf("creating a cache directory: %w", err)
 	}
 	own := &ownDaemon{dir: dir, ended: make(chan error, 1)}
 	if own.Daemon, err = daemon.New(own.settings(cfg.Settings), cfg.Logger); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	// It ends when the downloads have, not when they are told to: what runs still needs it.
+	// The downloads need the daemon until they have ended, also after their context is cancelled.
 	ctx, stop := context.WithCancel(context.Background())
 	own.stop = stop
 	go func() { own.ended <- own.Run(ctx) }()
 	return own, nil
 }
 
-// cachePrefix begins the names of the directories that hold such a daemon's cache.
+// cachePrefix is the name prefix of the cache directories.
 const cachePrefix = ".dfget-"
 
-// sweep deletes the caches of dfgets that were killed: the kernel holds the lock of each that
-// still runs.
-func sweep(beside string, l *slog.Logger) {
-	if beside == "" {
-		beside = os.TempDir()
+// sweep deletes the caches of killed dfgets: a dfget that still runs holds the lock of its cache.
+func sweep(parent string, l *slog.Logger) {
+	if parent == "" {
+		parent = os.TempDir()
 	}
-	locks, _ := filepath.Glob(filepath.Join(beside, cachePrefix+"*", "data", "cache", "lock"))
+	locks, _ := filepath.Glob(filepath.Join(parent, cachePrefix+"*", "data", "cache", "lock"))
 	for _, lock := range locks {
 		f, err := os.OpenFile(lock, os.O_RDWR, 0)
 		if err != nil {
 			continue // another user's
 		}
-		// Between making the lock and holding it, a dfget that starts needs but a moment.
+		// A starting dfget creates the lock file a moment before it takes the lock.
 		info, err := f.Stat()
-		if err == nil && time.Since(info.ModTime()) > time.Minute && unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		if err == nil && time.Since(info.ModTime()) > time.Minute &&
+			unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
 			dir := filepath.Dir(filepath.Dir(filepath.Dir(lock)))
 			if err := os.RemoveAll(dir); err != nil {
-				l.Warn("the cache of a dfget that was killed could not be deleted", "directory", dir, "error", err)
+				l.Warn("cannot delete the cache of a killed dfget", "directory", dir, "error", err)
 			}
 		}
 		f.Close()
@@ -97,20 +97,22 @@ func (o *ownDaemon) settings(s config.Dfget) (d config.Dfdaemon) {
 	if !s.Cluster.Secret.IsZero() || s.Cluster.Insecure {
 		d.Peer.Listen = ":0"
 	}
-	// No more than the file system's own bound: it is the user's file, on the user's disk.
+	// The file system is the only bound: the user asked for the file on this disk.
 	d.Cache = config.Cache{Quota: 1 << 60, HighWater: 0.95, LowWater: 0.85}
 	d.Files.AllowHosts = []string{"*"}
-	// The user could reach every address without us.
-	d.Files.AllowAddresses = []config.Network{{Prefix: netip.MustParsePrefix("0.0.0.0/0")}, {Prefix: netip.MustParsePrefix("::/0")}}
+	// The daemon has the rights of the user, who can reach every address anyway.
+	d.Files.AllowAddresses = []config.Network{
+		{Prefix: netip.MustParsePrefix("0.0.0.0/0")}, {Prefix: netip.MustParsePrefix("::/0")},
+	}
 	d.DrainTimeout = time.Second
 	return d
 }
 
-// api is where it answers.
+// api returns the address of the daemon's local API.
 func (o *ownDaemon) api() config.Address { return config.Address(o.Addrs()["api"]) }
 
-// alone says why the peer found nobody to be a peer of, empty where it did.
-func (o *ownDaemon) alone(ctx context.Context) string {
+// noSupernode returns the reason why no supernode takes part, empty if one does.
+func (o *ownDaemon) noSupernode(ctx context.Context) string {
 	s, err := node.FetchStatus(ctx, "dfget's own peer", o.api())
 	if err != nil || !s.Embedded {
 		return ""
@@ -123,8 +125,8 @@ func (o *ownDaemon) alone(ctx context.Context) string {
 	return "no answer yet"
 }
 
-// end stops it and deletes its cache.
-func (o *ownDaemon) end() error {
+// close stops the daemon and deletes its cache.
+func (o *ownDaemon) close() error {
 	o.stop()
 	return errors.Join(<-o.ended, os.RemoveAll(o.dir))
 }

@@ -23,7 +23,8 @@ import (
 	"github.com/darter-io/darter/pkg/supernode"
 )
 
-func TestWithoutADaemonDfgetIsAPeerAsLongAsItRuns(t *testing.T) {
+// Without a dfdaemon, dfget is a peer while it runs.
+func TestOwnPeer(t *testing.T) {
 	content := bytes.Repeat([]byte("for all "), 500_000)
 	var mu sync.Mutex
 	gets := 0
@@ -41,37 +42,44 @@ func TestWithoutADaemonDfgetIsAPeerAsLongAsItRuns(t *testing.T) {
 	s, end := startSupernode(t)
 	defer end()
 
-	nobody := httptest.NewServer(nil)
-	nobody.Close()
 	for range 2 {
 		dir := t.TempDir()
-		var told bytes.Buffer
-		err := dfget.New(dfget.Config{URLs: []string{origin.URL + "/f"}, Stderr: &told, Settings: settings(t, nil, func(c *config.Dfget) {
-			c.Daemon, c.Supernodes = config.Address(nobody.Listener.Addr().String()), []config.Address{config.Address(s.Addrs()["api"])}
-			c.Cluster.Secret, c.Output = word, filepath.Join(dir, "f")
-		})}).Run(t.Context())
+		stderr, err := getAsPeer(t, origin.URL+"/f", s, word, filepath.Join(dir, "f"))
 		require.NoError(t, err)
 		holds(t, dir, map[string][]byte{"f": content})
-		assert.Contains(t, told.String(), "100% from peers")
+		assert.Contains(t, stderr, "100% from peers")
 	}
-	assert.Equal(t, 1, gets, "the supernode asked the origin once for both")
+	assert.Equal(t, 1, gets, "the supernode sent one GET to the origin for both")
 
-	// With another secret, or none, it is no member; its own word is enough for the file all the same.
+	// With another secret, or none, it is no member, but it can still download from the origin.
 	for word, hint := range map[secret.String]bool{"another secret that is long enough, too": false, "": true} {
 		dir, before := t.TempDir(), gets
-		var told bytes.Buffer
-		err := dfget.New(dfget.Config{URLs: []string{origin.URL + "/f"}, Stderr: &told, Settings: settings(t, nil, func(c *config.Dfget) {
-			c.Daemon, c.Supernodes = config.Address(nobody.Listener.Addr().String()), []config.Address{config.Address(s.Addrs()["api"])}
-			c.Cluster.Secret, c.Output = word, filepath.Join(dir, "f")
-		})}).Run(t.Context())
+		stderr, err := getAsPeer(t, origin.URL+"/f", s, word, filepath.Join(dir, "f"))
 		require.NoError(t, err)
 		assert.Equal(t, before+1, gets)
-		assert.Contains(t, told.String(), "f: no supernode took part, the origin was asked directly ("+s.Addrs()["api"]+": ")
-		assert.Equal(t, hint, strings.Contains(told.String(), "needs --cluster-secret-file"))
+		note := "f: no supernode took part, the file came directly from the origin (" + s.Addrs()["api"] + ": "
+		assert.Contains(t, stderr, note)
+		assert.Equal(t, hint, strings.Contains(stderr, "needs --cluster-secret-file"))
 		entries, err := os.ReadDir(dir)
 		require.NoError(t, err)
 		assert.Len(t, entries, 1, "the cache is gone")
 	}
+}
+
+// getAsPeer downloads a URL without a dfdaemon, with the supernode s.
+func getAsPeer(
+	t *testing.T, url string, s *supernode.Supernode, word secret.String, file string,
+) (stderr string, err error) {
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	var out bytes.Buffer
+	set := settings(t, nil, func(c *config.Dfget) {
+		c.Daemon = config.Address(closed.Listener.Addr().String())
+		c.Supernodes = []config.Address{config.Address(s.Addrs()["api"])}
+		c.Cluster.Secret, c.Output = word, file
+	})
+	err = dfget.New(dfget.Config{URLs: []string{url}, Stderr: &out, Settings: set}).Run(t.Context())
+	return out.String(), err
 }
 
 const word secret.String = "a secret that is long enough for a cluster"
@@ -94,8 +102,8 @@ func startSupernode(t *testing.T) (s *supernode.Supernode, end func()) {
 	})
 }
 
-// TestAPeerGoesOnWithoutItsSupernode has a supernode that ends in the middle of a download.
-func TestAPeerGoesOnWithoutItsSupernode(t *testing.T) {
+// A peer finishes a download after its supernode ends.
+func TestOwnPeerSupernodeEnds(t *testing.T) {
 	content := bytes.Repeat([]byte("for all "), 500_000)
 	half := len(content) / 2
 	s, end := startSupernode(t)
@@ -117,8 +125,6 @@ func TestAPeerGoesOnWithoutItsSupernode(t *testing.T) {
 		<-r.Context().Done() // the supernode's end
 	}))
 	defer origin.Close()
-	nobody := httptest.NewServer(nil)
-	nobody.Close()
 	dir := t.TempDir()
 	go func() {
 		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
@@ -128,12 +134,9 @@ func TestAPeerGoesOnWithoutItsSupernode(t *testing.T) {
 		}
 		end()
 	}()
-	var told bytes.Buffer
-	err := dfget.New(dfget.Config{URLs: []string{origin.URL + "/f"}, Stderr: &told, Settings: settings(t, nil, func(c *config.Dfget) {
-		c.Daemon, c.Supernodes = config.Address(nobody.Listener.Addr().String()), []config.Address{config.Address(s.Addrs()["api"])}
-		c.Cluster.Secret, c.Output = word, filepath.Join(dir, "f")
-	})}).Run(t.Context())
+	stderr, err := getAsPeer(t, origin.URL+"/f", s, word, filepath.Join(dir, "f"))
 	require.NoError(t, err)
 	holds(t, dir, map[string][]byte{"f": content})
-	assert.Contains(t, told.String(), "f: no supernode answers any more, what was missing came from the origin ("+s.Addrs()["api"]+": ")
+	note := "f: no supernode answers any more, the rest came from the origin (" + s.Addrs()["api"] + ": "
+	assert.Contains(t, stderr, note)
 }

@@ -20,18 +20,18 @@ import (
 )
 
 const (
-	// tick is how often progress is looked at, plainEvery how often a line tells of it.
+	// tick is the interval between updates of the progress, plainEvery the interval between its lines.
 	tick       = 200 * time.Millisecond
 	plainEvery = 5 * time.Second
-	// patience is how long a first answer may take before it is told that there is none yet.
-	patience = time.Second
+	// waitNoticeAfter is the wait for the first answer after which the progress reports it.
+	waitNoticeAfter = time.Second
 )
 
 // shares are a download's bytes by source.
 type shares struct{ api.Sources }
 
-// peers is the share that came from other nodes, supernodes among them, between 0 and 1; ok
-// is false while nothing is known.
+// peers returns the share that came from other nodes, supernodes included, between 0 and 1; ok is false while
+// it is unknown.
 func (s shares) peers() (share float64, ok bool) {
 	all := s.Peers + s.Seeds + s.Origin
 	if all == 0 {
@@ -40,18 +40,18 @@ func (s shares) peers() (share float64, ok bool) {
 	return float64(s.Peers+s.Seeds) / float64(all), true
 }
 
-// meter is how far one download is.
+// meter counts the progress of one download.
 type meter struct {
 	url, name string
 
-	// mu is held to read or note a few numbers, never while anything is written.
+	// mu guards the fields below and is never held during a write.
 	mu       sync.Mutex
-	started  time.Time // zero while others have their turn
+	started  time.Time // zero until the download starts
 	identity string
 	cached   bool
-	length   int64 // −1 while not known
-	done     int64 // bytes of the target that are there
-	kept     int64 // those that an earlier run left
+	length   int64 // −1 while unknown
+	done     int64 // bytes in the target
+	kept     int64 // bytes in the target from an earlier run
 	shares   shares
 	rate     float64 // bytes per second, smoothed
 	last     int64   // done at the last tick
@@ -70,14 +70,14 @@ func newMeter(u *url.URL, output string) *meter {
 	return &meter{url: withoutQuery(u), name: name, length: -1}
 }
 
-// start notes that the download has its turn.
+// start records the start of the download.
 func (m *meter) start() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.started = time.Now()
 }
 
-// withoutQuery is how a URL is printed: what signs it stays private.
+// withoutQuery returns a URL for printing, without user and query, which may hold a signature.
 func withoutQuery(u *url.URL) string {
 	c := *u
 	c.User = nil
@@ -124,13 +124,16 @@ type state struct {
 	begun, ended       bool
 	took               time.Duration
 	err                error
-	waits              time.Duration // for its first answer
+	waits              time.Duration // the wait for the first answer, so far
 }
 
 func (m *meter) state() state {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := state{m.identity, m.cached, m.length, m.done, m.kept, m.shares, m.rate, m.begun, m.ended, m.took, m.err, 0}
+	s := state{
+		identity: m.identity, cached: m.cached, length: m.length, done: m.done, kept: m.kept, shares: m.shares,
+		rate: m.rate, begun: m.begun, ended: m.ended, took: m.took, err: m.err,
+	}
 	switch {
 	case m.begun || m.started.IsZero():
 	case m.ended:
@@ -141,7 +144,7 @@ func (m *meter) state() state {
 	return s
 }
 
-// sample works out the speed since the last tick.
+// sample updates the speed with the bytes since the last tick.
 func (m *meter) sample(elapsed time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -154,7 +157,7 @@ func (m *meter) sample(elapsed time.Duration) {
 	m.last = m.done
 }
 
-// percent is how much is there, or −1 while the length is not known.
+// percent returns the finished part, or −1 while the length is unknown.
 func (s state) percent() int {
 	switch {
 	case s.length < 0:
@@ -165,10 +168,10 @@ func (s state) percent() int {
 	return int(100 * s.done / s.length)
 }
 
-// etaMax is the longest time left that is told: a download that stands still has none.
+// etaMax bounds the time left that is shown: a stalled download shows none.
 const etaMax = 24 * time.Hour
 
-// eta is the time that is left, or a negative one while nobody knows.
+// eta returns the time left, negative while unknown.
 func (s state) eta() time.Duration {
 	if s.length < 0 || s.rate < 1 {
 		return -1
@@ -180,7 +183,7 @@ func (s state) eta() time.Duration {
 	return time.Duration(seconds * float64(time.Second)).Round(time.Second)
 }
 
-// left is the eta in a few letters, empty while nobody knows.
+// left returns the time left as a short text, empty while unknown.
 func (s state) left() string {
 	eta := s.eta()
 	switch {
@@ -192,7 +195,7 @@ func (s state) left() string {
 	return eta.String() + " left"
 }
 
-// origin of the bytes in a few words, empty while nothing is known.
+// from returns the source of the bytes as a short text, empty while unknown.
 func (s state) from() string {
 	if s.cached {
 		return "from the node's cache"
@@ -205,7 +208,7 @@ func (s state) from() string {
 
 func human(n int64) string { return humanize.IBytes(uint64(max(0, n))) }
 
-// line tells the state in plain words.
+// line returns the state as one line of text.
 func (s state) line() string {
 	if !s.begun {
 		return "no answer yet, after " + s.waits.Round(time.Second).String()
@@ -226,10 +229,10 @@ func (s state) line() string {
 	return b.String()
 }
 
-// columnWidths keep what stands beside a bar from jumping.
+// columnWidths are constant so that the columns do not jump.
 var columnWidths = [...]int{4, 8, 10, 8, 10}
 
-// columns tell the state beside a bar: percent, bytes, speed, time left, share from peers.
+// columns returns the state next to a bar: percent, bytes, speed, time left, share from peers.
 func (s state) columns() (c [len(columnWidths)]string) {
 	if !s.begun {
 		c[1], c[2] = "no answer", "after "+s.waits.Round(time.Second).String()
@@ -245,7 +248,7 @@ func (s state) columns() (c [len(columnWidths)]string) {
 	return c
 }
 
-// outcome tells how a download ended, failures apart: the program prints those.
+// outcome returns the summary of a successful download; the program prints failures itself.
 func (m *meter) outcome(s state) string {
 	took := s.took.Round(10 * time.Millisecond)
 	text := fmt.Sprintf("%s: %s in %s", m.name, human(s.done), took)
@@ -253,7 +256,7 @@ func (m *meter) outcome(s state) string {
 		text += fmt.Sprintf(", %s/s", human(int64(float64(s.done-s.kept)/seconds)))
 	}
 	if s.kept > 0 {
-		text += fmt.Sprintf(", %s of it kept from before", human(s.kept))
+		text += fmt.Sprintf(", %s of it from an earlier run", human(s.kept))
 	}
 	if from := s.from(); from != "" {
 		text += ", " + from
@@ -267,9 +270,9 @@ type Event struct {
 	URL    string  `json:"url"`   // without user and query
 	File   string  `json:"file"`
 	Task   task.ID `json:"task,omitempty"`
-	Length *int64  `json:"length,omitempty"` // absent while not known
+	Length *int64  `json:"length,omitempty"` // absent while unknown
 	Done   int64   `json:"done"`
-	// Rate is in bytes per second, smoothed; ETA is absent while not known.
+	// Rate is in bytes per second, smoothed; ETA is absent while unknown.
 	Rate int64 `json:"rate"`
 	ETA  *int  `json:"eta,omitempty"`
 	// FromPeers is the share of other nodes and supernodes, between 0 and 1.
@@ -282,7 +285,10 @@ type Event struct {
 }
 
 func (m *meter) event(kind string, s state) Event {
-	e := Event{Event: kind, URL: m.url, File: m.name, Task: task.ID(strings.Trim(s.identity, `"`)), Done: s.done, Rate: int64(s.rate), Cached: s.cached}
+	e := Event{
+		Event: kind, URL: m.url, File: m.name, Task: task.ID(strings.Trim(s.identity, `"`)), Done: s.done,
+		Rate: int64(s.rate), Cached: s.cached,
+	}
 	if s.length >= 0 {
 		e.Length = &s.length
 	}
@@ -303,33 +309,34 @@ func (m *meter) event(kind string, s state) Event {
 	return e
 }
 
-// view shows what the meters say. Its methods are called by one goroutine.
+// view shows the state of the meters. One goroutine calls its methods.
 type view interface {
-	// waits is called now and then while there is no answer yet.
-	waits(m *meter, s state)
+	// waiting is called every tick while there is no answer yet.
+	waiting(m *meter, s state)
 	started(m *meter, s state)
-	moved(m *meter, s state)
+	progress(m *meter, s state)
 	note(m *meter, text string)
 	ended(m *meter, s state)
 	close()
 }
 
-// reporter looks at the meters now and then, and shows them.
+// reporter shows the meters every tick.
 type reporter struct {
-	meters map[*meter]*seen
+	shown  map[*meter]*shown
 	order  []*job
 	source fetcher
 	view   view
 }
 
-type seen struct {
+// shown records the calls of the view for one meter.
+type shown struct {
 	started, ended bool
 }
 
 func newReporter(cfg Config, jobs []*job, source fetcher) *reporter {
-	r := &reporter{meters: map[*meter]*seen{}, order: jobs, source: source}
+	r := &reporter{shown: map[*meter]*shown{}, order: jobs, source: source}
 	for _, j := range jobs {
-		r.meters[j.meter] = &seen{}
+		r.shown[j.meter] = &shown{}
 	}
 	kind := cfg.Settings.Progress
 	if kind == "auto" || kind == "" {
@@ -342,9 +349,9 @@ func newReporter(cfg Config, jobs []*job, source fetcher) *reporter {
 	case "bar":
 		r.view = newBars(cfg.Stderr)
 	case "json":
-		r.view = &lines{enc: json.NewEncoder(cfg.Stderr), told: map[*meter]time.Time{}}
+		r.view = &lines{enc: json.NewEncoder(cfg.Stderr), last: map[*meter]time.Time{}}
 	case "plain":
-		r.view = &plain{w: cfg.Stderr, told: map[*meter]time.Time{}}
+		r.view = &plain{w: cfg.Stderr, last: map[*meter]time.Time{}}
 	}
 	return r
 }
@@ -361,19 +368,20 @@ func (r *reporter) run(ctx context.Context, done <-chan struct{}) {
 	for {
 		select {
 		case now := <-ticker.C:
-			r.look(ctx, now.Sub(last))
+			r.update(ctx, now.Sub(last))
 			last = now
 		case <-done:
-			r.look(context.WithoutCancel(ctx), max(time.Since(last), time.Millisecond))
+			r.update(context.WithoutCancel(ctx), max(time.Since(last), time.Millisecond))
 			return
 		}
 	}
 }
 
-func (r *reporter) look(ctx context.Context, elapsed time.Duration) {
+// update shows all meters. elapsed is the time since the last update.
+func (r *reporter) update(ctx context.Context, elapsed time.Duration) {
 	for _, j := range r.order {
-		m, seen := j.meter, r.meters[j.meter]
-		if seen.ended {
+		m, shown := j.meter, r.shown[j.meter]
+		if shown.ended {
 			continue
 		}
 		m.sample(elapsed)
@@ -389,38 +397,38 @@ func (r *reporter) look(ctx context.Context, elapsed time.Duration) {
 		m.notes = nil
 		m.mu.Unlock()
 		s := m.state()
-		if s.begun && !seen.started {
-			seen.started = true
+		if s.begun && !shown.started {
+			shown.started = true
 			r.view.started(m, s)
 		}
 		for _, text := range notes {
 			r.view.note(m, text)
 		}
 		if s.ended {
-			seen.ended = true
+			shown.ended = true
 			r.view.ended(m, s)
 		} else if s.begun {
-			r.view.moved(m, s)
-		} else if s.waits >= patience {
-			r.view.waits(m, s)
+			r.view.progress(m, s)
+		} else if s.waits >= waitNoticeAfter {
+			r.view.waiting(m, s)
 		}
 	}
 }
 
-// lines writes JSON, one object a line.
+// lines writes JSON, one object per line.
 type lines struct {
 	enc  *json.Encoder
-	told map[*meter]time.Time // when of its waiting
+	last map[*meter]time.Time // of the last "wait" event
 }
 
-func (l *lines) waits(m *meter, s state) {
-	if now := time.Now(); now.Sub(l.told[m]) >= patience {
-		l.told[m] = now
+func (l *lines) waiting(m *meter, s state) {
+	if now := time.Now(); now.Sub(l.last[m]) >= waitNoticeAfter {
+		l.last[m] = now
 		_ = l.enc.Encode(m.event("wait", s))
 	}
 }
-func (l *lines) started(m *meter, s state) { _ = l.enc.Encode(m.event("start", s)) }
-func (l *lines) moved(m *meter, s state)   { _ = l.enc.Encode(m.event("progress", s)) }
+func (l *lines) started(m *meter, s state)  { _ = l.enc.Encode(m.event("start", s)) }
+func (l *lines) progress(m *meter, s state) { _ = l.enc.Encode(m.event("progress", s)) }
 func (l *lines) note(m *meter, text string) {
 	e := m.event("note", m.state())
 	e.Message = text
@@ -435,22 +443,22 @@ func (l *lines) ended(m *meter, s state) {
 }
 func (l *lines) close() {}
 
-// plain writes a line now and then, for logs.
+// plain writes a line every plainEvery, for logs.
 type plain struct {
 	w    io.Writer
-	told map[*meter]time.Time
+	last map[*meter]time.Time // of the last line
 }
 
-func (p *plain) waits(m *meter, s state) {
-	if p.told[m].IsZero() {
-		p.told[m] = time.Now().Add(-s.waits)
+func (p *plain) waiting(m *meter, s state) {
+	if p.last[m].IsZero() {
+		p.last[m] = time.Now().Add(-s.waits)
 	}
-	p.moved(m, s)
+	p.progress(m, s)
 }
-func (p *plain) started(m *meter, _ state) { p.told[m] = time.Now() }
-func (p *plain) moved(m *meter, s state) {
-	if now := time.Now(); now.Sub(p.told[m]) >= plainEvery {
-		p.told[m] = now
+func (p *plain) started(m *meter, _ state) { p.last[m] = time.Now() }
+func (p *plain) progress(m *meter, s state) {
+	if now := time.Now(); now.Sub(p.last[m]) >= plainEvery {
+		p.last[m] = now
 		fmt.Fprintf(p.w, "%s: %s\n", m.name, s.line())
 	}
 }
@@ -462,42 +470,47 @@ func (p *plain) ended(m *meter, s state) {
 }
 func (p *plain) close() {}
 
-// bars draws on a terminal.
+// bars draws progress bars on a terminal.
 type bars struct {
-	w      io.Writer
-	on     *mpb.Progress
-	of     map[*meter]*mpb.Bar
-	finals []string
+	w         io.Writer
+	container *mpb.Progress
+	bars      map[*meter]*mpb.Bar
+	finals    []string // lines to write after the last bar
 }
 
 func newBars(w io.Writer) *bars {
-	return &bars{w: w, on: mpb.New(mpb.WithOutput(w), mpb.WithAutoRefresh(), mpb.WithRefreshRate(tick)), of: map[*meter]*mpb.Bar{}}
+	return &bars{
+		w: w, container: mpb.New(mpb.WithOutput(w), mpb.WithAutoRefresh(), mpb.WithRefreshRate(tick)),
+		bars: map[*meter]*mpb.Bar{},
+	}
 }
 
-// add draws a bar for a download. Its end is nowhere until the file has its name: see moved.
+// add returns the bar of a download and draws it at the first call. See progress for its total.
 func (b *bars) add(m *meter) *mpb.Bar {
-	if bar := b.of[m]; bar != nil {
+	if bar := b.bars[m]; bar != nil {
 		return bar
 	}
 	var right []decor.Decorator
 	for i, width := range columnWidths {
-		right = append(right, decor.Any(func(decor.Statistics) string { return m.state().columns()[i] }, decor.WC{W: width, C: decor.DSyncSpace}))
+		column := func(decor.Statistics) string { return m.state().columns()[i] }
+		right = append(right, decor.Any(column, decor.WC{W: width, C: decor.DSyncSpace}))
 	}
-	b.of[m] = b.on.New(0, mpb.BarStyle().Lbound("[").Filler("=").Tip(">").Padding(" ").Rbound("]"),
+	b.bars[m] = b.container.New(0, mpb.BarStyle().Lbound("[").Filler("=").Tip(">").Padding(" ").Rbound("]"),
 		mpb.BarRemoveOnComplete(), mpb.BarWidth(20),
-		mpb.PrependDecorators(decor.Name(shorten(m.name), decor.WC{C: decor.DSyncWidthR})), mpb.AppendDecorators(right...),
+		mpb.PrependDecorators(decor.Name(shorten(m.name), decor.WC{C: decor.DSyncWidthR})),
+		mpb.AppendDecorators(right...),
 	)
-	return b.of[m]
+	return b.bars[m]
 }
 
-func (b *bars) waits(m *meter, _ state) { b.add(m) }
+func (b *bars) waiting(m *meter, _ state) { b.add(m) }
 
-func (b *bars) started(m *meter, s state) { b.moved(m, s) }
+func (b *bars) started(m *meter, s state) { b.progress(m, s) }
 
-// nameMax is how many letters of a name stand before its bar: what moves is worth more room.
+// nameMax bounds the letters of a name in front of its bar, so that the numbers have space.
 const nameMax = 24
 
-// shorten leaves out the middle of a long name, whose ends tell most.
+// shorten removes the middle of a long name.
 func shorten(name string) string {
 	letters := []rune(name)
 	if len(letters) <= nameMax {
@@ -507,35 +520,35 @@ func shorten(name string) string {
 	return string(letters[:half]) + "…" + string(letters[len(letters)-half:])
 }
 
-func (b *bars) moved(m *meter, s state) {
+func (b *bars) progress(m *meter, s state) {
 	bar := b.add(m)
 	if s.length >= 0 {
-		// One more than the length keeps a bar that is full from ending before its file has its name.
+		// One more than the length keeps a full bar open until its file is renamed.
 		bar.SetTotal(s.length+1, false)
 	}
 	bar.SetCurrent(s.done)
 }
 
-func (b *bars) note(m *meter, text string) { b.tell(m.name + ": " + text) }
+func (b *bars) note(m *meter, text string) { b.print(m.name + ": " + text) }
 
 func (b *bars) ended(m *meter, s state) {
-	if bar := b.of[m]; bar != nil {
+	if bar := b.bars[m]; bar != nil {
 		bar.Abort(true)
 	}
 	if s.err == nil {
-		b.tell(m.outcome(s))
+		b.print(m.outcome(s))
 	}
 }
 
-// tell writes a line above the bars.
-func (b *bars) tell(line string) {
-	if _, err := io.WriteString(b.on, line+"\n"); err != nil { // there are none any more
+// print writes a line above the bars.
+func (b *bars) print(line string) {
+	if _, err := io.WriteString(b.container, line+"\n"); err != nil { // the last bar has ended
 		b.finals = append(b.finals, line)
 	}
 }
 
 func (b *bars) close() {
-	b.on.Wait()
+	b.container.Wait()
 	for _, text := range b.finals {
 		fmt.Fprintln(b.w, text)
 	}

@@ -20,15 +20,15 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// unknown is a source that knows nothing of where bytes came from.
+// unknown is a fetcher that does not know the sources of its bytes.
 type unknown struct{ fetcher }
 
 func (unknown) progress(context.Context, *job, string) (shares, bool) { return shares{}, false }
 
-// report shows how a download goes that has no answer for so long and then ends at once; a
-// second one waits for its turn all the time.
+// report returns the progress of a download that waits for its first answer, then ends within a second. A second
+// download never starts.
 func report(t *testing.T, progress string, wait time.Duration) string {
-	var told bytes.Buffer
+	var stderr bytes.Buffer
 	synctest.Test(t, func(t *testing.T) {
 		var jobs []*job
 		for _, name := range []string{"f", "later"} {
@@ -36,7 +36,8 @@ func report(t *testing.T, progress string, wait time.Duration) string {
 			require.NoError(t, err)
 			jobs = append(jobs, &job{url: u, meter: newMeter(u, name)})
 		}
-		r := newReporter(Config{Stderr: &told, Settings: config.Dfget{Progress: config.Progress(progress)}}, jobs, unknown{})
+		cfg := Config{Stderr: &stderr, Settings: config.Dfget{Progress: config.Progress(progress)}}
+		r := newReporter(cfg, jobs, unknown{})
 		done, ended := make(chan struct{}), make(chan struct{})
 		go func() {
 			r.run(t.Context(), done)
@@ -52,14 +53,15 @@ func report(t *testing.T, progress string, wait time.Duration) string {
 		close(done)
 		<-ended
 	})
-	return told.String()
+	return stderr.String()
 }
 
-func TestADownloadWithoutAnAnswerIsToldSo(t *testing.T) {
+// The progress reports a download that has no answer yet.
+func TestProgressWaiting(t *testing.T) {
 	t.Run("plain", func(t *testing.T) {
-		told := report(t, "plain", 12*time.Second)
-		assert.Contains(t, told, "f: no answer yet, after 5s\nf: no answer yet, after 10s\nf: 2.0 KiB in 13s, ")
-		assert.NotContains(t, report(t, "plain", 3*time.Second), "no answer", "a line for each little while is too many")
+		out := report(t, "plain", 12*time.Second)
+		assert.Contains(t, out, "f: no answer yet, after 5s\nf: no answer yet, after 10s\nf: 2.0 KiB in 13s, ")
+		assert.NotContains(t, report(t, "plain", 3*time.Second), "no answer", "a short wait needs no line")
 	})
 	t.Run("json", func(t *testing.T) {
 		var kinds []string
@@ -76,27 +78,27 @@ func TestADownloadWithoutAnAnswerIsToldSo(t *testing.T) {
 		assert.Equal(t, "done", kinds[len(kinds)-1])
 	})
 	t.Run("bar", func(t *testing.T) {
-		told := report(t, "bar", 3*time.Second)
-		assert.Contains(t, told, "no answer  after 2s")
-		assert.Contains(t, told, "100% 2.0 KiB")
-		assert.NotContains(t, told, "later", "it has not had its turn")
+		out := report(t, "bar", 3*time.Second)
+		assert.Contains(t, out, "no answer  after 2s")
+		assert.Contains(t, out, "100% 2.0 KiB")
+		assert.NotContains(t, out, "later", "it has not started")
 		assert.NotContains(t, report(t, "bar", 500*time.Millisecond), "no answer")
 	})
 }
 
-func TestTheTimeLeftIsToldOnlyWhereItMeansSomething(t *testing.T) {
+func TestETA(t *testing.T) {
 	for name, c := range map[string]struct {
 		length, done int64
 		rate         float64
 		left         time.Duration
 	}{
-		"half is there":           {2000, 1000, 100, 10 * time.Second},
-		"all is there":            {2000, 2000, 100, 0},
-		"nobody knows the length": {-1, 1000, 100, -1},
-		"nothing has come":        {2000, 0, 0, -1},
-		"it has stood still":      {20e9, 1e9, 1000, -1},
-		"it is slow, but it ends": {86400, 0, 1, 24 * time.Hour},
-		"nobody counts seconds":   {36600, 0, 1, 10*time.Hour + 10*time.Minute},
+		"half of the file":         {2000, 1000, 100, 10 * time.Second},
+		"the whole file":           {2000, 2000, 100, 0},
+		"unknown length":           {-1, 1000, 100, -1},
+		"no byte yet":              {2000, 0, 0, -1},
+		"stalled":                  {20e9, 1e9, 1000, -1},
+		"slow":                     {86400, 0, 1, 24 * time.Hour},
+		"hours are not in seconds": {36600, 0, 1, 10*time.Hour + 10*time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
 			assert.Equal(t, c.left, state{begun: true, length: c.length, done: c.done, rate: c.rate}.eta())
@@ -104,8 +106,10 @@ func TestTheTimeLeftIsToldOnlyWhereItMeansSomething(t *testing.T) {
 	}
 }
 
-func TestTheTimeLeftIsShort(t *testing.T) {
-	for d, want := range map[time.Duration]string{0: "0s", 9 * time.Second: "9s", 60 * time.Second: "1m0s", 3725 * time.Second: "1h2m", 24 * time.Hour: "24h0m"} {
+func TestETAText(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "0s", 9 * time.Second: "9s", 60 * time.Second: "1m0s", 3725 * time.Second: "1h2m", 24 * time.Hour: "24h0m",
+	} {
 		s := state{begun: true, length: int64(d / time.Second), rate: 1}
 		assert.Equal(t, want+" left", s.columns()[3])
 		assert.Contains(t, s.line(), ", "+want+" left")

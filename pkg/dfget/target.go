@@ -16,18 +16,18 @@ import (
 	"github.com/darter-io/darter/pkg/oci"
 )
 
-// target is where the bytes of one file go, in order. A regular file stands under its .part
-// name until it is whole; beside it a note (.part.id) names the content that was begun.
+// target receives the bytes of one file in order. A regular file has its .part name until it is complete; a
+// note next to it (.part.id) holds the identity of the version that was begun.
 type target struct {
-	path, part, note string
-	label            string
+	path, part, note string // empty if the output is no regular file
+	label            string // the URL, for errors
 	file             *os.File
 	out              io.Writer
-	offset           int64
+	offset           int64 // bytes in the target
 	identity         string
-	// ours says that this run began, or proved, the bytes that are there.
+	// ours is true if this run wrote the bytes, or an answer confirmed their version.
 	ours bool
-	want string
+	want string // the digest, or ""
 	hash hash.Hash
 }
 
@@ -48,7 +48,7 @@ func openTarget(output string, stdout io.Writer, label, digest string) (*target,
 		return t, nil
 	}
 	if info, err := os.Stat(output); err == nil && !info.Mode().IsRegular() {
-		// A device or a pipe is written to: a rename would put a file in its place.
+		// A device or a pipe is written directly: a rename would replace it by a file.
 		if info.IsDir() {
 			return nil, fmt.Errorf("%s is a directory", output)
 		}
@@ -62,23 +62,24 @@ func openTarget(output string, stdout io.Writer, label, digest string) (*target,
 	t.path, t.part, t.note = output, output+".part", output+".part.id"
 	f, err := os.OpenFile(t.part, os.O_RDWR|os.O_CREATE, 0o666)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("there is no directory %s to write %s to: make it first", filepath.Dir(output), filepath.Base(output))
+		return nil, fmt.Errorf("the directory %s for %s does not exist: create it first",
+			filepath.Dir(output), filepath.Base(output))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("writing beside the target: %w", err)
+		return nil, fmt.Errorf("creating the partial file: %w", err)
 	}
 	t.file, t.out = f, f
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("%s is being written by another dfget: %w", t.part, err)
+		return nil, fmt.Errorf("another dfget writes %s: %w", t.part, err)
 	}
-	// Whoever held the lock until now may have put the file in its place.
+	// Another dfget may have renamed the file before we got the lock.
 	if a, err := os.Stat(t.part); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("%s was just finished by another dfget: %w", t.part, err)
+		return nil, fmt.Errorf("another dfget has just finished %s: %w", t.part, err)
 	} else if b, err := f.Stat(); err != nil || !os.SameFile(a, b) {
 		f.Close()
-		return nil, fmt.Errorf("%s was just finished by another dfget", t.part)
+		return nil, fmt.Errorf("another dfget has just finished %s", t.part)
 	}
 	if err := t.resume(); err != nil {
 		f.Close()
@@ -87,7 +88,7 @@ func openTarget(output string, stdout io.Writer, label, digest string) (*target,
 	return t, nil
 }
 
-// resume takes up what an earlier run kept, when its note says of which content it is.
+// resume continues the bytes that an earlier run kept, if the note names their version.
 func (t *target) resume() error {
 	note, err := readNote(t.note)
 	if err != nil || note == "" {
@@ -95,12 +96,12 @@ func (t *target) resume() error {
 	}
 	if t.hash != nil {
 		if _, err := io.Copy(t.hash, t.file); err != nil {
-			return fmt.Errorf("reading what was kept: %w", err)
+			return fmt.Errorf("reading the partial file: %w", err)
 		}
 	}
 	end, err := t.file.Seek(0, io.SeekEnd)
 	if err != nil {
-		return fmt.Errorf("reading what was kept: %w", err)
+		return fmt.Errorf("reading the partial file: %w", err)
 	}
 	t.offset, t.identity, t.ours = end, note, end == 0
 	return nil
@@ -116,7 +117,7 @@ func readNote(path string) (string, error) {
 	return strings.TrimSpace(string(b)), err
 }
 
-// restart forgets all bytes.
+// restart deletes all bytes.
 func (t *target) restart() error {
 	t.offset, t.identity, t.ours = 0, "", true
 	if t.hash != nil {
@@ -135,7 +136,7 @@ func (t *target) restart() error {
 	return err
 }
 
-// begin notes which content the bytes belong to.
+// begin writes the note with the version that the bytes belong to.
 func (t *target) begin(identity string) error {
 	t.ours = true
 	if t.identity == identity {
@@ -167,14 +168,15 @@ func (t *target) name() string {
 	return t.path
 }
 
-// commit checks the whole and gives it its name. It does not wait for the disk: what a
-// power cut destroys is downloaded again.
+// commit checks the digest and renames the file. It does not sync: a file that a power cut destroys can be
+// downloaded again.
 func (t *target) commit() error {
 	if t.hash != nil {
 		algorithm, _, _ := strings.Cut(t.want, ":")
 		if got := algorithm + ":" + hex.EncodeToString(t.hash.Sum(nil)); got != t.want {
 			t.discard()
-			return &Error{Code: WrongDigest, Err: fmt.Errorf("%s has digest %s, not %s as asked for; it was deleted", t.label, got, t.want)}
+			return &Error{Code: WrongDigest, Err: fmt.Errorf("%s has digest %s, not %s as requested; it was deleted",
+				t.label, got, t.want)}
 		}
 	}
 	if t.part == "" {
@@ -189,7 +191,7 @@ func (t *target) commit() error {
 	return nil
 }
 
-// discard deletes what is of no use to anybody.
+// discard deletes the partial file and its note.
 func (t *target) discard() {
 	if t.part != "" {
 		_ = os.Remove(t.part)
@@ -197,16 +199,15 @@ func (t *target) discard() {
 	}
 }
 
-// kept says what is there for the next time, empty where that is nothing.
+// kept says for people how many bytes the next run can use, empty if none.
 func (t *target) kept() string {
 	if t.part == "" || t.offset == 0 || t.identity == "" {
 		return ""
 	}
-	return fmt.Sprintf("%s is kept in %s, and the same command goes on from there", human(t.offset), t.part)
+	return fmt.Sprintf("%s is kept in %s; the same command resumes the download", human(t.offset), t.part)
 }
 
-// close ends the use of the file. Of a part that is empty, or of which nobody can tell the version,
-// nothing is kept.
+// close closes the file. It deletes a partial file that is empty or has no known version.
 func (t *target) close() {
 	if t.file == nil {
 		return

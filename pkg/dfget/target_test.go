@@ -14,17 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestATargetThatCannotBeWrittenIsNamedWithTheReason has a directory of somebody else, and,
-// where file systems may be mounted, one that is read-only and one that is full.
-func TestATargetThatCannotBeWrittenIsNamedWithTheReason(t *testing.T) {
+// The error names the target and the reason, for a directory of another user and, if the test may mount file
+// systems, for a read-only and for a full one.
+func TestUnwritableTarget(t *testing.T) {
 	t.Run("of another user", func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "f")
 		require.NoError(t, os.Chmod(filepath.Dir(file), 0o500))
 		failed := make(chan error)
 		go func() {
 			if os.Geteuid() == 0 {
-				// Root may do everything; for files, this thread is somebody else from here
-				// on. It ends with its goroutine.
+				// Root may write everywhere, so this thread takes another user's rights to files. The thread
+				// ends with its goroutine.
 				runtime.LockOSThread()
 				_, _ = unix.SetfsuidRetUid(65534)
 			}
@@ -39,7 +39,7 @@ func TestATargetThatCannotBeWrittenIsNamedWithTheReason(t *testing.T) {
 		dir = filepath.Join(t.TempDir(), "disk")
 		require.NoError(t, os.Mkdir(dir, 0o700))
 		if err := unix.Mount("tmpfs", dir, "tmpfs", flags, options); err != nil {
-			t.Skipf("mounting a disk needs root: %v", err)
+			t.Skipf("mounting a small file system needs root; run the tests as root: %v", err)
 		}
 		t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, unix.MNT_DETACH)) })
 		return dir
@@ -63,7 +63,7 @@ func TestATargetThatCannotBeWrittenIsNamedWithTheReason(t *testing.T) {
 		}
 		assert.ErrorContains(t, failed, "writing "+file)
 		assert.ErrorContains(t, failed, "no space left on device")
-		// What fitted is there for the next time, when there is room.
+		// The next run continues the bytes that fitted.
 		assert.Contains(t, target.kept(), "is kept in "+file+".part")
 		again, err := os.Stat(file + ".part")
 		require.NoError(t, err)
@@ -71,9 +71,10 @@ func TestATargetThatCannotBeWrittenIsNamedWithTheReason(t *testing.T) {
 	})
 }
 
-func TestTheCacheOfADfgetThatWasKilledIsSweptUp(t *testing.T) {
+// sweep deletes the cache of a killed dfget, and no other.
+func TestSweep(t *testing.T) {
 	dir := t.TempDir()
-	// cache is what a dfget's own peer leaves; held, while it runs.
+	// cache makes the cache directory of a dfget's own peer; held means that the peer still runs.
 	cache := func(name string, age time.Duration, held bool) string {
 		store := filepath.Join(dir, name, "data", "cache")
 		require.NoError(t, os.MkdirAll(filepath.Join(store, "tasks"), 0o700))
@@ -90,10 +91,11 @@ func TestTheCacheOfADfgetThatWasKilledIsSweptUp(t *testing.T) {
 		return filepath.Join(dir, name)
 	}
 	killed := cache(".dfget-1", time.Hour, false)
-	running, starting, other := cache(".dfget-2", time.Hour, true), cache(".dfget-3", 0, false), cache("others-4", time.Hour, false)
+	running, starting := cache(".dfget-2", time.Hour, true), cache(".dfget-3", 0, false)
+	other := cache("others-4", time.Hour, false)
 	sweep(dir, slog.New(slog.DiscardHandler))
 	assert.NoDirExists(t, killed)
-	for _, there := range []string{running, starting, other} {
-		assert.FileExists(t, filepath.Join(there, "data", "cache", "tasks", "data"))
+	for _, kept := range []string{running, starting, other} {
+		assert.FileExists(t, filepath.Join(kept, "data", "cache", "tasks", "data"))
 	}
 }
