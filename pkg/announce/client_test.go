@@ -684,10 +684,10 @@ func TestAnswersAreBoundedBeforeTheyAreBelieved(t *testing.T) {
 		Version: 1, IntervalMillis: 1 << 40, Owners: []string{"b:1", "a:1", "b:1", "nonsense", ":1"},
 		Assignments: []api.Assignment{
 			{Neighbours: append([]api.Neighbour{{Host: host.Host{ID: "x", Addr: "a:1"}}, {Host: host.Host{ID: self.ID, Addr: "a"}}}, crowd...)},
-			{Facts: &piece.Facts{Length: -1}, Inline: []byte("x")},
+			{Metadata: &piece.Metadata{Length: -1}, Inline: []byte("x")},
 			{Inline: make([]byte, api.InlineMax+1)},
 			{Failure: &api.Failure{Status: 200, Body: make([]byte, api.FailureMax+1)}},
-			{Inline: []byte("x"), Proof: &api.Proof{Facts: piece.FactsFor(1, ""), Key: []byte("short")}},
+			{Inline: []byte("x"), Proof: &api.Proof{Metadata: piece.MetadataFor(1, ""), Key: []byte("short")}},
 		},
 	}
 	b, err := json.Marshal(response)
@@ -749,8 +749,8 @@ func FuzzDecodeResponse(f *testing.F) {
 		a := r.Assignments[0]
 		require.LessOrEqual(t, len(a.Neighbours), api.NeighboursIn)
 		require.LessOrEqual(t, len(a.Inline), api.InlineMax)
-		if a.Facts != nil {
-			require.NoError(t, a.Facts.Check())
+		if a.Metadata != nil {
+			require.NoError(t, a.Metadata.Check())
 		}
 		if a.Proof != nil {
 			require.NoError(t, a.Proof.Check())

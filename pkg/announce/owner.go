@@ -432,8 +432,8 @@ func purify(a *api.Assignment) {
 		return err != nil || !isAddress(n.Addr)
 	})
 	a.Neighbours = a.Neighbours[:min(len(a.Neighbours), api.NeighboursIn)]
-	if a.Facts != nil && a.Facts.Check() != nil {
-		a.Facts, a.Inline = nil, nil
+	if a.Metadata != nil && a.Metadata.Check() != nil {
+		a.Metadata, a.Inline = nil, nil
 	}
 	if len(a.Inline) > api.InlineMax {
 		a.Inline = nil

@@ -121,8 +121,8 @@ type Assignment struct {
 	// Local tells the asker to take pieces from its own zone alone: the zone's gateways
 	// bring them there. Absent, it is a gateway itself, or there is one zone.
 	Local bool `json:"local,omitempty"`
-	// Facts are told as soon as they are known; until then they follow on the wire.
-	Facts *piece.Facts `json:"facts,omitempty"`
+	// Metadata are told as soon as they are known; until then they follow on the wire.
+	Metadata *piece.Metadata `json:"facts,omitempty"`
 	// Inline is the whole content when it is small and the owner holds it.
 	Inline []byte `json:"inline,omitempty"`
 	// Proof vouches for Inline, or for content that is empty. Without it, only content is taken

@@ -12,9 +12,9 @@ import (
 )
 
 // whole vouches for all of a content of two pieces.
-func whole() piece.Run {
-	return piece.Run{
-		Facts: piece.FactsFor(piece.SizeMin+1, "text/plain"), Epoch: 1<<63 + 1, Digests: []piece.Digest{piece.Sum([]byte("a")), piece.Sum([]byte("b"))},
+func whole() piece.DigestRun {
+	return piece.DigestRun{
+		Metadata: piece.MetadataFor(piece.SizeMin+1, "text/plain"), Epoch: 1<<63 + 1, Digests: []piece.Digest{piece.Sum([]byte("a")), piece.Sum([]byte("b"))},
 		Final: true, Key: piece.KeyID{1, 2, 3}, Signature: []byte("signature"),
 	}
 }
@@ -23,7 +23,7 @@ func TestAProofIsTheRunThatItWasMadeOf(t *testing.T) {
 	early, part := whole(), whole()
 	early.Epoch = 1
 	part.First, part.Digests = 1, part.Digests[1:]
-	proof := api.NewProof(whole().Facts, []piece.Run{early, whole(), part}, [][]byte{[]byte("certificate")})
+	proof := api.NewProof(whole().Metadata, []piece.DigestRun{early, whole(), part}, [][]byte{[]byte("certificate")})
 	require.NotNil(t, proof)
 	b, err := json.Marshal(api.Assignment{Proof: proof})
 	require.NoError(t, err)
@@ -37,8 +37,8 @@ func TestAProofIsTheRunThatItWasMadeOf(t *testing.T) {
 
 	unfinished, other := whole(), whole()
 	unfinished.Final = false
-	other.Facts = piece.FactsFor(1, "")
-	assert.Nil(t, api.NewProof(whole().Facts, []piece.Run{part, unfinished, other}, nil), "none of them is about all of it")
+	other.Metadata = piece.MetadataFor(1, "")
+	assert.Nil(t, api.NewProof(whole().Metadata, []piece.DigestRun{part, unfinished, other}, nil), "none of them is about all of it")
 }
 
 func TestWhatIsNoProofIsRefused(t *testing.T) {
@@ -47,16 +47,16 @@ func TestWhatIsNoProofIsRefused(t *testing.T) {
 		"a digest of another length":    func(p *api.Proof) { p.Digests[1] = p.Digests[1][1:] },
 		"a piece without a digest":      func(p *api.Proof) { p.Digests = p.Digests[:1] },
 		"a digest without a piece":      func(p *api.Proof) { p.Digests = append(p.Digests, p.Digests[0]) },
-		"facts that no content has":     func(p *api.Proof) { p.Facts.PieceSize = 0 },
+		"facts that no content has":     func(p *api.Proof) { p.Metadata.PieceSize = 0 },
 		"more certificates than needed": func(p *api.Proof) { p.Certificates = make([][]byte, api.ProofCertificatesMax+1) },
 		"a certificate that is no such": func(p *api.Proof) { p.Certificates = [][]byte{make([]byte, api.ProofCertificateMax+1)} },
 		"a signature that is no such":   func(p *api.Proof) { p.Signature = make([]byte, api.ProofCertificateMax+1) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			proof := api.NewProof(whole().Facts, []piece.Run{whole()}, nil)
+			proof := api.NewProof(whole().Metadata, []piece.DigestRun{whole()}, nil)
 			require.NoError(t, proof.Check())
 			spoil(proof)
-			require.ErrorIs(t, proof.Check(), piece.ErrInvalidFacts)
+			require.ErrorIs(t, proof.Check(), piece.ErrInvalidMetadata)
 		})
 	}
 }

@@ -56,7 +56,7 @@ type Config struct {
 	// Scheduler may set limits and times; Self is Host, and a Seed of 0 is drawn.
 	Scheduler scheduler.Config
 	// Seed makes the host's engine bring a content from its origin in the background. It
-	// returns at once; how it ends is told by SeedFacts, SeedDone and SeedFailed. It may
+	// returns at once; how it ends is told by SeedMetadata, SeedDone and SeedFailed. It may
 	// call the Coordinator.
 	Seed func(spec task.Spec)
 	// Store is the host's piece store; nil when there is none, and then small content is
@@ -90,7 +90,7 @@ type Coordinator struct {
 	mu    sync.Mutex
 	sched *scheduler.Scheduler
 	// facts of contents that somebody wants or holds.
-	facts map[task.ID]piece.Facts
+	facts map[task.ID]piece.Metadata
 	// standbys as they are told in answers; the list is never changed.
 	standbys  []string
 	offenders offenders
@@ -117,7 +117,7 @@ func New(cfg Config) *Coordinator {
 		cfg:   cfg,
 		log:   cfg.Logger,
 		sched: scheduler.New(cfg.Scheduler),
-		facts: make(map[task.ID]piece.Facts),
+		facts: make(map[task.ID]piece.Metadata),
 		told:  make(map[host.ID]withdrawnBy),
 		apart: rate.Sometimes{Interval: apartEvery},
 	}
@@ -292,9 +292,9 @@ func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.Announce
 		if a.Failure != nil || e.Event != api.Started && e.Event != api.Starving {
 			continue
 		}
-		a.Facts = c.factsOf(e.Task)
-		if e.Event == api.Started && r.Host.ID != c.cfg.Host.ID && a.Facts != nil && a.Facts.Length <= int64(min(api.InlineMax, room)) {
-			a.Inline, a.Proof = c.content(e.Task, *a.Facts)
+		a.Metadata = c.factsOf(e.Task)
+		if e.Event == api.Started && r.Host.ID != c.cfg.Host.ID && a.Metadata != nil && a.Metadata.Length <= int64(min(api.InlineMax, room)) {
+			a.Inline, a.Proof = c.content(e.Task, *a.Metadata)
 			room -= len(a.Inline)
 		}
 	}
@@ -329,7 +329,7 @@ func (c *Coordinator) checkHeld(id task.ID) {
 }
 
 // factsOf returns what the engine was told by an origin or the store remembers, or nil.
-func (c *Coordinator) factsOf(id task.ID) *piece.Facts {
+func (c *Coordinator) factsOf(id task.ID) *piece.Metadata {
 	c.mu.Lock()
 	f, ok := c.facts[id]
 	c.mu.Unlock()
@@ -344,14 +344,14 @@ func (c *Coordinator) factsOf(id task.ID) *piece.Facts {
 		return nil // it need not have it, and why it cannot be read is the engine's business
 	}
 	defer replica.Close()
-	f = replica.Facts()
-	c.SeedFacts(id, f)
+	f = replica.Metadata()
+	c.SeedMetadata(id, f)
 	return &f
 }
 
 // content returns the whole of a small content and who vouches for it, or nil when the store does
 // not hold it so. What neither its name nor a coordinator vouches for is not worth its way.
-func (c *Coordinator) content(id task.ID, f piece.Facts) ([]byte, *api.Proof) {
+func (c *Coordinator) content(id task.ID, f piece.Metadata) ([]byte, *api.Proof) {
 	if c.cfg.Store == nil {
 		return nil, nil
 	}
@@ -360,7 +360,7 @@ func (c *Coordinator) content(id task.ID, f piece.Facts) ([]byte, *api.Proof) {
 		return nil, nil
 	}
 	defer replica.Close()
-	if replica.Facts() != f || !replica.Have().Full() {
+	if replica.Metadata() != f || !replica.Have().Full() {
 		return nil, nil
 	}
 	runs, certificates := replica.Runs()
@@ -376,8 +376,8 @@ func (c *Coordinator) content(id task.ID, f piece.Facts) ([]byte, *api.Proof) {
 	return content, proof
 }
 
-// SeedFacts takes in what the engine learnt of a content from its origin.
-func (c *Coordinator) SeedFacts(id task.ID, f piece.Facts) {
+// SeedMetadata takes in what the engine learnt of a content from its origin.
+func (c *Coordinator) SeedMetadata(id task.ID, f piece.Metadata) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sched.Knows(id) {

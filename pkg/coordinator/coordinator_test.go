@@ -94,7 +94,7 @@ func (s shelf) Open(id task.ID) (piece.Replica, error) {
 func (s shelf) Inventory() (out []piece.Entry) {
 	for id, content := range s {
 		b := book{id: id, content: content}
-		out = append(out, piece.Entry{ID: id, Facts: b.Facts(), Have: b.Have().Count(), Complete: b.Have().Full()})
+		out = append(out, piece.Entry{ID: id, Metadata: b.Metadata(), Have: b.Have().Count(), Complete: b.Have().Full()})
 	}
 	return out
 }
@@ -107,22 +107,22 @@ type book struct {
 
 func (b book) Close() error { return nil }
 
-func (b book) Facts() piece.Facts {
+func (b book) Metadata() piece.Metadata {
 	if b.content == nil {
-		return piece.FactsFor(100, "text/plain")
+		return piece.MetadataFor(100, "text/plain")
 	}
-	return piece.FactsFor(int64(len(b.content)), "text/plain")
+	return piece.MetadataFor(int64(len(b.content)), "text/plain")
 }
 
 func (b book) Have() piece.Bitmap {
-	have := piece.NewBitmap(b.Facts().Layout().Count())
+	have := piece.NewBitmap(b.Metadata().Layout().Count())
 	if b.content != nil {
 		have.SetAll()
 	}
 	return have
 }
 
-func (b book) Runs() ([]piece.Run, [][]byte) { return nil, nil }
+func (b book) Runs() ([]piece.DigestRun, [][]byte) { return nil, nil }
 
 func (b book) ReadAt(p []byte, off int64) (int, error) { return copy(p, b.content[off:]), nil }
 
@@ -347,18 +347,18 @@ func TestFailureWithoutWordsStillHasAStatus(t *testing.T) {
 func TestFactsAreToldAsSoonAsTheyAreKnown(t *testing.T) {
 	r := newRig(nil)
 	id := taskID("a")
-	assert.Nil(t, r.serve(t, member("1"), wants(id, "")).Assignments[0].Facts)
+	assert.Nil(t, r.serve(t, member("1"), wants(id, "")).Assignments[0].Metadata)
 
-	facts := piece.FactsFor(5<<20, "application/x")
-	r.SeedFacts(id, facts)
-	assert.Equal(t, &facts, r.serve(t, member("2"), wants(id, "")).Assignments[0].Facts)
+	facts := piece.MetadataFor(5<<20, "application/x")
+	r.SeedMetadata(id, facts)
+	assert.Equal(t, &facts, r.serve(t, member("2"), wants(id, "")).Assignments[0].Metadata)
 
 	// What a failed attempt said is not told any more.
 	r.SeedFailed(id, nil, &api.Failure{Status: 401, Message: "no"})
-	assert.Nil(t, r.serve(t, member("3"), wants(id, "other")).Assignments[0].Facts)
+	assert.Nil(t, r.serve(t, member("3"), wants(id, "other")).Assignments[0].Metadata)
 
-	// Facts of what nobody wants do not pile up.
-	r.SeedFacts(taskID("b"), facts)
+	// Metadata of what nobody wants do not pile up.
+	r.SeedMetadata(taskID("b"), facts)
 	assert.NotContains(t, r.facts, taskID("b"))
 }
 
@@ -372,11 +372,11 @@ func TestSmallContentThatTheStoreHoldsComesInsideTheAnswer(t *testing.T) {
 	assert.Equal(t, "hello", string(got[0].Inline))
 	assert.Len(t, got[1].Inline, api.InlineMax)
 	assert.Nil(t, got[2].Inline)
-	assert.Equal(t, int64(0), got[3].Facts.Length, "empty content needs nothing but its facts")
+	assert.Equal(t, int64(0), got[3].Metadata.Length, "empty content needs nothing but its facts")
 	assert.Nil(t, got[4].Inline, "pieces are missing")
 	for i, id := range []task.ID{small, largest, large, empty, partly} {
-		require.NotNil(t, got[i].Facts, "facts of %s", id)
-		assert.Equal(t, "text/plain", got[i].Facts.MediaType)
+		require.NotNil(t, got[i].Metadata, "facts of %s", id)
+		assert.Equal(t, "text/plain", got[i].Metadata.MediaType)
 	}
 	assert.Equal(t, []string{"sha256:dddddddddddd "}, r.seeds(), "what the store holds needs no origin")
 
@@ -401,11 +401,11 @@ func TestContentInsideAnAnswerComesWithItsProof(t *testing.T) {
 	signed, bare, empty, blob := file("1"), file("2"), file("3"), taskID("a")
 	content, certificates := []byte("hello"), [][]byte{{1}, {2}, {3}, {4}, {5}}
 	for _, id := range []task.ID{signed, bare, empty, blob} {
-		f := piece.FactsFor(int64(len(content)), "text/plain")
-		r := piece.Run{Facts: f, Epoch: 1 << 62, Digests: []piece.Digest{piece.Sum(content)}, Final: true, Key: piece.KeyID{7}, Signature: []byte("s")}
+		f := piece.MetadataFor(int64(len(content)), "text/plain")
+		r := piece.DigestRun{Metadata: f, Epoch: 1 << 62, Digests: []piece.Digest{piece.Sum(content)}, Final: true, Key: piece.KeyID{7}, Signature: []byte("s")}
 		if id == empty {
 			f.Length = 0
-			r.Facts, r.Digests = f, nil
+			r.Metadata, r.Digests = f, nil
 		}
 		replica, err := store.Create(id, f)
 		require.NoError(t, err)
@@ -413,8 +413,8 @@ func TestContentInsideAnAnswerComesWithItsProof(t *testing.T) {
 			require.NoError(t, replica.WritePiece(0, content, piece.Sum(content)))
 		}
 		if id != bare {
-			early := piece.Run{Facts: f, Epoch: 1, Key: piece.KeyID{6}, Signature: []byte("e")}
-			require.NoError(t, replica.AddRuns([]piece.Run{early, r}, certificates))
+			early := piece.DigestRun{Metadata: f, Epoch: 1, Key: piece.KeyID{6}, Signature: []byte("e")}
+			require.NoError(t, replica.AddRuns([]piece.DigestRun{early, r}, certificates))
 		}
 		require.NoError(t, replica.Close())
 	}
@@ -430,7 +430,7 @@ func TestContentInsideAnAnswerComesWithItsProof(t *testing.T) {
 		assert.Equal(t, certificates[1:], got[i].Proof.Certificates, "the last ones")
 	}
 	assert.Nil(t, got[1].Inline, "nobody vouches for it, so nobody would take it")
-	assert.NotNil(t, got[1].Facts)
+	assert.NotNil(t, got[1].Metadata)
 	assert.Empty(t, got[2].Inline)
 	assert.NotNil(t, got[2].Proof, "that it is empty is vouched for, too")
 }
@@ -493,7 +493,7 @@ func TestHostsThatFallSilentAreForgotten(t *testing.T) {
 		assert.Equal(t, 2, r.Stats().Hosts, "the owner and the one that starves")
 		assert.True(t, r.serve(t, member("1")).Resync)
 
-		r.SeedFacts(taskID("a"), piece.FactsFor(1, ""))
+		r.SeedMetadata(taskID("a"), piece.MetadataFor(1, ""))
 		r.SeedFailed(taskID("b"), nil, nil)
 		time.Sleep(20 * time.Second)
 		assert.Equal(t, scheduler.Stats{Hosts: 1, Swarms: 1, Wanting: 1, Seeding: 1}, r.Stats())
@@ -644,7 +644,7 @@ func TestManyHostsMayAnnounceAtOnce(t *testing.T) {
 		wg.Go(func() {
 			for range 50 {
 				r.serve(t, member(digit), wants(taskID("a"), ""), wants(taskID("b"), ""))
-				r.SeedFacts(taskID("a"), piece.FactsFor(9, ""))
+				r.SeedMetadata(taskID("a"), piece.MetadataFor(9, ""))
 				r.Stats()
 			}
 		})

@@ -325,7 +325,7 @@ func (f *files) prove(ctx context.Context, p *proof, h *held) error {
 			return err
 		}
 	}
-	if h.Facts().Length != p.spec.Length {
+	if h.Metadata().Length != p.spec.Length {
 		return errors.New("its length is another one")
 	}
 	complete := h.Complete()
@@ -538,7 +538,7 @@ func allowed(patterns []string, host string) bool {
 
 // serve writes what the client lacks of the content.
 func (f *files) serve(w http.ResponseWriter, r *http.Request, content *held, told *telemetry.Pull, started time.Time) {
-	facts, etag := content.Facts(), content.version
+	facts, etag := content.Metadata(), content.version
 	window, code := oci.Window{Length: facts.Length}, http.StatusOK
 	h := w.Header()
 	if etag != "" {

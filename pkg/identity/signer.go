@@ -56,7 +56,7 @@ func (s *Signer) KeyID() piece.KeyID { return s.id }
 func (s *Signer) Certificate() []byte { return s.certificate.get().Certificate[0] }
 
 // SignRun sets r's Key and Signature.
-func (s *Signer) SignRun(id task.ID, r *piece.Run) {
+func (s *Signer) SignRun(id task.ID, r *piece.DigestRun) {
 	r.Key = s.id
 	r.Signature = ed25519.Sign(s.key, r.SigningBytes(id))
 }

@@ -21,8 +21,8 @@ var (
 )
 
 // newRun is an unsigned run of n pieces of a content of 1 GiB.
-func newRun(n int) piece.Run {
-	r := piece.Run{Facts: piece.FactsFor(1<<30, "application/octet-stream"), Epoch: 1234567, First: 3}
+func newRun(n int) piece.DigestRun {
+	r := piece.DigestRun{Metadata: piece.MetadataFor(1<<30, "application/octet-stream"), Epoch: 1234567, First: 3}
 	for i := range n {
 		r.Digests = append(r.Digests, piece.Sum([]byte{byte(i), byte(i >> 8)}))
 	}
@@ -73,22 +73,22 @@ func TestEveryChangedFieldOfARunIsDetected(t *testing.T) {
 	id := newIdentity(t, ours)
 	s, other := newSigner(t, id), newSigner(t, id)
 	v := knowing(t, id, s, other)
-	for name, change := range map[string]func(*piece.Run){
-		"length":          func(r *piece.Run) { r.Facts.Length++ },
-		"piece size":      func(r *piece.Run) { r.Facts.PieceSize *= 2 },
-		"media type":      func(r *piece.Run) { r.Facts.MediaType = "text/html" },
-		"epoch":           func(r *piece.Run) { r.Epoch++ },
-		"first":           func(r *piece.Run) { r.First++ },
-		"one digest":      func(r *piece.Run) { r.Digests[2][31] ^= 1 },
-		"digests swapped": func(r *piece.Run) { r.Digests[0], r.Digests[1] = r.Digests[1], r.Digests[0] },
-		"one less":        func(r *piece.Run) { r.Digests = r.Digests[:len(r.Digests)-1] },
-		"one more":        func(r *piece.Run) { r.Digests = append(r.Digests, piece.Digest{}) },
-		"final":           func(r *piece.Run) { r.Final = true },
-		"another key":     func(r *piece.Run) { r.Key = other.KeyID() },
-		"signature":       func(r *piece.Run) { r.Signature[0] ^= 1 },
-		"cut signature":   func(r *piece.Run) { r.Signature = r.Signature[:63] },
-		"long signature":  func(r *piece.Run) { r.Signature = append(r.Signature, 0) },
-		"no signature":    func(r *piece.Run) { r.Signature = nil },
+	for name, change := range map[string]func(*piece.DigestRun){
+		"length":          func(r *piece.DigestRun) { r.Metadata.Length++ },
+		"piece size":      func(r *piece.DigestRun) { r.Metadata.PieceSize *= 2 },
+		"media type":      func(r *piece.DigestRun) { r.Metadata.MediaType = "text/html" },
+		"epoch":           func(r *piece.DigestRun) { r.Epoch++ },
+		"first":           func(r *piece.DigestRun) { r.First++ },
+		"one digest":      func(r *piece.DigestRun) { r.Digests[2][31] ^= 1 },
+		"digests swapped": func(r *piece.DigestRun) { r.Digests[0], r.Digests[1] = r.Digests[1], r.Digests[0] },
+		"one less":        func(r *piece.DigestRun) { r.Digests = r.Digests[:len(r.Digests)-1] },
+		"one more":        func(r *piece.DigestRun) { r.Digests = append(r.Digests, piece.Digest{}) },
+		"final":           func(r *piece.DigestRun) { r.Final = true },
+		"another key":     func(r *piece.DigestRun) { r.Key = other.KeyID() },
+		"signature":       func(r *piece.DigestRun) { r.Signature[0] ^= 1 },
+		"cut signature":   func(r *piece.DigestRun) { r.Signature = r.Signature[:63] },
+		"long signature":  func(r *piece.DigestRun) { r.Signature = append(r.Signature, 0) },
+		"no signature":    func(r *piece.DigestRun) { r.Signature = nil },
 	} {
 		r := newRun(8)
 		s.SignRun(content, &r)
@@ -102,9 +102,9 @@ func TestEveryChangedFieldOfARunIsDetected(t *testing.T) {
 	r.Key[0] ^= 1
 	assert.ErrorIs(t, v.VerifyRun(content, r), identity.ErrUnknownKey)
 	impossible := newRun(8)
-	impossible.First = piece.Index(impossible.Facts.Layout().Count())
+	impossible.First = piece.Index(impossible.Metadata.Layout().Count())
 	s.SignRun(content, &impossible)
-	assert.ErrorIs(t, v.VerifyRun(content, impossible), piece.ErrInvalidFacts)
+	assert.ErrorIs(t, v.VerifyRun(content, impossible), piece.ErrInvalidMetadata)
 }
 
 func TestEveryChangedFieldOfARevocationIsDetected(t *testing.T) {
@@ -293,12 +293,12 @@ func FuzzVerifyRun(f *testing.F) {
 	v := knowing(f, id, s)
 	r := newRun(2)
 	s.SignRun(content, &r)
-	f.Add(r.Facts.Length, r.Facts.PieceSize, r.Facts.MediaType, r.Epoch, int(r.First), 2, false, r.Signature)
+	f.Add(r.Metadata.Length, r.Metadata.PieceSize, r.Metadata.MediaType, r.Epoch, int(r.First), 2, false, r.Signature)
 	f.Add(int64(-1), int64(0), "", uint64(0), -1, 0, true, []byte(nil))
 	f.Add(int64(1)<<62, int64(1), "x", uint64(1)<<63, 1<<62, 3, true, make([]byte, 64))
 	key := s.KeyID()
 	f.Fuzz(func(t *testing.T, length, size int64, media string, epoch uint64, first, n int, final bool, signature []byte) {
-		got := piece.Run{Facts: piece.Facts{Length: length, PieceSize: size, MediaType: media}, Epoch: epoch, First: piece.Index(first),
+		got := piece.DigestRun{Metadata: piece.Metadata{Length: length, PieceSize: size, MediaType: media}, Epoch: epoch, First: piece.Index(first),
 			Final: final, Key: key, Signature: signature}
 		for i := range min(max(n, 0), 1000) {
 			got.Digests = append(got.Digests, piece.Sum([]byte{byte(i), byte(i >> 8)}))

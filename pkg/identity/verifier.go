@@ -172,9 +172,9 @@ func isCoordinator(c *x509.Certificate) bool {
 }
 
 // VerifyRun says whether a known coordinator signed exactly this run for exactly this task.
-// The error wraps [piece.ErrInvalidFacts], [ErrUnknownKey], [ErrExpired] or
+// The error wraps [piece.ErrInvalidMetadata], [ErrUnknownKey], [ErrExpired] or
 // [ErrBadSignature].
-func (v *Verifier) VerifyRun(id task.ID, r piece.Run) error {
+func (v *Verifier) VerifyRun(id task.ID, r piece.DigestRun) error {
 	if err := r.Check(); err != nil {
 		return fmt.Errorf("verifying a run of task %s: %w", id.Short(), err)
 	}

@@ -61,7 +61,7 @@ type watcher struct {
 	owner *telemetry.Owner
 }
 
-func (w watcher) SeedFacts(id task.ID, f piece.Facts) { w.c.SeedFacts(id, f) }
+func (w watcher) SeedMetadata(id task.ID, f piece.Metadata) { w.c.SeedMetadata(id, f) }
 
 func (w watcher) SeedDone(id task.ID) {
 	w.owner.Seeded(telemetry.OK, id, nil)

@@ -452,8 +452,8 @@ func (n *Node) running(now time.Time) (list []api.RunningStatus) {
 		}
 		r := api.RunningStatus{ID: t.ID, Name: t.Name, Length: -1, Received: received(t.Sources), Quiet: now.Sub(t.LastGot).Seconds()}
 		if t.Pieces > 0 {
-			r.Length = t.Facts.Length
-			r.Have = min(int64(t.Have)*t.Facts.PieceSize, r.Length)
+			r.Length = t.Metadata.Length
+			r.Have = min(int64(t.Have)*t.Metadata.PieceSize, r.Length)
 		}
 		list = append(list, r)
 	}
@@ -483,7 +483,7 @@ func (n *Node) Tasks() []api.TaskStatus {
 	}
 	out := []api.TaskStatus{}
 	for _, e := range n.Store.Inventory() {
-		s := api.TaskStatus{ID: e.ID, Length: e.Facts.Length, Pieces: e.Facts.Layout().Count(), Have: e.Have, LastRead: e.LastRead}
+		s := api.TaskStatus{ID: e.ID, Length: e.Metadata.Length, Pieces: e.Metadata.Layout().Count(), Have: e.Have, LastRead: e.LastRead}
 		if t, ok := running[string(e.ID)]; ok {
 			s.Received = received(t.Sources)
 			delete(running, string(e.ID))
@@ -492,8 +492,8 @@ func (n *Node) Tasks() []api.TaskStatus {
 	}
 	for _, t := range running {
 		s := api.TaskStatus{ID: t.ID, Length: -1, Pieces: t.Pieces, Have: t.Have, Received: received(t.Sources)}
-		if t.Pieces > 0 || t.Facts.PieceSize > 0 {
-			s.Length = t.Facts.Length
+		if t.Pieces > 0 || t.Metadata.PieceSize > 0 {
+			s.Length = t.Metadata.Length
 		}
 		out = append(out, s)
 	}

@@ -124,14 +124,14 @@ func (d *Download) heed(spec task.Spec, a api.Assignment) (h heeded) {
 			return h
 		}
 	}
-	if f := a.Facts; f != nil {
+	if f := a.Metadata; f != nil {
 		_, named := d.id.Digest()
-		if f.Length == 0 && !named && !d.ledger.hasFacts() {
+		if f.Length == 0 && !named && !d.ledger.hasMetadata() {
 			return h // it would be complete at once
 		}
-		switch err := d.ledger.setFacts(*f); {
+		switch err := d.ledger.setMetadata(*f); {
 		case err == nil:
-		case errors.Is(err, errFacts):
+		case errors.Is(err, errMetadata):
 			d.log.Warn("owner told wrong facts of the content", "error", err)
 			return h
 		default:
@@ -139,7 +139,7 @@ func (d *Download) heed(spec task.Spec, a api.Assignment) (h heeded) {
 			return h
 		}
 	}
-	if len(a.Inline) > 0 && d.ledger.hasFacts() {
+	if len(a.Inline) > 0 && d.ledger.hasMetadata() {
 		h.got, h.err = d.takeInline(spec, a.Inline)
 	}
 	return h
@@ -150,7 +150,7 @@ func (d *Download) heed(spec task.Spec, a api.Assignment) (h heeded) {
 func (d *Download) believe(p *api.Proof) (numbers []int, err error) {
 	r, err := p.Run()
 	if err == nil {
-		numbers, err = d.ledger.add([]piece.Run{r}, p.Certificates)
+		numbers, err = d.ledger.add([]piece.DigestRun{r}, p.Certificates)
 	}
 	if errors.Is(err, errContradiction) || errors.Is(err, errSpace) {
 		return numbers, err
@@ -165,7 +165,7 @@ func (d *Download) believe(p *api.Proof) (numbers []int, err error) {
 // must match the digest that a coordinator signed; where none is known, the whole must match the
 // digest in the task's name.
 func (d *Download) takeInline(spec task.Spec, content []byte) (got []piece.Index, err error) {
-	layout := d.ledger.replica.Facts().Layout()
+	layout := d.ledger.replica.Metadata().Layout()
 	if int64(len(content)) != layout.Length {
 		return nil, nil
 	}
@@ -220,7 +220,7 @@ func (d *Download) assigned(now time.Time, ev ownerReplied) {
 		d.failHere(h.err)
 		return
 	}
-	d.adoptFacts(now)
+	d.adoptMetadata(now)
 	for _, i := range h.got {
 		d.got(now, i, nil)
 	}

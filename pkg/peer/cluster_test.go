@@ -46,7 +46,7 @@ func (k *keys) id() (id piece.KeyID) {
 	return id
 }
 
-func (k *keys) SignRun(id task.ID, r *piece.Run) {
+func (k *keys) SignRun(id task.ID, r *piece.DigestRun) {
 	r.Key = k.id()
 	r.Signature = ed25519.Sign(k.private, r.SigningBytes(id))
 }
@@ -65,7 +65,7 @@ func (k *keys) AddCertificate(der []byte) (piece.KeyID, error) {
 	return k.id(), nil
 }
 
-func (k *keys) VerifyRun(id task.ID, r piece.Run) error {
+func (k *keys) VerifyRun(id task.ID, r piece.DigestRun) error {
 	if r.Key != k.id() || !ed25519.Verify(k.public, r.SigningBytes(id), r.Signature) {
 		return errors.New("bad signature")
 	}
@@ -297,12 +297,12 @@ type node struct {
 	done   chan error
 	dead   atomic.Bool
 	failed chan *api.Failure
-	// seedFacts and seedDone count what the observer was told.
-	seedFacts, seedDone atomic.Int64
+	// seedMetadata and seedDone count what the observer was told.
+	seedMetadata, seedDone atomic.Int64
 }
 
-func (n *node) SeedFacts(task.ID, piece.Facts) { n.seedFacts.Add(1) }
-func (n *node) SeedDone(task.ID)               { n.seedDone.Add(1) }
+func (n *node) SeedMetadata(task.ID, piece.Metadata) { n.seedMetadata.Add(1) }
+func (n *node) SeedDone(task.ID)                     { n.seedDone.Add(1) }
 func (n *node) SeedFailed(_ task.ID, asked *task.Spec, f *api.Failure) {
 	n.owner.mu.Lock()
 	n.owner.refusal, n.owner.asked, n.owner.refused = f, asked, time.Now()

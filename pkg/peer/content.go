@@ -24,8 +24,8 @@ type Content struct {
 	once   sync.Once
 }
 
-// Facts are the length, layout and media type of the content.
-func (c *Content) Facts() piece.Facts { return c.d.ledger.replica.Facts() }
+// Metadata are the length, layout and media type of the content.
+func (c *Content) Metadata() piece.Metadata { return c.d.ledger.replica.Metadata() }
 
 // Sources tells where the bytes of the download came from so far.
 func (c *Content) Sources() Sources { return c.d.sources() }
@@ -52,7 +52,7 @@ func (c *Content) Close() error {
 // NewReader returns a reader of the bytes [off, off+n), cut at the end of the content.
 // It must be closed before its content is. Cancelling ctx ends its reads.
 func (c *Content) NewReader(ctx context.Context, off, n int64) *Reader {
-	length := c.Facts().Length
+	length := c.Metadata().Length
 	off = max(0, min(off, length))
 	r := &Reader{d: c.d, spec: &c.spec, ctx: ctx, off: off, end: off + max(0, min(n, length-off))}
 	r.pos.Store(off)
@@ -80,7 +80,7 @@ type Reader struct {
 // wait returns when the piece at pos is here.
 func (r *Reader) wait(pos int64) error {
 	replica := r.d.ledger.replica
-	i := replica.Facts().Layout().At(pos)
+	i := replica.Metadata().Layout().At(pos)
 	for {
 		changed := r.d.progress.wait()
 		if replica.Has(i) {
@@ -111,7 +111,7 @@ func (r *Reader) next(pos int64) ([]byte, error) {
 		begin, block, err := r.d.readBlock(r.buf, pos)
 		switch {
 		case errors.Is(err, errDamaged):
-			r.drop(r.d.ledger.replica.Facts().Layout().At(pos))
+			r.drop(r.d.ledger.replica.Metadata().Layout().At(pos))
 			return nil, errDamaged
 		case err != nil:
 			return nil, r.missing(pos, err)
@@ -136,7 +136,7 @@ func (r *Reader) drop(i piece.Index) {
 // sectors are good again when they are written. Where this one is not, the content is dropped,
 // and the next request has it put elsewhere.
 func (r *Reader) missing(pos int64, err error) error {
-	if i := r.d.ledger.replica.Facts().Layout().At(pos); !r.d.ledger.replica.Has(i) {
+	if i := r.d.ledger.replica.Metadata().Layout().At(pos); !r.d.ledger.replica.Has(i) {
 		if errors.Is(err, piece.ErrMissing) {
 			return nil
 		}

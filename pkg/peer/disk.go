@@ -93,7 +93,7 @@ func (d *Download) keep(i piece.Index, data []byte, sum piece.Digest) error {
 }
 
 func (d *Download) compared() *compared {
-	d.comparedOnce.Do(func() { d.comparedSet = d.e.comparedOf(d.id, d.ledger.replica.Facts().Layout().Count()) })
+	d.comparedOnce.Do(func() { d.comparedSet = d.e.comparedOf(d.id, d.ledger.replica.Metadata().Layout().Count()) })
 	return d.comparedSet
 }
 
@@ -108,7 +108,7 @@ func (d *Download) sums(i piece.Index) ([]uint64, error) {
 	if sums := d.compared().sums(i, want); sums != nil {
 		return sums, nil
 	}
-	layout := d.ledger.replica.Facts().Layout()
+	layout := d.ledger.replica.Metadata().Layout()
 	buf := d.e.buffers.get(layout.Size(i))
 	defer d.e.buffers.put(buf)
 	if err := readFull(d.ledger.replica, buf, layout.Offset(i)); err != nil {
@@ -138,7 +138,7 @@ func readFull(r piece.Replica, p []byte, off int64) error {
 // readBlock reads the block of a stored piece that holds the offset at into buf, and returns where
 // it begins and its bytes: those that were verified when the piece came. It fails as sums does.
 func (d *Download) readBlock(buf []byte, at int64) (begin int64, block []byte, err error) {
-	layout := d.ledger.replica.Facts().Layout()
+	layout := d.ledger.replica.Metadata().Layout()
 	i := layout.At(at)
 	sums, err := d.sums(i)
 	if err != nil {
@@ -159,7 +159,7 @@ func (d *Download) readBlock(buf []byte, at int64) (begin int64, block []byte, e
 // damaged reads a stored piece and compares it with its digest. What cannot be read is not
 // damaged: the store deals with that.
 func (d *Download) damaged(i piece.Index, want piece.Digest) bool {
-	layout := d.ledger.replica.Facts().Layout()
+	layout := d.ledger.replica.Metadata().Layout()
 	buf := d.e.buffers.get(layout.Size(i))
 	defer d.e.buffers.put(buf)
 	err := readFull(d.ledger.replica, buf, layout.Offset(i))
@@ -168,7 +168,7 @@ func (d *Download) damaged(i piece.Index, want piece.Digest) bool {
 
 // findDamaged compares every stored piece with its digest, and returns the first that is not right.
 func (d *Download) findDamaged() (piece.Index, bool) {
-	for i := range piece.Index(d.ledger.replica.Facts().Layout().Count()) {
+	for i := range piece.Index(d.ledger.replica.Metadata().Layout().Count()) {
 		if want, ok := d.ledger.replica.Digest(i); ok && d.damaged(i, want) {
 			return i, true
 		}
@@ -179,7 +179,7 @@ func (d *Download) findDamaged() (piece.Index, bool) {
 // readSpan returns the bytes [off, off+n) of a replica, which has them, after it compared each of
 // their pieces with its digest.
 func readSpan(r piece.Replica, off, n int64) ([]byte, error) {
-	layout := r.Facts().Layout()
+	layout := r.Metadata().Layout()
 	first, end := layout.Span(off, n)
 	begin := layout.Offset(first)
 	b := make([]byte, min(layout.Offset(end), layout.Length)-begin)
@@ -221,7 +221,7 @@ func (e *Engine) drop(id task.ID, why error) {
 	e.mu.Lock()
 	d := e.downloads[id]
 	e.mu.Unlock()
-	if d != nil && d.ledger.hasFacts() {
+	if d != nil && d.ledger.hasMetadata() {
 		if i, found := d.findDamaged(); found {
 			d.notify(pieceDamaged{i})
 		}
@@ -244,7 +244,7 @@ type checkedReplica struct {
 }
 
 func (r *checkedReplica) ReadAt(p []byte, off int64) (int, error) {
-	length := r.Facts().Length
+	length := r.Metadata().Length
 	if off < 0 || off >= length {
 		return r.Replica.ReadAt(p, off)
 	}

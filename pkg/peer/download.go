@@ -159,16 +159,16 @@ type Download struct {
 
 	nextWatch time.Time
 
-	maySeed, seeding    bool
-	leads               bool      // maySeed was told because others ask this host whom to talk to
-	disputed            bool      // no owner has told maySeed, and another host's thinks that others lead
-	seedSince           time.Time // when maySeed was told
-	again               bool      // the origin will be asked anew, after it sent wrong content
-	attested            bool      // it was tried to vouch for what nobody had vouched for
-	toldFacts, toldDone bool      // to the observer
-	stopOrigin          context.CancelCauseFunc
-	originRests         time.Time // until then it is not asked, unless somebody wants more
-	lastUse             time.Time
+	maySeed, seeding       bool
+	leads                  bool      // maySeed was told because others ask this host whom to talk to
+	disputed               bool      // no owner has told maySeed, and another host's thinks that others lead
+	seedSince              time.Time // when maySeed was told
+	again                  bool      // the origin will be asked anew, after it sent wrong content
+	attested               bool      // it was tried to vouch for what nobody had vouched for
+	toldMetadata, toldDone bool      // to the observer
+	stopOrigin             context.CancelCauseFunc
+	originRests            time.Time // until then it is not asked, unless somebody wants more
+	lastUse                time.Time
 }
 
 func newDownload(e *Engine, spec task.Spec, now time.Time) *Download {
@@ -276,7 +276,7 @@ func (d *Download) run(ctx context.Context) {
 	if err := d.ledger.load(); err != nil {
 		d.err = &api.Failure{Status: http.StatusInternalServerError, Message: err.Error()}
 	}
-	d.mixed.Store(d.ledger.hasFacts())
+	d.mixed.Store(d.ledger.hasMetadata())
 	now := time.Now()
 	for d.err == nil {
 		var ev event
@@ -315,7 +315,7 @@ func (d *Download) run(ctx context.Context) {
 	d.e.stats.links.Add(-int64(len(d.links)))
 	cancel()
 	d.wg.Wait()
-	if d.ledger.hasFacts() {
+	if d.ledger.hasMetadata() {
 		d.ledger.replica.Close()
 	}
 	d.e.left(d)
@@ -336,7 +336,7 @@ func (d *Download) drainEvents(now time.Time) {
 // step looks at the state and does what is due.
 func (d *Download) step(now time.Time) {
 	d.takeOffer(now)
-	d.adoptFacts(now)
+	d.adoptMetadata(now)
 	if d.pick != nil {
 		d.forgetWants(now)
 		d.noteComplete(now)
@@ -370,7 +370,7 @@ func (d *Download) show() {
 		}
 	}
 	if d.pick != nil {
-		s.Facts = d.ledger.replica.Facts()
+		s.Metadata = d.ledger.replica.Metadata()
 		s.Have, s.Pieces = d.pick.Have().Count(), d.pick.Have().Len()
 	}
 	s.Wanted = d.wanted && !d.complete && (s.Readers > 0 || d.seeds() || d.pick == nil)
@@ -405,7 +405,7 @@ func (d *Download) adoptOffer(now time.Time) (seed bool) {
 	if !whole {
 		return false
 	}
-	d.toldFacts, d.toldDone = false, false // who asked again is told again
+	d.toldMetadata, d.toldDone = false, false // who asked again is told again
 	seed = !d.background
 	d.background = true
 	return seed
@@ -420,9 +420,9 @@ func (d *Download) report() {
 	if o == nil || !d.seeds() || d.pick == nil {
 		return
 	}
-	if !d.toldFacts {
-		d.toldFacts = true
-		o.SeedFacts(d.id, d.ledger.replica.Facts())
+	if !d.toldMetadata {
+		d.toldMetadata = true
+		o.SeedMetadata(d.id, d.ledger.replica.Metadata())
 	}
 	if !d.toldDone && d.complete {
 		d.toldDone = true
@@ -430,12 +430,12 @@ func (d *Download) report() {
 	}
 }
 
-// adoptFacts begins to decide about pieces once the facts are known.
-func (d *Download) adoptFacts(now time.Time) {
-	if d.pick != nil || !d.ledger.hasFacts() {
+// adoptMetadata begins to decide about pieces once the facts are known.
+func (d *Download) adoptMetadata(now time.Time) {
+	if d.pick != nil || !d.ledger.hasMetadata() {
 		return
 	}
-	layout := d.ledger.replica.Facts().Layout()
+	layout := d.ledger.replica.Metadata().Layout()
 	have, known := d.ledger.replica.Have(), d.ledger.knownSet()
 	cfg := d.e.cfg.Picker
 	cfg.Seed = d.e.seed()
@@ -456,10 +456,10 @@ func (d *Download) adoptFacts(now time.Time) {
 }
 
 func (d *Download) addReader(now time.Time, r *Reader) {
-	layout := d.ledger.replica.Facts().Layout()
+	layout := d.ledger.replica.Metadata().Layout()
 	first, end := layout.Span(r.off, r.end-r.off)
 	d.wants = append(d.wants, want{reader: r, first: first, end: end})
-	d.adoptFacts(now)
+	d.adoptMetadata(now)
 	d.updateWanted(now)
 }
 
@@ -546,7 +546,7 @@ func (d *Download) noteComplete(now time.Time) {
 	d.show()
 	if !d.ledger.cached {
 		s := d.sources()
-		d.tell(slog.LevelInfo, "content complete", append([]any{"name", d.spec.Name(), "bytes", d.ledger.replica.Facts().Length,
+		d.tell(slog.LevelInfo, "content complete", append([]any{"name", d.spec.Name(), "bytes", d.ledger.replica.Metadata().Length,
 			"peers", s.Peers, "seeds", s.Seeds, "origin", s.Origin, "inline", s.Inline, "links", len(d.links)}, d.times(now)...)...)
 	}
 }

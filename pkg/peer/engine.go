@@ -44,7 +44,7 @@ type Announcer interface {
 
 // Signer vouches for pieces as a coordinator.
 type Signer interface {
-	SignRun(id task.ID, r *piece.Run)
+	SignRun(id task.ID, r *piece.DigestRun)
 	SignRevocation(id task.ID, r *piece.Revocation)
 	Certificate() []byte
 }
@@ -52,13 +52,13 @@ type Signer interface {
 // Verifier knows which coordinators to believe. Safe for concurrent use.
 type Verifier interface {
 	AddCertificate(der []byte) (piece.KeyID, error)
-	VerifyRun(id task.ID, r piece.Run) error
+	VerifyRun(id task.ID, r piece.DigestRun) error
 	VerifyRevocation(id task.ID, r piece.Revocation) error
 }
 
 // Observer is told what becomes of the downloads that this host seeds. It must not block.
 type Observer interface {
-	SeedFacts(id task.ID, f piece.Facts)
+	SeedMetadata(id task.ID, f piece.Metadata)
 	SeedDone(id task.ID)
 	// SeedFailed is told with what the origin was asked, nil where no origin was.
 	SeedFailed(id task.ID, asked *task.Spec, f *api.Failure)
@@ -441,20 +441,20 @@ func (e *Engine) Seed(spec task.Spec) {
 	e.release(d)
 }
 
-// Facts returns the facts of a task that is here or on its way, if they are known.
-func (e *Engine) Facts(id task.ID) (piece.Facts, bool) {
+// Metadata returns the facts of a task that is here or on its way, if they are known.
+func (e *Engine) Metadata(id task.ID) (piece.Metadata, bool) {
 	e.mu.Lock()
 	d := e.downloads[id]
 	e.mu.Unlock()
-	if d != nil && d.ledger.hasFacts() {
-		return d.ledger.replica.Facts(), true
+	if d != nil && d.ledger.hasMetadata() {
+		return d.ledger.replica.Metadata(), true
 	}
 	r, err := e.cfg.Store.Open(id)
 	if err != nil {
-		return piece.Facts{}, false
+		return piece.Metadata{}, false
 	}
 	defer r.Close()
-	return r.Facts(), true
+	return r.Metadata(), true
 }
 
 // ReadAll returns a content that is here completely and not longer than limit bytes. Every piece is
@@ -465,10 +465,10 @@ func (e *Engine) ReadAll(id task.ID, limit int64) ([]byte, bool) {
 		return nil, false
 	}
 	defer r.Close()
-	if f := r.Facts(); f.Length > limit || !r.Have().Full() {
+	if f := r.Metadata(); f.Length > limit || !r.Have().Full() {
 		return nil, false
 	}
-	b, err := readSpan(r, 0, r.Facts().Length)
+	b, err := readSpan(r, 0, r.Metadata().Length)
 	if errors.Is(err, errDamaged) {
 		e.drop(id, err)
 	}
@@ -507,14 +507,14 @@ func (e *Engine) Stats() Stats {
 
 // TaskStatus is one download as a person or the console sees it.
 type TaskStatus struct {
-	ID      task.ID     `json:"id"`
-	Facts   piece.Facts `json:"facts"`
-	Have    int         `json:"have"`
-	Pieces  int         `json:"pieces"`
-	Readers int         `json:"readers"`
-	Seeding bool        `json:"seeding"` // from the origin
-	Sources Sources     `json:"sources"`
-	Links   int         `json:"links"`
+	ID       task.ID        `json:"id"`
+	Metadata piece.Metadata `json:"facts"`
+	Have     int            `json:"have"`
+	Pieces   int            `json:"pieces"`
+	Readers  int            `json:"readers"`
+	Seeding  bool           `json:"seeding"` // from the origin
+	Sources  Sources        `json:"sources"`
+	Links    int            `json:"links"`
 	// Name is the spec's; Wanted says that somebody waits for what is missing. LastGot is when
 	// the last piece came, or while there is none, when the content was asked for.
 	Name    string    `json:"name,omitempty"`

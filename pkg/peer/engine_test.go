@@ -85,7 +85,7 @@ func TestReadersStreamWhileTheOriginIsStillSending(t *testing.T) {
 		c, err := a.engine.Open(t.Context(), s.spec())
 		require.NoError(t, err)
 		defer c.Close()
-		r := c.NewReader(t.Context(), 0, c.Facts().Length)
+		r := c.NewReader(t.Context(), 0, c.Metadata().Length)
 		defer r.Close()
 		half := make([]byte, 5*piece.SizeMin)
 		_, err = io.ReadFull(r, half)
@@ -317,7 +317,7 @@ type rottingReplica struct {
 	s *rottingStore
 }
 
-func (s *rottingStore) Create(id task.ID, f piece.Facts) (piece.Replica, error) {
+func (s *rottingStore) Create(id task.ID, f piece.Metadata) (piece.Replica, error) {
 	r, err := s.Store.Create(id, f)
 	return &rottingReplica{r, s}, err
 }
@@ -356,7 +356,7 @@ type lyingReplica struct {
 	only int64
 }
 
-func (s *lyingStore) Create(id task.ID, f piece.Facts) (piece.Replica, error) {
+func (s *lyingStore) Create(id task.ID, f piece.Metadata) (piece.Replica, error) {
 	r, err := s.Store.Create(id, f)
 	if err != nil {
 		return nil, err
@@ -400,7 +400,7 @@ func TestARangeFetchesItsPiecesAndNoOthers(t *testing.T) {
 				require.NoError(t, err)
 				require.True(t, bytes.Equal(s.origin.content[c.off:][:c.n], data))
 				time.Sleep(30 * time.Second)
-				first, end := piece.FactsFor(int64(len(s.origin.content)), "").Layout().Span(c.off, c.n)
+				first, end := piece.MetadataFor(int64(len(s.origin.content)), "").Layout().Span(c.off, c.n)
 				synctest.Wait() // the loop counts a piece a moment after its reader has it
 				st := a.engine.Stats()
 				assert.EqualValues(t, (end-first)*piece.SizeMin, st.Peers+st.Seeds)
@@ -465,7 +465,7 @@ func TestARestartedNodeResumesWithWhatItHas(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		c, err := a.engine.Open(ctx, s.spec())
 		require.NoError(t, err)
-		r := c.NewReader(ctx, 0, c.Facts().Length)
+		r := c.NewReader(ctx, 0, c.Metadata().Length)
 		_, err = io.ReadFull(r, make([]byte, 5*piece.SizeMin))
 		require.NoError(t, err)
 		r.Close()
@@ -509,13 +509,13 @@ func TestSmallContentTravelsInsideTheOwnersAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(13, 1234))
 		seed := s.seed()
-		f := piece.FactsFor(1234, "application/x")
+		f := piece.MetadataFor(1234, "application/x")
 		s.owner.answer = func(from *node, _ api.Entry, a *api.Assignment) error {
 			if from == seed {
 				a.Neighbours = nil // it would bring the content sooner than the answer
 				return nil
 			}
-			a.Facts, a.Inline = &f, s.origin.content
+			a.Metadata, a.Inline = &f, s.origin.content
 			return nil
 		}
 		a := s.node(nil)

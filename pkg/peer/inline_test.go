@@ -24,12 +24,12 @@ func plain() task.Spec {
 
 // vouch proves a content in the name of a coordinator.
 func (k *keys) vouch(id task.ID, content []byte) *api.Proof {
-	r := piece.Run{Facts: piece.FactsFor(int64(len(content)), "application/x"), Epoch: 1, Final: true}
+	r := piece.DigestRun{Metadata: piece.MetadataFor(int64(len(content)), "application/x"), Epoch: 1, Final: true}
 	if len(content) > 0 {
 		r.Digests = []piece.Digest{piece.Sum(content)}
 	}
 	k.SignRun(id, &r)
-	return api.NewProof(r.Facts, []piece.Run{r}, [][]byte{k.Certificate()})
+	return api.NewProof(r.Metadata, []piece.DigestRun{r}, [][]byte{k.Certificate()})
 }
 
 // stored is what a store holds of a task, and with how many digests that others believe.
@@ -37,7 +37,7 @@ func stored(t *testing.T, s piece.Store, id task.ID) (content []byte, runs int) 
 	r, err := s.Open(id)
 	require.NoError(t, err)
 	defer r.Close()
-	content = make([]byte, r.Facts().Length)
+	content = make([]byte, r.Metadata().Length)
 	n, _ := r.ReadAt(content, 0)
 	kept, _ := r.Runs()
 	return content[:n], len(kept)
@@ -49,20 +49,20 @@ func TestAnOwnersBareWordIsTakenForNoByte(t *testing.T) {
 	strangers := newKeys()
 	cases := map[string]struct {
 		blob   bool
-		facts  piece.Facts
+		facts  piece.Metadata
 		inline []byte
 		proof  func(k *keys, id task.ID) *api.Proof
 		taken  bool // from inside the answer, not from peers
 	}{
 		"a file with nothing to prove it":                {inline: evil},
 		"a file of an owner that proves nothing yet":     {inline: right},
-		"a file that says it is empty":                   {facts: piece.FactsFor(0, "")},
+		"a file that says it is empty":                   {facts: piece.MetadataFor(0, "")},
 		"a file with a stranger's proof":                 {inline: evil, proof: func(_ *keys, id task.ID) *api.Proof { return strangers.vouch(id, evil) }},
 		"a file with the proof of another file":          {inline: evil, proof: func(k *keys, _ task.ID) *api.Proof { return k.vouch(task.ID("file:"+strings.Repeat("e", 64)), evil) }},
 		"a file with the proof of other bytes":           {inline: evil, proof: func(k *keys, id task.ID) *api.Proof { return k.vouch(id, right) }},
-		"a file that is said to be empty, by a stranger": {facts: piece.FactsFor(0, ""), proof: func(_ *keys, id task.ID) *api.Proof { return strangers.vouch(id, nil) }},
+		"a file that is said to be empty, by a stranger": {facts: piece.MetadataFor(0, ""), proof: func(_ *keys, id task.ID) *api.Proof { return strangers.vouch(id, nil) }},
 		"a file with its proof":                          {inline: right, proof: func(k *keys, id task.ID) *api.Proof { return k.vouch(id, right) }, taken: true},
-		"a blob that says it is empty":                   {blob: true, facts: piece.FactsFor(0, "")},
+		"a blob that says it is empty":                   {blob: true, facts: piece.MetadataFor(0, "")},
 		"a blob of other bytes":                          {blob: true, inline: evil},
 		"a blob of other bytes with a stranger's proof":  {blob: true, inline: evil, proof: func(_ *keys, id task.ID) *api.Proof { return strangers.vouch(id, evil) }},
 		"a blob of an owner that proves nothing yet":     {blob: true, inline: right, taken: true},
@@ -79,14 +79,14 @@ func TestAnOwnersBareWordIsTakenForNoByte(t *testing.T) {
 				s.seed()
 				a := s.node(memstore.New(memstore.Config{}))
 				if c.inline != nil {
-					c.facts = piece.FactsFor(int64(len(c.inline)), "application/x")
+					c.facts = piece.MetadataFor(int64(len(c.inline)), "application/x")
 				}
 				s.owner.answer = func(from *node, _ api.Entry, answer *api.Assignment) error {
 					if from != a {
 						answer.Neighbours = nil // the seed would bring the content sooner than the answer
 						return nil
 					}
-					answer.Facts, answer.Inline = &c.facts, c.inline
+					answer.Metadata, answer.Inline = &c.facts, c.inline
 					if c.proof != nil {
 						answer.Proof = c.proof(s.keys, spec.ID)
 					}
@@ -122,10 +122,10 @@ func TestContentWithItsProofIsPassedOnToPeers(t *testing.T) {
 				s := newSwarm(t, content)
 				s.adjust = func(c *peer.Config) { c.Origin = nil }
 				a, b := s.node(nil), s.node(nil)
-				f := piece.FactsFor(int64(len(content)), "application/x")
+				f := piece.MetadataFor(int64(len(content)), "application/x")
 				s.owner.answer = func(from *node, _ api.Entry, answer *api.Assignment) error {
 					if from == a {
-						answer.Facts, answer.Inline, answer.Proof = &f, content, s.keys.vouch(plain().ID, content)
+						answer.Metadata, answer.Inline, answer.Proof = &f, content, s.keys.vouch(plain().ID, content)
 					}
 					return nil
 				}

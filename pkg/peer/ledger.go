@@ -14,8 +14,8 @@ import (
 var ErrRevoked = errors.New("the content proved wrong at its end and was dropped everywhere; ask again")
 
 var (
-	// errFacts tells that somebody vouches for a content of another length or layout.
-	errFacts = errors.New("signed facts contradict the ones that are known")
+	// errMetadata tells that somebody vouches for a content of another length or layout.
+	errMetadata = errors.New("signed facts contradict the ones that are known")
 	// errContradiction tells that what is here was vouched for wrongly: a run over the
 	// checked whole says otherwise.
 	errContradiction = errors.New("signed digests contradict what is here")
@@ -31,7 +31,7 @@ var (
 type ledger struct {
 	id       task.ID
 	store    piece.Store
-	create   func(task.ID, piece.Facts) (piece.Replica, error)
+	create   func(task.ID, piece.Metadata) (piece.Replica, error)
 	verifier Verifier
 	// ready closes when the facts are known; replica and cached are set before that and
 	// never after.
@@ -48,7 +48,7 @@ type ledger struct {
 	layout  piece.Layout // the replica's
 	digests []piece.Digest
 	known   piece.Bitmap
-	runs    []piece.Run
+	runs    []piece.DigestRun
 	found   map[runName]int
 	runOf   []int32 // the run that vouches for a piece
 	certs   map[piece.KeyID][]byte
@@ -63,7 +63,7 @@ type runName struct {
 	final        bool
 }
 
-func nameOf(r piece.Run) runName {
+func nameOf(r piece.DigestRun) runName {
 	return runName{r.Key, r.Epoch, int(r.First), len(r.Digests), r.Final}
 }
 
@@ -132,7 +132,7 @@ func (l *ledger) takeUp(r piece.Replica) error {
 }
 
 func (l *ledger) adopt(r piece.Replica) {
-	layout := r.Facts().Layout()
+	layout := r.Metadata().Layout()
 	n := layout.Count()
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -142,9 +142,9 @@ func (l *ledger) adopt(r piece.Replica) {
 	l.runOf = make([]int32, n)
 }
 
-// setFacts takes facts from somebody who is trusted with them: the own origin, the owner, or a
+// setMetadata takes facts from somebody who is trusted with them: the own origin, the owner, or a
 // coordinator that signed them. The store may take its time to make room.
-func (l *ledger) setFacts(f piece.Facts) error {
+func (l *ledger) setMetadata(f piece.Metadata) error {
 	if known, err := l.compare(f); known {
 		return err
 	}
@@ -154,7 +154,7 @@ func (l *ledger) setFacts(f piece.Facts) error {
 	if f.Length == 0 {
 		// Nothing is complete as soon as it is known: it is checked before.
 		if err := checkWhole(task.Spec{ID: l.id}, nil); err != nil {
-			return fmt.Errorf("%w: %w", errFacts, err)
+			return fmt.Errorf("%w: %w", errMetadata, err)
 		}
 	}
 	l.making.Lock()
@@ -172,20 +172,20 @@ func (l *ledger) setFacts(f piece.Facts) error {
 }
 
 // compare reports whether facts are known already, and whether these contradict them.
-func (l *ledger) compare(f piece.Facts) (known bool, err error) {
+func (l *ledger) compare(f piece.Metadata) (known bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.replica == nil {
 		return false, nil
 	}
 	if l.layout != f.Layout() {
-		return true, fmt.Errorf("%w: length %d, was %d", errFacts, f.Length, l.layout.Length)
+		return true, fmt.Errorf("%w: length %d, was %d", errMetadata, f.Length, l.layout.Length)
 	}
 	return true, nil
 }
 
-// hasFacts reports whether the facts are known.
-func (l *ledger) hasFacts() bool {
+// hasMetadata reports whether the facts are known.
+func (l *ledger) hasMetadata() bool {
 	select {
 	case <-l.ready:
 		return true
@@ -202,15 +202,15 @@ func (e *staleError) Error() string { return fmt.Sprintf("epoch %d was revoked",
 // add verifies runs and keeps what is new. It returns the numbers of the runs it keeps
 // or kept before, so that they need not be sent back to where they came from. A
 // *staleError is harmless: what was revoked is left out.
-func (l *ledger) add(runs []piece.Run, certs [][]byte) (numbers []int, err error) {
+func (l *ledger) add(runs []piece.DigestRun, certs [][]byte) (numbers []int, err error) {
 	return l.take(runs, certs, true)
 }
 
 // take is add, which keeps runs in the replica only where it is told to. What is good is kept,
 // also when what came with it is not.
-func (l *ledger) take(runs []piece.Run, certs [][]byte, keep bool) (numbers []int, err error) {
+func (l *ledger) take(runs []piece.DigestRun, certs [][]byte, keep bool) (numbers []int, err error) {
 	freshCerts, err := l.certify(certs)
-	var good, fresh []piece.Run
+	var good, fresh []piece.DigestRun
 	var stale *staleError
 	for _, r := range runs {
 		if err != nil {
@@ -227,7 +227,7 @@ func (l *ledger) take(runs []piece.Run, certs [][]byte, keep bool) (numbers []in
 		}
 	}
 	// The disk comes first: what this host passes on must have its proof after a crash, too.
-	if keep && l.hasFacts() && len(fresh)+len(freshCerts) > 0 {
+	if keep && l.hasMetadata() && len(fresh)+len(freshCerts) > 0 {
 		// A replica that has everything loses nothing without them: a disk may have become read-only.
 		if failed := l.replica.AddRuns(fresh, freshCerts); failed != nil && !l.replica.Have().Full() {
 			err = errors.Join(err, fmt.Errorf("%w: keeping digests of task %s: %w", errSpace, l.id, failed))
@@ -275,7 +275,7 @@ func (l *ledger) certify(certs [][]byte) (fresh [][]byte, err error) {
 
 // judge verifies a run and takes its facts, and reports whether it was known already; before
 // are those that came with it and are good. The error is a *staleError where it was revoked.
-func (l *ledger) judge(r piece.Run, before []piece.Run) (known bool, err error) {
+func (l *ledger) judge(r piece.DigestRun, before []piece.DigestRun) (known bool, err error) {
 	l.mu.Lock()
 	_, known = l.found[nameOf(r)]
 	revoked := l.revoked[r.Epoch]
@@ -292,12 +292,12 @@ func (l *ledger) judge(r piece.Run, before []piece.Run) (known bool, err error) 
 	if err := l.verifier.VerifyRun(l.id, r); err != nil {
 		return false, fmt.Errorf("run of pieces [%d, %d): %w", r.First, r.End(), err)
 	}
-	if err := l.setFacts(r.Facts); err != nil {
-		notOlder := func(o piece.Run) bool { return o.Epoch >= r.Epoch }
+	if err := l.setMetadata(r.Metadata); err != nil {
+		notOlder := func(o piece.DigestRun) bool { return o.Epoch >= r.Epoch }
 		l.mu.Lock()
 		newest := l.replica != nil && !slices.ContainsFunc(l.runs, notOlder)
 		l.mu.Unlock()
-		if errors.Is(err, errFacts) && newest && !slices.ContainsFunc(before, notOlder) {
+		if errors.Is(err, errMetadata) && newest && !slices.ContainsFunc(before, notOlder) {
 			// The newer attempt was begun because of what was wrong with the older.
 			err = fmt.Errorf("%w: %w", errContradiction, err)
 		}
@@ -308,7 +308,7 @@ func (l *ledger) judge(r piece.Run, before []piece.Run) (known bool, err error) 
 
 // unproven returns the digests of pieces that are stored though nobody has vouched for them, of
 // those that runs speak of.
-func (l *ledger) unproven(runs []piece.Run) map[piece.Index]piece.Digest {
+func (l *ledger) unproven(runs []piece.DigestRun) map[piece.Index]piece.Digest {
 	var doubtful []piece.Index
 	l.mu.Lock()
 	for _, r := range runs {
@@ -338,7 +338,7 @@ func (l *ledger) unproven(runs []piece.Run) map[piece.Index]piece.Digest {
 // here is not: it is over the checked whole and says otherwise than an earlier one did, or
 // a piece is stored that nobody had vouched for yet and whose bytes are others. The caller
 // holds mu.
-func (l *ledger) note(r piece.Run, stored map[piece.Index]piece.Digest) (int, error) {
+func (l *ledger) note(r piece.DigestRun, stored map[piece.Index]piece.Digest) (int, error) {
 	for j, d := range r.Digests {
 		i := r.First + piece.Index(j)
 		here, ok := stored[i]
@@ -360,7 +360,7 @@ func (l *ledger) note(r piece.Run, stored map[piece.Index]piece.Digest) (int, er
 }
 
 // isWhole reports whether a run vouches for every piece, checked as a whole.
-func (l *ledger) isWhole(r piece.Run) bool {
+func (l *ledger) isWhole(r piece.DigestRun) bool {
 	return r.Final && r.First == 0 && int(r.End()) == l.known.Len()
 }
 
@@ -415,7 +415,7 @@ func (l *ledger) any() bool {
 
 // message returns the runs with those numbers and the certificates of their keys, less
 // those that the other side knows; those it is told now it knows from then on.
-func (l *ledger) message(numbers []int, knows map[piece.KeyID]bool) (runs []piece.Run, certs [][]byte) {
+func (l *ledger) message(numbers []int, knows map[piece.KeyID]bool) (runs []piece.DigestRun, certs [][]byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, n := range numbers {
@@ -442,7 +442,7 @@ func (l *ledger) concerns(epoch uint64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.revoked[epoch] = true
-	return slices.ContainsFunc(l.runs, func(r piece.Run) bool { return r.Epoch == epoch })
+	return slices.ContainsFunc(l.runs, func(r piece.DigestRun) bool { return r.Epoch == epoch })
 }
 
 // epochs are all attempts that anything here was vouched for in.

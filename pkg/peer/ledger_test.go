@@ -17,47 +17,47 @@ const ledgerTask = task.ID("sha256:0123456789abcdef0123456789abcdef0123456789abc
 func digestOf(b byte) piece.Digest { return piece.Sum([]byte{b}) }
 
 // runAt vouches for pieces from first on.
-func runAt(f piece.Facts, epoch uint64, first piece.Index, digests ...piece.Digest) piece.Run {
-	r := piece.Run{Facts: f, Epoch: epoch, First: first, Digests: digests, Key: piece.KeyID{1}}
+func runAt(f piece.Metadata, epoch uint64, first piece.Index, digests ...piece.Digest) piece.DigestRun {
+	r := piece.DigestRun{Metadata: f, Epoch: epoch, First: first, Digests: digests, Key: piece.KeyID{1}}
 	r.Final = int(r.End()) == f.Layout().Count()
 	return r
 }
 
 func TestARunOverTheWholeThatContradictsWhatWasToldIsNoticed(t *testing.T) {
-	f := piece.FactsFor(3*piece.SizeMin, "")
+	f := piece.MetadataFor(3*piece.SizeMin, "")
 	l := newLedger(ledgerTask, memstore.New(memstore.Config{}), credulous{}, nil)
-	_, err := l.add([]piece.Run{runAt(f, 1, 0, digestOf(0)), runAt(f, 1, 1, digestOf(1))}, nil)
+	_, err := l.add([]piece.DigestRun{runAt(f, 1, 0, digestOf(0)), runAt(f, 1, 1, digestOf(1))}, nil)
 	require.NoError(t, err)
-	_, err = l.add([]piece.Run{runAt(f, 2, 1, digestOf(9))}, nil)
+	_, err = l.add([]piece.DigestRun{runAt(f, 2, 1, digestOf(9))}, nil)
 	require.NoError(t, err, "which of two unchecked words is right cannot be told yet")
 	d, _ := l.digest(1)
 	assert.Equal(t, digestOf(1), d)
-	_, err = l.add([]piece.Run{runAt(f, 3, 0, digestOf(0), digestOf(1), digestOf(2))}, nil)
+	_, err = l.add([]piece.DigestRun{runAt(f, 3, 0, digestOf(0), digestOf(1), digestOf(2))}, nil)
 	require.NoError(t, err)
-	_, err = l.add([]piece.Run{runAt(f, 4, 0, digestOf(0), digestOf(8), digestOf(2))}, nil)
+	_, err = l.add([]piece.DigestRun{runAt(f, 4, 0, digestOf(0), digestOf(8), digestOf(2))}, nil)
 	require.ErrorIs(t, err, errContradiction)
 }
 
 func TestAPieceThatNobodyVouchedForYieldsToASignedDigest(t *testing.T) {
-	f := piece.FactsFor(3*piece.SizeMin, "")
+	f := piece.MetadataFor(3*piece.SizeMin, "")
 	store := memstore.New(memstore.Config{})
 	l := newLedger(ledgerTask, store, credulous{}, nil)
-	require.NoError(t, l.setFacts(f))
+	require.NoError(t, l.setMetadata(f))
 	data := make([]byte, piece.SizeMin)
 	require.NoError(t, l.replica.WritePiece(1, data, piece.Sum(data)))
-	_, err := l.add([]piece.Run{runAt(f, 1, 1, digestOf(1))}, nil)
+	_, err := l.add([]piece.DigestRun{runAt(f, 1, 1, digestOf(1))}, nil)
 	require.ErrorIs(t, err, errContradiction)
-	_, err = l.add([]piece.Run{runAt(f, 1, 1, piece.Sum(data))}, nil)
+	_, err = l.add([]piece.DigestRun{runAt(f, 1, 1, piece.Sum(data))}, nil)
 	require.NoError(t, err)
 }
 
 func TestWhatIsGoodIsKeptAlsoWhenItCameWithSomethingBad(t *testing.T) {
-	f := piece.FactsFor(3*piece.SizeMin, "")
+	f := piece.MetadataFor(3*piece.SizeMin, "")
 	store := memstore.New(memstore.Config{})
 	l := newLedger(ledgerTask, store, credulous{}, nil)
 	bad := runAt(f, 1, 1, digestOf(1))
 	bad.First = 77
-	numbers, err := l.add([]piece.Run{runAt(f, 1, 0, digestOf(0)), bad}, [][]byte{[]byte("certificate")})
+	numbers, err := l.add([]piece.DigestRun{runAt(f, 1, 0, digestOf(0)), bad}, [][]byte{[]byte("certificate")})
 	require.Error(t, err)
 	assert.Equal(t, []int{0}, numbers)
 	runs, certs := l.replica.Runs()
@@ -66,15 +66,15 @@ func TestWhatIsGoodIsKeptAlsoWhenItCameWithSomethingBad(t *testing.T) {
 }
 
 func TestARevokedEpochIsNotBelievedAgain(t *testing.T) {
-	f := piece.FactsFor(3*piece.SizeMin, "")
+	f := piece.MetadataFor(3*piece.SizeMin, "")
 	l := newLedger(ledgerTask, memstore.New(memstore.Config{}), credulous{}, []piece.Revocation{{Epoch: 1}})
-	numbers, err := l.add([]piece.Run{runAt(f, 1, 0, digestOf(0))}, nil)
+	numbers, err := l.add([]piece.DigestRun{runAt(f, 1, 0, digestOf(0))}, nil)
 	var stale *staleError
 	require.ErrorAs(t, err, &stale, "who still believes it is to be told")
 	assert.EqualValues(t, 1, stale.epoch)
 	assert.Empty(t, numbers)
-	assert.False(t, l.hasFacts())
-	_, err = l.add([]piece.Run{runAt(f, 2, 0, digestOf(0))}, nil)
+	assert.False(t, l.hasMetadata())
+	_, err = l.add([]piece.DigestRun{runAt(f, 2, 0, digestOf(0))}, nil)
 	require.NoError(t, err)
 	assert.False(t, l.concerns(3))
 	assert.True(t, l.concerns(2))
@@ -86,7 +86,7 @@ type picky struct {
 	epoch uint64
 }
 
-func (p picky) VerifyRun(_ task.ID, r piece.Run) error {
+func (p picky) VerifyRun(_ task.ID, r piece.DigestRun) error {
 	if r.Epoch == p.epoch {
 		return errors.New("unknown key")
 	}
@@ -94,10 +94,10 @@ func (p picky) VerifyRun(_ task.ID, r piece.Run) error {
 }
 
 func TestWhatCannotBeVerifiedAfterARestartLeavesTheRestGood(t *testing.T) {
-	f := piece.FactsFor(3*piece.SizeMin, "")
+	f := piece.MetadataFor(3*piece.SizeMin, "")
 	store := memstore.New(memstore.Config{})
 	l := newLedger(ledgerTask, store, credulous{}, nil)
-	_, err := l.add([]piece.Run{runAt(f, 1, 0, digestOf(0)), runAt(f, 2, 1, digestOf(1))}, nil)
+	_, err := l.add([]piece.DigestRun{runAt(f, 1, 0, digestOf(0)), runAt(f, 2, 1, digestOf(1))}, nil)
 	require.NoError(t, err)
 	again := newLedger(ledgerTask, store, picky{epoch: 1}, nil)
 	require.NoError(t, again.load())
@@ -107,18 +107,18 @@ func TestWhatCannotBeVerifiedAfterARestartLeavesTheRestGood(t *testing.T) {
 
 func TestNothingIsKnownOfAnEmptyContentThatShouldNotBeEmpty(t *testing.T) {
 	l := newLedger(ledgerTask, memstore.New(memstore.Config{}), credulous{}, nil)
-	require.ErrorIs(t, l.setFacts(piece.FactsFor(0, "")), errFacts)
-	assert.False(t, l.hasFacts())
+	require.ErrorIs(t, l.setMetadata(piece.MetadataFor(0, "")), errMetadata)
+	assert.False(t, l.hasMetadata())
 }
 
 func TestAnotherLengthIsBelievedOfANewerAttemptOnly(t *testing.T) {
-	short, long := piece.FactsFor(3*piece.SizeMin, ""), piece.FactsFor(4*piece.SizeMin, "")
+	short, long := piece.MetadataFor(3*piece.SizeMin, ""), piece.MetadataFor(4*piece.SizeMin, "")
 	l := newLedger(ledgerTask, memstore.New(memstore.Config{}), credulous{}, nil)
-	_, err := l.add([]piece.Run{runAt(short, 5, 0, digestOf(0))}, nil)
+	_, err := l.add([]piece.DigestRun{runAt(short, 5, 0, digestOf(0))}, nil)
 	require.NoError(t, err)
-	_, err = l.add([]piece.Run{runAt(long, 4, 0)}, nil)
-	require.ErrorIs(t, err, errFacts)
+	_, err = l.add([]piece.DigestRun{runAt(long, 4, 0)}, nil)
+	require.ErrorIs(t, err, errMetadata)
 	require.NotErrorIs(t, err, errContradiction)
-	_, err = l.add([]piece.Run{runAt(long, 6, 0)}, nil)
+	_, err = l.add([]piece.DigestRun{runAt(long, 6, 0)}, nil)
 	require.ErrorIs(t, err, errContradiction)
 }

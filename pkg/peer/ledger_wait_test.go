@@ -28,7 +28,7 @@ type deliberate struct {
 	epoch uint64
 }
 
-func (v deliberate) VerifyRun(_ task.ID, r piece.Run) error {
+func (v deliberate) VerifyRun(_ task.ID, r piece.DigestRun) error {
 	if r.Epoch == v.epoch {
 		v.pass()
 	}
@@ -41,7 +41,7 @@ type sluggish struct {
 	create, keep gate
 }
 
-func (s sluggish) Create(id task.ID, f piece.Facts) (piece.Replica, error) {
+func (s sluggish) Create(id task.ID, f piece.Metadata) (piece.Replica, error) {
 	s.create.pass()
 	r, err := s.Store.Create(id, f)
 	return sluggishReplica{r, s.keep}, err
@@ -52,7 +52,7 @@ type sluggishReplica struct {
 	keep gate
 }
 
-func (r sluggishReplica) AddRuns(runs []piece.Run, certs [][]byte) error {
+func (r sluggishReplica) AddRuns(runs []piece.DigestRun, certs [][]byte) error {
 	r.keep.pass()
 	return r.Replica.AddRuns(runs, certs)
 }
@@ -79,7 +79,7 @@ type result struct {
 }
 
 // adding adds runs from another goroutine.
-func adding(l *ledger, runs ...piece.Run) <-chan result {
+func adding(l *ledger, runs ...piece.DigestRun) <-chan result {
 	out := make(chan result, 1)
 	go func() {
 		numbers, err := l.add(runs, [][]byte{[]byte("certificate")})
@@ -89,7 +89,7 @@ func adding(l *ledger, runs ...piece.Run) <-chan result {
 }
 
 func TestTheLedgerAnswersWhileItIsWrittenTo(t *testing.T) {
-	f := piece.FactsFor(3*piece.SizeMin, "")
+	f := piece.MetadataFor(3*piece.SizeMin, "")
 	slow, quick := runAt(f, 1, 0, digestOf(0)), runAt(f, 2, 1, digestOf(1))
 	t.Run("while a signature is checked", func(t *testing.T) {
 		v := deliberate{gate: newGate(), epoch: slow.Epoch}
@@ -98,7 +98,7 @@ func TestTheLedgerAnswersWhileItIsWrittenTo(t *testing.T) {
 		<-v.came
 		answers(t, l)
 		returns(t, "adding another run", func() {
-			numbers, err := l.add([]piece.Run{quick}, nil)
+			numbers, err := l.add([]piece.DigestRun{quick}, nil)
 			require.NoError(t, err)
 			assert.Equal(t, []int{0}, numbers)
 		})
@@ -120,7 +120,7 @@ func TestTheLedgerAnswersWhileItIsWrittenTo(t *testing.T) {
 		<-s.keep.came
 		<-s.keep.came
 		answers(t, l)
-		returns(t, "facts that are known", func() { require.NoError(t, l.setFacts(f)) })
+		returns(t, "facts that are known", func() { require.NoError(t, l.setMetadata(f)) })
 		assert.Equal(t, -1, l.proof(0), "what is not on the disk yet is not passed on")
 		s.keep.let <- struct{}{}
 		s.keep.let <- struct{}{}
@@ -162,7 +162,7 @@ func TestTheLedgerAnswersWhileItIsWrittenTo(t *testing.T) {
 		whole := adding(l, runAt(f, 4, 0, digestOf(0), digestOf(8), digestOf(2)))
 		<-v.came
 		returns(t, "adding another run", func() {
-			_, err := l.add([]piece.Run{quick}, nil)
+			_, err := l.add([]piece.DigestRun{quick}, nil)
 			require.NoError(t, err)
 		})
 		v.let <- struct{}{}
@@ -171,12 +171,12 @@ func TestTheLedgerAnswersWhileItIsWrittenTo(t *testing.T) {
 }
 
 func TestAnotherLengthInOneMessageIsJudgedByTheNewest(t *testing.T) {
-	short, long := piece.FactsFor(3*piece.SizeMin, ""), piece.FactsFor(4*piece.SizeMin, "")
+	short, long := piece.MetadataFor(3*piece.SizeMin, ""), piece.MetadataFor(4*piece.SizeMin, "")
 	l := newLedger(ledgerTask, memstore.New(memstore.Config{}), credulous{}, nil)
-	numbers, err := l.add([]piece.Run{runAt(short, 5, 0, digestOf(0)), runAt(long, 4, 0)}, nil)
-	require.ErrorIs(t, err, errFacts)
+	numbers, err := l.add([]piece.DigestRun{runAt(short, 5, 0, digestOf(0)), runAt(long, 4, 0)}, nil)
+	require.ErrorIs(t, err, errMetadata)
 	require.NotErrorIs(t, err, errContradiction, "an older attempt says so")
 	assert.Equal(t, []int{0}, numbers)
-	_, err = l.add([]piece.Run{runAt(short, 5, 1, digestOf(1)), runAt(long, 6, 0)}, nil)
+	_, err = l.add([]piece.DigestRun{runAt(short, 5, 1, digestOf(1)), runAt(long, 6, 0)}, nil)
 	require.ErrorIs(t, err, errContradiction)
 }

@@ -384,7 +384,7 @@ func (l *link) receive(m wire.Message) error {
 	if in == nil {
 		return nil // never asked for
 	}
-	size := l.d.ledger.replica.Facts().Layout().Size(in.index)
+	size := l.d.ledger.replica.Metadata().Layout().Size(in.index)
 	if m.Begin != in.got || m.Begin+m.Length > size {
 		return fmt.Errorf("%w: block [%d, %d) of piece %d where %d was due", wire.ErrProtocol, m.Begin, m.Begin+m.Length, in.index, in.got)
 	}
@@ -427,7 +427,7 @@ func (l *link) receive(m wire.Message) error {
 // bind finds the request that a block answers, and whether it was cancelled. The first
 // block of a piece that was not asked for by name answers the oldest any-request.
 func (l *link) bind(m wire.Message) (in *inbound, dropped bool) {
-	if !l.d.ledger.hasFacts() || int(m.Index) >= l.d.ledger.replica.Facts().Layout().Count() {
+	if !l.d.ledger.hasMetadata() || int(m.Index) >= l.d.ledger.replica.Metadata().Layout().Count() {
 		return nil, false
 	}
 	l.mu.Lock()
@@ -453,7 +453,7 @@ func (l *link) bind(m wire.Message) (in *inbound, dropped bool) {
 // bindNext turns the oldest any-request into one for piece i: a seed says what it will
 // send. It returns nil where there is none, or no such piece.
 func (l *link) bindNext(i piece.Index) *inbound {
-	if !l.d.ledger.hasFacts() || i < 0 || int(i) >= l.d.ledger.replica.Facts().Layout().Count() {
+	if !l.d.ledger.hasMetadata() || i < 0 || int(i) >= l.d.ledger.replica.Metadata().Layout().Count() {
 		return nil
 	}
 	l.mu.Lock()
@@ -562,7 +562,7 @@ func (l *link) writeSome(out []wire.Message, j *job) error {
 	if j == nil {
 		return l.conn.Flush()
 	}
-	layout := l.d.ledger.replica.Facts().Layout()
+	layout := l.d.ledger.replica.Metadata().Layout()
 	if l.isDropped(j) {
 		return l.finish(j, false)
 	}

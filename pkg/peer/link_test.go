@@ -27,15 +27,15 @@ import (
 type credulous struct{}
 
 func (credulous) AddCertificate([]byte) (piece.KeyID, error)       { return piece.KeyID{1}, nil }
-func (credulous) VerifyRun(task.ID, piece.Run) error               { return nil }
+func (credulous) VerifyRun(task.ID, piece.DigestRun) error         { return nil }
 func (credulous) VerifyRevocation(task.ID, piece.Revocation) error { return nil }
-func (credulous) SignRun(_ task.ID, r *piece.Run)                  { r.Key = piece.KeyID{1} }
+func (credulous) SignRun(_ task.ID, r *piece.DigestRun)            { r.Key = piece.KeyID{1} }
 func (credulous) SignRevocation(_ task.ID, r *piece.Revocation)    { r.Key = piece.KeyID{1} }
 func (credulous) Certificate() []byte                              { return []byte("certificate") }
 
 // runOver vouches for all of content.
-func runOver(f piece.Facts, epoch uint64, content []byte) piece.Run {
-	r := piece.Run{Facts: f, Epoch: epoch, Final: true, Key: piece.KeyID{1}}
+func runOver(f piece.Metadata, epoch uint64, content []byte) piece.DigestRun {
+	r := piece.DigestRun{Metadata: f, Epoch: epoch, Final: true, Key: piece.KeyID{1}}
 	for i := range piece.Index(f.Layout().Count()) {
 		r.Digests = append(r.Digests, piece.Sum(content[f.Layout().Offset(i):][:f.Layout().Size(i)]))
 	}
@@ -61,10 +61,10 @@ func newBench(t *testing.T, pieces int) *bench {
 	b.e = New(Config{Host: host.Host{ID: host.NewID()}, Store: memstore.New(memstore.Config{}), Verifier: credulous{}, Signer: credulous{}})
 	b.d = newDownload(b.e, task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(b.content)))}, time.Now())
 	b.d.ctx = t.Context()
-	f := piece.FactsFor(int64(len(b.content)), "")
-	_, err := b.d.ledger.add([]piece.Run{runOver(f, 1, b.content)}, nil)
+	f := piece.MetadataFor(int64(len(b.content)), "")
+	_, err := b.d.ledger.add([]piece.DigestRun{runOver(f, 1, b.content)}, nil)
 	require.NoError(t, err)
-	b.d.adoptFacts(time.Now())
+	b.d.adoptMetadata(time.Now())
 
 	here, there := net.Pipe()
 	type result struct {
@@ -204,7 +204,7 @@ func TestADownloadLeavesTheRequestsOfTheOneBeforeItAlone(t *testing.T) {
 
 	next := newDownload(b.e, b.d.spec, time.Now())
 	next.id, next.ledger, next.ctx = b.d.id, b.d.ledger, b.d.ctx
-	next.adoptFacts(time.Now())
+	next.adoptMetadata(time.Now())
 	l := newLink(next, b.l.conn, false)
 	next.links[l.n] = l
 	next.introduce(time.Now(), l)
@@ -424,7 +424,7 @@ func TestWhoStillBelievesWhatWasRevokedIsTold(t *testing.T) {
 		require.NoError(t, b.l.conn.Flush())
 		synctest.Wait()
 		b.reads()
-		stale := &wire.Digests{Runs: []piece.Run{runOver(b.d.ledger.replica.Facts(), 7, b.content)}}
+		stale := &wire.Digests{Runs: []piece.DigestRun{runOver(b.d.ledger.replica.Metadata(), 7, b.content)}}
 		require.NoError(t, b.remote.Send(wire.Message{Type: wire.DigestMessage, Digests: stale}))
 		require.NoError(t, b.remote.Flush())
 		b.settle()

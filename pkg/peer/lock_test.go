@@ -47,8 +47,8 @@ func TestAFailedDownloadIsBuriedWithTheLastOffer(t *testing.T) {
 			e := New(Config{Store: memstore.New(memstore.Config{}), Verifier: credulous{}})
 			d := newDownload(e, task.Spec{ID: id}, time.Now())
 			e.downloads[d.id] = d
-			f := piece.FactsFor(length, "")
-			require.NoError(t, d.ledger.setFacts(f))
+			f := piece.MetadataFor(length, "")
+			require.NoError(t, d.ledger.setMetadata(f))
 			d.pick = picker.New(picker.Config{}, f.Layout(), d.ledger.replica.Have())
 			d.fail(&api.Failure{Status: 502, Message: "the origin is down"})
 			d.offer(task.Spec{ID: id}, true)

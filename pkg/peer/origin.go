@@ -169,7 +169,7 @@ func (d *Download) originEnded(now time.Time, o *originParent, err error) {
 		d.originRests = now.Add(watchEvery)
 	case errors.As(err, &wrong):
 		d.originWrong(now, o, wrong)
-	case errors.Is(err, errContradiction), errors.As(err, &length) && d.ledger.hasFacts():
+	case errors.Is(err, errContradiction), errors.As(err, &length) && d.ledger.hasMetadata():
 		d.originWrong(now, o, err)
 	case d.ctx.Err() != nil:
 		// This host ends, which is no word of the origin's: neighbours would fail for it.
@@ -311,7 +311,7 @@ func (o *originParent) run(ctx context.Context) error {
 
 // temporary reports whether asking again may help.
 func (o *originParent) temporary(err error) bool {
-	if errors.Is(err, errUnwanted) || errors.Is(err, errSpace) || errors.Is(err, errFacts) || errors.Is(err, errContradiction) {
+	if errors.Is(err, errUnwanted) || errors.Is(err, errSpace) || errors.Is(err, errMetadata) || errors.Is(err, errContradiction) {
 		return false
 	}
 	var wrong *errWrongContent
@@ -338,7 +338,7 @@ func (o *originParent) temporary(err error) bool {
 // false when there is none now.
 func (o *originParent) next(i piece.Index) (piece.Index, bool) {
 	replica := o.d.ledger.replica
-	n := piece.Index(replica.Facts().Layout().Count())
+	n := piece.Index(replica.Metadata().Layout().Count())
 	have, needed := replica.Have(), o.d.neededNow.Load()
 	for _, from := range []piece.Index{i, 0} {
 		for ; from < n-1; from++ {
@@ -354,19 +354,19 @@ func (o *originParent) next(i piece.Index) (piece.Index, bool) {
 func (o *originParent) stream(ctx context.Context) error {
 	var at piece.Index
 	var offset int64
-	if o.d.ledger.hasFacts() {
+	if o.d.ledger.hasMetadata() {
 		var more bool
 		if at, more = o.next(0); !more {
 			return o.unwanted()
 		}
-		offset = o.d.ledger.replica.Facts().Layout().Offset(at)
+		offset = o.d.ledger.replica.Metadata().Layout().Offset(at)
 	}
 	spec := o.spec
 	if spec.Validator == "" {
 		spec.Validator = o.validator
 	}
-	if o.d.ledger.hasFacts() {
-		spec.Length = o.d.ledger.replica.Facts().Length
+	if o.d.ledger.hasMetadata() {
+		spec.Length = o.d.ledger.replica.Metadata().Length
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -379,7 +379,7 @@ func (o *originParent) stream(ctx context.Context) error {
 		o.validator = resp.Validator
 	}
 	body := o.d.fromOrigin(ctx, resp.Body)
-	if resp.Length < 0 && (spec.Known() > 0 || o.d.ledger.hasFacts()) {
+	if resp.Length < 0 && (spec.Known() > 0 || o.d.ledger.hasMetadata()) {
 		resp.Length = spec.Known()
 	}
 	if resp.Length < 0 {
@@ -419,7 +419,7 @@ func (o *originParent) facts(resp *source.Response) error {
 			return err
 		}
 	}
-	known := o.d.ledger.hasFacts()
+	known := o.d.ledger.hasMetadata()
 	want := o.spec.Length
 	if !known {
 		want = o.spec.Known()
@@ -430,10 +430,10 @@ func (o *originParent) facts(resp *source.Response) error {
 	if o.spec.Kind == task.Manifest && resp.Length > oci.ManifestMax {
 		return o.d.e.longest(o.spec)
 	}
-	f := piece.Facts{Length: resp.Length, PieceSize: o.d.e.cfg.PieceSize(resp.Length), MediaType: resp.MediaType}
-	if err := o.d.ledger.setFacts(f); err != nil {
-		if known && errors.Is(err, errFacts) {
-			return &source.LengthError{Want: o.d.ledger.replica.Facts().Length, Got: resp.Length}
+	f := piece.Metadata{Length: resp.Length, PieceSize: o.d.e.cfg.PieceSize(resp.Length), MediaType: resp.MediaType}
+	if err := o.d.ledger.setMetadata(f); err != nil {
+		if known && errors.Is(err, errMetadata) {
+			return &source.LengthError{Want: o.d.ledger.replica.Metadata().Length, Got: resp.Length}
 		}
 		return err
 	}
@@ -453,7 +453,7 @@ func (o *originParent) facts(resp *source.Response) error {
 // pieces reads pieces from body, which begins at piece at, until nothing more is wanted.
 func (o *originParent) pieces(ctx context.Context, at piece.Index, body io.Reader) error {
 	replica := o.d.ledger.replica
-	layout := replica.Facts().Layout()
+	layout := replica.Metadata().Layout()
 	n := piece.Index(layout.Count())
 	if n == 0 {
 		return o.finish(0, nil)
@@ -553,9 +553,9 @@ func (o *originParent) count(n int) {
 
 // vouch signs a run of digests and enters it.
 func (o *originParent) vouch(first piece.Index, digests []piece.Digest, final bool) error {
-	r := piece.Run{Facts: o.d.ledger.replica.Facts(), Epoch: o.epoch, First: first, Digests: digests, Final: final}
+	r := piece.DigestRun{Metadata: o.d.ledger.replica.Metadata(), Epoch: o.epoch, First: first, Digests: digests, Final: final}
 	o.d.e.cfg.Signer.SignRun(o.d.id, &r)
-	numbers, err := o.d.ledger.add([]piece.Run{r}, [][]byte{o.d.e.cfg.Signer.Certificate()})
+	numbers, err := o.d.ledger.add([]piece.DigestRun{r}, [][]byte{o.d.e.cfg.Signer.Certificate()})
 	if err != nil {
 		return fmt.Errorf("vouching for pieces [%d, %d): %w", first, r.End(), err)
 	}
@@ -570,7 +570,7 @@ func (o *originParent) check(data []byte) error {
 	if !ok {
 		return nil
 	}
-	if length := o.d.ledger.replica.Facts().Length; o.hashed != length {
+	if length := o.d.ledger.replica.Metadata().Length; o.hashed != length {
 		// The body did not run through in one go: hash what is stored.
 		o.whole.Reset()
 		stored := io.NewSectionReader(o.d.ledger.replica, 0, length-int64(len(data)))
@@ -621,7 +621,7 @@ const finalMax = 8192
 // that tells the last piece, so nobody completes a content without having compared it with
 // what he was told of the others before, maybe by another attempt.
 func (o *originParent) summarize() error {
-	n := o.d.ledger.replica.Facts().Layout().Count()
+	n := o.d.ledger.replica.Metadata().Layout().Count()
 	digests := make([]piece.Digest, n)
 	for i := range digests {
 		sum, ok := o.d.ledger.replica.Digest(piece.Index(i))

@@ -15,7 +15,7 @@ import (
 
 // request asks for pieces while asking makes sense.
 func (d *Download) request(now time.Time) {
-	layout := d.ledger.replica.Facts().Layout()
+	layout := d.ledger.replica.Metadata().Layout()
 	var urgent []piece.Index
 	for j := range d.wants {
 		w := &d.wants[j]
@@ -119,7 +119,7 @@ func (d *Download) shun(now time.Time, h host.ID) {
 
 // got notes a piece that is here now; from is nil when the origin gave it.
 func (d *Download) got(now time.Time, i piece.Index, from *link) {
-	size := d.ledger.replica.Facts().Layout().Size(i)
+	size := d.ledger.replica.Metadata().Layout().Size(i)
 	if d.pick.Have().Has(i) {
 		if from != nil {
 			d.e.stats.duplicate.Add(size)
@@ -164,7 +164,7 @@ func (d *Download) lost(i piece.Index) {
 func (d *Download) drop(l *link, i piece.Index) {
 	if l.drop(i) {
 		d.pick.Done(l.n, i)
-		l.send(wire.Message{Type: wire.Cancel, Index: i, Length: d.ledger.replica.Facts().Layout().Size(i)})
+		l.send(wire.Message{Type: wire.Cancel, Index: i, Length: d.ledger.replica.Metadata().Layout().Size(i)})
 	}
 }
 
@@ -236,7 +236,7 @@ func (d *Download) digests(now time.Time, l *link, numbers []int, whole bool) {
 	if l != nil && whole {
 		l.knowsAll = true
 	}
-	d.adoptFacts(now)
+	d.adoptMetadata(now)
 	if d.pick == nil {
 		return
 	}

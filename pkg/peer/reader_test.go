@@ -43,7 +43,7 @@ func (s *forgetfulStore) isLost(i piece.Index) bool {
 	return s.lost[i]
 }
 
-func (s *forgetfulStore) Create(id task.ID, f piece.Facts) (piece.Replica, error) {
+func (s *forgetfulStore) Create(id task.ID, f piece.Metadata) (piece.Replica, error) {
 	r, err := s.Store.Create(id, f)
 	return &forgetfulReplica{r, s}, err
 }
@@ -85,7 +85,7 @@ func (r *forgetfulReplica) WritePiece(i piece.Index, data []byte, d piece.Digest
 }
 
 func (r *forgetfulReplica) check(off, n int64) error {
-	first, end := r.Facts().Layout().Span(off, n)
+	first, end := r.Metadata().Layout().Span(off, n)
 	for i := first; i < end; i++ {
 		if r.s.isLost(i) {
 			return fmt.Errorf("piece %d: %w", i, piece.ErrMissing)
@@ -129,7 +129,7 @@ func TestAPieceThatTheStoreLostComesAnew(t *testing.T) {
 					time.Sleep(wait)
 					c, err := a.engine.Open(t.Context(), s.spec())
 					require.NoError(t, err)
-					r := c.NewReader(t.Context(), 0, c.Facts().Length)
+					r := c.NewReader(t.Context(), 0, c.Metadata().Length)
 					_, err = io.ReadFull(r, make([]byte, 10))
 					require.NoError(t, err)
 					store.lose(3)
@@ -173,7 +173,7 @@ func TestAReaderOfAFailedDownloadIsToldItsReason(t *testing.T) {
 		defer c.Close()
 		errs := make(chan error, 4)
 		for range cap(errs) {
-			r := c.NewReader(t.Context(), 0, c.Facts().Length)
+			r := c.NewReader(t.Context(), 0, c.Metadata().Length)
 			go func() {
 				buf := make([]byte, 1000)
 				for {
@@ -203,7 +203,7 @@ func TestReadsOfACachedContentCostTheSameHoweverLongItIs(t *testing.T) {
 		c, err := a.engine.Open(context.Background(), s.spec())
 		require.NoError(t, err)
 		defer c.Close()
-		r := c.NewReader(t.Context(), 0, c.Facts().Length)
+		r := c.NewReader(t.Context(), 0, c.Metadata().Length)
 		defer r.Close()
 		synctest.Wait()
 		counted.asked.Store(0)
@@ -225,7 +225,7 @@ type countingReplica struct {
 	s *countingStore
 }
 
-func (s *countingStore) Create(id task.ID, f piece.Facts) (piece.Replica, error) {
+func (s *countingStore) Create(id task.ID, f piece.Metadata) (piece.Replica, error) {
 	r, err := s.Store.Create(id, f)
 	return &countingReplica{r, s}, err
 }

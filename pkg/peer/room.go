@@ -22,7 +22,7 @@ const (
 var errYields = errors.New("it gives this task up to make room")
 
 // create makes a content in the store.
-func (e *Engine) create(id task.ID, f piece.Facts) (r piece.Replica, err error) {
+func (e *Engine) create(id task.ID, f piece.Metadata) (r piece.Replica, err error) {
 	err = e.withRoom(id, func() error { r, err = e.cfg.Store.Create(id, f); return err })
 	return r, err
 }
@@ -76,7 +76,7 @@ func (e *Engine) oneYields(needy task.ID, asked map[*Download]bool, deadline <-c
 		return ended(d)
 	}
 	for _, d := range e.byUse() {
-		if d.id == needy || asked[d] || !d.ledger.hasFacts() {
+		if d.id == needy || asked[d] || !d.ledger.hasMetadata() {
 			continue
 		}
 		asked[d] = true
@@ -105,7 +105,7 @@ func (e *Engine) oneLeaving(needy task.ID) *Download {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for d := range e.leaving {
-		if d.id != needy && d.ledger.hasFacts() {
+		if d.id != needy && d.ledger.hasMetadata() {
 			return d
 		}
 	}

@@ -105,7 +105,7 @@ type fullStore struct {
 	left atomic.Int64
 }
 
-func (s *fullStore) Create(id task.ID, f piece.Facts) (piece.Replica, error) {
+func (s *fullStore) Create(id task.ID, f piece.Metadata) (piece.Replica, error) {
 	r, err := s.Store.Create(id, f)
 	return fullReplica{r, s}, err
 }

@@ -91,7 +91,7 @@ func (s *swarm) pullBy(n *node, writeTo bool) ([]byte, error) {
 		return nil, err
 	}
 	defer c.Close()
-	r := c.NewReader(s.t.Context(), 0, c.Facts().Length)
+	r := c.NewReader(s.t.Context(), 0, c.Metadata().Length)
 	defer r.Close()
 	var b bytes.Buffer
 	if writeTo {
@@ -145,7 +145,7 @@ func TestRotBetweenTwoReadsOfOneReader(t *testing.T) {
 		require.NoError(t, err)
 		c, err := n.engine.Open(t.Context(), s.spec())
 		require.NoError(t, err)
-		r := c.NewReader(t.Context(), 0, c.Facts().Length)
+		r := c.NewReader(t.Context(), 0, c.Metadata().Length)
 		first := make([]byte, 3*piece.SizeMin+5)
 		_, err = io.ReadFull(r, first)
 		require.NoError(t, err)

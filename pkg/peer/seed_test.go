@@ -40,7 +40,7 @@ func TestEverySeedIsAnsweredAlsoWhenEverythingIsHere(t *testing.T) {
 		for i := range int64(3) {
 			n.engine.Seed(s.spec())
 			time.Sleep(2 * time.Minute)
-			assert.Equal(t, i+1, n.seedFacts.Load())
+			assert.Equal(t, i+1, n.seedMetadata.Load())
 			assert.Equal(t, i+1, n.seedDone.Load())
 		}
 		assert.Len(t, s.origin.requests(), 1)
@@ -71,10 +71,10 @@ func TestASeedVouchesForContentThatItGotInsideAnAnswer(t *testing.T) {
 		s := newSwarm(t, randomBytes(43, 1234))
 		seed := s.seed()
 		inline := true
-		f := piece.FactsFor(1234, "application/x")
+		f := piece.MetadataFor(1234, "application/x")
 		s.owner.answer = func(from *node, _ api.Entry, a *api.Assignment) error {
 			if inline {
-				a.Facts, a.Inline, a.Seed = &f, s.origin.content, false
+				a.Metadata, a.Inline, a.Seed = &f, s.origin.content, false
 			}
 			return nil
 		}
@@ -199,7 +199,7 @@ func TestTheOriginIsAskedOnceThoughTheReaderComesLate(t *testing.T) {
 		require.NoError(t, err)
 		defer c.Close()
 		time.Sleep(100 * time.Millisecond)
-		r := c.NewReader(t.Context(), 0, c.Facts().Length)
+		r := c.NewReader(t.Context(), 0, c.Metadata().Length)
 		defer r.Close()
 		data, err := io.ReadAll(r)
 		require.NoError(t, err)

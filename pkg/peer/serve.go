@@ -17,7 +17,7 @@ func (d *Download) serve(now time.Time, l *link, m wire.Message) {
 		l.send(refuse)
 		return
 	}
-	size := d.ledger.replica.Facts().Layout().Size(m.Index)
+	size := d.ledger.replica.Metadata().Layout().Size(m.Index)
 	if m.Length <= 0 || m.Begin < 0 || m.Begin+m.Length > size {
 		l.send(refuse)
 		return
@@ -73,7 +73,7 @@ func (d *Download) serveAny(now time.Time, l *link, a wire.Any) {
 		return
 	}
 	l.send(wire.Message{Type: wire.Suggest, Index: i})
-	d.begin(now, l, &job{index: i, end: d.ledger.replica.Facts().Layout().Size(i), any: true})
+	d.begin(now, l, &job{index: i, end: d.ledger.replica.Metadata().Layout().Size(i), any: true})
 }
 
 func (d *Download) begin(now time.Time, l *link, j *job) {
@@ -111,7 +111,7 @@ func (d *Download) served(l *link, j *job, sent bool) {
 
 // remember notes which pieces a peer is sent. Who is sent one again may have found it wrong.
 func (d *Download) remember(l *link, j *job) {
-	if j.begin > 0 || j.end < d.ledger.replica.Facts().Layout().Size(j.index) {
+	if j.begin > 0 || j.end < d.ledger.replica.Metadata().Layout().Size(j.index) {
 		return
 	}
 	who := l.conn.PeerID()

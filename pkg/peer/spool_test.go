@@ -222,7 +222,7 @@ func TestNobodyHearsTheLengthOfAWrongBody(t *testing.T) {
 			require.Error(t, err, "it was opened, so somebody heard a length")
 			time.Sleep(time.Second)
 		}
-		assert.Zero(t, seed.seedFacts.Load())
+		assert.Zero(t, seed.seedMetadata.Load())
 		assert.Empty(t, seed.store.Inventory())
 	})
 }

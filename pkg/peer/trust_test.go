@@ -185,7 +185,7 @@ type panicking struct {
 	left atomic.Int32
 }
 
-func (p *panicking) VerifyRun(id task.ID, r piece.Run) error {
+func (p *panicking) VerifyRun(id task.ID, r piece.DigestRun) error {
 	if p.left.Add(-1) >= 0 {
 		panic("a fault")
 	}

@@ -2,7 +2,7 @@
 // the contract of a store that keeps pieces.
 //
 // The layout is a function of the length alone, so that owners who never met cut the same
-// content alike. Start at [Layout], [Run] and [Store].
+// content alike. Start at [Layout], [DigestRun] and [Store].
 package piece
 
 import (
@@ -26,8 +26,8 @@ const (
 	targetCount = 512
 )
 
-// ErrInvalidFacts tells that a layout or its length is impossible.
-var ErrInvalidFacts = errors.New("invalid content facts")
+// ErrInvalidMetadata tells that a layout or its length is impossible.
+var ErrInvalidMetadata = errors.New("invalid content facts")
 
 // Index is the number of a piece, from 0.
 type Index int
@@ -97,32 +97,32 @@ func (l Layout) Within(offset, n int64) error {
 	return nil
 }
 
-// Facts are what must be known of a content before its first piece can be stored.
-type Facts struct {
+// Metadata are what must be known of a content before its first piece can be stored.
+type Metadata struct {
 	Length    int64  `json:"length"`
 	PieceSize int64  `json:"pieceSize"`
 	MediaType string `json:"mediaType,omitempty"` // the origin's Content-Type, to the letter
 }
 
-// FactsFor returns the facts of a content of length bytes.
-func FactsFor(length int64, mediaType string) Facts {
-	return Facts{Length: length, PieceSize: SizeFor(length), MediaType: mediaType}
+// MetadataFor returns the facts of a content of length bytes.
+func MetadataFor(length int64, mediaType string) Metadata {
+	return Metadata{Length: length, PieceSize: SizeFor(length), MediaType: mediaType}
 }
 
 // Layout returns how the content is cut.
-func (f Facts) Layout() Layout { return Layout{Length: f.Length, PieceSize: f.PieceSize} }
+func (f Metadata) Layout() Layout { return Layout{Length: f.Length, PieceSize: f.PieceSize} }
 
-// Check refuses facts that no honest owner sends. The error wraps [ErrInvalidFacts].
-func (f Facts) Check() error {
+// Check refuses facts that no honest owner sends. The error wraps [ErrInvalidMetadata].
+func (f Metadata) Check() error {
 	switch {
 	case f.Length < 0 || f.Length > LengthMax:
-		return fmt.Errorf("%w: length %d", ErrInvalidFacts, f.Length)
+		return fmt.Errorf("%w: length %d", ErrInvalidMetadata, f.Length)
 	case f.PieceSize < 1 || f.PieceSize > SizeMax:
-		return fmt.Errorf("%w: piece size %d", ErrInvalidFacts, f.PieceSize)
+		return fmt.Errorf("%w: piece size %d", ErrInvalidMetadata, f.PieceSize)
 	case f.Layout().Count() > CountMax:
-		return fmt.Errorf("%w: %d pieces", ErrInvalidFacts, f.Layout().Count())
+		return fmt.Errorf("%w: %d pieces", ErrInvalidMetadata, f.Layout().Count())
 	case len(f.MediaType) > 255:
-		return fmt.Errorf("%w: media type of %d bytes", ErrInvalidFacts, len(f.MediaType))
+		return fmt.Errorf("%w: media type of %d bytes", ErrInvalidMetadata, len(f.MediaType))
 	}
 	return nil
 }

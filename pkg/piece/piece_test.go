@@ -41,7 +41,7 @@ func TestPieceSizeIsThePowerOfTwoThatMakesAtMost512Pieces(t *testing.T) {
 		{piece.LengthMax, 4 * mib, piece.CountMax},
 	} {
 		assert.Equal(t, c.size, piece.SizeFor(c.length), "piece size for %d bytes", c.length)
-		f := piece.FactsFor(c.length, "application/octet-stream")
+		f := piece.MetadataFor(c.length, "application/octet-stream")
 		assert.Equal(t, c.count, f.Layout().Count(), "pieces of %d bytes", c.length)
 		assert.NoError(t, f.Check(), "facts for %d bytes", c.length)
 	}
@@ -112,9 +112,9 @@ func TestOnlyTheContentsOwnBytesAreWithinIt(t *testing.T) {
 }
 
 func TestImpossibleFactsAreRefused(t *testing.T) {
-	good := piece.FactsFor(1<<20, "text/plain")
+	good := piece.MetadataFor(1<<20, "text/plain")
 	require.NoError(t, good.Check())
-	for name, f := range map[string]piece.Facts{
+	for name, f := range map[string]piece.Metadata{
 		"negative length":  {Length: -1, PieceSize: piece.SizeMin},
 		"too long":         {Length: piece.LengthMax + 1, PieceSize: piece.SizeMax},
 		"no piece size":    {Length: 1},
@@ -124,7 +124,7 @@ func TestImpossibleFactsAreRefused(t *testing.T) {
 		"long media type":  {Length: 1, PieceSize: 1, MediaType: string(make([]byte, 256))},
 		"overflow":         {Length: math.MaxInt64, PieceSize: piece.SizeMax},
 	} {
-		assert.ErrorIs(t, f.Check(), piece.ErrInvalidFacts, name)
+		assert.ErrorIs(t, f.Check(), piece.ErrInvalidMetadata, name)
 	}
 }
 
@@ -213,23 +213,23 @@ func TestACloneSharesNothing(t *testing.T) {
 }
 
 func TestARunThatNoHonestCoordinatorSignsIsRefused(t *testing.T) {
-	f := piece.Facts{Length: 950, PieceSize: 100} // ten pieces
-	run := func(first, n int, final bool) piece.Run {
-		return piece.Run{Facts: f, First: piece.Index(first), Digests: make([]piece.Digest, n), Final: final}
+	f := piece.Metadata{Length: 950, PieceSize: 100} // ten pieces
+	run := func(first, n int, final bool) piece.DigestRun {
+		return piece.DigestRun{Metadata: f, First: piece.Index(first), Digests: make([]piece.Digest, n), Final: final}
 	}
-	for name, r := range map[string]piece.Run{
+	for name, r := range map[string]piece.DigestRun{
 		"begin":          run(0, 9, false),
 		"middle":         run(4, 1, false),
 		"all":            run(0, 10, true),
 		"last":           run(9, 1, true),
 		"empty, at end":  run(10, 0, true),
 		"facts only":     run(0, 0, false),
-		"empty content":  {Facts: piece.Facts{PieceSize: 100}, Final: true},
+		"empty content":  {Metadata: piece.Metadata{PieceSize: 100}, Final: true},
 		"final reprised": run(0, 5, true),
 	} {
 		assert.NoError(t, r.Check(), name)
 	}
-	for name, r := range map[string]piece.Run{
+	for name, r := range map[string]piece.DigestRun{
 		"before the begin":     run(-1, 2, false),
 		"behind the end":       run(11, 0, true),
 		"over the end":         run(5, 6, true),
@@ -238,19 +238,19 @@ func TestARunThatNoHonestCoordinatorSignsIsRefused(t *testing.T) {
 		"all, not final":       run(0, 10, false),
 		"no facts":             {},
 	} {
-		assert.ErrorIs(t, r.Check(), piece.ErrInvalidFacts, name)
+		assert.ErrorIs(t, r.Check(), piece.ErrInvalidMetadata, name)
 	}
 }
 
 func TestEveryFieldOfARunIsSigned(t *testing.T) {
 	const id = task.ID("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
-	base := piece.Run{
-		Facts:   piece.Facts{Length: 1000, PieceSize: 100, MediaType: "ab"},
-		Epoch:   7,
-		First:   2,
-		Digests: []piece.Digest{piece.Sum([]byte("x")), piece.Sum([]byte("y"))},
+	base := piece.DigestRun{
+		Metadata: piece.Metadata{Length: 1000, PieceSize: 100, MediaType: "ab"},
+		Epoch:    7,
+		First:    2,
+		Digests:  []piece.Digest{piece.Sum([]byte("x")), piece.Sum([]byte("y"))},
 	}
-	with := func(change func(*piece.Run)) piece.Run {
+	with := func(change func(*piece.DigestRun)) piece.DigestRun {
 		r := base
 		r.Digests = append([]piece.Digest(nil), base.Digests...)
 		change(&r)
@@ -264,20 +264,20 @@ func TestEveryFieldOfARunIsSigned(t *testing.T) {
 		seen[string(b)] = name
 	}
 	different("other task", base.SigningBytes("file:"+id[len("sha256:"):]))
-	different("length", with(func(r *piece.Run) { r.Facts.Length++ }).SigningBytes(id))
-	different("piece size", with(func(r *piece.Run) { r.Facts.PieceSize++ }).SigningBytes(id))
-	different("media type", with(func(r *piece.Run) { r.Facts.MediaType = "ac" }).SigningBytes(id))
-	different("longer media type", with(func(r *piece.Run) { r.Facts.MediaType = "ab\x00" }).SigningBytes(id))
-	different("epoch", with(func(r *piece.Run) { r.Epoch++ }).SigningBytes(id))
-	different("first", with(func(r *piece.Run) { r.First++ }).SigningBytes(id))
-	different("digest", with(func(r *piece.Run) { r.Digests[1][31] ^= 1 }).SigningBytes(id))
-	different("order", with(func(r *piece.Run) { r.Digests[0], r.Digests[1] = r.Digests[1], r.Digests[0] }).SigningBytes(id))
-	different("fewer digests", with(func(r *piece.Run) { r.Digests = r.Digests[:1] }).SigningBytes(id))
-	different("final", with(func(r *piece.Run) { r.Final = true }).SigningBytes(id))
+	different("length", with(func(r *piece.DigestRun) { r.Metadata.Length++ }).SigningBytes(id))
+	different("piece size", with(func(r *piece.DigestRun) { r.Metadata.PieceSize++ }).SigningBytes(id))
+	different("media type", with(func(r *piece.DigestRun) { r.Metadata.MediaType = "ac" }).SigningBytes(id))
+	different("longer media type", with(func(r *piece.DigestRun) { r.Metadata.MediaType = "ab\x00" }).SigningBytes(id))
+	different("epoch", with(func(r *piece.DigestRun) { r.Epoch++ }).SigningBytes(id))
+	different("first", with(func(r *piece.DigestRun) { r.First++ }).SigningBytes(id))
+	different("digest", with(func(r *piece.DigestRun) { r.Digests[1][31] ^= 1 }).SigningBytes(id))
+	different("order", with(func(r *piece.DigestRun) { r.Digests[0], r.Digests[1] = r.Digests[1], r.Digests[0] }).SigningBytes(id))
+	different("fewer digests", with(func(r *piece.DigestRun) { r.Digests = r.Digests[:1] }).SigningBytes(id))
+	different("final", with(func(r *piece.DigestRun) { r.Final = true }).SigningBytes(id))
 	different("revocation", piece.Revocation{Epoch: 7}.SigningBytes(id))
 	different("revocation of another epoch", piece.Revocation{Epoch: 8}.SigningBytes(id))
 	different("revocation of another task", piece.Revocation{Epoch: 7}.SigningBytes("file:"+id[len("sha256:"):]))
 
-	signed := with(func(r *piece.Run) { r.Key, r.Signature = piece.KeyID{1}, []byte{2} })
+	signed := with(func(r *piece.DigestRun) { r.Key, r.Signature = piece.KeyID{1}, []byte{2} })
 	assert.Equal(t, base.SigningBytes(id), signed.SigningBytes(id), "key and signature are not under the signature")
 }

@@ -12,8 +12,8 @@ import (
 var (
 	// ErrNotFound: the store has no replica of that task.
 	ErrNotFound = errors.New("no such task in the store")
-	// ErrOtherFacts: the store has the task under another length or piece size.
-	ErrOtherFacts = errors.New("task is stored with other facts")
+	// ErrOtherMetadata: the store has the task under another length or piece size.
+	ErrOtherMetadata = errors.New("task is stored with other facts")
 	// ErrMissing: bytes were asked for that are in no verified piece yet.
 	ErrMissing = errors.New("piece is missing")
 	// ErrNoSpace: neither the disk nor the quota has room, and nothing can be evicted.
@@ -29,7 +29,7 @@ var (
 // Entry is one line of a store's inventory.
 type Entry struct {
 	ID       task.ID
-	Facts    Facts
+	Metadata Metadata
 	Have     int // pieces
 	Complete bool
 	LastRead time.Time
@@ -40,9 +40,9 @@ type Entry struct {
 // all. Safe for concurrent use. The suite in storetest is the contract in full.
 type Store interface {
 	// Create returns the replica of a task, making an empty one when there is none. It
-	// fails with [ErrOtherFacts] when one is there whose Length or PieceSize differ, and
+	// fails with [ErrOtherMetadata] when one is there whose Length or PieceSize differ, and
 	// with [ErrNoSpace]. The caller closes the replica.
-	Create(id task.ID, f Facts) (Replica, error)
+	Create(id task.ID, f Metadata) (Replica, error)
 	// Open returns the replica of a task, or [ErrNotFound]. The caller closes it.
 	Open(id task.ID) (Replica, error)
 	// Inventory lists every task, in no order.
@@ -58,7 +58,7 @@ type Store interface {
 // same pieces. While one is open, its task is not evicted.
 type Replica interface {
 	ID() task.ID
-	Facts() Facts
+	Metadata() Metadata
 	// Have returns a copy of the set of pieces that can be read.
 	Have() Bitmap
 	// Has reports whether piece i can be read. A store that finds that it cannot keep its
@@ -67,7 +67,7 @@ type Replica interface {
 	// WritePiece stores all bytes of piece i, of which d is the digest: the caller has
 	// verified that. The bytes can be read once it returns nil; a piece that is already
 	// there is not written again. On an error nothing of the piece can be read. It fails
-	// with [ErrNoSpace], and with [ErrInvalidFacts] where data is not as long as piece i.
+	// with [ErrNoSpace], and with [ErrInvalidMetadata] where data is not as long as piece i.
 	WritePiece(i Index, data []byte, d Digest) error
 	// Digest returns the digest under which piece i was written.
 	Digest(i Index) (Digest, bool)
@@ -82,9 +82,9 @@ type Replica interface {
 	CopyTo(w io.Writer, off, n int64) (int64, error)
 	// AddRuns keeps signed runs and the DER certificates of their keys; what is there
 	// already is not kept twice. The store does not check signatures.
-	AddRuns(runs []Run, certificates [][]byte) error
+	AddRuns(runs []DigestRun, certificates [][]byte) error
 	// Runs returns all that AddRuns kept, in the order it came.
-	Runs() ([]Run, [][]byte)
+	Runs() ([]DigestRun, [][]byte)
 	// Close ends the use of this replica, whose methods fail with [io/fs.ErrClosed] from
 	// then on; closing twice is no error.
 	Close() error

@@ -82,8 +82,8 @@ type fakeBlob struct {
 	writers chan string // types that WriteTo was given
 }
 
-func (c *fakeBlob) Facts() piece.Facts {
-	return piece.FactsFor(int64(len(c.data)), c.mediaType)
+func (c *fakeBlob) Metadata() piece.Metadata {
+	return piece.MetadataFor(int64(len(c.data)), c.mediaType)
 }
 
 func (c *fakeBlob) NewReader(ctx context.Context, off, n int64) registryproxy.Reader {

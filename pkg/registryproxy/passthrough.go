@@ -49,7 +49,7 @@ func (req *request) openPassthrough(spec task.Spec, length int64, full error) (B
 	req.pull.Passthrough = true
 	return &passthrough{
 		open: req.cfg.Passthrough, wrong: func() { req.tainted.put(spec.ID, time.Now()) }, spec: spec,
-		facts: piece.Facts{Length: length, MediaType: res.MediaType}, body: res.Body,
+		facts: piece.Metadata{Length: length, MediaType: res.MediaType}, body: res.Body,
 	}, nil
 }
 
@@ -58,12 +58,12 @@ type passthrough struct {
 	open  func(context.Context, task.Spec, int64) (*source.Response, error)
 	wrong func() // called when the bytes proved wrong
 	spec  task.Spec
-	facts piece.Facts
+	facts piece.Metadata
 	body  io.ReadCloser // for the first reader, from the beginning
 }
 
-// Facts implements [Blob].
-func (p *passthrough) Facts() piece.Facts { return p.facts }
+// Metadata implements [Blob].
+func (p *passthrough) Metadata() piece.Metadata { return p.facts }
 
 // NewReader implements [Blob].
 func (p *passthrough) NewReader(ctx context.Context, off, n int64) Reader {

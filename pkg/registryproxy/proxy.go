@@ -27,8 +27,8 @@ import (
 
 // Blob is a blob or manifest of the swarm that the proxy has open.
 type Blob interface {
-	// Facts are known once the blob is open.
-	Facts() piece.Facts
+	// Metadata are known once the blob is open.
+	Metadata() piece.Metadata
 	// NewReader reads the bytes [off, off+n) as they arrive. Cancelling ctx ends this reader alone. It
 	// is closed before its blob.
 	NewReader(ctx context.Context, off, n int64) Reader

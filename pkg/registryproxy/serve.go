@@ -102,7 +102,7 @@ func (req *request) isForeign(f *api.Failure) bool {
 // checkBlob compares an open blob with what the grant states about it, and lets a registry that the
 // operator did not list prove that it has the blob.
 func (req *request) checkBlob(blob Blob, g access.Grant) *apiError {
-	length, path := blob.Facts().Length, req.target.path()
+	length, path := blob.Metadata().Length, req.target.path()
 	switch {
 	case g.Length == 0 || g.Length == length:
 	case !g.Declared:
@@ -143,7 +143,7 @@ func (req *request) isVerified(blob Blob) bool {
 
 // send writes an open blob, or the range of it that the client asked for.
 func (req *request) send(blob Blob, g access.Grant) *apiError {
-	total := blob.Facts().Length
+	total := blob.Metadata().Length
 	mediaType, refused := req.learnManifest(blob, g)
 	if refused != nil {
 		return refused
@@ -190,12 +190,12 @@ func (req *request) send(blob Blob, g access.Grant) *apiError {
 
 // learnManifest returns the media type to serve, and lets a manifest grant what it names.
 func (req *request) learnManifest(blob Blob, g access.Grant) (string, *apiError) {
-	mediaType := req.mediaType(g.MediaType, blob.Facts().MediaType)
+	mediaType := req.mediaType(g.MediaType, blob.Metadata().MediaType)
 	if req.target.endpoint != endpointManifest || mediaType != "" && !req.cfg.Resolver.AdoptsManifest(g) {
 		return mediaType, nil
 	}
 	var manifest []byte
-	if total := blob.Facts().Length; total <= oci.ManifestMax {
+	if total := blob.Metadata().Length; total <= oci.ManifestMax {
 		var err error
 		if manifest, err = readWindow(req.ctx, blob, oci.Window{Length: total}); err != nil {
 			return "", req.failed(fmt.Errorf("reading %s: %w", req.target.path(), err))

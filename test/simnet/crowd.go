@@ -441,7 +441,7 @@ func warm(ctx context.Context, seed *peer.Engine, spec task.Spec) error {
 		return err
 	}
 	defer content.Close()
-	r := content.NewReader(ctx, 0, content.Facts().Length)
+	r := content.NewReader(ctx, 0, content.Metadata().Length)
 	defer r.Close()
 	_, err = io.Copy(io.Discard, r)
 	seed.Seed(spec)

@@ -18,7 +18,7 @@ type trust struct {
 	good map[[sha256.Size]byte]bool
 }
 
-func (t *trust) VerifyRun(id task.ID, r piece.Run) error {
+func (t *trust) VerifyRun(id task.ID, r piece.DigestRun) error {
 	name := sha256.Sum256(append(append(r.SigningBytes(id), r.Key[:]...), r.Signature...))
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -130,8 +130,8 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 				d = append(d, one[:]...)
 			}
 			w.Runs = append(w.Runs, runWire{
-				Digests: d, Epoch: r.Epoch, First: int64(r.First), Key: r.Key[:], Length: r.Facts.Length,
-				MediaType: r.Facts.MediaType, PieceSize: r.Facts.PieceSize, Signature: r.Signature, Final: flag(r.Final),
+				Digests: d, Epoch: r.Epoch, First: int64(r.First), Key: r.Key[:], Length: r.Metadata.Length,
+				MediaType: r.Metadata.MediaType, PieceSize: r.Metadata.PieceSize, Signature: r.Signature, Final: flag(r.Final),
 			})
 		}
 		name, shape = "dr_digests", w
@@ -311,9 +311,9 @@ func decodeDigests(payload []byte) (*Digests, error) {
 	out := &Digests{Certificates: w.Certificates, Whole: w.Whole != 0}
 	for _, r := range w.Runs {
 		const size = len(piece.Digest{})
-		run := piece.Run{
-			Facts: piece.Facts{Length: r.Length, PieceSize: r.PieceSize, MediaType: r.MediaType},
-			Epoch: r.Epoch, First: piece.Index(r.First), Final: r.Final != 0, Signature: r.Signature,
+		run := piece.DigestRun{
+			Metadata: piece.Metadata{Length: r.Length, PieceSize: r.PieceSize, MediaType: r.MediaType},
+			Epoch:    r.Epoch, First: piece.Index(r.First), Final: r.Final != 0, Signature: r.Signature,
 		}
 		if len(r.Digests)%size != 0 || len(r.Key) != len(run.Key) || len(r.Signature) > 128 {
 			return nil, fmt.Errorf("run with %d bytes of digests, a key of %d and a signature of %d", len(r.Digests), len(r.Key), len(r.Signature))

@@ -135,7 +135,7 @@ type Busy struct {
 
 // Digests are signed runs and the certificates of their keys.
 type Digests struct {
-	Runs         []piece.Run
+	Runs         []piece.DigestRun
 	Certificates [][]byte
 	// Whole says that the sender has every digest and needs none sent.
 	Whole bool

@@ -90,9 +90,9 @@ func greeted(t *testing.T, rawA, rawB net.Conn) (a, b *Conn) {
 	return a, b
 }
 
-func someRun() piece.Run {
-	return piece.Run{
-		Facts: piece.FactsFor(3*piece.SizeMin, "application/octet-stream"), Epoch: 7, First: 1,
+func someRun() piece.DigestRun {
+	return piece.DigestRun{
+		Metadata: piece.MetadataFor(3*piece.SizeMin, "application/octet-stream"), Epoch: 7, First: 1,
 		Digests: []piece.Digest{piece.Sum([]byte("1")), piece.Sum([]byte("2"))}, Final: true,
 		Key: piece.KeyID{1, 2, 3, 4, 5, 6, 7, 8}, Signature: bytes.Repeat([]byte{9}, 64),
 	}
@@ -119,7 +119,7 @@ func messages() []Message {
 		{Type: AnyMessage, Any: &Any{}},
 		{Type: BusyMessage, Busy: &Busy{Index: 3, Begin: 12, Delay: 5 * time.Second}},
 		{Type: BusyMessage, Busy: &Busy{Index: BusyAny}},
-		{Type: DigestMessage, Digests: &Digests{Runs: []piece.Run{someRun(), bare}, Certificates: [][]byte{{1, 2, 3}}}},
+		{Type: DigestMessage, Digests: &Digests{Runs: []piece.DigestRun{someRun(), bare}, Certificates: [][]byte{{1, 2, 3}}}},
 		{Type: DigestMessage, Digests: &Digests{Whole: true}},
 		{Type: FailMessage, Failure: &api.Failure{Status: 401, Header: map[string]string{"Www-Authenticate": "Bearer"}, Body: []byte("{}"), Message: "GET x: 401", Wrong: true, Changed: true, Full: true, Unshared: true, Upstream: "quay.io", Repository: "org/app"}},
 		{Type: RevokeMessage, Revocation: &piece.Revocation{Epoch: 1 << 63, Key: piece.KeyID{8}, Signature: bytes.Repeat([]byte{3}, 64)}},

@@ -31,7 +31,7 @@ type content struct {
 	s             *Store
 	e             *entry
 	id            task.ID
-	facts         piece.Facts
+	facts         piece.Metadata
 	layout        piece.Layout
 	dir           string
 	data, journal File
@@ -54,7 +54,7 @@ type content struct {
 	taken        piece.Bitmap
 	idle         []File // descriptions of data that no CopyTo uses
 	shutDown     bool
-	runs         []piece.Run
+	runs         []piece.DigestRun
 	certificates [][]byte
 
 	// known is held while runs are added: it orders them in the journal as in runs.
@@ -74,7 +74,7 @@ type content struct {
 	linked  bool // the directories above are on stable storage
 }
 
-func newContent(s *Store, e *entry, f piece.Facts) *content {
+func newContent(s *Store, e *entry, f piece.Metadata) *content {
 	n := f.Layout().Count()
 	return &content{
 		s: s, e: e, id: e.id, facts: f, layout: f.Layout(),
@@ -704,7 +704,7 @@ func (c *content) giveBack(f File) error {
 }
 
 // addRuns journals what is not there yet, all of it or nothing.
-func (c *content) addRuns(r *replica, runs []piece.Run, certificates [][]byte) error {
+func (c *content) addRuns(r *replica, runs []piece.DigestRun, certificates [][]byte) error {
 	c.known.Lock()
 	defer c.known.Unlock()
 	if err := r.use(); err != nil {
@@ -712,7 +712,7 @@ func (c *content) addRuns(r *replica, runs []piece.Run, certificates [][]byte) e
 	}
 	var errs error
 	var records []byte
-	var freshRuns []piece.Run
+	var freshRuns []piece.DigestRun
 	var freshCertificates [][]byte
 	var sums [][sha256.Size]byte
 	fresh := func(record []byte) bool {
@@ -735,10 +735,10 @@ func (c *content) addRuns(r *replica, runs []piece.Run, certificates [][]byte) e
 		switch err := run.Check(); {
 		case err != nil:
 			errs = errors.Join(errs, err)
-		case run.Facts.Length != c.facts.Length || run.Facts.PieceSize != c.facts.PieceSize:
-			errs = errors.Join(errs, fmt.Errorf("run of task %s: %w", c.id.Short(), piece.ErrOtherFacts))
+		case run.Metadata.Length != c.facts.Length || run.Metadata.PieceSize != c.facts.PieceSize:
+			errs = errors.Join(errs, fmt.Errorf("run of task %s: %w", c.id.Short(), piece.ErrOtherMetadata))
 		case len(run.Signature) > signatureMax:
-			errs = errors.Join(errs, fmt.Errorf("run of task %s: %w: signature of %d bytes", c.id.Short(), piece.ErrInvalidFacts, len(run.Signature)))
+			errs = errors.Join(errs, fmt.Errorf("run of task %s: %w: signature of %d bytes", c.id.Short(), piece.ErrInvalidMetadata, len(run.Signature)))
 		default:
 			if fresh(appendRun(nil, run)) {
 				freshRuns = append(freshRuns, cloneRun(run))
@@ -764,7 +764,7 @@ func (c *content) addRuns(r *replica, runs []piece.Run, certificates [][]byte) e
 	return errs
 }
 
-func cloneRun(r piece.Run) piece.Run {
+func cloneRun(r piece.DigestRun) piece.DigestRun {
 	r.Digests, r.Signature = slices.Clone(r.Digests), bytes.Clone(r.Signature)
 	return r
 }

@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-var childFacts = piece.Facts{Length: 200*4096 - 100, PieceSize: 4096}
+var childMetadata = piece.Metadata{Length: 200*4096 - 100, PieceSize: 4096}
 
 // child writes pieces of eight tasks, four at a time, and tells each one that is stored,
 // until it is killed.
@@ -49,8 +49,8 @@ func child(dir string) {
 		g.Go(func() {
 			for k := w; ; k += 4 {
 				name := fmt.Sprint(k % 8)
-				content := storetest.Content(name, childFacts.Length)
-				r, err := s.Create(storetest.ID(name), childFacts)
+				content := storetest.Content(name, childMetadata.Length)
+				r, err := s.Create(storetest.ID(name), childMetadata)
 				if err != nil {
 					panic(err)
 				}
@@ -102,7 +102,7 @@ func TestAKilledProcessLosesNoPieceThatItTold(t *testing.T) {
 		for name, pieces := range told {
 			r, err := s.Open(storetest.ID(name))
 			require.NoError(t, err)
-			storetest.Check(t, r, storetest.Content(name, childFacts.Length))
+			storetest.Check(t, r, storetest.Content(name, childMetadata.Length))
 			for i := range pieces {
 				assert.True(t, r.Has(i), "task %s piece %d was told as stored", name, i)
 			}
@@ -119,21 +119,21 @@ type quick struct{ diskstore.OS }
 func (quick) Datasync(diskstore.File) error { return nil }
 func (quick) SyncDir(string) error          { return nil }
 
-var crashFacts = piece.Facts{Length: 9*1000 + 37, PieceSize: 1000, MediaType: "text/plain"}
+var crashMetadata = piece.Metadata{Length: 9*1000 + 37, PieceSize: 1000, MediaType: "text/plain"}
 
 // crashed returns the directory of a store that was neither closed nor synced after it got
 // the given pieces, and the content.
 func crashed(t *testing.T, pieces ...piece.Index) (dir string, content []byte) {
-	content = storetest.Content("a", crashFacts.Length)
+	content = storetest.Content("a", crashMetadata.Length)
 	live := t.TempDir()
 	s := mustOpen(t, diskstore.Config{Dir: live, FS: quick{}})
-	r, err := s.Create(storetest.ID("a"), crashFacts)
+	r, err := s.Create(storetest.ID("a"), crashMetadata)
 	require.NoError(t, err)
 	for k, i := range pieces {
 		require.NoError(t, storetest.Write(r, content, i))
 		if k == 2 {
-			run := piece.Run{Facts: crashFacts, First: 0, Digests: make([]piece.Digest, 3), Signature: make([]byte, 64)}
-			require.NoError(t, r.AddRuns([]piece.Run{run}, [][]byte{{1, 2, 3}}))
+			run := piece.DigestRun{Metadata: crashMetadata, First: 0, Digests: make([]piece.Digest, 3), Signature: make([]byte, 64)}
+			require.NoError(t, r.AddRuns([]piece.DigestRun{run}, [][]byte{{1, 2, 3}}))
 		}
 	}
 	dir = copyTree(t, live)
@@ -174,7 +174,7 @@ func TestATornJournalKeepsWhatIsWholeInIt(t *testing.T) {
 		if err != nil {
 			require.ErrorIs(t, err, piece.ErrNotFound)
 			require.Equal(t, -1, last, "cut at %d: once the header is there the task is", cut)
-			r, err = s.Create(storetest.ID("a"), crashFacts)
+			r, err = s.Create(storetest.ID("a"), crashMetadata)
 			require.NoError(t, err)
 			require.Zero(t, storetest.Check(t, r, content))
 		} else {
@@ -214,7 +214,7 @@ func TestADamagedJournalIsNeverBelieved(t *testing.T) {
 		bad[at] ^= 1 << r.IntN(8)
 		require.NoError(t, os.WriteFile(fileOf(work, "a", "journal"), bad, 0o600))
 		s := mustOpen(t, diskstore.Config{Dir: work, FS: quick{}})
-		rep, err := s.Create(storetest.ID("a"), crashFacts)
+		rep, err := s.Create(storetest.ID("a"), crashMetadata)
 		require.NoError(t, err, "byte %d", at)
 		require.Less(t, storetest.Check(t, rep, content), 6, "byte %d", at)
 		require.NoError(t, rep.Close())
@@ -224,7 +224,7 @@ func TestADamagedJournalIsNeverBelieved(t *testing.T) {
 
 func TestBitsThatFlippedInAnUncleanStopAreFound(t *testing.T) {
 	image, content := crashed(t, 3, 0, 9, 1, 2)
-	l := crashFacts.Layout()
+	l := crashMetadata.Layout()
 	for _, i := range []piece.Index{3, 9, 2} {
 		work := copyTree(t, image)
 		flip(t, fileOf(work, "a", "data"), l.Offset(i)+l.Size(i)/2)
@@ -285,7 +285,7 @@ func TestADataFileThatBecameShorterOrVanishedIsNotBelieved(t *testing.T) {
 	require.NoError(t, os.Remove(fileOf(image, "a", "data")))
 	_, err = s.Open(storetest.ID("a"))
 	require.ErrorIs(t, err, piece.ErrNotFound)
-	r, err = s.Create(storetest.ID("a"), crashFacts)
+	r, err = s.Create(storetest.ID("a"), crashMetadata)
 	require.NoError(t, err)
 	assert.Zero(t, storetest.Check(t, r, content))
 	require.NoError(t, r.Close())
@@ -340,11 +340,11 @@ func TestATaskOfANewerVersionWaitsAsideForIt(t *testing.T) {
 		require.NoError(t, os.WriteFile(path, j, 0o600))
 		s := mustOpen(t, diskstore.Config{Dir: dir, Quota: 60 << 10, HighWater: 1, LowWater: 1})
 		for _, name := range []string{"b", "c"} { // each some 19 KiB
-			r, err := s.Create(storetest.ID(name), crashFacts)
+			r, err := s.Create(storetest.ID(name), crashMetadata)
 			require.NoError(t, err)
 			require.NoError(t, r.Close())
 		}
-		r, err := s.Create(storetest.ID("d"), crashFacts)
+		r, err := s.Create(storetest.ID("d"), crashMetadata)
 		require.NoError(t, err)
 		require.NoError(t, r.Close())
 		assert.Len(t, s.Inventory(), 3)
@@ -458,12 +458,12 @@ func TestAPowerCutAtAnyMomentLeavesNoWrongPieceAndEveryMarkedOne(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
-	content := storetest.Content("a", crashFacts.Length)
+	content := storetest.Content("a", crashMetadata.Length)
 	survived, stayed := 0, 0
 	for range 60 {
 		p := &power{stable: map[string][]byte{}}
 		s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: p, SyncBytes: 2000})
-		rep, err := s.Create(storetest.ID("a"), crashFacts)
+		rep, err := s.Create(storetest.ID("a"), crashMetadata)
 		require.NoError(t, err)
 		var marked []piece.Index
 		closing := r.IntN(3) == 0
@@ -485,12 +485,12 @@ func TestAPowerCutAtAnyMomentLeavesNoWrongPieceAndEveryMarkedOne(t *testing.T) {
 		for _, name := range []string{"data", "journal"} {
 			b := image[name]
 			if name == "data" { // it was allocated
-				b = put(b, nil, crashFacts.Length)
+				b = put(b, nil, crashMetadata.Length)
 			}
 			require.NoError(t, os.WriteFile(fileOf(dir, "a", name), b, 0o600))
 		}
 		s = mustOpen(t, diskstore.Config{Dir: dir, FS: quick{}})
-		rep, err = s.Create(storetest.ID("a"), crashFacts)
+		rep, err = s.Create(storetest.ID("a"), crashMetadata)
 		require.NoError(t, err)
 		survived += storetest.Check(t, rep, content)
 		for _, i := range marked {

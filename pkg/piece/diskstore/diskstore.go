@@ -106,7 +106,7 @@ type entry struct {
 	dir  string // under disk, once the task is made
 
 	// The rest is under Store.mu.
-	facts  piece.Facts
+	facts  piece.Metadata
 	have   int      // pieces, when live is nil
 	live   *content // nil when its files are not open
 	refs   int      // open replicas and those waiting for disk
@@ -125,13 +125,13 @@ type aside struct {
 	id task.ID
 }
 
-func newEntry(id task.ID, f piece.Facts, dir string) *entry {
+func newEntry(id task.ID, f piece.Metadata, dir string) *entry {
 	return &entry{id: id, facts: f, dir: dir, dead: make(chan struct{})}
 }
 
 // cost is what a task counts in the quota: its content in whole blocks, and an allowance
 // for its journal.
-func cost(f piece.Facts) int64 {
+func cost(f piece.Metadata) int64 {
 	const block = 4 << 10
 	return (f.Length+block-1)/block*block + block + 256*int64(f.Layout().Count())
 }
@@ -378,7 +378,7 @@ func (s *Store) scanTask(path string) {
 		s.dropDir(path, err)
 		return
 	}
-	e := newEntry(id, piece.Facts{}, path)
+	e := newEntry(id, piece.Metadata{}, path)
 	clean, err := s.summary(e, path)
 	if err == nil && !clean {
 		err = s.recover(e)
@@ -578,7 +578,7 @@ func (s *Store) setAside(path string, why error) error {
 }
 
 // Create implements [piece.Store].
-func (s *Store) Create(id task.ID, f piece.Facts) (piece.Replica, error) {
+func (s *Store) Create(id task.ID, f piece.Metadata) (piece.Replica, error) {
 	if _, err := task.ParseID(string(id)); err != nil {
 		return nil, fmt.Errorf("creating a task: %w", err)
 	}
@@ -598,9 +598,9 @@ func (s *Store) Create(id task.ID, f piece.Facts) (piece.Replica, error) {
 		if err != nil {
 			return nil, fmt.Errorf("creating task %s of %d bytes: %w", id.Short(), f.Length, err)
 		}
-		if have := r.Facts(); have.Length != f.Length || have.PieceSize != f.PieceSize {
+		if have := r.Metadata(); have.Length != f.Length || have.PieceSize != f.PieceSize {
 			return nil, errors.Join(fmt.Errorf("creating task %s of %d bytes in pieces of %d, stored are %d in %d: %w",
-				id.Short(), f.Length, f.PieceSize, have.Length, have.PieceSize, piece.ErrOtherFacts), r.Close())
+				id.Short(), f.Length, f.PieceSize, have.Length, have.PieceSize, piece.ErrOtherMetadata), r.Close())
 		}
 		return r, nil
 	}
@@ -689,7 +689,7 @@ func (s *Store) wake(e *entry) (*content, error) {
 }
 
 // create makes a task that is not there; made is false when it is there by now.
-func (s *Store) create(id task.ID, f piece.Facts) (r *replica, made bool, err error) {
+func (s *Store) create(id task.ID, f piece.Metadata) (r *replica, made bool, err error) {
 	e := newEntry(id, f, "")
 	e.refs = 1
 	e.lastRead.Store(s.tick())
@@ -756,7 +756,7 @@ func (s *Store) Inventory() []piece.Entry {
 			have = e.live.count()
 		}
 		out = append(out, piece.Entry{
-			ID: e.id, Facts: e.facts, Have: have, Complete: have == e.facts.Layout().Count(),
+			ID: e.id, Metadata: e.facts, Have: have, Complete: have == e.facts.Layout().Count(),
 			LastRead: s.told(e.lastRead.Load()),
 		})
 	}

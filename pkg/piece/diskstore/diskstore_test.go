@@ -115,7 +115,7 @@ func TestNobodyElseCanReadWhatIsStored(t *testing.T) {
 	old := syscall.Umask(0)
 	defer syscall.Umask(old)
 	s := mustOpen(t, diskstore.Config{Dir: dir})
-	r, err := s.Create(storetest.ID("a"), crashFacts)
+	r, err := s.Create(storetest.ID("a"), crashMetadata)
 	require.NoError(t, err)
 	_, err = diskstore.HostID(dir)
 	require.NoError(t, err)
@@ -166,7 +166,7 @@ func TestAHostKeepsItsIDAsLongAsItsDirectory(t *testing.T) {
 
 func TestEvictionBeginsAboveHighWaterAndEndsAtLowWater(t *testing.T) {
 	const length = 1 << 20
-	facts := piece.Facts{Length: length, PieceSize: 1 << 18}
+	facts := piece.Metadata{Length: length, PieceSize: 1 << 18}
 	s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: quick{}, Quota: 20 * length, HighWater: 0.9, LowWater: 0.5})
 	most := 0
 	for k := range 40 {
@@ -188,7 +188,7 @@ func TestEvictionBeginsAboveHighWaterAndEndsAtLowWater(t *testing.T) {
 func TestASmallerQuotaIsReachedAtOnceAndSparesWhatIsOpen(t *testing.T) {
 	s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: quick{}})
 	for k := range 10 {
-		r, err := s.Create(storetest.ID(fmt.Sprint(k)), piece.FactsFor(1<<20, ""))
+		r, err := s.Create(storetest.ID(fmt.Sprint(k)), piece.MetadataFor(1<<20, ""))
 		require.NoError(t, err)
 		require.NoError(t, r.Close())
 	}
@@ -209,7 +209,7 @@ func TestASmallerQuotaIsReachedAtTheNextStart(t *testing.T) {
 	dir := t.TempDir()
 	s := mustOpen(t, diskstore.Config{Dir: dir})
 	for k := range 10 {
-		r, err := s.Create(storetest.ID(fmt.Sprint(k)), piece.FactsFor(1<<20, ""))
+		r, err := s.Create(storetest.ID(fmt.Sprint(k)), piece.MetadataFor(1<<20, ""))
 		require.NoError(t, err)
 		require.NoError(t, r.Close())
 	}
@@ -314,7 +314,7 @@ func (w *fullFile) WriteAt(p []byte, off int64) (int, error) {
 
 func TestAFullDiskEvictsAndThenFailsThatTaskOnly(t *testing.T) {
 	const length = 1 << 20
-	facts := piece.Facts{Length: length, PieceSize: length / 4}
+	facts := piece.Metadata{Length: length, PieceSize: length / 4}
 	for _, sparse := range []bool{false, true} {
 		t.Run(fmt.Sprintf("sparse=%v", sparse), func(t *testing.T) {
 			dir := t.TempDir()
@@ -354,7 +354,7 @@ func TestAFullDiskEvictsAndThenFailsThatTaskOnly(t *testing.T) {
 				assert.Equal(t, 4, storetest.Check(t, held[k], storetest.Content(name, length)))
 				require.NoError(t, held[k].Close())
 			}
-			_, err = s.Create(storetest.ID("huge"), piece.FactsFor(100*length, ""))
+			_, err = s.Create(storetest.ID("huge"), piece.MetadataFor(100*length, ""))
 			if !sparse {
 				require.ErrorIs(t, err, piece.ErrNoSpace)
 				assert.GreaterOrEqual(t, len(s.Inventory()), 3, "an impossible wish evicts nothing")
@@ -452,8 +452,8 @@ func TestPiecesAreBroughtToStableStorageAWhileAfterTheyCame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &disk{}
 		s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: d, SyncAfter: time.Minute})
-		content := storetest.Content("a", crashFacts.Length)
-		r, err := s.Create(storetest.ID("a"), crashFacts)
+		content := storetest.Content("a", crashMetadata.Length)
+		r, err := s.Create(storetest.ID("a"), crashMetadata)
 		require.NoError(t, err)
 		var syncs atomic.Int64
 		d.set(func(op, name string, n int) (int, error) {
@@ -503,7 +503,7 @@ func TestAPieceThatComesWhileTheDiskSyncsIsNotVouchedFor(t *testing.T) {
 		require.NoError(t, s.Close())
 
 		for i := range piece.Index(10) { // what the disk does not have is what no mark vouches for
-			if r := crashFacts.Layout(); i >= 7 {
+			if r := crashMetadata.Layout(); i >= 7 {
 				flip(t, filepath.Join(filepath.Dir(fileOf(image, "a", "data")), "data"), r.Offset(i))
 			}
 		}
@@ -641,7 +641,7 @@ func TestNoRecordIsFoundInsideATornOne(t *testing.T) {
 		d := &disk{}
 		d.fail(storetest.SyncError)
 		s := mustOpen(t, diskstore.Config{Dir: dir, FS: d})
-		r, err := s.Create(storetest.ID("a"), crashFacts)
+		r, err := s.Create(storetest.ID("a"), crashMetadata)
 		require.NoError(t, err)
 		require.NoError(t, storetest.Write(r, content, 7))
 		image := copyTree(t, dir)
@@ -655,8 +655,8 @@ func TestAJournalThatFailedOnceGoesOnAtOnce(t *testing.T) {
 	d := &disk{}
 	dir := t.TempDir()
 	s := mustOpen(t, diskstore.Config{Dir: dir, FS: d})
-	content := storetest.Content("a", crashFacts.Length)
-	r, err := s.Create(storetest.ID("a"), crashFacts)
+	content := storetest.Content("a", crashMetadata.Length)
+	r, err := s.Create(storetest.ID("a"), crashMetadata)
 	require.NoError(t, err)
 	require.NoError(t, storetest.Write(r, content, 0))
 	d.fail(storetest.NoteShort)
@@ -683,8 +683,8 @@ func TestAJournalThatFailedOnceGoesOnAtOnce(t *testing.T) {
 func TestAPieceOnItsWayToTheDiskHoldsUpNobody(t *testing.T) {
 	d := &disk{}
 	s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: d})
-	content := storetest.Content("a", crashFacts.Length)
-	r, err := s.Create(storetest.ID("a"), crashFacts)
+	content := storetest.Content("a", crashMetadata.Length)
+	r, err := s.Create(storetest.ID("a"), crashMetadata)
 	require.NoError(t, err)
 	require.NoError(t, storetest.Write(r, content, 0))
 	stuck, goOn := make(chan struct{}), make(chan struct{})
@@ -708,7 +708,7 @@ func TestAPieceOnItsWayToTheDiskHoldsUpNobody(t *testing.T) {
 	require.NoError(t, r.AddRuns(nil, [][]byte{{1}}))
 	assert.Equal(t, 2, storetest.Check(t, r, content))
 	assert.Equal(t, 2, s.Inventory()[0].Have)
-	other, err := s.Create(storetest.ID("b"), crashFacts)
+	other, err := s.Create(storetest.ID("b"), crashMetadata)
 	require.NoError(t, err)
 	require.NoError(t, other.Close())
 	close(goOn)
@@ -721,10 +721,10 @@ func TestAPieceOnItsWayToTheDiskHoldsUpNobody(t *testing.T) {
 
 func TestAWriteThatRunsWhenTheStoreClosesIsWholeOrNotThere(t *testing.T) {
 	dir := t.TempDir()
-	content := storetest.Content("a", crashFacts.Length)
+	content := storetest.Content("a", crashMetadata.Length)
 	for range 20 {
 		s := mustOpen(t, diskstore.Config{Dir: dir, FS: quick{}})
-		r, err := s.Create(storetest.ID("a"), crashFacts)
+		r, err := s.Create(storetest.ID("a"), crashMetadata)
 		require.NoError(t, err)
 		var g sync.WaitGroup
 		var mu sync.Mutex
@@ -771,10 +771,10 @@ func TestATaskThatNobodyUsesHasNoOpenFiles(t *testing.T) {
 		return n
 	}
 	s := mustOpen(t, diskstore.Config{Dir: dir})
-	content := storetest.Content("a", crashFacts.Length)
+	content := storetest.Content("a", crashMetadata.Length)
 	var held []piece.Replica
 	for k := range 20 {
-		r, err := s.Create(storetest.ID(fmt.Sprint(k)), crashFacts)
+		r, err := s.Create(storetest.ID(fmt.Sprint(k)), crashMetadata)
 		require.NoError(t, err)
 		require.NoError(t, storetest.Write(r, content, 0))
 		_, err = r.CopyTo(io.Discard, 0, 10)

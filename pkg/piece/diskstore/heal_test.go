@@ -180,18 +180,18 @@ var operations = []string{
 	"open", "open to write", "read", "stat", "write", "truncate", "sync", "allocate", "mkdir", "rename", "remove", "readdir",
 }
 
-var healFacts = piece.Facts{Length: 40_000, PieceSize: 4_000}
+var healMetadata = piece.Metadata{Length: 40_000, PieceSize: 4_000}
 
 // keep has the store hold all of a content, as the engine does: it opens or creates the task, writes
 // what is missing, and reads everything. Each byte it reads is right, or it fails.
 func keep(t *testing.T, s *diskstore.Store, name string) error {
-	content := storetest.Content(name, healFacts.Length)
-	r, err := s.Create(storetest.ID(name), healFacts)
+	content := storetest.Content(name, healMetadata.Length)
+	r, err := s.Create(storetest.ID(name), healMetadata)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	for i := range piece.Index(healFacts.Layout().Count()) {
+	for i := range piece.Index(healMetadata.Layout().Count()) {
 		if err := storetest.Write(r, content, i); err != nil {
 			return err
 		}
@@ -240,7 +240,7 @@ func TestOneBadTaskKeepsNoStoreFromStarting(t *testing.T) {
 					require.NoError(t, err)
 					r, err := s.Open(storetest.ID("b"))
 					require.NoError(t, err, "the other is as it was")
-					require.NoError(t, whole(t, r, storetest.Content("b", healFacts.Length)))
+					require.NoError(t, whole(t, r, storetest.Content("b", healMetadata.Length)))
 					require.NoError(t, r.Close())
 					d.fail(nil, nil)
 					require.NoError(t, keep(t, s, "a"), "it heals without a restart")
@@ -249,7 +249,7 @@ func TestOneBadTaskKeepsNoStoreFromStarting(t *testing.T) {
 					for _, name := range []string{"a", "b"} {
 						r, err = s.Open(storetest.ID(name))
 						require.NoError(t, err)
-						require.NoError(t, whole(t, r, storetest.Content(name, healFacts.Length)))
+						require.NoError(t, whole(t, r, storetest.Content(name, healMetadata.Length)))
 						require.NoError(t, r.Close())
 					}
 					require.NoError(t, s.Close())
@@ -293,7 +293,7 @@ func TestATaskWhoseFilesFailIsMadeAnewWhileTheStoreRuns(t *testing.T) {
 					s = mustOpen(t, diskstore.Config{Dir: dir, FS: d})
 					r, err := s.Open(storetest.ID("a"))
 					require.NoError(t, err, "and is there after a restart")
-					require.NoError(t, whole(t, r, storetest.Content("a", healFacts.Length)))
+					require.NoError(t, whole(t, r, storetest.Content("a", healMetadata.Length)))
 					require.NoError(t, r.Close())
 					require.NoError(t, s.Close())
 					d.fail(nil, nil)
@@ -321,8 +321,8 @@ func TestATaskThatTakesNoMoreWritesIsMadeAnew(t *testing.T) {
 			t.Run(fmt.Sprint(file, ops), func(t *testing.T) {
 				d := &badDisk{}
 				s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: d, SyncBytes: 1})
-				content := storetest.Content("a", healFacts.Length)
-				r, err := s.Create(storetest.ID("a"), healFacts)
+				content := storetest.Content("a", healMetadata.Length)
+				r, err := s.Create(storetest.ID("a"), healMetadata)
 				require.NoError(t, err)
 				require.NoError(t, storetest.Write(r, content, 0))
 				// From here on its present file is bad; others are good.
@@ -399,8 +399,8 @@ func TestAHalfContentOnAReadOnlyDiskGivesWhatItHas(t *testing.T) {
 	d := &badDisk{}
 	dir := t.TempDir()
 	s := mustOpen(t, diskstore.Config{Dir: dir, FS: d})
-	content := storetest.Content("a", healFacts.Length)
-	r, err := s.Create(storetest.ID("a"), healFacts)
+	content := storetest.Content("a", healMetadata.Length)
+	r, err := s.Create(storetest.ID("a"), healMetadata)
 	require.NoError(t, err)
 	for i := range piece.Index(4) {
 		require.NoError(t, storetest.Write(r, content, i))
@@ -411,7 +411,7 @@ func TestAHalfContentOnAReadOnlyDiskGivesWhatItHas(t *testing.T) {
 	d.fail(syscall.EROFS, readOnly)
 	r, err = s.Open(storetest.ID("a"))
 	require.NoError(t, err)
-	require.NoError(t, whole(t, r, content[:4*healFacts.PieceSize]))
+	require.NoError(t, whole(t, r, content[:4*healMetadata.PieceSize]))
 	err = storetest.Write(r, content, 4)
 	require.ErrorIs(t, err, syscall.EROFS)
 	require.ErrorContains(t, err, "mount it writable")

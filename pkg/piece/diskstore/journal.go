@@ -49,7 +49,7 @@ var (
 // header opens a journal and says what it is about.
 type header struct {
 	id    task.ID
-	facts piece.Facts
+	facts piece.Metadata
 }
 
 func appendText(b []byte, s string) []byte {
@@ -95,7 +95,7 @@ func decodeHeader(b []byte) (h header, n int, err error) {
 	}
 	d := decoder{b: body}
 	id := d.text()
-	h.facts = piece.Facts{Length: int64(d.u64()), PieceSize: int64(d.u64()), MediaType: d.text()}
+	h.facts = piece.Metadata{Length: int64(d.u64()), PieceSize: int64(d.u64()), MediaType: d.text()}
 	if err := d.done(); err != nil {
 		return h, 0, fmt.Errorf("%w: %w", errDamaged, err)
 	}
@@ -149,11 +149,11 @@ func appendNothing(b []byte) []byte {
 	return frame(b, start)
 }
 
-func appendRun(b []byte, r piece.Run) []byte {
+func appendRun(b []byte, r piece.DigestRun) []byte {
 	b, start := begin(b, kindRun)
-	b = binary.BigEndian.AppendUint64(b, uint64(r.Facts.Length))
-	b = binary.BigEndian.AppendUint64(b, uint64(r.Facts.PieceSize))
-	b = appendText(b, r.Facts.MediaType)
+	b = binary.BigEndian.AppendUint64(b, uint64(r.Metadata.Length))
+	b = binary.BigEndian.AppendUint64(b, uint64(r.Metadata.PieceSize))
+	b = appendText(b, r.Metadata.MediaType)
 	b = binary.BigEndian.AppendUint64(b, r.Epoch)
 	b = binary.BigEndian.AppendUint32(b, uint32(r.First))
 	b = binary.BigEndian.AppendUint32(b, uint32(len(r.Digests)))
@@ -169,10 +169,10 @@ func appendRun(b []byte, r piece.Run) []byte {
 	return frame(appendText(b, string(r.Signature)), start)
 }
 
-func decodeRun(body []byte) (piece.Run, error) {
+func decodeRun(body []byte) (piece.DigestRun, error) {
 	d := decoder{b: body}
-	var r piece.Run
-	r.Facts = piece.Facts{Length: int64(d.u64()), PieceSize: int64(d.u64()), MediaType: d.text()}
+	var r piece.DigestRun
+	r.Metadata = piece.Metadata{Length: int64(d.u64()), PieceSize: int64(d.u64()), MediaType: d.text()}
 	r.Epoch = d.u64()
 	r.First = piece.Index(d.u32())
 	n := int64(d.u32())
@@ -246,7 +246,7 @@ type recorded struct {
 type contents struct {
 	header
 	pieces       []recorded // by index, as far as any was recorded
-	runs         []piece.Run
+	runs         []piece.DigestRun
 	certificates [][]byte
 	// covers: what is recorded before that offset is on stable storage.
 	covers int64
@@ -343,7 +343,7 @@ func (c *contents) apply(payload []byte) (good bool, err error) {
 		}
 	case kindRun:
 		r, err := decodeRun(d.b)
-		if err != nil || r.Facts.Length != c.facts.Length || r.Facts.PieceSize != c.facts.PieceSize {
+		if err != nil || r.Metadata.Length != c.facts.Length || r.Metadata.PieceSize != c.facts.PieceSize {
 			return false, nil
 		}
 		c.runs = append(c.runs, r)

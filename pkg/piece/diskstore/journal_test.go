@@ -16,12 +16,12 @@ import (
 
 var sample = header{
 	id:    task.ID("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
-	facts: piece.Facts{Length: 950, PieceSize: 100, MediaType: "text/plain"},
+	facts: piece.Metadata{Length: 950, PieceSize: 100, MediaType: "text/plain"},
 }
 
-func sampleRun() piece.Run {
-	return piece.Run{
-		Facts: piece.Facts{Length: 950, PieceSize: 100, MediaType: "other/type"}, Epoch: math.MaxUint64, First: 8,
+func sampleRun() piece.DigestRun {
+	return piece.DigestRun{
+		Metadata: piece.Metadata{Length: 950, PieceSize: 100, MediaType: "other/type"}, Epoch: math.MaxUint64, First: 8,
 		Digests: []piece.Digest{{1}, {2}}, Final: true, Key: piece.KeyID{9, 8}, Signature: bytes.Repeat([]byte{7}, 64),
 	}
 }
@@ -51,7 +51,7 @@ func TestAJournalSaysWhatWasWrittenToIt(t *testing.T) {
 	assert.Equal(t, sample, c.header)
 	assert.Equal(t, int64(len(b)), c.end)
 	assert.Zero(t, c.marked, "records follow the mark")
-	assert.Equal(t, []piece.Run{sampleRun()}, c.runs)
+	assert.Equal(t, []piece.DigestRun{sampleRun()}, c.runs)
 	assert.Equal(t, [][]byte{[]byte("der")}, c.certificates)
 	require.Len(t, c.pieces, 10)
 	assert.Zero(t, c.pieces[3].at, "dropped")
@@ -90,8 +90,8 @@ func TestAJournalEndsWhereItMakesNoSense(t *testing.T) {
 		b, start := begin(nil, payload[0])
 		return frame(append(b, payload[1:]...), start)
 	}
-	otherFacts := sampleRun()
-	otherFacts.Facts.Length++
+	otherMetadata := sampleRun()
+	otherMetadata.Metadata.Length++
 	notFinal := sampleRun()
 	notFinal.Final = false
 	for name, record := range map[string][]byte{
@@ -100,7 +100,7 @@ func TestAJournalEndsWhereItMakesNoSense(t *testing.T) {
 		"drop outside":            appendDrop(nil, 10),
 		"short piece":             frameOf(kindPiece, 0, 0, 0, 1, 2),
 		"long drop":               frameOf(kindDrop, 0, 0, 0, 1, 2),
-		"run of other facts":      appendRun(nil, otherFacts),
+		"run of other facts":      appendRun(nil, otherMetadata),
 		"dishonest run":           appendRun(nil, notFinal),
 		"empty run":               frameOf(kindRun),
 		"mark of the future":      appendMark(nil, 1<<40, 1),
@@ -146,7 +146,7 @@ func TestAHeaderOfNoVersionIsDamagedAndOneOfTheNextIsNewer(t *testing.T) {
 	wrong := sample
 	wrong.facts.PieceSize = 0
 	_, _, err = decodeHeader(encodeHeader(wrong))
-	assert.ErrorIs(t, err, piece.ErrInvalidFacts)
+	assert.ErrorIs(t, err, piece.ErrInvalidMetadata)
 	wrong = sample
 	wrong.id = "../../etc/passwd"
 	_, _, err = decodeHeader(encodeHeader(wrong))

@@ -44,7 +44,7 @@ func (s *Store) sweepRest(id task.ID) error {
 		e := s.tasks[id]
 		if e == nil {
 			// It stands for the task meanwhile, so that nobody makes one there.
-			e = newEntry(id, piece.Facts{}, s.dir(id))
+			e = newEntry(id, piece.Metadata{}, s.dir(id))
 			e.gone = true
 			s.tasks[id] = e
 			s.mu.Unlock()

@@ -65,7 +65,7 @@ func (s *stuck) store(t *testing.T, dir string) *diskstore.Store {
 
 // fill puts a whole task in a store.
 func fill(t *testing.T, s *diskstore.Store, content []byte) {
-	r, err := s.Create(storetest.ID("a"), piece.FactsFor(int64(len(content)), ""))
+	r, err := s.Create(storetest.ID("a"), piece.MetadataFor(int64(len(content)), ""))
 	require.NoError(t, err)
 	require.NoError(t, storetest.Write(r, content, 0))
 	require.NoError(t, r.Close())
@@ -129,7 +129,7 @@ func TestSweepTakesWhatWasSetAside(t *testing.T) {
 
 func TestSweepAndCreateAtOnce(t *testing.T) {
 	s := (&stuck{}).store(t, t.TempDir())
-	id, facts := storetest.ID("a"), piece.FactsFor(3, "")
+	id, facts := storetest.ID("a"), piece.MetadataFor(3, "")
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {

@@ -19,8 +19,8 @@ type replica struct {
 	closed atomic.Bool
 }
 
-func (r *replica) ID() task.ID        { return r.c.id }
-func (r *replica) Facts() piece.Facts { return r.c.facts }
+func (r *replica) ID() task.ID              { return r.c.id }
+func (r *replica) Metadata() piece.Metadata { return r.c.facts }
 
 // failure is why r answers nothing any more, or nil. The caller holds c.mu.
 func (r *replica) failure() error {
@@ -64,7 +64,7 @@ func (r *replica) WritePiece(i piece.Index, data []byte, d piece.Digest) error {
 	l := r.c.layout
 	if i < 0 || int(i) >= l.Count() || int64(len(data)) != l.Size(i) {
 		return fmt.Errorf("writing piece %d of task %s: %w: %d bytes where %d belong",
-			i, r.c.id.Short(), piece.ErrInvalidFacts, len(data), l.Size(i))
+			i, r.c.id.Short(), piece.ErrInvalidMetadata, len(data), l.Size(i))
 	}
 	if err := r.c.write(r, i, data, d); err != nil {
 		return fmt.Errorf("writing piece %d of task %s: %w", i, r.c.id.Short(), r.cause(Remedy(r.c.s.cfg.Dir, err)))
@@ -171,21 +171,21 @@ func (r *replica) unreadable(off int64, err error) error {
 	return fmt.Errorf("reading task %s: piece %d: %w", r.c.id.Short(), r.c.layout.At(off), err)
 }
 
-func (r *replica) AddRuns(runs []piece.Run, certificates [][]byte) error {
+func (r *replica) AddRuns(runs []piece.DigestRun, certificates [][]byte) error {
 	if err := r.c.addRuns(r, runs, certificates); err != nil {
 		return fmt.Errorf("adding runs to task %s: %w", r.c.id.Short(), err)
 	}
 	return nil
 }
 
-func (r *replica) Runs() ([]piece.Run, [][]byte) {
+func (r *replica) Runs() ([]piece.DigestRun, [][]byte) {
 	c := r.c
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	if r.failure() != nil {
 		return nil, nil
 	}
-	var runs []piece.Run
+	var runs []piece.DigestRun
 	var certificates [][]byte
 	for _, run := range c.runs {
 		runs = append(runs, cloneRun(run))

@@ -24,9 +24,9 @@ import (
 	"github.com/darter-io/darter/pkg/piece/storetest"
 )
 
-var sentFacts = piece.Facts{Length: 8 << 20, PieceSize: 1 << 20}
+var sentMetadata = piece.Metadata{Length: 8 << 20, PieceSize: 1 << 20}
 
-func filled(t testing.TB, name string, cfg diskstore.Config, facts piece.Facts) (*diskstore.Store, piece.Replica, []byte) {
+func filled(t testing.TB, name string, cfg diskstore.Config, facts piece.Metadata) (*diskstore.Store, piece.Replica, []byte) {
 	t.Helper()
 	s := mustOpen(t, cfg)
 	content := storetest.Content(name, facts.Length)
@@ -41,7 +41,7 @@ func filled(t testing.TB, name string, cfg diskstore.Config, facts piece.Facts) 
 // sent copies the whole content to a TCP connection and through an HTTP server, 256 KiB at
 // a time, and requires that it arrives.
 func sent(t *testing.T) {
-	s, r, content := filled(t, "a", diskstore.Config{Dir: t.TempDir()}, sentFacts)
+	s, r, content := filled(t, "a", diskstore.Config{Dir: t.TempDir()}, sentMetadata)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
@@ -52,7 +52,7 @@ func sent(t *testing.T) {
 			return
 		}
 		defer c.Close()
-		for off := int64(0); off < sentFacts.Length; off += 256 << 10 {
+		for off := int64(0); off < sentMetadata.Length; off += 256 << 10 {
 			_, err := r.CopyTo(c, off, 256<<10)
 			assert.NoError(t, err)
 		}
@@ -66,9 +66,9 @@ func sent(t *testing.T) {
 	assert.True(t, bytes.Equal(content, got), "over TCP")
 
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Length", strconv.FormatInt(sentFacts.Length, 10))
+		w.Header().Set("Content-Length", strconv.FormatInt(sentMetadata.Length, 10))
 		w.Header().Set("Content-Type", "application/octet-stream")
-		_, err := r.CopyTo(w, 0, sentFacts.Length)
+		_, err := r.CopyTo(w, 0, sentMetadata.Length)
 		assert.NoError(t, err)
 	}))
 	defer srv.Close()
@@ -114,7 +114,7 @@ func TestBytesGoFromTheFileToTheSocketInTheKernel(t *testing.T) {
 		moved += n
 	}
 	// net/http may send the first 512 bytes after it has looked at them.
-	assert.GreaterOrEqual(t, moved, 2*sentFacts.Length-1024, "bytes moved by sendfile")
+	assert.GreaterOrEqual(t, moved, 2*sentMetadata.Length-1024, "bytes moved by sendfile")
 	assert.NotRegexp(t, `pread64\(\d+, .*, (262144|32768), \d+\)`, string(log), "bytes that came through this process")
 }
 
@@ -130,7 +130,7 @@ func (s *socket) ReadFrom(r io.Reader) (int64, error) {
 }
 
 func TestAConnectionGetsTheFileItself(t *testing.T) {
-	s, r, content := filled(t, "a", diskstore.Config{Dir: t.TempDir()}, crashFacts)
+	s, r, content := filled(t, "a", diskstore.Config{Dir: t.TempDir()}, crashMetadata)
 	var out bytes.Buffer
 	w := &socket{Writer: &out}
 	n, err := r.CopyTo(w, 500, 3000)
@@ -146,7 +146,7 @@ func TestAConnectionGetsTheFileItself(t *testing.T) {
 }
 
 func TestManyReadAtOnceEachFromItsOwnPlace(t *testing.T) {
-	s, r, content := filled(t, "a", diskstore.Config{Dir: t.TempDir()}, crashFacts)
+	s, r, content := filled(t, "a", diskstore.Config{Dir: t.TempDir()}, crashMetadata)
 	var g sync.WaitGroup
 	for k := range int64(32) {
 		g.Go(func() {
@@ -167,7 +167,7 @@ func TestManyReadAtOnceEachFromItsOwnPlace(t *testing.T) {
 func BenchmarkWritePiece(b *testing.B) {
 	for _, size := range []int64{128 << 10, 1 << 20, 4 << 20} {
 		b.Run(fmt.Sprintf("%dKiB", size>>10), func(b *testing.B) {
-			facts := piece.Facts{Length: 64 * size, PieceSize: size}
+			facts := piece.Metadata{Length: 64 * size, PieceSize: size}
 			s := mustOpen(b, diskstore.Config{Dir: b.TempDir(), FS: quick{}})
 			data := storetest.Content("a", size)
 			d := piece.Sum(data)
@@ -199,7 +199,7 @@ func BenchmarkWritePiece(b *testing.B) {
 }
 
 func BenchmarkOpenOfATaskWith512Pieces(b *testing.B) {
-	s, r, _ := filled(b, "a", diskstore.Config{Dir: b.TempDir(), FS: quick{}}, piece.FactsFor(64<<20, ""))
+	s, r, _ := filled(b, "a", diskstore.Config{Dir: b.TempDir(), FS: quick{}}, piece.MetadataFor(64<<20, ""))
 	require.NoError(b, r.Close())
 	require.NoError(b, s.Close())
 	s = mustOpen(b, diskstore.Config{Dir: s.Dir()})
@@ -218,7 +218,7 @@ func BenchmarkStartWith2000Tasks(b *testing.B) {
 	dir := b.TempDir()
 	s := mustOpen(b, diskstore.Config{Dir: dir, FS: quick{}})
 	for k := range 2000 {
-		r, err := s.Create(storetest.ID(fmt.Sprint(k)), crashFacts)
+		r, err := s.Create(storetest.ID(fmt.Sprint(k)), crashMetadata)
 		require.NoError(b, err)
 		require.NoError(b, r.Close())
 	}

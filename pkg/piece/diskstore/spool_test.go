@@ -60,7 +60,7 @@ func TestSpoolsCountTowardsTheQuota(t *testing.T) {
 	defer s.Close()
 	block := make([]byte, 1<<20)
 	put := func(name string, n int64) piece.Replica {
-		r, err := s.Create(storetest.ID(name), piece.FactsFor(n, ""))
+		r, err := s.Create(storetest.ID(name), piece.MetadataFor(n, ""))
 		require.NoError(t, err)
 		return r
 	}

@@ -48,7 +48,7 @@ type Store struct {
 // entry is one task.
 type entry struct {
 	id       task.ID
-	facts    piece.Facts
+	facts    piece.Metadata
 	refs     int          // open replicas, under Store.mu
 	lastRead atomic.Int64 // nanoseconds since 1970
 
@@ -57,7 +57,7 @@ type entry struct {
 	err          error // why the task is gone, nil while it is stored
 	have         piece.Bitmap
 	pieces       []held
-	runs         []piece.Run
+	runs         []piece.DigestRun
 	certificates [][]byte
 }
 
@@ -74,7 +74,7 @@ func New(cfg Config) *Store {
 }
 
 // Create implements [piece.Store].
-func (s *Store) Create(id task.ID, f piece.Facts) (piece.Replica, error) {
+func (s *Store) Create(id task.ID, f piece.Metadata) (piece.Replica, error) {
 	if _, err := task.ParseID(string(id)); err != nil {
 		return nil, fmt.Errorf("creating a task: %w", err)
 	}
@@ -99,7 +99,7 @@ func (s *Store) Create(id task.ID, f piece.Facts) (piece.Replica, error) {
 	}
 	if c.facts.Length != f.Length || c.facts.PieceSize != f.PieceSize {
 		return nil, fmt.Errorf("creating task %s of %d bytes in pieces of %d, stored are %d in %d: %w",
-			id.Short(), f.Length, f.PieceSize, c.facts.Length, c.facts.PieceSize, piece.ErrOtherFacts)
+			id.Short(), f.Length, f.PieceSize, c.facts.Length, c.facts.PieceSize, piece.ErrOtherMetadata)
 	}
 	c.refs++
 	return &replica{s: s, c: c}, nil
@@ -131,7 +131,7 @@ func (s *Store) Inventory() []piece.Entry {
 		have := c.have.Count()
 		c.mu.RUnlock()
 		out = append(out, piece.Entry{
-			ID: c.id, Facts: c.facts, Have: have, Complete: have == c.facts.Layout().Count(),
+			ID: c.id, Metadata: c.facts, Have: have, Complete: have == c.facts.Layout().Count(),
 			LastRead: time.Unix(0, min(c.lastRead.Load(), now)), // the clock may have been set back
 		})
 	}
@@ -225,8 +225,8 @@ type replica struct {
 	closed atomic.Bool
 }
 
-func (r *replica) ID() task.ID        { return r.c.id }
-func (r *replica) Facts() piece.Facts { return r.c.facts }
+func (r *replica) ID() task.ID              { return r.c.id }
+func (r *replica) Metadata() piece.Metadata { return r.c.facts }
 
 // failure returns why r is no longer usable, or nil. The caller holds c.mu.
 func (r *replica) failure() error {
@@ -261,7 +261,7 @@ func (r *replica) WritePiece(i piece.Index, data []byte, d piece.Digest) error {
 	c, l := r.c, r.c.facts.Layout()
 	if i < 0 || int(i) >= l.Count() || int64(len(data)) != l.Size(i) {
 		return fmt.Errorf("writing piece %d of task %s: %w: got %d bytes, expected %d",
-			i, c.id.Short(), piece.ErrInvalidFacts, len(data), l.Size(i))
+			i, c.id.Short(), piece.ErrInvalidMetadata, len(data), l.Size(i))
 	}
 	c.mu.RLock()
 	err, stored := r.failure(), c.have.Has(i)
@@ -345,7 +345,7 @@ func (r *replica) CopyTo(w io.Writer, off, n int64) (int64, error) {
 	return written, nil
 }
 
-func (r *replica) AddRuns(runs []piece.Run, certificates [][]byte) error {
+func (r *replica) AddRuns(runs []piece.DigestRun, certificates [][]byte) error {
 	c := r.c
 	var errs error
 	c.mu.Lock()
@@ -362,23 +362,23 @@ func (r *replica) AddRuns(runs []piece.Run, certificates [][]byte) error {
 		switch err := run.Check(); {
 		case err != nil:
 			errs = errors.Join(errs, err)
-		case run.Facts.Length != c.facts.Length || run.Facts.PieceSize != c.facts.PieceSize:
-			errs = errors.Join(errs, fmt.Errorf("run of task %s: %w", c.id.Short(), piece.ErrOtherFacts))
-		case !slices.ContainsFunc(c.runs, func(have piece.Run) bool { return equalRuns(have, run) }):
+		case run.Metadata.Length != c.facts.Length || run.Metadata.PieceSize != c.facts.PieceSize:
+			errs = errors.Join(errs, fmt.Errorf("run of task %s: %w", c.id.Short(), piece.ErrOtherMetadata))
+		case !slices.ContainsFunc(c.runs, func(have piece.DigestRun) bool { return equalRuns(have, run) }):
 			c.runs = append(c.runs, cloneRun(run))
 		}
 	}
 	return errs
 }
 
-func (r *replica) Runs() ([]piece.Run, [][]byte) {
+func (r *replica) Runs() ([]piece.DigestRun, [][]byte) {
 	c := r.c
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	if r.failure() != nil {
 		return nil, nil
 	}
-	var runs []piece.Run
+	var runs []piece.DigestRun
 	var certificates [][]byte
 	for _, run := range c.runs {
 		runs = append(runs, cloneRun(run))
@@ -399,15 +399,15 @@ func (r *replica) Close() error {
 	return nil
 }
 
-func cloneRun(r piece.Run) piece.Run {
+func cloneRun(r piece.DigestRun) piece.DigestRun {
 	r.Digests, r.Signature = slices.Clone(r.Digests), bytes.Clone(r.Signature)
 	return r
 }
 
 // equalRuns compares the signatures first: almost all runs differ there.
-func equalRuns(a, b piece.Run) bool {
+func equalRuns(a, b piece.DigestRun) bool {
 	return bytes.Equal(a.Signature, b.Signature) && a.First == b.First && a.Epoch == b.Epoch &&
-		a.Key == b.Key && a.Final == b.Final && a.Facts == b.Facts && slices.Equal(a.Digests, b.Digests)
+		a.Key == b.Key && a.Final == b.Final && a.Metadata == b.Metadata && slices.Equal(a.Digests, b.Digests)
 }
 
 // Pool holds pieces for several stores, each piece once, as long as one of them has it. The zero value is ready

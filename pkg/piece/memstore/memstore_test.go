@@ -33,7 +33,7 @@ func TestContractWithPool(t *testing.T) {
 // Stores with one pool hold an equal piece once.
 func TestPool(t *testing.T) {
 	pool := &memstore.Pool{}
-	facts := piece.FactsFor(1<<20, "")
+	facts := piece.MetadataFor(1<<20, "")
 	content := storetest.Content("a", facts.Length)
 	var stores []*memstore.Store
 	for range 20 {
@@ -59,7 +59,7 @@ func TestPool(t *testing.T) {
 // A store that writes wrong bytes under a digest does not affect the other stores of the pool.
 func TestPoolWrongBytes(t *testing.T) {
 	pool := &memstore.Pool{}
-	facts := piece.Facts{Length: 100, PieceSize: 100}
+	facts := piece.Metadata{Length: 100, PieceSize: 100}
 	good, bad := storetest.Content("good", 100), storetest.Content("bad", 100)
 	a, err := memstore.New(memstore.Config{Pool: pool}).Create(storetest.ID("a"), facts)
 	require.NoError(t, err)
@@ -76,7 +76,7 @@ func TestPoolWrongBytes(t *testing.T) {
 func BenchmarkWritePiece(b *testing.B) {
 	for _, pool := range []*memstore.Pool{nil, {}} {
 		b.Run(fmt.Sprintf("pool=%v", pool != nil), func(b *testing.B) {
-			facts := piece.Facts{Length: piece.SizeMax, PieceSize: piece.SizeMax}
+			facts := piece.Metadata{Length: piece.SizeMax, PieceSize: piece.SizeMax}
 			data := storetest.Content("a", facts.PieceSize)
 			d := piece.Sum(data)
 			b.SetBytes(facts.PieceSize)

@@ -52,7 +52,7 @@ func Piece(content []byte, l piece.Layout, i piece.Index) []byte {
 
 // Write stores piece i of content and returns the store's error.
 func Write(r piece.Replica, content []byte, i piece.Index) error {
-	data := Piece(content, r.Facts().Layout(), i)
+	data := Piece(content, r.Metadata().Layout(), i)
 	return r.WritePiece(i, data, piece.Sum(data))
 }
 
@@ -60,7 +60,7 @@ func Write(r piece.Replica, content []byte, i piece.Index) error {
 // for every other piece. It returns the number of pieces that r has.
 func Check(t testing.TB, r piece.Replica, content []byte) int {
 	t.Helper()
-	l, have := r.Facts().Layout(), r.Have()
+	l, have := r.Metadata().Layout(), r.Have()
 	require.Equal(t, l.Count(), have.Len())
 	for i := range piece.Index(l.Count()) {
 		want := Piece(content, l, i)
@@ -91,7 +91,7 @@ func Check(t testing.TB, r piece.Replica, content []byte) int {
 }
 
 // facts of most tasks in this suite: ten pieces, the last one short.
-var facts = piece.Facts{Length: 9*1000 + 37, PieceSize: 1000, MediaType: "application/vnd.oci.image.layer.v1.tar+gzip"}
+var facts = piece.Metadata{Length: 9*1000 + 37, PieceSize: 1000, MediaType: "application/vnd.oci.image.layer.v1.tar+gzip"}
 
 // Run proves the contract on stores of f.
 func Run(t *testing.T, f Factory) {
@@ -142,7 +142,7 @@ func (su suite) reading() {
 		require.ErrorIs(t, err, piece.ErrNotFound)
 		r := create(t, s, "a")
 		assert.Equal(t, ID("a"), r.ID())
-		assert.Equal(t, facts, r.Facts())
+		assert.Equal(t, facts, r.Metadata())
 		assert.Zero(t, Check(t, r, su.content))
 	})
 
@@ -205,7 +205,7 @@ func (su suite) reading() {
 			n int
 		}{{0, 999}, {0, 1001}, {0, 0}, {9, 1000}, {10, 37}, {10, 0}, {-1, 1000}} {
 			err := r.WritePiece(c.i, su.content[:c.n], piece.Sum(su.content[:c.n]))
-			require.ErrorIs(t, err, piece.ErrInvalidFacts, "piece %d of %d bytes", c.i, c.n)
+			require.ErrorIs(t, err, piece.ErrInvalidMetadata, "piece %d of %d bytes", c.i, c.n)
 		}
 		assert.Zero(t, Check(t, r, su.content))
 		assert.False(t, r.Has(-1))
@@ -257,24 +257,24 @@ func (su suite) tasks() {
 
 	su.Run("impossible facts and other facts are refused", func(t *testing.T) {
 		s := su.open(t)
-		_, err := s.Create(ID("a"), piece.Facts{Length: -1, PieceSize: 1})
-		require.ErrorIs(t, err, piece.ErrInvalidFacts)
+		_, err := s.Create(ID("a"), piece.Metadata{Length: -1, PieceSize: 1})
+		require.ErrorIs(t, err, piece.ErrInvalidMetadata)
 		_, err = s.Create("../../etc/passwd", facts)
 		require.ErrorIs(t, err, task.ErrInvalidID)
 		create(t, s, "a")
-		_, err = s.Create(ID("a"), piece.Facts{Length: facts.Length + 1, PieceSize: facts.PieceSize})
-		require.ErrorIs(t, err, piece.ErrOtherFacts)
-		_, err = s.Create(ID("a"), piece.Facts{Length: facts.Length, PieceSize: facts.PieceSize + 1})
-		require.ErrorIs(t, err, piece.ErrOtherFacts)
-		r, err := s.Create(ID("a"), piece.Facts{Length: facts.Length, PieceSize: facts.PieceSize, MediaType: "other"})
+		_, err = s.Create(ID("a"), piece.Metadata{Length: facts.Length + 1, PieceSize: facts.PieceSize})
+		require.ErrorIs(t, err, piece.ErrOtherMetadata)
+		_, err = s.Create(ID("a"), piece.Metadata{Length: facts.Length, PieceSize: facts.PieceSize + 1})
+		require.ErrorIs(t, err, piece.ErrOtherMetadata)
+		r, err := s.Create(ID("a"), piece.Metadata{Length: facts.Length, PieceSize: facts.PieceSize, MediaType: "other"})
 		require.NoError(t, err, "the media type may differ")
-		assert.Equal(t, facts, r.Facts(), "the first media type stays")
+		assert.Equal(t, facts, r.Metadata(), "the first media type stays")
 		require.NoError(t, r.Close())
 	})
 
 	su.Run("an empty task is complete at once", func(t *testing.T) {
 		s := su.open(t)
-		r, err := s.Create(ID("empty"), piece.FactsFor(0, "text/plain"))
+		r, err := s.Create(ID("empty"), piece.MetadataFor(0, "text/plain"))
 		require.NoError(t, err)
 		assert.Zero(t, r.Have().Len())
 		n, err := r.CopyTo(io.Discard, 0, 0)
@@ -300,11 +300,11 @@ func (su suite) tasks() {
 			got := map[task.ID]piece.Entry{}
 			for _, e := range s.Inventory() {
 				assert.False(t, e.LastRead.IsZero())
-				got[e.ID] = piece.Entry{ID: e.ID, Facts: e.Facts, Have: e.Have, Complete: e.Complete}
+				got[e.ID] = piece.Entry{ID: e.ID, Metadata: e.Metadata, Have: e.Have, Complete: e.Complete}
 			}
 			assert.Equal(t, map[task.ID]piece.Entry{
-				ID("a"): {ID: ID("a"), Facts: facts, Have: 10, Complete: true},
-				ID("b"): {ID: ID("b"), Facts: facts, Have: 1},
+				ID("a"): {ID: ID("a"), Metadata: facts, Have: 10, Complete: true},
+				ID("b"): {ID: ID("b"), Metadata: facts, Have: 1},
 			}, got, when)
 			require.NoError(t, a.Close())
 			require.NoError(t, b.Close())
@@ -324,7 +324,7 @@ func (su suite) removal() {
 		_, err = r.CopyTo(io.Discard, 0, 1)
 		require.ErrorIs(t, err, piece.ErrRemoved)
 		require.ErrorIs(t, Write(r, su.content, 1), piece.ErrRemoved)
-		require.ErrorIs(t, r.AddRuns([]piece.Run{signedRun(0, 1)}, nil), piece.ErrRemoved)
+		require.ErrorIs(t, r.AddRuns([]piece.DigestRun{signedRun(0, 1)}, nil), piece.ErrRemoved)
 		assert.False(t, r.Has(0))
 		assert.Zero(t, r.Have().Count())
 		_, ok := r.Digest(0)
@@ -412,24 +412,24 @@ func (su suite) runs() {
 		assert.Empty(t, runs)
 		assert.Empty(t, certificates)
 		a, b, c := signedRun(0, 3), signedRun(3, 6), signedRun(9, 1)
-		require.NoError(t, r.AddRuns([]piece.Run{a, b}, [][]byte{{1, 2}, {3}}))
-		require.NoError(t, r.AddRuns([]piece.Run{b, c, a, c}, [][]byte{{3}, {4}, {1, 2}}))
+		require.NoError(t, r.AddRuns([]piece.DigestRun{a, b}, [][]byte{{1, 2}, {3}}))
+		require.NoError(t, r.AddRuns([]piece.DigestRun{b, c, a, c}, [][]byte{{3}, {4}, {1, 2}}))
 		runs, certificates = r.Runs()
-		assert.Equal(t, []piece.Run{a, b, c}, runs)
+		assert.Equal(t, []piece.DigestRun{a, b, c}, runs)
 		assert.Equal(t, [][]byte{{1, 2}, {3}, {4}}, certificates)
 		runs[0].Digests[0][0] ^= 1
 		runs[0].Signature[0] ^= 1
 		certificates[0][0] ^= 1
 		runs, certificates = r.Runs()
-		assert.Equal(t, []piece.Run{a, b, c}, runs, "callers cannot change the store's copy")
+		assert.Equal(t, []piece.DigestRun{a, b, c}, runs, "callers cannot change the store's copy")
 		assert.Equal(t, [][]byte{{1, 2}, {3}, {4}}, certificates)
 
 		bad := signedRun(8, 2)
 		bad.Final = false
-		require.ErrorIs(t, r.AddRuns([]piece.Run{bad}, nil), piece.ErrInvalidFacts)
+		require.ErrorIs(t, r.AddRuns([]piece.DigestRun{bad}, nil), piece.ErrInvalidMetadata)
 		bad = signedRun(0, 1)
-		bad.Facts.Length++
-		require.ErrorIs(t, r.AddRuns([]piece.Run{bad}, nil), piece.ErrOtherFacts)
+		bad.Metadata.Length++
+		require.ErrorIs(t, r.AddRuns([]piece.DigestRun{bad}, nil), piece.ErrOtherMetadata)
 	})
 }
 
@@ -437,7 +437,7 @@ func (su suite) runs() {
 func (su suite) concurrency() {
 	su.Run("any number of goroutines may write and read", func(t *testing.T) {
 		s := su.open(t)
-		big := piece.Facts{Length: 64*4096 - 1, PieceSize: 4096}
+		big := piece.Metadata{Length: 64*4096 - 1, PieceSize: 4096}
 		bytesOf := Content("big", big.Length)
 		var g sync.WaitGroup
 		for w := range 4 {
@@ -455,8 +455,8 @@ func (su suite) concurrency() {
 					_, err := r.CopyTo(&out, int64(k)*4096, 4000)
 					assert.NoError(t, err, "a piece can be read once WritePiece returned")
 					assert.True(t, bytes.Equal(bytesOf[k*4096:k*4096+4000], out.Bytes()))
-					assert.NoError(t, r.AddRuns([]piece.Run{{
-						Facts: big, First: i, Digests: []piece.Digest{{byte(k)}}, Final: true,
+					assert.NoError(t, r.AddRuns([]piece.DigestRun{{
+						Metadata: big, First: i, Digests: []piece.Digest{{byte(k)}}, Final: true,
 						Signature: bytes.Repeat([]byte{byte(k)}, 64),
 					}}, nil))
 					s.Inventory()
@@ -491,7 +491,7 @@ func (su suite) restart() {
 		for _, i := range []piece.Index{1, 2, 9} {
 			require.NoError(t, Write(r, su.content, i))
 		}
-		require.NoError(t, r.AddRuns([]piece.Run{signedRun(0, 3), signedRun(9, 1)}, [][]byte{{7}}))
+		require.NoError(t, r.AddRuns([]piece.DigestRun{signedRun(0, 3), signedRun(9, 1)}, [][]byte{{7}}))
 		require.NoError(t, r.Close())
 		before := s.Inventory()
 		for range 3 {
@@ -503,13 +503,13 @@ func (su suite) restart() {
 			assert.Equal(t, before, after)
 			r, err = s.Open(ID("a"))
 			require.NoError(t, err)
-			assert.Equal(t, facts, r.Facts())
+			assert.Equal(t, facts, r.Metadata())
 			assert.Equal(t, before[0].Have, Check(t, r, su.content))
 			runs, certificates := r.Runs()
-			assert.Equal(t, []piece.Run{signedRun(0, 3), signedRun(9, 1)}, runs)
+			assert.Equal(t, []piece.DigestRun{signedRun(0, 3), signedRun(9, 1)}, runs)
 			assert.Equal(t, [][]byte{{7}}, certificates)
 			require.NoError(t, Write(r, su.content, r.Have().NextMissing(3)))
-			require.NoError(t, r.AddRuns([]piece.Run{signedRun(0, 3)}, nil), "a run known from before the restart")
+			require.NoError(t, r.AddRuns([]piece.DigestRun{signedRun(0, 3)}, nil), "a run known from before the restart")
 			require.NoError(t, r.Close())
 			before = s.Inventory()
 		}
@@ -520,17 +520,17 @@ func (su suite) restart() {
 // The quota tests have space for four tasks of quotaLength bytes.
 const quotaLength = 1 << 20
 
-var quotaFacts = piece.FactsFor(quotaLength, "")
+var quotaMetadata = piece.MetadataFor(quotaLength, "")
 
 func (su suite) openQuota(t *testing.T) piece.Store { return su.WithQuota(t, 4*quotaLength+4*(64<<10)) }
 
 // fill creates a task of quotaLength bytes with all its pieces.
 func fill(t *testing.T, s piece.Store, name string) piece.Replica {
 	t.Helper()
-	r, err := s.Create(ID(name), quotaFacts)
+	r, err := s.Create(ID(name), quotaMetadata)
 	require.NoError(t, err)
 	content := Content(name, quotaLength)
-	for i := range piece.Index(quotaFacts.Layout().Count()) {
+	for i := range piece.Index(quotaMetadata.Layout().Count()) {
 		require.NoError(t, Write(r, content, i))
 	}
 	return r
@@ -541,7 +541,7 @@ func read(t *testing.T, s piece.Store, name string) {
 	t.Helper()
 	r, err := s.Open(ID(name))
 	require.NoError(t, err)
-	assert.Equal(t, quotaFacts.Layout().Count(), Check(t, r, Content(name, quotaLength)))
+	assert.Equal(t, quotaMetadata.Layout().Count(), Check(t, r, Content(name, quotaLength)))
 	require.NoError(t, r.Close())
 }
 
@@ -581,7 +581,7 @@ func (su suite) eviction() {
 		for k := range 12 {
 			require.NoError(t, fill(t, s, fmt.Sprint(k)).Close())
 		}
-		assert.Equal(t, quotaFacts.Layout().Count(), Check(t, a, Content("a", quotaLength)))
+		assert.Equal(t, quotaMetadata.Layout().Count(), Check(t, a, Content("a", quotaLength)))
 		require.NoError(t, a.Close())
 		require.NoError(t, s.Close())
 	})
@@ -613,12 +613,12 @@ func (su suite) fullStore() {
 		for k := range 4 {
 			held = append(held, fill(t, s, fmt.Sprint(k)))
 		}
-		_, err := s.Create(ID("late"), quotaFacts)
+		_, err := s.Create(ID("late"), quotaMetadata)
 		require.ErrorIs(t, err, piece.ErrNoSpace)
 		_, err = s.Open(ID("late"))
 		require.ErrorIs(t, err, piece.ErrNotFound)
 		for k, r := range held {
-			assert.Equal(t, quotaFacts.Layout().Count(), Check(t, r, Content(fmt.Sprint(k), quotaLength)))
+			assert.Equal(t, quotaMetadata.Layout().Count(), Check(t, r, Content(fmt.Sprint(k), quotaLength)))
 			require.NoError(t, r.Close())
 		}
 		require.NoError(t, fill(t, s, "late").Close())
@@ -630,7 +630,7 @@ func (su suite) fullStore() {
 		for _, name := range []string{"a", "b", "c"} {
 			require.NoError(t, fill(t, s, name).Close())
 		}
-		_, err := s.Create(ID("huge"), piece.FactsFor(64*quotaLength, ""))
+		_, err := s.Create(ID("huge"), piece.MetadataFor(64*quotaLength, ""))
 		require.ErrorIs(t, err, piece.ErrNoSpace)
 		assert.Len(t, stored(s), 3)
 		require.NoError(t, s.Close())
@@ -725,9 +725,9 @@ func model(t *testing.T, f Factory, r *rand.Rand) {
 }
 
 // signedRun returns a run of n pieces of a task with facts; its signature is invalid.
-func signedRun(first, n int) piece.Run {
-	run := piece.Run{
-		Facts: facts, Epoch: 1234567890123456789, First: piece.Index(first), Final: first+n == 10,
+func signedRun(first, n int) piece.DigestRun {
+	run := piece.DigestRun{
+		Metadata: facts, Epoch: 1234567890123456789, First: piece.Index(first), Final: first+n == 10,
 		Key: piece.KeyID{1, 2, 3}, Signature: bytes.Repeat([]byte{byte(first + 1)}, 64),
 	}
 	for k := range n {

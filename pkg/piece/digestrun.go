@@ -13,11 +13,11 @@ type KeyID [8]byte
 
 func (k KeyID) String() string { return fmt.Sprintf("%x", k[:]) }
 
-// Run is a coordinator's signed word on the digests of consecutive pieces of one task. A
+// DigestRun is a coordinator's signed word on the digests of consecutive pieces of one task. A
 // store accepts a piece only under a run, and whoever holds a run can show it to others, so
 // that it stays good when its coordinator is gone.
-type Run struct {
-	Facts Facts
+type DigestRun struct {
+	Metadata Metadata
 	// Epoch tells the attempts of a seed apart: what one attempt vouched for can be
 	// revoked without touching the next. Nanoseconds since 1970 at the attempt's start.
 	Epoch uint64
@@ -33,26 +33,26 @@ type Run struct {
 }
 
 // End is the piece after the run's last.
-func (r Run) End() Index { return r.First + Index(len(r.Digests)) }
+func (r DigestRun) End() Index { return r.First + Index(len(r.Digests)) }
 
 // Check refuses a run that no honest coordinator signs, before its signature is looked at.
-func (r Run) Check() error {
-	if err := r.Facts.Check(); err != nil {
+func (r DigestRun) Check() error {
+	if err := r.Metadata.Check(); err != nil {
 		return err
 	}
-	n := r.Facts.Layout().Count()
+	n := r.Metadata.Layout().Count()
 	if r.First < 0 || int(r.First) > n || int(r.End()) > n {
-		return fmt.Errorf("%w: run of pieces [%d, %d) of %d", ErrInvalidFacts, r.First, r.End(), n)
+		return fmt.Errorf("%w: run of pieces [%d, %d) of %d", ErrInvalidMetadata, r.First, r.End(), n)
 	}
 	if last := len(r.Digests) > 0 && int(r.End()) == n; last && !r.Final {
-		return fmt.Errorf("%w: the last of %d pieces in a run that is not final", ErrInvalidFacts, n)
+		return fmt.Errorf("%w: the last of %d pieces in a run that is not final", ErrInvalidMetadata, n)
 	}
 	return nil
 }
 
 // SigningBytes is what the signature is over: every field but Key and Signature, and the
 // task, so that a run cannot be moved to another content.
-func (r Run) SigningBytes(id task.ID) []byte {
+func (r DigestRun) SigningBytes(id task.ID) []byte {
 	var b bytes.Buffer
 	text := func(s string) {
 		b.Write(binary.BigEndian.AppendUint32(nil, uint32(len(s))))
@@ -61,9 +61,9 @@ func (r Run) SigningBytes(id task.ID) []byte {
 	number := func(v uint64) { b.Write(binary.BigEndian.AppendUint64(nil, v)) }
 	text("darter run v1")
 	text(string(id))
-	number(uint64(r.Facts.Length))
-	number(uint64(r.Facts.PieceSize))
-	text(r.Facts.MediaType)
+	number(uint64(r.Metadata.Length))
+	number(uint64(r.Metadata.PieceSize))
+	text(r.Metadata.MediaType)
 	number(r.Epoch)
 	number(uint64(r.First))
 	number(uint64(len(r.Digests)))
