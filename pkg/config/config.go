@@ -11,6 +11,7 @@ package config
 //go:generate go test -run "^TestTheReferencePageSaysWhatTheSettingsSay$" . -update
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -19,11 +20,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/knadh/koanf/providers/confmap"
-	"github.com/knadh/koanf/providers/env/v2"
-	"github.com/knadh/koanf/providers/file"
-	"github.com/knadh/koanf/providers/posflag"
-	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
 )
@@ -74,116 +70,38 @@ func (f *Form) Flags() []string {
 	return names
 }
 
-// Load fills the target: defaults first, then the YAML file, the variables of environ
-// (as [os.Environ] returns them) and the flags that were given, each one overriding those
-// before it. A list is overridden as a whole. The error says what to do, in lines that may
-// be several; an [*InvalidError] leaves the target filled in.
+// Load fills the target: defaults first, then the YAML file, the variables of environ (as [os.Environ] returns them)
+// and the flags of the command line, each one overriding those before it. A list is overridden as a whole. The error
+// says what to do, on one line or several; an [*InvalidError] leaves the target filled in.
 func (f *Form) Load(environ []string) error {
-	defaults, fileLayer, envLayer, flagLayer := koanf.New(delim), koanf.New(delim), koanf.New(delim), koanf.New(delim)
-
-	known := map[string]any{}
 	for _, s := range f.settings {
+		s.node, s.origin = nil, ""
 		if s.preset != "" {
-			known[s.key] = s.preset
+			s.give(s.parse(s.preset), "default")
 		}
 	}
-	if err := defaults.Load(confmap.Provider(known, delim), nil); err != nil {
-		return fmt.Errorf("reading the defaults: %w", err)
-	}
-
-	path := f.path
-	var problems []error
-	vars := env.Provider(delim, env.Opt{
-		Prefix:      EnvPrefix,
-		EnvironFunc: func() []string { return environ },
-		TransformFunc: func(name, value string) (string, any) {
-			if name == EnvFile {
-				if path == "" {
-					path = value
-				}
-				return "", nil
-			}
-			for _, s := range f.settings {
-				if s.env() == name {
-					return s.key, value
-				}
-			}
-			if err := f.unknownEnv(name); err != nil {
-				problems = append(problems, err)
-			}
-			return "", nil
-		},
-	})
-	if err := envLayer.Load(vars, nil); err != nil {
-		return fmt.Errorf("reading the environment: %w", err)
-	}
-
+	path, fromEnv, problems := f.readEnv(environ)
 	if path != "" {
-		p := &yamlParser{}
-		if err := fileLayer.Load(file.Provider(path), p); err != nil {
-			var missing *os.PathError
-			if errors.As(err, &missing) {
-				return fmt.Errorf("reading the configuration file: %w; give another one with --config or %s", err, EnvFile)
-			}
-			return fmt.Errorf("reading the configuration file %s: %w", path, err)
+		more, err := f.readFile(path)
+		if err != nil {
+			return err
 		}
-		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o002 != 0 {
-			problems = append(problems, fmt.Errorf("every user of the machine may change the configuration file %s (mode %04o), and with it what this program does: chmod o-w %s",
-				path, info.Mode().Perm(), path))
-		}
-		problems = append(problems, f.unknownKeys(path, fileLayer.Raw(), p.lines)...)
+		problems = append(problems, more...)
 	}
-
-	if f.flags != nil {
-		given := posflag.ProviderWithFlag(f.flags, delim, nil, func(fl *pflag.Flag) (string, any) {
-			v, ok := fl.Value.(*flagValue)
-			if !ok || !fl.Changed {
-				return "", nil
-			}
-			if v.setting.isList() {
-				return v.setting.key, slices.Clone(v.values)
-			}
-			return v.setting.key, v.values[len(v.values)-1]
-		})
-		if err := flagLayer.Load(given, nil); err != nil {
-			return fmt.Errorf("reading the flags: %w", err)
-		}
+	for s, text := range fromEnv {
+		s.give(s.parse(text), s.env())
 	}
+	f.readFlags()
 	if len(problems) > 0 {
 		return errors.Join(problems...)
 	}
-
-	merged := koanf.New(delim)
-	layers := []struct {
-		of   *koanf.Koanf
-		name func(s *setting) string
-	}{
-		{defaults, func(*setting) string { return "default" }},
-		{fileLayer, func(s *setting) string { return path }},
-		{envLayer, func(s *setting) string { return s.env() }},
-		{flagLayer, func(s *setting) string { return "--" + s.flag() }},
-	}
-	for _, l := range layers {
-		for _, s := range f.settings {
-			if l.of.Exists(s.key) && l.of.Get(s.key) != nil {
-				s.origin = l.name(s)
-			}
-		}
-		if err := merged.Merge(l.of); err != nil {
-			return fmt.Errorf("merging the settings: %w", err)
-		}
-	}
 	for _, s := range f.settings {
-		raw := merged.Get(s.key)
-		if raw == nil { // "key:" and nothing behind it
-			raw = s.preset
-			if s.preset == "" {
-				s.clear()
-				continue
-			}
+		s.value.SetZero()
+		if s.node == nil {
+			continue
 		}
-		if err := s.set(raw); err != nil {
-			problems = append(problems, fmt.Errorf("%s (from %s): %w", s.key, s.origin, err))
+		if err := decode(s.value, s.node); err != nil {
+			problems = append(problems, fmt.Errorf("%s (from %s): %w", s.key, s.place(), err))
 		}
 	}
 	if len(problems) > 0 {
@@ -195,6 +113,110 @@ func (f *Form) Load(environ []string) error {
 		}
 	}
 	return nil
+}
+
+// readEnv returns the configuration file's path and the text of each setting that environ holds, and one problem for
+// each unknown variable.
+func (f *Form) readEnv(environ []string) (path string, values map[*setting]string, problems []error) {
+	path, values = f.path, map[*setting]string{}
+	for _, pair := range environ {
+		name, value, _ := strings.Cut(pair, "=")
+		if !strings.HasPrefix(name, EnvPrefix) {
+			continue
+		}
+		s := f.find(func(s *setting) bool { return s.env() == name })
+		switch {
+		case name == EnvFile:
+			path = cmp.Or(path, value)
+		case s != nil:
+			values[s] = value
+		default:
+			if err := f.unknownEnv(name); err != nil {
+				problems = append(problems, err)
+			}
+		}
+	}
+	return path, values, problems
+}
+
+// readFile gives the settings the values of a configuration file. The error is that the file is not one.
+func (f *Form) readFile(path string) (problems []error, err error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the configuration file: %w; give another one with --config or %s", err, EnvFile)
+	}
+	if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o002 != 0 {
+		problems = append(problems, fmt.Errorf("every user of the machine may change the configuration file %s (mode %04o), "+
+			"and with it what this program does: chmod o-w %s", path, info.Mode().Perm(), path))
+	}
+	top, err := parseFile(b)
+	if err != nil {
+		return nil, fmt.Errorf("reading the configuration file %s: %w", path, err)
+	}
+	return append(problems, f.readSection(path, "", top)...), nil
+}
+
+// readSection gives the settings the values of one mapping of a file; prefix is the mapping's own key.
+func (f *Form) readSection(path, prefix string, section *yaml.Node) (problems []error) {
+	seen := map[string]bool{}
+	for name, value := range pairs(section) {
+		key := strings.TrimPrefix(prefix+delim+name.Value, delim)
+		fail := func(format string, args ...any) {
+			problems = append(problems, fmt.Errorf("%s:%d: %s", path, name.Line, fmt.Sprintf(format, args...)))
+		}
+		s := f.find(func(s *setting) bool { return s.key == key })
+		isSection := slices.Contains(f.names(), key)
+		switch {
+		case seen[key]:
+			fail("key %q is there twice", key)
+		case s != nil && value.Kind == yaml.MappingNode:
+			fail("%s takes a value, not keys of its own", key)
+		case s != nil && !isNull(value): // "key:" without a value leaves the default
+			s.give(value, path)
+		case s != nil, isSection && isNull(value):
+		case isSection && value.Kind == yaml.MappingNode:
+			problems = append(problems, f.readSection(path, key, value)...)
+		case isSection:
+			fail("%s is a section and takes keys, not a value", key)
+		default:
+			fail("unknown key %q%s", key, suggest(key, f.names()))
+		}
+		seen[key] = true
+	}
+	return problems
+}
+
+// readFlags gives the settings the values of the command line.
+func (f *Form) readFlags() {
+	if f.flags == nil {
+		return
+	}
+	for _, s := range f.settings {
+		if fl := f.flags.Lookup(s.flag()); fl != nil && fl.Changed {
+			if v, ok := fl.Value.(*flagValue); ok {
+				s.give(s.join(v.values), "--"+s.flag())
+			}
+		}
+	}
+}
+
+// find returns the first setting that is the wanted one, or nil.
+func (f *Form) find(wanted func(*setting) bool) *setting {
+	if i := slices.IndexFunc(f.settings, wanted); i >= 0 {
+		return f.settings[i]
+	}
+	return nil
+}
+
+// names lists the keys of a file: those of the settings and those of the sections.
+func (f *Form) names() (names []string) {
+	for _, s := range f.settings {
+		parts := strings.Split(s.key, delim)
+		for i := range parts {
+			names = append(names, strings.Join(parts[:i+1], delim))
+		}
+	}
+	return names
 }
 
 // InvalidError is of settings that were all read and cannot work together, or on this machine,
@@ -247,48 +269,6 @@ func (f *Form) Changed(newer *Form) (now, restart []Change) {
 		}
 	}
 	return now, restart
-}
-
-// unknownKeys walks what the file holds beside what it may hold.
-func (f *Form) unknownKeys(path string, raw map[string]any, lines map[string]int) (problems []error) {
-	var names, all []string
-	for _, s := range f.settings {
-		all = append(all, s.key)
-		parts := strings.Split(s.key, delim)
-		for i := range parts {
-			names = append(names, strings.Join(parts[:i+1], delim))
-		}
-	}
-	var walk func(prefix string, m map[string]any)
-	walk = func(prefix string, m map[string]any) {
-		for _, k := range sortedKeys(m) {
-			key := k
-			if prefix != "" {
-				key = prefix + delim + k
-			}
-			at := path
-			if n := lines[key]; n > 0 {
-				at = fmt.Sprintf("%s:%d", path, n)
-			}
-			sub, isMap := m[k].(map[string]any)
-			switch {
-			case slices.Contains(all, key):
-				if isMap {
-					problems = append(problems, fmt.Errorf("%s: %s takes a value, not keys of its own", at, key))
-				}
-			case slices.Contains(names, key):
-				if isMap {
-					walk(key, sub)
-				} else if m[k] != nil {
-					problems = append(problems, fmt.Errorf("%s: %s is a section and takes keys, not a value", at, key))
-				}
-			default:
-				problems = append(problems, fmt.Errorf("%s: unknown key %q%s", at, key, suggest(key, names)))
-			}
-		}
-	}
-	walk("", raw)
-	return problems
 }
 
 // unknownEnv judges a variable that sets nothing here. Those of the sister programs may be

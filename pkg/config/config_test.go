@@ -119,7 +119,7 @@ func TestWhatNobodyKnowsIsRefusedWithTheNearestName(t *testing.T) {
 		{"key", "cache:\n  qouta: 2GiB\n", nil, nil, `darter.yaml:2: unknown key "cache.qouta"; did you mean "cache.quota"?`},
 		{"key at the wrong place", "quota: 2GiB\n", nil, nil, `unknown key "quota"; did you mean "cache.quota"?`},
 		{"section", "casche:\n  quota: 2GiB\n", nil, nil, `unknown key "casche"; did you mean "cache"?`},
-		{"key of an upstream", "upstreams:\n- host: a.b\n  plainhttp: true\n", nil, nil, `entry 1: unknown key "plainhttp"; did you mean "plainHTTP"?`},
+		{"key of an upstream", "upstreams:\n- host: a.b\n  plainhttp: true\n", nil, nil, `entry 1: line 3: unknown key "plainhttp"; did you mean "plainHTTP"?`},
 		{"nothing near", "zebra: 1\n", nil, nil, `unknown key "zebra"`},
 		{"variable", "", []string{"DARTER_CACHE_QOUTA=1GiB"}, nil, `unknown environment variable DARTER_CACHE_QOUTA; did you mean "DARTER_CACHE_QUOTA"?`},
 		{"variable without its section", "", []string{"DARTER_QUOTA=1GiB"}, nil, `unknown environment variable DARTER_QUOTA; did you mean "DARTER_CACHE_QUOTA"?`},
@@ -185,7 +185,7 @@ func TestValuesThatCannotBeAreRefusedWithARightOne(t *testing.T) {
 		{"upstreams: [{host: a.b, username: x}]", `username and passwordFile belong together`},
 		{"upstreams: [{host: a.b, proxy: x}]", `proxy is no URL`},
 		{"upstreams: [a.b, a.b]", "a.b is there twice"},
-		{"node: {name: a}\nnode: {name: b}", `line 2: key "node" is there twice`},
+		{"node: {name: a}\nnode: {name: b}", `:2: key "node" is there twice`},
 		{"- a", "made of keys and values"},
 		{"a: b\n---\nc: d", "more than one YAML document"},
 		{"node: [", "yaml: line 1"},
@@ -367,10 +367,9 @@ func FuzzAFileIsReadOrRefused(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m, err := (&yamlParser{}).Unmarshal(b)
-		if err == nil && m == nil {
-			t.Fatal("neither keys nor an error")
-		}
+		path := filepath.Join(t.TempDir(), "darter.yaml")
+		require.NoError(t, os.WriteFile(path, b, 0o600))
+		_ = NewForm("dfdaemon", new(Dfdaemon)).Load([]string{EnvFile + "=" + path}) // must not panic
 	})
 }
 

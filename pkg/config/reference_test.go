@@ -55,7 +55,7 @@ func TestEverySettingIsDocumentedAndHasANameOfItsOwn(t *testing.T) {
 			assert.False(t, serviceLink.MatchString(s.env()), "%s: Kubernetes may set %s by itself", p.Name, s.env())
 			keys[s.key], flags[s.flag()], vars[s.env()] = true, true, true
 			if s.preset != "" {
-				assert.NoError(t, s.set(s.preset), "%s: default of %s", p.Name, s.key)
+				assert.NoError(t, decode(s.value, s.parse(s.preset)), "%s: default of %s", p.Name, s.key)
 			}
 		}
 	}

@@ -3,12 +3,9 @@ package config
 import (
 	"encoding"
 	"fmt"
-	"maps"
-	"math"
 	"reflect"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -37,9 +34,12 @@ type setting struct {
 	short  string // one-letter flag
 	reload bool
 	noFlag bool
-	origin string
 	value  reflect.Value
 	owner  string // "Cache.Quota", the Go name of the field
+
+	// node is the value that wins, nil for none; origin says where it comes from.
+	node   *yaml.Node
+	origin string
 }
 
 var (
@@ -57,7 +57,7 @@ func settingsOf(target any) []*setting {
 	walk = func(prefix string, v reflect.Value) {
 		for i := range v.NumField() {
 			f := v.Type().Field(i)
-			key := strings.Trim(prefix+delim+f.Tag.Get("key"), delim)
+			key := strings.Trim(prefix+delim+fieldKey(f), delim)
 			if f.Type.Kind() == reflect.Struct && !reflect.PointerTo(f.Type).Implements(textUnmarshaler) {
 				walk(key, v.Field(i))
 				continue
@@ -139,24 +139,20 @@ func (v *flagValue) Type() string {
 }
 
 func (v *flagValue) Set(text string) error {
-	probe := reflect.New(v.setting.value.Type()).Elem()
-	if !v.setting.isList() {
-		if err := decode(probe, text); err != nil {
+	texts := []string{text}
+	if v.setting.isList() {
+		texts = splitList(v.setting.value.Type(), text)
+	}
+	for _, one := range texts {
+		probe := reflect.New(v.setting.value.Type()).Elem()
+		if v.setting.isList() {
+			probe = reflect.New(probe.Type().Elem()).Elem()
+		}
+		if err := decodeText(probe, one); err != nil {
 			return err
 		}
-		v.values = append(v.values, text)
-		return nil
 	}
-	parts := splitList(probe.Type(), text)
-	if len(parts) == 1 { // its error needs no number
-		if err := decode(reflect.New(probe.Type().Elem()).Elem(), parts[0]); err != nil {
-			return err
-		}
-	}
-	if err := decode(probe, parts); err != nil {
-		return err
-	}
-	v.values = append(v.values, parts...)
+	v.values = append(v.values, texts...)
 	return nil
 }
 
@@ -194,175 +190,41 @@ func splitList(t reflect.Type, text string) []string {
 	return out
 }
 
-func (s *setting) set(raw any) error {
-	s.clear()
-	return decode(s.value, raw)
+// fieldKey is the key of a struct field: its yaml tag without the options.
+func fieldKey(f reflect.StructField) string {
+	key, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+	return key
 }
 
-func (s *setting) clear() { s.value.SetZero() }
-
-// decode sets v from what a layer holds: text, a list of texts, or for a list of structs a
-// list of maps.
-func decode(v reflect.Value, raw any) error {
-	if v.Kind() == reflect.Slice {
-		var items []any
-		switch raw := raw.(type) {
-		case []any:
-			items = raw
-		case []string:
-			for _, item := range raw {
-				items = append(items, item)
-			}
-		case string:
-			for _, item := range splitList(v.Type(), raw) {
-				items = append(items, item)
-			}
-		default:
-			return fmt.Errorf("takes a list, not %T", raw)
-		}
-		if len(items) == 0 {
-			v.SetZero() // as a list that nobody set
-			return nil
-		}
-		out := reflect.MakeSlice(v.Type(), len(items), len(items))
-		for i, item := range items {
-			if err := decode(out.Index(i), item); err != nil {
-				return fmt.Errorf("entry %d: %w", i+1, err)
-			}
-		}
-		v.Set(out)
-		return nil
+// parse returns the value that a text of the environment or a default has in YAML.
+func (s *setting) parse(text string) *yaml.Node {
+	if s.isList() {
+		return s.join(splitList(s.value.Type(), text))
 	}
-	if m, ok := raw.(map[string]any); ok && v.Kind() == reflect.Struct {
-		return decodeMap(v, m)
-	}
-	text, ok := raw.(string)
-	if !ok {
-		return fmt.Errorf("takes one value, not %s", kindOf(raw))
-	}
-	text = strings.TrimSpace(text)
-	if v.Type() == secretType && text == secret.String("x").String() {
-		return fmt.Errorf("%q is what is printed in a secret's place, not the secret", text)
-	}
-	if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
-		return u.UnmarshalText([]byte(text))
-	}
-	switch {
-	case v.Type() == durationType:
-		d, err := time.ParseDuration(text)
-		if err != nil {
-			return fmt.Errorf("%q is no duration; write for example 500ms, 30s, 5m or 2h", text)
-		}
-		v.SetInt(int64(d))
-	case v.Kind() == reflect.String:
-		v.SetString(text)
-	case v.Kind() == reflect.Bool:
-		b, err := strconv.ParseBool(text)
-		if err != nil {
-			return fmt.Errorf("%q is neither true nor false", text)
-		}
-		v.SetBool(b)
-	case v.CanInt():
-		n, err := strconv.ParseInt(text, 10, 64)
-		if err != nil {
-			return fmt.Errorf("%q is no whole number", text)
-		}
-		v.SetInt(n)
-	case v.CanFloat():
-		n, err := strconv.ParseFloat(text, 64)
-		if err != nil || math.IsNaN(n) || math.IsInf(n, 0) {
-			return fmt.Errorf("%q is no number", text)
-		}
-		v.SetFloat(n)
-	default:
-		return fmt.Errorf("setting of type %s cannot be read", v.Type())
-	}
-	return nil
+	return &yaml.Node{Kind: yaml.ScalarNode, Value: text}
 }
 
-func kindOf(raw any) string {
-	switch raw.(type) {
-	case map[string]any:
-		return "a section of keys"
-	case []any, []string:
-		return "a list"
+// join returns the value of a setting whose flag was given with these texts.
+func (s *setting) join(texts []string) *yaml.Node {
+	if !s.isList() {
+		return s.parse(texts[len(texts)-1])
 	}
-	return "nothing"
+	list := &yaml.Node{Kind: yaml.SequenceNode}
+	for _, text := range texts {
+		list.Content = append(list.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: text})
+	}
+	return list
 }
 
-// decodeMap sets the fields of one entry in a list of structs.
-func decodeMap(v reflect.Value, m map[string]any) error {
-	var names []string
-	for i := range v.NumField() {
-		names = append(names, v.Type().Field(i).Tag.Get("key"))
-	}
-	for _, k := range sortedKeys(m) {
-		i := slices.Index(names, k)
-		if i < 0 {
-			return fmt.Errorf("unknown key %q%s", k, suggest(k, names))
-		}
-		if m[k] == nil {
-			continue
-		}
-		if err := decode(v.Field(i), m[k]); err != nil {
-			return fmt.Errorf("%s: %w", k, err)
-		}
-	}
-	return nil
-}
+// give sets the value of a setting in place of one that counts for less.
+func (s *setting) give(value *yaml.Node, origin string) { s.node, s.origin = value, origin }
 
-// node is the value as YAML, secrets redacted.
-func node(v reflect.Value) *yaml.Node {
-	scalar := func(text, tag string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Value: text, Tag: tag} }
-	if v.Kind() == reflect.Slice {
-		n := &yaml.Node{Kind: yaml.SequenceNode}
-		for i := range v.Len() {
-			n.Content = append(n.Content, node(v.Index(i)))
-		}
-		if v.Len() == 0 {
-			n.Style = yaml.FlowStyle
-		}
-		return n
+// place is where a value stands: its origin, in a file with its line.
+func (s *setting) place() string {
+	if s.node.Line > 0 {
+		return fmt.Sprintf("%s:%d", s.origin, s.node.Line)
 	}
-	if m, ok := v.Interface().(encoding.TextMarshaler); ok {
-		text, err := m.MarshalText()
-		if err != nil {
-			return scalar(err.Error(), "!!str")
-		}
-		return scalar(string(text), "!!str")
-	}
-	switch {
-	case v.Type() == durationType:
-		return scalar(formatDuration(time.Duration(v.Int())), "!!str")
-	case v.Kind() == reflect.Struct:
-		n := &yaml.Node{Kind: yaml.MappingNode}
-		for i := range v.NumField() {
-			if v.Field(i).IsZero() {
-				continue
-			}
-			n.Content = append(n.Content, scalar(v.Type().Field(i).Tag.Get("key"), "!!str"), node(v.Field(i)))
-		}
-		return n
-	case v.Kind() == reflect.Bool:
-		return scalar(strconv.FormatBool(v.Bool()), "!!bool")
-	case v.CanInt():
-		return scalar(strconv.FormatInt(v.Int(), 10), "!!int")
-	case v.CanFloat():
-		return scalar(strconv.FormatFloat(v.Float(), 'g', -1, 64), "!!float")
-	}
-	return scalar(v.String(), "!!str")
-}
-
-// formatDuration leaves out the zeros that time.Duration writes: 1m, not 1m0s.
-func formatDuration(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
+	return s.origin
 }
 
 // print adds the setting to a tree of YAML mappings.
@@ -376,7 +238,7 @@ func (s *setting) print(root *yaml.Node) {
 		}
 		root = root.Content[i+1]
 	}
-	value, name := node(s.value), &yaml.Node{Kind: yaml.ScalarNode, Value: parts[len(parts)-1]}
+	value, name := encode(s.value), &yaml.Node{Kind: yaml.ScalarNode, Value: parts[len(parts)-1]}
 	if s.origin != "" && s.origin != "default" {
 		if value.Kind == yaml.ScalarNode {
 			value.LineComment = "from " + s.origin
@@ -389,7 +251,7 @@ func (s *setting) print(root *yaml.Node) {
 
 // text is the value in one line, as a person would write it in a file; a secret is redacted.
 func (s *setting) text() string {
-	n := node(s.value)
+	n := encode(s.value)
 	n.Style = yaml.FlowStyle
 	b, err := yaml.Marshal(n)
 	if err != nil {
@@ -397,5 +259,3 @@ func (s *setting) text() string {
 	}
 	return strings.TrimSpace(string(b))
 }
-
-func sortedKeys(m map[string]any) []string { return slices.Sorted(maps.Keys(m)) }
