@@ -63,8 +63,8 @@ func Keys(i *Identity, s *Signer) [][]byte {
 func (v *Verifier) Known() int {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if len(v.keys) != v.used.Len() || len(v.certificates) != v.used.Len() {
+	if len(v.certificates) != v.keys.Len() {
 		return -1
 	}
-	return v.used.Len()
+	return v.keys.Len()
 }

@@ -1,7 +1,6 @@
 package identity
 
 import (
-	"container/list"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"crypto/x509"
@@ -10,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/task"
@@ -46,9 +47,8 @@ type Verifier struct {
 
 	// mu is held to find or keep a key, never while a signature is checked.
 	mu           sync.Mutex
-	keys         map[piece.KeyID]*list.Element // of *signingKey
-	certificates map[[sha256.Size]byte]*list.Element
-	used         list.List // the key used last in front
+	keys         *simplelru.LRU[piece.KeyID, *signingKey]
+	certificates map[[sha256.Size]byte]piece.KeyID // of keys, by the SHA-256 of their certificate
 }
 
 // signingKey is a coordinator's key under its latest certificate; it is never changed.
@@ -70,8 +70,10 @@ func (k *signingKey) valid(now time.Time) error {
 
 // NewVerifier returns a Verifier that believes the coordinators of i's cluster.
 func NewVerifier(i *Identity) *Verifier {
-	return &Verifier{roots: i.coordinators.roots, now: i.now,
-		keys: make(map[piece.KeyID]*list.Element), certificates: make(map[[sha256.Size]byte]*list.Element)}
+	v := &Verifier{roots: i.coordinators.roots, now: i.now, certificates: make(map[[sha256.Size]byte]piece.KeyID)}
+	forget := func(_ piece.KeyID, k *signingKey) { delete(v.certificates, k.certificate) }
+	v.keys, _ = simplelru.NewLRU(KeysMax, forget) // it fails for a size below 1 alone
+	return v
 }
 
 // AddCertificate makes a key known, so that what it signed can be verified. der came from
@@ -83,7 +85,7 @@ func (v *Verifier) AddCertificate(der []byte) (piece.KeyID, error) {
 	}
 	sum := sha256.Sum256(der)
 	now := v.now()
-	if k := lookUp(v, v.certificates, sum); k != nil {
+	if k := v.byCertificate(sum); k != nil {
 		if err := k.valid(now); err != nil {
 			return piece.KeyID{}, err
 		}
@@ -117,16 +119,24 @@ func (v *Verifier) AddCertificate(der []byte) (piece.KeyID, error) {
 	return k.id, nil
 }
 
-// lookUp finds a key by its ID or its certificate, and notes that it was used.
-func lookUp[K comparable](v *Verifier, in map[K]*list.Element, by K) *signingKey {
+// byID returns a key and counts it as used, or nil.
+func (v *Verifier) byID(id piece.KeyID) *signingKey {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	e := in[by]
-	if e == nil {
+	k, _ := v.keys.Get(id)
+	return k
+}
+
+// byCertificate returns the key of a certificate and counts it as used, or nil.
+func (v *Verifier) byCertificate(sum [sha256.Size]byte) *signingKey {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	id, known := v.certificates[sum]
+	if !known {
 		return nil
 	}
-	v.used.MoveToFront(e)
-	return e.Value.(*signingKey)
+	k, _ := v.keys.Get(id)
+	return k
 }
 
 // keep remembers a key whose certificate was verified and is good now; of two certificates of one
@@ -135,26 +145,17 @@ func lookUp[K comparable](v *Verifier, in map[K]*list.Element, by K) *signingKey
 func (v *Verifier) keep(k *signingKey, now time.Time) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if e := v.keys[k.id]; e != nil {
-		old := e.Value.(*signingKey)
+	if old, known := v.keys.Get(k.id); known {
 		if !old.public.Equal(k.public) {
 			return fmt.Errorf("%w: another key is known as %s already", ErrCertificate, k.id)
 		}
-		v.used.MoveToFront(e)
-		if k.notAfter.After(old.notAfter) || old.valid(now) != nil {
-			delete(v.certificates, old.certificate)
-			e.Value = k
-			v.certificates[k.certificate] = e
+		if !k.notAfter.After(old.notAfter) && old.valid(now) == nil {
+			return nil
 		}
-		return nil
+		delete(v.certificates, old.certificate)
 	}
-	e := v.used.PushFront(k)
-	v.keys[k.id], v.certificates[k.certificate] = e, e
-	if v.used.Len() > KeysMax {
-		last := v.used.Remove(v.used.Back()).(*signingKey)
-		delete(v.keys, last.id)
-		delete(v.certificates, last.certificate)
-	}
+	v.certificates[k.certificate] = k.id
+	v.keys.Add(k.id, k)
 	return nil
 }
 
@@ -194,7 +195,7 @@ func (v *Verifier) VerifyRevocation(id task.ID, r piece.Revocation) error {
 }
 
 func (v *Verifier) verify(key piece.KeyID, message, signature []byte) error {
-	k := lookUp(v, v.keys, key)
+	k := v.byID(key)
 	if k == nil {
 		return fmt.Errorf("%w %s", ErrUnknownKey, key)
 	}
