@@ -108,8 +108,11 @@ type Sources struct {
 	Peers  int64 `json:"peers"`  // from other nodes
 	Seeds  int64 `json:"seeds"`  // from supernodes and other seeds
 	Origin int64 `json:"origin"` // from the origin, by the node itself
-	Cache  int64 `json:"cache"`  // given to clients from what was already here
+	Cache  int64 `json:"cache"`  // sent to clients from the node's own store
 }
+
+// Total is the sum.
+func (s Sources) Total() int64 { return s.Peers + s.Seeds + s.Origin + s.Cache }
 
 // Status is what a program tells of itself.
 type Status struct {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/darter-io/darter/pkg/hostmatch"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/secret"
 )
@@ -49,6 +50,9 @@ func (p *Proxy) check(upstreams []Upstream) error {
 	}
 	if p.Listen != "" && !p.Listen.Loopback() && p.Tunnel == TunnelAny {
 		return fmt.Errorf("proxy.listen: at %s every machine could reach any host in this one's name: set proxy.tunnel to listed or none, or listen on 127.0.0.1", p.Listen)
+	}
+	if slices.Contains(p.TunnelHosts, hostmatch.Any) {
+		return fmt.Errorf("proxy.tunnelHosts: %q matches every host; set proxy.tunnel to any for that, or list the hosts", hostmatch.Any)
 	}
 	for _, h := range p.Hosts {
 		if !slices.ContainsFunc(upstreams, func(u Upstream) bool { return strings.EqualFold(u.Host, h) }) {

@@ -23,6 +23,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/hostmatch"
 	"github.com/darter-io/darter/pkg/node"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/peer"
@@ -100,7 +101,7 @@ func (f *files) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		tellRefusal(w, bad.Code(), bad)
 		return
 	}
-	told := telemetry.Pull{Kind: task.Plain, Name: withoutQuery(q.file.URL)}
+	told := telemetry.Pull{Kind: task.Plain, Name: secret.PrintableURLText(q.file.URL)}
 	defer func() {
 		told.Total = f.now().Sub(started)
 		f.pulls.finished(told)
@@ -415,7 +416,7 @@ func (f *files) request(r *http.Request) (question, *api.FileError) {
 		return bad("a user does not belong into the URL: send it as %sAuthorization", api.ForwardPrefix)
 	}
 	u.Fragment = ""
-	if !allowed(f.settings.Load().AllowHosts, u.Hostname()) {
+	if !hostmatch.Match(f.settings.Load().AllowHosts, u.Hostname()) {
 		return question{}, refuse(api.FileForbidden,
 			"files from %s are not allowed on this node; its operator can add the host to files.allowHosts", u.Hostname())
 	}
@@ -524,18 +525,6 @@ func matches(patterns []string, name string) bool {
 	return false
 }
 
-// allowed reports whether a host is one of the patterns; *.example.com stands for all hosts
-// under it, * for every one.
-func allowed(patterns []string, host string) bool {
-	for _, p := range patterns {
-		if suffix, under := strings.CutPrefix(p, "*."); p == "*" || strings.EqualFold(p, host) ||
-			under && len(host) > len(suffix) && strings.EqualFold(host[len(host)-len(suffix)-1:], "."+suffix) {
-			return true
-		}
-	}
-	return false
-}
-
 // serve writes what the client lacks of the content.
 func (f *files) serve(w http.ResponseWriter, r *http.Request, content *held, told *telemetry.Pull, started time.Time) {
 	facts, etag := content.Metadata(), content.version
@@ -626,12 +615,6 @@ func failed(ctx context.Context, told *telemetry.Pull, err error) *api.FileError
 		e.Message += "; the node's operator can allow it with files.allowAddresses"
 	}
 	return e
-}
-
-// withoutQuery is a URL as it is told: its query may be a signature.
-func withoutQuery(u string) string {
-	path, _, _ := strings.Cut(u, "?")
-	return path
 }
 
 func tellRefusal(w http.ResponseWriter, code int, e *api.FileError) {

@@ -27,6 +27,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/hostmatch"
 	"github.com/darter-io/darter/pkg/identity"
 	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/peer"
@@ -282,7 +283,7 @@ func TestWhatIsNoFileOrNotAllowedIsRefusedWithItsKind(t *testing.T) {
 		})
 	}
 	assert.Empty(t, o.requests)
-	assert.True(t, allowed(hosts, "a.b.FILES.test"))
+	assert.True(t, hostmatch.Match(hosts, "a.b.FILES.test"))
 
 	res, err := http.Post(srv.URL+api.PathFiles, "text/plain", nil)
 	require.NoError(t, err)

@@ -3,9 +3,9 @@ package daemon
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/hostmatch"
 	"github.com/darter-io/darter/pkg/httpproxy"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/registryproxy"
@@ -61,13 +61,7 @@ func (d *Daemon) mirrored(host string) bool {
 // tunnelled returns nil for a host that the proxy may lead to besides.
 func (d *Daemon) tunnelled(host string) error {
 	p := d.through.Load()
-	host = strings.ToLower(host)
-	switch {
-	case p.Tunnel == config.TunnelAny, p.Tunnel == config.TunnelListed && slices.ContainsFunc(p.TunnelHosts, func(pattern string) bool {
-		pattern = strings.ToLower(pattern)
-		under, wild := strings.CutPrefix(pattern, "*")
-		return pattern == host || wild && strings.HasPrefix(under, ".") && strings.HasSuffix(host, under)
-	}):
+	if p.Tunnel == config.TunnelAny || p.Tunnel == config.TunnelListed && hostmatch.Match(p.TunnelHosts, host) {
 		return nil
 	}
 	return fmt.Errorf("this proxy does not lead to %s; its operator can list it with proxy.tunnelHosts", host)

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/registryproxy"
 	"github.com/darter-io/darter/pkg/task"
@@ -63,7 +64,7 @@ func (p *pulls) mirrored(x registryproxy.Pull) {
 		out.Bytes = p.split(x.Bytes, c.Sources(), c.Cached())
 	}
 	if x.Passthrough {
-		out.Bytes = telemetry.Bytes{Origin: x.Bytes}
+		out.Bytes = api.Sources{Origin: x.Bytes}
 	}
 	p.finished(out)
 }
@@ -98,22 +99,22 @@ func stages(x registryproxy.Pull) (list []telemetry.Stage) {
 
 // split says where the bytes that a client was given came from. A download has many readers
 // and its bytes come in any order: each reader's are taken to be of the same mixture.
-func (p *pulls) split(n int64, s peer.Sources, cached bool) (b telemetry.Bytes) {
+func (p *pulls) split(n int64, s peer.Sources, cached bool) (b api.Sources) {
 	seeds := s.Seeds + s.Inline
 	all := s.Peers + seeds + s.Origin
 	switch {
 	case cached:
-		return telemetry.Bytes{Cache: n}
+		return api.Sources{Cache: n}
 	case all == 0 && p.embedded(): // small content is given before it is counted
-		return telemetry.Bytes{Origin: n}
+		return api.Sources{Origin: n}
 	case all == 0:
-		return telemetry.Bytes{Seed: n}
+		return api.Sources{Seeds: n}
 	}
 	b.Peers = int64(float64(n) * float64(s.Peers) / float64(all))
-	b.Seed = int64(float64(n) * float64(seeds) / float64(all))
-	b.Origin = n - b.Peers - b.Seed
+	b.Seeds = int64(float64(n) * float64(seeds) / float64(all))
+	b.Origin = n - b.Peers - b.Seeds
 	if s.Origin == 0 { // what rounding left
-		b.Seed, b.Origin = b.Seed+b.Origin, 0
+		b.Seeds, b.Origin = b.Seeds+b.Origin, 0
 	}
 	return b
 }

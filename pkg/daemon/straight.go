@@ -143,7 +143,7 @@ func (f *files) straight(w http.ResponseWriter, r *http.Request, q question, why
 	w.WriteHeader(http.StatusOK)
 	told.FirstByte = f.now().Sub(started)
 	sent, err := copyChecked(w, res.Body, spec.Digest)
-	told.Bytes = telemetry.Bytes{Origin: sent}
+	told.Bytes = api.Sources{Origin: sent}
 	switch {
 	case err == nil:
 		told.Result = telemetry.OK

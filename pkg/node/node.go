@@ -361,7 +361,7 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 	telemetry.NewSwarm(n.Metrics, func() telemetry.SwarmStats {
 		s := n.Engine.Stats()
 		return telemetry.SwarmStats{
-			Peers: s.Peers, Seed: s.Seeds + s.Inline, Origin: s.Origin, Duplicate: s.Duplicate, Sent: s.Sent, BadPieces: s.BadPieces,
+			Received: received(s.Sources), Duplicate: s.Duplicate, Sent: s.Sent, BadPieces: s.BadPieces,
 			BusyTold: s.BusySent, BusyHeard: s.BusyGot, Slots: s.UploadSlotsMax, SlotsUsed: s.UploadSlots, Connections: int(s.Links), Running: s.Downloads,
 		}
 	})
@@ -435,7 +435,7 @@ func (n *Node) Status() api.Status {
 	stats, usage := n.Engine.Stats(), n.Store.Usage()
 	return api.Status{
 		Program: n.cfg.Program, Version: config.Version(), Host: n.Host, Started: n.Started, Uptime: time.Since(n.Started).Seconds(), Clock: n.Clock(),
-		Received: api.Sources{Peers: stats.Peers, Seeds: stats.Seeds + stats.Inline, Origin: stats.Origin},
+		Received: received(stats.Sources),
 		Sent:     stats.Sent, BadPieces: stats.BadPieces, Downloads: stats.Downloads, Running: n.running(time.Now()),
 		Limits:     api.Limits(n.Engine.Limits()),
 		Warnings:   n.warnings,

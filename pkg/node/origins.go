@@ -113,7 +113,7 @@ func newOrigins(cfg Config) (o *Origins, err error) {
 
 func newFiles(cfg Config) (*httporigin.Origin, error) {
 	c := common(cfg)
-	c.CAFile, c.Proxy, c.AllowHosts = cfg.Files.CA, cfg.Files.Proxy, cfg.Files.AllowHosts
+	c.CAFile, c.Proxy, c.AllowHosts = cfg.Files.CA, cfg.Files.Proxy, append([]string{}, cfg.Files.AllowHosts...)
 	o, err := httporigin.New(c)
 	if err != nil {
 		return nil, fmt.Errorf("files: %w", err)

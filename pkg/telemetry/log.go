@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+
+	"github.com/darter-io/darter/pkg/secret"
 )
 
 const redacted = "[redacted]"
@@ -87,12 +89,12 @@ func replace(_ []string, a slog.Attr) slog.Attr {
 	case http.Header:
 		a.Value = slog.AnyValue(safeHeader(v))
 	case *url.URL:
-		a.Value = slog.StringValue(safeURL(v))
+		a.Value = slog.StringValue(secret.PrintableURL(v))
 	case url.URL:
-		a.Value = slog.StringValue(safeURL(&v))
+		a.Value = slog.StringValue(secret.PrintableURL(&v))
 	case *http.Request:
 		if v != nil {
-			a.Value = slog.StringValue(v.Method + " " + safeURL(v.URL))
+			a.Value = slog.StringValue(v.Method + " " + secret.PrintableURL(v.URL))
 		}
 	case *http.Response:
 		if v != nil {
@@ -119,22 +121,6 @@ func safeHeader(h http.Header) map[string]string {
 	return out
 }
 
-// safeURL leaves out who asks and the query, which often is a signature.
-func safeURL(u *url.URL) string {
-	if u == nil {
-		return ""
-	}
-	c := *u
-	if c.User != nil {
-		c.User = url.User("redacted")
-	}
-	if c.RawQuery != "" {
-		c.RawQuery = "redacted"
-	}
-	c.Fragment, c.RawFragment = "", ""
-	return c.String()
-}
-
 // safeError is an error's text, without the secrets of the URLs that it carries as such:
 // those that net/http reports hold the signed query of a redirect.
 func safeError(err error) string {
@@ -144,11 +130,7 @@ func safeError(err error) string {
 		if !errors.As(e, &bad) || bad == nil {
 			break
 		}
-		if u, parseErr := url.Parse(bad.URL); parseErr == nil {
-			text = strings.ReplaceAll(text, bad.URL, safeURL(u))
-		} else {
-			text = strings.ReplaceAll(text, bad.URL, redacted)
-		}
+		text = strings.ReplaceAll(text, bad.URL, secret.PrintableURLText(bad.URL))
 		e = bad.Err
 	}
 	return text

@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -117,9 +118,7 @@ func (p *Pulls) count(pull Pull) {
 	}
 	p.outcomes.add(pull.Result, pull.Name, pull.Err)
 	p.ended.WithLabelValues(known(pull.Kind, kinds, task.Plain), known(pull.Result, allResults, Failed)).Inc()
-	for s, n := range pull.Bytes.each() {
-		p.bytes.WithLabelValues(string(s)).Add(float64(max(0, n)))
-	}
+	bySource(pull.Bytes, func(s Source, n int64) { p.bytes.WithLabelValues(string(s)).Add(float64(max(0, n))) })
 	if pull.FirstByte > 0 {
 		p.firstByte.Observe(pull.FirstByte.Seconds())
 	}
@@ -131,7 +130,7 @@ func (p *Pulls) count(pull Pull) {
 // SwarmStats are the counters of the exchange of pieces since the start, in bytes where
 // nothing else is said, and what of it goes on now.
 type SwarmStats struct {
-	Peers, Seed, Origin  int64 // verified and stored, by their source
+	Received             api.Sources // verified and stored; Cache is 0
 	Duplicate            int64
 	Sent                 int64
 	BadPieces            int64 // pieces
@@ -144,9 +143,9 @@ type SwarmStats struct {
 func NewSwarm(reg prometheus.Registerer, stats func() SwarmStats) {
 	c := &collector{}
 	for source, value := range map[Source]func(SwarmStats) int64{
-		FromPeers:  func(s SwarmStats) int64 { return s.Peers },
-		FromSeed:   func(s SwarmStats) int64 { return s.Seed },
-		FromOrigin: func(s SwarmStats) int64 { return s.Origin },
+		FromPeers:  func(s SwarmStats) int64 { return s.Received.Peers },
+		FromSeed:   func(s SwarmStats) int64 { return s.Received.Seeds },
+		FromOrigin: func(s SwarmStats) int64 { return s.Received.Origin },
 	} {
 		add(c, "darter_received_bytes_total", "Content that came in, verified and stored, by its source.", prometheus.CounterValue, value, "source", string(source))
 	}

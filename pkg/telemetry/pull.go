@@ -1,24 +1,20 @@
 package telemetry
 
 import (
-	"iter"
 	"log/slog"
 	"time"
 
+	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Bytes are what a client was given, by where this host had it from.
-type Bytes struct{ Peers, Seed, Origin, Cache int64 }
-
-func (b Bytes) each() iter.Seq2[Source, int64] {
-	return func(yield func(Source, int64) bool) {
-		_ = yield(FromPeers, b.Peers) && yield(FromSeed, b.Seed) && yield(FromOrigin, b.Origin) && yield(FromCache, b.Cache)
-	}
+// bySource calls visit with each source's name in metrics and its bytes.
+func bySource(b api.Sources, visit func(Source, int64)) {
+	visit(FromPeers, b.Peers)
+	visit(FromSeed, b.Seeds)
+	visit(FromOrigin, b.Origin)
+	visit(FromCache, b.Cache)
 }
-
-// Total is the sum.
-func (b Bytes) Total() int64 { return b.Peers + b.Seed + b.Origin + b.Cache }
 
 // Stage is a part of a pull and how long the client waited for it.
 type Stage struct {
@@ -33,7 +29,8 @@ type Pull struct {
 	// Name is what people call it: upstream and repository, or a URL without its query.
 	Name   string
 	Result Result
-	Bytes  Bytes
+	// Bytes are those that the client received, by where this host got them.
+	Bytes api.Sources
 	// FirstByte is the time until the client had its first byte; 0 where it had none.
 	FirstByte, Total time.Duration
 	// Stages in any order; the line names the slowest.
@@ -65,7 +62,7 @@ func (p *Pulls) Finished(l *slog.Logger, pull Pull) {
 	}
 	attrs = append(attrs,
 		"kind", pull.Kind, "name", pull.Name, "result", pull.Result, "bytes", pull.Bytes.Total(),
-		slog.Group("from", "peers", pull.Bytes.Peers, "seed", pull.Bytes.Seed, "origin", pull.Bytes.Origin, "cache", pull.Bytes.Cache),
+		slog.Group("from", "peers", pull.Bytes.Peers, "seed", pull.Bytes.Seeds, "origin", pull.Bytes.Origin, "cache", pull.Bytes.Cache),
 	)
 	if pull.FirstByte > 0 {
 		attrs = append(attrs, "firstByte", round(pull.FirstByte))

@@ -39,7 +39,7 @@ func everything() (*prometheus.Registry, *telemetry.Pulls, *telemetry.Owner) {
 		return telemetry.StoreStats{Bytes: 10, Quota: 20, Tasks: 3, Evictions: 4}
 	})
 	telemetry.NewSwarm(reg, func() telemetry.SwarmStats {
-		return telemetry.SwarmStats{Peers: 100, Seed: 90, Origin: 80, Duplicate: 70, Sent: 60, BadPieces: 5, BusyTold: 6, BusyHeard: 7, Slots: 4, SlotsUsed: 1, Connections: 8, Running: 9}
+		return telemetry.SwarmStats{Received: api.Sources{Peers: 100, Seeds: 90, Origin: 80}, Duplicate: 70, Sent: 60, BadPieces: 5, BusyTold: 6, BusyHeard: 7, Slots: 4, SlotsUsed: 1, Connections: 8, Running: 9}
 	})
 	telemetry.NewMember(reg, func() telemetry.MemberStats { return telemetry.MemberStats{Skew: 3 * time.Second, Unfollowed: 2} })
 	telemetry.NewDoor(reg)
@@ -89,7 +89,7 @@ func TestLabelsHaveNoValueThatSomebodyMadeUp(t *testing.T) {
 func TestWhatHappensIsCounted(t *testing.T) {
 	reg, pulls, owner := everything()
 	pulls.Finished(nil, telemetry.Pull{Kind: task.Blob, Result: telemetry.OK, FirstByte: time.Millisecond, Total: time.Second,
-		Bytes: telemetry.Bytes{Peers: 5, Seed: 4, Origin: 3, Cache: 2}})
+		Bytes: api.Sources{Peers: 5, Seeds: 4, Origin: 3, Cache: 2}})
 	pulls.Finished(nil, telemetry.Pull{Kind: task.Blob, Result: telemetry.Refused, Total: time.Second})
 	for _, e := range []api.Event{api.Started, api.Progress, api.Completed, api.Stopped, api.Starving} {
 		owner.Announced(time.Millisecond, string(e))
@@ -269,7 +269,7 @@ func TestAPullLeavesOneLineThatTellsWhereItsTimeWent(t *testing.T) {
 	pulls := telemetry.NewPulls(reg)
 	pulls.Finished(logger(t, &out, "json"), telemetry.Pull{
 		Task: "sha256:aa", Kind: task.Blob, Name: "registry.test/lib/app", Result: telemetry.OK,
-		Bytes:     telemetry.Bytes{Peers: 700, Seed: 200, Origin: 100},
+		Bytes:     api.Sources{Peers: 700, Seeds: 200, Origin: 100},
 		FirstByte: 12*time.Millisecond + 345*time.Nanosecond, Total: 2*time.Second + 345*time.Nanosecond,
 		Stages: []telemetry.Stage{{"authorize", time.Millisecond}, {"transfer", 1900 * time.Millisecond}, {"announce", 9 * time.Millisecond}},
 	})
@@ -306,7 +306,7 @@ func TestReadySaysEachThingThatIsMissing(t *testing.T) {
 	h := telemetry.Admin(prometheus.NewRegistry(), &ready, telemetry.Build{}, nil)
 	code, body := get(t, h, "/readyz")
 	assert.Equal(t, 503, code)
-	assert.Equal(t, "missing store: still re-hashing\nmissing owner: Get \"http://a.test/?redacted\": refused\nok mirror\n", body)
+	assert.Equal(t, "missing store: still re-hashing\nmissing owner: Get \"http://a.test/\": refused\nok mirror\n", body)
 	require.Len(t, ready.Missing(t.Context()), 2)
 	assert.Equal(t, "store", ready.Missing(t.Context())[0].Name)
 

@@ -27,6 +27,7 @@ import (
 	"golang.org/x/net/http/httpproxy"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/hostmatch"
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/source"
 )
@@ -59,8 +60,8 @@ type Config struct {
 	// ones, the metadata services of clouds, and every IPv6 address that leads to one of these through NAT64,
 	// 6to4 or the like. A user that may name a URL can reach every address that is allowed here.
 	AllowAddrs []netip.Prefix
-	// AllowHosts are the hosts that requests may go to, redirects included: "files.test", "*.files.test" for
-	// all hosts under it, "*" or an empty list for every host.
+	// AllowHosts are patterns of the hosts that may be asked, redirects included: see [hostmatch.Match]. Nil allows
+	// every host, an empty list none.
 	AllowHosts []string
 	// Trusted are hosts (host:port) from the operator's configuration. They may have any address.
 	Trusted []string
@@ -284,14 +285,7 @@ func (g *guard) checkURL(u *url.URL) error {
 }
 
 func (g *guard) hostAllowed(host string) bool {
-	for _, pattern := range g.hosts {
-		pattern = strings.ToLower(pattern)
-		under, wild := strings.CutPrefix(pattern, "*")
-		if pattern == host || pattern == "*" || (wild && strings.HasPrefix(under, ".") && strings.HasSuffix(host, under)) {
-			return true
-		}
-	}
-	return len(g.hosts) == 0
+	return g.hosts == nil || hostmatch.Match(g.hosts, host)
 }
 
 func (g *guard) watchProxy(choose func(*url.URL) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
@@ -360,12 +354,6 @@ type Request struct {
 // crossHostHeaders are the headers that a redirect carries to another host: they hold no secret.
 var crossHostHeaders = []string{"Accept", "User-Agent", "Range", "If-Range"}
 
-// Printable returns a URL without user info, query and fragment.
-func Printable(u *url.URL) string {
-	clean := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}
-	return clean.String()
-}
-
 // Do sends a request, follows redirects, and returns the last answer with any status; the caller closes its
 // body. Errors name the method and the printable URL and hold no secret.
 //
@@ -377,7 +365,7 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 		method = http.MethodGet
 	}
 	fail := func(u *url.URL, err error) error {
-		return fmt.Errorf("%s %s: %w", method, Printable(u), scrub(err))
+		return fmt.Errorf("%s %s: %w", method, secret.PrintableURL(u), scrub(err))
 	}
 	at, foreign := r.URL, false
 	for hop := 0; ; hop++ {
@@ -414,7 +402,7 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 		case hop >= c.cfg.RedirectsMax:
 			return nil, fail(at, fmt.Errorf("more than %d redirects", c.cfg.RedirectsMax))
 		case at.Scheme == "https" && next.Scheme != "https":
-			return nil, fail(at, fmt.Errorf("redirect to %s, which is not encrypted", Printable(next)))
+			return nil, fail(at, fmt.Errorf("redirect to %s, which is not encrypted", secret.PrintableURL(next)))
 		}
 		// After a redirect to another host the request never carries the secrets again, even if that host
 		// redirects back: the other host chose the URL of the way back.
@@ -531,6 +519,6 @@ func (c *Client) statusError(
 		head = nil // a cut body may be invalid JSON
 	}
 	return &source.StatusError{
-		Method: method, URL: Printable(u), Status: res.StatusCode, Header: res.Header, Body: head,
+		Method: method, URL: secret.PrintableURL(u), Status: res.StatusCode, Header: res.Header, Body: head,
 	}
 }

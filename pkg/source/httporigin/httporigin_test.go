@@ -379,12 +379,6 @@ func TestProbeRefused(t *testing.T) {
 	})
 }
 
-func TestPrintable(t *testing.T) {
-	u, err := url.Parse("https://u:p@h.test:8443/a%20b?q=s#f")
-	require.NoError(t, err)
-	assert.Equal(t, "https://h.test:8443/a%20b", httporigin.Printable(u))
-}
-
 func TestTLSHandshakeTimeout(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

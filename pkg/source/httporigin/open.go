@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/source"
 )
 
@@ -55,7 +56,7 @@ type Get struct {
 // After a 416, or an encoded partial answer, Open requests the whole file, once.
 func (c *Client) Open(ctx context.Context, g Get) (*source.Response, error) {
 	if g.Offset < 0 {
-		return nil, fmt.Errorf("GET %s: negative offset %d", Printable(g.URL), g.Offset)
+		return nil, fmt.Errorf("GET %s: negative offset %d", secret.PrintableURL(g.URL), g.Offset)
 	}
 	res, err := c.open(ctx, g, g.Offset > 0)
 	if errors.Is(err, errAskWhole) {
@@ -134,7 +135,7 @@ func (c *Client) judge(
 	case g.Length > 0 && out.Length < 0:
 		out.Length = g.Length
 	case g.Length > 0 && out.Length != g.Length:
-		return nil, &source.LengthError{Method: http.MethodGet, URL: Printable(g.URL), Want: g.Length, Got: out.Length}
+		return nil, &source.LengthError{Method: http.MethodGet, URL: secret.PrintableURL(g.URL), Want: g.Length, Got: out.Length}
 	}
 	if out.Length >= 0 && out.Length < g.Offset {
 		return nil, g.unusable("the file has %d bytes, but byte %d was requested", out.Length, g.Offset)
@@ -143,14 +144,14 @@ func (c *Client) judge(
 	if out.Length >= 0 {
 		body.want = out.Length - g.Offset
 	}
-	body.lengthErr = source.LengthError{Method: http.MethodGet, URL: Printable(g.URL), Want: out.Length}
+	body.lengthErr = source.LengthError{Method: http.MethodGet, URL: secret.PrintableURL(g.URL), Want: out.Length}
 	out.Body = body
 	return out, nil
 }
 
 // unusable returns an [AnswerError].
 func (g Get) unusable(format string, args ...any) error {
-	return &AnswerError{Method: http.MethodGet, URL: Printable(g.URL), Reason: fmt.Sprintf(format, args...)}
+	return &AnswerError{Method: http.MethodGet, URL: secret.PrintableURL(g.URL), Reason: fmt.Sprintf(format, args...)}
 }
 
 // checkValidator returns the validator of the version that an answer holds, or a [source.ChangedError] if it
@@ -165,7 +166,7 @@ func (g Get) checkValidator(res *http.Response, ranged bool) (string, error) {
 	if partial && ranged && validator == "" && strings.HasPrefix(g.Validator, `"`) {
 		return g.Validator, nil
 	}
-	return "", &source.ChangedError{URL: Printable(g.URL), Was: g.Validator, Is: validator}
+	return "", &source.ChangedError{URL: secret.PrintableURL(g.URL), Was: g.Validator, Is: validator}
 }
 
 // frame sets how a body is decoded and where it begins and ends, and returns the length of the whole file in
@@ -303,7 +304,7 @@ type body struct {
 }
 
 func (c *Client) newBody(ctx context.Context, abort context.CancelCauseFunc, rc io.ReadCloser, method string, u *url.URL) *body {
-	b := &body{c: c, ctx: ctx, abort: abort, rc: rc, what: method + " " + Printable(u), declared: -1, want: -1}
+	b := &body{c: c, ctx: ctx, abort: abort, rc: rc, what: method + " " + secret.PrintableURL(u), declared: -1, want: -1}
 	b.watchdog = time.AfterFunc(time.Hour, func() {
 		b.silent.Store(true)
 		abort(os.ErrDeadlineExceeded)

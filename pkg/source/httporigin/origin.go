@@ -9,6 +9,7 @@ import (
 	"net/textproto"
 	"net/url"
 
+	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/sharing"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
@@ -38,7 +39,7 @@ func (o *Origin) Open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 		return nil, err
 	}
 	if offset > 0 && spec.Share == string(sharing.Flight) {
-		return nil, &source.ChangedError{URL: Printable(req.URL), Is: "unknown"}
+		return nil, &source.ChangedError{URL: secret.PrintableURL(req.URL), Is: "unknown"}
 	}
 	sent := make([]string, 0, len(req.Header))
 	for name := range req.Header {
@@ -46,7 +47,7 @@ func (o *Origin) Open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 	}
 	allows := func(h http.Header) error {
 		if err := sharing.Confirm(sharing.Share(spec.Share), sent, h); err != nil {
-			return &source.UnsharedError{URL: Printable(req.URL), Reason: err.Error()}
+			return &source.UnsharedError{URL: secret.PrintableURL(req.URL), Reason: err.Error()}
 		}
 		return nil
 	}
@@ -72,14 +73,14 @@ func (o *Origin) Window(ctx context.Context, spec task.Spec, w sharing.Window) (
 	}
 	defer res.Body.Close()
 	unusable := func(format string, args ...any) error {
-		return &AnswerError{Method: http.MethodGet, URL: Printable(req.URL), Reason: fmt.Sprintf(format, args...)}
+		return &AnswerError{Method: http.MethodGet, URL: secret.PrintableURL(req.URL), Reason: fmt.Sprintf(format, args...)}
 	}
 	whole := w.Offset == 0 && w.Length == spec.Length
 	switch encoding, err := encodingOf(res.Header); {
 	case err != nil || encoding != "":
 		return nil, unusable("it is encoded")
 	case validatorOf(res.Header) != spec.Validator:
-		return nil, &source.ChangedError{URL: Printable(req.URL), Was: spec.Validator, Is: validatorOf(res.Header)}
+		return nil, &source.ChangedError{URL: secret.PrintableURL(req.URL), Was: spec.Validator, Is: validatorOf(res.Header)}
 	case res.StatusCode == http.StatusOK && whole:
 	case res.StatusCode == http.StatusPartialContent:
 		r, err := parseContentRange(res.Header.Get("Content-Range"))
@@ -115,7 +116,7 @@ func (o *Origin) requestOf(spec task.Spec) (Request, error) {
 		return Request{}, errors.New("the file's URL cannot be parsed")
 	}
 	if (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return Request{}, fmt.Errorf("%q is not an http or https URL", Printable(u))
+		return Request{}, fmt.Errorf("%q is not an http or https URL", secret.PrintableURL(u))
 	}
 	header := http.Header{}
 	for k, v := range spec.Header {
@@ -179,7 +180,7 @@ func (o *Origin) Examine(ctx context.Context, spec task.Spec) (Info, sharing.Ans
 	res.Body.Close()
 	switch res.StatusCode {
 	case http.StatusOK:
-		return infoOf(Printable(req.URL), res, res.Header.Get("Accept-Ranges") == "bytes")
+		return infoOf(secret.PrintableURL(req.URL), res, res.Header.Get("Accept-Ranges") == "bytes")
 	case http.StatusMethodNotAllowed, http.StatusNotImplemented, http.StatusForbidden, http.StatusBadRequest:
 	default:
 		return Info{}, sharing.Answer{}, o.statusError(ctx, abort, res, http.MethodHead, req.URL)
@@ -202,9 +203,9 @@ func (o *Origin) Examine(ctx context.Context, spec task.Spec) (Info, sharing.Ans
 	}
 	switch res.StatusCode {
 	case http.StatusOK:
-		return infoOf(Printable(req.URL), res, false)
+		return infoOf(secret.PrintableURL(req.URL), res, false)
 	case http.StatusPartialContent:
-		info, a, err := infoOf(Printable(req.URL), res, true)
+		info, a, err := infoOf(secret.PrintableURL(req.URL), res, true)
 		if err != nil {
 			return Info{}, sharing.Answer{}, err
 		}
@@ -213,7 +214,7 @@ func (o *Origin) Examine(ctx context.Context, spec task.Spec) (Info, sharing.Ans
 			r, err := parseContentRange(res.Header.Get("Content-Range"))
 			if err != nil || r.start != 0 {
 				return Info{}, sharing.Answer{}, &AnswerError{
-					Method: http.MethodGet, URL: Printable(req.URL),
+					Method: http.MethodGet, URL: secret.PrintableURL(req.URL),
 					Reason: fmt.Sprintf("Content-Range %.80q to a request for the first byte", res.Header.Get("Content-Range")),
 				}
 			}
@@ -232,12 +233,12 @@ func infoOf(asked string, res *http.Response, ranges bool) (Info, sharing.Answer
 		Ranges: ranges,
 	}
 	answer := sharing.Answer{Header: res.Header}
-	if at := Printable(res.Request.URL); at != asked {
+	if at := secret.PrintableURL(res.Request.URL); at != asked {
 		answer.Place = at
 	}
 	encoding, err := encodingOf(res.Header)
 	if err != nil {
-		return Info{}, answer, &AnswerError{Method: res.Request.Method, URL: Printable(res.Request.URL), Reason: err.Error()}
+		return Info{}, answer, &AnswerError{Method: res.Request.Method, URL: secret.PrintableURL(res.Request.URL), Reason: err.Error()}
 	}
 	if encoding != "" {
 		// Length and ranges count encoded bytes.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/source/httporigin"
 	"github.com/darter-io/darter/pkg/task"
@@ -189,7 +190,7 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 			res.Header["Link"][i] = home(base, link)
 		}
 		if unavailable(res.StatusCode) {
-			return &source.StatusError{Method: q.Method, URL: httporigin.Printable(req.URL), Status: res.StatusCode}
+			return &source.StatusError{Method: q.Method, URL: secret.PrintableURL(req.URL), Status: res.StatusCode}
 		}
 		return nil
 	})
@@ -258,7 +259,7 @@ func (c *Client) each(ctx context.Context, u *upstream, ask func(*url.URL) error
 		}
 		if i+1 < len(u.bases) {
 			c.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "upstream URL passed over", slog.String("upstream", u.name),
-				slog.String("url", httporigin.Printable(base)), slog.Any("error", err))
+				slog.String("url", secret.PrintableURL(base)), slog.Any("error", err))
 		}
 	}
 	return err

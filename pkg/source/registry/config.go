@@ -125,7 +125,7 @@ func newUpstream(name string, u Upstream, cfg httporigin.Config) (*upstream, err
 		b.Path = strings.Trim(b.Path, "/")
 		if b.Path != "" {
 			if _, err := oci.ParseRepository(name, b.Path); err != nil {
-				return nil, fmt.Errorf("the path of %s: %w", httporigin.Printable(b), err)
+				return nil, fmt.Errorf("the path of %s: %w", secret.PrintableURL(b), err)
 			}
 		}
 		out.bases = append(out.bases, b)

@@ -19,8 +19,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
+	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/source"
-	"github.com/darter-io/darter/pkg/source/httporigin"
 )
 
 // Bounds of logging in.
@@ -78,7 +78,7 @@ func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, reposito
 	}
 	host, err := name.NewRegistry(base.Host)
 	if err != nil {
-		return nil, fmt.Errorf("logging in at %s: %w", httporigin.Printable(base), err)
+		return nil, fmt.Errorf("logging in at %s: %w", secret.PrintableURL(base), err)
 	}
 	var auth authn.Authenticator = authn.Anonymous
 	if !bare {
@@ -93,7 +93,7 @@ func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, reposito
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return nil, fmt.Errorf("logging in at %s: %w", httporigin.Printable(base), refused(err))
+		return nil, fmt.Errorf("logging in at %s: %w", secret.PrintableURL(base), refused(err))
 	}
 	s.rt = rt
 	return rt, nil
@@ -123,7 +123,7 @@ func refused(err error) error {
 	if errors.As(err, &status) {
 		out := &source.StatusError{Method: http.MethodGet, Status: status.StatusCode, Header: http.Header{}}
 		if status.Request != nil {
-			out.Method, out.URL = status.Request.Method, httporigin.Printable(status.Request.URL)
+			out.Method, out.URL = status.Request.Method, secret.PrintableURL(status.Request.URL)
 		}
 		if len(status.Errors) > 0 {
 			type line struct {
@@ -210,10 +210,10 @@ func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
 	b, err := io.ReadAll(io.LimitReader(res.Body, controlMax+1))
 	res.Body.Close()
 	if err != nil {
-		return nil, fmt.Errorf("reading the answer of %s: %w", httporigin.Printable(out.URL), err)
+		return nil, fmt.Errorf("reading the answer of %s: %w", secret.PrintableURL(out.URL), err)
 	}
 	if len(b) > controlMax {
-		return nil, fmt.Errorf("the answer of %s is larger than %d bytes", httporigin.Printable(out.URL), controlMax)
+		return nil, fmt.Errorf("the answer of %s is larger than %d bytes", secret.PrintableURL(out.URL), controlMax)
 	}
 	res.Body = io.NopCloser(bytes.NewReader(b))
 	if home && c.privateRealm && req.URL.Path == "/v2/" {
