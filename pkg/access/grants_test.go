@@ -11,7 +11,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-func TestWhatIsRememberedIsBoundedAndTheOldestGoesFirst(t *testing.T) {
+func TestGrantsAreBoundedAndTheOldestGoesFirst(t *testing.T) {
 	v := newGrants()
 	now := time.Unix(1000, 0)
 	id := func(i int) object { return object{task.Blob, task.ID(fmt.Sprint(i))} }
@@ -56,7 +56,7 @@ func claims(json string) string {
 	return "Bearer e30." + base64.RawURLEncoding.EncodeToString([]byte(json)) + ".c2ln"
 }
 
-func TestAClockThatIsOffGivesNobodyMore(t *testing.T) {
+func TestAWrongClockExtendsNoGrant(t *testing.T) {
 	const day = 24 * time.Hour
 	registry := time.Unix(1_700_000_000, 0)
 	exp := registry.Add(5 * time.Minute).Unix()
@@ -95,7 +95,7 @@ func TestAClockThatIsOffGivesNobodyMore(t *testing.T) {
 	}
 }
 
-func TestARightEndsByWhicheverClockIsFirst(t *testing.T) {
+func TestAGrantEndsByTheEarlierClock(t *testing.T) {
 	began := time.Now() // has a monotonic reading; Round(0) takes it off
 	until := began.Add(time.Minute)
 	assert.False(t, past(began.Add(time.Minute-1), until))

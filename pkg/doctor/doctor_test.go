@@ -185,7 +185,7 @@ func TestAProxyThatCannotDoWhatItIsThereForIsTold(t *testing.T) {
 	}{
 		"all is well":                         {right, rightKey, []string{"quay.io"}, doctor.OK, "answers"},
 		"it ends soon":                        {old, oldKey, []string{"quay.io"}, doctor.Warn, "its authority ends on"},
-		"another registry's":                  {other, otherKey, []string{"quay.io"}, doctor.Fail, "quay.io is tunnelled and not mirrored: .* may not speak for quay.io"},
+		"another registry's":                  {other, otherKey, []string{"quay.io"}, doctor.Fail, "quay.io is tunnelled and not mirrored: .* may not issue a certificate for quay.io"},
 		"none":                                {"", "", nil, doctor.Warn, "has no authority: quay.io are tunnelled"},
 		"a certificate and another one's key": {right, otherKey, []string{"quay.io"}, doctor.Fail, "reading the proxy's authority"},
 	} {

@@ -19,24 +19,24 @@ import (
 	"time"
 )
 
-// Lives of certificates, and bounds on how many are kept.
+// Lives of certificates, and how many are kept.
 const (
-	// AuthorityLife is that of an authority that [NewAuthority] makes.
+	// AuthorityLife is the life of an authority that [NewAuthority] makes.
 	AuthorityLife = 5 * 365 * 24 * time.Hour
 	leafLife      = 7 * 24 * time.Hour
 	leafRenew     = 24 * time.Hour
 	leavesMax     = 1024
 )
 
-// Authority issues certificates in the names of registries, for clients that its operator
-// told to trust it. Safe for concurrent use.
+// Authority issues certificates in the names of registries, for clients that trust it by their operator's
+// setting. Safe for concurrent use.
 type Authority struct {
 	certificate *x509.Certificate
 	key         crypto.Signer
 	leafKey     *ecdsa.PrivateKey
 	now         func() time.Time
 
-	// mu is held to find a certificate or to issue one, which takes less than a millisecond.
+	// mu is held to find or issue a certificate, which takes less than a millisecond.
 	mu     sync.Mutex
 	leaves map[string]*tls.Certificate
 }
@@ -45,7 +45,7 @@ type Authority struct {
 func LoadAuthority(certFile, keyFile string) (*Authority, error) {
 	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
-		return nil, fmt.Errorf("reading the proxy's authority: %w; \"dfdaemon proxy-ca\" makes one", err)
+		return nil, fmt.Errorf("reading the proxy's authority: %w; make one with \"dfdaemon proxy-ca\"", err)
 	}
 	return newAuthority(pair, time.Now)
 }
@@ -55,11 +55,11 @@ func newAuthority(pair tls.Certificate, now func() time.Time) (*Authority, error
 	signer, ok := pair.PrivateKey.(crypto.Signer)
 	switch {
 	case !ok:
-		return nil, errors.New("the proxy's authority has a key that signs nothing")
+		return nil, errors.New("the proxy's authority has a key that cannot sign: make one with \"dfdaemon proxy-ca\"")
 	case !c.IsCA || c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0:
-		return nil, errors.New("the proxy's authority is a certificate that may issue none: make one with \"dfdaemon proxy-ca\"")
+		return nil, errors.New("the proxy's authority is a certificate that may not issue others: make one with \"dfdaemon proxy-ca\"")
 	case now().After(c.NotAfter):
-		return nil, fmt.Errorf("the proxy's authority is good until %s alone: make a new one with \"dfdaemon proxy-ca\"", c.NotAfter.Format(time.DateOnly))
+		return nil, fmt.Errorf("the proxy's authority ended on %s: make a new one with \"dfdaemon proxy-ca\"", c.NotAfter.Format(time.DateOnly))
 	}
 	leafKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -71,8 +71,8 @@ func newAuthority(pair tls.Certificate, now func() time.Time) (*Authority, error
 // Until is when the authority ends.
 func (a *Authority) Until() time.Time { return a.certificate.NotAfter }
 
-// For returns a certificate in the name of a host, without a port. The error says why the
-// authority may not issue it.
+// For returns a certificate in the name of a host, without a port. The error says why the authority may not
+// issue it.
 func (a *Authority) For(host string) (*tls.Certificate, error) {
 	host = strings.ToLower(strings.Trim(host, "[]"))
 	now := a.now()
@@ -86,8 +86,9 @@ func (a *Authority) For(host string) (*tls.Certificate, error) {
 		return nil, err
 	}
 	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: shorten(host)}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(leafLife),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, BasicConstraintsValid: true,
+		SerialNumber: serial, Subject: pkix.Name{CommonName: shorten(host)},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(leafLife), KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, BasicConstraintsValid: true,
 	}
 	if template.NotAfter.After(a.certificate.NotAfter) {
 		template.NotAfter = a.certificate.NotAfter
@@ -108,7 +109,7 @@ func (a *Authority) For(host string) (*tls.Certificate, error) {
 	roots := x509.NewCertPool()
 	roots.AddCert(a.certificate)
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: host, CurrentTime: now}); err != nil {
-		return nil, fmt.Errorf("the proxy's authority may not speak for %s: %w; make one that may with \"dfdaemon proxy-ca\"", host, err)
+		return nil, fmt.Errorf("the proxy's authority may not issue a certificate for %s: %w; make one that may with \"dfdaemon proxy-ca\"", host, err)
 	}
 	for old := range a.leaves {
 		if len(a.leaves) < leavesMax {
@@ -121,12 +122,12 @@ func (a *Authority) For(host string) (*tls.Certificate, error) {
 	return c, nil
 }
 
-// shorten keeps a name within what certificates hold as a common name.
+// shorten cuts a name to the longest common name of a certificate.
 func shorten(name string) string { return name[:min(len(name), 64)] }
 
-// NewAuthority makes an authority that can speak for the given hosts alone (names or
-// addresses, without ports), good from now on for [AuthorityLife]: whoever gets hold of its
-// key can pose as these registries towards the clients that trust it, and as nobody else.
+// NewAuthority makes an authority that can issue certificates for the given hosts alone (names or addresses,
+// without ports), valid from now on for [AuthorityLife]. A thief of its key can pose as these registries
+// towards the clients that trust it, and as no other host.
 func NewAuthority(hosts []string, now time.Time) (certPEM, keyPEM []byte, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -137,8 +138,9 @@ func NewAuthority(hosts []string, now time.Time) (certPEM, keyPEM []byte, err er
 		return nil, nil, err
 	}
 	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: "Darter proxy " + now.Format(time.DateOnly)}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(AuthorityLife),
-		KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true, PermittedDNSDomainsCritical: true,
+		SerialNumber: serial, Subject: pkix.Name{CommonName: "Darter proxy " + now.Format(time.DateOnly)},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(AuthorityLife), KeyUsage: x509.KeyUsageCertSign,
+		BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true, PermittedDNSDomainsCritical: true,
 	}
 	for _, h := range hosts {
 		h = strings.Trim(h, "[]")
@@ -152,9 +154,11 @@ func NewAuthority(hosts []string, now time.Time) (certPEM, keyPEM []byte, err er
 		}
 		template.PermittedDNSDomains = append(template.PermittedDNSDomains, h)
 	}
-	// A kind of name that no constraint speaks of is free.
+	// A kind of name without a constraint would be unlimited.
 	if template.PermittedIPRanges == nil {
-		template.ExcludedIPRanges = []*net.IPNet{{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, {IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}}
+		template.ExcludedIPRanges = []*net.IPNet{
+			{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, {IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)},
+		}
 	}
 	if template.PermittedDNSDomains == nil {
 		template.PermittedDNSDomains = []string{"none.invalid"}
@@ -167,11 +171,11 @@ func NewAuthority(hosts []string, now time.Time) (certPEM, keyPEM []byte, err er
 	if err != nil {
 		return nil, nil, fmt.Errorf("making the proxy's authority: %w", err)
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), nil
+	certPEM = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	return certPEM, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), nil
 }
 
-// WriteAuthority writes an authority to two files that are not there yet: the key for its
-// owner's eyes alone.
+// WriteAuthority writes an authority to two files that must not exist yet; only their owner may read the key.
 func WriteAuthority(certFile, keyFile string, certPEM, keyPEM []byte) error {
 	write := func(name string, mode os.FileMode, content []byte) error {
 		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)

@@ -28,7 +28,7 @@ func raw(t *testing.T, w *world, method, target, host string) int {
 	return res.StatusCode
 }
 
-func TestAWayIsHeldToHostAndPort(t *testing.T) {
+func TestTunnelsAreLimitedToHostAndPort(t *testing.T) {
 	var asked, dialled []string
 	w := start(t, nil, func(c *httpproxy.Config) {
 		c.AllowPort = func(host string, port uint16, secure bool) error {

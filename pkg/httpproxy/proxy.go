@@ -1,11 +1,10 @@
-// Package httpproxy is the HTTP proxy for clients that know no mirror for a registry, which
-// is Docker's graph driver for all but Docker Hub: what they ask of a registry that is
-// mirrored goes to the mirror, all else where they wanted it.
+// Package httpproxy is the HTTP proxy for clients that support no mirror for a registry, such as Docker's
+// graph driver for all but Docker Hub: it sends the pulls of mirrored registries to the mirror, and all other
+// requests to their destination.
 //
-// It ends the TLS of no host but those it was told to, leads to no port that is not for the web
-// or listed, opens no way to loopback and
-// link-local addresses or to a cloud's metadata, and what it does not serve itself it passes on without
-// keeping any of it. Start at [Proxy.ServeHTTP].
+// It never terminates the TLS of a host that the operator did not list. It connects to no port that is
+// neither for the web nor listed, and never to loopback or link-local addresses or a cloud's metadata. It
+// stores nothing of what it passes on. Start at [Proxy.ServeHTTP].
 package httpproxy
 
 import (
@@ -28,42 +27,39 @@ import (
 // Config says what a Proxy works with. Mirror, Mirrored, Reach, Dial and Transport are
 // required.
 type Config struct {
-	// Mirror answers pulls of registries that are mirrored; the request names its registry
-	// by NameHeader.
+	// Mirror answers pulls of mirrored registries; the request names its registry by NameHeader.
 	Mirror http.Handler
-	// NameHeader is the header by which the mirror is told the registry, Names all headers
-	// by which it could be: those of the client are taken off.
+	// NameHeader is the header that names the registry to the mirror. Names are all headers that could:
+	// the proxy removes those of the client.
 	NameHeader string
 	Names      []string
-	// Mirrored reports whether a host, with its port where that is not the usual one, is a
-	// registry whose pulls the mirror answers.
+	// Mirrored reports whether the mirror answers pulls of a registry. The host has its port if that is
+	// not the usual one.
 	Mirrored func(host string) bool
-	// Reach says where such a registry is and how it is spoken to, for what is no pull:
-	// logins, pushes.
+	// Reach returns such a registry's URL and transport, for requests that are no pull: logins, pushes.
 	Reach func(host string) (base *url.URL, rt http.RoundTripper, err error)
-	// Authority ends the TLS of mirrored registries; without one their connections are
-	// tunnelled like all others.
+	// Authority terminates the TLS of mirrored registries; without one the proxy tunnels their connections
+	// like all others.
 	Authority *Authority
-	// Allow returns nil for another host that clients may be brought to, else an error for
-	// them. The host is in lower case and without brackets. Nil allows none.
+	// Allow returns nil for another host that clients may reach, else an error for them. The host is in
+	// lower case and without brackets. Nil allows none.
 	Allow func(host string) error
-	// AllowPort does so for a port of an allowed host, by CONNECT (secure) or by a request in
-	// the clear. Nil allows every port.
+	// AllowPort does the same for a port of an allowed host, by CONNECT (secure) or by a plain-text
+	// request. Nil allows every port.
 	AllowPort func(host string, port uint16, secure bool) error
-	// Dial connects to a host:port that Allow let through, unless its address forbids it;
-	// Transport does so for requests in the clear.
+	// Dial connects to an allowed host:port, unless its address is forbidden; Transport does the same for
+	// plain-text requests.
 	Dial      func(ctx context.Context, addr string) (net.Conn, error)
 	Transport http.RoundTripper
-	// TunnelsMax is how many tunnels may be open at once; each costs two sockets and 64 KiB.
-	// Default 1024.
+	// TunnelsMax bounds the open tunnels; each costs two sockets and 64 KiB. Default 1024.
 	TunnelsMax int
-	// Idle ends a tunnel through which nothing went for so long. Default 10 minutes.
+	// Idle closes a tunnel that carried no byte for so long. Default 10 minutes.
 	Idle   time.Duration
 	Logger *slog.Logger
 }
 
-// Proxy is an [http.Handler] for a listener of its own; [Proxy.Listener] and [Proxy.Inner]
-// serve what comes out of the TLS that it ends.
+// Proxy is an [http.Handler] for a listener of its own; [Proxy.Listener] and [Proxy.Inner] serve the requests
+// in the TLS that it terminates.
 type Proxy struct {
 	cfg   Config
 	inner *listener
@@ -85,7 +81,7 @@ func New(cfg Config) *Proxy {
 	}
 	if cfg.Allow == nil {
 		cfg.Allow = func(host string) error {
-			return fmt.Errorf("this proxy leads to no host but the registries that it mirrors, and %s is none", host)
+			return fmt.Errorf("this proxy connects only to the registries that it mirrors, and %s is none of them", host)
 		}
 	}
 	if cfg.AllowPort == nil {
@@ -93,10 +89,13 @@ func New(cfg Config) *Proxy {
 	}
 	p := &Proxy{cfg: cfg, inner: newListener(), slots: make(chan struct{}, cfg.TunnelsMax)}
 	quiet := slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug)
-	p.pass = &httputil.ReverseProxy{Rewrite: rewritePass, ModifyResponse: rewriteLocation, Transport: passTransport{}, ErrorHandler: refusePassed, ErrorLog: quiet, FlushInterval: -1}
+	p.pass = &httputil.ReverseProxy{
+		Rewrite: rewritePass, ModifyResponse: rewriteLocation, Transport: passTransport{},
+		ErrorHandler: writeBadGateway, ErrorLog: quiet, FlushInterval: -1,
+	}
 	p.plain = &httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) { r.Out.Host = r.In.URL.Host }, Transport: cfg.Transport, ErrorHandler: refusePassed,
-		ErrorLog: quiet, FlushInterval: -1,
+		Rewrite:   func(r *httputil.ProxyRequest) { r.Out.Host = r.In.URL.Host },
+		Transport: cfg.Transport, ErrorHandler: writeBadGateway, ErrorLog: quiet, FlushInterval: -1,
 	}
 	return p
 }
@@ -113,7 +112,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		name, port, err := authority(r.URL.Host, "80")
 		if err != nil || r.URL.User != nil {
-			http.Error(w, "the URL names no host and port that a proxy leads to: http://HOST or http://HOST:PORT is wanted, without a user", http.StatusBadRequest)
+			http.Error(w, "the URL has no valid host and port: send http://HOST/ or http://HOST:PORT/ without a user", http.StatusBadRequest)
 			return
 		}
 		if err := p.allow(name, port, false); err != nil {
@@ -122,38 +121,40 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		p.plain.ServeHTTP(w, r)
 	default:
-		http.Error(w, "this is an HTTP proxy: name it in HTTP_PROXY and HTTPS_PROXY of the client", http.StatusBadRequest)
+		http.Error(w, "this is an HTTP proxy: set it as HTTP_PROXY and HTTPS_PROXY of the client", http.StatusBadRequest)
 	}
 }
 
-// Inner answers requests that came out of TLS.
+// Inner answers the requests in the TLS that the proxy terminates.
 func (p *Proxy) Inner() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := hostOf(r.Host, "443")
 		if !p.cfg.Mirrored(host) {
-			http.Error(w, "this connection leads to the registries that are mirrored alone", http.StatusMisdirectedRequest)
+			http.Error(w, "this connection serves only mirrored registries", http.StatusMisdirectedRequest)
 			return
 		}
 		p.registry(w, r, host)
 	})
 }
 
-// Listener gives the connections whose TLS the proxy ends, for a server of [Proxy.Inner].
+// Listener accepts the connections whose TLS the proxy terminates, for a server of [Proxy.Inner].
 func (p *Proxy) Listener() net.Listener { return p.inner }
 
-// registry answers a request for a registry that is mirrored: a pull by the mirror, all else
-// by the registry itself.
+// registry answers a request for a mirrored registry: the mirror answers a pull, and the registry itself any
+// other request.
 func (p *Proxy) registry(w http.ResponseWriter, r *http.Request, host string) {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead || !strings.HasPrefix(r.URL.Path, "/v2/") || strings.Contains(r.URL.Path, "/blobs/uploads/") {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead || !strings.HasPrefix(r.URL.Path, "/v2/") ||
+		strings.Contains(r.URL.Path, "/blobs/uploads/") {
 		base, rt, err := p.cfg.Reach(host)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
 			return
 		}
-		p.pass.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), passKey{}, passTo{base: base, rt: rt, from: url.URL{Scheme: schemeOf(r), Host: r.Host}})))
+		to := passTo{base: base, rt: rt, from: url.URL{Scheme: schemeOf(r), Host: r.Host}}
+		p.pass.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), passKey{}, to)))
 		return
 	}
-	// What the client may have said to the mirror was meant for the registry.
+	// The client sends its headers to the registry, not to the mirror.
 	out := r.Clone(r.Context())
 	for _, name := range p.cfg.Names {
 		out.Header.Del(name)
@@ -172,11 +173,11 @@ func (p *Proxy) registry(w http.ResponseWriter, r *http.Request, host string) {
 	p.cfg.Mirror.ServeHTTP(w, out)
 }
 
-// passTo is where a request is passed on to.
+// passTo is the registry that a request is passed on to.
 type passTo struct {
 	base *url.URL
 	rt   http.RoundTripper
-	from url.URL // what the client calls it
+	from url.URL // the registry's URL as the client knows it
 }
 
 func schemeOf(r *http.Request) string {
@@ -188,7 +189,7 @@ func schemeOf(r *http.Request) string {
 
 type passKey struct{}
 
-// rewritePass turns a request to the registry's own address.
+// rewritePass sends a request to the registry's own address.
 func rewritePass(r *httputil.ProxyRequest) {
 	to := r.In.Context().Value(passKey{}).(passTo)
 	r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = to.base.Scheme, to.base.Host, to.base.Host
@@ -197,8 +198,8 @@ func rewritePass(r *httputil.ProxyRequest) {
 	}
 }
 
-// rewriteLocation keeps a client on the way that it came: a registry with another address
-// names that in its answers, for instance where to upload to.
+// rewriteLocation keeps a client on the proxy: a registry names its own address in its responses, for
+// instance the URL of an upload.
 func rewriteLocation(res *http.Response) error {
 	to, ok := res.Request.Context().Value(passKey{}).(passTo)
 	at, err := res.Location()
@@ -218,16 +219,16 @@ type passTransport struct{}
 func (passTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	to, ok := r.Context().Value(passKey{}).(passTo)
 	if !ok {
-		return nil, errors.New("a request that nobody passed on")
+		return nil, errors.New("the request has no registry to go to")
 	}
 	return to.rt.RoundTrip(r)
 }
 
-func refusePassed(w http.ResponseWriter, r *http.Request, err error) {
+func writeBadGateway(w http.ResponseWriter, r *http.Request, err error) {
 	http.Error(w, fmt.Sprintf("asking %s: %v", r.URL.Host, err), http.StatusBadGateway)
 }
 
-// connect opens a way to a host and port: into the mirror, or to the host.
+// connect answers CONNECT: it terminates the TLS of a mirrored registry, and tunnels to any other host.
 func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) {
 	// The request's target and not its Host, which is another field (RFC 9110 §9.3.6, §7.2).
 	target := r.URL.Host
@@ -236,7 +237,7 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) {
 	}
 	name, port, err := authority(target, "")
 	if err != nil {
-		http.Error(w, "CONNECT wants HOST:PORT and nothing else (RFC 9110 §9.3.6)", http.StatusBadRequest)
+		http.Error(w, "the target of CONNECT must be HOST:PORT (RFC 9110 §9.3.6)", http.StatusBadRequest)
 		return
 	}
 	to := net.JoinHostPort(name, strconv.Itoa(int(port)))
@@ -246,7 +247,7 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) {
 			p.terminate(w, certificate)
 			return
 		}
-		// The registry itself is better than an error.
+		// A tunnel to the registry is better than an error.
 		p.cfg.Logger.Warn("a registry is not mirrored in proxy mode", "host", name, "error", err)
 	}
 	if err := p.allow(name, port, true); err != nil {
@@ -257,7 +258,7 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) {
 	case p.slots <- struct{}{}:
 		defer func() { <-p.slots }()
 	default:
-		http.Error(w, fmt.Sprintf("%d tunnels are open, and no more may be", p.cfg.TunnelsMax), http.StatusServiceUnavailable)
+		http.Error(w, fmt.Sprintf("%d tunnels are open, which is the most that this proxy allows; try again later", p.cfg.TunnelsMax), http.StatusServiceUnavailable)
 		return
 	}
 	there, err := p.cfg.Dial(r.Context(), to)
@@ -272,12 +273,12 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer here.Close()
-	// Cut when the daemon ends: the server's own drain does not know of it any more.
+	// The server's drain no longer covers this connection: close it when the daemon ends.
 	defer context.AfterFunc(r.Context(), func() { here.Close(); there.Close() })()
 	tunnel(here, there, p.cfg.Idle)
 }
 
-// terminate gives a client's connection to the inner server, behind TLS in the host's name.
+// terminate passes a client's connection to the inner server, under TLS in the host's name.
 func (p *Proxy) terminate(w http.ResponseWriter, certificate *tls.Certificate) {
 	conn, err := hijack(w)
 	if err != nil {
@@ -285,10 +286,12 @@ func (p *Proxy) terminate(w http.ResponseWriter, certificate *tls.Certificate) {
 		return
 	}
 	// HTTP/1.1 alone, as towards the mirror itself.
-	p.inner.give(tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{*certificate}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}))
+	p.inner.deliver(tls.Server(conn, &tls.Config{
+		Certificates: []tls.Certificate{*certificate}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
+	}))
 }
 
-// allow returns nil for a host and port that clients may be brought to.
+// allow returns nil for a host and port that clients may reach.
 func (p *Proxy) allow(host string, port uint16, secure bool) error {
 	if err := p.cfg.Allow(host); err != nil {
 		return err
@@ -296,12 +299,12 @@ func (p *Proxy) allow(host string, port uint16, secure bool) error {
 	return p.cfg.AllowPort(host, port, secure)
 }
 
-// errAuthority tells that a text names no host and port.
+// errAuthority tells that a text is no host and port.
 var errAuthority = errors.New("no host and port")
 
-// authority reads host:port (RFC 9110 §7.1, RFC 3986 §3.2) into a host in lower case and without
-// brackets, and a port of 1 to 65535 in digits; usual is meant where there is none, or nothing else
-// is if that is empty. A user, a zone or a path is no part of it.
+// authority parses host:port (RFC 9110 §7.1, RFC 3986 §3.2) into a host in lower case and without brackets,
+// and a port of 1 to 65535 in digits. A text without a port has the usual one, and is an error if that is
+// empty. A user, a zone or a path is an error.
 func authority(text, usual string) (host string, port uint16, err error) {
 	if strings.ContainsAny(text, "@/?#%\\ \t") {
 		return "", 0, errAuthority
@@ -317,13 +320,14 @@ func authority(text, usual string) (host string, port uint16, err error) {
 	if err != nil || n == 0 {
 		return "", 0, errAuthority
 	}
-	if _, notIP := netip.ParseAddr(host); strings.Contains(host, ":") && notIP != nil || strings.HasPrefix(text, "[") && notIP != nil {
+	_, notIP := netip.ParseAddr(host)
+	if notIP != nil && (strings.Contains(host, ":") || strings.HasPrefix(text, "[")) {
 		return "", 0, errAuthority
 	}
 	return strings.ToLower(host), uint16(n), nil
 }
 
-// hostOf writes a host without the port that is usual for its scheme.
+// hostOf is a host without its port if that is the usual one.
 func hostOf(hostport, usual string) string {
 	host, port, err := net.SplitHostPort(hostport)
 	if err != nil || port != usual {
@@ -335,7 +339,7 @@ func hostOf(hostport, usual string) string {
 	return strings.ToLower(host)
 }
 
-// listener hands connections on to a server.
+// listener delivers connections to a server.
 type listener struct {
 	conns  chan net.Conn
 	closed chan struct{}
@@ -346,7 +350,7 @@ func newListener() *listener {
 	return &listener{conns: make(chan net.Conn), closed: make(chan struct{})}
 }
 
-func (l *listener) give(c net.Conn) {
+func (l *listener) deliver(c net.Conn) {
 	select {
 	case l.conns <- c:
 	case <-l.closed:

@@ -114,7 +114,7 @@ func do(t *testing.T, c *http.Client, method, at, body string, header ...string)
 	return res.StatusCode, string(b)
 }
 
-func TestPullsOfAMirroredRegistryGoToTheMirrorInTheClearAndInsideTLS(t *testing.T) {
+func TestPullsOfAMirroredRegistryGoToTheMirror(t *testing.T) {
 	w := start(t, []string{registryName}, nil)
 	c := w.client(t)
 	for at, want := range map[string]string{
@@ -131,7 +131,7 @@ func TestPullsOfAMirroredRegistryGoToTheMirrorInTheClearAndInsideTLS(t *testing.
 	}
 }
 
-func TestWhatIsNoPullGoesToTheRegistryItself(t *testing.T) {
+func TestOtherRequestsGoToTheRegistryItself(t *testing.T) {
 	w := start(t, []string{registryName}, nil)
 	c := w.client(t)
 	for _, x := range [][3]string{
@@ -145,7 +145,7 @@ func TestWhatIsNoPullGoesToTheRegistryItself(t *testing.T) {
 	}
 }
 
-func TestAClientIsKeptOnTheWayThatItCame(t *testing.T) {
+func TestLocationsKeepAClientOnTheProxy(t *testing.T) {
 	far := httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/v2/cache/a/blobs/uploads/":
@@ -183,7 +183,7 @@ func TestAClientIsKeptOnTheWayThatItCame(t *testing.T) {
 	}
 }
 
-func TestInsideTheTLSOfARegistryNoOtherHostIsAsked(t *testing.T) {
+func TestTerminatedTLSServesOnlyMirroredRegistries(t *testing.T) {
 	w := start(t, []string{registryName}, nil)
 	c := w.client(t)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://registry.test/v2/", nil)
@@ -286,7 +286,7 @@ func TestNoMoreTunnelsThanAllowedAreOpen(t *testing.T) {
 	require.NoError(t, err)
 }
 
-func TestTheWayToThisMachineAndToMetadataIsClosed(t *testing.T) {
+func TestLoopbackAndMetadataAreRefused(t *testing.T) {
 	w := start(t, nil, nil)
 	for _, to := range []string{"127.0.0.1:22", "localhost:22", "169.254.169.254:80", "[::1]:22", "0.0.0.0:80", "[fe80::1]:80", "[::ffff:127.0.0.1]:22", "100.100.100.200:80"} {
 		_, _, res := connect(t, w, to, "")
@@ -311,7 +311,7 @@ func TestOnlyAllowedHostsAreReached(t *testing.T) {
 	assert.Equal(t, http.StatusBadRequest, res.StatusCode)
 }
 
-func TestWithoutAnAuthorityTheTLSOfRegistriesIsLeftAlone(t *testing.T) {
+func TestWithoutAnAuthorityRegistriesAreTunnelled(t *testing.T) {
 	var reached atomic.Int32
 	l := echo(t)
 	w := start(t, nil, func(c *httpproxy.Config) {
@@ -328,7 +328,7 @@ func TestWithoutAnAuthorityTheTLSOfRegistriesIsLeftAlone(t *testing.T) {
 	assert.EqualValues(t, 1, reached.Load())
 }
 
-func TestAnAuthorityThatMayNotSpeakForARegistryLeavesItAlone(t *testing.T) {
+func TestARegistryOutsideTheAuthorityIsTunnelled(t *testing.T) {
 	var reached atomic.Int32
 	l := echo(t)
 	w := start(t, []string{"quay.io"}, func(c *httpproxy.Config) {
@@ -344,7 +344,7 @@ func TestAnAuthorityThatMayNotSpeakForARegistryLeavesItAlone(t *testing.T) {
 	assert.EqualValues(t, 1, reached.Load())
 }
 
-func TestWhoTakesTheProxyForAServerIsToldWhatItIs(t *testing.T) {
+func TestADirectRequestExplainsTheProxy(t *testing.T) {
 	w := start(t, nil, nil)
 	status, body := do(t, http.DefaultClient, http.MethodGet, w.proxy.URL+"/v2/", "")
 	http.DefaultClient.CloseIdleConnections()
@@ -373,7 +373,7 @@ func TestAnAuthoritySpeaksForItsRegistriesAlone(t *testing.T) {
 	}
 	for _, host := range []string{"example.com", "notquay.io", "10.0.0.2", "::1"} {
 		_, err := a.For(host)
-		assert.ErrorContains(t, err, "may not speak for "+host)
+		assert.ErrorContains(t, err, "may not issue a certificate for "+host)
 	}
 	only, onlyKey, err := httpproxy.NewAuthority([]string{"quay.io"}, time.Now())
 	require.NoError(t, err)
@@ -381,7 +381,7 @@ func TestAnAuthoritySpeaksForItsRegistriesAlone(t *testing.T) {
 	a, err = httpproxy.LoadAuthority(crt+"2", key+"2")
 	require.NoError(t, err)
 	_, err = a.For("10.0.0.1")
-	assert.ErrorContains(t, err, "may not speak for")
+	assert.ErrorContains(t, err, "may not issue a certificate for")
 
 	old, oldKey, err := httpproxy.NewAuthority([]string{"quay.io"}, time.Now().Add(-httpproxy.AuthorityLife-time.Hour))
 	require.NoError(t, err)

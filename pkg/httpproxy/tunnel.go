@@ -14,11 +14,11 @@ import (
 	"github.com/darter-io/darter/pkg/source"
 )
 
-// established is the answer after which a connection is the client's.
+// established is the response that opens the tunnel.
 const established = "HTTP/1.1 200 Connection established\r\n\r\n"
 
-// hijack takes a client's connection from its server and tells the client that the way is
-// open. Before it nothing may have been written.
+// hijack takes a client's connection from its server and tells the client that the tunnel is open. Nothing may
+// have been written before.
 func hijack(w http.ResponseWriter) (net.Conn, error) {
 	h := http.NewResponseController(w)
 	conn, buffered, err := h.Hijack()
@@ -31,16 +31,16 @@ func hijack(w http.ResponseWriter) (net.Conn, error) {
 	}
 	// An error shows at the first read as well.
 	_, _ = io.WriteString(conn, established)
-	said, err := buffered.Reader.Peek(buffered.Reader.Buffered())
-	if len(said) == 0 || err != nil {
+	sent, err := buffered.Reader.Peek(buffered.Reader.Buffered())
+	if len(sent) == 0 || err != nil {
 		return conn, nil
 	}
-	// Not the buffered reader itself: at the connection's end it would end the request, and
-	// with it the other direction.
-	return early{conn, io.MultiReader(bytes.NewReader(bytes.Clone(said)), conn)}, nil
+	// Not the buffered reader itself: at the connection's end it would end the request, and with it the
+	// other direction.
+	return early{conn, io.MultiReader(bytes.NewReader(bytes.Clone(sent)), conn)}, nil
 }
 
-// early is a connection whose client did not wait for the answer before it said more.
+// early is a connection whose client sent bytes before it got the response.
 type early struct {
 	net.Conn
 	all io.Reader
@@ -49,7 +49,7 @@ type early struct {
 // Read implements [net.Conn].
 func (c early) Read(p []byte) (int, error) { return c.all.Read(p) }
 
-// CloseWrite says that nothing more comes.
+// CloseWrite ends this direction.
 func (c early) CloseWrite() error { return closeWrite(c.Conn) }
 
 func closeWrite(c net.Conn) error {
@@ -59,14 +59,14 @@ func closeWrite(c net.Conn) error {
 	return c.Close()
 }
 
-// tunnel copies both ways until both ends said all, or one of them failed, or nothing went
-// either way for the idle time. An end that said all may still listen.
+// tunnel copies in both directions until both ends have closed theirs, one of them fails, or no byte passes for
+// the idle time. An end that has closed its direction may still read.
 func tunnel(a, b net.Conn, idle time.Duration) {
 	var moved atomic.Int64
 	quiet := time.AfterFunc(idle, func() { a.Close(); b.Close() })
 	defer quiet.Stop()
 	tick := func() {
-		// Moving the timer at each chunk costs more than the chunk; once a second is enough.
+		// A timer reset for each chunk costs more than the chunk: once a second is enough.
 		now := time.Now().Unix()
 		if last := moved.Load(); last != now && moved.CompareAndSwap(last, now) {
 			quiet.Reset(idle)

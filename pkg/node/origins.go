@@ -158,7 +158,7 @@ func newRegistries(cfg Config) (*registry.Client, error) {
 
 func (o *Origins) close() {
 	o.Files.CloseIdleConnections()
-	o.Registries.CloseIdleConnections()
+	o.Registries.now.Load().Close()
 }
 
 func prefixes(list []config.Network) (out []netip.Prefix) {

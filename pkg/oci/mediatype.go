@@ -14,28 +14,27 @@ const (
 	MediaTypeDockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
 )
 
-// MediaTypeBlob is what a blob is served as, whatever it holds.
+// MediaTypeBlob is the Content-Type of every blob.
 const MediaTypeBlob = "application/octet-stream"
 
-// ManifestMax is the largest manifest, in bytes, that is read into memory; containerd and
+// ManifestMax is the size of the largest manifest that is read into memory, in bytes; containerd and
 // Docker refuse larger ones too.
 const ManifestMax = 4 << 20
 
-// ManifestTypes returns what to Accept for a manifest when a client does not say.
+// ManifestTypes returns the Accept of a manifest for a client that sends none.
 func ManifestTypes() []string {
 	return []string{MediaTypeIndex, MediaTypeManifest, MediaTypeDockerList, MediaTypeDockerManifest, "*/*"}
 }
 
-// NamesContent reports whether a media type says something about a manifest. An empty one
-// and the generic type of a blob do not, and containerd fails a pull over them.
+// NamesContent reports whether a media type describes a manifest. An empty one and the generic type of a
+// blob do not, and containerd fails a pull over them.
 func NamesContent(mediaType string) bool {
 	base, _, err := mime.ParseMediaType(mediaType)
 	return err == nil && base != MediaTypeBlob
 }
 
-// SniffManifest tells the media type of a manifest from its own words, for registries that
-// do not say it: its "mediaType", or what its fields make it. It is empty for what is no
-// manifest.
+// SniffManifest derives the media type of a manifest from its "mediaType" or else its fields, for
+// registries that send none. It is empty if the text is no manifest.
 func SniffManifest(content []byte) string {
 	var m struct {
 		SchemaVersion int               `json:"schemaVersion"`

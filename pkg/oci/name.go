@@ -1,9 +1,9 @@
-// Package oci speaks the words of the OCI distribution API: names of registries and
-// repositories, digests, media types and byte ranges.
+// Package oci parses the terms of the OCI distribution API: names of registries and repositories,
+// digests, media types and byte ranges.
 //
-// A name that these functions return is checked and in one spelling, so that two clients
-// who mean the same registry are never told apart. Everything here is a pure function of
-// text. Start at [ParseHost], [ParseDigest] and [ParseRange].
+// A name that these functions return is checked and in one spelling: two clients that mean the same
+// registry never get two names. Everything here is a pure function of text. Start at [ParseHost],
+// [ParseDigest] and [ParseRange].
 package oci
 
 import (
@@ -24,13 +24,13 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// The cases in which a name is refused.
+// The reasons to refuse a name.
 var (
-	// ErrInvalidHost tells that a text names no registry.
+	// ErrInvalidHost tells that a text is no name of a registry.
 	ErrInvalidHost = errors.New("invalid registry name")
-	// ErrInvalidRepository tells that a text names no repository.
+	// ErrInvalidRepository tells that a text is no name of a repository.
 	ErrInvalidRepository = errors.New("invalid repository name")
-	// ErrInvalidDigest tells that a text is no digest of an algorithm we serve.
+	// ErrInvalidDigest tells that a text is no digest of a supported algorithm.
 	ErrInvalidDigest = errors.New("invalid digest")
 )
 
@@ -38,11 +38,11 @@ var (
 const (
 	// HostMax is the longest DNS name with the longest port.
 	HostMax = 253 + len(":65535")
-	// RepositoryMax is what registries accept for a name (distribution-spec, "Pulling manifests").
+	// RepositoryMax is the longest name that registries accept (distribution-spec, "Pulling manifests").
 	RepositoryMax = 255
 )
 
-// DockerHub is the name under which clients mean Docker Hub.
+// DockerHub is the name of Docker Hub in image references.
 const DockerHub = "docker.io"
 
 // dockerHubEndpoint is the host that serves Docker Hub's /v2/; docker.io itself does not.
@@ -54,9 +54,8 @@ var (
 	tagRegexp        = regexp.MustCompile(`^` + reference.TagRegexp.String() + `$`)
 )
 
-// ParseHost checks the name of a registry, "quay.io" or "registry.test:5000", and returns
-// the one spelling of it: lower case, and "docker.io" for every name of Docker Hub. The
-// error wraps [ErrInvalidHost].
+// ParseHost checks the name of a registry, "quay.io" or "registry.test:5000", and returns its one
+// spelling: lower case, and "docker.io" for every name of Docker Hub. The error wraps [ErrInvalidHost].
 func ParseHost(s string) (string, error) {
 	if len(s) > HostMax || !hostRegexp.MatchString(s) {
 		return "", fmt.Errorf("%w: %.100q", ErrInvalidHost, s)
@@ -65,7 +64,7 @@ func ParseHost(s string) (string, error) {
 	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, ']') {
 		name, port = name[:i], name[i+1:]
 		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-			return "", fmt.Errorf("%w: %.100q has no port that exists", ErrInvalidHost, s)
+			return "", fmt.Errorf("%w: the port of %.100q is not 1 to 65535", ErrInvalidHost, s)
 		}
 	}
 	if strings.HasPrefix(name, "[") {
@@ -85,9 +84,8 @@ func ParseHost(s string) (string, error) {
 	return name, nil
 }
 
-// ParseHostURL is [ParseHost] for a text that may also be the URL of a registry
-// ("https://quay.io"). The scheme is dropped: how a registry is reached is the operator's
-// setting, not the client's.
+// ParseHostURL is [ParseHost] for a text that may also be the URL of a registry ("https://quay.io"). It
+// drops the scheme: the operator configures how to reach a registry, not the client.
 func ParseHostURL(s string) (string, error) {
 	if !strings.Contains(s, "://") {
 		return ParseHost(strings.TrimSuffix(s, "/"))
@@ -99,7 +97,7 @@ func ParseHostURL(s string) (string, error) {
 	return ParseHost(u.Host)
 }
 
-// Endpoint is the host to connect to for a registry: its name, except for Docker Hub.
+// Endpoint is the host that serves a registry's API: its name, except for Docker Hub.
 func Endpoint(host string) string {
 	if host == DockerHub {
 		return dockerHubEndpoint
@@ -107,14 +105,14 @@ func Endpoint(host string) string {
 	return host
 }
 
-// LooksLikeHost reports whether the first part of an image name is a registry and not a
-// part of the repository: it has a dot or a colon, or is "localhost".
+// LooksLikeHost reports whether the first part of an image name is a registry and not part of the
+// repository: it has a dot or a colon, or is "localhost".
 func LooksLikeHost(part string) bool {
 	return part == "localhost" || strings.HasPrefix(part, "localhost_") || strings.ContainsAny(part, ".:")
 }
 
-// SplitPrefix takes a registry off the front of a name: "quay.io/coreos/etcd" is
-// "coreos/etcd" at "quay.io". ok is false when the name has no such prefix.
+// SplitPrefix splits a registry off the front of a name: "quay.io/coreos/etcd" is "coreos/etcd" at
+// "quay.io". ok is false if the name has no such prefix.
 func SplitPrefix(name string) (prefix, repository string, ok bool) {
 	first, rest, ok := strings.Cut(name, "/")
 	if !ok || !LooksLikeHost(first) {
@@ -124,7 +122,7 @@ func SplitPrefix(name string) (prefix, repository string, ok bool) {
 }
 
 // ParsePrefix is [ParseHost] for a prefix. It may spell its port with an underscore,
-// "registry.test_5000", because the clients that need a prefix allow no colon there.
+// "registry.test_5000", because clients that need a prefix allow no colon there.
 func ParsePrefix(prefix string) (string, error) {
 	if host, port, ok := strings.Cut(prefix, "_"); ok && !strings.Contains(prefix, ":") {
 		prefix = host + ":" + port
@@ -132,9 +130,8 @@ func ParsePrefix(prefix string) (string, error) {
 	return ParseHost(prefix)
 }
 
-// ParseRepository checks a repository's name and completes it: on Docker Hub "alpine"
-// means "library/alpine". The host is one that [ParseHost] returned. The error wraps
-// [ErrInvalidRepository].
+// ParseRepository checks the name of a repository and completes it: on Docker Hub "alpine" means
+// "library/alpine". The host is one that [ParseHost] returned. The error wraps [ErrInvalidRepository].
 func ParseRepository(host, name string) (string, error) {
 	if len(name) > RepositoryMax || !repositoryRegexp.MatchString(name) {
 		return "", fmt.Errorf("%w: %.100q", ErrInvalidRepository, name)
@@ -145,8 +142,8 @@ func ParseRepository(host, name string) (string, error) {
 	return name, nil
 }
 
-// ParseDigest checks a digest, sha256 or sha512, and returns the task of its content. The
-// error wraps [ErrInvalidDigest].
+// ParseDigest checks a digest, sha256 or sha512, and returns its task. The error wraps
+// [ErrInvalidDigest].
 func ParseDigest(s string) (task.ID, error) {
 	id, err := task.ParseID(s)
 	if err != nil {
@@ -158,7 +155,7 @@ func ParseDigest(s string) (task.ID, error) {
 	return id, nil
 }
 
-// NewHash returns the hash of a digest's algorithm, to compare content with it as it comes. The
+// NewHash returns the hash of a digest's algorithm, to compare a stream of bytes with the digest. The
 // error wraps [ErrInvalidDigest].
 func NewHash(digest string) (hash.Hash, error) {
 	switch algorithm, _, _ := strings.Cut(digest, ":"); algorithm {
@@ -171,7 +168,7 @@ func NewHash(digest string) (hash.Hash, error) {
 	}
 }
 
-// DigestOf returns the task of a content that is at hand.
+// DigestOf returns the task of a blob in memory.
 func DigestOf(content []byte) task.ID {
 	sum := sha256.Sum256(content)
 	return task.ID("sha256:" + hex.EncodeToString(sum[:]))

@@ -257,7 +257,7 @@ func FuzzParseRepository(f *testing.F) {
 	})
 }
 
-func TestAManifestTellsWhatItIs(t *testing.T) {
+func TestSniffManifest(t *testing.T) {
 	for content, want := range map[string]string{
 		`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json"}`: oci.MediaTypeIndex,
 		`{"schemaVersion":2,"manifests":[]}`:                                        oci.MediaTypeIndex,
@@ -283,7 +283,7 @@ func FuzzSniffManifest(f *testing.F) {
 	})
 }
 
-func TestAManifestRefersToWhatItsRegistryMustHave(t *testing.T) {
+func TestReferencesListsWhatARegistryVerifies(t *testing.T) {
 	digest := func(c string) string { return "sha256:" + strings.Repeat(c, 64) }
 	// b is what its registry has not got.
 	a, b := `{"digest":"`+digest("a")+`","size":5,"mediaType":"l"}`, `{"digest":"`+digest("b")+`","size":7,"mediaType":"l"}`

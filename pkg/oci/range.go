@@ -7,18 +7,18 @@ import (
 	"strings"
 )
 
-// The cases in which a Range header is refused; both mean 416 (RFC 9110 §15.5.17).
+// The reasons to refuse a Range header; the response to either is 416 (RFC 9110 §15.5.17).
 var (
-	// ErrRangeMalformed tells that a byte range is no byte range, or runs backwards.
+	// ErrRangeMalformed tells that a text is no byte range, or that the range runs backwards.
 	ErrRangeMalformed = errors.New("malformed byte range")
-	// ErrRangeUnsatisfiable tells that no byte of the range exists.
-	ErrRangeUnsatisfiable = errors.New("byte range beyond the end of the content")
+	// ErrRangeUnsatisfiable tells that the range has no byte of the blob.
+	ErrRangeUnsatisfiable = errors.New("byte range beyond the end of the blob")
 )
 
-// RangesMax is how many ranges one header may hold.
+// RangesMax bounds the ranges of one header.
 const RangesMax = 2048
 
-// Window is a part of a content, in bytes; Length is at least 1.
+// Window is a part of a blob, in bytes; Length is at least 1.
 type Window struct {
 	Offset, Length int64
 }
@@ -31,11 +31,11 @@ func (w Window) ContentRange(total int64) string {
 // UnsatisfiedRange formats the Content-Range header of a 416.
 func UnsatisfiedRange(total int64) string { return fmt.Sprintf("bytes */%d", total) }
 
-// ParseRange says which windows of a content of total bytes a Range header asks for, in
-// the header's order and cut to what exists (RFC 9110 §14.1.2). It returns none when the
-// whole content is meant: no header, a unit other than bytes, or an empty content, for
-// which clients that always say "bytes=0-" would otherwise be refused. The error wraps
-// [ErrRangeMalformed] or [ErrRangeUnsatisfiable].
+// ParseRange returns the windows of a blob of total bytes that a Range header asks for, in the header's
+// order and cut to the blob (RFC 9110 §14.1.2). It returns none if the header asks for the whole: there
+// is no header, its unit is not bytes, or the blob is empty, for which clients that always send
+// "bytes=0-" would otherwise get an error. The error wraps [ErrRangeMalformed] or
+// [ErrRangeUnsatisfiable].
 func ParseRange(header string, total int64) ([]Window, error) {
 	unit, set, ok := strings.Cut(header, "=")
 	if !ok && header != "" {
@@ -95,8 +95,8 @@ func parseSpec(spec string, total int64) (Window, error) {
 	return Window{Offset: a, Length: b - a + 1}, nil
 }
 
-// parseNumber reads digits and nothing else. A number too large for a length becomes the
-// largest one: "bytes=0-99999999999999999999" asks for the whole. Empty reads as 0.
+// parseNumber reads digits and nothing else. A number above the largest length becomes that length:
+// "bytes=0-99999999999999999999" asks for the whole. An empty text is 0.
 func parseNumber(s string) (int64, bool) {
 	n := int64(0)
 	for _, c := range []byte(s) {

@@ -10,32 +10,32 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// ReferencesMax is how many contents one manifest may name; the rest is left out.
+// ReferencesMax bounds the references of one manifest; the rest is left out.
 const ReferencesMax = 4096
 
-// Reference is a content that a manifest names (OCI image-spec, "Descriptors").
+// Reference is a blob or manifest that a manifest names (OCI image-spec, "Descriptors").
 type Reference struct {
 	ID task.ID
-	// Size in bytes as the manifest says it.
+	// Size in bytes as the manifest states it.
 	Size int64
 	// MediaType to the letter.
 	MediaType string
-	// Manifest says that it is got as a manifest; else it is a blob.
+	// Manifest says that the reference is a manifest; else it is a blob.
 	Manifest bool
 }
 
-// References lists what a manifest or index needs to be whole: an image's config and layers, an
-// index's manifests. Its registry has verified these, and only these, when it took it, so left
-// out is what registries take a manifest's word for without having it: a subject, layers that
-// are to be fetched from elsewhere (with "urls", or of a non-distributable type), and what
-// another parser could read in another way. An image that names manifests beside its layers,
-// an index that names layers, a name that is there twice or in other capitals: such content has
-// no references at all. mediaType is what the registry calls it, empty when it does not say.
-func References(mediaType string, content []byte) []Reference {
-	if len(content) > ManifestMax {
+// References lists the parts of a manifest: an image's config and layers, an index's manifests. A
+// registry verifies that it has these, and only these, when it accepts the manifest. References leaves
+// out what registries accept without having it: a subject, and layers that come from elsewhere (with
+// "urls", or of a non-distributable type). It also leaves out what another parser could read in another
+// way: a text in which an image also names manifests, an index also names layers, or a name occurs twice
+// or in other capitals has no references at all. mediaType is the registry's Content-Type, empty if it
+// sent none.
+func References(mediaType string, manifest []byte) []Reference {
+	if len(manifest) > ManifestMax {
 		return nil
 	}
-	m, ok := members(content, "schemaVersion", "mediaType", "config", "layers", "manifests")
+	m, ok := members(manifest, "schemaVersion", "mediaType", "config", "layers", "manifests")
 	if !ok || string(m["schemaVersion"]) != "2" {
 		return nil
 	}
@@ -63,14 +63,16 @@ func References(mediaType string, content []byte) []Reference {
 	return out
 }
 
-// isIndex tells an index from an image; ok is false where its own words, the registry's and
-// what is in it do not agree. Only OCI's manifests may leave it to the last (image-spec 1.0).
-func isIndex(told string, m map[string]json.RawMessage) (index, ok bool) {
+// isIndex separates indexes from images; ok is false if the manifest's own media type, the registry's and
+// the fields do not agree. Only OCI's manifests may have no media type of their own (image-spec 1.0).
+func isIndex(mediaType string, m map[string]json.RawMessage) (index, ok bool) {
 	index = m["manifests"] != nil
 	if image := m["config"] != nil || m["layers"] != nil; image == index {
 		return false, false
 	}
-	kinds := map[string]bool{MediaTypeIndex: true, MediaTypeDockerList: true, MediaTypeManifest: false, MediaTypeDockerManifest: false}
+	kinds := map[string]bool{
+		MediaTypeIndex: true, MediaTypeDockerList: true, MediaTypeManifest: false, MediaTypeDockerManifest: false,
+	}
 	own := map[bool]string{false: MediaTypeManifest, true: MediaTypeIndex}[index]
 	if m["mediaType"] != nil && json.Unmarshal(m["mediaType"], &own) != nil {
 		return false, false
@@ -78,12 +80,12 @@ func isIndex(told string, m map[string]json.RawMessage) (index, ok bool) {
 	if kind, known := kinds[own]; !known || kind != index {
 		return false, false
 	}
-	told, _, err := mime.ParseMediaType(told)
-	_, known := kinds[told]
-	return index, err != nil || !known || told == own
+	base, _, err := mime.ParseMediaType(mediaType)
+	_, known := kinds[base]
+	return index, err != nil || !known || base == own
 }
 
-// referenceOf reads a descriptor; ok is false for one that its registry need not have.
+// referenceOf reads a descriptor; ok is false if its registry need not have the blob.
 func referenceOf(descriptor []byte) (r Reference, ok bool) {
 	d, ok := members(descriptor, "mediaType", "digest", "size", "urls")
 	if !ok {
@@ -91,7 +93,8 @@ func referenceOf(descriptor []byte) (r Reference, ok bool) {
 	}
 	var digest string
 	var urls []string
-	for name, into := range map[string]any{"mediaType": &r.MediaType, "digest": &digest, "size": &r.Size, "urls": &urls} {
+	fields := map[string]any{"mediaType": &r.MediaType, "digest": &digest, "size": &r.Size, "urls": &urls}
+	for name, into := range fields {
 		if d[name] != nil && json.Unmarshal(d[name], into) != nil {
 			return r, false
 		}
@@ -101,12 +104,13 @@ func referenceOf(descriptor []byte) (r Reference, ok bool) {
 		return r, false
 	}
 	r.ID = id
-	return r, len(urls) == 0 && !strings.Contains(r.MediaType, ".nondistributable.") && !strings.Contains(r.MediaType, ".foreign.")
+	elsewhere := len(urls) > 0 || strings.Contains(r.MediaType, ".nondistributable.") || strings.Contains(r.MediaType, ".foreign.")
+	return r, !elsewhere
 }
 
-// members returns the members of a JSON object that have one of the names, but for null. ok is
-// false for what is no object, and for one of the names twice or in other capitals: parsers differ
-// in what they make of that.
+// members returns the members of a JSON object that have one of the names and are not null. ok is false
+// if the text is no object, or has one of the names twice or in other capitals: parsers disagree about
+// that.
 func members(object []byte, names ...string) (map[string]json.RawMessage, bool) {
 	d := json.NewDecoder(bytes.NewReader(object))
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {

@@ -27,7 +27,7 @@ import (
 
 // A front of several registries (registry.k8s.io is one) redirects whatever it is asked for, and
 // lets the place that it leads to say whether that is there.
-func TestARegistryThatRedirectsWithoutALookVouchesForNothing(t *testing.T) {
+func TestARedirectIsNoConsent(t *testing.T) {
 	var s swarm
 	private, public := s.put([]byte("cached for another registry"), ""), s.put([]byte("public"), "")
 	for name, head := range map[string]int{"a storage that takes a HEAD": 200, "a storage whose URLs are signed for GET": 403} {
@@ -68,7 +68,7 @@ func TestARegistryThatRedirectsWithoutALookVouchesForNothing(t *testing.T) {
 	}
 }
 
-func TestAnAnswerThatIsNeitherYesNorNoIsNoConsent(t *testing.T) {
+func TestAnOddStatusIsNoConsent(t *testing.T) {
 	r := newFixture(config{})
 	manifest := r.swarm.put(oldIndex, oci.MediaTypeIndex)
 	for _, status := range []int{201, 202, 204, 206, 300, 301, 302, 304, 307} {
@@ -96,7 +96,7 @@ func TestAnAnswerThatIsNeitherYesNorNoIsNoConsent(t *testing.T) {
 	}
 }
 
-func TestARegistryThatShowsAnotherLengthDoesNotVouch(t *testing.T) {
+func TestAWrongLengthRevokesTheGrant(t *testing.T) {
 	r := newFixture(config{})
 	r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { // a page for whatever is asked
 		w.Header().Set("Content-Type", "text/html")
@@ -110,7 +110,7 @@ func TestARegistryThatShowsAnotherLengthDoesNotVouch(t *testing.T) {
 
 // The same content may be on its way for a client of another registry. What that registry says is
 // nothing to this client, its challenge least of all: this client's login would go to its realm.
-func TestTheChallengeOfOneRegistryIsNotTakenUpByTheClientOfAnother(t *testing.T) {
+func TestForeignFailuresAreNotPassedOn(t *testing.T) {
 	for name, c := range map[string]struct {
 		failure api.Failure
 		tries   int // of which the last is right, 0 for none
@@ -165,7 +165,7 @@ func TestTheChallengeOfOneRegistryIsNotTakenUpByTheClientOfAnother(t *testing.T)
 
 // A client that takes the mirror for one registry answers the default's challenge with the login
 // that it has for the mirror, and sends that with every path.
-func TestThePasswordForTheDefaultIsShownToNoOtherRegistry(t *testing.T) {
+func TestTheDefaultsPasswordGoesToNoOtherRegistry(t *testing.T) {
 	for name, c := range map[string]struct {
 		challenge, authorization, target string
 		header                           [2]string
@@ -219,7 +219,7 @@ func TestThePasswordForTheDefaultIsShownToNoOtherRegistry(t *testing.T) {
 	}
 }
 
-func TestAManifestThatWasForgottenWhileItWasReadVouchesForNothing(t *testing.T) {
+func TestAForgottenManifestGrantsNothing(t *testing.T) {
 	for name, forget := range map[string]func(*fixture){
 		"settings are read anew": func(r *fixture) { r.Forget() },
 		"the registry no longer takes the token": func(r *fixture) {
@@ -254,7 +254,7 @@ func TestAManifestThatWasForgottenWhileItWasReadVouchesForNothing(t *testing.T) 
 }
 
 // None of these may lead anywhere but to the path that it spells.
-func TestHostileNamesAreRefusedBeforeAnybodyIsAsked(t *testing.T) {
+func TestHostileNamesAreRefusedBeforeAnyRequest(t *testing.T) {
 	up := &upstreamFunc{answer: answers(nil)}
 	var s swarm
 	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})

@@ -15,7 +15,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-func TestHoweverAContextEndsThereIsAnAnswer(t *testing.T) {
+func TestEveryEndOfAContextGetsAResponse(t *testing.T) {
 	layer := blob(5000)
 	id := string(oci.DigestOf(layer))
 	ends := map[string]struct {

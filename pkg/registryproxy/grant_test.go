@@ -63,7 +63,7 @@ func (r *fixture) get(path string, header ...string) *http.Response {
 	return ask(r.mirror, http.MethodGet, "/v2/"+path, header...)
 }
 
-func TestARegistrysYesLivesAsLongAsTheTokenSays(t *testing.T) {
+func TestAGrantLivesAsLongAsItsToken(t *testing.T) {
 	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte("alice:a"))
 	for name, c := range map[string]struct {
 		authorization func(now time.Time) string
@@ -111,7 +111,7 @@ func dated(up *upstreamFunc, off time.Duration) {
 	})
 }
 
-func TestAnEndedTokenOpensNothingWhateverTheNodesClockSays(t *testing.T) {
+func TestAnExpiredTokenGrantsNothingWithAWrongClock(t *testing.T) {
 	for name, off := range map[string]time.Duration{"three days behind": 72 * time.Hour, "right": 0, "three days ahead": -72 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -133,7 +133,7 @@ func TestAnEndedTokenOpensNothingWhateverTheNodesClockSays(t *testing.T) {
 	}
 }
 
-func TestATokenThatHasEndedByItsOwnWordIsAskedAboutEachTime(t *testing.T) {
+func TestAnExpiredTokenIsLookedUpEachTime(t *testing.T) {
 	r := newFixture(config{Policy: access.Policy{ServeCached: true}})
 	// A registry's clock may be late: it still takes the token, and that is its right.
 	who := jwtUntil(time.Now().Add(-time.Minute))
@@ -145,7 +145,7 @@ func TestATokenThatHasEndedByItsOwnWordIsAskedAboutEachTime(t *testing.T) {
 	assert.Equal(t, 502, r.get("app/blobs/"+string(r.layer), "Authorization", who).StatusCode)
 }
 
-func TestARightIsNobodyElsesAndOfNothingElse(t *testing.T) {
+func TestAGrantHoldsForItsOwnKeyAlone(t *testing.T) {
 	r := newFixture(config{})
 	everything := r.up.answer
 	layer := string(r.layer)
@@ -177,7 +177,7 @@ func TestARightIsNobodyElsesAndOfNothingElse(t *testing.T) {
 	assert.Equal(t, 1, r.asks())
 }
 
-func TestARefusalIsAskedAboutEachTime(t *testing.T) {
+func TestRefusalsAreNotRemembered(t *testing.T) {
 	r := newFixture(config{})
 	known := r.up.answer
 	for _, status := range []int{401, 403, 404, 429, 500, 503} {
@@ -191,7 +191,7 @@ func TestARefusalIsAskedAboutEachTime(t *testing.T) {
 	assert.Equal(t, 200, r.get("app/blobs/"+string(r.layer), "Authorization", "Bearer x").StatusCode)
 }
 
-func TestARefusalEndsWhatWasRemembered(t *testing.T) {
+func TestARefusalDropsGrants(t *testing.T) {
 	for _, c := range []struct {
 		status      int
 		also, also2 bool // whether the credential's other right in the repository, and in another, stays
@@ -219,7 +219,7 @@ func TestARefusalEndsWhatWasRemembered(t *testing.T) {
 	}
 }
 
-func TestTwoHundredClientsAtOnceAreOneQuestion(t *testing.T) {
+func TestEqualLookupsAreCoalesced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newFixture(config{})
 		known, gate := r.up.answer, make(chan struct{})
@@ -249,7 +249,7 @@ func TestTwoHundredClientsAtOnceAreOneQuestion(t *testing.T) {
 	})
 }
 
-func TestAClientThatLeavesTakesNobodyAlong(t *testing.T) {
+func TestALeavingClientCancelsNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newFixture(config{})
 		known, gate := r.up.answer, make(chan struct{})
@@ -297,7 +297,7 @@ func (f upstreamOf) Do(ctx context.Context, q source.RegistryRequest) (*http.Res
 	return f(ctx, q)
 }
 
-func TestARegistryThatIsUnreachableIsNotSpokenForUnlessTheOperatorSaysSo(t *testing.T) {
+func TestExpiredGrantsServeOnlyWhereTheOperatorAllows(t *testing.T) {
 	gone := func(u *upstreamFunc) { u.fail(errors.New("dial tcp: connection refused")) }
 	gateway := func(u *upstreamFunc) {
 		u.reply(func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusServiceUnavailable) })
@@ -359,7 +359,7 @@ func (f *family) put(s *swarm) map[string]object {
 	}
 }
 
-func TestAManifestVouchesForWhatItNamesToWhoMayHaveIt(t *testing.T) {
+func TestAManifestGrantsItsReferences(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newFixture(config{})
 		var f family
@@ -403,7 +403,7 @@ func TestAManifestVouchesForWhatItNamesToWhoMayHaveIt(t *testing.T) {
 	})
 }
 
-func TestAManifestDoesNotOutliveTheRightToItself(t *testing.T) {
+func TestReferencesEndWithTheManifestsGrant(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newFixture(config{})
 		var f family
@@ -424,7 +424,7 @@ func TestAManifestDoesNotOutliveTheRightToItself(t *testing.T) {
 
 // distribution takes a Docker image that names manifests, and a Docker list that names layers,
 // and looks for neither.
-func TestAManifestVouchesForNothingThatItsRegistryDidNotLookFor(t *testing.T) {
+func TestAManifestGrantsOnlyVerifiedReferences(t *testing.T) {
 	for name, c := range map[string]struct{ mediaType, fields, path string }{
 		"manifests of an image":  {oci.MediaTypeDockerManifest, `"config":{},"layers":[],"manifests":[%s]`, "manifests"},
 		"layers of a list":       {oci.MediaTypeDockerList, `"manifests":[],"layers":[%s]`, "blobs"},
@@ -444,7 +444,7 @@ func TestAManifestVouchesForNothingThatItsRegistryDidNotLookFor(t *testing.T) {
 	}
 }
 
-func TestAManifestOfARegistryThatIsNotBelievedVouchesForNothing(t *testing.T) {
+func TestAManifestOfAnUnlistedRegistryGrantsNothing(t *testing.T) {
 	r := newFixture(config{Vouches: func(upstream string) bool { return upstream != "r.test" }})
 	var f family
 	r.up.reply(answers(f.put(&r.swarm)))
@@ -452,7 +452,7 @@ func TestAManifestOfARegistryThatIsNotBelievedVouchesForNothing(t *testing.T) {
 	assert.Equal(t, 404, r.get("app/manifests/"+string(f.manifest)).StatusCode)
 }
 
-func TestATokenThatTheOriginNoLongerTakesHasNoRights(t *testing.T) {
+func TestATokenRefusedByTheOriginLosesItsGrants(t *testing.T) {
 	r := newFixture(config{})
 	path := "app/blobs/" + string(r.layer)
 	require.Equal(t, 200, r.get(path, "Authorization", "Bearer x").StatusCode)
@@ -467,7 +467,7 @@ func TestATokenThatTheOriginNoLongerTakesHasNoRights(t *testing.T) {
 	assert.Equal(t, 1, r.asks())
 }
 
-func TestWhatAnybodyMayHaveIsForClientsThatTakeUpChallengesToo(t *testing.T) {
+func TestAnonymousGrantsServeClientsThatTakeChallenges(t *testing.T) {
 	r := newFixture(config{})
 	r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {
 		if !q.Anonymous {
@@ -487,7 +487,7 @@ func TestWhatAnybodyMayHaveIsForClientsThatTakeUpChallengesToo(t *testing.T) {
 	assert.Equal(t, 1, r.asks())
 }
 
-func TestARegistryThatNobodyVouchesForMustShowThatItHasTheContent(t *testing.T) {
+func TestAnUnlistedRegistryProvesOwnership(t *testing.T) {
 	for _, size := range []int{1000, 1_000_000} {
 		var s swarm
 		secret := blob(size)
@@ -544,7 +544,7 @@ func TestARegistryThatNobodyVouchesForMustShowThatItHasTheContent(t *testing.T) 
 	}
 }
 
-func TestAnAnswerToAQuestionOfBeforeIsNotRememberedAfterwards(t *testing.T) {
+func TestAReplyFromBeforeForgetIsNotRemembered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newFixture(config{Policy: access.Policy{TagLife: time.Hour}})
 		manifest := r.swarm.put(oldIndex, oci.MediaTypeIndex)

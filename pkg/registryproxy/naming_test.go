@@ -28,7 +28,7 @@ func TestEachListenerHasADefaultOfItsOwn(t *testing.T) {
 	refusedAs(t, ask(p.For(""), http.MethodGet, "/v2/app/manifests/v1"), http.StatusNotFound, "NAME_UNKNOWN")
 }
 
-func TestAVersionCheckIsAnsweredThoughTheDefaultIsNotListed(t *testing.T) {
+func TestAPingWithoutAListedDefaultSucceeds(t *testing.T) {
 	up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusUnauthorized) }}
 	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "docker.io", Allow: func(upstream string) error {
 		if upstream != "quay.io" {
@@ -52,7 +52,7 @@ func TestAVersionCheckIsAnsweredThoughTheDefaultIsNotListed(t *testing.T) {
 	assert.Equal(t, 401, ask(p, http.MethodGet, "/v2/?ns=quay.io").StatusCode)
 }
 
-func TestAClientThatAnswersTheDefaultsChallengeGetsWhatIsPublicElsewhere(t *testing.T) {
+func TestTheDefaultsTokenReadsPublicImagesElsewhere(t *testing.T) {
 	users := map[string]registrytest.User{"": {Pull: []string{"public/*"}}}
 	standard := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: users})
 	other := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: users})

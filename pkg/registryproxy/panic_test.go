@@ -23,7 +23,7 @@ func (f *faulty) Do(_ context.Context, q source.RegistryRequest) (*http.Response
 	panic("index out of range: hunter2")
 }
 
-func TestAPanicAtAnAnswerIsToldToItsAskersAlone(t *testing.T) {
+func TestAPanicFailsOnlyTheWaitingClients(t *testing.T) {
 	up := &faulty{}
 	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Policy: access.Policy{ServeCached: true}})
 	id := string(blobID(t))
@@ -43,7 +43,7 @@ func TestAPanicAtAnAnswerIsToldToItsAskersAlone(t *testing.T) {
 	}
 }
 
-func TestAPanicOfAnOwnersDeskIsAnAnswerWithoutOne(t *testing.T) {
+func TestAPanicOfAnOwnerIsAnUnreachedReply(t *testing.T) {
 	d := access.NewOwner(&faulty{})
 	for _, reference := range []string{"v1", string(blobID(t))} {
 		a := d.Reply(t.Context(), api.Lookup{Version: api.Version, Upstream: "r.test", Repository: "app", Kind: task.Manifest, Reference: reference})
@@ -51,7 +51,7 @@ func TestAPanicOfAnOwnersDeskIsAnAnswerWithoutOne(t *testing.T) {
 	}
 }
 
-func TestAPanicOfTheClustersAnswerIsToldToo(t *testing.T) {
+func TestAPanicOfAskOwnerIsAnError(t *testing.T) {
 	p := newMirror(config{
 		Upstream: &upstreamFunc{answer: answers(nil)}, Open: (&swarm{}).Open,
 		Shared: func(context.Context, api.Lookup) (api.LookupReply, error) { panic("a fault") },

@@ -78,7 +78,7 @@ func (r errorReader) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
-func TestWhatThereIsNoRoomForComesFromTheRegistryToWhoCannotGoElsewhere(t *testing.T) {
+func TestPassthroughServesClientsWithoutAFallback(t *testing.T) {
 	for _, size := range []int{7, 1000, 64 << 10, 64<<10 + 1, 300_000} {
 		layer := blob(size)
 		n := int64(size)
@@ -108,7 +108,7 @@ func TestWhatThereIsNoRoomForComesFromTheRegistryToWhoCannotGoElsewhere(t *testi
 	}
 }
 
-func TestWhatThereIsNoRoomForIsRefusedToWhoCanGoElsewhere(t *testing.T) {
+func TestAFullDiskRefusesClientsWithAFallback(t *testing.T) {
 	layer := blob(300_000)
 	var seen pulls
 	srv, path := fullDisk(t, layer, &seen, cutting(layer))
@@ -125,7 +125,7 @@ func TestWhatThereIsNoRoomForIsRefusedToWhoCanGoElsewhere(t *testing.T) {
 	assert.Equal(t, http.StatusInsufficientStorage, res.StatusCode)
 }
 
-func TestWhatIsNotKeptIsNeverCompleteAndWrongEither(t *testing.T) {
+func TestAPassthroughIsNeverCompleteAndWrong(t *testing.T) {
 	layer := blob(300_000)
 	wrong := bytes.Clone(layer)
 	wrong[10] ^= 1

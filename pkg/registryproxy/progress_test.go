@@ -19,9 +19,9 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// TestAClientWaitsWhileBytesMove has a blob of unknown length take 25 s, of which the first so many
+// TestProgressExtendsTheDeadline has a blob of unknown length take 25 s, of which the first so many
 // bring bytes.
-func TestAClientWaitsWhileBytesMove(t *testing.T) {
+func TestProgressExtendsTheDeadline(t *testing.T) {
 	layer := blob(100_000)
 	id := oci.DigestOf(layer)
 	for name, c := range map[string]struct {
@@ -68,8 +68,8 @@ type cachedBlob struct {
 
 func (c cachedBlob) Cached() bool { return c.cached }
 
-// TestAManifestsLengthBindsItsAskerAlone has a manifest name a layer with another size than it has.
-func TestAManifestsLengthBindsItsAskerAlone(t *testing.T) {
+// TestAManifestsLengthBindsOnlyItsClient has a manifest name a layer with another size than it has.
+func TestAManifestsLengthBindsOnlyItsClient(t *testing.T) {
 	layer := blob(5000)
 	id := oci.DigestOf(layer)
 	manifest := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":%q,"size":7}]}`, oci.MediaTypeManifest, id)
@@ -100,8 +100,8 @@ func TestAManifestsLengthBindsItsAskerAlone(t *testing.T) {
 	}
 }
 
-// TestAnEndlessBodyPastAllDisksIsBounded reads no more of it than the manifest named.
-func TestAnEndlessBodyPastAllDisksIsBounded(t *testing.T) {
+// TestAnEndlessPassthroughIsBounded reads no more of it than the manifest named.
+func TestAnEndlessPassthroughIsBounded(t *testing.T) {
 	layer := blob(300_000)
 	var sent atomic.Int64
 	endless := readFunc(func(p []byte) (int, error) {

@@ -25,7 +25,7 @@ import (
 
 var missing = "sha256:" + strings.Repeat("0", 64)
 
-func TestTheUpstreamIsNamedByHeaderNamespacePathThenDefault(t *testing.T) {
+func TestTheUpstreamIsHeaderNamespacePathOrDefault(t *testing.T) {
 	const m = "/manifests/v1"
 	for _, c := range []struct {
 		target string
@@ -108,7 +108,7 @@ func TestARegistryThatIsNotAllowedIsNeverAsked(t *testing.T) {
 	assert.NotEmpty(t, up.questions())
 }
 
-func TestEveryQuestionGetsTheAnswerOfARegistry(t *testing.T) {
+func TestEveryRequestGetsARegistrysResponse(t *testing.T) {
 	var s swarm
 	manifest, layer := []byte(`{"schemaVersion":2,"config":{}}`), blob(5000)
 	m, b := s.put(manifest, oci.MediaTypeManifest), s.put(layer, oci.MediaTypeBlob)
@@ -244,7 +244,7 @@ func TestEveryFormOfARangeIsAWindowOfTheContent(t *testing.T) {
 	assert.Equal(t, "10000", res.Header.Get("Content-Length"))
 }
 
-func TestWhatAClientHasAlreadyIsNotSent(t *testing.T) {
+func TestAMatchingETagGets304(t *testing.T) {
 	var s swarm
 	b := s.put(blob(10), "")
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {blob(10), ""}})}
@@ -278,7 +278,7 @@ func TestTheRegistrysChallengeReachesTheClientUnchanged(t *testing.T) {
 	assert.Empty(t, s.opened)
 }
 
-func TestAClientThatTakesUpNoChallengeGetsWhatIsPublic(t *testing.T) {
+func TestAClientWithoutChallengesReadsPublicImages(t *testing.T) {
 	var s swarm
 	layer := blob(10)
 	b := s.put(layer, "")
@@ -313,7 +313,7 @@ func TestAClientThatTakesUpNoChallengeGetsWhatIsPublic(t *testing.T) {
 	}
 }
 
-func TestARefusedClientGetsNothingThatTheSwarmHas(t *testing.T) {
+func TestARefusedClientGetsNothingFromTheSwarm(t *testing.T) {
 	var s swarm
 	b := s.put(blob(10), "")
 	for status, code := range map[int]string{401: "UNAUTHORIZED", 403: "DENIED", 404: "BLOB_UNKNOWN", 500: "UNKNOWN", 503: "UNAVAILABLE"} {
@@ -326,7 +326,7 @@ func TestARefusedClientGetsNothingThatTheSwarmHas(t *testing.T) {
 	assert.Empty(t, s.opened)
 }
 
-func TestNeitherAnotherRepositoryNorAnotherRegistryVouchesForADigest(t *testing.T) {
+func TestAGrantHoldsForOneRepositoryOfOneRegistry(t *testing.T) {
 	var s swarm
 	private := blob(100)
 	b := s.put(private, "")
@@ -340,7 +340,7 @@ func TestNeitherAnotherRepositoryNorAnotherRegistryVouchesForADigest(t *testing.
 	assert.Len(t, s.opened, 1)
 }
 
-func TestTheClientsCredentialsAndAcceptReachRegistryAndOrigin(t *testing.T) {
+func TestCredentialsAndAcceptReachRegistryAndOrigin(t *testing.T) {
 	var s swarm
 	manifest, layer := []byte(`{"manifests":[]}`), blob(10)
 	m, b := s.put(manifest, oci.MediaTypeIndex), s.put(layer, "")
@@ -367,7 +367,7 @@ func TestTheClientsCredentialsAndAcceptReachRegistryAndOrigin(t *testing.T) {
 	assert.Equal(t, task.Spec{ID: b, Kind: task.Blob, Upstream: "r.test", Repository: "app", Length: 10, Authorization: "Bearer abc"}, s.opened[1])
 }
 
-func TestATagIsHashedWhenTheRegistryDoesNotTellItsDigest(t *testing.T) {
+func TestATagWithoutADigestHeaderIsHashed(t *testing.T) {
 	manifest := []byte(`{"schemaVersion":2,"manifests":[]}`)
 	for name, head := range map[string]func(http.ResponseWriter){
 		"no digest":      func(w http.ResponseWriter) { w.WriteHeader(200) },
@@ -424,7 +424,7 @@ func TestARegistryWithoutHeadIsAskedForOneByteOfABlob(t *testing.T) {
 	}
 }
 
-func TestAManifestHasItsMediaTypeWhoeverStoredIt(t *testing.T) {
+func TestAManifestKeepsItsMediaType(t *testing.T) {
 	index := []byte(`{"schemaVersion":2,"manifests":[]}`)
 	for _, c := range []struct{ said, stored, want string }{
 		{"application/vnd.oci.image.index.v1+json", "application/octet-stream", "application/vnd.oci.image.index.v1+json"},
@@ -445,7 +445,7 @@ func TestAManifestHasItsMediaTypeWhoeverStoredIt(t *testing.T) {
 	}
 }
 
-func TestWhatTheOriginRefusesIsToldInItsOwnWords(t *testing.T) {
+func TestTheOriginsErrorIsPassedOn(t *testing.T) {
 	own := `{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit."}]}`
 	layer := blob(10)
 	b := oci.DigestOf(layer)
@@ -481,7 +481,7 @@ func TestWhatTheOriginRefusesIsToldInItsOwnWords(t *testing.T) {
 	}
 }
 
-func TestNobodyIsRefusedForTheCredentialsOfAnother(t *testing.T) {
+func TestNoClientIsRefusedForAnothersCredentials(t *testing.T) {
 	layer := blob(10)
 	b := oci.DigestOf(layer)
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
@@ -507,7 +507,7 @@ func TestNobodyIsRefusedForTheCredentialsOfAnother(t *testing.T) {
 	}
 }
 
-func TestAnUnreachableRegistryIsToldAtOnceWithWhatWasTried(t *testing.T) {
+func TestAnUnreachableRegistryIsReportedAtOnce(t *testing.T) {
 	up := &upstreamFunc{err: errors.New("dial tcp 192.0.2.1:443: connect: connection refused")}
 	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
 	for _, path := range []string{"", "app/manifests/v1", "app/blobs/" + missing, "app/tags/list", "app/referrers/" + missing} {
@@ -517,7 +517,7 @@ func TestAnUnreachableRegistryIsToldAtOnceWithWhatWasTried(t *testing.T) {
 	}
 }
 
-func TestNobodyWaitsLongerThanHeCanUse(t *testing.T) {
+func TestEveryClientHasADeadline(t *testing.T) {
 	layer := blob(10)
 	b := oci.DigestOf(layer)
 	known := answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})
@@ -587,7 +587,7 @@ func (r *slowReader) WriteTo(w io.Writer) (int64, error) {
 	}
 }
 
-func TestAContentThatFailsBeforeItsFirstByteIsAnErrorAndNoBody(t *testing.T) {
+func TestABlobThatFailsBeforeItsFirstByteIsAnError(t *testing.T) {
 	layer := blob(10)
 	b := oci.DigestOf(layer)
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
@@ -622,7 +622,7 @@ func TestARequestIsBounded(t *testing.T) {
 	refusedAs(t, w.Result(), http.StatusRequestEntityTooLarge, "UNKNOWN")
 }
 
-func TestTagsAndReferrersComeFromTheRegistryAndLinksLeadBack(t *testing.T) {
+func TestTagsAndReferrersAreForwardedWithLinks(t *testing.T) {
 	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) {
 		w.Header().Set("Content-Type", "application/vnd.oci.image.index.v1+json")
 		w.Header().Set("OCI-Filters-Applied", "artifactType")
@@ -667,7 +667,7 @@ func TestAListThatIsRedirectedIsAnErrorAndNoEmptyList(t *testing.T) {
 	refusedAs(t, ask(p, http.MethodGet, "/v2/app/tags/list"), http.StatusBadGateway, "UNAVAILABLE")
 }
 
-func TestTheVersionCheckIsTheRegistrysUnlessNobodyKnowsWhich(t *testing.T) {
+func TestAPingIsForwardedToTheNamedRegistry(t *testing.T) {
 	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) {
 		w.Header().Set("WWW-Authenticate", "Basic realm="+r.Upstream+r.Path)
 		w.WriteHeader(http.StatusUnauthorized)
@@ -687,7 +687,7 @@ func TestTheVersionCheckIsTheRegistrysUnlessNobodyKnowsWhich(t *testing.T) {
 	assert.Len(t, up.questions(), before)
 }
 
-func TestTheVersionCheckIsAnsweredAsLastTimeWhileTheRegistryIsUnreachable(t *testing.T) {
+func TestAPingIsRepeatedWhileTheRegistryIsUnreachable(t *testing.T) {
 	status := 200
 	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) {
 		w.Header().Set("WWW-Authenticate", "Basic realm="+r.Upstream)

@@ -155,7 +155,7 @@ func TestARealClientPullsThroughThePathOfTheMirror(t *testing.T) {
 	require.ErrorContains(t, err, "push to the registry itself")
 }
 
-func TestAnImageThatMovesIsSeenAtOnceWhereTagsAreNotRemembered(t *testing.T) {
+func TestAMovedTagIsSeenAtOnceWithoutATagLife(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	mirror := mirrorOf(t, config{Default: r.Host()})
 	for seed := range uint64(2) {
@@ -192,7 +192,7 @@ func token(t *testing.T, challenge, user, password string) string {
 	return "Bearer " + answer.Token
 }
 
-func TestAPrivateBlobIsForThoseWhoMayPullItFromTheRegistry(t *testing.T) {
+func TestAPrivateBlobNeedsTheRegistrysConsent(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{
 		"":      {Pull: []string{"public/*"}},
 		"alice": {Password: "a", Pull: []string{"public/*", "private/*"}},
@@ -247,7 +247,7 @@ func TestAPrivateBlobIsForThoseWhoMayPullItFromTheRegistry(t *testing.T) {
 	assert.Equal(t, 401, fetch(t, http.MethodGet, private, "Authorization", alice).StatusCode, "a token that has ended")
 }
 
-func TestAPublicImageNeedsNoLoginWhereItsPathNamesTheRegistry(t *testing.T) {
+func TestAPublicImageByPathNeedsNoLogin(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{"": {Pull: []string{"public/*"}}}})
 	img, err := registrytest.NewImage(4, []int64{5000})
 	require.NoError(t, err)
@@ -300,7 +300,7 @@ func TestARealClientLogsInByBasicThroughTheMirror(t *testing.T) {
 	}
 }
 
-func TestWhatGoesWrongAtTheRegistryIsToldQuickly(t *testing.T) {
+func TestFaultsOfTheRegistryAreReportedQuickly(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	digest, err := r.PushBlob(t.Context(), "lib/app", blob(1000))
 	require.NoError(t, err)

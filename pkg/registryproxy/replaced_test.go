@@ -31,7 +31,7 @@ func resumed(t *testing.T, url string, got []byte, header ...string) ([]byte, er
 	return nil, fmt.Errorf("%s: %s", res.Status, b)
 }
 
-func TestARangeOfWhatWasReplacedIsTheWhole(t *testing.T) {
+func TestARangeOfAReplacedBlobIsTheWhole(t *testing.T) {
 	layer := blob(200_000)
 	wrong := bytes.Clone(layer)
 	wrong[10] ^= 1

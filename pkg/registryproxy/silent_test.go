@@ -18,7 +18,7 @@ import (
 
 // A registry behind a dead link refuses nothing: it is silent. A client gives up after ten
 // seconds, so what may be served without the registry is served before.
-func TestASilentRegistryIsNotWaitedForWhereThereIsSomethingToServe(t *testing.T) {
+func TestTheBreakerSkipsASilentRegistry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s swarm
 		id := s.put(oldIndex, oci.MediaTypeIndex)
@@ -60,7 +60,7 @@ func TestASilentRegistryIsNotWaitedForWhereThereIsSomethingToServe(t *testing.T)
 
 // containerd brings a token of its own to a public image, too, where the registry asks for
 // one. Where the registry is gone, so is whoever gives tokens.
-func TestWhatIsPublicIsServedWithoutATokenWhileTheRegistryIsDown(t *testing.T) {
+func TestPublicImagesServeWhileTheRegistryIsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, public := range []bool{true, false} {
 			r := newFixture(config{Policy: access.Policy{ServeCached: true, TagStale: 24 * time.Hour}})

@@ -177,7 +177,7 @@ func TestAConnectionServesOneRequestAfterAnother(t *testing.T) {
 	}
 }
 
-func TestAClientThatLeavesEndsItsOwnReaderAndNobodyElses(t *testing.T) {
+func TestALeavingClientEndsOnlyItsOwnReader(t *testing.T) {
 	layer := blob(400_000)
 	content := &gatedBlob{fakeBlob: fakeBlob{data: layer}, ended: make(chan error, 2), gate: make(chan struct{})}
 	srv, path := serve(t, content, layer, &pulls{})

@@ -108,7 +108,7 @@ var (
 	newIndex = []byte(`{"schemaVersion":2,"manifests":[],"annotations":{"a":"new"}}`)
 )
 
-func TestATagIsAskedAboutOncePerLifeAndSeenToMoveAfterIt(t *testing.T) {
+func TestATagIsLookedUpOncePerLife(t *testing.T) {
 	for _, etags := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			var s swarm
@@ -147,7 +147,7 @@ func TestATagIsAskedAboutOncePerLifeAndSeenToMoveAfterIt(t *testing.T) {
 	}
 }
 
-func TestTagsAreKeptApartByRegistryRepositoryNameAndAccept(t *testing.T) {
+func TestTagsDifferByRegistryRepositoryNameAndAccept(t *testing.T) {
 	var s swarm
 	s.put(oldIndex, oci.MediaTypeIndex)
 	r := &tagged{}
@@ -165,7 +165,7 @@ func TestTagsAreKeptApartByRegistryRepositoryNameAndAccept(t *testing.T) {
 	}
 }
 
-func TestWhatATagMeansOpensItToNobody(t *testing.T) {
+func TestAResolvedTagGrantsNothing(t *testing.T) {
 	var s swarm
 	s.put(oldIndex, oci.MediaTypeIndex)
 	r := &tagged{allow: func(q source.RegistryRequest) bool { return q.Header.Get("Authorization") == "Bearer alice" }}
@@ -222,7 +222,7 @@ func TestACrowdWithDifferentTokensResolvesATagTogether(t *testing.T) {
 	}
 }
 
-func TestAnOldTagIsServedOnlyWhileTheRegistryIsDownAndTheOperatorSaysSo(t *testing.T) {
+func TestStaleTagsServeOnlyWhereTheOperatorAllows(t *testing.T) {
 	for _, c := range []struct {
 		stale time.Duration
 		after time.Duration
@@ -316,7 +316,7 @@ func (c *crowd) all(target string, authorization func(i int) string) map[int]int
 	return count
 }
 
-func TestACrowdOfNodesAsksTheRegistryOnceWhatIsTheSameForAll(t *testing.T) {
+func TestACrowdAsksTheRegistryOncePerSharedLookup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s swarm
 		id := s.put(oldIndex, oci.MediaTypeIndex)
@@ -351,7 +351,7 @@ func TestACrowdOfNodesAsksTheRegistryOnceWhatIsTheSameForAll(t *testing.T) {
 	})
 }
 
-func TestARegistryThatAsksForAMomentOfPatienceGetsItFromTheWholeCrowd(t *testing.T) {
+func TestTheCrowdWaitsAsRetryAfterAsks(t *testing.T) {
 	for _, c := range []struct {
 		status     int
 		times      int
@@ -389,7 +389,7 @@ func TestARegistryThatAsksForAMomentOfPatienceGetsItFromTheWholeCrowd(t *testing
 	}
 }
 
-func TestARefusalOfWhoHadNoTokenYetMakesOnlyOneOfTheOthersAskForTheTagAgain(t *testing.T) {
+func TestARefusedTagIsAskedOnceMoreForTheCrowd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s swarm
 		s.put(oldIndex, oci.MediaTypeIndex)
@@ -409,7 +409,7 @@ func TestARefusalOfWhoHadNoTokenYetMakesOnlyOneOfTheOthersAskForTheTagAgain(t *t
 	})
 }
 
-func TestTheAgeOfATagIsCountedFromTheRegistrysWordOnWhoeverKeepsIt(t *testing.T) {
+func TestATagsAgeCountsFromTheRegistrysReply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s swarm
 		s.put(oldIndex, oci.MediaTypeIndex)
@@ -429,7 +429,7 @@ func TestTheAgeOfATagIsCountedFromTheRegistrysWordOnWhoeverKeepsIt(t *testing.T)
 	})
 }
 
-func TestAnOwnerNeverSpeaksForCredentialsOfItsOwnOrAnothers(t *testing.T) {
+func TestAnOwnerUsesOnlyTheLookupsCredential(t *testing.T) {
 	var s swarm
 	id := s.put(oldIndex, oci.MediaTypeIndex)
 	var bare []bool
@@ -467,7 +467,7 @@ func TestAnOwnerNeverSpeaksForCredentialsOfItsOwnOrAnothers(t *testing.T) {
 	}
 }
 
-func TestANodeWithCredentialsOfItsOwnAsksForItself(t *testing.T) {
+func TestANodeWithOwnCredentialsAsksForItself(t *testing.T) {
 	var s swarm
 	s.put(oldIndex, oci.MediaTypeIndex)
 	r := &tagged{}
@@ -527,7 +527,7 @@ func TestWithoutAnOwnerEachNodeAsksTheRegistry(t *testing.T) {
 	assert.Equal(t, map[int]int{200: 3}, c.all("/v2/app/manifests/v1", func(int) string { return "" }))
 }
 
-func TestAnOwnerSaysAtOnceThatItHasHeard(t *testing.T) {
+func TestAnOwnerSendsItsHeadersAtOnce(t *testing.T) {
 	r := &tagged{gate: make(chan struct{})}
 	r.set("v1", oldIndex)
 	srv := httptest.NewServer(access.NewOwner(r))

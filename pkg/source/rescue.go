@@ -6,13 +6,12 @@ import (
 	"runtime/debug"
 )
 
-// PanicError is what a panic became: a fault of this program, met while it did something for
-// somebody, and nobody else's trouble. The log has the stack.
+// PanicError is a panic that [Rescue] caught: a fault of this program, which ends one request and not
+// the process. The log has the stack.
 type PanicError struct {
-	// Doing says what was being done.
+	// Doing names the attempt.
 	Doing string
-	// Value is what the panic was called with. It may quote what was being read, and is for the
-	// log alone.
+	// Value is the argument of panic. It may quote what was being read: only the log may show it.
 	Value any
 }
 
@@ -20,9 +19,8 @@ func (e *PanicError) Error() string {
 	return e.Doing + ": a fault of this program ended it; its log has the stack, please report it"
 }
 
-// Rescue is deferred by what reads bytes of an origin or a client: a panic ends a goroutine that
-// nobody watches, and with it the process and everybody's pulls. It logs the panic with its stack
-// and makes it the error.
+// Rescue turns a panic into an error and logs it with its stack. A goroutine that reads bytes of an
+// origin or a client defers it: without it a panic would end the process, and with it all pulls.
 func Rescue(err *error, doing string) {
 	p := recover()
 	if p == nil {

@@ -1,9 +1,9 @@
-// Package source is the contract of an origin: a place outside the cluster that gives
-// content, a registry or a web server.
+// Package source is the contract of an origin: a place outside the cluster that tasks come from, a
+// registry or a web server.
 //
-// An origin is asked with one streaming GET; whatever it makes of a Range, the body that
-// a caller sees begins where the caller asked. The suite in sourcetest is the contract in
-// full. Start at [Origin].
+// One streaming GET opens a task at its origin. Whatever the origin makes of a Range, the caller's body
+// always begins at the offset that it asked for. The suite in sourcetest is the contract in full. Start
+// at [Origin].
 package source
 
 import (
@@ -21,34 +21,34 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Origin gives content. Safe for concurrent use.
+// Origin opens tasks. Safe for concurrent use.
 type Origin interface {
-	// Open starts one GET of the whole content (offset 0) or of the rest from offset.
-	// It returns as soon as the headers are there. Where the origin answers a Range with
-	// 200, Open skips to offset itself, so the body always begins there (RFC 9110 §14.2).
-	// A resumed content that has changed meanwhile ends in a *[ChangedError], not in a mix.
+	// Open starts one GET of the whole task (offset 0) or of the rest from offset, in bytes. It returns
+	// as soon as the headers are there. If the origin answers a Range with 200, Open skips to offset
+	// itself, so that the body always begins there (RFC 9110 §14.2). If the origin's file has changed
+	// since the download began, a resumption ends in a *[ChangedError] and mixes nothing.
 	//
-	// The error is a *[StatusError] where the origin answered with a refusal. Cancelling
-	// ctx ends the body too.
+	// The error is a *[StatusError] if the origin replied with an error status. Cancelling ctx ends the
+	// body too.
 	Open(ctx context.Context, spec task.Spec, offset int64) (*Response, error)
 }
 
-// Response is an origin's content from the asked offset on.
+// Response is an open task.
 type Response struct {
-	// Body yields the bytes from the asked offset; a body that ends before Length fails
-	// with [io.ErrUnexpectedEOF]. It is identity-encoded. The caller closes it.
+	// Body yields the bytes from the offset on; a body that ends before Length fails with
+	// [io.ErrUnexpectedEOF]. It is identity-encoded. The caller closes it.
 	Body io.ReadCloser
-	// Length of the whole content in bytes: the origin's word, or where it tells none, what the
-	// spec knew; −1 when neither tells. A body that has more or less ends in a *[LengthError].
+	// Length of the whole task in bytes: the origin's, or the spec's if the origin states none; −1 if
+	// neither does. A body that has more or less ends in a *[LengthError].
 	Length int64
-	// MediaType is the Content-Type to the letter, empty when there was none.
+	// MediaType is the Content-Type to the letter, empty if there was none.
 	MediaType string
 	// Validator is the ETag, or else the Last-Modified.
 	Validator string
 }
 
-// RegistryRequest is what a client of the mirror wants to know of a registry, beyond content: may
-// it have this, what does this tag mean, which tags are there.
+// RegistryRequest is one HTTP request to a registry on behalf of a client of the mirror, for other
+// things than a task's bytes: a HEAD of a manifest or blob, a list of tags.
 type RegistryRequest struct {
 	// Upstream is the registry in the spelling of oci.ParseHost.
 	Upstream string
@@ -56,36 +56,36 @@ type RegistryRequest struct {
 	Method string
 	// Path begins with "/v2/" and is not encoded; Query is, and may be empty.
 	Path, Query string
-	// Header holds what the registry must know of the client, Authorization and Accept; its
-	// values may be secret.
+	// Header holds the client's headers that the registry needs, Authorization and Accept; its values
+	// may be secret.
 	Header http.Header
-	// Anonymous asks, where there is neither an Authorization nor a credential of the
-	// node's, with the token that the registry gives to anybody. Without it the answer is
-	// then the registry's challenge.
+	// Anonymous asks with the token that the registry gives to anybody, if there is neither an
+	// Authorization nor a credential of this node. Without it the reply is then the registry's
+	// challenge.
 	Anonymous bool
-	// Bare never asks with a credential of the node's: the answer is for others.
+	// Bare never sends a credential of this node: the reply is for other hosts.
 	Bare bool
 }
 
-// ChangedError tells that the origin's content is no longer the one that was begun.
+// ChangedError tells that the origin's file has changed since the download began.
 type ChangedError struct{ URL, Was, Is string }
 
 func (e *ChangedError) Error() string {
-	word := func(validator string) string {
+	quoted := func(validator string) string {
 		if validator == "" {
 			return "none"
 		}
 		return fmt.Sprintf("%.80q", strings.Trim(validator, `"`))
 	}
-	return fmt.Sprintf("content of %s changed during the download (its ETag or date was %s and is now %s); start again", e.URL, word(e.Was), word(e.Is))
+	return fmt.Sprintf("%s changed during the download (its ETag or date was %s and is now %s); start again", e.URL, quoted(e.Was), quoted(e.Is))
 }
 
-// LengthError tells that an origin's content is not as long as was known of it beforehand: from a
-// manifest, a HEAD, an earlier answer or a signed run. Asking again does not help by itself.
+// LengthError tells that the origin's length differs from the known one, which came from a manifest, a
+// HEAD, an earlier reply or a signed DigestRun. Another attempt does not help by itself.
 type LengthError struct {
-	// URL without user info and query; both are empty where the answer's are not known.
+	// URL without user info and query; both are empty if they are unknown.
 	Method, URL string
-	// Want is the length that was known, Got the origin's, in bytes.
+	// Want is the known length, Got the origin's, in bytes.
 	Want, Got int64
 	// More says that the origin has at least Got bytes; the rest was not read.
 	More bool
@@ -96,26 +96,26 @@ func (e *LengthError) Error() string {
 	if e.More {
 		least = "at least "
 	}
-	text := fmt.Sprintf("the origin's content has %s%d bytes, and %d were known of it", least, e.Got, e.Want)
+	text := fmt.Sprintf("the origin has %s%d bytes, and %d were expected", least, e.Got, e.Want)
 	if e.URL != "" {
 		text = e.Method + " " + e.URL + ": " + text
 	}
 	return text
 }
 
-// UnsharedError tells that an origin's answer may not be shared as far as it was to be.
+// UnsharedError tells that an origin's reply may not be shared as widely as requested.
 type UnsharedError struct{ URL, Reason string }
 
 func (e *UnsharedError) Error() string {
-	return fmt.Sprintf("%s may not be shared: %s; ask again, and each client gets it straight from its origin", e.URL, e.Reason)
+	return fmt.Sprintf("%s may not be shared: %s; ask again, and each client gets it directly from the origin", e.URL, e.Reason)
 }
 
-// StatusError is an origin's refusal.
+// StatusError is an origin's error reply.
 type StatusError struct {
 	// URL without user info and query: it may be printed.
 	Method, URL string
 	Status      int
-	// Header as the origin sent it; only what api.Failure names is passed on.
+	// Header as the origin sent it; only the headers that [Failure] keeps are passed on.
 	Header http.Header
 	// Body cut at [api.FailureMax].
 	Body []byte
@@ -125,14 +125,13 @@ func (e *StatusError) Error() string {
 	return fmt.Sprintf("%s %s: %d %s", e.Method, e.URL, e.Status, http.StatusText(e.Status))
 }
 
-// patienceMax is the longest Retry-After that is waited for. Whoever waits for a first byte has
-// ten seconds, and behind one seed's GET, or one owner's question, a whole crowd may wait: told
-// the refusal instead, all of it would go to the registry, one by one.
+// patienceMax is the longest Retry-After that a request waits for. Clients wait ten seconds for a first
+// byte, and many may wait for one seed's GET or one owner's lookup: after an error all of them would go
+// to the registry, one by one.
 const patienceMax = 5 * time.Second
 
-// Patience is how long an origin that answered so wants to be left alone before it is asked once
-// more, 0 where it does not say or where that is longer than a client waits (RFC 9110 §10.2.3,
-// RFC 6585 §4).
+// Patience is the pause that an origin's reply asks for before the next attempt, 0 if it asks for none or
+// for a longer one than clients wait (RFC 9110 §10.2.3, RFC 6585 §4).
 func Patience(status int, header http.Header) time.Duration {
 	if status != http.StatusTooManyRequests && status != http.StatusServiceUnavailable {
 		return 0
@@ -144,15 +143,15 @@ func Patience(status int, header http.Header) time.Duration {
 	return 0
 }
 
-// Failure turns what an origin's Open returned into the words that clients are told. A
-// refusal keeps its status, body and the headers that clients need; anything else is a 502,
-// or a 504 when it was a timeout. A *[ChangedError] and an *[UnsharedError] are marked as such.
+// Failure turns an error of Open into the one that clients get. A *[StatusError] keeps its status, body
+// and the headers that clients need; any other error is a 502, or a 504 if it was a timeout. A
+// *[ChangedError] and an *[UnsharedError] are marked as such.
 func Failure(err error) *api.Failure {
-	var refused *StatusError
-	if errors.As(err, &refused) {
-		f := &api.Failure{Status: refused.Status, Body: refused.Body, Message: err.Error(), Header: map[string]string{}}
+	var reply *StatusError
+	if errors.As(err, &reply) {
+		f := &api.Failure{Status: reply.Status, Body: reply.Body, Message: err.Error(), Header: map[string]string{}}
 		for _, k := range []string{"Content-Type", "Retry-After", "Www-Authenticate"} {
-			if v := refused.Header.Get(k); v != "" {
+			if v := reply.Header.Get(k); v != "" {
 				f.Header[k] = v
 			}
 		}

@@ -21,26 +21,25 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Client asks registries. Safe for concurrent use.
+// Client sends requests to registries. Safe for concurrent use.
 type Client struct {
 	cfg    Config
 	listed map[string]*upstream
-	others *upstream // nil: refused
+	others *upstream // how all other registries are asked; nil refuses them
 
-	// mu is held to find or add a session, never while one logs in.
+	// mu is held to find or add a session, never during a login.
 	mu       sync.Mutex
 	sessions map[sessionKey]*session
 }
 
-// Open implements [source.Origin] for blobs and manifests. What the spec's ID says is what
-// the bytes must hash to, so validators play no part and a resumption may go to another of
-// the upstream's URLs.
+// Open implements [source.Origin] for blobs and manifests. The bytes must hash to the spec's ID, so it
+// ignores validators, and a resumption may go to another of the upstream's URLs.
 //
-// A spec's Authorization is sent as it is. Without one the node's own credentials are used,
-// or those that the registry's token service gives to anybody. A registry that asks for
-// patience, by a Retry-After of a few seconds, is asked once more after them.
+// It sends a spec's Authorization as it is. Without one it uses the node's own credentials, or those that
+// the registry's token service gives to anybody. If the registry asks for a pause by a Retry-After of a
+// few seconds, Open tries once more after it.
 func (c *Client) Open(ctx context.Context, spec task.Spec, offset int64) (res *source.Response, err error) {
-	defer source.Rescue(&err, fmt.Sprintf("bringing %s of %.255q", spec.ID.Short(), spec.Upstream))
+	defer source.Rescue(&err, fmt.Sprintf("opening %s of %.255q", spec.ID.Short(), spec.Upstream))
 	res, err = c.open(ctx, spec, offset)
 	var status *source.StatusError
 	if !errors.As(err, &status) {
@@ -54,7 +53,7 @@ func (c *Client) Open(ctx context.Context, spec task.Spec, offset int64) (res *s
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("bringing %s %s of %.255q from %.255q: %w", spec.Kind, spec.ID.Short(), spec.Repository, spec.Upstream, err)
+		return nil, fmt.Errorf("opening %s %s of %.255q at %.255q: %w", spec.Kind, spec.ID.Short(), spec.Repository, spec.Upstream, err)
 	}
 	return res, nil
 }
@@ -83,7 +82,7 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 			header["Accept"] = oci.ManifestTypes()
 		}
 	default:
-		return nil, fmt.Errorf("a registry has no content of kind %.40q", spec.Kind)
+		return nil, fmt.Errorf("a registry has no task of kind %.40q", spec.Kind)
 	}
 	if !spec.Authorization.IsZero() {
 		header.Set("Authorization", spec.Authorization.Reveal())
@@ -98,7 +97,8 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 	}
 	var res *source.Response
 	err = c.each(ctx, u, func(base *url.URL) error {
-		get := httporigin.Get{Request: httporigin.Request{URL: at(base, "/v2/"+repository+"/"+kind+"/"+string(id), ""), Header: header}, Offset: offset, Length: spec.Known()}
+		target := at(base, "/v2/"+repository+"/"+kind+"/"+string(id), "")
+		get := httporigin.Get{Request: httporigin.Request{URL: target, Header: header}, Offset: offset, Length: spec.Known()}
 		if spec.Authorization.IsZero() {
 			var err error
 			if get.RoundTripper, err = c.login(ctx, u, base, repository, bare); err != nil {
@@ -117,23 +117,22 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 	return res, err
 }
 
-// asked are the headers of a question that a registry is told.
-var asked = []string{"Authorization", "Accept", "Range", "If-None-Match", "If-Modified-Since", "User-Agent"}
+// requestHeaders are those of a request that go to a registry.
+var requestHeaders = []string{"Authorization", "Accept", "Range", "If-None-Match", "If-Modified-Since", "User-Agent"}
 
-// answered are the headers of an answer that are passed on.
-var answered = []string{
-	"Docker-Content-Digest", "Docker-Distribution-Api-Version", "Content-Type", "Content-Length", "Content-Range", "Content-Encoding", "Accept-Ranges",
-	"Etag", "Last-Modified", "Www-Authenticate", "Retry-After", "Link", "Date", "Location", "Oci-Subject", "Oci-Filters-Applied", "Warning",
-	"Ratelimit-Limit", "Ratelimit-Remaining", "Docker-Ratelimit-Source",
+// responseHeaders are those of a response that callers get.
+var responseHeaders = []string{
+	"Docker-Content-Digest", "Docker-Distribution-Api-Version", "Content-Type", "Content-Length", "Content-Range",
+	"Content-Encoding", "Accept-Ranges", "Etag", "Last-Modified", "Www-Authenticate", "Retry-After", "Link", "Date", "Location",
+	"Oci-Subject", "Oci-Filters-Applied", "Warning", "Ratelimit-Limit", "Ratelimit-Remaining", "Docker-Ratelimit-Source",
 }
 
-// Do puts a question, with its own Authorization where it has one, else with the node's
-// credentials where they are configured, else with what the registry gives to anybody when the
-// question says so, else with none: then the registry's challenge is the answer, for a client
-// to take up. Any status is an answer; the caller closes its body, which
-// ends in an error when the registry falls silent. A HEAD is sent on to where the registry
-// redirects it: some redirect whatever they are asked for, without a look. A storage that signs its
-// URLs for GET takes no HEAD there; that is answered by a 405.
+// Do sends a request to a registry, with the request's own Authorization if it has one, else with the
+// node's credentials if they are configured, else with the token that the registry gives to anybody if
+// the request is anonymous, else with none: then the registry's challenge is the response. A response of
+// any status is no error; the caller closes its body, which ends in an error if the registry falls
+// silent. Do follows the redirect of a HEAD, because some registries redirect every request without
+// looking. A storage that signs its URLs for GET takes no HEAD there; the response is then a 405.
 func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Response, err error) {
 	defer source.Rescue(&err, fmt.Sprintf("asking %.255q", q.Upstream))
 	u, err := c.upstream(q.Upstream)
@@ -141,8 +140,8 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 		return nil, err
 	}
 	if q.Bare && u.CertFile != "" {
-		// Whoever it is shown to knows this node by it, and answers this node.
-		return nil, errors.New("it is asked with a certificate of this node, whose answer is for this node alone")
+		// The certificate identifies this node, and the reply to it is for this node alone.
+		return nil, errors.New("this node identifies itself to it by a certificate, so its reply is for this node alone")
 	}
 	if q.Method != http.MethodGet && q.Method != http.MethodHead {
 		return nil, errors.New("a registry is only read, by GET or HEAD")
@@ -151,7 +150,7 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 		return nil, errors.New("no path of the distribution API")
 	}
 	header := http.Header{}
-	for _, k := range asked {
+	for _, k := range requestHeaders {
 		if v := q.Header.Values(k); len(v) > 0 {
 			header[k] = v
 		}
@@ -173,7 +172,7 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 			}
 		}
 		if res != nil {
-			res.Body.Close() // a 502, 503 or 504 of the former URL
+			res.Body.Close() // a 502, 503 or 504 of the URL before
 			res = nil
 		}
 		var err error
@@ -187,7 +186,7 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 			res.StatusCode, res.Status = http.StatusMethodNotAllowed, "405 Method Not Allowed"
 		}
 		for i, link := range res.Header["Link"] {
-			res.Header["Link"][i] = home(base, link)
+			res.Header["Link"][i] = trimBase(base, link)
 		}
 		if unavailable(res.StatusCode) {
 			return &source.StatusError{Method: q.Method, URL: secret.PrintableURL(req.URL), Status: res.StatusCode}
@@ -195,10 +194,10 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 		return nil
 	})
 	if res != nil {
-		// A refusal in its own words is better than our error about it.
+		// The registry's error reply is better than our error about it.
 		err = nil
 		for k := range res.Header {
-			if !slices.Contains(answered, k) {
+			if !slices.Contains(responseHeaders, k) {
 				res.Header.Del(k)
 			}
 		}
@@ -206,8 +205,8 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 	return res, err
 }
 
-// repositoryOf takes the repository out of a path of the distribution API, as far as a token
-// has to name it.
+// repositoryOf is the repository in a path of the distribution API, empty for a path that needs no token
+// of one.
 func repositoryOf(p string) string {
 	rest := strings.TrimPrefix(p, "/v2/")
 	for _, kind := range []string{"/manifests/", "/blobs/", "/tags/", "/referrers/"} {
@@ -218,8 +217,8 @@ func repositoryOf(p string) string {
 	return ""
 }
 
-// at is a path of the distribution API at one of an upstream's URLs, whose own path goes
-// before the repository.
+// at is the URL of a path of the distribution API at one of an upstream's URLs, whose own path goes before
+// the repository.
 func at(base *url.URL, p, query string) *url.URL {
 	out := &url.URL{Scheme: base.Scheme, Host: base.Host, Path: p, RawQuery: query}
 	if base.Path != "" && p != "/v2/" {
@@ -230,9 +229,9 @@ func at(base *url.URL, p, query string) *url.URL {
 
 var linkTarget = regexp.MustCompile(`<[^<>]*>`)
 
-// home takes out of a Link (RFC 8288) what at put in, so that who follows it comes to the same
-// place by the repository's own name.
-func home(base *url.URL, link string) string {
+// trimBase removes from a Link (RFC 8288) the path that at put in, so that the link names the repository as
+// clients do.
+func trimBase(base *url.URL, link string) string {
 	if base.Path == "" {
 		return link
 	}
@@ -248,7 +247,7 @@ func home(base *url.URL, link string) string {
 	})
 }
 
-// each asks an upstream's URLs in order until one gives an answer that stands.
+// each tries an upstream's URLs in order until one replies with another status than 502, 503 and 504.
 func (c *Client) each(ctx context.Context, u *upstream, ask func(*url.URL) error) error {
 	var err error
 	for i, base := range u.bases {
@@ -265,7 +264,7 @@ func (c *Client) each(ctx context.Context, u *upstream, ask func(*url.URL) error
 	return err
 }
 
-// takesNoHead reports whether a storage may answer so to a HEAD of a URL that is signed for GET.
+// takesNoHead reports whether a storage may reply with this status to a HEAD of a URL that is signed for GET.
 func takesNoHead(status int) bool {
 	return status == http.StatusBadRequest || status == http.StatusForbidden || status == http.StatusNotImplemented
 }

@@ -1,8 +1,8 @@
-// Package registry asks registries: for content as a [source.Origin], and for what a mirror
-// wants to know besides.
+// Package registry sends requests to registries: as a [source.Origin] of blobs and manifests, and for the
+// mirror's other requests.
 //
-// A registry is asked only when the operator listed it or allowed all, and a client's
-// credentials go to that registry alone. Start at [New], [Client.Open] and [Client.Do].
+// It never asks a registry that the operator neither listed nor allowed, and sends a client's credentials
+// to no other host. Start at [New], [Client.Open] and [Client.Do].
 package registry
 
 import (
@@ -23,50 +23,47 @@ import (
 
 // Config of a client.
 type Config struct {
-	// Upstreams are the registries that may be asked, by the name that images give them
-	// ("docker.io", "registry.test:5000").
+	// Upstreams are the listed registries, by their names in image references ("docker.io",
+	// "registry.test:5000").
 	Upstreams map[string]Upstream
-	// Default is how every other registry is asked; nil refuses it. With it, whoever reaches
-	// the mirror can make this node ask any host. It may hold neither URLs nor credentials.
+	// Default is how to ask every other registry; nil refuses them. With it, any client of the mirror can
+	// make this node ask any host. It may hold neither URLs nor credentials.
 	Default *Upstream
-	// HTTP holds timeouts and bounds for all upstreams, and the addresses that redirects and
-	// token services may have although they are loopback or link-local. What it says of
-	// certificates, proxy and trusted hosts is not used: that is each upstream's own.
+	// HTTP holds timeouts and bounds for all upstreams, and the loopback and link-local addresses that
+	// redirects and token services may have. Its certificates, proxy and trusted hosts are not used: each
+	// upstream has its own.
 	HTTP httporigin.Config
 	// Logger may be nil.
 	Logger *slog.Logger
 }
 
-// Upstream is how one registry is asked. The zero value asks https://NAME.
+// Upstream is how to ask one registry. The zero value asks https://NAME.
 type Upstream struct {
-	// URLs are addresses of the same registry, tried in order: the next one where there is
-	// no usable answer, or 502, 503 or 504. Credentials go to each of them. A path is put
-	// before the repository ("https://harbor.test/hub-cache" for a proxy project). Empty is
-	// the upstream's own name.
+	// URLs are addresses of the same registry, tried in order: the next one if there is no usable reply, or
+	// a 502, 503 or 504. Credentials go to each of them. A path goes before the repository
+	// ("https://harbor.test/hub-cache" for a proxy project). Empty means the upstream's own name.
 	URLs []string
-	// PlainHTTP speaks HTTP where URLs is empty: content and credentials can then be read on
-	// the way.
+	// PlainHTTP speaks HTTP if URLs is empty: everyone on the network path can then read blobs and
+	// credentials.
 	PlainHTTP bool
 	// CAFile holds further authorities (PEM); CertFile and KeyFile are the node's own
 	// certificate.
 	CAFile, CertFile, KeyFile string
 	// Proxy as in [httporigin.Config].
 	Proxy secret.String
-	// Username and Password, or an IdentityToken (what docker login keeps), are the node's
-	// own credentials: every client without an Authorization of its own then pulls with
-	// them.
+	// Username and Password, or an IdentityToken (which docker login stores), are the node's own
+	// credentials: every client without an Authorization of its own then pulls with them.
 	Username                string
 	Password, IdentityToken secret.String
-	// DockerConfig is a file that holds such credentials instead: Docker's config.json,
-	// Podman's auth.json, a Kubernetes pull secret. Its credential helpers are run. It is
-	// read anew when it changes.
+	// DockerConfig is a file that holds such credentials instead: Docker's config.json, Podman's
+	// auth.json, a Kubernetes pull secret. Its credential helpers are run. The file is read again when it
+	// changes.
 	DockerConfig string
-	// Realms are further hosts, beside the registry's own, whose token services get the
-	// node's credentials; those of Docker Hub and gitlab.com are known. Without it a
-	// registry cannot send them to a host of its choice.
+	// Realms are hosts besides the registry's own whose token services get the node's credentials; those
+	// of Docker Hub and gitlab.com are known. A registry cannot send the credentials to any other host.
 	Realms []string
-	// AllowPrivateRealm lets the token service be named by a private IP address that is not
-	// the registry's own. Without it a registry cannot make this node ask such an address.
+	// AllowPrivateRealm allows a token service at a private IP address that is not the registry's own.
+	// Without it a registry cannot make this node ask such an address.
 	AllowPrivateRealm bool
 }
 
@@ -74,15 +71,15 @@ func (u Upstream) hasCredentials() bool {
 	return u.Username != "" || !u.Password.IsZero() || !u.IdentityToken.IsZero() || u.DockerConfig != ""
 }
 
-// UpstreamError tells that a registry may not be asked. It unwraps to a
-// [source.StatusError] of 403, for clients.
+// UpstreamError tells that the operator does not allow a registry. It unwraps to a [source.StatusError] of
+// 403, for clients.
 type UpstreamError struct{ Upstream string }
 
 func (e *UpstreamError) Error() string {
-	return fmt.Sprintf("registry %.100q is not among the upstreams that may be asked; its operator can list it", e.Upstream)
+	return fmt.Sprintf("registry %.100q is not listed in this node's upstreams; its operator can add it", e.Upstream)
 }
 
-// Unwrap gives the refusal in the registry's format.
+// Unwrap returns the error in a registry's format.
 func (e *UpstreamError) Unwrap() error {
 	return &source.StatusError{
 		Method: http.MethodGet, Status: http.StatusForbidden, Header: http.Header{"Content-Type": {"application/json"}},
@@ -90,7 +87,7 @@ func (e *UpstreamError) Unwrap() error {
 	}
 }
 
-// upstream is a registry with what is needed to ask it.
+// upstream is a registry and how to ask it.
 type upstream struct {
 	Upstream
 	name   string
@@ -99,7 +96,7 @@ type upstream struct {
 	docker *dockerConfig // nil without one
 }
 
-// knownRealms are token services on other hosts than their registries'.
+// knownRealms are token services that are not on their registry's host.
 var knownRealms = map[string]string{oci.DockerHub: "auth.docker.io", "registry.gitlab.com": "gitlab.com"}
 
 func newUpstream(name string, u Upstream, cfg httporigin.Config) (*upstream, error) {
@@ -109,7 +106,7 @@ func newUpstream(name string, u Upstream, cfg httporigin.Config) (*upstream, err
 	}
 	if u.DockerConfig != "" {
 		if u.Username != "" || !u.Password.IsZero() || !u.IdentityToken.IsZero() {
-			return nil, errors.New("a Docker configuration and a credential beside it are one too many")
+			return nil, errors.New("it has both a Docker configuration and a credential; remove one of them")
 		}
 		out.docker = &dockerConfig{path: u.DockerConfig}
 		if err := out.docker.load(); err != nil {
@@ -120,7 +117,7 @@ func newUpstream(name string, u Upstream, cfg httporigin.Config) (*upstream, err
 	for _, s := range u.URLs {
 		b, err := url.Parse(s)
 		if err != nil || (b.Scheme != "http" && b.Scheme != "https") || b.Host == "" || b.User != nil || b.RawQuery != "" {
-			return nil, errors.New("one of its URLs is no http or https URL, or holds a user or a query")
+			return nil, errors.New("one of its URLs is no http or https URL, or has a user or a query")
 		}
 		b.Path = strings.Trim(b.Path, "/")
 		if b.Path != "" {
@@ -153,7 +150,7 @@ func (u Upstream) base(name string) *url.URL {
 	return &url.URL{Scheme: scheme, Host: oci.Endpoint(name)}
 }
 
-// New builds a client; it asks nobody. The error names the upstream and the setting.
+// New builds a client and sends nothing. The error names the upstream and the setting.
 func New(cfg Config) (*Client, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -165,7 +162,7 @@ func New(cfg Config) (*Client, error) {
 			return nil, fmt.Errorf("upstream %q: %w", name, err)
 		}
 		if _, twice := c.listed[host]; twice {
-			return nil, fmt.Errorf("upstream %s is listed twice, under several of its names", host)
+			return nil, fmt.Errorf("upstream %s is listed twice, under two of its names", host)
 		}
 		if c.listed[host], err = newUpstream(host, u, cfg.HTTP); err != nil {
 			return nil, fmt.Errorf("upstream %s: %w", host, err)
@@ -173,7 +170,7 @@ func New(cfg Config) (*Client, error) {
 	}
 	if cfg.Default != nil {
 		if len(cfg.Default.URLs) > 0 || cfg.Default.hasCredentials() {
-			return nil, errors.New("the settings for registries that are not listed may hold neither URLs nor credentials, since any host would get them")
+			return nil, errors.New("the settings for registries that are not listed may hold neither URLs nor credentials, because any host would get them")
 		}
 		var err error
 		if c.others, err = newUpstream("", *cfg.Default, cfg.HTTP); err != nil {
@@ -183,7 +180,7 @@ func New(cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// upstream finds how a registry is asked.
+// upstream finds how to ask a registry.
 func (c *Client) upstream(name string) (*upstream, error) {
 	host, err := oci.ParseHost(name)
 	if err != nil {
@@ -200,22 +197,22 @@ func (c *Client) upstream(name string) (*upstream, error) {
 	return &u, nil
 }
 
-// Allow returns nil for a registry that may be asked, else an *[UpstreamError] or what is
-// wrong with its name.
+// Allow returns nil for a registry that this node may ask, else an *[UpstreamError] or the fault of its
+// name.
 func (c *Client) Allow(name string) error {
 	_, err := c.upstream(name)
 	return err
 }
 
-// Listed reports whether the operator listed a registry, so that its word on what it holds
-// counts; one that is merely not forbidden may be anybody's.
+// Listed reports whether the operator listed a registry and so trusts its replies. A registry that is only
+// allowed may belong to anybody.
 func (c *Client) Listed(name string) bool {
 	host, err := oci.ParseHost(name)
 	return err == nil && c.listed[host] != nil
 }
 
-// Credentialed reports whether a registry is asked with credentials of the node's own where a
-// client brings none, a certificate being one: what it says then is said to this node.
+// Credentialed reports whether this node sends its own credentials to a registry if a client brings none; a
+// certificate is one. The registry's reply is then for this node alone.
 func (c *Client) Credentialed(name string) bool {
 	u, err := c.upstream(name)
 	if err != nil {
@@ -227,7 +224,7 @@ func (c *Client) Credentialed(name string) bool {
 	return u.hasCredentials() || u.CertFile != ""
 }
 
-// Upstreams lists the registries by name, those not listed by the operator left out.
+// Upstreams lists the names of the registries that the operator listed.
 func (c *Client) Upstreams() []string {
 	out := make([]string, 0, len(c.listed))
 	for name := range c.listed {
@@ -245,4 +242,15 @@ func (c *Client) CloseIdleConnections() {
 	if c.others != nil {
 		c.others.client.CloseIdleConnections()
 	}
+}
+
+// Close kills the credential helpers that run, waits for them, and closes idle connections. Requests after it
+// get no credential from a helper.
+func (c *Client) Close() {
+	for _, u := range c.listed {
+		if u.docker != nil {
+			u.docker.helpers.close()
+		}
+	}
+	c.CloseIdleConnections()
 }

@@ -22,8 +22,8 @@ const (
 	dockerConfigMax = 1 << 20
 )
 
-// dockerConfig is a file in which docker login, podman login or a Kubernetes pull secret
-// keeps credentials. It is read anew when it has changed. Safe for concurrent use.
+// dockerConfig is a file in which docker login, podman login or a Kubernetes pull secret keeps credentials.
+// It is read again when it has changed. Safe for concurrent use.
 type dockerConfig struct {
 	path string
 
@@ -36,16 +36,15 @@ type dockerConfig struct {
 	file     *dockerFile // replaced, never changed
 }
 
-// dockerFile is what of the file concerns credentials.
+// dockerFile is the part of the file that holds credentials.
 type dockerFile struct {
 	Auths       map[string]authn.AuthConfig `json:"auths"`
 	CredsStore  string                      `json:"credsStore"`
 	CredHelpers map[string]string           `json:"credHelpers"`
 }
 
-// get finds the credential for a repository of a registry: that of the longest path that the
-// file names, then that of the registry. ok is false when there is none. No error quotes the
-// file or a helper.
+// get finds the credential for a repository of a registry: that of the longest path in the file, else that
+// of the registry. ok is false if there is none. No error quotes the file or a helper.
 func (d *dockerConfig) get(ctx context.Context, registry, repository string) (auth authn.AuthConfig, ok bool, err error) {
 	file, err := d.read()
 	if err != nil {
@@ -66,7 +65,7 @@ func (d *dockerConfig) get(ctx context.Context, registry, repository string) (au
 	}
 	for key, auth := range file.Auths {
 		if auth == (authn.AuthConfig{}) {
-			continue // an entry that says only that a store has it
+			continue // an entry that only refers to a store
 		}
 		for _, server := range names {
 			if server == serverOf(key) {
@@ -80,8 +79,8 @@ func (d *dockerConfig) get(ctx context.Context, registry, repository string) (au
 	return auth, false, nil
 }
 
-// concerns reports whether there may be a credential for some repository of a registry. It
-// runs no helper. A file that cannot be read may hold one.
+// concerns reports whether there may be a credential for some repository of a registry. It runs no helper. A
+// file that cannot be read may hold one.
 func (d *dockerConfig) concerns(registry string) bool {
 	file, err := d.read()
 	if err != nil || file.CredsStore != "" {
@@ -100,8 +99,7 @@ func (d *dockerConfig) concerns(registry string) bool {
 	return false
 }
 
-// serverNames are the names under which a registry's credentials are kept, the usual one
-// first.
+// serverNames are the names under which files keep a registry's credentials, the usual one first.
 func serverNames(registry string) []string {
 	if registry == oci.DockerHub {
 		return []string{"https://index.docker.io/v1/", "index.docker.io", oci.DockerHub, oci.Endpoint(oci.DockerHub)}
@@ -109,7 +107,7 @@ func serverNames(registry string) []string {
 	return []string{registry}
 }
 
-// serverOf takes from a key what old versions of Docker and Kubernetes put around the name.
+// serverOf removes from a key what old versions of Docker and Kubernetes put around the name.
 func serverOf(key string) string {
 	if key == "https://index.docker.io/v1/" {
 		return key
@@ -129,7 +127,7 @@ func (d *dockerConfig) read() (*dockerFile, error) {
 	return d.file, nil
 }
 
-// load reads the file if it is another than before. mu is held.
+// load reads the file if it has changed. mu is held.
 func (d *dockerConfig) load() error {
 	info, err := os.Stat(d.path) // of the file that a link leads to: Kubernetes swaps links
 	if err != nil {
@@ -158,12 +156,13 @@ func (d *dockerConfig) load() error {
 	return nil
 }
 
-// parseDockerConfig reads a config.json, an auth.json or a .dockerconfigjson; a .dockercfg,
-// too, which is the list of credentials alone.
+// parseDockerConfig reads a config.json, an auth.json or a .dockerconfigjson, or a .dockercfg, which is only
+// the list of credentials.
 func parseDockerConfig(b []byte) (*dockerFile, error) {
 	var top map[string]json.RawMessage
-	// What a decoder says may quote what it read.
-	wrong := errors.New("it is no Docker configuration: a JSON object with auths, credHelpers or credsStore is expected, and each auth in base64")
+	// A decoder's error may quote a secret.
+	wrong := errors.New("it is no Docker configuration: it must be a JSON object with auths, credHelpers or credsStore, " +
+		"and each auth in base64")
 	if json.Unmarshal(b, &top) != nil {
 		return nil, wrong
 	}
@@ -183,28 +182,28 @@ func parseDockerConfig(b []byte) (*dockerFile, error) {
 	return file, nil
 }
 
-// credential is the node's own for a repository; ok is false when it has none.
+// credential is the node's own for a repository; ok is false if it has none.
 func (u *upstream) credential(ctx context.Context, repository string) (auth authn.AuthConfig, ok bool, err error) {
 	if u.docker != nil {
 		return u.docker.get(ctx, u.name, repository)
 	}
-	return authn.AuthConfig{Username: u.Username, Password: u.Password.Reveal(), IdentityToken: u.IdentityToken.Reveal()}, u.hasCredentials(), nil
+	auth = authn.AuthConfig{Username: u.Username, Password: u.Password.Reveal(), IdentityToken: u.IdentityToken.Reveal()}
+	return auth, u.hasCredentials(), nil
 }
 
-// keeper gives the node's credential as it is at the moment, so that one that changes or ends
-// is followed by the next.
-type keeper struct {
+// currentCredential is the node's credential at the time of each login, so that a changed one is used at once.
+type currentCredential struct {
 	u          *upstream
 	repository string
 }
 
 // Authorization implements [authn.Authenticator].
-func (k keeper) Authorization() (*authn.AuthConfig, error) {
+func (k currentCredential) Authorization() (*authn.AuthConfig, error) {
 	return k.AuthorizationContext(context.Background())
 }
 
 // AuthorizationContext implements [authn.ContextAuthenticator].
-func (k keeper) AuthorizationContext(ctx context.Context) (*authn.AuthConfig, error) {
+func (k currentCredential) AuthorizationContext(ctx context.Context) (*authn.AuthConfig, error) {
 	auth, _, err := k.u.credential(ctx, k.repository)
 	return &auth, err
 }

@@ -60,7 +60,7 @@ func TestCredentialsAreFoundWhereLoginsKeepThem(t *testing.T) {
 	assert.Equal(t, "it", got.IdentityToken)
 }
 
-func TestAFileConcernsTheRegistriesThatItHasSomethingFor(t *testing.T) {
+func TestAFileConcernsTheRegistriesItHoldsLoginsFor(t *testing.T) {
 	for file, concerned := range map[string]bool{
 		`{"auths":{"quay.io":{"auth":"` + auth("u", "p") + `"}}}`:   true,
 		`{"auths":{"quay.io/a":{"auth":"` + auth("u", "p") + `"}}}`: true,
@@ -81,7 +81,7 @@ func TestAFileConcernsTheRegistriesThatItHasSomethingFor(t *testing.T) {
 	}
 }
 
-func TestAFileOfCredentialsIsReadAnewWhenItChanges(t *testing.T) {
+func TestAChangedCredentialsFileIsReadAgain(t *testing.T) {
 	d := written(t, `{"auths":{"quay.io":{"auth":"`+auth("u", "first")+`"}}}`)
 	got, _, err := d.get(t.Context(), "quay.io", "a")
 	require.NoError(t, err)
@@ -95,7 +95,7 @@ func TestAFileOfCredentialsIsReadAnewWhenItChanges(t *testing.T) {
 	require.ErrorIs(t, err, os.ErrNotExist, "a login that is gone is told and not left out")
 }
 
-func TestAFileThatIsNoDockerConfigurationIsToldWithoutItsContent(t *testing.T) {
+func TestABadDockerConfigurationIsNotQuoted(t *testing.T) {
 	for _, content := range []string{`hunter2`, `["hunter2"]`, `{"auths":"hunter2"}`, `{"auths":{"quay.io":{"auth":"hunter2"}}}`, `{"hunter2":5}`, strings.Repeat(" ", dockerConfigMax+1)} {
 		d := written(t, content)
 		_, _, err := d.get(t.Context(), "quay.io", "a")
@@ -108,7 +108,7 @@ func TestAFileThatIsNoDockerConfigurationIsToldWithoutItsContent(t *testing.T) {
 	require.ErrorContains(t, err, "/nowhere/config.json")
 	d := written(t, `{}`)
 	_, err = New(Config{Upstreams: map[string]Upstream{"quay.io": {DockerConfig: d.path, Username: "u"}}})
-	require.ErrorContains(t, err, "one too many")
+	require.ErrorContains(t, err, "remove one of them")
 	_, err = New(Config{Default: &Upstream{DockerConfig: d.path}})
 	require.ErrorContains(t, err, "any host would get them")
 }

@@ -21,47 +21,55 @@ import (
 
 // Bounds of credential helpers.
 const (
-	// helperMax is the longest answer of a credential helper, in bytes.
+	// helperMax is the longest output of a credential helper, in bytes.
 	helperMax = 64 << 10
-	// helperTimeout bounds one run of a helper, its children included; some ask a cloud.
+	// helperTimeout bounds one run of a helper and its children; some ask a cloud service.
 	helperTimeout = 10 * time.Second
-	// helperLife is how long a helper's answer is used before it is run again.
+	// helperLife is how long a helper's output is used before it runs again.
 	helperLife = time.Minute
-	// helperRest is how long a helper that hung is left alone: until then who needs it is told
-	// so at once. Longer spares processes, shorter sees sooner that it is well again.
+	// helperRest is how long a helper that hung does not run: requests for it fail at once until then.
+	// Longer spares processes, shorter notices sooner that it works again.
 	helperRest = 5 * time.Second
-	// helpersMax is how many helpers of one file run at once; others wait for their turn.
+	// helpersMax bounds the helpers of one file that run at once; others wait for their turn.
 	helpersMax = 8
 )
 
-// helpers runs credential helpers, each once for all that need its answer at the same time. A
-// helper that hangs delays those alone, and is killed with its children after [helperTimeout]. The
-// zero value is ready.
+// errClosed tells that the client was closed.
+var errClosed = errors.New("this program is stopping")
+
+// helpers runs credential helpers, each once for all requests that need it at the same time. A helper that
+// hangs delays only those, and is killed with its children after [helperTimeout]. The zero value is ready;
+// close ends it.
 type helpers struct {
-	// mu is held to look up and note, never while a helper runs.
+	wg sync.WaitGroup
+
+	// mu is held to look up and change, never while a helper runs.
 	mu      sync.Mutex
-	file    *dockerFile // whose answers are remembered; another one's are nobody's
+	ctx     context.Context // of all runs; close cancels it
+	cancel  context.CancelFunc
+	closed  bool
+	file    *dockerFile // the file of the remembered runs
 	running map[string]*helperRun
 	slots   chan struct{}
 	// limit bounds one run; 0 is helperTimeout.
 	limit time.Duration
 }
 
-// helperRun is one run of a helper for one server. What it came to stands once done is closed.
+// helperRun is one run of a helper for one server. Its result is set once done is closed.
 type helperRun struct {
 	done chan struct{}
 	auth authn.AuthConfig
 	err  error
-	// until is how long the outcome is used.
+	// until is how long the result is used.
 	until time.Time
 }
 
-// help asks a credential helper for a server, or uses its last answer. The error is the cause of
-// ctx's end, or names the helper.
+// help runs a credential helper for a server, or uses its last output. The error is the cause of ctx's end,
+// or names the helper.
 func (d *dockerConfig) help(ctx context.Context, file *dockerFile, helper, server string) (authn.AuthConfig, bool, error) {
 	program := "docker-credential-" + helper
 	if strings.ContainsAny(helper, `/\`) {
-		return authn.AuthConfig{}, false, fmt.Errorf("credentials for %s: %s names a helper by a path; a name is expected, of a docker-credential-NAME in the PATH", server, d.path)
+		return authn.AuthConfig{}, false, fmt.Errorf("credentials for %s: %s names a helper by a path; write the NAME of a docker-credential-NAME in the PATH", server, d.path)
 	}
 	r := d.helpers.run(file, program, server)
 	select {
@@ -72,11 +80,19 @@ func (d *dockerConfig) help(ctx context.Context, file *dockerFile, helper, serve
 	return r.auth, r.err == nil && r.auth != (authn.AuthConfig{}), r.err
 }
 
-// run returns the run whose outcome counts now: the last one, or one that it starts. It goes on
-// when nobody waits for it any more, for who comes next.
+// run returns the run whose result is valid now: the last one, or a new one. A run goes on after all waiting
+// requests have left, for the next one.
 func (h *helpers) run(file *dockerFile, program, server string) *helperRun {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.closed {
+		r := &helperRun{done: make(chan struct{}), err: errClosed}
+		close(r.done)
+		return r
+	}
+	if h.ctx == nil {
+		h.ctx, h.cancel = context.WithCancel(context.Background())
+	}
 	if h.file != file {
 		h.file, h.running = file, map[string]*helperRun{}
 	}
@@ -96,31 +112,45 @@ func (h *helpers) run(file *dockerFile, program, server string) *helperRun {
 	}
 	r, limit := &helperRun{done: make(chan struct{})}, cmp.Or(h.limit, helperTimeout)
 	h.running[key] = r
-	go func() {
+	ctx := h.ctx
+	h.wg.Go(func() {
 		defer close(r.done)
 		h.slots <- struct{}{}
 		defer func() { <-h.slots }()
-		defer source.Rescue(&r.err, "asking "+program)
+		defer source.Rescue(&r.err, "running "+program)
 		var hung bool
-		r.auth, hung, r.err = askHelper(program, server, limit)
+		if r.auth, hung, r.err = askHelper(ctx, program, server, limit); ctx.Err() != nil {
+			r.err = fmt.Errorf("credentials for %s: running %s: %w", server, program, errClosed)
+		}
 		switch {
 		case hung:
 			r.until = time.Now().Add(helperRest)
 		case r.err == nil:
 			r.until = time.Now().Add(helperLife)
 		}
-	}()
+	})
 	return r
 }
 
-// askHelper runs a helper by the protocol of docker-credential-helpers: the server on its standard
-// input, JSON on its standard output. It takes limit and a second at the most.
-func askHelper(program, server string, limit time.Duration) (auth authn.AuthConfig, hung bool, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+// close kills the helpers that run, and waits for them.
+func (h *helpers) close() {
+	h.mu.Lock()
+	h.closed = true
+	if h.cancel != nil {
+		h.cancel()
+	}
+	h.mu.Unlock()
+	h.wg.Wait()
+}
+
+// askHelper runs a helper by the protocol of docker-credential-helpers: the server on its standard input,
+// JSON on its standard output. It takes limit and a second at most.
+func askHelper(ctx context.Context, program, server string, limit time.Duration) (auth authn.AuthConfig, hung bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, "get")
 	cmd.Stdin = strings.NewReader(server)
-	// A group of its own, so that its children end with it.
+	// A process group of its own, so that its children end with it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error {
 		if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); err != nil {
@@ -133,19 +163,21 @@ func askHelper(program, server string, limit time.Duration) (auth authn.AuthConf
 	cmd.Stdout = out
 	err = cmd.Run()
 	if cmd.Process != nil && errors.Is(err, exec.ErrWaitDelay) {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // it left children behind that hold its output
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // children that it left hold its output
 	}
 	var answer struct{ Username, Secret string }
 	switch {
 	case ctx.Err() != nil:
-		return auth, true, fmt.Errorf("credentials for %s: %s gave no answer within %s and was killed; try it by hand: echo %s | %s get", server, program, limit, server, program)
+		return auth, true, fmt.Errorf("credentials for %s: %s gave no answer within %s and was killed; try it by hand: echo %s | %s get",
+			server, program, limit, server, program)
 	case err != nil && strings.Contains(out.String(), "credentials not found"):
-		// The protocol's words for "there are none".
+		// The protocol's reply for "there are none".
 		return auth, false, nil
 	case err != nil:
-		return auth, false, fmt.Errorf("credentials for %s: %s failed (%w); try it by hand: echo %s | %s get", server, program, err, server, program)
+		return auth, false, fmt.Errorf("credentials for %s: %s failed (%w); try it by hand: echo %s | %s get",
+			server, program, err, server, program)
 	case json.Unmarshal(out.Bytes(), &answer) != nil:
-		return auth, false, fmt.Errorf("credentials for %s: %s answered no JSON of at most %d bytes", server, program, helperMax)
+		return auth, false, fmt.Errorf("credentials for %s: %s printed no JSON of at most %d bytes", server, program, helperMax)
 	}
 	if answer.Username == "<token>" {
 		return authn.AuthConfig{IdentityToken: answer.Secret}, false, nil
@@ -153,7 +185,7 @@ func askHelper(program, server string, limit time.Duration) (auth authn.AuthConf
 	return authn.AuthConfig{Username: answer.Username, Password: answer.Secret}, false, nil
 }
 
-// bounded takes so many bytes and drops the rest.
+// bounded keeps max bytes and drops the rest.
 type bounded struct {
 	bytes.Buffer
 	max int

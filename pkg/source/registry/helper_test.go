@@ -48,7 +48,7 @@ func pids(t *testing.T, dir string) (list []int) {
 	return list
 }
 
-func TestAHelperThatHangsDelaysNobodyElse(t *testing.T) {
+func TestAHungHelperDelaysNoOtherRegistry(t *testing.T) {
 	d, runs, dir := hanging(t)
 	type result struct {
 		auth authn.AuthConfig
@@ -120,7 +120,27 @@ func TestAHelperThatHangsIsKilledWithItsChildren(t *testing.T) {
 	assert.Equal(t, "late", auth.Username, "and asked again then")
 }
 
-func TestOnlySoManyHelpersRunAtOnce(t *testing.T) {
+func TestCloseKillsHelpers(t *testing.T) {
+	d, _, dir := hanging(t)
+	failed := make(chan error, 1)
+	go func() {
+		_, _, err := d.get(t.Context(), "hung.test", "a")
+		failed <- err
+	}()
+	processes := pids(t, dir)
+	d.helpers.close()
+	require.ErrorIs(t, <-failed, errClosed)
+	for _, pid := range processes {
+		require.Eventually(t, func() bool {
+			stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+			return err != nil || strings.Contains(string(stat), ") Z ")
+		}, patience, time.Millisecond, "process %d lives", pid)
+	}
+	_, _, err := d.get(t.Context(), "quay.io", "a")
+	require.ErrorIs(t, err, errClosed)
+}
+
+func TestHelpersRunInBoundedNumber(t *testing.T) {
 	runs := helper(t, "read server; while ! test -e $HELPER_GO; do sleep 0.05; done; echo '{\"Username\":\"robot\",\"Secret\":\"s\"}'\n")
 	release := filepath.Join(t.TempDir(), "go")
 	t.Setenv("HELPER_GO", release)

@@ -25,16 +25,16 @@ import (
 
 // Bounds of logging in.
 const (
-	// sessionsMax is how many sessions are kept; another one costs two small requests.
+	// sessionsMax bounds the sessions; a dropped one costs two small requests.
 	sessionsMax = 1024
-	// controlMax bounds the answer of a token service, in bytes.
+	// controlMax bounds the response of a token service, in bytes.
 	controlMax = 64 << 10
-	// controlTimeout bounds one request of a login, body included.
+	// controlTimeout bounds one request of a login with its body.
 	controlTimeout = 30 * time.Second
 )
 
-// sessionKey names a session: a registry's URL and a repository in it. The credential is the
-// upstream's, or with bare none.
+// sessionKey names a session: a registry's URL and a repository in it. Its credential is the upstream's, or
+// none with bare.
 type sessionKey struct {
 	upstream, base, repository string
 	bare                       bool
@@ -47,8 +47,7 @@ func keyOf(u *upstream, base *url.URL, repository string, bare bool) sessionKey 
 	return sessionKey{u.name, base.String(), repository, bare}
 }
 
-// logout forgets a session that the registry no longer takes, as when it has begun to ask for
-// tokens since.
+// logout drops a session that the registry no longer accepts, for instance because it now asks for tokens.
 func (c *Client) logout(u *upstream, base *url.URL, repository string, bare bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -57,13 +56,13 @@ func (c *Client) logout(u *upstream, base *url.URL, repository string, bare bool
 
 // session is a transport that carries a token for one repository and renews it.
 type session struct {
-	// turn is held by who logs in; others wait for the outcome instead of asking too.
+	// turn is held during a login; other requests wait for its result instead of logging in too.
 	turn chan struct{}
 	rt   http.RoundTripper
 }
 
-// login returns a transport that speaks to one of the upstream's URLs with the node's
-// credentials or, with bare, anonymously, asking its token service where it has one.
+// login returns a transport for one of the upstream's URLs that sends the node's credentials, or none with
+// bare. It asks the registry's token service if there is one.
 func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, repository string, bare bool) (http.RoundTripper, error) {
 	key := keyOf(u, base, repository, bare)
 	s := c.session(key)
@@ -82,13 +81,14 @@ func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, reposito
 	}
 	var auth authn.Authenticator = authn.Anonymous
 	if !bare {
-		auth = keeper{u, repository}
+		auth = currentCredential{u, repository}
 	}
 	var scopes []string
 	if key.repository != "" {
 		scopes = []string{"repository:" + key.repository + ":" + transport.PullScope}
 	}
-	rt, err := transport.NewWithContext(ctx, host, auth, &control{base: base, inner: u.client.Transport(), privateRealm: u.AllowPrivateRealm, realms: u.Realms}, scopes)
+	guarded := &control{base: base, inner: u.client.Transport(), privateRealm: u.AllowPrivateRealm, realms: u.Realms}
+	rt, err := transport.NewWithContext(ctx, host, auth, guarded, scopes)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -116,8 +116,8 @@ func (c *Client) session(k sessionKey) *session {
 	return s
 }
 
-// refused turns a refusal of the token exchange into one of ours, without the parts of it
-// that may hold a secret.
+// refused turns an error reply of the token exchange into a [source.StatusError], without the parts that may
+// hold a secret.
 func refused(err error) error {
 	var status *transport.Error
 	if errors.As(err, &status) {
@@ -143,18 +143,16 @@ func refused(err error) error {
 		}
 		return out
 	}
-	// The exchange quotes the whole answer when it finds no token, and there may be a
-	// refresh token in it.
+	// If the exchange finds no token it quotes the whole response, which may hold a refresh token.
 	if err != nil && strings.Contains(err.Error(), "no token in bearer response") {
-		return errors.New("the token service's answer holds no token")
+		return errors.New("the token service's response has no token")
 	}
 	return err
 }
 
-// control stands below the token exchange. It holds requests for the registry to the scheme
-// that is configured, bounds what the exchange itself asks, lets a token service at a
-// private address through where that is allowed, and keeps the node's credentials from hosts
-// that nobody named.
+// control is the transport below the token exchange. It forces the configured scheme on requests to the
+// registry, bounds the exchange's own requests, allows a token service at a private address if the operator
+// does, and sends the node's credentials only to hosts that the operator named.
 type control struct {
 	base         *url.URL
 	inner        http.RoundTripper
@@ -162,10 +160,9 @@ type control struct {
 	realms       []string
 }
 
-// mayKnow refuses to send a credential to a token service that is neither on the registry's
-// own host nor on one that the operator named. A token is asked for by POST with the
-// credential in the body, else with an Authorization.
-func (c *control) mayKnow(req *http.Request) error {
+// checkRealm refuses to send a credential to a token service that is neither on the registry's own host nor on
+// one that the operator named. The credential is in the body of a POST, or else in an Authorization.
+func (c *control) checkRealm(req *http.Request) error {
 	host := req.URL.Hostname()
 	if req.Method != http.MethodPost && req.Header.Get("Authorization") == "" || strings.EqualFold(host, c.base.Hostname()) {
 		return nil
@@ -175,31 +172,32 @@ func (c *control) mayKnow(req *http.Request) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%s sends its logins to %s, another host; to give it the node's credentials, add realms: [%s] to the registry's entry in upstreams", c.base.Host, host, host)
+	return fmt.Errorf("%s sends its logins to another host, %s; to send the node's credentials there, add realms: [%s] to the registry's entry in upstreams",
+		c.base.Host, host, host)
 }
 
-// realmPath is where a private token service seems to be, so that the exchange takes it for
-// the registry's own.
+// realmPath replaces the address of a private token service, so that the exchange takes it for the
+// registry's own.
 const realmPath = "/.private-token-service"
 
 func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
-	home := req.URL.Host == c.base.Host
-	if home && strings.HasPrefix(req.URL.Path, "/v2/") && req.URL.Path != "/v2/" {
-		return c.inner.RoundTrip(c.atHome(req))
+	own := req.URL.Host == c.base.Host
+	if own && strings.HasPrefix(req.URL.Path, "/v2/") && req.URL.Path != "/v2/" {
+		return c.inner.RoundTrip(c.withScheme(req))
 	}
 	ctx, cancel := context.WithTimeout(req.Context(), controlTimeout)
 	defer cancel()
 	out := req.WithContext(ctx)
 	switch {
-	case home && c.privateRealm && req.URL.Path == realmPath:
+	case own && c.privateRealm && req.URL.Path == realmPath:
 		var err error
 		if out, err = c.toRealm(out); err != nil {
 			return nil, err
 		}
-	case home:
-		out = c.atHome(out)
+	case own:
+		out = c.withScheme(out)
 	default:
-		if err := c.mayKnow(out); err != nil {
+		if err := c.checkRealm(out); err != nil {
 			return nil, err
 		}
 	}
@@ -210,13 +208,13 @@ func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
 	b, err := io.ReadAll(io.LimitReader(res.Body, controlMax+1))
 	res.Body.Close()
 	if err != nil {
-		return nil, fmt.Errorf("reading the answer of %s: %w", secret.PrintableURL(out.URL), err)
+		return nil, fmt.Errorf("reading the response of %s: %w", secret.PrintableURL(out.URL), err)
 	}
 	if len(b) > controlMax {
-		return nil, fmt.Errorf("the answer of %s is larger than %d bytes", secret.PrintableURL(out.URL), controlMax)
+		return nil, fmt.Errorf("the response of %s is larger than %d bytes", secret.PrintableURL(out.URL), controlMax)
 	}
 	res.Body = io.NopCloser(bytes.NewReader(b))
-	if home && c.privateRealm && req.URL.Path == "/v2/" {
+	if own && c.privateRealm && req.URL.Path == "/v2/" {
 		for i, v := range res.Header.Values("Www-Authenticate") {
 			res.Header["Www-Authenticate"][i] = c.hideRealm(v)
 		}
@@ -224,8 +222,8 @@ func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// atHome gives a request the registry's own scheme: the exchange tries others.
-func (c *control) atHome(req *http.Request) *http.Request {
+// withScheme gives a request the registry's own scheme: the exchange also tries others.
+func (c *control) withScheme(req *http.Request) *http.Request {
 	if req.URL.Scheme == c.base.Scheme {
 		return req
 	}
@@ -236,8 +234,8 @@ func (c *control) atHome(req *http.Request) *http.Request {
 
 var realmRegexp = regexp.MustCompile(`(?i)(realm=")([^"]*)(")`)
 
-// hideRealm writes a private token service as a path of the registry. One that is not
-// encrypted stays refused where the registry itself is.
+// hideRealm writes a private token service as a path of the registry. It leaves out one that is less
+// encrypted than the registry, which stays refused.
 func (c *control) hideRealm(challenge string) string {
 	return realmRegexp.ReplaceAllStringFunc(challenge, func(found string) string {
 		realm, err := url.Parse(realmRegexp.FindStringSubmatch(found)[2])
@@ -247,17 +245,18 @@ func (c *control) hideRealm(challenge string) string {
 		if addr, err := netip.ParseAddr(strings.Trim(realm.Hostname(), "[]")); err != nil || !(addr.IsPrivate() || addr.IsLoopback()) {
 			return found
 		}
-		hidden := url.URL{Scheme: c.base.Scheme, Host: c.base.Host, Path: realmPath, RawQuery: url.Values{"realm": {realm.String()}}.Encode()}
+		query := url.Values{"realm": {realm.String()}}.Encode()
+		hidden := url.URL{Scheme: c.base.Scheme, Host: c.base.Host, Path: realmPath, RawQuery: query}
 		return `realm="` + hidden.String() + `"`
 	})
 }
 
-// toRealm sends a request to the token service that hideRealm wrote away.
+// toRealm restores the address that hideRealm replaced.
 func (c *control) toRealm(req *http.Request) (*http.Request, error) {
 	query := req.URL.Query()
 	realm, err := url.Parse(query.Get("realm"))
 	if err != nil || realm.Host == "" || net.ParseIP(realm.Hostname()) == nil {
-		return nil, errors.New("the token service's address is lost")
+		return nil, errors.New("the request holds no address of a token service")
 	}
 	query.Del("realm")
 	for k, v := range realm.Query() {

@@ -14,7 +14,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-func TestAPanicAtWhatARegistrySaysIsAnError(t *testing.T) {
+func TestAPanicAtAResponseIsAnError(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer srv.Close()
 	c, err := New(Config{Upstreams: map[string]Upstream{"r.test": {URLs: []string{srv.URL}}}, HTTP: httporigin.Config{Proxy: "none"}})

@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// Reach says where a registry is, and gives a transport that speaks to it as the operator
-// set, with no credentials of its own: for what a client wants there besides pulling. The
-// node's certificate is one, and would let any client push.
+// Reach returns a registry's URL, and a transport with the operator's settings and without the node's
+// credentials: for requests of a client that are no pull. The transport leaves out the node's certificate
+// too, which would let any client push.
 func (c *Client) Reach(name string) (base *url.URL, rt http.RoundTripper, err error) {
 	u, err := c.upstream(name)
 	if err != nil {
@@ -21,14 +21,14 @@ func (c *Client) Reach(name string) (base *url.URL, rt http.RoundTripper, err er
 	if t, ok := rt.(*http.Transport); ok && u.CertFile != "" {
 		bare := t.Clone()
 		bare.TLSClientConfig.GetClientCertificate = nil
-		bare.DisableKeepAlives = true // nobody closes what it would keep
+		bare.DisableKeepAlives = true // no one would close idle connections
 		rt = bare
 	}
 	return &copied, rt, nil
 }
 
-// At reports whether a registry that the operator listed is at a host and port, by its name or by
-// one of its URLs. The host is without brackets.
+// At reports whether a listed registry is at a host and port, by its name or by one of its URLs. The host is
+// without brackets.
 func (c *Client) At(host string, port uint16) bool {
 	at := net.JoinHostPort(strings.ToLower(host), strconv.Itoa(int(port)))
 	for name, u := range c.listed {
@@ -44,7 +44,7 @@ func (c *Client) At(host string, port uint16) bool {
 	return false
 }
 
-// hostPort is the address in a URL, its port always told.
+// hostPort is the address of a URL with its port.
 func hostPort(u *url.URL) string {
 	port := u.Port()
 	if port == "" {

@@ -26,7 +26,7 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-func TestALoginFromADockerConfigurationOpensWhatItMay(t *testing.T) {
+func TestADockerConfigurationLogsIn(t *testing.T) {
 	for _, kind := range []registrytest.Auth{registrytest.Basic, registrytest.Bearer} {
 		r := registrytest.Start(t, registrytest.Config{Auth: kind, Users: users})
 		team, public := blob(t, r, "team/app"), blob(t, r, "public/app")
@@ -92,7 +92,7 @@ func (s *service) counts() (requests, secrets int) {
 }
 
 // The registry answers at 127.0.0.1 and its token service by the name localhost: another host.
-func TestTheNodesCredentialsGoToNoTokenServiceThatNobodyNamed(t *testing.T) {
+func TestNodeCredentialsGoOnlyToNamedRealms(t *testing.T) {
 	grant := func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, `{"token":"granted"}`) }
 	for name, u := range map[string]registry.Upstream{
 		"password":       {Username: "alice", Password: "hunter2"},
@@ -135,7 +135,7 @@ func TestTheNodesCredentialsGoToNoTokenServiceThatNobodyNamed(t *testing.T) {
 	}
 }
 
-func TestATokenServiceThatRedirectsTakesNoCredentialAlong(t *testing.T) {
+func TestARedirectedTokenServiceGetsNoCredential(t *testing.T) {
 	for _, status := range []int{http.StatusFound, http.StatusTemporaryRedirect} {
 		for name, u := range map[string]registry.Upstream{"password": {Username: "alice", Password: "hunter2"}, "identity token": {IdentityToken: secret.String("hunter2")}} {
 			thief := newService(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, `{"token":"granted"}`) })
@@ -169,7 +169,7 @@ func contentSpec(host string) task.Spec {
 }
 
 // What an owner learns by its own certificate is no answer for the clients of other nodes.
-func TestACertificateOfTheNodeAnswersForTheNodeAlone(t *testing.T) {
+func TestRepliesToANodeCertificateAreNotShared(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{TLS: true, ClientCert: true})
 	spec := blob(t, r, "lib/app")
 	cert, key, err := r.ClientCert("node")
@@ -185,10 +185,10 @@ func TestACertificateOfTheNodeAnswersForTheNodeAlone(t *testing.T) {
 	assert.Equal(t, 200, res.StatusCode)
 	q.Bare = true
 	_, err = c.Do(t.Context(), q)
-	require.ErrorContains(t, err, "certificate of this node")
+	require.ErrorContains(t, err, "by a certificate")
 }
 
-func TestALinkOfAProxyProjectLeadsToTheRepositorysOwnName(t *testing.T) {
+func TestALinkOfAProxyProjectNamesTheRepository(t *testing.T) {
 	for said, want := range map[string]string{
 		`</v2/hub/cache/library/alpine/tags/list?last=b&n=2>; rel="next"`:                  `</v2/library/alpine/tags/list?last=b&n=2>; rel="next"`,
 		`<https://harbor.test/v2/hub/cache/library/alpine/tags/list?n=2>; rel="next", <x>`: `<https://harbor.test/v2/library/alpine/tags/list?n=2>; rel="next", <x>`,

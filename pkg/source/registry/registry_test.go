@@ -113,7 +113,7 @@ var users = map[string]registrytest.User{
 	"":      {Pull: []string{"public/*"}},
 }
 
-func TestTheNodesCredentialsOpenWhatTheyMay(t *testing.T) {
+func TestTheNodesCredentialsLogIn(t *testing.T) {
 	for _, auth := range []registrytest.Auth{registrytest.Basic, registrytest.Bearer} {
 		t.Run(string(auth), func(t *testing.T) {
 			r := registrytest.Start(t, registrytest.Config{Auth: auth, TLS: true, Users: users})
@@ -206,7 +206,7 @@ func TestABlobThatIsRedirectedComesWithoutTheToken(t *testing.T) {
 	require.ErrorAs(t, bring(t, strict, spec, 0), &refused, "a registry sends nobody to loopback unless the operator says so")
 }
 
-func TestARegistryThatAsksForAMomentOfPatienceGetsItOnce(t *testing.T) {
+func TestOpenWaitsOnceAsRetryAfterAsks(t *testing.T) {
 	for _, row := range []struct {
 		status, times int
 		retryAfter    string
@@ -287,7 +287,7 @@ func TestOnlyRegistriesOfTheListAreAsked(t *testing.T) {
 	assert.Equal(t, 1, r.Counts().Object(string(spec.ID)).GETs)
 }
 
-func TestNamesFromTheNetworkLeadNowhereElse(t *testing.T) {
+func TestHostileNamesStayAtTheRegistry(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	good := blob(t, r, "lib/app")
 	c := of(t, r, registry.Upstream{})
@@ -325,7 +325,7 @@ func ask(t *testing.T, c *registry.Client, q source.RegistryRequest) (*http.Resp
 	return res, string(b)
 }
 
-func TestAQuestionIsAnsweredByWhateverTheRegistrySays(t *testing.T) {
+func TestDoReturnsAnyStatusOfTheRegistry(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: users})
 	img, err := registrytest.NewImage(1, []int64{8 << 10})
 	require.NoError(t, err)
@@ -408,7 +408,7 @@ func TestARedirectIsFollowedToItsAnswer(t *testing.T) {
 	assert.Empty(t, refused.Header.Get("Www-Authenticate"))
 }
 
-func TestWhatCouldNotBeAskedIsToldOnce(t *testing.T) {
+func TestAnErrorNamesItsRequestOnce(t *testing.T) {
 	s := httptest.NewServer(nil)
 	s.Close()
 	host := s.Listener.Addr().String()
@@ -419,7 +419,7 @@ func TestWhatCouldNotBeAskedIsToldOnce(t *testing.T) {
 	assert.Equal(t, 1, strings.Count(err.Error(), "/v2/a/tags/list"), "%v", err)
 }
 
-func TestHeadersBeyondTheListPassInNeitherDirection(t *testing.T) {
+func TestOnlyListedHeadersPassInEitherDirection(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		assert.Empty(t, r.Header.Get("X-Secret"))
 		assert.Empty(t, r.Header.Get("Cookie"))
@@ -437,7 +437,7 @@ func TestHeadersBeyondTheListPassInNeitherDirection(t *testing.T) {
 	assert.Empty(t, res.Header.Get("Set-Cookie"))
 }
 
-func TestTheNextURLIsAskedWhereOneIsOfNoUse(t *testing.T) {
+func TestTheNextURLReplacesAFailingOne(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	spec := blob(t, r, "cache/lib/app")
 	spec.Upstream, spec.Repository = "registry.test", "lib/app"
@@ -464,7 +464,7 @@ func TestTheNextURLIsAskedWhereOneIsOfNoUse(t *testing.T) {
 	assert.Equal(t, http.StatusNotFound, statusOf(bring(t, last, spec, 0)), "a refusal is an answer")
 }
 
-func TestACertificateOfTheNodeIsShownToTheRegistryThatAsks(t *testing.T) {
+func TestTheNodesCertificateGoesToItsRegistry(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{TLS: true, ClientCert: true})
 	spec := blob(t, r, "lib/app")
 	require.Error(t, bring(t, of(t, r, registry.Upstream{}), spec, 0))
@@ -497,7 +497,7 @@ func TestARegistryOfHTTPSIsNeverAskedInTheClear(t *testing.T) {
 	require.Error(t, bring(t, c, spec, 0))
 }
 
-func TestATokenServiceAtAPrivateAddressNeedsTheOperatorsWord(t *testing.T) {
+func TestAPrivateRealmNeedsTheOperatorsSetting(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: users})
 	spec := blob(t, r, "team/app")
 	// A registry whose token service is on another port of the same private address.
@@ -536,7 +536,7 @@ func (w rewriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-func TestATokenServiceThatMisbehavesTellsNoSecret(t *testing.T) {
+func TestErrorsOfATokenServiceHoldNoSecret(t *testing.T) {
 	for name, answer := range map[string]string{
 		"no token":  `{"refresh_token":"hunter2"}`,
 		"no JSON":   `hunter2`,
@@ -562,7 +562,7 @@ func TestATokenServiceThatMisbehavesTellsNoSecret(t *testing.T) {
 	}
 }
 
-func TestARegistryThatBeginsToAskForTokensGetsThem(t *testing.T) {
+func TestARegistryMayBeginToRequireTokens(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: users})
 	spec := blob(t, r, "team/app")
 	var open atomic.Bool
