@@ -7,6 +7,23 @@ GO     ?= go
 # GOTEST runs tests: .ci/run puts gotestsum here, which keeps what go test said for a summary.
 GOTEST ?= $(GO) test
 TAGS   := nomsgpack
+
+# The version and commit that --version and the metric darter_build_info show. A clone without tags
+# counts its commits: v0.0.0-2310-g0123456. Outside a clone both are empty, and the programs show what
+# the Go toolchain recorded.
+ifneq ($(wildcard .git),)
+VERSION ?= $(shell git describe --tags --dirty 2>/dev/null || \
+	{ id=$$(git describe --always --dirty 2>/dev/null) && echo "v0.0.0-$$(git rev-list --count HEAD)-g$$id"; })
+COMMIT  := $(shell git rev-parse HEAD 2>/dev/null)
+endif
+STAMP   := github.com/darter-io/darter/pkg/version
+LDFLAGS  = -s -w $(if $(VERSION),-X $(STAMP).version=$(VERSION) -X $(STAMP).commit=$(COMMIT))
+# BUILD builds the programs. The stamp is ours: git need not trust the directory, and -trimpath drops its name.
+BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags $(TAGS) -ldflags '$(LDFLAGS)'
+
+# Tools that no program needs have a module of their own, tools/go.mod, which pins them.
+TOOL    := $(GO) -C tools tool -n
+
 TESTED  = $(shell $(GO) list -tags $(TAGS) ./... | grep -v /test/e2e)
 # What plays in virtual time. Under the race detector Go's runtime (1.26) may run the timers of
 # one bubble on two threads with one race context and crash, so these get one processor there.
@@ -23,19 +40,20 @@ UNRACED := test/e2e, whose programs are processes of their own (pkg/daemon and c
 CLIENT_FLAGS := -tags $(TAGS),containers_image_openpgp
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo bench bench-quick plot lint race clients e2e clients-alone clean
+.PHONY: help build test demo bench bench-quick plot lint lint-all race clients e2e clients-alone release clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build supernode, dfdaemon and dfget into bin/
-	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '-s -w' -o bin/ ./cmd/...
+	$(BUILD) -o bin/ ./cmd/...
 
 test: ## run the tests; what needs root or a Debian package says so and is skipped
 	$(GOTEST) -tags $(TAGS) -timeout 8m $(TESTED)
 
 demo: ## pull an image through five nodes on this machine and count what the registry sent
-	$(GO) run -tags $(TAGS) ./test/demo
+	@echo '• compiling the demo (the first run takes minutes, see README.md; later ones take seconds)'
+	@CGO_ENABLED=0 $(GO) run -trimpath -tags $(TAGS) ./test/demo -ldflags '$(LDFLAGS)'
 
 bench: ## measure how close swarms come to what links allow, and what they cost: out/bench.json (half an hour)
 	$(GO) test -tags $(TAGS) -count 1 -timeout 3h -v ./test/bench -args -size full -out $(CURDIR)/out/bench.json
@@ -58,6 +76,10 @@ lint: ## gofmt, go vet and staticcheck
 	staticcheck=$$($(GO) tool -n staticcheck) && cd test/clients && CGO_ENABLED=0 GOFLAGS=-mod=mod $(GO) vet $(CLIENT_FLAGS) ./... && \
 	CGO_ENABLED=0 $$staticcheck $(CLIENT_FLAGS) ./...
 
+# golangci-lint takes some six minutes of CPU to build, so make lint and .ci/run do without it.
+lint-all: ## run golangci-lint by .golangci.yml, after building it (several minutes the first time)
+	golangci=$$($(TOOL) golangci-lint) && $$golangci run ./...
+
 race: ## run the tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GOTEST) -race -tags $(TAGS) -timeout 14m $(filter-out $(BUBBLES),$(TESTED))
 	CGO_ENABLED=1 $(GOTEST) -race -cpu 1 -tags $(TAGS) -timeout 14m $(filter $(BUBBLES),$(TESTED))
@@ -72,6 +94,24 @@ e2e: ## pull with real containerd, Docker, Podman and others in network namespac
 clients-alone: ## measure what clients do when a mirror misbehaves, without Darter (15 minutes; needs what e2e needs)
 	$(GO) test -tags $(TAGS) -count 1 -timeout 30m -v -run WhatTools ./test/e2e -args -alone
 	cd test/clients && CGO_ENABLED=0 $(GO) test -mod=mod $(CLIENT_FLAGS) -count 1 -timeout 10m -parallel 8 -v -run WhatLibraries . -args -alone
+
+release: ## static programs for linux amd64 and arm64, SBOMs and checksums: out/release
+	@if [ -z "$(VERSION)" ]; then echo "make release needs a git clone, or VERSION=v1.2.3" >&2; exit 1; fi
+	rm -rf out/release
+	@set -e; sbom=$$($(TOOL) cyclonedx-gomod); \
+	for arch in amd64 arm64; do \
+		name=darter_$(VERSION)_linux_$$arch; dir=out/release/$$name; mkdir -p $$dir; \
+		echo "building $$name"; \
+		GOOS=linux GOARCH=$$arch $(BUILD) -o $$dir/ ./cmd/...; \
+		cp LICENSE README.md CHANGELOG.md $$dir/; \
+		for program in $$dir/supernode $$dir/dfdaemon $$dir/dfget; do \
+			$$sbom bin -json -noserial -notimestamp -version $(VERSION) -output $$program.cdx.json $$program; \
+		done; \
+		tar --sort=name --mtime="@$$(git log -1 --format=%ct 2>/dev/null || echo 0)" --owner=0 --group=0 --numeric-owner \
+			--mode=u=rwX,go=rX -C out/release -cf - $$name | gzip -9n > $$dir.tar.gz; \
+		rm -r $$dir; \
+	done; \
+	cd out/release && sha256sum *.tar.gz > SHA256SUMS && cat SHA256SUMS
 
 clean: ## remove what the targets above wrote
 	rm -rf bin out

@@ -19,6 +19,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/dfget"
+	"github.com/darter-io/darter/pkg/version"
 )
 
 func main() { os.Exit(run()) }
@@ -57,7 +58,7 @@ download.`,
 		Example: `  dfget https://example.com/model.bin
   dfget --digest sha256:… -o /srv/model.bin https://example.com/model.bin
   dfget -H "Authorization: Bearer …" -o - https://example.com/data.tar | tar x`,
-		Version:       config.Version(),
+		Version:       version.Read().String(),
 		Args:          cobra.ArbitraryArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -83,7 +84,7 @@ download.`,
 		"print the effective settings, with secrets redacted, and exit")
 	cmd.AddCommand(&cobra.Command{
 		Use: "version", Short: "Print the version", Args: config.Arguments(nil),
-		Run: func(*cobra.Command, []string) { fmt.Fprintln(stdout, "dfget", config.Version()) },
+		Run: func(*cobra.Command, []string) { fmt.Fprintln(stdout, "dfget", version.Read()) },
 	})
 	form.Explain(cmd)
 	cmd.SetOut(stdout)

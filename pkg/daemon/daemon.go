@@ -29,6 +29,7 @@ import (
 	"github.com/darter-io/darter/pkg/registryproxy"
 	"github.com/darter-io/darter/pkg/task"
 	"github.com/darter-io/darter/pkg/telemetry"
+	"github.com/darter-io/darter/pkg/version"
 )
 
 // Daemon is the assembled program.
@@ -182,7 +183,7 @@ func (d *Daemon) newClient() *announce.Client {
 // Run serves until ctx ends, then drains: no new pulls, and what runs may end within the
 // drain timeout. It returns nil after a clean end.
 func (d *Daemon) Run(ctx context.Context) error {
-	d.node.Log.Info("dfdaemon runs", "version", config.Version(), "host", d.node.Host.ID, "mirror", d.mirror.Addr().String(), "api", d.api.Addr().String(),
+	d.node.Log.Info("dfdaemon runs", "version", version.Current(), "host", d.node.Host.ID, "mirror", d.mirror.Addr().String(), "api", d.api.Addr().String(),
 		"peer", d.node.Host.Addr, "supernodes", d.cfg.Supernodes, "tls", d.node.Identity.Secure())
 	mirrors := []node.Part{d.node.Server("mirror", d.mirror, mirrorMux(d.proxy))}
 	for i, l := range d.mirrors {

@@ -10,6 +10,7 @@ import (
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/registryproxy"
 	"github.com/darter-io/darter/pkg/source/httporigin"
+	"github.com/darter-io/darter/pkg/version"
 )
 
 // openProxy prepares the proxy mode, where it is wanted.
@@ -21,7 +22,7 @@ func (d *Daemon) openProxy(cfg config.Dfdaemon) (err error) {
 	if d.httpListen, err = d.node.Listen("proxy.listen", cfg.Proxy.Listen); err != nil {
 		return err
 	}
-	out := httporigin.Config{Proxy: "none", UserAgent: "darter/" + config.Version()}
+	out := httporigin.Config{Proxy: "none", UserAgent: "darter/" + version.Current()}
 	for _, n := range cfg.Files.AllowAddresses {
 		out.AllowAddrs = append(out.AllowAddrs, n.Prefix)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/source/httporigin"
 	"github.com/darter-io/darter/pkg/task"
+	"github.com/darter-io/darter/pkg/version"
 )
 
 // direct fetches files from their origin.
@@ -26,7 +27,7 @@ func newDirect(cfg Config) (*direct, error) {
 	o, err := httporigin.New(httporigin.Config{
 		// The user can reach every address and send every header anyway, and the file is not shared.
 		AllowAddrs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")},
-		UserAgent:  "dfget/" + config.Version(),
+		UserAgent:  "dfget/" + version.Current(),
 		AnyHeader:  true,
 	})
 	return &direct{o, cfg.Settings}, err
@@ -50,7 +51,7 @@ func (d *direct) fetch(ctx context.Context, j *job, offset int64, identity strin
 		spec.Header["Cache-Control"] = secret.String(value)
 	}
 	var known bool
-	if spec.Validator, spec.Length, known = version(identity); !known || spec.Validator == "" {
+	if spec.Validator, spec.Length, known = parseIdentity(identity); !known || spec.Validator == "" {
 		offset = 0 // without a validator, the file may have changed unnoticed
 	}
 	a, err := d.open(ctx, spec, offset)
@@ -84,8 +85,8 @@ func (d *direct) open(ctx context.Context, spec task.Spec, offset int64) (*answe
 	return a, nil
 }
 
-// version parses the identity of a file that was fetched directly.
-func version(identity string) (validator string, length int64, ok bool) {
+// parseIdentity parses the identity of a file that was fetched directly.
+func parseIdentity(identity string) (validator string, length int64, ok bool) {
 	rest, ok := strings.CutPrefix(identity, "direct ")
 	number, validator, _ := strings.Cut(rest, " ")
 	length, err := strconv.ParseInt(number, 10, 64)

@@ -22,6 +22,7 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/identity"
 	"github.com/darter-io/darter/pkg/node"
+	"github.com/darter-io/darter/pkg/version"
 )
 
 // Limit is the longest that [Examine] takes.
@@ -148,8 +149,8 @@ func (x *exam) daemon(context.Context) []Finding {
 		f = Finding{Fail, "daemon", "runs, and is not ready: " + strings.Join(s.Missing, "; "), "see its log"}
 	}
 	out := []Finding{f}
-	if s.Version != config.Version() {
-		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("runs version %s, and this program is %s", s.Version, config.Version()), "restart dfdaemon"})
+	if s.Version != version.Current() {
+		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("runs version %s, and this program is %s", s.Version, version.Current()), "restart dfdaemon"})
 	}
 	if p := s.Pulls; p != nil && p.Failure != nil {
 		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("%d of %d pulls failed since it runs, the last at %s: %s: %s",

@@ -36,6 +36,7 @@ import (
 	"github.com/darter-io/darter/pkg/httpproxy"
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/supernode"
+	"github.com/darter-io/darter/pkg/version"
 	"github.com/darter-io/darter/test/programs"
 	"github.com/darter-io/darter/test/registrytest"
 )
@@ -260,7 +261,7 @@ func expired(t *testing.T) (addr, ca string) {
 
 func TestWhatTheRunningDaemonKnowsBetterIsTold(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		assert.NoError(t, json.NewEncoder(w).Encode(api.Status{Program: "dfdaemon", Version: config.Version(), Ready: true,
+		assert.NoError(t, json.NewEncoder(w).Encode(api.Status{Program: "dfdaemon", Version: version.Current(), Ready: true,
 			Owners: []api.OwnerStatus{{Addr: "10.0.0.1:65000", Alive: true}, {Addr: "10.0.0.9:65002", Standby: true}},
 			Pulls:  &api.Outcomes{OK: 5, Failed: 2, Failure: &api.Failed{At: time.Now(), Name: "quay.io/a/b", Error: "no route to host"}},
 		}))

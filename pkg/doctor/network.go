@@ -25,6 +25,7 @@ import (
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/source/registry"
+	"github.com/darter-io/darter/pkg/version"
 )
 
 // mirror tells whether the registry mirror answers, and not something else at its port; its
@@ -371,8 +372,8 @@ func askSupernode(ctx context.Context, id *identity.Identity, at config.Address)
 		return []Finding{{Fail, name, "something answers that is no supernode (" + res.Status + ")", "write the address of a supernode's API (api.listen) in supernodes"}}
 	}
 	out := []Finding{{OK, name, "answers, and is of this cluster", ""}}
-	if s.Version != config.Version() {
-		out = append(out, Finding{Warn, name, fmt.Sprintf("is version %s, this program %s", s.Version, config.Version()), "neighbouring versions work together; bring both to the same one soon"})
+	if s.Version != version.Current() {
+		out = append(out, Finding{Warn, name, fmt.Sprintf("is version %s, this program %s", s.Version, version.Current()), "neighbouring versions work together; bring both to the same one soon"})
 	}
 	out = append(out, refused(name, s)...)
 	if date, err := http.ParseTime(res.Header.Get("Date")); err == nil {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/telemetry"
+	"github.com/darter-io/darter/pkg/version"
 )
 
 // Program is what differs between the commands of long-running programs.
@@ -97,7 +98,7 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 	form := config.NewForm(p.Name, p.Settings)
 	var printConfig bool
 	root := &cobra.Command{
-		Use: p.Name + " [flags]", Short: p.Short, Long: p.Long, Version: config.Version(),
+		Use: p.Name + " [flags]", Short: p.Short, Long: p.Long, Version: version.Read().String(),
 		SilenceUsage: true, SilenceErrors: true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -140,7 +141,7 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 	}
 	root.AddCommand(&cobra.Command{
 		Use: "version", Short: "Print the version", Args: arguments(nil),
-		Run: func(*cobra.Command, []string) { fmt.Fprintln(stdout, p.Name, config.Version()) },
+		Run: func(*cobra.Command, []string) { fmt.Fprintln(stdout, p.Name, version.Read()) },
 	})
 	return root
 }

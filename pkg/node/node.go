@@ -34,6 +34,7 @@ import (
 	"github.com/darter-io/darter/pkg/piece/diskstore"
 	"github.com/darter-io/darter/pkg/task"
 	"github.com/darter-io/darter/pkg/telemetry"
+	"github.com/darter-io/darter/pkg/version"
 )
 
 // Config is a program's settings as far as they concern every member.
@@ -129,7 +130,7 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
 	}
-	n = &Node{Clock: cfg.Clock, cfg: cfg, Log: cfg.Logger, Started: time.Now(), Metrics: telemetry.NewRegistry(telemetry.ReadBuild()), Ready: new(telemetry.Ready)}
+	n = &Node{Clock: cfg.Clock, cfg: cfg, Log: cfg.Logger, Started: time.Now(), Metrics: telemetry.NewRegistry(version.Read()), Ready: new(telemetry.Ready)}
 	n.drain.Store(int64(cfg.Drain.DrainTimeout))
 	defer func() {
 		if err != nil {
@@ -356,7 +357,7 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 		Seed:   super, UploadLines: lines, Host: n.Host, Store: n.Store, Listener: n.wire,
 		Dial:      func(ctx context.Context, addr string) (net.Conn, error) { return n.Dial(ctx, "tcp", addr) },
 		Announcer: announcer, Observer: observer, Origin: n.Origins.Source, Signer: n.Signer, Verifier: n.Verifier,
-		UploadSlots: n.slots(n.cfg.Upload), Limits: limits(n.cfg.Rates), Client: "darter/" + config.Version(), Logger: n.Log,
+		UploadSlots: n.slots(n.cfg.Upload), Limits: limits(n.cfg.Rates), Client: "darter/" + version.Current(), Logger: n.Log,
 	})
 	telemetry.NewSwarm(n.Metrics, func() telemetry.SwarmStats {
 		s := n.Engine.Stats()
@@ -434,7 +435,7 @@ func (n *Node) Close() error {
 func (n *Node) Status() api.Status {
 	stats, usage := n.Engine.Stats(), n.Store.Usage()
 	return api.Status{
-		Program: n.cfg.Program, Version: config.Version(), Host: n.Host, Started: n.Started, Uptime: time.Since(n.Started).Seconds(), Clock: n.Clock(),
+		Program: n.cfg.Program, Version: version.Current(), Host: n.Host, Started: n.Started, Uptime: time.Since(n.Started).Seconds(), Clock: n.Clock(),
 		Received: received(stats.Sources),
 		Sent:     stats.Sent, BadPieces: stats.BadPieces, Downloads: stats.Downloads, Running: n.running(time.Now()),
 		Limits:     api.Limits(n.Engine.Limits()),

@@ -14,6 +14,7 @@ import (
 	"github.com/darter-io/darter/pkg/source/httporigin"
 	"github.com/darter-io/darter/pkg/source/registry"
 	"github.com/darter-io/darter/pkg/task"
+	"github.com/darter-io/darter/pkg/version"
 )
 
 // Origins are the places outside the cluster that this node may ask.
@@ -127,7 +128,7 @@ const registryStall = 10 * time.Second
 
 // common is what holds for every origin.
 func common(cfg Config) httporigin.Config {
-	return httporigin.Config{AllowAddrs: prefixes(cfg.Files.AllowAddresses), UserAgent: "darter/" + config.Version()}
+	return httporigin.Config{AllowAddrs: prefixes(cfg.Files.AllowAddresses), UserAgent: "darter/" + version.Current()}
 }
 
 func newRegistries(cfg Config) (*registry.Client, error) {

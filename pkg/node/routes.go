@@ -9,6 +9,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/task"
 	"github.com/darter-io/darter/pkg/telemetry"
+	"github.com/darter-io/darter/pkg/version"
 )
 
 // NewRouter returns a gin engine as every API here wants it: silent, believing no proxy's
@@ -77,7 +78,7 @@ func (n *Node) RouteWithdraw(r gin.IRouter, supernodes func() []string) {
 // RouteAdmin adds health, metrics and profiles. Profiles tell a lot of a process: for
 // loopback only.
 func (n *Node) RouteAdmin(r gin.IRouter) {
-	admin := gin.WrapH(telemetry.Admin(n.Metrics, n.Ready, telemetry.ReadBuild(), n.Log))
+	admin := gin.WrapH(telemetry.Admin(n.Metrics, n.Ready, version.Read(), n.Log))
 	r.GET("/", admin)
 	n.RouteHealth(r)
 	r.GET("/metrics", admin)

@@ -21,6 +21,7 @@ import (
 	"github.com/darter-io/darter/pkg/coordinator"
 	"github.com/darter-io/darter/pkg/node"
 	"github.com/darter-io/darter/pkg/task"
+	"github.com/darter-io/darter/pkg/version"
 )
 
 // Supernode is the assembled program.
@@ -95,7 +96,7 @@ func (s *Supernode) newGossip() (*cluster.Cluster, error) {
 	g, err := cluster.New(cluster.Config{
 		Host: s.node.Host.ID, Bind: string(s.cfg.Gossip.Listen), Advertise: advertise, Join: join,
 		Keys: s.node.Identity.GossipKeys(), Label: "darter", Logger: s.node.Log,
-		Meta: cluster.Meta{APIAddr: s.advertised, Role: cluster.Supernode, Zone: s.node.Host.Zone, Version: config.Version()},
+		Meta: cluster.Meta{APIAddr: s.advertised, Role: cluster.Supernode, Zone: s.node.Host.Zone, Version: version.Current()},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("gossip with other supernodes: %w", err)
@@ -123,7 +124,7 @@ func (s *Supernode) others() []string {
 
 // Run serves until ctx ends, then drains. It returns nil after a clean end.
 func (s *Supernode) Run(ctx context.Context) error {
-	s.node.Log.Info("supernode runs", "version", config.Version(), "host", s.node.Host.ID, "api", s.api.Addr().String(), "peer", s.node.Host.Addr,
+	s.node.Log.Info("supernode runs", "version", version.Current(), "host", s.node.Host.ID, "api", s.api.Addr().String(), "peer", s.node.Host.Addr,
 		"admin", s.admin.Addr().String(), "tls", s.node.Identity.Secure())
 	background := []node.Part{s.coordinator.Run, s.lookups.Run}
 	if s.gossip != nil {

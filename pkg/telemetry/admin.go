@@ -12,6 +12,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/darter-io/darter/pkg/version"
 )
 
 // readyMax bounds all checks of one question together.
@@ -94,7 +96,7 @@ func (r *Ready) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 //	/debug/pprof/  profiles
 //
 // It knows no passwords and profiles cost CPU, so it belongs on a loopback address.
-func Admin(reg *prometheus.Registry, ready *Ready, b Build, l *slog.Logger) http.Handler {
+func Admin(reg *prometheus.Registry, ready *Ready, b version.Build, l *slog.Logger) http.Handler {
 	if l == nil {
 		l = slog.New(slog.DiscardHandler)
 	}

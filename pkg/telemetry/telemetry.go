@@ -7,65 +7,15 @@
 package telemetry
 
 import (
-	"fmt"
-	"runtime"
-	"runtime/debug"
-	"strings"
-
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/darter-io/darter/pkg/version"
 )
-
-// Build says what program this is.
-type Build struct {
-	// Version is the module's version, "(devel)" where it was built without one.
-	Version string
-	// Commit is twelve digits of the commit that it was built from, empty if unknown.
-	Commit string
-	// Modified says that the tree had changes beside that commit.
-	Modified bool
-	// Go is the version of the toolchain.
-	Go string
-}
-
-// ReadBuild reads what the toolchain noted in this program.
-func ReadBuild() Build {
-	b := Build{Version: "(devel)", Go: runtime.Version()}
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return b
-	}
-	if info.Main.Version != "" {
-		b.Version = info.Main.Version
-	}
-	for _, s := range info.Settings {
-		switch s.Key {
-		case "vcs.revision":
-			b.Commit = s.Value[:min(12, len(s.Value))]
-		case "vcs.modified":
-			b.Modified = s.Value == "true"
-		}
-	}
-	return b
-}
-
-// String is one line for people: "v1.2.3, commit 0123456789ab (modified), go1.26.0".
-func (b Build) String() string {
-	var s strings.Builder
-	s.WriteString(b.Version)
-	if b.Commit != "" {
-		fmt.Fprintf(&s, ", commit %s", b.Commit)
-		if b.Modified {
-			s.WriteString(" (modified)")
-		}
-	}
-	fmt.Fprintf(&s, ", %s", b.Go)
-	return s.String()
-}
 
 // NewRegistry makes the one registry of a process, with what every Go program tells (go_*,
 // process_*) and darter_build_info.
-func NewRegistry(b Build) *prometheus.Registry {
+func NewRegistry(b version.Build) *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "darter_build_info", Help: "Always 1; its labels say what is running.",

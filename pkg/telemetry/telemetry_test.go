@@ -30,11 +30,12 @@ import (
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/task"
 	"github.com/darter-io/darter/pkg/telemetry"
+	"github.com/darter-io/darter/pkg/version"
 )
 
 // everything registers all groups.
 func everything() (*prometheus.Registry, *telemetry.Pulls, *telemetry.Owner) {
-	reg := telemetry.NewRegistry(telemetry.ReadBuild())
+	reg := telemetry.NewRegistry(version.Read())
 	telemetry.NewStore(reg, func() telemetry.StoreStats {
 		return telemetry.StoreStats{Bytes: 10, Quota: 20, Tasks: 3, Evictions: 4}
 	})
@@ -96,7 +97,7 @@ func TestWhatHappensIsCounted(t *testing.T) {
 	}
 	owner.Seeded(telemetry.Failed, "sha256:aa", errors.New("no route"))
 	rec := httptest.NewRecorder()
-	telemetry.Admin(reg, &telemetry.Ready{}, telemetry.Build{}, nil).ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	telemetry.Admin(reg, &telemetry.Ready{}, version.Build{}, nil).ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
 	require.Equal(t, 200, rec.Code)
 	for _, line := range []string{
 		`darter_pulls_total{kind="blob",result="ok"} 1`,
@@ -303,7 +304,7 @@ func TestReadySaysEachThingThatIsMissing(t *testing.T) {
 	ready.Add("mirror", func(context.Context) error { return nil })
 	ready.Add("store", func(context.Context) error { return store })
 	ready.Add("owner", func(context.Context) error { return owner })
-	h := telemetry.Admin(prometheus.NewRegistry(), &ready, telemetry.Build{}, nil)
+	h := telemetry.Admin(prometheus.NewRegistry(), &ready, version.Build{}, nil)
 	code, body := get(t, h, "/readyz")
 	assert.Equal(t, 503, code)
 	assert.Equal(t, "missing store: still re-hashing\nmissing owner: Get \"http://a.test/\": refused\nok mirror\n", body)
@@ -332,7 +333,7 @@ func TestACheckThatHangsIsMissing(t *testing.T) {
 
 func TestTheAdminPortAnswersWhatAnOperatorAsks(t *testing.T) {
 	reg, _, _ := everything()
-	h := telemetry.Admin(reg, &telemetry.Ready{}, telemetry.Build{Version: "v9.8.7", Go: "go1"}, nil)
+	h := telemetry.Admin(reg, &telemetry.Ready{}, version.Build{Version: "v9.8.7", Go: "go1"}, nil)
 	for path, want := range map[string]string{
 		"/": "v9.8.7", "/metrics": "darter_build_info{", "/debug/pprof/": "goroutine", "/debug/pprof/cmdline": ".test",
 		"/debug/pprof/goroutine?debug=1": "goroutine profile", "/debug/pprof/symbol": "num_symbols",
@@ -346,14 +347,6 @@ func TestTheAdminPortAnswersWhatAnOperatorAsks(t *testing.T) {
 	rec := httptest.NewRecorder()
 	h.ServeHTTP(rec, httptest.NewRequest("POST", "/healthz", nil))
 	assert.Equal(t, 405, rec.Code)
-}
-
-func TestTheBuildIsToldInOneLine(t *testing.T) {
-	assert.Equal(t, "v1.2.3, commit 0123456789ab (modified), go1.26.0",
-		telemetry.Build{Version: "v1.2.3", Commit: "0123456789ab", Modified: true, Go: "go1.26.0"}.String())
-	assert.Equal(t, "(devel), go1.26.0", telemetry.Build{Version: "(devel)", Go: "go1.26.0"}.String())
-	assert.NotEmpty(t, telemetry.ReadBuild().Go)
-	assert.NotEmpty(t, telemetry.ReadBuild().Version)
 }
 
 func TestOutcomesAreRememberedWithTheLastFailureAndNoSecret(t *testing.T) {

@@ -24,7 +24,7 @@ type Layer struct {
 // above its own. Packages under test/ stand below all rows and may import everything; nothing
 // imports them but tests.
 var Table = []Layer{
-	{Name: "words", Pure: true, Packages: "pkg/hostmatch pkg/secret; pkg/task pkg/host pkg/rendezvous; pkg/oci pkg/piece"},
+	{Name: "words", Pure: true, Packages: "pkg/hostmatch pkg/secret pkg/version; pkg/task pkg/host pkg/rendezvous; pkg/oci pkg/piece"},
 	{Name: "brains", Pure: true, Packages: "pkg/scheduler pkg/owners pkg/peer/picker pkg/sharing"},
 	{Name: "contracts", Pure: true, Packages: "pkg/api; pkg/source"},
 	{Name: "doors", Packages: "pkg/atomicfile; pkg/config pkg/ratelimit pkg/telemetry pkg/identity pkg/piece/diskstore pkg/piece/memstore" +

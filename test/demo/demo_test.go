@@ -46,6 +46,41 @@ func TestAPullChecksWhatItReads(t *testing.T) {
 	assert.ErrorContains(t, p.run(t.Context()), "manifests/unknown")
 }
 
+func TestRegistry(t *testing.T) {
+	r, err := startRegistry(t.TempDir(), repository, tag, []int64{300e3, 20e3})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, r.stop()) }()
+	p := &pull{mirror: r.Host(), registry: r.Host(), repository: repository, tag: tag}
+	require.NoError(t, p.run(t.Context()))
+	assert.Equal(t, r.size, p.received.Load())
+	assert.InDelta(t, r.size, r.sent.Load(), 2000, "headers are counted too")
+
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.URL()+"/v2/"+repository+"/blobs/"+r.layers[0].Digest, nil)
+	require.NoError(t, err)
+	req.Header.Set("Range", "bytes=100-299")
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	resp.Body.Close()
+	assert.Equal(t, http.StatusPartialContent, resp.StatusCode)
+	assert.Equal(t, int64(200), resp.ContentLength)
+	for _, path := range []string{"/v2/other/app/blobs/" + r.layers[0].Digest, "/v2/" + repository + "/manifests/v2", "/"} {
+		resp, err := http.Get(r.URL() + path)
+		require.NoError(t, err)
+		resp.Body.Close()
+		assert.Equal(t, http.StatusNotFound, resp.StatusCode, path)
+	}
+}
+
+func TestCounter(t *testing.T) {
+	var out bytes.Buffer
+	c := &counter{w: &out}
+	for range 3 {
+		c.add("%d of 7 packages compiled")
+	}
+	c.end()
+	assert.Equal(t, "  1 of 7 packages compiled\n  3 of 7 packages compiled\n", out.String())
+}
+
 func TestTheTableTellsWhatTheRegistrySent(t *testing.T) {
 	f := figures{image: 200e6, sent: 201e6, took: 4 * time.Second, nodes: []nodeFigures{
 		{took: 3 * time.Second, received: api.Sources{Peers: 150e6, Seeds: 50e6}},

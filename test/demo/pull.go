@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -30,7 +29,7 @@ type pull struct {
 const manifestMax = 4 << 20
 
 var manifestTypes = []string{
-	"application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json", "*/*",
+	typeManifest, "application/vnd.docker.distribution.manifest.v2+json", "*/*",
 }
 
 func (p *pull) run(ctx context.Context) error {
@@ -41,24 +40,24 @@ func (p *pull) run(ctx context.Context) error {
 	}
 	head.Body.Close()
 	digest := head.Header.Get("Docker-Content-Digest")
-	var manifest v1.Manifest
+	var image manifest
 	if err := p.get(ctx, "manifests/"+digest, digest, func(r io.Reader) error {
-		return json.NewDecoder(io.LimitReader(r, manifestMax)).Decode(&manifest)
+		return json.NewDecoder(io.LimitReader(r, manifestMax)).Decode(&image)
 	}, head.Header.Get("Content-Type"), "*/*"); err != nil {
 		return err
 	}
-	blobs := append([]v1.Descriptor{manifest.Config}, manifest.Layers...)
+	blobs := append([]descriptor{image.Config}, image.Layers...)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(3)
 	for _, b := range blobs {
 		g.Go(func() error {
-			return p.get(ctx, "blobs/"+b.Digest.String(), b.Digest.String(), func(r io.Reader) error {
+			return p.get(ctx, "blobs/"+b.Digest, b.Digest, func(r io.Reader) error {
 				n, err := io.Copy(io.Discard, r)
 				if err == nil && n != b.Size {
 					err = fmt.Errorf("it has %d bytes, not %d", n, b.Size)
 				}
 				return err
-			}, string(b.MediaType), "*/*")
+			}, b.MediaType, "*/*")
 		})
 	}
 	err = g.Wait()

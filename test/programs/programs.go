@@ -37,6 +37,9 @@ func Root() (string, error) {
 	return filepath.Dir(mod), nil
 }
 
+// Flags are go build's for a program like those of make build, which stamps a version in addition.
+var Flags = []string{"-trimpath", "-tags", "nomsgpack", "-ldflags", "-s -w"}
+
 // Build builds packages ("./cmd/...") as make build does, into dir. The error holds what the
 // compiler wrote.
 func Build(ctx context.Context, dir string, packages ...string) error {
@@ -44,7 +47,7 @@ func Build(ctx context.Context, dir string, packages ...string) error {
 	if err != nil {
 		return err
 	}
-	args := []string{"build", "-trimpath", "-tags", "nomsgpack", "-ldflags", "-s -w", "-o", dir + string(filepath.Separator)}
+	args := append(append([]string{"build"}, Flags...), "-o", dir+string(filepath.Separator))
 	cmd := exec.CommandContext(ctx, "go", append(args, packages...)...)
 	cmd.Dir = root
 	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0")
