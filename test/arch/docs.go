@@ -23,11 +23,11 @@ var (
 	symbol = regexp.MustCompile(`^\*?([A-Za-z][A-Za-z0-9]*)\.([A-Za-z][A-Za-z0-9_]*)(?:\.([A-Za-z][A-Za-z0-9_]*))?(?:\(\))?$`)
 )
 
-// Documents lists README.md, CHANGELOG.md and everything under docs/ that is Markdown.
+// Documents lists the Markdown files in the module's root and under docs/.
 func (t *Tree) Documents() []string {
 	var out []string
 	for f := range t.Files {
-		if f == "README.md" || f == "CHANGELOG.md" || strings.HasPrefix(f, "docs/") && strings.HasSuffix(f, ".md") {
+		if strings.HasSuffix(f, ".md") && (!strings.Contains(f, "/") || strings.HasPrefix(f, "docs/")) {
 			out = append(out, f)
 		}
 	}
