@@ -25,6 +25,6 @@ files from its local API, and it exchanges pieces with the dfdaemons of other no
 any supernode it is a pull-through cache by itself.`,
 		Settings: cfg, Log: &cfg.Log, Status: &cfg.API.Listen, StatusFlag: "api-listen",
 		New:      func(rt node.Runtime) (node.Runner, error) { return daemon.New(*cfg, rt.Logger) },
-		Commands: []node.Command{configure(cfg), examine(cfg), proxyCA(cfg), node.WithdrawCommand("dfdaemon", &cfg.API.Listen, "api-listen")},
+		Commands: []node.Command{configure(cfg), examine(cfg), proxyCA(cfg), node.PurgeCommand("dfdaemon", &cfg.API.Listen, "api-listen")},
 	})
 }

@@ -25,6 +25,6 @@ func run() int {
 fetches each content once from its origin while they exchange the pieces.`,
 		Settings: cfg, Log: &cfg.Log, Status: &cfg.Admin.Listen, StatusFlag: "admin-listen",
 		New:      func(rt node.Runtime) (node.Runner, error) { return supernode.New(*cfg, rt.Logger) },
-		Commands: []node.Command{node.WithdrawCommand("supernode", &cfg.Admin.Listen, "admin-listen")},
+		Commands: []node.Command{node.PurgeCommand("supernode", &cfg.Admin.Listen, "admin-listen")},
 	})
 }

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/apiclient"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/rendezvous"
@@ -60,6 +61,15 @@ type Announcer interface {
 	Announce(ctx context.Context, e api.Entry) (api.Assignment, owners.Leader, error)
 }
 
+// Purges is what package purge adds to announces and takes from their answers.
+type Purges interface {
+	// Fill adds to an announce which orders of its owner this host has taken in, and its failures.
+	Fill(owner string, r *api.AnnounceRequest)
+	// Learn takes in the owner's orders if its mark is new; c calls the owner. It returns true if the owner
+	// should hear of it at once.
+	Learn(ctx context.Context, owner, mark string, c apiclient.Client) (learned bool)
+}
+
 // Config is what a Client is made of.
 type Config struct {
 	Host host.Host
@@ -74,11 +84,8 @@ type Config struct {
 	Client *http.Client
 	// Inventory lists what the host holds, for owners that do not know it; nil: nothing.
 	Inventory func() []api.Entry
-	// Withdrawn takes in what an owner remembers as withdrawn, also what it took in before;
-	// an error has it told again. Nil: nobody wants to know.
-	Withdrawn func([]api.Withdrawal) error
-	// Unfollowed lists the withdrawals that this host could not follow so far, for owners; nil: none.
-	Unfollowed func() []api.Unfollowed
+	// Purges takes part in each announce; nil: nothing about purging is sent or learned.
+	Purges Purges
 	// Now is the wall clock that owners' are compared with. Default [time.Now].
 	Now func() time.Time
 	// Local is the host's own coordinator. It is asked for the tasks that this host leads, as
@@ -164,9 +171,6 @@ func New(cfg Config) *Client {
 	}
 	if cfg.Inventory == nil {
 		cfg.Inventory = func() []api.Entry { return nil }
-	}
-	if cfg.Unfollowed == nil {
-		cfg.Unfollowed = func() []api.Unfollowed { return nil }
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/apiclient"
 )
 
 // clocked is a town whose owners tell their clocks.
@@ -124,16 +125,23 @@ func TestASmallDifferenceOfClocksIsToldOnce(t *testing.T) {
 	})
 }
 
+// failing is a host's part in purging that reports failures.
+type failing []api.PurgeFailure
+
+func (f failing) Fill(_ string, r *api.AnnounceRequest) { r.PurgeFailures = f }
+
+func (f failing) Learn(context.Context, string, string, apiclient.Client) bool { return false }
+
 func TestOwnersHearHowFarAHostIs(t *testing.T) {
-	trouble := []api.Unfollowed{{Task: "t", Why: "busy"}}
+	trouble := []api.PurgeFailure{{Task: "t", Why: "busy"}}
 	w := newTown("a:1")
-	w.owners["a:1"].answer = func(_ api.AnnounceRequest, a *api.AnnounceResponse) { a.Withdrawn = "" }
-	inTown(t, w, Config{Unfollowed: func() []api.Unfollowed { return trouble }, Now: func() time.Time { return time.Unix(77, 0) }}, func(t *testing.T, c *Client) {
+	w.owners["a:1"].answer = func(_ api.AnnounceRequest, a *api.AnnounceResponse) { a.PurgeMark = "" }
+	inTown(t, w, Config{Purges: failing(trouble), Now: func() time.Time { return time.Unix(77, 0) }}, func(t *testing.T, c *Client) {
 		assert.Equal(t, "a:1", answeredBy(t, c, started("one")))
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		last := w.owners["a:1"].seen[len(w.owners["a:1"].seen)-1]
-		assert.Equal(t, trouble, last.Unfollowed)
+		assert.Equal(t, trouble, last.PurgeFailures)
 		assert.Equal(t, int64(77), last.Clock.Unix())
 	})
 }

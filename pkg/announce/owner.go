@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/apiclient"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/identity"
 )
@@ -33,9 +34,6 @@ type owner struct {
 	// is still to be sent.
 	resync  bool
 	backlog []api.Entry
-	// withdrawn is the mark of its withdrawals that this host has taken in. Its sender alone
-	// uses it.
-	withdrawn string
 	// met says that it has answered, so that it deserves a farewell.
 	met bool
 	// downSince is when it began to fail, zero while it answers. Meanwhile heartbeats alone
@@ -192,10 +190,14 @@ func (c *Client) gather(o *owner) (b batch) {
 // latest.
 func (c *Client) send(ctx context.Context, o *owner, b batch) time.Duration {
 	bounded, cancel := context.WithTimeout(ctx, c.budget())
-	response, err := c.post(bounded, o.addr, api.AnnounceRequest{
+	request := api.AnnounceRequest{
 		Version: api.Version, Host: c.cfg.Host, Generation: c.cfg.Generation, Entries: b.entries, Standby: c.cfg.Standby,
-		Clock: c.cfg.Now(), Withdrawn: o.withdrawn, Unfollowed: c.cfg.Unfollowed(),
-	})
+		Clock: c.cfg.Now(),
+	}
+	if c.cfg.Purges != nil {
+		c.cfg.Purges.Fill(o.addr, &request)
+	}
+	response, err := c.post(bounded, o.addr, request)
 	cancel()
 	if err != nil {
 		if errors.Is(err, ErrInUse) && c.cfg.InUse != nil {
@@ -203,7 +205,7 @@ func (c *Client) send(ctx context.Context, o *owner, b batch) time.Duration {
 		}
 		return c.failed(ctx, o, b, err)
 	}
-	defer c.learnWithdrawn(ctx, o, response.Withdrawn)
+	defer c.learnPurges(ctx, o, response.PurgeMark)
 	var named []string
 	defer func() {
 		if named != nil && c.cfg.Named != nil {
@@ -243,6 +245,21 @@ func (c *Client) send(ctx context.Context, o *owner, b batch) time.Duration {
 		return intervalFirst
 	}
 	return time.Duration(response.IntervalMillis) * time.Millisecond
+}
+
+// learnPurges takes in an owner's purge orders, and has the next announce tell it so before that is due.
+func (c *Client) learnPurges(ctx context.Context, o *owner, mark string) {
+	if c.cfg.Purges == nil {
+		return
+	}
+	transport := c.cfg.Client.Transport
+	if transport == nil {
+		transport = http.DefaultTransport
+	}
+	at := apiclient.Client{Base: c.cfg.Scheme + "://" + o.addr, Transport: transport}
+	if c.cfg.Purges.Learn(ctx, o.addr, mark, at) {
+		o.poke()
+	}
 }
 
 // failed takes in that an owner did not answer.

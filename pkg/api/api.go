@@ -72,10 +72,10 @@ type AnnounceRequest struct {
 	Leaving bool `json:"leaving,omitempty"`
 	// Clock is the host's wall clock as it sent this; zero in a former version.
 	Clock time.Time `json:"clock,omitzero"`
-	// Withdrawn is the last mark of this owner whose withdrawals the host has taken in, Unfollowed
-	// those of them that it could not follow yet.
-	Withdrawn  string       `json:"withdrawn,omitempty"`
-	Unfollowed []Unfollowed `json:"unfollowed,omitempty"`
+	// PurgeMark is the last mark of this owner whose purge orders the host has taken in, PurgeFailures
+	// those that it could not carry out yet.
+	PurgeMark     string         `json:"withdrawn,omitempty"`
+	PurgeFailures []PurgeFailure `json:"unfollowed,omitempty"`
 }
 
 // Entry is the news of one task.
@@ -105,9 +105,9 @@ type AnnounceResponse struct {
 	// Standbys are the addresses of the hosts to ask instead while no owner answers, the same for
 	// all hosts; empty means "no news".
 	Standbys []string `json:"standbys,omitempty"`
-	// Withdrawn is the mark of all withdrawals that the owner remembers: whoever was not told
-	// the same mark before asks for them (PathWithdrawals). Empty: there are none.
-	Withdrawn string `json:"withdrawn,omitempty"`
+	// PurgeMark is the mark of all purge orders that the owner knows: a host that has not taken in this
+	// mark fetches them (PathPurgeOrders). Empty: there are none.
+	PurgeMark string `json:"withdrawn,omitempty"`
 }
 
 // Assignment is an owner's answer for one task.

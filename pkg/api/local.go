@@ -150,10 +150,10 @@ type Status struct {
 	Embedded bool `json:"embedded,omitempty"`
 	// Hosts is the number of hosts that announce to this owner.
 	Hosts int `json:"hosts,omitempty"`
-	// Unfollowed are the withdrawals that this node could not follow so far, UnfollowedBy those
+	// PurgeFailures are the purge orders that this node could not carry out so far, HostPurgeFailures those
 	// of the hosts that announce here.
-	Unfollowed   []Unfollowed   `json:"unfollowed,omitempty"`
-	UnfollowedBy []HostFollowed `json:"unfollowedBy,omitempty"`
+	PurgeFailures     []PurgeFailure `json:"unfollowed,omitempty"`
+	HostPurgeFailures []HostPurge    `json:"unfollowedBy,omitempty"`
 	// Clocks says which host this owner refused last because of its clock, and why; empty where it
 	// refused none lately.
 	Clocks string `json:"clocks,omitempty"`

@@ -84,7 +84,7 @@ func TestHelpSpeaksOfFlagsAsTheCommandLineWritesThem(t *testing.T) {
 
 func TestAWrongCommandAndWrongArgumentsAreToldWithTheRightOnes(t *testing.T) {
 	root := &cobra.Command{Use: "program [flags]"}
-	for _, name := range []string{"status", "withdraw"} {
+	for _, name := range []string{"status", "purge"} {
 		root.AddCommand(&cobra.Command{Use: name, Run: func(*cobra.Command, []string) {}})
 	}
 	assert.EqualError(t, UnknownCommand(root, "statsu"), `unknown command "statsu"; did you mean "status"?`)

@@ -49,6 +49,14 @@ type Store interface {
 	Inventory() []piece.Entry
 }
 
+// Purges is what a Coordinator passes between its hosts and package purge. It must not call back.
+type Purges interface {
+	Mark() string
+	// Note takes in what an accepted announce reports, ForgetHost what a host that is gone reported.
+	Note(r api.AnnounceRequest)
+	ForgetHost(id host.ID)
+}
+
 // Config is what a Coordinator is made of.
 type Config struct {
 	// Host is the owner's own host, where its engine serves pieces.
@@ -64,8 +72,8 @@ type Config struct {
 	Store Store
 	// Owners lists the API addresses of all live owners for the answers; nil tells none.
 	Owners func() []string
-	// Withdrawn is the mark of what was withdrawn, for the answers; nil tells none.
-	Withdrawn func() string
+	// Purges gives the mark of the purge orders for the answers, and takes in what hosts report; nil: neither.
+	Purges Purges
 	// Now is the wall clock that other members' are compared with. Default [time.Now].
 	Now func() time.Time
 	// Apart is told of each host that is refused because of its clock; nil tells nobody.
@@ -94,8 +102,6 @@ type Coordinator struct {
 	// standbys as they are told in answers; the list is never changed.
 	standbys  []string
 	offenders offenders
-	// told is what hosts say of withdrawals.
-	told map[host.ID]withdrawnBy
 	// apartWhy is why a host was refused last because of its clock, apartAt when.
 	apartWhy string
 	apartAt  time.Time
@@ -118,7 +124,6 @@ func New(cfg Config) *Coordinator {
 		log:   cfg.Logger,
 		sched: scheduler.New(cfg.Scheduler),
 		facts: make(map[task.ID]piece.Metadata),
-		told:  make(map[host.ID]withdrawnBy),
 		apart: rate.Sometimes{Interval: apartEvery},
 	}
 	if c.cfg.Now == nil {
@@ -161,11 +166,9 @@ func (c *Coordinator) tick(now time.Time) {
 			delete(c.facts, id)
 		}
 	}
-	for _, id := range changes.Gone {
-		delete(c.told, id)
-	}
 	c.mu.Unlock()
 	for _, id := range changes.Gone {
+		c.forgetReports(id)
 		c.log.Info("host fell silent", "host", id)
 	}
 	c.seed(changes.Seeds)
@@ -249,9 +252,6 @@ func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.Announce
 	c.mu.Lock()
 	decided, err := c.sched.Announce(time.Now(), report)
 	standbys := c.standbys
-	if err == nil {
-		c.noteWithdrawn(r)
-	}
 	c.mu.Unlock()
 	// Before anything else, also before an error: the scheduler counts on it.
 	c.seed(decided.Seeds)
@@ -278,8 +278,9 @@ func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.Announce
 	if c.cfg.Owners != nil {
 		response.Owners = c.cfg.Owners()
 	}
-	if c.cfg.Withdrawn != nil {
-		response.Withdrawn = c.cfg.Withdrawn()
+	if c.cfg.Purges != nil {
+		c.cfg.Purges.Note(r)
+		response.PurgeMark = c.cfg.Purges.Mark()
 	}
 	room := inlineTotal
 	for i, e := range r.Entries {
@@ -411,11 +412,11 @@ func (c *Coordinator) SeedFailed(id task.ID, asked *task.Spec, f *api.Failure) {
 	c.sched.Failed(time.Now(), id, f, asked, f.Personal())
 }
 
-// Withdraw forgets a content and who holds it.
-func (c *Coordinator) Withdraw(id task.ID) {
+// Forget forgets a task and the hosts that hold it.
+func (c *Coordinator) Forget(id task.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.sched.Withdraw(time.Now(), id)
+	c.sched.Forget(time.Now(), id)
 	delete(c.facts, id)
 }
 

@@ -54,9 +54,9 @@ func checkRequest(r api.AnnounceRequest) error {
 	if number, e := strconv.ParseUint(port, 10, 16); err != nil || e != nil || name == "" || number == 0 {
 		return badRequest("host %s has the address %q, which is not host:port", r.Host.ID.Short(), r.Host.Addr)
 	}
-	if len(r.Withdrawn) > nameMax || len(r.Unfollowed) > api.UnfollowedMax {
-		return badRequest("host %s tells a mark of %d bytes and %d withdrawals that it could not follow, at most %d and %d are taken",
-			r.Host.ID.Short(), len(r.Withdrawn), len(r.Unfollowed), nameMax, api.UnfollowedMax)
+	if len(r.PurgeMark) > nameMax || len(r.PurgeFailures) > api.PurgeFailuresMax {
+		return badRequest("host %s sent a purge mark of %d bytes and %d purge failures, at most %d and %d are taken",
+			r.Host.ID.Short(), len(r.PurgeMark), len(r.PurgeFailures), nameMax, api.PurgeFailuresMax)
 	}
 	if len(r.Entries) > api.EntriesMax {
 		return badRequest("%d entries, at most %d are taken in one announce", len(r.Entries), api.EntriesMax)
@@ -102,8 +102,8 @@ func decodeRequest(r io.Reader) (api.AnnounceRequest, error) {
 	}
 	var wire struct {
 		api.AnnounceRequest
-		Entries    entries    `json:"entries"`
-		Unfollowed unfollowed `json:"unfollowed"`
+		Entries       entries       `json:"entries"`
+		PurgeFailures purgeFailures `json:"unfollowed"`
 	}
 	if err := json.Unmarshal(body, &wire); err != nil {
 		if refused := (*RequestError)(nil); errors.As(err, &refused) {
@@ -111,7 +111,7 @@ func decodeRequest(r io.Reader) (api.AnnounceRequest, error) {
 		}
 		return api.AnnounceRequest{}, badRequest("%v", err)
 	}
-	wire.AnnounceRequest.Entries, wire.AnnounceRequest.Unfollowed = wire.Entries, wire.Unfollowed
+	wire.AnnounceRequest.Entries, wire.AnnounceRequest.PurgeFailures = wire.Entries, wire.PurgeFailures
 	return wire.AnnounceRequest, nil
 }
 
@@ -125,12 +125,12 @@ func (list *entries) UnmarshalJSON(b []byte) (err error) {
 	return nil
 }
 
-// unfollowed is a list that is bounded before it is decoded.
-type unfollowed []api.Unfollowed
+// purgeFailures is a list that is bounded before it is decoded.
+type purgeFailures []api.PurgeFailure
 
-func (list *unfollowed) UnmarshalJSON(b []byte) (err error) {
-	if *list, err = api.UnmarshalList[api.Unfollowed](b, api.UnfollowedMax, 8*api.UnfollowedWhy); err != nil {
-		return badRequest("unfollowed: %v", err)
+func (list *purgeFailures) UnmarshalJSON(b []byte) (err error) {
+	if *list, err = api.UnmarshalList[api.PurgeFailure](b, api.PurgeFailuresMax, 8*api.PurgeFailureWhyMax); err != nil {
+		return badRequest("purge failures: %v", err)
 	}
 	return nil
 }

@@ -115,7 +115,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 		Default: cfg.Mirror.DefaultUpstream, Allow: d.node.Origins.Registries.Allow, Observe: d.pulls.mirrored,
 	})
 	d.lookups = access.NewOwner(d.node.Origins.Registries)
-	d.node.OnWithdrawal(func(task.ID) {
+	d.node.Purge.OnDrop(func(task.ID) {
 		d.resolver.Forget()
 		d.lookups.Forget()
 	})
@@ -160,17 +160,13 @@ func policy(m config.Mirror) access.Policy {
 // newClient announces to the supernodes, and to the daemon's own coordinator while none of
 // them answers.
 func (d *Daemon) newClient() *announce.Client {
-	scheme := "http"
-	if d.node.Identity.Secure() {
-		scheme = "https"
-	}
 	owners := make([]string, len(d.cfg.Supernodes))
 	for i, a := range d.cfg.Supernodes {
 		owners[i] = string(a)
 	}
 	return announce.New(announce.Config{
-		Host: d.node.Host, Generation: rand.Uint64(), Owners: owners, Scheme: scheme, Client: &http.Client{Transport: d.node.Transport()},
-		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Withdrawn: d.node.TakeWithdrawals, Unfollowed: d.node.Withdrawals.Unfollowed,
+		Host: d.node.Host, Generation: rand.Uint64(), Owners: owners, Scheme: d.node.Scheme(), Client: &http.Client{Transport: d.node.Transport()},
+		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Purges: d.node.Purge,
 		Now: d.node.Clock, Local: d.coordinator, Standby: d.node.Asked != nil, InUse: d.node.Taken, Logger: d.node.Log,
 		Standbys: readStandbys(d.cfg.Node.DataDir), Named: func(list []string) {
 			if err := writeStandbys(d.cfg.Node.DataDir, list); err != nil {

@@ -14,7 +14,7 @@ func (d *Daemon) memberRoutes() http.Handler {
 	r := node.NewRouter()
 	r.POST(api.PathAnnounce, gin.WrapF(d.coordinator.HandleAnnounce))
 	r.POST(api.PathLookups, gin.WrapH(d.lookups))
-	d.node.RouteWithdrawals(r)
+	d.node.RoutePurgeOrders(r)
 	d.node.RouteStatus(r, d.Status)
 	d.node.RouteHealth(r)
 	return r
@@ -24,7 +24,7 @@ func (d *Daemon) memberRoutes() http.Handler {
 func (d *Daemon) localRoutes() http.Handler {
 	r := node.NewRouter()
 	d.node.RouteStatus(r, d.Status)
-	d.node.RouteWithdraw(r, d.supernodes)
+	d.node.RoutePurge(r, d.supernodes)
 	d.node.RouteAdmin(r)
 	return r
 }

@@ -165,7 +165,7 @@ func (x *exam) daemon(context.Context) []Finding {
 			out = append(out, Finding{level, "daemon", found, "set the clock that is wrong (NTP)"})
 		}
 	}
-	for _, u := range s.Unfollowed {
+	for _, u := range s.PurgeFailures {
 		out = append(out, Finding{Fail, "daemon", fmt.Sprintf("cannot drop task %s, which was withdrawn: %s", u.Task.Short(), u.Why), "mend the disk of node.dataDir; the daemon tries again by itself"})
 	}
 	if s.BadPieces > 0 {

@@ -22,7 +22,7 @@ func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 		return telemetry.OwnerStats{Hosts: s.Hosts, Seeding: s.Seeding}
 	})
 	c = coordinator.New(coordinator.Config{
-		Host: n.Host, Store: checkedStore{n}, Owners: owners, Withdrawn: n.Withdrawals.Mark, Now: n.Clock, Logger: n.Log,
+		Host: n.Host, Store: checkedStore{n}, Owners: owners, Purges: n.Purge, Now: n.Clock, Logger: n.Log,
 		Apart: func() { owner.Apart() },
 		Seed:  func(spec task.Spec) { n.Engine.Seed(spec) },
 		Observe: func(r api.AnnounceRequest, took time.Duration) {
@@ -34,8 +34,9 @@ func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 		},
 		Refused: func(why coordinator.Refusal) { owner.Refused(string(why)) },
 	})
-	n.owner, n.followed = owner, c.Followed
-	n.OnWithdrawal(c.Withdraw)
+	n.owner = owner
+	n.Purge.Lead(c.Hosts)
+	n.Purge.OnDrop(c.Forget)
 	return c
 }
 

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"reflect"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -40,6 +41,8 @@ type Program struct {
 // Command is something that a program does instead of running, with its settings.
 type Command struct {
 	Use, Short, Long string
+	// DeprecatedName is the name that the command had before; it still works, and says on stderr to use the new one.
+	DeprecatedName string
 	// Args checks the arguments; nil takes none.
 	Args cobra.PositionalArgs
 	// Lenient runs the command also with settings that were read and are not valid: whoever
@@ -138,6 +141,9 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 	root.SetErr(stderr)
 	for _, c := range append([]Command{p.status()}, p.Commands...) {
 		root.AddCommand(p.subcommand(c, stdout, environ))
+		if c.DeprecatedName != "" {
+			root.AddCommand(p.deprecated(c, stdout, stderr, environ))
+		}
 	}
 	root.AddCommand(&cobra.Command{
 		Use: "version", Short: "Print the version", Args: arguments(nil),
@@ -206,6 +212,18 @@ func (p Program) subcommand(c Command, stdout io.Writer, environ []string) *cobr
 		c.Flags(cmd.Flags())
 	}
 	form.Explain(cmd)
+	return cmd
+}
+
+// deprecated is a command under its name of before, which no help lists.
+func (p Program) deprecated(c Command, stdout, stderr io.Writer, environ []string) *cobra.Command {
+	name, args, _ := strings.Cut(c.Use, " ")
+	c.Use = c.DeprecatedName + " " + args
+	cmd := p.subcommand(c, stdout, environ)
+	cmd.Hidden = true
+	cmd.PreRun = func(*cobra.Command, []string) {
+		fmt.Fprintf(stderr, "%s: %s is deprecated, use %s\n", p.Name, c.DeprecatedName, name)
+	}
 	return cmd
 }
 

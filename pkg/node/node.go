@@ -32,7 +32,7 @@ import (
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/peer/upload"
 	"github.com/darter-io/darter/pkg/piece/diskstore"
-	"github.com/darter-io/darter/pkg/task"
+	"github.com/darter-io/darter/pkg/purge"
 	"github.com/darter-io/darter/pkg/telemetry"
 	"github.com/darter-io/darter/pkg/version"
 )
@@ -85,9 +85,9 @@ type Node struct {
 	Store    *diskstore.Store
 	Origins  *Origins
 	Engine   *peer.Engine
-	// Withdrawals are what operators withdrew; the engine drops it.
-	Withdrawals *Withdrawals
-	Metrics     *prometheus.Registry
+	// Purge carries out purge orders and passes them on.
+	Purge   *purge.Service
+	Metrics *prometheus.Registry
 	// Ready knows what must be there before the program does its work.
 	Ready   *telemetry.Ready
 	Started time.Time
@@ -110,9 +110,6 @@ type Node struct {
 	taken takenID
 
 	owner *telemetry.Owner
-	// followed tells which hosts that announce here have dropped a withdrawn content; nil
-	// where none announces.
-	followed func(task.ID) api.Followed
 	// clocks are those of other owners; see Compared.
 	clocks clocks
 	drain  atomic.Int64 // nanoseconds
@@ -181,10 +178,12 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 		return n, err
 	}
 	n.Verifier = identity.NewVerifier(n.Identity)
-	if n.Withdrawals, err = openWithdrawals(dir, cfg.Logger); err != nil {
+	n.Purge, err = purge.Open(purge.Config{
+		Dir: dir, Dropper: dropper{n}, Leads: cfg.Program == "supernode", Scheme: n.Scheme(), Transport: n.Transport, Now: cfg.Clock, Logger: cfg.Logger,
+	})
+	if err != nil {
 		return n, err
 	}
-	n.Withdrawals.remove = n.dropWithdrawn
 	if n.Origins, err = newOrigins(cfg); err != nil {
 		return n, err
 	}
@@ -367,7 +366,7 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 		}
 	})
 	telemetry.NewMember(n.Metrics, func() telemetry.MemberStats {
-		return telemetry.MemberStats{Skew: n.skew(), Unfollowed: len(n.Withdrawals.Unfollowed())}
+		return telemetry.MemberStats{Skew: n.skew(), Unfollowed: len(n.Purge.Failures())}
 	})
 	telemetry.NewStore(n.Metrics, func() telemetry.StoreStats {
 		u := n.Store.Usage()
@@ -382,12 +381,12 @@ type Part func(ctx context.Context) error
 // one of them fails. At the end the servers drain first, while the parts still work for
 // them; then the parts end, then the store is closed.
 func (n *Node) Run(ctx context.Context, servers, parts []Part) error {
-	// What an order was to drop when the last process ended is dropped before anybody can ask
-	// for it. Where the disk refuses, the store no longer knows it all the same.
-	if err := n.Withdrawals.Resume(); err != nil {
-		n.Log.Warn("withdrawals of before are not all followed: they are tried again", "error", err)
+	// Orders that were pending when the last process ended are carried out before anything is served. If the
+	// disk refuses, the store does not serve the task all the same.
+	if err := n.Purge.Resume(); err != nil {
+		n.Log.Warn("pending purge orders are not all carried out: trying again", "error", err)
 	}
-	parts = append(parts, n.Withdrawals.Run)
+	parts = append(parts, n.Purge.Run)
 	below, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	core, below := errgroup.WithContext(below)
@@ -438,10 +437,10 @@ func (n *Node) Status() api.Status {
 		Program: n.cfg.Program, Version: version.Current(), Host: n.Host, Started: n.Started, Uptime: time.Since(n.Started).Seconds(), Clock: n.Clock(),
 		Received: received(stats.Sources),
 		Sent:     stats.Sent, BadPieces: stats.BadPieces, Downloads: stats.Downloads, Running: n.running(time.Now()),
-		Limits:     api.Limits(n.Engine.Limits()),
-		Warnings:   n.warnings,
-		Unfollowed: n.Withdrawals.Unfollowed(),
-		Cache:      api.CacheStatus{Dir: n.cfg.Node.DataDir, Tasks: usage.Tasks, Bytes: usage.Used, Quota: usage.Quota},
+		Limits:        api.Limits(n.Engine.Limits()),
+		Warnings:      n.warnings,
+		PurgeFailures: n.Purge.Failures(),
+		Cache:         api.CacheStatus{Dir: n.cfg.Node.DataDir, Tasks: usage.Tasks, Bytes: usage.Used, Quota: usage.Quota},
 	}
 }
 

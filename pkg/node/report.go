@@ -109,11 +109,11 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	if s.Clocks != "" {
 		line("REFUSED", "hosts because of their clocks, the last: %s", s.Clocks)
 	}
-	for _, u := range s.Unfollowed {
-		line("NOT DROPPED", "%s was withdrawn and cannot be dropped yet: %s", u.Task.Short(), u.Why)
+	for _, f := range s.PurgeFailures {
+		line("NOT DELETED", "purged task %s, trying again: %s", f.Task.Short(), f.Why)
 	}
-	for _, h := range s.UnfollowedBy {
-		line("NOT DROPPED", "by host %s: %s", h.Host, h.Why)
+	for _, h := range s.HostPurgeFailures {
+		line("NOT DELETED", "by host %s: %s", h.Host, h.Why)
 	}
 	for i, o := range s.Offenders {
 		if i == offendersShown {

@@ -62,17 +62,18 @@ func (n *Node) RouteStatus(r gin.IRouter, status func() api.Status) {
 	})
 }
 
-// RouteWithdrawals adds what members tell each other of withdrawals.
-func (n *Node) RouteWithdrawals(r gin.IRouter) {
-	r.GET(api.PathWithdrawals, gin.WrapF(n.handleWithdrawals))
-	r.POST(api.PathWithdrawals, gin.WrapF(n.handleWithdrawals))
-	r.GET(api.PathFollowed+"/:id", func(c *gin.Context) { n.handleFollowed(c.Writer, c.Param("id")) })
+// RoutePurgeOrders adds the exchange of purge orders between members.
+func (n *Node) RoutePurgeOrders(r gin.IRouter) {
+	r.GET(api.PathPurgeOrders, gin.WrapF(n.Purge.ServeOrders))
+	r.POST(api.PathPurgeOrders, gin.WrapF(n.Purge.ServeOrders))
+	r.GET(api.PathPurgeProgress+"/:id", func(c *gin.Context) { n.Purge.ServeProgress(c.Writer, c.Param("id")) })
 }
 
-// RouteWithdraw adds the withdrawal of a content, for operators of this machine. supernodes
-// lists those to tell.
-func (n *Node) RouteWithdraw(r gin.IRouter, supernodes func() []string) {
-	r.DELETE(api.PathContent+"/:id", func(c *gin.Context) { n.handleWithdraw(c.Writer, c.Request, c.Param("id"), supernodes()) })
+// RoutePurge adds purging for operators of this machine. supernodes lists those that take the order first.
+func (n *Node) RoutePurge(r gin.IRouter, supernodes func() []string) {
+	r.DELETE(api.PathPurge+"/:id", func(c *gin.Context) {
+		n.Purge.ServePurge(c.Writer, c.Request, c.Param("id"), supernodes())
+	})
 }
 
 // RouteAdmin adds health, metrics and profiles. Profiles tell a lot of a process: for

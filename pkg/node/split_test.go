@@ -36,7 +36,7 @@ func TestOnePortServesPiecesAndTheAPI(t *testing.T) {
 		go srv.Serve(api)
 		n := &Node{Identity: id}
 		tr := n.Transport()
-		client, url := &http.Client{Transport: tr}, n.scheme()+"://"+api.Addr().String()+"/"
+		client, url := &http.Client{Transport: tr}, n.Scheme()+"://"+api.Addr().String()+"/"
 		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
 			req, err := http.NewRequestWithContext(t.Context(), method, url, nil)
 			require.NoError(t, err)

@@ -14,7 +14,7 @@ func (s *Supernode) publicRoutes() http.Handler {
 	r := node.NewRouter()
 	r.POST(api.PathAnnounce, gin.WrapF(s.coordinator.HandleAnnounce))
 	r.POST(api.PathLookups, gin.WrapH(s.lookups))
-	s.node.RouteWithdrawals(r)
+	s.node.RoutePurgeOrders(r)
 	s.routeOwner(r)
 	s.node.RouteHealth(r)
 	return r
@@ -24,7 +24,7 @@ func (s *Supernode) publicRoutes() http.Handler {
 func (s *Supernode) adminRoutes() http.Handler {
 	r := node.NewRouter()
 	s.routeOwner(r)
-	s.node.RouteWithdraw(r, s.others)
+	s.node.RoutePurge(r, s.others)
 	s.node.RouteAdmin(r)
 	return r
 }

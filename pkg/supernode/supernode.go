@@ -74,7 +74,7 @@ func New(cfg config.Supernode, logger *slog.Logger, options ...node.Option) (s *
 	s.coordinator = s.node.NewCoordinator(owners)
 	s.node.Connect(s.coordinator, s.node.Watch(s.coordinator))
 	s.lookups = access.NewOwner(s.node.Origins.Registries)
-	s.node.OnWithdrawal(func(task.ID) { s.lookups.Forget() })
+	s.node.Purge.OnDrop(func(task.ID) { s.lookups.Forget() })
 	return s, nil
 }
 
@@ -128,7 +128,7 @@ func (s *Supernode) Run(ctx context.Context) error {
 		"admin", s.admin.Addr().String(), "tls", s.node.Identity.Secure())
 	background := []node.Part{s.coordinator.Run, s.lookups.Run}
 	if s.gossip != nil {
-		background = append(background, s.gossip.Run, s.node.CompareWithdrawals(s.others))
+		background = append(background, s.gossip.Run, s.node.ComparePurgeOrders(s.others))
 	}
 	err := s.node.Run(ctx, []node.Part{
 		s.node.Server("announce API", s.api, node.MembersOnly(s.publicRoutes())),
@@ -177,7 +177,7 @@ func (s *Supernode) Status() api.Status {
 	out := s.node.Status()
 	out.Listen = s.Addrs()
 	out.Hosts, out.Seeds = len(s.coordinator.Hosts()), s.node.Seeds()
-	out.UnfollowedBy, out.Clocks = s.coordinator.Unfollowed(), s.coordinator.Clocks()
+	out.HostPurgeFailures, out.Clocks = s.node.Purge.HostFailures(), s.coordinator.Clocks()
 	out.Offenders = s.coordinator.Offenders(time.Now())
 	if s.gossip != nil {
 		for _, addr := range s.others() {

@@ -140,8 +140,8 @@ func answer(t *testing.T, c *http.Client, method, url, body string, header ...st
 var memberPaths = []struct{ method, path, body string }{
 	{"POST", api.PathAnnounce, `{"version":1}`},
 	{"POST", api.PathLookups, `{}`},
-	{"GET", api.PathWithdrawals, ``},
-	{"POST", api.PathWithdrawals, `{}`},
+	{"GET", api.PathPurgeOrders, ``},
+	{"POST", api.PathPurgeOrders, `{}`},
 	{"GET", api.PathStatus, ``},
 	{"GET", api.PathTasks, ``},
 	{"GET", api.PathHosts, ``},
@@ -564,23 +564,23 @@ func TestCVE_2026_24124_JobsWithoutAuthentication(t *testing.T) {
 	defer naked.CloseIdleConnections()
 	for _, at := range []string{c.supernode.Addrs()["api"], c.daemon.Addrs()["peer"]} {
 		for _, scheme := range []string{"http", "https"} {
-			code, text := answer(t, naked, "DELETE", scheme+"://"+at+api.PathContent+"/"+taskDigest, "")
+			code, text := answer(t, naked, "DELETE", scheme+"://"+at+api.PathPurge+"/"+taskDigest, "")
 			assert.True(t, code == 0 || code >= 400, "%d %s", code, text)
 			code, text = answer(
 				t,
 				naked,
 				"POST",
-				scheme+"://"+at+api.PathWithdrawals,
+				scheme+"://"+at+api.PathPurgeOrders,
 				`{"withdrawals":[{"task":"`+taskDigest+`"}]}`,
 			)
 			assert.True(t, code == 0 || code >= 400, "%d %s", code, text)
 		}
 	}
 	for _, at := range []string{c.supernode.Addrs()["admin"], c.daemon.Addrs()["api"]} {
-		code, text := answer(t, naked, "DELETE", "http://"+at+api.PathContent+"/"+taskDigest, "", "Host", "evil.test")
+		code, text := answer(t, naked, "DELETE", "http://"+at+api.PathPurge+"/"+taskDigest, "", "Host", "evil.test")
 		assert.GreaterOrEqual(t, code, 400, "a page whose name leads to this machine gave an order: %s", text)
 		for _, header := range [][]string{{"Origin", "http://evil.test"}, {"Sec-Fetch-Site", "cross-site"}, {"Origin", "null"}} {
-			code, text = answer(t, naked, "DELETE", "http://"+at+api.PathContent+"/"+taskDigest, "", header...)
+			code, text = answer(t, naked, "DELETE", "http://"+at+api.PathPurge+"/"+taskDigest, "", header...)
 			assert.Equal(t, 403, code, "a page in a browser gave an order: %v %s", header, text)
 		}
 	}
@@ -602,7 +602,7 @@ func TestCVE_2026_49254_SecretsReadable(t *testing.T) {
 		"/debug/vars",
 		"/config",
 		"/api/v1/config",
-		api.PathWithdrawals,
+		api.PathPurgeOrders,
 	}
 	for _, path := range paths {
 		for _, at := range []string{"http://" + c.supernode.Addrs()["admin"], "http://" + c.daemon.Addrs()["api"], "https://" + c.supernode.Addrs()["api"], "https://" + c.daemon.Addrs()["peer"]} {

@@ -8,15 +8,14 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Withdraw forgets who holds or wants a content, the owner's own host too: nobody is sent to
-// anybody for what was withdrawn. Who still wants it says so again, and is served as if it
-// were new.
-func (s *Scheduler) Withdraw(now time.Time, id task.ID) {
+// Forget forgets a task and every host that holds or wants it, the owner's own host too. A host that still
+// wants it announces so again and is served as a newcomer.
+func (s *Scheduler) Forget(now time.Time, id task.ID) {
 	w := s.swarms[id]
 	if w == nil {
 		return
 	}
-	// Nobody is to be seeded for on the way.
+	// Parting members must not start a seed.
 	w.spec, w.seeding, w.seedSpec, w.seedAt, w.refusals = nil, false, nil, time.Time{}, nil
 	members := slices.Collect(maps.Values(w.index))
 	slices.Sort(members)

@@ -22,9 +22,9 @@ import (
 
 const wordOfTheCluster = secret.String("5f1cb1a0d28e4a6f9b0c3d7e11aa22bb33cc44dd55ee66ff7788990011223344")
 
-// withdraw gives an operator's order at a local or admin API.
-func withdraw(t *testing.T, at, digest string) (out api.Withdrawn) {
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://"+at+api.PathContent+"/"+digest, nil)
+// purge gives an operator's order at a local or admin API.
+func purge(t *testing.T, at, digest string) (out api.PurgeResult) {
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://"+at+api.PathPurge+"/"+digest, nil)
 	require.NoError(t, err)
 	res, err := http.DefaultClient.Do(req)
 	require.NoError(t, err)
@@ -52,7 +52,7 @@ func layer(t *testing.T, r *registrytest.Registry, mirror string, p registrytest
 	t.Helper()
 	at := fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", mirror, p.Repository, digest, r.Host())
 	err := get(t.Context(), at, digest, "application/octet-stream", nil)
-	for again := 0; err != nil && strings.Contains(err.Error(), "was withdrawn while it was read; ask again") && again < 10; again++ {
+	for again := 0; err != nil && strings.Contains(err.Error(), "was purged while it was read") && again < 10; again++ {
 		// What is withdrawn is dropped a moment before it may be had anew.
 		time.Sleep(100 * time.Millisecond)
 		err = get(t.Context(), at, digest, "application/octet-stream", nil)
@@ -60,7 +60,7 @@ func layer(t *testing.T, r *registrytest.Registry, mirror string, p registrytest
 	require.NoError(t, err)
 }
 
-func TestAWithdrawnContentLeavesEveryCacheAlsoThatOfWhoWasAwayAndIsBroughtAnew(t *testing.T) {
+func TestPurgeReachesEveryCache(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 700_000, 500_000)
 	bad, good := p.Layers()[0].Digest, p.Layers()[1].Digest
@@ -85,8 +85,8 @@ func TestAWithdrawnContentLeavesEveryCacheAlsoThatOfWhoWasAwayAndIsBroughtAnew(t
 	goAway()
 	// The supernodes have to know each other for the order to be passed on.
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
-		done := withdraw(t, one.Addrs()["admin"], bad)
-		assert.Len(c, done.Told, 1, "%v", done.Failed)
+		done := purge(t, one.Addrs()["admin"], bad)
+		assert.Len(c, done.Reached, 1, "%v", done.Failed)
 	}, time.Minute, 100*time.Millisecond)
 	assert.False(t, holds(t, one.Addrs()["admin"], bad), "dropped when the order is answered")
 	assert.False(t, holds(t, two.Addrs()["admin"], bad), "and where it was passed on")
@@ -111,7 +111,7 @@ func TestAWithdrawnContentLeavesEveryCacheAlsoThatOfWhoWasAwayAndIsBroughtAnew(t
 	assert.True(t, holds(t, nodes[0].Addrs()["api"], bad), "what was brought since then stays")
 }
 
-func TestAReaderOfAWithdrawnContentEndsShortAndTheNextGetsItWhole(t *testing.T) {
+func TestPurgeCutsAReader(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 3_000_000)
 	digest := p.Layers()[0].Digest
@@ -124,15 +124,15 @@ func TestAReaderOfAWithdrawnContentEndsShortAndTheNextGetsItWhole(t *testing.T) 
 	began, ended := make(chan struct{}), make(chan error, 1)
 	go func() { ended <- get(ctx, at, digest, "application/octet-stream", func() { close(began) }) }()
 	<-began
-	assert.Empty(t, withdraw(t, d.Addrs()["api"], digest).Failed)
+	assert.Empty(t, purge(t, d.Addrs()["api"], digest).Failed)
 	assert.ErrorContains(t, <-ended, "unexpected EOF")
 	layer(t, r, d.Addrs()["mirror"], p, digest)
 	assert.Equal(t, 2, r.Counts().Object(digest).GETs)
 }
 
-func TestWhatIsNoDigestIsNotWithdrawn(t *testing.T) {
+func TestPurgeOfNoDigest(t *testing.T) {
 	d, _ := start(t, settings(t, nil, "one"))
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://"+d.Addrs()["api"]+api.PathContent+"/latest", nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://"+d.Addrs()["api"]+api.PathPurge+"/latest", nil)
 	require.NoError(t, err)
 	res, err := http.DefaultClient.Do(req)
 	require.NoError(t, err)

@@ -59,9 +59,9 @@ func startOn(t *testing.T, cfg config.Dfdaemon, disk diskstore.FS) (d *daemon.Da
 	return d, run(t, d)
 }
 
-// followed gives an operator's order and waits for the hosts' word.
-func followed(t *testing.T, at, digest string) (out api.Withdrawn) {
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://"+at+api.PathContent+"/"+digest+"?wait=15s", nil)
+// purgeAndWait gives an operator's order and waits for the hosts' reports.
+func purgeAndWait(t *testing.T, at, digest string) (out api.PurgeResult) {
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://"+at+api.PathPurge+"/"+digest+"?wait=15s", nil)
 	require.NoError(t, err)
 	res, err := http.DefaultClient.Do(req)
 	require.NoError(t, err)
@@ -71,7 +71,7 @@ func followed(t *testing.T, at, digest string) (out api.Withdrawn) {
 	return out
 }
 
-func TestAWithdrawalThatADiskRefusesCountsAsNotDone(t *testing.T) {
+func TestPurgeThatADiskRefuses(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 700_000)
 	bad := p.Layers()[0].Digest
@@ -91,18 +91,18 @@ func TestAWithdrawalThatADiskRefusesCountsAsNotDone(t *testing.T) {
 	disks[1].stuck.Store(true)
 
 	for _, at := range []string{super.Addrs()["admin"], nodes[0].Addrs()["api"]} {
-		done := followed(t, at, bad)
+		done := purgeAndWait(t, at, bad)
 		assert.Empty(t, done.Failed)
 		assert.Empty(t, done.Pending)
-		require.NotNil(t, done.Followed)
-		assert.Equal(t, 1, done.Followed.Dropped)
-		require.Len(t, done.Followed.Others, 1)
-		assert.Equal(t, api.FollowFailed, done.Followed.Others[0].State)
-		assert.Equal(t, "stuck", done.Followed.Others[0].Host)
-		assert.Contains(t, done.Followed.Others[0].Why, "input/output error")
+		require.NotNil(t, done.Progress)
+		assert.Equal(t, 1, done.Progress.Dropped)
+		require.Len(t, done.Progress.Others, 1)
+		assert.Equal(t, api.PurgeFailed, done.Progress.Others[0].State)
+		assert.Equal(t, "stuck", done.Progress.Others[0].Host)
+		assert.Contains(t, done.Progress.Others[0].Why, "input/output error")
 	}
 	assert.False(t, holds(t, nodes[1].Addrs()["api"], bad), "it is not given out, dropped or not")
-	for at, words := range map[string]string{super.Addrs()["admin"]: "by host stuck", nodes[1].Addrs()["api"]: "was withdrawn and cannot be dropped yet"} {
+	for at, words := range map[string]string{super.Addrs()["admin"]: "by host stuck", nodes[1].Addrs()["api"]: "trying again"} {
 		soon(t, at, func(c *assert.CollectT, s api.Status) {
 			var text strings.Builder
 			assert.NoError(c, node.WriteStatus(&text, s, time.Now()))
@@ -111,20 +111,20 @@ func TestAWithdrawalThatADiskRefusesCountsAsNotDone(t *testing.T) {
 	}
 
 	disks[1].stuck.Store(false)
-	soon(t, nodes[1].Addrs()["api"], func(c *assert.CollectT, s api.Status) { assert.Empty(c, s.Unfollowed) })
-	soon(t, super.Addrs()["admin"], func(c *assert.CollectT, s api.Status) { assert.Empty(c, s.UnfollowedBy) })
+	soon(t, nodes[1].Addrs()["api"], func(c *assert.CollectT, s api.Status) { assert.Empty(c, s.PurgeFailures) })
+	soon(t, super.Addrs()["admin"], func(c *assert.CollectT, s api.Status) { assert.Empty(c, s.HostPurgeFailures) })
 	left, err := filepath.Glob(filepath.Join(settingsOf[1].Node.DataDir, "cache", "tasks", "*", strings.Replace(bad, ":", "-", 1)))
 	require.NoError(t, err)
 	assert.Empty(t, left)
-	done := followed(t, super.Addrs()["admin"], bad)
-	assert.Equal(t, 2, done.Followed.Dropped)
-	assert.Empty(t, done.Followed.Others)
+	done := purgeAndWait(t, super.Addrs()["admin"], bad)
+	assert.Equal(t, 2, done.Progress.Dropped)
+	assert.Empty(t, done.Progress.Others)
 
 	layer(t, r, nodes[1].Addrs()["mirror"], p, bad)
 	assert.True(t, holds(t, nodes[1].Addrs()["api"], bad), "brought again, it stays")
 }
 
-func TestAWithdrawalIsEndedBeforeARestartServes(t *testing.T) {
+func TestPurgeEndsBeforeARestartServes(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 700_000)
 	bad := p.Layers()[0].Digest
@@ -133,16 +133,16 @@ func TestAWithdrawalIsEndedBeforeARestartServes(t *testing.T) {
 	d, stop := startOn(t, cfg, disk)
 	require.NoError(t, pull(t.Context(), d.Addrs()["mirror"], r, p))
 	disk.stuck.Store(true)
-	done := followed(t, d.Addrs()["api"], bad)
-	assert.Contains(t, done.Pending, "not dropped yet")
+	done := purgeAndWait(t, d.Addrs()["api"], bad)
+	assert.Contains(t, done.Pending, "not deleted yet")
 	stop()
 
 	back, err := daemon.New(cfg, log(t, "back"))
 	require.NoError(t, err)
 	assert.Equal(t, len(p.Objects), back.Status().Cache.Tasks, "it comes back with what could not be deleted")
-	assert.Len(t, back.Status().Unfollowed, 1)
+	assert.Len(t, back.Status().PurgeFailures, 1)
 	run(t, back)
 	layer(t, r, back.Addrs()["mirror"], p, bad)
 	assert.Equal(t, 2, r.Counts().Object(bad).GETs, "what was withdrawn was not served again")
-	assert.Empty(t, status(t, back.Addrs()["api"]).Unfollowed)
+	assert.Empty(t, status(t, back.Addrs()["api"]).PurgeFailures)
 }

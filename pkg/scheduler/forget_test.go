@@ -11,7 +11,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-func TestAfterAWithdrawalTheFirstWhoWantsItIsANewcomer(t *testing.T) {
+func TestAfterForgetTheNextHostIsANewcomer(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	self := host.Host{ID: "self", Addr: "10.0.0.1:1"}
 	s := New(Config{Self: self, Seed: 1})
@@ -31,11 +31,11 @@ func TestAfterAWithdrawalTheFirstWhoWantsItIsANewcomer(t *testing.T) {
 	tell("b", Started)
 	require.True(t, s.Holds("t"))
 
-	s.Withdraw(now, "t")
+	s.Forget(now, "t")
 	assert.False(t, s.Knows("t"))
 	assert.False(t, s.Holds("t"))
-	s.Withdraw(now, "t")
-	s.Withdraw(now, "unknown")
+	s.Forget(now, "t")
+	s.Forget(now, "unknown")
 
 	answer := tell("c", Started)
 	assert.Len(t, answer.Seeds, 1, "the origin is asked again")
