@@ -1,11 +1,10 @@
-// Package announce tells the owners of tasks what happens on this host, and brings back
-// whom to talk to.
+// Package announce sends to the owners of tasks what happens on this host, and returns their
+// assignments. It also sends lookups to owners.
 //
-// A pull never dies because owners do: who does not answer is passed over for the next in
-// the order that all hosts agree on. Where no owner is left, the hosts that owners named for that
-// case stand in, and the last resort is a coordinator of one's own.
-// What a host holds is told to the first two owners of each task, so that the second knows
-// it when the first dies. Start at [Client.Announce].
+// A pull never dies because owners do: package owners decides which owner each announce goes to, then
+// which standby, and the last resort is a coordinator of the host's own. The first two owners of each
+// task receive what the host holds, so that the second one knows it when the first one dies.
+// Start at [Client.Announce].
 package announce
 
 import (
@@ -15,15 +14,14 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/apiclient"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/identity"
 	"github.com/darter-io/darter/pkg/owners"
-	"github.com/darter-io/darter/pkg/rendezvous"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -41,10 +39,6 @@ const (
 	batchMax = 512
 	// inlineBatch is how many entries in one announce may be answered with content.
 	inlineBatch = 64
-	// backoffMin and backoffMax bound how soon an owner that failed is tried again.
-	backoffMin, backoffMax = 500 * time.Millisecond, 4 * time.Second
-	// deadAfter is how long an owner fails before the others are told what it knew.
-	deadAfter = 10 * time.Second
 	// forgetAfter is how long a task that is announced no more keeps its spec here: an
 	// engine keeps a download that nobody reads for a minute or so.
 	forgetAfter = 2 * time.Minute
@@ -117,45 +111,22 @@ type Config struct {
 type Client struct {
 	cfg Config
 	log *slog.Logger
-	// clear says once that there is no TLS.
-	clear sync.Once
+	// warnPlaintext logs once that there is no TLS.
+	warnPlaintext sync.Once
 
-	// changed tells Run that owners came or went; ended is closed when Run has ended.
+	// changed wakes Run when owners join or leave; ended is closed when Run has ended.
 	changed chan struct{}
 	ended   chan struct{}
 
-	// mu is held to look up and queue, never while anything is sent or logged: a log that blocks
-	// must not keep announces waiting.
-	mu sync.Mutex
-	// listed are the owners that the last news of them named.
-	listed []string
-	owners map[string]*owner
-	active map[task.ID]*activity
-	// standbys are the hosts that owners named last. While all owners are lost, standing is
-	// true, and those of them that are not this host are in owners, too.
-	standbys []string
-	standing bool
+	// mu is held to decide and to queue, never while anything is sent or logged: a log that blocks
+	// must not delay announces.
+	mu        sync.Mutex
+	view      *owners.View
+	senders   map[string]*sender // those of the view's members, by address
+	downloads downloads
 }
 
-// activity is a task that this host downloads now.
-type activity struct {
-	// spec goes to every owner that takes the task over. It holds credentials.
-	spec *api.Spec
-	// owner was told last; local for the host's own coordinator, none for nobody.
-	owner string
-	last  time.Time
-}
-
-// The names in activity.owner that are no addresses.
-const (
-	none  = ""
-	local = "local"
-)
-
-// here stands for this host in lists of owners.
-var here = &owner{addr: local}
-
-// New returns a Client; nothing is sent before Run.
+// New returns a Client; it sends nothing before Run.
 func New(cfg Config) *Client {
 	if cfg.Scheme == "" {
 		cfg.Scheme = "http"
@@ -178,455 +149,334 @@ func New(cfg Config) *Client {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	standbys := slices.DeleteFunc(slices.Clone(cfg.Standbys), func(addr string) bool { return !isAddress(addr) })
+	view := owners.Config{
+		LastResort: cfg.Local != nil, Owners: cfg.Owners, Standbys: standbys[:min(len(standbys), api.StandbysMax)],
+		Patience: cfg.Patience, Budget: cfg.Budget,
+	}
+	if cfg.Local != nil {
+		view.Self = cfg.Host.Addr
+	}
 	c := &Client{
-		cfg:     cfg,
-		log:     cfg.Logger,
-		changed: make(chan struct{}, 1),
-		ended:   make(chan struct{}),
-		listed:  slices.Compact(slices.Sorted(slices.Values(cfg.Owners))),
-		owners:  make(map[string]*owner),
-		active:  make(map[task.ID]*activity),
+		cfg:       cfg,
+		log:       cfg.Logger,
+		changed:   make(chan struct{}, 1),
+		ended:     make(chan struct{}),
+		view:      owners.New(view),
+		senders:   make(map[string]*sender),
+		downloads: make(downloads),
 	}
-	for _, addr := range cfg.Standbys {
-		if len(c.standbys) < api.StandbysMax && isAddress(addr) {
-			c.standbys = append(c.standbys, addr)
-		}
-	}
-	for _, addr := range cfg.Owners {
-		if !c.isHere(addr) {
-			c.owners[addr] = newOwner(addr)
-		}
+	for _, addr := range c.view.Members() {
+		c.senders[addr] = newSender(addr)
 	}
 	return c
 }
 
-// Run keeps the owners informed until ctx ends; then it says farewell to them, for at most
-// a second, and returns nil.
+// Run keeps the owners informed until ctx ends; then it tells them that the host leaves, for at
+// most a second, and returns nil.
 func (c *Client) Run(ctx context.Context) error {
-	var senders sync.WaitGroup
-	running := make(map[*owner]context.CancelFunc)
+	var sending sync.WaitGroup
+	running := make(map[*sender]context.CancelFunc)
 	forget := time.NewTicker(forgetAfter / 4)
 	defer forget.Stop()
-	for {
+	for ctx.Err() == nil {
 		c.mu.Lock()
-		for o, stop := range running {
-			if c.owners[o.addr] != o {
+		for s, stop := range running {
+			if c.senders[s.addr] != s {
 				stop()
-				delete(running, o)
+				delete(running, s)
 			}
 		}
-		for _, o := range c.owners {
-			if running[o] == nil {
+		for _, s := range c.senders {
+			if running[s] == nil {
 				own, stop := context.WithCancel(ctx)
-				running[o] = stop
-				senders.Go(func() { c.serve(own, o) })
+				running[s] = stop
+				sending.Go(func() { c.serve(own, s) })
 			}
 		}
 		c.mu.Unlock()
 
 		select {
 		case <-c.changed:
-			continue
 		case now := <-forget.C:
-			c.forget(now)
-			continue
+			c.mu.Lock()
+			c.downloads.forget(now)
+			c.mu.Unlock()
 		case <-ctx.Done():
 		}
-		break
 	}
 	for _, stop := range running {
 		stop()
 	}
 	close(c.ended)
-	senders.Wait()
+	sending.Wait()
 	c.leave(context.WithoutCancel(ctx))
-	// An owner that ends soon, too, waits for a connection that was made and never used.
+	// An owner that also ends soon would wait for a connection that was made and never used.
 	c.cfg.Client.CloseIdleConnections()
 	return nil
 }
 
-// Owners tells how the owners that this host knows are, in the order of their addresses. One
-// that was not asked yet is neither alive nor has it failed.
+// apply has the view take in an event, and starts and stops senders accordingly. mu is held. The
+// caller passes the changes to [Client.report] once it has released mu.
+func (c *Client) apply(e owners.Event) owners.Changes {
+	changes := c.view.Apply(time.Now(), e)
+	for _, addr := range changes.Left {
+		c.downloads.disown(addr)
+		c.senders[addr].fail(fmt.Errorf("owner %s is no owner any more", addr))
+		delete(c.senders, addr)
+	}
+	for _, addr := range changes.Joined {
+		c.senders[addr] = newSender(addr)
+	}
+	if changes.Died {
+		for _, s := range c.senders {
+			s.resync = true
+		}
+	}
+	if len(changes.Left)+len(changes.Joined) > 0 {
+		select {
+		case c.changed <- struct{}{}:
+		default:
+		}
+	}
+	return changes
+}
+
+// report logs what an event of an owner changed, and passes new standbys on; err is why the owner
+// failed. mu is not held.
+func (c *Client) report(owner string, changes owners.Changes, err error) {
+	switch {
+	case changes.Suspected && identity.OfClocks(err):
+		c.log.Warn("this host does without an owner whose clock is too far from its own", "owner", owner, "error", err)
+	case changes.Suspected:
+		c.log.Warn("owner does not answer", "owner", owner, "error", err)
+	case changes.Outage > 0:
+		c.log.Info("owner answers again", "owner", owner, "after", changes.Outage.Round(time.Millisecond))
+	}
+	if changes.Called {
+		c.log.Warn("no owner answers, so standbys lead", "standbys", c.Standbys())
+	}
+	if changes.Standbys != nil && c.cfg.Named != nil {
+		c.cfg.Named(changes.Standbys)
+	}
+}
+
+// Owners reports the state of the owners that this host knows, in the order of their addresses. An
+// untried owner is neither alive nor has it failed.
 func (c *Client) Owners() []api.OwnerStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := make([]api.OwnerStatus, 0, len(c.owners))
-	for _, o := range c.owners {
-		s := api.OwnerStatus{Addr: o.addr, Alive: o.met && !o.down(), Standby: o.standby, Skew: o.skew.Seconds()}
-		if o.down() {
-			s.Error = o.err.Error()
-			if cause := errors.Unwrap(o.err); cause != nil {
-				s.Error = cause.Error() // the rest says what the address says
+	all := c.view.Owners(time.Now())
+	out := make([]api.OwnerStatus, 0, len(all))
+	for _, o := range all {
+		s := api.OwnerStatus{
+			Addr: o.Addr, Alive: o.State == owners.Alive, Standby: o.Standby, Skew: c.senders[o.Addr].skew.Seconds(),
+		}
+		if o.Err != nil {
+			s.Error = o.Err.Error()
+			if cause := errors.Unwrap(o.Err); cause != nil {
+				s.Error = cause.Error() // the rest repeats the address
 			}
 		}
 		out = append(out, s)
 	}
-	slices.SortFunc(out, func(a, b api.OwnerStatus) int { return strings.Compare(a.Addr, b.Addr) })
 	return out
 }
 
-// Standbys lists the hosts that are asked while no owner answers, this one perhaps among them.
+// Standbys lists the hosts that lead while no owner answers; this host may be one.
 func (c *Client) Standbys() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.Clone(c.standbys)
+	return c.view.Standbys()
 }
 
-// forget drops the specs of tasks that are not announced any more.
-func (c *Client) forget(now time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for id, t := range c.active {
-		if now.Sub(t.last) >= forgetAfter {
-			delete(c.active, id)
-		}
-	}
-}
-
-// Announce tells the task's owner and returns its answer. Owners are asked in the order of
-// the task until one answers, each for at most Budget. When every owner refuses connections or
-// has been silent for Patience, standbys are asked in the same way. The host's own coordinator is
-// the last resort of a download that starts or starves, when that is true of standbys, too.
+// Announce sends an entry to the task's owner and returns its assignment. It asks the owners in the
+// order of the task until one answers, each for at most Budget. When every owner refuses connections or
+// has been silent for Patience, it asks the standbys in the same way. The host's own coordinator is
+// the last resort of a download that starts or starves, when that is true of the standbys, too.
 // Before Run, an announce waits for it.
 //
-// Credentials go to owners over TLS only: without it, the host leads the tasks itself that it has
+// Credentials go to owners over TLS only: without it, the host itself leads the tasks that it has
 // credentials for.
 //
-// The leader says whose coordinator answered. The error tells of every owner that was tried; it is
+// The leader says whose coordinator answered. The error names every owner that was tried; it is
 // ctx's when that ended, and [ErrStopped] when Run has.
 func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, owners.Leader, error) {
-	if c.exposes(e) {
+	if c.staysHere(e) {
 		if c.cfg.Local == nil {
-			return api.Assignment{}, owners.LastResort, fmt.Errorf("announcing task %s: %w", e.Task.Short(), errClear)
+			return api.Assignment{}, owners.LastResort, fmt.Errorf("announcing task %s: %w", e.Task.Short(), errPlaintext)
 		}
-		a, err := c.askLocal(ctx, e, []error{errClear})
+		a, err := c.askLocal(ctx, e, []error{errPlaintext})
 		return a, owners.LastResort, err
 	}
-	for wait := c.patience(); ; wait = c.cfg.Patience {
-		a, leader, err := c.askOwners(ctx, e, wait)
-		switch {
-		case !errors.Is(err, errLost):
-			return a, leader, err
-		case c.callStandbys():
-		default:
-			if !c.anyDown() { // of those that are, it was told
-				c.log.Warn("owner did not hear of a content in time, so this host leads it", "task", e.Task.Short(), "error", err)
-			}
-			a, err := c.askLocal(ctx, e, []error{err})
-			return a, owners.LastResort, err
-		}
-	}
-}
-
-// anyDown reports whether an owner failed to answer lately.
-func (c *Client) anyDown() bool {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, o := range c.owners {
-		if o.down() {
-			return true
+	wait := c.view.Patience()
+	c.mu.Unlock()
+	for {
+		a, leader, err := c.askOwners(ctx, e, wait)
+		if !errors.Is(err, errLost) {
+			return a, leader, err
 		}
+		c.mu.Lock()
+		changes, fails := c.apply(owners.NoneAnswered{}), c.view.AnyFails()
+		c.mu.Unlock()
+		c.report("", changes, nil)
+		if changes.Called {
+			wait = c.cfg.Patience
+			continue
+		}
+		if !fails { // otherwise the failure of an owner is in the log already
+			c.log.Warn("owner did not hear of a content in time, so this host leads it", "task", e.Task.Short(), "error", err)
+		}
+		a, err = c.askLocal(ctx, e, []error{err})
+		return a, owners.LastResort, err
 	}
-	return false
 }
 
-// errLost tells that every owner refuses connections or was silent for too long.
+// errLost says that every owner refuses connections or was silent for too long.
 var errLost = errors.New("no owner answered in time")
 
-// askOwners asks the owners of a task, round after round, for as long as wait. The error is an
-// [errLost] when then or before all of them are lost.
+// askOwners asks the owners of a task, round after round, for as long as wait. The error wraps
+// [errLost] when all of them are lost, or wait is over.
 func (c *Client) askOwners(ctx context.Context, e api.Entry, wait time.Duration) (api.Assignment, owners.Leader, error) {
+	failed := func(err error) (api.Assignment, owners.Leader, error) {
+		return api.Assignment{}, owners.Other, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
+	}
 	patient, end := context.WithTimeoutCause(ctx, wait, errLost)
 	defer end()
 	var failures []error
-	// In the first round every owner is asked, however long that takes.
+	// The first round asks every owner, however long that takes.
 	for asking := ctx; ; asking = patient {
-		route, standing := c.route(e.Task)
+		c.mu.Lock()
+		route, lead := c.view.Route(time.Now(), string(e.Task)), c.view.Lead()
+		c.mu.Unlock()
 		if len(route) > 0 {
 			failures = nil
 		}
-		for _, o := range route {
-			if o == here {
+		for _, addr := range route {
+			if c.isSelf(addr) {
 				a, err := c.askLocal(ctx, e, failures)
 				return a, owners.Self, err
 			}
-			a, err := c.ask(asking, o, e)
+			a, err := c.ask(asking, addr, e)
 			if err == nil {
 				return a, owners.Other, nil
 			}
 			if ctx.Err() != nil || errors.Is(err, ErrStopped) {
-				return api.Assignment{}, owners.Other, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
+				return failed(err)
 			}
 			failures = append(failures, err)
 		}
-		if !standing && c.isStanding() {
-			continue // they were called meanwhile
+		c.mu.Lock()
+		called := lead != owners.StandbysLead && c.view.Lead() == owners.StandbysLead
+		lost := c.view.AllLost(time.Now())
+		c.mu.Unlock()
+		if called {
+			continue
 		}
 		urgent := e.Event == api.Started || e.Event == api.Starving
 		switch {
-		case len(failures) == 0 && c.cfg.Local == nil:
-			failures = []error{errors.New("no owner is known")}
-			fallthrough
+		case c.cfg.Local == nil && len(failures) == 0:
+			return failed(errors.New("no owner is known"))
 		case c.cfg.Local == nil, len(route) > 0 && !urgent:
-			return api.Assignment{}, owners.Other, fmt.Errorf("announcing task %s: %w", e.Task.Short(), errors.Join(failures...))
-		case c.lost():
+			return failed(errors.Join(failures...))
+		case lost:
 			return api.Assignment{}, owners.Other, errors.Join(append(failures, errLost)...)
 		}
 		select {
 		case <-patient.Done():
 			if ctx.Err() != nil {
-				return api.Assignment{}, owners.Other, fmt.Errorf("announcing task %s: %w", e.Task.Short(), context.Cause(ctx))
+				return failed(context.Cause(ctx))
 			}
 			return api.Assignment{}, owners.Other, errors.Join(append(failures, errLost)...)
 		case <-time.After(roundPause):
 		case <-c.ended:
-			return api.Assignment{}, owners.Other, fmt.Errorf("announcing task %s: %w", e.Task.Short(), ErrStopped)
+			return failed(ErrStopped)
 		}
 	}
 }
 
+// isSelf reports whether an address is that at which this host itself takes announces.
+func (c *Client) isSelf(addr string) bool { return c.cfg.Local != nil && addr == c.cfg.Host.Addr }
+
 // askLocal asks the host's own coordinator, after the owners failed.
 func (c *Client) askLocal(ctx context.Context, e api.Entry, failures []error) (api.Assignment, error) {
-	e = c.prepare(e, local)
+	c.mu.Lock()
+	e = c.downloads.prepare(time.Now(), e, local)
+	c.mu.Unlock()
 	a, _, err := c.cfg.Local.Announce(ctx, e)
 	if err != nil {
 		return api.Assignment{}, fmt.Errorf("announcing task %s to the own coordinator: %w", e.Task.Short(), errors.Join(append(failures, err)...))
 	}
-	c.told(ctx, e, local)
+	c.delivered(ctx, e, local)
 	return a, nil
 }
 
-// lost reports whether every owner refuses connections, or has not answered for so long
-// that nobody should wait for it.
-func (c *Client) lost() bool {
+// ask queues an entry for one owner and waits for its assignment, within the owner's budget.
+func (c *Client) ask(ctx context.Context, addr string, e api.Entry) (api.Assignment, error) {
+	waits := &call{done: make(chan result, 1)}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.allLost()
-}
-
-// allLost is lost, standbys among the owners when they are called; mu is held.
-func (c *Client) allLost() bool {
-	for _, o := range c.owners {
-		if !o.lost(c.patienceNow()) {
-			return false
-		}
+	s := c.senders[addr]
+	if s == nil {
+		c.mu.Unlock()
+		return api.Assignment{}, fmt.Errorf("owner %s is no owner any more", addr)
 	}
-	return true
-}
-
-// ask asks one owner.
-func (c *Client) ask(ctx context.Context, o *owner, e api.Entry) (api.Assignment, error) {
-	said := c.prepare(e, o.addr)
-	a, err := c.tell(ctx, o, said)
-	if err != nil {
-		return a, err
-	}
-	c.told(ctx, said, o.addr)
-	return a, nil
-}
-
-// route lists the owners to ask for a task: those that answer, in the task's order, then
-// those that are silent. One that is lost is asked only where there is no last resort. It
-// tells, too, whether standbys are among them.
-func (c *Client) route(id task.ID) (route []*owner, standing bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var down []*owner
-	for _, o := range c.order(id) {
-		switch {
-		case !o.down():
-			route = append(route, o)
-		case c.cfg.Local == nil || !o.lost(c.patienceNow()):
-			down = append(down, o)
-		}
-	}
-	return append(route, down...), c.standing
-}
-
-// order returns the owners of a task, from the first to the last, this host among them where
-// it is one. Those that were configured but are not in the live list come after it, then
-// standbys when they are called. mu is held.
-func (c *Client) order(id task.ID) []*owner { return c.ordered(string(id)) }
-
-// ordered is order for any key.
-func (c *Client) ordered(key string) (order []*owner) {
-	add := func(addrs []string) {
-		for _, addr := range rendezvous.Order(key, addrs) {
-			switch o := c.owners[addr]; {
-			case c.isHere(addr):
-				order = append(order, here)
-			case o != nil:
-				order = append(order, o)
-			}
-		}
-	}
-	add(c.listed)
-	var rest []string
-	for addr, o := range c.owners {
-		if !o.standby && !slices.Contains(c.listed, addr) {
-			rest = append(rest, addr)
-		}
-	}
-	add(rest)
-	if c.standing {
-		add(slices.DeleteFunc(slices.Clone(c.standbys), func(addr string) bool {
-			o := c.owners[addr]
-			return o != nil && !o.standby // it is there already
-		}))
-	}
-	return order
-}
-
-// prepare completes an entry for an owner that may not know of the task yet: whoever takes
-// a task over must hear that it was started, and how the content is brought.
-func (c *Client) prepare(e api.Entry, to string) api.Entry {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	t := c.active[e.Task]
-	switch e.Event {
-	case api.Started, api.Starving, api.Progress:
-	default:
-		return e
-	}
-	if e.Spec != nil {
-		if t == nil {
-			t = &activity{}
-			c.active[e.Task] = t
-		}
-		t.spec, t.last = e.Spec, time.Now()
-	}
-	if t == nil {
-		return e
-	}
-	if e.Event == api.Starving || t.owner != to {
-		e.Spec = t.spec
-	}
-	if e.Event == api.Progress && t.owner != to {
-		e.Event = api.Started
-	}
-	return e
-}
-
-// told notes which owner knows of a task now, from the entry as it was sent, and tells
-// those that need not care any more or should know as well.
-func (c *Client) told(ctx context.Context, e api.Entry, to string) {
-	c.mu.Lock()
-	former := none
-	if t := c.active[e.Task]; t != nil {
-		former, t.last = t.owner, time.Now()
-		if e.Spec != nil {
-			// Without it, an owner that was restarted meanwhile knows only half of it.
-			t.owner = to
-		}
-	}
-	switch e.Event {
-	case api.Completed, api.Stopped:
-		delete(c.active, e.Task)
-		for _, o := range c.firstTwo(e.Task) {
-			if o.addr != to && o.addr != former && o != here {
-				o.enqueue(&call{entry: e})
-			}
-		}
-	default:
-		// The former owner must not send others here in its own swarm, nor keep a seed
-		// for it.
-		e = api.Entry{Task: e.Task, Event: api.Stopped}
-	}
-	if former == to {
-		former = none
-	}
-	if o := c.owners[former]; o != nil && !o.down() {
-		o.enqueue(&call{entry: e})
-	}
-	c.mu.Unlock()
-	if former == local {
-		if _, _, err := c.cfg.Local.Announce(ctx, e); err != nil {
-			c.log.Debug("own coordinator was not told of a task's new owner", "task", e.Task, "error", err)
-		}
-	}
-}
-
-// firstTwo returns the first owners of a task among those that answer. mu is held.
-func (c *Client) firstTwo(id task.ID) (two []*owner) {
-	for _, o := range c.order(id) {
-		if !o.down() {
-			if two = append(two, o); len(two) == 2 {
-				break
-			}
-		}
-	}
-	return two
-}
-
-// budget is how long one owner may take: Budget where another can be asked instead, else
-// half of Patience. Asking the same one more often would only make it shake hands again.
-func (c *Client) budget() time.Duration {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	alive := 0
-	for _, o := range c.owners {
-		if !o.lost(c.patienceNow()) {
-			alive++
-		}
-	}
-	if alive > 1 {
-		return c.cfg.Budget
-	}
-	return max(c.cfg.Budget, c.patienceNow()/2)
-}
-
-// tell queues an entry for an owner and waits for its answer, within the budget.
-func (c *Client) tell(ctx context.Context, o *owner, e api.Entry) (api.Assignment, error) {
-	waits := &call{entry: e, done: make(chan result, 1)}
-	limit := c.budget()
-	c.mu.Lock()
-	o.enqueue(waits)
+	waits.entry = c.downloads.prepare(time.Now(), e, addr)
+	limit := c.view.Budget(time.Now())
+	s.enqueue(waits)
 	c.mu.Unlock()
 	budget := time.NewTimer(limit)
 	defer budget.Stop()
 	var err error
 	select {
 	case r := <-waits.done:
+		if r.err == nil {
+			c.delivered(ctx, waits.entry, addr)
+		}
 		return r.assignment, r.err
 	case <-budget.C:
-		err = fmt.Errorf("owner %s did not answer within %s", o.addr, limit)
+		err = fmt.Errorf("owner %s did not answer within %s", addr, limit)
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	case <-c.ended:
 		err = ErrStopped
 	}
 	c.mu.Lock()
-	o.queue = slices.DeleteFunc(o.queue, func(q *call) bool { return q == waits })
+	s.queue = slices.DeleteFunc(s.queue, func(q *call) bool { return q == waits })
 	c.mu.Unlock()
 	return api.Assignment{}, err
 }
 
-// list takes a new list of live owners. mu is held.
-func (c *Client) list(addrs []string) {
-	c.listed = addrs
-	for _, addr := range addrs {
-		if !c.isHere(addr) && (c.owners[addr] == nil || c.owners[addr].standby) {
-			c.owners[addr] = newOwner(addr)
+// delivered notes which owner knows of a task now, from the entry as it was sent, and sends the end
+// of the download to the owners that need it: the former one, and the first two of a task that is
+// complete or gone.
+func (c *Client) delivered(ctx context.Context, e api.Entry, to string) {
+	c.mu.Lock()
+	former := c.downloads.delivered(time.Now(), e, to)
+	switch e.Event {
+	case api.Completed, api.Stopped:
+		for _, addr := range c.firstTwo(e.Task) {
+			if s := c.senders[addr]; s != nil && addr != to && addr != former {
+				s.enqueue(&call{entry: e})
+			}
 		}
-	}
-	for addr, o := range c.owners {
-		if !slices.Contains(addrs, addr) && !slices.Contains(c.cfg.Owners, addr) {
-			c.dismiss(o)
-		}
-	}
-	c.change()
-}
-
-// dismiss takes an owner out. mu is held.
-func (c *Client) dismiss(o *owner) {
-	delete(c.owners, o.addr)
-	o.fail(fmt.Errorf("owner %s is no owner any more", o.addr))
-}
-
-// change tells Run that owners came or went.
-func (c *Client) change() {
-	select {
-	case c.changed <- struct{}{}:
 	default:
+		// The former owner must not send others here in its own swarm, nor keep a seed for it.
+		e = api.Entry{Task: e.Task, Event: api.Stopped}
 	}
+	if s := c.senders[former]; s != nil && c.view.State(time.Now(), former) <= owners.Alive {
+		s.enqueue(&call{entry: e})
+	}
+	c.mu.Unlock()
+	if former == local {
+		if _, _, err := c.cfg.Local.Announce(ctx, e); err != nil {
+			c.log.Debug("own coordinator does not know that a task has another owner", "task", e.Task, "error", err)
+		}
+	}
+}
+
+// firstTwo returns the first owners of a task among those that answer; this host may be one. mu is held.
+func (c *Client) firstTwo(id task.ID) []string {
+	answering := c.view.Answering(string(id))
+	return answering[:min(len(answering), 2)]
 }

@@ -270,7 +270,7 @@ func TestAnOwnerThatComesBackIsUsedAgainAndHearsOfWhatIsRunning(t *testing.T) {
 		assert.Equal(t, "b:1", answeredBy(t, c, event(id, api.Progress)))
 		w.lines("b:1")
 		w.set("a:1", func(o *script) { o.dead = false })
-		time.Sleep(backoffMax)
+		time.Sleep(owners.RetryMax)
 		assert.Equal(t, "a:1", answeredBy(t, c, event(id, api.Progress)))
 		assert.Equal(t, []string{"started " + string(id) + " token"}, w.lines("a:1"))
 		synctest.Wait()
@@ -291,7 +291,7 @@ func TestTheOwnCoordinatorIsTheLastResort(t *testing.T) {
 		assert.Equal(t, []string{"started app token", "progress app"}, own.lines())
 
 		w.set("a:1", func(o *script) { o.dead = false })
-		time.Sleep(backoffMax)
+		time.Sleep(owners.RetryMax)
 		assert.Equal(t, "a:1", answeredBy(t, c, event(id, api.Progress)))
 		assert.Equal(t, []string{"started app token"}, w.lines("a:1"))
 		assert.Equal(t, []string{"stopped app"}, own.lines())
@@ -472,11 +472,11 @@ func TestAnOwnerThatRestartsBeforeTheInventoryIsSentHearsOfDownloadsToo(t *testi
 		time.Sleep(5 * time.Second)
 		w.set("a:1", func(o *script) { o.dead = false })
 		// The first heartbeat succeeds, and the inventory meets another life.
-		time.Sleep(backoffMax)
+		time.Sleep(owners.RetryMax)
 		w.set("a:1", func(o *script) { o.known = false })
 		w.lines("a:1")
 		c.mu.Lock()
-		c.owners["a:1"].resync = true
+		c.senders["a:1"].resync = true
 		c.mu.Unlock()
 		time.Sleep(6 * time.Second)
 		assert.Len(t, w.lines("a:1"), 1)
@@ -524,7 +524,7 @@ func TestWhatIsHeldIsToldToTheFirstTwoOwners(t *testing.T) {
 
 		// When the first is dead for good, the third becomes the second.
 		w.set("a:1", func(o *script) { o.dead = true })
-		time.Sleep(deadAfter + backoffMax + 10*time.Second)
+		time.Sleep(owners.DeadAfter + owners.RetryMax + 10*time.Second)
 		assert.Contains(t, w.lines("c:1"), "completed "+string(id))
 	})
 }
@@ -547,7 +547,7 @@ func TestAnswersBringTheLiveListOfOwners(t *testing.T) {
 		w.set("a:1", func(*script) { live = []string{"a:1"} })
 		time.Sleep(10 * time.Second)
 		c.mu.Lock()
-		assert.NotContains(t, c.owners, "b:1", "who is neither listed nor configured is forgotten")
+		assert.NotContains(t, c.senders, "b:1", "who is neither listed nor configured is forgotten")
 		c.mu.Unlock()
 		assert.Equal(t, "a:1", answeredBy(t, c, event("app", api.Progress)))
 	})
@@ -630,7 +630,7 @@ func TestSpecsOfTasksThatAreAnnouncedNoMoreAreForgotten(t *testing.T) {
 		remembered := func() int {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			return len(c.active)
+			return len(c.downloads)
 		}
 		assert.Equal(t, 1, remembered())
 		time.Sleep(2 * forgetAfter)

@@ -28,15 +28,15 @@ func (c *Client) compareClocks(addr string, h http.Header) error {
 	apart := identity.Apart("owner "+addr, here, there)
 	skew := there.Sub(here).Truncate(time.Second)
 	c.mu.Lock()
-	o := c.owners[addr]
+	o := c.senders[addr]
 	var tell bool
 	if o != nil {
 		o.skew = skew
 		switch {
 		case skew.Abs() < identity.ClockNotice:
-			o.noticed = 0
-		case (skew - o.noticed).Abs() >= identity.ClockNotice:
-			o.noticed, tell = skew, true
+			o.logged = 0
+		case (skew - o.logged).Abs() >= identity.ClockNotice:
+			o.logged, tell = skew, true
 		}
 	}
 	c.mu.Unlock()

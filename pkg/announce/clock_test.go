@@ -15,6 +15,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/apiclient"
+	"github.com/darter-io/darter/pkg/owners"
 )
 
 // clocked is a town whose owners tell their clocks.
@@ -78,7 +79,7 @@ func TestAnOwnerWithAnotherClockIsDoneWithout(t *testing.T) {
 					assert.Contains(t, lines.String(), "set the clock that is wrong (NTP)")
 
 					w.jump("a:1", 0)
-					time.Sleep(2 * backoffMax)
+					time.Sleep(2 * owners.RetryMax)
 					assert.Equal(t, "a:1", answeredBy(t, c, started("three")))
 					assert.Zero(t, c.Owners()[0].Skew)
 					cancel()

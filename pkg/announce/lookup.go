@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/owners"
 )
 
 // ErrNoOwner tells that no owner can be asked: none is known or answers, or the question
@@ -45,11 +46,11 @@ func (c *Client) Lookup(ctx context.Context, q api.Lookup) (api.LookupReply, err
 	failures := []error{ErrNoOwner}
 	tried := map[string]bool{}
 	for {
-		addr := c.answering(q.Key(), tried)
+		addr := c.nextOwner(q.Key(), tried)
 		if addr == local {
 			failures = append(failures, ErrHere)
 		}
-		if addr == local || addr == none {
+		if addr == local || addr == nobody {
 			break
 		}
 		tried[addr] = true
@@ -66,47 +67,41 @@ func (c *Client) Lookup(ctx context.Context, q api.Lookup) (api.LookupReply, err
 			failures = append(failures, cause)
 			break
 		}
-		c.suspect(addr, err)
+		c.refused(addr, err)
 	}
 	return api.LookupReply{}, fmt.Errorf("asking about %s: %w", q, errors.Join(failures...))
 }
 
-// answering returns the first owner in the order of a key that answers and was not tried, local
-// where this host is it, and none where there is no other.
-func (c *Client) answering(key string, tried map[string]bool) string {
+// nextOwner returns the first owner of a key that answers and was not tried, local where this host
+// is it, and nobody where there is no other.
+func (c *Client) nextOwner(key string, tried map[string]bool) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, o := range c.ordered(key) {
+	for _, addr := range c.view.Answering(key) {
 		switch {
-		case o == here:
+		case c.isSelf(addr):
 			return local
-		case !o.down() && !tried[o.addr]:
-			return o.addr
+		case !tried[addr]:
+			return addr
 		}
 	}
-	return none
+	return nobody
 }
 
-// suspect has an owner that refused a connection announced to at once, which finds out whether
-// it is dead, and calls standbys where all owners are.
-func (c *Client) suspect(addr string, err error) {
-	if !refuses(err) {
+// refused has the view take in that an owner refused a connection, and sends it a heartbeat at
+// once, which finds out whether it is dead.
+func (c *Client) refused(addr string, err error) {
+	cause := causeOf(err)
+	if cause == owners.Silence {
 		return
 	}
 	c.mu.Lock()
-	o := c.owners[addr]
-	if o == nil || o.down() {
-		c.mu.Unlock()
-		return
+	changes := c.apply(owners.Refused{From: addr, Cause: cause, Err: err})
+	if s := c.senders[addr]; s != nil && changes.Suspected {
+		s.poke()
 	}
-	o.downSince, o.err, o.refused = time.Now(), err, true
-	o.poke()
-	called := c.allLost() && c.call()
 	c.mu.Unlock()
-	c.log.Warn("owner does not answer", "owner", addr, "error", err)
-	if called {
-		c.tellStandbysLead()
-	}
+	c.report(addr, changes, err)
 }
 
 // postLookup makes one request.

@@ -59,10 +59,10 @@ func TestStandbysLeadWhileNoOwnerAnswers(t *testing.T) {
 		assert.Equal(t, []string{"completed " + string(held.Task)}, w.lines("s:3"), "what is held is told to those who lead it now")
 		assert.Equal(t, []string{"completed " + string(held.Task)}, w.lines("s:1"))
 		assert.Empty(t, own.lines())
-		owners := c.Owners()
-		require.Len(t, owners, 4)
-		assert.False(t, owners[0].Alive)
-		assert.Equal(t, api.OwnerStatus{Addr: "s:2", Alive: true, Standby: true}, owners[2])
+		status := c.Owners()
+		require.Len(t, status, 4)
+		assert.False(t, status[0].Alive)
+		assert.Equal(t, api.OwnerStatus{Addr: "s:2", Alive: true, Standby: true}, status[2])
 
 		// The next one in order follows, and only when all are gone the host itself.
 		w.set("s:2", func(o *script) { o.dead = true })
@@ -76,7 +76,7 @@ func TestStandbysLeadWhileNoOwnerAnswers(t *testing.T) {
 		w.set("a:1", func(o *script) { o.dead = false })
 		w.set("s:2", func(o *script) { o.dead = false })
 		w.lines("a:1")
-		time.Sleep(backoffMax)
+		time.Sleep(owners.RetryMax)
 		assert.Equal(t, "a:1", answeredBy(t, c, event(id, api.Progress)))
 		assert.Contains(t, w.lines("a:1"), "started "+string(id)+" token")
 		assert.Len(t, c.Owners(), 1)
@@ -182,7 +182,7 @@ func TestWhatAStandbySaysOfOthersIsNotTakenIn(t *testing.T) {
 		w.set("a:1", func(o *script) { o.dead = true })
 		assert.Equal(t, "s:1", answeredBy(t, c, started(ledBy(stands, "s:1"))))
 		assert.Equal(t, "s:2", answeredBy(t, c, started(ledBy(stands, "s:2"))))
-		assert.Equal(t, stands, c.standbys)
+		assert.Equal(t, stands, c.Standbys())
 		assert.Len(t, c.Owners(), 4)
 	})
 }

@@ -1,6 +1,8 @@
-// Package owners decides on one host which host leads a task.
+// Package owners decides on one host which host leads a task: in which order owners are asked, which
+// of them are alive, suspected or lost, and when standbys lead in their place.
 //
-// It never sends, waits or reads a clock. Start at [Leader].
+// It never sends, waits or reads a clock: a [View] changes in one function, by events that carry their
+// time. Package announce sends what follows from it. Start at [View.Apply] and [View.Route].
 package owners
 
 // Leader says whose coordinator answered an announce. The host finds it out itself; it is not on

@@ -20,37 +20,24 @@ import (
 	"github.com/darter-io/darter/pkg/apiclient"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/identity"
+	"github.com/darter-io/darter/pkg/owners"
 )
 
-// owner is one owner as this host knows it. Its sender alone sends; all its fields but addr
-// and wake are guarded by Client.mu.
-type owner struct {
+// sender sends to one owner. Its goroutine, [Client.serve], alone sends; all its fields but addr and
+// wake are guarded by Client.mu.
+type sender struct {
 	addr string
-	// wake tells the sender that there is something in the queue.
+	// wake has the goroutine look for something to send.
 	wake chan struct{}
 
 	queue []*call
-	// resync says that the owner lacks the host's whole inventory; backlog is what of it
+	// resync says that the owner lacks the host's whole inventory; backlog is the part of it that
 	// is still to be sent.
 	resync  bool
 	backlog []api.Entry
-	// met says that it has answered, so that it deserves a farewell.
-	met bool
-	// downSince is when it began to fail, zero while it answers. Meanwhile heartbeats alone
-	// try it, backoff apart, and nobody has to wait for it.
-	downSince time.Time
-	backoff   time.Duration
-	// refused says that its host answers, or its network does, but it does not.
-	refused bool
-	// err is why it failed last.
-	err error
-	// declared says that it failed for so long that the others were told what it knew.
-	declared bool
-	// standby says that it is asked only while all others are lost.
-	standby bool
-	// skew is by how much its clock was ahead of this host's when it last told it, in whole
-	// seconds, and noticed the one that the log told last.
-	skew, noticed time.Duration
+	// skew is by how much the owner's clock was ahead of this host's in its last reply, in whole
+	// seconds; logged is the skew that the log last showed.
+	skew, logged time.Duration
 }
 
 // call is an entry on its way; done is nil when nobody waits for the answer.
@@ -64,48 +51,44 @@ type result struct {
 	err        error
 }
 
-func newOwner(addr string) *owner {
+func newSender(addr string) *sender {
 	// A new owner knows nothing of this host, and the host may hold a lot.
-	return &owner{addr: addr, wake: make(chan struct{}, 1), resync: true}
+	return &sender{addr: addr, wake: make(chan struct{}, 1), resync: true}
 }
 
-// down reports whether the last announce failed. Client.mu is held.
-func (o *owner) down() bool { return !o.downSince.IsZero() }
-
-// lost reports whether the owner is so surely gone that nobody should wait for it.
-// Client.mu is held.
-func (o *owner) lost(patience time.Duration) bool {
-	return o.down() && (o.refused || time.Since(o.downSince) >= patience)
-}
-
-// refuses reports whether an error is word from a host or a network that nobody listens, or none
-// that takes this host's certificate, not mere silence.
-func refuses(err error) bool {
+// causeOf tells refusals, which a host or a network sends, from mere silence.
+func causeOf(err error) owners.Cause {
 	var dns *net.DNSError
-	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH) ||
-		errors.As(err, &dns) && dns.IsNotFound || identity.OfClocks(err)
+	switch {
+	case identity.OfClocks(err):
+		return owners.Clock
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH),
+		errors.As(err, &dns) && dns.IsNotFound:
+		return owners.Refusal
+	}
+	return owners.Silence
 }
 
 // enqueue puts a call in the queue. Client.mu is held.
-func (o *owner) enqueue(q *call) {
-	o.queue = append(o.queue, q)
-	o.poke()
+func (s *sender) enqueue(q *call) {
+	s.queue = append(s.queue, q)
+	s.poke()
 }
 
 // poke has the sender look whether there is something to send, and announce in any case.
-func (o *owner) poke() {
+func (s *sender) poke() {
 	select {
-	case o.wake <- struct{}{}:
+	case s.wake <- struct{}{}:
 	default:
 	}
 }
 
 // fail answers everything in the queue with an error. Client.mu is held.
-func (o *owner) fail(err error) {
-	for _, q := range o.queue {
+func (s *sender) fail(err error) {
+	for _, q := range s.queue {
 		q.answer(result{err: err})
 	}
-	o.queue = nil
+	s.queue = nil
 }
 
 // answer tells the one that waits, if there is one; it never blocks, since done holds one answer.
@@ -125,122 +108,112 @@ type batch struct {
 	begins bool
 }
 
-// serve sends to one owner until ctx ends. While one announce is on its way, others gather
+// serve sends to one owner until ctx ends. While one announce is on its way, other entries gather
 // in the queue and go together in the next: nothing waits for a timer.
-func (c *Client) serve(ctx context.Context, o *owner) {
+func (c *Client) serve(ctx context.Context, s *sender) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-o.wake:
+		case <-s.wake:
 		case <-timer.C:
 		}
 		for {
-			interval := c.send(ctx, o, c.gather(o))
-			timer.Reset(interval)
-			if ctx.Err() != nil || !c.pending(o) {
+			timer.Reset(c.send(ctx, s, c.gather(s)))
+			if ctx.Err() != nil || !c.pending(s) {
 				break
 			}
 		}
 	}
 }
 
-// pending reports whether there is more to send to an owner that answers.
-func (c *Client) pending(o *owner) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(o.queue) > 0 || !o.down() && (o.resync || len(o.backlog) > 0)
+// answers reports whether an owner did not fail its last announce. mu is held.
+func (c *Client) answers(s *sender) bool {
+	return c.senders[s.addr] == s && c.view.State(time.Now(), s.addr) <= owners.Alive
 }
 
-// gather takes the next batch: what somebody waits for, else a part of the inventory, else
-// nothing, which is a heartbeat.
-func (c *Client) gather(o *owner) (b batch) {
+// pending reports whether there is more to send to an owner that answers.
+func (c *Client) pending(s *sender) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(s.queue) > 0 || c.answers(s) && (s.resync || len(s.backlog) > 0)
+}
+
+// gather takes the next batch: entries whose senders wait, otherwise a part of the inventory,
+// otherwise nothing, which is a heartbeat.
+func (c *Client) gather(s *sender) (b batch) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	mayInline := 0
-	for len(o.queue) > 0 && len(b.calls) < batchMax && mayInline < inlineBatch {
-		q := o.queue[0]
-		o.queue = o.queue[1:]
+	for len(s.queue) > 0 && len(b.calls) < batchMax && mayInline < inlineBatch {
+		q := s.queue[0]
+		s.queue = s.queue[1:]
 		if q.entry.Event == api.Started {
 			mayInline++
 		}
 		b.calls = append(b.calls, q)
 		b.entries = append(b.entries, q.entry)
 	}
-	if len(b.calls) > 0 || o.down() {
+	if len(b.calls) > 0 || !c.answers(s) {
 		return b
 	}
-	if o.resync {
-		o.resync, b.begins = false, true
+	if s.resync {
+		s.resync, b.begins = false, true
 		c.mu.Unlock()
 		held := c.cfg.Inventory() // may read a disk
 		c.mu.Lock()
-		o.backlog = slices.DeleteFunc(slices.Clone(held), func(e api.Entry) bool {
-			return c.active[e.Task] != nil || !slices.Contains(c.firstTwo(e.Task), o)
+		s.backlog = slices.DeleteFunc(slices.Clone(held), func(e api.Entry) bool {
+			return c.downloads[e.Task] != nil || !slices.Contains(c.firstTwo(e.Task), s.addr)
 		})
 	}
-	n := min(len(o.backlog), batchMax)
-	b.entries, o.backlog = o.backlog[:n], o.backlog[n:]
+	n := min(len(s.backlog), batchMax)
+	b.entries, s.backlog = s.backlog[:n], s.backlog[n:]
 	return b
 }
 
-// send sends one batch and hands out the answers. It returns when to announce again at the
+// send sends one batch and hands out the assignments. It returns when to announce again at the
 // latest.
-func (c *Client) send(ctx context.Context, o *owner, b batch) time.Duration {
-	bounded, cancel := context.WithTimeout(ctx, c.budget())
+func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
+	c.mu.Lock()
+	budget := c.view.Budget(time.Now())
+	c.mu.Unlock()
+	bounded, cancel := context.WithTimeout(ctx, budget)
 	request := api.AnnounceRequest{
 		Version: api.Version, Host: c.cfg.Host, Generation: c.cfg.Generation, Entries: b.entries, Standby: c.cfg.Standby,
 		Clock: c.cfg.Now(),
 	}
 	if c.cfg.Purges != nil {
-		c.cfg.Purges.Fill(o.addr, &request)
+		c.cfg.Purges.Fill(s.addr, &request)
 	}
-	response, err := c.post(bounded, o.addr, request)
+	response, err := c.post(bounded, s.addr, request)
 	cancel()
 	if err != nil {
 		if errors.Is(err, ErrInUse) && c.cfg.InUse != nil {
 			c.cfg.InUse(err)
 		}
-		return c.failed(ctx, o, b, err)
+		return c.failed(ctx, s, b, err)
 	}
-	defer c.learnPurges(ctx, o, response.PurgeMark)
-	var named []string
-	defer func() {
-		if named != nil && c.cfg.Named != nil {
-			c.cfg.Named(named)
-		}
-	}()
-
-	var wasDown time.Duration
-	defer func() {
-		if wasDown > 0 {
-			c.log.Info("owner answers again", "owner", o.addr, "after", wasDown.Round(time.Millisecond))
-		}
-	}()
-
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	for i, q := range b.calls {
 		q.answer(result{assignment: response.Assignments[i]})
 	}
-	if o.down() {
-		wasDown = max(time.Since(o.downSince), 1)
-	}
-	o.met, o.declared, o.backoff = true, false, 0
-	o.downSince = time.Time{}
 	if response.Resync {
-		// It is new or was restarted: it needs to hear what is held, and with the next news
-		// of each download how its content is brought.
-		c.disown(o.addr)
-		if !b.begins && !o.resync {
-			o.resync, o.backlog = true, nil
+		// The owner is new or was restarted: it needs the inventory, and with the next
+		// announce of each download its spec.
+		c.downloads.disown(s.addr)
+		if !b.begins && !s.resync {
+			s.resync, s.backlog = true, nil
 		}
 	}
-	if !o.standby {
-		named = c.heard(response)
+	var changes owners.Changes
+	if c.senders[s.addr] == s {
+		changes = c.apply(owners.Replied{From: s.addr, Owners: response.Owners, Standbys: response.Standbys})
 	}
+	c.mu.Unlock()
+	c.report(s.addr, changes, nil)
+	c.learnPurges(ctx, s, response.PurgeMark)
 	if response.IntervalMillis <= 0 {
 		return intervalFirst
 	}
@@ -248,7 +221,7 @@ func (c *Client) send(ctx context.Context, o *owner, b batch) time.Duration {
 }
 
 // learnPurges takes in an owner's purge orders, and has the next announce tell it so before that is due.
-func (c *Client) learnPurges(ctx context.Context, o *owner, mark string) {
+func (c *Client) learnPurges(ctx context.Context, s *sender, mark string) {
 	if c.cfg.Purges == nil {
 		return
 	}
@@ -256,90 +229,52 @@ func (c *Client) learnPurges(ctx context.Context, o *owner, mark string) {
 	if transport == nil {
 		transport = http.DefaultTransport
 	}
-	at := apiclient.Client{Base: c.cfg.Scheme + "://" + o.addr, Transport: transport}
-	if c.cfg.Purges.Learn(ctx, o.addr, mark, at) {
-		o.poke()
+	at := apiclient.Client{Base: c.cfg.Scheme + "://" + s.addr, Transport: transport}
+	if c.cfg.Purges.Learn(ctx, s.addr, mark, at) {
+		s.poke()
 	}
 }
 
-// failed takes in that an owner did not answer.
-func (c *Client) failed(ctx context.Context, o *owner, b batch, err error) time.Duration {
-	var isNews, clocks, called bool
-	defer func() {
-		switch {
-		case isNews && clocks:
-			c.log.Warn("this host does without an owner whose clock is too far from its own", "owner", o.addr, "error", err)
-		case isNews:
-			c.log.Warn("owner does not answer", "owner", o.addr, "error", err)
-		}
-		if called {
-			c.tellStandbysLead()
-		}
-	}()
+// failed fails a batch and everything in the queue, and returns when to try the owner again.
+func (c *Client) failed(ctx context.Context, s *sender, b batch, err error) time.Duration {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	for _, q := range b.calls {
 		q.answer(result{err: err})
 	}
-	o.fail(err)
-	if ctx.Err() != nil {
-		return 0 // not the owner's fault
+	s.fail(err)
+	if ctx.Err() != nil || c.senders[s.addr] != s {
+		c.mu.Unlock()
+		return 0 // this host ends it; the owner did not fail
 	}
-	now := time.Now()
-	clocks = identity.OfClocks(err)
-	isNews = !o.down() || clocks && !identity.OfClocks(o.err)
-	if !o.down() {
-		o.downSince = now
-	}
-	o.err, o.refused = err, refuses(err)
-	if !c.standing && c.allLost() {
-		called = c.call() // so that they know what is held before somebody asks for it
-	}
-	o.backoff = min(max(backoffMin, 2*o.backoff), backoffMax)
-	// Whatever it knew, it may have forgotten when it comes back.
-	o.resync, o.backlog = true, nil
-	c.disown(o.addr)
-	if !o.declared && now.Sub(o.downSince) >= deadAfter {
-		// Others moved up in the order of the tasks it led.
-		o.declared = true
-		for _, other := range c.owners {
-			other.resync = true
-		}
-	}
-	return o.backoff
+	changes := c.apply(owners.Failed{From: s.addr, Cause: causeOf(err), Err: err})
+	// The owner may have forgotten whatever it knew when it comes back.
+	s.resync, s.backlog = true, nil
+	c.downloads.disown(s.addr)
+	c.mu.Unlock()
+	c.report(s.addr, changes, err)
+	return changes.Retry
 }
 
-// disown has the next news of each download repeat how it was started. Client.mu is held.
-func (c *Client) disown(addr string) {
-	for _, t := range c.active {
-		if t.owner == addr {
-			t.owner = none
-		}
-	}
-}
-
-// leave says farewell to all owners that have answered.
+// leave says to all owners that have ever answered that this host leaves.
 func (c *Client) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
 	c.mu.Lock()
-	var met []string
-	for _, o := range c.owners {
-		if o.met {
-			met = append(met, o.addr)
-		}
-		o.fail(ErrStopped)
+	met := c.view.Met()
+	for _, s := range c.senders {
+		s.fail(ErrStopped)
 	}
 	c.mu.Unlock()
-	var farewells sync.WaitGroup
+	request := api.AnnounceRequest{Version: api.Version, Host: c.cfg.Host, Generation: c.cfg.Generation, Leaving: true}
+	var leaving sync.WaitGroup
 	for _, addr := range met {
-		farewells.Go(func() {
-			if _, err := c.post(ctx, addr, api.AnnounceRequest{Version: api.Version, Host: c.cfg.Host, Generation: c.cfg.Generation, Leaving: true}); err != nil {
-				c.log.Debug("owner was not told that this host leaves", "owner", addr, "error", err)
+		leaving.Go(func() {
+			if _, err := c.post(ctx, addr, request); err != nil {
+				c.log.Debug("owner does not know that this host leaves", "owner", addr, "error", err)
 			}
 		})
 	}
-	farewells.Wait()
+	leaving.Wait()
 }
 
 // post makes one request.
