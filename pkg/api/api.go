@@ -110,7 +110,7 @@ type AnnounceResponse struct {
 	PurgeMark string `json:"withdrawn,omitempty"`
 }
 
-// Assignment is an owner's answer for one task.
+// Assignment is an owner's answer to one entry.
 type Assignment struct {
 	Task task.ID `json:"task"`
 	// Neighbours are live hosts to exchange pieces with.
@@ -135,10 +135,7 @@ type Assignment struct {
 // Neighbour is a host to exchange pieces with.
 type Neighbour struct {
 	host.Host
-	// Seed says that it brings the content from the origin or is an owner's seed: it
-	// picks the pieces it sends itself (dr_any).
-	Seed bool `json:"seed,omitempty"`
-	// Reason says why it was chosen, for people.
+	// Reason says why the owner chose it, for people who look at the wire.
 	Reason string `json:"reason,omitempty"`
 }
 

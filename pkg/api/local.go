@@ -250,8 +250,6 @@ type TaskStatus struct {
 	Length int64   `json:"length"` // bytes; −1 while not known
 	Pieces int     `json:"pieces"`
 	Have   int     `json:"have"` // pieces
-	// Peers is the number of hosts that hold pieces of it, as far as an owner knows.
-	Peers int `json:"peers,omitempty"`
 	// Received counts this download's bytes by source.
 	Received Sources   `json:"received"`
 	LastRead time.Time `json:"lastRead,omitzero"`

@@ -461,7 +461,7 @@ func assignment(id task.ID, a scheduler.Assignment) api.Assignment {
 		out.Failure = &api.Failure{Status: http.StatusBadGateway, Message: a.Failure.Error()}
 	}
 	for _, n := range a.Neighbours {
-		out.Neighbours = append(out.Neighbours, api.Neighbour{Host: n.Host, Seed: n.Seed, Reason: string(n.Reason)})
+		out.Neighbours = append(out.Neighbours, api.Neighbour{Host: n.Host, Reason: string(n.Reason)})
 	}
 	return out
 }

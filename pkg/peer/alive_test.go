@@ -58,7 +58,7 @@ func waiting(t *testing.T, alive time.Duration) (took time.Duration) {
 		}()
 		s.owner.answer = func(_ *node, e api.Entry, a *api.Assignment) error {
 			if a.Seed = slices.Contains(e.Silent, seed.ID); !a.Seed {
-				a.Neighbours = []api.Neighbour{{Host: seed, Seed: true}}
+				a.Neighbours = []api.Neighbour{{Host: seed}}
 			}
 			return nil
 		}

@@ -173,7 +173,7 @@ func (o *owner) announce(from *node, e api.Entry) (api.Assignment, error) {
 	a := api.Assignment{Task: e.Task}
 	for _, n := range o.nodes {
 		if n != from && !n.dead.Load() {
-			a.Neighbours = append(a.Neighbours, api.Neighbour{Host: n.host, Seed: n == seed})
+			a.Neighbours = append(a.Neighbours, api.Neighbour{Host: n.host})
 		}
 	}
 	answer := o.answer

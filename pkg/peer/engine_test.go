@@ -559,7 +559,7 @@ func TestNobodyToReachIsToldWithTheLastTry(t *testing.T) {
 		gone := host.Host{ID: host.NewID(), Addr: "gone:65002"}
 		s.owner.leader = owners.Other
 		s.owner.answer = func(_ *node, _ api.Entry, a *api.Assignment) error {
-			*a = api.Assignment{Neighbours: []api.Neighbour{{Host: gone, Seed: true}}}
+			*a = api.Assignment{Neighbours: []api.Neighbour{{Host: gone}}}
 			return nil
 		}
 		s.adjust = func(c *peer.Config) {
@@ -663,11 +663,11 @@ func TestASlowOriginIsWaitedFor(t *testing.T) {
 			}))
 		}
 		// Of three only the first is told of the seed.
-		s.seed()
+		seed := s.seed()
 		a, b, c := s.node(nil), s.node(nil), s.node(nil)
 		s.owner.answer = func(from *node, _ api.Entry, answer *api.Assignment) error {
 			if from == b || from == c {
-				answer.Neighbours = slices.DeleteFunc(answer.Neighbours, func(n api.Neighbour) bool { return n.Seed })
+				answer.Neighbours = slices.DeleteFunc(answer.Neighbours, func(n api.Neighbour) bool { return n.ID == seed.host.ID })
 			}
 			return nil
 		}

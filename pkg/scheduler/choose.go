@@ -116,7 +116,7 @@ func (s *Scheduler) choose(now time.Time, w *swarm, m memberIndex, need int, gat
 	for r, end := range ends {
 		for _, c := range chosen[len(out):end] {
 			h := w.member(c).host
-			out = append(out, Neighbour{Host: s.hosts[h].Host, Seed: h == s.self, Reason: reasons[r]})
+			out = append(out, Neighbour{Host: s.hosts[h].Host, Reason: reasons[r]})
 		}
 	}
 	return out

@@ -187,8 +187,6 @@ type Assignment struct {
 // Neighbour is a live host to exchange pieces with.
 type Neighbour struct {
 	host.Host
-	// Seed marks the owner's own host: it brings the content from its origin or has done so.
-	Seed bool
 	// Reason says for people why it was chosen.
 	Reason Reason
 }
