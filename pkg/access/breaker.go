@@ -1,9 +1,7 @@
 package access
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 )
@@ -43,23 +41,4 @@ func (b *breaker) trip(upstream string, now time.Time) {
 		b.open = map[string]time.Time{}
 	}
 	b.open[upstream] = now.Add(openLife)
-}
-
-// withFallback asks a registry. If there is a fallback it waits only a moment, and a silent registry
-// counts as unreachable.
-func withFallback[V any](ctx context.Context, b *breaker, upstream string, fallback bool, ask func(context.Context) (V, error)) (v V, err error) {
-	if !fallback {
-		return ask(ctx)
-	}
-	if b.isOpen(upstream, time.Now()) {
-		return v, &UnreachableError{errSilent}
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, silentAfter, errSilent)
-	defer cancel()
-	v, err = ask(ctx)
-	if errors.Is(err, errSilent) {
-		b.trip(upstream, time.Now())
-		return v, &UnreachableError{fmt.Errorf("asking %s: no answer within %s", upstream, silentAfter)}
-	}
-	return v, err
 }

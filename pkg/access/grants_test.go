@@ -44,14 +44,14 @@ func FuzzLifetime(f *testing.F) {
 		until, end := lifetime(authorization, now, time.Time{}, time.Duration(longest))
 		assert.False(t, until.After(now.Add(time.Duration(longest))), "longer than the operator allows")
 		if !end.IsZero() {
-			assert.False(t, until.After(end), "longer than the token says")
+			assert.False(t, until.After(end), "longer than the token lives")
 		} else {
 			assert.False(t, until.After(now.Add(opaqueLife)))
 		}
 	})
 }
 
-// claims makes a bearer token of them, without a signature that anybody looks at.
+// claims makes an unsigned bearer token.
 func claims(json string) string {
 	return "Bearer e30." + base64.RawURLEncoding.EncodeToString([]byte(json)) + ".c2ln"
 }

@@ -30,7 +30,8 @@ const (
 type OwnershipError struct{ Upstream, Path string }
 
 func (e *OwnershipError) Error() string {
-	return fmt.Sprintf("%s says that it has %s, and does not send its bytes; list the registry in upstreams to trust it", e.Upstream, e.Path)
+	return fmt.Sprintf("%s says that it has %s, and does not send its bytes; list the registry in upstreams to trust it",
+		e.Upstream, e.Path)
 }
 
 // ProveOwnership makes a registry that the operator did not list show that it has a blob, by a random
@@ -38,7 +39,9 @@ func (e *OwnershipError) Error() string {
 // the blob's, and read returns a window of it from the store. A registry that has shown a blob need
 // not show it again while a grant lives. The error is an *[OwnershipError], an *[UnreachableError], or
 // that of read.
-func (r *Resolver) ProveOwnership(ctx context.Context, l Lookup, length int64, read func(oci.Window) ([]byte, error)) error {
+func (r *Resolver) ProveOwnership(
+	ctx context.Context, l Lookup, length int64, read func(oci.Window) ([]byte, error),
+) error {
 	if length == 0 || r.cfg.Trusted(l.Upstream) || r.owned.has(l.Upstream, l.ID, time.Now()) {
 		return nil
 	}
@@ -64,7 +67,8 @@ func (r *Resolver) ProveOwnership(ctx context.Context, l Lookup, length int64, r
 // getWindow reads a window of a blob from the registry; the result is shorter if the registry has
 // less.
 func (r *Resolver) getWindow(ctx context.Context, l Lookup, w oci.Window, length int64) ([]byte, error) {
-	res, err := r.send(ctx, l, http.MethodGet, fmt.Sprintf("bytes=%d-%d", w.Offset, w.Offset+w.Length-1), "")
+	byteRange := fmt.Sprintf("bytes=%d-%d", w.Offset, w.Offset+w.Length-1)
+	res, err := r.Send(ctx, r.request(l, http.MethodGet, byteRange, ""))
 	if err != nil {
 		return nil, err
 	}

@@ -27,7 +27,7 @@ type reply struct {
 // head asks by HEAD, after a pause once more where the registry asks for one, and by GET where it does
 // not support HEAD.
 func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, error) {
-	res, err := r.send(ctx, l, http.MethodHead, "", known.etag)
+	res, err := r.Send(ctx, r.request(l, http.MethodHead, "", known.etag))
 	if err != nil {
 		return reply{}, err
 	}
@@ -39,7 +39,7 @@ func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, erro
 			return reply{}, &UnreachableError{fmt.Errorf("asking %s again, which answered %d to %s: %w",
 				l.Upstream, res.StatusCode, l.Path(), context.Cause(ctx))}
 		}
-		if res, err = r.send(ctx, l, http.MethodHead, "", known.etag); err != nil {
+		if res, err = r.Send(ctx, r.request(l, http.MethodHead, "", known.etag)); err != nil {
 			return reply{}, err
 		}
 		res.Body.Close()
@@ -70,7 +70,7 @@ func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, erro
 
 // getFirstByte asks for a blob by its first byte.
 func (r *Resolver) getFirstByte(ctx context.Context, l Lookup) (reply, error) {
-	res, err := r.send(ctx, l, http.MethodGet, "bytes=0-0", "")
+	res, err := r.Send(ctx, r.request(l, http.MethodGet, "bytes=0-0", ""))
 	if err != nil {
 		return reply{}, err
 	}
@@ -98,7 +98,7 @@ func (r *Resolver) getFirstByte(ctx context.Context, l Lookup) (reply, error) {
 
 // getManifest reads a manifest, because the registry does not name its digest otherwise.
 func (r *Resolver) getManifest(ctx context.Context, l Lookup, known reply) (reply, error) {
-	res, err := r.send(ctx, l, http.MethodGet, "", known.etag)
+	res, err := r.Send(ctx, r.request(l, http.MethodGet, "", known.etag))
 	if err != nil {
 		return reply{}, err
 	}
@@ -117,7 +117,8 @@ func (r *Resolver) getManifest(ctx context.Context, l Lookup, known reply) (repl
 		return reply{}, &UnreachableError{fmt.Errorf("%s of %s is larger than the %d bytes that a manifest may have",
 			l.Path(), l.Upstream, oci.ManifestMax)}
 	}
-	out := reply{Grant: Grant{ID: l.ID, Length: int64(len(manifest)), MediaType: typeOf(res), date: dateOf(res)}, etag: etagOf(res)}
+	out := reply{etag: etagOf(res)}
+	out.Grant = Grant{ID: l.ID, Length: int64(len(manifest)), MediaType: typeOf(res), date: dateOf(res)}
 	if out.ID == "" {
 		out.ID = oci.DigestOf(manifest)
 	}
@@ -138,10 +139,9 @@ func refusal(l Lookup, res *http.Response, known reply) error {
 
 // unchanged is the reply of a 304: the manifest is the known one.
 func unchanged(res *http.Response, known reply) reply {
-	return reply{
-		Grant: Grant{ID: known.ID, Length: known.Length, MediaType: known.MediaType, Declared: known.Declared, date: dateOf(res)},
-		etag:  known.etag,
-	}
+	out := reply{etag: known.etag}
+	out.Grant = Grant{ID: known.ID, Length: known.Length, MediaType: known.MediaType, Declared: known.Declared, date: dateOf(res)}
+	return out
 }
 
 // keptHeaders are those of an error reply that its client must see.
@@ -160,8 +160,8 @@ func ReadRefusal(upstream, path string, res *http.Response) *RefusedError {
 	return e
 }
 
-// send sends one request of a lookup to its registry.
-func (r *Resolver) send(ctx context.Context, l Lookup, method, byteRange, etag string) (*http.Response, error) {
+// request is one request of a lookup. byteRange and etag are its Range and If-None-Match, or empty.
+func (r *Resolver) request(l Lookup, method, byteRange, etag string) source.RegistryRequest {
 	h := http.Header{}
 	if !l.Authorization.IsZero() {
 		h.Set("Authorization", l.Authorization.Reveal())
@@ -175,16 +175,17 @@ func (r *Resolver) send(ctx context.Context, l Lookup, method, byteRange, etag s
 	if etag != "" {
 		h.Set("If-None-Match", etag)
 	}
-	return r.Do(ctx, source.RegistryRequest{
+	return source.RegistryRequest{
 		Upstream: l.Upstream, Method: method, Path: l.Path(), Header: h, Anonymous: l.Anonymous, Bare: r.bare,
-	})
+	}
 }
 
-// Do sends a request to a registry. A registry that refuses an anonymous request gets it again without
+// Send sends a request to a registry. A registry that refuses an anonymous request gets it again without
 // any token: its reply is then the challenge for the client. The error is an *[UnreachableError].
-func (r *Resolver) Do(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
+func (r *Resolver) Send(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
 	res, err := r.cfg.Registry.Do(ctx, req)
-	if req.Anonymous && (err != nil || res.StatusCode == http.StatusUnauthorized || res.StatusCode == http.StatusForbidden) {
+	refused := err != nil || res.StatusCode == http.StatusUnauthorized || res.StatusCode == http.StatusForbidden
+	if req.Anonymous && refused {
 		if err == nil {
 			res.Body.Close()
 		}

@@ -250,23 +250,21 @@ func (r *Resolver) Forget() {
 // the registry until ctx ends; the error is then the cause of that. Other errors are a
 // *[RefusedError], an *[UnreachableError], and for tags a *[TagError] around one of them.
 func (r *Resolver) Resolve(ctx context.Context, l Lookup) (Result, error) {
-	if l.ID != "" {
-		return r.resolveDigest(ctx, l)
+	if l.ID == "" {
+		return r.resolveTag(ctx, l)
 	}
-	return r.resolveTag(ctx, l)
-}
-
-// resolveDigest returns the remembered grant, or asks for one.
-func (r *Resolver) resolveDigest(ctx context.Context, l Lookup) (Result, error) {
 	remembered, valid, known := r.grants.get(l.subject(), object{l.Kind, l.ID}, time.Now())
 	if valid {
 		return Result{Grant: remembered}, nil
 	}
-	fallback := known && r.policy.Load().ServeCached
-	g, err := withFallback(ctx, &r.breaker, l.Upstream, fallback, func(ctx context.Context) (Grant, error) {
+	if !known || !r.policy.Load().ServeCached {
+		g, err := r.askDigest(ctx, l)
+		return Result{Grant: g}, err
+	}
+	g, err := askBriefly(ctx, &r.breaker, l.Upstream, func(ctx context.Context) (Grant, error) {
 		return r.askDigest(ctx, l)
 	})
-	if fallback && unreachable(err) {
+	if unreachable(err) {
 		return Result{Grant: remembered, Unverified: true}, nil
 	}
 	return Result{Grant: g}, err
@@ -286,6 +284,22 @@ func (r *Resolver) askDigest(ctx context.Context, l Lookup) (Grant, error) {
 	})
 }
 
+// askBriefly asks a registry whose reply has a fallback: it waits only a moment, and a silent registry counts as
+// unreachable.
+func askBriefly[V any](ctx context.Context, b *breaker, upstream string, ask func(context.Context) (V, error)) (v V, err error) {
+	if b.isOpen(upstream, time.Now()) {
+		return v, &UnreachableError{errSilent}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, silentAfter, errSilent)
+	defer cancel()
+	v, err = ask(ctx)
+	if errors.Is(err, errSilent) {
+		b.trip(upstream, time.Now())
+		return v, &UnreachableError{fmt.Errorf("asking %s: no answer within %s", upstream, silentAfter)}
+	}
+	return v, err
+}
+
 // resolveTag finds the digest of a tag and then the client's grant for it. The registry answers both
 // at once to the client whose lookup resolves the tag.
 func (r *Resolver) resolveTag(ctx context.Context, l Lookup) (Result, error) {
@@ -293,9 +307,14 @@ func (r *Resolver) resolveTag(ctx context.Context, l Lookup) (Result, error) {
 	known, fallback := r.tags.get(r.tagKey(l))
 	age := time.Since(known.at)
 	fallback = fallback && age >= policy.TagLife && age <= policy.TagStale
-	tag, err := withFallback(ctx, &r.breaker, l.Upstream, fallback, func(ctx context.Context) (tagReply, error) {
-		return r.askTag(ctx, l, policy.TagLife)
-	})
+	ask := func(ctx context.Context) (tagReply, error) { return r.askTag(ctx, l, policy.TagLife) }
+	var tag tagReply
+	var err error
+	if fallback {
+		tag, err = askBriefly(ctx, &r.breaker, l.Upstream, ask)
+	} else {
+		tag, err = ask(ctx)
+	}
 	var stale time.Duration
 	if err != nil {
 		if !fallback || !unreachable(err) {
@@ -303,7 +322,7 @@ func (r *Resolver) resolveTag(ctx context.Context, l Lookup) (Result, error) {
 		}
 		stale, tag.reply = time.Since(known.at), known
 	}
-	out, err := r.resolveDigest(ctx, l.At(tag.ID))
+	out, err := r.Resolve(ctx, l.At(tag.ID))
 	if err != nil {
 		return Result{}, &TagError{Tag: l.Reference, ID: tag.ID, Err: err}
 	}

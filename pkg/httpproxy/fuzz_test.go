@@ -17,7 +17,7 @@ import (
 	"github.com/darter-io/darter/pkg/httpproxy"
 )
 
-// dialled is a transport that reaches nobody and notes who was to be reached.
+// dialled is a transport that records destinations and connects to none.
 type dialled struct{ to []string }
 
 func (d *dialled) dial(_ context.Context, addr string) (net.Conn, error) {
@@ -34,8 +34,8 @@ func (d *dialled) RoundTrip(r *http.Request) (*http.Response, error) {
 	return nil, err
 }
 
-// FuzzConnect lets a client say anything to the proxy: nobody is reached but the host and the ports
-// that are allowed, as the request's target says them, and each request is answered.
+// FuzzConnect sends any bytes to the proxy: it connects only to the allowed host and ports of the request's
+// target, and answers every request.
 func FuzzConnect(f *testing.F) {
 	for _, s := range []string{
 		"CONNECT ok.test:443 HTTP/1.1\r\nHost: ok.test:443\r\n\r\n", "CONNECT ok.test:443 HTTP/1.1\r\nHost: evil.test:443\r\n\r\n",

@@ -45,7 +45,7 @@ func TestTunnelsAreLimitedToHostAndPort(t *testing.T) {
 	})
 	for _, c := range []struct {
 		target string
-		status int // 502: it was let through, to nobody
+		status int // 502: the proxy allowed it, and nothing listens
 		asked  string
 	}{
 		{"files.test:443", 502, "files.test 443 true"},
@@ -83,7 +83,7 @@ func TestTunnelsAreLimitedToHostAndPort(t *testing.T) {
 			assert.Equal(t, c.status == 502, len(dialled) == 1, "%v", dialled)
 		})
 	}
-	t.Run("the target counts, not the Host beside it", func(t *testing.T) {
+	t.Run("the target counts, not the Host header", func(t *testing.T) {
 		dialled = nil
 		assert.Equal(t, 403, raw(t, w, http.MethodConnect, "files.test:22", "files.test:443"))
 		assert.Empty(t, dialled)

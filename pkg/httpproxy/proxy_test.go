@@ -127,7 +127,7 @@ func TestPullsOfAMirroredRegistryGoToTheMirror(t *testing.T) {
 		status, body := do(t, c, http.MethodGet, at, "", "X-Upstream", "quay.io", "X-Other", "quay.io")
 		assert.Equal(t, http.StatusOK, status)
 		assert.Equal(t, "the mirror", body)
-		assert.Equal(t, want, <-w.mirror, "the client's own word on the registry plays no part")
+		assert.Equal(t, want, <-w.mirror, "the client's own header is removed")
 	}
 }
 

@@ -299,7 +299,7 @@ func TestReferencesListsWhatARegistryVerifies(t *testing.T) {
 		"an index":                            {oci.MediaTypeIndex, `{"schemaVersion":2,"manifests":[` + a + `]}`, []oci.Reference{childA}},
 		"an image of Docker":                  {oci.MediaTypeDockerManifest, `{"schemaVersion":2,` + docker + `"config":` + a + `}`, []oci.Reference{blobA}},
 		"a list of Docker":                    {oci.MediaTypeDockerList + "; charset=utf-8", `{"schemaVersion":2,` + list + `"manifests":[` + a + `],"config":null}`, []oci.Reference{childA}},
-		"a registry's word that says nothing": {"text/plain", `{"schemaVersion":2,"manifests":[` + a + `]}`, []oci.Reference{childA}},
+		"a media type that names no manifest": {"text/plain", `{"schemaVersion":2,"manifests":[` + a + `]}`, []oci.Reference{childA}},
 		"layers from elsewhere": {"", `{"schemaVersion":2,"layers":[{"digest":"` + digest("a") + `","urls":["https://x"]},{"digest":"` + digest("b") +
 			`","mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar"},{"digest":"` + digest("c") + `","mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"}]}`, nil},
 		"nonsense in it": {"", `{"schemaVersion":2,"layers":[{"digest":"sha256:x"},{"digest":"` + digest("a") + `","size":-1},{},7,{"digest":8}]}`, nil},

@@ -108,25 +108,25 @@ func TestAWrongLengthRevokesTheGrant(t *testing.T) {
 	}
 }
 
-// The same content may be on its way for a client of another registry. What that registry says is
-// nothing to this client, its challenge least of all: this client's login would go to its realm.
+// TestForeignFailuresAreNotPassedOn has a blob that downloads for a client of another registry. That registry's
+// failure does not concern this client, and its challenge would send this client's login to a foreign realm.
 func TestForeignFailuresAreNotPassedOn(t *testing.T) {
 	for name, c := range map[string]struct {
 		failure api.Failure
 		tries   int // of which the last is right, 0 for none
 		opened  int
 	}{
-		"another registry's challenge":      {api.Failure{Status: 401, Upstream: "evil.test", Repository: "app"}, 0, 4},
-		"another repository's challenge":    {api.Failure{Status: 401, Upstream: "r.test", Repository: "other"}, 0, 4},
-		"nobody's challenge":                {api.Failure{Status: 401}, 0, 4},
-		"another registry's refusal":        {api.Failure{Status: 403, Upstream: "evil.test", Repository: "app"}, 0, 4},
-		"another registry has it not":       {api.Failure{Status: 404, Upstream: "evil.test", Repository: "app"}, 0, 4},
-		"another repository has it not":     {api.Failure{Status: 404, Upstream: "r.test", Repository: "other"}, 0, 4},
-		"another registry's limit":          {api.Failure{Status: 429, Upstream: "evil.test", Repository: "app"}, 0, 4},
-		"another registry's trouble":        {api.Failure{Status: 500, Upstream: "evil.test", Repository: "app"}, 0, 4},
-		"another registry's wrong content":  {api.Failure{Status: 502, Upstream: "evil.test", Repository: "app", Wrong: true}, 0, 4},
-		"a challenge, and then the content": {api.Failure{Status: 401, Upstream: "evil.test", Repository: "app"}, 3, 3},
-		"a limit, and then the content":     {api.Failure{Status: 429, Upstream: "evil.test", Repository: "app"}, 2, 2},
+		"another registry's challenge":   {api.Failure{Status: 401, Upstream: "evil.test", Repository: "app"}, 0, 4},
+		"another repository's challenge": {api.Failure{Status: 401, Upstream: "r.test", Repository: "other"}, 0, 4},
+		"a challenge without an author":  {api.Failure{Status: 401}, 0, 4},
+		"another registry's refusal":     {api.Failure{Status: 403, Upstream: "evil.test", Repository: "app"}, 0, 4},
+		"another registry has it not":    {api.Failure{Status: 404, Upstream: "evil.test", Repository: "app"}, 0, 4},
+		"another repository has it not":  {api.Failure{Status: 404, Upstream: "r.test", Repository: "other"}, 0, 4},
+		"another registry's limit":       {api.Failure{Status: 429, Upstream: "evil.test", Repository: "app"}, 0, 4},
+		"another registry's trouble":     {api.Failure{Status: 500, Upstream: "evil.test", Repository: "app"}, 0, 4},
+		"another registry's wrong blob":  {api.Failure{Status: 502, Upstream: "evil.test", Repository: "app", Wrong: true}, 0, 4},
+		"a challenge, and then the blob": {api.Failure{Status: 401, Upstream: "evil.test", Repository: "app"}, 3, 3},
+		"a limit, and then the blob":     {api.Failure{Status: 429, Upstream: "evil.test", Repository: "app"}, 2, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newFixture(config{})
@@ -152,7 +152,7 @@ func TestForeignFailuresAreNotPassedOn(t *testing.T) {
 			assert.NotContains(t, refusedAs(t, res, http.StatusServiceUnavailable, "UNAVAILABLE"), "secret/repository")
 			assert.Equal(t, 1, r.asks())
 			ask(p, http.MethodGet, path, who...)
-			assert.Zero(t, r.asks(), "the client's own right is what it was")
+			assert.Zero(t, r.asks(), "the client's own grant is unchanged")
 		})
 	}
 	// In one registry trouble is everybody's, but the name of the other's repository is not.
@@ -176,14 +176,14 @@ func TestTheDefaultsPasswordGoesToNoOtherRegistry(t *testing.T) {
 		"another registry's version check":          {`Basic realm="corp"`, "Basic YTpi", "other.test/", [2]string{}, false},
 		"a password for the default":                {`Basic realm="corp"`, "Basic YTpi", "app/manifests/v1", [2]string{}, true},
 		"a password for the default, named":         {`Basic realm="corp"`, "Basic YTpi", "corp.test/app/manifests/v1", [2]string{}, true},
-		"a client that knows whom it means":         {`Basic realm="corp"`, "Basic YTpi", "app/manifests/v1?ns=other.test", [2]string{}, true},
+		"a client that names the registry by ns":    {`Basic realm="corp"`, "Basic YTpi", "app/manifests/v1?ns=other.test", [2]string{}, true},
 		"the same by a header":                      {`Basic realm="corp"`, "Basic YTpi", "app/manifests/v1", [2]string{"X-Darter-Upstream", "other.test"}, true},
-		"a token, which is for who asked for it":    {`Basic realm="corp"`, "Bearer x", "other.test/app/manifests/v1", [2]string{}, true},
+		"a token":                                   {`Basic realm="corp"`, "Bearer x", "other.test/app/manifests/v1", [2]string{}, true},
 		"a default that asks for tokens":            {`Bearer realm="https://corp.test/token"`, "Basic YTpi", "other.test/app/manifests/v1", [2]string{}, true},
 		"a default that asks for nothing, no login": {"", "Basic YTpi", "other.test/app/manifests/v1", [2]string{}, true},
 	} {
-		for _, greeted := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s, greeted %t", name, greeted), func(t *testing.T) {
+		for _, pinged := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, pinged before: %t", name, pinged), func(t *testing.T) {
 				up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {
 					if q.Path == "/v2/" && q.Upstream == "corp.test" && c.challenge == "" {
 						return
@@ -192,28 +192,28 @@ func TestTheDefaultsPasswordGoesToNoOtherRegistry(t *testing.T) {
 					w.WriteHeader(http.StatusUnauthorized)
 				}}
 				p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "corp.test"})
-				if greeted {
+				if pinged {
 					ask(p, http.MethodGet, "/v2/")
 				}
 				res := ask(p, http.MethodGet, "/v2/"+c.target, "Authorization", c.authorization, c.header[0], c.header[1])
 				assert.Equal(t, 401, res.StatusCode)
 				shown := false
-				for _, q := range up.questions() {
+				for _, q := range up.requests() {
 					shown = shown || q.Header.Get("Authorization") != ""
 				}
 				assert.Equal(t, c.shown, shown)
 			})
 		}
 	}
-	// Whose challenge it answers cannot be told while the default is unreachable, or in trouble.
+	// While the default is unreachable or fails, its challenge is unknown.
 	trouble := func(status int) *upstreamFunc {
 		return &upstreamFunc{answer: func(w http.ResponseWriter, _ source.RegistryRequest) { w.WriteHeader(status) }}
 	}
 	for _, up := range []*upstreamFunc{{err: fmt.Errorf("connection refused")}, trouble(429), trouble(503)} {
 		p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "corp.test"})
 		ask(p, http.MethodGet, "/v2/other.test/app/manifests/v1", "Authorization", "Basic YTpi")
-		require.NotEmpty(t, up.questions())
-		for _, q := range up.questions() {
+		require.NotEmpty(t, up.requests())
+		for _, q := range up.requests() {
 			assert.Empty(t, q.Header.Get("Authorization"), "%s", q.Upstream)
 		}
 	}
@@ -221,7 +221,7 @@ func TestTheDefaultsPasswordGoesToNoOtherRegistry(t *testing.T) {
 
 func TestAForgottenManifestGrantsNothing(t *testing.T) {
 	for name, forget := range map[string]func(*fixture){
-		"settings are read anew": func(r *fixture) { r.Forget() },
+		"settings are reloaded": func(r *fixture) { r.Forget() },
 		"the registry no longer takes the token": func(r *fixture) {
 			r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusUnauthorized) })
 			r.get("app/blobs/"+missing, "Authorization", "Bearer x")
@@ -274,7 +274,7 @@ func TestHostileNamesAreRefusedBeforeAnyRequest(t *testing.T) {
 			assert.GreaterOrEqual(t, res.StatusCode, 400, target)
 			assert.Less(t, res.StatusCode, 500, target)
 			assert.Empty(t, res.Header.Get("X-Evil"), target)
-			assert.Empty(t, up.questions(), target)
+			assert.Empty(t, up.requests(), target)
 			up.forget()
 		}
 	}
@@ -282,7 +282,7 @@ func TestHostileNamesAreRefusedBeforeAnyRequest(t *testing.T) {
 }
 
 func TestALongAcceptIsNotRemembered(t *testing.T) {
-	// What a client sends is no more than a key, so that nobody fills the memory with it.
+	// A client's Accept is hashed, so that no client fills the memory with it.
 	var s swarm
 	s.put(oldIndex, oci.MediaTypeIndex)
 	r := &tagged{}

@@ -47,7 +47,7 @@ func TestEveryEndOfAContextGetsAResponse(t *testing.T) {
 	}
 	mirrors := map[string]config{
 		"the registry hangs": {Upstream: &upstreamFunc{}, Open: (&swarm{}).Open},
-		"the content hangs": {
+		"the blob hangs": {
 			Upstream: &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + id: {layer, ""}, "r.test/v2/app/manifests/" + id: {layer, oci.ManifestTypes()[0]}, "r.test/v2/app/manifests/v1": {layer, oci.ManifestTypes()[0]}})},
 			Open: func(ctx context.Context, _ task.Spec) (registryproxy.Blob, error) {
 				<-ctx.Done()
@@ -65,7 +65,7 @@ func TestEveryEndOfAContextGetsAResponse(t *testing.T) {
 		for how, c := range ends {
 			for _, path := range []string{"app/blobs/" + id, "app/manifests/" + id, "app/manifests/v1", "app/tags/list", "app/referrers/" + id} {
 				if where != "the registry hangs" && (path == "app/tags/list" || path == "app/referrers/"+id) {
-					continue // no content of ours
+					continue // these are forwarded
 				}
 				t.Run(where+", "+how+", "+path, func(t *testing.T) {
 					var seen pulls

@@ -93,23 +93,25 @@ func (req *request) registryError(reply *access.RefusedError) *apiError {
 	for k, v := range reply.Header {
 		e.header[k] = v
 	}
-	e.message = fmt.Sprintf("%s answered %d %s to %s", req.target.upstream, reply.Status, http.StatusText(reply.Status), req.target.path())
+	status := http.StatusText(reply.Status)
+	e.message = fmt.Sprintf("%s answered %d %s to %s", req.target.upstream, reply.Status, status, req.target.path())
 	return e
 }
 
 // failed is the client's error for an attempt that failed or that ctx ended.
 func (req *request) failed(err error) *apiError {
+	path := req.target.path()
 	if left := req.r.Context(); left.Err() != nil {
 		if cause := context.Cause(left); !errors.Is(cause, context.Canceled) {
 			// A server that stops states its cause; net/http cancels the context of a client that left.
-			return newError(http.StatusServiceUnavailable, "%s was not sent: %v; ask again, here in a moment or elsewhere", req.target.path(), cause)
+			return newError(http.StatusServiceUnavailable, "%s was not sent: %v; ask again, here in a moment or elsewhere", path, cause)
 		}
 		e := newError(http.StatusServiceUnavailable, "the client left: %v", err)
 		e.gone = true
 		return e
 	}
 	if errors.Is(context.Cause(req.ctx), errDeadline) {
-		return newError(http.StatusGatewayTimeout, "%s gave no byte of %s within %s", req.target.upstream, req.target.path(), req.wait)
+		return newError(http.StatusGatewayTimeout, "%s gave no byte of %s within %s", req.target.upstream, path, req.wait)
 	}
 	var f *api.Failure
 	if !errors.As(err, &f) {
@@ -118,7 +120,8 @@ func (req *request) failed(err error) *apiError {
 	if req.isForeign(f) {
 		// A challenge would lead this client's credentials to the other registry, and the message names
 		// another client's repository.
-		return newError(http.StatusServiceUnavailable, "%s was being downloaded for other clients, and their registry refused it; ask again", req.target.path())
+		return newError(http.StatusServiceUnavailable,
+			"%s was being downloaded for other clients, and their registry refused it; ask again", path)
 	}
 	e := req.upstreamError(f.Status, f.Body)
 	for _, k := range passedOn {
@@ -130,7 +133,7 @@ func (req *request) failed(err error) *apiError {
 	}
 	e.message = f.Message
 	if f.Upstream != "" && f.Repository != req.target.repository {
-		e.message = fmt.Sprintf("%s answered %d to another client that asked for %s", f.Upstream, f.Status, req.target.path())
+		e.message = fmt.Sprintf("%s answered %d to another client that asked for %s", f.Upstream, f.Status, path)
 	}
 	return e
 }

@@ -26,7 +26,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// noTime is the time of a content that has none.
+// noTime is the modification time of a blob without one.
 var noTime time.Time
 
 // heap is how much memory is in use, in bytes.
@@ -70,7 +70,7 @@ func newMirror(cfg config) *mirror {
 	}), r}
 }
 
-// fakeBlob is a content in memory that may fail, or wait, at an offset.
+// fakeBlob is a blob in memory whose reads may fail, or wait, at an offset.
 type fakeBlob struct {
 	data      []byte
 	mediaType string
@@ -142,7 +142,7 @@ func (r *fakeReader) WriteTo(w io.Writer) (sum int64, err error) {
 	}
 }
 
-// swarm opens fake contents and remembers who asked for what.
+// swarm opens fake blobs and records the specs.
 type swarm struct {
 	mu       sync.Mutex
 	contents map[task.ID]*fakeBlob
@@ -174,7 +174,7 @@ func (s *swarm) Open(ctx context.Context, spec task.Spec) (registryproxy.Blob, e
 	return nil, spoken(&api.Failure{Status: http.StatusNotFound, Message: "not in the fake swarm: " + string(spec.ID)}, spec)
 }
 
-// spoken makes a failure without an author the word of the registry that a spec names.
+// spoken makes the spec's registry the author of a failure that has none.
 func spoken(err error, spec task.Spec) error {
 	f, ok := err.(*api.Failure)
 	if !ok || f.Upstream != "" {
@@ -185,8 +185,8 @@ func spoken(err error, spec task.Spec) error {
 	return &copied
 }
 
-// upstreamFunc answers as a registry does and remembers the questions. Mirrors ask it in the
-// background, too: what changes later goes through its methods.
+// upstreamFunc answers as a registry does and records the requests. Mirrors also ask it in the background, so
+// that tests change it through its methods.
 type upstreamFunc struct {
 	mu     sync.Mutex
 	asked  []source.RegistryRequest
@@ -208,8 +208,8 @@ func (u *upstreamFunc) fail(err error) {
 	u.err = err
 }
 
-// questions are those that were asked since the start or forget.
-func (u *upstreamFunc) questions() []source.RegistryRequest {
+// requests are those since the start or forget.
+func (u *upstreamFunc) requests() []source.RegistryRequest {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return slices.Clone(u.asked)
@@ -269,11 +269,11 @@ func answers(objects map[string]object) func(http.ResponseWriter, source.Registr
 	}
 }
 
-// pulls collects what Observe is told.
+// pulls collects the calls of Observe.
 type pulls struct {
 	mu  sync.Mutex
 	all []registryproxy.Pull
-	// ended, when not nil, is told each time.
+	// ended, if not nil, gets a value each time.
 	ended chan struct{}
 }
 
@@ -324,7 +324,7 @@ func refusedAs(t *testing.T, res *http.Response, status int, code string) string
 	return b
 }
 
-// blob is some content that no compression or repetition hides errors in.
+// blob returns bytes in which neither compression nor repetition hides errors.
 func blob(n int) []byte {
 	var b bytes.Buffer
 	for i := 0; b.Len() < n; i++ {

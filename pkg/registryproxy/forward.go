@@ -18,7 +18,8 @@ const forwardMax = 64 << 20
 
 // forwardedHeaders are those of a forwarded response; Link is rewritten.
 var forwardedHeaders = []string{
-	"Content-Type", "Content-Encoding", "Docker-Content-Digest", "OCI-Filters-Applied", "ETag", "WWW-Authenticate", "Retry-After",
+	"Content-Type", "Content-Encoding", "Docker-Content-Digest", "OCI-Filters-Applied", "ETag",
+	"WWW-Authenticate", "Retry-After",
 }
 
 var linkTarget = regexp.MustCompile(`<[^<>]*>`)
@@ -32,7 +33,7 @@ func (req *request) forward() *apiError {
 		req.answerPing()
 		return nil
 	}
-	res, err := req.cfg.Resolver.Do(req.ctx, req.registryRequest())
+	res, err := req.cfg.Resolver.Send(req.ctx, req.registryRequest())
 	if err != nil {
 		return req.repeatPing(req.unreachable(err))
 	}
@@ -44,7 +45,7 @@ func (req *request) forward() *apiError {
 	}
 	defer res.Body.Close()
 	if res.StatusCode >= 300 && res.StatusCode < 400 {
-		return newError(http.StatusBadGateway, "%s redirects %s to a place that the mirror does not follow", t.upstream, t.path())
+		return newError(http.StatusBadGateway, "%s redirects %s, and the mirror follows no redirect of it", t.upstream, t.path())
 	}
 	if !req.deadline.Reset(req.cfg.Hold) {
 		return req.failed(fmt.Errorf("reading %s: no answer in time", t.path()))
@@ -57,7 +58,9 @@ func (req *request) forward() *apiError {
 		}
 	}
 	for _, link := range res.Header.Values("Link") {
-		h.Add("Link", linkTarget.ReplaceAllStringFunc(link, func(s string) string { return "<" + t.mirrored(strings.Trim(s, "<>")) + ">" }))
+		h.Add("Link", linkTarget.ReplaceAllStringFunc(link, func(s string) string {
+			return "<" + t.mirrored(strings.Trim(s, "<>")) + ">"
+		}))
 	}
 	if res.ContentLength >= 0 {
 		h.Set("Content-Length", strconv.FormatInt(res.ContentLength, 10))

@@ -3,45 +3,43 @@ package registryproxy
 import (
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// grant returns the client's grant for the manifest or blob that it asks for. A client that knows the
-// mirror as one registry (crane) answers the default registry's challenge, and brings that token to
-// the registry in its path too. If that registry refuses the token, the client still gets what anybody
-// may read there.
+// grant returns the client's grant for the manifest or blob that it asks for, and marks the response if the
+// registry was unreachable. A client that knows the mirror as one registry (crane) answers the default
+// registry's challenge, and brings that token to the registry in its path too. If that registry refuses the
+// token, the client still gets what anybody may read there.
 func (req *request) grant() (access.Grant, *apiError) {
-	g, err := req.resolve()
-	if err != nil && err.status == http.StatusUnauthorized && req.authorization != "" &&
-		req.target.prefix != "" && req.target.namespace == "" {
+	found, err := req.cfg.Resolver.Resolve(req.ctx, req.lookup())
+	if err != nil {
+		refused := req.refused(err)
+		foreign := req.authorization != "" && req.target.prefix != "" && req.target.namespace == ""
+		if !foreign || refused.status != http.StatusUnauthorized {
+			return access.Grant{}, refused
+		}
 		req.authorization = ""
-		if g, public := req.resolve(); public == nil {
-			return g, nil
+		if found, err = req.cfg.Resolver.Resolve(req.ctx, req.lookup()); err != nil {
+			return access.Grant{}, refused
 		}
 	}
-	return g, err
-}
-
-// resolve asks the Resolver, and marks the response if the registry was unreachable.
-func (req *request) resolve() (access.Grant, *apiError) {
-	result, err := req.cfg.Resolver.Resolve(req.ctx, req.lookup())
-	if err != nil {
-		return access.Grant{}, req.refused(err)
-	}
-	req.pull.Unverified, req.pull.Stale = result.Unverified, result.Stale
-	if result.Unverified {
+	req.pull.Unverified, req.pull.Stale = found.Unverified, found.Stale
+	if found.Unverified {
 		req.w.Header().Set(HeaderUnverified, "registry unreachable")
 	}
-	if result.Stale > 0 {
-		req.w.Header().Set(HeaderStale, strconv.FormatInt(int64(result.Stale/time.Second), 10))
+	if found.Stale > 0 {
+		req.w.Header().Set(HeaderStale, strconv.FormatInt(int64(found.Stale/time.Second), 10))
 	}
-	return result.Grant, nil
+	return found.Grant, nil
 }
 
 // refused is the client's error for a lookup that got no grant.
@@ -106,4 +104,38 @@ func (req *request) spec(g access.Grant) task.Spec {
 		spec.Length = g.Length
 	}
 	return spec
+}
+
+// bringsPasswordOfDefault reports whether the client's password answers the default registry's challenge
+// although its path names another registry. A client that takes the mirror for one registry sends the
+// login that it has for it everywhere, and the other registry must not see it. (A token is of use only
+// to the registry that issued it.)
+func (req *request) bringsPasswordOfDefault() bool {
+	t := req.target
+	scheme, _, _ := strings.Cut(req.authorization, " ")
+	if !strings.EqualFold(scheme, "Basic") || t.prefix == "" || t.namespace != "" ||
+		firstOf(req.r.Header, HeaderUpstream, HeaderUpstreamDragonfly) != "" {
+		return false
+	}
+	standard, err := oci.ParseHost(req.fallback)
+	if err != nil || standard == t.upstream || req.cfg.Allow(standard) != nil {
+		return false
+	}
+	last, ok := req.pings.get(standard)
+	if !ok {
+		ping := source.RegistryRequest{Upstream: standard, Method: http.MethodGet, Path: target{}.path()}
+		res, err := req.cfg.Resolver.Send(req.ctx, ping)
+		if err != nil {
+			return true
+		}
+		res.Body.Close()
+		if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusUnauthorized {
+			return true // its challenge is unknown
+		}
+		req.pings.put(standard, res)
+		last.challenge = res.Header.Values("WWW-Authenticate")
+	}
+	return slices.ContainsFunc(last.challenge, func(c string) bool {
+		return len(c) >= len(scheme) && strings.EqualFold(c[:len(scheme)], scheme)
+	})
 }

@@ -25,7 +25,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// jwt is a token that nobody signed, with the given claims.
+// jwt is an unsigned token with the given claims.
 func jwt(claims string) string {
 	part := base64.RawURLEncoding.EncodeToString
 	return "Bearer " + part([]byte(`{"alg":"none"}`)) + "." + part([]byte(claims)) + ".c2ln"
@@ -69,7 +69,7 @@ func TestAGrantLivesAsLongAsItsToken(t *testing.T) {
 		authorization func(now time.Time) string
 		longest, life time.Duration
 	}{
-		"a token that tells its end":       {func(now time.Time) string { return jwtUntil(now.Add(5 * time.Minute)) }, 0, 5 * time.Minute},
+		"a token that states its end":      {func(now time.Time) string { return jwtUntil(now.Add(5 * time.Minute)) }, 0, 5 * time.Minute},
 		"a token that lives very long":     {func(now time.Time) string { return jwtUntil(now.Add(5000 * time.Hour)) }, 0, time.Hour},
 		"a token and a short policy":       {func(now time.Time) string { return jwtUntil(now.Add(time.Hour)) }, time.Second, time.Second},
 		"a token with a fraction":          {func(now time.Time) string { return jwt(fmt.Sprintf(`{"exp":%d.5}`, now.Unix()+30)) }, 0, 30 * time.Second},
@@ -127,7 +127,7 @@ func TestAnExpiredTokenGrantsNothingWithAWrongClock(t *testing.T) {
 				require.Zero(t, r.asks(), "the token has not ended")
 				time.Sleep(2 * time.Second)
 				r.up.fail(errors.New("connection refused"))
-				require.Equal(t, 502, get(), "it has, and nobody says that it counts on")
+				require.Equal(t, 502, get(), "it has, and its grant with it")
 			})
 		})
 	}
@@ -135,7 +135,7 @@ func TestAnExpiredTokenGrantsNothingWithAWrongClock(t *testing.T) {
 
 func TestAnExpiredTokenIsLookedUpEachTime(t *testing.T) {
 	r := newFixture(config{Policy: access.Policy{ServeCached: true}})
-	// A registry's clock may be late: it still takes the token, and that is its right.
+	// A registry whose clock is late still accepts the token, and may.
 	who := jwtUntil(time.Now().Add(-time.Minute))
 	for range 3 {
 		assert.Equal(t, 200, r.get("app/blobs/"+string(r.layer), "Authorization", who).StatusCode)
@@ -151,7 +151,7 @@ func TestAGrantHoldsForItsOwnKeyAlone(t *testing.T) {
 	layer := string(r.layer)
 	require.Equal(t, 200, r.get("app/blobs/"+layer, "Authorization", "Bearer alice").StatusCode)
 	r.asks()
-	// From now on the registry knows nobody: what is served comes from memory.
+	// From now on the registry refuses everyone: responses come from memory.
 	r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusForbidden) })
 	for name, c := range map[string]struct{ path, authorization string }{
 		"another token":                {"app/blobs/" + layer, "Bearer bob"},
@@ -168,7 +168,7 @@ func TestAGrantHoldsForItsOwnKeyAlone(t *testing.T) {
 		assert.Equal(t, 403, res.StatusCode, name)
 		assert.Positive(t, r.asks(), name)
 	}
-	assert.Equal(t, 200, r.get("app/blobs/"+layer, "Authorization", "Bearer alice").StatusCode, "the right itself")
+	assert.Equal(t, 200, r.get("app/blobs/"+layer, "Authorization", "Bearer alice").StatusCode, "the grant itself")
 	assert.Equal(t, 200, r.get("app/blobs/"+layer+"?ns=r.test", "Authorization", "Bearer alice").StatusCode, "the same registry by another spelling")
 	assert.Equal(t, 0, r.asks())
 	r.up.reply(everything)
@@ -194,7 +194,7 @@ func TestRefusalsAreNotRemembered(t *testing.T) {
 func TestARefusalDropsGrants(t *testing.T) {
 	for _, c := range []struct {
 		status      int
-		also, also2 bool // whether the credential's other right in the repository, and in another, stays
+		also, also2 bool // whether the credential's other grant in the repository, and in another, stays
 	}{{401, false, true}, {403, true, true}, {404, true, true}, {500, true, true}} {
 		synctest.Test(t, func(t *testing.T) {
 			r := newFixture(config{})
@@ -282,7 +282,7 @@ func TestALeavingClientCancelsNoOther(t *testing.T) {
 		assert.NoError(t, ended)
 		leaveSecond()
 		synctest.Wait()
-		assert.ErrorIs(t, ended, context.Canceled, "nobody waits any more")
+		assert.ErrorIs(t, ended, context.Canceled, "no client waits any more")
 		defer begin(&third)()
 		close(gate)
 		clients.Wait()
@@ -329,7 +329,7 @@ func TestExpiredGrantsServeOnlyWhereTheOperatorAllows(t *testing.T) {
 					assert.NotEqual(t, 200, r.get(layer, "Authorization", "Bearer never seen").StatusCode)
 					assert.NotEqual(t, 200, r.get("other/blobs/"+string(r.layer), "Authorization", "Bearer opaque").StatusCode)
 					time.Sleep(31 * time.Minute)
-					assert.NotEqual(t, 200, r.get(layer, "Authorization", token).StatusCode, "the token has ended by its own word")
+					assert.NotEqual(t, 200, r.get(layer, "Authorization", token).StatusCode, "the token has expired")
 				})
 			})
 		}
@@ -367,7 +367,7 @@ func TestAManifestGrantsItsReferences(t *testing.T) {
 		who := []string{"Authorization", jwtUntil(time.Now().Add(5 * time.Minute))}
 		image := []string{"app/manifests/" + string(f.manifest), "app/blobs/" + string(f.config), "app/blobs/" + string(f.layer)}
 		for _, path := range image {
-			assert.Equal(t, 404, r.get(path, who...).StatusCode, "before anybody vouched for it")
+			assert.Equal(t, 404, r.get(path, who...).StatusCode, "before a manifest granted it")
 		}
 		require.Equal(t, 200, r.get("app/manifests/v1", who...).StatusCode)
 		r.asks()
@@ -376,7 +376,7 @@ func TestAManifestGrantsItsReferences(t *testing.T) {
 		}
 		assert.Zero(t, r.asks())
 		// A descriptor tells a size, so a HEAD needs neither the registry nor the swarm, but
-		// its word is not passed on as the registry's.
+		// its size is not passed on as the registry's.
 		opened := len(r.swarm.opened)
 		res := ask(r.mirror, http.MethodHead, "/v2/app/blobs/"+string(f.layer), who...)
 		assert.Equal(t, "3000", res.Header.Get("Content-Length"))
@@ -386,7 +386,7 @@ func TestAManifestGrantsItsReferences(t *testing.T) {
 
 		for name, c := range map[string]struct{ path, authorization string }{
 			"another credential":          {"app/blobs/" + string(f.layer), "Bearer bob"},
-			"nobody":                      {"app/blobs/" + string(f.layer), ""},
+			"no credential":               {"app/blobs/" + string(f.layer), ""},
 			"another repository":          {"app2/blobs/" + string(f.layer), who[1]},
 			"another registry":            {"app/blobs/" + string(f.layer) + "?ns=other.test", who[1]},
 			"a layer from elsewhere":      {"app/blobs/" + string(f.foreign), who[1]},
@@ -399,7 +399,7 @@ func TestAManifestGrantsItsReferences(t *testing.T) {
 			assert.Equal(t, 1, r.asks(), name)
 		}
 		time.Sleep(5*time.Minute + time.Second)
-		assert.Equal(t, 404, r.get(image[2], who...).StatusCode, "the right ended with that to the manifest")
+		assert.Equal(t, 404, r.get(image[2], who...).StatusCode, "the grant ended with the manifest's")
 	})
 }
 
@@ -414,8 +414,8 @@ func TestReferencesEndWithTheManifestsGrant(t *testing.T) {
 		require.Equal(t, 200, pull("app/manifests/"+string(f.manifest)))
 		require.Equal(t, 200, pull("app/blobs/"+string(f.layer)))
 		time.Sleep(11 * time.Second)
-		assert.Equal(t, 404, pull("app/blobs/"+string(f.layer)), "a minute after the registry's last word")
-		// The index's own right is renewed, and with it what it names.
+		assert.Equal(t, 404, pull("app/blobs/"+string(f.layer)), "a minute after the registry's last reply")
+		// The index's own grant is renewed, and with it the grants of its references.
 		require.Equal(t, 200, pull("app/manifests/"+string(f.index)))
 		require.Equal(t, 200, pull("app/manifests/"+string(f.manifest)))
 		assert.Equal(t, 200, pull("app/blobs/"+string(f.layer)))
@@ -483,7 +483,7 @@ func TestAnonymousGrantsServeClientsThatTakeChallenges(t *testing.T) {
 	assert.Equal(t, 200, r.get(path).StatusCode)
 	assert.Zero(t, r.asks())
 	assert.Equal(t, 401, r.get(strings.Replace(path, string(r.layer), missing, 1)+"?ns=r.test").StatusCode)
-	assert.Equal(t, 200, r.get(path).StatusCode, "a challenge to one client is no word on what anybody may have")
+	assert.Equal(t, 200, r.get(path).StatusCode, "a challenge to one client leaves anonymous grants alone")
 	assert.Equal(t, 1, r.asks())
 }
 
@@ -510,7 +510,7 @@ func TestAnUnlistedRegistryProvesOwnership(t *testing.T) {
 		}{
 			"it has it":                    {show(secret, true), 200, 2},
 			"it has it and takes no Range": {show(secret, false), 200, 2},
-			"it says yes to everything":    {func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(200) }, 404, 3},
+			"it consents to everything":    {func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(200) }, 404, 3},
 			"it has other bytes":           {show(wrong, true), 404, 3},
 			"it has other bytes, no Range": {show(wrong, false), 404, 3},
 			"it has only the beginning":    {show(secret[:size/100], false), 404, 2},
@@ -537,7 +537,7 @@ func TestAnUnlistedRegistryProvesOwnership(t *testing.T) {
 					assert.Equal(t, string(secret), body(t, res))
 				}
 			}
-			assert.Len(t, up.questions(), c.asked, name)
+			assert.Len(t, up.requests(), c.asked, name)
 		}
 		p := newMirror(config{Upstream: &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {}}, Open: s.Open, Vouches: func(upstream string) bool { return upstream == "listed.test" }})
 		assert.Equal(t, 200, ask(p, http.MethodGet, "/v2/app/blobs/"+string(id)+"?ns=listed.test").StatusCode)

@@ -19,10 +19,10 @@ func TestEachListenerHasADefaultOfItsOwn(t *testing.T) {
 	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "docker.io"})
 	for want, handler := range map[string]http.Handler{"docker.io/v2/library/app": p, "quay.io/v2/app": p.For("quay.io"), "r.test:5000/v2/app": p.For("r.test:5000")} {
 		ask(handler, http.MethodGet, "/v2/app/manifests/v1")
-		last := up.questions()[len(up.questions())-1]
+		last := up.requests()[len(up.requests())-1]
 		assert.Equal(t, want+"/manifests/v1", last.Upstream+last.Path)
 		ask(handler, http.MethodGet, "/v2/ghcr.io/lib/app/manifests/v1")
-		last = up.questions()[len(up.questions())-1]
+		last = up.requests()[len(up.requests())-1]
 		assert.Equal(t, "ghcr.io/v2/lib/app/manifests/v1", last.Upstream+last.Path, "a name goes before the default")
 	}
 	refusedAs(t, ask(p.For(""), http.MethodGet, "/v2/app/manifests/v1"), http.StatusNotFound, "NAME_UNKNOWN")
@@ -44,8 +44,8 @@ func TestAPingWithoutAListedDefaultSucceeds(t *testing.T) {
 			assert.Equal(t, "2", res.Header.Get("Content-Length"))
 		}
 	}
-	assert.Empty(t, up.questions())
-	// Who names it is told.
+	assert.Empty(t, up.requests())
+	// A client that names it gets the error.
 	for _, target := range []string{"/v2/?ns=docker.io", "/v2/docker.io/", "/v2/app/manifests/v1"} {
 		refusedAs(t, ask(p, http.MethodGet, target), http.StatusForbidden, "DENIED")
 	}

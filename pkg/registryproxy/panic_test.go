@@ -43,14 +43,6 @@ func TestAPanicFailsOnlyTheWaitingClients(t *testing.T) {
 	}
 }
 
-func TestAPanicOfAnOwnerIsAnUnreachedReply(t *testing.T) {
-	d := access.NewOwner(&faulty{})
-	for _, reference := range []string{"v1", string(blobID(t))} {
-		a := d.Reply(t.Context(), api.Lookup{Version: api.Version, Upstream: "r.test", Repository: "app", Kind: task.Manifest, Reference: reference})
-		assert.Contains(t, a.Unreached, "a fault of this program")
-	}
-}
-
 func TestAPanicOfAskOwnerIsAnError(t *testing.T) {
 	p := newMirror(config{
 		Upstream: &upstreamFunc{answer: answers(nil)}, Open: (&swarm{}).Open,

@@ -49,21 +49,21 @@ func (req *request) openPassthrough(spec task.Spec, length int64, full error) (B
 	req.pull.Passthrough = true
 	return &passthrough{
 		open: req.cfg.Passthrough, wrong: func() { req.tainted.put(spec.ID, time.Now()) }, spec: spec,
-		facts: piece.Metadata{Length: length, MediaType: res.MediaType}, body: res.Body,
+		metadata: piece.Metadata{Length: length, MediaType: res.MediaType}, body: res.Body,
 	}, nil
 }
 
 // passthrough is a blob that no store keeps. One goroutine reads it.
 type passthrough struct {
-	open  func(context.Context, task.Spec, int64) (*source.Response, error)
-	wrong func() // called when the bytes proved wrong
-	spec  task.Spec
-	facts piece.Metadata
-	body  io.ReadCloser // for the first reader, from the beginning
+	open     func(context.Context, task.Spec, int64) (*source.Response, error)
+	wrong    func() // called when the bytes proved wrong
+	spec     task.Spec
+	metadata piece.Metadata
+	body     io.ReadCloser // for the first reader, from the beginning
 }
 
 // Metadata implements [Blob].
-func (p *passthrough) Metadata() piece.Metadata { return p.facts }
+func (p *passthrough) Metadata() piece.Metadata { return p.metadata }
 
 // NewReader implements [Blob].
 func (p *passthrough) NewReader(ctx context.Context, off, n int64) Reader {
@@ -117,7 +117,7 @@ func (r *passthroughReader) Read(p []byte) (int, error) {
 // more reads on. After it there are bytes that Read may return, or the blob is complete, or there is an
 // error.
 func (r *passthroughReader) more() {
-	length := r.blob.facts.Length
+	length := r.blob.metadata.Length
 	if r.at == length {
 		if got := hex.EncodeToString(r.hash.Sum(nil)); !strings.HasSuffix(string(r.blob.spec.ID), ":"+got) {
 			r.blob.wrong()
@@ -134,7 +134,8 @@ func (r *passthroughReader) more() {
 		}
 		res, err := r.blob.open(r.ctx, r.blob.spec, r.at)
 		if err == nil && res.Length >= 0 && res.Length != length {
-			err = errors.Join(fmt.Errorf("the registry says now that %s has %d bytes, not %d", r.blob.spec.ID, res.Length, length), res.Body.Close())
+			err = fmt.Errorf("the registry now says that %s has %d bytes, not %d", r.blob.spec.ID, res.Length, length)
+			err = errors.Join(err, res.Body.Close())
 		}
 		if err != nil {
 			r.err = err

@@ -57,7 +57,7 @@ func fetchBody(t *testing.T, url string, header ...string) (*http.Response, []by
 	return res, b, err
 }
 
-// cutting gives bytes of a content, and ends each body but for the last early.
+// cutting returns bodies of a blob, and ends each but the last early.
 func cutting(content []byte, ends ...int64) func(int64) (io.Reader, int64) {
 	return func(offset int64) (io.Reader, int64) {
 		end := int64(len(content))
@@ -158,7 +158,7 @@ func TestAPassthroughIsNeverCompleteAndWrong(t *testing.T) {
 		srv, path := fullDisk(t, layer, &seen, cutting(other))
 		res, b, err := fetchBody(t, srv.URL+path)
 		require.NoError(t, err)
-		assert.Equal(t, http.StatusNotFound, res.StatusCode, "it has not what it says that it has: %.200s", b)
+		assert.Equal(t, http.StatusNotFound, res.StatusCode, "it does not have the blob that it states: %.200s", b)
 	}
 	small := blob(100)
 	var seen pulls

@@ -7,9 +7,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/darter-io/darter/pkg/oci"
-	"github.com/darter-io/darter/pkg/source"
 )
 
 // pingsMax bounds the registries whose pings are remembered: where a client may name any registry, it
@@ -56,39 +53,6 @@ func (p *pings) get(upstream string) (ping, bool) {
 	defer p.mu.Unlock()
 	last, ok := p.known[upstream]
 	return last, ok
-}
-
-// bringsPasswordOfDefault reports whether the client's password answers the default registry's challenge
-// although its path names another registry. A client that takes the mirror for one registry sends the
-// login that it has for it everywhere, and the other registry must not see it. (A token is of use only
-// to the registry that issued it.)
-func (req *request) bringsPasswordOfDefault() bool {
-	t := req.target
-	scheme, _, _ := strings.Cut(req.authorization, " ")
-	if !strings.EqualFold(scheme, "Basic") || t.prefix == "" || t.namespace != "" ||
-		firstOf(req.r.Header, HeaderUpstream, HeaderUpstreamDragonfly) != "" {
-		return false
-	}
-	standard, err := oci.ParseHost(req.fallback)
-	if err != nil || standard == t.upstream || req.cfg.Allow(standard) != nil {
-		return false
-	}
-	last, ok := req.pings.get(standard)
-	if !ok {
-		res, err := req.cfg.Resolver.Do(req.ctx, source.RegistryRequest{Upstream: standard, Method: http.MethodGet, Path: target{}.path()})
-		if err != nil {
-			return true
-		}
-		res.Body.Close()
-		if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusUnauthorized {
-			return true // its challenge is unknown
-		}
-		req.pings.put(standard, res)
-		last = ping{challenge: res.Header.Values("WWW-Authenticate")}
-	}
-	return slices.ContainsFunc(last.challenge, func(c string) bool {
-		return len(c) >= len(scheme) && strings.EqualFold(c[:len(scheme)], scheme)
-	})
 }
 
 // repeatPing answers a ping as its registry last did, because that is unreachable now; with the error if

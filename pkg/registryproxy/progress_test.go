@@ -88,7 +88,7 @@ func TestAManifestsLengthBindsOnlyItsClient(t *testing.T) {
 			require.Equal(t, http.StatusOK, ask(p, http.MethodGet, "/v2/app/manifests/"+string(pin)+"?ns=r.test").StatusCode)
 			res := ask(p, http.MethodGet, "/v2/app/blobs/"+string(id)+"?ns=r.test")
 			assert.EqualValues(t, 7, spec.Promised)
-			assert.Zero(t, spec.Length, "it is not the registry's word")
+			assert.Zero(t, spec.Length, "the registry did not state it")
 			if cached {
 				assert.Equal(t, http.StatusOK, res.StatusCode, "its digest proves how long it is")
 				return

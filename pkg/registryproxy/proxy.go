@@ -27,7 +27,7 @@ import (
 
 // Blob is a blob or manifest of the swarm that the proxy has open.
 type Blob interface {
-	// Metadata are known once the blob is open.
+	// Metadata is known once the blob is open.
 	Metadata() piece.Metadata
 	// NewReader reads the bytes [off, off+n) as they arrive. Cancelling ctx ends this reader alone. It
 	// is closed before its blob.

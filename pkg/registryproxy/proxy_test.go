@@ -78,11 +78,11 @@ func TestTheUpstreamIsHeaderNamespacePathOrDefault(t *testing.T) {
 		res := ask(p, http.MethodGet, c.target, c.header[0], c.header[1])
 		if c.want == "" {
 			refusedAs(t, res, http.StatusBadRequest, "NAME_INVALID")
-			assert.Empty(t, up.questions(), c.target)
+			assert.Empty(t, up.requests(), c.target)
 			continue
 		}
-		require.NotEmpty(t, up.questions(), c.target)
-		assert.Equal(t, c.want, up.questions()[0].Upstream+up.questions()[0].Path, c.target)
+		require.NotEmpty(t, up.requests(), c.target)
+		assert.Equal(t, c.want, up.requests()[0].Upstream+up.requests()[0].Path, c.target)
 		assert.Equal(t, c.ns, res.Header.Get("OCI-Namespace"), c.target)
 	}
 }
@@ -103,9 +103,9 @@ func TestARegistryThatIsNotAllowedIsNeverAsked(t *testing.T) {
 	}})
 	said := refusedAs(t, ask(p, http.MethodGet, "/v2/latest/meta-data/manifests/v1?ns=169.254.169.254"), http.StatusForbidden, "DENIED")
 	assert.Contains(t, said, "169.254.169.254 is not in mirror.upstreams; add it there")
-	assert.Empty(t, up.questions())
+	assert.Empty(t, up.requests())
 	ask(p, http.MethodGet, "/v2/lib/app/manifests/v1?ns=quay.io")
-	assert.NotEmpty(t, up.questions())
+	assert.NotEmpty(t, up.requests())
 }
 
 func TestEveryRequestGetsARegistrysResponse(t *testing.T) {
@@ -297,7 +297,7 @@ func TestAClientWithoutChallengesReadsPublicImages(t *testing.T) {
 		{"/v2/public/blobs/" + string(b), "", 200, 1},
 		{"/v2/public/tags/list", "", 200, 1},
 		{"/v2/private/blobs/" + string(b), "", 401, 2},
-		// containerd takes up the challenge, and whoever brings a token has taken it up.
+		// containerd answers the challenge, and a client with a token has answered it.
 		{"/v2/public/blobs/" + string(b) + "?ns=r.test", "", 401, 1},
 		{"/v2/public/blobs/" + string(b), "Bearer x", 401, 1},
 		{"/v2/", "", 401, 1},
@@ -306,7 +306,7 @@ func TestAClientWithoutChallengesReadsPublicImages(t *testing.T) {
 		p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 		res := ask(p, http.MethodGet, c.target, "Authorization", c.authorization)
 		assert.Equal(t, c.status, res.StatusCode, c.target)
-		assert.Len(t, up.questions(), c.asked, c.target)
+		assert.Len(t, up.requests(), c.asked, c.target)
 		if c.status == 401 {
 			assert.Equal(t, "Bearer anonymous=false", res.Header.Get("WWW-Authenticate"), "the challenge to the client itself")
 		}
@@ -353,13 +353,13 @@ func TestCredentialsAndAcceptReachRegistryAndOrigin(t *testing.T) {
 	ask(p, http.MethodGet, "/v2/app/blobs/"+string(b), "Authorization", "Bearer abc")
 	ask(p, http.MethodGet, "/v2/app/manifests/v1")
 
-	require.Len(t, up.questions(), 3)
+	require.Len(t, up.requests(), 3)
 	assert.Equal(t, source.RegistryRequest{
 		Upstream: "r.test", Method: http.MethodHead, Path: "/v2/app/manifests/v1",
 		Header: http.Header{"Authorization": {"Bearer abc"}, "Accept": {"a/b, c/d", "*/*"}},
-	}, up.questions()[0])
-	assert.Equal(t, http.Header{"Authorization": {"Bearer abc"}}, up.questions()[1].Header)
-	assert.Equal(t, http.Header{"Accept": oci.ManifestTypes()}, up.questions()[2].Header)
+	}, up.requests()[0])
+	assert.Equal(t, http.Header{"Authorization": {"Bearer abc"}}, up.requests()[1].Header)
+	assert.Equal(t, http.Header{"Accept": oci.ManifestTypes()}, up.requests()[2].Header)
 	require.Len(t, s.opened, 3)
 	assert.Equal(t, task.Spec{
 		ID: m, Kind: task.Manifest, Upstream: "r.test", Repository: "app", Length: int64(len(manifest)), Accept: []string{"a/b, c/d", "*/*"}, Authorization: "Bearer abc",
@@ -527,9 +527,9 @@ func TestEveryClientHasADeadline(t *testing.T) {
 		target string
 		wait   time.Duration
 	}{
-		"a registry that is silent":          {&upstreamFunc{}, nil, "manifests/v1", 10 * time.Second},
-		"a registry that is silent, to ns":   {&upstreamFunc{}, nil, "blobs/" + missing + "?ns=r.test", 10 * time.Second},
-		"who cannot go elsewhere for a blob": {&upstreamFunc{}, nil, "blobs/" + missing, time.Minute},
+		"a registry that is silent":         {&upstreamFunc{}, nil, "manifests/v1", 10 * time.Second},
+		"a registry that is silent, to ns":  {&upstreamFunc{}, nil, "blobs/" + missing + "?ns=r.test", 10 * time.Second},
+		"a client that cannot go elsewhere": {&upstreamFunc{}, nil, "blobs/" + missing, time.Minute},
 		"a swarm that knows nothing": {&upstreamFunc{answer: known}, func(ctx context.Context, _ task.Spec) (registryproxy.Blob, error) {
 			<-ctx.Done()
 			return nil, context.Cause(ctx)
@@ -609,7 +609,7 @@ func TestAPushIsRefusedClearly(t *testing.T) {
 		assert.Contains(t, refusedAs(t, res, http.StatusMethodNotAllowed, "UNSUPPORTED"), "push to the registry itself")
 		assert.Equal(t, "GET, HEAD", res.Header.Get("Allow"))
 	}
-	assert.Empty(t, up.questions())
+	assert.Empty(t, up.requests())
 }
 
 func TestARequestIsBounded(t *testing.T) {
@@ -648,7 +648,7 @@ func TestTagsAndReferrersAreForwardedWithLinks(t *testing.T) {
 			assert.Equal(t, "artifactType", res.Header.Get("OCI-Filters-Applied"))
 			assert.Equal(t, "13", res.Header.Get("Content-Length"))
 			assert.Empty(t, res.Header.Get("Set-Cookie"))
-			last := up.questions()[len(up.questions())-1]
+			last := up.requests()[len(up.requests())-1]
 			assert.Equal(t, "r.test", last.Upstream)
 			assert.Equal(t, method, last.Method)
 			assert.NotContains(t, last.Query, "ns=")
@@ -678,13 +678,13 @@ func TestAPingIsForwardedToTheNamedRegistry(t *testing.T) {
 		assert.Equal(t, 401, res.StatusCode, target)
 		assert.Equal(t, "Basic realm="+upstream+"/v2/", res.Header.Get("WWW-Authenticate"), target)
 	}
-	before := len(up.questions())
+	before := len(up.requests())
 	podman := ask(p, http.MethodGet, "/v2/", "Docker-Distribution-API-Version", "registry/2.0")
 	assert.Equal(t, 200, podman.StatusCode)
 	assert.Equal(t, "{}", body(t, podman))
 	none := newMirror(config{Upstream: up, Open: (&swarm{}).Open})
 	assert.Equal(t, 200, ask(none, http.MethodGet, "/v2/").StatusCode)
-	assert.Len(t, up.questions(), before)
+	assert.Len(t, up.requests(), before)
 }
 
 func TestAPingIsRepeatedWhileTheRegistryIsUnreachable(t *testing.T) {
@@ -701,7 +701,7 @@ func TestAPingIsRepeatedWhileTheRegistryIsUnreachable(t *testing.T) {
 		}
 	}
 	down(true)
-	assert.Equal(t, 502, ask(p, http.MethodGet, "/v2/").StatusCode, "nobody knows what it said")
+	assert.Equal(t, 502, ask(p, http.MethodGet, "/v2/").StatusCode, "there is no ping to repeat")
 	for _, status = range []int{200, 401} {
 		down(false)
 		assert.Equal(t, status, ask(p, http.MethodGet, "/v2/").StatusCode)
@@ -719,7 +719,7 @@ func TestAPingIsRepeatedWhileTheRegistryIsUnreachable(t *testing.T) {
 	status = 503
 	assert.Equal(t, 503, ask(p, http.MethodGet, "/v2/").StatusCode, "an answer, whatever it is, stands")
 	down(true)
-	assert.Equal(t, 401, ask(p, http.MethodGet, "/v2/").StatusCode, "and says nothing of who may come in")
+	assert.Equal(t, 401, ask(p, http.MethodGet, "/v2/").StatusCode, "an error is not remembered as a ping")
 }
 
 func TestEveryRequestIsObservedOnce(t *testing.T) {
@@ -747,7 +747,7 @@ func TestEveryRequestIsObservedOnce(t *testing.T) {
 	assert.Equal(t, 404, got.Status)
 	assert.Equal(t, "quay.io app v1 manifest", strings.Join([]string{got.Upstream, got.Repository, got.Reference, got.Endpoint}, " "))
 	assert.ErrorContains(t, got.Err, "quay.io answered 404 Not Found to /v2/app/manifests/v1")
-	assert.Zero(t, got.Granted, "nobody said yes")
+	assert.Zero(t, got.Granted, "there was no grant")
 	ask(p, http.MethodGet, "/nonsense")
 	assert.Equal(t, 404, seen.last(t).Status)
 	assert.Len(t, seen.all, 3)

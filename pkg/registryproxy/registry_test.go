@@ -239,7 +239,7 @@ func TestAPrivateBlobNeedsTheRegistrysConsent(t *testing.T) {
 	challenge = fetch(t, http.MethodGet, public).Header.Get("WWW-Authenticate")
 	anonymous := token(t, challenge, "", "")
 	assert.Equal(t, 200, fetch(t, http.MethodGet, public, "Authorization", anonymous).StatusCode)
-	// What is only in the private repository is not in the public one for anybody.
+	// A blob of the private repository alone is not in the public one.
 	assert.Equal(t, 404, fetch(t, http.MethodGet, mirror+"public/app/blobs/"+onlyPrivate+ns, "Authorization", anonymous).StatusCode)
 	assert.Equal(t, 401, fetch(t, http.MethodGet, mirror+"private/app/blobs/"+inBoth+ns, "Authorization", anonymous).StatusCode)
 

@@ -90,6 +90,45 @@ func (req *request) openShared(spec task.Spec) (blob Blob, err error) {
 	}
 }
 
+// progressMax bounds how long a client waits for its first byte while bytes of a blob of unknown length
+// arrive: then it may go elsewhere, and finds the blob here when it comes back.
+const progressMax = 10 * time.Minute
+
+// extendWhileProgressing moves the client's deadline while bytes of a blob of unknown length arrive, until
+// stop. From then on the deadline is as that of any other client.
+func (req *request) extendWhileProgressing(id task.ID) (stop func()) {
+	if req.cfg.Progress == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithTimeout(req.ctx, progressMax)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		look := time.NewTicker(req.wait / 8)
+		defer look.Stop()
+		last := req.cfg.Progress(id)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-look.C:
+			}
+			now := req.cfg.Progress(id)
+			if now == last {
+				continue
+			}
+			last = now
+			if !req.deadline.Reset(req.wait) {
+				return // too late: the client is being refused
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
 // isForeign reports whether a failure is an answer to other clients and none to this one: that of
 // another registry, or one that concerns another repository.
 func (req *request) isForeign(f *api.Failure) bool {
@@ -108,10 +147,10 @@ func (req *request) checkBlob(blob Blob, g access.Grant) *apiError {
 	case !g.Declared:
 		// Perhaps a registry that consents to every digest: it does not have this blob.
 		req.cfg.Resolver.Revoke(g)
-		return newError(http.StatusNotFound, "%s says that %s has %d bytes, and it has %d", req.target.upstream, path, g.Length, length).
-			withCode(codeFor(http.StatusNotFound, req.target.endpoint))
+		return newError(http.StatusNotFound, "%s says that %s has %d bytes, and it has %d",
+			req.target.upstream, path, g.Length, length).withCode(codeFor(http.StatusNotFound, req.target.endpoint))
 	case !req.isVerified(blob):
-		return newError(http.StatusBadGateway, "%s has %d bytes by the manifest that names it, and is %d bytes long by the word of %s",
+		return newError(http.StatusBadGateway, "%s has %d bytes by the manifest that names it, and %d bytes by %s",
 			path, g.Length, length, req.target.upstream)
 	}
 	if req.pull.Passthrough { // the registry shows that it has the blob by sending it

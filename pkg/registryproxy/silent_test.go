@@ -16,8 +16,8 @@ import (
 	"github.com/darter-io/darter/pkg/source"
 )
 
-// A registry behind a dead link refuses nothing: it is silent. A client gives up after ten
-// seconds, so what may be served without the registry is served before.
+// TestTheBreakerSkipsASilentRegistry covers a registry behind a dead link, which is silent. A client gives up
+// after ten seconds, so the mirror serves what it may without the registry before that.
 func TestTheBreakerSkipsASilentRegistry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s swarm
@@ -50,7 +50,7 @@ func TestTheBreakerSkipsASilentRegistry(t *testing.T) {
 
 		began := time.Now()
 		assert.Equal(t, 504, ask(p, http.MethodGet, "/v2/app/manifests/v2?ns=r.test", "Authorization", "Bearer opaque").StatusCode)
-		assert.Equal(t, 10*time.Second, time.Since(began), "what nobody knows is waited for")
+		assert.Equal(t, 10*time.Second, time.Since(began), "a lookup without a fallback waits")
 		up.reply(answers(known))
 		time.Sleep(10 * time.Second)
 		assert.Zero(t, pull())
@@ -58,8 +58,8 @@ func TestTheBreakerSkipsASilentRegistry(t *testing.T) {
 	})
 }
 
-// containerd brings a token of its own to a public image, too, where the registry asks for
-// one. Where the registry is gone, so is whoever gives tokens.
+// TestPublicImagesServeWhileTheRegistryIsDown covers containerd, which brings a token to a public image too if
+// the registry asks for one. While the registry is down there are no tokens.
 func TestPublicImagesServeWhileTheRegistryIsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, public := range []bool{true, false} {

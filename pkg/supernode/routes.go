@@ -9,7 +9,7 @@ import (
 	"github.com/darter-io/darter/pkg/node"
 )
 
-// publicRoutes are for members of the cluster.
+// publicRoutes are the routes for members of the cluster.
 func (s *Supernode) publicRoutes() http.Handler {
 	r := node.NewRouter()
 	r.POST(api.PathAnnounce, gin.WrapF(s.coordinator.HandleAnnounce))
@@ -20,7 +20,7 @@ func (s *Supernode) publicRoutes() http.Handler {
 	return r
 }
 
-// adminRoutes are for operators of this machine.
+// adminRoutes are the routes for operators of this machine.
 func (s *Supernode) adminRoutes() http.Handler {
 	r := node.NewRouter()
 	s.routeOwner(r)
@@ -29,7 +29,7 @@ func (s *Supernode) adminRoutes() http.Handler {
 	return r
 }
 
-// routeOwner adds what members and operators may both ask.
+// routeOwner adds the routes for both members and operators.
 func (s *Supernode) routeOwner(r gin.IRouter) {
 	s.node.RouteStatus(r, s.Status)
 	r.GET(api.PathHosts, func(c *gin.Context) { c.JSON(http.StatusOK, s.coordinator.Hosts()) })

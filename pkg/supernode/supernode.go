@@ -1,8 +1,7 @@
-// Package supernode assembles the program that leads tasks: a coordinator that answers
-// announces, and an engine whose parent is the origin.
+// Package supernode assembles the program that leads tasks: a coordinator that answers announces, and an engine
+// whose parent is the origin.
 //
-// It asks an origin for each content once, whoever and however many want it. Start at [New]
-// and [Supernode.Run].
+// It asks an origin once for each task, however many hosts want it. Start at [New] and [Supernode.Run].
 package supernode
 
 import (
@@ -43,8 +42,8 @@ type Supernode struct {
 func New(cfg config.Supernode, logger *slog.Logger, options ...node.Option) (s *Supernode, err error) {
 	s = &Supernode{cfg: cfg}
 	s.node, err = node.New(node.Config{
-		Program: "supernode", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster,
-		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files, Drain: cfg.Drain, Logger: logger,
+		Program: "supernode", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise,
+		Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster, Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files, Drain: cfg.Drain, Logger: logger,
 	}, options...)
 	if err != nil {
 		return nil, err
@@ -86,7 +85,7 @@ func (s *Supernode) newGossip() (*cluster.Cluster, error) {
 	}
 	advertise := string(s.cfg.Gossip.Advertise)
 	if advertise == "" && s.cfg.Gossip.Listen.Host() == "" {
-		// Listening on all addresses: the others use the one that peers are told.
+		// It listens on all addresses: the others use the advertised one.
 		host, _, err := net.SplitHostPort(s.advertised)
 		if err != nil {
 			return nil, fmt.Errorf("gossip.advertise: %w", err)
@@ -104,7 +103,7 @@ func (s *Supernode) newGossip() (*cluster.Cluster, error) {
 	return g, nil
 }
 
-// owners lists the announce APIs of the supernodes that are alive.
+// owners lists the announce APIs of the live supernodes.
 func (s *Supernode) owners() (list []string) {
 	for _, m := range s.gossip.View() {
 		if m.Role == cluster.Supernode && m.APIAddr != "" {
@@ -114,7 +113,7 @@ func (s *Supernode) owners() (list []string) {
 	return list
 }
 
-// others lists the announce APIs of the other supernodes that are alive.
+// others lists the announce APIs of the other live supernodes.
 func (s *Supernode) others() []string {
 	if s.gossip == nil {
 		return nil
@@ -138,12 +137,11 @@ func (s *Supernode) Run(ctx context.Context) error {
 	return err
 }
 
-// Reload takes the settings into force that a running program can change: a
-// *[config.Supernode].
+// Reload applies the settings that a running program can change: a *[config.Supernode].
 func (s *Supernode) Reload(settings any) error {
 	cfg, ok := settings.(*config.Supernode)
 	if !ok {
-		return fmt.Errorf("reloading: %T are no settings of supernode", settings)
+		return fmt.Errorf("reloading: %T is no configuration of a supernode", settings)
 	}
 	if err := s.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files, Drain: cfg.Drain}); err != nil {
 		return err
@@ -152,7 +150,7 @@ func (s *Supernode) Reload(settings any) error {
 	return nil
 }
 
-// Close gives back what [New] took, for a supernode that never ran.
+// Close releases the resources of [New], for a supernode that never ran.
 func (s *Supernode) Close() error {
 	var errs []error
 	for _, l := range []net.Listener{s.api, s.admin} {
@@ -163,7 +161,7 @@ func (s *Supernode) Close() error {
 	return errors.Join(append(errs, s.node.Close())...)
 }
 
-// Addrs tells the addresses in use: "api", "admin", "peer", and "gossip" where there is one.
+// Addrs returns the addresses in use: "api", "admin", "peer", and "gossip" if there is one.
 func (s *Supernode) Addrs() map[string]string {
 	out := map[string]string{"api": s.api.Addr().String(), "admin": s.admin.Addr().String(), "peer": s.node.Host.Addr}
 	if s.gossip != nil {
@@ -172,7 +170,7 @@ func (s *Supernode) Addrs() map[string]string {
 	return out
 }
 
-// Status tells what the supernode does.
+// Status describes what the supernode does.
 func (s *Supernode) Status() api.Status {
 	out := s.node.Status()
 	out.Listen = s.Addrs()

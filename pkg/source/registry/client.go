@@ -205,6 +205,23 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 	return res, err
 }
 
+// upstream finds how to ask a registry.
+func (c *Client) upstream(name string) (*upstream, error) {
+	host, err := oci.ParseHost(name)
+	if err != nil {
+		return nil, err
+	}
+	if u, ok := c.listed[host]; ok {
+		return u, nil
+	}
+	if c.others == nil {
+		return nil, &UpstreamError{Upstream: host}
+	}
+	u := *c.others
+	u.name, u.bases = host, []*url.URL{u.base(host)}
+	return &u, nil
+}
+
 // repositoryOf is the repository in a path of the distribution API, empty for a path that needs no token
 // of one.
 func repositoryOf(p string) string {

@@ -180,23 +180,6 @@ func New(cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// upstream finds how to ask a registry.
-func (c *Client) upstream(name string) (*upstream, error) {
-	host, err := oci.ParseHost(name)
-	if err != nil {
-		return nil, err
-	}
-	if u, ok := c.listed[host]; ok {
-		return u, nil
-	}
-	if c.others == nil {
-		return nil, &UpstreamError{Upstream: host}
-	}
-	u := *c.others
-	u.name, u.bases = host, []*url.URL{u.base(host)}
-	return &u, nil
-}
-
 // Allow returns nil for a registry that this node may ask, else an *[UpstreamError] or the fault of its
 // name.
 func (c *Client) Allow(name string) error {

@@ -77,7 +77,7 @@ func TestAFileConcernsTheRegistriesItHoldsLoginsFor(t *testing.T) {
 		assert.Equal(t, concerned, c.Credentialed("quay.io"), file)
 		assert.False(t, c.Credentialed("ghcr.io"))
 		require.NoError(t, os.Remove(d.path))
-		assert.True(t, d.concerns("quay.io"), "nobody knows")
+		assert.True(t, d.concerns("quay.io"), "it may hold one")
 	}
 }
 
@@ -92,7 +92,7 @@ func TestAChangedCredentialsFileIsReadAgain(t *testing.T) {
 	assert.Equal(t, "second one", got.Password)
 	require.NoError(t, os.Remove(d.path))
 	_, _, err = d.get(t.Context(), "quay.io", "a")
-	require.ErrorIs(t, err, os.ErrNotExist, "a login that is gone is told and not left out")
+	require.ErrorIs(t, err, os.ErrNotExist, "a missing file is an error, not an empty one")
 }
 
 func TestABadDockerConfigurationIsNotQuoted(t *testing.T) {
@@ -161,7 +161,7 @@ esac
 	before := runs()
 	_, _, err = d.get(t.Context(), "quay.io", "a/b")
 	require.NoError(t, err)
-	assert.Equal(t, before+1, runs(), "and asked for anew then, since some end soon")
+	assert.Equal(t, before+1, runs(), "and runs again then, because some logins end soon")
 }
 
 func FuzzParseDockerConfig(f *testing.F) {

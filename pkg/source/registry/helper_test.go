@@ -105,19 +105,19 @@ func TestAHelperThatHangsIsKilledWithItsChildren(t *testing.T) {
 	for _, pid := range processes {
 		require.Eventually(t, func() bool {
 			stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-			return err != nil || strings.Contains(string(stat), ") Z ") // nobody reaps in a container
+			return err != nil || strings.Contains(string(stat), ") Z ") // in a container nothing reaps it
 		}, patience, time.Millisecond, "process %d lives", pid)
 		assert.NotEqual(t, syscall.Getpid(), pid)
 	}
 	_, _, err := d.get(t.Context(), "hung.test", "a")
 	require.ErrorContains(t, err, "was killed")
-	assert.Equal(t, 1, runs(), "it is left alone for a moment")
+	assert.Equal(t, 1, runs(), "it does not run for a moment")
 	d.helpers.running["docker-credential-test hung.test"].until = time.Now()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "go"), nil, 0o600))
 	d.helpers.limit = patience
 	auth, _, err := d.get(t.Context(), "hung.test", "a")
 	require.NoError(t, err)
-	assert.Equal(t, "late", auth.Username, "and asked again then")
+	assert.Equal(t, "late", auth.Username, "and runs again then")
 }
 
 func TestCloseKillsHelpers(t *testing.T) {

@@ -38,7 +38,7 @@ func TestADockerConfigurationLogsIn(t *testing.T) {
 		login("hunter2")
 		c := of(t, r, registry.Upstream{DockerConfig: file})
 		require.NoError(t, bring(t, c, team, 0))
-		require.NoError(t, bring(t, c, public, 0), "where the file has no login, as anybody")
+		require.NoError(t, bring(t, c, public, 0), "anonymously, because the file has no login")
 		q := source.RegistryRequest{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/team/app/blobs/" + string(team.ID)}
 		res, _ := ask(t, c, q)
 		assert.Equal(t, 200, res.StatusCode)
@@ -51,7 +51,7 @@ func TestADockerConfigurationLogsIn(t *testing.T) {
 			res, _ = ask(t, c, q)
 			assert.Contains(t, []int{401, 403}, res.StatusCode)
 		}
-		login("a wrong one") // the registry refuses it, and the next attempt reads the file anew
+		login("a wrong one") // the registry refuses it, and the next attempt reads the file again
 		r.RevokeTokens()
 		assert.Equal(t, 401, statusOf(bring(t, c, team, 0)))
 		login("hunter2")
@@ -61,7 +61,7 @@ func TestADockerConfigurationLogsIn(t *testing.T) {
 	}
 }
 
-// service is a token service at an address of its own that notes what it was told.
+// service is a token service at an address of its own that records its requests.
 type service struct {
 	*httptest.Server
 	mu       sync.Mutex
@@ -124,7 +124,7 @@ func TestNodeCredentialsGoOnlyToNamedRealms(t *testing.T) {
 			assert.Zero(t, requests)
 			nobody := u
 			nobody.Username, nobody.Password, nobody.IdentityToken = "", "", ""
-			require.NoError(t, bring(t, of(nobody), spec, 0), "who brings nothing has nothing to lose")
+			require.NoError(t, bring(t, of(nobody), spec, 0), "an anonymous client has no credential to lose")
 			_, secrets := thief.counts()
 			assert.Zero(t, secrets)
 			u.Realms = []string{"localhost"}
@@ -162,7 +162,7 @@ func TestARedirectedTokenServiceGetsNoCredential(t *testing.T) {
 	}
 }
 
-// contentSpec asks for the content at a registry.
+// contentSpec is the blob's spec at a registry.
 func contentSpec(host string) task.Spec {
 	sum := sha256.Sum256(content)
 	return task.Spec{ID: task.ID("sha256:" + hex.EncodeToString(sum[:])), Kind: task.Blob, Upstream: host, Repository: "team/app"}

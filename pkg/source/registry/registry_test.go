@@ -80,7 +80,7 @@ func TestBlobsAndManifestsKeepTheContract(t *testing.T) {
 
 var content = []byte(strings.Repeat("darter ", 5000))
 
-// blob pushes the content and says how it is asked for.
+// blob pushes a blob and returns its spec.
 func blob(t *testing.T, r *registrytest.Registry, repository string) task.Spec {
 	digest, err := r.PushBlob(t.Context(), repository, content)
 	require.NoError(t, err)
@@ -203,7 +203,7 @@ func TestABlobThatIsRedirectedComesWithoutTheToken(t *testing.T) {
 
 	strict := of(t, r, registry.Upstream{Username: "alice", Password: "hunter2"})
 	var refused *httporigin.AddrError
-	require.ErrorAs(t, bring(t, strict, spec, 0), &refused, "a registry sends nobody to loopback unless the operator says so")
+	require.ErrorAs(t, bring(t, strict, spec, 0), &refused, "a registry redirects to loopback only if the operator allows it")
 }
 
 func TestOpenWaitsOnceAsRetryAfterAsks(t *testing.T) {
@@ -282,7 +282,7 @@ func TestOnlyRegistriesOfTheListAreAsked(t *testing.T) {
 	others := client(t, registry.Config{Default: &registry.Upstream{PlainHTTP: true, Proxy: "none"}})
 	require.NoError(t, others.Allow("ghcr.io"))
 	var addr *httporigin.AddrError
-	require.ErrorAs(t, bring(t, others, spec, 0), &addr, "nobody reaches this machine's own services by calling them a registry")
+	require.ErrorAs(t, bring(t, others, spec, 0), &addr, "this machine's own services are no registries")
 	require.NoError(t, bring(t, client(t, registry.Config{Default: &registry.Upstream{PlainHTTP: true, Proxy: "none"}, HTTP: loopback}), spec, 0))
 	assert.Equal(t, 1, r.Counts().Object(string(spec.ID)).GETs)
 }
@@ -461,7 +461,7 @@ func TestTheNextURLReplacesAFailingOne(t *testing.T) {
 
 	r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Status: 404})
 	last := client(t, registry.Config{Upstreams: map[string]registry.Upstream{"registry.test": {URLs: []string{r.URL() + "/cache", sick.URL}, Proxy: "none"}}})
-	assert.Equal(t, http.StatusNotFound, statusOf(bring(t, last, spec, 0)), "a refusal is an answer")
+	assert.Equal(t, http.StatusNotFound, statusOf(bring(t, last, spec, 0)), "an error status is a reply")
 }
 
 func TestTheNodesCertificateGoesToItsRegistry(t *testing.T) {
@@ -582,7 +582,7 @@ func TestARegistryMayBeginToRequireTokens(t *testing.T) {
 	require.NoError(t, bring(t, c, spec, 0))
 	open.Store(false)
 	assert.Equal(t, http.StatusUnauthorized, statusOf(bring(t, c, spec, 0)))
-	require.NoError(t, bring(t, c, spec, 0), "the next one logs in anew")
+	require.NoError(t, bring(t, c, spec, 0), "the next one logs in again")
 }
 
 func TestAConfigurationThatCannotWorkIsRefusedByName(t *testing.T) {

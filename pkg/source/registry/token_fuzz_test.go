@@ -46,7 +46,7 @@ func (s *fakeService) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // FuzzTokenAnswer logs in at a registry whose challenge and token service say anything: the
-// node's password leaves for no host that nobody named, and no error shows a token.
+// node's password goes only to named hosts, and no error shows a token.
 func FuzzTokenAnswer(f *testing.F) {
 	for _, s := range []struct{ challenge, token string }{
 		{`Bearer realm="https://r.test/token",service="s"`, `{"token":"t"}`},
@@ -84,7 +84,7 @@ func FuzzTokenAnswer(f *testing.F) {
 			)
 			if err = refused(err); err != nil {
 				require.NotContains(t, err.Error(), password)
-				require.NotContains(t, err.Error(), "r-geheim", "an error shows what the token service said")
+				require.NotContains(t, err.Error(), "r-geheim", "an error quotes the token service")
 			}
 			for i, req := range s.asked {
 				if req.URL.Host == base.Host && req.URL.Scheme == base.Scheme {
