@@ -32,7 +32,6 @@ import (
 	_ "github.com/distribution/distribution/v3/registry/auth/token"
 	"github.com/distribution/distribution/v3/registry/handlers"
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem"
-	_ "github.com/distribution/distribution/v3/registry/storage/driver/inmemory"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -149,7 +148,7 @@ func Listen(cfg Config) (_ *Registry, err error) {
 		"  maintenance: {uploadpurging: {enabled: false}}",
 	}
 	if cfg.Dir == "" {
-		yaml = append(yaml, "  inmemory: {}")
+		yaml = append(yaml, "  "+memoryDriver+": {}")
 	} else {
 		yaml = append(yaml, fmt.Sprintf("  filesystem: {rootdirectory: %q}", cfg.Dir))
 	}
