@@ -30,6 +30,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/test/lab"
 	"github.com/darter-io/darter/test/programs"
+	"github.com/darter-io/darter/test/race"
 	"github.com/darter-io/darter/test/registrytest"
 )
 
@@ -79,11 +80,15 @@ type puller struct {
 	args       []string
 }
 
+// raced is why the race detector runs only the tests of [build].
+const raced = "Darter's programs do what they do in the tests with containerd alone"
+
 // build makes a cluster of n pulling nodes. With fallback, containerd knows the registry, too,
 // and asks it where its dfdaemon refuses; without, all must come from the dfdaemon.
 func build(t *testing.T, n int, fallback bool) *cluster {
 	t.Helper()
 	lab.Need(t, lab.Network, lab.Runtime)
+	programs.NoRaces(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	require.NoError(t, programs.Build(ctx, bin, "./cmd/supernode", "./cmd/dfdaemon", "./test/registrytest/cmd/registry"))
@@ -254,7 +259,7 @@ func requireOneGETEach(t testing.TB, counts registrytest.Counts, pushed registry
 
 func TestFiveContainerdsPullAtOnceAndTheRegistrySendsOneCopy(t *testing.T) {
 	c := build(t, clientsOf, true)
-	pushed := c.push("lib/app", 40e6, 25e6, 12e6, 3e6, 100e3)
+	pushed := c.push("lib/app", 40e6/race.Divisor, 25e6/race.Divisor, 12e6/race.Divisor, 3e6, 100e3)
 	before, err := c.Registry.Traffic()
 	require.NoError(t, err)
 

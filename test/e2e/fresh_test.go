@@ -23,6 +23,7 @@ import (
 
 	"github.com/darter-io/darter/test/lab"
 	"github.com/darter-io/darter/test/programs"
+	"github.com/darter-io/darter/test/race"
 )
 
 // hubs are the names of registries that all machines of these tests find at one address, by
@@ -286,6 +287,7 @@ func machines(t *testing.T, c *cluster) []*machine {
 // the settings that everybody has, what the README says: start, look, configure, look, pull; and
 // takes it all back.
 func TestWhoeverFollowsTheREADMEPullsThroughDarterAndCanGoBack(t *testing.T) {
+	race.Skip(t, raced)
 	lab.Need(t, lab.Runtime, lab.Containerd2, lab.Docker, lab.Containers)
 	c := freshly(t, 6)
 	dfdaemon := filepath.Join(bin, "dfdaemon")

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/darter-io/darter/test/lab"
+	"github.com/darter-io/darter/test/race"
 )
 
 // TestDockerPullsFromAnyRegistryThroughTheProxyMode gives real dockerds, whose graph driver knows
@@ -22,6 +23,7 @@ import (
 // an authority of the operator's, one in plain HTTP, one that it leads to blindly, and one that it
 // does not lead to.
 func TestDockerPullsFromAnyRegistryThroughTheProxyMode(t *testing.T) {
+	race.Skip(t, raced)
 	lab.Need(t, lab.Docker)
 	c := freshly(t, 3)
 	plain, blind, denied := "plain.example:5000", "other.example:6443", "denied.example:7443"

@@ -14,12 +14,14 @@ import (
 
 	"github.com/darter-io/darter/test/lab"
 	"github.com/darter-io/darter/test/programs"
+	"github.com/darter-io/darter/test/race"
 )
 
 // TestContainerdLooksForItsMirrorsWhereConfigureSaysWhateverShapeItsFileHas asks real containerds
 // what they make of the file, version for version. Both are to look into certs.d, or where the
 // machine's owner says.
 func TestContainerdLooksForItsMirrorsWhereConfigureSaysWhateverShapeItsFileHas(t *testing.T) {
+	race.Skip(t, raced)
 	lab.Need(t, lab.Runtime, lab.Containerd2)
 	containerd2, err := lab.Containerd2Dir()
 	require.NoError(t, err)

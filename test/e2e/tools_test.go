@@ -20,6 +20,7 @@ import (
 
 	"github.com/darter-io/darter/test/lab"
 	"github.com/darter-io/darter/test/programs"
+	"github.com/darter-io/darter/test/race"
 	"github.com/darter-io/darter/test/registrytest"
 	"github.com/darter-io/darter/test/silence"
 )
@@ -57,6 +58,7 @@ type tools struct {
 
 // needTools skips where a tool is missing.
 func needTools(t *testing.T) {
+	race.Skip(t, raced)
 	lab.Need(t, lab.Network, lab.Runtime, lab.Docker, lab.Containers, lab.Containerd2)
 }
 

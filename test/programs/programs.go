@@ -19,9 +19,11 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"testing"
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/test/race"
 )
 
 // Root is the directory of the module that the working directory is in.
@@ -40,21 +42,47 @@ func Root() (string, error) {
 // Flags are go build's for a program like those of make build, which stamps a version in addition.
 var Flags = []string{"-trimpath", "-tags", "nomsgpack", "-ldflags", "-s -w"}
 
-// Build builds packages ("./cmd/...") as make build does, into dir. The error holds what the
-// compiler wrote.
+// Build builds packages ("./cmd/...") as make build does, into dir; under the race detector it
+// compiles that in, see [NoRaces]. The error holds what the compiler wrote.
 func Build(ctx context.Context, dir string, packages ...string) error {
 	root, err := Root()
 	if err != nil {
 		return err
 	}
 	args := append(append([]string{"build"}, Flags...), "-o", dir+string(filepath.Separator))
+	cgo := "CGO_ENABLED=0"
+	if race.Enabled {
+		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
+	}
 	cmd := exec.CommandContext(ctx, "go", append(args, packages...)...)
 	cmd.Dir = root
-	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(cmd.Environ(), cgo)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building %s: %w\n%s", strings.Join(packages, " "), err, out)
 	}
 	return nil
+}
+
+// NoRaces fails the test when a program that it starts from now on, and that [Build] built under
+// the race detector, reports a race; the program ends at its first one. Without the detector
+// NoRaces does nothing.
+func NoRaces(t testing.TB) {
+	t.Helper()
+	if !race.Enabled {
+		return
+	}
+	dir := t.TempDir()
+	t.Setenv("GORACE", "halt_on_error=1 log_path="+filepath.Join(dir, "race"))
+	t.Cleanup(func() {
+		reports, err := filepath.Glob(filepath.Join(dir, "race.*"))
+		if err != nil {
+			t.Errorf("looking for reports of races: %v", err)
+		}
+		for _, r := range reports {
+			text, err := os.ReadFile(r)
+			t.Errorf("process %s reports a race (%v):\n%s", strings.TrimPrefix(filepath.Ext(r), "."), err, text)
+		}
+	})
 }
 
 // Supernode says how to start one. Addresses are host:port.

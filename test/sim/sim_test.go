@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/darter-io/darter/test/race"
 	"github.com/darter-io/darter/test/sim"
 	"github.com/darter-io/darter/test/simnet"
 )
@@ -16,7 +17,7 @@ import (
 const margin = 0.07
 
 func TestTheSimulatorAgreesWithRealEngines(t *testing.T) {
-	for name, c := range map[string]sim.Crowd{
+	for name, c := range race.Some(map[string]sim.Crowd{
 		"seed 4x": {N: 16, K: 64},
 		"seed 1x": {N: 16, K: 64, SeedMultiple: 1},
 		"cold":    {N: 16, K: 64, OriginPieceTime: 5 * time.Millisecond},
@@ -24,11 +25,11 @@ func TestTheSimulatorAgreesWithRealEngines(t *testing.T) {
 		"no line": {N: 16, K: 64, Lines: 100},
 		"slow":    {N: 32, K: 128, Slow: 1},
 		"slower":  {N: 32, K: 128, Slow: 1, SlowBy: 4},
-	} {
+	}, "cold") {
 		t.Run(name, func(t *testing.T) {
 			here := c.Run()
 			require.Zero(t, here.Unfinished)
-			const pieceSize = 64 << 10
+			const pieceSize = 64 << 10 / race.Divisor
 			real := simnet.Crowd{N: c.N, K: c.K, PieceSize: pieceSize, SeedMultiple: c.SeedMultiple, UploadLines: c.Lines, Slow: c.Slow, SlowBy: c.SlowBy}
 			if c.OriginPieceTime > 0 {
 				real.OriginRate = pieceSize / c.OriginPieceTime.Seconds()
@@ -72,11 +73,11 @@ func TestServingFirstWhoHasLeastEndsACrowdSooner(t *testing.T) {
 }
 
 func TestEveryZoneTakesAboutOneCopyThroughItsLink(t *testing.T) {
-	for name, c := range map[string]sim.Crowd{
+	for name, c := range race.Some(map[string]sim.Crowd{
 		"all live":     {N: 64, K: 128, Zones: 4, ZonePieceTime: 3 * time.Millisecond},
 		"a fifth dies": {N: 64, K: 128, Zones: 4, ZonePieceTime: 3 * time.Millisecond, Dead: 0.2, DeadAfter: 200 * time.Millisecond},
 		"many zones":   {N: 64, K: 128, Zones: 16, ZonePieceTime: 3 * time.Millisecond},
-	} {
+	}, "a fifth dies") {
 		t.Run(name, func(t *testing.T) {
 			o := c.Run()
 			require.Zero(t, o.Unfinished)

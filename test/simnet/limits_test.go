@@ -15,6 +15,7 @@ import (
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
+	"github.com/darter-io/darter/test/race"
 )
 
 // meter notes a counter of bytes ten times a second.
@@ -83,7 +84,10 @@ func watched(t *testing.T, c Crowd, meters ...*meter) Outcome {
 	return out
 }
 
-const limit = 1 << 20 // a twelfth of a node's link
+const (
+	size  = 64 << 10 / race.Divisor // of a piece
+	limit = 16 * size               // a twelfth of a node's link
+)
 
 func TestAHostSendsNoMoreThanItsUploadLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -93,7 +97,7 @@ func TestAHostSendsNoMoreThanItsUploadLimit(t *testing.T) {
 		var wire atomic.Pointer[Host]
 		node.read = func() int64 { return wire.Load().Sent() }
 		watched(t, Crowd{
-			N: 8, K: 256, Compare: true,
+			PieceSize: size, N: 8, K: 256, Compare: true,
 			Peer: func(i int, c *peer.Config) { c.Limits.Upload = limit },
 			Begun: func(i int, e *peer.Engine) {
 				engines[i].Store(e)
@@ -104,9 +108,9 @@ func TestAHostSendsNoMoreThanItsUploadLimit(t *testing.T) {
 				}
 			},
 		}, super, node)
-		super.holds(t, limit, 64<<10, "the supernode's uplink")
+		super.holds(t, limit, size, "the supernode's uplink")
 		for _, window := range []time.Duration{time.Second, 3 * time.Second} {
-			assert.LessOrEqual(t, float64(node.most(window)), 1.1*limit*window.Seconds()+limit/25+64<<10, "all that leaves a node, its words too")
+			assert.LessOrEqual(t, float64(node.most(window)), 1.1*limit*window.Seconds()+limit/25+size, "all that leaves a node, its words too")
 		}
 	})
 }
@@ -116,7 +120,7 @@ func TestAHostTakesInNoMoreThanItsDownloadLimit(t *testing.T) {
 		var wire atomic.Pointer[Host]
 		in := &meter{read: func() int64 { return wire.Load().Received() }}
 		out := watched(t, Crowd{
-			N: 8, Layers: []int{128, 64, 64}, Compare: true,
+			PieceSize: size, N: 8, Layers: []int{128, 64, 64}, Compare: true,
 			Peer: func(i int, c *peer.Config) {
 				if i == 1 {
 					c.Limits.Download = limit
@@ -128,8 +132,8 @@ func TestAHostTakesInNoMoreThanItsDownloadLimit(t *testing.T) {
 				}
 			},
 		}, in)
-		in.holds(t, limit, 9*32<<10, "a node's downlink")
-		assert.InEpsilon(t, 256*64<<10/limit*float64(time.Second), float64(out.Makespan), 0.05, "it ends as soon as its limit allows")
+		in.holds(t, limit, 9*size/2, "a node's downlink")
+		assert.InEpsilon(t, 256*size/limit*float64(time.Second), float64(out.Makespan), 0.05, "it ends as soon as its limit allows")
 		assert.Less(t, out.Took[6], out.Makespan/4, "and holds nobody else up")
 	})
 }
@@ -139,7 +143,7 @@ func TestEachTaskIsHeldToItsLimit(t *testing.T) {
 		var e atomic.Pointer[peer.Engine]
 		in := &meter{read: func() int64 { s := e.Load().Stats(); return s.Peers + s.Seeds }}
 		watched(t, Crowd{
-			N: 2, Layers: []int{128, 128}, Compare: true,
+			PieceSize: size, N: 2, Layers: []int{128, 128}, Compare: true,
 			Peer: func(i int, c *peer.Config) {
 				if i == 1 {
 					c.Limits.Task = limit
@@ -151,7 +155,7 @@ func TestEachTaskIsHeldToItsLimit(t *testing.T) {
 				}
 			},
 		}, in)
-		in.holds(t, 2*limit, 64<<10, "two tasks at once")
+		in.holds(t, 2*limit, size, "two tasks at once")
 	})
 }
 
@@ -185,7 +189,7 @@ func TestASeedTakesNoMoreFromOriginsThanItsLimit(t *testing.T) {
 		var sum atomic.Int64
 		origin := &meter{read: sum.Load}
 		out := watched(t, Crowd{
-			N: 8, K: 256, OriginRate: 100 * limit, Compare: true,
+			PieceSize: size, N: 8, K: 256, OriginRate: 100 * limit, Compare: true,
 			Peer: func(i int, c *peer.Config) {
 				if i == 0 {
 					c.Limits.Origin = limit
@@ -193,9 +197,9 @@ func TestASeedTakesNoMoreFromOriginsThanItsLimit(t *testing.T) {
 				}
 			},
 		}, origin)
-		origin.holds(t, limit, 64<<10, "the origin")
+		origin.holds(t, limit, size, "the origin")
 		assert.Equal(t, 1.0, out.OriginCopies)
-		assert.InEpsilon(t, 256*64<<10/limit*float64(time.Second), float64(out.Makespan), 0.05, "the crowd keeps up")
+		assert.InEpsilon(t, 256*size/limit*float64(time.Second), float64(out.Makespan), 0.05, "the crowd keeps up")
 	})
 }
 
@@ -217,7 +221,7 @@ func TestEveryLimitChangesWhileItHolds(t *testing.T) {
 				begun := time.Now()
 				m := &meter{read: func() int64 { return kind.counted(e.Load().Stats()) }}
 				out := watched(t, Crowd{
-					N: 1, K: 512, OriginRate: 100 * limit, Compare: true,
+					PieceSize: size, N: 1, K: 512, OriginRate: 100 * limit, Compare: true,
 					Peer: func(i int, c *peer.Config) {
 						if i == kind.at {
 							*kind.limit(&c.Limits) = limit

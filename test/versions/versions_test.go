@@ -141,6 +141,7 @@ func TestTheLastCommitsProgramsAndTheseUnderstandEachOther(t *testing.T) {
 	}
 	old, now := t.TempDir(), t.TempDir()
 	buildOld(t, root, rev, old)
+	programs.NoRaces(t)
 	require.NoError(t, programs.Build(t.Context(), now, "./cmd/..."))
 
 	for name, bins := range map[string]struct{ super, first, second string }{
