@@ -118,7 +118,13 @@ func pull(ctx context.Context, mirror string, r *registrytest.Registry, p regist
 			if o.Kind == "manifest" {
 				kind = "manifests"
 			}
-			return get(ctx, fmt.Sprintf("http://%s/v2/%s/%s/%s?ns=%s", mirror, p.Repository, kind, o.Digest, r.Host()), o.Digest, o.MediaType, nil)
+			url := fmt.Sprintf("http://%s/v2/%s/%s/%s?ns=%s", mirror, p.Repository, kind, o.Digest, r.Host())
+			err := get(ctx, url, o.Digest, o.MediaType, nil)
+			// On a busy machine a node may need longer for a first byte than the mirror waits.
+			for try := 0; try < 12 && err != nil && strings.Contains(err.Error(), "gave no byte of"); try++ {
+				err = get(ctx, url, o.Digest, o.MediaType, nil)
+			}
+			return err
 		})
 	}
 	return g.Wait()
