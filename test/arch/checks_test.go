@@ -22,8 +22,8 @@ func fixture(t *testing.T, files ...string) *Tree {
 }
 
 var small = []Layer{
-	{Name: "words", Pure: true, Packages: "pkg/a; pkg/b"},
-	{Name: "doors", Packages: "pkg/c pkg/d"},
+	{Name: "types", Pure: true, Packages: "pkg/a; pkg/b"},
+	{Name: "adapters", Packages: "pkg/c pkg/d"},
 	{Name: "assemblies", Gin: true, Packages: "pkg/e"},
 }
 
@@ -33,8 +33,8 @@ func TestAnImportThatGoesUpOrSidewaysIsFound(t *testing.T) {
 		{"down two rows", "pkg/e", "pkg/b", ""},
 		{"back over a semicolon", "pkg/b", "pkg/a", ""},
 		{"forth over a semicolon", "pkg/a", "pkg/b", "imports go down only"},
-		{"up", "pkg/b", "pkg/c", "pkg/b (words) imports pkg/c (doors)"},
-		{"sideways", "pkg/c", "pkg/d", "pkg/c (doors) imports pkg/d (doors)"},
+		{"up", "pkg/b", "pkg/c", "pkg/b (types) imports pkg/c (adapters)"},
+		{"sideways", "pkg/c", "pkg/d", "pkg/c (adapters) imports pkg/d (adapters)"},
 		{"from the tests", "pkg/c", "test/lab", "imported by tests alone"},
 		{"unknown package", "pkg/new", "pkg/a", "pkg/new is in no layer"},
 	} {
@@ -84,7 +84,7 @@ func TestImpureCodeIsFound(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			tr := fixture(t, "pkg/a/x.go", "package a\n\nimport "+row.imports+"\n\n"+row.body+"\n")
 			expect(t, row.want, tr.Purity(small))
-			assert.Empty(t, fixture(t, "pkg/c/x.go", "package c\n\nimport "+row.imports+"\n\n"+row.body+"\n").Purity(small), "doors need not be pure")
+			assert.Empty(t, fixture(t, "pkg/c/x.go", "package c\n\nimport "+row.imports+"\n\n"+row.body+"\n").Purity(small), "adapters need not be pure")
 		})
 	}
 }
@@ -178,11 +178,11 @@ func TestAPackageThatTheMapLacksIsFound(t *testing.T) {
 }
 
 func TestAnImportTableThatTheDocumentHasOtherwiseIsFound(t *testing.T) {
-	const good = "| words | `pkg/a`; `pkg/b` |\n| doors | `pkg/c` `pkg/d` |\n| assemblies | `pkg/e` |\n"
+	const good = "| types | `pkg/a`; `pkg/b` |\n| adapters | `pkg/c` `pkg/d` |\n| assemblies | `pkg/e` |\n"
 	for _, row := range []struct{ name, text, want string }{
 		{"the same", "# Map\n\n" + good, ""},
-		{"a package less", strings.Replace(good, " `pkg/d`", "", 1), "| doors | `pkg/c` `pkg/d` |"},
-		{"another order", strings.Replace(good, "`pkg/a`; `pkg/b`", "`pkg/b`; `pkg/a`", 1), "| words | `pkg/a`; `pkg/b` |"},
+		{"a package less", strings.Replace(good, " `pkg/d`", "", 1), "| adapters | `pkg/c` `pkg/d` |"},
+		{"another order", strings.Replace(good, "`pkg/a`; `pkg/b`", "`pkg/b`; `pkg/a`", 1), "| types | `pkg/a`; `pkg/b` |"},
 		{"a row less", strings.Replace(good, "| assemblies | `pkg/e` |\n", "", 1), "| assemblies | `pkg/e` |"},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -24,10 +24,10 @@ type Layer struct {
 // above its own. Packages under test/ stand below all rows and may import everything; nothing
 // imports them but tests.
 var Table = []Layer{
-	{Name: "words", Pure: true, Packages: "pkg/hostmatch pkg/secret pkg/version; pkg/task pkg/host pkg/rendezvous; pkg/oci pkg/piece"},
-	{Name: "brains", Pure: true, Packages: "pkg/scheduler pkg/owners pkg/peer/picker pkg/sharing"},
+	{Name: "types", Pure: true, Packages: "pkg/hostmatch pkg/secret pkg/version; pkg/task pkg/host pkg/rendezvous; pkg/oci pkg/piece"},
+	{Name: "policy", Pure: true, Packages: "pkg/scheduler pkg/owners pkg/peer/picker pkg/sharing"},
 	{Name: "contracts", Pure: true, Packages: "pkg/api; pkg/source"},
-	{Name: "doors", Packages: "pkg/atomicfile; pkg/config pkg/ratelimit pkg/telemetry pkg/identity pkg/piece/diskstore pkg/piece/memstore" +
+	{Name: "adapters", Packages: "pkg/atomicfile; pkg/config pkg/ratelimit pkg/telemetry pkg/identity pkg/piece/diskstore pkg/piece/memstore" +
 		" pkg/source/httporigin pkg/clientconf pkg/httpproxy pkg/apiclient; pkg/source/registry pkg/cluster pkg/announce pkg/purge pkg/peer/wire pkg/peer/upload"},
 	{Name: "engines", Packages: "pkg/access pkg/peer; pkg/registryproxy pkg/coordinator"},
 	{Name: "assemblies", Gin: true, Packages: "pkg/node; pkg/supernode pkg/daemon pkg/doctor; pkg/dfget"},

@@ -44,7 +44,7 @@ func build(ctx context.Context, root, bin, ldflags string) error {
 	if _, err := goCommand(ctx, root, args, func(line string) {
 		// With -v, go build names each package that it compiles, and none that its cache has.
 		if !strings.HasPrefix(line, "#") {
-			step.add(fmt.Sprintf("%%d of %d packages compiled", total))
+			step.add(fmt.Sprintf("%%d packages compiled, of %d at most", total))
 		}
 	}); err != nil {
 		return fmt.Errorf("building %s: %w", strings.Join(demonstrated, " "), err)
