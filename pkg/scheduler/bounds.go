@@ -10,10 +10,10 @@ import (
 	"github.com/darter-io/darter/pkg/host"
 )
 
-// formerMax is how many former lives of a host are remembered.
+// formerMax is how many former generations of a host the Scheduler remembers.
 const formerMax = 4
 
-// departure is the life of a host that said farewell, and how long that is remembered.
+// departure is the generation of a host that left, and until when the Scheduler remembers it.
 type departure struct {
 	generation uint64
 	until      time.Time
@@ -36,14 +36,15 @@ type InUseError struct {
 }
 
 func (e *InUseError) Error() string {
-	return fmt.Sprintf("host ID %s belongs to the host at %s, which announced %s ago from %s: was a data directory copied?",
+	const text = "host ID %s belongs to the host at %s, which announced %s ago from %s: was a data directory copied?"
+	return fmt.Sprintf(text,
 		e.ID, e.Addr, e.Ago.Round(time.Millisecond), cmp.Or(e.Source, "here"))
 }
 
-// claim returns nil where a report may speak for a host that is known, else an *[InUseError].
-// The generation, which its host alone knows, proves that it is the same life. Another life
-// is believed where the old one is silent, or at the same place: a process that was killed and
-// started again. One that was superseded and still speaks shows that two share the ID.
+// claim returns nil where a report may speak for a known host, otherwise an *[InUseError]. The
+// generation, which only its host knows, proves that it is the same life. A new generation counts
+// where the old one is silent, or at the same address: a process that was killed and started again.
+// A generation that was replaced and still announces shows that two hosts share the ID.
 func (s *Scheduler) claim(now time.Time, was *hostState, r Report) error {
 	switch {
 	case was.generation == r.Generation, now.Sub(was.seen) >= s.cfg.Expiry:
@@ -54,13 +55,14 @@ func (s *Scheduler) claim(now time.Time, was *hostState, r Report) error {
 	return &InUseError{ID: was.ID, Addr: was.Addr, Source: was.source, Ago: now.Sub(was.seen)}
 }
 
-// hasRoom returns nil where another host may come, else an error that wraps [ErrFull].
-func (s *Scheduler) hasRoom(r Report) error {
+// mayAdmit returns nil where a bound admits another host, otherwise an error that wraps [ErrFull].
+func (s *Scheduler) mayAdmit(r Report) error {
 	if len(s.byID) >= s.cfg.HostsMax {
 		return fmt.Errorf("admitting host %s: %w: it knows %d hosts", r.Host.ID.Short(), ErrFull, len(s.byID))
 	}
 	if src := s.sources[r.Source]; src != nil && len(src.hosts) >= s.cfg.SourceHostsMax {
-		return fmt.Errorf("admitting host %s: %w: %d hosts announce from %s already", r.Host.ID.Short(), ErrFull, len(src.hosts), r.Source)
+		return fmt.Errorf("admitting host %s: %w: %d hosts announce from %s already",
+			r.Host.ID.Short(), ErrFull, len(src.hosts), r.Source)
 	}
 	return nil
 }
@@ -73,11 +75,11 @@ func (s *Scheduler) count(st *hostState, n int) {
 	}
 }
 
-// roomFor returns the function that makes room for one more task of a host. Of the hosts that
-// share a bound the one that has most gives up what it holds: so a member that invents tasks or
-// hosts displaces its own, and no other. It is looked for once per report. fresh says that nobody has
-// the task yet.
-func (s *Scheduler) roomFor(now time.Time, h hostIndex, answer *Answer) func(wants, fresh bool) bool {
+// spaceFor returns the function that makes space for one more task of a host. Of the hosts that share
+// a bound, the one with most tasks gives up one that it holds: so a member that invents tasks or hosts
+// displaces only its own. The search for that host happens once per report. fresh says that no host
+// has the task yet.
+func (s *Scheduler) spaceFor(now time.Time, h hostIndex, answer *Answer) func(wants, fresh bool) bool {
 	greedy := hostIndex(-1)
 	return func(wants, fresh bool) bool {
 		st := &s.hosts[h]
@@ -108,8 +110,8 @@ func (s *Scheduler) roomFor(now time.Time, h hostIndex, answer *Answer) func(wan
 	}
 }
 
-// greedier is the one of two hosts that has more memberships; of equals the lower number, so
-// that the same calls give the same answers.
+// greedier is the one of two hosts with more memberships; of equals the lower number, so that the
+// same calls give the same answers.
 func (s *Scheduler) greedier(a, b hostIndex) hostIndex {
 	switch {
 	case a < 0:
@@ -124,11 +126,11 @@ func (s *Scheduler) greedier(a, b hostIndex) hostIndex {
 	return b
 }
 
-// displaceTries bounds how many memberships are looked at for one that is held.
+// displaceTries bounds how many memberships displace looks at.
 const displaceTries = 64
 
-// displace takes a held task from the host that has most, for one of h. Where that is h itself,
-// only what it wants is worth it: what it holds besides is not remembered.
+// displace takes a held task from the host with most tasks, for one of h. Where that is h itself, it
+// does so only for a task that h wants: a further one that h holds is not remembered.
 func (s *Scheduler) displace(now time.Time, greedy, h hostIndex, wants bool, answer *Answer) bool {
 	answer.Forgotten++
 	if greedy < 0 {
@@ -144,7 +146,8 @@ func (s *Scheduler) displace(now time.Time, greedy, h hostIndex, wants bool, ans
 		if c.swarm.member(c.member).standing != holding {
 			continue
 		}
-		// The swarm has a holder less; somebody that starves for it asks, and then the origin is.
+		// The swarm has one holder less. A host that starves for it announces so, and then the
+		// seed asks the origin.
 		if seed := s.part(now, c.swarm, c.member); seed != nil {
 			answer.Seeds = append(answer.Seeds, *seed)
 		}
@@ -153,12 +156,12 @@ func (s *Scheduler) displace(now time.Time, greedy, h hostIndex, wants bool, ans
 	return false
 }
 
-// always makes room for the owner's own host, whose store has bounds of its own.
+// always makes space for the owner's own host, whose store has bounds of its own.
 func always(bool, bool) bool { return true }
 
-// witness is what counts as one when hosts call another silent: the address from which a host
-// announces, since one machine may invent hosts. On loopback, and where no address is known, each
-// host counts.
+// witness is what counts as one when hosts report another as silent: the address that a host
+// announces from, since one machine may invent hosts. On loopback, and where the address is unknown,
+// each host counts.
 func (s *Scheduler) witness(h hostIndex) string {
 	st := &s.hosts[h]
 	if st.source == "" || st.source == "::1" || strings.HasPrefix(st.source, "127.") {

@@ -32,7 +32,7 @@ func tasksOf(s *Scheduler, id string) int {
 	return len(s.hosts[h].memberships)
 }
 
-func TestAHostIDHasOneLiveHost(t *testing.T) {
+func TestHostIDInUse(t *testing.T) {
 	begin := time.Unix(1e9, 0)
 	known := func(t *testing.T) *Scheduler {
 		s := New(Config{Self: host.Host{ID: "self"}, Seed: 1})
@@ -61,7 +61,7 @@ func TestAHostIDHasOneLiveHost(t *testing.T) {
 		r.Host.Addr, r.Source = "10.0.0.1:65002", "10.0.0.1"
 		refused(t, known(t), soon, r)
 	})
-	t.Run("an announce that comes after the farewell is no new life, and the next life is let in elsewhere", func(t *testing.T) {
+	t.Run("a late announce of a life that left counts for nothing; the next life may come from elsewhere", func(t *testing.T) {
 		s := known(t)
 		r := hold("a", 1, "10.0.0.1", 0, 0)
 		r.Leaving = true
@@ -85,7 +85,8 @@ func TestAHostIDHasOneLiveHost(t *testing.T) {
 	t.Run("two that take turns hear of it, and cost no inventory", func(t *testing.T) {
 		s, resyncs, refusals := known(t), 0, 0
 		for i := range 20 {
-			a, err := s.Announce(begin.Add(time.Duration(i)*time.Second), hold("a", uint64(1+i%2), fmt.Sprintf("10.0.0.%d", 1+i%2), 0, 0))
+			r := hold("a", uint64(1+i%2), fmt.Sprintf("10.0.0.%d", 1+i%2), 0, 0)
+			a, err := s.Announce(begin.Add(time.Duration(i)*time.Second), r)
 			if err != nil {
 				refusals++
 			} else if a.Unknown {
@@ -130,7 +131,7 @@ func TestAHostIDHasOneLiveHost(t *testing.T) {
 	})
 }
 
-func TestInventedHostsDisplaceTheirOwn(t *testing.T) {
+func TestInventedHostsDisplaceTheirOwnTasks(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	s := New(Config{Self: host.Host{ID: "self"}, Seed: 1, SourceTasksMax: 1000, SourceHostsMax: 20})
 	_, err := s.Announce(now, hold("elsewhere", 1, "10.0.0.1", 0, 500))
@@ -155,8 +156,13 @@ func TestInventedHostsDisplaceTheirOwn(t *testing.T) {
 	assert.ErrorContains(t, err, "10.0.0.66")
 
 	t.Run("a task that is wanted finds room", func(t *testing.T) {
-		a, err := s.Announce(now, Report{Host: host.Host{ID: "neighbour", Addr: "10.0.0.66:65002"}, Generation: 1, Source: "10.0.0.66",
-			Entries: []Entry{{Task: invented(3), Event: Started, Need: 16}, {Task: invented(777_777), Event: Started, Need: 16, Spec: &task.Spec{ID: invented(777_777)}}}})
+		a, err := s.Announce(now, Report{
+			Host: host.Host{ID: "neighbour", Addr: "10.0.0.66:65002"}, Generation: 1, Source: "10.0.0.66",
+			Entries: []Entry{
+				{Task: invented(3), Event: Started, Need: 16},
+				{Task: invented(777_777), Event: Started, Need: 16, Spec: &task.Spec{ID: invented(777_777)}},
+			},
+		})
 		require.NoError(t, err)
 		assert.NotEmpty(t, a.Assignments[0].Neighbours)
 		assert.NoError(t, a.Assignments[1].Failure)
@@ -169,7 +175,7 @@ func TestInventedHostsDisplaceTheirOwn(t *testing.T) {
 	})
 }
 
-func TestOneHostHasItsShareOfAll(t *testing.T) {
+func TestGreediestHostGivesUpTasks(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	s := New(Config{Self: host.Host{ID: "self"}, Seed: 1, TasksMax: 300, TotalMax: 500})
 	for k := range 10 {
@@ -183,7 +189,7 @@ func TestOneHostHasItsShareOfAll(t *testing.T) {
 }
 
 // Without bounds this crowd takes some 320 MB, and one of four times the size that many times more.
-func TestAnInventedCrowdCostsLittleMemory(t *testing.T) {
+func TestInventedHostsCostLittleMemory(t *testing.T) {
 	heap := func() int64 {
 		runtime.GC()
 		var m runtime.MemStats
@@ -206,7 +212,7 @@ func TestAnInventedCrowdCostsLittleMemory(t *testing.T) {
 	runtime.KeepAlive(s)
 }
 
-func TestInventedTasksOfManyAddressesAreBounded(t *testing.T) {
+func TestSwarmsMax(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	s := New(Config{Self: host.Host{ID: "self"}, Seed: 1, SwarmsMax: 20_000})
 	_, err := s.Announce(now, hold("honest", 1, "10.0.0.1", 0, 500))
@@ -225,10 +231,10 @@ func TestInventedTasksOfManyAddressesAreBounded(t *testing.T) {
 	assert.LessOrEqual(t, len(s.swarms), 20_000)
 }
 
-func TestOneAddressSilencesNobody(t *testing.T) {
+func TestOneAddressSnubsNobody(t *testing.T) {
 	begin := time.Unix(1e9, 0)
-	// shunned reports whether a newcomer is kept from a live holder that many hosts called silent.
-	shunned := func(t *testing.T, from func(i int) string) bool {
+	// snubbed reports whether a live holder is snubbed that many hosts reported as silent.
+	snubbed := func(t *testing.T, from func(i int) string) bool {
 		s := New(Config{Self: host.Host{ID: "self"}, Seed: 1})
 		_, err := s.Announce(begin, hold("victim", 1, "10.0.0.1", 0, 1))
 		require.NoError(t, err)
@@ -240,17 +246,17 @@ func TestOneAddressSilencesNobody(t *testing.T) {
 			_, err := s.Announce(begin, r)
 			require.NoError(t, err)
 		}
-		return begin.Before(s.hosts[s.byID["victim"]].shunned)
+		return begin.Before(s.hosts[s.byID["victim"]].snubbedUntil)
 	}
 	for name, row := range map[string]struct {
 		from func(i int) string
 		want bool
 	}{
-		"forty hosts of one machine silence nobody":    {func(int) string { return "10.0.0.66" }, false},
+		"forty hosts of one machine snub nobody":       {func(int) string { return "10.0.0.66" }, false},
 		"nor do those of two machines":                 {func(i int) string { return fmt.Sprint("10.0.0.", 66+i%2) }, false},
 		"three machines do":                            {func(i int) string { return fmt.Sprint("10.0.0.", 66+i%3) }, true},
 		"on loopback, where tests run, each host does": {func(int) string { return "127.0.0.1" }, true},
 	} {
-		t.Run(name, func(t *testing.T) { assert.Equal(t, row.want, shunned(t, row.from)) })
+		t.Run(name, func(t *testing.T) { assert.Equal(t, row.want, snubbed(t, row.from)) })
 	}
 }

@@ -9,15 +9,15 @@ import (
 )
 
 const (
-	// holdersMin is how many of those that hold everything a host is sent to, if there
-	// are any: so every part of the mesh has a way to the whole content.
+	// holdersMin is how many holders an assignment names, if there are any: so every part of the
+	// mesh has a way to the whole task.
 	holdersMin = 2
-	// sampleMax is how many members are looked at to find one that has what a starving
-	// host needs.
+	// sampleMax is how many members the choice looks at to find one that has what a starving host
+	// needs.
 	sampleMax = 64
-	// scanMax bounds the search for anybody with room when the sample found too few.
+	// scanMax bounds the search for a member with a link free when the sample found too few.
 	scanMax = 1024
-	// silentMax bounds whom one host calls silent in one swarm.
+	// silentMax bounds how many hosts one host may report as silent in one swarm.
 	silentMax = 64
 )
 
@@ -36,15 +36,17 @@ func (p pool) at(i int) memberIndex {
 	return p.b[i-len(p.a)]
 }
 
-// choose sends member m to up to need others and links them; gates are the gateways of its
-// zone. Where m is local, all are of its zone: what is afar, the gateways bring.
-func (s *Scheduler) choose(now time.Time, w *swarm, m memberIndex, need int, gates []memberIndex, local bool) []Neighbour {
-	if room := s.room(w, m, w.member(m).starving); room < need {
+// choose names up to need others to member m and links them; gates are the gateways of its zone.
+// Where m is local, all are of its zone: the gateways bring what is in other zones.
+func (s *Scheduler) choose(
+	now time.Time, w *swarm, m memberIndex, need int, gates []memberIndex, local bool,
+) []Neighbour {
+	if free := s.linksFree(w, m, w.member(m).starving); free < need {
 		if w.member(m).starving {
-			// So many links and none of any use: it has lost them and did not say so.
+			// So many links and none is of use: it has lost them and did not say so.
 			w.unlinkAll(m)
 		} else {
-			need = room
+			need = free
 		}
 	}
 	if need <= 0 {
@@ -72,7 +74,7 @@ func (s *Scheduler) choose(now time.Time, w *swarm, m memberIndex, need int, gat
 	if w.member(m).starving {
 		holders = need
 	}
-	// Those of the zone first: what they have, they have without a byte from afar.
+	// Those of the zone first: their pieces cost no byte between zones.
 	draw(pool{a: w.holding.zones[zone]}, min(holders, need-len(chosen)), ReasonHolder)
 	if !local {
 		draw(pool{a: w.holding.all}, min(holders-(len(chosen)-ends[0]), need-len(chosen)), ReasonHolder)
@@ -122,13 +124,15 @@ func (s *Scheduler) choose(now time.Time, w *swarm, m memberIndex, need int, gat
 	return out
 }
 
-// draw appends to chosen up to n members of the pool that m may be sent to, at random.
+// draw appends to chosen up to n members of the pool that may be named to m, at random.
 //
-// To prefer those with few links looks fair and is not: few links have the newest, so that
-// everybody knows who came just before and after, and a new piece has to crawl through the
-// crowd along the order of arrival (1.18 instead of 1.14 times the bound for 1,000 hosts
+// A preference for members with few links looks fair and is slower: the newest have the fewest, so
+// that every host is linked to those that came just before and after it, and a new piece passes
+// through the crowd in the order of arrival (1.18 instead of 1.14 times the bound for 1,000 hosts
 // with a seed like one of them).
-func (s *Scheduler) draw(now time.Time, w *swarm, m memberIndex, chosen []memberIndex, p pool, n int, reason Reason) []memberIndex {
+func (s *Scheduler) draw(
+	now time.Time, w *swarm, m memberIndex, chosen []memberIndex, p pool, n int, reason Reason,
+) []memberIndex {
 	size := p.len()
 	if n <= 0 || size == 0 {
 		return chosen
@@ -159,7 +163,7 @@ func (s *Scheduler) draw(now time.Time, w *swarm, m memberIndex, chosen []member
 	s.scratch.candidates = found
 	s.rand.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
 	if starving {
-		// It needs somebody new, and has no use for another that has nothing.
+		// It needs a new neighbour, and has no use for one that has nothing.
 		slices.SortStableFunc(found, func(a, b memberIndex) int {
 			if order := compare(w.linked(m, a), w.linked(m, b)); order != 0 {
 				return order
@@ -173,9 +177,9 @@ func (s *Scheduler) draw(now time.Time, w *swarm, m memberIndex, chosen []member
 // zone is where a member is.
 func (s *Scheduler) zone(w *swarm, m memberIndex) string { return s.hosts[w.member(m).host].Zone }
 
-// gateways are the members of m's zone that bring pieces into it, m among them when there
-// is room; nil when everybody is in one zone. Who starves and reaches none of them becomes
-// one: whatever they are about, it has nothing of it.
+// gateways are the members of m's zone that bring pieces into it, m among them while there are
+// fewer than Gateways; nil when all hosts are in one zone. A host that starves and reaches none of
+// them becomes one, since it gets nothing from them.
 func (s *Scheduler) gateways(now time.Time, w *swarm, m memberIndex) []memberIndex {
 	zone := s.zone(w, m)
 	if !w.spans(zone) {
@@ -189,16 +193,17 @@ func (s *Scheduler) gateways(now time.Time, w *swarm, m memberIndex) []memberInd
 		h := w.member(c).host
 		st := &s.hosts[h]
 		reached = reached || c != m && s.reachable(now, w, m, c)
-		return h != s.self && (now.Sub(st.seen) >= s.cfg.Expiry || now.Before(st.shunned))
+		return h != s.self && (now.Sub(st.seen) >= s.cfg.Expiry || now.Before(st.snubbedUntil))
 	})
-	if !slices.Contains(gates, m) && w.member(m).host != s.self && (len(gates) < s.cfg.Gateways || w.member(m).starving && !reached) {
+	needed := len(gates) < s.cfg.Gateways || w.member(m).starving && !reached
+	if needed && !slices.Contains(gates, m) && w.member(m).host != s.self {
 		gates = append(gates, m)
 	}
 	w.gates[zone] = gates
 	return gates
 }
 
-// gatewaysAfar are the gateways of all other zones: they have first what their zones have.
+// gatewaysAfar are the gateways of all other zones: they are the first in their zones to have a piece.
 func (s *Scheduler) gatewaysAfar(w *swarm, zone string) []memberIndex {
 	s.scratch.afar = s.scratch.afar[:0]
 	for _, z := range slices.Sorted(maps.Keys(w.gates)) {
@@ -220,23 +225,23 @@ func compare(a, b bool) int {
 	return 1
 }
 
-// eligible reports whether m may be sent to c for that reason.
+// eligible reports whether c may be named to m for that reason.
 func (s *Scheduler) eligible(now time.Time, w *swarm, m, c memberIndex, reason Reason) bool {
 	me, other := w.member(m), w.member(c)
 	if m == c || reason == ReasonRemote && s.hosts[me.host].Zone == s.hosts[other.host].Zone {
 		return false
 	}
 	if w.linked(m, c) {
-		// Who starves may have lost those it was sent to before; to meet twice is harmless.
+		// A starving host may have lost its neighbours; to be named one twice is harmless.
 		return me.starving && s.reachable(now, w, m, c)
 	}
 	source := reason == ReasonSeed || reason == ReasonHolder
-	return s.room(w, c, me.starving && source) > 0 && s.reachable(now, w, m, c)
+	return s.linksFree(w, c, me.starving && source) > 0 && s.reachable(now, w, m, c)
 }
 
-// room is how many more links member c can take. Where somebody starves, the cap is twice
-// as high: a mesh that is well spread matters less than a host that stands still.
-func (s *Scheduler) room(w *swarm, c memberIndex, starving bool) int {
+// linksFree is how many more links member c may have. For a starving host the cap is twice as high:
+// an even mesh matters less than a host that stands still.
+func (s *Scheduler) linksFree(w *swarm, c memberIndex, starving bool) int {
 	most := s.cfg.LinksMax
 	if w.member(c).host == s.self {
 		most = s.cfg.SeedLinksMax
@@ -247,14 +252,14 @@ func (s *Scheduler) room(w *swarm, c memberIndex, starving bool) int {
 	return most - len(w.member(c).links)
 }
 
-// reachable reports whether c is alive and not known to be silent to m.
+// reachable reports whether c is alive and neither m nor several hosts have reported it as silent.
 func (s *Scheduler) reachable(now time.Time, w *swarm, m, c memberIndex) bool {
 	h := w.member(c).host
 	st := &s.hosts[h]
-	if h != s.self && (now.Sub(st.seen) >= s.cfg.Expiry || now.Before(st.shunned)) {
+	if h != s.self && (now.Sub(st.seen) >= s.cfg.Expiry || now.Before(st.snubbedUntil)) {
 		return false
 	}
-	for _, q := range w.member(m).silent {
+	for _, q := range w.member(m).snubs {
 		if q.host == h && q.generation == st.generation && s.nano(now) < q.until {
 			return false
 		}
@@ -262,9 +267,9 @@ func (s *Scheduler) reachable(now time.Time, w *swarm, m, c memberIndex) bool {
 	return true
 }
 
-// silence takes in whom member m called silent. They are left out for m for Expiry, and
-// a host that several call silent, from different addresses, is left out for everybody.
-func (s *Scheduler) silence(now time.Time, w *swarm, m memberIndex, ids []host.ID) {
+// snub takes in which neighbours member m reported as silent. No assignment names them to m for
+// Expiry, and none names to any host one that several reported from different addresses.
+func (s *Scheduler) snub(now time.Time, w *swarm, m memberIndex, ids []host.ID) {
 	me := w.member(m)
 	for _, id := range ids[:min(len(ids), silentMax)] {
 		h, ok := s.byID[id]
@@ -277,18 +282,18 @@ func (s *Scheduler) silence(now time.Time, w *swarm, m memberIndex, ids []host.I
 		st := &s.hosts[h]
 		until := now.Add(s.cfg.Expiry)
 		if h == s.self {
-			// It answers announces, so it is alive: soon it may be asked again.
+			// It answers announces, so it is alive: its name may come again soon.
 			until = now.Add(s.cfg.IntervalActive)
 		}
-		me.silent = noted(me.silent, silence{h, st.generation, s.nano(until)}, s.nano(now))
+		me.snubs = noted(me.snubs, snub{h, st.generation, s.nano(until)}, s.nano(now))
 		if h == s.self {
 			continue
 		}
 		witness := s.witness(me.host)
-		st.reports = slices.DeleteFunc(st.reports, func(q silence) bool { return s.witness(q.host) == witness })
-		st.reports = noted(st.reports, silence{me.host, s.hosts[me.host].generation, s.nano(until)}, s.nano(now))
+		st.reports = slices.DeleteFunc(st.reports, func(q snub) bool { return s.witness(q.host) == witness })
+		st.reports = noted(st.reports, snub{me.host, s.hosts[me.host].generation, s.nano(until)}, s.nano(now))
 		if len(st.reports) >= s.cfg.SilentReports {
-			st.reports, st.shunned = nil, until
+			st.reports, st.snubbedUntil = nil, until
 			for _, in := range st.memberships {
 				in.swarm.unlinkAll(in.member)
 			}
@@ -296,9 +301,9 @@ func (s *Scheduler) silence(now time.Time, w *swarm, m memberIndex, ids []host.I
 	}
 }
 
-// noted puts a silence in a list that holds each host once and nothing that is over.
-func noted(list []silence, add silence, now int64) []silence {
-	list = slices.DeleteFunc(list, func(q silence) bool { return q.host == add.host || q.until <= now })
+// noted puts a snub in a list that holds each host once and no snub that is over.
+func noted(list []snub, add snub, now int64) []snub {
+	list = slices.DeleteFunc(list, func(q snub) bool { return q.host == add.host || q.until <= now })
 	if len(list) >= silentMax {
 		list = list[1:]
 	}

@@ -12,8 +12,8 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// set is a time after somebody set the machine's wall clock: the clock that nobody sets goes
-// on. Package time has no way to make one, so its bits are changed; a change of those shows.
+// set is a time after the machine's wall clock was set; the monotonic clock goes on. Package time
+// cannot make one, so set changes the bits, and checks that they still mean what they did.
 func set(t *testing.T, at time.Time, ahead time.Duration) time.Time {
 	const secondsAt = 30 // where time.Time with a monotonic reading has its seconds
 	was := at
@@ -23,7 +23,7 @@ func set(t *testing.T, at time.Time, ahead time.Duration) time.Time {
 	return at
 }
 
-func TestAWallClockThatIsSetChangesNothing(t *testing.T) {
+func TestWallClockJump(t *testing.T) {
 	for _, ahead := range []time.Duration{-72 * time.Hour, 72 * time.Hour} {
 		t.Run(ahead.String(), func(t *testing.T) {
 			now := time.Now()
@@ -33,7 +33,8 @@ func TestAWallClockThatIsSetChangesNothing(t *testing.T) {
 				if event == Started {
 					e.Spec = &task.Spec{ID: "t", Kind: task.Blob}
 				}
-				a, err := s.Announce(now, Report{Host: host.Host{ID: host.ID(h), Addr: h + ":1"}, Generation: 1, Entries: []Entry{e}})
+				from := host.Host{ID: host.ID(h), Addr: h + ":1"}
+				a, err := s.Announce(now, Report{Host: from, Generation: 1, Entries: []Entry{e}})
 				require.NoError(t, err)
 				return a
 			}

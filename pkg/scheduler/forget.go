@@ -15,7 +15,7 @@ func (s *Scheduler) Forget(now time.Time, id task.ID) {
 	if w == nil {
 		return
 	}
-	// Parting members must not start a seed.
+	// A member that leaves must not start a seed.
 	w.spec, w.seeding, w.seedSpec, w.seedAt, w.refusals = nil, false, nil, time.Time{}, nil
 	members := slices.Collect(maps.Values(w.index))
 	slices.Sort(members)

@@ -11,7 +11,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-func TestAfterForgetTheNextHostIsANewcomer(t *testing.T) {
+func TestForget(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	self := host.Host{ID: "self", Addr: "10.0.0.1:1"}
 	s := New(Config{Self: self, Seed: 1})

@@ -15,15 +15,15 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// TestScenarios plays the stories in testdata. Run it with -rewrite to accept what the
-// scheduler says now. The commands:
+// TestScenarios plays the scenarios in testdata. Run it with -rewrite to accept the present output. The
+// commands:
 //
 //	new [seed=N] [neighbours=N] [gateways=N] [links=N] [seedlinks=N]  a scheduler; the owner's host is "owner"
 //	announce HOST [zone=Z] [life=N] [leaving]            an entry a line:
 //	    TASK EVENT [have=N] [need=N] [token=T] [silent=A,B]   (wants 4 and has a spec unless token=none)
 //	leave HOST | tick | done TASK | stats
-//	failed TASK [personal]                               its input is the origin's word
-//	links TASK                                           who was sent to whom
+//	failed TASK [personal]                               its input is the cause
+//	links TASK                                           which hosts are linked
 //
 // Every command takes at=DURATION since the beginning; without it no time passes.
 func TestScenarios(t *testing.T) {
@@ -125,8 +125,8 @@ func parseEntry(t *testing.T, d *datadriven.TestData, words []string) Entry {
 	return e
 }
 
-// assignment is an answer in words; the names of one reason are sorted, so that a story
-// does not change with the order of random choices.
+// assignment is an answer in words; the names of one reason are sorted, so that a scenario does not
+// change with the order of random choices.
 func assignment(a Assignment) string {
 	var parts []string
 	if a.Failure != nil {
@@ -190,7 +190,8 @@ func links(s *Scheduler, id task.ID) string {
 		}
 		slices.Sort(names)
 		stand := map[standing]string{wanting: "wants", holding: "holds"}[me.standing]
-		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s %s it: %s", s.hosts[h].ID, stand, strings.Join(names, " ")))+"\n")
+		line := fmt.Sprintf("%s %s it: %s", s.hosts[h].ID, stand, strings.Join(names, " "))
+		lines = append(lines, strings.TrimSpace(line)+"\n")
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "")

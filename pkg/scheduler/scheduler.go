@@ -1,11 +1,11 @@
-// Package scheduler decides who downloads from whom: it hands every host that wants a
-// content a random few live hosts to exchange pieces with, and asks the owner to bring the
-// content from its origin only when nobody alive holds it.
+// Package scheduler decides which hosts exchange pieces: it gives every host that wants a task a
+// random few live neighbours, and sends the owner's own host to the origin only when no live host
+// holds the task.
 //
-// A Scheduler is a matchmaker, not a dispatcher: pieces are the peers' own business, and
-// what it knows can be lost at any time, because hosts tell it again. It never does
-// anything: no clock, no lock, no socket, no goroutine. Time is an argument, randomness
-// comes from a seed, and the same calls give the same answers. Start at [Scheduler.Announce].
+// A Scheduler introduces hosts and assigns no pieces, and it may lose its state at any time, because
+// hosts announce again. It never acts: it has no clock, lock, socket or goroutine. Time is an argument,
+// randomness comes from a seed, and the same calls give the same answers. Start at
+// [Scheduler.Announce] and the examples.
 package scheduler
 
 import (
@@ -21,67 +21,65 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// ErrFull tells that no further host is taken in.
+// ErrFull says that a bound admits no further host or task.
 var ErrFull = errors.New("scheduler is full")
 
-// Config is what a Scheduler goes by. A zero field means its default.
+// Config holds the limits and times of a Scheduler. A zero field means its default.
 type Config struct {
-	// Self is the owner's own host: the only one that is told to go to an origin. It is
+	// Self is the owner's own host: the only one that the Scheduler sends to an origin. It is
 	// always alive.
 	Self host.Host
-	// Seed makes the random choices; the same seed and the same calls give the same
-	// answers.
+	// Seed makes the random choices.
 	Seed uint64
 
-	// Neighbours is the most that one answer hands out. Fewer than 12 thin the mesh (1.08
-	// of the ideal time at 12, 1.14 at 8), more than 24 buy nothing. Default 16.
+	// Neighbours is the most that one assignment names. Fewer than 12 thin the mesh (1.08 of the
+	// ideal time at 12, 1.14 at 8), more than 24 gain nothing. Default 16.
 	Neighbours int
-	// Gateways is how many hosts of one zone bring the pieces of one content into it, when
-	// hosts of several zones want it. Each knows all others, and some afar. Fewer fill the
-	// link between zones worse, more make agreeing on a piece slower. Default 8.
+	// Gateways is how many hosts of one zone bring the pieces of one task into it, when hosts of
+	// several zones want it. Each is linked to all others and to some in other zones. Fewer use
+	// less of the bandwidth between zones, more agree more slowly on a piece. Default 8.
 	Gateways int
-	// LinksMax is how many hosts know one host in one swarm. Each joiner brings 16 links,
-	// so the mean is 32: with a cap of 32 only the newest hosts have room, and the last of
-	// 1000 joiners is 33 links from the seed; with 36 it is 4. Default 40.
+	// LinksMax is how many links one host may have in one swarm. Each host that joins adds 16,
+	// so the mean is 32: with a cap of 32 only the newest hosts have links free, and the last of
+	// 1000 hosts is 33 links from the seed; with 36 it is 4. Default 40.
 	LinksMax int
-	// SeedLinksMax is the same for the owner's own host. A seed sends every piece once or
-	// twice, however many know it: more of them are more idle connections. Default 40.
+	// SeedLinksMax is the same for the owner's own host. A seed sends every piece once or twice,
+	// however many links it has: more links are more idle connections. Default 40.
 	SeedLinksMax int
 
-	// Expiry is how long a host is taken for alive after its last announce. Shorter drops
-	// hosts that are merely starved of CPU by a pull. Default 15 s.
+	// Expiry is how long a host counts as alive after its last announce. Shorter drops hosts
+	// that are merely short of CPU during a pull. Default 15 s.
 	Expiry time.Duration
-	// SilentReports is how many hosts must report one silent before nobody is sent to it
-	// any more, for Expiry. Default 3.
+	// SilentReports is how many hosts must report a host as silent before it is snubbed: no
+	// assignment names it for Expiry. Default 3.
 	SilentReports int
-	// Grace is how long a swarm that lost its owner in the middle of a download may live
-	// on what it holds before the origin is asked for the rest; a starving host cuts it
-	// short. Default 1 s: every host of that swarm has announced itself by then.
+	// Grace is how long a swarm whose owner died in the middle of a download may use what its
+	// hosts have before the seed asks the origin for the rest; a starving host ends it early.
+	// Default 1 s: every host of that swarm has announced itself by then.
 	Grace time.Duration
-	// FailureFor is how long an origin's refusal is told to those who ask after it; then
-	// the origin is tried anew. Longer spares a failing registry, shorter recovers sooner.
-	// Default 2 s.
+	// FailureFor is how long an origin's refusal answers later announces; then the seed tries the
+	// origin again. Longer spares a failing registry, shorter recovers sooner. Default 2 s.
 	FailureFor time.Duration
-	// IntervalActive and IntervalIdle say when a host should announce again: the first
-	// while it asked for anything within IntervalIdle (default 1 s), else the second
-	// (default 5 s). A third of Expiry leaves room for two that get lost.
+	// IntervalActive and IntervalIdle say when a host should announce again: the first while it
+	// wanted anything within IntervalIdle (default 1 s), otherwise the second (default 5 s). At a
+	// third of Expiry, two announces may get lost.
 	IntervalActive, IntervalIdle time.Duration
 
-	// HostsMax and TasksMax bound the memory that announces can take: hosts, and tasks of
-	// one host. Defaults 50,000 and 65,536. A task beyond them takes the place of one that the
-	// host holds, where the host wants it; one that it holds is not remembered.
+	// HostsMax and TasksMax bound the memory that announces can take: hosts, and tasks of one
+	// host. Defaults 50,000 and 65,536. A further task that the host wants displaces one that it
+	// holds; a further task that it holds is not remembered.
 	HostsMax, TasksMax int
 	// SourceHostsMax and SourceTasksMax are the same for all hosts of one [Report].Source
-	// together, since one member can invent hosts as it likes. Who has most there makes room.
-	// Defaults 1024 and 65,536.
+	// together, since one member can invent hosts as it likes. The host with most tasks there
+	// gives one up. Defaults 1024 and 65,536.
 	SourceHostsMax, SourceTasksMax int
-	// TotalMax bounds the tasks of all hosts together; who has most makes room. A task that
-	// many hold takes some 250 bytes for each holder. Default 8,000,000. SwarmsMax bounds the
-	// different tasks in the same way; each takes some 1,300 bytes besides. Default 400,000.
+	// TotalMax bounds the tasks of all hosts together; the host with most gives one up. A task
+	// takes some 250 bytes for each of its hosts. Default 8,000,000. SwarmsMax bounds the
+	// different tasks in the same way; each takes some 1,300 bytes more. Default 400,000.
 	TotalMax, SwarmsMax int
 }
 
-// withDefaults fills in what is zero.
+// withDefaults sets what is zero.
 func (c Config) withDefaults() Config {
 	number := func(v *int, d int) {
 		if *v <= 0 {
@@ -117,37 +115,37 @@ type Event string
 
 // The events, named as on the wire. Any other is answered with nothing.
 const (
-	Started   Event = "started"   // it wants the content
+	Started   Event = "started"   // it wants the task
 	Progress  Event = "progress"  // it has more pieces than before
 	Completed Event = "completed" // it holds everything
-	Stopped   Event = "stopped"   // it neither wants nor holds the content
-	Starving  Event = "starving"  // it wants pieces and nobody it knows has them
+	Stopped   Event = "stopped"   // it neither wants nor holds the task
+	Starving  Event = "starving"  // it wants pieces that none of its neighbours has
 )
 
-// Report is one host's news.
+// Report is one announce of one host.
 type Report struct {
 	Host host.Host
-	// Generation is drawn at the host's start; with a new one, all that the host
-	// announced before is forgotten. It means nothing for the owner's own host.
+	// Generation is drawn at the host's start; a new one ends all that the host announced
+	// before. The owner's own host needs none.
 	Generation uint64
-	// Source is where the report came from: the host's network address, which it can not choose
-	// as it likes. Reports from the owner itself may leave it out.
+	// Source is where the report came from: the host's network address, which it cannot choose
+	// as it likes. Reports of the owner's own host may leave it out.
 	Source  string
 	Entries []Entry
-	// Standby says that the host can lead tasks where no owner does.
+	// Standby says that the host can lead tasks while no owner does.
 	Standby bool
-	// Leaving says that the host goes away now, with everything it holds.
+	// Leaving says that the host leaves now, with everything that it holds.
 	Leaving bool
 }
 
-// Entry is the news of one task.
+// Entry is what a host announces about one task.
 type Entry struct {
 	Task  task.ID
 	Event Event
 	// Have counts the pieces that the host has.
 	Have int
-	// Spec tells how to bring the content from its origin; nil when the host does not
-	// say. The Scheduler keeps it for Expiry and for a running seed: it must not change.
+	// Spec says how to get the task from its origin; nil: the host does not say. The Scheduler
+	// keeps it for Expiry and for a running seed, so the caller must not change it.
 	Spec *task.Spec
 	// Silent lists neighbours in this task that did not answer.
 	Silent []host.ID
@@ -155,19 +153,19 @@ type Entry struct {
 	Need int
 }
 
-// Answer is what a Report leads to.
+// Answer is what follows from a Report.
 type Answer struct {
 	// Assignments answer the entries, in their order.
 	Assignments []Assignment
 	// Interval is when the host should announce again at the latest.
 	Interval time.Duration
-	// Unknown says that the host was not known before this report: what it holds
-	// should be told again.
+	// Unknown says that the host was not known before this report: it should announce again
+	// what it holds.
 	Unknown bool
-	// Seeds are the contents that the owner's own host must bring from their origins now.
+	// Seeds are the tasks that the owner's own host must get from their origins now.
 	Seeds []task.Spec
-	// Forgotten counts the tasks that a bound kept from being remembered, or that made room for
-	// others; Greedy is the host that has most of those that the bound is for.
+	// Forgotten counts the tasks that a bound kept out or displaced; Greedy is the host that has
+	// most of the tasks that the bound counts.
 	Forgotten int
 	Greedy    host.Host
 }
@@ -175,19 +173,19 @@ type Answer struct {
 // Assignment is the answer for one task.
 type Assignment struct {
 	Neighbours []Neighbour
-	// Seed tells the asker to bring the content from the origin itself: it is the owner's
-	// own host, and nobody else holds it.
+	// Seed sends the host to the origin itself: it is the owner's own host, and no other holds
+	// the task.
 	Seed bool
-	// Failure is what [Scheduler.Failed] was told a moment ago, or while the asker waited.
+	// Failure is the cause that [Scheduler.Failed] took in a moment ago, or while the host waited.
 	Failure error
-	// Local tells the asker to take pieces from its own zone alone: others bring them there.
+	// Local restricts the host to neighbours of its own zone: the gateways bring pieces there.
 	Local bool
 }
 
 // Neighbour is a live host to exchange pieces with.
 type Neighbour struct {
 	host.Host
-	// Reason says for people why it was chosen.
+	// Reason says for people why the Scheduler chose it.
 	Reason Reason
 }
 
@@ -196,23 +194,23 @@ type Reason string
 
 // The reasons, in the order in which they are tried.
 const (
-	ReasonSeed   Reason = "seed"    // it brings the content from the origin
+	ReasonSeed   Reason = "seed"    // it gets the task from the origin
 	ReasonHolder Reason = "holder"  // it holds everything
-	ReasonGate   Reason = "gateway" // it brings pieces into the asker's zone, as the asker does
-	ReasonZone   Reason = "zone"    // a random host in the asker's zone
+	ReasonGate   Reason = "gateway" // it brings pieces into the host's zone, as the host does
+	ReasonZone   Reason = "zone"    // a random host in the same zone
 	ReasonRemote Reason = "remote"  // a random host in another zone
 	ReasonFill   Reason = "fill"    // any host, because the zones gave too few
 )
 
-// Changes is what time or a departure brought about.
+// Changes is what follows from time or from a host that leaves.
 type Changes struct {
-	// Gone are the hosts that are no longer taken for alive.
+	// Gone are the hosts that no longer count as alive.
 	Gone []host.ID
-	// Seeds are the contents that the owner's own host must bring from their origins now.
+	// Seeds are the tasks that the owner's own host must get from their origins now.
 	Seeds []task.Spec
 }
 
-// Scheduler holds who wants and who holds what. It is not safe for concurrent use.
+// Scheduler holds which hosts want and hold which tasks. It is not safe for concurrent use.
 type Scheduler struct {
 	cfg  Config
 	rand *rand.Rand
@@ -222,8 +220,8 @@ type Scheduler struct {
 	hosts  []hostState
 	unused []hostIndex
 
-	// departed are the hosts that said farewell within Expiry: nothing of that life is believed any
-	// more, or a late announce would make a host of it that stands in the next life's way.
+	// departed are the hosts that left within Expiry. Announces of that life count no longer: a late
+	// one would bring the host back, and it would block the ID for the next life.
 	departed map[host.ID]departure
 
 	// sources are the hosts of each address, total the memberships of all.
@@ -231,7 +229,7 @@ type Scheduler struct {
 	total   int
 
 	swarms map[task.ID]*swarm
-	// epoch is the first time that the scheduler was told; see nano.
+	// epoch is the first time that a call brought; see nano.
 	epoch time.Time
 	// due are the swarms in which time alone may change something.
 	due map[*swarm]struct{}
@@ -240,7 +238,7 @@ type Scheduler struct {
 	scratch struct{ candidates, chosen, afar []memberIndex }
 }
 
-// New returns a Scheduler that knows nobody but the owner's own host.
+// New returns a Scheduler that knows only the owner's own host.
 func New(cfg Config) *Scheduler {
 	s := &Scheduler{
 		cfg:      cfg.withDefaults(),
@@ -255,8 +253,8 @@ func New(cfg Config) *Scheduler {
 	return s
 }
 
-// nano is a time in fewer bytes than a [time.Time]: nanoseconds since the first one, by the
-// clock that nobody sets. Never 0, so that 0 can stand for none.
+// nano is a time in fewer bytes than a [time.Time]: nanoseconds since epoch by the monotonic
+// clock. It is never 0, so that 0 can stand for none.
 func (s *Scheduler) nano(t time.Time) int64 {
 	if s.epoch.IsZero() {
 		s.epoch = t.Add(-1)
@@ -264,9 +262,9 @@ func (s *Scheduler) nano(t time.Time) int64 {
 	return int64(t.Sub(s.epoch))
 }
 
-// Announce takes in one host's news and answers it. The error wraps [ErrFull] when the
-// host is unknown and there is no room for another, and is an *[InUseError] when the ID is
-// that of another live host: nothing of the report is taken in then.
+// Announce takes in one host's report and answers it. The error wraps [ErrFull] when the host is
+// unknown and a bound admits no other, and is an *[InUseError] when the ID is that of another live
+// host; then the report changes nothing.
 func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 	h, known := s.byID[r.Host.ID]
 	if known && h != s.self {
@@ -275,7 +273,7 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 		}
 	}
 	if d, ok := s.departed[r.Host.ID]; ok && d.generation == r.Generation && now.Before(d.until) {
-		// It was on its way when its host said farewell.
+		// It was on its way when its host left.
 		return Answer{Interval: s.cfg.IntervalIdle, Assignments: make([]Assignment, len(r.Entries))}, nil
 	}
 	if r.Leaving {
@@ -289,7 +287,7 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 	var former []uint64
 	if known && h != s.self {
 		// A new life may have another disk and another address; a new zone means other
-		// neighbours. Either way the old announcements are worth nothing.
+		// neighbours. Either way the old announces no longer hold.
 		was := &s.hosts[h]
 		if was.generation != r.Generation {
 			former = append(was.former, was.generation)
@@ -301,7 +299,7 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 		}
 	}
 	if !known {
-		if err := s.hasRoom(r); err != nil {
+		if err := s.mayAdmit(r); err != nil {
 			return answer, err
 		}
 		h = s.admit(r.Host, r.Generation, r.Source)
@@ -314,26 +312,26 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 	s.hosts[h].seen, s.hosts[h].standby = now, r.Standby
 
 	answer.Assignments = make([]Assignment, len(r.Entries))
-	room := s.roomFor(now, h, &answer)
+	space := s.spaceFor(now, h, &answer)
 	for i, e := range r.Entries {
 		var seed *task.Spec
-		answer.Assignments[i], seed = s.take(now, h, e, room)
+		answer.Assignments[i], seed = s.take(now, h, e, space)
 		if seed != nil {
 			answer.Seeds = append(answer.Seeds, *seed)
 		}
 	}
 	answer.Interval = s.cfg.IntervalIdle
-	if now.Sub(s.hosts[h].asked) < s.cfg.IntervalIdle {
+	if now.Sub(s.hosts[h].wanted) < s.cfg.IntervalIdle {
 		answer.Interval = s.cfg.IntervalActive
 	}
 	return answer, nil
 }
 
-// take takes in the news of one task and answers it; seed is what the owner's own host
-// must bring from its origin for it, or nil. room makes room for a task that the host does not
-// have yet; see [Scheduler.roomFor].
+// take takes in one entry and answers it; seed is what the owner's own host must get from the
+// origin because of it, or nil. space makes space for a task that the host does not have yet; see
+// [Scheduler.spaceFor].
 func (s *Scheduler) take(
-	now time.Time, h hostIndex, e Entry, room func(wants, fresh bool) bool,
+	now time.Time, h hostIndex, e Entry, space func(wants, fresh bool) bool,
 ) (a Assignment, seed *task.Spec) {
 	switch e.Event {
 	case Stopped:
@@ -344,7 +342,7 @@ func (s *Scheduler) take(
 		}
 		return a, seed
 	case Completed:
-		if w, m, ok := s.join(h, e.Task, func() bool { return room(false, s.swarms[e.Task] == nil) }); ok {
+		if w, m, ok := s.join(h, e.Task, func() bool { return space(false, s.swarms[e.Task] == nil) }); ok {
 			w.member(m).have = int32(e.Have)
 			s.stand(w, m, holding)
 		}
@@ -354,24 +352,25 @@ func (s *Scheduler) take(
 		return a, nil
 	}
 
-	w, m, ok := s.join(h, e.Task, func() bool { return room(true, s.swarms[e.Task] == nil) })
+	w, m, ok := s.join(h, e.Task, func() bool { return space(true, s.swarms[e.Task] == nil) })
 	if !ok {
-		return Assignment{Failure: fmt.Errorf("task %s: %w: this host, or all at its address, want more tasks at once than are remembered", e.Task.Short(), ErrFull)}, nil
+		const text = "task %s: %w: this host, or all hosts at its address, want more tasks at once than the owner remembers"
+		return Assignment{Failure: fmt.Errorf(text, e.Task.Short(), ErrFull)}, nil
 	}
 	me := w.member(m)
 	me.have, me.starving = int32(e.Have), e.Event == Starving
 	if e.Event == Started {
-		// The host began anew: whom it knew in an earlier attempt says nothing.
+		// The host starts over: the neighbours of its last attempt are no longer its own.
 		w.unlinkAll(m)
 		me.since = s.nano(now)
 	}
 	s.stand(w, m, wanting)
-	s.hosts[h].asked = now
+	s.hosts[h].wanted = now
 	if e.Spec != nil {
 		w.spec, w.specAt = e.Spec, now
 		s.due[w] = struct{}{}
 	}
-	s.silence(now, w, m, e.Silent)
+	s.snub(now, w, m, e.Silent)
 
 	if a.Failure = s.failureFor(now, w, m, e); a.Failure != nil {
 		return a, nil
@@ -388,7 +387,7 @@ func (s *Scheduler) take(
 	return a, seed
 }
 
-// Leave forgets a host at once, with everything it wants and holds. The owner's own host
+// Leave forgets a host at once, with everything that it wants and holds. The owner's own host
 // stays known, but keeps nothing.
 func (s *Scheduler) Leave(now time.Time, id host.ID) Changes {
 	h, ok := s.byID[id]
@@ -398,8 +397,8 @@ func (s *Scheduler) Leave(now time.Time, id host.ID) Changes {
 	return Changes{Gone: []host.ID{id}, Seeds: s.forget(now, h)}
 }
 
-// Tick lets time pass: hosts that were not heard of for Expiry are forgotten, and what was
-// put off is begun. Call it about once a second.
+// Tick lets time pass: it forgets hosts that have not announced for Expiry, and starts the seeds
+// that are due. Call it about once a second.
 func (s *Scheduler) Tick(now time.Time) Changes {
 	var c Changes
 	for h := range s.hosts {
@@ -416,14 +415,14 @@ func (s *Scheduler) Tick(now time.Time) Changes {
 // standbyKey is what the order of standbys is computed for.
 const standbyKey = "standbys"
 
-// Standbys lists the addresses of at most n live hosts that can lead tasks where no owner does:
-// those that come first in an order that all owners agree on, so that who joins or leaves
-// seldom changes them. The owner's own host is none. It takes time proportional to the hosts.
+// Standbys lists the addresses of at most n live hosts that can lead tasks while no owner does: the
+// first ones in rendezvous order, which all owners agree on and which hosts that join or leave
+// seldom change. The owner's own host is none. It takes time proportional to the hosts.
 func (s *Scheduler) Standbys(now time.Time, n int) []string {
 	addrs := map[string]string{}
 	var ids []string
 	for id, h := range s.byID {
-		if st := &s.hosts[h]; h != s.self && st.standby && now.Sub(st.seen) < s.cfg.Expiry && !now.Before(st.shunned) {
+		if st := &s.hosts[h]; h != s.self && st.standby && now.Sub(st.seen) < s.cfg.Expiry && !now.Before(st.snubbedUntil) {
 			ids = append(ids, string(id))
 			addrs[string(id)] = st.Addr
 		}
@@ -442,11 +441,11 @@ func (s *Scheduler) Standbys(now time.Time, n int) []string {
 // Stats counts what a Scheduler knows.
 type Stats struct {
 	Hosts    int // alive, the owner's own among them
-	Swarms   int // tasks that somebody wants or holds
+	Swarms   int // tasks that a host wants or holds
 	Wanting  int // memberships of hosts that want a task
 	Holding  int // memberships of hosts that hold all of it
-	Seeding  int // tasks that are being brought from their origins
-	Links    int // pairs of hosts that were sent to each other
+	Seeding  int // tasks that the owner's own host gets from their origins
+	Links    int // pairs of hosts of which one was named to the other
 	LinksTop int // most links of one host in one swarm
 }
 
@@ -472,8 +471,8 @@ func (s *Scheduler) Stats() Stats {
 // HostInfo is a host as the scheduler sees it.
 type HostInfo struct {
 	host.Host
-	// Tasks is how many contents it wants or holds; Seen when it announced last, zero for
-	// the owner's own.
+	// Tasks is how many tasks it wants or holds; Seen when it announced last, zero for the
+	// owner's own.
 	Tasks int
 	Seen  time.Time
 }
@@ -488,5 +487,5 @@ func (s *Scheduler) Hosts() []HostInfo {
 	return out
 }
 
-// Knows reports whether anybody alive wants or holds the task, or its failure is remembered.
+// Knows reports whether a live host wants or holds the task, or its failure is remembered.
 func (s *Scheduler) Knows(id task.ID) bool { return s.swarms[id] != nil }

@@ -30,7 +30,8 @@ func node(i int) host.Host {
 }
 
 func started(id task.ID) Entry {
-	return Entry{Task: id, Event: Started, Need: 16, Spec: &task.Spec{ID: id, Kind: task.Blob, Authorization: secret.String("token")}}
+	spec := &task.Spec{ID: id, Kind: task.Blob, Authorization: secret.String("token")}
+	return Entry{Task: id, Event: Started, Need: 16, Spec: spec}
 }
 
 // announce fails the test when the scheduler is full.
@@ -61,14 +62,15 @@ func depths(w *swarm, from memberIndex) []int {
 	return count
 }
 
-// eachSeed runs a test with some fixed seeds and a fresh one, which its name tells.
+// eachSeed runs a test with some fixed seeds and a fresh one; the name of the subtest shows it.
 func eachSeed(t *testing.T, f func(t *testing.T, seed uint64)) {
 	for _, seed := range []uint64{1, 2, 3, rand.Uint64()} {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { f(t, seed) })
 	}
 }
 
-func TestAThousandJoinersAreAllAFewLinksFromTheSeed(t *testing.T) {
+// Of a thousand hosts that join one after the other, all are a few links from the seed.
+func TestLinksFromSeed(t *testing.T) {
 	eachSeed(t, func(t *testing.T, seed uint64) {
 		s := New(Config{Self: owner, Seed: seed})
 		announce(t, s, begin, owner, started(app))
@@ -83,12 +85,12 @@ func TestAThousandJoinersAreAllAFewLinksFromTheSeed(t *testing.T) {
 		}
 		assert.Equal(t, 1001, reached, "hosts that links lead to from the seed")
 		assert.LessOrEqual(t, len(rings)-1, 6, "links to the farthest host; hosts at each distance: %v", rings)
-		assert.Equal(t, 40, rings[1], "hosts that the seed knows")
+		assert.Equal(t, 40, rings[1], "links of the seed")
 		assert.LessOrEqual(t, s.Stats().LinksTop, 40, "most links of one host")
 	})
 }
 
-func TestTheMeshHoldsTogetherWhenHalfOfItLeaves(t *testing.T) {
+func TestMeshSurvivesHalfLeaving(t *testing.T) {
 	eachSeed(t, func(t *testing.T, seed uint64) {
 		s := New(Config{Self: owner, Seed: seed})
 		announce(t, s, begin, owner, started(app))
@@ -98,7 +100,7 @@ func TestTheMeshHoldsTogetherWhenHalfOfItLeaves(t *testing.T) {
 		for i := range 300 {
 			s.Leave(begin, node(i*2).ID)
 		}
-		// Those that stay ask for as many as they lost, as an engine does.
+		// Each host that stays needs as many neighbours as it lost, as an engine does.
 		w := s.swarms[app]
 		for i := range 300 {
 			h := node(i*2 + 1)
@@ -116,7 +118,8 @@ func TestTheMeshHoldsTogetherWhenHalfOfItLeaves(t *testing.T) {
 	})
 }
 
-func TestOnlyTheGatewaysOfAZoneHaveNeighboursAfarAndTheyKnowEachOther(t *testing.T) {
+// Only the gateways of a zone have neighbours in other zones, and they are linked to each other.
+func TestGateways(t *testing.T) {
 	eachSeed(t, func(t *testing.T, seed uint64) {
 		s := New(Config{Self: owner, Seed: seed})
 		announce(t, s, begin, owner, started(app))
@@ -124,7 +127,7 @@ func TestOnlyTheGatewaysOfAZoneHaveNeighboursAfarAndTheyKnowEachOther(t *testing
 			h := node(i)
 			h.Zone = fmt.Sprintf("zone%d", i%5)
 			a := announce(t, s, begin, h, started(app)).Assignments[0]
-			assert.Equal(t, i >= 8*5, a.Local, "joiner %d leaves what is afar to others", i)
+			assert.Equal(t, i >= 8*5, a.Local, "host %d leaves other zones to the gateways", i)
 			near := 0
 			for _, n := range a.Neighbours {
 				if n.Zone == h.Zone {
@@ -138,7 +141,7 @@ func TestOnlyTheGatewaysOfAZoneHaveNeighboursAfarAndTheyKnowEachOther(t *testing
 				full := 0
 				w := s.swarms[app]
 				for _, m := range w.gates[h.Zone] {
-					if s.room(w, m, false) <= 0 {
+					if s.linksFree(w, m, false) <= 0 {
 						full++
 					}
 				}
@@ -166,7 +169,7 @@ func checkBooks(t *testing.T, s *Scheduler) {
 		for hi, m := range w.index {
 			me := w.member(m)
 			require.Equal(t, hi, me.host)
-			require.GreaterOrEqual(t, s.room(w, m, true), 0, "%s has %d links in %s", s.hosts[hi].ID, len(me.links), id)
+			require.GreaterOrEqual(t, s.linksFree(w, m, true), 0, "%s has %d links in %s", s.hosts[hi].ID, len(me.links), id)
 			for _, other := range me.links {
 				require.True(t, w.linked(other, m), "links are mutual")
 			}
@@ -248,17 +251,19 @@ func hustle(t *testing.T, seed uint64, steps int) string {
 	return log.String()
 }
 
-func TestNoAnswerEverNamesTheAskerTheDeadOrMoreThanTheCap(t *testing.T) {
+// No answer ever names the host itself, a dead host, or more hosts than LinksMax allows.
+func TestInvariants(t *testing.T) {
 	eachSeed(t, func(t *testing.T, seed uint64) { hustle(t, seed, 3000) })
 }
 
-func TestTheSameSeedGivesTheSameAnswers(t *testing.T) {
+func TestSameSeedSameAnswers(t *testing.T) {
 	eachSeed(t, func(t *testing.T, seed uint64) {
 		assert.Equal(t, hustle(t, seed, 1000), hustle(t, seed, 1000))
 	})
 }
 
-func TestWithoutStarvationNobodyHasMoreLinksThanTheCap(t *testing.T) {
+// Without starving hosts, no host has more links than the cap.
+func TestLinksMax(t *testing.T) {
 	eachSeed(t, func(t *testing.T, seed uint64) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		s := New(Config{Self: owner, Seed: seed, LinksMax: 20, SeedLinksMax: 10})
@@ -280,7 +285,8 @@ func TestWithoutStarvationNobodyHasMoreLinksThanTheCap(t *testing.T) {
 	})
 }
 
-func TestABlobThatAnyLiveHostHoldsIsNeverFetchedAgain(t *testing.T) {
+// A task that any live host holds never comes from the origin again.
+func TestHeldTaskStartsNoSeed(t *testing.T) {
 	s := New(Config{Self: owner})
 	announce(t, s, begin, node(0), Entry{Task: app, Event: Completed, Have: 9})
 	for i := 1; i < 200; i++ {
@@ -290,7 +296,7 @@ func TestABlobThatAnyLiveHostHoldsIsNeverFetchedAgain(t *testing.T) {
 	}
 }
 
-func TestForgottenHostsLeaveNothingBehind(t *testing.T) {
+func TestExpiryLeavesNothing(t *testing.T) {
 	s := New(Config{Self: owner})
 	now := begin
 	for round := range 3 {
@@ -310,7 +316,7 @@ func TestForgottenHostsLeaveNothingBehind(t *testing.T) {
 	}
 }
 
-func TestAFullSchedulerRefusesAnotherHost(t *testing.T) {
+func TestHostsMax(t *testing.T) {
 	s := New(Config{Self: owner, HostsMax: 2, TasksMax: 1})
 	announce(t, s, begin, node(0), started(app))
 	_, err := s.Announce(begin, Report{Host: node(1)})
@@ -321,7 +327,7 @@ func TestAFullSchedulerRefusesAnotherHost(t *testing.T) {
 	assert.False(t, s.Knows("other"), "a task beyond TasksMax is not remembered")
 }
 
-// crowdOf is a cluster of hosts × tasks in which everybody wants everything.
+// crowdOf is a cluster of hosts × tasks in which every host wants every task.
 func crowdOf(tb testing.TB, hosts, tasks int) *Scheduler {
 	s := New(Config{Self: owner})
 	for i := range hosts {
@@ -336,7 +342,7 @@ func crowdOf(tb testing.TB, hosts, tasks int) *Scheduler {
 	return s
 }
 
-func TestAPeerInATaskCostsAtMost500Bytes(t *testing.T) {
+func TestMemberCostsAtMost500Bytes(t *testing.T) {
 	heap := func() uint64 {
 		runtime.GC()
 		var m runtime.MemStats

@@ -9,18 +9,17 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// refusalsMax bounds how many clients' refusals are remembered for one task.
+// refusalsMax bounds the refusals that the Scheduler remembers for one task.
 const refusalsMax = 16
 
 // seedState is what the owner's own host does for a swarm.
 type seedState struct {
-	// seeding says that the owner's own host brings the content from its origin, by
-	// seedSpec.
+	// seeding says that the owner's own host gets the task from its origin, by seedSpec.
 	seeding  bool
 	seedSpec *task.Spec
-	// refusals are why attempts failed lately, the newest last.
+	// refusals are why the last attempts failed, the newest last.
 	refusals []refusal
-	// endedAt is when the last attempt ended without the content, for whatever reason.
+	// endedAt is when the last attempt ended without the task, for any reason.
 	endedAt time.Time
 	// seedAt is when time alone starts a seed; zero for never.
 	seedAt time.Time
@@ -31,12 +30,12 @@ type refusal struct {
 	spec  *task.Spec
 	cause error
 	at    time.Time
-	// personal says that it was about the repository and the credentials in spec.
+	// personal says that it concerns only the repository and the credentials in spec.
 	personal bool
 }
 
-// concerns reports whether a host that comes with spec would hear the same. What one registry
-// says is nothing to those who want the same content of another.
+// concerns reports whether the origin would give a host with spec the same answer. The answer of one
+// registry says nothing about the same task in another.
 func (r refusal) concerns(spec *task.Spec) bool {
 	if r.spec == nil || spec == nil {
 		return !r.personal
@@ -44,13 +43,14 @@ func (r refusal) concerns(spec *task.Spec) bool {
 	return r.spec.Upstream == spec.Upstream && (!r.personal || r.spec.SameAsker(*spec))
 }
 
-// Failed takes in that the origin refused a content, or could not be reached. Whoever waits
-// for it is told, whenever it asks next; who asks later is told for FailureFor. A personal
-// failure is about repository and credentials in the spec that was used and is told only to
-// those who come with the same, any other only to those who want the content of the same registry.
-// Asked is the spec that was used, nil where that is not known: who seeds may have been told of another since,
-// by a client of its own.
-func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, asked *task.Spec, personal bool) {
+// Failed takes in that the origin refused a task, or could not be reached. Hosts that wait for the
+// task get the cause with their next announce; others get it for FailureFor. A personal failure goes
+// only to hosts whose specs have the same repository and credentials as used, any other to those whose
+// specs have the same registry.
+//
+// used is the spec of the request to the origin, nil if unknown. It can differ from the one in
+// [Answer].Seeds: a client of the seed may have started the download with its own.
+func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, used *task.Spec, personal bool) {
 	w := s.swarms[id]
 	if w == nil {
 		w = &swarm{id: id, index: make(map[hostIndex]memberIndex, 1)}
@@ -59,24 +59,24 @@ func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, asked *task.S
 	if len(w.refusals) == refusalsMax {
 		w.refusals = slices.Delete(w.refusals, 0, 1)
 	}
-	if asked == nil {
-		asked = w.seedSpec
+	if used == nil {
+		used = w.seedSpec
 	}
-	w.refusals = append(w.refusals, refusal{asked, cause, now, personal})
+	w.refusals = append(w.refusals, refusal{used, cause, now, personal})
 	w.seeding, w.seedSpec, w.seedAt, w.endedAt = false, nil, time.Time{}, now
 	s.due[w] = struct{}{}
 	if m, ok := w.index[s.self]; ok && w.member(m).standing == wanting {
-		// Its engine gave the download up: nobody should be sent there meanwhile.
+		// Its engine gave the download up: no host should connect there for this task meanwhile.
 		s.part(now, w, m)
 	}
 }
 
-// Done takes in that the owner's own host holds all pieces of a content, have in number.
+// Done takes in that the owner's own host holds all pieces of a task; have is their number.
 func (s *Scheduler) Done(id task.ID, have int) {
 	s.take(time.Time{}, s.self, Entry{Task: id, Event: Completed, Have: have}, always)
 }
 
-// Holds reports whether the owner's own host counts as a holder of a content.
+// Holds reports whether the owner's own host counts as a holder of a task.
 func (s *Scheduler) Holds(id task.ID) bool {
 	w := s.swarms[id]
 	if w == nil {
@@ -86,8 +86,8 @@ func (s *Scheduler) Holds(id task.ID) bool {
 	return ok && w.member(m).standing == holding
 }
 
-// Lost takes in that the owner's own host does not hold a content any more, because its
-// store evicted it. It returns what must be brought from its origin at once.
+// Lost takes in that the owner's own host no longer holds a task, because its store evicted it. It
+// returns the seeds that this starts.
 func (s *Scheduler) Lost(now time.Time, id task.ID) (seeds []task.Spec) {
 	if !s.Holds(id) {
 		return nil
@@ -99,20 +99,20 @@ func (s *Scheduler) Lost(now time.Time, id task.ID) (seeds []task.Spec) {
 	return seeds
 }
 
-// startSeed sends the owner's own host to the origin and returns what it shall bring; nil
-// when it was that host that asked, and said nothing.
+// startSeed sends the owner's own host to the origin and returns the spec; nil when that host itself
+// announced, without one.
 func (s *Scheduler) startSeed(w *swarm) *task.Spec {
 	spec := w.spec
 	w.seeding, w.seedSpec, w.seedAt = true, spec, time.Time{}
 	w.refusals = slices.DeleteFunc(w.refusals, func(r refusal) bool { return r.concerns(spec) })
-	// It is a member from now on, so that this very answer can send the asker to it.
+	// It is a member from now on, so that this answer can already name it.
 	if _, m, ok := s.join(s.self, w.id, func() bool { return true }); ok {
 		s.stand(w, m, wanting)
 	}
 	return spec
 }
 
-// wantsSeed reports whether the news of member m are a reason to go to the origin now.
+// wantsSeed reports whether an entry of member m is a reason to go to the origin now.
 func (s *Scheduler) wantsSeed(now time.Time, w *swarm, m memberIndex, e Entry) bool {
 	own := w.member(m).host == s.self
 	switch {
@@ -121,18 +121,18 @@ func (s *Scheduler) wantsSeed(now time.Time, w *swarm, m memberIndex, e Entry) b
 	case !own && w.spec == nil:
 		return false
 	case !own && len(w.refusals) == 0 && now.Before(w.endedAt.Add(s.cfg.FailureFor)):
-		return false // the engine gave up without a word; see afterParting
+		return false // the engine gave up without a reason; see afterParting
 	}
 	if e.Event == Started && e.Have > 0 && len(s.byID) > s.fewest(own) {
-		// A download that has begun elsewhere: this swarm lost its owner, and what it
-		// holds as a whole is not known yet. Only what nobody has is worth the origin.
+		// The download started under another owner, and what its hosts hold together is not
+		// known yet. The origin is only for what none of them has.
 		s.seedLater(w, now.Add(s.cfg.Grace))
 		return false
 	}
 	return true
 }
 
-// fewest is how many hosts are known when the asker is the only one besides the owner.
+// fewest is how many hosts are known when only the owner and the announcing host are.
 func (s *Scheduler) fewest(own bool) int {
 	if own {
 		return 1
@@ -140,7 +140,7 @@ func (s *Scheduler) fewest(own bool) int {
 	return 2
 }
 
-// seedLater has a seed started at a given time, unless a reason not to turns up before.
+// seedLater starts a seed at a given time, unless a reason against it comes up before.
 func (s *Scheduler) seedLater(w *swarm, at time.Time) {
 	if w.seedAt.IsZero() || at.Before(w.seedAt) {
 		w.seedAt = at
@@ -148,10 +148,9 @@ func (s *Scheduler) seedLater(w *swarm, at time.Time) {
 	s.due[w] = struct{}{}
 }
 
-// runDue starts the seeds whose time has come, and forgets failures that nobody waits for
-// and specs that are old.
+// runDue starts the seeds that are due, and forgets failures that no host waits for and old specs.
 func (s *Scheduler) runDue(now time.Time) (seeds []task.Spec) {
-	// In the order of their names, because a map has none and answers must not vary.
+	// In the order of their names: the order of a map would make answers vary.
 	for _, w := range slices.SortedFunc(maps.Keys(s.due), func(a, b *swarm) int { return cmp.Compare(a.id, b.id) }) {
 		if !w.seedAt.IsZero() && !now.Before(w.seedAt) {
 			w.seedAt = time.Time{}
@@ -159,7 +158,7 @@ func (s *Scheduler) runDue(now time.Time) (seeds []task.Spec) {
 				seeds = append(seeds, *s.startSeed(w))
 			}
 		}
-		memory := s.cfg.Expiry // whoever waited has asked by then, or is gone
+		memory := s.cfg.Expiry // hosts that waited have announced by then, or are gone
 		if len(w.index) == 0 {
 			memory = s.cfg.FailureFor
 		}
@@ -177,11 +176,11 @@ func (s *Scheduler) runDue(now time.Time) (seeds []task.Spec) {
 	return seeds
 }
 
-// afterParting looks at what the departure of a host means for the seed.
+// afterParting decides what it means for the seed that a host left the swarm.
 func (s *Scheduler) afterParting(now time.Time, w *swarm, gone hostIndex) *task.Spec {
 	if gone == s.self && w.seeding {
-		// The engine gave up, or its reader went. Had the origin refused, it would have
-		// been told by Failed; so others may have their own try, but not in a tight loop.
+		// The engine gave up, or its reader left. A refusal of the origin would have come by
+		// Failed; so others may try, but not in a tight loop.
 		w.seeding, w.seedSpec, w.endedAt = false, nil, now
 		if s.othersWant(w) {
 			s.seedLater(w, now.Add(s.cfg.FailureFor))
@@ -193,7 +192,7 @@ func (s *Scheduler) afterParting(now time.Time, w *swarm, gone hostIndex) *task.
 	}
 	for _, m := range w.wanting.all {
 		me := w.member(m)
-		// Hosts that expire together depart one by one: the dead starve for nothing.
+		// Hosts that expire together leave one by one: a dead one needs no seed.
 		if me.starving && now.Sub(s.hosts[me.host].seen) < s.cfg.Expiry {
 			return s.startSeed(w)
 		}
@@ -201,7 +200,7 @@ func (s *Scheduler) afterParting(now time.Time, w *swarm, gone hostIndex) *task.
 	return nil
 }
 
-// othersWant reports whether any host but the owner's own wants the content.
+// othersWant reports whether any host but the owner's own wants the task.
 func (s *Scheduler) othersWant(w *swarm) bool {
 	n := len(w.wanting.all)
 	if m, ok := w.index[s.self]; ok && w.member(m).standing == wanting {
@@ -210,19 +209,19 @@ func (s *Scheduler) othersWant(w *swarm) bool {
 	return n > 0
 }
 
-// failureFor is what member m has to be told about the origin, or nil.
+// failureFor is the failure of the origin that concerns member m, or nil.
 func (s *Scheduler) failureFor(now time.Time, w *swarm, m memberIndex, e Entry) error {
 	if len(w.refusals) == 0 || s.holderFor(now, w, m) {
 		return nil
 	}
 	if e.Event == Progress && e.Have > 0 {
-		return nil // its neighbours may have the rest; it will say when it starves
+		return nil // its neighbours may have the rest; otherwise it announces Starving
 	}
 	me := w.member(m)
 	for _, r := range slices.Backward(w.refusals) {
 		waited := me.since <= s.nano(r.at)
 		if r.concerns(e.Spec) && (waited || now.Sub(r.at) < s.cfg.FailureFor) {
-			// It is told once of what it waited for; if it asks on, it wants another try.
+			// The failure that it waited for comes once; a further announce asks for another try.
 			me.since = s.nano(now)
 			return r.cause
 		}
@@ -230,14 +229,14 @@ func (s *Scheduler) failureFor(now time.Time, w *swarm, m memberIndex, e Entry) 
 	return nil
 }
 
-// holderFor reports whether somebody alive holds the whole content and may be asked for it
-// by member m. One is enough, and nearly always the first is.
+// holderFor reports whether a live host holds the whole task and member m can reach it. One is
+// enough, and nearly always the first one is.
 func (s *Scheduler) holderFor(now time.Time, w *swarm, m memberIndex) bool {
 	for _, c := range w.holding.all {
 		if c == m {
 			continue
 		}
-		// The owner's own host needs no second copy, even if the asker cannot reach it.
+		// The owner's own host needs no second copy, even if m cannot reach it.
 		if w.member(c).host == s.self || s.reachable(now, w, m, c) {
 			return true
 		}

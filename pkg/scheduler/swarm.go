@@ -8,32 +8,31 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Hosts and members are spoken of by small numbers: 10,000 hosts in 10 tasks are 100,000
-// members with some 32 links each, and a link is four bytes this way.
+// Hosts and members go by small numbers: 10,000 hosts in 10 tasks are 100,000 members with some 32
+// links each, and a link takes four bytes this way.
 type (
 	hostIndex   int32 // in Scheduler.hosts
 	memberIndex int32 // in swarm.members
 )
 
-// hostState is what is known of one host in all its swarms.
+// hostState is one host in all its swarms.
 type hostState struct {
 	host.Host
 	alive      bool
 	generation uint64
-	// former are the generations before, those last that were last; source is where the host
-	// announces from.
+	// former are the generations before, the newest last; source is where the host announces from.
 	former  []uint64
 	source  string
 	seen    time.Time
 	standby bool
-	// asked is when it last announced a content that it wants.
-	asked time.Time
-	// memberships are the host's swarms, so that a departure finds them.
+	// wanted is when it last announced a task that it wants.
+	wanted time.Time
+	// memberships are the host's swarms, so that they are found when it leaves.
 	memberships []membership
-	// reports are the hosts that called this one silent lately, one for each witness.
-	reports []silence
-	// shunned is until when nobody is sent to the host, because several called it silent.
-	shunned time.Time
+	// reports are the hosts that reported this one as silent lately, one for each witness.
+	reports []snub
+	// snubbedUntil is until when no assignment names the host, because several reported it.
+	snubbedUntil time.Time
 }
 
 type membership struct {
@@ -41,21 +40,21 @@ type membership struct {
 	member memberIndex
 }
 
-// silence says of a host that it did not answer. The generation tells its lives apart, and
-// tells it from another host that took its number.
-type silence struct {
+// snub is a report that a host did not answer. The generation tells its lives apart, and the host
+// from another one that took its number.
+type snub struct {
 	host       hostIndex
 	generation uint64
 	until      int64 // see Scheduler.nano
 }
 
-// standing is what a member is in its swarm for.
+// standing is what a member does in its swarm.
 type standing uint8
 
 const (
-	nowhere standing = iota
-	wanting
-	holding
+	nowhere standing = iota // it is not in the swarm
+	wanting                 // it wants the task
+	holding                 // it holds all of it
 )
 
 // member is one host in one swarm.
@@ -64,19 +63,19 @@ type member struct {
 	standing standing
 	starving bool
 	have     int32
-	// since is when the host began to want the content; see Scheduler.nano.
+	// since is when the host began to want the task; see Scheduler.nano.
 	since int64
-	// links are the members it was sent to and those that were sent to it.
+	// links are the members that were named to it and those that it was named to.
 	links []memberIndex
-	// silent are the neighbours that did not answer it.
-	silent []silence
+	// snubs are the neighbours that it reported as silent.
+	snubs []snub
 	// slot is its place in hostState.memberships.
 	slot int32
 	// place and zonePlace are its places in the lists of its crowd.
 	place, zonePlace int32
 }
 
-// swarm is everybody around one task.
+// swarm is all hosts that want or hold one task.
 type swarm struct {
 	id      task.ID
 	members []member
@@ -87,9 +86,9 @@ type swarm struct {
 
 	wanting, holding crowd
 
-	// spec is how the host that asked last would bring the content, specAt when it said
-	// so. It holds that host's credentials: after Expiry, or when nobody wants the task any
-	// more, it is dropped. Who still starves has said it again by then.
+	// spec is the last one that a host announced, specAt when. It holds that host's credentials: it
+	// is dropped after Expiry, or when no host wants the task. A host that still starves has
+	// announced it again by then.
 	spec   *task.Spec
 	specAt time.Time
 
@@ -107,8 +106,8 @@ func (w *swarm) crowd(st standing) *crowd {
 	return &w.wanting
 }
 
-// crowd is the members of one swarm that stand alike, in lists that can be drawn from: an
-// order without meaning, every member once in all and once in its zone.
+// crowd is the members of one swarm that have the same standing, in lists to draw from. Their order
+// means nothing; every member is once in all and once in its zone.
 type crowd struct {
 	all   []memberIndex
 	zones map[string][]memberIndex
@@ -165,8 +164,8 @@ func (s *Scheduler) admit(id host.Host, generation uint64, from string) hostInde
 	return h
 }
 
-// forget takes a host out of all its swarms and, unless it is the owner's own, out of
-// mind. It returns what has to be brought from an origin because of that.
+// forget takes a host out of all its swarms and, unless it is the owner's own, out of the Scheduler.
+// It returns the seeds that this starts.
 func (s *Scheduler) forget(now time.Time, h hostIndex) (seeds []task.Spec) {
 	st := &s.hosts[h]
 	for len(st.memberships) > 0 {
@@ -189,18 +188,18 @@ func (s *Scheduler) forget(now time.Time, h hostIndex) (seeds []task.Spec) {
 	return seeds
 }
 
-// join returns the host's member in the swarm of a task, making both as needed. room is asked
-// before a host comes to a swarm where it was not; join fails when there is none.
-func (s *Scheduler) join(h hostIndex, id task.ID, room func() bool) (w *swarm, m memberIndex, ok bool) {
+// join returns the host's member in the swarm of a task, and makes both as needed. It calls space
+// before a host joins a swarm, and fails when there is none.
+func (s *Scheduler) join(h hostIndex, id task.ID, space func() bool) (w *swarm, m memberIndex, ok bool) {
 	if w = s.swarms[id]; w != nil {
 		if m, ok = w.index[h]; ok {
 			return w, m, true
 		}
 	}
-	if !room() {
+	if !space() {
 		return nil, 0, false
 	}
-	if w = s.swarms[id]; w == nil { // making room may have ended it
+	if w = s.swarms[id]; w == nil { // making space may have ended it
 		w = &swarm{id: id, index: make(map[hostIndex]memberIndex, 1)}
 		s.swarms[id] = w
 	}
@@ -219,8 +218,7 @@ func (s *Scheduler) join(h hostIndex, id task.ID, room func() bool) (w *swarm, m
 	return w, m, true
 }
 
-// part takes a member out of its swarm. It returns what has to be brought from the origin
-// because of that, or nil.
+// part takes a member out of its swarm. It returns the seed that this starts, or nil.
 func (s *Scheduler) part(now time.Time, w *swarm, m memberIndex) *task.Spec {
 	h := w.member(m).host
 	w.unlinkAll(m)
@@ -234,7 +232,7 @@ func (s *Scheduler) part(now time.Time, w *swarm, m memberIndex) *task.Spec {
 	moved := st.memberships[last]
 	st.memberships[slot] = moved
 	moved.swarm.member(moved.member).slot = slot
-	st.memberships[last] = membership{} // the array behind must not keep the swarm
+	st.memberships[last] = membership{} // the array behind the slice must not keep the swarm
 	st.memberships = st.memberships[:last]
 	s.count(st, -1)
 
@@ -271,12 +269,11 @@ func (s *Scheduler) stand(w *swarm, m memberIndex, to standing) {
 	if to == wanting {
 		return
 	}
-	me.starving, me.silent = false, nil
+	me.starving, me.snubs = false, nil
 	if me.host == s.self {
 		w.seedState = seedState{}
 	}
-	// Two hosts that hold everything have nothing to say to each other: they hang up,
-	// and both have room for others.
+	// Two holders close the connection between them, so both have a link free.
 	for i := len(me.links) - 1; i >= 0; i-- {
 		if other := me.links[i]; w.member(other).standing == holding {
 			w.unlink(m, other)
@@ -287,7 +284,7 @@ func (s *Scheduler) stand(w *swarm, m memberIndex, to standing) {
 	}
 }
 
-// spans reports whether anybody is in another zone.
+// spans reports whether a member is in another zone.
 func (w *swarm) spans(zone string) bool {
 	for _, c := range [...]*crowd{&w.wanting, &w.holding} {
 		for z := range c.zones {
