@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/identity"
 	"github.com/darter-io/darter/pkg/owners"
+	"github.com/darter-io/darter/pkg/peer/policy"
 	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/source"
@@ -25,48 +25,27 @@ const (
 	dialTimeout     = 3 * time.Second
 )
 
-// announce tells the owner what is new, one announce at a time.
-func (d *Download) announce(now time.Time) {
-	if d.announcing || !d.wanted {
+// events are the wire's names of what the policy announces.
+var events = map[policy.Event]api.Event{
+	policy.Started: api.Started, policy.Progress: api.Progress, policy.Starving: api.Starving, policy.Completed: api.Completed,
+}
+
+// announce sends the owner what the policy decides, one announce at a time.
+func (d *Download) announce(now time.Time, v policy.View) {
+	a, ok := d.policy.Announce(now, v)
+	if !ok {
 		return
 	}
-	entry := api.Entry{Task: d.id}
+	d.decided(now, a, v)
+	spec := d.wants.spec
+	entry := api.Entry{Task: d.id, Event: events[a.Event], Need: a.Need}
 	if d.pick != nil {
 		entry.Have = d.pick.Have().Count()
 	}
-	switch {
-	case d.complete:
-		if d.toldCompleted || !d.ledger.proven() || d.ledger.cached {
-			return
-		}
-		d.toldCompleted = true
-		entry.Event = api.Completed
-	case !d.toldStarted:
-		d.toldStarted = true
-		entry.Event = api.Started
-	case d.starving(now) && !now.Before(d.nextStarving):
-		entry.Event = api.Starving
-		d.nextStarving = now.Add(d.starveDelay)
-		d.starveDelay = min(2*d.starveDelay, starveMax)
-	case d.active() && !now.Before(d.nextProgress):
-		entry.Event = api.Progress
-	default:
-		return
-	}
-	spec := d.spec
-	if entry.Event == api.Started || entry.Event == api.Starving {
+	if a.Spec {
 		entry.Spec = api.NewSpec(spec)
 	}
-	if !d.complete {
-		// Everybody is also handed to others: asking for half the mesh makes all of it.
-		entry.Need = max(0, d.e.cfg.Neighbours-len(d.links)-len(d.dialing))
-		if entry.Event == api.Started {
-			entry.Need = (d.e.cfg.Neighbours + 4) / 2
-		}
-	}
-	entry.Silent, d.silent = d.silent, nil
-	d.nextProgress = now.Add(d.e.cfg.ProgressInterval)
-	d.announcing = true
+	entry.Silent = d.conns.takeSilent()
 	d.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(d.ctx, announceTimeout)
 		defer cancel()
@@ -80,44 +59,27 @@ func (d *Download) announce(now time.Time) {
 	})
 }
 
-// active reports whether somebody waits for pieces.
+// active reports whether the download waits for pieces.
 func (d *Download) active() bool {
-	return !d.complete && (d.pick == nil || d.pick.Wants())
+	return !d.complete() && (d.pick == nil || d.pick.Wants())
 }
 
-// starving reports whether pieces are wanted and nobody here can bring them.
-func (d *Download) starving(now time.Time) bool {
-	if d.seeding || !d.active() || len(d.dialing) > 0 {
-		return false
-	}
-	seeds := false
-	for _, l := range d.links {
-		seeds = seeds || l.seed || !l.helloed
-	}
-	if d.pick == nil {
-		return !seeds
-	}
-	// A seed that has nothing new waits for its origin, and whose neighbours still get
-	// pieces will have some of them: asking the owner brings nothing.
-	return d.pick.Starving() && !seeds && now.Sub(d.lastNews) > quiet
-}
-
-// heeded is what an owner's answer told of the content itself.
+// heeded is what an owner's reply contained of the object itself.
 type heeded struct {
-	runs []int         // numbers of those that its proof holds
-	got  []piece.Index // what came inside it
-	err  error         // about what is here, or the own disk
+	runs []int         // the numbers of the runs in its proof
+	got  []piece.Index // the pieces that came inside it
+	err  error         // of what is stored, or of this host's disk
 }
 
-// heed takes in what an owner's answer says of the content itself. It is not the loop's: signatures
-// are checked and the store makes room.
+// heed takes metadata, proof and inline bytes out of an owner's reply. The loop must not call it: it
+// checks signatures, and the store may have to evict.
 //
-// An owner may be any member, and its word is good for the length only, while nobody has told
-// another one. Bytes are taken on a coordinator's word that came with them, or where they match
-// the digest in the task's name; other bytes come on the piece wire, with their proof.
+// An owner may be any member of the cluster. Its unsigned metadata counts as long as no other is known.
+// Its inline bytes are stored if they match the digests that a coordinator signed, or the digest in the
+// task's name; all other bytes come on the piece wire, with their proof.
 func (d *Download) heed(spec task.Spec, a api.Assignment) (h heeded) {
 	if a.Inline != nil {
-		d.inlining.Store(true) // until the loop has heard what came of it
+		d.inlining.Store(true) // until the loop handles the reply
 	}
 	if a.Proof != nil {
 		if h.runs, h.err = d.believe(a.Proof); h.err != nil {
@@ -126,90 +88,90 @@ func (d *Download) heed(spec task.Spec, a api.Assignment) (h heeded) {
 	}
 	if f := a.Metadata; f != nil {
 		_, named := d.id.Digest()
-		if f.Length == 0 && !named && !d.ledger.hasMetadata() {
-			return h // it would be complete at once
+		if f.Length == 0 && !named && !d.proof.hasMetadata() {
+			return h // an empty object would be complete at once
 		}
-		switch err := d.ledger.setMetadata(*f); {
+		switch err := d.proof.setMetadata(*f); {
 		case err == nil:
 		case errors.Is(err, errMetadata):
-			d.log.Warn("owner told wrong facts of the content", "error", err)
+			d.log.Warn("owner sent metadata that contradicts what is known", "error", err)
 			return h
 		default:
 			h.err = err
 			return h
 		}
 	}
-	if len(a.Inline) > 0 && d.ledger.hasMetadata() {
+	if len(a.Inline) > 0 && d.proof.hasMetadata() {
 		h.got, h.err = d.takeInline(spec, a.Inline)
 	}
 	return h
 }
 
-// believe takes in an owner's proof. One that is not good is passed by; the error is about what is
-// here, or the own disk.
+// believe adds an owner's proof. It ignores one that does not verify; the error is of what is stored, or
+// of this host's disk.
 func (d *Download) believe(p *api.Proof) (numbers []int, err error) {
 	r, err := p.Run()
 	if err == nil {
-		numbers, err = d.ledger.add([]piece.DigestRun{r}, p.Certificates)
+		numbers, err = d.proof.add([]piece.DigestRun{r}, p.Certificates)
 	}
 	if errors.Is(err, errContradiction) || errors.Is(err, errSpace) {
 		return numbers, err
 	}
 	if err != nil {
-		d.log.Warn("owner sent no good proof of the content inside its answer", "error", err)
+		d.log.Warn("owner sent a proof that does not verify inside its reply", "error", err)
 	}
 	return numbers, nil
 }
 
-// takeInline stores a small content that came inside an owner's answer, and returns its pieces. Each
-// must match the digest that a coordinator signed; where none is known, the whole must match the
-// digest in the task's name.
+// takeInline stores a small object that came inside an owner's reply, and returns its pieces. Each must
+// match the digest that a coordinator signed; where none is known, the whole must match the digest in
+// the task's name.
 func (d *Download) takeInline(spec task.Spec, content []byte) (got []piece.Index, err error) {
-	layout := d.ledger.replica.Metadata().Layout()
+	layout := d.proof.replica.Metadata().Layout()
 	if int64(len(content)) != layout.Length {
 		return nil, nil
 	}
 	if err := checkWhole(spec, content); err != nil {
-		d.log.Warn("owner sent wrong content inside its answer", "error", err)
+		d.log.Warn("owner sent wrong bytes inside its reply", "error", err)
 		return nil, nil
 	}
 	_, named := d.id.Digest()
 	for i := range piece.Index(layout.Count()) {
 		data := content[layout.Offset(i) : layout.Offset(i)+layout.Size(i)]
-		if d.ledger.replica.Has(i) {
+		if d.proof.replica.Has(i) {
 			continue
 		}
 		sum := piece.Sum(data)
-		switch want, signed := d.ledger.digest(i); {
+		switch want, signed := d.proof.digest(i); {
 		case signed && want != sum:
-			d.log.Warn("owner sent wrong content inside its answer", "error", &piece.DigestError{Index: i, Want: want, Got: sum})
+			d.log.Warn("owner sent wrong bytes inside its reply", "error", &piece.DigestError{Index: i, Want: want, Got: sum})
 			return got, nil
 		case !signed && !named:
-			d.log.Debug("owner sent content inside its answer that nobody vouches for, so it comes from peers")
+			d.log.Debug("owner sent unsigned bytes inside its reply, so they come from peers")
 			return got, nil
 		}
-		if err := d.keep(i, data, sum); err != nil {
+		if err := d.stored.keep(i, data, sum); err != nil {
 			return got, fmt.Errorf("keeping piece %d of task %s: %w", i, d.id, err)
 		}
-		d.count(func(c *counters) *atomic.Int64 { return &c.inline }, int64(len(data)))
+		d.count(func(n *counters) *atomic.Int64 { return &n.inline }, int64(len(data)))
 		d.progress.signal()
 		got = append(got, i)
 	}
 	return got, nil
 }
 
-// assigned takes the owner's reply, and what it told of the content.
+// assigned takes the owner's reply.
 func (d *Download) assigned(now time.Time, ev ownerReplied) {
 	a, err, h := ev.reply, ev.err, ev.heeded
-	d.announcing = false
+	d.policy.Replied()
 	d.inlining.Store(false)
 	d.ownerErr = err
 	if err != nil {
 		d.log.Debug("announce failed", "error", err)
 		return
 	}
-	if f := a.Failure; f != nil && !d.complete && !d.seeding && (len(d.links) == 0 || f.Personal() && !d.hopeful()) {
-		d.failFor(ev.spec, f)
+	if f := a.Failure; f != nil && d.policy.OwnerRefused(d.view(), f.Personal(), d.hopeful) {
+		d.end.failFor(ev.spec, f)
 		return
 	}
 	if errors.Is(h.err, errContradiction) {
@@ -217,7 +179,7 @@ func (d *Download) assigned(now time.Time, ev ownerReplied) {
 		return
 	}
 	if h.err != nil {
-		d.failHere(h.err)
+		d.end.failHere(h.err)
 		return
 	}
 	d.adoptMetadata(now)
@@ -227,19 +189,10 @@ func (d *Download) assigned(now time.Time, ev ownerReplied) {
 	if len(h.runs) > 0 {
 		d.digests(now, nil, h.runs, false)
 	}
-	if !d.complete {
+	if !d.complete() {
 		d.setLocal(a.Local)
 	}
-	switch {
-	case a.Seed:
-		d.leads, d.disputed = ev.leader == owners.Self, false
-		d.letSeed(now)
-	case ev.leader == owners.Other && !d.maySeed:
-		d.disputed = true
-		if d.background {
-			d.letSeed(now)
-		}
-	}
+	d.policy.Assigned(now, d.view(), a.Seed, ev.leader == owners.Self, ev.leader == owners.Other)
 	for _, n := range a.Neighbours {
 		d.dial(now, n)
 	}
@@ -247,68 +200,43 @@ func (d *Download) assigned(now time.Time, ev ownerReplied) {
 
 // hopeful reports whether a neighbour may have what is missing, or bring it.
 func (d *Download) hopeful() bool {
-	for _, l := range d.links {
-		if !l.helloed || l.seed || d.pick == nil && (l.hasAll || len(l.haves) > 0 || slices.Contains(l.bits, true)) {
+	for _, c := range d.conns.open {
+		if !c.remote.greeted || c.remote.seed || d.pick == nil && (c.remote.hasAll || len(c.remote.haves) > 0 || slices.Contains(c.remote.bits, true)) {
 			return true
 		}
 	}
 	return d.othersHaveMore()
 }
 
-// forsaken fails the download when for too long nobody here could bring it on, and there is
-// no owner either that would find somebody. While one answers and neighbours are there it
-// waits: the origin may just be slow, and this host far from the seed.
-func (d *Download) forsaken(now time.Time) {
-	helpful := d.seeding || d.pick != nil && !d.pick.Starving()
-	for _, l := range d.links {
-		helpful = helpful || l.helloed && (l.seed || d.ownerErr == nil)
-	}
-	switch {
-	case helpful || !d.active() || !d.wanted:
-		d.lonelySince = time.Time{}
-	case d.lonelySince.IsZero():
-		d.lonelySince = now
-	case now.Sub(d.lonelySince) > lonely:
-		cause := d.ownerErr
-		if cause == nil {
-			cause = errors.New("the owner knows nobody who has it and answers")
-			if d.dialErr != nil {
-				cause = fmt.Errorf("%w; the last try: %w", cause, d.dialErr)
-			}
-		}
-		d.fail(&api.Failure{Status: http.StatusServiceUnavailable, Message: fmt.Sprintf("nobody to download task %s from: %v", d.id, cause)})
-	}
-}
-
-// dial connects to a neighbour unless that is done, under way or hopeless.
+// dial connects to a neighbour, unless it is connected, is being dialled, or cannot help.
 func (d *Download) dial(now time.Time, n api.Neighbour) {
-	if n.ID == d.e.cfg.Host.ID || d.dialing[n.ID] || d.e.cfg.Dial == nil || d.complete {
+	if n.ID == d.e.cfg.Host.ID || d.conns.dialing[n.ID] || d.e.cfg.Dial == nil || d.complete() {
 		return
 	}
-	if _, avoided := d.avoid[n.ID]; avoided || len(d.links)+len(d.dialing) >= d.e.cfg.LinksMax || now.Before(d.banned[n.ID.PeerID()]) {
+	if d.conns.snubs(n.ID) || d.conns.bans(now, n.ID.PeerID()) || len(d.conns.open)+len(d.conns.dialing) >= d.e.cfg.LinksMax {
 		return
 	}
-	for _, l := range d.links {
-		if l.host == n.ID || l.conn.PeerID() == n.ID.PeerID() {
+	for _, c := range d.conns.open {
+		if c.remote.host == n.ID || c.wire.PeerID() == n.ID.PeerID() {
 			return
 		}
 	}
-	d.dialing[n.ID] = true
+	d.conns.dialing[n.ID] = true
 	hello := d.hello().Hello
 	d.wg.Go(func() {
 		d.notify(dialEnded{n, d.connect(n.Host, hello)})
 	})
 }
 
-// dialled takes in how an attempt to connect ended.
+// dialled ends an attempt to connect.
 func (d *Download) dialled(now time.Time, n api.Neighbour, err error) {
-	delete(d.dialing, n.ID)
+	delete(d.conns.dialing, n.ID)
 	if err == nil || errors.Is(err, errTwice) || errors.Is(err, errTooMany) {
 		return
 	}
-	d.dialErr = fmt.Errorf("host %s: %w", n.ID.Short(), err)
+	d.conns.dialErr = fmt.Errorf("host %s: %w", n.ID.Short(), err)
 	d.log.Debug("neighbour not reached", "host", n.ID, "addr", n.Addr, "error", err)
-	d.shun(now, n.ID)
+	d.conns.snub(now, n.ID)
 }
 
 func (d *Download) connect(h host.Host, hello *wire.Hello) (err error) {
@@ -322,10 +250,10 @@ func (d *Download) connect(h host.Host, hello *wire.Hello) (err error) {
 	conn, err := wire.Initiate(ctx, raw, d.id.Swarm(), d.e.cfg.Host.ID.PeerID(), hello)
 	if err != nil {
 		raw.Close()
-		// In TLS 1.3 the other end's refusal comes with the first read.
-		return fmt.Errorf("greeting %s: %w", h.Addr, identity.Explain(err))
+		// In TLS 1.3 the other side's refusal comes with the first read.
+		return fmt.Errorf("handshake with %s: %w", h.Addr, identity.Explain(err))
 	}
-	if err := d.e.proved(raw, conn); err != nil {
+	if err := d.e.checkHost(raw, conn); err != nil {
 		raw.Close()
 		return err
 	}
@@ -333,7 +261,7 @@ func (d *Download) connect(h host.Host, hello *wire.Hello) (err error) {
 		raw.Close()
 		return fmt.Errorf("%s is another host than %s", h.Addr, h.ID)
 	}
-	if err := d.link(conn, true, h.ID); err != nil {
+	if err := d.offerConn(conn, true, h.ID); err != nil {
 		raw.Close()
 		return err
 	}

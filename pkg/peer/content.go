@@ -14,36 +14,36 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Content is one task that somebody has open. Closing it is the opener's duty; the
-// download goes on for others, and for a while for nobody, in case the client returns.
+// Content is one task that a caller has open, and must close. The download goes on for other callers, and
+// for Config.Linger without one, in case the client returns.
 type Content struct {
 	d    *Download
-	spec task.Spec // of who opened it
+	spec task.Spec // of the caller that opened it
 	// cached says that everything was here when it was opened.
 	cached bool
 	once   sync.Once
 }
 
-// Metadata are the length, layout and media type of the content.
-func (c *Content) Metadata() piece.Metadata { return c.d.ledger.replica.Metadata() }
+// Metadata returns the length, piece size and media type.
+func (c *Content) Metadata() piece.Metadata { return c.d.proof.replica.Metadata() }
 
-// Sources tells where the bytes of the download came from so far.
+// Sources counts the bytes of the download so far, by source.
 func (c *Content) Sources() Sources { return c.d.sources() }
 
-// Cached reports whether everything was here before this content was opened.
+// Cached reports whether every piece was stored before this content was opened.
 func (c *Content) Cached() bool { return c.cached }
 
 // Complete reports whether everything is here now.
-func (c *Content) Complete() bool { return c.d.ledger.replica.Have().Full() }
+func (c *Content) Complete() bool { return c.d.proof.replica.Have().Full() }
 
-// Own reports whether all that is here so far came from the origin to this host, asked as whoever opened
-// this content would be.
+// Own reports whether all bytes so far came to this host from the origin, requested with the credentials
+// of the caller that opened this content.
 func (c *Content) Own() bool {
-	s, first := c.d.sources(), c.d.firstAsked.Load()
-	return first != nil && first.SameAsker(c.spec) && !c.d.mixed.Load() && s.Peers+s.Seeds+s.Inline == 0
+	s, first := c.d.sources(), c.d.origin.asked.Load()
+	return first != nil && first.SameAsker(c.spec) && !c.d.origin.mixed.Load() && s.Peers+s.Seeds+s.Inline == 0
 }
 
-// Close ends the use of the content; closing twice is no error.
+// Close ends the use of the content. Closing it twice is no error.
 func (c *Content) Close() error {
 	c.once.Do(func() { c.d.e.release(c.d) })
 	return nil
@@ -61,7 +61,7 @@ func (c *Content) NewReader(ctx context.Context, off, n int64) *Reader {
 }
 
 // Reader streams verified bytes in order while the download runs. A read waits for its
-// piece; it fails with the download's error, in the origin's words, and never yields a
+// piece; it fails with the download's error, with the origin's own message, and never yields a
 // byte that was not verified. Not for concurrent use.
 type Reader struct {
 	d        *Download
@@ -79,7 +79,7 @@ type Reader struct {
 
 // wait returns when the piece at pos is here.
 func (r *Reader) wait(pos int64) error {
-	replica := r.d.ledger.replica
+	replica := r.d.proof.replica
 	i := replica.Metadata().Layout().At(pos)
 	for {
 		changed := r.d.progress.wait()
@@ -90,7 +90,7 @@ func (r *Reader) wait(pos int64) error {
 		select {
 		case <-changed:
 		case <-r.d.done:
-			return r.d.failureOf(*r.spec)
+			return r.d.end.failureFor(*r.spec)
 		case <-r.ctx.Done():
 			return context.Cause(r.ctx)
 		}
@@ -108,10 +108,10 @@ func (r *Reader) next(pos int64) ([]byte, error) {
 			r.buf = r.d.e.buffers.get(blockSize)
 		}
 		r.block = nil
-		begin, block, err := r.d.readBlock(r.buf, pos)
+		begin, block, err := r.d.stored.readBlock(r.buf, pos)
 		switch {
 		case errors.Is(err, errDamaged):
-			r.drop(r.d.ledger.replica.Metadata().Layout().At(pos))
+			r.drop(r.d.proof.replica.Metadata().Layout().At(pos))
 			return nil, errDamaged
 		case err != nil:
 			return nil, r.missing(pos, err)
@@ -121,8 +121,8 @@ func (r *Reader) next(pos int64) ([]byte, error) {
 	return r.block[pos-r.begin : min(int64(len(r.block)), r.end-r.begin)], nil
 }
 
-// drop has the content dropped, and waits until the download is over: who opens the content again
-// begins anew.
+// drop reports a damaged piece and waits until the download is over, so that a caller that opens the
+// task again starts over.
 func (r *Reader) drop(i piece.Index) {
 	r.d.notify(pieceDamaged{i})
 	select {
@@ -132,11 +132,11 @@ func (r *Reader) drop(i piece.Index) {
 }
 
 // missing turns the store's error into the reader's. A piece that the store had and lost
-// again is no error: it comes anew. Nor is one that the disk did not give back, once: most bad
-// sectors are good again when they are written. Where this one is not, the content is dropped,
+// again is no error: the download brings it again. Nor is one that the disk did not give back, once: most
+// bad sectors are good again after a write. Where this one is not, the loop drops the task,
 // and the next request has it put elsewhere.
 func (r *Reader) missing(pos int64, err error) error {
-	if i := r.d.ledger.replica.Metadata().Layout().At(pos); !r.d.ledger.replica.Has(i) {
+	if i := r.d.proof.replica.Metadata().Layout().At(pos); !r.d.proof.replica.Has(i) {
 		if errors.Is(err, piece.ErrMissing) {
 			return nil
 		}
@@ -152,10 +152,10 @@ func (r *Reader) missing(pos int64, err error) error {
 		}
 	}
 	if errors.Is(err, piece.ErrRemoved) || errors.Is(err, fs.ErrClosed) {
-		// The download has ended, or is about to: its own reason says more.
+		// The download has ended, or is about to: its own error says more.
 		select {
 		case <-r.d.done:
-			return r.d.failureOf(*r.spec)
+			return r.d.end.failureFor(*r.spec)
 		case <-r.ctx.Done():
 			return context.Cause(r.ctx)
 		case <-time.After(time.Second):
@@ -222,7 +222,7 @@ func (r *Reader) Close() error {
 	return nil
 }
 
-// broadcast wakes everybody who waits for the next change.
+// broadcast wakes all goroutines that wait for the next change.
 type broadcast struct {
 	mu sync.Mutex
 	ch chan struct{}

@@ -83,47 +83,57 @@ func (e *Engine) comparedOf(id task.ID, n int) *compared {
 	return c
 }
 
+// stored are the pieces of one download in the store. Safe for concurrent use; readers, connections and
+// the origin call it, not the loop.
+type stored struct {
+	e     *Engine
+	id    task.ID
+	proof *proof
+	once  sync.Once
+	set   *compared
+}
+
 // keep stores a piece whose bytes are known to match their digest.
-func (d *Download) keep(i piece.Index, data []byte, sum piece.Digest) error {
-	if err := d.ledger.replica.WritePiece(i, data, sum); err != nil {
+func (s *stored) keep(i piece.Index, data []byte, sum piece.Digest) error {
+	if err := s.proof.replica.WritePiece(i, data, sum); err != nil {
 		return err
 	}
-	d.compared().set(i, &comparedPiece{digest: sum, sums: blockSums(data)})
+	s.compared().set(i, &comparedPiece{digest: sum, sums: blockSums(data)})
 	return nil
 }
 
-func (d *Download) compared() *compared {
-	d.comparedOnce.Do(func() { d.comparedSet = d.e.comparedOf(d.id, d.ledger.replica.Metadata().Layout().Count()) })
-	return d.comparedSet
+func (s *stored) compared() *compared {
+	s.once.Do(func() { s.set = s.e.comparedOf(s.id, s.proof.replica.Metadata().Layout().Count()) })
+	return s.set
 }
 
 // sums returns the checksums of a stored piece's blocks, after this process compared the piece with
 // its digest. It fails with errDamaged for other bytes, and as the store does for a piece that is
 // lost or cannot be read.
-func (d *Download) sums(i piece.Index) ([]uint64, error) {
-	want, ok := d.ledger.replica.Digest(i)
+func (s *stored) sums(i piece.Index) ([]uint64, error) {
+	want, ok := s.proof.replica.Digest(i)
 	if !ok {
 		return nil, piece.ErrMissing
 	}
-	if sums := d.compared().sums(i, want); sums != nil {
+	if sums := s.compared().sums(i, want); sums != nil {
 		return sums, nil
 	}
-	layout := d.ledger.replica.Metadata().Layout()
-	buf := d.e.buffers.get(layout.Size(i))
-	defer d.e.buffers.put(buf)
-	if err := readFull(d.ledger.replica, buf, layout.Offset(i)); err != nil {
+	layout := s.proof.replica.Metadata().Layout()
+	buf := s.e.buffers.get(layout.Size(i))
+	defer s.e.buffers.put(buf)
+	if err := readFull(s.proof.replica, buf, layout.Offset(i)); err != nil {
 		return nil, err
 	}
 	if piece.Sum(buf) != want {
 		return nil, errDamaged
 	}
 	p := &comparedPiece{digest: want, sums: blockSums(buf)}
-	d.compared().set(i, p)
+	s.compared().set(i, p)
 	return p.sums, nil
 }
 
 // readFull reads all of p at an offset of a replica, or fails: with errDamaged where the file ends
-// before the pieces that it is said to hold.
+// before the pieces that its journal lists.
 func readFull(r piece.Replica, p []byte, off int64) error {
 	n, err := r.ReadAt(p, off)
 	switch {
@@ -137,17 +147,17 @@ func readFull(r piece.Replica, p []byte, off int64) error {
 
 // readBlock reads the block of a stored piece that holds the offset at into buf, and returns where
 // it begins and its bytes: those that were verified when the piece came. It fails as sums does.
-func (d *Download) readBlock(buf []byte, at int64) (begin int64, block []byte, err error) {
-	layout := d.ledger.replica.Metadata().Layout()
+func (s *stored) readBlock(buf []byte, at int64) (begin int64, block []byte, err error) {
+	layout := s.proof.replica.Metadata().Layout()
 	i := layout.At(at)
-	sums, err := d.sums(i)
+	sums, err := s.sums(i)
 	if err != nil {
 		return 0, nil, err
 	}
 	k := (at - layout.Offset(i)) / blockSize
 	begin = layout.Offset(i) + k*blockSize
 	block = buf[:min(blockSize, layout.Offset(i)+layout.Size(i)-begin)]
-	if err := readFull(d.ledger.replica, block, begin); err != nil {
+	if err := readFull(s.proof.replica, block, begin); err != nil {
 		return 0, nil, err
 	}
 	if maphash.Bytes(blockSeed, block) != sums[k] {
@@ -158,18 +168,18 @@ func (d *Download) readBlock(buf []byte, at int64) (begin int64, block []byte, e
 
 // damaged reads a stored piece and compares it with its digest. What cannot be read is not
 // damaged: the store deals with that.
-func (d *Download) damaged(i piece.Index, want piece.Digest) bool {
-	layout := d.ledger.replica.Metadata().Layout()
-	buf := d.e.buffers.get(layout.Size(i))
-	defer d.e.buffers.put(buf)
-	err := readFull(d.ledger.replica, buf, layout.Offset(i))
+func (s *stored) damaged(i piece.Index, want piece.Digest) bool {
+	layout := s.proof.replica.Metadata().Layout()
+	buf := s.e.buffers.get(layout.Size(i))
+	defer s.e.buffers.put(buf)
+	err := readFull(s.proof.replica, buf, layout.Offset(i))
 	return errors.Is(err, errDamaged) || err == nil && piece.Sum(buf) != want
 }
 
 // findDamaged compares every stored piece with its digest, and returns the first that is not right.
-func (d *Download) findDamaged() (piece.Index, bool) {
-	for i := range piece.Index(d.ledger.replica.Metadata().Layout().Count()) {
-		if want, ok := d.ledger.replica.Digest(i); ok && d.damaged(i, want) {
+func (s *stored) findDamaged() (piece.Index, bool) {
+	for i := range piece.Index(s.proof.replica.Metadata().Layout().Count()) {
+		if want, ok := s.proof.replica.Digest(i); ok && s.damaged(i, want) {
 			return i, true
 		}
 	}
@@ -198,14 +208,14 @@ func readSpan(r piece.Replica, off, n int64) ([]byte, error) {
 	return b[off-begin:][:n], nil
 }
 
-// dropDamaged drops a content of which a piece is damaged; it is brought anew when it is wanted.
+// dropDamaged drops a task of which a piece is damaged. A later reader brings it again.
 func (d *Download) dropDamaged(i piece.Index) {
 	d.forgetDamaged(fmt.Errorf("piece %d: %w", i, errDamaged))
 	d.fail(errDamaged)
 }
 
-// forgetDamaged takes all that is stored of the content out of the store: the disk cannot be
-// believed.
+// forgetDamaged removes all pieces of the task from the store: the disk cannot be trusted with any of
+// them.
 func (d *Download) forgetDamaged(why error) {
 	d.log.Error("stored content is damaged, so it is dropped", "error", why)
 	d.e.mu.Lock()
@@ -216,13 +226,13 @@ func (d *Download) forgetDamaged(why error) {
 	}
 }
 
-// drop drops a damaged content that was not read through a download.
+// drop drops a damaged task that was not read through a download.
 func (e *Engine) drop(id task.ID, why error) {
 	e.mu.Lock()
 	d := e.downloads[id]
 	e.mu.Unlock()
-	if d != nil && d.ledger.hasMetadata() {
-		if i, found := d.findDamaged(); found {
+	if d != nil && d.proof.hasMetadata() {
+		if i, found := d.stored.findDamaged(); found {
 			d.notify(pieceDamaged{i})
 		}
 		return
@@ -233,9 +243,8 @@ func (e *Engine) drop(id task.ID, why error) {
 	}
 }
 
-// Checked returns r so that its ReadAt compares every piece with its digest, for who sends bytes of a
-// small content on by other ways than a [Reader]. It fails where one is damaged, and has the content
-// dropped.
+// Checked returns a replica whose ReadAt compares every piece with its digest, for callers that send bytes
+// of a small object without a [Reader]. Where a piece is damaged it fails, and the engine drops the task.
 func (e *Engine) Checked(r piece.Replica) piece.Replica { return &checkedReplica{r, e} }
 
 type checkedReplica struct {

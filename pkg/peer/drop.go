@@ -22,7 +22,7 @@ func (e *Engine) Drop(id task.ID) error {
 		e.mu.Unlock()
 		if d != nil {
 			e.noteReplaced(id)
-			d.post(func() { d.fail(ErrDropped) })
+			d.notify(purged{})
 			<-d.done
 		}
 		if err := e.cfg.Store.Remove(id); err != nil {

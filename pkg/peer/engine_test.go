@@ -571,7 +571,7 @@ func TestNobodyToReachIsToldWithTheLastTry(t *testing.T) {
 		var f *api.Failure
 		require.ErrorAs(t, err, &f)
 		assert.Equal(t, http.StatusServiceUnavailable, f.Status)
-		assert.Contains(t, f.Message, "the owner knows nobody who has it and answers; the last try: host "+gone.ID.Short())
+		assert.Contains(t, f.Message, "the owner knows no host that has it and answers; the last try: host "+gone.ID.Short())
 		assert.Contains(t, f.Message, "gone:65002")
 		assert.Contains(t, f.Message, "this host's clock says noon")
 	})

@@ -1,9 +1,9 @@
 package peer
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
@@ -18,7 +18,8 @@ import (
 // file lists all of them: [Download.handle] shows what each does. Goroutines that read and write
 // connections and disks only send events; they change no state of the loop.
 //
-// String describes an event in one line of a debug log.
+// String describes an event in one line of a debug log, as the scenarios in testdata/loop write it:
+// they replay events to a loop.
 type event interface{ fmt.Stringer }
 
 // Events of connections. The loop ignores those of a connection that it has dropped.
@@ -33,59 +34,59 @@ type (
 	}
 	// connClosed ends a connection; err is nil where this side closed it in order.
 	connClosed struct {
-		l   *link
+		c   *conn
 		err error
 	}
 	// messageReceived carries a message that needs no other event.
 	messageReceived struct {
-		l *link
+		c *conn
 		m wire.Message
 	}
 	// havesReceived carries the haves that came together.
 	havesReceived struct {
-		l      *link
+		c      *conn
 		pieces []piece.Index
 	}
 	// digestsReceived carries the numbers of runs that are verified and stored already. whole says
 	// that the neighbour needs no digest from this host.
 	digestsReceived struct {
-		l     *link
+		c     *conn
 		runs  []int
 		whole bool
 	}
 	// digestsStale says that a neighbour sent digests of a revoked epoch.
 	digestsStale struct {
-		l     *link
+		c     *conn
 		epoch uint64
 	}
 	// digestsFailed says that digests contradict what is stored, or that the disk did not take them.
 	digestsFailed struct{ err error }
 	// requestBound names the piece with which a neighbour answers an any-request.
 	requestBound struct {
-		l  *link
+		c  *conn
 		in *inbound
 	}
 	// requestRejected ends a request without an answer.
 	requestRejected struct {
-		l  *link
+		c  *conn
 		in *inbound
 	}
 	// requestBusy ends a request for which the neighbour has no slot. It asks to be left alone for
 	// delay.
 	requestBusy struct {
-		l     *link
+		c     *conn
 		in    *inbound
 		delay time.Duration
 	}
 	// requestDone ends a request whose last block came; err says why the piece was not stored.
 	requestDone struct {
-		l   *link
+		c   *conn
 		in  *inbound
 		err error
 	}
 	// uploadEnded ends a job; sent says that all of its bytes went out.
 	uploadEnded struct {
-		l    *link
+		c    *conn
 		j    *job
 		sent bool
 	}
@@ -145,45 +146,45 @@ type (
 	// spaceNeeded asks the download to end and free its space, if nobody uses it. The loop answers on
 	// yields.
 	spaceNeeded struct{ yields chan<- bool }
-	// called runs a function in the loop.
-	called struct{ f func() }
+	// purged ends the download of a task that is being deleted.
+	purged struct{}
 )
 
 // handle is what each event does. It is the only place where the loop takes one.
 func (d *Download) handle(now time.Time, ev event) {
 	if d.debug {
-		d.log.LogAttrs(context.Background(), slog.LevelDebug, "event", slog.String("what", ev.String()))
+		d.log.LogAttrs(d.ctx, slog.LevelDebug, "event", slog.String("what", ev.String()))
 	}
 	switch ev := ev.(type) {
 	case connOpened:
-		ev.verdict <- d.addLink(now, ev.conn, ev.initiated, ev.host)
+		ev.verdict <- d.admit(now, ev.conn, ev.initiated, ev.host)
 	case connClosed:
-		d.unlink(now, ev.l, ev.err)
+		d.disconnected(now, ev.c, ev.err)
 	case messageReceived:
-		d.receive(now, ev.l, ev.m)
+		d.receive(now, ev.c, ev.m)
 	case havesReceived:
-		d.hasSome(now, ev.l, ev.pieces)
+		d.hasSome(now, ev.c, ev.pieces)
 	case digestsReceived:
-		d.digests(now, ev.l, ev.runs, ev.whole)
+		d.digests(now, ev.c, ev.runs, ev.whole)
 	case digestsStale:
-		d.teach(ev.l, ev.epoch)
+		d.teach(ev.c, ev.epoch)
 	case digestsFailed:
 		d.hurt(now, ev.err)
 	case requestBound:
-		d.bound(ev.l, ev.in)
+		d.bound(ev.c, ev.in)
 	case requestRejected:
-		d.rejected(now, ev.l, ev.in)
+		d.rejected(now, ev.c, ev.in)
 	case requestBusy:
-		d.refused(now, ev.l, ev.in, ev.delay)
+		d.refused(now, ev.c, ev.in, ev.delay)
 	case requestDone:
-		d.arrived(now, ev.l, ev.in, ev.err)
+		d.arrived(now, ev.c, ev.in, ev.err)
 	case uploadEnded:
-		d.served(ev.l, ev.j, ev.sent)
+		d.served(ev.c, ev.j, ev.sent)
 
 	case readerOpened:
 		d.addReader(now, ev.r)
 	case readerClosed:
-		d.removeReader(now, ev.r)
+		d.wants.left(now, ev.r, d.e.cfg.Linger)
 	case pieceLost:
 		d.lost(ev.index)
 	case pieceDamaged:
@@ -205,77 +206,88 @@ func (d *Download) handle(now time.Time, ev event) {
 
 	case spaceNeeded:
 		ev.yields <- d.yield(now)
-	case called:
-		ev.f()
+	case purged:
+		d.fail(ErrDropped)
 	default:
 		panic(fmt.Sprintf("peer: no such event: %T", ev))
 	}
 }
 
 func (e connOpened) String() string {
-	return fmt.Sprintf("connection opened: initiated=%t host=%s", e.initiated, e.host.Short())
+	return fmt.Sprintf("conn-opened initiated=%t host=%s", e.initiated, e.host.Short())
 }
-func (e connClosed) String() string { return fmt.Sprintf("connection closed: %s error=%v", e.l, e.err) }
+func (e connClosed) String() string { return fmt.Sprintf("conn-closed conn=%d error=%v", e.c.n, e.err) }
 func (e messageReceived) String() string {
-	return fmt.Sprintf("message received: %s type=%s", e.l, e.m.Type)
+	return fmt.Sprintf("message-received conn=%d type=%s", e.c.n, e.m.Type)
 }
 func (e havesReceived) String() string {
-	return fmt.Sprintf("haves received: %s pieces=%v", e.l, e.pieces)
+	return fmt.Sprintf("haves-received conn=%d pieces=%s", e.c.n, list(e.pieces))
 }
 func (e digestsReceived) String() string {
-	return fmt.Sprintf("digests received: %s runs=%v whole=%t", e.l, e.runs, e.whole)
+	return fmt.Sprintf("digests-received conn=%d runs=%s whole=%t", e.c.n, list(e.runs), e.whole)
 }
 func (e digestsStale) String() string {
-	return fmt.Sprintf("stale digests received: %s epoch=%d", e.l, e.epoch)
+	return fmt.Sprintf("digests-stale conn=%d epoch=%d", e.c.n, e.epoch)
 }
-func (e digestsFailed) String() string { return fmt.Sprintf("digests failed: error=%v", e.err) }
+func (e digestsFailed) String() string { return fmt.Sprintf("digests-failed error=%v", e.err) }
 func (e requestBound) String() string {
-	return fmt.Sprintf("request bound: %s piece=%d", e.l, e.in.index)
+	return fmt.Sprintf("request-bound conn=%d piece=%s", e.c.n, e.in)
 }
-func (e requestRejected) String() string { return fmt.Sprintf("request rejected: %s %s", e.l, e.in) }
+func (e requestRejected) String() string {
+	return fmt.Sprintf("request-rejected conn=%d piece=%s", e.c.n, e.in)
+}
 func (e requestBusy) String() string {
-	return fmt.Sprintf("request refused as busy: %s %s delay=%s", e.l, e.in, e.delay)
+	return fmt.Sprintf("request-busy conn=%d piece=%s delay=%s", e.c.n, e.in, e.delay)
 }
 func (e requestDone) String() string {
-	return fmt.Sprintf("request done: %s %s error=%v", e.l, e.in, e.err)
+	return fmt.Sprintf("request-done conn=%d piece=%s error=%v", e.c.n, e.in, e.err)
 }
 func (e uploadEnded) String() string {
-	return fmt.Sprintf("upload ended: %s piece=%d sent=%t", e.l, e.j.index, e.sent)
+	return fmt.Sprintf("upload-ended conn=%d piece=%d sent=%t", e.c.n, e.j.index, e.sent)
 }
 func (e readerOpened) String() string {
-	return fmt.Sprintf("reader opened: bytes=[%d, %d)", e.r.off, e.r.end)
+	return fmt.Sprintf("reader-opened from=%d to=%d", e.r.off, e.r.end)
 }
 func (e readerClosed) String() string {
-	return fmt.Sprintf("reader closed: bytes=[%d, %d) at=%d", e.r.off, e.r.end, e.r.pos.Load())
+	return fmt.Sprintf("reader-closed from=%d to=%d at=%d", e.r.off, e.r.end, e.r.pos.Load())
 }
-func (e pieceLost) String() string    { return fmt.Sprintf("stored piece lost: piece=%d", e.index) }
-func (e pieceDamaged) String() string { return fmt.Sprintf("stored piece damaged: piece=%d", e.index) }
+func (e pieceLost) String() string    { return fmt.Sprintf("piece-lost piece=%d", e.index) }
+func (e pieceDamaged) String() string { return fmt.Sprintf("piece-damaged piece=%d", e.index) }
 func (e pieceChecked) String() string {
-	return fmt.Sprintf("stored piece checked: piece=%d damaged=%t", e.index, e.damaged)
+	return fmt.Sprintf("piece-checked piece=%d damaged=%t", e.index, e.damaged)
 }
 func (e ownerReplied) String() string {
-	return fmt.Sprintf("owner replied: neighbours=%d seed=%t leader=%v inline=%d error=%v",
+	return fmt.Sprintf("owner-replied neighbours=%d seed=%t leader=%v inline=%d error=%v",
 		len(e.reply.Neighbours), e.reply.Seed, e.leader, len(e.reply.Inline), e.err)
 }
 func (e dialEnded) String() string {
-	return fmt.Sprintf("dial ended: host=%s error=%v", e.to.ID.Short(), e.err)
+	return fmt.Sprintf("dial-ended host=%s error=%v", e.to.ID.Short(), e.err)
 }
-func (e originStored) String() string { return fmt.Sprintf("origin piece stored: piece=%d", e.index) }
-func (e originSigned) String() string { return fmt.Sprintf("origin digests signed: runs=%v", e.runs) }
-func (e originEnded) String() string  { return fmt.Sprintf("origin ended: error=%v", e.err) }
-func (spaceNeeded) String() string    { return "space needed" }
-func (called) String() string         { return "call" }
+func (e originStored) String() string { return fmt.Sprintf("origin-stored piece=%d", e.index) }
+func (e originSigned) String() string { return fmt.Sprintf("origin-signed runs=%s", list(e.runs)) }
+func (e originEnded) String() string  { return fmt.Sprintf("origin-ended error=%v", e.err) }
+func (spaceNeeded) String() string    { return "space-needed" }
+func (purged) String() string         { return "purged" }
 
-// String names a connection in a log: the number that the picker knows it by, and its host.
-func (l *link) String() string { return fmt.Sprintf("conn=%d host=%s", l.n, l.host.Short()) }
-
-// String names a request in a log.
+// String names the piece of a request in a log.
 func (in *inbound) String() string {
 	switch {
 	case in == nil:
-		return "request=none"
+		return "none"
 	case in.any:
-		return "request=any"
+		return "any"
 	}
-	return fmt.Sprintf("piece=%d", in.index)
+	return fmt.Sprint(in.index)
+}
+
+// list writes numbers as 1,2,3.
+func list[T ~int | ~int32 | ~int64](numbers []T) string {
+	var b strings.Builder
+	for i, n := range numbers {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprint(&b, n)
+	}
+	return b.String()
 }

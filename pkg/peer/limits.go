@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync/atomic"
 
 	"github.com/darter-io/darter/pkg/peer/wire"
@@ -12,13 +13,13 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Limits are rates of content, in bytes per second; 0 is no limit. What hosts say to each
-// other beside the content is not counted, nor what local readers take.
+// Limits are rates of objects' bytes, in bytes per second; 0 is no limit. Other messages between hosts do
+// not count, nor what local readers read.
 type Limits struct {
 	Upload   int64 `json:"upload"`   // of pieces to all other hosts
-	Download int64 `json:"download"` // of pieces from all other hosts, and of content from origins
+	Download int64 `json:"download"` // of pieces from all other hosts, and of bodies from origins
 	Task     int64 `json:"task"`     // of one task's download, from wherever it comes
-	Origin   int64 `json:"origin"`   // of content from origins
+	Origin   int64 `json:"origin"`   // of bodies from origins
 }
 
 // rates are the limits at work: all connections of the engine share them.
@@ -34,7 +35,7 @@ func (e *Engine) Limits() Limits {
 	return Limits{Upload: e.rates.upload.Rate(), Download: e.rates.download.Rate(), Task: e.rates.task, Origin: e.rates.origin.Rate()}
 }
 
-// SetLimits changes the rates, at once and also for what is on its way.
+// SetLimits changes the rates at once, also of transfers that run.
 func (e *Engine) SetLimits(l Limits) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -43,20 +44,41 @@ func (e *Engine) SetLimits(l Limits) {
 	e.rates.origin.Set(l.Origin)
 	e.rates.task = max(0, l.Task)
 	for _, d := range e.downloads {
-		d.rate.Set(l.Task)
+		d.intake.rate.Set(l.Task)
 	}
 }
 
-// intake is what all content of this download is held to when it comes in.
-func (d *Download) intake() ratelimit.Chain { return ratelimit.Chain{&d.rate, &d.e.rates.download} }
-
-// fromOrigin holds the body of an origin to the limits.
-func (d *Download) fromOrigin(ctx context.Context, body io.Reader) io.Reader {
-	return append(d.intake(), &d.e.rates.origin).Reader(ctx, body)
+// intake limits the rate of incoming bytes. Safe for concurrent use.
+type intake struct {
+	rate   ratelimit.Limiter // of this download
+	limits ratelimit.Chain   // with what the engine limits besides
 }
 
-// Unkept opens a content at its origin that no store is to keep: held to the limits all the
-// same, and counted among what this host got from origins.
+// read reads a block as fast as the limits let it come. Where there are some it comes in
+// small parts, so that TCP holds the sender back rather than fills this host's memory.
+func (in *intake) read(ctx context.Context, c *wire.Conn, block []byte) error {
+	for len(block) > 0 {
+		part := min(len(block), in.limits.Quantum())
+		in.skip(ctx, int64(part))
+		if err := c.ReadPayload(block[:part]); err != nil {
+			return err
+		}
+		block = block[part:]
+	}
+	return nil
+}
+
+// skip counts n bytes that come in against the limits. A download that is over waits for nothing:
+// only the other sides' last messages are still read.
+func (in *intake) skip(ctx context.Context, n int64) { _ = in.limits.Wait(ctx, int(n)) }
+
+// fromOrigin limits the rate of an origin's body.
+func (d *Download) fromOrigin(ctx context.Context, body io.Reader) io.Reader {
+	return append(slices.Clone(d.intake.limits), &d.e.rates.origin).Reader(ctx, body)
+}
+
+// Unkept opens an object at its origin without storing it. The limits apply, and its bytes count as
+// bytes from origins.
 func (e *Engine) Unkept(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
 	if e.cfg.Origin == nil {
 		return nil, errors.New("this host asks no origin")
@@ -83,27 +105,8 @@ func (u *unkept) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// takeIn reads a block as fast as the limits let it come. Where there are some it comes in
-// small parts, so that TCP holds the sender back rather than fills this host's memory.
-func (d *Download) takeIn(c *wire.Conn, block []byte) error {
-	for len(block) > 0 {
-		part := min(len(block), d.limits.Quantum())
-		d.passBy(int64(part))
-		if err := c.ReadPayload(block[:part]); err != nil {
-			return err
-		}
-		block = block[part:]
-	}
-	return nil
-}
-
-// passBy counts n bytes of content that come in against the limits. A download that is over
-// waits for nothing: only the other sides' last words are still read.
-func (d *Download) passBy(n int64) { _ = d.limits.Wait(d.ctx, int(n)) }
-
-// giveOut is how many of n bytes of an answer may leave now, a block at most; it waits until
-// they may, or the download is over. What else is to be said to the same peer waits no
-// longer than that.
+// giveOut returns how many of n bytes may leave now, a block at most. It waits until they may, or the
+// download is over. Other messages to the same peer wait no longer than that.
 func (d *Download) giveOut(n int64) int64 {
 	n = min(n, wire.BlockSize, int64(d.e.rates.upload.Quantum()))
 	_ = d.e.rates.upload.Wait(d.ctx, int(n))

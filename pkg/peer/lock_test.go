@@ -42,20 +42,20 @@ func TestAFailedDownloadIsBuriedWithTheLastOffer(t *testing.T) {
 		t.Run(fmt.Sprintf("%d bytes that fail just when somebody wants all of them", length), func(t *testing.T) {
 			id := emptyTask
 			if length > 0 {
-				id = ledgerTask
+				id = proofTask
 			}
 			e := New(Config{Store: memstore.New(memstore.Config{}), Verifier: credulous{}})
-			d := newDownload(e, task.Spec{ID: id}, time.Now())
+			d := newDownload(e, task.Spec{ID: id})
 			e.downloads[d.id] = d
 			f := piece.MetadataFor(length, "")
-			require.NoError(t, d.ledger.setMetadata(f))
-			d.pick = picker.New(picker.Config{}, f.Layout(), d.ledger.replica.Have())
+			require.NoError(t, d.proof.setMetadata(f))
+			d.pick = picker.New(picker.Config{}, f.Layout(), d.proof.replica.Have())
 			d.fail(&api.Failure{Status: 502, Message: "the origin is down"})
 			d.offer(task.Spec{ID: id}, true)
 			returns(t, "bury", func() { assert.True(t, e.bury(d, time.Now()), "it is a seed now") })
 			returns(t, "the engine", func() { assert.Zero(t, e.Stats().Downloads) })
-			assert.Equal(t, "the origin is down", e.failed(id).Message, "peers hear of what a seed gave up")
-			assert.False(t, d.hasOffer())
+			assert.Equal(t, "the origin is down", e.failed(time.Now(), id).Message, "peers hear of what a seed gave up")
+			assert.False(t, d.offers.any())
 		})
 	}
 }
@@ -90,7 +90,7 @@ func TestAStoreThatHangsHoldsUpNoOtherTask(t *testing.T) {
 	e.mu.Unlock()
 	<-shelf.asked // the last name began a sweep
 	returns(t, "a download of another task", func() {
-		d, err := e.download(task.Spec{ID: ledgerTask}, forPeer)
+		d, err := e.download(task.Spec{ID: proofTask}, forPeer)
 		require.NoError(t, err)
 		e.release(d)
 		assert.NotEmpty(t, e.Tasks())

@@ -16,6 +16,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/peer/policy"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/rendezvous"
 	"github.com/darter-io/darter/pkg/source"
@@ -23,19 +24,19 @@ import (
 )
 
 const (
-	// originTries is how often in a row an origin may fail without giving one byte.
+	// originTries is how often in a row an origin may fail without sending one byte.
 	originTries = 4
 	// originPause is the wait before the second try; it doubles.
 	originPause = 100 * time.Millisecond
-	// skipMax is how many pieces that are here already are read past rather than asked
-	// around with a new request.
+	// skipMax is how many stored pieces this host reads past rather than make a new request behind
+	// them.
 	skipMax = 8
 )
 
-// errUnwanted tells that nobody wants more pieces of the origin.
+// errUnwanted ends the reading of an origin of which no more pieces are wanted.
 var errUnwanted = errors.New("nothing more is wanted")
 
-// errWrongContent tells that the origin's content is not what its name promises.
+// errWrongContent means that the origin's bytes do not match their digest.
 type errWrongContent struct{ want, got string }
 
 func (e *errWrongContent) Error() string {
@@ -50,7 +51,7 @@ func checkSum(digest string, h hash.Hash) error {
 	return nil
 }
 
-// checkWhole compares a whole content with the digest that the task promises, if any.
+// checkWhole compares a whole object with its digest, if the task has one.
 func checkWhole(spec task.Spec, content []byte) error {
 	digest, ok := spec.WholeDigest()
 	if !ok {
@@ -64,17 +65,34 @@ func checkWhole(spec task.Spec, content []byte) error {
 	return checkSum(digest, h)
 }
 
+// origin is what a download's loop and the goroutine that reads its origin share. Safe for concurrent
+// use, but for stop, which the loop owns.
+type origin struct {
+	// needed are the pieces that only the origin can bring.
+	needed atomic.Pointer[piece.Bitmap]
+	// awaited says that a reader here or a neighbour waits for the origin's bytes.
+	awaited atomic.Bool
+	// read grows while bytes of a body of unknown length come.
+	read atomic.Int64
+	// asked is the first spec with which this host asked the origin, nil where it did not; mixed says that
+	// it asked for another client later, or that some of the object was stored before.
+	asked atomic.Pointer[task.Spec]
+	mixed atomic.Bool
+	stop  context.CancelCauseFunc
+}
+
 // startOrigin makes the origin a parent of this download.
 func (d *Download) startOrigin(now time.Time) {
 	ctx, cancel := context.WithCancelCause(d.ctx)
-	d.seeding, d.stopOrigin = true, cancel
+	d.policy.OriginAsked()
+	d.origin.stop = cancel
 	d.updateWanted(now) // what only the origin can bring has changed since the last look
 	d.helloAgain()
-	o := &originParent{d: d, spec: d.spec, epoch: d.e.newEpoch()}
-	if first := d.firstAsked.Load(); first == nil {
-		d.firstAsked.Store(&o.spec)
+	o := &originParent{d: d, spec: d.wants.spec, epoch: d.e.newEpoch()}
+	if first := d.origin.asked.Load(); first == nil {
+		d.origin.asked.Store(&o.spec)
 	} else if !first.SameAsker(o.spec) {
-		d.mixed.Store(true)
+		d.origin.mixed.Store(true)
 	}
 	d.wg.Go(func() {
 		defer cancel(nil)
@@ -82,66 +100,19 @@ func (d *Download) startOrigin(now time.Time) {
 	})
 }
 
-// steerOrigin leaves the origin when nobody has wanted anything for a while, be it in the
-// middle of a body that hangs, and makes it a parent when the owner said so and nobody else
-// can bring what is wanted: not while a neighbour has more, so that an owner that takes
-// over, or a host that lost its owners, asks only for what nobody alive has.
-func (d *Download) steerOrigin(now time.Time) {
-	switch {
-	case d.seeding:
-		if !d.background && len(d.wants) == 0 && now.Sub(d.lastUse) > d.e.cfg.Linger && !d.e.held(d) {
-			d.stopOrigin(errUnwanted)
-		}
-	case d.complete:
-		// A seed holds everything, but nobody has vouched for it: it came inside an
-		// owner's answer, or the last word on it got lost in a crash.
-		if d.background && !d.attested && !d.ledger.proven() && d.e.cfg.Origin != nil {
-			d.attested = true
-			d.startOrigin(now)
-		}
-	case d.maySeed && d.onlyOrigin(now):
+// steerOrigin does what the policy decides about the origin.
+func (d *Download) steerOrigin(now time.Time, v policy.View) {
+	step := d.policy.Origin(now, v)
+	switch step {
+	case policy.Leave:
+		return
+	case policy.Ask:
 		d.startOrigin(now)
+	case policy.Stop:
+		d.origin.stop(errUnwanted)
 	}
+	d.decided(now, step, v)
 }
-
-// onlyOrigin reports whether nobody but the origin can bring what is wanted now. Where
-// nothing is known of the content yet, its origin is asked at once.
-func (d *Download) onlyOrigin(now time.Time) bool {
-	if d.pick != nil && (len(d.dialing) > 0 || !d.pick.Starving()) || now.Before(d.originRests) {
-		return false
-	}
-	for _, l := range d.links {
-		if l.seed && !d.isSeed() {
-			return false // it is about to bring it
-		}
-	}
-	switch {
-	case d.disputed:
-		// Whom the owner has in mind may bring it yet, or wait in turn for this host.
-		since := d.seedSince
-		if d.lastNews.After(since) {
-			since = d.lastNews
-		}
-		return len(d.dialing) == 0 && !now.Before(since.Add(time.Duration(1+d.rank())*rankPause))
-	case d.background, d.leads:
-		return true
-	}
-	return !now.Before(d.seedSince.Add(time.Duration(d.rank()) * rankPause))
-}
-
-// letSeed lets this host ask the origin: an owner has said so, or this host's own coordinator, on
-// which others count. Where hosts disagree about who leads, after a supernode was restarted, say,
-// each may be sent on to the next, and without the second kind all of them would wait.
-func (d *Download) letSeed(now time.Time) {
-	if !d.maySeed && d.e.cfg.Origin != nil {
-		d.maySeed, d.seedSince = true, now
-	}
-}
-
-// rankPause is how long a host whose owners are gone leaves it to the next in order to go
-// to the origin for all of them. The one that goes says that it is a seed, and the others
-// wait for it.
-const rankPause = 1500 * time.Millisecond
 
 // rank is how many of the neighbours in this download come before this host in the order
 // in which hosts stand in for a lost owner: every neighbour that knows the same hosts
@@ -149,64 +120,67 @@ const rankPause = 1500 * time.Millisecond
 func (d *Download) rank() int {
 	self := string(d.e.cfg.Host.ID)
 	hosts := []string{self}
-	for _, l := range d.links {
-		if l.host != "" {
-			hosts = append(hosts, string(l.host))
+	for _, c := range d.conns.open {
+		if c.remote.host != "" {
+			hosts = append(hosts, string(c.remote.host))
 		}
 	}
 	return slices.Index(rendezvous.Order(string(d.id), hosts), self)
 }
 
 func (d *Download) originEnded(now time.Time, o *originParent, err error) {
-	d.seeding = false
+	end := func(how policy.OriginEnd) { d.policy.OriginEnded(now, how) }
 	var wrong *errWrongContent
 	var length *source.LengthError
 	switch {
 	case err == nil:
+		end(policy.Ended)
 	case errors.Is(err, errUnwanted):
-		// Whoever wants something now says so; asked again at once, an origin that cannot
-		// help would be asked for ever.
-		d.originRests = now.Add(watchEvery)
+		end(policy.Unwanted)
 	case errors.As(err, &wrong):
+		end(policy.Ended)
 		d.originWrong(now, o, wrong)
-	case errors.Is(err, errContradiction), errors.As(err, &length) && d.ledger.hasMetadata():
+	case errors.Is(err, errContradiction), errors.As(err, &length) && d.proof.hasMetadata():
+		end(policy.Ended)
 		d.originWrong(now, o, err)
 	case d.ctx.Err() != nil:
-		// This host ends, which is no word of the origin's: neighbours would fail for it.
+		// This host ends. Said as a failure of the origin, it would fail the neighbours' downloads.
+		end(policy.Ended)
 		d.fail(ErrStopped)
 	case errors.Is(err, errDamaged):
-		// No word about the origin: who waits for this seed is fed as soon as all came anew.
+		// This is no failure of the origin: neighbours get the pieces once this host has them again.
+		end(policy.Ended)
 		d.forgetDamaged(err)
 		d.fail(errDamaged)
-		if d.background {
+		if d.wants.everything() {
 			d.seedAgain()
 		}
 	case errors.Is(err, errSpace):
-		d.seeding = true // so that observer and neighbours are told
-		d.failHere(err)
+		end(policy.Failed)
+		d.end.failHere(err)
 	case d.othersHaveMore():
 		d.log.Info("origin failed, going on with what peers have", "error", err)
-		d.maySeed = false
+		end(policy.PeersGoOn)
 	default:
-		d.seeding = true
-		d.failFor(o.spec, o.words(err))
+		end(policy.Failed)
+		d.end.failFor(o.spec, o.words(err))
 	}
 }
 
-// words are why the origin gave no content, with whose words they are.
+// words returns why the origin sent no object, with the registry that said so.
 func (o *originParent) words(err error) *api.Failure {
 	f := source.Failure(err)
 	f.Upstream, f.Repository = o.spec.Upstream, o.spec.Repository
 	var length *source.LengthError
 	f.Promise = errors.As(err, &length) && o.spec.Length == 0 && length.Want == o.spec.Promised
-	// A file that is not as long as its HEAD said changed since, or the HEAD is wrong.
+	// A file that is not as long as its HEAD said has changed since, or the HEAD is wrong.
 	f.Changed = f.Changed || length != nil && o.spec.Kind == task.Plain
 	return f
 }
 
 // othersHaveMore reports whether any neighbour has a piece that is missing here.
 func (d *Download) othersHaveMore() bool {
-	for n := range d.links {
+	for n := range d.conns.open {
 		if d.pick != nil && d.pick.HasMore(n) {
 			return true
 		}
@@ -214,12 +188,12 @@ func (d *Download) othersHaveMore() bool {
 	return false
 }
 
-// originWrong drops everything that came with the wrong content, everywhere. The origin is
-// asked anew once; then the error is told.
+// originWrong drops everything that came with the wrong bytes, here and at every neighbour. This host asks
+// the origin once more; then the download fails.
 func (d *Download) originWrong(now time.Time, o *originParent, wrong error) {
-	// Whichever attempt brought the wrong bytes, what is here is a mix of all of them.
+	// What is stored mixes the bytes of all attempts: any of them may be the wrong one.
 	var list []piece.Revocation
-	epochs := d.ledger.epochs()
+	epochs := d.proof.epochs()
 	if !slices.Contains(epochs, o.epoch) {
 		epochs = append(epochs, o.epoch)
 	}
@@ -232,37 +206,39 @@ func (d *Download) originWrong(now time.Time, o *originParent, wrong error) {
 	d.revoke(now, list, d.e.cfg.Signer.Certificate())
 	switch {
 	case !again:
-		d.seeding = true
+		d.policy.OriginEnded(now, policy.Failed)
 		f := o.words(wrong)
 		var length *source.LengthError
 		f.Wrong = !errors.As(wrong, &length)
-		d.err, d.answered = f, &o.spec
-	case d.background:
-		d.again = true
+		d.end = outcome{f, causeOrigin, &o.spec}
+	case d.wants.everything():
+		if errors.Is(d.end.err, ErrRevoked) {
+			d.end.cause = causeRetry
+		}
 		d.seedAgain()
 	}
 }
 
-// seedAgain has the content brought once more when this download is over.
+// seedAgain begins the download once more when this one is over.
 func (d *Download) seedAgain() {
-	spec := d.spec
+	spec := d.wants.spec
 	d.e.wg.Go(func() {
 		<-d.done
 		d.e.Seed(spec)
 	})
 }
 
-// originParent reads the origin's body, cuts it into pieces, vouches for them and stores
-// them: what a connection does for a peer, for the origin.
+// originParent reads the origin's body, cuts it into pieces, stores them and signs their digests: it is to
+// the origin what a conn is to a peer.
 type originParent struct {
 	d     *Download
 	spec  task.Spec
 	epoch uint64
-	// whole hashes the content as long as the body runs from its first byte without a
-	// gap; hashed is how far it got.
+	// whole hashes the object as long as the body comes from its first byte without a gap; hashed is how
+	// far it got.
 	whole  hash.Hash
 	hashed int64
-	// validator of the version that was begun.
+	// validator is of the version of which the first bytes came.
 	validator string
 	buf       []byte
 }
@@ -337,9 +313,9 @@ func (o *originParent) temporary(err error) bool {
 // origin can bring; the last piece of all only when nothing else is missing. It returns
 // false when there is none now.
 func (o *originParent) next(i piece.Index) (piece.Index, bool) {
-	replica := o.d.ledger.replica
+	replica := o.d.proof.replica
 	n := piece.Index(replica.Metadata().Layout().Count())
-	have, needed := replica.Have(), o.d.neededNow.Load()
+	have, needed := replica.Have(), o.d.origin.needed.Load()
 	for _, from := range []piece.Index{i, 0} {
 		for ; from < n-1; from++ {
 			if from = have.NextMissing(from); from < n-1 && (needed == nil || needed.Has(from)) {
@@ -354,19 +330,19 @@ func (o *originParent) next(i piece.Index) (piece.Index, bool) {
 func (o *originParent) stream(ctx context.Context) error {
 	var at piece.Index
 	var offset int64
-	if o.d.ledger.hasMetadata() {
+	if o.d.proof.hasMetadata() {
 		var more bool
 		if at, more = o.next(0); !more {
 			return o.unwanted()
 		}
-		offset = o.d.ledger.replica.Metadata().Layout().Offset(at)
+		offset = o.d.proof.replica.Metadata().Layout().Offset(at)
 	}
 	spec := o.spec
 	if spec.Validator == "" {
 		spec.Validator = o.validator
 	}
-	if o.d.ledger.hasMetadata() {
-		spec.Length = o.d.ledger.replica.Metadata().Length
+	if o.d.proof.hasMetadata() {
+		spec.Length = o.d.proof.replica.Metadata().Length
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -379,7 +355,7 @@ func (o *originParent) stream(ctx context.Context) error {
 		o.validator = resp.Validator
 	}
 	body := o.d.fromOrigin(ctx, resp.Body)
-	if resp.Length < 0 && (spec.Known() > 0 || o.d.ledger.hasMetadata()) {
+	if resp.Length < 0 && (spec.Known() > 0 || o.d.proof.hasMetadata()) {
 		resp.Length = spec.Known()
 	}
 	if resp.Length < 0 {
@@ -396,13 +372,13 @@ func (o *originParent) stream(ctx context.Context) error {
 	return o.pieces(ctx, at, body)
 }
 
-// unwanted ends what is here completely, or as far as somebody wants it. Where nobody has
-// vouched for all of it, this seed does, after it has checked the whole.
+// unwanted ends the reading where everything that is wanted is stored. Where the whole is stored and no
+// coordinator has signed all of it, this seed does, after it has compared the whole with its digest.
 func (o *originParent) unwanted() error {
 	switch {
-	case !o.d.ledger.replica.Have().Full():
+	case !o.d.proof.replica.Have().Full():
 		return errUnwanted
-	case o.d.ledger.proven():
+	case o.d.proof.coversAll():
 		return nil
 	}
 	if err := o.check(nil); err != nil {
@@ -411,15 +387,15 @@ func (o *originParent) unwanted() error {
 	return o.summarize()
 }
 
-// facts notes length and media type as the origin told them.
+// facts takes the length and the media type of the origin's response.
 func (o *originParent) facts(resp *source.Response) error {
 	if resp.Length == 0 {
-		// Before it counts as complete, which an empty content does at once.
+		// First, because an empty object is complete at once.
 		if err := checkWhole(o.spec, nil); err != nil {
 			return err
 		}
 	}
-	known := o.d.ledger.hasMetadata()
+	known := o.d.proof.hasMetadata()
 	want := o.spec.Length
 	if !known {
 		want = o.spec.Known()
@@ -431,16 +407,16 @@ func (o *originParent) facts(resp *source.Response) error {
 		return o.d.e.longest(o.spec)
 	}
 	f := piece.Metadata{Length: resp.Length, PieceSize: o.d.e.cfg.PieceSize(resp.Length), MediaType: resp.MediaType}
-	if err := o.d.ledger.setMetadata(f); err != nil {
+	if err := o.d.proof.setMetadata(f); err != nil {
 		if known && errors.Is(err, errMetadata) {
-			return &source.LengthError{Want: o.d.ledger.replica.Metadata().Length, Got: resp.Length}
+			return &source.LengthError{Want: o.d.proof.replica.Metadata().Length, Got: resp.Length}
 		}
 		return err
 	}
 	if known {
 		return nil
 	}
-	// Peers learn length and layout at once, before the first piece is there.
+	// Peers get length and piece size at once, before the first piece is stored.
 	if f.Length > 0 {
 		if err := o.vouch(0, nil, false); err != nil {
 			return err
@@ -452,7 +428,7 @@ func (o *originParent) facts(resp *source.Response) error {
 
 // pieces reads pieces from body, which begins at piece at, until nothing more is wanted.
 func (o *originParent) pieces(ctx context.Context, at piece.Index, body io.Reader) error {
-	replica := o.d.ledger.replica
+	replica := o.d.proof.replica
 	layout := replica.Metadata().Layout()
 	n := piece.Index(layout.Count())
 	if n == 0 {
@@ -493,7 +469,7 @@ func (o *originParent) pieces(ctx context.Context, at piece.Index, body io.Reade
 			// The whole that is checked in the end must be the whole that is stored.
 			return &errWrongContent{want: stored.String(), got: sum.String()}
 		}
-		o.d.giveWay(ctx, time.Since(begun))
+		o.d.origin.giveWay(ctx, &o.d.e.waited, time.Since(begun))
 		after, more := o.next(i + 1)
 		if !more {
 			return o.unwanted()
@@ -505,35 +481,34 @@ func (o *originParent) pieces(ctx context.Context, at piece.Index, body io.Reade
 	return nil
 }
 
-// ended makes sure that the body ends where the content does: one byte more is another content. An
-// end that does not come counts for a content without a digest only; else the digest is the better
-// proof.
+// ended makes sure that the body ends with the object: with one byte more it is another object. An end
+// that does not come is an error for an object without a digest only; else the digest is the better proof.
 func (o *originParent) ended(body io.Reader, length int64) error {
 	var one [1]byte
 	n, err := io.ReadFull(body, one[:])
 	var wrong *source.LengthError
-	_, proven := o.spec.WholeDigest()
+	_, hasDigest := o.spec.WholeDigest()
 	switch {
 	case errors.As(err, &wrong):
 		return err
 	case n > 0:
 		return &source.LengthError{Want: length, Got: length + 1, More: true}
-	case proven || errors.Is(err, io.EOF):
+	case hasDigest || errors.Is(err, io.EOF):
 		return nil
 	}
 	return fmt.Errorf("reading the end of task %s from its origin: %w", o.d.id, err)
 }
 
-// errGap asks for a new request further on.
+// errGap asks for a new request at a later offset.
 var errGap = errors.New("going on elsewhere in the content")
 
-// keep stores one piece and vouches for it.
+// keep stores one piece and signs its digest.
 func (o *originParent) keep(i piece.Index, data []byte) error {
 	sum := piece.Sum(data)
-	if want, ok := o.d.ledger.digest(i); ok && want != sum {
+	if want, ok := o.d.proof.digest(i); ok && want != sum {
 		return &errWrongContent{want: want.String(), got: sum.String()}
 	}
-	if err := o.d.keep(i, data, sum); err != nil {
+	if err := o.d.stored.keep(i, data, sum); err != nil {
 		return fmt.Errorf("%w: keeping piece %d: %w", errSpace, i, err)
 	}
 	o.count(len(data))
@@ -545,17 +520,17 @@ func (o *originParent) keep(i piece.Index, data []byte) error {
 	return nil
 }
 
-// count notes bytes that came from the origin. The loop cannot: it may learn of a piece
-// from the store, before it is told of it.
+// count counts bytes from the origin. The loop cannot count them: it may find a piece in the store before
+// the event comes.
 func (o *originParent) count(n int) {
-	o.d.count(func(c *counters) *atomic.Int64 { return &c.origin }, int64(n))
+	o.d.count(func(n *counters) *atomic.Int64 { return &n.origin }, int64(n))
 }
 
-// vouch signs a run of digests and enters it.
+// vouch signs a run of digests and adds it to the proof.
 func (o *originParent) vouch(first piece.Index, digests []piece.Digest, final bool) error {
-	r := piece.DigestRun{Metadata: o.d.ledger.replica.Metadata(), Epoch: o.epoch, First: first, Digests: digests, Final: final}
+	r := piece.DigestRun{Metadata: o.d.proof.replica.Metadata(), Epoch: o.epoch, First: first, Digests: digests, Final: final}
 	o.d.e.cfg.Signer.SignRun(o.d.id, &r)
-	numbers, err := o.d.ledger.add([]piece.DigestRun{r}, [][]byte{o.d.e.cfg.Signer.Certificate()})
+	numbers, err := o.d.proof.add([]piece.DigestRun{r}, [][]byte{o.d.e.cfg.Signer.Certificate()})
 	if err != nil {
 		return fmt.Errorf("vouching for pieces [%d, %d): %w", first, r.End(), err)
 	}
@@ -563,23 +538,22 @@ func (o *originParent) vouch(first piece.Index, digests []piece.Digest, final bo
 	return nil
 }
 
-// check compares the whole content with its digest, if it has one: what is stored, and
-// data behind it.
+// check compares the whole object with its digest, if it has one: what is stored, and data behind it.
 func (o *originParent) check(data []byte) error {
 	digest, ok := o.spec.WholeDigest()
 	if !ok {
 		return nil
 	}
-	if length := o.d.ledger.replica.Metadata().Length; o.hashed != length {
+	if length := o.d.proof.replica.Metadata().Length; o.hashed != length {
 		// The body did not run through in one go: hash what is stored.
 		o.whole.Reset()
-		stored := io.NewSectionReader(o.d.ledger.replica, 0, length-int64(len(data)))
+		stored := io.NewSectionReader(o.d.proof.replica, 0, length-int64(len(data)))
 		if _, err := io.Copy(o.whole, io.MultiReader(stored, bytes.NewReader(data))); err != nil {
 			return fmt.Errorf("%w: checking the whole content: %w", errSpace, err)
 		}
 		if err := checkSum(digest, o.whole); err != nil {
-			// What the own disk spoilt is no word about the origin, nor about what others hold.
-			if i, found := o.d.findDamaged(); found {
+			// What this host's disk spoilt says nothing of the origin, nor of what others hold.
+			if i, found := o.d.stored.findDamaged(); found {
 				return fmt.Errorf("%w: piece %d: %w", errSpace, i, errDamaged)
 			}
 			return err
@@ -589,8 +563,8 @@ func (o *originParent) check(data []byte) error {
 	return checkSum(digest, o.whole)
 }
 
-// finish checks the whole content, of which all but the last piece are stored, and only
-// then stores and publishes that piece.
+// finish checks the whole object, of which all but the last piece are stored, and only then stores and
+// publishes that piece.
 func (o *originParent) finish(last piece.Index, data []byte) error {
 	if err := o.check(data); err != nil {
 		return err
@@ -602,7 +576,7 @@ func (o *originParent) finish(last piece.Index, data []byte) error {
 		o.d.nudge()
 		return nil
 	}
-	if err := o.d.keep(last, data, piece.Sum(data)); err != nil {
+	if err := o.d.stored.keep(last, data, piece.Sum(data)); err != nil {
 		return fmt.Errorf("%w: keeping piece %d: %w", errSpace, last, err)
 	}
 	o.count(len(data))
@@ -614,17 +588,17 @@ func (o *originParent) finish(last piece.Index, data []byte) error {
 	return nil
 }
 
-// finalMax is how many digests one final run holds: 256 KiB of them, contents up to 32 GiB.
+// finalMax is how many digests one final run holds: 256 KiB of them, for objects up to 32 GiB.
 const finalMax = 8192
 
-// summarize signs all digests once more, as those of the checked whole. It is the word
-// that tells the last piece, so nobody completes a content without having compared it with
-// what he was told of the others before, maybe by another attempt.
+// summarize signs all digests once more, as those of the checked whole. This run brings the digest of the
+// last piece, so no host completes an object without comparing the run with the digests that it got before,
+// maybe of another attempt.
 func (o *originParent) summarize() error {
-	n := o.d.ledger.replica.Metadata().Layout().Count()
+	n := o.d.proof.replica.Metadata().Layout().Count()
 	digests := make([]piece.Digest, n)
 	for i := range digests {
-		sum, ok := o.d.ledger.replica.Digest(piece.Index(i))
+		sum, ok := o.d.proof.replica.Digest(piece.Index(i))
 		if !ok {
 			return fmt.Errorf("%w: piece %d of task %s is not here any more", errSpace, i, o.d.id)
 		}
@@ -636,4 +610,10 @@ func (o *originParent) summarize() error {
 		}
 	}
 	return nil
+}
+
+// safely is run, and turns a panic into an error: the process has other downloads.
+func (o *originParent) safely(ctx context.Context) (err error) {
+	defer source.Rescue(&err, "bringing task "+o.d.id.Short()+" from its origin")
+	return o.run(ctx)
 }

@@ -23,17 +23,18 @@ func TestTheEndOfThisHostIsNoWordOfTheOrigins(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			e := New(Config{Host: host.Host{ID: host.NewID()}, Store: memstore.New(memstore.Config{}), Verifier: credulous{}, Signer: credulous{}})
 			spec := task.Spec{ID: task.ID("sha256:" + strings.Repeat("0", 64)), Kind: task.Blob}
-			d := newDownload(e, spec, time.Now())
+			d := newDownload(e, spec)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			d.ctx, d.seeding = ctx, true
+			d.ctx = ctx
+			d.policy.OriginAsked()
 			if stopped {
 				cancel()
 			}
 			d.originEnded(time.Now(), &originParent{d: d, spec: spec}, fmt.Errorf("reading the body: %w", context.Canceled))
 			var f *api.Failure
-			assert.Equal(t, stopped, errors.Is(d.err, ErrStopped), "%v", d.err)
-			assert.Equal(t, !stopped, errors.As(d.err, &f), "what neighbours would be told: %v", d.err)
+			assert.Equal(t, stopped, errors.Is(d.end.err, ErrStopped), "%v", d.end.err)
+			assert.Equal(t, !stopped, errors.As(d.end.err, &f), "what neighbours would be told: %v", d.end.err)
 		})
 	}
 }

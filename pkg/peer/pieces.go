@@ -6,24 +6,24 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/peer/policy"
 	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
 )
 
-// What a download does with pieces: it asks for them, takes them in, proves them and shows them.
+// What a download does with pieces: it requests, stores, proves and announces them.
 
-// request asks for pieces while asking makes sense.
+// request requests pieces, as many as the picker picks.
 func (d *Download) request(now time.Time) {
-	layout := d.ledger.replica.Metadata().Layout()
+	layout := d.proof.replica.Metadata().Layout()
 	var urgent []piece.Index
-	for j := range d.wants {
-		w := &d.wants[j]
+	for j := range d.wants.ranges {
+		w := &d.wants.ranges[j]
 		if w.reader == nil {
 			continue
 		}
 		at := layout.At(w.reader.pos.Load())
-		if at < w.end && d.pick.Have().Has(at) && !d.ledger.replica.Has(at) {
+		if at < w.end && d.pick.Have().Has(at) && !d.proof.replica.Has(at) {
 			d.lost(at)
 		}
 		i := d.pick.Have().NextMissing(at)
@@ -41,15 +41,15 @@ func (d *Download) request(now time.Time) {
 		if !ok {
 			return
 		}
-		l := d.links[r.From]
-		if l.expecting() == 0 {
-			l.since = now
+		c := d.conns.open[r.From]
+		if c.expecting() == 0 {
+			c.seen.receivedAt = now
 		}
-		l.expect(&inbound{index: r.Piece, any: r.Any})
+		c.expect(&inbound{index: r.Piece, any: r.Any})
 		if r.Any {
-			l.send(wire.Message{Type: wire.AnyMessage, Any: &wire.Any{Exclude: r.Exclude, Starving: r.Starving}})
+			c.send(wire.Message{Type: wire.AnyMessage, Any: &wire.Any{Exclude: r.Exclude, Starving: r.Starving}})
 		} else {
-			l.send(wire.Message{Type: wire.Request, Index: r.Piece, Length: layout.Size(r.Piece)})
+			c.send(wire.Message{Type: wire.Request, Index: r.Piece, Length: layout.Size(r.Piece)})
 		}
 		d.pick.Asked(r)
 	}
@@ -58,17 +58,17 @@ func (d *Download) request(now time.Time) {
 // store verifies and keeps one piece, whose bytes have the digest got. Connections call it, not
 // the loop.
 func (d *Download) store(i piece.Index, data []byte, got piece.Digest) error {
-	want, ok := d.ledger.digest(i)
+	want, ok := d.proof.digest(i)
 	if !ok {
 		return errNoDigest
 	}
-	if d.ledger.replica.Has(i) {
-		return nil // somebody else was faster
+	if d.proof.replica.Has(i) {
+		return nil // another connection was faster
 	}
 	if got != want {
 		return &piece.DigestError{Index: i, Want: want, Got: got}
 	}
-	if err := d.keep(i, data, want); err != nil {
+	if err := d.stored.keep(i, data, want); err != nil {
 		return fmt.Errorf("keeping piece %d of task %s: %w", i, d.id, err)
 	}
 	d.progress.signal()
@@ -76,50 +76,41 @@ func (d *Download) store(i piece.Index, data []byte, got piece.Digest) error {
 }
 
 // arrived ends a request whose piece came.
-func (d *Download) arrived(now time.Time, l *link, in *inbound, err error) {
-	d.pick.Done(l.n, in.index)
+func (d *Download) arrived(now time.Time, c *conn, in *inbound, err error) {
+	d.pick.Done(c.n, in.index)
 	var bad *piece.DigestError
 	switch {
 	case err == nil:
-		d.pick.Took(l.n, in.index, in.begun, now)
-		d.got(now, in.index, l)
+		d.pick.Took(c.n, in.index, in.begun, now)
+		d.got(now, in.index, c)
 	case errors.As(err, &bad):
-		d.blame(now, l, bad)
+		d.blame(now, c, bad)
 	case errors.Is(err, errNoDigest):
-		l.close(fmt.Errorf("%w: piece %d: %w", wire.ErrProtocol, in.index, err))
+		c.close(fmt.Errorf("%w: piece %d: %w", wire.ErrProtocol, in.index, err))
 	default:
-		d.failHere(err)
+		d.end.failHere(err)
 	}
 }
 
-func (d *Download) blame(now time.Time, l *link, bad *piece.DigestError) {
+func (d *Download) blame(now time.Time, c *conn, bad *piece.DigestError) {
 	d.e.stats.bad.Add(1)
-	l.strikes++
-	d.log.Warn("peer sent wrong bytes", "host", l.host, "addr", l.conn.RemoteAddr(), "piece", bad.Index, "strikes", l.strikes)
-	if l.strikes >= strikesMax {
-		d.banned[l.conn.PeerID()] = now.Add(banFor)
-		d.shun(now, l.host)
-		l.close(fmt.Errorf("%w: %w", errBanned, bad))
+	c.strikes++
+	d.log.Warn("peer sent wrong bytes", "host", c.remote.host, "addr", c.wire.RemoteAddr(), "piece", bad.Index, "strikes", c.strikes)
+	if c.strikes >= strikesMax {
+		d.conns.ban(now, c.wire.PeerID())
+		d.conns.snub(now, c.remote.host)
+		c.close(fmt.Errorf("%w: %w", errBanned, bad))
 		return
 	}
-	// The others get their chance first. It still counts as having the piece: where nobody
-	// else has, its second answer tells bad luck from a bad disk, and then the owner hears
-	// of it. Were the piece taken off it, everybody would wait for somebody to bring it.
-	d.pick.Busy(l.n, now.Add(busyMax))
+	// Other neighbours come first. This one still counts as having the piece: where no other has it, its
+	// second answer tells bad luck from a bad disk, and then the owner hears of it. Without the piece in
+	// its name, all hosts would wait for another one to bring it.
+	d.pick.Busy(c.n, now.Add(busyMax))
 }
 
-// shun reports a host to the owner and leaves it alone for a while.
-func (d *Download) shun(now time.Time, h host.ID) {
-	if h == "" {
-		return
-	}
-	d.silent = append(d.silent, h)
-	d.avoid[h] = now.Add(5 * time.Second)
-}
-
-// got notes a piece that is here now; from is nil when the origin gave it.
-func (d *Download) got(now time.Time, i piece.Index, from *link) {
-	size := d.ledger.replica.Metadata().Layout().Size(i)
+// got notes a piece that is stored now; from is nil where no neighbour sent it.
+func (d *Download) got(now time.Time, i piece.Index, from *conn) {
+	size := d.proof.replica.Metadata().Layout().Size(i)
 	if d.pick.Have().Has(i) {
 		if from != nil {
 			d.e.stats.duplicate.Add(size)
@@ -128,43 +119,38 @@ func (d *Download) got(now time.Time, i piece.Index, from *link) {
 	}
 	switch {
 	case from == nil: // counted where it was stored
-	case from.seed:
-		d.count(func(c *counters) *atomic.Int64 { return &c.seeds }, size)
+	case from.remote.seed:
+		d.count(func(n *counters) *atomic.Int64 { return &n.seeds }, size)
 	default:
-		d.count(func(c *counters) *atomic.Int64 { return &c.peers }, size)
+		d.count(func(n *counters) *atomic.Int64 { return &n.peers }, size)
 	}
 	d.pick.Got(i)
-	d.starveDelay = starveFirst
-	if !d.lastGot.IsZero() {
-		d.pieceTime += (min(now.Sub(d.lastGot), busyMax) - d.pieceTime) / 8
-	}
-	d.lastGot, d.lastUse = now, now
-	if d.firstGot.IsZero() {
-		d.firstGot = now
-	}
-	for _, l := range d.links {
-		d.drop(l, i)
+	d.policy.GotPiece()
+	d.times.got(now)
+	for _, c := range d.conns.open {
+		c.cancelAsked(i)
 	}
 	d.publish(i)
 }
 
-// lost notes that the store took a piece back: it comes anew, and is not offered meanwhile.
+// lost notes that the store lost a piece: it is downloaded again, and not offered meanwhile.
 func (d *Download) lost(i piece.Index) {
-	if d.pick == nil || !d.pick.Have().Has(i) || d.ledger.replica.Has(i) {
+	if d.pick == nil || !d.pick.Have().Has(i) || d.proof.replica.Has(i) {
 		return
 	}
 	d.log.Warn("stored piece lost", "piece", i)
 	d.pick.Lost(i)
-	d.proven.Clear(i)
-	d.complete, d.toldCompleted = false, false
+	d.serving.shown.Clear(i)
+	d.enter(policy.Partial)
+	d.policy.LostPiece()
 	d.progress.signal()
 }
 
-// drop cancels what was asked of a neighbour and came from elsewhere.
-func (d *Download) drop(l *link, i piece.Index) {
-	if l.drop(i) {
-		d.pick.Done(l.n, i)
-		l.send(wire.Message{Type: wire.Cancel, Index: i, Length: d.ledger.replica.Metadata().Layout().Size(i)})
+// cancelAsked cancels the request for a piece that came from another source.
+func (c *conn) cancelAsked(i piece.Index) {
+	if c.drop(i) {
+		c.d.pick.Done(c.n, i)
+		c.send(wire.Message{Type: wire.Cancel, Index: i, Length: c.d.proof.replica.Metadata().Layout().Size(i)})
 	}
 }
 
@@ -173,38 +159,38 @@ func (d *Download) count(which func(*counters) *atomic.Int64, n int64) {
 	which(&d.e.stats).Add(n)
 }
 
-// publish tells every neighbour of a piece, if it is here and proven. The signed digest
-// follows when the piece is asked for, ahead of its first block: sent with the have, it
-// would come to everybody from everybody. Who has the piece learns only how far this host
-// is, so that it can serve those first who have least: that waits for the next message.
+// publish announces a piece to every neighbour, if it is stored and signed. The signed digest follows on
+// request, before the first block: with the have, every host would get it from every other. A neighbour
+// that has the piece learns only how far this host is, so that it can serve the hosts that have least
+// first: that have waits for the next message.
 func (d *Download) publish(i piece.Index) {
-	if !d.pick.Have().Has(i) || d.ledger.proof(i) < 0 || !d.proven.Set(i) {
+	if !d.pick.Have().Has(i) || d.proof.runFor(i) < 0 || !d.serving.shown.Set(i) {
 		return
 	}
-	for _, l := range d.links {
-		if l.have.Len() == 0 {
+	for _, c := range d.conns.open {
+		if c.remote.have.Len() == 0 {
 			continue
 		}
-		l.told.Set(i)
+		c.told.pieces.Set(i)
 		have := wire.Message{Type: wire.Have, Index: i}
-		if l.seed || !l.have.Has(i) {
-			l.send(have)
+		if c.remote.seed || !c.remote.have.Has(i) {
+			c.send(have)
 		} else {
-			l.sendAlong(have)
+			c.sendAlong(have)
 		}
 	}
 }
 
-// prove makes sure that a neighbour has the signed digest of piece i.
-func (d *Download) prove(l *link, i piece.Index) {
-	if n := d.ledger.proof(i); n >= 0 && !l.runs[n] {
-		d.sendRuns(l, n)
+// sendProof makes sure that a neighbour has the signed digest of piece i.
+func (c *conn) sendProof(i piece.Index) {
+	if n := c.d.proof.runFor(i); n >= 0 && !c.told.runs[n] {
+		c.sendRuns(n)
 	}
 }
 
-// sendRuns sends the runs that a neighbour lacks, once its Hello told that it reads them.
-func (d *Download) sendRuns(l *link, numbers ...int) {
-	if !l.helloed || l.knowsAll {
+// sendRuns sends the runs that a neighbour lacks, once its Hello says that it reads them.
+func (c *conn) sendRuns(numbers ...int) {
+	if !c.remote.greeted || c.told.noDigests {
 		return
 	}
 	const batch = 64 << 10 // bytes of digests in one message, about
@@ -214,58 +200,58 @@ func (d *Download) sendRuns(l *link, numbers ...int) {
 		if len(now) == 0 {
 			return
 		}
-		runs, certs := d.ledger.message(now, l.keys)
-		l.send(wire.Message{Type: wire.DigestMessage, Digests: &wire.Digests{Runs: runs, Certificates: certs}})
+		runs, certs := c.d.proof.message(now, c.told.keys)
+		c.send(wire.Message{Type: wire.DigestMessage, Digests: &wire.Digests{Runs: runs, Certificates: certs}})
 		now, size = nil, 0
 	}
 	for _, n := range numbers {
-		if l.runs[n] {
+		if c.told.runs[n] {
 			continue
 		}
-		l.runs[n] = true
+		c.told.runs[n] = true
 		now = append(now, n)
-		if size += d.ledger.size(n); size >= batch {
+		if size += c.d.proof.size(n); size >= batch {
 			flush()
 		}
 	}
 	flush()
 }
 
-// digests notes that signed runs came from l, or from the own origin when l is nil.
-func (d *Download) digests(now time.Time, l *link, numbers []int, whole bool) {
-	if l != nil && whole {
-		l.knowsAll = true
+// digests notes that signed runs came from c, or from this host or its owner where c is nil.
+func (d *Download) digests(now time.Time, c *conn, numbers []int, whole bool) {
+	if c != nil && whole {
+		c.told.noDigests = true
 	}
 	d.adoptMetadata(now)
 	if d.pick == nil {
 		return
 	}
 	for _, n := range numbers {
-		first, end, key := d.ledger.span(n)
-		if l != nil {
-			l.runs[n], l.keys[key] = true, true
+		first, end, key := d.proof.span(n)
+		if c != nil {
+			c.told.runs[n], c.told.keys[key] = true, true
 		}
 		for i := first; i < end; i++ {
 			d.publish(i)
 		}
 	}
-	if !d.toldWhole && d.ledger.proven() {
-		// Nobody needs to send digests here any more.
-		d.toldWhole = true
-		for _, other := range d.links {
+	if !d.conns.toldWhole && d.proof.coversAll() {
+		// No neighbour needs to send digests here any more.
+		d.conns.toldWhole = true
+		for _, other := range d.conns.open {
 			other.send(wire.Message{Type: wire.DigestMessage, Digests: &wire.Digests{Whole: true}})
 		}
 	}
-	// A neighbour that has heard no run does not even know the length.
-	for _, other := range d.links {
-		d.sendFirst(other)
+	// A neighbour that got no run does not even know the length.
+	for _, other := range d.conns.open {
+		other.sendFirst()
 	}
 }
 
-// sendFirst tells a neighbour that has heard no run yet the first one: it holds the facts,
-// without which nothing can be asked for.
-func (d *Download) sendFirst(l *link) {
-	if len(l.runs) == 0 && d.ledger.any() {
-		d.sendRuns(l, 0)
+// sendFirst sends the first run to a neighbour that got none yet: it holds the metadata, without which
+// the neighbour can request nothing.
+func (c *conn) sendFirst() {
+	if len(c.told.runs) == 0 && c.d.proof.any() {
+		c.sendRuns(0)
 	}
 }

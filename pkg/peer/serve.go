@@ -3,144 +3,185 @@ package peer
 import (
 	"time"
 
+	"github.com/darter-io/darter/pkg/peer/picker"
+	"github.com/darter-io/darter/pkg/peer/upload"
 	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
 )
 
-// What a download gives to others.
+// What a download sends to others.
+
+// serving is what a download sent, and to which peers. The loop owns it.
+type serving struct {
+	spread *picker.Spread
+	// shown are the pieces that are stored and that a neighbour can verify: haves announce them.
+	shown piece.Bitmap
+	// given are the pieces that each peer was sent; see remember.
+	given map[[20]byte]piece.Bitmap
+	// checking is how many pieces are read because a peer was sent them twice.
+	checking int
+}
 
 // serve answers a request for a piece, or for a part of it, at once: with the piece, with
 // a reject where it is not here, or with busy where all slots are taken.
-func (d *Download) serve(now time.Time, l *link, m wire.Message) {
+func (d *Download) serve(now time.Time, c *conn, m wire.Message) {
 	refuse := wire.Message{Type: wire.Reject, Index: m.Index, Begin: m.Begin, Length: m.Length}
-	if d.pick == nil || !d.proven.Has(m.Index) {
-		l.send(refuse)
+	if d.pick == nil || !d.serving.shown.Has(m.Index) {
+		c.send(refuse)
 		return
 	}
-	size := d.ledger.replica.Metadata().Layout().Size(m.Index)
+	size := d.proof.replica.Metadata().Layout().Size(m.Index)
 	if m.Length <= 0 || m.Begin < 0 || m.Begin+m.Length > size {
-		l.send(refuse)
+		c.send(refuse)
 		return
 	}
-	if !d.lane(l).slots.TryAcquire(d.id) && !d.displace(l) {
-		d.refuse(l, wire.Busy{Index: m.Index, Begin: m.Begin}, m.Length)
+	if !c.lane().slots.TryAcquire(d.id) && !d.displace(c) {
+		c.refuse(wire.Busy{Index: m.Index, Begin: m.Begin}, m.Length)
 		return
 	}
-	d.begin(now, l, &job{index: m.Index, begin: m.Begin, next: m.Begin, end: m.Begin + m.Length})
+	d.begin(now, c, &job{index: m.Index, begin: m.Begin, next: m.Begin, end: m.Begin + m.Length})
 }
 
-// headStart is how many pieces more than an asker somebody must have to lose its place to it.
+// headStart is how many pieces more a host must have to lose its place to one that asks later.
 const headStart = 3
 
-// displace makes room for l among those that wait for their turn: who has most, and clearly
-// more than l, is refused now and asks elsewhere. Else who came too late to a full host would
+// displace makes room for c in the line of jobs: the neighbour that has most, and clearly more than c, is
+// refused now and asks elsewhere. Else a host that came too late to a full host would
 // end last, however little it has: 1.04 times the bound instead of 1.06, simulated.
-func (d *Download) displace(l *link) bool {
+func (d *Download) displace(c *conn) bool {
 	if d.isSeed() {
 		return false
 	}
-	margin := headStart * 1000 / max(1, l.have.Len())
-	lane := d.lane(l)
-	j, _ := lane.line.Displace(d.id, l.rank()+margin).(*job)
+	margin := headStart * 1000 / max(1, c.remote.have.Len())
+	lane := c.lane()
+	j, _ := lane.line.Displace(d.id, c.rank()+margin).(*job)
 	// One of a download before this one, which has failed, is ended in a moment by its own connection.
-	if j == nil || j.link.d != d || !j.link.displaced(j) {
+	if j == nil || j.conn.d != d || !j.conn.displaced(j) {
 		return false
 	}
-	d.unserved(j.link, j)
-	d.refuse(j.link, wire.Busy{Index: j.index, Begin: j.begin}, j.end-j.begin)
+	d.unserved(j.conn, j)
+	j.conn.refuse(wire.Busy{Index: j.index, Begin: j.begin}, j.end-j.begin)
 	return lane.slots.TryAcquire(d.id)
 }
 
-func (d *Download) refuse(l *link, b wire.Busy, length int64) {
-	d.e.stats.busySent.Add(1)
-	l.send(wire.Message{Type: wire.BusyMessage, Busy: &b, Length: length})
+func (c *conn) refuse(b wire.Busy, length int64) {
+	c.d.e.stats.busySent.Add(1)
+	c.send(wire.Message{Type: wire.BusyMessage, Busy: &b, Length: length})
 }
 
 // serveAny answers a request for whatever piece, as a seed.
-func (d *Download) serveAny(now time.Time, l *link, a wire.Any) {
+func (d *Download) serveAny(now time.Time, c *conn, a wire.Any) {
 	busy := wire.Message{Type: wire.BusyMessage, Busy: &wire.Busy{Index: wire.BusyAny}}
-	lane := d.lane(l)
+	lane := c.lane()
 	if d.pick == nil || !lane.slots.TryAcquire(d.id) {
 		d.e.stats.busySent.Add(1)
-		l.send(busy)
+		c.send(busy)
 		return
 	}
-	i, ok := d.spread.Pick(d.proven, l.have, a.Exclude, a.Starving)
+	i, ok := d.serving.spread.Pick(d.serving.shown, c.remote.have, a.Exclude, a.Starving)
 	if !ok {
 		lane.slots.Release(d.id)
-		busy.Busy.Delay = max(busyMin, min(d.pieceTime, busyMax))
-		l.send(busy)
+		busy.Busy.Delay = max(busyMin, min(d.times.pieceTime, busyMax))
+		c.send(busy)
 		return
 	}
-	l.send(wire.Message{Type: wire.Suggest, Index: i})
-	d.begin(now, l, &job{index: i, end: d.ledger.replica.Metadata().Layout().Size(i), any: true})
+	c.send(wire.Message{Type: wire.Suggest, Index: i})
+	d.begin(now, c, &job{index: i, end: d.proof.replica.Metadata().Layout().Size(i), any: true})
 }
 
-func (d *Download) begin(now time.Time, l *link, j *job) {
-	j.link, j.lane = l, d.lane(l)
-	if !d.afar(l) {
-		d.spread.Sent(j.index)
+func (d *Download) begin(now time.Time, c *conn, j *job) {
+	j.conn, j.lane = c, c.lane()
+	if !c.afar() {
+		d.serving.spread.Sent(j.index)
 	}
-	d.prove(l, j.index)
-	d.remember(l, j)
-	j.rank = l.rank()
-	l.sending++
-	d.lastUse = now
-	if !l.serve(j) {
-		d.unserved(l, j)
+	c.sendProof(j.index)
+	d.remember(c, j)
+	j.rank = c.rank()
+	c.sending++
+	d.times.lastUse = now
+	if !c.serve(j) {
+		d.unserved(c, j)
 	}
 }
 
-// rank is how much of the content a neighbour has, in thousandths: tasks of any size compare.
-func (l *link) rank() int { return l.have.Count() * 1000 / max(1, l.have.Len()) }
+// rank is how much of the object a neighbour has, in thousandths: tasks of any size compare.
+func (c *conn) rank() int { return c.remote.have.Count() * 1000 / max(1, c.remote.have.Len()) }
 
 // unserved ends a job that was never begun.
-func (d *Download) unserved(l *link, j *job) {
-	l.yield(j, true)
+func (d *Download) unserved(c *conn, j *job) {
+	c.yield(j, true)
 	j.lane.slots.Release(d.id)
-	d.served(l, j, false)
+	d.served(c, j, false)
 }
 
 // served ends a job.
-func (d *Download) served(l *link, j *job, sent bool) {
-	l.sending--
-	if !sent && j.next == j.begin && !d.afar(l) {
-		d.spread.Unsent(j.index)
+func (d *Download) served(c *conn, j *job, sent bool) {
+	c.sending--
+	if !sent && j.next == j.begin && !c.afar() {
+		d.serving.spread.Unsent(j.index)
 	}
 }
 
 // remember notes which pieces a peer is sent. Who is sent one again may have found it wrong.
-func (d *Download) remember(l *link, j *job) {
-	if j.begin > 0 || j.end < d.ledger.replica.Metadata().Layout().Size(j.index) {
+func (d *Download) remember(c *conn, j *job) {
+	if j.begin > 0 || j.end < d.proof.replica.Metadata().Layout().Size(j.index) {
 		return
 	}
-	who := l.conn.PeerID()
-	if _, ok := d.given[who]; !ok {
-		if len(d.given) >= givenMax {
-			clear(d.given)
+	who := c.wire.PeerID()
+	if _, ok := d.serving.given[who]; !ok {
+		if len(d.serving.given) >= givenMax {
+			clear(d.serving.given)
 		}
-		d.given[who] = piece.NewBitmap(d.pick.Have().Len())
+		d.serving.given[who] = piece.NewBitmap(d.pick.Have().Len())
 	}
-	if !d.given[who].Set(j.index) {
+	if !d.serving.given[who].Set(j.index) {
 		d.check(j.index)
 	}
 }
 
 // check reads a piece and compares it with its digest. One that is damaged says that the
-// disk cannot be believed: all of the content goes, and is brought anew when it is wanted.
+// disk cannot be trusted: the whole task is dropped, and downloaded again when it is wanted.
 func (d *Download) check(i piece.Index) {
-	want, ok := d.ledger.digest(i)
-	if !ok || !d.complete {
+	want, ok := d.proof.digest(i)
+	if !ok || !d.complete() {
 		return
 	}
-	d.checking++
-	d.wg.Go(func() { d.notify(pieceChecked{i, d.damaged(i, want)}) })
+	d.serving.checking++
+	d.wg.Go(func() { d.notify(pieceChecked{i, d.stored.damaged(i, want)}) })
 }
 
 // checked ends a check.
 func (d *Download) checked(i piece.Index, damaged bool) {
-	d.checking--
+	d.serving.checking--
 	if damaged {
 		d.dropDamaged(i)
 	}
 }
+
+// lane is what a host serves some of its neighbours with: those of its own zone, or those
+// of others. They have one each because what goes afar waits for the link between zones:
+// in one line with it the zone's own pieces would wait, too.
+type lane struct {
+	slots *upload.Slots
+	line  *upload.Line
+}
+
+func newLane(slots, lines int) lane {
+	return lane{upload.NewSlots(slots), upload.NewLine(lines)}
+}
+
+// afarSlots is how many requests from other zones a host with so many slots accepts
+// beside those of its own: few, because every zone fetches a piece once.
+func afarSlots(slots int) int { return max(1, slots/3) }
+
+// lane is what serves c.
+func (c *conn) lane() *lane {
+	if c.afar() {
+		return &c.d.e.afar
+	}
+	return &c.d.e.near
+}
+
+// afar reports whether a neighbour is in another zone. One that has not said where it is,
+// or cannot, is taken for near.
+func (c *conn) afar() bool { return c.remote.greeted && c.remote.zone != c.d.e.cfg.Host.Zone }

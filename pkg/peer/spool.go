@@ -15,8 +15,8 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// A body whose length nobody knows is spooled: pieces can be cut, and vouched for, only once its
-// end has told the length.
+// A body of unknown length is spooled: this host can cut and sign pieces only once its end gives the
+// length.
 
 // spoolMax is how long such a body may be, in bytes, where the quota does not end it sooner.
 const spoolMax = 32 << 30
@@ -24,7 +24,7 @@ const spoolMax = 32 << 30
 // spoolBlock is how much of it is read and kept at a time.
 const spoolBlock = 256 << 10
 
-// tooLongError tells that an origin sends more than anybody waits for.
+// tooLongError means that an origin sends more than this host accepts.
 type tooLongError struct {
 	what string
 	most int64
@@ -34,8 +34,8 @@ func (e *tooLongError) Error() string {
 	return fmt.Sprintf("%s is longer than the %d bytes that it may have", e.what, e.most)
 }
 
-// longest is how many bytes the content may have of which spec speaks, when nobody knows how
-// many it has. A manifest may not have more even where somebody does.
+// longest is how many bytes the object of a spec may have where its length is unknown. A manifest may not
+// have more in any case.
 func (e *Engine) longest(spec task.Spec) *tooLongError {
 	if spec.Kind == task.Manifest {
 		return &tooLongError{what: "a manifest", most: oci.ManifestMax}
@@ -45,7 +45,7 @@ func (e *Engine) longest(spec task.Spec) *tooLongError {
 	}
 }
 
-// spool keeps a body whose length nobody told until its end tells it. The caller closes it.
+// spool keeps a body of unknown length until its end. The caller closes it.
 func (o *originParent) spool(ctx context.Context, body io.Reader) (piece.Spool, error) {
 	kept, err := o.d.e.spool()
 	if err != nil {
@@ -59,7 +59,7 @@ func (o *originParent) spool(ctx context.Context, body io.Reader) (piece.Spool, 
 }
 
 // fill reads a body to its end, or as far as one of unknown length may go. It compares the whole with
-// its digest: nobody is told the length of what is something else.
+// its digest, so that no host gets the length of another object.
 func (o *originParent) fill(ctx context.Context, kept piece.Spool, body io.Reader) error {
 	longest := o.d.e.longest(o.spec)
 	var whole hash.Hash
@@ -85,8 +85,8 @@ func (o *originParent) fill(ctx context.Context, kept piece.Spool, body io.Reade
 			if named {
 				whole.Write(buf[:n])
 			}
-			o.d.moved.Add(int64(n))
-			o.d.giveWay(ctx, time.Since(begun))
+			o.d.origin.read.Add(int64(n))
+			o.d.origin.giveWay(ctx, &o.d.e.waited, time.Since(begun))
 		}
 		switch {
 		case errors.Is(err, io.EOF) && named:
@@ -115,7 +115,7 @@ func (e *Engine) spool() (piece.Spool, error) {
 	return &fileSpool{f: f}, nil
 }
 
-// fileSpool is a spool that nobody counts.
+// fileSpool is a spool that no quota counts.
 type fileSpool struct {
 	f      *os.File
 	n      int64
@@ -150,32 +150,32 @@ func (e *Engine) Moving(id task.ID) int64 {
 	if d == nil {
 		return 0
 	}
-	return d.moved.Load()
+	return d.origin.read.Load()
 }
 
 // read is how much of a body of unknown length this host has read, as a seed.
 func (d *Download) read() int64 {
-	if !d.seeding || d.pick != nil {
+	if !d.policy.AtOrigin() || d.pick != nil {
 		return 0
 	}
-	return d.moved.Load()
+	return d.origin.read.Load()
 }
 
-// tellAlive keeps a seed's promise to say something every second: how far it is with a body of
+// sendAlive keeps a seed's promise to say something every second: how far it is with a body of
 // unknown length while that grows, else that it is alive.
-func (d *Download) tellAlive(l *link) {
-	if read := d.read(); read > 0 && read != l.toldMoved {
-		l.toldMoved = read
-		l.send(d.hello())
+func (c *conn) sendAlive() {
+	if read := c.d.read(); read > 0 && read != c.told.read {
+		c.told.read = read
+		c.send(c.d.hello())
 		return
 	}
-	l.send(wire.Message{Type: wire.KeepAlive})
+	c.send(wire.Message{Type: wire.KeepAlive})
 }
 
-// hearMoved takes in how far a seed is with a body of unknown length.
-func (d *Download) hearMoved(l *link, read int64) {
-	if l.seed && d.pick == nil && read != l.heardMoved {
-		l.heardMoved = read
-		d.moved.Add(1)
+// heardRead takes in how far a seed is with a body of unknown length.
+func (c *conn) heardRead(read int64) {
+	if c.remote.seed && c.d.pick == nil && read != c.remote.read {
+		c.remote.read = read
+		c.d.origin.read.Add(1)
 	}
 }

@@ -89,7 +89,7 @@ func TestAKnownLengthBoundsTheBody(t *testing.T) {
 					var f *api.Failure
 					require.ErrorAs(t, err, &f)
 					assert.Equal(t, http.StatusBadGateway, f.Status)
-					assert.Contains(t, f.Message, fmt.Sprintf("%s bytes, and %d were known", b.got, n))
+					assert.Contains(t, f.Message, fmt.Sprintf("%s bytes, and %d were expected", b.got, n))
 				})
 			})
 		}
@@ -103,7 +103,7 @@ func TestAKnownLengthBoundsTheBody(t *testing.T) {
 				_, err := s.pullAgain(node, spec)
 				var f *api.Failure
 				require.ErrorAs(t, err, &f)
-				assert.Contains(t, f.Message, fmt.Sprintf("%d bytes, and 5 were known", n))
+				assert.Contains(t, f.Message, fmt.Sprintf("%d bytes, and 5 were expected", n))
 				assert.Zero(t, s.origin.sent.Load(), "no byte of the body is read")
 				assert.Empty(t, node.store.Inventory(), "and no room is made for it")
 			})

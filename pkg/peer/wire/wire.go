@@ -518,8 +518,8 @@ func (c *Conn) sendFixed(kind pp.MessageType, m Message) error {
 // Flush sends what is buffered.
 func (c *Conn) Flush() error { return c.bw.Flush() }
 
-// SetWriteDeadline bounds how long writing may hang.
-func (c *Conn) SetWriteDeadline(t time.Time) error { return c.raw.SetWriteDeadline(t) }
+// WriteWithin bounds how long writing may hang from now on.
+func (c *Conn) WriteWithin(d time.Duration) error { return c.raw.SetWriteDeadline(time.Now().Add(d)) }
 
 // blocks is what SendBlock needs of a replica.
 type blocks interface {

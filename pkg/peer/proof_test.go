@@ -12,7 +12,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-const ledgerTask = task.ID("sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef")
+const proofTask = task.ID("sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef")
 
 func digestOf(b byte) piece.Digest { return piece.Sum([]byte{b}) }
 
@@ -25,59 +25,59 @@ func runAt(f piece.Metadata, epoch uint64, first piece.Index, digests ...piece.D
 
 func TestARunOverTheWholeThatContradictsWhatWasToldIsNoticed(t *testing.T) {
 	f := piece.MetadataFor(3*piece.SizeMin, "")
-	l := newLedger(ledgerTask, memstore.New(memstore.Config{}), credulous{}, nil)
-	_, err := l.add([]piece.DigestRun{runAt(f, 1, 0, digestOf(0)), runAt(f, 1, 1, digestOf(1))}, nil)
+	p := newProof(proofTask, memstore.New(memstore.Config{}), credulous{}, nil)
+	_, err := p.add([]piece.DigestRun{runAt(f, 1, 0, digestOf(0)), runAt(f, 1, 1, digestOf(1))}, nil)
 	require.NoError(t, err)
-	_, err = l.add([]piece.DigestRun{runAt(f, 2, 1, digestOf(9))}, nil)
+	_, err = p.add([]piece.DigestRun{runAt(f, 2, 1, digestOf(9))}, nil)
 	require.NoError(t, err, "which of two unchecked words is right cannot be told yet")
-	d, _ := l.digest(1)
+	d, _ := p.digest(1)
 	assert.Equal(t, digestOf(1), d)
-	_, err = l.add([]piece.DigestRun{runAt(f, 3, 0, digestOf(0), digestOf(1), digestOf(2))}, nil)
+	_, err = p.add([]piece.DigestRun{runAt(f, 3, 0, digestOf(0), digestOf(1), digestOf(2))}, nil)
 	require.NoError(t, err)
-	_, err = l.add([]piece.DigestRun{runAt(f, 4, 0, digestOf(0), digestOf(8), digestOf(2))}, nil)
+	_, err = p.add([]piece.DigestRun{runAt(f, 4, 0, digestOf(0), digestOf(8), digestOf(2))}, nil)
 	require.ErrorIs(t, err, errContradiction)
 }
 
 func TestAPieceThatNobodyVouchedForYieldsToASignedDigest(t *testing.T) {
 	f := piece.MetadataFor(3*piece.SizeMin, "")
 	store := memstore.New(memstore.Config{})
-	l := newLedger(ledgerTask, store, credulous{}, nil)
-	require.NoError(t, l.setMetadata(f))
+	p := newProof(proofTask, store, credulous{}, nil)
+	require.NoError(t, p.setMetadata(f))
 	data := make([]byte, piece.SizeMin)
-	require.NoError(t, l.replica.WritePiece(1, data, piece.Sum(data)))
-	_, err := l.add([]piece.DigestRun{runAt(f, 1, 1, digestOf(1))}, nil)
+	require.NoError(t, p.replica.WritePiece(1, data, piece.Sum(data)))
+	_, err := p.add([]piece.DigestRun{runAt(f, 1, 1, digestOf(1))}, nil)
 	require.ErrorIs(t, err, errContradiction)
-	_, err = l.add([]piece.DigestRun{runAt(f, 1, 1, piece.Sum(data))}, nil)
+	_, err = p.add([]piece.DigestRun{runAt(f, 1, 1, piece.Sum(data))}, nil)
 	require.NoError(t, err)
 }
 
 func TestWhatIsGoodIsKeptAlsoWhenItCameWithSomethingBad(t *testing.T) {
 	f := piece.MetadataFor(3*piece.SizeMin, "")
 	store := memstore.New(memstore.Config{})
-	l := newLedger(ledgerTask, store, credulous{}, nil)
+	p := newProof(proofTask, store, credulous{}, nil)
 	bad := runAt(f, 1, 1, digestOf(1))
 	bad.First = 77
-	numbers, err := l.add([]piece.DigestRun{runAt(f, 1, 0, digestOf(0)), bad}, [][]byte{[]byte("certificate")})
+	numbers, err := p.add([]piece.DigestRun{runAt(f, 1, 0, digestOf(0)), bad}, [][]byte{[]byte("certificate")})
 	require.Error(t, err)
 	assert.Equal(t, []int{0}, numbers)
-	runs, certs := l.replica.Runs()
+	runs, certs := p.replica.Runs()
 	assert.Len(t, runs, 1)
 	assert.Len(t, certs, 1)
 }
 
 func TestARevokedEpochIsNotBelievedAgain(t *testing.T) {
 	f := piece.MetadataFor(3*piece.SizeMin, "")
-	l := newLedger(ledgerTask, memstore.New(memstore.Config{}), credulous{}, []piece.Revocation{{Epoch: 1}})
-	numbers, err := l.add([]piece.DigestRun{runAt(f, 1, 0, digestOf(0))}, nil)
+	p := newProof(proofTask, memstore.New(memstore.Config{}), credulous{}, []piece.Revocation{{Epoch: 1}})
+	numbers, err := p.add([]piece.DigestRun{runAt(f, 1, 0, digestOf(0))}, nil)
 	var stale *staleError
 	require.ErrorAs(t, err, &stale, "who still believes it is to be told")
 	assert.EqualValues(t, 1, stale.epoch)
 	assert.Empty(t, numbers)
-	assert.False(t, l.hasMetadata())
-	_, err = l.add([]piece.DigestRun{runAt(f, 2, 0, digestOf(0))}, nil)
+	assert.False(t, p.hasMetadata())
+	_, err = p.add([]piece.DigestRun{runAt(f, 2, 0, digestOf(0))}, nil)
 	require.NoError(t, err)
-	assert.False(t, l.concerns(3))
-	assert.True(t, l.concerns(2))
+	assert.False(t, p.concerns(3))
+	assert.True(t, p.concerns(2))
 }
 
 // picky refuses runs of one epoch.
@@ -96,29 +96,29 @@ func (p picky) VerifyRun(_ task.ID, r piece.DigestRun) error {
 func TestWhatCannotBeVerifiedAfterARestartLeavesTheRestGood(t *testing.T) {
 	f := piece.MetadataFor(3*piece.SizeMin, "")
 	store := memstore.New(memstore.Config{})
-	l := newLedger(ledgerTask, store, credulous{}, nil)
-	_, err := l.add([]piece.DigestRun{runAt(f, 1, 0, digestOf(0)), runAt(f, 2, 1, digestOf(1))}, nil)
+	p := newProof(proofTask, store, credulous{}, nil)
+	_, err := p.add([]piece.DigestRun{runAt(f, 1, 0, digestOf(0)), runAt(f, 2, 1, digestOf(1))}, nil)
 	require.NoError(t, err)
-	again := newLedger(ledgerTask, store, picky{epoch: 1}, nil)
+	again := newProof(proofTask, store, picky{epoch: 1}, nil)
 	require.NoError(t, again.load())
-	assert.Equal(t, -1, again.proof(0))
-	assert.GreaterOrEqual(t, again.proof(1), 0)
+	assert.Equal(t, -1, again.runFor(0))
+	assert.GreaterOrEqual(t, again.runFor(1), 0)
 }
 
 func TestNothingIsKnownOfAnEmptyContentThatShouldNotBeEmpty(t *testing.T) {
-	l := newLedger(ledgerTask, memstore.New(memstore.Config{}), credulous{}, nil)
-	require.ErrorIs(t, l.setMetadata(piece.MetadataFor(0, "")), errMetadata)
-	assert.False(t, l.hasMetadata())
+	p := newProof(proofTask, memstore.New(memstore.Config{}), credulous{}, nil)
+	require.ErrorIs(t, p.setMetadata(piece.MetadataFor(0, "")), errMetadata)
+	assert.False(t, p.hasMetadata())
 }
 
 func TestAnotherLengthIsBelievedOfANewerAttemptOnly(t *testing.T) {
 	short, long := piece.MetadataFor(3*piece.SizeMin, ""), piece.MetadataFor(4*piece.SizeMin, "")
-	l := newLedger(ledgerTask, memstore.New(memstore.Config{}), credulous{}, nil)
-	_, err := l.add([]piece.DigestRun{runAt(short, 5, 0, digestOf(0))}, nil)
+	p := newProof(proofTask, memstore.New(memstore.Config{}), credulous{}, nil)
+	_, err := p.add([]piece.DigestRun{runAt(short, 5, 0, digestOf(0))}, nil)
 	require.NoError(t, err)
-	_, err = l.add([]piece.DigestRun{runAt(long, 4, 0)}, nil)
+	_, err = p.add([]piece.DigestRun{runAt(long, 4, 0)}, nil)
 	require.ErrorIs(t, err, errMetadata)
 	require.NotErrorIs(t, err, errContradiction)
-	_, err = l.add([]piece.DigestRun{runAt(long, 6, 0)}, nil)
+	_, err = p.add([]piece.DigestRun{runAt(long, 6, 0)}, nil)
 	require.ErrorIs(t, err, errContradiction)
 }

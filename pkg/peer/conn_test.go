@@ -16,6 +16,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/peer/picker"
+	"github.com/darter-io/darter/pkg/peer/policy"
 	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/piece/memstore"
@@ -49,7 +50,7 @@ type bench struct {
 	content []byte
 	e       *Engine
 	d       *Download
-	l       *link
+	c       *conn
 	remote  *wire.Conn // the other end
 }
 
@@ -59,10 +60,10 @@ func newBench(t *testing.T, pieces int) *bench {
 		b.content[i] = byte(i * 31 >> 7)
 	}
 	b.e = New(Config{Host: host.Host{ID: host.NewID()}, Store: memstore.New(memstore.Config{}), Verifier: credulous{}, Signer: credulous{}})
-	b.d = newDownload(b.e, task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(b.content)))}, time.Now())
+	b.d = newDownload(b.e, task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(b.content)))})
 	b.d.ctx = t.Context()
 	f := piece.MetadataFor(int64(len(b.content)), "")
-	_, err := b.d.ledger.add([]piece.DigestRun{runOver(f, 1, b.content)}, nil)
+	_, err := b.d.proof.add([]piece.DigestRun{runOver(f, 1, b.content)}, nil)
 	require.NoError(t, err)
 	b.d.adoptMetadata(time.Now())
 
@@ -81,11 +82,18 @@ func newBench(t *testing.T, pieces int) *bench {
 	r := <-other
 	require.NoError(t, r.err)
 	b.remote = r.conn
-	b.l = newLink(b.d, conn, false)
-	b.d.links[b.l.n] = b.l
-	b.d.introduce(time.Now(), b.l)
+	b.c = newConn(b.d, conn, false)
+	b.d.conns.open[b.c.n] = b.c
+	b.d.introduce(time.Now(), b.c)
 	t.Cleanup(func() { here.Close(); there.Close() })
 	return b
+}
+
+// bringsAll lets the host ask its origin for everything.
+func (b *bench) bringsAll() {
+	b.d.policy = policy.New(policy.Config{Origin: true})
+	b.d.wants.interest = policy.Everything
+	b.d.policy.Assigned(time.Now(), b.d.view(), true, false, false)
 }
 
 // settle runs the events that have been posted.
@@ -95,12 +103,12 @@ func (b *bench) settle() {
 }
 
 // reads runs the link's reading goroutine until the test ends.
-func (b *bench) reads() { go b.l.read() }
+func (b *bench) reads() { go b.c.read() }
 
-func (l *link) isClosed() bool {
+func (l *conn) isClosed() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.closed
+	return l.stage == stageClosed
 }
 
 // sendPiece sends the bytes of piece i from begin on, from the other end.
@@ -119,12 +127,12 @@ func (b *bench) hold(i piece.Index) {
 func TestASlotComesBackWhenTheConnectionEndedBeforeItsJob(t *testing.T) {
 	b := newBench(t, 2)
 	b.hold(0)
-	b.l.hangUp(errors.New("cut"))
+	b.c.hangUp(errors.New("cut"))
 	for range 10 {
-		b.d.serve(time.Now(), b.l, wire.Message{Type: wire.Request, Length: piece.SizeMin})
+		b.d.serve(time.Now(), b.c, wire.Message{Type: wire.Request, Length: piece.SizeMin})
 	}
 	assert.Zero(t, b.e.near.slots.Active(), "slots taken by a connection that is over")
-	assert.Zero(t, b.l.sending)
+	assert.Zero(t, b.c.sending)
 }
 
 func TestAFullHostTakesWhoHasLittleInPlaceOfOneWhoHasMost(t *testing.T) {
@@ -132,18 +140,18 @@ func TestAFullHostTakesWhoHasLittleInPlaceOfOneWhoHasMost(t *testing.T) {
 	b.hold(0)
 	ask := wire.Message{Type: wire.Request, Length: piece.SizeMin}
 	lane := &b.e.near
-	neighbour := func(have int) *link {
-		l := newLink(b.d, b.l.conn, false)
-		b.d.nextLink++
-		l.n = b.d.nextLink
-		b.d.links[l.n] = l
+	neighbour := func(have int) *conn {
+		l := newConn(b.d, b.c.wire, false)
+		b.d.conns.next++
+		l.n = b.d.conns.next
+		b.d.conns.open[l.n] = l
 		b.d.introduce(time.Now(), l)
 		for i := range have {
 			b.d.has(time.Now(), l, piece.Index(i+1))
 		}
 		return l
 	}
-	last := func(l *link) wire.Message { return l.out[len(l.out)-1] }
+	last := func(l *conn) wire.Message { return l.out[len(l.out)-1] }
 	for lane.line.Take(b.d.id, 0, nil, nil) { // others are sending
 	}
 	for lane.slots.Active() < lane.slots.Max()-1 {
@@ -195,43 +203,43 @@ func TestADownloadLeavesTheRequestsOfTheOneBeforeItAlone(t *testing.T) {
 		require.True(t, lane.slots.TryAcquire(b.d.id))
 	}
 	for i := range 20 {
-		b.d.has(time.Now(), b.l, piece.Index(i+1))
+		b.d.has(time.Now(), b.c, piece.Index(i+1))
 	}
-	b.d.serve(time.Now(), b.l, ask)
-	b.l.take() // it waits for its turn now
-	require.Len(t, b.l.jobs, 1)
-	old := b.l.jobs[0]
+	b.d.serve(time.Now(), b.c, ask)
+	b.c.take() // it waits for its turn now
+	require.Len(t, b.c.jobs, 1)
+	old := b.c.jobs[0]
 
-	next := newDownload(b.e, b.d.spec, time.Now())
-	next.id, next.ledger, next.ctx = b.d.id, b.d.ledger, b.d.ctx
+	next := newDownload(b.e, b.d.wants.spec)
+	next.id, next.proof, next.ctx = b.d.id, b.d.proof, b.d.ctx
 	next.adoptMetadata(time.Now())
-	l := newLink(next, b.l.conn, false)
-	next.links[l.n] = l
+	l := newConn(next, b.c.wire, false)
+	next.conns.open[l.n] = l
 	next.introduce(time.Now(), l)
 	next.serve(time.Now(), l, ask)
 	assert.Equal(t, wire.BusyMessage, l.out[len(l.out)-1].Type)
-	assert.Equal(t, 1, b.l.sending, "the old loop's own count")
-	assert.Equal(t, []*job{old}, b.l.jobs)
+	assert.Equal(t, 1, b.c.sending, "the old loop's own count")
+	assert.Equal(t, []*job{old}, b.c.jobs)
 
 	// Its own connection ends it, and gives its slot back once.
-	b.l.hurry()
-	_, j, _ := b.l.take()
+	b.c.hurry()
+	_, j, _ := b.c.take()
 	require.Same(t, old, j)
-	b.l.hangUp(nil)
+	b.c.hangUp(nil)
 	assert.Equal(t, lane.slots.Max()-1, lane.slots.Active())
 }
 
 func TestTheLoopDoesNotWaitForItselfWhenAJobIsCancelled(t *testing.T) {
 	b := newBench(t, 2)
 	b.hold(0)
-	b.d.serve(time.Now(), b.l, wire.Message{Type: wire.Request, Length: piece.SizeMin})
+	b.d.serve(time.Now(), b.c, wire.Message{Type: wire.Request, Length: piece.SizeMin})
 	require.Equal(t, 1, b.e.near.slots.Active())
 	for range cap(b.d.events) {
-		b.d.notify(called{func() {}})
+		b.d.notify(digestsFailed{})
 	}
 	done := make(chan struct{})
 	go func() {
-		b.d.receive(time.Now(), b.l, wire.Message{Type: wire.Cancel, Length: piece.SizeMin})
+		b.d.receive(time.Now(), b.c, wire.Message{Type: wire.Cancel, Length: piece.SizeMin})
 		close(done)
 	}()
 	select {
@@ -240,7 +248,7 @@ func TestTheLoopDoesNotWaitForItselfWhenAJobIsCancelled(t *testing.T) {
 		t.Fatal("the loop waits for room in its own queue")
 	}
 	assert.Zero(t, b.e.near.slots.Active())
-	last := b.l.out[len(b.l.out)-1]
+	last := b.c.out[len(b.c.out)-1]
 	assert.Equal(t, wire.Reject, last.Type, "a cancelled request is answered (BEP 6)")
 }
 
@@ -248,14 +256,14 @@ func TestLateBlocksOfACancelledPieceAnswerNoOtherRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 4)
 		b.reads()
-		named := picker.Request{From: b.l.n, Piece: 1}
-		whatever := picker.Request{From: b.l.n, Any: true}
+		named := picker.Request{From: b.c.n, Piece: 1}
+		whatever := picker.Request{From: b.c.n, Any: true}
 		for _, r := range []picker.Request{named, whatever} {
-			b.l.expect(&inbound{index: r.Piece, any: r.Any})
+			b.c.expect(&inbound{index: r.Piece, any: r.Any})
 			b.d.pick.Asked(r)
 		}
 		b.hold(1) // from elsewhere: the request is cancelled while its answer is on the way
-		require.Equal(t, 1, b.l.expecting())
+		require.Equal(t, 1, b.c.expecting())
 		b.sendPiece(1, 0, piece.SizeMin/2)
 		b.settle()
 		require.NoError(t, b.remote.Send(wire.Message{Type: wire.Reject, Index: 1, Length: piece.SizeMin}))
@@ -263,7 +271,7 @@ func TestLateBlocksOfACancelledPieceAnswerNoOtherRequest(t *testing.T) {
 		b.settle()
 		assert.True(t, b.d.pick.Have().Has(3), "the any-request was answered with piece 3")
 		assert.Zero(t, b.d.pick.Outstanding())
-		assert.Empty(t, b.l.pending)
+		assert.Empty(t, b.c.pending)
 	})
 }
 
@@ -271,18 +279,18 @@ func TestAnAnyRequestWhosePieceCameFromElsewhereIsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 4)
 		b.reads()
-		r := picker.Request{From: b.l.n, Any: true}
-		b.l.expect(&inbound{any: true})
+		r := picker.Request{From: b.c.n, Any: true}
+		b.c.expect(&inbound{any: true})
 		b.d.pick.Asked(r)
 		b.sendPiece(2, 0, piece.SizeMin/2)
 		synctest.Wait()
 		b.hold(2) // before the loop hears what the any-request has become
 		b.settle()
 		assert.Zero(t, b.d.pick.Outstanding(), "the neighbour can be asked again")
-		assert.Zero(t, b.l.expecting())
+		assert.Zero(t, b.c.expecting())
 		b.sendPiece(2, piece.SizeMin/2, piece.SizeMin/2)
 		b.settle()
-		assert.Empty(t, b.l.pending)
+		assert.Empty(t, b.c.pending)
 	})
 }
 
@@ -291,8 +299,8 @@ func TestPiecesAreVerifiedHoweverTheirBlocksMingle(t *testing.T) {
 		b := newBench(t, 4)
 		b.reads()
 		for i := range piece.Index(4) {
-			b.l.expect(&inbound{index: i})
-			b.d.pick.Asked(picker.Request{From: b.l.n, Piece: i})
+			b.c.expect(&inbound{index: i})
+			b.d.pick.Asked(picker.Request{From: b.c.n, Piece: i})
 		}
 		const half = piece.SizeMin / 2
 		for _, block := range []struct {
@@ -308,8 +316,8 @@ func TestPiecesAreVerifiedHoweverTheirBlocksMingle(t *testing.T) {
 		b.content[4*piece.SizeMin-1] ^= 1
 		b.sendPiece(3, half, half)
 		b.settle()
-		assert.False(t, b.d.ledger.replica.Has(3), "its last byte is wrong")
-		assert.Equal(t, 1, b.l.strikes)
+		assert.False(t, b.d.proof.replica.Has(3), "its last byte is wrong")
+		assert.Equal(t, 1, b.c.strikes)
 	})
 }
 
@@ -317,9 +325,9 @@ func TestAPieceAskedForByNameAndChosenByTheSeedComesAndStaysKnown(t *testing.T) 
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 4)
 		b.reads()
-		b.d.hasAll(time.Now(), b.l)
-		for _, r := range []picker.Request{{From: b.l.n, Piece: 3}, {From: b.l.n, Any: true}} {
-			b.l.expect(&inbound{index: r.Piece, any: r.Any})
+		b.d.hasAll(time.Now(), b.c)
+		for _, r := range []picker.Request{{From: b.c.n, Piece: 3}, {From: b.c.n, Any: true}} {
+			b.c.expect(&inbound{index: r.Piece, any: r.Any})
 			b.d.pick.Asked(r)
 		}
 		// The seed has sent piece 3 under its name when it chooses the same for the other.
@@ -334,8 +342,8 @@ func TestAPieceAskedForByNameAndChosenByTheSeedComesAndStaysKnown(t *testing.T) 
 		require.NoError(t, b.remote.Flush())
 		b.settle()
 		assert.Zero(t, b.d.pick.Outstanding())
-		assert.Empty(t, b.l.pending)
-		assert.True(t, b.d.pick.Complete(b.l.n), "the neighbour is not thought to lack it")
+		assert.Empty(t, b.c.pending)
+		assert.True(t, b.d.pick.Complete(b.c.n), "the neighbour is not thought to lack it")
 	})
 }
 
@@ -343,19 +351,19 @@ func TestAParentThatKeepsTalkingButSendsNoPieceIsLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 4)
 		b.reads()
-		b.l.helloed = true
-		b.l.since = time.Now()
-		b.l.expect(&inbound{index: 1})
+		b.c.remote.greeted = true
+		b.c.seen.receivedAt = time.Now()
+		b.c.expect(&inbound{index: 1})
 		begun := time.Now()
-		for i := piece.Index(0); !b.l.isClosed() && i < 100; i++ {
+		for i := piece.Index(0); !b.c.isClosed() && i < 100; i++ {
 			require.NoError(t, b.remote.Send(wire.Message{Type: wire.Have, Index: i % 4}))
 			require.NoError(t, b.remote.Flush())
 			time.Sleep(100 * time.Millisecond)
 			b.settle()
 			b.d.watch(time.Now())
 		}
-		require.True(t, b.l.isClosed())
-		assert.ErrorIs(t, b.l.err, errStalled)
+		require.True(t, b.c.isClosed())
+		assert.ErrorIs(t, b.c.err, errStalled)
 		assert.InDelta(t, b.e.cfg.Stall, time.Since(begun), float64(time.Second))
 	})
 }
@@ -364,15 +372,15 @@ func TestAPieceThatWasRejectedIsAskedForAgainAfterAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 4)
 		b.reads()
-		b.l.helloed = true
-		b.d.has(time.Now(), b.l, 2)
+		b.c.remote.greeted = true
+		b.d.has(time.Now(), b.c, 2)
 		all := piece.NewBitmap(4)
 		all.SetAll()
 		b.d.pick.Want(all)
 		asked := func() int {
 			b.d.watch(time.Now())
 			b.d.request(time.Now())
-			return b.l.asked(2)
+			return b.c.asked(2)
 		}
 		require.Equal(t, 1, asked())
 		require.NoError(t, b.remote.Send(wire.Message{Type: wire.Reject, Index: 2, Length: piece.SizeMin}))
@@ -389,21 +397,21 @@ func TestAPieceThatWasRejectedIsAskedForAgainAfterAWhile(t *testing.T) {
 func TestAPeerThatNeverSaysHelloIsLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 4)
-		b.l.born = time.Now()
+		b.c.seen.born = time.Now()
 		b.d.watch(time.Now().Add(wire.HandshakeTimeout))
-		assert.False(t, b.l.closed)
+		assert.False(t, b.c.stage == stageClosed)
 		b.d.watch(time.Now().Add(wire.HandshakeTimeout + time.Second))
-		assert.True(t, b.l.closed)
+		assert.True(t, b.c.stage == stageClosed)
 	})
 }
 
 func TestAQueueForAPeerThatDoesNotReadIsBounded(t *testing.T) {
 	b := newBench(t, 1)
 	for range queueMax + 10 {
-		b.l.send(wire.Message{Type: wire.Have})
+		b.c.send(wire.Message{Type: wire.Have})
 	}
-	assert.LessOrEqual(t, len(b.l.out), queueMax)
-	assert.True(t, b.l.closed)
+	assert.LessOrEqual(t, len(b.c.out), queueMax)
+	assert.True(t, b.c.stage == stageClosed)
 }
 
 // bytesAt serves content that lies in memory.
@@ -418,20 +426,20 @@ func TestWhoStillBelievesWhatWasRevokedIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 2)
 		b.e.noteRevoked(time.Now(), b.d.id, piece.Revocation{Epoch: 7, Key: piece.KeyID{1}}, []byte("certificate"))
-		require.False(t, b.d.ledger.concerns(7))
+		require.False(t, b.d.proof.concerns(7))
 		go b.remote.Next()
-		require.NoError(t, b.l.conn.Send(b.d.hello()))
-		require.NoError(t, b.l.conn.Flush())
+		require.NoError(t, b.c.wire.Send(b.d.hello()))
+		require.NoError(t, b.c.wire.Flush())
 		synctest.Wait()
 		b.reads()
-		stale := &wire.Digests{Runs: []piece.DigestRun{runOver(b.d.ledger.replica.Metadata(), 7, b.content)}}
+		stale := &wire.Digests{Runs: []piece.DigestRun{runOver(b.d.proof.replica.Metadata(), 7, b.content)}}
 		require.NoError(t, b.remote.Send(wire.Message{Type: wire.DigestMessage, Digests: stale}))
 		require.NoError(t, b.remote.Flush())
 		b.settle()
-		last := b.l.out[len(b.l.out)-1]
+		last := b.c.out[len(b.c.out)-1]
 		require.Equal(t, wire.RevokeMessage, last.Type)
 		assert.EqualValues(t, 7, last.Revocation.Epoch)
-		assert.False(t, b.l.isClosed(), "believing what was revoked is no offence")
+		assert.False(t, b.c.isClosed(), "believing what was revoked is no offence")
 	})
 }
 
@@ -448,16 +456,16 @@ func TestTheOriginIsAskedForWhatANeighbourTookAlong(t *testing.T) {
 		b := newBench(t, 4)
 		origin := &askedOrigin{}
 		b.e.cfg.Origin = origin
-		b.d.spec = task.Spec{ID: b.d.id}
+		b.d.wants.spec = task.Spec{ID: b.d.id}
 		for _, i := range []piece.Index{0, 2, 3} {
 			b.hold(i)
 		}
-		b.d.background, b.d.maySeed = true, true
-		b.d.has(time.Now(), b.l, 1)
+		b.bringsAll()
+		b.d.has(time.Now(), b.c, 1)
 		b.d.updateWanted(time.Now())
-		b.d.pick.Leave(b.l.n)
-		delete(b.d.links, b.l.n)
-		b.d.steerOrigin(time.Now())
+		b.d.pick.Leave(b.c.n)
+		delete(b.d.conns.open, b.c.n)
+		b.d.steerOrigin(time.Now(), b.d.view())
 		b.settle()
 		assert.Equal(t, []int64{piece.SizeMin}, origin.offsets)
 	})
@@ -465,27 +473,28 @@ func TestTheOriginIsAskedForWhatANeighbourTookAlong(t *testing.T) {
 
 func TestWhoWantsTheLastPieceOfAnOriginTakesTheOthersFromNeighbours(t *testing.T) {
 	b := newBench(t, 4)
-	b.d.seeding = true
-	b.d.has(time.Now(), b.l, 1)
-	b.d.wants = []want{{reader: &Reader{}, first: 3, end: 4}}
+	b.d.policy.OriginAsked()
+	b.d.has(time.Now(), b.c, 1)
+	b.d.wants.ranges = []want{{reader: &Reader{}, first: 3, end: 4}}
 	b.d.updateWanted(time.Now())
 	assert.Equal(t, 4, b.d.pick.Wanted().Count())
-	needed := b.d.neededNow.Load()
+	needed := b.d.origin.needed.Load()
 	assert.False(t, needed.Has(1), "a neighbour has it")
 	assert.Equal(t, 3, needed.Count())
 }
 
 func TestAnOriginThatCannotHelpRestsUntilSomebodyWantsMore(t *testing.T) {
 	b := newBench(t, 4)
-	b.d.background, b.d.maySeed = true, true
+	b.bringsAll()
 	b.d.updateWanted(time.Now())
 	now := time.Now()
-	delete(b.d.links, b.l.n)
-	b.d.pick.Leave(b.l.n)
-	require.True(t, b.d.onlyOrigin(now))
+	delete(b.d.conns.open, b.c.n)
+	b.d.pick.Leave(b.c.n)
+	asks := func(at time.Time) bool { return b.d.policy.Origin(at, b.d.view()) == policy.Ask }
+	require.True(t, asks(now))
 	b.d.originEnded(now, &originParent{d: b.d}, errUnwanted)
-	assert.False(t, b.d.onlyOrigin(now))
-	assert.True(t, b.d.onlyOrigin(now.Add(time.Second)))
+	assert.False(t, asks(now))
+	assert.True(t, asks(now.Add(time.Second)))
 	b.d.updateWanted(now)
-	assert.True(t, b.d.onlyOrigin(now), "there is more to be had")
+	assert.True(t, asks(now), "there is more to be had")
 }

@@ -10,30 +10,30 @@ import (
 )
 
 const (
-	// yieldFor bounds how long a new content waits for others to make room.
+	// yieldFor bounds how long a new object waits until others are evicted.
 	yieldFor = 3 * time.Second
-	// partingFor is how long of that it waits for contents that are being read: a client that
-	// has everything asks for the next before its reader here is closed. Longer holds up a
-	// refusal. yieldPause is how often they are asked again.
+	// partingFor is how long of that it waits for objects that are being read: a client that has
+	// everything asks for the next before its reader here is closed. A longer wait delays a refusal.
+	// yieldPause is how often it asks them again.
 	partingFor, yieldPause = 500 * time.Millisecond, 20 * time.Millisecond
 )
 
-// errYields tells a peer that this host gives a content up to make room for another.
+// errYields refuses a peer: this host evicts the object.
 var errYields = errors.New("it gives this task up to make room")
 
-// create makes a content in the store.
+// create creates an object in the store, and evicts others where that needs space.
 func (e *Engine) create(id task.ID, f piece.Metadata) (r piece.Replica, err error) {
 	err = e.withRoom(id, func() error { r, err = e.cfg.Store.Create(id, f); return err })
 	return r, err
 }
 
-// withRoom does for a content what needs room in the store. A store evicts nothing that is open, so where it is
-// full, contents that nobody reads and nobody is sent are closed first, those used longest ago
-// before others: a small cache must not refuse the next pull because of the last one.
+// withRoom calls a function that needs space in the store for an object. A store evicts nothing that is
+// open. Where it is full, withRoom first closes objects that no reader and no peer uses, the least
+// recently used before others: a small cache must not refuse the next pull because of the last one.
 func (e *Engine) withRoom(id task.ID, do func() error) error {
 	deadline := time.NewTimer(yieldFor)
 	defer deadline.Stop()
-	parting := time.Now().Add(partingFor)
+	begun := time.Now()
 	asked := map[*Download]bool{}
 	nobody := false
 	for {
@@ -41,14 +41,15 @@ func (e *Engine) withRoom(id task.ID, do func() error) error {
 		if !errors.Is(err, piece.ErrNoSpace) {
 			return err
 		}
-		if e.oneYields(id, asked, deadline.C) {
+		now := time.Now()
+		if e.oneYields(now, id, asked, deadline.C) {
 			continue
 		}
 		if len(asked) == 0 && !nobody {
 			nobody = true // but one may have ended since the store was asked
 			continue
 		}
-		if len(asked) == 0 || !time.Now().Before(parting) {
+		if len(asked) == 0 || time.Since(begun) >= partingFor {
 			return err
 		}
 		clear(asked)
@@ -60,9 +61,9 @@ func (e *Engine) withRoom(id task.ID, do func() error) error {
 	}
 }
 
-// oneYields has one download end that can, or that does so anyway, and waits for that. It returns
-// false when there is none, or no time left.
-func (e *Engine) oneYields(needy task.ID, asked map[*Download]bool, deadline <-chan time.Time) bool {
+// oneYields ends one download that can end, or waits for one that ends anyway. It returns false where
+// there is none, or no time left.
+func (e *Engine) oneYields(now time.Time, needy task.ID, asked map[*Download]bool, deadline <-chan time.Time) bool {
 	ended := func(d *Download) bool {
 		select {
 		case <-d.closed:
@@ -75,8 +76,8 @@ func (e *Engine) oneYields(needy task.ID, asked map[*Download]bool, deadline <-c
 	if d := e.oneLeaving(needy); d != nil {
 		return ended(d)
 	}
-	for _, d := range e.byUse() {
-		if d.id == needy || asked[d] || !d.ledger.hasMetadata() {
+	for _, d := range e.byUse(now) {
+		if d.id == needy || asked[d] || !d.proof.hasMetadata() {
 			continue
 		}
 		asked[d] = true
@@ -99,21 +100,21 @@ func (e *Engine) oneYields(needy task.ID, asked map[*Download]bool, deadline <-c
 	return false
 }
 
-// oneLeaving returns a download of another content that has ended and not closed yet what it holds,
-// or nil.
+// oneLeaving returns a download of another object that has ended and has not closed its replica yet, or
+// nil.
 func (e *Engine) oneLeaving(needy task.ID) *Download {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for d := range e.leaving {
-		if d.id != needy && d.ledger.hasMetadata() {
+		if d.id != needy && d.proof.hasMetadata() {
 			return d
 		}
 	}
 	return nil
 }
 
-// byUse lists the downloads in memory, those used longest ago first.
-func (e *Engine) byUse() []*Download {
+// byUse lists the downloads in memory, the least recently used first.
+func (e *Engine) byUse(now time.Time) []*Download {
 	e.mu.Lock()
 	list := make([]*Download, 0, len(e.downloads))
 	for _, d := range e.downloads {
@@ -121,39 +122,34 @@ func (e *Engine) byUse() []*Download {
 	}
 	e.mu.Unlock()
 	used := func(d *Download) time.Time {
-		if v := d.view.Load(); v != nil {
+		if v := d.snapshot.Load(); v != nil {
 			return v.lastUse
 		}
-		return time.Now()
+		return now
 	}
 	slices.SortFunc(list, func(a, b *Download) int { return used(a).Compare(used(b)) })
 	return list
 }
 
-// yield ends a download that is in memory only because it may be of use again. It returns
-// false where somebody reads, is sent something, or counts on its going on.
+// yield ends a download that is in memory only because it may be of use again. It returns false where a
+// reader or a peer uses it, or the owner counts on it.
 func (d *Download) yield(now time.Time) bool {
-	for _, w := range d.wants {
-		if w.reader != nil {
-			return false
-		}
-	}
-	if d.pick == nil || !d.complete && (d.background || d.e.held(d)) || d.checking > 0 {
+	if d.wants.readers() > 0 || d.pick == nil || !d.complete() && (d.wants.everything() || d.held()) || d.serving.checking > 0 {
 		return false
 	}
-	for _, l := range d.links {
-		if l.sending > 0 {
+	for _, c := range d.conns.open {
+		if c.sending > 0 {
 			return false
 		}
 	}
-	d.yielding = true
-	if d.seeding {
-		d.stopOrigin(errUnwanted)
+	d.wants.yielding = true
+	if d.policy.AtOrigin() {
+		d.origin.stop(errUnwanted)
 	}
-	d.wants = nil
+	d.wants.ranges = nil
 	d.updateWanted(now)
-	for _, l := range d.links {
-		l.drain()
+	for _, c := range d.conns.open {
+		c.drain()
 	}
 	return true
 }

@@ -10,31 +10,30 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// newsEvery is how often the store is compared with what owners believe. A host that is
-// named for what it does not have any more costs the asker one connection.
+// newsEvery is how often the store is compared with what owners believe. An owner that names this host
+// for an object that is gone costs the other host one connection.
 const newsEvery = 5 * time.Second
 
-// news is what owners believe of this host beyond its running downloads, and what they have
-// not heard: a download is not kept in memory, and its content on the disk, until an owner
-// answers.
+// news is what owners believe of this host beyond its running downloads, and what they have not heard
+// yet: a download does not stay in memory, nor its object on the disk, until an owner answers.
 type news struct {
-	// mu is held to look up and to note, never while anything is announced or an engine is asked.
+	// mu is held to look up and to note, never over an announce or a call of the engine.
 	mu sync.Mutex
 	// believed are tasks of which an owner may think that this host has something.
 	believed map[task.ID]struct{}
-	// owed are complete contents that no owner has heard of.
+	// owed are complete objects that no owner has heard of.
 	owed map[task.ID]struct{}
 }
 
 func newNews(held []piece.Entry) *news {
 	n := &news{believed: make(map[task.ID]struct{}), owed: make(map[task.ID]struct{})}
 	for _, e := range held {
-		n.believed[e.ID] = struct{}{} // as soon as the inventory is told
+		n.believed[e.ID] = struct{}{} // once the inventory is announced
 	}
 	return n
 }
 
-// said takes in what became of an announce. One that failed may have been heard all the same.
+// said notes how an announce ended. The owner may have received one that failed.
 func (n *news) said(e api.Entry, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -50,7 +49,7 @@ func (n *news) said(e api.Entry, err error) {
 	n.believed[e.Task] = struct{}{}
 }
 
-// due lists what is to be announced now, and forgets what nobody needs to hear any more.
+// due lists the entries to announce now, and forgets those that no owner needs any more.
 func (n *news) due(held []piece.Entry, running func(task.ID) bool) (list []api.Entry) {
 	here := make(map[task.ID]piece.Entry, len(held))
 	for _, e := range held {
@@ -79,8 +78,8 @@ func (n *news) due(held []piece.Entry, running func(task.ID) bool) (list []api.E
 	return list
 }
 
-// tellNews tells owners what no download tells: that a content is complete, when they could
-// not be told at once, and that one is gone.
+// tellNews announces what no download announces: that an object is complete, where the first announce of
+// it failed, and that one is gone.
 func (e *Engine) tellNews(ctx context.Context) {
 	tick := time.NewTicker(newsEvery)
 	defer tick.Stop()

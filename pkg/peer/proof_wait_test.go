@@ -58,17 +58,17 @@ func (r sluggishReplica) AddRuns(runs []piece.DigestRun, certs [][]byte) error {
 }
 
 // answers asks a ledger all that a download's loop asks it.
-func answers(t *testing.T, l *ledger) {
+func answers(t *testing.T, p *proof) {
 	t.Helper()
 	returns(t, "looking into the ledger", func() {
-		l.digest(0)
-		l.proof(0)
-		l.any()
-		l.proven()
-		l.knownSet()
-		l.epochs()
-		l.certificate(piece.KeyID{1})
-		l.concerns(77)
+		p.digest(0)
+		p.runFor(0)
+		p.any()
+		p.coversAll()
+		p.knownSet()
+		p.epochs()
+		p.certificate(piece.KeyID{1})
+		p.concerns(77)
 	})
 }
 
@@ -79,10 +79,10 @@ type result struct {
 }
 
 // adding adds runs from another goroutine.
-func adding(l *ledger, runs ...piece.DigestRun) <-chan result {
+func adding(p *proof, runs ...piece.DigestRun) <-chan result {
 	out := make(chan result, 1)
 	go func() {
-		numbers, err := l.add(runs, [][]byte{[]byte("certificate")})
+		numbers, err := p.add(runs, [][]byte{[]byte("certificate")})
 		out <- result{numbers, err}
 	}()
 	return out
@@ -93,76 +93,76 @@ func TestTheLedgerAnswersWhileItIsWrittenTo(t *testing.T) {
 	slow, quick := runAt(f, 1, 0, digestOf(0)), runAt(f, 2, 1, digestOf(1))
 	t.Run("while a signature is checked", func(t *testing.T) {
 		v := deliberate{gate: newGate(), epoch: slow.Epoch}
-		l := newLedger(ledgerTask, memstore.New(memstore.Config{}), v, nil)
-		first := adding(l, slow)
+		p := newProof(proofTask, memstore.New(memstore.Config{}), v, nil)
+		first := adding(p, slow)
 		<-v.came
-		answers(t, l)
+		answers(t, p)
 		returns(t, "adding another run", func() {
-			numbers, err := l.add([]piece.DigestRun{quick}, nil)
+			numbers, err := p.add([]piece.DigestRun{quick}, nil)
 			require.NoError(t, err)
 			assert.Equal(t, []int{0}, numbers)
 		})
-		_, known := l.digest(0)
+		_, known := p.digest(0)
 		assert.False(t, known, "it was not verified yet")
 		v.let <- struct{}{}
 		assert.Equal(t, result{numbers: []int{1}}, <-first)
-		d, _ := l.digest(0)
+		d, _ := p.digest(0)
 		assert.Equal(t, digestOf(0), d)
 	})
 	t.Run("while the store makes room and writes", func(t *testing.T) {
 		s := sluggish{memstore.New(memstore.Config{}), newGate(), newGate()}
-		l := newLedger(ledgerTask, s, credulous{}, nil)
-		first := adding(l, slow)
+		p := newProof(proofTask, s, credulous{}, nil)
+		first := adding(p, slow)
 		<-s.create.came
-		answers(t, l)
-		second := adding(l, quick) // it waits for the facts, and makes no second replica
+		answers(t, p)
+		second := adding(p, quick) // it waits for the facts, and makes no second replica
 		s.create.let <- struct{}{}
 		<-s.keep.came
 		<-s.keep.came
-		answers(t, l)
-		returns(t, "facts that are known", func() { require.NoError(t, l.setMetadata(f)) })
-		assert.Equal(t, -1, l.proof(0), "what is not on the disk yet is not passed on")
+		answers(t, p)
+		returns(t, "facts that are known", func() { require.NoError(t, p.setMetadata(f)) })
+		assert.Equal(t, -1, p.runFor(0), "what is not on the disk yet is not passed on")
 		s.keep.let <- struct{}{}
 		s.keep.let <- struct{}{}
 		for _, r := range []result{<-first, <-second} {
 			require.NoError(t, r.err)
 		}
-		kept, _ := l.replica.Runs()
+		kept, _ := p.replica.Runs()
 		assert.Len(t, kept, 2)
 	})
 	t.Run("one run that two bring at once is entered once", func(t *testing.T) {
 		v := deliberate{gate: newGate(), epoch: slow.Epoch}
-		l := newLedger(ledgerTask, memstore.New(memstore.Config{}), v, nil)
-		first, second := adding(l, slow), adding(l, slow)
+		p := newProof(proofTask, memstore.New(memstore.Config{}), v, nil)
+		first, second := adding(p, slow), adding(p, slow)
 		<-v.came
 		<-v.came
 		v.let <- struct{}{}
 		v.let <- struct{}{}
 		assert.Equal(t, result{numbers: []int{0}}, <-first)
 		assert.Equal(t, result{numbers: []int{0}}, <-second)
-		assert.Equal(t, []uint64{slow.Epoch}, l.epochs())
+		assert.Equal(t, []uint64{slow.Epoch}, p.epochs())
 	})
 	t.Run("what is revoked while it is checked is left out", func(t *testing.T) {
 		v := deliberate{gate: newGate(), epoch: slow.Epoch}
-		l := newLedger(ledgerTask, memstore.New(memstore.Config{}), v, nil)
-		first := adding(l, slow, quick)
+		p := newProof(proofTask, memstore.New(memstore.Config{}), v, nil)
+		first := adding(p, slow, quick)
 		<-v.came
-		returns(t, "revoking", func() { assert.False(t, l.concerns(slow.Epoch)) })
+		returns(t, "revoking", func() { assert.False(t, p.concerns(slow.Epoch)) })
 		v.let <- struct{}{}
 		got := <-first
 		var stale *staleError
 		require.ErrorAs(t, got.err, &stale, "who still believes it is to be told")
 		assert.Equal(t, slow.Epoch, stale.epoch)
 		assert.Equal(t, []int{0}, got.numbers, "the other one is good")
-		assert.Equal(t, []uint64{quick.Epoch}, l.epochs())
+		assert.Equal(t, []uint64{quick.Epoch}, p.epochs())
 	})
 	t.Run("a contradiction that comes in while it is checked is noticed", func(t *testing.T) {
 		v := deliberate{gate: newGate(), epoch: 4}
-		l := newLedger(ledgerTask, memstore.New(memstore.Config{}), v, nil)
-		whole := adding(l, runAt(f, 4, 0, digestOf(0), digestOf(8), digestOf(2)))
+		p := newProof(proofTask, memstore.New(memstore.Config{}), v, nil)
+		whole := adding(p, runAt(f, 4, 0, digestOf(0), digestOf(8), digestOf(2)))
 		<-v.came
 		returns(t, "adding another run", func() {
-			_, err := l.add([]piece.DigestRun{quick}, nil)
+			_, err := p.add([]piece.DigestRun{quick}, nil)
 			require.NoError(t, err)
 		})
 		v.let <- struct{}{}
@@ -172,11 +172,11 @@ func TestTheLedgerAnswersWhileItIsWrittenTo(t *testing.T) {
 
 func TestAnotherLengthInOneMessageIsJudgedByTheNewest(t *testing.T) {
 	short, long := piece.MetadataFor(3*piece.SizeMin, ""), piece.MetadataFor(4*piece.SizeMin, "")
-	l := newLedger(ledgerTask, memstore.New(memstore.Config{}), credulous{}, nil)
-	numbers, err := l.add([]piece.DigestRun{runAt(short, 5, 0, digestOf(0)), runAt(long, 4, 0)}, nil)
+	p := newProof(proofTask, memstore.New(memstore.Config{}), credulous{}, nil)
+	numbers, err := p.add([]piece.DigestRun{runAt(short, 5, 0, digestOf(0)), runAt(long, 4, 0)}, nil)
 	require.ErrorIs(t, err, errMetadata)
 	require.NotErrorIs(t, err, errContradiction, "an older attempt says so")
 	assert.Equal(t, []int{0}, numbers)
-	_, err = l.add([]piece.DigestRun{runAt(short, 5, 1, digestOf(1)), runAt(long, 6, 0)}, nil)
+	_, err = p.add([]piece.DigestRun{runAt(short, 5, 1, digestOf(1)), runAt(long, 6, 0)}, nil)
 	require.ErrorIs(t, err, errContradiction)
 }

@@ -1,0 +1,447 @@
+// Package policy decides for one download when to announce and what, when to ask the origin, when it
+// starves, when it gives up and when nobody needs it any more.
+//
+// A Policy is pure: it knows no clock, goroutine, socket or lock. Time and what the download sees are
+// arguments, and the same calls lead to the same decisions; testdata holds them as text. One download's
+// loop owns it. Start at [Policy.Announce] and [Policy.Origin]; [View] is what they look at.
+package policy
+
+import "time"
+
+const (
+	// starveFirst and starveMax bound how soon a download that nobody can feed asks its owner again.
+	starveFirst = 100 * time.Millisecond
+	starveMax   = time.Second
+	// quiet is how long no neighbour must have announced a piece before the download takes it that no
+	// neighbour will.
+	quiet = time.Second
+	// lonelyMax is how long a download goes on without a host that could help before it gives up.
+	lonelyMax = 8 * time.Second
+	// restFor is how long an origin of which nothing was wanted is not asked again, unless a reader
+	// wants more: an origin that cannot help would be asked for ever.
+	restFor = 250 * time.Millisecond
+	// rankPause is how long a host leaves it to the next one in the order of hosts to ask the origin for
+	// all of them. The one that asks says that it is a seed, and the others wait for it.
+	rankPause = 1500 * time.Millisecond
+)
+
+// RefusalsMax is how many refusals in a row that were meant for other credentials a caller sits out.
+const RefusalsMax = 4
+
+// Interest is what callers on this host want of a download.
+type Interest int
+
+const (
+	// Nothing is wanted: the download was begun for a peer, serves what is stored and announces nothing.
+	Nothing Interest = iota
+	// Ranges are wanted: those that readers read.
+	Ranges
+	// Everything is wanted, with a reader or without: an owner or a preheat asked for it.
+	Everything
+)
+
+// Phase is how much of the blob is here.
+type Phase int
+
+const (
+	// Unknown is the phase before the metadata is known: neither length nor piece size.
+	Unknown Phase = iota
+	// Partial is the phase in which pieces are missing.
+	Partial
+	// Complete is the phase in which every piece is stored. A piece that the disk loses ends it.
+	Complete
+)
+
+// Permission is whether this host may ask the origin. Owners' replies and callers change it: see
+// [Policy.Assigned] and [Policy.Wanted].
+type Permission int
+
+const (
+	// Denied: no owner has named this host as a seed.
+	Denied Permission = iota
+	// Disputed: hosts disagree about who owns the task: the owner thinks that another host does, and the
+	// other may think the same of a third. This host does not ask yet.
+	Disputed
+	// StandIn: as Disputed, and a caller wants everything. This host asks if it is its turn in the order
+	// of hosts and nobody announced a piece for a while.
+	StandIn
+	// Allowed: an owner named this host as a seed. It asks if it is its turn in the order of hosts.
+	Allowed
+	// Leading: an owner named this host as a seed, and other hosts ask it whom to talk to. It asks at once.
+	Leading
+)
+
+// Reading is what this host does at the origin.
+type Reading int
+
+const (
+	// Idle: the origin was not asked, or its last request has ended.
+	Idle Reading = iota
+	// Running: the origin's body is read. This host is a seed meanwhile.
+	Running
+	// GaveUp: the origin failed for good, and the download ends because of it. This host counts as a seed
+	// until then, so that its neighbours and the observer hear the reason.
+	GaveUp
+)
+
+// told is the last event that was announced and that changes what the owner believes of this host.
+type told int
+
+const (
+	toldNothing told = iota
+	toldStarted
+	toldCompleted
+)
+
+// Event is the kind of an announce.
+type Event int
+
+// The events of an [Announcement].
+const (
+	Started Event = iota
+	Progress
+	Starving
+	Completed
+)
+
+// Announcement is what to announce now.
+type Announcement struct {
+	Event Event
+	// Need is how many more neighbours the download wants named.
+	Need int
+	// Spec says that the owner needs to know how to ask the origin.
+	Spec bool
+}
+
+// OriginStep is what to do about the origin.
+type OriginStep int
+
+const (
+	// Leave leaves the origin as it is.
+	Leave OriginStep = iota
+	// Ask makes the origin a parent of the download.
+	Ask
+	// Stop ends the reading of the origin: nobody has wanted anything for a while.
+	Stop
+)
+
+// Config are the settings of a [Policy].
+type Config struct {
+	// Neighbours is how many connections a download tries to keep.
+	Neighbours int
+	// ProgressInterval is how often a download that waits for pieces announces.
+	ProgressInterval time.Duration
+	// Linger is how long a download stays without a reader.
+	Linger time.Duration
+	// Origin says that this host can ask origins.
+	Origin bool
+	// Seed says that this host is there to serve, as a supernode is.
+	Seed bool
+}
+
+// View is what the loop sees of its download at one turn.
+type View struct {
+	Interest Interest
+	Phase    Phase
+	// Signed says that coordinators' signatures cover every piece. Cached says that everything was here
+	// when the download began.
+	Signed, Cached bool
+	// Wants says that a wanted piece is missing. Hungry says that in addition no request is on its way
+	// and no neighbour has a piece to ask for. Both are false in the phase Unknown.
+	Wants, Hungry bool
+	// Ranges is how many ranges are wanted, those of readers that left a moment ago included.
+	Ranges int
+	// Conns is how many connections are open, Greeted how many of them sent a Hello, Seeds how many of
+	// those are seeds. Dialing is how many connections are on their way.
+	Conns, Greeted, Seeds, Dialing int
+	// Checking is how many stored pieces are read to compare them with their digests.
+	Checking int
+	// Yielding says that the download gives up its space for another one.
+	Yielding bool
+	// OwnerFailed says that the last announce failed.
+	OwnerFailed bool
+	// LastHave is when a neighbour last announced a piece; LastUse when the download was last of use.
+	LastHave, LastUse time.Time
+	// Held reports whether a caller has the download open. Rank is how many neighbours come before this
+	// host in the order in which hosts stand in for a lost owner. Both are called only where the
+	// decision depends on them.
+	Held func() bool
+	Rank func() int
+}
+
+// active reports whether the download waits for pieces.
+func (v View) active() bool { return v.Phase != Complete && (v.Phase == Unknown || v.Wants) }
+
+// Policy decides for one download, and holds what it decided before.
+type Policy struct {
+	cfg Config
+
+	told         told
+	announcing   bool // an announce is on its way
+	nextProgress time.Time
+	nextStarving time.Time
+	starveDelay  time.Duration
+
+	permission Permission
+	since      time.Time // of the permission to ask the origin
+	reading    Reading
+	attested   bool      // the origin was asked to vouch for a blob that is complete
+	rests      time.Time // until then the origin is not asked
+
+	lonelySince time.Time
+	refusals    int // of seeds, meant for other credentials
+}
+
+// New returns the policy of a download that begins.
+func New(cfg Config) *Policy { return &Policy{cfg: cfg, starveDelay: starveFirst} }
+
+// Permission returns whether this host may ask the origin.
+func (p *Policy) Permission() Permission { return p.permission }
+
+// Reading returns what this host does at the origin.
+func (p *Policy) Reading() Reading { return p.reading }
+
+// AtOrigin reports whether this host reads the origin, or has just given up on it.
+func (p *Policy) AtOrigin() bool { return p.reading != Idle }
+
+// Announcing reports whether an announce is on its way.
+func (p *Policy) Announcing() bool { return p.announcing }
+
+// Announce decides what to announce now, if anything; the announce is then on its way until
+// [Policy.Replied].
+func (p *Policy) Announce(now time.Time, v View) (a Announcement, ok bool) {
+	if p.announcing || v.Interest == Nothing {
+		return a, false
+	}
+	switch {
+	case v.Phase == Complete:
+		if p.told == toldCompleted || !v.Signed || v.Cached {
+			return a, false
+		}
+		p.told = toldCompleted
+		a.Event = Completed
+	case p.told == toldNothing:
+		p.told = toldStarted
+		a.Event = Started
+	case p.starves(now, v) && !now.Before(p.nextStarving):
+		a.Event = Starving
+		p.nextStarving = now.Add(p.starveDelay)
+		p.starveDelay = min(2*p.starveDelay, starveMax)
+	case v.active() && !now.Before(p.nextProgress):
+		a.Event = Progress
+	default:
+		return a, false
+	}
+	a.Spec = a.Event == Started || a.Event == Starving
+	switch {
+	case a.Event == Completed:
+	case a.Event == Started:
+		// Every host is also named to others: asking for half the mesh makes all of it.
+		a.Need = (p.cfg.Neighbours + 4) / 2
+	default:
+		a.Need = max(0, p.cfg.Neighbours-v.Conns-v.Dialing)
+	}
+	p.nextProgress = now.Add(p.cfg.ProgressInterval)
+	p.announcing = true
+	return a, true
+}
+
+// Replied ends the announce that is on its way.
+func (p *Policy) Replied() { p.announcing = false }
+
+// starves reports whether pieces are wanted and no neighbour can bring them.
+func (p *Policy) starves(now time.Time, v View) bool {
+	if p.reading != Idle || !v.active() || v.Dialing > 0 || v.Seeds > 0 || v.Greeted < v.Conns {
+		return false
+	}
+	// A seed that has nothing new waits for its origin, and whose neighbours still get pieces will have
+	// some of them: asking the owner brings nothing.
+	return v.Phase == Unknown || v.Hungry && now.Sub(v.LastHave) > quiet
+}
+
+// GotPiece takes in that a piece came: the next time that the download starves it asks its owner soon.
+func (p *Policy) GotPiece() { p.starveDelay = starveFirst }
+
+// LostPiece takes in that the disk lost a piece: the owner hears once more when everything is here.
+func (p *Policy) LostPiece() {
+	if p.told == toldCompleted {
+		p.told = toldStarted
+	}
+}
+
+// Assigned takes in an owner's reply: seed says that this host may ask the origin, leading that other
+// hosts ask this host whom to talk to, elsewhere that the owner thinks another host owns the task.
+func (p *Policy) Assigned(now time.Time, v View, seed, leading, elsewhere bool) {
+	switch {
+	case !p.cfg.Origin:
+	case seed && leading:
+		p.permit(now, Leading)
+	case seed:
+		p.permit(now, Allowed)
+	case elsewhere && p.permission < StandIn && v.Interest == Everything:
+		p.permit(now, StandIn)
+	case elsewhere && p.permission < StandIn:
+		p.permit(now, Disputed)
+	}
+}
+
+// Wanted takes in that a caller wants everything from now on. Where hosts disagree about who owns the
+// task, each may be sent on to the next, after a supernode was restarted, say: without this all of
+// them would wait.
+func (p *Policy) Wanted(now time.Time) {
+	if p.permission == Disputed {
+		p.permit(now, StandIn)
+	}
+}
+
+// permit changes the permission to ask the origin. It counts from when this host first had one.
+func (p *Policy) permit(now time.Time, to Permission) {
+	if p.permission < StandIn && to >= StandIn {
+		p.since = now
+	}
+	p.permission = to
+}
+
+// WantsChanged takes in that other pieces are wanted than before: the origin may be asked for them.
+func (p *Policy) WantsChanged() { p.rests = time.Time{} }
+
+// Origin decides what to do about the origin. It is left when nobody has wanted anything for a while,
+// be it in the middle of a body that hangs. It is asked when an owner said so and nobody else can
+// bring what is wanted: not while a neighbour has more, so that an owner that takes over, or a host
+// that lost its owners, asks only for what nobody alive has. The caller does what is decided, and
+// reports it: [Policy.OriginAsked], [Policy.OriginEnded].
+func (p *Policy) Origin(now time.Time, v View) OriginStep {
+	switch {
+	case p.reading != Idle:
+		if v.Interest != Everything && v.Ranges == 0 && now.Sub(v.LastUse) > p.cfg.Linger && !v.Held() {
+			return Stop
+		}
+	case v.Phase == Complete:
+		// A seed holds everything, but nobody has vouched for it: it came inside an owner's reply, or
+		// the last digests got lost in a crash.
+		if v.Interest == Everything && !p.attested && !v.Signed && p.cfg.Origin {
+			p.attested = true
+			return Ask
+		}
+	case p.permission >= StandIn && p.onlyOrigin(now, v):
+		return Ask
+	}
+	return Leave
+}
+
+// onlyOrigin reports whether nobody but the origin can bring what is wanted now. Where nothing is
+// known of the blob yet, its origin is asked at once.
+func (p *Policy) onlyOrigin(now time.Time, v View) bool {
+	if v.Phase != Unknown && (v.Dialing > 0 || !v.Hungry) || now.Before(p.rests) {
+		return false
+	}
+	if v.Seeds > 0 && v.Interest != Everything && !p.cfg.Seed {
+		return false // it is about to bring it
+	}
+	switch {
+	case p.permission == StandIn:
+		// Whom the owner has in mind may bring it yet, or wait in turn for this host.
+		since := p.since
+		if v.LastHave.After(since) {
+			since = v.LastHave
+		}
+		return v.Dialing == 0 && !now.Before(since.Add(time.Duration(1+v.Rank())*rankPause))
+	case v.Interest == Everything || p.permission == Leading:
+		return true
+	}
+	return !now.Before(p.since.Add(time.Duration(v.Rank()) * rankPause))
+}
+
+// OriginAsked takes in that the origin's body is read from now on.
+func (p *Policy) OriginAsked() { p.reading = Running }
+
+// OriginEnd is how the reading of an origin ended.
+type OriginEnd int
+
+const (
+	// Ended: it brought what was wanted, or the download ends for a reason of its own.
+	Ended OriginEnd = iota
+	// Unwanted: nothing more was wanted.
+	Unwanted
+	// PeersGoOn: it failed, and neighbours have pieces that are missing here.
+	PeersGoOn
+	// Failed: it failed, and the download ends because of it.
+	Failed
+)
+
+// OriginEnded takes in how the reading of the origin ended.
+func (p *Policy) OriginEnded(now time.Time, how OriginEnd) {
+	p.reading = Idle
+	switch how {
+	case Ended:
+	case Unwanted:
+		p.rests = now.Add(restFor)
+	case PeersGoOn:
+		if p.permission == StandIn {
+			p.permit(now, Disputed)
+		} else {
+			p.permit(now, Denied)
+		}
+	case Failed:
+		p.reading = GaveUp
+	}
+}
+
+// OwnerRefused reports whether the download ends because of a refusal that its owner passed on.
+// personal says that the refusal is about credentials, hopeful that a neighbour may have what is
+// missing, or bring it.
+func (p *Policy) OwnerRefused(v View, personal bool, hopeful func() bool) bool {
+	return v.Phase != Complete && p.reading == Idle && (v.Conns == 0 || personal && !hopeful())
+}
+
+// SeedRefused takes in that a seed gave up for credentials that are not ours, and reports whether the
+// download gives up. Else it starves at once: the owner knows whose credentials they were.
+func (p *Policy) SeedRefused(v View) (giveUp bool) {
+	if p.refusals++; p.refusals >= RefusalsMax && v.Interest != Everything {
+		return true
+	}
+	p.nextStarving = time.Time{}
+	return false
+}
+
+// GiveUp reports whether for too long no host here could help, and no owner either names one that
+// could. While an owner answers and neighbours are there the download waits: the origin may just be
+// slow, and this host far from the seed.
+func (p *Policy) GiveUp(now time.Time, v View) bool {
+	helpful := p.reading != Idle || v.Phase != Unknown && !v.Hungry || v.Seeds > 0 || v.Greeted > 0 && !v.OwnerFailed
+	switch {
+	case helpful || !v.active() || v.Interest == Nothing:
+		p.lonelySince = time.Time{}
+	case p.lonelySince.IsZero():
+		p.lonelySince = now
+	default:
+		return now.Sub(p.lonelySince) > lonelyMax
+	}
+	return false
+}
+
+// Over reports whether nobody needs the download in memory any more.
+func (p *Policy) Over(now time.Time, v View) bool {
+	switch {
+	case v.Conns > 0 || v.Dialing > 0 || v.Checking > 0 || v.Ranges > 0 || p.announcing || p.reading != Idle:
+		return false
+	case v.Phase != Complete:
+		return v.Interest != Everything && (v.Yielding || now.Sub(v.LastUse) > p.cfg.Linger)
+	}
+	unreported := v.Interest != Nothing && p.told != toldCompleted && v.Signed && !v.Cached
+	return !unreported
+}
+
+// Wake returns the first of its times after now at which the policy may decide otherwise, or until
+// where none is before it.
+func (p *Policy) Wake(now, until time.Time, phase Phase) time.Time {
+	if phase == Complete {
+		return until
+	}
+	for _, t := range []time.Time{p.nextStarving, p.nextProgress} {
+		if t.After(now) && t.Before(until) {
+			until = t
+		}
+	}
+	return until
+}

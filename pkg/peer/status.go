@@ -1,0 +1,113 @@
+package peer
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/darter-io/darter/pkg/peer/policy"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// Sources counts bytes of verified pieces by where they came from.
+type Sources struct {
+	Peers  int64 `json:"peers"`  // from other nodes
+	Seeds  int64 `json:"seeds"`  // from supernodes and other seeds
+	Origin int64 `json:"origin"` // from the origin, by this node itself
+	Inline int64 `json:"inline"` // inside an owner's answer
+}
+
+// Stats are an engine's counters since its start.
+type Stats struct {
+	Sources
+	Sent        int64 `json:"sent"`        // bytes of pieces sent to other hosts
+	BadPieces   int64 `json:"badPieces"`   // pieces whose bytes did not match their digest
+	Duplicate   int64 `json:"duplicate"`   // bytes that came although they were there
+	BusySent    int64 `json:"busySent"`    // requests refused for want of a slot
+	BusyGot     int64 `json:"busyGot"`     // requests of ours that were refused
+	Downloads   int   `json:"downloads"`   // tasks in memory
+	Links       int64 `json:"links"`       // connections open
+	UploadSlots int   `json:"uploadSlots"` // taken
+	// UploadSlotsMax is how many there are.
+	UploadSlotsMax int `json:"uploadSlotsMax"`
+}
+
+type counters struct {
+	peers, seeds, origin, inline atomic.Int64
+	sent, bad, duplicate         atomic.Int64
+	busySent, busyGot, links     atomic.Int64
+}
+
+func (c *counters) sources() Sources {
+	return Sources{Peers: c.peers.Load(), Seeds: c.seeds.Load(), Origin: c.origin.Load(), Inline: c.inline.Load()}
+}
+
+// Stats returns the counters.
+func (e *Engine) Stats() Stats {
+	e.mu.Lock()
+	downloads := len(e.downloads)
+	e.mu.Unlock()
+	c := &e.stats
+	return Stats{
+		Sources: c.sources(), Sent: c.sent.Load(), BadPieces: c.bad.Load(), Duplicate: c.duplicate.Load(),
+		BusySent: c.busySent.Load(), BusyGot: c.busyGot.Load(), Downloads: downloads, Links: c.links.Load(), UploadSlots: e.near.slots.Active(), UploadSlotsMax: e.near.slots.Max(),
+	}
+}
+
+// TaskStatus is one download as a person or the console sees it.
+type TaskStatus struct {
+	ID       task.ID        `json:"id"`
+	Metadata piece.Metadata `json:"facts"`
+	Have     int            `json:"have"`
+	Pieces   int            `json:"pieces"`
+	Readers  int            `json:"readers"`
+	Seeding  bool           `json:"seeding"` // from the origin
+	Sources  Sources        `json:"sources"`
+	Links    int            `json:"links"`
+	// Name is the spec's; Wanted says that a caller waits for missing pieces. LastGot is when the last
+	// piece came, or while there is none, when a caller first came.
+	Name    string    `json:"name,omitempty"`
+	Wanted  bool      `json:"wanted"`
+	LastGot time.Time `json:"lastGot,omitzero"`
+	lastUse time.Time
+}
+
+// Tasks lists the downloads in memory, in no order.
+func (e *Engine) Tasks() []TaskStatus {
+	e.mu.Lock()
+	all := make([]*Download, 0, len(e.downloads))
+	for _, d := range e.downloads {
+		all = append(all, d)
+	}
+	e.mu.Unlock()
+	list := make([]TaskStatus, 0, len(all))
+	for _, d := range all {
+		list = append(list, d.status())
+	}
+	return list
+}
+
+func (d *Download) sources() Sources { return d.stats.sources() }
+
+func (d *Download) status() TaskStatus {
+	if v := d.snapshot.Load(); v != nil {
+		s := *v
+		s.Sources = d.sources()
+		return s
+	}
+	return TaskStatus{ID: d.id, Sources: d.sources()}
+}
+
+func (d *Download) show() {
+	s := &TaskStatus{ID: d.id, Links: len(d.conns.open), Seeding: d.policy.AtOrigin(), Name: d.wants.spec.Name(), LastGot: d.times.lastPiece, lastUse: d.times.lastUse}
+	if d.times.lastPiece.IsZero() {
+		s.LastGot = d.times.asked
+	}
+	s.Readers = d.wants.readers()
+	if d.pick != nil {
+		s.Metadata = d.proof.replica.Metadata()
+		s.Have, s.Pieces = d.pick.Have().Count(), d.pick.Have().Len()
+	}
+	s.Wanted = d.wants.interest != policy.Nothing && !d.complete() && (s.Readers > 0 || d.seeds() || d.pick == nil)
+	d.snapshot.Store(s)
+}
