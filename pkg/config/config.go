@@ -1,14 +1,13 @@
-// Package config reads what people set: flags, the environment, a YAML file, defaults, in
-// this order of precedence, into one typed struct per program.
+// Package config loads the settings of a program from flags, the environment, a YAML file and defaults, in this order
+// of precedence, into one typed struct.
 //
-// Nothing that it does not know is passed over in silence: an unknown key, variable or value
-// ends in an error that names the nearest right one. A secret is printed as "[redacted]"
-// whatever prints it, and has no flag, because every user of a machine can read the
-// arguments of a process. Start at [Form] and at the structs in settings.go, whose comments
-// are also the text of --help and of docs/configuration.md (go generate ./pkg/config).
+// It never ignores a name or value that it does not know: the error names the nearest right one. A secret is printed as
+// "[redacted]" and has no flag, because every user of a machine can read the arguments of a process. Start at [Form] and
+// at the structs in settings.go, whose comments are the text of --help and of docs/configuration.md (go generate
+// ./pkg/config).
 package config
 
-//go:generate go test -run "^TestTheReferencePageSaysWhatTheSettingsSay$" . -update
+//go:generate go test -run "^TestReferencePage$" . -update
 
 import (
 	"cmp"
@@ -24,14 +23,14 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// EnvPrefix begins the name of every environment variable that sets something.
+// EnvPrefix begins the name of every environment variable.
 const EnvPrefix = "DARTER_"
 
-// EnvFile names the configuration file where --config does not.
+// EnvFile is the variable with the path of the configuration file; --config overrides it.
 const EnvFile = EnvPrefix + "CONFIG"
 
-// Form is one program's settings, to be filled in from all sides: [NewForm], then
-// [Form.Bind], then, once the flags are parsed, [Form.Load]. Not safe for concurrent use.
+// Form loads the settings of one program: call [NewForm], [Form.Bind], parse the flags, then [Form.Load]. Not safe for
+// concurrent use.
 type Form struct {
 	program  string
 	settings []*setting
@@ -40,26 +39,24 @@ type Form struct {
 	path     string
 }
 
-// validator is what a program's struct may bring to check what no single field can.
+// validator is a program's struct that checks its fields against each other.
 type validator interface{ Validate() error }
 
-// NewForm prepares the settings of a program; target points to the struct that [Form.Load]
-// fills in, one of those in this package.
+// NewForm returns the form of a program. target points to the struct that [Form.Load] fills in, one of this package.
 func NewForm(program string, target any) *Form {
 	return &Form{program: program, target: target, settings: settingsOf(target)}
 }
 
-// Bind adds --config and one flag per setting to fs. The flags hold no values of their own:
-// [Form.Load] reads them.
+// Bind adds --config and one flag per setting to fs. [Form.Load] reads the flags.
 func (f *Form) Bind(fs *pflag.FlagSet) {
 	f.flags = fs
-	fs.StringVar(&f.path, "config", "", "`FILE` in YAML to read settings from; also "+EnvFile+". Default none")
+	fs.StringVar(&f.path, "config", "", "YAML `FILE` with settings; also "+EnvFile+". Default: none")
 	for _, s := range f.settings {
 		s.bind(fs)
 	}
 }
 
-// Flags lists the names of the settings' flags.
+// Flags returns the names of the settings' flags.
 func (f *Form) Flags() []string {
 	names := []string{}
 	for _, s := range f.settings {
@@ -219,25 +216,24 @@ func (f *Form) names() (names []string) {
 	return names
 }
 
-// InvalidError is of settings that were all read and cannot work together, or on this machine,
-// or for this user. The target has them.
+// InvalidError reports settings that are readable but contradict each other, the machine or the user's permissions. The
+// target holds them.
 type InvalidError struct{ Err error }
 
 func (e *InvalidError) Error() string { return e.Err.Error() }
 
-// Unwrap returns what is wrong.
+// Unwrap returns the problem.
 func (e *InvalidError) Unwrap() error { return e.Err }
 
-// Again is a form for the same program and the same flags, to read the file and the
-// environment anew into another target.
+// Again returns a form for the same program and flags that loads the file and the environment into another target.
 func (f *Form) Again(target any) *Form {
 	return &Form{program: f.program, settings: settingsOf(target), target: target, flags: f.flags, path: f.path}
 }
 
-// Print writes the settings as [Form.Load] left them, as a YAML file that can be read
-// again; a comment says where each value came from. Secrets are redacted.
+// Print writes the loaded settings as a YAML file that can be loaded again, with the origin of each value in a comment.
+// Secrets are redacted.
 func (f *Form) Print(w io.Writer) error {
-	root := &yaml.Node{Kind: yaml.MappingNode, HeadComment: "Settings of " + f.program + " as they are in force."}
+	root := &yaml.Node{Kind: yaml.MappingNode, HeadComment: "Settings of " + f.program + " in force."}
 	for _, s := range f.settings {
 		s.print(root)
 	}
@@ -249,12 +245,11 @@ func (f *Form) Print(w io.Writer) error {
 	return enc.Close()
 }
 
-// Change is a setting that differs between two forms; its values are as they may be printed,
-// a secret redacted.
+// Change is a setting that differs between two forms. A secret is redacted in both values.
 type Change struct{ Key, Was, Is string }
 
-// Changed reports which settings differ between this form and a newer one of the same
-// program: those that can change in a running program, and those that need a restart.
+// Changed returns the settings that differ from a newer form of the same program: those that a running program can
+// change, and those that need a restart.
 func (f *Form) Changed(newer *Form) (now, restart []Change) {
 	for i, s := range f.settings {
 		other := newer.settings[i]
@@ -271,9 +266,8 @@ func (f *Form) Changed(newer *Form) (now, restart []Change) {
 	return now, restart
 }
 
-// unknownEnv judges a variable that sets nothing here. Those of the sister programs may be
-// there, and so may those that Kubernetes makes for a Service whose name begins with
-// "darter".
+// unknownEnv returns the error for an unknown variable. It accepts variables of the other programs and those that
+// Kubernetes creates for a Service whose name begins with "darter".
 func (f *Form) unknownEnv(name string) error {
 	if serviceLink.MatchString(name) {
 		return nil

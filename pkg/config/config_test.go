@@ -37,7 +37,7 @@ func load[T any](t *testing.T, program, file string, environ, args []string) (*T
 	return cfg, form, form.Load(environ)
 }
 
-func TestAFlagWinsOverAVariableOverTheFileOverTheDefault(t *testing.T) {
+func TestPrecedence(t *testing.T) {
 	const file = "cache:\n  quota: 2GiB\n"
 	env := []string{"DARTER_CACHE_QUOTA=3GiB", "HOME=/nowhere"}
 	args := []string{"--cache-quota=4GiB"}
@@ -62,7 +62,7 @@ func TestAFlagWinsOverAVariableOverTheFileOverTheDefault(t *testing.T) {
 	}
 }
 
-func TestTheFileIsNamedByAVariableToo(t *testing.T) {
+func TestFileNamedByVariable(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "d.yaml")
 	require.NoError(t, os.WriteFile(path, []byte("node: {name: n7}\n"), 0o600))
 	cfg, _, err := load[Dfdaemon](t, "dfdaemon", "", []string{EnvFile + "=" + path}, nil)
@@ -70,7 +70,7 @@ func TestTheFileIsNamedByAVariableToo(t *testing.T) {
 	assert.Equal(t, "n7", cfg.Node.Name)
 }
 
-func TestAListIsOverriddenAsAWhole(t *testing.T) {
+func TestListOverride(t *testing.T) {
 	cfg, _, err := load[Dfdaemon](t, "dfdaemon", "supernodes: [a:1, b:2]\n", nil, []string{"--supernodes=c:3", "--supernodes", "d:4,[::1]:5"})
 	require.NoError(t, err)
 	assert.Equal(t, []Address{"c:3", "d:4", "[::1]:5"}, cfg.Supernodes)
@@ -79,7 +79,7 @@ func TestAListIsOverriddenAsAWhole(t *testing.T) {
 	assert.Equal(t, []Address{"c:3", "d:4"}, cfg.Supernodes)
 }
 
-func TestUpstreamsAreMappingsInAFileAndShortOnACommandLine(t *testing.T) {
+func TestUpstreamForms(t *testing.T) {
 	cfg, _, err := load[Supernode](t, "supernode", `
 upstreams:
   - host: registry.test:5000
@@ -110,7 +110,7 @@ upstreams:
 	assert.False(t, cfg.AllowUnlisted)
 }
 
-func TestWhatNobodyKnowsIsRefusedWithTheNearestName(t *testing.T) {
+func TestUnknownNames(t *testing.T) {
 	for _, row := range []struct {
 		name, file string
 		env, args  []string
@@ -127,7 +127,7 @@ func TestWhatNobodyKnowsIsRefusedWithTheNearestName(t *testing.T) {
 		{"flag without its section", "", nil, []string{"--quota=1GiB"}, "unknown flag: --quota; did you mean --cache-quota?"},
 		{"flag in the file's spelling", "", nil, []string{"--cache.highWater=1"}, "did you mean --cache-high-water?"},
 		{"flag that is nothing", "", nil, []string{"--zebra=1"}, "unknown flag: --zebra"},
-		{"level", "log: {level: wran}\n", nil, nil, `"wran" is none of debug, info, warn, error; did you mean "warn"?`},
+		{"level", "log: {level: wran}\n", nil, nil, `"wran" is not one of debug, info, warn, error; did you mean "warn"?`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			_, _, err := load[Dfdaemon](t, "dfdaemon", row.file, row.env, row.args)
@@ -136,7 +136,7 @@ func TestWhatNobodyKnowsIsRefusedWithTheNearestName(t *testing.T) {
 	}
 }
 
-func TestVariablesOfKubernetesAndOfSisterProgramsAreNoMistakes(t *testing.T) {
+func TestForeignVariables(t *testing.T) {
 	_, _, err := load[Dfdaemon](t, "dfdaemon", "", []string{
 		"DARTER_SUPERNODE_SERVICE_HOST=10.1.2.3", "DARTER_SUPERNODE_SERVICE_PORT=65000", "DARTER_SUPERNODE_SERVICE_PORT_API=65000",
 		"DARTER_SUPERNODE_PORT=tcp://10.1.2.3:65000", "DARTER_SUPERNODE_PORT_65000_TCP=tcp://10.1.2.3:65000",
@@ -147,43 +147,43 @@ func TestVariablesOfKubernetesAndOfSisterProgramsAreNoMistakes(t *testing.T) {
 	require.NoError(t, err)
 }
 
-func TestValuesThatCannotBeAreRefusedWithARightOne(t *testing.T) {
+func TestInvalidValues(t *testing.T) {
 	for _, row := range []struct{ file, want string }{
 		{"cache: {quota: 4 gigs}", `cache.quota (from `},
-		{"cache: {quota: 4 gigs}", `"4 gigs" is no size; write for example 500MB, 64MiB or 4GiB`},
-		{"cache: {quota: 100Mbit}", `is no size`},
-		{"cache: {quota: -1}", `is no size`},
+		{"cache: {quota: 4 gigs}", `"4 gigs" is not a size; write for example 500MB, 64MiB or 4GiB`},
+		{"cache: {quota: 100Mbit}", `is not a size`},
+		{"cache: {quota: -1}", `is not a size`},
 		{"cache: {quota: 1MiB}", "use 64MiB or more"},
 		{"cache: {lowWater: 0.99}", "must satisfy 0 < lowWater <= highWater <= 1"},
-		{"cache: {lowWater: NaN}", "is no number"},
-		{"files: {allowAddresses: [localhost]}", "is no network; write for example 10.0.0.0/8"},
+		{"cache: {lowWater: NaN}", "is not a number"},
+		{"files: {allowAddresses: [localhost]}", "is not a network; write for example 10.0.0.0/8"},
 		{"cache: {quota: [1GiB]}", "takes one value, not a list"},
 		{"cache: 4GiB", "cache is a section and takes keys, not a value"},
 		{"node: {name: {a: b}}", "node.name takes a value, not keys of its own"},
-		{"limits: {upload: 10kB/s}", "limits.upload: 10kB/s is too little for other nodes to wait for; write at least 64KiB/s, or unlimited"},
-		{"limits: {task: 100}", "limits.task: 100B/s is too little"},
-		{"limits: {origin: 5 apples}", "is no rate; write for example 100MiB/s, 800Mbit/s or unlimited"},
-		{"drainTimeout: 20", `"20" is no duration; write for example 500ms, 30s`},
+		{"limits: {upload: 10kB/s}", "limits.upload: 10kB/s is so slow that other nodes give up; write at least 64KiB/s, or unlimited"},
+		{"limits: {task: 100}", "limits.task: 100B/s is so slow"},
+		{"limits: {origin: 5 apples}", "is not a rate; write for example 100MiB/s, 800Mbit/s or unlimited"},
+		{"drainTimeout: 20", `"20" is not a duration; write for example 500ms, 30s`},
 		{"drainTimeout: -1s", "drainTimeout: must be 0 or more"},
 		{"cluster: {insecure: jein}", `"jein" is neither true nor false`},
 		{"peer: {listen: '::1'}", `"::1" has no port; write [::1]:PORT`},
 		{"peer: {listen: '127.0.0.1'}", `write 127.0.0.1:PORT`},
-		{"peer: {listen: '127.0.0.1:http'}", `port "http" is no number up to 65535`},
-		{"peer: {listen: '127.0.0.1:70000'}", `port "70000" is no number up to 65535`},
+		{"peer: {listen: '127.0.0.1:http'}", `port "http" is not a number up to 65535`},
+		{"peer: {listen: '127.0.0.1:70000'}", `port "70000" is not a number up to 65535`},
 		{"peer: {listen: 'http://127.0.0.1:80'}", `is a URL; write host:port`},
-		{"peer: {advertise: '0.0.0.0:65002'}", "no address that others can connect to"},
+		{"peer: {advertise: '0.0.0.0:65002'}", "not an address that others can connect to"},
 		{"api: {listen: '0.0.0.0:65003'}", "use 127.0.0.1:65003"},
 		{"supernodes: [':65000']", "does not say where to connect"},
 		{"cluster: {secret: short}", "use 32 or more, for example of: openssl rand -hex 32"},
 		{"cluster: {secret: '[redacted]'}", "not the secret"},
 		{"cluster: {secretFile: /does/not/exist}", "cluster.secretFile: stat /does/not/exist"},
 		{"upstreams: [{urls: [x]}]", "host is missing"},
-		{"upstreams: [{host: a.b, urls: [a.b]}]", `"a.b" is no URL; write for example https://registry.test:5000`},
-		{"upstreams: [{host: 'https://a.b'}]", `is no host name`},
+		{"upstreams: [{host: a.b, urls: [a.b]}]", `"a.b" is not a URL; write for example https://registry.test:5000`},
+		{"upstreams: [{host: 'https://a.b'}]", `is not a host name`},
 		{"upstreams: [{host: a.b, urls: ['https://u:p@a.b']}]", `use username and passwordFile`},
 		{"upstreams: [{host: a.b, clientCert: x}]", `clientCert and clientKey belong together`},
 		{"upstreams: [{host: a.b, username: x}]", `username and passwordFile belong together`},
-		{"upstreams: [{host: a.b, proxy: x}]", `proxy is no URL`},
+		{"upstreams: [{host: a.b, proxy: x}]", `proxy is not a URL`},
 		{"upstreams: [a.b, a.b]", "a.b is there twice"},
 		{"node: {name: a}\nnode: {name: b}", `:2: key "node" is there twice`},
 		{"- a", "made of keys and values"},
@@ -198,7 +198,7 @@ func TestValuesThatCannotBeAreRefusedWithARightOne(t *testing.T) {
 	}
 }
 
-func TestSettingsThatCannotWorkAreToldFromThoseThatCannotBeRead(t *testing.T) {
+func TestInvalidError(t *testing.T) {
 	var invalid *InvalidError
 	cfg, _, err := load[Dfdaemon](t, "dfdaemon", "api: {listen: '127.0.0.1:7'}\ncluster: {secretFile: /does/not/exist}\n", nil, nil)
 	require.ErrorAs(t, err, &invalid)
@@ -211,14 +211,14 @@ func TestSettingsThatCannotWorkAreToldFromThoseThatCannotBeRead(t *testing.T) {
 	}
 }
 
-func TestWithoutASecretOnlyLoopbackIsListenedOn(t *testing.T) {
+func TestListenWithoutSecret(t *testing.T) {
 	for _, row := range []struct {
 		name, file, peer, want string
 	}{
 		{"default without a secret", "", "127.0.0.1:65002", ""},
 		{"default with a secret", "cluster: {secret: " + someSecret + "}", ":65002", ""},
 		{"insecure", "cluster: {insecure: true}", ":65002", ""},
-		{"open without a secret", "peer: {listen: ':65002'}", "", "or say --cluster-insecure"},
+		{"open without a secret", "peer: {listen: ':65002'}", "", "or set cluster.insecure (--cluster-insecure)"},
 		{"all of IPv4 without a secret", "peer: {listen: '0.0.0.0:65002'}", "", "can be reached from other machines"},
 		{"a name without a secret", "peer: {listen: 'node7:65002'}", "", "can be reached from other machines"},
 		{"loopback of IPv6", "peer: {listen: '[::1]:1'}", "[::1]:1", ""},
@@ -236,7 +236,7 @@ func TestWithoutASecretOnlyLoopbackIsListenedOn(t *testing.T) {
 	}
 }
 
-func TestASecretIsReadToTheLetterAndNeverPrinted(t *testing.T) {
+func TestSecret(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "secret")
 	require.NoError(t, os.WriteFile(path, []byte(someSecret+"\n"), 0o600))
 	for _, row := range []struct {
@@ -264,7 +264,7 @@ func TestASecretIsReadToTheLetterAndNeverPrinted(t *testing.T) {
 	assert.NotNil(t, fs.Lookup("cluster-secret-file"))
 }
 
-func TestAPrintedConfigurationReadsBackTheSame(t *testing.T) {
+func TestPrintRoundTrip(t *testing.T) {
 	cfg, form, err := load[Dfdaemon](t, "dfdaemon", `
 node: {name: "yes", zone: 012, dataDir: /tmp/d}
 mirror: {listeners: ["127.0.0.1:65011=quay.io"]}
@@ -287,7 +287,7 @@ files: {allowAddresses: ["127.0.0.0/8", "::1"]}
 	assert.Equal(t, cfg, again)
 }
 
-func TestSizesAndRatesAreExactBothWays(t *testing.T) {
+func TestSizesAndRates(t *testing.T) {
 	for text, want := range map[string]int64{
 		"0": 0, "1": 1, "512": 512, "64KiB": 64 << 10, "1.5GiB": 3 << 29, "500MB": 500e6, "4 GiB": 4 << 30, "2tib": 2 << 40, "7B": 7, "1kB": 1000,
 	} {
@@ -312,7 +312,7 @@ func TestSizesAndRatesAreExactBothWays(t *testing.T) {
 	}
 }
 
-func TestDfgetTakesHeadersWithCommasAndHidesTheirValues(t *testing.T) {
+func TestDfgetHeaders(t *testing.T) {
 	cfg, form, err := load[Dfget](t, "dfget", "", nil, []string{"-H", "Authorization: Bearer a,b", "-H", "accept: text/html", "-o", "x", "--limit-rate", "80Mbit/s", "--timeout=2h"})
 	require.NoError(t, err)
 	assert.Equal(t, []Header{{"Authorization", secret.String("Bearer a,b")}, {"Accept", "text/html"}}, cfg.Header)
@@ -330,8 +330,8 @@ func TestDfgetTakesHeadersWithCommasAndHidesTheirValues(t *testing.T) {
 		"--user=me":              "there is a user but no password",
 		"--password-file=x":      "there is a password but no user",
 		"--retries=-1":           "retries: must be 0 or more",
-		"--progress=rainbow":     `"rainbow" is none of auto, bar, plain, json, none`,
-		"--limit-rate=very-fast": `"very-fast" is no rate`,
+		"--progress=rainbow":     `"rainbow" is not one of auto, bar, plain, json, none`,
+		"--limit-rate=very-fast": `"very-fast" is not a rate`,
 		"--daemon=/run/x.sock":   `write host:port`,
 		"--config=/does/not/be":  "give another one with --config or DARTER_CONFIG",
 	} {
@@ -340,7 +340,7 @@ func TestDfgetTakesHeadersWithCommasAndHidesTheirValues(t *testing.T) {
 	}
 }
 
-func TestAReloadTellsWhatChangesNowAndWhatNeedsARestart(t *testing.T) {
+func TestChanged(t *testing.T) {
 	_, before, err := load[Dfdaemon](t, "dfdaemon", "cluster: {secret: "+someSecret+"}", nil, nil)
 	require.NoError(t, err)
 	_, after, err := load[Dfdaemon](t, "dfdaemon", "cluster: {secret: "+someSecret+"2}\nlog: {level: debug}\npeer: {listen: ':7'}", nil, nil)
@@ -362,7 +362,7 @@ func TestAReloadTellsWhatChangesNowAndWhatNeedsARestart(t *testing.T) {
 	assert.Empty(t, restart)
 }
 
-func FuzzAFileIsReadOrRefused(f *testing.F) {
+func FuzzFile(f *testing.F) {
 	for _, seed := range []string{"", "a: b", "cache: {quota: 1GiB}", "a: &a [*a]", "a: &a {b: *a}", "? [x]\n: y", "upstreams: [a=b]", "<<: {a: b}", "\xff"} {
 		f.Add([]byte(seed))
 	}
@@ -373,7 +373,7 @@ func FuzzAFileIsReadOrRefused(f *testing.F) {
 	})
 }
 
-func TestAListenerOfTheMirrorNamesItsRegistry(t *testing.T) {
+func TestMirrorListeners(t *testing.T) {
 	for _, way := range []struct {
 		file string
 		args []string

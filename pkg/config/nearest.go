@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// suggest asks whether the candidate nearest to a wrong name was meant.
+// suggest returns the question whether the candidate nearest to a wrong name was meant, or nothing.
 func suggest(wrong string, candidates []string) string {
 	if near := nearest(wrong, candidates); near != "" {
 		return fmt.Sprintf("; did you mean %q?", near)
@@ -16,13 +16,14 @@ func suggest(wrong string, candidates []string) string {
 	return ""
 }
 
-// nearest is the candidate nearest to a wrong name, when one is near enough to be meant.
+// nearest returns the candidate nearest to a wrong name, or nothing if none is near.
 func nearest(wrong string, candidates []string) string {
 	best, distance := "", max(2, len(wrong)/3)+1
 	for _, c := range candidates {
 		d := editDistance(strings.ToLower(wrong), strings.ToLower(c))
 		// "quota" at the top level means cache.quota, and --quota means --cache-quota.
-		if last := c[strings.LastIndex(c, delim)+1:]; strings.EqualFold(last, wrong[strings.LastIndex(wrong, delim)+1:]) || endsIn(c, wrong) {
+		last, wrongLast := c[strings.LastIndex(c, delim)+1:], wrong[strings.LastIndex(wrong, delim)+1:]
+		if strings.EqualFold(last, wrongLast) || endsIn(c, wrong) {
 			d = min(d, 1)
 		}
 		if d < distance {
@@ -32,13 +33,13 @@ func nearest(wrong string, candidates []string) string {
 	return best
 }
 
-// endsIn reports whether the last words of a flag or a variable are those of another.
+// endsIn reports whether a flag or variable ends in the words of another.
 func endsIn(c, wrong string) bool {
-	c, wrong = strings.ToLower(strings.TrimPrefix(c, EnvPrefix)), strings.ToLower(strings.TrimPrefix(wrong, EnvPrefix))
+	c, wrong = strings.ToLower(c), strings.ToLower(strings.TrimPrefix(wrong, EnvPrefix))
 	return strings.HasSuffix(c, "-"+wrong) || strings.HasSuffix(c, "_"+wrong)
 }
 
-// FlagError adds to the error of an unknown flag the name of the nearest one.
+// FlagError adds the nearest flag to the error of an unknown one.
 func FlagError(flags *pflag.FlagSet, err error) error {
 	var unknown *pflag.NotExistError
 	if !errors.As(err, &unknown) || unknown.GetSpecifiedShortnames() != "" {
@@ -56,8 +57,8 @@ func FlagError(flags *pflag.FlagSet, err error) error {
 	return err
 }
 
-// editDistance counts the letters to insert, delete, replace or swap with their neighbour
-// that turn a into b (optimal string alignment).
+// editDistance is how many letters must be inserted, deleted, replaced or swapped with their neighbour to turn a into b
+// (optimal string alignment).
 func editDistance(a, b string) int {
 	x, y := []rune(a), []rune(b)
 	rows := make([][]int, len(x)+1)

@@ -16,21 +16,21 @@ import (
 	"github.com/darter-io/darter/pkg/secret"
 )
 
-// delim stands between the parts of a key.
+// delim separates the parts of a key.
 const delim = "."
 
-// serviceLink matches the variables by which Kubernetes tells every container of the
-// services in its namespace.
-var serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
+// serviceLink matches the variables with which Kubernetes announces the Services of a namespace to every container.
+var serviceLink = regexp.MustCompile(
+	`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
 
-// fieldDocs maps "Type.Field" to the comment above it; docs_gen.go fills it.
+// fieldDocs maps "Type.Field" to the field's comment; docs_gen.go fills it.
 var fieldDocs map[string]string
 
-// setting is one field of a program's struct, bound to its names.
+// setting is a field of a program's struct with its names and its value.
 type setting struct {
 	key    string // "cache.quota"
 	doc    string
-	preset string // as it would be written in a file; a list is comma-separated
+	preset string // the default as a text; a list is comma-separated
 	short  string // one-letter flag
 	reload bool
 	noFlag bool
@@ -49,8 +49,8 @@ var (
 	wholeType       = reflect.TypeFor[interface{ Whole() }]()
 )
 
-// settingsOf walks the struct that target points to. The tags are key (a name, or nothing
-// for a struct whose fields belong to its parent), default, short, reload and flag:"-".
+// settingsOf returns the settings of the struct that target points to. A struct field without a yaml tag adds its
+// fields to its parent. settings.go describes the tags.
 func settingsOf(target any) []*setting {
 	var out []*setting
 	var walk func(prefix string, v reflect.Value)
@@ -76,7 +76,7 @@ func settingsOf(target any) []*setting {
 
 func (s *setting) isList() bool { return s.value.Kind() == reflect.Slice }
 
-// words cuts a camelCase key into its words, in lower case.
+// words splits a camelCase key into lower-case words.
 func (s *setting) words() []string {
 	var words []string
 	for _, part := range strings.Split(s.key, delim) {
@@ -97,7 +97,7 @@ func (s *setting) flag() string { return strings.Join(s.words(), "-") }
 
 func (s *setting) env() string { return EnvPrefix + strings.ToUpper(strings.Join(s.words(), "_")) }
 
-// unit is the kind of value in one word, for --help.
+// unit is the name of the value in --help.
 func (s *setting) unit() string {
 	t, suffix := s.value.Type(), ""
 	if s.isList() {
@@ -123,7 +123,7 @@ func (s *setting) unit() string {
 	return "text" + suffix
 }
 
-// flagValue remembers what was given on the command line, and checks it at once.
+// flagValue collects and checks the values of a flag.
 type flagValue struct {
 	setting *setting
 	values  []string
@@ -133,7 +133,7 @@ func (v *flagValue) String() string { return strings.Join(v.values, ",") }
 
 func (v *flagValue) Type() string {
 	if v.setting.value.Kind() == reflect.Bool {
-		return "bool" // pflag shows no value then
+		return "bool" // pflag shows no value for it
 	}
 	return v.setting.unit()
 }
@@ -168,15 +168,13 @@ func (s *setting) bind(fs *pflag.FlagSet) {
 	}
 }
 
-// usage is the first paragraph of a setting's comment in one line: [Form.Explain] shows the
-// beginning of it, the reference page has the rest.
+// usage is the first paragraph of a setting's comment on one line. [Form.Explain] shows its beginning.
 func (s *setting) usage() string {
 	text, _, _ := strings.Cut(s.doc, "\n\n")
 	return strings.ReplaceAll(strings.Join(strings.Fields(text), " "), "`", "")
 }
 
-// splitList cuts the text of a list of type t at its commas, unless they belong to its
-// elements.
+// splitList splits the text of a list of type t at its commas, unless its elements may contain commas.
 func splitList(t reflect.Type, text string) []string {
 	if t.Elem().Implements(wholeType) {
 		return []string{text}
@@ -249,7 +247,7 @@ func (s *setting) print(root *yaml.Node) {
 	root.Content = append(root.Content, name, value)
 }
 
-// text is the value in one line, as a person would write it in a file; a secret is redacted.
+// text is the value on one line as a file has it, a secret redacted.
 func (s *setting) text() string {
 	n := encode(s.value)
 	n.Style = yaml.FlowStyle

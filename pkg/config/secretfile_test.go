@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestSecretFilesOfOthers(t *testing.T) {
+func TestSecretFileMode(t *testing.T) {
 	for mode, want := range map[os.FileMode]string{
 		0o600: "", 0o400: "", 0o440: "", 0o640: "",
 		0o644: "may read", 0o444: "may read", 0o660: "group may change", 0o664: "may read",
@@ -41,7 +41,7 @@ func TestSecretFilesOfOthers(t *testing.T) {
 	}
 }
 
-func TestAConfigurationFileThatOthersMayChange(t *testing.T) {
+func TestConfigFileMode(t *testing.T) {
 	for mode, refused := range map[os.FileMode]bool{0o600: false, 0o644: false, 0o664: false, 0o646: true, 0o666: true, 0o777: true} {
 		path := filepath.Join(t.TempDir(), "config.yaml")
 		require.NoError(t, os.WriteFile(path, []byte("node: {name: a}\n"), 0o600))

@@ -8,16 +8,13 @@ import (
 	"strings"
 )
 
-// Size is a number of bytes. It is written with a unit: 4GiB, 500MB, 64KiB; a bare number
-// is bytes.
+// Size is a number of bytes, written with a unit: 4GiB, 500MB, 64KiB. A number without a unit is bytes.
 type Size int64
 
-// Rate is a number of bytes per second. It is written with a unit: 100MiB/s, or 800Mbit/s
-// as network people count; 0 or "unlimited" is no limit.
+// Rate is a number of bytes per second, written with a unit: 100MiB/s or 800Mbit/s. 0 and "unlimited" are no limit.
 type Rate int64
 
-// units from the largest to the smallest, binary ones first, so that a value is printed in
-// the largest unit that divides it.
+// units, the binary ones first, each from large to small: a value is printed in the first unit that divides it.
 var units = []struct {
 	name  string
 	bytes float64
@@ -70,11 +67,11 @@ func formatBytes(n int64) string {
 	return strconv.FormatInt(n, 10)
 }
 
-// UnmarshalText reads a size with its unit.
+// UnmarshalText parses a size.
 func (s *Size) UnmarshalText(b []byte) error {
 	n, ok := parseBytes(string(b))
 	if !ok || strings.Contains(strings.ToLower(string(b)), "bit") {
-		return fmt.Errorf("%q is no size; write for example 500MB, 64MiB or 4GiB", b)
+		return fmt.Errorf("%q is not a size; write for example 500MB, 64MiB or 4GiB", b)
 	}
 	*s = Size(n)
 	return nil
@@ -85,10 +82,10 @@ func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 func (s Size) String() string { return formatBytes(int64(s)) }
 
-// Unit names the kind of value in --help.
+// Unit is the name of the value in --help.
 func (Size) Unit() string { return "size" }
 
-// UnmarshalText reads a rate with its unit.
+// UnmarshalText parses a rate.
 func (r *Rate) UnmarshalText(b []byte) error {
 	text := strings.TrimSpace(string(b))
 	if text == "unlimited" {
@@ -97,7 +94,7 @@ func (r *Rate) UnmarshalText(b []byte) error {
 	}
 	n, ok := parseBytes(strings.TrimSuffix(text, "/s"))
 	if !ok {
-		return fmt.Errorf("%q is no rate; write for example 100MiB/s, 800Mbit/s or unlimited", b)
+		return fmt.Errorf("%q is not a rate; write for example 100MiB/s, 800Mbit/s or unlimited", b)
 	}
 	*r = Rate(n)
 	return nil
@@ -113,15 +110,14 @@ func (r Rate) String() string {
 	return formatBytes(int64(r)) + "/s"
 }
 
-// Unit names the kind of value in --help.
+// Unit is the name of the value in --help.
 func (Rate) Unit() string { return "rate" }
 
-// Address is host:port; the host may be a name, an IPv4 address, an IPv6 address in
-// brackets, or empty for every address of the machine, IPv4 and IPv6. Port 0 takes a free
-// one.
+// Address is host:port. The host is a name, an IPv4 address, an IPv6 address in brackets, or empty for every address of
+// the machine, IPv4 and IPv6. Port 0 takes a free port.
 type Address string
 
-// UnmarshalText checks an address.
+// UnmarshalText parses an address.
 func (a *Address) UnmarshalText(b []byte) error {
 	text := string(b)
 	if text == "" {
@@ -136,10 +132,10 @@ func (a *Address) UnmarshalText(b []byte) error {
 	}
 	_, port, err := net.SplitHostPort(text)
 	if err != nil {
-		return fmt.Errorf("%q is no address; write host:port, for example 10.0.0.7:65002, [::1]:65002 or :65002", text)
+		return fmt.Errorf("%q is not an address; write host:port, for example 10.0.0.7:65002, [::1]:65002 or :65002", text)
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return fmt.Errorf("%q: port %q is no number up to 65535", text, port)
+		return fmt.Errorf("%q: port %q is not a number up to 65535", text, port)
 	} else if strconv.FormatUint(n, 10) != port {
 		return fmt.Errorf("%q: write the port as %d", text, n)
 	}
@@ -147,23 +143,23 @@ func (a *Address) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// Unit names the kind of value in --help.
+// Unit is the name of the value in --help.
 func (Address) Unit() string { return "host:port" }
 
-// Host is the address without its port and brackets.
+// Host returns the host without brackets.
 func (a Address) Host() string {
 	host, _, _ := net.SplitHostPort(string(a))
 	return host
 }
 
-// Port is the address's port, as text.
+// Port returns the port as text.
 func (a Address) Port() string {
 	_, port, _ := net.SplitHostPort(string(a))
 	return port
 }
 
-// Loopback reports whether the address can be reached from this machine alone. A name
-// other than localhost is not: what it resolves to is another's word.
+// Loopback reports whether only this machine can reach the address. A name other than localhost is not loopback,
+// because a resolver decides where it leads.
 func (a Address) Loopback() bool {
 	host := a.Host()
 	if host == "localhost" {

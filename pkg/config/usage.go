@@ -17,22 +17,20 @@ import (
 	"golang.org/x/term"
 )
 
-// Widths of --help, in columns: what it is wrapped to where nobody says, and the bounds of
-// what is believed. Longer lines are hard to read on any terminal.
+// Widths of --help in columns: the default without a terminal, and the bounds for a terminal's width.
 const (
 	widthDefault = 100
 	widthMin     = 60
 	widthMax     = 120
 )
 
-// Explain makes --help of a command one that people can read: the flags in the sections of
-// the settings, a line or two each and as wide as the terminal, and behind them how else a
-// setting is made. Commands beneath that have no form of their own inherit it.
+// Explain sets the --help text of a command: the flags in the sections of the settings, a line or two each, as wide as
+// the terminal, and then the other places for settings. Subcommands without a form of their own inherit it.
 func (f *Form) Explain(cmd *cobra.Command) {
 	cmd.SetUsageFunc(func(cmd *cobra.Command) error { return f.usage(cmd) })
 }
 
-// UnknownCommand is the error of a command that there is not, with the nearest one.
+// UnknownCommand is the error for a command that does not exist, with the nearest one.
 func UnknownCommand(cmd *cobra.Command, wrong string) error {
 	var names []string
 	for _, c := range cmd.Commands() {
@@ -41,7 +39,7 @@ func UnknownCommand(cmd *cobra.Command, wrong string) error {
 	return fmt.Errorf("unknown command %q%s", wrong, cmp.Or(suggest(wrong, names), "; see "+cmd.CommandPath()+" --help"))
 }
 
-// usage writes all of --help but its first paragraph.
+// usage writes --help without its first paragraph.
 func (f *Form) usage(cmd *cobra.Command) error {
 	width := helpWidth()
 	var b strings.Builder
@@ -74,23 +72,23 @@ func (f *Form) usage(cmd *cobra.Command) error {
 	}
 	if !cmd.HasParent() {
 		if s := f.example(); s != nil {
-			text := fmt.Sprintf("A setting can be made in three places: --%s is also %s in the environment and %s in the file of --config. "+
-				"A flag wins over a variable, a variable over the file. "+
+			text := fmt.Sprintf("Every setting has three names: --%s is also %s in the environment and %s in the file of --config. "+
+				"Flags override variables, variables override the file. "+
 				"Sizes are written 64MiB or 500MB, rates 100MiB/s or 800Mbit/s, durations 500ms, 30s or 2h.", s.flag(), s.env(), s.key)
 			if f.reloads() {
-				text += " SIGHUP reads the file anew and says what takes a restart; --print-config shows what is in force."
+				text += " SIGHUP reloads the file and logs which changes need a restart. --print-config shows the settings in force."
 			}
-			b.WriteString("\n" + wrap(text+" docs/configuration.md tells all of every setting.", 0, width) + "\n")
+			b.WriteString("\n" + wrap(text+" docs/configuration.md describes every setting in full.", 0, width) + "\n")
 		}
 		if cmd.HasAvailableSubCommands() {
-			fmt.Fprintf(&b, "\n%s COMMAND --help tells more of a command.\n", cmd.CommandPath())
+			fmt.Fprintf(&b, "\nRun %s COMMAND --help for more about a command.\n", cmd.CommandPath())
 		}
 	}
 	_, err := io.WriteString(cmd.OutOrStdout(), b.String())
 	return err
 }
 
-// example is a setting by which its three names are shown.
+// example returns the setting whose three names --help shows.
 func (f *Form) example() *setting {
 	for _, s := range f.settings {
 		if u := s.unit(); !s.noFlag && (u == Size(0).Unit() || u == Rate(0).Unit()) {
@@ -114,7 +112,7 @@ type section struct {
 // entry is one flag, or a variable where a setting has no flag.
 type entry struct{ name, text string }
 
-// nameWidth is where the text of an entry begins; a longer name has a line of its own.
+// nameWidth is the column of an entry's text. A longer name has a line of its own.
 const nameWidth = 34
 
 func (e entry) write(b *strings.Builder, width int) {
@@ -126,8 +124,7 @@ func (e entry) write(b *strings.Builder, width int) {
 	fmt.Fprintf(b, "%-*s%s\n", nameWidth, e.name, text)
 }
 
-// wrap breaks a text into lines of a width; all but the first begin with an indent, for which
-// the first has room, too.
+// wrap breaks a text into lines. Each line but the first begins with the indent; the caller has written the first one.
 func wrap(text string, indent, width int) string {
 	var b strings.Builder
 	at := indent
@@ -148,8 +145,8 @@ func wrap(text string, indent, width int) string {
 	return b.String()
 }
 
-// sections sorts what --help of a command shows: first what belongs to no section of the
-// settings, then the sections in the order of the settings.
+// sections returns the entries of a command's --help: first those outside the sections, then the sections in the order
+// of the settings.
 func (f *Form) sections(cmd *cobra.Command) []*section {
 	list := []*section{{title: "Flags"}}
 	at := func(s *setting) *section {
@@ -179,7 +176,7 @@ func (f *Form) sections(cmd *cobra.Command) []*section {
 			at(s).entries = append(at(s).entries, entry{"      " + s.env(), f.brief(s)})
 		case fl != nil && !fl.Hidden:
 			text := fl.Usage
-			if text == s.usage() { // a command may have words of its own
+			if text == s.usage() { // a command may have its own text
 				text = f.brief(s)
 			}
 			at(s).entries = append(at(s).entries, entryOf(fl, text))
@@ -195,7 +192,7 @@ func (f *Form) sections(cmd *cobra.Command) []*section {
 	return list
 }
 
-// defaultMax is the longest default that --help shows, in letters.
+// defaultMax is the longest default that --help shows, in bytes.
 const defaultMax = 40
 
 func entryOf(fl *pflag.Flag, text string) entry {
@@ -217,11 +214,11 @@ func entryOf(fl *pflag.Flag, text string) entry {
 	return entry{name, text}
 }
 
-// sentence is one, and the white space behind it.
+// sentence matches one sentence and the white space after it.
 var sentence = regexp.MustCompile(`[^.]+(?:\.\S[^.]*)*(?:\.\s+|\.?$)`)
 
-// brief is what --help says of a setting: its first sentence and its default, with other
-// settings by the names of their flags.
+// brief is the text of a setting in --help: its first sentence and its default, with the names of other settings
+// replaced by their flags.
 func (f *Form) brief(s *setting) string {
 	var kept []string
 	for i, one := range sentence.FindAllString(s.usage(), -1) {
@@ -239,19 +236,21 @@ func (f *Form) brief(s *setting) string {
 		if strings.Contains(other.key, delim) {
 			text = replaceWord(text, other.key, name)
 		}
-		if there, _, _ := strings.Cut(other.key, delim); (there == section || !strings.Contains(s.key, delim)) && strings.ToLower(last) != last {
+		there, _, _ := strings.Cut(other.key, delim)
+		if (there == section || !strings.Contains(s.key, delim)) && strings.ToLower(last) != last {
 			text = replaceWord(text, last, name)
 		}
 	}
 	return text
 }
 
-// replaceWord puts another word in the place of one, wherever it stands by itself.
+// replaceWord replaces a word wherever it stands alone.
 func replaceWord(text, word, with string) string {
-	return regexp.MustCompile(`(^|[\s("])`+regexp.QuoteMeta(word)+`($|[\s,;:.)"])`).ReplaceAllString(text, "${1}"+strings.ReplaceAll(with, "$", "$$")+"${2}")
+	alone := regexp.MustCompile(`(^|[\s("])` + regexp.QuoteMeta(word) + `($|[\s,;:.)"])`)
+	return alone.ReplaceAllString(text, "${1}"+strings.ReplaceAll(with, "$", "$$")+"${2}")
 }
 
-// helpWidth is how wide --help may be.
+// helpWidth returns the width of --help in columns.
 func helpWidth() int {
 	width := widthDefault
 	if n, err := strconv.Atoi(os.Getenv("COLUMNS")); err == nil {
@@ -262,7 +261,7 @@ func helpWidth() int {
 	return min(max(width, widthMin), widthMax)
 }
 
-// Arguments makes a command's errors about its arguments ones that say what it takes.
+// Arguments wraps a check of arguments so that its errors say what the command takes.
 func Arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, given []string) error {
 		if check == nil {
@@ -273,7 +272,7 @@ func Arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
 		}
 		if err := check(cmd, given); err != nil {
 			if len(given) == 0 {
-				err = errors.New("something is missing")
+				err = errors.New("an argument is missing")
 			}
 			return fmt.Errorf("%w; write: %s", err, cmd.UseLine())
 		}

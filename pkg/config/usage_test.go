@@ -27,7 +27,7 @@ func help(t *testing.T, p Program, width string) string {
 	return out.String()
 }
 
-func TestHelpNamesEverySettingOnceAndFitsTheTerminal(t *testing.T) {
+func TestHelpWidth(t *testing.T) {
 	for _, p := range Programs() {
 		for width, most := range map[string]int{"80": 80, "100": 100, "": widthDefault, "10": widthMin, "1000": widthMax} {
 			text := help(t, p, width)
@@ -63,15 +63,15 @@ func TestHelpNamesEverySettingOnceAndFitsTheTerminal(t *testing.T) {
 	}
 }
 
-func TestHelpSpeaksOfFlagsAsTheCommandLineWritesThem(t *testing.T) {
+func TestHelpText(t *testing.T) {
 	text := help(t, Programs()[0], "100")
 	for _, want := range []string{
-		"      --mirror-listen host:port   The address of the registry mirror, to be named in hosts.toml.\n" +
+		"      --mirror-listen host:port   The address of the registry mirror, which hosts.toml names.\n" +
 			strings.Repeat(" ", nameWidth) + "(default 127.0.0.1:65001)\n",
-		"      --log-level debug|info|warn|error\n" + strings.Repeat(" ", nameWidth) + "The least important",
+		"      --log-level debug|info|warn|error\n" + strings.Repeat(" ", nameWidth) + "The least severe",
 		"listed (those in --proxy-tunnel-hosts)", "where --proxy-tunnel is listed",
 		"\nMirror:\n", "\nAPI:\n", "      --once                      End after one round\n",
-		"is also DARTER_LIMITS_UPLOAD in the\nenvironment and limits.upload in the file", "SIGHUP",
+		"is also DARTER_LIMITS_UPLOAD in the environment and\nlimits.upload in the file", "SIGHUP",
 	} {
 		assert.Contains(t, text, want)
 	}
@@ -79,10 +79,10 @@ func TestHelpSpeaksOfFlagsAsTheCommandLineWritesThem(t *testing.T) {
 	text = help(t, Programs()[2], "100")
 	assert.Contains(t, text, "comes from\n"+strings.Repeat(" ", nameWidth)+"--password-file.")
 	assert.Contains(t, text, "  -o, --output text               The file to write")
-	assert.NotContains(t, text, "SIGHUP", "dfget ends before anybody would send it one")
+	assert.NotContains(t, text, "SIGHUP", "dfget does not reload")
 }
 
-func TestAWrongCommandAndWrongArgumentsAreToldWithTheRightOnes(t *testing.T) {
+func TestCommandErrors(t *testing.T) {
 	root := &cobra.Command{Use: "program [flags]"}
 	for _, name := range []string{"status", "purge"} {
 		root.AddCommand(&cobra.Command{Use: name, Run: func(*cobra.Command, []string) {}})
@@ -98,11 +98,11 @@ func TestAWrongCommandAndWrongArgumentsAreToldWithTheRightOnes(t *testing.T) {
 	assert.NoError(t, check("doctor", nil))
 	assert.EqualError(t, check("doctor", nil, "x"), `program doctor takes no arguments, not "x"`)
 	assert.NoError(t, check("configure a|b", cobra.ExactArgs(1), "a"))
-	assert.EqualError(t, check("configure a|b", cobra.ExactArgs(1)), "something is missing; write: program configure a|b")
+	assert.EqualError(t, check("configure a|b", cobra.ExactArgs(1)), "an argument is missing; write: program configure a|b")
 	assert.ErrorContains(t, check("configure a|b", cobra.ExactArgs(1), "a", "b"), "; write: program configure a|b")
 }
 
-func TestALongNameHasALineOfItsOwn(t *testing.T) {
+func TestHelpLongNames(t *testing.T) {
 	var b strings.Builder
 	entry{"      --" + strings.Repeat("x", 40), "some text"}.write(&b, 80)
 	entry{"      --short", "one two three"}.write(&b, nameWidth+8)

@@ -16,11 +16,11 @@ import (
 	"github.com/darter-io/darter/pkg/secret"
 )
 
-// secretMin is the least number of characters of a cluster secret: what is shorter can be
-// guessed offline by whoever connected once.
+// secretMin is the least number of characters of a cluster secret. A shorter one can be guessed offline by anyone who
+// connected once.
 const secretMin = 32
 
-// Validate completes what depends on other settings and refuses what cannot work together.
+// Validate completes settings that depend on others and rejects contradictions.
 func (c *Dfdaemon) Validate() error {
 	return errors.Join(
 		c.Node.finish("dfdaemon"),
@@ -49,20 +49,21 @@ func (p *Proxy) check(upstreams []Upstream) error {
 		return errors.New("proxy: ca and caKey go together: a certificate and its key")
 	}
 	if p.Listen != "" && !p.Listen.Loopback() && p.Tunnel == TunnelAny {
-		return fmt.Errorf("proxy.listen: at %s every machine could reach any host in this one's name: set proxy.tunnel to listed or none, or listen on 127.0.0.1", p.Listen)
+		return fmt.Errorf("proxy.listen: at %s every machine could reach any host from this node's address: "+
+			"set proxy.tunnel to listed or none, or listen on 127.0.0.1", p.Listen)
 	}
 	if slices.Contains(p.TunnelHosts, hostmatch.Any) {
 		return fmt.Errorf("proxy.tunnelHosts: %q matches every host; set proxy.tunnel to any for that, or list the hosts", hostmatch.Any)
 	}
 	for _, h := range p.Hosts {
 		if !slices.ContainsFunc(upstreams, func(u Upstream) bool { return strings.EqualFold(u.Host, h) }) {
-			return fmt.Errorf("proxy.hosts: %q is none of upstreams, written as there", h)
+			return fmt.Errorf("proxy.hosts: %q is not in upstreams; write it as there", h)
 		}
 	}
 	return nil
 }
 
-// Validate completes what depends on other settings and refuses what cannot work together.
+// Validate completes settings that depend on others and rejects contradictions.
 func (c *Supernode) Validate() error {
 	return errors.Join(
 		c.Node.finish("supernode"),
@@ -82,7 +83,7 @@ func (c *Supernode) Validate() error {
 	)
 }
 
-// check also gives registries their one spelling.
+// check also normalizes the names of registries.
 func (m *Mirror) check() (err error) {
 	if m.DefaultUpstream != "" {
 		if m.DefaultUpstream, err = oci.ParseHost(m.DefaultUpstream); err != nil {
@@ -95,10 +96,10 @@ func (m *Mirror) check() (err error) {
 		}
 	}
 	if m.RightsLife < time.Second {
-		return errors.New("mirror.rightsLife: must be a second or more, or one image is asked about many times")
+		return errors.New("mirror.rightsLife: must be 1s or more, or the registry is asked many times for one image")
 	}
 	if m.TagLife < 0 || m.TagLife > time.Hour {
-		return errors.New("mirror.tagLife: must be from 0s (ask each time) to 1h")
+		return errors.New("mirror.tagLife: must be from 0s (ask for each pull) to 1h")
 	}
 	if m.TagStale < 0 {
 		return errors.New("mirror.tagStale: must be 0s (serve none) or more")
@@ -119,28 +120,30 @@ func (l *MirrorListener) check() (err error) {
 func (g *Gossip) check(c Cluster) error {
 	if g.Listen == "" {
 		if len(g.Join) > 0 {
-			return errors.New("gossip.join: there is nothing to gossip on; set gossip.listen, for example to :65006")
+			return errors.New("gossip.join: gossip.listen is not set; set it, for example to :65006")
 		}
 		return nil
 	}
 	return c.guard("gossip.listen", &g.Listen, "65006")
 }
 
-// Validate refuses what cannot work together.
+// Validate rejects contradictions.
 func (c *Dfget) Validate() error {
 	var problems []error
 	if c.Digest != "" {
 		algorithm, digits, _ := strings.Cut(c.Digest, ":")
 		b, err := hex.DecodeString(digits)
 		if want := map[string]int{"sha256": 32, "sha512": 64}[algorithm]; err != nil || want == 0 || len(b) != want || strings.ToLower(digits) != digits {
-			problems = append(problems, fmt.Errorf("digest: %q is none; write sha256: and 64 lower-case hex digits, or sha512: and 128", c.Digest))
+			problems = append(problems, fmt.Errorf("digest: %q is not a digest; "+
+				"write sha256: and 64 lower-case hex digits, or sha512: and 128", c.Digest))
 		}
 	}
 	if c.PasswordFile != "" && c.User == "" {
 		problems = append(problems, errors.New("passwordFile: there is a password but no user; add --user"))
 	}
 	if c.User != "" && c.PasswordFile == "" {
-		problems = append(problems, errors.New("user: there is a user but no password; add --password-file, or an entry in ~/.netrc in place of --user"))
+		problems = append(problems, errors.New("user: there is a user but no password; "+
+			"add --password-file, or an entry in ~/.netrc in place of --user"))
 	}
 	if err := c.Cluster.finish(); err != nil {
 		problems = append(problems, err)
@@ -191,7 +194,7 @@ func defaultDataDir(program string) (string, error) {
 	return filepath.Join(home, ".local/share/darter", program), nil
 }
 
-// finish reads the secret's file.
+// finish reads the secret from its file.
 func (c *Cluster) finish() error {
 	if c.SecretFile != "" {
 		if !c.Secret.IsZero() {
@@ -204,7 +207,8 @@ func (c *Cluster) finish() error {
 		c.Secret = b
 	}
 	if n := len(c.Secret.Reveal()); n > 0 && n < secretMin {
-		return fmt.Errorf("cluster.secret: %d characters can be guessed; use %d or more, for example of: openssl rand -hex 32", n, secretMin)
+		return fmt.Errorf("cluster.secret: %d characters can be guessed; use %d or more, for example of: openssl rand -hex 32",
+			n, secretMin)
 	}
 	return nil
 }
@@ -221,7 +225,7 @@ func readSecretFile(path string) (secret.String, error) {
 		return "", err
 	}
 	if info.Size() > secretFileMax {
-		return "", fmt.Errorf("%s is larger than %d bytes: that is no secret", path, secretFileMax)
+		return "", fmt.Errorf("%s is larger than %d bytes and cannot be a secret", path, secretFileMax)
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -234,12 +238,11 @@ func readSecretFile(path string) (secret.String, error) {
 	return secret.String(text), nil
 }
 
-// SecretFileMode looks who besides its owner may use a file that holds a secret. The error says
-// that everybody may write it: what it holds is then no secret of the operator's. The warning
-// says that everybody may read it, or its group write it, which container platforms do to
-// the secrets that they mount; empty when all is well.
+// SecretFileMode checks the permissions of a file with a secret. The error says that every user of the machine may
+// change it: its content is then not under the operator's control. The warning says that every user may read it, or
+// that its group may change it, as container platforms mount secrets; it is empty if neither is so.
 func SecretFileMode(path string) (warning string, err error) {
-	info, err := os.Stat(path) // of what a link leads to
+	info, err := os.Stat(path) // follows links
 	if err != nil {
 		return "", err
 	}
@@ -249,21 +252,23 @@ func SecretFileMode(path string) (warning string, err error) {
 	}
 	switch {
 	case mode&0o002 != 0:
-		return "", fmt.Errorf("%s holds a secret, and every user of the machine may change it (mode %04o): chmod 600 %s", path, mode, path)
+		return "", fmt.Errorf("%s holds a secret, and every user of the machine may change it (mode %04o): chmod 600 %s",
+			path, mode, path)
 	case mode&0o004 != 0:
-		return fmt.Sprintf("%s holds a secret, and every user of the machine may read it (mode %04o): chmod 600 %s, or for a Kubernetes secret set defaultMode: 0400", path, mode, path), nil
+		return fmt.Sprintf("%s holds a secret, and every user of the machine may read it (mode %04o): "+
+			"chmod 600 %s, or for a Kubernetes secret set defaultMode: 0400", path, mode, path), nil
 	case mode&0o020 != 0:
 		return fmt.Sprintf("%s holds a secret, and its group may change it (mode %04o): chmod g-w %s", path, mode, path), nil
 	}
 	return "", nil
 }
 
-// ReadSecretFile reads a file that holds one secret, less the white space at its ends. The
-// error names the file and never what is in it.
+// ReadSecretFile reads a file with one secret and removes white space at both ends. The error names the file and never
+// its content.
 func ReadSecretFile(path string) (secret.String, error) { return readSecretFile(path) }
 
-// guard fills in a listen address, and refuses one that strangers reach where nothing
-// proves who is a member.
+// guard sets the default of a listen address. It rejects an address that other machines reach while no secret protects
+// it.
 func (c *Cluster) guard(key string, a *Address, port string) error {
 	open := !c.Secret.IsZero() || c.SecretFile != "" || c.Insecure
 	if *a == "" {
@@ -274,14 +279,15 @@ func (c *Cluster) guard(key string, a *Address, port string) error {
 	}
 	if !open && !a.Loopback() {
 		return fmt.Errorf("%s: %s can be reached from other machines, and the cluster has no secret: "+
-			"set cluster.secretFile (or DARTER_CLUSTER_SECRET), or listen on a loopback address, or say --cluster-insecure", key, *a)
+			"set cluster.secretFile (or DARTER_CLUSTER_SECRET), listen on a loopback address, or set cluster.insecure (--cluster-insecure)", key, *a)
 	}
 	return nil
 }
 
 func loopbackOnly(key string, a Address) error {
 	if !a.Loopback() {
-		return fmt.Errorf("%s: %s can be reached from other machines, and this API knows no passwords: use 127.0.0.1:%s or [::1]:%s", key, a, a.Port(), a.Port())
+		return fmt.Errorf("%s: %s can be reached from other machines, and this API has no authentication: use 127.0.0.1:%s or [::1]:%s",
+			key, a, a.Port(), a.Port())
 	}
 	return nil
 }
@@ -291,7 +297,8 @@ func advertised(section string, a Address) error {
 		return nil
 	}
 	if host := a.Host(); host == "" || host == "0.0.0.0" || host == "::" || a.Port() == "0" {
-		return fmt.Errorf("%s.advertise: %s is no address that others can connect to; write the node's own, or leave it out", section, a)
+		return fmt.Errorf("%s.advertise: %s is not an address that others can connect to; "+
+			"write the node's own, or remove the setting", section, a)
 	}
 	return nil
 }
@@ -304,7 +311,7 @@ func (o *Origins) check() error {
 			problems = append(problems, fmt.Errorf("upstreams: entry %d: %w", i+1, err))
 		}
 		if seen[u.Host] {
-			problems = append(problems, fmt.Errorf("upstreams: %s is there twice; one entry may have several urls", u.Host))
+			problems = append(problems, fmt.Errorf("upstreams: %s is there twice; one entry can have several urls", u.Host))
 		}
 		seen[u.Host] = true
 	}
@@ -316,15 +323,16 @@ func (u *Upstream) check() error {
 		return errors.New("host is missing: the registry's name as image names write it")
 	}
 	if strings.Contains(u.Host, "/") {
-		return fmt.Errorf("host %q is no host name; write for example quay.io or registry.test:5000, and what to connect to under urls", u.Host)
+		return fmt.Errorf("host %q is not a host name; write for example quay.io or registry.test:5000, "+
+			"and the URL to connect to under urls", u.Host)
 	}
 	for _, base := range u.URLs {
 		p, err := url.Parse(base)
 		if err != nil || p.Host == "" || !slices.Contains([]string{"http", "https"}, p.Scheme) {
-			return fmt.Errorf("%s: urls: %q is no URL; write for example https://registry.test:5000", u.Host, base)
+			return fmt.Errorf("%s: urls: %q is not a URL; write for example https://registry.test:5000", u.Host, base)
 		}
 		if p.User != nil {
-			return fmt.Errorf("%s: urls: a user does not belong into a URL; use username and passwordFile", u.Host)
+			return fmt.Errorf("%s: urls: a URL must not contain a user; use username and passwordFile", u.Host)
 		}
 	}
 	if (u.ClientCert == "") != (u.ClientKey == "") {
@@ -338,7 +346,7 @@ func (u *Upstream) check() error {
 	}
 	if u.Proxy != "" && u.Proxy != "none" {
 		if p, err := url.Parse(u.Proxy.Reveal()); err != nil || p.Host == "" {
-			return fmt.Errorf("%s: proxy is no URL; write for example http://proxy.corp:3128, or none", u.Host)
+			return fmt.Errorf("%s: proxy is not a URL; write for example http://proxy.corp:3128, or none", u.Host)
 		}
 	}
 	return nil
@@ -346,7 +354,7 @@ func (u *Upstream) check() error {
 
 func (c *Cache) check() error {
 	if c.Quota != 0 && c.Quota < 64<<20 {
-		return fmt.Errorf("cache.quota: %s holds no layer; use 64MiB or more, or 0 for half of what is free", c.Quota)
+		return fmt.Errorf("cache.quota: %s is too little for a layer; use 64MiB or more, or 0 for half of the free space", c.Quota)
 	}
 	if c.LowWater <= 0 || c.LowWater > c.HighWater || c.HighWater > 1 {
 		return fmt.Errorf("cache: lowWater %g and highWater %g must satisfy 0 < lowWater <= highWater <= 1", c.LowWater, c.HighWater)
@@ -354,7 +362,7 @@ func (c *Cache) check() error {
 	return nil
 }
 
-// uploadSlotsMax bounds the pieces sent at once: each holds a file and a connection's turn.
+// uploadSlotsMax bounds the pieces that are sent at once: each holds an open file.
 const uploadSlotsMax = 1024
 
 func (u *Upload) check() error {
@@ -364,8 +372,7 @@ func (u *Upload) check() error {
 	return nil
 }
 
-// rateMin is the least that a rate may be limited to: what goes any slower is taken for dead
-// by its other side.
+// rateMin is the lowest limit, in bytes per second. The other side treats a slower transfer as dead.
 const rateMin = 64 << 10
 
 func (l *Limits) check() error {
@@ -375,7 +382,8 @@ func (l *Limits) check() error {
 		rate Rate
 	}{{"upload", l.Upload}, {"download", l.Download}, {"task", l.Task}, {"origin", l.Origin}} {
 		if limit.rate != 0 && limit.rate < rateMin {
-			problems = append(problems, fmt.Errorf("limits.%s: %s is too little for other nodes to wait for; write at least %s, or unlimited", limit.key, limit.rate, Rate(rateMin)))
+			problems = append(problems, fmt.Errorf("limits.%s: %s is so slow that other nodes give up; write at least %s, or unlimited",
+				limit.key, limit.rate, Rate(rateMin)))
 		}
 	}
 	return errors.Join(problems...)

@@ -132,7 +132,7 @@ func decodeEntry(v reflect.Value, m *yaml.Node) error {
 func decodeText(v reflect.Value, text string) error {
 	text = strings.TrimSpace(text)
 	if v.Type() == secretType && text == secret.String("x").String() {
-		return fmt.Errorf("%q is what is printed in a secret's place, not the secret", text)
+		return fmt.Errorf("%q is the placeholder that is printed for a secret, not the secret", text)
 	}
 	if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
 		return u.UnmarshalText([]byte(text))
@@ -141,7 +141,7 @@ func decodeText(v reflect.Value, text string) error {
 	case v.Type() == durationType:
 		d, err := time.ParseDuration(text)
 		if err != nil {
-			return fmt.Errorf("%q is no duration; write for example 500ms, 30s, 5m or 2h", text)
+			return fmt.Errorf("%q is not a duration; write for example 500ms, 30s, 5m or 2h", text)
 		}
 		v.SetInt(int64(d))
 	case v.Kind() == reflect.String:
@@ -155,13 +155,13 @@ func decodeText(v reflect.Value, text string) error {
 	case v.CanInt():
 		n, err := strconv.ParseInt(text, 10, 64)
 		if err != nil {
-			return fmt.Errorf("%q is no whole number", text)
+			return fmt.Errorf("%q is not a whole number", text)
 		}
 		v.SetInt(n)
 	case v.CanFloat():
 		n, err := strconv.ParseFloat(text, 64)
 		if err != nil || math.IsNaN(n) || math.IsInf(n, 0) {
-			return fmt.Errorf("%q is no number", text)
+			return fmt.Errorf("%q is not a number", text)
 		}
 		v.SetFloat(n)
 	default:
