@@ -60,7 +60,8 @@ func Create(path string, fill func(*os.File) error) error {
 // pending returns the temporary file with its content. It lies in the directory of path: the library's own choice
 // may be $TMPDIR, which other users share.
 func pending(path string, fill func(*os.File) error) (*renameio.PendingFile, error) {
-	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(0o600))
+	dir := renameio.WithTempDir(filepath.Dir(path))
+	f, err := renameio.NewPendingFile(path, dir, renameio.WithStaticPermissions(0o600))
 	if err != nil {
 		return nil, err
 	}

@@ -8,27 +8,26 @@ import (
 	"strings"
 )
 
-// What we write into a file that has comments stands between two of them. Lines of the file
-// that it replaces are kept inside, so that taking the block out restores them.
+// Our part of a file with comments is a block between two of them. The block keeps the lines that it replaces, so that
+// removing it restores them. These texts are in users' files: changing them would change those files.
 const (
 	blockBegin = "# >>> darter: written by \"dfdaemon configure\", taken out by \"dfdaemon configure --remove\""
 	blockEnd   = "# <<< darter"
 	wasPrefix  = "# was: "
 
 	beginPrefix = "# >>> darter:"
-	attrNew     = "; new file, directories made: " // and a number
+	attrNew     = "; new file, directories made: " // followed by a number
 	attrCut     = "; no newline before"
 )
 
-// splice is one place of a text where a block goes in, in place of the lines
-// text[at:end].
+// splice is a block that replaces the lines text[at:end].
 type splice struct {
 	at, end int
 	lines   []string
 }
 
-// insert puts blocks into a text. fresh is the number of directories that a new file brings,
-// or -1 for a file that was there. What it returns is restored by strip.
+// insert inserts blocks into a text; strip is the reverse. fresh is the number of directories that are created for a new
+// file, or -1 for an existing file.
 func insert(text []byte, fresh int, splices ...splice) []byte {
 	eol := "\n"
 	if i := bytes.IndexByte(text, '\n'); i > 0 && text[i-1] == '\r' {
@@ -62,8 +61,7 @@ func insert(text []byte, fresh int, splices ...splice) []byte {
 	return append(out, text[from:]...)
 }
 
-// strip takes our blocks out of a text. It returns nil for a file that was made for them
-// alone.
+// strip removes our blocks from a text. It returns nil for a file that was created for them.
 func strip(text []byte) ([]byte, error) {
 	if text == nil {
 		return nil, nil
@@ -82,7 +80,8 @@ func strip(text []byte) ([]byte, error) {
 			}
 		}
 		if i == len(lines) {
-			return nil, fmt.Errorf("the block that begins in line %d (%s …) has no end (%s): put the end back, or take the block out by hand", begin+1, beginPrefix, blockEnd)
+			return nil, fmt.Errorf("the block that begins in line %d (%s …) has no end (%s): restore the end, or remove the block by hand",
+				begin+1, beginPrefix, blockEnd)
 		}
 		head := string(lines[begin])
 		fresh = fresh || strings.Contains(head, attrNew)
@@ -90,7 +89,7 @@ func strip(text []byte) ([]byte, error) {
 			cutAt = len(out)
 		}
 	}
-	if cutAt == len(out) { // unless others wrote behind it since
+	if cutAt == len(out) { // unless others have appended since
 		out = bytes.TrimSuffix(bytes.TrimSuffix(out, []byte("\n")), []byte("\r"))
 	}
 	if fresh && len(out) == 0 {
@@ -99,7 +98,7 @@ func strip(text []byte) ([]byte, error) {
 	return out, nil
 }
 
-// dirsOf tells how many directories were made for a file of ours.
+// dirsOf returns how many directories were created for a file of ours.
 func dirsOf(text []byte) (n int) {
 	_, after, ok := strings.Cut(string(text), attrNew)
 	if !ok {
@@ -113,8 +112,8 @@ func dirsOf(text []byte) (n int) {
 	return min(n, 8)
 }
 
-// fresh is what insert wants to know of a file: the directories that were or are to be made
-// for it, or -1 when the file was there before us.
+// fresh is the argument of insert: how many directories were or must be created for a file, or -1 if the file existed
+// before.
 func (p *planner) fresh(path string) int {
 	now, _ := p.files.read(path)
 	switch {
@@ -126,12 +125,12 @@ func (p *planner) fresh(path string) int {
 	return -1
 }
 
-// hasBlock reports whether a text has something of ours in it.
+// hasBlock reports whether a text contains a block of ours.
 func hasBlock(text []byte) bool {
 	return bytes.HasPrefix(text, []byte(beginPrefix)) || bytes.Contains(text, []byte("\n"+beginPrefix))
 }
 
-// splitLines cuts a text after each newline.
+// splitLines splits a text after each newline.
 func splitLines(text []byte) [][]byte {
 	lines := bytes.SplitAfter(text, []byte("\n"))
 	if n := len(lines); len(lines[n-1]) == 0 {

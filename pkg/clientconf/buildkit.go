@@ -9,7 +9,7 @@ import (
 
 const buildkitConfig = "/etc/buildkit/buildkitd.toml"
 
-// buildkit plans the mirrors in the configuration of a buildkitd.
+// buildkit plans the mirrors in the configuration of buildkitd.
 func (p *planner) buildkit() error {
 	file := p.opts.Config
 	if file == "" {
@@ -19,15 +19,15 @@ func (p *planner) buildkit() error {
 		return err
 	}
 	p.plan.Restart = "systemctl restart buildkit"
-	p.plan.RestartNote = "builds that run are cut"
+	p.plan.RestartNote = "running builds are aborted"
 	if !p.undo {
-		p.note("This is for a buildkitd of its own. A builder of \"docker buildx create\" takes the file with --buildkitd-config, and reaches 127.0.0.1 of this machine only with " +
-			"--driver-opt network=host; the builder inside dockerd follows Docker's configuration")
+		p.note("This configures a standalone buildkitd. Pass the file to \"docker buildx create\" with --buildkitd-config; its builder " +
+			"reaches 127.0.0.1 of this machine only with --driver-opt network=host. The builder inside dockerd uses Docker's configuration")
 	}
 	return nil
 }
 
-// buildkitEdit puts the mirror first into the mirrors of each registry.
+// buildkitEdit adds the mirror as the first mirror of each registry.
 type buildkitEdit struct {
 	fresh  int
 	mirror Mirror
@@ -54,7 +54,7 @@ func (e buildkitEdit) add(old []byte) ([]byte, error) {
 		table := []string{"registry", u.Host}
 		theirs, _ := doc.get(append(table, "mirrors")...).([]any)
 		if slices.Contains(theirs, any(e.mirror.Addr)) {
-			continue // by hand, and not ours to change
+			continue // the user added it
 		}
 		list := []string{strconv.Quote(e.mirror.Addr)}
 		for _, m := range theirs {
@@ -75,7 +75,8 @@ func (e buildkitEdit) add(old []byte) ([]byte, error) {
 	}
 	next := insert(base, e.fresh, splices...)
 	if err := doc.onlyChanged(next, changed...); err != nil {
-		return nil, fmt.Errorf("%w: add %q to the mirrors of each [registry.\"…\"] by hand, and [registry.%q] with http = true", err, e.mirror.Addr, e.mirror.Addr)
+		return nil, fmt.Errorf("%w: add %q to the mirrors of each [registry.\"…\"] by hand, and [registry.%q] with http = true",
+			err, e.mirror.Addr, e.mirror.Addr)
 	}
 	return next, nil
 }

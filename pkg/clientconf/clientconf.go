@@ -1,9 +1,8 @@
-// Package clientconf points container clients at this node's mirror, by writing into the
-// files that they read: containerd, Docker, Podman, CRI-O, BuildKit.
+// Package clientconf edits the configuration of containerd, Docker, Podman, CRI-O and BuildKit so that they try this
+// node's mirror first.
 //
-// What it does not own stays byte for byte, and what it wrote it can take out again: the
-// file is then what it was before. A file that it cannot edit so is left alone, and the
-// error says what to write by hand. Planning reads only; [Plan.Apply] writes. Start at
+// It never changes a byte that it does not own, and [Remove] restores each file as it was. It leaves a file alone that it
+// cannot edit in this way; the error says what to write by hand. Planning only reads; [Plan.Apply] writes. Start at
 // [Configure].
 package clientconf
 
@@ -17,7 +16,7 @@ import (
 	"github.com/rogpeppe/go-internal/diff"
 )
 
-// Client is a kind of client that can be pointed at a mirror.
+// Client is a kind of client.
 type Client string
 
 // The clients.
@@ -32,8 +31,7 @@ const (
 // Clients lists all clients that can be configured.
 func Clients() []Client { return []Client{Containerd, Docker, Podman, CRIO, BuildKit} }
 
-// ReadAtStart is the file that a client reads at its start and never again; empty for one that
-// follows without a restart.
+// ReadAtStart returns the file that a client reads only at its start, or nothing for a client that needs no restart.
 func ReadAtStart(c Client) string {
 	switch c {
 	case Containerd:
@@ -44,58 +42,54 @@ func ReadAtStart(c Client) string {
 	return ""
 }
 
-// Mirror is what clients are told.
+// Mirror is the mirror that clients use.
 type Mirror struct {
-	// Addr is host:port of the mirror, as the client reaches it.
+	// Addr is the host:port at which clients reach the mirror.
 	Addr string
 	// Upstreams are the registries to pull through it.
 	Upstreams []Upstream
-	// DigestsOnly leaves the resolving of tags to the registry itself: the client asks the
-	// mirror only for what it knows the digest of.
+	// DigestsOnly lets clients resolve tags at the registry: they request only digests from the mirror.
 	DigestsOnly bool
 }
 
 // Upstream is one registry.
 type Upstream struct {
-	// Host is the registry as image names write it, in the spelling of oci.ParseHost.
+	// Host is the registry as image names write it, normalized by oci.ParseHost.
 	Host string
-	// PlainHTTP says that the registry speaks HTTP, which the client must know for when it
-	// asks the registry itself.
+	// PlainHTTP reports that the registry speaks HTTP. The client needs it for its own requests to the registry.
 	PlainHTTP bool
-	// CA, ClientCert and ClientKey are files that the client needs for the registry itself;
-	// empty for none.
+	// CA, ClientCert and ClientKey are the files that the client needs for the registry itself, empty for none.
 	CA, ClientCert, ClientKey string
 }
 
 // url is the mirror's base URL.
 func (m Mirror) url() string { return "http://" + m.Addr }
 
-// Plan is what is to be done, for people to read and for [Plan.Apply] to do.
+// Plan is a list of changes, for people to read and for [Plan.Apply] to make.
 type Plan struct {
 	Client Client
-	// Changes are in the order in which they are to be made; none means that all is as it
-	// should be.
+	// Changes are in the order of Apply. None means that nothing has to change.
 	Changes []Change
-	// Notes are what the operator should know, a sentence or two each.
+	// Notes are hints for the operator, a sentence or two each.
 	Notes []string
-	// Restart is the command after which the client follows the changes; empty where it
-	// does so by itself. RestartNote says what that does to what runs.
+	// Restart is the command that makes the client read the changes, empty if it needs none. RestartNote is its effect on
+	// running containers and pulls.
 	Restart, RestartNote string
 }
 
-// Change is what becomes of one file.
+// Change is the change of one file.
 type Change struct {
-	// Path is the file as the client knows it, without the root of [Files].
+	// Path is the client's path of the file, without the root of [Files].
 	Path string
-	// Old and New are its contents; nil is a file that is not there.
+	// Old and New are the contents before and after; nil is a file that does not exist.
 	Old, New []byte
-	// Dirs is how many directories above a file that goes are to go too, once empty.
+	// Dirs is how many directories above a deleted file to delete if they are empty.
 	Dirs int
-	// like is the file whose mode and owner a new one takes; empty for none.
+	// like is the file from which a new one takes mode and owner, empty for none.
 	like string
 }
 
-// Diff tells the changes as a unified diff; empty when there are none.
+// Diff returns the changes as a unified diff.
 func (p Plan) Diff() []byte {
 	var out []byte
 	for _, c := range p.Changes {
@@ -107,7 +101,7 @@ func (p Plan) Diff() []byte {
 			to = "/dev/null"
 		}
 		if len(c.Old) == 0 && len(c.New) == 0 {
-			// A diff has no words for an empty file that comes or goes.
+			// A unified diff cannot show an empty file that appears or disappears.
 			out = fmt.Appendf(out, "diff %s %s\n", from, to)
 		}
 		out = append(out, diff.Diff(from, c.Old, to, c.New)...)
@@ -115,28 +109,27 @@ func (p Plan) Diff() []byte {
 	return out
 }
 
-// Options say where things are when they are not at their usual place.
+// Options override the usual paths.
 type Options struct {
-	// Config is the client's own configuration file where it is not the usual one; for
-	// Podman and CRI-O the directory of drop-in files.
+	// Config is the client's configuration file; for Podman and CRI-O the directory of drop-in files. Empty is the usual
+	// one.
 	Config string
 }
 
-// Configure plans how the client comes to use the mirror. It may be repeated: it plans
-// nothing where all is done, and what was written for another address or list of registries
-// is brought up to date. An error says what stands in the way, and what to do.
+// Configure plans the changes that make a client use the mirror. It plans nothing if the client does already, and
+// replaces an earlier address or list of registries. The error says what prevents it and what to do.
 func Configure(c Client, f Files, m Mirror, o Options) (Plan, error) {
 	if _, _, err := net.SplitHostPort(m.Addr); err != nil {
 		return Plan{}, fmt.Errorf("the mirror's address %q: %w", m.Addr, err)
 	}
 	if len(m.Upstreams) == 0 {
-		return Plan{}, errors.New("there is no registry to pull through the mirror: name some with --upstreams")
+		return Plan{}, errors.New("no registry to pull through the mirror: set --upstreams")
 	}
 	return planned(c, &planner{files: f, mirror: m, opts: o})
 }
 
-// Remove plans how the client comes to be as if [Configure] had never been. The mirror's
-// address is needed for Docker, whose file has no place for a mark of ours.
+// Remove plans the changes that undo [Configure]. It needs the mirror's address for Docker, whose JSON has no comments
+// to mark our part.
 func Remove(c Client, f Files, m Mirror, o Options) (Plan, error) {
 	return planned(c, &planner{files: f, mirror: m, opts: o, undo: true})
 }
@@ -144,11 +137,12 @@ func Remove(c Client, f Files, m Mirror, o Options) (Plan, error) {
 func planned(c Client, p *planner) (Plan, error) {
 	p.plan.Client = c
 	makers := map[Client]func(*planner) error{
-		Containerd: (*planner).containerd, Docker: (*planner).docker, Podman: (*planner).podman, CRIO: (*planner).crio, BuildKit: (*planner).buildkit,
+		Containerd: (*planner).containerd, Docker: (*planner).docker, Podman: (*planner).podman, CRIO: (*planner).crio,
+		BuildKit: (*planner).buildkit,
 	}
 	mk, ok := makers[c]
 	if !ok {
-		return Plan{}, fmt.Errorf("%q is no client that can be configured; these are: %s", c, join(Clients()))
+		return Plan{}, fmt.Errorf("unknown client %q; use one of: %s", c, join(Clients()))
 	}
 	if err := mk(p); err != nil {
 		return Plan{}, err
@@ -167,7 +161,7 @@ func join(list []Client) string {
 	return strings.Join(out, ", ")
 }
 
-// planner gathers what is to be done to one client.
+// planner collects the changes for one client.
 type planner struct {
 	files  Files
 	mirror Mirror
@@ -182,19 +176,16 @@ func (p *planner) note(format string, args ...any) {
 	}
 }
 
-// edit is how a file comes to say what we want, and how that is taken out again. nil is a
-// file that is not there. add of what add returned is the same again.
+// edit adds our part to a file and removes it again. nil is a file that does not exist. add is idempotent.
 type edit interface {
 	add(old []byte) ([]byte, error)
 	remove(now []byte) ([]byte, error)
 }
 
-// keptSuffix names the file beside, that keeps an original which could not be restored by
-// taking our part out.
+// keptSuffix is the suffix of the copy of an original that removing our part cannot restore.
 const keptSuffix = ".before-darter"
 
-// file plans one file: to be edited, or when undoing to be restored. It reports whether
-// there is something to do.
+// file plans the edit of a file, or with undo its restoration. It reports whether anything changes.
 func (p *planner) file(path string, e edit) (bool, error) {
 	old, err := p.files.read(path)
 	if err != nil {
@@ -229,15 +220,15 @@ func (p *planner) file(path string, e edit) (bool, error) {
 	return true, nil
 }
 
-// restore plans to take out of a file what add put in.
+// restore plans to remove our part from a file.
 func (p *planner) restore(path string, e edit, now, kept []byte) (bool, error) {
 	next, err := e.remove(now)
 	if err != nil {
 		return false, fmt.Errorf("%s: %w", path, err)
 	}
 	if kept != nil {
-		// Only an original that leads to what is there now: the file may have been changed
-		// by others since, and their changes stay.
+		// Only if the original leads to the current content: otherwise others have changed the file since, and their
+		// changes stay.
 		if again, err := e.add(kept); err == nil && same(again, now) {
 			next = kept
 		}
@@ -252,5 +243,5 @@ func (p *planner) restore(path string, e edit, now, kept []byte) (bool, error) {
 
 func (p *planner) change(c Change) { p.plan.Changes = append(p.plan.Changes, c) }
 
-// same tells whether two contents are the same; a missing file is not an empty one.
+// same reports whether two contents are equal. A missing file differs from an empty one.
 func same(a, b []byte) bool { return (a == nil) == (b == nil) && string(a) == string(b) }

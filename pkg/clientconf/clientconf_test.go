@@ -138,7 +138,7 @@ var oddities = map[string]map[string]string{
 	"drop-ins of others": {registriesDir + "/000-shortnames.conf": "[aliases]\n\"alpine\" = \"docker.io/library/alpine\"\n", registriesConf: "unqualified-search-registries = ['docker.io']\n"},
 }
 
-func TestTakingOutLeavesExactlyWhatWasThere(t *testing.T) {
+func TestRemoveRestores(t *testing.T) {
 	for name, files := range oddities {
 		for _, c := range Clients() {
 			t.Run(name+"/"+string(c), func(t *testing.T) {
@@ -167,7 +167,7 @@ func TestTakingOutLeavesExactlyWhatWasThere(t *testing.T) {
 	}
 }
 
-func TestDoingItTwiceIsDoingItOnce(t *testing.T) {
+func TestConfigureTwice(t *testing.T) {
 	for name, files := range oddities {
 		for _, c := range Clients() {
 			t.Run(name+"/"+string(c), func(t *testing.T) {
@@ -184,7 +184,7 @@ func TestDoingItTwiceIsDoingItOnce(t *testing.T) {
 	}
 }
 
-func TestWhatIsWrittenSaysWhatItSaidBeforeAndTheMirror(t *testing.T) {
+func TestConfigureKeepsSettings(t *testing.T) {
 	for name, files := range oddities {
 		t.Run(name, func(t *testing.T) {
 			f := machine(t, files)
@@ -218,7 +218,7 @@ func TestWhatIsWrittenSaysWhatItSaidBeforeAndTheMirror(t *testing.T) {
 	}
 }
 
-func TestChangesOfOthersSurviveTakingOurPartOut(t *testing.T) {
+func TestRemoveKeepsLaterChanges(t *testing.T) {
 	f := machine(t, map[string]string{containerdConfig: strings.TrimSuffix(debian16, "\n"), dockerConfig: "{\n\n}"})
 	configure(t, Containerd, f)
 	configure(t, Docker, f)
@@ -239,7 +239,7 @@ func TestChangesOfOthersSurviveTakingOurPartOut(t *testing.T) {
 	assert.False(t, f.has(dockerConfig+keptSuffix))
 }
 
-func TestAnotherAddressAndAShorterListReplaceThoseFromBefore(t *testing.T) {
+func TestConfigureReplacesOldAddress(t *testing.T) {
 	f := machine(t, map[string]string{containerdConfig: debian16})
 	before := state(t, f)
 	configure(t, Containerd, f)
@@ -259,7 +259,7 @@ func TestAnotherAddressAndAShorterListReplaceThoseFromBefore(t *testing.T) {
 	assert.Equal(t, before, state(t, f))
 }
 
-func TestEachShapeOfContainerdsFileGetsItsOwnSection(t *testing.T) {
+func TestContainerdVersions(t *testing.T) {
 	for name, c := range map[string]struct{ was, want string }{
 		"none at all":                    {"", "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"},
 		"version 2 without the section":  {debian16, "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"},
@@ -283,7 +283,7 @@ func TestEachShapeOfContainerdsFileGetsItsOwnSection(t *testing.T) {
 	}
 }
 
-func TestAConfigPathThatIsThereIsFollowed(t *testing.T) {
+func TestConfigPath(t *testing.T) {
 	f := machine(t, map[string]string{
 		containerdConfig:        "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/a:/b'\n",
 		"/b/quay.io/hosts.toml": "server = 'https://quay.io'\n",
@@ -296,7 +296,7 @@ func TestAConfigPathThatIsThereIsFollowed(t *testing.T) {
 	assert.False(t, f.has("/a:/b"))
 }
 
-func TestAConfigPathOfAnImportedFileGoesBeforeThatOfTheMainOne(t *testing.T) {
+func TestConfigPathOfImport(t *testing.T) {
 	drop := func(config, path string) string { return config + "config_path = '" + path + "'\n" }
 	const two, three = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.registry]\n", "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\n"
 	for name, c := range map[string]struct {
@@ -338,7 +338,7 @@ func TestAConfigPathOfAnImportedFileGoesBeforeThatOfTheMainOne(t *testing.T) {
 	}
 }
 
-func TestAllIsTakenOutThoughAnImportedFileLeadsElsewhereSince(t *testing.T) {
+func TestRemoveAfterImportChange(t *testing.T) {
 	f := machine(t, map[string]string{containerdConfig: "version = 3\n"})
 	before := state(t, f)
 	configure(t, Containerd, f)
@@ -354,7 +354,7 @@ func TestAllIsTakenOutThoughAnImportedFileLeadsElsewhereSince(t *testing.T) {
 	assert.Equal(t, before, state(t, f))
 }
 
-func TestTheHostsFileOfARegistrySaysTheRegistryItselfLast(t *testing.T) {
+func TestHostsFileServer(t *testing.T) {
 	f := machine(t, map[string]string{dockerCerts + "/quay.io/ca.crt": "PEM", dockerCerts + "/quay.io/client.cert": "PEM", dockerCerts + "/quay.io/client.key": "PEM"})
 	configure(t, Containerd, f)
 	configure(t, Docker, f)
@@ -371,7 +371,7 @@ dial_timeout = "200ms"
 		"client = [[\"/etc/docker/certs.d/quay.io/client.cert\", \"/etc/docker/certs.d/quay.io/client.key\"]]\n")
 }
 
-func TestTheMirrorComesBeforeTheHostsOfOthersAndTheirCommentsStayWithThem(t *testing.T) {
+func TestHostsFileOrder(t *testing.T) {
 	f := machine(t, map[string]string{ours + "/docker.io/hosts.toml": "server = \"https://registry-1.docker.io\"\n\n# a neighbour\n[host.\"https://a.test\"]\n"})
 	configure(t, Containerd, f)
 	assert.Equal(t, "server = \"https://registry-1.docker.io\"\n\n"+blockBegin+`
@@ -384,34 +384,34 @@ dial_timeout = "200ms"
 `, read(t, f, ours+"/docker.io/hosts.toml"))
 }
 
-func TestWhatStandsInTheWayIsSaidAndNothingIsWritten(t *testing.T) {
+func TestConfigureErrors(t *testing.T) {
 	for name, c := range map[string]struct {
 		client Client
 		files  map[string]string
 		says   string
 	}{
-		"mirrors inline": {Containerd, map[string]string{containerdConfig: default17 + "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = ['https://a.test']\n"}, "mirrors of its own .* for docker.io.*Move each into"},
+		"mirrors inline": {Containerd, map[string]string{containerdConfig: default17 + "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = ['https://a.test']\n"}, "its own mirrors .* for docker.io.*Move each into"},
 		"certificates inline": {Containerd, map[string]string{containerdConfig: "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry.configs.'quay.io'.tls]\nca_file = 'x'\n"},
 			"has certificates for quay.io"},
-		"mirrors in an import": {Containerd, map[string]string{"/etc/containerd/conf.d/m.toml": "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry.mirrors.'quay.io']\nendpoint = ['https://a.test']\n"}, "conf.d/m.toml has mirrors of its own"},
-		"no TOML in an import": {Containerd, map[string]string{"/etc/containerd/conf.d/m.toml": "version = \n"}, "m.toml, which .* imports: it is no TOML"},
-		"no TOML":              {Containerd, map[string]string{containerdConfig: "version = \n"}, "it is no TOML"},
-		"a mark before TOML":   {Containerd, map[string]string{containerdConfig: "\ufeffversion = 2\n"}, "it is no TOML"},
+		"mirrors in an import": {Containerd, map[string]string{"/etc/containerd/conf.d/m.toml": "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry.mirrors.'quay.io']\nendpoint = ['https://a.test']\n"}, "conf.d/m.toml has its own mirrors"},
+		"no TOML in an import": {Containerd, map[string]string{"/etc/containerd/conf.d/m.toml": "version = \n"}, "m.toml, which .* imports: not TOML"},
+		"no TOML":              {Containerd, map[string]string{containerdConfig: "version = \n"}, "not TOML"},
+		"a mark before TOML":   {Containerd, map[string]string{containerdConfig: "\ufeffversion = 2\n"}, "not TOML"},
 		"an inline table":      {Containerd, map[string]string{containerdConfig: "version = 2\nplugins = {}\n"}, "set config_path = .* by hand"},
 		"inline hosts":         {Containerd, map[string]string{ours + "/docker.io/hosts.toml": "host = {'https://a.test' = {}}\n"}, "add .* by hand"},
 		"a block without end":  {Containerd, map[string]string{containerdConfig: blockBegin + "\n"}, "begins in line 1 .* has no end"},
-		"no JSON":              {Docker, map[string]string{dockerConfig: "{debug: true}"}, "no JSON"},
-		"a JSON list":          {Docker, map[string]string{dockerConfig: "[]"}, "no JSON object"},
-		"mirrors as text":      {Docker, map[string]string{dockerConfig: `{"registry-mirrors": "https://a.test"}`}, "no list of URLs"},
-		"mirrors of null":      {Docker, map[string]string{dockerConfig: `{"registry-mirrors": null}`}, "no list of URLs"},
+		"not JSON":             {Docker, map[string]string{dockerConfig: "{debug: true}"}, "not JSON"},
+		"a JSON list":          {Docker, map[string]string{dockerConfig: "[]"}, "not a JSON object"},
+		"mirrors as text":      {Docker, map[string]string{dockerConfig: `{"registry-mirrors": "https://a.test"}`}, "not a list of URLs"},
+		"mirrors of null":      {Docker, map[string]string{dockerConfig: `{"registry-mirrors": null}`}, "not a list of URLs"},
 		"mirrors twice":        {Docker, map[string]string{dockerConfig: `{"registry-mirrors": [], "registry-mirrors": []}`}, "twice"},
-		"two objects":          {Docker, map[string]string{dockerConfig: `{}{}`}, "something follows"},
+		"two objects":          {Docker, map[string]string{dockerConfig: `{}{}`}, "text after"},
 		"a flag of dockerd":    {Docker, map[string]string{"/etc/systemd/system/docker.service.d/m.conf": "[Service]\nExecStart=/usr/bin/dockerd --registry-mirror=https://a.test\n"}, "--registry-mirror"},
-		"the old form":         {Podman, map[string]string{registriesConf: "[registries.search]\nregistries = ['docker.io']\n"}, "of the old form"},
-		"a stranger's file":    {CRIO, map[string]string{registriesDir + "/" + registriesName: "# mine\n"}, "somebody else wrote"},
-		"all taken":            {Podman, map[string]string{registriesConf: "[[registry]]\nlocation='docker.io'\n[[registry]]\nlocation='quay.io'\n[[registry]]\nprefix='registry.test:5000'\n"}, "nothing to say"},
+		"the old form":         {Podman, map[string]string{registriesConf: "[registries.search]\nregistries = ['docker.io']\n"}, "has the old form"},
+		"a stranger's file":    {CRIO, map[string]string{registriesDir + "/" + registriesName: "# mine\n"}, "another program wrote"},
+		"all taken":            {Podman, map[string]string{registriesConf: "[[registry]]\nlocation='docker.io'\n[[registry]]\nlocation='quay.io'\n[[registry]]\nprefix='registry.test:5000'\n"}, "would be empty"},
 		"inline registries":    {BuildKit, map[string]string{buildkitConfig: "registry = {}\n"}, "by hand"},
-		"a directory":          {Docker, map[string]string{dockerConfig + "/x": ""}, "is no file"},
+		"a directory":          {Docker, map[string]string{dockerConfig + "/x": ""}, "is not a regular file"},
 		"links in a ring":      {Docker, map[string]string{dockerConfig: "->daemon.json"}, "too many symbolic links"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -422,16 +422,16 @@ func TestWhatStandsInTheWayIsSaidAndNothingIsWritten(t *testing.T) {
 	}
 }
 
-func TestTrapsAreTold(t *testing.T) {
+func TestNotes(t *testing.T) {
 	for name, c := range map[string]struct {
 		client Client
 		files  map[string]string
 		says   string
 	}{
-		"a _default loses its say": {Containerd, map[string]string{ours + "/_default/hosts.toml": "[host.'https://all.test']\n"}, "_default/hosts.toml holds for registries that have no directory of their own. These get one now, so it holds for them no more: docker.io, quay.io, registry.test:5000\\. "},
+		"a _default loses its say": {Containerd, map[string]string{ours + "/_default/hosts.toml": "[host.'https://all.test']\n"}, "_default/hosts.toml applies to registries without a directory of their own. These registries get one now, so it no longer applies to them: docker.io, quay.io, registry.test:5000\\. "},
 		"CRI is off":               {Containerd, map[string]string{containerdConfig: "disabled_plugins = ['cri']\n"}, "disables the CRI plugin"},
-		"docker's own reach":       {Docker, nil, "serve Docker Hub alone"},
-		"a registry table":         {Podman, map[string]string{registriesDir + "/900-mine.conf": "[[registry]]\nlocation = 'quay.io'\nblocked = true\n"}, "900-mine.conf says in a .* how to reach quay.io"},
+		"docker's own reach":       {Docker, nil, "apply only to Docker Hub"},
+		"a registry table":         {Podman, map[string]string{registriesDir + "/900-mine.conf": "[[registry]]\nlocation = 'quay.io'\nblocked = true\n"}, "900-mine.conf has its own .* for quay.io"},
 		"a builder in a container": {BuildKit, nil, "network=host"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -442,7 +442,7 @@ func TestTrapsAreTold(t *testing.T) {
 	}
 }
 
-func TestPodmanIsToldTheRegistryAsTheFirstPartOfThePath(t *testing.T) {
+func TestPodmanLocation(t *testing.T) {
 	f := machine(t, map[string]string{registriesDir + "/900-mine.conf": "[[registry]]\nlocation = 'quay.io'\n"})
 	configure(t, Podman, f)
 	var got struct {
@@ -465,7 +465,7 @@ func TestPodmanIsToldTheRegistryAsTheFirstPartOfThePath(t *testing.T) {
 	assert.True(t, got.Registry[1].Insecure)
 }
 
-func TestAMirrorByHandIsLeftAlone(t *testing.T) {
+func TestHandmadeMirror(t *testing.T) {
 	f := machine(t, map[string]string{
 		ours + "/docker.io/hosts.toml": "server = 'https://registry-1.docker.io'\n[host.'http://127.0.0.1:65001']\ncapabilities = ['pull']\n",
 		dockerConfig:                   `{"registry-mirrors": ["http://127.0.0.1:65001/"]}`,
@@ -485,7 +485,7 @@ func TestAMirrorByHandIsLeftAlone(t *testing.T) {
 	assert.Equal(t, before, state(t, f), "planning writes nothing")
 }
 
-func TestModeAndLinksStay(t *testing.T) {
+func TestModeAndLinks(t *testing.T) {
 	f := machine(t, map[string]string{dockerConfig: "->/opt/daemon.json", "/opt/daemon.json": "{}"})
 	configure(t, Docker, f)
 	info, err := os.Lstat(filepath.Join(f.Root, dockerConfig))
@@ -499,7 +499,7 @@ func TestModeAndLinksStay(t *testing.T) {
 	assert.Empty(t, left, "no half-written file stays")
 }
 
-func TestAnOriginalThatIsKeptIsAsSecretAsItWas(t *testing.T) {
+func TestKeptOriginalMode(t *testing.T) {
 	f := machine(t, map[string]string{dockerConfig: "{\n\n}"})
 	configure(t, Docker, f)
 	info, err := os.Stat(filepath.Join(f.Root, dockerConfig+keptSuffix))
@@ -507,7 +507,7 @@ func TestAnOriginalThatIsKeptIsAsSecretAsItWas(t *testing.T) {
 	assert.Equal(t, fs.FileMode(0o640), info.Mode().Perm())
 }
 
-func TestAFileThatChangedMeanwhileIsNotOverwritten(t *testing.T) {
+func TestConcurrentChange(t *testing.T) {
 	f := machine(t, map[string]string{dockerConfig: "{}"})
 	plan, err := Configure(Docker, f, mirror, Options{})
 	require.NoError(t, err)
@@ -516,7 +516,7 @@ func TestAFileThatChangedMeanwhileIsNotOverwritten(t *testing.T) {
 	assert.Equal(t, `{"debug":true}`, read(t, f, dockerConfig))
 }
 
-func TestNoLinkLeadsOutOfTheRoot(t *testing.T) {
+func TestLinksStayInRoot(t *testing.T) {
 	outside := t.TempDir()
 	f := machine(t, map[string]string{dockerConfig: "->" + outside + "/daemon.json", buildkitConfig: "->../../../../../../../../../" + outside + "/b.toml"})
 	configure(t, Docker, f)

@@ -22,8 +22,8 @@ const (
 	defaultHosts     = "_default"
 )
 
-// containerd plans a hosts.toml per registry, and the config_path in containerd's own file
-// that makes its CRI plugin, and so Kubernetes, read them.
+// containerd plans a hosts.toml per registry, and in containerd's own file the config_path that makes its CRI plugin (and
+// so Kubernetes) read them.
 func (p *planner) containerd() error {
 	file := p.opts.Config
 	if file == "" {
@@ -52,7 +52,7 @@ func (p *planner) containerd() error {
 	if there, err := p.imported(file, doc); err != nil {
 		return err
 	} else if there != "" {
-		// containerd 1 reads imports that are named alone, so its file has to say the same.
+		// containerd 1 reads only imports that its file names, so its file must set the same value.
 		named := doc.get("imports") != nil || version > 2
 		edit = edit && !named
 		if value = there; named || set == "" {
@@ -66,25 +66,24 @@ func (p *planner) containerd() error {
 		}
 		if did {
 			p.plan.Restart = "systemctl restart containerd"
-			p.plan.RestartNote = "containers keep running; only pulls that are under way begin again"
+			p.plan.RestartNote = "containers keep running; running pulls start again"
 		}
 	}
-	// Wherever it points, there we write.
+	// The hosts.toml files go to the directories of config_path.
 	dirs := []string{containerdCerts}
 	if set != "" {
 		dirs = strings.Split(set, ":")
 	}
 	if p.undo && !slices.Contains(dirs, containerdCerts) {
-		dirs = append(dirs, containerdCerts) // of before it pointed elsewhere
+		dirs = append(dirs, containerdCerts) // from before config_path was changed
 	}
 	return p.hosts(dirs)
 }
 
-// importsUsual are the files that containerd 2 imports where its own names none.
+// importsUsual are the files that containerd 2 imports if its own file names none.
 const importsUsual = "/etc/containerd/conf.d/*.toml"
 
-// imported returns the config_path that a file imported by containerd's own sets: the last one
-// goes before all others.
+// imported returns the config_path of the files that containerd's own imports; the last one overrides all others.
 func (p *planner) imported(file string, doc *document) (set string, err error) {
 	patterns := []any{importsUsual}
 	if named, ok := doc.get("imports").([]any); ok {
@@ -127,14 +126,13 @@ func (p *planner) imported(file string, doc *document) (set string, err error) {
 	return set, nil
 }
 
-// criRegistry tells which table of containerd's configuration says where hosts.toml are. It
-// follows from the version of the file, not from that of containerd: containerd 2 still
-// reads files of version 2, and translates them.
+// criRegistry returns the table of containerd's configuration that holds config_path. It depends on the version of the
+// file, not of containerd: containerd 2 converts files of version 2.
 func criRegistry(d *document) (section []string, version int64) {
 	version, _ = d.get("version").(int64)
 	switch {
 	case len(d.tree) == 0:
-		version = 2 // ours to choose; every containerd from 1.3 on reads it
+		version = 2 // containerd 1.3 and newer read it
 	case version == 0:
 		version = 1
 	}
@@ -147,25 +145,28 @@ func criRegistry(d *document) (section []string, version int64) {
 	return []string{"plugins", "io.containerd.cri.v1.images", "registry"}, version
 }
 
-// criAllows reports what containerd would not start with beside a config_path.
+// criAllows returns an error for settings with which containerd does not start once config_path is set.
 func (p *planner) criAllows(file string, d *document, section []string) error {
 	name := header(section)
 	if m, ok := d.get(append(section, "mirrors")...).(map[string]any); ok && len(m) > 0 {
-		return fmt.Errorf("%s has mirrors of its own in %s.mirrors, for %s. containerd refuses them beside a config_path, and its CRI plugin would not start. "+
-			"Move each into %s/REGISTRY/%s as [host.\"ENDPOINT\"], delete the section, and run this again", file, strings.Trim(name, "[]"), keys(m), containerdCerts, hostsFile)
+		return fmt.Errorf("%s has its own mirrors in %s.mirrors, for %s. With a config_path, containerd rejects them and its CRI plugin "+
+			"would not start. Move each into %s/REGISTRY/%s as [host.\"ENDPOINT\"], delete the section, and run this again",
+			file, strings.Trim(name, "[]"), keys(m), containerdCerts, hostsFile)
 	}
 	if m, ok := d.get(append(section, "configs")...).(map[string]any); ok {
 		for host, c := range m {
 			if c, ok := c.(map[string]any); ok && c["tls"] != nil {
-				return fmt.Errorf("%s has certificates for %s in %s.configs. containerd refuses them beside a config_path, and its CRI plugin would not start. "+
-					"Move them into %s/%s/%s (ca, client, skip_verify), delete the section, and run this again", file, host, strings.Trim(name, "[]"), containerdCerts, host, hostsFile)
+				return fmt.Errorf("%s has certificates for %s in %s.configs. With a config_path, containerd rejects them and its CRI plugin "+
+					"would not start. Move them into %s/%s/%s (ca, client, skip_verify), delete the section, and run this again",
+					file, host, strings.Trim(name, "[]"), containerdCerts, host, hostsFile)
 			}
 		}
 	}
 	if list, _ := d.get("disabled_plugins").([]any); slices.ContainsFunc(list, func(v any) bool {
 		return v == "cri" || v == "io.containerd.grpc.v1.cri" || v == "io.containerd.cri.v1.images"
 	}) {
-		p.note("%s disables the CRI plugin: Kubernetes cannot use this containerd. ctr and nerdctl use the mirror all the same (ctr with --hosts-dir %s)", file, containerdCerts)
+		p.note("%s disables the CRI plugin: Kubernetes cannot use this containerd. ctr (with --hosts-dir %s) and nerdctl still use the mirror",
+			file, containerdCerts)
 	}
 	return nil
 }
@@ -199,15 +200,16 @@ func (e configPath) add(old []byte) ([]byte, error) {
 	}
 	next := insert(base, e.fresh, s)
 	if err := doc.onlyChanged(next, changed...); err != nil {
-		return nil, fmt.Errorf("%w: set config_path = %q in %s by hand, restart containerd, and run this again", err, e.value, header(e.section))
+		return nil, fmt.Errorf("%w: set config_path = %q in %s by hand, restart containerd, and run this again",
+			err, e.value, header(e.section))
 	}
 	return next, nil
 }
 
 func (configPath) remove(now []byte) ([]byte, error) { return strip(now) }
 
-// hosts plans the hosts.toml of each registry in directories that are searched in turn, and
-// takes ours away from registries that are not to be mirrored any more.
+// hosts plans the hosts.toml of each registry in directories that are searched in turn, and removes our part for
+// registries that are not mirrored any more.
 func (p *planner) hosts(dirs []string) error {
 	listed, trapped := map[string]bool{}, map[string][]string{}
 	for _, u := range p.mirror.Upstreams {
@@ -232,8 +234,8 @@ func (p *planner) hosts(dirs []string) error {
 		}
 	}
 	for _, by := range slices.Sorted(maps.Keys(trapped)) {
-		p.note("%s holds for registries that have no directory of their own. These get one now, so it holds for them no more: %s. What it says and is still wanted "+
-			"(another mirror, a certificate) belongs into their own %s, too", by, strings.Join(trapped[by], ", "), hostsFile)
+		p.note("%s applies to registries without a directory of their own. These registries get one now, so it no longer applies to them: %s. "+
+			"Copy what they still need from it (another mirror, a certificate) into their %s", by, strings.Join(trapped[by], ", "), hostsFile)
 	}
 	for _, dir := range dirs {
 		names, err := p.files.list(dir)
@@ -249,7 +251,7 @@ func (p *planner) hosts(dirs []string) error {
 	return nil
 }
 
-// outdated takes our part out of a file that is not to have it any more.
+// outdated removes our part from a file that is not listed any more.
 func (p *planner) outdated(file string, listed map[string]bool) error {
 	if listed[file] {
 		return nil
@@ -266,8 +268,7 @@ func (p *planner) outdated(file string, listed map[string]bool) error {
 	return err
 }
 
-// hostDir is the directory of a registry: the first that containerd would find, or else the
-// one to make.
+// hostDir returns the directory of a registry: the first that containerd finds, else the one to create.
 func (p *planner) hostDir(dirs []string, host string) (string, error) {
 	name, port, err := net.SplitHostPort(host)
 	for _, dir := range dirs {
@@ -281,8 +282,8 @@ func (p *planner) hostDir(dirs []string, host string) (string, error) {
 	return path.Join(dirs[0], host), nil
 }
 
-// defaultTrap returns the _default that loses its say over a registry when that gets a directory
-// of its own; empty where there is none, or the registry has one already.
+// defaultTrap returns the _default file that no longer applies to a registry once it has its own directory. It is empty
+// if there is none, or if the registry already has a directory.
 func (p *planner) defaultTrap(dirs []string, dir string) string {
 	if p.files.has(dir) {
 		return ""
@@ -295,9 +296,8 @@ func (p *planner) defaultTrap(dirs []string, dir string) string {
 	return ""
 }
 
-// server are the lines that say what the registry itself is, for when the mirror does not
-// answer. Certificates that lay in the directory are named: beside a hosts.toml containerd
-// does not look for them any more.
+// server returns the lines for the registry itself, which clients use if the mirror does not respond. They name the
+// certificates in the directory, because containerd does not look for these once there is a hosts.toml.
 func (p *planner) server(dir string, u Upstream) ([]string, error) {
 	scheme := "https://"
 	if u.PlainHTTP {
@@ -334,7 +334,7 @@ func (p *planner) server(dir string, u Upstream) ([]string, error) {
 	return lines, nil
 }
 
-// hostsEdit puts the mirror first into a hosts.toml.
+// hostsEdit adds the mirror as the first host of a hosts.toml.
 type hostsEdit struct {
 	fresh  int
 	mirror Mirror
@@ -347,12 +347,12 @@ func (e hostsEdit) add(old []byte) ([]byte, error) {
 		return nil, err
 	}
 	if doc.get("host", e.mirror.url()) != nil || doc.get("server") == e.mirror.url() {
-		return base, nil // by hand, and not ours to change
+		return base, nil // the user added it
 	}
 	at := len(base)
 	if len(doc.tables) > 0 {
 		at = doc.tables[0].start
-		// A comment above a table is about it.
+		// A comment above a table belongs to it.
 		for at > 0 && base[lineStart(base, at-1)] == '#' {
 			at = lineStart(base, at-1)
 		}
@@ -370,16 +370,18 @@ func (e hostsEdit) add(old []byte) ([]byte, error) {
 	if e.mirror.DigestsOnly {
 		capabilities = `["pull"]`
 	}
-	s.lines = append(s.lines, header([]string{"host", e.mirror.url()}), "capabilities = "+capabilities, "dial_timeout = "+strconv.Quote(e.dialTimeout()))
+	s.lines = append(s.lines, header([]string{"host", e.mirror.url()}),
+		"capabilities = "+capabilities, "dial_timeout = "+strconv.Quote(e.dialTimeout()))
 	next := insert(base, e.fresh, s)
 	if err := doc.onlyChanged(next, changed...); err != nil {
-		return nil, fmt.Errorf("%w: add %s with capabilities = %s before its other hosts by hand", err, header([]string{"host", e.mirror.url()}), capabilities)
+		return nil, fmt.Errorf("%w: add %s with capabilities = %s before its other hosts by hand",
+			err, header([]string{"host", e.mirror.url()}), capabilities)
 	}
 	return next, nil
 }
 
-// dialTimeout is how long containerd (2.1 and newer) waits for the mirror's machine before
-// it goes on. On this machine there is nothing to wait for.
+// dialTimeout is how long containerd (2.1 and newer) tries to connect to the mirror. The mirror of this machine accepts
+// at once or not at all.
 func (e hostsEdit) dialTimeout() string {
 	host, _, _ := net.SplitHostPort(e.mirror.Addr)
 	if addr, err := netip.ParseAddr(host); err == nil && addr.IsLoopback() {

@@ -19,14 +19,14 @@ const (
 	mirrorsKey   = "registry-mirrors"
 )
 
-// dockerFlags are the files in which distributions and people give dockerd its flags.
+// dockerFlags are the files that may contain flags of dockerd.
 var dockerFlags = []string{
 	"/etc/default/docker", "/etc/sysconfig/docker", "/etc/sysconfig/docker-registries",
 	"/etc/systemd/system/docker.service", "/lib/systemd/system/docker.service", "/usr/lib/systemd/system/docker.service",
 }
 
-// docker plans the mirror of Docker Hub in daemon.json, and a hosts.toml for each other
-// registry, which only the containerd image store reads.
+// docker plans the mirror of Docker Hub in daemon.json, and a hosts.toml for each other registry, which only the
+// containerd image store reads.
 func (p *planner) docker() error {
 	file := p.opts.Config
 	if file == "" {
@@ -54,20 +54,20 @@ func (p *planner) docker() error {
 		return err
 	}
 	if len(p.mirror.Upstreams) > 0 && !p.undo {
-		p.note("Docker's registry-mirrors serve Docker Hub alone. For other registries Docker needs its containerd image store, which reads %s "+
-			"(the default of new installations from Docker 29 on; before it, {\"features\": {\"containerd-snapshotter\": true}})", dockerCerts)
+		p.note("Docker's registry-mirrors apply only to Docker Hub. For other registries Docker needs its containerd image store, which reads %s "+
+			"(the default of new installations since Docker 29; before, set {\"features\": {\"containerd-snapshotter\": true}})", dockerCerts)
 	}
 	if p.mirror.DigestsOnly && hub && !p.undo {
-		p.note("Docker resolves tags at its mirrors, too: --digests-only changes nothing for Docker Hub")
+		p.note("Docker always resolves tags at its mirrors: --digests-only has no effect on Docker Hub")
 	}
 	return nil
 }
 
-// dockerFlagged reports a mirror that dockerd is given as a flag: beside it, dockerd would
-// not start with one in its file.
+// dockerFlagged returns an error if dockerd has a mirror as a flag: it does not start with mirrors in its file, too.
 func (p *planner) dockerFlagged(file string) error {
 	files := slices.Clone(dockerFlags)
-	for _, dir := range []string{"/etc/systemd/system/docker.service.d", "/lib/systemd/system/docker.service.d", "/usr/lib/systemd/system/docker.service.d"} {
+	for _, root := range []string{"/etc", "/lib", "/usr/lib"} {
+		dir := path.Join(root, "systemd/system/docker.service.d")
 		names, err := p.files.list(dir)
 		if err != nil {
 			return err
@@ -83,7 +83,7 @@ func (p *planner) dockerFlagged(file string) error {
 		}
 		for _, line := range strings.Split(string(text), "\n") {
 			if !strings.HasPrefix(strings.TrimSpace(line), "#") && strings.Contains(line, "--registry-mirror") {
-				return fmt.Errorf("%s gives dockerd the flag --registry-mirror, and dockerd does not start when %s has registry-mirrors, too: "+
+				return fmt.Errorf("%s starts dockerd with the flag --registry-mirror; dockerd does not start if %s has registry-mirrors, too: "+
 					"move the mirrors from the flag into the file, and run this again", f, file)
 			}
 		}
@@ -91,22 +91,22 @@ func (p *planner) dockerFlagged(file string) error {
 	return nil
 }
 
-// daemonJSON puts a mirror first into the registry-mirrors of Docker's configuration.
+// daemonJSON adds a mirror as the first of registry-mirrors in Docker's configuration.
 type daemonJSON struct{ url string }
 
-// spans are what an edit needs to know of a JSON object: offsets into its text.
+// spans are the offsets in the text of a JSON object that an edit needs.
 type spans struct {
-	open int // behind "{"
-	// first is the first member's offset; empty says that there is none.
+	open int // after "{"
+	// first is the offset of the first member; empty reports that there is none.
 	first int
 	empty bool
-	// The registry-mirrors: the offset of the key, behind the "[", and behind the "]".
+	// registry-mirrors: the offset of the key, after the "[", and after the "]".
 	has                  bool
 	key, inside, outside int
 	mirrors              []string
 }
 
-// bom may begin a text; Docker takes it.
+// bom may begin a text; Docker accepts it.
 var bom = []byte("\xef\xbb\xbf")
 
 func scan(text []byte) (s spans, err error) {
@@ -117,14 +117,14 @@ func scan(text []byte) (s spans, err error) {
 	dec := json.NewDecoder(bytes.NewReader(text[skip:]))
 	at := func() int { return skip + int(dec.InputOffset()) }
 	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
-		return s, errors.Join(errors.New("it is no JSON object, so that dockerd cannot read it either"), err)
+		return s, errors.Join(errors.New("not a JSON object: dockerd cannot read it either"), err)
 	}
 	s.open, s.empty = at(), true
 	for dec.More() {
 		from := at()
 		k, err := dec.Token()
 		if err != nil {
-			return s, fmt.Errorf("it is no JSON, so that dockerd cannot read it either: %w", err)
+			return s, fmt.Errorf("not JSON: dockerd cannot read it either: %w", err)
 		}
 		start := from + bytes.IndexByte(text[from:], '"')
 		if s.empty {
@@ -133,13 +133,13 @@ func scan(text []byte) (s spans, err error) {
 		after := at()
 		var value json.RawMessage
 		if err := dec.Decode(&value); err != nil {
-			return s, fmt.Errorf("it is no JSON, so that dockerd cannot read it either: %w", err)
+			return s, fmt.Errorf("not JSON: dockerd cannot read it either: %w", err)
 		}
 		if k != mirrorsKey {
 			continue
 		}
 		if s.has {
-			return s, fmt.Errorf("it has %s twice: leave one", mirrorsKey)
+			return s, fmt.Errorf("it has %s twice: remove one", mirrorsKey)
 		}
 		if s.mirrors, err = urls(value); err != nil {
 			return s, err
@@ -148,21 +148,21 @@ func scan(text []byte) (s spans, err error) {
 		s.inside = after + bytes.IndexByte(text[after:], '[') + 1
 	}
 	if _, err := dec.Token(); err != nil {
-		return s, fmt.Errorf("it is no JSON, so that dockerd cannot read it either: %w", err)
+		return s, fmt.Errorf("not JSON: dockerd cannot read it either: %w", err)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return s, errors.New("something follows its JSON object")
+		return s, errors.New("text after its JSON object")
 	}
 	return s, nil
 }
 
-// urls reads the list of mirrors. A null in it is refused, as dockerd does: the offsets of the
-// strings in the text must be those of the list's elements.
+// urls parses the list of mirrors. It rejects null elements, as dockerd does, because each element must be a string in
+// the text.
 func urls(value json.RawMessage) ([]string, error) {
 	var list []*string
 	err := json.Unmarshal(value, &list)
 	if err != nil || list == nil || slices.Contains(list, nil) {
-		return nil, fmt.Errorf("its %s is no list of URLs", mirrorsKey)
+		return nil, fmt.Errorf("its %s is not a list of URLs", mirrorsKey)
 	}
 	out := make([]string, len(list))
 	for i, m := range list {
@@ -172,7 +172,7 @@ func urls(value json.RawMessage) ([]string, error) {
 }
 
 func (e daemonJSON) quoted() string {
-	b, _ := json.Marshal(e.url) // a string always has a form
+	b, _ := json.Marshal(e.url) // a string cannot fail
 	return string(b)
 }
 
@@ -182,7 +182,7 @@ func (e daemonJSON) alone() []byte { return []byte("{\n  " + e.member() + "\n}\n
 
 func (e daemonJSON) add(old []byte) ([]byte, error) {
 	if len(bytes.TrimSpace(bytes.TrimPrefix(old, bom))) == 0 {
-		return e.alone(), nil // dockerd takes an empty file for {}
+		return e.alone(), nil // dockerd treats an empty file as {}
 	}
 	s, err := scan(old)
 	if err != nil {
@@ -231,7 +231,7 @@ func (e daemonJSON) remove(now []byte) ([]byte, error) {
 	return e.removeMember(now, s), nil
 }
 
-// removeOne takes one of several mirrors out of the list.
+// removeOne removes one of several mirrors from the list.
 func (e daemonJSON) removeOne(now []byte, s spans, i int) []byte {
 	list := now[s.inside : s.outside-1]
 	var starts, ends []int
@@ -246,19 +246,19 @@ func (e daemonJSON) removeOne(now []byte, s spans, i int) []byte {
 		from, to := 0, starts[1]
 		if lead := list[:starts[0]]; len(lead) > 0 {
 			from = len(lead)
-			// What stood before the first element stood so before the next.
+			// The white space before the first element now precedes the next.
 		}
 		return cut(now, s.inside+from, s.inside+to)
 	}
 	return cut(now, s.inside+ends[i-1], s.inside+ends[i])
 }
 
-// removeMember takes the list out of the object.
+// removeMember removes the list from the object.
 func (e daemonJSON) removeMember(now []byte, s spans) []byte {
 	rest := now[s.outside:]
 	next := bytes.IndexFunc(rest, func(r rune) bool { return r != ' ' && r != '\t' && r != '\r' && r != '\n' })
 	if rest[next] == ',' {
-		// The blanks that led to the member lead to the one that follows.
+		// The white space before the member now precedes the next.
 		to := next + 1 + bytes.IndexByte(rest[next+1:], '"')
 		return cut(now, s.key, s.outside+to)
 	}

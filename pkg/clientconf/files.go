@@ -13,20 +13,19 @@ import (
 	"github.com/darter-io/darter/pkg/atomicfile"
 )
 
-// Files are the files of a machine, or of an image of one under another root.
+// Files are the files of a machine, or of a root file system.
 type Files struct {
-	// Root is the directory that stands for /; empty is / itself.
+	// Root is the root directory; empty is /.
 	Root string
 }
 
-// linksMax bounds how many symbolic links a path may lead through.
+// linksMax bounds the symbolic links in one path.
 const linksMax = 40
 
-// bytesMax is the largest file that is read: configuration is smaller.
+// bytesMax is the largest file that is read, in bytes.
 const bytesMax = 4 << 20
 
-// resolve finds the file that a path of the machine leads to, through symbolic links that
-// count from the root, so that no path leads out of it.
+// resolve follows the symbolic links of a path. Absolute links start at the root, so that no path leaves it.
 func (f Files) resolve(path string) (string, error) {
 	rest, done := strings.Split(strings.Trim(filepath.Clean("/"+path), "/"), "/"), "/"
 	for links := 0; len(rest) > 0; {
@@ -35,7 +34,7 @@ func (f Files) resolve(path string) (string, error) {
 		next := filepath.Join(done, part)
 		target, err := os.Readlink(filepath.Join(f.Root, next))
 		if err != nil {
-			// Not a link, or not there at all.
+			// Not a link, or does not exist.
 			done = next
 			continue
 		}
@@ -50,7 +49,7 @@ func (f Files) resolve(path string) (string, error) {
 	return filepath.Join(f.Root, done), nil
 }
 
-// read returns a file's content, nil when there is no such file.
+// read returns the content of a file, nil if it does not exist.
 func (f Files) read(path string) ([]byte, error) {
 	real, err := f.resolve(path)
 	if err != nil {
@@ -64,7 +63,7 @@ func (f Files) read(path string) ([]byte, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() || info.Size() > bytesMax {
-		return nil, fmt.Errorf("%s is no file of at most %d bytes", path, bytesMax)
+		return nil, fmt.Errorf("%s is not a regular file of at most %d bytes", path, bytesMax)
 	}
 	b, err := os.ReadFile(real)
 	if b == nil && err == nil {
@@ -73,7 +72,7 @@ func (f Files) read(path string) ([]byte, error) {
 	return b, err
 }
 
-// list returns the names in a directory, sorted; none when there is no such directory.
+// list returns the names in a directory, sorted, or none if it does not exist.
 func (f Files) list(dir string) ([]string, error) {
 	real, err := f.resolve(dir)
 	if err != nil {
@@ -94,7 +93,7 @@ func (f Files) list(dir string) ([]string, error) {
 	return names, nil
 }
 
-// has reports whether there is a file or directory of that name.
+// has reports whether a file or directory exists.
 func (f Files) has(path string) bool {
 	real, err := f.resolve(path)
 	if err != nil {
@@ -104,7 +103,7 @@ func (f Files) has(path string) bool {
 	return err == nil
 }
 
-// Stat tells of a file, symbolic links followed.
+// Stat follows symbolic links.
 func (f Files) Stat(path string) (fs.FileInfo, error) {
 	real, err := f.resolve(path)
 	if err != nil {
@@ -113,7 +112,7 @@ func (f Files) Stat(path string) (fs.FileInfo, error) {
 	return os.Stat(real)
 }
 
-// missingDirs counts the directories above a file that are not there.
+// missingDirs counts the directories above a file that do not exist.
 func (f Files) missingDirs(path string) (n int) {
 	for dir := filepath.Dir(path); dir != "/" && dir != "." && !f.has(dir); dir = filepath.Dir(dir) {
 		n++
@@ -121,8 +120,8 @@ func (f Files) missingDirs(path string) (n int) {
 	return n
 }
 
-// Apply makes the changes, each file as a whole or not at all, with the mode and owner that
-// it had. A file that is no longer what it was when the plan was made ends it with an error.
+// Apply makes the changes, each file as a whole or not at all, and keeps mode and owner. It stops with an error at a
+// file that has changed since the plan.
 func (p Plan) Apply(f Files) error {
 	for _, c := range p.Changes {
 		now, err := f.read(c.Path)
@@ -130,7 +129,7 @@ func (p Plan) Apply(f Files) error {
 			return err
 		}
 		if !same(now, c.Old) {
-			return fmt.Errorf("%s was changed by somebody else meanwhile: run the command again", c.Path)
+			return fmt.Errorf("another program has changed %s meanwhile: run the command again", c.Path)
 		}
 		if err := f.write(c); err != nil {
 			return fmt.Errorf("writing %s: %w", c.Path, err)
@@ -150,7 +149,7 @@ func (f Files) write(c Change) error {
 		}
 		for dir := filepath.Dir(real); c.Dirs > 0; dir = filepath.Dir(dir) {
 			c.Dirs--
-			if os.Remove(dir) != nil { // others put something there
+			if os.Remove(dir) != nil { // it is not empty
 				break
 			}
 		}

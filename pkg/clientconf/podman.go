@@ -18,7 +18,7 @@ func (p *planner) podman() error {
 	if err := p.registries(); err != nil {
 		return err
 	}
-	p.note("Podman, Buildah and skopeo read this at each start; where the Podman service runs, it reads it after \"systemctl restart podman\"")
+	p.note("Podman, Buildah and skopeo read this at each start; a running Podman service reads it after \"systemctl restart podman\"")
 	return nil
 }
 
@@ -52,8 +52,8 @@ func (p *planner) registries() error {
 	tables := 0
 	for _, u := range p.mirror.Upstreams {
 		if by := taken[u.Host]; by != "" {
-			p.note("%s says in a [[registry]] of its own how to reach %s, and of two tables for one registry only one holds. It is left as it is: add there "+
-				"[[registry.mirror]] with location = %q and insecure = true", by, u.Host, p.location(u.Host))
+			p.note("%s has its own [[registry]] for %s, and only one table per registry applies. It stays unchanged: add "+
+				"[[registry.mirror]] with location = %q and insecure = true there", by, u.Host, p.location(u.Host))
 			continue
 		}
 		tables++
@@ -67,19 +67,19 @@ func (p *planner) registries() error {
 		}
 	}
 	if tables == 0 && !p.undo {
-		return fmt.Errorf("%s has nothing to say: %s", file, strings.Join(p.plan.Notes, "; "))
+		return fmt.Errorf("%s would be empty: %s", file, strings.Join(p.plan.Notes, "; "))
 	}
 	_, err := p.file(file, e)
 	return err
 }
 
-// location is the mirror's place for a registry: its name is the first part of the path, a
-// port written with an underscore, because image names allow no colon there.
+// location is the mirror's location for a registry: the registry is the first part of the path, with an underscore
+// before a port, because image names allow no colon there.
 func (p *planner) location(host string) string {
 	return p.mirror.Addr + "/" + strings.ReplaceAll(host, ":", "_")
 }
 
-// taken finds the registries that other files have tables for, and which files.
+// taken returns the registries with tables in other files, and those files.
 func (p *planner) taken(dir string) (map[string]string, error) {
 	names, err := p.files.list(dir)
 	if err != nil {
@@ -102,7 +102,7 @@ func (p *planner) taken(dir string) (map[string]string, error) {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 		if doc.get("registries") != nil {
-			return nil, fmt.Errorf("%s is of the old form ([registries.search]), beside which the new one may not stand: rewrite it with "+
+			return nil, fmt.Errorf("%s has the old form ([registries.search]), which excludes the new one: rewrite it with "+
 				"unqualified-search-registries and [[registry]], and run this again", file)
 		}
 		list, _ := doc.get("registry").([]any)
@@ -118,7 +118,7 @@ func (p *planner) taken(dir string) (map[string]string, error) {
 	return out, nil
 }
 
-// ownFile is a file that is ours as a whole.
+// ownFile is a file that is entirely ours.
 type ownFile struct {
 	fresh int
 	name  string
@@ -127,7 +127,7 @@ type ownFile struct {
 
 func (e ownFile) add(old []byte) ([]byte, error) {
 	if old != nil && !bytes.HasPrefix(old, []byte(beginPrefix)) {
-		return nil, fmt.Errorf("somebody else wrote this file: move it out of the way")
+		return nil, fmt.Errorf("another program wrote this file: move it away")
 	}
 	return insert([]byte{}, max(e.fresh, 0), splice{lines: e.lines}), nil
 }

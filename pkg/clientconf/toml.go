@@ -12,7 +12,7 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// document is a TOML text that knows where its tables and keys stand.
+// document is a TOML text with the positions of its tables and keys.
 type document struct {
 	text   []byte
 	tree   map[string]any
@@ -20,13 +20,13 @@ type document struct {
 	keys   []place
 }
 
-// place is where a table's header or a key stands: text[start:end] are its lines.
+// place is the position of a table's header or a key: text[start:end] are its lines.
 type place struct {
 	path       []string
 	start, end int
 }
 
-// foreignTOML reads what stands in a file beside our own part of it.
+// foreignTOML parses a file without our part of it.
 func foreignTOML(file []byte) (base []byte, doc *document, err error) {
 	if base, err = strip(file); err != nil {
 		return nil, nil, err
@@ -35,11 +35,11 @@ func foreignTOML(file []byte) (base []byte, doc *document, err error) {
 	return base, doc, err
 }
 
-// parseTOML reads a text. Values in inline tables are in the tree, but have no place.
+// parseTOML parses a text. Values in inline tables are in the tree but have no place.
 func parseTOML(text []byte) (*document, error) {
 	d := &document{text: text, tree: map[string]any{}}
 	if err := toml.Unmarshal(text, &d.tree); err != nil {
-		return nil, fmt.Errorf("it is no TOML, so that the client cannot read it either: %w", err)
+		return nil, fmt.Errorf("not TOML: the client cannot read it either: %w", err)
 	}
 	var p unstable.Parser
 	p.Reset(text)
@@ -68,12 +68,12 @@ func parseTOML(text []byte) (*document, error) {
 		d.tables = append(d.tables, at)
 	}
 	if err := p.Error(); err != nil {
-		return nil, fmt.Errorf("it is no TOML, so that the client cannot read it either: %w", err)
+		return nil, fmt.Errorf("not TOML: the client cannot read it either: %w", err)
 	}
 	return d, nil
 }
 
-// get returns the value at a path, nil when there is none.
+// get returns the value at a path, or nil.
 func (d *document) get(path ...string) any {
 	var at any = d.tree
 	for _, k := range path {
@@ -94,14 +94,15 @@ func find(places []place, path []string) (place, bool) {
 	return places[i], true
 }
 
-// set returns the splice that sets a key of a table: in place of the key where it is there,
-// else below the table's header, else in a table at the end. more are lines to follow.
+// set returns the splice that sets a key of a table: at the existing key, else below the table's header, else in a new
+// table at the end. more are the lines after it.
 func (d *document) set(table []string, key, value string, more ...string) splice {
 	line := key + " = " + value
 	if at, ok := find(d.keys, append(slices.Clone(table), key)); ok {
-		// Its own spelling stays: it may be dotted, or indented.
+		// Its spelling stays: it may be dotted or indented.
 		name := string(d.text[at.start:assign(d.text, at.start)])
-		return splice{at: at.start, end: at.end, lines: append([]string{strings.TrimRight(name, " \t") + " = " + value}, more...)}
+		line = strings.TrimRight(name, " \t") + " = " + value
+		return splice{at: at.start, end: at.end, lines: append([]string{line}, more...)}
 	}
 	if at, ok := find(d.tables, table); ok {
 		return splice{at: at.end, end: at.end, lines: append([]string{line}, more...)}
@@ -134,27 +135,26 @@ func header(table []string) string {
 	return "[" + strings.Join(parts, ".") + "]"
 }
 
-// onlyChanged checks an edited text: it says what it should, want at path, and all else is
-// as it was.
+// onlyChanged returns an error unless an edited text has a value at each changed path and is equal everywhere else.
 func (d *document) onlyChanged(next []byte, changed ...[]string) error {
 	after, err := parseTOML(next)
 	if err != nil {
-		return fmt.Errorf("it cannot be edited without rewriting it, because of how it writes its tables")
+		return fmt.Errorf("its tables have a form that cannot be edited in place")
 	}
 	was, is := d.tree, after.tree
 	for _, path := range changed {
 		if after.get(path...) == nil {
-			return fmt.Errorf("it cannot be edited without rewriting it, because of how it writes its tables")
+			return fmt.Errorf("its tables have a form that cannot be edited in place")
 		}
 		was, is = without(was, path), without(is, path)
 	}
 	if !reflect.DeepEqual(was, is) {
-		return fmt.Errorf("it cannot be edited without changing what it says elsewhere")
+		return fmt.Errorf("it cannot be edited without changing other settings")
 	}
 	return nil
 }
 
-// without copies a tree, less what stands at path and the tables that are then empty.
+// without copies a tree without the value at path and the tables that are then empty.
 func without(tree map[string]any, path []string) map[string]any {
 	out := map[string]any{}
 	for k, v := range tree {
@@ -180,8 +180,8 @@ func lineEnd(text []byte, at int) int {
 	return len(text)
 }
 
-// valueEnd finds where the value of the key at an offset ends, in a text that is known to be
-// TOML: at the first newline outside of strings and brackets.
+// valueEnd returns the end of the value of the key at an offset of a valid TOML text: the first newline outside of
+// strings and brackets.
 func valueEnd(text []byte, at int) int {
 	depth := 0
 	for i := at; i < len(text); i++ {
@@ -205,7 +205,7 @@ func valueEnd(text []byte, at int) int {
 	return len(text)
 }
 
-// stringEnd returns the offset behind the string that begins at an offset.
+// stringEnd returns the offset after the string that begins at an offset.
 func stringEnd(text []byte, at int) int {
 	quote := text[at]
 	delim := []byte{quote}
@@ -221,7 +221,7 @@ func stringEnd(text []byte, at int) int {
 			continue
 		}
 		i += len(delim)
-		// Up to two quotes more may belong to the content of a long string.
+		// Up to two more quotes may belong to the content of a long string.
 		for len(delim) == 3 && i < len(text) && text[i] == quote {
 			i++
 		}

@@ -35,7 +35,7 @@ func (p *pulls) mirrored(x registryproxy.Pull) {
 		p.metrics.Unconfirmed(telemetry.Tag)
 	}
 	if x.Unverified {
-		p.metrics.Unconfirmed(telemetry.Right)
+		p.metrics.Unconfirmed(telemetry.Grant)
 	}
 	kind, isContent := map[string]task.Kind{"blob": task.Blob, "manifest": task.Manifest}[x.Endpoint]
 	if !isContent || x.Method != http.MethodGet {

@@ -1,9 +1,8 @@
-// Package doctor looks whether a node does its work, and says what to do where it does not:
-// clients, mirror, registries, supernodes, disk, limits.
+// Package doctor checks a node and says what to do about each problem: daemon, ports, mirror, clients, registries,
+// supernodes, disk, limits, secrets.
 //
-// It only looks: it changes nothing, and it says no more of a secret than whether it was
-// taken. All checks run at once and none holds the answer up for longer than [Limit]. Start
-// at [Examine].
+// It never changes anything, and never prints a secret. All checks run at once, and none delays the result for longer
+// than [Limit]. Start at [Examine].
 package doctor
 
 import (
@@ -28,65 +27,64 @@ import (
 // Limit is the longest that [Examine] takes.
 const Limit = 10 * time.Second
 
-// checkLimit bounds one check, so that what it found can still be told.
+// checkLimit bounds one check; the rest of [Limit] is for collecting the results.
 const checkLimit = 8 * time.Second
 
-// Level says how bad a finding is.
+// Level is the severity of a finding.
 type Level string
 
-// The levels. Warn is what costs speed or is worth knowing, Fail what keeps pulls from
-// working as they should.
+// The levels. A Warn costs speed or is worth knowing; a Fail breaks pulls.
 const (
 	OK   Level = "OK"
 	Warn Level = "WARN"
 	Fail Level = "FAIL"
 )
 
-// Finding is one thing that was checked.
+// Finding is the result of one check.
 type Finding struct {
 	Level Level `json:"level"`
-	// Check names what was looked at.
+	// Check names the part that was checked.
 	Check string `json:"check"`
-	// Found is what was seen, Do what to do about it; empty when all is well.
+	// Found is the observation, Do the remedy; Do is empty if none is needed.
 	Found string `json:"found"`
 	Do    string `json:"do,omitempty"`
 }
 
-// Config says what to examine.
+// Config is what to examine.
 type Config struct {
-	// Settings are those of the daemon, as it reads them.
+	// Settings are the daemon's own.
 	Settings config.Dfdaemon
-	// Standard says that the upstreams are those that nobody chose: not reaching one of them
-	// is then no fault.
+	// Standard reports that upstreams is the default: one that is unreachable is then only a warning.
 	Standard bool
-	// Mirror is what clients of this machine are told, Files where their files are.
+	// Mirror is the mirror for the clients of this machine, Files are their configuration files.
 	Mirror clientconf.Mirror
 	Files  clientconf.Files
 	// Installed reports whether a program is on this machine.
 	Installed func(program string) bool
-	// Proc is where the processes of this machine are told of, /proc; empty does not look whether
-	// clients that run have read their files. DockerSocket is where dockerd is asked.
+	// Proc is /proc; empty skips the check whether running clients have read their files. DockerSocket is the socket of
+	// dockerd.
 	Proc, DockerSocket string
-	// NoFile is the most files that this process may open; 0 asks the system.
+	// NoFile is how many files this process may open; 0 asks the system.
 	NoFile uint64
 }
 
-// Examine makes all checks at once and returns what they found, in a fixed order.
+// Examine runs all checks at once and returns their findings in a fixed order.
 func Examine(ctx context.Context, cfg Config) []Finding {
 	ctx, cancel := context.WithTimeout(ctx, checkLimit)
 	defer cancel()
 	x := &exam{Config: cfg}
 	x.running, x.runningErr = status(ctx, cfg.Settings.API.Listen)
-	// Before the others, because it takes free ports for a moment.
+	// Before the others, because it listens on the free ports for a moment.
 	ports := x.ports()
 	checks := []struct {
 		name string
 		do   func(context.Context) []Finding
 	}{
-		{"daemon", x.daemon}, {"ports", func(context.Context) []Finding { return ports }}, {"mirror", x.mirror}, {"proxy", x.proxy}, {"clients", x.clients}, {"upstreams", x.upstreams},
-		{"supernodes", x.supernodes}, {"disk", x.disk}, {"limits", x.limits}, {"secrets", x.secrets},
+		{"daemon", x.daemon}, {"ports", func(context.Context) []Finding { return ports }}, {"mirror", x.mirror},
+		{"proxy", x.proxy}, {"clients", x.clients}, {"upstreams", x.upstreams}, {"supernodes", x.supernodes},
+		{"disk", x.disk}, {"limits", x.limits}, {"secrets", x.secrets},
 	}
-	// mu is held to store and to read results, which arrive after their time, too.
+	// mu is held to store and to read results; a late check stores its result after the deadline.
 	var mu sync.Mutex
 	results := make([][]Finding, len(checks))
 	var wg sync.WaitGroup
@@ -103,7 +101,7 @@ func Examine(ctx context.Context, cfg Config) []Finding {
 	select {
 	case <-done:
 	case <-ctx.Done():
-		// Who heeds the context is done soon; a disk that hangs does not.
+		// A check that watches the context ends soon; one on a hanging disk does not.
 		late := time.NewTimer(Limit - checkLimit)
 		defer late.Stop()
 		select {
@@ -116,7 +114,8 @@ func Examine(ctx context.Context, cfg Config) []Finding {
 	var out []Finding
 	for i, c := range checks {
 		if results[i] == nil {
-			results[i] = []Finding{{Fail, c.name, fmt.Sprintf("no answer within %s", checkLimit), "look what hangs: a disk, a network file system, a name server"}}
+			results[i] = []Finding{{Fail, c.name, fmt.Sprintf("no result within %s", checkLimit),
+				"check what hangs: a disk, a network file system or a name server"}}
 		}
 		out = append(out, results[i]...)
 	}
@@ -126,50 +125,52 @@ func Examine(ctx context.Context, cfg Config) []Finding {
 // exam is one examination.
 type exam struct {
 	Config
-	// running is the daemon's own status, or runningErr why there is none.
+	// running is the daemon's status; runningErr is why there is none.
 	running    api.Status
 	runningErr error
 }
 
-// status asks the daemon how it is. A daemon that is there answers in no time.
+// status requests the daemon's status. A running daemon responds at once.
 func status(ctx context.Context, at config.Address) (api.Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	return node.FetchStatus(ctx, "dfdaemon", at)
 }
 
-// daemon tells whether it runs, is ready, and is the version that was installed.
+// daemon checks that the daemon runs, is ready and has the version of this program, and reports its problems.
 func (x *exam) daemon(context.Context) []Finding {
 	if x.runningErr != nil {
-		return []Finding{{Fail, "daemon", x.runningErr.Error(), "start dfdaemon, or name its address with --api-listen or its --config"}}
+		return []Finding{{Fail, "daemon", x.runningErr.Error(), "start dfdaemon, or pass its address with --api-listen or its --config"}}
 	}
 	s := x.running
-	f := Finding{OK, "daemon", fmt.Sprintf("runs since %s, ready", s.Started.Format(time.DateTime)), ""}
+	f := Finding{OK, "daemon", fmt.Sprintf("running since %s, ready", s.Started.Format(time.DateTime)), ""}
 	if !s.Ready {
-		f = Finding{Fail, "daemon", "runs, and is not ready: " + strings.Join(s.Missing, "; "), "see its log"}
+		f = Finding{Fail, "daemon", "running, not ready: " + strings.Join(s.Missing, "; "), "read its log"}
 	}
 	out := []Finding{f}
 	if s.Version != version.Current() {
-		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("runs version %s, and this program is %s", s.Version, version.Current()), "restart dfdaemon"})
+		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("has version %s, this program has %s", s.Version, version.Current()), "restart dfdaemon"})
 	}
 	if p := s.Pulls; p != nil && p.Failure != nil {
-		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("%d of %d pulls failed since it runs, the last at %s: %s: %s",
-			p.Failed, p.OK+p.Refused+p.Failed+p.Canceled, p.Failure.At.Local().Format(time.DateTime), p.Failure.Name, p.Failure.Error), "its log has a line for each"})
+		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("%d of %d pulls failed since its start, the last at %s: %s: %s",
+			p.Failed, p.OK+p.Refused+p.Failed+p.Canceled, p.Failure.At.Local().Format(time.DateTime), p.Failure.Name, p.Failure.Error), "read its log, which has a line for each"})
 	}
 	for _, o := range s.Owners {
 		if skew := time.Duration(o.Skew * float64(time.Second)).Abs(); skew >= identity.ClockNotice {
-			level, found := Warn, fmt.Sprintf("its clock and that of owner %s are %s apart", o.Addr, skew)
+			level, found := Warn, fmt.Sprintf("its clock and the clock of owner %s differ by %s", o.Addr, skew)
 			if skew > identity.ClockSkew {
-				level, found = Fail, found+": it does without that owner"
+				level, found = Fail, found+"; it cannot use that owner"
 			}
-			out = append(out, Finding{level, "daemon", found, "set the clock that is wrong (NTP)"})
+			out = append(out, Finding{level, "daemon", found, "correct the wrong clock (NTP)"})
 		}
 	}
 	for _, u := range s.PurgeFailures {
-		out = append(out, Finding{Fail, "daemon", fmt.Sprintf("cannot drop task %s, which was withdrawn: %s", u.Task.Short(), u.Why), "mend the disk of node.dataDir; the daemon tries again by itself"})
+		out = append(out, Finding{Fail, "daemon", fmt.Sprintf("cannot delete the purged task %s: %s", u.Task.Short(), u.Why),
+			"repair the disk of node.dataDir; the daemon tries again"})
 	}
 	if s.BadPieces > 0 {
-		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("%d pieces from others did not match their digest", s.BadPieces), "see its log, which names who sent them: a bad disk or memory there"})
+		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("%d pieces from other nodes did not match their digest", s.BadPieces),
+			"read its log, which names the senders; their disk or memory may be bad"})
 	}
 	return out
 }
@@ -184,7 +185,7 @@ func Failed(list []Finding) (n int) {
 	return n
 }
 
-// Write tells findings to a person, one line each and one more for what to do.
+// Write writes findings for people: a line each, and another one for the remedy.
 func Write(w io.Writer, list []Finding) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, f := range list {
@@ -196,7 +197,7 @@ func Write(w io.Writer, list []Finding) error {
 	return tw.Flush()
 }
 
-// WriteJSON tells findings to a program, as a list.
+// WriteJSON writes findings for programs, as a JSON list.
 func WriteJSON(w io.Writer, list []Finding) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
@@ -205,7 +206,7 @@ func WriteJSON(w io.Writer, list []Finding) error {
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
-// in runs one check per element at once; the findings are in the order of the elements.
+// in runs a check for all elements at once and returns the findings in the order of the elements.
 func in[T any](list []T, check func(T) []Finding) []Finding {
 	results := make([][]Finding, len(list))
 	var wg sync.WaitGroup

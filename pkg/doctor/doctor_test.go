@@ -112,7 +112,7 @@ func of(t *testing.T, list []doctor.Finding, check string) doctor.Finding {
 	return doctor.Finding{}
 }
 
-func TestANodeThatDoesItsWorkFailsInNothing(t *testing.T) {
+func TestHealthyNode(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	cfg := settings(t)
 	cfg.Upstreams = []config.Upstream{{Host: r.Host(), PlainHTTP: true}}
@@ -126,7 +126,7 @@ func TestANodeThatDoesItsWorkFailsInNothing(t *testing.T) {
 	}
 }
 
-func TestWithoutADaemonTheDaemonAndTheMirrorFail(t *testing.T) {
+func TestNoDaemon(t *testing.T) {
 	cfg := settings(t)
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -146,7 +146,7 @@ func free(t *testing.T) config.Address {
 	return config.Address(addrs[0])
 }
 
-func TestAStrangerAtTheMirrorsPortIsNoMirror(t *testing.T) {
+func TestOtherProgramAtMirrorPort(t *testing.T) {
 	s := httptest.NewServer(http.NotFoundHandler())
 	defer s.Close()
 	cfg := settings(t)
@@ -154,7 +154,7 @@ func TestAStrangerAtTheMirrorsPortIsNoMirror(t *testing.T) {
 	assert.Contains(t, of(t, examine(t, cfg), "mirror").Found, "not from a registry mirror")
 }
 
-func TestEachAddressOfTheMirrorIsAsked(t *testing.T) {
+func TestMirrorListeners(t *testing.T) {
 	cfg := settings(t)
 	cfg.Upstreams = []config.Upstream{{Host: "quay.io"}, {Host: "ghcr.io"}}
 	cfg.Mirror.Listeners = []config.MirrorListener{{Listen: "127.0.0.1:0", Upstream: "quay.io"}}
@@ -169,7 +169,7 @@ func TestEachAddressOfTheMirrorIsAsked(t *testing.T) {
 	assert.Equal(t, doctor.Fail, of(t, found, "mirror of ghcr.io").Level)
 }
 
-func TestAProxyThatCannotDoWhatItIsThereForIsTold(t *testing.T) {
+func TestProxy(t *testing.T) {
 	authority := func(t *testing.T, age time.Duration, hosts ...string) (ca, key string) {
 		cert, keyPEM, err := httpproxy.NewAuthority(hosts, time.Now().Add(-age))
 		require.NoError(t, err)
@@ -184,10 +184,10 @@ func TestAProxyThatCannotDoWhatItIsThereForIsTold(t *testing.T) {
 		level   doctor.Level
 		says    string
 	}{
-		"all is well":                         {right, rightKey, []string{"quay.io"}, doctor.OK, "answers"},
-		"it ends soon":                        {old, oldKey, []string{"quay.io"}, doctor.Warn, "its authority ends on"},
-		"another registry's":                  {other, otherKey, []string{"quay.io"}, doctor.Fail, "quay.io is tunnelled and not mirrored: .* may not issue a certificate for quay.io"},
-		"none":                                {"", "", nil, doctor.Warn, "has no authority: quay.io are tunnelled"},
+		"all is well":                         {right, rightKey, []string{"quay.io"}, doctor.OK, "responds"},
+		"it ends soon":                        {old, oldKey, []string{"quay.io"}, doctor.Warn, "its certificate authority expires on"},
+		"another registry's":                  {other, otherKey, []string{"quay.io"}, doctor.Fail, "tunnels quay.io instead of mirroring: .* may not issue a certificate for quay.io"},
+		"none":                                {"", "", nil, doctor.Warn, "has no certificate authority: tunnels quay.io"},
 		"a certificate and another one's key": {right, otherKey, []string{"quay.io"}, doctor.Fail, "reading the proxy's authority"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -227,7 +227,7 @@ func TestAProxyThatCannotDoWhatItIsThereForIsTold(t *testing.T) {
 	assert.Contains(t, of(t, examine(t, cfg), "proxy").Found, "connection refused")
 }
 
-func TestADaemonOfAnotherVersionOrNotReadyIsTold(t *testing.T) {
+func TestDaemonVersionAndReadiness(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		assert.NoError(t, json.NewEncoder(w).Encode(api.Status{Program: "dfdaemon", Version: "v0.0.1", Missing: []string{"data directory: read-only"}}))
 	}))
@@ -238,7 +238,7 @@ func TestADaemonOfAnotherVersionOrNotReadyIsTold(t *testing.T) {
 	assert.Equal(t, doctor.Fail, found[0].Level)
 	assert.Contains(t, found[0].Found, "data directory: read-only")
 	assert.Equal(t, doctor.Warn, found[1].Level)
-	assert.Contains(t, found[1].Found, "runs version v0.0.1")
+	assert.Contains(t, found[1].Found, "has version v0.0.1")
 }
 
 // expired is a TLS server whose certificate was good in the past.
@@ -259,7 +259,7 @@ func expired(t *testing.T) (addr, ca string) {
 	return s.Listener.Addr().String(), pemFile(t, "CERTIFICATE", der)
 }
 
-func TestWhatTheRunningDaemonKnowsBetterIsTold(t *testing.T) {
+func TestRunningDaemonSettings(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		assert.NoError(t, json.NewEncoder(w).Encode(api.Status{Program: "dfdaemon", Version: version.Current(), Ready: true,
 			Owners: []api.OwnerStatus{{Addr: "10.0.0.1:65000", Alive: true}, {Addr: "10.0.0.9:65002", Standby: true}},
@@ -272,7 +272,7 @@ func TestWhatTheRunningDaemonKnowsBetterIsTold(t *testing.T) {
 	found := examine(t, cfg)
 	f := of(t, found, "supernodes")
 	assert.Equal(t, doctor.Warn, f.Level)
-	assert.Contains(t, f.Found, "the daemon that runs knows 10.0.0.1:65000")
+	assert.Contains(t, f.Found, "the running daemon knows 10.0.0.1:65000")
 	assert.NotContains(t, f.Found, "10.0.0.9", "a standby is in nobody's settings")
 	assert.Contains(t, f.Do, "--config")
 	var told []string
@@ -286,7 +286,7 @@ func TestWhatTheRunningDaemonKnowsBetterIsTold(t *testing.T) {
 	assert.Contains(t, told[0], "quay.io/a/b: no route to host")
 }
 
-func TestEachWayInWhichARegistryIsNotReachedIsToldApart(t *testing.T) {
+func TestUnreachableRegistries(t *testing.T) {
 	secure := registrytest.Start(t, registrytest.Config{TLS: true})
 	mutual := registrytest.Start(t, registrytest.Config{TLS: true, ClientCert: true})
 	clear := registrytest.Start(t, registrytest.Config{})
@@ -303,22 +303,22 @@ func TestEachWayInWhichARegistryIsNotReachedIsToldApart(t *testing.T) {
 		level doctor.Level
 		says  string
 	}{
-		"reached":                 {config.Upstream{Host: secure.Host(), CA: ca}, doctor.OK, "answers"},
-		"an unknown authority":    {config.Upstream{Host: secure.Host()}, doctor.Fail, "TLS: its certificate is of an authority"},
+		"reached":                 {config.Upstream{Host: secure.Host(), CA: ca}, doctor.OK, "responds"},
+		"an unknown authority":    {config.Upstream{Host: secure.Host()}, doctor.Fail, "does not trust the authority"},
 		"another name":            {config.Upstream{Host: "r.test", URLs: []string{strings.Replace(secure.URL(), "127.0.0.1", "127.0.0.2", 1)}, CA: ca}, doctor.Fail, "TLS: its certificate is for another name|refuses connections"},
 		"an expired certificate":  {config.Upstream{Host: old, CA: oldCA}, doctor.Fail, "TLS: its certificate is not valid now"},
-		"no client certificate":   {config.Upstream{Host: mutual.Host(), CA: file(t, string(mutual.CA()))}, doctor.Fail, "TLS: it refuses this node"},
+		"no client certificate":   {config.Upstream{Host: mutual.Host(), CA: file(t, string(mutual.CA()))}, doctor.Fail, "TLS: it rejects this node"},
 		"plain HTTP":              {config.Upstream{Host: clear.Host()}, doctor.Fail, "TLS: it speaks plain HTTP"},
 		"nobody there":            {config.Upstream{Host: string(free(t)), PlainHTTP: true}, doctor.Fail, "refuses connections"},
-		"no such name":            {config.Upstream{Host: "registry.invalid"}, doctor.Fail, "no such name|the name server does not answer"},
-		"a login, and none given": {config.Upstream{Host: basic.Host(), PlainHTTP: true}, doctor.OK, "asks who calls: each client brings its own login"},
-		"the right password":      {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann", PasswordFile: right}, doctor.OK, `takes the login of "ann"`},
-		"the wrong password":      {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann", PasswordFile: wrong}, doctor.Fail, `refuses the login of "ann"`},
-		"the right token":         {config.Upstream{Host: bearer.Host(), PlainHTTP: true, Username: "ann", PasswordFile: right}, doctor.OK, `takes the login of "ann"`},
-		"no token":                {config.Upstream{Host: bearer.Host(), PlainHTTP: true, Username: "ann", PasswordFile: wrong}, doctor.Fail, `refuses the login of "ann"`},
-		"a docker login":          {config.Upstream{Host: bearer.Host(), PlainHTTP: true, DockerConfig: dockerConfig(t, bearer.Host(), "right")}, doctor.OK, "takes the node's login"},
-		"a wrong docker login":    {config.Upstream{Host: bearer.Host(), PlainHTTP: true, DockerConfig: dockerConfig(t, bearer.Host(), "wrong")}, doctor.Fail, "refuses the node's login"},
-		"an error":                {config.Upstream{Host: sick.Listener.Addr().String(), PlainHTTP: true}, doctor.Warn, "answers with 500"},
+		"no such name":            {config.Upstream{Host: "registry.invalid"}, doctor.Fail, "no such name|the name server does not respond"},
+		"a login, and none given": {config.Upstream{Host: basic.Host(), PlainHTTP: true}, doctor.OK, "requires a login: clients send their own"},
+		"the right password":      {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann", PasswordFile: right}, doctor.OK, `accepts the login of "ann"`},
+		"the wrong password":      {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann", PasswordFile: wrong}, doctor.Fail, `rejects the login of "ann"`},
+		"the right token":         {config.Upstream{Host: bearer.Host(), PlainHTTP: true, Username: "ann", PasswordFile: right}, doctor.OK, `accepts the login of "ann"`},
+		"no token":                {config.Upstream{Host: bearer.Host(), PlainHTTP: true, Username: "ann", PasswordFile: wrong}, doctor.Fail, `rejects the login of "ann"`},
+		"a docker login":          {config.Upstream{Host: bearer.Host(), PlainHTTP: true, DockerConfig: dockerConfig(t, bearer.Host(), "right")}, doctor.OK, "accepts the node's login"},
+		"a wrong docker login":    {config.Upstream{Host: bearer.Host(), PlainHTTP: true, DockerConfig: dockerConfig(t, bearer.Host(), "wrong")}, doctor.Fail, "rejects the node's login"},
+		"an error":                {config.Upstream{Host: sick.Listener.Addr().String(), PlainHTTP: true}, doctor.Warn, "responds with 500"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := settings(t)
@@ -339,7 +339,7 @@ func dockerConfig(t *testing.T, host, password string) string {
 	return file(t, fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host, base64.StdEncoding.EncodeToString([]byte("ann:"+password))))
 }
 
-func TestOfRegistriesThatNobodyChoseSomeMayBeOutOfReach(t *testing.T) {
+func TestDefaultUpstreams(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	cfg := settings(t)
 	gone := config.Upstream{Host: string(free(t)), PlainHTTP: true}
@@ -351,7 +351,7 @@ func TestOfRegistriesThatNobodyChoseSomeMayBeOutOfReach(t *testing.T) {
 	assert.Equal(t, doctor.Fail, of(t, examine(t, cfg, standard), "upstream "+gone.Host).Level, "none at all is reached")
 }
 
-func TestASupernodeOfAnotherClusterIsToldFromOneThatIsGone(t *testing.T) {
+func TestSupernodes(t *testing.T) {
 	same, other, open := supernodeOf(t, secretOne), supernodeOf(t, secretTwo), supernodeOf(t, "")
 	stranger := httptest.NewServer(http.NotFoundHandler())
 	defer stranger.Close()
@@ -364,15 +364,15 @@ func TestASupernodeOfAnotherClusterIsToldFromOneThatIsGone(t *testing.T) {
 		level  doctor.Level
 		says   string
 	}{
-		"the same secret":         {secretOne, same, doctor.OK, "is of this cluster"},
+		"the same secret":         {secretOne, same, doctor.OK, "belongs to this cluster"},
 		"another secret":          {secretOne, other, doctor.Fail, "another cluster secret"},
 		"a secret only here":      {secretOne, open, doctor.Fail, "speaks no TLS"},
 		"a secret only there":     {"", same, doctor.Fail, "it has a cluster secret, and this node has none"},
-		"no secret here or there": {"", open, doctor.OK, "is of this cluster"},
+		"no secret here or there": {"", open, doctor.OK, "belongs to this cluster"},
 		"gone":                    {"", free(t), doctor.Fail, "refuses connections"},
-		"a dfdaemon that leads":   {secretOne, own.Peer.Listen, doctor.OK, "is of this cluster"},
-		"a dfdaemon's own API":    {"", own.API.Listen, doctor.Fail, "no supernode"},
-		"no supernode":            {"", config.Address(stranger.Listener.Addr().String()), doctor.Fail, "no supernode"},
+		"a dfdaemon that leads":   {secretOne, own.Peer.Listen, doctor.OK, "belongs to this cluster"},
+		"a dfdaemon's own API":    {"", own.API.Listen, doctor.Fail, "not a supernode"},
+		"no supernode":            {"", config.Address(stranger.Listener.Addr().String()), doctor.Fail, "not a supernode"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := settings(t)
@@ -388,7 +388,7 @@ func TestASupernodeOfAnotherClusterIsToldFromOneThatIsGone(t *testing.T) {
 	assert.Equal(t, doctor.Warn, of(t, examine(t, cfg), "supernode "+string(cfg.Supernodes[1])).Level, "another one stands in")
 }
 
-func TestClocksAndVersionsApartAreTold(t *testing.T) {
+func TestClocksAndVersions(t *testing.T) {
 	for skew, level := range map[time.Duration]doctor.Level{0: doctor.OK, 5 * time.Minute: doctor.Warn, -25 * time.Hour: doctor.Fail} {
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Date", time.Now().Add(skew).UTC().Format(http.TimeFormat))
@@ -401,7 +401,7 @@ func TestClocksAndVersionsApartAreTold(t *testing.T) {
 			if strings.Contains(f.Found, "clock") {
 				clock = f.Level
 			}
-			if strings.Contains(f.Found, "is version v0.0.1") {
+			if strings.Contains(f.Found, "has version v0.0.1") {
 				version = f.Level
 			}
 		}
@@ -414,7 +414,7 @@ func TestClocksAndVersionsApartAreTold(t *testing.T) {
 	}
 }
 
-func TestEachClientThatIsThereIsToldWhetherItAsksTheMirror(t *testing.T) {
+func TestClients(t *testing.T) {
 	cfg := settings(t)
 	cfg.Mirror.Listen = "127.0.0.1:65001"
 	all := func(x *doctor.Config) { x.Installed = func(string) bool { return true } }
@@ -442,17 +442,17 @@ func TestEachClientThatIsThereIsToldWhetherItAsksTheMirror(t *testing.T) {
 		require.NoError(t, plan.Apply(files))
 		f := of(t, examine(t, cfg, all, func(x *doctor.Config) { x.Files = files }), "client "+string(c))
 		assert.Equal(t, doctor.OK, f.Level)
-		assert.Contains(t, f.Found, "first for what it knows the digest of")
+		assert.Contains(t, f.Found, "for digests")
 	}
 	skopeo := func(x *doctor.Config) { x.Installed = func(program string) bool { return program == "skopeo" } }
 	assert.Equal(t, doctor.OK, of(t, examine(t, cfg, skopeo, func(x *doctor.Config) { x.Files = files }), "client podman").Level, "they read the same files")
 	require.NoError(t, os.WriteFile(filepath.Join(files.Root, "/etc/containerd/config.toml"), []byte("not TOML"), 0o600))
 	f := of(t, examine(t, cfg, all, func(x *doctor.Config) { x.Files = files }), "client containerd")
-	assert.Contains(t, f.Found, "cannot be pointed at the mirror")
+	assert.Contains(t, f.Found, "cannot be configured for the mirror")
 	assert.Equal(t, "clients", of(t, examine(t, cfg), "clients").Check, "no client at all is worth a word")
 }
 
-func TestADiskThatCannotHoldTheCacheIsTold(t *testing.T) {
+func TestDiskTooSmall(t *testing.T) {
 	cfg := settings(t)
 	assert.Equal(t, doctor.OK, of(t, examine(t, cfg), "disk").Level)
 	cfg.Cache.Quota = 1 << 60
@@ -467,7 +467,7 @@ func TestADiskThatCannotHoldTheCacheIsTold(t *testing.T) {
 	assert.Equal(t, doctor.Fail, of(t, examine(t, cfg), "disk").Level)
 }
 
-func TestADiskThatIsFullOrTakesNothingIsToldApart(t *testing.T) {
+func TestDiskFullOrReadOnly(t *testing.T) {
 	disk := filepath.Join(t.TempDir(), "disk")
 	require.NoError(t, os.Mkdir(disk, 0o700))
 	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=1m,nr_inodes=16,mode=0700"); err != nil {
@@ -505,13 +505,13 @@ func TestADiskThatIsFullOrTakesNothingIsToldApart(t *testing.T) {
 	look("read-only file system")
 }
 
-func TestTooFewOpenFilesAreTold(t *testing.T) {
+func TestOpenFiles(t *testing.T) {
 	f := of(t, examine(t, settings(t), func(x *doctor.Config) { x.NoFile = 1024 }), "limits")
 	assert.Equal(t, doctor.Warn, f.Level)
 	assert.Contains(t, f.Found, "1024 open files")
 }
 
-func TestFindingsAreWrittenForPeopleAndForPrograms(t *testing.T) {
+func TestWrite(t *testing.T) {
 	list := []doctor.Finding{{Level: doctor.OK, Check: "disk", Found: "fine"}, {Level: doctor.Fail, Check: "mirror", Found: "two\nlines", Do: "start it"}}
 	var people, program bytes.Buffer
 	require.NoError(t, doctor.Write(&people, list))
@@ -531,7 +531,7 @@ func silent(t *testing.T) config.Address {
 	return config.Address(l.Addr().String())
 }
 
-func TestWhatSaysNothingHoldsNobodyUp(t *testing.T) {
+func TestSilentServers(t *testing.T) {
 	cfg := settings(t)
 	cfg.Mirror.Listen, cfg.API.Listen = silent(t), silent(t)
 	cfg.Supernodes = []config.Address{silent(t)}
@@ -542,7 +542,7 @@ func TestWhatSaysNothingHoldsNobodyUp(t *testing.T) {
 	for _, check := range []string{"daemon", "mirror", "upstream " + cfg.Upstreams[0].Host, "supernode " + string(cfg.Supernodes[0])} {
 		assert.Equal(t, doctor.Fail, of(t, found, check).Level, check)
 	}
-	assert.Regexp(t, "does not answer in time", of(t, found, "upstream "+cfg.Upstreams[0].Host).Found)
+	assert.Regexp(t, "does not respond in time", of(t, found, "upstream "+cfg.Upstreams[0].Host).Found)
 }
 
 func file(t *testing.T, text string) string {

@@ -28,8 +28,7 @@ import (
 	"github.com/darter-io/darter/pkg/version"
 )
 
-// mirror tells whether the registry mirror answers, and not something else at its port; its
-// further addresses, too.
+// mirror checks that the registry mirror, and no other program, responds at each of its addresses.
 func (x *exam) mirror(ctx context.Context) []Finding {
 	all := []mirrorAt{{"mirror", x.Mirror.Addr, "mirror.listen", "mirror-listen"}}
 	for _, l := range x.Settings.Mirror.Listeners {
@@ -38,24 +37,25 @@ func (x *exam) mirror(ctx context.Context) []Finding {
 	return in(all, func(m mirrorAt) []Finding { return []Finding{m.ask(ctx)} })
 }
 
-// mirrorAt is an address of the mirror, and what sets it.
+// mirrorAt is an address of the mirror with its setting.
 type mirrorAt struct{ name, addr, key, flag string }
 
 func (m mirrorAt) ask(ctx context.Context) Finding {
 	url := "http://" + m.addr + "/v2/"
 	res, err := fetch(ctx, url)
 	if err != nil {
-		return Finding{Fail, m.name, fmt.Sprintf("%s: %v", url, plain(err)), fmt.Sprintf("start dfdaemon, or name the mirror's address with --%s or its --config", m.flag)}
+		return Finding{Fail, m.name, fmt.Sprintf("%s: %v", url, plain(err)), fmt.Sprintf("start dfdaemon, or pass the mirror's address with --%s or its --config", m.flag)}
 	}
 	defer res.Body.Close()
 	if res.Header.Get("Docker-Distribution-Api-Version") == "" {
-		return Finding{Fail, m.name, fmt.Sprintf("%s: %s, and not from a registry mirror", url, res.Status), "something else has the port: give one of them another, with " + m.key}
+		return Finding{Fail, m.name, fmt.Sprintf("%s: %s, not from a registry mirror", url, res.Status),
+			"another program uses the port: give one of them another port, with " + m.key}
 	}
-	// Whatever the registry behind it says is what that check tells.
-	return Finding{OK, m.name, url + " answers", ""}
+	// The check of upstreams covers the registry's response.
+	return Finding{OK, m.name, url + " responds", ""}
 }
 
-// local is where this machine finds what listens on all addresses.
+// local is the address at which this machine reaches a listener.
 func local(a config.Address) string {
 	if host, port, err := net.SplitHostPort(string(a)); err == nil && host == "" {
 		return net.JoinHostPort("127.0.0.1", port)
@@ -63,7 +63,7 @@ func local(a config.Address) string {
 	return string(a)
 }
 
-// fetch gets a URL of this machine.
+// fetch sends a GET to this machine, without a proxy.
 func fetch(ctx context.Context, url string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -72,46 +72,48 @@ func fetch(ctx context.Context, url string) (*http.Response, error) {
 	return (&http.Transport{Proxy: nil, DisableKeepAlives: true}).RoundTrip(req)
 }
 
-// authoritySoon is how long before the end of the proxy's authority that is worth a word:
-// clients have to be told to trust the next one.
+// authoritySoon is how long before its expiry the proxy's authority is a warning: all clients must trust the next one
+// first.
 const authoritySoon = 60 * 24 * time.Hour
 
-// proxy tells whether the proxy mode answers, where it is on, and whether it can look into the
-// TLS of the registries that it is to mirror.
+// proxy checks that an enabled proxy responds and can decrypt the TLS of the registries that it mirrors.
 func (x *exam) proxy(ctx context.Context) (out []Finding) {
 	p := x.Settings.Proxy
 	if p.Listen == "" {
-		return []Finding{} // a mode that few want
+		return []Finding{} // off by default
 	}
 	found := func(l Level, do, format string, args ...any) {
 		out = append(out, Finding{l, "proxy", fmt.Sprintf(format, args...), do})
 	}
-	// The proxy says of itself what it is to who takes it for a server.
+	// The proxy rejects a request that is meant for a server and says that it is a proxy.
 	if res, err := fetch(ctx, "http://"+local(p.Listen)+"/"); err != nil {
-		found(Fail, "start dfdaemon, or name its --config", "%s: %v", p.Listen, plain(err))
+		found(Fail, "start dfdaemon, or pass its --config", "%s: %v", p.Listen, plain(err))
 	} else {
-		said, _ := io.ReadAll(io.LimitReader(res.Body, 1<<10))
+		body, _ := io.ReadAll(io.LimitReader(res.Body, 1<<10))
 		res.Body.Close()
-		if res.StatusCode == http.StatusBadRequest && strings.Contains(string(said), "HTTP proxy") {
-			found(OK, "", "%s answers", p.Listen)
+		if res.StatusCode == http.StatusBadRequest && strings.Contains(string(body), "HTTP proxy") {
+			found(OK, "", "%s responds", p.Listen)
 		} else {
-			found(Fail, "something else has the port: give one of them another, with proxy.listen", "%s: %s, and not from Darter's proxy", p.Listen, res.Status)
+			found(Fail, "another program uses the port: give one of them another port, with proxy.listen",
+				"%s: %s, not from Darter's proxy", p.Listen, res.Status)
 		}
 	}
 	behindTLS := x.proxied()
 	if p.CA == "" {
 		if len(behindTLS) > 0 {
-			found(Warn, "make an authority with \"dfdaemon proxy-ca\" and have the clients trust it, if they are to be mirrored", "has no authority: %s are tunnelled and not mirrored", strings.Join(behindTLS, ", "))
+			found(Warn, "to mirror them, create an authority with \"dfdaemon proxy-ca\" and let the clients trust it",
+				"has no certificate authority: tunnels %s instead of mirroring", strings.Join(behindTLS, ", "))
 		}
 		return out
 	}
 	a, err := httpproxy.LoadAuthority(p.CA, p.CAKey)
 	if err != nil {
-		found(Fail, "make another with \"dfdaemon proxy-ca\", and have the clients trust it", "%v", err)
+		found(Fail, "create another one with \"dfdaemon proxy-ca\", and let the clients trust it", "%v", err)
 		return out
 	}
 	if left := time.Until(a.Until()); left < authoritySoon {
-		found(Warn, "make the next one with \"dfdaemon proxy-ca\", have the clients trust both, then change proxy.ca", "its authority ends on %s", a.Until().Format(time.DateOnly))
+		found(Warn, "create the next one with \"dfdaemon proxy-ca\", let the clients trust both, then change proxy.ca",
+			"its certificate authority expires on %s", a.Until().Format(time.DateOnly))
 	}
 	for _, h := range behindTLS {
 		name := h
@@ -119,23 +121,26 @@ func (x *exam) proxy(ctx context.Context) (out []Finding) {
 			name = host
 		}
 		if _, err := a.For(name); err != nil {
-			found(Fail, "make one that may with \"dfdaemon proxy-ca\", and have the clients trust it", "%s is tunnelled and not mirrored: %v", h, err)
+			found(Fail, "create one that covers it with \"dfdaemon proxy-ca\", and let the clients trust it",
+				"tunnels %s instead of mirroring: %v", h, err)
 		}
 	}
 	return out
 }
 
-// proxied lists the registries behind TLS that the proxy mode is to mirror.
+// proxied lists the registries with TLS that the proxy mirrors.
 func (x *exam) proxied() (hosts []string) {
 	for _, u := range x.Settings.Upstreams {
 		host, err := oci.ParseHost(u.Host)
 		if err != nil || u.PlainHTTP || len(u.URLs) > 0 && strings.HasPrefix(u.URLs[0], "http://") {
 			continue
 		}
-		if listed := x.Settings.Proxy.Hosts; len(listed) == 0 && host == oci.DockerHub || len(listed) > 0 && !slices.ContainsFunc(listed, func(h string) bool {
+		isHost := func(h string) bool {
 			name, err := oci.ParseHost(h)
 			return err == nil && name == host
-		}) {
+		}
+		listed := x.Settings.Proxy.Hosts
+		if len(listed) == 0 && host == oci.DockerHub || len(listed) > 0 && !slices.ContainsFunc(listed, isHost) {
 			continue
 		}
 		hosts = append(hosts, host)
@@ -143,15 +148,14 @@ func (x *exam) proxied() (hosts []string) {
 	return hosts
 }
 
-// ports tells whether the daemon has its ports or could have them, and whether others reach
-// the one for pieces.
+// ports checks that the daemon has its ports or could listen on them, and that other nodes reach the one for pieces.
 func (x *exam) ports() []Finding {
 	if x.runningErr == nil {
 		s := x.running
 		name, _, _ := net.SplitHostPort(s.Host.Addr)
 		if ip := net.ParseIP(name); ip != nil && ip.IsLoopback() && x.remote() {
-			return []Finding{{Fail, "ports", "other nodes are told to get pieces at " + s.Host.Addr + ", which leads them to themselves",
-				"set a cluster secret (then the piece wire listens on all addresses), or peer.listen and peer.advertise"}}
+			return []Finding{{Fail, "ports", "other nodes are sent to " + s.Host.Addr + " for pieces, which is their own machine",
+				"set a cluster secret (dfdaemon then listens for pieces on all addresses), or peer.listen and peer.advertise"}}
 		}
 		return []Finding{{OK, "ports", fmt.Sprintf("mirror %s, api %s, pieces %s", s.Listen["mirror"], s.Listen["api"], s.Host.Addr), ""}}
 	}
@@ -159,7 +163,8 @@ func (x *exam) ports() []Finding {
 		key string
 		at  config.Address
 	}
-	wanted := []port{{"mirror.listen", x.Settings.Mirror.Listen}, {"api.listen", x.Settings.API.Listen}, {"peer.listen", x.Settings.Peer.Listen}, {"proxy.listen", x.Settings.Proxy.Listen}}
+	wanted := []port{{"mirror.listen", x.Settings.Mirror.Listen}, {"api.listen", x.Settings.API.Listen},
+		{"peer.listen", x.Settings.Peer.Listen}, {"proxy.listen", x.Settings.Proxy.Listen}}
 	for _, l := range x.Settings.Mirror.Listeners {
 		wanted = append(wanted, port{"mirror.listeners", l.Listen})
 	}
@@ -173,9 +178,9 @@ func (x *exam) ports() []Finding {
 			l.Close()
 			continue
 		}
-		do := "set another one with " + p.key
+		do := "set another port with " + p.key
 		if errors.Is(err, syscall.EADDRINUSE) {
-			do = "stop what has it (ss -ltnp names it), or " + do
+			do = "stop the program that uses it (ss -ltnp names it), or " + do
 		}
 		out = append(out, Finding{Fail, "ports", fmt.Sprintf("%s: %v", p.key, plain(err)), do})
 	}
@@ -196,7 +201,7 @@ func (x *exam) remote() bool {
 	return false
 }
 
-// upstreams tells of each registry whether it answers, and takes the node's login.
+// upstreams checks that each registry responds and accepts the node's credentials.
 func (x *exam) upstreams(ctx context.Context) []Finding {
 	client, err := node.OpenRegistries(node.Config{Origins: x.Settings.Origins, Files: x.Settings.Files.Files})
 	if err != nil {
@@ -205,7 +210,7 @@ func (x *exam) upstreams(ctx context.Context) []Finding {
 	defer client.CloseIdleConnections()
 	out := in(x.Settings.Upstreams, func(u config.Upstream) []Finding { return []Finding{x.upstream(ctx, client, u)} })
 	if len(out) == 0 {
-		return []Finding{{Warn, "upstreams", "none is listed: the mirror serves no registry", "set upstreams"}}
+		return []Finding{{Warn, "upstreams", "none is set: the mirror serves no registry", "set upstreams"}}
 	}
 	if x.Standard && Failed(out) == 0 {
 		for _, f := range out {
@@ -214,7 +219,7 @@ func (x *exam) upstreams(ctx context.Context) []Finding {
 			}
 		}
 		for i := range out {
-			out[i].Level = Fail // one of them would be a matter of choice, all of them is the network
+			out[i].Level = Fail // if none is reachable, the network is the cause
 		}
 	}
 	return out
@@ -231,29 +236,29 @@ func (x *exam) upstream(ctx context.Context, client *registry.Client, u config.U
 		res.Body.Close()
 		switch {
 		case res.StatusCode == http.StatusUnauthorized && login, res.StatusCode == http.StatusForbidden && login:
-			return Finding{Fail, name, fmt.Sprintf("refuses %s (%s)", whose, res.Status), correct}
+			return Finding{Fail, name, fmt.Sprintf("rejects %s (%s)", whose, res.Status), correct}
 		case res.StatusCode == http.StatusOK && login:
-			return Finding{OK, name, "answers, and takes " + whose, ""}
+			return Finding{OK, name, "responds and accepts " + whose, ""}
 		case res.StatusCode == http.StatusOK:
-			return Finding{OK, name, "answers", ""}
+			return Finding{OK, name, "responds", ""}
 		case res.StatusCode == http.StatusUnauthorized:
-			return Finding{OK, name, "answers, and asks who calls: each client brings its own login, or none for what is public", ""}
+			return Finding{OK, name, "responds and requires a login: clients send their own, or none for public images", ""}
 		}
-		return Finding{Warn, name, "answers with " + res.Status, "look at that registry"}
+		return Finding{Warn, name, "responds with " + res.Status, "check that registry"}
 	}
 	var status *source.StatusError
 	if errors.As(err, &status) && login && (status.Status == http.StatusUnauthorized || status.Status == http.StatusForbidden) {
-		return Finding{Fail, name, fmt.Sprintf("refuses %s: %v", whose, err), correct}
+		return Finding{Fail, name, fmt.Sprintf("rejects %s: %v", whose, err), correct}
 	}
 	what, do := explain(err)
 	level := Fail
 	if x.Standard {
-		level, do = Warn, do+"; or leave it out of upstreams"
+		level, do = Warn, do+"; or remove it from upstreams"
 	}
 	return Finding{level, name, fmt.Sprintf("%s: %v", what, err), do}
 }
 
-// explain says which case an error of a connection is, and what to do about it.
+// explain returns the cause of a connection error and the remedy.
 func explain(err error) (what, do string) {
 	var (
 		dns      *net.DNSError
@@ -266,47 +271,47 @@ func explain(err error) (what, do string) {
 	)
 	switch {
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return "no such name", "check the name; a name server of your network may know it"
+		return "no such name", "check the name and the name server of your network"
 	case errors.As(err, &dns):
-		return "the name server does not answer", "check /etc/resolv.conf and the network"
+		return "the name server does not respond", "check /etc/resolv.conf and the network"
 	case errors.As(err, &unknown):
-		return "TLS: its certificate is of an authority that this machine does not trust", "set ca of the upstream to that authority's certificate"
+		return "TLS: this machine does not trust the authority of its certificate", "set ca of the upstream to the certificate of that authority"
 	case errors.As(err, &name):
-		return "TLS: its certificate is for another name", "name it as its certificate does, or have the certificate corrected"
+		return "TLS: its certificate is for another name", "use the name in its certificate, or have the certificate corrected"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return "TLS: its certificate is not valid now", "check this machine's clock (date), then the certificate"
+		return "TLS: its certificate is not valid now", "check the clock of this machine (date), then the certificate"
 	case errors.As(err, &notTLS), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
-		return "TLS: it speaks plain HTTP", "set plainHTTP of the upstream if that is meant"
+		return "TLS: it speaks plain HTTP", "set plainHTTP of the upstream if that is intended"
 	case alerted(err):
-		return "TLS: it refuses this node", "it may want a certificate: set clientCert and clientKey of the upstream"
+		return "TLS: it rejects this node", "it may require a client certificate: set clientCert and clientKey of the upstream"
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return "refuses connections", "is it running, and is this its port?"
+		return "refuses connections", "check that it runs and that this is its port"
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
-		return "no way leads there", "check the network and the firewall; proxy of the upstream names an HTTP proxy"
+		return "no route to it", "check the network and the firewall; if it needs an HTTP proxy, set proxy of the upstream"
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &timedOut) && timedOut.Timeout():
-		return "does not answer in time", "check the network and the firewall; proxy of the upstream names an HTTP proxy"
+		return "does not respond in time", "check the network and the firewall; if it needs an HTTP proxy, set proxy of the upstream"
 	case errors.As(err, &status):
-		return fmt.Sprintf("answers with %d", status.Status), "look at that registry, and at what stands between"
+		return fmt.Sprintf("responds with %d", status.Status), "check that registry and the proxies in front of it"
 	}
-	return "cannot be asked", "check the address and the network"
+	return "cannot be reached", "check the address and the network"
 }
 
-// supernodes asks each that is configured, with this node's own proof of membership.
+// supernodes checks each configured supernode, with this node's own membership.
 func (x *exam) supernodes(ctx context.Context) []Finding {
 	if len(x.Settings.Supernodes) == 0 && x.runningErr == nil {
-		var told []string
+		var known []string
 		for _, o := range x.running.Owners {
 			if !o.Standby {
-				told = append(told, o.Addr)
+				known = append(known, o.Addr)
 			}
 		}
-		if len(told) > 0 {
-			return []Finding{{Warn, "supernodes", "none is in these settings, and the daemon that runs knows " + strings.Join(told, ", "),
-				"name its settings: --config or " + config.EnvFile + ", or the flags that it has"}}
+		if len(known) > 0 {
+			return []Finding{{Warn, "supernodes", "none is in these settings, but the running daemon knows " + strings.Join(known, ", "),
+				"pass the daemon's settings: --config or " + config.EnvFile + ", or its flags"}}
 		}
 	}
 	if len(x.Settings.Supernodes) == 0 {
-		return []Finding{{OK, "supernodes", "none is configured: this node leads its own tasks, and shares with no other", ""}}
+		return []Finding{{OK, "supernodes", "none is set: this node schedules its own tasks and shares with no other node", ""}}
 	}
 	id, err := identity.New(identity.Config{Secret: x.Settings.Cluster.Secret, HostID: host.NewID(), Insecure: x.Settings.Cluster.Insecure})
 	if err != nil {
@@ -321,26 +326,26 @@ func (x *exam) supernodes(ctx context.Context) []Finding {
 	}
 	for i := range out {
 		if alive > 0 && out[i].Level == Fail {
-			out[i].Level = Warn // others stand in for it
+			out[i].Level = Warn // the others do its work
 		}
 	}
-	// A daemon that has just started may not have asked yet.
+	// A daemon that has just started may not have connected yet.
 	if x.runningErr == nil && x.running.Embedded && alive > 0 && x.uptime() > time.Minute {
-		out = append(out, Finding{Fail, "supernodes", "answer here, and the daemon reaches none of them", "see its log; is it the daemon of this configuration?"})
+		out = append(out, Finding{Fail, "supernodes", "respond here, but the daemon reaches none of them", "read its log, and check that it uses this configuration"})
 	}
 	return out
 }
 
-// uptime is for how long the daemon has run.
+// uptime is how long the daemon has been running.
 func (x *exam) uptime() time.Duration {
-	if up := x.running.Uptime; up > 0 { // by a clock that nobody sets
+	if up := x.running.Uptime; up > 0 { // by its monotonic clock
 		return time.Duration(up * float64(time.Second))
 	}
 	return time.Since(x.running.Started)
 }
 
-// leads reports whether a status is that of a supernode, or of a dfdaemon at its piece address,
-// where it leads for others.
+// leads reports whether a status comes from a supernode, or from a dfdaemon that schedules for others at its piece
+// address.
 func leads(s api.Status, at config.Address) bool {
 	return s.Program == "supernode" || s.Program == "dfdaemon" && config.Address(s.Listen["api"]).Port() != at.Port()
 }
@@ -348,7 +353,9 @@ func leads(s api.Status, at config.Address) bool {
 func askSupernode(ctx context.Context, id *identity.Identity, at config.Address) []Finding {
 	name := "supernode " + string(at)
 	d := net.Dialer{Timeout: 3 * time.Second}
-	tr := &http.Transport{DialContext: d.DialContext, DialTLSContext: id.WrapDialer(d.DialContext, node.ProtocolAPI), DisableKeepAlives: true}
+	tr := &http.Transport{
+		DialContext: d.DialContext, DialTLSContext: id.WrapDialer(d.DialContext, node.ProtocolAPI), DisableKeepAlives: true,
+	}
 	scheme := "http"
 	if id.Secure() {
 		scheme = "https"
@@ -367,48 +374,52 @@ func askSupernode(ctx context.Context, id *identity.Identity, at config.Address)
 	err = json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&s)
 	switch {
 	case res.StatusCode == http.StatusBadRequest && !id.Secure():
-		return []Finding{{Fail, name, "speaks TLS: it has a cluster secret, and this node has none", "give this node the same one, with cluster.secretFile"}}
+		return []Finding{{Fail, name, "speaks TLS: it has a cluster secret, and this node has none",
+			"set the same secret on this node, with cluster.secretFile"}}
 	case res.StatusCode != http.StatusOK || err != nil || !leads(s, at):
-		return []Finding{{Fail, name, "something answers that is no supernode (" + res.Status + ")", "write the address of a supernode's API (api.listen) in supernodes"}}
+		return []Finding{{Fail, name, "responds, but is not a supernode (" + res.Status + ")",
+			"set supernodes to the API address (api.listen) of a supernode"}}
 	}
-	out := []Finding{{OK, name, "answers, and is of this cluster", ""}}
+	out := []Finding{{OK, name, "responds and belongs to this cluster", ""}}
 	if s.Version != version.Current() {
-		out = append(out, Finding{Warn, name, fmt.Sprintf("is version %s, this program %s", s.Version, version.Current()), "neighbouring versions work together; bring both to the same one soon"})
+		out = append(out, Finding{Warn, name, fmt.Sprintf("has version %s, this program has %s", s.Version, version.Current()), "neighbouring versions work together; update to the same version soon"})
 	}
 	out = append(out, refused(name, s)...)
 	if date, err := http.ParseTime(res.Header.Get("Date")); err == nil {
 		if skew := date.Sub(before).Abs(); skew > identity.ClockSkew {
-			out = append(out, Finding{Fail, name, fmt.Sprintf("its clock and this one are %s apart", skew.Round(time.Second)), "set the clocks (NTP): members that are a day apart refuse each other"})
+			out = append(out, Finding{Fail, name, fmt.Sprintf("its clock and this machine's differ by %s", skew.Round(time.Second)),
+				"set the clocks (NTP): members whose clocks differ by a day reject each other"})
 		} else if skew > time.Minute {
-			out = append(out, Finding{Warn, name, fmt.Sprintf("its clock and this one are %s apart", skew.Round(time.Second)), "set the clocks (NTP)"})
+			out = append(out, Finding{Warn, name, fmt.Sprintf("its clock and this machine's differ by %s", skew.Round(time.Second)),
+				"set the clocks (NTP)"})
 		}
 	}
 	return out
 }
 
-// notReached says why a supernode was not reached.
+// notReached is the finding about a supernode that was not reached.
 func notReached(name string, err error) Finding {
-	told := identity.Explain(err)
+	cause := identity.Explain(err)
 	var invalid x509.CertificateInvalidError
 	switch {
-	case errors.Is(told, identity.ErrNotMember):
-		return Finding{Fail, name, told.Error(), "give both the same secret, with cluster.secretFile"}
+	case errors.Is(cause, identity.ErrNotMember):
+		return Finding{Fail, name, cause.Error(), "set the same secret on both, with cluster.secretFile"}
 	case errors.As(err, &invalid), identity.OfClocks(err):
-		return Finding{Fail, name, told.Error(), "set the clocks (NTP)"}
+		return Finding{Fail, name, cause.Error(), "set the clocks (NTP)"}
 	case alerted(err):
-		return Finding{Fail, name, "refuses this node: " + told.Error(), "give both the same secret, with cluster.secretFile"}
+		return Finding{Fail, name, "rejects this node: " + cause.Error(), "set the same secret on both, with cluster.secretFile"}
 	}
 	what, do := explain(err)
 	return Finding{Fail, name, fmt.Sprintf("%s: %v", what, plain(err)), do}
 }
 
-// alerted reports whether the other end of a TLS connection ended it.
+// alerted reports whether the other side of a TLS connection closed it with an alert.
 func alerted(err error) bool {
 	var op *net.OpError
 	return errors.As(err, &op) && op.Op == "remote error"
 }
 
-// plain takes the operation and the addresses off an error that is told beside them.
+// plain removes operation and addresses from an error that is printed next to them.
 func plain(err error) error {
 	var op *net.OpError
 	if errors.As(err, &op) && op.Err != nil {

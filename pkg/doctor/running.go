@@ -19,15 +19,15 @@ import (
 	"github.com/darter-io/darter/pkg/oci"
 )
 
-// ticksPerSecond is the unit of times in /proc, which is the same on every Linux (USER_HZ).
+// ticksPerSecond is the unit of times in /proc, the same on every Linux (USER_HZ).
 const ticksPerSecond = 100
 
-// clockGrain is how much younger than a process a file must be to count as changed since: the
-// two times come from different clocks.
+// clockGrain is how much younger than a process a file must be to count as changed since its start: the two times come
+// from different clocks.
 const clockGrain = 200 * time.Millisecond
 
-// unread tells of a client whose files are as they should be whether it runs with what they
-// were before, and what makes it look; empty when it does not, or when that cannot be known.
+// unread checks whether a running client has not read its files since they were changed. It returns the finding and the
+// remedy; both are empty if the client has read them, or if that is unknown.
 func (x *exam) unread(ctx context.Context, c clientconf.Client) (found, do string) {
 	if x.Proc == "" {
 		return "", ""
@@ -45,47 +45,50 @@ func (x *exam) unread(ctx context.Context, c clientconf.Client) (found, do strin
 	}
 	for _, p := range processes(x.Proc, programs[c][0]) {
 		if other := p.config(); other != "" && other != file {
-			continue // Docker's own containerd, for one
+			continue // for example Docker's own containerd
 		}
-		// A process in a container sees files of its own.
+		// A process in a container has other files.
 		theirs, err := clientconf.Files{Root: filepath.Join(p.dir, "root")}.Stat(file)
 		if err == nil && os.SameFile(is, theirs) && is.ModTime().Sub(p.started) > clockGrain {
-			return fmt.Sprintf("process %d runs since before %s was changed, and reads that at its start alone", p.id, file), "systemctl restart " + string(c)
+			return fmt.Sprintf("process %d started before %s was changed, and reads it only at its start", p.id, file),
+				"run: systemctl restart " + string(c)
 		}
 	}
 	return "", ""
 }
 
-// unreadByDocker asks dockerd, which tells the mirrors that it asks.
+// unreadByDocker is unread for dockerd, which reports its mirrors.
 func (x *exam) unreadByDocker(ctx context.Context) (found, do string) {
 	if !slices.ContainsFunc(x.Mirror.Upstreams, func(u clientconf.Upstream) bool { return u.Host == oci.DockerHub }) {
 		return "", ""
 	}
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", x.DockerSocket)
-	}}
+	}
+	tr := &http.Transport{DisableKeepAlives: true, DialContext: dial}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/info", nil)
 	if err != nil {
 		return "", ""
 	}
 	res, err := tr.RoundTrip(req)
 	if err != nil {
-		return "", "" // it does not run, or does not speak to this user
+		return "", "" // it does not run, or rejects this user
 	}
 	defer res.Body.Close()
 	var info struct{ RegistryConfig struct{ Mirrors []string } }
 	if res.StatusCode != http.StatusOK || json.NewDecoder(io.LimitReader(res.Body, 4<<20)).Decode(&info) != nil {
 		return "", ""
 	}
-	if slices.ContainsFunc(info.RegistryConfig.Mirrors, func(m string) bool { return strings.TrimSuffix(m, "/") == "http://"+x.Mirror.Addr }) {
+	isOurs := func(m string) bool { return strings.TrimSuffix(m, "/") == "http://"+x.Mirror.Addr }
+	if slices.ContainsFunc(info.RegistryConfig.Mirrors, isOurs) {
 		return "", ""
 	}
-	return "the dockerd that runs does not know of it yet", "systemctl reload docker"
+	return "the running dockerd does not use it yet", "run: systemctl reload docker"
 }
 
-// process is one that runs.
+// process is a running process.
 type process struct {
 	id      int
 	dir     string // below /proc
@@ -93,7 +96,7 @@ type process struct {
 	started time.Time
 }
 
-// processes finds those of a program, by the files of proc; none where it cannot.
+// processes returns the processes of a program according to proc, or none.
 func processes(proc, program string) (out []process) {
 	up, err := os.ReadFile(filepath.Join(proc, "uptime"))
 	if err != nil {
@@ -119,7 +122,7 @@ func processes(proc, program string) (out []process) {
 		if err != nil {
 			continue
 		}
-		// The name may hold blanks and brackets; behind it the start is the twentieth.
+		// The name may contain blanks and brackets. The start time is the twentieth field after it.
 		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 		if len(fields) < 20 {
 			continue
@@ -129,12 +132,13 @@ func processes(proc, program string) (out []process) {
 			continue
 		}
 		line, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
-		out = append(out, process{id, dir, strings.Split(strings.TrimRight(string(line), "\x00"), "\x00"), boot.Add(time.Duration(ticks) * time.Second / ticksPerSecond)})
+		args := strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")
+		out = append(out, process{id, dir, args, boot.Add(time.Duration(ticks) * time.Second / ticksPerSecond)})
 	}
 	return out
 }
 
-// config is the file that a process was told to read; empty when it was told none.
+// config is the configuration file in the arguments of a process, or empty.
 func (p process) config() string {
 	for i, a := range p.args {
 		for _, flag := range []string{"-c", "--config", "-config"} {

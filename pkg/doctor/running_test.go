@@ -48,7 +48,7 @@ func (p *procs) run(name, root string, runs time.Duration, args ...string) {
 	require.NoError(p.t, os.Symlink(root, filepath.Join(dir, "root")))
 }
 
-func TestAClientThatRunsWithWhatItsFilesWereBeforeIsToldApart(t *testing.T) {
+func TestClientWithOldFiles(t *testing.T) {
 	cfg := settings(t)
 	cfg.Mirror.Listen = "127.0.0.1:65001"
 	files := clientconf.Files{Root: t.TempDir()}
@@ -80,11 +80,11 @@ func TestAClientThatRunsWithWhatItsFilesWereBeforeIsToldApart(t *testing.T) {
 	p.run("containerd", files.Root, time.Minute)
 	f := look(p, "client containerd")
 	assert.Equal(t, doctor.Warn, f.Level)
-	assert.Contains(t, f.Found, fmt.Sprintf("process %d runs since before /etc/containerd/config.toml was changed", p.next))
-	assert.Equal(t, "systemctl restart containerd", f.Do)
+	assert.Contains(t, f.Found, fmt.Sprintf("process %d started before /etc/containerd/config.toml was changed", p.next))
+	assert.Equal(t, "run: systemctl restart containerd", f.Do)
 }
 
-func TestADockerThatDoesNotKnowOfTheMirrorYetIsTold(t *testing.T) {
+func TestDockerWithOldFiles(t *testing.T) {
 	cfg := settings(t)
 	cfg.Mirror.Listen = "127.0.0.1:65001"
 	files := clientconf.Files{Root: t.TempDir()}
@@ -111,7 +111,7 @@ func TestADockerThatDoesNotKnowOfTheMirrorYetIsTold(t *testing.T) {
 	}
 	f := look(socket)
 	assert.Equal(t, doctor.Warn, f.Level)
-	assert.Equal(t, "systemctl reload docker", f.Do)
+	assert.Equal(t, "run: systemctl reload docker", f.Do)
 	asks = append(asks, "http://127.0.0.1:65001/")
 	assert.Equal(t, doctor.OK, look(socket).Level)
 	assert.Equal(t, doctor.OK, look(socket+".none").Level, "it does not run")

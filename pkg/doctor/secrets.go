@@ -11,7 +11,7 @@ import (
 	"github.com/darter-io/darter/pkg/node"
 )
 
-// secrets tells who besides their owner may use the files that hold secrets.
+// secrets checks the permissions of files with secrets.
 func (x *exam) secrets(context.Context) []Finding {
 	files := node.SecretFiles(x.Settings.Cluster, x.Settings.Origins)
 	if key := x.Settings.Proxy.CAKey; key != "" {
@@ -22,23 +22,24 @@ func (x *exam) secrets(context.Context) []Finding {
 		warning, err := config.SecretFileMode(f[1])
 		switch {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
-			// Another check tells of the first; the second may be the user that asks.
+			// Another check reports a missing file; without permission the wrong user runs this program.
 		case err != nil:
-			out = append(out, Finding{Fail, "secrets", f[0] + ": " + err.Error(), "change its mode, and the secret with it if others had it"})
+			out = append(out, Finding{Fail, "secrets", f[0] + ": " + err.Error(), "change its mode, and the secret if another user may have read it"})
 		case warning != "":
 			out = append(out, Finding{Warn, "secrets", f[0] + ": " + warning, "change its mode"})
 		}
 	}
 	if len(out) == 0 {
-		out = []Finding{{OK, "secrets", fmt.Sprintf("%d files with secrets, none of which others may use", len(files)), ""}}
+		out = []Finding{{OK, "secrets", fmt.Sprintf("%d files with secrets, each with safe permissions", len(files)), ""}}
 	}
 	return out
 }
 
-// refused tells of announces that an owner refused lately: two hosts with one ID, above all.
+// refused reports announces that an owner rejected recently, mostly two hosts with the same ID.
 func refused(name string, s api.Status) (out []Finding) {
 	for _, o := range s.Offenders {
-		out = append(out, Finding{Warn, name, fmt.Sprintf("refused %d announces from %s: %s", o.Times, o.Addr, o.Reason), "look at that host; one with a copied data directory takes another ID by itself when it is of this version"})
+		out = append(out, Finding{Warn, name, fmt.Sprintf("rejected %d announces from %s: %s", o.Times, o.Addr, o.Reason),
+			"check that host; with a copied data directory, this version takes a new ID automatically"})
 	}
 	return out
 }

@@ -362,7 +362,7 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 		s := n.Engine.Stats()
 		return telemetry.SwarmStats{
 			Received: received(s.Sources), Duplicate: s.Duplicate, Sent: s.Sent, BadPieces: s.BadPieces,
-			BusyTold: s.BusySent, BusyHeard: s.BusyGot, Slots: s.UploadSlotsMax, SlotsUsed: s.UploadSlots, Connections: int(s.Links), Running: s.Downloads,
+			BusySent: s.BusySent, BusyReceived: s.BusyGot, Slots: s.UploadSlotsMax, SlotsUsed: s.UploadSlots, Connections: int(s.Links), Running: s.Downloads,
 		}
 	})
 	telemetry.NewMember(n.Metrics, func() telemetry.MemberStats {

@@ -2,8 +2,8 @@ package piece
 
 import "math/bits"
 
-// Bitmap is a set of pieces of one content. The zero value is the empty set of no pieces;
-// a Bitmap is not safe for concurrent use.
+// Bitmap is a set of pieces of one task. The zero value is the set over no pieces. Copies share their bits; see
+// [Bitmap.Clone]. Not safe for concurrent use.
 type Bitmap struct {
 	n     int
 	words []uint64
@@ -14,15 +14,15 @@ func NewBitmap(n int) Bitmap {
 	return Bitmap{n: n, words: make([]uint64, (n+63)/64)}
 }
 
-// Len is the number of pieces the set is over, not the number in it.
+// Len is the number of pieces of the task, not the number in the set.
 func (b Bitmap) Len() int { return b.n }
 
-// Has reports whether i is in the set; an index outside never is.
+// Has reports whether i is in the set. An index outside of it never is.
 func (b Bitmap) Has(i Index) bool {
 	return i >= 0 && int(i) < b.n && b.words[i/64]&(1<<(uint(i)%64)) != 0
 }
 
-// Set puts i in and reports whether it was missing; an index outside is ignored.
+// Set adds i and reports whether it was missing. It ignores an index outside of the set.
 func (b Bitmap) Set(i Index) bool {
 	if i < 0 || int(i) >= b.n || b.Has(i) {
 		return false
@@ -31,21 +31,21 @@ func (b Bitmap) Set(i Index) bool {
 	return true
 }
 
-// Clear takes i out.
+// Clear removes i.
 func (b Bitmap) Clear(i Index) {
 	if i >= 0 && int(i) < b.n {
 		b.words[i/64] &^= 1 << (uint(i) % 64)
 	}
 }
 
-// Add puts in what another set over as many pieces holds.
+// Add adds the pieces of another set of the same length.
 func (b Bitmap) Add(other Bitmap) {
 	for i, w := range other.words[:len(b.words)] {
 		b.words[i] |= w
 	}
 }
 
-// SetAll puts every piece in.
+// SetAll adds every piece.
 func (b Bitmap) SetAll() {
 	for i := range b.words {
 		b.words[i] = ^uint64(0)
@@ -67,8 +67,8 @@ func (b Bitmap) Count() int {
 // Full reports whether every piece is in the set. A set over no pieces is full.
 func (b Bitmap) Full() bool { return b.Count() == b.n }
 
-// Words are the bits, 64 pieces a word, piece 0 lowest: read-only, for set arithmetic in
-// a hot path. The bits beyond Len are zero.
+// Words returns the bits, 64 pieces a word, piece 0 lowest, for set arithmetic in a hot path. The bits beyond Len are
+// zero. The caller must not change them.
 func (b Bitmap) Words() []uint64 { return b.words }
 
 // Clone returns a copy that shares nothing.
@@ -76,7 +76,7 @@ func (b Bitmap) Clone() Bitmap {
 	return Bitmap{n: b.n, words: append([]uint64(nil), b.words...)}
 }
 
-// NextMissing is the first piece at or after i that is not in the set, or Len.
+// NextMissing returns the first piece at or after i that is not in the set, or Len.
 func (b Bitmap) NextMissing(i Index) Index {
 	i = max(i, 0)
 	for int(i) < b.n {
@@ -89,7 +89,7 @@ func (b Bitmap) NextMissing(i Index) Index {
 	return Index(b.n)
 }
 
-// Bytes is the set as BEP 3 sends it: piece 0 is the highest bit of the first byte.
+// Bytes returns the set as a bitfield of BEP 3: piece 0 is the highest bit of the first byte.
 func (b Bitmap) Bytes() []byte {
 	out := make([]byte, (b.n+7)/8)
 	for i := range b.n {
@@ -100,8 +100,7 @@ func (b Bitmap) Bytes() []byte {
 	return out
 }
 
-// BitmapFromBools makes a set over n pieces of what a BEP 3 bitfield held; what it says
-// beyond n is dropped.
+// BitmapFromBools returns the set over n pieces with those of a BEP 3 bitfield. It ignores bits beyond n.
 func BitmapFromBools(n int, bools []bool) Bitmap {
 	b := NewBitmap(n)
 	for i, has := range bools[:min(n, len(bools))] {

@@ -13,29 +13,28 @@ type KeyID [8]byte
 
 func (k KeyID) String() string { return fmt.Sprintf("%x", k[:]) }
 
-// DigestRun is a coordinator's signed word on the digests of consecutive pieces of one task. A
-// store accepts a piece only under a run, and whoever holds a run can show it to others, so
-// that it stays good when its coordinator is gone.
+// DigestRun holds the digests of consecutive pieces of one task, signed by a coordinator. A host verifies every piece
+// from another host against a run, and passes the run on: it stays valid after its coordinator is gone.
 type DigestRun struct {
 	Metadata Metadata
-	// Epoch tells the attempts of a seed apart: what one attempt vouched for can be
-	// revoked without touching the next. Nanoseconds since 1970 at the attempt's start.
+	// Epoch identifies one attempt of a seed, so that a [Revocation] of one attempt leaves the next valid. It is the
+	// start of the attempt in nanoseconds since 1970.
 	Epoch uint64
 	// First is the piece of Digests[0].
 	First   Index
 	Digests []Digest
-	// Final says that the whole content was checked and is right; the digest of the last
-	// piece is told in a final run only.
+	// Final states that the whole task was checked and is right. Only a final run holds the digest of the last piece.
 	Final bool
-	// Key signed the run: Ed25519 (RFC 8032) over SigningBytes.
+	// Key is the key of Signature: Ed25519 (RFC 8032) over SigningBytes.
 	Key       KeyID
 	Signature []byte
 }
 
-// End is the piece after the run's last.
+// End is the index after the run's last piece.
 func (r DigestRun) End() Index { return r.First + Index(len(r.Digests)) }
 
-// Check refuses a run that no honest coordinator signs, before its signature is looked at.
+// Check rejects a run that no honest coordinator signs. It does not verify the signature. The error wraps
+// [ErrInvalidMetadata].
 func (r DigestRun) Check() error {
 	if err := r.Metadata.Check(); err != nil {
 		return err
@@ -50,8 +49,8 @@ func (r DigestRun) Check() error {
 	return nil
 }
 
-// SigningBytes is what the signature is over: every field but Key and Signature, and the
-// task, so that a run cannot be moved to another content.
+// SigningBytes returns the bytes under the signature: every field but Key and Signature, and the task, so that a run
+// proves nothing about another task.
 func (r DigestRun) SigningBytes(id task.ID) []byte {
 	var b bytes.Buffer
 	text := func(s string) {
@@ -78,15 +77,15 @@ func (r DigestRun) SigningBytes(id task.ID) []byte {
 	return b.Bytes()
 }
 
-// Revocation is a coordinator's signed word that what it vouched for in one epoch is
-// wrong: whoever holds pieces under that epoch drops the task.
+// Revocation is the signed statement of a coordinator that its digests of one epoch are wrong. A host that holds pieces
+// under that epoch drops the task.
 type Revocation struct {
 	Epoch     uint64
 	Key       KeyID
 	Signature []byte
 }
 
-// SigningBytes is what the signature is over.
+// SigningBytes returns the bytes under the signature.
 func (r Revocation) SigningBytes(id task.ID) []byte {
 	b := []byte("darter revocation v1\x00" + string(id) + "\x00")
 	return binary.BigEndian.AppendUint64(b, r.Epoch)

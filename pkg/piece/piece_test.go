@@ -20,7 +20,7 @@ func seeded(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 0))
 }
 
-func TestPieceSizeIsThePowerOfTwoThatMakesAtMost512Pieces(t *testing.T) {
+func TestSizeFor(t *testing.T) {
 	const kib, mib, gib = int64(1) << 10, int64(1) << 20, int64(1) << 30
 	for _, c := range []struct {
 		length, size int64
@@ -55,7 +55,7 @@ func TestPieceSizeIsThePowerOfTwoThatMakesAtMost512Pieces(t *testing.T) {
 	}
 }
 
-func TestPiecesCoverTheContentOnceAndInOrder(t *testing.T) {
+func TestLayoutCoversAllBytes(t *testing.T) {
 	r := seeded(t)
 	for range 500 {
 		l := piece.Layout{Length: r.Int64N(5000), PieceSize: 1 + r.Int64N(300)}
@@ -72,7 +72,7 @@ func TestPiecesCoverTheContentOnceAndInOrder(t *testing.T) {
 	}
 }
 
-func TestAPieceOutsideTheContentHasNoBytes(t *testing.T) {
+func TestSizeOutsideOfTask(t *testing.T) {
 	l := piece.Layout{Length: 250, PieceSize: 100}
 	assert.Equal(t, int64(50), l.Size(2))
 	for _, i := range []piece.Index{-1, 3, 4, math.MaxInt32} {
@@ -81,7 +81,7 @@ func TestAPieceOutsideTheContentHasNoBytes(t *testing.T) {
 	assert.Zero(t, piece.Layout{PieceSize: 100}.Size(0))
 }
 
-func TestSpanHoldsExactlyTheBytesAskedFor(t *testing.T) {
+func TestSpan(t *testing.T) {
 	r := seeded(t)
 	for range 2000 {
 		l := piece.Layout{Length: r.Int64N(2000), PieceSize: 1 + r.Int64N(300)}
@@ -101,7 +101,7 @@ func TestSpanHoldsExactlyTheBytesAskedFor(t *testing.T) {
 	assert.Equal(t, [2]piece.Index{1, 3}, [2]piece.Index{first, end}, "a length that would overflow")
 }
 
-func TestOnlyTheContentsOwnBytesAreWithinIt(t *testing.T) {
+func TestWithin(t *testing.T) {
 	l := piece.Layout{Length: 1000, PieceSize: 256}
 	for _, w := range [][2]int64{{0, 0}, {0, 1000}, {999, 1}, {1000, 0}, {256, 512}} {
 		assert.NoError(t, l.Within(w[0], w[1]), "%v", w)
@@ -111,7 +111,7 @@ func TestOnlyTheContentsOwnBytesAreWithinIt(t *testing.T) {
 	}
 }
 
-func TestImpossibleFactsAreRefused(t *testing.T) {
+func TestMetadataCheck(t *testing.T) {
 	good := piece.MetadataFor(1<<20, "text/plain")
 	require.NoError(t, good.Check())
 	for name, f := range map[string]piece.Metadata{
@@ -128,7 +128,7 @@ func TestImpossibleFactsAreRefused(t *testing.T) {
 	}
 }
 
-func TestABitmapIsASet(t *testing.T) {
+func TestBitmap(t *testing.T) {
 	r := seeded(t)
 	for range 300 {
 		n := r.IntN(200)
@@ -165,7 +165,7 @@ func TestABitmapIsASet(t *testing.T) {
 	}
 }
 
-func TestABitmapSurvivesTheWayOverBEP3(t *testing.T) {
+func TestBitmapBEP3(t *testing.T) {
 	r := seeded(t)
 	for range 300 {
 		n := r.IntN(200)
@@ -191,7 +191,7 @@ func TestABitmapSurvivesTheWayOverBEP3(t *testing.T) {
 	assert.Equal(t, 1, piece.BitmapFromBools(3, []bool{false, true}).Count(), "what is not said is missing")
 }
 
-func TestSetAllSetsNothingBeyondTheEnd(t *testing.T) {
+func TestSetAll(t *testing.T) {
 	for _, n := range []int{0, 1, 63, 64, 65, 128, 130} {
 		b := piece.NewBitmap(n)
 		b.SetAll()
@@ -205,14 +205,14 @@ func TestSetAllSetsNothingBeyondTheEnd(t *testing.T) {
 	assert.Empty(t, zero.Bytes())
 }
 
-func TestACloneSharesNothing(t *testing.T) {
+func TestClone(t *testing.T) {
 	a := piece.NewBitmap(10)
 	b := a.Clone()
 	a.Set(3)
 	assert.False(t, b.Has(3))
 }
 
-func TestARunThatNoHonestCoordinatorSignsIsRefused(t *testing.T) {
+func TestDigestRunCheck(t *testing.T) {
 	f := piece.Metadata{Length: 950, PieceSize: 100} // ten pieces
 	run := func(first, n int, final bool) piece.DigestRun {
 		return piece.DigestRun{Metadata: f, First: piece.Index(first), Digests: make([]piece.Digest, n), Final: final}
@@ -242,7 +242,7 @@ func TestARunThatNoHonestCoordinatorSignsIsRefused(t *testing.T) {
 	}
 }
 
-func TestEveryFieldOfARunIsSigned(t *testing.T) {
+func TestSigningBytes(t *testing.T) {
 	const id = task.ID("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
 	base := piece.DigestRun{
 		Metadata: piece.Metadata{Length: 1000, PieceSize: 100, MediaType: "ab"},

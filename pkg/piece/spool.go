@@ -2,21 +2,21 @@ package piece
 
 import "io"
 
-// Spool keeps a body whose length nobody knows until its end tells it. It has no name on a disk,
-// so nothing of it outlives its process, in whatever way that ends. One goroutine uses it.
+// Spool keeps a body of unknown length until its end. It has no name on a disk, so that nothing of it outlives the
+// process. Not safe for concurrent use.
 type Spool interface {
-	// Write appends p. Where it fails with [ErrNoSpace] nothing of p was kept, and the same p may
-	// be written again once there is room; with [ErrSpoolFull] there never will be.
+	// Write appends p. With [ErrNoSpace] it kept nothing of p, and the same p may be written again after an eviction;
+	// [ErrSpoolFull] is permanent.
 	io.Writer
-	// Len is how many bytes were written.
+	// Len is the number of bytes written.
 	Len() int64
-	// Reader reads from the first byte to the last that was written.
+	// Reader reads all bytes written.
 	Reader() io.Reader
-	// Close gives back the room; closing twice is no error.
+	// Close frees the space. Closing twice is no error.
 	Close() error
 }
 
-// Spooler is a [Store] that keeps spools, and counts what they take.
+// Spooler is a [Store] with spools, whose space counts against its quota.
 type Spooler interface {
 	// Spool returns an empty spool. The caller closes it.
 	Spool() (Spool, error)

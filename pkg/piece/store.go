@@ -8,84 +8,77 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// The cases in which a store refuses.
+// The errors of a store.
 var (
 	// ErrNotFound: the store has no replica of that task.
 	ErrNotFound = errors.New("no such task in the store")
-	// ErrOtherMetadata: the store has the task under another length or piece size.
-	ErrOtherMetadata = errors.New("task is stored with other facts")
-	// ErrMissing: bytes were asked for that are in no verified piece yet.
+	// ErrOtherMetadata: the store has the task with another length or piece size.
+	ErrOtherMetadata = errors.New("task is stored with other metadata")
+	// ErrMissing: a requested byte is not in a verified piece yet.
 	ErrMissing = errors.New("piece is missing")
-	// ErrNoSpace: neither the disk nor the quota has room, and nothing can be evicted.
+	// ErrNoSpace: the disk or the quota is full, and nothing can be evicted.
 	ErrNoSpace = errors.New("no space left in the piece store")
-	// ErrSpoolFull: bodies of unknown length take as much as they may.
-	ErrSpoolFull = errors.New("bodies of unknown length may take no more")
+	// ErrSpoolFull: bodies of unknown length fill their share of the quota.
+	ErrSpoolFull = errors.New("bodies of unknown length fill their share of the store")
 	// ErrRemoved: the task was removed while this replica was open.
 	ErrRemoved = errors.New("task was removed from the store")
 	// ErrClosed: the store was closed.
 	ErrClosed = errors.New("piece store is closed")
 )
 
-// Entry is one line of a store's inventory.
+// Entry is one task of a store's inventory.
 type Entry struct {
 	ID       task.ID
 	Metadata Metadata
-	Have     int // pieces
+	Have     int // the number of stored pieces
 	Complete bool
 	LastRead time.Time
 }
 
-// Store keeps verified pieces of tasks. It judges nothing: what is written is what its
-// caller has verified; what it has promised to keep it gives back to the byte or not at
-// all. Safe for concurrent use. The suite in storetest is the contract in full.
+// Store keeps verified pieces of tasks. Its caller verifies them; the store returns the same bytes or an error. Safe
+// for concurrent use. Package storetest is the full contract as tests.
 type Store interface {
-	// Create returns the replica of a task, making an empty one when there is none. It
-	// fails with [ErrOtherMetadata] when one is there whose Length or PieceSize differ, and
-	// with [ErrNoSpace]. The caller closes the replica.
-	Create(id task.ID, f Metadata) (Replica, error)
+	// Create returns the replica of a task, a new one if the store has none. It fails with [ErrOtherMetadata] if the
+	// store has one whose Length or PieceSize differs, and with [ErrNoSpace]. The caller closes the replica.
+	Create(id task.ID, m Metadata) (Replica, error)
 	// Open returns the replica of a task, or [ErrNotFound]. The caller closes it.
 	Open(id task.ID) (Replica, error)
 	// Inventory lists every task, in no order.
 	Inventory() []Entry
-	// Remove forgets a task. Replicas that are open fail with [ErrRemoved] from then on;
-	// removing what is not there is no error.
+	// Remove deletes a task. Its open replicas fail with [ErrRemoved] from then on. Removing a task that the store does
+	// not have is no error.
 	Remove(id task.ID) error
-	// Close ends the store cleanly; open replicas fail with [ErrClosed] from then on.
+	// Close makes everything durable and ends the store; open replicas fail with [ErrClosed] from then on.
 	Close() error
 }
 
-// Replica is what one store holds of one task. Any number may be open at once and see the
-// same pieces. While one is open, its task is not evicted.
+// Replica holds the pieces of one task in one store. Any number can be open at once; all see the same pieces. The store
+// does not evict a task with an open replica.
 type Replica interface {
 	ID() task.ID
 	Metadata() Metadata
-	// Have returns a copy of the set of pieces that can be read.
+	// Have returns a copy of the set of readable pieces.
 	Have() Bitmap
-	// Has reports whether piece i can be read. A store that finds that it cannot keep its
-	// word on a piece (a disk that fails) takes the piece back: it can be written again.
+	// Has reports whether piece i can be read. A store whose disk loses a piece removes the piece from the set: it can
+	// be written again.
 	Has(i Index) bool
-	// WritePiece stores all bytes of piece i, of which d is the digest: the caller has
-	// verified that. The bytes can be read once it returns nil; a piece that is already
-	// there is not written again. On an error nothing of the piece can be read. It fails
-	// with [ErrNoSpace], and with [ErrInvalidMetadata] where data is not as long as piece i.
+	// WritePiece stores all bytes of piece i. The caller has verified that d is their digest. The bytes can be read once
+	// it returns nil; a stored piece is not written again. After an error nothing of the piece can be read. It fails
+	// with [ErrNoSpace], and with [ErrInvalidMetadata] if data is not as long as piece i.
 	WritePiece(i Index, data []byte, d Digest) error
-	// Digest returns the digest under which piece i was written.
+	// Digest returns the digest with which piece i was written.
 	Digest(i Index) (Digest, bool)
-	// ReadAt reads bytes of pieces that are there, as [io.ReaderAt] says; at a piece that
-	// is not it ends with [ErrMissing] and the count of bytes before it. Bits that rot on a
-	// disk are not looked for: who sends the bytes to somebody that cannot verify them
-	// compares them first.
+	// ReadAt reads bytes of stored pieces as [io.ReaderAt] does. It stops at a missing piece with [ErrMissing] and the
+	// number of bytes before it. It does not detect bit rot: a caller that sends the bytes to a client that cannot
+	// verify them compares their digest first.
 	ReadAt(p []byte, off int64) (int, error)
-	// CopyTo writes the bytes [off, off+n) to w, who verifies them (a peer), without passing them through this
-	// process where w and the store can (sendfile); [ErrMissing] before the first byte
-	// when one of their pieces is not there or the content ends before them.
+	// CopyTo writes the bytes [off, off+n) to a peer, which verifies them, with sendfile if w and the store support it.
+	// It fails with [ErrMissing] before the first byte if one of their pieces is missing or the task ends before them.
 	CopyTo(w io.Writer, off, n int64) (int64, error)
-	// AddRuns keeps signed runs and the DER certificates of their keys; what is there
-	// already is not kept twice. The store does not check signatures.
+	// AddRuns keeps signed runs and the DER certificates of their keys, each once. The store does not verify signatures.
 	AddRuns(runs []DigestRun, certificates [][]byte) error
-	// Runs returns all that AddRuns kept, in the order it came.
+	// Runs returns all runs and certificates in the order of AddRuns.
 	Runs() ([]DigestRun, [][]byte)
-	// Close ends the use of this replica, whose methods fail with [io/fs.ErrClosed] from
-	// then on; closing twice is no error.
+	// Close ends this replica; its methods fail with [io/fs.ErrClosed] from then on. Closing twice is no error.
 	Close() error
 }

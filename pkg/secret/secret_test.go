@@ -13,7 +13,7 @@ import (
 	"github.com/darter-io/darter/pkg/secret"
 )
 
-func TestNoVerbAndNoEncoderShowsASecret(t *testing.T) {
+func TestString(t *testing.T) {
 	const word = "hunter2"
 	s := secret.String(word)
 	holder := struct {

@@ -18,7 +18,7 @@ var (
 	hex128 = hex64 + hex64
 )
 
-func TestAnIDIsADigestOrAFileAndNothingElse(t *testing.T) {
+func TestParseID(t *testing.T) {
 	for _, good := range []string{"sha256:" + hex64, "sha512:" + hex128, "file:" + hex64} {
 		id, err := task.ParseID(good)
 		require.NoError(t, err)
@@ -36,7 +36,7 @@ func TestAnIDIsADigestOrAFileAndNothingElse(t *testing.T) {
 	assert.Less(t, len(err.Error()), 300, "what comes from outside is told cut")
 }
 
-func FuzzAnIDIsSafeAsAFileNameOrRefused(f *testing.F) {
+func FuzzParseID(f *testing.F) {
 	f.Add("sha256:" + hex64)
 	f.Add("file:" + hex64)
 	f.Add("sha256:../../" + hex64[6:])
@@ -50,7 +50,7 @@ func FuzzAnIDIsSafeAsAFileNameOrRefused(f *testing.F) {
 
 // Whatever makes a file another file makes it another task; fields that run into each other
 // do not.
-func TestEachFieldOfAFileMakesAnotherTask(t *testing.T) {
+func TestFileID(t *testing.T) {
 	base := task.File{URL: "https://files.test/a", Validator: `"v1"`, Length: 5, Tag: "t", Application: "app"}
 	_, err := task.ParseID(string(base.ID()))
 	require.NoError(t, err)
@@ -88,7 +88,7 @@ func TestEachFieldOfAFileMakesAnotherTask(t *testing.T) {
 		"every release must name a file alike, or nodes of two do not share it")
 }
 
-func TestTheSwarmOfATaskIsItsOwnAndTheSameInEveryRelease(t *testing.T) {
+func TestSwarm(t *testing.T) {
 	seen := map[[20]byte]bool{}
 	for _, id := range []task.ID{task.ID("sha256:" + hex64), task.ID("file:" + hex64), task.ID("sha512:" + hex128)} {
 		seen[id.Swarm()] = true
@@ -97,7 +97,7 @@ func TestTheSwarmOfATaskIsItsOwnAndTheSameInEveryRelease(t *testing.T) {
 	assert.Equal(t, "4744ff346783300ce8e770abf8fe424315d3226e", fmt.Sprintf("%x", task.ID("sha256:"+hex64).Swarm()))
 }
 
-func TestOnlyADigestPromisesWhatTheContentIs(t *testing.T) {
+func TestWholeDigest(t *testing.T) {
 	digest, ok := task.ID("sha256:" + hex64).Digest()
 	assert.True(t, ok)
 	assert.Equal(t, "sha256:"+hex64, digest)
@@ -116,13 +116,13 @@ func TestOnlyADigestPromisesWhatTheContentIs(t *testing.T) {
 	assert.Equal(t, "sha256:"+hex64, digest)
 }
 
-func TestAnIDIsCutForPeopleButNeverBeyondItsEnd(t *testing.T) {
+func TestShort(t *testing.T) {
 	assert.Equal(t, "sha256:0123456789ab", task.ID("sha256:"+hex64).Short())
 	assert.Equal(t, "file:01", task.ID("file:01").Short())
 	assert.Equal(t, ":", task.ID("").Short())
 }
 
-func TestNoVerbPrintsTheCredentialsOfASpec(t *testing.T) {
+func TestSpecHidesCredentials(t *testing.T) {
 	s := task.Spec{ID: "file:1", Authorization: "hunter2", Header: map[string]secret.String{"X-Token": "hunter2"}}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q"} {
 		assert.NotContains(t, fmt.Sprintf(verb, s), "hunter2", verb)
@@ -130,12 +130,12 @@ func TestNoVerbPrintsTheCredentialsOfASpec(t *testing.T) {
 	}
 }
 
-func TestANameHoldsNothingSecret(t *testing.T) {
+func TestSpecName(t *testing.T) {
 	for want, spec := range map[string]task.Spec{
 		"quay.io/a/b":               {Upstream: "quay.io", Repository: "a/b"},
 		"https://files.test:8443/f": {URL: "https://nina:geheim@files.test:8443/f?X-Amz-Signature=abc#part"},
 		"http://files.test/a@b/c":   {URL: "http://files.test/a@b/c"},
-		"http://files.test/":        {URL: "http://files.test?token=abc"},
+		"http://files.test":         {URL: "http://files.test?token=abc"},
 		"":                          {},
 	} {
 		assert.Equal(t, want, spec.Name())

@@ -16,11 +16,11 @@ import (
 	"github.com/darter-io/darter/pkg/version"
 )
 
-// readyMax bounds all checks of one question together.
+// readyMax bounds all checks of one request together.
 const readyMax = 2 * time.Second
 
-// Ready is the set of what must be there before a process does its work. The zero value is
-// an empty set, which misses nothing. Safe for concurrent use.
+// Ready is the set of checks that a process must pass to be ready. The zero value has none and is ready. Safe for
+// concurrent use.
 type Ready struct {
 	// mu is held to add a check or copy them, never while one runs.
 	mu     sync.Mutex
@@ -38,15 +38,15 @@ type Missing struct {
 	Err  error
 }
 
-// Add adds a named check; its error says what is missing, in words that a stranger may
-// read. It must return when its context ends.
+// Add adds a named check. Its error says what is missing; /readyz shows it to everyone. The check must return when its
+// context ends.
 func (r *Ready) Add(name string, ask func(context.Context) error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.checks = append(r.checks, check{name, ask})
 }
 
-// Missing asks every check, in the order they were added.
+// Missing runs every check, in the order of Add, and returns those that failed.
 func (r *Ready) Missing(ctx context.Context) (missing []Missing) {
 	missing, _ = r.ask(ctx)
 	return missing
@@ -68,8 +68,7 @@ func (r *Ready) ask(ctx context.Context) (missing []Missing, passed []string) {
 	return missing, passed
 }
 
-// ServeHTTP answers 200 when nothing is missing and 503 otherwise; the body has a line for
-// each check.
+// ServeHTTP responds with 200 if nothing is missing, else with 503. The body has a line for each check.
 func (r *Ready) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	missing, passed := r.ask(req.Context())
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -88,14 +87,14 @@ func (r *Ready) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// Admin answers an operator's questions on an address of its own:
+// Admin returns the handler for operators:
 //
-//	/healthz       200 as long as the process answers at all
-//	/readyz        200, or 503 and what is missing
+//	/healthz       200 while the process responds
+//	/readyz        200, or 503 with the missing parts
 //	/metrics       Prometheus
 //	/debug/pprof/  profiles
 //
-// It knows no passwords and profiles cost CPU, so it belongs on a loopback address.
+// It has no authentication and profiles cost CPU: serve it on a loopback address only.
 func Admin(reg *prometheus.Registry, ready *Ready, b version.Build, l *slog.Logger) http.Handler {
 	if l == nil {
 		l = slog.New(slog.DiscardHandler)

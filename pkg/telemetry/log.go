@@ -15,7 +15,7 @@ import (
 
 const redacted = "[redacted]"
 
-// ParseLevel reads debug, info, warn or error.
+// ParseLevel parses debug, info, warn or error.
 func ParseLevel(s string) (slog.Level, error) {
 	switch strings.ToLower(s) {
 	case "debug":
@@ -30,11 +30,9 @@ func ParseLevel(s string) (slog.Level, error) {
 	return 0, fmt.Errorf("log level %q: want debug, info, warn or error", s)
 }
 
-// NewLogger writes lines to w: "text" for people, "json" for machines, where a duration is
-// a number of seconds. A *[slog.LevelVar]
-// as level may be changed while the program runs. Values that carry secrets by their type are
-// redacted: [secret.String] by itself; headers, URLs, requests and errors with a URL
-// inside here.
+// NewLogger returns a logger that writes lines to w: "text" for people, or "json" for machines, with durations in
+// seconds. A *[slog.LevelVar] as level can change at run time. The logger redacts values whose type may hold a secret:
+// headers, URLs, requests, errors with a URL; a [secret.String] redacts itself.
 func NewLogger(w io.Writer, level slog.Leveler, format string) (*slog.Logger, error) {
 	o := &slog.HandlerOptions{Level: level, ReplaceAttr: replace}
 	switch format {
@@ -52,9 +50,8 @@ func NewLogger(w io.Writer, level slog.Leveler, format string) (*slog.Logger, er
 	return nil, fmt.Errorf("log format %q: want text or json", format)
 }
 
-// TakeStandardLog makes lines of l of what libraries print with package log: net/http tells
-// there of origins that break its rules. For the main function, since that log is the
-// process's.
+// TakeStandardLog redirects package log, which libraries use, to l: net/http reports there what origins do wrong. Only
+// the main function calls it, because that log belongs to the process.
 func TakeStandardLog(l *slog.Logger) {
 	log.SetFlags(0)
 	log.SetOutput(libraries{l})
@@ -63,18 +60,17 @@ func TakeStandardLog(l *slog.Logger) {
 // libraries is the output of package log.
 type libraries struct{ l *slog.Logger }
 
-// Write logs one line of a library. What net/http quotes of an origin's answer may be anybody's
-// content, and is left out.
+// Write logs one line of a library. It removes the bytes of a response that net/http quotes: they may be secret.
 func (w libraries) Write(line []byte) (int, error) {
 	text, _, quotes := strings.Cut(strings.TrimSpace(string(line)), " starting with ")
 	if quotes {
-		text += " (its bytes are left out)"
+		text += " (bytes omitted)"
 	}
-	w.l.Warn("a library complains", "text", text)
+	w.l.Warn("message of a library", "text", text)
 	return len(line), nil
 }
 
-// secretKeys name attributes that are redacted although their value is a plain string.
+// secretKeys are the names of attributes whose plain strings are redacted.
 var secretKeys = map[string]bool{"authorization": true, "password": true, "secret": true, "token": true, "cookie": true}
 
 // replace redacts one attribute.
@@ -106,7 +102,7 @@ func replace(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// safeHeader keeps names and the values of headers that hold no secret.
+// safeHeader keeps all names, and the values of headers that hold no secret.
 func safeHeader(h http.Header) map[string]string {
 	out := make(map[string]string, len(h))
 	for k, v := range h {
@@ -121,10 +117,10 @@ func safeHeader(h http.Header) map[string]string {
 	return out
 }
 
-// safeError is an error's text, without the secrets of the URLs that it carries as such:
-// those that net/http reports hold the signed query of a redirect.
+// safeError is the text of an error without the secrets of the URLs in it: net/http reports redirects with their signed
+// query.
 func safeError(err error) string {
-	text := fmt.Sprint(err) // not err.Error(): a nil pointer in an interface is not worth a panic
+	text := fmt.Sprint(err) // not err.Error(), which panics on a nil pointer in an interface
 	for e := err; e != nil; {
 		var bad *url.Error
 		if !errors.As(e, &bad) || bad == nil {

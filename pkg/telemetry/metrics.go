@@ -15,7 +15,7 @@ type Source string
 
 // The sources.
 const (
-	FromPeers  Source = "peers"  // other hosts that want or hold the content
+	FromPeers  Source = "peers"  // other hosts with pieces of the task
 	FromSeed   Source = "seed"   // a supernode's engine, whose parent is the origin
 	FromOrigin Source = "origin" // the registry or web server itself
 	FromCache  Source = "cache"  // this host's own store
@@ -23,29 +23,29 @@ const (
 
 var allSources = []Source{FromPeers, FromSeed, FromOrigin, FromCache}
 
-// Result is how a pull, a seed or a question ended.
+// Result is how a pull or a seed ended.
 type Result string
 
 // The results.
 const (
 	OK       Result = "ok"
-	Refused  Result = "refused"  // the origin said no, and its answer was passed on
-	Failed   Result = "failed"   // an error of ours or of the network
+	Refused  Result = "refused"  // by the origin, whose response was passed on
+	Failed   Result = "failed"   // by an error of this host or of the network
 	Canceled Result = "canceled" // the client went away
 )
 
 var allResults = []Result{OK, Refused, Failed, Canceled}
 
-// Direction tells what this host does to others from what they do to it.
+// Direction is whether this host sent a message or received it.
 type Direction string
 
-// The directions.
+// The directions, with the names that the metrics keep.
 const (
-	Told  Direction = "told"  // this host told others
-	Heard Direction = "heard" // others told this host
+	Sent     Direction = "told"
+	Received Direction = "heard"
 )
 
-// known keeps values that somebody made up from becoming series: they count as fallback.
+// known replaces values that are not in the list by fallback, so that they do not become series.
 func known[T ~string](v T, all []T, fallback T) string {
 	if slices.Contains(all, v) {
 		return string(v)
@@ -53,8 +53,7 @@ func known[T ~string](v T, all []T, fallback T) string {
 	return string(fallback)
 }
 
-// counters registers a counter whose series are all there from the beginning, at zero: a
-// rate is then right from the first event on.
+// counters registers a counter with all its series at zero, so that rates are right from the first event on.
 func counters[T ~string](reg prometheus.Registerer, name, help, label string, values []T) *prometheus.CounterVec {
 	v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 	for _, value := range values {
@@ -64,7 +63,7 @@ func counters[T ~string](reg prometheus.Registerer, name, help, label string, va
 	return v
 }
 
-// Pulls are the contents that clients asked this host for.
+// Pulls counts the downloads of clients from this host.
 type Pulls struct {
 	ended            *prometheus.CounterVec
 	bytes            *prometheus.CounterVec
@@ -73,19 +72,19 @@ type Pulls struct {
 	outcomes         outcomes
 }
 
-// What is Unconfirmed: what a registry would have been asked about, had it answered.
-type What string
+// Unconfirmed is a kind of answer that an unreachable registry did not confirm.
+type Unconfirmed string
 
-// The kinds of it.
+// The kinds, with the names that the metrics keep.
 const (
-	Tag   What = "tag"   // what a tag means
-	Right What = "right" // whether a client may have a content
+	Tag   Unconfirmed = "tag"   // a resolved tag
+	Grant Unconfirmed = "right" // a client's permission to read a digest
 )
 
-// Unconfirmed counts an answer that was given although a registry did not confirm it.
-func (p *Pulls) Unconfirmed(w What) { p.unconfirmed.WithLabelValues(string(w)).Inc() }
+// Unconfirmed counts an answer that an unreachable registry did not confirm.
+func (p *Pulls) Unconfirmed(w Unconfirmed) { p.unconfirmed.WithLabelValues(string(w)).Inc() }
 
-// durations reach from a local hit to a giant layer on a slow line.
+// durations range from a local hit to a huge layer over a slow network.
 var durations = prometheus.ExponentialBuckets(0.001, 2.5, 14)
 
 var kinds = []task.Kind{task.Blob, task.Manifest, task.Plain}
@@ -94,13 +93,13 @@ var kinds = []task.Kind{task.Blob, task.Manifest, task.Plain}
 func NewPulls(reg prometheus.Registerer) *Pulls {
 	p := &Pulls{
 		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "darter_pulls_total", Help: "Contents that clients asked for, by what they were and how it ended."}, []string{"kind", "result"}),
-		bytes:       counters(reg, "darter_pull_bytes_total", "Bytes given to clients, by where this host had them from.", "source", allSources),
-		unconfirmed: counters(reg, "darter_pull_unconfirmed_total", "Answers from memory that a registry, being unreachable, did not confirm.", "what", []What{Tag, Right}),
+			Name: "darter_pulls_total", Help: "Blobs, manifests and files that clients requested, by kind and result."}, []string{"kind", "result"}),
+		bytes:       counters(reg, "darter_pull_bytes_total", "Bytes sent to clients, by where this host got them.", "source", allSources),
+		unconfirmed: counters(reg, "darter_pull_unconfirmed_total", "Answers from memory while their registry was unreachable.", "what", []Unconfirmed{Tag, Grant}),
 		firstByte: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "darter_pull_first_byte_seconds", Help: "Time from a client's question to the first byte of its answer.", Buckets: durations}),
+			Name: "darter_pull_first_byte_seconds", Help: "Time from a client's request to the first byte of the response.", Buckets: durations}),
 		total: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "darter_pull_seconds", Help: "Time from a client's question to the last byte, of pulls that ended well.", Buckets: durations}),
+			Name: "darter_pull_seconds", Help: "Time from a client's request to the last byte, of successful pulls.", Buckets: durations}),
 	}
 	for _, k := range kinds {
 		for _, r := range allResults {
@@ -111,7 +110,7 @@ func NewPulls(reg prometheus.Registerer) *Pulls {
 	return p
 }
 
-// count takes in one pull that ended.
+// count counts a pull that ended.
 func (p *Pulls) count(pull Pull) {
 	if p == nil {
 		return
@@ -127,19 +126,18 @@ func (p *Pulls) count(pull Pull) {
 	}
 }
 
-// SwarmStats are the counters of the exchange of pieces since the start, in bytes where
-// nothing else is said, and what of it goes on now.
+// SwarmStats are the counters of an engine since its start, in bytes where no unit is given, and its current load.
 type SwarmStats struct {
-	Received             api.Sources // verified and stored; Cache is 0
-	Duplicate            int64
-	Sent                 int64
-	BadPieces            int64 // pieces
-	BusyTold, BusyHeard  int64 // requests
-	Slots, SlotsUsed     int
-	Connections, Running int
+	Received               api.Sources // verified and stored; Cache is 0
+	Duplicate              int64
+	Sent                   int64
+	BadPieces              int64 // pieces
+	BusySent, BusyReceived int64 // requests
+	Slots, SlotsUsed       int
+	Connections, Running   int
 }
 
-// NewSwarm registers what an engine counts; stats is called once per scrape.
+// NewSwarm registers the metrics of an engine. A scrape calls stats once.
 func NewSwarm(reg prometheus.Registerer, stats func() SwarmStats) {
 	c := &collector{}
 	for source, value := range map[Source]func(SwarmStats) int64{
@@ -147,23 +145,23 @@ func NewSwarm(reg prometheus.Registerer, stats func() SwarmStats) {
 		FromSeed:   func(s SwarmStats) int64 { return s.Received.Seeds },
 		FromOrigin: func(s SwarmStats) int64 { return s.Received.Origin },
 	} {
-		add(c, "darter_received_bytes_total", "Content that came in, verified and stored, by its source.", prometheus.CounterValue, value, "source", string(source))
+		add(c, "darter_received_bytes_total", "Bytes received, verified and stored, by their source.", prometheus.CounterValue, value, "source", string(source))
 	}
-	add(c, "darter_duplicate_bytes_total", "Content that came in although it was here already.", prometheus.CounterValue, func(s SwarmStats) int64 { return s.Duplicate })
-	add(c, "darter_sent_bytes_total", "Content sent to other hosts.", prometheus.CounterValue, func(s SwarmStats) int64 { return s.Sent })
-	add(c, "darter_pieces_bad_total", "Pieces that came with a wrong digest and were thrown away.", prometheus.CounterValue, func(s SwarmStats) int64 { return s.BadPieces })
-	const busy = "Requests refused for want of an upload slot, told to others or heard from them."
-	add(c, "darter_busy_total", busy, prometheus.CounterValue, func(s SwarmStats) int64 { return s.BusyTold }, "direction", string(Told))
-	add(c, "darter_busy_total", busy, prometheus.CounterValue, func(s SwarmStats) int64 { return s.BusyHeard }, "direction", string(Heard))
-	add(c, "darter_upload_slots", "Pieces that this host serves at once, at most.", prometheus.GaugeValue, func(s SwarmStats) int64 { return int64(s.Slots) })
+	add(c, "darter_duplicate_bytes_total", "Bytes received that this host already had.", prometheus.CounterValue, func(s SwarmStats) int64 { return s.Duplicate })
+	add(c, "darter_sent_bytes_total", "Bytes sent to other hosts.", prometheus.CounterValue, func(s SwarmStats) int64 { return s.Sent })
+	add(c, "darter_pieces_bad_total", "Pieces that were discarded because of a wrong digest.", prometheus.CounterValue, func(s SwarmStats) int64 { return s.BadPieces })
+	const busy = "Requests refused because all upload slots were in use, by this host (told) or by others (heard)."
+	add(c, "darter_busy_total", busy, prometheus.CounterValue, func(s SwarmStats) int64 { return s.BusySent }, "direction", string(Sent))
+	add(c, "darter_busy_total", busy, prometheus.CounterValue, func(s SwarmStats) int64 { return s.BusyReceived }, "direction", string(Received))
+	add(c, "darter_upload_slots", "Pieces that this host can serve at once.", prometheus.GaugeValue, func(s SwarmStats) int64 { return int64(s.Slots) })
 	add(c, "darter_upload_slots_used", "Pieces that this host serves now.", prometheus.GaugeValue, func(s SwarmStats) int64 { return int64(s.SlotsUsed) })
-	add(c, "darter_connections", "Connections of the piece wire that are open.", prometheus.GaugeValue, func(s SwarmStats) int64 { return int64(s.Connections) })
-	add(c, "darter_downloads", "Contents in memory: they are downloaded, read or served.", prometheus.GaugeValue, func(s SwarmStats) int64 { return int64(s.Running) })
+	add(c, "darter_connections", "Open connections of the piece protocol.", prometheus.GaugeValue, func(s SwarmStats) int64 { return int64(s.Connections) })
+	add(c, "darter_downloads", "Tasks in memory: downloading, read or served.", prometheus.GaugeValue, func(s SwarmStats) int64 { return int64(s.Running) })
 	c.read = func() any { return stats() }
 	reg.MustRegister(c)
 }
 
-// collector turns one reading into many metrics, so that they are of one moment.
+// collector makes many metrics from one reading, so that they belong to the same moment.
 type collector struct {
 	read    func() any
 	metrics []metric
@@ -175,8 +173,7 @@ type metric struct {
 	value func(any) int64
 }
 
-// add adds one metric whose value is a part of a reading of type S; label is a name and its
-// value, or nothing.
+// add adds a metric whose value is part of a reading of type S. label is a name and its value, or empty.
 func add[S any](c *collector, name, help string, kind prometheus.ValueType, value func(S) int64, label ...string) {
 	var labels prometheus.Labels
 	if len(label) == 2 {
@@ -198,38 +195,38 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// StoreStats is what a store holds at one time.
+// StoreStats is the current content of a store.
 type StoreStats struct {
 	Bytes, Quota int64 // Quota 0: none
 	Tasks        int
 	Evictions    int64 // since the start
 }
 
-// NewStore registers what a store holds; stats is called once per scrape.
+// NewStore registers the metrics of a store. A scrape calls stats once.
 func NewStore(reg prometheus.Registerer, stats func() StoreStats) {
 	c := &collector{read: func() any { return stats() }}
-	add(c, "darter_store_bytes", "Disk that the pieces occupy.", prometheus.GaugeValue, func(s StoreStats) int64 { return s.Bytes })
-	add(c, "darter_store_quota_bytes", "Disk that the pieces may occupy; 0 where only the file system bounds them.", prometheus.GaugeValue, func(s StoreStats) int64 { return s.Quota })
-	add(c, "darter_store_tasks", "Contents that are stored, whole or in part.", prometheus.GaugeValue, func(s StoreStats) int64 { return int64(s.Tasks) })
-	add(c, "darter_store_evictions_total", "Contents evicted to make room.", prometheus.CounterValue, func(s StoreStats) int64 { return s.Evictions })
+	add(c, "darter_store_bytes", "Disk space that the pieces use.", prometheus.GaugeValue, func(s StoreStats) int64 { return s.Bytes })
+	add(c, "darter_store_quota_bytes", "Disk space that the pieces may use; 0 if only the file system bounds it.", prometheus.GaugeValue, func(s StoreStats) int64 { return s.Quota })
+	add(c, "darter_store_tasks", "Tasks that are stored, whole or in part.", prometheus.GaugeValue, func(s StoreStats) int64 { return int64(s.Tasks) })
+	add(c, "darter_store_evictions_total", "Tasks evicted to free space.", prometheus.CounterValue, func(s StoreStats) int64 { return s.Evictions })
 	reg.MustRegister(c)
 }
 
-// MemberStats is how a member stands to the others at one time.
+// MemberStats is the state of a member in relation to the others.
 type MemberStats struct {
 	Skew       time.Duration // the largest difference between an owner's clock and this host's
-	Unfollowed int           // withdrawals that could not be followed yet
+	Unfollowed int           // purges that this host could not carry out yet
 }
 
-// NewMember registers how a member stands to the others; stats is called once per scrape.
+// NewMember registers the metrics of a member. A scrape calls stats once.
 func NewMember(reg prometheus.Registerer, stats func() MemberStats) {
 	c := &collector{read: func() any { return stats() }}
-	add(c, "darter_clock_skew_seconds", "By how much an owner's clock differs from this host's, the largest of those known.", prometheus.GaugeValue, func(s MemberStats) int64 { return int64(s.Skew / time.Second) })
-	add(c, "darter_withdrawals_unfollowed", "Withdrawals that this host knows and could not follow yet, at most 16.", prometheus.GaugeValue, func(s MemberStats) int64 { return int64(s.Unfollowed) })
+	add(c, "darter_clock_skew_seconds", "The largest known difference between an owner's clock and this host's.", prometheus.GaugeValue, func(s MemberStats) int64 { return int64(s.Skew / time.Second) })
+	add(c, "darter_withdrawals_unfollowed", "Purges that this host knows and could not carry out yet, at most 16.", prometheus.GaugeValue, func(s MemberStats) int64 { return int64(s.Unfollowed) })
 	reg.MustRegister(c)
 }
 
-// Owner is what a coordinator does for the tasks that it owns.
+// Owner counts the work of a coordinator.
 type Owner struct {
 	announces *prometheus.CounterVec
 	took      prometheus.Histogram
@@ -239,42 +236,42 @@ type Owner struct {
 	outcomes  outcomes
 }
 
-// events are those of the announces; another one counts as "other".
+// events are the events of announces; any other counts as "other".
 var events = []string{"started", "progress", "completed", "stopped", "starving", "other"}
 
-// refusals are why announces are refused; another one counts as "broken".
+// refusals are the reasons to refuse an announce; any other counts as "broken".
 var refusals = []string{"foreign", "in_use", "clock", "full", "tasks", "broken"}
 
-// OwnerStats is what a coordinator knows at one time.
+// OwnerStats is the current load of a coordinator.
 type OwnerStats struct{ Hosts, Seeding int }
 
-// NewOwner registers the group; stats is called once per scrape.
+// NewOwner registers the metrics of a coordinator. A scrape calls stats once.
 func NewOwner(reg prometheus.Registerer, stats func() OwnerStats) *Owner {
 	c := &collector{read: func() any { return stats() }}
-	add(c, "darter_seeds_running", "Contents that this host brings from an origin now.", prometheus.GaugeValue, func(s OwnerStats) int64 { return int64(s.Seeding) })
-	add(c, "darter_hosts", "Hosts that announced themselves and are taken to be alive.", prometheus.GaugeValue, func(s OwnerStats) int64 { return int64(s.Hosts) })
+	add(c, "darter_seeds_running", "Tasks that this host downloads from an origin now.", prometheus.GaugeValue, func(s OwnerStats) int64 { return int64(s.Seeding) })
+	add(c, "darter_hosts", "Hosts that announced themselves and count as alive.", prometheus.GaugeValue, func(s OwnerStats) int64 { return int64(s.Hosts) })
 	reg.MustRegister(c)
 	o := &Owner{
-		announces: counters(reg, "darter_announces_total", "Entries of announces taken in, by their event.", "event", events),
+		announces: counters(reg, "darter_announces_total", "Entries of accepted announces, by event.", "event", events),
 		took: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "darter_announce_seconds",
-			Help: "Time to answer one announce.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8)}),
-		refused: counters(reg, "darter_announces_refused_total", "Announces refused, or taken in without some of their tasks, by why.", "why", refusals),
-		seeds:   counters(reg, "darter_seeds_total", "Contents brought from an origin, by how it ended.", "result", allResults),
+			Help: "Time to answer an announce.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8)}),
+		refused: counters(reg, "darter_announces_refused_total", "Announces refused, or accepted without some of their tasks, by reason.", "why", refusals),
+		seeds:   counters(reg, "darter_seeds_total", "Downloads from an origin, by result.", "result", allResults),
 	}
 	o.apart = prometheus.NewCounter(prometheus.CounterOpts{Name: "darter_clock_refused_total",
-		Help: "Announces refused because the host's clock is more than a day from this one's."})
+		Help: "Announces refused because the clocks of the two hosts differ by more than a day."})
 	reg.MustRegister(o.took, o.apart)
 	return o
 }
 
-// Apart counts an announce that was refused because of the host's clock.
+// Apart counts an announce that was refused because the clocks differ.
 func (o *Owner) Apart() {
 	if o != nil {
 		o.apart.Inc()
 	}
 }
 
-// Announced counts one announce and the events of its entries.
+// Announced counts an announce and the events of its entries.
 func (o *Owner) Announced(took time.Duration, entries ...string) {
 	if o == nil {
 		return
@@ -285,14 +282,14 @@ func (o *Owner) Announced(took time.Duration, entries ...string) {
 	}
 }
 
-// Refused counts an announce that was refused, or a part of it.
+// Refused counts an announce that was refused in whole or in part.
 func (o *Owner) Refused(why string) {
 	if o != nil {
 		o.refused.WithLabelValues(known(why, refusals, "broken")).Inc()
 	}
 }
 
-// Seeded counts a seed that ended; err says why it did not end well.
+// Seeded counts a seed that ended; err is why it failed.
 func (o *Owner) Seeded(r Result, id task.ID, err error) {
 	if o != nil {
 		o.seeds.WithLabelValues(known(r, allResults, Failed)).Inc()
@@ -300,18 +297,18 @@ func (o *Owner) Seeded(r Result, id task.ID, err error) {
 	}
 }
 
-// Turned is why a connection was turned away or cut.
+// Turned is why a connection was refused or closed.
 type Turned string
 
 // The reasons.
 const (
-	TurnedNoCertificate Turned = "no_certificate" // its other end showed none, and has no cluster secret
-	TurnedOtherSecret   Turned = "other_secret"   // a certificate of another cluster secret, or it refused ours
-	TurnedClock         Turned = "clock"          // a certificate outside its time: clocks differ
-	TurnedNoTLS         Turned = "no_tls"         // it spoke something else
-	TurnedSilent        Turned = "silent"         // it did not finish the handshake in time
-	TurnedCrowded       Turned = "crowded"        // too many connections were open, here or from its address
-	TurnedSlow          Turned = "slow"           // its request came too slowly
+	TurnedNoCertificate Turned = "no_certificate" // the other side has none, and no cluster secret
+	TurnedOtherSecret   Turned = "other_secret"   // the certificate belongs to another cluster secret, on either side
+	TurnedClock         Turned = "clock"          // the certificate is not valid now: the clocks differ
+	TurnedNoTLS         Turned = "no_tls"         // the other side does not speak TLS
+	TurnedSilent        Turned = "silent"         // no handshake in time
+	TurnedCrowded       Turned = "crowded"        // too many open connections, in total or from its address
+	TurnedSlow          Turned = "slow"           // the request arrived too slowly
 	TurnedOther         Turned = "other"
 )
 
@@ -319,15 +316,15 @@ var allTurned = []Turned{
 	TurnedNoCertificate, TurnedOtherSecret, TurnedClock, TurnedNoTLS, TurnedSilent, TurnedCrowded, TurnedSlow, TurnedOther,
 }
 
-// Door counts connections that were turned away.
+// Door counts refused connections.
 type Door struct{ turned *prometheus.CounterVec }
 
 // NewDoor registers the group.
 func NewDoor(reg prometheus.Registerer) *Door {
-	return &Door{counters(reg, "darter_connections_refused_total", "Connections turned away or cut, by why.", "why", allTurned)}
+	return &Door{counters(reg, "darter_connections_refused_total", "Connections refused or closed, by reason.", "why", allTurned)}
 }
 
-// Turned counts a connection that was turned away.
+// Turned counts a refused connection.
 func (d *Door) Turned(why Turned) {
 	if d != nil {
 		d.turned.WithLabelValues(known(why, allTurned, TurnedOther)).Inc()

@@ -7,10 +7,10 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 )
 
-// failureMax is how much is kept of an error's text, in bytes.
+// failureMax bounds the text of an error that is kept, in bytes.
 const failureMax = 1 << 10
 
-// outcomes remembers how contents ended, for people; the metrics beside it are for machines.
+// outcomes counts how pulls or seeds ended and keeps the last failure, for the status.
 type outcomes struct {
 	// mu is held to add or copy a few numbers.
 	mu  sync.Mutex
@@ -30,7 +30,7 @@ func (o *outcomes) add(r Result, name string, err error) {
 		o.now.Canceled++
 	default:
 		o.now.Failed++
-		text := "no reason is known"
+		text := "unknown error"
 		if err != nil {
 			text = safeError(err)
 		}
@@ -45,7 +45,7 @@ func (o *outcomes) copy() *api.Outcomes {
 	return &now
 }
 
-// Outcomes tells how pulls ended since the start; nil of a group that is not there.
+// Outcomes returns how pulls ended since the start; nil for a nil group.
 func (p *Pulls) Outcomes() *api.Outcomes {
 	if p == nil {
 		return nil
@@ -53,7 +53,7 @@ func (p *Pulls) Outcomes() *api.Outcomes {
 	return p.outcomes.copy()
 }
 
-// Outcomes tells how seeds ended since the start; nil of a group that is not there.
+// Outcomes returns how seeds ended since the start; nil for a nil group.
 func (o *Owner) Outcomes() *api.Outcomes {
 	if o == nil {
 		return nil

@@ -16,30 +16,30 @@ func bySource(b api.Sources, visit func(Source, int64)) {
 	visit(FromCache, b.Cache)
 }
 
-// Stage is a part of a pull and how long the client waited for it.
+// Stage is a part of a pull with the time that the client waited for it.
 type Stage struct {
 	Name string
 	Took time.Duration
 }
 
-// Pull is one content that a client asked for, when it has ended.
+// Pull is a client's download of one blob, manifest or file that has ended.
 type Pull struct {
 	Task task.ID
 	Kind task.Kind
-	// Name is what people call it: upstream and repository, or a URL without its query.
+	// Name is upstream and repository, or a URL without its secrets.
 	Name   string
 	Result Result
 	// Bytes are those that the client received, by where this host got them.
 	Bytes api.Sources
-	// FirstByte is the time until the client had its first byte; 0 where it had none.
+	// FirstByte is the time until the client received its first byte; 0 if it received none.
 	FirstByte, Total time.Duration
-	// Stages in any order; the line names the slowest.
+	// Stages in any order; the log line names the slowest.
 	Stages []Stage
-	// Err says why it did not end well.
+	// Err is why the pull failed.
 	Err error
 }
 
-// Slowest is the stage that took longest, zero when there is none.
+// Slowest returns the stage that took longest, or zero.
 func (p Pull) Slowest() (s Stage) {
 	for _, x := range p.Stages {
 		if x.Took > s.Took {
@@ -49,15 +49,14 @@ func (p Pull) Slowest() (s Stage) {
 	return s
 }
 
-// Finished counts a pull and writes its one line. A nil group only logs, a nil logger only
-// counts.
+// Finished counts a pull and logs its one line. A nil group only logs, a nil logger only counts.
 func (p *Pulls) Finished(l *slog.Logger, pull Pull) {
 	p.count(pull)
 	if l == nil {
 		return
 	}
 	var attrs []any
-	if pull.Task != "" { // else it was refused before it was known
+	if pull.Task != "" { // empty if it was rejected before its task was known
 		attrs = append(attrs, "task", pull.Task)
 	}
 	attrs = append(attrs,
@@ -81,7 +80,7 @@ func (p *Pulls) Finished(l *slog.Logger, pull Pull) {
 	l.Info("pull finished", attrs...)
 }
 
-// round leaves what people read: microseconds below a second, milliseconds above.
+// round rounds a duration for people: to microseconds below a second, to milliseconds above.
 func round(d time.Duration) time.Duration {
 	if d < time.Second {
 		return d.Round(time.Microsecond)

@@ -1,8 +1,7 @@
-// Package telemetry lets people watch a process: metrics, log lines, health, profiles.
+// Package telemetry shows a process to its operators: metrics, log lines, health, profiles.
 //
-// Nothing that it shows is secret, and no label has a value that a client or an origin
-// could make up, so that no crowd of them makes a crowd of series. Every group of metrics
-// may be nil: then it counts nothing. Start at [NewRegistry], [NewLogger] and [Admin].
+// It never shows a secret, and no label takes a value from a client or an origin, so that they cannot create series.
+// Every group of metrics may be nil; it then counts nothing. Start at [NewRegistry], [NewLogger] and [Admin].
 // docs/metrics.md lists all metrics.
 package telemetry
 
@@ -13,8 +12,8 @@ import (
 	"github.com/darter-io/darter/pkg/version"
 )
 
-// NewRegistry makes the one registry of a process, with what every Go program tells (go_*,
-// process_*) and darter_build_info.
+// NewRegistry returns the metrics registry of a process, with the metrics of every Go program (go_*, process_*) and
+// darter_build_info.
 func NewRegistry(b version.Build) *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{

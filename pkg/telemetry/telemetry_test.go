@@ -40,14 +40,14 @@ func everything() (*prometheus.Registry, *telemetry.Pulls, *telemetry.Owner) {
 		return telemetry.StoreStats{Bytes: 10, Quota: 20, Tasks: 3, Evictions: 4}
 	})
 	telemetry.NewSwarm(reg, func() telemetry.SwarmStats {
-		return telemetry.SwarmStats{Received: api.Sources{Peers: 100, Seeds: 90, Origin: 80}, Duplicate: 70, Sent: 60, BadPieces: 5, BusyTold: 6, BusyHeard: 7, Slots: 4, SlotsUsed: 1, Connections: 8, Running: 9}
+		return telemetry.SwarmStats{Received: api.Sources{Peers: 100, Seeds: 90, Origin: 80}, Duplicate: 70, Sent: 60, BadPieces: 5, BusySent: 6, BusyReceived: 7, Slots: 4, SlotsUsed: 1, Connections: 8, Running: 9}
 	})
 	telemetry.NewMember(reg, func() telemetry.MemberStats { return telemetry.MemberStats{Skew: 3 * time.Second, Unfollowed: 2} })
 	telemetry.NewDoor(reg)
 	return reg, telemetry.NewPulls(reg), telemetry.NewOwner(reg, func() telemetry.OwnerStats { return telemetry.OwnerStats{Seeding: 2, Hosts: 7} })
 }
 
-func TestDocsListExactlyTheMetricsThatThereAre(t *testing.T) {
+func TestMetricsPage(t *testing.T) {
 	reg, _, _ := everything()
 	families, err := reg.Gather()
 	require.NoError(t, err)
@@ -72,7 +72,7 @@ func TestDocsListExactlyTheMetricsThatThereAre(t *testing.T) {
 	assert.Equal(t, strings.Join(have, "\n"), strings.Join(told, "\n"), "docs/metrics.md has other rows than the program")
 }
 
-func TestLabelsHaveNoValueThatSomebodyMadeUp(t *testing.T) {
+func TestLabelValues(t *testing.T) {
 	reg, pulls, owner := everything()
 	before, err := testutil.GatherAndCount(reg)
 	require.NoError(t, err)
@@ -87,7 +87,7 @@ func TestLabelsHaveNoValueThatSomebodyMadeUp(t *testing.T) {
 	assert.Equal(t, before, after)
 }
 
-func TestWhatHappensIsCounted(t *testing.T) {
+func TestCounters(t *testing.T) {
 	reg, pulls, owner := everything()
 	pulls.Finished(nil, telemetry.Pull{Kind: task.Blob, Result: telemetry.OK, FirstByte: time.Millisecond, Total: time.Second,
 		Bytes: api.Sources{Peers: 5, Seeds: 4, Origin: 3, Cache: 2}})
@@ -136,7 +136,7 @@ func TestWhatHappensIsCounted(t *testing.T) {
 	}
 }
 
-func TestGroupsThatAreNotThereCountNothing(t *testing.T) {
+func TestNilGroups(t *testing.T) {
 	var (
 		pulls *telemetry.Pulls
 		owner *telemetry.Owner
@@ -153,7 +153,7 @@ func logger(t *testing.T, w io.Writer, format string) *slog.Logger {
 	return l
 }
 
-func TestSecretsDoNotReachTheLog(t *testing.T) {
+func TestLogRedacts(t *testing.T) {
 	const word = "hunter2"
 	s := secret.String(word)
 	link := "https://user:" + word + "@store.test/a?X-Amz-Signature=" + word + "#" + word
@@ -192,7 +192,7 @@ func (l lines) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func TestWhatALibraryPrintsIsALineOfTheLogWithoutAnybodysContent(t *testing.T) {
+func TestStandardLog(t *testing.T) {
 	flags, output := log.Flags(), log.Writer()
 	defer func() {
 		log.SetFlags(flags)
@@ -226,7 +226,7 @@ func TestWhatALibraryPrintsIsALineOfTheLogWithoutAnybodysContent(t *testing.T) {
 	assert.NotContains(t, text, "hunter2")
 }
 
-func TestNothingIsLostOfALineWithoutSecrets(t *testing.T) {
+func TestLogKeepsTheRest(t *testing.T) {
 	var out bytes.Buffer
 	var none *url.Error
 	l := logger(t, &out, "json")
@@ -240,7 +240,7 @@ func TestNothingIsLostOfALineWithoutSecrets(t *testing.T) {
 	assert.InDelta(t, 1.5, line["took"], 1e-9)
 }
 
-func TestTheLevelMayChangeWhileTheProgramRuns(t *testing.T) {
+func TestLevelChange(t *testing.T) {
 	var out bytes.Buffer
 	var level slog.LevelVar
 	l, err := telemetry.NewLogger(&out, &level, "text")
@@ -252,7 +252,7 @@ func TestTheLevelMayChangeWhileTheProgramRuns(t *testing.T) {
 	assert.Contains(t, out.String(), "second")
 }
 
-func TestUnknownLevelsAndFormatsAreRefused(t *testing.T) {
+func TestUnknownLevelsAndFormats(t *testing.T) {
 	for text, want := range map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "WARN": slog.LevelWarn, "error": slog.LevelError} {
 		got, err := telemetry.ParseLevel(text)
 		require.NoError(t, err)
@@ -264,7 +264,7 @@ func TestUnknownLevelsAndFormatsAreRefused(t *testing.T) {
 	require.ErrorContains(t, err, `"xml"`)
 }
 
-func TestAPullLeavesOneLineThatTellsWhereItsTimeWent(t *testing.T) {
+func TestPullLine(t *testing.T) {
 	var out bytes.Buffer
 	reg := prometheus.NewRegistry()
 	pulls := telemetry.NewPulls(reg)
@@ -298,7 +298,7 @@ func get(t *testing.T, h http.Handler, path string) (int, string) {
 	return rec.Code, rec.Body.String()
 }
 
-func TestReadySaysEachThingThatIsMissing(t *testing.T) {
+func TestReady(t *testing.T) {
 	var ready telemetry.Ready
 	store, owner := errors.New("still re-hashing"), error(&url.Error{Op: "Get", URL: "http://a.test/?token=hunter2", Err: errors.New("refused")})
 	ready.Add("mirror", func(context.Context) error { return nil })
@@ -321,7 +321,7 @@ func TestReadySaysEachThingThatIsMissing(t *testing.T) {
 	assert.Equal(t, "ok\n", body)
 }
 
-func TestACheckThatHangsIsMissing(t *testing.T) {
+func TestReadyTimeout(t *testing.T) {
 	var ready telemetry.Ready
 	ready.Add("owner", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
@@ -331,7 +331,7 @@ func TestACheckThatHangsIsMissing(t *testing.T) {
 	assert.ErrorIs(t, missing[0].Err, context.DeadlineExceeded)
 }
 
-func TestTheAdminPortAnswersWhatAnOperatorAsks(t *testing.T) {
+func TestAdmin(t *testing.T) {
 	reg, _, _ := everything()
 	h := telemetry.Admin(reg, &telemetry.Ready{}, version.Build{Version: "v9.8.7", Go: "go1"}, nil)
 	for path, want := range map[string]string{
@@ -349,7 +349,7 @@ func TestTheAdminPortAnswersWhatAnOperatorAsks(t *testing.T) {
 	assert.Equal(t, 405, rec.Code)
 }
 
-func TestOutcomesAreRememberedWithTheLastFailureAndNoSecret(t *testing.T) {
+func TestOutcomes(t *testing.T) {
 	pulls := telemetry.NewPulls(prometheus.NewRegistry())
 	assert.Zero(t, *pulls.Outcomes())
 	for _, r := range []telemetry.Result{telemetry.OK, telemetry.OK, telemetry.Refused, telemetry.Canceled} {

@@ -332,7 +332,7 @@ func TestWhoeverFollowsTheREADMEPullsThroughDarterAndCanGoBack(t *testing.T) {
 			}
 		}
 		if _, trap := before["/containerd/certs.d/_default/hosts.toml"]; trap {
-			assert.Contains(t, told, "_default/hosts.toml holds for registries that have no directory of their own. These get one now")
+			assert.Contains(t, told, "_default/hosts.toml applies to registries without a directory of their own. These registries get one now")
 		}
 		if m.restart != "" && m.daemon != nil {
 			assert.Regexp(t, client(m, "WARN"), doctor(m), "configured, and not yet told to look")
