@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/darter-io/darter/pkg/access"
@@ -101,9 +102,8 @@ func (req *request) extendWhileProgressing(id task.ID) (stop func()) {
 		return func() {}
 	}
 	ctx, cancel := context.WithTimeout(req.ctx, progressMax)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	var watch sync.WaitGroup
+	watch.Go(func() {
 		look := time.NewTicker(req.wait / 8)
 		defer look.Stop()
 		last := req.cfg.Progress(id)
@@ -122,10 +122,10 @@ func (req *request) extendWhileProgressing(id task.ID) (stop func()) {
 				return // too late: the client is being refused
 			}
 		}
-	}()
+	})
 	return func() {
 		cancel()
-		<-done
+		watch.Wait()
 	}
 }
 
