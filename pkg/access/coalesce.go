@@ -8,7 +8,7 @@ import (
 	"github.com/darter-io/darter/pkg/source"
 )
 
-// ErrClosed tells that the Resolver was closed.
+// ErrClosed reports that the Resolver was closed.
 var ErrClosed = errors.New("the resolver is closed: this program is stopping")
 
 // workers are the goroutines of a Resolver.
@@ -72,7 +72,7 @@ type call[V any] struct {
 	err error
 }
 
-// errNoResult tells that a call ended without a result.
+// errNoResult reports that a call ended without a result.
 var errNoResult = errors.New("the call ended without a result")
 
 // do returns what f returns, called here or by an earlier caller with the same key. f gets a context

@@ -26,7 +26,7 @@ const (
 	ownedMax = 8 << 10
 )
 
-// OwnershipError tells that a registry granted a blob and could not show its bytes.
+// OwnershipError reports that a registry granted a blob and could not show its bytes.
 type OwnershipError struct{ Upstream, Path string }
 
 func (e *OwnershipError) Error() string {

@@ -144,7 +144,7 @@ func (e *RefusedError) Error() string {
 	return fmt.Sprintf("%s answered %d %s to %s", e.Upstream, e.Status, http.StatusText(e.Status), e.Path)
 }
 
-// UnreachableError tells that a registry gave no usable reply. It unwraps to the attempt's error.
+// UnreachableError reports that a registry gave no usable reply. It unwraps to the attempt's error.
 type UnreachableError struct{ Err error }
 
 func (e *UnreachableError) Error() string { return e.Err.Error() }
@@ -152,7 +152,7 @@ func (e *UnreachableError) Error() string { return e.Err.Error() }
 // Unwrap returns the attempt's error.
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
-// TagError tells that a tag was resolved, and the credential may not read the digest. It unwraps to
+// TagError reports that a tag was resolved, and the credential may not read the digest. It unwraps to
 // the reason. The client must not learn the digest.
 type TagError struct {
 	Tag string

@@ -299,7 +299,7 @@ func (p *Proxy) allow(host string, port uint16, secure bool) error {
 	return p.cfg.AllowPort(host, port, secure)
 }
 
-// errAuthority tells that a text is no host and port.
+// errAuthority reports that a text is no host and port.
 var errAuthority = errors.New("no host and port")
 
 // authority parses host:port (RFC 9110 §7.1, RFC 3986 §3.2) into a host in lower case and without brackets,

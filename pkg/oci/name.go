@@ -26,11 +26,11 @@ import (
 
 // The reasons to refuse a name.
 var (
-	// ErrInvalidHost tells that a text is no name of a registry.
+	// ErrInvalidHost reports that a text is no name of a registry.
 	ErrInvalidHost = errors.New("invalid registry name")
-	// ErrInvalidRepository tells that a text is no name of a repository.
+	// ErrInvalidRepository reports that a text is no name of a repository.
 	ErrInvalidRepository = errors.New("invalid repository name")
-	// ErrInvalidDigest tells that a text is no digest of a supported algorithm.
+	// ErrInvalidDigest reports that a text is no digest of a supported algorithm.
 	ErrInvalidDigest = errors.New("invalid digest")
 )
 

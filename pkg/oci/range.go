@@ -9,9 +9,9 @@ import (
 
 // The reasons to refuse a Range header; the response to either is 416 (RFC 9110 §15.5.17).
 var (
-	// ErrRangeMalformed tells that a text is no byte range, or that the range runs backwards.
+	// ErrRangeMalformed reports that a text is no byte range, or that the range runs backwards.
 	ErrRangeMalformed = errors.New("malformed byte range")
-	// ErrRangeUnsatisfiable tells that the range has no byte of the blob.
+	// ErrRangeUnsatisfiable reports that the range has no byte of the blob.
 	ErrRangeUnsatisfiable = errors.New("byte range beyond the end of the blob")
 )
 

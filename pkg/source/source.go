@@ -67,7 +67,7 @@ type RegistryRequest struct {
 	Bare bool
 }
 
-// ChangedError tells that the origin's file has changed since the download began.
+// ChangedError reports that the origin's file has changed since the download began.
 type ChangedError struct{ URL, Was, Is string }
 
 func (e *ChangedError) Error() string {
@@ -80,7 +80,7 @@ func (e *ChangedError) Error() string {
 	return fmt.Sprintf("%s changed during the download (its ETag or date was %s and is now %s); start again", e.URL, quoted(e.Was), quoted(e.Is))
 }
 
-// LengthError tells that the origin's length differs from the known one, which came from a manifest, a
+// LengthError reports that the origin's length differs from the known one, which came from a manifest, a
 // HEAD, an earlier reply or a signed DigestRun. Another attempt does not help by itself.
 type LengthError struct {
 	// URL without user info and query; both are empty if they are unknown.
@@ -103,7 +103,7 @@ func (e *LengthError) Error() string {
 	return text
 }
 
-// UnsharedError tells that an origin's reply may not be shared as widely as requested.
+// UnsharedError reports that an origin's reply may not be shared as widely as requested.
 type UnsharedError struct{ URL, Reason string }
 
 func (e *UnsharedError) Error() string {

@@ -71,7 +71,7 @@ func (u Upstream) hasCredentials() bool {
 	return u.Username != "" || !u.Password.IsZero() || !u.IdentityToken.IsZero() || u.DockerConfig != ""
 }
 
-// UpstreamError tells that the operator does not allow a registry. It unwraps to a [source.StatusError] of
+// UpstreamError reports that the operator does not allow a registry. It unwraps to a [source.StatusError] of
 // 403, for clients.
 type UpstreamError struct{ Upstream string }
 

@@ -34,7 +34,7 @@ const (
 	helpersMax = 8
 )
 
-// errClosed tells that the client was closed.
+// errClosed reports that the client was closed.
 var errClosed = errors.New("this program is stopping")
 
 // helpers runs credential helpers, each once for all requests that need it at the same time. A helper that
