@@ -25,8 +25,9 @@ LDFLAGS  = -s -w $(if $(VERSION),-X $(STAMP).version=$(VERSION) -X $(STAMP).comm
 # BUILD builds the programs. The stamp is ours: git need not trust the directory, and -trimpath drops its name.
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags $(TAGS) -ldflags '$(LDFLAGS)'
 
-# Tools that no program needs have a module of their own, tools/go.mod, which pins them.
-TOOL    := $(GO) -C tools tool -n
+# Tools that no program needs have a module of their own, tools/go.mod, which pins them. An SBOM holds the hash of its
+# tool, so the tool is built alike everywhere.
+TOOL    := CGO_ENABLED=0 GOFLAGS=-trimpath $(GO) -C tools tool -n
 
 TESTED  = $(shell $(GO) list -tags $(TAGS) ./... | grep -v /test/e2e)
 # What plays in virtual time. Under the race detector Go's runtime (1.26) may run the timers of
