@@ -66,7 +66,7 @@ func (n *Node) retake() error {
 	if told == nil {
 		return nil
 	}
-	key, err := diskstore.RedrawHostKey(n.cfg.Node.DataDir)
+	key, err := diskstore.ReplaceHostKey(n.cfg.Node.DataDir)
 	if err != nil {
 		return fmt.Errorf("%w; taking another ID: %w", told, err)
 	}

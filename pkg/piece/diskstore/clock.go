@@ -6,18 +6,18 @@ import (
 	"time"
 )
 
-// The order of reads outlives the process as the modification times of the journals. A clock that
-// was ahead leaves times to come, and a clock that was put back makes all times so. Taken as they
-// are, nothing that is read from now on would ever be younger, and the order of evictions would be
-// turned round. So the times to come are moved to now, in their order, and all reads to come are later.
+// The modification times of the journals keep the order of reads over a restart. If the clock was ahead, or was set
+// back, some of these times lie in the future, and new reads would look older than them, which would reverse the
+// order of evictions. So future times are moved to now, in their order, and every new read is later.
 
-// dated is a task and when it was read, by the file system's clock.
+// dated is a task with its last read, by the file system's clock.
 type dated struct {
 	e    *entry
 	read time.Time
 }
 
-// reorder returns the tasks that seem to be read after now, in their order, a nanosecond apart from now on.
+// reorder returns the tasks with a read in the future, in their order, with new times one nanosecond apart from now
+// on.
 func reorder(tasks []dated, now time.Time) []dated {
 	ahead := slices.DeleteFunc(slices.Clone(tasks), func(d dated) bool { return !d.read.After(now) })
 	slices.SortStableFunc(ahead, func(a, b dated) int { return a.read.Compare(b.read) })
@@ -27,8 +27,7 @@ func reorder(tasks []dated, now time.Time) []dated {
 	return ahead
 }
 
-// setClock moves the reads that are still to come to now, on the disk too, and lets the clock begin
-// behind all reads.
+// setClock moves reads in the future to now, also on the disk, and starts the clock after all reads.
 func (s *Store) setClock() {
 	s.mu.Lock()
 	var tasks []dated
@@ -39,19 +38,19 @@ func (s *Store) setClock() {
 	now := s.cfg.Now()
 	ahead := reorder(tasks, now)
 	if len(ahead) > 0 {
-		s.log.Warn("tasks were read at times that are still to come, so this host's clock was ahead or is behind: "+
-			"they are taken as read just now, in their order", "tasks", len(ahead), "now", now)
+		s.log.Warn("the last reads of some tasks lie in the future, so this host's clock was ahead or is behind; "+
+			"they count as reads of now, in their order", "tasks", len(ahead), "now", now)
 	}
 	for _, d := range ahead {
 		d.e.lastRead.Store(d.read.UnixNano())
-		// Without it the order is wrong after the next start only.
+		// Best effort: without it only the order after the next start is wrong.
 		_ = s.fs.Chtimes(filepath.Join(d.e.dir, "journal"), d.read)
 	}
 	s.clock.Store(max(s.clock.Load(), now.UnixNano()+int64(len(ahead))))
 }
 
-// told is the time of a read as people are told it: never one to come.
-func (s *Store) told(tick int64) time.Time {
+// shownTime returns the time of a read for people: never in the future.
+func (s *Store) shownTime(tick int64) time.Time {
 	if now := s.cfg.Now(); tick > now.UnixNano() {
 		return now
 	}

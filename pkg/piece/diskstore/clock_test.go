@@ -27,7 +27,7 @@ func (w *wall) now() time.Time { return time.Unix(0, w.at.Load()) }
 
 func (w *wall) jump(d time.Duration) { w.at.Add(int64(d)) }
 
-// left returns those of the names that are still in the store.
+// left returns the names that are still in the store.
 func left(t *testing.T, s *diskstore.Store, names ...string) (left []string) {
 	t.Helper()
 	here := map[string]bool{}
@@ -42,7 +42,8 @@ func left(t *testing.T, s *diskstore.Store, names ...string) (left []string) {
 	return left
 }
 
-func TestTheOrderOfEvictionsIsThatOfReadsWhateverTheClock(t *testing.T) {
+// Tasks are evicted in the order of their reads, whatever the clock does.
+func TestEvictionOrderAndClock(t *testing.T) {
 	const year = 365 * 24 * time.Hour
 	for name, jumps := range map[string][3]time.Duration{ // in the first session, before the second, in the second
 		"right":                           {time.Minute, time.Minute, time.Minute},
@@ -83,7 +84,7 @@ func TestTheOrderOfEvictionsIsThatOfReadsWhateverTheClock(t *testing.T) {
 			read(s, "4") // 3 1 5 2 4
 			s = restart(s)
 			for _, e := range s.Inventory() {
-				assert.False(t, e.LastRead.After(clock.now()), "no time to come is told")
+				assert.False(t, e.LastRead.After(clock.now()), "no read is in the future")
 			}
 			for k, want := range [][]string{{"1", "2", "4", "5"}, {"2", "4", "5"}, {"2", "4"}, {"4"}} {
 				require.NoError(t, s.Limit(int64(4-k)*60_000, 0.9, 0.9))
@@ -94,7 +95,8 @@ func TestTheOrderOfEvictionsIsThatOfReadsWhateverTheClock(t *testing.T) {
 	}
 }
 
-func TestATimeBeyondAllTimesOnTheDiskIsNoYoungestRead(t *testing.T) {
+// A modification time that nanoseconds cannot hold does not count as the latest read.
+func TestModificationTimeOutOfRange(t *testing.T) {
 	for _, at := range []time.Time{time.Now().AddDate(1, 0, 0), time.Now().AddDate(30, 0, 0), time.Unix(1<<33, 0), time.Unix(0, 0)} {
 		t.Run(fmt.Sprint(at.Year()), func(t *testing.T) {
 			dir := t.TempDir()

@@ -25,7 +25,7 @@ import (
 	"github.com/darter-io/darter/pkg/piece/storetest"
 )
 
-// childDir names the directory that this binary, run as a child, writes to.
+// childDir is the variable with the directory that this binary, run as a child, writes to.
 const childDir = "DARTER_TEST_DISKSTORE_DIR"
 
 func TestMain(m *testing.M) {
@@ -37,8 +37,7 @@ func TestMain(m *testing.M) {
 
 var childMetadata = piece.Metadata{Length: 200*4096 - 100, PieceSize: 4096}
 
-// child writes pieces of eight tasks, four at a time, and tells each one that is stored,
-// until it is killed.
+// child writes pieces of eight tasks, four at a time, and prints each stored one, until it is killed.
 func child(dir string) {
 	s, err := diskstore.Open(diskstore.Config{Dir: dir, SyncBytes: 64 << 10})
 	if err != nil {
@@ -68,7 +67,8 @@ func child(dir string) {
 	g.Wait()
 }
 
-func TestAKilledProcessLosesNoPieceThatItTold(t *testing.T) {
+// A killed process loses no piece that it has reported as written.
+func TestKilledProcess(t *testing.T) {
 	t.Parallel()
 	for round := range 5 {
 		dir := t.TempDir()
@@ -92,7 +92,7 @@ func TestAKilledProcessLosesNoPieceThatItTold(t *testing.T) {
 			}
 			told[name][piece.Index(i)] = true
 			if count++; count == 150*(round+1) {
-				require.NoError(t, cmd.Process.Kill()) // what is in the pipe is still read
+				require.NoError(t, cmd.Process.Kill()) // the pipe is read to its end
 			}
 		}
 		require.Error(t, cmd.Wait(), "it was killed: %s", &trouble)
@@ -112,8 +112,7 @@ func TestAKilledProcessLosesNoPieceThatItTold(t *testing.T) {
 	}
 }
 
-// quick is the operating system's file layer without fsync, for tests that open hundreds
-// of stores and cut no power.
+// quick is the operating system's file layer without fsync, for tests that open hundreds of stores.
 type quick struct{ diskstore.OS }
 
 func (quick) Datasync(diskstore.File) error { return nil }
@@ -121,8 +120,8 @@ func (quick) SyncDir(string) error          { return nil }
 
 var crashMetadata = piece.Metadata{Length: 9*1000 + 37, PieceSize: 1000, MediaType: "text/plain"}
 
-// crashed returns the directory of a store that was neither closed nor synced after it got
-// the given pieces, and the content.
+// crashed returns the directory of a store that was neither closed nor synced after the given pieces were
+// written, and the bytes of the task.
 func crashed(t *testing.T, pieces ...piece.Index) (dir string, content []byte) {
 	content = storetest.Content("a", crashMetadata.Length)
 	live := t.TempDir()
@@ -153,7 +152,8 @@ func copyTree(t testing.TB, from string) string {
 	return to
 }
 
-func TestATornJournalKeepsWhatIsWholeInIt(t *testing.T) {
+// A torn journal keeps its complete records.
+func TestTornJournal(t *testing.T) {
 	t.Parallel()
 	image, content := crashed(t, 3, 0, 9, 1, 2)
 	journal, err := os.ReadFile(fileOf(image, "a", "journal"))
@@ -194,10 +194,11 @@ func TestATornJournalKeepsWhatIsWholeInIt(t *testing.T) {
 		require.NoError(t, r.Close())
 		require.NoError(t, s.Close())
 	}
-	assert.Equal(t, 5, last, "the whole journal keeps all")
+	assert.Equal(t, 5, last, "the whole journal has all pieces")
 }
 
-func TestADamagedJournalIsNeverBelieved(t *testing.T) {
+// A damaged journal never leads to a wrong piece.
+func TestDamagedJournal(t *testing.T) {
 	t.Parallel()
 	image, content := crashed(t, 3, 0, 9, 1, 2)
 	journal, err := os.ReadFile(fileOf(image, "a", "journal"))
@@ -222,7 +223,8 @@ func TestADamagedJournalIsNeverBelieved(t *testing.T) {
 	}
 }
 
-func TestBitsThatFlippedInAnUncleanStopAreFound(t *testing.T) {
+// Bits that flip during an unclean stop are found.
+func TestFlippedBits(t *testing.T) {
 	image, content := crashed(t, 3, 0, 9, 1, 2)
 	l := crashMetadata.Layout()
 	for _, i := range []piece.Index{3, 9, 2} {
@@ -260,7 +262,8 @@ func flip(t testing.TB, path string, at int64) {
 	require.NoError(t, f.Close())
 }
 
-func TestADataFileThatBecameShorterOrVanishedIsNotBelieved(t *testing.T) {
+// A data file that became shorter or vanished gives no wrong piece.
+func TestShortDataFile(t *testing.T) {
 	image, content := crashed(t, 3, 0, 9, 1, 2)
 	s := mustOpen(t, diskstore.Config{Dir: image})
 	require.NoError(t, s.Close()) // marks everything
@@ -280,7 +283,7 @@ func TestADataFileThatBecameShorterOrVanishedIsNotBelieved(t *testing.T) {
 	assert.Empty(t, s.Inventory())
 	require.NoError(t, s.Close())
 
-	// Under the feet of a store that has the task in its inventory, but not open.
+	// The store has the task in its inventory, but not open.
 	s = mustOpen(t, diskstore.Config{Dir: image})
 	require.NoError(t, os.Remove(fileOf(image, "a", "data")))
 	_, err = s.Open(storetest.ID("a"))
@@ -292,7 +295,8 @@ func TestADataFileThatBecameShorterOrVanishedIsNotBelieved(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-func TestATaskOfANewerVersionWaitsAsideForIt(t *testing.T) {
+// A task of a newer version stays in aside/ for that version.
+func TestNewerVersion(t *testing.T) {
 	for name, change := range map[string]func([]byte) []byte{
 		"version of the header": func(j []byte) []byte {
 			binary.BigEndian.PutUint32(j[8:], 2)
@@ -311,16 +315,16 @@ func TestATaskOfANewerVersionWaitsAsideForIt(t *testing.T) {
 			s := mustOpen(t, cfg)
 			assert.Empty(t, s.Inventory())
 			assert.Contains(t, log.String(), "newer version")
-			assert.NotZero(t, s.Usage().Used, "it counts")
+			assert.NotZero(t, s.Usage().Used, "it counts in the quota")
 			require.NoError(t, s.Close())
 			aside := filepath.Join(dir, "aside", filepath.Base(filepath.Dir(path)))
 			assert.DirExists(t, aside)
 
 			s = mustOpen(t, cfg)
-			assert.Empty(t, s.Inventory(), "it still cannot be read")
+			assert.Empty(t, s.Inventory(), "it is still unreadable")
 			require.NoError(t, s.Close())
 
-			// "A program that can read it" is this one once the journal is what it knows.
+			// With a known version in the journal, this program can read it.
 			require.NoError(t, os.WriteFile(filepath.Join(aside, "journal"), old, 0o600))
 			s = mustOpen(t, cfg)
 			r, err := s.Open(storetest.ID("a"))
@@ -331,7 +335,7 @@ func TestATaskOfANewerVersionWaitsAsideForIt(t *testing.T) {
 		})
 	}
 
-	t.Run("a task set aside is the first to be evicted", func(t *testing.T) {
+	t.Run("a task in aside/ is evicted first", func(t *testing.T) {
 		dir, _ := crashed(t, 3)
 		path := fileOf(dir, "a", "journal")
 		j, err := os.ReadFile(path)
@@ -355,7 +359,8 @@ func TestATaskOfANewerVersionWaitsAsideForIt(t *testing.T) {
 	})
 }
 
-func TestARecordThatALaterVersionMadeOptionalIsSkipped(t *testing.T) {
+// A reader skips an unknown optional record.
+func TestOptionalRecord(t *testing.T) {
 	dir, content := crashed(t, 3, 0, 9)
 	path := fileOf(dir, "a", "journal")
 	j, err := os.ReadFile(path)
@@ -369,8 +374,8 @@ func TestARecordThatALaterVersionMadeOptionalIsSkipped(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-// power is a file layer that knows what a disk would have after the power was cut: what was
-// synced, and of the rest any sectors.
+// power is a file layer that computes the state of a disk after a power cut: all synced bytes, and any sectors of
+// the others.
 type power struct {
 	quick
 	mu     sync.Mutex
@@ -419,7 +424,7 @@ func put(b, data []byte, off int64) []byte {
 	return b
 }
 
-// cut returns what a disk might have now.
+// cut returns a possible state of the disk after a power cut now.
 func (p *power) cut(r *rand.Rand) map[string][]byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -453,7 +458,8 @@ func (f *powerFile) WriteAt(b []byte, off int64) (int, error) {
 	return f.File.WriteAt(b, off)
 }
 
-func TestAPowerCutAtAnyMomentLeavesNoWrongPieceAndEveryMarkedOne(t *testing.T) {
+// A power cut at any moment leaves no wrong piece, and every marked one.
+func TestPowerCut(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -504,14 +510,15 @@ func TestAPowerCutAtAnyMomentLeavesNoWrongPieceAndEveryMarkedOne(t *testing.T) {
 	assert.Greater(t, survived, stayed, "some unmarked pieces survive, too")
 }
 
-// framed is a record of the journal's format around a payload (docs/storage.md).
+// framed returns a payload as a record of the journal (docs/storage.md).
 func framed(payload []byte) []byte {
 	b := binary.BigEndian.AppendUint32(nil, uint32(len(payload)))
 	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(append(bytes.Clone(b), payload...), crc32.MakeTable(crc32.Castagnoli)))
 	return append(b, payload...)
 }
 
-func TestTheDebrisOfAStopIsSweptUp(t *testing.T) {
+// Open deletes the temporary files of an unclean stop.
+func TestTemporaryFilesAreDeleted(t *testing.T) {
 	dir, content := crashed(t, 1)
 	half := filepath.Join(dir, "tmp", "17")
 	require.NoError(t, os.MkdirAll(half, 0o700))

@@ -1,10 +1,9 @@
-// Package diskstore keeps verified pieces on a disk: one preallocated data file and one
-// append-only journal per task.
+// Package diskstore keeps verified pieces on a disk: one preallocated data file and one append-only journal per
+// task.
 //
-// It never gives other bytes than those that were written: what a crash, a full or a failing
-// disk leaves in doubt is hashed again before it is served, or dropped. The format, the fsync
-// policy, recovery and the quota are told in docs/storage.md. Start at [Open] and
-// [Store.Create].
+// It never returns other bytes than those that were written: after a crash, on a full or a failing disk, it
+// hashes every doubtful piece again before it serves it, or drops it. docs/storage.md describes the format, the
+// fsync policy, recovery and the quota. Start at [Open] and [Store.Create].
 package diskstore
 
 import (
@@ -29,26 +28,24 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Config says where a store lies and how much it may hold.
+// Config sets the place and the limits of a store.
 type Config struct {
-	// Dir is the store's own directory. It is made when it is not there, mode 0700.
+	// Dir is the store's own directory. Open creates it, with mode 0700, if it does not exist.
 	Dir string
-	// Quota is how many bytes the store may take on the disk, counting each task with its
-	// whole length. Less evicts more; with the default 0 only the disk's size ends it, so
-	// set it where something else needs that disk, too.
+	// Quota bounds the bytes that the store takes on the disk; each task counts with its whole length. A smaller
+	// quota evicts more. With the default 0 only the size of the disk is a bound, so set it if other programs
+	// use the same disk.
 	Quota int64
-	// HighWater and LowWater are fractions of Quota: a task that would take the store
-	// above the first makes it evict down to the second. Closer together they evict more
-	// often, farther apart more at once. Defaults 0.95 and 0.85; LowWater is HighWater − 0.1
-	// when only HighWater is set.
+	// HighWater and LowWater are fractions of Quota: if a new task would exceed the first, the store evicts down
+	// to the second. A small distance evicts often, a large one evicts much at once. Defaults 0.95 and 0.85;
+	// LowWater is HighWater − 0.1 if only HighWater is set.
 	HighWater, LowWater float64
-	// SyncBytes and SyncAfter are after how many new bytes of a task, and how long after the
-	// first of them, they are brought to stable storage, in the background. Less makes the disk
-	// work while the pieces still come, which costs CPU; more leaves more to hash again after
-	// an unclean stop. Defaults 1 GiB and 10 s.
+	// The store syncs a task to stable storage in the background, after SyncBytes new bytes or SyncAfter the
+	// first of them. Smaller values make the disk work during downloads, which costs CPU; larger values leave
+	// more to hash again after an unclean stop. Defaults 1 GiB and 10 s.
 	SyncBytes int64
 	SyncAfter time.Duration
-	// Logger tells what was dropped and why; nil discards.
+	// Logger logs what the store drops, and why; nil discards.
 	Logger *slog.Logger
 	// FS is the file layer, nil for the operating system's.
 	FS FS
@@ -65,63 +62,63 @@ type Store struct {
 	clock atomic.Int64 // the latest tick, see tick
 	temp  atomic.Int64 // names in tmp/
 
-	// life is read-held by whoever makes, opens or removes a task and held by Close, so
-	// that Close finds every task either whole or not there.
+	// life is read-held to create, open or remove a task, and held by Close, so that Close finds every task
+	// either complete or absent.
 	life sync.RWMutex
 
-	// mu is held to find, add, count or forget a task, never while the disk works.
-	mu      sync.Mutex
-	tasks   map[task.ID]*entry
-	used    int64   // bytes, as the quota counts them
-	spooled int64   // of these, what open spools take
-	aside   []aside // tasks of newer versions, and those that cannot be used or deleted
-	queue   []*entry
-	working bool // a goroutine settles what is in queue
-	closed  bool
-	// evictions since the store was opened.
+	// mu is held to find, add, count or drop a task, never during disk work.
+	mu       sync.Mutex
+	tasks    map[task.ID]*entry
+	used     int64      // bytes, as the quota counts them
+	spooled  int64      // the part of used that open spools take
+	unusable []unusable // tasks of newer versions, and unusable tasks that cannot be deleted
+	queue    []*entry
+	working  bool // a goroutine syncs the queue
+	closed   bool
+	// evictions since Open.
 	evictions int64
 
-	// retrying is held while a task that could not be used is tried again, and while one is removed:
-	// what is tried again must not come back behind the removal. Deletions may take seconds.
-	retrying sync.Mutex
-	passed   atomic.Int64 // tasks that could not be used, for the log
+	// retrying is held to retry an unusable task, and to remove a task, so that a retry cannot bring back a
+	// removed task. Deletions may take seconds.
+	retrying     sync.Mutex
+	unusableSeen atomic.Int64 // unusable tasks so far, for the log
 
-	workers sync.WaitGroup // that goroutine; Close waits
+	workers sync.WaitGroup // the goroutine that syncs the queue; Close waits for it
 	buffers sync.Pool      // *[]byte of bufferSize
 }
 
-// bufferSize is what one read or write moves where the kernel cannot do it alone.
+// bufferSize bounds one read or write, in bytes, if the kernel cannot move the bytes itself.
 const bufferSize = 256 << 10
 
-// entry is one task as the store knows it while nobody has it open.
+// entry is one task in the store.
 type entry struct {
 	id       task.ID
 	lastRead atomic.Int64 // nanoseconds since 1970
-	read     time.Time    // what the disk said at the start, which may be beyond lastRead's range
-	// sick is where the disk did not take what was written; see content.probe.
-	sick sick
+	read     time.Time    // the time on the disk at the start, which may be outside lastRead's range
+	// faults records failed writes; see openTask.probe.
+	faults writeFaults
 
-	// disk is held while the task is made, loaded or unmade.
+	// disk is held to create, load or delete the task.
 	disk sync.Mutex
-	dir  string // under disk, once the task is made
+	dir  string // under disk, once the task exists
 
 	// The rest is under Store.mu.
 	facts  piece.Metadata
-	have   int      // pieces, when live is nil
-	live   *content // nil when its files are not open
-	refs   int      // open replicas and those waiting for disk
-	ready  bool     // made or found, not just being made
-	gone   bool     // being removed
-	queued bool     // in Store.queue
+	have   int       // pieces, if live is nil
+	live   *openTask // nil while its files are closed
+	refs   int       // open replicas, and callers that wait for disk
+	ready  bool      // false while the task is being created
+	gone   bool      // being removed
+	queued bool      // in Store.queue
 	dead   chan struct{}
 }
 
-// aside is a task that this version cannot read, or that the disk does not give back.
-type aside struct {
+// unusable is a task that this version cannot read, or that the disk cannot return.
+type unusable struct {
 	path string
 	size int64
 	used time.Time
-	// id is that of a task which could not be used and may be tried again, else empty.
+	// id is set if the task may be retried, else empty.
 	id task.ID
 }
 
@@ -129,17 +126,17 @@ func newEntry(id task.ID, f piece.Metadata, dir string) *entry {
 	return &entry{id: id, facts: f, dir: dir, dead: make(chan struct{})}
 }
 
-// cost is what a task counts in the quota: its content in whole blocks, and an allowance
-// for its journal.
+// cost returns the bytes that a task counts in the quota: its data in whole blocks, and an allowance for its
+// journal.
 func cost(f piece.Metadata) int64 {
 	const block = 4 << 10
 	return (f.Length+block-1)/block*block + block + 256*int64(f.Layout().Count())
 }
 
-// Open opens the store in cfg.Dir and recovers what an unclean stop left in doubt; that
-// takes about 1 s per GiB that was being downloaded then. It fails with [ErrInUse] when
-// another process has the directory, and with what to do where the directory cannot be used. A task
-// that cannot be used is no reason to fail: it is dropped, or left where it is.
+// Open opens the store in cfg.Dir and recovers from an unclean stop; recovery takes about 1 s per GiB that was
+// being downloaded then. It fails with [ErrInUse] if another process uses the directory. The error of an
+// unusable directory says what to do. Open never fails because of an unusable task: it drops the task, or leaves
+// it on the disk.
 func Open(cfg Config) (*Store, error) {
 	if cfg.HighWater == 0 {
 		cfg.HighWater = 0.95
@@ -148,10 +145,12 @@ func Open(cfg Config) (*Store, error) {
 		cfg.LowWater = max(cfg.HighWater-0.1, cfg.HighWater/2)
 	}
 	if cfg.HighWater < 0 || cfg.HighWater > 1 || cfg.LowWater < 0 || cfg.LowWater > cfg.HighWater {
-		return nil, fmt.Errorf("opening the piece store: water marks %v and %v: want 0 < low ≤ high ≤ 1", cfg.LowWater, cfg.HighWater)
+		return nil, fmt.Errorf("opening the piece store: water marks %v and %v: want 0 < low ≤ high ≤ 1",
+			cfg.LowWater, cfg.HighWater)
 	}
 	if cfg.Dir == "" || cfg.Quota < 0 {
-		return nil, fmt.Errorf("opening the piece store: directory %q, quota %d: want a directory and a quota that is not negative", cfg.Dir, cfg.Quota)
+		return nil, fmt.Errorf("opening the piece store: directory %q, quota %d: "+
+			"want a directory and a quota that is not negative", cfg.Dir, cfg.Quota)
 	}
 	if cfg.SyncBytes <= 0 {
 		cfg.SyncBytes = 1 << 30
@@ -197,25 +196,26 @@ func (s *Store) start() (err error) {
 	}
 	for _, d := range left {
 		if n, err := strconv.ParseInt(d.Name(), 10, 64); err == nil {
-			s.temp.Store(max(s.temp.Load(), n)) // its name is not used again
+			s.temp.Store(max(s.temp.Load(), n)) // never reuse its name
 		}
 		if err := s.fs.RemoveAll(s.path("tmp", d.Name())); err != nil {
-			s.log.Error("what an earlier process left cannot be deleted", "path", s.path("tmp", d.Name()), "error", Remedy(s.cfg.Dir, err))
+			s.log.Error("cannot delete a temporary file of an earlier process",
+				"path", s.path("tmp", d.Name()), "error", Remedy(s.cfg.Dir, err))
 		}
 	}
-	if err := s.lookAside(); err != nil {
+	if err := s.restoreAside(); err != nil {
 		return err
 	}
 	if err := s.scan(); err != nil {
 		return err
 	}
-	if n := s.passed.Load(); n > 0 {
-		s.log.Error("tasks on the disk cannot be used; the store works without them, and tries each again when it is wanted",
+	if n := s.unusableSeen.Load(); n > 0 {
+		s.log.Error("some tasks on the disk are unusable; the store works without them, and retries each when it is opened",
 			"dir", s.cfg.Dir, "tasks", n, "usable", len(s.tasks))
 	}
 	s.setClock()
 	s.mu.Lock()
-	victims, err := s.makeRoom(0) // the quota may have become smaller
+	victims, err := s.evictFor(0) // the quota may be smaller now
 	s.mu.Unlock()
 	if err != nil {
 		return err
@@ -228,7 +228,7 @@ func (s *Store) path(parts ...string) string {
 	return filepath.Join(append([]string{s.cfg.Dir}, parts...)...)
 }
 
-// dirName is a task's name on disk, dir its place.
+// dirName is the name of a task's directory, dir its usual path.
 func dirName(id task.ID) string { return strings.Replace(string(id), ":", "-", 1) }
 
 func (s *Store) dir(id task.ID) string {
@@ -236,11 +236,11 @@ func (s *Store) dir(id task.ID) string {
 	return s.path("tasks", digits[:2], dirName(id))
 }
 
-// placesMax is how many places a task may have.
+// placesMax is the number of places where a task may be.
 const placesMax = 8
 
-// place is the n-th place of a task: the first is its own, the others are for where that is
-// taken by what the disk neither gives back nor deletes.
+// place returns the n-th place of a task. The first is its usual one; the others are for a task whose usual place
+// holds files that the disk can neither read nor delete.
 func (s *Store) place(id task.ID, n int) string {
 	if n == 0 {
 		return s.dir(id)
@@ -250,7 +250,7 @@ func (s *Store) place(id task.ID, n int) string {
 
 const spare = "spare"
 
-// placed returns the task whose place path is.
+// placed returns the task that has a place at path.
 func (s *Store) placed(path string) (task.ID, error) {
 	name, n, _ := strings.Cut(filepath.Base(path), ".")
 	id, err := task.ParseID(strings.Replace(name, "-", ":", 1))
@@ -259,18 +259,18 @@ func (s *Store) placed(path string) (task.ID, error) {
 	}
 	k, _ := strconv.Atoi(n)
 	if k < 0 || k >= placesMax || s.place(id, k) != path {
-		return "", fmt.Errorf("%w: lies in the wrong place", errDamaged)
+		return "", fmt.Errorf("%w: it is in the wrong place", errDamaged)
 	}
 	return id, nil
 }
 
-// temporary returns a path in tmp/ that nobody else uses.
+// temporary returns an unused path in tmp/.
 func (s *Store) temporary() string {
 	return s.path("tmp", strconv.FormatInt(s.temp.Add(1), 10))
 }
 
-// tick returns the time, later than every tick before it, so that the order of reads is
-// known however coarse the clock is, and when it is put back.
+// tick returns the time in nanoseconds since 1970, later than every earlier tick, so that the order of reads is
+// known even if the clock is coarse or is set back.
 func (s *Store) tick() int64 {
 	for {
 		last := s.clock.Load()
@@ -281,8 +281,8 @@ func (s *Store) tick() int64 {
 	}
 }
 
-// lookAside brings back the tasks of aside/ that this version can read.
-func (s *Store) lookAside() error {
+// restoreAside moves the tasks back from aside/ that this version can read.
+func (s *Store) restoreAside() error {
 	list, err := s.fs.ReadDir(s.path("aside"))
 	if err != nil {
 		return err
@@ -295,14 +295,14 @@ func (s *Store) lookAside() error {
 		}
 		switch {
 		case errors.Is(err, errNewer):
-			a := aside{path: path}
+			a := unusable{path: path}
 			for _, name := range []string{"data", "journal"} {
 				if st, err := s.fs.Stat(filepath.Join(path, name)); err == nil {
 					a.size += st.Size()
 					a.used = st.ModTime()
 				}
 			}
-			s.aside = append(s.aside, a)
+			s.unusable = append(s.unusable, a)
 			s.used += a.size
 			continue
 		case err == nil:
@@ -310,17 +310,17 @@ func (s *Store) lookAside() error {
 				err = s.fs.Rename(path, s.dir(id))
 			}
 		}
-		if err != nil { // of no version, or there is one of this version already
-			s.log.Warn("dropping a task that was set aside", "path", path, "error", err)
+		if err != nil { // of no version, or tasks/ has the same task already
+			s.log.Warn("dropping a task from aside/", "path", path, "error", err)
 			if err := s.fs.RemoveAll(path); err != nil {
-				s.leaveBehind(path, "", err)
+				s.leaveUnusable(path, "", err)
 			}
 		}
 	}
 	return nil
 }
 
-// readable tells whether this version can read the task at path.
+// readable returns nil if this version can read the task at path.
 func (s *Store) readable(path string) error {
 	f, err := s.fs.OpenFile(filepath.Join(path, "journal"), os.O_RDONLY, 0)
 	if err != nil {
@@ -335,8 +335,8 @@ func (s *Store) readable(path string) error {
 	return err
 }
 
-// scan takes every task of tasks/ into the inventory. What lies in a spare place is newer than
-// what lies in the task's own, so it comes first.
+// scan adds every task of tasks/ to the inventory. A task in a spare place is newer than one in the usual place,
+// so the spare places come first.
 func (s *Store) scan() error {
 	shards, err := s.fs.ReadDir(s.path("tasks"))
 	if err != nil {
@@ -363,15 +363,15 @@ func (s *Store) scan() error {
 func (s *Store) scanShard(path string) {
 	list, err := s.fs.ReadDir(path)
 	if err != nil {
-		s.passed.Add(1)
-		s.log.Error("a directory of tasks cannot be read", "path", path, "error", Remedy(path, err))
+		s.unusableSeen.Add(1)
+		s.log.Error("cannot read a directory of tasks", "path", path, "error", Remedy(path, err))
 	}
 	for _, d := range list {
 		s.scanTask(filepath.Join(path, d.Name()))
 	}
 }
 
-// scanTask takes one task into the inventory, or out of tasks/ when it is none.
+// scanTask adds one task to the inventory, or removes it from tasks/ if it is unusable.
 func (s *Store) scanTask(path string) {
 	id, err := s.placed(path)
 	if err != nil {
@@ -396,55 +396,55 @@ func (s *Store) scanTask(path string) {
 	}
 	s.mu.Unlock()
 	if twice {
-		s.dropDir(path, errors.New("the same task lies elsewhere, too"))
+		s.dropDir(path, errors.New("the same task is in another place, too"))
 	}
 }
 
-// reject does with a task that cannot be used what its error demands.
+// reject sets an unusable task aside, drops it or leaves it on the disk, depending on its error.
 func (s *Store) reject(path string, id task.ID, err error) {
-	switch judge(err) {
+	switch kindOf(err) {
 	case newer:
 		if failed := s.setAside(path, err); failed != nil {
-			s.leaveBehind(path, "", errors.Join(err, failed))
+			s.leaveUnusable(path, "", errors.Join(err, failed))
 		}
 	case lost:
 		s.dropDir(path, err)
 	default:
-		s.leaveBehind(path, id, err)
+		s.leaveUnusable(path, id, err)
 	}
 }
 
-// passedMax bounds how many tasks that cannot be used are named in the log.
-const passedMax = 20
+// unusableLogMax bounds the unusable tasks that the log names.
+const unusableLogMax = 20
 
-// leaveBehind notes a directory that can be neither used nor deleted. It counts against the quota,
-// and is the first to go. Where id is not empty, the task is tried again when it is wanted.
-func (s *Store) leaveBehind(path string, id task.ID, why error) {
-	if s.passed.Add(1) <= passedMax {
-		s.log.Error("a task on the disk cannot be used and stays where it is; delete it by hand where it does not heal",
+// leaveUnusable records a directory that can be neither used nor deleted. It counts in the quota and is evicted
+// first. If id is not empty, the task is retried when it is opened.
+func (s *Store) leaveUnusable(path string, id task.ID, why error) {
+	if s.unusableSeen.Add(1) <= unusableLogMax {
+		s.log.Error("a task on the disk is unusable and stays there; delete it by hand if it does not recover",
 			"path", path, "error", Remedy(path, why))
 	}
-	a := aside{path: path, id: id, used: s.cfg.Now()}
+	a := unusable{path: path, id: id, used: s.cfg.Now()}
 	for _, name := range []string{"data", "journal"} {
 		if st, err := s.fs.Stat(filepath.Join(path, name)); err == nil {
 			a.size += st.Size()
 		}
 	}
-	s.noteAside(a)
+	s.addUnusable(a)
 }
 
-// noteAside counts what lies aside.
-func (s *Store) noteAside(a aside) {
+// addUnusable adds an unusable directory to the quota.
+func (s *Store) addUnusable(a unusable) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.forgetAside(a.path)
-	s.aside = append(s.aside, a)
+	s.removeUnusable(a.path)
+	s.unusable = append(s.unusable, a)
 	s.used += a.size
 }
 
-// forgetAside counts what lay at path no more. The caller holds mu.
-func (s *Store) forgetAside(path string) {
-	s.aside = slices.DeleteFunc(s.aside, func(a aside) bool {
+// removeUnusable removes the unusable directory at path from the quota. The caller holds mu.
+func (s *Store) removeUnusable(path string) {
+	s.unusable = slices.DeleteFunc(s.unusable, func(a unusable) bool {
 		if a.path == path {
 			s.used -= a.size
 		}
@@ -452,9 +452,9 @@ func (s *Store) forgetAside(path string) {
 	})
 }
 
-// leftBehind lists where what is left of a task lies. The caller holds mu.
-func (s *Store) leftBehind(id task.ID) (paths []string) {
-	for _, a := range s.aside {
+// unusableDirs lists the unusable directories of a task. The caller holds mu.
+func (s *Store) unusableDirs(id task.ID) (paths []string) {
+	for _, a := range s.unusable {
 		if at, err := s.placed(a.path); err == nil && at == id {
 			paths = append(paths, a.path)
 		}
@@ -462,19 +462,19 @@ func (s *Store) leftBehind(id task.ID) (paths []string) {
 	return paths
 }
 
-// retry tries tasks again that could not be used, and reports whether there were any of that ID.
+// retry retries the unusable directories of a task, and reports whether there were any.
 func (s *Store) retry(id task.ID) bool {
 	s.retrying.Lock()
 	defer s.retrying.Unlock()
 	s.mu.Lock()
 	var paths []string
-	for _, a := range s.aside {
+	for _, a := range s.unusable {
 		if a.id == id && s.tasks[id] == nil {
 			paths = append(paths, a.path)
 		}
 	}
 	for _, path := range paths {
-		s.forgetAside(path)
+		s.removeUnusable(path)
 	}
 	s.mu.Unlock()
 	for _, path := range paths {
@@ -483,7 +483,7 @@ func (s *Store) retry(id task.ID) bool {
 	return len(paths) > 0
 }
 
-// summary reads what the two ends of a journal tell; clean is false when more must be read.
+// summary reads both ends of a journal; clean is false if the rest must be read, too.
 func (s *Store) summary(e *entry, path string) (clean bool, err error) {
 	f, err := s.fs.OpenFile(filepath.Join(path, "journal"), os.O_RDONLY, 0)
 	if err != nil {
@@ -499,7 +499,7 @@ func (s *Store) summary(e *entry, path string) (clean bool, err error) {
 		return false, err
 	}
 	if h.id != e.id {
-		return false, fmt.Errorf("%w: speaks of task %s", errDamaged, h.id)
+		return false, fmt.Errorf("%w: it belongs to task %s", errDamaged, h.id)
 	}
 	if _, err := s.fs.Stat(filepath.Join(path, "data")); err != nil {
 		return false, err
@@ -510,37 +510,37 @@ func (s *Store) summary(e *entry, path string) (clean bool, err error) {
 	return clean, nil
 }
 
-// recover loads a task, which hashes what is unproven, and marks what is left.
+// recover loads a task, which hashes the pieces without a mark, and marks those that are good.
 func (s *Store) recover(e *entry) error {
 	c, err := s.load(e)
 	if err != nil {
 		return err
 	}
 	if err := c.sync(); err != nil {
-		s.log.Error("a recovered task cannot be marked durable", "task", e.id, "error", err)
+		s.log.Error("cannot mark a recovered task durable", "task", e.id, "error", err)
 	}
 	e.have = c.count()
-	return c.shut()
+	return c.closeFiles()
 }
 
-// dropDir unmakes what lies at path; what cannot be deleted is left behind.
+// dropDir deletes the directory at path, or records it as unusable if it cannot be deleted.
 func (s *Store) dropDir(path string, why error) {
-	s.log.Warn("dropping what is no usable task", "path", path, "error", why)
-	if err := s.unmake(path); err != nil {
-		s.leaveBehind(path, "", errors.Join(why, err))
+	s.log.Warn("dropping an unusable task", "path", path, "error", why)
+	if err := s.deleteDir(path); err != nil {
+		s.leaveUnusable(path, "", errors.Join(why, err))
 	}
 }
 
-// unmake takes a task's directory out of sight in one step and then deletes it; one that
-// is not there is no error. Where it cannot be moved it is deleted in its place, and where
-// that fails, too, its journal is emptied, so that it is no task any more.
-func (s *Store) unmake(path string) error {
+// deleteDir moves a task's directory to tmp/ in one step, then deletes it; an absent one is no error. If the directory
+// cannot be moved, deleteDir deletes it in its place. If that fails, too, it empties the journal, so that the
+// directory is no task any more.
+func (s *Store) deleteDir(path string) error {
 	away := s.temporary()
 	err := s.fs.Rename(path, away)
 	if err == nil {
 		err = s.fs.RemoveAll(away)
 		if err != nil {
-			s.log.Error("a task was taken away, but its files cannot be deleted", "path", away, "error", Remedy(s.cfg.Dir, err))
+			s.log.Error("cannot delete the files of a removed task", "path", away, "error", Remedy(s.cfg.Dir, err))
 		}
 		return nil
 	}
@@ -551,14 +551,14 @@ func (s *Store) unmake(path string) error {
 		return nil
 	}
 	if f, failed := s.fs.OpenFile(filepath.Join(path, "journal"), os.O_WRONLY|os.O_TRUNC, 0); failed == nil {
-		_ = f.Close() // that it is not a task any more is all that can be had
+		_ = f.Close() // the truncation is best effort
 	}
 	return err
 }
 
-// setAside keeps a newer version's task for that version.
+// setAside moves a task of a newer version to aside/, for that version.
 func (s *Store) setAside(path string, why error) error {
-	s.log.Warn("setting aside a task of a newer version; it comes back with a program that can read it",
+	s.log.Warn("moving a task of a newer version to aside/; a program that can read it uses it again",
 		"path", path, "error", why)
 	to := s.path("aside", filepath.Base(path))
 	if err := s.fs.RemoveAll(to); err != nil {
@@ -567,13 +567,13 @@ func (s *Store) setAside(path string, why error) error {
 	if err := s.fs.Rename(path, to); err != nil {
 		return err
 	}
-	a := aside{path: to, used: s.cfg.Now()}
+	a := unusable{path: to, used: s.cfg.Now()}
 	for _, name := range []string{"data", "journal"} {
 		if st, err := s.fs.Stat(filepath.Join(to, name)); err == nil {
 			a.size += st.Size()
 		}
 	}
-	s.noteAside(a)
+	s.addUnusable(a)
 	return nil
 }
 
@@ -592,7 +592,7 @@ func (s *Store) Create(id task.ID, f piece.Metadata) (piece.Replica, error) {
 		if errors.Is(err, piece.ErrNotFound) {
 			var made bool
 			if r, made, err = s.create(id, f); err == nil && !made {
-				continue // somebody else made it meanwhile, or is removing it
+				continue // another caller created it meanwhile, or removes it
 			}
 		}
 		if err != nil {
@@ -624,7 +624,7 @@ func (s *Store) open(id task.ID) (*replica, error) {
 		return nil, piece.ErrClosed
 	}
 	e := s.tasks[id]
-	if e == nil && len(s.aside) > 0 {
+	if e == nil && len(s.unusable) > 0 {
 		s.mu.Unlock()
 		s.retry(id)
 		s.mu.Lock()
@@ -640,7 +640,7 @@ func (s *Store) open(id task.ID) (*replica, error) {
 	if c != nil {
 		return &replica{c: c}, nil
 	}
-	c, err := s.wake(e)
+	c, err := s.ensureOpen(e)
 	if err == nil {
 		return &replica{c: c}, nil
 	}
@@ -650,18 +650,18 @@ func (s *Store) open(id task.ID) (*replica, error) {
 	if errors.Is(err, piece.ErrNotFound) {
 		return nil, err
 	}
-	if judge(err) == busy {
+	if kindOf(err) == busy {
 		return nil, Remedy(s.cfg.Dir, err)
 	}
-	// It is brought anew, and what is left of it is in nobody's way.
-	if err := s.expel(e, func() error { s.reject(e.dir, "", err); return nil }); err != nil {
+	// The caller can create the task again, in another place if this directory cannot be deleted.
+	if err := s.removeEntry(e, func() error { s.reject(e.dir, "", err); return nil }); err != nil {
 		s.log.Error("closing the files of a task", "task", id, "error", err)
 	}
 	return nil, piece.ErrNotFound
 }
 
-// wake opens the files of a task, once for all who wait.
-func (s *Store) wake(e *entry) (*content, error) {
+// ensureOpen opens the files of a task, once for all callers that wait.
+func (s *Store) ensureOpen(e *entry) (*openTask, error) {
 	e.disk.Lock()
 	defer e.disk.Unlock()
 	s.mu.Lock()
@@ -676,7 +676,7 @@ func (s *Store) wake(e *entry) (*content, error) {
 	c, err := s.load(e)
 	if err == nil {
 		if err = c.probe(); err != nil {
-			err = errors.Join(err, c.shut())
+			err = errors.Join(err, c.closeFiles())
 		}
 	}
 	if err != nil {
@@ -688,7 +688,7 @@ func (s *Store) wake(e *entry) (*content, error) {
 	return c, nil
 }
 
-// create makes a task that is not there; made is false when it is there by now.
+// create creates an absent task; made is false if it exists by now.
 func (s *Store) create(id task.ID, f piece.Metadata) (r *replica, made bool, err error) {
 	e := newEntry(id, f, "")
 	e.refs = 1
@@ -708,28 +708,28 @@ func (s *Store) create(id task.ID, f piece.Metadata) (r *replica, made bool, err
 	s.tasks[id] = e
 	s.used += cost(f)
 	s.mu.Unlock()
-	var c *content
-	// Nothing is evicted for what cannot be made: the disk may have become read-only.
+	var c *openTask
+	// Create the directory before any eviction: the disk may have become read-only.
 	tmp := s.temporary()
-	if err = s.withRoom(cost(f), func() error { return s.fs.MkdirAll(tmp, 0o700) }); err == nil {
+	if err = s.evictWhileFull(cost(f), func() error { return s.fs.MkdirAll(tmp, 0o700) }); err == nil {
 		var victims []victim
 		s.mu.Lock()
 		s.used -= cost(f)
-		victims, err = s.makeRoom(cost(f))
+		victims, err = s.evictFor(cost(f))
 		s.used += cost(f)
 		s.mu.Unlock()
 		s.dispose(victims, "quota")
 		if err == nil {
-			err = s.withRoom(cost(f), func() error { c, err = s.make(e, tmp); return err })
+			err = s.evictWhileFull(cost(f), func() error { c, err = s.createFiles(e, tmp); return err })
 		} else if failed := s.fs.RemoveAll(tmp); failed != nil {
-			s.log.Error("an empty directory cannot be deleted", "path", tmp, "error", failed)
+			s.log.Error("cannot delete an empty directory", "path", tmp, "error", failed)
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
-		if !e.gone { // else Remove, which waits for disk, does the rest
-			s.leave(e)
+		if !e.gone { // else Remove waits for e.disk and does the rest
+			s.markGone(e)
 			delete(s.tasks, id)
 			close(e.dead)
 		}
@@ -757,20 +757,21 @@ func (s *Store) Inventory() []piece.Entry {
 		}
 		out = append(out, piece.Entry{
 			ID: e.id, Metadata: e.facts, Have: have, Complete: have == e.facts.Layout().Count(),
-			LastRead: s.told(e.lastRead.Load()),
+			LastRead: s.shownTime(e.lastRead.Load()),
 		})
 	}
 	return out
 }
 
-// Dir is where the store lies.
+// Dir returns the store's directory.
 func (s *Store) Dir() string { return s.cfg.Dir }
 
-// Limit changes the quota (in bytes, 0 for none) and the water marks, and evicts at once
-// what is above; what open tasks hold stays until they are closed.
+// Limit changes the quota (in bytes, 0 for none) and the water marks, and evicts at once down to the low mark. Open
+// tasks stay until they are closed.
 func (s *Store) Limit(quota int64, high, low float64) error {
 	if quota < 0 || low <= 0 || low > high || high > 1 {
-		return fmt.Errorf("limiting the piece store: quota %d, water marks %v and %v: want 0 ≤ quota and 0 < low ≤ high ≤ 1", quota, low, high)
+		return fmt.Errorf("limiting the piece store: quota %d, water marks %v and %v: "+
+			"want 0 ≤ quota and 0 < low ≤ high ≤ 1", quota, low, high)
 	}
 	s.mu.Lock()
 	s.cfg.Quota, s.cfg.HighWater, s.cfg.LowWater = quota, high, low
@@ -784,16 +785,16 @@ func (s *Store) Limit(quota int64, high, low float64) error {
 	return nil
 }
 
-// Usage is how full a store is.
+// Usage is the use of a store's quota.
 type Usage struct {
-	// Used is what the quota counts, in bytes; Quota is 0 when there is none.
+	// Used is in bytes, as the quota counts them; Quota is 0 if there is none.
 	Used, Quota int64
 	Tasks       int
-	// Evictions counts what was taken out to make room, since the store was opened.
+	// Evictions counts the evicted tasks since Open.
 	Evictions int64
 }
 
-// Usage tells how full the store is.
+// Usage returns the use of the quota.
 func (s *Store) Usage() Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -813,34 +814,34 @@ func (s *Store) Remove(id task.ID) error {
 		return piece.ErrClosed
 	}
 	if e == nil {
-		if err := s.removeLeft(id); err != nil {
+		if err := s.deleteUnusable(id); err != nil {
 			return fmt.Errorf("removing task %s: %w", id.Short(), Remedy(s.cfg.Dir, err))
 		}
 		return nil
 	}
-	err := s.expel(e, func() error { return s.remove(e.dir) })
-	if err = errors.Join(err, s.removeLeft(id)); err != nil {
+	err := s.removeEntry(e, func() error { return s.remove(e.dir) })
+	if err = errors.Join(err, s.deleteUnusable(id)); err != nil {
 		return fmt.Errorf("removing task %s: %w", id.Short(), Remedy(s.cfg.Dir, err))
 	}
 	return nil
 }
 
-// remove unmakes a task that is not wanted any more. Where that fails it is left behind, and not
-// tried again.
+// remove deletes the directory of a removed task, or records it as unusable if it cannot be deleted. It is never
+// retried.
 func (s *Store) remove(path string) error {
-	err := s.unmake(path)
+	err := s.deleteDir(path)
 	if err != nil {
-		s.leaveBehind(path, "", err)
+		s.leaveUnusable(path, "", err)
 	}
 	return err
 }
 
-// removeLeft removes what was left behind of a task.
-func (s *Store) removeLeft(id task.ID) error {
+// deleteUnusable removes the unusable directories of a task.
+func (s *Store) deleteUnusable(id task.ID) error {
 	s.mu.Lock()
-	paths := s.leftBehind(id)
+	paths := s.unusableDirs(id)
 	for _, path := range paths {
-		s.forgetAside(path)
+		s.removeUnusable(path)
 	}
 	s.mu.Unlock()
 	var errs error
@@ -850,28 +851,27 @@ func (s *Store) removeLeft(id task.ID) error {
 	return errs
 }
 
-// expel takes a task out of the store and its directory away by means of act. Who is late
-// waits until the first is done.
-func (s *Store) expel(e *entry, act func() error) error {
+// removeEntry removes a task from the store; act deletes its directory. A second caller waits for the first.
+func (s *Store) removeEntry(e *entry, act func() error) error {
 	s.mu.Lock()
 	if e.gone {
 		s.mu.Unlock()
 		<-e.dead
 		return nil
 	}
-	s.leave(e)
+	s.markGone(e)
 	s.mu.Unlock()
-	return s.finish(e, act)
+	return s.finishRemoval(e, act)
 }
 
-// leave marks a task as gone. The caller holds mu, and calls finish afterwards.
-func (s *Store) leave(e *entry) {
+// markGone marks a task as gone. The caller holds mu and calls finishRemoval afterwards.
+func (s *Store) markGone(e *entry) {
 	e.gone = true
 	s.used -= cost(e.facts)
 }
 
-// finish ends the use of a task that has left and takes its directory away.
-func (s *Store) finish(e *entry, act func() error) error {
+// finishRemoval ends the use of a task that is gone; act deletes its directory.
+func (s *Store) finishRemoval(e *entry, act func() error) error {
 	e.disk.Lock()
 	defer e.disk.Unlock()
 	s.mu.Lock()
@@ -887,13 +887,13 @@ func (s *Store) finish(e *entry, act func() error) error {
 	close(e.dead)
 	s.mu.Unlock()
 	if c != nil {
-		err = errors.Join(err, c.shut())
+		err = errors.Join(err, c.closeFiles())
 	}
 	return err
 }
 
-// Close implements [piece.Store]: writes that run come to their end, everything is brought
-// to stable storage and marked, and the directory is free for another process.
+// Close implements [piece.Store]: it waits for running writes, syncs and marks everything, and unlocks the directory
+// for another process.
 func (s *Store) Close() error {
 	s.life.Lock()
 	defer s.life.Unlock()
@@ -920,7 +920,7 @@ func (s *Store) Close() error {
 		s.mu.Unlock()
 		if c != nil {
 			c.fail(piece.ErrClosed)
-			if err := errors.Join(c.sync(), c.shut()); err != nil {
+			if err := errors.Join(c.sync(), c.closeFiles()); err != nil {
 				errs = errors.Join(errs, fmt.Errorf("closing task %s: %w", e.id.Short(), err))
 			}
 		}
@@ -929,8 +929,8 @@ func (s *Store) Close() error {
 	return errors.Join(errs, unlockDir(s.lock))
 }
 
-// release ends one use of a content.
-func (s *Store) release(c *content) {
+// release ends one use of an open task.
+func (s *Store) release(c *openTask) {
 	s.mu.Lock()
 	c.e.refs--
 	last := c.e.refs == 0 && c.e.live == c
@@ -938,16 +938,16 @@ func (s *Store) release(c *content) {
 	if !last {
 		return
 	}
-	if settled, stuck := c.settled(); settled || stuck {
-		s.rest(c)
+	if settled, stuck := c.synced(); settled || stuck {
+		s.closeIdle(c)
 	} else {
-		s.settle(c.e)
+		s.queueSync(c.e)
 	}
 }
 
-// rest closes the files of a content that nobody uses, unless it is to be settled first.
-func (s *Store) rest(c *content) {
-	_, stuck := c.settled()
+// closeIdle closes the files of an unused task, unless it must be synced first.
+func (s *Store) closeIdle(c *openTask) {
+	_, stuck := c.synced()
 	s.mu.Lock()
 	idle := c.e.refs == 0 && c.e.live == c && !s.closed && (stuck || !c.e.queued)
 	if idle {
@@ -958,14 +958,13 @@ func (s *Store) rest(c *content) {
 	if !idle {
 		return
 	}
-	if err := c.shut(); err != nil {
+	if err := c.closeFiles(); err != nil {
 		s.log.Error("closing the files of a task", "task", c.e.id, "error", err)
 	}
 }
 
-// settle has a task's news brought to stable storage in the background, and its files
-// closed when nobody uses it then.
-func (s *Store) settle(e *entry) {
+// queueSync queues a task for a sync in the background, after which its files are closed if it is unused.
+func (s *Store) queueSync(e *entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e.queued || e.gone || s.closed {
@@ -975,12 +974,12 @@ func (s *Store) settle(e *entry) {
 	s.queue = append(s.queue, e)
 	if !s.working {
 		s.working = true
-		s.workers.Go(s.work)
+		s.workers.Go(s.syncQueue)
 	}
 }
 
-// work settles what is in the queue, until it is empty or the store is closed.
-func (s *Store) work() {
+// syncQueue syncs the tasks in the queue until it is empty or the store is closed.
+func (s *Store) syncQueue() {
 	for {
 		s.mu.Lock()
 		if len(s.queue) == 0 || s.closed {
@@ -997,41 +996,39 @@ func (s *Store) work() {
 			continue
 		}
 		if err := c.sync(); err != nil {
-			s.log.Error("a task cannot be brought to stable storage", "task", e.id, "error", err)
+			s.log.Error("cannot sync a task to stable storage", "task", e.id, "error", err)
 		}
-		s.rest(c)
+		s.closeIdle(c)
 	}
 }
 
-// makeRoom chooses what to evict so that need more bytes fit into the quota, read least
-// recently first and down to low water. It chooses nothing when that would not do. The
-// caller holds mu and disposes of what is returned.
-func (s *Store) makeRoom(need int64) ([]victim, error) {
+// evictFor chooses the least recently read tasks to evict, down to low water, so that need more bytes fit into the
+// quota. It chooses none if that is not enough. The caller holds mu and deletes the victims with dispose.
+func (s *Store) evictFor(need int64) ([]victim, error) {
 	quota := s.cfg.Quota
 	if quota == 0 || s.used+need <= int64(s.cfg.HighWater*float64(quota)) {
 		return nil, nil
 	}
 	idle, evictable := s.idle()
 	if s.used+need-evictable > quota {
-		return nil, fmt.Errorf("%w: it needs %d bytes, the quota is %d, of which %d are in use by open tasks: raise the quota",
+		return nil, fmt.Errorf("%w: it needs %d bytes, the quota is %d, and open tasks use %d of it: raise the quota",
 			piece.ErrNoSpace, need, quota, s.used-evictable)
 	}
 	return s.evict(idle, s.used+need-int64(s.cfg.LowWater*float64(quota))), nil
 }
 
-// victim is something that can be evicted: a task, or one that was set aside.
+// victim is a task, or an unusable directory, that can be evicted.
 type victim struct {
-	e     *entry
-	aside string
-	size  int64
-	used  int64
+	e    *entry
+	dir  string
+	size int64
+	used int64
 }
 
-// idle lists what can be evicted, in the order in which it goes, and its size. The caller
-// holds mu.
+// idle lists the victims in the order of eviction, and their size. The caller holds mu.
 func (s *Store) idle() (list []victim, size int64) {
-	for _, a := range s.aside {
-		list = append(list, victim{aside: a.path, size: a.size, used: a.used.UnixNano()})
+	for _, a := range s.unusable {
+		list = append(list, victim{dir: a.path, size: a.size, used: a.used.UnixNano()})
 		size += a.size
 	}
 	for _, e := range s.tasks {
@@ -1052,8 +1049,8 @@ func (s *Store) idle() (list []victim, size int64) {
 	return list, size
 }
 
-// evict takes the first of list that make up size bytes out of the store. The caller holds
-// mu and disposes of what is returned.
+// evict removes the first victims of list that make up size bytes from the store. The caller holds mu and deletes
+// them with dispose.
 func (s *Store) evict(list []victim, size int64) []victim {
 	freed := int64(0)
 	for k, v := range list {
@@ -1063,36 +1060,37 @@ func (s *Store) evict(list []victim, size int64) []victim {
 		freed += v.size
 		s.evictions++
 		if v.e != nil {
-			s.leave(v.e)
+			s.markGone(v.e)
 		} else {
-			s.forgetAside(v.aside)
+			s.removeUnusable(v.dir)
 		}
 	}
 	return list
 }
 
-// dispose deletes what was evicted.
+// dispose deletes the files of victims.
 func (s *Store) dispose(victims []victim, reason string) {
 	for _, v := range victims {
 		var err error
-		name := v.aside
+		name := v.dir
 		if v.e != nil {
 			name = string(v.e.id)
-			err = s.finish(v.e, func() error { return s.unmake(v.e.dir) })
+			err = s.finishRemoval(v.e, func() error { return s.deleteDir(v.e.dir) })
 		} else {
-			err = s.unmake(v.aside)
+			err = s.deleteDir(v.dir)
 		}
 		if err != nil {
-			s.log.Error("an evicted task cannot be deleted", "task", name, "error", Remedy(s.cfg.Dir, err))
+			s.log.Error("cannot delete an evicted task", "task", name, "error", Remedy(s.cfg.Dir, err))
 			continue
 		}
-		s.log.Info("evicted a task", "task", name, "bytes", v.size, "lastRead", s.told(v.used), "reason", reason)
+		s.log.Info("evicted a task",
+			"task", name, "bytes", v.size, "lastRead", s.shownTime(v.used), "reason", reason)
 	}
 }
 
-// withRoom does what may find the disk full, and makes room on the disk as long as that
-// helps; need is about how much. In the end it fails with [piece.ErrNoSpace].
-func (s *Store) withRoom(need int64, do func() error) error {
+// evictWhileFull calls do, and evicts and calls it again while the disk is full; need is the approximate size in bytes.
+// It fails with [piece.ErrNoSpace] if there is no more to evict.
+func (s *Store) evictWhileFull(need int64, do func() error) error {
 	for {
 		err := do()
 		if err == nil || !diskFull(err) {

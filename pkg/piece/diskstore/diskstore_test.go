@@ -32,7 +32,7 @@ func mustOpen(t testing.TB, cfg diskstore.Config) *diskstore.Store {
 	return s
 }
 
-func TestDiskstoreKeepsTheContract(t *testing.T) {
+func TestContract(t *testing.T) {
 	t.Parallel()
 	for name, syncBytes := range map[string]int64{"syncing seldom": 0, "syncing always": 1} {
 		t.Run(name, func(t *testing.T) {
@@ -58,20 +58,22 @@ func TestDiskstoreKeepsTheContract(t *testing.T) {
 	}
 }
 
-func TestASecondProcessIsToldWhoHoldsTheDirectoryAndWhatToDo(t *testing.T) {
+// The error for a second process names the first one and says what to do.
+func TestDirectoryInUse(t *testing.T) {
 	dir := t.TempDir()
 	s := mustOpen(t, diskstore.Config{Dir: dir})
 	_, err := diskstore.Open(diskstore.Config{Dir: dir})
 	require.ErrorIs(t, err, diskstore.ErrInUse)
 	assert.ErrorContains(t, err, dir)
 	assert.ErrorContains(t, err, "process "+strconv.Itoa(os.Getpid()))
-	assert.ErrorContains(t, err, "stop it, or give this one a directory of its own")
+	assert.ErrorContains(t, err, "stop it, or give this process a directory of its own")
 	require.NoError(t, s.Close())
 	s = mustOpen(t, diskstore.Config{Dir: dir})
 	require.NoError(t, s.Close())
 }
 
-func TestADirectoryThatCannotBeUsedIsToldWithTheRemedy(t *testing.T) {
+// The error of an unusable directory says what to do.
+func TestUnusableDirectory(t *testing.T) {
 	for err, remedy := range map[error]string{
 		syscall.EACCES:  "chown -R",
 		syscall.EROFS:   "mount it writable",
@@ -90,7 +92,7 @@ func TestADirectoryThatCannotBeUsedIsToldWithTheRemedy(t *testing.T) {
 		require.ErrorIs(t, got, err)
 		assert.ErrorContains(t, got, remedy)
 		assert.ErrorContains(t, got, dir)
-		s := mustOpen(t, diskstore.Config{Dir: dir}) // the lock was let go
+		s := mustOpen(t, diskstore.Config{Dir: dir}) // the lock is released
 		require.NoError(t, s.Close())
 	}
 	file := filepath.Join(t.TempDir(), "file")
@@ -101,7 +103,7 @@ func TestADirectoryThatCannotBeUsedIsToldWithTheRemedy(t *testing.T) {
 	assert.ErrorContains(t, err, "a file is in the way")
 }
 
-func TestImpossibleSettingsAreRefused(t *testing.T) {
+func TestInvalidConfig(t *testing.T) {
 	for _, cfg := range []diskstore.Config{
 		{}, {Dir: "x", Quota: -1}, {Dir: "x", HighWater: 1.1}, {Dir: "x", HighWater: 0.5, LowWater: 0.6}, {Dir: "x", LowWater: -1},
 	} {
@@ -110,7 +112,8 @@ func TestImpossibleSettingsAreRefused(t *testing.T) {
 	}
 }
 
-func TestNobodyElseCanReadWhatIsStored(t *testing.T) {
+// No other user can read the files.
+func TestFileModes(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new", "store")
 	old := syscall.Umask(0)
 	defer syscall.Umask(old)
@@ -135,7 +138,8 @@ func TestNobodyElseCanReadWhatIsStored(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-func TestAHostKeepsItsIDAsLongAsItsDirectory(t *testing.T) {
+// A host keeps its ID as long as its directory.
+func TestHostID(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new")
 	ids := make(chan string, 8)
 	var g sync.WaitGroup
@@ -150,11 +154,11 @@ func TestAHostKeepsItsIDAsLongAsItsDirectory(t *testing.T) {
 	first := <-ids
 	assert.Len(t, first, 32)
 	for range cap(ids) - 1 {
-		assert.Equal(t, first, <-ids, "all who come at once get the same")
+		assert.Equal(t, first, <-ids, "concurrent callers get the same ID")
 	}
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
-	assert.Len(t, left, 2, "the key, and its name for people")
+	assert.Len(t, left, 2, "the key and the ID")
 	other, err := diskstore.HostID(t.TempDir())
 	require.NoError(t, err)
 	assert.NotEqual(t, first, string(other))
@@ -164,7 +168,8 @@ func TestAHostKeepsItsIDAsLongAsItsDirectory(t *testing.T) {
 	assert.ErrorContains(t, err, "delete that file")
 }
 
-func TestEvictionBeginsAboveHighWaterAndEndsAtLowWater(t *testing.T) {
+// Eviction begins above the high mark and ends at the low one.
+func TestWaterMarks(t *testing.T) {
 	const length = 1 << 20
 	facts := piece.Metadata{Length: length, PieceSize: 1 << 18}
 	s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: quick{}, Quota: 20 * length, HighWater: 0.9, LowWater: 0.5})
@@ -185,7 +190,8 @@ func TestEvictionBeginsAboveHighWaterAndEndsAtLowWater(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-func TestASmallerQuotaIsReachedAtOnceAndSparesWhatIsOpen(t *testing.T) {
+// A smaller quota evicts at once, but no open task.
+func TestLimit(t *testing.T) {
 	s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: quick{}})
 	for k := range 10 {
 		r, err := s.Create(storetest.ID(fmt.Sprint(k)), piece.MetadataFor(1<<20, ""))
@@ -198,14 +204,15 @@ func TestASmallerQuotaIsReachedAtOnceAndSparesWhatIsOpen(t *testing.T) {
 	assert.Less(t, s.Usage().Used, int64(5<<20)/2)
 	assert.Equal(t, 2, s.Usage().Tasks)
 	require.NoError(t, s.Limit(1<<20, 0.9, 0.5))
-	assert.Equal(t, 1, s.Usage().Tasks, "what is open stays, even above the quota")
+	assert.Equal(t, 1, s.Usage().Tasks, "open tasks stay, even above the quota")
 	require.NoError(t, held.Close())
 	require.Error(t, s.Limit(1<<20, 0.5, 0.9))
 	assert.Equal(t, int64(1<<20), s.Usage().Quota)
 	require.NoError(t, s.Close())
 }
 
-func TestASmallerQuotaIsReachedAtTheNextStart(t *testing.T) {
+// A smaller quota evicts at the next start.
+func TestSmallerQuotaAtStart(t *testing.T) {
 	dir := t.TempDir()
 	s := mustOpen(t, diskstore.Config{Dir: dir})
 	for k := range 10 {
@@ -221,8 +228,8 @@ func TestASmallerQuotaIsReachedAtTheNextStart(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-// full is a disk of a given size: what does not fit is refused when it is allocated, or
-// when it is written if the file system cannot allocate.
+// full is a disk of a given size. It fails an allocation that does not fit, or a write if the file system cannot
+// allocate.
 type full struct {
 	quick
 	dir       string
@@ -236,7 +243,7 @@ func (f *full) use() int64 {
 	sum := int64(0)
 	_ = filepath.WalkDir(f.dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.Name() != "data" {
-			return nil // what vanished takes no room
+			return nil // the file vanished
 		}
 		if f.sparse {
 			sum += f.sparseUse[path]
@@ -294,7 +301,7 @@ func (w *fullFile) WriteAt(p []byte, off int64) (int, error) {
 		return 0, syscall.ENOSPC
 	}
 	name := w.name
-	if filepath.Base(filepath.Dir(filepath.Dir(name))) == "tmp" { // opened before it got its place
+	if filepath.Base(filepath.Dir(filepath.Dir(name))) == "tmp" { // opened before the rename to its place
 		st, err := w.File.Stat()
 		if err != nil {
 			return 0, err
@@ -312,7 +319,8 @@ func (w *fullFile) WriteAt(p []byte, off int64) (int, error) {
 	return w.File.WriteAt(p, off)
 }
 
-func TestAFullDiskEvictsAndThenFailsThatTaskOnly(t *testing.T) {
+// A full disk evicts first, then fails only the task that does not fit.
+func TestFullDisk(t *testing.T) {
 	const length = 1 << 20
 	facts := piece.Metadata{Length: length, PieceSize: length / 4}
 	for _, sparse := range []bool{false, true} {
@@ -338,7 +346,7 @@ func TestAFullDiskEvictsAndThenFailsThatTaskOnly(t *testing.T) {
 				require.NoError(t, r.Close())
 			}
 			_, err := s.Open(storetest.ID("a"))
-			require.ErrorIs(t, err, piece.ErrNotFound, "read least recently")
+			require.ErrorIs(t, err, piece.ErrNotFound, "least recently read")
 			require.Len(t, s.Inventory(), 3)
 
 			var held []piece.Replica
@@ -357,15 +365,14 @@ func TestAFullDiskEvictsAndThenFailsThatTaskOnly(t *testing.T) {
 			_, err = s.Create(storetest.ID("huge"), piece.MetadataFor(100*length, ""))
 			if !sparse {
 				require.ErrorIs(t, err, piece.ErrNoSpace)
-				assert.GreaterOrEqual(t, len(s.Inventory()), 3, "an impossible wish evicts nothing")
+				assert.GreaterOrEqual(t, len(s.Inventory()), 3, "a task that can never fit evicts nothing")
 			}
 			require.NoError(t, s.Close())
 		})
 	}
 }
 
-// durable returns a store over d that has pieces 0 to 3 of task a on stable storage, and
-// syncs after 3000 new bytes.
+// durable returns a store over d that has synced pieces 0 to 3 of task a, and syncs after 3000 new bytes.
 func durable(t *testing.T, d *disk) (*diskstore.Store, piece.Replica, []byte) {
 	dir, content := crashed(t, 0, 1, 2, 3)
 	s := mustOpen(t, diskstore.Config{Dir: dir, FS: d, SyncBytes: 3000})
@@ -374,9 +381,10 @@ func durable(t *testing.T, d *disk) (*diskstore.Store, piece.Replica, []byte) {
 	return s, r, content
 }
 
-func TestAFailingFsyncTakesBackWhatIsNotDurableAndOnlyThat(t *testing.T) {
+// A failed fsync drops exactly the pieces that are not durable.
+func TestFailedFsync(t *testing.T) {
 	for _, file := range []string{"data", "journal"} {
-		t.Run("while a piece is on its way to the "+file, func(t *testing.T) {
+		t.Run("during a write to the "+file, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				d := &disk{}
 				s, r, content := durable(t, d)
@@ -391,7 +399,7 @@ func TestAFailingFsyncTakesBackWhatIsNotDurableAndOnlyThat(t *testing.T) {
 								<-goOn
 								break
 							}
-							for r.Has(4) { // until the loss is known, which then waits for this journal
+							for r.Has(4) { // until the failed fsync is handled, which then waits for this journal
 								runtime.Gosched()
 							}
 						}
@@ -418,7 +426,7 @@ func TestAFailingFsyncTakesBackWhatIsNotDurableAndOnlyThat(t *testing.T) {
 						require.NoError(t, storetest.Write(r, content, i))
 					}
 					synctest.Wait()
-					assert.Equal(t, 1, syncs, "no sync begins before piece 7 knows of the loss, for it would vouch for it")
+					assert.Equal(t, 1, syncs, "no sync begins before the write of piece 7 sees the failed fsync")
 				}
 				close(goOn)
 				require.ErrorContains(t, <-seventh, "an fsync failed meanwhile")
@@ -439,7 +447,7 @@ func TestAFailingFsyncTakesBackWhatIsNotDurableAndOnlyThat(t *testing.T) {
 				s = mustOpen(t, diskstore.Config{Dir: image})
 				r, err := s.Open(storetest.ID("a"))
 				require.NoError(t, err)
-				assert.False(t, r.Has(7), "nor is it there after a crash")
+				assert.False(t, r.Has(7), "also after a crash")
 				storetest.Check(t, r, content)
 				require.NoError(t, r.Close())
 				require.NoError(t, s.Close())
@@ -448,7 +456,8 @@ func TestAFailingFsyncTakesBackWhatIsNotDurableAndOnlyThat(t *testing.T) {
 	}
 }
 
-func TestPiecesAreBroughtToStableStorageAWhileAfterTheyCame(t *testing.T) {
+// Pieces are synced SyncAfter the first of them.
+func TestSyncAfter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &disk{}
 		s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: d, SyncAfter: time.Minute})
@@ -468,18 +477,19 @@ func TestPiecesAreBroughtToStableStorageAWhileAfterTheyCame(t *testing.T) {
 				time.Sleep(10 * time.Second)
 			}
 			synctest.Wait()
-			assert.EqualValues(t, round, syncs.Load(), "not while they come, nor because it is complete")
+			assert.EqualValues(t, round, syncs.Load(), "no sync during the writes, nor at completion")
 			time.Sleep(10 * time.Second)
 			synctest.Wait()
-			assert.EqualValues(t, round+1, syncs.Load(), "a minute after the first of them")
+			assert.EqualValues(t, round+1, syncs.Load(), "a minute after the first write")
 		}
 		require.NoError(t, r.Close())
 		require.NoError(t, s.Close())
-		assert.EqualValues(t, 2, syncs.Load(), "nothing was left to do")
+		assert.EqualValues(t, 2, syncs.Load(), "no unsynced piece was left")
 	})
 }
 
-func TestAPieceThatComesWhileTheDiskSyncsIsNotVouchedFor(t *testing.T) {
+// A piece that is written during a sync is not covered by its mark.
+func TestWriteDuringSync(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &disk{}
 		s, r, content := durable(t, d)
@@ -502,7 +512,7 @@ func TestAPieceThatComesWhileTheDiskSyncsIsNotVouchedFor(t *testing.T) {
 		require.NoError(t, r.Close())
 		require.NoError(t, s.Close())
 
-		for i := range piece.Index(10) { // what the disk does not have is what no mark vouches for
+		for i := range piece.Index(10) { // no mark covers the pieces that the disk does not have
 			if r := crashMetadata.Layout(); i >= 7 {
 				flip(t, filepath.Join(filepath.Dir(fileOf(image, "a", "data")), "data"), r.Offset(i))
 			}
@@ -516,7 +526,8 @@ func TestAPieceThatComesWhileTheDiskSyncsIsNotVouchedFor(t *testing.T) {
 	})
 }
 
-func TestAPieceThatWasWrittenAnewWhileTheDiskSyncsIsNotVouchedFor(t *testing.T) {
+// A piece that is written again during a sync is not covered by its mark.
+func TestRewriteDuringSync(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &disk{}
 		s, r, content := durable(t, d)
@@ -555,7 +566,7 @@ func TestAPieceThatWasWrittenAnewWhileTheDiskSyncsIsNotVouchedFor(t *testing.T) 
 	})
 }
 
-func TestCloseWaitsForTheWritesThatRun(t *testing.T) {
+func TestCloseWaitsForWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &disk{}
 		s, r, content := durable(t, d)
@@ -571,7 +582,7 @@ func TestCloseWaitsForTheWritesThatRun(t *testing.T) {
 		synctest.Wait()
 		go func() { closed <- s.Close() }()
 		synctest.Wait()
-		assert.Empty(t, closed, "a write would go on in a directory that is another's")
+		assert.Empty(t, closed, "a running write would change a directory that another process may use")
 		close(goOn)
 		require.NoError(t, <-written)
 		require.NoError(t, <-closed)
@@ -581,13 +592,12 @@ func TestCloseWaitsForTheWritesThatRun(t *testing.T) {
 	})
 }
 
-// A torn record may hold anything, a whole record included: here one that says that piece
-// 5 was written, whose bytes are what a fresh data file has.
-func TestNoRecordIsFoundInsideATornOne(t *testing.T) {
+// A torn record may contain a complete record as its payload; a reader must not find it. Here it records piece 5 with
+// the digest of zeros.
+func TestRecordInsideTornRecord(t *testing.T) {
 	zeros := piece.Sum(make([]byte, 1000))
 	record := framed(append([]byte{1, 0, 0, 0, 5}, zeros[:]...))
-	// The record stands where it is found if a piece's record, as long as itself, is
-	// written over the begin of the torn one.
+	// A reader would find the inner record if a record of the same length overwrote the start of the torn one.
 	der := append(make([]byte, len(record)-9), bytes.Repeat(record, 20)...)
 	check := func(t *testing.T, image string, content []byte) {
 		t.Helper()
@@ -613,13 +623,13 @@ func TestNoRecordIsFoundInsideATornOne(t *testing.T) {
 		require.NoError(t, s.Close())
 		check(t, image, content)
 	})
-	t.Run("after one that could not be undone", func(t *testing.T) {
+	t.Run("after a failed truncation", func(t *testing.T) {
 		d := &disk{}
 		s, r, content := durable(t, d)
 		d.fail(storetest.NoteStuck)
 		require.Error(t, r.AddRuns(nil, [][]byte{der}))
 		d.set(nil)
-		require.ErrorContains(t, storetest.Write(r, content, 7), "takes no more until the task is closed")
+		require.ErrorContains(t, storetest.Write(r, content, 7), "takes no more records until the task is closed")
 		require.NoError(t, r.Close())
 		r, err := s.Open(storetest.ID("a"))
 		require.NoError(t, err)
@@ -637,7 +647,7 @@ func TestNoRecordIsFoundInsideATornOne(t *testing.T) {
 		_, err = f.Write(torn[:len(torn)-1])
 		require.NoError(t, err)
 		require.NoError(t, f.Close())
-		// No mark may come between, which would hide the mistake: the fsync fails.
+		// A mark in between would hide the error, so the fsync fails.
 		d := &disk{}
 		d.fail(storetest.SyncError)
 		s := mustOpen(t, diskstore.Config{Dir: dir, FS: d})
@@ -651,7 +661,8 @@ func TestNoRecordIsFoundInsideATornOne(t *testing.T) {
 	})
 }
 
-func TestAJournalThatFailedOnceGoesOnAtOnce(t *testing.T) {
+// A journal takes records again right after one failed append.
+func TestJournalRecovers(t *testing.T) {
 	d := &disk{}
 	dir := t.TempDir()
 	s := mustOpen(t, diskstore.Config{Dir: dir, FS: d})
@@ -675,12 +686,13 @@ func TestAJournalThatFailedOnceGoesOnAtOnce(t *testing.T) {
 	s = mustOpen(t, diskstore.Config{Dir: image})
 	r, err = s.Open(storetest.ID("a"))
 	require.NoError(t, err)
-	assert.Equal(t, 3, storetest.Check(t, r, content), "no torn record in between hides the later ones")
+	assert.Equal(t, 3, storetest.Check(t, r, content), "no torn record hides the later ones")
 	require.NoError(t, r.Close())
 	require.NoError(t, s.Close())
 }
 
-func TestAPieceOnItsWayToTheDiskHoldsUpNobody(t *testing.T) {
+// A slow write blocks no other piece and no reader.
+func TestSlowWriteBlocksNobody(t *testing.T) {
 	d := &disk{}
 	s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: d})
 	content := storetest.Content("a", crashMetadata.Length)
@@ -719,7 +731,8 @@ func TestAPieceOnItsWayToTheDiskHoldsUpNobody(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-func TestAWriteThatRunsWhenTheStoreClosesIsWholeOrNotThere(t *testing.T) {
+// A write that runs during Close is complete or absent.
+func TestWriteDuringClose(t *testing.T) {
 	dir := t.TempDir()
 	content := storetest.Content("a", crashMetadata.Length)
 	for range 20 {
@@ -754,12 +767,12 @@ func TestAWriteThatRunsWhenTheStoreClosesIsWholeOrNotThere(t *testing.T) {
 	}
 }
 
-func TestATaskThatNobodyUsesHasNoOpenFiles(t *testing.T) {
+func TestUnusedTaskHasNoOpenFiles(t *testing.T) {
 	dir := t.TempDir()
 	open := func() (n int) {
 		list, err := os.ReadDir("/proc/self/fd")
 		if err != nil {
-			t.Skip("no /proc/self/fd on this system")
+			t.Skip("needs /proc/self/fd, which only Linux has")
 		}
 		for _, d := range list {
 			if to, err := os.Readlink("/proc/self/fd/" + d.Name()); err == nil {

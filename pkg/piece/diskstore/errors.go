@@ -7,43 +7,45 @@ import (
 	"syscall"
 )
 
-// verdict is what an error means for the task whose files gave it.
-type verdict int
+// errorKind is the meaning of an error for the task whose files it concerns.
+type errorKind int
 
 const (
-	// kept: its files may be good again, or good for another user: they stay where they are.
-	kept verdict = iota
-	// busy: this process lacks something for a moment, and the task is as it was.
+	// kept: the files may become usable, or are usable for another user, so they stay on the disk.
+	kept errorKind = iota
+	// busy: this process lacks a resource temporarily; the task is unchanged.
 	busy
-	// newer: a newer version wrote it.
+	// newer: a newer version wrote the task.
 	newer
-	// lost: the disk does not give it back, or it is none.
+	// lost: the disk cannot read the task, or the files are no task.
 	lost
 )
 
-// judge tells what an error of a task's files means.
-func judge(err error) verdict {
+// kindOf returns the meaning of an error of a task's files.
+func kindOf(err error) errorKind {
 	switch {
 	case errors.Is(err, errNewer):
 		return newer
-	case errors.Is(err, errDamaged), errors.Is(err, errSick), errors.Is(err, fs.ErrNotExist), faulty(err):
+	case errors.Is(err, errDamaged), errors.Is(err, errUnwritable), errors.Is(err, fs.ErrNotExist), isDamage(err):
 		return lost
-	case isOne(err, []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EAGAIN, syscall.EINTR, syscall.ENOBUFS}):
+	case isOneOf(err, []syscall.Errno{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EAGAIN, syscall.EINTR, syscall.ENOBUFS,
+	}):
 		return busy
 	}
 	return kept
 }
 
-// damage is what a disk says, or the file system of its own data, where a file cannot be read or
-// written, and of what lies in a file's place. Other files need not be concerned.
+// damage lists the errors of a disk or file system for one damaged file, and of a file or directory that is in the
+// wrong place. Other files may be good.
 var damage = append([]syscall.Errno{
 	syscall.EIO, syscall.EBADMSG, syscall.ENXIO, syscall.ENODEV, syscall.EOVERFLOW, syscall.EILSEQ,
 	syscall.ENOTDIR, syscall.EISDIR, syscall.ELOOP,
 }, damageHere...)
 
-// faulty tells whether an error is of damage.
-func faulty(err error) bool { return isOne(err, damage) }
+// isDamage reports whether an error means damage.
+func isDamage(err error) bool { return isOneOf(err, damage) }
 
-func isOne(err error, list []syscall.Errno) bool {
+func isOneOf(err error, list []syscall.Errno) bool {
 	return slices.ContainsFunc(list, func(e syscall.Errno) bool { return errors.Is(err, e) })
 }

@@ -13,9 +13,8 @@ import (
 	"github.com/darter-io/darter/pkg/piece/storetest"
 )
 
-// disk is the operating system's file layer with a hook before each operation: the hook
-// says how many bytes may still be moved and with which error it ends; a nil error lets
-// the operation run.
+// disk is the operating system's file layer with a hook before each operation. The hook returns how many bytes may be
+// moved, and the error; a nil error lets the operation run.
 type disk struct {
 	diskstore.OS
 	mu   sync.Mutex
@@ -83,7 +82,7 @@ func (f *diskFile) WriteAt(p []byte, off int64) (int, error) {
 		err = writeErr
 	}
 	if err == io.ErrShortWrite {
-		err = nil // what write(2) does: fewer bytes and no error
+		err = nil // as write(2) does: fewer bytes and no error
 	}
 	return k, err
 }
@@ -150,7 +149,7 @@ func (d *disk) fail(f storetest.Fault) {
 	}
 }
 
-func TestWhateverFailsThePieceIsMissingAndTheRestIsGood(t *testing.T) {
+func TestFaults(t *testing.T) {
 	for name, syncBytes := range map[string]int64{"syncing seldom": 0, "syncing always": 1} {
 		t.Run(name, func(t *testing.T) {
 			disks := &sync.Map{}

@@ -10,11 +10,10 @@ import (
 	"time"
 )
 
-// FS is the file layer: everything that a store does to its disk but the lock. [OS] is the
-// real one; tests put faults in between.
+// FS is the file layer: every disk operation of a store except the lock. [OS] is the real one; tests inject faults.
 type FS interface {
 	OpenFile(name string, flag int, perm fs.FileMode) (File, error)
-	// MkdirAll makes a directory and those above it; one that is there is no error.
+	// MkdirAll creates a directory and its parents; an existing one is no error.
 	MkdirAll(name string, perm fs.FileMode) error
 	Rename(from, to string) error
 	RemoveAll(name string) error
@@ -22,19 +21,17 @@ type FS interface {
 	Stat(name string) (fs.FileInfo, error)
 	// Chtimes sets the modification time of a file.
 	Chtimes(name string, modified time.Time) error
-	// Allocate makes f size bytes long, with blocks on the disk for all of them where the
-	// file system can.
+	// Allocate makes f size bytes long, and allocates all its blocks if the file system can.
 	Allocate(f File, size int64) error
 	// Datasync returns when all bytes written to f are on stable storage.
 	Datasync(f File) error
 	// SyncDir returns when the entries of a directory are on stable storage.
 	SyncDir(name string) error
-	// Free is how many bytes the file system of name has left for this user.
+	// Free returns the free bytes of the file system of name for this user.
 	Free(name string) (int64, error)
 }
 
-// File is an open file. That of [OS] is an *os.File, so that the kernel can move its bytes
-// to a socket.
+// File is an open file. [OS] returns an *os.File, so that the kernel can move its bytes to a socket.
 type File interface {
 	io.ReadSeekCloser
 	io.ReaderAt
@@ -50,7 +47,7 @@ type OS struct{}
 func (OS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
 	f, err := os.OpenFile(name, flag, perm)
 	if err != nil {
-		return nil, err // not a File that holds a nil *os.File
+		return nil, err // f would be a non-nil File with a nil *os.File
 	}
 	return f, nil
 }
@@ -100,7 +97,7 @@ func (OS) SyncDir(name string) error {
 	return d.Sync()
 }
 
-// withFD calls do with the descriptor of a file, which is not closed meanwhile.
+// withFD calls do with the descriptor of a file, and keeps the file open meanwhile.
 func withFD(f File, do func(fd int) error) error {
 	conn, err := f.(*os.File).SyscallConn()
 	if err != nil {
@@ -117,22 +114,25 @@ func withFD(f File, do func(fd int) error) error {
 	return errors.Join(err, failed)
 }
 
-// diskFull tells whether an error means that the disk has no room.
+// diskFull reports whether an error means that the disk is full.
 func diskFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
-// Remedy adds to an error that the use of a directory gave what a person can do about it.
+// Remedy adds to an error of a directory what an operator can do about it.
 func Remedy(dir string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w: user %d may not use it: give %s and all in it to that user (chown -R), or name another directory", err, os.Geteuid(), dir)
+		return fmt.Errorf("%w: user %d may not use it: give %s and all in it to that user (chown -R), "+
+			"or name another directory", err, os.Geteuid(), dir)
 	case errors.Is(err, syscall.EROFS):
-		return fmt.Errorf("%w: the file system of %s is read-only: mount it writable, or name another directory (after a disk error the kernel makes a file system read-only: see dmesg)", err, dir)
+		return fmt.Errorf("%w: the file system of %s is read-only: mount it writable, or name another directory "+
+			"(after a disk error the kernel makes a file system read-only: see dmesg)", err, dir)
 	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EEXIST):
 		return fmt.Errorf("%w: a file is in the way at %s: name a directory of the store's own", err, dir)
 	case diskFull(err):
-		return fmt.Errorf("%w: the disk is full: free some space or inodes on the file system of %s, or name another directory", err, dir)
+		return fmt.Errorf("%w: the disk is full: free some space or inodes on the file system of %s, "+
+			"or name another directory", err, dir)
 	}
 	return err
 }

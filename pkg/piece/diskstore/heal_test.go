@@ -28,7 +28,7 @@ type badDisk struct {
 	bad   os.FileInfo // a file that match knows as "bad", wherever it is
 }
 
-// fail makes what match names end with err, until it is called with nil.
+// fail makes matching operations fail with err, until it is called with nil.
 func (d *badDisk) fail(err error, match func(op, path string) bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -182,8 +182,8 @@ var operations = []string{
 
 var healMetadata = piece.Metadata{Length: 40_000, PieceSize: 4_000}
 
-// keep has the store hold all of a content, as the engine does: it opens or creates the task, writes
-// what is missing, and reads everything. Each byte it reads is right, or it fails.
+// keep downloads a task as the engine does: it opens or creates the task, writes the missing pieces and reads
+// everything. It fails unless every byte is right.
 func keep(t *testing.T, s *diskstore.Store, name string) error {
 	content := storetest.Content(name, healMetadata.Length)
 	r, err := s.Create(storetest.ID(name), healMetadata)
@@ -199,7 +199,7 @@ func keep(t *testing.T, s *diskstore.Store, name string) error {
 	return whole(t, r, content)
 }
 
-// whole reads all of a replica.
+// whole reads a whole replica.
 func whole(t *testing.T, r piece.Replica, content []byte) error {
 	got := make([]byte, len(content))
 	if n, err := r.ReadAt(got, 0); err != nil {
@@ -212,12 +212,13 @@ func whole(t *testing.T, r piece.Replica, content []byte) error {
 
 func digits(name string) string { return strings.TrimPrefix(string(storetest.ID(name)), "sha256:") }
 
-// of matches an operation on one task, wherever it lies in tasks/.
+// of matches an operation on one task in any place of tasks/.
 func of(name, op string) func(string, string) bool {
 	return func(o, path string) bool { return o == op && strings.Contains(path, digits(name)) }
 }
 
-func TestOneBadTaskKeepsNoStoreFromStarting(t *testing.T) {
+// One bad task does not prevent the store from opening.
+func TestOpenWithBadTask(t *testing.T) {
 	for _, errno := range errnos {
 		for _, op := range operations {
 			for state, dirty := range map[string]bool{"clean": false, "after an unclean stop": true} {
@@ -239,11 +240,11 @@ func TestOneBadTaskKeepsNoStoreFromStarting(t *testing.T) {
 					s, err := diskstore.Open(diskstore.Config{Dir: dir, FS: d})
 					require.NoError(t, err)
 					r, err := s.Open(storetest.ID("b"))
-					require.NoError(t, err, "the other is as it was")
+					require.NoError(t, err, "the other task is unchanged")
 					require.NoError(t, whole(t, r, storetest.Content("b", healMetadata.Length)))
 					require.NoError(t, r.Close())
 					d.fail(nil, nil)
-					require.NoError(t, keep(t, s, "a"), "it heals without a restart")
+					require.NoError(t, keep(t, s, "a"), "it recovers without a restart")
 					require.NoError(t, s.Close())
 					s = mustOpen(t, diskstore.Config{Dir: dir})
 					for _, name := range []string{"a", "b"} {
@@ -259,8 +260,8 @@ func TestOneBadTaskKeepsNoStoreFromStarting(t *testing.T) {
 	}
 }
 
-// The files that a task has now fail for ever, as over a bad sector; new ones do not.
-func TestATaskWhoseFilesFailIsMadeAnewWhileTheStoreRuns(t *testing.T) {
+// A task whose files fail for ever, as on a bad sector, is created again on other files while the store runs.
+func TestTaskOnBadFiles(t *testing.T) {
 	for _, errno := range []syscall.Errno{syscall.EIO, syscall.EUCLEAN, syscall.EBADMSG, syscall.ESTALE, syscall.EACCES, syscall.ELOOP} {
 		for _, file := range []string{"journal", "data"} {
 			for stuck, also := range map[string][]string{"": nil, ", and cannot be moved": {"rename"}, ", and cannot be taken away": {"rename", "remove", "open to write"}} {
@@ -285,26 +286,26 @@ func TestATaskWhoseFilesFailIsMadeAnewWhileTheStoreRuns(t *testing.T) {
 						return false
 					})
 					_, err := s.Open(storetest.ID("a"))
-					require.ErrorIs(t, err, piece.ErrNotFound, "so that it is brought anew")
+					require.ErrorIs(t, err, piece.ErrNotFound, "so that it is downloaded again")
 					require.NoError(t, keep(t, s, "a"))
 					require.NoError(t, keep(t, s, "b"))
 					require.NoError(t, s.Close())
 
 					s = mustOpen(t, diskstore.Config{Dir: dir, FS: d})
 					r, err := s.Open(storetest.ID("a"))
-					require.NoError(t, err, "and is there after a restart")
+					require.NoError(t, err, "also after a restart")
 					require.NoError(t, whole(t, r, storetest.Content("a", healMetadata.Length)))
 					require.NoError(t, r.Close())
 					require.NoError(t, s.Close())
 					d.fail(nil, nil)
-					s = mustOpen(t, diskstore.Config{Dir: dir, FS: d}) // both places can be read now
+					s = mustOpen(t, diskstore.Config{Dir: dir, FS: d}) // both places are readable now
 					require.NoError(t, keep(t, s, "a"))
 					assert.Len(t, s.Inventory(), 2)
 					require.NoError(t, s.Remove(storetest.ID("a")))
 					require.NoError(t, s.Close())
 					s = mustOpen(t, diskstore.Config{Dir: dir, FS: d})
 					_, err = s.Open(storetest.ID("a"))
-					require.ErrorIs(t, err, piece.ErrNotFound, "no copy of what was removed is left")
+					require.ErrorIs(t, err, piece.ErrNotFound, "removal deletes both copies")
 					require.NoError(t, s.Close())
 				})
 			}
@@ -312,11 +313,12 @@ func TestATaskWhoseFilesFailIsMadeAnewWhileTheStoreRuns(t *testing.T) {
 	}
 }
 
-func TestATaskThatTakesNoMoreWritesIsMadeAnew(t *testing.T) {
+// A task that takes no more writes is created again.
+func TestUnwritableTask(t *testing.T) {
 	for _, file := range []string{"journal", "data"} {
 		for _, ops := range [][]string{{"write"}, {"write", "truncate"}, {"sync"}} {
 			if file == "data" && ops[0] == "sync" {
-				continue // the pieces are taken back and written again
+				continue // the pieces are dropped and written again
 			}
 			t.Run(fmt.Sprint(file, ops), func(t *testing.T) {
 				d := &badDisk{}
@@ -325,7 +327,7 @@ func TestATaskThatTakesNoMoreWritesIsMadeAnew(t *testing.T) {
 				r, err := s.Create(storetest.ID("a"), healMetadata)
 				require.NoError(t, err)
 				require.NoError(t, storetest.Write(r, content, 0))
-				// From here on its present file is bad; others are good.
+				// From here on its current file is bad; others are good.
 				d.mark(t, fileOf(s.Dir(), "a", file))
 				d.fail(syscall.EIO, func(op, path string) bool { return path == "bad" && slices.Contains(ops, op) })
 				var failed error
@@ -338,7 +340,7 @@ func TestATaskThatTakesNoMoreWritesIsMadeAnew(t *testing.T) {
 				require.NoError(t, r.Close())
 				require.NoError(t, keep(t, s, "a"), "the next pull")
 				require.NoError(t, keep(t, s, "b"))
-				_ = s.Close() // a journal that is never durable is told
+				_ = s.Close() // fails, since the journal cannot be synced
 				s = mustOpen(t, diskstore.Config{Dir: s.Dir(), FS: d})
 				require.NoError(t, keep(t, s, "a"))
 				_ = s.Close()
@@ -347,7 +349,7 @@ func TestATaskThatTakesNoMoreWritesIsMadeAnew(t *testing.T) {
 	}
 }
 
-// readOnly is what a file system answers after a remount: reads are served, nothing else is.
+// readOnly matches the operations that a read-only file system refuses.
 func readOnly(op, _ string) bool {
 	switch op {
 	case "open", "read", "stat", "readdir":
@@ -356,7 +358,8 @@ func readOnly(op, _ string) bool {
 	return true
 }
 
-func TestAReadOnlyDiskStillServesWhatItHas(t *testing.T) {
+// A read-only disk still serves its pieces.
+func TestReadOnlyDisk(t *testing.T) {
 	for state, open := range map[string]bool{"open then": true, "closed then": false} {
 		t.Run(state, func(t *testing.T) {
 			d := &badDisk{}
@@ -376,9 +379,9 @@ func TestAReadOnlyDiskStillServesWhatItHas(t *testing.T) {
 			d.fail(syscall.EROFS, readOnly)
 			for range 3 {
 				for _, name := range []string{"a", "b"} {
-					require.NoError(t, keep(t, s, name), "what is cached is served, and nothing of it is written")
+					require.NoError(t, keep(t, s, name), "cached tasks are served without a write")
 				}
-				for _, name := range []string{"c", "d", "e"} { // more than the quota would take
+				for _, name := range []string{"c", "d", "e"} { // more than the quota
 					err := keep(t, s, name)
 					require.ErrorIs(t, err, syscall.EROFS)
 					require.ErrorContains(t, err, "mount it writable")
@@ -395,7 +398,8 @@ func TestAReadOnlyDiskStillServesWhatItHas(t *testing.T) {
 	}
 }
 
-func TestAHalfContentOnAReadOnlyDiskGivesWhatItHas(t *testing.T) {
+// An incomplete task on a read-only disk serves its pieces.
+func TestIncompleteTaskOnReadOnlyDisk(t *testing.T) {
 	d := &badDisk{}
 	dir := t.TempDir()
 	s := mustOpen(t, diskstore.Config{Dir: dir, FS: d})
@@ -421,9 +425,9 @@ func TestAHalfContentOnAReadOnlyDiskGivesWhatItHas(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-// Whatever fails at whatever operation of a running store: what can be read is right, nothing else
-// suffers, and all is well when the fault is gone.
-func TestEveryErrorAtEveryOperationHeals(t *testing.T) {
+// For every error at every operation of a running store: readable bytes are right, other tasks are unaffected, and
+// the store recovers when the fault ends.
+func TestEveryErrorHeals(t *testing.T) {
 	for _, errno := range append(errnos, syscall.ENOSPC, syscall.EDQUOT) {
 		for _, op := range operations {
 			t.Run(fmt.Sprintf("%v at %s", errno, op), func(t *testing.T) {
@@ -436,8 +440,8 @@ func TestEveryErrorAtEveryOperationHeals(t *testing.T) {
 				}
 				d.fail(errno, func(o, _ string) bool { return o == op })
 				for range 2 {
-					for _, name := range []string{"a", "b", "c", "d", "e", "f"} { // cached, new, and evicting
-						_ = keep(t, s, name) // fails, or is right
+					for _, name := range []string{"a", "b", "c", "d", "e", "f"} { // cached tasks, new tasks, and evictions
+						_ = keep(t, s, name) // may fail, but never with wrong bytes
 					}
 					_ = s.Remove(storetest.ID("b"))
 				}
@@ -462,7 +466,8 @@ func TestEveryErrorAtEveryOperationHeals(t *testing.T) {
 	}
 }
 
-func TestDebrisThatCannotBeDeletedIsInNobodysWay(t *testing.T) {
+// A directory that cannot be deleted does not prevent a new task.
+func TestUndeletableDirectory(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, mustOpen(t, diskstore.Config{Dir: dir}).Close())
 	for _, name := range []string{"1", "2", "x"} {

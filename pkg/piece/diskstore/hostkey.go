@@ -17,34 +17,33 @@ import (
 	"github.com/darter-io/darter/pkg/host"
 )
 
-// The files of a data directory that say which host it is.
+// The files of a data directory that identify its host.
 const (
-	// keyFile holds the seed of the host's key and, on a second line, what it is tied to.
+	// keyFile holds the seed of the host's key and, on a second line, the machine and file that it is tied to.
 	keyFile = "host-key"
-	// idFile holds the name of that key, for people and other tools, or the ID that a program before
-	// keys drew: that one stays, so that such a program is believed again after a way back. Nothing
-	// here believes it.
+	// idFile holds the ID of that key, for people and other tools. If an older program without keys wrote another ID
+	// there, that ID stays, so that the older program can run again. This program does not trust it.
 	idFile = "host-id"
 )
 
-// HostKey is the key of a host and how it came about.
+// HostKey is the key of a host.
 type HostKey struct {
 	ed25519.PrivateKey
-	// Was is the ID of before where the host has taken a new one, because its directory came from
-	// another machine, or from a program that drew IDs without a key. Moved tells these apart.
+	// Was is the previous ID, if the host has a new one: because its directory came from another machine (Moved), or
+	// because an older program generated IDs without keys.
 	Was   host.ID
 	Moved bool
 }
 
-// ID is the name of the key.
+// ID returns the ID of the key.
 func (k HostKey) ID() host.ID { return host.OfKey(k.Public().(ed25519.PublicKey)) }
 
-// machineFiles tell machines apart: the first is the same in copies of an image that was not
-// cleaned, the second is the hypervisor's or the board's, and readable by root alone.
+// machineFiles identify a machine. Copies of one machine image may share the first; the second comes from the
+// hypervisor or the board, and only root can read it.
 var machineFiles = []string{"/etc/machine-id", "/sys/class/dmi/id/product_uuid"}
 
-// tie is what a key file is bound to: the machine, and the file itself, which no copy of files
-// has the inode of. Neither changes in a restart.
+// tie identifies the machine and the key file, by its inode, which a copy does not have. Neither changes at a
+// restart.
 func tie(info fs.FileInfo, machine []string) string {
 	h := sha256.New()
 	for _, name := range machine {
@@ -57,7 +56,7 @@ func tie(info fs.FileInfo, machine []string) string {
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
-// HostID returns the ID of the host whose data directory is dir; see [OpenHostKey].
+// HostID returns the ID of the host with data directory dir; see [OpenHostKey].
 func HostID(dir string) (host.ID, error) {
 	k, err := OpenHostKey(dir)
 	if err != nil {
@@ -66,11 +65,10 @@ func HostID(dir string) (host.ID, error) {
 	return k.ID(), nil
 }
 
-// OpenHostKey returns the key of the host whose data directory is dir, drawing it the first
-// time: a host that keeps the pieces keeps the name under which they were announced. A
-// directory that was copied, or restored, or comes from another machine, gets a new key: the
-// machine that it was copied from may live, and two hosts with one name would be taken for one.
-// It makes dir when it is not there. The error says what to do.
+// OpenHostKey returns the key of the host with data directory dir, and generates it the first time. A host that
+// keeps its pieces keeps the ID under which it announced them. A directory that was copied, restored, or moved from
+// another machine gets a new key: the other machine may still run, and others would take two hosts with one ID for
+// one host. OpenHostKey creates dir if it does not exist. The error says what to do.
 func OpenHostKey(dir string) (HostKey, error) { return openHostKey(dir, machineFiles) }
 
 func openHostKey(dir string, machine []string) (HostKey, error) {
@@ -78,10 +76,10 @@ func openHostKey(dir string, machine []string) (HostKey, error) {
 	k, tied, err := readHostKey(path, machine)
 	switch {
 	case err == nil && tied:
-		return k, noteHostID(dir, k.ID())
+		return k, writeHostID(dir, k.ID())
 	case err == nil:
 		was := k.ID()
-		k, err = drawHostKey(dir, machine, true)
+		k, err = generateHostKey(dir, machine, true)
 		k.Was, k.Moved = was, true
 		return k, err
 	case !errors.Is(err, fs.ErrNotExist):
@@ -91,19 +89,18 @@ func openHostKey(dir string, machine []string) (HostKey, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return HostKey{}, err
 	}
-	k, err = drawHostKey(dir, machine, false)
+	k, err = generateHostKey(dir, machine, false)
 	if err == nil && was != k.ID() {
 		k.Was = was
 	}
 	return k, err
 }
 
-// RedrawHostKey gives the host another key, because its ID is another host's too.
-func RedrawHostKey(dir string) (HostKey, error) { return drawHostKey(dir, machineFiles, true) }
+// ReplaceHostKey gives the host a new key, because another host has the same ID.
+func ReplaceHostKey(dir string) (HostKey, error) { return generateHostKey(dir, machineFiles, true) }
 
-// drawHostKey draws a key. Without replace, of two processes that come at once one draws and
-// both get the same.
-func drawHostKey(dir string, machine []string, replace bool) (k HostKey, err error) {
+// generateHostKey generates a key. Without replace, two concurrent processes get the same key.
+func generateHostKey(dir string, machine []string, replace bool) (k HostKey, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("making a host key in %s: %w", dir, Remedy(dir, err))
@@ -135,10 +132,10 @@ func drawHostKey(dir string, machine []string, replace bool) (k HostKey, err err
 	if err != nil {
 		return HostKey{}, err
 	}
-	return k, noteHostID(dir, k.ID())
+	return k, writeHostID(dir, k.ID())
 }
 
-// readHostKey reads a key file, and whether it was made here.
+// readHostKey reads a key file; tied is true if it was generated on this machine and is no copy.
 func readHostKey(path string, machine []string) (k HostKey, tied bool, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -157,30 +154,30 @@ func readHostKey(path string, machine []string) (k HostKey, tied bool, err error
 		if err == nil || n < len(b) {
 			err = errors.New("it holds no key")
 		}
-		return k, false, fmt.Errorf("reading the host key of %s: %w: delete that file to have a new one drawn", path, err)
+		return k, false, fmt.Errorf("reading the host key in %s: %w: delete that file to generate a new key", path, err)
 	}
 	k.PrivateKey = ed25519.NewKeyFromSeed(raw)
 	return k, to == tie(info, machine), nil
 }
 
-// noteHostID writes the ID where people look for it, unless a program before keys has its own there:
-// with the name of a key, and without the key, no member would believe it.
-func noteHostID(dir string, id host.ID) error {
+// writeHostID writes the ID to idFile, unless an older program without keys has its own ID there: with the ID of a key,
+// but without the key, no member would trust that program.
+func writeHostID(dir string, id host.ID) error {
 	path := filepath.Join(dir, idFile)
 	noted, err := readHostID(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err // not ours to overwrite: is this the right directory?
+		return err // the file is unreadable or holds no ID, so do not overwrite it
 	}
 	if noted == id || noted != "" && !noted.Keyed() {
 		return nil
 	}
 	if err := atomicfile.Write(path, []byte(id+"\n")); err != nil {
-		return fmt.Errorf("noting the host ID in %s: %w", dir, Remedy(dir, err))
+		return fmt.Errorf("writing the host ID in %s: %w", dir, Remedy(dir, err))
 	}
 	return nil
 }
 
-// readHostID reads the ID that a program of before drew, or that a key of before had.
+// readHostID reads the ID in idFile.
 func readHostID(path string) (host.ID, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -188,7 +185,7 @@ func readHostID(path string) (host.ID, error) {
 	}
 	id, err := host.ParseID(strings.TrimSpace(string(b)))
 	if err != nil {
-		return "", fmt.Errorf("reading the host ID of %s: %w: delete that file to have a new one drawn", path, err)
+		return "", fmt.Errorf("reading the host ID in %s: %w: delete that file to generate a new ID", path, err)
 	}
 	return id, nil
 }

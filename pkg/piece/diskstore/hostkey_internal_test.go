@@ -20,20 +20,21 @@ func copyOf(t *testing.T, dir string) string {
 	return to
 }
 
-func TestACopiedDirectoryIsAnotherHost(t *testing.T) {
+// A copied data directory is another host.
+func TestCopiedDirectory(t *testing.T) {
 	dir := t.TempDir()
 	first, err := OpenHostKey(dir)
 	require.NoError(t, err)
 	assert.True(t, first.ID().Keyed())
 	assert.Empty(t, first.Was)
 
-	t.Run("a restart keeps the name", func(t *testing.T) {
+	t.Run("a restart keeps the ID", func(t *testing.T) {
 		again, err := OpenHostKey(dir)
 		require.NoError(t, err)
 		assert.Equal(t, first.ID(), again.ID())
 		assert.False(t, again.Moved)
 	})
-	t.Run("a copy on the same machine takes another, once", func(t *testing.T) {
+	t.Run("a copy on the same machine gets another ID, once", func(t *testing.T) {
 		clone := copyOf(t, dir)
 		other, err := OpenHostKey(clone)
 		require.NoError(t, err)
@@ -48,7 +49,7 @@ func TestACopiedDirectoryIsAnotherHost(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, string(other.ID()), strings.TrimSpace(string(noted)))
 	})
-	t.Run("so does a disk that is started in another machine, to the inode the same", func(t *testing.T) {
+	t.Run("so does a disk that is moved to another machine", func(t *testing.T) {
 		here, there := filepath.Join(t.TempDir(), "id"), filepath.Join(t.TempDir(), "id")
 		require.NoError(t, os.WriteFile(here, []byte("a\n"), 0o600))
 		require.NoError(t, os.WriteFile(there, []byte("b\n"), 0o600))
@@ -60,7 +61,7 @@ func TestACopiedDirectoryIsAnotherHost(t *testing.T) {
 		assert.NotEqual(t, was.ID(), is.ID())
 		assert.True(t, is.Moved)
 	})
-	t.Run("a name of a program before keys is left, and told", func(t *testing.T) {
+	t.Run("an ID of a program without keys stays in its file", func(t *testing.T) {
 		old, drawn := t.TempDir(), host.NewID()
 		require.NoError(t, os.WriteFile(filepath.Join(old, idFile), []byte(string(drawn)+"\n"), 0o600))
 		k, err := OpenHostKey(old)
@@ -71,7 +72,7 @@ func TestACopiedDirectoryIsAnotherHost(t *testing.T) {
 		for range 2 {
 			noted, err := os.ReadFile(filepath.Join(old, idFile))
 			require.NoError(t, err)
-			assert.Equal(t, string(drawn), strings.TrimSpace(string(noted)), "that program may be wanted again, and has no key for another name")
+			assert.Equal(t, string(drawn), strings.TrimSpace(string(noted)), "that program may run again, without a key")
 			again, err := OpenHostKey(old)
 			require.NoError(t, err)
 			assert.Equal(t, k.ID(), again.ID())
@@ -80,19 +81,19 @@ func TestACopiedDirectoryIsAnotherHost(t *testing.T) {
 	})
 	t.Run("a damaged key says what to do", func(t *testing.T) {
 		for _, damaged := range []string{"", "?", strings.Repeat("0", 63)} {
-			broken := copyOf(t, dir)
-			require.NoError(t, os.WriteFile(filepath.Join(broken, keyFile), []byte(damaged), 0o600))
-			_, err := OpenHostKey(broken)
+			journalErr := copyOf(t, dir)
+			require.NoError(t, os.WriteFile(filepath.Join(journalErr, keyFile), []byte(damaged), 0o600))
+			_, err := OpenHostKey(journalErr)
 			assert.ErrorContains(t, err, "delete that file", "%q", damaged)
 		}
 	})
-	t.Run("the key is nobody else's to read", func(t *testing.T) {
+	t.Run("no other user can read the key", func(t *testing.T) {
 		st, err := os.Stat(filepath.Join(dir, keyFile))
 		require.NoError(t, err)
 		assert.Equal(t, os.FileMode(0o600), st.Mode().Perm())
 	})
-	t.Run("a host that is told that its name is taken gets another", func(t *testing.T) {
-		k, err := RedrawHostKey(dir)
+	t.Run("a host gets another ID if another host has the same one", func(t *testing.T) {
+		k, err := ReplaceHostKey(dir)
 		require.NoError(t, err)
 		assert.NotEqual(t, first.ID(), k.ID())
 		again, err := OpenHostKey(dir)

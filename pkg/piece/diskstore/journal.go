@@ -12,7 +12,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// The journal's format: docs/storage.md, "The journal". What changes here changes there.
+// The journal's format. Keep it in sync with docs/storage.md, "The journal".
 const (
 	journalMagic   = "DARTERJ\n"
 	journalVersion = 1
@@ -22,7 +22,7 @@ const (
 	markSize       = frameFixed + 1 + 8 + 4
 	// payloadMax is the longest payload: a run of all pieces of the longest content.
 	payloadMax = piece.CountMax*len(piece.Digest{}) + 128<<10
-	// What AddRuns takes at most: far more than Ed25519 and X.509 need.
+	// signatureMax and certificateMax bound AddRuns, in bytes: far more than Ed25519 and X.509 need.
 	signatureMax   = 1 << 10
 	certificateMax = 64 << 10
 
@@ -31,22 +31,22 @@ const (
 	kindRun         = 3
 	kindCertificate = 4
 	kindMark        = 5
-	// kindOptional and above may be skipped by a reader that does not know them.
+	// A reader skips unknown kinds from kindOptional on.
 	kindOptional = 128
-	// kindNothing says nothing: it was written to see whether that can be done.
+	// kindNothing has no meaning: it tests whether the journal takes writes.
 	kindNothing = 128
 )
 
 var (
-	// errNewer: a later version of the program wrote the journal.
+	// errNewer means that a newer version of the program wrote the journal.
 	errNewer = errors.New("journal was written by a newer version")
-	// errDamaged: the header is not one that any version wrote.
+	// errDamaged means that no version of the program wrote the header.
 	errDamaged = errors.New("journal header is damaged")
 
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
 )
 
-// header opens a journal and says what it is about.
+// header is the start of a journal.
 type header struct {
 	id    task.ID
 	facts piece.Metadata
@@ -71,15 +71,14 @@ func encodeHeader(h header) []byte {
 	return append(b, body...)
 }
 
-// decodeHeader reads the header at the start of b, which holds the first bytes of a
-// journal, and returns its length. The error is errNewer or wraps errDamaged.
+// decodeHeader decodes the header at the start of b, the first bytes of a journal, and returns its length in bytes.
+// The error wraps errNewer or errDamaged.
 func decodeHeader(b []byte) (h header, n int, err error) {
 	if len(b) < headerFixed || string(b[:len(journalMagic)]) != journalMagic {
 		return h, 0, fmt.Errorf("%w: no magic", errDamaged)
 	}
 	fixed := b[len(journalMagic):]
-	// The version comes before everything else, the checksum included: what follows it
-	// is a newer version's to change.
+	// Check the version first, before the checksum: a newer version may change everything after it.
 	if v := binary.BigEndian.Uint32(fixed); v > journalVersion {
 		return h, 0, fmt.Errorf("%w: %d, this program knows %d", errNewer, v, journalVersion)
 	} else if v < 1 {
@@ -108,8 +107,7 @@ func decodeHeader(b []byte) (h header, n int, err error) {
 	return h, headerFixed + size, nil
 }
 
-// frame closes the payload that stands in b from start+frameFixed on: the caller left
-// frameFixed bytes for its length and checksum.
+// frame writes length and checksum of the payload b[start+frameFixed:] into the frameFixed bytes before it.
 func frame(b []byte, start int) []byte {
 	f := b[start:]
 	binary.BigEndian.PutUint32(f, uint32(len(f)-frameFixed))
@@ -200,7 +198,7 @@ func decodeRun(body []byte) (piece.DigestRun, error) {
 
 var errShortRecord = errors.New("record is too short or too long for what it says")
 
-// decoder takes fields from the front of b; once bad it returns zeros.
+// decoder takes fields from the front of b. Once bad, it returns zeros.
 type decoder struct {
 	b   []byte
 	bad bool
@@ -235,30 +233,28 @@ func (d *decoder) done() error {
 	return nil
 }
 
-// recorded is what a journal says of one piece: at is the offset of its record, 0 when
-// there is none that counts.
+// recorded is a piece in a journal: at is the offset of its record, 0 if there is no valid one.
 type recorded struct {
 	digest piece.Digest
 	at     int64
 }
 
-// contents is what a journal says.
-type contents struct {
+// journalState is a decoded journal.
+type journalState struct {
 	header
-	pieces       []recorded // by index, as far as any was recorded
+	pieces       []recorded // by index, up to the last recorded one
 	runs         []piece.DigestRun
 	certificates [][]byte
-	// covers: what is recorded before that offset is on stable storage.
+	// covers is an offset: the pieces recorded before it are on stable storage.
 	covers int64
-	// end is the offset behind the last good record, marked the same when that record is
-	// a mark that covers everything before it, else 0.
+	// end is the offset after the last good record. marked equals end if that record is a mark that covers everything
+	// before it, else it is 0.
 	end, marked int64
 }
 
-// readJournal reads a journal of size bytes up to the first record that is cut off or
-// damaged; end says how far it came. It fails with errNewer, with an error that wraps
-// errDamaged when not even the header is good, and with what r says.
-func readJournal(r io.ReaderAt, size int64) (*contents, error) {
+// readJournal reads a journal of size bytes up to the first record that is cut off or damaged; end is the offset
+// reached. The error wraps errNewer, or errDamaged if the header is bad, or is r's.
+func readJournal(r io.ReaderAt, size int64) (*journalState, error) {
 	br := bufio.NewReaderSize(io.NewSectionReader(r, 0, size), 64<<10)
 	head, err := br.Peek(int(min(size, int64(headerFixed+headerBodyMax))))
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -268,8 +264,8 @@ func readJournal(r io.ReaderAt, size int64) (*contents, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, _ = br.Discard(n) // was peeked
-	c := &contents{header: h, end: int64(n)}
+	_, _ = br.Discard(n) // cannot fail after Peek
+	c := &journalState{header: h, end: int64(n)}
 	var fixed [frameFixed]byte
 	var buf []byte
 	for {
@@ -309,8 +305,7 @@ func readJournal(r io.ReaderAt, size int64) (*contents, error) {
 	}
 }
 
-// unlessEOF returns nil for the end of a file that became shorter while it was read: a
-// torn tail like any other.
+// unlessEOF returns nil for the end of a file that became shorter during the read: it counts as a torn tail.
 func unlessEOF(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil
@@ -318,8 +313,8 @@ func unlessEOF(err error) error {
 	return err
 }
 
-// apply takes in the record that stands at c.end; false when it makes no sense.
-func (c *contents) apply(payload []byte) (good bool, err error) {
+// apply adds the record at c.end; good is false if the record is invalid.
+func (c *journalState) apply(payload []byte) (good bool, err error) {
 	c.marked = 0
 	d := decoder{b: payload[1:]}
 	count := c.facts.Layout().Count()
@@ -357,7 +352,7 @@ func (c *contents) apply(payload []byte) (good bool, err error) {
 		}
 		c.covers = covers
 		if covers == c.end {
-			c.marked = c.end // the caller moves it behind the record
+			c.marked = c.end // the caller moves it to the end of the record
 		}
 	default:
 		if kind < kindOptional {
@@ -367,8 +362,8 @@ func (c *contents) apply(payload []byte) (good bool, err error) {
 	return true, nil
 }
 
-// readSummary reads only the header and the last record. ok is true when that record is a
-// mark that covers all before it; then have is the number of pieces.
+// readSummary reads only the header and the last record. ok is true if that record is a mark that covers everything
+// before it; then have is the number of pieces.
 func readSummary(r io.ReaderAt, size int64) (h header, have int, ok bool, err error) {
 	head := make([]byte, min(size, int64(headerFixed+headerBodyMax)))
 	if _, err := r.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {

@@ -38,14 +38,14 @@ func sampleJournal() []byte {
 	return appendPiece(b, 9, piece.Digest{19})
 }
 
-func read(t testing.TB, b []byte) *contents {
+func read(t testing.TB, b []byte) *journalState {
 	t.Helper()
 	c, err := readJournal(bytes.NewReader(b), int64(len(b)))
 	require.NoError(t, err)
 	return c
 }
 
-func TestAJournalSaysWhatWasWrittenToIt(t *testing.T) {
+func TestReadJournal(t *testing.T) {
 	b := sampleJournal()
 	c := read(t, b)
 	assert.Equal(t, sample, c.header)
@@ -56,8 +56,8 @@ func TestAJournalSaysWhatWasWrittenToIt(t *testing.T) {
 	require.Len(t, c.pieces, 10)
 	assert.Zero(t, c.pieces[3].at, "dropped")
 	assert.Equal(t, piece.Digest{4}, c.pieces[4].digest)
-	assert.Greater(t, c.pieces[4].at, c.covers, "behind the mark")
-	assert.Equal(t, piece.Digest{19}, c.pieces[9].digest, "the last word counts")
+	assert.Greater(t, c.pieces[4].at, c.covers, "after the mark")
+	assert.Equal(t, piece.Digest{19}, c.pieces[9].digest, "the last record counts")
 	assert.Greater(t, c.pieces[9].at, c.covers)
 
 	b = appendMark(b, int64(len(b)), 2)
@@ -70,7 +70,8 @@ func TestAJournalSaysWhatWasWrittenToIt(t *testing.T) {
 	assert.Equal(t, sample, h)
 }
 
-func TestAMarkThatCoversNotEverythingIsNoCleanEnd(t *testing.T) {
+// A mark that does not cover everything is no clean end.
+func TestPartialMark(t *testing.T) {
 	b := encodeHeader(sample)
 	covers := int64(len(b))
 	b = appendPiece(b, 3, piece.Digest{3})
@@ -84,7 +85,8 @@ func TestAMarkThatCoversNotEverythingIsNoCleanEnd(t *testing.T) {
 	assert.False(t, ok)
 }
 
-func TestAJournalEndsWhereItMakesNoSense(t *testing.T) {
+// A journal ends at its first invalid record.
+func TestJournalEnd(t *testing.T) {
 	head := encodeHeader(sample)
 	frameOf := func(payload ...byte) []byte {
 		b, start := begin(nil, payload[0])
@@ -120,7 +122,8 @@ func TestAJournalEndsWhereItMakesNoSense(t *testing.T) {
 	}
 }
 
-func TestAHeaderOfNoVersionIsDamagedAndOneOfTheNextIsNewer(t *testing.T) {
+// A header of no version is damaged; one of a later version is newer.
+func TestHeaderErrors(t *testing.T) {
 	good := encodeHeader(sample)
 	for n := range good {
 		_, err := readJournal(bytes.NewReader(good[:n]), int64(n))
@@ -131,7 +134,7 @@ func TestAHeaderOfNoVersionIsDamagedAndOneOfTheNextIsNewer(t *testing.T) {
 		bad[at] ^= 1
 		_, err := readJournal(bytes.NewReader(bad), int64(len(bad)))
 		want := errDamaged
-		if at >= 8 && at < 11 { // the upper bytes of the version: a far newer one, as far as anybody can tell
+		if at >= 8 && at < 11 { // the upper bytes of the version, so that it looks much newer
 			want = errNewer
 		}
 		assert.ErrorIs(t, err, want, "byte %d", at)
@@ -160,7 +163,7 @@ func FuzzJournal(f *testing.F) {
 	f.Add(appendMark(encodeHeader(sample), int64(len(encodeHeader(sample))), 0))
 	f.Add(append(sampleJournal(), 0, 0, 0, 99, 1, 2, 3, 4, 5))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		// Checksums keep a fuzzer out: put right what it made of them.
+		// A fuzzer cannot guess checksums, so correct them.
 		at := 0
 		if _, n, err := decodeHeader(b); err == nil {
 			at = n

@@ -13,16 +13,16 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// replica is one use of a content.
+// replica is one use of an open task.
 type replica struct {
-	c      *content
+	c      *openTask
 	closed atomic.Bool
 }
 
 func (r *replica) ID() task.ID              { return r.c.id }
 func (r *replica) Metadata() piece.Metadata { return r.c.facts }
 
-// failure is why r answers nothing any more, or nil. The caller holds c.mu.
+// failure returns why r is no longer usable, or nil. The caller holds c.mu.
 func (r *replica) failure() error {
 	if r.closed.Load() {
 		return fs.ErrClosed
@@ -63,7 +63,7 @@ func (r *replica) Digest(i piece.Index) (piece.Digest, bool) {
 func (r *replica) WritePiece(i piece.Index, data []byte, d piece.Digest) error {
 	l := r.c.layout
 	if i < 0 || int(i) >= l.Count() || int64(len(data)) != l.Size(i) {
-		return fmt.Errorf("writing piece %d of task %s: %w: %d bytes where %d belong",
+		return fmt.Errorf("writing piece %d of task %s: %w: got %d bytes, expected %d",
 			i, r.c.id.Short(), piece.ErrInvalidMetadata, len(data), l.Size(i))
 	}
 	if err := r.c.write(r, i, data, d); err != nil {
@@ -72,7 +72,7 @@ func (r *replica) WritePiece(i piece.Index, data []byte, d piece.Digest) error {
 	return nil
 }
 
-// cause puts the end of the replica before the error of the disk that came of it.
+// cause returns the reason why the replica ended, if it did: it is the cause of the disk's error.
 func (r *replica) cause(err error) error {
 	if end := r.use(); end != nil {
 		return end
@@ -80,9 +80,8 @@ func (r *replica) cause(err error) error {
 	return err
 }
 
-// there returns how many of the bytes [off, off+n) can be read, counted from off, and
-// ErrMissing when not all.
-func (r *replica) there(off, n int64) (int64, error) {
+// available returns how many of the bytes [off, off+n) can be read from off on, and ErrMissing if not all of them.
+func (r *replica) available(off, n int64) (int64, error) {
 	c := r.c
 	first, end := c.layout.Span(off, n)
 	c.mu.RLock()
@@ -92,7 +91,8 @@ func (r *replica) there(off, n int64) (int64, error) {
 	}
 	for i := first; i < end; i++ {
 		if !c.have.Has(i) {
-			return max(c.layout.Offset(i)-off, 0), fmt.Errorf("reading task %s: piece %d: %w", c.id.Short(), i, piece.ErrMissing)
+			return max(c.layout.Offset(i)-off, 0),
+				fmt.Errorf("reading task %s: piece %d: %w", c.id.Short(), i, piece.ErrMissing)
 		}
 	}
 	return n, nil
@@ -103,12 +103,12 @@ func (r *replica) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("reading task %s at offset %d", c.id.Short(), off)
 	}
-	n, missing := r.there(off, min(int64(len(p)), max(c.layout.Length-off, 0)))
+	n, missing := r.available(off, min(int64(len(p)), max(c.layout.Length-off, 0)))
 	if n > 0 {
 		c.e.lastRead.Store(c.s.tick())
 		k, err := c.data.ReadAt(p[:n], off)
 		if int64(k) < n {
-			return k, r.unreadable(off+int64(k), err)
+			return k, r.readError(off+int64(k), err)
 		}
 	}
 	switch {
@@ -125,7 +125,7 @@ func (r *replica) CopyTo(w io.Writer, off, n int64) (int64, error) {
 	if err := c.layout.Within(off, n); err != nil {
 		return 0, fmt.Errorf("reading task %s: %w", c.id.Short(), err)
 	}
-	if _, err := r.there(off, n); err != nil || n == 0 {
+	if _, err := r.available(off, n); err != nil || n == 0 {
 		return 0, err
 	}
 	c.e.lastRead.Store(c.s.tick())
@@ -133,23 +133,22 @@ func (r *replica) CopyTo(w io.Writer, off, n int64) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("reading task %s: %w", c.id.Short(), r.cause(err))
 	}
-	defer func() { _ = c.giveBack(f) }() // read-only: closing it can lose nothing
+	defer func() { _ = c.giveBack(f) }() // read-only, so an error of Close loses no data
 	if _, err := f.Seek(off, io.SeekStart); err != nil {
-		return 0, r.unreadable(off, err)
+		return 0, r.readError(off, err)
 	}
 	written, err := c.send(w, f, n)
 	switch {
 	case err == nil && written == n:
 		return written, nil
 	case err == nil || errors.Is(err, syscall.EIO):
-		return written, r.unreadable(off+written, err)
+		return written, r.readError(off+written, err)
 	}
 	return written, fmt.Errorf("sending bytes of task %s: %w", c.id.Short(), err)
 }
 
-// send moves n bytes from f to w. A w with a ReadFrom gets the file itself, so that the
-// kernel may move them.
-func (c *content) send(w io.Writer, f File, n int64) (int64, error) {
+// send copies n bytes from f to w. A w with a ReadFrom gets the file itself, so that the kernel can move the bytes.
+func (c *openTask) send(w io.Writer, f File, n int64) (int64, error) {
 	if _, ok := w.(io.ReaderFrom); ok {
 		return io.Copy(w, io.LimitReader(f, n))
 	}
@@ -158,16 +157,15 @@ func (c *content) send(w io.Writer, f File, n int64) (int64, error) {
 	return io.CopyBuffer(w, io.LimitReader(f, n), *buf)
 }
 
-// unreadable withdraws the piece at off, which the disk did not give back, and returns the
-// error for its reader.
-func (r *replica) unreadable(off int64, err error) error {
+// readError drops the piece at off, which the disk could not read, and returns the error for its reader.
+func (r *replica) readError(off int64, err error) error {
 	if end := r.use(); end != nil {
 		return fmt.Errorf("reading task %s: %w", r.c.id.Short(), end)
 	}
 	if err == nil || errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF // the file became shorter
 	}
-	r.c.spoil(off, err)
+	r.c.dropUnreadable(off, err)
 	return fmt.Errorf("reading task %s: piece %d: %w", r.c.id.Short(), r.c.layout.At(off), err)
 }
 

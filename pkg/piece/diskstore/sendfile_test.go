@@ -38,8 +38,8 @@ func filled(t testing.TB, name string, cfg diskstore.Config, facts piece.Metadat
 	return s, r, content
 }
 
-// sent copies the whole content to a TCP connection and through an HTTP server, 256 KiB at
-// a time, and requires that it arrives.
+// sent copies a whole task to a TCP connection and through an HTTP server, 256 KiB at a time, and compares the
+// received bytes.
 func sent(t *testing.T) {
 	s, r, content := filled(t, "a", diskstore.Config{Dir: t.TempDir()}, sentMetadata)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -82,19 +82,20 @@ func sent(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-func TestBytesGoFromTheFileToTheSocketInTheKernel(t *testing.T) {
+// The kernel moves bytes from the file to the socket.
+func TestSendfile(t *testing.T) {
 	const self = "DARTER_TEST_UNDER_STRACE"
 	if os.Getenv(self) != "" {
 		sent(t)
 		return
 	}
-	without := t.Skipf // what a machine lacks is told; a CI machine has to have it
+	without := t.Skipf // in CI a missing tool is a failure
 	if os.Getenv("CI") == "true" {
 		without = t.Fatalf
 	}
 	strace, err := exec.LookPath("strace")
 	if err != nil {
-		without("needs strace: apt-get install strace")
+		without("needs strace; install it with: apt-get install strace")
 	}
 	trace := filepath.Join(t.TempDir(), "trace")
 	cmd := exec.CommandContext(context.Background(), strace, "-f", "-e", "trace=sendfile,pread64,read", "-o", trace,
@@ -102,7 +103,7 @@ func TestBytesGoFromTheFileToTheSocketInTheKernel(t *testing.T) {
 	cmd.Env = append(os.Environ(), self+"=1")
 	out, err := cmd.CombinedOutput()
 	if bytes.Contains(out, []byte("PTRACE_TRACEME")) || bytes.Contains(out, []byte("ptrace(")) {
-		without("this system lets nobody trace: %s", out)
+		without("needs the right to trace; run as root or allow ptrace (kernel.yama.ptrace_scope): %s", out)
 	}
 	require.NoError(t, err, "%s", out)
 	log, err := os.ReadFile(trace)
@@ -113,12 +114,12 @@ func TestBytesGoFromTheFileToTheSocketInTheKernel(t *testing.T) {
 		require.NoError(t, err)
 		moved += n
 	}
-	// net/http may send the first 512 bytes after it has looked at them.
+	// net/http may read and send the first 512 bytes itself.
 	assert.GreaterOrEqual(t, moved, 2*sentMetadata.Length-1024, "bytes moved by sendfile")
-	assert.NotRegexp(t, `pread64\(\d+, .*, (262144|32768), \d+\)`, string(log), "bytes that came through this process")
+	assert.NotRegexp(t, `pread64\(\d+, .*, (262144|32768), \d+\)`, string(log), "no byte passes through this process")
 }
 
-// socket stands for a connection whose ReadFrom can move files.
+// socket is a connection whose ReadFrom can move files.
 type socket struct {
 	io.Writer
 	from []io.Reader
@@ -129,7 +130,8 @@ func (s *socket) ReadFrom(r io.Reader) (int64, error) {
 	return io.Copy(s.Writer, r)
 }
 
-func TestAConnectionGetsTheFileItself(t *testing.T) {
+// A connection with ReadFrom gets the file itself.
+func TestReaderFromGetsTheFile(t *testing.T) {
 	s, r, content := filled(t, "a", diskstore.Config{Dir: t.TempDir()}, crashMetadata)
 	var out bytes.Buffer
 	w := &socket{Writer: &out}
@@ -137,7 +139,7 @@ func TestAConnectionGetsTheFileItself(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, int64(3000), n)
 	assert.Equal(t, content[500:3500], out.Bytes())
-	require.Len(t, w.from, 1, "once, whatever pieces the range is in")
+	require.Len(t, w.from, 1, "one call for all pieces of the range")
 	limited, ok := w.from[0].(*io.LimitedReader)
 	require.True(t, ok, "%T", w.from[0])
 	assert.IsType(t, &os.File{}, limited.R)
@@ -145,7 +147,8 @@ func TestAConnectionGetsTheFileItself(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-func TestManyReadAtOnceEachFromItsOwnPlace(t *testing.T) {
+// Concurrent readers have their own offsets.
+func TestConcurrentReads(t *testing.T) {
 	s, r, content := filled(t, "a", diskstore.Config{Dir: t.TempDir()}, crashMetadata)
 	var g sync.WaitGroup
 	for k := range int64(32) {
@@ -198,7 +201,7 @@ func BenchmarkWritePiece(b *testing.B) {
 	}
 }
 
-func BenchmarkOpenOfATaskWith512Pieces(b *testing.B) {
+func BenchmarkOpen512Pieces(b *testing.B) {
 	s, r, _ := filled(b, "a", diskstore.Config{Dir: b.TempDir(), FS: quick{}}, piece.MetadataFor(64<<20, ""))
 	require.NoError(b, r.Close())
 	require.NoError(b, s.Close())
@@ -214,7 +217,7 @@ func BenchmarkOpenOfATaskWith512Pieces(b *testing.B) {
 	require.NoError(b, s.Close())
 }
 
-func BenchmarkStartWith2000Tasks(b *testing.B) {
+func BenchmarkStart2000Tasks(b *testing.B) {
 	dir := b.TempDir()
 	s := mustOpen(b, diskstore.Config{Dir: dir, FS: quick{}})
 	for k := range 2000 {

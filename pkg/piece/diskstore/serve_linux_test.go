@@ -16,9 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BenchmarkServing is what docs/storage.md says of the cost of checking what is served: the CPU
-// time of the sending thread for each GiB from the page cache into a loopback connection, in the
-// ways there are to check the bytes.
+// BenchmarkServing measures the cost of checks of served bytes (docs/storage.md): the CPU time of the sending thread
+// per GiB from the page cache to a loopback connection, for each kind of check.
 func BenchmarkServing(b *testing.B) {
 	const size, block = 64 << 20, 256 << 10
 	path := filepath.Join(b.TempDir(), "data")
@@ -69,7 +68,7 @@ func BenchmarkServing(b *testing.B) {
 	}
 }
 
-// serving runs send, which sends a file of size bytes once, on a thread of its own.
+// serving runs send on a thread of its own; send sends a file of size bytes once.
 func serving(b *testing.B, path string, size int64, send func(net.Conn, *os.File) error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(b, err)

@@ -10,13 +10,12 @@ import (
 	"github.com/darter-io/darter/pkg/piece"
 )
 
-// spoolStep is by how much a spool's share of the quota grows, in bytes. Smaller steps ask the
-// quota more often; larger ones count what is not there yet.
+// spoolStep is the step in bytes by which a spool's share of the quota grows. Smaller steps take the lock more often;
+// larger ones count bytes that are not written yet.
 const spoolStep = 4 << 20
 
-// Spool implements [piece.Spooler]. Spools count towards the quota as they grow and evict what is
-// read least recently. All of them together may take half of the quota, because the task that a
-// spool becomes needs as much again.
+// Spool implements [piece.Spooler]. Spools count in the quota as they grow, and evict the least recently read tasks.
+// All spools together may take half of the quota, because the task that a spool becomes needs the same space again.
 func (s *Store) Spool() (piece.Spool, error) {
 	s.life.RLock()
 	defer s.life.RUnlock()
@@ -31,15 +30,15 @@ func (s *Store) Spool() (piece.Spool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a spool: %w", Remedy(s.cfg.Dir, err))
 	}
-	// Without a name the kernel takes it back when the process ends, however that ends. Where a
-	// file system wants it to keep its name (NFS), the next start empties tmp/.
+	// The kernel frees a file without a name when the process ends. If a file system keeps the name (NFS), the next
+	// start empties tmp/.
 	if err := s.fs.RemoveAll(name); err != nil {
 		return nil, fmt.Errorf("making a spool: %w", errors.Join(Remedy(s.cfg.Dir, err), f.Close()))
 	}
 	return &spool{s: s, f: f}, nil
 }
 
-// spool is a file in tmp/ that has no name any more.
+// spool is a file from tmp/ without a name.
 type spool struct {
 	s      *Store
 	f      File
@@ -55,22 +54,23 @@ func (p *spool) Write(b []byte) (int, error) {
 	}
 	p.s.life.RLock()
 	defer p.s.life.RUnlock()
-	if err := p.s.spoolRoom(p, p.n+int64(len(b))); err != nil {
+	if err := p.s.growSpool(p, p.n+int64(len(b))); err != nil {
 		return 0, fmt.Errorf("keeping %d bytes of a body of unknown length: %w", p.n+int64(len(b)), err)
 	}
-	err := p.s.withRoom(int64(len(b)), func() error {
+	err := p.s.evictWhileFull(int64(len(b)), func() error {
 		_, err := p.f.WriteAt(b, p.n)
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("keeping %d bytes of a body of unknown length: %w", p.n+int64(len(b)), Remedy(p.s.cfg.Dir, err))
+		return 0, fmt.Errorf("keeping %d bytes of a body of unknown length: %w",
+			p.n+int64(len(b)), Remedy(p.s.cfg.Dir, err))
 	}
 	p.n += int64(len(b))
 	return len(b), nil
 }
 
-// spoolRoom has the quota count a spool of so many bytes.
-func (s *Store) spoolRoom(p *spool, size int64) error {
+// growSpool grows the spool's share of the quota to at least size bytes.
+func (s *Store) growSpool(p *spool, size int64) error {
 	more := (size - p.share + spoolStep - 1) / spoolStep * spoolStep
 	if more <= 0 {
 		return nil
@@ -85,11 +85,12 @@ func (s *Store) spoolRoom(p *spool, size int64) error {
 			more = min(more, most-s.spooled)
 			if p.share+more < size {
 				s.mu.Unlock()
-				return fmt.Errorf("%w than half of the quota of %d bytes, and have %d: have its origin tell the length, or raise the quota", piece.ErrSpoolFull, quota, s.spooled)
+				return fmt.Errorf("%w than half of the quota of %d bytes, and take %d now: "+
+					"let the origin declare the length, or raise the quota", piece.ErrSpoolFull, quota, s.spooled)
 			}
 		}
 	}
-	victims, err := s.makeRoom(more)
+	victims, err := s.evictFor(more)
 	if err == nil {
 		s.used += more
 		s.spooled += more

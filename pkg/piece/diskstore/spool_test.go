@@ -15,7 +15,7 @@ import (
 	"github.com/darter-io/darter/pkg/piece/storetest"
 )
 
-// names are the files under dir.
+// names returns the files under dir.
 func names(t *testing.T, dir string) (list []string) {
 	require.NoError(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() && d.Name() != "lock" {
@@ -26,7 +26,7 @@ func names(t *testing.T, dir string) (list []string) {
 	return list
 }
 
-func TestASpoolGivesBackWhatWasWritten(t *testing.T) {
+func TestSpool(t *testing.T) {
 	s, err := diskstore.Open(diskstore.Config{Dir: t.TempDir()})
 	require.NoError(t, err)
 	defer s.Close()
@@ -38,7 +38,7 @@ func TestASpoolGivesBackWhatWasWritten(t *testing.T) {
 		require.NoError(t, err)
 		rest = rest[n:]
 	}
-	assert.Empty(t, names(t, s.Dir()), "it has no name that a killed process would leave")
+	assert.Empty(t, names(t, s.Dir()), "it has no name, so a killed process leaves no file")
 	for range 2 {
 		got, err := io.ReadAll(spool.Reader())
 		require.NoError(t, err)
@@ -53,7 +53,8 @@ func TestASpoolGivesBackWhatWasWritten(t *testing.T) {
 	assert.ErrorIs(t, err, fs.ErrClosed)
 }
 
-func TestSpoolsCountTowardsTheQuota(t *testing.T) {
+// Spools count in the quota.
+func TestSpoolQuota(t *testing.T) {
 	const quota = 64 << 20
 	s, err := diskstore.Open(diskstore.Config{Dir: t.TempDir(), Quota: quota})
 	require.NoError(t, err)
@@ -77,33 +78,34 @@ func TestSpoolsCountTowardsTheQuota(t *testing.T) {
 	err = fill(spool)
 	require.ErrorIs(t, err, piece.ErrSpoolFull)
 	assert.ErrorContains(t, err, "raise the quota")
-	assert.EqualValues(t, quota/2, spool.Len(), "the task that it becomes needs as much again")
+	assert.EqualValues(t, quota/2, spool.Len(), "the task that it becomes needs the same space again")
 	assert.LessOrEqual(t, s.Usage().Used, int64(quota))
 	_, err = s.Open(storetest.ID("old"))
-	assert.ErrorIs(t, err, piece.ErrNotFound, "what nobody reads made room")
+	assert.ErrorIs(t, err, piece.ErrNotFound, "an unused task was evicted")
 	assert.Equal(t, storetest.ID("used"), used.ID())
 
 	second, err := s.Spool()
 	require.NoError(t, err)
 	_, err = second.Write(block)
-	assert.ErrorIs(t, err, piece.ErrSpoolFull, "all of them together have half")
+	assert.ErrorIs(t, err, piece.ErrSpoolFull, "all spools together may take half")
 	require.NoError(t, spool.Close())
 	_, err = second.Write(block)
 	assert.NoError(t, err)
 
 	more := put("more", 30<<20)
 	err = fill(second)
-	require.ErrorIs(t, err, piece.ErrNoSpace, "what is open stays")
+	require.ErrorIs(t, err, piece.ErrNoSpace, "open tasks stay")
 	kept := second.Len()
 	require.NoError(t, more.Close())
 	_, err = second.Write(block)
-	require.NoError(t, err, "the same can be written once there is room")
+	require.NoError(t, err, "the same write succeeds when there is space")
 	assert.Equal(t, kept+1<<20, second.Len())
 	require.NoError(t, used.Close())
 	require.NoError(t, second.Close())
 }
 
-func TestNoSpoolIsMadeOrWrittenAfterTheEnd(t *testing.T) {
+// A closed store or spool takes no bytes.
+func TestSpoolAfterClose(t *testing.T) {
 	s, err := diskstore.Open(diskstore.Config{Dir: t.TempDir(), Quota: 1 << 30})
 	require.NoError(t, err)
 	spool, err := s.Spool()

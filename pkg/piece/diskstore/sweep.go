@@ -18,7 +18,7 @@ func (s *Store) Sweep(id task.ID) error {
 	defer s.life.RUnlock()
 	s.retrying.Lock()
 	defer s.retrying.Unlock()
-	err := errors.Join(s.sweepRest(id), s.removeLeft(id), s.sweepAside(id))
+	err := errors.Join(s.sweepRest(id), s.deleteUnusable(id), s.sweepAside(id))
 	for _, dir := range []string{filepath.Dir(s.dir(id)), s.path("tasks", "spare"), s.path("aside")} {
 		if err != nil {
 			break
@@ -48,7 +48,7 @@ func (s *Store) sweepRest(id task.ID) error {
 			e.gone = true
 			s.tasks[id] = e
 			s.mu.Unlock()
-			return s.finish(e, func() error { return s.remove(s.dir(id)) })
+			return s.finishRemoval(e, func() error { return s.remove(s.dir(id)) })
 		}
 		gone := e.gone
 		s.mu.Unlock()
@@ -62,11 +62,11 @@ func (s *Store) sweepRest(id task.ID) error {
 // sweepAside deletes what was set aside of a task for a newer version.
 func (s *Store) sweepAside(id task.ID) error {
 	path := s.path("aside", dirName(id))
-	if err := s.unmake(path); err != nil {
+	if err := s.deleteDir(path); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.forgetAside(path)
+	s.removeUnusable(path)
 	return nil
 }
