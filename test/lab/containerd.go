@@ -20,10 +20,10 @@ import (
 	"time"
 )
 
-// Containerd is a containerd of a node's own, with its own root: what one pulled, no other has.
+// Containerd is a node's own containerd with its own root, so that it shares no images with others.
 type Containerd struct {
 	*Proc
-	// Socket is where ctr finds it.
+	// Socket is the path of its API, for ctr.
 	Socket string
 
 	node        *Node
@@ -32,7 +32,7 @@ type Containerd struct {
 	snapshotter string
 }
 
-// containerdConfig has no CRI: images are pulled with ctr, and nothing runs.
+// containerdConfig has no CRI: tests pull images with ctr and run no containers.
 const containerdConfig = `version = 2
 root = %q
 state = %q
@@ -48,7 +48,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", 
 // Containerd starts a containerd and waits until it answers.
 func (n *Node) Containerd() (*Containerd, error) { return n.containerd("") }
 
-// containerd starts the one of a directory.
+// containerd starts the containerd in a directory, or in the PATH.
 func (n *Node) containerd(bin string) (*Containerd, error) {
 	dir := filepath.Join(n.Dir, "containerd")
 	c := &Containerd{bin: bin, Socket: filepath.Join(dir, "c.sock"), node: n, hosts: filepath.Join(dir, "certs.d")}
@@ -60,7 +60,7 @@ func (n *Node) containerd(bin string) (*Containerd, error) {
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return nil, fmt.Errorf("configuring containerd on %s: %w", n.Name, err)
 	}
-	// Copying files is slower than an overlay and works everywhere.
+	// The native snapshotter copies files: it is slower than an overlay, but works everywhere.
 	c.snapshotter = "native"
 	if overlay() {
 		c.snapshotter = "overlayfs"
@@ -91,20 +91,20 @@ func (n *Node) containerd(bin string) (*Containerd, error) {
 	return c, nil
 }
 
-// Mirror makes containerd ask a mirror (a URL) first for images of a registry, and then the
-// server (host:port of plain HTTP) where the mirror refuses: the registry itself, or the
-// mirror again where nobody else is to be asked.
+// Mirror configures a mirror (a URL) for a registry's images. If the mirror refuses, containerd tries server
+// (host:port, plain HTTP): the registry itself, or the mirror again for no fallback.
 func (c *Containerd) Mirror(registry, server, mirror string) error {
 	dir := filepath.Join(c.hosts, registry)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	text := fmt.Sprintf("server = \"http://%s\"\n\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n", server, mirror)
+	text := fmt.Sprintf("server = \"http://%s\"\n\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n",
+		server, mirror)
 	return os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o644)
 }
 
 func (c *Containerd) ctr(ctx context.Context, args ...string) ([]byte, error) {
-	// ctr resolves and fetches in its own process, so it has to be in the node's network.
+	// ctr resolves and fetches in its own process, so it must run in the node's network.
 	cmd := c.node.Command(ctx, filepath.Join(c.bin, "ctr"), append([]string{"-a", c.Socket}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
@@ -112,7 +112,7 @@ func (c *Containerd) ctr(ctx context.Context, args ...string) ([]byte, error) {
 	return cmd.CombinedOutput()
 }
 
-// Pull pulls and unpacks an image. The error holds what ctr wrote.
+// Pull pulls and unpacks an image. The error holds ctr's output.
 func (c *Containerd) Pull(ctx context.Context, ref string) error { return c.pull(ctx, ref, Login{}) }
 
 func (c *Containerd) pull(ctx context.Context, ref string, who Login) error {
@@ -122,21 +122,22 @@ func (c *Containerd) pull(ctx context.Context, ref string, who Login) error {
 	}
 	out, err := c.ctr(ctx, append(args, ref)...)
 	if err != nil {
-		return fmt.Errorf("ctr images pull %s on %s: %w: %s", ref, c.node.Name, errors.Join(err, context.Cause(ctx)), tail(out))
+		err = errors.Join(err, context.Cause(ctx))
+		return fmt.Errorf("ctr images pull %s on %s: %w: %s", ref, c.node.Name, err, tail(out))
 	}
 	return nil
 }
 
-// escapes are what a progress display sends to move the cursor and to colour.
+// escapes are the control sequences of a progress display.
 var escapes = regexp.MustCompile("\x1b\\[[0-9;]*[A-Za-z]")
 
-// tail keeps the last lines of a progress display.
+// tail returns the last lines of a progress display.
 func tail(out []byte) string {
 	lines := strings.Split(strings.TrimSpace(escapes.ReplaceAllString(string(out), "")), "\n")
 	return strings.Join(lines[max(0, len(lines)-12):], "\n")
 }
 
-// File is what a comparison of two file systems looks at.
+// File holds the properties of a file that tests compare.
 type File struct {
 	Type   fs.FileMode // the type bits
 	Perm   fs.FileMode
@@ -145,10 +146,9 @@ type File struct {
 	SHA256 [sha256.Size]byte
 }
 
-// Unpacked returns the files of a pulled image as its containers would see them, by path
-// without a slash in front.
+// Unpacked returns the files of a pulled image as its containers would see them, by path without a leading slash.
 func (c *Containerd) Unpacked(ctx context.Context, ref string) (files map[string]File, err error) {
-	// A place of its own each time: containerd 2 lets go of one a moment after the unmounting.
+	// Use a new directory each time: containerd 2 releases one a moment after the unmount.
 	target, err := os.MkdirTemp(c.node.Dir, "rootfs-")
 	if err != nil {
 		return nil, err
@@ -204,7 +204,7 @@ func Walk(root string) (map[string]File, error) {
 	return files, nil
 }
 
-// Tar reads the files of an archive: of an image's flattened file system, say.
+// Tar reads the files of an archive, for example of an image's flattened file system.
 func Tar(r io.Reader) (map[string]File, error) {
 	files := map[string]File{}
 	for tr := tar.NewReader(r); ; {

@@ -10,9 +10,8 @@ import (
 	"path/filepath"
 )
 
-// Fresh makes the node a machine that was just installed: its /etc is a copy of this machine's
-// and its own from now on, and nothing is in its /var/lib and /run yet. So programs may keep what
-// they have at their usual places, and none of it is the test's machine's.
+// Fresh gives the node the file system of a newly installed machine: its own copy of /etc, and empty /var/lib and /run.
+// So programs can use their usual paths without a change to the test's machine.
 func (n *Node) Fresh() error {
 	etc := filepath.Join(n.Dir, "etc")
 	if out, err := exec.Command("cp", "-a", "/etc", etc).CombinedOutput(); err != nil {

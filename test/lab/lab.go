@@ -1,11 +1,11 @@
 //go:build linux
 
-// Package lab builds machines out of nothing: network namespaces on a bridge, with shaped
-// links, processes and real containerd inside.
+// Package lab builds test machines: network namespaces on a bridge, with shaped links, processes and a real containerd
+// inside.
 //
-// Nothing outlives the process that built it: namespaces have no name and are held by
-// processes that the kernel kills with their builder, so two labs never meet and a crash
-// leaves but a directory, which the next lab removes. Needs root. Start at [New].
+// A lab never outlives the process that built it: its namespaces have no name, and the kernel kills the processes that
+// hold them together with the builder. So two labs never meet, and a crash leaves only a directory, which the next lab
+// removes. It needs root. Start at [New].
 package lab
 
 import (
@@ -29,19 +29,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Config says what to build.
+// Config of a lab.
 type Config struct {
-	// Nodes is how many nodes there are beside the registry. At most 250.
+	// Nodes is the number of nodes in addition to the registry. At most 250.
 	Nodes int
-	// NodeRate and RegistryRate shape each link in both directions, in bits per second;
-	// 0 leaves it as fast as the machine is.
+	// NodeRate and RegistryRate limit each link in both directions, in bits per second; 0 means no limit.
 	NodeRate, RegistryRate int64
 }
 
-// Lab is a switch, a registry's machine and nodes, in namespaces of their own. The switch
-// leads nowhere else: no packet leaves a lab.
+// Lab is a switch, a registry's machine and nodes, each in its own namespaces. The switch has no other links, so no
+// packet leaves a lab.
 type Lab struct {
-	// Dir is where the lab's files are; a node's are in a directory below. Removed at the end.
+	// Dir holds the lab's files, with one directory per node. It is removed at the end.
 	Dir string
 	// Registry is the machine of the origin.
 	Registry *Node
@@ -54,7 +53,7 @@ type Lab struct {
 	once sync.Once
 }
 
-// Node is one machine: a network namespace and a mount namespace. Files are the host's.
+// Node is one machine: a network namespace and a mount namespace. It sees the host's files.
 type Node struct {
 	Name string
 	// Addr is its only address.
@@ -65,7 +64,7 @@ type Node struct {
 	lab    *Lab
 	holder *Proc
 
-	// mu is held to add or list processes.
+	// mu guards procs.
 	mu    sync.Mutex
 	procs []*Proc
 }
@@ -73,8 +72,8 @@ type Node struct {
 // dirPrefix is followed by the builder's process ID and a random part.
 const dirPrefix = "darter-lab-"
 
-// New builds a lab for a test, which is skipped where it cannot be built and fails instead
-// when CI=true. The lab ends with the test; a failed test prints what its processes wrote.
+// New builds a lab for a test. If the machine cannot build one, it skips the test, or fails it if CI=true. The lab ends
+// with the test; a failed test prints the output of the lab's processes.
 func New(t testing.TB, cfg Config) *Lab {
 	t.Helper()
 	Need(t, Network)
@@ -93,11 +92,10 @@ func New(t testing.TB, cfg Config) *Lab {
 	return l
 }
 
-// Build builds a lab. The caller closes it; SIGINT and SIGTERM close it too, before they end
-// the process as they would.
+// Build builds a lab. The caller closes it; SIGINT and SIGTERM close it, too, before they end the process.
 func Build(cfg Config) (_ *Lab, err error) {
 	if cfg.Nodes < 0 || cfg.Nodes > 250 {
-		return nil, fmt.Errorf("a lab of %d nodes: 0 to 250 can be built", cfg.Nodes)
+		return nil, fmt.Errorf("a lab of %d nodes: want 0 to 250", cfg.Nodes)
 	}
 	if err := Sweep(); err != nil {
 		return nil, err
@@ -133,13 +131,13 @@ func Build(cfg Config) (_ *Lab, err error) {
 	return l, nil
 }
 
-// node makes the namespaces, without a link.
+// node makes the namespaces of a node, without a link.
 func (l *Lab) node(name, addr string) (*Node, error) {
 	n := &Node{Name: name, Addr: addr, Dir: filepath.Join(l.Dir, name), lab: l}
 	if err := os.Mkdir(n.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("making the directory of %s: %w", name, err)
 	}
-	// cat ends when its standard input does, too.
+	// cat also ends at the end of its standard input.
 	cmd := exec.Command("unshare", "--net", "--mount", "--propagation", "private", "--uts",
 		"sh", "-c", "hostname "+name+" 2>/dev/null; ip link set lo up && echo ready && exec cat")
 	in, err := cmd.StdinPipe()
@@ -175,8 +173,8 @@ func (l *Lab) attach(name, addr string, rate int64) (*Node, error) {
 		return nil, err
 	}
 	if rate > 0 {
-		// The bucket holds some 10 ms, so that the rate is kept over the shortest pull;
-		// half a second of queue makes a sender slow down before it loses packets.
+		// The bucket holds about 10 ms, so that even the shortest pull meets the rate. The queue of half a second slows
+		// a sender down before it loses packets.
 		shape := fmt.Sprintf("root tbf rate %d burst %d latency 500ms", rate, max(64<<10, rate/8/100))
 		if err := l.wire.script("tc qdisc add dev " + port + " " + shape); err != nil {
 			return nil, err
@@ -203,8 +201,7 @@ func (l *Lab) Close() (err error) {
 			n.mu.Lock()
 			procs := append([]*Proc{}, n.procs...)
 			n.mu.Unlock()
-			// The last one first: a program ends before the containerd it uses, and all
-			// before what holds their namespaces.
+			// Kill in reverse order: a program before its containerd, and all before the holder of their namespaces.
 			for i := len(procs) - 1; i >= 0; i-- {
 				err = errors.Join(err, procs[i].Kill())
 			}
@@ -215,7 +212,7 @@ func (l *Lab) Close() (err error) {
 	return err
 }
 
-// watchSignals closes the lab when the process is asked to end.
+// watchSignals closes the lab at SIGINT and SIGTERM.
 func (l *Lab) watchSignals() {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
@@ -235,7 +232,7 @@ func (l *Lab) watchSignals() {
 	}()
 }
 
-// dump prints the end of what every process wrote.
+// dump prints the end of every process's output.
 func (l *Lab) dump(t testing.TB) {
 	for _, n := range append([]*Node{l.Registry}, l.Nodes...) {
 		if n == nil {
@@ -253,7 +250,7 @@ func (l *Lab) dump(t testing.TB) {
 	}
 }
 
-// Sweep removes the directories of labs whose builder is dead.
+// Sweep removes the directories of labs whose builder has ended.
 func Sweep() error {
 	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
 	if err != nil {
@@ -266,7 +263,7 @@ func Sweep() error {
 			continue
 		}
 		if err := os.RemoveAll(d); err != nil {
-			return fmt.Errorf("removing what a dead lab left: %w", err)
+			return fmt.Errorf("removing the directory of an ended lab: %w", err)
 		}
 	}
 	return nil
@@ -281,8 +278,8 @@ func (n *Node) script(commands string) error {
 	return nil
 }
 
-// Command is like [exec.CommandContext] in the node's namespaces. It is for what ends soon;
-// use [Node.Start] for what stays.
+// Command is like [exec.CommandContext], in the node's namespaces. Use it for short commands and [Node.Start] for
+// long-running programs.
 func (n *Node) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, "nsenter", n.enter(name, args)...)
 }
@@ -292,12 +289,12 @@ func (n *Node) enter(name string, args []string) []string {
 	return append([]string{"--target", pid, "--net", "--mount", "--uts", "--wd=/", "--", name}, args...)
 }
 
-// Path is where the test sees what the node sees at path, mounts included.
+// Path returns the path at which the test sees the node's path, mounts included.
 func (n *Node) Path(path string) string {
 	return filepath.Join("/proc", strconv.Itoa(n.holder.Pid()), "root", path)
 }
 
-// Traffic counts bytes of a link, from the node's side, frames included.
+// Traffic counts the bytes of a link from the node's side, frames included.
 type Traffic struct{ Received, Sent int64 }
 
 // Traffic reads the counters of the node's link.
@@ -321,12 +318,11 @@ func (n *Node) Traffic() (Traffic, error) {
 	return Traffic{}, fmt.Errorf("reading the counters of %s: no eth0 in %s", n.Name, file)
 }
 
-// inside calls f on a thread that is in the node's network: sockets that f makes stay there.
+// inside calls f on a thread in the node's network, in which the sockets of f stay.
 func (n *Node) inside(f func() error) error {
 	result := make(chan error)
 	go func() {
-		// The goroutine ends locked, so its thread ends with it and no other goroutine ever
-		// runs in the wrong network.
+		// The goroutine ends locked, so its thread ends, too, and no other goroutine runs in the wrong network.
 		runtime.LockOSThread()
 		result <- func() error {
 			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", n.holder.Pid()))
@@ -346,7 +342,7 @@ func (n *Node) inside(f func() error) error {
 	return nil
 }
 
-// Listen listens on a TCP address of the node; the test itself serves there.
+// Listen listens on a TCP address of the node, for a server in the test's process.
 func (n *Node) Listen(addr string) (l net.Listener, err error) {
 	err = n.inside(func() error {
 		l, err = net.Listen("tcp", addr)
@@ -364,12 +360,12 @@ func (n *Node) Dial(ctx context.Context, network, addr string) (c net.Conn, err 
 	return c, err
 }
 
-// Client is an HTTP client on the node. It keeps no connections.
+// Client returns an HTTP client on the node. It keeps no connections.
 func (n *Node) Client() *http.Client {
 	return &http.Client{Transport: &http.Transport{DialContext: n.Dial, DisableKeepAlives: true}}
 }
 
-// WaitFor asks on the node for a URL until it answers 200, or fails after limit.
+// WaitFor requests a URL on the node until it answers 200, or fails after limit.
 func (n *Node) WaitFor(ctx context.Context, url string, limit time.Duration) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s did not answer on %s within %v", url, n.Name, limit))
 	defer cancel()

@@ -30,7 +30,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// orphanEnv makes this test binary build a lab and wait, to be killed in the middle of it.
+// orphanEnv makes this test binary build a lab and wait for a signal.
 const orphanEnv = "DARTER_LAB_ORPHAN"
 
 func TestMain(m *testing.M) {
@@ -58,12 +58,15 @@ func gone(pid int) func() bool {
 	}
 }
 
-func TestNodesReachEachOtherAndNobodyElse(t *testing.T) {
+// Nodes reach each other and no other machine.
+func TestNetwork(t *testing.T) {
 	l := New(t, Config{Nodes: 2})
 	listener, err := l.Nodes[0].Listen("0.0.0.0:80")
 	require.NoError(t, err)
 	defer listener.Close()
-	go http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "a node hears "+r.RemoteAddr) }))
+	go http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "a node hears "+r.RemoteAddr)
+	}))
 
 	resp, err := l.Nodes[1].Client().Get("http://" + l.Nodes[0].Addr + "/")
 	require.NoError(t, err)
@@ -72,7 +75,7 @@ func TestNodesReachEachOtherAndNobodyElse(t *testing.T) {
 	require.NoError(t, err)
 	assert.Contains(t, string(body), "a node hears "+l.Nodes[1].Addr+":")
 
-	// Whoever answers at that address out there, if anybody does, is not the node.
+	// Another host may answer at that address in the machine's own network.
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+l.Nodes[0].Addr+"/", nil)
@@ -88,13 +91,15 @@ func TestNodesReachEachOtherAndNobodyElse(t *testing.T) {
 	assert.NotContains(t, string(out), "default")
 }
 
-func TestTrafficIsCountedAndShaped(t *testing.T) {
+func TestTraffic(t *testing.T) {
 	const size, rate = 2 << 20, 32_000_000
 	l := New(t, Config{Nodes: 1, NodeRate: rate})
 	listener, err := l.Registry.Listen("0.0.0.0:80")
 	require.NoError(t, err)
 	defer listener.Close()
-	go http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, size)) }))
+	go http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Write(make([]byte, size))
+	}))
 
 	before, err := l.Registry.Traffic()
 	require.NoError(t, err)
@@ -111,11 +116,11 @@ func TestTrafficIsCountedAndShaped(t *testing.T) {
 	sent := after.Sent - before.Sent
 	assert.GreaterOrEqual(t, sent, int64(size))
 	assert.Less(t, sent, int64(size)*11/10, "frames cost less than a tenth")
-	// Two buckets of burst pass at once, the rest at the rate.
+	// Two bursts pass at once, the rest at the rate.
 	assert.Greater(t, took, 350*time.Millisecond, "2 MiB at 32 Mbit/s need half a second")
 }
 
-func TestAKilledProcessIsGoneAndItsNodeLivesOn(t *testing.T) {
+func TestKill(t *testing.T) {
 	l := New(t, Config{Nodes: 1})
 	p, err := l.Nodes[0].Start("shell", "sh", "-c", "echo to the log; exec sleep 1000")
 	require.NoError(t, err)
@@ -130,7 +135,8 @@ func TestAKilledProcessIsGoneAndItsNodeLivesOn(t *testing.T) {
 	require.NoError(t, again.Stop(time.Minute))
 }
 
-func TestNothingOfALabOutlivesIt(t *testing.T) {
+// Close ends all processes and removes all files of a lab.
+func TestClose(t *testing.T) {
 	Need(t, Network)
 	l, err := Build(Config{Nodes: 1})
 	require.NoError(t, err)
@@ -144,11 +150,12 @@ func TestNothingOfALabOutlivesIt(t *testing.T) {
 	require.NoError(t, l.Close(), "closing twice is no error")
 }
 
-func TestALabDiesWithItsBuilder(t *testing.T) {
+// A lab ends with the process that built it.
+func TestBuilderEnds(t *testing.T) {
 	Need(t, Network)
 	for _, row := range []struct {
 		signal syscall.Signal
-		swept  bool // nothing is left for the next lab to sweep
+		swept  bool // the builder removed its directory
 	}{{syscall.SIGKILL, false}, {syscall.SIGINT, true}, {syscall.SIGTERM, true}} {
 		t.Run(row.signal.String(), func(t *testing.T) {
 			cmd := exec.Command(os.Args[0])
@@ -179,7 +186,7 @@ func TestALabDiesWithItsBuilder(t *testing.T) {
 	}
 }
 
-func TestTheDirectoryOfALivingLabIsNotSwept(t *testing.T) {
+func TestSweepKeepsRunningLabs(t *testing.T) {
 	dir, err := os.MkdirTemp("", dirPrefix+strconv.Itoa(os.Getpid())+"-")
 	require.NoError(t, err)
 	defer os.RemoveAll(dir)
@@ -187,7 +194,7 @@ func TestTheDirectoryOfALivingLabIsNotSwept(t *testing.T) {
 	assert.DirExists(t, dir)
 }
 
-// layer makes a layer of files; content "" makes a directory, "-> x" a link to x.
+// layer makes a layer of files: pairs of a path and its text. "-> x" makes a symbolic link to x.
 func layer(t *testing.T, files ...string) v1.Layer {
 	t.Helper()
 	dir := t.TempDir()
@@ -208,7 +215,8 @@ func layer(t *testing.T, files ...string) v1.Layer {
 	return l
 }
 
-func TestContainerdPullsThroughItsMirrorAndUnpacksWhatWasPushed(t *testing.T) {
+// containerd pulls through its mirror and unpacks the pushed files.
+func TestContainerd(t *testing.T) {
 	Need(t, Runtime)
 	l := New(t, Config{Nodes: 1})
 	listener, err := l.Registry.Listen(l.Registry.Addr + ":5000")

@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-// Feature is something of the machine that not every machine has.
+// Feature is a requirement that not every machine meets.
 type Feature string
 
 // The features.
@@ -28,8 +28,7 @@ const (
 	Containers  Feature = "podman, buildah and skopeo"
 )
 
-// Need skips the test where the machine lacks a feature. When CI=true it fails instead: there
-// every test counts.
+// Need skips the test if the machine lacks a feature. If CI=true it fails the test instead.
 func Need(t testing.TB, features ...Feature) {
 	t.Helper()
 	for _, f := range features {
@@ -37,9 +36,9 @@ func Need(t testing.TB, features ...Feature) {
 		switch {
 		case err == nil:
 		case os.Getenv("CI") == "true":
-			t.Fatalf("this test needs %s, and CI=true forbids skipping it: %v", f, err)
+			t.Fatalf("needs %s, and CI=true forbids skipping: %v", f, err)
 		default:
-			t.Skipf("this test needs %s: %v", f, err)
+			t.Skipf("needs %s: %v; make e2e runs this as root on a machine that has them", f, err)
 		}
 	}
 }
@@ -58,10 +57,10 @@ func probe(f Feature) error {
 	case Containers:
 		return errors.Join(containerds(), programs("podman", "buildah", "skopeo", "crun", "conmon"))
 	}
-	return fmt.Errorf("nobody knows how to look for %q", f)
+	return fmt.Errorf("unknown feature %q", f)
 }
 
-// programs looks for all of them in the PATH.
+// programs returns an error unless all programs are in the PATH.
 func programs(names ...string) error {
 	var missing []string
 	for _, n := range names {
@@ -77,15 +76,16 @@ func programs(names ...string) error {
 
 var namespaces = sync.OnceValue(func() error {
 	if os.Geteuid() != 0 {
-		return errors.New("only root can make them")
+		return errors.New("only root can create them")
 	}
 	if err := programs("unshare", "nsenter", "ip", "tc", "sh"); err != nil {
 		return err
 	}
 	out, err := exec.Command("unshare", "--net", "--mount", "--uts", "sh", "-c",
-		"ip link add br0 type bridge && ip link add v0 type veth peer name v1 && tc qdisc add dev v0 root tbf rate 1mbit burst 64kb latency 100ms").CombinedOutput()
+		"ip link add br0 type bridge && ip link add v0 type veth peer name v1 &&"+
+			" tc qdisc add dev v0 root tbf rate 1mbit burst 64kb latency 100ms").CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("making one with a bridge, a veth pair and a shaped link: %w: %s", err, out)
+		return fmt.Errorf("creating one with a bridge, a veth pair and a shaped link: %w: %s", err, out)
 	}
 	return nil
 })
@@ -97,8 +97,8 @@ var containerds = sync.OnceValue(func() error {
 	return programs("containerd", "ctr", "mount")
 })
 
-// containerd2 builds containerd 2 and its ctr as test/clients names their version, where they
-// have not been built before, and returns their directory.
+// containerd2 returns the directory of containerd 2 and its ctr. It builds them, in the version of test/clients, if they
+// are not built yet.
 var containerd2 = sync.OnceValues(func() (string, error) {
 	const module = "github.com/containerd/containerd/v2"
 	mod, err := exec.Command("go", "env", "GOMOD").Output()
@@ -122,7 +122,8 @@ var containerd2 = sync.OnceValues(func() (string, error) {
 	}
 	part := bin + ".part" + strconv.Itoa(os.Getpid())
 	defer os.RemoveAll(part)
-	build := exec.Command("go", "build", "-mod=mod", "-trimpath", "-ldflags", "-s -w -X "+module+"/version.Version="+strings.TrimSpace(string(version)),
+	ldflags := "-s -w -X " + module + "/version.Version=" + strings.TrimSpace(string(version))
+	build := exec.Command("go", "build", "-mod=mod", "-trimpath", "-ldflags", ldflags,
 		"-o", part+string(filepath.Separator), module+"/cmd/containerd", module+"/cmd/ctr")
 	build.Dir, build.Env = clients, append(os.Environ(), "CGO_ENABLED=0")
 	if err := os.MkdirAll(part, 0o755); err != nil {
@@ -137,8 +138,8 @@ var containerd2 = sync.OnceValues(func() (string, error) {
 	return bin, nil
 })
 
-// overlay reports whether an overlay can be mounted where labs keep their files. It cannot
-// on top of another overlay, inside of a container for example.
+// overlay reports whether labs can mount an overlay in their directory. That fails on top of another overlay, for
+// example in a container.
 var overlay = sync.OnceValue(func() bool {
 	dir, err := os.MkdirTemp("", dirPrefix+strconv.Itoa(os.Getpid())+"-overlay-")
 	if err != nil {
@@ -150,10 +151,11 @@ var overlay = sync.OnceValue(func() bool {
 			return false
 		}
 	}
-	// In a mount namespace of its own, so that nothing is left mounted.
+	// The mount namespace ends with the command, and so does the mount.
+	options := fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", dir)
 	return exec.Command("unshare", "--mount", "--propagation", "private", "mount", "-t", "overlay", "overlay",
-		"-o", fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", dir), filepath.Join(dir, "merged")).Run() == nil
+		"-o", options, filepath.Join(dir, "merged")).Run() == nil
 })
 
-// Containerd2Dir is where containerd 2 and its ctr are; see [Containerd2].
+// Containerd2Dir returns the directory of containerd 2 and its ctr; see [Containerd2].
 func Containerd2Dir() (string, error) { return containerd2() }

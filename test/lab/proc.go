@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// forker starts processes from one thread that lives as long as the lab: the kernel sends the
-// parent's death signal when the thread that forked ends, not the process.
+// forker starts processes from one thread that lives as long as the lab: the kernel sends the parent's death signal at
+// the end of the forking thread, not of the process.
 type forker struct{ work chan func() }
 
 func newForker() *forker {
@@ -41,19 +41,19 @@ func (f *forker) start(cmd *exec.Cmd) (err error) {
 
 func (f *forker) close() { close(f.work) }
 
-// Proc is a process that runs in a node.
+// Proc is a process in a node.
 type Proc struct {
-	// Name is what the test calls it; its output is in the node's Dir, as Name.log.
+	// Name is the test's name for it; its output is in the node's Dir, as Name.log.
 	Name string
 
 	cmd  *exec.Cmd
 	log  string
 	hup  func() error
-	done chan struct{} // closed when it has ended
-	err  error         // of its end, to be read after done
+	done chan struct{} // closed at its end
+	err  error         // of its end; read it after done
 }
 
-// Start starts a program in the node. It ends at the latest with the lab.
+// Start starts a program in the node. The end of the lab kills it.
 func (n *Node) Start(name, program string, args ...string) (*Proc, error) {
 	cmd := exec.Command("nsenter", n.enter(program, args)...)
 	p, err := n.lab.start(n, name, cmd, nil)
@@ -74,9 +74,9 @@ func (l *Lab) start(n *Node, name string, cmd *exec.Cmd, hup func() error) (*Pro
 		cmd.Stdout = out
 	}
 	cmd.Stderr = out
-	// What a killed program leaves in its temporary directory goes with the lab.
+	// The lab's end removes the temporary files of killed programs.
 	cmd.Env = append(cmd.Environ(), "TMPDIR="+n.Dir)
-	// A group of its own keeps Ctrl-C at the terminal from the children: the lab ends them.
+	// An own process group keeps the terminal's Ctrl-C from the children: the lab ends them.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := l.forker.start(cmd); err != nil {
 		return nil, err
@@ -93,13 +93,13 @@ func (p *Proc) wait() {
 	close(p.done)
 }
 
-// Pid is the process ID as the test sees it.
+// Pid returns the process ID in the test's namespace.
 func (p *Proc) Pid() int { return p.cmd.Process.Pid }
 
-// Done is closed when the process has ended.
+// Done returns a channel that is closed at the end of the process.
 func (p *Proc) Done() <-chan struct{} { return p.done }
 
-// Err is how the process ended; nil while it runs, too.
+// Err returns the error of the process's end, nil while it runs.
 func (p *Proc) Err() error {
 	select {
 	case <-p.done:
@@ -109,7 +109,7 @@ func (p *Proc) Err() error {
 	}
 }
 
-// Log returns what the process wrote so far.
+// Log returns the output so far.
 func (p *Proc) Log() string {
 	b, err := os.ReadFile(p.log)
 	if err != nil {
@@ -118,7 +118,7 @@ func (p *Proc) Log() string {
 	return string(bytes.TrimSpace(b))
 }
 
-// Signal sends a signal; to a process that has ended it sends nothing.
+// Signal sends a signal, unless the process has ended.
 func (p *Proc) Signal(s syscall.Signal) error {
 	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
@@ -142,8 +142,8 @@ func (p *Proc) Kill() error {
 	}
 }
 
-// Stop asks the process to end (SIGTERM) and waits for it. An end by that very signal is no
-// error; when limit passes, the process is killed and that is one.
+// Stop sends SIGTERM and waits for the end of the process. An end by that signal is no error. After limit, Stop kills
+// the process and returns an error.
 func (p *Proc) Stop(limit time.Duration) error {
 	if err := p.Signal(syscall.SIGTERM); err != nil {
 		return fmt.Errorf("stopping %s (process %d): %w", p.Name, p.Pid(), err)
@@ -151,7 +151,8 @@ func (p *Proc) Stop(limit time.Duration) error {
 	select {
 	case <-p.done:
 	case <-time.After(limit):
-		return errors.Join(fmt.Errorf("%s (process %d) did not end within %v of SIGTERM", p.Name, p.Pid(), limit), p.Kill())
+		err := fmt.Errorf("%s (process %d) did not end within %v of SIGTERM", p.Name, p.Pid(), limit)
+		return errors.Join(err, p.Kill())
 	}
 	var exit *exec.ExitError
 	if errors.As(p.err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGTERM {

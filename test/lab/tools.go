@@ -18,18 +18,16 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 )
 
-// Login is who pulls; the zero value is nobody.
+// Login holds the credentials of a pull; the zero value means none.
 type Login struct{ User, Password string }
 
-// Tool is a container tool on a node, with a storage of its own and a mirror for docker.io.
-// Image names begin with docker.io.
+// Tool is a container tool on a node, with its own storage and a mirror for docker.io. Image names begin with docker.io.
 type Tool interface {
-	// Version is the tool's own.
+	// Version returns the tool's version.
 	Version(context.Context) (string, error)
-	// Pull pulls an image. The error holds what the tool wrote.
+	// Pull pulls an image. The error holds the tool's output.
 	Pull(ctx context.Context, ref string, who Login) error
-	// Files returns the files of a pulled image, as its containers would see them, by path
-	// without a slash in front.
+	// Files returns the files of a pulled image as its containers would see them, by path without a leading slash.
 	Files(ctx context.Context, ref string) (map[string]File, error)
 }
 
@@ -46,14 +44,14 @@ const (
 	KindSkopeo      Kind = "skopeo"
 )
 
-// Kinds are all kinds.
+// Kinds returns all kinds.
 func Kinds() []Kind {
 	return []Kind{KindContainerd1, KindContainerd2, KindDocker, KindPodman, KindBuildah, KindSkopeo}
 }
 
-// Tool starts a tool on the node. Its mirror of docker.io is at host:port. Where the mirror
-// refuses, server (host:port, plain HTTP) is asked in the registry's place; empty asks nobody
-// else. dockerd knows no other place than docker.io, which no lab reaches.
+// Tool starts a tool on the node, with a mirror of docker.io at host:port. If the mirror refuses, the tool tries server
+// (host:port, plain HTTP) instead of the registry; empty means no fallback. dockerd always tries docker.io itself, which
+// no lab reaches.
 func (n *Node) Tool(kind Kind, mirror, server string) (Tool, error) {
 	dir := filepath.Join(n.Dir, string(kind))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -81,7 +79,7 @@ func (n *Node) Tool(kind Kind, mirror, server string) (Tool, error) {
 	case KindPodman, KindBuildah, KindSkopeo:
 		return n.containersTool(kind, dir, mirror, server)
 	}
-	return nil, fmt.Errorf("nobody knows how to start %q", kind)
+	return nil, fmt.Errorf("unknown tool %q", kind)
 }
 
 // ctr is a containerd as a Tool.
@@ -102,7 +100,7 @@ func (c *ctr) Files(ctx context.Context, ref string) (map[string]File, error) {
 	return c.Unpacked(ctx, ref)
 }
 
-// cli is what the tools share that are programs of one pull each, or talk to one.
+// cli is the common part of the tools with a command line.
 type cli struct {
 	node    *Node
 	program string
@@ -113,7 +111,7 @@ type cli struct {
 	global  []string // arguments in front of every command
 }
 
-// run runs the tool. All that it starts ends with ctx.
+// run runs the tool. The end of ctx kills it and its children.
 func (t *cli) run(ctx context.Context, args ...string) ([]byte, error) {
 	args = append(append([]string{}, t.global...), args...)
 	cmd := t.node.Command(ctx, "env", append(append([]string{}, append(t.env, t.program)...), args...)...)
@@ -124,7 +122,9 @@ func (t *cli) run(ctx context.Context, args ...string) ([]byte, error) {
 	cmd.Stderr = &errs
 	out, err := cmd.Output()
 	if err != nil {
-		err = fmt.Errorf("%s %s on %s: %w: %s", t.program, strings.Join(args, " "), t.node.Name, errors.Join(err, context.Cause(ctx)), tail([]byte(errs.String()+string(out))))
+		err = errors.Join(err, context.Cause(ctx))
+		err = fmt.Errorf("%s %s on %s: %w: %s",
+			t.program, strings.Join(args, " "), t.node.Name, err, tail([]byte(errs.String()+string(out))))
 	}
 	return out, err
 }
@@ -139,28 +139,29 @@ func (t *cli) Version(ctx context.Context) (string, error) {
 			return strings.TrimSuffix(f, ","), nil
 		}
 	}
-	return "", fmt.Errorf("%s tells no version: %s", t.program, out)
+	return "", fmt.Errorf("%s --version prints no version: %s", t.program, out)
 }
 
-// authFile writes credentials for hosts as docker login would.
+// authFile writes credentials for hosts in the format of docker login.
 func (t *cli) authFile(name string, who Login, hosts ...string) (string, error) {
 	var auths []string
 	for _, h := range hosts {
 		if who.User != "" && h != "" {
-			auths = append(auths, fmt.Sprintf("%q: {\"auth\": %q}", h, base64.StdEncoding.EncodeToString([]byte(who.User+":"+who.Password))))
+			encoded := base64.StdEncoding.EncodeToString([]byte(who.User + ":" + who.Password))
+			auths = append(auths, fmt.Sprintf("%q: {\"auth\": %q}", h, encoded))
 		}
 	}
 	file := filepath.Join(t.dir, name)
 	return file, os.WriteFile(file, []byte(`{"auths": {`+strings.Join(auths, ", ")+`}}`), 0o600)
 }
 
-// dockerd is Docker's daemon with its own image store.
+// dockerd is a Docker daemon with its own image store.
 type dockerd struct {
 	cli
 	*Proc
 }
 
-// dockerHub is the name under which docker login keeps the credentials of docker.io.
+// dockerHub is the name under which docker login stores the credentials of docker.io.
 const dockerHub = "https://index.docker.io/v1/"
 
 func (n *Node) dockerd(dir, mirror string) (Tool, error) {
@@ -171,14 +172,15 @@ func (n *Node) dockerd(dir, mirror string) (Tool, error) {
 	if overlay() {
 		driver = "overlay2"
 	}
-	// Not the machine's own configuration.
+	// An empty file, so that dockerd does not read the machine's configuration.
 	config := filepath.Join(dir, "daemon.json")
 	if err := os.WriteFile(config, []byte("{}"), 0o644); err != nil {
 		return nil, err
 	}
 	var err error
-	d.Proc, err = n.Start("dockerd", "dockerd", "--host", sock, "--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
-		"--pidfile", filepath.Join(dir, "pid"), "--storage-driver", driver, "--registry-mirror", "http://"+mirror,
+	d.Proc, err = n.Start("dockerd", "dockerd", "--host", sock, "--data-root", filepath.Join(dir, "data"),
+		"--exec-root", filepath.Join(dir, "exec"), "--pidfile", filepath.Join(dir, "pid"),
+		"--storage-driver", driver, "--registry-mirror", "http://"+mirror,
 		"--bridge", "none", "--iptables=false", "--ip6tables=false", "--config-file", config)
 	if err != nil {
 		return nil, err
@@ -217,7 +219,8 @@ func (d *dockerd) Files(ctx context.Context, ref string) (map[string]File, error
 	if err != nil {
 		return nil, err
 	}
-	cmd := d.node.Command(ctx, d.program, append(append([]string{}, d.global...), "export", strings.TrimSpace(string(id)))...)
+	args := append(append([]string{}, d.global...), "export", strings.TrimSpace(string(id)))
+	cmd := d.node.Command(ctx, d.program, args...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
@@ -227,8 +230,11 @@ func (d *dockerd) Files(ctx context.Context, ref string) (map[string]File, error
 	}
 	files, err := Tar(out)
 	err = errors.Join(err, cmd.Wait())
-	// What dockerd puts into every container.
-	for _, own := range []string{".dockerenv", "dev", "dev/console", "dev/pts", "dev/shm", "etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf", "proc", "sys"} {
+	// dockerd adds these to every container.
+	for _, own := range []string{
+		".dockerenv", "dev", "dev/console", "dev/pts", "dev/shm", "etc/hostname", "etc/hosts", "etc/mtab",
+		"etc/resolv.conf", "proc", "sys",
+	} {
 		delete(files, own)
 	}
 	return files, err
@@ -249,19 +255,28 @@ func (n *Node) containersTool(kind Kind, dir, mirror, server string) (Tool, erro
 		text += fmt.Sprintf("location = %q\n[[registry.mirror]]\nlocation = \"%s/docker.io\"\ninsecure = true\n", server, mirror)
 	}
 	policy := filepath.Join(dir, "policy.json")
-	if err := errors.Join(os.WriteFile(conf, []byte(text), 0o644), os.WriteFile(policy, []byte(`{"default": [{"type": "insecureAcceptAnything"}]}`), 0o644)); err != nil {
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(policy, []byte(`{"default": [{"type": "insecureAcceptAnything"}]}`), 0o644); err != nil {
 		return nil, err
 	}
 	c := &containersTool{cli: cli{node: n, program: string(kind), dir: dir, mirror: mirror, server: server}, kind: kind}
-	c.env = []string{"CONTAINERS_REGISTRIES_CONF=" + conf, "TMPDIR=" + dir, "XDG_RUNTIME_DIR=" + dir, "REGISTRY_AUTH_FILE=" + filepath.Join(dir, "auth.json")}
+	c.env = []string{
+		"CONTAINERS_REGISTRIES_CONF=" + conf, "TMPDIR=" + dir, "XDG_RUNTIME_DIR=" + dir,
+		"REGISTRY_AUTH_FILE=" + filepath.Join(dir, "auth.json"),
+	}
 	driver := "vfs"
 	if overlay() {
 		driver = "overlay"
 	}
-	storage := []string{"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", driver}
+	storage := []string{
+		"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", driver,
+	}
 	switch kind {
 	case KindPodman:
-		c.global = append(storage, "--tmpdir", filepath.Join(dir, "tmp"), "--cgroup-manager", "cgroupfs", "--events-backend", "none")
+		c.global = append(storage, "--tmpdir", filepath.Join(dir, "tmp"), "--cgroup-manager", "cgroupfs",
+			"--events-backend", "none")
 	case KindBuildah:
 		c.global = append(storage, "--registries-conf", conf)
 	case KindSkopeo:
@@ -275,18 +290,19 @@ func (c *containersTool) Pull(ctx context.Context, ref string, who Login) error 
 	if err != nil {
 		return err
 	}
+	policy := filepath.Join(c.dir, "policy.json")
 	switch c.kind {
 	case KindSkopeo:
 		_, err = c.run(ctx, "copy", "--quiet", "--authfile", auth, "docker://"+ref, "oci:"+c.layout(ref)+":pulled")
 	case KindBuildah:
-		_, err = c.run(ctx, "pull", "--quiet", "--policy", "always", "--signature-policy", filepath.Join(c.dir, "policy.json"), "--authfile", auth, ref)
+		_, err = c.run(ctx, "pull", "--quiet", "--policy", "always", "--signature-policy", policy, "--authfile", auth, ref)
 	default:
-		_, err = c.run(ctx, "pull", "--quiet", "--signature-policy", filepath.Join(c.dir, "policy.json"), "--authfile", auth, ref)
+		_, err = c.run(ctx, "pull", "--quiet", "--signature-policy", policy, "--authfile", auth, ref)
 	}
 	return err
 }
 
-// layout is where skopeo puts an image.
+// layout returns the directory to which skopeo copies an image.
 func (c *containersTool) layout(ref string) string {
 	return filepath.Join(c.dir, strings.NewReplacer("/", "_", ":", "_").Replace(ref))
 }

@@ -11,7 +11,7 @@ import (
 // adminBodyMax bounds a request to the admin handler, in bytes.
 const adminBodyMax = 1 << 20
 
-// PushOrder is what POST /push of [Registry.Admin] takes.
+// PushOrder is the body of POST /push of [Registry.Admin].
 type PushOrder struct {
 	Repository string  `json:"repository"`
 	Tag        string  `json:"tag"`
@@ -21,24 +21,24 @@ type PushOrder struct {
 	Index bool `json:"index,omitempty"`
 }
 
-// PushAnswer is what it returns.
+// PushAnswer is the answer to POST /push.
 type PushAnswer struct {
 	Pushed
 	Bytes int64 `json:"bytes"` // of all objects
-	// Files of the unpacked image, see [Image]; of an index, of its linux/amd64 image.
+	// Files of the unpacked image, see [Image]; for an index, those of its linux/amd64 image.
 	Files map[string]string `json:"files"`
 }
 
-// Admin is a handler by which another process scripts the registry. It asks for no
-// credentials, so it belongs on a loopback address:
+// Admin returns a handler with which another process controls the registry. It requires no credentials, so serve it on
+// a loopback address only:
 //
-//	GET    /counts                  Counts as JSON
-//	POST   /reset                   counts anew
-//	POST   /push                    a PushOrder, answered by a PushAnswer
-//	POST   /faults                  a list of Faults to add
-//	DELETE /faults                  no more faults
-//	POST   /shape?all=N&connection=N  bytes per second, 0 for no bound
-//	POST   /revoke-tokens           ends all tokens
+//	GET    /counts                  returns Counts as JSON
+//	POST   /reset                   resets the counts
+//	POST   /push                    takes a PushOrder, returns a PushAnswer
+//	POST   /faults                  adds a list of Faults
+//	DELETE /faults                  removes all faults
+//	POST   /shape?all=N&connection=N  sets limits in bytes per second, 0 for none
+//	POST   /revoke-tokens           expires all tokens
 func (r *Registry) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /counts", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, r.Counts()) })
@@ -96,7 +96,7 @@ func readJSON(w http.ResponseWriter, req *http.Request, into any) bool {
 	d := json.NewDecoder(http.MaxBytesReader(w, req.Body, adminBodyMax))
 	d.DisallowUnknownFields()
 	if err := d.Decode(into); err != nil {
-		http.Error(w, fmt.Sprintf("reading the order: %v", err), http.StatusBadRequest)
+		http.Error(w, fmt.Sprintf("reading the request: %v", err), http.StatusBadRequest)
 		return false
 	}
 	return true

@@ -37,11 +37,11 @@ type access struct {
 	Actions []string `json:"actions"`
 }
 
-// tokens signs tokens and remembers until when each is good.
+// tokens signs tokens and stores their expiry.
 type tokens struct {
 	signer jose.Signer
 
-	// mu is held to look at the map.
+	// mu guards the maps below.
 	mu      sync.Mutex
 	expires map[string]time.Time
 	refresh map[string]string // refresh token → user
@@ -60,7 +60,8 @@ func newTokens(jwksFile string) (*tokens, error) {
 	if err := os.WriteFile(jwksFile, set, 0o600); err != nil {
 		return nil, fmt.Errorf("writing the token service's key: %w", err)
 	}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: tokenKeyID}}, (&jose.SignerOptions{}).WithType("JWT"))
+	signing := jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: tokenKeyID}}
+	signer, err := jose.NewSigner(signing, (&jose.SignerOptions{}).WithType("JWT"))
 	if err != nil {
 		return nil, fmt.Errorf("making the token service's signer: %w", err)
 	}
@@ -103,8 +104,8 @@ func bearerOf(req *http.Request) (string, bool) {
 	return token, ok && strings.EqualFold(scheme, "bearer")
 }
 
-// serveToken is the token service: GET with Basic, or an OAuth2 POST with a password or a
-// refresh token. It grants of the asked scopes what the user may do, perhaps nothing.
+// serveToken serves the token service: GET with Basic, or an OAuth2 POST with a password or a refresh token. It grants
+// the part of the requested scopes that the user may have, perhaps none.
 func (r *Registry) serveToken(w http.ResponseWriter, req *http.Request) {
 	if err := req.ParseForm(); err != nil {
 		writeError(w, http.StatusBadRequest, "UNSUPPORTED", "unreadable form")
@@ -162,7 +163,8 @@ func (r *Registry) serveToken(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	answer := map[string]any{
-		"token": token, "access_token": token, "expires_in": int(r.cfg.TokenLife.Seconds()), "issued_at": time.Now().UTC().Format(time.RFC3339),
+		"token": token, "access_token": token,
+		"expires_in": int(r.cfg.TokenLife.Seconds()), "issued_at": time.Now().UTC().Format(time.RFC3339),
 	}
 	if user != "" && (req.Form.Get("offline_token") == "true" || req.Form.Get("access_type") == "offline") {
 		refresh := rand.Text()
@@ -175,7 +177,7 @@ func (r *Registry) serveToken(w http.ResponseWriter, req *http.Request) {
 	_ = json.NewEncoder(w).Encode(answer)
 }
 
-// IdentityToken is a refresh token of a user, such as docker login keeps; it needs [Bearer].
+// IdentityToken returns a refresh token of a user, as docker login stores it; it needs [Bearer].
 func (r *Registry) IdentityToken(user string) string {
 	token := rand.Text()
 	r.tokens.mu.Lock()
@@ -184,7 +186,7 @@ func (r *Registry) IdentityToken(user string) string {
 	return token
 }
 
-// authority is a certificate authority that lives as long as its registry.
+// authority is the certificate authority of one registry.
 type authority struct {
 	cert   *x509.Certificate
 	key    crypto.Signer
@@ -232,7 +234,8 @@ func (a *authority) issue(commonName string, hosts []string) (certPEM, keyPEM []
 	template := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: commonName},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(1, 0, 0),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	for _, h := range hosts {
 		if ip := net.ParseIP(h); ip != nil {
@@ -249,7 +252,8 @@ func (a *authority) issue(commonName string, hosts []string) (certPEM, keyPEM []
 	if err != nil {
 		return nil, nil, fmt.Errorf("encoding the key of %s: %w", commonName, err)
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), nil
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), nil
 }
 
 func (a *authority) pool() *x509.CertPool {
@@ -259,7 +263,9 @@ func (a *authority) pool() *x509.CertPool {
 }
 
 func (a *authority) serverConfig(clientCert bool) *tls.Config {
-	c := &tls.Config{Certificates: []tls.Certificate{a.server}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
+	c := &tls.Config{
+		Certificates: []tls.Certificate{a.server}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
+	}
 	if clientCert {
 		c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, a.pool()
 	}

@@ -16,59 +16,58 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Action is what a [Fault] does to a request.
+// Action is the effect of a [Fault] on a request.
 type Action string
 
 // The actions.
 const (
-	// ActStatus answers Status with the Header given and an error body.
+	// ActStatus answers with Status, Header and an error body.
 	ActStatus Action = "status"
-	// ActSlowHeaders waits Delay before anything is answered.
+	// ActSlowHeaders waits DelayMillis before the answer.
 	ActSlowHeaders Action = "slow-headers"
-	// ActCorrupt flips the bits of the byte at offset At of the whole object.
+	// ActCorrupt inverts the byte at offset At of the whole object.
 	ActCorrupt Action = "corrupt"
-	// ActTruncate ends the connection by FIN after At bytes of the body.
+	// ActTruncate closes the connection (FIN) after At bytes of the body.
 	ActTruncate Action = "truncate"
-	// ActReset ends the connection by RST after At bytes of the body.
+	// ActReset resets the connection (RST) after At bytes of the body.
 	ActReset Action = "reset"
-	// ActStall sends nothing more after At bytes of the body, until the client goes away or
-	// [Registry.ClearFaults] is called.
+	// ActStall stops sending after At bytes of the body, until the client disconnects or [Registry.ClearFaults] is
+	// called.
 	ActStall Action = "stall"
-	// ActIgnoreRange answers a Range with 200 and the whole.
+	// ActIgnoreRange answers a Range with 200 and the whole object.
 	ActIgnoreRange Action = "ignore-range"
 	// ActWrongRange sends a Content-Range that begins one byte too late.
 	ActWrongRange Action = "wrong-range"
 	// ActNoLength sends no Content-Length.
 	ActNoLength Action = "no-length"
-	// ActWrongLength answers as if the object had At bytes: what is beyond is not sent, and
-	// what is missing is zeros. Of a Range it takes no notice.
+	// ActWrongLength answers as if the object had At bytes: it cuts the object, or appends zeros. It ignores a Range.
 	ActWrongLength Action = "wrong-length"
-	// ActRedirect sends readers of blobs to another host, with a signed URL that takes no
-	// Authorization; the right is checked first.
+	// ActRedirect checks the credentials, then redirects requests for blobs to a signed URL at another host, which
+	// needs no Authorization.
 	ActRedirect Action = "redirect"
 )
 
-// Fault is one line of a script. All faults that match a request act on it.
+// Fault is one fault of a script. All faults that match a request act on it.
 type Fault struct {
 	Action Action `json:"action"`
-	// Match is a part of "METHOD repository/blobs/digest" (or manifests, with a tag or
-	// digest); empty matches every GET of a blob or manifest.
+	// Match is a part of "METHOD repository/blobs/digest" (or manifests, with a tag or digest); empty matches every GET
+	// of a blob or manifest.
 	Match string `json:"match,omitempty"`
-	// Skip lets so many matching requests pass first.
+	// Skip is the number of matching requests without the fault before the first one with it.
 	Skip int `json:"skip,omitempty"`
-	// Times is how many requests are hit; 0 hits all until the faults are cleared.
+	// Times is the number of requests with the fault; 0 means all until the faults are cleared.
 	Times int `json:"times,omitempty"`
 	// At is an offset in bytes.
 	At int64 `json:"at,omitempty"`
-	// Status and Header of ActStatus.
+	// Status and Header are for ActStatus.
 	Status int               `json:"status,omitempty"`
 	Header map[string]string `json:"header,omitempty"`
-	// DelayMillis of ActSlowHeaders.
+	// DelayMillis is for ActSlowHeaders.
 	DelayMillis int `json:"delayMillis,omitempty"`
-	// Storage hits requests at the storage host and not at the registry's own.
+	// Storage applies the fault at the storage host instead of the registry.
 	Storage bool `json:"storage,omitempty"`
 
-	hit int
+	hit int // matching requests so far
 }
 
 // Fail adds faults to the script.
@@ -80,7 +79,7 @@ func (r *Registry) Fail(faults ...Fault) {
 	}
 }
 
-// ClearFaults empties the script and lets stalled bodies go on.
+// ClearFaults empties the script and continues stalled bodies.
 func (r *Registry) ClearFaults() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -89,8 +88,7 @@ func (r *Registry) ClearFaults() {
 	r.release = make(chan struct{})
 }
 
-// Shape bounds what leaves the registry, in bytes per second: over all connections, and on
-// each one. 0 is no bound.
+// Shape limits the bytes per second that leave the registry: in total, and per connection. 0 means no limit.
 func (r *Registry) Shape(all, perConnection int64) {
 	limit := func(n int64) rate.Limit {
 		if n <= 0 {
@@ -104,38 +102,37 @@ func (r *Registry) Shape(all, perConnection int64) {
 	r.mu.Unlock()
 }
 
-// shapeBurst is the most that leaves at once, in bytes; shapeChunk is written at a time.
+// shapeBurst bounds a burst and shapeChunk one write, in bytes.
 const (
 	shapeBurst = 64 << 10
 	shapeChunk = 16 << 10
 )
 
-// Counts is what the registry was asked and sent since its start or the last Reset.
+// Counts are the requests and the sent bytes since the start or the last Reset.
 type Counts struct {
 	// Objects by "repository/blobs/digest", "repository/manifests/tag", "repository/tags/list".
 	Objects map[string]Tally `json:"objects"`
 	// Requests of every kind, tokens and pings included.
 	Requests int `json:"requests"`
-	// Pings are requests for /v2/, Tokens those for /token.
+	// Pings are the requests for /v2/, Tokens those for /token.
 	Pings  int `json:"pings"`
 	Tokens int `json:"tokens"`
-	// Egress is the sum of body bytes sent, Wire that of all bytes (headers, TLS).
+	// Egress is the number of sent body bytes, Wire that of all sent bytes (headers, TLS).
 	Egress int64 `json:"egress"`
 	Wire   int64 `json:"wire"`
-	// Leaks counts requests at the storage host that carried an Authorization, a cookie or
-	// the header X-Secret.
+	// Leaks counts the requests at the storage host with an Authorization, a Cookie or an X-Secret header.
 	Leaks int `json:"leaks"`
 }
 
-// Tally is what happened to one object.
+// Tally counts the requests for one object.
 type Tally struct {
 	GETs  int `json:"gets"`
 	HEADs int `json:"heads"`
-	// Bytes of bodies sent.
+	// Bytes is the number of sent body bytes.
 	Bytes int64 `json:"bytes"`
-	// Ranges are the Range headers that were sent, in order.
+	// Ranges are the requests' Range headers, in order.
 	Ranges []string `json:"ranges,omitempty"`
-	// Statuses counts the answers.
+	// Statuses counts the answers by status.
 	Statuses map[int]int `json:"statuses"`
 }
 
@@ -157,7 +154,7 @@ func (t Tally) add(o Tally) Tally {
 	return t
 }
 
-// Object sums what happened to everything that a digest or tag names, in every repository.
+// Object returns the sum for a digest or tag over all repositories.
 func (c Counts) Object(reference string) (sum Tally) {
 	for key, t := range c.Objects {
 		if strings.HasSuffix(key, "/"+reference) {
@@ -167,7 +164,7 @@ func (c Counts) Object(reference string) (sum Tally) {
 	return sum
 }
 
-// Counts is a copy of what was counted so far.
+// Counts returns a copy of the counts.
 func (r *Registry) Counts() Counts {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -180,7 +177,7 @@ func (r *Registry) Counts() Counts {
 	return out
 }
 
-// Reset starts counting anew.
+// Reset sets the counts to zero.
 func (r *Registry) Reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -199,7 +196,7 @@ func (r *Registry) count(key string, change func(*Tally)) {
 	r.counts.Objects[key] = t
 }
 
-// ServeHTTP is the registry as the network sees it.
+// ServeHTTP serves the registry with its front.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	o, isObject := parsePath(req.URL.Path)
 	key := ""
@@ -218,7 +215,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.serve(w, req, o, key, false, r.serveApp)
 }
 
-// serveStorage is the other host that ActRedirect sends readers to.
+// serveStorage serves the host to which ActRedirect redirects.
 func (r *Registry) serveStorage(w http.ResponseWriter, req *http.Request) {
 	o, ok := parsePath(strings.Replace(req.URL.Path, "/storage/", "/v2/", 1))
 	if !ok || req.URL.Query().Get("signature") != r.signature {
@@ -244,8 +241,11 @@ func (r *Registry) serveStorage(w http.ResponseWriter, req *http.Request) {
 
 func (o object) key() string { return o.repository + "/" + o.kind + "/" + o.reference }
 
-// serve counts a request under key, and a storage host's bytes under the object's own.
-func (r *Registry) serve(w http.ResponseWriter, req *http.Request, o object, key string, storage bool, app http.HandlerFunc) {
+// serve applies the faults to a request and passes it to app. It counts the request under key, and its bytes under
+// the object's key, also at the storage host.
+func (r *Registry) serve(
+	w http.ResponseWriter, req *http.Request, o object, key string, storage bool, app http.HandlerFunc,
+) {
 	r.count(key, func(t *Tally) {
 		switch req.Method {
 		case http.MethodGet:
@@ -257,18 +257,21 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request, o object, key
 			t.Ranges = append(t.Ranges, h)
 		}
 	})
-	out := &writer{ResponseWriter: w, r: r, req: req, key: key, bytesKey: o.key(), cutAt: -1, stallAt: -1, corruptAt: -1, length: -1}
+	out := &writer{
+		ResponseWriter: w, r: r, req: req, key: key, bytesKey: o.key(),
+		cutAt: -1, stallAt: -1, corruptAt: -1, length: -1,
+	}
 	if o.kind == "" {
 		out.bytesKey = ""
 	}
 	defer out.end()
-	var refusal *Fault
+	var status *Fault
 	redirect := false
 	faults, release := r.pick(req.Method, o, storage)
 	for _, f := range faults {
 		switch f.Action {
 		case ActStatus:
-			refusal = &f
+			status = &f
 		case ActSlowHeaders:
 			select {
 			case <-time.After(time.Duration(f.DelayMillis) * time.Millisecond):
@@ -297,20 +300,23 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request, o object, key
 		}
 	}
 	switch {
-	case refusal != nil:
-		for k, v := range refusal.Header {
+	case status != nil:
+		for k, v := range status.Header {
 			out.Header().Set(k, v)
 		}
-		writeError(out, refusal.Status, strings.ToUpper(strings.ReplaceAll(http.StatusText(refusal.Status), " ", "")), "a fault of the test")
+		code := strings.ToUpper(strings.ReplaceAll(http.StatusText(status.Status), " ", ""))
+		writeError(out, status.Status, code, "a fault of the test")
 	case redirect && r.readable(req):
-		u := url.URL{Scheme: r.scheme, Host: r.StorageHost(), Path: "/storage/" + o.key(), RawQuery: "signature=" + r.signature}
+		u := url.URL{
+			Scheme: r.scheme, Host: r.StorageHost(), Path: "/storage/" + o.key(), RawQuery: "signature=" + r.signature,
+		}
 		http.Redirect(out, req, u.String(), http.StatusTemporaryRedirect)
 	default:
 		app(out, req)
 	}
 }
 
-// readable asks the registry itself whether a request would be answered.
+// readable reports whether the registry would answer a request with 200.
 func (r *Registry) readable(req *http.Request) bool {
 	head := req.Clone(req.Context())
 	head.Method = http.MethodHead
@@ -323,8 +329,8 @@ func (r *Registry) readable(req *http.Request) bool {
 	return res.StatusCode == http.StatusOK
 }
 
-// pick takes the faults that hit a request, and what ends the stalls among them: taken
-// together, so that clearing the faults lets go of everybody whom they hit.
+// pick returns the faults for a request, and the channel that ends their stalls, under one lock, so that ClearFaults
+// always ends the stalls of all picked faults.
 func (r *Registry) pick(method string, o object, storage bool) (out []Fault, release <-chan struct{}) {
 	if o.kind == "" {
 		return nil, nil
@@ -351,7 +357,7 @@ func (r *Registry) pick(method string, o object, storage bool) (out []Fault, rel
 // errCut ends a body early.
 var errCut = errors.New("cut by a fault of the test")
 
-// writer counts, shapes and spoils one answer.
+// writer counts one answer, limits its rate and applies its faults.
 type writer struct {
 	http.ResponseWriter
 	r             *Registry
@@ -359,12 +365,12 @@ type writer struct {
 	key, bytesKey string
 
 	corruptAt, cutAt, stallAt   int64
-	length                      int64 // that the object is said to have; -1 is its own
+	length                      int64 // the pretended length of the object; -1 for its own
 	reset, wrongRange, noLength bool
 	release                     <-chan struct{} // ends a stall
 
 	status   int
-	start    int64 // offset in the object of the body's first byte
+	start    int64 // offset of the body's first byte in the object
 	sent     int64
 	cut      bool
 	bodyless bool
@@ -413,7 +419,7 @@ func (w *writer) Write(p []byte) (n int, err error) {
 		chunk := p[:min(len(p), shapeChunk)]
 		if left := w.length - w.sent; w.length >= 0 && left < int64(len(chunk)) {
 			if left == 0 {
-				return n + len(p), nil // the registry itself need not know
+				return n + len(p), nil // hide the cut from the registry
 			}
 			chunk = chunk[:left]
 		}
@@ -435,7 +441,7 @@ func (w *writer) Write(p []byte) (n int, err error) {
 		if err := w.r.wait(w.req.Context(), len(chunk)); err != nil {
 			return n, err
 		}
-		wrote, err := w.ResponseWriter.Write(w.spoil(chunk))
+		wrote, err := w.ResponseWriter.Write(w.corrupt(chunk))
 		n += wrote
 		w.sent += int64(wrote)
 		w.r.count(w.bytesKey, func(t *Tally) { t.Bytes += int64(wrote) })
@@ -450,8 +456,8 @@ func (w *writer) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// spoil flips the byte at corruptAt, in a copy.
-func (w *writer) spoil(chunk []byte) []byte {
+// corrupt inverts the byte at corruptAt, in a copy.
+func (w *writer) corrupt(chunk []byte) []byte {
 	i := w.corruptAt - w.start - w.sent
 	if w.corruptAt < 0 || i < 0 || i >= int64(len(chunk)) {
 		return chunk
@@ -472,14 +478,14 @@ func (w *writer) stall() error {
 	}
 }
 
-// end cuts the connection where a fault says so. It waits until the registry itself has
-// returned, so that nothing of it is unwound half-way.
+// end cuts the connection if a fault requires it. It runs after the registry's handler has returned, so that the panic
+// does not unwind the handler.
 func (w *writer) end() {
 	if w.length > w.sent && !w.bodyless {
 		_, _ = w.Write(make([]byte, w.length-w.sent))
 	}
 	if w.cutAt == w.sent && w.cutAt >= 0 && !w.bodyless {
-		w.cut = true // a body that was exactly as long, or empty
+		w.cut = true // the body ends exactly at cutAt
 	}
 	if !w.cut {
 		return
@@ -491,7 +497,7 @@ func (w *writer) end() {
 	panic(http.ErrAbortHandler)
 }
 
-// wait takes n bytes from both bounds.
+// wait takes n bytes from both rate limits.
 func (r *Registry) wait(ctx context.Context, n int) error {
 	if err := r.all.WaitN(ctx, n); err != nil {
 		return err
@@ -511,13 +517,13 @@ func (r *Registry) wait(ctx context.Context, n int) error {
 
 type connKey struct{}
 
-// shapedConn is what the front keeps of a connection.
+// shapedConn is the front's state of a connection.
 type shapedConn struct {
 	limit *rate.Limiter
 	conn  net.Conn
 }
 
-// reset closes by RST.
+// reset closes the connection with RST.
 func (c *shapedConn) reset() {
 	conn := c.conn
 	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
@@ -536,7 +542,7 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, &shapedConn{limit: rate.NewLimiter(rate.Inf, shapeBurst), conn: c})
 }
 
-// countingListener counts what leaves by its connections.
+// countingListener counts the bytes that its connections send.
 type countingListener struct {
 	net.Listener
 	registry *Registry

@@ -19,23 +19,23 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// Platforms are the platforms of [NewIndex] when none is named; the first is [NewImage]'s.
+// Platforms are the default platforms of [NewIndex]; the first is [NewImage]'s.
 var Platforms = []v1.Platform{
 	{OS: "linux", Architecture: "amd64"},
 	{OS: "linux", Architecture: "arm64", Variant: "v8"},
 }
 
-// Image is an OCI image of real gzip tar layers with incompressible content. The same seed
-// and sizes give the same bytes on every machine, and no layer is ever held in memory.
+// Image is an OCI image of real gzip tar layers with incompressible files. The same seed and sizes give the same bytes
+// on every machine, and no layer is ever held in memory.
 type Image struct {
 	v1.Image
-	// Files is the SHA-256 (hex) of every regular file of the unpacked image, by its path
-	// without a leading slash: later layers overwrite and delete files of earlier ones.
+	// Files is the SHA-256 (hex) of every regular file of the unpacked image, by its path without a leading slash:
+	// later layers overwrite and delete files of earlier ones.
 	Files map[string]string
 }
 
-// NewImage makes a linux/amd64 image. Each layer's compressed size is within 4 KiB of the
-// size asked for, and never below some 4 KiB.
+// NewImage makes a linux/amd64 image. Each layer's compressed size is within 4 KiB of the requested size, and at least
+// about 4 KiB.
 func NewImage(seed uint64, layers []int64) (*Image, error) {
 	return newImage(Platforms[0], seed, layers)
 }
@@ -74,7 +74,7 @@ func newImage(platform v1.Platform, seed uint64, sizes []int64) (*Image, error) 
 	return &Image{Image: img, Files: files}, nil
 }
 
-// ociIndex is embedded under a name that is none of its methods.
+// ociIndex lets Index embed a v1.ImageIndex without a field that is called like its method ImageIndex.
 type ociIndex interface{ v1.ImageIndex }
 
 // Index is an OCI index of one image per platform.
@@ -84,8 +84,7 @@ type Index struct {
 	Images map[string]*Image
 }
 
-// NewIndex makes an index with an image of its own for each platform; without any it takes
-// [Platforms]. The images share no layer.
+// NewIndex makes an index with one image per platform, by default for [Platforms]. The images share no layer.
 func NewIndex(seed uint64, layers []int64, platforms ...v1.Platform) (*Index, error) {
 	if len(platforms) == 0 {
 		platforms = Platforms
@@ -113,15 +112,15 @@ type Object struct {
 	Size      int64  `json:"size"` // bytes, compressed
 }
 
-// Content is all that a client must get to hold an image or an index.
+// Content lists all objects of an image or an index.
 type Content struct {
-	// Digest is the top manifest's.
+	// Digest of the top manifest.
 	Digest string `json:"digest"`
-	// Objects lists each content once: manifests before what they name.
+	// Objects lists each object once, manifests before the objects that they name.
 	Objects []Object `json:"objects"`
 }
 
-// Bytes is the sum of all objects' sizes: what leaves a registry when each is sent once.
+// Bytes returns the sum of all objects' sizes: the bytes that a registry sends if it sends each once.
 func (c Content) Bytes() (n int64) {
 	for _, o := range c.Objects {
 		n += o.Size
@@ -129,7 +128,7 @@ func (c Content) Bytes() (n int64) {
 	return n
 }
 
-// Object finds one by its digest.
+// Object finds an object by its digest.
 func (c Content) Object(digest string) (Object, bool) {
 	for _, o := range c.Objects {
 		if o.Digest == digest {
@@ -181,7 +180,7 @@ func (c *Content) addObject(o Object) {
 	}
 }
 
-// Describe lists what an image consists of.
+// Describe lists the objects of an image.
 func Describe(img v1.Image) (Content, error) {
 	var c Content
 	return c, c.addImage(img)
@@ -202,7 +201,7 @@ func (c *Content) addImage(img v1.Image) error {
 	return nil
 }
 
-// DescribeIndex lists what an index and all its images consist of.
+// DescribeIndex lists the objects of an index and of all its images.
 func DescribeIndex(idx v1.ImageIndex) (Content, error) {
 	var c Content
 	if err := c.add("index", idx); err != nil {
@@ -226,11 +225,11 @@ func DescribeIndex(idx v1.ImageIndex) (Content, error) {
 
 var epoch = v1.Time{Time: time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)}
 
-// layer is written anew each time it is read.
+// layer generates its bytes at each read.
 type layer struct {
 	seed    uint64
 	number  int
-	last    bool  // it deletes a file of the first layer
+	last    bool  // the last layer deletes a file of the first one
 	payload int64 // random bytes in its two large files
 
 	digest, diffID v1.Hash
@@ -241,8 +240,8 @@ type layer struct {
 
 func newLayer(seed uint64, number int, last bool, size int64) (*layer, error) {
 	l := &layer{seed: seed, number: number, last: last}
-	// What a layer weighs without its payload is found by writing it; a stored block of
-	// 65535 bytes costs 5 more (RFC 1951 §3.2.4).
+	// Write the layer once to measure its size without payload. A stored block of 65535 bytes takes 5 more bytes
+	// (RFC 1951 §3.2.4).
 	bare, err := l.measure()
 	if err != nil {
 		return nil, err
@@ -268,10 +267,9 @@ func (l *layer) measure() (int64, error) {
 	return int64(n), nil
 }
 
-// write sends the gzip form to compressed and the tar to plain, and returns the digests of
-// the files.
+// write writes the gzip stream to compressed and the tar stream to plain, and returns the digests of the files.
 func (l *layer) write(compressed, plain io.Writer) (map[string]string, error) {
-	// Random bytes do not shrink, so stored blocks are as small as any and cost no CPU.
+	// Random bytes do not compress, so stored blocks are as small and cost no CPU.
 	zw, err := gzip.NewWriterLevel(compressed, gzip.NoCompression)
 	if err != nil {
 		return nil, err
@@ -339,9 +337,9 @@ func (l *layer) Compressed() (io.ReadCloser, error)   { return l.open(true), nil
 func (l *layer) Uncompressed() (io.ReadCloser, error) { return l.open(false), nil }
 func (l *layer) String() string                       { return l.digest.String() }
 
-// open writes the layer into a pipe; Close ends the writer and waits for it.
+// open writes the layer to a pipe; Close stops the writer and waits for it.
 func (l *layer) open(compressed bool) io.ReadCloser {
-	// A copy, since write notes what the layer deletes.
+	// write sets c.deleted, so it gets a copy.
 	c := *l
 	pr, pw := io.Pipe()
 	done := make(chan struct{})

@@ -1,9 +1,8 @@
-// Package registrytest is the upstream of tests and of the demo: a real distribution/v3
-// registry behind a front that counts every request and byte, shapes, fails and asks for
-// credentials.
+// Package registrytest is the upstream of tests and of the demo: a real distribution/v3 registry behind a front that
+// counts every request and byte, limits rates, injects faults and requires credentials.
 //
-// What leaves the registry is counted where it leaves, so a figure of egress never rests on
-// what a client believes. Start at [Start] in a test and at [Listen] elsewhere.
+// It counts bytes where they leave the registry, so that a figure of egress never depends on a client. Start at
+// [Start] in a test and at [Listen] elsewhere.
 package registrytest
 
 import (
@@ -43,44 +42,43 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Auth is how the registry asks who calls.
+// Auth is the registry's kind of authentication.
 type Auth string
 
-// The ways.
+// The kinds of authentication.
 const (
 	None   Auth = ""       // everybody may read and write
 	Basic  Auth = "basic"  // htpasswd
 	Bearer Auth = "bearer" // a token service at /token of the registry's own host and port
 )
 
-// User is someone known to the registry.
+// User is an account of the registry.
 type User struct {
 	Password string
 	// Pull and Push are patterns of repositories ([path.Match]; "*" alone means all).
 	Pull, Push []string
 }
 
-// Config of a registry. The zero value serves without credentials from memory on a free
-// loopback port.
+// Config of a registry. The zero value serves from memory, without credentials, on a free loopback port.
 type Config struct {
 	// Addr to listen on; empty is "127.0.0.1:0".
 	Addr string
-	// Dir keeps the content in files; empty keeps it in memory, which costs as much memory.
+	// Dir is the directory of the blobs; empty keeps them in memory.
 	Dir string
-	// Auth is how callers prove who they are; None by default.
+	// Auth is None by default.
 	Auth Auth
-	// Users by name. The user "" is the anonymous one: what it may pull is public.
+	// Users by name. The user "" is anonymous: the repositories that it may pull are public.
 	Users map[string]User
-	// TokenLife is how long a token is good, 5 minutes by default. It is kept to the
-	// moment, without the minute of grace that distribution gives.
+	// TokenLife is the lifetime of a token, 5 minutes by default. It is exact, without distribution's leeway of one
+	// minute.
 	TokenLife time.Duration
-	// TLS serves HTTPS by a certificate of the registry's own authority, see [Registry.CA].
+	// TLS serves HTTPS with a certificate of the registry's own authority, see [Registry.CA].
 	TLS bool
-	// Names the certificate holds besides localhost and the addresses listened on.
+	// Names are added to the certificate, which has localhost and the listening addresses anyway.
 	Names []string
-	// ClientCert wants a certificate of the same authority from each caller; it needs TLS.
+	// ClientCert requires a certificate of the same authority from each client; it needs TLS.
 	ClientCert bool
-	// StorageAddr is where blobs are redirected to by [ActRedirect]; "127.0.0.1:0" when empty.
+	// StorageAddr is the address of the host to which [ActRedirect] redirects; empty is "127.0.0.1:0".
 	StorageAddr string
 }
 
@@ -89,19 +87,19 @@ type Registry struct {
 	cfg     Config
 	scheme  string
 	app     *handlers.App
-	dir     string // keys and passwords, removed at the end
+	dir     string // of keys and passwords, removed at the end
 	tokens  *tokens
 	ca      *authority
 	main    net.Listener
 	storage net.Listener
-	master  User // an internal user who may do everything
+	master  User // an internal user with all rights
 	wire    atomic.Int64
-	// signature makes a URL of the storage host good.
+	// signature is the valid signature of the storage host's URLs.
 	signature string
 
 	all rate.Limiter // bytes of all connections
 
-	// mu is held to look up or note something, never while bytes move.
+	// mu guards the fields below and is never held while bytes move.
 	mu      sync.Mutex
 	perConn rate.Limit
 	faults  []*Fault
@@ -114,10 +112,9 @@ const masterName = "registrytest-master"
 
 var quiet sync.Once
 
-// Listen makes a registry and opens its listeners; it serves as soon as [Registry.Run] is
-// called. Pushing by [Registry.Push] works at once.
+// Listen makes a registry and opens its listeners; [Registry.Run] serves them. [Registry.Push] works at once.
 func Listen(cfg Config) (_ *Registry, err error) {
-	// distribution logs through logrus's global logger; a test's output is no place for it.
+	// distribution logs through logrus's global logger, which would fill a test's output.
 	quiet.Do(func() { logrus.SetLevel(logrus.PanicLevel) })
 	if cfg.Addr == "" {
 		cfg.Addr = "127.0.0.1:0"
@@ -141,34 +138,11 @@ func Listen(cfg Config) (_ *Registry, err error) {
 		}
 	}()
 	if r.dir, err = os.MkdirTemp("", "registrytest-"); err != nil {
-		return nil, fmt.Errorf("making a directory for keys: %w", err)
+		return nil, fmt.Errorf("creating a directory for keys: %w", err)
 	}
-	yaml := []string{
-		"version: 0.1", "http: {secret: " + rand.Text() + "}", "storage:", "  delete: {enabled: true}", "  redirect: {disable: true}",
-		"  maintenance: {uploadpurging: {enabled: false}}",
-	}
-	if cfg.Dir == "" {
-		yaml = append(yaml, "  "+memoryDriver+": {}")
-	} else {
-		yaml = append(yaml, fmt.Sprintf("  filesystem: {rootdirectory: %q}", cfg.Dir))
-	}
-	switch cfg.Auth {
-	case None:
-	case Basic:
-		file := filepath.Join(r.dir, "htpasswd")
-		if err := r.writePasswords(file); err != nil {
-			return nil, err
-		}
-		yaml = append(yaml, fmt.Sprintf("auth: {htpasswd: {realm: registrytest, path: %q}}", file))
-	case Bearer:
-		file := filepath.Join(r.dir, "jwks.json")
-		if r.tokens, err = newTokens(file); err != nil {
-			return nil, err
-		}
-		yaml = append(yaml, fmt.Sprintf("auth: {token: {autoredirect: true, autoredirectpath: /token, realm: unused, service: %s, issuer: %s, jwks: %q, signingalgorithms: [ES256]}}",
-			tokenService, tokenIssuer, file))
-	default:
-		return nil, fmt.Errorf("no way of asking for credentials is named %q", cfg.Auth)
+	yaml, err := r.configuration()
+	if err != nil {
+		return nil, err
 	}
 	if r.main, err = net.Listen("tcp", cfg.Addr); err != nil {
 		return nil, fmt.Errorf("opening the registry's listener: %w", err)
@@ -178,17 +152,51 @@ func Listen(cfg Config) (_ *Registry, err error) {
 	}
 	if cfg.TLS {
 		r.scheme = "https"
-		if r.ca, err = newAuthority(append(cfg.Names, hostOf(r.main.Addr().String()), hostOf(r.storage.Addr().String()))); err != nil {
+		hosts := append(cfg.Names, hostOf(r.main.Addr().String()), hostOf(r.storage.Addr().String()))
+		if r.ca, err = newAuthority(hosts); err != nil {
 			return nil, err
 		}
 	}
-	parsed, err := configuration.Parse(strings.NewReader(strings.Join(yaml, "\n")))
+	parsed, err := configuration.Parse(strings.NewReader(yaml))
 	if err != nil {
 		return nil, fmt.Errorf("parsing the registry's configuration: %w", err)
 	}
-	// NewApp panics on a bad configuration; this one is ours.
+	// NewApp panics on a bad configuration; this one is tested.
 	r.app = handlers.NewApp(context.Background(), parsed)
 	return r, nil
+}
+
+// configuration writes the files of the registry's authentication and returns its configuration (YAML).
+func (r *Registry) configuration() (string, error) {
+	yaml := []string{
+		"version: 0.1", "http: {secret: " + rand.Text() + "}", "storage:", "  delete: {enabled: true}",
+		"  redirect: {disable: true}", "  maintenance: {uploadpurging: {enabled: false}}",
+	}
+	if r.cfg.Dir == "" {
+		yaml = append(yaml, "  "+memoryDriver+": {}")
+	} else {
+		yaml = append(yaml, fmt.Sprintf("  filesystem: {rootdirectory: %q}", r.cfg.Dir))
+	}
+	switch r.cfg.Auth {
+	case None:
+	case Basic:
+		file := filepath.Join(r.dir, "htpasswd")
+		if err := r.writePasswords(file); err != nil {
+			return "", err
+		}
+		yaml = append(yaml, fmt.Sprintf("auth: {htpasswd: {realm: registrytest, path: %q}}", file))
+	case Bearer:
+		file := filepath.Join(r.dir, "jwks.json")
+		var err error
+		if r.tokens, err = newTokens(file); err != nil {
+			return "", err
+		}
+		yaml = append(yaml, fmt.Sprintf("auth: {token: {autoredirect: true, autoredirectpath: /token, realm: unused, "+
+			"service: %s, issuer: %s, jwks: %q, signingalgorithms: [ES256]}}", tokenService, tokenIssuer, file))
+	default:
+		return "", fmt.Errorf("unknown authentication %q: want \"\", basic or bearer", r.cfg.Auth)
+	}
+	return strings.Join(yaml, "\n"), nil
 }
 
 func hostOf(addr string) string {
@@ -217,7 +225,7 @@ func (r *Registry) writePasswords(file string) error {
 	return nil
 }
 
-// Run serves until ctx ends, then closes everything and cuts what is still open.
+// Run serves until ctx ends, then closes the listeners and all connections.
 func (r *Registry) Run(ctx context.Context) error {
 	defer r.close()
 	servers := []*http.Server{
@@ -263,27 +271,24 @@ func (r *Registry) close() {
 		}
 	}
 	if r.app != nil {
-		// Shutdown leaves one goroutine of docker/go-events (Broadcaster.run) behind; see
-		// LeakIgnored.
-		_ = r.app.Shutdown()
+		_ = r.app.Shutdown() // leaves a goroutine, see LeakIgnored
 	}
 	if r.dir != "" {
 		os.RemoveAll(r.dir)
 	}
 }
 
-// LeakIgnored is the function of the one goroutine that distribution leaves behind, for
-// goleak.IgnoreAnyFunction.
+// LeakIgnored is the function of the one goroutine that distribution's Shutdown leaves, for goleak.IgnoreAnyFunction.
 const LeakIgnored = "github.com/docker/go-events.(*Broadcaster).run"
 
-// TB is what [Start] needs of a test.
+// TB is the part of [testing.TB] that [Start] uses.
 type TB interface {
 	Helper()
 	Cleanup(func())
 	Fatalf(format string, args ...any)
 }
 
-// Start runs a registry for the length of a test.
+// Start runs a registry until the test ends.
 func Start(t TB, cfg Config) *Registry {
 	t.Helper()
 	r, err := Listen(cfg)
@@ -300,16 +305,16 @@ func Start(t TB, cfg Config) *Registry {
 	return r
 }
 
-// Host is host:port as clients name the registry.
+// Host returns the registry's host:port.
 func (r *Registry) Host() string { return r.main.Addr().String() }
 
-// URL of the registry, without a path.
+// URL returns the registry's URL without a path.
 func (r *Registry) URL() string { return r.scheme + "://" + r.Host() }
 
-// StorageHost is host:port of the other host that [ActRedirect] sends blobs' readers to.
+// StorageHost returns host:port of the host to which [ActRedirect] redirects.
 func (r *Registry) StorageHost() string { return r.storage.Addr().String() }
 
-// CA is the PEM of the registry's own authority; nil without TLS.
+// CA returns the certificate of the registry's own authority (PEM); nil without TLS.
 func (r *Registry) CA() []byte {
 	if r.ca == nil {
 		return nil
@@ -317,7 +322,7 @@ func (r *Registry) CA() []byte {
 	return r.ca.pem
 }
 
-// CertPool holds the registry's own authority; nil without TLS.
+// CertPool returns a pool with the registry's own authority; nil without TLS.
 func (r *Registry) CertPool() *x509.CertPool {
 	if r.ca == nil {
 		return nil
@@ -325,30 +330,29 @@ func (r *Registry) CertPool() *x509.CertPool {
 	return r.ca.pool()
 }
 
-// ClientCert makes a certificate and key (PEM) that the registry takes from a caller.
+// ClientCert issues a client certificate and its key (PEM).
 func (r *Registry) ClientCert(commonName string) (cert, key []byte, err error) {
 	if r.ca == nil {
-		return nil, nil, errors.New("a registry without TLS knows no client certificates")
+		return nil, nil, errors.New("a registry without TLS issues no client certificates: set Config.TLS")
 	}
 	return r.ca.issue(commonName, nil)
 }
 
-// RevokeTokens ends every token issued so far, as if its time were over.
+// RevokeTokens expires every token issued so far.
 func (r *Registry) RevokeTokens() {
 	if r.tokens != nil {
 		r.tokens.revoke()
 	}
 }
 
-// Pushed is an image or index that lies in the registry.
+// Pushed is an image or index in the registry.
 type Pushed struct {
 	Content
 	Repository string `json:"repository"`
 	Tag        string `json:"tag"`
 }
 
-// Push stores an image under repository:tag, past the front: it is neither counted, shaped,
-// failed nor asked for credentials.
+// Push stores an image as repository:tag. It bypasses the front: no counts, limits, faults or credentials.
 func (r *Registry) Push(ctx context.Context, repository, tag string, img v1.Image) (Pushed, error) {
 	c, err := Describe(img)
 	if err != nil {
@@ -380,8 +384,7 @@ func (r *Registry) PushIndex(ctx context.Context, repository, tag string, idx v1
 	return Pushed{Content: c, Repository: repository, Tag: tag}, nil
 }
 
-// PushBlob stores bytes as a blob of a repository, like [Registry.Push], and returns its
-// digest.
+// PushBlob stores bytes as a blob of a repository, like [Registry.Push], and returns its digest.
 func (r *Registry) PushBlob(ctx context.Context, repository string, data []byte) (digest string, err error) {
 	l := static.NewLayer(data, types.OCILayer)
 	h, err := l.Digest()
@@ -410,15 +413,17 @@ func (r *Registry) direct(ctx context.Context, repository, tag string) (name.Tag
 	return ref, opts, nil
 }
 
-// Open reads an object of a repository past the front: "blobs" or "manifests" and its digest
-// or tag.
+// Open reads an object of a repository and bypasses the front. kind is "blobs" or "manifests", reference a digest or
+// tag.
 func (r *Registry) Open(repository, kind, reference string) ([]byte, error) {
 	req, err := http.NewRequest(http.MethodGet, r.URL()+"/v2/"+path.Join(repository, kind, reference), nil)
 	if err != nil {
 		return nil, fmt.Errorf("naming %s/%s/%s: %w", repository, kind, reference, err)
 	}
 	req.Header.Set("Accept", "*/*")
-	for _, t := range []types.MediaType{types.OCIImageIndex, types.OCIManifestSchema1, types.DockerManifestList, types.DockerManifestSchema2} {
+	for _, t := range []types.MediaType{
+		types.OCIImageIndex, types.OCIManifestSchema1, types.DockerManifestList, types.DockerManifestSchema2,
+	} {
 		req.Header.Add("Accept", string(t))
 	}
 	r.authorizeInside(req, repository)
@@ -434,24 +439,25 @@ func (r *Registry) Open(repository, kind, reference string) ([]byte, error) {
 	return b, err
 }
 
-// authorizeInside gives a request the internal user's right on a repository.
+// authorizeInside adds the internal user's credentials for a repository to a request.
 func (r *Registry) authorizeInside(req *http.Request, repository string) {
 	switch r.cfg.Auth {
 	case Basic:
 		req.SetBasicAuth(masterName, r.master.Password)
 	case Bearer:
-		token, _ := r.tokens.issue(masterName, []access{{Type: "repository", Name: repository, Actions: []string{"pull", "push"}}}, r.cfg.TokenLife)
+		all := []access{{Type: "repository", Name: repository, Actions: []string{"pull", "push"}}}
+		token, _ := r.tokens.issue(masterName, all, r.cfg.TokenLife)
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
 }
 
-// inside is a transport that calls the registry without a network and past the front.
+// inside is a transport that calls the registry directly, without network and front.
 type inside struct{ r *Registry }
 
 func (t inside) RoundTrip(req *http.Request) (*http.Response, error) {
 	if s := req.URL.Scheme; s != "" && s != t.r.scheme {
-		// A client that tries HTTPS first would hold the token service's URL against us.
-		return nil, fmt.Errorf("the registry speaks %s only", t.r.scheme)
+		// A client that tries HTTPS first would reject the token service's HTTP URL.
+		return nil, fmt.Errorf("the registry serves only %s", t.r.scheme)
 	}
 	in := req.Clone(req.Context())
 	in.RequestURI = req.URL.RequestURI()
@@ -470,7 +476,7 @@ func (t inside) RoundTrip(req *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// serveApp is the registry without its front: distribution and the token service.
+// serveApp serves distribution and the token service, without the front.
 func (r *Registry) serveApp(w http.ResponseWriter, req *http.Request) {
 	req.Header.Set("X-Forwarded-Proto", r.scheme)
 	if r.tokens != nil {
@@ -479,19 +485,19 @@ func (r *Registry) serveApp(w http.ResponseWriter, req *http.Request) {
 			return
 		}
 		if token, ok := bearerOf(req); ok && !r.tokens.live(token) {
-			// distribution would take the token for another minute.
+			// distribution would accept the token for another minute.
 			req.Header.Del("Authorization")
 		}
 	}
-	if r.cfg.Auth == Basic && !r.basicRight(w, req) {
+	if r.cfg.Auth == Basic && !r.authorizeBasic(w, req) {
 		return
 	}
 	r.app.ServeHTTP(w, req)
 }
 
-// basicRight holds htpasswd users to their repositories, which distribution does not, and
-// lets the anonymous user in where something is public.
-func (r *Registry) basicRight(w http.ResponseWriter, req *http.Request) bool {
+// authorizeBasic limits htpasswd users to their repositories, which distribution does not, and opens public
+// repositories to the anonymous user. It returns false after an error answer.
+func (r *Registry) authorizeBasic(w http.ResponseWriter, req *http.Request) bool {
 	o, ok := parsePath(req.URL.Path)
 	if !ok {
 		return true
@@ -522,7 +528,7 @@ func (r *Registry) user(name string) (User, bool) {
 	return u, ok
 }
 
-// may tells whether a user may pull from or push to a repository.
+// may reports whether a user may pull from or push to a repository.
 func (r *Registry) may(user, repository, action string) bool {
 	u, ok := r.user(user)
 	if !ok {
@@ -546,10 +552,10 @@ func writeError(w http.ResponseWriter, status int, code, message string) {
 	fmt.Fprintf(w, `{"errors":[{"code":%q,"message":%q}]}`, code, message)
 }
 
-// object is what a path of the distribution API names.
+// object is the object that a path of the distribution API names.
 type object struct{ repository, kind, reference string }
 
-// parsePath takes /v2/<repository>/<blobs|manifests|tags|referrers>/<reference> apart.
+// parsePath parses /v2/<repository>/<blobs|manifests|tags|referrers>/<reference>.
 func parsePath(p string) (object, bool) {
 	rest, ok := strings.CutPrefix(p, "/v2/")
 	if !ok {

@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 
 var sizes = []int64{300 << 10, 100 << 10, 20 << 10}
 
-// client has connections of its own, closed at the end of the test.
+// client returns a client with connections of its own, closed at the end of the test.
 func client(t *testing.T) *http.Client {
 	tr := &http.Transport{DisableCompression: true}
 	t.Cleanup(tr.CloseIdleConnections)
@@ -72,7 +72,8 @@ func get(t *testing.T, c *http.Client, url string, header ...string) (*http.Resp
 	return res, b, err
 }
 
-func TestAnImageIsTheSameEverywhereAndUnpacksToItsFiles(t *testing.T) {
+// An image is the same on every machine and unpacks to its Files.
+func TestNewImage(t *testing.T) {
 	a, b := image(t), image(t)
 	require.NoError(t, validate.Image(a))
 	da, err := a.Digest()
@@ -95,7 +96,7 @@ func TestAnImageIsTheSameEverywhereAndUnpacksToItsFiles(t *testing.T) {
 	assert.NotEqual(t, da, do)
 }
 
-// unpack does what a container runtime does with layers, for files.
+// unpack applies the layers like a container runtime, for regular files only.
 func unpack(t *testing.T, img v1.Image) map[string]string {
 	layers, err := img.Layers()
 	require.NoError(t, err)
@@ -128,7 +129,8 @@ func unpack(t *testing.T, img v1.Image) map[string]string {
 	return files
 }
 
-func TestEveryBytePulledIsCountedAndNoPushedOne(t *testing.T) {
+// The registry counts every pulled byte and no pushed one.
+func TestCounts(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := push(t, r, "lib/app")
 	assert.Zero(t, r.Counts().Egress)
@@ -151,7 +153,7 @@ func TestEveryBytePulledIsCountedAndNoPushedOne(t *testing.T) {
 	assert.Empty(t, r.Counts().Objects)
 }
 
-// pingBytes is what one GET /v2/ sends.
+// pingBytes returns the bytes of all pings so far.
 func pingBytes(t *testing.T, r *registrytest.Registry) int64 {
 	before := r.Counts()
 	_, _, err := get(t, client(t), r.URL()+"/v2/")
@@ -160,7 +162,7 @@ func pingBytes(t *testing.T, r *registrytest.Registry) int64 {
 	return (after.Egress - before.Egress) * int64(before.Pings)
 }
 
-func TestAnIndexHoldsAnImagePerPlatform(t *testing.T) {
+func TestNewIndex(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{Dir: t.TempDir()})
 	idx, err := registrytest.NewIndex(3, []int64{8 << 10})
 	require.NoError(t, err)
@@ -171,10 +173,10 @@ func TestAnIndexHoldsAnImagePerPlatform(t *testing.T) {
 	b, err := r.Open("lib/multi", "manifests", "v1")
 	require.NoError(t, err)
 	assert.Equal(t, p.Digest, "sha256:"+hex.EncodeToString(sum(b)))
-	assert.ElementsMatch(t, []string{"linux/amd64", "linux/arm64"}, maps2keys(idx.Images))
+	assert.ElementsMatch(t, []string{"linux/amd64", "linux/arm64"}, platforms(idx.Images))
 }
 
-func maps2keys(m map[string]*registrytest.Image) (out []string) {
+func platforms(m map[string]*registrytest.Image) (out []string) {
 	for k := range maps.Keys(m) {
 		out = append(out, k)
 	}
@@ -186,12 +188,18 @@ func sum(b []byte) []byte {
 	return s[:]
 }
 
-func TestFaultsDoWhatTheySayAndNoMoreOftenThanAsked(t *testing.T) {
-	r := registrytest.Start(t, registrytest.Config{})
-	data := bytes.Repeat([]byte("0123456789"), 10_000)
+// faulty starts a registry with one blob, and returns its bytes, digest and URL.
+func faulty(t *testing.T) (r *registrytest.Registry, data []byte, digest, url string) {
+	r = registrytest.Start(t, registrytest.Config{})
+	data = bytes.Repeat([]byte("0123456789"), 10_000)
 	digest, err := r.PushBlob(t.Context(), "lib/app", data)
 	require.NoError(t, err)
-	url := r.URL() + "/v2/lib/app/blobs/" + digest
+	return r, data, digest, r.URL() + "/v2/lib/app/blobs/" + digest
+}
+
+// A fault changes the answers as it says, and as often.
+func TestFaults(t *testing.T) {
+	r, data, digest, url := faulty(t)
 	c := client(t)
 
 	t.Run("status", func(t *testing.T) {
@@ -207,44 +215,6 @@ func TestFaultsDoWhatTheySayAndNoMoreOftenThanAsked(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, 200, res.StatusCode)
 		assert.Equal(t, data, body)
-	})
-	t.Run("corrupt", func(t *testing.T) {
-		r.Fail(registrytest.Fault{Action: registrytest.ActCorrupt, At: 50_001, Times: 2})
-		_, whole, err := get(t, c, url)
-		require.NoError(t, err)
-		want := bytes.Clone(data)
-		want[50_001] ^= 0xff
-		assert.Equal(t, want, whole)
-		_, rest, err := get(t, c, url, "Range", "bytes=50000-")
-		require.NoError(t, err)
-		assert.Equal(t, want[50_000:], rest, "the same byte of the object, whatever the range")
-	})
-	t.Run("truncate", func(t *testing.T) {
-		r.Fail(registrytest.Fault{Action: registrytest.ActTruncate, At: 12_345, Times: 1})
-		res, body, err := get(t, c, url)
-		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
-		assert.EqualValues(t, len(data), res.ContentLength)
-		assert.Equal(t, data[:12_345], body)
-	})
-	t.Run("reset", func(t *testing.T) {
-		r.Fail(registrytest.Fault{Action: registrytest.ActReset, At: 10, Times: 1})
-		_, _, err := get(t, c, url)
-		require.ErrorIs(t, err, syscall.ECONNRESET)
-	})
-	t.Run("stall", func(t *testing.T) {
-		r.Fail(registrytest.Fault{Action: registrytest.ActStall, At: 1000, Times: 1})
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-		require.NoError(t, err)
-		res, err := c.Do(req)
-		require.NoError(t, err)
-		defer res.Body.Close()
-		head := make([]byte, 1000)
-		_, err = io.ReadFull(res.Body, head)
-		require.NoError(t, err)
-		r.ClearFaults()
-		rest, err := io.ReadAll(res.Body)
-		require.NoError(t, err)
-		assert.Equal(t, data, append(head, rest...))
 	})
 	t.Run("ranges", func(t *testing.T) {
 		res, body, err := get(t, c, url, "Range", "bytes=99990-")
@@ -291,14 +261,59 @@ func TestFaultsDoWhatTheySayAndNoMoreOftenThanAsked(t *testing.T) {
 		assert.Zero(t, counts.Leaks)
 		assert.Equal(t, 1, counts.Object(digest).GETs)
 		assert.GreaterOrEqual(t, counts.Object(digest).Bytes, int64(len(data)))
-		// The other port of the same address is another host, which Go's client does not see.
+		// Another port of the same address is another host, but Go's client sends the header there.
 		_, _, err = get(t, c, url, "Authorization", "Bearer x")
 		require.NoError(t, err)
 		assert.Equal(t, 1, r.Counts().Leaks)
 	})
 }
 
-func TestAShapedRegistrySendsNoFasterThanItsBound(t *testing.T) {
+// A fault of the body damages it at the given byte, and as often as it says.
+func TestBodyFaults(t *testing.T) {
+	r, data, _, url := faulty(t)
+	c := client(t)
+
+	t.Run("corrupt", func(t *testing.T) {
+		r.Fail(registrytest.Fault{Action: registrytest.ActCorrupt, At: 50_001, Times: 2})
+		_, whole, err := get(t, c, url)
+		require.NoError(t, err)
+		want := bytes.Clone(data)
+		want[50_001] ^= 0xff
+		assert.Equal(t, want, whole)
+		_, rest, err := get(t, c, url, "Range", "bytes=50000-")
+		require.NoError(t, err)
+		assert.Equal(t, want[50_000:], rest, "the same byte of the object, for every range")
+	})
+	t.Run("truncate", func(t *testing.T) {
+		r.Fail(registrytest.Fault{Action: registrytest.ActTruncate, At: 12_345, Times: 1})
+		res, body, err := get(t, c, url)
+		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+		assert.EqualValues(t, len(data), res.ContentLength)
+		assert.Equal(t, data[:12_345], body)
+	})
+	t.Run("reset", func(t *testing.T) {
+		r.Fail(registrytest.Fault{Action: registrytest.ActReset, At: 10, Times: 1})
+		_, _, err := get(t, c, url)
+		require.ErrorIs(t, err, syscall.ECONNRESET)
+	})
+	t.Run("stall", func(t *testing.T) {
+		r.Fail(registrytest.Fault{Action: registrytest.ActStall, At: 1000, Times: 1})
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+		require.NoError(t, err)
+		res, err := c.Do(req)
+		require.NoError(t, err)
+		defer res.Body.Close()
+		head := make([]byte, 1000)
+		_, err = io.ReadFull(res.Body, head)
+		require.NoError(t, err)
+		r.ClearFaults()
+		rest, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		assert.Equal(t, data, append(head, rest...))
+	})
+}
+
+func TestShape(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	digest, err := r.PushBlob(t.Context(), "lib/app", make([]byte, 128<<10))
 	require.NoError(t, err)
@@ -307,12 +322,13 @@ func TestAShapedRegistrySendsNoFasterThanItsBound(t *testing.T) {
 		began := time.Now()
 		_, _, err = get(t, client(t), r.URL()+"/v2/lib/app/blobs/"+digest)
 		require.NoError(t, err)
-		// One burst of 64 KiB is free, the other 64 KiB take 1/16 s.
+		// The first 64 KiB are a burst, the other 64 KiB take 1/16 s.
 		assert.GreaterOrEqual(t, time.Since(began), 50*time.Millisecond, "shape %v", shape)
 	}
 }
 
-func TestHtpasswdUsersReachWhatIsTheirs(t *testing.T) {
+// htpasswd users reach their own repositories only.
+func TestBasicAuth(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Basic, Users: map[string]registrytest.User{
 		"alice": {Password: "wonder", Pull: []string{"team/*"}},
 		"":      {Pull: []string{"public/*"}},
@@ -339,7 +355,8 @@ func TestHtpasswdUsersReachWhatIsTheirs(t *testing.T) {
 	assert.Equal(t, 200, status("public/app", "", ""))
 }
 
-func TestTokensOpenTheirOwnRepositoriesForTheirTime(t *testing.T) {
+// A token opens its own repositories until it expires.
+func TestBearerAuth(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, TLS: true, Users: map[string]registrytest.User{
 		"alice": {Password: "wonder", Pull: []string{"team/app"}},
 		"":      {Pull: []string{"public/*"}},
@@ -374,12 +391,12 @@ func TestTokensOpenTheirOwnRepositoriesForTheirTime(t *testing.T) {
 	}
 	mine := token("repository:team/app:pull", "alice", "wonder")
 	assert.Equal(t, 200, status("team/app", mine))
-	assert.Equal(t, 401, status("public/app", mine), "a token opens what it names")
+	assert.Equal(t, 401, status("public/app", mine), "a token opens only the repository that it names")
 	assert.Equal(t, 200, status("public/app", token("repository:public/app:pull", "", "")))
 	assert.Equal(t, 401, status("team/app", token("repository:team/app:pull", "", "")))
 	assert.Empty(t, token("repository:team/app:pull", "alice", "wrong"))
 	r.RevokeTokens()
-	assert.Equal(t, 401, status("team/app", mine), "its time is over")
+	assert.Equal(t, 401, status("team/app", mine), "it has expired")
 
 	img, err := remote.Image(must(name.NewTag(r.Host()+"/team/app:v1")), remote.WithTransport(c.Transport),
 		remote.WithAuth(&authn.Basic{Username: "alice", Password: "wonder"}), remote.WithContext(t.Context()))
@@ -394,7 +411,7 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-func TestACallerWithoutACertificateIsRefusedWhereOneIsAskedFor(t *testing.T) {
+func TestClientCert(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{TLS: true, ClientCert: true})
 	c := client(t)
 	c.Transport.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: r.CertPool()}
@@ -411,7 +428,7 @@ func TestACallerWithoutACertificateIsRefusedWhereOneIsAskedFor(t *testing.T) {
 	assert.Equal(t, 200, res.StatusCode)
 }
 
-func TestAnotherProcessScriptsTheRegistryByItsAdminHandler(t *testing.T) {
+func TestAdmin(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	admin := httptest.NewServer(r.Admin())
 	defer admin.Close()
@@ -445,7 +462,7 @@ func TestAnotherProcessScriptsTheRegistryByItsAdminHandler(t *testing.T) {
 	assert.Zero(t, r.Counts().Requests)
 }
 
-func TestARegistryWithoutATestEndsWithItsContext(t *testing.T) {
+func TestRunEndsWithContext(t *testing.T) {
 	r, err := registrytest.Listen(registrytest.Config{})
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(t.Context())

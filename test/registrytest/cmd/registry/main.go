@@ -1,8 +1,7 @@
-// Command registry runs test/registrytest as a program of its own, so that it can live in a
-// network namespace or in a container.
+// Command registry runs test/registrytest as a program, for a network namespace or a container.
 //
-// It prints "listening on ADDR" once it serves, and ends at SIGINT or SIGTERM, leaving its
-// counts in the file given by -counts. Other processes script it at -admin.
+// It prints "listening on ADDR" only when it serves, and ends at SIGINT or SIGTERM, when it writes its counts to the
+// file of -counts. Other processes control it at the address of -admin.
 package main
 
 import (
@@ -37,16 +36,16 @@ func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("registry", flag.ContinueOnError)
 	var cfg registrytest.Config
 	flags.StringVar(&cfg.Addr, "listen", "127.0.0.1:5000", "address of the registry")
-	flags.StringVar(&cfg.StorageAddr, "storage", "127.0.0.1:0", "address of the host that redirected blobs come from")
-	flags.StringVar(&cfg.Dir, "dir", "", "directory of the content (in memory when empty)")
-	flags.BoolVar(&cfg.TLS, "tls", false, "serve HTTPS by an own authority, written to the file of -ca")
-	names := flags.String("names", "", "names that the certificate holds besides the address, with commas between")
+	flags.StringVar(&cfg.StorageAddr, "storage", "127.0.0.1:0", "address of the host to which blobs are redirected")
+	flags.StringVar(&cfg.Dir, "dir", "", "directory of the blobs (empty: in memory)")
+	flags.BoolVar(&cfg.TLS, "tls", false, "serve HTTPS with a certificate of an own authority, see -ca")
+	names := flags.String("names", "", "further names for the certificate, separated by commas")
 	auth := flags.String("auth", "", `credentials: "" (none), "basic" or "bearer"`)
 	users := flags.String("users", "", `JSON file of users: {"alice": {"Password": "…", "Pull": ["*"], "Push": []}}`)
-	tokenLife := flags.Duration("token-life", 5*time.Minute, "how long a token is good")
-	ca := flags.String("ca", "", "file to write the authority's certificate to (PEM)")
-	admin := flags.String("admin", "", "loopback address of the admin API (none when empty)")
-	counts := flags.String("counts", "", "file to write the counts to at the end (JSON)")
+	tokenLife := flags.Duration("token-life", 5*time.Minute, "lifetime of a token")
+	ca := flags.String("ca", "", "output file for the authority's certificate (PEM)")
+	admin := flags.String("admin", "", "loopback address of the admin API (empty: none)")
+	counts := flags.String("counts", "", "output file for the counts, written at the end (JSON)")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
