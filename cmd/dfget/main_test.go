@@ -30,49 +30,7 @@ func TestMain(m *testing.M) {
 // TestScripts runs the scripts in testdata against a fake dfdaemon. It serves every URL with its own text, and
 // refuses those under /missing.
 func TestScripts(t *testing.T) {
-	mux := http.NewServeMux()
-	// The first GET of /origin/NAME, or through the daemon of /slow/NAME, stops in the middle until the client
-	// disconnects.
-	var mu sync.Mutex
-	begun := map[string]bool{}
-	slow := func(w http.ResponseWriter, r *http.Request, name, etag string) {
-		mu.Lock()
-		first := !begun[name]
-		begun[name] = true
-		mu.Unlock()
-		w.Header().Set("ETag", etag)
-		if !first {
-			if r.Header.Get("Range") != "bytes=524288-" {
-				http.Error(w, "expected a request for the rest", http.StatusTeapot)
-				return
-			}
-			http.ServeContent(w, r, "", time.Time{}, strings.NewReader(resumed))
-			return
-		}
-		w.Header().Set("Content-Length", strconv.Itoa(len(resumed)))
-		_, _ = w.Write([]byte(resumed[:524288]))
-		_ = http.NewResponseController(w).Flush()
-		<-r.Context().Done()
-	}
-	mux.HandleFunc("GET /origin/{name}", func(w http.ResponseWriter, r *http.Request) {
-		slow(w, r, r.PathValue("name"), `"v1"`)
-	})
-	mux.HandleFunc("GET "+api.PathFiles, func(w http.ResponseWriter, r *http.Request) {
-		u := r.URL.Query().Get(api.FileURL)
-		if _, name, ok := strings.Cut(u, "/slow/"); ok {
-			slow(w, r, name, `"file:00"`)
-			return
-		}
-		if strings.Contains(u, "/missing") {
-			w.WriteHeader(http.StatusNotFound)
-			_, _ = w.Write([]byte(`{"kind":"refused","status":404,"message":"GET ` + u + `: 404 Not Found"}`))
-			return
-		}
-		w.Header().Set("ETag", `"file:00"`)
-		text := "content of " + u + "\n" + r.Header.Get(api.ForwardPrefix+"X-Word")
-		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(text))
-	})
-	daemon := httptest.NewServer(mux)
+	daemon := httptest.NewServer(fakeDaemon())
 	t.Cleanup(daemon.Close) // scripts run in parallel, after this function
 	// far is a web server with a certificate for example.com and 127.0.0.1. One proxy connects to it for every
 	// host; the other one requires a password.
@@ -122,6 +80,53 @@ func TestScripts(t *testing.T) {
 		},
 		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
 	})
+}
+
+// fakeDaemon serves the local API of a dfdaemon, and a web server under /origin.
+func fakeDaemon() http.Handler {
+	mux := http.NewServeMux()
+	// The first GET of /origin/NAME, or through the daemon of /slow/NAME, stops in the middle until the client
+	// disconnects.
+	var mu sync.Mutex
+	begun := map[string]bool{}
+	slow := func(w http.ResponseWriter, r *http.Request, name, etag string) {
+		mu.Lock()
+		first := !begun[name]
+		begun[name] = true
+		mu.Unlock()
+		w.Header().Set("ETag", etag)
+		if !first {
+			if r.Header.Get("Range") != "bytes=524288-" {
+				http.Error(w, "expected a request for the rest", http.StatusTeapot)
+				return
+			}
+			http.ServeContent(w, r, "", time.Time{}, strings.NewReader(resumed))
+			return
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(resumed)))
+		_, _ = w.Write([]byte(resumed[:524288]))
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}
+	mux.HandleFunc("GET /origin/{name}", func(w http.ResponseWriter, r *http.Request) {
+		slow(w, r, r.PathValue("name"), `"v1"`)
+	})
+	mux.HandleFunc("GET "+api.PathFiles, func(w http.ResponseWriter, r *http.Request) {
+		u := r.URL.Query().Get(api.FileURL)
+		if _, name, ok := strings.Cut(u, "/slow/"); ok {
+			slow(w, r, name, `"file:00"`)
+			return
+		}
+		if strings.Contains(u, "/missing") {
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = w.Write([]byte(`{"kind":"refused","status":404,"message":"GET ` + u + `: 404 Not Found"}`))
+			return
+		}
+		w.Header().Set("ETag", `"file:00"`)
+		text := "content of " + u + "\n" + r.Header.Get(api.ForwardPrefix+"X-Word")
+		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(text))
+	})
+	return mux
 }
 
 // connect is a proxy that only opens tunnels (RFC 9110 §9.3.6), all to one server.

@@ -33,7 +33,7 @@ func smallDisk(t *testing.T, size int) (dir string) {
 	dir = filepath.Join(t.TempDir(), "disk")
 	require.NoError(t, os.Mkdir(dir, 0o700))
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d,mode=0700", size)); err != nil {
-		t.Skipf("mounting a small disk needs root: %v", err)
+		t.Skipf("mounting a small disk needs root; run the tests as root: %v", err)
 	}
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, unix.MNT_DETACH)) })
 	return dir

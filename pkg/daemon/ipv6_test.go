@@ -21,7 +21,7 @@ import (
 func TestAnImageComesOverIPv6Alone(t *testing.T) {
 	probe, err := net.Listen("tcp", "[::1]:0")
 	if err != nil {
-		t.Skip("this machine has no ::1")
+		t.Skip("needs ::1; enable IPv6 on the loopback interface to run this")
 	}
 	probe.Close()
 	const word = "a secret that is long enough for a cluster"

@@ -471,7 +471,7 @@ func TestDiskFullOrReadOnly(t *testing.T) {
 	disk := filepath.Join(t.TempDir(), "disk")
 	require.NoError(t, os.Mkdir(disk, 0o700))
 	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=1m,nr_inodes=16,mode=0700"); err != nil {
-		t.Skipf("mounting a small disk needs root: %v", err)
+		t.Skipf("mounting a small disk needs root; run the tests as root: %v", err)
 	}
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(disk, unix.MNT_DETACH)) })
 	cfg := settings(t)

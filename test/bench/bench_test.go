@@ -28,7 +28,7 @@ var (
 // target that is missed is printed, not failed, because a figure is there to be looked at.
 func TestSwarmsComeCloseToTheBound(t *testing.T) {
 	if *size == "" {
-		t.Skip("make bench and make bench-quick measure")
+		t.Skip("a measurement; make bench-quick or make bench runs it")
 	}
 	match := regexp.MustCompile(*only)
 	file := results.New()

@@ -16,12 +16,12 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-var alone = flag.Bool("alone", false, "measure what the libraries themselves do when a mirror misbehaves, without Darter: docs/clients.md says what came out")
+var alone = flag.Bool("alone", false, "measure the libraries with a faulty mirror and without Darter; docs/clients.md has the results")
 
-// aloneLimit is how long a library is watched; beyond, it "waits".
+// aloneLimit bounds one pull; after it, the library "waits".
 const aloneLimit = 45 * time.Second
 
-// misbehaviour is what a mirror does to all, or to the GETs of the largest layer.
+// misbehaviour is a fault of the mirror, for all requests or for the GETs of the largest layer.
 type misbehaviour struct {
 	name       string
 	all, layer []registrytest.Fault
@@ -52,11 +52,11 @@ func misbehaviours() []misbehaviour {
 	}
 }
 
-// TestWhatLibrariesDoWhenTheirMirrorMisbehaves measures the libraries, not Darter: the mirror
-// is a registry with faults, and behind it stands the same one without.
-func TestWhatLibrariesDoWhenTheirMirrorMisbehaves(t *testing.T) {
+// TestWhatLibrariesDoWithoutDarter measures the libraries, not Darter: the mirror is a registry with faults, and the
+// server behind it is the same registry without.
+func TestWhatLibrariesDoWithoutDarter(t *testing.T) {
 	if !*alone {
-		t.Skip("this measures the libraries and not Darter; -args -alone runs it")
+		t.Skip("measures the libraries without Darter; make clients-alone, or -args -alone, runs it")
 	}
 	cells := map[string]string{}
 	var mu sync.Mutex
@@ -86,8 +86,8 @@ func TestWhatLibrariesDoWhenTheirMirrorMisbehaves(t *testing.T) {
 	t.Log("\n" + table.String())
 }
 
-// play says how a library's pull ended, how long that took, and how often it asked the mirror
-// for the largest layer.
+// play pulls with a library, and returns how the pull ended, its duration, and the GETs of the largest layer at the
+// mirror.
 func (m misbehaviour) play(t *testing.T, l clients.Library) string {
 	mirror, server := registrytest.Start(t, registrytest.Config{}), registrytest.Start(t, registrytest.Config{})
 	img, err := registrytest.NewImage(50, sizes)

@@ -22,8 +22,8 @@ import (
 	"github.com/darter-io/darter/pkg/clientconf"
 )
 
-// buildkit pulls as BuildKit does for FROM, with the file that "dfdaemon configure buildkit"
-// makes of one with another mirror: the one that stands for the registry itself.
+// buildkit pulls as BuildKit does for FROM. "dfdaemon configure buildkit" edits its configuration, which has another
+// mirror already: the one that acts as the registry.
 func buildkit(ctx context.Context, q Request) (err error) {
 	file, err := buildkitToml(q)
 	if err != nil {
@@ -34,7 +34,7 @@ func buildkit(ctx context.Context, q Request) (err error) {
 	if err != nil {
 		return fmt.Errorf("reading what was configured: %w", err)
 	}
-	// BuildKit has no credentials of its own: it asks who builds, host by host.
+	// BuildKit has no credentials of its own: it asks the client that builds, for each host.
 	sm, err := session.NewManager()
 	if err != nil {
 		return err
@@ -75,7 +75,7 @@ func buildkit(ctx context.Context, q Request) (err error) {
 	return images.Dispatch(ctx, handler, nil, desc)
 }
 
-// buildkitToml makes the configuration.
+// buildkitToml writes the configuration.
 func buildkitToml(q Request) (file string, err error) {
 	root, err := os.MkdirTemp(q.Dir, "buildkit-")
 	if err != nil {
@@ -96,7 +96,7 @@ func buildkitToml(q Request) (file string, err error) {
 	return file, plan.Apply(files)
 }
 
-// builder is who builds, and has logged in at the registry.
+// builder is the client that builds, with a login at the registry.
 type builder struct {
 	auth.UnimplementedAuthServer
 	q Request
@@ -105,7 +105,7 @@ type builder struct {
 // Register implements [session.Attachable].
 func (b *builder) Register(s *grpc.Server) { auth.RegisterAuthServer(s, b) }
 
-// Credentials answers for one host.
+// Credentials returns the credentials for one host.
 func (b *builder) Credentials(_ context.Context, of *auth.CredentialsRequest) (*auth.CredentialsResponse, error) {
 	if of.Host != b.q.Server || b.q.Server == "" {
 		return &auth.CredentialsResponse{}, nil

@@ -1,9 +1,7 @@
-// Package clients pulls images with the libraries that container tools are made of, each
-// configured for a mirror as the tools configure it.
+// Package clients pulls images with the libraries of container tools, each configured for a mirror like its tool.
 //
-// A pull that returns no error has left every blob where [Request].Dir says, checked by the
-// library itself. The package is a module of its own, because Darter's programs depend on
-// none of the libraries. Start at [All].
+// Every successful pull leaves all blobs in [Request].Dir, checked by the library itself. The package is a module of its
+// own, so that Darter's programs depend on none of the libraries. Start at [All].
 package clients
 
 import (
@@ -19,29 +17,28 @@ import (
 	"strings"
 )
 
-// Registry is the name of the registry that images are pulled from. It resolves to nothing:
-// only a mirror, or [Request].Server, answers for it.
+// Registry is the name of the registry of all images. It does not resolve: only a mirror, or [Request].Server, answers
+// for it.
 const Registry = "registry.test"
 
 // Request is one pull.
 type Request struct {
 	// Mirror is host:port of the mirror, over plain HTTP.
 	Mirror string
-	// Server is host:port of what is asked where the mirror refuses, over plain HTTP; empty
-	// asks the mirror again.
+	// Server is host:port of the fallback if the mirror refuses, over plain HTTP; empty means the mirror again.
 	Server string
 	// Repository and Reference name the image: a tag, or a digest.
 	Repository, Reference string
-	// User and Password are given to whoever asks for them; no user, no credentials.
+	// User and Password are sent to every host that asks for them; without a user there are no credentials.
 	User, Password string
-	// Dir is where the content goes, as blobs/sha256/HEX.
+	// Dir receives the blobs, as blobs/sha256/HEX.
 	Dir string
 }
 
 // digested reports whether the reference is a digest.
 func (q Request) digested() bool { return strings.HasPrefix(q.Reference, "sha256:") }
 
-// image is the image's name at a host, which may carry a path.
+// image returns the image's name at a host, which may include a path.
 func (q Request) image(host string) string {
 	if q.digested() {
 		return host + "/" + q.Repository + "@" + q.Reference
@@ -49,7 +46,7 @@ func (q Request) image(host string) string {
 	return host + "/" + q.Repository + ":" + q.Reference
 }
 
-// server is whom to ask where the mirror refuses.
+// server returns the fallback if the mirror refuses.
 func (q Request) server() string {
 	if q.Server == "" {
 		return q.Mirror
@@ -57,29 +54,24 @@ func (q Request) server() string {
 	return q.Server
 }
 
-// prefixed is the mirror as a client names it that has no other way to say which registry it
-// means.
+// prefixed returns the mirror with the registry as path prefix, for clients that have no other way to name it.
 func (q Request) prefixed() string { return q.Mirror + "/" + Registry }
 
 // Library is a client library.
 type Library struct {
-	// Name says which, Module is its path, whose version is [Library.Version].
+	// Name of the library, and Module, its path; see [Library.Version].
 	Name, Module string
-	// Servers says that the library itself goes to [Request].Server where its mirror
-	// refuses.
+	// Servers is true if the library tries [Request].Server when its mirror refuses.
 	Servers bool
-	// OwnLogin says that the library answers a mirror's challenge with the user's
-	// credentials. Containers/image asks once per host who may come in, before it says which
-	// registry it means, and a mirror of several registries cannot answer that; who builds with
-	// BuildKit has credentials for the registry's name alone.
+	// OwnLogin is true if the library answers a mirror's challenge with the user's credentials. containers/image pings
+	// each host once, before it names the registry, so a mirror of several registries cannot send a challenge; clients of
+	// BuildKit have credentials only for the registry's name.
 	OwnLogin bool
-	// Pull pulls an image for linux/amd64, or of all platforms where the library knows no
-	// other way.
+	// Pull pulls an image for linux/amd64, or for all platforms if the library cannot choose.
 	Pull func(context.Context, Request) error
 }
 
-// Version is that of the library's module, such as "v1.7.35"; empty when the program was
-// built without modules.
+// Version returns the version of the library's module, such as "v1.7.35"; empty if the program was built without modules.
 func (l Library) Version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -93,7 +85,7 @@ func (l Library) Version() string {
 	return ""
 }
 
-// All are the libraries, by name.
+// All returns the libraries by name.
 func All() []Library {
 	return []Library{
 		{Name: "buildkit", Module: "github.com/moby/buildkit", Servers: true, Pull: buildkit},
@@ -108,7 +100,7 @@ func All() []Library {
 	}
 }
 
-// hostsToml is containerd's configuration of a mirror.
+// hostsToml writes containerd's configuration of a mirror.
 func hostsToml(q Request) (dir string, err error) {
 	dir = filepath.Join(q.Dir, "certs.d")
 	if err := os.MkdirAll(filepath.Join(dir, Registry), 0o755); err != nil {

@@ -26,15 +26,14 @@ import (
 	"github.com/darter-io/darter/test/silence"
 )
 
-// pullLimit is how long a pull may take on a busy machine before it counts as stuck.
+// pullLimit bounds a pull on a busy machine; a longer one counts as stuck.
 const pullLimit = 2 * time.Minute
 
-// silenceLimit is the longest that any client may wait for a byte, on a busy machine too: three times
-// what a mirror takes to refuse, and far less than pullLimit, at which a client ends that nobody
-// answers. What an idle machine takes stands in out/clients.json, with its target.
+// silenceLimit bounds the wait of any client for a byte, also on a busy machine: three times the time in which a mirror
+// refuses, and far less than pullLimit. out/clients.json has the figures of an idle machine, with their targets.
 const silenceLimit = 30 * time.Second
 
-// site is a registry and a dfdaemon that mirrors it, alone: its own swarm.
+// site is a registry and one dfdaemon that mirrors it.
 type site struct {
 	*registrytest.Registry
 	t       *testing.T
@@ -44,7 +43,7 @@ type site struct {
 	log     *lines
 }
 
-// lines is what a dfdaemon logs, shown when its test fails.
+// lines holds the log of a dfdaemon, which a failed test prints.
 type lines struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -62,25 +61,23 @@ func (l *lines) String() string {
 	return l.buf.String()
 }
 
-// newSite starts both for the length of a test.
+// newSite starts a registry and its dfdaemon until the test ends.
 func newSite(t *testing.T, cfg registrytest.Config) *site {
 	t.Helper()
 	return newSiteOf(t, registrytest.Start(t, cfg))
 }
 
-// newSiteOf starts a dfdaemon for a registry that is there. Further settings of the upstream
-// are lines of YAML.
+// newSiteOf starts a dfdaemon for a running registry. upstream holds further settings as lines of YAML.
 func newSiteOf(t *testing.T, r *registrytest.Registry, upstream ...string) *site {
 	t.Helper()
-	return newSiteWithRoom(t, r, 1<<30, upstream...)
+	return newSiteWithQuota(t, r, 1<<30, upstream...)
 }
 
-// newSiteWithRoom does so with a cache of that size, in bytes.
-func newSiteWithRoom(t *testing.T, r *registrytest.Registry, room int64, upstream ...string) *site {
+// newSiteWithQuota starts it with a cache of that quota, in bytes.
+func newSiteWithQuota(t *testing.T, r *registrytest.Registry, quota int64, upstream ...string) *site {
 	t.Helper()
 	s := &site{Registry: r, t: t, log: &lines{}}
-	// A name and not an address: go-containerregistry takes no token service at a private
-	// address but the registry's own.
+	// Use a name: go-containerregistry refuses a token service at a private address other than the registry's own.
 	url := strings.Replace(s.URL(), "127.0.0.1", "localhost", 1)
 	file := filepath.Join(t.TempDir(), "dfdaemon.yaml")
 	text := fmt.Sprintf("upstreams:\n- host: %s\n  urls: [%s]\n", clients.Registry, url)
@@ -95,7 +92,7 @@ func newSiteWithRoom(t *testing.T, r *registrytest.Registry, room int64, upstrea
 		"DARTER_MIRROR_LISTEN=127.0.0.1:0", "DARTER_API_LISTEN=127.0.0.1:0", "DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_DRAIN_TIMEOUT=5s", "DARTER_FILES_ALLOW_ADDRESSES=127.0.0.0/8", // for redirects
 		"DARTER_MIRROR_DEFAULT_UPSTREAM=" + clients.Registry,
 	}))
-	settings.Cache.Quota = config.Size(room) // less than what makes sense
+	settings.Cache.Quota = config.Size(quota) // less than what makes sense
 	d, err := daemon.New(settings, slog.New(slog.NewTextHandler(s.log, nil)))
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(context.Background())
@@ -122,7 +119,7 @@ func newSiteWithRoom(t *testing.T, r *registrytest.Registry, room int64, upstrea
 // sizes of the layers, compressed, in bytes.
 var sizes = []int64{3e6, 1e6, 50e3}
 
-// image pushes an image and starts counting anew. Each seed makes another.
+// image pushes an image and resets the counts. Each seed makes another image.
 func (s *site) image(repository string, seed uint64) registrytest.Pushed {
 	s.t.Helper()
 	img, err := registrytest.NewImage(seed, sizes)
@@ -133,10 +130,10 @@ func (s *site) image(repository string, seed uint64) registrytest.Pushed {
 	return p
 }
 
-// login is who pulls; the zero value is nobody.
+// login holds the credentials of a pull; the zero value means none.
 type login struct{ user, password string }
 
-// pull pulls an image through the mirror alone, into a directory of its own.
+// pull pulls an image, only through the mirror, to a directory of its own.
 func (s *site) pull(l clients.Library, repository, reference string, who login) (dir string, err error) {
 	s.t.Helper()
 	dir = s.t.TempDir()
@@ -157,7 +154,7 @@ func (stuck) Error() string { return "the pull is stuck" }
 
 var errStuck error = stuck{}
 
-// requireRight asserts that every object is in dir, with the right bytes.
+// requireRight requires that every object is in dir, with the right bytes.
 func requireRight(t *testing.T, dir string, objects []registrytest.Object) {
 	t.Helper()
 	for _, o := range objects {
@@ -168,7 +165,7 @@ func requireRight(t *testing.T, dir string, objects []registrytest.Object) {
 	}
 }
 
-// requireNothingWrong asserts that what is in dir is what its name says.
+// requireNothingWrong requires that every blob in dir matches its digest.
 func requireNothingWrong(t *testing.T, dir string) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "blobs", "sha256", "*"))
@@ -183,7 +180,7 @@ func requireNothingWrong(t *testing.T, dir string) {
 		_, err = io.Copy(sum, f)
 		f.Close()
 		require.NoError(t, err)
-		require.Equal(t, filepath.Base(name), hex.EncodeToString(sum.Sum(nil)), "a complete wrong blob")
+		require.Equal(t, filepath.Base(name), hex.EncodeToString(sum.Sum(nil)), "a complete blob with wrong bytes")
 	}
 }
 
@@ -197,7 +194,8 @@ func each(t *testing.T, f func(t *testing.T, l clients.Library)) {
 	}
 }
 
-func TestEveryLibraryPullsAndTheRegistrySendsOneCopy(t *testing.T) {
+// Every library pulls, and the registry sends one copy.
+func TestPull(t *testing.T) {
 	each(t, func(t *testing.T, l clients.Library) {
 		s := newSite(t, registrytest.Config{})
 		p := s.image("lib/app", 1)
@@ -214,7 +212,8 @@ func TestEveryLibraryPullsAndTheRegistrySendsOneCopy(t *testing.T) {
 	})
 }
 
-func TestEveryLibraryFindsItsPlatformInAnIndex(t *testing.T) {
+// Every library finds its platform in an index.
+func TestIndex(t *testing.T) {
 	each(t, func(t *testing.T, l clients.Library) {
 		s := newSite(t, registrytest.Config{})
 		idx, err := registrytest.NewIndex(2, []int64{500e3})
@@ -235,7 +234,8 @@ func TestEveryLibraryFindsItsPlatformInAnIndex(t *testing.T) {
 	})
 }
 
-func TestAPrivateImageIsForThoseWhoMayHaveItAlsoOnceItIsCached(t *testing.T) {
+// A private image needs valid credentials, also when it is cached.
+func TestPrivateImage(t *testing.T) {
 	alice, wrong, bob, nobody := login{"alice", "wonder"}, login{"alice", "wrong"}, login{"bob", "builder"}, login{}
 	users := map[string]registrytest.User{
 		"alice": {Password: alice.password, Pull: []string{"team/*"}},
@@ -283,7 +283,7 @@ func TestAPrivateImageIsForThoseWhoMayHaveItAlsoOnceItIsCached(t *testing.T) {
 				if cfg.Auth == registrytest.Bearer {
 					open := s.image("public/app", 4)
 					dir, err = s.pull(l, open.Repository, "v1", nobody)
-					require.NoError(t, err, "a public image where others are private")
+					require.NoError(t, err, "a public image at a registry with private ones")
 					requireRight(t, dir, open.Objects)
 				}
 				for _, secret := range []string{alice.password, wrong.password, bob.password} {
@@ -294,18 +294,19 @@ func TestAPrivateImageIsForThoseWhoMayHaveItAlsoOnceItIsCached(t *testing.T) {
 	}
 }
 
-func TestAClientThatAnswersNoMirrorPullsPrivateImagesFromTheRegistryOrByTheNodesLogin(t *testing.T) {
+// A client that answers no mirror's challenge pulls private images from the registry, or with the node's login.
+func TestPrivateImageWithoutOwnLogin(t *testing.T) {
 	alice := login{"alice", "wonder"}
 	cfg := registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{alice.user: {Password: alice.password, Pull: []string{"team/*"}}}}
 	each(t, func(t *testing.T, l clients.Library) {
 		if l.OwnLogin {
-			t.Skip("it answers a mirror's challenge")
+			t.Skip("this library answers a mirror's challenge; TestPrivateImage covers it")
 		}
 		s := newSite(t, cfg)
 		p := s.image("team/app", 6)
 		s.server = s.Host()
 		dir, err := s.pull(l, p.Repository, "v1", alice)
-		require.NoError(t, err, "the mirror's refusal sends it to the registry")
+		require.NoError(t, err, "after the mirror's refusal the client tries the registry")
 		requireRight(t, dir, p.Objects)
 
 		file := filepath.Join(t.TempDir(), "password")
@@ -314,7 +315,7 @@ func TestAClientThatAnswersNoMirrorPullsPrivateImagesFromTheRegistryOrByTheNodes
 		s.Reset()
 		for range 2 {
 			dir, err = s.pull(l, p.Repository, "v1", login{})
-			require.NoError(t, err, "by the node's login")
+			require.NoError(t, err, "with the node's login")
 			requireRight(t, dir, p.Objects)
 		}
 		for _, o := range p.Layers() {
@@ -323,7 +324,8 @@ func TestAClientThatAnswersNoMirrorPullsPrivateImagesFromTheRegistryOrByTheNodes
 	})
 }
 
-func TestWhatIsNotThereIsToldAtOnce(t *testing.T) {
+// A missing image is reported at once.
+func TestNotFound(t *testing.T) {
 	each(t, func(t *testing.T, l clients.Library) {
 		s := newSite(t, registrytest.Config{})
 		p := s.image("lib/app", 5)

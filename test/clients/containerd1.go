@@ -15,7 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// containerd1 pulls as containerd 1.x does, but for unpacking.
+// containerd1 pulls like containerd 1.x, without unpacking.
 func containerd1(ctx context.Context, q Request) error {
 	dir, err := hostsToml(q)
 	if err != nil {

@@ -15,15 +15,15 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// containerd2 pulls as containerd 2.x does, but for unpacking.
+// containerd2 pulls like containerd 2.x, without unpacking.
 func containerd2(ctx context.Context, q Request) error {
 	return containerd2With(ctx, q)
 }
 
-// parallelChunk is what one request of a parallel download takes, in bytes.
+// parallelChunk is the size of one request of a parallel download, in bytes.
 const parallelChunk = 256 << 10
 
-// containerd2Parallel is the same with concurrent_layer_fetch_buffer set.
+// containerd2Parallel is containerd2 with concurrent_layer_fetch_buffer.
 func containerd2Parallel(ctx context.Context, q Request) error {
 	return containerd2With(ctx, q, transfer.WithConcurrentLayerFetchBuffer(parallelChunk), transfer.WithMaxConcurrentDownloads(4))
 }

@@ -14,8 +14,8 @@ import (
 	"go.podman.io/image/v5/types"
 )
 
-// containersImage pulls as Podman, CRI-O, Buildah and skopeo do. The credentials are
-// in auth.json, under the names of the mirror and of the registry.
+// containersImage pulls like Podman, CRI-O, Buildah and skopeo. auth.json holds the credentials, under the names of the
+// mirror and of the registry.
 func containersImage(ctx context.Context, q Request) error {
 	conf, err := os.MkdirTemp("", "containers-image-")
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// cranePull pulls as crane does, which knows no mirrors: the mirror is part of the name.
+// cranePull pulls like crane, which has no mirrors: the mirror is part of the name.
 func cranePull(ctx context.Context, q Request) error {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	defer transport.CloseIdleConnections()

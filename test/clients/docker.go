@@ -21,14 +21,14 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// What dockerd does around the library, see its daemon/pkg/registry and distribution/xfer.
+// These follow dockerd's use of the library, see its daemon/pkg/registry and distribution/xfer.
 const (
 	dockerPing  = 15 * time.Second
 	dockerTries = 5
 )
 
-// dockerPull pulls as dockerd with its own image store does (its "graph drivers"), by the library
-// that dockerd uses. It names no registry: the mirror's default is meant.
+// dockerPull pulls like dockerd with its own image store (its "graph drivers"), with the library that dockerd uses. It
+// names no registry, so the mirror uses its default.
 func dockerPull(ctx context.Context, q Request) error {
 	base := "http://" + q.Mirror
 	plain := http.DefaultTransport.(*http.Transport).Clone()
@@ -74,7 +74,7 @@ func dockerPull(ctx context.Context, q Request) error {
 	return dockerManifest(ctx, q, repository, manifests, root)
 }
 
-// dockerManifest pulls a manifest and what it names; of an index its image for linux/amd64.
+// dockerManifest pulls a manifest and its blobs; of an index, the image for linux/amd64.
 func dockerManifest(ctx context.Context, q Request, r distribution.Repository, manifests distribution.ManifestService, d digest.Digest) error {
 	m, err := manifests.Get(ctx, d)
 	if err != nil {
@@ -103,7 +103,7 @@ func dockerManifest(ctx context.Context, q Request, r distribution.Repository, m
 	return nil
 }
 
-// dockerBlob downloads a blob in several tries, each going on where the last one ended.
+// dockerBlob downloads a blob in several tries, each of which resumes the last one.
 func dockerBlob(ctx context.Context, dir string, r distribution.Repository, d digest.Digest) (err error) {
 	var got bytes.Buffer
 	for range dockerTries {
@@ -133,7 +133,7 @@ func dockerTry(ctx context.Context, got *bytes.Buffer, r distribution.Repository
 	return err
 }
 
-// login gives the request's credentials to whoever asks.
+// login returns the request's credentials for every host.
 type login Request
 
 func (l login) Basic(*url.URL) (user, password string)   { return l.User, l.Password }

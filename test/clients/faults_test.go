@@ -18,7 +18,7 @@ import (
 	"github.com/darter-io/darter/test/results"
 )
 
-// end is how a pull has to end, once it has ended at all.
+// end is the required end of a pull.
 type end int
 
 const (
@@ -27,28 +27,28 @@ const (
 	either            // with one of them: it hangs on what a client makes of a short body
 )
 
-// fault is something that goes wrong at the registry.
+// fault is a fault of the registry.
 type fault struct {
 	name string
-	// script are faults of all blobs; those without a match are of the largest layer.
+	// script holds faults of all blobs; faults without a match are for the largest layer.
 	script []registrytest.Fault
 	end    end
-	// silence is how long a client may wait for a byte on an idle machine.
+	// silence bounds the wait for a byte on an idle machine.
 	silence time.Duration
-	// egress is the most that the registry may send, in images; 0 asks nobody.
+	// egress bounds the bytes that the registry sends, in images; 0 means no bound.
 	egress float64
 }
 
-// cut is where a body is cut, inside of the largest layer only: the others are shorter.
+// cut is the offset of a cut. Only the largest layer is that long.
 const cut = 1500e3
 
-// of is a fault of all blobs.
+// of returns a fault for all blobs.
 func of(f registrytest.Fault) []registrytest.Fault {
 	f.Match = "/blobs/"
 	return []registrytest.Fault{f}
 }
 
-// largest gives faults without a match to the GETs of an image's largest layer.
+// largest limits faults without a match to the GETs of an image's largest layer.
 func largest(p registrytest.Pushed, script ...registrytest.Fault) []registrytest.Fault {
 	script = slices.Clone(script)
 	for i := range script {
@@ -87,9 +87,9 @@ func faults() []fault {
 	}
 }
 
-// TestEveryPullEndsWithTheRightBytesOrAnErrorWhateverTheRegistryDoes is the fault matrix of
-// the libraries: nothing but the mirror answers them.
-func TestEveryPullEndsWithTheRightBytesOrAnErrorWhateverTheRegistryDoes(t *testing.T) {
+// TestFaults is the fault matrix of the libraries: every pull ends with the right bytes or an error. Only the mirror
+// answers them.
+func TestFaults(t *testing.T) {
 	out := results.New()
 	var mu sync.Mutex
 	t.Run("matrix", func(t *testing.T) {
@@ -112,7 +112,7 @@ func TestEveryPullEndsWithTheRightBytesOrAnErrorWhateverTheRegistryDoes(t *testi
 	publish(t, out)
 }
 
-// play pulls an image while the fault lasts, and once more when it is over.
+// play pulls an image during the fault, and again after it.
 func (f fault) play(t *testing.T, l clients.Library) []results.Result {
 	s := newSite(t, registrytest.Config{})
 	p := s.image("lib/app", 10)
@@ -134,7 +134,7 @@ func (f fault) play(t *testing.T, l clients.Library) []results.Result {
 	}
 	counts := s.Counts()
 	egress := float64(counts.Egress) / float64(p.Bytes())
-	assert.Zero(t, counts.Leaks, "credentials at another host")
+	assert.Zero(t, counts.Leaks, "no credentials at another host")
 	scenario := "fault/" + f.name + "/" + l.Name
 	measured := []results.Result{
 		{Scenario: scenario, Metric: "right_bytes", Value: ended, Unit: "bool", Better: "higher"},
@@ -152,24 +152,25 @@ func (f fault) play(t *testing.T, l clients.Library) []results.Result {
 		}
 	}
 
-	// Whoever comes next, once the registry is well, is not told of the past for long.
+	// Soon after the fault, the next client no longer gets the old error.
 	s.ClearFaults()
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		dir, err := s.pull(l, p.Repository, "v1", login{})
-		if assert.NoError(c, err, "once the registry is well") {
+		if assert.NoError(c, err, "after the fault") {
 			requireRight(t, dir, p.Objects)
 		}
 	}, pullLimit, 200*time.Millisecond)
 	return measured
 }
 
-func TestASlowRegistryIsWaitedForAndDisturbsNobodyElse(t *testing.T) {
+// A client waits for a slow registry, which does not delay other pulls.
+func TestSlowRegistry(t *testing.T) {
 	each(t, func(t *testing.T, l clients.Library) {
 		s := newSite(t, registrytest.Config{})
 		slow, quick := s.image("lib/app", 20), s.image("lib/quick", 21)
 		_, err := s.pull(l, quick.Repository, "v1", login{})
 		require.NoError(t, err)
-		// The largest layer stands still in its middle until the registry is well again.
+		// The largest layer stalls in its middle until the fault ends.
 		s.Fail(largest(slow, registrytest.Fault{Action: registrytest.ActStall, At: cut, Times: 1})...)
 		done := make(chan error, 1)
 		go func() {
@@ -192,12 +193,13 @@ func TestASlowRegistryIsWaitedForAndDisturbsNobodyElse(t *testing.T) {
 	})
 }
 
-func TestATokenThatEndsInTheMiddleOfABlobEndsNoPull(t *testing.T) {
+// A token that expires during a blob does not end the pull.
+func TestTokenExpires(t *testing.T) {
 	alice := login{"alice", "wonder"}
 	cfg := registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{alice.user: {Password: alice.password, Pull: []string{"lib/*"}}}}
 	each(t, func(t *testing.T, l clients.Library) {
 		if !l.OwnLogin {
-			t.Skip("it gives a mirror no credentials")
+			t.Skip("this library sends a mirror no credentials, so it has no token that could expire there")
 		}
 		s := newSite(t, cfg)
 		p := s.image("lib/app", 30)
@@ -228,10 +230,11 @@ func TestATokenThatEndsInTheMiddleOfABlobEndsNoPull(t *testing.T) {
 	})
 }
 
-func TestACacheWithoutRoomEndsNoPull(t *testing.T) {
+// A full cache does not end a pull.
+func TestFullCache(t *testing.T) {
 	each(t, func(t *testing.T, l clients.Library) {
 		r := registrytest.Start(t, registrytest.Config{})
-		s := newSiteWithRoom(t, r, 2<<20) // the largest layer has more
+		s := newSiteWithQuota(t, r, 2<<20) // the largest layer has more
 		if l.Servers {
 			s.server = r.Host() // where the mirror refuses what the client can get elsewhere
 		}
@@ -245,7 +248,8 @@ func TestACacheWithoutRoomEndsNoPull(t *testing.T) {
 	})
 }
 
-func TestADeadRegistryIsToldAtOnceAndAWarmOneServesAgain(t *testing.T) {
+// A dead registry is reported at once; cached images are served.
+func TestDeadRegistry(t *testing.T) {
 	each(t, func(t *testing.T, l clients.Library) {
 		cfg := registrytest.Config{Dir: t.TempDir()}
 		r, err := registrytest.Listen(cfg)
@@ -273,7 +277,7 @@ func TestADeadRegistryIsToldAtOnceAndAWarmOneServesAgain(t *testing.T) {
 			dir, err := s.pull(l, p.Repository, reference, login{})
 			t.Logf("%s %s: with a warm cache and a dead registry: %.2f s, %v", l.Name, reference, time.Since(began).Seconds(), err)
 			requireNothingWrong(t, dir)
-			// A tag is unknown once its time is over.
+			// A resolved tag expires.
 			if reference == p.Digest {
 				require.NoError(t, err, "by digest")
 			}
@@ -296,9 +300,9 @@ func TestADeadRegistryIsToldAtOnceAndAWarmOneServesAgain(t *testing.T) {
 	})
 }
 
-var outFile = flag.String("out", "", "file to write what was measured to (JSON); figures of other scenarios in it are kept")
+var outFile = flag.String("out", "", "output file for the figures (JSON); figures of other scenarios in it are kept")
 
-// publish prints what was measured and writes it to the file of -out.
+// publish prints the figures and writes them to the file of -out.
 func publish(t *testing.T, out *results.File) {
 	var table strings.Builder
 	require.NoError(t, out.Print(&table))

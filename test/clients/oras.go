@@ -11,8 +11,7 @@ import (
 	"oras.land/oras-go/v2/registry/remote/retry"
 )
 
-// orasPull copies as oras does, an index with all its platforms. It knows no mirrors: the
-// mirror is part of the name.
+// orasPull copies like oras, an index with all its platforms. oras has no mirrors: the mirror is part of the name.
 func orasPull(ctx context.Context, q Request) error {
 	repository, err := remote.NewRepository(q.prefixed() + "/" + q.Repository)
 	if err != nil {
@@ -21,7 +20,7 @@ func orasPull(ctx context.Context, q Request) error {
 	repository.PlainHTTP = true
 	c := &auth.Client{
 		Client: retry.NewClient(), Cache: auth.NewCache(),
-		// By default no token service on loopback is asked but the registry's own.
+		// By default it refuses a token service on loopback other than the registry's own.
 		BlockedRealmPrefixes: []netip.Prefix{},
 	}
 	if q.User != "" {

@@ -10,7 +10,7 @@ import (
 	"github.com/regclient/regclient/types/ref"
 )
 
-// regclientPull copies as regctl does, an index with all its platforms.
+// regclientPull copies like regctl, an index with all its platforms.
 func regclientPull(ctx context.Context, q Request) error {
 	const mirror = "mirror"
 	host := func(name, hostname string) config.Host {

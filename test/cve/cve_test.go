@@ -1,8 +1,8 @@
-// Package cve holds one test for each class of fault that the security advisories of Dragonfly
-// name, so that a reader finds for each of them what Darter does instead.
+// Package cve holds one test for each class of fault in the security advisories of Dragonfly, so that a reader finds
+// what Darter does instead.
 //
-// A test is named after its advisory. It attacks assembled programs as a stranger would, and decides by what
-// comes back. Start at [start], the cluster under attack.
+// Each test has the name of its advisory, attacks assembled programs like a stranger, and judges only their answers.
+// Start at [start], the cluster under attack.
 package cve
 
 import (
@@ -58,7 +58,7 @@ type cluster struct {
 	dirs      []string
 }
 
-// env are the settings of a program.
+// env returns the settings of a program.
 func env(pairs ...string) []string {
 	return append(
 		[]string{
@@ -72,7 +72,7 @@ func env(pairs ...string) []string {
 }
 
 func start(t *testing.T) *cluster {
-	// Data directories as a careless installation leaves them: made beforehand, open to all.
+	// A careless installation creates the data directories beforehand, open to all users.
 	old := syscall.Umask(0)
 	t.Cleanup(func() { syscall.Umask(old) })
 	c := &cluster{dirs: []string{filepath.Join(t.TempDir(), "s"), filepath.Join(t.TempDir(), "d")}}
@@ -105,7 +105,7 @@ func run(t *testing.T, program interface{ Run(context.Context) error }) {
 	t.Cleanup(func() { cancel(); assert.NoError(t, <-ended) })
 }
 
-// member is a client with the proof of membership that a secret gives.
+// member returns a client with the certificate that a secret gives.
 func member(t *testing.T, of string) *http.Client {
 	id, err := identity.New(identity.Config{Secret: secret.String(of), HostID: host.ID(strings.Repeat("ab", 16))})
 	require.NoError(t, err)
@@ -115,7 +115,7 @@ func member(t *testing.T, of string) *http.Client {
 	return &http.Client{Transport: tr, Timeout: time.Minute}
 }
 
-// answer is what came back: the status, 0 where nobody answered at all.
+// answer sends a request and returns the status and the body, or 0 without an answer.
 func answer(t *testing.T, c *http.Client, method, url, body string, header ...string) (int, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
@@ -136,7 +136,7 @@ func answer(t *testing.T, c *http.Client, method, url, body string, header ...st
 	return res.StatusCode, string(b)
 }
 
-// memberPaths are what members ask of each other, with a body that a member would send.
+// memberPaths are the requests between members, with a valid body.
 var memberPaths = []struct{ method, path, body string }{
 	{"POST", api.PathAnnounce, `{"version":1}`},
 	{"POST", api.PathLookups, `{}`},
@@ -147,15 +147,15 @@ var memberPaths = []struct{ method, path, body string }{
 	{"GET", api.PathHosts, ``},
 }
 
-// TestCVE_2023_27584_HardCodedKey: a key that is the same in every installation.
+// TestCVE_2023_27584_HardCodedKey: every installation has the same key.
 func TestCVE_2023_27584_HardCodedKey(t *testing.T) {
 	c := start(t)
 	at := "https://" + c.supernode.Addrs()["api"]
 	code, _ := answer(t, member(t, clusterSecret), "GET", at+api.PathStatus, "")
-	require.Equal(t, 200, code, "a member is let in")
+	require.Equal(t, 200, code, "a member is accepted")
 	code, text := answer(t, member(t, otherSecret), "GET", at+api.PathStatus, "")
 	assert.Equal(t, 0, code, "the secret of another installation opens this one: %s", text)
-	t.Run("without a secret only loopback is listened on", func(t *testing.T) {
+	t.Run("without a secret all listeners are on loopback", func(t *testing.T) {
 		for _, listen := range []string{"0.0.0.0:0", "[::]:0", ":0", "192.0.2.1:0"} {
 			var s config.Supernode
 			err := config.NewForm("supernode", &s).
@@ -163,7 +163,7 @@ func TestCVE_2023_27584_HardCodedKey(t *testing.T) {
 			assert.ErrorContains(t, err, "cluster.secret", listen)
 		}
 	})
-	t.Run("a secret that can be guessed is refused", func(t *testing.T) {
+	t.Run("a guessable secret is refused", func(t *testing.T) {
 		for _, weak := range []string{"dragonfly", "darter", strings.Repeat("a", 40), "changeme"} {
 			_, err := identity.New(
 				identity.Config{Secret: secret.String(weak), HostID: host.ID(strings.Repeat("ab", 16))},
@@ -173,7 +173,7 @@ func TestCVE_2023_27584_HardCodedKey(t *testing.T) {
 	})
 }
 
-// TestCVE_2025_59345_NoAuthentication: endpoints that ask nobody who they are.
+// TestCVE_2025_59345_NoAuthentication: endpoints do not authenticate their callers.
 func TestCVE_2025_59345_NoAuthentication(t *testing.T) {
 	c := start(t)
 	naked := &http.Client{
@@ -200,7 +200,7 @@ func TestCVE_2025_59345_NoAuthentication(t *testing.T) {
 			}
 		}
 	}
-	t.Run("what knows no certificates listens on loopback alone", func(t *testing.T) {
+	t.Run("a listener without TLS is on loopback", func(t *testing.T) {
 		var s config.Supernode
 		assert.Error(
 			t,
@@ -216,7 +216,7 @@ func TestCVE_2025_59345_NoAuthentication(t *testing.T) {
 	})
 }
 
-// TestCVE_2025_59346_SSRF: a request that makes the server ask an address of its own network.
+// TestCVE_2025_59346_SSRF: a request makes the server connect to an address of its own network.
 func TestCVE_2025_59346_SSRF(t *testing.T) {
 	c := start(t)
 	var asked atomic.Int64
@@ -246,10 +246,10 @@ func TestCVE_2025_59346_SSRF(t *testing.T) {
 		)
 		assert.GreaterOrEqual(t, code, 400, "%s: %s", registry, text)
 	}
-	assert.Zero(t, asked.Load(), "an address of this machine was asked")
+	assert.Zero(t, asked.Load(), "no request to an address of this machine")
 }
 
-// TestCVE_2025_59347_TLSNotVerified: certificates that nobody looks at.
+// TestCVE_2025_59347_TLSNotVerified: certificates are not verified.
 func TestCVE_2025_59347_TLSNotVerified(t *testing.T) {
 	root, err := programs.Root()
 	require.NoError(t, err)
@@ -266,7 +266,7 @@ func TestCVE_2025_59347_TLSNotVerified(t *testing.T) {
 			return true
 		})
 	}
-	t.Run("a file from a server that nobody vouches for is refused", func(t *testing.T) {
+	t.Run("a file from an untrusted server is refused", func(t *testing.T) {
 		web := httptest.NewTLSServer(
 			http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "evil") }),
 		)
@@ -293,7 +293,7 @@ func TestCVE_2025_59347_TLSNotVerified(t *testing.T) {
 	})
 }
 
-// TestCVE_2025_59348_RateLimitBypass: traffic that is not counted against the limit.
+// TestCVE_2025_59348_RateLimitBypass: some traffic does not count in the rate limit.
 func TestCVE_2025_59348_RateLimitBypass(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const rate, flows, seconds = 1 << 20, 40, 20
@@ -328,12 +328,12 @@ func TestCVE_2025_59348_RateLimitBypass(t *testing.T) {
 		for range flows {
 			<-done
 		}
-		assert.LessOrEqual(t, passed.Load(), int64(rate*seconds+2*rate), "more passed than the limit lets through")
-		assert.GreaterOrEqual(t, passed.Load(), int64(rate*seconds/2), "the limit is not used")
+		assert.LessOrEqual(t, passed.Load(), int64(rate*seconds+2*rate), "no more than the limit passes")
+		assert.GreaterOrEqual(t, passed.Load(), int64(rate*seconds/2), "the limit is used")
 	})
 }
 
-// TestCVE_2025_59349_DirectoryPermissions: data that other users of the machine can read or change.
+// TestCVE_2025_59349_DirectoryPermissions: other users of the machine can read or change the data.
 func TestCVE_2025_59349_DirectoryPermissions(t *testing.T) {
 	c := start(t)
 	for _, dir := range c.dirs {
@@ -359,8 +359,8 @@ func TestCVE_2025_59349_DirectoryPermissions(t *testing.T) {
 	}
 }
 
-// TestCVE_2025_59350_TimingAttack: a secret compared byte by byte. No secret is compared at all:
-// TLS proves who holds it.
+// TestCVE_2025_59350_TimingAttack: a secret is compared byte by byte. Darter compares no secret: TLS proves its
+// possession.
 func TestCVE_2025_59350_TimingAttack(t *testing.T) {
 	root, err := programs.Root()
 	require.NoError(t, err)
@@ -393,7 +393,7 @@ func TestCVE_2025_59350_TimingAttack(t *testing.T) {
 	}
 }
 
-// TestCVE_2025_59351_NilPointer: a body that lacks what the handler takes for granted.
+// TestCVE_2025_59351_NilPointer: a body lacks a field that the handler dereferences.
 func TestCVE_2025_59351_NilPointer(t *testing.T) {
 	c := start(t)
 	inside := member(t, clusterSecret)
@@ -439,10 +439,10 @@ func TestCVE_2025_59351_NilPointer(t *testing.T) {
 		assert.NotEqual(t, 500, code, "%s: %s", at, text)
 	}
 	code, _ := answer(t, inside, "GET", "https://"+c.supernode.Addrs()["api"]+api.PathStatus, "")
-	assert.Equal(t, 200, code, "it still answers")
+	assert.Equal(t, 200, code, "the program still answers")
 }
 
-// TestCVE_2025_59352_ArbitraryFiles: a name from the network that becomes a path on the disk.
+// TestCVE_2025_59352_ArbitraryFiles: a name from the network becomes a path on the disk.
 func TestCVE_2025_59352_ArbitraryFiles(t *testing.T) {
 	for _, id := range []string{"../../etc/passwd", "sha256:../../../etc/passwd", "sha256:" + strings.Repeat("0", 63) + "/", "sha256:" + strings.Repeat(".", 64), "file:../x", "file:/etc/passwd", "",
 		"sha256:" + strings.Repeat("0", 64) + "\x00", "SHA256:" + strings.Repeat("0", 64), "sha256:" + strings.Repeat("A", 64), `sha256:..\..\x`} {
@@ -477,11 +477,11 @@ func TestCVE_2025_59352_ArbitraryFiles(t *testing.T) {
 			"",
 		)
 	}
-	assert.Equal(t, before, list(t, filepath.Dir(c.dirs[0])), "a file was made outside of the data directory")
+	assert.Equal(t, before, list(t, filepath.Dir(c.dirs[0])), "no file outside of the data directory")
 }
 
-// TestCVE_2025_59353_CertificateForAnyAddress: a service that certifies whoever asks. There is
-// none: a certificate is made by its owner, out of the secret, and names its owner.
+// TestCVE_2025_59353_CertificateForAnyAddress: a service certifies every caller. Darter has no such service: each
+// member derives its certificate from the secret, and the certificate names its owner.
 func TestCVE_2025_59353_CertificateForAnyAddress(t *testing.T) {
 	c := start(t)
 	naked := &http.Client{Timeout: time.Minute}
@@ -495,7 +495,7 @@ func TestCVE_2025_59353_CertificateForAnyAddress(t *testing.T) {
 			assert.True(t, code == 404 || code == 405, "%s%s: %d", at, path, code)
 		}
 	}
-	t.Run("a certificate of one's own making opens nothing", func(t *testing.T) {
+	t.Run("a self-made certificate is refused", func(t *testing.T) {
 		web := httptest.NewTLSServer(http.NotFoundHandler()) // for its certificate
 		defer web.Close()
 		forged := &http.Client{
@@ -514,7 +514,7 @@ func TestCVE_2025_59353_CertificateForAnyAddress(t *testing.T) {
 	})
 }
 
-// TestCVE_2025_59354_WeakDigest: integrity by MD5.
+// TestCVE_2025_59354_WeakDigest: MD5 protects the integrity.
 func TestCVE_2025_59354_WeakDigest(t *testing.T) {
 	for _, id := range []string{"md5:acbd18db4cc2f85cedef654fccc4a4d8", "sha1:0beec7b5ea3f0fdbc95d0dd47f3c5bc275da8a33", "crc32:8c736521"} {
 		_, err := task.ParseID(id)
@@ -532,7 +532,7 @@ func TestCVE_2025_59354_WeakDigest(t *testing.T) {
 	}
 }
 
-// TestCVE_2025_59410_TinyFilesInTheClear: small files that travel without TLS.
+// TestCVE_2025_59410_TinyFilesInTheClear: small files travel without TLS.
 func TestCVE_2025_59410_TinyFilesInTheClear(t *testing.T) {
 	c := start(t)
 	for _, at := range []string{c.supernode.Addrs()["api"], c.supernode.Addrs()["peer"], c.daemon.Addrs()["peer"]} {
@@ -541,7 +541,7 @@ func TestCVE_2025_59410_TinyFilesInTheClear(t *testing.T) {
 			require.NoError(t, err)
 			_, err = io.WriteString(conn, hello)
 			require.NoError(t, err)
-			// The other side ends what is no TLS: its own handshake limit bounds this read.
+			// The other side closes connections without TLS; its handshake timeout bounds this read.
 			require.NoError(t, conn.SetReadDeadline(time.Now().Add(time.Minute)))
 			b, err := io.ReadAll(conn)
 			var late net.Error
@@ -553,8 +553,8 @@ func TestCVE_2025_59410_TinyFilesInTheClear(t *testing.T) {
 	}
 }
 
-// TestCVE_2026_24124_JobsWithoutAuthentication: orders that anybody may give. Those of Darter are
-// purges: members give them over TLS, and operators at a loopback port that refuses browsers.
+// TestCVE_2026_24124_JobsWithoutAuthentication: anybody can start jobs. Darter's jobs are purges: members start them
+// over TLS, and operators at a loopback port that refuses browsers.
 func TestCVE_2026_24124_JobsWithoutAuthentication(t *testing.T) {
 	c := start(t)
 	naked := &http.Client{
@@ -586,7 +586,7 @@ func TestCVE_2026_24124_JobsWithoutAuthentication(t *testing.T) {
 	}
 }
 
-// TestCVE_2026_49254_SecretsReadable: settings that show their secrets to whoever asks.
+// TestCVE_2026_49254_SecretsReadable: settings show their secrets to every caller.
 func TestCVE_2026_49254_SecretsReadable(t *testing.T) {
 	c := start(t)
 	inside := member(t, clusterSecret)
@@ -620,7 +620,7 @@ func TestCVE_2026_49254_SecretsReadable(t *testing.T) {
 	}
 }
 
-// TestCVE_2026_54637_SchedulerSSRF: a scheduler that fetches what a stranger names.
+// TestCVE_2026_54637_SchedulerSSRF: a scheduler fetches a URL that a stranger names.
 func TestCVE_2026_54637_SchedulerSSRF(t *testing.T) {
 	c := start(t)
 	var asked atomic.Int64
@@ -658,14 +658,14 @@ func TestCVE_2026_54637_SchedulerSSRF(t *testing.T) {
 	defer naked.CloseIdleConnections()
 	code, text := answer(t, naked, "POST", "https://"+c.supernode.Addrs()["api"]+api.PathAnnounce, order(1))
 	assert.Zero(t, code, text)
-	// A member may have the supernode bring files, but none of the supernode's own network.
+	// A member may let the supernode fetch files, but not from the supernode's own network.
 	inside := member(t, clusterSecret)
 	require.Eventually(t, func() bool { // its refusal is known to the owner a moment later
 		_, text = answer(t, inside, "POST", "https://"+c.supernode.Addrs()["api"]+api.PathAnnounce, order(2))
 		return strings.Contains(text, `"failure"`)
 	}, time.Minute, 50*time.Millisecond)
-	assert.Contains(t, text, "is not allowed", "it was refused for its address")
-	assert.Zero(t, asked.Load(), "the supernode asked an address of its own machine")
+	assert.Contains(t, text, "is not allowed", "the error names the address")
+	assert.Zero(t, asked.Load(), "no request to an address of the supernode's machine")
 }
 
 func asTimeout(err error, out *net.Error) bool {
@@ -674,7 +674,7 @@ func asTimeout(err error, out *net.Error) bool {
 	return ok && e.Timeout()
 }
 
-// list names the files below a directory.
+// list returns the files below a directory.
 func list(t *testing.T, dir string) (names []string) {
 	require.NoError(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
@@ -685,7 +685,7 @@ func list(t *testing.T, dir string) (names []string) {
 	return names
 }
 
-// sources are the files that the programs are made of.
+// sources parses the programs' source files.
 func sources(t *testing.T, root string) map[string]*ast.File {
 	files := map[string]*ast.File{}
 	for _, below := range []string{"pkg", "cmd"} {

@@ -23,16 +23,51 @@ import (
 	"github.com/darter-io/darter/test/silence"
 )
 
-var alone = flag.Bool("alone", false, "measure what the tools themselves do when a mirror misbehaves, without Darter: docs/clients.md says what came out")
+var alone = flag.Bool("alone", false, "measure the tools with a faulty mirror and without Darter; docs/clients.md has the results")
 
-// aloneLimit is how long a tool is watched; beyond, it "waits".
+// aloneLimit bounds one pull; after it, the tool "waits".
 const aloneLimit = 45 * time.Second
 
-// TestWhatToolsDoWhenTheirMirrorMisbehaves measures the tools, not Darter: the mirror is a
-// registry with faults, and behind it stands the same one without.
-func TestWhatToolsDoWhenTheirMirrorMisbehaves(t *testing.T) {
+// misbehaviour is a fault of the mirror.
+type misbehaviour struct {
+	name string
+	// script holds faults of all requests, layer those of the GETs of the largest layer.
+	script, layer []registrytest.Fault
+}
+
+func misbehaviours() []misbehaviour {
+	status := func(match string, code, times int) []registrytest.Fault {
+		return []registrytest.Fault{{Action: registrytest.ActStatus, Status: code, Match: match, Times: times}}
+	}
+	body := func(a registrytest.Action, at int64, times int) registrytest.Fault {
+		return registrytest.Fault{Action: a, At: at, Times: times}
+	}
+	return []misbehaviour{
+		{"is well", nil, nil},
+		{"manifests 404", status("/manifests/", 404, 0), nil},
+		{"manifests 503", status("/manifests/", 503, 0), nil},
+		{"manifests 401, no challenge", status("/manifests/", 401, 0), nil},
+		{"layers 404", status("/blobs/", 404, 0), nil},
+		{"layers 500", status("/blobs/", 500, 0), nil},
+		{"layers 503", status("/blobs/", 503, 0), nil},
+		{"layers 429", status("/blobs/", 429, 0), nil},
+		{"cut once", nil, []registrytest.Fault{body(registrytest.ActTruncate, cutAt, 1)}},
+		{"cut at every try, after 1 MB", nil, []registrytest.Fault{body(registrytest.ActTruncate, 1e6, 0)}},
+		{"cut at every try, after 0 B", nil, []registrytest.Fault{body(registrytest.ActTruncate, cutAt, 1), body(registrytest.ActTruncate, 0, 0)}},
+		{"cut, Range ignored", nil, []registrytest.Fault{body(registrytest.ActTruncate, cutAt, 1), body(registrytest.ActIgnoreRange, 0, 0)}},
+		{"reset once", nil, []registrytest.Fault{body(registrytest.ActReset, cutAt, 1)}},
+		{"wrong bytes", nil, []registrytest.Fault{body(registrytest.ActCorrupt, 40e3, 0)}},
+		{"headers 10 s late, once", nil, []registrytest.Fault{{Action: registrytest.ActSlowHeaders, DelayMillis: 10_000, Times: 1}}},
+		{"no headers", nil, []registrytest.Fault{{Action: registrytest.ActSlowHeaders, DelayMillis: 600_000}}},
+		{"stands still in the body", nil, []registrytest.Fault{body(registrytest.ActStall, cutAt, 0)}},
+	}
+}
+
+// TestWhatToolsDoWithoutDarter measures the tools, not Darter: the mirror is a registry with faults, and the server behind
+// it is the same registry without.
+func TestWhatToolsDoWithoutDarter(t *testing.T) {
 	if !*alone {
-		t.Skip("this measures the tools and not Darter; -args -alone runs it")
+		t.Skip("measures the tools without Darter; make clients-alone, or -args -alone, runs it")
 	}
 	needTools(t)
 	require.NoError(t, programs.Build(t.Context(), bin, "./test/registrytest/cmd/registry"))
@@ -68,12 +103,6 @@ func TestWhatToolsDoWhenTheirMirrorMisbehaves(t *testing.T) {
 	}
 	require.NoError(t, g.Wait())
 
-	status := func(match string, code, times int) []registrytest.Fault {
-		return []registrytest.Fault{{Action: registrytest.ActStatus, Status: code, Match: match, Times: times}}
-	}
-	body := func(a registrytest.Action, at int64, times int) registrytest.Fault {
-		return registrytest.Fault{Action: a, At: at, Times: times}
-	}
 	table := &strings.Builder{}
 	w := tabwriter.NewWriter(table, 0, 0, 2, ' ', 0)
 	fmt.Fprint(w, "the mirror")
@@ -81,29 +110,7 @@ func TestWhatToolsDoWhenTheirMirrorMisbehaves(t *testing.T) {
 		fmt.Fprintf(w, "\t%s %s", u.kind, u.version)
 	}
 	fmt.Fprintln(w)
-	for i, r := range []struct {
-		name string
-		// script hits all, layer the GETs of the largest layer.
-		script, layer []registrytest.Fault
-	}{
-		{"is well", nil, nil},
-		{"manifests 404", status("/manifests/", 404, 0), nil},
-		{"manifests 503", status("/manifests/", 503, 0), nil},
-		{"manifests 401, no challenge", status("/manifests/", 401, 0), nil},
-		{"layers 404", status("/blobs/", 404, 0), nil},
-		{"layers 500", status("/blobs/", 500, 0), nil},
-		{"layers 503", status("/blobs/", 503, 0), nil},
-		{"layers 429", status("/blobs/", 429, 0), nil},
-		{"cut once", nil, []registrytest.Fault{body(registrytest.ActTruncate, cutAt, 1)}},
-		{"cut at every try, after 1 MB", nil, []registrytest.Fault{body(registrytest.ActTruncate, 1e6, 0)}},
-		{"cut at every try, after 0 B", nil, []registrytest.Fault{body(registrytest.ActTruncate, cutAt, 1), body(registrytest.ActTruncate, 0, 0)}},
-		{"cut, Range ignored", nil, []registrytest.Fault{body(registrytest.ActTruncate, cutAt, 1), body(registrytest.ActIgnoreRange, 0, 0)}},
-		{"reset once", nil, []registrytest.Fault{body(registrytest.ActReset, cutAt, 1)}},
-		{"wrong bytes", nil, []registrytest.Fault{body(registrytest.ActCorrupt, 40e3, 0)}},
-		{"headers 10 s late, once", nil, []registrytest.Fault{{Action: registrytest.ActSlowHeaders, DelayMillis: 10_000, Times: 1}}},
-		{"no headers", nil, []registrytest.Fault{{Action: registrytest.ActSlowHeaders, DelayMillis: 600_000}}},
-		{"stands still in the body", nil, []registrytest.Fault{body(registrytest.ActStall, cutAt, 0)}},
-	} {
+	for i, r := range misbehaviours() {
 		seed := uint64(500 + i)
 		repository := fmt.Sprintf("lib/alone-%d", seed)
 		pushed := server.pushSeed(seed, repository, layerMost, 50e3)
@@ -116,32 +123,8 @@ func TestWhatToolsDoWhenTheirMirrorMisbehaves(t *testing.T) {
 		}
 		fmt.Fprint(w, r.name)
 		for _, u := range users {
-			// One after the other, so that each meets every fault.
-			server.admin(http.MethodPost, "/reset", nil, nil)
-			mirror.admin(http.MethodPost, "/reset", nil, nil)
-			if script != nil {
-				mirror.admin(http.MethodPost, "/faults", script, nil)
-			}
-			u.silence.Reset()
-			ctx, cancel := context.WithTimeout(t.Context(), aloneLimit)
-			began := time.Now()
-			err := u.tool.Pull(ctx, server.ref(pushed), lab.Login{})
-			took := time.Since(began).Seconds()
-			late := ctx.Err() != nil
-			cancel()
-			mirror.admin(http.MethodDelete, "/faults", nil, nil)
-			how := "mirror"
-			switch elsewhere := server.counts().Egress > 0; {
-			case late:
-				how = "waits"
-			case err != nil && strings.Contains(err.Error(), "registry-1.docker.io"), err == nil && elsewhere:
-				how = "elsewhere"
-			case err != nil:
-				how = "FAILS"
-				t.Logf("%s, %s: %.600s", r.name, u.kind, err)
-			}
-			asked := mirror.counts().Object(pushed.Layers()[0].Digest)
-			fmt.Fprintf(w, "\t%s %.1f s, %d GETs %s", how, took, asked.GETs, ranges(asked))
+			// One tool after the other, so that each meets every fault.
+			fmt.Fprintf(w, "\t%s", u.meet(t, r.name, mirror, server, pushed, script))
 		}
 		fmt.Fprintln(w)
 	}
@@ -149,7 +132,39 @@ func TestWhatToolsDoWhenTheirMirrorMisbehaves(t *testing.T) {
 	t.Log("\n" + table.String())
 }
 
-// ranges tells how a layer was resumed.
+// meet pulls an image while the mirror has faults, and returns the end of the pull, its duration, and the GETs of the
+// largest layer at the mirror.
+func (u *user) meet(
+	t *testing.T, name string, mirror, server *cluster, pushed registrytest.PushAnswer, script []registrytest.Fault,
+) string {
+	server.admin(http.MethodPost, "/reset", nil, nil)
+	mirror.admin(http.MethodPost, "/reset", nil, nil)
+	if script != nil {
+		mirror.admin(http.MethodPost, "/faults", script, nil)
+	}
+	u.silence.Reset()
+	ctx, cancel := context.WithTimeout(t.Context(), aloneLimit)
+	began := time.Now()
+	err := u.tool.Pull(ctx, server.ref(pushed), lab.Login{})
+	took := time.Since(began).Seconds()
+	late := ctx.Err() != nil
+	cancel()
+	mirror.admin(http.MethodDelete, "/faults", nil, nil)
+	how := "mirror"
+	switch elsewhere := server.counts().Egress > 0; {
+	case late:
+		how = "waits"
+	case err != nil && strings.Contains(err.Error(), "registry-1.docker.io"), err == nil && elsewhere:
+		how = "elsewhere"
+	case err != nil:
+		how = "FAILS"
+		t.Logf("%s, %s: %.600s", name, u.kind, err)
+	}
+	asked := mirror.counts().Object(pushed.Layers()[0].Digest)
+	return fmt.Sprintf("%s %.1f s, %d GETs %s", how, took, asked.GETs, ranges(asked))
+}
+
+// ranges returns the number of requests with Range as text.
 func ranges(tally registrytest.Tally) string {
 	if len(tally.Ranges) == 0 {
 		return ""

@@ -19,18 +19,16 @@ import (
 )
 
 const (
-	// besideMost is the size of the layer that somebody pulls again and again beside a row.
+	// besideMost is the size in bytes of the layer that the bystander of a row pulls.
 	besideMost = 1e6
-	// besideEach is how often.
+	// besideEach is the interval of its pulls.
 	besideEach = 100 * time.Millisecond
-	// besideLimit is the longest that may take. It takes milliseconds where the cores are free; while
-	// all unpack images and other work runs too, it waits its turn. A row that held it up would hold it
-	// until its pulls end, or until pullLimit.
+	// besideLimit bounds one of its pulls. A pull takes milliseconds on free cores, and longer while all tools unpack
+	// images. A row that blocked the bystander would block it until its pulls end, or until pullLimit.
 	besideLimit = 30 * time.Second
 )
 
-// bystander is what became of somebody who pulled what every dfdaemon has while others were in
-// trouble.
+// bystander holds the results of pulls of a cached layer during a row.
 type bystander struct {
 	pulls   int
 	longest time.Duration
@@ -39,13 +37,12 @@ type bystander struct {
 
 func (b bystander) String() string {
 	if b.pulls == 0 {
-		return "nobody pulled beside it"
+		return "no bystander pulled"
 	}
-	return fmt.Sprintf("beside it %d pulls of what was there, none longer than %.2f s", b.pulls, b.longest.Seconds())
+	return fmt.Sprintf("a bystander pulled %d times, in %.2f s at most", b.pulls, b.longest.Seconds())
 }
 
-// stand has a bystander on the node of each user of a kind, until the returned function is
-// called.
+// stand runs a bystander on the node of each matching user, until the returned function is called.
 func (c *tools) stand(who func(lab.Kind) bool) func() bystander {
 	ctx, cancel := context.WithCancel(c.t.Context())
 	var mu sync.Mutex
@@ -53,7 +50,7 @@ func (c *tools) stand(who func(lab.Kind) bool) func() bystander {
 	var standing sync.WaitGroup
 	for _, u := range c.only(who) {
 		_, err := c.pullBeside(c.t.Context(), u)
-		require.NoError(c.t, err, "%s, before anything went wrong", u.Name)
+		require.NoError(c.t, err, "%s, before the fault", u.Name)
 		standing.Go(func() {
 			tick := time.NewTicker(besideEach)
 			defer tick.Stop()
@@ -83,12 +80,13 @@ func (c *tools) stand(who func(lab.Kind) bool) func() bystander {
 	}
 }
 
-// pullBeside gets the layer from a user's dfdaemon, and says how long that took.
+// pullBeside pulls the bystander's layer from a user's dfdaemon, and returns the duration.
 func (c *tools) pullBeside(ctx context.Context, u *user) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, pullLimit)
 	defer cancel()
 	digest := c.beside.Layers()[0].Digest
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+ownMirror+"/v2/docker.io/"+c.beside.Repository+"/blobs/"+digest, nil)
+	url := "http://" + ownMirror + "/v2/docker.io/" + c.beside.Repository + "/blobs/" + digest
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, err
 	}
@@ -101,7 +99,7 @@ func (c *tools) pullBeside(ctx context.Context, u *user) (time.Duration, error) 
 	sum := sha256.New()
 	n, err := io.Copy(sum, res.Body)
 	if err == nil && "sha256:"+hex.EncodeToString(sum.Sum(nil)) != digest {
-		err = fmt.Errorf("%s, %d bytes that are not those of %s", res.Status, n, digest)
+		err = fmt.Errorf("%s, %d bytes that do not match %s", res.Status, n, digest)
 	}
 	return time.Since(began), err
 }

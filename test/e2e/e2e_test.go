@@ -1,10 +1,10 @@
 //go:build linux
 
-// Package e2e pulls real images with real containerd, on nodes that are network namespaces,
-// through Darter's own programs, and kills those in the middle of it.
+// Package e2e pulls real images with real clients, on nodes in network namespaces, through Darter's own programs, and
+// kills these during the pulls.
 //
-// What the registry sent is read at the registry, never believed to a client. Needs root and
-// containerd; see test/lab for what happens without. Start at the tests.
+// The registry counts the bytes that it sends; a test never trusts a client's count. It needs root and containerd; see
+// test/lab for machines without. Start at the tests.
 package e2e
 
 import (
@@ -34,7 +34,7 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// bin is where the programs of this tree are.
+// bin is the directory of this tree's programs.
 var bin string
 
 func TestMain(m *testing.M) {
@@ -51,14 +51,14 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// ports of the programs in every node; each node has a network of its own.
+// The ports of the programs are the same on every node: each node has its own network.
 const (
 	registryPort = "5000"
 	adminPort    = "5001"
 	clientsOf    = 5
 )
 
-// cluster is a registry, a supernode and nodes that pull, each a machine of its own.
+// cluster is a registry, a supernode and pulling nodes, each on its own machine.
 type cluster struct {
 	*lab.Lab
 	t testing.TB
@@ -80,11 +80,10 @@ type puller struct {
 	args       []string
 }
 
-// raced is why the race detector runs only the tests of [build].
-const raced = "Darter's programs do what they do in the tests with containerd alone"
+// raced is the reason why the race detector runs only the tests of [build].
+const raced = "the race detector covers Darter's programs in the tests with only containerd"
 
-// build makes a cluster of n pulling nodes. With fallback, containerd knows the registry, too,
-// and asks it where its dfdaemon refuses; without, all must come from the dfdaemon.
+// build makes a cluster of n pulling nodes. With fallback, containerd uses the registry if its dfdaemon refuses.
 func build(t *testing.T, n int, fallback bool) *cluster {
 	t.Helper()
 	lab.Need(t, lab.Network, lab.Runtime)
@@ -122,7 +121,7 @@ func build(t *testing.T, n int, fallback bool) *cluster {
 	return c
 }
 
-// dfdaemon is the command line of a node's.
+// dfdaemon returns the arguments of a node's dfdaemon.
 func (c *cluster) dfdaemon(node *lab.Node) []string {
 	return programs.Dfdaemon{
 		Name: node.Name, DataDir: filepath.Join(node.Dir, "dfdaemon"),
@@ -160,7 +159,7 @@ func waitReady(t testing.TB, n *lab.Node, p *lab.Proc, addr string) {
 	require.NoError(t, programs.WaitReady(ctx, n.Client(), addr, p.Done()), "%s of %s", p.Name, n.Name)
 }
 
-// admin scripts the registry.
+// admin sends a request to the registry's admin API.
 func (c *cluster) admin(method, path string, in, out any) {
 	c.t.Helper()
 	var body io.Reader
@@ -183,13 +182,13 @@ func (c *cluster) admin(method, path string, in, out any) {
 	}
 }
 
-// push makes an image in the registry and starts counting anew.
+// push pushes a new image to the registry and resets the counts.
 func (c *cluster) push(repository string, layers ...int64) registrytest.PushAnswer {
 	c.t.Helper()
 	return c.pushSeed(7, repository, layers...)
 }
 
-// pushSeed is the same; another seed makes an image that shares nothing.
+// pushSeed is push with a seed; images of different seeds share no blob.
 func (c *cluster) pushSeed(seed uint64, repository string, layers ...int64) registrytest.PushAnswer {
 	c.t.Helper()
 	var pushed registrytest.PushAnswer
@@ -204,15 +203,15 @@ func (c *cluster) counts() (counts registrytest.Counts) {
 	return counts
 }
 
-// ref is an image's name.
+// ref returns an image's name.
 func (c *cluster) ref(p registrytest.PushAnswer) string {
 	return c.registry + "/" + p.Repository + ":" + p.Tag
 }
 
-// pullLimit is how long a pull may take on a busy machine before it counts as stuck.
+// pullLimit bounds a pull on a busy machine; a longer one counts as stuck.
 const pullLimit = 2 * time.Minute
 
-// pull pulls on all nodes at once and returns each one's error.
+// pull pulls on all nodes concurrently and returns their errors.
 func (c *cluster) pull(ref string) []error {
 	ctx, cancel := context.WithTimeoutCause(c.t.Context(), pullLimit, fmt.Errorf("the pull is stuck: no end after %v", pullLimit))
 	defer cancel()
@@ -228,7 +227,7 @@ func (c *cluster) pull(ref string) []error {
 	return errs
 }
 
-// requireUnpacked compares the unpacked files of an image with those that were pushed.
+// requireUnpacked compares the unpacked files of an image with the pushed ones.
 func (c *cluster) requireUnpacked(n *puller, pushed registrytest.PushAnswer) {
 	c.t.Helper()
 	files, err := n.containerd.Unpacked(c.t.Context(), c.ref(pushed))
@@ -243,13 +242,12 @@ func (c *cluster) requireUnpacked(n *puller, pushed registrytest.PushAnswer) {
 	require.Equal(c.t, pushed.Files, got, "the files of %s on %s", c.ref(pushed), n.Name)
 }
 
-// status asks a dfdaemon for its figures.
+// status returns a dfdaemon's status.
 func (c *cluster) status(n *puller) (api.Status, error) {
 	return programs.Status(c.t.Context(), n.Client(), "127.0.0.1:65003")
 }
 
-// requireOneGETEach asserts that the registry was asked for each blob and manifest of an image
-// exactly once.
+// requireOneGETEach requires that the registry received one GET for each blob and manifest of an image.
 func requireOneGETEach(t testing.TB, counts registrytest.Counts, pushed registrytest.PushAnswer) {
 	t.Helper()
 	for _, o := range pushed.Objects {
@@ -257,7 +255,8 @@ func requireOneGETEach(t testing.TB, counts registrytest.Counts, pushed registry
 	}
 }
 
-func TestFiveContainerdsPullAtOnceAndTheRegistrySendsOneCopy(t *testing.T) {
+// Five containerds pull concurrently, and the registry sends one copy.
+func TestContainerds(t *testing.T) {
 	c := build(t, clientsOf, true)
 	pushed := c.push("lib/app", 40e6/race.Divisor, 25e6/race.Divisor, 12e6/race.Divisor, 3e6, 100e3)
 	before, err := c.Registry.Traffic()
@@ -287,17 +286,16 @@ func TestFiveContainerdsPullAtOnceAndTheRegistrySendsOneCopy(t *testing.T) {
 		assert.Zero(t, s.BadPieces)
 	}
 
-	// A second image that shares nothing, by a tag nobody asked for: what is unknown is told
-	// as the registry tells it.
+	// Pull an unknown tag: the client gets the registry's own error.
 	for i, err := range c.pull(c.registry + "/lib/unknown:v1") {
 		require.ErrorContains(t, err, "not found", "node %d", i+1)
 	}
 }
 
-// received is how many verified bytes a node took in since its dfdaemon started.
+// received returns the verified bytes that a node received since its dfdaemon started.
 func received(s api.Status) int64 { return s.Received.Peers + s.Received.Seeds + s.Received.Origin }
 
-// awaitReceived waits until a node has received a share of an image that is being pulled.
+// awaitReceived waits until a node has received some bytes of an image.
 func (c *cluster) awaitReceived(n *puller, bytes int64) int64 {
 	c.t.Helper()
 	deadline := time.Now().Add(pullLimit)
@@ -312,12 +310,13 @@ func (c *cluster) awaitReceived(n *puller, bytes int64) int64 {
 	}
 }
 
-// slowly makes the registry send so fast that a pull takes some seconds.
+// slowly limits the registry's rate, so that a pull takes some seconds; 0 ends the limit.
 func (c *cluster) slowly(bytesPerSecond int64) {
 	c.admin(http.MethodPost, fmt.Sprintf("/shape?all=%d&connection=0", bytesPerSecond), nil, nil)
 }
 
-func TestAPullOutlivesTheDeathOfTheSupernode(t *testing.T) {
+// A pull survives the end of its supernode.
+func TestSupernodeKilled(t *testing.T) {
 	c := build(t, clientsOf, false)
 	pushed := c.push("lib/app", 30e6, 10e6, 1e6)
 	c.slowly(2e6) // a busy machine must get to the kill before the pull ends
@@ -354,7 +353,8 @@ func TestAPullOutlivesTheDeathOfTheSupernode(t *testing.T) {
 	t.Logf("the registry sent %.3f × the image", float64(c.counts().Egress)/float64(pushed.Bytes))
 }
 
-func TestADfdaemonKilledInMidPullResumesAndFetchesNothingTwice(t *testing.T) {
+// A dfdaemon that is killed during a pull resumes and downloads no piece twice.
+func TestDfdaemonKilled(t *testing.T) {
 	c := build(t, clientsOf, false)
 	pushed := c.push("lib/app", 30e6, 10e6, 1e6)
 	c.slowly(2e6) // a busy machine must get to the kill before the pull ends
@@ -390,7 +390,7 @@ func TestADfdaemonKilledInMidPullResumesAndFetchesNothingTwice(t *testing.T) {
 	require.NoError(t, err)
 	again := received(s)
 	t.Logf("of %d bytes, %d were received before the kill and %d after it", pushed.Bytes, before, again)
-	// A few pieces may have been under way, or half written, when the kill came.
+	// The kill may interrupt the download or write of a few pieces.
 	assert.LessOrEqual(t, before+again, pushed.Bytes+1<<20, "nothing is fetched twice")
 	counts := c.counts()
 	assert.LessOrEqual(t, float64(counts.Egress)/float64(pushed.Bytes), 1.02, "nor by the supernode from the registry")

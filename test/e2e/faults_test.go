@@ -21,69 +21,65 @@ import (
 	"github.com/darter-io/darter/test/results"
 )
 
-var outFile = flag.String("out", "", "file to write what was measured to (JSON); figures of other scenarios in it are kept")
+var outFile = flag.String("out", "", "output file for the figures (JSON); figures of other scenarios in it are kept")
 
-// end is how the pulls of a row have to end, once they have ended at all.
+// end is the required end of a row's pulls.
 type end int
 
 const (
-	right  end = iota // with the image, for every tool
-	told              // with an error: the image cannot be had
-	either            // with one of them: it hangs on what a tool makes of a short body
+	succeeds end = iota // with the image, for every tool
+	fails               // with an error: the image is not available
+	either              // with one of them: tools treat a short body differently
 )
 
-// row is something that goes wrong while all tools pull an image.
+// row is one fault during a pull of all tools.
 type row struct {
 	name string
-	// script are faults of all blobs, largest are faults of the largest layer.
+	// script holds faults of all blobs, largest those of the largest layer.
 	script, largest []registrytest.Fault
 	end             end
-	// egress is the most that the registry may send, in images; 0 asks nobody.
+	// egress bounds the bytes that the registry sends, in images; 0 means no bound.
 	egress float64
-	// who pulls, and with which tools; the zero values are nobody and all.
+	// who are the credentials, only the tools of the pulls; the zero values are none and all.
 	who  lab.Login
 	only func(lab.Kind) bool
-	// spared are tools that must get the image although others may end either way.
+	// spared are tools that must get the image, although others may end either way.
 	spared func(lab.Kind) bool
-	// hurt tells whose dfdaemon ends or has no room: who else pulls through it is no bystander.
+	// hurt are the tools whose dfdaemon ends or is full, so that it has no bystander.
 	hurt func(lab.Kind) bool
-	// dockerLimit is how long dockerd's own tries may take, where that is more than pullLimit.
+	// dockerLimit bounds dockerd's own retries, if they may take longer than pullLimit.
 	dockerLimit time.Duration
-	// midst is called as soon as the registry has sent half of the largest layer.
+	// midst is called when the registry has sent half of the largest layer.
 	midst func(c *tools)
-	// before is called before the pulls, after when they have ended.
+	// before is called before the pulls, after at their end.
 	before, after func(c *tools)
 }
 
-// The largest layer is cut in its middle, which the others do not reach.
+// The largest layer is cut in its middle; the others are shorter.
 const (
 	layerMost = 8e6
 	cutAt     = 4e6
 )
 
-// silenceTold is the silence beyond which the log of the mirror is shown.
-const silenceTold = 5 * time.Second
+// silenceLogged is the silence beyond which the test prints the log of the mirror.
+const silenceLogged = 5 * time.Second
 
-func rows() []row {
+// rows are all faults.
+func rows() []row { return append(registryRows(), eventRows()...) }
+
+// registryRows are the rows with faults of the registry.
+func registryRows() []row {
 	fault := func(a registrytest.Action, at int64, times int) registrytest.Fault {
 		return registrytest.Fault{Action: a, At: at, Times: times}
 	}
 	refuse := func(status, times int, header map[string]string) []registrytest.Fault {
 		return []registrytest.Fault{{Action: registrytest.ActStatus, Status: status, Match: "/blobs/", Times: times, Header: header}}
 	}
-	restartAll := func(change func(args []string) []string) func(c *tools) {
-		return func(c *tools) {
-			for _, u := range c.users {
-				u.restartWith(c.t, change)
-			}
-		}
-	}
-	unchanged := func(args []string) []string { return args }
 	moment := map[string]string{"Retry-After": "1"}
 	return []row{
 		{name: "none", egress: 1.02},
 		{name: "body cut once", largest: []registrytest.Fault{fault(registrytest.ActTruncate, cutAt, 1)}, egress: 1.02},
-		// Of the piece that a cut runs through nothing is kept.
+		// A cut loses the bytes of the piece that it interrupts.
 		{name: "body cut five times", largest: []registrytest.Fault{fault(registrytest.ActTruncate, 1e6, 5)}, egress: 1.06},
 		{name: "body reset once", largest: []registrytest.Fault{fault(registrytest.ActReset, cutAt, 1)}, egress: 1.6},
 		{name: "body cut, Range ignored", largest: []registrytest.Fault{fault(registrytest.ActTruncate, cutAt, 1), fault(registrytest.ActIgnoreRange, 0, 0)}, egress: 1.6},
@@ -94,13 +90,30 @@ func rows() []row {
 		{name: "headers of blobs 3 s late", script: []registrytest.Fault{{Action: registrytest.ActSlowHeaders, DelayMillis: 3000, Match: "/blobs/", Times: 2}}, egress: 1.02},
 		{name: "slow registry", before: func(c *tools) { c.slowly(2e6) }, after: func(c *tools) { c.slowly(0) }, egress: 1.02},
 		{name: "wrong bytes once", largest: []registrytest.Fault{fault(registrytest.ActCorrupt, 40e3, 1)}, end: either},
-		{name: "a shorter layer, always", largest: []registrytest.Fault{fault(registrytest.ActWrongLength, cutAt, 0)}, end: told, only: quick},
-		{name: "a longer layer, always", largest: []registrytest.Fault{fault(registrytest.ActWrongLength, layerMost+4e6, 0)}, end: told, only: quick},
+		{name: "a shorter layer, always", largest: []registrytest.Fault{fault(registrytest.ActWrongLength, cutAt, 0)}, end: fails, only: quick},
+		{name: "a longer layer, always", largest: []registrytest.Fault{fault(registrytest.ActWrongLength, layerMost+4e6, 0)}, end: fails, only: quick},
 		{name: "a shorter layer, once", largest: []registrytest.Fault{fault(registrytest.ActWrongLength, cutAt, 1)}, end: either},
-		{name: "wrong bytes always", largest: []registrytest.Fault{fault(registrytest.ActCorrupt, 40e3, 0)}, end: told, only: quick},
-		{name: "blobs 503 always", script: refuse(503, 0, nil), end: told},
-		{name: "blobs 429 always", script: refuse(429, 0, nil), end: told},
-		// dockerd waits 5, 10, 15, 20 and 25 s between its tries with the token that is no good any more.
+		{name: "wrong bytes always", largest: []registrytest.Fault{fault(registrytest.ActCorrupt, 40e3, 0)}, end: fails, only: quick},
+		{name: "blobs 503 always", script: refuse(503, 0, nil), end: fails},
+		{name: "blobs 429 always", script: refuse(429, 0, nil), end: fails},
+	}
+}
+
+// eventRows are the rows with events during the pulls, and with other states of the cluster.
+func eventRows() []row {
+	fault := func(a registrytest.Action, at int64, times int) registrytest.Fault {
+		return registrytest.Fault{Action: a, At: at, Times: times}
+	}
+	restartAll := func(change func(args []string) []string) func(c *tools) {
+		return func(c *tools) {
+			for _, u := range c.users {
+				u.restartWith(c.t, change)
+			}
+		}
+	}
+	unchanged := func(args []string) []string { return args }
+	return []row{
+		// dockerd waits 5, 10, 15, 20 and 25 s between its retries with the expired token.
 		{name: "token ends in mid-blob", who: alice, only: ownLogin, end: either, dockerLimit: 5 * time.Minute, largest: []registrytest.Fault{
 			fault(registrytest.ActStall, cutAt, 1), fault(registrytest.ActTruncate, cutAt+1, 1),
 		}, midst: func(c *tools) {
@@ -164,8 +177,8 @@ func rows() []row {
 	}
 }
 
-// awaitStandbys waits until every dfdaemon knows whom to ask when the supernode dies, and all know
-// the same: a supernode that was restarted a moment ago has not told all of them yet.
+// awaitStandbys waits until all dfdaemons know the same standbys: a supernode that has just restarted has not announced
+// them to all yet.
 func (c *tools) awaitStandbys() {
 	require.EventuallyWithT(c.t, func(t *assert.CollectT) {
 		var known []string
@@ -183,7 +196,7 @@ func (c *tools) awaitStandbys() {
 	}, time.Minute, 100*time.Millisecond)
 }
 
-// first and second are halves of the tools.
+// first and second are two halves of the tools.
 func first(k lab.Kind) bool {
 	return k == lab.KindContainerd1 || k == lab.KindPodman || k == lab.KindBuildah
 }
@@ -191,10 +204,10 @@ func second(k lab.Kind) bool { return !first(k) }
 
 func everybody(lab.Kind) bool { return true }
 
-// quick are the tools that give up at once; dockerd takes 75 s of its own.
+// quick are the tools that give up at once; dockerd retries for 75 s.
 func quick(k lab.Kind) bool { return k != lab.KindDocker }
 
-// restartWith starts a user's dfdaemon anew with other arguments, this once.
+// restartWith restarts a user's dfdaemon with other arguments, until its next restart.
 func (u *user) restartWith(t testing.TB, change func(args []string) []string) {
 	t.Helper()
 	require.NoError(t, u.dfdaemon.Stop(time.Minute))
@@ -204,8 +217,7 @@ func (u *user) restartWith(t testing.TB, change func(args []string) []string) {
 	u.args = kept
 }
 
-// restartSupernode starts the supernode anew, on a file system of so many bytes; empty goes back
-// to its old data.
+// restartSupernode restarts the supernode on a file system of the given size, or on its old data if empty.
 func (c *tools) restartSupernode(size string) {
 	c.t.Helper()
 	require.NoError(c.t, c.supernode.Stop(time.Minute))
@@ -216,9 +228,8 @@ func (c *tools) restartSupernode(size string) {
 	c.startSupernode(small(c.t, c.machine, size)...)
 }
 
-// small mounts a file system of so many bytes on a node, and returns the arguments by which a
-// program keeps its data there and believes that there is room enough: of two flags the last one
-// counts.
+// small mounts a file system of the given size on a node. It returns arguments that place a program's data there, with a
+// quota larger than the file system. Appended to others they take precedence.
 func small(t testing.TB, n *lab.Node, size string) []string {
 	t.Helper()
 	dir := filepath.Join(n.Dir, "small")
@@ -228,8 +239,7 @@ func small(t testing.TB, n *lab.Node, size string) []string {
 	return []string{"--node-data-dir=" + dir, "--cache-quota=1GB"}
 }
 
-// restartOn starts a user's dfdaemon anew, on a file system of its own of so many bytes; empty
-// goes back to its old data.
+// restartOn restarts a user's dfdaemon on a file system of the given size, or on its old data if empty.
 func (u *user) restartOn(t testing.TB, size string) {
 	t.Helper()
 	u.restartWith(t, func(args []string) []string {
@@ -240,16 +250,16 @@ func (u *user) restartOn(t testing.TB, size string) {
 	})
 }
 
-// TestEveryToolEndsWithTheRightImageOrAnErrorWhateverGoesWrong is the fault matrix. Tools that
-// can ask the registry itself where the mirror refuses are configured to.
-func TestEveryToolEndsWithTheRightImageOrAnErrorWhateverGoesWrong(t *testing.T) {
+// TestToolFaults is the fault matrix of the tools: every pull ends with the right image or an error. Tools that can use
+// the registry after the mirror's refusal are configured to.
+func TestToolFaults(t *testing.T) {
 	c := withTools(t, true)
 	out := results.New()
 	beside := c.pushSeed(99, "lib/beside", besideMost)
 	c.beside = &beside
 	for _, u := range c.users {
 		_, err := c.pullBeside(t.Context(), u)
-		require.NoError(t, err, "%s, the first time", u.Name)
+		require.NoError(t, err, "%s, the first pull", u.Name)
 	}
 	for i, r := range rows() {
 		t.Run(r.name, func(t *testing.T) {
@@ -262,8 +272,7 @@ func TestEveryToolEndsWithTheRightImageOrAnErrorWhateverGoesWrong(t *testing.T) 
 	publish(t, out)
 }
 
-// play pulls an image with every tool at once while the row's fault lasts, and once more when
-// it is over.
+// play pulls an image with all tools concurrently during the row's fault, and again after it.
 func (r row) play(c *tools, seed uint64) (measured []results.Result) {
 	t := c.t
 	repository := fmt.Sprintf("lib/row-%d", seed)
@@ -277,7 +286,7 @@ func (r row) play(c *tools, seed uint64) (measured []results.Result) {
 	}
 	var script []registrytest.Fault
 	for _, f := range r.script {
-		// What others pull is not meant.
+		// Limit the faults to this row's image.
 		f.Match = repository + f.Match
 		script = append(script, f)
 	}
@@ -315,47 +324,20 @@ func (r row) play(c *tools, seed uint64) (measured []results.Result) {
 	c.admin(http.MethodDelete, "/faults", nil, nil)
 
 	egress := float64(counts.Egress) / float64(pushed.Bytes)
-	assert.Zero(t, counts.Leaks, "credentials at another host")
+	assert.Zero(t, counts.Leaks, "no credentials at another host")
 	if r.egress > 0 {
 		assert.LessOrEqual(t, egress, r.egress, "bytes sent over bytes of the image")
 	}
 	scenario := "fault/" + r.name
-	measured = append(measured, results.Result{Scenario: scenario, Metric: "registry_egress_ratio", Value: egress, Unit: "ratio", Better: "lower"})
+	measured = append(measured, results.Result{
+		Scenario: scenario, Metric: "registry_egress_ratio", Value: egress, Unit: "ratio", Better: "lower",
+	})
 	for _, u := range users {
-		o := ended[u.kind]
-		how := "the image"
-		if o.err != nil {
-			how = o.err.Error()
-			how = how[max(0, len(how)-300):]
-			assert.NotContains(t, o.err.Error(), "stuck", "%s", u.kind)
-		}
-		t.Logf("%-12s %5.1f s, silence %4.1f s: %s", u.kind, o.took.Seconds(), o.silence.Seconds(), strings.Join(strings.Fields(how), " "))
-		if o.silence > silenceTold {
-			log := u.dfdaemon.Log()
-			t.Logf("the dfdaemon of %s logged:\n%s", u.Name, log[max(0, len(log)-4<<10):])
-			log = c.supernode.Log()
-			t.Logf("the supernode logged:\n%s", log[max(0, len(log)-4<<10):])
-		}
-		if r.end == right || r.spared != nil && r.spared(u.kind) {
-			assert.NoError(t, o.err, "%s", u.kind)
-		}
-		if r.end == told {
-			assert.Error(t, o.err, "%s", u.kind)
-		}
-		value := 0.0
-		if o.err == nil {
-			c.requireFiles(u, pushed)
-			value = 1
-		}
-		name := scenario + "/" + string(u.kind)
-		measured = append(measured,
-			results.Result{Scenario: name, Metric: "right_bytes", Value: value, Unit: "bool", Better: "higher"},
-			results.Result{Scenario: name, Metric: "seconds", Value: o.took.Seconds(), Unit: "seconds", Better: "lower"},
-			results.Result{Scenario: name, Metric: "longest_silence", Value: o.silence.Seconds(), Unit: "seconds", Better: "lower"})
+		measured = append(measured, r.judge(c, u, ended[u.kind], pushed)...)
 	}
 	t.Logf("the registry sent %.3f × the image; %s", egress, undisturbed)
-	assert.NoError(t, undisturbed.err, "somebody who pulls another image by the same dfdaemons")
-	assert.Less(t, undisturbed.longest, besideLimit, "somebody who pulls another image by the same dfdaemons")
+	assert.NoError(t, undisturbed.err, "a bystander who pulls another image from the same dfdaemons")
+	assert.Less(t, undisturbed.longest, besideLimit, "a bystander who pulls another image from the same dfdaemons")
 	if undisturbed.pulls > 0 {
 		measured = append(measured, results.Result{Scenario: scenario, Metric: "beside_longest", Value: undisturbed.longest.Seconds(), Unit: "seconds", Better: "lower"})
 	}
@@ -363,7 +345,42 @@ func (r row) play(c *tools, seed uint64) (measured []results.Result) {
 	return measured
 }
 
-// settle pulls an image again with every tool, now that nothing is wrong any more.
+// judge checks the end of one tool's pull, and returns its figures.
+func (r row) judge(c *tools, u *user, o outcome, pushed registrytest.PushAnswer) []results.Result {
+	t, scenario := c.t, "fault/"+r.name
+	how := "the image"
+	if o.err != nil {
+		how = o.err.Error()
+		how = how[max(0, len(how)-300):]
+		assert.NotContains(t, o.err.Error(), "stuck", "%s", u.kind)
+	}
+	t.Logf("%-12s %5.1f s, silence %4.1f s: %s", u.kind, o.took.Seconds(), o.silence.Seconds(), strings.Join(strings.Fields(how), " "))
+	if o.silence > silenceLogged {
+		log := u.dfdaemon.Log()
+		t.Logf("the dfdaemon of %s logged:\n%s", u.Name, log[max(0, len(log)-4<<10):])
+		log = c.supernode.Log()
+		t.Logf("the supernode logged:\n%s", log[max(0, len(log)-4<<10):])
+	}
+	if r.end == succeeds || r.spared != nil && r.spared(u.kind) {
+		assert.NoError(t, o.err, "%s", u.kind)
+	}
+	if r.end == fails {
+		assert.Error(t, o.err, "%s", u.kind)
+	}
+	value := 0.0
+	if o.err == nil {
+		c.requireFiles(u, pushed)
+		value = 1
+	}
+	name := scenario + "/" + string(u.kind)
+	return []results.Result{
+		{Scenario: name, Metric: "right_bytes", Value: value, Unit: "bool", Better: "higher"},
+		{Scenario: name, Metric: "seconds", Value: o.took.Seconds(), Unit: "seconds", Better: "lower"},
+		{Scenario: name, Metric: "longest_silence", Value: o.silence.Seconds(), Unit: "seconds", Better: "lower"},
+	}
+}
+
+// settle pulls an image again with every tool after the fault.
 func (c *tools) settle(pushed registrytest.PushAnswer, who lab.Login) {
 	c.t.Helper()
 	deadline := time.Now().Add(time.Minute)
@@ -379,12 +396,12 @@ func (c *tools) settle(pushed registrytest.PushAnswer, who lab.Login) {
 			c.requireFiles(u, pushed)
 		}
 		if left = failed; len(left) > 0 && time.Now().After(deadline) {
-			require.NoError(c.t, ended[left[0].kind].err, "%s, although nothing is wrong any more", left[0].kind)
+			require.NoError(c.t, ended[left[0].kind].err, "%s, after the fault", left[0].kind)
 		}
 	}
 }
 
-// publish prints what was measured and writes it to the file of -out.
+// publish prints the figures and writes them to the file of -out.
 func publish(t *testing.T, out *results.File) {
 	var table strings.Builder
 	require.NoError(t, out.Print(&table))

@@ -26,13 +26,12 @@ import (
 	"github.com/darter-io/darter/test/race"
 )
 
-// hubs are the names of registries that all machines of these tests find at one address, by
-// TLS and with certificates that the machines trust: what the internet is to them.
+// hubs are names of registries that all machines resolve to one address, with TLS certificates that they trust: their
+// internet.
 var hubs = []string{"docker.io", "registry-1.docker.io", "quay.io", "registry.example"}
 
-// freshly makes machines as they are after their installation, on an internet where one
-// registry with a token service answers to the names of hubs. Anybody may pull library/* and
-// org/*, alice everything.
+// freshly makes newly installed machines, on an internet where one registry with a token service has the names of hubs.
+// Everybody may pull library/* and org/*, alice everything.
 func freshly(t *testing.T, nodes int) *cluster {
 	t.Helper()
 	lab.Need(t, lab.Network)
@@ -52,9 +51,12 @@ func freshly(t *testing.T, nodes int) *cluster {
 func (c *cluster) serve(t *testing.T, name, port, admin string, names ...string) *lab.Proc {
 	t.Helper()
 	users := filepath.Join(c.Dir, "users.json")
-	require.NoError(t, os.WriteFile(users, []byte(`{"": {"Pull": ["library/*", "org/*"]}, "alice": {"Password": "wonderland", "Pull": ["*"], "Push": ["*"]}}`), 0o600))
-	args := []string{"-listen", c.Registry.Addr + port, "-admin", admin, "-storage", c.Registry.Addr + ":0", "-dir", filepath.Join(c.Registry.Dir, name+"-content"),
-		"-auth", "bearer", "-users", users}
+	require.NoError(t, os.WriteFile(users, []byte(`{"": {"Pull": ["library/*", "org/*"]},
+		"alice": {"Password": "wonderland", "Pull": ["*"], "Push": ["*"]}}`), 0o600))
+	args := []string{
+		"-listen", c.Registry.Addr + port, "-admin", admin, "-storage", c.Registry.Addr + ":0",
+		"-dir", filepath.Join(c.Registry.Dir, name+"-content"), "-auth", "bearer", "-users", users,
+	}
 	if len(names) > 0 {
 		args = append(args, "-tls", "-ca", filepath.Join(c.Dir, name+".crt"), "-names", strings.Join(names, ","))
 	}
@@ -64,7 +66,7 @@ func (c *cluster) serve(t *testing.T, name, port, admin string, names ...string)
 	return p
 }
 
-// trust lets a machine find a registry under its names and trust its certificate.
+// trust makes a machine resolve a registry's names and trust its certificate.
 func (c *cluster) trust(t *testing.T, n *lab.Node, name string, names ...string) {
 	t.Helper()
 	appendTo(t, n, "/etc/hosts", fmt.Sprintf("\n%s %s\n", c.Registry.Addr, strings.Join(names, " ")))
@@ -88,7 +90,7 @@ func write(t *testing.T, n *lab.Node, file, text string) {
 	require.NoError(t, os.WriteFile(n.Path(file), []byte(text), 0o644))
 }
 
-// run runs a program on a machine and returns what it wrote.
+// run runs a program on a machine and returns its output.
 func run(t *testing.T, n *lab.Node, name string, args ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), pullLimit)
@@ -104,7 +106,7 @@ func run(t *testing.T, n *lab.Node, name string, args ...string) (string, error)
 	return string(out), err
 }
 
-// configuration is everything in a machine's /etc, by name: content, mode, where links lead.
+// configuration returns every file in a machine's /etc by name: mode, text or link target.
 func configuration(t *testing.T, n *lab.Node) map[string]string {
 	t.Helper()
 	root := n.Path("/etc")
@@ -138,7 +140,7 @@ func configuration(t *testing.T, n *lab.Node) map[string]string {
 	return out
 }
 
-// changed names what differs between two configurations.
+// changed returns the names that differ between two configurations.
 func changed(before, after map[string]string) (names []string) {
 	for name := range maps.Keys(before) {
 		if after[name] != before[name] {
@@ -154,23 +156,23 @@ func changed(before, after map[string]string) (names []string) {
 	return names
 }
 
-// machine is one on which a client runs as its distribution starts it.
+// machine runs a client as its distribution starts it.
 type machine struct {
 	*lab.Node
-	client string // as "dfdaemon configure" names it
-	// asked are the registries that the client asks its mirror for.
+	client string // its name for "dfdaemon configure"
+	// asked are the registries for which the client uses its mirror.
 	asked []string
-	// before writes what the machine's owner has configured already.
+	// before writes the owner's configuration.
 	before func(t *testing.T, n *lab.Node)
-	// program is the client's daemon, empty where it has none, and answers says when it is up.
+	// program is the client's daemon, or empty; answers is a command that succeeds when it is up.
 	program, answers []string
-	// restart is what the owner is told to do after a change.
+	// restart is what "dfdaemon configure" asks the owner to do: "restart", "reload" or "".
 	restart string
-	// pulls are the commands that pull an image whose name follows.
+	// pulls are commands that pull the image that is appended.
 	pulls [][]string
 
 	daemon, dfdaemon *lab.Proc
-	was              map[string]string // its configuration before Darter
+	original         map[string]string // its configuration before Darter
 }
 
 func (m *machine) start(t *testing.T) {
@@ -188,23 +190,23 @@ func (m *machine) start(t *testing.T) {
 	}, time.Minute, 100*time.Millisecond, "%s", m.client)
 }
 
-// follow does what the owner is told.
-func (m *machine) follow(t *testing.T, told string) {
+// follow does what the output of "dfdaemon configure" asks the owner to do.
+func (m *machine) follow(t *testing.T, out string) {
 	t.Helper()
 	switch m.restart {
 	case "":
-		assert.Contains(t, told, "no restart is needed")
+		assert.Contains(t, out, "no restart is needed")
 	case "restart":
-		assert.Contains(t, told, "now run: systemctl restart "+m.client)
+		assert.Contains(t, out, "now run: systemctl restart "+m.client)
 		require.NoError(t, m.daemon.Stop(time.Minute))
 		m.start(t)
 	case "reload":
-		assert.Contains(t, told, "now run: systemctl reload "+m.client)
+		assert.Contains(t, out, "now run: systemctl reload "+m.client)
 		require.NoError(t, m.daemon.Signal(syscall.SIGHUP))
 	}
 }
 
-// pull pulls an image with each command.
+// pull pulls an image with every command.
 func (m *machine) pull(t *testing.T, ref string) error {
 	for _, p := range m.pulls {
 		if _, err := run(t, m.Node, p[0], append(slices.Clone(p[1:]), ref)...); err != nil {
@@ -214,7 +216,7 @@ func (m *machine) pull(t *testing.T, ref string) error {
 	return nil
 }
 
-// cripull builds the command that pulls as Kubernetes does.
+// cripull builds the command that pulls like Kubernetes.
 func cripull(t *testing.T) string {
 	t.Helper()
 	root, err := programs.Root()
@@ -227,7 +229,7 @@ func cripull(t *testing.T) string {
 	return path
 }
 
-// debianContainerd is what Debian's package of containerd 1.6 installs.
+// debianContainerd is the configuration of Debian's package of containerd 1.6.
 const debianContainerd = `version = 2
 
 [plugins]
@@ -239,12 +241,12 @@ const debianContainerd = `version = 2
     path = "/var/lib/containerd"
 `
 
-// machines are one of each kind, as people have them.
+// machines returns one machine of each kind.
 func machines(t *testing.T, c *cluster) []*machine {
 	containerd2, err := lab.Containerd2Dir()
 	require.NoError(t, err)
 	kubernetes := []string{cripull(t), "-timeout=90s"}
-	// As the README says it.
+	// The command of the README.
 	byHand := []string{"images", "pull", "--hosts-dir", "/etc/containerd/certs.d"}
 	one := [][]string{kubernetes, append([]string{"ctr"}, byHand...)}
 	two := [][]string{kubernetes, append([]string{filepath.Join(containerd2, "ctr")}, byHand...)}
@@ -254,7 +256,7 @@ func machines(t *testing.T, c *cluster) []*machine {
 		{client: "containerd", asked: hubs[:3], restart: "restart", program: []string{"containerd"}, answers: ready, pulls: one,
 			before: func(t *testing.T, n *lab.Node) {
 				write(t, n, "/etc/containerd/config.toml", debianContainerd)
-				// A trap: what it says holds no more for a registry with a directory of its own.
+				// A trap: this no longer applies to a registry with a directory of its own.
 				write(t, n, "/etc/containerd/certs.d/_default/hosts.toml", "[host.\"http://127.0.0.1:9\"]\n")
 			}},
 		{client: "containerd", asked: hubs[:3], restart: "restart", program: []string{filepath.Join(containerd2, "containerd")}, answers: ready, pulls: two,
@@ -283,10 +285,77 @@ func machines(t *testing.T, c *cluster) []*machine {
 	return list
 }
 
-// TestWhoeverFollowsTheREADMEPullsThroughDarterAndCanGoBack does on machines of each kind, with
-// the settings that everybody has, what the README says: start, look, configure, look, pull; and
-// takes it all back.
-func TestWhoeverFollowsTheREADMEPullsThroughDarterAndCanGoBack(t *testing.T) {
+// doctor returns the output of a machine's "dfdaemon doctor".
+func (c *cluster) doctor(t *testing.T, m *machine) string {
+	out, err := run(t, m.Node, filepath.Join(bin, "dfdaemon"), "doctor",
+		"--cluster-secret-file="+c.secret, "--supernodes="+c.Nodes[0].Addr+":65000")
+	assert.NoError(t, err, "unreachable registries are no failure")
+	return out
+}
+
+// clientLine matches the doctor's line about the machine's client.
+func (m *machine) clientLine(level string) *regexp.Regexp {
+	return regexp.MustCompile(`(?m)^` + level + ` +client ` + m.client + ` `)
+}
+
+// configure follows the README on one machine: doctor, configure, doctor.
+func (c *cluster) configure(t *testing.T, m *machine) {
+	dfdaemon := filepath.Join(bin, "dfdaemon")
+	waitReady(t, m.Node, m.dfdaemon, "127.0.0.1:65003")
+	before := configuration(t, m.Node)
+	assert.Regexp(t, m.clientLine("WARN"), c.doctor(t, m), "not configured yet")
+	diff, err := run(t, m.Node, dfdaemon, "configure", m.client, "--dry-run")
+	require.NoError(t, err)
+	assert.Contains(t, diff, "\n+++ b/etc/")
+	assert.Empty(t, changed(before, configuration(t, m.Node)), "a dry run")
+
+	out, err := run(t, m.Node, dfdaemon, "configure", m.client)
+	require.NoError(t, err)
+	t.Logf("%s on %s:\n%s", m.client, m.Name, out)
+	for _, name := range changed(before, configuration(t, m.Node)) {
+		if f, err := os.Stat(filepath.Join(m.Path("/etc"), name)); assert.NoError(t, err) && !f.IsDir() {
+			assert.Contains(t, out, "wrote /etc"+name+"\n", "the output names every file")
+		}
+	}
+	if _, trap := before["/containerd/certs.d/_default/hosts.toml"]; trap {
+		assert.Contains(t, out, "_default/hosts.toml applies to registries without a directory of their own. These registries get one now")
+	}
+	if m.restart != "" && m.daemon != nil {
+		assert.Regexp(t, m.clientLine("WARN"), c.doctor(t, m), "configured, and not restarted yet")
+	}
+	m.follow(t, out)
+	look := ""
+	require.Eventually(t, func() bool { // a reload takes a moment
+		look = c.doctor(t, m)
+		return m.clientLine("OK").MatchString(look)
+	}, time.Minute, 100*time.Millisecond, "configured")
+	t.Logf("the doctor:\n%s", look)
+	again, err := run(t, m.Node, dfdaemon, "configure", m.client)
+	require.NoError(t, err)
+	assert.Contains(t, again, m.client+": nothing to change")
+	m.original = before
+}
+
+// pullPrivate pulls a private image with right and wrong credentials, as Kubernetes does.
+func (c *cluster) pullPrivate(t *testing.T, all []*machine) {
+	private := c.pushSeed(50, "team/app", 2e6, 50e3)
+	alice := []string{"env", "CRIPULL_PASSWORD=wonderland", filepath.Join(bin, "cripull"), "-user=alice"}
+	stranger := []string{"env", "CRIPULL_PASSWORD=underland", filepath.Join(bin, "cripull"), "-user=alice"}
+	kubernetes := slices.DeleteFunc(slices.Clone(all), func(m *machine) bool { return m.client != "containerd" })
+	for _, m := range kubernetes {
+		_, err := run(t, m.Node, stranger[0], append(stranger[1:], "quay.io/team/app:v1")...)
+		require.Error(t, err, "with a wrong imagePullSecret")
+		_, err = run(t, m.Node, alice[0], append(alice[1:], "quay.io/team/app:v1")...)
+		require.NoError(t, err, "with the right one")
+	}
+	for _, o := range private.Layers() {
+		assert.Equal(t, 1, c.counts().Object(o.Digest).GETs, "GETs of a layer of a private image")
+	}
+}
+
+// TestREADME follows the README on machines of each kind with default settings: start, doctor, configure, doctor, pull;
+// then it removes Darter again.
+func TestREADME(t *testing.T) {
 	race.Skip(t, raced)
 	lab.Need(t, lab.Runtime, lab.Containerd2, lab.Docker, lab.Containers)
 	c := freshly(t, 6)
@@ -305,49 +374,8 @@ func TestWhoeverFollowsTheREADMEPullsThroughDarterAndCanGoBack(t *testing.T) {
 		g.Go(func() error { m.start(t); return nil })
 	}
 	require.NoError(t, g.Wait())
-	doctor := func(m *machine) string {
-		told, err := run(t, m.Node, dfdaemon, "doctor", "--cluster-secret-file="+c.secret, "--supernodes="+c.Nodes[0].Addr+":65000")
-		assert.NoError(t, err, "the registries that nobody here has are no failure")
-		return told
-	}
-	client := func(m *machine, level string) *regexp.Regexp {
-		return regexp.MustCompile(`(?m)^` + level + ` +client ` + m.client + ` `)
-	}
-
 	for _, m := range all {
-		waitReady(t, m.Node, m.dfdaemon, "127.0.0.1:65003")
-		before := configuration(t, m.Node)
-		assert.Regexp(t, client(m, "WARN"), doctor(m), "not configured yet")
-		diff, err := run(t, m.Node, dfdaemon, "configure", m.client, "--dry-run")
-		require.NoError(t, err)
-		assert.Contains(t, diff, "\n+++ b/etc/")
-		assert.Empty(t, changed(before, configuration(t, m.Node)), "a dry run")
-
-		told, err := run(t, m.Node, dfdaemon, "configure", m.client)
-		require.NoError(t, err)
-		t.Logf("%s on %s:\n%s", m.client, m.Name, told)
-		for _, name := range changed(before, configuration(t, m.Node)) {
-			if f, err := os.Stat(filepath.Join(m.Path("/etc"), name)); assert.NoError(t, err) && !f.IsDir() {
-				assert.Contains(t, told, "wrote /etc"+name+"\n", "it names every file")
-			}
-		}
-		if _, trap := before["/containerd/certs.d/_default/hosts.toml"]; trap {
-			assert.Contains(t, told, "_default/hosts.toml applies to registries without a directory of their own. These registries get one now")
-		}
-		if m.restart != "" && m.daemon != nil {
-			assert.Regexp(t, client(m, "WARN"), doctor(m), "configured, and not yet told to look")
-		}
-		m.follow(t, told)
-		look := ""
-		require.Eventually(t, func() bool { // a reload takes its time
-			look = doctor(m)
-			return client(m, "OK").MatchString(look)
-		}, time.Minute, 100*time.Millisecond, "configured")
-		t.Logf("the doctor:\n%s", look)
-		again, err := run(t, m.Node, dfdaemon, "configure", m.client)
-		require.NoError(t, err)
-		assert.Contains(t, again, m.client+": nothing to change")
-		m.was = before
+		c.configure(t, m)
 	}
 
 	pull := func(ref string, who []*machine) {
@@ -367,7 +395,7 @@ func TestWhoeverFollowsTheREADMEPullsThroughDarterAndCanGoBack(t *testing.T) {
 		repository := []string{"library/app", "org/app"}[i]
 		pushed := c.pushSeed(uint64(40+i), repository, 3e6, 1e6, 50e3)
 		pull(hub+"/"+repository+":v1", all)
-		// Docker has mirrors for Docker Hub alone.
+		// Docker has mirrors only for Docker Hub.
 		direct := 0
 		for _, m := range all {
 			if !slices.Contains(m.asked, hub) {
@@ -382,23 +410,11 @@ func TestWhoeverFollowsTheREADMEPullsThroughDarterAndCanGoBack(t *testing.T) {
 	for _, m := range all {
 		s, err := c.status(&puller{Node: m.Node})
 		require.NoError(t, err)
-		assert.Positive(t, s.Served, "bytes that %s took from its mirror", m.client)
+		assert.Positive(t, s.Served, "bytes that %s got from its mirror", m.client)
 	}
-	private := c.pushSeed(50, "team/app", 2e6, 50e3)
-	alice := []string{"env", "CRIPULL_PASSWORD=wonderland", filepath.Join(bin, "cripull"), "-user=alice"}
-	stranger := []string{"env", "CRIPULL_PASSWORD=underland", filepath.Join(bin, "cripull"), "-user=alice"}
-	kubernetes := slices.DeleteFunc(slices.Clone(all), func(m *machine) bool { return m.client != "containerd" })
-	for _, m := range kubernetes {
-		_, err := run(t, m.Node, stranger[0], append(stranger[1:], "quay.io/team/app:v1")...)
-		require.Error(t, err, "with a wrong imagePullSecret")
-		_, err = run(t, m.Node, alice[0], append(alice[1:], "quay.io/team/app:v1")...)
-		require.NoError(t, err, "with the right one")
-	}
-	for _, o := range private.Layers() {
-		assert.Equal(t, 1, c.counts().Object(o.Digest).GETs, "GETs of a layer of a private image")
-	}
+	c.pullPrivate(t, all)
 
-	// Without its dfdaemon each client goes to the registry itself.
+	// Without its dfdaemon each client uses the registry itself.
 	for _, m := range all {
 		require.NoError(t, m.dfdaemon.Stop(time.Minute))
 	}
@@ -409,10 +425,10 @@ func TestWhoeverFollowsTheREADMEPullsThroughDarterAndCanGoBack(t *testing.T) {
 	}
 
 	for _, m := range all {
-		told, err := run(t, m.Node, dfdaemon, "configure", m.client, "--remove")
+		out, err := run(t, m.Node, dfdaemon, "configure", m.client, "--remove")
 		require.NoError(t, err)
-		assert.Empty(t, changed(m.was, configuration(t, m.Node)), "everything is what it was, with %s", m.client)
-		m.follow(t, told)
+		assert.Empty(t, changed(m.original, configuration(t, m.Node)), "the configuration is restored, with %s", m.client)
+		m.follow(t, out)
 	}
 	c.pushSeed(70, "org/app", 1e6, 50e3)
 	pull("quay.io/org/app:v1", all)

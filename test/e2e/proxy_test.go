@@ -18,15 +18,16 @@ import (
 	"github.com/darter-io/darter/test/race"
 )
 
-// TestDockerPullsFromAnyRegistryThroughTheProxyMode gives real dockerds, whose graph driver knows
-// mirrors for Docker Hub alone, the proxy mode: with a registry behind TLS that it looks into by
-// an authority of the operator's, one in plain HTTP, one that it leads to blindly, and one that it
-// does not lead to.
-func TestDockerPullsFromAnyRegistryThroughTheProxyMode(t *testing.T) {
-	race.Skip(t, raced)
-	lab.Need(t, lab.Docker)
-	c := freshly(t, 3)
-	plain, blind, denied := "plain.example:5000", "other.example:6443", "denied.example:7443"
+// The registries of the proxy mode's test.
+const (
+	plain  = "plain.example:5000"
+	blind  = "other.example:6443"
+	denied = "denied.example:7443"
+)
+
+// withProxies makes a cluster with a dfdaemon in proxy mode and a dockerd on two nodes.
+func withProxies(t *testing.T) (c *cluster, all []*lab.Node, tunnels []*lab.Proc) {
+	c = freshly(t, 3)
 	c.serve(t, "plain", ":5000", "127.0.0.1:5011")
 	c.serve(t, "other", ":6443", "127.0.0.1:5012", "other.example")
 	c.serve(t, "denied", ":7443", "127.0.0.1:5013", "denied.example")
@@ -35,15 +36,13 @@ func TestDockerPullsFromAnyRegistryThroughTheProxyMode(t *testing.T) {
 		c.trust(t, n, "other", "other.example")
 		c.trust(t, n, "denied", "denied.example")
 	}
-	at := func(admin string) *cluster { return &cluster{Lab: c.Lab, t: t, admins: admin} }
 	c.secret = filepath.Join(c.Dir, "cluster-secret")
 	require.NoError(t, os.WriteFile(c.secret, []byte("the secret of this test's cluster\n"), 0o600))
-	supernode, err := c.Nodes[0].Start("supernode", filepath.Join(bin, "supernode"), "--cluster-secret-file="+c.secret, "--upstreams=registry.example,"+plain+"=http://"+plain)
+	supernode, err := c.Nodes[0].Start("supernode", filepath.Join(bin, "supernode"),
+		"--cluster-secret-file="+c.secret, "--upstreams=registry.example,"+plain+"=http://"+plain)
 	require.NoError(t, err)
 	waitReady(t, c.Nodes[0], supernode, "127.0.0.1:65005")
 
-	var all []*lab.Node
-	var tunnels []*lab.Proc
 	for _, n := range c.Nodes[1:] {
 		all = append(all, n)
 		write(t, n, "/etc/darter/dfdaemon.yaml", fmt.Sprintf(`cluster: {secretFile: %s}
@@ -60,31 +59,46 @@ proxy:
   tunnelPorts: [6443]
 `, c.secret, c.Nodes[0].Addr, plain))
 		dfdaemon := filepath.Join(bin, "dfdaemon")
-		told, err := run(t, n, dfdaemon, "proxy-ca", "--proxy-ca=/etc/darter/proxy.crt", "--proxy-ca-key=/etc/darter/proxy.key", "--proxy-hosts=registry.example", "--upstreams=registry.example")
+		out, err := run(t, n, dfdaemon, "proxy-ca", "--proxy-ca=/etc/darter/proxy.crt",
+			"--proxy-ca-key=/etc/darter/proxy.key", "--proxy-hosts=registry.example", "--upstreams=registry.example")
 		require.NoError(t, err)
-		// It says itself what Docker needs.
-		_, order, ok := strings.Cut(told, "for Docker: ")
-		require.True(t, ok, told)
-		_, err = run(t, n, "sh", "-c", order)
+		// Its output has the command for Docker.
+		_, command, ok := strings.Cut(out, "for Docker: ")
+		require.True(t, ok, out)
+		_, err = run(t, n, "sh", "-c", command)
 		require.NoError(t, err)
 		p, err := n.Start("dfdaemon", dfdaemon, "--config=/etc/darter/dfdaemon.yaml")
 		require.NoError(t, err)
 		waitReady(t, n, p, "127.0.0.1:65003")
 		tunnels = append(tunnels, p)
 
-		write(t, n, "/etc/docker/daemon.json", fmt.Sprintf("{\"bridge\": \"none\", \"iptables\": false, \"ip6tables\": false, \"insecure-registries\": [%q]}\n", plain))
-		_, err = n.Start("dockerd", "env", "HTTP_PROXY=http://127.0.0.1:65007", "HTTPS_PROXY=http://127.0.0.1:65007", "dockerd")
+		write(t, n, "/etc/docker/daemon.json", fmt.Sprintf(
+			`{"bridge": "none", "iptables": false, "ip6tables": false, "insecure-registries": [%q]}`+"\n", plain))
+		_, err = n.Start("dockerd", "env",
+			"HTTP_PROXY=http://127.0.0.1:65007", "HTTPS_PROXY=http://127.0.0.1:65007", "dockerd")
 		require.NoError(t, err)
 		require.EventuallyWithT(t, func(c *assert.CollectT) {
 			_, err := run(t, n, "docker", "version")
 			assert.NoError(c, err)
 		}, time.Minute, 100*time.Millisecond)
 	}
+	return c, all, tunnels
+}
+
+// TestDockerProxyMode runs real dockerds, whose graph driver has mirrors only for Docker Hub, with the proxy mode: one
+// registry behind TLS that the proxy intercepts with the operator's authority, one in plain HTTP, one behind a blind
+// tunnel, and one that the proxy refuses.
+func TestDockerProxyMode(t *testing.T) {
+	race.Skip(t, raced)
+	lab.Need(t, lab.Docker)
+	c, all, tunnels := withProxies(t)
+	at := func(admin string) *cluster { return &cluster{Lab: c.Lab, t: t, admins: admin} }
 	docker := func(n *lab.Node, args ...string) (string, error) {
 		return run(t, n, "docker", append([]string{"--config", filepath.Join(n.Dir, "docker")}, args...)...)
 	}
 	login := func(n *lab.Node, registry, password string) error {
-		_, err := run(t, n, "sh", "-c", fmt.Sprintf("echo %s | docker --config %s login --username alice --password-stdin %s", password, filepath.Join(n.Dir, "docker"), registry))
+		_, err := run(t, n, "sh", "-c", fmt.Sprintf("echo %s | docker --config %s login --username alice --password-stdin %s",
+			password, filepath.Join(n.Dir, "docker"), registry))
 		return err
 	}
 	pull := func(ref string) {
@@ -100,7 +114,7 @@ proxy:
 		pushed := c.pushSeed(1, "team/app", 4e6, 1e6, 50e3)
 		for _, n := range all {
 			_, err := docker(n, "pull", "registry.example/team/app:v1")
-			require.Error(t, err, "nobody is nobody here, too")
+			require.Error(t, err, "without a login the registry refuses, too")
 			require.Error(t, login(n, "registry.example", "underland"))
 		}
 		assert.Zero(t, c.counts().Object(pushed.Layers()[0].Digest).Bytes)
@@ -114,7 +128,7 @@ proxy:
 			require.NoError(t, err)
 			assert.Positive(t, s.Served)
 		}
-		// What the node has is for nobody who may not have it at the registry.
+		// A cached image needs the registry's consent.
 		_, err := docker(all[0], "logout", "registry.example")
 		require.NoError(t, err)
 		_, err = docker(all[0], "rmi", "registry.example/team/app:v1")
@@ -131,7 +145,7 @@ proxy:
 		_, err = docker(all[0], "push", "--quiet", "registry.example/mine/app:v2")
 		require.NoError(t, err)
 		_, err = docker(all[1], "pull", "--quiet", "registry.example/mine/app:v2")
-		require.NoError(t, err, "and the other one pulls it")
+		require.NoError(t, err, "the other node pulls it")
 	})
 	t.Run("plain HTTP", func(t *testing.T) {
 		registry := at("127.0.0.1:5011")
@@ -144,7 +158,7 @@ proxy:
 		pushed := registry.pushSeed(3, "org/app", 2e6, 50e3)
 		pull(blind + "/org/app:v1")
 		for _, l := range pushed.Layers() {
-			assert.Equal(t, len(all), registry.counts().Object(l.Digest).GETs, "each for itself, with the registry's own certificate")
+			assert.Equal(t, len(all), registry.counts().Object(l.Digest).GETs, "each node downloads it itself, with the registry's own certificate")
 		}
 	})
 	t.Run("a host that is not listed", func(t *testing.T) {
@@ -154,7 +168,7 @@ proxy:
 			_, err := docker(n, "pull", denied+"/org/app:v1")
 			require.ErrorContains(t, err, "Forbidden")
 		}
-		assert.Zero(t, registry.counts().Requests, "nothing reached it")
+		assert.Zero(t, registry.counts().Requests, "no request reached it")
 	})
 	for i, n := range all {
 		for _, secret := range []string{"wonderland", "underland"} {

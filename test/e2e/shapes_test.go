@@ -17,10 +17,9 @@ import (
 	"github.com/darter-io/darter/test/race"
 )
 
-// TestContainerdLooksForItsMirrorsWhereConfigureSaysWhateverShapeItsFileHas asks real containerds
-// what they make of the file, version for version. Both are to look into certs.d, or where the
-// machine's owner says.
-func TestContainerdLooksForItsMirrorsWhereConfigureSaysWhateverShapeItsFileHas(t *testing.T) {
+// TestContainerdConfigShapes asks real containerds of both versions where they look for mirrors, for every shape of their
+// configuration: it must be certs.d, or the owner's own path.
+func TestContainerdConfigShapes(t *testing.T) {
 	race.Skip(t, raced)
 	lab.Need(t, lab.Runtime, lab.Containerd2)
 	containerd2, err := lab.Containerd2Dir()
@@ -36,19 +35,25 @@ func TestContainerdLooksForItsMirrorsWhereConfigureSaysWhateverShapeItsFileHas(t
 	for name, c := range map[string]struct {
 		files map[string]string
 		path  string
-		// only names the containerd that can read it; empty: both can.
+		// only is the containerd that can read the file; empty means both.
 		only string
 	}{
-		"no file":                    {nil, usual, ""},
-		"an empty file":              {map[string]string{"config.toml": ""}, usual, ""},
-		"version 1":                  {map[string]string{"config.toml": "oom_score = 0\n"}, usual, ""},
-		"version 1 with a table":     {map[string]string{"config.toml": "[plugins.cri]\nsandbox_image = 'pause:1'\n[plugins.cri.registry]\n"}, usual, ""},
+		"no file":       {nil, usual, ""},
+		"an empty file": {map[string]string{"config.toml": ""}, usual, ""},
+		"version 1":     {map[string]string{"config.toml": "oom_score = 0\n"}, usual, ""},
+		"version 1 with a table": {map[string]string{
+			"config.toml": "[plugins.cri]\nsandbox_image = 'pause:1'\n[plugins.cri.registry]\n",
+		}, usual, ""},
 		"version 2":                  {map[string]string{"config.toml": debianContainerd}, usual, ""},
 		"all that containerd 1 sets": {map[string]string{"config.toml": string(one)}, usual, ""},
-		"version 3":                  {map[string]string{"config.toml": "version = 3\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'native'\n"}, usual, "containerd 2"},
+		"version 3": {map[string]string{
+			"config.toml": "version = 3\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'native'\n",
+		}, usual, "containerd 2"},
 		"version 4":                  {map[string]string{"config.toml": "version = 4\n"}, usual, "containerd 2"},
 		"all that containerd 2 sets": {map[string]string{"config.toml": string(two)}, usual, "containerd 2"},
-		"another path":               {map[string]string{"config.toml": "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = '/a:/b'\n"}, "/a:/b", ""},
+		"another path": {map[string]string{
+			"config.toml": "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = '/a:/b'\n",
+		}, "/a:/b", ""},
 		"an import with a path": {map[string]string{
 			"config.toml": "version = 2\nimports = ['more/a.toml']\n",
 			"more/a.toml": "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = '/more'\n",

@@ -25,14 +25,17 @@ import (
 	"github.com/darter-io/darter/test/silence"
 )
 
-// Where the tools find their mirror: before the dfdaemon stands what measures silence.
+// The tools' mirror is the relay that measures silence; it forwards to the dfdaemon's own mirror.
 const (
 	toolMirror = "127.0.0.1:65009"
 	ownMirror  = "127.0.0.1:65001"
 )
 
-// alice may pull what is private, everybody what is public.
-var alice, wrong = lab.Login{User: "alice", Password: "wonderland"}, lab.Login{User: "alice", Password: "underland"}
+// alice may pull private images; wrong is her name with a wrong password.
+var (
+	alice = lab.Login{User: "alice", Password: "wonderland"}
+	wrong = lab.Login{User: "alice", Password: "underland"}
+)
 
 // user is a tool on a node with a dfdaemon.
 type user struct {
@@ -43,27 +46,27 @@ type user struct {
 	silence *silence.Relay
 }
 
-// tools is a cluster in which every node has another tool.
+// tools is a cluster with a different tool on every node.
 type tools struct {
 	*cluster
 	users   []*user
 	process *lab.Proc // the registry
-	// pushed is the image of the row that is played.
+	// pushed is the image of the current row.
 	pushed *registrytest.PushAnswer
-	// dockerLimit is how long dockerd's own tries may take in it, where that is more than pullLimit.
+	// dockerLimit bounds dockerd's own retries in it, if they may take longer than pullLimit.
 	dockerLimit time.Duration
-	// beside is the image of who pulls beside a row.
+	// beside is the bystander's image.
 	beside *registrytest.PushAnswer
 }
 
-// needTools skips where a tool is missing.
+// needTools skips the test if a tool is missing.
 func needTools(t *testing.T) {
 	race.Skip(t, raced)
 	lab.Need(t, lab.Network, lab.Runtime, lab.Docker, lab.Containers, lab.Containerd2)
 }
 
-// withTools makes a cluster with one node for each kind of tool. Its registry is docker.io to
-// all of them. Where fallback, tools that can ask the registry itself where the mirror refuses.
+// withTools makes a cluster with one node for each kind of tool. Its registry is docker.io for all of them. With
+// fallback, the tools that can use the registry after the mirror's refusal are configured to.
 func withTools(t *testing.T, fallback bool) *tools {
 	t.Helper()
 	needTools(t)
@@ -107,27 +110,29 @@ func withTools(t *testing.T, fallback bool) *tools {
 	return c
 }
 
-// startRegistry starts the registry, anew with what was pushed before.
+// startRegistry starts the registry, with the images of an earlier start.
 func (c *tools) startRegistry() {
 	c.t.Helper()
 	users := filepath.Join(c.Dir, "users.json")
-	b, err := json.Marshal(map[string]registrytest.User{alice.User: {Password: alice.Password, Pull: []string{"*"}}, "": {Pull: []string{"lib/*"}}})
+	b, err := json.Marshal(map[string]registrytest.User{
+		alice.User: {Password: alice.Password, Pull: []string{"*"}}, "": {Pull: []string{"lib/*"}},
+	})
 	require.NoError(c.t, err)
 	require.NoError(c.t, os.WriteFile(users, b, 0o600))
-	c.process, err = c.Registry.Start("registry", filepath.Join(bin, "registry"), "-listen", c.Registry.Addr+":"+registryPort, "-admin", "127.0.0.1:"+adminPort,
-		"-storage", c.Registry.Addr+":5002", "-dir", filepath.Join(c.Registry.Dir, "content"), "-auth", "bearer", "-users", users)
+	c.process, err = c.Registry.Start("registry", filepath.Join(bin, "registry"),
+		"-listen", c.Registry.Addr+":"+registryPort, "-admin", "127.0.0.1:"+adminPort, "-storage", c.Registry.Addr+":5002", "-dir", filepath.Join(c.Registry.Dir, "content"), "-auth", "bearer", "-users", users)
 	require.NoError(c.t, err)
 	require.NoError(c.t, c.Registry.WaitFor(c.t.Context(), c.url+"/token", time.Minute))
 }
 
-// outcome is how a pull ended.
+// outcome is the result of a pull.
 type outcome struct {
 	err     error
 	took    time.Duration
 	silence time.Duration
 }
 
-// pulls pulls with some tools at once.
+// pulls pulls an image with some tools concurrently.
 func (c *tools) pulls(users []*user, ref string, who lab.Login) map[lab.Kind]outcome {
 	out := make([]outcome, len(users))
 	var g errgroup.Group
@@ -154,7 +159,7 @@ func (c *tools) pulls(users []*user, ref string, who lab.Login) map[lab.Kind]out
 	return ended
 }
 
-// requireFiles asserts that a tool unpacked what was pushed.
+// requireFiles requires that a tool unpacked the pushed files.
 func (c *tools) requireFiles(u *user, pushed registrytest.PushAnswer) {
 	c.t.Helper()
 	files, err := u.tool.Files(c.t.Context(), c.ref(pushed))
@@ -168,7 +173,7 @@ func (c *tools) requireFiles(u *user, pushed registrytest.PushAnswer) {
 	require.Equal(c.t, pushed.Files, got, "the files of %s with %s", c.ref(pushed), u.kind)
 }
 
-// only are the users of some kinds.
+// only returns the users of some kinds.
 func (c *tools) only(keep func(lab.Kind) bool) (out []*user) {
 	for _, u := range c.users {
 		if keep(u.kind) {
@@ -178,14 +183,15 @@ func (c *tools) only(keep func(lab.Kind) bool) (out []*user) {
 	return out
 }
 
-// ofContainers tells the tools made of containers/image, which give a mirror no credentials.
+// ofContainers reports whether a tool uses containers/image, which sends a mirror no credentials.
 func ofContainers(k lab.Kind) bool {
 	return k == lab.KindPodman || k == lab.KindBuildah || k == lab.KindSkopeo
 }
 
 func ownLogin(k lab.Kind) bool { return !ofContainers(k) }
 
-func TestEveryToolPullsThroughItsMirrorAndTheRegistrySendsOneCopy(t *testing.T) {
+// Every tool pulls through its mirror, and the registry sends one copy.
+func TestTools(t *testing.T) {
 	c := withTools(t, true)
 
 	public := c.push("lib/app", 20e6, 8e6, 1e6, 50e3)
@@ -211,8 +217,8 @@ func TestEveryToolPullsThroughItsMirrorAndTheRegistrySendsOneCopy(t *testing.T) 
 			}
 		}
 	}
-	refused("before anybody pulled")
-	assert.Zero(t, c.counts().Object(private.Layers()[0].Digest).Bytes, "bytes for nobody")
+	refused("before the first pull")
+	assert.Zero(t, c.counts().Object(private.Layers()[0].Digest).Bytes, "no client gets bytes")
 	for kind, o := range c.pulls(c.only(ownLogin), c.ref(private), alice) {
 		require.NoError(t, o.err, "%s", kind)
 	}
@@ -225,7 +231,7 @@ func TestEveryToolPullsThroughItsMirrorAndTheRegistrySendsOneCopy(t *testing.T) 
 	for _, u := range c.only(ownLogin) {
 		c.requireFiles(u, private)
 	}
-	// The others are sent to the registry by the mirror's refusal, and log in there.
+	// After the mirror's refusal, the others go to the registry and log in there.
 	for kind, o := range c.pulls(c.only(ofContainers), c.ref(private), alice) {
 		require.NoError(t, o.err, "%s", kind)
 	}

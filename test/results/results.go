@@ -1,9 +1,7 @@
-// Package results writes what a demo, a bench or a system test measured as data, so that two
-// runs can be laid side by side.
+// Package results writes the figures of a demo, a benchmark or a system test as data, so that two runs can be compared.
 //
-// A scenario and a metric never change their names from release to release, and every value
-// has a unit. Several programs may write one file, each its own scenarios: see [File.Merge].
-// Start at [File].
+// Scenarios and metrics never change their names between releases, and every value has a unit. Several programs may
+// write one file, each its own scenarios: see [File.Merge]. Start at [File].
 package results
 
 import (
@@ -26,26 +24,24 @@ import (
 
 // Result is one figure.
 type Result struct {
-	// Scenario is what was done: "demo/5-nodes".
+	// Scenario is for example "demo/5-nodes".
 	Scenario string `json:"scenario"`
-	// Metric is what was measured: "registry_egress_ratio".
+	// Metric is for example "registry_egress_ratio".
 	Metric string  `json:"metric"`
 	Value  float64 `json:"value"`
 	// Unit is bytes, seconds, ratio, …
 	Unit string `json:"unit"`
-	// Target is what the value must reach; nil where nothing is promised.
+	// Target is the bound that the value must meet; nil for none.
 	Target *float64 `json:"target,omitempty"`
 	// Better is "lower" or "higher".
 	Better string `json:"better"`
-	// Min and Max are the ends of what Runs runs gave, of which Value is the median; nil
-	// and 0 where one run made the figure.
+	// Min and Max bound the figures of Runs runs, and Value is their median; nil and 0 for a single run.
 	Min  *float64 `json:"min,omitempty"`
 	Max  *float64 `json:"max,omitempty"`
 	Runs int      `json:"runs,omitempty"`
 }
 
-// Median makes a result of what repeated runs gave, lower being better. It panics without
-// any.
+// Median returns the median of repeated runs; lower is better. It panics without values.
 func Median(scenario, metric string, values []float64, unit string) Result {
 	v := slices.Sorted(slices.Values(values))
 	n := len(v)
@@ -61,8 +57,7 @@ func (r Result) AtMost(target float64) Result {
 	return r
 }
 
-// AtLeast returns the result as one that is better when higher, with a target that its value
-// must not fall short of.
+// AtLeast returns the result with a target that its value must reach; higher is better.
 func (r Result) AtLeast(target float64) Result {
 	r.Target, r.Better = &target, "higher"
 	return r
@@ -73,16 +68,16 @@ func (r Result) Missed() bool {
 	return r.Target != nil && (r.Better == "higher" && r.Value < *r.Target || r.Better != "higher" && r.Value > *r.Target)
 }
 
-// File is what one run leaves behind.
+// File holds the results of one run.
 type File struct {
-	// Commit of the tree, with "+dirty" when files differ from it; empty outside of git.
+	// Commit of the tree, with "+dirty" if files differ from it; empty outside of git.
 	Commit  string   `json:"commit"`
 	Go      string   `json:"go"`
 	CPU     string   `json:"cpu"`
 	Results []Result `json:"results"`
 }
 
-// New is an empty file that says where and of what it was measured.
+// New returns an empty file with commit, Go version and CPU.
 func New() *File {
 	return &File{Commit: commit(), Go: runtime.Version(), CPU: cpu()}
 }
@@ -90,24 +85,27 @@ func New() *File {
 // Add adds figures.
 func (f *File) Add(r ...Result) { f.Results = append(f.Results, r...) }
 
-// Lower adds a figure that is better when lower.
+// Lower adds a figure; lower is better.
 func (f *File) Lower(scenario, metric string, value float64, unit string) {
 	f.Results = append(f.Results, Result{Scenario: scenario, Metric: metric, Value: value, Unit: unit, Better: "lower"})
 }
 
-// Higher adds a figure that is better when higher.
+// Higher adds a figure; higher is better.
 func (f *File) Higher(scenario, metric string, value float64, unit string) {
-	f.Results = append(f.Results, Result{Scenario: scenario, Metric: metric, Value: value, Unit: unit, Better: "higher"})
+	f.Results = append(f.Results, Result{
+		Scenario: scenario, Metric: metric, Value: value, Unit: unit, Better: "higher",
+	})
 }
 
-// Promised adds a figure that must not be above its target.
+// Promised adds a figure that must not exceed its target.
 func (f *File) Promised(scenario, metric string, value float64, unit string, target float64) {
-	f.Results = append(f.Results, Result{Scenario: scenario, Metric: metric, Value: value, Unit: unit, Target: &target, Better: "lower"})
+	f.Results = append(f.Results, Result{
+		Scenario: scenario, Metric: metric, Value: value, Unit: unit, Target: &target, Better: "lower",
+	})
 }
 
-// Merge takes over from the file at path what this one does not measure itself: the figures
-// of other scenarios. Figures of another commit or machine stay out, because they must not be
-// laid beside these; a file that is not there is no error.
+// Merge adds the figures of other scenarios from the file at path. It ignores figures of another commit or machine, which
+// are not comparable. A missing file is no error.
 func (f *File) Merge(path string) error {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -132,7 +130,7 @@ func (f *File) Merge(path string) error {
 	return nil
 }
 
-// Print writes the figures as a table for people; a target that was missed is marked.
+// Print writes the figures as a table for people, and marks missed targets.
 func (f *File) Print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "scenario\tmetric\tvalue\tunit\tmin – max\ttarget\t")
@@ -157,7 +155,7 @@ func (f *File) Print(w io.Writer) error {
 	return t.Flush()
 }
 
-// number is a value in as many digits as a reader needs.
+// number formats a value with the digits that a reader needs.
 func number(v float64) string {
 	switch a := math.Abs(v); {
 	case a >= 10000:
@@ -171,7 +169,7 @@ func number(v float64) string {
 	}
 }
 
-// Write writes the file as JSON, whole or not at all, and makes its directory.
+// Write writes the file as JSON, completely or not at all, and creates its directory.
 func (f *File) Write(path string) error {
 	b, err := json.MarshalIndent(f, "", "  ")
 	if err != nil {
@@ -201,7 +199,7 @@ func commit() string {
 	return c
 }
 
-// cpu names the processor and how many of its threads there are.
+// cpu returns the number of threads and the model of the processor.
 func cpu() string {
 	model := runtime.GOARCH
 	if f, err := os.Open("/proc/cpuinfo"); err == nil {

@@ -1,8 +1,8 @@
-// Package silence stands between a client and its server and measures how long the client had
-// to wait for a byte, whatever client it is.
+// Package silence relays connections between a client and a server, and measures the longest time that the client waits
+// for a byte.
 //
-// It changes nothing of what passes, and never ends a connection otherwise than its server
-// did, but for a reset, which becomes one again. Start at [Relay.Serve].
+// It never changes the relayed bytes, and ends each connection as the server did: with FIN or with RST. Start at
+// [Relay.Serve].
 package silence
 
 import (
@@ -14,54 +14,53 @@ import (
 	"time"
 )
 
-// Relay passes connections on. The zero value needs Dial to be set.
+// Relay relays connections. Dial must be set.
 type Relay struct {
 	// Dial connects to the server.
 	Dial func(context.Context) (net.Conn, error)
 
-	// mu is held to note a moment, never while bytes move.
+	// mu guards the fields below and is never held while bytes move.
 	mu      sync.Mutex
 	longest time.Duration
 	open    map[*wait]struct{}
 }
 
-// wait is what is known of one connection: when the client last asked for something, when the
-// server last said something.
-type wait struct{ asked, heard time.Time }
+// wait holds the times of one connection: of the client's last bytes (asked) and of the server's (answered).
+type wait struct{ asked, answered time.Time }
 
-// since is when the silence began, the zero time where nothing was asked.
+// since returns the start of the silence, the zero time before the first request.
 func (w *wait) since() time.Time {
 	if w.asked.IsZero() {
 		return time.Time{}
 	}
-	if w.heard.After(w.asked) {
-		return w.heard
+	if w.answered.After(w.asked) {
+		return w.answered
 	}
 	return w.asked
 }
 
-// Longest is the longest time that a client waited for the next byte of an answer. A wait that
-// no byte ended is not known: the stuck client tells of it.
+// Longest returns the longest time that a client waited for the next byte of an answer. It omits a wait that no byte
+// ended: the client's own timeout reports that.
 func (r *Relay) Longest() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.longest
 }
 
-// Reset begins anew.
+// Reset starts a new measurement.
 func (r *Relay) Reset() {
 	r.mu.Lock()
 	r.longest = 0
 	now := time.Now()
 	for w := range r.open {
 		if !w.asked.IsZero() {
-			w.heard = now
+			w.answered = now
 		}
 	}
 	r.mu.Unlock()
 }
 
-// Serve takes connections until the listener is closed, which is no error.
+// Serve accepts connections until the listener is closed, which is no error.
 func (r *Relay) Serve(l net.Listener) error {
 	for {
 		client, err := l.Accept()
@@ -79,7 +78,7 @@ func (r *Relay) pass(client net.Conn) {
 	defer client.Close()
 	server, err := r.Dial(context.Background())
 	if err != nil {
-		reset(client) // the nearest thing to a refused connection
+		reset(client) // similar to a refused connection
 		return
 	}
 	defer server.Close()
@@ -103,7 +102,7 @@ func (r *Relay) pass(client net.Conn) {
 	err = pump(client, server, func() {
 		r.note(func(now time.Time) {
 			r.ended(now, w)
-			w.heard = now
+			w.answered = now
 		})
 	})
 	if err != nil {
@@ -111,13 +110,12 @@ func (r *Relay) pass(client net.Conn) {
 		return
 	}
 	half(client)
-	// The server said all it will; what the client still sends goes nowhere but must be read,
-	// or the client is reset.
+	// The server has ended its answer. Read and discard further bytes of the client; otherwise closing would reset it.
 	_ = client.SetReadDeadline(time.Now().Add(time.Second))
 	_, _ = io.Copy(io.Discard, client)
 }
 
-// ended takes a silence that is over into account.
+// ended records a silence that ended now.
 func (r *Relay) ended(now time.Time, w *wait) {
 	if s := w.since(); !s.IsZero() && now.Sub(s) > r.longest {
 		r.longest = now.Sub(s)
@@ -130,7 +128,7 @@ func (r *Relay) note(f func(now time.Time)) {
 	r.mu.Unlock()
 }
 
-// pump copies until the end, telling of each portion before it is passed on.
+// pump copies until the end. It calls passed before it forwards each block.
 func pump(to, from net.Conn, passed func()) error {
 	buf := make([]byte, 64<<10)
 	for {
@@ -138,7 +136,7 @@ func pump(to, from net.Conn, passed func()) error {
 		if n > 0 {
 			passed()
 			if _, err := to.Write(buf[:n]); err != nil {
-				return nil // whoever left needs nothing more
+				return nil // the receiver has left
 			}
 		}
 		if errors.Is(err, io.EOF) {

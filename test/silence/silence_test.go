@@ -16,7 +16,7 @@ import (
 	"github.com/darter-io/darter/test/silence"
 )
 
-// relay stands before a server.
+// relay starts a relay for a server.
 func relay(t *testing.T, h http.Handler) (*silence.Relay, string) {
 	s := httptest.NewServer(h)
 	t.Cleanup(s.Close)
@@ -34,14 +34,14 @@ func relay(t *testing.T, h http.Handler) (*silence.Relay, string) {
 	return r, "http://" + l.Addr().String()
 }
 
-func TestTheLongestWaitForAByteIsMeasuredAndNothingElse(t *testing.T) {
+func TestLongest(t *testing.T) {
 	const pause = 50 * time.Millisecond
 	heard := make(chan struct{})
 	r, url := relay(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		io.WriteString(w, "some")
 		w.(http.Flusher).Flush()
 		if req.URL.Path == "/slow" {
-			<-heard // a busy machine brings the first bytes later than they were sent
+			<-heard // on a busy machine the first bytes may arrive late
 			time.Sleep(pause)
 		}
 		io.WriteString(w, " more")
@@ -68,13 +68,14 @@ func TestTheLongestWaitForAByteIsMeasuredAndNothingElse(t *testing.T) {
 	assert.LessOrEqual(t, r.Longest(), time.Since(began))
 
 	r.Reset()
-	time.Sleep(pause) // nobody waits for anything now, although the connection is open
+	time.Sleep(pause) // no client waits, although the connection is open
 	began = time.Now()
 	assert.Equal(t, "some more", get("/"))
 	assert.LessOrEqual(t, r.Longest(), time.Since(began))
 }
 
-func TestACutBodyAndAResetReachTheClientAsSuch(t *testing.T) {
+// A cut body stays a cut body and a reset stays a reset.
+func TestCutAndReset(t *testing.T) {
 	_, url := relay(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Content-Length", "100")
 		io.WriteString(w, "short")

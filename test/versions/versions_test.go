@@ -1,7 +1,7 @@
-// Package versions runs the last commit's programs beside this tree's: no cluster is upgraded
-// in one moment, so wire, control API and journal must bear with their neighbours.
+// Package versions runs the last commit's programs together with this tree's: no cluster is upgraded in one moment, so
+// wire, control API and journal must work with the version before.
 //
-// Start at [TestTheLastCommitsProgramsAndTheseUnderstandEachOther].
+// Start at [TestNeighbouringVersions].
 package versions
 
 import (
@@ -28,8 +28,7 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// against is the revision to compare with: VERSIONS_AGAINST, else the commit before
-// what is checked out, or that commit itself where the tree has changes.
+// against returns the revision to compare with: VERSIONS_AGAINST, else HEAD~1, or HEAD if the tree has changes.
 func against(t *testing.T, root string) string {
 	if rev := os.Getenv("VERSIONS_AGAINST"); rev != "" {
 		return rev
@@ -39,17 +38,17 @@ func against(t *testing.T, root string) string {
 		return strings.TrimSpace(string(out)), err
 	}
 	dirty, err := git("status", "--porcelain", "--untracked-files=no")
-	need(t, err, "this is no git checkout")
+	need(t, err, "needs a git checkout (or VERSIONS_AGAINST)")
 	rev := "HEAD~1"
 	if dirty != "" {
 		rev = "HEAD"
 	}
 	commit, err := git("rev-parse", "--verify", rev)
-	need(t, err, "there is no earlier commit: fetch the history")
+	need(t, err, "needs an earlier commit; fetch the history with git fetch --unshallow")
 	return commit
 }
 
-// need skips the test where something is not there, and fails it where CI says that it must be.
+// need skips the test if a requirement is not met; if CI=true it fails the test instead.
 func need(t *testing.T, err error, what string) {
 	if err == nil {
 		return
@@ -71,7 +70,8 @@ func buildOld(t *testing.T, root, rev, bin string) {
 	require.NoError(t, extract.Start())
 	require.NoError(t, archive.Run())
 	require.NoError(t, extract.Wait())
-	build := exec.Command("go", "build", "-trimpath", "-tags", "nomsgpack", "-ldflags", "-s -w", "-o", bin+string(filepath.Separator), "./cmd/...")
+	build := exec.Command("go", "build", "-trimpath", "-tags", "nomsgpack", "-ldflags", "-s -w",
+		"-o", bin+string(filepath.Separator), "./cmd/...")
 	build.Dir = source
 	build.Env = append(build.Environ(), "CGO_ENABLED=0")
 	out, err := build.CombinedOutput()
@@ -108,7 +108,7 @@ func start(t *testing.T, binary, admin string, args []string) *program {
 	return p
 }
 
-// stop asks the program to end and waits for it.
+// stop sends SIGTERM and waits for the end of the program.
 func (p *program) stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
@@ -132,12 +132,13 @@ func pull(t *testing.T, mirror, registry, repository, digest string) {
 	require.Equal(t, digest, fmt.Sprintf("sha256:%x", h.Sum(nil)))
 }
 
-func TestTheLastCommitsProgramsAndTheseUnderstandEachOther(t *testing.T) {
+// Programs of the last commit and of this tree work in one cluster, and read each other's data directories.
+func TestNeighbouringVersions(t *testing.T) {
 	root, err := programs.Root()
 	require.NoError(t, err)
 	rev := against(t, root)
 	if err := exec.Command("git", "-C", root, "cat-file", "-e", rev+":cmd/dfdaemon/main.go").Run(); err != nil {
-		t.Skipf("commit %s has no dfdaemon yet", rev)
+		t.Skipf("commit %s has no dfdaemon; name a later one with VERSIONS_AGAINST", rev)
 	}
 	old, now := t.TempDir(), t.TempDir()
 	buildOld(t, root, rev, old)
@@ -170,32 +171,32 @@ func TestTheLastCommitsProgramsAndTheseUnderstandEachOther(t *testing.T) {
 				daemons := [2]*program{}
 				for i, bin := range []string{bins.first, bins.second} {
 					nodes[i] = programs.Dfdaemon{
-						Name: fmt.Sprintf("node%d", i), Mirror: addrs[3+3*i], API: addrs[4+3*i], Peer: addrs[5+3*i], Supernode: super.API,
-						SecretFile: word, Registry: registry.Host(), RegistryBase: registry.URL(), DataDir: filepath.Join(dir, fmt.Sprint("node", i)),
+						Name: fmt.Sprintf("node%d", i), DataDir: filepath.Join(dir, fmt.Sprint("node", i)),
+						Mirror: addrs[3+3*i], API: addrs[4+3*i], Peer: addrs[5+3*i], Supernode: super.API,
+						SecretFile: word, Registry: registry.Host(), RegistryBase: registry.URL(),
 					}
 					daemons[i] = start(t, filepath.Join(bin, "dfdaemon"), nodes[i].API, nodes[i].Args())
 					pull(t, nodes[i].Mirror, registry.Host(), "lib/app", digest)
 				}
-				assert.EqualValues(t, len(content), sent(), "one copy, whoever speaks which version")
+				assert.EqualValues(t, len(content), sent(), "the registry sends one copy, for every mix of versions")
 
-				// The supernode goes, and each node starts anew as the other version on the
-				// directory that it had: what is stored is found and given without the registry.
+				// The supernode ends, and each node restarts in the other version on its old directory: it finds and
+				// serves its stored pieces without the registry.
 				leader.stop()
 				for i, bin := range []string{bins.second, bins.first} {
 					daemons[i].stop()
 					start(t, filepath.Join(bin, "dfdaemon"), nodes[i].API, nodes[i].Args())
 					pull(t, nodes[i].Mirror, registry.Host(), "lib/app", digest)
 				}
-				assert.EqualValues(t, len(content), sent(), "a journal is read by its neighbouring version")
+				assert.EqualValues(t, len(content), sent(), "the neighbouring version reads the journal")
 			})
 		}
 	}
 	t.Run("supernodes that gossip, and dfget", func(t *testing.T) { gossipAndFiles(t, old, now) })
 }
 
-// gossipAndFiles has two supernodes of different versions that know of each other, a node of
-// each version that is told of one of them, and dfgets that ask the node of the other version
-// for a file, or are peers themselves.
+// gossipAndFiles runs two supernodes of different versions that gossip, one node of each version with one of them
+// configured, and dfgets that download a file from the node of the other version, or as peers.
 func gossipAndFiles(t *testing.T, old, now string) {
 	content := pattern(3<<20 + 5)
 	var gets atomic.Int32
@@ -215,8 +216,11 @@ func gossipAndFiles(t *testing.T, old, now string) {
 	var supers []programs.Supernode
 	gossip := ""
 	for i, bin := range []string{old, now} {
-		s := programs.Supernode{Name: fmt.Sprint("supernode", i), DataDir: filepath.Join(dir, fmt.Sprint("supernode", i)), API: take(), Peer: take(), Admin: take(),
-			SecretFile: word, Registry: "registry.test", RegistryBase: "http://registry.test"}
+		name := fmt.Sprint("supernode", i)
+		s := programs.Supernode{
+			Name: name, DataDir: filepath.Join(dir, name), API: take(), Peer: take(), Admin: take(),
+			SecretFile: word, Registry: "registry.test", RegistryBase: "http://registry.test",
+		}
 		args := append(s.Args(), allow)
 		own := take()
 		args = append(args, "--gossip-listen="+own)
@@ -229,8 +233,11 @@ func gossipAndFiles(t *testing.T, old, now string) {
 	}
 	var nodes []programs.Dfdaemon
 	for i, bin := range []string{old, now} {
-		d := programs.Dfdaemon{Name: fmt.Sprint("node", i), DataDir: filepath.Join(dir, fmt.Sprint("node", i)), Mirror: take(), API: take(), Peer: take(),
-			Supernode: supers[1-i].API, SecretFile: word, Registry: "registry.test", RegistryBase: "http://registry.test"}
+		name := fmt.Sprint("node", i)
+		d := programs.Dfdaemon{
+			Name: name, DataDir: filepath.Join(dir, name), Mirror: take(), API: take(), Peer: take(),
+			Supernode: supers[1-i].API, SecretFile: word, Registry: "registry.test", RegistryBase: "http://registry.test",
+		}
 		start(t, filepath.Join(bin, "dfdaemon"), d.API, append(d.Args(), allow))
 		nodes = append(nodes, d)
 	}
@@ -244,29 +251,29 @@ func gossipAndFiles(t *testing.T, old, now string) {
 						alive = append(alive, o.Addr)
 					}
 				}
-				assert.ElementsMatch(c, []string{supers[0].API, supers[1].API}, alive, "node %d learns of both", i)
+				assert.ElementsMatch(c, []string{supers[0].API, supers[1].API}, alive, "node %d knows both", i)
 			}
 		}, time.Minute, 50*time.Millisecond)
 	}
 	fetch := func(bin string, args ...string) {
 		file := filepath.Join(t.TempDir(), "f")
-		cmd := exec.Command(filepath.Join(bin, "dfget"), append(args, "--netrc=none", "--progress=json", "-o", file, origin.URL+"/f")...)
-		told, err := cmd.CombinedOutput()
-		require.NoError(t, err, "%s", told)
+		args = append(args, "--netrc=none", "--progress=json", "-o", file, origin.URL+"/f")
+		out, err := exec.Command(filepath.Join(bin, "dfget"), args...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
 		got, err := os.ReadFile(file)
 		require.NoError(t, err)
 		assert.True(t, bytes.Equal(content, got))
-		assert.Contains(t, string(told), `"event":"done"`)
+		assert.Contains(t, string(out), `"event":"done"`)
 	}
 	fetch(now, "--daemon="+nodes[0].API)
 	fetch(old, "--daemon="+nodes[1].API)
-	for i, bin := range []string{now, old} { // each asks the supernode of the other version
+	for i, bin := range []string{now, old} { // with the supernode of the other version
 		fetch(bin, "--daemon=127.0.0.1:1", "--supernodes="+supers[i].API, "--cluster-secret-file="+word)
 	}
-	assert.EqualValues(t, 1, gets.Load(), "the origin was asked for the file once")
+	assert.EqualValues(t, 1, gets.Load(), "the origin sends the file once")
 }
 
-// pattern is content of so many bytes.
+// pattern returns n bytes.
 func pattern(n int) []byte {
 	content := make([]byte, n)
 	for i := range content {

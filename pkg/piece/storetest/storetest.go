@@ -97,8 +97,10 @@ var facts = piece.Metadata{Length: 9*1000 + 37, PieceSize: 1000, MediaType: "app
 func Run(t *testing.T, f Factory) {
 	su := suite{t, f, Content("a", facts.Length)}
 	su.reading()
+	su.writing()
 	su.tasks()
 	su.removal()
+	su.closing()
 	su.runs()
 	su.concurrency()
 	su.restart()
@@ -134,7 +136,7 @@ func create(t *testing.T, s piece.Store, name string) piece.Replica {
 	return r
 }
 
-// reading tests reads and writes of pieces.
+// reading tests reads of stored and missing pieces.
 func (su suite) reading() {
 	su.Run("a new task has its facts and no pieces", func(t *testing.T) {
 		s := su.open(t)
@@ -197,7 +199,10 @@ func (su suite) reading() {
 		assert.LessOrEqual(t, n, int64(300))
 		assert.Equal(t, 1, Check(t, r, su.content), "the piece is still good")
 	})
+}
 
+// writing tests refused and repeated writes.
+func (su suite) writing() {
 	su.Run("a piece of wrong length or index is refused", func(t *testing.T) {
 		r := create(t, su.open(t), "a")
 		for _, c := range []struct {
@@ -312,7 +317,7 @@ func (su suite) tasks() {
 	})
 }
 
-// removal tests removed tasks, closed replicas and closed stores.
+// removal tests removed tasks.
 func (su suite) removal() {
 	su.Run("a removed task is gone for its open replicas, too", func(t *testing.T) {
 		s := su.open(t)
@@ -367,7 +372,10 @@ func (su suite) removal() {
 			require.NoError(t, r.Close())
 		}
 	})
+}
 
+// closing tests closed replicas and closed stores.
+func (su suite) closing() {
 	su.Run("a closed replica is unusable, and closes twice", func(t *testing.T) {
 		s := su.open(t)
 		r := create(t, s, "a")

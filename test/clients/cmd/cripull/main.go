@@ -1,8 +1,6 @@
-// Command cripull pulls an image as Kubernetes does: by the CRI of a container runtime. It prints
-// the image's ID.
+// Command cripull pulls an image like Kubernetes, with the CRI of a container runtime, and prints the image's ID.
 //
-// It never asks a registry itself: the runtime resolves, fetches and unpacks, by its own
-// configuration alone.
+// It never connects to a registry itself: the runtime resolves, fetches and unpacks, with its own configuration.
 //
 //	cripull -socket /run/containerd/containerd.sock docker.io/library/app:v1
 package main
@@ -33,8 +31,8 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("cripull", flag.ContinueOnError)
 	socket := flags.String("socket", "/run/containerd/containerd.sock", "socket of the runtime")
-	user := flags.String("user", "", "who pulls, as of an imagePullSecret; the password is in CRIPULL_PASSWORD")
-	limit := flags.Duration("timeout", time.Minute, "how long the pull may take")
+	user := flags.String("user", "", "user of an imagePullSecret; the password is in CRIPULL_PASSWORD")
+	limit := flags.Duration("timeout", time.Minute, "timeout of the pull")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
