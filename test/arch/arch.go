@@ -1,10 +1,8 @@
-// Package arch guards what a reader of the tree relies on: who imports whom, deciding code
-// that is pure, mutexes under which nothing waits, package comments that promise something, and
-// documents that speak of what is there.
+// Package arch checks the rules of the tree that a reader relies on: the direction of imports, pure policy code, mutexes
+// under which no call waits, package comments with a promise, and documents that name only existing things.
 //
-// A check returns every fault it finds as a sentence that says what to do, and reads only the
-// tree it is given, so that each is tested on a small tree of its own. Start at [Load] and
-// [Table].
+// A check returns every fault as a sentence that says what to do. It reads only the given tree, so that tests can run it
+// on small trees. Start at [Load] and [Table].
 package arch
 
 import (
@@ -19,13 +17,13 @@ import (
 	"strings"
 )
 
-// Tree is a module's source, parsed.
+// Tree is the parsed source of a module.
 type Tree struct {
 	// Module is the module's path, from go.mod.
 	Module string
 	// Packages by directory, relative to the module's root.
 	Packages map[string]*Package
-	// Files are all files and directories that docs may speak of.
+	// Files are all files and directories that documents may name.
 	Files map[string]bool
 
 	fsys fs.FS
@@ -35,14 +33,14 @@ type Tree struct {
 // Package is the source of one directory.
 type Package struct {
 	Dir, Name string
-	// Files are those that are built, Tests those that go test adds; both by file name.
+	// Files are the built files, Tests the files that go test adds; both by name.
 	Files, Tests map[string]*ast.File
 
 	names map[string]bool // see symbols
 }
 
-// Load reads the tree of a module. Hidden directories (but .ci), testdata and what the build
-// writes are left out. The error names the file that could not be read or parsed.
+// Load reads the tree of a module. It skips hidden directories (except .ci), testdata and the output of the build. The
+// error names the file that cannot be read or parsed.
 func Load(fsys fs.FS) (*Tree, error) {
 	t := &Tree{Packages: map[string]*Package{}, Files: map[string]bool{}, fsys: fsys, fset: token.NewFileSet()}
 	mod, err := fs.ReadFile(fsys, "go.mod")
@@ -101,7 +99,7 @@ func (t *Tree) add(p string, f *ast.File) {
 	pkg.Files[path.Base(p)] = f
 }
 
-// built lists the packages that have more than tests, in order.
+// built lists the packages with more than tests, sorted.
 func (t *Tree) built() []*Package {
 	var out []*Package
 	for _, p := range t.Packages {
@@ -113,13 +111,13 @@ func (t *Tree) built() []*Package {
 	return out
 }
 
-// at says where a node is, as file:line.
+// at returns the position of a node as file:line.
 func (t *Tree) at(n ast.Node) string {
 	p := t.fset.Position(n.Pos())
 	return p.Filename + ":" + strconv.Itoa(p.Line)
 }
 
-// imports calls f with each import of a file.
+// imports calls visit with each import of a file.
 func imports(f *ast.File, visit func(spec *ast.ImportSpec, importPath string)) {
 	for _, spec := range f.Imports {
 		p, err := strconv.Unquote(spec.Path.Value)
@@ -129,7 +127,7 @@ func imports(f *ast.File, visit func(spec *ast.ImportSpec, importPath string)) {
 	}
 }
 
-// sorted returns the names of a package's files in order, so that faults come in order.
+// sorted returns the names of a package's files, sorted, so that faults are in order.
 func sorted(files map[string]*ast.File) []string {
 	names := make([]string, 0, len(files))
 	for n := range files {

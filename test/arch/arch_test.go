@@ -11,7 +11,7 @@ import (
 
 var own = sync.OnceValues(func() (*Tree, error) { return Load(os.DirFS("../..")) })
 
-// tree is this module's own.
+// tree returns this module's tree.
 func tree(t *testing.T) *Tree {
 	t.Helper()
 	tr, err := own()
@@ -28,27 +28,27 @@ func none(t *testing.T, faults []string) {
 	}
 }
 
-func TestImportsGoDownOnly(t *testing.T) { none(t, tree(t).Imports(Table)) }
+func TestImports(t *testing.T) { none(t, tree(t).Imports(Table)) }
 
-func TestDecidingCodeIsPure(t *testing.T) { none(t, tree(t).Purity(Table)) }
+func TestPurity(t *testing.T) { none(t, tree(t).Purity(Table)) }
 
-func TestGinStaysInRoutes(t *testing.T) { none(t, tree(t).Gin(Table)) }
+func TestGin(t *testing.T) { none(t, tree(t).Gin(Table)) }
 
-func TestEveryPackageCommentPromisesSomething(t *testing.T) { none(t, tree(t).Promises()) }
+func TestPackageComments(t *testing.T) { none(t, tree(t).Promises()) }
 
-func TestDocumentsSpeakOfWhatIsThere(t *testing.T) {
+func TestReferences(t *testing.T) {
 	faults, err := tree(t).References()
 	require.NoError(t, err)
 	none(t, faults)
 }
 
-func TestEveryPackageIsOnTheMap(t *testing.T) {
+func TestMapped(t *testing.T) {
 	faults, err := tree(t).Mapped("docs/architecture.md")
 	require.NoError(t, err)
 	none(t, faults)
 }
 
-func TestTheTableIsTheOneInTheDocuments(t *testing.T) {
+func TestTableIsDocumented(t *testing.T) {
 	none(t, tree(t).Absent(Table))
 	faults, err := tree(t).Layered("docs/architecture.md", Table)
 	require.NoError(t, err)

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// fixture is a small tree: file name and content in turn.
+// fixture returns a small tree: pairs of a file name and its text.
 func fixture(t *testing.T, files ...string) *Tree {
 	t.Helper()
 	m := fstest.MapFS{"go.mod": {Data: []byte("module m.test/m\n\ngo 1.26\n")}}
@@ -27,7 +27,7 @@ var small = []Layer{
 	{Name: "assemblies", Gin: true, Packages: "pkg/e"},
 }
 
-func TestAnImportThatGoesUpOrSidewaysIsFound(t *testing.T) {
+func TestImportFaults(t *testing.T) {
 	for _, row := range []struct{ name, dir, imports, want string }{
 		{"down", "pkg/c", "pkg/a", ""},
 		{"down two rows", "pkg/e", "pkg/b", ""},
@@ -35,7 +35,7 @@ func TestAnImportThatGoesUpOrSidewaysIsFound(t *testing.T) {
 		{"forth over a semicolon", "pkg/a", "pkg/b", "imports go down only"},
 		{"up", "pkg/b", "pkg/c", "pkg/b (types) imports pkg/c (adapters)"},
 		{"sideways", "pkg/c", "pkg/d", "pkg/c (adapters) imports pkg/d (adapters)"},
-		{"from the tests", "pkg/c", "test/lab", "imported by tests alone"},
+		{"from the tests", "pkg/c", "test/lab", "only tests import test packages"},
 		{"unknown package", "pkg/new", "pkg/a", "pkg/new is in no layer"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -45,7 +45,7 @@ func TestAnImportThatGoesUpOrSidewaysIsFound(t *testing.T) {
 	}
 }
 
-func TestTestsMayImportWhatTheyLike(t *testing.T) {
+func TestTestsMayImportEverything(t *testing.T) {
 	tr := fixture(t,
 		"pkg/a/x.go", "package a\n",
 		"pkg/a/x_test.go", "package a\n\nimport _ \"m.test/m/pkg/e\"\n",
@@ -53,12 +53,12 @@ func TestTestsMayImportWhatTheyLike(t *testing.T) {
 	assert.Empty(t, tr.Imports(small))
 }
 
-func TestARowOfTheTableWithoutAPackageIsFound(t *testing.T) {
+func TestAbsentFaults(t *testing.T) {
 	tr := fixture(t, "pkg/a/x.go", "package a\n", "pkg/b/x.go", "package b\n", "pkg/c/x.go", "package c\n", "pkg/d/x_test.go", "package d\n")
-	assert.Len(t, tr.Absent(small), 2, "pkg/d has tests only, pkg/e nothing at all")
+	assert.Len(t, tr.Absent(small), 2, "pkg/d has only tests, pkg/e nothing")
 }
 
-func TestImpureCodeIsFound(t *testing.T) {
+func TestPurityFaults(t *testing.T) {
 	for _, row := range []struct{ name, imports, body, want string }{
 		{"a duration", `"time"`, `var _ = 3 * time.Second`, ""},
 		{"a time taken as argument", `"time"`, `func f(now time.Time) bool { return now.After(time.Time{}) }`, ""},
@@ -76,8 +76,8 @@ func TestImpureCodeIsFound(t *testing.T) {
 		{"a client", `"net/http"`, `var _ = http.Get`, "uses http.Get"},
 		{"a status", `"net/http"`, `var _ = http.StatusOK`, ""},
 		{"a goroutine", `"fmt"`, `func f() { go fmt.Println() }`, "starts a goroutine"},
-		{"unseeded chance", `"math/rand/v2"`, `var _ = rand.IntN(3)`, "uses rand.IntN"},
-		{"seeded chance", `"math/rand/v2"`, `var _ = rand.New(rand.NewPCG(1, 2)).IntN(3)`, ""},
+		{"unseeded randomness", `"math/rand/v2"`, `var _ = rand.IntN(3)`, "uses rand.IntN"},
+		{"seeded randomness", `"math/rand/v2"`, `var _ = rand.New(rand.NewPCG(1, 2)).IntN(3)`, ""},
 		{"a dot import", `. "time"`, `var _ = Now()`, "imports time"},
 		{"an errgroup", `"golang.org/x/sync/errgroup"`, `var _ errgroup.Group`, "imports golang.org/x/sync/errgroup"},
 	} {
@@ -89,14 +89,14 @@ func TestImpureCodeIsFound(t *testing.T) {
 	}
 }
 
-func TestGinOutsideOfRoutesIsFound(t *testing.T) {
+func TestGinFaults(t *testing.T) {
 	src := "package x\n\nimport _ \"github.com/gin-gonic/gin\"\n"
 	expect(t, "", fixture(t, "pkg/e/routes.go", src).Gin(small))
-	expect(t, "gin is for the routes.go", fixture(t, "pkg/e/server.go", src).Gin(small))
-	expect(t, "gin is for the routes.go", fixture(t, "pkg/c/routes.go", src).Gin(small))
+	expect(t, "gin is only for the routes.go", fixture(t, "pkg/e/server.go", src).Gin(small))
+	expect(t, "gin is only for the routes.go", fixture(t, "pkg/c/routes.go", src).Gin(small))
 }
 
-func TestAPackageCommentThatPromisesNothingIsFound(t *testing.T) {
+func TestPromiseFaults(t *testing.T) {
 	for _, row := range []struct{ name, src, want string }{
 		{"good", "// Package a holds pieces.\n//\n// It never lies. Start at [Open].\npackage a\n\nfunc Open() {}\n", ""},
 		{"start at a method", "// Package a holds pieces.\n//\n// It never lies. Start at [Store.Get].\npackage a\n\ntype Store struct{}\n\nfunc (s *Store) Get() {}\n", ""},
@@ -105,7 +105,7 @@ func TestAPackageCommentThatPromisesNothingIsFound(t *testing.T) {
 		{"no rule", "// Package a holds pieces. Start at [Open].\npackage a\n\nfunc Open() {}\n", "promises nothing"},
 		{"one sentence", "// Package a never holds pieces.\npackage a\n", "promises nothing"},
 		{"no start", "// Package a holds pieces. It never lies.\npackage a\n\nfunc Open() {}\n", "where to start"},
-		{"start at nothing", "// Package a holds pieces. It never lies. Start at [Close].\npackage a\n\nfunc Open() {}\n", "[Close], which is not there"},
+		{"start at nothing", "// Package a holds pieces. It never lies. Start at [Close].\npackage a\n\nfunc Open() {}\n", "[Close], which does not exist"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			faults := fixture(t, "pkg/a/x.go", row.src).Promises()
@@ -120,7 +120,7 @@ func TestAPackageCommentThatPromisesNothingIsFound(t *testing.T) {
 	expect(t, "has 2 package comments", two.Promises())
 }
 
-func TestADocumentThatSpeaksOfWhatIsNotThereIsFound(t *testing.T) {
+func TestReferenceFaults(t *testing.T) {
 	for _, row := range []struct{ name, text, want string }{
 		{"a package", "see `pkg/a`", ""},
 		{"a package at a sentence's end", "It is in pkg/a.", ""},
@@ -170,14 +170,14 @@ func TestADocumentThatSpeaksOfWhatIsNotThereIsFound(t *testing.T) {
 	}
 }
 
-func TestAPackageThatTheMapLacksIsFound(t *testing.T) {
+func TestMappedFaults(t *testing.T) {
 	tr := fixture(t, "docs/map.md", "`pkg/ab`", "pkg/a/x.go", "package a\n", "pkg/ab/x.go", "package ab\n", "test/t/x.go", "package t\n")
 	faults, err := tr.Mapped("docs/map.md")
 	require.NoError(t, err)
 	expect(t, "does not name `pkg/a`", faults)
 }
 
-func TestAnImportTableThatTheDocumentHasOtherwiseIsFound(t *testing.T) {
+func TestLayeredFaults(t *testing.T) {
 	const good = "| types | `pkg/a`; `pkg/b` |\n| adapters | `pkg/c` `pkg/d` |\n| assemblies | `pkg/e` |\n"
 	for _, row := range []struct{ name, text, want string }{
 		{"the same", "# Map\n\n" + good, ""},
@@ -193,7 +193,7 @@ func TestAnImportTableThatTheDocumentHasOtherwiseIsFound(t *testing.T) {
 	}
 }
 
-// expect wants exactly one fault that holds the text, or none.
+// expect requires exactly one fault with the text, or none if it is empty.
 func expect(t *testing.T, want string, faults []string) {
 	t.Helper()
 	if want == "" {

@@ -35,8 +35,8 @@ func (t *Tree) Documents() []string {
 	return out
 }
 
-// References finds what documents mention and the tree lacks: files and packages, links and
-// their headings, names of the code, make targets, programs.
+// References finds things that documents mention and the tree lacks: files and packages, links and their headings, names
+// in the code, make targets, programs.
 func (t *Tree) References() (faults []string, err error) {
 	targets := map[string]bool{}
 	if b, err := fs.ReadFile(t.fsys, "Makefile"); err == nil {
@@ -68,12 +68,12 @@ func (t *Tree) line(doc, line string, fenced bool, targets map[string]bool) (fau
 	for _, m := range treePath.FindAllStringSubmatch(line, -1) {
 		p := strings.TrimRight(m[2], "./-") // a sentence's full stop, "/..."
 		if !t.Files[strings.TrimPrefix(p, "./")] {
-			faults = append(faults, fmt.Sprintf("%s is not in the tree: correct the path or drop the sentence", p))
+			faults = append(faults, fmt.Sprintf("%s is not in the tree: correct the path or delete the sentence", p))
 		}
 	}
 	for _, m := range program.FindAllStringSubmatch(line, -1) {
 		if !t.Files["cmd/"+m[2]] {
-			faults = append(faults, fmt.Sprintf("bin/%s is built from no package of cmd/: name a program that there is", m[2]))
+			faults = append(faults, fmt.Sprintf("bin/%s is built from no package of cmd/: name an existing program", m[2]))
 		}
 	}
 	codes := mdCode.FindAllStringSubmatch(line, -1)
@@ -89,7 +89,7 @@ func (t *Tree) line(doc, line string, fenced bool, targets map[string]bool) (fau
 	for _, c := range codes {
 		for _, m := range makeCall.FindAllStringSubmatch(c[1], -1) {
 			if !targets[m[1]] {
-				faults = append(faults, fmt.Sprintf("make %s is no target of the Makefile: name one that bare make lists", m[1]))
+				faults = append(faults, fmt.Sprintf("make %s is no target of the Makefile: name one of the list that make prints", m[1]))
 			}
 		}
 		if fenced {
@@ -99,7 +99,7 @@ func (t *Tree) line(doc, line string, fenced bool, targets map[string]bool) (fau
 			word = strings.Trim(word, ",;:()→")
 			if rootFile.MatchString(word) {
 				if !t.named(word) {
-					faults = append(faults, fmt.Sprintf("no file of the tree is called %s: correct the name or drop the sentence", word))
+					faults = append(faults, fmt.Sprintf("no file of the tree is called %s: correct the name or delete the sentence", word))
 				}
 				continue
 			}
@@ -111,7 +111,7 @@ func (t *Tree) line(doc, line string, fenced bool, targets map[string]bool) (fau
 	return faults
 }
 
-// named reports whether any file of the tree has that name.
+// named reports whether a file of the tree has that name.
 func (t *Tree) named(base string) bool {
 	for f := range t.Files {
 		if path.Base(f) == base {
@@ -121,7 +121,7 @@ func (t *Tree) named(base string) bool {
 	return false
 }
 
-// link says what is wrong with a link's target.
+// link returns the fault of a link's target, or "".
 func (t *Tree) link(doc, target string) string {
 	if strings.Contains(target, "://") || strings.HasPrefix(target, "mailto:") {
 		return ""
@@ -139,7 +139,7 @@ func (t *Tree) link(doc, target string) string {
 	}
 	b, err := fs.ReadFile(t.fsys, file)
 	if err != nil {
-		return fmt.Sprintf("the link to %s leads to what cannot be read: %v", target, err)
+		return fmt.Sprintf("the target of the link to %s cannot be read: %v", target, err)
 	}
 	for l := range strings.SplitSeq(string(b), "\n") {
 		if strings.HasPrefix(l, "#") && anchor(strings.TrimLeft(l, "# ")) == heading {
@@ -149,7 +149,7 @@ func (t *Tree) link(doc, target string) string {
 	return fmt.Sprintf("the link to %s leads to no heading of %s: correct it", target, file)
 }
 
-// anchor is the name that a heading has in a link.
+// anchor returns the name of a heading in a link.
 func anchor(heading string) string {
 	var b strings.Builder
 	for _, r := range strings.ToLower(heading) {
@@ -163,8 +163,8 @@ func anchor(heading string) string {
 	return b.String()
 }
 
-// symbol says what is wrong with a word that looks like a name of the code. Names of packages
-// that the tree imports from elsewhere are not looked up.
+// symbol returns the fault of a word that looks like a name in the code, or "". It does not look up names of packages from
+// other modules.
 func (t *Tree) symbol(word string) string {
 	m := symbol.FindStringSubmatch(word)
 	if m == nil {
@@ -172,7 +172,7 @@ func (t *Tree) symbol(word string) string {
 	}
 	upper := func(s string) bool { return s[0] >= 'A' && s[0] <= 'Z' }
 	if upper(m[1]) {
-		// Type.Member, of whatever package. A type that nobody has is another text: "HTTP.1".
+		// Type.Member of any package. A type that no package has is another text: "HTTP.1".
 		if m[3] != "" {
 			return ""
 		}
@@ -185,7 +185,7 @@ func (t *Tree) symbol(word string) string {
 			}
 		}
 		if typed || upper(m[2]) {
-			return fmt.Sprintf("%s is not in the code: correct the name or drop the sentence", word)
+			return fmt.Sprintf("%s is not in the code: correct the name or delete the sentence", word)
 		}
 		return ""
 	}
@@ -208,10 +208,10 @@ func (t *Tree) symbol(word string) string {
 	if !ours && t.imported(m[1]) {
 		return ""
 	}
-	return fmt.Sprintf("%s is not in the code: correct the name or drop the sentence", word)
+	return fmt.Sprintf("%s is not in the code: correct the name or delete the sentence", word)
 }
 
-// imported reports whether a package of that name comes from outside of the tree.
+// imported reports whether a package of that name comes from another module.
 func (t *Tree) imported(name string) bool {
 	for _, pkg := range t.Packages {
 		for _, files := range []map[string]*ast.File{pkg.Files, pkg.Tests} {
@@ -229,8 +229,7 @@ func (t *Tree) imported(name string) bool {
 	return false
 }
 
-// Mapped finds packages of pkg/ and cmd/ that a document does not name: the map of the tree
-// has no white spots.
+// Mapped finds packages of pkg/ and cmd/ that a document does not name.
 func (t *Tree) Mapped(doc string) (faults []string, err error) {
 	b, err := fs.ReadFile(t.fsys, doc)
 	if err != nil {
@@ -241,14 +240,14 @@ func (t *Tree) Mapped(doc string) (faults []string, err error) {
 			continue
 		}
 		if !regexp.MustCompile("`" + regexp.QuoteMeta(pkg.Dir) + "`").Match(b) {
-			faults = append(faults, fmt.Sprintf("%s does not name `%s`: say there what the package is for", doc, pkg.Dir))
+			faults = append(faults, fmt.Sprintf("%s does not name `%s`: describe the package there", doc, pkg.Dir))
 		}
 	}
 	return faults, nil
 }
 
-// Layered finds rows of the import table that a document does not show as they are: a table
-// row of the layer's name and its packages, each in backquotes.
+// Layered finds rows of the import table that a document does not show exactly: a table row with the layer's name and its
+// packages, each in backquotes.
 func (t *Tree) Layered(doc string, table []Layer) (faults []string, err error) {
 	b, err := fs.ReadFile(t.fsys, doc)
 	if err != nil {
@@ -265,7 +264,7 @@ func (t *Tree) Layered(doc string, table []Layer) (faults []string, err error) {
 		}
 		row := "| " + l.Name + " | " + strings.Join(groups, "; ") + " |"
 		if !strings.Contains("\n"+string(b), "\n"+row+"\n") {
-			faults = append(faults, fmt.Sprintf("%s lacks this row of arch.Table, or has it otherwise:\n%s", doc, row))
+			faults = append(faults, fmt.Sprintf("%s lacks this row of arch.Table, or has another version of it:\n%s", doc, row))
 		}
 	}
 	return faults, nil

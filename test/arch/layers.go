@@ -11,18 +11,17 @@ import (
 // Layer is one row of the import table.
 type Layer struct {
 	Name string
-	// Packages are directories, separated by blanks. Those after a ";" may import those
-	// before it; otherwise neighbours in a layer do not know each other.
+	// Packages are directories, separated by blanks. Packages after a ";" may import those before it; otherwise packages
+	// of one layer do not import each other.
 	Packages string
 	// Pure layers hold no goroutine, socket, lock, clock or file.
 	Pure bool
-	// Gin says that a package of the layer may use gin, in its routes.go.
+	// Gin allows packages of the layer to use gin, in routes.go only.
 	Gin bool
 }
 
-// Table is the import table of docs/architecture.md: a package imports packages of the rows
-// above its own. Packages under test/ stand below all rows and may import everything; nothing
-// imports them but tests.
+// Table is the import table of docs/architecture.md: a package imports only packages of the rows above its own. Packages
+// under test/ may import every package, and only tests import them.
 var Table = []Layer{
 	{Name: "types", Pure: true, Packages: "pkg/hostmatch pkg/secret pkg/version; pkg/task pkg/host pkg/rendezvous; pkg/oci pkg/piece"},
 	{Name: "policy", Pure: true, Packages: "pkg/scheduler pkg/owners pkg/peer/picker pkg/peer/policy pkg/sharing"},
@@ -35,7 +34,7 @@ var Table = []Layer{
 	{Name: "suites", Packages: "pkg/piece/storetest pkg/source/sourcetest"},
 }
 
-// place is where a package stands: its row, and its group within the row.
+// place is the row of a package, and its group within the row.
 type place struct{ row, group int }
 
 func places(table []Layer) map[string]place {
@@ -55,10 +54,10 @@ func (p place) below(importer place) bool {
 	return p.row < importer.row || p.row == importer.row && p.group < importer.group
 }
 
-// isTest says that a package is for tests alone.
+// isTest reports whether a package is only for tests.
 func isTest(dir string) bool { return dir == "test" || strings.HasPrefix(dir, "test/") }
 
-// Imports finds imports that go up or sideways, and packages that the table does not know.
+// Imports finds imports that go up or sideways, and packages that are not in the table.
 func (t *Tree) Imports(table []Layer) (faults []string) {
 	where := places(table)
 	for _, pkg := range t.built() {
@@ -67,7 +66,7 @@ func (t *Tree) Imports(table []Layer) (faults []string) {
 		}
 		own, known := where[pkg.Dir]
 		if !known {
-			faults = append(faults, fmt.Sprintf("%s is in no layer: put it in the row of arch.Table where it belongs (and in docs/architecture.md)", pkg.Dir))
+			faults = append(faults, fmt.Sprintf("%s is in no layer: add it to its row of arch.Table (and of docs/architecture.md)", pkg.Dir))
 			continue
 		}
 		for _, name := range sorted(pkg.Files) {
@@ -79,9 +78,9 @@ func (t *Tree) Imports(table []Layer) (faults []string) {
 				other, known := where[dir]
 				switch {
 				case isTest(dir):
-					faults = append(faults, fmt.Sprintf("%s: %s imports %s: what is for tests is imported by tests alone; move what both need below pkg/", t.at(spec), pkg.Dir, dir))
+					faults = append(faults, fmt.Sprintf("%s: %s imports %s: only tests import test packages; move shared code below pkg/", t.at(spec), pkg.Dir, dir))
 				case known && !other.below(own):
-					faults = append(faults, fmt.Sprintf("%s: %s (%s) imports %s (%s): imports go down only; take an interface of your own instead, or move what both need down",
+					faults = append(faults, fmt.Sprintf("%s: %s (%s) imports %s (%s): imports go down only; define an interface, or move shared code down",
 						t.at(spec), pkg.Dir, table[own.row].Name, dir, table[other.row].Name))
 				}
 			})
@@ -90,20 +89,20 @@ func (t *Tree) Imports(table []Layer) (faults []string) {
 	return faults
 }
 
-// Absent finds packages that the table names and the tree lacks.
+// Absent finds packages in the table that are not in the tree.
 func (t *Tree) Absent(table []Layer) (faults []string) {
 	for _, l := range table {
 		for _, name := range strings.Fields(strings.ReplaceAll(l.Packages, ";", " ")) {
 			if p := t.Packages[name]; p == nil || len(p.Files) == 0 {
-				faults = append(faults, fmt.Sprintf("%s is in row %q of arch.Table and not in the tree: take it out", name, l.Name))
+				faults = append(faults, fmt.Sprintf("%s is in row %q of arch.Table, but not in the tree: remove it", name, l.Name))
 			}
 		}
 	}
 	return faults
 }
 
-// Gin finds uses of gin outside of the assemblies' routes.go. Gin's writer hides sendfile, so
-// it must not come near the byte path.
+// Gin finds uses of gin outside of the assemblies' routes.go. Gin's writer hides sendfile, so the byte path must not use
+// it.
 func (t *Tree) Gin(table []Layer) (faults []string) {
 	where := places(table)
 	for _, pkg := range t.built() {
@@ -117,7 +116,7 @@ func (t *Tree) Gin(table []Layer) (faults []string) {
 				}
 				at, known := where[pkg.Dir]
 				if name != "routes.go" || !known || !table[at.row].Gin {
-					faults = append(faults, fmt.Sprintf("%s: gin is for the routes.go of an assembly; give this package a plain http.Handler", t.at(spec)))
+					faults = append(faults, fmt.Sprintf("%s: gin is only for the routes.go of an assembly; use a plain http.Handler here", t.at(spec)))
 				}
 			})
 		}
@@ -125,9 +124,9 @@ func (t *Tree) Gin(table []Layer) (faults []string) {
 	return faults
 }
 
-// harmless names what pure code may use of packages that also hold goroutines, sockets,
-// locks, clocks, files or unseeded chance; a "*" at the end stands for any ending. Packages
-// that are not listed may be used whole, those with an empty list not at all.
+// harmless lists the names that pure code may use of packages with goroutines, sockets, locks, clocks, files or unseeded
+// randomness; a final "*" matches any ending. All names of unlisted packages are allowed, and no name of a package with an
+// empty list.
 var harmless = map[string]string{
 	"context":         "Context Canceled DeadlineExceeded Cause",
 	"io/ioutil":       "",
@@ -160,7 +159,7 @@ func matches(patterns, name string) bool {
 	return false
 }
 
-// usable returns which names of an imported package pure code may use.
+// usable returns the names of an imported package that pure code may use.
 func usable(importPath string) (names string, limited bool) {
 	for pattern, names := range harmless {
 		if matches(pattern, importPath) {
@@ -170,7 +169,7 @@ func usable(importPath string) (names string, limited bool) {
 	return "", false
 }
 
-// Purity finds goroutines, sockets, locks, clocks, files and unseeded chance in pure layers.
+// Purity finds goroutines, sockets, locks, clocks, files and unseeded randomness in pure layers.
 func (t *Tree) Purity(table []Layer) (faults []string) {
 	where := places(table)
 	for _, pkg := range t.built() {
@@ -186,7 +185,7 @@ func (t *Tree) Purity(table []Layer) (faults []string) {
 }
 
 func (t *Tree) purity(dir string, f *ast.File) (faults []string) {
-	limited := map[string]string{} // name in this file → the names of it that may be used
+	limited := map[string]string{} // package name in this file → its usable names
 	imports(f, func(spec *ast.ImportSpec, p string) {
 		names, isLimited := usable(p)
 		if !isLimited {
@@ -197,7 +196,7 @@ func (t *Tree) purity(dir string, f *ast.File) (faults []string) {
 			local = spec.Name.Name
 		}
 		if names == "" || local == "." || local == "_" {
-			faults = append(faults, fmt.Sprintf("%s: %s imports %s: deciding code holds no goroutine, socket, lock, clock or file; take what it gives as an argument", t.at(spec), dir, p))
+			faults = append(faults, fmt.Sprintf("%s: %s imports %s: pure code holds no goroutine, socket, lock, clock or file; take its result as an argument", t.at(spec), dir, p))
 			return
 		}
 		limited[local] = names
@@ -212,7 +211,7 @@ func (t *Tree) purity(dir string, f *ast.File) (faults []string) {
 				return true
 			}
 			if names := limited[x.Name]; names != "" && !matches(names, n.Sel.Name) {
-				faults = append(faults, fmt.Sprintf("%s: %s uses %s.%s: deciding code takes time, chance and the outside world as arguments", t.at(n), dir, x.Name, n.Sel.Name))
+				faults = append(faults, fmt.Sprintf("%s: %s uses %s.%s: pure code takes time, randomness and I/O as arguments", t.at(n), dir, x.Name, n.Sel.Name))
 			}
 		}
 		return true
@@ -220,8 +219,7 @@ func (t *Tree) purity(dir string, f *ast.File) (faults []string) {
 	return faults
 }
 
-// localName is the name that an import has without a name of its own: the last element of its
-// path, or the one before a version.
+// localName returns the default name of an import: the last element of its path, or the one before a version.
 func localName(importPath string) string {
 	last := path.Base(importPath)
 	if v, ok := strings.CutPrefix(last, "v"); ok {

@@ -10,34 +10,30 @@ import (
 	"strings"
 )
 
-// Guarded are the packages whose mutexes [Tree.Locks] looks at: those on which every pull of a
-// node depends.
+// Guarded are the packages whose mutexes [Tree.Locks] checks: every pull of a node depends on them.
 var Guarded = []string{"pkg/ratelimit", "pkg/piece/memstore", "pkg/announce", "pkg/peer/upload", "pkg/peer", "pkg/coordinator"}
 
-// waiting are mutexes under which others are waited for on purpose, and why nothing comes back.
+// waiting are mutexes under which calls may wait on purpose, with the reason why they do not lead back.
 var waiting = map[string]string{
 	"pkg/peer making": "one goroutine has the store make a replica; no reader of the ledger needs it",
 }
 
-// outside are packages whose functions may wait for others or call back; their methods that only
-// touch fields are quiet.
+// outside are packages whose functions may wait or call back.
 var outside = []string{"os", "os/exec", "net", "net/http", "io", "log/slog", "syscall"}
 
-// quiet are methods of interfaces, and functions of packages outside, that neither wait nor call
-// back.
+// quiet are methods of interfaces, and functions of outside packages, that neither wait nor call back.
 var quiet = map[string]bool{
 	"error.Error": true, "context.Context.Done": true, "context.Context.Err": true, "net.SplitHostPort": true, "hash.Hash.Sum": true,
 }
 
-// Locks finds calls under a mutex that may wait or come back: those that lead to the same mutex,
-// and those of interfaces, function values, logs, connections, files and channels. It follows
-// calls within a package, in the order of the source; a function literal counts where it is
-// called, and one that is passed on counts as called later, without the mutex.
+// Locks finds calls under a mutex that may wait or lead back: calls that take the same mutex, and calls of interfaces,
+// function values, logs, connections, files and channels. It follows calls within a package in source order. A function
+// literal counts at its call; one that is passed on counts as called later, without the mutex.
 func (t *Tree) Locks(dirs []string, imports types.Importer) (faults []string, err error) {
 	for _, dir := range dirs {
 		pkg := t.Packages[dir]
 		if pkg == nil {
-			return nil, fmt.Errorf("package %s, whose locks are guarded, is not there", dir)
+			return nil, fmt.Errorf("package %s of arch.Guarded is not in the tree", dir)
 		}
 		l := &locks{tree: t, info: &types.Info{Uses: map[*ast.Ident]types.Object{}, Defs: map[*ast.Ident]types.Object{}, Selections: map[*ast.SelectorExpr]*types.Selection{}, Types: map[ast.Expr]types.TypeAndValue{}}, funcs: map[*types.Func]*behaviour{}}
 		var files []*ast.File
@@ -60,19 +56,19 @@ type locks struct {
 	pkg   *types.Package
 	info  *types.Info
 	funcs map[*types.Func]*behaviour
-	// report takes a fault, once all functions are known.
+	// report records a fault; it is nil until all functions are known.
 	report func(string)
 }
 
-// behaviour is what a function does to its caller: which mutexes it takes, and what it does that
-// may wait or come back, empty for nothing.
+// behaviour holds the effects of a function for its caller: the mutexes that it takes, and an operation that may wait or
+// lead back, or "".
 type behaviour struct {
 	body  *ast.BlockStmt
 	takes map[*types.Var]bool
 	waits string
 }
 
-// held are the mutexes that are held at a place.
+// held is the set of mutexes held at a statement.
 type held map[*types.Var]bool
 
 func (l *locks) check(files []*ast.File) (faults []string) {
@@ -94,7 +90,7 @@ func (l *locks) check(files []*ast.File) (faults []string) {
 	l.report = func(fault string) { faults = append(faults, fault) }
 	for _, b := range l.funcs {
 		l.walk(b.body, held{}, nil)
-		// What is called later begins without a mutex.
+		// A function literal that is called later starts without a mutex.
 		ast.Inspect(b.body, func(n ast.Node) bool {
 			if lit, ok := n.(*ast.FuncLit); ok {
 				l.walk(lit.Body, held{}, nil)
@@ -105,8 +101,8 @@ func (l *locks) check(files []*ast.File) (faults []string) {
 	return faults
 }
 
-// walk follows statements in their order and returns what is held after them. It notes in b what
-// they do, or, where b is nil, reports what they do under a mutex.
+// walk follows statements in order and returns the mutexes held after them. It records their effects in b, or, if b is
+// nil, reports their effects under a mutex.
 func (l *locks) walk(n ast.Node, h held, b *behaviour) held {
 	switch s := n.(type) {
 	case nil:
@@ -190,8 +186,8 @@ func (l *locks) walkAll(h held, b *behaviour, nodes ...ast.Node) held {
 	return h
 }
 
-// branches returns what is held after one of several ways was gone: all of what any of them holds,
-// but for ways that lead elsewhere.
+// branches returns the mutexes that may be held after one of several branches: those of all branches that do not leave
+// the block.
 func (l *locks) branches(h held, b *behaviour, mayPass bool, ways ...ast.Stmt) held {
 	after := held{}
 	if mayPass {
@@ -226,7 +222,7 @@ func (l *locks) clauses(h held, b *behaviour, body *ast.BlockStmt) held {
 	return l.branches(h, b, !all, ways...)
 }
 
-// leads reports whether a way ends by leading elsewhere.
+// leads reports whether a branch leaves the block at its end.
 func leads(s ast.Stmt) bool {
 	block, ok := s.(*ast.BlockStmt)
 	if !ok || len(block.List) == 0 {
@@ -246,7 +242,7 @@ func leads(s ast.Stmt) bool {
 	return false
 }
 
-// expr looks at the calls in an expression or a simple statement.
+// expr checks the calls in an expression or a simple statement.
 func (l *locks) expr(n ast.Node, h held, b *behaviour) {
 	ast.Inspect(n, func(n ast.Node) bool {
 		switch e := n.(type) {
@@ -266,7 +262,7 @@ func (l *locks) expr(n ast.Node, h held, b *behaviour) {
 	})
 }
 
-// call judges one call.
+// call checks one call.
 func (l *locks) call(c *ast.CallExpr, h held, b *behaviour) {
 	var object types.Object
 	switch fun := ast.Unparen(c.Fun).(type) {
@@ -302,7 +298,7 @@ func (l *locks) call(c *ast.CallExpr, h held, b *behaviour) {
 	}
 }
 
-// stranger names a function of another package, or of an interface, that may wait or call back.
+// stranger returns the name of a function of another package, or of an interface, that may wait or call back, else "".
 func stranger(f *types.Func) string {
 	name := f.Name()
 	path := ""
@@ -333,7 +329,7 @@ func stranger(f *types.Func) string {
 	return ""
 }
 
-// does notes what a function does, or reports it under a mutex.
+// does records an effect of a function, or reports it under a mutex.
 func (l *locks) does(n ast.Node, h held, b *behaviour, what string) {
 	if b != nil {
 		if b.waits == "" && !strings.Contains(what, "takes") {
@@ -349,7 +345,7 @@ func (l *locks) does(n ast.Node, h held, b *behaviour, what string) {
 	}
 }
 
-// mutexOf is mutex for an expression.
+// mutexOf calls mutex for an expression that is a call.
 func (l *locks) mutexOf(e ast.Expr) (m *types.Var, takes bool) {
 	if c, ok := e.(*ast.CallExpr); ok {
 		return l.mutex(c)
@@ -357,7 +353,7 @@ func (l *locks) mutexOf(e ast.Expr) (m *types.Var, takes bool) {
 	return nil, false
 }
 
-// mutex returns the mutex that a call takes or gives back, or nil.
+// mutex returns the mutex that a call locks or unlocks, or nil.
 func (l *locks) mutex(c *ast.CallExpr) (m *types.Var, takes bool) {
 	method, ok := c.Fun.(*ast.SelectorExpr)
 	if !ok {

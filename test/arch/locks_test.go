@@ -17,7 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// compiled finds the packages of this module as they are compiled, and all that they import.
+// compiled returns the export data of this module's packages and of their imports, by import path.
 var compiled = sync.OnceValues(func() (map[string]string, error) {
 	cmd := exec.Command("go", "list", "-export", "-deps", "-tags", "nomsgpack", "-f", "{{.ImportPath}}\t{{.Export}}", "./pkg/...")
 	cmd.Dir = "../.."
@@ -47,14 +47,14 @@ func importing(t *testing.T, tr *Tree) types.Importer {
 	return importer.ForCompiler(fset, "gc", func(name string) (io.ReadCloser, error) { return os.Open(files[name]) })
 }
 
-func TestNothingUnderALockWaitsOrComesBack(t *testing.T) {
+func TestLocks(t *testing.T) {
 	tr := tree(t)
 	faults, err := tr.Locks(Guarded, importing(t, tr))
 	require.NoError(t, err)
 	none(t, faults)
 }
 
-func TestACallUnderALockIsFound(t *testing.T) {
+func TestLockFaults(t *testing.T) {
 	const head = `package a
 
 import (

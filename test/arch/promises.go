@@ -8,14 +8,13 @@ import (
 )
 
 var (
-	// rule finds the words without which no sentence is a promise.
+	// rule matches the words that make a sentence a promise.
 	rule = regexp.MustCompile(`(?i)\b(never|always|only|nothing|nobody|no|not|none|every|each|exactly|at most|at least|must|same|all|once|alone|whatever|as long as|as soon as)\b`)
-	// start finds the sentence that says where to begin reading.
+	// start matches the sentence with the place to start reading.
 	start = regexp.MustCompile(`(?is)\bstart\b[^.]*?\[\*?([A-Za-z][A-Za-z0-9_.]*)\]`)
 )
 
-// Promises finds package comments that are missing, twice there, promise nothing, or do not
-// say where to start reading.
+// Promises finds package comments that are missing, duplicate, promise nothing, or do not say where to start reading.
 func (t *Tree) Promises() (faults []string) {
 	for _, pkg := range t.built() {
 		var docs []string
@@ -27,7 +26,7 @@ func (t *Tree) Promises() (faults []string) {
 			}
 		}
 		if len(docs) == 0 {
-			faults = append(faults, fmt.Sprintf("%s has no package comment: write one that says what the package is for, one rule it never breaks, and where to start", pkg.Dir))
+			faults = append(faults, fmt.Sprintf("%s has no package comment: write its purpose, one rule that it never breaks, and where to start", pkg.Dir))
 			continue
 		}
 		if len(docs) > 1 {
@@ -40,7 +39,7 @@ func (t *Tree) Promises() (faults []string) {
 		}
 		_, rest, _ := strings.Cut(doc, ".")
 		if !rule.MatchString(doc) || strings.TrimSpace(rest) == "" {
-			faults = append(faults, fmt.Sprintf("%s: the package comment of %s promises nothing: add the one rule that the package never breaks", files[0], pkg.Dir))
+			faults = append(faults, fmt.Sprintf("%s: the package comment of %s promises nothing: add one rule that the package never breaks", files[0], pkg.Dir))
 		}
 		if pkg.Name == "main" || isTest(pkg.Dir) && !exports(pkg) {
 			continue
@@ -51,13 +50,13 @@ func (t *Tree) Promises() (faults []string) {
 			continue
 		}
 		if ast.IsExported(m[1]) && !pkg.symbols()[m[1]] {
-			faults = append(faults, fmt.Sprintf("%s: the package comment of %s starts at [%s], which is not there: name what is", files[0], pkg.Dir, m[1]))
+			faults = append(faults, fmt.Sprintf("%s: the package comment of %s starts at [%s], which does not exist: correct the name", files[0], pkg.Dir, m[1]))
 		}
 	}
 	return faults
 }
 
-// exports reports whether a package has anything for others.
+// exports reports whether a package has an exported name.
 func exports(pkg *Package) bool {
 	for s := range pkg.symbols() {
 		if ast.IsExported(s) {
@@ -67,7 +66,7 @@ func exports(pkg *Package) bool {
 	return false
 }
 
-// symbols returns the package's names: "Name" at its top, "Type.Member" for methods and fields.
+// symbols returns the package's names: "Name" for declarations, "Type.Member" for methods and fields.
 func (p *Package) symbols() map[string]bool {
 	if p.names != nil {
 		return p.names
@@ -115,7 +114,7 @@ func receiver(e ast.Expr) string {
 	return ""
 }
 
-// members adds a type's fields or an interface's methods, embedded ones by their type's name.
+// members adds the named fields of a struct or the methods of an interface.
 func members(out map[string]bool, s *ast.TypeSpec) {
 	var list *ast.FieldList
 	switch t := s.Type.(type) {
