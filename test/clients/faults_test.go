@@ -22,9 +22,9 @@ import (
 type end int
 
 const (
-	right  end = iota // with the image, for every client
-	told              // with an error: the image cannot be had
-	either            // with one of them: it hangs on what a client makes of a short body
+	succeeds end = iota // with the image, for every client
+	fails               // with an error: the image is not available
+	either              // with one of them: clients treat a short body differently
 )
 
 // fault is a fault of the registry.
@@ -64,26 +64,26 @@ func faults() []fault {
 		return of(registrytest.Fault{Action: registrytest.ActStatus, Status: code, Header: header, Times: times})
 	}
 	return []fault{
-		{"none", nil, right, 5 * time.Second, 1.02},
-		{"body cut once", []registrytest.Fault{{Action: registrytest.ActTruncate, At: cut, Times: 1}}, right, 5 * time.Second, 1.02},
-		{"every body cut once more each time", []registrytest.Fault{{Action: registrytest.ActTruncate, At: 400e3, Times: 5}}, right, 5 * time.Second, 1.02},
-		{"body reset once", []registrytest.Fault{{Action: registrytest.ActReset, At: cut, Times: 1}}, right, 5 * time.Second, 1.6},
+		{"none", nil, succeeds, 5 * time.Second, 1.02},
+		{"body cut once", []registrytest.Fault{{Action: registrytest.ActTruncate, At: cut, Times: 1}}, succeeds, 5 * time.Second, 1.02},
+		{"every body cut once more each time", []registrytest.Fault{{Action: registrytest.ActTruncate, At: 400e3, Times: 5}}, succeeds, 5 * time.Second, 1.02},
+		{"body reset once", []registrytest.Fault{{Action: registrytest.ActReset, At: cut, Times: 1}}, succeeds, 5 * time.Second, 1.6},
 		{"body cut, Range ignored", []registrytest.Fault{
 			{Action: registrytest.ActTruncate, At: cut, Times: 1},
 			{Action: registrytest.ActIgnoreRange},
-		}, right, 5 * time.Second, 1.6},
-		{"redirect to another host", []registrytest.Fault{{Action: registrytest.ActRedirect, Match: "/blobs/"}}, right, 5 * time.Second, 1.02},
-		{"blobs 429 once, Retry-After 1 s", status(429, map[string]string{"Retry-After": "1"}, 1), right, 10 * time.Second, 1.02},
-		{"blobs 503 once", status(503, nil, 1), right, 10 * time.Second, 1.02},
-		{"headers of blobs 3 s late", of(registrytest.Fault{Action: registrytest.ActSlowHeaders, DelayMillis: 3000, Times: 2}), right, 10 * time.Second, 1.02},
+		}, succeeds, 5 * time.Second, 1.6},
+		{"redirect to another host", []registrytest.Fault{{Action: registrytest.ActRedirect, Match: "/blobs/"}}, succeeds, 5 * time.Second, 1.02},
+		{"blobs 429 once, Retry-After 1 s", status(429, map[string]string{"Retry-After": "1"}, 1), succeeds, 10 * time.Second, 1.02},
+		{"blobs 503 once", status(503, nil, 1), succeeds, 10 * time.Second, 1.02},
+		{"headers of blobs 3 s late", of(registrytest.Fault{Action: registrytest.ActSlowHeaders, DelayMillis: 3000, Times: 2}), succeeds, 10 * time.Second, 1.02},
 		{"wrong bytes once", []registrytest.Fault{{Action: registrytest.ActCorrupt, At: 40e3, Times: 1}}, either, 10 * time.Second, 2.02},
-		{"wrong bytes always", []registrytest.Fault{{Action: registrytest.ActCorrupt, At: 40e3}}, told, 10 * time.Second, 0},
-		{"a shorter layer", []registrytest.Fault{{Action: registrytest.ActWrongLength, At: cut}}, told, 10 * time.Second, 0},
-		{"a longer layer", []registrytest.Fault{{Action: registrytest.ActWrongLength, At: 4e6}}, told, 10 * time.Second, 0},
-		{"no lengths", []registrytest.Fault{{Action: registrytest.ActNoLength}}, right, 5 * time.Second, 1.02},
-		{"blobs 429 always", status(429, map[string]string{"Retry-After": "1"}, 0), told, 10 * time.Second, 0},
-		{"blobs 503 always", status(503, nil, 0), told, 10 * time.Second, 0},
-		{"blobs 404 always", status(404, nil, 0), told, 5 * time.Second, 0},
+		{"wrong bytes always", []registrytest.Fault{{Action: registrytest.ActCorrupt, At: 40e3}}, fails, 10 * time.Second, 0},
+		{"a shorter layer", []registrytest.Fault{{Action: registrytest.ActWrongLength, At: cut}}, fails, 10 * time.Second, 0},
+		{"a longer layer", []registrytest.Fault{{Action: registrytest.ActWrongLength, At: 4e6}}, fails, 10 * time.Second, 0},
+		{"no lengths", []registrytest.Fault{{Action: registrytest.ActNoLength}}, succeeds, 5 * time.Second, 1.02},
+		{"blobs 429 always", status(429, map[string]string{"Retry-After": "1"}, 0), fails, 10 * time.Second, 0},
+		{"blobs 503 always", status(503, nil, 0), fails, 10 * time.Second, 0},
+		{"blobs 404 always", status(404, nil, 0), fails, 5 * time.Second, 0},
 	}
 }
 
@@ -121,10 +121,10 @@ func (f fault) play(t *testing.T, l clients.Library) []results.Result {
 	dir, err := s.pull(l, p.Repository, "v1", login{})
 	took, silence := time.Since(began), s.silence.Longest()
 	requireNothingWrong(t, dir)
-	if f.end == right {
+	if f.end == succeeds {
 		require.NoError(t, err)
 	}
-	if f.end == told {
+	if f.end == fails {
 		require.Error(t, err)
 	}
 	ended := 0.0
@@ -187,7 +187,7 @@ func TestSlowRegistry(t *testing.T) {
 		dir, err := s.pull(l, quick.Repository, "v1", login{})
 		require.NoError(t, err)
 		requireRight(t, dir, quick.Objects)
-		t.Logf("%s pulled a cached image beside a stalled one in %v", l.Name, time.Since(began).Round(time.Millisecond))
+		t.Logf("%s pulled a cached image during a stalled pull in %v", l.Name, time.Since(began).Round(time.Millisecond))
 		s.ClearFaults()
 		require.NoError(t, <-done)
 	})

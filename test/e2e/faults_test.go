@@ -255,10 +255,10 @@ func (u *user) restartOn(t testing.TB, size string) {
 func TestToolFaults(t *testing.T) {
 	c := withTools(t, true)
 	out := results.New()
-	beside := c.pushSeed(99, "lib/beside", besideMost)
-	c.beside = &beside
+	image := c.pushSeed(99, "lib/beside", bystanderLayer)
+	c.bystanderImage = &image
 	for _, u := range c.users {
-		_, err := c.pullBeside(t.Context(), u)
+		_, err := c.pullCached(t.Context(), u)
 		require.NoError(t, err, "%s, the first pull", u.Name)
 	}
 	for i, r := range rows() {
@@ -301,7 +301,7 @@ func (r row) play(c *tools, seed uint64) (measured []results.Result) {
 	if r.only != nil {
 		users = c.only(r.only)
 	}
-	beside := c.stand(func(k lab.Kind) bool { return r.hurt == nil || !r.hurt(k) })
+	stop := c.stand(func(k lab.Kind) bool { return r.hurt == nil || !r.hurt(k) })
 	done := make(chan map[lab.Kind]outcome, 1)
 	go func() { done <- c.pulls(users, c.ref(pushed), r.who) }()
 	if r.midst != nil {
@@ -313,7 +313,7 @@ func (r row) play(c *tools, seed uint64) (measured []results.Result) {
 		r.midst(c)
 	}
 	ended := <-done
-	undisturbed := beside()
+	undisturbed := stop()
 	var counts registrytest.Counts
 	if c.process.Err() == nil {
 		counts = c.counts()
@@ -337,7 +337,7 @@ func (r row) play(c *tools, seed uint64) (measured []results.Result) {
 	}
 	t.Logf("the registry sent %.3f × the image; %s", egress, undisturbed)
 	assert.NoError(t, undisturbed.err, "a bystander who pulls another image from the same dfdaemons")
-	assert.Less(t, undisturbed.longest, besideLimit, "a bystander who pulls another image from the same dfdaemons")
+	assert.Less(t, undisturbed.longest, bystanderLimit, "a bystander who pulls another image from the same dfdaemons")
 	if undisturbed.pulls > 0 {
 		measured = append(measured, results.Result{Scenario: scenario, Metric: "beside_longest", Value: undisturbed.longest.Seconds(), Unit: "seconds", Better: "lower"})
 	}

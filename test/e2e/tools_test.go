@@ -55,8 +55,8 @@ type tools struct {
 	pushed *registrytest.PushAnswer
 	// dockerLimit bounds dockerd's own retries in it, if they may take longer than pullLimit.
 	dockerLimit time.Duration
-	// beside is the bystander's image.
-	beside *registrytest.PushAnswer
+	// bystanderImage is the bystander's image.
+	bystanderImage *registrytest.PushAnswer
 }
 
 // needTools skips the test if a tool is missing.

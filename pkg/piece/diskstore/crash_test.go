@@ -79,7 +79,7 @@ func TestKilledProcess(t *testing.T) {
 		out, err := cmd.StdoutPipe()
 		require.NoError(t, err)
 		require.NoError(t, cmd.Start())
-		told := map[string]map[piece.Index]bool{}
+		reported := map[string]map[piece.Index]bool{}
 		lines := bufio.NewScanner(out)
 		count := 0
 		for lines.Scan() {
@@ -87,10 +87,10 @@ func TestKilledProcess(t *testing.T) {
 			require.True(t, ok, lines.Text())
 			i, err := strconv.Atoi(index)
 			require.NoError(t, err)
-			if told[name] == nil {
-				told[name] = map[piece.Index]bool{}
+			if reported[name] == nil {
+				reported[name] = map[piece.Index]bool{}
 			}
-			told[name][piece.Index(i)] = true
+			reported[name][piece.Index(i)] = true
 			if count++; count == 150*(round+1) {
 				require.NoError(t, cmd.Process.Kill()) // the pipe is read to its end
 			}
@@ -99,12 +99,12 @@ func TestKilledProcess(t *testing.T) {
 		require.GreaterOrEqual(t, count, 150*(round+1), "%s", &trouble)
 
 		s := mustOpen(t, diskstore.Config{Dir: dir})
-		for name, pieces := range told {
+		for name, pieces := range reported {
 			r, err := s.Open(storetest.ID(name))
 			require.NoError(t, err)
 			storetest.Check(t, r, storetest.Content(name, childMetadata.Length))
 			for i := range pieces {
-				assert.True(t, r.Has(i), "task %s piece %d was told as stored", name, i)
+				assert.True(t, r.Has(i), "task %s piece %d was reported as stored", name, i)
 			}
 			require.NoError(t, r.Close())
 		}

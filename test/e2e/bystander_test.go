@@ -19,13 +19,13 @@ import (
 )
 
 const (
-	// besideMost is the size in bytes of the layer that the bystander of a row pulls.
-	besideMost = 1e6
-	// besideEach is the interval of its pulls.
-	besideEach = 100 * time.Millisecond
-	// besideLimit bounds one of its pulls. A pull takes milliseconds on free cores, and longer while all tools unpack
+	// bystanderLayer is the size in bytes of the layer that the bystander of a row pulls.
+	bystanderLayer = 1e6
+	// bystanderInterval is the interval of its pulls.
+	bystanderInterval = 100 * time.Millisecond
+	// bystanderLimit bounds one of its pulls. A pull takes milliseconds on free cores, and longer while all tools unpack
 	// images. A row that blocked the bystander would block it until its pulls end, or until pullLimit.
-	besideLimit = 30 * time.Second
+	bystanderLimit = 30 * time.Second
 )
 
 // bystander holds the results of pulls of a cached layer during a row.
@@ -49,13 +49,13 @@ func (c *tools) stand(who func(lab.Kind) bool) func() bystander {
 	var all bystander
 	var standing sync.WaitGroup
 	for _, u := range c.only(who) {
-		_, err := c.pullBeside(c.t.Context(), u)
+		_, err := c.pullCached(c.t.Context(), u)
 		require.NoError(c.t, err, "%s, before the fault", u.Name)
 		standing.Go(func() {
-			tick := time.NewTicker(besideEach)
+			tick := time.NewTicker(bystanderInterval)
 			defer tick.Stop()
 			for ctx.Err() == nil {
-				took, err := c.pullBeside(ctx, u)
+				took, err := c.pullCached(ctx, u)
 				if ctx.Err() != nil {
 					return
 				}
@@ -80,12 +80,12 @@ func (c *tools) stand(who func(lab.Kind) bool) func() bystander {
 	}
 }
 
-// pullBeside pulls the bystander's layer from a user's dfdaemon, and returns the duration.
-func (c *tools) pullBeside(ctx context.Context, u *user) (time.Duration, error) {
+// pullCached pulls the bystander's layer from a user's dfdaemon, and returns the duration.
+func (c *tools) pullCached(ctx context.Context, u *user) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, pullLimit)
 	defer cancel()
-	digest := c.beside.Layers()[0].Digest
-	url := "http://" + ownMirror + "/v2/docker.io/" + c.beside.Repository + "/blobs/" + digest
+	digest := c.bystanderImage.Layers()[0].Digest
+	url := "http://" + ownMirror + "/v2/docker.io/" + c.bystanderImage.Repository + "/blobs/" + digest
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, err
