@@ -10,19 +10,19 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/darter-io/darter/pkg/cli"
 	"github.com/darter-io/darter/pkg/clientconf"
 	"github.com/darter-io/darter/pkg/config"
-	"github.com/darter-io/darter/pkg/node"
 	"github.com/darter-io/darter/pkg/oci"
 )
 
 // configure is the command that points clients at the mirror.
-func configure(cfg *config.Dfdaemon) node.Command {
+func configure(cfg *config.Dfdaemon) cli.Command {
 	var (
 		dryRun, remove, digests bool
 		root, mirror, file      string
 	)
-	return node.Command{
+	return cli.Command{
 		Use: "configure containerd|docker|podman|crio|buildkit", Short: "Point a client of this machine at the mirror",
 		Long: `Configure writes into the files of a client that it is to ask this node's mirror first, for each
 registry in upstreams. What else is in the files stays as it is; --remove restores what was there.

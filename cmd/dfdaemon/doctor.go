@@ -9,17 +9,17 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/darter-io/darter/pkg/cli"
 	"github.com/darter-io/darter/pkg/clientconf"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/doctor"
-	"github.com/darter-io/darter/pkg/node"
 )
 
 // examine is the command that looks whether this node does its work.
-func examine(cfg *config.Dfdaemon) node.Command {
+func examine(cfg *config.Dfdaemon) cli.Command {
 	var asJSON bool
 	var root string
-	return node.Command{
+	return cli.Command{
 		Use: "doctor", Short: "Look whether this node does its work, and say what to do where it does not",
 		Long: `Doctor looks at the clients of this machine, the mirror, the registries and their logins, the
 supernodes, the disk and the limits, all at once and for at most ten seconds. It changes nothing.

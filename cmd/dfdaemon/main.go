@@ -7,6 +7,7 @@ package main
 import (
 	"os"
 
+	"github.com/darter-io/darter/pkg/cli"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/daemon"
 	"github.com/darter-io/darter/pkg/node"
@@ -17,14 +18,14 @@ func main() { os.Exit(run()) }
 // run is the program; it returns the exit code.
 func run() int {
 	cfg := new(config.Dfdaemon)
-	return node.Main(node.Program{
+	return cli.Main(cli.Program{
 		Name:  "dfdaemon",
 		Short: "Registry mirror, local API and peer of one node",
 		Long: `Dfdaemon runs on every node. Container runtimes pull through its registry mirror, dfget gets
 files from its local API, and it exchanges pieces with the dfdaemons of other nodes. Without
 any supernode it is a pull-through cache by itself.`,
-		Settings: cfg, Log: &cfg.Log, Status: &cfg.API.Listen, StatusFlag: "api-listen",
-		New:      func(rt node.Runtime) (node.Runner, error) { return daemon.New(*cfg, rt.Logger) },
-		Commands: []node.Command{configure(cfg), examine(cfg), proxyCA(cfg), node.PurgeCommand("dfdaemon", &cfg.API.Listen, "api-listen")},
+		Settings: cfg, Log: &cfg.Log, Status: &cfg.API.Listen, StatusFlag: "api-listen", Again: node.ErrRenamed,
+		New:      func(rt cli.Runtime) (cli.Runner, error) { return daemon.New(*cfg, rt.Logger) },
+		Commands: []cli.Command{configure(cfg), examine(cfg), proxyCA(cfg), cli.PurgeCommand("dfdaemon", &cfg.API.Listen, "api-listen")},
 	})
 }

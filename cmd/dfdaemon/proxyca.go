@@ -8,15 +8,15 @@ import (
 	"net"
 	"time"
 
+	"github.com/darter-io/darter/pkg/cli"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/httpproxy"
-	"github.com/darter-io/darter/pkg/node"
 	"github.com/darter-io/darter/pkg/oci"
 )
 
 // proxyCA is the command that makes an authority for the proxy mode.
-func proxyCA(cfg *config.Dfdaemon) node.Command {
-	return node.Command{
+func proxyCA(cfg *config.Dfdaemon) cli.Command {
+	return cli.Command{
 		Use: "proxy-ca", Short: "Make the authority with which the proxy mode looks into the TLS of registries",
 		Long: `Proxy-ca writes a certificate and its key to the files that proxy.ca and proxy.caKey name. It may
 speak for the registries in proxy.hosts (or all of upstreams but docker.io) and for no other host. Clients that
@@ -24,7 +24,7 @@ are to pull through the proxy have to trust the certificate; docs/clients.md tel
 		Keep: []string{"proxy-ca", "proxy-ca-key", "proxy-hosts", "upstreams"},
 		Run: func(_ context.Context, _ []string, stdout io.Writer) error {
 			if cfg.Proxy.CA == "" {
-				return node.Usage(errors.New("name the two files with --proxy-ca and --proxy-ca-key"))
+				return cli.Usage(errors.New("name the two files with --proxy-ca and --proxy-ca-key"))
 			}
 			hosts := cfg.Proxy.Hosts
 			if len(hosts) == 0 {

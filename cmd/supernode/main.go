@@ -8,6 +8,7 @@ package main
 import (
 	"os"
 
+	"github.com/darter-io/darter/pkg/cli"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/node"
 	"github.com/darter-io/darter/pkg/supernode"
@@ -18,13 +19,13 @@ func main() { os.Exit(run()) }
 // run is the program; it returns the exit code.
 func run() int {
 	cfg := new(config.Supernode)
-	return node.Main(node.Program{
+	return cli.Main(cli.Program{
 		Name:  "supernode",
 		Short: "Leader of tasks and seed of a cluster",
 		Long: `Supernode leads tasks: dfdaemons announce themselves to it, it tells them of each other, and it
 fetches each content once from its origin while they exchange the pieces.`,
-		Settings: cfg, Log: &cfg.Log, Status: &cfg.Admin.Listen, StatusFlag: "admin-listen",
-		New:      func(rt node.Runtime) (node.Runner, error) { return supernode.New(*cfg, rt.Logger) },
-		Commands: []node.Command{node.PurgeCommand("supernode", &cfg.Admin.Listen, "admin-listen")},
+		Settings: cfg, Log: &cfg.Log, Status: &cfg.Admin.Listen, StatusFlag: "admin-listen", Again: node.ErrRenamed,
+		New:      func(rt cli.Runtime) (cli.Runner, error) { return supernode.New(*cfg, rt.Logger) },
+		Commands: []cli.Command{cli.PurgeCommand("supernode", &cfg.Admin.Listen, "admin-listen")},
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/cli"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/daemon"
 	"github.com/darter-io/darter/pkg/node"
@@ -119,7 +120,7 @@ func TestAClockThatJumpsLeavesPullsWhole(t *testing.T) {
 					assert.True(a, s.Embedded)
 					assert.InDelta(a, (72 * time.Hour).Seconds(), max(s.Owners[0].Skew, -s.Owners[0].Skew), 60)
 					var text strings.Builder
-					assert.NoError(a, node.WriteStatus(&text, s, time.Now()))
+					assert.NoError(a, cli.WriteStatus(&text, s, time.Now()))
 					assert.Contains(a, text.String(), "this host's clock says")
 				})
 				// The line is written a moment after the answer.
@@ -155,7 +156,7 @@ func TestClocksThatDifferALittleAreToldAndDoNoHarm(t *testing.T) {
 		require.Len(a, s.Owners, 1)
 		assert.True(a, s.Owners[0].Alive)
 		var text strings.Builder
-		assert.NoError(a, node.WriteStatus(&text, s, time.Now()))
+		assert.NoError(a, cli.WriteStatus(&text, s, time.Now()))
 		assert.Contains(a, text.String(), "BEHIND this one")
 	})
 }

@@ -41,7 +41,7 @@ func TestOfTwoHostsWithOneIDOneTakesAnother(t *testing.T) {
 			require.ErrorIs(t, err, node.ErrRenamed)
 			require.ErrorContains(t, err, d.Addrs()["peer"], "where the other is")
 
-			// As node.Main does.
+			// As cli.Main does.
 			clone, _ = start(t, second)
 			assert.NotEqual(t, d.Status().Host.ID, clone.Status().Host.ID)
 			soon(t, s.Addrs()["admin"], func(c *assert.CollectT, status api.Status) {

@@ -24,6 +24,7 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/coordinator"
 	"github.com/darter-io/darter/pkg/httpproxy"
+	"github.com/darter-io/darter/pkg/httpserver"
 	"github.com/darter-io/darter/pkg/node"
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/registryproxy"
@@ -59,7 +60,7 @@ type Daemon struct {
 func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *Daemon, err error) {
 	d = &Daemon{cfg: cfg}
 	d.node, err = node.New(node.Config{
-		Program: "dfdaemon", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster, Asked: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
+		Role: node.Dfdaemon, Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster, Asked: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
 		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Towards: cfg.Supernodes, Secrets: secretFiles(cfg), Logger: logger,
 	}, options...)
 	if err != nil {
@@ -123,11 +124,11 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 }
 
 // secretFiles are those that only a daemon has.
-func secretFiles(cfg config.Dfdaemon) [][2]string {
+func secretFiles(cfg config.Dfdaemon) []config.SecretFile {
 	if cfg.Proxy.CAKey == "" {
 		return nil
 	}
-	return [][2]string{{"proxy.caKey", cfg.Proxy.CAKey}}
+	return []config.SecretFile{{Key: "proxy.caKey", Path: cfg.Proxy.CAKey}}
 }
 
 // askOwner sends a lookup to its owner, which may be this host.
@@ -188,15 +189,15 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	// Content never passes gin, which answers for handlers that said nothing.
 	local := http.NewServeMux()
-	local.Handle(api.PathFiles, node.NoBrowsers(d.files))
+	local.Handle(api.PathFiles, httpserver.RejectAllBrowsers(d.files))
 	local.Handle("/", d.localRoutes())
 	parts := []node.Part{d.coordinator.Run, d.resolver.Run, d.lookups.Run}
 	if d.client != nil {
 		parts = append(parts, d.client.Run)
 	}
-	servers := append(mirrors, d.node.Server("local API", d.api, node.LocalOnly(local)))
+	servers := append(mirrors, d.node.Server("local API", d.api, httpserver.RejectRebinding(local)))
 	if d.node.Asked != nil {
-		servers = append(servers, d.node.Server("member API", d.node.Asked, node.MembersOnly(d.memberRoutes())))
+		servers = append(servers, d.node.Server("member API", d.node.Asked, httpserver.RejectBrowsers(d.memberRoutes())))
 	}
 	if d.http != nil {
 		servers = append(servers, d.node.Server("proxy", d.httpListen, d.http), d.node.Server("proxy behind TLS", d.http.Listener(), d.http.Inner()))
@@ -213,7 +214,7 @@ func mirrorMux(proxy http.Handler) http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "this is a registry mirror: it answers under /v2/", http.StatusNotFound)
 	})
-	return node.NoPages(mux)
+	return httpserver.RejectPages(mux)
 }
 
 // Reload takes the settings into force that a running program can change: a

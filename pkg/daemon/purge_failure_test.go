@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/cli"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/daemon"
 	"github.com/darter-io/darter/pkg/node"
@@ -105,7 +106,7 @@ func TestPurgeThatADiskRefuses(t *testing.T) {
 	for at, words := range map[string]string{super.Addrs()["admin"]: "by host stuck", nodes[1].Addrs()["api"]: "trying again"} {
 		soon(t, at, func(c *assert.CollectT, s api.Status) {
 			var text strings.Builder
-			assert.NoError(c, node.WriteStatus(&text, s, time.Now()))
+			assert.NoError(c, cli.WriteStatus(&text, s, time.Now()))
 			assert.Contains(c, text.String(), words)
 		})
 	}

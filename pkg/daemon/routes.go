@@ -6,12 +6,12 @@ import (
 	"github.com/gin-gonic/gin"
 
 	"github.com/darter-io/darter/pkg/api"
-	"github.com/darter-io/darter/pkg/node"
+	"github.com/darter-io/darter/pkg/httpserver"
 )
 
 // memberRoutes are for members of the cluster, who ask this node as they ask a supernode.
 func (d *Daemon) memberRoutes() http.Handler {
-	r := node.NewRouter()
+	r := httpserver.NewRouter()
 	r.POST(api.PathAnnounce, gin.WrapF(d.coordinator.HandleAnnounce))
 	r.POST(api.PathLookups, gin.WrapH(d.lookups))
 	d.node.RoutePurgeOrders(r)
@@ -22,7 +22,7 @@ func (d *Daemon) memberRoutes() http.Handler {
 
 // localRoutes are the local API, files apart.
 func (d *Daemon) localRoutes() http.Handler {
-	r := node.NewRouter()
+	r := httpserver.NewRouter()
 	d.node.RouteStatus(r, d.Status)
 	d.node.RoutePurge(r, d.supernodes)
 	d.node.RouteAdmin(r)

@@ -13,9 +13,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/darter-io/darter/pkg/apiclient"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/daemon"
-	"github.com/darter-io/darter/pkg/node"
 )
 
 // dialTimeout bounds the check whether a dfdaemon listens on this machine.
@@ -113,7 +113,7 @@ func (o *ownDaemon) api() config.Address { return config.Address(o.Addrs()["api"
 
 // noSupernode returns the reason why no supernode takes part, empty if one does.
 func (o *ownDaemon) noSupernode(ctx context.Context) string {
-	s, err := node.FetchStatus(ctx, "dfget's own peer", o.api())
+	s, err := apiclient.FetchStatus(ctx, "dfget's own peer", string(o.api()))
 	if err != nil || !s.Embedded {
 		return ""
 	}

@@ -17,10 +17,10 @@ import (
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/apiclient"
 	"github.com/darter-io/darter/pkg/clientconf"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/identity"
-	"github.com/darter-io/darter/pkg/node"
 	"github.com/darter-io/darter/pkg/version"
 )
 
@@ -134,7 +134,7 @@ type exam struct {
 func status(ctx context.Context, at config.Address) (api.Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	return node.FetchStatus(ctx, "dfdaemon", at)
+	return apiclient.FetchStatus(ctx, "dfdaemon", string(at))
 }
 
 // daemon checks that the daemon runs, is ready and has the version of this program, and reports its problems.

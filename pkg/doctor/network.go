@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,12 +16,14 @@ import (
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/apiclient"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/httpproxy"
 	"github.com/darter-io/darter/pkg/identity"
 	"github.com/darter-io/darter/pkg/node"
 	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/portmux"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/source/registry"
 	"github.com/darter-io/darter/pkg/version"
@@ -354,30 +355,31 @@ func askSupernode(ctx context.Context, id *identity.Identity, at config.Address)
 	name := "supernode " + string(at)
 	d := net.Dialer{Timeout: 3 * time.Second}
 	tr := &http.Transport{
-		DialContext: d.DialContext, DialTLSContext: id.WrapDialer(d.DialContext, node.ProtocolAPI), DisableKeepAlives: true,
+		DialContext: d.DialContext, DialTLSContext: id.WrapDialer(d.DialContext, portmux.ProtocolAPI), DisableKeepAlives: true,
 	}
 	scheme := "http"
 	if id.Secure() {
 		scheme = "https"
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+string(at)+api.PathStatus, nil)
-	if err != nil {
-		return []Finding{{Fail, name, err.Error(), "write host:port in supernodes"}}
-	}
 	before := time.Now()
-	res, err := tr.RoundTrip(req)
-	if err != nil {
+	s, header, err := apiclient.Client{Base: scheme + "://" + string(at), Transport: tr}.Status(ctx)
+	var status *apiclient.StatusError
+	var body *apiclient.BodyError
+	answer := "200 OK"
+	switch {
+	case errors.As(err, &status):
+		answer = status.Status
+	case errors.As(err, &body):
+		answer = body.Status
+	case err != nil:
 		return []Finding{notReached(name, err)}
 	}
-	defer res.Body.Close()
-	var s api.Status
-	err = json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&s)
 	switch {
-	case res.StatusCode == http.StatusBadRequest && !id.Secure():
+	case status != nil && status.Code == http.StatusBadRequest && !id.Secure():
 		return []Finding{{Fail, name, "speaks TLS: it has a cluster secret, and this node has none",
 			"set the same secret on this node, with cluster.secretFile"}}
-	case res.StatusCode != http.StatusOK || err != nil || !leads(s, at):
-		return []Finding{{Fail, name, "responds, but is not a supernode (" + res.Status + ")",
+	case err != nil || !leads(s, at):
+		return []Finding{{Fail, name, "responds, but is not a supernode (" + answer + ")",
 			"set supernodes to the API address (api.listen) of a supernode"}}
 	}
 	out := []Finding{{OK, name, "responds and belongs to this cluster", ""}}
@@ -385,7 +387,7 @@ func askSupernode(ctx context.Context, id *identity.Identity, at config.Address)
 		out = append(out, Finding{Warn, name, fmt.Sprintf("has version %s, this program has %s", s.Version, version.Current()), "neighbouring versions work together; update to the same version soon"})
 	}
 	out = append(out, refused(name, s)...)
-	if date, err := http.ParseTime(res.Header.Get("Date")); err == nil {
+	if date, err := http.ParseTime(header.Get("Date")); err == nil {
 		if skew := date.Sub(before).Abs(); skew > identity.ClockSkew {
 			out = append(out, Finding{Fail, name, fmt.Sprintf("its clock and this machine's differ by %s", skew.Round(time.Second)),
 				"set the clocks (NTP): members whose clocks differ by a day reject each other"})

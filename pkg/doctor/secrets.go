@@ -8,25 +8,24 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/config"
-	"github.com/darter-io/darter/pkg/node"
 )
 
 // secrets checks the permissions of files with secrets.
 func (x *exam) secrets(context.Context) []Finding {
-	files := node.SecretFiles(x.Settings.Cluster, x.Settings.Origins)
+	files := config.SecretFiles(x.Settings.Cluster, x.Settings.Origins)
 	if key := x.Settings.Proxy.CAKey; key != "" {
-		files = append(files, [2]string{"proxy.caKey", key})
+		files = append(files, config.SecretFile{Key: "proxy.caKey", Path: key})
 	}
 	var out []Finding
 	for _, f := range files {
-		warning, err := config.SecretFileMode(f[1])
+		warning, err := config.SecretFileMode(f.Path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
 			// Another check reports a missing file; without permission the wrong user runs this program.
 		case err != nil:
-			out = append(out, Finding{Fail, "secrets", f[0] + ": " + err.Error(), "change its mode, and the secret if another user may have read it"})
+			out = append(out, Finding{Fail, "secrets", f.Key + ": " + err.Error(), "change its mode, and the secret if another user may have read it"})
 		case warning != "":
-			out = append(out, Finding{Warn, "secrets", f[0] + ": " + warning, "change its mode"})
+			out = append(out, Finding{Warn, "secrets", f.Key + ": " + warning, "change its mode"})
 		}
 	}
 	if len(out) == 0 {

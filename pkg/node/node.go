@@ -28,10 +28,11 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/httpserver"
 	"github.com/darter-io/darter/pkg/identity"
 	"github.com/darter-io/darter/pkg/peer"
-	"github.com/darter-io/darter/pkg/peer/upload"
 	"github.com/darter-io/darter/pkg/piece/diskstore"
+	"github.com/darter-io/darter/pkg/portmux"
 	"github.com/darter-io/darter/pkg/purge"
 	"github.com/darter-io/darter/pkg/telemetry"
 	"github.com/darter-io/darter/pkg/version"
@@ -39,8 +40,8 @@ import (
 
 // Config is a program's settings as far as they concern every member.
 type Config struct {
-	Program string
-	Node    config.Node
+	Role Role
+	Node config.Node
 	// Listen and Advertise are the piece wire's.
 	Listen, Advertise config.Address
 	Upload            config.Upload
@@ -53,8 +54,8 @@ type Config struct {
 	// Asked says that others may ask this node at the piece wire's port as they ask owners; see
 	// [Node.Asked].
 	Asked bool
-	// Secrets are further files that hold secrets: the setting, and the path.
-	Secrets [][2]string
+	// Secrets are further files that hold secrets.
+	Secrets []config.SecretFile
 	// Towards are hosts that this one will talk to: the address that the machine uses
 	// towards them is the one it advertises by default.
 	Towards []config.Address
@@ -103,8 +104,8 @@ type Node struct {
 
 	cfg  Config
 	wire net.Listener
-	// door guards the listeners; warnings are what the operator should mend.
-	door     *door
+	// limiter bounds the listeners; warnings are for the operator.
+	limiter  *httpserver.Limiter
 	warnings []string
 	// taken is closed when the host's ID is known to be another host's, too.
 	taken takenID
@@ -167,19 +168,19 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	if err != nil {
 		return n, err
 	}
-	if n.warnings, err = openSecrets(cfg); err != nil {
+	if n.warnings, err = config.CheckSecretFiles(append(config.SecretFiles(cfg.Cluster, cfg.Origins), cfg.Secrets...)); err != nil {
 		return n, err
 	}
 	for _, w := range n.warnings {
 		n.Log.Warn("a secret can be read by others", "error", w)
 	}
-	n.door = newDoor(n.Log, telemetry.NewDoor(n.Metrics))
+	n.limiter = httpserver.NewLimiter(n.Log, telemetry.NewDoor(n.Metrics))
 	if n.Signer, err = identity.NewSigner(n.Identity); err != nil {
 		return n, err
 	}
 	n.Verifier = identity.NewVerifier(n.Identity)
 	n.Purge, err = purge.Open(purge.Config{
-		Dir: dir, Dropper: dropper{n}, Leads: cfg.Program == "supernode", Scheme: n.Scheme(), Transport: n.Transport, Now: cfg.Clock, Logger: cfg.Logger,
+		Dir: dir, Dropper: dropper{n}, Leads: cfg.Role.Leads, Scheme: n.Scheme(), Transport: n.Transport, Now: cfg.Clock, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return n, err
@@ -191,7 +192,7 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 		return n, err
 	}
 	if cfg.Asked {
-		n.wire, n.Asked = newSplit(n.wire)
+		n.wire, n.Asked = portmux.New(n.wire)
 	}
 	addr, err := Advertise(n.wire.Addr(), cfg.Advertise, cfg.Towards)
 	if err != nil {
@@ -293,7 +294,11 @@ func (n *Node) MemberListen(key string, a config.Address) (net.Listener, error) 
 	if err != nil {
 		return nil, err
 	}
-	return n.door.shaking(n.Identity.WrapListener(l, ProtocolAPI), l, n.Identity.Secure()), nil
+	wrapped := n.Identity.WrapListener(l, portmux.ProtocolAPI)
+	if !n.Identity.Secure() {
+		return wrapped, nil
+	}
+	return n.limiter.Handshake(wrapped, l), nil
 }
 
 // Listen takes a port; key names its setting in the error. How many connections may be open is
@@ -303,7 +308,7 @@ func (n *Node) Listen(key string, a config.Address) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w; if another program has the port, choose another one with %s", key, err, key)
 	}
-	return n.door.guard(l, bounds()), nil
+	return n.limiter.Limit(l), nil
 }
 
 // Dial reaches another member.
@@ -317,7 +322,7 @@ func (n *Node) Dial(ctx context.Context, network, addr string) (net.Conn, error)
 func (n *Node) Transport() *http.Transport {
 	d := net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
 	return &http.Transport{
-		DialContext: d.DialContext, DialTLSContext: n.Identity.WrapDialer(d.DialContext, ProtocolAPI),
+		DialContext: d.DialContext, DialTLSContext: n.Identity.WrapDialer(d.DialContext, portmux.ProtocolAPI),
 		MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute, DisableCompression: true,
 	}
 }
@@ -325,35 +330,29 @@ func (n *Node) Transport() *http.Transport {
 // dialTimeout bounds connecting to a member: one that is gone must not cost a pull more.
 const dialTimeout = 3 * time.Second
 
-// superSlots is how many requests a supernode accepts at once: the slots of four nodes.
-const superSlots = 4 * upload.SlotsDefault
-
 // slots is how many requests of other hosts are accepted at once.
 func (n *Node) slots(u config.Upload) int {
-	switch {
-	case u.UploadSlots > 0:
+	if u.UploadSlots > 0 {
 		return u.UploadSlots
-	case n.cfg.Program == "supernode":
-		return superSlots
-	default:
-		return upload.SlotsDefault
 	}
+	return n.cfg.Role.UploadSlots
+}
+
+// Server returns the part that serves a handler on a listener of this node, and drains at its end.
+func (n *Node) Server(name string, l net.Listener, h http.Handler) Part {
+	drain := func() time.Duration { return time.Duration(n.drain.Load()) }
+	return httpserver.Server{Name: name, Listener: l, Handler: h, Limiter: n.limiter, Drain: drain, Logger: n.Log}.Run
 }
 
 // Connect builds the engine, once it is known whom it announces to and who watches it.
 func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
-	super, lines := n.cfg.Program == "supernode", 0
-	if super {
-		// Its link may be wider than a node's: two receivers at a time could not fill it.
-		lines = superSlots / 2
-	}
 	var hostOf func(net.Conn) (host.ID, error)
 	if n.Identity.Secure() {
 		hostOf = identity.HostOf
 	}
 	n.Engine = peer.New(peer.Config{
 		HostOf: hostOf,
-		Seed:   super, UploadLines: lines, Host: n.Host, Store: n.Store, Listener: n.wire,
+		Seed:   n.cfg.Role.Seed, UploadLines: n.cfg.Role.UploadLines, Host: n.Host, Store: n.Store, Listener: n.wire,
 		Dial:      func(ctx context.Context, addr string) (net.Conn, error) { return n.Dial(ctx, "tcp", addr) },
 		Announcer: announcer, Observer: observer, Origin: n.Origins.Source, Signer: n.Signer, Verifier: n.Verifier,
 		UploadSlots: n.slots(n.cfg.Upload), Limits: limits(n.cfg.Rates), Client: "darter/" + version.Current(), Logger: n.Log,
@@ -434,7 +433,7 @@ func (n *Node) Close() error {
 func (n *Node) Status() api.Status {
 	stats, usage := n.Engine.Stats(), n.Store.Usage()
 	return api.Status{
-		Program: n.cfg.Program, Version: version.Current(), Host: n.Host, Started: n.Started, Uptime: time.Since(n.Started).Seconds(), Clock: n.Clock(),
+		Program: n.cfg.Role.Program, Version: version.Current(), Host: n.Host, Started: n.Started, Uptime: time.Since(n.Started).Seconds(), Clock: n.Clock(),
 		Received: received(stats.Sources),
 		Sent:     stats.Sent, BadPieces: stats.BadPieces, Downloads: stats.Downloads, Running: n.running(time.Now()),
 		Limits:        api.Limits(n.Engine.Limits()),

@@ -2,9 +2,7 @@ package node
 
 import (
 	"bytes"
-	"context"
 	"encoding/pem"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -13,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -21,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/cli"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/source"
@@ -50,7 +48,7 @@ func TestARunningNodeTakesNewLimitsAndRegistriesAllOrNone(t *testing.T) {
 	assert.Equal(t, 7, n.Engine.Stats().UploadSlotsMax)
 	assert.Equal(t, api.Limits{Upload: 1 << 20, Origin: 1e8 / 8}, n.Status().Limits)
 	var page bytes.Buffer
-	require.NoError(t, WriteStatus(&page, n.Status(), time.Now()))
+	require.NoError(t, cli.WriteStatus(&page, n.Status(), time.Now()))
 	assert.Regexp(t, `(?m)^limits +upload 1MiB/s, origin 12500kB/s$`, page.String())
 	assert.Equal(t, int64(128<<20), n.Store.Usage().Quota)
 	assert.NoError(t, n.Origins.Registries.Allow("ghcr.io"))
@@ -243,120 +241,4 @@ func TestHTTPSGoesThroughTheProxyInATunnel(t *testing.T) {
 		require.NoError(t, err)
 		check("files", res.Body, row.want[0], row.want[1])
 	}
-}
-
-// recorder is a program that keeps the settings it is given.
-type recorder struct {
-	started  chan struct{}
-	reloaded chan config.Dfdaemon
-}
-
-func (r recorder) Run(ctx context.Context) error {
-	close(r.started)
-	<-ctx.Done()
-	return nil
-}
-
-func (r recorder) Reload(settings any) error {
-	r.reloaded <- *settings.(*config.Dfdaemon)
-	return nil
-}
-
-// told is a log that a test reads while it is written.
-type told struct {
-	mu    sync.Mutex
-	text  bytes.Buffer
-	lines chan struct{}
-}
-
-func (l *told) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.text.Write(b)
-	l.lines <- struct{}{}
-	return len(b), nil
-}
-
-func (l *told) take() string {
-	<-l.lines
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	s, err := l.text.ReadString('\n')
-	if err != nil {
-		return err.Error()
-	}
-	return s
-}
-
-func TestSIGHUPAppliesWhatCanChangeAndNamesWhatNeedsARestart(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "settings.yaml")
-	write := func(text string) { require.NoError(t, os.WriteFile(file, []byte(text), 0o600)) }
-	write("peer: {uploadSlots: 5}\n")
-	cfg := new(config.Dfdaemon)
-	run := recorder{make(chan struct{}), make(chan config.Dfdaemon, 1)}
-	p := Program{
-		Name: "dfdaemon", Settings: cfg, Log: &cfg.Log, Status: &cfg.API.Listen, StatusFlag: "api-listen",
-		New: func(Runtime) (Runner, error) { return run, nil },
-	}
-	log := &told{lines: make(chan struct{}, 100)}
-	cmd := p.command(io.Discard, log, nil)
-	cmd.SetArgs([]string{"--config", file})
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.ExecuteContext(ctx) }()
-	<-run.started
-	hup := func() { require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGHUP)) }
-
-	write("peer: {uploadSlots: 9}\nmirror: {listen: '127.0.0.1:7'}\nnode: {zone: west}\nlog: {level: debug}\n")
-	hup()
-	assert.Equal(t, 9, (<-run.reloaded).Peer.UploadSlots)
-	line := log.take()
-	assert.Contains(t, line, "settings reloaded")
-	assert.Contains(t, line, `in_force="[peer.uploadSlots log.level]"`)
-	assert.Contains(t, line, `after_restart="[node.zone mirror.listen]"`)
-	// One line for each.
-	line = log.take()
-	assert.Contains(t, line, "takes effect after a restart only")
-	assert.Contains(t, line, `setting=node.zone in_force="\"\"" after_restart=west`)
-	line = log.take()
-	assert.Contains(t, line, "setting=mirror.listen in_force=127.0.0.1:65001 after_restart=127.0.0.1:7")
-
-	write("peer: {uploadSlots: -1}\n")
-	hup()
-	line = log.take()
-	assert.Contains(t, line, "settings not reloaded")
-	assert.Contains(t, line, "peer.uploadSlots: -1 is not between 0 and 1024")
-	assert.Empty(t, run.reloaded)
-
-	write("peer: {uploadSlots: 5}\n")
-	hup()
-	assert.Equal(t, 5, (<-run.reloaded).Peer.UploadSlots)
-	assert.Contains(t, log.take(), "peer.uploadSlots", "going back to what was there at the start is a change, too")
-	cancel()
-	require.NoError(t, <-ended)
-}
-
-// renamed is a program that takes another ID once, and then ends well.
-type renamed struct{ runs *int }
-
-func (r renamed) Run(context.Context) error {
-	if *r.runs++; *r.runs == 1 {
-		return fmt.Errorf("told so: %w", ErrRenamed)
-	}
-	return nil
-}
-
-func (renamed) Reload(any) error { return nil }
-
-func TestAProgramWhoseHostTookAnotherIDBeginsAgain(t *testing.T) {
-	cfg := new(config.Dfdaemon)
-	runs, built := 0, 0
-	p := Program{
-		Name: "dfdaemon", Settings: cfg, Log: &cfg.Log, Status: &cfg.API.Listen, StatusFlag: "api-listen",
-		New: func(Runtime) (Runner, error) { built++; return renamed{&runs}, nil },
-	}
-	cmd := p.command(io.Discard, io.Discard, nil)
-	cmd.SetArgs(nil)
-	require.NoError(t, cmd.ExecuteContext(t.Context()))
-	assert.Equal(t, []int{2, 2}, []int{runs, built})
 }

@@ -6,12 +6,12 @@ import (
 	"github.com/gin-gonic/gin"
 
 	"github.com/darter-io/darter/pkg/api"
-	"github.com/darter-io/darter/pkg/node"
+	"github.com/darter-io/darter/pkg/httpserver"
 )
 
 // publicRoutes are the routes for members of the cluster.
 func (s *Supernode) publicRoutes() http.Handler {
-	r := node.NewRouter()
+	r := httpserver.NewRouter()
 	r.POST(api.PathAnnounce, gin.WrapF(s.coordinator.HandleAnnounce))
 	r.POST(api.PathLookups, gin.WrapH(s.lookups))
 	s.node.RoutePurgeOrders(r)
@@ -22,7 +22,7 @@ func (s *Supernode) publicRoutes() http.Handler {
 
 // adminRoutes are the routes for operators of this machine.
 func (s *Supernode) adminRoutes() http.Handler {
-	r := node.NewRouter()
+	r := httpserver.NewRouter()
 	s.routeOwner(r)
 	s.node.RoutePurge(r, s.others)
 	s.node.RouteAdmin(r)

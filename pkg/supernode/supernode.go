@@ -18,6 +18,7 @@ import (
 	"github.com/darter-io/darter/pkg/cluster"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/coordinator"
+	"github.com/darter-io/darter/pkg/httpserver"
 	"github.com/darter-io/darter/pkg/node"
 	"github.com/darter-io/darter/pkg/task"
 	"github.com/darter-io/darter/pkg/version"
@@ -42,7 +43,7 @@ type Supernode struct {
 func New(cfg config.Supernode, logger *slog.Logger, options ...node.Option) (s *Supernode, err error) {
 	s = &Supernode{cfg: cfg}
 	s.node, err = node.New(node.Config{
-		Program: "supernode", Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise,
+		Role: node.Supernode, Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise,
 		Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster, Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files, Drain: cfg.Drain, Logger: logger,
 	}, options...)
 	if err != nil {
@@ -130,8 +131,8 @@ func (s *Supernode) Run(ctx context.Context) error {
 		background = append(background, s.gossip.Run, s.node.ComparePurgeOrders(s.others))
 	}
 	err := s.node.Run(ctx, []node.Part{
-		s.node.Server("announce API", s.api, node.MembersOnly(s.publicRoutes())),
-		s.node.Server("admin API", s.admin, node.LocalOnly(s.adminRoutes())),
+		s.node.Server("announce API", s.api, httpserver.RejectBrowsers(s.publicRoutes())),
+		s.node.Server("admin API", s.admin, httpserver.RejectRebinding(s.adminRoutes())),
 	}, background)
 	s.node.Log.Info("supernode ended")
 	return err

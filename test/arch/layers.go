@@ -29,7 +29,7 @@ var Table = []Layer{
 	{Name: "adapters", Packages: "pkg/atomicfile; pkg/config pkg/ratelimit pkg/telemetry pkg/identity pkg/piece/diskstore pkg/piece/memstore" +
 		" pkg/source/httporigin pkg/clientconf pkg/httpproxy pkg/apiclient; pkg/source/registry pkg/cluster pkg/announce pkg/purge pkg/peer/wire pkg/peer/upload"},
 	{Name: "engines", Packages: "pkg/access pkg/peer; pkg/registryproxy pkg/coordinator"},
-	{Name: "assemblies", Gin: true, Packages: "pkg/node; pkg/supernode pkg/daemon pkg/doctor; pkg/dfget"},
+	{Name: "assemblies", Gin: true, Packages: "pkg/httpserver pkg/portmux pkg/cli; pkg/node; pkg/supernode pkg/daemon pkg/doctor; pkg/dfget"},
 	{Name: "programs", Packages: "cmd/supernode cmd/dfdaemon cmd/dfget"},
 	{Name: "suites", Packages: "pkg/piece/storetest pkg/source/sourcetest"},
 }

@@ -1,4 +1,4 @@
-package node
+package portmux
 
 import (
 	"crypto/tls"
@@ -18,25 +18,32 @@ import (
 	"github.com/darter-io/darter/pkg/secret"
 )
 
-// splitPort listens on loopback with or without a cluster secret.
-func splitPort(t *testing.T, word secret.String) (pieces, api net.Listener, id *identity.Identity) {
+// muxPort listens on loopback with or without a cluster secret.
+func muxPort(t *testing.T, word secret.String) (pieces, api net.Listener, id *identity.Identity) {
 	id, err := identity.New(identity.Config{Secret: word, HostID: host.ID(strings.Repeat("a", 32))})
 	require.NoError(t, err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	pieces, api = newSplit(id.WrapListener(l, ProtocolAPI))
+	pieces, api = New(id.WrapListener(l, ProtocolAPI))
 	t.Cleanup(func() { pieces.Close() })
 	return pieces, api, id
 }
 
-func TestOnePortServesPiecesAndTheAPI(t *testing.T) {
+// transport reaches the API of members.
+func transport(id *identity.Identity) *http.Transport {
+	return &http.Transport{DialTLSContext: id.WrapDialer(new(net.Dialer).DialContext, ProtocolAPI)}
+}
+
+func TestOnePortServesBoth(t *testing.T) {
 	for _, word := range []secret.String{"", "a secret that is long enough for a cluster"} {
-		pieces, api, id := splitPort(t, word)
+		pieces, api, id := muxPort(t, word)
 		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "api "+r.Method) })}
 		go srv.Serve(api)
-		n := &Node{Identity: id}
-		tr := n.Transport()
-		client, url := &http.Client{Transport: tr}, n.Scheme()+"://"+api.Addr().String()+"/"
+		tr := transport(id)
+		client, url := &http.Client{Transport: tr}, "http://"+api.Addr().String()+"/"
+		if id.Secure() {
+			url = "https://" + api.Addr().String() + "/"
+		}
 		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
 			req, err := http.NewRequestWithContext(t.Context(), method, url, nil)
 			require.NoError(t, err)
@@ -49,7 +56,7 @@ func TestOnePortServesPiecesAndTheAPI(t *testing.T) {
 		}
 		tr.CloseIdleConnections()
 
-		// Whoever says nothing at first holds up nobody.
+		// A silent connection holds up no other.
 		silent, err := net.Dial("tcp", api.Addr().String())
 		require.NoError(t, err)
 		defer silent.Close()
@@ -59,7 +66,7 @@ func TestOnePortServesPiecesAndTheAPI(t *testing.T) {
 			assert.NoError(t, err)
 			got <- c
 		}()
-		c, err := n.Dial(t.Context(), "tcp", pieces.Addr().String())
+		c, err := id.WrapDialer(new(net.Dialer).DialContext)(t.Context(), "tcp", pieces.Addr().String())
 		require.NoError(t, err)
 		_, err = io.WriteString(c, "\x13BitTorrent protocol")
 		require.NoError(t, err)
@@ -69,9 +76,9 @@ func TestOnePortServesPiecesAndTheAPI(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, "\x13BitTorrent protocol", string(b), "no byte is missing")
 		if word == "" {
-			assert.IsType(t, (*net.TCPConn)(nil), here, "what sendfile needs")
+			assert.IsType(t, (*net.TCPConn)(nil), here, "sendfile needs it")
 		} else {
-			assert.IsType(t, (*tls.Conn)(nil), here, "what tells who it is")
+			assert.IsType(t, (*tls.Conn)(nil), here, "it tells which host it is")
 		}
 		here.Close()
 		c.Close()
@@ -83,12 +90,12 @@ func TestOnePortServesPiecesAndTheAPI(t *testing.T) {
 		require.NoError(t, silent.SetReadDeadline(time.Now().Add(time.Minute)))
 		_, err = silent.Read(b)
 		var timeout net.Error
-		assert.False(t, errors.As(err, &timeout) && timeout.Timeout(), "who has not told yet is left: %v", err)
+		assert.False(t, errors.As(err, &timeout) && timeout.Timeout(), "the undecided connection was not closed: %v", err)
 	}
 }
 
-func TestAStrangerReachesNeitherSideOfThePort(t *testing.T) {
-	pieces, api, _ := splitPort(t, "a secret that is long enough for a cluster")
+func TestStrangerReachesNeitherSide(t *testing.T) {
+	pieces, api, _ := muxPort(t, "a secret that is long enough for a cluster")
 	srv := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a stranger was served") })}
 	go srv.Serve(api)
 	defer srv.Close()
@@ -99,7 +106,7 @@ func TestAStrangerReachesNeitherSideOfThePort(t *testing.T) {
 	}()
 	other, err := identity.New(identity.Config{Secret: "another secret that is long enough for it", HostID: host.ID(strings.Repeat("b", 32))})
 	require.NoError(t, err)
-	tr := (&Node{Identity: other}).Transport()
+	tr := transport(other)
 	_, err = (&http.Client{Transport: tr}).Get("https://" + api.Addr().String() + "/")
 	require.Error(t, err)
 	for _, plain := range []string{"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "\x13BitTorrent protocol"} {

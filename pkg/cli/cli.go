@@ -1,4 +1,9 @@
-package node
+// Package cli is the frame of the long-running programs' command lines: settings, signals, subcommands, and what
+// they print of a running program.
+//
+// A program ends with 0 only after a clean end, with 2 when a flag or setting is wrong, and with 1 after any
+// other failure. Start at [Main].
+package cli
 
 import (
 	"context"
@@ -18,6 +23,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/darter-io/darter/pkg/apiclient"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/telemetry"
 	"github.com/darter-io/darter/pkg/version"
@@ -32,6 +38,8 @@ type Program struct {
 	Log        *config.Log
 	Status     *config.Address
 	StatusFlag string
+	// Again is an error of [Runner.Run] after which the program is built and run again; nil: none.
+	Again error
 	// New builds the program once the settings are read.
 	New func(Runtime) (Runner, error)
 	// Commands are what the program can do besides running.
@@ -127,7 +135,7 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 			telemetry.TakeStandardLog(logger)
 			for {
 				err := p.run(cmd.Context(), form, environ, logger, level)
-				if !errors.Is(err, ErrRenamed) || cmd.Context().Err() != nil {
+				if p.Again == nil || !errors.Is(err, p.Again) || cmd.Context().Err() != nil {
 					return err
 				}
 			}
@@ -171,7 +179,7 @@ func (p Program) status() Command {
 		Keep: []string{p.StatusFlag}, Lenient: true,
 		Flags: func(fs *pflag.FlagSet) { fs.BoolVar(&asJSON, "json", false, "print the whole status as JSON") },
 		Run: func(ctx context.Context, _ []string, stdout io.Writer) error {
-			s, err := FetchStatus(ctx, p.Name, *p.Status)
+			s, err := apiclient.FetchStatus(ctx, p.Name, string(*p.Status))
 			if err != nil {
 				return err
 			}

@@ -1,14 +1,9 @@
-package node
+package cli
 
 import (
-	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -20,33 +15,6 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/identity"
 )
-
-// FetchStatus asks a running program for its status, at its local or admin API.
-func FetchStatus(ctx context.Context, program string, at config.Address) (s api.Status, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+string(at)+api.PathStatus, nil)
-	if err != nil {
-		return s, fmt.Errorf("asking %s: %w", program, err)
-	}
-	tr := &http.Transport{Proxy: nil, DisableKeepAlives: true}
-	resp, err := tr.RoundTrip(req)
-	if err != nil {
-		var wrapped *url.Error
-		if errors.As(err, &wrapped) {
-			err = wrapped.Err
-		}
-		return s, fmt.Errorf("no %s answers at %s (%w); is it running, and is this its address?", program, at, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode == http.StatusOK {
-		err = json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&s)
-	}
-	if resp.StatusCode != http.StatusOK || err != nil || s.Program == "" {
-		return s, fmt.Errorf("what listens at %s answers %s, and tells no status: that of a dfdaemon is at its api.listen, that of a supernode at its admin.listen", at, resp.Status)
-	}
-	return s, nil
-}
 
 // WriteStatus tells a status to a person.
 func WriteStatus(w io.Writer, s api.Status, now time.Time) error {

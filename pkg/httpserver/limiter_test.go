@@ -1,4 +1,4 @@
-package node
+package httpserver
 
 import (
 	"bufio"
@@ -49,9 +49,9 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-func testDoor() (*door, *lockedBuffer, *prometheus.Registry) {
+func testLimiter() (*Limiter, *lockedBuffer, *prometheus.Registry) {
 	lines, reg := new(lockedBuffer), prometheus.NewRegistry()
-	return newDoor(slog.New(slog.NewTextHandler(lines, nil)), telemetry.NewDoor(reg)), lines, reg
+	return NewLimiter(slog.New(slog.NewTextHandler(lines, nil)), telemetry.NewDoor(reg)), lines, reg
 }
 
 func turnedAway(t *testing.T, reg *prometheus.Registry, why telemetry.Turned) int {
@@ -68,7 +68,7 @@ func turnedAway(t *testing.T, reg *prometheus.Registry, why telemetry.Turned) in
 	return -1
 }
 
-const doorSecret = secret.String("9f8e4c1d7a2b6350e1f4a9c8d7b6053f2e1a8c9b4d7f6e5a")
+const limiterSecret = secret.String("9f8e4c1d7a2b6350e1f4a9c8d7b6053f2e1a8c9b4d7f6e5a")
 
 func keyHolder(t *testing.T, word secret.String) *identity.Identity {
 	t.Helper()
@@ -77,6 +77,15 @@ func keyHolder(t *testing.T, word secret.String) *identity.Identity {
 	id, err := identity.New(identity.Config{Secret: word, HostID: host.OfKey(key.Public().(ed25519.PublicKey)), Key: key})
 	require.NoError(t, err)
 	return id
+}
+
+// testServer serves a handler as a node does.
+func testServer(l net.Listener, h http.Handler, limiter *Limiter, drain time.Duration) Server {
+	log := slog.New(slog.DiscardHandler)
+	if limiter == nil {
+		limiter = NewLimiter(log, nil)
+	}
+	return Server{Name: "test", Listener: l, Handler: h, Limiter: limiter, Drain: func() time.Duration { return drain }, Logger: log}
 }
 
 // port is a listener of a node, served.
@@ -89,21 +98,21 @@ type port struct {
 
 // open serves an echo of bodies on a listener as the node has them. The times are short: what
 // decides is that the other end closes, not when.
-func open(t *testing.T, secure bool, most crowd) *port {
+func open(t *testing.T, secure bool, most connMax) *port {
 	t.Helper()
-	n := &Node{Log: slog.New(slog.DiscardHandler)}
 	p := &port{}
-	n.door, p.lines, p.reg = testDoor()
-	n.door.handshake, n.door.header, n.door.body = 200*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond
+	var limiter *Limiter
+	limiter, p.lines, p.reg = testLimiter()
+	limiter.handshake, limiter.header, limiter.body = 200*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond
 	raw, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	l := n.door.guard(raw, most)
+	l := limiter.limit(raw, most)
 	var d net.Dialer
 	p.addr, p.dial = raw.Addr().String(), d.DialContext
 	if secure {
-		id := keyHolder(t, doorSecret)
-		l = n.door.shaking(id.WrapListener(l, ProtocolAPI), l, true)
-		p.dial = keyHolder(t, doorSecret).WrapDialer(d.DialContext, ProtocolAPI)
+		id := keyHolder(t, limiterSecret)
+		l = limiter.Handshake(id.WrapListener(l, "http/1.1"), l)
+		p.dial = keyHolder(t, limiterSecret).WrapDialer(d.DialContext, "http/1.1")
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
@@ -117,7 +126,7 @@ func open(t *testing.T, secure bool, most crowd) *port {
 	mux.HandleFunc("/deaf", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "not read") })
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- n.Server("test", l, mux)(ctx) }()
+	go func() { ended <- testServer(l, mux, limiter, 0).Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		assert.NoError(t, <-ended)
@@ -148,7 +157,7 @@ func (p *port) honest(t *testing.T) {
 }
 
 func TestStrangersHoldNoConnection(t *testing.T) {
-	wide := crowd{total: 1000, each: 1000, fresh: 1000, freshEach: 1000}
+	wide := connMax{total: 1000, each: 1000, fresh: 1000, freshEach: 1000}
 	for _, secure := range []bool{false, true} {
 		t.Run(fmt.Sprintf("TLS %t", secure), func(t *testing.T) {
 			p := open(t, secure, wide)
@@ -207,8 +216,8 @@ func drip(c net.Conn) {
 	}
 }
 
-func TestALongBodyIsNotSlow(t *testing.T) {
-	p := open(t, false, crowd{total: 100, each: 100, fresh: 100, freshEach: 100})
+func TestLongBodyIsNotSlow(t *testing.T) {
+	p := open(t, false, connMax{total: 100, each: 100, fresh: 100, freshEach: 100})
 	pr, pw := io.Pipe()
 	go func() {
 		for range 10 { // longer in all than the door waits for one that stands still
@@ -242,10 +251,10 @@ func TestALongBodyIsNotSlow(t *testing.T) {
 	})
 }
 
-func TestACrowdOfSilentConnectionsHindersNobody(t *testing.T) {
+func TestSilentConnectionsHinderNobody(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		t.Run(fmt.Sprintf("TLS %t", secure), func(t *testing.T) {
-			p := open(t, secure, crowd{total: 64, each: 64, fresh: 32, freshEach: 32})
+			p := open(t, secure, connMax{total: 64, each: 64, fresh: 32, freshEach: 32})
 			var all []net.Conn
 			for range 300 {
 				c, err := net.Dial("tcp", p.addr)
@@ -269,7 +278,7 @@ func TestHalfARequestHoldsNoPlace(t *testing.T) {
 		"no body": "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", "no body, and nobody reads": "POST /deaf HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := open(t, false, crowd{total: 16, each: 16, fresh: 16, freshEach: 16})
+			p := open(t, false, connMax{total: 16, each: 16, fresh: 16, freshEach: 16})
 			for range 40 {
 				c, err := net.Dial("tcp", p.addr)
 				require.NoError(t, err)
@@ -283,8 +292,8 @@ func TestHalfARequestHoldsNoPlace(t *testing.T) {
 	}
 }
 
-func TestIdleConnectionsMakeRoom(t *testing.T) {
-	p := open(t, false, crowd{total: 16, each: 16, fresh: 16, freshEach: 16})
+func TestIdleConnectionsAreClosedFirst(t *testing.T) {
+	p := open(t, false, connMax{total: 16, each: 16, fresh: 16, freshEach: 16})
 	for range 40 {
 		c, err := net.Dial("tcp", p.addr)
 		require.NoError(t, err)
@@ -310,13 +319,13 @@ func (l *failingListener) Accept() (net.Conn, error) {
 	return l.Listener.Accept()
 }
 
-func TestRunningOutOfFilesIsToldOnceAMinute(t *testing.T) {
-	d, lines, _ := testDoor()
+func TestOutOfFilesIsLoggedOnceAMinute(t *testing.T) {
+	d, lines, _ := testLimiter()
 	raw, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	failing := &failingListener{Listener: raw}
 	failing.left.Store(8)
-	l := d.guard(failing, crowd{total: 8, each: 8, fresh: 8, freshEach: 8})
+	l := d.limit(failing, connMax{total: 8, each: 8, fresh: 8, freshEach: 8})
 	defer l.Close()
 	c, err := net.Dial("tcp", raw.Addr().String())
 	require.NoError(t, err)
@@ -326,13 +335,13 @@ func TestRunningOutOfFilesIsToldOnceAMinute(t *testing.T) {
 	got.Close()
 	assert.Equal(t, 1, strings.Count(lines.String(), "cannot accept connections"))
 	assert.Contains(t, lines.String(), "ulimit")
-	g := l.(*guarded)
+	g := l.(*limited)
 	assert.Zero(t, g.open)
 	assert.Empty(t, g.from)
 }
 
-func TestStrangersAreNamedAndCounted(t *testing.T) {
-	p := open(t, true, crowd{total: 100, each: 100, fresh: 100, freshEach: 100})
+func TestRefusedConnectionsAreCounted(t *testing.T) {
+	p := open(t, true, connMax{total: 100, each: 100, fresh: 100, freshEach: 100})
 	var d net.Dialer
 	old := func() time.Time { return time.Now().Add(-30 * 24 * time.Hour) }
 	for _, c := range []struct {
@@ -342,7 +351,7 @@ func TestStrangersAreNamedAndCounted(t *testing.T) {
 		come func(t *testing.T)
 	}{
 		{"without a certificate", telemetry.TurnedNoCertificate, "no cluster secret", func(t *testing.T) {
-			c, err := tls.Dial("tcp", p.addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{ProtocolAPI}})
+			c, err := tls.Dial("tcp", p.addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
 			if err == nil {
 				ends(t, c)
 				c.Close()
@@ -363,11 +372,11 @@ func TestStrangersAreNamedAndCounted(t *testing.T) {
 		{"with a clock that is far off", telemetry.TurnedClock, "clock", func(t *testing.T) {
 			_, key, err := ed25519.GenerateKey(rand.Reader)
 			require.NoError(t, err)
-			id, err := identity.New(identity.Config{Secret: doorSecret, HostID: host.OfKey(key.Public().(ed25519.PublicKey)), Key: key, Now: old})
+			id, err := identity.New(identity.Config{Secret: limiterSecret, HostID: host.OfKey(key.Public().(ed25519.PublicKey)), Key: key, Now: old})
 			require.NoError(t, err)
 			config := id.ClientTLS()
 			config.Time = time.Now
-			config.NextProtos = []string{ProtocolAPI}
+			config.NextProtos = []string{"http/1.1"}
 			c, err := tls.Dial("tcp", p.addr, config)
 			require.NoError(t, err)
 			defer c.Close()

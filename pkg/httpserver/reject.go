@@ -1,7 +1,9 @@
-package node
+package httpserver
 
 import (
+	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 )
@@ -32,9 +34,9 @@ func fromBrowser(r *http.Request) bool {
 	return strings.Contains(r.UserAgent(), "Mozilla/") && r.Header.Get("Accept-Language") != ""
 }
 
-// NoPages refuses what a web page of another origin asks for. A browser would not show the page the
+// RejectPages refuses what a web page of another origin asks for. A browser would not show the page the
 // answer, but the question alone has the node fetch what the page names.
-func NoPages(h http.Handler) http.Handler {
+func RejectPages(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if fromPage(r) {
 			http.Error(w, "this address is for programs of this machine, and a web page asked (Origin, Sec-Fetch-Site)", http.StatusForbidden)
@@ -44,14 +46,44 @@ func NoPages(h http.Handler) http.Handler {
 	})
 }
 
-// NoBrowsers refuses whatever a browser sends: no person has use for these paths there, and a page
+// RejectAllBrowsers refuses whatever a browser sends: no person has use for these paths there, and a page
 // must not reach them.
-func NoBrowsers(h http.Handler) http.Handler {
+func RejectAllBrowsers(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if fromBrowser(r) || fromPage(r) {
 			http.Error(w, "this path is for programs, not for browsers: use dfget or curl", http.StatusForbidden)
 			return
 		}
 		h.ServeHTTP(w, r)
+	})
+}
+
+// RejectBrowsers refuses requests with the headers that browsers add to all but mere reading. If the cluster has no
+// secret, nothing else keeps a web page from sending an announce or a purge to a port of this machine.
+func RejectBrowsers(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" {
+			http.Error(w, "this API is for members of the cluster, not for browsers", http.StatusForbidden)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// RejectRebinding refuses requests whose Host is a name other than localhost: a web page that has its own name
+// resolve to 127.0.0.1 (DNS rebinding) could else call an API that trusts the machine. It also refuses what
+// [RejectPages] refuses.
+func RejectRebinding(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name := r.Host
+		if host, _, err := net.SplitHostPort(name); err == nil {
+			name = host
+		}
+		_, err := netip.ParseAddr(strings.Trim(name, "[]"))
+		if err != nil && !strings.EqualFold(name, "localhost") {
+			http.Error(w, "this API is asked for by IP address or as localhost", http.StatusMisdirectedRequest)
+			return
+		}
+		RejectPages(h).ServeHTTP(w, r)
 	})
 }

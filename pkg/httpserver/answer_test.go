@@ -1,4 +1,4 @@
-package node
+package httpserver
 
 import (
 	"bufio"
@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -138,7 +137,7 @@ func requireUnanswered(t *testing.T, method string, res *http.Response) {
 	assert.Contains(t, said.Error, "ask again")
 }
 
-func TestWhatAHandlerSaysIsLeftAlone(t *testing.T) {
+func TestAnswersAreLeftAlone(t *testing.T) {
 	for name, c := range map[string]struct {
 		handler http.HandlerFunc
 		status  int
@@ -174,13 +173,11 @@ func TestWhatAHandlerSaysIsLeftAlone(t *testing.T) {
 
 // served runs a handler on a port until the test is over or stop is called.
 func served(t *testing.T, h http.Handler, drain time.Duration) (addr string, stop func()) {
-	n := &Node{Log: slog.New(slog.DiscardHandler)}
-	n.drain.Store(int64(drain))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- n.Server("test", l, h)(ctx) }()
+	go func() { ended <- testServer(l, h, nil, drain).Run(ctx) }()
 	var over bool
 	stop = func() {
 		cancel()
@@ -193,7 +190,7 @@ func served(t *testing.T, h http.Handler, drain time.Duration) (addr string, sto
 	return l.Addr().String(), stop
 }
 
-func TestAWaitingClientIsTold503AtTheEndOfADrain(t *testing.T) {
+func TestDrainEndsWith503(t *testing.T) {
 	in := make(chan struct{})
 	causes := make(chan error, 1)
 	for kind, h := range silentHandlers(func(r *http.Request) {
@@ -226,7 +223,7 @@ func TestAWaitingClientIsTold503AtTheEndOfADrain(t *testing.T) {
 	}
 }
 
-func TestAClientThatLeavesEndsItsRequestAsNetHTTPSays(t *testing.T) {
+func TestLeavingClientCancelsItsRequest(t *testing.T) {
 	in, causes := make(chan struct{}), make(chan error, 1)
 	addr, _ := served(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		close(in)
@@ -253,7 +250,7 @@ func (s *sender) ReadFrom(r io.Reader) (int64, error) {
 	return io.Copy(s.ResponseRecorder, r)
 }
 
-func TestFilesStillReachTheServersOwnWriter(t *testing.T) {
+func TestSendfileReachesTheWriter(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "f")
 	require.NoError(t, os.WriteFile(file, []byte("0123456789"), 0o600))
 	send := func(w http.ResponseWriter) []string {
@@ -280,7 +277,7 @@ func TestFilesStillReachTheServersOwnWriter(t *testing.T) {
 	assert.Equal(t, send(nil), send(httptest.NewRecorder()), "the kernel moves the bytes as without the wrapper (sendfile)")
 }
 
-func TestAConnectionCanStillBeTaken(t *testing.T) {
+func TestHijack(t *testing.T) {
 	addr, _ := served(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		control := http.NewResponseController(w)
 		assert.NoError(t, control.SetReadDeadline(time.Time{}))
@@ -301,7 +298,7 @@ func TestAConnectionCanStillBeTaken(t *testing.T) {
 	assert.Equal(t, "mine", string(b), "no 503 is written into it")
 }
 
-func TestARouteThatPanicsIsNeverWhole(t *testing.T) {
+func TestPanickingRouteIsNeverWhole(t *testing.T) {
 	for name, c := range map[string]struct {
 		route gin.HandlerFunc
 		whole bool

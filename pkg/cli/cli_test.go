@@ -1,0 +1,139 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/config"
+)
+
+// recorder is a program that keeps the settings it is given.
+type recorder struct {
+	started  chan struct{}
+	reloaded chan config.Dfdaemon
+}
+
+func (r recorder) Run(ctx context.Context) error {
+	close(r.started)
+	<-ctx.Done()
+	return nil
+}
+
+func (r recorder) Reload(settings any) error {
+	r.reloaded <- *settings.(*config.Dfdaemon)
+	return nil
+}
+
+// told is a log that a test reads while it is written.
+type told struct {
+	mu    sync.Mutex
+	text  bytes.Buffer
+	lines chan struct{}
+}
+
+func (l *told) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text.Write(b)
+	l.lines <- struct{}{}
+	return len(b), nil
+}
+
+func (l *told) take() string {
+	<-l.lines
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s, err := l.text.ReadString('\n')
+	if err != nil {
+		return err.Error()
+	}
+	return s
+}
+
+func TestReloadBySIGHUP(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "settings.yaml")
+	write := func(text string) { require.NoError(t, os.WriteFile(file, []byte(text), 0o600)) }
+	write("peer: {uploadSlots: 5}\n")
+	cfg := new(config.Dfdaemon)
+	run := recorder{make(chan struct{}), make(chan config.Dfdaemon, 1)}
+	p := Program{
+		Name: "dfdaemon", Settings: cfg, Log: &cfg.Log, Status: &cfg.API.Listen, StatusFlag: "api-listen",
+		New: func(Runtime) (Runner, error) { return run, nil },
+	}
+	log := &told{lines: make(chan struct{}, 100)}
+	cmd := p.command(io.Discard, log, nil)
+	cmd.SetArgs([]string{"--config", file})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.ExecuteContext(ctx) }()
+	<-run.started
+	hup := func() { require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGHUP)) }
+
+	write("peer: {uploadSlots: 9}\nmirror: {listen: '127.0.0.1:7'}\nnode: {zone: west}\nlog: {level: debug}\n")
+	hup()
+	assert.Equal(t, 9, (<-run.reloaded).Peer.UploadSlots)
+	line := log.take()
+	assert.Contains(t, line, "settings reloaded")
+	assert.Contains(t, line, `in_force="[peer.uploadSlots log.level]"`)
+	assert.Contains(t, line, `after_restart="[node.zone mirror.listen]"`)
+	// One line for each.
+	line = log.take()
+	assert.Contains(t, line, "takes effect after a restart only")
+	assert.Contains(t, line, `setting=node.zone in_force="\"\"" after_restart=west`)
+	line = log.take()
+	assert.Contains(t, line, "setting=mirror.listen in_force=127.0.0.1:65001 after_restart=127.0.0.1:7")
+
+	write("peer: {uploadSlots: -1}\n")
+	hup()
+	line = log.take()
+	assert.Contains(t, line, "settings not reloaded")
+	assert.Contains(t, line, "peer.uploadSlots: -1 is not between 0 and 1024")
+	assert.Empty(t, run.reloaded)
+
+	write("peer: {uploadSlots: 5}\n")
+	hup()
+	assert.Equal(t, 5, (<-run.reloaded).Peer.UploadSlots)
+	assert.Contains(t, log.take(), "peer.uploadSlots", "going back to what was there at the start is a change, too")
+	cancel()
+	require.NoError(t, <-ended)
+}
+
+// errAgain has a program run again.
+var errAgain = errors.New("again")
+
+// renamed is a program that takes another ID once, and then ends well.
+type renamed struct{ runs *int }
+
+func (r renamed) Run(context.Context) error {
+	if *r.runs++; *r.runs == 1 {
+		return fmt.Errorf("told so: %w", errAgain)
+	}
+	return nil
+}
+
+func (renamed) Reload(any) error { return nil }
+
+func TestAgain(t *testing.T) {
+	cfg := new(config.Dfdaemon)
+	runs, built := 0, 0
+	p := Program{
+		Name: "dfdaemon", Settings: cfg, Log: &cfg.Log, Status: &cfg.API.Listen, StatusFlag: "api-listen",
+		Again: errAgain,
+		New:   func(Runtime) (Runner, error) { built++; return renamed{&runs}, nil },
+	}
+	cmd := p.command(io.Discard, io.Discard, nil)
+	cmd.SetArgs(nil)
+	require.NoError(t, cmd.ExecuteContext(t.Context()))
+	assert.Equal(t, []int{2, 2}, []int{runs, built})
+}

@@ -1,0 +1,76 @@
+package httpserver
+
+import (
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/darter-io/darter/pkg/telemetry"
+)
+
+// Limiter bounds what strangers may take of the listeners of one node, and logs and counts the connections that it
+// closes. Safe for concurrent use.
+type Limiter struct {
+	log     *slog.Logger
+	metrics *telemetry.Door
+	// handshake is how long a TLS handshake may take, header how long a request's header, and
+	// body how long a request's body may stand still in all before it must come at bodyRate.
+	handshake, header, body time.Duration
+
+	// mu is held to count what is not logged.
+	mu     sync.Mutex
+	logged map[telemetry.Turned]*quiet
+	errors quiet
+}
+
+// NewLimiter returns a Limiter with the limits of every server. m counts the connections that it closes; nil counts
+// none.
+func NewLimiter(l *slog.Logger, m *telemetry.Door) *Limiter {
+	return &Limiter{log: l, metrics: m, handshake: handshakeTimeout, header: headerTimeout, body: bodyTimeout, logged: map[telemetry.Turned]*quiet{}}
+}
+
+// quiet lets one log line a minute through, and counts the others.
+type quiet struct {
+	last time.Time
+	more int
+}
+
+// quietFor is how long after a log line the next of its kind comes.
+const quietFor = time.Minute
+
+func (q *quiet) tell(now time.Time) (tell bool, more int) {
+	if now.Sub(q.last) < quietFor {
+		q.more++
+		return false, 0
+	}
+	more = q.more
+	*q = quiet{last: now}
+	return true, more
+}
+
+// turned counts a connection that was turned away, and tells of one a minute for each reason.
+func (d *Limiter) turned(why telemetry.Turned, at net.Addr, remote string, err error) {
+	d.metrics.Turned(why)
+	d.mu.Lock()
+	q := d.logged[why]
+	if q == nil {
+		q = new(quiet)
+		d.logged[why] = q
+	}
+	tell, more := q.tell(time.Now())
+	d.mu.Unlock()
+	if tell {
+		d.log.Warn("connection turned away", "at", at, "from", remote, "why", string(why), "error", err, "more", more)
+	}
+}
+
+// failing tells once a minute that no connection can be accepted.
+func (d *Limiter) failing(at net.Addr, err error) {
+	d.mu.Lock()
+	tell, more := d.errors.tell(time.Now())
+	d.mu.Unlock()
+	if tell {
+		d.log.Warn("cannot accept connections, trying again; if files ran out, raise LimitNOFILE (ulimit -n)", "at", at, "error", err, "more", more)
+	}
+}

@@ -1,0 +1,77 @@
+// Package httpserver keeps HTTP servers safe: it bounds connections, handshakes, headers and slow bodies, ends every
+// request with an answer, drains at the end, and refuses browsers where an API is for programs.
+//
+// No handler ends in an empty 200, and a client that sends nothing holds no place of one that does. Start at
+// [Server.Run] and [Limiter].
+package httpserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+)
+
+// Limits of every HTTP server: a client that sends nothing, or next to nothing, must not hold a connection
+// forever. Writing has no limit: a slow pull may take hours.
+const (
+	handshakeTimeout = 5 * time.Second
+	headerTimeout    = 10 * time.Second
+	bodyTimeout      = 15 * time.Second
+	idleTimeout      = 2 * time.Minute
+	headerMax        = 64 << 10
+)
+
+// Server serves a handler on a listener.
+type Server struct {
+	// Name is what errors and logs call it.
+	Name     string
+	Listener net.Listener
+	Handler  http.Handler
+	// Limiter is that of the Listener.
+	Limiter *Limiter
+	// Drain returns how long running requests may take at the end.
+	Drain  func() time.Duration
+	Logger *slog.Logger
+}
+
+// Run serves until ctx ends. Then it takes no more requests and waits for those that run, at most for the drain
+// timeout. It cuts the rest: their clients get a 503, or a body that ends short.
+func (s Server) Run(ctx context.Context) error {
+	// Requests outlive ctx: the drain is for them.
+	base, cut := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cut(nil)
+	srv := &http.Server{
+		Handler: answered(s.Limiter.boundBodies(s.Listener.Addr(), s.Handler)), ReadHeaderTimeout: s.Limiter.header,
+		ConnState: watchState, IdleTimeout: idleTimeout, MaxHeaderBytes: headerMax, ConnContext: withConn,
+		BaseContext: func(net.Listener) context.Context { return base },
+		ErrorLog:    slog.NewLogLogger(s.Logger.With("server", s.Name).Handler(), slog.LevelDebug),
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(s.Listener) }()
+	select {
+	case err := <-ended:
+		return fmt.Errorf("serving the %s on %s: %w", s.Name, s.Listener.Addr(), err)
+	case <-ctx.Done():
+	}
+	drain := s.Drain()
+	limit, cancel := context.WithTimeout(base, drain)
+	defer cancel()
+	if err := srv.Shutdown(limit); err != nil {
+		s.Logger.Warn("requests were cut: they took longer than the drain", "server", s.Name, "drain", drain)
+		cut(errStopping)
+		// Handlers that saw their context end may still write the end of their answers.
+		again, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if err := srv.Shutdown(again); err != nil {
+			srv.Close()
+		}
+	}
+	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving the %s on %s: %w", s.Name, s.Listener.Addr(), err)
+	}
+	return nil
+}
