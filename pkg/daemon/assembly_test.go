@@ -182,7 +182,7 @@ func status(t *testing.T, addr string) (s api.Status) {
 	return s
 }
 
-func TestADaemonAloneIsAPullThroughMirrorAndKeepsItsCache(t *testing.T) {
+func TestDaemonAloneIsAPullThroughCache(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 3e6, 1e6, 50e3)
 	cfg := settings(t, r, "alone")
@@ -229,7 +229,7 @@ func leadTo(t *testing.T, upstream config.Upstream, word secret.String, more ...
 }
 
 // A dfdaemon that knows one supernode learns of the others and goes on with them.
-func TestSupernodesThatGossipStandInForEachOther(t *testing.T) {
+func TestSupernodesReplaceEachOther(t *testing.T) {
 	const word = "a secret that is long enough for a cluster"
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 1e6, 20e3)
@@ -260,7 +260,7 @@ func TestSupernodesThatGossipStandInForEachOther(t *testing.T) {
 	})
 }
 
-func TestASupernodeAndItsDaemonsTakeEachByteFromTheRegistryOnce(t *testing.T) {
+func TestClusterFetchesEachByteOnce(t *testing.T) {
 	for _, word := range []secret.String{"", "a secret that is long enough for a cluster"} {
 		t.Run(fmt.Sprintf("secret %t", word != ""), func(t *testing.T) {
 			r := registrytest.Start(t, registrytest.Config{})
@@ -316,7 +316,7 @@ func TestASupernodeAndItsDaemonsTakeEachByteFromTheRegistryOnce(t *testing.T) {
 	}
 }
 
-func TestADaemonServesWhileNoSupernodeAnswers(t *testing.T) {
+func TestDaemonServesWithoutSupernode(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 1e6, 20e3)
 	cfg := settings(t, r, "orphan")
@@ -334,7 +334,7 @@ func TestADaemonServesWhileNoSupernodeAnswers(t *testing.T) {
 	})
 }
 
-func TestARunningPullMayEndWellBeforeTheDaemonDoes(t *testing.T) {
+func TestDrainLetsAPullFinish(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 2e6)
 	d, stop := start(t, settings(t, r, "draining"))
@@ -351,7 +351,7 @@ func TestARunningPullMayEndWellBeforeTheDaemonDoes(t *testing.T) {
 	<-stopped
 }
 
-func TestRunLeavesNoGoroutineOfEitherProgram(t *testing.T) {
+func TestRunLeavesNoGoroutine(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 1e6, 20e3)
 	before := goleak.IgnoreCurrent()
@@ -366,14 +366,14 @@ func TestRunLeavesNoGoroutineOfEitherProgram(t *testing.T) {
 	goleak.VerifyNone(t, before, goleak.IgnoreTopFunction(registrytest.LeakIgnored))
 }
 
-func TestTwoDaemonsOnOneDirectoryAreRefused(t *testing.T) {
+func TestOneDaemonPerDirectory(t *testing.T) {
 	cfg := settings(t, nil, "twice")
 	start(t, cfg)
 	_, err := daemon.New(cfg, nil)
 	require.ErrorContains(t, err, "give this one a directory of its own")
 }
 
-func TestDfgetGetsAFileThroughTheDaemonAndThenFromItsCache(t *testing.T) {
+func TestDfgetThroughTheDaemon(t *testing.T) {
 	content := bytes.Repeat([]byte("some file "), 300_000)
 	gets := 0
 	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

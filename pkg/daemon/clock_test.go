@@ -95,7 +95,7 @@ func (c *clocked) pulled(t *testing.T, n, layer int) int {
 	return c.registry.Counts().Object(digest).GETs
 }
 
-func TestAClockThatJumpsLeavesPullsWhole(t *testing.T) {
+func TestClockJumpsDuringPulls(t *testing.T) {
 	for _, jump := range []time.Duration{-72 * time.Hour, 72 * time.Hour} {
 		for i, whose := range []string{"the supernode's", "", "the node's"} {
 			if whose == "" {
@@ -146,7 +146,7 @@ func TestAClockThatJumpsLeavesPullsWhole(t *testing.T) {
 	}
 }
 
-func TestClocksThatDifferALittleAreToldAndDoNoHarm(t *testing.T) {
+func TestSmallClockSkewIsReported(t *testing.T) {
 	c := newClocked(t, 700_000)
 	c.clocks[2].set(20 * time.Hour)
 	c.pulled(t, 0, 0)
@@ -161,7 +161,7 @@ func TestClocksThatDifferALittleAreToldAndDoNoHarm(t *testing.T) {
 	})
 }
 
-func TestAClockThatIsSetBackLeavesANodeAloneAtWork(t *testing.T) {
+func TestClockSetBackLeavesANodeWorking(t *testing.T) {
 	c := &clocked{registry: registrytest.Start(t, registrytest.Config{})}
 	c.image = image(t, c.registry, 700_000, 800_000, 900_000)
 	cfg := settings(t, c.registry, "alone")

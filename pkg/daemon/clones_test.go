@@ -18,7 +18,7 @@ import (
 )
 
 // Two hosts with one key: the file is one, so nothing tells the second that it was copied.
-func TestOfTwoHostsWithOneIDOneTakesAnother(t *testing.T) {
+func TestDuplicateHostIDIsReplaced(t *testing.T) {
 	for _, word := range []secret.String{"", "a secret that is long enough for a cluster"} {
 		t.Run(map[bool]string{true: "without a secret", false: "with a secret"}[word == ""], func(t *testing.T) {
 			r := registrytest.Start(t, registrytest.Config{})
@@ -55,7 +55,7 @@ func TestOfTwoHostsWithOneIDOneTakesAnother(t *testing.T) {
 	}
 }
 
-func TestSecretsThatOthersMayChangeAreRefused(t *testing.T) {
+func TestWritableSecretsAreRefused(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		set  func(cfg *config.Dfdaemon, path string)

@@ -63,7 +63,7 @@ type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { return len(b), nil }
 
-func TestADataDirectoryThatCannotBeUsedIsNamedWithTheRemedy(t *testing.T) {
+func TestUnusableDataDirectory(t *testing.T) {
 	refused := func(t *testing.T, dir string, want ...string) {
 		t.Helper()
 		cfg := settings(t, nil, "refused")
@@ -113,7 +113,7 @@ func TestADataDirectoryThatCannotBeUsedIsNamedWithTheRemedy(t *testing.T) {
 	})
 }
 
-func TestReadyTellsADiskThatTakesNothingMore(t *testing.T) {
+func TestReadyReportsAFullDisk(t *testing.T) {
 	disk := smallDisk(t, 4<<20)
 	cfg := settings(t, nil, "unwritable")
 	cfg.Node.DataDir = filepath.Join(disk, "data")
@@ -158,7 +158,7 @@ func getURL(t *testing.T, url string) (code int, body []byte) {
 	return res.StatusCode, body
 }
 
-func TestAFullDiskRefusesWhatDoesNotFitAndServesTheRest(t *testing.T) {
+func TestFullDiskServesTheRest(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 3e6, 1.2e6, 1.2e6)
 	layers := p.Layers()
@@ -187,7 +187,7 @@ func TestAFullDiskRefusesWhatDoesNotFitAndServesTheRest(t *testing.T) {
 	assert.Equal(t, 1, status(t, d.Addrs()["api"]).Cache.Tasks)
 }
 
-func TestAFileThatFillsTheDiskWhileItComesEndsWithTheCodeForDisks(t *testing.T) {
+func TestFileThatFillsTheDisk(t *testing.T) {
 	content := bytes.Repeat([]byte("unknown length "), 1_000_000)
 	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", `"v1"`)
@@ -223,7 +223,7 @@ func fetch(t *testing.T, d *daemon.Daemon, url string) error {
 }
 
 // A cache that holds one of two files gives both, one right after the other.
-func TestASmallCacheGivesOneFileAfterTheOther(t *testing.T) {
+func TestSmallCacheServesManyFiles(t *testing.T) {
 	content := bytes.Repeat([]byte("much "), 1_000_000)
 	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", `"v1"`)
@@ -239,7 +239,7 @@ func TestASmallCacheGivesOneFileAfterTheOther(t *testing.T) {
 	assert.Equal(t, 1, status(t, d.Addrs()["api"]).Cache.Tasks)
 }
 
-func TestAFullSupernodeIsNamedAsTheOneWithoutRoom(t *testing.T) {
+func TestFullSupernodeIsNamed(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 2e6)
 	s, _ := lead(t, r, "", "DARTER_NODE_DATA_DIR="+filepath.Join(smallDisk(t, 1<<20), "s"), "DARTER_NODE_NAME=full-one")

@@ -25,7 +25,7 @@ func bodyOf(user string, size int) []byte {
 	return b
 }
 
-func TestTheEndOfAFileIsProvedAsWell(t *testing.T) {
+func TestEndOfAFileIsVerified(t *testing.T) {
 	const alice, bob = "Bearer alice", "Bearer bob"
 	for _, size := range []int{300_000, 1 << 20, 20 << 20} {
 		t.Run(fmt.Sprintf("%d bytes", size), func(t *testing.T) {
@@ -90,7 +90,7 @@ func TestTheEndOfAFileIsProvedAsWell(t *testing.T) {
 	}
 }
 
-func TestAHeadThatLiesAboutTheLength(t *testing.T) {
+func TestHEADWithAWrongLength(t *testing.T) {
 	content := bytes.Repeat([]byte("file"), 5000)
 	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", `"v1"`)
@@ -108,7 +108,7 @@ func TestAHeadThatLiesAboutTheLength(t *testing.T) {
 	assert.NotEmpty(t, res.Header.Get(api.HeaderUnshared))
 }
 
-func TestATagNamesNoFileOfADigest(t *testing.T) {
+func TestTagNamesNoFileOfADigest(t *testing.T) {
 	_, srv, o := front(t, true)
 	wrong := "sha256:" + strings.Repeat("0", 64)
 	q := url.Values{api.FileURL: {o.URL + "/f.bin"}, api.FileTag: {"\x00" + wrong}}

@@ -136,7 +136,7 @@ func refused(t *testing.T, b []byte) (e api.FileError) {
 	return e
 }
 
-func TestAFileComesFromItsOriginOnceAndThenFromTheCache(t *testing.T) {
+func TestFileIsFetchedOnce(t *testing.T) {
 	f, srv, o := front(t, true)
 	q := url.Values{api.FileURL: {o.URL + "/f.bin"}}
 	res, b := ask(t, srv, q)
@@ -167,7 +167,7 @@ func TestAFileComesFromItsOriginOnceAndThenFromTheCache(t *testing.T) {
 	assert.Len(t, b, len(o.content))
 }
 
-func TestACachedFileIsNotGivenToWhomTheOriginRefusesIt(t *testing.T) {
+func TestCachedFileNeedsTheOriginsConsent(t *testing.T) {
 	_, srv, o := front(t, true)
 	o.word = "sesame"
 	q := url.Values{api.FileURL: {o.URL + "/f.bin"}}
@@ -187,7 +187,7 @@ func TestACachedFileIsNotGivenToWhomTheOriginRefusesIt(t *testing.T) {
 	assert.Equal(t, "true", res.Header.Get(api.HeaderCached))
 }
 
-func TestAChangedFileIsAnotherTask(t *testing.T) {
+func TestChangedFileIsAnotherTask(t *testing.T) {
 	_, srv, o := front(t, true)
 	q := url.Values{api.FileURL: {o.URL + "/f.bin"}}
 	first, _ := ask(t, srv, q)
@@ -199,7 +199,7 @@ func TestAChangedFileIsAnotherTask(t *testing.T) {
 	assert.NotEqual(t, first.Header.Get("ETag"), second.Header.Get("ETag"))
 }
 
-func TestWhatOnlySignsARequestMakesNoOtherFile(t *testing.T) {
+func TestSignaturesOfURLsAreIgnored(t *testing.T) {
 	_, srv, o := front(t, true)
 	etag := func(path string, more url.Values) string {
 		q := url.Values{api.FileURL: {o.URL + path}}
@@ -234,7 +234,7 @@ func TestWhatOnlySignsARequestMakesNoOtherFile(t *testing.T) {
 	assert.Positive(t, whole, "the origin gets the whole URL")
 }
 
-func TestAWrongDigestHurtsNobodyElse(t *testing.T) {
+func TestWrongDigestHurtsNoOther(t *testing.T) {
 	_, srv, o := front(t, true)
 	q := url.Values{api.FileURL: {o.URL + "/f.bin"}}
 	res, _ := ask(t, srv, q)
@@ -257,7 +257,7 @@ func TestAWrongDigestHurtsNobodyElse(t *testing.T) {
 	assert.True(t, bytes.Equal(o.content, b))
 }
 
-func TestWhatIsNoFileOrNotAllowedIsRefusedWithItsKind(t *testing.T) {
+func TestRefusalsNameTheirKind(t *testing.T) {
 	f, srv, o := front(t, true)
 	hosts := []string{"127.0.0.1", "*.files.test"}
 	f.settings.Store(&config.DaemonFiles{Files: config.Files{AllowHosts: hosts}})
@@ -291,7 +291,7 @@ func TestWhatIsNoFileOrNotAllowedIsRefusedWithItsKind(t *testing.T) {
 	assert.Equal(t, http.StatusMethodNotAllowed, res.StatusCode)
 }
 
-func TestAFileIsNotFetchedFromThisMachineUnlessAllowed(t *testing.T) {
+func TestLoopbackFilesNeedPermission(t *testing.T) {
 	_, srv, o := front(t, false)
 	_, b := ask(t, srv, url.Values{api.FileURL: {o.URL + "/f.bin"}})
 	e := refused(t, b)
@@ -300,7 +300,7 @@ func TestAFileIsNotFetchedFromThisMachineUnlessAllowed(t *testing.T) {
 	assert.Empty(t, o.requests)
 }
 
-func TestAClientThatLeavesIsNoFailure(t *testing.T) {
+func TestLeavingClientIsNoFailure(t *testing.T) {
 	f, srv, o := front(t, true)
 	var line bytes.Buffer
 	var mu sync.Mutex
@@ -325,7 +325,7 @@ func TestAClientThatLeavesIsNoFailure(t *testing.T) {
 	}, time.Minute, time.Millisecond)
 }
 
-func TestAnOriginThatNobodyVouchesForIsToldWithTheRemedy(t *testing.T) {
+func TestUntrustedOriginNamesTheRemedy(t *testing.T) {
 	_, srv, _ := front(t, true)
 	o := httptest.NewUnstartedServer(http.NotFoundHandler())
 	o.Config.ErrorLog = log.New(io.Discard, "", 0) // the handshake fails
@@ -341,7 +341,7 @@ func TestAnOriginThatNobodyVouchesForIsToldWithTheRemedy(t *testing.T) {
 	assert.False(t, refused(t, b).Untrusted)
 }
 
-func TestAnOriginsErrorIsAFailureAndItsNoIsNone(t *testing.T) {
+func TestOriginErrorsAndRefusals(t *testing.T) {
 	f, srv, _ := front(t, true)
 	for status, want := range map[int]string{500: "level=WARN", 503: "level=WARN", 404: "level=INFO", 403: "level=INFO"} {
 		o := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
@@ -379,8 +379,8 @@ func TestHeadersThatRouteAreRefused(t *testing.T) {
 	assert.Empty(t, o.requests)
 }
 
-// TestAnUnnamedVersionIsNeverCached has an origin without any validator, whose file changes at the same length.
-func TestAnUnnamedVersionIsNeverCached(t *testing.T) {
+// TestVersionWithoutETagIsNotCached has an origin without any validator, whose file changes at the same length.
+func TestVersionWithoutETagIsNotCached(t *testing.T) {
 	f, srv, o := front(t, true)
 	o.etag = ""
 	q := url.Values{api.FileURL: {o.URL + "/f.bin"}}
@@ -401,8 +401,8 @@ func TestAnUnnamedVersionIsNeverCached(t *testing.T) {
 	}, time.Minute, 10*time.Millisecond, "nothing is kept of it")
 }
 
-// TestEqualRequestsShareWhatIsUnderWay has an origin without validator that holds its body back until all have come.
-func TestEqualRequestsShareWhatIsUnderWay(t *testing.T) {
+// TestEqualRequestsAreCoalesced has an origin without validator that holds its body back until all have come.
+func TestEqualRequestsAreCoalesced(t *testing.T) {
 	_, srv, _ := front(t, true)
 	var mu sync.Mutex
 	gets := map[string]int{}
@@ -482,7 +482,7 @@ func TestAClientMayLimitCaches(t *testing.T) {
 	assert.Positive(t, said, "caches on the way are told")
 }
 
-func TestWhatIsNotSharedIsCheckedAllTheSame(t *testing.T) {
+func TestUnsharedFilesAreVerified(t *testing.T) {
 	content := bytes.Repeat([]byte("0123456789"), 100_000)
 	sum := sha256.Sum256(content)
 	right := "sha256:" + hex.EncodeToString(sum[:])

@@ -16,9 +16,9 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// TestAnImageComesOverIPv6Alone listens and advertises on IPv6, once on one address
+// TestPullOverIPv6 listens and advertises on IPv6, once on one address
 // and once on all of them. What goes wrong with brackets and wildcards goes wrong here.
-func TestAnImageComesOverIPv6Alone(t *testing.T) {
+func TestPullOverIPv6(t *testing.T) {
 	probe, err := net.Listen("tcp", "[::1]:0")
 	if err != nil {
 		t.Skip("needs ::1; enable IPv6 on the loopback interface to run this")

@@ -80,7 +80,7 @@ func onDisk(t *testing.T, dir string) (sum int64) {
 	return sum
 }
 
-func TestARegistryThatTellsNoLengthIsBoundByTheManifest(t *testing.T) {
+func TestManifestBoundsABlobWithoutLength(t *testing.T) {
 	const length = 3<<20 + 5
 	endless := func(w io.Writer) {
 		for block := make([]byte, 256<<10); ; {
@@ -138,8 +138,8 @@ func TestARegistryThatTellsNoLengthIsBoundByTheManifest(t *testing.T) {
 	}
 }
 
-// TestABodyOfUnknownLengthTakesHalfTheQuota has a file come chunked: nobody knows its length.
-func TestABodyOfUnknownLengthTakesHalfTheQuota(t *testing.T) {
+// TestUnknownLengthTakesHalfTheQuota has a file come chunked: nobody knows its length.
+func TestUnknownLengthTakesHalfTheQuota(t *testing.T) {
 	content := storetest.Content("file", 9<<20)
 	var sent atomic.Int64
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
@@ -181,9 +181,9 @@ func TestABodyOfUnknownLengthTakesHalfTheQuota(t *testing.T) {
 	}
 }
 
-// TestEveryAnswerWithoutEndIsBounded has a registry answer every question without end, and without
+// TestEndlessResponsesAreBounded has a registry answer every question without end, and without
 // Content-Length.
-func TestEveryAnswerWithoutEndIsBounded(t *testing.T) {
+func TestEndlessResponsesAreBounded(t *testing.T) {
 	const sockets = 16 << 20 // what the kernel may hold of what was sent and not read
 	digest := "sha256:" + strings.Repeat("ab", 32)
 	var sent atomic.Int64

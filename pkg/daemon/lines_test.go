@@ -59,7 +59,7 @@ func (j *journal) of(digest string) (lines []string) {
 	return lines
 }
 
-func TestAPullLeavesOneLineOnEachHostWhateverBecomesOfIt(t *testing.T) {
+func TestOneLogLinePerPull(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 3e6, 2e6)
 	var top config.Supernode
@@ -134,8 +134,8 @@ func TestAPullLeavesOneLineOnEachHostWhateverBecomesOfIt(t *testing.T) {
 	})
 }
 
-// TestAStatusTellsWhatRunsAndThatNothingComes has a registry that stops in the middle of a layer.
-func TestAStatusTellsWhatRunsAndThatNothingComes(t *testing.T) {
+// TestStatusShowsStalledDownloads has a registry that stops in the middle of a layer.
+func TestStatusShowsStalledDownloads(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 8e6)
 	s, _ := lead(t, r, "")

@@ -128,7 +128,7 @@ func (c *runtime) pull(repository, tag, user, password string) error {
 // A host that does not hear its owner in time asks the registry itself, and says so; a client
 // that gets no byte in time is told so, and asks again. Where neither happens, each object and
 // the tag are asked for once; a starved machine is excused as far as its hosts speak of it.
-func TestACrowdOfNodesAsksTheRegistryEachQuestionOnce(t *testing.T) {
+func TestCrowdLooksUpOnce(t *testing.T) {
 	const word = "a secret that is long enough for a cluster"
 	for name, c := range map[string]struct {
 		auth           registrytest.Auth
@@ -199,7 +199,7 @@ func TestACrowdOfNodesAsksTheRegistryEachQuestionOnce(t *testing.T) {
 
 // Without a supernode that answers, a few dfdaemons lead: those that it named before it died, or
 // those that all were told of where there never was one.
-func TestACrowdWithoutASupernodeStillAsksTheRegistryOnce(t *testing.T) {
+func TestCrowdWithoutSupernodeLooksUpOnce(t *testing.T) {
 	const word = "a secret that is long enough for a cluster"
 	for _, named := range []bool{true, false} {
 		t.Run(fmt.Sprintf("by a supernode that died: %t", named), func(t *testing.T) {
@@ -276,7 +276,7 @@ func TestACrowdWithoutASupernodeStillAsksTheRegistryOnce(t *testing.T) {
 
 // Lists of standbys differ for a moment, after a supernode was restarted, say. Nodes that each send
 // the question on to another, in a ring, must not wait for one another.
-func TestNodesThatDisagreeWhoLeadsStillPull(t *testing.T) {
+func TestNodesThatDisagreeOnTheOwner(t *testing.T) {
 	const word = "a secret that is long enough for a cluster"
 	r := registrytest.Start(t, registrytest.Config{})
 	ports, err := programs.FreeAddrs(3)
@@ -333,7 +333,7 @@ func standbysOf(t *testing.T, daemons []*daemon.Daemon) (list []string) {
 
 // The client of one registry waits for a content that is on its way from another, which then
 // refuses it: with a challenge that would lead the client's login elsewhere, for one.
-func TestWhatOneRegistryRefusesIsServedToTheClientOfAnother(t *testing.T) {
+func TestRefusalIsOfOneRegistry(t *testing.T) {
 	for _, status := range []int{401, 404, 429, 500} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			evil, good := registrytest.Start(t, registrytest.Config{}), registrytest.Start(t, registrytest.Config{})
@@ -372,7 +372,7 @@ func TestWhatOneRegistryRefusesIsServedToTheClientOfAnother(t *testing.T) {
 // The client of one node waits for a content that is on its way with the token of another node's, or of
 // another client of its own node, which the registry then refuses. The registry gives a blob to no token but one,
 // though it says to all that they may have it.
-func TestWhatIsRefusedToOneTokenIsServedToAnother(t *testing.T) {
+func TestRefusalIsOfOneToken(t *testing.T) {
 	const word = "a secret that is long enough for a cluster"
 	for _, status := range []int{401, 403, 404} {
 		for _, nodes := range []int{1, 2} {
@@ -436,7 +436,7 @@ func TestWhatIsRefusedToOneTokenIsServedToAnother(t *testing.T) {
 	}
 }
 
-func TestAListenerOfItsOwnServesItsRegistryToWhoNamesNone(t *testing.T) {
+func TestListenerPerRegistry(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 10e3)
 	cfg := settings(t, r, "node")

@@ -55,7 +55,7 @@ func withProxy(t *testing.T, cfg config.Dfdaemon, r *registrytest.Registry) conf
 	return cfg
 }
 
-func TestAPrivateImageIsPulledAndPushedThroughTheProxyAndEachLayerLeavesTheRegistryOnce(t *testing.T) {
+func TestProxyPullsAndPushesPrivateImages(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{TLS: true, Auth: registrytest.Bearer, Users: map[string]registrytest.User{
 		"ann": {Password: "right", Pull: []string{"*"}, Push: []string{"team/*"}},
 	}})
@@ -91,7 +91,7 @@ func TestAPrivateImageIsPulledAndPushedThroughTheProxyAndEachLayerLeavesTheRegis
 	require.NoError(t, validate.Image(back))
 }
 
-func TestAPlainRegistryIsMirroredThroughTheProxyWithoutAnAuthority(t *testing.T) {
+func TestProxyMirrorsPlainHTTP(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 200_000)
 	cfg := settings(t, r, "one")

@@ -10,7 +10,7 @@ import (
 	"github.com/darter-io/darter/pkg/telemetry"
 )
 
-func TestTheStagesOfAPullAddUpToItsTime(t *testing.T) {
+func TestStagesOfAPullAddUp(t *testing.T) {
 	const ms = time.Millisecond
 	for name, row := range map[string]struct {
 		pull    registryproxy.Pull

@@ -49,7 +49,7 @@ func resuming(t *testing.T, url string) (got []byte, whole int) {
 	return got, whole
 }
 
-func TestAResumedBlobIsRightAfterARevocation(t *testing.T) {
+func TestResumeAfterARevocation(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 6_000_000)
 	d, _ := start(t, settings(t, r, "one"))

@@ -51,7 +51,7 @@ func hungRegistry(t *testing.T, manifest []byte, in chan string) *httptest.Serve
 	return srv
 }
 
-func TestWhoWaitsWhenTheDaemonStopsHearsNo200(t *testing.T) {
+func TestWaitingClientGetsNo200AtStop(t *testing.T) {
 	in := make(chan string, 64)
 	origin := hungRegistry(t, []byte(`{"schemaVersion":2}`), in)
 	u, err := url.Parse(origin.URL)

@@ -46,7 +46,7 @@ func build(t *testing.T, cfg Config) *Node {
 	return n
 }
 
-func TestANodeKeepsItsIDAndOwnsItsDirectoryAlone(t *testing.T) {
+func TestNodeKeepsItsID(t *testing.T) {
 	cfg := settings(t)
 	n := build(t, cfg)
 	id := n.Host.ID
@@ -67,7 +67,7 @@ func TestANodeKeepsItsIDAndOwnsItsDirectoryAlone(t *testing.T) {
 	require.NoError(t, n.Close())
 }
 
-func TestADirectoryThatCannotBeUsedIsToldPlainly(t *testing.T) {
+func TestUnusableDirectory(t *testing.T) {
 	cfg := settings(t)
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
@@ -92,7 +92,7 @@ func TestADirectoryThatCannotBeUsedIsToldPlainly(t *testing.T) {
 	require.NoError(t, n.Close())
 }
 
-func TestWithoutAQuotaTheCacheMayTakeHalfOfWhatIsFree(t *testing.T) {
+func TestDefaultQuotaIsHalfOfTheFreeSpace(t *testing.T) {
 	dir := t.TempDir()
 	before, err := halfOfFree(dir)
 	require.NoError(t, err)
@@ -126,7 +126,7 @@ func TestOnlyTheListedRegistriesAreAllowed(t *testing.T) {
 	assert.ErrorContains(t, err, "upstreams: password of a.test")
 }
 
-func TestAFailureBeneathEndsTheServersAndIsTold(t *testing.T) {
+func TestFailedPartEndsTheServers(t *testing.T) {
 	n := build(t, settings(t))
 	broken := errors.New("the disk burns")
 	served := false
@@ -139,7 +139,7 @@ func TestAFailureBeneathEndsTheServersAndIsTold(t *testing.T) {
 	assert.True(t, served)
 }
 
-func TestPartsOutliveTheServersThatDrain(t *testing.T) {
+func TestPartsOutliveDrainingServers(t *testing.T) {
 	n := build(t, settings(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	serverEnded := make(chan struct{})
@@ -160,7 +160,7 @@ func TestPartsOutliveTheServersThatDrain(t *testing.T) {
 	require.NoError(t, err)
 }
 
-func TestTheAddressToAdvertiseIsOneThatOthersCanUse(t *testing.T) {
+func TestAdvertise(t *testing.T) {
 	tcp := func(ip string) net.Addr { return &net.TCPAddr{IP: net.ParseIP(ip), Port: 7} }
 	for _, row := range []struct {
 		name      string
@@ -187,7 +187,7 @@ func TestTheAddressToAdvertiseIsOneThatOthersCanUse(t *testing.T) {
 	assert.NotContains(t, got, "0.0.0.0:")
 }
 
-func TestHealthTellsWhatIsMissing(t *testing.T) {
+func TestHealthNamesWhatIsMissing(t *testing.T) {
 	n := build(t, settings(t))
 	n.NewCoordinator(nil) // for its metrics
 	r := httpserver.NewRouter()

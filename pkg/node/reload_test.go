@@ -26,7 +26,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-func TestARunningNodeTakesNewLimitsAndRegistriesAllOrNone(t *testing.T) {
+func TestReloadIsAllOrNothing(t *testing.T) {
 	cfg := settings(t)
 	cfg.Upload.UploadSlots = 3
 	n := build(t, cfg)
@@ -56,7 +56,7 @@ func TestARunningNodeTakesNewLimitsAndRegistriesAllOrNone(t *testing.T) {
 	assert.Equal(t, int64(time.Minute), n.drain.Load())
 }
 
-func TestARunningNodeTakesNewRulesForFiles(t *testing.T) {
+func TestReloadOfFileRules(t *testing.T) {
 	web := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer web.Close()
 	cfg := settings(t)
@@ -82,7 +82,7 @@ func TestARunningNodeTakesNewRulesForFiles(t *testing.T) {
 	n.Origins.close()
 }
 
-func TestAReloadReadsPasswordsAnew(t *testing.T) {
+func TestReloadReadsPasswords(t *testing.T) {
 	var got string
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, password, ok := r.BasicAuth(); ok {
@@ -113,7 +113,7 @@ func TestAReloadReadsPasswordsAnew(t *testing.T) {
 	n.Origins.close()
 }
 
-func TestEachRegistryIsAskedThroughItsOwnProxy(t *testing.T) {
+func TestProxyPerRegistry(t *testing.T) {
 	serve := func(name string) *httptest.Server {
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, name+" was asked for "+r.Host)
@@ -192,9 +192,9 @@ func (p *tunnel) take() (asked []string) {
 	return asked
 }
 
-// TestHTTPSGoesThroughTheProxyInATunnel has registries and files: what the proxy carries is
+// TestHTTPSProxyTunnel has registries and files: what the proxy carries is
 // encrypted for the server beyond it.
-func TestHTTPSGoesThroughTheProxyInATunnel(t *testing.T) {
+func TestHTTPSProxyTunnel(t *testing.T) {
 	web := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "encrypted") }))
 	defer web.Close()
 	ca := filepath.Join(t.TempDir(), "ca.pem")

@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestSpoolsOfAKilledProcessAreSwept by who has the data directory, and by nobody else.
-func TestSpoolsOfAKilledProcessAreSwept(t *testing.T) {
+// TestSweepSpools by who has the data directory, and by nobody else.
+func TestSweepSpools(t *testing.T) {
 	cfg := settings(t)
 	left := filepath.Join(cfg.Node.DataDir, "darter-spool-123")
 	inCache := filepath.Join(cfg.Node.DataDir, "cache", "tmp", "7")

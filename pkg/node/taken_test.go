@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestAHostTakesAnotherIDAFewTimes(t *testing.T) {
+func TestRenamesAreBounded(t *testing.T) {
 	cfg := settings(t)
 	used := errors.New("in use")
 	for range renamesMax {

@@ -28,7 +28,7 @@ func load(t *testing.T, program string, target any, args []string) {
 	require.NoError(t, form.Load(nil))
 }
 
-func TestTheCommandLinesSetWhatTheySay(t *testing.T) {
+func TestCommandLines(t *testing.T) {
 	secret := filepath.Join(t.TempDir(), "secret")
 	require.NoError(t, os.WriteFile(secret, []byte(strings.Repeat("s", 40)), 0o600))
 	upstream := []config.Upstream{{Host: "r.test:5000", URLs: []string{"http://127.0.0.1:5000"}, PlainHTTP: true}}
@@ -73,7 +73,7 @@ func TestFreeAddressesAreFreeAndDiffer(t *testing.T) {
 	assert.Len(t, seen, 5)
 }
 
-func TestWaitingEndsWhenTheProgramIsReadyOrGone(t *testing.T) {
+func TestWaitEnds(t *testing.T) {
 	answers, late := []string{`{"ready":false,"missing":["its disk"]}`, `{"ready":true}`}, func() {}
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		assert.Equal(t, api.PathStatus, r.URL.Path)
