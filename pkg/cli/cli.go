@@ -53,7 +53,7 @@ type Command struct {
 	DeprecatedName string
 	// Args checks the arguments; nil takes none.
 	Args cobra.PositionalArgs
-	// Lenient runs the command also with settings that were read and are not valid: whoever
+	// Lenient runs the command also with settings that were read and are not valid: an operator who
 	// asks a program how it is needs its address, and not the secrets that only it may read.
 	Lenient bool
 	// Keep are the flags of settings that matter to the command; the others are taken, too,

@@ -16,7 +16,7 @@ import (
 	"github.com/darter-io/darter/pkg/identity"
 )
 
-// WriteStatus tells a status to a person.
+// WriteStatus prints a status for people.
 func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	size := func(n int64) string { return humanize.IBytes(uint64(max(0, n))) }
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -140,11 +140,10 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	return tw.Flush()
 }
 
-// offendersShown is how many offenders a person is told of.
+// offendersShown is how many offenders the text names.
 const offendersShown = 5
 
-// runningShown is how many downloads a person is told of; quietMin from when on it is told
-// that nothing comes.
+// runningShown is how many downloads the text names; after quietMin without a piece it says that nothing comes.
 const (
 	runningShown = 10
 	quietMin     = 5 * time.Second

@@ -74,7 +74,7 @@ const (
 	busy
 )
 
-// limitedConn is a connection of a limited listener. It is a TCP connection besides, so that
+// limitedConn is a connection of a limited listener. It embeds the TCP connection, so that
 // the kernel can move a file's bytes to it.
 type limitedConn struct {
 	*net.TCPConn

@@ -129,8 +129,8 @@ func (s *handshaker) handshake(t *tls.Conn) {
 			s.d.metrics.Turned(telemetry.TurnedOther)
 			return
 		}
-		why, told := reason(err)
-		s.d.turned(why, s.Addr(), remote, told)
+		why, explained := reason(err)
+		s.d.turned(why, s.Addr(), remote, explained)
 	default:
 		if held := limitedOf(t); held != nil {
 			held.stand(busy)
@@ -161,18 +161,18 @@ func reason(err error) (telemetry.Turned, error) {
 	text := err.Error()
 	var timeout net.Error
 	var notTLS tls.RecordHeaderError
-	told := identity.Explain(err)
+	explained := identity.Explain(err)
 	switch {
 	case strings.Contains(text, "didn't provide a certificate"):
 		return telemetry.TurnedNoCertificate, errors.Join(err, errors.New("its other end has no cluster secret, or is no Darter program"))
-	case errors.Is(told, identity.ErrNotMember) && errors.As(err, &notTLS):
-		return telemetry.TurnedNoTLS, told
-	case errors.Is(told, identity.ErrNotMember), strings.Contains(text, "unknown certificate authority"), strings.Contains(text, "bad certificate"):
-		return telemetry.TurnedOtherSecret, told
+	case errors.Is(explained, identity.ErrNotMember) && errors.As(err, &notTLS):
+		return telemetry.TurnedNoTLS, explained
+	case errors.Is(explained, identity.ErrNotMember), strings.Contains(text, "unknown certificate authority"), strings.Contains(text, "bad certificate"):
+		return telemetry.TurnedOtherSecret, explained
 	case strings.Contains(text, "expired"), strings.Contains(text, "not yet valid"):
-		return telemetry.TurnedClock, told
+		return telemetry.TurnedClock, explained
 	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, context.DeadlineExceeded), errors.Is(err, net.ErrClosed):
 		return telemetry.TurnedSilent, err
 	}
-	return telemetry.TurnedOther, told
+	return telemetry.TurnedOther, explained
 }

@@ -8,9 +8,9 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 )
 
-// Advertise is the address that others are told of a listener: the operator's word, or the
-// address listened on, or where that is every address, the one that this machine uses
-// towards the given hosts, or towards the world. Nothing is sent to find it out.
+// Advertise returns the address of a listener that other hosts use: the operator's setting, or the address listened
+// on, or if that is every address, the one that this machine uses towards the given hosts, or towards the Internet.
+// It sends nothing to find out.
 func Advertise(listening net.Addr, wanted config.Address, towards []config.Address) (string, error) {
 	if wanted != "" {
 		return string(wanted), nil
@@ -50,5 +50,5 @@ func Advertise(listening net.Addr, wanted config.Address, towards []config.Addre
 			return net.JoinHostPort(n.IP.String(), port), nil
 		}
 	}
-	return "", errors.New("this machine has no address that others could be told")
+	return "", errors.New("this machine has no address that others could use")
 }

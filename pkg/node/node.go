@@ -1,10 +1,9 @@
-// Package node is what every member of a cluster has, whatever its program: an identity, a
-// piece store, the origins that its operator allows, a peer engine on the piece wire, and
-// HTTP servers that end well.
+// Package node assembles what every member of a cluster has: an identity, a piece store, the origins that its
+// operator allows, a peer engine on the piece wire, purging, and HTTP servers that drain. A [Role] is what differs
+// between supernodes and dfdaemons.
 //
-// A [Node] owns its data directory alone, never listens beyond loopback without a proof of
-// membership or the operator's word, and leaves no goroutine behind. Start at [New] and
-// [Node.Run].
+// A [Node] owns its data directory alone, never listens beyond loopback without a proof of membership or the
+// operator's consent, and leaves no goroutine behind. Start at [New] and [Node.Run].
 package node
 
 import (
@@ -70,14 +69,13 @@ type Config struct {
 // Option changes what a program gives to [New].
 type Option func(*Config)
 
-// WithClock has a node take another clock for the machine's.
+// WithClock gives a node another wall clock.
 func WithClock(now func() time.Time) Option { return func(c *Config) { c.Clock = now } }
 
-// WithStoreFS has a node keep its pieces on another file system than the machine's.
+// WithStoreFS gives a node another file system for its pieces.
 func WithStoreFS(files diskstore.FS) Option { return func(c *Config) { c.StoreFS = files } }
 
-// Node is one member. Its fields are there once it is built; whoever builds an assembly
-// connects them.
+// Node is one member. [New] sets its fields; the assembly connects them.
 type Node struct {
 	Host     host.Host
 	Identity *identity.Identity
@@ -237,7 +235,7 @@ type Limits struct {
 }
 
 // Reload takes new settings into force, all of them or, with an error, none. What runs goes
-// on as it began; passwords and certificates of upstreams are read anew.
+// on as it began; it reads passwords and certificates of upstreams again.
 func (n *Node) Reload(l Limits) error {
 	quota, err := quotaOf(l.Cache, n.Store.Dir())
 	if err != nil {
@@ -393,7 +391,7 @@ func (n *Node) Run(ctx context.Context, servers, parts []Part) error {
 		core.Go(func() error {
 			err := p(below)
 			if err == nil && below.Err() == nil {
-				err = errors.New("a part ended before it was told to")
+				err = errors.New("a part ended before its context")
 			}
 			return err
 		})
@@ -401,7 +399,7 @@ func (n *Node) Run(ctx context.Context, servers, parts []Part) error {
 	defer context.AfterFunc(ctx, func() {
 		n.Log.Info("draining: no more requests are taken, and what runs may end", "timeout", time.Duration(n.drain.Load()))
 	})()
-	// The servers end when they are told to, or when something beneath them failed.
+	// The servers end when ctx ends, or when a part failed.
 	above, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(below, cancel)()

@@ -123,7 +123,7 @@ func newFiles(cfg Config) (*httporigin.Origin, error) {
 }
 
 // registryStall is how long a registry's body may stand still before it is asked for the rest
-// anew: a container runtime's own patience begins to end there.
+// again: container runtimes begin to time out there.
 const registryStall = 10 * time.Second
 
 // common is what holds for every origin.

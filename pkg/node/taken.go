@@ -54,7 +54,7 @@ func (n *Node) Taken(err error) {
 		renames.of = map[string]int{}
 	}
 	if renames.of[n.cfg.Node.DataDir] >= renamesMax {
-		return // the announce client has told of the owner's words
+		return // the announce client logs the owner's error
 	}
 	renames.of[n.cfg.Node.DataDir]++
 	n.taken.cancel(err)
@@ -62,14 +62,14 @@ func (n *Node) Taken(err error) {
 
 // retake gives the host another key where its ID was taken; the error wraps [ErrRenamed] then.
 func (n *Node) retake() error {
-	told := context.Cause(n.taken.context())
-	if told == nil {
+	cause := context.Cause(n.taken.context())
+	if cause == nil {
 		return nil
 	}
 	key, err := diskstore.ReplaceHostKey(n.cfg.Node.DataDir)
 	if err != nil {
-		return fmt.Errorf("%w; taking another ID: %w", told, err)
+		return fmt.Errorf("%w; taking another ID: %w", cause, err)
 	}
-	n.Log.Warn("this host's ID is another live host's, too: it takes a new one and begins again", "was", n.Host.ID, "is", key.ID(), "error", told)
-	return fmt.Errorf("%w: %w", ErrRenamed, told)
+	n.Log.Warn("this host's ID is another live host's, too: it takes a new one and begins again", "was", n.Host.ID, "is", key.ID(), "error", cause)
+	return fmt.Errorf("%w: %w", ErrRenamed, cause)
 }
