@@ -28,6 +28,7 @@ func settings(t *testing.T) Config {
 	return Config{
 		Role: Role{Program: "test", UploadSlots: Dfdaemon.UploadSlots}, Node: config.Node{Name: "n1", Zone: "z", DataDir: filepath.Join(t.TempDir(), "data")},
 		Listen: "127.0.0.1:0", Cache: config.Cache{Quota: 64 << 20, HighWater: 0.95, LowWater: 0.85},
+		Files:   config.Files{AllowHosts: []string{"*"}},
 		Origins: config.Origins{Upstreams: []config.Upstream{{Host: "Quay.io"}, {Host: "index.docker.io"}}},
 	}
 }
@@ -115,7 +116,7 @@ func TestOnlyTheListedRegistriesAreAllowed(t *testing.T) {
 	require.NoError(t, err)
 	assert.NoError(t, o.Registries.Allow("quay.io"))
 	assert.NoError(t, o.Registries.Allow("docker.io"))
-	assert.ErrorContains(t, o.Registries.Allow("169.254.169.254"), "its operator can list it")
+	assert.ErrorContains(t, o.Registries.Allow("169.254.169.254"), "its operator can add it")
 	cfg.Origins.AllowUnlisted = true
 	o, err = newOrigins(cfg)
 	require.NoError(t, err)

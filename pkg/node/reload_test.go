@@ -68,7 +68,7 @@ func TestReloadOfFileRules(t *testing.T) {
 	}
 	var blocked *httporigin.AddrError
 	require.ErrorAs(t, probe(), &blocked)
-	next := Limits{Cache: cfg.Cache, Origins: cfg.Origins, Files: config.Files{AllowAddresses: []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}}}
+	next := Limits{Cache: cfg.Cache, Origins: cfg.Origins, Files: config.Files{AllowHosts: []string{"*"}, AllowAddresses: []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}}}
 	require.NoError(t, n.Reload(next))
 	require.NoError(t, probe())
 	next.Files.AllowHosts = []string{"files.test"}
@@ -211,7 +211,7 @@ func TestHTTPSProxyTunnel(t *testing.T) {
 		{Host: "environment.test", URLs: []string{far}, CA: ca},
 		{Host: "none.test", URLs: []string{web.URL}, CA: ca, Proxy: "none"},
 	}
-	cfg.Files = config.Files{CA: ca, AllowAddresses: []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}}
+	cfg.Files = config.Files{CA: ca, AllowHosts: []string{"*"}, AllowAddresses: []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}}
 	n := build(t, cfg)
 	defer func() { require.NoError(t, n.Close()) }()
 	defer n.Origins.close()
