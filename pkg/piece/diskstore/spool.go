@@ -85,8 +85,8 @@ func (s *Store) growSpool(p *spool, size int64) error {
 			more = min(more, most-s.spooled)
 			if p.share+more < size {
 				s.mu.Unlock()
-				return fmt.Errorf("%w than half of the quota of %d bytes, and take %d now: "+
-					"let the origin declare the length, or raise the quota", piece.ErrSpoolFull, quota, s.spooled)
+				return fmt.Errorf("%w, half of the quota of %d bytes, with %d: "+
+					"have its origin declare the length, or raise the quota", piece.ErrSpoolFull, quota, s.spooled)
 			}
 		}
 	}

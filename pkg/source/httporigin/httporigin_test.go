@@ -159,12 +159,12 @@ func TestAllowHosts(t *testing.T) {
 	here := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "http://localhost:"+u.Port(), http.StatusFound)
 	})
-	for _, hosts := range [][]string{{"*"}, {"127.0.0.1", "LOCALHOST"}, {"*.0.0.1", "localhost"}, nil} {
+	for _, hosts := range [][]string{{"*"}, {"127.0.0.1", "LOCALHOST"}, nil} {
 		got, err := body(t, origin(t, func(c *httporigin.Config) { c.AllowHosts = hosts }), file(here.URL))
 		require.NoError(t, err, "%q", hosts)
 		assert.Equal(t, "there", got)
 	}
-	for _, hosts := range [][]string{{"127.0.0.1"}, {"localhost"}, {"*7.0.0.1", "localhost"}, {"*.127.0.0.1", "*.localhost"}} {
+	for _, hosts := range [][]string{{"127.0.0.1"}, {"localhost"}, {"*7.0.0.1", "localhost"}, {"*.0.0.1", "localhost"}, {"*.127.0.0.1", "*.localhost"}} {
 		_, err := body(t, origin(t, func(c *httporigin.Config) { c.AllowHosts = hosts }), file(here.URL))
 		var unlisted *httporigin.HostError
 		require.ErrorAs(t, err, &unlisted, "%q", hosts)

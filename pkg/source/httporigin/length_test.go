@@ -111,7 +111,7 @@ func TestKnownLength(t *testing.T) {
 			var wrong *source.LengthError
 			require.ErrorAs(t, err, &wrong)
 			assert.ErrorContains(t, err, c.want.got)
-			assert.ErrorContains(t, err, "1000 were known")
+			assert.ErrorContains(t, err, "1000 were expected")
 			assert.NotContains(t, err.Error(), "secret")
 		})
 	}
