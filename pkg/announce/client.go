@@ -25,32 +25,32 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// ErrStopped tells that the client's Run has ended.
+// ErrStopped says that the client's Run has ended.
 var ErrStopped = errors.New("announce client was stopped")
 
-// ErrInUse tells that an owner knows another live host by this host's ID.
+// ErrInUse says that an owner knows another live host by this host's ID.
 var ErrInUse = errors.New("this host's ID is another host's")
 
 const (
-	// ownersMax bounds the list of owners that an answer may bring.
+	// ownersMax bounds the list of owners in a response.
 	ownersMax = 64
-	// batchMax is how many entries go in one announce. It is far below api.EntriesMax, so
-	// that an inventory of thousands lets the announce of a pull in between.
+	// batchMax is how many entries go in one announce. It is far below api.EntriesMax, so that the
+	// announce of a pull need not wait for an inventory of thousands.
 	batchMax = 512
-	// inlineBatch is how many entries in one announce may be answered with content.
+	// inlineBatch is how many entries in one announce may get bytes inline.
 	inlineBatch = 64
-	// forgetAfter is how long a task that is announced no more keeps its spec here: an
-	// engine keeps a download that nobody reads for a minute or so.
+	// forgetAfter is how long the client keeps the spec of a task after its last announce: an engine
+	// keeps a download without a reader for a minute or so.
 	forgetAfter = 2 * time.Minute
-	// intervalFirst is when to announce again while no owner has told it.
+	// intervalFirst is when to announce again while no owner has said when.
 	intervalFirst = time.Second
 	// roundPause is between two rounds of asking owners that answer wrongly or not at all.
 	roundPause = 100 * time.Millisecond
-	// leaveTimeout bounds the farewell.
+	// leaveTimeout bounds the last announce.
 	leaveTimeout = time.Second
 )
 
-// Announcer takes in the news of one task and answers it.
+// Announcer takes in an entry and returns the assignment for it.
 type Announcer interface {
 	Announce(ctx context.Context, e api.Entry) (api.Assignment, owners.Leader, error)
 }
@@ -69,10 +69,10 @@ type Config struct {
 	Host host.Host
 	// Generation is drawn at the host's start; see [api.AnnounceRequest].
 	Generation uint64
-	// Owners are the API addresses (host:port) to begin with; answers bring the live list.
+	// Owners are the API addresses (host:port) to begin with; responses bring the live list.
 	// Empty: everything goes to Local.
 	Owners []string
-	// Scheme is "https" where the cluster has a secret, else "http", the default.
+	// Scheme is "https" where the cluster has a secret, otherwise "http", the default.
 	Scheme string
 	// Client sends requests; default [http.DefaultClient]. It should keep connections.
 	Client *http.Client
@@ -80,28 +80,27 @@ type Config struct {
 	Inventory func() []api.Entry
 	// Purges takes part in each announce; nil: nothing about purging is sent or learned.
 	Purges Purges
-	// Now is the wall clock that owners' are compared with. Default [time.Now].
+	// Now is this host's wall clock, to compare with the owners'. Default [time.Now].
 	Now func() time.Time
-	// Local is the host's own coordinator. It is asked for the tasks that this host leads, as
-	// an owner or a standby, and when nobody else answers; nil: there is none.
+	// Local is the host's own coordinator, for tasks that this host leads as an owner or a standby,
+	// and for those that no other host leads; nil: there is none.
 	Local Announcer
 	// Standby says that this host takes the announces of others, at the address of Host.
 	Standby bool
-	// Standbys are those that owners named to a former life of this host; Named is told when they
-	// name others. Nil tells nobody.
+	// Standbys are those that owners named before this host's last restart. The client calls Named
+	// when owners name others; nil: it does not.
 	Standbys []string
 	Named    func([]string)
-	// InUse is told when an owner says that this host's ID is another live host's; the error
-	// wraps [ErrInUse] and holds the owner's words. Nil tells nobody. It must not block.
+	// InUse is called when an owner says that this host's ID is another live host's; the error wraps
+	// [ErrInUse] and the owner's message. It may be nil, and must not block.
 	InUse func(error)
-	// Patience is how long owners that are silent, but refuse nothing, are asked before
-	// Local is: a pull starves machines of CPU, and an owner that is slow is not dead. If
-	// every host took it for dead at once, every host would go to the registry. Default 4 s.
-	// Three quarters of it have to do where standbys are known: a mistake costs a further copy
-	// then, and not one for each host.
+	// Patience is how long the client tries silent owners before Local leads: a pull takes CPU from
+	// all programs, and a slow owner is not dead. If every host took it for dead at once, every host
+	// would go to the registry. Default 4 s. With standbys, three quarters of it are enough: a wrong
+	// guess then costs one more copy, not one for each host.
 	Patience time.Duration
-	// Budget is how long one owner may take to answer before the next is asked; the only
-	// one has half of Patience. Shorter passes over owners that are merely busy. Default 1 s.
+	// Budget is how long one owner may take to answer before the client asks the next; the only owner
+	// has half of Patience. Shorter passes over owners that are merely busy. Default 1 s.
 	Budget time.Duration
 	// Logger takes what happens; nil discards it.
 	Logger *slog.Logger
@@ -326,7 +325,7 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, own
 			continue
 		}
 		if !fails { // otherwise the failure of an owner is in the log already
-			c.log.Warn("owner did not hear of a content in time, so this host leads it", "task", e.Task.Short(), "error", err)
+			c.log.Warn("owner did not hear of a task in time, so this host leads it", "task", e.Task.Short(), "error", err)
 		}
 		a, err = c.askLocal(ctx, e, []error{err})
 		return a, owners.LastResort, err
@@ -338,7 +337,9 @@ var errLost = errors.New("no owner answered in time")
 
 // askOwners asks the owners of a task, round after round, for as long as wait. The error wraps
 // [errLost] when all of them are lost, or wait is over.
-func (c *Client) askOwners(ctx context.Context, e api.Entry, wait time.Duration) (api.Assignment, owners.Leader, error) {
+func (c *Client) askOwners(
+	ctx context.Context, e api.Entry, wait time.Duration,
+) (api.Assignment, owners.Leader, error) {
 	failed := func(err error) (api.Assignment, owners.Leader, error) {
 		return api.Assignment{}, owners.Other, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
 	}
@@ -406,7 +407,8 @@ func (c *Client) askLocal(ctx context.Context, e api.Entry, failures []error) (a
 	c.mu.Unlock()
 	a, _, err := c.cfg.Local.Announce(ctx, e)
 	if err != nil {
-		return api.Assignment{}, fmt.Errorf("announcing task %s to the own coordinator: %w", e.Task.Short(), errors.Join(append(failures, err)...))
+		err = errors.Join(append(failures, err)...)
+		return api.Assignment{}, fmt.Errorf("announcing task %s to this host's own coordinator: %w", e.Task.Short(), err)
 	}
 	c.delivered(ctx, e, local)
 	return a, nil

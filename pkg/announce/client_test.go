@@ -217,7 +217,8 @@ func ledBy(owners []string, first ...string) task.ID {
 
 var three = []string{"a:1", "b:1", "c:1"}
 
-func TestAllHostsAskTheSameOwnerFirst(t *testing.T) {
+// All hosts ask the same owner of a task first.
+func TestAnnounceRoute(t *testing.T) {
 	inTown(t, newTown(three...), Config{}, func(t *testing.T, c *Client) {
 		for i := range 20 {
 			id := task.ID(fmt.Sprintf("sha256:%064x", i))
@@ -226,7 +227,8 @@ func TestAllHostsAskTheSameOwnerFirst(t *testing.T) {
 	})
 }
 
-func TestAnOwnerThatRefusesIsPassedOverAtOnce(t *testing.T) {
+// An owner that refuses connections is passed over at once.
+func TestOwnerRefuses(t *testing.T) {
 	w := newTown(three...)
 	id := ledBy(three, "a:1", "b:1")
 	inTown(t, w, Config{}, func(t *testing.T, c *Client) {
@@ -237,7 +239,8 @@ func TestAnOwnerThatRefusesIsPassedOverAtOnce(t *testing.T) {
 	})
 }
 
-func TestAnOwnerThatHangsCostsItsBudgetOnce(t *testing.T) {
+// An owner that hangs costs its budget once.
+func TestOwnerHangs(t *testing.T) {
 	w := newTown(three...)
 	id := ledBy(three, "a:1", "b:1")
 	inTown(t, w, Config{}, func(t *testing.T, c *Client) {
@@ -254,7 +257,8 @@ func TestAnOwnerThatHangsCostsItsBudgetOnce(t *testing.T) {
 	})
 }
 
-func TestAnOwnerThatComesBackIsUsedAgainAndHearsOfWhatIsRunning(t *testing.T) {
+// An owner that comes back leads again and receives the downloads that run.
+func TestOwnerComesBack(t *testing.T) {
 	w := newTown(three...)
 	id := ledBy(three, "a:1", "b:1")
 	inTown(t, w, Config{}, func(t *testing.T, c *Client) {
@@ -279,7 +283,8 @@ func TestAnOwnerThatComesBackIsUsedAgainAndHearsOfWhatIsRunning(t *testing.T) {
 	})
 }
 
-func TestTheOwnCoordinatorIsTheLastResort(t *testing.T) {
+// The host's own coordinator is the last resort.
+func TestLastResort(t *testing.T) {
 	w, own := newTown("a:1"), &solo{}
 	const id = task.ID("app")
 	inTown(t, w, Config{Local: own}, func(t *testing.T, c *Client) {
@@ -304,7 +309,8 @@ func TestTheOwnCoordinatorIsTheLastResort(t *testing.T) {
 	})
 }
 
-func TestASlowOwnerIsNotTakenForDead(t *testing.T) {
+// A slow owner is not taken for dead.
+func TestSlowOwner(t *testing.T) {
 	w, own := newTown("a:1"), &solo{}
 	const id = task.ID("app")
 	inTown(t, w, Config{Local: own}, func(t *testing.T, c *Client) {
@@ -329,7 +335,7 @@ func TestASlowOwnerIsNotTakenForDead(t *testing.T) {
 }
 
 // Where questions wait in line, an owner may answer each in time and still none of a content's.
-func TestWhoLeadsForWantOfTimeSaysSo(t *testing.T) {
+func TestSlowOwnerIsLogged(t *testing.T) {
 	w, own := newTown("a:1"), &solo{}
 	var lines bytes.Buffer
 	inTown(t, w, Config{Local: own, Logger: slog.New(slog.NewTextHandler(&lines, nil))}, func(t *testing.T, c *Client) {
@@ -340,12 +346,13 @@ func TestWhoLeadsForWantOfTimeSaysSo(t *testing.T) {
 		synctest.Wait()
 		assert.Equal(t, local, answeredBy(t, c, started("second")))
 		before.Wait()
-		assert.Contains(t, lines.String(), `level=WARN msg="owner did not hear of a content in time, so this host leads it" task=second`)
+		assert.Contains(t, lines.String(), `level=WARN msg="owner did not hear of a task in time, so this host leads it" task=second`)
 		assert.Equal(t, 1, strings.Count(lines.String(), "level=WARN"), "it is not taken for dead: %s", &lines)
 	})
 }
 
-func TestWithoutAnyOwnerTheOwnCoordinatorAnswersEverything(t *testing.T) {
+// Without any owner the host's own coordinator answers everything.
+func TestNoOwners(t *testing.T) {
 	own := &solo{}
 	inTown(t, newTown(), Config{Local: own}, func(t *testing.T, c *Client) {
 		assert.Equal(t, local, answeredBy(t, c, started("app")))
@@ -354,7 +361,8 @@ func TestWithoutAnyOwnerTheOwnCoordinatorAnswersEverything(t *testing.T) {
 	})
 }
 
-func TestWithoutALastResortTheErrorTellsOfEveryOwner(t *testing.T) {
+// Without a last resort the error names every owner.
+func TestNoLastResort(t *testing.T) {
 	w := newTown(three...)
 	inTown(t, w, Config{}, func(t *testing.T, c *Client) {
 		for _, addr := range three {
@@ -375,7 +383,8 @@ func TestWithoutALastResortTheErrorTellsOfEveryOwner(t *testing.T) {
 	})
 }
 
-func TestAnnouncesGatherWhileOneIsOnItsWay(t *testing.T) {
+// Announces gather while one is on its way.
+func TestBatching(t *testing.T) {
 	w := newTown("a:1")
 	inTown(t, w, Config{}, func(t *testing.T, c *Client) {
 		w.lines("a:1")
@@ -406,7 +415,8 @@ func TestAnnouncesGatherWhileOneIsOnItsWay(t *testing.T) {
 	})
 }
 
-func TestHeartbeatsComeAtTheIntervalThatWasTold(t *testing.T) {
+// Heartbeats come at the interval that the owner set.
+func TestHeartbeatInterval(t *testing.T) {
 	w := newTown("a:1")
 	w.owners["a:1"].answer = func(_ api.AnnounceRequest, a *api.AnnounceResponse) { a.IntervalMillis = 3000 }
 	inTown(t, w, Config{}, func(t *testing.T, c *Client) {
@@ -432,7 +442,8 @@ func holds(n int) func() []api.Entry {
 	}
 }
 
-func TestARestartedOwnerGetsTheWholeInventory(t *testing.T) {
+// A restarted owner gets the whole inventory.
+func TestResync(t *testing.T) {
 	w := newTown("a:1")
 	inventory := holds(2*batchMax + 1)
 	held := func() []api.Entry {
@@ -462,7 +473,8 @@ func TestARestartedOwnerGetsTheWholeInventory(t *testing.T) {
 	})
 }
 
-func TestAnOwnerThatRestartsBeforeTheInventoryIsSentHearsOfDownloadsToo(t *testing.T) {
+// An owner that restarts before the inventory is sent also receives the downloads.
+func TestResyncTwice(t *testing.T) {
 	w := newTown("a:1")
 	w.owners["a:1"].delay = 100 * time.Millisecond
 	inTown(t, w, Config{Inventory: holds(1)}, func(t *testing.T, c *Client) {
@@ -485,7 +497,8 @@ func TestAnOwnerThatRestartsBeforeTheInventoryIsSentHearsOfDownloadsToo(t *testi
 	})
 }
 
-func TestAnUrgentAnnounceOvertakesAnInventory(t *testing.T) {
+// An urgent announce overtakes an inventory.
+func TestAnnounceOvertakesInventory(t *testing.T) {
 	w := newTown("a:1")
 	w.owners["a:1"].delay = 100 * time.Millisecond
 	inTown(t, w, Config{Inventory: holds(10 * batchMax)}, func(t *testing.T, c *Client) {
@@ -495,7 +508,8 @@ func TestAnUrgentAnnounceOvertakesAnInventory(t *testing.T) {
 	})
 }
 
-func TestWhatIsHeldIsToldToTheFirstTwoOwners(t *testing.T) {
+// The first two owners of a task receive that the host holds it.
+func TestFirstTwoOwners(t *testing.T) {
 	w := newTown(three...)
 	id := ledBy(three, "a:1", "b:1")
 	inTown(t, w, Config{Inventory: holds(100)}, func(t *testing.T, c *Client) {
@@ -529,7 +543,8 @@ func TestWhatIsHeldIsToldToTheFirstTwoOwners(t *testing.T) {
 	})
 }
 
-func TestAnswersBringTheLiveListOfOwners(t *testing.T) {
+// Responses bring the list of live owners.
+func TestOwnersList(t *testing.T) {
 	w := newTown("a:1", "b:1", "old:1")
 	live := []string{"b:1", "a:1"}
 	tell := func(_ api.AnnounceRequest, a *api.AnnounceResponse) { a.Owners = live }
@@ -553,7 +568,8 @@ func TestAnswersBringTheLiveListOfOwners(t *testing.T) {
 	})
 }
 
-func TestTheEndIsToldToOwnersWithinASecond(t *testing.T) {
+// Owners receive within a second that the host leaves.
+func TestLeave(t *testing.T) {
 	w := newTown(three...)
 	synctest.Test(t, func(t *testing.T) {
 		c := New(Config{Host: self, Owners: three, Scheme: "https", Client: &http.Client{Transport: w}})
@@ -592,7 +608,8 @@ type closing struct {
 
 func (c *closing) CloseIdleConnections() { c.times.Add(1) }
 
-func TestAtTheEndNoConnectionIsLeftForOwnersToWaitFor(t *testing.T) {
+// At the end no connection is left that an owner would wait for.
+func TestLeaveClosesConnections(t *testing.T) {
 	tr := &closing{RoundTripper: http.DefaultTransport}
 	c := New(Config{Client: &http.Client{Transport: tr}})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -601,7 +618,8 @@ func TestAtTheEndNoConnectionIsLeftForOwnersToWaitFor(t *testing.T) {
 	assert.EqualValues(t, 1, tr.times.Load())
 }
 
-func TestWhoeverCancelsDoesNotWait(t *testing.T) {
+// A caller that cancels does not wait.
+func TestCancel(t *testing.T) {
 	w := newTown("a:1")
 	inTown(t, w, Config{}, func(t *testing.T, c *Client) {
 		w.set("a:1", func(o *script) { o.delay = 900 * time.Millisecond })
@@ -621,7 +639,8 @@ func TestWhoeverCancelsDoesNotWait(t *testing.T) {
 	})
 }
 
-func TestSpecsOfTasksThatAreAnnouncedNoMoreAreForgotten(t *testing.T) {
+// The client forgets the specs of tasks that it no longer announces.
+func TestForgetSpecs(t *testing.T) {
 	w := newTown("a:1")
 	inTown(t, w, Config{}, func(t *testing.T, c *Client) {
 		answeredBy(t, c, started("app"))
@@ -677,7 +696,8 @@ func TestOverRealHTTP(t *testing.T) {
 	}
 }
 
-func TestAnswersAreBoundedBeforeTheyAreBelieved(t *testing.T) {
+// Responses are bounded before they count.
+func TestDecodeBounds(t *testing.T) {
 	good := api.Neighbour{Host: self}
 	crowd := slices.Repeat([]api.Neighbour{good}, api.NeighboursIn+1)
 	response := api.AnnounceResponse{
@@ -761,7 +781,8 @@ func FuzzDecodeResponse(f *testing.F) {
 	})
 }
 
-func TestOwnersAreToldAliveOrWhyTheyAreNot(t *testing.T) {
+// The status says that an owner is alive, or why it is not.
+func TestOwnersStatus(t *testing.T) {
 	w := newTown("a:1", "b:2")
 	w.owners["b:2"].dead = true
 	inTown(t, w, Config{}, func(t *testing.T, c *Client) {

@@ -8,7 +8,7 @@ import (
 	"github.com/darter-io/darter/pkg/identity"
 )
 
-// ClockOf reads the clock of an owner off its answer; ok is false where it tells none.
+// ClockOf reads the owner's clock in a response; ok is false where there is none.
 func ClockOf(h http.Header) (there time.Time, ok bool) {
 	if there, err := time.Parse(time.RFC3339Nano, h.Get(api.HeaderClock)); err == nil {
 		return there, true
@@ -17,8 +17,8 @@ func ClockOf(h http.Header) (there time.Time, ok bool) {
 	return there, err == nil
 }
 
-// compareClocks looks at an owner's clock on its answer. The error is an *[identity.ClockError]:
-// its connection lives, but none to a host that it names would come about.
+// compareClocks compares the owner's clock in a response with this host's. The error is an
+// *[identity.ClockError]: this connection lives, but TLS with the hosts that the owner names would fail.
 func (c *Client) compareClocks(addr string, h http.Header) error {
 	there, ok := ClockOf(h)
 	if !ok {
@@ -29,18 +29,18 @@ func (c *Client) compareClocks(addr string, h http.Header) error {
 	skew := there.Sub(here).Truncate(time.Second)
 	c.mu.Lock()
 	o := c.senders[addr]
-	var tell bool
+	var warn bool
 	if o != nil {
 		o.skew = skew
 		switch {
 		case skew.Abs() < identity.ClockNotice:
 			o.logged = 0
 		case (skew - o.logged).Abs() >= identity.ClockNotice:
-			o.logged, tell = skew, true
+			o.logged, warn = skew, true
 		}
 	}
 	c.mu.Unlock()
-	if tell && apart == nil { // else it is told as a failure
+	if warn && apart == nil { // otherwise it is logged as a failure
 		c.log.Warn("clocks differ: set the one that is wrong (NTP)", "owner", addr, "here", here.UTC().Format(time.RFC3339),
 			"there", there.UTC().Format(time.RFC3339), "differ", skew.Abs())
 	}

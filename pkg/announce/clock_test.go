@@ -48,7 +48,8 @@ func (w *clocked) jump(addr string, ahead time.Duration) {
 	w.ahead[addr] = ahead
 }
 
-func TestAnOwnerWithAnotherClockIsDoneWithout(t *testing.T) {
+// The host does without an owner whose clock is too far off.
+func TestOwnerClock(t *testing.T) {
 	for _, date := range []bool{false, true} {
 		for _, ahead := range []time.Duration{-72 * time.Hour, 72 * time.Hour} {
 			t.Run(map[bool]string{false: "", true: "by Date "}[date]+ahead.String(), func(t *testing.T) {
@@ -90,7 +91,8 @@ func TestAnOwnerWithAnotherClockIsDoneWithout(t *testing.T) {
 	}
 }
 
-func TestOneOwnerWithAnotherClockIsPassedOver(t *testing.T) {
+// One owner whose clock is too far off is passed over.
+func TestOneOwnerClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, own := &clocked{town: newTown("a:1", "b:1"), ahead: map[string]time.Duration{}}, &solo{}
 		c := New(Config{Host: self, Owners: []string{"a:1", "b:1"}, Scheme: "https", Client: &http.Client{Transport: w}, Local: own})
@@ -107,7 +109,8 @@ func TestOneOwnerWithAnotherClockIsPassedOver(t *testing.T) {
 	})
 }
 
-func TestASmallDifferenceOfClocksIsToldOnce(t *testing.T) {
+// A small difference of clocks is logged once.
+func TestClockNotice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &clocked{town: newTown("a:1"), ahead: map[string]time.Duration{"a:1": 20 * time.Hour}}
 		var lines bytes.Buffer
@@ -133,7 +136,8 @@ func (f failing) Fill(_ string, r *api.AnnounceRequest) { r.PurgeFailures = f }
 
 func (f failing) Learn(context.Context, string, string, apiclient.Client) bool { return false }
 
-func TestOwnersHearHowFarAHostIs(t *testing.T) {
+// Owners receive which purge orders a host could not carry out.
+func TestPurgeFailuresAreAnnounced(t *testing.T) {
 	trouble := []api.PurgeFailure{{Task: "t", Why: "busy"}}
 	w := newTown("a:1")
 	w.owners["a:1"].answer = func(_ api.AnnounceRequest, a *api.AnnounceResponse) { a.PurgeMark = "" }

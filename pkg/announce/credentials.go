@@ -11,7 +11,8 @@ import (
 )
 
 // errPlaintext says why no owner is asked about a task whose spec holds credentials.
-var errPlaintext = errors.New("credentials go to owners over TLS only, so the host leads this task itself; set a cluster secret to get TLS")
+var errPlaintext = errors.New("credentials go to owners over TLS only, so the host leads this task itself; " +
+	"set a cluster secret to get TLS")
 
 // staysHere reports whether no other host may receive an entry: its task is for this host alone, or
 // its spec would carry credentials in plain text over a network other than loopback.
@@ -36,7 +37,7 @@ func (c *Client) staysHere(e api.Entry) bool {
 		return false
 	case slices.ContainsFunc(members, remote):
 		c.warnPlaintext.Do(func() {
-			c.log.Warn("contents that want a login are brought by this host alone", "reason", errPlaintext)
+			c.log.Warn("this host gets blobs that need a login from their registries by itself", "reason", errPlaintext)
 		})
 		return true
 	}

@@ -14,30 +14,29 @@ import (
 	"github.com/darter-io/darter/pkg/owners"
 )
 
-// ErrNoOwner tells that no owner can be asked: none is known or answers, or the question
-// holds a credential and there is no TLS to send it over.
+// ErrNoOwner says that no owner can take a lookup: none is known or answers, or the lookup holds a
+// credential and there is no TLS to send it over.
 var ErrNoOwner = errors.New("no owner can be asked")
 
-// ErrHere tells that this host itself is the one that all hosts ask.
-var ErrHere = errors.New("this host is to answer it")
+// ErrHere says that this host itself is the owner of a lookup.
+var ErrHere = errors.New("this host is the owner")
 
-// heardWithin is how long an owner may take to say that it has heard a question. The answer
-// itself may take as long as the registry does.
+// heardWithin is how long an owner may take to confirm a lookup by its status. The reply itself may
+// take as long as the registry does.
 const heardWithin = time.Second
 
-var errUnheard = fmt.Errorf("the owner did not hear within %s", heardWithin)
+var errUnheard = fmt.Errorf("the owner did not confirm within %s", heardWithin)
 
-// Lookup asks the owner of a question, so that all hosts of the cluster ask the registry
-// once. A live owner says at once that it has heard; one that does not within a second is
-// passed over, and the caller asks the registry itself. The error is an [ErrHere] where all others
-// would ask this host.
+// Lookup sends a lookup to its owner, so that all hosts of the cluster ask the registry once. A live
+// owner confirms it at once; when none does within a second, the caller asks the registry itself. The
+// error wraps [ErrHere] where this host is the owner, otherwise [ErrNoOwner].
 func (c *Client) Lookup(ctx context.Context, q api.Lookup) (api.LookupReply, error) {
 	if q.Authorization != "" && c.cfg.Scheme != "https" {
-		return api.LookupReply{}, fmt.Errorf("asking about %s: %w: credentials go to owners over TLS only", q, ErrNoOwner)
+		return api.LookupReply{}, fmt.Errorf("looking up %s: %w: credentials go to owners over TLS only", q, ErrNoOwner)
 	}
 	body, err := json.Marshal(q)
 	if err != nil {
-		return api.LookupReply{}, fmt.Errorf("asking about %s: %w", q, err)
+		return api.LookupReply{}, fmt.Errorf("looking up %s: %w", q, err)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -62,14 +61,14 @@ func (c *Client) Lookup(ctx context.Context, q api.Lookup) (api.LookupReply, err
 		if ctx.Err() != nil {
 			cause := context.Cause(ctx)
 			if errors.Is(cause, errUnheard) {
-				c.cfg.Logger.Warn("owner did not hear a question, so the registry is asked from here", "owner", addr, "question", q)
+				c.cfg.Logger.Warn("owner did not hear of a lookup, so this host asks the registry", "owner", addr, "lookup", q)
 			}
 			failures = append(failures, cause)
 			break
 		}
 		c.refused(addr, err)
 	}
-	return api.LookupReply{}, fmt.Errorf("asking about %s: %w", q, errors.Join(failures...))
+	return api.LookupReply{}, fmt.Errorf("looking up %s: %w", q, errors.Join(failures...))
 }
 
 // nextOwner returns the first owner of a key that answers and was not tried, local where this host
@@ -105,8 +104,11 @@ func (c *Client) refused(addr string, err error) {
 }
 
 // postLookup makes one request.
-func (c *Client) postLookup(ctx context.Context, addr string, body []byte, unheard *time.Timer) (api.LookupReply, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.cfg.Scheme+"://"+addr+api.PathLookups, bytes.NewReader(body))
+func (c *Client) postLookup(
+	ctx context.Context, addr string, body []byte, unheard *time.Timer,
+) (api.LookupReply, error) {
+	at := c.cfg.Scheme + "://" + addr + api.PathLookups
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, at, bytes.NewReader(body))
 	if err != nil {
 		return api.LookupReply{}, fmt.Errorf("owner %s: %w", addr, err)
 	}

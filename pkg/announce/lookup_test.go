@@ -37,7 +37,8 @@ func said(body string) *http.Response {
 
 const unreachedAnswer = `{"version":1,"unreached":"by design"}`
 
-func TestAllHostsAskTheSameOwnerOfAQuestion(t *testing.T) {
+// All hosts send a lookup to the same owner.
+func TestLookupOwner(t *testing.T) {
 	var first string
 	for _, owners := range [][]string{{"a:1", "b:1", "c:1"}, {"c:1", "a:1", "b:1"}} {
 		c := asker("http", owners, func(r *http.Request) (*http.Response, error) {
@@ -54,7 +55,8 @@ func TestAllHostsAskTheSameOwnerOfAQuestion(t *testing.T) {
 	}
 }
 
-func TestACredentialGoesToAnOwnerOverTLSOnly(t *testing.T) {
+// A lookup with a credential goes over TLS only.
+func TestLookupNeedsTLS(t *testing.T) {
 	asked := 0
 	count := func(r *http.Request) (*http.Response, error) {
 		asked++
@@ -72,7 +74,8 @@ func TestACredentialGoesToAnOwnerOverTLSOnly(t *testing.T) {
 	assert.Equal(t, 1, asked)
 }
 
-func TestAnOwnerThatIsDeadIsPassedOver(t *testing.T) {
+// A lookup passes over an owner that is dead.
+func TestLookupOwnerDead(t *testing.T) {
 	asked := 0
 	c := asker("http", []string{"a:1", "b:1", "c:1"}, func(r *http.Request) (*http.Response, error) {
 		if asked++; asked < 3 {
@@ -92,7 +95,8 @@ func TestAnOwnerThatIsDeadIsPassedOver(t *testing.T) {
 	require.ErrorIs(t, err, announce.ErrNoOwner)
 }
 
-func TestAnOwnerMustHearWithinASecondAndMayWaitForItsRegistry(t *testing.T) {
+// An owner must confirm a lookup within a second and may wait for its registry.
+func TestLookupConfirmed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
 		c := asker("http", []string{"a:1", "b:1"}, func(r *http.Request) (*http.Response, error) {
@@ -101,7 +105,7 @@ func TestAnOwnerMustHearWithinASecondAndMayWaitForItsRegistry(t *testing.T) {
 		})
 		_, err := c.Lookup(t.Context(), tagLookup)
 		require.ErrorIs(t, err, announce.ErrNoOwner)
-		require.ErrorContains(t, err, "did not hear within 1s")
+		require.ErrorContains(t, err, "did not confirm within 1s")
 		assert.Equal(t, time.Second, time.Since(began), "for all owners together")
 
 		c = asker("http", []string{"a:1"}, func(r *http.Request) (*http.Response, error) {
@@ -121,7 +125,8 @@ type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-func TestAnOlderOwnerThatKnowsNoQuestionsIsPassedOver(t *testing.T) {
+// An owner of a former version, without lookups, is passed over.
+func TestLookupFormerVersion(t *testing.T) {
 	var asked atomic.Int32
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { asked.Add(1); http.NotFound(w, r) }))
 	defer srv.Close()

@@ -40,7 +40,7 @@ type sender struct {
 	skew, logged time.Duration
 }
 
-// call is an entry on its way; done is nil when nobody waits for the answer.
+// call is an entry on its way; done is nil when no caller waits for the assignment.
 type call struct {
 	entry api.Entry
 	done  chan result
@@ -91,7 +91,7 @@ func (s *sender) fail(err error) {
 	s.queue = nil
 }
 
-// answer tells the one that waits, if there is one; it never blocks, since done holds one answer.
+// answer ends the wait of the caller, if there is one; it never blocks, since done holds one result.
 // Client.mu may be held.
 func (q *call) answer(r result) {
 	select {
@@ -220,7 +220,7 @@ func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
 	return time.Duration(response.IntervalMillis) * time.Millisecond
 }
 
-// learnPurges takes in an owner's purge orders, and has the next announce tell it so before that is due.
+// learnPurges takes in an owner's purge orders, and announces at once that it did.
 func (c *Client) learnPurges(ctx context.Context, s *sender, mark string) {
 	if c.cfg.Purges == nil {
 		return
@@ -283,7 +283,8 @@ func (c *Client) post(ctx context.Context, addr string, r api.AnnounceRequest) (
 	if err != nil {
 		return api.AnnounceResponse{}, fmt.Errorf("encoding %d entries for owner %s: %w", len(r.Entries), addr, err)
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.cfg.Scheme+"://"+addr+api.PathAnnounce, bytes.NewReader(body))
+	at := c.cfg.Scheme + "://" + addr + api.PathAnnounce
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, at, bytes.NewReader(body))
 	if err != nil {
 		return api.AnnounceResponse{}, fmt.Errorf("announcing %d entries to owner %s: %w", len(r.Entries), addr, err)
 	}
@@ -295,12 +296,13 @@ func (c *Client) post(ctx context.Context, addr string, r api.AnnounceRequest) (
 			err = wrapped.Err // without the URL, which says nothing more
 		}
 		// In TLS 1.3 the other end's refusal comes with the first read.
-		return api.AnnounceResponse{}, fmt.Errorf("announcing %d entries to owner %s: %w", len(r.Entries), addr, identity.Explain(err))
+		err = identity.Explain(err)
+		return api.AnnounceResponse{}, fmt.Errorf("announcing %d entries to owner %s: %w", len(r.Entries), addr, err)
 	}
 	defer answer.Body.Close()
 	if err := c.compareClocks(addr, answer.Header); err != nil && !r.Leaving {
-		// The connection is kept: a new one would fail, and over this one the owner learns of
-		// the clocks, too, and sends nobody here.
+		// The connection is kept: a new one would fail, and over this one the owner sees the clock,
+		// too, and names this host to none.
 		_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, api.AnnounceMax))
 		return api.AnnounceResponse{}, fmt.Errorf("announcing %d entries to owner %s: %w", len(r.Entries), addr, err)
 	}
@@ -321,12 +323,12 @@ func (c *Client) post(ctx context.Context, addr string, r api.AnnounceRequest) (
 	return response, nil
 }
 
-// assignmentMax bounds one assignment on the wire, in bytes: content, an origin's refusal, the
+// assignmentMax bounds one assignment on the wire, in bytes: inline bytes, an origin's refusal, the
 // certificates of a proof and neighbours, in base64 and JSON.
 const assignmentMax = 2*(api.InlineMax+api.FailureMax+api.ProofCertificatesMax*api.ProofCertificateMax) + 64<<10
 
-// decodeResponse reads the answer to an announce of n entries and takes out of it what no
-// honest owner says.
+// decodeResponse reads the response to an announce of n entries and removes what no honest owner
+// sends.
 func decodeResponse(b []byte, n int) (api.AnnounceResponse, error) {
 	if len(b) > api.AnnounceMax {
 		return api.AnnounceResponse{}, fmt.Errorf("it has more than %d bytes", api.AnnounceMax)
@@ -342,7 +344,8 @@ func decodeResponse(b []byte, n int) (api.AnnounceResponse, error) {
 	}
 	response := wire.AnnounceResponse
 	if response.Version < 1 || response.Version > api.Version+1 {
-		return api.AnnounceResponse{}, fmt.Errorf("it speaks version %d of the control wire, this host %d", response.Version, api.Version)
+		const text = "it speaks version %d of the control wire, this host %d"
+		return api.AnnounceResponse{}, fmt.Errorf(text, response.Version, api.Version)
 	}
 	var err error
 	if wire.Assignments != nil {
@@ -358,7 +361,7 @@ func decodeResponse(b []byte, n int) (api.AnnounceResponse, error) {
 			return api.AnnounceResponse{}, fmt.Errorf("owners: %w", err)
 		}
 	}
-	// In one order, so that the same owners are never taken for news.
+	// Sorted, so that the same owners never look like a change.
 	response.Owners = slices.DeleteFunc(response.Owners, func(addr string) bool { return !isAddress(addr) })
 	slices.Sort(response.Owners)
 	response.Owners = slices.Compact(response.Owners)
@@ -377,7 +380,7 @@ func decodeResponse(b []byte, n int) (api.AnnounceResponse, error) {
 	return response, nil
 }
 
-// purify takes out of an assignment what is beyond bounds or makes no sense.
+// purify removes from an assignment what is beyond bounds or makes no sense.
 func purify(a *api.Assignment) {
 	a.Neighbours = slices.DeleteFunc(a.Neighbours, func(n api.Neighbour) bool {
 		_, err := host.ParseID(string(n.ID))

@@ -39,7 +39,8 @@ func only(owner string, local Announcer) Config {
 	return Config{Owners: []string{owner}, Local: local, Standby: true}
 }
 
-func TestStandbysLeadWhileNoOwnerAnswers(t *testing.T) {
+// Standbys lead while no owner answers.
+func TestStandbys(t *testing.T) {
 	w, own := withStandbys(stands...), &solo{}
 	id := ledBy(stands, "s:2", "s:3")
 	held := api.Entry{Task: ledBy(stands, "s:3", "s:1"), Event: api.Completed, Have: 3}
@@ -86,7 +87,8 @@ func TestStandbysLeadWhileNoOwnerAnswers(t *testing.T) {
 	})
 }
 
-func TestAHostThatStartsWhileNoOwnerAnswersAsksTheStandbysOfItsFormerLife(t *testing.T) {
+// A host that starts while no owner answers asks the standbys that it knew before.
+func TestStandbysAfterRestart(t *testing.T) {
 	var named [][]string
 	w := withStandbys(stands...)
 	cfg := only("a:1", &solo{})
@@ -104,7 +106,8 @@ func TestAHostThatStartsWhileNoOwnerAnswersAsksTheStandbysOfItsFormerLife(t *tes
 	})
 }
 
-func TestStandbysAreCalledBeforeAnybodyAsks(t *testing.T) {
+// Standbys receive the inventory before a host asks them about a task.
+func TestStandbysGetInventory(t *testing.T) {
 	w := withStandbys(stands...)
 	cfg := only("a:1", &solo{})
 	cfg.Inventory = func() []api.Entry { return []api.Entry{{Task: ledBy(stands, "s:1"), Event: api.Completed}} }
@@ -119,7 +122,8 @@ func TestStandbysAreCalledBeforeAnybodyAsks(t *testing.T) {
 	})
 }
 
-func TestASilentOwnerIsStoodInForOnceItIsLost(t *testing.T) {
+// Standbys lead once a silent owner is lost.
+func TestStandbysAfterSilence(t *testing.T) {
 	w, own := withStandbys(stands...), &solo{}
 	id := ledBy(stands, "s:1", "s:3")
 	inTown(t, w, only("a:1", own), func(t *testing.T, c *Client) {
@@ -135,7 +139,8 @@ func TestASilentOwnerIsStoodInForOnceItIsLost(t *testing.T) {
 	})
 }
 
-func TestAHostThatStandsInLeadsItsTasksItself(t *testing.T) {
+// A host that is a standby leads its tasks itself.
+func TestStandbyLeadsItself(t *testing.T) {
 	named := []string{"s:1", self.Addr, "s:3"}
 	w, own := withStandbys(named...), &solo{}
 	inTown(t, w, only("a:1", own), func(t *testing.T, c *Client) {
@@ -156,7 +161,7 @@ func TestAHostThatStandsInLeadsItsTasksItself(t *testing.T) {
 }
 
 // Where there are no supernodes, a few dfdaemons are named as owners to all, themselves included.
-func TestAHostAmongTheOwnersIsAskedWithoutTheNetwork(t *testing.T) {
+func TestSelfAmongOwners(t *testing.T) {
 	owners := []string{"a:1", self.Addr}
 	w, own := newTown("a:1"), &solo{}
 	inTown(t, w, Config{Owners: owners, Local: own, Standby: true}, func(t *testing.T, c *Client) {
@@ -171,7 +176,8 @@ func TestAHostAmongTheOwnersIsAskedWithoutTheNetwork(t *testing.T) {
 	})
 }
 
-func TestWhatAStandbySaysOfOthersIsNotTakenIn(t *testing.T) {
+// The lists of owners and standbys in a standby's response do not count.
+func TestStandbyListsAreIgnored(t *testing.T) {
 	w := withStandbys(stands...)
 	w.set("s:1", func(o *script) {
 		o.answer = func(_ api.AnnounceRequest, a *api.AnnounceResponse) {
@@ -187,7 +193,8 @@ func TestWhatAStandbySaysOfOthersIsNotTakenIn(t *testing.T) {
 	})
 }
 
-func TestCredentialsGoToOwnersOverTLSOrLoopbackOnly(t *testing.T) {
+// Credentials go to owners over TLS or loopback only.
+func TestSpecNeedsTLS(t *testing.T) {
 	for _, c := range []struct {
 		scheme, owner string
 		spec          api.Spec
@@ -249,7 +256,8 @@ func (o oracle) RoundTrip(r *http.Request) (*http.Response, error) {
 	return w.Result(), nil
 }
 
-func TestAQuestionGoesToStandbysAsSoonAsTheOwnersRefuse(t *testing.T) {
+// A lookup goes to standbys as soon as the owners refuse connections.
+func TestLookupStandbys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var dead atomic.Bool
 		yes := func() bool { return true }

@@ -1,8 +1,8 @@
 // Package api holds the shapes on the control wire between hosts and owners.
 //
-// Every shape carries or inherits a version, unknown fields are ignored, and what is
-// absent means what it meant before the field existed, so that neighbouring versions talk.
-// Nothing here decides or sends anything. Start at [AnnounceRequest].
+// Every shape carries or inherits a version, unknown fields are ignored, and an absent field means what
+// the protocol meant before the field existed, so that neighbouring versions talk. Every field has a
+// writer and a reader. Nothing here decides or sends anything. Start at [AnnounceRequest].
 package api
 
 import (
@@ -23,26 +23,26 @@ const Version = 1
 // PathAnnounce is where an owner takes announces (POST, JSON).
 const PathAnnounce = "/api/v1/announce"
 
-// HeaderClock is the owner's wall clock (RFC 3339) on each answer to an announce, a refusal too.
-// Owners of a former version tell it by the Date of HTTP alone (RFC 9110, section 6.6.1).
+// HeaderClock is the owner's wall clock (RFC 3339) in each response to an announce, also in a refusal.
+// Owners of a former version send only the Date of HTTP (RFC 9110, section 6.6.1).
 const HeaderClock = "Darter-Clock"
 
 // Bounds on what one message may hold; an owner refuses more.
 const (
 	EntriesMax   = 4096     // entries in one announce
 	AnnounceMax  = 16 << 20 // bytes of one announce
-	InlineMax    = 64 << 10 // bytes of content inside an answer
+	InlineMax    = 64 << 10 // inline bytes of one assignment
 	FailureMax   = 8 << 10  // bytes of an origin's error body
 	NeighboursIn = 64       // neighbours in one assignment
-	StandbysMax  = 8        // standbys in one answer
+	StandbysMax  = 8        // standbys in one response
 )
 
-// StatusInUse is the status of an announce whose host ID belongs to another live host: the host
-// that hears it takes another ID.
+// StatusInUse is the status of an announce whose host ID belongs to another live host: the host then
+// takes another ID.
 const StatusInUse = http.StatusConflict
 
-// StatusClock is the status of an announce whose host's clock is too far from the owner's. It is another
-// one than [StatusInUse]: a host must not give up its ID because of a clock.
+// StatusClock is the status of an announce whose host's clock is too far from the owner's. It differs
+// from [StatusInUse], because a host must not give up its ID because of a clock.
 const StatusClock = http.StatusPreconditionFailed
 
 // Event is what happened to a task on the announcing host.
@@ -50,25 +50,25 @@ type Event string
 
 // The events.
 const (
-	Started   Event = "started"   // it wants the content; Spec tells how to bring it
+	Started   Event = "started"   // it wants the task; Spec says how to get it from the origin
 	Progress  Event = "progress"  // it has more pieces than before
 	Completed Event = "completed" // it holds everything (also each line of an inventory)
-	Stopped   Event = "stopped"   // it wants the content no more and serves it no more
-	Starving  Event = "starving"  // it wants pieces and nobody it knows has them
+	Stopped   Event = "stopped"   // it neither wants nor serves the task any longer
+	Starving  Event = "starving"  // it wants pieces that none of its neighbours has
 )
 
-// AnnounceRequest is one host's news for one owner, a task an entry.
+// AnnounceRequest is what one host announces to one owner, one entry for each task.
 type AnnounceRequest struct {
 	Version int       `json:"version"`
 	Host    host.Host `json:"host"`
-	// Generation is drawn at the host's start: an owner that sees a new one forgets what
-	// the host's former life announced.
+	// Generation is drawn at the host's start: an owner that sees a new one forgets what the host
+	// announced before.
 	Generation uint64  `json:"generation"`
 	Entries    []Entry `json:"entries,omitempty"`
-	// Standby says that the host takes announces and questions itself, at its own address, and
-	// leads tasks of others while no owner answers them.
+	// Standby says that the host itself takes announces and lookups, at its own address, and leads
+	// tasks of other hosts while no owner answers.
 	Standby bool `json:"standby,omitempty"`
-	// Leaving says that the host goes away now, with everything it holds.
+	// Leaving says that the host leaves now, with everything that it holds.
 	Leaving bool `json:"leaving,omitempty"`
 	// Clock is the host's wall clock as it sent this; zero in a former version.
 	Clock time.Time `json:"clock,omitzero"`
@@ -78,7 +78,7 @@ type AnnounceRequest struct {
 	PurgeFailures []PurgeFailure `json:"unfollowed,omitempty"`
 }
 
-// Entry is the news of one task.
+// Entry is what a host announces about one task.
 type Entry struct {
 	Task  task.ID `json:"task"`
 	Event Event   `json:"event"`
@@ -100,10 +100,10 @@ type AnnounceResponse struct {
 	IntervalMillis int `json:"intervalMillis"`
 	// Resync asks for the host's whole inventory: this owner does not know the host.
 	Resync bool `json:"resync,omitempty"`
-	// Owners are the API addresses of all live owners; empty means "no news".
+	// Owners are the API addresses of all live owners; empty: the owner does not say.
 	Owners []string `json:"owners,omitempty"`
-	// Standbys are the addresses of the hosts to ask instead while no owner answers, the same for
-	// all hosts; empty means "no news".
+	// Standbys are the addresses of the hosts that lead while no owner answers, the same for all
+	// hosts; empty: the owner does not say.
 	Standbys []string `json:"standbys,omitempty"`
 	// PurgeMark is the mark of all purge orders that the owner knows: a host that has not taken in this
 	// mark fetches them (PathPurgeOrders). Empty: there are none.
@@ -115,18 +115,17 @@ type Assignment struct {
 	Task task.ID `json:"task"`
 	// Neighbours are live hosts to exchange pieces with.
 	Neighbours []Neighbour `json:"neighbours,omitempty"`
-	// Seed tells the asker to bring the content from the origin itself, while it serves
-	// its neighbours.
+	// Seed sends the host to the origin itself, while it serves its neighbours.
 	Seed bool `json:"seed,omitempty"`
-	// Local tells the asker to take pieces from its own zone alone: the zone's gateways
-	// bring them there. Absent, it is a gateway itself, or there is one zone.
+	// Local restricts the host to neighbours of its own zone: the zone's gateways bring pieces
+	// there. Absent: it is a gateway itself, or there is one zone.
 	Local bool `json:"local,omitempty"`
-	// Metadata are told as soon as they are known; until then they follow on the wire.
+	// Metadata come as soon as they are known; until then they follow on the piece wire.
 	Metadata *piece.Metadata `json:"facts,omitempty"`
-	// Inline is the whole content when it is small and the owner holds it.
+	// Inline is the whole task when it is small and the owner holds it.
 	Inline []byte `json:"inline,omitempty"`
-	// Proof vouches for Inline, or for content that is empty. Without it, only content is taken
-	// that matches the digest in the task's name: the rest comes on the piece wire.
+	// Proof vouches for Inline, or for a task that is empty. Without it, a host takes only bytes that
+	// match the digest in the task's name; others come on the piece wire.
 	Proof *Proof `json:"proof,omitempty"`
 	// Failure is the origin's own refusal, when the owner met one a moment ago.
 	Failure *Failure `json:"failure,omitempty"`
@@ -139,40 +138,39 @@ type Neighbour struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// Failure is why an origin did not give a content, in the origin's own words.
+// Failure is why an origin did not give a task, as far as possible in the origin's own answer.
 type Failure struct {
-	// Status is the origin's HTTP status, or 502 where there was no answer and 504 where
-	// it came too late.
+	// Status is the origin's HTTP status, or 502 where there was no answer and 504 where it came too
+	// late.
 	Status int `json:"status"`
 	// Header holds those of the origin's headers that a client needs: Content-Type,
 	// Retry-After, WWW-Authenticate.
 	Header map[string]string `json:"header,omitempty"`
 	// Body is the origin's own, cut at FailureMax.
 	Body []byte `json:"body,omitempty"`
-	// Upstream and Repository are whose words they are, where a registry spoke. The same
-	// content may be wanted of other registries, too, to whose clients they mean nothing.
+	// Upstream and Repository are where the answer came from, if from a registry. It means nothing to
+	// clients that want the same blob from another registry.
 	Upstream   string `json:"upstream,omitempty"`
 	Repository string `json:"repository,omitempty"`
 	// Message says for people what was tried and how it failed; it holds no secret.
 	Message string `json:"message"`
-	// Wrong says that the content came and does not match its digest.
+	// Wrong says that the bytes do not match the digest.
 	Wrong bool `json:"wrong,omitempty"`
-	// Changed says that the origin has another version now than the one that was asked for.
+	// Changed says that the origin has another version now than the one in the spec.
 	Changed bool `json:"changed,omitempty"`
-	// Promise says that the content is not as long as a manifest had promised to whoever asked;
-	// another manifest may promise otherwise.
+	// Promise says that the blob is not as long as the client's manifest says; another manifest may
+	// say otherwise.
 	Promise bool `json:"promise,omitempty"`
-	// Unshared says that the origin's answer may not be shared as was decided on the word of its answer to
-	// a HEAD: each client gets the file straight from the origin.
+	// Unshared says that the origin's response may not be shared, although its response to a HEAD
+	// allowed it: each client gets the file straight from the origin.
 	Unshared bool `json:"unshared,omitempty"`
-	// Full says that a disk has no room for the content, here or at the host that was to bring
-	// it: the origin has no part in it.
+	// Full says that a disk has no space for the task, here or at the seed: the origin is not the
+	// cause.
 	Full bool `json:"full,omitempty"`
 }
 
-// Personal reports whether the failure may be about whoever asked, and be none of those who come
-// with other credentials, or with another manifest. Registries answer 404, too, for what they do not
-// show to a client.
+// Personal reports whether the failure may concern only the client that asked, and not clients with
+// other credentials or another manifest. Registries also answer 404 for what they hide from a client.
 func (f *Failure) Personal() bool {
 	if f.Promise {
 		return true
@@ -184,11 +182,11 @@ func (f *Failure) Personal() bool {
 	return false
 }
 
-// Error makes a Failure an error that every reader of a download can be told.
+// Error is the message: a Failure is the error that readers of a download get.
 func (f *Failure) Error() string { return f.Message }
 
-// Spec is the wire shape of a [task.Spec]. Its secrets are plain here, so it goes over
-// TLS or loopback only, to owners only, and is never logged.
+// Spec is the wire shape of a [task.Spec]. Its secrets are in plain text here, so it goes to owners
+// only, over TLS or loopback only, and no log shows it.
 type Spec struct {
 	ID            task.ID           `json:"id"`
 	Kind          task.Kind         `json:"kind"`
@@ -219,20 +217,23 @@ func (s Spec) LogValue() slog.Value { return slog.StringValue(s.String()) }
 
 // LogValue keeps log/slog from showing the secrets in Spec.
 func (e Entry) LogValue() slog.Value {
-	return slog.GroupValue(slog.String("task", string(e.Task)), slog.String("event", string(e.Event)), slog.Int("have", e.Have))
+	return slog.GroupValue(
+		slog.String("task", string(e.Task)), slog.String("event", string(e.Event)), slog.Int("have", e.Have))
 }
 
 // LogValue keeps log/slog from showing the secrets in the entries' specs.
 func (r AnnounceRequest) LogValue() slog.Value {
-	return slog.GroupValue(slog.String("host", string(r.Host.ID)), slog.Int("entries", len(r.Entries)), slog.Bool("leaving", r.Leaving))
+	return slog.GroupValue(
+		slog.String("host", string(r.Host.ID)), slog.Int("entries", len(r.Entries)), slog.Bool("leaving", r.Leaving))
 }
 
-// NewSpec reveals a spec for the wire.
+// NewSpec reveals the secrets of a spec for the wire.
 func NewSpec(s task.Spec) *Spec {
 	out := &Spec{
 		ID: s.ID, Kind: s.Kind, Upstream: s.Upstream, Repository: s.Repository, URL: s.URL, Digest: s.Digest,
-		Validator: s.Validator, Length: s.Length, Promised: s.Promised, Accept: s.Accept, Authorization: s.Authorization.Reveal(),
-		Share: s.Share, Alone: s.Alone,
+		Validator: s.Validator, Length: s.Length, Promised: s.Promised, Accept: s.Accept,
+		Authorization: s.Authorization.Reveal(),
+		Share:         s.Share, Alone: s.Alone,
 	}
 	for k, v := range s.Header {
 		if out.Header == nil {
@@ -247,8 +248,9 @@ func NewSpec(s task.Spec) *Spec {
 func (s *Spec) Task() task.Spec {
 	out := task.Spec{
 		ID: s.ID, Kind: s.Kind, Upstream: s.Upstream, Repository: s.Repository, URL: s.URL, Digest: s.Digest,
-		Validator: s.Validator, Length: s.Length, Promised: s.Promised, Accept: s.Accept, Authorization: secret.String(s.Authorization),
-		Share: s.Share, Alone: s.Alone,
+		Validator: s.Validator, Length: s.Length, Promised: s.Promised, Accept: s.Accept,
+		Authorization: secret.String(s.Authorization),
+		Share:         s.Share, Alone: s.Alone,
 	}
 	for k, v := range s.Header {
 		if out.Header == nil {

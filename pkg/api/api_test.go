@@ -13,7 +13,8 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 )
 
-func TestASpecsSecretsTravelButAreNeverPrinted(t *testing.T) {
+// The secrets of a spec are in its JSON and in no printed form.
+func TestSpecHidesItsSecrets(t *testing.T) {
 	const word = "hunter2"
 	spec := &api.Spec{ID: "file:1", Kind: "file", Authorization: "Bearer " + word, Header: map[string]string{"X-Key": word}}
 	entry := api.Entry{Task: "file:1", Spec: spec}

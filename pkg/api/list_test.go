@@ -8,7 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestListsAreBoundedBeforeTheirElementsAreDecoded(t *testing.T) {
+// A list is bounded before its elements are decoded.
+func TestUnmarshalList(t *testing.T) {
 	got, err := UnmarshalList[Entry]([]byte(`[{"have":1,"tomorrow":{}},null]`), 2, 100)
 	require.NoError(t, err)
 	assert.Equal(t, []Entry{{Have: 1}, {}}, got)

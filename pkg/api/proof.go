@@ -12,9 +12,9 @@ const (
 	ProofCertificateMax  = 4 << 10 // bytes of one of them
 )
 
-// Proof is the wire shape of a final [piece.DigestRun] over a whole content, and of what its key is
-// believed by. It goes with content inside an answer: an owner is any member, and only a
-// coordinator may vouch for bytes.
+// Proof is the wire shape of a final [piece.DigestRun] over a whole task, and of what its key is
+// believed by. It goes with inline bytes: any member can be an owner, and only a coordinator may vouch
+// for bytes.
 type Proof struct {
 	Metadata piece.Metadata `json:"facts"`
 	// Epoch is a string on the wire, since not every reader of JSON keeps 64 bits.
@@ -26,7 +26,7 @@ type Proof struct {
 	Certificates [][]byte `json:"certificates,omitempty"`
 }
 
-// NewProof finds among the runs of a content the last one that vouches for all of it, or returns
+// NewProof finds among the runs of a task the last one that vouches for all of it, or returns
 // nil. Of the certificates it takes the last ones.
 func NewProof(f piece.Metadata, runs []piece.DigestRun, certificates [][]byte) *Proof {
 	for i := len(runs) - 1; i >= 0; i-- {
@@ -73,7 +73,8 @@ func (p *Proof) Run() (piece.DigestRun, error) {
 // Check refuses a proof that no honest owner sends.
 func (p *Proof) Check() error {
 	if len(p.Certificates) > ProofCertificatesMax || len(p.Signature) > ProofCertificateMax {
-		return fmt.Errorf("%w: proof with %d certificates and %d bytes of signature", piece.ErrInvalidMetadata, len(p.Certificates), len(p.Signature))
+		return fmt.Errorf("%w: proof with %d certificates and %d bytes of signature",
+			piece.ErrInvalidMetadata, len(p.Certificates), len(p.Signature))
 	}
 	for _, der := range p.Certificates {
 		if len(der) > ProofCertificateMax {

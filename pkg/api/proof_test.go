@@ -19,7 +19,8 @@ func whole() piece.DigestRun {
 	}
 }
 
-func TestAProofIsTheRunThatItWasMadeOf(t *testing.T) {
+// A proof gives back the run that it was made of.
+func TestProofRoundTrip(t *testing.T) {
 	early, part := whole(), whole()
 	early.Epoch = 1
 	part.First, part.Digests = 1, part.Digests[1:]
@@ -41,7 +42,8 @@ func TestAProofIsTheRunThatItWasMadeOf(t *testing.T) {
 	assert.Nil(t, api.NewProof(whole().Metadata, []piece.DigestRun{part, unfinished, other}, nil), "none of them is about all of it")
 }
 
-func TestWhatIsNoProofIsRefused(t *testing.T) {
+// Check refuses what is no proof.
+func TestProofCheck(t *testing.T) {
 	for name, spoil := range map[string]func(p *api.Proof){
 		"a key of another length":       func(p *api.Proof) { p.Key = p.Key[1:] },
 		"a digest of another length":    func(p *api.Proof) { p.Digests[1] = p.Digests[1][1:] },

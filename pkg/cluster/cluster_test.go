@@ -155,7 +155,8 @@ func (m *member) sees(t *testing.T, want ...*member) {
 	}
 }
 
-func TestThreeMembersFindEachOtherThroughOne(t *testing.T) {
+// Three members find each other through one of them.
+func TestJoin(t *testing.T) {
 	a := start(t, quick(1))
 	b := start(t, quick(2, joining(a)))
 	c := start(t, quick(3, joining(a), func(c *Config) { c.Meta.Role = "another"; c.Meta.Zone = "other" }))
@@ -174,7 +175,8 @@ func TestThreeMembersFindEachOtherThroughOne(t *testing.T) {
 	}
 }
 
-func TestAMemberThatLeavesIsGoneAtOnceAndOneThatCrashesSoon(t *testing.T) {
+// A member that leaves is gone at once, one that crashes soon.
+func TestLeaveAndCrash(t *testing.T) {
 	a := start(t, quick(1))
 	b := start(t, quick(2, joining(a)))
 	c := start(t, quick(3, joining(a)))
@@ -193,7 +195,8 @@ func TestAMemberThatLeavesIsGoneAtOnceAndOneThatCrashesSoon(t *testing.T) {
 	a.sees(t, a)
 }
 
-func TestAPartitionHealsThoughNobodyIsConfiguredToJoinAcross(t *testing.T) {
+// A partition heals although no member is configured to join one on the other side.
+func TestPartitionHeals(t *testing.T) {
 	a := start(t, quick(1))
 	b := start(t, quick(2, joining(a)))
 	c := start(t, quick(3, joining(a)))
@@ -241,7 +244,8 @@ func TestStrangersStayOut(t *testing.T) {
 	a.sees(t, a, friend)
 }
 
-func TestSilentStreamsHinderNoMember(t *testing.T) {
+// Silent connections do not affect members.
+func TestSilentStreams(t *testing.T) {
 	a := start(t, quick(1))
 	for range 200 {
 		c, err := net.Dial("tcp", a.addr())
@@ -253,7 +257,8 @@ func TestSilentStreamsHinderNoMember(t *testing.T) {
 	a.sees(t, a, b)
 }
 
-func TestStreamsAreFewAndTheOldestMakeRoom(t *testing.T) {
+// Connections are few, and a new one closes the oldest.
+func TestStreamsMax(t *testing.T) {
 	s := &streams{}
 	var all []net.Conn
 	for range 2 * streamsMaxEach {
@@ -270,7 +275,8 @@ func TestStreamsAreFewAndTheOldestMakeRoom(t *testing.T) {
 	assert.Empty(t, s.list)
 }
 
-func TestAKeyIsChangedWithoutAnInterruption(t *testing.T) {
+// A key changes without an interruption.
+func TestKeyChange(t *testing.T) {
 	keys := func(k ...secret.String) func(*Config) { return func(c *Config) { c.Keys = k } }
 	old := start(t, quick(1, keys(keyA, keyB)))
 	middle := start(t, quick(2, joining(old), keys(keyB, keyA)))
@@ -279,7 +285,8 @@ func TestAKeyIsChangedWithoutAnInterruption(t *testing.T) {
 	after.sees(t, old, middle, after)
 }
 
-func TestAMemberThatRestartsComesBackUnderItsName(t *testing.T) {
+// A member that restarts comes back under its name.
+func TestRestart(t *testing.T) {
 	a := start(t, quick(1))
 	cfg := quick(2, joining(a))
 	b := start(t, cfg)
@@ -301,7 +308,8 @@ func TestAMemberThatRestartsComesBackUnderItsName(t *testing.T) {
 	}, patience, 10*time.Millisecond)
 }
 
-func TestTwoHostsWithOneIDAreToldInOneLine(t *testing.T) {
+// Two hosts with one ID get one log line.
+func TestIDConflict(t *testing.T) {
 	var out lines
 	a := start(t, quick(1, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&out, nil)) }))
 	cfg := quick(2, joining(a))
@@ -332,7 +340,8 @@ func (l *lines) count(s string) int {
 	return strings.Count(l.b.String(), s)
 }
 
-func TestAMemberThatSpeaksALaterMetaStaysOutOfTheView(t *testing.T) {
+// A member with metadata of a later version stays out of the view.
+func TestLaterMeta(t *testing.T) {
 	a := start(t, quick(1))
 	c, err := New(quick(2, joining(a)))
 	require.NoError(t, err)
@@ -346,14 +355,16 @@ func TestAMemberThatSpeaksALaterMetaStaysOutOfTheView(t *testing.T) {
 	a.sees(t, a)
 }
 
-func TestAHostAloneSeesItselfFromTheBeginning(t *testing.T) {
+// A host alone sees itself from the beginning.
+func TestAlone(t *testing.T) {
 	c, err := New(quick(1))
 	require.NoError(t, err)
 	require.Len(t, c.View(), 1)
 	assert.Equal(t, c.cfg.Host, c.View()[0].ID)
 }
 
-func TestAPortThatIsTakenIsSaid(t *testing.T) {
+// The error names a port that is in use.
+func TestPortInUse(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
@@ -365,7 +376,8 @@ func TestAPortThatIsTakenIsSaid(t *testing.T) {
 	require.ErrorContains(t, c.Run(t.Context()), "started before")
 }
 
-func TestAConfigurationThatCannotWorkIsRefused(t *testing.T) {
+// A configuration that cannot work is refused.
+func TestBadConfig(t *testing.T) {
 	for want, edit := range map[string]func(*Config){
 		"host ID":                    func(c *Config) { c.Host = "x" },
 		"want IP:port":               func(c *Config) { c.Bind = "node-1:7946" },
@@ -383,7 +395,8 @@ func TestAConfigurationThatCannotWorkIsRefused(t *testing.T) {
 	}
 }
 
-func TestANameOfManyAddressesIsTriedByThrees(t *testing.T) {
+// Of a name with many addresses, three are tried at a time.
+func TestResolveMany(t *testing.T) {
 	var many []netip.Addr
 	for i := range 50 {
 		many = append(many, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
@@ -425,7 +438,7 @@ func TestANameOfManyAddressesIsTriedByThrees(t *testing.T) {
 
 // TestWhoDoesNotAnswerIsTold has a member that is alone at first, then finds another, which
 // crashes.
-func TestWhoDoesNotAnswerIsTold(t *testing.T) {
+func TestSilent(t *testing.T) {
 	addrs, err := programs.FreeAddrs(1)
 	require.NoError(t, err)
 	later := addrs[0]
@@ -481,7 +494,8 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-func TestWhatIsRememberedOfTheDeadIsBounded(t *testing.T) {
+// The number of remembered former members is bounded.
+func TestFormerMax(t *testing.T) {
 	c, err := New(quick(1))
 	require.NoError(t, err)
 	now := time.Now()
@@ -493,7 +507,8 @@ func TestWhatIsRememberedOfTheDeadIsBounded(t *testing.T) {
 	assert.Len(t, c.former, 1)
 }
 
-func TestMemberlistsLinesBecomeOurs(t *testing.T) {
+// Log lines of memberlist become lines of this program.
+func TestLogBridge(t *testing.T) {
 	var out bytes.Buffer
 	b := newBridge(slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	for line, want := range map[string]string{

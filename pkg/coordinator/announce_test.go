@@ -15,7 +15,8 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 )
 
-func TestAHostAndARestartedOwnerFindTogetherAgain(t *testing.T) {
+// A host and a restarted owner agree again.
+func TestOwnerRestarts(t *testing.T) {
 	// The address stays, the coordinator behind it is exchanged.
 	var behind atomic.Pointer[rig]
 	behind.Store(newRig(nil))

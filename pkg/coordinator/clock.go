@@ -17,12 +17,12 @@ func (c *Coordinator) forgetReports(id host.ID) {
 	}
 }
 
-// apartEvery is how often hosts with another clock are told of.
+// apartEvery is how often the log names a host with another clock.
 const apartEvery = time.Minute
 
-// checkClock refuses a host whose clock is so far from this one's that no new connection
-// between the two would come about: nobody is sent to it, and it does not wait for pieces
-// that cannot come. A host of a former version tells no clock.
+// checkClock refuses a host whose clock is so far from this one's that TLS between the two would fail:
+// no other host is sent to it, and it does not wait for pieces that cannot come. A host of a former
+// version sends no clock.
 func (c *Coordinator) checkClock(r api.AnnounceRequest) error {
 	if r.Clock.IsZero() || r.Leaving || r.Host.ID == c.cfg.Host.ID {
 		return nil
@@ -43,12 +43,13 @@ func (c *Coordinator) checkClock(r api.AnnounceRequest) error {
 	c.apart.Do(func() {
 		c.log.Warn("host refused because of its clock", "host", r.Host.ID, "name", r.Host.Name, "error", err)
 	})
-	// The host reads it with its own eyes.
-	return &RequestError{Status: api.StatusClock, Reason: strings.Replace(err.Error(), "this host's clock", "this owner's clock", 1)}
+	// The host that reads it is not the one that "this host" means here.
+	reason := strings.Replace(err.Error(), "this host's clock", "this owner's clock", 1)
+	return &RequestError{Status: api.StatusClock, Reason: reason}
 }
 
-// Clocks says which host was refused last because of its clock, and why; empty where none was
-// for a minute.
+// Clocks says which host was refused last because of its clock, and why; empty where none was within
+// a minute.
 func (c *Coordinator) Clocks() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

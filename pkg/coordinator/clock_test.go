@@ -23,7 +23,8 @@ func announced(t *testing.T, c *Coordinator, r api.AnnounceRequest) *httptest.Re
 	return w
 }
 
-func TestAHostWithAnotherClockIsRefusedAndForgotten(t *testing.T) {
+// A host whose clock is too far off is refused and forgotten.
+func TestHostClock(t *testing.T) {
 	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 	refused := 0
 	c := New(Config{Host: member("0"), Seed: newRig(nil).cfg.Seed, Now: func() time.Time { return now }, Apart: func() { refused++ }})
@@ -52,7 +53,8 @@ func TestAHostWithAnotherClockIsRefusedAndForgotten(t *testing.T) {
 	assert.Equal(t, http.StatusOK, announced(t, c, request).Code, "a farewell is one by any clock")
 }
 
-func TestAClockIsNoStolenID(t *testing.T) {
+// A wrong clock costs a host not its ID.
+func TestHostClockKeepsID(t *testing.T) {
 	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 	var why []Refusal
 	c := New(Config{Host: member("0"), Seed: newRig(nil).cfg.Seed, Now: func() time.Time { return now }, Refused: func(r Refusal) { why = append(why, r) }})

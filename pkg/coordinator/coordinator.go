@@ -1,8 +1,8 @@
-// Package coordinator is what the owner of tasks runs: it answers announces from what its
-// scheduler decides, and sends its own engine to an origin when nobody holds a content.
+// Package coordinator is what the owner of tasks runs: it answers announces with what its scheduler
+// decides, and sends its own engine to an origin when no live host holds a task.
 //
-// An answer never waits for an origin: the seed starts while the answer is on its way, and
-// what is not known yet follows on the piece wire. Start at [Coordinator.ServeAnnounce].
+// A response never waits for an origin: the seed starts while the response is on its way, and what is
+// not known yet follows on the piece wire. Start at [Coordinator.ServeAnnounce].
 package coordinator
 
 import (
@@ -28,22 +28,20 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// inlineTotal bounds the content inside one answer, in bytes; who asks for more in one
-// announce gets the rest from the piece wire.
+// inlineTotal bounds the inline bytes of one response; the rest comes on the piece wire.
 const inlineTotal = 4 << 20
 
 const (
-	// standbysNamed is how many hosts are told to be asked while no owner answers. One is enough
-	// to keep a crowd from the origin, and more die less easily together; each gets the
-	// announces of all hosts then.
+	// standbysNamed is how many standbys an owner names. One is enough to keep a crowd from the
+	// origin, and several seldom die together; each gets the announces of all hosts then.
 	standbysNamed = 3
-	// standbysAfter is how long an owner must have run before it names any: an idle host
-	// announces every five seconds, and who has not heard all of them names others than its
-	// fellow owners do.
+	// standbysAfter is how long an owner must have run before it names any. An idle host announces
+	// every five seconds, and an owner that does not know all hosts names other standbys than the
+	// other owners do.
 	standbysAfter = 6 * time.Second
 )
 
-// Store is what a Coordinator asks of its host's piece store.
+// Store is the part of a piece store that a Coordinator uses.
 type Store interface {
 	Open(id task.ID) (piece.Replica, error)
 	Inventory() []piece.Entry
@@ -63,26 +61,25 @@ type Config struct {
 	Host host.Host
 	// Scheduler may set limits and times; Self is Host, and a Seed of 0 is drawn.
 	Scheduler scheduler.Config
-	// Seed makes the host's engine bring a content from its origin in the background. It
-	// returns at once; how it ends is told by SeedMetadata, SeedDone and SeedFailed. It may
-	// call the Coordinator.
+	// Seed has the host's engine get a task from its origin in the background. It returns at once;
+	// the engine reports by SeedMetadata, SeedDone and SeedFailed. It may call the Coordinator.
 	Seed func(spec task.Spec)
-	// Store is the host's piece store; nil when there is none, and then small content is
-	// never sent inside an answer.
+	// Store is the host's piece store; nil: there is none, and no response has inline bytes.
 	Store Store
-	// Owners lists the API addresses of all live owners for the answers; nil tells none.
+	// Owners lists the API addresses of all live owners for the responses; nil: none are listed.
 	Owners func() []string
-	// Purges gives the mark of the purge orders for the answers, and takes in what hosts report; nil: neither.
+	// Purges gives the mark of the purge orders for the responses, and takes in what hosts report;
+	// nil: neither.
 	Purges Purges
-	// Now is the wall clock that other members' are compared with. Default [time.Now].
+	// Now is this host's wall clock, to compare with other members'. Default [time.Now].
 	Now func() time.Time
-	// Apart is told of each host that is refused because of its clock; nil tells nobody.
+	// Apart is called for each host that is refused because of its clock; it may be nil.
 	Apart func()
-	// Observe is told of every announce of another host and how long its answer took; nil
-	// tells nobody. It must not block.
+	// Observe is called after every announce of another host with the time that it took. It may be
+	// nil, and must not block.
 	Observe func(r api.AnnounceRequest, took time.Duration)
-	// Refused is told of announces that were refused, and of tasks that a bound kept out; nil
-	// tells nobody. It must not block.
+	// Refused is called for announces that were refused, and for tasks that a bound kept out. It may
+	// be nil, and must not block.
 	Refused func(r Refusal)
 	// Logger takes what happens; nil discards it.
 	Logger *slog.Logger
@@ -93,13 +90,13 @@ type Coordinator struct {
 	cfg Config
 	log *slog.Logger
 
-	// mu is held to ask the scheduler and to look up facts, never while the store is
-	// read or an engine is called.
+	// mu is held to call the scheduler and to look up metadata, never while the store is read or an
+	// engine is called.
 	mu    sync.Mutex
 	sched *scheduler.Scheduler
-	// facts of contents that somebody wants or holds.
-	facts map[task.ID]piece.Metadata
-	// standbys as they are told in answers; the list is never changed.
+	// metadata of tasks that a host wants or holds.
+	metadata map[task.ID]piece.Metadata
+	// standbys as responses name them; the list is never changed.
 	standbys  []string
 	offenders offenders
 	// apartWhy is why a host was refused last because of its clock, apartAt when.
@@ -110,7 +107,7 @@ type Coordinator struct {
 	apart rate.Sometimes
 }
 
-// New returns a Coordinator that knows what its own store holds, and nobody else yet.
+// New returns a Coordinator that knows only its own host and what its store holds.
 func New(cfg Config) *Coordinator {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -120,11 +117,11 @@ func New(cfg Config) *Coordinator {
 		cfg.Scheduler.Seed = rand.Uint64()
 	}
 	c := &Coordinator{
-		cfg:   cfg,
-		log:   cfg.Logger,
-		sched: scheduler.New(cfg.Scheduler),
-		facts: make(map[task.ID]piece.Metadata),
-		apart: rate.Sometimes{Interval: apartEvery},
+		cfg:      cfg,
+		log:      cfg.Logger,
+		sched:    scheduler.New(cfg.Scheduler),
+		metadata: make(map[task.ID]piece.Metadata),
+		apart:    rate.Sometimes{Interval: apartEvery},
 	}
 	if c.cfg.Now == nil {
 		c.cfg.Now = time.Now
@@ -139,8 +136,8 @@ func New(cfg Config) *Coordinator {
 	return c
 }
 
-// Run lets time pass for the scheduler until ctx ends; it returns nil. Without it, hosts
-// that fall silent are still left out of answers, but never forgotten.
+// Run lets time pass for the scheduler until ctx ends; it returns nil. Without it, no response names
+// a host that fell silent, but the host is never forgotten.
 func (c *Coordinator) Run(ctx context.Context) error {
 	begun := time.Now()
 	ticker := time.NewTicker(time.Second)
@@ -161,9 +158,9 @@ func (c *Coordinator) Run(ctx context.Context) error {
 func (c *Coordinator) tick(now time.Time) {
 	c.mu.Lock()
 	changes := c.sched.Tick(now)
-	for id := range c.facts {
+	for id := range c.metadata {
 		if !c.sched.Knows(id) {
-			delete(c.facts, id)
+			delete(c.metadata, id)
 		}
 	}
 	c.mu.Unlock()
@@ -174,7 +171,7 @@ func (c *Coordinator) tick(now time.Time) {
 	c.seed(changes.Seeds)
 }
 
-// findStandbys looks who is to be asked while no owner answers.
+// findStandbys chooses the hosts that lead while no owner answers.
 func (c *Coordinator) findStandbys(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -183,13 +180,14 @@ func (c *Coordinator) findStandbys(now time.Time) {
 
 func (c *Coordinator) seed(specs []task.Spec) {
 	for _, spec := range specs {
-		c.log.Debug("bringing content from its origin", "task", spec.ID, "upstream", spec.Upstream, "repository", spec.Repository)
+		c.log.Debug("sending the seed to the origin",
+			"task", spec.ID, "upstream", spec.Upstream, "repository", spec.Repository)
 		c.cfg.Seed(spec)
 	}
 }
 
-// Announce takes in the news of the host's own engine. An answer with Seed means that the
-// engine must go to the origin itself; Seed of the Config is not called for it. The leader is
+// Announce takes in an entry of the host's own engine. An assignment with Seed means that the engine
+// must go to the origin itself; Seed of the Config is not called for it. The leader is
 // [owners.LastResort]: a Coordinator does not know which hosts send announces here, only the
 // announce client does.
 func (c *Coordinator) Announce(ctx context.Context, e api.Entry) (api.Assignment, owners.Leader, error) {
@@ -203,10 +201,10 @@ func (c *Coordinator) Announce(ctx context.Context, e api.Entry) (api.Assignment
 	return response.Assignments[0], owners.LastResort, nil
 }
 
-// ServeAnnounce takes in the news of a host; it does not wait for anything, so ctx is asked
-// for the [Sender] alone. The error is a *[RequestError] when the request as a whole is wrong or
-// speaks for another host, and wraps [scheduler.ErrFull] when there is no room for another host.
-// An entry that is wrong by itself is answered with a Failure and hinders no other.
+// ServeAnnounce answers an announce of a host. It waits for nothing; ctx only holds the [Sender]. The
+// error is a *[RequestError] when the request as a whole is wrong or speaks for another host, and wraps
+// [scheduler.ErrFull] when a bound admits no other host. An entry that is wrong by itself gets a
+// Failure and does not affect the others.
 func (c *Coordinator) ServeAnnounce(ctx context.Context, r api.AnnounceRequest) (api.AnnounceResponse, error) {
 	from := senderOf(ctx, r.Host)
 	response, err := c.serve(r, from)
@@ -235,12 +233,13 @@ func (c *Coordinator) serve(r api.AnnounceRequest, from Sender) (api.AnnounceRes
 // answer decides; source is where the report came from, empty for the owner's own host.
 func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.AnnounceResponse, error) {
 	report := scheduler.Report{
-		Host: r.Host, Generation: r.Generation, Source: source, Leaving: r.Leaving, Standby: r.Standby, Entries: make([]scheduler.Entry, len(r.Entries)),
+		Host: r.Host, Generation: r.Generation, Source: source, Leaving: r.Leaving, Standby: r.Standby,
+		Entries: make([]scheduler.Entry, len(r.Entries)),
 	}
 	refused := make([]error, len(r.Entries))
 	for i, e := range r.Entries {
-		// An entry that is refused keeps its place, so that answers are in order; without
-		// an event the scheduler passes over it.
+		// An entry that is refused keeps its place, so that assignments are in order; without an
+		// event the scheduler passes over it.
 		if refused[i] = checkEntry(e); refused[i] == nil {
 			report.Entries[i] = entry(e)
 			if e.Event == api.Started || e.Event == api.Starving {
@@ -253,7 +252,7 @@ func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.Announce
 	decided, err := c.sched.Announce(time.Now(), report)
 	standbys := c.standbys
 	c.mu.Unlock()
-	// Before anything else, also before an error: the scheduler counts on it.
+	// Before anything else, also before an error: the scheduler relies on it.
 	c.seed(decided.Seeds)
 	if err != nil {
 		return api.AnnounceResponse{}, asRequestError(err)
@@ -282,7 +281,7 @@ func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.Announce
 		c.cfg.Purges.Note(r)
 		response.PurgeMark = c.cfg.Purges.Mark()
 	}
-	room := inlineTotal
+	inline := inlineTotal // bytes left
 	for i, e := range r.Entries {
 		a := &response.Assignments[i]
 		if refused[i] != nil {
@@ -293,18 +292,18 @@ func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.Announce
 		if a.Failure != nil || e.Event != api.Started && e.Event != api.Starving {
 			continue
 		}
-		a.Metadata = c.factsOf(e.Task)
-		if e.Event == api.Started && r.Host.ID != c.cfg.Host.ID && a.Metadata != nil && a.Metadata.Length <= int64(min(api.InlineMax, room)) {
-			a.Inline, a.Proof = c.content(e.Task, *a.Metadata)
-			room -= len(a.Inline)
+		a.Metadata = c.metadataOf(e.Task)
+		other := r.Host.ID != c.cfg.Host.ID
+		if e.Event == api.Started && other && a.Metadata != nil && a.Metadata.Length <= int64(min(api.InlineMax, inline)) {
+			a.Inline, a.Proof = c.readInline(e.Task, *a.Metadata)
+			inline -= len(a.Inline)
 		}
 	}
 	return response, nil
 }
 
-// checkHeld tells the scheduler when the host's own store has evicted a content that was
-// complete. Else the owner would go on to count itself as a holder, whom it always
-// believes, and nobody would ask the origin again.
+// checkHeld reports to the scheduler when the host's own store has evicted a task that was complete.
+// Otherwise the owner would still count itself as a holder, and the origin would not be asked again.
 func (c *Coordinator) checkHeld(id task.ID) {
 	if c.cfg.Store == nil {
 		return
@@ -322,17 +321,17 @@ func (c *Coordinator) checkHeld(id task.ID) {
 			return
 		}
 	}
-	c.log.Debug("content was evicted here", "task", id)
+	c.log.Debug("task was evicted here", "task", id)
 	c.mu.Lock()
 	seeds := c.sched.Lost(time.Now(), id)
 	c.mu.Unlock()
 	c.seed(seeds)
 }
 
-// factsOf returns what the engine was told by an origin or the store remembers, or nil.
-func (c *Coordinator) factsOf(id task.ID) *piece.Metadata {
+// metadataOf returns what the engine learned from an origin or the store remembers, or nil.
+func (c *Coordinator) metadataOf(id task.ID) *piece.Metadata {
 	c.mu.Lock()
-	f, ok := c.facts[id]
+	f, ok := c.metadata[id]
 	c.mu.Unlock()
 	if ok {
 		return &f
@@ -342,7 +341,7 @@ func (c *Coordinator) factsOf(id task.ID) *piece.Metadata {
 	}
 	replica, err := c.cfg.Store.Open(id)
 	if err != nil {
-		return nil // it need not have it, and why it cannot be read is the engine's business
+		return nil // it need not have it, and the engine logs why it cannot read it
 	}
 	defer replica.Close()
 	f = replica.Metadata()
@@ -350,9 +349,9 @@ func (c *Coordinator) factsOf(id task.ID) *piece.Metadata {
 	return &f
 }
 
-// content returns the whole of a small content and who vouches for it, or nil when the store does
-// not hold it so. What neither its name nor a coordinator vouches for is not worth its way.
-func (c *Coordinator) content(id task.ID, f piece.Metadata) ([]byte, *api.Proof) {
+// readInline returns all bytes of a small task and their proof, or nil when the store does not hold
+// all of it. A host would not take bytes that neither the task's digest nor a coordinator vouches for.
+func (c *Coordinator) readInline(id task.ID, f piece.Metadata) ([]byte, *api.Proof) {
 	if c.cfg.Store == nil {
 		return nil, nil
 	}
@@ -371,45 +370,45 @@ func (c *Coordinator) content(id task.ID, f piece.Metadata) ([]byte, *api.Proof)
 	}
 	content := make([]byte, f.Length)
 	if n, err := replica.ReadAt(content, 0); n < len(content) {
-		c.log.Warn("small content could not be read for an answer", "task", id, "error", err)
+		c.log.Warn("small task could not be read for a response", "task", id, "error", err)
 		return nil, nil
 	}
 	return content, proof
 }
 
-// SeedMetadata takes in what the engine learnt of a content from its origin.
+// SeedMetadata takes in what the engine learned about a task from its origin.
 func (c *Coordinator) SeedMetadata(id task.ID, f piece.Metadata) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sched.Knows(id) {
-		c.facts[id] = f
+		c.metadata[id] = f
 	}
 }
 
-// SeedDone takes in that the host holds a whole content now.
+// SeedDone takes in that the host holds a whole task now.
 func (c *Coordinator) SeedDone(id task.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.sched.Done(id, c.facts[id].Layout().Count())
+	c.sched.Done(id, c.metadata[id].Layout().Count())
 }
 
-// SeedFailed takes in that a content could not be brought from its origin. Who waits for it
-// is told in the origin's own words; a refusal that may be about the credentials is told
-// only to those who come with the same ones. Asked is what the origin was asked with, which need not be
-// what Seed was called with; nil where no origin was asked.
-func (c *Coordinator) SeedFailed(id task.ID, asked *task.Spec, f *api.Failure) {
+// SeedFailed takes in that the engine could not get a task from its origin. Hosts that wait for it get
+// the origin's own answer; a refusal that may concern the credentials goes only to hosts with the same
+// ones. used is the spec of the request to the origin, which can differ from the one that Seed got; nil
+// where there was no request.
+func (c *Coordinator) SeedFailed(id task.ID, used *task.Spec, f *api.Failure) {
 	if f == nil {
-		f = &api.Failure{Status: http.StatusBadGateway, Message: "content could not be brought from its origin"}
+		f = &api.Failure{Status: http.StatusBadGateway, Message: "the seed could not get the task from its origin"}
 	}
-	c.log.Debug("origin gave no content", "task", id, "status", f.Status, "error", f.Message)
+	c.log.Debug("seed failed", "task", id, "status", f.Status, "error", f.Message)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	// What this attempt said of the content is worth no more than the attempt.
-	delete(c.facts, id)
-	if asked == nil && f.Upstream != "" {
-		asked = &task.Spec{ID: id, Upstream: f.Upstream, Repository: f.Repository}
+	// The metadata that this attempt brought are as doubtful as the attempt.
+	delete(c.metadata, id)
+	if used == nil && f.Upstream != "" {
+		used = &task.Spec{ID: id, Upstream: f.Upstream, Repository: f.Repository}
 	}
-	c.sched.Failed(time.Now(), id, f, asked, f.Personal())
+	c.sched.Failed(time.Now(), id, f, used, f.Personal())
 }
 
 // Forget forgets a task and the hosts that hold it.
@@ -417,7 +416,7 @@ func (c *Coordinator) Forget(id task.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.sched.Forget(time.Now(), id)
-	delete(c.facts, id)
+	delete(c.metadata, id)
 }
 
 // Stats counts what the scheduler knows.
@@ -444,7 +443,7 @@ func (c *Coordinator) Hosts() []api.HostStatus {
 	return out
 }
 
-// entry is an entry in the scheduler's words.
+// entry is an entry as the scheduler takes it.
 func entry(e api.Entry) scheduler.Entry {
 	out := scheduler.Entry{Task: e.Task, Event: scheduler.Event(e.Event), Have: e.Have, Silent: e.Silent, Need: e.Need}
 	if e.Spec != nil {
@@ -454,7 +453,7 @@ func entry(e api.Entry) scheduler.Entry {
 	return out
 }
 
-// assignment is an answer in the words of the wire.
+// assignment is an assignment as the wire has it.
 func assignment(id task.ID, a scheduler.Assignment) api.Assignment {
 	out := api.Assignment{Task: id, Seed: a.Seed, Local: a.Local}
 	if a.Failure != nil && !errors.As(a.Failure, &out.Failure) {

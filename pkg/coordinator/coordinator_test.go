@@ -126,7 +126,8 @@ func (b book) Runs() ([]piece.DigestRun, [][]byte) { return nil, nil }
 
 func (b book) ReadAt(p []byte, off int64) (int, error) { return copy(p, b.content[off:]), nil }
 
-func TestAHerdMakesTheOwnerBringAContentOnce(t *testing.T) {
+// A crowd of hosts starts one seed.
+func TestHerdStartsOneSeed(t *testing.T) {
 	r := newRig(nil)
 	id := taskID("a")
 	for _, digit := range []string{"1", "2", "3"} {
@@ -144,7 +145,8 @@ func TestAHerdMakesTheOwnerBringAContentOnce(t *testing.T) {
 	assert.False(t, r.serve(t, member("1")).Resync, "a known host")
 }
 
-func TestTheHostsThatAnnounceAreListedByName(t *testing.T) {
+// The hosts that announce are listed by name.
+func TestHosts(t *testing.T) {
 	r := newRig(nil)
 	assert.Empty(t, r.Hosts(), "the owner's own host is none of them")
 	r.serve(t, member("2"), wants(taskID("a"), ""), wants(taskID("b"), ""))
@@ -157,7 +159,8 @@ func TestTheHostsThatAnnounceAreListedByName(t *testing.T) {
 	assert.WithinDuration(t, time.Now(), hosts[1].Seen, time.Minute)
 }
 
-func TestTheHostsThatStandInAreNamedOnceAllHaveBeenHeard(t *testing.T) {
+// An owner names standbys once all hosts have announced.
+func TestStandbysAreNamed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, second := newRig(nil), newRig(nil)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -211,7 +214,8 @@ func TestTheHostsThatStandInAreNamedOnceAllHaveBeenHeard(t *testing.T) {
 	})
 }
 
-func TestAnObserverIsToldOfEachAnnounce(t *testing.T) {
+// Observe is called for each announce.
+func TestObserve(t *testing.T) {
 	var told []api.AnnounceRequest
 	c := New(Config{Host: member("0"), Observe: func(r api.AnnounceRequest, _ time.Duration) { told = append(told, r) }})
 	request := api.AnnounceRequest{Version: 1, Host: member("1"), Entries: []api.Entry{{Task: taskID("a"), Event: api.Completed}}}
@@ -220,7 +224,8 @@ func TestAnObserverIsToldOfEachAnnounce(t *testing.T) {
 	assert.Equal(t, []api.AnnounceRequest{request}, told)
 }
 
-func TestItsOwnEngineIsToldByTheAnswerToGoToTheOrigin(t *testing.T) {
+// The assignment sends the owner's own engine to the origin.
+func TestOwnEngineSeeds(t *testing.T) {
 	r := newRig(nil)
 	a, _, err := r.Announce(t.Context(), wants(taskID("a"), "token"))
 	require.NoError(t, err)
@@ -238,7 +243,8 @@ func TestItsOwnEngineIsToldByTheAnswerToGoToTheOrigin(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
-func TestAnOriginsRefusalReachesThoseWhoWaitInItsOwnWords(t *testing.T) {
+// An origin's refusal reaches the hosts that wait unchanged.
+func TestRefusalReachesWaitingHosts(t *testing.T) {
 	r := newRig(nil)
 	id := taskID("a")
 	r.serve(t, member("1"), wants(id, "token"))
@@ -252,7 +258,8 @@ func TestAnOriginsRefusalReachesThoseWhoWaitInItsOwnWords(t *testing.T) {
 	assert.Len(t, r.seeds(), 1, "a failing registry is asked once")
 }
 
-func TestOnesOwnRefusedCredentialsAreNobodyElsesFailure(t *testing.T) {
+// Refused credentials of one client are no failure of others.
+func TestRefusedCredentials(t *testing.T) {
 	for _, status := range []int{401, 403, 404} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			r := newRig(nil)
@@ -267,7 +274,8 @@ func TestOnesOwnRefusedCredentialsAreNobodyElsesFailure(t *testing.T) {
 	}
 }
 
-func TestOneRegistrysFailureIsNoneOfAnothersClients(t *testing.T) {
+// The failure of one registry does not reach clients of another.
+func TestFailureOfOneRegistry(t *testing.T) {
 	from := func(upstream, repository string) api.Entry {
 		e := wants(taskID("a"), "")
 		e.Spec.Upstream, e.Spec.Repository = upstream, repository
@@ -302,7 +310,7 @@ func TestOneRegistrysFailureIsNoneOfAnothersClients(t *testing.T) {
 
 // Where a dfdaemon leads, its engine may be told of other credentials by a client of its own after the
 // owner had it begin, and shows those to the registry.
-func TestARefusalIsToldToThoseWhoseCredentialsWereShown(t *testing.T) {
+func TestRefusalByUsedSpec(t *testing.T) {
 	for _, status := range []int{401, 403, 404} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			r := newRig(nil)
@@ -319,7 +327,8 @@ func TestARefusalIsToldToThoseWhoseCredentialsWereShown(t *testing.T) {
 	}
 }
 
-func TestARefusedSignatureIsNobodyElsesFailure(t *testing.T) {
+// A refused signature is no failure of others.
+func TestRefusedSignature(t *testing.T) {
 	r := newRig(nil)
 	id := taskID("a")
 	signed := func(signature string) api.Entry {
@@ -334,7 +343,8 @@ func TestARefusedSignatureIsNobodyElsesFailure(t *testing.T) {
 	assert.Len(t, r.seeds(), 2)
 }
 
-func TestFailureWithoutWordsStillHasAStatus(t *testing.T) {
+// A failure without a message still has a status.
+func TestFailureWithoutMessage(t *testing.T) {
 	r := newRig(nil)
 	r.serve(t, member("1"), wants(taskID("a"), ""))
 	r.SeedFailed(taskID("a"), nil, nil)
@@ -344,7 +354,8 @@ func TestFailureWithoutWordsStillHasAStatus(t *testing.T) {
 	assert.NotEmpty(t, got.Message)
 }
 
-func TestFactsAreToldAsSoonAsTheyAreKnown(t *testing.T) {
+// Assignments have the metadata as soon as the owner knows them.
+func TestMetadata(t *testing.T) {
 	r := newRig(nil)
 	id := taskID("a")
 	assert.Nil(t, r.serve(t, member("1"), wants(id, "")).Assignments[0].Metadata)
@@ -359,10 +370,11 @@ func TestFactsAreToldAsSoonAsTheyAreKnown(t *testing.T) {
 
 	// Metadata of what nobody wants do not pile up.
 	r.SeedMetadata(taskID("b"), facts)
-	assert.NotContains(t, r.facts, taskID("b"))
+	assert.NotContains(t, r.metadata, taskID("b"))
 }
 
-func TestSmallContentThatTheStoreHoldsComesInsideTheAnswer(t *testing.T) {
+// A small task that the store holds comes inline.
+func TestInline(t *testing.T) {
 	small, largest, large := taskID("a"), taskID("b"), taskID("c")
 	partly, empty := taskID("d"), taskID("e")
 	r := newRig(shelf{
@@ -395,7 +407,8 @@ func TestSmallContentThatTheStoreHoldsComesInsideTheAnswer(t *testing.T) {
 	assert.Equal(t, inlineTotal, sum, "one answer is bounded")
 }
 
-func TestContentInsideAnAnswerComesWithItsProof(t *testing.T) {
+// Inline bytes come with their proof.
+func TestInlineProof(t *testing.T) {
 	store := memstore.New(memstore.Config{})
 	file := func(digit string) task.ID { return task.ID("file:" + strings.Repeat(digit, 64)) }
 	signed, bare, empty, blob := file("1"), file("2"), file("3"), taskID("a")
@@ -435,7 +448,8 @@ func TestContentInsideAnAnswerComesWithItsProof(t *testing.T) {
 	assert.NotNil(t, got[2].Proof, "that it is empty is vouched for, too")
 }
 
-func TestContentThatIsDoneIsHeldByTheOwner(t *testing.T) {
+// The owner holds a task that its seed completed.
+func TestSeedDone(t *testing.T) {
 	r := newRig(nil)
 	id := taskID("a")
 	r.serve(t, member("1"), wants(id, ""))
@@ -446,7 +460,8 @@ func TestContentThatIsDoneIsHeldByTheOwner(t *testing.T) {
 	assert.Len(t, r.seeds(), 1)
 }
 
-func TestContentThatTheStoreEvictedIsBroughtAgain(t *testing.T) {
+// A task that the store evicted starts a seed again.
+func TestEvictedTaskIsSeededAgain(t *testing.T) {
 	id := taskID("a")
 	store := shelf{id: make([]byte, api.InlineMax+1)}
 	r := newRig(store)
@@ -473,7 +488,8 @@ func TestContentThatTheStoreEvictedIsBroughtAgain(t *testing.T) {
 	assert.Len(t, r.seeds(), 2)
 }
 
-func TestHostsThatFallSilentAreForgotten(t *testing.T) {
+// Hosts that fall silent are forgotten.
+func TestSilentHosts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(nil)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -502,7 +518,7 @@ func TestHostsThatFallSilentAreForgotten(t *testing.T) {
 		time.Sleep(time.Second)
 		synctest.Wait()
 		r.Coordinator.mu.Lock()
-		assert.Empty(t, r.facts)
+		assert.Empty(t, r.metadata)
 		r.Coordinator.mu.Unlock()
 
 		cancel()
@@ -523,7 +539,8 @@ func TestSeedMayCallTheCoordinator(t *testing.T) {
 	assert.True(t, (<-asked).Seed)
 }
 
-func TestRequestsThatNoHostSendsAreRefusedAsAWhole(t *testing.T) {
+// Requests that no host sends are refused as a whole.
+func TestBadRequests(t *testing.T) {
 	good := api.AnnounceRequest{Version: 1, Host: member("1")}
 	for want, spoil := range map[string]func(*api.AnnounceRequest){
 		"version 0":       func(r *api.AnnounceRequest) { r.Version = 0 },
@@ -549,7 +566,8 @@ func TestRequestsThatNoHostSendsAreRefusedAsAWhole(t *testing.T) {
 	assert.NoError(t, err, "the neighbouring version is understood")
 }
 
-func TestAnEntryThatIsWrongHindersNoOther(t *testing.T) {
+// A wrong entry does not affect the others.
+func TestBadEntry(t *testing.T) {
 	foreign := wants(taskID("a"), "")
 	foreign.Spec.ID = taskID("b")
 	for want, e := range map[string]api.Entry{
@@ -587,7 +605,8 @@ func requestBody(t testing.TB, r api.AnnounceRequest) string {
 	return string(b)
 }
 
-func TestAnnouncesComeByPost(t *testing.T) {
+// Announces come by POST.
+func TestHandleAnnounce(t *testing.T) {
 	r := newRig(nil)
 	body := requestBody(t, api.AnnounceRequest{Version: 1, Host: member("1"), Entries: []api.Entry{wants(taskID("a"), "token")}})
 	w := post(r.Coordinator, "POST", strings.Replace(body, "{", `{"aFieldOfTomorrow":[1,{}],`, 1))
@@ -600,7 +619,8 @@ func TestAnnouncesComeByPost(t *testing.T) {
 	assert.Equal(t, []string{"sha256:aaaaaaaaaaaa token"}, r.seeds())
 }
 
-func TestWrongAnnouncesAreAnsweredWithTheReason(t *testing.T) {
+// The response to a wrong announce says what is wrong.
+func TestHandleAnnounceErrors(t *testing.T) {
 	head := `{"version":1,"host":{"id":"11111111111111111111111111111111","addr":"10.0.0.1:65002"}`
 	for _, c := range []struct {
 		method, body string
@@ -637,7 +657,8 @@ func TestWrongAnnouncesAreAnsweredWithTheReason(t *testing.T) {
 	assert.True(t, errors.Is(err, scheduler.ErrFull))
 }
 
-func TestManyHostsMayAnnounceAtOnce(t *testing.T) {
+// Many hosts may announce at once.
+func TestConcurrentAnnounces(t *testing.T) {
 	r := newRig(shelf{taskID("b"): []byte("held")})
 	var wg sync.WaitGroup
 	for _, digit := range strings.Split("123456789", "") {

@@ -17,16 +17,16 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Bounds on the parts of a request; the whole is bounded in package api.
+// Bounds on the parts of a request; package api bounds the whole.
 const (
 	entryMax  = 256 << 10 // bytes of one entry: a spec may carry tokens and signed URLs
 	nameMax   = 255       // bytes of a host's address, name or zone
 	headerMax = 64        // headers or media types in a spec
 )
 
-// RequestError tells a host why its announce as a whole was refused.
+// RequestError says why an announce as a whole was refused.
 type RequestError struct {
-	// Status is the HTTP status that says so.
+	// Status is the HTTP status of the refusal.
 	Status int
 	Reason string
 }
@@ -47,7 +47,8 @@ func checkRequest(r api.AnnounceRequest) error {
 	}
 	for _, text := range []string{r.Host.Addr, r.Host.Name, r.Host.Zone} {
 		if len(text) > nameMax {
-			return badRequest("address, name or zone of host %s has %d bytes, at most %d are taken", r.Host.ID.Short(), len(text), nameMax)
+			return badRequest("address, name or zone of host %s has %d bytes, at most %d are taken",
+				r.Host.ID.Short(), len(text), nameMax)
 		}
 	}
 	name, port, err := net.SplitHostPort(r.Host.Addr)
@@ -64,8 +65,8 @@ func checkRequest(r api.AnnounceRequest) error {
 	return nil
 }
 
-// checkEntry refuses an entry that no host sends. An unknown event is no reason: it comes
-// from a later version and is answered with nothing.
+// checkEntry refuses an entry that no host sends. An unknown event is no reason: it comes from a later
+// version, and its assignment is empty.
 func checkEntry(e api.Entry) error {
 	if _, err := task.ParseID(string(e.Task)); err != nil {
 		return err
@@ -74,15 +75,17 @@ func checkEntry(e api.Entry) error {
 		return fmt.Errorf("task %s cannot have %d pieces", e.Task.Short(), e.Have)
 	}
 	if len(e.Silent) > api.NeighboursIn {
-		return fmt.Errorf("task %s: %d silent neighbours, at most %d are taken", e.Task.Short(), len(e.Silent), api.NeighboursIn)
+		return fmt.Errorf("task %s: %d silent neighbours, at most %d are taken",
+			e.Task.Short(), len(e.Silent), api.NeighboursIn)
 	}
 	if s := e.Spec; s != nil {
-		// Who asks for one content must not make the owner bring another in its name.
+		// A host that wants one task must not make the owner get another one.
 		if s.ID != e.Task {
 			return fmt.Errorf("task %s comes with the spec of another task", e.Task.Short())
 		}
 		if len(s.Header) > headerMax || len(s.Accept) > headerMax {
-			return fmt.Errorf("task %s: its spec has %d headers and %d media types, at most %d are taken", e.Task.Short(), len(s.Header), len(s.Accept), headerMax)
+			return fmt.Errorf("task %s: its spec has %d headers and %d media types, at most %d are taken",
+				e.Task.Short(), len(s.Header), len(s.Accept), headerMax)
 		}
 		if s.Length < 0 || s.Length > piece.LengthMax {
 			return fmt.Errorf("task %s cannot be %d bytes long", e.Task.Short(), s.Length)
@@ -98,7 +101,8 @@ func decodeRequest(r io.Reader) (api.AnnounceRequest, error) {
 		return api.AnnounceRequest{}, badRequest("its body broke off: %v", err)
 	}
 	if len(body) > api.AnnounceMax {
-		return api.AnnounceRequest{}, &RequestError{http.StatusRequestEntityTooLarge, fmt.Sprintf("more than %d bytes", api.AnnounceMax)}
+		reason := fmt.Sprintf("more than %d bytes", api.AnnounceMax)
+		return api.AnnounceRequest{}, &RequestError{http.StatusRequestEntityTooLarge, reason}
 	}
 	var wire struct {
 		api.AnnounceRequest
@@ -136,7 +140,7 @@ func (list *purgeFailures) UnmarshalJSON(b []byte) (err error) {
 }
 
 // HandleAnnounce serves [api.PathAnnounce]: a POST with an api.AnnounceRequest, answered with
-// an api.AnnounceResponse, or with {"error": …} and a status that says whose fault it is.
+// an api.AnnounceResponse, or with {"error": …} and a 4xx or 5xx status.
 func (c *Coordinator) HandleAnnounce(w http.ResponseWriter, r *http.Request) {
 	response, err := c.handle(w, r)
 	status, body := http.StatusOK, any(response)
@@ -156,7 +160,7 @@ func (c *Coordinator) HandleAnnounce(w http.ResponseWriter, r *http.Request) {
 	}
 	w.WriteHeader(status)
 	if err := json.NewEncoder(w).Encode(body); err != nil {
-		c.log.Debug("answer to an announce was not sent", "remote", r.RemoteAddr, "error", err)
+		c.log.Debug("response to an announce was not sent", "remote", r.RemoteAddr, "error", err)
 	}
 }
 
@@ -165,9 +169,10 @@ func (c *Coordinator) handle(w http.ResponseWriter, r *http.Request) (api.Announ
 		return api.AnnounceResponse{}, &RequestError{http.StatusMethodNotAllowed, "it comes by POST, not by " + r.Method}
 	}
 	if r.ContentLength > api.AnnounceMax {
-		return api.AnnounceResponse{}, &RequestError{http.StatusRequestEntityTooLarge, fmt.Sprintf("%d bytes, at most %d are taken", r.ContentLength, api.AnnounceMax)}
+		reason := fmt.Sprintf("%d bytes, at most %d are taken", r.ContentLength, api.AnnounceMax)
+		return api.AnnounceResponse{}, &RequestError{http.StatusRequestEntityTooLarge, reason}
 	}
-	// The limit of the reader tells the server, too, to hang up on who sends more.
+	// With this reader, the server also closes a connection that sends more.
 	request, err := decodeRequest(http.MaxBytesReader(w, r.Body, api.AnnounceMax+1))
 	if err != nil {
 		return api.AnnounceResponse{}, err

@@ -49,8 +49,8 @@ func withSender(r *http.Request) context.Context {
 	return context.WithValue(r.Context(), senderKey{}, s)
 }
 
-// senderOf is the sender in a context. An announce that came by no connection comes from where
-// the host says that it is.
+// senderOf is the sender in a context. An announce without a connection comes from the address that
+// the host names.
 func senderOf(ctx context.Context, h host.Host) Sender {
 	if s, ok := ctx.Value(senderKey{}).(Sender); ok {
 		return s
@@ -59,8 +59,8 @@ func senderOf(ctx context.Context, h host.Host) Sender {
 	return Sender{Remote: ip, direct: true}
 }
 
-// source is what bounds are counted by: an IPv4 address, or the network of an IPv6 address, of
-// which one machine has as many as it likes.
+// source is what bounds count by: an IPv4 address, or the /64 network of an IPv6 address, in which one
+// machine has as many addresses as it likes.
 func (s Sender) source() string {
 	ip, err := netip.ParseAddr(s.Remote)
 	if ip = ip.Unmap(); err != nil || ip.Is4() || ip.IsLoopback() {
@@ -79,14 +79,15 @@ func (c *Coordinator) checkSender(h host.Host, from Sender) error {
 	case from.Secure && from.Err != nil:
 		return &RequestError{http.StatusForbidden, from.Err.Error()}
 	case from.Secure && from.Proved != h.ID:
-		return &RequestError{http.StatusForbidden, fmt.Sprintf("host %s at %s speaks for host %s: a host announces itself alone", from.Proved, from.Remote, h.ID)}
+		const text = "host %s at %s speaks for host %s: a host announces itself alone"
+		return &RequestError{http.StatusForbidden, fmt.Sprintf(text, from.Proved, from.Remote, h.ID)}
 	case h.ID == c.cfg.Host.ID && !from.direct:
 		return asRequestError(&scheduler.InUseError{ID: h.ID, Addr: c.cfg.Host.Addr})
 	}
 	return nil
 }
 
-// asRequestError tells of an ID in use by its status, so that the host takes another.
+// asRequestError gives an ID in use a status of its own, so that the host takes another ID.
 func asRequestError(err error) error {
 	var used *scheduler.InUseError
 	if errors.As(err, &used) {
@@ -103,20 +104,20 @@ const (
 	RefusedForeign Refusal = "foreign" // it speaks for another host than its certificate
 	RefusedInUse   Refusal = "in_use"  // its ID is another live host's
 	RefusedClock   Refusal = "clock"   // its clock is too far from this one's
-	RefusedFull    Refusal = "full"    // there is no room for another host
+	RefusedFull    Refusal = "full"    // a bound admits no other host
 	RefusedTasks   Refusal = "tasks"   // tasks beyond a bound were forgotten
 	RefusedBroken  Refusal = "broken"  // it is no announce
 )
 
-// offendersMax bounds how many offenders are told, offenderEvery how often one is logged, and
-// offenderFor how long one is told after it stopped.
+// offendersMax bounds the offenders in a status, offenderEvery how often one is logged, and
+// offenderFor is how long it stays in the status after its last offence.
 const (
 	offendersMax  = 64
 	offenderEvery = time.Minute
 	offenderFor   = 10 * time.Minute
 )
 
-// offenders are the hosts whose announces were refused lately.
+// offenders are the hosts whose last announces were refused.
 type offenders struct {
 	// mu is held to find or count one.
 	mu   sync.Mutex
@@ -135,8 +136,8 @@ type offender struct {
 	unlogged int
 }
 
-// note counts an offence and says whether to log it, and how many were not since the last line.
-func (o *offenders) note(now time.Time, what offence, reason string) (tell bool, more int) {
+// note counts an offence and says whether to log it, and how many were not logged since the last line.
+func (o *offenders) note(now time.Time, what offence, reason string) (log bool, more int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	e := o.list[what]
@@ -151,7 +152,7 @@ func (o *offenders) note(now time.Time, what offence, reason string) (tell bool,
 					oldest = k
 				}
 			}
-			// One that invents names does not get a line for each of them.
+			// A host that invents names does not get an entry for each of them.
 			if now.Sub(o.list[oldest].Last) < offenderEvery {
 				what = offence{remote: what.remote, why: what.why}
 				if e = o.list[what]; e == nil {
@@ -168,7 +169,7 @@ func (o *offenders) note(now time.Time, what offence, reason string) (tell bool,
 	}
 	e.Times++
 	e.Last, e.Reason = now, reason
-	if tell = now.Sub(e.logged) >= offenderEvery; !tell {
+	if log = now.Sub(e.logged) >= offenderEvery; !log {
 		e.unlogged++
 		return false, 0
 	}
@@ -176,8 +177,7 @@ func (o *offenders) note(now time.Time, what offence, reason string) (tell bool,
 	return true, more
 }
 
-// Offenders lists the hosts whose announces were refused within ten minutes, those first that
-// were last.
+// Offenders lists the hosts whose announces were refused within ten minutes, the newest first.
 func (c *Coordinator) Offenders(now time.Time) []api.Offender {
 	o := &c.offenders
 	o.mu.Lock()
@@ -210,9 +210,10 @@ func (c *Coordinator) refused(h host.Host, from Sender, err error) {
 	c.offended(h, from.Remote, why, err.Error())
 }
 
-// crowded counts tasks that a bound kept out, and names the host that has most.
+// crowded counts tasks that a bound kept out, and names the host with most tasks.
 func (c *Coordinator) crowded(a scheduler.Answer, source string) {
-	c.offended(a.Greedy, source, RefusedTasks, fmt.Sprintf("%d tasks were forgotten: this host, or all at its address, announce more than is remembered", a.Forgotten))
+	const text = "%d tasks were forgotten: this host, or all hosts at its address, announce more than the owner remembers"
+	c.offended(a.Greedy, source, RefusedTasks, fmt.Sprintf(text, a.Forgotten))
 }
 
 func (c *Coordinator) offended(h host.Host, remote string, why Refusal, reason string) {
@@ -223,10 +224,11 @@ func (c *Coordinator) offended(h host.Host, remote string, why Refusal, reason s
 	if _, err := host.ParseID(string(id)); err != nil {
 		id = ""
 	}
-	tell, more := c.offenders.note(time.Now(), offence{id, remote, why}, reason)
-	if !tell {
+	log, more := c.offenders.note(time.Now(), offence{id, remote, why}, reason)
+	if !log {
 		return
 	}
-	c.log.Log(context.Background(), slog.LevelWarn, "announce refused", "host", id, "name", h.Name[:min(len(h.Name), nameMax)], "addr", h.Addr[:min(len(h.Addr), nameMax)],
+	c.log.Log(context.Background(), slog.LevelWarn, "announce refused",
+		"host", id, "name", h.Name[:min(len(h.Name), nameMax)], "addr", h.Addr[:min(len(h.Addr), nameMax)],
 		"from", remote, "why", string(why), "error", reason, "more", more)
 }

@@ -73,7 +73,8 @@ func tell(t *testing.T, as *identity.Identity, addr string, r api.AnnounceReques
 	return res.StatusCode, string(text)
 }
 
-func TestAHostAnnouncesItselfAlone(t *testing.T) {
+// A host announces only itself.
+func TestCheckSender(t *testing.T) {
 	var lines bytes.Buffer
 	refusals := map[Refusal]int{}
 	c := New(Config{Host: member("0"), Logger: slog.New(slog.NewTextHandler(&lines, nil)), Refused: func(r Refusal) { refusals[r]++ }})

@@ -12,7 +12,8 @@ import (
 	"github.com/darter-io/darter/pkg/host"
 )
 
-func TestADrawnIDIsOneThatCanBeReadAndNoTwoAreEqual(t *testing.T) {
+// A drawn ID can be parsed, and no two are equal.
+func TestNewID(t *testing.T) {
 	ids, peers := map[host.ID]bool{}, map[[20]byte]bool{}
 	for range 1000 {
 		id := host.NewID()
@@ -25,7 +26,8 @@ func TestADrawnIDIsOneThatCanBeReadAndNoTwoAreEqual(t *testing.T) {
 	assert.Len(t, peers, 1000, "names in handshakes differ as the IDs do")
 }
 
-func TestWhatIsNoIDIsRefused(t *testing.T) {
+// ParseID refuses what is no ID.
+func TestParseID(t *testing.T) {
 	good := "00112233445566778899aabbccddeeff"
 	_, err := host.ParseID(good)
 	require.NoError(t, err)
@@ -39,7 +41,8 @@ func TestWhatIsNoIDIsRefused(t *testing.T) {
 	assert.Less(t, len(err.Error()), 200, "what comes from outside is told cut")
 }
 
-func FuzzAnIDIsReadToTheLetterOrRefused(f *testing.F) {
+// An ID is parsed exactly or refused.
+func FuzzParseID(f *testing.F) {
 	f.Add("00112233445566778899aabbccddeeff")
 	f.Add("00112233445566778899AABBCCDDEEFF")
 	f.Fuzz(func(t *testing.T, s string) {
@@ -50,7 +53,8 @@ func FuzzAnIDIsReadToTheLetterOrRefused(f *testing.F) {
 	})
 }
 
-func TestANameInHandshakesIsThatOfTheClientAndStaysTheSame(t *testing.T) {
+// The peer ID begins with the client's letters and stays the same.
+func TestPeerID(t *testing.T) {
 	id := host.ID("00112233445566778899aabbccddeeff")
 	p := id.PeerID()
 	assert.Equal(t, "-DR0100-", string(p[:8]), "BEP 20")
@@ -60,7 +64,8 @@ func TestANameInHandshakesIsThatOfTheClientAndStaysTheSame(t *testing.T) {
 	assert.Empty(t, host.ID("").Short())
 }
 
-func TestAHostIsToldWithoutWhatItDoesNotHave(t *testing.T) {
+// The JSON of a host leaves out empty fields.
+func TestHostJSON(t *testing.T) {
 	b, err := json.Marshal(host.Host{ID: "00", Addr: "10.0.0.1:65002"})
 	require.NoError(t, err)
 	assert.JSONEq(t, `{"id":"00","addr":"10.0.0.1:65002"}`, string(b))
@@ -72,7 +77,8 @@ func TestAHostIsToldWithoutWhatItDoesNotHave(t *testing.T) {
 	assert.Equal(t, full, read)
 }
 
-func TestAnIDOfAKeyIsItsNameAlone(t *testing.T) {
+// The ID of a key names that key only.
+func TestOfKey(t *testing.T) {
 	a, b := host.OfKey([]byte("key a")), host.OfKey([]byte("key b"))
 	assert.Equal(t, a, host.OfKey([]byte("key a")))
 	assert.NotEqual(t, a, b)

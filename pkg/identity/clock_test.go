@@ -15,7 +15,8 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-func TestClocksApartAreNamedWithTheWayOut(t *testing.T) {
+// The error names both clocks and what to do.
+func TestClockError(t *testing.T) {
 	here := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 	for _, skew := range []time.Duration{0, time.Hour, identity.ClockSkew, -identity.ClockSkew} {
 		assert.NoError(t, identity.Apart("owner a:1", here, here.Add(skew)), skew)
@@ -34,7 +35,8 @@ func TestClocksApartAreNamedWithTheWayOut(t *testing.T) {
 	assert.False(t, identity.OfClocks(nil))
 }
 
-func TestBothEndsKnowARefusalBecauseOfClocks(t *testing.T) {
+// Both ends recognise a refusal because of clocks.
+func TestClockRefusal(t *testing.T) {
 	for _, ahead := range []time.Duration{-96 * time.Hour, 96 * time.Hour} {
 		t.Run(ahead.String(), func(t *testing.T) {
 			one, other := newClock(), newClock()
@@ -72,7 +74,8 @@ func TestBothEndsKnowARefusalBecauseOfClocks(t *testing.T) {
 	})
 }
 
-func TestACoordinatorWhoseClockIsSetBackBelievesItself(t *testing.T) {
+// A coordinator whose clock was set back believes its own signatures.
+func TestClockSetBack(t *testing.T) {
 	now := newClock()
 	a := newIdentity(t, ours, now.use)
 	signer, err := identity.NewSigner(a)

@@ -28,7 +28,8 @@ func (w *writes) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func TestRecordsLeaveTogetherBetweenHoldAndRelease(t *testing.T) {
+// Records leave together between Hold and Release.
+func TestGather(t *testing.T) {
 	w := &writes{}
 	g := &gather{Conn: w}
 	var want []byte
@@ -55,7 +56,8 @@ func TestRecordsLeaveTogetherBetweenHoldAndRelease(t *testing.T) {
 	assert.Nil(t, g.held, "no buffer is kept")
 }
 
-func TestAWriteThatFailsIsToldAtTheRelease(t *testing.T) {
+// Release returns the error of a write that failed.
+func TestGatherError(t *testing.T) {
 	w := &writes{fail: errors.New("reset")}
 	g := &gather{Conn: w}
 	g.Hold()
@@ -65,7 +67,8 @@ func TestAWriteThatFailsIsToldAtTheRelease(t *testing.T) {
 	assert.NoError(t, g.Release())
 }
 
-func TestBothEndsOfAMembersConnectionGather(t *testing.T) {
+// Both ends of a member's connection gather.
+func TestGatherBothEnds(t *testing.T) {
 	id, err := New(Config{Secret: "7d1c5b0e9a3f4286b1d0c7e85f9a2b63", HostID: host.NewID()})
 	require.NoError(t, err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")

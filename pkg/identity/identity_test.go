@@ -122,7 +122,8 @@ func talk(t *testing.T, server, client *identity.Identity) talked {
 	return r
 }
 
-func TestMembersOfOneSecretTalkAndKnowEachOther(t *testing.T) {
+// Members with one secret connect and know each other's IDs.
+func TestMembers(t *testing.T) {
 	a, b := newIdentity(t, ours), newIdentity(t, "\t"+ours+"\n")
 	r := talk(t, a, b)
 	require.NoError(t, r.client)
@@ -132,7 +133,8 @@ func TestMembersOfOneSecretTalkAndKnowEachOther(t *testing.T) {
 	assert.Equal(t, uint16(tls.VersionTLS13), r.clientConn.(*tls.Conn).ConnectionState().Version)
 }
 
-func TestAnotherSecretIsRefusedByTheDiallingSideWithAWordOnWhy(t *testing.T) {
+// The dialling side refuses a member with another secret and says why.
+func TestOtherSecret(t *testing.T) {
 	r := talk(t, newIdentity(t, ours), newIdentity(t, theirs))
 	require.ErrorIs(t, r.client, identity.ErrNotMember)
 	assert.ErrorContains(t, r.client, "another cluster secret")
@@ -165,7 +167,8 @@ func lenient(t *testing.T, l net.Listener, config *tls.Config) error {
 	return <-accepted
 }
 
-func TestAServerRefusesStrangersThatBelieveAnything(t *testing.T) {
+// A server refuses strangers that accept any certificate.
+func TestServerRefusesStrangers(t *testing.T) {
 	member := newIdentity(t, ours)
 	stranger := newIdentity(t, theirs)
 	signer, err := identity.NewSigner(member)
@@ -217,7 +220,8 @@ func TestPlainTCPGetsNothingFromATLSPort(t *testing.T) {
 	require.ErrorAs(t, <-accepted, &header)
 }
 
-func TestDiallingAPlainPortSaysThatItHasNoSecret(t *testing.T) {
+// The error of dialling a plain port says that it has no secret.
+func TestPlainPort(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
@@ -234,7 +238,8 @@ func TestDiallingAPlainPortSaysThatItHasNoSecret(t *testing.T) {
 	assert.ErrorContains(t, err, l.Addr().String())
 }
 
-func TestAnAnswererThatSaysNothingIsLeftInTime(t *testing.T) {
+// A member that does not answer the handshake is given up in time.
+func TestHandshakeTimeout(t *testing.T) {
 	a, b := net.Pipe()
 	defer b.Close()
 	go io.Copy(io.Discard, b)
@@ -272,7 +277,8 @@ func TestTheAnnounceAPIRunsOverTheSameTLS(t *testing.T) {
 	}
 }
 
-func TestWithoutASecretThereIsNoTLSAndNobodyIsKnown(t *testing.T) {
+// Without a secret there is no TLS, and no host is known.
+func TestNoSecret(t *testing.T) {
 	a, b := newIdentity(t, ""), newIdentity(t, "")
 	assert.False(t, a.Secure())
 	assert.Nil(t, a.ServerTLS())
@@ -285,7 +291,8 @@ func TestWithoutASecretThereIsNoTLSAndNobodyIsKnown(t *testing.T) {
 	require.ErrorIs(t, err, identity.ErrNotMember)
 }
 
-func TestEveryMemberComputesTheSameAuthorityAndGossipKey(t *testing.T) {
+// Every member derives the same authority and gossip key.
+func TestDerivation(t *testing.T) {
 	a, b, c := newIdentity(t, ours), newIdentity(t, ours), newIdentity(t, theirs)
 	assert.Equal(t, a.Authority(), b.Authority())
 	assert.NotEqual(t, a.Authority(), c.Authority())
@@ -301,7 +308,8 @@ func TestEveryMemberComputesTheSameAuthorityAndGossipKey(t *testing.T) {
 	assert.Equal(t, "darter cluster d9ad6435ad09", ca.Subject.CommonName)
 }
 
-func TestASecretIsChangedWithoutAnInterruption(t *testing.T) {
+// A secret changes without an interruption.
+func TestSecretChange(t *testing.T) {
 	old, middle, after, gone := newIdentity(t, ours, accepting(theirs)), newIdentity(t, theirs, accepting(ours)), newIdentity(t, theirs), newIdentity(t, ours)
 	for _, pair := range [][2]*identity.Identity{{old, middle}, {middle, old}, {middle, after}, {after, middle}} {
 		r := talk(t, pair[0], pair[1])
@@ -319,7 +327,8 @@ func TestASecretIsChangedWithoutAnInterruption(t *testing.T) {
 	require.ErrorIs(t, err, identity.ErrCertificate)
 }
 
-func TestAMemberCertificateIsRenewedWhileTheHostRuns(t *testing.T) {
+// A member certificate is renewed while the host runs.
+func TestRenewal(t *testing.T) {
 	now := newClock()
 	a, b := newIdentity(t, ours, now.use), newIdentity(t, ours, now.use)
 	first := talk(t, a, b)
@@ -356,7 +365,8 @@ func TestClocksMayDifferByADay(t *testing.T) {
 	assert.ErrorContains(t, r.client, "clock")
 }
 
-func TestASecretThatCouldBeGuessedIsRefusedWithAWayToMakeOne(t *testing.T) {
+// The refusal of a secret that could be guessed says how to make one.
+func TestWeakSecret(t *testing.T) {
 	for name, weak := range map[string]string{
 		"short":        "hunter2",
 		"31 bytes":     strings.Repeat("a1b2c3d4", 4)[:31],
@@ -393,7 +403,8 @@ func TestAHostWithoutAnIDIsRefused(t *testing.T) {
 	require.ErrorIs(t, err, host.ErrInvalidID)
 }
 
-func TestWithoutASecretOnlyLoopbackIsListenedOn(t *testing.T) {
+// Without a secret a host listens on loopback only.
+func TestCheckListen(t *testing.T) {
 	open, shut := []string{"127.0.0.1:65002", "127.8.8.8:0", "[::1]:65002", "localhost:65002", "[::ffff:127.0.0.1]:1"},
 		[]string{":65002", "0.0.0.0:65002", "[::]:65002", "10.0.0.1:65002", "node-1:65002", "localhost.example:1", "127.0.0.1.example:1",
 			"[fe80::1%lo]:1", "[::ffff:10.0.0.1]:1", "127.0.0.1", "", "127.1:80"}
@@ -434,7 +445,8 @@ func TestNoKeyIsEverPrinted(t *testing.T) {
 	assert.Contains(t, logged.String(), string(id.HostID()))
 }
 
-func TestWhatIsExplainedIsNotExplainedAgain(t *testing.T) {
+// An error is explained once.
+func TestExplainOnce(t *testing.T) {
 	once := identity.Explain(x509.UnknownAuthorityError{})
 	require.ErrorIs(t, once, identity.ErrNotMember)
 	assert.Equal(t, once, identity.Explain(once))

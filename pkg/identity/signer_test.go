@@ -69,7 +69,8 @@ func TestARunIsGoodOnEveryMemberOfItsCluster(t *testing.T) {
 	}
 }
 
-func TestEveryChangedFieldOfARunIsDetected(t *testing.T) {
+// Every changed field of a run is detected.
+func TestTamperedRun(t *testing.T) {
 	id := newIdentity(t, ours)
 	s, other := newSigner(t, id), newSigner(t, id)
 	v := knowing(t, id, s, other)
@@ -107,7 +108,8 @@ func TestEveryChangedFieldOfARunIsDetected(t *testing.T) {
 	assert.ErrorIs(t, v.VerifyRun(content, impossible), piece.ErrInvalidMetadata)
 }
 
-func TestEveryChangedFieldOfARevocationIsDetected(t *testing.T) {
+// Every changed field of a revocation is detected.
+func TestTamperedRevocation(t *testing.T) {
 	id := newIdentity(t, ours)
 	s, other := newSigner(t, id), newSigner(t, id)
 	v := knowing(t, id, s, other)
@@ -120,7 +122,8 @@ func TestEveryChangedFieldOfARevocationIsDetected(t *testing.T) {
 	assert.ErrorIs(t, v.VerifyRevocation(content, piece.Revocation{Epoch: 9, Signature: r.Signature}), identity.ErrUnknownKey)
 }
 
-func TestOnlyACoordinatorsCertificateOfThisClusterMakesAKeyKnown(t *testing.T) {
+// Only a coordinator's certificate of this cluster makes a key known.
+func TestAddCertificate(t *testing.T) {
 	id := newIdentity(t, ours)
 	role := func(c *x509.Certificate) {
 		c.URIs = []*url.URL{{Scheme: "darter", Host: "role", Path: "/coordinator"}}
@@ -175,7 +178,8 @@ func TestOnlyACoordinatorsCertificateOfThisClusterMakesAKeyKnown(t *testing.T) {
 	assert.Equal(t, 1, v.Known())
 }
 
-func TestADeadCoordinatorsRunsStayGoodForAYear(t *testing.T) {
+// The runs of a dead coordinator stay good for a year.
+func TestSignerLife(t *testing.T) {
 	now := newClock()
 	id := newIdentity(t, ours, now.use)
 	s := newSigner(t, id)
@@ -197,7 +201,8 @@ func TestADeadCoordinatorsRunsStayGoodForAYear(t *testing.T) {
 	assert.ErrorIs(t, err, identity.ErrExpired)
 }
 
-func TestACoordinatorThatRunsForYearsKeepsItsKeyUnderNewCertificates(t *testing.T) {
+// A coordinator that runs for years keeps its key under new certificates.
+func TestSignerRenewal(t *testing.T) {
 	now := newClock()
 	id := newIdentity(t, ours, now.use)
 	s := newSigner(t, id)
@@ -216,7 +221,8 @@ func TestACoordinatorThatRunsForYearsKeepsItsKeyUnderNewCertificates(t *testing.
 	assert.NotEqual(t, first, s.Certificate())
 }
 
-func TestTheKeysUsedLastAreRemembered(t *testing.T) {
+// The keys used last are remembered.
+func TestKeysMax(t *testing.T) {
 	id := newIdentity(t, ours)
 	v := identity.NewVerifier(id)
 	first := newSigner(t, id)

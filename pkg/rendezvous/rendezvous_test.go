@@ -19,7 +19,8 @@ func members(n int) (list []string) {
 	return list
 }
 
-func TestEverybodyAgreesOnTheOrderHoweverTheMembersWereTold(t *testing.T) {
+// The order does not depend on the order of the members.
+func TestOrderIgnoresInputOrder(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -37,13 +38,14 @@ func TestEverybodyAgreesOnTheOrderHoweverTheMembersWereTold(t *testing.T) {
 }
 
 // Releases of one protocol must agree, too: other orders mean two owners for each task.
-func TestTheOrderIsTheSameInEveryRelease(t *testing.T) {
+func TestOrderIsStable(t *testing.T) {
 	three := []string{"a:65000", "b:65000", "c:65000"}
 	assert.Equal(t, []string{"a:65000", "b:65000", "c:65000"}, rendezvous.Order("sha256:aa", three))
 	assert.Equal(t, []string{"a:65000", "c:65000", "b:65000"}, rendezvous.Order("sha256:bb", three))
 }
 
-func TestOneThatLeavesMovesNobodysKeysButItsOwn(t *testing.T) {
+// A member that leaves moves only its own keys.
+func TestOrderAfterLeave(t *testing.T) {
 	all := members(8)
 	for k := range 500 {
 		key := fmt.Sprint("task ", k)
@@ -56,7 +58,8 @@ func TestOneThatLeavesMovesNobodysKeysButItsOwn(t *testing.T) {
 	}
 }
 
-func TestEachMemberLeadsItsShareAndStandsInForItsShare(t *testing.T) {
+// Each member leads its share and is second for its share.
+func TestOrderIsEven(t *testing.T) {
 	const keys, n = 20_000, 10
 	leads, seconds := map[string]int{}, map[string]int{}
 	for k := range keys {
@@ -78,7 +81,8 @@ func TestEachMemberLeadsItsShareAndStandsInForItsShare(t *testing.T) {
 	}
 }
 
-func TestAMembersNameAndAKeyAreNotTakenForAnother(t *testing.T) {
+// A member's name and a key are not confused with another pair.
+func TestOrderSeparator(t *testing.T) {
 	// Without something between them, "a"+"bc" and "ab"+"c" would weigh the same.
 	differ := 0
 	for k := range 64 {
