@@ -1,9 +1,8 @@
-// Package cluster knows which supernodes are alive, a few dozen at most, which tell each other by
-// gossip (memberlist, SWIM).
+// Package cluster knows which supernodes are alive, a few dozen at most, by gossip (memberlist, SWIM).
 //
-// A View is one consistent, sorted snapshot that is read without waiting, and it always
-// holds this host itself. Views of two hosts may differ for seconds, so nothing that must
-// be right may rest on them alone. Start at [New] and [Cluster.View].
+// A View is one consistent, sorted snapshot that is read without waiting, and it always holds this host
+// itself. Views of two hosts may differ for seconds, so nothing that must be right may depend on them
+// alone. Start at [New] and [Cluster.View].
 package cluster
 
 import (
@@ -30,10 +29,10 @@ import (
 // Role is what a member does in the cluster.
 type Role string
 
-// Supernode is the role of who owns tasks. Members of later versions may have others.
+// Supernode is the role of members that own tasks. Members of later versions may have others.
 const Supernode Role = "supernode"
 
-// Meta is what a member tells of itself.
+// Meta is what a member announces about itself.
 type Meta struct {
 	// APIAddr is host:port where it takes announces.
 	APIAddr string
@@ -58,36 +57,35 @@ type Config struct {
 	// Bind is IP:port to gossip on, over UDP and TCP; ":port" is every address, port 0 any
 	// free one.
 	Bind string
-	// Advertise is IP:port where the others reach this host. Default: Bind, so it must be
-	// told where Bind is every address. Port 0 is the port of Bind.
+	// Advertise is IP:port where the others reach this host. Default: Bind, so it must be set where
+	// Bind is every address. Port 0 is the port of Bind.
 	Advertise string
-	// Join are host:port of members. A name is looked up anew at each attempt, and three of
-	// its addresses at most are tried, so that a name of many costs no more than one of few. Members
-	// that this host ever saw are tried, too. Empty: this host waits to be found.
+	// Join are host:port of members. Each attempt resolves a name again and tries at most three of its
+	// addresses, so that a name of many costs no more than one of few. It also tries members that this
+	// host saw before. Empty: this host waits until another one joins it.
 	Join []string
-	// Keys encrypt the gossip, 32 bytes each: the first one encrypts, all decrypt. None: plain
-	// text, and everybody who reaches Bind can be a member.
+	// Keys encrypt the gossip, 32 bytes each: the first one encrypts, all decrypt. None: plain text,
+	// and every host that reaches Bind can be a member.
 	Keys []secret.String
 	// Label keeps clusters apart that can reach each other. At most 128 bytes.
 	Label string
-	// Meta is told to the others; its JSON has at most 512 bytes.
+	// Meta goes to the other members; its JSON has at most 512 bytes.
 	Meta Meta
 	// Logger; nil discards.
 	Logger *slog.Logger
 	// Resolve looks up the names in Join. Default: the system's resolver.
 	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
 
-	// ProbeInterval is how often a member asks one other whether it is alive. A crash is
-	// seen after some six of them; a shorter one takes a busy host for a dead one. Default 1 s.
+	// ProbeInterval is how often a member probes one other. It takes some six probes to notice a crash;
+	// a shorter interval takes a busy host for a dead one. Default 1 s.
 	ProbeInterval time.Duration
-	// GossipInterval is how often news is passed on. Default 200 ms.
+	// GossipInterval is how often a member passes changes on. Default 200 ms.
 	GossipInterval time.Duration
 	// PushPullInterval is how often two members compare all they know: it ends the last
 	// differences, at one TCP exchange of a few KiB each. Default 5 s.
 	PushPullInterval time.Duration
-	// RejoinInterval is how often, about, members that this host does not see are tried
-	// again. Gossip alone does not heal a partition, since the dead are not asked; this does.
-	// Default 30 s.
+	// RejoinInterval is about how often this host tries members again that it does not see. Gossip
+	// alone does not heal a partition, since members do not probe the dead. Default 30 s.
 	RejoinInterval time.Duration
 }
 
@@ -103,7 +101,7 @@ const (
 	tcpMax = 3 * time.Second
 	// exchangeGrace is how much longer than the context such an exchange may take.
 	exchangeGrace = 500 * time.Millisecond
-	// leaveMax bounds the good-bye: without it the others see a crash.
+	// leaveMax bounds the leave message: without it the others see a crash.
 	leaveMax = time.Second
 )
 
@@ -120,7 +118,7 @@ type Cluster struct {
 	ran     atomic.Bool
 	view    atomic.Pointer[[]Member]
 
-	// mu is held to take in one member's news, never while anything is sent.
+	// mu is held to take in one member's change, never while anything is sent.
 	mu      sync.Mutex
 	members map[host.ID]Member
 	former  map[netip.AddrPort]time.Time // addresses of members that are gone, and since when
@@ -157,7 +155,8 @@ func New(cfg Config) (*Cluster, error) {
 		}
 	}
 	if c.advertise.Addr().IsUnspecified() {
-		return nil, fmt.Errorf("gossip advertise address: %s is no address that others can reach: say which of this host's addresses they use", c.advertise)
+		return nil, fmt.Errorf("gossip advertise address: %s is no address that others can reach: "+
+			"set the address of this host that they use", c.advertise)
 	}
 	for _, j := range cfg.Join {
 		if _, port, err := net.SplitHostPort(j); err != nil || port == "" {
@@ -207,8 +206,8 @@ func parseAddr(s string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()), nil
 }
 
-// View is the coordinators that are alive, this host among them, sorted by ID. The slice is
-// shared: it is never changed, by nobody.
+// View is the coordinators that are alive, this host among them, sorted by ID. The slice is shared:
+// callers must not change it.
 func (c *Cluster) View() []Member { return *c.view.Load() }
 
 // Changed is closed when the View changes next. Take it before the View, and no change is
@@ -234,14 +233,14 @@ func (c *Cluster) publish() {
 	c.changed = make(chan struct{})
 }
 
-// Run gossips until ctx ends, then says good-bye to the others. It runs once. The error
-// says why it could not listen; the end of ctx is none.
+// Run gossips until ctx ends, then sends the others that this host leaves. It runs once. The error says
+// why it could not listen; the end of ctx is no error.
 func (c *Cluster) Run(ctx context.Context) error {
 	if c.ran.Swap(true) {
 		return errors.New("gossip was started before")
 	}
-	// An exchange that is under way at the end may finish: without it the other side knows a
-	// host that does not know whom to say good-bye to.
+	// An exchange that is under way at the end may finish: otherwise the other side knows this host,
+	// and this host does not know that it must send it the leave message.
 	dialCtx, stopDialling := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopDialling()
 	defer context.AfterFunc(ctx, func() {
@@ -288,7 +287,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	begun := time.Now()
 	err = ml.Leave(leaveMax)
 	if err != nil {
-		c.log.Warn("left the gossip without a good-bye: the others will take it for a crash", "error", err)
+		c.log.Warn("left the gossip without a leave message: the others will take it for a crash", "error", err)
 	}
 	if err := ml.Shutdown(); err != nil {
 		return fmt.Errorf("ending the gossip on %s: %w", c.bind, err)

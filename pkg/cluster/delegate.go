@@ -16,11 +16,11 @@ const (
 	formerFor = time.Hour
 )
 
-// errGone is why a member is silent until it is asked again.
-var errGone = errors.New("it was there, and has left or died")
+// errGone is why a member is silent until the next attempt to join it.
+var errGone = errors.New("it was a member, and has left or died")
 
-// delegate hears memberlist's news. Memberlist holds its own lock meanwhile, so nothing
-// here may block or ask it anything.
+// delegate receives memberlist's events. Memberlist holds its own lock meanwhile, so nothing here may
+// block or call it.
 type delegate struct{ c *Cluster }
 
 func (d delegate) NodeMeta(int) []byte             { return d.c.meta }
@@ -36,7 +36,7 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 	c := d.c
 	id := host.ID(n.Name)
 	if id == c.cfg.Host {
-		return // this host, on its way out
+		return // this host, which is leaving
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -51,8 +51,7 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 	c.log.Info("member gone", "host", id, "api", m.APIAddr, "members", len(c.members))
 }
 
-// NotifyConflict hears of a host that came back with another address, or of two hosts with
-// one ID.
+// NotifyConflict receives that a host came back with another address, or that two hosts have one ID.
 func (d delegate) NotifyConflict(existing, other *memberlist.Node) {
 	c := d.c
 	c.mu.Lock()
@@ -64,11 +63,12 @@ func (d delegate) NotifyConflict(existing, other *memberlist.Node) {
 			c.log.Error("two hosts have one ID: was a data directory copied? Give one of them an empty one", attrs...)
 			return
 		}
-		c.log.Info("a host that died is back at another address, and is a member again soon", append(attrs, "after", reclaim)...)
+		c.log.Info("a host that died is back at another address, and is a member again soon",
+			append(attrs, "after", reclaim)...)
 	})
 }
 
-// put takes in a member that is new or says something new.
+// put takes in a member that is new or has changed its metadata.
 func (c *Cluster) put(n *memberlist.Node, what string) {
 	id, err := host.ParseID(n.Name)
 	if id == c.cfg.Host {
@@ -79,7 +79,7 @@ func (c *Cluster) put(n *memberlist.Node, what string) {
 		meta, err = decodeMeta(n.Meta)
 	}
 	if err != nil {
-		// It gossips, but nobody could talk to it: a later version, or none of ours.
+		// It gossips, but no host could use it: a later version, or another program.
 		c.log.Warn("gossip from a member that cannot be used", "address", n.Address(), "error", err)
 		return
 	}
@@ -94,10 +94,11 @@ func (c *Cluster) put(n *memberlist.Node, what string) {
 	delete(c.former, m.GossipAddr)
 	delete(c.silent, m.GossipAddr.String())
 	c.publish()
-	c.log.Info(what, "host", id, "api", m.APIAddr, "role", m.Role, "zone", m.Zone, "version", m.Version, "members", len(c.members))
+	c.log.Info(what, "host", id, "api", m.APIAddr, "role", m.Role, "zone", m.Zone, "version", m.Version,
+		"members", len(c.members))
 }
 
-// remember keeps the address of a member that is gone; the oldest one makes room. mu is held.
+// remember keeps the address of a member that is gone, in place of the oldest one. mu is held.
 func (c *Cluster) remember(a netip.AddrPort, now time.Time) {
 	c.former[a] = now
 	for a, since := range c.former {

@@ -9,11 +9,11 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// ErrMeta tells that what a member says of itself cannot be used.
+// ErrMeta says that a member's metadata cannot be used.
 var ErrMeta = errors.New("invalid member metadata")
 
-// metaVersion grows when a reader of the version before would understand something wrong.
-// Fields may be added without: readers skip those that they do not know.
+// metaVersion grows when a reader of the version before would misread a field. New fields need no new
+// version: readers skip those that they do not know.
 const metaVersion = 1
 
 // metaWire is the shape of Meta in the gossip: short keys, since it travels in UDP packets.
@@ -31,7 +31,8 @@ func encodeMeta(m Meta) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %w", ErrMeta, err)
 	}
 	if len(b) > memberlist.MetaMaxSize {
-		return nil, fmt.Errorf("%w: it has %d bytes, more than %d: shorten the zone's name", ErrMeta, len(b), memberlist.MetaMaxSize)
+		return nil, fmt.Errorf("%w: it has %d bytes, more than %d: shorten the zone's name",
+			ErrMeta, len(b), memberlist.MetaMaxSize)
 	}
 	if _, err := decodeMeta(b); err != nil {
 		return nil, err
@@ -39,7 +40,7 @@ func encodeMeta(m Meta) ([]byte, error) {
 	return b, nil
 }
 
-// decodeMeta reads what another member said. The error wraps [ErrMeta].
+// decodeMeta reads the metadata of another member. The error wraps [ErrMeta].
 func decodeMeta(b []byte) (Meta, error) {
 	var w metaWire
 	if len(b) > memberlist.MetaMaxSize {
@@ -54,6 +55,6 @@ func decodeMeta(b []byte) (Meta, error) {
 	if _, port, err := net.SplitHostPort(w.API); err != nil || port == "" {
 		return Meta{}, fmt.Errorf("%w: API address %.80q", ErrMeta, w.API)
 	}
-	// A role that a later program brings owns no tasks here.
+	// A member with a role of a later version owns no tasks here.
 	return Meta{APIAddr: w.API, Role: w.Role, Zone: w.Zone, Version: w.Ver}, nil
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// How many addresses one attempt tries: of those that the configuration names, and of
-// members that this host saw before.
+// How many addresses one attempt tries: of those in the configuration, and of members that this host
+// saw before.
 const (
 	joinsMax   = 3
 	formersMax = 2
@@ -36,7 +36,8 @@ func (c *Cluster) rejoin(ctx context.Context, ml *memberlist.Memberlist) {
 		if len(c.View()) == 1 && alone < wait {
 			wait, alone = alone, alone*2
 		}
-		// Half as long to half longer, so that a cluster that was cut does not heal in one blow.
+		// Between half and one and a half of it, so that the members of a partition do not all
+		// rejoin at once.
 		wait = wait/2 + rand.N(wait)
 		select {
 		case <-ctx.Done():
@@ -78,15 +79,15 @@ func reasonOf(addr string, err error) error {
 	}
 }
 
-// Silence is an address at which a member should be and none answered.
+// Silence is an address where a member should be and none answered.
 type Silence struct {
 	// Addr is IP:port, or what Join names where that has no address.
 	Addr string
 	Err  error
 }
 
-// Silent lists, sorted by address, who should be a member, by the configuration or because
-// this host saw him within the last hour, and did not answer when he was last asked.
+// Silent lists, sorted by address, the members that did not answer the last attempt: those in the
+// configuration, and those that this host saw within the last hour.
 func (c *Cluster) Silent() (list []Silence) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -100,7 +101,7 @@ func (c *Cluster) Silent() (list []Silence) {
 // aloneTries is how many attempts in vain are usual while a cluster starts.
 const aloneTries = 3
 
-// noteSilent takes in what an attempt brought: failed by its address, of those that were tried.
+// noteSilent takes in the result of an attempt: the failed addresses of those that were tried.
 func (c *Cluster) noteSilent(named, tried []netip.AddrPort, failed map[string]error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -131,13 +132,14 @@ func (c *Cluster) noteSilent(named, tried []netip.AddrPort, failed map[string]er
 	case len(failed) > 0:
 		if c.lonely++; c.lonely == aloneTries {
 			addr := slices.Sorted(maps.Keys(failed))[0]
-			c.log.Warn("nobody that was to be joined answers: this host goes on alone, and keeps trying", "address", addr, "error", failed[addr], "silent", len(c.silent))
+			c.log.Warn("no member to join answers: this host goes on alone, and keeps trying",
+				"address", addr, "error", failed[addr], "silent", len(c.silent))
 		}
 	}
 }
 
-// resolve looks up what Join names now. A name without an answer is no error: a cluster
-// that starts has none yet.
+// resolve resolves the names in Join. A name without an address is no error: a cluster that starts has
+// none yet.
 func (c *Cluster) resolve(ctx context.Context) (found []netip.AddrPort, failed map[string]error) {
 	failed = map[string]error{}
 	ctx, cancel := context.WithTimeout(ctx, resolveMax)
@@ -170,8 +172,8 @@ func (c *Cluster) resolve(ctx context.Context) (found []netip.AddrPort, failed m
 	return found, failed
 }
 
-// targets chooses whom to try: some of the named that are not alive here, and some that
-// were. Others are tried at other times, since the choice is random.
+// targets chooses the addresses to try: some of the named ones that are not alive here, and some former
+// ones. The choice is random, so that other attempts try the others.
 func (c *Cluster) targets(named []netip.AddrPort, now time.Time) []netip.AddrPort {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -28,28 +28,28 @@ func listen(bind netip.AddrPort, logger *log.Logger) (*memberlist.NetTransport, 
 	}
 }
 
-// transport is memberlist's own, whose connections end with a context: a host that shuts
-// down waits for no silent one.
+// transport is memberlist's own, whose connections end with a context: a host that shuts down does not
+// wait for a silent one.
 type transport struct {
 	*memberlist.NetTransport
 	ctx context.Context
-	// streams are the connections of others that are let in.
+	// streams are the connections of others that were admitted.
 	streams chan net.Conn
 }
 
-// Bounds of the connections that others open: an exchange takes milliseconds, and each ends
-// after tcpMax whatever it does.
+// Bounds of the connections that others open: an exchange takes milliseconds, and each ends after
+// tcpMax.
 const (
 	streamsMax     = 128
 	streamsMaxEach = 16
 )
 
-// StreamCh gives the connections that are let in.
+// StreamCh gives the connections that were admitted.
 func (t *transport) StreamCh() <-chan net.Conn { return t.streams }
 
-// admit lets connections in until ctx ends and nobody takes them any more. Where one more is too
-// many, the oldest is closed for it, of the same address if that has too many: an exchange is
-// over before others come, and a connection that says nothing is not.
+// admit admits connections until ctx ends and memberlist takes no more. Beyond a bound it closes the
+// oldest one, of the same address if that has too many: an exchange ends before others come, and a
+// silent connection does not.
 func (t *transport) admit(ctx context.Context) {
 	open := &streams{}
 	for {
@@ -71,7 +71,7 @@ func (t *transport) admit(ctx context.Context) {
 
 // streams are connections of others, the oldest first.
 type streams struct {
-	// mu is held to note who comes and goes.
+	// mu is held to add or remove a connection.
 	mu   sync.Mutex
 	list []stream
 }
@@ -138,8 +138,8 @@ func (c *boundConn) Close() error {
 	return c.Conn.Close()
 }
 
-// bridge turns memberlist's log lines into slog's. A stranger on the gossip port can make
-// it write a line a packet, so lines beyond a rate are counted instead.
+// bridge turns memberlist's log lines into slog's. A stranger on the gossip port can make it write a
+// line for each packet, so lines beyond a rate are counted instead.
 type bridge struct {
 	log     *slog.Logger
 	limit   *rate.Limiter
@@ -150,8 +150,8 @@ func newBridge(l *slog.Logger) *bridge {
 	return &bridge{log: l, limit: rate.NewLimiter(rate.Every(time.Second), 20)}
 }
 
-// levels are those of this program. Memberlist calls an error what a single lost packet or a
-// stranger can cause; nothing of that is for an operator to repair at once.
+// levels are those of this program. A single lost packet or a stranger can cause what memberlist calls
+// an error, and an operator need not act on it at once.
 var levels = map[string]slog.Level{
 	"[ERR]": slog.LevelWarn, "[WARN]": slog.LevelInfo, "[INFO]": slog.LevelDebug, "[DEBUG]": slog.LevelDebug,
 }

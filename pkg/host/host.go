@@ -1,4 +1,4 @@
-// Package host names the machines of a cluster: who holds pieces and where to reach them.
+// Package host names the machines of a cluster: which one holds pieces, and where to reach it.
 //
 // A host keeps its [ID] as long as it keeps its cache on the same machine, so that pieces it
 // announced before a restart are still its own. Start at [Host].
@@ -12,7 +12,7 @@ import (
 	"fmt"
 )
 
-// ErrInvalidID tells that a text is no host ID.
+// ErrInvalidID says that a text is no host ID.
 var ErrInvalidID = errors.New("invalid host ID")
 
 // ID is 32 lower-case hex digits. Those of [OfKey] are the name of a key that the host keeps in
@@ -29,18 +29,17 @@ func NewID() ID {
 // keyed begins every ID that names a key. A drawn one has it once in four billion.
 const keyed = "da27e21d"
 
-// OfKey is the ID of the host that holds a public key: 96 bits of its SHA-256 behind a mark, so
-// that nobody can show another key for it.
+// OfKey is the ID of the host that holds a public key: 96 bits of its SHA-256 behind a mark, so that no
+// other key has the same ID.
 func OfKey(public []byte) ID {
 	sum := sha256.Sum256(append([]byte("darter host v1\x00"), public...))
 	return ID(keyed + hex.EncodeToString(sum[:12]))
 }
 
-// Keyed reports whether the ID names a key. A host that shows an ID without one is believed on
-// its word.
+// Keyed reports whether the ID names a key. Nothing proves an ID that names none.
 func (id ID) Keyed() bool { return len(id) == 32 && id[:len(keyed)] == keyed }
 
-// ParseID checks a text that came from outside. The error wraps [ErrInvalidID].
+// ParseID checks a text that came from another program. The error wraps [ErrInvalidID].
 func ParseID(s string) (ID, error) {
 	if b, err := hex.DecodeString(s); err != nil || len(b) != 16 || hex.EncodeToString(b) != s {
 		return "", fmt.Errorf("%w: %.80q", ErrInvalidID, s)
@@ -49,7 +48,7 @@ func ParseID(s string) (ID, error) {
 }
 
 // PeerID is the host's 20-byte name in a BitTorrent handshake (BEP 20: client letters and
-// version, then bytes that are this host's alone).
+// version, then bytes of this host's own).
 func (id ID) PeerID() (p [20]byte) {
 	sum := sha256.Sum256([]byte(id))
 	copy(p[:], "-DR0100-")

@@ -25,19 +25,19 @@ const (
 	SecretMin = 32
 	// SecretMax bounds what is read as a secret, in bytes.
 	SecretMax = 4096
-	// secretBits is the least that a secret's own letters must promise.
+	// secretBits is the least entropy of a secret's own bytes, in bits.
 	secretBits = 80
 )
 
-// ErrWeakSecret tells that a cluster secret could be guessed or is no secret at all.
+// ErrWeakSecret says that a cluster secret could be guessed or is no secret at all.
 var ErrWeakSecret = errors.New("weak cluster secret")
 
 const makeOne = `make one with "openssl rand -hex 32"`
 
-// clean takes the white space off a secret and refuses one that is easily guessed. The
-// secret is used as it is, without a slow hash, and whoever can connect to a member can try
-// guesses at home: so it must be drawn by a machine. The check catches accidents (a word, a
-// repeated word, a row of zeros); it cannot tell a sentence from randomness.
+// clean trims a secret and refuses one that is easily guessed. The secret is used without a slow hash,
+// and a host that can connect to a member can test guesses offline: so a machine must draw it. The
+// check catches accidents (a word, a repeated word, a row of zeros); it cannot tell a sentence from
+// random bytes.
 func clean(s secret.String) (string, error) {
 	v := strings.TrimSpace(s.Reveal())
 	switch {
@@ -51,7 +51,8 @@ func clean(s secret.String) (string, error) {
 		return "", fmt.Errorf("%w: it has %d bytes, more than %d; is this the right file?", ErrWeakSecret, len(v), SecretMax)
 	}
 	if bits := spread(period(v)); bits < secretBits {
-		return "", fmt.Errorf("%w: its characters repeat (some %.0f bits, %d wanted); %s", ErrWeakSecret, bits, secretBits, makeOne)
+		return "", fmt.Errorf("%w: its characters repeat (some %.0f bits, %d wanted); %s",
+			ErrWeakSecret, bits, secretBits, makeOne)
 	}
 	return v, nil
 }
@@ -91,9 +92,8 @@ const (
 	infoNames    = "names of files hmac-sha256"
 )
 
-// derive gives n bytes of the secret for one purpose. Without a secret they come from a
-// constant that everybody can read, under a salt of its own: no secret, however
-// chosen, derives the same bytes.
+// derive gives n bytes of the secret for one purpose. Without a secret they come from a public
+// constant, under a salt of its own: no secret derives the same bytes.
 func derive(clusterSecret, info string, n int) []byte {
 	salt := saltSecure
 	if clusterSecret == "" {
@@ -118,8 +118,8 @@ type authority struct {
 	roots       *x509.CertPool
 }
 
-// deriveAuthority computes the certificate authority of a secret. Every field is fixed and
-// Ed25519 signs without chance (RFC 8032), so every member computes the same certificate.
+// deriveAuthority computes the certificate authority of a secret. Every field is fixed and Ed25519 is
+// deterministic (RFC 8032), so every member computes the same certificate.
 func deriveAuthority(clusterSecret string) (authority, error) {
 	key := ed25519.NewKeyFromSeed(derive(clusterSecret, infoCA, ed25519.SeedSize))
 	name := sha256.Sum256(key.Public().(ed25519.PublicKey))
@@ -148,7 +148,7 @@ func deriveAuthority(clusterSecret string) (authority, error) {
 	return authority{certificate: certificate, key: key, roots: roots}, nil
 }
 
-// accept makes a believe what other issued, too.
+// accept makes a also accept what other issued.
 func (a *authority) accept(other authority) { a.roots.AddCert(other.certificate) }
 
 // issue makes a fresh Ed25519 key and a certificate for it.
@@ -175,9 +175,8 @@ func (a *authority) certify(template *x509.Certificate, key ed25519.PrivateKey) 
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, nil
 }
 
-// renewing is a certificate that is made anew at half of its life, by whoever asks then:
-// no timer, so a host that slept or whose clock was set has a good one at the next
-// question.
+// renewing is a certificate that the first call after half of its life renews. There is no timer, so a
+// host that slept or whose clock was set has a good one at the next call.
 type renewing struct {
 	now   func() time.Time
 	life  time.Duration
@@ -189,7 +188,9 @@ type renewing struct {
 }
 
 // newRenewing makes the first certificate.
-func newRenewing(now func() time.Time, life time.Duration, issue func(time.Time) (*tls.Certificate, error)) (*renewing, error) {
+func newRenewing(
+	now func() time.Time, life time.Duration, issue func(time.Time) (*tls.Certificate, error),
+) (*renewing, error) {
 	first, err := issue(now())
 	if err != nil {
 		return nil, err
@@ -203,8 +204,7 @@ func (r *renewing) get() *tls.Certificate {
 	defer r.mu.Unlock()
 	leaf := r.current.Leaf
 	if now.After(leaf.NotAfter.Add(-r.life/2)) || now.Before(leaf.NotBefore) {
-		// One that cannot be made leaves the old one, which may well be good yet; the other
-		// end judges it anyway.
+		// On failure the old one stays, which may still be good; the other end checks it anyway.
 		if c, err := r.issue(now); err == nil {
 			r.current = c
 		}

@@ -9,20 +9,19 @@ import (
 	"time"
 )
 
-// ClockNotice is from which difference of two members' clocks on an operator should hear of it.
-// Nothing fails yet.
+// ClockNotice is the difference of two members' clocks from which the log warns. Nothing fails yet.
 const ClockNotice = time.Minute
 
-// ClockError tells that the clocks of two members are more than [ClockSkew] apart. Neither
-// would take the other's certificate on a new connection, so they do not count on an old one.
+// ClockError says that the clocks of two members are more than [ClockSkew] apart. Neither would accept
+// the other's certificate on a new connection, so they do not rely on an old one.
 type ClockError struct {
 	// Other names the other member, as in "owner 10.0.0.1:65001".
 	Other string
-	// Here and There are what the two clocks said at the same moment.
+	// Here and There are the times of the two clocks at the same moment.
 	Here, There time.Time
 }
 
-// Apart judges what two clocks said at the same moment: nil, or a *[ClockError].
+// Apart compares the times of two clocks at the same moment: nil, or a *[ClockError].
 func Apart(other string, here, there time.Time) error {
 	if there.Sub(here).Abs() <= ClockSkew {
 		return nil
@@ -47,7 +46,7 @@ func OfClocks(err error) bool {
 }
 
 // refusedAsExpired reports whether the other end refused this host's certificate as outside its
-// time (RFC 8446, section 6.2, certificate_expired). crypto/tls tells it by its text alone.
+// time (RFC 8446, section 6.2, certificate_expired). Only the text of crypto/tls's error says so.
 func refusedAsExpired(err error) bool {
 	var op *net.OpError
 	return errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Err.Error(), "expired certificate")

@@ -11,9 +11,9 @@ const gatherSize = 128 << 10
 
 var gatherBuffers = sync.Pool{New: func() any { b := make([]byte, 0, gatherSize); return &b }}
 
-// gather is the connection under a TLS connection. TLS writes record after record, of 16 KiB at
-// most; between Hold and Release several of them leave together, which saves both ends most of
-// what the kernel costs them. It has a buffer only meanwhile.
+// gather is the connection under a TLS connection. TLS writes records of at most 16 KiB; between Hold
+// and Release several of them leave in one write, which saves both ends most of the system calls. It has
+// a buffer only meanwhile.
 type gather struct {
 	net.Conn
 	// mu is held over a write: both goroutines of a TLS connection may write.
@@ -33,8 +33,8 @@ func (g *gather) Hold() {
 	}
 }
 
-// Release writes what was gathered, and from then on whatever comes at once. The error is that
-// of the connection, which is then worthless.
+// Release writes the buffer; later writes pass through. The error is that of the connection, which
+// cannot be used then.
 func (g *gather) Release() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

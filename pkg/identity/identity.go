@@ -1,13 +1,12 @@
-// Package identity makes a host recognisable: from one cluster secret it derives the
-// cluster's certificate authority, the member certificates of its TLS, the gossip key and
-// the certificates under which coordinators sign runs of piece digests.
+// Package identity proves which host is which: from one cluster secret it derives the cluster's
+// certificate authority, the member certificates of its TLS, the gossip key and the certificates under
+// which coordinators sign runs of piece digests.
 //
-// A connection that it lets through belongs to a member, and a run that it verifies was
-// signed by a coordinator of this cluster; without a secret neither is claimed, and then
-// [Identity.CheckListen] keeps the host on its loopback addresses. A host is the key in its
-// certificate: an ID that names a key ([host.OfKey]) is believed of no other. This package
-// writes no key to disk, prints or logs none. Start at [New]; docs/security.md says what the
-// secret gives and what it does not.
+// A connection that it accepts belongs to a member, and a run that it verifies was signed by a
+// coordinator of this cluster. Without a secret it proves neither, and [Identity.CheckListen] keeps the
+// host on its loopback addresses. An ID that names a key ([host.OfKey]) is accepted only with a
+// certificate for that key. This package never writes a key to disk, prints or logs one. Start at [New];
+// docs/security.md says what the secret gives and what it does not.
 package identity
 
 import (
@@ -44,22 +43,22 @@ type Config struct {
 	// so that a file's last newline makes no second cluster. Empty means no secret: no TLS,
 	// no gossip key, and signatures that prove nothing.
 	Secret secret.String
-	// AlsoAccept are secrets whose members and signatures are accepted beside Secret's own,
-	// while a secret is being changed. Whoever holds one of them is a member.
+	// AlsoAccept are further secrets whose members and signatures are accepted while a secret
+	// changes. A host with one of them is a member.
 	AlsoAccept []secret.String
-	// HostID is told to whom this host connects.
+	// HostID is the ID that this host proves to others.
 	HostID host.ID
-	// Key is the host's own, whose name HostID is ([host.OfKey]). Without one a key is drawn for
-	// each certificate, and then HostID must be a drawn one: nobody would believe another.
+	// Key is the host's own, whose name HostID is ([host.OfKey]). Without one, each certificate gets
+	// a fresh key, and HostID must be a drawn one: others would refuse any other.
 	Key ed25519.PrivateKey
 	// Insecure allows addresses that others can reach although there is no secret.
 	Insecure bool
-	// Now is the clock that certificates are made and judged by. Default [time.Now].
+	// Now is the clock for making and checking certificates. Default [time.Now].
 	Now func() time.Time
 }
 
-// Identity is this host's proof of membership and its judgement of others'. Safe for
-// concurrent use. It prints and logs as the host's ID.
+// Identity proves this host's membership and checks that of others. Safe for concurrent use. It prints
+// and logs as the host's ID.
 type Identity struct {
 	host     host.ID
 	secure   bool
@@ -68,7 +67,7 @@ type Identity struct {
 	gossip   []secret.String
 	names    secret.String
 
-	// members issues and judges member certificates, coordinators those of signing keys.
+	// members issues and checks member certificates, coordinators those of signing keys.
 	// One secret makes one authority for both; coordinators with certificate files of their
 	// own would bring another here, and no member could then issue what it demands.
 	members, coordinators authority
@@ -84,7 +83,8 @@ func New(cfg Config) (*Identity, error) {
 	if _, err := host.ParseID(string(cfg.HostID)); err != nil {
 		return nil, fmt.Errorf("making an identity: %w", err)
 	}
-	if (cfg.Key != nil || cfg.HostID.Keyed()) && (len(cfg.Key) != ed25519.PrivateKeySize || host.OfKey(cfg.Key.Public().(ed25519.PublicKey)) != cfg.HostID) {
+	keyed := cfg.Key != nil || cfg.HostID.Keyed()
+	if keyed && (len(cfg.Key) != ed25519.PrivateKeySize || host.OfKey(cfg.Key.Public().(ed25519.PublicKey)) != cfg.HostID) {
 		return nil, fmt.Errorf("making an identity: %w: host %s is not the name of the key", host.ErrInvalidID, cfg.HostID)
 	}
 	id := &Identity{host: cfg.HostID, key: cfg.Key, insecure: cfg.Insecure, now: cfg.Now}
@@ -97,7 +97,8 @@ func New(cfg Config) (*Identity, error) {
 	}
 	id.secure = own != ""
 	if !id.secure && len(cfg.AlsoAccept) > 0 {
-		return nil, fmt.Errorf("%w: further secrets are accepted beside a cluster secret only, and there is none", ErrWeakSecret)
+		return nil, fmt.Errorf("%w: further secrets are accepted only together with a cluster secret, and there is none",
+			ErrWeakSecret)
 	}
 	id.members, err = deriveAuthority(own)
 	if err != nil {
@@ -142,8 +143,8 @@ func (i *Identity) Secure() bool { return i.secure }
 func (i *Identity) GossipKeys() []secret.String { return append([]secret.String(nil), i.gossip...) }
 
 // NamesKey is the 32-byte key (HMAC-SHA256) under which members hash what is secret in a file's request,
-// so that they find the same name for it and nobody else can guess the secret by the name. Empty
-// without a secret: then there is no key that only members know.
+// so that they compute the same name and no other host can guess the secret from it. Empty without a
+// cluster secret: then there is no key that only members know.
 func (i *Identity) NamesKey() secret.String { return i.names }
 
 // Authority is the DER certificate of the authority that issues this cluster's

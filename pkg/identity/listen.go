@@ -8,25 +8,25 @@ import (
 	"strings"
 )
 
-// ErrInsecureListen tells that strangers could reach an address without any proof.
+// ErrInsecureListen says that strangers could reach an address without any proof.
 var ErrInsecureListen = errors.New("refusing to listen without a cluster secret")
 
-// CheckListen refuses an address (host:port, as [net.Listen] takes it) that others can
-// reach, unless there is a secret or Insecure was said. The error wraps
-// [ErrInsecureListen] and tells what to do.
+// CheckListen refuses an address (host:port, as [net.Listen] takes it) that others can reach, unless
+// there is a secret or Insecure is set. The error wraps [ErrInsecureListen] and says what to do.
 func (i *Identity) CheckListen(addr string) error {
 	if i.secure || i.insecure {
 		return nil
 	}
 	if !loopback(addr) {
-		return fmt.Errorf("%w on %s, which others can reach: set a cluster secret (%s), listen on 127.0.0.1, or accept the risk with --insecure",
+		return fmt.Errorf("%w on %s, which others can reach: set a cluster secret (%s), listen on 127.0.0.1, "+
+			"or accept the risk with --insecure",
 			ErrInsecureListen, addr, makeOne)
 	}
 	return nil
 }
 
 // loopback reports whether only this machine can reach addr. Names other than localhost
-// count as reachable: what they mean is the resolver's to say, and may change.
+// count as reachable: the resolver decides what they mean, and it may change.
 func loopback(addr string) bool {
 	name, _, err := net.SplitHostPort(addr)
 	if err != nil {

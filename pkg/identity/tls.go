@@ -16,8 +16,8 @@ import (
 // seconds of silence that a client may see at worst.
 const handshakeMax = 3 * time.Second
 
-// ServerTLS is the TLS of a listening member, or nil without a secret: TLS 1.3, and whoever
-// connects must show a member certificate. Each call returns a configuration of its own.
+// ServerTLS is the TLS of a listening member, or nil without a secret: TLS 1.3, and every
+// client must show a member certificate. Each call returns a configuration of its own.
 func (i *Identity) ServerTLS() *tls.Config {
 	if !i.secure {
 		return nil
@@ -29,9 +29,9 @@ func (i *Identity) ServerTLS() *tls.Config {
 	return c
 }
 
-// ClientTLS is the TLS of a dialling member, or nil without a secret: TLS 1.3, and the
-// other end must be a member. The address dialled plays no part, since members move; who
-// wants one certain host compares [HostOf]. Each call returns a configuration of its own.
+// ClientTLS is the TLS of a dialling member, or nil without a secret: TLS 1.3, and the other end must be
+// a member. The dialled address does not matter, since members move; a caller that wants one certain
+// host compares [HostOf]. Each call returns a configuration of its own.
 func (i *Identity) ClientTLS() *tls.Config {
 	if !i.secure {
 		return nil
@@ -54,7 +54,7 @@ func (i *Identity) baseTLS() *tls.Config {
 			_, err := memberOf(s)
 			return err
 		},
-		// Every connection proves itself anew: there is no ticket to steal, and a secret
+		// Every connection proves membership again: there is no ticket to steal, and a secret
 		// that was changed is changed. Tickets would save a fifth of a handshake, which costs
 		// both ends together some 1.5 ms of CPU (a third of it for the hybrid key exchange
 		// that a recording does not open later), once per pair and task.

@@ -36,11 +36,11 @@ var (
 	// ErrUnknownKey: no certificate of that key was added, or it was forgotten since:
 	// ask for the certificate and add it.
 	ErrUnknownKey = errors.New("unknown signing key")
-	// ErrBadSignature: the key never signed this. Whoever sent it lies or is broken.
+	// ErrBadSignature: the key never signed this. The sender lies or is broken.
 	ErrBadSignature = errors.New("bad signature")
 )
 
-// Verifier judges what coordinators signed. Safe for concurrent use.
+// Verifier checks what coordinators signed. Safe for concurrent use.
 type Verifier struct {
 	roots *x509.CertPool
 	now   func() time.Time
@@ -59,7 +59,7 @@ type signingKey struct {
 	notBefore, notAfter time.Time
 }
 
-// valid tells whether the key's word is good now.
+// valid reports whether the key's certificate is good now.
 func (k *signingKey) valid(now time.Time) error {
 	if now.Before(k.notBefore) || now.After(k.notAfter) {
 		return fmt.Errorf("%w: key %s is good from %s to %s", ErrExpired, k.id,
@@ -68,7 +68,7 @@ func (k *signingKey) valid(now time.Time) error {
 	return nil
 }
 
-// NewVerifier returns a Verifier that believes the coordinators of i's cluster.
+// NewVerifier returns a Verifier that accepts the coordinators of i's cluster.
 func NewVerifier(i *Identity) *Verifier {
 	v := &Verifier{roots: i.coordinators.roots, now: i.now, certificates: make(map[[sha256.Size]byte]piece.KeyID)}
 	forget := func(_ piece.KeyID, k *signingKey) { delete(v.certificates, k.certificate) }
@@ -100,10 +100,12 @@ func (v *Verifier) AddCertificate(der []byte) (piece.KeyID, error) {
 		return piece.KeyID{}, fmt.Errorf("%w: key of type %s, authority %t", ErrCertificate, c.PublicKeyAlgorithm, c.IsCA)
 	}
 	k := &signingKey{id: keyID(public), public: public, certificate: sum, notBefore: c.NotBefore, notAfter: c.NotAfter}
-	// The role comes after the chain: an error must not tell a stranger's certificate from
-	// a member's by what the stranger wrote into it. The time is judged by itself, so that
-	// an old certificate is not taken for a forged one.
-	_, err = c.Verify(x509.VerifyOptions{Roots: v.roots, CurrentTime: c.NotAfter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	// The role comes after the chain: the error for a stranger's certificate must not depend on what
+	// the stranger wrote into it. The time is checked by itself, so that an old certificate does not
+	// count as a forged one.
+	_, err = c.Verify(x509.VerifyOptions{
+		Roots: v.roots, CurrentTime: c.NotAfter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
 	if err != nil {
 		return piece.KeyID{}, fmt.Errorf("%w: %w", ErrCertificate, err)
 	}
@@ -172,7 +174,7 @@ func isCoordinator(c *x509.Certificate) bool {
 	return false
 }
 
-// VerifyRun says whether a known coordinator signed exactly this run for exactly this task.
+// VerifyRun checks that a known coordinator signed exactly this run for exactly this task.
 // The error wraps [piece.ErrInvalidMetadata], [ErrUnknownKey], [ErrExpired] or
 // [ErrBadSignature].
 func (v *Verifier) VerifyRun(id task.ID, r piece.DigestRun) error {
@@ -185,7 +187,7 @@ func (v *Verifier) VerifyRun(id task.ID, r piece.DigestRun) error {
 	return nil
 }
 
-// VerifyRevocation says whether a known coordinator revoked this epoch of this task. The
+// VerifyRevocation checks that a known coordinator revoked this epoch of this task. The
 // error wraps [ErrUnknownKey], [ErrExpired] or [ErrBadSignature].
 func (v *Verifier) VerifyRevocation(id task.ID, r piece.Revocation) error {
 	if err := v.verify(r.Key, r.SigningBytes(id), r.Signature); err != nil {

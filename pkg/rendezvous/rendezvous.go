@@ -1,5 +1,5 @@
-// Package rendezvous orders the members of a set for a key, so that everybody who knows
-// the same members agrees on who comes first without talking.
+// Package rendezvous orders the members of a set for a key, so that all hosts that know the same members
+// agree on the first one without a message.
 //
 // When a member leaves, only the keys it led move, and each moves to the member that was
 // second for it (highest random weight hashing). Start at [Order].
