@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
-	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/registryproxy"
 	"github.com/darter-io/darter/pkg/task"
 	"github.com/darter-io/darter/pkg/telemetry"
@@ -99,9 +98,8 @@ func stages(x registryproxy.Pull) (list []telemetry.Stage) {
 
 // split says where the bytes that a client was given came from. A download has many readers
 // and its bytes come in any order: each reader's are taken to be of the same mixture.
-func (p *pulls) split(n int64, s peer.Sources, cached bool) (b api.Sources) {
-	seeds := s.Seeds + s.Inline
-	all := s.Peers + seeds + s.Origin
+func (p *pulls) split(n int64, s api.Sources, cached bool) (b api.Sources) {
+	all := s.Peers + s.Seeds + s.Origin
 	switch {
 	case cached:
 		return api.Sources{Cache: n}
@@ -111,7 +109,7 @@ func (p *pulls) split(n int64, s peer.Sources, cached bool) (b api.Sources) {
 		return api.Sources{Seeds: n}
 	}
 	b.Peers = int64(float64(n) * float64(s.Peers) / float64(all))
-	b.Seeds = int64(float64(n) * float64(seeds) / float64(all))
+	b.Seeds = int64(float64(n) * float64(s.Seeds) / float64(all))
 	b.Origin = n - b.Peers - b.Seeds
 	if s.Origin == 0 { // what rounding left
 		b.Seeds, b.Origin = b.Seeds+b.Origin, 0

@@ -231,7 +231,7 @@ func (g *Getter) job(text string, machines netrc, password secret.String) (*job,
 		return nil, errors.New("a URL cannot be parsed; write for example https://host/path/file")
 	}
 	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf("%s: only http:// and https:// URLs can be downloaded", withoutQuery(u))
+		return nil, fmt.Errorf("%s: only http:// and https:// URLs can be downloaded", secret.PrintableURL(u))
 	}
 	j := &job{url: u}
 	switch {
@@ -300,7 +300,7 @@ func output(setting string, u *url.URL, several bool) (string, error) {
 	}
 	name := path.Base(u.Path)
 	if name == "/" || name == "." || name == ".." || strings.ContainsRune(name, 0) {
-		return "", fmt.Errorf("%s names no file; name a target with --output", withoutQuery(u))
+		return "", fmt.Errorf("%s names no file; name a target with --output", secret.PrintableURL(u))
 	}
 	return filepath.Join(setting, name), nil
 }

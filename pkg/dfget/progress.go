@@ -16,6 +16,7 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -67,7 +68,7 @@ func newMeter(u *url.URL, output string) *meter {
 	if output == "-" {
 		name = filepath.Base(u.Path)
 	}
-	return &meter{url: withoutQuery(u), name: name, length: -1}
+	return &meter{url: secret.PrintableURL(u), name: name, length: -1}
 }
 
 // start records the start of the download.
@@ -75,16 +76,6 @@ func (m *meter) start() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.started = time.Now()
-}
-
-// withoutQuery returns a URL for printing, without user and query, which may hold a signature.
-func withoutQuery(u *url.URL) string {
-	c := *u
-	c.User = nil
-	if c.RawQuery != "" {
-		c.RawQuery = "…"
-	}
-	return c.String()
 }
 
 func (m *meter) begin(a *answer, offset int64) {

@@ -358,7 +358,7 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 	telemetry.NewSwarm(n.Metrics, func() telemetry.SwarmStats {
 		s := n.Engine.Stats()
 		return telemetry.SwarmStats{
-			Received: received(s.Sources), Duplicate: s.Duplicate, Sent: s.Sent, BadPieces: s.BadPieces,
+			Received: s.Sources, Duplicate: s.Duplicate, Sent: s.Sent, BadPieces: s.BadPieces,
 			BusySent: s.BusySent, BusyReceived: s.BusyGot, Slots: s.UploadSlotsMax, SlotsUsed: s.UploadSlots, Connections: int(s.Links), Running: s.Downloads,
 		}
 	})
@@ -432,7 +432,7 @@ func (n *Node) Status() api.Status {
 	stats, usage := n.Engine.Stats(), n.Store.Usage()
 	return api.Status{
 		Program: n.cfg.Role.Program, Version: version.Current(), Host: n.Host, Started: n.Started, Uptime: time.Since(n.Started).Seconds(), Clock: n.Clock(),
-		Received: received(stats.Sources),
+		Received: stats.Sources,
 		Sent:     stats.Sent, BadPieces: stats.BadPieces, Downloads: stats.Downloads, Running: n.running(time.Now()),
 		Limits:        api.Limits(n.Engine.Limits()),
 		Warnings:      n.warnings,
@@ -447,7 +447,7 @@ func (n *Node) running(now time.Time) (list []api.RunningStatus) {
 		if !t.Wanted {
 			continue
 		}
-		r := api.RunningStatus{ID: t.ID, Name: t.Name, Length: -1, Received: received(t.Sources), Quiet: now.Sub(t.LastGot).Seconds()}
+		r := api.RunningStatus{ID: t.ID, Name: t.Name, Length: -1, Received: t.Sources, Quiet: now.Sub(t.LastGot).Seconds()}
 		if t.Pieces > 0 {
 			r.Length = t.Metadata.Length
 			r.Have = min(int64(t.Have)*t.Metadata.PieceSize, r.Length)
@@ -482,23 +482,19 @@ func (n *Node) Tasks() []api.TaskStatus {
 	for _, e := range n.Store.Inventory() {
 		s := api.TaskStatus{ID: e.ID, Length: e.Metadata.Length, Pieces: e.Metadata.Layout().Count(), Have: e.Have, LastRead: e.LastRead}
 		if t, ok := running[string(e.ID)]; ok {
-			s.Received = received(t.Sources)
+			s.Received = t.Sources
 			delete(running, string(e.ID))
 		}
 		out = append(out, s)
 	}
 	for _, t := range running {
-		s := api.TaskStatus{ID: t.ID, Length: -1, Pieces: t.Pieces, Have: t.Have, Received: received(t.Sources)}
+		s := api.TaskStatus{ID: t.ID, Length: -1, Pieces: t.Pieces, Have: t.Have, Received: t.Sources}
 		if t.Pieces > 0 || t.Metadata.PieceSize > 0 {
 			s.Length = t.Metadata.Length
 		}
 		out = append(out, s)
 	}
 	return out
-}
-
-func received(s peer.Sources) api.Sources {
-	return api.Sources{Peers: s.Peers, Seeds: s.Seeds + s.Inline, Origin: s.Origin}
 }
 
 // halfOfFree is the quota where the operator set none: half of what is free on the file

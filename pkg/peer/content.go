@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/task"
 )
@@ -28,7 +29,7 @@ type Content struct {
 func (c *Content) Metadata() piece.Metadata { return c.d.proof.replica.Metadata() }
 
 // Sources counts the bytes of the download so far, by source.
-func (c *Content) Sources() Sources { return c.d.sources() }
+func (c *Content) Sources() api.Sources { return c.d.sources() }
 
 // Cached reports whether every piece was stored before this content was opened.
 func (c *Content) Cached() bool { return c.cached }
@@ -40,7 +41,7 @@ func (c *Content) Complete() bool { return c.d.proof.replica.Have().Full() }
 // of the caller that opened this content.
 func (c *Content) Own() bool {
 	s, first := c.d.sources(), c.d.origin.asked.Load()
-	return first != nil && first.SameAsker(c.spec) && !c.d.origin.mixed.Load() && s.Peers+s.Seeds+s.Inline == 0
+	return first != nil && first.SameAsker(c.spec) && !c.d.origin.mixed.Load() && s.Peers+s.Seeds == 0
 }
 
 // Close ends the use of the content. Closing it twice is no error.

@@ -351,9 +351,9 @@ func (d *Download) noteComplete(now time.Time) {
 	d.progress.signal()
 	d.show()
 	if !d.proof.cached {
-		s := d.sources()
+		s, inline := d.sources(), d.stats.inline.Load()
 		d.tell(slog.LevelInfo, "content complete", append([]any{"name", d.wants.spec.Name(), "bytes", d.proof.replica.Metadata().Length,
-			"peers", s.Peers, "seeds", s.Seeds, "origin", s.Origin, "inline", s.Inline, "links", len(d.conns.open)}, d.times.attrs(now)...)...)
+			"peers", s.Peers, "seeds", s.Seeds - inline, "origin", s.Origin, "inline", inline, "links", len(d.conns.open)}, d.times.attrs(now)...)...)
 	}
 }
 

@@ -4,22 +4,16 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/peer/policy"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Sources counts bytes of verified pieces by where they came from.
-type Sources struct {
-	Peers  int64 `json:"peers"`  // from other nodes
-	Seeds  int64 `json:"seeds"`  // from supernodes and other seeds
-	Origin int64 `json:"origin"` // from the origin, by this node itself
-	Inline int64 `json:"inline"` // inside an owner's answer
-}
-
 // Stats are an engine's counters since its start.
 type Stats struct {
-	Sources
+	api.Sources       // bytes of verified pieces; Cache is 0
+	Inline      int64 `json:"inline"`      // those of Seeds that came inside an owner's answer
 	Sent        int64 `json:"sent"`        // bytes of pieces sent to other hosts
 	BadPieces   int64 `json:"badPieces"`   // pieces whose bytes did not match their digest
 	Duplicate   int64 `json:"duplicate"`   // bytes that came although they were there
@@ -38,8 +32,8 @@ type counters struct {
 	busySent, busyGot, links     atomic.Int64
 }
 
-func (c *counters) sources() Sources {
-	return Sources{Peers: c.peers.Load(), Seeds: c.seeds.Load(), Origin: c.origin.Load(), Inline: c.inline.Load()}
+func (c *counters) sources() api.Sources {
+	return api.Sources{Peers: c.peers.Load(), Seeds: c.seeds.Load() + c.inline.Load(), Origin: c.origin.Load()}
 }
 
 // Stats returns the counters.
@@ -49,7 +43,7 @@ func (e *Engine) Stats() Stats {
 	e.mu.Unlock()
 	c := &e.stats
 	return Stats{
-		Sources: c.sources(), Sent: c.sent.Load(), BadPieces: c.bad.Load(), Duplicate: c.duplicate.Load(),
+		Sources: c.sources(), Inline: c.inline.Load(), Sent: c.sent.Load(), BadPieces: c.bad.Load(), Duplicate: c.duplicate.Load(),
 		BusySent: c.busySent.Load(), BusyGot: c.busyGot.Load(), Downloads: downloads, Links: c.links.Load(), UploadSlots: e.near.slots.Active(), UploadSlotsMax: e.near.slots.Max(),
 	}
 }
@@ -62,7 +56,7 @@ type TaskStatus struct {
 	Pieces   int            `json:"pieces"`
 	Readers  int            `json:"readers"`
 	Seeding  bool           `json:"seeding"` // from the origin
-	Sources  Sources        `json:"sources"`
+	Sources  api.Sources    `json:"sources"`
 	Links    int            `json:"links"`
 	// Name is the spec's; Wanted says that a caller waits for missing pieces. LastGot is when the last
 	// piece came, or while there is none, when a caller first came.
@@ -87,7 +81,7 @@ func (e *Engine) Tasks() []TaskStatus {
 	return list
 }
 
-func (d *Download) sources() Sources { return d.stats.sources() }
+func (d *Download) sources() api.Sources { return d.stats.sources() }
 
 func (d *Download) status() TaskStatus {
 	if v := d.snapshot.Load(); v != nil {

@@ -506,7 +506,7 @@ func (c *Crowd) pull(ctx context.Context, e *peer.Engine, spec task.Spec, want [
 		}
 		// What is counted when the loop hears of it may have been read before.
 		come := content.Sources()
-		p.lag += max(0, float64(come.Peers+come.Seeds+come.Origin+come.Inline-int64(at))/float64(len(want)))
+		p.lag += max(0, float64(come.Total()-int64(at))/float64(len(want)))
 		reads++
 		if c.Reader > 0 {
 			time.Sleep(time.Duration(float64(n) / c.Reader * 1e9))
