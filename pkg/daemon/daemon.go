@@ -112,7 +112,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 			}
 			return content{c}, nil
 		},
-		Passthrough: d.node.Engine.Unkept, Progress: d.node.Engine.Moving, Replaced: d.node.Engine.Replaced,
+		Passthrough: d.node.Engine.Passthrough, Progress: d.node.Engine.Progress, Replaced: d.node.Engine.Replaced,
 		Default: cfg.Mirror.DefaultUpstream, Allow: d.node.Origins.Registries.Allow, Observe: d.pulls.mirrored,
 	})
 	d.lookups = access.NewOwner(d.node.Origins.Registries)

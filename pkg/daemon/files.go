@@ -75,7 +75,7 @@ type files struct {
 
 func newFiles(n *node.Node, p *pulls) *files {
 	f := &files{
-		probe: n.Origins.Files.Examine, window: n.Origins.Files.Window, open: n.Engine.Open, direct: n.Engine.Unkept, drop: n.Engine.Drop,
+		probe: n.Origins.Files.Examine, window: n.Origins.Files.Window, open: n.Engine.Open, direct: n.Engine.Passthrough, drop: n.Engine.Drop,
 		replaced: n.Engine.Replaced, now: time.Now, key: []byte(n.Identity.NamesKey().Reveal()), pulls: p,
 	}
 	if len(f.key) == 0 {

@@ -106,7 +106,7 @@ func front(t *testing.T, allow bool) (*files, *httptest.Server, *origin) {
 		cancel()
 		assert.NoError(t, <-ended)
 	})
-	f := &files{probe: client.Examine, window: client.Window, open: engine.Open, direct: engine.Unkept, drop: engine.Drop, replaced: engine.Replaced, key: []byte("k"), now: time.Now, pulls: &pulls{log: slog.New(slog.DiscardHandler), embedded: func() bool { return true }}}
+	f := &files{probe: client.Examine, window: client.Window, open: engine.Open, direct: engine.Passthrough, drop: engine.Drop, replaced: engine.Replaced, key: []byte("k"), now: time.Now, pulls: &pulls{log: slog.New(slog.DiscardHandler), embedded: func() bool { return true }}}
 	f.settings.Store(&config.DaemonFiles{Files: config.Files{AllowHosts: []string{"*"}}, IgnoreQuery: []string{"X-Amz-*", "sig"}})
 	srv := httptest.NewServer(f)
 	t.Cleanup(srv.Close)

@@ -62,9 +62,9 @@ func (e *Engine) welcome(ctx context.Context, raw net.Conn) (err error) {
 	if err := e.checkHost(raw, conn); err != nil {
 		return err
 	}
-	id, ok := e.here(swarm)
+	id, ok := e.findTask(swarm)
 	if words := e.failed(time.Now(), id); !ok && words != nil {
-		return e.dismiss(conn, words)
+		return e.sendFailure(conn, words)
 	}
 	if !ok {
 		return fmt.Errorf("it asks for a task that is not here: swarm %x", swarm)
@@ -101,9 +101,9 @@ type swarmTask struct {
 // swarmsMin is how many names are kept in any case.
 const swarmsMin = 1024
 
-// know enters a task's name in handshakes. From time to time those of tasks that are gone
+// nameTask enters a task's name in handshakes. From time to time those of tasks that are gone
 // are dropped. The caller holds mu, or is alone.
-func (e *Engine) know(id task.ID) {
+func (e *Engine) nameTask(id task.ID) {
 	e.swarms[id.Swarm()] = swarmTask{id, e.sweep}
 	if len(e.swarms) > e.swarmsMax {
 		e.swarmsMax *= 2 // one sweep at a time
@@ -131,8 +131,8 @@ func (e *Engine) sweepNames(sweep int) {
 	e.swarmsMax = swarmsMin + 2*len(e.swarms)
 }
 
-// here finds the task of a swarm, and reports whether it is in memory or in the store.
-func (e *Engine) here(swarm [20]byte) (id task.ID, ok bool) {
+// findTask finds the task of a swarm, and reports whether it is in memory or in the store.
+func (e *Engine) findTask(swarm [20]byte) (id task.ID, ok bool) {
 	e.mu.Lock()
 	t, ok := e.swarms[swarm]
 	id = t.id
@@ -159,8 +159,8 @@ func (e *Engine) failed(now time.Time, id task.ID) *api.Failure {
 	return nil
 }
 
-// dismiss sends a late peer the reason why this seed gave up.
-func (e *Engine) dismiss(conn *wire.Conn, words *api.Failure) error {
+// sendFailure sends a late peer the reason why this seed gave up.
+func (e *Engine) sendFailure(conn *wire.Conn, words *api.Failure) error {
 	conn.WriteWithin(drainTimeout)
 	hello := &wire.Hello{Host: e.cfg.Host.ID, Version: wire.Version, Client: e.cfg.Client, Seed: true}
 	for _, m := range []wire.Message{{Type: wire.HelloMessage, Hello: hello}, {Type: wire.FailMessage, Failure: words}} {

@@ -50,10 +50,10 @@ func (d *Download) announce(now time.Time, v policy.View) {
 		ctx, cancel := context.WithTimeout(d.ctx, announceTimeout)
 		defer cancel()
 		answer, leader, err := d.e.cfg.Announcer.Announce(ctx, entry)
-		d.e.news.said(entry, err)
-		var h heeded
+		d.e.inventory.said(entry, err)
+		var h unpacked
 		if err == nil && answer.Failure == nil {
-			h = d.heed(spec, answer)
+			h = d.unpack(spec, answer)
 		}
 		d.notify(ownerReplied{spec, answer, leader, err, h})
 	})
@@ -64,20 +64,20 @@ func (d *Download) active() bool {
 	return !d.complete() && (d.pick == nil || d.pick.Wants())
 }
 
-// heeded is what an owner's reply contained of the object itself.
-type heeded struct {
+// unpacked is what an owner's reply contained of the object itself.
+type unpacked struct {
 	runs []int         // the numbers of the runs in its proof
 	got  []piece.Index // the pieces that came inside it
 	err  error         // of what is stored, or of this host's disk
 }
 
-// heed takes metadata, proof and inline bytes out of an owner's reply. The loop must not call it: it
+// unpack takes metadata, proof and inline bytes out of an owner's reply. The loop must not call it: it
 // checks signatures, and the store may have to evict.
 //
 // An owner may be any member of the cluster. Its unsigned metadata counts as long as no other is known.
 // Its inline bytes are stored if they match the digests that a coordinator signed, or the digest in the
 // task's name; all other bytes come on the piece wire, with their proof.
-func (d *Download) heed(spec task.Spec, a api.Assignment) (h heeded) {
+func (d *Download) unpack(spec task.Spec, a api.Assignment) (h unpacked) {
 	if a.Inline != nil {
 		d.inlining.Store(true) // until the loop handles the reply
 	}
@@ -162,7 +162,7 @@ func (d *Download) takeInline(spec task.Spec, content []byte) (got []piece.Index
 
 // assigned takes the owner's reply.
 func (d *Download) assigned(now time.Time, ev ownerReplied) {
-	a, err, h := ev.reply, ev.err, ev.heeded
+	a, err, h := ev.reply, ev.err, ev.unpacked
 	d.policy.Replied()
 	d.inlining.Store(false)
 	d.ownerErr = err
@@ -175,7 +175,7 @@ func (d *Download) assigned(now time.Time, ev ownerReplied) {
 		return
 	}
 	if errors.Is(h.err, errContradiction) {
-		d.hurt(now, h.err)
+		d.failDigests(now, h.err)
 		return
 	}
 	if h.err != nil {

@@ -247,9 +247,9 @@ func (c *conn) poke() {
 	}
 }
 
-// hurry drains a connection whose download is over: no more pieces, and the messages in the queue only
+// drainSoon drains a connection whose download is over: no more pieces, and the messages in the queue only
 // to a peer that reads them soon.
-func (c *conn) hurry() {
+func (c *conn) drainSoon() {
 	c.mu.Lock()
 	c.reach(stageDraining)
 	for _, j := range c.jobs {
@@ -681,9 +681,9 @@ func (c *conn) yield(j *job, over bool) {
 	}
 }
 
-// hasten takes the turn from a receiver that is slow: its job continues at the same time as the
+// passTurn takes the turn from a receiver that is slow: its job continues at the same time as the
 // others, and they do not wait for it.
-func (c *conn) hasten(now time.Time) {
+func (c *conn) passTurn(now time.Time) {
 	c.mu.Lock()
 	var slow *job
 	if len(c.jobs) > 0 && c.jobs[0].turn && now.Sub(c.jobs[0].since) > turnMax {

@@ -182,7 +182,7 @@ func TestAFullHostTakesWhoHasLittleInPlaceOfOneWhoHasMost(t *testing.T) {
 
 	// A connection whose download is over ends its jobs itself, also when the content has begun
 	// anew meanwhile and its next download is asked for more than it has room for.
-	poor.hurry()
+	poor.drainSoon()
 	_, j, _ := poor.take()
 	require.NotNil(t, j)
 	b.d.serve(time.Now(), neighbour(0), ask)
@@ -222,7 +222,7 @@ func TestADownloadLeavesTheRequestsOfTheOneBeforeItAlone(t *testing.T) {
 	assert.Equal(t, []*job{old}, b.c.jobs)
 
 	// Its own connection ends it, and gives its slot back once.
-	b.c.hurry()
+	b.c.drainSoon()
 	_, j, _ := b.c.take()
 	require.Same(t, old, j)
 	b.c.hangUp(nil)

@@ -383,7 +383,7 @@ func (d *Download) watch(now time.Time) {
 		case now.Sub(c.seen.receivedAt) > d.e.cfg.Stall:
 			c.close(fmt.Errorf("%w for %s", errStalled, d.e.cfg.Stall))
 		}
-		c.hasten(now)
+		c.passTurn(now)
 		c.forgive(now)
 		c.listen(now, active)
 		if !c.remote.greeted && now.Sub(c.seen.born) > wire.HandshakeTimeout {

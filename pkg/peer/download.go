@@ -261,7 +261,7 @@ func (d *Download) run(ctx context.Context) {
 	d.origin.note(&d.e.waited, false)
 	d.progress.signal()
 	for _, c := range d.conns.open {
-		c.hurry()
+		c.drainSoon()
 	}
 	d.e.stats.links.Add(-int64(len(d.conns.open)))
 	cancel()

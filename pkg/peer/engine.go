@@ -165,25 +165,25 @@ func (c *Config) defaults() {
 
 // Engine downloads and serves for one host. Its methods are safe for concurrent use.
 type Engine struct {
-	cfg     Config
-	log     *slog.Logger
-	near    lane // serves neighbours in this host's zone
-	afar    lane // and those in others
-	rates   rates
-	waited  waited
-	buffers buffers
-	news    *news
-	stats   counters
-	started chan struct{}
-	ctx     context.Context // of Run; set before started closes
-	wg      sync.WaitGroup
+	cfg       Config
+	log       *slog.Logger
+	near      lane // serves neighbours in this host's zone
+	afar      lane // and those in others
+	rates     rates
+	waited    waited
+	buffers   buffers
+	inventory *inventory
+	stats     counters
+	started   chan struct{}
+	ctx       context.Context // of Run; set before started closes
+	wg        sync.WaitGroup
 
 	// mu is held to find, add or end a download, never while bytes move. No call under it may wait or come
 	// back to the engine: no store, no log, no connection, and of a download only what touches its fields.
 	mu        sync.Mutex
 	downloads map[task.ID]*Download
 	leaving   map[*Download]bool     // out of downloads, but what they hold is not closed yet
-	swarms    map[[20]byte]swarmTask // tasks by their name in a handshake; see know
+	swarms    map[[20]byte]swarmTask // tasks by their name in a handshake; see nameTask
 	swarmsMax int                    // more of them are swept
 	sweep     int                    // counts the sweeps
 	attempts  map[task.ID]attempt
@@ -207,9 +207,9 @@ func New(cfg Config) *Engine {
 	held := cfg.Store.Inventory()
 	e.swarmsMax = swarmsMin + 2*len(held)
 	for _, entry := range held {
-		e.know(entry.ID)
+		e.nameTask(entry.ID)
 	}
-	e.news = newNews(held)
+	e.inventory = newInventory(held)
 	return e
 }
 
@@ -227,7 +227,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	for _, spec := range early {
 		e.Seed(spec)
 	}
-	e.wg.Go(func() { e.tellNews(ctx) })
+	e.wg.Go(func() { e.announceInventory(ctx) })
 	var err error
 	if e.cfg.Listener == nil {
 		<-ctx.Done()
@@ -383,7 +383,7 @@ func (e *Engine) download(spec task.Spec, why purpose) (*Download, error) {
 		d = newDownload(e, spec)
 		d.intake.rate.Set(e.rates.task)
 		e.downloads[spec.ID] = d
-		e.know(spec.ID)
+		e.nameTask(spec.ID)
 		e.wg.Go(func() { d.run(e.ctx) })
 	}
 	d.holds++
@@ -410,7 +410,7 @@ func (e *Engine) retire(d *Download, now time.Time) bool {
 	}
 	if e.downloads[d.id] == d {
 		delete(e.downloads, d.id)
-		e.know(d.id) // a sweep may have asked the store before this download wrote to it
+		e.nameTask(d.id) // a sweep may have asked the store before this download wrote to it
 	}
 	e.leaving[d] = true
 	e.keepSpread(d, now)
@@ -440,7 +440,7 @@ func (e *Engine) bury(d *Download, now time.Time) (seed bool) {
 	defer e.mu.Unlock()
 	if e.downloads[d.id] == d {
 		delete(e.downloads, d.id)
-		e.know(d.id)
+		e.nameTask(d.id)
 	}
 	e.leaving[d] = true
 	seed = d.adoptOffer(now)

@@ -118,8 +118,8 @@ type (
 		// leader says whose coordinator replied.
 		leader owners.Leader
 		err    error
-		// heeded is what the reply said of the blob itself; it is verified and stored already.
-		heeded heeded
+		// unpacked is what the reply said of the blob itself; it is verified and stored already.
+		unpacked unpacked
 	}
 	// dialEnded ends an attempt to connect; on success connOpened came before.
 	dialEnded struct {
@@ -167,9 +167,9 @@ func (d *Download) handle(now time.Time, ev event) {
 	case digestsReceived:
 		d.digests(now, ev.c, ev.runs, ev.whole)
 	case digestsStale:
-		d.teach(ev.c, ev.epoch)
+		d.sendRevoked(ev.c, ev.epoch)
 	case digestsFailed:
-		d.hurt(now, ev.err)
+		d.failDigests(now, ev.err)
 	case requestBound:
 		d.bound(ev.c, ev.in)
 	case requestRejected:

@@ -23,14 +23,14 @@ var errYields = errors.New("it gives this task up to make room")
 
 // create creates an object in the store, and evicts others where that needs space.
 func (e *Engine) create(id task.ID, f piece.Metadata) (r piece.Replica, err error) {
-	err = e.withRoom(id, func() error { r, err = e.cfg.Store.Create(id, f); return err })
+	err = e.withSpace(id, func() error { r, err = e.cfg.Store.Create(id, f); return err })
 	return r, err
 }
 
-// withRoom calls a function that needs space in the store for an object. A store evicts nothing that is
-// open. Where it is full, withRoom first closes objects that no reader and no peer uses, the least
+// withSpace calls a function that needs space in the store for an object. A store evicts nothing that is
+// open. Where it is full, withSpace first closes objects that no reader and no peer uses, the least
 // recently used before others: a small cache must not refuse the next pull because of the last one.
-func (e *Engine) withRoom(id task.ID, do func() error) error {
+func (e *Engine) withSpace(id task.ID, do func() error) error {
 	deadline := time.NewTimer(yieldFor)
 	defer deadline.Stop()
 	begun := time.Now()

@@ -10,13 +10,13 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// newsEvery is how often the store is compared with what owners believe. An owner that names this host
+// inventoryEvery is how often the store is compared with what owners believe. An owner that names this host
 // for an object that is gone costs the other host one connection.
-const newsEvery = 5 * time.Second
+const inventoryEvery = 5 * time.Second
 
-// news is what owners believe of this host beyond its running downloads, and what they have not heard
+// inventory is what owners believe of this host beyond its running downloads, and what they have not heard
 // yet: a download does not stay in memory, nor its object on the disk, until an owner answers.
-type news struct {
+type inventory struct {
 	// mu is held to look up and to note, never over an announce or a call of the engine.
 	mu sync.Mutex
 	// believed are tasks of which an owner may think that this host has something.
@@ -25,8 +25,8 @@ type news struct {
 	owed map[task.ID]struct{}
 }
 
-func newNews(held []piece.Entry) *news {
-	n := &news{believed: make(map[task.ID]struct{}), owed: make(map[task.ID]struct{})}
+func newInventory(held []piece.Entry) *inventory {
+	n := &inventory{believed: make(map[task.ID]struct{}), owed: make(map[task.ID]struct{})}
 	for _, e := range held {
 		n.believed[e.ID] = struct{}{} // once the inventory is announced
 	}
@@ -34,7 +34,7 @@ func newNews(held []piece.Entry) *news {
 }
 
 // said notes how an announce ended. The owner may have received one that failed.
-func (n *news) said(e api.Entry, err error) {
+func (n *inventory) said(e api.Entry, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	switch {
@@ -50,7 +50,7 @@ func (n *news) said(e api.Entry, err error) {
 }
 
 // due lists the entries to announce now, and forgets those that no owner needs any more.
-func (n *news) due(held []piece.Entry, running func(task.ID) bool) (list []api.Entry) {
+func (n *inventory) due(held []piece.Entry, running func(task.ID) bool) (list []api.Entry) {
 	here := make(map[task.ID]piece.Entry, len(held))
 	for _, e := range held {
 		here[e.ID] = e
@@ -78,10 +78,10 @@ func (n *news) due(held []piece.Entry, running func(task.ID) bool) (list []api.E
 	return list
 }
 
-// tellNews announces what no download announces: that an object is complete, where the first announce of
+// announceInventory announces what no download announces: that an object is complete, where the first announce of
 // it failed, and that one is gone.
-func (e *Engine) tellNews(ctx context.Context) {
-	tick := time.NewTicker(newsEvery)
+func (e *Engine) announceInventory(ctx context.Context) {
+	tick := time.NewTicker(inventoryEvery)
 	defer tick.Stop()
 	for {
 		select {
@@ -89,14 +89,14 @@ func (e *Engine) tellNews(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		for _, entry := range e.news.due(e.cfg.Store.Inventory(), e.running) {
+		for _, entry := range e.inventory.due(e.cfg.Store.Inventory(), e.running) {
 			bounded, cancel := context.WithTimeout(ctx, announceTimeout)
 			_, _, err := e.cfg.Announcer.Announce(bounded, entry)
 			cancel()
 			if ctx.Err() != nil {
 				return
 			}
-			e.news.said(entry, err)
+			e.inventory.said(entry, err)
 			if err != nil {
 				e.log.Debug("owners were not told what is here", "task", entry.Task.Short(), "event", entry.Event, "error", err)
 				break // the others would not be heard either

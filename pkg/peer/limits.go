@@ -77,9 +77,9 @@ func (d *Download) fromOrigin(ctx context.Context, body io.Reader) io.Reader {
 	return append(slices.Clone(d.intake.limits), &d.e.rates.origin).Reader(ctx, body)
 }
 
-// Unkept opens an object at its origin without storing it. The limits apply, and its bytes count as
+// Passthrough opens an object at its origin without storing it. The limits apply, and its bytes count as
 // bytes from origins.
-func (e *Engine) Unkept(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
+func (e *Engine) Passthrough(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
 	if e.cfg.Origin == nil {
 		return nil, errors.New("this host asks no origin")
 	}
@@ -88,18 +88,18 @@ func (e *Engine) Unkept(ctx context.Context, spec task.Spec, offset int64) (*sou
 		return nil, err
 	}
 	limited := ratelimit.Chain{&e.rates.download, &e.rates.origin}.Reader(ctx, res.Body)
-	res.Body = &unkept{Reader: limited, Closer: res.Body, count: &e.stats.origin}
+	res.Body = &counted{Reader: limited, Closer: res.Body, count: &e.stats.origin}
 	return res, nil
 }
 
-// unkept is a body whose bytes are counted.
-type unkept struct {
+// counted is a body whose bytes are counted.
+type counted struct {
 	io.Reader
 	io.Closer
 	count *atomic.Int64
 }
 
-func (u *unkept) Read(p []byte) (int, error) {
+func (u *counted) Read(p []byte) (int, error) {
 	n, err := u.Reader.Read(p)
 	u.count.Add(int64(n))
 	return n, err

@@ -85,7 +85,7 @@ func TestAStoreThatHangsHoldsUpNoOtherTask(t *testing.T) {
 	name := func(i int) task.ID { return task.ID(fmt.Sprintf("sha256:%064x", i)) }
 	e.mu.Lock()
 	for i := range swarmsMin + 1 {
-		e.know(name(i))
+		e.nameTask(name(i))
 	}
 	e.mu.Unlock()
 	<-shelf.asked // the last name began a sweep
@@ -97,7 +97,7 @@ func TestAStoreThatHangsHoldsUpNoOtherTask(t *testing.T) {
 	})
 	// This one is stored only after the store was asked, and has ended before it answered.
 	e.mu.Lock()
-	e.know(name(0))
+	e.nameTask(name(0))
 	e.mu.Unlock()
 	close(shelf.let)
 	assert.Eventually(t, func() bool {

@@ -171,8 +171,8 @@ func sendRevocations(c *conn, list []piece.Revocation, cert []byte) {
 	}
 }
 
-// teach sends a neighbour the revocation of an epoch whose digests it sent.
-func (d *Download) teach(c *conn, epoch uint64) {
+// sendRevoked sends a neighbour the revocation of an epoch whose digests it sent.
+func (d *Download) sendRevoked(c *conn, epoch uint64) {
 	if r, cert, ok := d.e.revocation(d.id, epoch); ok {
 		sendRevocations(c, []piece.Revocation{r}, cert)
 	}
@@ -187,8 +187,8 @@ func (d *Download) discard(now time.Time) {
 	d.fail(ErrRevoked)
 }
 
-// hurt ends a download whose stored pieces contradict signed digests, or whose disk fails.
-func (d *Download) hurt(now time.Time, err error) {
+// failDigests ends a download whose stored pieces contradict signed digests, or whose disk fails.
+func (d *Download) failDigests(now time.Time, err error) {
 	switch {
 	case errors.Is(err, errContradiction):
 		d.log.Warn("content dropped", "error", err)

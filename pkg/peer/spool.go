@@ -79,7 +79,7 @@ func (o *originParent) fill(ctx context.Context, kept piece.Spool, body io.Reade
 			return longest
 		}
 		if n > 0 {
-			if err := o.d.e.withRoom(o.d.id, func() error { _, err := kept.Write(buf[:n]); return err }); err != nil {
+			if err := o.d.e.withSpace(o.d.id, func() error { _, err := kept.Write(buf[:n]); return err }); err != nil {
 				return fmt.Errorf("%w: %w", errSpace, err)
 			}
 			if named {
@@ -141,9 +141,9 @@ func (s *fileSpool) Close() error {
 	return s.f.Close()
 }
 
-// Moving counts what has come of a task whose length nobody knows yet, here or at the seed that
+// Progress counts what has come of a task whose length nobody knows yet, here or at the seed that
 // brings it; 0 where nothing has. As long as it grows the origin sends, and it is worth to wait.
-func (e *Engine) Moving(id task.ID) int64 {
+func (e *Engine) Progress(id task.ID) int64 {
 	e.mu.Lock()
 	d := e.downloads[id]
 	e.mu.Unlock()

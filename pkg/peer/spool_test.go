@@ -276,10 +276,10 @@ func TestWaitersSeeThatASpoolGrows(t *testing.T) {
 			ended <- end{data, err}
 		}()
 		for _, n := range []*node{seed, a} {
-			last := n.engine.Moving(s.spec().ID)
+			last := n.engine.Progress(s.spec().ID)
 			for range 3 {
 				time.Sleep(5 * time.Second)
-				now := n.engine.Moving(s.spec().ID)
+				now := n.engine.Progress(s.spec().ID)
 				assert.Greater(t, now, last, "%s sees nothing move", n.host.Name)
 				last = now
 			}
@@ -306,9 +306,9 @@ func TestNothingMovesWhileTheOriginIsSilent(t *testing.T) {
 		}()
 		time.Sleep(5 * time.Second)
 		for _, n := range []*node{seed, a} {
-			before := n.engine.Moving(s.spec().ID)
+			before := n.engine.Progress(s.spec().ID)
 			time.Sleep(10 * time.Second)
-			assert.Equal(t, before, n.engine.Moving(s.spec().ID))
+			assert.Equal(t, before, n.engine.Progress(s.spec().ID))
 		}
 		cancel()
 		require.Error(t, <-ended)

@@ -17,10 +17,10 @@ const (
 // flow is how fast pieces come: what of it tells a crowd whose uplinks are slow, which needs
 // its seed, from every other, which only needs a moment.
 type flow struct {
-	// seeds and others are the times from a piece's first byte to its last, by who sent it.
+	// seeds and others are the times from a piece's first byte to its last, by the kind of its source.
 	// Its wait before that is not in it: it says how many want the sender, not how slow it is.
 	seeds, others mean
-	// apart is the time from one piece to the next, whoever sends them.
+	// apart is the time from one piece to the next, from any source.
 	apart mean
 	last  time.Time
 }
@@ -62,7 +62,7 @@ func (f *flow) crawls(crawl float64) bool {
 	return float64(f.others.of) > crawl*float64(f.seeds.of) && f.apart.of > f.seeds.of
 }
 
-// Took tells that piece i came from n, whose first byte was there at begun. What crosses the border of
+// Took notes that piece i came from n, and its first byte at begun. What crosses the border of
 // a zone tells nothing, because of the link between zones; nor does a piece that is shorter
 // than the others.
 func (p *Picker) Took(n Neighbour, i piece.Index, begun, now time.Time) {

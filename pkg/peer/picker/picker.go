@@ -1,4 +1,4 @@
-// Package picker chooses what to ask whom for next: first a source, at random among the
+// Package picker chooses the next request of a download: first a source, at random among the
 // neighbours that are not busy and have something useful, then one of its pieces, the
 // lowest missing one three times out of four and else the locally rarest.
 //
@@ -30,7 +30,7 @@ type Config struct {
 	// InOrder is how often the lowest missing piece of a source is preferred to its
 	// rarest, once every piece has left the seed. Default 0.75.
 	InOrder float64
-	// InOrderYoung is the same while the seed still holds pieces that nobody else has:
+	// InOrderYoung is the same while the seed still holds pieces that no other host has:
 	// then spreading them counts more. Default 0.2.
 	InOrderYoung float64
 	// Crawl is how many times as long as from a seed a piece must take from others for a seed to
@@ -44,8 +44,8 @@ type Config struct {
 // RequestsMaxDefault is the default of [Config.RequestsMax].
 const RequestsMaxDefault = 8
 
-// fewPieces is how many pieces a content may have for a lone neighbour that has them all to
-// be asked for all at once: there is next to nothing to spread.
+// fewPieces is how many pieces an object may have for this host to request all of them at once from a lone
+// neighbour that has them: there is next to nothing to spread.
 const fewPieces = 8
 
 func (c *Config) defaults() {
@@ -94,7 +94,7 @@ type neighbour struct {
 
 func (n *neighbour) outstanding() int { return len(n.asked) + n.anys }
 
-// Picker holds what one download knows about its content and its neighbours.
+// Picker holds what one download knows about its pieces and its neighbours.
 type Picker struct {
 	cfg    Config
 	layout piece.Layout
@@ -112,18 +112,18 @@ type Picker struct {
 	urgent      []piece.Index
 	border      border
 	flow        flow
-	// news says that another than a seed told of a piece that we lack; fed is when we last
-	// looked and it had.
+	// news says that a neighbour that is no seed announced a piece that this host lacks; fed is when
+	// Next last found it set.
 	news bool
 	fed  time.Time
 }
 
-// hunger is how long nobody but seeds must have had anything for us before we starve. A
-// piece that just left a seed for others needs a moment to come round; who asked for
-// another copy at once would take most of the content from the seed.
+// hunger is how long no neighbour but seeds must have had a piece for this host before it starves. A piece
+// that just left a seed for others needs a moment to come round; a host that asked for another copy at
+// once would take most of the object from the seed.
 const hunger = 500 * time.Millisecond
 
-// New returns a picker for a content of which have is there already. Nothing is wanted yet.
+// New returns a picker for an object of which the pieces in have are stored. Nothing is wanted yet.
 func New(cfg Config, layout piece.Layout, have piece.Bitmap) *Picker {
 	cfg.defaults()
 	n := layout.Count()
@@ -143,10 +143,10 @@ func (p *Picker) Have() piece.Bitmap { return p.have }
 // Outstanding is how many requests are on their way.
 func (p *Picker) Outstanding() int { return p.outstanding }
 
-// Want replaces the set of pieces that somebody asked for.
+// Want replaces the set of wanted pieces.
 func (p *Picker) Want(wanted piece.Bitmap) { p.wanted = wanted }
 
-// Wanted is the set of pieces that somebody asked for; read-only.
+// Wanted is the set of wanted pieces; read-only.
 func (p *Picker) Wanted() piece.Bitmap { return p.wanted }
 
 // Wants reports whether a wanted piece is missing.
@@ -160,7 +160,7 @@ func (p *Picker) Wants() bool {
 }
 
 // wantsAll reports whether every missing piece is wanted. Else a seed must not choose: it
-// would send what nobody here asked for.
+// would send pieces that are not wanted here.
 func (p *Picker) wantsAll() bool {
 	have, wanted := p.have.Words(), p.wanted.Words()
 	for w := range have {
@@ -195,7 +195,7 @@ func (p *Picker) Join(n Neighbour, seed bool) {
 	p.order = append(p.order, n)
 }
 
-// SetSeed tells whether a neighbour chooses itself what it sends.
+// SetSeed sets whether a neighbour chooses itself what it sends.
 func (p *Picker) SetSeed(n Neighbour, seed bool) {
 	if one := p.neighbours[n]; one != nil {
 		one.seed = seed
@@ -233,7 +233,7 @@ func (p *Picker) respread() {
 	}
 }
 
-// Has tells that a neighbour has piece i.
+// Has adds piece i to those that a neighbour has.
 func (p *Picker) Has(n Neighbour, i piece.Index) {
 	if one := p.neighbours[n]; one != nil && one.have.Set(i) {
 		p.avail[i]++
@@ -247,7 +247,7 @@ func (p *Picker) Has(n Neighbour, i piece.Index) {
 	}
 }
 
-// Lacks tells that a neighbour does not have piece i after all.
+// Lacks takes piece i from those that a neighbour has.
 func (p *Picker) Lacks(n Neighbour, i piece.Index) {
 	if one := p.neighbours[n]; one != nil && one.have.Has(i) {
 		one.have.Clear(i)
@@ -281,7 +281,7 @@ func (p *Picker) Complete(n Neighbour) bool {
 	return one != nil && one.have.Full()
 }
 
-// Asked tells that the request was sent.
+// Asked notes that the request was sent.
 func (p *Picker) Asked(r Request) {
 	n := p.neighbours[r.From]
 	if n == nil {
@@ -296,7 +296,7 @@ func (p *Picker) Asked(r Request) {
 	p.flying.Set(r.Piece)
 }
 
-// Bound tells that an any-request to n turned out to be piece i.
+// Bound notes that an any-request to n turned out to be piece i.
 func (p *Picker) Bound(n Neighbour, i piece.Index) {
 	one := p.neighbours[n]
 	if one == nil || one.anys == 0 {
@@ -310,7 +310,7 @@ func (p *Picker) Bound(n Neighbour, i piece.Index) {
 // Flying reports whether piece i is on its way.
 func (p *Picker) Flying(i piece.Index) bool { return p.flying.Has(i) }
 
-// Refused tells that an any-request to n was not answered with a piece.
+// Refused ends an any-request to n that brought no piece.
 func (p *Picker) Refused(n Neighbour) {
 	if one := p.neighbours[n]; one != nil && one.anys > 0 {
 		one.anys--
@@ -318,7 +318,7 @@ func (p *Picker) Refused(n Neighbour) {
 	}
 }
 
-// Done tells that the request for piece i to n is over, however it ended.
+// Done ends the request for piece i to n, with the piece or without.
 func (p *Picker) Done(n Neighbour, i piece.Index) {
 	one := p.neighbours[n]
 	if one == nil {
@@ -338,17 +338,17 @@ func (p *Picker) Done(n Neighbour, i piece.Index) {
 	p.flying.Clear(i)
 }
 
-// Got tells that piece i is there now, from wherever.
+// Got notes that piece i is stored now, from any source.
 func (p *Picker) Got(i piece.Index) {
 	if p.have.Set(i) {
 		p.border.got(i)
 	}
 }
 
-// Lost tells that piece i is not there after all.
+// Lost notes that piece i is not stored any more.
 func (p *Picker) Lost(i piece.Index) { p.have.Clear(i) }
 
-// Busy tells that n refuses requests until then.
+// Busy leaves n alone until then.
 func (p *Picker) Busy(n Neighbour, until time.Time) {
 	if one := p.neighbours[n]; one != nil {
 		one.busyUntil = until
@@ -365,7 +365,7 @@ func (p *Picker) NextFree(now time.Time) (t time.Time) {
 	return t
 }
 
-// useful calls f for each word of pieces that n could give us now.
+// useful calls f for each word of pieces that n could send now.
 func (p *Picker) useful(n *neighbour, f func(word int, bits uint64) (more bool)) {
 	have, wanted, fly := p.have.Words(), p.wanted.Words(), p.flying.Words()
 	fetch, near := p.border.fetch.Words(), p.border.near.Words()
@@ -391,8 +391,7 @@ func (p *Picker) isUseful(n *neighbour) (yes bool) {
 	return yes
 }
 
-// Starving reports whether nobody has anything for us that is not on its way already
-// while something is wanted.
+// Starving reports whether pieces are wanted, none is on its way, and no neighbour has one to request.
 func (p *Picker) Starving() bool {
 	if p.outstanding > 0 || !p.Wants() {
 		return false
@@ -440,8 +439,8 @@ func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 	return Request{From: from, Piece: p.rarest(n)}, true
 }
 
-// nextUrgent finds a source for a piece that a reader waits for. A piece that is on its
-// way is not asked for again: the watchdog of the download ends a source that stalls.
+// nextUrgent finds a source for a piece that a reader waits for. It does not request a piece that is on
+// its way again: the download closes the connection to a source that stalls.
 func (p *Picker) nextUrgent(now time.Time, i piece.Index) (Request, bool) {
 	if p.have.Has(i) || p.flying.Has(i) {
 		return Request{}, false

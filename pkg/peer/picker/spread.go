@@ -58,7 +58,7 @@ func (s *Spread) Sent(i piece.Index) {
 	}
 }
 
-// Unsent takes a copy back that did not arrive.
+// Unsent takes back a copy that did not arrive.
 func (s *Spread) Unsent(i piece.Index) {
 	if int(i) < len(s.sent) && s.sent[i] > 0 {
 		s.sent[i]--

@@ -51,7 +51,7 @@ type border struct {
 	// fetch is the set of pieces that we bring from afar.
 	fetch    piece.Bitmap
 	others   map[Neighbour]*gateway
-	changed  bool // who the gateways are
+	changed  bool // the set of gateways
 	surveyed time.Time
 	// brought counts pieces that came from afar; pace is the time from one to the next.
 	brought, counted int
@@ -85,13 +85,13 @@ func weight(key uint64, i int) uint64 {
 	return x ^ x>>31
 }
 
-// Role tells who we are, and whether we bring pieces into our zone or leave that to its
+// Role sets this host's ID, and whether it brings pieces into its zone or leaves that to its
 // gateways.
 func (p *Picker) Role(self host.ID, gateway bool) {
 	p.border.self, p.border.gateway, p.border.changed = key(self), gateway, true
 }
 
-// Put tells where a neighbour is. Until then it is taken for one of our zone, and no gateway.
+// Put sets a neighbour's place. Until then it counts as one of this zone, and no gateway.
 func (p *Picker) Put(n Neighbour, at Place) {
 	one := p.neighbours[n]
 	if one == nil {
@@ -155,7 +155,7 @@ func (b *border) got(i piece.Index) {
 	}
 }
 
-// survey decides anew which pieces we bring from afar.
+// survey decides again which pieces this host brings from afar.
 //
 // A gateway that is dead has no connection any more, and its pieces are the others' at
 // once. One that is slow is given up after a while: if pieces of its share are to be had
@@ -212,7 +212,7 @@ func (p *Picker) progress(n *neighbour, g *gateway) (done int, waiting bool) {
 		done += bits.OnesCount64(share & n.have.Words()[w])
 		if lacks := share &^ near[w]; lacks != 0 && !waiting {
 			for ; lacks != 0 && !waiting; lacks &= lacks - 1 {
-				waiting = p.avail[first(w, lacks)] > 0 // and nobody near has it
+				waiting = p.avail[first(w, lacks)] > 0 // and no near neighbour has it
 			}
 		}
 	}
@@ -244,7 +244,7 @@ func (b *border) divide() {
 	}
 }
 
-// first is who brings piece i among the gateways that pass the test; nil for ourselves.
+// first returns the gateway that brings piece i, of those that pass the test; nil for this host.
 func (b *border) first(i int, test func(*gateway) bool) (best *gateway) {
 	var most uint64
 	if b.gateway {

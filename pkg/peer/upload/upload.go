@@ -1,4 +1,4 @@
-// Package upload says who may be served: a host sends a few pieces at once and refuses
+// Package upload decides which requests a host serves: it sends a few pieces at once and refuses
 // every further request at once, because a queue at the sender costs the swarm more than a
 // second question (1.06 times the bound without a queue, 1.30 with four waiting; simulated).
 //
@@ -101,7 +101,7 @@ type Line struct {
 type turn struct {
 	task   task.ID
 	rank   int
-	passed int // how often somebody of the same task who came later went first
+	passed int // how often a later request of the same task went first
 	who    any
 	next   func()
 }
@@ -133,8 +133,8 @@ func (l *Line) Take(id task.ID, rank int, who any, next func()) bool {
 	return false
 }
 
-// Displace takes out of the line who waits for a task with the highest rank, if that is above
-// the given one, and returns it; nil when there is nobody. Its next is not called any more.
+// Displace takes the request with the highest rank of a task out of the line, if that is above the given
+// one, and returns it; nil where there is none. Its next is not called any more.
 func (l *Line) Displace(id task.ID, above int) (who any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -145,7 +145,7 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 	}
 	remote := c.remote.Load()
 	if remote == nil && (m.Type == FailMessage || m.Type == RevokeMessage) {
-		// Last words before the other side said Hello: the numbers that every Darter uses
+		// A last message before the other side's Hello: the numbers that every Darter uses
 		// are the best guess, and a client that does not know them skips the message.
 		remote = &names
 	}

@@ -43,10 +43,10 @@ const (
 	HandshakeTimeout = 5 * time.Second
 )
 
-// ErrProtocol tells that the other side broke the protocol; the connection is worthless.
+// ErrProtocol means that the other side broke the protocol; the connection is of no use.
 var ErrProtocol = errors.New("peer protocol error")
 
-// Type tells what a [Message] is.
+// Type is the kind of a [Message].
 type Type byte
 
 // The messages. What a peer sends beyond these is read and skipped.
@@ -104,11 +104,11 @@ type Hello struct {
 	// into it.
 	Zone    string
 	Gateway bool
-	// Alive promises a message every second, a keep-alive where there is nothing to say,
+	// Alive promises a message every second, a keep-alive where there is no other,
 	// as long as this host is a seed that has not got everything.
 	Alive bool
-	// Read is how many bytes this host, as a seed, has read of a body whose length nobody knows.
-	// As long as it grows it is told every second: who waits sees that the origin sends.
+	// Read is how many bytes this host, as a seed, has read of a body of unknown length. While it grows
+	// the seed sends it every second, so that waiting hosts see that the origin sends.
 	Read int64
 }
 
@@ -117,8 +117,8 @@ type Hello struct {
 type Any struct {
 	// Exclude lists pieces that the asker is getting elsewhere.
 	Exclude []piece.Index
-	// Starving says that nobody else has what the asker needs, or that it comes from others
-	// at a crawl.
+	// Starving says that no other neighbour has what the sender needs, or that it comes from others at
+	// a crawl.
 	Starving bool
 }
 
@@ -295,8 +295,8 @@ func (c *Conn) Heard() int64 { return c.heard.Load() }
 // Close ends the connection; any goroutine may call it.
 func (c *Conn) Close() error { return c.raw.Close() }
 
-// HangUp tells the other side that nothing more comes, and bounds how long its own last
-// words are waited for. The other side reads all that was flushed: a connection that is
+// HangUp ends this side's half of the connection, and bounds how long it waits for the other side's
+// last messages. The other side reads all that was flushed: a connection that is
 // closed over bytes unread is reset, and takes along what the peer has not read yet.
 func (c *Conn) HangUp(wait time.Duration) {
 	half, ok := c.raw.(interface{ CloseWrite() error })
