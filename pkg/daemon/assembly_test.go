@@ -370,7 +370,7 @@ func TestOneDaemonPerDirectory(t *testing.T) {
 	cfg := settings(t, nil, "twice")
 	start(t, cfg)
 	_, err := daemon.New(cfg, nil)
-	require.ErrorContains(t, err, "give this one a directory of its own")
+	require.ErrorContains(t, err, "give this process a directory of its own")
 }
 
 func TestDfgetThroughTheDaemon(t *testing.T) {

@@ -52,7 +52,7 @@ func TestNodeKeepsItsID(t *testing.T) {
 	n := build(t, cfg)
 	id := n.Host.ID
 	_, err := New(cfg)
-	require.ErrorContains(t, err, "stop it, or give this one a directory of its own")
+	require.ErrorContains(t, err, "stop it, or give this process a directory of its own")
 
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)

@@ -27,7 +27,7 @@ func TestSweepSpools(t *testing.T) {
 
 	leave()
 	_, err := New(cfg)
-	require.ErrorContains(t, err, "stop it, or give this one a directory of its own")
+	require.ErrorContains(t, err, "stop it, or give this process a directory of its own")
 	assert.FileExists(t, left, "the process that has the directory may be using it")
 	assert.FileExists(t, inCache)
 	require.NoError(t, n.Close())
