@@ -168,8 +168,8 @@ type Proxy struct {
 	// Loopback and link-local addresses and the metadata services of clouds are reachable only if files.allowAddresses
 	// lists them.
 	Tunnel TunnelPolicy `yaml:"tunnel" default:"any" reload:"yes"`
-	// TunnelHosts are the other hosts where proxy.tunnel is listed: a name, or *.example.com for every name below
-	// example.com. List the token services of registries here. Default: none.
+	// TunnelHosts are the additional hosts that clients may reach if proxy.tunnel is "listed": a name, or
+	// *.example.com for every name below example.com. List the token services of registries here. Default: none.
 	TunnelHosts []string `yaml:"tunnelHosts" reload:"yes"`
 	// TunnelPorts are additional ports that clients reach on those hosts. Ports 443 (CONNECT), 80 (plain HTTP) and the
 	// ports of the registries in upstreams are always open. Each further port exposes its service, such as mail or a

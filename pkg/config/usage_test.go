@@ -69,7 +69,7 @@ func TestHelpText(t *testing.T) {
 		"      --mirror-listen host:port   The address of the registry mirror, which hosts.toml names.\n" +
 			strings.Repeat(" ", nameWidth) + "(default 127.0.0.1:65001)\n",
 		"      --log-level debug|info|warn|error\n" + strings.Repeat(" ", nameWidth) + "The least severe",
-		"listed (those in --proxy-tunnel-hosts)", "where --proxy-tunnel is listed",
+		"listed (those in --proxy-tunnel-hosts)", "if --proxy-tunnel is",
 		"\nMirror:\n", "\nAPI:\n", "      --once                      End after one round\n",
 		"is also DARTER_LIMITS_UPLOAD in the environment and\nlimits.upload in the file", "SIGHUP",
 	} {
