@@ -35,7 +35,15 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction(registrytest.LeakIgnored), goleak.Cleanup(func(int) { http.DefaultClient.CloseIdleConnections() }))
+	goleak.VerifyTestMain(idleClosed{m}, goleak.IgnoreTopFunction(registrytest.LeakIgnored))
+}
+
+// idleClosed runs the tests, and then closes the connections that tests left idle, before goleak looks.
+type idleClosed struct{ *testing.M }
+
+func (m idleClosed) Run() int {
+	defer http.DefaultClient.CloseIdleConnections()
+	return m.M.Run()
 }
 
 // log writes to the test's log until the test is over; watch sees each line.
