@@ -88,7 +88,8 @@ type Config struct {
 	// Standby says that this host takes the announces of others, at the address of Host.
 	Standby bool
 	// Standbys are those that owners named before this host's last restart. The client calls Named
-	// when owners name others; nil: it does not.
+	// when owners name others; nil: it does not. Named may write to a disk: no announce waits for it,
+	// but Run does.
 	Standbys []string
 	Named    func([]string)
 	// InUse is called when an owner says that this host's ID is another live host's; the error wraps
@@ -116,6 +117,8 @@ type Client struct {
 	// changed wakes Run when owners join or leave; ended is closed when Run has ended.
 	changed chan struct{}
 	ended   chan struct{}
+	// named wakes the goroutine that passes new standbys to Config.Named.
+	named chan struct{}
 
 	// mu is held to decide and to queue, never while anything is sent or logged: a log that blocks
 	// must not delay announces.
@@ -157,9 +160,9 @@ func New(cfg Config) *Client {
 		view.Self = cfg.Host.Addr
 	}
 	c := &Client{
-		cfg:       cfg,
-		log:       cfg.Logger,
-		changed:   make(chan struct{}, 1),
+		cfg:     cfg,
+		log:     cfg.Logger,
+		changed: make(chan struct{}, 1), named: make(chan struct{}, 1),
 		ended:     make(chan struct{}),
 		view:      owners.New(view),
 		senders:   make(map[string]*sender),
@@ -175,6 +178,9 @@ func New(cfg Config) *Client {
 // most a second, and returns nil.
 func (c *Client) Run(ctx context.Context) error {
 	var sending sync.WaitGroup
+	if c.cfg.Named != nil {
+		sending.Go(c.passStandbys)
+	}
 	running := make(map[*sender]context.CancelFunc)
 	forget := time.NewTicker(forgetAfter / 4)
 	defer forget.Stop()
@@ -213,6 +219,24 @@ func (c *Client) Run(ctx context.Context) error {
 	// An owner that also ends soon would wait for a connection that was made and never used.
 	c.cfg.Client.CloseIdleConnections()
 	return nil
+}
+
+// passStandbys calls Config.Named with the latest standbys after each change, until Run ends. It is
+// apart from the senders, since a slow disk would otherwise make owners look silent.
+func (c *Client) passStandbys() {
+	for {
+		select {
+		case <-c.named:
+			c.cfg.Named(c.Standbys())
+		case <-c.ended:
+			select {
+			case <-c.named:
+				c.cfg.Named(c.Standbys())
+			default:
+			}
+			return
+		}
+	}
 }
 
 // apply has the view take in an event, and starts and stops senders accordingly. mu is held. The
@@ -255,8 +279,11 @@ func (c *Client) report(owner string, changes owners.Changes, err error) {
 	if changes.Called {
 		c.log.Warn("no owner answers, so standbys lead", "standbys", c.Standbys())
 	}
-	if changes.Standbys != nil && c.cfg.Named != nil {
-		c.cfg.Named(changes.Standbys)
+	if changes.Standbys != nil {
+		select {
+		case c.named <- struct{}{}:
+		default:
+		}
 	}
 }
 

@@ -52,7 +52,7 @@ func (p *Proxy) check(upstreams []Upstream) error {
 		return fmt.Errorf("proxy.listen: at %s every machine could reach any host from this node's address: "+
 			"set proxy.tunnel to listed or none, or listen on 127.0.0.1", p.Listen)
 	}
-	if slices.Contains(p.TunnelHosts, hostmatch.Any) {
+	if p.Tunnel == TunnelListed && slices.Contains(p.TunnelHosts, hostmatch.Any) {
 		return fmt.Errorf("proxy.tunnelHosts: %q matches every host; set proxy.tunnel to any for that, or list the hosts", hostmatch.Any)
 	}
 	for _, h := range p.Hosts {

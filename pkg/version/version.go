@@ -5,12 +5,17 @@
 package version
 
 import (
+	"cmp"
 	"runtime"
 	"runtime/debug"
 )
 
 // Unknown is the version of a program that was built without the Makefile and outside a git clone.
-const Unknown = "(devel)"
+const Unknown = "devel"
+
+// goDevel is the toolchain's version of a module that it knows no version of. A user agent must not hold
+// parentheses there (RFC 9110, section 10.1.5).
+const goDevel = "(devel)"
 
 // revisionLen is how many digits of a commit are shown.
 const revisionLen = 12
@@ -21,8 +26,8 @@ var version, commit string
 // Build describes a program.
 type Build struct {
 	// Version is a tag such as v1.2.3, git describe's name of a commit after a tag, or the pseudo-version of
-	// the module. It ends in -dirty or +dirty if the source tree had uncommitted changes. It is Unknown if
-	// nothing recorded it.
+	// the module. It ends in -dirty or +dirty if the source tree had uncommitted changes. If nothing recorded
+	// one, it is the commit, or else Unknown.
 	Version string
 	// Commit is the first twelve digits of the commit, empty if nothing recorded it.
 	Commit string
@@ -42,7 +47,7 @@ func Current() string { return Read().Version }
 func read(version, commit string, info *debug.BuildInfo) Build {
 	b := Build{Version: version, Commit: commit, Go: runtime.Version()}
 	if info != nil {
-		if b.Version == "" {
+		if b.Version == "" && info.Main.Version != goDevel {
 			b.Version = info.Main.Version
 		}
 		for _, s := range info.Settings {
@@ -51,10 +56,10 @@ func read(version, commit string, info *debug.BuildInfo) Build {
 			}
 		}
 	}
-	if b.Version == "" {
-		b.Version = Unknown
-	}
 	b.Commit = b.Commit[:min(revisionLen, len(b.Commit))]
+	if b.Version == "" {
+		b.Version = cmp.Or(b.Commit, Unknown)
+	}
 	return b
 }
 

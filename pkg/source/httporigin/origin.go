@@ -180,7 +180,7 @@ func (o *Origin) Examine(ctx context.Context, spec task.Spec) (Info, sharing.Ans
 	res.Body.Close()
 	switch res.StatusCode {
 	case http.StatusOK:
-		return infoOf(secret.PrintableURL(req.URL), res, res.Header.Get("Accept-Ranges") == "bytes")
+		return infoOf(placeOf(req.URL), res, res.Header.Get("Accept-Ranges") == "bytes")
 	case http.StatusMethodNotAllowed, http.StatusNotImplemented, http.StatusForbidden, http.StatusBadRequest:
 	default:
 		return Info{}, sharing.Answer{}, o.statusError(ctx, abort, res, http.MethodHead, req.URL)
@@ -203,9 +203,9 @@ func (o *Origin) Examine(ctx context.Context, spec task.Spec) (Info, sharing.Ans
 	}
 	switch res.StatusCode {
 	case http.StatusOK:
-		return infoOf(secret.PrintableURL(req.URL), res, false)
+		return infoOf(placeOf(req.URL), res, false)
 	case http.StatusPartialContent:
-		info, a, err := infoOf(secret.PrintableURL(req.URL), res, true)
+		info, a, err := infoOf(placeOf(req.URL), res, true)
 		if err != nil {
 			return Info{}, sharing.Answer{}, err
 		}
@@ -227,13 +227,18 @@ func (o *Origin) Examine(ctx context.Context, spec task.Spec) (Info, sharing.Ans
 	}
 }
 
+// placeOf is where a redirect led, without what may sign it. It is part of a file's name in the cluster
+// ([sharing.Answer]), so all versions must spell it alike; a log may spell it otherwise.
+func placeOf(u *url.URL) string { return u.Scheme + "://" + u.Host + u.EscapedPath() }
+
+// infoOf reads an answer; asked is the place that the request named.
 func infoOf(asked string, res *http.Response, ranges bool) (Info, sharing.Answer, error) {
 	info := Info{
 		Length: res.ContentLength, MediaType: res.Header.Get("Content-Type"), Validator: validatorOf(res.Header),
 		Ranges: ranges,
 	}
 	answer := sharing.Answer{Header: res.Header}
-	if at := secret.PrintableURL(res.Request.URL); at != asked {
+	if at := placeOf(res.Request.URL); at != asked {
 		answer.Place = at
 	}
 	encoding, err := encodingOf(res.Header)
