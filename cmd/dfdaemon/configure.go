@@ -32,10 +32,12 @@ It may be repeated, after a change of upstreams for instance. docs/clients.md te
 		Flags: func(fs *pflag.FlagSet) {
 			fs.BoolVar(&dryRun, "dry-run", false, "show what would change, and write nothing")
 			fs.BoolVar(&remove, "remove", false, "take out what was written")
-			fs.BoolVar(&digests, "digests-only", false, "let the client ask the registry itself what a tag means, and the mirror for the rest")
+			fs.BoolVar(&digests, "digests-only", false,
+				"let the client ask the registry itself what a tag means, and the mirror for the rest")
 			fs.StringVar(&root, "root", "", "`DIRECTORY` that stands for /, for the image of a machine")
 			fs.StringVar(&mirror, "mirror", "", "`HOST:PORT` of the mirror as the client reaches it. Default: mirror.listen")
-			fs.StringVar(&file, "client-config", "", "the client's own configuration `FILE`, where it is not the usual one; for podman and crio the directory of drop-ins")
+			fs.StringVar(&file, "client-config", "", "the client's own configuration `FILE`, where it is not the usual one; "+
+				"for podman and crio the directory of drop-ins")
 		},
 		Run: func(_ context.Context, args []string, stdout io.Writer) error {
 			files := clientconf.Files{Root: root}
@@ -73,8 +75,10 @@ func mirrorFor(cfg *config.Dfdaemon) clientconf.Mirror {
 		if err != nil {
 			continue // the settings were checked when they were read
 		}
-		plain := u.PlainHTTP && len(u.URLs) == 0 || len(u.URLs) > 0 && strings.HasPrefix(u.URLs[0], "http://"+oci.Endpoint(host))
-		m.Upstreams = append(m.Upstreams, clientconf.Upstream{Host: host, PlainHTTP: plain, CA: u.CA, ClientCert: u.ClientCert, ClientKey: u.ClientKey})
+		plain := u.PlainHTTP && len(u.URLs) == 0 ||
+			len(u.URLs) > 0 && strings.HasPrefix(u.URLs[0], "http://"+oci.Endpoint(host))
+		m.Upstreams = append(m.Upstreams, clientconf.Upstream{Host: host, PlainHTTP: plain, CA: u.CA,
+			ClientCert: u.ClientCert, ClientKey: u.ClientKey})
 	}
 	return m
 }

@@ -39,8 +39,9 @@ It ends with 1 when something fails.`,
 				proc = "" // what runs here is not of that machine
 			}
 			found := doctor.Examine(ctx, doctor.Config{
-				Settings: *cfg, Standard: reflect.DeepEqual(standard.Upstreams, cfg.Upstreams), Mirror: mirrorFor(cfg), Files: clientconf.Files{Root: root},
-				Proc: proc, DockerSocket: "/var/run/docker.sock",
+				Settings: *cfg, Standard: reflect.DeepEqual(standard.Upstreams, cfg.Upstreams), Mirror: mirrorFor(cfg),
+				Files: clientconf.Files{Root: root},
+				Proc:  proc, DockerSocket: "/var/run/docker.sock",
 				Installed: func(program string) bool { _, err := exec.LookPath(program); return err == nil },
 			})
 			write := doctor.Write

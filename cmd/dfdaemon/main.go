@@ -25,7 +25,8 @@ func run() int {
 files from its local API, and it exchanges pieces with the dfdaemons of other nodes. Without
 any supernode it is a pull-through cache by itself.`,
 		Settings: cfg, Log: &cfg.Log, Status: &cfg.API.Listen, StatusFlag: "api-listen", Again: node.ErrRenamed,
-		New:      func(rt cli.Runtime) (cli.Runner, error) { return daemon.New(*cfg, rt.Logger) },
-		Commands: []cli.Command{configure(cfg), examine(cfg), proxyCA(cfg), cli.PurgeCommand("dfdaemon", &cfg.API.Listen, "api-listen")},
+		New: func(rt cli.Runtime) (cli.Runner, error) { return daemon.New(*cfg, rt.Logger) },
+		Commands: []cli.Command{configure(cfg), examine(cfg), proxyCA(cfg),
+			cli.PurgeCommand("dfdaemon", &cfg.API.Listen, "api-listen")},
 	})
 }

@@ -33,7 +33,8 @@ func TestGrantsAreBoundedAndTheOldestGoesFirst(t *testing.T) {
 }
 
 func FuzzLifetime(f *testing.F) {
-	for _, s := range []string{"", "Bearer a.b.c", "Bearer a.eyJleHAiOjE3MDAwMDAwMDB9.c", "Basic YTpi", "Bearer a.eyJleHAiOjFlMzAwfQ.c", "bearer ..", "Bearer a.eyJleHAiOiJ4In0.c"} {
+	for _, s := range []string{"", "Bearer a.b.c", "Bearer a.eyJleHAiOjE3MDAwMDAwMDB9.c", "Basic YTpi",
+		"Bearer a.eyJleHAiOjFlMzAwfQ.c", "bearer ..", "Bearer a.eyJleHAiOiJ4In0.c"} {
 		f.Add(s, int64(time.Hour))
 	}
 	now := time.Unix(1_700_000_000, 0)
@@ -84,7 +85,8 @@ func TestAWrongClockExtendsNoGrant(t *testing.T) {
 		{"ahead, and no Date", both, 3 * day, time.Time{}, time.Hour, 0, 0},
 		{"a Date of long ago", both, 0, registry.Add(-30 * day), time.Hour, 5 * time.Minute, 5 * time.Minute},
 		{"a Date of the future", both, 0, registry.Add(30 * day), time.Hour, 0, 0},
-		{"an end before its beginning", claims(fmt.Sprintf(`{"iat":%d,"exp":%d}`, exp+60, exp)), 0, registry, time.Hour, 0, 0},
+		{"an end before its beginning", claims(fmt.Sprintf(`{"iat":%d,"exp":%d}`, exp+60, exp)), 0, registry,
+			time.Hour, 0, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			now := registry.Add(c.off)
@@ -102,5 +104,6 @@ func TestAGrantEndsByTheEarlierClock(t *testing.T) {
 	assert.True(t, past(began.Add(time.Minute), until))
 	assert.True(t, past(began.Round(0).Add(time.Hour), until), "the machine slept: only the wall's clock went on")
 	assert.True(t, past(time.Now().Add(time.Hour), until))
-	assert.False(t, past(began.Round(0).Add(-72*time.Hour), began.Round(0)), "without a monotonic reading the wall's clock is all there is")
+	assert.False(t, past(began.Round(0).Add(-72*time.Hour), began.Round(0)),
+		"without a monotonic reading the wall's clock is all there is")
 }

@@ -26,7 +26,8 @@ var index = []byte(`{"schemaVersion":2,"manifests":[]}`)
 func tagged(requests *[]source.RegistryRequest, allow func(source.RegistryRequest) bool) registryFunc {
 	return func(_ context.Context, req source.RegistryRequest) (*http.Response, error) {
 		*requests = append(*requests, req)
-		res := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: http.NoBody, ContentLength: int64(len(index))}
+		res := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: http.NoBody,
+			ContentLength: int64(len(index))}
 		if !allow(req) {
 			res.StatusCode = http.StatusUnauthorized
 			return res, nil

@@ -140,7 +140,8 @@ func refusal(l Lookup, res *http.Response, known reply) error {
 // unchanged is the reply of a 304: the manifest is the known one.
 func unchanged(res *http.Response, known reply) reply {
 	out := reply{etag: known.etag}
-	out.Grant = Grant{ID: known.ID, Length: known.Length, MediaType: known.MediaType, Declared: known.Declared, date: dateOf(res)}
+	out.Grant = Grant{ID: known.ID, Length: known.Length, MediaType: known.MediaType, Declared: known.Declared,
+		date: dateOf(res)}
 	return out
 }
 

@@ -286,7 +286,8 @@ func (r *Resolver) askDigest(ctx context.Context, l Lookup) (Grant, error) {
 
 // askBriefly asks a registry whose reply has a fallback: it waits only a moment, and a silent registry counts as
 // unreachable.
-func askBriefly[V any](ctx context.Context, b *breaker, upstream string, ask func(context.Context) (V, error)) (v V, err error) {
+func askBriefly[V any](ctx context.Context, b *breaker, upstream string,
+	ask func(context.Context) (V, error)) (v V, err error) {
 	if b.isOpen(upstream, time.Now()) {
 		return v, &UnreachableError{errSilent}
 	}
@@ -388,7 +389,8 @@ func (r *Resolver) askTag(ctx context.Context, l Lookup, age time.Duration) (tag
 }
 
 // refreshTag asks the owner for the meaning of a tag, or else the registry, and remembers it.
-func (r *Resolver) refreshTag(ctx context.Context, l Lookup, key tagKey, known reply, age time.Duration) (reply, error) {
+func (r *Resolver) refreshTag(ctx context.Context, l Lookup, key tagKey, known reply,
+	age time.Duration) (reply, error) {
 	got, shared, err := r.askOwner(ctx, l, age)
 	if !shared {
 		at := time.Now()

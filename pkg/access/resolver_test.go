@@ -40,7 +40,8 @@ var digest = "sha256:" + strings.Repeat("a", 64)
 
 // lookup is of a manifest in app of r.test.
 func lookup(reference string) access.Lookup {
-	l := access.Lookup{Upstream: "r.test", Repository: "app", Kind: task.Manifest, Reference: reference, Authorization: "Bearer x"}
+	l := access.Lookup{Upstream: "r.test", Repository: "app", Kind: task.Manifest, Reference: reference,
+		Authorization: "Bearer x"}
 	if strings.Contains(reference, ":") {
 		l.ID = task.ID(reference)
 	}
@@ -89,10 +90,11 @@ func TestCloseEndsTheProbeOfPublicManifests(t *testing.T) {
 
 func TestCloseWaitsForACallThatNobodyWaitsFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := access.New(access.Config{Registry: registryFunc(func(context.Context, source.RegistryRequest) (*http.Response, error) {
-			time.Sleep(time.Minute) // it does not notice that its context ended
-			return nil, http.ErrServerClosed
-		})})
+		r := access.New(access.Config{
+			Registry: registryFunc(func(context.Context, source.RegistryRequest) (*http.Response, error) {
+				time.Sleep(time.Minute) // it does not notice that its context ended
+				return nil, http.ErrServerClosed
+			})})
 		ctx, leave := context.WithTimeout(t.Context(), time.Second)
 		defer leave()
 		_, err := r.Resolve(ctx, lookup(digest))
@@ -106,6 +108,7 @@ func TestCloseWaitsForACallThatNobodyWaitsFor(t *testing.T) {
 func TestAClosedOwnerReplies(t *testing.T) {
 	o := access.NewOwner(silent(nil))
 	o.Close()
-	a := o.Reply(t.Context(), api.Lookup{Version: api.Version, Upstream: "r.test", Repository: "app", Kind: task.Manifest, Reference: "v1"})
+	a := o.Reply(t.Context(), api.Lookup{Version: api.Version, Upstream: "r.test", Repository: "app", Kind: task.Manifest,
+		Reference: "v1"})
 	assert.Contains(t, a.Unreached, "closed")
 }

@@ -116,7 +116,8 @@ func (w *town) RoundTrip(r *http.Request) (*http.Response, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	o.seen = append(o.seen, request)
-	response := api.AnnounceResponse{Version: 1, IntervalMillis: 5000, Resync: !o.known, Assignments: make([]api.Assignment, len(request.Entries))}
+	response := api.AnnounceResponse{Version: 1, IntervalMillis: 5000, Resync: !o.known,
+		Assignments: make([]api.Assignment, len(request.Entries))}
 	o.known = true
 	for i, e := range request.Entries {
 		response.Assignments[i] = api.Assignment{Task: e.Task, Neighbours: []api.Neighbour{{
@@ -266,7 +267,8 @@ func TestOwnerComesBack(t *testing.T) {
 		w.lines("a:1")
 		w.set("a:1", func(o *script) { o.dead, o.known = true, false })
 		assert.Equal(t, "b:1", answeredBy(t, c, event(id, api.Progress)))
-		assert.Equal(t, []string{"started " + string(id) + " token"}, w.lines("b:1"), "who takes over hears how the content is brought")
+		assert.Equal(t, []string{"started " + string(id) + " token"}, w.lines("b:1"),
+			"who takes over hears how the content is brought")
 		assert.Equal(t, "b:1", answeredBy(t, c, event(id, api.Progress)))
 		assert.Equal(t, []string{"progress " + string(id)}, w.lines("b:1"))
 
@@ -346,7 +348,8 @@ func TestSlowOwnerIsLogged(t *testing.T) {
 		synctest.Wait()
 		assert.Equal(t, local, answeredBy(t, c, started("second")))
 		before.Wait()
-		assert.Contains(t, lines.String(), `level=WARN msg="owner did not hear of a task in time, so this host leads it" task=second`)
+		assert.Contains(t, lines.String(),
+			`level=WARN msg="owner did not hear of a task in time, so this host leads it" task=second`)
 		assert.Equal(t, 1, strings.Count(lines.String(), "level=WARN"), "it is not taken for dead: %s", &lines)
 	})
 }
@@ -670,7 +673,8 @@ func TestOverRealHTTP(t *testing.T) {
 			http.Error(w, `{"error":"short and stout"}`, http.StatusTeapot)
 			return
 		}
-		fmt.Fprintf(w, `{"version":1,"assignments":[%s],"intervalMillis":60000}`, strings.Repeat(`{"seed":true}`, len(request.Entries)))
+		fmt.Fprintf(w, `{"version":1,"assignments":[%s],"intervalMillis":60000}`,
+			strings.Repeat(`{"seed":true}`, len(request.Entries)))
 	}))
 	defer server.Close()
 	client := server.Client()
@@ -703,7 +707,8 @@ func TestDecodeBounds(t *testing.T) {
 	response := api.AnnounceResponse{
 		Version: 1, IntervalMillis: 1 << 40, Owners: []string{"b:1", "a:1", "b:1", "nonsense", ":1"},
 		Assignments: []api.Assignment{
-			{Neighbours: append([]api.Neighbour{{Host: host.Host{ID: "x", Addr: "a:1"}}, {Host: host.Host{ID: self.ID, Addr: "a"}}}, crowd...)},
+			{Neighbours: append([]api.Neighbour{{Host: host.Host{ID: "x", Addr: "a:1"}},
+				{Host: host.Host{ID: self.ID, Addr: "a"}}}, crowd...)},
 			{Metadata: &piece.Metadata{Length: -1}, Inline: []byte("x")},
 			{Inline: make([]byte, api.InlineMax+1)},
 			{Failure: &api.Failure{Status: 200, Body: make([]byte, api.FailureMax+1)}},
@@ -752,7 +757,8 @@ func TestDecodeIgnoresRemovedFields(t *testing.T) {
 // FuzzDecodeResponse proves that whatever an owner says, what comes out is within bounds.
 func FuzzDecodeResponse(f *testing.F) {
 	f.Add([]byte(`{"version":1,"assignments":[{"neighbours":[{"id":"11111111111111111111111111111111","addr":"a:1"}],"facts":{"length":5,"pieceSize":131072},"inline":"aGVsbG8="}],"intervalMillis":1000,"owners":["a:1"]}`))
-	f.Add([]byte(`{"version":2,"assignments":[{"failure":{"status":503,"body":"eA==","message":"no"},"local":true}],"resync":true}`))
+	f.Add([]byte(
+		`{"version":2,"assignments":[{"failure":{"status":503,"body":"eA==","message":"no"},"local":true}],"resync":true}`))
 	f.Add([]byte(`{"version":1,"assignments":[{"inline":"aA==","proof":{"facts":{"length":1,"pieceSize":131072},"epoch":"7","digests":["qqqq"],"key":"AQIDBAUGBwg=","signature":"","certificates":["AA=="]}}]}`))
 	f.Add([]byte(`{"version":1,"assignments":[null],"owners":null}`))
 	f.Fuzz(func(t *testing.T, b []byte) {

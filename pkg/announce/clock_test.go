@@ -57,7 +57,8 @@ func TestOwnerClock(t *testing.T) {
 					w, own := &clocked{town: newTown("a:1"), ahead: map[string]time.Duration{}, date: date}, &solo{}
 					var lines bytes.Buffer
 					c := New(Config{
-						Host: self, Generation: 7, Owners: []string{"a:1"}, Scheme: "https", Client: &http.Client{Transport: w}, Local: own,
+						Host: self, Generation: 7, Owners: []string{"a:1"}, Scheme: "https",
+						Client: &http.Client{Transport: w}, Local: own,
 						Logger: slog.New(slog.NewTextHandler(&lines, nil)),
 					})
 					ended := make(chan error, 1)
@@ -95,7 +96,8 @@ func TestOwnerClock(t *testing.T) {
 func TestOneOwnerClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, own := &clocked{town: newTown("a:1", "b:1"), ahead: map[string]time.Duration{}}, &solo{}
-		c := New(Config{Host: self, Owners: []string{"a:1", "b:1"}, Scheme: "https", Client: &http.Client{Transport: w}, Local: own})
+		c := New(Config{Host: self, Owners: []string{"a:1", "b:1"}, Scheme: "https",
+			Client: &http.Client{Transport: w}, Local: own})
 		ended := make(chan error, 1)
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() { ended <- c.Run(ctx) }()
@@ -114,7 +116,8 @@ func TestClockNotice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &clocked{town: newTown("a:1"), ahead: map[string]time.Duration{"a:1": 20 * time.Hour}}
 		var lines bytes.Buffer
-		c := New(Config{Host: self, Owners: []string{"a:1"}, Scheme: "https", Client: &http.Client{Transport: w}, Logger: slog.New(slog.NewTextHandler(&lines, nil))})
+		c := New(Config{Host: self, Owners: []string{"a:1"}, Scheme: "https", Client: &http.Client{Transport: w},
+			Logger: slog.New(slog.NewTextHandler(&lines, nil))})
 		ended := make(chan error, 1)
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() { ended <- c.Run(ctx) }()
@@ -141,12 +144,13 @@ func TestPurgeFailuresAreAnnounced(t *testing.T) {
 	trouble := []api.PurgeFailure{{Task: "t", Why: "busy"}}
 	w := newTown("a:1")
 	w.owners["a:1"].answer = func(_ api.AnnounceRequest, a *api.AnnounceResponse) { a.PurgeMark = "" }
-	inTown(t, w, Config{Purges: failing(trouble), Now: func() time.Time { return time.Unix(77, 0) }}, func(t *testing.T, c *Client) {
-		assert.Equal(t, "a:1", answeredBy(t, c, started("one")))
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		last := w.owners["a:1"].seen[len(w.owners["a:1"].seen)-1]
-		assert.Equal(t, trouble, last.PurgeFailures)
-		assert.Equal(t, int64(77), last.Clock.Unix())
-	})
+	inTown(t, w, Config{Purges: failing(trouble), Now: func() time.Time { return time.Unix(77, 0) }},
+		func(t *testing.T, c *Client) {
+			assert.Equal(t, "a:1", answeredBy(t, c, started("one")))
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			last := w.owners["a:1"].seen[len(w.owners["a:1"].seen)-1]
+			assert.Equal(t, trouble, last.PurgeFailures)
+			assert.Equal(t, int64(77), last.Clock.Unix())
+		})
 }

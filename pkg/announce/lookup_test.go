@@ -128,7 +128,8 @@ func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 // An owner of a former version, without lookups, is passed over.
 func TestLookupFormerVersion(t *testing.T) {
 	var asked atomic.Int32
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { asked.Add(1); http.NotFound(w, r) }))
+	srv := httptest.NewServer(
+		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { asked.Add(1); http.NotFound(w, r) }))
 	defer srv.Close()
 	c := announce.New(announce.Config{Owners: []string{strings.TrimPrefix(srv.URL, "http://")}, Client: srv.Client()})
 	_, err := c.Lookup(t.Context(), tagLookup)

@@ -26,7 +26,8 @@ func TestPurgeOrdersAreFetchedOncePerMark(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.HandleFunc(api.PathAnnounce, func(w http.ResponseWriter, _ *http.Request) {
 		announces.Add(1)
-		assert.NoError(t, json.NewEncoder(w).Encode(api.AnnounceResponse{Version: api.Version, IntervalMillis: 1, PurgeMark: "m1"}))
+		assert.NoError(t, json.NewEncoder(w).Encode(api.AnnounceResponse{Version: api.Version, IntervalMillis: 1,
+			PurgeMark: "m1"}))
 	})
 	mux.HandleFunc(api.PathPurgeOrders, func(w http.ResponseWriter, r *http.Request) {
 		assert.Empty(t, r.URL.Query().Get("mark"), "nothing is known yet")
@@ -45,7 +46,8 @@ func TestPurgeOrdersAreFetchedOncePerMark(t *testing.T) {
 	transport := new(http.Transport)
 	defer transport.CloseIdleConnections()
 	c := New(Config{
-		Host: host.Host{ID: host.NewID(), Addr: "127.0.0.1:1"}, Owners: []string{s.Listener.Addr().String()}, Client: &http.Client{Transport: transport},
+		Host: host.Host{ID: host.NewID(), Addr: "127.0.0.1:1"}, Owners: []string{s.Listener.Addr().String()},
+		Client: &http.Client{Transport: transport},
 		Purges: service,
 	})
 	ctx, cancel := context.WithCancel(t.Context())

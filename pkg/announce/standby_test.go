@@ -57,7 +57,8 @@ func TestStandbys(t *testing.T) {
 		assert.Less(t, time.Since(began), 50*time.Millisecond, "a refused connection says enough")
 		synctest.Wait()
 		assert.Equal(t, []string{"started " + string(id) + " token"}, w.lines("s:2"))
-		assert.Equal(t, []string{"completed " + string(held.Task)}, w.lines("s:3"), "what is held is told to those who lead it now")
+		assert.Equal(t, []string{"completed " + string(held.Task)}, w.lines("s:3"),
+			"what is held is told to those who lead it now")
 		assert.Equal(t, []string{"completed " + string(held.Task)}, w.lines("s:1"))
 		assert.Empty(t, own.lines())
 		status := c.Owners()
@@ -239,13 +240,15 @@ func (o oracle) RoundTrip(r *http.Request) (*http.Response, error) {
 	if alive := o[r.URL.Host]; alive == nil || !alive() {
 		return nil, syscall.ECONNREFUSED
 	}
-	var answer any = api.LookupReply{Version: 1, Digest: task.ID("sha256:" + strings.Repeat("a", 64)), MediaType: r.URL.Host}
+	var answer any = api.LookupReply{Version: 1, Digest: task.ID("sha256:" + strings.Repeat("a", 64)),
+		MediaType: r.URL.Host}
 	if r.URL.Path == api.PathAnnounce {
 		var request api.AnnounceRequest
 		if b, err := io.ReadAll(r.Body); err != nil || json.Unmarshal(b, &request) != nil {
 			return nil, errors.New("unreadable")
 		}
-		answer = api.AnnounceResponse{Version: 1, IntervalMillis: 5000, Assignments: make([]api.Assignment, len(request.Entries)), Standbys: stands}
+		answer = api.AnnounceResponse{Version: 1, IntervalMillis: 5000,
+			Assignments: make([]api.Assignment, len(request.Entries)), Standbys: stands}
 	}
 	b, err := json.Marshal(answer)
 	if err != nil {
@@ -262,7 +265,8 @@ func TestLookupStandbys(t *testing.T) {
 		var dead atomic.Bool
 		yes := func() bool { return true }
 		o := oracle{"a:1": func() bool { return !dead.Load() }, "s:1": yes, "s:2": yes, "s:3": yes}
-		c := New(Config{Host: host.Host{ID: self.ID, Addr: self.Addr}, Owners: []string{"a:1"}, Scheme: "https", Local: &solo{}, Client: &http.Client{Transport: o}})
+		c := New(Config{Host: host.Host{ID: self.ID, Addr: self.Addr}, Owners: []string{"a:1"}, Scheme: "https",
+			Local: &solo{}, Client: &http.Client{Transport: o}})
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- c.Run(ctx) }()
@@ -275,7 +279,8 @@ func TestLookupStandbys(t *testing.T) {
 			require.NoError(t, err)
 			asked[a.MediaType] = true
 		}
-		assert.Equal(t, map[string]bool{"a:1": true, "s:1": true, "s:2": true, "s:3": true}, asked, "each has its own questions")
+		assert.Equal(t, map[string]bool{"a:1": true, "s:1": true, "s:2": true, "s:3": true}, asked,
+			"each has its own questions")
 		cancel()
 		require.NoError(t, <-ended)
 	})

@@ -16,12 +16,14 @@ import (
 // The secrets of a spec are in its JSON and in no printed form.
 func TestSpecHidesItsSecrets(t *testing.T) {
 	const word = "hunter2"
-	spec := &api.Spec{ID: "file:1", Kind: "file", Authorization: "Bearer " + word, Header: map[string]string{"X-Key": word}}
+	spec := &api.Spec{ID: "file:1", Kind: "file", Authorization: "Bearer " + word,
+		Header: map[string]string{"X-Key": word}}
 	entry := api.Entry{Task: "file:1", Spec: spec}
 	request := api.AnnounceRequest{Entries: []api.Entry{entry}}
 	var out bytes.Buffer
 	for _, h := range []slog.Handler{slog.NewJSONHandler(&out, nil), slog.NewTextHandler(&out, nil)} {
-		slog.New(h).Info("x", "spec", spec, "value", *spec, "entry", entry, "pointer", &entry, "request", request, "requests", &request)
+		slog.New(h).Info("x", "spec", spec, "value", *spec, "entry", entry, "pointer", &entry, "request", request,
+			"requests", &request)
 	}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
 		for _, v := range []any{spec, *spec, entry, &entry, request, &request} {

@@ -14,8 +14,9 @@ import (
 // whole vouches for all of a content of two pieces.
 func whole() piece.DigestRun {
 	return piece.DigestRun{
-		Metadata: piece.MetadataFor(piece.SizeMin+1, "text/plain"), Epoch: 1<<63 + 1, Digests: []piece.Digest{piece.Sum([]byte("a")), piece.Sum([]byte("b"))},
-		Final: true, Key: piece.KeyID{1, 2, 3}, Signature: []byte("signature"),
+		Metadata: piece.MetadataFor(piece.SizeMin+1, "text/plain"), Epoch: 1<<63 + 1,
+		Digests: []piece.Digest{piece.Sum([]byte("a")), piece.Sum([]byte("b"))},
+		Final:   true, Key: piece.KeyID{1, 2, 3}, Signature: []byte("signature"),
 	}
 }
 
@@ -39,7 +40,8 @@ func TestProofRoundTrip(t *testing.T) {
 	unfinished, other := whole(), whole()
 	unfinished.Final = false
 	other.Metadata = piece.MetadataFor(1, "")
-	assert.Nil(t, api.NewProof(whole().Metadata, []piece.DigestRun{part, unfinished, other}, nil), "none of them is about all of it")
+	assert.Nil(t, api.NewProof(whole().Metadata, []piece.DigestRun{part, unfinished, other}, nil),
+		"none of them is about all of it")
 }
 
 // Check refuses what is no proof.
@@ -51,8 +53,10 @@ func TestProofCheck(t *testing.T) {
 		"a digest without a piece":      func(p *api.Proof) { p.Digests = append(p.Digests, p.Digests[0]) },
 		"facts that no content has":     func(p *api.Proof) { p.Metadata.PieceSize = 0 },
 		"more certificates than needed": func(p *api.Proof) { p.Certificates = make([][]byte, api.ProofCertificatesMax+1) },
-		"a certificate that is no such": func(p *api.Proof) { p.Certificates = [][]byte{make([]byte, api.ProofCertificateMax+1)} },
-		"a signature that is no such":   func(p *api.Proof) { p.Signature = make([]byte, api.ProofCertificateMax+1) },
+		"a certificate that is no such": func(p *api.Proof) {
+			p.Certificates = [][]byte{make([]byte, api.ProofCertificateMax+1)}
+		},
+		"a signature that is no such": func(p *api.Proof) { p.Signature = make([]byte, api.ProofCertificateMax+1) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			proof := api.NewProof(whole().Metadata, []piece.DigestRun{whole()}, nil)

@@ -20,8 +20,9 @@ func TestDecodePurgeOrders(t *testing.T) {
 	out, err := DecodePurgeOrders(b)
 	require.NoError(t, err)
 	assert.Equal(t, in, out)
-	for _, bad := range []string{"", "[]", `{"version":0}`, `{"version":1,"list":[{"task":"../x"}]}`, `{"version":1,"list":{}}`,
-		`{"version":1,"list":[` + strings.Repeat(`{},`, PurgeOrdersMax) + `{}]}`, strings.Repeat(" ", PurgeOrdersSize+1)} {
+	for _, bad := range []string{"", "[]", `{"version":0}`, `{"version":1,"list":[{"task":"../x"}]}`,
+		`{"version":1,"list":{}}`, `{"version":1,"list":[` + strings.Repeat(`{},`, PurgeOrdersMax) + `{}]}`,
+		strings.Repeat(" ", PurgeOrdersSize+1)} {
 		_, err := DecodePurgeOrders([]byte(bad))
 		assert.Error(t, err, "%.40s", bad)
 	}

@@ -32,7 +32,9 @@ func FetchStatus(ctx context.Context, program, addr string) (api.Status, error) 
 	case errors.As(err, &body):
 		answer = body.Status
 	default:
-		return api.Status{}, fmt.Errorf("no %s answers at %s (%w); is it running, and is this its address?", program, addr, err)
+		return api.Status{}, fmt.Errorf("no %s answers at %s (%w); is it running, and is this its address?",
+			program, addr, err)
 	}
-	return api.Status{}, fmt.Errorf("%s is not a Darter status address (it answers %s); use the dfdaemon's api.listen or the supernode's admin.listen", addr, answer)
+	return api.Status{}, fmt.Errorf("%s is not a Darter status address (it answers %s); use the dfdaemon's api.listen "+
+		"or the supernode's admin.listen", addr, answer)
 }

@@ -143,7 +143,9 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 	}
 	form.Bind(root.Flags())
 	root.Flags().BoolVar(&printConfig, "print-config", false, "print the settings in force, secrets redacted, and end")
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return errUsage{config.FlagError(cmd.Flags(), err)} })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return errUsage{config.FlagError(cmd.Flags(), err)}
+	})
 	form.Explain(root)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -161,7 +163,8 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 }
 
 // run builds the program and runs it once.
-func (p Program) run(ctx context.Context, form *config.Form, environ []string, logger *slog.Logger, level *slog.LevelVar) error {
+func (p Program) run(ctx context.Context, form *config.Form, environ []string, logger *slog.Logger,
+	level *slog.LevelVar) error {
 	program, err := p.New(Runtime{Logger: logger})
 	if err != nil {
 		return err
@@ -247,7 +250,8 @@ func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
 
 // reload reads the settings again at each SIGHUP, applies what can change in a running
 // program, and says what cannot. The function that it returns ends that.
-func (p Program) reload(form *config.Form, environ []string, program Runner, logger *slog.Logger, level *slog.LevelVar) (stop func()) {
+func (p Program) reload(form *config.Form, environ []string, program Runner, logger *slog.Logger,
+	level *slog.LevelVar) (stop func()) {
 	hup, done := make(chan os.Signal, 1), make(chan struct{})
 	signal.Notify(hup, syscall.SIGHUP)
 	ended := make(chan struct{})
@@ -280,7 +284,8 @@ func (p Program) reload(form *config.Form, environ []string, program Runner, log
 			last = again
 			logger.Info("settings reloaded", "in_force", keys(now), "after_restart", keys(restart))
 			for _, c := range restart {
-				logger.Warn("a changed setting takes effect after a restart only", "setting", c.Key, "in_force", c.Was, "after_restart", c.Is)
+				logger.Warn("a changed setting takes effect after a restart only", "setting", c.Key, "in_force", c.Was,
+					"after_restart", c.Is)
 			}
 		}
 	}()

@@ -14,7 +14,8 @@ import (
 // PurgeCommand purges tasks from a cluster by the program that runs at an address of this machine.
 func PurgeCommand(program string, at *config.Address, flag string) Command {
 	return Command{
-		Use: "purge DIGEST...", DeprecatedName: "withdraw", Short: "Delete blobs or manifests from every cache of the cluster",
+		Use: "purge DIGEST...", DeprecatedName: "withdraw",
+		Short: "Delete blobs or manifests from every cache of the cluster",
 		Long: `Purge deletes the layers or manifests with these digests from the cache of every host of the
 cluster. Pulls of them that run end short. The command waits some seconds for the hosts to confirm,
 and names those that did not. A host that is away deletes them when it comes back within seven days.

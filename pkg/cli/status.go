@@ -88,7 +88,8 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 			line("", "and %d more (--json lists them)", len(s.Offenders)-i)
 			break
 		}
-		line("REFUSED", "%s%s, %s, the last %s: %s", prefixed("host ", prefixed("", o.ID.Short()+" ")), "from "+o.Addr, plural(o.Times, "announce", "announces"), ago(o.Last, now), o.Reason)
+		line("REFUSED", "%s%s, %s, the last %s: %s", prefixed("host ", prefixed("", o.ID.Short()+" ")), "from "+o.Addr,
+			plural(o.Times, "announce", "announces"), ago(o.Last, now), o.Reason)
 	}
 	for _, w := range s.Warnings {
 		line("WARNING", "%s", w)
@@ -97,11 +98,14 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	if s.Cache.Quota > 0 {
 		quota = fmt.Sprintf("%d%% of %s", 100*s.Cache.Bytes/s.Cache.Quota, size(s.Cache.Quota))
 	}
-	line("cache", "%s in %s (%s)%s", size(s.Cache.Bytes), plural(s.Cache.Tasks, "task", "tasks"), quota, prefixed(", ", s.Cache.Dir))
+	line("cache", "%s in %s (%s)%s", size(s.Cache.Bytes), plural(s.Cache.Tasks, "task", "tasks"), quota,
+		prefixed(", ", s.Cache.Dir))
 	r := s.Received
-	line("received", "%s from peers, %s from supernodes, %s from origins%s", size(r.Peers), size(r.Seeds), size(r.Origin), share(s))
+	line("received", "%s from peers, %s from supernodes, %s from origins%s", size(r.Peers), size(r.Seeds),
+		size(r.Origin), share(s))
 	if s.Program == "dfdaemon" {
-		line("given", "%s to other nodes, %s to local clients, of that %s from the cache", size(s.Sent), size(s.Served), size(r.Cache))
+		line("given", "%s to other nodes, %s to local clients, of that %s from the cache", size(s.Sent),
+			size(s.Served), size(r.Cache))
 	} else {
 		line("given", "%s to nodes", size(s.Sent))
 	}
@@ -109,7 +113,8 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 		line("limits", "%s", text)
 	}
 	if s.BadPieces > 0 {
-		line("BAD", "%s not match the digest; the log names who sent them", plural(int(s.BadPieces), "piece did", "pieces did"))
+		line("BAD", "%s not match the digest; the log names who sent them",
+			plural(int(s.BadPieces), "piece did", "pieces did"))
 	}
 	outcomes := func(name, well string, o *api.Outcomes) {
 		if o == nil {
@@ -124,12 +129,14 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 		}
 		line(name, "%s", text)
 		if f := o.Failure; f != nil {
-			line("FAILED", "%s: %s", ago(f.At, now), strings.Join(strings.Fields(strings.TrimPrefix(f.Name+": "+f.Error, ": ")), " "))
+			line("FAILED", "%s: %s", ago(f.At, now),
+				strings.Join(strings.Fields(strings.TrimPrefix(f.Name+": "+f.Error, ": ")), " "))
 		}
 	}
 	outcomes("pulls", "ended well", s.Pulls)
 	outcomes("seeds", "brought", s.Seeds)
-	line("now", "%s, %s open", plural(len(s.Running), "download runs", "downloads run"), plural(s.Downloads, "content", "contents"))
+	line("now", "%s, %s open", plural(len(s.Running), "download runs", "downloads run"),
+		plural(s.Downloads, "content", "contents"))
 	for i, r := range s.Running {
 		if i == runningShown {
 			line("", "and %d more (--json lists them)", len(s.Running)-i)
@@ -159,7 +166,8 @@ func running(r api.RunningStatus, program string, size func(int64) string) strin
 	case r.Length > 0:
 		fmt.Fprintf(&b, "%d%% of %s", 100*r.Have/r.Length, size(r.Length))
 	}
-	if all := r.Received.Peers + r.Received.Seeds + r.Received.Origin; all > 0 && program == "dfdaemon" { // a supernode is there to ask origins
+	// a supernode is there to ask origins
+	if all := r.Received.Peers + r.Received.Seeds + r.Received.Origin; all > 0 && program == "dfdaemon" {
 		fmt.Fprintf(&b, ", %d%% of it from the cluster", 100*(r.Received.Peers+r.Received.Seeds)/all)
 	}
 	if quiet := time.Duration(r.Quiet * float64(time.Second)); quiet >= quietMin {

@@ -20,12 +20,14 @@ func TestWriteStatusClocksAndPurges(t *testing.T) {
 	var out strings.Builder
 	require.NoError(t, WriteStatus(&out, api.Status{
 		Program: "supernode", Started: now.Add(72 * time.Hour), Uptime: 90, Clocks: "why a host was refused",
-		Owners:            []api.OwnerStatus{{Addr: "a:1", Alive: true, Skew: 7200}, {Addr: "b:1", Alive: true, Skew: -7200}, {Addr: "c:1", Alive: true, Skew: 3}},
+		Owners: []api.OwnerStatus{{Addr: "a:1", Alive: true, Skew: 7200}, {Addr: "b:1", Alive: true, Skew: -7200},
+			{Addr: "c:1", Alive: true, Skew: 3}},
 		PurgeFailures:     []api.PurgeFailure{{Task: "sha256:" + task.ID(strings.Repeat("0a", 32)), Why: "busy"}},
 		HostPurgeFailures: []api.HostPurge{{Host: "n2", Why: "full"}},
 		Seeds:             &api.Outcomes{Last: now.Add(time.Hour)},
 	}, now))
-	for _, want := range []string{"up 1m30s", "a:1 answers, ITS CLOCK IS 2h0m0s AHEAD OF this one", "b:1 answers, ITS CLOCK IS 2h0m0s BEHIND this one", "why a host was refused",
+	for _, want := range []string{"up 1m30s", "a:1 answers, ITS CLOCK IS 2h0m0s AHEAD OF this one",
+		"b:1 answers, ITS CLOCK IS 2h0m0s BEHIND this one", "why a host was refused",
 		"purged task sha256:0a0a0a0a0a0a, trying again: busy", "by host n2: full", "the last 0s ago"} {
 		assert.Contains(t, out.String(), want)
 	}
@@ -37,10 +39,13 @@ func TestWriteStatus(t *testing.T) {
 	s := api.Status{
 		Program: "dfdaemon", Version: "v1", Started: now.Add(-90 * time.Minute), Ready: true,
 		Host:     host.Host{ID: "00112233445566778899aabbccddeeff", Name: "node7", Zone: "rack3"},
-		Received: api.Sources{Peers: 700 << 20, Seeds: 200 << 20, Origin: 100 << 20, Cache: 5 << 20}, Sent: 3 << 30, Served: 1 << 30,
+		Received: api.Sources{Peers: 700 << 20, Seeds: 200 << 20, Origin: 100 << 20, Cache: 5 << 20}, Sent: 3 << 30,
+		Served: 1 << 30,
 		Cache:  api.CacheStatus{Dir: "/var/lib/darter/dfdaemon", Tasks: 12, Bytes: 1 << 30, Quota: 4 << 30},
-		Owners: []api.OwnerStatus{{Addr: "10.0.0.1:65000", Alive: true}, {Addr: "10.0.0.2:65000", Error: "connection refused"}},
-		Listen: map[string]string{"mirror": "127.0.0.1:65001", "peer": "10.0.0.7:65002", "mirror of quay.io": "127.0.0.1:65011", "mirror of ghcr.io": "127.0.0.1:65012"},
+		Owners: []api.OwnerStatus{{Addr: "10.0.0.1:65000", Alive: true},
+			{Addr: "10.0.0.2:65000", Error: "connection refused"}},
+		Listen: map[string]string{"mirror": "127.0.0.1:65001", "peer": "10.0.0.7:65002",
+			"mirror of quay.io": "127.0.0.1:65011", "mirror of ghcr.io": "127.0.0.1:65012"},
 	}
 	var out bytes.Buffer
 	require.NoError(t, WriteStatus(&out, s, now))
@@ -59,10 +64,12 @@ now        0 downloads run, 0 contents open
 `, out.String())
 
 	s.Pulls = &api.Outcomes{OK: 12, Refused: 1, Failed: 2, Canceled: 3, Last: now.Add(-4 * time.Second),
-		Failure: &api.Failed{At: now.Add(-95 * time.Minute), Name: "quay.io/a/b", Error: "reading sha256:aa:\nno route to host"}}
+		Failure: &api.Failed{At: now.Add(-95 * time.Minute), Name: "quay.io/a/b",
+			Error: "reading sha256:aa:\nno route to host"}}
 	s.Downloads = 4
 	s.Running = []api.RunningStatus{
-		{ID: "sha256:0123456789abcdef", Name: "quay.io/a/b", Length: 4 << 20, Have: 1 << 20, Received: api.Sources{Peers: 1 << 20, Origin: 1 << 20}, Quiet: 12.3},
+		{ID: "sha256:0123456789abcdef", Name: "quay.io/a/b", Length: 4 << 20, Have: 1 << 20,
+			Received: api.Sources{Peers: 1 << 20, Origin: 1 << 20}, Quiet: 12.3},
 		{ID: "sha256:1123456789abcdef", Name: "quay.io/a/b", Length: -1, Quiet: 1},
 	}
 	out.Reset()
@@ -77,7 +84,8 @@ now        2 downloads run, 4 contents open
 	out.Reset()
 	require.NoError(t, WriteStatus(&out, s, now))
 	assert.Contains(t, out.String(), "           and 10 more (--json lists them)\n")
-	assert.Equal(t, runningShown, strings.Count(out.String(), "quay.io/a/b sha256:0")+strings.Count(out.String(), "quay.io/a/b sha256:1"))
+	assert.Equal(t, runningShown, strings.Count(out.String(), "quay.io/a/b sha256:0")+
+		strings.Count(out.String(), "quay.io/a/b sha256:1"))
 
 	s = api.Status{Program: "dfdaemon", Missing: []string{"its disk", "its registry"}, BadPieces: 2, Embedded: true}
 	out.Reset()
@@ -88,10 +96,13 @@ now        2 downloads run, 4 contents open
 	assert.Contains(t, out.String(), "2 pieces did not match")
 
 	s = api.Status{Program: "supernode", Ready: true, Hosts: 1, Downloads: 1, Seeds: &api.Outcomes{OK: 7},
-		Running: []api.RunningStatus{{ID: "sha256:2123456789abcdef", Length: 4, Have: 2, Received: api.Sources{Origin: 2}}}, Cache: api.CacheStatus{Tasks: 1}, Received: api.Sources{Origin: 1 << 20}, Sent: 1 << 30}
+		Running: []api.RunningStatus{{ID: "sha256:2123456789abcdef", Length: 4, Have: 2, Received: api.Sources{Origin: 2}}},
+		Cache:   api.CacheStatus{Tasks: 1}, Received: api.Sources{Origin: 1 << 20}, Sent: 1 << 30}
 	out.Reset()
 	require.NoError(t, WriteStatus(&out, s, now))
-	for _, want := range []string{"hosts      1 announces here", "0 B in 1 task (", "1.0 MiB from origins\n", "given      1.0 GiB to nodes\n", "seeds      7 brought, 0 refused, 0 failed\n", "now        1 download runs, 1 content open\n           sha256:2123456789ab: 50% of 4 B\n"} {
+	for _, want := range []string{"hosts      1 announces here", "0 B in 1 task (", "1.0 MiB from origins\n",
+		"given      1.0 GiB to nodes\n", "seeds      7 brought, 0 refused, 0 failed\n",
+		"now        1 download runs, 1 content open\n           sha256:2123456789ab: 50% of 4 B\n"} {
 		assert.Contains(t, out.String(), want)
 	}
 	assert.NotContains(t, out.String(), "supernode  no other", "it does not gossip")
@@ -100,8 +111,10 @@ now        2 downloads run, 4 contents open
 	out.Reset()
 	require.NoError(t, WriteStatus(&out, s, now))
 	assert.Contains(t, out.String(), "gossip     :65006\nsupernode  no other is known\nhosts ")
-	s.Owners = []api.OwnerStatus{{Addr: "10.0.0.2:65000", Alive: true}, {Addr: "10.0.0.3:65006", Error: "no route to host"}}
+	s.Owners = []api.OwnerStatus{{Addr: "10.0.0.2:65000", Alive: true},
+		{Addr: "10.0.0.3:65006", Error: "no route to host"}}
 	out.Reset()
 	require.NoError(t, WriteStatus(&out, s, now))
-	assert.Contains(t, out.String(), "supernode  10.0.0.2:65000 answers\nsupernode  10.0.0.3:65006 DOES NOT ANSWER: no route to host\nhosts ")
+	assert.Contains(t, out.String(),
+		"supernode  10.0.0.2:65000 answers\nsupernode  10.0.0.3:65006 DOES NOT ANSWER: no route to host\nhosts ")
 }

@@ -26,8 +26,8 @@ type splice struct {
 	lines   []string
 }
 
-// insert inserts blocks into a text; strip is the reverse. fresh is the number of directories that are created for a new
-// file, or -1 for an existing file.
+// insert inserts blocks into a text; strip is the reverse. fresh is the number of directories that are created for a
+// new file, or -1 for an existing file.
 func insert(text []byte, fresh int, splices ...splice) []byte {
 	eol := "\n"
 	if i := bytes.IndexByte(text, '\n'); i > 0 && text[i-1] == '\r' {
@@ -80,8 +80,8 @@ func strip(text []byte) ([]byte, error) {
 			}
 		}
 		if i == len(lines) {
-			return nil, fmt.Errorf("the block that begins in line %d (%s …) has no end (%s): restore the end, or remove the block by hand",
-				begin+1, beginPrefix, blockEnd)
+			return nil, fmt.Errorf("the block that begins in line %d (%s …) has no end (%s): restore the end, or remove the "+
+				"block by hand", begin+1, beginPrefix, blockEnd)
 		}
 		head := string(lines[begin])
 		fresh = fresh || strings.Contains(head, attrNew)

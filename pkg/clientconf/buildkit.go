@@ -21,8 +21,9 @@ func (p *planner) buildkit() error {
 	p.plan.Restart = "systemctl restart buildkit"
 	p.plan.RestartNote = "running builds are aborted"
 	if !p.undo {
-		p.note("This configures a standalone buildkitd. Pass the file to \"docker buildx create\" with --buildkitd-config; its builder " +
-			"reaches 127.0.0.1 of this machine only with --driver-opt network=host. The builder inside dockerd uses Docker's configuration")
+		p.note("This configures a standalone buildkitd. Pass the file to \"docker buildx create\" with --buildkitd-config; " +
+			"its builder reaches 127.0.0.1 of this machine only with --driver-opt network=host. The builder inside dockerd " +
+			"uses Docker's configuration")
 	}
 	return nil
 }
@@ -75,8 +76,8 @@ func (e buildkitEdit) add(old []byte) ([]byte, error) {
 	}
 	next := insert(base, e.fresh, splices...)
 	if err := doc.onlyChanged(next, changed...); err != nil {
-		return nil, fmt.Errorf("%w: add %q to the mirrors of each [registry.\"…\"] by hand, and [registry.%q] with http = true",
-			err, e.mirror.Addr, e.mirror.Addr)
+		return nil, fmt.Errorf("%w: add %q to the mirrors of each [registry.\"…\"] by hand, and [registry.%q] with "+
+			"http = true", err, e.mirror.Addr, e.mirror.Addr)
 	}
 	return next, nil
 }

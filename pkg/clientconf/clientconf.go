@@ -1,8 +1,8 @@
 // Package clientconf edits the configuration of containerd, Docker, Podman, CRI-O and BuildKit so that they try this
 // node's mirror first.
 //
-// It never changes a byte that it does not own, and [Remove] restores each file as it was. It leaves a file alone that it
-// cannot edit in this way; the error says what to write by hand. Planning only reads; [Plan.Apply] writes. Start at
+// It never changes a byte that it does not own, and [Remove] restores each file as it was. It leaves a file alone that
+// it cannot edit in this way; the error says what to write by hand. Planning only reads; [Plan.Apply] writes. Start at
 // [Configure].
 package clientconf
 

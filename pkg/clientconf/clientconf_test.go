@@ -108,19 +108,28 @@ const (
 
 // oddities are machines as they are found in the wild and worse.
 var oddities = map[string]map[string]string{
-	"nothing":              {},
-	"empty files":          {containerdConfig: "", dockerConfig: "", buildkitConfig: "", registriesConf: "", ours + "/quay.io/hosts.toml": "", dockerCerts + "/quay.io/hosts.toml": ""},
-	"blank files":          {containerdConfig: " \n\t\n", dockerConfig: "\n \n", buildkitConfig: "\n"},
-	"comments alone":       {containerdConfig: "# nothing\n# yet", buildkitConfig: "# none", ours + "/docker.io/hosts.toml": "# none yet\n\n"},
-	"debian":               {containerdConfig: debian16, dockerConfig: "{\n  \"log-driver\": \"journald\"\n}\n"},
-	"no newline at end":    {containerdConfig: strings.TrimSuffix(debian16, "\n"), dockerConfig: `{"debug":true}`, buildkitConfig: "debug = true", ours + "/quay.io/hosts.toml": `server = "https://quay.io"`},
-	"no newline after key": {containerdConfig: strings.TrimSuffix(default2, "\n"), buildkitConfig: "[registry.\"docker.io\"]\n  mirrors = [\"a.test\"]"},
-	"CRLF": {containerdConfig: strings.ReplaceAll(default17, "\n", "\r\n"), dockerConfig: "{\r\n\t\"registry-mirrors\": [\r\n\t\t\"https://a.test\"\r\n\t]\r\n}\r\n",
-		ours + "/docker.io/hosts.toml": "server = 'https://registry-1.docker.io'\r\n\r\n# a neighbour\r\n[host.'https://a.test']\r\ncapabilities = ['pull']\r\n"},
-	"mixed line ends":  {containerdConfig: "version = 2\r\nroot = '/r'\n"},
-	"dotted keys":      {containerdConfig: dotted},
-	"other mirrors":    {dockerConfig: `{"registry-mirrors": ["https://a.test", "https://b.test/"], "debug": false}`, buildkitConfig: "[registry.\"docker.io\"]\nmirrors = [\n  \"a.test\", # one\n  'b.test', ]\nhttp = false\n[worker.oci]\nenabled = true\n"},
-	"an empty list":    {dockerConfig: "{\n  \"registry-mirrors\": [],\n  \"debug\": false\n}", buildkitConfig: "[registry.'quay.io']\nmirrors = []\n"},
+	"nothing": {},
+	"empty files": {containerdConfig: "", dockerConfig: "", buildkitConfig: "", registriesConf: "",
+		ours + "/quay.io/hosts.toml": "", dockerCerts + "/quay.io/hosts.toml": ""},
+	"blank files": {containerdConfig: " \n\t\n", dockerConfig: "\n \n", buildkitConfig: "\n"},
+	"comments alone": {containerdConfig: "# nothing\n# yet", buildkitConfig: "# none",
+		ours + "/docker.io/hosts.toml": "# none yet\n\n"},
+	"debian": {containerdConfig: debian16, dockerConfig: "{\n  \"log-driver\": \"journald\"\n}\n"},
+	"no newline at end": {containerdConfig: strings.TrimSuffix(debian16, "\n"), dockerConfig: `{"debug":true}`,
+		buildkitConfig: "debug = true", ours + "/quay.io/hosts.toml": `server = "https://quay.io"`},
+	"no newline after key": {containerdConfig: strings.TrimSuffix(default2, "\n"),
+		buildkitConfig: "[registry.\"docker.io\"]\n  mirrors = [\"a.test\"]"},
+	"CRLF": {containerdConfig: strings.ReplaceAll(default17, "\n", "\r\n"),
+		dockerConfig: "{\r\n\t\"registry-mirrors\": [\r\n\t\t\"https://a.test\"\r\n\t]\r\n}\r\n",
+		ours + "/docker.io/hosts.toml": "server = 'https://registry-1.docker.io'\r\n\r\n# a neighbour\r\n" +
+			"[host.'https://a.test']\r\ncapabilities = ['pull']\r\n"},
+	"mixed line ends": {containerdConfig: "version = 2\r\nroot = '/r'\n"},
+	"dotted keys":     {containerdConfig: dotted},
+	"other mirrors": {dockerConfig: `{"registry-mirrors": ["https://a.test", "https://b.test/"], "debug": false}`,
+		buildkitConfig: "[registry.\"docker.io\"]\nmirrors = [\n  \"a.test\", # one\n  'b.test', ]\nhttp = false\n" +
+			"[worker.oci]\nenabled = true\n"},
+	"an empty list": {dockerConfig: "{\n  \"registry-mirrors\": [],\n  \"debug\": false\n}",
+		buildkitConfig: "[registry.'quay.io']\nmirrors = []\n"},
 	"a list alone":     {dockerConfig: `{ "registry-mirrors" : [ ] }`},
 	"an empty object":  {dockerConfig: "{}\n"},
 	"a wide object":    {dockerConfig: "{\n\n}"},
@@ -128,14 +137,21 @@ var oddities = map[string]map[string]string{
 	"a mark":           {dockerConfig: "\ufeff{\"debug\": true}"},
 	"a mark and blank": {dockerConfig: "\ufeff \n"},
 	"mirrors last":     {dockerConfig: "{\"debug\": true,\n \"registry-mirrors\": [ \"https://a.test\" ] }\n"},
-	"hosts of others": {ours + "/docker.io/hosts.toml": "server = \"https://registry-1.docker.io\"\n\n[host.\"https://a.test\"]\n  capabilities = [\"pull\"]\n  [host.\"https://a.test\".header]\n    x = \"y\"\n",
-		ours + "/registry.test_5000_/hosts.toml": "ca = \"/etc/ca.pem\"\n", ours + "/_default/hosts.toml": "[host.'https://all.test']\n"},
-	"certificates":        {dockerCerts + "/quay.io/ca.crt": "PEM", dockerCerts + "/quay.io/client.cert": "PEM", dockerCerts + "/quay.io/client.key": "PEM", ours + "/quay.io/ca.crt": "PEM"},
-	"another config path": {containerdConfig: "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/a:/b'\n", "/b/quay.io/hosts.toml": "# b\n"},
-	"version 1":           {containerdConfig: "disabled_plugins = [\"cri\"]\n#[plugins]\n"},
-	"links": {containerdConfig: "->/opt/conf/containerd.toml", "/opt/conf/containerd.toml": default2, dockerConfig: "->../../opt/daemon.json", "/opt/daemon.json": "{}",
-		buildkitConfig: "->nowhere.toml", ours + "/quay.io": "->/opt/quay", "/opt/quay/x": ""},
-	"drop-ins of others": {registriesDir + "/000-shortnames.conf": "[aliases]\n\"alpine\" = \"docker.io/library/alpine\"\n", registriesConf: "unqualified-search-registries = ['docker.io']\n"},
+	"hosts of others": {ours + "/docker.io/hosts.toml": "server = \"https://registry-1.docker.io\"\n\n" +
+		"[host.\"https://a.test\"]\n  capabilities = [\"pull\"]\n  [host.\"https://a.test\".header]\n    x = \"y\"\n",
+		ours + "/registry.test_5000_/hosts.toml": "ca = \"/etc/ca.pem\"\n",
+		ours + "/_default/hosts.toml":            "[host.'https://all.test']\n"},
+	"certificates": {dockerCerts + "/quay.io/ca.crt": "PEM", dockerCerts + "/quay.io/client.cert": "PEM",
+		dockerCerts + "/quay.io/client.key": "PEM", ours + "/quay.io/ca.crt": "PEM"},
+	"another config path": {containerdConfig: "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\n" +
+		"config_path = '/a:/b'\n", "/b/quay.io/hosts.toml": "# b\n"},
+	"version 1": {containerdConfig: "disabled_plugins = [\"cri\"]\n#[plugins]\n"},
+	"links": {containerdConfig: "->/opt/conf/containerd.toml", "/opt/conf/containerd.toml": default2,
+		dockerConfig: "->../../opt/daemon.json", "/opt/daemon.json": "{}", buildkitConfig: "->nowhere.toml",
+		ours + "/quay.io": "->/opt/quay", "/opt/quay/x": ""},
+	"drop-ins of others": {
+		registriesDir + "/000-shortnames.conf": "[aliases]\n\"alpine\" = \"docker.io/library/alpine\"\n",
+		registriesConf:                         "unqualified-search-registries = ['docker.io']\n"},
 }
 
 func TestRemoveRestores(t *testing.T) {
@@ -227,7 +243,8 @@ func TestRemoveKeepsLaterChanges(t *testing.T) {
 	require.NoError(t, os.WriteFile(real, []byte(read(t, f, containerdConfig)+"[debug]\nlevel = \"debug\"\n"), 0o644))
 	real, err = f.resolve(dockerConfig)
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(real, []byte(strings.Replace(read(t, f, dockerConfig), "{", `{"debug": true,`, 1)), 0o644))
+	require.NoError(t,
+		os.WriteFile(real, []byte(strings.Replace(read(t, f, dockerConfig), "{", `{"debug": true,`, 1)), 0o644))
 
 	for _, c := range []Client{Containerd, Docker} {
 		plan, err := Remove(c, f, mirror, Options{})
@@ -261,17 +278,25 @@ func TestConfigureReplacesOldAddress(t *testing.T) {
 
 func TestContainerdVersions(t *testing.T) {
 	for name, c := range map[string]struct{ was, want string }{
-		"none at all":                    {"", "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"},
-		"version 2 without the section":  {debian16, "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"},
-		"version 2 with an empty path":   {default17, "# was:       config_path = \"\" # none yet\n      config_path = \"/etc/containerd/certs.d\"\n"},
-		"version 3":                      {default2, "# was:     config_path = ''\n    config_path = \"/etc/containerd/certs.d\"\n"},
-		"version 4":                      {"version = 4\n", "[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"},
-		"version 1":                      {"oom_score = 0\n", "[plugins.cri.registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"},
-		"a dotted key":                   {dotted, "\"io.containerd.grpc.v1.cri\".registry.config_path = \"/etc/containerd/certs.d\"\n"},
-		"a section without the key":      {"version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\n", blockBegin + "\nconfig_path = \"/etc/containerd/certs.d\"\n"},
-		"a string over several lines":    {"version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"\"\"\"\"\"\nx = 1\n", "x = 1\n"},
-		"a header in an odd spelling":    {"version = 2\n[ plugins . 'io.containerd.grpc.v1.cri' . registry ] # here\n", "# here\n" + blockBegin},
-		"a header that looks like ours ": {"version = 2\nx = '''\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\n'''\n", "'''\n" + blockBegin},
+		"none at all": {"",
+			"version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"},
+		"version 2 without the section": {debian16,
+			"[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"},
+		"version 2 with an empty path": {default17,
+			"# was:       config_path = \"\" # none yet\n      config_path = \"/etc/containerd/certs.d\"\n"},
+		"version 3": {default2, "# was:     config_path = ''\n    config_path = \"/etc/containerd/certs.d\"\n"},
+		"version 4": {"version = 4\n",
+			"[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"},
+		"version 1":    {"oom_score = 0\n", "[plugins.cri.registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"},
+		"a dotted key": {dotted, "\"io.containerd.grpc.v1.cri\".registry.config_path = \"/etc/containerd/certs.d\"\n"},
+		"a section without the key": {"version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\n",
+			blockBegin + "\nconfig_path = \"/etc/containerd/certs.d\"\n"},
+		"a string over several lines": {
+			"version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"\"\"\"\"\"\nx = 1\n", "x = 1\n"},
+		"a header in an odd spelling": {"version = 2\n[ plugins . 'io.containerd.grpc.v1.cri' . registry ] # here\n",
+			"# here\n" + blockBegin},
+		"a header that looks like ours ": {"version = 2\nx = '''\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\n'''\n",
+			"'''\n" + blockBegin},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := machine(t, map[string]string{containerdConfig: c.was})
@@ -298,7 +323,8 @@ func TestConfigPath(t *testing.T) {
 
 func TestConfigPathOfImport(t *testing.T) {
 	drop := func(config, path string) string { return config + "config_path = '" + path + "'\n" }
-	const two, three = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.registry]\n", "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\n"
+	const two, three = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.registry]\n",
+		"version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\n"
 	for name, c := range map[string]struct {
 		main   string
 		others map[string]string
@@ -306,14 +332,21 @@ func TestConfigPathOfImport(t *testing.T) {
 		at     string
 		edited bool
 	}{
-		"none has one":                                   {"version = 3\nimports = ['conf.d/*.toml']\n", map[string]string{"conf.d/a.toml": "version = 3\nroot = '/r'\n"}, ours, true},
-		"one that is named":                              {"version = 2\nimports = ['/x/*.toml']\n", map[string]string{"/x/a.toml": drop(two, "/a"), "/x/no.conf": drop(two, "/no")}, "/a", false},
-		"the last of two":                                {drop(three, "/main") + "[x]\n", map[string]string{"conf.d/a.toml": drop(three, "/a"), "conf.d/b.toml": drop(two, "/b")}, "/b", false},
-		"relative to the main file":                      {"imports = ['more/a.toml']\nversion = 3\n", map[string]string{"more/a.toml": drop(three, "/a")}, "/a", false},
-		"the usual one, of containerd 2":                 {"version = 3\n", map[string]string{"conf.d/a.toml": drop(three, "/a")}, "/a", false},
-		"the usual one, or containerd 1":                 {"version = 2\n", map[string]string{"conf.d/a.toml": drop(two, "/a")}, "/a", true},
-		"an empty list of imports":                       {"version = 3\nimports = []\n", map[string]string{"conf.d/a.toml": drop(three, "/a")}, ours, true},
-		"the usual one beside containerd 1 with its own": {drop(two, "/main"), map[string]string{"conf.d/a.toml": drop(two, "/a")}, "/main", false},
+		"none has one": {"version = 3\nimports = ['conf.d/*.toml']\n",
+			map[string]string{"conf.d/a.toml": "version = 3\nroot = '/r'\n"}, ours, true},
+		"one that is named": {"version = 2\nimports = ['/x/*.toml']\n",
+			map[string]string{"/x/a.toml": drop(two, "/a"), "/x/no.conf": drop(two, "/no")}, "/a", false},
+		"the last of two": {drop(three, "/main") + "[x]\n",
+			map[string]string{"conf.d/a.toml": drop(three, "/a"), "conf.d/b.toml": drop(two, "/b")}, "/b", false},
+		"relative to the main file": {"imports = ['more/a.toml']\nversion = 3\n",
+			map[string]string{"more/a.toml": drop(three, "/a")}, "/a", false},
+		"the usual one, of containerd 2": {"version = 3\n",
+			map[string]string{"conf.d/a.toml": drop(three, "/a")}, "/a", false},
+		"the usual one, or containerd 1": {"version = 2\n", map[string]string{"conf.d/a.toml": drop(two, "/a")}, "/a", true},
+		"an empty list of imports": {"version = 3\nimports = []\n",
+			map[string]string{"conf.d/a.toml": drop(three, "/a")}, ours, true},
+		"the usual one beside containerd 1 with its own": {drop(two, "/main"),
+			map[string]string{"conf.d/a.toml": drop(two, "/a")}, "/main", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			files := map[string]string{containerdConfig: c.main}
@@ -344,7 +377,8 @@ func TestRemoveAfterImportChange(t *testing.T) {
 	configure(t, Containerd, f)
 	drop := filepath.Join(f.Root, "/etc/containerd/conf.d/a.toml")
 	require.NoError(t, os.MkdirAll(filepath.Dir(drop), 0o755))
-	require.NoError(t, os.WriteFile(drop, []byte("version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/a'\n"), 0o600))
+	require.NoError(t, os.WriteFile(drop,
+		[]byte("version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/a'\n"), 0o600))
 	configure(t, Containerd, f)
 	assert.True(t, f.has("/a/quay.io/hosts.toml"))
 	undo, err := Remove(Containerd, f, mirror, Options{})
@@ -355,7 +389,8 @@ func TestRemoveAfterImportChange(t *testing.T) {
 }
 
 func TestHostsFileServer(t *testing.T) {
-	f := machine(t, map[string]string{dockerCerts + "/quay.io/ca.crt": "PEM", dockerCerts + "/quay.io/client.cert": "PEM", dockerCerts + "/quay.io/client.key": "PEM"})
+	f := machine(t, map[string]string{dockerCerts + "/quay.io/ca.crt": "PEM", dockerCerts + "/quay.io/client.cert": "PEM",
+		dockerCerts + "/quay.io/client.key": "PEM"})
 	configure(t, Containerd, f)
 	configure(t, Docker, f)
 	assert.Equal(t, blockBegin+attrNew+`3
@@ -367,12 +402,14 @@ dial_timeout = "200ms"
 # <<< darter
 `, read(t, f, ours+"/docker.io/hosts.toml"))
 	assert.Contains(t, read(t, f, ours+"/registry.test:5000/hosts.toml"), `server = "http://registry.test:5000"`)
-	assert.Contains(t, read(t, f, dockerCerts+"/quay.io/hosts.toml"), "server = \"https://quay.io\"\nca = [\"/etc/docker/certs.d/quay.io/ca.crt\"]\n"+
-		"client = [[\"/etc/docker/certs.d/quay.io/client.cert\", \"/etc/docker/certs.d/quay.io/client.key\"]]\n")
+	assert.Contains(t, read(t, f, dockerCerts+"/quay.io/hosts.toml"),
+		"server = \"https://quay.io\"\nca = [\"/etc/docker/certs.d/quay.io/ca.crt\"]\n"+
+			"client = [[\"/etc/docker/certs.d/quay.io/client.cert\", \"/etc/docker/certs.d/quay.io/client.key\"]]\n")
 }
 
 func TestHostsFileOrder(t *testing.T) {
-	f := machine(t, map[string]string{ours + "/docker.io/hosts.toml": "server = \"https://registry-1.docker.io\"\n\n# a neighbour\n[host.\"https://a.test\"]\n"})
+	f := machine(t, map[string]string{ours + "/docker.io/hosts.toml": "server = \"https://registry-1.docker.io\"\n\n" +
+		"# a neighbour\n[host.\"https://a.test\"]\n"})
 	configure(t, Containerd, f)
 	assert.Equal(t, "server = \"https://registry-1.docker.io\"\n\n"+blockBegin+`
 [host."http://127.0.0.1:65001"]
@@ -390,29 +427,44 @@ func TestConfigureErrors(t *testing.T) {
 		files  map[string]string
 		says   string
 	}{
-		"mirrors inline": {Containerd, map[string]string{containerdConfig: default17 + "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = ['https://a.test']\n"}, "its own mirrors .* for docker.io.*Move each into"},
-		"certificates inline": {Containerd, map[string]string{containerdConfig: "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry.configs.'quay.io'.tls]\nca_file = 'x'\n"},
+		"mirrors inline": {Containerd, map[string]string{containerdConfig: default17 +
+			"[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = ['https://a.test']\n"},
+			"its own mirrors .* for docker.io.*Move each into"},
+		"certificates inline": {Containerd, map[string]string{containerdConfig: "version = 3\n" +
+			"[plugins.'io.containerd.cri.v1.images'.registry.configs.'quay.io'.tls]\nca_file = 'x'\n"},
 			"has certificates for quay.io"},
-		"mirrors in an import": {Containerd, map[string]string{"/etc/containerd/conf.d/m.toml": "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry.mirrors.'quay.io']\nendpoint = ['https://a.test']\n"}, "conf.d/m.toml has its own mirrors"},
-		"no TOML in an import": {Containerd, map[string]string{"/etc/containerd/conf.d/m.toml": "version = \n"}, "m.toml, which .* imports: not TOML"},
-		"no TOML":              {Containerd, map[string]string{containerdConfig: "version = \n"}, "not TOML"},
-		"a mark before TOML":   {Containerd, map[string]string{containerdConfig: "\ufeffversion = 2\n"}, "not TOML"},
-		"an inline table":      {Containerd, map[string]string{containerdConfig: "version = 2\nplugins = {}\n"}, "set config_path = .* by hand"},
-		"inline hosts":         {Containerd, map[string]string{ours + "/docker.io/hosts.toml": "host = {'https://a.test' = {}}\n"}, "add .* by hand"},
-		"a block without end":  {Containerd, map[string]string{containerdConfig: blockBegin + "\n"}, "begins in line 1 .* has no end"},
-		"not JSON":             {Docker, map[string]string{dockerConfig: "{debug: true}"}, "not JSON"},
-		"a JSON list":          {Docker, map[string]string{dockerConfig: "[]"}, "not a JSON object"},
-		"mirrors as text":      {Docker, map[string]string{dockerConfig: `{"registry-mirrors": "https://a.test"}`}, "not a list of URLs"},
-		"mirrors of null":      {Docker, map[string]string{dockerConfig: `{"registry-mirrors": null}`}, "not a list of URLs"},
-		"mirrors twice":        {Docker, map[string]string{dockerConfig: `{"registry-mirrors": [], "registry-mirrors": []}`}, "twice"},
-		"two objects":          {Docker, map[string]string{dockerConfig: `{}{}`}, "text after"},
-		"a flag of dockerd":    {Docker, map[string]string{"/etc/systemd/system/docker.service.d/m.conf": "[Service]\nExecStart=/usr/bin/dockerd --registry-mirror=https://a.test\n"}, "--registry-mirror"},
-		"the old form":         {Podman, map[string]string{registriesConf: "[registries.search]\nregistries = ['docker.io']\n"}, "has the old form"},
-		"a stranger's file":    {CRIO, map[string]string{registriesDir + "/" + registriesName: "# mine\n"}, "another program wrote"},
-		"all taken":            {Podman, map[string]string{registriesConf: "[[registry]]\nlocation='docker.io'\n[[registry]]\nlocation='quay.io'\n[[registry]]\nprefix='registry.test:5000'\n"}, "would be empty"},
-		"inline registries":    {BuildKit, map[string]string{buildkitConfig: "registry = {}\n"}, "by hand"},
-		"a directory":          {Docker, map[string]string{dockerConfig + "/x": ""}, "is not a regular file"},
-		"links in a ring":      {Docker, map[string]string{dockerConfig: "->daemon.json"}, "too many symbolic links"},
+		"mirrors in an import": {Containerd, map[string]string{"/etc/containerd/conf.d/m.toml": "version = 3\n" +
+			"[plugins.'io.containerd.cri.v1.images'.registry.mirrors.'quay.io']\nendpoint = ['https://a.test']\n"},
+			"conf.d/m.toml has its own mirrors"},
+		"no TOML in an import": {Containerd, map[string]string{"/etc/containerd/conf.d/m.toml": "version = \n"},
+			"m.toml, which .* imports: not TOML"},
+		"no TOML":            {Containerd, map[string]string{containerdConfig: "version = \n"}, "not TOML"},
+		"a mark before TOML": {Containerd, map[string]string{containerdConfig: "\ufeffversion = 2\n"}, "not TOML"},
+		"an inline table": {Containerd, map[string]string{containerdConfig: "version = 2\nplugins = {}\n"},
+			"set config_path = .* by hand"},
+		"inline hosts": {Containerd, map[string]string{ours + "/docker.io/hosts.toml": "host = {'https://a.test' = {}}\n"},
+			"add .* by hand"},
+		"a block without end": {Containerd, map[string]string{containerdConfig: blockBegin + "\n"},
+			"begins in line 1 .* has no end"},
+		"not JSON":    {Docker, map[string]string{dockerConfig: "{debug: true}"}, "not JSON"},
+		"a JSON list": {Docker, map[string]string{dockerConfig: "[]"}, "not a JSON object"},
+		"mirrors as text": {Docker, map[string]string{dockerConfig: `{"registry-mirrors": "https://a.test"}`},
+			"not a list of URLs"},
+		"mirrors of null": {Docker, map[string]string{dockerConfig: `{"registry-mirrors": null}`}, "not a list of URLs"},
+		"mirrors twice": {Docker,
+			map[string]string{dockerConfig: `{"registry-mirrors": [], "registry-mirrors": []}`}, "twice"},
+		"two objects": {Docker, map[string]string{dockerConfig: `{}{}`}, "text after"},
+		"a flag of dockerd": {Docker, map[string]string{"/etc/systemd/system/docker.service.d/m.conf": "[Service]\n" +
+			"ExecStart=/usr/bin/dockerd --registry-mirror=https://a.test\n"}, "--registry-mirror"},
+		"the old form": {Podman, map[string]string{registriesConf: "[registries.search]\nregistries = ['docker.io']\n"},
+			"has the old form"},
+		"a stranger's file": {CRIO, map[string]string{registriesDir + "/" + registriesName: "# mine\n"},
+			"another program wrote"},
+		"all taken": {Podman, map[string]string{registriesConf: "[[registry]]\nlocation='docker.io'\n[[registry]]\n" +
+			"location='quay.io'\n[[registry]]\nprefix='registry.test:5000'\n"}, "would be empty"},
+		"inline registries": {BuildKit, map[string]string{buildkitConfig: "registry = {}\n"}, "by hand"},
+		"a directory":       {Docker, map[string]string{dockerConfig + "/x": ""}, "is not a regular file"},
+		"links in a ring":   {Docker, map[string]string{dockerConfig: "->daemon.json"}, "too many symbolic links"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Configure(c.client, machine(t, c.files), mirror, Options{})
@@ -428,10 +480,15 @@ func TestNotes(t *testing.T) {
 		files  map[string]string
 		says   string
 	}{
-		"a _default loses its say": {Containerd, map[string]string{ours + "/_default/hosts.toml": "[host.'https://all.test']\n"}, "_default/hosts.toml applies to registries without a directory of their own. These registries get one now, so it no longer applies to them: docker.io, quay.io, registry.test:5000\\. "},
-		"CRI is off":               {Containerd, map[string]string{containerdConfig: "disabled_plugins = ['cri']\n"}, "disables the CRI plugin"},
-		"docker's own reach":       {Docker, nil, "apply only to Docker Hub"},
-		"a registry table":         {Podman, map[string]string{registriesDir + "/900-mine.conf": "[[registry]]\nlocation = 'quay.io'\nblocked = true\n"}, "900-mine.conf has its own .* for quay.io"},
+		"a _default loses its say": {Containerd,
+			map[string]string{ours + "/_default/hosts.toml": "[host.'https://all.test']\n"},
+			"_default/hosts.toml applies to registries without a directory of their own. These registries get one now, so it " +
+				"no longer applies to them: docker.io, quay.io, registry.test:5000\\. "},
+		"CRI is off": {Containerd, map[string]string{containerdConfig: "disabled_plugins = ['cri']\n"},
+			"disables the CRI plugin"},
+		"docker's own reach": {Docker, nil, "apply only to Docker Hub"},
+		"a registry table": {Podman, map[string]string{registriesDir + "/900-mine.conf": "[[registry]]\n" +
+			"location = 'quay.io'\nblocked = true\n"}, "900-mine.conf has its own .* for quay.io"},
 		"a builder in a container": {BuildKit, nil, "network=host"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -467,9 +524,10 @@ func TestPodmanLocation(t *testing.T) {
 
 func TestHandmadeMirror(t *testing.T) {
 	f := machine(t, map[string]string{
-		ours + "/docker.io/hosts.toml": "server = 'https://registry-1.docker.io'\n[host.'http://127.0.0.1:65001']\ncapabilities = ['pull']\n",
-		dockerConfig:                   `{"registry-mirrors": ["http://127.0.0.1:65001/"]}`,
-		buildkitConfig:                 "[registry.'docker.io']\nmirrors = ['127.0.0.1:65001']\n",
+		ours + "/docker.io/hosts.toml": "server = 'https://registry-1.docker.io'\n[host.'http://127.0.0.1:65001']\n" +
+			"capabilities = ['pull']\n",
+		dockerConfig:   `{"registry-mirrors": ["http://127.0.0.1:65001/"]}`,
+		buildkitConfig: "[registry.'docker.io']\nmirrors = ['127.0.0.1:65001']\n",
 	})
 	hub := Mirror{Addr: mirror.Addr, Upstreams: mirror.Upstreams[:1]}
 	before := state(t, f)
@@ -518,7 +576,8 @@ func TestConcurrentChange(t *testing.T) {
 
 func TestLinksStayInRoot(t *testing.T) {
 	outside := t.TempDir()
-	f := machine(t, map[string]string{dockerConfig: "->" + outside + "/daemon.json", buildkitConfig: "->../../../../../../../../../" + outside + "/b.toml"})
+	f := machine(t, map[string]string{dockerConfig: "->" + outside + "/daemon.json",
+		buildkitConfig: "->../../../../../../../../../" + outside + "/b.toml"})
 	configure(t, Docker, f)
 	configure(t, BuildKit, f)
 	left, err := os.ReadDir(outside)

@@ -22,8 +22,8 @@ const (
 	defaultHosts     = "_default"
 )
 
-// containerd plans a hosts.toml per registry, and in containerd's own file the config_path that makes its CRI plugin (and
-// so Kubernetes) read them.
+// containerd plans a hosts.toml per registry, and in containerd's own file the config_path that makes its CRI plugin
+// (and so Kubernetes) read them.
 func (p *planner) containerd() error {
 	file := p.opts.Config
 	if file == "" {
@@ -149,15 +149,17 @@ func criRegistry(d *document) (section []string, version int64) {
 func (p *planner) criAllows(file string, d *document, section []string) error {
 	name := header(section)
 	if m, ok := d.get(append(section, "mirrors")...).(map[string]any); ok && len(m) > 0 {
-		return fmt.Errorf("%s has its own mirrors in %s.mirrors, for %s. With a config_path, containerd rejects them and its CRI plugin "+
-			"would not start. Move each into %s/REGISTRY/%s as [host.\"ENDPOINT\"], delete the section, and run this again",
+		return fmt.Errorf(
+			"%s has its own mirrors in %s.mirrors, for %s. With a config_path, containerd rejects them and its CRI plugin "+
+				"would not start. Move each into %s/REGISTRY/%s as [host.\"ENDPOINT\"], delete the section, and run this again",
 			file, strings.Trim(name, "[]"), keys(m), containerdCerts, hostsFile)
 	}
 	if m, ok := d.get(append(section, "configs")...).(map[string]any); ok {
 		for host, c := range m {
 			if c, ok := c.(map[string]any); ok && c["tls"] != nil {
-				return fmt.Errorf("%s has certificates for %s in %s.configs. With a config_path, containerd rejects them and its CRI plugin "+
-					"would not start. Move them into %s/%s/%s (ca, client, skip_verify), delete the section, and run this again",
+				return fmt.Errorf(
+					"%s has certificates for %s in %s.configs. With a config_path, containerd rejects them and its CRI plugin "+
+						"would not start. Move them into %s/%s/%s (ca, client, skip_verify), delete the section, and run this again",
 					file, host, strings.Trim(name, "[]"), containerdCerts, host, hostsFile)
 			}
 		}
@@ -165,8 +167,8 @@ func (p *planner) criAllows(file string, d *document, section []string) error {
 	if list, _ := d.get("disabled_plugins").([]any); slices.ContainsFunc(list, func(v any) bool {
 		return v == "cri" || v == "io.containerd.grpc.v1.cri" || v == "io.containerd.cri.v1.images"
 	}) {
-		p.note("%s disables the CRI plugin: Kubernetes cannot use this containerd. ctr (with --hosts-dir %s) and nerdctl still use the mirror",
-			file, containerdCerts)
+		p.note("%s disables the CRI plugin: Kubernetes cannot use this containerd. ctr (with --hosts-dir %s) and nerdctl "+
+			"still use the mirror", file, containerdCerts)
 	}
 	return nil
 }
@@ -234,8 +236,9 @@ func (p *planner) hosts(dirs []string) error {
 		}
 	}
 	for _, by := range slices.Sorted(maps.Keys(trapped)) {
-		p.note("%s applies to registries without a directory of their own. These registries get one now, so it no longer applies to them: %s. "+
-			"Copy what they still need from it (another mirror, a certificate) into their %s", by, strings.Join(trapped[by], ", "), hostsFile)
+		p.note("%s applies to registries without a directory of their own. These registries get one now, so it no longer "+
+			"applies to them: %s. Copy what they still need from it (another mirror, a certificate) into their %s", by,
+			strings.Join(trapped[by], ", "), hostsFile)
 	}
 	for _, dir := range dirs {
 		names, err := p.files.list(dir)

@@ -54,8 +54,9 @@ func (p *planner) docker() error {
 		return err
 	}
 	if len(p.mirror.Upstreams) > 0 && !p.undo {
-		p.note("Docker's registry-mirrors apply only to Docker Hub. For other registries Docker needs its containerd image store, which reads %s "+
-			"(the default of new installations since Docker 29; before, set {\"features\": {\"containerd-snapshotter\": true}})", dockerCerts)
+		p.note("Docker's registry-mirrors apply only to Docker Hub. For other registries Docker needs its containerd image "+
+			"store, which reads %s (the default of new installations since Docker 29; before, set {\"features\": "+
+			"{\"containerd-snapshotter\": true}})", dockerCerts)
 	}
 	if p.mirror.DigestsOnly && hub && !p.undo {
 		p.note("Docker always resolves tags at its mirrors: --digests-only has no effect on Docker Hub")
@@ -83,8 +84,8 @@ func (p *planner) dockerFlagged(file string) error {
 		}
 		for _, line := range strings.Split(string(text), "\n") {
 			if !strings.HasPrefix(strings.TrimSpace(line), "#") && strings.Contains(line, "--registry-mirror") {
-				return fmt.Errorf("%s starts dockerd with the flag --registry-mirror; dockerd does not start if %s has registry-mirrors, too: "+
-					"move the mirrors from the flag into the file, and run this again", f, file)
+				return fmt.Errorf("%s starts dockerd with the flag --registry-mirror; dockerd does not start if %s has "+
+					"registry-mirrors, too: move the mirrors from the flag into the file, and run this again", f, file)
 			}
 		}
 	}

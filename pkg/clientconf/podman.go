@@ -18,7 +18,8 @@ func (p *planner) podman() error {
 	if err := p.registries(); err != nil {
 		return err
 	}
-	p.note("Podman, Buildah and skopeo read this at each start; a running Podman service reads it after \"systemctl restart podman\"")
+	p.note("Podman, Buildah and skopeo read this at each start; a running Podman service reads it after \"systemctl " +
+		"restart podman\"")
 	return nil
 }
 
@@ -61,7 +62,8 @@ func (p *planner) registries() error {
 		if u.PlainHTTP {
 			e.lines = append(e.lines, "insecure = true")
 		}
-		e.lines = append(e.lines, "", "[[registry.mirror]]", "location = "+strconv.Quote(p.location(u.Host)), "insecure = true")
+		e.lines = append(e.lines, "", "[[registry.mirror]]", "location = "+strconv.Quote(p.location(u.Host)),
+			"insecure = true")
 		if p.mirror.DigestsOnly {
 			e.lines = append(e.lines, `pull-from-mirror = "digest-only"`)
 		}

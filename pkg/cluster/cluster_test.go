@@ -461,7 +461,8 @@ func TestSilent(t *testing.T) {
 	}
 	gone := "the name has no address: no such host"
 	silent(map[string]string{later: "connection refused", "gone.test:7946": gone})
-	require.Eventually(t, func() bool { return strings.Contains(log.String(), "goes on alone") }, patience, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(log.String(), "goes on alone") }, patience,
+		10*time.Millisecond)
 
 	other := start(t, quick(2, func(c *Config) { c.Bind = later }))
 	m.sees(t, m, other)
@@ -500,7 +501,8 @@ func TestFormerMax(t *testing.T) {
 	require.NoError(t, err)
 	now := time.Now()
 	for i := range 10 * formerMax {
-		c.remember(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 1), now.Add(time.Duration(i)*time.Second))
+		c.remember(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 1),
+			now.Add(time.Duration(i)*time.Second))
 	}
 	assert.Len(t, c.former, formerMax)
 	c.remember(netip.MustParseAddrPort("10.1.1.1:1"), now.Add(10*formerFor))
@@ -512,10 +514,11 @@ func TestLogBridge(t *testing.T) {
 	var out bytes.Buffer
 	b := newBridge(slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	for line, want := range map[string]string{
-		"[ERR] memberlist: Push/Pull with x failed: y\n": `level=WARN msg="memberlist speaks" text="Push/Pull with x failed: y"`,
-		"[WARN] memberlist: Refuting\n":                  `level=INFO msg="memberlist speaks" text=Refuting`,
-		"[INFO] memberlist: Suspect x\n":                 `level=DEBUG msg="memberlist speaks" text="Suspect x"`,
-		"what\n":                                         `level=INFO msg="memberlist speaks" text=what`,
+		"[ERR] memberlist: Push/Pull with x " +
+			"failed: y\n": `level=WARN msg="memberlist speaks" text="Push/Pull with x failed: y"`,
+		"[WARN] memberlist: Refuting\n":  `level=INFO msg="memberlist speaks" text=Refuting`,
+		"[INFO] memberlist: Suspect x\n": `level=DEBUG msg="memberlist speaks" text="Suspect x"`,
+		"what\n":                         `level=INFO msg="memberlist speaks" text=what`,
 	} {
 		out.Reset()
 		fmt.Fprint(b, line)

@@ -2,8 +2,8 @@
 // of precedence, into one typed struct.
 //
 // It never ignores a name or value that it does not know: the error names the nearest right one. A secret is printed as
-// "[redacted]" and has no flag, because every user of a machine can read the arguments of a process. Start at [Form] and
-// at the structs in settings.go, whose comments are the text of --help and of docs/configuration.md (go generate
+// "[redacted]" and has no flag, because every user of a machine can read the arguments of a process. Start at [Form]
+// and at the structs in settings.go, whose comments are the text of --help and of docs/configuration.md (go generate
 // ./pkg/config).
 package config
 

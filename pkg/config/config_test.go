@@ -71,7 +71,8 @@ func TestFileNamedByVariable(t *testing.T) {
 }
 
 func TestListOverride(t *testing.T) {
-	cfg, _, err := load[Dfdaemon](t, "dfdaemon", "supernodes: [a:1, b:2]\n", nil, []string{"--supernodes=c:3", "--supernodes", "d:4,[::1]:5"})
+	cfg, _, err := load[Dfdaemon](t, "dfdaemon", "supernodes: [a:1, b:2]\n", nil,
+		[]string{"--supernodes=c:3", "--supernodes", "d:4,[::1]:5"})
 	require.NoError(t, err)
 	assert.Equal(t, []Address{"c:3", "d:4", "[::1]:5"}, cfg.Supernodes)
 	cfg, _, err = load[Dfdaemon](t, "dfdaemon", "supernodes: [a:1, b:2]\n", []string{"DARTER_SUPERNODES=c:3, d:4"}, nil)
@@ -95,14 +96,17 @@ upstreams:
 `, nil, nil)
 	require.NoError(t, err)
 	assert.Equal(t, []Upstream{
-		{Host: "registry.test:5000", URLs: []string{"http://10.0.0.1:5000", "http://10.0.0.2:5000"}, PlainHTTP: true, Username: "robot", PasswordFile: "/run/secrets/robot", Proxy: "none"},
+		{Host: "registry.test:5000", URLs: []string{"http://10.0.0.1:5000", "http://10.0.0.2:5000"}, PlainHTTP: true,
+			Username: "robot", PasswordFile: "/run/secrets/robot", Proxy: "none"},
 		{Host: "private.test", DockerConfig: "/run/secrets/.dockerconfigjson", Realms: []string{"login.test"}},
 		{Host: "quay.io"},
 	}, cfg.Upstreams)
 
-	cfg, _, err = load[Supernode](t, "supernode", "", nil, []string{"--upstreams=registry.test=http://127.0.0.1:5000,quay.io"})
+	cfg, _, err = load[Supernode](t, "supernode", "", nil,
+		[]string{"--upstreams=registry.test=http://127.0.0.1:5000,quay.io"})
 	require.NoError(t, err)
-	assert.Equal(t, []Upstream{{Host: "registry.test", URLs: []string{"http://127.0.0.1:5000"}, PlainHTTP: true}, {Host: "quay.io"}}, cfg.Upstreams)
+	assert.Equal(t, []Upstream{{Host: "registry.test", URLs: []string{"http://127.0.0.1:5000"}, PlainHTTP: true},
+		{Host: "quay.io"}}, cfg.Upstreams)
 
 	cfg, _, err = load[Supernode](t, "supernode", "", nil, nil)
 	require.NoError(t, err)
@@ -119,10 +123,13 @@ func TestUnknownNames(t *testing.T) {
 		{"key", "cache:\n  qouta: 2GiB\n", nil, nil, `darter.yaml:2: unknown key "cache.qouta"; did you mean "cache.quota"?`},
 		{"key at the wrong place", "quota: 2GiB\n", nil, nil, `unknown key "quota"; did you mean "cache.quota"?`},
 		{"section", "casche:\n  quota: 2GiB\n", nil, nil, `unknown key "casche"; did you mean "cache"?`},
-		{"key of an upstream", "upstreams:\n- host: a.b\n  plainhttp: true\n", nil, nil, `entry 1: line 3: unknown key "plainhttp"; did you mean "plainHTTP"?`},
+		{"key of an upstream", "upstreams:\n- host: a.b\n  plainhttp: true\n", nil, nil,
+			`entry 1: line 3: unknown key "plainhttp"; did you mean "plainHTTP"?`},
 		{"nothing near", "zebra: 1\n", nil, nil, `unknown key "zebra"`},
-		{"variable", "", []string{"DARTER_CACHE_QOUTA=1GiB"}, nil, `unknown environment variable DARTER_CACHE_QOUTA; did you mean "DARTER_CACHE_QUOTA"?`},
-		{"variable without its section", "", []string{"DARTER_QUOTA=1GiB"}, nil, `unknown environment variable DARTER_QUOTA; did you mean "DARTER_CACHE_QUOTA"?`},
+		{"variable", "", []string{"DARTER_CACHE_QOUTA=1GiB"}, nil,
+			`unknown environment variable DARTER_CACHE_QOUTA; did you mean "DARTER_CACHE_QUOTA"?`},
+		{"variable without its section", "", []string{"DARTER_QUOTA=1GiB"}, nil,
+			`unknown environment variable DARTER_QUOTA; did you mean "DARTER_CACHE_QUOTA"?`},
 		{"flag", "", nil, []string{"--cache-qouta=1GiB"}, "unknown flag: --cache-qouta; did you mean --cache-quota?"},
 		{"flag without its section", "", nil, []string{"--quota=1GiB"}, "unknown flag: --quota; did you mean --cache-quota?"},
 		{"flag in the file's spelling", "", nil, []string{"--cache.highWater=1"}, "did you mean --cache-high-water?"},
@@ -138,7 +145,8 @@ func TestUnknownNames(t *testing.T) {
 
 func TestForeignVariables(t *testing.T) {
 	_, _, err := load[Dfdaemon](t, "dfdaemon", "", []string{
-		"DARTER_SUPERNODE_SERVICE_HOST=10.1.2.3", "DARTER_SUPERNODE_SERVICE_PORT=65000", "DARTER_SUPERNODE_SERVICE_PORT_API=65000",
+		"DARTER_SUPERNODE_SERVICE_HOST=10.1.2.3", "DARTER_SUPERNODE_SERVICE_PORT=65000",
+		"DARTER_SUPERNODE_SERVICE_PORT_API=65000",
 		"DARTER_SUPERNODE_PORT=tcp://10.1.2.3:65000", "DARTER_SUPERNODE_PORT_65000_TCP=tcp://10.1.2.3:65000",
 		"DARTER_SUPERNODE_PORT_65000_TCP_ADDR=10.1.2.3",
 		"DARTER_ADMIN_LISTEN=127.0.0.1:65005", // the supernode's
@@ -160,7 +168,8 @@ func TestInvalidValues(t *testing.T) {
 		{"cache: {quota: [1GiB]}", "takes one value, not a list"},
 		{"cache: 4GiB", "cache is a section and takes keys, not a value"},
 		{"node: {name: {a: b}}", "node.name takes a value, not keys of its own"},
-		{"limits: {upload: 10kB/s}", "limits.upload: 10kB/s is so slow that other nodes give up; write at least 64KiB/s, or unlimited"},
+		{"limits: {upload: 10kB/s}",
+			"limits.upload: 10kB/s is so slow that other nodes give up; write at least 64KiB/s, or unlimited"},
 		{"limits: {task: 100}", "limits.task: 100B/s is so slow"},
 		{"limits: {origin: 5 apples}", "is not a rate; write for example 100MiB/s, 800Mbit/s or unlimited"},
 		{"drainTimeout: 20", `"20" is not a duration; write for example 500ms, 30s`},
@@ -200,7 +209,8 @@ func TestInvalidValues(t *testing.T) {
 
 func TestInvalidError(t *testing.T) {
 	var invalid *InvalidError
-	cfg, _, err := load[Dfdaemon](t, "dfdaemon", "api: {listen: '127.0.0.1:7'}\ncluster: {secretFile: /does/not/exist}\n", nil, nil)
+	cfg, _, err := load[Dfdaemon](t, "dfdaemon",
+		"api: {listen: '127.0.0.1:7'}\ncluster: {secretFile: /does/not/exist}\n", nil, nil)
 	require.ErrorAs(t, err, &invalid)
 	assert.EqualError(t, err, "cluster.secretFile: stat /does/not/exist: no such file or directory")
 	assert.Equal(t, Address("127.0.0.1:7"), cfg.API.Listen, "they were read all the same")
@@ -244,7 +254,8 @@ func TestSecret(t *testing.T) {
 		env        []string
 		want       string
 	}{
-		{"digits stay digits", "cluster: {secret: 00112233445566778899001122334455}", nil, "00112233445566778899001122334455"},
+		{"digits stay digits", "cluster: {secret: 00112233445566778899001122334455}", nil,
+			"00112233445566778899001122334455"},
 		{"file of its own", "cluster: {secretFile: " + path + "}", nil, someSecret},
 		{"variable", "", []string{"DARTER_CLUSTER_SECRET=" + someSecret}, someSecret},
 	} {
@@ -289,7 +300,8 @@ files: {allowAddresses: ["127.0.0.0/8", "::1"]}
 
 func TestSizesAndRates(t *testing.T) {
 	for text, want := range map[string]int64{
-		"0": 0, "1": 1, "512": 512, "64KiB": 64 << 10, "1.5GiB": 3 << 29, "500MB": 500e6, "4 GiB": 4 << 30, "2tib": 2 << 40, "7B": 7, "1kB": 1000,
+		"0": 0, "1": 1, "512": 512, "64KiB": 64 << 10, "1.5GiB": 3 << 29, "500MB": 500e6, "4 GiB": 4 << 30, "2tib": 2 << 40,
+		"7B": 7, "1kB": 1000,
 	} {
 		var s, back Size
 		require.NoError(t, s.UnmarshalText([]byte(text)), text)
@@ -306,14 +318,16 @@ func TestSizesAndRates(t *testing.T) {
 		require.NoError(t, back.UnmarshalText([]byte(r.String())), r.String())
 		assert.Equal(t, r, back, r.String())
 	}
-	for _, text := range []string{"", "GiB", "1.2.3GiB", "1e99TiB", "0.3B", "-5MiB", "5 apples", "99999999TiB", "NaN", "Inf"} {
+	for _, text := range []string{"", "GiB", "1.2.3GiB", "1e99TiB", "0.3B", "-5MiB", "5 apples", "99999999TiB",
+		"NaN", "Inf"} {
 		assert.Error(t, new(Size).UnmarshalText([]byte(text)), text)
 		assert.Error(t, new(Rate).UnmarshalText([]byte(text)), text)
 	}
 }
 
 func TestDfgetHeaders(t *testing.T) {
-	cfg, form, err := load[Dfget](t, "dfget", "", nil, []string{"-H", "Authorization: Bearer a,b", "-H", "accept: text/html", "-o", "x", "--limit-rate", "80Mbit/s", "--timeout=2h"})
+	cfg, form, err := load[Dfget](t, "dfget", "", nil, []string{"-H", "Authorization: Bearer a,b", "-H",
+		"accept: text/html", "-o", "x", "--limit-rate", "80Mbit/s", "--timeout=2h"})
 	require.NoError(t, err)
 	assert.Equal(t, []Header{{"Authorization", secret.String("Bearer a,b")}, {"Accept", "text/html"}}, cfg.Header)
 	assert.Equal(t, Rate(10e6), cfg.LimitRate)
@@ -343,14 +357,17 @@ func TestDfgetHeaders(t *testing.T) {
 func TestChanged(t *testing.T) {
 	_, before, err := load[Dfdaemon](t, "dfdaemon", "cluster: {secret: "+someSecret+"}", nil, nil)
 	require.NoError(t, err)
-	_, after, err := load[Dfdaemon](t, "dfdaemon", "cluster: {secret: "+someSecret+"2}\nlog: {level: debug}\npeer: {listen: ':7'}", nil, nil)
+	_, after, err := load[Dfdaemon](t, "dfdaemon",
+		"cluster: {secret: "+someSecret+"2}\nlog: {level: debug}\npeer: {listen: ':7'}", nil, nil)
 	require.NoError(t, err)
 	now, restart := before.Changed(after)
 	assert.Equal(t, []Change{{"log.level", "info", "debug"}}, now)
 	assert.Equal(t, []Change{{"peer.listen", ":65002", ":7"}, {"cluster.secret", "'[redacted]'", "'[redacted]'"}}, restart)
-	_, after, err = load[Dfdaemon](t, "dfdaemon", "cluster: {secret: "+someSecret+"}\nupstreams: [{host: a.b, proxy: 'http://u:p1@x'}]\nfiles: {allowHosts: [a.b, c.d], proxy: 'http://u:p1@x'}", nil, nil)
+	_, after, err = load[Dfdaemon](t, "dfdaemon", "cluster: {secret: "+someSecret+"}\nupstreams: [{host: a.b, proxy: "+
+		"'http://u:p1@x'}]\nfiles: {allowHosts: [a.b, c.d], proxy: 'http://u:p1@x'}", nil, nil)
 	require.NoError(t, err)
-	_, other, err := load[Dfdaemon](t, "dfdaemon", "cluster: {secret: "+someSecret+"}\nupstreams: [{host: a.b, proxy: 'http://u:p2@x'}]\nfiles: {allowHosts: [a.b], proxy: 'http://u:p2@x'}", nil, nil)
+	_, other, err := load[Dfdaemon](t, "dfdaemon", "cluster: {secret: "+someSecret+
+		"}\nupstreams: [{host: a.b, proxy: 'http://u:p2@x'}]\nfiles: {allowHosts: [a.b], proxy: 'http://u:p2@x'}", nil, nil)
 	require.NoError(t, err)
 	now, restart = after.Changed(other)
 	assert.Empty(t, restart)
@@ -363,7 +380,8 @@ func TestChanged(t *testing.T) {
 }
 
 func FuzzFile(f *testing.F) {
-	for _, seed := range []string{"", "a: b", "cache: {quota: 1GiB}", "a: &a [*a]", "a: &a {b: *a}", "? [x]\n: y", "upstreams: [a=b]", "<<: {a: b}", "\xff"} {
+	for _, seed := range []string{"", "a: b", "cache: {quota: 1GiB}", "a: &a [*a]", "a: &a {b: *a}", "? [x]\n: y",
+		"upstreams: [a=b]", "<<: {a: b}", "\xff"} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -378,21 +396,25 @@ func TestMirrorListeners(t *testing.T) {
 		file string
 		args []string
 	}{
-		{"mirror:\n  listeners:\n  - {listen: \"127.0.0.1:65011\", upstream: quay.io}\n  - 127.0.0.1:65012=Registry-1.docker.io\n", nil},
+		{"mirror:\n  listeners:\n  - {listen: \"127.0.0.1:65011\", upstream: quay.io}\n" +
+			"  - 127.0.0.1:65012=Registry-1.docker.io\n", nil},
 		{"", []string{"--mirror-listeners=127.0.0.1:65011=quay.io,127.0.0.1:65012=docker.io"}},
 	} {
 		cfg, _, err := load[Dfdaemon](t, "dfdaemon", way.file, nil, way.args)
 		require.NoError(t, err)
 		require.NoError(t, cfg.Validate())
-		assert.Equal(t, []MirrorListener{{"127.0.0.1:65011", "quay.io"}, {"127.0.0.1:65012", "docker.io"}}, cfg.Mirror.Listeners)
+		assert.Equal(t, []MirrorListener{{"127.0.0.1:65011", "quay.io"}, {"127.0.0.1:65012", "docker.io"}},
+			cfg.Mirror.Listeners)
 	}
 	for _, wrong := range []string{"127.0.0.1:65011", "127.0.0.1:65011=a b", "=quay.io", "nowhere=quay.io"} {
 		_, _, err := load[Dfdaemon](t, "dfdaemon", "", nil, []string{"--mirror-listeners=" + wrong})
 		require.Error(t, err, wrong)
 	}
 	for file, want := range map[string]string{
-		"mirror: {defaultUpstream: \"http://quay.io\"}\n": "mirror.defaultUpstream", "mirror: {rightsLife: 1ms}\n": "mirror.rightsLife",
-		"mirror: {tagLife: 2h}\n": "mirror.tagLife", "mirror: {tagStale: -1s}\n": "mirror.tagStale", "mirror: {rightsUnreachable: maybe}\n": "refuse, serve-cached",
+		"mirror: {defaultUpstream: \"http://quay.io\"}\n": "mirror.defaultUpstream",
+		"mirror: {rightsLife: 1ms}\n":                     "mirror.rightsLife",
+		"mirror: {tagLife: 2h}\n":                         "mirror.tagLife", "mirror: {tagStale: -1s}\n": "mirror.tagStale",
+		"mirror: {rightsUnreachable: maybe}\n": "refuse, serve-cached",
 	} {
 		_, _, err := load[Dfdaemon](t, "dfdaemon", file, nil, nil)
 		require.ErrorContains(t, err, want)

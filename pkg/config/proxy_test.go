@@ -28,5 +28,6 @@ func TestProxySettings(t *testing.T) {
 	}
 	assert.NoError(t, load("DARTER_PROXY_LISTEN=:65007", "DARTER_PROXY_TUNNEL=listed"))
 	assert.NoError(t, load("DARTER_PROXY_TUNNEL=listed", "DARTER_PROXY_TUNNEL_HOSTS=*.example.com"))
-	assert.ErrorContains(t, load("DARTER_PROXY_TUNNEL=listed", "DARTER_PROXY_TUNNEL_HOSTS=a.test,*"), "set proxy.tunnel to any")
+	assert.ErrorContains(t, load("DARTER_PROXY_TUNNEL=listed", "DARTER_PROXY_TUNNEL_HOSTS=a.test,*"),
+		"set proxy.tunnel to any")
 }

@@ -231,7 +231,8 @@ func (s *setting) print(root *yaml.Node) {
 	for _, part := range parts[:len(parts)-1] {
 		i := slices.IndexFunc(root.Content, func(n *yaml.Node) bool { return n.Value == part })
 		if i < 0 {
-			root.Content = append(root.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: part}, &yaml.Node{Kind: yaml.MappingNode})
+			root.Content = append(root.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: part},
+				&yaml.Node{Kind: yaml.MappingNode})
 			i = len(root.Content) - 2
 		}
 		root = root.Content[i+1]

@@ -42,7 +42,8 @@ func TestSecretFileMode(t *testing.T) {
 }
 
 func TestConfigFileMode(t *testing.T) {
-	for mode, refused := range map[os.FileMode]bool{0o600: false, 0o644: false, 0o664: false, 0o646: true, 0o666: true, 0o777: true} {
+	for mode, refused := range map[os.FileMode]bool{0o600: false, 0o644: false, 0o664: false, 0o646: true,
+		0o666: true, 0o777: true} {
 		path := filepath.Join(t.TempDir(), "config.yaml")
 		require.NoError(t, os.WriteFile(path, []byte("node: {name: a}\n"), 0o600))
 		require.NoError(t, os.Chmod(path, mode))

@@ -26,8 +26,8 @@ func Programs() []Program {
 	return []Program{
 		{"dfdaemon", "dfdaemon runs on every node: registry mirror, piece store and peer.",
 			func() any { return new(Dfdaemon) }},
-		{"supernode", "supernode schedules tasks: it downloads each blob and file once from its origin and introduces peers to each other.",
-			func() any { return new(Supernode) }},
+		{"supernode", "supernode schedules tasks: it downloads each blob and file once from its origin and introduces " +
+			"peers to each other.", func() any { return new(Supernode) }},
 		{"dfget", "dfget downloads files through the dfdaemon of this machine.",
 			func() any { return new(Dfget) }},
 	}

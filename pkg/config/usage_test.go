@@ -15,7 +15,8 @@ import (
 func help(t *testing.T, p Program, width string) string {
 	t.Setenv("COLUMNS", width)
 	form := NewForm(p.Name, p.New())
-	cmd := &cobra.Command{Use: p.Name + " [flags]", Long: "What it is.", Version: "v1", Example: "  " + p.Name + " --help", Run: func(*cobra.Command, []string) {}}
+	cmd := &cobra.Command{Use: p.Name + " [flags]", Long: "What it is.", Version: "v1", Example: "  " + p.Name + " --help",
+		Run: func(*cobra.Command, []string) {}}
 	form.Bind(cmd.Flags())
 	cmd.Flags().Bool("once", false, "end after one round")
 	form.Explain(cmd)
@@ -53,7 +54,8 @@ func TestHelpWidth(t *testing.T) {
 				}
 				lines := 0
 				for line := range strings.Lines(text) {
-					if strings.HasPrefix(line, "  ") && strings.Contains(strings.TrimRight(line, "\n")+" ", name) && !strings.HasPrefix(line, strings.Repeat(" ", nameWidth)) {
+					if strings.HasPrefix(line, "  ") && strings.Contains(strings.TrimRight(line, "\n")+" ", name) &&
+						!strings.HasPrefix(line, strings.Repeat(" ", nameWidth)) {
 						lines++
 					}
 				}
@@ -98,7 +100,8 @@ func TestCommandErrors(t *testing.T) {
 	assert.NoError(t, check("doctor", nil))
 	assert.EqualError(t, check("doctor", nil, "x"), `program doctor takes no arguments, not "x"`)
 	assert.NoError(t, check("configure a|b", cobra.ExactArgs(1), "a"))
-	assert.EqualError(t, check("configure a|b", cobra.ExactArgs(1)), "an argument is missing; write: program configure a|b")
+	assert.EqualError(t, check("configure a|b", cobra.ExactArgs(1)),
+		"an argument is missing; write: program configure a|b")
 	assert.ErrorContains(t, check("configure a|b", cobra.ExactArgs(1), "a", "b"), "; write: program configure a|b")
 }
 

@@ -53,7 +53,8 @@ func (p *Proxy) check(upstreams []Upstream) error {
 			"set proxy.tunnel to listed or none, or listen on 127.0.0.1", p.Listen)
 	}
 	if p.Tunnel == TunnelListed && slices.Contains(p.TunnelHosts, hostmatch.Any) {
-		return fmt.Errorf("proxy.tunnelHosts: %q matches every host; set proxy.tunnel to any for that, or list the hosts", hostmatch.Any)
+		return fmt.Errorf("proxy.tunnelHosts: %q matches every host; set proxy.tunnel to any for that, or list the hosts",
+			hostmatch.Any)
 	}
 	for _, h := range p.Hosts {
 		if !slices.ContainsFunc(upstreams, func(u Upstream) bool { return strings.EqualFold(u.Host, h) }) {
@@ -133,7 +134,8 @@ func (c *Dfget) Validate() error {
 	if c.Digest != "" {
 		algorithm, digits, _ := strings.Cut(c.Digest, ":")
 		b, err := hex.DecodeString(digits)
-		if want := map[string]int{"sha256": 32, "sha512": 64}[algorithm]; err != nil || want == 0 || len(b) != want || strings.ToLower(digits) != digits {
+		if want := map[string]int{"sha256": 32, "sha512": 64}[algorithm]; err != nil || want == 0 || len(b) != want ||
+			strings.ToLower(digits) != digits {
 			problems = append(problems, fmt.Errorf("digest: %q is not a digest; "+
 				"write sha256: and 64 lower-case hex digits, or sha512: and 128", c.Digest))
 		}
@@ -207,8 +209,8 @@ func (c *Cluster) finish() error {
 		c.Secret = b
 	}
 	if n := len(c.Secret.Reveal()); n > 0 && n < secretMin {
-		return fmt.Errorf("cluster.secret: %d characters can be guessed; use %d or more, for example of: openssl rand -hex 32",
-			n, secretMin)
+		return fmt.Errorf(
+			"cluster.secret: %d characters can be guessed; use %d or more, for example of: openssl rand -hex 32", n, secretMin)
 	}
 	return nil
 }
@@ -279,15 +281,16 @@ func (c *Cluster) guard(key string, a *Address, port string) error {
 	}
 	if !open && !a.Loopback() {
 		return fmt.Errorf("%s: %s can be reached from other machines, and the cluster has no secret: "+
-			"set cluster.secretFile (or DARTER_CLUSTER_SECRET), listen on a loopback address, or set cluster.insecure (--cluster-insecure)", key, *a)
+			"set cluster.secretFile (or DARTER_CLUSTER_SECRET), listen on a loopback address, or set cluster.insecure "+
+			"(--cluster-insecure)", key, *a)
 	}
 	return nil
 }
 
 func loopbackOnly(key string, a Address) error {
 	if !a.Loopback() {
-		return fmt.Errorf("%s: %s can be reached from other machines, and this API has no authentication: use 127.0.0.1:%s or [::1]:%s",
-			key, a, a.Port(), a.Port())
+		return fmt.Errorf("%s: %s can be reached from other machines, and this API has no authentication: use 127.0.0.1:%s "+
+			"or [::1]:%s", key, a, a.Port(), a.Port())
 	}
 	return nil
 }
@@ -354,10 +357,12 @@ func (u *Upstream) check() error {
 
 func (c *Cache) check() error {
 	if c.Quota != 0 && c.Quota < 64<<20 {
-		return fmt.Errorf("cache.quota: %s is too little for a layer; use 64MiB or more, or 0 for half of the free space", c.Quota)
+		return fmt.Errorf("cache.quota: %s is too little for a layer; use 64MiB or more, or 0 for half of the free space",
+			c.Quota)
 	}
 	if c.LowWater <= 0 || c.LowWater > c.HighWater || c.HighWater > 1 {
-		return fmt.Errorf("cache: lowWater %g and highWater %g must satisfy 0 < lowWater <= highWater <= 1", c.LowWater, c.HighWater)
+		return fmt.Errorf("cache: lowWater %g and highWater %g must satisfy 0 < lowWater <= highWater <= 1",
+			c.LowWater, c.HighWater)
 	}
 	return nil
 }
@@ -382,8 +387,8 @@ func (l *Limits) check() error {
 		rate Rate
 	}{{"upload", l.Upload}, {"download", l.Download}, {"task", l.Task}, {"origin", l.Origin}} {
 		if limit.rate != 0 && limit.rate < rateMin {
-			problems = append(problems, fmt.Errorf("limits.%s: %s is so slow that other nodes give up; write at least %s, or unlimited",
-				limit.key, limit.rate, Rate(rateMin)))
+			problems = append(problems, fmt.Errorf("limits.%s: %s is so slow that other nodes give up; write at least %s, "+
+				"or unlimited", limit.key, limit.rate, Rate(rateMin)))
 		}
 	}
 	return errors.Join(problems...)

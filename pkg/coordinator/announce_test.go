@@ -20,7 +20,9 @@ func TestOwnerRestarts(t *testing.T) {
 	// The address stays, the coordinator behind it is exchanged.
 	var behind atomic.Pointer[rig]
 	behind.Store(newRig(nil))
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { behind.Load().HandleAnnounce(w, r) }))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		behind.Load().HandleAnnounce(w, r)
+	}))
 	defer server.Close()
 	addr := server.Listener.Addr().String()
 	behind.Load().cfg.Owners = nil

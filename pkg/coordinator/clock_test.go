@@ -27,8 +27,10 @@ func announced(t *testing.T, c *Coordinator, r api.AnnounceRequest) *httptest.Re
 func TestHostClock(t *testing.T) {
 	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 	refused := 0
-	c := New(Config{Host: member("0"), Seed: newRig(nil).cfg.Seed, Now: func() time.Time { return now }, Apart: func() { refused++ }})
-	request := api.AnnounceRequest{Version: 1, Host: member("1"), Clock: now.Add(-20 * time.Hour), Entries: []api.Entry{{Task: taskID("a"), Event: api.Completed, Have: 1}}}
+	c := New(Config{Host: member("0"), Seed: newRig(nil).cfg.Seed, Now: func() time.Time { return now },
+		Apart: func() { refused++ }})
+	request := api.AnnounceRequest{Version: 1, Host: member("1"), Clock: now.Add(-20 * time.Hour),
+		Entries: []api.Entry{{Task: taskID("a"), Event: api.Completed, Have: 1}}}
 	answer := announced(t, c, request)
 	require.Equal(t, http.StatusOK, answer.Code)
 	assert.Equal(t, now.Format(time.RFC3339Nano), answer.Header().Get(api.HeaderClock))
@@ -39,7 +41,8 @@ func TestHostClock(t *testing.T) {
 		request.Clock = clock
 		answer = announced(t, c, request)
 		assert.Equal(t, api.StatusClock, answer.Code)
-		assert.Equal(t, now.Format(time.RFC3339Nano), answer.Header().Get(api.HeaderClock), "so that the host names both clocks itself")
+		assert.Equal(t, now.Format(time.RFC3339Nano), answer.Header().Get(api.HeaderClock),
+			"so that the host names both clocks itself")
 		assert.Contains(t, answer.Body.String(), "this owner's clock says "+now.Format(time.RFC3339))
 		assert.Contains(t, answer.Body.String(), clock.Format(time.RFC3339))
 		assert.Empty(t, c.Hosts())
@@ -57,7 +60,8 @@ func TestHostClock(t *testing.T) {
 func TestHostClockKeepsID(t *testing.T) {
 	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 	var why []Refusal
-	c := New(Config{Host: member("0"), Seed: newRig(nil).cfg.Seed, Now: func() time.Time { return now }, Refused: func(r Refusal) { why = append(why, r) }})
+	c := New(Config{Host: member("0"), Seed: newRig(nil).cfg.Seed, Now: func() time.Time { return now },
+		Refused: func(r Refusal) { why = append(why, r) }})
 	answer := announced(t, c, api.AnnounceRequest{Version: 1, Host: member("1"), Clock: now.Add(-25 * time.Hour)})
 	assert.NotEqual(t, api.StatusInUse, answer.Code, "a host that hears that takes another ID")
 	assert.Equal(t, []Refusal{RefusedClock}, why)

@@ -37,7 +37,8 @@ func member(digit string) host.Host {
 func taskID(digit string) task.ID { return task.ID("sha256:" + strings.Repeat(digit, 64)) }
 
 func wants(id task.ID, authorization string) api.Entry {
-	return api.Entry{Task: id, Event: api.Started, Need: 16, Spec: &api.Spec{ID: id, Kind: task.Blob, Authorization: authorization}}
+	return api.Entry{Task: id, Event: api.Started, Need: 16,
+		Spec: &api.Spec{ID: id, Kind: task.Blob, Authorization: authorization}}
 }
 
 // rig is a coordinator and the seeds it asked for.
@@ -74,7 +75,8 @@ func (r *rig) seeds() (out []string) {
 
 func (r *rig) serve(t *testing.T, h host.Host, entries ...api.Entry) api.AnnounceResponse {
 	t.Helper()
-	response, err := r.ServeAnnounce(t.Context(), api.AnnounceRequest{Version: 1, Host: h, Generation: 7, Entries: entries})
+	response, err := r.ServeAnnounce(t.Context(),
+		api.AnnounceRequest{Version: 1, Host: h, Generation: 7, Entries: entries})
 	require.NoError(t, err)
 	require.Len(t, response.Assignments, len(entries))
 	return response
@@ -170,7 +172,8 @@ func TestStandbysAreNamed(t *testing.T) {
 		}
 		named := func(r *rig) []string { return r.serve(t, member("f")).Standbys }
 		say := func(r *rig, digit string, standby bool) {
-			_, err := r.ServeAnnounce(t.Context(), api.AnnounceRequest{Version: 1, Host: member(digit), Generation: 7, Standby: standby})
+			_, err := r.ServeAnnounce(t.Context(), api.AnnounceRequest{Version: 1, Host: member(digit), Generation: 7,
+				Standby: standby})
 			require.NoError(t, err)
 		}
 		crowd := []string{"1", "2", "3", "4", "5", "6", "7", "8", "9"}
@@ -218,7 +221,8 @@ func TestStandbysAreNamed(t *testing.T) {
 func TestObserve(t *testing.T) {
 	var told []api.AnnounceRequest
 	c := New(Config{Host: member("0"), Observe: func(r api.AnnounceRequest, _ time.Duration) { told = append(told, r) }})
-	request := api.AnnounceRequest{Version: 1, Host: member("1"), Entries: []api.Entry{{Task: taskID("a"), Event: api.Completed}}}
+	request := api.AnnounceRequest{Version: 1, Host: member("1"),
+		Entries: []api.Entry{{Task: taskID("a"), Event: api.Completed}}}
 	_, err := c.ServeAnnounce(t.Context(), request)
 	require.NoError(t, err)
 	assert.Equal(t, []api.AnnounceRequest{request}, told)
@@ -248,7 +252,8 @@ func TestRefusalReachesWaitingHosts(t *testing.T) {
 	r := newRig(nil)
 	id := taskID("a")
 	r.serve(t, member("1"), wants(id, "token"))
-	down := &api.Failure{Status: 503, Header: map[string]string{"Retry-After": "9"}, Body: []byte("tea break"), Message: "GET …: 503"}
+	down := &api.Failure{Status: 503, Header: map[string]string{"Retry-After": "9"}, Body: []byte("tea break"),
+		Message: "GET …: 503"}
 	r.SeedFailed(id, nil, down)
 
 	waits := wants(id, "token")
@@ -288,13 +293,15 @@ func TestFailureOfOneRegistry(t *testing.T) {
 		t.Run(fmt.Sprint(c.status), func(t *testing.T) {
 			r := newRig(nil)
 			r.serve(t, member("1"), from("evil.test", "app"))
-			r.SeedFailed(taskID("a"), nil, &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test", Repository: "app"})
+			r.SeedFailed(taskID("a"), nil, &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test",
+				Repository: "app"})
 			assert.NotNil(t, r.serve(t, member("2"), from("evil.test", "app")).Assignments[0].Failure)
 			assert.Equal(t, c.same, r.serve(t, member("3"), from("evil.test", "other")).Assignments[0].Failure != nil)
 
 			r = newRig(nil)
 			r.serve(t, member("1"), from("evil.test", "app"))
-			r.SeedFailed(taskID("a"), nil, &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test", Repository: "app"})
+			r.SeedFailed(taskID("a"), nil, &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test",
+				Repository: "app"})
 			assert.Nil(t, r.serve(t, member("2"), from("good.test", "app")).Assignments[0].Failure)
 			require.Len(t, r.specs, 2)
 			assert.Equal(t, "good.test", r.specs[1].Upstream)
@@ -302,7 +309,8 @@ func TestFailureOfOneRegistry(t *testing.T) {
 			// The engine was told of another registry after its owner had it begin, and asked that.
 			r = newRig(nil)
 			r.serve(t, member("1"), from("good.test", "app"))
-			r.SeedFailed(taskID("a"), nil, &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test", Repository: "app"})
+			r.SeedFailed(taskID("a"), nil, &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test",
+				Repository: "app"})
 			assert.Nil(t, r.serve(t, member("2"), from("good.test", "app")).Assignments[0].Failure)
 		})
 	}
@@ -378,9 +386,11 @@ func TestInline(t *testing.T) {
 	small, largest, large := taskID("a"), taskID("b"), taskID("c")
 	partly, empty := taskID("d"), taskID("e")
 	r := newRig(shelf{
-		small: []byte("hello"), largest: make([]byte, api.InlineMax), large: make([]byte, api.InlineMax+1), partly: nil, empty: {},
+		small: []byte("hello"), largest: make([]byte, api.InlineMax), large: make([]byte, api.InlineMax+1),
+		partly: nil, empty: {},
 	})
-	got := r.serve(t, member("1"), wants(small, ""), wants(largest, ""), wants(large, ""), wants(empty, ""), wants(partly, "")).Assignments
+	got := r.serve(t, member("1"), wants(small, ""), wants(largest, ""), wants(large, ""), wants(empty, ""),
+		wants(partly, "")).Assignments
 	assert.Equal(t, "hello", string(got[0].Inline))
 	assert.Len(t, got[1].Inline, api.InlineMax)
 	assert.Nil(t, got[2].Inline)
@@ -415,7 +425,8 @@ func TestInlineProof(t *testing.T) {
 	content, certificates := []byte("hello"), [][]byte{{1}, {2}, {3}, {4}, {5}}
 	for _, id := range []task.ID{signed, bare, empty, blob} {
 		f := piece.MetadataFor(int64(len(content)), "text/plain")
-		r := piece.DigestRun{Metadata: f, Epoch: 1 << 62, Digests: []piece.Digest{piece.Sum(content)}, Final: true, Key: piece.KeyID{7}, Signature: []byte("s")}
+		r := piece.DigestRun{Metadata: f, Epoch: 1 << 62, Digests: []piece.Digest{piece.Sum(content)}, Final: true,
+			Key: piece.KeyID{7}, Signature: []byte("s")}
 		if id == empty {
 			f.Length = 0
 			r.Metadata, r.Digests = f, nil
@@ -534,7 +545,8 @@ func TestSeedMayCallTheCoordinator(t *testing.T) {
 		assert.NoError(t, err)
 		asked <- a
 	}})
-	_, err := c.ServeAnnounce(t.Context(), api.AnnounceRequest{Version: 1, Host: member("1"), Entries: []api.Entry{wants(taskID("a"), "")}})
+	_, err := c.ServeAnnounce(t.Context(), api.AnnounceRequest{Version: 1, Host: member("1"),
+		Entries: []api.Entry{wants(taskID("a"), "")}})
 	require.NoError(t, err)
 	assert.True(t, (<-asked).Seed)
 }
@@ -571,13 +583,14 @@ func TestBadEntry(t *testing.T) {
 	foreign := wants(taskID("a"), "")
 	foreign.Spec.ID = taskID("b")
 	for want, e := range map[string]api.Entry{
-		"invalid task ID":             {Task: "sha256:..", Event: api.Started},
-		"cannot have -1 pieces":       {Task: taskID("a"), Event: api.Progress, Have: -1},
-		"cannot have 1048577 pieces":  {Task: taskID("a"), Event: api.Progress, Have: piece.CountMax + 1},
-		"65 silent neighbours":        {Task: taskID("a"), Event: api.Progress, Silent: make([]host.ID, 65)},
-		"the spec of another task":    foreign,
-		"cannot be -1 bytes long":     {Task: taskID("a"), Event: api.Started, Spec: &api.Spec{ID: taskID("a"), Length: -1}},
-		"0 headers and 65 media type": {Task: taskID("a"), Event: api.Started, Spec: &api.Spec{ID: taskID("a"), Accept: make([]string, 65)}},
+		"invalid task ID":            {Task: "sha256:..", Event: api.Started},
+		"cannot have -1 pieces":      {Task: taskID("a"), Event: api.Progress, Have: -1},
+		"cannot have 1048577 pieces": {Task: taskID("a"), Event: api.Progress, Have: piece.CountMax + 1},
+		"65 silent neighbours":       {Task: taskID("a"), Event: api.Progress, Silent: make([]host.ID, 65)},
+		"the spec of another task":   foreign,
+		"cannot be -1 bytes long":    {Task: taskID("a"), Event: api.Started, Spec: &api.Spec{ID: taskID("a"), Length: -1}},
+		"0 headers and 65 media type": {Task: taskID("a"), Event: api.Started,
+			Spec: &api.Spec{ID: taskID("a"), Accept: make([]string, 65)}},
 	} {
 		r := newRig(nil)
 		got := r.serve(t, member("1"), e, wants(taskID("f"), "token")).Assignments
@@ -608,7 +621,8 @@ func requestBody(t testing.TB, r api.AnnounceRequest) string {
 // Announces come by POST.
 func TestHandleAnnounce(t *testing.T) {
 	r := newRig(nil)
-	body := requestBody(t, api.AnnounceRequest{Version: 1, Host: member("1"), Entries: []api.Entry{wants(taskID("a"), "token")}})
+	body := requestBody(t, api.AnnounceRequest{Version: 1, Host: member("1"),
+		Entries: []api.Entry{wants(taskID("a"), "token")}})
 	w := post(r.Coordinator, "POST", strings.Replace(body, "{", `{"aFieldOfTomorrow":[1,{}],`, 1))
 	assert.Equal(t, 200, w.Code)
 	assert.Equal(t, "application/json", w.Header().Get("Content-Type"))
@@ -635,7 +649,8 @@ func TestHandleAnnounceErrors(t *testing.T) {
 		{"POST", head + `,"entries":{}}`, 400, "{ is no list"},
 		{"POST", head + `,"entries":[1]}`, 400, "element 0:"},
 		{"POST", head + `,"entries":[` + strings.Repeat("{},", api.EntriesMax) + `{}]}`, 400, "more than 4096 elements"},
-		{"POST", head + `,"entries":[{"silent":["` + strings.Repeat("x", entryMax) + `"]}]}`, 400, "at most 262144 are taken"},
+		{"POST", head + `,"entries":[{"silent":["` + strings.Repeat("x", entryMax) + `"]}]}`, 400,
+			"at most 262144 are taken"},
 		{"POST", strings.Repeat(" ", api.AnnounceMax+1), 413, "at most 16777216 are taken"},
 	} {
 		w := post(newRig(nil).Coordinator, c.method, c.body)

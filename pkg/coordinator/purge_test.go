@@ -36,7 +36,8 @@ func TestPurgeReportsOfHosts(t *testing.T) {
 	report("4", "m1", api.PurgeFailure{Task: taskID("b"), Why: "another"})
 	f := reports.Progress(c.Hosts(), mark, id)
 	assert.Equal(t, 2, f.Dropped)
-	assert.Equal(t, []api.HostPurge{{Host: "node2", State: api.PurgeUnconfirmed}, {Host: "node3", State: api.PurgeFailed, Why: "busy"}}, f.Others)
+	assert.Equal(t, []api.HostPurge{{Host: "node2", State: api.PurgeUnconfirmed},
+		{Host: "node3", State: api.PurgeFailed, Why: "busy"}}, f.Others)
 	assert.Len(t, reports.Failures(c.Hosts()), 2)
 
 	report("2", "m1")
@@ -44,7 +45,8 @@ func TestPurgeReportsOfHosts(t *testing.T) {
 	assert.Equal(t, 4, reports.Progress(c.Hosts(), mark, id).Dropped)
 	mark = "m2"
 	assert.Len(t, reports.Progress(c.Hosts(), mark, id).Others, 4, "no host has confirmed a later order")
-	require.Equal(t, http.StatusOK, announced(t, c, api.AnnounceRequest{Version: 1, Host: member("4"), Leaving: true}).Code)
+	require.Equal(t, http.StatusOK,
+		announced(t, c, api.AnnounceRequest{Version: 1, Host: member("4"), Leaving: true}).Code)
 	assert.Len(t, reports.Progress(c.Hosts(), mark, id).Others, 3)
 	assert.Empty(t, reports.Failures(c.Hosts()), "a host that left is not waited for")
 }
@@ -53,7 +55,8 @@ func TestPurgeReportsAreBounded(t *testing.T) {
 	c := newRig(nil)
 	good := api.AnnounceRequest{Version: 1, Host: member("1"), PurgeMark: "m"}
 	for range api.PurgeFailuresMax {
-		good.PurgeFailures = append(good.PurgeFailures, api.PurgeFailure{Task: taskID("a"), Why: strings.Repeat("x", api.PurgeFailureWhyMax)})
+		good.PurgeFailures = append(good.PurgeFailures,
+			api.PurgeFailure{Task: taskID("a"), Why: strings.Repeat("x", api.PurgeFailureWhyMax)})
 	}
 	require.Equal(t, http.StatusOK, announced(t, c.Coordinator, good).Code)
 	for name, change := range map[string]func(*api.AnnounceRequest){

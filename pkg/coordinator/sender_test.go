@@ -32,7 +32,8 @@ func keyHolder(t *testing.T) *identity.Identity {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	require.NoError(t, err)
-	id, err := identity.New(identity.Config{Secret: clusterSecret, HostID: host.OfKey(key.Public().(ed25519.PublicKey)), Key: key})
+	id, err := identity.New(identity.Config{Secret: clusterSecret,
+		HostID: host.OfKey(key.Public().(ed25519.PublicKey)), Key: key})
 	require.NoError(t, err)
 	return id
 }
@@ -50,7 +51,8 @@ func secureOwner(t *testing.T, c *Coordinator) (addr string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	srv := &http.Server{Handler: http.HandlerFunc(c.HandleAnnounce), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
+	srv := &http.Server{Handler: http.HandlerFunc(c.HandleAnnounce),
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
 	go srv.Serve(keyHolder(t).WrapListener(l, "http/1.1"))
 	t.Cleanup(func() { srv.Close() })
 	return l.Addr().String()
@@ -77,14 +79,16 @@ func tell(t *testing.T, as *identity.Identity, addr string, r api.AnnounceReques
 func TestCheckSender(t *testing.T) {
 	var lines bytes.Buffer
 	refusals := map[Refusal]int{}
-	c := New(Config{Host: member("0"), Logger: slog.New(slog.NewTextHandler(&lines, nil)), Refused: func(r Refusal) { refusals[r]++ }})
+	c := New(Config{Host: member("0"), Logger: slog.New(slog.NewTextHandler(&lines, nil)),
+		Refused: func(r Refusal) { refusals[r]++ }})
 	addr := secureOwner(t, c)
 	victim, thief := keyHolder(t), keyHolder(t)
 	at := func(id *identity.Identity, port int) host.Host {
 		return host.Host{ID: id.HostID(), Name: "n", Addr: fmt.Sprintf("10.0.0.1:%d", port)}
 	}
 	held := api.Entry{Task: taskID("a"), Event: api.Completed, Have: 1}
-	status, body := tell(t, victim, addr, api.AnnounceRequest{Version: 1, Host: at(victim, 65002), Generation: 7, Entries: []api.Entry{held}})
+	status, body := tell(t, victim, addr, api.AnnounceRequest{Version: 1, Host: at(victim, 65002), Generation: 7,
+		Entries: []api.Entry{held}})
 	require.Equal(t, http.StatusOK, status, body)
 	known := func(t *testing.T) {
 		t.Helper()
@@ -97,7 +101,8 @@ func TestCheckSender(t *testing.T) {
 	known(t)
 
 	t.Run("another member cannot say that it leaves", func(t *testing.T) {
-		status, body := tell(t, thief, addr, api.AnnounceRequest{Version: 1, Host: at(victim, 65002), Generation: 7, Leaving: true})
+		status, body := tell(t, thief, addr, api.AnnounceRequest{Version: 1, Host: at(victim, 65002), Generation: 7,
+			Leaving: true})
 		assert.Equal(t, http.StatusForbidden, status)
 		assert.Contains(t, body, string(thief.HostID()), "the offender is named")
 		known(t)
@@ -151,7 +156,8 @@ func TestOffendersAreFew(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	lines := 0
 	for i := range 10_000 {
-		if tell, _ := o.note(now.Add(time.Duration(i)*time.Millisecond), offence{host.NewID(), "10.0.0.66", RefusedInUse}, "x"); tell {
+		if tell, _ := o.note(now.Add(time.Duration(i)*time.Millisecond),
+			offence{host.NewID(), "10.0.0.66", RefusedInUse}, "x"); tell {
 			lines++
 		}
 	}
@@ -163,7 +169,8 @@ func TestOffendersAreFew(t *testing.T) {
 
 func TestSourcesAreMachines(t *testing.T) {
 	for remote, want := range map[string]string{
-		"10.0.0.1": "10.0.0.1", "::ffff:10.0.0.1": "::ffff:10.0.0.1", "::1": "::1", "2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64", "fe80::1%eth0": "fe80::/64", "pipe": "pipe",
+		"10.0.0.1": "10.0.0.1", "::ffff:10.0.0.1": "::ffff:10.0.0.1", "::1": "::1",
+		"2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64", "fe80::1%eth0": "fe80::/64", "pipe": "pipe",
 	} {
 		assert.Equal(t, want, Sender{Remote: remote}.source(), remote)
 	}

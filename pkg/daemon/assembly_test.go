@@ -91,7 +91,8 @@ func settings(t *testing.T, r *registrytest.Registry, name string) config.Dfdaem
 	var cfg config.Dfdaemon
 	require.NoError(t, config.NewForm("dfdaemon", &cfg).Load([]string{
 		"DARTER_NODE_NAME=" + name, "DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), name), "DARTER_CACHE_QUOTA=1GiB",
-		"DARTER_MIRROR_LISTEN=127.0.0.1:0", "DARTER_API_LISTEN=127.0.0.1:0", "DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_DRAIN_TIMEOUT=10s",
+		"DARTER_MIRROR_LISTEN=127.0.0.1:0", "DARTER_API_LISTEN=127.0.0.1:0", "DARTER_PEER_LISTEN=127.0.0.1:0",
+		"DARTER_DRAIN_TIMEOUT=10s",
 	}))
 	cfg.Files.AllowAddresses = []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}
 	if r != nil {
@@ -219,12 +220,14 @@ func TestDaemonAloneIsAPullThroughCache(t *testing.T) {
 }
 
 // lead runs a supernode on free loopback ports.
-func lead(t *testing.T, r *registrytest.Registry, word secret.String, more ...string) (s *supernode.Supernode, stop func()) {
+func lead(t *testing.T, r *registrytest.Registry, word secret.String,
+	more ...string) (s *supernode.Supernode, stop func()) {
 	return leadTo(t, config.Upstream{Host: r.Host(), URLs: []string{r.URL()}, PlainHTTP: true}, word, more...)
 }
 
 // leadTo is lead with an upstream of any kind.
-func leadTo(t *testing.T, upstream config.Upstream, word secret.String, more ...string) (s *supernode.Supernode, stop func()) {
+func leadTo(t *testing.T, upstream config.Upstream, word secret.String,
+	more ...string) (s *supernode.Supernode, stop func()) {
 	var top config.Supernode
 	require.NoError(t, config.NewForm("supernode", &top).Load(append([]string{
 		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB", "DARTER_API_LISTEN=127.0.0.1:0",
@@ -349,7 +352,8 @@ func TestDrainLetsAPullFinish(t *testing.T) {
 	r.Shape(4e6, 0) // half a second for the layer
 	layer := p.Layers()[0]
 	stopped := make(chan struct{})
-	err := get(t.Context(), fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, layer.Digest, r.Host()), layer.Digest, layer.MediaType, func() {
+	err := get(t.Context(), fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, layer.Digest,
+		r.Host()), layer.Digest, layer.MediaType, func() {
 		go func() {
 			stop()
 			close(stopped)
@@ -365,7 +369,8 @@ func TestRunLeavesNoGoroutine(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	s, stopS := lead(t, r, "a secret that is long enough for a cluster")
 	cfg := settings(t, r, "leaving")
-	cfg.Cluster.Secret, cfg.Supernodes = "a secret that is long enough for a cluster", []config.Address{config.Address(s.Addrs()["api"])}
+	cfg.Cluster.Secret, cfg.Supernodes = "a secret that is long enough for a cluster",
+		[]config.Address{config.Address(s.Addrs()["api"])}
 	d, stopD := start(t, cfg)
 	require.NoError(t, pull(t.Context(), d.Addrs()["mirror"], r, p))
 	stopD()
@@ -406,6 +411,8 @@ func TestDfgetThroughTheDaemon(t *testing.T) {
 		assert.Contains(t, told.String(), want)
 	}
 	assert.Equal(t, 1, gets)
-	soon(t, d.Addrs()["api"], func(c *assert.CollectT, s api.Status) { assert.Equal(c, int64(len(content)), s.Received.Cache) })
+	soon(t, d.Addrs()["api"], func(c *assert.CollectT, s api.Status) {
+		assert.Equal(c, int64(len(content)), s.Received.Cache)
+	})
 	assert.True(t, strings.HasPrefix(d.Addrs()["api"], "127.0.0.1:"))
 }

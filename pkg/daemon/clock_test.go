@@ -57,13 +57,15 @@ type clocked struct {
 }
 
 func newClocked(t *testing.T, layers ...int64) *clocked {
-	c := &clocked{registry: registrytest.Start(t, registrytest.Config{}), told: counted{words: []string{"level=WARN", "this host's clock says", "that of owner", "NTP"}},
+	c := &clocked{registry: registrytest.Start(t, registrytest.Config{}),
+		told:   counted{words: []string{"level=WARN", "this host's clock says", "that of owner", "NTP"}},
 		differ: counted{words: []string{"level=WARN", "clocks differ", "NTP"}}}
 	c.image = image(t, c.registry, layers...)
 	var top config.Supernode
 	require.NoError(t, config.NewForm("supernode", &top).Load([]string{
 		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB", "DARTER_API_LISTEN=127.0.0.1:0",
-		"DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_ADMIN_LISTEN=127.0.0.1:0", "DARTER_CLUSTER_SECRET=" + wordOfTheCluster.Reveal(),
+		"DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_ADMIN_LISTEN=127.0.0.1:0",
+		"DARTER_CLUSTER_SECRET=" + wordOfTheCluster.Reveal(),
 	}))
 	top.Upstreams = []config.Upstream{{Host: c.registry.Host(), URLs: []string{c.registry.URL()}, PlainHTTP: true}}
 	var err error
@@ -90,7 +92,8 @@ func newClocked(t *testing.T, layers ...int64) *clocked {
 func (c *clocked) pulled(t *testing.T, n, layer int) int {
 	t.Helper()
 	digest := c.image.Layers()[layer].Digest
-	at := fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", c.nodes[n].Addrs()["mirror"], c.image.Repository, digest, c.registry.Host())
+	at := fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", c.nodes[n].Addrs()["mirror"], c.image.Repository, digest,
+		c.registry.Host())
 	require.NoError(t, get(t.Context(), at, digest, "application/octet-stream", nil))
 	return c.registry.Counts().Object(digest).GETs
 }

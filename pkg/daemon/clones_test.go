@@ -32,7 +32,8 @@ func TestDuplicateHostIDIsReplaced(t *testing.T) {
 			d, _ := start(t, first)
 			soon(t, s.Addrs()["admin"], func(c *assert.CollectT, s api.Status) { assert.Equal(c, 1, s.Hosts) })
 			require.NoError(t, os.MkdirAll(second.Node.DataDir, 0o700))
-			require.NoError(t, os.Link(filepath.Join(first.Node.DataDir, "host-key"), filepath.Join(second.Node.DataDir, "host-key")))
+			require.NoError(t, os.Link(filepath.Join(first.Node.DataDir, "host-key"),
+				filepath.Join(second.Node.DataDir, "host-key")))
 
 			clone, err := daemon.New(second, log(t, "clone"))
 			require.NoError(t, err)

@@ -60,8 +60,10 @@ type Daemon struct {
 func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *Daemon, err error) {
 	d = &Daemon{cfg: cfg}
 	d.node, err = node.New(node.Config{
-		Role: node.Dfdaemon, Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster, Asked: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
-		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Towards: cfg.Supernodes, Secrets: secretFiles(cfg), Logger: logger,
+		Role: node.Dfdaemon, Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload,
+		Rates: cfg.Limits, Cluster: cfg.Cluster, Asked: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
+		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Towards: cfg.Supernodes,
+		Secrets: secretFiles(cfg), Logger: logger,
 	}, options...)
 	if err != nil {
 		return nil, err
@@ -154,7 +156,8 @@ func (d *Daemon) supernodes() (list []string) {
 // policy is how long a registry's reply stays valid in the mirror.
 func policy(m config.Mirror) access.Policy {
 	return access.Policy{
-		GrantLife: m.RightsLife, ServeCached: m.RightsUnreachable == config.ServeCached, TagLife: m.TagLife, TagStale: m.TagStale,
+		GrantLife: m.RightsLife, ServeCached: m.RightsUnreachable == config.ServeCached, TagLife: m.TagLife,
+		TagStale: m.TagStale,
 	}
 }
 
@@ -166,7 +169,8 @@ func (d *Daemon) newClient() *announce.Client {
 		owners[i] = string(a)
 	}
 	return announce.New(announce.Config{
-		Host: d.node.Host, Generation: rand.Uint64(), Owners: owners, Scheme: d.node.Scheme(), Client: &http.Client{Transport: d.node.Transport()},
+		Host: d.node.Host, Generation: rand.Uint64(), Owners: owners, Scheme: d.node.Scheme(),
+		Client:    &http.Client{Transport: d.node.Transport()},
 		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Purges: d.node.Purge,
 		Now: d.node.Clock, Local: d.coordinator, Standby: d.node.Asked != nil, InUse: d.node.Taken, Logger: d.node.Log,
 		Standbys: readStandbys(d.cfg.Node.DataDir), Named: func(list []string) {
@@ -180,8 +184,9 @@ func (d *Daemon) newClient() *announce.Client {
 // Run serves until ctx ends, then drains: no new pulls, and what runs may end within the
 // drain timeout. It returns nil after a clean end.
 func (d *Daemon) Run(ctx context.Context) error {
-	d.node.Log.Info("dfdaemon runs", "version", version.Current(), "host", d.node.Host.ID, "mirror", d.mirror.Addr().String(), "api", d.api.Addr().String(),
-		"peer", d.node.Host.Addr, "supernodes", d.cfg.Supernodes, "tls", d.node.Identity.Secure())
+	d.node.Log.Info("dfdaemon runs", "version", version.Current(), "host", d.node.Host.ID,
+		"mirror", d.mirror.Addr().String(), "api", d.api.Addr().String(), "peer", d.node.Host.Addr,
+		"supernodes", d.cfg.Supernodes, "tls", d.node.Identity.Secure())
 	mirrors := []node.Part{d.node.Server("mirror", d.mirror, mirrorMux(d.proxy))}
 	for i, l := range d.mirrors {
 		registry := d.cfg.Mirror.Listeners[i].Upstream
@@ -200,7 +205,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 		servers = append(servers, d.node.Server("member API", d.node.Asked, httpserver.RejectBrowsers(d.memberRoutes())))
 	}
 	if d.http != nil {
-		servers = append(servers, d.node.Server("proxy", d.httpListen, d.http), d.node.Server("proxy behind TLS", d.http.Listener(), d.http.Inner()))
+		servers = append(servers, d.node.Server("proxy", d.httpListen, d.http),
+			d.node.Server("proxy behind TLS", d.http.Listener(), d.http.Inner()))
 	}
 	err := d.node.Run(ctx, servers, parts)
 	d.node.Log.Info("dfdaemon ended")
@@ -224,7 +230,8 @@ func (d *Daemon) Reload(settings any) error {
 	if !ok {
 		return fmt.Errorf("reloading: %T are no settings of dfdaemon", settings)
 	}
-	if err := d.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain}); err != nil {
+	if err := d.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins,
+		Files: cfg.Files.Files, Drain: cfg.Drain}); err != nil {
 		return err
 	}
 	d.files.settings.Store(&cfg.Files)

@@ -140,12 +140,14 @@ func TestReadyReportsAFullDisk(t *testing.T) {
 }
 
 // ask gets a blob through a mirror.
-func ask(t *testing.T, d *daemon.Daemon, r *registrytest.Registry, p registrytest.Pushed, o registrytest.Object) (code int, body []byte) {
+func ask(t *testing.T, d *daemon.Daemon, r *registrytest.Registry, p registrytest.Pushed,
+	o registrytest.Object) (code int, body []byte) {
 	return getURL(t, fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, o.Digest, r.Host()))
 }
 
 // askByPath gets it as a client does that cannot go elsewhere for a blob.
-func askByPath(t *testing.T, d *daemon.Daemon, r *registrytest.Registry, p registrytest.Pushed, o registrytest.Object) (code int, body []byte) {
+func askByPath(t *testing.T, d *daemon.Daemon, r *registrytest.Registry, p registrytest.Pushed,
+	o registrytest.Object) (code int, body []byte) {
 	return getURL(t, fmt.Sprintf("http://%s/v2/%s/%s/blobs/%s", d.Addrs()["mirror"], r.Host(), p.Repository, o.Digest))
 }
 

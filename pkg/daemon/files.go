@@ -75,7 +75,8 @@ type files struct {
 
 func newFiles(n *node.Node, p *pulls) *files {
 	f := &files{
-		probe: n.Origins.Files.Examine, window: n.Origins.Files.Window, open: n.Engine.Open, direct: n.Engine.Passthrough, drop: n.Engine.Drop,
+		probe: n.Origins.Files.Examine, window: n.Origins.Files.Window, open: n.Engine.Open, direct: n.Engine.Passthrough,
+		drop:     n.Engine.Drop,
 		replaced: n.Engine.Replaced, now: time.Now, key: []byte(n.Identity.NamesKey().Reveal()), pulls: p,
 	}
 	if len(f.key) == 0 {
@@ -92,7 +93,8 @@ func refuse(kind api.FileErrorKind, format string, args ...any) *api.FileError {
 func (f *files) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet {
 		w.Header().Set("Allow", http.MethodGet)
-		tellRefusal(w, http.StatusMethodNotAllowed, refuse(api.FileBadRequest, "files are asked for by GET, not %s", r.Method))
+		tellRefusal(w, http.StatusMethodNotAllowed,
+			refuse(api.FileBadRequest, "files are asked for by GET, not %s", r.Method))
 		return
 	}
 	started := f.now()
@@ -150,7 +152,8 @@ type held struct {
 
 // find asks the origin about the file and opens it among those that may share it. Without a held
 // content the file comes straight from the origin, because of why.
-func (f *files) find(ctx context.Context, q question, told *telemetry.Pull, stage func(string)) (h *held, why string, err error) {
+func (f *files) find(ctx context.Context, q question, told *telemetry.Pull,
+	stage func(string)) (h *held, why string, err error) {
 	var changed error // what the last download ended with
 	was := ""         // and the version that it was begun for
 	for range asksMax {
@@ -248,7 +251,8 @@ func (f *files) hold(ctx context.Context, spec task.Spec) (*held, error) {
 // anonymous turns a file that its origin calls public into everybody's, where the origin gives the
 // same version to a request without credentials: what is brought with none is no user's. Where it says
 // that it gives ranges, the client's own bytes are compared all the same.
-func (f *files) anonymous(ctx context.Context, q question, spec task.Spec, info httporigin.Info, place string, d sharing.Decision) (task.Spec, sharing.Decision) {
+func (f *files) anonymous(ctx context.Context, q question, spec task.Spec, info httporigin.Info, place string,
+	d sharing.Decision) (task.Spec, sharing.Decision) {
 	bare := spec
 	bare.Authorization = ""
 	said, answer, err := f.probe(ctx, bare)
@@ -518,7 +522,8 @@ func (f *files) canonical(u *url.URL, ignore []string) (name string, signed []st
 // matches reports whether a name is one of the patterns; a * at the end stands for any rest.
 func matches(patterns []string, name string) bool {
 	for _, p := range patterns {
-		if prefix, open := strings.CutSuffix(p, "*"); open && len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix) || strings.EqualFold(p, name) {
+		if prefix, open := strings.CutSuffix(p, "*"); open && len(name) >= len(prefix) &&
+			strings.EqualFold(name[:len(prefix)], prefix) || strings.EqualFold(p, name) {
 			return true
 		}
 	}

@@ -39,7 +39,8 @@ type cell struct {
 }
 
 func (c cell) String() string {
-	return fmt.Sprintf("personal %t, validator %s, vary %q, says %q, head %s, ranges %t, %d bytes", c.personal, c.validator, c.vary, c.says, c.head, c.ranges, c.size)
+	return fmt.Sprintf("personal %t, validator %s, vary %q, says %q, head %s, ranges %t, %d bytes", c.personal,
+		c.validator, c.vary, c.says, c.head, c.ranges, c.size)
 }
 
 // matrix is a web server with one file for each cell.
@@ -145,7 +146,8 @@ func (m *matrix) get(t *testing.T, addr string, i int, a asker, from int, versio
 	if a.query != "" {
 		u += "?" + a.query
 	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+api.PathFiles+"?"+url.Values{api.FileURL: {u}}.Encode(), nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet,
+		"http://"+addr+api.PathFiles+"?"+url.Values{api.FileURL: {u}}.Encode(), nil)
 	require.NoError(t, err)
 	for k, v := range a.headers {
 		req.Header.Set(api.ForwardPrefix+k, v)
@@ -161,7 +163,8 @@ func (m *matrix) get(t *testing.T, addr string, i int, a asker, from int, versio
 	require.NoError(t, err)
 	c := m.cells[i]
 	want := m.content(c, who(func(k string) string { return a.headers[k] }, a.query))
-	if anybodys := m.content(c, who(func(string) string { return "" }, "")); c.says == "public" && !c.ranges && a.headers["Authorization"] != "" && bytes.HasSuffix(anybodys, b) {
+	if anybodys := m.content(c, who(func(string) string { return "" }, "")); c.says == "public" && !c.ranges &&
+		a.headers["Authorization"] != "" && bytes.HasSuffix(anybodys, b) {
 		want = anybodys // the origin said so, and nothing of it is another user's
 	}
 	switch res.StatusCode {
@@ -172,16 +175,19 @@ func (m *matrix) get(t *testing.T, addr string, i int, a asker, from int, versio
 	default:
 		t.Fatalf("%s: %s: %s", a.name, res.Status, b)
 	}
-	require.True(t, bytes.Equal(want, b), "%s was given bytes that the origin does not give to that request (unshared: %q)", a.name, res.Header.Get(api.HeaderUnshared))
+	require.True(t, bytes.Equal(want, b), "%s was given bytes that the origin does not give to that request "+
+		"(unshared: %q)", a.name, res.Header.Get(api.HeaderUnshared))
 	return res.Header.Get("ETag")
 }
 
 // shares says, in the words of docs/files.md, whether a second request may cost the origin a second body.
 func (c cell) shares(first, second asker) bool {
-	credential := map[string]string{alice.name: "Authorization", bob.name: "Authorization", cookie.name: "Cookie", cake.name: "Cookie", signed.name: "", forged.name: ""}
+	credential := map[string]string{alice.name: "Authorization", bob.name: "Authorization", cookie.name: "Cookie",
+		cake.name: "Cookie", signed.name: "", forged.name: ""}
 	header, personal := credential[first.name]
 	switch {
-	case c.personal && first.name != second.name, c.validator == "none", c.says == "private", c.says == "no-store", c.vary == "*", c.head == "another version":
+	case c.personal && first.name != second.name, c.validator == "none", c.says == "private", c.says == "no-store",
+		c.vary == "*", c.head == "another version":
 		return false
 	case c.head == "says less" && (c.says != "" || c.vary != ""):
 		return false // how far it goes depends on what was left out
@@ -199,7 +205,8 @@ func TestFilesMatrix(t *testing.T) {
 	heads := []struct {
 		head   string
 		ranges bool
-	}{{"same", true}, {"same", false}, {"missing", true}, {"says less", true}, {"another version", true}, {"missing", false}}
+	}{{"same", true}, {"same", false}, {"missing", true}, {"says less", true}, {"another version", true},
+		{"missing", false}}
 	m := &matrix{whole: map[string]int{}}
 	n := 0
 	for _, personal := range []bool{false, true} {
@@ -208,7 +215,8 @@ func TestFilesMatrix(t *testing.T) {
 				for _, says := range []string{"", "public", "private", "no-store"} {
 					for k := range 2 {
 						h := heads[(n+3*k)%len(heads)]
-						m.cells = append(m.cells, cell{personal, validator, vary, says, h.head, h.ranges, []int{2_000, 300_000}[n/len(heads)%2]})
+						m.cells = append(m.cells, cell{personal, validator, vary, says, h.head, h.ranges,
+							[]int{2_000, 300_000}[n/len(heads)%2]})
 					}
 					n++
 				}
@@ -225,7 +233,8 @@ func TestFilesMatrix(t *testing.T) {
 			clear(m.whole)
 			var top config.Supernode
 			require.NoError(t, config.NewForm("supernode", &top).Load([]string{
-				"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB", "DARTER_API_LISTEN=127.0.0.1:0",
+				"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB",
+				"DARTER_API_LISTEN=127.0.0.1:0",
 				"DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_ADMIN_LISTEN=127.0.0.1:0", "DARTER_CLUSTER_SECRET=" + word.Reveal(),
 			}))
 			top.Files.AllowAddresses = []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}
@@ -257,7 +266,8 @@ func TestFilesMatrix(t *testing.T) {
 						etag := m.get(t, addrs[turn%len(addrs)], i, a, from, version)
 						return etag, m.bodies(path) - before
 					}
-					for _, pair := range [][2]asker{{nobody, nobody}, {alice, bob}, {cookie, cake}, {signed, forged}, {german, german}, {alice, alice}, {german, greek}, {nobody, nobody}} {
+					for _, pair := range [][2]asker{{nobody, nobody}, {alice, bob}, {cookie, cake}, {signed, forged}, {german, german},
+						{alice, alice}, {german, greek}, {nobody, nobody}} {
 						etag, _ := get(pair[0], 0, "")
 						_, more := get(pair[1], 0, "")
 						// A probe by GET, where there is neither HEAD nor Range, is a body of its own.

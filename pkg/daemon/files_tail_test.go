@@ -57,7 +57,8 @@ func TestEndOfAFileIsVerified(t *testing.T) {
 			f, srv, _ := front(t, true)
 			f.pulls.embedded = func() bool { return false }
 			get := func(user string) (int, []byte, error) {
-				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+api.PathFiles+"?"+url.Values{api.FileURL: {origin.URL + "/f.bin"}}.Encode(), nil)
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet,
+					srv.URL+api.PathFiles+"?"+url.Values{api.FileURL: {origin.URL + "/f.bin"}}.Encode(), nil)
 				require.NoError(t, err)
 				req.Header.Set(api.ForwardPrefix+"Authorization", user)
 				res, err := http.DefaultClient.Do(req)

@@ -96,7 +96,8 @@ func front(t *testing.T, allow bool) (*files, *httptest.Server, *origin) {
 	signer, err := identity.NewSigner(id)
 	require.NoError(t, err)
 	engine := peer.New(peer.Config{
-		Host: host.Host{ID: id.HostID()}, Store: memstore.New(memstore.Config{}), Announcer: alone{}, Origin: client, Signer: signer, Verifier: identity.NewVerifier(id),
+		Host: host.Host{ID: id.HostID()}, Store: memstore.New(memstore.Config{}), Announcer: alone{}, Origin: client,
+		Signer: signer, Verifier: identity.NewVerifier(id),
 		SpoolDir: t.TempDir(),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -106,8 +107,11 @@ func front(t *testing.T, allow bool) (*files, *httptest.Server, *origin) {
 		cancel()
 		assert.NoError(t, <-ended)
 	})
-	f := &files{probe: client.Examine, window: client.Window, open: engine.Open, direct: engine.Passthrough, drop: engine.Drop, replaced: engine.Replaced, key: []byte("k"), now: time.Now, pulls: &pulls{log: slog.New(slog.DiscardHandler), embedded: func() bool { return true }}}
-	f.settings.Store(&config.DaemonFiles{Files: config.Files{AllowHosts: []string{"*"}}, IgnoreQuery: []string{"X-Amz-*", "sig"}})
+	f := &files{probe: client.Examine, window: client.Window, open: engine.Open,
+		direct: engine.Passthrough, drop: engine.Drop, replaced: engine.Replaced, key: []byte("k"), now: time.Now,
+		pulls: &pulls{log: slog.New(slog.DiscardHandler), embedded: func() bool { return true }}}
+	f.settings.Store(&config.DaemonFiles{Files: config.Files{AllowHosts: []string{"*"}},
+		IgnoreQuery: []string{"X-Amz-*", "sig"}})
 	srv := httptest.NewServer(f)
 	t.Cleanup(srv.Close)
 	return f, srv, o
@@ -173,7 +177,8 @@ func TestCachedFileNeedsTheOriginsConsent(t *testing.T) {
 	q := url.Values{api.FileURL: {o.URL + "/f.bin"}}
 	res, b := ask(t, srv, q, api.ForwardPrefix+"X-Word: sesame")
 	require.Equal(t, http.StatusOK, res.StatusCode, "%s", b)
-	for _, headers := range [][]string{nil, {api.ForwardPrefix + "X-Word: guess"}, {"X-Word: sesame"}, {"Authorization: sesame"}} {
+	for _, headers := range [][]string{nil, {api.ForwardPrefix + "X-Word: guess"}, {"X-Word: sesame"},
+		{"Authorization: sesame"}} {
 		res, b = ask(t, srv, q, headers...)
 		assert.Equal(t, http.StatusForbidden, res.StatusCode, "%v", headers)
 		e := refused(t, b)
@@ -250,7 +255,8 @@ func TestWrongDigestHurtsNoOther(t *testing.T) {
 	require.NoError(t, err)
 	defer got.Body.Close()
 	b, err = io.ReadAll(got.Body)
-	assert.False(t, got.StatusCode == http.StatusOK && err == nil && len(b) == len(o.content), "never a complete wrong body")
+	assert.False(t, got.StatusCode == http.StatusOK && err == nil && len(b) == len(o.content),
+		"never a complete wrong body")
 
 	res, b = ask(t, srv, q)
 	assert.Equal(t, "true", res.Header.Get(api.HeaderCached))
@@ -371,7 +377,8 @@ func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
 func TestHeadersThatRouteAreRefused(t *testing.T) {
 	_, srv, o := front(t, true)
-	for _, name := range []string{"Host", "X-Forwarded-Host", "X-Original-Url", "X-Rewrite-Url", "Range", "If-Match", "X-Http-Method-Override"} {
+	for _, name := range []string{"Host", "X-Forwarded-Host", "X-Original-Url", "X-Rewrite-Url", "Range", "If-Match",
+		"X-Http-Method-Override"} {
 		res, b := ask(t, srv, url.Values{api.FileURL: {o.URL + "/f.bin"}}, api.ForwardPrefix+name+": evil.example")
 		assert.Equal(t, http.StatusBadRequest, res.StatusCode, name)
 		assert.Contains(t, refused(t, b).Message, name)
@@ -468,7 +475,8 @@ func TestAClientMayLimitCaches(t *testing.T) {
 	passed.Add(int64(10 * time.Minute))
 	assert.Equal(t, 1, bodies(ten))
 	assert.Equal(t, 0, bodies(nil))
-	for _, bad := range []url.Values{{api.FileMaxAge: {"soon"}}, {api.FileMaxAge: {"-1s"}}, {api.FileNoCache: {"perhaps"}}} {
+	for _, bad := range []url.Values{{api.FileMaxAge: {"soon"}}, {api.FileMaxAge: {"-1s"}},
+		{api.FileNoCache: {"perhaps"}}} {
 		bad[api.FileURL] = []string{o.URL}
 		res, _ := ask(t, srv, bad)
 		assert.Equal(t, http.StatusBadRequest, res.StatusCode, bad)

@@ -97,8 +97,9 @@ func TestManifestBoundsABlobWithoutLength(t *testing.T) {
 		"as it should": {func(r *chunkedRegistry, w io.Writer, _ http.Header) { _, _ = w.Write(r.layer) }, nil},
 		"without end": {func(_ *chunkedRegistry, w io.Writer, _ http.Header) { endless(w) },
 			[]string{fmt.Sprintf("at least %d bytes", length+1), fmt.Sprintf("%d were expected", length)}},
-		"one byte more": {func(r *chunkedRegistry, w io.Writer, _ http.Header) { _, _ = w.Write(append(bytes.Clone(r.layer), 0)) },
-			[]string{fmt.Sprintf("at least %d bytes", length+1), fmt.Sprintf("%d were expected", length)}},
+		"one byte more": {func(r *chunkedRegistry, w io.Writer, _ http.Header) {
+			_, _ = w.Write(append(bytes.Clone(r.layer), 0))
+		}, []string{fmt.Sprintf("at least %d bytes", length+1), fmt.Sprintf("%d were expected", length)}},
 		"one byte less": {func(r *chunkedRegistry, w io.Writer, _ http.Header) { _, _ = w.Write(r.layer[1:]) },
 			[]string{fmt.Sprintf("has %d bytes", length-1), fmt.Sprintf("%d were expected", length)}},
 		"a lie of 10 GB": {func(_ *chunkedRegistry, w io.Writer, h http.Header) {
@@ -226,14 +227,16 @@ func TestEndlessResponsesAreBounded(t *testing.T) {
 				endless(w, http.StatusOK)
 			}
 		}, http.StatusBadGateway, 4 * sockets},
-		"a list of tags": {"app/tags/list", func(w http.ResponseWriter, q *http.Request) { endless(w, http.StatusOK) }, http.StatusOK, 64<<20 + 2*sockets},
+		"a list of tags": {"app/tags/list", func(w http.ResponseWriter, q *http.Request) { endless(w, http.StatusOK) },
+			http.StatusOK, 64<<20 + 2*sockets},
 		"a refusal of a blob": {"app/blobs/" + digest, func(w http.ResponseWriter, q *http.Request) {
 			if q.Method == http.MethodGet && q.URL.Path != "/v2/" {
 				endless(w, http.StatusForbidden)
 			}
 		}, http.StatusForbidden, 4 * sockets},
-		"a refusal of tags": {"app/tags/list", func(w http.ResponseWriter, q *http.Request) { endless(w, http.StatusNotFound) }, http.StatusNotFound, 4 * sockets},
-		"a token":           {"app/blobs/" + digest, token, http.StatusUnauthorized, 4 * sockets},
+		"a refusal of tags": {"app/tags/list",
+			func(w http.ResponseWriter, q *http.Request) { endless(w, http.StatusNotFound) }, http.StatusNotFound, 4 * sockets},
+		"a token": {"app/blobs/" + digest, token, http.StatusUnauthorized, 4 * sockets},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sent.Store(0)

@@ -82,7 +82,8 @@ func TestOneLogLinePerPull(t *testing.T) {
 	run(t, single)
 
 	get := func(d *daemon.Daemon, digest string) int {
-		res, err := http.Get(fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, digest, r.Host()))
+		res, err := http.Get(fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository,
+			digest, r.Host()))
 		require.NoError(t, err)
 		defer res.Body.Close()
 		_, _ = io.Copy(io.Discard, res.Body)
@@ -103,7 +104,8 @@ func TestOneLogLinePerPull(t *testing.T) {
 	require.Equal(t, http.StatusOK, get(single, good))
 	one(&led, good, "level=INFO", "result=ok", "bytes=3000", "firstByte=", "total=", "slowest=", "from.origin=0")
 	one(&alone, good, "level=INFO", "result=ok", "from.seed=0")
-	one(&lead, good, "level=INFO", "content complete", "origin=3000", "name="+r.Host()+"/"+p.Repository, "firstPiece=", "total=", "slowest=", "slowestTook=")
+	one(&lead, good, "level=INFO", "content complete", "origin=3000", "name="+r.Host()+"/"+p.Repository, "firstPiece=",
+		"total=", "slowest=", "slowestTook=")
 
 	bad := p.Layers()[1].Digest
 	r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Status: 500, Match: "GET " + p.Repository + "/blobs/" + bad})
@@ -143,10 +145,12 @@ func TestStatusShowsStalledDownloads(t *testing.T) {
 	cfg.Supernodes = []config.Address{config.Address(s.Addrs()["api"])}
 	d, _ := start(t, cfg)
 	layer := p.Layers()[0]
-	r.Fail(registrytest.Fault{Action: registrytest.ActStall, At: 1e6, Match: "GET " + p.Repository + "/blobs/" + layer.Digest})
+	r.Fail(registrytest.Fault{Action: registrytest.ActStall, At: 1e6,
+		Match: "GET " + p.Repository + "/blobs/" + layer.Digest})
 	ctx, leave := context.WithCancel(t.Context())
 	defer leave()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, layer.Digest, r.Host()), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet,
+		fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, layer.Digest, r.Host()), nil)
 	require.NoError(t, err)
 	res, err := http.DefaultClient.Do(req)
 	require.NoError(t, err)

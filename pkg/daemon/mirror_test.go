@@ -44,7 +44,8 @@ const lateTries = 10
 func (c *runtime) do(method, path string) (res *http.Response, body []byte, err error) {
 	for range lateTries {
 		res, body, err = c.once(method, path)
-		outOfTime := err == nil && (res.StatusCode == http.StatusServiceUnavailable || res.StatusCode == http.StatusGatewayTimeout)
+		outOfTime := err == nil &&
+			(res.StatusCode == http.StatusServiceUnavailable || res.StatusCode == http.StatusGatewayTimeout)
 		if !outOfTime || c.late == nil {
 			break
 		}
@@ -78,7 +79,8 @@ func (c *runtime) login(challenge, user, password string) error {
 		k, v, _ := strings.Cut(part, "=")
 		fields[k] = strings.Trim(v, `"`)
 	}
-	req, err := http.NewRequest(http.MethodGet, fields["realm"]+"?"+url.Values{"service": {fields["service"]}, "scope": {fields["scope"]}}.Encode(), nil)
+	req, err := http.NewRequest(http.MethodGet,
+		fields["realm"]+"?"+url.Values{"service": {fields["service"]}, "scope": {fields["scope"]}}.Encode(), nil)
 	if err != nil {
 		return err
 	}
@@ -138,7 +140,8 @@ func TestCrowdLooksUpOnce(t *testing.T) {
 		"a private one, by tokens": {registrytest.Bearer, "alice", "a"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := registrytest.Start(t, registrytest.Config{Auth: c.auth, Users: map[string]registrytest.User{"alice": {Password: "a", Pull: []string{"*"}}}})
+			r := registrytest.Start(t, registrytest.Config{Auth: c.auth,
+				Users: map[string]registrytest.User{"alice": {Password: "a", Pull: []string{"*"}}}})
 			p := image(t, r, 2e6, 1e6, 300e3)
 			s, _ := lead(t, r, word)
 			mirrors := make([]string, crowd)
@@ -203,7 +206,8 @@ func TestCrowdWithoutSupernodeLooksUpOnce(t *testing.T) {
 	const word = "a secret that is long enough for a cluster"
 	for _, named := range []bool{true, false} {
 		t.Run(fmt.Sprintf("by a supernode that died: %t", named), func(t *testing.T) {
-			r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{"alice": {Password: "a", Pull: []string{"*"}}}})
+			r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer,
+				Users: map[string]registrytest.User{"alice": {Password: "a", Pull: []string{"*"}}}})
 			p := image(t, r, 2e6, 1e6, 300e3)
 			ports, err := programs.FreeAddrs(3)
 			require.NoError(t, err)
@@ -218,7 +222,8 @@ func TestCrowdWithoutSupernodeLooksUpOnce(t *testing.T) {
 			var silences, late atomic.Int64
 			watch := func(line []byte) {
 				known := dead != "" && bytes.Contains(line, []byte("owner="+dead))
-				if !known && bytes.Contains(line, []byte("owner does not answer")) || bytes.Contains(line, []byte("owner did not hear")) {
+				if !known && bytes.Contains(line, []byte("owner does not answer")) ||
+					bytes.Contains(line, []byte("owner did not hear")) {
 					silences.Add(1)
 				}
 			}
@@ -260,7 +265,8 @@ func TestCrowdWithoutSupernodeLooksUpOnce(t *testing.T) {
 			}
 			require.NoError(t, g.Wait())
 			counts, most := r.Counts(), 1+int(silences.Load()+late.Load())
-			t.Logf("egress %d of %d, %d times an owner was silent, %d times an answer was late", counts.Egress, p.Bytes(), silences.Load(), late.Load())
+			t.Logf("egress %d of %d, %d times an owner was silent, %d times an answer was late", counts.Egress, p.Bytes(),
+				silences.Load(), late.Load())
 			for _, o := range p.Objects {
 				key := p.Repository + "/blobs/" + o.Digest
 				if o.Kind == "manifest" {
@@ -269,7 +275,8 @@ func TestCrowdWithoutSupernodeLooksUpOnce(t *testing.T) {
 				assert.Positive(t, counts.Objects[key].GETs)
 				assert.LessOrEqual(t, counts.Objects[key].GETs, most, "%s: one GET for each object", o.Kind)
 			}
-			assert.LessOrEqual(t, counts.Objects[p.Repository+"/manifests/v1"].Statuses[http.StatusOK], most, "one resolution of the tag")
+			assert.LessOrEqual(t, counts.Objects[p.Repository+"/manifests/v1"].Statuses[http.StatusOK], most,
+				"one resolution of the tag")
 		})
 	}
 }
@@ -346,10 +353,12 @@ func TestRefusalIsOfOneRegistry(t *testing.T) {
 				r.Reset()
 			}
 			evil.Fail(registrytest.Fault{Action: registrytest.ActSlowHeaders, DelayMillis: 1000}, registrytest.Fault{
-				Action: registrytest.ActStatus, Status: status, Header: map[string]string{"Www-Authenticate": `Bearer realm="https://evil.test/token"`},
+				Action: registrytest.ActStatus, Status: status,
+				Header: map[string]string{"Www-Authenticate": `Bearer realm="https://evil.test/token"`},
 			})
 			cfg := settings(t, evil, "node")
-			cfg.Upstreams = append(cfg.Upstreams, config.Upstream{Host: good.Host(), URLs: []string{good.URL()}, PlainHTTP: true})
+			cfg.Upstreams = append(cfg.Upstreams, config.Upstream{Host: good.Host(), URLs: []string{good.URL()},
+				PlainHTTP: true})
 			d, _ := start(t, cfg)
 			at := func(r *registrytest.Registry) string {
 				return "http://" + d.Addrs()["mirror"] + "/v2/team/app/blobs/" + digest + "?ns=" + r.Host()
@@ -385,7 +394,8 @@ func TestRefusalIsOfOneToken(t *testing.T) {
 				behind, asked, waits := httputil.NewSingleHostReverseProxy(at), make(chan struct{}), make(chan struct{})
 				var refused atomic.Int64
 				front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-					if req.Method == http.MethodGet && strings.Contains(req.URL.Path, "/blobs/") && req.Header.Get("Authorization") != "Bearer good" {
+					if req.Method == http.MethodGet && strings.Contains(req.URL.Path, "/blobs/") &&
+						req.Header.Get("Authorization") != "Bearer good" {
 						if refused.Add(1) == 1 {
 							close(asked)
 							<-waits
@@ -443,7 +453,9 @@ func TestListenerPerRegistry(t *testing.T) {
 	cfg.Mirror.Listeners = []config.MirrorListener{{Listen: "127.0.0.1:0", Upstream: r.Host()}}
 	d, _ := start(t, cfg)
 	path := "/v2/" + p.Repository + "/manifests/" + p.Digest
-	require.NoError(t, get(t.Context(), "http://"+d.Addrs()["mirror of "+r.Host()]+path, p.Digest, oci.MediaTypeManifest, nil))
-	require.ErrorContains(t, get(t.Context(), "http://"+d.Addrs()["mirror"]+path, p.Digest, oci.MediaTypeManifest, nil), "403", "docker.io is not listed")
+	require.NoError(t, get(t.Context(), "http://"+d.Addrs()["mirror of "+r.Host()]+path, p.Digest,
+		oci.MediaTypeManifest, nil))
+	require.ErrorContains(t, get(t.Context(), "http://"+d.Addrs()["mirror"]+path, p.Digest, oci.MediaTypeManifest, nil),
+		"403", "docker.io is not listed")
 	require.NoError(t, get(t.Context(), "http://"+d.Addrs()["mirror"]+"/v2/", string(oci.DigestOf([]byte("{}"))), "", nil))
 }

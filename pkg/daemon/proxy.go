@@ -31,8 +31,10 @@ func (d *Daemon) openProxy(cfg config.Dfdaemon) (err error) {
 		return fmt.Errorf("proxy: %w", err)
 	}
 	settings := httpproxy.Config{
-		Mirror: d.proxy, NameHeader: registryproxy.HeaderUpstream, Names: []string{registryproxy.HeaderUpstream, registryproxy.HeaderUpstreamDragonfly},
-		Mirrored: d.mirrored, Reach: d.node.Origins.Registries.Reach, Allow: d.tunnelled, AllowPort: d.tunnelledPort, Dial: client.Dial, Transport: client.Transport(), Logger: d.node.Log,
+		Mirror: d.proxy, NameHeader: registryproxy.HeaderUpstream,
+		Names:    []string{registryproxy.HeaderUpstream, registryproxy.HeaderUpstreamDragonfly},
+		Mirrored: d.mirrored, Reach: d.node.Origins.Registries.Reach, Allow: d.tunnelled, AllowPort: d.tunnelledPort,
+		Dial: client.Dial, Transport: client.Transport(), Logger: d.node.Log,
 	}
 	if cfg.Proxy.CA != "" {
 		if settings.Authority, err = httpproxy.LoadAuthority(cfg.Proxy.CA, cfg.Proxy.CAKey); err != nil {
@@ -72,8 +74,10 @@ func (d *Daemon) tunnelled(host string) error {
 // would be one into whatever listens there, as mail, databases or shells: a port that is not the
 // web's is listed, or that of a registry in upstreams.
 func (d *Daemon) tunnelledPort(host string, port uint16, secure bool) error {
-	if secure && port == 443 || !secure && port == 80 || slices.Contains(d.through.Load().TunnelPorts, config.Port(port)) || d.node.Origins.Registries.At(host, port) {
+	if secure && port == 443 || !secure && port == 80 ||
+		slices.Contains(d.through.Load().TunnelPorts, config.Port(port)) || d.node.Origins.Registries.At(host, port) {
 		return nil
 	}
-	return fmt.Errorf("this proxy does not lead to port %d of %s; its operator can list the port with proxy.tunnelPorts", port, host)
+	return fmt.Errorf("this proxy does not lead to port %d of %s; its operator can list the port with proxy.tunnelPorts",
+		port, host)
 }

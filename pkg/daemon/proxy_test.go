@@ -33,7 +33,8 @@ func throughProxy(t *testing.T, proxy, caFile string) *http.Transport {
 	require.NoError(t, err)
 	roots := x509.NewCertPool()
 	require.True(t, roots.AppendCertsFromPEM(pem))
-	tr := &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: proxy}), TLSClientConfig: &tls.Config{RootCAs: roots}}
+	tr := &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: proxy}),
+		TLSClientConfig: &tls.Config{RootCAs: roots}}
 	t.Cleanup(tr.CloseIdleConnections)
 	return tr
 }
@@ -44,7 +45,8 @@ func withProxy(t *testing.T, cfg config.Dfdaemon, r *registrytest.Registry) conf
 	host := strings.Split(r.Host(), ":")[0]
 	cert, key, err := httpproxy.NewAuthority([]string{host}, time.Now())
 	require.NoError(t, err)
-	cfg.Proxy = config.Proxy{Listen: "127.0.0.1:0", CA: filepath.Join(dir, "ca.crt"), CAKey: filepath.Join(dir, "ca.key"), Tunnel: config.TunnelNone}
+	cfg.Proxy = config.Proxy{Listen: "127.0.0.1:0", CA: filepath.Join(dir, "ca.crt"), CAKey: filepath.Join(dir, "ca.key"),
+		Tunnel: config.TunnelNone}
 	require.NoError(t, httpproxy.WriteAuthority(cfg.Proxy.CA, cfg.Proxy.CAKey, cert, key))
 	up := config.Upstream{Host: r.Host(), PlainHTTP: strings.HasPrefix(r.URL(), "http://")}
 	if r.CA() != nil {
@@ -56,16 +58,18 @@ func withProxy(t *testing.T, cfg config.Dfdaemon, r *registrytest.Registry) conf
 }
 
 func TestProxyPullsAndPushesPrivateImages(t *testing.T) {
-	r := registrytest.Start(t, registrytest.Config{TLS: true, Auth: registrytest.Bearer, Users: map[string]registrytest.User{
-		"ann": {Password: "right", Pull: []string{"*"}, Push: []string{"team/*"}},
-	}})
+	r := registrytest.Start(t, registrytest.Config{TLS: true, Auth: registrytest.Bearer,
+		Users: map[string]registrytest.User{
+			"ann": {Password: "right", Pull: []string{"*"}, Push: []string{"team/*"}},
+		}})
 	p := image(t, r, 300_000, 40_000)
 	cfg := withProxy(t, settings(t, nil, "one"), r)
 	d, _ := start(t, cfg)
 	tr := throughProxy(t, d.Addrs()["proxy"], cfg.Proxy.CA)
 	ref, err := name.ParseReference(r.Host() + "/" + p.Repository + ":v1")
 	require.NoError(t, err)
-	options := []remote.Option{remote.WithTransport(tr), remote.WithAuth(&authn.Basic{Username: "ann", Password: "right"}), remote.WithContext(t.Context())}
+	options := []remote.Option{remote.WithTransport(tr), remote.WithAuth(&authn.Basic{Username: "ann", Password: "right"}),
+		remote.WithContext(t.Context())}
 
 	_, err = remote.Image(ref, remote.WithTransport(tr), remote.WithContext(t.Context()))
 	assert.ErrorContains(t, err, "401", "nobody is nobody here, too")

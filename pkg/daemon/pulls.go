@@ -38,8 +38,8 @@ func (p *pulls) mirrored(x registryproxy.Pull) {
 	}
 	kind, isContent := map[string]task.Kind{"blob": task.Blob, "manifest": task.Manifest}[x.Endpoint]
 	if !isContent || x.Method != http.MethodGet {
-		p.log.Debug("mirror was asked", "endpoint", x.Endpoint, "method", x.Method, "upstream", x.Upstream, "repository", x.Repository,
-			"reference", x.Reference, "status", x.Status, "total", x.Total)
+		p.log.Debug("mirror was asked", "endpoint", x.Endpoint, "method", x.Method, "upstream", x.Upstream,
+			"repository", x.Repository, "reference", x.Reference, "status", x.Status, "total", x.Total)
 		return
 	}
 	out := telemetry.Pull{

@@ -19,7 +19,8 @@ func TestStagesOfAPullAddUp(t *testing.T) {
 	}{
 		"a cold pull": {
 			registryproxy.Pull{Granted: 20 * ms, Opened: 70 * ms, FirstByte: 100 * ms, Total: 900 * ms},
-			[]telemetry.Stage{{Name: "asking the registry", Took: 20 * ms}, {Name: "first facts", Took: 50 * ms}, {Name: "first byte", Took: 30 * ms}, {Name: "body", Took: 800 * ms}},
+			[]telemetry.Stage{{Name: "asking the registry", Took: 20 * ms}, {Name: "first facts", Took: 50 * ms},
+				{Name: "first byte", Took: 30 * ms}, {Name: "body", Took: 800 * ms}},
 			"body",
 		},
 		"one that nobody brought": {
@@ -29,11 +30,13 @@ func TestStagesOfAPullAddUp(t *testing.T) {
 		},
 		"one whose first byte did not come": {
 			registryproxy.Pull{Granted: 1 * ms, Opened: 2 * ms, Total: 10 * ms},
-			[]telemetry.Stage{{Name: "asking the registry", Took: 1 * ms}, {Name: "first facts", Took: 1 * ms}, {Name: "first byte", Took: 8 * ms}},
+			[]telemetry.Stage{{Name: "asking the registry", Took: 1 * ms}, {Name: "first facts", Took: 1 * ms},
+				{Name: "first byte", Took: 8 * ms}},
 			"first byte",
 		},
 		"one that the registry refused": {
-			registryproxy.Pull{Total: 30 * ms}, []telemetry.Stage{{Name: "asking the registry", Took: 30 * ms}}, "asking the registry",
+			registryproxy.Pull{Total: 30 * ms}, []telemetry.Stage{{Name: "asking the registry", Took: 30 * ms}},
+			"asking the registry",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

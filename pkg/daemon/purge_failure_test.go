@@ -62,7 +62,8 @@ func startOn(t *testing.T, cfg config.Dfdaemon, disk diskstore.FS) (d *daemon.Da
 
 // purgeAndWait gives an operator's order and waits for the hosts' reports.
 func purgeAndWait(t *testing.T, at, digest string) (out api.PurgeResult) {
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://"+at+api.PathPurge+"/"+digest+"?wait=15s", nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete,
+		"http://"+at+api.PathPurge+"/"+digest+"?wait=15s", nil)
 	require.NoError(t, err)
 	res, err := http.DefaultClient.Do(req)
 	require.NoError(t, err)
@@ -103,7 +104,8 @@ func TestPurgeThatADiskRefuses(t *testing.T) {
 		assert.Contains(t, done.Progress.Others[0].Why, "input/output error")
 	}
 	assert.False(t, holds(t, nodes[1].Addrs()["api"], bad), "it is not given out, dropped or not")
-	for at, words := range map[string]string{super.Addrs()["admin"]: "by host stuck", nodes[1].Addrs()["api"]: "trying again"} {
+	for at, words := range map[string]string{super.Addrs()["admin"]: "by host stuck",
+		nodes[1].Addrs()["api"]: "trying again"} {
 		soon(t, at, func(c *assert.CollectT, s api.Status) {
 			var text strings.Builder
 			assert.NoError(c, cli.WriteStatus(&text, s, time.Now()))
@@ -114,7 +116,8 @@ func TestPurgeThatADiskRefuses(t *testing.T) {
 	disks[1].stuck.Store(false)
 	soon(t, nodes[1].Addrs()["api"], func(c *assert.CollectT, s api.Status) { assert.Empty(c, s.PurgeFailures) })
 	soon(t, super.Addrs()["admin"], func(c *assert.CollectT, s api.Status) { assert.Empty(c, s.HostPurgeFailures) })
-	left, err := filepath.Glob(filepath.Join(settingsOf[1].Node.DataDir, "cache", "tasks", "*", strings.Replace(bad, ":", "-", 1)))
+	left, err := filepath.Glob(filepath.Join(settingsOf[1].Node.DataDir, "cache", "tasks", "*",
+		strings.Replace(bad, ":", "-", 1)))
 	require.NoError(t, err)
 	assert.Empty(t, left)
 	done := purgeAndWait(t, super.Addrs()["admin"], bad)

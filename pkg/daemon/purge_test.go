@@ -45,7 +45,8 @@ func holds(t require.TestingT, at, digest string) bool {
 // gone waits until a host has dropped a content.
 func gone(t *testing.T, at, digest, why string) {
 	t.Helper()
-	assert.EventuallyWithT(t, func(c *assert.CollectT) { assert.False(c, holds(c, at, digest)) }, time.Minute, 50*time.Millisecond, why)
+	assert.EventuallyWithT(t, func(c *assert.CollectT) { assert.False(c, holds(c, at, digest)) }, time.Minute,
+		50*time.Millisecond, why)
 }
 
 func layer(t *testing.T, r *registrytest.Registry, mirror string, p registrytest.Pushed, digest string) {
@@ -115,7 +116,8 @@ func TestPurgeCutsAReader(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 3_000_000)
 	digest := p.Layers()[0].Digest
-	r.Fail(registrytest.Fault{Action: registrytest.ActStall, Match: "GET " + p.Repository + "/blobs/" + digest, At: 1 << 20, Times: 1})
+	r.Fail(registrytest.Fault{Action: registrytest.ActStall, Match: "GET " + p.Repository + "/blobs/" + digest,
+		At: 1 << 20, Times: 1})
 	d, _ := start(t, settings(t, r, "one"))
 	at := fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, digest, r.Host())
 
@@ -132,7 +134,8 @@ func TestPurgeCutsAReader(t *testing.T) {
 
 func TestPurgeOfNoDigest(t *testing.T) {
 	d, _ := start(t, settings(t, nil, "one"))
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://"+d.Addrs()["api"]+api.PathPurge+"/latest", nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete,
+		"http://"+d.Addrs()["api"]+api.PathPurge+"/latest", nil)
 	require.NoError(t, err)
 	res, err := http.DefaultClient.Do(req)
 	require.NoError(t, err)

@@ -54,7 +54,8 @@ func TestResumeAfterARevocation(t *testing.T) {
 	p := image(t, r, 6_000_000)
 	d, _ := start(t, settings(t, r, "one"))
 	layer := p.Layers()[0]
-	r.Fail(registrytest.Fault{Match: "GET " + p.Repository + "/blobs/" + layer.Digest, Action: registrytest.ActCorrupt, At: 40e3, Times: 1})
+	r.Fail(registrytest.Fault{Match: "GET " + p.Repository + "/blobs/" + layer.Digest, Action: registrytest.ActCorrupt,
+		At: 40e3, Times: 1})
 	url := fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, layer.Digest, r.Host())
 	var all sync.WaitGroup
 	wholes := make([]int, 3)

@@ -125,7 +125,8 @@ cluster: {secret: %s}
 files: {allowAddresses: [127.0.0.0/8], proxy: "http://uma:%s@%s"}
 cache: {quota: 1GiB}
 drainTimeout: 5s
-`, r.Host(), r.URL(), wordProxy, picky.URL, write("password", wordPassword), wordCluster, wordFiles, proxy.Listener.Addr())
+`, r.Host(), r.URL(), wordProxy, picky.URL, write("password", wordPassword), wordCluster, wordFiles,
+		proxy.Listener.Addr())
 	out := shown{}
 	load := func(program string, target any, text string) {
 		form, flags := config.NewForm(program, target), pflag.NewFlagSet(program, pflag.ContinueOnError)
@@ -138,20 +139,23 @@ drainTimeout: 5s
 		out[program+" --print-config"] = printed.String()
 	}
 	var top config.Supernode
-	load("supernode", &top, common+"node: {dataDir: "+dir+"/s}\napi: {listen: '127.0.0.1:0'}\npeer: {listen: '127.0.0.1:0'}\nadmin: {listen: '127.0.0.1:0'}\n")
+	load("supernode", &top, common+"node: {dataDir: "+dir+
+		"/s}\napi: {listen: '127.0.0.1:0'}\npeer: {listen: '127.0.0.1:0'}\nadmin: {listen: '127.0.0.1:0'}\n")
 	var lead, led journal
 	s, err := supernode.New(top, lead.logger(t, slog.LevelDebug))
 	require.NoError(t, err)
 	stopS := run(t, s)
 	var cfg config.Dfdaemon
-	load("dfdaemon", &cfg, common+"node: {dataDir: "+dir+"/d}\nmirror: {listen: '127.0.0.1:0'}\napi: {listen: '127.0.0.1:0'}\npeer: {listen: '127.0.0.1:0'}\nsupernodes: ['"+s.Addrs()["api"]+"']\n")
+	load("dfdaemon", &cfg, common+"node: {dataDir: "+dir+"/d}\nmirror: {listen: '127.0.0.1:0'}\n"+
+		"api: {listen: '127.0.0.1:0'}\npeer: {listen: '127.0.0.1:0'}\nsupernodes: ['"+s.Addrs()["api"]+"']\n")
 	d, err := daemon.New(cfg, led.logger(t, slog.LevelDebug))
 	require.NoError(t, err)
 	stopD := run(t, d)
 
 	// Pulls, with a client's own credentials.
 	pull := func(name, host, digest string, want int) {
-		req, err := http.NewRequest(http.MethodGet, fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, digest, host), nil)
+		req, err := http.NewRequest(http.MethodGet,
+			fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, digest, host), nil)
 		require.NoError(t, err)
 		req.Header.Set("Authorization", "Bearer "+wordAuth)
 		res, err := http.DefaultClient.Do(req)
@@ -176,15 +180,18 @@ drainTimeout: 5s
 		var set config.Dfget
 		form, flags := config.NewForm("dfget", &set), pflag.NewFlagSet("dfget", pflag.ContinueOnError)
 		form.Bind(flags)
-		require.NoError(t, flags.Parse([]string{"-H", "X-Token: " + wordHeader, "--netrc=none", "--retries=0", "--progress=" + progress, "--daemon=" + d.Addrs()["api"],
-			"--output=" + filepath.Join(t.TempDir(), "f"), fmt.Sprintf("--direct=%t", direct)}))
+		require.NoError(t, flags.Parse([]string{"-H", "X-Token: " + wordHeader, "--netrc=none", "--retries=0",
+			"--progress=" + progress, "--daemon=" + d.Addrs()["api"], "--output=" + filepath.Join(t.TempDir(), "f"),
+			fmt.Sprintf("--direct=%t", direct)}))
 		require.NoError(t, form.Load(nil))
 		require.NoError(t, form.Print(&printed))
-		link := strings.Replace(web.URL, "://", "://uma:"+wordUserinfo+"@", 1) + "/" + url.PathEscape(name) + "?X-Amz-Signature=" + wordSignature + "&token=" + wordToken
+		link := strings.Replace(web.URL, "://", "://uma:"+wordUserinfo+"@", 1) + "/" + url.PathEscape(name) +
+			"?X-Amz-Signature=" + wordSignature + "&token=" + wordToken
 		err := dfget.New(dfget.Config{URLs: []string{link}, Settings: set, Stderr: &told}).Run(t.Context())
 		where := fmt.Sprintf("dfget %s, direct %t, ", name, direct)
 		assert.Equal(t, ok, err == nil, "%s%v", where, err)
-		out[where+"--print-config"], out[where+progress], out[where+"error"] = printed.String(), told.String(), fmt.Sprint(err)
+		out[where+"--print-config"], out[where+progress], out[where+"error"] = printed.String(), told.String(),
+			fmt.Sprint(err)
 	}
 	for _, m := range []string{"ok", "forbidden", "error", "hang up", "redirect", "break off"} {
 		mode.Store(m)
@@ -196,7 +203,8 @@ drainTimeout: 5s
 	fetch("without its proxy", false, "plain", false)
 
 	for _, at := range []string{d.Addrs()["api"], s.Addrs()["admin"]} {
-		for _, path := range []string{api.PathStatus, api.PathTasks, "/metrics", "/readyz", "/healthz", "/debug/pprof/cmdline"} {
+		for _, path := range []string{api.PathStatus, api.PathTasks, "/metrics", "/readyz", "/healthz",
+			"/debug/pprof/cmdline"} {
 			res, err := http.Get("http://" + at + path)
 			require.NoError(t, err)
 			b, err := io.ReadAll(res.Body)

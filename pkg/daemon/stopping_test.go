@@ -25,7 +25,8 @@ import (
 func hungRegistry(t *testing.T, manifest []byte, in chan string) *httptest.Server {
 	over := make(chan struct{})
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.Contains(r.URL.Path, "/mute/") || strings.HasPrefix(r.URL.Path, "/file") || r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") || strings.Contains(r.URL.Path, "/tags/") {
+		if strings.Contains(r.URL.Path, "/mute/") || strings.HasPrefix(r.URL.Path, "/file") ||
+			r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") || strings.Contains(r.URL.Path, "/tags/") {
 			in <- r.Method + " " + r.URL.Path
 			select {
 			case <-over:
@@ -66,7 +67,8 @@ func TestWaitingClientGetsNo200AtStop(t *testing.T) {
 	digest := func(i int) string { return "sha256:" + strings.Repeat(fmt.Sprintf("%02x", i), 32) }
 
 	plain := &http.Client{Transport: &http.Transport{}}
-	proxied := &http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: d.Addrs()["proxy"]})}}
+	proxied := &http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http",
+		Host: d.Addrs()["proxy"]})}}
 	defer plain.CloseIdleConnections()
 	defer proxied.CloseIdleConnections()
 	asks := []struct {

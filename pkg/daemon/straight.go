@@ -123,7 +123,8 @@ func drawn() task.ID {
 
 // straight gives a file from its origin to one client; nothing of it is stored. It comes whole
 // whatever the Range: nobody could vouch that a part belongs to what the client has.
-func (f *files) straight(w http.ResponseWriter, r *http.Request, q question, why string, told *telemetry.Pull, started time.Time) {
+func (f *files) straight(w http.ResponseWriter, r *http.Request, q question, why string, told *telemetry.Pull,
+	started time.Time) {
 	spec := q.spec
 	spec.Validator, spec.Length = "", 0
 	res, err := f.direct(r.Context(), spec, 0)

@@ -133,7 +133,8 @@ func settings(t *testing.T, f *fake, change func(*config.Dfget)) config.Dfget {
 const fileURL = "http://files.test/dir/model.bin?Signature=xyz"
 
 // get runs dfget for one URL into dir/model.bin.
-func get(ctx context.Context, t *testing.T, f *fake, dir string, change func(*config.Dfget)) (stderr string, err error) {
+func get(ctx context.Context, t *testing.T, f *fake, dir string,
+	change func(*config.Dfget)) (stderr string, err error) {
 	var out bytes.Buffer
 	s := settings(t, f, func(s *config.Dfget) {
 		s.Output = filepath.Join(dir, "model.bin")

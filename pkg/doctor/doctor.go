@@ -140,7 +140,8 @@ func status(ctx context.Context, at config.Address) (api.Status, error) {
 // daemon checks that the daemon runs, is ready and has the version of this program, and reports its problems.
 func (x *exam) daemon(context.Context) []Finding {
 	if x.runningErr != nil {
-		return []Finding{{Fail, "daemon", x.runningErr.Error(), "start dfdaemon, or pass its address with --api-listen or its --config"}}
+		return []Finding{{Fail, "daemon", x.runningErr.Error(),
+			"start dfdaemon, or pass its address with --api-listen or its --config"}}
 	}
 	s := x.running
 	f := Finding{OK, "daemon", fmt.Sprintf("running since %s, ready", s.Started.Format(time.DateTime)), ""}
@@ -149,11 +150,13 @@ func (x *exam) daemon(context.Context) []Finding {
 	}
 	out := []Finding{f}
 	if s.Version != version.Current() {
-		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("has version %s, this program has %s", s.Version, version.Current()), "restart dfdaemon"})
+		out = append(out, Finding{Warn, "daemon",
+			fmt.Sprintf("has version %s, this program has %s", s.Version, version.Current()), "restart dfdaemon"})
 	}
 	if p := s.Pulls; p != nil && p.Failure != nil {
 		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("%d of %d pulls failed since its start, the last at %s: %s: %s",
-			p.Failed, p.OK+p.Refused+p.Failed+p.Canceled, p.Failure.At.Local().Format(time.DateTime), p.Failure.Name, p.Failure.Error), "read its log, which has a line for each"})
+			p.Failed, p.OK+p.Refused+p.Failed+p.Canceled, p.Failure.At.Local().Format(time.DateTime), p.Failure.Name,
+			p.Failure.Error), "read its log, which has a line for each"})
 	}
 	for _, o := range s.Owners {
 		if skew := time.Duration(o.Skew * float64(time.Second)).Abs(); skew >= identity.ClockNotice {
@@ -169,8 +172,8 @@ func (x *exam) daemon(context.Context) []Finding {
 			"repair the disk of node.dataDir; the daemon tries again"})
 	}
 	if s.BadPieces > 0 {
-		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("%d pieces from other nodes did not match their digest", s.BadPieces),
-			"read its log, which names the senders; their disk or memory may be bad"})
+		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("%d pieces from other nodes did not match their digest",
+			s.BadPieces), "read its log, which names the senders; their disk or memory may be bad"})
 	}
 	return out
 }

@@ -71,7 +71,8 @@ func running(t *testing.T, cfg config.Dfdaemon) config.Dfdaemon {
 	d, err := daemon.New(cfg, nil)
 	require.NoError(t, err)
 	run(t, d)
-	cfg.Mirror.Listen, cfg.API.Listen, cfg.Peer.Listen = config.Address(d.Addrs()["mirror"]), config.Address(d.Addrs()["api"]), config.Address(d.Addrs()["peer"])
+	cfg.Mirror.Listen, cfg.API.Listen, cfg.Peer.Listen = config.Address(d.Addrs()["mirror"]),
+		config.Address(d.Addrs()["api"]), config.Address(d.Addrs()["peer"])
 	return cfg
 }
 
@@ -91,8 +92,9 @@ func supernodeOf(t *testing.T, cluster string) config.Address {
 
 func examine(t *testing.T, cfg config.Dfdaemon, change ...func(*doctor.Config)) []doctor.Finding {
 	x := doctor.Config{
-		Settings: cfg, Mirror: clientconf.Mirror{Addr: string(cfg.Mirror.Listen), Upstreams: []clientconf.Upstream{{Host: "quay.io"}}},
-		Files: clientconf.Files{Root: t.TempDir()}, Installed: func(string) bool { return false },
+		Settings: cfg,
+		Mirror:   clientconf.Mirror{Addr: string(cfg.Mirror.Listen), Upstreams: []clientconf.Upstream{{Host: "quay.io"}}},
+		Files:    clientconf.Files{Root: t.TempDir()}, Installed: func(string) bool { return false },
 	}
 	for _, c := range change {
 		c(&x)
@@ -121,7 +123,8 @@ func TestHealthyNode(t *testing.T) {
 	cfg = running(t, cfg)
 	found := examine(t, cfg)
 	assert.Zero(t, doctor.Failed(found), "%v", found)
-	for _, check := range []string{"daemon", "ports", "mirror", "upstream " + r.Host(), "supernode " + string(cfg.Supernodes[0]), "disk"} {
+	for _, check := range []string{"daemon", "ports", "mirror", "upstream " + r.Host(),
+		"supernode " + string(cfg.Supernodes[0]), "disk"} {
 		assert.Equal(t, doctor.OK, of(t, found, check).Level, check)
 	}
 }
@@ -162,7 +165,8 @@ func TestMirrorListeners(t *testing.T) {
 	require.NoError(t, err)
 	run(t, d)
 	cfg.API.Listen, cfg.Mirror.Listen = config.Address(d.Addrs()["api"]), config.Address(d.Addrs()["mirror"])
-	cfg.Mirror.Listeners = []config.MirrorListener{{Listen: config.Address(d.Addrs()["mirror of quay.io"]), Upstream: "quay.io"}, {Listen: free(t), Upstream: "ghcr.io"}}
+	cfg.Mirror.Listeners = []config.MirrorListener{
+		{Listen: config.Address(d.Addrs()["mirror of quay.io"]), Upstream: "quay.io"}, {Listen: free(t), Upstream: "ghcr.io"}}
 	found := examine(t, cfg)
 	assert.Equal(t, doctor.OK, of(t, found, "mirror").Level)
 	assert.Equal(t, doctor.OK, of(t, found, "mirror of quay.io").Level)
@@ -184,11 +188,13 @@ func TestProxy(t *testing.T) {
 		level   doctor.Level
 		says    string
 	}{
-		"all is well":                         {right, rightKey, []string{"quay.io"}, doctor.OK, "responds"},
-		"it ends soon":                        {old, oldKey, []string{"quay.io"}, doctor.Warn, "its certificate authority expires on"},
-		"another registry's":                  {other, otherKey, []string{"quay.io"}, doctor.Fail, "tunnels quay.io instead of mirroring: .* may not issue a certificate for quay.io"},
-		"none":                                {"", "", nil, doctor.Warn, "has no certificate authority: tunnels quay.io"},
-		"a certificate and another one's key": {right, otherKey, []string{"quay.io"}, doctor.Fail, "reading the proxy's authority"},
+		"all is well":  {right, rightKey, []string{"quay.io"}, doctor.OK, "responds"},
+		"it ends soon": {old, oldKey, []string{"quay.io"}, doctor.Warn, "its certificate authority expires on"},
+		"another registry's": {other, otherKey, []string{"quay.io"}, doctor.Fail,
+			"tunnels quay.io instead of mirroring: .* may not issue a certificate for quay.io"},
+		"none": {"", "", nil, doctor.Warn, "has no certificate authority: tunnels quay.io"},
+		"a certificate and another one's key": {right, otherKey, []string{"quay.io"}, doctor.Fail,
+			"reading the proxy's authority"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := settings(t)
@@ -201,7 +207,8 @@ func TestProxy(t *testing.T) {
 			d, err := daemon.New(running, nil)
 			require.NoError(t, err)
 			run(t, d)
-			cfg.API.Listen, cfg.Mirror.Listen, cfg.Proxy.Listen = config.Address(d.Addrs()["api"]), config.Address(d.Addrs()["mirror"]), config.Address(d.Addrs()["proxy"])
+			cfg.API.Listen, cfg.Mirror.Listen, cfg.Proxy.Listen = config.Address(d.Addrs()["api"]),
+				config.Address(d.Addrs()["mirror"]), config.Address(d.Addrs()["proxy"])
 			var worst doctor.Finding
 			for _, f := range examine(t, cfg) {
 				if f.Check == "proxy" && (worst.Check == "" || f.Level != doctor.OK) {
@@ -229,7 +236,8 @@ func TestProxy(t *testing.T) {
 
 func TestDaemonVersionAndReadiness(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		assert.NoError(t, json.NewEncoder(w).Encode(api.Status{Program: "dfdaemon", Version: "v0.0.1", Missing: []string{"data directory: read-only"}}))
+		assert.NoError(t, json.NewEncoder(w).Encode(api.Status{Program: "dfdaemon", Version: "v0.0.1",
+			Missing: []string{"data directory: read-only"}}))
 	}))
 	defer s.Close()
 	cfg := settings(t)
@@ -263,7 +271,8 @@ func TestRunningDaemonSettings(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		assert.NoError(t, json.NewEncoder(w).Encode(api.Status{Program: "dfdaemon", Version: version.Current(), Ready: true,
 			Owners: []api.OwnerStatus{{Addr: "10.0.0.1:65000", Alive: true}, {Addr: "10.0.0.9:65002", Standby: true}},
-			Pulls:  &api.Outcomes{OK: 5, Failed: 2, Failure: &api.Failed{At: time.Now(), Name: "quay.io/a/b", Error: "no route to host"}},
+			Pulls: &api.Outcomes{OK: 5, Failed: 2, Failure: &api.Failed{At: time.Now(), Name: "quay.io/a/b",
+				Error: "no route to host"}},
 		}))
 	}))
 	defer s.Close()
@@ -290,12 +299,16 @@ func TestUnreachableRegistries(t *testing.T) {
 	secure := registrytest.Start(t, registrytest.Config{TLS: true})
 	mutual := registrytest.Start(t, registrytest.Config{TLS: true, ClientCert: true})
 	clear := registrytest.Start(t, registrytest.Config{})
-	basic := registrytest.Start(t, registrytest.Config{Auth: registrytest.Basic, Users: map[string]registrytest.User{"ann": {Password: "right"}}})
-	bearer := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{"ann": {Password: "right"}}})
+	basic := registrytest.Start(t, registrytest.Config{Auth: registrytest.Basic,
+		Users: map[string]registrytest.User{"ann": {Password: "right"}}})
+	bearer := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer,
+		Users: map[string]registrytest.User{"ann": {Password: "right"}}})
 	right, wrong := file(t, "right\n"), file(t, "wrong-and-secret\n")
 	ca := file(t, string(secure.CA()))
 	old, oldCA := expired(t)
-	sick := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }))
+	sick := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusInternalServerError)
+	}))
 	defer sick.Close()
 
 	for name, c := range map[string]struct {
@@ -303,22 +316,33 @@ func TestUnreachableRegistries(t *testing.T) {
 		level doctor.Level
 		says  string
 	}{
-		"reached":                 {config.Upstream{Host: secure.Host(), CA: ca}, doctor.OK, "responds"},
-		"an unknown authority":    {config.Upstream{Host: secure.Host()}, doctor.Fail, "does not trust the authority"},
-		"another name":            {config.Upstream{Host: "r.test", URLs: []string{strings.Replace(secure.URL(), "127.0.0.1", "127.0.0.2", 1)}, CA: ca}, doctor.Fail, "TLS: its certificate is for another name|refuses connections"},
-		"an expired certificate":  {config.Upstream{Host: old, CA: oldCA}, doctor.Fail, "TLS: its certificate is not valid now"},
-		"no client certificate":   {config.Upstream{Host: mutual.Host(), CA: file(t, string(mutual.CA()))}, doctor.Fail, "TLS: it rejects this node"},
-		"plain HTTP":              {config.Upstream{Host: clear.Host()}, doctor.Fail, "TLS: it speaks plain HTTP"},
-		"nobody there":            {config.Upstream{Host: string(free(t)), PlainHTTP: true}, doctor.Fail, "refuses connections"},
-		"no such name":            {config.Upstream{Host: "registry.invalid"}, doctor.Fail, "no such name|the name server does not respond"},
-		"a login, and none given": {config.Upstream{Host: basic.Host(), PlainHTTP: true}, doctor.OK, "requires a login: clients send their own"},
-		"the right password":      {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann", PasswordFile: right}, doctor.OK, `accepts the login of "ann"`},
-		"the wrong password":      {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann", PasswordFile: wrong}, doctor.Fail, `rejects the login of "ann"`},
-		"the right token":         {config.Upstream{Host: bearer.Host(), PlainHTTP: true, Username: "ann", PasswordFile: right}, doctor.OK, `accepts the login of "ann"`},
-		"no token":                {config.Upstream{Host: bearer.Host(), PlainHTTP: true, Username: "ann", PasswordFile: wrong}, doctor.Fail, `rejects the login of "ann"`},
-		"a docker login":          {config.Upstream{Host: bearer.Host(), PlainHTTP: true, DockerConfig: dockerConfig(t, bearer.Host(), "right")}, doctor.OK, "accepts the node's login"},
-		"a wrong docker login":    {config.Upstream{Host: bearer.Host(), PlainHTTP: true, DockerConfig: dockerConfig(t, bearer.Host(), "wrong")}, doctor.Fail, "rejects the node's login"},
-		"an error":                {config.Upstream{Host: sick.Listener.Addr().String(), PlainHTTP: true}, doctor.Warn, "responds with 500"},
+		"reached":              {config.Upstream{Host: secure.Host(), CA: ca}, doctor.OK, "responds"},
+		"an unknown authority": {config.Upstream{Host: secure.Host()}, doctor.Fail, "does not trust the authority"},
+		"another name": {config.Upstream{Host: "r.test", URLs: []string{strings.Replace(secure.URL(), "127.0.0.1",
+			"127.0.0.2", 1)}, CA: ca}, doctor.Fail, "TLS: its certificate is for another name|refuses connections"},
+		"an expired certificate": {config.Upstream{Host: old, CA: oldCA}, doctor.Fail,
+			"TLS: its certificate is not valid now"},
+		"no client certificate": {config.Upstream{Host: mutual.Host(), CA: file(t, string(mutual.CA()))}, doctor.Fail,
+			"TLS: it rejects this node"},
+		"plain HTTP":   {config.Upstream{Host: clear.Host()}, doctor.Fail, "TLS: it speaks plain HTTP"},
+		"nobody there": {config.Upstream{Host: string(free(t)), PlainHTTP: true}, doctor.Fail, "refuses connections"},
+		"no such name": {config.Upstream{Host: "registry.invalid"}, doctor.Fail,
+			"no such name|the name server does not respond"},
+		"a login, and none given": {config.Upstream{Host: basic.Host(), PlainHTTP: true}, doctor.OK,
+			"requires a login: clients send their own"},
+		"the right password": {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann", PasswordFile: right},
+			doctor.OK, `accepts the login of "ann"`},
+		"the wrong password": {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann", PasswordFile: wrong},
+			doctor.Fail, `rejects the login of "ann"`},
+		"the right token": {config.Upstream{Host: bearer.Host(), PlainHTTP: true, Username: "ann", PasswordFile: right},
+			doctor.OK, `accepts the login of "ann"`},
+		"no token": {config.Upstream{Host: bearer.Host(), PlainHTTP: true, Username: "ann", PasswordFile: wrong}, doctor.Fail,
+			`rejects the login of "ann"`},
+		"a docker login": {config.Upstream{Host: bearer.Host(), PlainHTTP: true,
+			DockerConfig: dockerConfig(t, bearer.Host(), "right")}, doctor.OK, "accepts the node's login"},
+		"a wrong docker login": {config.Upstream{Host: bearer.Host(), PlainHTTP: true,
+			DockerConfig: dockerConfig(t, bearer.Host(), "wrong")}, doctor.Fail, "rejects the node's login"},
+		"an error": {config.Upstream{Host: sick.Listener.Addr().String(), PlainHTTP: true}, doctor.Warn, "responds with 500"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := settings(t)
@@ -336,7 +360,8 @@ func TestUnreachableRegistries(t *testing.T) {
 
 // dockerConfig is what docker login leaves behind for ann.
 func dockerConfig(t *testing.T, host, password string) string {
-	return file(t, fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host, base64.StdEncoding.EncodeToString([]byte("ann:"+password))))
+	return file(t, fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host,
+		base64.StdEncoding.EncodeToString([]byte("ann:"+password))))
 }
 
 func TestDefaultUpstreams(t *testing.T) {
@@ -385,11 +410,13 @@ func TestSupernodes(t *testing.T) {
 	}
 	cfg := settings(t)
 	cfg.Supernodes = []config.Address{open, free(t)}
-	assert.Equal(t, doctor.Warn, of(t, examine(t, cfg), "supernode "+string(cfg.Supernodes[1])).Level, "another one stands in")
+	assert.Equal(t, doctor.Warn, of(t, examine(t, cfg), "supernode "+string(cfg.Supernodes[1])).Level,
+		"another one stands in")
 }
 
 func TestClocksAndVersions(t *testing.T) {
-	for skew, level := range map[time.Duration]doctor.Level{0: doctor.OK, 5 * time.Minute: doctor.Warn, -25 * time.Hour: doctor.Fail} {
+	for skew, level := range map[time.Duration]doctor.Level{0: doctor.OK, 5 * time.Minute: doctor.Warn,
+		-25 * time.Hour: doctor.Fail} {
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Date", time.Now().Add(skew).UTC().Format(http.TimeFormat))
 			assert.NoError(t, json.NewEncoder(w).Encode(api.Status{Program: "supernode", Version: "v0.0.1"}))
@@ -445,7 +472,8 @@ func TestClients(t *testing.T) {
 		assert.Contains(t, f.Found, "for digests")
 	}
 	skopeo := func(x *doctor.Config) { x.Installed = func(program string) bool { return program == "skopeo" } }
-	assert.Equal(t, doctor.OK, of(t, examine(t, cfg, skopeo, func(x *doctor.Config) { x.Files = files }), "client podman").Level, "they read the same files")
+	assert.Equal(t, doctor.OK, of(t, examine(t, cfg, skopeo, func(x *doctor.Config) { x.Files = files }),
+		"client podman").Level, "they read the same files")
 	require.NoError(t, os.WriteFile(filepath.Join(files.Root, "/etc/containerd/config.toml"), []byte("not TOML"), 0o600))
 	f := of(t, examine(t, cfg, all, func(x *doctor.Config) { x.Files = files }), "client containerd")
 	assert.Contains(t, f.Found, "cannot be configured for the mirror")
@@ -512,7 +540,8 @@ func TestOpenFiles(t *testing.T) {
 }
 
 func TestWrite(t *testing.T) {
-	list := []doctor.Finding{{Level: doctor.OK, Check: "disk", Found: "fine"}, {Level: doctor.Fail, Check: "mirror", Found: "two\nlines", Do: "start it"}}
+	list := []doctor.Finding{{Level: doctor.OK, Check: "disk", Found: "fine"},
+		{Level: doctor.Fail, Check: "mirror", Found: "two\nlines", Do: "start it"}}
 	var people, program bytes.Buffer
 	require.NoError(t, doctor.Write(&people, list))
 	assert.Equal(t, "OK    disk    fine\nFAIL  mirror  two lines\n              → start it\n", people.String())
@@ -539,7 +568,8 @@ func TestSilentServers(t *testing.T) {
 	began := time.Now()
 	found := examine(t, cfg)
 	t.Logf("took %s", time.Since(began))
-	for _, check := range []string{"daemon", "mirror", "upstream " + cfg.Upstreams[0].Host, "supernode " + string(cfg.Supernodes[0])} {
+	for _, check := range []string{"daemon", "mirror", "upstream " + cfg.Upstreams[0].Host,
+		"supernode " + string(cfg.Supernodes[0])} {
 		assert.Equal(t, doctor.Fail, of(t, found, check).Level, check)
 	}
 	assert.Regexp(t, "does not respond in time", of(t, found, "upstream "+cfg.Upstreams[0].Host).Found)

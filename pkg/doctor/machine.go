@@ -18,8 +18,9 @@ import (
 
 // programs are the programs of each client. The first one is its daemon, if it has one.
 var programs = map[clientconf.Client][]string{
-	clientconf.Containerd: {"containerd"}, clientconf.Docker: {"dockerd"}, clientconf.Podman: {"podman", "buildah", "skopeo"},
-	clientconf.CRIO: {"crio"}, clientconf.BuildKit: {"buildkitd"},
+	clientconf.Containerd: {"containerd"}, clientconf.Docker: {"dockerd"},
+	clientconf.Podman: {"podman", "buildah", "skopeo"},
+	clientconf.CRIO:   {"crio"}, clientconf.BuildKit: {"buildkitd"},
 }
 
 // clients checks for each client on this machine whether it uses the mirror.
@@ -40,7 +41,8 @@ func (x *exam) clients(ctx context.Context) (out []Finding) {
 			// It may be configured with --digests-only.
 			digests := x.Mirror
 			digests.DigestsOnly = true
-			if other, err := clientconf.Configure(c, x.Files, digests, clientconf.Options{}); err == nil && len(other.Changes) == 0 {
+			if other, err := clientconf.Configure(c, x.Files, digests,
+				clientconf.Options{}); err == nil && len(other.Changes) == 0 {
 				plan, what = other, " for digests"
 			}
 		}
@@ -59,8 +61,8 @@ func (x *exam) clients(ctx context.Context) (out []Finding) {
 		if more := len(files) - 3; more > 0 {
 			files = append(files[:3], fmt.Sprintf("%d more", more))
 		}
-		out = append(out, Finding{Warn, name, "does not use the mirror at " + x.Mirror.Addr + " for every registry: see " + strings.Join(files, ", "),
-			"run: dfdaemon configure " + string(c) + " (--dry-run shows the changes)"})
+		out = append(out, Finding{Warn, name, "does not use the mirror at " + x.Mirror.Addr + " for every registry: see " +
+			strings.Join(files, ", "), "run: dfdaemon configure " + string(c) + " (--dry-run shows the changes)"})
 	}
 	if len(out) == 0 {
 		out = []Finding{{Warn, "clients", "found none of containerd, dockerd, podman, buildah, skopeo, crio and buildkitd",
@@ -101,8 +103,8 @@ func (x *exam) disk(context.Context) []Finding {
 		out = append(out, Finding{l, "disk", dir + ": " + fmt.Sprintf(format, args...), do})
 	}
 	if err := unix.Access(at, unix.W_OK|unix.X_OK); err != nil {
-		bad(Fail, "run this as the user of dfdaemon; if it is that user, give it the directory (chown -R), or mount it writable",
-			"%v", err)
+		bad(Fail, "run this as the user of dfdaemon; if it is that user, give it the directory (chown -R), or mount "+
+			"it writable", "%v", err)
 	}
 	free, size := int64(st.Bavail)*int64(st.Bsize), int64(st.Blocks)*int64(st.Bsize)
 	bytes := func(n int64) string { return humanize.IBytes(uint64(max(0, n))) }
@@ -110,7 +112,8 @@ func (x *exam) disk(context.Context) []Finding {
 	case free == 0:
 		bad(Fail, "free space, lower cache.quota, or set node.dataDir to another directory", "the disk is full")
 	case quota > 0 && quota-used > free:
-		bad(Warn, "free space, or lower cache.quota", "%s are free, but the cache may grow by %s", bytes(free), bytes(quota-used))
+		bad(Warn, "free space, or lower cache.quota", "%s are free, but the cache may grow by %s", bytes(free),
+			bytes(quota-used))
 	case float64(free) < freeMin*float64(size):
 		bad(Warn, "free space, or lower cache.quota", "only %s of %s are free", bytes(free), bytes(size))
 	}
@@ -119,7 +122,8 @@ func (x *exam) disk(context.Context) []Finding {
 		case st.Ffree == 0:
 			bad(Fail, "delete small files, or set node.dataDir to another directory", "there are no inodes left")
 		case float64(st.Ffree) < inodesMin*float64(st.Files):
-			bad(Warn, "delete small files, or set node.dataDir to another directory", "only %d of %d inodes are free", st.Ffree, st.Files)
+			bad(Warn, "delete small files, or set node.dataDir to another directory", "only %d of %d inodes are free",
+				st.Ffree, st.Files)
 		}
 	}
 	if out == nil {
@@ -150,8 +154,8 @@ func (x *exam) limits(context.Context) []Finding {
 		most = r.Max
 	}
 	if most < noFileMin {
-		return []Finding{{Warn, "limits", fmt.Sprintf("%d open files at most in %s; a busy node may need %d", most, whose, noFileMin),
-			"set LimitNOFILE=65536 in dfdaemon's unit, or raise ulimit -Hn before its start"}}
+		return []Finding{{Warn, "limits", fmt.Sprintf("%d open files at most in %s; a busy node may need %d", most, whose,
+			noFileMin), "set LimitNOFILE=65536 in dfdaemon's unit, or raise ulimit -Hn before its start"}}
 	}
 	return []Finding{{OK, "limits", fmt.Sprintf("%d open files at most in %s", most, whose), ""}}
 }

@@ -45,7 +45,8 @@ func (m mirrorAt) ask(ctx context.Context) Finding {
 	url := "http://" + m.addr + "/v2/"
 	res, err := fetch(ctx, url)
 	if err != nil {
-		return Finding{Fail, m.name, fmt.Sprintf("%s: %v", url, plain(err)), fmt.Sprintf("start dfdaemon, or pass the mirror's address with --%s or its --config", m.flag)}
+		return Finding{Fail, m.name, fmt.Sprintf("%s: %v", url, plain(err)),
+			fmt.Sprintf("start dfdaemon, or pass the mirror's address with --%s or its --config", m.flag)}
 	}
 	defer res.Body.Close()
 	if res.Header.Get("Docker-Distribution-Api-Version") == "" {
@@ -155,10 +156,12 @@ func (x *exam) ports() []Finding {
 		s := x.running
 		name, _, _ := net.SplitHostPort(s.Host.Addr)
 		if ip := net.ParseIP(name); ip != nil && ip.IsLoopback() && x.remote() {
-			return []Finding{{Fail, "ports", "other nodes are sent to " + s.Host.Addr + " for pieces, which is their own machine",
+			return []Finding{{Fail, "ports",
+				"other nodes are sent to " + s.Host.Addr + " for pieces, which is their own machine",
 				"set a cluster secret (dfdaemon then listens for pieces on all addresses), or peer.listen and peer.advertise"}}
 		}
-		return []Finding{{OK, "ports", fmt.Sprintf("mirror %s, api %s, pieces %s", s.Listen["mirror"], s.Listen["api"], s.Host.Addr), ""}}
+		return []Finding{{OK, "ports",
+			fmt.Sprintf("mirror %s, api %s, pieces %s", s.Listen["mirror"], s.Listen["api"], s.Host.Addr), ""}}
 	}
 	type port struct {
 		key string
@@ -248,7 +251,8 @@ func (x *exam) upstream(ctx context.Context, client *registry.Client, u config.U
 		return Finding{Warn, name, "responds with " + res.Status, "check that registry"}
 	}
 	var status *source.StatusError
-	if errors.As(err, &status) && login && (status.Status == http.StatusUnauthorized || status.Status == http.StatusForbidden) {
+	if errors.As(err, &status) && login &&
+		(status.Status == http.StatusUnauthorized || status.Status == http.StatusForbidden) {
 		return Finding{Fail, name, fmt.Sprintf("rejects %s: %v", whose, err), correct}
 	}
 	what, do := explain(err)
@@ -276,21 +280,26 @@ func explain(err error) (what, do string) {
 	case errors.As(err, &dns):
 		return "the name server does not respond", "check /etc/resolv.conf and the network"
 	case errors.As(err, &unknown):
-		return "TLS: this machine does not trust the authority of its certificate", "set ca of the upstream to the certificate of that authority"
+		return "TLS: this machine does not trust the authority of its certificate",
+			"set ca of the upstream to the certificate of that authority"
 	case errors.As(err, &name):
-		return "TLS: its certificate is for another name", "use the name in its certificate, or have the certificate corrected"
+		return "TLS: its certificate is for another name",
+			"use the name in its certificate, or have the certificate corrected"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return "TLS: its certificate is not valid now", "check the clock of this machine (date), then the certificate"
 	case errors.As(err, &notTLS), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 		return "TLS: it speaks plain HTTP", "set plainHTTP of the upstream if that is intended"
 	case alerted(err):
-		return "TLS: it rejects this node", "it may require a client certificate: set clientCert and clientKey of the upstream"
+		return "TLS: it rejects this node",
+			"it may require a client certificate: set clientCert and clientKey of the upstream"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "refuses connections", "check that it runs and that this is its port"
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
 		return "no route to it", "check the network and the firewall; if it needs an HTTP proxy, set proxy of the upstream"
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &timedOut) && timedOut.Timeout():
-		return "does not respond in time", "check the network and the firewall; if it needs an HTTP proxy, set proxy of the upstream"
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
+		errors.As(err, &timedOut) && timedOut.Timeout():
+		return "does not respond in time",
+			"check the network and the firewall; if it needs an HTTP proxy, set proxy of the upstream"
 	case errors.As(err, &status):
 		return fmt.Sprintf("responds with %d", status.Status), "check that registry and the proxies in front of it"
 	}
@@ -307,14 +316,16 @@ func (x *exam) supernodes(ctx context.Context) []Finding {
 			}
 		}
 		if len(known) > 0 {
-			return []Finding{{Warn, "supernodes", "none is in these settings, but the running daemon knows " + strings.Join(known, ", "),
-				"pass the daemon's settings: --config or " + config.EnvFile + ", or its flags"}}
+			return []Finding{{Warn, "supernodes", "none is in these settings, but the running daemon knows " +
+				strings.Join(known, ", "), "pass the daemon's settings: --config or " + config.EnvFile + ", or its flags"}}
 		}
 	}
 	if len(x.Settings.Supernodes) == 0 {
-		return []Finding{{OK, "supernodes", "none is set: this node schedules its own tasks and shares with no other node", ""}}
+		return []Finding{{OK, "supernodes",
+			"none is set: this node schedules its own tasks and shares with no other node", ""}}
 	}
-	id, err := identity.New(identity.Config{Secret: x.Settings.Cluster.Secret, HostID: host.NewID(), Insecure: x.Settings.Cluster.Insecure})
+	id, err := identity.New(identity.Config{Secret: x.Settings.Cluster.Secret, HostID: host.NewID(),
+		Insecure: x.Settings.Cluster.Insecure})
 	if err != nil {
 		return []Finding{{Fail, "supernodes", err.Error(), "correct cluster.secretFile"}}
 	}
@@ -332,7 +343,8 @@ func (x *exam) supernodes(ctx context.Context) []Finding {
 	}
 	// A daemon that has just started may not have connected yet.
 	if x.runningErr == nil && x.running.Embedded && alive > 0 && x.uptime() > time.Minute {
-		out = append(out, Finding{Fail, "supernodes", "respond here, but the daemon reaches none of them", "read its log, and check that it uses this configuration"})
+		out = append(out, Finding{Fail, "supernodes", "respond here, but the daemon reaches none of them",
+			"read its log, and check that it uses this configuration"})
 	}
 	return out
 }
@@ -355,7 +367,8 @@ func askSupernode(ctx context.Context, id *identity.Identity, at config.Address)
 	name := "supernode " + string(at)
 	d := net.Dialer{Timeout: 3 * time.Second}
 	tr := &http.Transport{
-		DialContext: d.DialContext, DialTLSContext: id.WrapDialer(d.DialContext, portmux.ProtocolAPI), DisableKeepAlives: true,
+		DialContext: d.DialContext, DialTLSContext: id.WrapDialer(d.DialContext, portmux.ProtocolAPI),
+		DisableKeepAlives: true,
 	}
 	scheme := "http"
 	if id.Secure() {
@@ -384,16 +397,17 @@ func askSupernode(ctx context.Context, id *identity.Identity, at config.Address)
 	}
 	out := []Finding{{OK, name, "responds and belongs to this cluster", ""}}
 	if s.Version != version.Current() {
-		out = append(out, Finding{Warn, name, fmt.Sprintf("has version %s, this program has %s", s.Version, version.Current()), "neighbouring versions work together; update to the same version soon"})
+		out = append(out, Finding{Warn, name, fmt.Sprintf("has version %s, this program has %s", s.Version,
+			version.Current()), "neighbouring versions work together; update to the same version soon"})
 	}
 	out = append(out, refused(name, s)...)
 	if date, err := http.ParseTime(header.Get("Date")); err == nil {
 		if skew := date.Sub(before).Abs(); skew > identity.ClockSkew {
-			out = append(out, Finding{Fail, name, fmt.Sprintf("its clock and this machine's differ by %s", skew.Round(time.Second)),
-				"set the clocks (NTP): members whose clocks differ by a day reject each other"})
+			out = append(out, Finding{Fail, name, fmt.Sprintf("its clock and this machine's differ by %s",
+				skew.Round(time.Second)), "set the clocks (NTP): members whose clocks differ by a day reject each other"})
 		} else if skew > time.Minute {
-			out = append(out, Finding{Warn, name, fmt.Sprintf("its clock and this machine's differ by %s", skew.Round(time.Second)),
-				"set the clocks (NTP)"})
+			out = append(out, Finding{Warn, name,
+				fmt.Sprintf("its clock and this machine's differ by %s", skew.Round(time.Second)), "set the clocks (NTP)"})
 		}
 	}
 	return out
@@ -409,7 +423,8 @@ func notReached(name string, err error) Finding {
 	case errors.As(err, &invalid), identity.OfClocks(err):
 		return Finding{Fail, name, cause.Error(), "set the clocks (NTP)"}
 	case alerted(err):
-		return Finding{Fail, name, "rejects this node: " + cause.Error(), "set the same secret on both, with cluster.secretFile"}
+		return Finding{Fail, name, "rejects this node: " + cause.Error(),
+			"set the same secret on both, with cluster.secretFile"}
 	}
 	what, do := explain(err)
 	return Finding{Fail, name, fmt.Sprintf("%s: %v", what, plain(err)), do}

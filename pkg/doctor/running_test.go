@@ -41,7 +41,8 @@ func (p *procs) run(name, root string, runs time.Duration, args ...string) {
 	for _, a := range append([]string{"/usr/bin/" + name}, args...) {
 		line += a + "\x00"
 	}
-	stat := fmt.Sprintf("%d (%s) S 1 %[1]d %[1]d 0 -1 0 0 0 0 0 1 2 0 0 20 0 9 0 %[3]d 0 0\n", p.next, ") odd (", int64((time.Hour-runs).Seconds()*100))
+	stat := fmt.Sprintf("%d (%s) S 1 %[1]d %[1]d 0 -1 0 0 0 0 0 1 2 0 0 20 0 9 0 %[3]d 0 0\n", p.next, ") odd (",
+		int64((time.Hour-runs).Seconds()*100))
 	for file, text := range map[string]string{"comm": name + "\n", "cmdline": line, "stat": stat} {
 		require.NoError(p.t, os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600))
 	}
@@ -97,16 +98,18 @@ func TestDockerWithOldFiles(t *testing.T) {
 	l, err := net.Listen("unix", socket)
 	require.NoError(t, err)
 	asks := []string{"https://other.test/"}
-	s := &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		assert.Equal(t, "/info", r.URL.Path)
-		assert.NoError(t, json.NewEncoder(w).Encode(map[string]any{"RegistryConfig": map[string]any{"Mirrors": asks}}))
-	})}}
+	s := &httptest.Server{Listener: l,
+		Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			assert.Equal(t, "/info", r.URL.Path)
+			assert.NoError(t, json.NewEncoder(w).Encode(map[string]any{"RegistryConfig": map[string]any{"Mirrors": asks}}))
+		})}}
 	s.Start()
 	defer s.Close()
 	look := func(socket string) doctor.Finding {
 		t.Helper()
 		return of(t, examine(t, cfg, func(x *doctor.Config) {
-			x.Mirror, x.Files, x.Installed, x.Proc, x.DockerSocket = m, files, func(string) bool { return true }, t.TempDir(), socket
+			x.Mirror, x.Files, x.Installed, x.Proc, x.DockerSocket = m, files, func(string) bool { return true },
+				t.TempDir(), socket
 		}), "client docker")
 	}
 	f := look(socket)

@@ -23,7 +23,8 @@ func (x *exam) secrets(context.Context) []Finding {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
 			// Another check reports a missing file; without permission the wrong user runs this program.
 		case err != nil:
-			out = append(out, Finding{Fail, "secrets", f.Key + ": " + err.Error(), "change its mode, and the secret if another user may have read it"})
+			out = append(out, Finding{Fail, "secrets", f.Key + ": " + err.Error(),
+				"change its mode, and the secret if another user may have read it"})
 		case warning != "":
 			out = append(out, Finding{Warn, "secrets", f.Key + ": " + warning, "change its mode"})
 		}

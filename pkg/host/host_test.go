@@ -32,7 +32,8 @@ func TestParseID(t *testing.T) {
 	_, err := host.ParseID(good)
 	require.NoError(t, err)
 	for _, bad := range []string{
-		"", good[1:], good + "0", good + "00", strings.ToUpper(good), "g" + good[1:], " " + good[1:], good[:31] + "\n", "../../../../../../../etc/passwd0", strings.Repeat("é", 16),
+		"", good[1:], good + "0", good + "00", strings.ToUpper(good), "g" + good[1:], " " + good[1:], good[:31] + "\n",
+		"../../../../../../../etc/passwd0", strings.Repeat("é", 16),
 	} {
 		_, err := host.ParseID(bad)
 		assert.ErrorIs(t, err, host.ErrInvalidID, "%q", bad)
@@ -58,7 +59,8 @@ func TestPeerID(t *testing.T) {
 	id := host.ID("00112233445566778899aabbccddeeff")
 	p := id.PeerID()
 	assert.Equal(t, "-DR0100-", string(p[:8]), "BEP 20")
-	assert.Equal(t, "2d4452303130302d5947d7c33d783f94b3b4c1a9", hex.EncodeToString(p[:]), "other releases must know this host again")
+	assert.Equal(t, "2d4452303130302d5947d7c33d783f94b3b4c1a9", hex.EncodeToString(p[:]),
+		"other releases must know this host again")
 	assert.Equal(t, "00112233", id.Short())
 	assert.Equal(t, "0011", host.ID("0011").Short())
 	assert.Empty(t, host.ID("").Short())

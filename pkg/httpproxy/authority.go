@@ -57,9 +57,11 @@ func newAuthority(pair tls.Certificate, now func() time.Time) (*Authority, error
 	case !ok:
 		return nil, errors.New("the proxy's authority has a key that cannot sign: make one with \"dfdaemon proxy-ca\"")
 	case !c.IsCA || c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0:
-		return nil, errors.New("the proxy's authority is a certificate that may not issue others: make one with \"dfdaemon proxy-ca\"")
+		return nil,
+			errors.New("the proxy's authority is a certificate that may not issue others: make one with \"dfdaemon proxy-ca\"")
 	case now().After(c.NotAfter):
-		return nil, fmt.Errorf("the proxy's authority ended on %s: make a new one with \"dfdaemon proxy-ca\"", c.NotAfter.Format(time.DateOnly))
+		return nil, fmt.Errorf("the proxy's authority ended on %s: make a new one with \"dfdaemon proxy-ca\"",
+			c.NotAfter.Format(time.DateOnly))
 	}
 	leafKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -109,7 +111,8 @@ func (a *Authority) For(host string) (*tls.Certificate, error) {
 	roots := x509.NewCertPool()
 	roots.AddCert(a.certificate)
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: host, CurrentTime: now}); err != nil {
-		return nil, fmt.Errorf("the proxy's authority may not issue a certificate for %s: %w; make one that may with \"dfdaemon proxy-ca\"", host, err)
+		return nil, fmt.Errorf("the proxy's authority may not issue a certificate for %s: %w; make one that may with "+
+			"\"dfdaemon proxy-ca\"", host, err)
 	}
 	for old := range a.leaves {
 		if len(a.leaves) < leavesMax {

@@ -38,12 +38,18 @@ func (d *dialled) RoundTrip(r *http.Request) (*http.Response, error) {
 // target, and answers every request.
 func FuzzConnect(f *testing.F) {
 	for _, s := range []string{
-		"CONNECT ok.test:443 HTTP/1.1\r\nHost: ok.test:443\r\n\r\n", "CONNECT ok.test:443 HTTP/1.1\r\nHost: evil.test:443\r\n\r\n",
-		"CONNECT evil.test:443 HTTP/1.1\r\nHost: ok.test:443\r\n\r\n", "CONNECT ok.test:25 HTTP/1.1\r\n\r\n", "CONNECT user@ok.test:443 HTTP/1.1\r\n\r\n",
-		"CONNECT ok.test:443@evil.test:443 HTTP/1.1\r\n\r\n", "CONNECT [::ffff:127.0.0.1]:443 HTTP/1.1\r\n\r\n", "CONNECT [::1%25lo]:443 HTTP/1.1\r\n\r\n",
-		"CONNECT ok.test: HTTP/1.1\r\n\r\n", "CONNECT ok.test:0 HTTP/1.1\r\n\r\n", "CONNECT ok.test:65979 HTTP/1.1\r\n\r\n", "CONNECT ok.test:+443 HTTP/1.1\r\n\r\n",
-		"CONNECT OK.test:443 HTTP/1.0\r\n\r\n", "CONNECT / HTTP/1.1\r\nHost: ok.test\r\n\r\n", "CONNECT http://ok.test:443/ HTTP/1.1\r\n\r\n",
-		"GET http://ok.test/x HTTP/1.1\r\n\r\n", "GET http://ok.test:25/x HTTP/1.1\r\n\r\n", "GET http://user@ok.test/ HTTP/1.1\r\n\r\n", "GET http://evil.test\\@ok.test/ HTTP/1.1\r\n\r\n",
+		"CONNECT ok.test:443 HTTP/1.1\r\nHost: ok.test:443\r\n\r\n",
+		"CONNECT ok.test:443 HTTP/1.1\r\nHost: evil.test:443\r\n\r\n",
+		"CONNECT evil.test:443 HTTP/1.1\r\nHost: ok.test:443\r\n\r\n", "CONNECT ok.test:25 HTTP/1.1\r\n\r\n",
+		"CONNECT user@ok.test:443 HTTP/1.1\r\n\r\n",
+		"CONNECT ok.test:443@evil.test:443 HTTP/1.1\r\n\r\n", "CONNECT [::ffff:127.0.0.1]:443 HTTP/1.1\r\n\r\n",
+		"CONNECT [::1%25lo]:443 HTTP/1.1\r\n\r\n",
+		"CONNECT ok.test: HTTP/1.1\r\n\r\n", "CONNECT ok.test:0 HTTP/1.1\r\n\r\n", "CONNECT ok.test:65979 HTTP/1.1\r\n\r\n",
+		"CONNECT ok.test:+443 HTTP/1.1\r\n\r\n",
+		"CONNECT OK.test:443 HTTP/1.0\r\n\r\n", "CONNECT / HTTP/1.1\r\nHost: ok.test\r\n\r\n",
+		"CONNECT http://ok.test:443/ HTTP/1.1\r\n\r\n",
+		"GET http://ok.test/x HTTP/1.1\r\n\r\n", "GET http://ok.test:25/x HTTP/1.1\r\n\r\n",
+		"GET http://user@ok.test/ HTTP/1.1\r\n\r\n", "GET http://evil.test\\@ok.test/ HTTP/1.1\r\n\r\n",
 		"GET / HTTP/1.1\r\nHost: ok.test\r\n\r\n", "POST http://ok.test/ HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc",
 	} {
 		f.Add(s)

@@ -89,7 +89,8 @@ func TestTunnelsAreLimitedToHostAndPort(t *testing.T) {
 		assert.Empty(t, dialled)
 	})
 	for target, status := range map[string]int{
-		"http://files.test:22/x": 403, "http://files.test:443/x": 403, "http://files.test:0/x": 400, "http://user@files.test/x": 400, "http://[2001:db8::1]:8080/": 403,
+		"http://files.test:22/x": 403, "http://files.test:443/x": 403, "http://files.test:0/x": 400,
+		"http://user@files.test/x": 400, "http://[2001:db8::1]:8080/": 403,
 	} {
 		t.Run(target, func(t *testing.T) {
 			dialled = nil

@@ -112,7 +112,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		name, port, err := authority(r.URL.Host, "80")
 		if err != nil || r.URL.User != nil {
-			http.Error(w, "the URL has no valid host and port: send http://HOST/ or http://HOST:PORT/ without a user", http.StatusBadRequest)
+			http.Error(w, "the URL has no valid host and port: send http://HOST/ or http://HOST:PORT/ without a user",
+				http.StatusBadRequest)
 			return
 		}
 		if err := p.allow(name, port, false); err != nil {
@@ -258,7 +259,8 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) {
 	case p.slots <- struct{}{}:
 		defer func() { <-p.slots }()
 	default:
-		http.Error(w, fmt.Sprintf("%d tunnels are open, which is the most that this proxy allows; try again later", p.cfg.TunnelsMax), http.StatusServiceUnavailable)
+		http.Error(w, fmt.Sprintf("%d tunnels are open, which is the most that this proxy allows; try again later",
+			p.cfg.TunnelsMax), http.StatusServiceUnavailable)
 		return
 	}
 	there, err := p.cfg.Dial(r.Context(), to)

@@ -135,7 +135,8 @@ func TestOtherRequestsGoToTheRegistryItself(t *testing.T) {
 	w := start(t, []string{registryName}, nil)
 	c := w.client(t)
 	for _, x := range [][3]string{
-		{http.MethodPost, "/v2/a/blobs/uploads/", "content"}, {http.MethodPut, "/v2/a/manifests/v1", "{}"}, {http.MethodGet, "/service/token", ""},
+		{http.MethodPost, "/v2/a/blobs/uploads/", "content"}, {http.MethodPut, "/v2/a/manifests/v1", "{}"},
+		{http.MethodGet, "/service/token", ""},
 		{http.MethodGet, "/v2/a/blobs/uploads/1", ""}, {http.MethodDelete, "/v2/a/manifests/v1", ""},
 	} {
 		status, body := do(t, c, x[0], "https://registry.test"+x[1], x[2], "Authorization", "Bearer t")
@@ -288,7 +289,8 @@ func TestNoMoreTunnelsThanAllowedAreOpen(t *testing.T) {
 
 func TestLoopbackAndMetadataAreRefused(t *testing.T) {
 	w := start(t, nil, nil)
-	for _, to := range []string{"127.0.0.1:22", "localhost:22", "169.254.169.254:80", "[::1]:22", "0.0.0.0:80", "[fe80::1]:80", "[::ffff:127.0.0.1]:22", "100.100.100.200:80"} {
+	for _, to := range []string{"127.0.0.1:22", "localhost:22", "169.254.169.254:80", "[::1]:22", "0.0.0.0:80",
+		"[fe80::1]:80", "[::ffff:127.0.0.1]:22", "100.100.100.200:80"} {
 		_, _, res := connect(t, w, to, "")
 		assert.Equal(t, http.StatusBadGateway, res.StatusCode, to)
 		status, body := do(t, w.client(t), http.MethodGet, "http://"+to+"/latest/meta-data/", "")
@@ -298,7 +300,9 @@ func TestLoopbackAndMetadataAreRefused(t *testing.T) {
 }
 
 func TestOnlyAllowedHostsAreReached(t *testing.T) {
-	w := start(t, nil, func(c *httpproxy.Config) { c.Allow = func(host string) error { return errors.New("not " + host) } })
+	w := start(t, nil, func(c *httpproxy.Config) {
+		c.Allow = func(host string) error { return errors.New("not " + host) }
+	})
 	_, _, res := connect(t, w, "files.test:443", "")
 	assert.Equal(t, http.StatusForbidden, res.StatusCode)
 	status, body := do(t, w.client(t), http.MethodGet, "http://files.test/x", "")

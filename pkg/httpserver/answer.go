@@ -16,7 +16,8 @@ var errStopping = errors.New("this node is stopping")
 
 // unanswered is what a client hears whose handler ended without an answer, in the formats of the
 // distribution API (OCI distribution-spec, "Error Codes") and of the node's own APIs.
-const unanswered = "this node ended its work on the request before there was an answer; ask again, here in a moment or elsewhere"
+const unanswered = "this node ended its work on the request before there was an answer; ask again, here in a " +
+	"moment or elsewhere"
 
 // retryAfter is when such a client may ask again (RFC 9110 §10.2.3), in seconds.
 const retryAfter = 1

@@ -147,8 +147,12 @@ func TestAnswersAreLeftAlone(t *testing.T) {
 			w.Header().Set("Content-Length", "0")
 			w.WriteHeader(200)
 		}, 200, ""},
-		"nothing, said so":     {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }, 204, ""},
-		"unchanged":            {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotModified) }, 304, ""},
+		"nothing, said so": {func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusNoContent)
+		}, 204, ""},
+		"unchanged": {func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusNotModified)
+		}, 304, ""},
 		"words without status": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("hi")) }, 200, "hi"},
 		"a copy": {func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = io.Copy(w, io.LimitReader(strings.NewReader("hello"), 2))
@@ -274,7 +278,8 @@ func TestSendfileReachesTheWriter(t *testing.T) {
 		return s.from
 	}
 	require.Len(t, send(nil), 2)
-	assert.Equal(t, send(nil), send(httptest.NewRecorder()), "the kernel moves the bytes as without the wrapper (sendfile)")
+	assert.Equal(t, send(nil), send(httptest.NewRecorder()),
+		"the kernel moves the bytes as without the wrapper (sendfile)")
 }
 
 func TestHijack(t *testing.T) {
@@ -304,7 +309,8 @@ func TestPanickingRouteIsNeverWhole(t *testing.T) {
 		whole bool
 	}{
 		"before its answer": {func(*gin.Context) { panic("a fault") }, true},
-		"in the middle":     {func(c *gin.Context) { c.String(http.StatusOK, "half"); c.Writer.Flush(); panic("a fault") }, false},
+		"in the middle": {func(c *gin.Context) { c.String(http.StatusOK, "half"); c.Writer.Flush(); panic("a fault") },
+			false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := gin.DefaultErrorWriter

@@ -33,7 +33,8 @@ func bounds() connMax {
 		files = r.Cur
 	}
 	total := int(min(max(files/4, 64), 1<<16))
-	return connMax{total: total, each: max(total/4, 32), fresh: max(min(total/2, 1024), 32), freshEach: max(min(total/4, 256), 16)}
+	return connMax{total: total, each: max(total/4, 32), fresh: max(min(total/2, 1024), 32),
+		freshEach: max(min(total/4, 256), 16)}
 }
 
 // Limit bounds a listener's connections. If one more is too many, it closes the oldest that waits for something, of

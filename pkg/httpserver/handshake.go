@@ -38,7 +38,8 @@ func (d *Limiter) Handshake(l, raw net.Listener) net.Listener {
 	if g, ok := raw.(*limited); ok {
 		g.secure.Store(true)
 	}
-	return &handshaker{Listener: l, d: d, conns: make(chan net.Conn), ended: make(chan struct{}), open: map[net.Conn]struct{}{}}
+	return &handshaker{Listener: l, d: d, conns: make(chan net.Conn), ended: make(chan struct{}),
+		open: map[net.Conn]struct{}{}}
 }
 
 // Accept gives the next connection whose handshake is done.
@@ -164,14 +165,17 @@ func reason(err error) (telemetry.Turned, error) {
 	explained := identity.Explain(err)
 	switch {
 	case strings.Contains(text, "didn't provide a certificate"):
-		return telemetry.TurnedNoCertificate, errors.Join(err, errors.New("its other end has no cluster secret, or is no Darter program"))
+		return telemetry.TurnedNoCertificate, errors.Join(err,
+			errors.New("its other end has no cluster secret, or is no Darter program"))
 	case errors.Is(explained, identity.ErrNotMember) && errors.As(err, &notTLS):
 		return telemetry.TurnedNoTLS, explained
-	case errors.Is(explained, identity.ErrNotMember), strings.Contains(text, "unknown certificate authority"), strings.Contains(text, "bad certificate"):
+	case errors.Is(explained, identity.ErrNotMember), strings.Contains(text, "unknown certificate authority"),
+		strings.Contains(text, "bad certificate"):
 		return telemetry.TurnedOtherSecret, explained
 	case strings.Contains(text, "expired"), strings.Contains(text, "not yet valid"):
 		return telemetry.TurnedClock, explained
-	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, context.DeadlineExceeded), errors.Is(err, net.ErrClosed):
+	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, context.DeadlineExceeded), errors.Is(err,
+		net.ErrClosed):
 		return telemetry.TurnedSilent, err
 	}
 	return telemetry.TurnedOther, explained

@@ -27,7 +27,8 @@ type Limiter struct {
 // NewLimiter returns a Limiter with the limits of every server. m counts the connections that it closes; nil counts
 // none.
 func NewLimiter(l *slog.Logger, m *telemetry.Door) *Limiter {
-	return &Limiter{log: l, metrics: m, handshake: handshakeTimeout, header: headerTimeout, body: bodyTimeout, logged: map[telemetry.Turned]*quiet{}}
+	return &Limiter{log: l, metrics: m, handshake: handshakeTimeout, header: headerTimeout, body: bodyTimeout,
+		logged: map[telemetry.Turned]*quiet{}}
 }
 
 // quiet lets one log line a minute through, and counts the others.
@@ -71,6 +72,7 @@ func (d *Limiter) failing(at net.Addr, err error) {
 	tell, more := d.errors.tell(time.Now())
 	d.mu.Unlock()
 	if tell {
-		d.log.Warn("cannot accept connections, trying again; if files ran out, raise LimitNOFILE (ulimit -n)", "at", at, "error", err, "more", more)
+		d.log.Warn("cannot accept connections, trying again; if files ran out, raise LimitNOFILE (ulimit -n)", "at", at,
+			"error", err, "more", more)
 	}
 }

@@ -85,7 +85,8 @@ func testServer(l net.Listener, h http.Handler, limiter *Limiter, drain time.Dur
 	if limiter == nil {
 		limiter = NewLimiter(log, nil)
 	}
-	return Server{Name: "test", Listener: l, Handler: h, Limiter: limiter, Drain: func() time.Duration { return drain }, Logger: log}
+	return Server{Name: "test", Listener: l, Handler: h, Limiter: limiter,
+		Drain: func() time.Duration { return drain }, Logger: log}
 }
 
 // port is a listener of a node, served.
@@ -275,7 +276,8 @@ func TestSilentConnectionsHinderNobody(t *testing.T) {
 func TestHalfARequestHoldsNoPlace(t *testing.T) {
 	for name, text := range map[string]string{
 		"a byte": "G", "half a header": "POST /echo HTTP/1.1\r\nHost: x\r\nX-Half:",
-		"no body": "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", "no body, and nobody reads": "POST /deaf HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
+		"no body":                   "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
+		"no body, and nobody reads": "POST /deaf HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := open(t, false, connMax{total: 16, each: 16, fresh: 16, freshEach: 16})
@@ -358,7 +360,8 @@ func TestRefusedConnectionsAreCounted(t *testing.T) {
 			}
 		}},
 		{"with another secret", telemetry.TurnedOtherSecret, "secret", func(t *testing.T) {
-			_, err := keyHolder(t, "0123456789abcdef0f1e2d3c4b5a69788796a5b4c3d2e1f0").WrapDialer(d.DialContext)(t.Context(), "tcp", p.addr)
+			_, err := keyHolder(t, "0123456789abcdef0f1e2d3c4b5a69788796a5b4c3d2e1f0").WrapDialer(d.DialContext)(
+				t.Context(), "tcp", p.addr)
 			assert.ErrorContains(t, err, "another cluster secret", "its own log says so, too")
 		}},
 		{"without TLS", telemetry.TurnedNoTLS, "speaks no TLS", func(t *testing.T) {
@@ -372,7 +375,8 @@ func TestRefusedConnectionsAreCounted(t *testing.T) {
 		{"with a clock that is far off", telemetry.TurnedClock, "clock", func(t *testing.T) {
 			_, key, err := ed25519.GenerateKey(rand.Reader)
 			require.NoError(t, err)
-			id, err := identity.New(identity.Config{Secret: limiterSecret, HostID: host.OfKey(key.Public().(ed25519.PublicKey)), Key: key, Now: old})
+			id, err := identity.New(identity.Config{Secret: limiterSecret, HostID: host.OfKey(key.Public().(ed25519.PublicKey)),
+				Key: key, Now: old})
 			require.NoError(t, err)
 			config := id.ClientTLS()
 			config.Time = time.Now
@@ -402,7 +406,8 @@ func TestRefusedConnectionsAreCounted(t *testing.T) {
 		c, err := net.Dial("tcp", p.addr)
 		require.NoError(t, err)
 		c.Close()
-		require.Eventually(t, func() bool { return turnedAway(t, p.reg, telemetry.TurnedOther) > before }, time.Minute, time.Millisecond)
+		require.Eventually(t, func() bool { return turnedAway(t, p.reg, telemetry.TurnedOther) > before }, time.Minute,
+			time.Millisecond)
 		assert.NotContains(t, p.lines.String(), "why=other ")
 	})
 	assert.Equal(t, 8, testutil.CollectAndCount(p.reg), "all reasons are there from the start")

@@ -27,7 +27,8 @@ func fromPage(r *http.Request) bool {
 // not know Sec-Fetch-Site is recognised by its name and its languages.
 func fromBrowser(r *http.Request) bool {
 	for name := range r.Header {
-		if name == "Origin" || name == "Referer" || strings.HasPrefix(name, "Sec-Fetch-") || strings.HasPrefix(name, "Sec-Ch-") {
+		if name == "Origin" || name == "Referer" || strings.HasPrefix(name, "Sec-Fetch-") ||
+			strings.HasPrefix(name, "Sec-Ch-") {
 			return true
 		}
 	}
@@ -39,7 +40,8 @@ func fromBrowser(r *http.Request) bool {
 func RejectPages(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if fromPage(r) {
-			http.Error(w, "this address is for programs of this machine, and a web page asked (Origin, Sec-Fetch-Site)", http.StatusForbidden)
+			http.Error(w, "this address is for programs of this machine, and a web page asked (Origin, Sec-Fetch-Site)",
+				http.StatusForbidden)
 			return
 		}
 		h.ServeHTTP(w, r)

@@ -20,7 +20,8 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // serve runs a server whose handler says when it is in and waits to be let out.
-func serve(t *testing.T, drain time.Duration) (url string, in chan struct{}, out chan struct{}, stop context.CancelFunc, ended chan error) {
+func serve(t *testing.T,
+	drain time.Duration) (url string, in chan struct{}, out chan struct{}, stop context.CancelFunc, ended chan error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	in, out, ended = make(chan struct{}), make(chan struct{}), make(chan error, 1)
@@ -139,7 +140,8 @@ func TestRejectPages(t *testing.T) {
 		{"an old browser that says where it comes from", []string{"Referer: http://evil.test/"}, 200, 403},
 		{"an old browser", chrome, 200, 403},
 		{"a person who types the address", append([]string{"Sec-Fetch-Site: none"}, chrome...), 200, 403},
-		{"the page of the local API itself", []string{"Sec-Fetch-Site: same-origin", "Origin: http://127.0.0.1:65003"}, 200, 403},
+		{"the page of the local API itself",
+			[]string{"Sec-Fetch-Site: same-origin", "Origin: http://127.0.0.1:65003"}, 200, 403},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			assert.Equal(t, row.local, asked(RejectRebinding, row.headers...))

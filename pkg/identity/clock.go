@@ -31,8 +31,9 @@ func Apart(other string, here, there time.Time) error {
 
 // Error names both clocks and what to do.
 func (e *ClockError) Error() string {
-	return fmt.Sprintf("this host's clock says %s, that of %s says %s: they differ by %s, and members more than %s apart refuse each other's certificates; set the clock that is wrong (NTP)",
-		stamp(e.Here), e.Other, stamp(e.There), e.There.Sub(e.Here).Abs().Round(time.Second), ClockSkew)
+	return fmt.Sprintf("this host's clock says %s, that of %s says %s: they differ by %s, and members more than %s "+
+		"apart refuse each other's certificates; set the clock that is wrong (NTP)", stamp(e.Here), e.Other, stamp(e.There),
+		e.There.Sub(e.Here).Abs().Round(time.Second), ClockSkew)
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

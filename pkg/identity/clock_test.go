@@ -21,7 +21,8 @@ func TestClockError(t *testing.T) {
 	for _, skew := range []time.Duration{0, time.Hour, identity.ClockSkew, -identity.ClockSkew} {
 		assert.NoError(t, identity.Apart("owner a:1", here, here.Add(skew)), skew)
 	}
-	for _, skew := range []time.Duration{identity.ClockSkew + 1, -identity.ClockSkew - 1, 72*time.Hour - time.Minute, -72 * time.Hour, 1 << 62} {
+	for _, skew := range []time.Duration{identity.ClockSkew + 1, -identity.ClockSkew - 1, 72*time.Hour - time.Minute,
+		-72 * time.Hour, 1 << 62} {
 		err := identity.Apart("owner a:1", here, here.Add(skew))
 		var apart *identity.ClockError
 		require.ErrorAs(t, err, &apart)
@@ -91,7 +92,8 @@ func TestClockSetBack(t *testing.T) {
 		return v.VerifyRevocation(id, r)
 	}
 	require.NoError(t, vouch())
-	for _, ahead := range []time.Duration{-72 * time.Hour, -72 * time.Hour, 400 * 24 * time.Hour, -400 * 24 * time.Hour, 144 * time.Hour} {
+	for _, ahead := range []time.Duration{-72 * time.Hour, -72 * time.Hour, 400 * 24 * time.Hour, -400 * 24 * time.Hour,
+		144 * time.Hour} {
 		now.add(ahead)
 		require.NoError(t, vouch(), ahead)
 	}

@@ -15,8 +15,9 @@ func TLSCertificate(s *Signer) tls.Certificate { return *s.certificate.get() }
 func MemberWith(i *Identity, key ed25519.PrivateKey) (tls.Certificate, error) {
 	c, err := i.members.certify(&x509.Certificate{
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{memberName},
-		URIs:     []*url.URL{{Scheme: uriScheme, Host: "host", Path: "/" + string(i.host)}},
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		URIs:        []*url.URL{{Scheme: uriScheme, Host: "host", Path: "/" + string(i.host)}},
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}, key)
 	if err != nil {
 		return tls.Certificate{}, err

@@ -84,7 +84,8 @@ func New(cfg Config) (*Identity, error) {
 		return nil, fmt.Errorf("making an identity: %w", err)
 	}
 	keyed := cfg.Key != nil || cfg.HostID.Keyed()
-	if keyed && (len(cfg.Key) != ed25519.PrivateKeySize || host.OfKey(cfg.Key.Public().(ed25519.PublicKey)) != cfg.HostID) {
+	if keyed &&
+		(len(cfg.Key) != ed25519.PrivateKeySize || host.OfKey(cfg.Key.Public().(ed25519.PublicKey)) != cfg.HostID) {
 		return nil, fmt.Errorf("making an identity: %w: host %s is not the name of the key", host.ErrInvalidID, cfg.HostID)
 	}
 	id := &Identity{host: cfg.HostID, key: cfg.Key, insecure: cfg.Insecure, now: cfg.Now}

@@ -245,7 +245,9 @@ func TestHandshakeTimeout(t *testing.T) {
 	go io.Copy(io.Discard, b)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	_, err := newIdentity(t, ours).WrapDialer(func(context.Context, string, string) (net.Conn, error) { return a, nil })(ctx, "tcp", "silent:1")
+	_, err := newIdentity(t, ours).WrapDialer(func(context.Context, string, string) (net.Conn, error) {
+		return a, nil
+	})(ctx, "tcp", "silent:1")
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 }
 
@@ -302,7 +304,8 @@ func TestDerivation(t *testing.T) {
 	assert.NotEqual(t, a.GossipKeys(), c.GossipKeys())
 	// Another version of this program must compute the same, or clusters split when they
 	// are upgraded: RFC 5869 computed by another implementation.
-	assert.Equal(t, "40b16d5bb5852d912d676e6864b60b6f1d192974348bb6639e1bebdee7836214", hex.EncodeToString([]byte(a.GossipKeys()[0].Reveal())))
+	assert.Equal(t, "40b16d5bb5852d912d676e6864b60b6f1d192974348bb6639e1bebdee7836214",
+		hex.EncodeToString([]byte(a.GossipKeys()[0].Reveal())))
 	ca, err := x509.ParseCertificate(a.Authority())
 	require.NoError(t, err)
 	assert.Equal(t, "darter cluster d9ad6435ad09", ca.Subject.CommonName)
@@ -310,7 +313,8 @@ func TestDerivation(t *testing.T) {
 
 // A secret changes without an interruption.
 func TestSecretChange(t *testing.T) {
-	old, middle, after, gone := newIdentity(t, ours, accepting(theirs)), newIdentity(t, theirs, accepting(ours)), newIdentity(t, theirs), newIdentity(t, ours)
+	old, middle, after, gone := newIdentity(t, ours, accepting(theirs)), newIdentity(t, theirs, accepting(ours)),
+		newIdentity(t, theirs), newIdentity(t, ours)
 	for _, pair := range [][2]*identity.Identity{{old, middle}, {middle, old}, {middle, after}, {after, middle}} {
 		r := talk(t, pair[0], pair[1])
 		require.NoError(t, r.client)
@@ -379,7 +383,8 @@ func TestWeakSecret(t *testing.T) {
 		_, err := identity.New(identity.Config{Secret: secret.String(weak), HostID: host.NewID()})
 		require.ErrorIs(t, err, identity.ErrWeakSecret, name)
 		assert.NotContains(t, err.Error(), weak, name)
-		_, err = identity.New(identity.Config{Secret: ours, AlsoAccept: []secret.String{secret.String(weak)}, HostID: host.NewID()})
+		_, err = identity.New(identity.Config{Secret: ours, AlsoAccept: []secret.String{secret.String(weak)},
+			HostID: host.NewID()})
 		require.ErrorIs(t, err, identity.ErrWeakSecret, name)
 	}
 	_, err := identity.New(identity.Config{Secret: "hunter2", HostID: host.NewID()})
@@ -406,8 +411,8 @@ func TestAHostWithoutAnIDIsRefused(t *testing.T) {
 // Without a secret a host listens on loopback only.
 func TestCheckListen(t *testing.T) {
 	open, shut := []string{"127.0.0.1:65002", "127.8.8.8:0", "[::1]:65002", "localhost:65002", "[::ffff:127.0.0.1]:1"},
-		[]string{":65002", "0.0.0.0:65002", "[::]:65002", "10.0.0.1:65002", "node-1:65002", "localhost.example:1", "127.0.0.1.example:1",
-			"[fe80::1%lo]:1", "[::ffff:10.0.0.1]:1", "127.0.0.1", "", "127.1:80"}
+		[]string{":65002", "0.0.0.0:65002", "[::]:65002", "10.0.0.1:65002", "node-1:65002", "localhost.example:1",
+			"127.0.0.1.example:1", "[fe80::1%lo]:1", "[::ffff:10.0.0.1]:1", "127.0.0.1", "", "127.1:80"}
 	alone := newIdentity(t, "")
 	for _, a := range open {
 		assert.NoError(t, alone.CheckListen(a), a)
@@ -436,7 +441,8 @@ func TestNoKeyIsEverPrinted(t *testing.T) {
 		fmt.Fprintf(&logged, verb+verb+verb, id, signer, id.GossipKeys())
 	}
 	for _, k := range identity.Keys(id, signer) {
-		for _, shape := range []string{string(k), hex.EncodeToString(k), fmt.Sprint(k), base64.StdEncoding.EncodeToString(k)} {
+		for _, shape := range []string{string(k), hex.EncodeToString(k), fmt.Sprint(k),
+			base64.StdEncoding.EncodeToString(k)} {
 			assert.NotContains(t, logged.String(), shape)
 		}
 	}

@@ -22,7 +22,8 @@ func keyed(t *testing.T) (*identity.Identity, ed25519.PrivateKey) {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	require.NoError(t, err)
-	id, err := identity.New(identity.Config{Secret: keySecret, HostID: host.OfKey(key.Public().(ed25519.PublicKey)), Key: key})
+	id, err := identity.New(identity.Config{Secret: keySecret,
+		HostID: host.OfKey(key.Public().(ed25519.PublicKey)), Key: key})
 	require.NoError(t, err)
 	return id, key
 }
@@ -63,7 +64,9 @@ func TestAnIDOfAKeyIsThatKeysAlone(t *testing.T) {
 				told <- err
 			}()
 			config := mine.ClientTLS()
-			config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &c.certificate, nil }
+			config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				return &c.certificate, nil
+			}
 			conn, err := tls.Dial("tcp", l.Addr().String(), config)
 			if err == nil {
 				conn.Read(make([]byte, 1))

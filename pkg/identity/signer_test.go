@@ -117,9 +117,12 @@ func TestTamperedRevocation(t *testing.T) {
 	s.SignRevocation(content, &r)
 	require.NoError(t, v.VerifyRevocation(content, r))
 	assert.ErrorIs(t, v.VerifyRevocation(another, r), identity.ErrBadSignature)
-	assert.ErrorIs(t, v.VerifyRevocation(content, piece.Revocation{Epoch: 10, Key: r.Key, Signature: r.Signature}), identity.ErrBadSignature)
-	assert.ErrorIs(t, v.VerifyRevocation(content, piece.Revocation{Epoch: 9, Key: other.KeyID(), Signature: r.Signature}), identity.ErrBadSignature)
-	assert.ErrorIs(t, v.VerifyRevocation(content, piece.Revocation{Epoch: 9, Signature: r.Signature}), identity.ErrUnknownKey)
+	assert.ErrorIs(t, v.VerifyRevocation(content, piece.Revocation{Epoch: 10, Key: r.Key, Signature: r.Signature}),
+		identity.ErrBadSignature)
+	assert.ErrorIs(t, v.VerifyRevocation(content, piece.Revocation{Epoch: 9, Key: other.KeyID(), Signature: r.Signature}),
+		identity.ErrBadSignature)
+	assert.ErrorIs(t, v.VerifyRevocation(content, piece.Revocation{Epoch: 9, Signature: r.Signature}),
+		identity.ErrUnknownKey)
 }
 
 // Only a coordinator's certificate of this cluster makes a key known.
@@ -159,11 +162,16 @@ func TestAddCertificate(t *testing.T) {
 		"another role": {made(id, func(c *x509.Certificate) {
 			c.URIs = []*url.URL{{Scheme: "darter", Host: "role", Path: "/standby"}}
 		}), identity.ErrWrongRole},
-		"no role":       {made(id, func(c *x509.Certificate) { c.URIs = nil }), identity.ErrWrongRole},
-		"a role, TLS":   {made(id, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }), identity.ErrWrongRole},
+		"no role": {made(id, func(c *x509.Certificate) { c.URIs = nil }), identity.ErrWrongRole},
+		"a role, TLS": {made(id, func(c *x509.Certificate) {
+			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+		}), identity.ErrWrongRole},
 		"no signatures": {made(id, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign }), identity.ErrWrongRole},
-		"expired":       {made(id, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), identity.ErrExpired},
-		"of the future": {made(id, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) }), identity.ErrExpired},
+		"expired": {made(id, func(c *x509.Certificate) {
+			c.NotAfter = time.Now().Add(-time.Minute)
+		}), identity.ErrExpired},
+		"of the future": {made(id, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) }),
+			identity.ErrExpired},
 	} {
 		key, err := v.AddCertificate(c.der)
 		assert.ErrorIs(t, err, c.want, name)
@@ -194,7 +202,8 @@ func TestSignerLife(t *testing.T) {
 	require.NoError(t, early.VerifyRun(content, r))
 
 	now.add(2 * time.Hour)
-	assert.ErrorIs(t, early.VerifyRun(content, r), identity.ErrExpired, "a key that was known does not outlive its certificate")
+	assert.ErrorIs(t, early.VerifyRun(content, r), identity.ErrExpired,
+		"a key that was known does not outlive its certificate")
 	_, err = early.AddCertificate(der)
 	assert.ErrorIs(t, err, identity.ErrExpired)
 	_, err = identity.NewVerifier(id).AddCertificate(der)
@@ -304,8 +313,8 @@ func FuzzVerifyRun(f *testing.F) {
 	f.Add(int64(1)<<62, int64(1), "x", uint64(1)<<63, 1<<62, 3, true, make([]byte, 64))
 	key := s.KeyID()
 	f.Fuzz(func(t *testing.T, length, size int64, media string, epoch uint64, first, n int, final bool, signature []byte) {
-		got := piece.DigestRun{Metadata: piece.Metadata{Length: length, PieceSize: size, MediaType: media}, Epoch: epoch, First: piece.Index(first),
-			Final: final, Key: key, Signature: signature}
+		got := piece.DigestRun{Metadata: piece.Metadata{Length: length, PieceSize: size, MediaType: media}, Epoch: epoch,
+			First: piece.Index(first), Final: final, Key: key, Signature: signature}
 		for i := range min(max(n, 0), 1000) {
 			got.Digests = append(got.Digests, piece.Sum([]byte{byte(i), byte(i >> 8)}))
 		}

@@ -79,8 +79,9 @@ func (c comparing) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	here := c.n.Clock()
 	if there, tell := c.n.clocks.note(r.URL.Host, answer.Header, here); tell {
-		c.n.Log.Warn("clocks differ: set the one that is wrong (NTP)", "owner", r.URL.Host, "here", here.UTC().Format(time.RFC3339),
-			"there", there.UTC().Format(time.RFC3339), "differ", there.Sub(here).Abs().Round(time.Second))
+		c.n.Log.Warn("clocks differ: set the one that is wrong (NTP)", "owner", r.URL.Host,
+			"here", here.UTC().Format(time.RFC3339), "there", there.UTC().Format(time.RFC3339),
+			"differ", there.Sub(here).Abs().Round(time.Second))
 	}
 	return answer, nil
 }

@@ -126,7 +126,8 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
 	}
-	n = &Node{Clock: cfg.Clock, cfg: cfg, Log: cfg.Logger, Started: time.Now(), Metrics: telemetry.NewRegistry(version.Read()), Ready: new(telemetry.Ready)}
+	n = &Node{Clock: cfg.Clock, cfg: cfg, Log: cfg.Logger, Started: time.Now(),
+		Metrics: telemetry.NewRegistry(version.Read()), Ready: new(telemetry.Ready)}
 	n.drain.Store(int64(cfg.Drain.DrainTimeout))
 	defer func() {
 		if err != nil {
@@ -143,7 +144,8 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 		return n, err
 	}
 	n.Store, err = diskstore.Open(diskstore.Config{
-		Dir: cache, Quota: quota, HighWater: cfg.Cache.HighWater, LowWater: cfg.Cache.LowWater, FS: cfg.StoreFS, Logger: cfg.Logger,
+		Dir: cache, Quota: quota, HighWater: cfg.Cache.HighWater, LowWater: cfg.Cache.LowWater, FS: cfg.StoreFS,
+		Logger: cfg.Logger,
 	})
 	if err != nil {
 		return n, fmt.Errorf("node.dataDir: %w", err)
@@ -156,7 +158,8 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	id := key.ID()
 	switch {
 	case key.Moved:
-		n.Log.Warn("the data directory was copied or restored, or comes from another machine: this host has taken a new ID", "dir", dir, "was", key.Was, "is", id)
+		n.Log.Warn("the data directory was copied or restored, or comes from another machine: this host has taken a new ID",
+			"dir", dir, "was", key.Was, "is", id)
 	case key.Was != "":
 		n.Log.Info("this host has a key now, whose name is its ID", "was", key.Was, "is", id)
 	}
@@ -166,7 +169,8 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	if err != nil {
 		return n, err
 	}
-	if n.warnings, err = config.CheckSecretFiles(append(config.SecretFiles(cfg.Cluster, cfg.Origins), cfg.Secrets...)); err != nil {
+	if n.warnings, err = config.CheckSecretFiles(append(config.SecretFiles(cfg.Cluster, cfg.Origins),
+		cfg.Secrets...)); err != nil {
 		return n, err
 	}
 	for _, w := range n.warnings {
@@ -178,7 +182,8 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	}
 	n.Verifier = identity.NewVerifier(n.Identity)
 	n.Purge, err = purge.Open(purge.Config{
-		Dir: dir, Dropper: dropper{n}, Leads: cfg.Role.Leads, Scheme: n.Scheme(), Transport: n.Transport, Now: cfg.Clock, Logger: cfg.Logger,
+		Dir: dir, Dropper: dropper{n}, Leads: cfg.Role.Leads, Scheme: n.Scheme(), Transport: n.Transport, Now: cfg.Clock,
+		Logger: cfg.Logger,
 	})
 	if err != nil {
 		return n, err
@@ -359,7 +364,8 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 		s := n.Engine.Stats()
 		return telemetry.SwarmStats{
 			Received: s.Sources, Duplicate: s.Duplicate, Sent: s.Sent, BadPieces: s.BadPieces,
-			BusySent: s.BusySent, BusyReceived: s.BusyGot, Slots: s.UploadSlotsMax, SlotsUsed: s.UploadSlots, Connections: int(s.Links), Running: s.Downloads,
+			BusySent: s.BusySent, BusyReceived: s.BusyGot, Slots: s.UploadSlotsMax, SlotsUsed: s.UploadSlots,
+			Connections: int(s.Links), Running: s.Downloads,
 		}
 	})
 	telemetry.NewMember(n.Metrics, func() telemetry.MemberStats {
@@ -431,7 +437,8 @@ func (n *Node) Close() error {
 func (n *Node) Status() api.Status {
 	stats, usage := n.Engine.Stats(), n.Store.Usage()
 	return api.Status{
-		Program: n.cfg.Role.Program, Version: version.Current(), Host: n.Host, Started: n.Started, Uptime: time.Since(n.Started).Seconds(), Clock: n.Clock(),
+		Program: n.cfg.Role.Program, Version: version.Current(), Host: n.Host, Started: n.Started,
+		Uptime: time.Since(n.Started).Seconds(), Clock: n.Clock(),
 		Received: stats.Sources,
 		Sent:     stats.Sent, BadPieces: stats.BadPieces, Downloads: stats.Downloads, Running: n.running(time.Now()),
 		Limits:        api.Limits(n.Engine.Limits()),
@@ -480,7 +487,8 @@ func (n *Node) Tasks() []api.TaskStatus {
 	}
 	out := []api.TaskStatus{}
 	for _, e := range n.Store.Inventory() {
-		s := api.TaskStatus{ID: e.ID, Length: e.Metadata.Length, Pieces: e.Metadata.Layout().Count(), Have: e.Have, LastRead: e.LastRead}
+		s := api.TaskStatus{ID: e.ID, Length: e.Metadata.Length, Pieces: e.Metadata.Layout().Count(), Have: e.Have,
+			LastRead: e.LastRead}
 		if t, ok := running[string(e.ID)]; ok {
 			s.Received = t.Sources
 			delete(running, string(e.ID))

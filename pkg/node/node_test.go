@@ -26,7 +26,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // settings of a node on loopback, in a directory of the test's.
 func settings(t *testing.T) Config {
 	return Config{
-		Role: Role{Program: "test", UploadSlots: Dfdaemon.UploadSlots}, Node: config.Node{Name: "n1", Zone: "z", DataDir: filepath.Join(t.TempDir(), "data")},
+		Role:   Role{Program: "test", UploadSlots: Dfdaemon.UploadSlots},
+		Node:   config.Node{Name: "n1", Zone: "z", DataDir: filepath.Join(t.TempDir(), "data")},
 		Listen: "127.0.0.1:0", Cache: config.Cache{Quota: 64 << 20, HighWater: 0.95, LowWater: 0.85},
 		Files:   config.Files{AllowHosts: []string{"*"}},
 		Origins: config.Origins{Upstreams: []config.Upstream{{Host: "Quay.io"}, {Host: "index.docker.io"}}},
@@ -101,7 +102,8 @@ func TestDefaultQuotaIsHalfOfTheFreeSpace(t *testing.T) {
 	require.NoError(t, os.Truncate(mustCreate(t, dir, "sparse"), 1<<40))
 	after, err := halfOfFree(dir)
 	require.NoError(t, err)
-	assert.InDelta(t, 1<<39, after-before, 1<<30, "what the cache holds counts as its own; the rest of the machine moves the figure a little")
+	assert.InDelta(t, 1<<39, after-before, 1<<30,
+		"what the cache holds counts as its own; the rest of the machine moves the figure a little")
 }
 
 func mustCreate(t *testing.T, dir, name string) string {
@@ -122,7 +124,8 @@ func TestOnlyTheListedRegistriesAreAllowed(t *testing.T) {
 	require.NoError(t, err)
 	assert.NoError(t, o.Registries.Allow("anything.test"))
 
-	cfg.Origins.Upstreams = []config.Upstream{{Host: "a.test", Username: "u", PasswordFile: filepath.Join(t.TempDir(), "none")}}
+	cfg.Origins.Upstreams = []config.Upstream{{Host: "a.test", Username: "u",
+		PasswordFile: filepath.Join(t.TempDir(), "none")}}
 	_, err = newOrigins(cfg)
 	assert.ErrorContains(t, err, "upstreams: password of a.test")
 }
@@ -222,7 +225,8 @@ func TestHealthNamesWhatIsMissing(t *testing.T) {
 		"/debug/pprof/goroutine?debug=1": {"goroutine profile"},
 		api.PathTasks:                    {"[]"},
 		"/metrics": {
-			`darter_received_bytes_total{source="peers"} 0`, "darter_store_quota_bytes 6.7108864e+07", "darter_build_info{", "darter_upload_slots 3",
+			`darter_received_bytes_total{source="peers"} 0`, "darter_store_quota_bytes 6.7108864e+07", "darter_build_info{",
+			"darter_upload_slots 3",
 			"darter_hosts 1", "go_goroutines", "process_resident_memory_bytes",
 		},
 	} {

@@ -34,8 +34,10 @@ func TestReloadIsAllOrNothing(t *testing.T) {
 	assert.Equal(t, 3, n.Engine.Stats().UploadSlotsMax)
 
 	next := Limits{
-		Upload: config.Upload{UploadSlots: 7}, Rates: config.Limits{Upload: 1 << 20, Origin: 1e8 / 8}, Cache: config.Cache{Quota: 128 << 20, HighWater: 0.9, LowWater: 0.5},
-		Origins: config.Origins{Upstreams: []config.Upstream{{Host: "ghcr.io"}}}, Drain: config.Drain{DrainTimeout: time.Minute},
+		Upload: config.Upload{UploadSlots: 7}, Rates: config.Limits{Upload: 1 << 20, Origin: 1e8 / 8},
+		Cache:   config.Cache{Quota: 128 << 20, HighWater: 0.9, LowWater: 0.5},
+		Origins: config.Origins{Upstreams: []config.Upstream{{Host: "ghcr.io"}}},
+		Drain:   config.Drain{DrainTimeout: time.Minute},
 	}
 	bad := next
 	bad.Origins.Upstreams = []config.Upstream{{Host: "ghcr.io", CA: filepath.Join(t.TempDir(), "missing.pem")}}
@@ -68,7 +70,8 @@ func TestReloadOfFileRules(t *testing.T) {
 	}
 	var blocked *httporigin.AddrError
 	require.ErrorAs(t, probe(), &blocked)
-	next := Limits{Cache: cfg.Cache, Origins: cfg.Origins, Files: config.Files{AllowHosts: []string{"*"}, AllowAddresses: []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}}}
+	next := Limits{Cache: cfg.Cache, Origins: cfg.Origins, Files: config.Files{AllowHosts: []string{"*"},
+		AllowAddresses: []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}}}
 	require.NoError(t, n.Reload(next))
 	require.NoError(t, probe())
 	next.Files.AllowHosts = []string{"files.test"}
@@ -95,12 +98,14 @@ func TestReloadReadsPasswords(t *testing.T) {
 	defer web.Close()
 	file := filepath.Join(t.TempDir(), "password")
 	cfg := settings(t)
-	cfg.Origins.Upstreams = []config.Upstream{{Host: "registry.test", URLs: []string{web.URL}, Username: "node", PasswordFile: file}}
+	cfg.Origins.Upstreams = []config.Upstream{{Host: "registry.test", URLs: []string{web.URL}, Username: "node",
+		PasswordFile: file}}
 	require.NoError(t, os.WriteFile(file, []byte("first"), 0o600))
 	n := build(t, cfg)
 	defer func() { require.NoError(t, n.Close()) }()
 	ask := func() string {
-		res, err := n.Origins.Registries.Do(t.Context(), source.RegistryRequest{Upstream: "registry.test", Method: http.MethodGet, Path: "/v2/a/tags/list"})
+		res, err := n.Origins.Registries.Do(t.Context(),
+			source.RegistryRequest{Upstream: "registry.test", Method: http.MethodGet, Path: "/v2/a/tags/list"})
 		require.NoError(t, err)
 		res.Body.Close()
 		return got
@@ -134,9 +139,11 @@ func TestProxyPerRegistry(t *testing.T) {
 	n := build(t, cfg)
 	defer func() { require.NoError(t, n.Close()) }()
 	for host, want := range map[string]string{
-		"own.test": "proxy was asked for own.test", "none.test": "registry was asked for " + here, "environment.test": "environment was asked for environment.test",
+		"own.test": "proxy was asked for own.test", "none.test": "registry was asked for " + here,
+		"environment.test": "environment was asked for environment.test",
 	} {
-		res, err := n.Origins.Registries.Do(t.Context(), source.RegistryRequest{Upstream: host, Method: http.MethodGet, Path: "/v2/a/tags/list"})
+		res, err := n.Origins.Registries.Do(t.Context(),
+			source.RegistryRequest{Upstream: host, Method: http.MethodGet, Path: "/v2/a/tags/list"})
 		require.NoError(t, err)
 		b, err := io.ReadAll(res.Body)
 		require.NoError(t, err)
@@ -195,10 +202,13 @@ func (p *tunnel) take() (asked []string) {
 // TestHTTPSProxyTunnel has registries and files: what the proxy carries is
 // encrypted for the server beyond it.
 func TestHTTPSProxyTunnel(t *testing.T) {
-	web := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "encrypted") }))
+	web := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, "encrypted")
+	}))
 	defer web.Close()
 	ca := filepath.Join(t.TempDir(), "ca.pem")
-	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw}), 0o600))
+	require.NoError(t,
+		os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw}), 0o600))
 	own, environment := newTunnel(t, web.Listener.Addr().String()), newTunnel(t, web.Listener.Addr().String())
 	ownURL := secret.String("http://user:geheim@" + own.Listener.Addr().String())
 	t.Setenv("HTTPS_PROXY", environment.URL)
@@ -211,7 +221,8 @@ func TestHTTPSProxyTunnel(t *testing.T) {
 		{Host: "environment.test", URLs: []string{far}, CA: ca},
 		{Host: "none.test", URLs: []string{web.URL}, CA: ca, Proxy: "none"},
 	}
-	cfg.Files = config.Files{CA: ca, AllowHosts: []string{"*"}, AllowAddresses: []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}}
+	cfg.Files = config.Files{CA: ca, AllowHosts: []string{"*"},
+		AllowAddresses: []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}}
 	n := build(t, cfg)
 	defer func() { require.NoError(t, n.Close()) }()
 	defer n.Origins.close()
@@ -224,8 +235,10 @@ func TestHTTPSProxyTunnel(t *testing.T) {
 		assert.Equal(t, wantEnvironment, environment.take(), what)
 	}
 	connect, plain := []string{"CONNECT example.com:443 geheim"}, []string{"CONNECT example.com:443 "}
-	for host, want := range map[string][2][]string{"own.test": {connect, nil}, "environment.test": {nil, plain}, "none.test": {nil, nil}} {
-		res, err := n.Origins.Registries.Do(t.Context(), source.RegistryRequest{Upstream: host, Method: http.MethodGet, Path: "/v2/a/tags/list"})
+	for host, want := range map[string][2][]string{"own.test": {connect, nil}, "environment.test": {nil, plain},
+		"none.test": {nil, nil}} {
+		res, err := n.Origins.Registries.Do(t.Context(),
+			source.RegistryRequest{Upstream: host, Method: http.MethodGet, Path: "/v2/a/tags/list"})
 		require.NoError(t, err, host)
 		check(host, res.Body, want[0], want[1])
 	}
@@ -233,7 +246,8 @@ func TestHTTPSProxyTunnel(t *testing.T) {
 		proxy secret.String
 		base  string
 		want  [2][]string
-	}{{ownURL, far, [2][]string{connect, nil}}, {"", far, [2][]string{nil, plain}}, {"none", web.URL, [2][]string{nil, nil}}} {
+	}{{ownURL, far, [2][]string{connect, nil}}, {"", far, [2][]string{nil, plain}},
+		{"none", web.URL, [2][]string{nil, nil}}} {
 		files := cfg.Files
 		files.Proxy = row.proxy
 		require.NoError(t, n.Reload(Limits{Cache: cfg.Cache, Origins: cfg.Origins, Files: files}))

@@ -70,6 +70,7 @@ func (n *Node) retake() error {
 	if err != nil {
 		return fmt.Errorf("%w; taking another ID: %w", cause, err)
 	}
-	n.Log.Warn("this host's ID is another live host's, too: it takes a new one and begins again", "was", n.Host.ID, "is", key.ID(), "error", cause)
+	n.Log.Warn("this host's ID is another live host's, too: it takes a new one and begins again", "was", n.Host.ID,
+		"is", key.ID(), "error", cause)
 	return fmt.Errorf("%w: %w", ErrRenamed, cause)
 }

@@ -50,8 +50,9 @@ const dockerHubEndpoint = "registry-1.docker.io"
 
 var (
 	hostRegexp       = regexp.MustCompile(`^(?:` + reference.DomainRegexp.String() + `)$`)
-	repositoryRegexp = regexp.MustCompile(`^[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*$`)
-	tagRegexp        = regexp.MustCompile(`^` + reference.TagRegexp.String() + `$`)
+	repositoryRegexp = regexp.MustCompile(
+		`^[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*$`)
+	tagRegexp = regexp.MustCompile(`^` + reference.TagRegexp.String() + `$`)
 )
 
 // ParseHost checks the name of a registry, "quay.io" or "registry.test:5000", and returns its one

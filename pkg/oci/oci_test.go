@@ -77,7 +77,8 @@ func TestARepositoryNameIsWhatTheSpecificationAllows(t *testing.T) {
 		require.NoError(t, err, name)
 		assert.Equal(t, name, got)
 	}
-	for _, name := range []string{"", "/", "a/", "/a", "a//b", "A/b", "a b", "a___b", "a..b", "../b", "-a", "a-", strings.Repeat("a", 256)} {
+	for _, name := range []string{"", "/", "a/", "/a", "a//b", "A/b", "a b", "a___b", "a..b", "../b", "-a", "a-",
+		strings.Repeat("a", 256)} {
 		_, err := oci.ParseRepository("quay.io", name)
 		assert.ErrorIs(t, err, oci.ErrInvalidRepository, "%q", name)
 	}
@@ -101,7 +102,8 @@ func TestAPrefixIsARegistryWhenItLooksLikeAHost(t *testing.T) {
 		assert.Equal(t, want[0] != "", ok, name)
 	}
 	for prefix, want := range map[string]string{
-		"quay.io": "quay.io", "registry.test:5000": "registry.test:5000", "registry.test_5000": "registry.test:5000", "localhost_5000": "localhost:5000", "127.0.0.1_5000": "127.0.0.1:5000",
+		"quay.io": "quay.io", "registry.test:5000": "registry.test:5000", "registry.test_5000": "registry.test:5000",
+		"localhost_5000": "localhost:5000", "127.0.0.1_5000": "127.0.0.1:5000",
 	} {
 		host, err := oci.ParsePrefix(prefix)
 		require.NoError(t, err)
@@ -122,13 +124,15 @@ func TestOnlyAContentDigestIsADigest(t *testing.T) {
 		assert.EqualValues(t, s, id)
 	}
 	for _, s := range []string{
-		"", "sha256:", "sha256:abc", strings.ToUpper(sha256), "sha256:" + strings.Repeat("A", 64), "md5:" + strings.Repeat("a", 32),
+		"", "sha256:", "sha256:abc", strings.ToUpper(sha256), "sha256:" + strings.Repeat("A", 64),
+		"md5:" + strings.Repeat("a", 32),
 		"file:" + strings.Repeat("a", 64), sha256 + "0", "sha384:" + strings.Repeat("a", 96),
 	} {
 		_, err := oci.ParseDigest(s)
 		assert.ErrorIs(t, err, oci.ErrInvalidDigest, "%q", s)
 	}
-	assert.EqualValues(t, "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", oci.DigestOf([]byte("abc")))
+	assert.EqualValues(t, "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+		oci.DigestOf([]byte("abc")))
 	assert.True(t, oci.IsTag("v1.2_x-y"))
 	assert.False(t, oci.IsTag(".hidden"))
 	assert.False(t, oci.IsTag(strings.Repeat("a", 129)))
@@ -136,7 +140,8 @@ func TestOnlyAContentDigestIsADigest(t *testing.T) {
 }
 
 func TestABlobsTypeSaysNothingOfAManifest(t *testing.T) {
-	for _, mediaType := range append(oci.ManifestTypes()[:4], "application/json; charset=utf-8", "application/vnd.docker.distribution.manifest.v1+prettyjws") {
+	for _, mediaType := range append(oci.ManifestTypes()[:4], "application/json; charset=utf-8",
+		"application/vnd.docker.distribution.manifest.v1+prettyjws") {
 		assert.True(t, oci.NamesContent(mediaType), mediaType)
 	}
 	for _, mediaType := range []string{"", "application/octet-stream", "application/octet-stream; x=y", ";", "a/b; c"} {
@@ -192,7 +197,8 @@ func TestARangeHeaderBecomesWindows(t *testing.T) {
 var manyDigits = regexp.MustCompile(`[0-9]{18}`)
 
 func FuzzParseRange(f *testing.F) {
-	for _, header := range []string{"bytes=0-", "bytes=2-5", "bytes=-3", "bytes=0-1,4-5", "bytes=9-1", "bytes=99-", "x=1-2", "bytes=", "", "bytes=18446744073709551616-"} {
+	for _, header := range []string{"bytes=0-", "bytes=2-5", "bytes=-3", "bytes=0-1,4-5", "bytes=9-1", "bytes=99-",
+		"x=1-2", "bytes=", "", "bytes=18446744073709551616-"} {
 		f.Add(header, int64(10))
 	}
 	f.Fuzz(func(t *testing.T, header string, total int64) {
@@ -206,7 +212,8 @@ func FuzzParseRange(f *testing.F) {
 		}
 		// A single range means what the standard library makes of it; numbers that it
 		// cannot read are ours to clip.
-		if len(windows) != 1 || strings.Contains(header, ",") || total > 1<<20 || !strings.HasPrefix(header, "bytes=") || manyDigits.MatchString(header) {
+		if len(windows) != 1 || strings.Contains(header, ",") || total > 1<<20 || !strings.HasPrefix(header, "bytes=") ||
+			manyDigits.MatchString(header) {
 			return
 		}
 		w := httptest.NewRecorder()
@@ -219,7 +226,8 @@ func FuzzParseRange(f *testing.F) {
 }
 
 func FuzzParseHost(f *testing.F) {
-	for _, s := range []string{"quay.io", "docker.io:443", "[::1]:5000", "https://index.docker.io/", "http://a@b", "localhost", "A.b:1"} {
+	for _, s := range []string{"quay.io", "docker.io:443", "[::1]:5000", "https://index.docker.io/", "http://a@b",
+		"localhost", "A.b:1"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -286,8 +294,10 @@ func FuzzSniffManifest(f *testing.F) {
 func TestReferencesListsWhatARegistryVerifies(t *testing.T) {
 	digest := func(c string) string { return "sha256:" + strings.Repeat(c, 64) }
 	// b is what its registry has not got.
-	a, b := `{"digest":"`+digest("a")+`","size":5,"mediaType":"l"}`, `{"digest":"`+digest("b")+`","size":7,"mediaType":"l"}`
-	blobA, blobB := oci.Reference{ID: task.ID(digest("a")), Size: 5, MediaType: "l"}, oci.Reference{ID: task.ID(digest("b")), Size: 7, MediaType: "l"}
+	a, b := `{"digest":"`+digest("a")+`","size":5,"mediaType":"l"}`,
+		`{"digest":"`+digest("b")+`","size":7,"mediaType":"l"}`
+	blobA, blobB := oci.Reference{ID: task.ID(digest("a")), Size: 5, MediaType: "l"},
+		oci.Reference{ID: task.ID(digest("b")), Size: 7, MediaType: "l"}
 	childA := blobA
 	childA.Manifest = true
 	docker, list := `"mediaType":"`+oci.MediaTypeDockerManifest+`",`, `"mediaType":"`+oci.MediaTypeDockerList+`",`
@@ -295,31 +305,43 @@ func TestReferencesListsWhatARegistryVerifies(t *testing.T) {
 		told, content string
 		want          []oci.Reference
 	}{
-		"an image":                            {"", `{"schemaVersion":2,"config":` + a + `,"layers":[` + b + `],"subject":{"digest":"` + digest("c") + `"}}`, []oci.Reference{blobA, blobB}},
-		"an index":                            {oci.MediaTypeIndex, `{"schemaVersion":2,"manifests":[` + a + `]}`, []oci.Reference{childA}},
-		"an image of Docker":                  {oci.MediaTypeDockerManifest, `{"schemaVersion":2,` + docker + `"config":` + a + `}`, []oci.Reference{blobA}},
-		"a list of Docker":                    {oci.MediaTypeDockerList + "; charset=utf-8", `{"schemaVersion":2,` + list + `"manifests":[` + a + `],"config":null}`, []oci.Reference{childA}},
-		"a media type that names no manifest": {"text/plain", `{"schemaVersion":2,"manifests":[` + a + `]}`, []oci.Reference{childA}},
-		"layers from elsewhere": {"", `{"schemaVersion":2,"layers":[{"digest":"` + digest("a") + `","urls":["https://x"]},{"digest":"` + digest("b") +
-			`","mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar"},{"digest":"` + digest("c") + `","mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"}]}`, nil},
-		"nonsense in it": {"", `{"schemaVersion":2,"layers":[{"digest":"sha256:x"},{"digest":"` + digest("a") + `","size":-1},{},7,{"digest":8}]}`, nil},
-		"no manifest":    {"", `[1]`, nil},
-		"nothing":        {"", ``, nil},
-		"no version":     {"", `{"layers":[` + b + `]}`, nil},
+		"an image": {"", `{"schemaVersion":2,"config":` + a + `,"layers":[` + b + `],"subject":{"digest":"` + digest("c") +
+			`"}}`, []oci.Reference{blobA, blobB}},
+		"an index": {oci.MediaTypeIndex, `{"schemaVersion":2,"manifests":[` + a + `]}`, []oci.Reference{childA}},
+		"an image of Docker": {oci.MediaTypeDockerManifest, `{"schemaVersion":2,` + docker + `"config":` + a + `}`,
+			[]oci.Reference{blobA}},
+		"a list of Docker": {oci.MediaTypeDockerList + "; charset=utf-8",
+			`{"schemaVersion":2,` + list + `"manifests":[` + a + `],"config":null}`, []oci.Reference{childA}},
+		"a media type that names no manifest": {"text/plain", `{"schemaVersion":2,"manifests":[` + a + `]}`,
+			[]oci.Reference{childA}},
+		"layers from elsewhere": {"",
+			`{"schemaVersion":2,"layers":[{"digest":"` + digest("a") + `","urls":["https://x"]},{"digest":"` + digest("b") +
+				`","mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar"},{"digest":"` + digest("c") +
+				`","mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"}]}`, nil},
+		"nonsense in it": {"", `{"schemaVersion":2,"layers":[{"digest":"sha256:x"},{"digest":"` + digest("a") +
+			`","size":-1},{},7,{"digest":8}]}`, nil},
+		"no manifest": {"", `[1]`, nil},
+		"nothing":     {"", ``, nil},
+		"no version":  {"", `{"layers":[` + b + `]}`, nil},
 
-		"an image with manifests":         {"", `{"schemaVersion":2,` + docker + `"config":` + a + `,"layers":[],"manifests":[` + b + `]}`, nil},
-		"a list with layers":              {"", `{"schemaVersion":2,` + list + `"manifests":[` + a + `],"layers":[` + b + `]}`, nil},
-		"a list with layers alone":        {"", `{"schemaVersion":2,` + list + `"config":` + a + `,"layers":[` + b + `]}`, nil},
-		"an image with manifests alone":   {"", `{"schemaVersion":2,` + docker + `"manifests":[` + b + `]}`, nil},
-		"an image that was called a list": {oci.MediaTypeDockerList, `{"schemaVersion":2,` + docker + `"layers":[` + b + `]}`, nil},
-		"an artifact of another kind":     {"", `{"schemaVersion":2,"mediaType":"a/b","layers":[` + b + `]}`, nil},
-		"layers twice":                    {"", `{"schemaVersion":2,"layers":[` + b + `],"layers":[` + a + `]}`, nil},
-		"layers in capitals too":          {"", `{"schemaVersion":2,"layers":[` + b + `],"LAYERS":[` + a + `]}`, nil},
-		"layers in capitals alone":        {"", `{"schemaVersion":2,"config":` + a + `,"Layers":[` + b + `]}`, nil},
-		"layers with a long s":            {"", `{"schemaVersion":2,"config":` + a + `,"layerſ":[` + b + `]}`, nil},
-		"more behind it":                  {"", `{"schemaVersion":2,"layers":[` + b + `]}{}`, nil},
-		"a digest twice":                  {"", `{"schemaVersion":2,"layers":[{"digest":"` + digest("b") + `","digest":"` + digest("a") + `"},` + a + `]}`, []oci.Reference{blobA}},
-		"a digest in capitals too":        {"", `{"schemaVersion":2,"layers":[{"digest":"` + digest("b") + `","Digest":"` + digest("a") + `"},` + a + `]}`, []oci.Reference{blobA}},
+		"an image with manifests": {"",
+			`{"schemaVersion":2,` + docker + `"config":` + a + `,"layers":[],"manifests":[` + b + `]}`, nil},
+		"a list with layers": {"",
+			`{"schemaVersion":2,` + list + `"manifests":[` + a + `],"layers":[` + b + `]}`, nil},
+		"a list with layers alone":      {"", `{"schemaVersion":2,` + list + `"config":` + a + `,"layers":[` + b + `]}`, nil},
+		"an image with manifests alone": {"", `{"schemaVersion":2,` + docker + `"manifests":[` + b + `]}`, nil},
+		"an image that was called a list": {oci.MediaTypeDockerList,
+			`{"schemaVersion":2,` + docker + `"layers":[` + b + `]}`, nil},
+		"an artifact of another kind": {"", `{"schemaVersion":2,"mediaType":"a/b","layers":[` + b + `]}`, nil},
+		"layers twice":                {"", `{"schemaVersion":2,"layers":[` + b + `],"layers":[` + a + `]}`, nil},
+		"layers in capitals too":      {"", `{"schemaVersion":2,"layers":[` + b + `],"LAYERS":[` + a + `]}`, nil},
+		"layers in capitals alone":    {"", `{"schemaVersion":2,"config":` + a + `,"Layers":[` + b + `]}`, nil},
+		"layers with a long s":        {"", `{"schemaVersion":2,"config":` + a + `,"layerſ":[` + b + `]}`, nil},
+		"more behind it":              {"", `{"schemaVersion":2,"layers":[` + b + `]}{}`, nil},
+		"a digest twice": {"", `{"schemaVersion":2,"layers":[{"digest":"` + digest("b") + `","digest":"` + digest("a") +
+			`"},` + a + `]}`, []oci.Reference{blobA}},
+		"a digest in capitals too": {"", `{"schemaVersion":2,"layers":[{"digest":"` + digest("b") + `","Digest":"` +
+			digest("a") + `"},` + a + `]}`, []oci.Reference{blobA}},
 	} {
 		assert.Equal(t, c.want, oci.References(c.told, []byte(c.content)), name)
 	}
@@ -328,7 +350,8 @@ func TestReferencesListsWhatARegistryVerifies(t *testing.T) {
 }
 
 func FuzzReferences(f *testing.F) {
-	f.Add([]byte(`{"schemaVersion":2,"config":{"digest":"sha256:` + strings.Repeat("a", 64) + `","size":5},"layers":[{"urls":["x"]}]}`))
+	f.Add([]byte(`{"schemaVersion":2,"config":{"digest":"sha256:` + strings.Repeat("a", 64) +
+		`","size":5},"layers":[{"urls":["x"]}]}`))
 	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"digest":"sha256:` + strings.Repeat("a", 64) + `"}],"layers":null}`))
 	f.Add([]byte(`{"manifests":null,"layers":{}}`))
 	f.Fuzz(func(t *testing.T, content []byte) {

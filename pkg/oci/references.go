@@ -44,7 +44,8 @@ func References(mediaType string, manifest []byte) []Reference {
 		return nil
 	}
 	var named []json.RawMessage
-	if key := map[bool]string{false: "layers", true: "manifests"}[index]; m[key] != nil && json.Unmarshal(m[key], &named) != nil {
+	if key := map[bool]string{false: "layers", true: "manifests"}[index]; m[key] != nil &&
+		json.Unmarshal(m[key], &named) != nil {
 		return nil
 	}
 	if !index && m["config"] != nil {
@@ -104,7 +105,8 @@ func referenceOf(descriptor []byte) (r Reference, ok bool) {
 		return r, false
 	}
 	r.ID = id
-	elsewhere := len(urls) > 0 || strings.Contains(r.MediaType, ".nondistributable.") || strings.Contains(r.MediaType, ".foreign.")
+	elsewhere := len(urls) > 0 || strings.Contains(r.MediaType, ".nondistributable.") ||
+		strings.Contains(r.MediaType, ".foreign.")
 	return r, !elsewhere
 }
 

@@ -44,7 +44,8 @@ func TestScenarios(t *testing.T) {
 			}
 			switch d.Cmd {
 			case "new":
-				cfg := Config{LastResort: !d.HasArg("nolastresort"), Owners: list(d, "owners"), Standbys: list(d, "standbys"), Patience: 4 * time.Second, Budget: time.Second}
+				cfg := Config{LastResort: !d.HasArg("nolastresort"), Owners: list(d, "owners"), Standbys: list(d, "standbys"),
+					Patience: 4 * time.Second, Budget: time.Second}
 				d.MaybeScanArgs(t, "self", &cfg.Self)
 				v, now, all = New(cfg), begin, append(cfg.Owners, cfg.Standbys...)
 				return ""
@@ -55,7 +56,8 @@ func TestScenarios(t *testing.T) {
 			case "failed":
 				cause := "silence"
 				d.MaybeScanArgs(t, "cause", &cause)
-				f := Failed{From: d.CmdArgs[0].Key, Cause: map[string]Cause{"refusal": Refusal, "clock": Clock}[cause], Err: errors.New(cause)}
+				f := Failed{From: d.CmdArgs[0].Key, Cause: map[string]Cause{"refusal": Refusal, "clock": Clock}[cause],
+					Err: errors.New(cause)}
 				return changes(v.Apply(now, f))
 			case "refused":
 				return changes(v.Apply(now, Refused{From: d.CmdArgs[0].Key, Cause: Refusal, Err: errors.New("refusal")}))
@@ -159,7 +161,8 @@ func TestMet(t *testing.T) {
 }
 
 func TestSelf(t *testing.T) {
-	v := New(Config{Self: "me", LastResort: true, Owners: []string{"a", "me"}, Standbys: []string{"s"}, Patience: time.Second})
+	v := New(Config{Self: "me", LastResort: true, Owners: []string{"a", "me"}, Standbys: []string{"s"},
+		Patience: time.Second})
 	assert.Equal(t, []string{"a"}, v.Members(), "a host sends nothing to itself")
 	assert.ElementsMatch(t, []string{"a", "me"}, v.Order("task"))
 	v.Apply(begin, Failed{From: "a", Cause: Refusal})

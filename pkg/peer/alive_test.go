@@ -48,7 +48,8 @@ func waiting(t *testing.T, alive time.Duration) (took time.Duration) {
 				}
 			}()
 			say := func(m wire.Message) { assert.NoError(t, c.Send(m)); assert.NoError(t, c.Flush()) }
-			say(wire.Message{Type: wire.HelloMessage, Hello: &wire.Hello{Host: seed.ID, Version: wire.Version, Seed: true, Alive: true}})
+			say(wire.Message{Type: wire.HelloMessage,
+				Hello: &wire.Hello{Host: seed.ID, Version: wire.Version, Seed: true, Alive: true}})
 			say(wire.Message{Type: wire.Bitfield})
 			for range int(alive / time.Second) {
 				time.Sleep(time.Second)

@@ -27,7 +27,8 @@ const (
 
 // events are the wire's names of what the policy announces.
 var events = map[policy.Event]api.Event{
-	policy.Started: api.Started, policy.Progress: api.Progress, policy.Starving: api.Starving, policy.Completed: api.Completed,
+	policy.Started: api.Started, policy.Progress: api.Progress, policy.Starving: api.Starving,
+	policy.Completed: api.Completed,
 }
 
 // announce sends the owner what the policy decides, one announce at a time.
@@ -201,7 +202,8 @@ func (d *Download) assigned(now time.Time, ev ownerReplied) {
 // hopeful reports whether a neighbour may have what is missing, or bring it.
 func (d *Download) hopeful() bool {
 	for _, c := range d.conns.open {
-		if !c.remote.greeted || c.remote.seed || d.pick == nil && (c.remote.hasAll || len(c.remote.haves) > 0 || slices.Contains(c.remote.bits, true)) {
+		if !c.remote.greeted || c.remote.seed ||
+			d.pick == nil && (c.remote.hasAll || len(c.remote.haves) > 0 || slices.Contains(c.remote.bits, true)) {
 			return true
 		}
 	}
@@ -213,7 +215,8 @@ func (d *Download) dial(now time.Time, n api.Neighbour) {
 	if n.ID == d.e.cfg.Host.ID || d.conns.dialing[n.ID] || d.e.cfg.Dial == nil || d.complete() {
 		return
 	}
-	if d.conns.snubs(n.ID) || d.conns.bans(now, n.ID.PeerID()) || len(d.conns.open)+len(d.conns.dialing) >= d.e.cfg.LinksMax {
+	if d.conns.snubs(n.ID) || d.conns.bans(now, n.ID.PeerID()) ||
+		len(d.conns.open)+len(d.conns.dialing) >= d.e.cfg.LinksMax {
 		return
 	}
 	for _, c := range d.conns.open {

@@ -42,7 +42,8 @@ func (s *swarm) refuseAfter(d time.Duration, status int) (shown func() []string)
 			return nil
 		}
 		time.Sleep(d)
-		return &source.StatusError{Method: "GET", URL: "https://registry.test/v2/x", Status: status, Body: []byte("not for " + token)}
+		return &source.StatusError{Method: "GET", URL: "https://registry.test/v2/x", Status: status,
+			Body: []byte("not for " + token)}
 	}
 	return func() []string {
 		mu.Lock()

@@ -177,7 +177,8 @@ func (o *owner) announce(from *node, e api.Entry) (api.Assignment, error) {
 		}
 	}
 	answer := o.answer
-	concerned := o.refusal != nil && (!o.refusal.Personal() || o.asked != nil && e.Spec != nil && o.asked.SameAsker(e.Spec.Task()))
+	concerned := o.refusal != nil &&
+		(!o.refusal.Personal() || o.asked != nil && e.Spec != nil && o.asked.SameAsker(e.Spec.Task()))
 	if concerned && time.Since(o.refused) < 2*time.Second {
 		a.Failure = o.refusal
 		o.mu.Unlock()
@@ -338,7 +339,8 @@ type swarm struct {
 func newSwarm(t testing.TB, content []byte) *swarm {
 	return &swarm{
 		t: t, net: &network{listeners: make(map[string]*listener)}, keys: newKeys(),
-		owner: &owner{events: make(map[host.ID][]api.Entry)}, origin: &origin{content: content, mediaType: "application/octet-stream"},
+		owner:  &owner{events: make(map[host.ID][]api.Entry)},
+		origin: &origin{content: content, mediaType: "application/octet-stream"},
 	}
 }
 
@@ -406,7 +408,8 @@ func (s *swarm) seed() *node {
 }
 
 func (s *swarm) spec() task.Spec {
-	return task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(s.origin.content))), Kind: task.Blob, Upstream: "registry.test", Repository: "lib/app"}
+	return task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(s.origin.content))), Kind: task.Blob,
+		Upstream: "registry.test", Repository: "lib/app"}
 }
 
 // read pulls the bytes [off, off+n) at a node.

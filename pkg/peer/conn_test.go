@@ -59,7 +59,8 @@ func newBench(t *testing.T, pieces int) *bench {
 	for i := range b.content {
 		b.content[i] = byte(i * 31 >> 7)
 	}
-	b.e = New(Config{Host: host.Host{ID: host.NewID()}, Store: memstore.New(memstore.Config{}), Verifier: credulous{}, Signer: credulous{}})
+	b.e = New(Config{Host: host.Host{ID: host.NewID()}, Store: memstore.New(memstore.Config{}), Verifier: credulous{},
+		Signer: credulous{}})
 	b.d = newDownload(b.e, task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(b.content)))})
 	b.d.ctx = t.Context()
 	f := piece.MetadataFor(int64(len(b.content)), "")

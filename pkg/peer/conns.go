@@ -392,7 +392,8 @@ func (d *Download) watch(now time.Time) {
 		if c.sending > 0 || expecting > 0 || active {
 			c.seen.idleFrom = now
 		}
-		if d.complete() && c.remote.have.Len() > 0 && c.remote.have.Full() && c.sending == 0 || now.Sub(c.seen.idleFrom) > d.e.cfg.Idle {
+		if d.complete() && c.remote.have.Len() > 0 && c.remote.have.Full() && c.sending == 0 ||
+			now.Sub(c.seen.idleFrom) > d.e.cfg.Idle {
 			c.drain()
 		}
 	}
@@ -413,7 +414,8 @@ func (c *conn) listen(now time.Time, active bool) {
 	}
 	promised := c.remote.alive && c.remote.seed && !(c.remote.have.Len() > 0 && c.remote.have.Full())
 	if active && promised && now.Sub(c.seen.heardAt) > c.d.e.cfg.Stall+aliveEvery {
-		c.close(fmt.Errorf("%w and said nothing for %s, as a seed that has more to bring", errStalled, now.Sub(c.seen.heardAt).Round(time.Second)))
+		c.close(fmt.Errorf("%w and said nothing for %s, as a seed that has more to bring", errStalled,
+			now.Sub(c.seen.heardAt).Round(time.Second)))
 	}
 }
 

@@ -156,7 +156,8 @@ func (t *times) attrs(now time.Time) (attrs []any) {
 			slowest, took = "the rest", rest
 		}
 	}
-	return append(attrs, "total", total.Round(time.Microsecond), "slowest", slowest, "slowestTook", took.Round(time.Microsecond))
+	return append(attrs, "total", total.Round(time.Microsecond), "slowest", slowest, "slowestTook",
+		took.Round(time.Microsecond))
 }
 
 func newDownload(e *Engine, spec task.Spec) *Download {
@@ -208,7 +209,8 @@ func (d *Download) view() policy.View {
 // decided logs a decision of the policy and what it saw, as its scenarios write it.
 func (d *Download) decided(now time.Time, what fmt.Stringer, v policy.View) {
 	if d.debug {
-		d.log.LogAttrs(d.ctx, slog.LevelDebug, "decided", slog.String("what", what.String()), slog.String("view", v.Text(now)))
+		d.log.LogAttrs(d.ctx, slog.LevelDebug, "decided", slog.String("what", what.String()),
+			slog.String("view", v.Text(now)))
 	}
 }
 
@@ -352,8 +354,9 @@ func (d *Download) noteComplete(now time.Time) {
 	d.show()
 	if !d.proof.cached {
 		s, inline := d.sources(), d.stats.inline.Load()
-		d.tell(slog.LevelInfo, "content complete", append([]any{"name", d.wants.spec.Name(), "bytes", d.proof.replica.Metadata().Length,
-			"peers", s.Peers, "seeds", s.Seeds - inline, "origin", s.Origin, "inline", inline, "links", len(d.conns.open)}, d.times.attrs(now)...)...)
+		d.tell(slog.LevelInfo, "content complete",
+			append([]any{"name", d.wants.spec.Name(), "bytes", d.proof.replica.Metadata().Length, "peers", s.Peers, "seeds",
+				s.Seeds - inline, "origin", s.Origin, "inline", inline, "links", len(d.conns.open)}, d.times.attrs(now)...)...)
 	}
 }
 

@@ -199,8 +199,10 @@ type Engine struct {
 func New(cfg Config) *Engine {
 	cfg.defaults()
 	e := &Engine{
-		cfg: cfg, log: cfg.Logger, near: newLane(cfg.UploadSlots, cfg.UploadLines), afar: newLane(afarSlots(cfg.UploadSlots), cfg.UploadLines), started: make(chan struct{}),
-		downloads: make(map[task.ID]*Download), leaving: make(map[*Download]bool), swarms: make(map[[20]byte]swarmTask), attempts: make(map[task.ID]attempt), spreads: make(map[task.ID]spreadPast),
+		cfg: cfg, log: cfg.Logger, near: newLane(cfg.UploadSlots, cfg.UploadLines),
+		afar: newLane(afarSlots(cfg.UploadSlots), cfg.UploadLines), started: make(chan struct{}),
+		downloads: make(map[task.ID]*Download), leaving: make(map[*Download]bool), swarms: make(map[[20]byte]swarmTask),
+		attempts: make(map[task.ID]attempt), spreads: make(map[task.ID]spreadPast),
 		failures: make(map[task.ID]failure), compared: make(map[task.ID]*compared),
 	}
 	e.SetLimits(cfg.Limits)

@@ -115,7 +115,8 @@ func TestASingleNodeIsAPullThroughCache(t *testing.T) {
 		assert.Equal(t, []int64{0}, s.origin.requests())
 		synctest.Wait() // the loop counts a piece a moment after its reader has it
 		st := a.engine.Stats()
-		assert.EqualValues(t, len(s.origin.content), st.Origin, "all is counted, also what is stored before the loop hears of it")
+		assert.EqualValues(t, len(s.origin.content), st.Origin,
+			"all is counted, also what is stored before the loop hears of it")
 		assert.Zero(t, st.Duplicate)
 	})
 }
@@ -123,7 +124,8 @@ func TestASingleNodeIsAPullThroughCache(t *testing.T) {
 func TestTheOriginsRefusalIsToldInItsOwnWords(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(4, 1000))
-		refusal := &source.StatusError{Method: "GET", URL: "https://registry.test/v2/x", Status: http.StatusUnauthorized, Body: []byte(`{"errors":[]}`), Header: http.Header{"Www-Authenticate": {"Bearer realm=\"x\""}}}
+		refusal := &source.StatusError{Method: "GET", URL: "https://registry.test/v2/x", Status: http.StatusUnauthorized,
+			Body: []byte(`{"errors":[]}`), Header: http.Header{"Www-Authenticate": {"Bearer realm=\"x\""}}}
 		s.origin.fail = func(int, int64) error { return refusal }
 		seed := s.seed()
 		a, b := s.node(nil), s.node(nil)
@@ -149,7 +151,9 @@ func TestABrokenBodyIsResumedByRangeAndNothingComesTwice(t *testing.T) {
 		s := newSwarm(t, randomBytes(5, 9*piece.SizeMin+77))
 		s.origin.body = func(n int, _ int64, r io.Reader) io.Reader {
 			if n < 2 {
-				return io.MultiReader(io.LimitReader(r, 3*piece.SizeMin), readerFunc(func([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }))
+				return io.MultiReader(io.LimitReader(r, 3*piece.SizeMin), readerFunc(func([]byte) (int, error) {
+					return 0, io.ErrUnexpectedEOF
+				}))
 			}
 			return r
 		}
@@ -581,7 +585,8 @@ func TestAStoppedEngineTellsItsReaders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(16, mib))
 		s.origin.body = func(_ int, _ int64, r io.Reader) io.Reader {
-			return io.MultiReader(io.LimitReader(r, piece.SizeMin), readerFunc(func([]byte) (int, error) { time.Sleep(time.Hour); return 0, io.EOF }))
+			return io.MultiReader(io.LimitReader(r, piece.SizeMin),
+				readerFunc(func([]byte) (int, error) { time.Sleep(time.Hour); return 0, io.EOF }))
 		}
 		a := s.node(nil)
 		c, err := a.engine.Open(t.Context(), s.spec())
@@ -605,7 +610,8 @@ func TestADownloadEndsInSecondsWhenNeitherOwnerNorNeighboursCanHelp(t *testing.T
 				answer.Neighbours = nil
 				for i := range 100 {
 					id := host.NewID()
-					answer.Neighbours = append(answer.Neighbours, api.Neighbour{Host: host.Host{ID: id, Addr: fmt.Sprintf("gone-%d:1", i)}})
+					answer.Neighbours = append(answer.Neighbours,
+						api.Neighbour{Host: host.Host{ID: id, Addr: fmt.Sprintf("gone-%d:1", i)}})
 				}
 				return nil
 			}

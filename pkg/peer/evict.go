@@ -134,7 +134,8 @@ func (e *Engine) byUse(now time.Time) []*Download {
 // yield ends a download that is in memory only because it may be of use again. It returns false where a
 // reader or a peer uses it, or the owner counts on it.
 func (d *Download) yield(now time.Time) bool {
-	if d.wants.readers() > 0 || d.pick == nil || !d.complete() && (d.wants.everything() || d.held()) || d.serving.checking > 0 {
+	if d.wants.readers() > 0 || d.pick == nil || !d.complete() && (d.wants.everything() || d.held()) ||
+		d.serving.checking > 0 {
 		return false
 	}
 	for _, c := range d.conns.open {

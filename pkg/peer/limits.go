@@ -32,7 +32,8 @@ type rates struct {
 func (e *Engine) Limits() Limits {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return Limits{Upload: e.rates.upload.Rate(), Download: e.rates.download.Rate(), Task: e.rates.task, Origin: e.rates.origin.Rate()}
+	return Limits{Upload: e.rates.upload.Rate(), Download: e.rates.download.Rate(), Task: e.rates.task,
+		Origin: e.rates.origin.Rate()}
 }
 
 // SetLimits changes the rates at once, also of transfers that run.

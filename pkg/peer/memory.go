@@ -72,7 +72,8 @@ func (e *Engine) noteRevoked(now time.Time, id task.ID, r piece.Revocation, cert
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	a := e.attempt(now, id)
-	if !slices.ContainsFunc(a.revoked, func(o piece.Revocation) bool { return o.Epoch == r.Epoch }) && len(a.revoked) < revokedMax {
+	if !slices.ContainsFunc(a.revoked, func(o piece.Revocation) bool { return o.Epoch == r.Epoch }) &&
+		len(a.revoked) < revokedMax {
 		a.revoked = append(slices.Clip(a.revoked), r)
 		if a.certs == nil {
 			a.certs = make(map[piece.KeyID][]byte)

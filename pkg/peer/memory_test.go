@@ -13,9 +13,11 @@ import (
 
 func TestWhatWasReplacedIsRememberedForAWhile(t *testing.T) {
 	for name, note := range map[string]func(*Engine, task.ID){
-		"dropped":                (*Engine).noteReplaced,
-		"wrong, as a seed":       func(e *Engine, id task.ID) { e.wrong(time.Now(), id) },
-		"revoked by a neighbour": func(e *Engine, id task.ID) { e.noteRevoked(time.Now(), id, piece.Revocation{Epoch: 7}, nil) },
+		"dropped":          (*Engine).noteReplaced,
+		"wrong, as a seed": func(e *Engine, id task.ID) { e.wrong(time.Now(), id) },
+		"revoked by a neighbour": func(e *Engine, id task.ID) {
+			e.noteRevoked(time.Now(), id, piece.Revocation{Epoch: 7}, nil)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

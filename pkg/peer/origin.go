@@ -287,7 +287,8 @@ func (o *originParent) run(ctx context.Context) error {
 
 // temporary reports whether asking again may help.
 func (o *originParent) temporary(err error) bool {
-	if errors.Is(err, errUnwanted) || errors.Is(err, errSpace) || errors.Is(err, errMetadata) || errors.Is(err, errContradiction) {
+	if errors.Is(err, errUnwanted) || errors.Is(err, errSpace) || errors.Is(err, errMetadata) ||
+		errors.Is(err, errContradiction) {
 		return false
 	}
 	var wrong *errWrongContent
@@ -295,7 +296,8 @@ func (o *originParent) temporary(err error) bool {
 	var length *source.LengthError
 	var long *tooLongError
 	var unshared *source.UnsharedError
-	if errors.As(err, &wrong) || errors.As(err, &changed) || errors.As(err, &length) || errors.As(err, &long) || errors.As(err, &unshared) {
+	if errors.As(err, &wrong) || errors.As(err, &changed) || errors.As(err, &length) || errors.As(err, &long) ||
+		errors.As(err, &unshared) {
 		return false
 	}
 	var refused *source.StatusError
@@ -528,7 +530,8 @@ func (o *originParent) count(n int) {
 
 // vouch signs a run of digests and adds it to the proof.
 func (o *originParent) vouch(first piece.Index, digests []piece.Digest, final bool) error {
-	r := piece.DigestRun{Metadata: o.d.proof.replica.Metadata(), Epoch: o.epoch, First: first, Digests: digests, Final: final}
+	r := piece.DigestRun{Metadata: o.d.proof.replica.Metadata(), Epoch: o.epoch, First: first,
+		Digests: digests, Final: final}
 	o.d.e.cfg.Signer.SignRun(o.d.id, &r)
 	numbers, err := o.d.proof.add([]piece.DigestRun{r}, [][]byte{o.d.e.cfg.Signer.Certificate()})
 	if err != nil {

@@ -22,7 +22,8 @@ func TestAPanicAtAnOriginsAnswerEndsItsDownload(t *testing.T) {
 	id := task.ID("sha256:" + strings.Repeat("00", 32))
 	store := memstore.New(memstore.Config{})
 	d := &Download{
-		e: &Engine{cfg: Config{Origin: panicking{}, Store: store}}, id: id, log: slog.New(slog.DiscardHandler), proof: newProof(id, store, nil, nil),
+		e: &Engine{cfg: Config{Origin: panicking{}, Store: store}}, id: id, log: slog.New(slog.DiscardHandler),
+		proof: newProof(id, store, nil, nil),
 	}
 	err := (&originParent{d: d, spec: task.Spec{ID: id, Kind: task.Blob}}).safely(t.Context())
 	var caught *source.PanicError

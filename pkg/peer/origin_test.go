@@ -21,7 +21,8 @@ import (
 func TestTheEndOfThisHostIsNoWordOfTheOrigins(t *testing.T) {
 	for name, stopped := range map[string]bool{"the host ends": true, "the origin fails": false} {
 		t.Run(name, func(t *testing.T) {
-			e := New(Config{Host: host.Host{ID: host.NewID()}, Store: memstore.New(memstore.Config{}), Verifier: credulous{}, Signer: credulous{}})
+			e := New(Config{Host: host.Host{ID: host.NewID()}, Store: memstore.New(memstore.Config{}), Verifier: credulous{},
+				Signer: credulous{}})
 			spec := task.Spec{ID: task.ID("sha256:" + strings.Repeat("0", 64)), Kind: task.Blob}
 			d := newDownload(e, spec)
 			ctx, cancel := context.WithCancel(t.Context())

@@ -63,7 +63,8 @@ func (o *outcome) failure() error {
 
 // errOthers replaces a refusal of other credentials.
 var errOthers = &api.Failure{
-	Status: http.StatusServiceUnavailable, Message: "the object was requested with other credentials, which its origin refused; try again",
+	Status:  http.StatusServiceUnavailable,
+	Message: "the object was requested with other credentials, which its origin refused; try again",
 }
 
 // failureFor is why the download ended, for a caller that came with a spec: an origin's refusal may be
@@ -120,7 +121,8 @@ func (d *Download) forOthers(f *api.Failure) *api.Failure {
 		return f
 	}
 	h := d.e.cfg.Host
-	return &api.Failure{Status: http.StatusServiceUnavailable, Message: fmt.Sprintf("host %s (%s), which was to bring it, cannot keep it: %s", h.Name, h.ID.Short(), f.Message), Full: true}
+	return &api.Failure{Status: http.StatusServiceUnavailable, Message: fmt.Sprintf(
+		"host %s (%s), which was to bring it, cannot keep it: %s", h.Name, h.ID.Short(), f.Message), Full: true}
 }
 
 // tellFailure logs why a download failed, and reports it to observer and neighbours where it is a seed.
@@ -128,7 +130,8 @@ func (d *Download) tellFailure(now time.Time) {
 	var f *api.Failure
 	switch {
 	case errors.As(d.end.err, &f):
-		d.tell(slog.LevelWarn, "download failed", append([]any{"name", d.wants.spec.Name(), "error", d.end.err}, d.times.attrs(now)...)...)
+		d.tell(slog.LevelWarn, "download failed",
+			append([]any{"name", d.wants.spec.Name(), "error", d.end.err}, d.times.attrs(now)...)...)
 	case errors.Is(d.end.err, ErrRevoked) && d.end.cause != causeRetry:
 		f = &api.Failure{Status: http.StatusBadGateway, Message: d.end.err.Error()}
 	default:
@@ -210,5 +213,6 @@ func (d *Download) giveUp(now time.Time, v policy.View) {
 			cause = fmt.Errorf("%w; the last try: %w", cause, d.conns.dialErr)
 		}
 	}
-	d.fail(&api.Failure{Status: http.StatusServiceUnavailable, Message: fmt.Sprintf("nobody to download task %s from: %v", d.id, cause)})
+	d.fail(&api.Failure{Status: http.StatusServiceUnavailable,
+		Message: fmt.Sprintf("nobody to download task %s from: %v", d.id, cause)})
 }

@@ -95,7 +95,8 @@ func (d *Download) arrived(now time.Time, c *conn, in *inbound, err error) {
 func (d *Download) blame(now time.Time, c *conn, bad *piece.DigestError) {
 	d.e.stats.bad.Add(1)
 	c.strikes++
-	d.log.Warn("peer sent wrong bytes", "host", c.remote.host, "addr", c.wire.RemoteAddr(), "piece", bad.Index, "strikes", c.strikes)
+	d.log.Warn("peer sent wrong bytes", "host", c.remote.host, "addr", c.wire.RemoteAddr(), "piece", bad.Index,
+		"strikes", c.strikes)
 	if c.strikes >= strikesMax {
 		d.conns.ban(now, c.wire.PeerID())
 		d.conns.snub(now, c.remote.host)

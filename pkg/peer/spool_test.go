@@ -63,8 +63,9 @@ func TestAKnownLengthBoundsTheBody(t *testing.T) {
 		body func(r io.Reader) io.Reader
 		got  string
 	}{
-		"without end":    {func(r io.Reader) io.Reader { return io.MultiReader(r, zeros{}) }, fmt.Sprint("at least ", n+1)},
-		"one byte more":  {func(r io.Reader) io.Reader { return io.MultiReader(r, io.LimitReader(zeros{}, 1)) }, fmt.Sprint("at least ", n+1)},
+		"without end": {func(r io.Reader) io.Reader { return io.MultiReader(r, zeros{}) }, fmt.Sprint("at least ", n+1)},
+		"one byte more": {func(r io.Reader) io.Reader { return io.MultiReader(r, io.LimitReader(zeros{}, 1)) },
+			fmt.Sprint("at least ", n+1)},
 		"as it should":   {func(r io.Reader) io.Reader { return r }, ""},
 		"never all zero": {func(io.Reader) io.Reader { return zeros{} }, fmt.Sprint("at least ", n+1)},
 	}
@@ -317,7 +318,8 @@ func TestNothingMovesWhileTheOriginIsSilent(t *testing.T) {
 
 // TestALengthErrorIsNoStatus keeps the words of a length apart from those of a registry.
 func TestALengthErrorIsNoStatus(t *testing.T) {
-	f := source.Failure(fmt.Errorf("bringing a blob: %w", &source.LengthError{Method: "GET", URL: "http://r.test/x", Want: 5, Got: 7}))
+	f := source.Failure(fmt.Errorf("bringing a blob: %w",
+		&source.LengthError{Method: "GET", URL: "http://r.test/x", Want: 5, Got: 7}))
 	assert.Equal(t, http.StatusBadGateway, f.Status)
 	assert.False(t, f.Personal())
 	f.Promise = true

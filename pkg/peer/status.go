@@ -43,8 +43,10 @@ func (e *Engine) Stats() Stats {
 	e.mu.Unlock()
 	c := &e.stats
 	return Stats{
-		Sources: c.sources(), Inline: c.inline.Load(), Sent: c.sent.Load(), BadPieces: c.bad.Load(), Duplicate: c.duplicate.Load(),
-		BusySent: c.busySent.Load(), BusyGot: c.busyGot.Load(), Downloads: downloads, Links: c.links.Load(), UploadSlots: e.near.slots.Active(), UploadSlotsMax: e.near.slots.Max(),
+		Sources: c.sources(), Inline: c.inline.Load(), Sent: c.sent.Load(), BadPieces: c.bad.Load(),
+		Duplicate: c.duplicate.Load(),
+		BusySent:  c.busySent.Load(), BusyGot: c.busyGot.Load(), Downloads: downloads, Links: c.links.Load(),
+		UploadSlots: e.near.slots.Active(), UploadSlotsMax: e.near.slots.Max(),
 	}
 }
 
@@ -93,7 +95,8 @@ func (d *Download) status() TaskStatus {
 }
 
 func (d *Download) show() {
-	s := &TaskStatus{ID: d.id, Links: len(d.conns.open), Seeding: d.policy.AtOrigin(), Name: d.wants.spec.Name(), LastGot: d.times.lastPiece, lastUse: d.times.lastUse}
+	s := &TaskStatus{ID: d.id, Links: len(d.conns.open), Seeding: d.policy.AtOrigin(), Name: d.wants.spec.Name(),
+		LastGot: d.times.lastPiece, lastUse: d.times.lastUse}
 	if d.times.lastPiece.IsZero() {
 		s.LastGot = d.times.asked
 	}

@@ -58,7 +58,8 @@ type storm struct {
 func newStorm(t *testing.T, seed uint64, span time.Duration) *storm {
 	r := rand.New(rand.NewPCG(seed, 1))
 	pieces := 1 + r.IntN(40)
-	s := &storm{swarm: newSwarm(t, randomBytes(seed, pieces*piece.SizeMin-r.IntN(piece.SizeMin))), r: r, until: time.Now().Add(span), span: span}
+	s := &storm{swarm: newSwarm(t, randomBytes(seed, pieces*piece.SizeMin-r.IntN(piece.SizeMin))), r: r,
+		until: time.Now().Add(span), span: span}
 	s.origin.body = func(_ int, _ int64, body io.Reader) io.Reader {
 		return &stormyReader{s: s, r: body, left: s.draw(6 << 20)}
 	}

@@ -106,7 +106,8 @@ func TestWithin(t *testing.T) {
 	for _, w := range [][2]int64{{0, 0}, {0, 1000}, {999, 1}, {1000, 0}, {256, 512}} {
 		assert.NoError(t, l.Within(w[0], w[1]), "%v", w)
 	}
-	for _, w := range [][2]int64{{0, 1001}, {1000, 1}, {1001, 0}, {-1, 1}, {5, -1}, {math.MaxInt64, 1}, {1, math.MaxInt64}, {math.MaxInt64, math.MaxInt64}} {
+	for _, w := range [][2]int64{{0, 1001}, {1000, 1}, {1001, 0}, {-1, 1}, {5, -1}, {math.MaxInt64, 1}, {1, math.MaxInt64},
+		{math.MaxInt64, math.MaxInt64}} {
 		assert.ErrorIs(t, l.Within(w[0], w[1]), piece.ErrMissing, "%v", w)
 	}
 }
@@ -271,7 +272,8 @@ func TestSigningBytes(t *testing.T) {
 	different("epoch", with(func(r *piece.DigestRun) { r.Epoch++ }).SigningBytes(id))
 	different("first", with(func(r *piece.DigestRun) { r.First++ }).SigningBytes(id))
 	different("digest", with(func(r *piece.DigestRun) { r.Digests[1][31] ^= 1 }).SigningBytes(id))
-	different("order", with(func(r *piece.DigestRun) { r.Digests[0], r.Digests[1] = r.Digests[1], r.Digests[0] }).SigningBytes(id))
+	different("order",
+		with(func(r *piece.DigestRun) { r.Digests[0], r.Digests[1] = r.Digests[1], r.Digests[0] }).SigningBytes(id))
 	different("fewer digests", with(func(r *piece.DigestRun) { r.Digests = r.Digests[:1] }).SigningBytes(id))
 	different("final", with(func(r *piece.DigestRun) { r.Final = true }).SigningBytes(id))
 	different("revocation", piece.Revocation{Epoch: 7}.SigningBytes(id))

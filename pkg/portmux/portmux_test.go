@@ -37,7 +37,9 @@ func transport(id *identity.Identity) *http.Transport {
 func TestOnePortServesBoth(t *testing.T) {
 	for _, word := range []secret.String{"", "a secret that is long enough for a cluster"} {
 		pieces, api, id := muxPort(t, word)
-		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "api "+r.Method) })}
+		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, "api "+r.Method)
+		})}
 		go srv.Serve(api)
 		tr := transport(id)
 		client, url := &http.Client{Transport: tr}, "http://"+api.Addr().String()+"/"
@@ -96,7 +98,9 @@ func TestOnePortServesBoth(t *testing.T) {
 
 func TestStrangerReachesNeitherSide(t *testing.T) {
 	pieces, api, _ := muxPort(t, "a secret that is long enough for a cluster")
-	srv := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a stranger was served") })}
+	srv := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		t.Error("a stranger was served")
+	})}
 	go srv.Serve(api)
 	defer srv.Close()
 	go func() {
@@ -104,7 +108,8 @@ func TestStrangerReachesNeitherSide(t *testing.T) {
 			t.Errorf("a stranger was let in: %v", c.RemoteAddr())
 		}
 	}()
-	other, err := identity.New(identity.Config{Secret: "another secret that is long enough for it", HostID: host.ID(strings.Repeat("b", 32))})
+	other, err := identity.New(identity.Config{Secret: "another secret that is long enough for it",
+		HostID: host.ID(strings.Repeat("b", 32))})
 	require.NoError(t, err)
 	tr := transport(other)
 	_, err = (&http.Client{Transport: tr}).Get("https://" + api.Addr().String() + "/")

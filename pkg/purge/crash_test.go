@@ -93,7 +93,9 @@ func TestPowerCutAtEachStep(t *testing.T) {
 				}
 				write, dropper := w.write, w.dropper
 				w.write = func(path string, b []byte) error { return at(func() error { return write(path, b) }) }
-				w.dropper = dropFunc(func(id task.ID, rest bool) error { return at(func() error { return dropper.Drop(id, rest) }) })
+				w.dropper = dropFunc(func(id task.ID, rest bool) error {
+					return at(func() error { return dropper.Drop(id, rest) })
+				})
 				require.True(t, cut(func() { _ = w.Add([]api.PurgeOrder{order}) }))
 
 				// The next process carries out the orders of the journal before it serves, and then
@@ -181,7 +183,8 @@ func TestRetrySparesNewReplica(t *testing.T) {
 
 func TestClocksDecideNothing(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
-	for _, apart := range []time.Duration{-30 * 24 * time.Hour, -3 * 24 * time.Hour, -10 * time.Minute, -1, 0, 1, 10 * time.Minute, 3 * 24 * time.Hour, 30 * 24 * time.Hour} {
+	for _, apart := range []time.Duration{-30 * 24 * time.Hour, -3 * 24 * time.Hour, -10 * time.Minute, -1, 0, 1,
+		10 * time.Minute, 3 * 24 * time.Hour, 30 * 24 * time.Hour} {
 		t.Run(apart.String(), func(t *testing.T) {
 			// Two operators, whose hosts' clocks differ, purge the same task in a row.
 			operators := [2]*Journal{}
@@ -288,7 +291,8 @@ func TestPendingOrdersAreEvictedLast(t *testing.T) {
 func TestEvictedOrdersAreCarriedOutOnce(t *testing.T) {
 	var first, second []api.PurgeOrder
 	for i := range api.PurgeOrdersMax + 100 {
-		x := api.PurgeOrder{Task: task.ID(fmt.Sprintf("sha256:%064x", i)), At: time.Unix(1_800_000_000, int64(i)), AgeMillis: 1}
+		x := api.PurgeOrder{Task: task.ID(fmt.Sprintf("sha256:%064x", i)),
+			At: time.Unix(1_800_000_000, int64(i)), AgeMillis: 1}
 		if i < api.PurgeOrdersMax/2 {
 			first = append(first, x)
 		} else {

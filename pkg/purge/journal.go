@@ -70,7 +70,8 @@ type Journal struct {
 // openJournal reads the orders that the node knows. A file that cannot be read is an error: one of its
 // orders may be pending.
 func openJournal(dir string, log *slog.Logger) (*Journal, error) {
-	j := &Journal{path: filepath.Join(dir, journalFile), now: time.Now, log: log, write: atomicfile.Write, orders: newOrders()}
+	j := &Journal{path: filepath.Join(dir, journalFile), now: time.Now, log: log, write: atomicfile.Write,
+		orders: newOrders()}
 	b, err := os.ReadFile(j.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return j, nil

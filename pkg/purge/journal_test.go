@@ -68,7 +68,8 @@ func TestOrdersAreBounded(t *testing.T) {
 	w, _ := openAt(t, t.TempDir(), now)
 	var list []api.PurgeOrder
 	for i := range api.PurgeOrdersMax + 10 {
-		list = append(list, api.PurgeOrder{Task: task.ID("sha256:" + strings.Repeat("0", 56) + hexOf(i)), At: now.Add(time.Duration(i) * time.Millisecond)})
+		list = append(list, api.PurgeOrder{Task: task.ID("sha256:" + strings.Repeat("0", 56) + hexOf(i)),
+			At: now.Add(time.Duration(i) * time.Millisecond)})
 	}
 	require.NoError(t, w.Add(list))
 	assert.Len(t, w.List(), api.PurgeOrdersMax)
@@ -94,6 +95,7 @@ func TestBrokenJournalIsAnError(t *testing.T) {
 func TestUnsavedOrderIsCarriedOut(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "none")
 	w, dropped := openAt(t, dir, time.Unix(1_800_000_000, 0))
-	assert.ErrorContains(t, w.Add([]api.PurgeOrder{{Task: idOf("0a"), At: time.Unix(1_800_000_000, 0)}}), "saving the purge orders")
+	assert.ErrorContains(t, w.Add([]api.PurgeOrder{{Task: idOf("0a"), At: time.Unix(1_800_000_000, 0)}}),
+		"saving the purge orders")
 	assert.Len(t, *dropped, 1)
 }

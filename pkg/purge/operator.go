@@ -54,7 +54,8 @@ func (o Operator) Purge(ctx context.Context, id task.ID, stdout io.Writer) (prob
 			"%s is purged on this host alone: no supernode took the order; run the command again when one answers", id))
 	}
 	if n := failures(result); n > 0 {
-		problems = append(problems, fmt.Errorf("%s is not deleted on %d of the hosts; repair what the lines above name: each host tries again by itself", id, n))
+		problems = append(problems, fmt.Errorf(
+			"%s is not deleted on %d of the hosts; repair what the lines above name: each host tries again by itself", id, n))
 	}
 	return errors.Join(problems...), nil
 }
@@ -70,13 +71,15 @@ func printResult(w io.Writer, id task.ID, result api.PurgeResult) {
 		fmt.Fprintf(w, "this host: %s\n", result.Pending)
 	}
 	for _, addr := range slices.Sorted(maps.Keys(result.Failed)) {
-		fmt.Fprintf(w, "supernode %s did not take the order, or could not delete its replica: %s\n", addr, result.Failed[addr])
+		fmt.Fprintf(w, "supernode %s did not take the order, or could not delete its replica: %s\n", addr,
+			result.Failed[addr])
 	}
 	p := result.Progress
 	if p == nil {
 		return
 	}
-	fmt.Fprintf(w, "of the hosts that announce, %d deleted it or held nothing of it, %d not yet\n", p.Dropped, len(p.Others)+p.Missing)
+	fmt.Fprintf(w, "of the hosts that announce, %d deleted it or held nothing of it, %d not yet\n", p.Dropped,
+		len(p.Others)+p.Missing)
 	for _, h := range p.Others {
 		switch h.State {
 		case api.PurgeUnconfirmed:

@@ -32,22 +32,25 @@ func operate(t *testing.T, answer api.PurgeResult) (stdout string, problem error
 
 func TestOperatorPrintsTheResult(t *testing.T) {
 	t.Run("all deleted it", func(t *testing.T) {
-		out, err := operate(t, api.PurgeResult{Task: idOf("0a"), Reached: []string{"s:1"}, Progress: &api.PurgeProgress{Dropped: 3}})
+		out, err := operate(t, api.PurgeResult{Task: idOf("0a"), Reached: []string{"s:1"},
+			Progress: &api.PurgeProgress{Dropped: 3}})
 		require.NoError(t, err)
 		assert.Contains(t, out, "deleted here, 1 supernodes took the order")
 		assert.Contains(t, out, "3 deleted it or held nothing of it, 0 not yet")
 	})
 	t.Run("one failed, one has not confirmed", func(t *testing.T) {
-		out, err := operate(t, api.PurgeResult{Task: idOf("0a"), Reached: []string{"s:1"}, Progress: &api.PurgeProgress{Dropped: 1, Others: []api.HostPurge{
-			{Host: "n2", State: api.PurgeFailed, Why: "input/output error"}, {Host: "n3", State: api.PurgeUnconfirmed},
-		}}})
+		out, err := operate(t, api.PurgeResult{Task: idOf("0a"), Reached: []string{"s:1"},
+			Progress: &api.PurgeProgress{Dropped: 1, Others: []api.HostPurge{
+				{Host: "n2", State: api.PurgeFailed, Why: "input/output error"}, {Host: "n3", State: api.PurgeUnconfirmed},
+			}}})
 		require.ErrorContains(t, err, "is not deleted on 1 of the hosts;")
 		assert.Contains(t, out, "1 deleted it or held nothing of it, 2 not yet")
 		assert.Contains(t, out, "host n2 could not delete it: input/output error")
 		assert.Contains(t, out, "host n3 has not confirmed yet")
 	})
 	t.Run("this host failed", func(t *testing.T) {
-		out, err := operate(t, api.PurgeResult{Task: idOf("0a"), Pending: "device or resource busy", Failed: map[string]string{"s:1": "connection refused"}})
+		out, err := operate(t, api.PurgeResult{Task: idOf("0a"), Pending: "device or resource busy",
+			Failed: map[string]string{"s:1": "connection refused"}})
 		require.ErrorContains(t, err, "no supernode took the order")
 		require.ErrorContains(t, err, "is not deleted on 1 of the hosts;")
 		assert.Contains(t, out, "NOT YET deleted here")

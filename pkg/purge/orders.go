@@ -203,7 +203,9 @@ func (s *orders) markOf(now time.Time) string {
 	if len(names) == 0 {
 		return ""
 	}
-	slices.SortFunc(names, func(a, b orderName) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.task, b.task)) })
+	slices.SortFunc(names, func(a, b orderName) int {
+		return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.task, b.task))
+	})
 	h := sha256.New()
 	for _, x := range names {
 		h.Write([]byte(x.task))

@@ -115,7 +115,8 @@ func (s *Service) HostFailures() []api.HostPurge {
 // Purge drops a task here and sends the order to supernodes, which pass it on to all others. Then it waits
 // for the reports of the cluster's hosts, at most for wait. The error is of the journal's disk; a replica
 // that could not be deleted is in the result.
-func (s *Service) Purge(ctx context.Context, id task.ID, supernodes []string, wait time.Duration) (api.PurgeResult, error) {
+func (s *Service) Purge(ctx context.Context, id task.ID, supernodes []string,
+	wait time.Duration) (api.PurgeResult, error) {
 	list := []api.PurgeOrder{s.Order(id)}
 	out := api.PurgeResult{Task: id}
 	err := s.Add(list)
@@ -189,7 +190,9 @@ func reported(p api.PurgeProgress, announces bool) bool {
 	if announces && p.Dropped+len(p.Others)+p.Missing == 0 {
 		return false
 	}
-	return p.Missing == 0 && !slices.ContainsFunc(p.Others, func(h api.HostPurge) bool { return h.State == api.PurgeUnconfirmed })
+	return p.Missing == 0 && !slices.ContainsFunc(p.Others, func(h api.HostPurge) bool {
+		return h.State == api.PurgeUnconfirmed
+	})
 }
 
 // askProgress asks an owner: this host, or the first supernode that answers.

@@ -76,7 +76,8 @@ func TestNoWindowHoldsMoreThanTheRateAndABurstAndHardlyLess(t *testing.T) {
 				log, each := flows(t, Chain{New(rate)}, count, span)
 				burst := float64(rate)/25 + 1
 				for _, window := range []time.Duration{time.Millisecond, 100 * time.Millisecond, 3 * time.Second} {
-					assert.LessOrEqual(t, float64(most(log, window)), float64(rate)*window.Seconds()+burst, "%d flows at %d in %s", count, rate, window)
+					assert.LessOrEqual(t, float64(most(log, window)), float64(rate)*window.Seconds()+burst, "%d flows at %d in %s",
+						count, rate, window)
 				}
 				sum := 0
 				for _, n := range each {
@@ -84,7 +85,8 @@ func TestNoWindowHoldsMoreThanTheRateAndABurstAndHardlyLess(t *testing.T) {
 				}
 				assert.GreaterOrEqual(t, float64(sum), 0.95*float64(rate)*span.Seconds(), "%d flows at %d", count, rate)
 				for _, n := range each {
-					assert.InDelta(t, float64(sum)/float64(count), float64(n), 3*float64(New(rate).Quantum())+burst, "a flow's share of %d at %d", count, rate)
+					assert.InDelta(t, float64(sum)/float64(count), float64(n), 3*float64(New(rate).Quantum())+burst,
+						"a flow's share of %d at %d", count, rate)
 				}
 			})
 		}

@@ -30,7 +30,8 @@ import (
 func TestARedirectIsNoConsent(t *testing.T) {
 	var s swarm
 	private, public := s.put([]byte("cached for another registry"), ""), s.put([]byte("public"), "")
-	for name, head := range map[string]int{"a storage that takes a HEAD": 200, "a storage whose URLs are signed for GET": 403} {
+	for name, head := range map[string]int{"a storage that takes a HEAD": 200,
+		"a storage whose URLs are signed for GET": 403} {
 		storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="https://evil.test/token"`)
 			switch {
@@ -49,7 +50,8 @@ func TestARedirectIsNoConsent(t *testing.T) {
 		defer front.Close()
 		host := front.Listener.Addr().String()
 		client, err := registry.New(registry.Config{
-			Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none"}}, HTTP: httporigin.Config{AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
+			Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none"}},
+			HTTP:      httporigin.Config{AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
 		})
 		require.NoError(t, err)
 		defer client.CloseIdleConnections()
@@ -76,7 +78,8 @@ func TestAnOddStatusIsNoConsent(t *testing.T) {
 			w.Header().Set("Docker-Content-Digest", string(manifest))
 			w.WriteHeader(status)
 		})
-		for _, path := range []string{"app/blobs/" + string(r.layer), "app/manifests/" + string(manifest), "app/manifests/v1"} {
+		for _, path := range []string{"app/blobs/" + string(r.layer), "app/manifests/" + string(manifest),
+			"app/manifests/v1"} {
 			refusedAs(t, r.get(path), http.StatusBadGateway, "UNAVAILABLE")
 		}
 		// The same to the GET that is put where HEAD is not known; there is a Range in it, so
@@ -124,22 +127,25 @@ func TestForeignFailuresAreNotPassedOn(t *testing.T) {
 		"another repository has it not":  {api.Failure{Status: 404, Upstream: "r.test", Repository: "other"}, 0, 4},
 		"another registry's limit":       {api.Failure{Status: 429, Upstream: "evil.test", Repository: "app"}, 0, 4},
 		"another registry's trouble":     {api.Failure{Status: 500, Upstream: "evil.test", Repository: "app"}, 0, 4},
-		"another registry's wrong blob":  {api.Failure{Status: 502, Upstream: "evil.test", Repository: "app", Wrong: true}, 0, 4},
+		"another registry's wrong blob": {api.Failure{Status: 502, Upstream: "evil.test", Repository: "app", Wrong: true}, 0,
+			4},
 		"a challenge, and then the blob": {api.Failure{Status: 401, Upstream: "evil.test", Repository: "app"}, 3, 3},
 		"a limit, and then the blob":     {api.Failure{Status: 429, Upstream: "evil.test", Repository: "app"}, 2, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newFixture(config{})
 			c.failure.Message = "bringing it of secret/repository"
-			c.failure.Header = map[string]string{"Www-Authenticate": `Bearer realm="https://evil.test/token"`, "Retry-After": "600"}
+			c.failure.Header = map[string]string{"Www-Authenticate": `Bearer realm="https://evil.test/token"`,
+				"Retry-After": "600"}
 			c.failure.Body = []byte(`{"errors":[{"code":"X","message":"secret/repository"}]}`)
 			opened := 0
-			p := newMirror(config{Upstream: r.up, Default: "r.test", Open: func(ctx context.Context, spec task.Spec) (registryproxy.Blob, error) {
-				if opened++; opened == c.tries {
-					return r.swarm.Open(ctx, spec)
-				}
-				return nil, &c.failure
-			}})
+			p := newMirror(config{Upstream: r.up, Default: "r.test",
+				Open: func(ctx context.Context, spec task.Spec) (registryproxy.Blob, error) {
+					if opened++; opened == c.tries {
+						return r.swarm.Open(ctx, spec)
+					}
+					return nil, &c.failure
+				}})
 			path, who := "/v2/app/blobs/"+string(r.layer), []string{"Authorization", "Bearer mine"}
 			res := ask(p, http.MethodGet, path, who...)
 			assert.Equal(t, c.opened, opened)
@@ -157,7 +163,8 @@ func TestForeignFailuresAreNotPassedOn(t *testing.T) {
 	}
 	// In one registry trouble is everybody's, but the name of the other's repository is not.
 	r := newFixture(config{})
-	r.swarm.err = &api.Failure{Status: 500, Upstream: "r.test", Repository: "secret/repository", Message: "bringing it of secret/repository"}
+	r.swarm.err = &api.Failure{Status: 500, Upstream: "r.test", Repository: "secret/repository",
+		Message: "bringing it of secret/repository"}
 	said := refusedAs(t, r.get("app/blobs/"+string(r.layer)), http.StatusInternalServerError, "UNKNOWN")
 	assert.NotContains(t, said, "secret/repository")
 	assert.Len(t, r.swarm.opened, 1)
@@ -171,15 +178,21 @@ func TestTheDefaultsPasswordGoesToNoOtherRegistry(t *testing.T) {
 		header                           [2]string
 		shown                            bool
 	}{
-		"a password, another registry by its path":  {`Basic realm="corp"`, "Basic YTpi", "other.test/app/manifests/v1", [2]string{}, false},
-		"a password, another registry's tags":       {`Basic realm="corp"`, "basic YTpi", "other.test/app/tags/list", [2]string{}, false},
-		"another registry's version check":          {`Basic realm="corp"`, "Basic YTpi", "other.test/", [2]string{}, false},
-		"a password for the default":                {`Basic realm="corp"`, "Basic YTpi", "app/manifests/v1", [2]string{}, true},
-		"a password for the default, named":         {`Basic realm="corp"`, "Basic YTpi", "corp.test/app/manifests/v1", [2]string{}, true},
-		"a client that names the registry by ns":    {`Basic realm="corp"`, "Basic YTpi", "app/manifests/v1?ns=other.test", [2]string{}, true},
-		"the same by a header":                      {`Basic realm="corp"`, "Basic YTpi", "app/manifests/v1", [2]string{"X-Darter-Upstream", "other.test"}, true},
-		"a token":                                   {`Basic realm="corp"`, "Bearer x", "other.test/app/manifests/v1", [2]string{}, true},
-		"a default that asks for tokens":            {`Bearer realm="https://corp.test/token"`, "Basic YTpi", "other.test/app/manifests/v1", [2]string{}, true},
+		"a password, another registry by its path": {`Basic realm="corp"`, "Basic YTpi", "other.test/app/manifests/v1",
+			[2]string{}, false},
+		"a password, another registry's tags": {`Basic realm="corp"`, "basic YTpi", "other.test/app/tags/list",
+			[2]string{}, false},
+		"another registry's version check": {`Basic realm="corp"`, "Basic YTpi", "other.test/", [2]string{}, false},
+		"a password for the default":       {`Basic realm="corp"`, "Basic YTpi", "app/manifests/v1", [2]string{}, true},
+		"a password for the default, named": {`Basic realm="corp"`, "Basic YTpi", "corp.test/app/manifests/v1",
+			[2]string{}, true},
+		"a client that names the registry by ns": {`Basic realm="corp"`, "Basic YTpi", "app/manifests/v1?ns=other.test",
+			[2]string{}, true},
+		"the same by a header": {`Basic realm="corp"`, "Basic YTpi", "app/manifests/v1",
+			[2]string{"X-Darter-Upstream", "other.test"}, true},
+		"a token": {`Basic realm="corp"`, "Bearer x", "other.test/app/manifests/v1", [2]string{}, true},
+		"a default that asks for tokens": {`Bearer realm="https://corp.test/token"`, "Basic YTpi",
+			"other.test/app/manifests/v1", [2]string{}, true},
 		"a default that asks for nothing, no login": {"", "Basic YTpi", "other.test/app/manifests/v1", [2]string{}, true},
 	} {
 		for _, pinged := range []bool{true, false} {
@@ -188,7 +201,8 @@ func TestTheDefaultsPasswordGoesToNoOtherRegistry(t *testing.T) {
 					if q.Path == "/v2/" && q.Upstream == "corp.test" && c.challenge == "" {
 						return
 					}
-					w.Header().Set("WWW-Authenticate", map[bool]string{true: c.challenge, false: "Bearer other"}[q.Upstream == "corp.test"])
+					w.Header().Set("WWW-Authenticate",
+						map[bool]string{true: c.challenge, false: "Bearer other"}[q.Upstream == "corp.test"])
 					w.WriteHeader(http.StatusUnauthorized)
 				}}
 				p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "corp.test"})
@@ -233,10 +247,11 @@ func TestAForgottenManifestGrantsNothing(t *testing.T) {
 				var f family
 				r.up.reply(answers(f.put(&r.swarm)))
 				gate := make(chan struct{})
-				p := newMirror(config{Upstream: r.up, Default: "r.test", Open: func(ctx context.Context, spec task.Spec) (registryproxy.Blob, error) {
-					<-gate
-					return r.swarm.Open(ctx, spec)
-				}})
+				p := newMirror(config{Upstream: r.up, Default: "r.test",
+					Open: func(ctx context.Context, spec task.Spec) (registryproxy.Blob, error) {
+						<-gate
+						return r.swarm.Open(ctx, spec)
+					}})
 				r.mirror = p
 				var pull sync.WaitGroup
 				pull.Go(func() {
@@ -259,14 +274,22 @@ func TestHostileNamesAreRefusedBeforeAnyRequest(t *testing.T) {
 	var s swarm
 	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 	for _, target := range []string{
-		"/v2/../app/manifests/v1", "/v2/app/../../other/manifests/v1", "/v2/app/%2e%2e/other/manifests/v1", "/v2/app%2f..%2fother/manifests/v1",
-		"/v2/app/./manifests/v1", "/v2//app/manifests/v1", "/v2/app//manifests/v1", "/v2/app/manifests/..", "/v2/app/manifests/%2e%2e", "/v2/app/manifests/..%2f..%2fother",
-		"/v2/app/blobs/sha256:" + strings.Repeat("0", 63) + "%2f", "/v2/app/blobs/sha256:../../" + strings.Repeat("0", 58), "/v2/app/blobs/" + missing + "%00",
-		"/v2/app%00/manifests/v1", "/v2/app%0d%0aX-Evil:%201/manifests/v1", "/v2/app/manifests/v1%0d%0aX-Evil:%201", "/v2/app%3fx=1/manifests/v1", "/v2/app%23/manifests/v1",
-		"/v2/app@r.test/manifests/v1", "/v2/http:%2f%2fevil.test/app/manifests/v1", "/v2/evil.test:80:80/app/manifests/v1", "/v2/evil.test@r.test/app/manifests/v1",
-		"/v2/app/manifests/v1?ns=r.test%0d%0aX-Evil:%201", "/v2/app/manifests/v1?ns=r.test%2fapp", "/v2/app/manifests/v1?ns=r.test%3fx", "/v2/app/manifests/v1?ns=a@r.test",
-		"/v2/app/manifests/v1?ns=r.test:65536", "/v2/app/manifests/v1?ns=r.test:0", "/v2/app/manifests/v1?ns=%5b::1%25eth0%5d", "/v2/app/manifests/v1?ns=" + strings.Repeat("a", 300),
-		"/v2/" + strings.Repeat("a/", 200) + "a/manifests/v1", "/v2/app/manifests/" + strings.Repeat("a", 129), "/v2/app/referrers/sha256:..",
+		"/v2/../app/manifests/v1", "/v2/app/../../other/manifests/v1", "/v2/app/%2e%2e/other/manifests/v1",
+		"/v2/app%2f..%2fother/manifests/v1",
+		"/v2/app/./manifests/v1", "/v2//app/manifests/v1", "/v2/app//manifests/v1", "/v2/app/manifests/..",
+		"/v2/app/manifests/%2e%2e", "/v2/app/manifests/..%2f..%2fother",
+		"/v2/app/blobs/sha256:" + strings.Repeat("0", 63) + "%2f", "/v2/app/blobs/sha256:../../" + strings.Repeat("0", 58),
+		"/v2/app/blobs/" + missing + "%00",
+		"/v2/app%00/manifests/v1", "/v2/app%0d%0aX-Evil:%201/manifests/v1", "/v2/app/manifests/v1%0d%0aX-Evil:%201",
+		"/v2/app%3fx=1/manifests/v1", "/v2/app%23/manifests/v1",
+		"/v2/app@r.test/manifests/v1", "/v2/http:%2f%2fevil.test/app/manifests/v1", "/v2/evil.test:80:80/app/manifests/v1",
+		"/v2/evil.test@r.test/app/manifests/v1",
+		"/v2/app/manifests/v1?ns=r.test%0d%0aX-Evil:%201", "/v2/app/manifests/v1?ns=r.test%2fapp",
+		"/v2/app/manifests/v1?ns=r.test%3fx", "/v2/app/manifests/v1?ns=a@r.test",
+		"/v2/app/manifests/v1?ns=r.test:65536", "/v2/app/manifests/v1?ns=r.test:0",
+		"/v2/app/manifests/v1?ns=%5b::1%25eth0%5d", "/v2/app/manifests/v1?ns=" + strings.Repeat("a", 300),
+		"/v2/" + strings.Repeat("a/", 200) + "a/manifests/v1", "/v2/app/manifests/" + strings.Repeat("a", 129),
+		"/v2/app/referrers/sha256:..",
 		"/v2/app/blobs/uploads/", "/v2/app/blobs/uploads/x",
 	} {
 		for _, method := range []string{http.MethodGet, http.MethodHead} {

@@ -48,14 +48,18 @@ func TestEveryEndOfAContextGetsAResponse(t *testing.T) {
 	mirrors := map[string]config{
 		"the registry hangs": {Upstream: &upstreamFunc{}, Open: (&swarm{}).Open},
 		"the blob hangs": {
-			Upstream: &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + id: {layer, ""}, "r.test/v2/app/manifests/" + id: {layer, oci.ManifestTypes()[0]}, "r.test/v2/app/manifests/v1": {layer, oci.ManifestTypes()[0]}})},
+			Upstream: &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + id: {layer, ""},
+				"r.test/v2/app/manifests/" + id: {layer, oci.ManifestTypes()[0]},
+				"r.test/v2/app/manifests/v1":    {layer, oci.ManifestTypes()[0]}})},
 			Open: func(ctx context.Context, _ task.Spec) (registryproxy.Blob, error) {
 				<-ctx.Done()
 				return nil, context.Cause(ctx)
 			},
 		},
 		"its first byte hangs": {
-			Upstream: &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + id: {layer, ""}, "r.test/v2/app/manifests/" + id: {layer, oci.ManifestTypes()[0]}, "r.test/v2/app/manifests/v1": {layer, oci.ManifestTypes()[0]}})},
+			Upstream: &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + id: {layer, ""},
+				"r.test/v2/app/manifests/" + id: {layer, oci.ManifestTypes()[0]},
+				"r.test/v2/app/manifests/v1":    {layer, oci.ManifestTypes()[0]}})},
 			Open: func(context.Context, task.Spec) (registryproxy.Blob, error) {
 				return &fakeBlob{data: layer, stall: true}, nil
 			},
@@ -63,7 +67,8 @@ func TestEveryEndOfAContextGetsAResponse(t *testing.T) {
 	}
 	for where, cfg := range mirrors {
 		for how, c := range ends {
-			for _, path := range []string{"app/blobs/" + id, "app/manifests/" + id, "app/manifests/v1", "app/tags/list", "app/referrers/" + id} {
+			for _, path := range []string{"app/blobs/" + id, "app/manifests/" + id, "app/manifests/v1", "app/tags/list",
+				"app/referrers/" + id} {
 				if where != "the registry hangs" && (path == "app/tags/list" || path == "app/referrers/"+id) {
 					continue // these are forwarded
 				}

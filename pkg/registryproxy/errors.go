@@ -104,7 +104,8 @@ func (req *request) failed(err error) *apiError {
 	if left := req.r.Context(); left.Err() != nil {
 		if cause := context.Cause(left); !errors.Is(cause, context.Canceled) {
 			// A server that stops states its cause; net/http cancels the context of a client that left.
-			return newError(http.StatusServiceUnavailable, "%s was not sent: %v; ask again, here in a moment or elsewhere", path, cause)
+			return newError(http.StatusServiceUnavailable,
+				"%s was not sent: %v; ask again, here in a moment or elsewhere", path, cause)
 		}
 		e := newError(http.StatusServiceUnavailable, "the client left: %v", err)
 		e.gone = true

@@ -62,7 +62,8 @@ type mirror struct {
 
 func newMirror(cfg config) *mirror {
 	r := access.New(access.Config{
-		Registry: cfg.Upstream, AskOwner: cfg.Shared, Credentialed: cfg.Credentialed, Trusted: cfg.Vouches, Policy: cfg.Policy,
+		Registry: cfg.Upstream, AskOwner: cfg.Shared, Credentialed: cfg.Credentialed, Trusted: cfg.Vouches,
+		Policy: cfg.Policy,
 	})
 	return &mirror{registryproxy.New(registryproxy.Config{
 		Resolver: r, Open: cfg.Open, Passthrough: cfg.Passthrough, Progress: cfg.Progress, Replaced: cfg.Replaced,
@@ -171,7 +172,8 @@ func (s *swarm) Open(ctx context.Context, spec task.Spec) (registryproxy.Blob, e
 	if c := s.contents[spec.ID]; c != nil {
 		return c, nil
 	}
-	return nil, spoken(&api.Failure{Status: http.StatusNotFound, Message: "not in the fake swarm: " + string(spec.ID)}, spec)
+	return nil,
+		spoken(&api.Failure{Status: http.StatusNotFound, Message: "not in the fake swarm: " + string(spec.ID)}, spec)
 }
 
 // spoken makes the spec's registry the author of a failure that has none.

@@ -45,7 +45,8 @@ func (req *request) forward() *apiError {
 	}
 	defer res.Body.Close()
 	if res.StatusCode >= 300 && res.StatusCode < 400 {
-		return newError(http.StatusBadGateway, "%s redirects %s, and the mirror follows no redirect of it", t.upstream, t.path())
+		return newError(http.StatusBadGateway, "%s redirects %s, and the mirror follows no redirect of it",
+			t.upstream, t.path())
 	}
 	if !req.deadline.Reset(req.cfg.Hold) {
 		return req.failed(fmt.Errorf("reading %s: no answer in time", t.path()))

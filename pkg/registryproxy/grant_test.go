@@ -69,10 +69,14 @@ func TestAGrantLivesAsLongAsItsToken(t *testing.T) {
 		authorization func(now time.Time) string
 		longest, life time.Duration
 	}{
-		"a token that states its end":      {func(now time.Time) string { return jwtUntil(now.Add(5 * time.Minute)) }, 0, 5 * time.Minute},
-		"a token that lives very long":     {func(now time.Time) string { return jwtUntil(now.Add(5000 * time.Hour)) }, 0, time.Hour},
-		"a token and a short policy":       {func(now time.Time) string { return jwtUntil(now.Add(time.Hour)) }, time.Second, time.Second},
-		"a token with a fraction":          {func(now time.Time) string { return jwt(fmt.Sprintf(`{"exp":%d.5}`, now.Unix()+30)) }, 0, 30 * time.Second},
+		"a token that states its end": {func(now time.Time) string { return jwtUntil(now.Add(5 * time.Minute)) }, 0,
+			5 * time.Minute},
+		"a token that lives very long": {func(now time.Time) string { return jwtUntil(now.Add(5000 * time.Hour)) }, 0,
+			time.Hour},
+		"a token and a short policy": {func(now time.Time) string { return jwtUntil(now.Add(time.Hour)) },
+			time.Second, time.Second},
+		"a token with a fraction": {func(now time.Time) string { return jwt(fmt.Sprintf(`{"exp":%d.5}`, now.Unix()+30)) }, 0,
+			30 * time.Second},
 		"an opaque token":                  {func(time.Time) string { return "Bearer 0123456789" }, 0, time.Minute},
 		"an opaque token, a short policy":  {func(time.Time) string { return "Bearer 0123456789" }, time.Second, time.Second},
 		"a token without an end":           {func(time.Time) string { return jwt(`{"sub":"alice"}`) }, 0, time.Minute},
@@ -112,7 +116,8 @@ func dated(up *upstreamFunc, off time.Duration) {
 }
 
 func TestAnExpiredTokenGrantsNothingWithAWrongClock(t *testing.T) {
-	for name, off := range map[string]time.Duration{"three days behind": 72 * time.Hour, "right": 0, "three days ahead": -72 * time.Hour} {
+	for name, off := range map[string]time.Duration{"three days behind": 72 * time.Hour, "right": 0,
+		"three days ahead": -72 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := newFixture(config{Policy: access.Policy{ServeCached: true}})
@@ -169,7 +174,8 @@ func TestAGrantHoldsForItsOwnKeyAlone(t *testing.T) {
 		assert.Positive(t, r.asks(), name)
 	}
 	assert.Equal(t, 200, r.get("app/blobs/"+layer, "Authorization", "Bearer alice").StatusCode, "the grant itself")
-	assert.Equal(t, 200, r.get("app/blobs/"+layer+"?ns=r.test", "Authorization", "Bearer alice").StatusCode, "the same registry by another spelling")
+	assert.Equal(t, 200, r.get("app/blobs/"+layer+"?ns=r.test", "Authorization", "Bearer alice").StatusCode,
+		"the same registry by another spelling")
 	assert.Equal(t, 0, r.asks())
 	r.up.reply(everything)
 	r.Forget()
@@ -349,9 +355,11 @@ func (f *family) put(s *swarm) map[string]object {
 	manifest := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":12},
 		"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":%q,"size":3000},
 		{"mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip","digest":%q,"size":31,"urls":["https://elsewhere.test/x"]}],
-		"subject":{"mediaType":%q,"digest":%q,"size":32}}`, oci.MediaTypeManifest, f.config, f.layer, f.foreign, oci.MediaTypeManifest, f.subject)
+		"subject":{"mediaType":%q,"digest":%q,"size":32}}`, oci.MediaTypeManifest, f.config, f.layer, f.foreign,
+		oci.MediaTypeManifest, f.subject)
 	f.manifest = s.put(manifest, oci.MediaTypeManifest)
-	index := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`, oci.MediaTypeIndex, oci.MediaTypeManifest, f.manifest, len(manifest))
+	index := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
+		oci.MediaTypeIndex, oci.MediaTypeManifest, f.manifest, len(manifest))
 	f.index = s.put(index, oci.MediaTypeIndex)
 	return map[string]object{
 		"r.test/v2/app/manifests/v1":                 {index, oci.MediaTypeIndex},
@@ -365,7 +373,8 @@ func TestAManifestGrantsItsReferences(t *testing.T) {
 		var f family
 		r.up.reply(answers(f.put(&r.swarm)))
 		who := []string{"Authorization", jwtUntil(time.Now().Add(5 * time.Minute))}
-		image := []string{"app/manifests/" + string(f.manifest), "app/blobs/" + string(f.config), "app/blobs/" + string(f.layer)}
+		image := []string{"app/manifests/" + string(f.manifest), "app/blobs/" + string(f.config),
+			"app/blobs/" + string(f.layer)}
 		for _, path := range image {
 			assert.Equal(t, 404, r.get(path, who...).StatusCode, "before a manifest granted it")
 		}
@@ -380,7 +389,8 @@ func TestAManifestGrantsItsReferences(t *testing.T) {
 		opened := len(r.swarm.opened)
 		res := ask(r.mirror, http.MethodHead, "/v2/app/blobs/"+string(f.layer), who...)
 		assert.Equal(t, "3000", res.Header.Get("Content-Length"))
-		assert.Equal(t, oci.MediaTypeManifest, ask(r.mirror, http.MethodHead, "/v2/app/manifests/"+string(f.manifest), who...).Header.Get("Content-Type"))
+		assert.Equal(t, oci.MediaTypeManifest,
+			ask(r.mirror, http.MethodHead, "/v2/app/manifests/"+string(f.manifest), who...).Header.Get("Content-Type"))
 		assert.Len(t, r.swarm.opened, opened)
 		assert.Zero(t, r.swarm.opened[opened-1].Length)
 
@@ -456,7 +466,8 @@ func TestATokenRefusedByTheOriginLosesItsGrants(t *testing.T) {
 	r := newFixture(config{})
 	path := "app/blobs/" + string(r.layer)
 	require.Equal(t, 200, r.get(path, "Authorization", "Bearer x").StatusCode)
-	r.swarm.err = &api.Failure{Status: 401, Message: "the token has ended", Header: map[string]string{"Www-Authenticate": "Bearer y"}}
+	r.swarm.err = &api.Failure{Status: 401, Message: "the token has ended",
+		Header: map[string]string{"Www-Authenticate": "Bearer y"}}
 	r.asks()
 	res := r.get(path, "Authorization", "Bearer x")
 	assert.Equal(t, 401, res.StatusCode)
@@ -510,7 +521,9 @@ func TestAnUnlistedRegistryProvesOwnership(t *testing.T) {
 		}{
 			"it has it":                    {show(secret, true), 200, 2},
 			"it has it and takes no Range": {show(secret, false), 200, 2},
-			"it consents to everything":    {func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(200) }, 404, 3},
+			"it consents to everything": {func(w http.ResponseWriter, q source.RegistryRequest) {
+				w.WriteHeader(200)
+			}, 404, 3},
 			"it has other bytes":           {show(wrong, true), 404, 3},
 			"it has other bytes, no Range": {show(wrong, false), 404, 3},
 			"it has only the beginning":    {show(secret[:size/100], false), 404, 2},
@@ -529,7 +542,8 @@ func TestAnUnlistedRegistryProvesOwnership(t *testing.T) {
 			}, 404, 3},
 		} {
 			up := &upstreamFunc{answer: c.answer}
-			p := newMirror(config{Upstream: up, Open: s.Open, Vouches: func(upstream string) bool { return upstream == "listed.test" }})
+			p := newMirror(config{Upstream: up, Open: s.Open,
+				Vouches: func(upstream string) bool { return upstream == "listed.test" }})
 			for range 2 {
 				res := ask(p, http.MethodGet, "/v2/evil/blobs/"+string(id)+"?ns=evil.test")
 				assert.Equal(t, c.status, res.StatusCode, "%s, %d bytes", name, size)
@@ -539,7 +553,8 @@ func TestAnUnlistedRegistryProvesOwnership(t *testing.T) {
 			}
 			assert.Len(t, up.requests(), c.asked, name)
 		}
-		p := newMirror(config{Upstream: &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {}}, Open: s.Open, Vouches: func(upstream string) bool { return upstream == "listed.test" }})
+		p := newMirror(config{Upstream: &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {}},
+			Open: s.Open, Vouches: func(upstream string) bool { return upstream == "listed.test" }})
 		assert.Equal(t, 200, ask(p, http.MethodGet, "/v2/app/blobs/"+string(id)+"?ns=listed.test").StatusCode)
 	}
 }
@@ -549,7 +564,8 @@ func TestAReplyFromBeforeForgetIsNotRemembered(t *testing.T) {
 		r := newFixture(config{Policy: access.Policy{TagLife: time.Hour}})
 		manifest := r.swarm.put(oldIndex, oci.MediaTypeIndex)
 		known, gate := answers(map[string]object{
-			"r.test/v2/app/blobs/" + string(r.layer): {blob(100), ""}, "r.test/v2/app/manifests/v1": {oldIndex, oci.MediaTypeIndex},
+			"r.test/v2/app/blobs/" + string(r.layer):      {blob(100), ""},
+			"r.test/v2/app/manifests/v1":                  {oldIndex, oci.MediaTypeIndex},
 			"r.test/v2/app/manifests/" + string(manifest): {oldIndex, oci.MediaTypeIndex},
 		}), make(chan struct{})
 		r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {

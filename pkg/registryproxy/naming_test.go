@@ -17,7 +17,8 @@ import (
 func TestEachListenerHasADefaultOfItsOwn(t *testing.T) {
 	up := &upstreamFunc{answer: answers(nil)}
 	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "docker.io"})
-	for want, handler := range map[string]http.Handler{"docker.io/v2/library/app": p, "quay.io/v2/app": p.For("quay.io"), "r.test:5000/v2/app": p.For("r.test:5000")} {
+	for want, handler := range map[string]http.Handler{"docker.io/v2/library/app": p, "quay.io/v2/app": p.For("quay.io"),
+		"r.test:5000/v2/app": p.For("r.test:5000")} {
 		ask(handler, http.MethodGet, "/v2/app/manifests/v1")
 		last := up.requests()[len(up.requests())-1]
 		assert.Equal(t, want+"/manifests/v1", last.Upstream+last.Path)
@@ -29,7 +30,8 @@ func TestEachListenerHasADefaultOfItsOwn(t *testing.T) {
 }
 
 func TestAPingWithoutAListedDefaultSucceeds(t *testing.T) {
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusUnauthorized) }}
+	up := &upstreamFunc{
+		answer: func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusUnauthorized) }}
 	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "docker.io", Allow: func(upstream string) error {
 		if upstream != "quay.io" {
 			return errors.New("not listed")
@@ -80,7 +82,8 @@ func TestTheDefaultsTokenReadsPublicImagesElsewhere(t *testing.T) {
 			}
 		}
 		// A client that names the registry by ?ns= takes up that registry's challenge.
-		res := fetch(t, http.MethodGet, mirror+repository+"/manifests/v1?ns="+other.Host(), "Authorization", got, "Accept", accept)
+		res := fetch(t, http.MethodGet, mirror+repository+"/manifests/v1?ns="+other.Host(), "Authorization", got,
+			"Accept", accept)
 		assert.Equal(t, 401, res.StatusCode)
 	}
 }

@@ -22,13 +22,17 @@ import (
 
 // fullDisk runs a mirror on a real socket that has no room for a layer. direct gives the
 // registry's body from an offset; nil is a mirror without that way.
-func fullDisk(t *testing.T, layer []byte, seen *pulls, direct func(offset int64) (io.Reader, int64)) (*httptest.Server, string) {
+func fullDisk(t *testing.T, layer []byte, seen *pulls,
+	direct func(offset int64) (io.Reader, int64)) (*httptest.Server, string) {
 	t.Helper()
 	id := oci.DigestOf(layer)
-	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(id): {layer, ""}, "r.test/v2/app/manifests/" + string(id): {layer, oci.ManifestTypes()[0]}})}
-	cfg := config{Upstream: up, Default: "r.test", Observe: seen.observe, Open: func(context.Context, task.Spec) (registryproxy.Blob, error) {
-		return nil, fmt.Errorf("no content: %w", &api.Failure{Status: http.StatusInsufficientStorage, Message: "no space left on device", Full: true})
-	}}
+	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(id): {layer, ""},
+		"r.test/v2/app/manifests/" + string(id): {layer, oci.ManifestTypes()[0]}})}
+	cfg := config{Upstream: up, Default: "r.test", Observe: seen.observe,
+		Open: func(context.Context, task.Spec) (registryproxy.Blob, error) {
+			return nil, fmt.Errorf("no content: %w",
+				&api.Failure{Status: http.StatusInsufficientStorage, Message: "no space left on device", Full: true})
+		}}
 	if direct != nil {
 		cfg.Passthrough = func(_ context.Context, spec task.Spec, offset int64) (*source.Response, error) {
 			assert.Equal(t, id, spec.ID)
@@ -64,7 +68,8 @@ func cutting(content []byte, ends ...int64) func(int64) (io.Reader, int64) {
 		if len(ends) > 0 {
 			end, ends = ends[0], ends[1:]
 		}
-		return io.MultiReader(bytes.NewReader(content[offset:end]), errorReader{end < int64(len(content))}), int64(len(content))
+		return io.MultiReader(bytes.NewReader(content[offset:end]), errorReader{end < int64(len(content))}),
+			int64(len(content))
 	}
 }
 
@@ -87,11 +92,12 @@ func TestPassthroughServesClientsWithoutAFallback(t *testing.T) {
 			header []string
 			want   []byte
 		}{
-			"the whole":            {cutting(layer), nil, layer},
-			"cut again and again":  {cutting(layer, 0, n/3, n/3, n/2, n-1, n-1, n-1), nil, layer},
-			"its end":              {cutting(layer), []string{"Range", fmt.Sprintf("bytes=%d-", n/2)}, layer[n/2:]},
-			"its beginning":        {cutting(layer), []string{"Range", fmt.Sprintf("bytes=0-%d", n/2)}, layer[:n/2+1]},
-			"a byte in the middle": {cutting(layer, n/4), []string{"Range", fmt.Sprintf("bytes=%d-%[1]d", n/2)}, layer[n/2 : n/2+1]},
+			"the whole":           {cutting(layer), nil, layer},
+			"cut again and again": {cutting(layer, 0, n/3, n/3, n/2, n-1, n-1, n-1), nil, layer},
+			"its end":             {cutting(layer), []string{"Range", fmt.Sprintf("bytes=%d-", n/2)}, layer[n/2:]},
+			"its beginning":       {cutting(layer), []string{"Range", fmt.Sprintf("bytes=0-%d", n/2)}, layer[:n/2+1]},
+			"a byte in the middle": {cutting(layer, n/4), []string{"Range", fmt.Sprintf("bytes=%d-%[1]d", n/2)},
+				layer[n/2 : n/2+1]},
 		} {
 			t.Run(fmt.Sprint(size, " ", name), func(t *testing.T) {
 				seen := pulls{ended: make(chan struct{}, 1)}

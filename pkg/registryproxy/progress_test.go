@@ -76,7 +76,8 @@ func TestAManifestsLengthBindsOnlyItsClient(t *testing.T) {
 	pin := oci.DigestOf(manifest)
 	for name, cached := range map[string]bool{"it was here": true, "it comes": false} {
 		t.Run(name, func(t *testing.T) {
-			up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/manifests/" + string(pin): {manifest, oci.MediaTypeManifest}})}
+			up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/manifests/" + string(pin): {manifest,
+				oci.MediaTypeManifest}})}
 			var spec task.Spec
 			p := newMirror(config{Upstream: up, Open: func(_ context.Context, s task.Spec) (registryproxy.Blob, error) {
 				if s.ID == pin {

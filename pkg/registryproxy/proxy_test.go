@@ -34,33 +34,44 @@ func TestTheUpstreamIsHeaderNamespacePathOrDefault(t *testing.T) {
 		ns     string // OCI-Namespace of the answer
 	}{
 		{target: "/v2/lib/app" + m + "?ns=quay.io", want: "quay.io/v2/lib/app" + m, ns: "quay.io"},
-		{target: "/v2/lib/app" + m + "?ns=registry.test%3A5000", want: "registry.test:5000/v2/lib/app" + m, ns: "registry.test:5000"},
+		{target: "/v2/lib/app" + m + "?ns=registry.test%3A5000", want: "registry.test:5000/v2/lib/app" + m,
+			ns: "registry.test:5000"},
 		{target: "/v2/library/alpine" + m + "?ns=docker.io", want: "docker.io/v2/library/alpine" + m, ns: "docker.io"},
-		{target: "/v2/alpine" + m + "?ns=registry-1.docker.io", want: "docker.io/v2/library/alpine" + m, ns: "registry-1.docker.io"},
+		{target: "/v2/alpine" + m + "?ns=registry-1.docker.io", want: "docker.io/v2/library/alpine" + m,
+			ns: "registry-1.docker.io"},
 		{target: "/v2/app" + m + "?ns=intern", want: "intern/v2/app" + m, ns: "intern"},
 		// With ns or a header the path is the repository to the letter, also where its first part is the registry's own name.
 		{target: "/v2/quay.io/app" + m + "?ns=quay.io", want: "quay.io/v2/quay.io/app" + m, ns: "quay.io"},
 		{target: "/v2/quay.io/lib/app" + m + "?ns=quay.io", want: "quay.io/v2/quay.io/lib/app" + m, ns: "quay.io"},
 		{target: "/v2/registry.test:5000/app" + m + "?ns=registry.test%3A5000"}, // no repository has a colon
-		{target: "/v2/registry.test_5000/app" + m + "?ns=registry.test%3A5000", want: "registry.test:5000/v2/registry.test_5000/app" + m, ns: "registry.test:5000"},
+		{target: "/v2/registry.test_5000/app" + m + "?ns=registry.test%3A5000",
+			want: "registry.test:5000/v2/registry.test_5000/app" + m, ns: "registry.test:5000"},
 		{target: "/v2/docker.io/alpine" + m + "?ns=docker.io", want: "docker.io/v2/docker.io/alpine" + m, ns: "docker.io"},
 		{target: "/v2/localhost/app" + m + "?ns=localhost", want: "localhost/v2/localhost/app" + m, ns: "localhost"},
-		{target: "/v2/ghcr.io/app" + m, header: [2]string{"X-Darter-Upstream", "ghcr.io"}, want: "ghcr.io/v2/ghcr.io/app" + m},
-		{target: "/v2/ghcr.io/app" + m, header: [2]string{"X-Dragonfly-Registry", "https://ghcr.io"}, want: "ghcr.io/v2/ghcr.io/app" + m},
+		{target: "/v2/ghcr.io/app" + m, header: [2]string{"X-Darter-Upstream", "ghcr.io"},
+			want: "ghcr.io/v2/ghcr.io/app" + m},
+		{target: "/v2/ghcr.io/app" + m, header: [2]string{"X-Dragonfly-Registry", "https://ghcr.io"},
+			want: "ghcr.io/v2/ghcr.io/app" + m},
 		// Who wants that image without ?ns= says the name twice.
 		{target: "/v2/quay.io/quay.io/app" + m, want: "quay.io/v2/quay.io/app" + m},
 		{target: "/v2/my.project/app" + m + "?ns=quay.io", want: "quay.io/v2/my.project/app" + m, ns: "quay.io"},
 		// A header was written for the mirror, ns comes by itself.
-		{target: "/v2/lib/app" + m + "?ns=quay.io", header: [2]string{"X-Darter-Upstream", "ghcr.io"}, want: "ghcr.io/v2/lib/app" + m},
-		{target: "/v2/lib/app" + m + "?ns=quay.io", header: [2]string{"X-Darter-Upstream", "quay.io"}, want: "quay.io/v2/lib/app" + m, ns: "quay.io"},
-		{target: "/v2/ghcr.io/app" + m + "?ns=quay.io", header: [2]string{"X-Dragonfly-Registry", "https://ghcr.io"}, want: "ghcr.io/v2/ghcr.io/app" + m},
+		{target: "/v2/lib/app" + m + "?ns=quay.io", header: [2]string{"X-Darter-Upstream", "ghcr.io"},
+			want: "ghcr.io/v2/lib/app" + m},
+		{target: "/v2/lib/app" + m + "?ns=quay.io", header: [2]string{"X-Darter-Upstream", "quay.io"},
+			want: "quay.io/v2/lib/app" + m, ns: "quay.io"},
+		{target: "/v2/ghcr.io/app" + m + "?ns=quay.io", header: [2]string{"X-Dragonfly-Registry", "https://ghcr.io"},
+			want: "ghcr.io/v2/ghcr.io/app" + m},
 		{target: "/v2/lib/app" + m + "?ns=quay.io&ns=quay.io", want: "quay.io/v2/lib/app" + m, ns: "quay.io"},
 		{target: "/v2/lib/app" + m + "?ns=", want: "default.test/v2/lib/app" + m},
 		{target: "/v2/lib/app" + m + "?ns=quay.io&ns=ghcr.io"},
 		{target: "/v2/lib/app" + m + "?ns=a%20b", header: [2]string{"X-Darter-Upstream", "ghcr.io"}},
-		{target: "/v2/lib/app" + m, header: [2]string{"X-Dragonfly-Registry", "https://ghcr.io"}, want: "ghcr.io/v2/lib/app" + m},
-		{target: "/v2/lib/app" + m, header: [2]string{"X-Dragonfly-Registry", "https://index.docker.io"}, want: "docker.io/v2/lib/app" + m},
-		{target: "/v2/my.project/app" + m, header: [2]string{"X-Darter-Upstream", "ghcr.io:443"}, want: "ghcr.io:443/v2/my.project/app" + m},
+		{target: "/v2/lib/app" + m, header: [2]string{"X-Dragonfly-Registry", "https://ghcr.io"},
+			want: "ghcr.io/v2/lib/app" + m},
+		{target: "/v2/lib/app" + m, header: [2]string{"X-Dragonfly-Registry", "https://index.docker.io"},
+			want: "docker.io/v2/lib/app" + m},
+		{target: "/v2/my.project/app" + m, header: [2]string{"X-Darter-Upstream", "ghcr.io:443"},
+			want: "ghcr.io:443/v2/my.project/app" + m},
 		{target: "/v2/quay.io/lib/app" + m, want: "quay.io/v2/lib/app" + m},
 		{target: "/v2/registry.test:5000/lib/app" + m, want: "registry.test:5000/v2/lib/app" + m},
 		{target: "/v2/registry.test_5000/lib/app" + m, want: "registry.test:5000/v2/lib/app" + m},
@@ -101,7 +112,8 @@ func TestARegistryThatIsNotAllowedIsNeverAsked(t *testing.T) {
 		}
 		return nil
 	}})
-	said := refusedAs(t, ask(p, http.MethodGet, "/v2/latest/meta-data/manifests/v1?ns=169.254.169.254"), http.StatusForbidden, "DENIED")
+	said := refusedAs(t, ask(p, http.MethodGet, "/v2/latest/meta-data/manifests/v1?ns=169.254.169.254"),
+		http.StatusForbidden, "DENIED")
 	assert.Contains(t, said, "169.254.169.254 is not in mirror.upstreams; add it there")
 	assert.Empty(t, up.requests())
 	ask(p, http.MethodGet, "/v2/lib/app/manifests/v1?ns=quay.io")
@@ -159,7 +171,8 @@ func TestEveryRequestGetsARegistrysResponse(t *testing.T) {
 		require.Equal(t, c.status, get.StatusCode, c.path)
 		assert.Equal(t, string(c.data), body(t, get), c.path)
 		assert.Equal(t, http.Header{
-			"Accept-Ranges": {"bytes"}, "Content-Length": {fmt.Sprint(len(c.data))}, "Content-Type": {c.mediaType}, "Docker-Content-Digest": {string(c.digest)},
+			"Accept-Ranges": {"bytes"}, "Content-Length": {fmt.Sprint(len(c.data))}, "Content-Type": {c.mediaType},
+			"Docker-Content-Digest":           {string(c.digest)},
 			"Docker-Distribution-Api-Version": {"registry/2.0"}, "Etag": {`"` + string(c.digest) + `"`},
 		}, get.Header, c.path)
 	}
@@ -222,7 +235,8 @@ func TestEveryFormOfARangeIsAWindowOfTheContent(t *testing.T) {
 		{"bytes=5-6,8-9", "", 400, "", nil},
 	} {
 		for _, kind := range []string{"blobs", "manifests"} {
-			res := ask(p, http.MethodGet, "/v2/app/"+kind+"/"+string(b), "Range", c.asked, "If-Range", c.ifRange, "Accept-Encoding", "gzip, zstd")
+			res := ask(p, http.MethodGet, "/v2/app/"+kind+"/"+string(b), "Range", c.asked, "If-Range", c.ifRange,
+				"Accept-Encoding", "gzip, zstd")
 			require.Equal(t, c.status, res.StatusCode, c.asked)
 			assert.Equal(t, c.contentRange, res.Header.Get("Content-Range"), c.asked)
 			assert.Empty(t, res.Header.Get("Content-Encoding"))
@@ -249,13 +263,15 @@ func TestAMatchingETagGets304(t *testing.T) {
 	b := s.put(blob(10), "")
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {blob(10), ""}})}
 	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
-	for tag, status := range map[string]int{`"` + string(b) + `"`: 304, `"x", W/"` + string(b) + `"`: 304, "*": 304, `"x"`: 200, "": 200} {
+	for tag, status := range map[string]int{`"` + string(b) + `"`: 304, `"x", W/"` + string(b) + `"`: 304, "*": 304,
+		`"x"`: 200, "": 200} {
 		assert.Equal(t, status, ask(p, http.MethodGet, "/v2/app/blobs/"+string(b), "If-None-Match", tag).StatusCode, tag)
 	}
 }
 
 func TestTheRegistrysChallengeReachesTheClientUnchanged(t *testing.T) {
-	challenges := []string{`Bearer realm="https://r.test/token",service="r",scope="repository:app:pull"`, `Basic realm="r"`}
+	challenges := []string{`Bearer realm="https://r.test/token",service="r",scope="repository:app:pull"`,
+		`Basic realm="r"`}
 	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) {
 		w.Header()["Www-Authenticate"] = challenges
 		w.Header().Set("Set-Cookie", "a=b")
@@ -264,7 +280,8 @@ func TestTheRegistrysChallengeReachesTheClientUnchanged(t *testing.T) {
 	var s swarm
 	b := s.put(blob(10), "")
 	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
-	for _, path := range []string{"manifests/v1", "manifests/" + string(b), "blobs/" + string(b), "tags/list", "referrers/" + string(b)} {
+	for _, path := range []string{"manifests/v1", "manifests/" + string(b), "blobs/" + string(b), "tags/list",
+		"referrers/" + string(b)} {
 		for _, method := range []string{http.MethodGet, http.MethodHead} {
 			res := ask(p, method, "/v2/app/"+path)
 			require.Equal(t, 401, res.StatusCode, path)
@@ -316,7 +333,8 @@ func TestAClientWithoutChallengesReadsPublicImages(t *testing.T) {
 func TestARefusedClientGetsNothingFromTheSwarm(t *testing.T) {
 	var s swarm
 	b := s.put(blob(10), "")
-	for status, code := range map[int]string{401: "UNAUTHORIZED", 403: "DENIED", 404: "BLOB_UNKNOWN", 500: "UNKNOWN", 503: "UNAVAILABLE"} {
+	for status, code := range map[int]string{401: "UNAUTHORIZED", 403: "DENIED", 404: "BLOB_UNKNOWN", 500: "UNKNOWN",
+		503: "UNAVAILABLE"} {
 		up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) { w.WriteHeader(status) }}
 		p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 		said := refusedAs(t, ask(p, http.MethodGet, "/v2/app/blobs/"+string(b)), status, code)
@@ -333,7 +351,8 @@ func TestAGrantHoldsForOneRepositoryOfOneRegistry(t *testing.T) {
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/public/blobs/" + string(b): {private, ""}})}
 	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 	assert.Equal(t, 200, ask(p, http.MethodGet, "/v2/public/blobs/"+string(b)).StatusCode)
-	for _, path := range []string{"/v2/private/blobs/" + string(b), "/v2/public/blobs/" + string(b) + "?ns=other.test", "/v2/public/manifests/" + string(b)} {
+	for _, path := range []string{"/v2/private/blobs/" + string(b), "/v2/public/blobs/" + string(b) + "?ns=other.test",
+		"/v2/public/manifests/" + string(b)} {
 		assert.Equal(t, 404, ask(p, http.MethodGet, path).StatusCode, path)
 		assert.Equal(t, 404, ask(p, http.MethodHead, path).StatusCode, path)
 	}
@@ -349,7 +368,8 @@ func TestCredentialsAndAcceptReachRegistryAndOrigin(t *testing.T) {
 		"r.test/v2/app/blobs/" + string(b): {layer, ""},
 	})}
 	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
-	ask(p, http.MethodGet, "/v2/app/manifests/v1?x=y", "Authorization", "Bearer abc", "Accept", "a/b, c/d", "Accept", "*/*", "Cookie", "c", "Accept-Encoding", "gzip")
+	ask(p, http.MethodGet, "/v2/app/manifests/v1?x=y", "Authorization", "Bearer abc", "Accept", "a/b, c/d", "Accept",
+		"*/*", "Cookie", "c", "Accept-Encoding", "gzip")
 	ask(p, http.MethodGet, "/v2/app/blobs/"+string(b), "Authorization", "Bearer abc")
 	ask(p, http.MethodGet, "/v2/app/manifests/v1")
 
@@ -362,9 +382,11 @@ func TestCredentialsAndAcceptReachRegistryAndOrigin(t *testing.T) {
 	assert.Equal(t, http.Header{"Accept": oci.ManifestTypes()}, up.requests()[2].Header)
 	require.Len(t, s.opened, 3)
 	assert.Equal(t, task.Spec{
-		ID: m, Kind: task.Manifest, Upstream: "r.test", Repository: "app", Length: int64(len(manifest)), Accept: []string{"a/b, c/d", "*/*"}, Authorization: "Bearer abc",
+		ID: m, Kind: task.Manifest, Upstream: "r.test", Repository: "app", Length: int64(len(manifest)),
+		Accept: []string{"a/b, c/d", "*/*"}, Authorization: "Bearer abc",
 	}, s.opened[0])
-	assert.Equal(t, task.Spec{ID: b, Kind: task.Blob, Upstream: "r.test", Repository: "app", Length: 10, Authorization: "Bearer abc"}, s.opened[1])
+	assert.Equal(t, task.Spec{ID: b, Kind: task.Blob, Upstream: "r.test", Repository: "app", Length: 10,
+		Authorization: "Bearer abc"}, s.opened[1])
 }
 
 func TestATagWithoutADigestHeaderIsHashed(t *testing.T) {
@@ -458,13 +480,18 @@ func TestTheOriginsErrorIsPassedOn(t *testing.T) {
 		exactly string
 		has     string
 	}{
-		{err: &api.Failure{Status: 429, Body: []byte(own), Message: "GET …: 429", Header: map[string]string{"Retry-After": "7"}}, status: 429, exactly: own},
+		{err: &api.Failure{Status: 429, Body: []byte(own), Message: "GET …: 429",
+			Header: map[string]string{"Retry-After": "7"}}, status: 429, exactly: own},
 		// containerd would hammer a 429; it names ns.
-		{err: &api.Failure{Status: 429, Body: []byte(own), Message: "GET …: 429"}, query: "?ns=r.test", status: 503, exactly: own},
-		{err: &api.Failure{Status: 403, Body: []byte("<html>no</html>"), Message: "GET …: 403 Forbidden"}, status: 403, code: "DENIED", has: "no"},
-		{err: &api.Failure{Status: 502, Message: "dial tcp 10.0.0.1:443: connection refused"}, status: 502, code: "UNAVAILABLE", has: "dial tcp 10.0.0.1:443: connection refused"},
+		{err: &api.Failure{Status: 429, Body: []byte(own), Message: "GET …: 429"}, query: "?ns=r.test",
+			status: 503, exactly: own},
+		{err: &api.Failure{Status: 403, Body: []byte("<html>no</html>"), Message: "GET …: 403 Forbidden"}, status: 403,
+			code: "DENIED", has: "no"},
+		{err: &api.Failure{Status: 502, Message: "dial tcp 10.0.0.1:443: connection refused"}, status: 502,
+			code: "UNAVAILABLE", has: "dial tcp 10.0.0.1:443: connection refused"},
 		{err: &api.Failure{Status: 302, Message: "odd"}, status: 502, code: "UNAVAILABLE", has: "odd"},
-		{err: fmt.Errorf("opening the replica: %w", piece.ErrNoSpace), status: 503, code: "UNAVAILABLE", has: "no space left in the piece store"},
+		{err: fmt.Errorf("opening the replica: %w", piece.ErrNoSpace), status: 503, code: "UNAVAILABLE",
+			has: "no space left in the piece store"},
 	} {
 		s := swarm{err: c.err}
 		p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
@@ -487,12 +514,14 @@ func TestNoClientIsRefusedForAnothersCredentials(t *testing.T) {
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
 	for _, refusals := range []int{1, 2} {
 		opened := 0
-		p := newMirror(config{Upstream: up, Default: "r.test", Open: func(_ context.Context, spec task.Spec) (registryproxy.Blob, error) {
-			if opened++; opened <= refusals {
-				return nil, spoken(&api.Failure{Status: 401, Message: "the token of another has ended", Header: map[string]string{"WWW-Authenticate": "Bearer x"}}, spec)
-			}
-			return &fakeBlob{data: layer}, nil
-		}})
+		p := newMirror(config{Upstream: up, Default: "r.test",
+			Open: func(_ context.Context, spec task.Spec) (registryproxy.Blob, error) {
+				if opened++; opened <= refusals {
+					return nil, spoken(&api.Failure{Status: 401, Message: "the token of another has ended",
+						Header: map[string]string{"WWW-Authenticate": "Bearer x"}}, spec)
+				}
+				return &fakeBlob{data: layer}, nil
+			}})
 		res := ask(p, http.MethodGet, "/v2/app/blobs/"+string(b), "Authorization", "Bearer mine")
 		if refusals == 1 {
 			assert.Equal(t, string(layer), body(t, res))
@@ -510,7 +539,8 @@ func TestNoClientIsRefusedForAnothersCredentials(t *testing.T) {
 func TestAnUnreachableRegistryIsReportedAtOnce(t *testing.T) {
 	up := &upstreamFunc{err: errors.New("dial tcp 192.0.2.1:443: connect: connection refused")}
 	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
-	for _, path := range []string{"", "app/manifests/v1", "app/blobs/" + missing, "app/tags/list", "app/referrers/" + missing} {
+	for _, path := range []string{"", "app/manifests/v1", "app/blobs/" + missing, "app/tags/list",
+		"app/referrers/" + missing} {
 		said := refusedAs(t, ask(p, http.MethodGet, "/v2/"+path), http.StatusBadGateway, "UNAVAILABLE")
 		assert.Contains(t, said, "asking r.test: ")
 		assert.Contains(t, said, "192.0.2.1:443: connect: connection refused")
@@ -530,13 +560,15 @@ func TestEveryClientHasADeadline(t *testing.T) {
 		"a registry that is silent":         {&upstreamFunc{}, nil, "manifests/v1", 10 * time.Second},
 		"a registry that is silent, to ns":  {&upstreamFunc{}, nil, "blobs/" + missing + "?ns=r.test", 10 * time.Second},
 		"a client that cannot go elsewhere": {&upstreamFunc{}, nil, "blobs/" + missing, time.Minute},
-		"a swarm that knows nothing": {&upstreamFunc{answer: known}, func(ctx context.Context, _ task.Spec) (registryproxy.Blob, error) {
-			<-ctx.Done()
-			return nil, context.Cause(ctx)
-		}, "blobs/" + string(b) + "?ns=r.test", 10 * time.Second},
-		"a swarm that has no byte": {&upstreamFunc{answer: known}, func(context.Context, task.Spec) (registryproxy.Blob, error) {
-			return &fakeBlob{data: layer, stall: true}, nil
-		}, "blobs/" + string(b) + "?ns=r.test", 10 * time.Second},
+		"a swarm that knows nothing": {&upstreamFunc{answer: known},
+			func(ctx context.Context, _ task.Spec) (registryproxy.Blob, error) {
+				<-ctx.Done()
+				return nil, context.Cause(ctx)
+			}, "blobs/" + string(b) + "?ns=r.test", 10 * time.Second},
+		"a swarm that has no byte": {&upstreamFunc{answer: known},
+			func(context.Context, task.Spec) (registryproxy.Blob, error) {
+				return &fakeBlob{data: layer, stall: true}, nil
+			}, "blobs/" + string(b) + "?ns=r.test", 10 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -556,7 +588,8 @@ func TestABodyMayTakeLongerThanTheFirstByte(t *testing.T) {
 		b := oci.DigestOf(layer)
 		up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
 		content := &slowBlob{fakeBlob: fakeBlob{data: layer}, pause: time.Minute}
-		p := newMirror(config{Upstream: up, Default: "r.test", Open: func(context.Context, task.Spec) (registryproxy.Blob, error) { return content, nil }})
+		p := newMirror(config{Upstream: up, Default: "r.test",
+			Open: func(context.Context, task.Spec) (registryproxy.Blob, error) { return content, nil }})
 		res := ask(p, http.MethodGet, "/v2/app/blobs/"+string(b)+"?ns=r.test")
 		assert.Equal(t, string(layer), body(t, res))
 	})
@@ -591,9 +624,10 @@ func TestABlobThatFailsBeforeItsFirstByteIsAnError(t *testing.T) {
 	layer := blob(10)
 	b := oci.DigestOf(layer)
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
-	p := newMirror(config{Upstream: up, Default: "r.test", Open: func(context.Context, task.Spec) (registryproxy.Blob, error) {
-		return &fakeBlob{data: layer, err: &api.Failure{Status: 502, Message: "the body ended after 0 bytes"}}, nil
-	}})
+	p := newMirror(config{Upstream: up, Default: "r.test",
+		Open: func(context.Context, task.Spec) (registryproxy.Blob, error) {
+			return &fakeBlob{data: layer, err: &api.Failure{Status: 502, Message: "the body ended after 0 bytes"}}, nil
+		}})
 	said := refusedAs(t, ask(p, http.MethodGet, "/v2/app/blobs/"+string(b)), http.StatusBadGateway, "UNAVAILABLE")
 	assert.Contains(t, said, "the body ended after 0 bytes")
 }
@@ -602,8 +636,10 @@ func TestAPushIsRefusedClearly(t *testing.T) {
 	up := &upstreamFunc{}
 	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
 	for _, c := range [][2]string{
-		{"POST", "/v2/app/blobs/uploads/"}, {"GET", "/v2/app/blobs/uploads/abc"}, {"PATCH", "/v2/app/blobs/uploads/abc"}, {"PUT", "/v2/app/manifests/v1"},
-		{"DELETE", "/v2/app/manifests/v1"}, {"DELETE", "/v2/app/blobs/" + missing}, {"POST", "/v2/"}, {"OPTIONS", "/v2/app/tags/list"},
+		{"POST", "/v2/app/blobs/uploads/"}, {"GET", "/v2/app/blobs/uploads/abc"}, {"PATCH", "/v2/app/blobs/uploads/abc"},
+		{"PUT", "/v2/app/manifests/v1"},
+		{"DELETE", "/v2/app/manifests/v1"}, {"DELETE", "/v2/app/blobs/" + missing}, {"POST", "/v2/"},
+		{"OPTIONS", "/v2/app/tags/list"},
 	} {
 		res := ask(p, c[0], c[1])
 		assert.Contains(t, refusedAs(t, res, http.StatusMethodNotAllowed, "UNSUPPORTED"), "push to the registry itself")
@@ -614,8 +650,10 @@ func TestAPushIsRefusedClearly(t *testing.T) {
 
 func TestARequestIsBounded(t *testing.T) {
 	p := newMirror(config{Upstream: &upstreamFunc{}, Open: (&swarm{}).Open, Default: "r.test"})
-	refusedAs(t, ask(p, http.MethodGet, "/v2/app/tags/list?last="+strings.Repeat("a", 9000)), http.StatusRequestURITooLong, "UNKNOWN")
-	refusedAs(t, ask(p, http.MethodGet, "/v2/app/manifests/v1", "Accept", strings.Repeat("a", 70000)), http.StatusRequestHeaderFieldsTooLarge, "UNKNOWN")
+	refusedAs(t, ask(p, http.MethodGet, "/v2/app/tags/list?last="+strings.Repeat("a", 9000)),
+		http.StatusRequestURITooLong, "UNKNOWN")
+	refusedAs(t, ask(p, http.MethodGet, "/v2/app/manifests/v1", "Accept", strings.Repeat("a", 70000)),
+		http.StatusRequestHeaderFieldsTooLarge, "UNKNOWN")
 	r := httptest.NewRequest(http.MethodGet, "/v2/app/manifests/v1", strings.NewReader(strings.Repeat("a", 5000)))
 	w := httptest.NewRecorder()
 	p.ServeHTTP(w, r)
@@ -673,7 +711,8 @@ func TestAPingIsForwardedToTheNamedRegistry(t *testing.T) {
 		w.WriteHeader(http.StatusUnauthorized)
 	}}
 	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
-	for target, upstream := range map[string]string{"/v2/": "r.test", "/v2": "r.test", "/v2/?ns=quay.io": "quay.io", "/v2/ghcr.io/": "ghcr.io", "/v2/ghcr.io": "ghcr.io"} {
+	for target, upstream := range map[string]string{"/v2/": "r.test", "/v2": "r.test", "/v2/?ns=quay.io": "quay.io",
+		"/v2/ghcr.io/": "ghcr.io", "/v2/ghcr.io": "ghcr.io"} {
 		res := ask(p, http.MethodGet, target)
 		assert.Equal(t, 401, res.StatusCode, target)
 		assert.Equal(t, "Basic realm="+upstream+"/v2/", res.Header.Get("WWW-Authenticate"), target)
@@ -713,7 +752,8 @@ func TestAPingIsRepeatedWhileTheRegistryIsUnreachable(t *testing.T) {
 			assert.Equal(t, "Basic realm=r.test", res.Header.Get("WWW-Authenticate"))
 		}
 		assert.Equal(t, 502, ask(p, http.MethodGet, "/v2/?ns=quay.io").StatusCode, "another registry")
-		assert.Equal(t, 502, ask(p, http.MethodGet, "/v2/", "Authorization", "Bearer x").StatusCode, "whether credentials are good only the registry knows")
+		assert.Equal(t, 502, ask(p, http.MethodGet, "/v2/", "Authorization", "Bearer x").StatusCode,
+			"whether credentials are good only the registry knows")
 	}
 	down(false)
 	status = 503
@@ -739,13 +779,15 @@ func TestEveryRequestIsObservedOnce(t *testing.T) {
 	assert.Same(t, s.contents[b], got.Blob)
 	got.Granted, got.Opened, got.FirstByte, got.Total, got.Blob = 0, 0, 0, 0, nil
 	assert.Equal(t, registryproxy.Pull{
-		Endpoint: "blob", Method: "GET", Upstream: "r.test", Repository: "app", Reference: string(b), Task: b, Client: "containerd/2.4", Status: 206, Ranged: true, Bytes: 9995,
+		Endpoint: "blob", Method: "GET", Upstream: "r.test", Repository: "app", Reference: string(b), Task: b,
+		Client: "containerd/2.4", Status: 206, Ranged: true, Bytes: 9995,
 	}, got)
 
 	ask(p, http.MethodGet, "/v2/app/manifests/v1?ns=quay.io")
 	got = seen.last(t)
 	assert.Equal(t, 404, got.Status)
-	assert.Equal(t, "quay.io app v1 manifest", strings.Join([]string{got.Upstream, got.Repository, got.Reference, got.Endpoint}, " "))
+	assert.Equal(t, "quay.io app v1 manifest",
+		strings.Join([]string{got.Upstream, got.Repository, got.Reference, got.Endpoint}, " "))
 	assert.ErrorContains(t, got.Err, "quay.io answered 404 Not Found to /v2/app/manifests/v1")
 	assert.Zero(t, got.Granted, "there was no grant")
 	ask(p, http.MethodGet, "/nonsense")
@@ -755,13 +797,15 @@ func TestEveryRequestIsObservedOnce(t *testing.T) {
 
 func FuzzServeHTTP(f *testing.F) {
 	digest := "sha256:" + strings.Repeat("a", 64)
-	for _, path := range []string{"/v2/", "/v2/lib/app/manifests/v1", "/v2/quay.io/lib/app/blobs/" + digest, "/v2/a/blobs/uploads/", "/v2/a_1/tags/list", "/v2/../x/manifests/y", "/v2/a/referrers/" + digest} {
+	for _, path := range []string{"/v2/", "/v2/lib/app/manifests/v1", "/v2/quay.io/lib/app/blobs/" + digest,
+		"/v2/a/blobs/uploads/", "/v2/a_1/tags/list", "/v2/../x/manifests/y", "/v2/a/referrers/" + digest} {
 		f.Add(path, "ns=quay.io", "", "bytes=1-2", `"x"`)
 		f.Add(path, "", "https://ghcr.io", "", digest)
 	}
 	f.Fuzz(func(t *testing.T, path, query, header, asked, tag string) {
 		// Servers take no longer heads than that.
-		if !strings.HasPrefix(path, "/") || len(path)+len(query)+len(header)+len(asked)+len(tag) > http.DefaultMaxHeaderBytes {
+		if !strings.HasPrefix(path, "/") ||
+			len(path)+len(query)+len(header)+len(asked)+len(tag) > http.DefaultMaxHeaderBytes {
 			return
 		}
 		// In virtual time no limit passes because the machine is busy, and whatever a request

@@ -36,7 +36,8 @@ import (
 func mirrorOf(t *testing.T, cfg config) string {
 	t.Helper()
 	client, err := registry.New(registry.Config{
-		Default: &registry.Upstream{PlainHTTP: true, Proxy: "none"}, HTTP: httporigin.Config{AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
+		Default: &registry.Upstream{PlainHTTP: true, Proxy: "none"},
+		HTTP:    httporigin.Config{AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
 	})
 	require.NoError(t, err)
 	t.Cleanup(client.CloseIdleConnections)
@@ -81,8 +82,9 @@ func TestTheMirrorAnswersAsItsRegistryDoes(t *testing.T) {
 	require.NoError(t, err)
 	mirror := mirrorOf(t, config{Default: r.Host()})
 
-	paths := []string{"lib/app/manifests/v1", "lib/app/manifests/v2", "lib/none/manifests/v1", "lib/app/manifests/" + missing, "lib/app/blobs/" + missing, "lib/none/blobs/" + missing,
-		"lib/app/tags/list", "lib/none/tags/list", "lib/app/tags/list?n=-1", "lib/app/manifests/.x", ""}
+	paths := []string{"lib/app/manifests/v1", "lib/app/manifests/v2", "lib/none/manifests/v1",
+		"lib/app/manifests/" + missing, "lib/app/blobs/" + missing, "lib/none/blobs/" + missing, "lib/app/tags/list",
+		"lib/none/tags/list", "lib/app/tags/list?n=-1", "lib/app/manifests/.x", ""}
 	for _, o := range pushed.Objects {
 		kind := "blobs/"
 		if o.Kind == "index" || o.Kind == "manifest" {
@@ -107,7 +109,8 @@ func TestTheMirrorAnswersAsItsRegistryDoes(t *testing.T) {
 				if want.StatusCode >= 400 {
 					continue
 				}
-				for _, k := range []string{"Content-Type", "Content-Length", "Content-Range", "Docker-Content-Digest", "Etag", "Link"} {
+				for _, k := range []string{"Content-Type", "Content-Length", "Content-Range", "Docker-Content-Digest",
+					"Etag", "Link"} {
 					assert.Equal(t, want.Header.Get(k), got.Header.Get(k), "%s of %s", k, what)
 				}
 				assert.Equal(t, body(t, want), body(t, got), what)
@@ -179,7 +182,8 @@ func token(t *testing.T, challenge, user, password string) string {
 	for _, m := range challengePart.FindAllStringSubmatch(challenge, -1) {
 		part[m[1]] = m[2]
 	}
-	req, err := http.NewRequest(http.MethodGet, part["realm"]+"?"+url.Values{"service": {part["service"]}, "scope": {part["scope"]}}.Encode(), nil)
+	req, err := http.NewRequest(http.MethodGet,
+		part["realm"]+"?"+url.Values{"service": {part["service"]}, "scope": {part["scope"]}}.Encode(), nil)
 	require.NoError(t, err)
 	if user != "" {
 		req.SetBasicAuth(user, password)
@@ -213,7 +217,8 @@ func TestAPrivateBlobNeedsTheRegistrysConsent(t *testing.T) {
 	res := fetch(t, http.MethodGet, private)
 	refusedAs(t, res, http.StatusUnauthorized, "UNAUTHORIZED")
 	challenge := res.Header.Get("WWW-Authenticate")
-	assert.Equal(t, fetch(t, http.MethodGet, r.URL()+"/v2/private/app/blobs/"+onlyPrivate).Header.Get("WWW-Authenticate"), challenge)
+	assert.Equal(t,
+		fetch(t, http.MethodGet, r.URL()+"/v2/private/app/blobs/"+onlyPrivate).Header.Get("WWW-Authenticate"), challenge)
 
 	alice := token(t, challenge, "alice", "a")
 	for _, c := range []struct {
@@ -240,15 +245,18 @@ func TestAPrivateBlobNeedsTheRegistrysConsent(t *testing.T) {
 	anonymous := token(t, challenge, "", "")
 	assert.Equal(t, 200, fetch(t, http.MethodGet, public, "Authorization", anonymous).StatusCode)
 	// A blob of the private repository alone is not in the public one.
-	assert.Equal(t, 404, fetch(t, http.MethodGet, mirror+"public/app/blobs/"+onlyPrivate+ns, "Authorization", anonymous).StatusCode)
-	assert.Equal(t, 401, fetch(t, http.MethodGet, mirror+"private/app/blobs/"+inBoth+ns, "Authorization", anonymous).StatusCode)
+	assert.Equal(t, 404,
+		fetch(t, http.MethodGet, mirror+"public/app/blobs/"+onlyPrivate+ns, "Authorization", anonymous).StatusCode)
+	assert.Equal(t, 401,
+		fetch(t, http.MethodGet, mirror+"private/app/blobs/"+inBoth+ns, "Authorization", anonymous).StatusCode)
 
 	r.RevokeTokens()
 	assert.Equal(t, 401, fetch(t, http.MethodGet, private, "Authorization", alice).StatusCode, "a token that has ended")
 }
 
 func TestAPublicImageByPathNeedsNoLogin(t *testing.T) {
-	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{"": {Pull: []string{"public/*"}}}})
+	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer,
+		Users: map[string]registrytest.User{"": {Pull: []string{"public/*"}}}})
 	img, err := registrytest.NewImage(4, []int64{5000})
 	require.NoError(t, err)
 	for _, repository := range []string{"public/app", "private/app"} {
@@ -283,14 +291,16 @@ func TestABlobThatTheRegistryRedirectsIsServed(t *testing.T) {
 }
 
 func TestARealClientLogsInByBasicThroughTheMirror(t *testing.T) {
-	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Basic, Users: map[string]registrytest.User{"alice": {Password: "a", Pull: []string{"*"}}}})
+	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Basic,
+		Users: map[string]registrytest.User{"alice": {Password: "a", Pull: []string{"*"}}}})
 	img, err := registrytest.NewImage(3, []int64{5000})
 	require.NoError(t, err)
 	_, err = r.Push(t.Context(), "lib/app", "v1", img)
 	require.NoError(t, err)
 	mirror := mirrorOf(t, config{Default: r.Host()})
 	for password, ok := range map[string]bool{"a": true, "wrong": false} {
-		got, err := crane.Pull(mirror+"/lib/app:v1", crane.Insecure, crane.WithAuth(&authn.Basic{Username: "alice", Password: password}))
+		got, err := crane.Pull(mirror+"/lib/app:v1", crane.Insecure,
+			crane.WithAuth(&authn.Basic{Username: "alice", Password: password}))
 		if !ok {
 			require.ErrorContains(t, err, "401")
 			continue
@@ -306,8 +316,10 @@ func TestFaultsOfTheRegistryAreReportedQuickly(t *testing.T) {
 	require.NoError(t, err)
 	mirror := "http://" + mirrorOf(t, config{Default: r.Host()}) + "/v2/lib/app/"
 	ns := "?ns=" + url.QueryEscape(r.Host())
-	for _, c := range []struct{ status, podman, containerd int }{{429, 429, 503}, {500, 500, 500}, {503, 503, 503}, {403, 403, 403}} {
-		r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Match: "HEAD ", Status: c.status, Header: map[string]string{"Retry-After": "30"}})
+	for _, c := range []struct{ status, podman, containerd int }{{429, 429, 503}, {500, 500, 500}, {503, 503, 503},
+		{403, 403, 403}} {
+		r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Match: "HEAD ", Status: c.status,
+			Header: map[string]string{"Retry-After": "30"}})
 		for query, want := range map[string]int{"": c.podman, ns: c.containerd} {
 			res := fetch(t, http.MethodGet, mirror+"blobs/"+digest+query)
 			assert.Equal(t, want, res.StatusCode)

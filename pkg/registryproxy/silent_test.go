@@ -24,7 +24,8 @@ func TestTheBreakerSkipsASilentRegistry(t *testing.T) {
 		id := s.put(oldIndex, oci.MediaTypeIndex)
 		layers := []string{string(s.put(blob(10), "")), string(s.put(blob(20), "")), string(s.put(blob(30), ""))}
 		up := &upstreamFunc{}
-		known := map[string]object{"r.test/v2/app/manifests/v1": {oldIndex, oci.MediaTypeIndex}, "r.test/v2/app/manifests/" + string(id): {oldIndex, oci.MediaTypeIndex}}
+		known := map[string]object{"r.test/v2/app/manifests/v1": {oldIndex, oci.MediaTypeIndex},
+			"r.test/v2/app/manifests/" + string(id): {oldIndex, oci.MediaTypeIndex}}
 		for i, l := range layers {
 			known["r.test/v2/app/blobs/"+l] = object{blob(10 * (i + 1)), ""}
 		}
@@ -36,7 +37,8 @@ func TestTheBreakerSkipsASilentRegistry(t *testing.T) {
 		pull := func() (took time.Duration) {
 			began := time.Now()
 			for _, path := range []string{"manifests/v1", "blobs/" + layers[0], "blobs/" + layers[1], "blobs/" + layers[2]} {
-				require.Equal(t, 200, ask(p, http.MethodGet, "/v2/app/"+path+"?ns=r.test", "Authorization", "Bearer opaque").StatusCode, path)
+				require.Equal(t, 200,
+					ask(p, http.MethodGet, "/v2/app/"+path+"?ns=r.test", "Authorization", "Bearer opaque").StatusCode, path)
 			}
 			return time.Since(began)
 		}
@@ -49,12 +51,14 @@ func TestTheBreakerSkipsASilentRegistry(t *testing.T) {
 		assert.Equal(t, 2*time.Second, pull(), "and again after a while")
 
 		began := time.Now()
-		assert.Equal(t, 504, ask(p, http.MethodGet, "/v2/app/manifests/v2?ns=r.test", "Authorization", "Bearer opaque").StatusCode)
+		assert.Equal(t, 504,
+			ask(p, http.MethodGet, "/v2/app/manifests/v2?ns=r.test", "Authorization", "Bearer opaque").StatusCode)
 		assert.Equal(t, 10*time.Second, time.Since(began), "a lookup without a fallback waits")
 		up.reply(answers(known))
 		time.Sleep(10 * time.Second)
 		assert.Zero(t, pull())
-		assert.Empty(t, ask(p, http.MethodGet, "/v2/app/manifests/v1?ns=r.test", "Authorization", "Bearer opaque").Header.Get(registryproxy.HeaderStale))
+		assert.Empty(t, ask(p, http.MethodGet, "/v2/app/manifests/v1?ns=r.test", "Authorization", "Bearer opaque").Header.Get(
+			registryproxy.HeaderStale))
 	})
 }
 
@@ -75,7 +79,8 @@ func TestPublicImagesServeWhileTheRegistryIsDown(t *testing.T) {
 				known(w, q)
 			})
 			pull := func(who string) (statuses []int) {
-				for _, path := range []string{"manifests/v1", "manifests/" + string(f.index), "manifests/" + string(f.manifest), "blobs/" + string(f.config), "blobs/" + string(f.layer)} {
+				for _, path := range []string{"manifests/v1", "manifests/" + string(f.index), "manifests/" + string(f.manifest),
+					"blobs/" + string(f.config), "blobs/" + string(f.layer)} {
 					statuses = append(statuses, r.get("app/"+path+"?ns=r.test", "Authorization", who).StatusCode)
 				}
 				synctest.Wait()

@@ -27,9 +27,10 @@ func serve(t *testing.T, content registryproxy.Blob, layer []byte, seen *pulls) 
 	t.Helper()
 	b := oci.DigestOf(layer)
 	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, ""}})}
-	p := newMirror(config{Upstream: up, Default: "r.test", Observe: seen.observe, Open: func(context.Context, task.Spec) (registryproxy.Blob, error) {
-		return content, nil
-	}})
+	p := newMirror(config{Upstream: up, Default: "r.test", Observe: seen.observe,
+		Open: func(context.Context, task.Spec) (registryproxy.Blob, error) {
+			return content, nil
+		}})
 	srv := httptest.NewServer(p)
 	t.Cleanup(srv.Close)
 	return srv, "/v2/app/blobs/" + string(b)
@@ -50,7 +51,8 @@ func TestABodyThatFailsEndsShortWithAFINAndNoReset(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			seen := pulls{ended: make(chan struct{}, 1)}
-			srv, path := serve(t, &fakeBlob{data: layer, failAt: c.failAt, err: errors.New("the last source is gone")}, layer, &seen)
+			srv, path := serve(t,
+				&fakeBlob{data: layer, failAt: c.failAt, err: errors.New("the last source is gone")}, layer, &seen)
 			conn, err := net.Dial("tcp", srv.Listener.Addr().String())
 			require.NoError(t, err)
 			defer conn.Close()
@@ -91,7 +93,8 @@ func TestOnlyClientsThatStartOverAfterAResetAreReset(t *testing.T) {
 		"":                            false,
 	} {
 		t.Run(client, func(t *testing.T) {
-			srv, path := serve(t, &fakeBlob{data: layer, failAt: 200_000, err: errors.New("the last source is gone")}, layer, &pulls{})
+			srv, path := serve(t, &fakeBlob{data: layer, failAt: 200_000, err: errors.New("the last source is gone")},
+				layer, &pulls{})
 			conn, err := net.Dial("tcp", srv.Listener.Addr().String())
 			require.NoError(t, err)
 			defer conn.Close()
@@ -167,7 +170,8 @@ func TestAConnectionServesOneRequestAfterAnother(t *testing.T) {
 	require.NoError(t, err)
 	defer conn.Close()
 	in := bufio.NewReader(conn)
-	for _, c := range []struct{ method, header string }{{"GET", ""}, {"HEAD", ""}, {"GET", "Range: bytes=5-\r\n"}, {"GET", "Range: bytes=99999-\r\n"}, {"PUT", ""}, {"GET", ""}} {
+	for _, c := range []struct{ method, header string }{{"GET", ""}, {"HEAD", ""}, {"GET", "Range: bytes=5-\r\n"},
+		{"GET", "Range: bytes=99999-\r\n"}, {"PUT", ""}, {"GET", ""}} {
 		fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: h\r\n%s\r\n", c.method, path, c.header)
 		res, err := http.ReadResponse(in, &http.Request{Method: c.method})
 		require.NoError(t, err)

@@ -114,7 +114,8 @@ func TestATagIsLookedUpOncePerLife(t *testing.T) {
 			s.put(newIndex, oci.MediaTypeIndex)
 			r := &tagged{etags: etags}
 			r.set("latest", oldIndex)
-			p := newMirror(config{Upstream: r, Open: s.Open, Default: "r.test", Policy: access.Policy{TagLife: 10 * time.Second}})
+			p := newMirror(config{Upstream: r, Open: s.Open, Default: "r.test",
+				Policy: access.Policy{TagLife: 10 * time.Second}})
 			// As containerd pulls: HEAD by tag, GET by digest; and as Podman: GET by tag.
 			pull := func() string {
 				res := ask(p, http.MethodHead, "/v2/app/manifests/latest")
@@ -153,7 +154,8 @@ func TestTagsDifferByRegistryRepositoryNameAndAccept(t *testing.T) {
 	r.set("b", oldIndex)
 	p := newMirror(config{Upstream: r, Open: s.Open, Default: "r.test", Policy: access.Policy{TagLife: time.Minute}})
 	for _, c := range []struct{ target, accept string }{
-		{"/v2/app/manifests/a", ""}, {"/v2/app/manifests/b", ""}, {"/v2/other/manifests/a", ""}, {"/v2/app/manifests/a?ns=q.test", ""},
+		{"/v2/app/manifests/a", ""}, {"/v2/app/manifests/b", ""}, {"/v2/other/manifests/a", ""},
+		{"/v2/app/manifests/a?ns=q.test", ""},
 		{"/v2/app/manifests/a", oci.MediaTypeManifest}, {"/v2/app/manifests/a", oci.MediaTypeIndex + ", */*"},
 	} {
 		for i := range 2 {
@@ -193,14 +195,16 @@ func TestACrowdWithDifferentTokensResolvesATagTogether(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var s swarm
 			s.put(oldIndex, oci.MediaTypeIndex)
-			r := &tagged{gate: make(chan struct{}), allow: func(q source.RegistryRequest) bool { return firstMay || q.Header.Get("Authorization") != "Bearer 0" }}
+			r := &tagged{gate: make(chan struct{}),
+				allow: func(q source.RegistryRequest) bool { return firstMay || q.Header.Get("Authorization") != "Bearer 0" }}
 			r.set("v1", oldIndex)
 			p := newMirror(config{Upstream: r, Open: s.Open, Default: "r.test", Policy: access.Policy{TagLife: time.Minute}})
 			var clients sync.WaitGroup
 			statuses := make([]int, 50)
 			for i := range statuses {
 				clients.Go(func() {
-					statuses[i] = ask(p, http.MethodGet, "/v2/app/manifests/v1?ns=r.test", "Authorization", fmt.Sprint("Bearer ", i)).StatusCode
+					statuses[i] = ask(p, http.MethodGet, "/v2/app/manifests/v1?ns=r.test", "Authorization",
+						fmt.Sprint("Bearer ", i)).StatusCode
 				})
 				synctest.Wait()
 			}
@@ -290,7 +294,8 @@ func (c *crowd) askOwner(ctx context.Context, q api.Lookup) (api.LookupReply, er
 	}
 	b, _ := json.Marshal(q)
 	w := httptest.NewRecorder()
-	c.owner.ServeHTTP(w, httptest.NewRequest(http.MethodPost, api.PathLookups, strings.NewReader(string(b))).WithContext(ctx))
+	c.owner.ServeHTTP(w,
+		httptest.NewRequest(http.MethodPost, api.PathLookups, strings.NewReader(string(b))).WithContext(ctx))
 	if w.Code != 200 {
 		return api.LookupReply{}, fmt.Errorf("status %d", w.Code)
 	}
@@ -339,7 +344,8 @@ func TestACrowdAsksTheRegistryOncePerSharedLookup(t *testing.T) {
 		s.put(newIndex, oci.MediaTypeIndex)
 		r.set("v1", newIndex)
 		assert.Equal(t, map[int]int{200: 20}, c.all("/v2/app/manifests/v1", own))
-		assert.Equal(t, map[string]int{"HEAD tag": 1, "HEAD digest": 19}, r.counts(), "the one that resolved the tag got its grant with it")
+		assert.Equal(t, map[string]int{"HEAD tag": 1, "HEAD digest": 19}, r.counts(),
+			"the one that resolved the tag got its grant with it")
 
 		time.Sleep(time.Minute)
 		assert.Equal(t, map[int]int{404: 20}, c.all("/v2/app/manifests/none", nobody))
@@ -376,7 +382,8 @@ func TestTheCrowdWaitsAsRetryAfterAsks(t *testing.T) {
 					return r.Do(ctx, q)
 				}
 				time.Sleep(time.Millisecond) // so that the crowd comes together
-				return &http.Response{StatusCode: c.status, Header: http.Header{"Retry-After": {c.retryAfter}}, Body: http.NoBody}, nil
+				return &http.Response{StatusCode: c.status, Header: http.Header{"Retry-After": {c.retryAfter}},
+					Body: http.NoBody}, nil
 			})
 			p := newCrowd(20, limited, &s, config{Policy: access.Policy{TagLife: 10 * time.Second}})
 			began := time.Now()
@@ -401,9 +408,12 @@ func TestARefusedTagIsAskedOnceMoreForTheCrowd(t *testing.T) {
 		var early sync.WaitGroup
 		early.Go(func() { assert.Equal(t, 401, ask(c.mirrors[0], http.MethodGet, "/v2/app/manifests/v1").StatusCode) })
 		synctest.Wait()
-		assert.Equal(t, map[int]int{200: 20}, c.all("/v2/app/manifests/v1", func(i int) string { return fmt.Sprint("Bearer ", i) }))
+		assert.Equal(t, map[int]int{200: 20}, c.all("/v2/app/manifests/v1", func(i int) string {
+			return fmt.Sprint("Bearer ", i)
+		}))
 		early.Wait()
-		assert.Equal(t, map[string]int{"HEAD tag": 3, "HEAD digest": 19}, r.counts(), "the anonymous lookup, the challenge, and one of the twenty")
+		assert.Equal(t, map[string]int{"HEAD tag": 3, "HEAD digest": 19}, r.counts(),
+			"the anonymous lookup, the challenge, and one of the twenty")
 	})
 }
 
@@ -432,7 +442,8 @@ func TestANodeWithOwnCredentialsAsksForItself(t *testing.T) {
 	s.put(oldIndex, oci.MediaTypeIndex)
 	r := &tagged{}
 	r.set("v1", oldIndex)
-	c := newCrowd(3, r, &s, config{Credentialed: func(upstream string) bool { return upstream == "r.test" }, Policy: access.Policy{TagLife: time.Minute}})
+	c := newCrowd(3, r, &s, config{Credentialed: func(upstream string) bool { return upstream == "r.test" },
+		Policy: access.Policy{TagLife: time.Minute}})
 	assert.Equal(t, map[int]int{200: 3}, c.all("/v2/app/manifests/v1", func(int) string { return "" }))
 	assert.Equal(t, map[string]int{"HEAD tag": 3}, r.counts())
 }
@@ -455,7 +466,8 @@ func TestAHungCredentialHelperDelaysNoOtherClientOfATag(t *testing.T) {
 			return r.Do(ctx, q)
 		})
 		p := newMirror(config{
-			Upstream: slow, Open: s.Open, Default: "r.test", Credentialed: func(string) bool { return true }, Policy: access.Policy{TagLife: time.Minute},
+			Upstream: slow, Open: s.Open, Default: "r.test", Credentialed: func(string) bool { return true },
+			Policy: access.Policy{TagLife: time.Minute},
 		})
 		waits := make(chan int, 1)
 		go func() { waits <- ask(p, http.MethodGet, "/v2/app/manifests/v1").StatusCode }()
@@ -478,9 +490,10 @@ func TestWithoutAnOwnerEachNodeAsksTheRegistry(t *testing.T) {
 	assert.Equal(t, map[int]int{200: 3}, c.all("/v2/app/manifests/v1", func(int) string { return "" }))
 	assert.Equal(t, map[string]int{"HEAD tag": 3}, r.counts())
 	// An owner that cannot reach the registry is no reason not to try.
-	c.dead, c.owner = false, access.NewOwner(upstreamOf(func(context.Context, source.RegistryRequest) (*http.Response, error) {
-		return nil, errors.New("no route")
-	}))
+	c.dead, c.owner = false,
+		access.NewOwner(upstreamOf(func(context.Context, source.RegistryRequest) (*http.Response, error) {
+			return nil, errors.New("no route")
+		}))
 	for _, p := range c.mirrors {
 		p.Forget()
 	}

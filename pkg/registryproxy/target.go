@@ -42,7 +42,8 @@ const (
 // "Listing Referrers").
 const routeReferrers = "referrers"
 
-var referrersPath = "/v2/{name:" + reference.NameRegexp.String() + "}/referrers/{digest:" + digest.DigestRegexp.String() + "}"
+var referrersPath = "/v2/{name:" + reference.NameRegexp.String() + "}/referrers/{digest:" +
+	digest.DigestRegexp.String() + "}"
 
 // target is what a request asks for.
 type target struct {
@@ -95,7 +96,8 @@ func (p *Proxy) parseTarget(r *http.Request, fallback string) (t target, refused
 		size += len(v)
 	}
 	if size > headerMax {
-		return t, newError(http.StatusRequestHeaderFieldsTooLarge, "Authorization and Accept are longer than %d bytes", headerMax)
+		return t, newError(http.StatusRequestHeaderFieldsTooLarge,
+			"Authorization and Accept are longer than %d bytes", headerMax)
 	}
 
 	var match mux.RouteMatch
@@ -116,7 +118,8 @@ func (p *Proxy) parseTarget(r *http.Request, fallback string) (t target, refused
 		case v2.RouteNameBlobUpload, v2.RouteNameBlobUploadChunk:
 			push = true
 		}
-	} else if prefix := strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, "/v2/"), "/"); !strings.Contains(prefix, "/") && oci.LooksLikeHost(prefix) {
+	} else if prefix := strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, "/v2/"),
+		"/"); !strings.Contains(prefix, "/") && oci.LooksLikeHost(prefix) {
 		t.endpoint, name = endpointBase, prefix+"/"
 	}
 	if t.endpoint == "" && !push {
@@ -168,7 +171,8 @@ func (p *Proxy) nameUpstream(r *http.Request, name, fallback string, t *target) 
 	namespaces := r.URL.Query()["ns"]
 	for _, ns := range namespaces {
 		if ns != namespaces[0] {
-			return newError(http.StatusBadRequest, "the request names several registries by ?ns=; send one").withCode(errcode.ErrorCodeNameInvalid)
+			return newError(http.StatusBadRequest, "the request names several registries by ?ns=; send one").
+				withCode(errcode.ErrorCodeNameInvalid)
 		}
 	}
 	ns := ""
@@ -184,7 +188,8 @@ func (p *Proxy) nameUpstream(r *http.Request, name, fallback string, t *target) 
 	}
 	if header != "" {
 		if t.upstream, err = oci.ParseHostURL(r.Header.Get(header)); err != nil {
-			return newError(http.StatusBadRequest, "header %s of the request: %v", header, err).withCode(errcode.ErrorCodeNameInvalid)
+			return newError(http.StatusBadRequest, "header %s of the request: %v", header, err).
+				withCode(errcode.ErrorCodeNameInvalid)
 		}
 	}
 	if ns != "" || header != "" {
@@ -198,8 +203,9 @@ func (p *Proxy) nameUpstream(r *http.Request, name, fallback string, t *target) 
 		return nil
 	}
 	if t.upstream, t.named = fallback, false; t.upstream == "" && t.endpoint != endpointBase {
-		return newError(http.StatusNotFound, "the request names no registry, by the header %s, by ?ns= or as the first part of the path "+
-			"(/v2/quay.io/…), and this mirror has no default", HeaderUpstream).withCode(errcode.ErrorCodeNameUnknown)
+		return newError(http.StatusNotFound,
+			"the request names no registry, by the header %s, by ?ns= or as the first part of the path "+
+				"(/v2/quay.io/…), and this mirror has no default", HeaderUpstream).withCode(errcode.ErrorCodeNameUnknown)
 	}
 	return nil
 }
@@ -235,7 +241,8 @@ func unknownPath(path string) *apiError {
 		// A manifest under an impossible tag is merely unknown (OCI conformance).
 		return newError(what.Descriptor().HTTPStatusCode, "%.150q is no reference that a registry knows", last).withCode(what)
 	}
-	return newError(http.StatusNotFound, "%.150q is no path of the distribution API that a mirror serves", path).withCode(errcode.ErrorCodeNameUnknown)
+	return newError(http.StatusNotFound, "%.150q is no path of the distribution API that a mirror serves", path).
+		withCode(errcode.ErrorCodeNameUnknown)
 }
 
 // mirrored rewrites a link of the upstream so that it leads through the mirror to the same upstream.

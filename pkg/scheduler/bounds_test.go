@@ -61,22 +61,23 @@ func TestHostIDInUse(t *testing.T) {
 		r.Host.Addr, r.Source = "10.0.0.1:65002", "10.0.0.1"
 		refused(t, known(t), soon, r)
 	})
-	t.Run("a late announce of a life that left counts for nothing; the next life may come from elsewhere", func(t *testing.T) {
-		s := known(t)
-		r := hold("a", 1, "10.0.0.1", 0, 0)
-		r.Leaving = true
-		_, err := s.Announce(soon, r)
-		require.NoError(t, err)
-		a, err := s.Announce(soon, hold("a", 1, "10.0.0.1", 0, 3))
-		require.NoError(t, err)
-		assert.Len(t, a.Assignments, 3)
-		assert.Equal(t, -1, tasksOf(s, "a"))
-		_, err = s.Announce(soon, hold("a", 2, "10.0.0.9", 0, 3))
-		require.NoError(t, err)
-		assert.Equal(t, 3, tasksOf(s, "a"))
-		s.Tick(soon.Add(time.Minute))
-		assert.Empty(t, s.departed)
-	})
+	t.Run("a late announce of a life that left counts for nothing; the next life may come from elsewhere",
+		func(t *testing.T) {
+			s := known(t)
+			r := hold("a", 1, "10.0.0.1", 0, 0)
+			r.Leaving = true
+			_, err := s.Announce(soon, r)
+			require.NoError(t, err)
+			a, err := s.Announce(soon, hold("a", 1, "10.0.0.1", 0, 3))
+			require.NoError(t, err)
+			assert.Len(t, a.Assignments, 3)
+			assert.Equal(t, -1, tasksOf(s, "a"))
+			_, err = s.Announce(soon, hold("a", 2, "10.0.0.9", 0, 3))
+			require.NoError(t, err)
+			assert.Equal(t, 3, tasksOf(s, "a"))
+			s.Tick(soon.Add(time.Minute))
+			assert.Empty(t, s.departed)
+		})
 	t.Run("an ID is not moved to another address by a host that does not know its generation", func(t *testing.T) {
 		r := hold("a", 2, "10.0.0.1", 0, 0)
 		r.Host.Addr = "10.0.0.66:65002"

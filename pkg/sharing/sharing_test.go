@@ -56,7 +56,8 @@ func TestDecide(t *testing.T) {
 		{"with a weak one", "", `ETag: W/"v1"`, sharing.Equal, false},
 		{"with an ETag without quotes", "", `ETag: v1`, sharing.Equal, false},
 		{"with a date", "", "Last-Modified: Thu, 30 Apr 2026 12:00:00 GMT; " + date, sharing.Equal, false},
-		{"with a date that is a second old", "", "Last-Modified: Fri, 01 May 2026 11:59:59 GMT; " + date, sharing.Equal, false},
+		{"with a date that is a second old", "", "Last-Modified: Fri, 01 May 2026 11:59:59 GMT; " + date,
+			sharing.Equal, false},
 		{"with the date of this second", "", "Last-Modified: Fri, 01 May 2026 12:00:00 GMT; " + date, sharing.Flight, false},
 		{"with an unreadable date", "", "Last-Modified: yesterday; " + date, sharing.Flight, false},
 		{"without a validator", "", date, sharing.Flight, false},
@@ -68,7 +69,8 @@ func TestDecide(t *testing.T) {
 		{"no-cache with a validator, which is checked", "", `Cache-Control: no-cache; ETag: "v1"`, sharing.Equal, false},
 		{"no-store", "", `Cache-Control: max-age=9, No-Store; ETag: "v1"`, sharing.Direct, false},
 		{"private", "", `Cache-Control: private; ETag: "v1"`, sharing.Direct, false},
-		{"private in a second line", "", `Cache-Control: max-age=9; Cache-Control: private; ETag: "v1"`, sharing.Direct, false},
+		{"private in a second line", "", `Cache-Control: max-age=9; Cache-Control: private; ETag: "v1"`,
+			sharing.Direct, false},
 		{"private for a field", "", `Cache-Control: private="X-User"; ETag: "v1"`, sharing.Direct, false},
 		{"public and private", "Authorization: a", `Cache-Control: public, private; ETag: "v1"`, sharing.Direct, false},
 		{"varies by everything", "", `Vary: Accept, *; ETag: "v1"`, sharing.Direct, false},
@@ -130,7 +132,8 @@ func TestDecideCacheControl(t *testing.T) {
 	}
 	assert.Equal(t, sharing.Direct, at(strong, sharing.Control{NoCache: true, MaxAge: -1}, now).Share)
 	assert.Equal(t, sharing.Direct, at(strong, sharing.Control{}, now).Share, "max-age=0")
-	assert.Equal(t, sharing.Direct, at(old, sharing.Control{MaxAge: time.Minute}, now).Share, "a cache on the way is too old")
+	assert.Equal(t, sharing.Direct, at(old, sharing.Control{MaxAge: time.Minute}, now).Share,
+		"a cache on the way is too old")
 	minute := at(strong, sharing.Control{MaxAge: time.Minute}, now)
 	assert.Equal(t, sharing.Equal, minute.Share)
 	assert.Equal(t, minute.Cover, at(strong, sharing.Control{MaxAge: time.Minute}, now.Add(time.Minute-1)).Cover)

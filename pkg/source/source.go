@@ -77,7 +77,8 @@ func (e *ChangedError) Error() string {
 		}
 		return fmt.Sprintf("%.80q", strings.Trim(validator, `"`))
 	}
-	return fmt.Sprintf("%s changed during the download (its ETag or date was %s and is now %s); start again", e.URL, quoted(e.Was), quoted(e.Is))
+	return fmt.Sprintf("%s changed during the download (its ETag or date was %s and is now %s); start again", e.URL,
+		quoted(e.Was), quoted(e.Is))
 }
 
 // LengthError reports that the origin's length differs from the known one, which came from a manifest, a
@@ -107,7 +108,8 @@ func (e *LengthError) Error() string {
 type UnsharedError struct{ URL, Reason string }
 
 func (e *UnsharedError) Error() string {
-	return fmt.Sprintf("%s may not be shared: %s; ask again, and each client gets it directly from the origin", e.URL, e.Reason)
+	return fmt.Sprintf("%s may not be shared: %s; ask again, and each client gets it directly from the origin",
+		e.URL, e.Reason)
 }
 
 // StatusError is an origin's error reply.

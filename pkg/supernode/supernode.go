@@ -44,7 +44,8 @@ func New(cfg config.Supernode, logger *slog.Logger, options ...node.Option) (s *
 	s = &Supernode{cfg: cfg}
 	s.node, err = node.New(node.Config{
 		Role: node.Supernode, Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise,
-		Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster, Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files, Drain: cfg.Drain, Logger: logger,
+		Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster, Cache: cfg.Cache, Origins: cfg.Origins,
+		Files: cfg.Files, Drain: cfg.Drain, Logger: logger,
 	}, options...)
 	if err != nil {
 		return nil, err
@@ -96,7 +97,8 @@ func (s *Supernode) newGossip() (*cluster.Cluster, error) {
 	g, err := cluster.New(cluster.Config{
 		Host: s.node.Host.ID, Bind: string(s.cfg.Gossip.Listen), Advertise: advertise, Join: join,
 		Keys: s.node.Identity.GossipKeys(), Label: "darter", Logger: s.node.Log,
-		Meta: cluster.Meta{APIAddr: s.advertised, Role: cluster.Supernode, Zone: s.node.Host.Zone, Version: version.Current()},
+		Meta: cluster.Meta{APIAddr: s.advertised, Role: cluster.Supernode, Zone: s.node.Host.Zone,
+			Version: version.Current()},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("gossip with other supernodes: %w", err)
@@ -124,8 +126,8 @@ func (s *Supernode) others() []string {
 
 // Run serves until ctx ends, then drains. It returns nil after a clean end.
 func (s *Supernode) Run(ctx context.Context) error {
-	s.node.Log.Info("supernode runs", "version", version.Current(), "host", s.node.Host.ID, "api", s.api.Addr().String(), "peer", s.node.Host.Addr,
-		"admin", s.admin.Addr().String(), "tls", s.node.Identity.Secure())
+	s.node.Log.Info("supernode runs", "version", version.Current(), "host", s.node.Host.ID, "api", s.api.Addr().String(),
+		"peer", s.node.Host.Addr, "admin", s.admin.Addr().String(), "tls", s.node.Identity.Secure())
 	background := []node.Part{s.coordinator.Run, s.lookups.Run}
 	if s.gossip != nil {
 		background = append(background, s.gossip.Run, s.node.ComparePurgeOrders(s.others))
@@ -144,7 +146,8 @@ func (s *Supernode) Reload(settings any) error {
 	if !ok {
 		return fmt.Errorf("reloading: %T is no configuration of a supernode", settings)
 	}
-	if err := s.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files, Drain: cfg.Drain}); err != nil {
+	if err := s.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins,
+		Files: cfg.Files, Drain: cfg.Drain}); err != nil {
 		return err
 	}
 	s.lookups.Forget()

@@ -25,8 +25,10 @@ func TestParseID(t *testing.T) {
 		assert.Equal(t, good, string(id))
 	}
 	for _, bad := range []string{
-		"", ":", "sha256", "sha256:", hex64, "sha256:" + hex128, "sha512:" + hex64, "file:" + hex128, "md5:" + hex64, "SHA256:" + hex64,
-		"sha256:" + strings.ToUpper(hex64), "sha256:" + hex64[1:] + "g", "sha256:" + hex64[1:] + "/", "sha256:" + hex64[1:] + "\x00", "sha256:../" + hex64[3:],
+		"", ":", "sha256", "sha256:", hex64, "sha256:" + hex128, "sha512:" + hex64, "file:" + hex128, "md5:" + hex64,
+		"SHA256:" + hex64,
+		"sha256:" + strings.ToUpper(hex64), "sha256:" + hex64[1:] + "g", "sha256:" + hex64[1:] + "/",
+		"sha256:" + hex64[1:] + "\x00", "sha256:../" + hex64[3:],
 		" sha256:" + hex64, "sha256:" + hex64 + " ", "sha256::" + hex64[1:],
 	} {
 		_, err := task.ParseID(bad)
@@ -79,12 +81,14 @@ func TestFileID(t *testing.T) {
 	another("nothing", task.File{})
 	another("an unknown length", task.File{Length: -1})
 	for _, f := range []task.File{
-		{URL: "ab"}, {URL: "a", Validator: "b"}, {Validator: "ab"}, {Tag: "ab"}, {Tag: "a", Application: "b"}, {Application: "ab"},
+		{URL: "ab"}, {URL: "a", Validator: "b"}, {Validator: "ab"}, {Tag: "ab"}, {Tag: "a", Application: "b"},
+		{Application: "ab"},
 		{URL: "1:a"}, {URL: "a", Validator: "1:b"}, {URL: "a1:b"},
 	} {
 		another(fmt.Sprintf("%+v", f), f)
 	}
-	assert.Equal(t, task.ID("file:ac515f90b5f6334941fd878db4dcefc1825c7e3d77532e27f538fd65a16a09df"), task.File{URL: "https://files.test/a", Validator: `"v1"`, Length: 5}.ID(),
+	assert.Equal(t, task.ID("file:ac515f90b5f6334941fd878db4dcefc1825c7e3d77532e27f538fd65a16a09df"),
+		task.File{URL: "https://files.test/a", Validator: `"v1"`, Length: 5}.ID(),
 		"every release must name a file alike, or nodes of two do not share it")
 }
 

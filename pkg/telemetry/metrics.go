@@ -93,13 +93,18 @@ var kinds = []task.Kind{task.Blob, task.Manifest, task.Plain}
 func NewPulls(reg prometheus.Registerer) *Pulls {
 	p := &Pulls{
 		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "darter_pulls_total", Help: "Blobs, manifests and files that clients requested, by kind and result."}, []string{"kind", "result"}),
-		bytes:       counters(reg, "darter_pull_bytes_total", "Bytes sent to clients, by where this host got them.", "source", allSources),
-		unconfirmed: counters(reg, "darter_pull_unconfirmed_total", "Answers from memory while their registry was unreachable.", "what", []Unconfirmed{Tag, Grant}),
+			Name: "darter_pulls_total", Help: "Blobs, manifests and files that clients requested, by kind and result."},
+			[]string{"kind", "result"}),
+		bytes: counters(reg, "darter_pull_bytes_total", "Bytes sent to clients, by where this host got them.",
+			"source", allSources),
+		unconfirmed: counters(reg, "darter_pull_unconfirmed_total",
+			"Answers from memory while their registry was unreachable.", "what", []Unconfirmed{Tag, Grant}),
 		firstByte: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "darter_pull_first_byte_seconds", Help: "Time from a client's request to the first byte of the response.", Buckets: durations}),
+			Name: "darter_pull_first_byte_seconds", Help: "Time from a client's request to the first byte of the response.",
+			Buckets: durations}),
 		total: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "darter_pull_seconds", Help: "Time from a client's request to the last byte, of successful pulls.", Buckets: durations}),
+			Name: "darter_pull_seconds", Help: "Time from a client's request to the last byte, of successful pulls.",
+			Buckets: durations}),
 	}
 	for _, k := range kinds {
 		for _, r := range allResults {
@@ -145,18 +150,29 @@ func NewSwarm(reg prometheus.Registerer, stats func() SwarmStats) {
 		FromSeed:   func(s SwarmStats) int64 { return s.Received.Seeds },
 		FromOrigin: func(s SwarmStats) int64 { return s.Received.Origin },
 	} {
-		add(c, "darter_received_bytes_total", "Bytes received, verified and stored, by their source.", prometheus.CounterValue, value, "source", string(source))
+		add(c, "darter_received_bytes_total", "Bytes received, verified and stored, by their source.",
+			prometheus.CounterValue, value, "source", string(source))
 	}
-	add(c, "darter_duplicate_bytes_total", "Bytes received that this host already had.", prometheus.CounterValue, func(s SwarmStats) int64 { return s.Duplicate })
-	add(c, "darter_sent_bytes_total", "Bytes sent to other hosts.", prometheus.CounterValue, func(s SwarmStats) int64 { return s.Sent })
-	add(c, "darter_pieces_bad_total", "Pieces that were discarded because of a wrong digest.", prometheus.CounterValue, func(s SwarmStats) int64 { return s.BadPieces })
+	add(c, "darter_duplicate_bytes_total", "Bytes received that this host already had.", prometheus.CounterValue,
+		func(s SwarmStats) int64 { return s.Duplicate })
+	add(c, "darter_sent_bytes_total", "Bytes sent to other hosts.", prometheus.CounterValue, func(s SwarmStats) int64 {
+		return s.Sent
+	})
+	add(c, "darter_pieces_bad_total", "Pieces that were discarded because of a wrong digest.", prometheus.CounterValue,
+		func(s SwarmStats) int64 { return s.BadPieces })
 	const busy = "Requests refused because all upload slots were in use, by this host (told) or by others (heard)."
-	add(c, "darter_busy_total", busy, prometheus.CounterValue, func(s SwarmStats) int64 { return s.BusySent }, "direction", string(Sent))
-	add(c, "darter_busy_total", busy, prometheus.CounterValue, func(s SwarmStats) int64 { return s.BusyReceived }, "direction", string(Received))
-	add(c, "darter_upload_slots", "Pieces that this host can serve at once.", prometheus.GaugeValue, func(s SwarmStats) int64 { return int64(s.Slots) })
-	add(c, "darter_upload_slots_used", "Pieces that this host serves now.", prometheus.GaugeValue, func(s SwarmStats) int64 { return int64(s.SlotsUsed) })
-	add(c, "darter_connections", "Open connections of the piece protocol.", prometheus.GaugeValue, func(s SwarmStats) int64 { return int64(s.Connections) })
-	add(c, "darter_downloads", "Tasks in memory: downloading, read or served.", prometheus.GaugeValue, func(s SwarmStats) int64 { return int64(s.Running) })
+	add(c, "darter_busy_total", busy, prometheus.CounterValue, func(s SwarmStats) int64 { return s.BusySent },
+		"direction", string(Sent))
+	add(c, "darter_busy_total", busy, prometheus.CounterValue, func(s SwarmStats) int64 { return s.BusyReceived },
+		"direction", string(Received))
+	add(c, "darter_upload_slots", "Pieces that this host can serve at once.", prometheus.GaugeValue,
+		func(s SwarmStats) int64 { return int64(s.Slots) })
+	add(c, "darter_upload_slots_used", "Pieces that this host serves now.", prometheus.GaugeValue,
+		func(s SwarmStats) int64 { return int64(s.SlotsUsed) })
+	add(c, "darter_connections", "Open connections of the piece protocol.", prometheus.GaugeValue,
+		func(s SwarmStats) int64 { return int64(s.Connections) })
+	add(c, "darter_downloads", "Tasks in memory: downloading, read or served.", prometheus.GaugeValue,
+		func(s SwarmStats) int64 { return int64(s.Running) })
 	c.read = func() any { return stats() }
 	reg.MustRegister(c)
 }
@@ -179,7 +195,9 @@ func add[S any](c *collector, name, help string, kind prometheus.ValueType, valu
 	if len(label) == 2 {
 		labels = prometheus.Labels{label[0]: label[1]}
 	}
-	c.metrics = append(c.metrics, metric{prometheus.NewDesc(name, help, nil, labels), kind, func(s any) int64 { return value(s.(S)) }})
+	c.metrics = append(c.metrics, metric{prometheus.NewDesc(name, help, nil, labels), kind, func(s any) int64 {
+		return value(s.(S))
+	}})
 }
 
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
@@ -205,10 +223,15 @@ type StoreStats struct {
 // NewStore registers the metrics of a store. A scrape calls stats once.
 func NewStore(reg prometheus.Registerer, stats func() StoreStats) {
 	c := &collector{read: func() any { return stats() }}
-	add(c, "darter_store_bytes", "Disk space that the pieces use.", prometheus.GaugeValue, func(s StoreStats) int64 { return s.Bytes })
-	add(c, "darter_store_quota_bytes", "Disk space that the pieces may use; 0 if only the file system bounds it.", prometheus.GaugeValue, func(s StoreStats) int64 { return s.Quota })
-	add(c, "darter_store_tasks", "Tasks that are stored, whole or in part.", prometheus.GaugeValue, func(s StoreStats) int64 { return int64(s.Tasks) })
-	add(c, "darter_store_evictions_total", "Tasks evicted to free space.", prometheus.CounterValue, func(s StoreStats) int64 { return s.Evictions })
+	add(c, "darter_store_bytes", "Disk space that the pieces use.", prometheus.GaugeValue, func(s StoreStats) int64 {
+		return s.Bytes
+	})
+	add(c, "darter_store_quota_bytes", "Disk space that the pieces may use; 0 if only the file system bounds it.",
+		prometheus.GaugeValue, func(s StoreStats) int64 { return s.Quota })
+	add(c, "darter_store_tasks", "Tasks that are stored, whole or in part.", prometheus.GaugeValue,
+		func(s StoreStats) int64 { return int64(s.Tasks) })
+	add(c, "darter_store_evictions_total", "Tasks evicted to free space.", prometheus.CounterValue,
+		func(s StoreStats) int64 { return s.Evictions })
 	reg.MustRegister(c)
 }
 
@@ -221,8 +244,10 @@ type MemberStats struct {
 // NewMember registers the metrics of a member. A scrape calls stats once.
 func NewMember(reg prometheus.Registerer, stats func() MemberStats) {
 	c := &collector{read: func() any { return stats() }}
-	add(c, "darter_clock_skew_seconds", "The largest known difference between an owner's clock and this host's.", prometheus.GaugeValue, func(s MemberStats) int64 { return int64(s.Skew / time.Second) })
-	add(c, "darter_withdrawals_unfollowed", "Purges that this host knows and could not carry out yet, at most 16.", prometheus.GaugeValue, func(s MemberStats) int64 { return int64(s.Unfollowed) })
+	add(c, "darter_clock_skew_seconds", "The largest known difference between an owner's clock and this host's.",
+		prometheus.GaugeValue, func(s MemberStats) int64 { return int64(s.Skew / time.Second) })
+	add(c, "darter_withdrawals_unfollowed", "Purges that this host knows and could not carry out yet, at most 16.",
+		prometheus.GaugeValue, func(s MemberStats) int64 { return int64(s.Unfollowed) })
 	reg.MustRegister(c)
 }
 
@@ -248,15 +273,18 @@ type OwnerStats struct{ Hosts, Seeding int }
 // NewOwner registers the metrics of a coordinator. A scrape calls stats once.
 func NewOwner(reg prometheus.Registerer, stats func() OwnerStats) *Owner {
 	c := &collector{read: func() any { return stats() }}
-	add(c, "darter_seeds_running", "Tasks that this host downloads from an origin now.", prometheus.GaugeValue, func(s OwnerStats) int64 { return int64(s.Seeding) })
-	add(c, "darter_hosts", "Hosts that announced themselves and count as alive.", prometheus.GaugeValue, func(s OwnerStats) int64 { return int64(s.Hosts) })
+	add(c, "darter_seeds_running", "Tasks that this host downloads from an origin now.", prometheus.GaugeValue,
+		func(s OwnerStats) int64 { return int64(s.Seeding) })
+	add(c, "darter_hosts", "Hosts that announced themselves and count as alive.", prometheus.GaugeValue,
+		func(s OwnerStats) int64 { return int64(s.Hosts) })
 	reg.MustRegister(c)
 	o := &Owner{
 		announces: counters(reg, "darter_announces_total", "Entries of accepted announces, by event.", "event", events),
 		took: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "darter_announce_seconds",
 			Help: "Time to answer an announce.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8)}),
-		refused: counters(reg, "darter_announces_refused_total", "Announces refused, or accepted without some of their tasks, by reason.", "why", refusals),
-		seeds:   counters(reg, "darter_seeds_total", "Downloads from an origin, by result.", "result", allResults),
+		refused: counters(reg, "darter_announces_refused_total",
+			"Announces refused, or accepted without some of their tasks, by reason.", "why", refusals),
+		seeds: counters(reg, "darter_seeds_total", "Downloads from an origin, by result.", "result", allResults),
 	}
 	o.apart = prometheus.NewCounter(prometheus.CounterOpts{Name: "darter_clock_refused_total",
 		Help: "Announces refused because the clocks of the two hosts differ by more than a day."})
@@ -321,7 +349,8 @@ type Door struct{ turned *prometheus.CounterVec }
 
 // NewDoor registers the group.
 func NewDoor(reg prometheus.Registerer) *Door {
-	return &Door{counters(reg, "darter_connections_refused_total", "Connections refused or closed, by reason.", "why", allTurned)}
+	return &Door{counters(reg, "darter_connections_refused_total", "Connections refused or closed, by reason.",
+		"why", allTurned)}
 }
 
 // Turned counts a refused connection.

@@ -61,7 +61,8 @@ func (p *Pulls) Finished(l *slog.Logger, pull Pull) {
 	}
 	attrs = append(attrs,
 		"kind", pull.Kind, "name", pull.Name, "result", pull.Result, "bytes", pull.Bytes.Total(),
-		slog.Group("from", "peers", pull.Bytes.Peers, "seed", pull.Bytes.Seeds, "origin", pull.Bytes.Origin, "cache", pull.Bytes.Cache),
+		slog.Group("from", "peers", pull.Bytes.Peers, "seed", pull.Bytes.Seeds, "origin", pull.Bytes.Origin,
+			"cache", pull.Bytes.Cache),
 	)
 	if pull.FirstByte > 0 {
 		attrs = append(attrs, "firstByte", round(pull.FirstByte))

@@ -40,11 +40,16 @@ func everything() (*prometheus.Registry, *telemetry.Pulls, *telemetry.Owner) {
 		return telemetry.StoreStats{Bytes: 10, Quota: 20, Tasks: 3, Evictions: 4}
 	})
 	telemetry.NewSwarm(reg, func() telemetry.SwarmStats {
-		return telemetry.SwarmStats{Received: api.Sources{Peers: 100, Seeds: 90, Origin: 80}, Duplicate: 70, Sent: 60, BadPieces: 5, BusySent: 6, BusyReceived: 7, Slots: 4, SlotsUsed: 1, Connections: 8, Running: 9}
+		return telemetry.SwarmStats{Received: api.Sources{Peers: 100, Seeds: 90, Origin: 80}, Duplicate: 70, Sent: 60,
+			BadPieces: 5, BusySent: 6, BusyReceived: 7, Slots: 4, SlotsUsed: 1, Connections: 8, Running: 9}
 	})
-	telemetry.NewMember(reg, func() telemetry.MemberStats { return telemetry.MemberStats{Skew: 3 * time.Second, Unfollowed: 2} })
+	telemetry.NewMember(reg, func() telemetry.MemberStats {
+		return telemetry.MemberStats{Skew: 3 * time.Second, Unfollowed: 2}
+	})
 	telemetry.NewDoor(reg)
-	return reg, telemetry.NewPulls(reg), telemetry.NewOwner(reg, func() telemetry.OwnerStats { return telemetry.OwnerStats{Seeding: 2, Hosts: 7} })
+	return reg, telemetry.NewPulls(reg), telemetry.NewOwner(reg, func() telemetry.OwnerStats {
+		return telemetry.OwnerStats{Seeding: 2, Hosts: 7}
+	})
 }
 
 func TestMetricsPage(t *testing.T) {
@@ -62,7 +67,8 @@ func TestMetricsPage(t *testing.T) {
 		for _, l := range f.GetMetric()[0].GetLabel() {
 			labels = append(labels, "`"+l.GetName()+"`")
 		}
-		have = append(have, fmt.Sprintf("| `%s` | %s | %s | %s |", f.GetName(), strings.ToLower(f.GetType().String()), strings.Join(labels, ", "), f.GetHelp()))
+		have = append(have, fmt.Sprintf("| `%s` | %s | %s | %s |", f.GetName(), strings.ToLower(f.GetType().String()),
+			strings.Join(labels, ", "), f.GetHelp()))
 	}
 	doc, err := os.ReadFile("../../docs/metrics.md")
 	require.NoError(t, err)
@@ -89,15 +95,16 @@ func TestLabelValues(t *testing.T) {
 
 func TestCounters(t *testing.T) {
 	reg, pulls, owner := everything()
-	pulls.Finished(nil, telemetry.Pull{Kind: task.Blob, Result: telemetry.OK, FirstByte: time.Millisecond, Total: time.Second,
-		Bytes: api.Sources{Peers: 5, Seeds: 4, Origin: 3, Cache: 2}})
+	pulls.Finished(nil, telemetry.Pull{Kind: task.Blob, Result: telemetry.OK, FirstByte: time.Millisecond,
+		Total: time.Second, Bytes: api.Sources{Peers: 5, Seeds: 4, Origin: 3, Cache: 2}})
 	pulls.Finished(nil, telemetry.Pull{Kind: task.Blob, Result: telemetry.Refused, Total: time.Second})
 	for _, e := range []api.Event{api.Started, api.Progress, api.Completed, api.Stopped, api.Starving} {
 		owner.Announced(time.Millisecond, string(e))
 	}
 	owner.Seeded(telemetry.Failed, "sha256:aa", errors.New("no route"))
 	rec := httptest.NewRecorder()
-	telemetry.Admin(reg, &telemetry.Ready{}, version.Build{}, nil).ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	telemetry.Admin(reg, &telemetry.Ready{}, version.Build{}, nil).ServeHTTP(rec,
+		httptest.NewRequest("GET", "/metrics", nil))
 	require.Equal(t, 200, rec.Code)
 	for _, line := range []string{
 		`darter_pulls_total{kind="blob",result="ok"} 1`,
@@ -171,14 +178,16 @@ func TestLogRedacts(t *testing.T) {
 		var out bytes.Buffer
 		l := logger(t, &out, format)
 		l.With("with", s).WithGroup("g").Info("all of them",
-			"secret", s, "pointer", &s, "list", []secret.String{s}, "map", map[string]secret.String{"k": s}, "spec", spec, "specs", &spec,
+			"secret", s, "pointer", &s, "list", []secret.String{s}, "map", map[string]secret.String{"k": s}, "spec", spec,
+			"specs", &spec,
 			"wire", api.NewSpec(spec), "announce", api.AnnounceRequest{Entries: []api.Entry{{Spec: api.NewSpec(spec)}}},
 			"header", request.Header, "url", parsed, "value", *parsed, "request", request, "response", response,
 			"err", urlErr, "joined", errors.Join(errors.New("x"), urlErr), "broken", broken,
 			"Authorization", "Bearer "+word, "password", word, "token", word, "cookie", word,
 			slog.Group("inner", "header", http.Header{"Cookie": {word}}, "err", urlErr))
 		assert.NotContains(t, out.String(), word, format)
-		for _, kept := range []string{"all of them", "store.test", "b.test", "dial: refused", "401 Unauthorized", "fetching: ", "file:1", "[redacted]"} {
+		for _, kept := range []string{"all of them", "store.test", "b.test", "dial: refused", "401 Unauthorized",
+			"fetching: ", "file:1", "[redacted]"} {
 			assert.Contains(t, out.String(), kept, format)
 		}
 	}
@@ -230,8 +239,8 @@ func TestLogKeepsTheRest(t *testing.T) {
 	var out bytes.Buffer
 	var none *url.Error
 	l := logger(t, &out, "json")
-	l.Info("x", "err", errors.New("plain"), "header", http.Header{"Content-Type": {"text/plain"}}, "token", 5, "nothing", nil, "none", error(none),
-		"noURL", (*url.URL)(nil), "noRequest", (*http.Request)(nil), "took", 1500*time.Millisecond)
+	l.Info("x", "err", errors.New("plain"), "header", http.Header{"Content-Type": {"text/plain"}}, "token", 5, "nothing",
+		nil, "none", error(none), "noURL", (*url.URL)(nil), "noRequest", (*http.Request)(nil), "took", 1500*time.Millisecond)
 	var line map[string]any
 	require.NoError(t, json.Unmarshal(out.Bytes(), &line))
 	assert.Equal(t, "plain", line["err"])
@@ -253,7 +262,8 @@ func TestLevelChange(t *testing.T) {
 }
 
 func TestUnknownLevelsAndFormats(t *testing.T) {
-	for text, want := range map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "WARN": slog.LevelWarn, "error": slog.LevelError} {
+	for text, want := range map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "WARN": slog.LevelWarn,
+		"error": slog.LevelError} {
 		got, err := telemetry.ParseLevel(text)
 		require.NoError(t, err)
 		assert.Equal(t, want, got)
@@ -272,20 +282,24 @@ func TestPullLine(t *testing.T) {
 		Task: "sha256:aa", Kind: task.Blob, Name: "registry.test/lib/app", Result: telemetry.OK,
 		Bytes:     api.Sources{Peers: 700, Seeds: 200, Origin: 100},
 		FirstByte: 12*time.Millisecond + 345*time.Nanosecond, Total: 2*time.Second + 345*time.Nanosecond,
-		Stages: []telemetry.Stage{{"authorize", time.Millisecond}, {"transfer", 1900 * time.Millisecond}, {"announce", 9 * time.Millisecond}},
+		Stages: []telemetry.Stage{{"authorize", time.Millisecond}, {"transfer", 1900 * time.Millisecond},
+			{"announce", 9 * time.Millisecond}},
 	})
 	assert.Equal(t, 1, strings.Count(out.String(), "\n"))
 	var line map[string]any
 	require.NoError(t, json.Unmarshal(out.Bytes(), &line))
 	delete(line, "time")
 	assert.Equal(t, map[string]any{
-		"level": "INFO", "msg": "pull finished", "task": "sha256:aa", "kind": "blob", "name": "registry.test/lib/app", "result": "ok", "bytes": 1000.0,
-		"from": map[string]any{"peers": 700.0, "seed": 200.0, "origin": 100.0, "cache": 0.0}, "firstByte": 0.012, "total": 2.0,
+		"level": "INFO", "msg": "pull finished", "task": "sha256:aa", "kind": "blob", "name": "registry.test/lib/app",
+		"result": "ok", "bytes": 1000.0,
+		"from":      map[string]any{"peers": 700.0, "seed": 200.0, "origin": 100.0, "cache": 0.0},
+		"firstByte": 0.012, "total": 2.0,
 		"slowest": "transfer", "slowestTook": 1.9,
 	}, line)
 
 	out.Reset()
-	pulls.Finished(logger(t, &out, "text"), telemetry.Pull{Task: "sha256:aa", Kind: task.Blob, Result: telemetry.Failed, Err: errors.New("no peer answered")})
+	pulls.Finished(logger(t, &out, "text"), telemetry.Pull{Task: "sha256:aa", Kind: task.Blob, Result: telemetry.Failed,
+		Err: errors.New("no peer answered")})
 	assert.Contains(t, out.String(), `level=WARN msg="pull finished"`)
 	assert.Contains(t, out.String(), `error="no peer answered"`)
 	assert.NotContains(t, out.String(), "firstByte", "there was none")
@@ -300,7 +314,8 @@ func get(t *testing.T, h http.Handler, path string) (int, string) {
 
 func TestReady(t *testing.T) {
 	var ready telemetry.Ready
-	store, owner := errors.New("still re-hashing"), error(&url.Error{Op: "Get", URL: "http://a.test/?token=hunter2", Err: errors.New("refused")})
+	store, owner := errors.New("still re-hashing"), error(&url.Error{Op: "Get", URL: "http://a.test/?token=hunter2",
+		Err: errors.New("refused")})
 	ready.Add("mirror", func(context.Context) error { return nil })
 	ready.Add("store", func(context.Context) error { return store })
 	ready.Add("owner", func(context.Context) error { return owner })
@@ -356,7 +371,8 @@ func TestOutcomes(t *testing.T) {
 		pulls.Finished(nil, telemetry.Pull{Result: r})
 	}
 	assert.Nil(t, pulls.Outcomes().Failure)
-	pulls.Finished(nil, telemetry.Pull{Name: "files.test/f", Result: telemetry.Failed, Err: &url.Error{Op: "Get", URL: "http://a.test/?token=hunter2", Err: errors.New("no route")}})
+	pulls.Finished(nil, telemetry.Pull{Name: "files.test/f", Result: telemetry.Failed,
+		Err: &url.Error{Op: "Get", URL: "http://a.test/?token=hunter2", Err: errors.New("no route")}})
 	before := pulls.Outcomes()
 	assert.Equal(t, []int64{2, 1, 1, 1}, []int64{before.OK, before.Refused, before.Failed, before.Canceled})
 	assert.WithinDuration(t, time.Now(), before.Last, time.Minute)

@@ -19,8 +19,10 @@ func TestRead(t *testing.T) {
 		info            *debug.BuildInfo
 		want            Build
 	}{
-		{"the linker's word comes first", "v1.2.3", "ffffffffffff", stamped, Build{Version: "v1.2.3", Commit: "ffffffffffff"}},
-		{"go build in a clone", "", "", stamped, Build{Version: "v0.0.0-20260102030405-0123456789ab+dirty", Commit: "0123456789ab"}},
+		{"the linker's word comes first", "v1.2.3", "ffffffffffff", stamped,
+			Build{Version: "v1.2.3", Commit: "ffffffffffff"}},
+		{"go build in a clone", "", "", stamped,
+			Build{Version: "v0.0.0-20260102030405-0123456789ab+dirty", Commit: "0123456789ab"}},
 		{"go install of a tag", "", "", &debug.BuildInfo{Main: debug.Module{Version: "v1.2.3"}}, Build{Version: "v1.2.3"}},
 		{"go build without git", "", "", &debug.BuildInfo{Main: debug.Module{Version: "(devel)"}}, Build{Version: Unknown}},
 		{"a commit without a version", "", "", &debug.BuildInfo{
@@ -36,6 +38,7 @@ func TestRead(t *testing.T) {
 }
 
 func TestBuildString(t *testing.T) {
-	assert.Equal(t, "v1.2.3, commit 0123456789ab, go1.26.0", Build{Version: "v1.2.3", Commit: "0123456789ab", Go: "go1.26.0"}.String())
+	assert.Equal(t, "v1.2.3, commit 0123456789ab, go1.26.0",
+		Build{Version: "v1.2.3", Commit: "0123456789ab", Go: "go1.26.0"}.String())
 	assert.Equal(t, "devel, go1.26.0", Build{Version: Unknown, Go: "go1.26.0"}.String())
 }

@@ -54,7 +54,8 @@ func TestTestsMayImportEverything(t *testing.T) {
 }
 
 func TestAbsentFaults(t *testing.T) {
-	tr := fixture(t, "pkg/a/x.go", "package a\n", "pkg/b/x.go", "package b\n", "pkg/c/x.go", "package c\n", "pkg/d/x_test.go", "package d\n")
+	tr := fixture(t, "pkg/a/x.go", "package a\n", "pkg/b/x.go", "package b\n", "pkg/c/x.go", "package c\n",
+		"pkg/d/x_test.go", "package d\n")
 	assert.Len(t, tr.Absent(small), 2, "pkg/d has only tests, pkg/e nothing")
 }
 
@@ -84,7 +85,8 @@ func TestPurityFaults(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			tr := fixture(t, "pkg/a/x.go", "package a\n\nimport "+row.imports+"\n\n"+row.body+"\n")
 			expect(t, row.want, tr.Purity(small))
-			assert.Empty(t, fixture(t, "pkg/c/x.go", "package c\n\nimport "+row.imports+"\n\n"+row.body+"\n").Purity(small), "adapters need not be pure")
+			assert.Empty(t, fixture(t, "pkg/c/x.go", "package c\n\nimport "+row.imports+"\n\n"+row.body+"\n").Purity(small),
+				"adapters need not be pure")
 		})
 	}
 }
@@ -99,13 +101,16 @@ func TestGinFaults(t *testing.T) {
 func TestPromiseFaults(t *testing.T) {
 	for _, row := range []struct{ name, src, want string }{
 		{"good", "// Package a holds pieces.\n//\n// It never lies. Start at [Open].\npackage a\n\nfunc Open() {}\n", ""},
-		{"start at a method", "// Package a holds pieces.\n//\n// It never lies. Start at [Store.Get].\npackage a\n\ntype Store struct{}\n\nfunc (s *Store) Get() {}\n", ""},
+		{"start at a method", "// Package a holds pieces.\n//\n// It never lies. Start at [Store.Get].\npackage a\n\n" +
+			"type Store struct{}\n\nfunc (s *Store) Get() {}\n", ""},
 		{"none", "package a\n", "has no package comment"},
-		{"not its name", "// Holds pieces, never more. Start at [Open].\npackage a\n\nfunc Open() {}\n", `begin with "Package a "`},
+		{"not its name", "// Holds pieces, never more. Start at [Open].\npackage a\n\nfunc Open() {}\n",
+			`begin with "Package a "`},
 		{"no rule", "// Package a holds pieces. Start at [Open].\npackage a\n\nfunc Open() {}\n", "promises nothing"},
 		{"one sentence", "// Package a never holds pieces.\npackage a\n", "promises nothing"},
 		{"no start", "// Package a holds pieces. It never lies.\npackage a\n\nfunc Open() {}\n", "where to start"},
-		{"start at nothing", "// Package a holds pieces. It never lies. Start at [Close].\npackage a\n\nfunc Open() {}\n", "[Close], which does not exist"},
+		{"start at nothing", "// Package a holds pieces. It never lies. Start at [Close].\npackage a\n\nfunc Open() {}\n",
+			"[Close], which does not exist"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			faults := fixture(t, "pkg/a/x.go", row.src).Promises()
@@ -116,7 +121,8 @@ func TestPromiseFaults(t *testing.T) {
 			assert.Contains(t, strings.Join(faults, "\n"), row.want)
 		})
 	}
-	two := fixture(t, "pkg/a/x.go", "// Package a is one. Never two.\npackage a\n", "pkg/a/y.go", "// Package a is two. Never one.\npackage a\n")
+	two := fixture(t, "pkg/a/x.go", "// Package a is one. Never two.\npackage a\n", "pkg/a/y.go",
+		"// Package a is two. Never one.\npackage a\n")
 	expect(t, "has 2 package comments", two.Promises())
 }
 
@@ -161,7 +167,8 @@ func TestReferenceFaults(t *testing.T) {
 				"Makefile", "test: ## tests\n\tgo test\n",
 				"cmd/x/main.go", "package main\n",
 				"docs/other.md", "## Two words, here\n",
-				"pkg/a/x.go", "package a\n\nimport \"fmt\"\n\nfunc Open() { fmt.Println() }\n\ntype Store struct{ Size int }\n\nfunc (s *Store) Get() {}\n\ntype Getter interface{ Get() }\n",
+				"pkg/a/x.go", "package a\n\nimport \"fmt\"\n\nfunc Open() { fmt.Println() }\n\ntype Store struct{ Size int }\n\n"+
+					"func (s *Store) Get() {}\n\ntype Getter interface{ Get() }\n",
 				"docs/d.md", row.text)
 			faults, err := tr.References()
 			require.NoError(t, err)
@@ -171,7 +178,8 @@ func TestReferenceFaults(t *testing.T) {
 }
 
 func TestMappedFaults(t *testing.T) {
-	tr := fixture(t, "docs/map.md", "`pkg/ab`", "pkg/a/x.go", "package a\n", "pkg/ab/x.go", "package ab\n", "test/t/x.go", "package t\n")
+	tr := fixture(t, "docs/map.md", "`pkg/ab`", "pkg/a/x.go", "package a\n", "pkg/ab/x.go", "package ab\n",
+		"test/t/x.go", "package t\n")
 	faults, err := tr.Mapped("docs/map.md")
 	require.NoError(t, err)
 	expect(t, "does not name `pkg/a`", faults)

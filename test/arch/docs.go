@@ -20,7 +20,8 @@ var (
 	makeCall = regexp.MustCompile(`(?:^|[\s(;&])make +([a-z][a-z0-9-]*)`)
 	program  = regexp.MustCompile(`(^|[^A-Za-z0-9_./-])bin/([a-z0-9-]+)`)
 	// symbol is pkg.Name, pkg.Type.Member or Type.Member.
-	symbol = regexp.MustCompile(`^\*?([A-Za-z][A-Za-z0-9]*)\.([A-Za-z][A-Za-z0-9_]*)(?:\.([A-Za-z][A-Za-z0-9_]*))?(?:\(\))?$`)
+	symbol = regexp.MustCompile(
+		`^\*?([A-Za-z][A-Za-z0-9]*)\.([A-Za-z][A-Za-z0-9_]*)(?:\.([A-Za-z][A-Za-z0-9_]*))?(?:\(\))?$`)
 )
 
 // Documents lists the Markdown files in the module's root and under docs/.
@@ -35,8 +36,8 @@ func (t *Tree) Documents() []string {
 	return out
 }
 
-// References finds things that documents mention and the tree lacks: files and packages, links and their headings, names
-// in the code, make targets, programs.
+// References finds things that documents mention and the tree lacks: files and packages, links and their headings,
+// names in the code, make targets, programs.
 func (t *Tree) References() (faults []string, err error) {
 	targets := map[string]bool{}
 	if b, err := fs.ReadFile(t.fsys, "Makefile"); err == nil {
@@ -89,7 +90,8 @@ func (t *Tree) line(doc, line string, fenced bool, targets map[string]bool) (fau
 	for _, c := range codes {
 		for _, m := range makeCall.FindAllStringSubmatch(c[1], -1) {
 			if !targets[m[1]] {
-				faults = append(faults, fmt.Sprintf("make %s is no target of the Makefile: name one of the list that make prints", m[1]))
+				faults = append(faults,
+					fmt.Sprintf("make %s is no target of the Makefile: name one of the list that make prints", m[1]))
 			}
 		}
 		if fenced {
@@ -99,7 +101,8 @@ func (t *Tree) line(doc, line string, fenced bool, targets map[string]bool) (fau
 			word = strings.Trim(word, ",;:()→")
 			if rootFile.MatchString(word) {
 				if !t.named(word) {
-					faults = append(faults, fmt.Sprintf("no file of the tree is called %s: correct the name or delete the sentence", word))
+					faults = append(faults,
+						fmt.Sprintf("no file of the tree is called %s: correct the name or delete the sentence", word))
 				}
 				continue
 			}
@@ -163,8 +166,8 @@ func anchor(heading string) string {
 	return b.String()
 }
 
-// symbol returns the fault of a word that looks like a name in the code, or "". It does not look up names of packages from
-// other modules.
+// symbol returns the fault of a word that looks like a name in the code, or "". It does not look up names of packages
+// from other modules.
 func (t *Tree) symbol(word string) string {
 	m := symbol.FindStringSubmatch(word)
 	if m == nil {
@@ -246,8 +249,8 @@ func (t *Tree) Mapped(doc string) (faults []string, err error) {
 	return faults, nil
 }
 
-// Layered finds rows of the import table that a document does not show exactly: a table row with the layer's name and its
-// packages, each in backquotes.
+// Layered finds rows of the import table that a document does not show exactly: a table row with the layer's name and
+// its packages, each in backquotes.
 func (t *Tree) Layered(doc string, table []Layer) (faults []string, err error) {
 	b, err := fs.ReadFile(t.fsys, doc)
 	if err != nil {

@@ -41,7 +41,8 @@ func (t *Tree) Fields(dir string, imports types.Importer, unpaired map[string]st
 	if t.Packages[dir] == nil {
 		return nil, fmt.Errorf("package %s, whose fields are checked, is not there", dir)
 	}
-	f := &fields{path: t.Module + "/" + dir, names: map[types.Object]string{}, at: map[string]token.Pos{}, written: map[string]bool{}, read: map[string]bool{}}
+	f := &fields{path: t.Module + "/" + dir, names: map[types.Object]string{}, at: map[string]token.Pos{},
+		written: map[string]bool{}, read: map[string]bool{}}
 	here := build.Default // reads files of this system only, from the tree
 	here.BuildTags, here.JoinPath = []string{"nomsgpack"}, path.Join
 	here.OpenFile = func(name string) (io.ReadCloser, error) { return t.fsys.Open(name) }
@@ -57,7 +58,8 @@ func (t *Tree) Fields(dir string, imports types.Importer, unpaired map[string]st
 				files = append(files, pkg.Files[name])
 			}
 		}
-		f.info = &types.Info{Uses: map[*ast.Ident]types.Object{}, Selections: map[*ast.SelectorExpr]*types.Selection{}, Types: map[ast.Expr]types.TypeAndValue{}}
+		f.info = &types.Info{Uses: map[*ast.Ident]types.Object{}, Selections: map[*ast.SelectorExpr]*types.Selection{},
+			Types: map[ast.Expr]types.TypeAndValue{}}
 		conf := types.Config{Importer: imports}
 		checked, err := conf.Check(t.Module+"/"+pkg.Dir, t.fset, files, f.info)
 		if err != nil {
@@ -86,9 +88,11 @@ func (t *Tree) Fields(dir string, imports types.Importer, unpaired map[string]st
 		reason := unpaired[name]
 		switch {
 		case len(lacks) > 0 && reason == "":
-			faults = append(faults, fmt.Sprintf("%s: nothing %s %s: remove it, or give the reason in arch.Unpaired", t.fset.Position(pos), strings.Join(lacks, " or "), name))
+			faults = append(faults, fmt.Sprintf("%s: nothing %s %s: remove it, or give the reason in arch.Unpaired",
+				t.fset.Position(pos), strings.Join(lacks, " or "), name))
 		case len(lacks) == 0 && reason != "":
-			faults = append(faults, fmt.Sprintf("%s: %s has a writer and a reader: take it out of arch.Unpaired", t.fset.Position(pos), name))
+			faults = append(faults, fmt.Sprintf("%s: %s has a writer and a reader: take it out of arch.Unpaired",
+				t.fset.Position(pos), name))
 		}
 	}
 	for name := range unpaired {

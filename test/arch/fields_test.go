@@ -14,7 +14,8 @@ func TestAPIFieldsHaveTwoSides(t *testing.T) {
 }
 
 func TestFieldsFindsDeadOnes(t *testing.T) {
-	const head = "package a\n\ntype Inner struct{ Deep int }\n\ntype T struct {\n\tInner\n\tF []int\n}\n\nfunc use(...any) {}\n\n"
+	const head = "package a\n\ntype Inner struct{ Deep int }\n\ntype T struct {\n\tInner\n\tF []int\n}\n\n" +
+		"func use(...any) {}\n\n"
 	const deep = "\tt.Deep = 1\n\tuse(t.Deep)\n\tuse(T{Inner: Inner{}})\n"
 	for _, row := range []struct{ name, body, want string }{
 		{"written and read", "t.F = nil; use(t.F)", ""},
@@ -30,7 +31,8 @@ func TestFieldsFindsDeadOnes(t *testing.T) {
 		{"another's field of that name", "var o struct{ F int }; o.F = 1; use(o.F)", "nothing writes or reads T.F"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			tr := fixture(t, "pkg/a/a.go", head+"func try(t T) {\n"+deep+"\t"+row.body+"\n}\n", "pkg/a/a_test.go", "package a\n\nfunc test(t T) { t.F = nil; use(t.F) }\n")
+			tr := fixture(t, "pkg/a/a.go", head+"func try(t T) {\n"+deep+"\t"+row.body+"\n}\n", "pkg/a/a_test.go",
+				"package a\n\nfunc test(t T) { t.F = nil; use(t.F) }\n")
 			faults, err := tr.Fields("pkg/a", importing(t, tr), nil)
 			require.NoError(t, err)
 			expect(t, row.want, faults)
@@ -41,7 +43,8 @@ func TestFieldsFindsDeadOnes(t *testing.T) {
 		faults, err := tr.Fields("pkg/a", importing(t, tr), map[string]string{"T.F": "people read it"})
 		require.NoError(t, err)
 		require.Empty(t, faults)
-		faults, err = tr.Fields("pkg/a", importing(t, tr), map[string]string{"T.F": "people read it", "T.G": "so", "T.H": "so"})
+		faults, err = tr.Fields("pkg/a", importing(t, tr),
+			map[string]string{"T.F": "people read it", "T.G": "so", "T.H": "so"})
 		require.NoError(t, err)
 		require.Len(t, faults, 2, "an exception that nothing needs")
 	})

@@ -23,8 +23,8 @@ var hotPathStep = regexp.MustCompile(`\b([A-Z][A-Za-z]*)\.[A-Za-z]+\b`)
 // plain matches the exported types whose name says what they are: settings, errors and counters.
 var plain = regexp.MustCompile(`(Config|Error|Stats)$`)
 
-// Glossary finds exported types of the hot path's packages that a document does not name as `package.Type`. It leaves out
-// settings, errors and counters.
+// Glossary finds exported types of the hot path's packages that a document does not name as `package.Type`. It leaves
+// out settings, errors and counters.
 func (t *Tree) Glossary(doc string, dirs []string) (faults []string, err error) {
 	b, err := fs.ReadFile(t.fsys, doc)
 	if err != nil {
@@ -47,8 +47,8 @@ func (t *Tree) Glossary(doc string, dirs []string) (faults []string, err error) 
 	return faults, nil
 }
 
-// HotPathTypes finds types in the hot path's line, the first fenced block of a document, that no package of the hot path
-// has.
+// HotPathTypes finds types in the hot path's line, the first fenced block of a document, that no package of the hot
+// path has.
 func (t *Tree) HotPathTypes(doc string, dirs []string) (faults []string, err error) {
 	b, err := fs.ReadFile(t.fsys, doc)
 	if err != nil {
@@ -69,7 +69,8 @@ func (t *Tree) HotPathTypes(doc string, dirs []string) (faults []string, err err
 	}
 	for _, step := range hotPathStep.FindAllStringSubmatch(line, -1) {
 		if !known[step[1]] {
-			faults = append(faults, fmt.Sprintf("%s: no package of arch.HotPath has the type of %s: add its package", doc, step[0]))
+			faults = append(faults,
+				fmt.Sprintf("%s: no package of arch.HotPath has the type of %s: add its package", doc, step[0]))
 		}
 	}
 	return faults, nil

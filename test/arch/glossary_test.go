@@ -17,7 +17,8 @@ func TestGlossary(t *testing.T) {
 }
 
 func TestGlossaryFaults(t *testing.T) {
-	const src = "package a\n\ntype (\n\tStore struct{}\n\tconn struct{}\n)\n\ntype Config struct{}\n\ntype StoreError struct{}\n"
+	const src = "package a\n\ntype (\n\tStore struct{}\n\tconn struct{}\n)\n\ntype Config struct{}\n\n" +
+		"type StoreError struct{}\n"
 	for _, row := range []struct{ name, text, want string }{
 		{"a type", "| store | keeps pieces | `a.Store` |", ""},
 		{"a missing type", "| store | keeps pieces | `pkg/a` |", "does not name `a.Store`"},
@@ -25,7 +26,8 @@ func TestGlossaryFaults(t *testing.T) {
 		{"a longer name", "`a.StoreKind`", "does not name `a.Store`"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			tr := fixture(t, "docs/glossary.md", row.text+"\n", "pkg/a/x.go", src, "pkg/a/x_test.go", "package a\n\ntype Fake struct{}\n")
+			tr := fixture(t, "docs/glossary.md", row.text+"\n", "pkg/a/x.go", src, "pkg/a/x_test.go",
+				"package a\n\ntype Fake struct{}\n")
 			faults, err := tr.Glossary("docs/glossary.md", []string{"pkg/a"})
 			require.NoError(t, err)
 			expect(t, row.want, faults)

@@ -8,9 +8,11 @@ func TestGoroutinesFinds(t *testing.T) {
 	for _, row := range []struct{ name, body, want string }{
 		{"a function", "func f() { go g() }\nfunc g() {}", "pkg/a.f starts a goroutine"},
 		{"a closure of a variable", "var f = func() { go g() }\nfunc g() {}", "pkg/a starts a goroutine"},
-		{"a method of a type without an end", "type T struct{}\nfunc (t *T) f() { go t.g() }\nfunc (t *T) g() {}", "pkg/a.T.f starts a goroutine"},
+		{"a method of a type without an end", "type T struct{}\nfunc (t *T) f() { go t.g() }\nfunc (t *T) g() {}",
+			"pkg/a.T.f starts a goroutine"},
 		{"a type with Run", "type T struct{}\nfunc (t *T) f() { go t.Run() }\nfunc (t *T) Run() {}", ""},
-		{"a generic type with Close", "type T[V any] struct{}\nfunc (t *T[V]) f() { go t.g() }\nfunc (T[V]) g() {}\nfunc (t T[V]) Close() {}", ""},
+		{"a generic type with Close",
+			"type T[V any] struct{}\nfunc (t *T[V]) f() { go t.g() }\nfunc (T[V]) g() {}\nfunc (t T[V]) Close() {}", ""},
 		{"an exception", "func waits() { go g() }\nfunc g() {}", ""},
 		{"an exception of no use", "func waits() {}", "starts no goroutine: take it out"},
 	} {

@@ -20,16 +20,19 @@ type Layer struct {
 	Gin bool
 }
 
-// Table is the import table of docs/architecture.md: a package imports only packages of the rows above its own. Packages
-// under test/ may import every package, and only tests import them.
+// Table is the import table of docs/architecture.md: a package imports only packages of the rows above its own.
+// Packages under test/ may import every package, and only tests import them.
 var Table = []Layer{
-	{Name: "types", Pure: true, Packages: "pkg/hostmatch pkg/secret pkg/version; pkg/task pkg/host pkg/rendezvous; pkg/oci pkg/piece"},
+	{Name: "types", Pure: true,
+		Packages: "pkg/hostmatch pkg/secret pkg/version; pkg/task pkg/host pkg/rendezvous; pkg/oci pkg/piece"},
 	{Name: "policy", Pure: true, Packages: "pkg/scheduler pkg/owners pkg/peer/picker pkg/peer/policy pkg/sharing"},
 	{Name: "contracts", Pure: true, Packages: "pkg/api; pkg/source"},
-	{Name: "adapters", Packages: "pkg/atomicfile; pkg/config pkg/ratelimit pkg/telemetry pkg/identity pkg/piece/diskstore pkg/piece/memstore" +
-		" pkg/source/httporigin pkg/clientconf pkg/httpproxy pkg/apiclient; pkg/source/registry pkg/cluster pkg/announce pkg/purge pkg/peer/wire pkg/peer/upload"},
+	{Name: "adapters", Packages: "pkg/atomicfile; pkg/config pkg/ratelimit pkg/telemetry pkg/identity " +
+		"pkg/piece/diskstore pkg/piece/memstore pkg/source/httporigin pkg/clientconf pkg/httpproxy pkg/apiclient; " +
+		"pkg/source/registry pkg/cluster pkg/announce pkg/purge pkg/peer/wire pkg/peer/upload"},
 	{Name: "engines", Packages: "pkg/access pkg/peer; pkg/registryproxy pkg/coordinator"},
-	{Name: "assemblies", Gin: true, Packages: "pkg/httpserver pkg/portmux pkg/cli; pkg/node; pkg/supernode pkg/daemon pkg/doctor; pkg/dfget"},
+	{Name: "assemblies", Gin: true,
+		Packages: "pkg/httpserver pkg/portmux pkg/cli; pkg/node; pkg/supernode pkg/daemon pkg/doctor; pkg/dfget"},
 	{Name: "programs", Packages: "cmd/supernode cmd/dfdaemon cmd/dfget"},
 	{Name: "suites", Packages: "pkg/piece/storetest pkg/source/sourcetest"},
 }
@@ -66,7 +69,8 @@ func (t *Tree) Imports(table []Layer) (faults []string) {
 		}
 		own, known := where[pkg.Dir]
 		if !known {
-			faults = append(faults, fmt.Sprintf("%s is in no layer: add it to its row of arch.Table (and of docs/architecture.md)", pkg.Dir))
+			faults = append(faults,
+				fmt.Sprintf("%s is in no layer: add it to its row of arch.Table (and of docs/architecture.md)", pkg.Dir))
 			continue
 		}
 		for _, name := range sorted(pkg.Files) {
@@ -78,10 +82,11 @@ func (t *Tree) Imports(table []Layer) (faults []string) {
 				other, known := where[dir]
 				switch {
 				case isTest(dir):
-					faults = append(faults, fmt.Sprintf("%s: %s imports %s: only tests import test packages; move shared code below pkg/", t.at(spec), pkg.Dir, dir))
+					faults = append(faults, fmt.Sprintf(
+						"%s: %s imports %s: only tests import test packages; move shared code below pkg/", t.at(spec), pkg.Dir, dir))
 				case known && !other.below(own):
-					faults = append(faults, fmt.Sprintf("%s: %s (%s) imports %s (%s): imports go down only; define an interface, or move shared code down",
-						t.at(spec), pkg.Dir, table[own.row].Name, dir, table[other.row].Name))
+					faults = append(faults, fmt.Sprintf("%s: %s (%s) imports %s (%s): imports go down only; define an interface, or "+
+						"move shared code down", t.at(spec), pkg.Dir, table[own.row].Name, dir, table[other.row].Name))
 				}
 			})
 		}
@@ -101,8 +106,8 @@ func (t *Tree) Absent(table []Layer) (faults []string) {
 	return faults
 }
 
-// Gin finds uses of gin outside of the assemblies' routes.go. Gin's writer hides sendfile, so the byte path must not use
-// it.
+// Gin finds uses of gin outside of the assemblies' routes.go. Gin's writer hides sendfile, so the byte path must not
+// use it.
 func (t *Tree) Gin(table []Layer) (faults []string) {
 	where := places(table)
 	for _, pkg := range t.built() {
@@ -116,7 +121,8 @@ func (t *Tree) Gin(table []Layer) (faults []string) {
 				}
 				at, known := where[pkg.Dir]
 				if name != "routes.go" || !known || !table[at.row].Gin {
-					faults = append(faults, fmt.Sprintf("%s: gin is only for the routes.go of an assembly; use a plain http.Handler here", t.at(spec)))
+					faults = append(faults,
+						fmt.Sprintf("%s: gin is only for the routes.go of an assembly; use a plain http.Handler here", t.at(spec)))
 				}
 			})
 		}
@@ -124,27 +130,28 @@ func (t *Tree) Gin(table []Layer) (faults []string) {
 	return faults
 }
 
-// harmless lists the names that pure code may use of packages with goroutines, sockets, locks, clocks, files or unseeded
-// randomness; a final "*" matches any ending. All names of unlisted packages are allowed, and no name of a package with an
-// empty list.
+// harmless lists the names that pure code may use of packages with goroutines, sockets, locks, clocks, files or
+// unseeded randomness; a final "*" matches any ending. All names of unlisted packages are allowed, and no name of a
+// package with an empty list.
 var harmless = map[string]string{
-	"context":         "Context Canceled DeadlineExceeded Cause",
-	"io/ioutil":       "",
-	"log":             "",
-	"math/rand":       "New NewSource Rand Source Source64",
-	"math/rand/v2":    "New NewPCG NewChaCha8 Rand Source PCG ChaCha8",
-	"net":             "JoinHostPort SplitHostPort ParseIP IP",
-	"net/http":        "Header Status* Method* CanonicalHeaderKey ParseTime",
-	"net/rpc":         "",
-	"os":              "Err*",
-	"os/exec":         "",
-	"os/signal":       "",
-	"path/filepath":   "",
-	"sync":            "",
-	"sync/atomic":     "",
-	"syscall":         "",
-	"testing":         "",
-	"time":            "Time Duration Month Weekday Location UTC Unix UnixMilli UnixMicro Date Parse ParseDuration Nanosecond Microsecond Millisecond Second Minute Hour RFC* Date* Layout",
+	"context":       "Context Canceled DeadlineExceeded Cause",
+	"io/ioutil":     "",
+	"log":           "",
+	"math/rand":     "New NewSource Rand Source Source64",
+	"math/rand/v2":  "New NewPCG NewChaCha8 Rand Source PCG ChaCha8",
+	"net":           "JoinHostPort SplitHostPort ParseIP IP",
+	"net/http":      "Header Status* Method* CanonicalHeaderKey ParseTime",
+	"net/rpc":       "",
+	"os":            "Err*",
+	"os/exec":       "",
+	"os/signal":     "",
+	"path/filepath": "",
+	"sync":          "",
+	"sync/atomic":   "",
+	"syscall":       "",
+	"testing":       "",
+	"time": "Time Duration Month Weekday Location UTC Unix UnixMilli UnixMicro Date Parse ParseDuration Nanosecond " +
+		"Microsecond Millisecond Second Minute Hour RFC* Date* Layout",
 	"golang.org/x/*":  "",
 	"github.com/gin*": "",
 }
@@ -196,7 +203,8 @@ func (t *Tree) purity(dir string, f *ast.File) (faults []string) {
 			local = spec.Name.Name
 		}
 		if names == "" || local == "." || local == "_" {
-			faults = append(faults, fmt.Sprintf("%s: %s imports %s: pure code holds no goroutine, socket, lock, clock or file; take its result as an argument", t.at(spec), dir, p))
+			faults = append(faults, fmt.Sprintf("%s: %s imports %s: pure code holds no goroutine, socket, lock, clock or "+
+				"file; take its result as an argument", t.at(spec), dir, p))
 			return
 		}
 		limited[local] = names
@@ -204,14 +212,16 @@ func (t *Tree) purity(dir string, f *ast.File) (faults []string) {
 	ast.Inspect(f, func(n ast.Node) bool {
 		switch n := n.(type) {
 		case *ast.GoStmt:
-			faults = append(faults, fmt.Sprintf("%s: %s starts a goroutine: return a decision and let the caller act on it", t.at(n), dir))
+			faults = append(faults,
+				fmt.Sprintf("%s: %s starts a goroutine: return a decision and let the caller act on it", t.at(n), dir))
 		case *ast.SelectorExpr:
 			x, ok := n.X.(*ast.Ident)
 			if !ok {
 				return true
 			}
 			if names := limited[x.Name]; names != "" && !matches(names, n.Sel.Name) {
-				faults = append(faults, fmt.Sprintf("%s: %s uses %s.%s: pure code takes time, randomness and I/O as arguments", t.at(n), dir, x.Name, n.Sel.Name))
+				faults = append(faults, fmt.Sprintf("%s: %s uses %s.%s: pure code takes time, randomness and I/O as arguments",
+					t.at(n), dir, x.Name, n.Sel.Name))
 			}
 		}
 		return true

@@ -11,7 +11,8 @@ import (
 )
 
 // Guarded are the packages whose mutexes [Tree.Locks] checks: every pull of a node depends on them.
-var Guarded = []string{"pkg/ratelimit", "pkg/piece/memstore", "pkg/announce", "pkg/peer/upload", "pkg/peer", "pkg/coordinator"}
+var Guarded = []string{"pkg/ratelimit", "pkg/piece/memstore", "pkg/announce", "pkg/peer/upload", "pkg/peer",
+	"pkg/coordinator"}
 
 // waiting are mutexes under which calls may wait on purpose, with the reason why they do not lead back.
 var waiting = map[string]string{
@@ -23,7 +24,8 @@ var outside = []string{"os", "os/exec", "net", "net/http", "io", "log/slog", "sy
 
 // quiet are methods of interfaces, and functions of outside packages, that neither wait nor call back.
 var quiet = map[string]bool{
-	"error.Error": true, "context.Context.Done": true, "context.Context.Err": true, "net.SplitHostPort": true, "hash.Hash.Sum": true,
+	"error.Error": true, "context.Context.Done": true, "context.Context.Err": true, "net.SplitHostPort": true,
+	"hash.Hash.Sum": true,
 }
 
 // Locks finds calls under a mutex that may wait or lead back: calls that take the same mutex, and calls of interfaces,
@@ -35,7 +37,9 @@ func (t *Tree) Locks(dirs []string, imports types.Importer) (faults []string, er
 		if pkg == nil {
 			return nil, fmt.Errorf("package %s of arch.Guarded is not in the tree", dir)
 		}
-		l := &locks{tree: t, info: &types.Info{Uses: map[*ast.Ident]types.Object{}, Defs: map[*ast.Ident]types.Object{}, Selections: map[*ast.SelectorExpr]*types.Selection{}, Types: map[ast.Expr]types.TypeAndValue{}}, funcs: map[*types.Func]*behaviour{}}
+		l := &locks{tree: t, info: &types.Info{Uses: map[*ast.Ident]types.Object{}, Defs: map[*ast.Ident]types.Object{},
+			Selections: map[*ast.SelectorExpr]*types.Selection{}, Types: map[ast.Expr]types.TypeAndValue{}},
+			funcs: map[*types.Func]*behaviour{}}
 		var files []*ast.File
 		for _, name := range sorted(pkg.Files) {
 			files = append(files, pkg.Files[name])
@@ -60,8 +64,8 @@ type locks struct {
 	report func(string)
 }
 
-// behaviour holds the effects of a function for its caller: the mutexes that it takes, and an operation that may wait or
-// lead back, or "".
+// behaviour holds the effects of a function for its caller: the mutexes that it takes, and an operation that may wait
+// or lead back, or "".
 type behaviour struct {
 	body  *ast.BlockStmt
 	takes map[*types.Var]bool
@@ -323,7 +327,8 @@ func stranger(f *types.Func) string {
 		return ""
 	case types.IsInterface(of):
 		return full
-	case full == "sync.WaitGroup.Wait", strings.HasPrefix(full, "log/slog.Logger.") && name != "Enabled", strings.HasPrefix(text, "*os."), strings.HasPrefix(text, "*net/http."):
+	case full == "sync.WaitGroup.Wait", strings.HasPrefix(full, "log/slog.Logger.") && name != "Enabled",
+		strings.HasPrefix(text, "*os."), strings.HasPrefix(text, "*net/http."):
 		return full
 	}
 	return ""

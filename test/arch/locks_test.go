@@ -19,7 +19,8 @@ import (
 
 // compiled returns the export data of this module's packages and of their imports, by import path.
 var compiled = sync.OnceValues(func() (map[string]string, error) {
-	cmd := exec.Command("go", "list", "-export", "-deps", "-tags", "nomsgpack", "-f", "{{.ImportPath}}\t{{.Export}}", "./pkg/...")
+	cmd := exec.Command("go", "list", "-export", "-deps", "-tags", "nomsgpack", "-f",
+		"{{.ImportPath}}\t{{.Export}}", "./pkg/...")
 	cmd.Dir = "../.."
 	out, err := cmd.Output()
 	if err != nil {
@@ -81,23 +82,25 @@ func (e *engine) list() { e.store.List() }
 
 `
 	for name, row := range map[string]struct{ body, want string }{
-		"the same mutex, two calls away":       {"e.mu.Lock(); defer e.mu.Unlock(); e.feed()", "calls feed, which takes mu again"},
-		"the same mutex at once":               {"e.mu.Lock(); e.mu.Lock()", "takes mu again"},
-		"after it was given back":              {"e.mu.Lock(); e.mu.Unlock(); e.feed()", ""},
-		"another mutex":                        {"e.other.Lock(); defer e.other.Unlock(); e.feed()", ""},
-		"in a branch":                          {"e.mu.Lock(); if e.ch == nil { e.feed() }; e.mu.Unlock()", "calls feed"},
-		"behind a branch that returned":        {"e.mu.Lock(); if e.ch == nil { e.mu.Unlock(); return }; e.feed(); e.mu.Unlock()", "calls feed"},
-		"in a branch that gave it back before": {"e.mu.Lock(); if e.ch == nil { e.mu.Unlock(); e.feed(); return }; e.mu.Unlock()", ""},
-		"an interface":                         {"e.mu.Lock(); defer e.mu.Unlock(); e.store.List()", "store.List"},
-		"an interface, a call away":            {"e.mu.Lock(); defer e.mu.Unlock(); e.list()", "calls list, which calls"},
-		"a function of the configuration":      {"e.mu.Lock(); defer e.mu.Unlock(); e.tell()", "the function in tell"},
-		"a log":                                {"e.mu.Lock(); defer e.mu.Unlock(); e.log.Info(\"x\")", "log/slog.Logger.Info"},
-		"a channel":                            {"e.mu.Lock(); defer e.mu.Unlock(); e.ch <- 1", "sends to a channel"},
-		"waiting for a channel":                {"e.mu.Lock(); defer e.mu.Unlock(); <-e.ch", "waits for a channel"},
-		"a channel, if it is ready":            {"e.mu.Lock(); defer e.mu.Unlock(); select { case e.ch <- 1: default: }", ""},
-		"a function that is called at once":    {"e.mu.Lock(); defer e.mu.Unlock(); func() { e.feed() }()", "calls feed"},
-		"a goroutine":                          {"e.mu.Lock(); defer e.mu.Unlock(); go e.feed()", ""},
-		"in a goroutine's own lock":            {"go func() { e.mu.Lock(); e.feed(); e.mu.Unlock() }()", "calls feed"},
+		"the same mutex, two calls away": {"e.mu.Lock(); defer e.mu.Unlock(); e.feed()", "calls feed, which takes mu again"},
+		"the same mutex at once":         {"e.mu.Lock(); e.mu.Lock()", "takes mu again"},
+		"after it was given back":        {"e.mu.Lock(); e.mu.Unlock(); e.feed()", ""},
+		"another mutex":                  {"e.other.Lock(); defer e.other.Unlock(); e.feed()", ""},
+		"in a branch":                    {"e.mu.Lock(); if e.ch == nil { e.feed() }; e.mu.Unlock()", "calls feed"},
+		"behind a branch that returned": {"e.mu.Lock(); if e.ch == nil { e.mu.Unlock(); return }; e.feed(); e.mu.Unlock()",
+			"calls feed"},
+		"in a branch that gave it back before": {
+			"e.mu.Lock(); if e.ch == nil { e.mu.Unlock(); e.feed(); return }; e.mu.Unlock()", ""},
+		"an interface":                      {"e.mu.Lock(); defer e.mu.Unlock(); e.store.List()", "store.List"},
+		"an interface, a call away":         {"e.mu.Lock(); defer e.mu.Unlock(); e.list()", "calls list, which calls"},
+		"a function of the configuration":   {"e.mu.Lock(); defer e.mu.Unlock(); e.tell()", "the function in tell"},
+		"a log":                             {"e.mu.Lock(); defer e.mu.Unlock(); e.log.Info(\"x\")", "log/slog.Logger.Info"},
+		"a channel":                         {"e.mu.Lock(); defer e.mu.Unlock(); e.ch <- 1", "sends to a channel"},
+		"waiting for a channel":             {"e.mu.Lock(); defer e.mu.Unlock(); <-e.ch", "waits for a channel"},
+		"a channel, if it is ready":         {"e.mu.Lock(); defer e.mu.Unlock(); select { case e.ch <- 1: default: }", ""},
+		"a function that is called at once": {"e.mu.Lock(); defer e.mu.Unlock(); func() { e.feed() }()", "calls feed"},
+		"a goroutine":                       {"e.mu.Lock(); defer e.mu.Unlock(); go e.feed()", ""},
+		"in a goroutine's own lock":         {"go func() { e.mu.Lock(); e.feed(); e.mu.Unlock() }()", "calls feed"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tr := fixture(t, "pkg/a/a.go", head+"func (e *engine) try() { "+row.body+" }\n")

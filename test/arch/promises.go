@@ -26,11 +26,13 @@ func (t *Tree) Promises() (faults []string) {
 			}
 		}
 		if len(docs) == 0 {
-			faults = append(faults, fmt.Sprintf("%s has no package comment: write its purpose, one rule that it never breaks, and where to start", pkg.Dir))
+			faults = append(faults, fmt.Sprintf(
+				"%s has no package comment: write its purpose, one rule that it never breaks, and where to start", pkg.Dir))
 			continue
 		}
 		if len(docs) > 1 {
-			faults = append(faults, fmt.Sprintf("%s has %d package comments (%s): keep one", pkg.Dir, len(docs), strings.Join(files, ", ")))
+			faults = append(faults, fmt.Sprintf("%s has %d package comments (%s): keep one", pkg.Dir, len(docs),
+				strings.Join(files, ", ")))
 			continue
 		}
 		doc := docs[0]
@@ -39,18 +41,21 @@ func (t *Tree) Promises() (faults []string) {
 		}
 		_, rest, _ := strings.Cut(doc, ".")
 		if !rule.MatchString(doc) || strings.TrimSpace(rest) == "" {
-			faults = append(faults, fmt.Sprintf("%s: the package comment of %s promises nothing: add one rule that the package never breaks", files[0], pkg.Dir))
+			faults = append(faults, fmt.Sprintf(
+				"%s: the package comment of %s promises nothing: add one rule that the package never breaks", files[0], pkg.Dir))
 		}
 		if pkg.Name == "main" || isTest(pkg.Dir) && !exports(pkg) {
 			continue
 		}
 		m := start.FindStringSubmatch(doc)
 		if m == nil {
-			faults = append(faults, fmt.Sprintf("%s: the package comment of %s does not say where to start reading: end it with \"Start at [Name].\"", files[0], pkg.Dir))
+			faults = append(faults, fmt.Sprintf("%s: the package comment of %s does not say where to start reading: end it "+
+				"with \"Start at [Name].\"", files[0], pkg.Dir))
 			continue
 		}
 		if ast.IsExported(m[1]) && !pkg.symbols()[m[1]] {
-			faults = append(faults, fmt.Sprintf("%s: the package comment of %s starts at [%s], which does not exist: correct the name", files[0], pkg.Dir, m[1]))
+			faults = append(faults, fmt.Sprintf(
+				"%s: the package comment of %s starts at [%s], which does not exist: correct the name", files[0], pkg.Dir, m[1]))
 		}
 	}
 	return faults

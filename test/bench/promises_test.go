@@ -73,7 +73,8 @@ func TestAPromiseIsPrintedWithItsTargetAndState(t *testing.T) {
 	var b strings.Builder
 	require.NoError(t, bench.PrintPromises(&b, f))
 	lines := strings.Split(b.String(), "\n")
-	assert.Regexp(t, `^time over bound, all at once, seed 4× +8: 1\.015  32: 1\.1  128: –  512: – +≤ 1\.08 +MISSED$`, lines[1])
+	assert.Regexp(t,
+		`^time over bound, all at once, seed 4× +8: 1\.015  32: 1\.1  128: –  512: – +≤ 1\.08 +MISSED$`, lines[1])
 	assert.Regexp(t, `^… seed 1× .* not measured$`, lines[2])
 	assert.Contains(t, b.String(), "0 kept, 1 missed")
 }

@@ -22,7 +22,8 @@ func RuleCrowds() map[string]sim.Crowd {
 	cold.OriginPieceTime = 5 * time.Millisecond
 	slowHosts.Slow = 0.1
 	allSlow, allQuarter := sim.Crowd{N: 64, K: 128, Slow: 1}, sim.Crowd{N: 32, K: 256, Slow: 1, SlowBy: 4}
-	return map[string]sim.Crowd{"seed-4x": crowd, "seed-1x": slowSeed, "cold": cold, "slow-hosts": slowHosts, "all-slow": allSlow, "all-quarter": allQuarter}
+	return map[string]sim.Crowd{"seed-4x": crowd, "seed-1x": slowSeed, "cold": cold, "slow-hosts": slowHosts,
+		"all-slow": allSlow, "all-quarter": allQuarter}
 }
 
 // Rules are all changes that are tried, the policy as it is first.
@@ -35,7 +36,9 @@ func Rules() []Rule {
 		{"Slots 2", func(c *sim.Crowd) { c.Slots = 2 }},
 		{"Slots 4", func(c *sim.Crowd) { c.Slots = 4 }},
 		{"Slots 6", func(c *sim.Crowd) { c.Slots = 6 }},
-		{"Slots 6, RequestsMax 10, nobody loses its place", func(c *sim.Crowd) { c.Slots, c.Picker.RequestsMax, c.HeadStart = 6, 10, -1 }},
+		{"Slots 6, RequestsMax 10, nobody loses its place", func(c *sim.Crowd) {
+			c.Slots, c.Picker.RequestsMax, c.HeadStart = 6, 10, -1
+		}},
 		{"RequestsMax 4", func(c *sim.Crowd) { c.Picker.RequestsMax = 4 }},
 		{"RequestsMax 6", func(c *sim.Crowd) { c.Picker.RequestsMax = 6 }},
 		{"RequestsMax 12", func(c *sim.Crowd) { c.Picker.RequestsMax = 12 }},
@@ -64,7 +67,8 @@ func Rules() []Rule {
 // Report turns the outcomes of a rule, by crowd, into figures.
 func (r Rule) Report(crowds map[string]sim.Crowd, outcomes map[string]sim.Outcome) (list []results.Result) {
 	for _, name := range []string{"seed-4x", "seed-1x", "cold", "slow-hosts", "all-slow", "all-quarter"} {
-		list = append(list, results.Median("rule/"+r.Name, name+"_makespan_over_bound", []float64{crowds[name].Ratio(outcomes[name])}, "ratio"))
+		list = append(list, results.Median("rule/"+r.Name, name+"_makespan_over_bound",
+			[]float64{crowds[name].Ratio(outcomes[name])}, "ratio"))
 	}
 	o := outcomes["seed-4x"]
 	half := float64(o.Half[len(o.Half)/2]) / float64(o.Makespan)

@@ -35,7 +35,8 @@ const (
 func ptr(f float64) *float64 { return &f }
 
 // each is one figure of every outcome.
-func (s Scenario) each(metric, unit string, target *float64, o []simnet.Outcome, f func(simnet.Outcome) float64) results.Result {
+func (s Scenario) each(metric, unit string, target *float64, o []simnet.Outcome,
+	f func(simnet.Outcome) float64) results.Result {
 	var values []float64
 	for _, one := range o {
 		values = append(values, f(one))
@@ -73,7 +74,9 @@ func (s Scenario) cost(o []simnet.Outcome) []results.Result {
 	pieces := float64(s.N * s.Bound().K)
 	return []results.Result{
 		s.each("overhead", "ratio", nil, o, func(o simnet.Outcome) float64 { return o.Overhead - 1 }),
-		s.each("wasted", "ratio", nil, o, func(o simnet.Outcome) float64 { return float64(o.Duplicate) / pieces / pieceSize }),
+		s.each("wasted", "ratio", nil, o, func(o simnet.Outcome) float64 {
+			return float64(o.Duplicate) / pieces / pieceSize
+		}),
 		s.each("busy_per_piece", "ratio", nil, o, func(o simnet.Outcome) float64 { return float64(o.Busy) / pieces }),
 		s.each("first_byte", "round trips", nil, o, func(o simnet.Outcome) float64 {
 			return float64(o.FirstByte[len(o.FirstByte)/2]) / float64(500*time.Microsecond)
@@ -82,7 +85,9 @@ func (s Scenario) cost(o []simnet.Outcome) []results.Result {
 			return float64(o.FirstByte[len(o.FirstByte)-1]) / float64(500*time.Microsecond)
 		}),
 		// 0.5 is a reader that gets every byte as it comes; 1 one that waits for the end.
-		s.each("half_read_at", "of its time", nil, o, func(o simnet.Outcome) float64 { return o.HalfRead[len(o.HalfRead)/2] }),
+		s.each("half_read_at", "of its time", nil, o, func(o simnet.Outcome) float64 {
+			return o.HalfRead[len(o.HalfRead)/2]
+		}),
 		s.each("in_order_lag", "contents", nil, o, func(o simnet.Outcome) float64 { return o.Lag[len(o.Lag)/2] }),
 		s.each("in_order_lag_last", "contents", nil, o, func(o simnet.Outcome) float64 { return o.Lag[len(o.Lag)-1] }),
 	}
@@ -93,8 +98,12 @@ func own(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 	return func(s Scenario, o []simnet.Outcome) []results.Result {
 		alone := float64(s.Bound().K) * float64(s.Bound().PieceTime)
 		out := []results.Result{
-			s.each("slowest_over_link", "ratio", &target, o, func(o simnet.Outcome) float64 { return float64(o.Took[len(o.Took)-1]) / alone }),
-			s.each("median_over_link", "ratio", nil, o, func(o simnet.Outcome) float64 { return float64(o.Took[len(o.Took)/2]) / alone }),
+			s.each("slowest_over_link", "ratio", &target, o, func(o simnet.Outcome) float64 {
+				return float64(o.Took[len(o.Took)-1]) / alone
+			}),
+			s.each("median_over_link", "ratio", nil, o, func(o simnet.Outcome) float64 {
+				return float64(o.Took[len(o.Took)/2]) / alone
+			}),
 		}
 		return append(out, makespan(target)(s, o)...)
 	}
@@ -112,7 +121,9 @@ func reader(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 				}
 				return sum / float64(len(o.Took)) / alone
 			}),
-			s.each("reader_last_over_link", "ratio", nil, o, func(o simnet.Outcome) float64 { return float64(o.Took[len(o.Took)-1]) / alone }),
+			s.each("reader_last_over_link", "ratio", nil, o, func(o simnet.Outcome) float64 {
+				return float64(o.Took[len(o.Took)-1]) / alone
+			}),
 		}, s.cost(o)...)
 	}
 }
@@ -138,9 +149,10 @@ func zones(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 func layers(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 	return func(s Scenario, o []simnet.Outcome) []results.Result {
 		whole := float64(s.Bound().Makespan())
-		return append(makespan(target)(s, o), s.each("layer_median_over_bound", "ratio", nil, o, func(o simnet.Outcome) float64 {
-			return float64(o.Layers[len(o.Layers)/2]) / whole
-		}))
+		return append(makespan(target)(s, o), s.each("layer_median_over_bound", "ratio", nil, o,
+			func(o simnet.Outcome) float64 {
+				return float64(o.Layers[len(o.Layers)/2]) / whole
+			}))
 	}
 }
 
@@ -156,7 +168,9 @@ func trips(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 		// The links' part in it, some nanoseconds, is left out.
 		count := func(d time.Duration) float64 { return math.Round(100*float64(d)/float64(trip)) / 100 }
 		return []results.Result{
-			s.each("over_direct", "round trips", &target, o, func(o simnet.Outcome) float64 { return count(o.Makespan) - direct }),
+			s.each("over_direct", "round trips", &target, o, func(o simnet.Outcome) float64 {
+				return count(o.Makespan) - direct
+			}),
 			s.each("whole", "round trips", nil, o, func(o simnet.Outcome) float64 { return count(o.Makespan) }),
 			s.each("first_byte", "round trips", nil, o, func(o simnet.Outcome) float64 { return count(o.FirstByte[0]) }),
 		}
@@ -219,28 +233,38 @@ func Scenarios() (all []Scenario) {
 		crowd.SeedMultiple, crowd.OriginRate = 4, rate
 		add(Scenario{Name: name("cold"), Crowd: crowd, Quick: n <= 32, Runs: runs, Report: makespan(1.12)})
 	}
-	add(Scenario{Name: "cold-slow-registry/32", Crowd: simnet.Crowd{N: 32, K: 256, OriginRate: rate / 2}, Quick: true, Report: makespan(1.12)})
+	add(Scenario{Name: "cold-slow-registry/32", Crowd: simnet.Crowd{N: 32, K: 256, OriginRate: rate / 2}, Quick: true,
+		Report: makespan(1.12)})
 	for _, n := range []int{32, 128} {
 		runs := 3
 		if n > 32 {
 			runs = 1
 		}
 		name := func(kind string) string { return fmt.Sprintf("%s/%d", kind, n) }
-		add(Scenario{Name: name("staggered-1s"), Crowd: simnet.Crowd{N: n, K: 512, Stagger: time.Second}, Quick: n == 32, Runs: runs, Report: own(1.25)})
-		add(Scenario{Name: name("5-percent-die"), Crowd: simnet.Crowd{N: n, K: 512, Dead: 0.05, DeadAfter: half}, Quick: n == 32, Runs: runs, Report: makespan(1.25)})
-		add(Scenario{Name: name("10-percent-slow-uplink"), Crowd: simnet.Crowd{N: n, K: 512, Slow: 0.1}, Quick: n == 32, Runs: runs, Report: makespan(1.25)})
-		add(Scenario{Name: name("reader-2x"), Crowd: simnet.Crowd{N: n, K: 512, Reader: 2 * rate}, Quick: n == 32, Runs: runs, Report: reader(1.15)})
+		add(Scenario{Name: name("staggered-1s"), Crowd: simnet.Crowd{N: n, K: 512, Stagger: time.Second}, Quick: n == 32,
+			Runs: runs, Report: own(1.25)})
+		add(Scenario{Name: name("5-percent-die"), Crowd: simnet.Crowd{N: n, K: 512, Dead: 0.05, DeadAfter: half},
+			Quick: n == 32, Runs: runs, Report: makespan(1.25)})
+		add(Scenario{Name: name("10-percent-slow-uplink"), Crowd: simnet.Crowd{N: n, K: 512, Slow: 0.1}, Quick: n == 32,
+			Runs: runs, Report: makespan(1.25)})
+		add(Scenario{Name: name("reader-2x"), Crowd: simnet.Crowd{N: n, K: 512, Reader: 2 * rate}, Quick: n == 32, Runs: runs,
+			Report: reader(1.15)})
 	}
 	allSlow := simnet.Crowd{N: 64, K: 128, Slow: 1}
 	add(Scenario{Name: "slow-uplinks/64", Crowd: allSlow, Quick: true, Report: makespan(1.2)})
 	allSlow.OriginRate = rate
 	add(Scenario{Name: "slow-uplinks-cold/64", Crowd: allSlow, Report: makespan(1.2)})
-	add(Scenario{Name: "quarter-uplinks/32", Crowd: simnet.Crowd{N: 32, K: 256, Slow: 1, SlowBy: 4}, Report: makespan(1.2)})
+	add(Scenario{Name: "quarter-uplinks/32", Crowd: simnet.Crowd{N: 32, K: 256, Slow: 1, SlowBy: 4},
+		Report: makespan(1.2)})
 	add(Scenario{Name: "slow-uplinks/8", Crowd: simnet.Crowd{N: 8, K: 256, Slow: 1}, Report: makespan(1.5)})
-	add(Scenario{Name: "rolling-start/64", Crowd: simnet.Crowd{N: 64, K: 256, Stagger: 20 * time.Second}, Runs: 1, Report: own(1.25)})
-	add(Scenario{Name: "rolling-start-5m/64", Crowd: simnet.Crowd{N: 64, K: 256, Stagger: 5 * time.Minute}, Runs: 1, Report: own(1.25)})
-	add(Scenario{Name: "zones-4/64", Crowd: simnet.Crowd{N: 64, K: 256, Zones: 4, ZoneRate: 16 * rate / 10}, Quick: true, Runs: 1, Report: zones(1.3)})
-	add(Scenario{Name: "zones-4-fifth-dies/64", Crowd: simnet.Crowd{N: 64, K: 256, Zones: 4, ZoneRate: 16 * rate / 10, Dead: 0.2, DeadAfter: half / 2}, Runs: 1, Report: zones(1.3)})
+	add(Scenario{Name: "rolling-start/64", Crowd: simnet.Crowd{N: 64, K: 256, Stagger: 20 * time.Second}, Runs: 1,
+		Report: own(1.25)})
+	add(Scenario{Name: "rolling-start-5m/64", Crowd: simnet.Crowd{N: 64, K: 256, Stagger: 5 * time.Minute}, Runs: 1,
+		Report: own(1.25)})
+	add(Scenario{Name: "zones-4/64", Crowd: simnet.Crowd{N: 64, K: 256, Zones: 4, ZoneRate: 16 * rate / 10}, Quick: true,
+		Runs: 1, Report: zones(1.3)})
+	add(Scenario{Name: "zones-4-fifth-dies/64", Crowd: simnet.Crowd{N: 64, K: 256, Zones: 4, ZoneRate: 16 * rate / 10,
+		Dead: 0.2, DeadAfter: half / 2}, Runs: 1, Report: zones(1.3)})
 	for _, kind := range []struct {
 		name string
 		simnet.Crowd
@@ -255,11 +279,15 @@ func Scenarios() (all []Scenario) {
 	} {
 		for helpers := range 3 {
 			kind.Helpers = helpers
-			add(Scenario{Name: fmt.Sprintf("recruited/%s/%d", kind.name, helpers), Crowd: kind.Crowd, Runs: 2, Report: recruited})
+			add(Scenario{Name: fmt.Sprintf("recruited/%s/%d", kind.name, helpers), Crowd: kind.Crowd, Runs: 2,
+				Report: recruited})
 		}
 	}
-	add(Scenario{Name: "40-small-layers/32", Crowd: simnet.Crowd{N: 32, Layers: repeat(40, 8), AtOnce: 3, OriginRate: rate}, Runs: 1, Report: layers(1.25)})
+	add(Scenario{Name: "40-small-layers/32",
+		Crowd: simnet.Crowd{N: 32, Layers: repeat(40, 8), AtOnce: 3, OriginRate: rate}, Runs: 1, Report: layers(1.25)})
 	add(Scenario{Name: "10-images/32", Crowd: simnet.Crowd{N: 32, Layers: repeat(10, 52)}, Runs: 1, Report: layers(1.25)})
-	add(Scenario{Name: "5-GB-layer/32", Crowd: simnet.Crowd{N: 32, K: 1250, OriginRate: rate}, Runs: 1, Report: makespan(1.12)}) // 4 MiB a piece
+	// 4 MiB a piece
+	add(Scenario{Name: "5-GB-layer/32", Crowd: simnet.Crowd{N: 32, K: 1250, OriginRate: rate}, Runs: 1,
+		Report: makespan(1.12)})
 	return all
 }

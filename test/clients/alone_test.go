@@ -16,7 +16,8 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-var alone = flag.Bool("alone", false, "measure the libraries with a faulty mirror and without Darter; docs/clients.md has the results")
+var alone = flag.Bool("alone", false,
+	"measure the libraries with a faulty mirror and without Darter; docs/clients.md has the results")
 
 // aloneLimit bounds one pull; after it, the library "waits".
 const aloneLimit = 45 * time.Second
@@ -43,8 +44,10 @@ func misbehaviours() []misbehaviour {
 		{"layers 429", status("/blobs/", 429), nil},
 		{"cut once", nil, []registrytest.Fault{body(registrytest.ActTruncate, cut, 1)}},
 		{"cut at every try, after 500 kB", nil, []registrytest.Fault{body(registrytest.ActTruncate, 500e3, 0)}},
-		{"cut at every try, after 0 B", nil, []registrytest.Fault{body(registrytest.ActTruncate, cut, 1), body(registrytest.ActTruncate, 0, 0)}},
-		{"cut, Range ignored", nil, []registrytest.Fault{body(registrytest.ActTruncate, cut, 1), body(registrytest.ActIgnoreRange, 0, 0)}},
+		{"cut at every try, after 0 B", nil, []registrytest.Fault{body(registrytest.ActTruncate, cut, 1),
+			body(registrytest.ActTruncate, 0, 0)}},
+		{"cut, Range ignored", nil, []registrytest.Fault{body(registrytest.ActTruncate, cut, 1),
+			body(registrytest.ActIgnoreRange, 0, 0)}},
 		{"reset once", nil, []registrytest.Fault{body(registrytest.ActReset, cut, 1)}},
 		{"wrong bytes", nil, []registrytest.Fault{body(registrytest.ActCorrupt, 40e3, 0)}},
 		{"no headers", nil, []registrytest.Fault{{Action: registrytest.ActSlowHeaders, DelayMillis: 600_000}}},
@@ -114,7 +117,8 @@ func (m misbehaviour) play(t *testing.T, l clients.Library) string {
 	began := time.Now()
 	ended := make(chan error, 1)
 	go func() {
-		ended <- l.Pull(ctx, clients.Request{Mirror: mirror.Host(), Server: server.Host(), Repository: "lib/app", Reference: "v1", Dir: dir})
+		ended <- l.Pull(ctx, clients.Request{Mirror: mirror.Host(), Server: server.Host(), Repository: "lib/app",
+			Reference: "v1", Dir: dir})
 	}()
 	var how string
 	select {

@@ -57,7 +57,8 @@ func buildkit(ctx context.Context, q Request) (err error) {
 	}()
 
 	ref := q.image(Registry)
-	r := resolver.NewPool().GetResolver(resolver.NewRegistryConfig(settings.Registries), ref, resolver.ScopeType{}, sm, session.NewGroup(who.ID()))
+	r := resolver.NewPool().GetResolver(resolver.NewRegistryConfig(settings.Registries), ref, resolver.ScopeType{}, sm,
+		session.NewGroup(who.ID()))
 	name, desc, err := r.Resolve(ctx, ref)
 	if err != nil {
 		return fmt.Errorf("resolving %s: %w", ref, err)
@@ -71,7 +72,8 @@ func buildkit(ctx context.Context, q Request) (err error) {
 		return err
 	}
 	platform := platforms.Only(ocispec.Platform{OS: "linux", Architecture: "amd64"})
-	handler := images.Handlers(remotes.FetchHandler(store, fetcher), images.FilterPlatforms(images.ChildrenHandler(store), platform))
+	handler := images.Handlers(remotes.FetchHandler(store, fetcher),
+		images.FilterPlatforms(images.ChildrenHandler(store), platform))
 	return images.Dispatch(ctx, handler, nil, desc)
 }
 
@@ -89,7 +91,8 @@ func buildkitToml(q Request) (file string, err error) {
 		}
 	}
 	files := clientconf.Files{Root: root}
-	plan, err := clientconf.Configure(clientconf.BuildKit, files, clientconf.Mirror{Addr: q.Mirror, Upstreams: []clientconf.Upstream{{Host: Registry}}}, clientconf.Options{Config: "/buildkitd.toml"})
+	plan, err := clientconf.Configure(clientconf.BuildKit, files, clientconf.Mirror{Addr: q.Mirror,
+		Upstreams: []clientconf.Upstream{{Host: Registry}}}, clientconf.Options{Config: "/buildkitd.toml"})
 	if err != nil {
 		return "", err
 	}

@@ -1,7 +1,7 @@
 // Package clients pulls images with the libraries of container tools, each configured for a mirror like its tool.
 //
-// Every successful pull leaves all blobs in [Request].Dir, checked by the library itself. The package is a module of its
-// own, so that Darter's programs depend on none of the libraries. Start at [All].
+// Every successful pull leaves all blobs in [Request].Dir, checked by the library itself. The package is a module of
+// its own, so that Darter's programs depend on none of the libraries. Start at [All].
 package clients
 
 import (
@@ -71,7 +71,8 @@ type Library struct {
 	Pull func(context.Context, Request) error
 }
 
-// Version returns the version of the library's module, such as "v1.7.35"; empty if the program was built without modules.
+// Version returns the version of the library's module, such as "v1.7.35"; empty if the program was built without
+// modules.
 func (l Library) Version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -90,8 +91,10 @@ func All() []Library {
 	return []Library{
 		{Name: "buildkit", Module: "github.com/moby/buildkit", Servers: true, Pull: buildkit},
 		{Name: "containerd-1", Module: "github.com/containerd/containerd", Servers: true, OwnLogin: true, Pull: containerd1},
-		{Name: "containerd-2", Module: "github.com/containerd/containerd/v2", Servers: true, OwnLogin: true, Pull: containerd2},
-		{Name: "containerd-2-parallel", Module: "github.com/containerd/containerd/v2", Servers: true, OwnLogin: true, Pull: containerd2Parallel},
+		{Name: "containerd-2", Module: "github.com/containerd/containerd/v2", Servers: true, OwnLogin: true,
+			Pull: containerd2},
+		{Name: "containerd-2-parallel", Module: "github.com/containerd/containerd/v2", Servers: true, OwnLogin: true,
+			Pull: containerd2Parallel},
 		{Name: "containers-image", Module: "go.podman.io/image/v5", Servers: true, Pull: containersImage},
 		{Name: "crane", Module: "github.com/google/go-containerregistry", OwnLogin: true, Pull: cranePull},
 		{Name: "docker", Module: "github.com/docker/distribution", OwnLogin: true, Pull: dockerPull},
@@ -106,7 +109,8 @@ func hostsToml(q Request) (dir string, err error) {
 	if err := os.MkdirAll(filepath.Join(dir, Registry), 0o755); err != nil {
 		return "", err
 	}
-	text := fmt.Sprintf("server = \"http://%s\"\n\n[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", q.server(), q.Mirror)
+	text := fmt.Sprintf("server = \"http://%s\"\n\n[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
+		q.server(), q.Mirror)
 	return dir, os.WriteFile(filepath.Join(dir, Registry, "hosts.toml"), []byte(text), 0o644)
 }
 

@@ -89,7 +89,9 @@ func newSiteWithQuota(t *testing.T, r *registrytest.Registry, quota int64, upstr
 	require.NoError(t, config.NewForm("dfdaemon", &settings).Load([]string{
 		"DARTER_CONFIG=" + file,
 		"DARTER_NODE_NAME=node", "DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "node"), "DARTER_CACHE_QUOTA=1GiB",
-		"DARTER_MIRROR_LISTEN=127.0.0.1:0", "DARTER_API_LISTEN=127.0.0.1:0", "DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_DRAIN_TIMEOUT=5s", "DARTER_FILES_ALLOW_ADDRESSES=127.0.0.0/8", // for redirects
+		// for redirects
+		"DARTER_MIRROR_LISTEN=127.0.0.1:0", "DARTER_API_LISTEN=127.0.0.1:0", "DARTER_PEER_LISTEN=127.0.0.1:0",
+		"DARTER_DRAIN_TIMEOUT=5s", "DARTER_FILES_ALLOW_ADDRESSES=127.0.0.0/8",
 		"DARTER_MIRROR_DEFAULT_UPSTREAM=" + clients.Registry,
 	}))
 	settings.Cache.Quota = config.Size(quota) // less than what makes sense
@@ -140,7 +142,8 @@ func (s *site) pull(l clients.Library, repository, reference string, who login) 
 	ctx, cancel := context.WithTimeoutCause(s.t.Context(), pullLimit, errStuck)
 	defer cancel()
 	err = l.Pull(ctx, clients.Request{
-		Mirror: s.mirror, Server: s.server, Repository: repository, Reference: reference, User: who.user, Password: who.password, Dir: dir,
+		Mirror: s.mirror, Server: s.server, Repository: repository, Reference: reference, User: who.user,
+		Password: who.password, Dir: dir,
 	})
 	if err != nil && context.Cause(ctx) != nil {
 		require.FailNow(s.t, "the pull is stuck", "no end after %v: %v", pullLimit, err)
@@ -297,7 +300,8 @@ func TestPrivateImage(t *testing.T) {
 // A client that answers no mirror's challenge pulls private images from the registry, or with the node's login.
 func TestPrivateImageWithoutOwnLogin(t *testing.T) {
 	alice := login{"alice", "wonder"}
-	cfg := registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{alice.user: {Password: alice.password, Pull: []string{"team/*"}}}}
+	cfg := registrytest.Config{Auth: registrytest.Bearer,
+		Users: map[string]registrytest.User{alice.user: {Password: alice.password, Pull: []string{"team/*"}}}}
 	each(t, func(t *testing.T, l clients.Library) {
 		if l.OwnLogin {
 			t.Skip("this library answers a mirror's challenge; TestPrivateImage covers it")

@@ -39,6 +39,7 @@ func containerd1(ctx context.Context, q Request) error {
 		return err
 	}
 	platform := platforms.Only(ocispec.Platform{OS: "linux", Architecture: "amd64"})
-	handler := images.Handlers(remotes.FetchHandler(store, fetcher), images.FilterPlatforms(images.ChildrenHandler(store), platform))
+	handler := images.Handlers(remotes.FetchHandler(store, fetcher),
+		images.FilterPlatforms(images.ChildrenHandler(store), platform))
 	return images.Dispatch(ctx, handler, nil, desc)
 }

@@ -25,7 +25,8 @@ const parallelChunk = 256 << 10
 
 // containerd2Parallel is containerd2 with concurrent_layer_fetch_buffer.
 func containerd2Parallel(ctx context.Context, q Request) error {
-	return containerd2With(ctx, q, transfer.WithConcurrentLayerFetchBuffer(parallelChunk), transfer.WithMaxConcurrentDownloads(4))
+	return containerd2With(ctx, q, transfer.WithConcurrentLayerFetchBuffer(parallelChunk),
+		transfer.WithMaxConcurrentDownloads(4))
 }
 
 func containerd2With(ctx context.Context, q Request, options ...transfer.ImageResolverOption) error {
@@ -54,6 +55,7 @@ func containerd2With(ctx context.Context, q Request, options ...transfer.ImageRe
 		return err
 	}
 	platform := platforms.Only(ocispec.Platform{OS: "linux", Architecture: "amd64"})
-	handler := images.Handlers(remotes.FetchHandler(store, fetcher), images.FilterPlatforms(images.ChildrenHandler(store), platform))
+	handler := images.Handlers(remotes.FetchHandler(store, fetcher),
+		images.FilterPlatforms(images.ChildrenHandler(store), platform))
 	return images.Dispatch(ctx, handler, nil, desc)
 }

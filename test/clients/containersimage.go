@@ -23,8 +23,8 @@ func containersImage(ctx context.Context, q Request) error {
 	}
 	defer os.RemoveAll(conf)
 	registries := filepath.Join(conf, "registries.conf")
-	text := fmt.Sprintf("[[registry]]\nprefix = %q\nlocation = %q\ninsecure = true\n[[registry.mirror]]\nlocation = %q\ninsecure = true\n",
-		Registry, q.server(), q.prefixed())
+	text := fmt.Sprintf("[[registry]]\nprefix = %q\nlocation = %q\ninsecure = true\n[[registry.mirror]]\nlocation = %q\n"+
+		"insecure = true\n", Registry, q.server(), q.prefixed())
 	if q.Server == "" {
 		text = fmt.Sprintf("[[registry]]\nprefix = %q\nlocation = %q\ninsecure = true\n", Registry, q.prefixed())
 	}
@@ -51,7 +51,8 @@ func containersImage(ctx context.Context, q Request) error {
 	if err != nil {
 		return err
 	}
-	policy, err := signature.NewPolicyContext(&signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}})
+	policy, err := signature.NewPolicyContext(&signature.Policy{Default: signature.PolicyRequirements{
+		signature.NewPRInsecureAcceptAnything()}})
 	if err != nil {
 		return err
 	}

@@ -49,7 +49,8 @@ func dockerPull(ctx context.Context, q Request) error {
 		return err
 	}
 	creds := login(q)
-	authorizer := auth.NewAuthorizer(challenges, auth.NewTokenHandler(plain, creds, q.Repository, "pull"), auth.NewBasicHandler(creds))
+	authorizer := auth.NewAuthorizer(challenges, auth.NewTokenHandler(plain, creds, q.Repository, "pull"),
+		auth.NewBasicHandler(creds))
 
 	name, err := reference.WithName(q.Repository)
 	if err != nil {
@@ -75,7 +76,8 @@ func dockerPull(ctx context.Context, q Request) error {
 }
 
 // dockerManifest pulls a manifest and its blobs; of an index, the image for linux/amd64.
-func dockerManifest(ctx context.Context, q Request, r distribution.Repository, manifests distribution.ManifestService, d digest.Digest) error {
+func dockerManifest(ctx context.Context, q Request, r distribution.Repository, manifests distribution.ManifestService,
+	d digest.Digest) error {
 	m, err := manifests.Get(ctx, d)
 	if err != nil {
 		return fmt.Errorf("manifest %s: %w", d, err)

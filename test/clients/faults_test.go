@@ -65,18 +65,25 @@ func faults() []fault {
 	}
 	return []fault{
 		{"none", nil, succeeds, 5 * time.Second, 1.02},
-		{"body cut once", []registrytest.Fault{{Action: registrytest.ActTruncate, At: cut, Times: 1}}, succeeds, 5 * time.Second, 1.02},
-		{"every body cut once more each time", []registrytest.Fault{{Action: registrytest.ActTruncate, At: 400e3, Times: 5}}, succeeds, 5 * time.Second, 1.02},
-		{"body reset once", []registrytest.Fault{{Action: registrytest.ActReset, At: cut, Times: 1}}, succeeds, 5 * time.Second, 1.6},
+		{"body cut once", []registrytest.Fault{{Action: registrytest.ActTruncate, At: cut, Times: 1}}, succeeds,
+			5 * time.Second, 1.02},
+		{"every body cut once more each time", []registrytest.Fault{{Action: registrytest.ActTruncate, At: 400e3, Times: 5}},
+			succeeds, 5 * time.Second, 1.02},
+		{"body reset once", []registrytest.Fault{{Action: registrytest.ActReset, At: cut, Times: 1}}, succeeds,
+			5 * time.Second, 1.6},
 		{"body cut, Range ignored", []registrytest.Fault{
 			{Action: registrytest.ActTruncate, At: cut, Times: 1},
 			{Action: registrytest.ActIgnoreRange},
 		}, succeeds, 5 * time.Second, 1.6},
-		{"redirect to another host", []registrytest.Fault{{Action: registrytest.ActRedirect, Match: "/blobs/"}}, succeeds, 5 * time.Second, 1.02},
-		{"blobs 429 once, Retry-After 1 s", status(429, map[string]string{"Retry-After": "1"}, 1), succeeds, 10 * time.Second, 1.02},
+		{"redirect to another host", []registrytest.Fault{{Action: registrytest.ActRedirect, Match: "/blobs/"}}, succeeds,
+			5 * time.Second, 1.02},
+		{"blobs 429 once, Retry-After 1 s", status(429, map[string]string{"Retry-After": "1"}, 1), succeeds,
+			10 * time.Second, 1.02},
 		{"blobs 503 once", status(503, nil, 1), succeeds, 10 * time.Second, 1.02},
-		{"headers of blobs 3 s late", of(registrytest.Fault{Action: registrytest.ActSlowHeaders, DelayMillis: 3000, Times: 2}), succeeds, 10 * time.Second, 1.02},
-		{"wrong bytes once", []registrytest.Fault{{Action: registrytest.ActCorrupt, At: 40e3, Times: 1}}, either, 10 * time.Second, 2.02},
+		{"headers of blobs 3 s late", of(registrytest.Fault{Action: registrytest.ActSlowHeaders, DelayMillis: 3000,
+			Times: 2}), succeeds, 10 * time.Second, 1.02},
+		{"wrong bytes once", []registrytest.Fault{{Action: registrytest.ActCorrupt, At: 40e3, Times: 1}}, either,
+			10 * time.Second, 2.02},
 		{"wrong bytes always", []registrytest.Fault{{Action: registrytest.ActCorrupt, At: 40e3}}, fails, 10 * time.Second, 0},
 		{"a shorter layer", []registrytest.Fault{{Action: registrytest.ActWrongLength, At: cut}}, fails, 10 * time.Second, 0},
 		{"a longer layer", []registrytest.Fault{{Action: registrytest.ActWrongLength, At: 4e6}}, fails, 10 * time.Second, 0},
@@ -139,7 +146,8 @@ func (f fault) play(t *testing.T, l clients.Library) []results.Result {
 	measured := []results.Result{
 		{Scenario: scenario, Metric: "right_bytes", Value: ended, Unit: "bool", Better: "higher"},
 		{Scenario: scenario, Metric: "seconds", Value: took.Seconds(), Unit: "seconds", Better: "lower"},
-		results.Result{Scenario: scenario, Metric: "longest_silence", Value: silence.Seconds(), Unit: "seconds", Better: "lower"}.AtMost(f.silence.Seconds()),
+		results.Result{Scenario: scenario, Metric: "longest_silence", Value: silence.Seconds(), Unit: "seconds",
+			Better: "lower"}.AtMost(f.silence.Seconds()),
 		{Scenario: scenario, Metric: "registry_egress_ratio", Value: egress, Unit: "ratio", Better: "lower"},
 	}
 	if f.egress > 0 {
@@ -196,7 +204,8 @@ func TestSlowRegistry(t *testing.T) {
 // A token that expires during a blob does not end the pull.
 func TestTokenExpires(t *testing.T) {
 	alice := login{"alice", "wonder"}
-	cfg := registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{alice.user: {Password: alice.password, Pull: []string{"lib/*"}}}}
+	cfg := registrytest.Config{Auth: registrytest.Bearer,
+		Users: map[string]registrytest.User{alice.user: {Password: alice.password, Pull: []string{"lib/*"}}}}
 	each(t, func(t *testing.T, l clients.Library) {
 		if !l.OwnLogin {
 			t.Skip("this library sends a mirror no credentials, so it has no token that could expire there")
@@ -275,7 +284,8 @@ func TestDeadRegistry(t *testing.T) {
 		for _, reference := range []string{p.Digest, "v1"} {
 			began := time.Now()
 			dir, err := s.pull(l, p.Repository, reference, login{})
-			t.Logf("%s %s: with a warm cache and a dead registry: %.2f s, %v", l.Name, reference, time.Since(began).Seconds(), err)
+			t.Logf("%s %s: with a warm cache and a dead registry: %.2f s, %v", l.Name, reference,
+				time.Since(began).Seconds(), err)
 			requireNothingWrong(t, dir)
 			// A resolved tag expires.
 			if reference == p.Digest {

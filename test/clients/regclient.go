@@ -14,7 +14,8 @@ import (
 func regclientPull(ctx context.Context, q Request) error {
 	const mirror = "mirror"
 	host := func(name, hostname string) config.Host {
-		return config.Host{Name: name, Hostname: hostname, TLS: config.TLSDisabled, User: q.User, Pass: q.Password, ReqPerSec: 1000, ReqConcurrent: 3}
+		return config.Host{Name: name, Hostname: hostname, TLS: config.TLSDisabled, User: q.User, Pass: q.Password,
+			ReqPerSec: 1000, ReqConcurrent: 3}
 	}
 	registry, through := host(Registry, q.server()), host(mirror, q.Mirror)
 	through.PathPrefix, through.Priority = Registry, 1
@@ -22,7 +23,8 @@ func regclientPull(ctx context.Context, q Request) error {
 	if q.Server == "" {
 		registry.PathPrefix = Registry
 	}
-	c := regclient.New(regclient.WithConfigHost(registry, through), regclient.WithRegOpts(reg.WithDelay(100*time.Millisecond, 5*time.Second)))
+	c := regclient.New(regclient.WithConfigHost(registry, through),
+		regclient.WithRegOpts(reg.WithDelay(100*time.Millisecond, 5*time.Second)))
 	from, err := ref.New(q.image(Registry))
 	if err != nil {
 		return err

@@ -90,7 +90,8 @@ func start(t *testing.T) *cluster {
 	require.NoError(
 		t,
 		config.NewForm("dfdaemon", &cfg).
-			Load(env("DARTER_NODE_DATA_DIR="+c.dirs[1], "DARTER_MIRROR_LISTEN=127.0.0.1:0", "DARTER_SUPERNODES="+c.supernode.Addrs()["api"])),
+			Load(env("DARTER_NODE_DATA_DIR="+c.dirs[1], "DARTER_MIRROR_LISTEN=127.0.0.1:0",
+				"DARTER_SUPERNODES="+c.supernode.Addrs()["api"])),
 	)
 	c.daemon, err = daemon.New(cfg, nil)
 	require.NoError(t, err)
@@ -224,8 +225,10 @@ func TestCVE_2025_59346_SSRF(t *testing.T) {
 	defer inner.Close()
 	_, port, err := net.SplitHostPort(inner.Listener.Addr().String())
 	require.NoError(t, err)
-	for _, target := range []string{inner.URL, "http://localhost:" + port, "http://[::1]:" + port, "http://[::ffff:127.0.0.1]:" + port, "http://0.0.0.0:" + port,
-		"http://0x7f000001:" + port, "http://2130706433:" + port, "ftp://127.0.0.1:" + port, "file:///etc/passwd", "gopher://127.0.0.1:" + port} {
+	for _, target := range []string{inner.URL, "http://localhost:" + port, "http://[::1]:" + port,
+		"http://[::ffff:127.0.0.1]:" + port, "http://0.0.0.0:" + port,
+		"http://0x7f000001:" + port, "http://2130706433:" + port, "ftp://127.0.0.1:" + port, "file:///etc/passwd",
+		"gopher://127.0.0.1:" + port} {
 		code, text := answer(
 			t,
 			http.DefaultClient,
@@ -276,7 +279,8 @@ func TestCVE_2025_59347_TLSNotVerified(t *testing.T) {
 		require.NoError(
 			t,
 			config.NewForm("dfdaemon", &cfg).
-				Load(env("DARTER_NODE_DATA_DIR="+t.TempDir(), "DARTER_MIRROR_LISTEN=127.0.0.1:0", "DARTER_FILES_ALLOW_ADDRESSES=127.0.0.0/8")),
+				Load(env("DARTER_NODE_DATA_DIR="+t.TempDir(), "DARTER_MIRROR_LISTEN=127.0.0.1:0",
+					"DARTER_FILES_ALLOW_ADDRESSES=127.0.0.0/8")),
 		)
 		d, err := daemon.New(cfg, nil)
 		require.NoError(t, err)
@@ -444,8 +448,10 @@ func TestCVE_2025_59351_NilPointer(t *testing.T) {
 
 // TestCVE_2025_59352_ArbitraryFiles: a name from the network becomes a path on the disk.
 func TestCVE_2025_59352_ArbitraryFiles(t *testing.T) {
-	for _, id := range []string{"../../etc/passwd", "sha256:../../../etc/passwd", "sha256:" + strings.Repeat("0", 63) + "/", "sha256:" + strings.Repeat(".", 64), "file:../x", "file:/etc/passwd", "",
-		"sha256:" + strings.Repeat("0", 64) + "\x00", "SHA256:" + strings.Repeat("0", 64), "sha256:" + strings.Repeat("A", 64), `sha256:..\..\x`} {
+	for _, id := range []string{"../../etc/passwd", "sha256:../../../etc/passwd",
+		"sha256:" + strings.Repeat("0", 63) + "/", "sha256:" + strings.Repeat(".", 64), "file:../x", "file:/etc/passwd", "",
+		"sha256:" + strings.Repeat("0", 64) + "\x00", "SHA256:" + strings.Repeat("0", 64),
+		"sha256:" + strings.Repeat("A", 64), `sha256:..\..\x`} {
 		_, err := task.ParseID(id)
 		assert.Error(t, err, "%q is taken for the name of a task", id)
 	}
@@ -487,7 +493,8 @@ func TestCVE_2025_59353_CertificateForAnyAddress(t *testing.T) {
 	naked := &http.Client{Timeout: time.Minute}
 	defer naked.CloseIdleConnections()
 	inside := member(t, clusterSecret)
-	for _, path := range []string{"/api/v1/certificates", "/api/v1/certificate", "/v1/certificates", "/issue", "/api/v1/sign"} {
+	for _, path := range []string{"/api/v1/certificates", "/api/v1/certificate", "/v1/certificates", "/issue",
+		"/api/v1/sign"} {
 		code, _ := answer(t, inside, "POST", "https://"+c.supernode.Addrs()["api"]+path, `{"ip":"10.0.0.1"}`)
 		assert.Equal(t, 404, code, path)
 		for _, at := range []string{c.supernode.Addrs()["admin"], c.daemon.Addrs()["api"]} {
@@ -516,7 +523,8 @@ func TestCVE_2025_59353_CertificateForAnyAddress(t *testing.T) {
 
 // TestCVE_2025_59354_WeakDigest: MD5 protects the integrity.
 func TestCVE_2025_59354_WeakDigest(t *testing.T) {
-	for _, id := range []string{"md5:acbd18db4cc2f85cedef654fccc4a4d8", "sha1:0beec7b5ea3f0fdbc95d0dd47f3c5bc275da8a33", "crc32:8c736521"} {
+	for _, id := range []string{"md5:acbd18db4cc2f85cedef654fccc4a4d8", "sha1:0beec7b5ea3f0fdbc95d0dd47f3c5bc275da8a33",
+		"crc32:8c736521"} {
 		_, err := task.ParseID(id)
 		assert.Error(t, err, id)
 	}
@@ -536,7 +544,8 @@ func TestCVE_2025_59354_WeakDigest(t *testing.T) {
 func TestCVE_2025_59410_TinyFilesInTheClear(t *testing.T) {
 	c := start(t)
 	for _, at := range []string{c.supernode.Addrs()["api"], c.supernode.Addrs()["peer"], c.daemon.Addrs()["peer"]} {
-		for _, hello := range []string{"GET " + api.PathStatus + " HTTP/1.1\r\nHost: x\r\n\r\n", "\x13BitTorrent protocol\x00\x00\x00\x00\x00\x10\x00\x04" + strings.Repeat("a", 40)} {
+		for _, hello := range []string{"GET " + api.PathStatus + " HTTP/1.1\r\nHost: x\r\n\r\n",
+			"\x13BitTorrent protocol\x00\x00\x00\x00\x00\x10\x00\x04" + strings.Repeat("a", 40)} {
 			conn, err := net.Dial("tcp", at)
 			require.NoError(t, err)
 			_, err = io.WriteString(conn, hello)
@@ -579,7 +588,8 @@ func TestCVE_2026_24124_JobsWithoutAuthentication(t *testing.T) {
 	for _, at := range []string{c.supernode.Addrs()["admin"], c.daemon.Addrs()["api"]} {
 		code, text := answer(t, naked, "DELETE", "http://"+at+api.PathPurge+"/"+taskDigest, "", "Host", "evil.test")
 		assert.GreaterOrEqual(t, code, 400, "a page whose name leads to this machine gave an order: %s", text)
-		for _, header := range [][]string{{"Origin", "http://evil.test"}, {"Sec-Fetch-Site", "cross-site"}, {"Origin", "null"}} {
+		for _, header := range [][]string{{"Origin", "http://evil.test"}, {"Sec-Fetch-Site", "cross-site"},
+			{"Origin", "null"}} {
 			code, text = answer(t, naked, "DELETE", "http://"+at+api.PathPurge+"/"+taskDigest, "", header...)
 			assert.Equal(t, 403, code, "a page in a browser gave an order: %v %s", header, text)
 		}
@@ -605,7 +615,8 @@ func TestCVE_2026_49254_SecretsReadable(t *testing.T) {
 		api.PathPurgeOrders,
 	}
 	for _, path := range paths {
-		for _, at := range []string{"http://" + c.supernode.Addrs()["admin"], "http://" + c.daemon.Addrs()["api"], "https://" + c.supernode.Addrs()["api"], "https://" + c.daemon.Addrs()["peer"]} {
+		for _, at := range []string{"http://" + c.supernode.Addrs()["admin"], "http://" + c.daemon.Addrs()["api"],
+			"https://" + c.supernode.Addrs()["api"], "https://" + c.daemon.Addrs()["peer"]} {
 			_, text := answer(t, inside, "GET", at+path, "")
 			assert.NotContains(t, text, clusterSecret, at+path)
 			assert.NotContains(t, text, "PRIVATE KEY", at+path)

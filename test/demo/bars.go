@@ -32,11 +32,13 @@ func showBars(w io.Writer, pulls []*pull, total int64) (stop func()) {
 			for _, p := range pulls {
 				all += p.received.Load()
 			}
-			fmt.Fprintf(w, "  %3d %%  %s of %d × %s\n", percent(all, total*int64(len(pulls))), amount(all), len(pulls), amount(total))
+			fmt.Fprintf(w, "  %3d %%  %s of %d × %s\n", percent(all, total*int64(len(pulls))), amount(all),
+				len(pulls), amount(total))
 			return
 		}
 		for i, p := range pulls {
-			fmt.Fprintf(w, "\r\x1b[K  node %d  %s %3d %%\n", i+1, bar(p.received.Load(), total), percent(p.received.Load(), total))
+			fmt.Fprintf(w, "\r\x1b[K  node %d  %s %3d %%\n", i+1, bar(p.received.Load(), total),
+				percent(p.received.Load(), total))
 		}
 	}
 	var wg sync.WaitGroup

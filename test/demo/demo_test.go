@@ -31,7 +31,8 @@ func TestAPullChecksWhatItReads(t *testing.T) {
 		http.Redirect(w, req, r.URL()+req.URL.Path, http.StatusTemporaryRedirect)
 	}))
 	defer front.Close()
-	p := &pull{mirror: strings.TrimPrefix(front.URL, "http://"), registry: "registry.test", repository: repository, tag: tag}
+	p := &pull{mirror: strings.TrimPrefix(front.URL, "http://"), registry: "registry.test",
+		repository: repository, tag: tag}
 	require.NoError(t, p.run(t.Context()))
 	assert.Equal(t, pushed.Bytes(), p.received.Load())
 	assert.Positive(t, p.took)
@@ -57,7 +58,8 @@ func TestRegistry(t *testing.T) {
 	assert.Eventually(t, func() bool { return r.sent.Load() >= r.size }, time.Minute, time.Millisecond)
 	assert.InDelta(t, r.size, r.sent.Load(), 2000, "headers are counted too")
 
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.URL()+"/v2/"+repository+"/blobs/"+r.layers[0].Digest, nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet,
+		r.URL()+"/v2/"+repository+"/blobs/"+r.layers[0].Digest, nil)
 	require.NoError(t, err)
 	req.Header.Set("Range", "bytes=100-299")
 	resp, err := http.DefaultClient.Do(req)
@@ -65,7 +67,8 @@ func TestRegistry(t *testing.T) {
 	resp.Body.Close()
 	assert.Equal(t, http.StatusPartialContent, resp.StatusCode)
 	assert.Equal(t, int64(200), resp.ContentLength)
-	for _, path := range []string{"/v2/other/app/blobs/" + r.layers[0].Digest, "/v2/" + repository + "/manifests/v2", "/"} {
+	for _, path := range []string{"/v2/other/app/blobs/" + r.layers[0].Digest,
+		"/v2/" + repository + "/manifests/v2", "/"} {
 		resp, err := http.Get(r.URL() + path)
 		require.NoError(t, err)
 		resp.Body.Close()
@@ -90,7 +93,8 @@ func TestTheTableTellsWhatTheRegistrySent(t *testing.T) {
 	}}
 	var out bytes.Buffer
 	f.print(&out, "", "out/demo.json")
-	for _, want := range []string{"150 MB", "40 MB", "4.0 s", "201 MB", "1.005 × the image", "400 MB", "2.000 × the image", "out/demo.json", "hosts.toml"} {
+	for _, want := range []string{"150 MB", "40 MB", "4.0 s", "201 MB", "1.005 × the image", "400 MB",
+		"2.000 × the image", "out/demo.json", "hosts.toml"} {
 		assert.Contains(t, out.String(), want)
 	}
 	path := filepath.Join(t.TempDir(), "demo.json")

@@ -315,7 +315,8 @@ func (f *figures) print(w io.Writer, root, out string) {
 	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(tw, "node\ttime\tfrom peers\tfrom the supernode\tfrom the registry\t")
 	for i, x := range f.nodes {
-		fmt.Fprintf(tw, "%d\t%.1f s\t%s\t%s\t%s\t\n", i+1, x.took.Seconds(), amount(x.received.Peers), amount(x.received.Seeds), amount(x.received.Origin))
+		fmt.Fprintf(tw, "%d\t%.1f s\t%s\t%s\t%s\t\n", i+1, x.took.Seconds(), amount(x.received.Peers),
+			amount(x.received.Seeds), amount(x.received.Origin))
 	}
 	tw.Flush()
 	fmt.Fprintf(w, "\n%d nodes have an image of %s after %.1f s.\n\n", n, amount(f.image), f.took.Seconds())

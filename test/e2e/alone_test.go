@@ -23,7 +23,8 @@ import (
 	"github.com/darter-io/darter/test/silence"
 )
 
-var alone = flag.Bool("alone", false, "measure the tools with a faulty mirror and without Darter; docs/clients.md has the results")
+var alone = flag.Bool("alone", false,
+	"measure the tools with a faulty mirror and without Darter; docs/clients.md has the results")
 
 // aloneLimit bounds one pull; after it, the tool "waits".
 const aloneLimit = 45 * time.Second
@@ -53,18 +54,21 @@ func misbehaviours() []misbehaviour {
 		{"layers 429", status("/blobs/", 429, 0), nil},
 		{"cut once", nil, []registrytest.Fault{body(registrytest.ActTruncate, cutAt, 1)}},
 		{"cut at every try, after 1 MB", nil, []registrytest.Fault{body(registrytest.ActTruncate, 1e6, 0)}},
-		{"cut at every try, after 0 B", nil, []registrytest.Fault{body(registrytest.ActTruncate, cutAt, 1), body(registrytest.ActTruncate, 0, 0)}},
-		{"cut, Range ignored", nil, []registrytest.Fault{body(registrytest.ActTruncate, cutAt, 1), body(registrytest.ActIgnoreRange, 0, 0)}},
+		{"cut at every try, after 0 B", nil, []registrytest.Fault{body(registrytest.ActTruncate, cutAt, 1),
+			body(registrytest.ActTruncate, 0, 0)}},
+		{"cut, Range ignored", nil, []registrytest.Fault{body(registrytest.ActTruncate, cutAt, 1),
+			body(registrytest.ActIgnoreRange, 0, 0)}},
 		{"reset once", nil, []registrytest.Fault{body(registrytest.ActReset, cutAt, 1)}},
 		{"wrong bytes", nil, []registrytest.Fault{body(registrytest.ActCorrupt, 40e3, 0)}},
-		{"headers 10 s late, once", nil, []registrytest.Fault{{Action: registrytest.ActSlowHeaders, DelayMillis: 10_000, Times: 1}}},
+		{"headers 10 s late, once", nil, []registrytest.Fault{{Action: registrytest.ActSlowHeaders,
+			DelayMillis: 10_000, Times: 1}}},
 		{"no headers", nil, []registrytest.Fault{{Action: registrytest.ActSlowHeaders, DelayMillis: 600_000}}},
 		{"stands still in the body", nil, []registrytest.Fault{body(registrytest.ActStall, cutAt, 0)}},
 	}
 }
 
-// TestWhatToolsDoWithoutDarter measures the tools, not Darter: the mirror is a registry with faults, and the server behind
-// it is the same registry without.
+// TestWhatToolsDoWithoutDarter measures the tools, not Darter: the mirror is a registry with faults, and the server
+// behind it is the same registry without.
 func TestWhatToolsDoWithoutDarter(t *testing.T) {
 	if !*alone {
 		t.Skip("measures the tools without Darter; make clients-alone, or -args -alone, runs it")
@@ -75,8 +79,10 @@ func TestWhatToolsDoWithoutDarter(t *testing.T) {
 	registries := map[string]*cluster{}
 	for i, name := range []string{"mirror", "server"} {
 		addr := fmt.Sprintf("%s:%d", l.Registry.Addr, 5000+1000*i)
-		c := &cluster{Lab: l, t: t, registry: "docker.io", admins: fmt.Sprintf("127.0.0.1:%d", 5001+1000*i), url: "http://" + addr}
-		_, err := l.Registry.Start(name, filepath.Join(bin, "registry"), "-listen", addr, "-admin", c.admins, "-storage", l.Registry.Addr+":0")
+		c := &cluster{Lab: l, t: t, registry: "docker.io", admins: fmt.Sprintf("127.0.0.1:%d", 5001+1000*i),
+			url: "http://" + addr}
+		_, err := l.Registry.Start(name, filepath.Join(bin, "registry"), "-listen", addr, "-admin", c.admins, "-storage",
+			l.Registry.Addr+":0")
 		require.NoError(t, err)
 		require.NoError(t, l.Registry.WaitFor(t.Context(), c.url+"/v2/", 30*time.Second))
 		registries[name] = c

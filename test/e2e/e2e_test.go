@@ -95,8 +95,8 @@ func build(t *testing.T, n int, fallback bool) *cluster {
 	c := &cluster{Lab: lab.New(t, lab.Config{Nodes: n + 1}), t: t}
 	c.registry = c.Registry.Addr + ":" + registryPort
 	c.url = "http://" + c.registry
-	_, err := c.Registry.Start("registry", filepath.Join(bin, "registry"), "-listen", c.registry, "-admin", "127.0.0.1:"+adminPort,
-		"-storage", c.Registry.Addr+":0", "-dir", filepath.Join(c.Registry.Dir, "content"))
+	_, err := c.Registry.Start("registry", filepath.Join(bin, "registry"), "-listen", c.registry, "-admin",
+		"127.0.0.1:"+adminPort, "-storage", c.Registry.Addr+":0", "-dir", filepath.Join(c.Registry.Dir, "content"))
 	require.NoError(t, err)
 	require.NoError(t, c.Registry.WaitFor(ctx, "http://"+c.registry+"/v2/", time.Minute))
 
@@ -192,7 +192,8 @@ func (c *cluster) push(repository string, layers ...int64) registrytest.PushAnsw
 func (c *cluster) pushSeed(seed uint64, repository string, layers ...int64) registrytest.PushAnswer {
 	c.t.Helper()
 	var pushed registrytest.PushAnswer
-	c.admin(http.MethodPost, "/push", registrytest.PushOrder{Repository: repository, Tag: "v1", Seed: seed, Layers: layers}, &pushed)
+	c.admin(http.MethodPost, "/push",
+		registrytest.PushOrder{Repository: repository, Tag: "v1", Seed: seed, Layers: layers}, &pushed)
 	c.admin(http.MethodPost, "/reset", nil, nil)
 	return pushed
 }
@@ -213,7 +214,8 @@ const pullLimit = 2 * time.Minute
 
 // pull pulls on all nodes concurrently and returns their errors.
 func (c *cluster) pull(ref string) []error {
-	ctx, cancel := context.WithTimeoutCause(c.t.Context(), pullLimit, fmt.Errorf("the pull is stuck: no end after %v", pullLimit))
+	ctx, cancel := context.WithTimeoutCause(c.t.Context(), pullLimit,
+		fmt.Errorf("the pull is stuck: no end after %v", pullLimit))
 	defer cancel()
 	errs := make([]error, len(c.nodes))
 	var g errgroup.Group
@@ -272,7 +274,8 @@ func TestContainerds(t *testing.T) {
 	image := float64(pushed.Bytes)
 	front := float64(counts.Egress) / image
 	wire := float64(after.Sent-before.Sent) / image
-	t.Logf("image %d bytes; the registry sent %.4f × by its own count, %.4f × by its interface", pushed.Bytes, front, wire)
+	t.Logf("image %d bytes; the registry sent %.4f × by its own count, %.4f × by its interface",
+		pushed.Bytes, front, wire)
 	assert.LessOrEqual(t, front, 1.02, "bytes of bodies over bytes of the image")
 	assert.LessOrEqual(t, wire, 1.08, "bytes of the interface over bytes of the image")
 	requireOneGETEach(t, counts, pushed)

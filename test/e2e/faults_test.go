@@ -73,7 +73,8 @@ func registryRows() []row {
 		return registrytest.Fault{Action: a, At: at, Times: times}
 	}
 	refuse := func(status, times int, header map[string]string) []registrytest.Fault {
-		return []registrytest.Fault{{Action: registrytest.ActStatus, Status: status, Match: "/blobs/", Times: times, Header: header}}
+		return []registrytest.Fault{{Action: registrytest.ActStatus, Status: status, Match: "/blobs/", Times: times,
+			Header: header}}
 	}
 	moment := map[string]string{"Retry-After": "1"}
 	return []row{
@@ -82,18 +83,26 @@ func registryRows() []row {
 		// A cut loses the bytes of the piece that it interrupts.
 		{name: "body cut five times", largest: []registrytest.Fault{fault(registrytest.ActTruncate, 1e6, 5)}, egress: 1.06},
 		{name: "body reset once", largest: []registrytest.Fault{fault(registrytest.ActReset, cutAt, 1)}, egress: 1.6},
-		{name: "body cut, Range ignored", largest: []registrytest.Fault{fault(registrytest.ActTruncate, cutAt, 1), fault(registrytest.ActIgnoreRange, 0, 0)}, egress: 1.6},
-		{name: "redirect to another host", script: []registrytest.Fault{{Action: registrytest.ActRedirect, Match: "/blobs/"}}, egress: 1.02},
+		{name: "body cut, Range ignored", largest: []registrytest.Fault{fault(registrytest.ActTruncate, cutAt, 1),
+			fault(registrytest.ActIgnoreRange, 0, 0)}, egress: 1.6},
+		{name: "redirect to another host",
+			script: []registrytest.Fault{{Action: registrytest.ActRedirect, Match: "/blobs/"}}, egress: 1.02},
 		{name: "no lengths", largest: []registrytest.Fault{fault(registrytest.ActNoLength, 0, 0)}, egress: 1.02},
 		{name: "blobs 429 once, Retry-After 1 s", script: refuse(429, 1, moment), egress: 1.02},
 		{name: "blobs 503 once", script: refuse(503, 1, nil)},
-		{name: "headers of blobs 3 s late", script: []registrytest.Fault{{Action: registrytest.ActSlowHeaders, DelayMillis: 3000, Match: "/blobs/", Times: 2}}, egress: 1.02},
-		{name: "slow registry", before: func(c *tools) { c.slowly(2e6) }, after: func(c *tools) { c.slowly(0) }, egress: 1.02},
+		{name: "headers of blobs 3 s late", script: []registrytest.Fault{{Action: registrytest.ActSlowHeaders,
+			DelayMillis: 3000, Match: "/blobs/", Times: 2}}, egress: 1.02},
+		{name: "slow registry", before: func(c *tools) { c.slowly(2e6) },
+			after: func(c *tools) { c.slowly(0) }, egress: 1.02},
 		{name: "wrong bytes once", largest: []registrytest.Fault{fault(registrytest.ActCorrupt, 40e3, 1)}, end: either},
-		{name: "a shorter layer, always", largest: []registrytest.Fault{fault(registrytest.ActWrongLength, cutAt, 0)}, end: fails, only: quick},
-		{name: "a longer layer, always", largest: []registrytest.Fault{fault(registrytest.ActWrongLength, layerMost+4e6, 0)}, end: fails, only: quick},
-		{name: "a shorter layer, once", largest: []registrytest.Fault{fault(registrytest.ActWrongLength, cutAt, 1)}, end: either},
-		{name: "wrong bytes always", largest: []registrytest.Fault{fault(registrytest.ActCorrupt, 40e3, 0)}, end: fails, only: quick},
+		{name: "a shorter layer, always", largest: []registrytest.Fault{fault(registrytest.ActWrongLength, cutAt, 0)},
+			end: fails, only: quick},
+		{name: "a longer layer, always", largest: []registrytest.Fault{fault(registrytest.ActWrongLength, layerMost+4e6, 0)},
+			end: fails, only: quick},
+		{name: "a shorter layer, once",
+			largest: []registrytest.Fault{fault(registrytest.ActWrongLength, cutAt, 1)}, end: either},
+		{name: "wrong bytes always", largest: []registrytest.Fault{fault(registrytest.ActCorrupt, 40e3, 0)},
+			end: fails, only: quick},
 		{name: "blobs 503 always", script: refuse(503, 0, nil), end: fails},
 		{name: "blobs 429 always", script: refuse(429, 0, nil), end: fails},
 	}
@@ -114,12 +123,13 @@ func eventRows() []row {
 	unchanged := func(args []string) []string { return args }
 	return []row{
 		// dockerd waits 5, 10, 15, 20 and 25 s between its retries with the expired token.
-		{name: "token ends in mid-blob", who: alice, only: ownLogin, end: either, dockerLimit: 5 * time.Minute, largest: []registrytest.Fault{
-			fault(registrytest.ActStall, cutAt, 1), fault(registrytest.ActTruncate, cutAt+1, 1),
-		}, midst: func(c *tools) {
-			c.admin(http.MethodPost, "/revoke-tokens", nil, nil)
-			c.admin(http.MethodDelete, "/faults", nil, nil)
-		}},
+		{name: "token ends in mid-blob", who: alice, only: ownLogin, end: either, dockerLimit: 5 * time.Minute,
+			largest: []registrytest.Fault{
+				fault(registrytest.ActStall, cutAt, 1), fault(registrytest.ActTruncate, cutAt+1, 1),
+			}, midst: func(c *tools) {
+				c.admin(http.MethodPost, "/revoke-tokens", nil, nil)
+				c.admin(http.MethodDelete, "/faults", nil, nil)
+			}},
 		{name: "supernode killed in the middle", before: func(c *tools) { c.slowly(4e6) }, midst: func(c *tools) {
 			require.NoError(c.t, c.supernode.Kill())
 			c.slowly(0)
@@ -134,18 +144,19 @@ func eventRows() []row {
 				u.startDfdaemon(c.t)
 			}
 		}, end: either, spared: second, hurt: first},
-		{name: "supernode and the dfdaemons of others killed in the middle", before: func(c *tools) { c.slowly(4e6) }, midst: func(c *tools) {
-			require.NoError(c.t, c.supernode.Kill())
-			for _, u := range c.only(first) {
-				require.NoError(c.t, u.dfdaemon.Kill())
-			}
-			c.slowly(0)
-		}, after: func(c *tools) {
-			c.startSupernode()
-			for _, u := range c.only(first) {
-				u.startDfdaemon(c.t)
-			}
-		}, end: either, spared: second, hurt: first},
+		{name: "supernode and the dfdaemons of others killed in the middle", before: func(c *tools) { c.slowly(4e6) },
+			midst: func(c *tools) {
+				require.NoError(c.t, c.supernode.Kill())
+				for _, u := range c.only(first) {
+					require.NoError(c.t, u.dfdaemon.Kill())
+				}
+				c.slowly(0)
+			}, after: func(c *tools) {
+				c.startSupernode()
+				for _, u := range c.only(first) {
+					u.startDfdaemon(c.t)
+				}
+			}, end: either, spared: second, hurt: first},
 		{name: "registry dead, warm swarm", before: func(c *tools) {
 			for kind, o := range c.pulls(c.only(first), c.ref(*c.pushed), lab.Login{}) {
 				require.NoError(c.t, o.err, "%s", kind)
@@ -161,7 +172,8 @@ func eventRows() []row {
 				u.restartOn(c.t, "")
 			}
 		}},
-		{name: "disk of the supernode full", before: func(c *tools) { c.restartSupernode("6m") }, after: func(c *tools) { c.restartSupernode("") }},
+		{name: "disk of the supernode full", before: func(c *tools) { c.restartSupernode("6m") },
+			after: func(c *tools) { c.restartSupernode("") }},
 		{name: "supernode dead", before: func(c *tools) {
 			c.awaitStandbys()
 			require.NoError(c.t, c.supernode.Kill())
@@ -228,8 +240,8 @@ func (c *tools) restartSupernode(size string) {
 	c.startSupernode(small(c.t, c.machine, size)...)
 }
 
-// small mounts a file system of the given size on a node. It returns arguments that place a program's data there, with a
-// quota larger than the file system. Appended to others they take precedence.
+// small mounts a file system of the given size on a node. It returns arguments that place a program's data there, with
+// a quota larger than the file system. Appended to others they take precedence.
 func small(t testing.TB, n *lab.Node, size string) []string {
 	t.Helper()
 	dir := filepath.Join(n.Dir, "small")
@@ -339,7 +351,8 @@ func (r row) play(c *tools, seed uint64) (measured []results.Result) {
 	assert.NoError(t, undisturbed.err, "a bystander who pulls another image from the same dfdaemons")
 	assert.Less(t, undisturbed.longest, bystanderLimit, "a bystander who pulls another image from the same dfdaemons")
 	if undisturbed.pulls > 0 {
-		measured = append(measured, results.Result{Scenario: scenario, Metric: "beside_longest", Value: undisturbed.longest.Seconds(), Unit: "seconds", Better: "lower"})
+		measured = append(measured, results.Result{Scenario: scenario, Metric: "beside_longest",
+			Value: undisturbed.longest.Seconds(), Unit: "seconds", Better: "lower"})
 	}
 	c.settle(pushed, r.who)
 	return measured
@@ -354,7 +367,8 @@ func (r row) judge(c *tools, u *user, o outcome, pushed registrytest.PushAnswer)
 		how = how[max(0, len(how)-300):]
 		assert.NotContains(t, o.err.Error(), "stuck", "%s", u.kind)
 	}
-	t.Logf("%-12s %5.1f s, silence %4.1f s: %s", u.kind, o.took.Seconds(), o.silence.Seconds(), strings.Join(strings.Fields(how), " "))
+	t.Logf("%-12s %5.1f s, silence %4.1f s: %s", u.kind, o.took.Seconds(), o.silence.Seconds(),
+		strings.Join(strings.Fields(how), " "))
 	if o.silence > silenceLogged {
 		log := u.dfdaemon.Log()
 		t.Logf("the dfdaemon of %s logged:\n%s", u.Name, log[max(0, len(log)-4<<10):])

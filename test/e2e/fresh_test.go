@@ -250,29 +250,31 @@ func machines(t *testing.T, c *cluster) []*machine {
 	byHand := []string{"images", "pull", "--hosts-dir", "/etc/containerd/certs.d"}
 	one := [][]string{kubernetes, append([]string{"ctr"}, byHand...)}
 	two := [][]string{kubernetes, append([]string{filepath.Join(containerd2, "ctr")}, byHand...)}
-	ready := []string{"sh", "-c", "test -S /run/containerd/containerd.sock && ctr version && ctr plugins ls | grep -E 'io.containerd.(grpc.v1 +cri|cri.v1 +images) .* ok'"}
+	ready := []string{"sh", "-c", "test -S /run/containerd/containerd.sock && ctr version && ctr plugins ls | grep -E " +
+		"'io.containerd.(grpc.v1 +cri|cri.v1 +images) .* ok'"}
 	_, files, _ := strings.Cut(debianContainerd, "\n\n")
 	list := []*machine{
-		{client: "containerd", asked: hubs[:3], restart: "restart", program: []string{"containerd"}, answers: ready, pulls: one,
-			before: func(t *testing.T, n *lab.Node) {
+		{client: "containerd", asked: hubs[:3], restart: "restart", program: []string{"containerd"}, answers: ready,
+			pulls: one, before: func(t *testing.T, n *lab.Node) {
 				write(t, n, "/etc/containerd/config.toml", debianContainerd)
 				// A trap: this no longer applies to a registry with a directory of its own.
 				write(t, n, "/etc/containerd/certs.d/_default/hosts.toml", "[host.\"http://127.0.0.1:9\"]\n")
 			}},
-		{client: "containerd", asked: hubs[:3], restart: "restart", program: []string{filepath.Join(containerd2, "containerd")}, answers: ready, pulls: two,
-			before: func(t *testing.T, n *lab.Node) {
-				text, err := exec.CommandContext(t.Context(), filepath.Join(containerd2, "containerd"), "config", "default").Output()
-				require.NoError(t, err)
-				write(t, n, "/etc/containerd/config.toml", string(text))
-			}},
-		{client: "containerd", asked: hubs[:3], restart: "restart", program: []string{filepath.Join(containerd2, "containerd")}, answers: ready, pulls: two,
-			before: func(t *testing.T, n *lab.Node) {
-				write(t, n, "/etc/containerd/config.toml", "# of version 1.x once\n"+"version = 2\n"+files)
-			}},
-		{client: "docker", asked: hubs[:2], restart: "reload", program: []string{"dockerd"}, answers: []string{"docker", "version"}, pulls: [][]string{{"docker", "pull", "--quiet"}},
-			before: func(t *testing.T, n *lab.Node) {
-				write(t, n, "/etc/docker/daemon.json", "{\n  \"bridge\": \"none\",\n  \"iptables\": false,\n  \"ip6tables\": false\n}\n")
-			}},
+		{client: "containerd", asked: hubs[:3], restart: "restart", program: []string{filepath.Join(containerd2,
+			"containerd")}, answers: ready, pulls: two, before: func(t *testing.T, n *lab.Node) {
+			text, err := exec.CommandContext(t.Context(), filepath.Join(containerd2, "containerd"), "config", "default").Output()
+			require.NoError(t, err)
+			write(t, n, "/etc/containerd/config.toml", string(text))
+		}},
+		{client: "containerd", asked: hubs[:3], restart: "restart", program: []string{filepath.Join(containerd2,
+			"containerd")}, answers: ready, pulls: two, before: func(t *testing.T, n *lab.Node) {
+			write(t, n, "/etc/containerd/config.toml", "# of version 1.x once\n"+"version = 2\n"+files)
+		}},
+		{client: "docker", asked: hubs[:2], restart: "reload", program: []string{"dockerd"}, answers: []string{"docker",
+			"version"}, pulls: [][]string{{"docker", "pull", "--quiet"}}, before: func(t *testing.T, n *lab.Node) {
+			write(t, n, "/etc/docker/daemon.json",
+				"{\n  \"bridge\": \"none\",\n  \"iptables\": false,\n  \"ip6tables\": false\n}\n")
+		}},
 		{client: "podman", asked: hubs[:3], pulls: [][]string{
 			{"podman", "--cgroup-manager", "cgroupfs", "--events-backend", "none", "pull", "--quiet"},
 			{"buildah", "pull", "--quiet", "--policy", "always"},
@@ -318,7 +320,8 @@ func (c *cluster) configure(t *testing.T, m *machine) {
 		}
 	}
 	if _, trap := before["/containerd/certs.d/_default/hosts.toml"]; trap {
-		assert.Contains(t, out, "_default/hosts.toml applies to registries without a directory of their own. These registries get one now")
+		assert.Contains(t, out,
+			"_default/hosts.toml applies to registries without a directory of their own. These registries get one now")
 	}
 	if m.restart != "" && m.daemon != nil {
 		assert.Regexp(t, m.clientLine("WARN"), c.doctor(t, m), "configured, and not restarted yet")
@@ -369,7 +372,8 @@ func TestREADME(t *testing.T) {
 	var g errgroup.Group
 	for _, m := range all {
 		m.before(t, m.Node)
-		m.dfdaemon, err = m.Start("dfdaemon", dfdaemon, "--cluster-secret-file="+c.secret, "--supernodes="+c.Nodes[0].Addr+":65000")
+		m.dfdaemon, err = m.Start("dfdaemon", dfdaemon, "--cluster-secret-file="+c.secret,
+			"--supernodes="+c.Nodes[0].Addr+":65000")
 		require.NoError(t, err)
 		g.Go(func() error { m.start(t); return nil })
 	}

@@ -158,7 +158,8 @@ func TestDockerProxyMode(t *testing.T) {
 		pushed := registry.pushSeed(3, "org/app", 2e6, 50e3)
 		pull(blind + "/org/app:v1")
 		for _, l := range pushed.Layers() {
-			assert.Equal(t, len(all), registry.counts().Object(l.Digest).GETs, "each node downloads it itself, with the registry's own certificate")
+			assert.Equal(t, len(all), registry.counts().Object(l.Digest).GETs,
+				"each node downloads it itself, with the registry's own certificate")
 		}
 	})
 	t.Run("a host that is not listed", func(t *testing.T) {

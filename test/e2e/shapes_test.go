@@ -17,8 +17,8 @@ import (
 	"github.com/darter-io/darter/test/race"
 )
 
-// TestContainerdConfigShapes asks real containerds of both versions where they look for mirrors, for every shape of their
-// configuration: it must be certs.d, or the owner's own path.
+// TestContainerdConfigShapes asks real containerds of both versions where they look for mirrors, for every shape of
+// their configuration: it must be certs.d, or the owner's own path.
 func TestContainerdConfigShapes(t *testing.T) {
 	race.Skip(t, raced)
 	lab.Need(t, lab.Runtime, lab.Containerd2)
@@ -74,9 +74,11 @@ func TestContainerdConfigShapes(t *testing.T) {
 					require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
 					require.NoError(t, os.WriteFile(file, []byte(text), 0o644))
 				}
-				out, err := exec.CommandContext(t.Context(), filepath.Join(bin, "dfdaemon"), "configure", "containerd", "--root="+root, "--upstreams=quay.io").CombinedOutput()
+				out, err := exec.CommandContext(t.Context(), filepath.Join(bin, "dfdaemon"), "configure", "containerd",
+					"--root="+root, "--upstreams=quay.io").CombinedOutput()
 				require.NoError(t, err, "%s", out)
-				dump, err := exec.CommandContext(t.Context(), containerd, "-c", filepath.Join(etc, "config.toml"), "config", "dump").Output()
+				dump, err := exec.CommandContext(t.Context(), containerd, "-c", filepath.Join(etc, "config.toml"), "config",
+					"dump").Output()
 				require.NoError(t, err, "%s", dump)
 				var read struct {
 					Plugins map[string]struct {
@@ -86,7 +88,8 @@ func TestContainerdConfigShapes(t *testing.T) {
 					} `toml:"plugins"`
 				}
 				require.NoError(t, toml.Unmarshal(dump, &read))
-				plugin := map[string]string{"containerd 1": "io.containerd.grpc.v1.cri", "containerd 2": "io.containerd.cri.v1.images"}[version]
+				plugin := map[string]string{"containerd 1": "io.containerd.grpc.v1.cri",
+					"containerd 2": "io.containerd.cri.v1.images"}[version]
 				assert.Equal(t, c.path, read.Plugins[plugin].Registry.ConfigPath)
 				dirs := filepath.SplitList(c.path)
 				assert.FileExists(t, filepath.Join(root, dirs[0], "quay.io", "hosts.toml"))

@@ -120,7 +120,8 @@ func (c *tools) startRegistry() {
 	require.NoError(c.t, err)
 	require.NoError(c.t, os.WriteFile(users, b, 0o600))
 	c.process, err = c.Registry.Start("registry", filepath.Join(bin, "registry"),
-		"-listen", c.Registry.Addr+":"+registryPort, "-admin", "127.0.0.1:"+adminPort, "-storage", c.Registry.Addr+":5002", "-dir", filepath.Join(c.Registry.Dir, "content"), "-auth", "bearer", "-users", users)
+		"-listen", c.Registry.Addr+":"+registryPort, "-admin", "127.0.0.1:"+adminPort, "-storage", c.Registry.Addr+":5002",
+		"-dir", filepath.Join(c.Registry.Dir, "content"), "-auth", "bearer", "-users", users)
 	require.NoError(c.t, err)
 	require.NoError(c.t, c.Registry.WaitFor(c.t.Context(), c.url+"/token", time.Minute))
 }
@@ -143,7 +144,8 @@ func (c *tools) pulls(users []*user, ref string, who lab.Login) map[lab.Kind]out
 			limit = max(limit, c.dockerLimit)
 		}
 		g.Go(func() error {
-			ctx, cancel := context.WithTimeoutCause(c.t.Context(), limit, fmt.Errorf("the pull is stuck: no end after %v", limit))
+			ctx, cancel := context.WithTimeoutCause(c.t.Context(), limit,
+				fmt.Errorf("the pull is stuck: no end after %v", limit))
 			defer cancel()
 			began := time.Now()
 			err := u.tool.Pull(ctx, ref, who)
@@ -227,7 +229,8 @@ func TestTools(t *testing.T) {
 		assert.Equal(t, 1, counts.Object(l.Digest).GETs, "GETs of %s", l.Digest)
 		assert.LessOrEqual(t, float64(counts.Object(l.Digest).Bytes), 1.02*float64(l.Size))
 	}
-	t.Logf("private, %d tools: the registry sent %.4f × the image", len(c.only(ownLogin)), float64(counts.Egress)/float64(private.Bytes))
+	t.Logf("private, %d tools: the registry sent %.4f × the image", len(c.only(ownLogin)),
+		float64(counts.Egress)/float64(private.Bytes))
 	for _, u := range c.only(ownLogin) {
 		c.requireFiles(u, private)
 	}

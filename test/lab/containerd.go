@@ -56,7 +56,8 @@ func (n *Node) containerd(bin string) (*Containerd, error) {
 		return nil, fmt.Errorf("making containerd's directories on %s: %w", n.Name, err)
 	}
 	config := filepath.Join(dir, "config.toml")
-	text := fmt.Sprintf(containerdConfig, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.Socket, filepath.Join(dir, "opt"))
+	text := fmt.Sprintf(containerdConfig, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.Socket,
+		filepath.Join(dir, "opt"))
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return nil, fmt.Errorf("configuring containerd on %s: %w", n.Name, err)
 	}
@@ -157,7 +158,8 @@ func (c *Containerd) Unpacked(ctx context.Context, ref string) (files map[string
 		return nil, fmt.Errorf("mounting %s on %s: %w: %s", ref, c.node.Name, err, tail(out))
 	}
 	defer func() {
-		if out, e := c.ctr(context.WithoutCancel(ctx), "images", "unmount", "--snapshotter", c.snapshotter, "--rm", target); e != nil {
+		if out, e := c.ctr(context.WithoutCancel(ctx), "images", "unmount", "--snapshotter", c.snapshotter, "--rm",
+			target); e != nil {
 			err = errors.Join(err, fmt.Errorf("unmounting %s on %s: %w: %s", ref, c.node.Name, e, tail(out)))
 		}
 	}()

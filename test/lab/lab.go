@@ -367,7 +367,8 @@ func (n *Node) Client() *http.Client {
 
 // WaitFor requests a URL on the node until it answers 200, or fails after limit.
 func (n *Node) WaitFor(ctx context.Context, url string, limit time.Duration) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s did not answer on %s within %v", url, n.Name, limit))
+	ctx, cancel := context.WithTimeoutCause(ctx, limit,
+		fmt.Errorf("%s did not answer on %s within %v", url, n.Name, limit))
 	defer cancel()
 	var last error
 	for {

@@ -97,8 +97,8 @@ var containerds = sync.OnceValue(func() error {
 	return programs("containerd", "ctr", "mount")
 })
 
-// containerd2 returns the directory of containerd 2 and its ctr. It builds them, in the version of test/clients, if they
-// are not built yet.
+// containerd2 returns the directory of containerd 2 and its ctr. It builds them, in the version of test/clients, if
+// they are not built yet.
 var containerd2 = sync.OnceValues(func() (string, error) {
 	const module = "github.com/containerd/containerd/v2"
 	mod, err := exec.Command("go", "env", "GOMOD").Output()

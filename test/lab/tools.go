@@ -21,7 +21,8 @@ import (
 // Login holds the credentials of a pull; the zero value means none.
 type Login struct{ User, Password string }
 
-// Tool is a container tool on a node, with its own storage and a mirror for docker.io. Image names begin with docker.io.
+// Tool is a container tool on a node, with its own storage and a mirror for docker.io. Image names begin with
+// docker.io.
 type Tool interface {
 	// Version returns the tool's version.
 	Version(context.Context) (string, error)
@@ -50,8 +51,8 @@ func Kinds() []Kind {
 }
 
 // Tool starts a tool on the node, with a mirror of docker.io at host:port. If the mirror refuses, the tool tries server
-// (host:port, plain HTTP) instead of the registry; empty means no fallback. dockerd always tries docker.io itself, which
-// no lab reaches.
+// (host:port, plain HTTP) instead of the registry; empty means no fallback. dockerd always tries docker.io itself,
+// which no lab reaches.
 func (n *Node) Tool(kind Kind, mirror, server string) (Tool, error) {
 	dir := filepath.Join(n.Dir, string(kind))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -252,7 +253,8 @@ func (n *Node) containersTool(kind Kind, dir, mirror, server string) (Tool, erro
 	if server == "" {
 		text += fmt.Sprintf("location = \"%s/docker.io\"\n", mirror)
 	} else {
-		text += fmt.Sprintf("location = %q\n[[registry.mirror]]\nlocation = \"%s/docker.io\"\ninsecure = true\n", server, mirror)
+		text += fmt.Sprintf("location = %q\n[[registry.mirror]]\nlocation = \"%s/docker.io\"\ninsecure = true\n",
+			server, mirror)
 	}
 	policy := filepath.Join(dir, "policy.json")
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {

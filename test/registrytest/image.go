@@ -54,7 +54,8 @@ func newImage(platform v1.Platform, seed uint64, sizes []int64) (*Image, error) 
 			delete(files, name)
 		}
 		maps.Copy(files, l.files)
-		adds = append(adds, mutate.Addendum{Layer: l, History: v1.History{CreatedBy: fmt.Sprintf("registrytest layer %d", i), Created: epoch}})
+		adds = append(adds, mutate.Addendum{Layer: l,
+			History: v1.History{CreatedBy: fmt.Sprintf("registrytest layer %d", i), Created: epoch}})
 	}
 	img, err := mutate.Append(img, adds...)
 	if err != nil {
@@ -194,7 +195,8 @@ func (c *Content) addImage(img v1.Image) error {
 	if err != nil {
 		return fmt.Errorf("reading a manifest: %w", err)
 	}
-	c.addObject(Object{Kind: "config", Digest: m.Config.Digest.String(), MediaType: string(m.Config.MediaType), Size: m.Config.Size})
+	c.addObject(Object{Kind: "config", Digest: m.Config.Digest.String(), MediaType: string(m.Config.MediaType),
+		Size: m.Config.Size})
 	for _, l := range m.Layers {
 		c.addObject(Object{Kind: "layer", Digest: l.Digest.String(), MediaType: string(l.MediaType), Size: l.Size})
 	}
@@ -277,7 +279,8 @@ func (l *layer) write(compressed, plain io.Writer) (map[string]string, error) {
 	tw := tar.NewWriter(io.MultiWriter(zw, plain))
 	files := map[string]string{}
 	file := func(name string, mode, size int64, content io.Reader) error {
-		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode, Size: size, ModTime: epoch.Time}); err != nil {
+		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode, Size: size,
+			ModTime: epoch.Time}); err != nil {
 			return err
 		}
 		h := sha256.New()
@@ -308,13 +311,15 @@ func (l *layer) write(compressed, plain io.Writer) (map[string]string, error) {
 		func() error { return file(path.Join(dir, "small.bin"), 0o644, small, rng) },
 		func() error { return file(path.Join(dir, "large.bin"), 0o444, l.payload-small, rng) },
 		func() error {
-			return tw.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: path.Join(dir, "latest"), Linkname: "large.bin", Mode: 0o777, ModTime: epoch.Time})
+			return tw.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: path.Join(dir, "latest"), Linkname: "large.bin",
+				Mode: 0o777, ModTime: epoch.Time})
 		},
 	}
 	if l.last {
 		steps = append(steps, func() error {
 			l.deleted = []string{"layers/0/readme.txt"}
-			return tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "layers/0/.wh.readme.txt", Mode: 0o600, ModTime: epoch.Time})
+			return tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "layers/0/.wh.readme.txt", Mode: 0o600,
+				ModTime: epoch.Time})
 		})
 	}
 	for _, step := range append(steps, tw.Close, zw.Close) {

@@ -203,7 +203,8 @@ func TestFaults(t *testing.T) {
 	c := client(t)
 
 	t.Run("status", func(t *testing.T) {
-		r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Status: 429, Header: map[string]string{"Retry-After": "7"}, Times: 2})
+		r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Status: 429,
+			Header: map[string]string{"Retry-After": "7"}, Times: 2})
 		for range 2 {
 			res, body, err := get(t, c, url)
 			require.NoError(t, err)
@@ -357,10 +358,11 @@ func TestBasicAuth(t *testing.T) {
 
 // A token opens its own repositories until it expires.
 func TestBearerAuth(t *testing.T) {
-	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, TLS: true, Users: map[string]registrytest.User{
-		"alice": {Password: "wonder", Pull: []string{"team/app"}},
-		"":      {Pull: []string{"public/*"}},
-	}})
+	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, TLS: true,
+		Users: map[string]registrytest.User{
+			"alice": {Password: "wonder", Pull: []string{"team/app"}},
+			"":      {Pull: []string{"public/*"}},
+		}})
 	push(t, r, "team/app")
 	push(t, r, "public/app")
 	c := client(t)
@@ -369,10 +371,12 @@ func TestBearerAuth(t *testing.T) {
 	res, _, err := get(t, c, r.URL()+"/v2/team/app/manifests/v1")
 	require.NoError(t, err)
 	assert.Equal(t, 401, res.StatusCode)
-	assert.Equal(t, `Bearer realm="`+r.URL()+`/token",service="registrytest",scope="repository:team/app:pull"`, res.Header.Get("WWW-Authenticate"))
+	assert.Equal(t, `Bearer realm="`+r.URL()+`/token",service="registrytest",scope="repository:team/app:pull"`,
+		res.Header.Get("WWW-Authenticate"))
 
 	token := func(scope, user, password string) string {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.URL()+"/token?service=registrytest&scope="+scope, nil)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet,
+			r.URL()+"/token?service=registrytest&scope="+scope, nil)
 		require.NoError(t, err)
 		if user != "" {
 			req.SetBasicAuth(user, password)
@@ -385,7 +389,8 @@ func TestBearerAuth(t *testing.T) {
 		return answer.Token
 	}
 	status := func(repository, token string) int {
-		res, _, err := get(t, c, r.URL()+"/v2/"+repository+"/manifests/v1", "Authorization", "Bearer "+token, "Accept", "application/vnd.oci.image.manifest.v1+json")
+		res, _, err := get(t, c, r.URL()+"/v2/"+repository+"/manifests/v1", "Authorization", "Bearer "+token, "Accept",
+			"application/vnd.oci.image.manifest.v1+json")
 		require.NoError(t, err)
 		return res.StatusCode
 	}
@@ -422,7 +427,8 @@ func TestClientCert(t *testing.T) {
 	pair, err := tls.X509KeyPair(cert, key)
 	require.NoError(t, err)
 	c = client(t)
-	c.Transport.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: r.CertPool(), Certificates: []tls.Certificate{pair}}
+	c.Transport.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: r.CertPool(),
+		Certificates: []tls.Certificate{pair}}
 	res, _, err := get(t, c, r.URL()+"/v2/")
 	require.NoError(t, err)
 	assert.Equal(t, 200, res.StatusCode)
@@ -445,7 +451,8 @@ func TestAdmin(t *testing.T) {
 		return string(b)
 	}
 	var pushed registrytest.PushAnswer
-	require.NoError(t, json.Unmarshal([]byte(do("POST", "/push", `{"repository":"lib/app","tag":"v1","seed":1,"layers":[307200,102400,20480]}`)), &pushed))
+	require.NoError(t, json.Unmarshal([]byte(do("POST", "/push",
+		`{"repository":"lib/app","tag":"v1","seed":1,"layers":[307200,102400,20480]}`)), &pushed))
 	assert.Equal(t, image(t).Files, pushed.Files)
 	assert.Equal(t, pushed.Content.Bytes(), pushed.Bytes)
 	do("POST", "/faults", `[{"action":"status","status":503,"times":1}]`)

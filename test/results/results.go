@@ -104,8 +104,8 @@ func (f *File) Promised(scenario, metric string, value float64, unit string, tar
 	})
 }
 
-// Merge adds the figures of other scenarios from the file at path. It ignores figures of another commit or machine, which
-// are not comparable. A missing file is no error.
+// Merge adds the figures of other scenarios from the file at path. It ignores figures of another commit or machine,
+// which are not comparable. A missing file is no error.
 func (f *File) Merge(path string) error {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -375,8 +375,9 @@ func (c Crowd) Run() Outcome {
 		Crowd: c, rng: rand.New(rand.NewPCG(c.Seed, 2)), epoch: time.Unix(1e9, 0), index: make(map[host.ID]int),
 		zones:  make([]struct{ up, down wire }, c.Zones),
 		layout: piece.Layout{Length: int64(c.K) * 1024, PieceSize: 1024},
-		spec:   task.Spec{ID: task.ID("sha256:" + fmt.Sprintf("%064x", c.Seed)), Kind: task.Blob, Upstream: "registry.test", Repository: "a"},
-		left:   c.N,
+		spec: task.Spec{ID: task.ID("sha256:" + fmt.Sprintf("%064x", c.Seed)), Kind: task.Blob, Upstream: "registry.test",
+			Repository: "a"},
+		left: c.N,
 	}
 	for z := range w.zones {
 		w.zones[z].up.piece, w.zones[z].down.piece = c.ZonePieceTime, c.ZonePieceTime
@@ -397,7 +398,8 @@ func (c Crowd) Run() Outcome {
 		n.started = moment(float64(c.Stagger) * float64(i-1) / float64(c.N))
 		w.at(n.started, func() { w.announce(n, scheduler.Started) })
 	}
-	w.sched = scheduler.New(scheduler.Config{Self: w.nodes[0].host, Seed: c.Seed, Neighbours: c.Neighbours, Gateways: c.Gateways})
+	w.sched = scheduler.New(scheduler.Config{Self: w.nodes[0].host, Seed: c.Seed, Neighbours: c.Neighbours,
+		Gateways: c.Gateways})
 	w.origin(w.nodes[0])
 	w.at(time.Second, w.tick)
 	limit := 20*w.Bound().Makespan() + time.Minute
@@ -439,7 +441,8 @@ func (w *world) node(i int) *node {
 	} else {
 		zone = (i - 1) % w.Zones
 	}
-	n.host = host.Host{ID: host.ID(fmt.Sprintf("%032x", i+1)), Name: fmt.Sprint(i), Addr: fmt.Sprintf("n%d:65002", i), Zone: fmt.Sprint(zone)}
+	n.host = host.Host{ID: host.ID(fmt.Sprintf("%032x", i+1)), Name: fmt.Sprint(i), Addr: fmt.Sprintf("n%d:65002", i),
+		Zone: fmt.Sprint(zone)}
 	cfg := w.Picker
 	cfg.Seed = w.Seed + uint64(i)
 	n.pick = picker.New(cfg, w.layout, have)
@@ -454,7 +457,8 @@ func (w *world) node(i int) *node {
 
 // origin brings piece after piece to the seed.
 func (w *world) origin(seed *node) {
-	report := scheduler.Report{Host: seed.host, Entries: []scheduler.Entry{{Task: w.spec.ID, Event: scheduler.Started, Spec: &w.spec}}}
+	report := scheduler.Report{Host: seed.host,
+		Entries: []scheduler.Entry{{Task: w.spec.ID, Event: scheduler.Started, Spec: &w.spec}}}
 	if _, err := w.sched.Announce(w.clock(), report); err != nil {
 		panic(err) // it knows nobody yet, so it cannot be full
 	}
@@ -497,7 +501,8 @@ func (w *world) announce(n *node, event scheduler.Event) {
 			}
 		})
 	}
-	answer, err := w.sched.Announce(w.clock(), scheduler.Report{Host: n.host, Generation: 1, Entries: []scheduler.Entry{entry}})
+	answer, err := w.sched.Announce(w.clock(),
+		scheduler.Report{Host: n.host, Generation: 1, Entries: []scheduler.Entry{entry}})
 	if err != nil {
 		return
 	}

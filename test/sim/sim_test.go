@@ -30,14 +30,16 @@ func TestTheSimulatorAgreesWithRealEngines(t *testing.T) {
 			here := c.Run()
 			require.Zero(t, here.Unfinished)
 			const pieceSize = 64 << 10 / race.Divisor
-			real := simnet.Crowd{N: c.N, K: c.K, PieceSize: pieceSize, SeedMultiple: c.SeedMultiple, UploadLines: c.Lines, Slow: c.Slow, SlowBy: c.SlowBy}
+			real := simnet.Crowd{N: c.N, K: c.K, PieceSize: pieceSize, SeedMultiple: c.SeedMultiple, UploadLines: c.Lines,
+				Slow: c.Slow, SlowBy: c.SlowBy}
 			if c.OriginPieceTime > 0 {
 				real.OriginRate = pieceSize / c.OriginPieceTime.Seconds()
 			}
 			synctest.Test(t, func(t *testing.T) {
 				o, err := real.Run(t.Context())
 				require.NoError(t, err)
-				t.Logf("makespan over bound here %.3f, of real engines %.3f; copies from the seed %.2f and %.2f", c.Ratio(here), real.Ratio(o), here.SeedCopies, o.SeedCopies)
+				t.Logf("makespan over bound here %.3f, of real engines %.3f; copies from the seed %.2f and %.2f", c.Ratio(here),
+					real.Ratio(o), here.SeedCopies, o.SeedCopies)
 				assert.InEpsilon(t, o.Makespan.Seconds(), here.Makespan.Seconds(), margin)
 				assert.InDelta(t, o.SeedCopies, here.SeedCopies, max(0.5, margin*o.SeedCopies))
 				assert.Equal(t, real.Bound().Makespan(), c.Bound().Makespan(), "both divide by the same bound")
@@ -74,9 +76,10 @@ func TestServingFirstWhoHasLeastEndsACrowdSooner(t *testing.T) {
 
 func TestEveryZoneTakesAboutOneCopyThroughItsLink(t *testing.T) {
 	for name, c := range race.Some(map[string]sim.Crowd{
-		"all live":     {N: 64, K: 128, Zones: 4, ZonePieceTime: 3 * time.Millisecond},
-		"a fifth dies": {N: 64, K: 128, Zones: 4, ZonePieceTime: 3 * time.Millisecond, Dead: 0.2, DeadAfter: 200 * time.Millisecond},
-		"many zones":   {N: 64, K: 128, Zones: 16, ZonePieceTime: 3 * time.Millisecond},
+		"all live": {N: 64, K: 128, Zones: 4, ZonePieceTime: 3 * time.Millisecond},
+		"a fifth dies": {N: 64, K: 128, Zones: 4, ZonePieceTime: 3 * time.Millisecond, Dead: 0.2,
+			DeadAfter: 200 * time.Millisecond},
+		"many zones": {N: 64, K: 128, Zones: 16, ZonePieceTime: 3 * time.Millisecond},
 	}, "a fifth dies") {
 		t.Run(name, func(t *testing.T) {
 			o := c.Run()

@@ -132,7 +132,8 @@ func (c Crowd) Ratio(o Outcome) float64 {
 func (c Crowd) Bound() Bound {
 	c.defaults()
 	in := func(rate float64) time.Duration { return time.Duration(float64(c.PieceSize) / rate * 1e9) }
-	b := Bound{N: c.N, K: c.K, PieceTime: in(c.Rate), Seed: c.SeedMultiple * float64(1+c.Helpers), Slow: int(c.Slow * float64(c.N)), SlowBy: c.SlowBy}
+	b := Bound{N: c.N, K: c.K, PieceTime: in(c.Rate), Seed: c.SeedMultiple * float64(1+c.Helpers),
+		Slow: int(c.Slow * float64(c.N)), SlowBy: c.SlowBy}
 	if c.OriginRate > 0 {
 		b.OriginPieceTime = in(c.OriginRate)
 	}
@@ -155,7 +156,8 @@ type registry struct {
 func (r *registry) Open(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
 	time.Sleep(4 * r.latency) // connection and request
 	content := r.contents[spec.ID]
-	return &source.Response{Body: &body{r: r, ctx: ctx, rest: bytes.NewReader(content[offset:])}, Length: int64(len(content)), MediaType: "application/octet-stream"}, nil
+	return &source.Response{Body: &body{r: r, ctx: ctx, rest: bytes.NewReader(content[offset:])},
+		Length: int64(len(content)), MediaType: "application/octet-stream"}, nil
 }
 
 type body struct {
@@ -188,7 +190,8 @@ func (o *owner) announce(ctx context.Context, entries ...api.Entry) (api.Announc
 	if err := o.wire.RoundTrip(ctx); err != nil {
 		return api.AnnounceResponse{}, err
 	}
-	return o.coord.ServeAnnounce(ctx, api.AnnounceRequest{Version: api.Version, Host: o.host, Generation: 1, Entries: entries})
+	return o.coord.ServeAnnounce(ctx, api.AnnounceRequest{Version: api.Version, Host: o.host, Generation: 1,
+		Entries: entries})
 }
 
 func (o *owner) Announce(ctx context.Context, e api.Entry) (api.Assignment, owners.Leader, error) {
@@ -271,7 +274,8 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 	for _, k := range c.Layers {
 		content := make([]byte, int64(k)*c.PieceSize)
 		random.Read(content)
-		spec := task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(content))), Kind: task.Blob, Upstream: "registry.test", Repository: "a"}
+		spec := task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(content))), Kind: task.Blob,
+			Upstream: "registry.test", Repository: "a"}
 		specs = append(specs, spec)
 		reg.contents[spec.ID] = content
 	}
@@ -322,7 +326,8 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 	})
 	wg.Go(func() { _ = coord.Run(ctx) })
 	seed, _ = start(0, superHost, peer.Config{
-		Seed: true, Store: superStore, Announcer: coord, Origin: reg, Signer: signer, Observer: coord, UploadSlots: int(upload.SlotsDefault * c.SeedMultiple),
+		Seed: true, Store: superStore, Announcer: coord, Origin: reg, Signer: signer, Observer: coord,
+		UploadSlots: int(upload.SlotsDefault * c.SeedMultiple),
 	})
 	time.Sleep(time.Millisecond)
 	if c.OriginRate == 0 {
@@ -339,7 +344,8 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 		o := &owner{wire: h, coord: coord}
 		var e *peer.Engine
 		// It announces to the owner, as a node does, and no owner sends others to an origin.
-		e, o.host = start(c.N+1+i, h, peer.Config{Seed: true, Announcer: o, UploadSlots: int(upload.SlotsDefault * c.SeedMultiple)})
+		e, o.host = start(c.N+1+i, h, peer.Config{Seed: true, Announcer: o,
+			UploadSlots: int(upload.SlotsDefault * c.SeedMultiple)})
 		helpers = append(helpers, e)
 		wg.Go(func() { o.beat(ctx) })
 		for _, spec := range specs {
@@ -455,7 +461,8 @@ type arrival struct {
 }
 
 // pullAll pulls every layer; it returns the time to the very first byte, and how each layer came.
-func (c *Crowd) pullAll(ctx context.Context, e *peer.Engine, specs []task.Spec, contents map[task.ID][]byte) (first time.Duration, all []arrival, err error) {
+func (c *Crowd) pullAll(ctx context.Context, e *peer.Engine, specs []task.Spec,
+	contents map[task.ID][]byte) (first time.Duration, all []arrival, err error) {
 	var mu sync.Mutex
 	begun := time.Now()
 	g, ctx := errgroup.WithContext(ctx)

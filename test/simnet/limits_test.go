@@ -66,7 +66,8 @@ func (m *meter) holds(t *testing.T, limit, ahead float64, what string) {
 		assert.LessOrEqual(t, float64(m.most(window)), words*limit*window.Seconds()+limit/25+ahead, "%s in %s", what, window)
 	}
 	assert.GreaterOrEqual(t, m.busy(), 0.95*limit, "%s is used", what)
-	t.Logf("%s: %.3f of the limit used, at most %.3f of it in a second", what, m.busy()/limit, float64(m.most(time.Second))/limit)
+	t.Logf("%s: %.3f of the limit used, at most %.3f of it in a second", what, m.busy()/limit,
+		float64(m.most(time.Second))/limit)
 }
 
 // watched plays a crowd while meters run.
@@ -110,7 +111,8 @@ func TestAHostSendsNoMoreThanItsUploadLimit(t *testing.T) {
 		}, super, node)
 		super.holds(t, limit, size, "the supernode's uplink")
 		for _, window := range []time.Duration{time.Second, 3 * time.Second} {
-			assert.LessOrEqual(t, float64(node.most(window)), 1.1*limit*window.Seconds()+limit/25+size, "all that leaves a node, its words too")
+			assert.LessOrEqual(t, float64(node.most(window)), 1.1*limit*window.Seconds()+limit/25+size,
+				"all that leaves a node, its words too")
 		}
 	})
 }
@@ -133,7 +135,8 @@ func TestAHostTakesInNoMoreThanItsDownloadLimit(t *testing.T) {
 			},
 		}, in)
 		in.holds(t, limit, 9*size/2, "a node's downlink")
-		assert.InEpsilon(t, 256*size/limit*float64(time.Second), float64(out.Makespan), 0.05, "it ends as soon as its limit allows")
+		assert.InEpsilon(t, 256*size/limit*float64(time.Second), float64(out.Makespan), 0.05,
+			"it ends as soon as its limit allows")
 		assert.Less(t, out.Took[6], out.Makespan/4, "and holds nobody else up")
 	})
 }
@@ -211,7 +214,9 @@ func TestEveryLimitChangesWhileItHolds(t *testing.T) {
 		counted func(peer.Stats) int64
 	}{
 		{"upload", 0, func(l *peer.Limits) *int64 { return &l.Upload }, func(s peer.Stats) int64 { return s.Sent }},
-		{"download", 1, func(l *peer.Limits) *int64 { return &l.Download }, func(s peer.Stats) int64 { return s.Peers + s.Seeds }},
+		{"download", 1, func(l *peer.Limits) *int64 { return &l.Download }, func(s peer.Stats) int64 {
+			return s.Peers + s.Seeds
+		}},
 		{"task", 1, func(l *peer.Limits) *int64 { return &l.Task }, func(s peer.Stats) int64 { return s.Peers + s.Seeds }},
 		{"origin", 0, func(l *peer.Limits) *int64 { return &l.Origin }, func(s peer.Stats) int64 { return s.Origin }},
 	} {

@@ -16,12 +16,13 @@ import (
 // one, and returns their times and the crowd's.
 func besides(t *testing.T, crowd, few int, seed float64) (small, large []time.Duration) {
 	synctest.Test(t, func(t *testing.T) {
-		c := Crowd{PieceSize: size, N: crowd + few, Layers: []int{128, 8}, SeedMultiple: seed, Compare: true, Pulls: func(i int) ([]int, time.Duration) {
-			if i < crowd {
-				return []int{0}, 0
-			}
-			return []int{1}, 200 * time.Millisecond
-		}}
+		c := Crowd{PieceSize: size, N: crowd + few, Layers: []int{128, 8}, SeedMultiple: seed, Compare: true,
+			Pulls: func(i int) ([]int, time.Duration) {
+				if i < crowd {
+					return []int{0}, 0
+				}
+				return []int{1}, 200 * time.Millisecond
+			}}
 		out, err := c.Run(t.Context())
 		require.NoError(t, err)
 		require.Empty(t, out.Failed)

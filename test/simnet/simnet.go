@@ -268,7 +268,8 @@ type chunk struct {
 
 func newHalf(from, to *Host) *half {
 	cfg := from.net.cfg
-	return &half{from: from, to: to, chunks: make(chan chunk, max(1, cfg.Window/cfg.Chunk)), done: make(chan struct{}), eof: make(chan struct{})}
+	return &half{from: from, to: to, chunks: make(chan chunk, max(1, cfg.Window/cfg.Chunk)), done: make(chan struct{}),
+		eof: make(chan struct{})}
 }
 
 type conn struct {

@@ -60,7 +60,8 @@ func newCrowd(t *testing.T, r *rand.Rand, peers, pieces, friends int) *crowd {
 func (c *crowd) join(friends int) {
 	all := piece.NewBitmap(c.pieces)
 	all.SetAll()
-	peer := &crowdPeer{id: Neighbour(len(c.peers)), have: piece.NewBitmap(c.pieces), friends: map[Neighbour]bool{}, spread: NewSpread(c.pieces, CopiesMax)}
+	peer := &crowdPeer{id: Neighbour(len(c.peers)), have: piece.NewBitmap(c.pieces), friends: map[Neighbour]bool{},
+		spread: NewSpread(c.pieces, CopiesMax)}
 	peer.p = New(Config{Seed: c.r.Uint64()}, piece.Layout{Length: int64(c.pieces), PieceSize: 1}, peer.have)
 	peer.p.Want(all)
 	c.peers = append(c.peers, peer)
@@ -200,7 +201,8 @@ func TestEverybodyInACrowdGetsEverythingAndTheSeedSendsItTwiceAtMost(t *testing.
 			c.step()
 		}
 		// CopiesMax for who has other sources; the first askers starve.
-		assert.LessOrEqual(t, c.peers[0].sent, (CopiesMax+1)*pieces+crowdSlots*peers, "copies from the seed, %d peers, %d pieces", peers, pieces)
+		assert.LessOrEqual(t, c.peers[0].sent, (CopiesMax+1)*pieces+crowdSlots*peers,
+			"copies from the seed, %d peers, %d pieces", peers, pieces)
 		for _, peer := range c.peers[1:] {
 			peer.p.check(t)
 			assert.Zero(t, peer.p.Outstanding())

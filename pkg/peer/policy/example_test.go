@@ -11,7 +11,8 @@ import (
 func Example() {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	p := policy.New(policy.Config{Neighbours: 16, ProgressInterval: time.Second, Linger: 10 * time.Second, Origin: true})
-	v := policy.View{Interest: policy.Ranges, Phase: policy.Unknown, Ranges: 1, LastUse: now, Rank: func() int { return 0 }}
+	v := policy.View{Interest: policy.Ranges, Phase: policy.Unknown, Ranges: 1, LastUse: now,
+		Rank: func() int { return 0 }}
 
 	fmt.Println("origin:", p.Origin(now, v))
 	if a, ok := p.Announce(now, v); ok {

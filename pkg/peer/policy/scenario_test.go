@@ -50,7 +50,8 @@ type scene struct {
 
 func newScene(t *testing.T, d *datadriven.TestData) *scene {
 	cfg := Config{
-		Neighbours: 16, ProgressInterval: time.Second, Linger: 10 * time.Second, Origin: d.HasArg("origin"), Seed: d.HasArg("seed"),
+		Neighbours: 16, ProgressInterval: time.Second, Linger: 10 * time.Second, Origin: d.HasArg("origin"),
+		Seed: d.HasArg("seed"),
 	}
 	d.MaybeScanArgs(t, "neighbours", &cfg.Neighbours)
 	s := &scene{p: New(cfg), now: begin, v: View{LastUse: begin}}
@@ -190,7 +191,8 @@ func (s *scene) turn() string {
 // TestViewText reads the text of a view back, as a scenario would.
 func TestViewText(t *testing.T) {
 	v := View{
-		Interest: Everything, Phase: Partial, Wants: true, Hungry: true, Ranges: 2, Conns: 5, Greeted: 4, Seeds: 1, Dialing: 3,
+		Interest: Everything, Phase: Partial, Wants: true, Hungry: true, Ranges: 2, Conns: 5, Greeted: 4,
+		Seeds: 1, Dialing: 3,
 		OwnerFailed: true, LastHave: begin.Add(-time.Second), LastUse: begin.Add(-time.Minute),
 	}
 	text := v.Text(begin)

@@ -112,7 +112,9 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 	var shape any
 	switch m.Type {
 	case HelloMessage:
-		b, err := bencode.Marshal(helloWire{M: names, V: m.Hello.Client, Version: m.Hello.Version, Host: string(m.Hello.Host), Seed: flag(m.Hello.Seed), Zone: m.Hello.Zone, Gateway: flag(m.Hello.Gateway), Alive: flag(m.Hello.Alive), Read: m.Hello.Read})
+		b, err := bencode.Marshal(helloWire{M: names, V: m.Hello.Client, Version: m.Hello.Version, Host: string(m.Hello.Host),
+			Seed: flag(m.Hello.Seed), Zone: m.Hello.Zone, Gateway: flag(m.Hello.Gateway), Alive: flag(m.Hello.Alive),
+			Read: m.Hello.Read})
 		return pp.HandshakeExtendedID, b, err
 	case AnyMessage:
 		x := make([]byte, 0, 4*len(m.Any.Exclude))
@@ -137,11 +139,14 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 		name, shape = "dr_digests", w
 	case FailMessage:
 		name, shape = "dr_fail", failWire{
-			Status: m.Failure.Status, Header: m.Failure.Header, Body: m.Failure.Body, Message: m.Failure.Message, Wrong: flag(m.Failure.Wrong), Changed: flag(m.Failure.Changed),
-			Full: flag(m.Failure.Full), Alone: flag(m.Failure.Unshared), Promise: flag(m.Failure.Promise), From: m.Failure.Upstream, Repo: m.Failure.Repository,
+			Status: m.Failure.Status, Header: m.Failure.Header, Body: m.Failure.Body, Message: m.Failure.Message,
+			Wrong: flag(m.Failure.Wrong), Changed: flag(m.Failure.Changed),
+			Full: flag(m.Failure.Full), Alone: flag(m.Failure.Unshared), Promise: flag(m.Failure.Promise),
+			From: m.Failure.Upstream, Repo: m.Failure.Repository,
 		}
 	case RevokeMessage:
-		name, shape = "dr_revoke", revokeWire{Epoch: m.Revocation.Epoch, Key: m.Revocation.Key[:], Signature: m.Revocation.Signature}
+		name, shape = "dr_revoke", revokeWire{Epoch: m.Revocation.Epoch, Key: m.Revocation.Key[:],
+			Signature: m.Revocation.Signature}
 	}
 	remote := c.remote.Load()
 	if remote == nil && (m.Type == FailMessage || m.Type == RevokeMessage) {
@@ -161,7 +166,9 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 
 // extended decodes a BEP 10 message; the numbers are the ones this side told.
 func (c *Conn) extended(number pp.ExtensionNumber, payload []byte) (Message, error) {
-	m, err := decodeExtended(number, payload, func(remote map[pp.ExtensionName]pp.ExtensionNumber) { c.remote.Store(&remote) })
+	m, err := decodeExtended(number, payload, func(remote map[pp.ExtensionName]pp.ExtensionNumber) {
+		c.remote.Store(&remote)
+	})
 	if err != nil {
 		return m, fmt.Errorf("%w: extension message %d: %w", ErrProtocol, number, err)
 	}
@@ -208,7 +215,8 @@ func plausible(b []byte) error {
 	return fmt.Errorf("ends at depth %d", depth)
 }
 
-func decodeExtended(number pp.ExtensionNumber, payload []byte, learn func(map[pp.ExtensionName]pp.ExtensionNumber)) (m Message, err error) {
+func decodeExtended(number pp.ExtensionNumber, payload []byte,
+	learn func(map[pp.ExtensionName]pp.ExtensionNumber)) (m Message, err error) {
 	if int(number) <= len(names) { // the handshake is 0, ours are 1 to 5
 		if err := plausible(payload); err != nil {
 			return m, err
@@ -234,7 +242,8 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte, learn func(map[pp
 		}
 		learn(known)
 		m.Type = HelloMessage
-		m.Hello = &Hello{Host: host.ID(w.Host), Version: w.Version, Client: w.V[:min(len(w.V), 64)], Seed: w.Seed != 0, Zone: w.Zone, Gateway: w.Gateway != 0, Alive: w.Alive != 0, Read: max(0, w.Read)}
+		m.Hello = &Hello{Host: host.ID(w.Host), Version: w.Version, Client: w.V[:min(len(w.V), 64)], Seed: w.Seed != 0,
+			Zone: w.Zone, Gateway: w.Gateway != 0, Alive: w.Alive != 0, Read: max(0, w.Read)}
 	case names["dr_any"]:
 		var w anyWire
 		if err = bencode.Unmarshal(payload, &w); err != nil {
@@ -269,7 +278,8 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte, learn func(map[pp
 			return m, fmt.Errorf("failure with status %d and %d bytes", w.Status, len(w.Body))
 		}
 		m.Type, m.Failure = FailMessage, &api.Failure{
-			Status: w.Status, Body: w.Body, Wrong: w.Wrong != 0, Changed: w.Changed != 0, Unshared: w.Alone != 0, Promise: w.Promise != 0,
+			Status: w.Status, Body: w.Body, Wrong: w.Wrong != 0, Changed: w.Changed != 0, Unshared: w.Alone != 0,
+			Promise: w.Promise != 0,
 			Message: w.Message[:min(len(w.Message), api.FailureMax)], Full: w.Full != 0, Upstream: w.From, Repository: w.Repo,
 		}
 		for _, name := range failureHeaders {
@@ -316,7 +326,8 @@ func decodeDigests(payload []byte) (*Digests, error) {
 			Epoch:    r.Epoch, First: piece.Index(r.First), Final: r.Final != 0, Signature: r.Signature,
 		}
 		if len(r.Digests)%size != 0 || len(r.Key) != len(run.Key) || len(r.Signature) > 128 {
-			return nil, fmt.Errorf("run with %d bytes of digests, a key of %d and a signature of %d", len(r.Digests), len(r.Key), len(r.Signature))
+			return nil, fmt.Errorf("run with %d bytes of digests, a key of %d and a signature of %d", len(r.Digests), len(r.Key),
+				len(r.Signature))
 		}
 		copy(run.Key[:], r.Key)
 		for d := r.Digests; len(d) > 0; d = d[size:] {

@@ -234,7 +234,8 @@ func (s *shaking) Write(p []byte) (int, error) {
 	return len(p), err
 }
 
-func handshake(ctx context.Context, raw net.Conn, want *[20]byte, self [20]byte, more []byte, told ...*[20]byte) (*Conn, error) {
+func handshake(ctx context.Context, raw net.Conn, want *[20]byte, self [20]byte, more []byte,
+	told ...*[20]byte) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
 	defer cancel()
 	deadline, _ := ctx.Deadline()

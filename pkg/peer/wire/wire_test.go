@@ -113,7 +113,8 @@ func messages() []Message {
 		{Type: Cancel, Index: 5, Begin: 1 << 18, Length: 4 << 20},
 		{Type: Reject, Index: 5, Begin: 1 << 18, Length: 4 << 20},
 		{Type: Suggest, Index: 7},
-		{Type: HelloMessage, Hello: &Hello{Host: idA, Version: Version, Client: "darter/1", Seed: true, Zone: "a", Gateway: true, Alive: true}},
+		{Type: HelloMessage, Hello: &Hello{Host: idA, Version: Version, Client: "darter/1", Seed: true, Zone: "a",
+			Gateway: true, Alive: true}},
 		{Type: HelloMessage, Hello: &Hello{}},
 		{Type: AnyMessage, Any: &Any{Exclude: []piece.Index{1, 70000}, Starving: true}},
 		{Type: AnyMessage, Any: &Any{}},
@@ -121,8 +122,11 @@ func messages() []Message {
 		{Type: BusyMessage, Busy: &Busy{Index: BusyAny}},
 		{Type: DigestMessage, Digests: &Digests{Runs: []piece.DigestRun{someRun(), bare}, Certificates: [][]byte{{1, 2, 3}}}},
 		{Type: DigestMessage, Digests: &Digests{Whole: true}},
-		{Type: FailMessage, Failure: &api.Failure{Status: 401, Header: map[string]string{"Www-Authenticate": "Bearer"}, Body: []byte("{}"), Message: "GET x: 401", Wrong: true, Changed: true, Full: true, Unshared: true, Upstream: "quay.io", Repository: "org/app"}},
-		{Type: RevokeMessage, Revocation: &piece.Revocation{Epoch: 1 << 63, Key: piece.KeyID{8}, Signature: bytes.Repeat([]byte{3}, 64)}},
+		{Type: FailMessage, Failure: &api.Failure{Status: 401, Header: map[string]string{"Www-Authenticate": "Bearer"},
+			Body: []byte("{}"), Message: "GET x: 401", Wrong: true, Changed: true, Full: true, Unshared: true,
+			Upstream: "quay.io", Repository: "org/app"}},
+		{Type: RevokeMessage, Revocation: &piece.Revocation{Epoch: 1 << 63, Key: piece.KeyID{8},
+			Signature: bytes.Repeat([]byte{3}, 64)}},
 	}
 }
 
@@ -172,7 +176,8 @@ func TestBlocksArriveWholeAndWhatIsNotReadIsSkipped(t *testing.T) {
 			go func() {
 				var err error
 				for i, n := range sizes {
-					err = errors.Join(err, a.SendBlock(piece.Index(i), 99, bytesAt(content), 7, n), a.Send(Message{Type: Have, Index: 1}))
+					err = errors.Join(err, a.SendBlock(piece.Index(i), 99, bytesAt(content), 7, n),
+						a.Send(Message{Type: Have, Index: 1}))
 				}
 				sent <- errors.Join(err, a.Flush())
 			}()
@@ -259,7 +264,8 @@ func TestABlockThatComesShortIsAnError(t *testing.T) {
 func TestMessagesGoUnderTheNumbersTheOtherSideTold(t *testing.T) {
 	rawA, rawB := tcp(t)
 	a, b := shake(t, rawA, rawB)
-	hello, err := bencode.Marshal(map[string]any{"m": map[string]int{"dr_any": 77, "ut_pex": 1, "dr_digests": 0}, "reqq": 500, "v": "a stranger"})
+	hello, err := bencode.Marshal(map[string]any{"m": map[string]int{"dr_any": 77, "ut_pex": 1, "dr_digests": 0},
+		"reqq": 500, "v": "a stranger"})
 	require.NoError(t, err)
 	rawFrame(t, rawB, append([]byte{20, 0}, hello...))
 	m, err := a.Next()
@@ -352,17 +358,20 @@ func TestWhatIsNonsenseIsTheOtherSidesFault(t *testing.T) {
 		"too many excluded pieces":    extended(1, anyWire{Exclude: make([]byte, 4*excludeMax+4)}),
 		"busy for no piece":           extended(2, busyWire{Index: -2}),
 		"busy for too late a piece":   extended(2, busyWire{Index: piece.CountMax + 1}),
-		"a digest cut short":          extended(3, digestsWire{Runs: []runWire{{Digests: make([]byte, 33), Key: make([]byte, 8), Length: 1, PieceSize: 1}}}),
-		"a key cut short":             extended(3, digestsWire{Runs: []runWire{{Key: make([]byte, 7), Length: 1, PieceSize: 1}}}),
-		"facts that cannot be":        extended(3, digestsWire{Runs: []runWire{{Key: make([]byte, 8), Length: -1, PieceSize: 1}}}),
-		"a run beyond the end":        extended(3, digestsWire{Runs: []runWire{{Digests: make([]byte, 64), Key: make([]byte, 8), Length: 1, PieceSize: 1, Final: 1}}}),
-		"a signature too long":        extended(3, digestsWire{Runs: []runWire{{Key: make([]byte, 8), Length: 1, PieceSize: 1, Signature: make([]byte, 129)}}}),
-		"a certificate too long":      extended(3, digestsWire{Certificates: [][]byte{make([]byte, certificateMax+1)}}),
-		"too many certificates":       extended(3, digestsWire{Certificates: make([][]byte, certificatesMax+1)}),
-		"a failure that is none":      extended(4, failWire{Status: 200}),
-		"a failure too long":          extended(4, failWire{Status: 404, Body: make([]byte, api.FailureMax+1)}),
-		"a revocation by a long key":  extended(5, revokeWire{Key: make([]byte, 9)}),
-		"a revocation by half a key":  extended(5, revokeWire{Key: make([]byte, 4)}),
+		"a digest cut short": extended(3, digestsWire{Runs: []runWire{{Digests: make([]byte, 33), Key: make([]byte, 8),
+			Length: 1, PieceSize: 1}}}),
+		"a key cut short":      extended(3, digestsWire{Runs: []runWire{{Key: make([]byte, 7), Length: 1, PieceSize: 1}}}),
+		"facts that cannot be": extended(3, digestsWire{Runs: []runWire{{Key: make([]byte, 8), Length: -1, PieceSize: 1}}}),
+		"a run beyond the end": extended(3, digestsWire{Runs: []runWire{{Digests: make([]byte, 64), Key: make([]byte, 8),
+			Length: 1, PieceSize: 1, Final: 1}}}),
+		"a signature too long": extended(3, digestsWire{Runs: []runWire{{Key: make([]byte, 8), Length: 1, PieceSize: 1,
+			Signature: make([]byte, 129)}}}),
+		"a certificate too long":     extended(3, digestsWire{Certificates: [][]byte{make([]byte, certificateMax+1)}}),
+		"too many certificates":      extended(3, digestsWire{Certificates: make([][]byte, certificatesMax+1)}),
+		"a failure that is none":     extended(4, failWire{Status: 200}),
+		"a failure too long":         extended(4, failWire{Status: 404, Body: make([]byte, api.FailureMax+1)}),
+		"a revocation by a long key": extended(5, revokeWire{Key: make([]byte, 9)}),
+		"a revocation by half a key": extended(5, revokeWire{Key: make([]byte, 4)}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			rawA, rawB := tcp(t)
@@ -462,7 +471,8 @@ func TestStrangersAreTurnedAwayInTheHandshake(t *testing.T) {
 		"without BEP 10":   {change(25, 0), false},
 		"without BEP 6":    {change(27, 0), false},
 		"half a handshake": {proper()[:40], false},
-		"an HTTP request":  {[]byte("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: curl/8.0\r\nAccept: */*\r\n\r\n"), false},
+		"an HTTP request": {[]byte("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: curl/8.0\r\nAccept: */*\r\n\r\n"),
+			false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			rawA, rawB := tcp(t)
@@ -626,7 +636,8 @@ func TestTheRecordsOfABlockAreHeldUntilItIsWhole(t *testing.T) {
 	rawA, rawB := tcp(t)
 	under := &held{Conn: rawA}
 	certificate := server.TLS.Certificates
-	secureA, secureB := tls.Client(under, &tls.Config{InsecureSkipVerify: true}), tls.Server(rawB, &tls.Config{Certificates: certificate})
+	secureA, secureB := tls.Client(under, &tls.Config{InsecureSkipVerify: true}), tls.Server(rawB,
+		&tls.Config{Certificates: certificate})
 	a, b := shake(t, secureA, secureB)
 	content := bytes.Repeat([]byte{7}, BlockSize)
 	go func() {

@@ -97,7 +97,8 @@ func TestEvictionOrderAndClock(t *testing.T) {
 
 // A modification time that nanoseconds cannot hold does not count as the latest read.
 func TestModificationTimeOutOfRange(t *testing.T) {
-	for _, at := range []time.Time{time.Now().AddDate(1, 0, 0), time.Now().AddDate(30, 0, 0), time.Unix(1<<33, 0), time.Unix(0, 0)} {
+	for _, at := range []time.Time{time.Now().AddDate(1, 0, 0), time.Now().AddDate(30, 0, 0), time.Unix(1<<33, 0),
+		time.Unix(0, 0)} {
 		t.Run(fmt.Sprint(at.Year()), func(t *testing.T) {
 			dir := t.TempDir()
 			s := mustOpen(t, diskstore.Config{Dir: dir})

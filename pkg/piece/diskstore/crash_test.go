@@ -131,7 +131,8 @@ func crashed(t *testing.T, pieces ...piece.Index) (dir string, content []byte) {
 	for k, i := range pieces {
 		require.NoError(t, storetest.Write(r, content, i))
 		if k == 2 {
-			run := piece.DigestRun{Metadata: crashMetadata, First: 0, Digests: make([]piece.Digest, 3), Signature: make([]byte, 64)}
+			run := piece.DigestRun{Metadata: crashMetadata, First: 0, Digests: make([]piece.Digest, 3),
+				Signature: make([]byte, 64)}
 			require.NoError(t, r.AddRuns([]piece.DigestRun{run}, [][]byte{{1, 2, 3}}))
 		}
 	}
@@ -513,7 +514,8 @@ func TestPowerCut(t *testing.T) {
 // framed returns a payload as a record of the journal (docs/storage.md).
 func framed(payload []byte) []byte {
 	b := binary.BigEndian.AppendUint32(nil, uint32(len(payload)))
-	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(append(bytes.Clone(b), payload...), crc32.MakeTable(crc32.Castagnoli)))
+	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(append(bytes.Clone(b), payload...),
+		crc32.MakeTable(crc32.Castagnoli)))
 	return append(b, payload...)
 }
 

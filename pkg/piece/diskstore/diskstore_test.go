@@ -105,7 +105,8 @@ func TestUnusableDirectory(t *testing.T) {
 
 func TestInvalidConfig(t *testing.T) {
 	for _, cfg := range []diskstore.Config{
-		{}, {Dir: "x", Quota: -1}, {Dir: "x", HighWater: 1.1}, {Dir: "x", HighWater: 0.5, LowWater: 0.6}, {Dir: "x", LowWater: -1},
+		{}, {Dir: "x", Quota: -1}, {Dir: "x", HighWater: 1.1}, {Dir: "x", HighWater: 0.5, LowWater: 0.6},
+		{Dir: "x", LowWater: -1},
 	} {
 		_, err := diskstore.Open(cfg)
 		assert.Error(t, err, "%+v", cfg)

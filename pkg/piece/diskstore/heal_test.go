@@ -172,12 +172,14 @@ func (f *badFile) Stat() (fs.FileInfo, error) {
 }
 
 var errnos = []syscall.Errno{
-	syscall.EIO, syscall.EUCLEAN, syscall.EBADMSG, syscall.ESTALE, syscall.EACCES, syscall.EPERM, syscall.EROFS, syscall.ENXIO,
+	syscall.EIO, syscall.EUCLEAN, syscall.EBADMSG, syscall.ESTALE, syscall.EACCES, syscall.EPERM,
+	syscall.EROFS, syscall.ENXIO,
 	syscall.ELOOP, syscall.ENOMEM, syscall.EMFILE, syscall.EINVAL,
 }
 
 var operations = []string{
-	"open", "open to write", "read", "stat", "write", "truncate", "sync", "allocate", "mkdir", "rename", "remove", "readdir",
+	"open", "open to write", "read", "stat", "write", "truncate", "sync", "allocate", "mkdir", "rename",
+	"remove", "readdir",
 }
 
 var healMetadata = piece.Metadata{Length: 40_000, PieceSize: 4_000}
@@ -262,9 +264,11 @@ func TestOpenWithBadTask(t *testing.T) {
 
 // A task whose files fail for ever, as on a bad sector, is created again on other files while the store runs.
 func TestTaskOnBadFiles(t *testing.T) {
-	for _, errno := range []syscall.Errno{syscall.EIO, syscall.EUCLEAN, syscall.EBADMSG, syscall.ESTALE, syscall.EACCES, syscall.ELOOP} {
+	for _, errno := range []syscall.Errno{syscall.EIO, syscall.EUCLEAN, syscall.EBADMSG, syscall.ESTALE, syscall.EACCES,
+		syscall.ELOOP} {
 		for _, file := range []string{"journal", "data"} {
-			for stuck, also := range map[string][]string{"": nil, ", and cannot be moved": {"rename"}, ", and cannot be taken away": {"rename", "remove", "open to write"}} {
+			for stuck, also := range map[string][]string{"": nil, ", and cannot be moved": {"rename"},
+				", and cannot be taken away": {"rename", "remove", "open to write"}} {
 				t.Run(fmt.Sprintf("%v of its %s%s", errno, file, stuck), func(t *testing.T) {
 					dir := t.TempDir()
 					d := &badDisk{}

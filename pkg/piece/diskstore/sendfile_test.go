@@ -26,7 +26,8 @@ import (
 
 var sentMetadata = piece.Metadata{Length: 8 << 20, PieceSize: 1 << 20}
 
-func filled(t testing.TB, name string, cfg diskstore.Config, facts piece.Metadata) (*diskstore.Store, piece.Replica, []byte) {
+func filled(t testing.TB, name string, cfg diskstore.Config,
+	facts piece.Metadata) (*diskstore.Store, piece.Replica, []byte) {
 	t.Helper()
 	s := mustOpen(t, cfg)
 	content := storetest.Content(name, facts.Length)
@@ -109,7 +110,8 @@ func TestSendfile(t *testing.T) {
 	log, err := os.ReadFile(trace)
 	require.NoError(t, err)
 	moved := int64(0)
-	for _, m := range regexp.MustCompile(`sendfile\(\d+, \d+, [^)]*\)\s+= (\d+)|sendfile resumed>.*\)\s+= (\d+)`).FindAllSubmatch(log, -1) {
+	for _, m := range regexp.MustCompile(`sendfile\(\d+, \d+, [^)]*\)\s+= (\d+)|sendfile resumed>.*\)\s+= (\d+)`).
+		FindAllSubmatch(log, -1) {
 		n, err := strconv.ParseInt(string(m[1])+string(m[2]), 10, 64)
 		require.NoError(t, err)
 		moved += n

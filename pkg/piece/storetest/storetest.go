@@ -91,7 +91,8 @@ func Check(t testing.TB, r piece.Replica, content []byte) int {
 }
 
 // facts of most tasks in this suite: ten pieces, the last one short.
-var facts = piece.Metadata{Length: 9*1000 + 37, PieceSize: 1000, MediaType: "application/vnd.oci.image.layer.v1.tar+gzip"}
+var facts = piece.Metadata{Length: 9*1000 + 37, PieceSize: 1000,
+	MediaType: "application/vnd.oci.image.layer.v1.tar+gzip"}
 
 // Run proves the contract on stores of f.
 func Run(t *testing.T, f Factory) {

@@ -81,7 +81,8 @@ func serve(t *testing.T, h http.HandlerFunc) *httptest.Server {
 // The client sends a URL's password and never prints it.
 func TestURLPassword(t *testing.T) {
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		if user, password, _ := r.BasicAuth(); user != "alice" || password != "hunter2" || r.Header.Get("X-Token") != "hunter3" {
+		if user, password, _ := r.BasicAuth(); user != "alice" || password != "hunter2" ||
+			r.Header.Get("X-Token") != "hunter3" {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
@@ -95,7 +96,8 @@ func TestURLPassword(t *testing.T) {
 	assert.Equal(t, http.StatusTeapot, refused.Status)
 	assert.Equal(t, s.URL+"/f", refused.URL)
 	assert.NotContains(t, err.Error(), "hunter")
-	for _, bad := range []string{"ftp://alice:hunter2@host/x", "http://alice:hunter2@/x", "http://alice:hunter2@host:port/", "%zz:hunter2"} {
+	for _, bad := range []string{"ftp://alice:hunter2@host/x", "http://alice:hunter2@/x",
+		"http://alice:hunter2@host:port/", "%zz:hunter2"} {
 		_, err = body(t, origin(t, nil), file(bad))
 		require.Error(t, err)
 		assert.NotContains(t, err.Error(), "hunter2")
@@ -164,7 +166,8 @@ func TestAllowHosts(t *testing.T) {
 		require.NoError(t, err, "%q", hosts)
 		assert.Equal(t, "there", got)
 	}
-	for _, hosts := range [][]string{{"127.0.0.1"}, {"localhost"}, {"*7.0.0.1", "localhost"}, {"*.0.0.1", "localhost"}, {"*.127.0.0.1", "*.localhost"}} {
+	for _, hosts := range [][]string{{"127.0.0.1"}, {"localhost"}, {"*7.0.0.1", "localhost"}, {"*.0.0.1", "localhost"},
+		{"*.127.0.0.1", "*.localhost"}} {
 		_, err := body(t, origin(t, func(c *httporigin.Config) { c.AllowHosts = hosts }), file(here.URL))
 		var unlisted *httporigin.HostError
 		require.ErrorAs(t, err, &unlisted, "%q", hosts)

@@ -135,7 +135,8 @@ func (c *Client) judge(
 	case g.Length > 0 && out.Length < 0:
 		out.Length = g.Length
 	case g.Length > 0 && out.Length != g.Length:
-		return nil, &source.LengthError{Method: http.MethodGet, URL: secret.PrintableURL(g.URL), Want: g.Length, Got: out.Length}
+		return nil, &source.LengthError{Method: http.MethodGet, URL: secret.PrintableURL(g.URL), Want: g.Length,
+			Got: out.Length}
 	}
 	if out.Length >= 0 && out.Length < g.Offset {
 		return nil, g.unusable("the file has %d bytes, but byte %d was requested", out.Length, g.Offset)
@@ -303,7 +304,8 @@ type body struct {
 	silent   atomic.Bool
 }
 
-func (c *Client) newBody(ctx context.Context, abort context.CancelCauseFunc, rc io.ReadCloser, method string, u *url.URL) *body {
+func (c *Client) newBody(ctx context.Context, abort context.CancelCauseFunc, rc io.ReadCloser, method string,
+	u *url.URL) *body {
 	b := &body{c: c, ctx: ctx, abort: abort, rc: rc, what: method + " " + secret.PrintableURL(u), declared: -1, want: -1}
 	b.watchdog = time.AfterFunc(time.Hour, func() {
 		b.silent.Store(true)

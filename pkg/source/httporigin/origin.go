@@ -243,7 +243,8 @@ func infoOf(asked string, res *http.Response, ranges bool) (Info, sharing.Answer
 	}
 	encoding, err := encodingOf(res.Header)
 	if err != nil {
-		return Info{}, answer, &AnswerError{Method: res.Request.Method, URL: secret.PrintableURL(res.Request.URL), Reason: err.Error()}
+		return Info{}, answer, &AnswerError{Method: res.Request.Method, URL: secret.PrintableURL(res.Request.URL),
+			Reason: err.Error()}
 	}
 	if encoding != "" {
 		// Length and ranges count encoded bytes.

@@ -53,7 +53,8 @@ func (c *Client) Open(ctx context.Context, spec task.Spec, offset int64) (res *s
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("opening %s %s of %.255q at %.255q: %w", spec.Kind, spec.ID.Short(), spec.Repository, spec.Upstream, err)
+		return nil, fmt.Errorf("opening %s %s of %.255q at %.255q: %w", spec.Kind, spec.ID.Short(), spec.Repository,
+			spec.Upstream, err)
 	}
 	return res, nil
 }
@@ -123,7 +124,8 @@ var requestHeaders = []string{"Authorization", "Accept", "Range", "If-None-Match
 // responseHeaders are those of a response that callers get.
 var responseHeaders = []string{
 	"Docker-Content-Digest", "Docker-Distribution-Api-Version", "Content-Type", "Content-Length", "Content-Range",
-	"Content-Encoding", "Accept-Ranges", "Etag", "Last-Modified", "Www-Authenticate", "Retry-After", "Link", "Date", "Location",
+	"Content-Encoding", "Accept-Ranges", "Etag", "Last-Modified", "Www-Authenticate", "Retry-After", "Link",
+	"Date", "Location",
 	"Oci-Subject", "Oci-Filters-Applied", "Warning", "Ratelimit-Limit", "Ratelimit-Remaining", "Docker-Ratelimit-Source",
 }
 
@@ -287,5 +289,6 @@ func takesNoHead(status int) bool {
 }
 
 func unavailable(status int) bool {
-	return status == http.StatusBadGateway || status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout
+	return status == http.StatusBadGateway || status == http.StatusServiceUnavailable ||
+		status == http.StatusGatewayTimeout
 }

@@ -170,7 +170,8 @@ func New(cfg Config) (*Client, error) {
 	}
 	if cfg.Default != nil {
 		if len(cfg.Default.URLs) > 0 || cfg.Default.hasCredentials() {
-			return nil, errors.New("the settings for registries that are not listed may hold neither URLs nor credentials, because any host would get them")
+			return nil, errors.New("the settings for registries that are not listed may hold neither URLs nor credentials, " +
+				"because any host would get them")
 		}
 		var err error
 		if c.others, err = newUpstream("", *cfg.Default, cfg.HTTP); err != nil {

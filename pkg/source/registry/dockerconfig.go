@@ -45,7 +45,8 @@ type dockerFile struct {
 
 // get finds the credential for a repository of a registry: that of the longest path in the file, else that
 // of the registry. ok is false if there is none. No error quotes the file or a helper.
-func (d *dockerConfig) get(ctx context.Context, registry, repository string) (auth authn.AuthConfig, ok bool, err error) {
+func (d *dockerConfig) get(ctx context.Context,
+	registry, repository string) (auth authn.AuthConfig, ok bool, err error) {
 	file, err := d.read()
 	if err != nil {
 		return auth, false, fmt.Errorf("credentials for %s: %w", registry, err)

@@ -29,22 +29,29 @@ func TestCredentialsAreFoundWhereLoginsKeepThem(t *testing.T) {
 		file, registry, repository string
 		want                       string // user, empty for none
 	}{
-		"docker login":                 {`{"auths":{"quay.io":{"auth":"` + auth("u", "p") + `"}}}`, "quay.io", "a/b", "u"},
-		"user and password apart":      {`{"auths":{"quay.io":{"username":"u","password":"p"}}}`, "quay.io", "a/b", "u"},
-		"an old Docker's URL":          {`{"auths":{"https://quay.io/v1/":{"auth":"` + auth("u", "p") + `"}}}`, "quay.io", "a/b", "u"},
-		"a URL of Kubernetes":          {`{"auths":{"https://registry.test:5000/v2/":{"auth":"` + auth("u", "p") + `"}}}`, "registry.test:5000", "a/b", "u"},
-		"another port":                 {`{"auths":{"registry.test:5000":{"auth":"` + auth("u", "p") + `"}}}`, "registry.test", "a/b", ""},
-		"a host that begins so":        {`{"auths":{"quay.io.evil.test":{"auth":"` + auth("u", "p") + `"}}}`, "quay.io", "a/b", ""},
-		"Docker Hub":                   {`{"auths":{"https://index.docker.io/v1/":{"auth":"` + auth("u", "p") + `"}}}`, "docker.io", "library/a", "u"},
-		"Docker Hub, as Podman has it": {`{"auths":{"docker.io":{"auth":"` + auth("u", "p") + `"}}}`, "docker.io", "library/a", "u"},
+		"docker login":            {`{"auths":{"quay.io":{"auth":"` + auth("u", "p") + `"}}}`, "quay.io", "a/b", "u"},
+		"user and password apart": {`{"auths":{"quay.io":{"username":"u","password":"p"}}}`, "quay.io", "a/b", "u"},
+		"an old Docker's URL": {`{"auths":{"https://quay.io/v1/":{"auth":"` + auth("u", "p") + `"}}}`,
+			"quay.io", "a/b", "u"},
+		"a URL of Kubernetes": {`{"auths":{"https://registry.test:5000/v2/":{"auth":"` + auth("u", "p") + `"}}}`,
+			"registry.test:5000", "a/b", "u"},
+		"another port": {`{"auths":{"registry.test:5000":{"auth":"` + auth("u", "p") + `"}}}`,
+			"registry.test", "a/b", ""},
+		"a host that begins so": {`{"auths":{"quay.io.evil.test":{"auth":"` + auth("u", "p") + `"}}}`, "quay.io", "a/b", ""},
+		"Docker Hub": {`{"auths":{"https://index.docker.io/v1/":{"auth":"` + auth("u", "p") + `"}}}`, "docker.io",
+			"library/a", "u"},
+		"Docker Hub, as Podman has it": {`{"auths":{"docker.io":{"auth":"` + auth("u", "p") + `"}}}`, "docker.io",
+			"library/a", "u"},
 		"the longest path": {
-			`{"auths":{"quay.io":{"auth":"` + auth("all", "p") + `"},"quay.io/a":{"auth":"` + auth("a", "p") + `"},"quay.io/a/b":{"auth":"` + auth("ab", "p") + `"}}}`, "quay.io", "a/b/c", "ab",
+			`{"auths":{"quay.io":{"auth":"` + auth("all", "p") + `"},"quay.io/a":{"auth":"` + auth("a", "p") +
+				`"},"quay.io/a/b":{"auth":"` + auth("ab", "p") + `"}}}`, "quay.io", "a/b/c", "ab",
 		},
-		"a path of another":    {`{"auths":{"quay.io/a":{"auth":"` + auth("a", "p") + `"}}}`, "quay.io", "ab/c", ""},
-		"a path and the whole": {`{"auths":{"quay.io":{"auth":"` + auth("all", "p") + `"},"quay.io/a":{"auth":"` + auth("a", "p") + `"}}}`, "quay.io", "b/c", "all"},
-		".dockercfg":           {`{"quay.io":{"auth":"` + auth("u", "p") + `","email":"x"}}`, "quay.io", "a/b", "u"},
-		"nothing":              {`{}`, "quay.io", "a/b", ""},
-		"no entry":             {`{"auths":{}}`, "quay.io", "a/b", ""},
+		"a path of another": {`{"auths":{"quay.io/a":{"auth":"` + auth("a", "p") + `"}}}`, "quay.io", "ab/c", ""},
+		"a path and the whole": {`{"auths":{"quay.io":{"auth":"` + auth("all", "p") + `"},"quay.io/a":{"auth":"` +
+			auth("a", "p") + `"}}}`, "quay.io", "b/c", "all"},
+		".dockercfg": {`{"quay.io":{"auth":"` + auth("u", "p") + `","email":"x"}}`, "quay.io", "a/b", "u"},
+		"nothing":    {`{}`, "quay.io", "a/b", ""},
+		"no entry":   {`{"auths":{}}`, "quay.io", "a/b", ""},
 	} {
 		got, ok, err := written(t, c.file).get(t.Context(), c.registry, c.repository)
 		require.NoError(t, err, name)
@@ -54,7 +61,8 @@ func TestCredentialsAreFoundWhereLoginsKeepThem(t *testing.T) {
 			assert.Equal(t, "p", got.Password, name)
 		}
 	}
-	got, ok, err := written(t, `{"auths":{"quay.io":{"auth":"`+auth("u", "")+`","identitytoken":"it"}}}`).get(t.Context(), "quay.io", "a")
+	got, ok, err := written(t, `{"auths":{"quay.io":{"auth":"`+auth("u", "")+`","identitytoken":"it"}}}`).get(t.Context(),
+		"quay.io", "a")
 	require.NoError(t, err)
 	assert.True(t, ok)
 	assert.Equal(t, "it", got.IdentityToken)
@@ -96,7 +104,8 @@ func TestAChangedCredentialsFileIsReadAgain(t *testing.T) {
 }
 
 func TestABadDockerConfigurationIsNotQuoted(t *testing.T) {
-	for _, content := range []string{`hunter2`, `["hunter2"]`, `{"auths":"hunter2"}`, `{"auths":{"quay.io":{"auth":"hunter2"}}}`, `{"hunter2":5}`, strings.Repeat(" ", dockerConfigMax+1)} {
+	for _, content := range []string{`hunter2`, `["hunter2"]`, `{"auths":"hunter2"}`,
+		`{"auths":{"quay.io":{"auth":"hunter2"}}}`, `{"hunter2":5}`, strings.Repeat(" ", dockerConfigMax+1)} {
 		d := written(t, content)
 		_, _, err := d.get(t.Context(), "quay.io", "a")
 		require.ErrorContains(t, err, d.path)
@@ -117,7 +126,8 @@ func TestABadDockerConfigurationIsNotQuoted(t *testing.T) {
 func helper(t *testing.T, script string) (runs func() int) {
 	dir := t.TempDir()
 	log := filepath.Join(dir, "runs")
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "docker-credential-test"), []byte("#!/bin/sh\necho $1 >> "+log+"\n"+script), 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "docker-credential-test"),
+		[]byte("#!/bin/sh\necho $1 >> "+log+"\n"+script), 0o700))
 	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
 	return func() int {
 		b, _ := os.ReadFile(log)
@@ -151,7 +161,8 @@ esac
 	assert.True(t, ok)
 	assert.Equal(t, authn.AuthConfig{IdentityToken: "identity"}, got, "the store has what the list of logins lacks")
 	for registry, want := range map[string]string{
-		"broken.test": "docker-credential-test failed", "long.test": "no JSON", "path.test": "by a path", "absent.test": "docker-credential-absent failed",
+		"broken.test": "docker-credential-test failed", "long.test": "no JSON", "path.test": "by a path",
+		"absent.test": "docker-credential-absent failed",
 	} {
 		_, _, err := d.get(t.Context(), registry, "a")
 		require.ErrorContains(t, err, want)
@@ -165,7 +176,8 @@ esac
 }
 
 func FuzzParseDockerConfig(f *testing.F) {
-	for _, s := range []string{`{}`, `{"auths":{"quay.io":{"auth":"dTpw"}}}`, `{"quay.io":{"auth":"dTpw"}}`, `{"credHelpers":{"a":"b"},"credsStore":"c"}`, `null`, `{"auths":null}`} {
+	for _, s := range []string{`{}`, `{"auths":{"quay.io":{"auth":"dTpw"}}}`, `{"quay.io":{"auth":"dTpw"}}`,
+		`{"credHelpers":{"a":"b"},"credsStore":"c"}`, `null`, `{"auths":null}`} {
 		f.Add([]byte(s), "quay.io")
 	}
 	f.Fuzz(func(t *testing.T, b []byte, key string) {

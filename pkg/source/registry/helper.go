@@ -66,16 +66,19 @@ type helperRun struct {
 
 // help runs a credential helper for a server, or uses its last output. The error is the cause of ctx's end,
 // or names the helper.
-func (d *dockerConfig) help(ctx context.Context, file *dockerFile, helper, server string) (authn.AuthConfig, bool, error) {
+func (d *dockerConfig) help(ctx context.Context, file *dockerFile,
+	helper, server string) (authn.AuthConfig, bool, error) {
 	program := "docker-credential-" + helper
 	if strings.ContainsAny(helper, `/\`) {
-		return authn.AuthConfig{}, false, fmt.Errorf("credentials for %s: %s names a helper by a path; write the NAME of a docker-credential-NAME in the PATH", server, d.path)
+		return authn.AuthConfig{}, false, fmt.Errorf("credentials for %s: %s names a helper by a path; write the NAME of a "+
+			"docker-credential-NAME in the PATH", server, d.path)
 	}
 	r := d.helpers.run(file, program, server)
 	select {
 	case <-r.done:
 	case <-ctx.Done():
-		return authn.AuthConfig{}, false, fmt.Errorf("credentials for %s: waiting for %s: %w", server, program, context.Cause(ctx))
+		return authn.AuthConfig{}, false, fmt.Errorf("credentials for %s: waiting for %s: %w", server, program,
+			context.Cause(ctx))
 	}
 	return r.auth, r.err == nil && r.auth != (authn.AuthConfig{}), r.err
 }
@@ -145,7 +148,8 @@ func (h *helpers) close() {
 
 // askHelper runs a helper by the protocol of docker-credential-helpers: the server on its standard input,
 // JSON on its standard output. It takes limit and a second at most.
-func askHelper(ctx context.Context, program, server string, limit time.Duration) (auth authn.AuthConfig, hung bool, err error) {
+func askHelper(ctx context.Context, program, server string,
+	limit time.Duration) (auth authn.AuthConfig, hung bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, "get")
@@ -168,8 +172,8 @@ func askHelper(ctx context.Context, program, server string, limit time.Duration)
 	var answer struct{ Username, Secret string }
 	switch {
 	case ctx.Err() != nil:
-		return auth, true, fmt.Errorf("credentials for %s: %s gave no answer within %s and was killed; try it by hand: echo %s | %s get",
-			server, program, limit, server, program)
+		return auth, true, fmt.Errorf("credentials for %s: %s gave no answer within %s and was killed; try it by hand: "+
+			"echo %s | %s get", server, program, limit, server, program)
 	case err != nil && strings.Contains(out.String(), "credentials not found"):
 		// The protocol's reply for "there are none".
 		return auth, false, nil
@@ -177,7 +181,8 @@ func askHelper(ctx context.Context, program, server string, limit time.Duration)
 		return auth, false, fmt.Errorf("credentials for %s: %s failed (%w); try it by hand: echo %s | %s get",
 			server, program, err, server, program)
 	case json.Unmarshal(out.Bytes(), &answer) != nil:
-		return auth, false, fmt.Errorf("credentials for %s: %s printed no JSON of at most %d bytes", server, program, helperMax)
+		return auth, false, fmt.Errorf("credentials for %s: %s printed no JSON of at most %d bytes", server,
+			program, helperMax)
 	}
 	if answer.Username == "<token>" {
 		return authn.AuthConfig{IdentityToken: answer.Secret}, false, nil

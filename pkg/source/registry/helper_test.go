@@ -141,7 +141,8 @@ func TestCloseKillsHelpers(t *testing.T) {
 }
 
 func TestHelpersRunInBoundedNumber(t *testing.T) {
-	runs := helper(t, "read server; while ! test -e $HELPER_GO; do sleep 0.05; done; echo '{\"Username\":\"robot\",\"Secret\":\"s\"}'\n")
+	runs := helper(t,
+		"read server; while ! test -e $HELPER_GO; do sleep 0.05; done; echo '{\"Username\":\"robot\",\"Secret\":\"s\"}'\n")
 	release := filepath.Join(t.TempDir(), "go")
 	t.Setenv("HELPER_GO", release)
 	d := written(t, `{"credsStore":"test"}`)
@@ -154,7 +155,8 @@ func TestHelpersRunInBoundedNumber(t *testing.T) {
 			assert.True(t, ok)
 		})
 	}
-	require.Eventually(t, func() bool { return runs() == helpersMax && len(d.helpers.slots) == helpersMax }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return runs() == helpersMax && len(d.helpers.slots) == helpersMax }, patience,
+		time.Millisecond)
 	require.NoError(t, os.WriteFile(release, nil, 0o600))
 	all.Wait()
 	assert.Equal(t, 2*helpersMax+1, runs())

@@ -63,7 +63,8 @@ type session struct {
 
 // login returns a transport for one of the upstream's URLs that sends the node's credentials, or none with
 // bare. It asks the registry's token service if there is one.
-func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, repository string, bare bool) (http.RoundTripper, error) {
+func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, repository string,
+	bare bool) (http.RoundTripper, error) {
 	key := keyOf(u, base, repository, bare)
 	s := c.session(key)
 	select {
@@ -164,7 +165,8 @@ type control struct {
 // one that the operator named. The credential is in the body of a POST, or else in an Authorization.
 func (c *control) checkRealm(req *http.Request) error {
 	host := req.URL.Hostname()
-	if req.Method != http.MethodPost && req.Header.Get("Authorization") == "" || strings.EqualFold(host, c.base.Hostname()) {
+	if req.Method != http.MethodPost && req.Header.Get("Authorization") == "" ||
+		strings.EqualFold(host, c.base.Hostname()) {
 		return nil
 	}
 	for _, realm := range c.realms {
@@ -172,8 +174,8 @@ func (c *control) checkRealm(req *http.Request) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%s sends its logins to another host, %s; to send the node's credentials there, add realms: [%s] to the registry's entry in upstreams",
-		c.base.Host, host, host)
+	return fmt.Errorf("%s sends its logins to another host, %s; to send the node's credentials there, add realms: [%s] "+
+		"to the registry's entry in upstreams", c.base.Host, host, host)
 }
 
 // realmPath replaces the address of a private token service, so that the exchange takes it for the
@@ -242,7 +244,8 @@ func (c *control) hideRealm(challenge string) string {
 		if err != nil || realm.Host == c.base.Host || (realm.Scheme != "https" && realm.Scheme != c.base.Scheme) {
 			return found
 		}
-		if addr, err := netip.ParseAddr(strings.Trim(realm.Hostname(), "[]")); err != nil || !(addr.IsPrivate() || addr.IsLoopback()) {
+		if addr, err := netip.ParseAddr(strings.Trim(realm.Hostname(), "[]")); err != nil ||
+			!(addr.IsPrivate() || addr.IsLoopback()) {
 			return found
 		}
 		query := url.Values{"realm": {realm.String()}}.Encode()

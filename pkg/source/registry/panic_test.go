@@ -17,13 +17,16 @@ import (
 func TestAPanicAtAResponseIsAnError(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer srv.Close()
-	c, err := New(Config{Upstreams: map[string]Upstream{"r.test": {URLs: []string{srv.URL}}}, HTTP: httporigin.Config{Proxy: "none"}})
+	c, err := New(Config{Upstreams: map[string]Upstream{"r.test": {URLs: []string{srv.URL}}},
+		HTTP: httporigin.Config{Proxy: "none"}})
 	require.NoError(t, err)
 	defer c.CloseIdleConnections()
 	c.sessions = nil // a fault: the next login writes into it, and panics
-	_, err = c.Open(t.Context(), task.Spec{Kind: task.Blob, Upstream: "r.test", Repository: "app", ID: task.ID("sha256:" + strings.Repeat("00", 32))}, 0)
+	_, err = c.Open(t.Context(), task.Spec{Kind: task.Blob, Upstream: "r.test", Repository: "app",
+		ID: task.ID("sha256:" + strings.Repeat("00", 32))}, 0)
 	var caught *source.PanicError
 	require.True(t, errors.As(err, &caught), "%v", err)
-	_, err = c.Do(t.Context(), source.RegistryRequest{Upstream: "r.test", Method: http.MethodHead, Path: "/v2/app/manifests/v1", Anonymous: true})
+	_, err = c.Do(t.Context(), source.RegistryRequest{Upstream: "r.test", Method: http.MethodHead,
+		Path: "/v2/app/manifests/v1", Anonymous: true})
 	require.True(t, errors.As(err, &caught), "%v", err)
 }

@@ -39,7 +39,8 @@ func TestADockerConfigurationLogsIn(t *testing.T) {
 		c := of(t, r, registry.Upstream{DockerConfig: file})
 		require.NoError(t, bring(t, c, team, 0))
 		require.NoError(t, bring(t, c, public, 0), "anonymously, because the file has no login")
-		q := source.RegistryRequest{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/team/app/blobs/" + string(team.ID)}
+		q := source.RegistryRequest{Upstream: r.Host(), Method: http.MethodHead,
+			Path: "/v2/team/app/blobs/" + string(team.ID)}
 		res, _ := ask(t, c, q)
 		assert.Equal(t, 200, res.StatusCode)
 		q.Bare = true
@@ -115,7 +116,8 @@ func TestNodeCredentialsGoOnlyToNamedRealms(t *testing.T) {
 			u.PlainHTTP, u.Proxy = true, "none"
 			of := func(u registry.Upstream) *registry.Client {
 				return client(t, registry.Config{
-					Upstreams: map[string]registry.Upstream{spec.Upstream: u}, HTTP: httporigin.Config{AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}},
+					Upstreams: map[string]registry.Upstream{spec.Upstream: u}, HTTP: httporigin.Config{
+						AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}},
 				})
 			}
 			err := bring(t, of(u), spec, 0)
@@ -137,8 +139,11 @@ func TestNodeCredentialsGoOnlyToNamedRealms(t *testing.T) {
 
 func TestARedirectedTokenServiceGetsNoCredential(t *testing.T) {
 	for _, status := range []int{http.StatusFound, http.StatusTemporaryRedirect} {
-		for name, u := range map[string]registry.Upstream{"password": {Username: "alice", Password: "hunter2"}, "identity token": {IdentityToken: secret.String("hunter2")}} {
-			thief := newService(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, `{"token":"granted"}`) })
+		for name, u := range map[string]registry.Upstream{"password": {Username: "alice", Password: "hunter2"},
+			"identity token": {IdentityToken: secret.String("hunter2")}} {
+			thief := newService(t, func(w http.ResponseWriter, r *http.Request) {
+				_, _ = io.WriteString(w, `{"token":"granted"}`)
+			})
 			elsewhere, err := url.Parse(thief.URL)
 			require.NoError(t, err)
 			elsewhere.Host = "localhost:" + elsewhere.Port()
@@ -154,7 +159,8 @@ func TestARedirectedTokenServiceGetsNoCredential(t *testing.T) {
 			t.Cleanup(front.Close)
 			spec := contentSpec(front.Listener.Addr().String())
 			u.PlainHTTP, u.Proxy = true, "none"
-			c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{spec.Upstream: u}, HTTP: httporigin.Config{AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}})
+			c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{spec.Upstream: u}, HTTP: httporigin.Config{
+				AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}})
 			require.Error(t, bring(t, c, spec, 0))
 			_, secrets := thief.counts()
 			assert.Zero(t, secrets, "%s, %d", name, status)
@@ -165,7 +171,8 @@ func TestARedirectedTokenServiceGetsNoCredential(t *testing.T) {
 // contentSpec is the blob's spec at a registry.
 func contentSpec(host string) task.Spec {
 	sum := sha256.Sum256(content)
-	return task.Spec{ID: task.ID("sha256:" + hex.EncodeToString(sum[:])), Kind: task.Blob, Upstream: host, Repository: "team/app"}
+	return task.Spec{ID: task.ID("sha256:" + hex.EncodeToString(sum[:])), Kind: task.Blob, Upstream: host,
+		Repository: "team/app"}
 }
 
 // What an owner learns by its own certificate is no answer for the clients of other nodes.
@@ -199,8 +206,10 @@ func TestALinkOfAProxyProjectNamesTheRepository(t *testing.T) {
 			w.Header().Set("Link", said)
 		}))
 		t.Cleanup(s.Close)
-		c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{"docker.io": {URLs: []string{s.URL + "/hub/cache"}, Proxy: "none"}}})
-		res, _ := ask(t, c, source.RegistryRequest{Upstream: "docker.io", Method: http.MethodGet, Path: "/v2/library/alpine/tags/list", Query: "n=2"})
+		c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{
+			"docker.io": {URLs: []string{s.URL + "/hub/cache"}, Proxy: "none"}}})
+		res, _ := ask(t, c, source.RegistryRequest{Upstream: "docker.io", Method: http.MethodGet,
+			Path: "/v2/library/alpine/tags/list", Query: "n=2"})
 		assert.Equal(t, want, res.Header.Get("Link"))
 	}
 }

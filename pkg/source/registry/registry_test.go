@@ -66,10 +66,12 @@ func TestBlobsAndManifestsKeepTheContract(t *testing.T) {
 					cfg.HeaderTimeout, cfg.IdleTimeout = s.Timeout, s.Timeout
 					sum := sha256.Sum256(s.Content)
 					return sourcetest.Subject{
-						Origin:      client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none"}}, HTTP: cfg}),
+						Origin: client(t,
+							registry.Config{Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none"}}, HTTP: cfg}),
 						DigestNamed: true,
 						Spec: task.Spec{
-							ID: task.ID("sha256:" + hex.EncodeToString(sum[:])), Kind: kind, Upstream: host, Repository: "lib/app", Authorization: authorization,
+							ID: task.ID("sha256:" + hex.EncodeToString(sum[:])), Kind: kind, Upstream: host, Repository: "lib/app",
+							Authorization: authorization,
 						},
 					}
 				})
@@ -149,8 +151,10 @@ func TestOneLoginServesManyReadersUntilItsTokenEnds(t *testing.T) {
 func TestAnIdentityTokenLogsInToo(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: users})
 	spec := blob(t, r, "team/app")
-	require.NoError(t, bring(t, of(t, r, registry.Upstream{IdentityToken: secret.String(r.IdentityToken("alice"))}), spec, 0))
-	assert.Equal(t, http.StatusUnauthorized, statusOf(bring(t, of(t, r, registry.Upstream{IdentityToken: "hunter2"}), spec, 0)))
+	require.NoError(t,
+		bring(t, of(t, r, registry.Upstream{IdentityToken: secret.String(r.IdentityToken("alice"))}), spec, 0))
+	assert.Equal(t, http.StatusUnauthorized,
+		statusOf(bring(t, of(t, r, registry.Upstream{IdentityToken: "hunter2"}), spec, 0)))
 }
 
 // token is what a client of the mirror would have got for itself.
@@ -179,7 +183,8 @@ func TestAClientsOwnTokenIsUsedAndTheNodesIsNot(t *testing.T) {
 	var refused *source.StatusError
 	require.ErrorAs(t, err, &refused)
 	assert.Equal(t, http.StatusUnauthorized, refused.Status)
-	assert.Contains(t, refused.Header.Get("Www-Authenticate"), `scope="repository:team/app:pull"`, "the challenge is for the client")
+	assert.Contains(t, refused.Header.Get("Www-Authenticate"), `scope="repository:team/app:pull"`,
+		"the challenge is for the client")
 	spec.Authorization = token(t, r, "team/app")
 	require.NoError(t, bring(t, c, spec, 0))
 	counts := r.Counts()
@@ -192,7 +197,8 @@ func TestABlobThatIsRedirectedComesWithoutTheToken(t *testing.T) {
 	spec := blob(t, r, "team/app")
 	r.Fail(registrytest.Fault{Action: registrytest.ActRedirect})
 	c := client(t, registry.Config{
-		Upstreams: map[string]registry.Upstream{r.Host(): {PlainHTTP: true, Proxy: "none", Username: "alice", Password: "hunter2"}}, HTTP: loopback,
+		Upstreams: map[string]registry.Upstream{r.Host(): {PlainHTTP: true, Proxy: "none", Username: "alice",
+			Password: "hunter2"}}, HTTP: loopback,
 	})
 	require.NoError(t, bring(t, c, spec, 0))
 	require.NoError(t, bring(t, c, spec, 1000))
@@ -203,7 +209,8 @@ func TestABlobThatIsRedirectedComesWithoutTheToken(t *testing.T) {
 
 	strict := of(t, r, registry.Upstream{Username: "alice", Password: "hunter2"})
 	var refused *httporigin.AddrError
-	require.ErrorAs(t, bring(t, strict, spec, 0), &refused, "a registry redirects to loopback only if the operator allows it")
+	require.ErrorAs(t, bring(t, strict, spec, 0), &refused,
+		"a registry redirects to loopback only if the operator allows it")
 }
 
 func TestOpenWaitsOnceAsRetryAfterAsks(t *testing.T) {
@@ -227,9 +234,11 @@ func TestOpenWaitsOnceAsRetryAfterAsks(t *testing.T) {
 			digest, err := r.PushBlob(t.Context(), "lib/app", []byte("patience"))
 			require.NoError(t, err)
 			r.Fail(registrytest.Fault{
-				Action: registrytest.ActStatus, Status: row.status, Times: row.times, Header: map[string]string{"Retry-After": row.retryAfter},
+				Action: registrytest.ActStatus, Status: row.status, Times: row.times,
+				Header: map[string]string{"Retry-After": row.retryAfter},
 			})
-			res, err := of(t, r, registry.Upstream{}).Open(t.Context(), task.Spec{ID: task.ID(digest), Kind: task.Blob, Upstream: r.Host(), Repository: "lib/app"}, 0)
+			res, err := of(t, r, registry.Upstream{}).Open(t.Context(),
+				task.Spec{ID: task.ID(digest), Kind: task.Blob, Upstream: r.Host(), Repository: "lib/app"}, 0)
 			assert.Equal(t, row.gets, r.Counts().Object(digest).GETs)
 			if !row.ok {
 				var refused *source.StatusError
@@ -254,7 +263,8 @@ func TestManifestsComeByDigestInTheFormsAccepted(t *testing.T) {
 	require.NoError(t, err)
 	want, err := img.RawManifest()
 	require.NoError(t, err)
-	spec := task.Spec{ID: task.ID(p.Digest), Kind: task.Manifest, Upstream: r.Host(), Repository: "lib/app", Length: int64(len(want))}
+	spec := task.Spec{ID: task.ID(p.Digest), Kind: task.Manifest, Upstream: r.Host(), Repository: "lib/app",
+		Length: int64(len(want))}
 	res, err := of(t, r, registry.Upstream{}).Open(t.Context(), spec, 0)
 	require.NoError(t, err)
 	defer res.Body.Close()
@@ -283,7 +293,8 @@ func TestOnlyRegistriesOfTheListAreAsked(t *testing.T) {
 	require.NoError(t, others.Allow("ghcr.io"))
 	var addr *httporigin.AddrError
 	require.ErrorAs(t, bring(t, others, spec, 0), &addr, "this machine's own services are no registries")
-	require.NoError(t, bring(t, client(t, registry.Config{Default: &registry.Upstream{PlainHTTP: true, Proxy: "none"}, HTTP: loopback}), spec, 0))
+	require.NoError(t, bring(t,
+		client(t, registry.Config{Default: &registry.Upstream{PlainHTTP: true, Proxy: "none"}, HTTP: loopback}), spec, 0))
 	assert.Equal(t, 1, r.Counts().Object(string(spec.ID)).GETs)
 }
 
@@ -332,7 +343,8 @@ func TestDoReturnsAnyStatusOfTheRegistry(t *testing.T) {
 	p, err := r.Push(t.Context(), "team/app", "v1", img)
 	require.NoError(t, err)
 	plain := of(t, r, registry.Upstream{})
-	tag := source.RegistryRequest{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/team/app/manifests/v1", Header: http.Header{"Accept": {"application/vnd.oci.image.manifest.v1+json"}}}
+	tag := source.RegistryRequest{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/team/app/manifests/v1",
+		Header: http.Header{"Accept": {"application/vnd.oci.image.manifest.v1+json"}}}
 
 	res, _ := ask(t, plain, tag)
 	assert.Equal(t, http.StatusUnauthorized, res.StatusCode)
@@ -340,7 +352,8 @@ func TestDoReturnsAnyStatusOfTheRegistry(t *testing.T) {
 	assert.Zero(t, r.Counts().Tokens, "the challenge is the client's to take up")
 
 	own := tag
-	own.Header = http.Header{"Accept": tag.Header["Accept"], "Authorization": {token(t, r, "team/app").Reveal()}, "X-Secret": {"no business of a registry"}}
+	own.Header = http.Header{"Accept": tag.Header["Accept"], "Authorization": {token(t, r, "team/app").Reveal()},
+		"X-Secret": {"no business of a registry"}}
 	res, _ = ask(t, plain, own)
 	assert.Equal(t, http.StatusOK, res.StatusCode)
 	assert.Equal(t, p.Digest, res.Header.Get("Docker-Content-Digest"))
@@ -353,12 +366,14 @@ func TestDoReturnsAnyStatusOfTheRegistry(t *testing.T) {
 	node := of(t, r, registry.Upstream{Username: "alice", Password: "hunter2"})
 	res, _ = ask(t, node, tag)
 	assert.Equal(t, http.StatusOK, res.StatusCode)
-	res, list := ask(t, node, source.RegistryRequest{Upstream: r.Host(), Method: http.MethodGet, Path: "/v2/team/app/tags/list", Query: "n=10"})
+	res, list := ask(t, node, source.RegistryRequest{Upstream: r.Host(), Method: http.MethodGet,
+		Path: "/v2/team/app/tags/list", Query: "n=10"})
 	assert.Equal(t, http.StatusOK, res.StatusCode)
 	assert.JSONEq(t, `{"name":"team/app","tags":["v1"]}`, list)
 	res, _ = ask(t, node, source.RegistryRequest{Upstream: r.Host(), Method: http.MethodGet, Path: "/v2/"})
 	assert.Equal(t, http.StatusOK, res.StatusCode)
-	res, body := ask(t, node, source.RegistryRequest{Upstream: r.Host(), Method: http.MethodGet, Path: "/v2/team/app/manifests/v2", Header: tag.Header})
+	res, body := ask(t, node, source.RegistryRequest{Upstream: r.Host(), Method: http.MethodGet,
+		Path: "/v2/team/app/manifests/v2", Header: tag.Header})
 	assert.Equal(t, http.StatusNotFound, res.StatusCode)
 	assert.Contains(t, body, "MANIFEST_UNKNOWN")
 
@@ -368,7 +383,8 @@ func TestARedirectIsFollowedToItsAnswer(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: users})
 	spec := blob(t, r, "team/app")
 	c := client(t, registry.Config{
-		Upstreams: map[string]registry.Upstream{r.Host(): {PlainHTTP: true, Proxy: "none", Username: "alice", Password: "hunter2"}}, HTTP: loopback,
+		Upstreams: map[string]registry.Upstream{r.Host(): {PlainHTTP: true, Proxy: "none", Username: "alice",
+			Password: "hunter2"}}, HTTP: loopback,
 	})
 	q := source.RegistryRequest{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/team/app/blobs/" + string(spec.ID)}
 	for _, row := range []struct {
@@ -386,7 +402,8 @@ func TestARedirectIsFollowedToItsAnswer(t *testing.T) {
 		r.Fail(registrytest.Fault{Action: registrytest.ActRedirect, Match: "HEAD"})
 		if row.storage != 0 {
 			r.Fail(registrytest.Fault{
-				Action: registrytest.ActStatus, Match: "HEAD", Status: row.storage, Storage: true, Header: map[string]string{"Www-Authenticate": `Bearer realm="https://evil.test"`},
+				Action: registrytest.ActStatus, Match: "HEAD", Status: row.storage, Storage: true,
+				Header: map[string]string{"Www-Authenticate": `Bearer realm="https://evil.test"`},
 			})
 		}
 		res, _ := ask(t, c, q)
@@ -401,7 +418,8 @@ func TestARedirectIsFollowedToItsAnswer(t *testing.T) {
 
 	// A GET, too, comes back without what another host wants of the client.
 	r.Fail(registrytest.Fault{Action: registrytest.ActRedirect})
-	r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Status: 401, Storage: true, Header: map[string]string{"Www-Authenticate": `Bearer realm="https://evil.test"`}})
+	r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Status: 401, Storage: true,
+		Header: map[string]string{"Www-Authenticate": `Bearer realm="https://evil.test"`}})
 	var refused *source.StatusError
 	require.ErrorAs(t, bring(t, c, spec, 0), &refused)
 	assert.Equal(t, http.StatusForbidden, refused.Status)
@@ -430,9 +448,10 @@ func TestOnlyListedHeadersPassInEitherDirection(t *testing.T) {
 	t.Cleanup(s.Close)
 	host := s.Listener.Addr().String()
 	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none"}}})
-	res, _ := ask(t, c, source.RegistryRequest{Upstream: host, Method: http.MethodGet, Path: "/v2/a/tags/list", Header: http.Header{
-		"X-Secret": {"s"}, "Cookie": {"c"}, "Accept-Encoding": {"gzip"},
-	}})
+	res, _ := ask(t, c, source.RegistryRequest{Upstream: host, Method: http.MethodGet, Path: "/v2/a/tags/list",
+		Header: http.Header{
+			"X-Secret": {"s"}, "Cookie": {"c"}, "Accept-Encoding": {"gzip"},
+		}})
 	assert.Equal(t, "d", res.Header.Get("Docker-Content-Digest"))
 	assert.Empty(t, res.Header.Get("Set-Cookie"))
 }
@@ -445,22 +464,28 @@ func TestTheNextURLReplacesAFailingOne(t *testing.T) {
 	require.NoError(t, err)
 	dead := "http://" + l.Addr().String()
 	require.NoError(t, l.Close())
-	sick := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }))
+	sick := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
 	t.Cleanup(sick.Close)
-	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{"registry.test": {URLs: []string{dead, sick.URL, r.URL() + "/cache"}, Proxy: "none"}}})
+	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{
+		"registry.test": {URLs: []string{dead, sick.URL, r.URL() + "/cache"}, Proxy: "none"}}})
 	require.NoError(t, bring(t, c, spec, 0))
 	require.NoError(t, bring(t, c, spec, 1000))
-	q := source.RegistryRequest{Upstream: "registry.test", Method: http.MethodHead, Path: "/v2/lib/app/blobs/" + string(spec.ID)}
+	q := source.RegistryRequest{Upstream: "registry.test", Method: http.MethodHead,
+		Path: "/v2/lib/app/blobs/" + string(spec.ID)}
 	res, _ := ask(t, c, q)
 	assert.Equal(t, http.StatusOK, res.StatusCode)
 
-	only := client(t, registry.Config{Upstreams: map[string]registry.Upstream{"registry.test": {URLs: []string{dead, sick.URL}, Proxy: "none"}}})
+	only := client(t, registry.Config{Upstreams: map[string]registry.Upstream{
+		"registry.test": {URLs: []string{dead, sick.URL}, Proxy: "none"}}})
 	assert.Equal(t, http.StatusServiceUnavailable, statusOf(bring(t, only, spec, 0)))
 	res, _ = ask(t, only, q)
 	assert.Equal(t, http.StatusServiceUnavailable, res.StatusCode)
 
 	r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Status: 404})
-	last := client(t, registry.Config{Upstreams: map[string]registry.Upstream{"registry.test": {URLs: []string{r.URL() + "/cache", sick.URL}, Proxy: "none"}}})
+	last := client(t, registry.Config{Upstreams: map[string]registry.Upstream{
+		"registry.test": {URLs: []string{r.URL() + "/cache", sick.URL}, Proxy: "none"}}})
 	assert.Equal(t, http.StatusNotFound, statusOf(bring(t, last, spec, 0)), "an error status is a reply")
 }
 
@@ -479,7 +504,8 @@ func TestTheNodesCertificateGoesToItsRegistry(t *testing.T) {
 	// But not in the name of a client that wants more than a pull, even on an open connection.
 	base, rt, err := c.Reach(spec.Upstream)
 	require.NoError(t, err)
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, base.JoinPath("/v2/lib/app/blobs/uploads/").String(), nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost,
+		base.JoinPath("/v2/lib/app/blobs/uploads/").String(), nil)
 	require.NoError(t, err)
 	res, err := rt.RoundTrip(req)
 	if err == nil {
@@ -489,11 +515,15 @@ func TestTheNodesCertificateGoesToItsRegistry(t *testing.T) {
 }
 
 func TestARegistryOfHTTPSIsNeverAskedInTheClear(t *testing.T) {
-	s := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { t.Errorf("asked for %s", r.URL) }))
+	s := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		t.Errorf("asked for %s", r.URL)
+	}))
 	t.Cleanup(s.Close)
 	host := s.Listener.Addr().String()
-	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: {Proxy: "none", Username: "alice", Password: "hunter2"}}})
-	spec := task.Spec{ID: task.ID("sha256:" + strings.Repeat("0", 64)), Kind: task.Blob, Upstream: host, Repository: "lib/app"}
+	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: {Proxy: "none", Username: "alice",
+		Password: "hunter2"}}})
+	spec := task.Spec{ID: task.ID("sha256:" + strings.Repeat("0", 64)), Kind: task.Blob, Upstream: host,
+		Repository: "lib/app"}
 	require.Error(t, bring(t, c, spec, 0))
 }
 
@@ -554,8 +584,10 @@ func TestErrorsOfATokenServiceHoldNoSecret(t *testing.T) {
 			}))
 			t.Cleanup(s.Close)
 			host := s.Listener.Addr().String()
-			c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none", Username: "alice", Password: "hunter2"}}})
-			err := bring(t, c, task.Spec{ID: task.ID("sha256:" + strings.Repeat("0", 64)), Kind: task.Blob, Upstream: host, Repository: "lib/app"}, 0)
+			c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none",
+				Username: "alice", Password: "hunter2"}}})
+			err := bring(t, c, task.Spec{ID: task.ID("sha256:" + strings.Repeat("0", 64)), Kind: task.Blob, Upstream: host,
+				Repository: "lib/app"}, 0)
 			require.ErrorContains(t, err, host)
 			require.ErrorContains(t, err, "lib/app")
 		})
@@ -578,7 +610,8 @@ func TestARegistryMayBeginToRequireTokens(t *testing.T) {
 	}))
 	t.Cleanup(s.Close)
 	spec.Upstream = s.Listener.Addr().String()
-	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{spec.Upstream: {PlainHTTP: true, Proxy: "none", Username: "alice", Password: "hunter2"}}})
+	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{spec.Upstream: {PlainHTTP: true, Proxy: "none",
+		Username: "alice", Password: "hunter2"}}})
 	require.NoError(t, bring(t, c, spec, 0))
 	open.Store(false)
 	assert.Equal(t, http.StatusUnauthorized, statusOf(bring(t, c, spec, 0)))
@@ -587,13 +620,16 @@ func TestARegistryMayBeginToRequireTokens(t *testing.T) {
 
 func TestAConfigurationThatCannotWorkIsRefusedByName(t *testing.T) {
 	for name, cfg := range map[string]registry.Config{
-		"upstream registry.test: one of its URLs": {Upstreams: map[string]registry.Upstream{"registry.test": {URLs: []string{"https://u:hunter2@x"}}}},
-		"upstream registry.test: one of":          {Upstreams: map[string]registry.Upstream{"registry.test": {URLs: []string{"registry.test"}}}},
-		"upstream registry.test: the path":        {Upstreams: map[string]registry.Upstream{"registry.test": {URLs: []string{"https://x/Ä"}}}},
-		"upstream registry.test: reading":         {Upstreams: map[string]registry.Upstream{"registry.test": {CAFile: "none"}}},
-		"twice":                                   {Upstreams: map[string]registry.Upstream{"docker.io": {}, "index.docker.io": {}}},
-		`"a/b"`:                                   {Upstreams: map[string]registry.Upstream{"a/b": {}}},
-		"any host would get them":                 {Default: &registry.Upstream{Username: "alice", Password: "hunter2"}},
+		"upstream registry.test: one of its URLs": {
+			Upstreams: map[string]registry.Upstream{"registry.test": {URLs: []string{"https://u:hunter2@x"}}}},
+		"upstream registry.test: one of": {Upstreams: map[string]registry.Upstream{
+			"registry.test": {URLs: []string{"registry.test"}}}},
+		"upstream registry.test: the path": {Upstreams: map[string]registry.Upstream{
+			"registry.test": {URLs: []string{"https://x/Ä"}}}},
+		"upstream registry.test: reading": {Upstreams: map[string]registry.Upstream{"registry.test": {CAFile: "none"}}},
+		"twice":                           {Upstreams: map[string]registry.Upstream{"docker.io": {}, "index.docker.io": {}}},
+		`"a/b"`:                           {Upstreams: map[string]registry.Upstream{"a/b": {}}},
+		"any host would get them":         {Default: &registry.Upstream{Username: "alice", Password: "hunter2"}},
 		"registries that are not listed: reading": {Default: &registry.Upstream{CAFile: "none"}},
 	} {
 		_, err := registry.New(cfg)
@@ -608,9 +644,11 @@ func TestDockerHubIsOneRegistryUnderAllItsNames(t *testing.T) {
 	t.Cleanup(hub.Close)
 	u, err := url.Parse(hub.URL)
 	require.NoError(t, err)
-	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{"docker.io": {URLs: []string{u.String()}, Proxy: "none"}}})
+	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{"docker.io": {URLs: []string{u.String()},
+		Proxy: "none"}}})
 	for _, name := range []string{"docker.io", "index.docker.io", "registry-1.docker.io"} {
-		spec := task.Spec{ID: task.ID("sha256:" + strings.Repeat("0", 64)), Kind: task.Blob, Upstream: name, Repository: "alpine", Authorization: "Bearer x"}
+		spec := task.Spec{ID: task.ID("sha256:" + strings.Repeat("0", 64)), Kind: task.Blob, Upstream: name,
+			Repository: "alpine", Authorization: "Bearer x"}
 		res, err := c.Open(t.Context(), spec, 0)
 		require.NoError(t, err)
 		require.NoError(t, res.Body.Close())

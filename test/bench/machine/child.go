@@ -39,7 +39,8 @@ func child(arg string, w io.Writer) (err error) {
 	case systemHTTP:
 		s, err = newMesh(a)
 	case systemEngine, systemTLS:
-		s, err = newCrowd(ctx, crowdConfig{peers: a.Peers, content: a.Content, dir: a.Dir, pieceSize: a.PieceSize, secure: a.System == systemTLS})
+		s, err = newCrowd(ctx, crowdConfig{peers: a.Peers, content: a.Content, dir: a.Dir, pieceSize: a.PieceSize,
+			secure: a.System == systemTLS})
 	default:
 		err = fmt.Errorf("there is no system %q", a.System)
 	}
@@ -105,7 +106,8 @@ func observe(profile string, f func() error) (u usage, err error) {
 		return time.Duration(after.Nano() - before.Nano())
 	}
 	u.User, u.Sys = span(before.Utime, after.Utime), span(before.Stime, after.Stime)
-	u.Mallocs, u.Allocated, u.GCs = memAfter.Mallocs-memBefore.Mallocs, memAfter.TotalAlloc-memBefore.TotalAlloc, memAfter.NumGC-memBefore.NumGC
+	u.Mallocs, u.Allocated, u.GCs = memAfter.Mallocs-memBefore.Mallocs, memAfter.TotalAlloc-memBefore.TotalAlloc,
+		memAfter.NumGC-memBefore.NumGC
 	u.Switches = after.Nvcsw - before.Nvcsw
 	u.RSS = after.Maxrss << 10 // Linux counts in KiB
 	return u, nil

@@ -168,7 +168,8 @@ func (b *bench) withCluster(ctx context.Context, want setup, f func(c *cluster) 
 	for i := range count {
 		at := addrs[3+3*i:]
 		node := programs.Dfdaemon{
-			Name: fmt.Sprintf("node%d", i), DataDir: filepath.Join(dir, fmt.Sprintf("node%d", i)), Mirror: at[0], API: at[1], Peer: at[2],
+			Name: fmt.Sprintf("node%d", i), DataDir: filepath.Join(dir, fmt.Sprintf("node%d", i)), Mirror: at[0],
+			API: at[1], Peer: at[2],
 			Supernode: super.API, Registry: c.registry.Host(), RegistryBase: c.registry.URL(), SecretFile: secret,
 		}
 		p, err := run("dfdaemon", node.Name+".log", node.API, node.Args())
@@ -445,7 +446,8 @@ http {
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 		return "", nil, err
 	}
-	if p, err = start(filepath.Join(dir, "nginx.log"), nginx, "-e", filepath.Join(dir, "error.log"), "-p", dir, "-c", conf); err != nil {
+	if p, err = start(filepath.Join(dir, "nginx.log"), nginx, "-e", filepath.Join(dir, "error.log"), "-p", dir, "-c",
+		conf); err != nil {
 		return "", nil, err
 	}
 	for {

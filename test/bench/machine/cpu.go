@@ -96,7 +96,8 @@ func (b *bench) cpuOf(ctx context.Context, peers, rounds int, size int64) error 
 		// Whoever runs after another finds other caches: the order turns.
 		for i := range systems {
 			system := systems[(i+round)%len(systems)]
-			u, err := b.measure(ctx, assignment{System: system, Peers: peers, Content: content, PieceSize: piece.SizeFor(size)}, round)
+			u, err := b.measure(ctx,
+				assignment{System: system, Peers: peers, Content: content, PieceSize: piece.SizeFor(size)}, round)
 			if err != nil {
 				return err
 			}
@@ -117,21 +118,28 @@ func (b *bench) tellUsage(scenario, system string, measured map[string][]usage) 
 		}
 		return v
 	}
-	b.out.Add(results.Median(scenario, "cpu_per_gib", each(func(_ int, u usage) float64 { return u.perGiB() }), "CPU-s/GiB"))
+	b.out.Add(results.Median(scenario, "cpu_per_gib",
+		each(func(_ int, u usage) float64 { return u.perGiB() }), "CPU-s/GiB"))
 	if target, ok := map[string]float64{systemEngine: 1.05, systemTLS: 1.7}[system]; ok {
 		// Each run over the yardstick's of the same round: what loads the machine loads both.
 		ratio := each(func(i int, u usage) float64 { return u.perGiB() / measured[systemHTTP][i].perGiB() })
 		b.out.Add(results.Median(scenario, "cpu_over_http", ratio, "ratio").AtMost(target))
 	}
 	b.out.Add(
-		results.Median(scenario, "system_share", each(func(_ int, u usage) float64 { return u.Sys.Seconds() / (u.User + u.Sys).Seconds() }), "ratio"),
-		results.Median(scenario, "closing_per_gib", each(func(_ int, u usage) float64 { return u.Closing.Seconds() / (float64(u.Delivered) / (1 << 30)) }), "CPU-s/GiB"),
+		results.Median(scenario, "system_share",
+			each(func(_ int, u usage) float64 { return u.Sys.Seconds() / (u.User + u.Sys).Seconds() }), "ratio"),
+		results.Median(scenario, "closing_per_gib",
+			each(func(_ int, u usage) float64 { return u.Closing.Seconds() / (float64(u.Delivered) / (1 << 30)) }), "CPU-s/GiB"),
 		results.Median(scenario, "wall", each(func(_ int, u usage) float64 { return u.Wall.Seconds() }), "seconds"),
 		results.Median(scenario, "allocated_per_gib", each(func(_ int, u usage) float64 {
 			return float64(u.Allocated) / (1 << 20) / (float64(u.Delivered) / (1 << 30))
 		}), "MiB/GiB"),
-		results.Median(scenario, "objects_per_gib", each(func(_ int, u usage) float64 { return float64(u.Mallocs) / (float64(u.Delivered) / (1 << 30)) }), "objects/GiB"),
-		results.Median(scenario, "switches_per_gib", each(func(_ int, u usage) float64 { return float64(u.Switches) / (float64(u.Delivered) / (1 << 30)) }), "switches/GiB"),
+		results.Median(scenario, "objects_per_gib",
+			each(func(_ int, u usage) float64 { return float64(u.Mallocs) / (float64(u.Delivered) / (1 << 30)) }),
+			"objects/GiB"),
+		results.Median(scenario, "switches_per_gib",
+			each(func(_ int, u usage) float64 { return float64(u.Switches) / (float64(u.Delivered) / (1 << 30)) }),
+			"switches/GiB"),
 		results.Median(scenario, "seed_copies", each(func(_ int, u usage) float64 { return u.SeedCopies }), "contents"),
 		results.Median(scenario, "rss", each(func(_ int, u usage) float64 { return float64(u.RSS) / (1 << 20) }), "MiB"),
 	)

@@ -86,7 +86,8 @@ func newCrowd(ctx context.Context, cfg crowdConfig) (_ *crowd, err error) {
 		return nil, err
 	}
 	supernode.Seed, supernode.Origin, supernode.UploadSlots = true, origin, 4*cfg.seedMultiple
-	coord := coordinator.New(coordinator.Config{Host: supernode.Host, Store: supernode.Store, Seed: func(s task.Spec) { c.seed.Seed(s) }})
+	coord := coordinator.New(coordinator.Config{Host: supernode.Host, Store: supernode.Store,
+		Seed: func(s task.Spec) { c.seed.Seed(s) }})
 	if supernode.Signer, err = identity.NewSigner(super); err != nil {
 		return nil, err
 	}
@@ -211,7 +212,8 @@ type inProcess struct {
 }
 
 func (o *inProcess) announce(ctx context.Context, entries ...api.Entry) (api.AnnounceResponse, error) {
-	return o.coord.ServeAnnounce(ctx, api.AnnounceRequest{Version: api.Version, Host: o.host, Generation: 1, Entries: entries})
+	return o.coord.ServeAnnounce(ctx, api.AnnounceRequest{Version: api.Version, Host: o.host, Generation: 1,
+		Entries: entries})
 }
 
 // Announce implements [peer.Announcer].

@@ -78,14 +78,16 @@ func (b *bench) linksOf(ctx context.Context, c *linked, content string, size int
 		return err
 	}
 	ratio := took.Seconds() / bound.Seconds()
-	fmt.Fprintf(b.log, "  %2d nodes  %.2f s, bound %.2f s: %.3f; machine %.0f %% busy\n", c.nodes, took.Seconds(), bound.Seconds(), ratio, 100*busy)
+	fmt.Fprintf(b.log, "  %2d nodes  %.2f s, bound %.2f s: %.3f; machine %.0f %% busy\n", c.nodes, took.Seconds(),
+		bound.Seconds(), ratio, 100*busy)
 	c.ratios, c.seconds = append(c.ratios, ratio), append(c.seconds, took.Seconds())
 	c.busy, c.copies = append(c.busy, busy), append(c.copies, float64(sent)/float64(size))
 	return nil
 }
 
 // shaped builds a lab and lets a crowd pull in it once.
-func (b *bench) shaped(ctx context.Context, nodes int, content string) (took time.Duration, busy float64, sent int64, err error) {
+func (b *bench) shaped(ctx context.Context, nodes int,
+	content string) (took time.Duration, busy float64, sent int64, err error) {
 	l, err := lab.Build(lab.Config{Nodes: nodes, NodeRate: linkRate, RegistryRate: seedLinks * linkRate})
 	if err != nil {
 		return 0, 0, 0, fmt.Errorf("%w: %w", errMissing, err)

@@ -48,7 +48,8 @@ var scenarios = []struct {
 	{"layer", "a small layer through the swarm and directly", (*bench).layer},
 	{"scheduler", "announces of 10,000 hosts in 10 tasks", (*bench).scheduler},
 	{"memory", "memory of dfdaemon, idle and in a pull", (*bench).memory},
-	{"mirror", "a manifest and a small layer that are here already, for one client and for 200 at once", (*bench).mirrorWarm},
+	{"mirror", "a manifest and a small layer that are here already, for one client and for 200 at once",
+		(*bench).mirrorWarm},
 	{"warm", "a blob that is here already, beside nginx", (*bench).warm},
 }
 
@@ -66,8 +67,10 @@ func main() {
 	}
 	quick := flag.Bool("quick", false, "fewer runs of smaller contents: a minute or two, wider spread")
 	only := flag.String("only", strings.Join(names, ","), "scenarios to run")
-	out := flag.String("out", "out/bench.json", "file for the figures, below the module's directory; figures of other scenarios in it stay")
-	profile := flag.String("profile", "", "directory for CPU and allocation profiles of the cpu scenario; profiling costs CPU itself")
+	out := flag.String("out", "out/bench.json",
+		"file for the figures, below the module's directory; figures of other scenarios in it stay")
+	profile := flag.String("profile", "",
+		"directory for CPU and allocation profiles of the cpu scenario; profiling costs CPU itself")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, *quick, strings.Split(*only, ","), *out, *profile)

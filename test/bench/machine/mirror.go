@@ -30,20 +30,23 @@ func (b *bench) mirrorWarm(ctx context.Context) error {
 			return fmt.Errorf("%w\n%s", err, c.dfdaemon.tail())
 		}
 		head.Body.Close()
-		byDigest := fmt.Sprintf("http://%s/v2/%s/manifests/%s?ns=%s", c.mirror, repository, head.Header.Get("Docker-Content-Digest"), c.registry.Host())
+		byDigest := fmt.Sprintf("http://%s/v2/%s/manifests/%s?ns=%s", c.mirror, repository,
+			head.Header.Get("Docker-Content-Digest"), c.registry.Host())
 		for _, url := range []string{byTag, byDigest, c.swarm(0)} { // from here on it is warm
 			if _, err := readAll(ctx, http.DefaultClient, url); err != nil {
 				return fmt.Errorf("%w\n%s", err, c.dfdaemon.tail())
 			}
 		}
-		scenes := []scene{{"mirror/manifest-by-digest", byDigest}, {"mirror/manifest-by-tag", byTag}, {"mirror/layer-1-MB", c.swarm(0)}}
+		scenes := []scene{{"mirror/manifest-by-digest", byDigest}, {"mirror/manifest-by-tag", byTag},
+			{"mirror/layer-1-MB", c.swarm(0)}}
 		if nginx != "" {
 			dir, err := os.MkdirTemp(b.dir, "nginx-")
 			if err != nil {
 				return err
 			}
 			defer os.RemoveAll(dir)
-			if err := errors.Join(download(ctx, byDigest, filepath.Join(dir, "manifest")), download(ctx, c.direct(0), filepath.Join(dir, "blob"))); err != nil {
+			if err := errors.Join(download(ctx, byDigest, filepath.Join(dir, "manifest")),
+				download(ctx, c.direct(0), filepath.Join(dir, "blob"))); err != nil {
 				return err
 			}
 			addr, server, err := startNginx(ctx, nginx, dir)
@@ -51,13 +54,15 @@ func (b *bench) mirrorWarm(ctx context.Context) error {
 				return err
 			}
 			defer server.stop()
-			scenes = append(scenes, scene{"nginx/manifest", "http://" + addr + "/manifest"}, scene{"nginx/layer-1-MB", "http://" + addr + "/blob"})
+			scenes = append(scenes, scene{"nginx/manifest", "http://" + addr + "/manifest"},
+				scene{"nginx/layer-1-MB", "http://" + addr + "/blob"})
 		}
 		c.registry.Reset()
 		waits := map[string][]time.Duration{}
 		for range b.rounds() { // by turns
 			for _, x := range scenes {
-				for name, how := range map[string]struct{ clients, questions int }{"/one-client": {1, b.pickInt(500, 200)}, "/200-clients": {200, b.pickInt(20, 10)}} {
+				for name, how := range map[string]struct{ clients, questions int }{"/one-client": {1, b.pickInt(500, 200)},
+					"/200-clients": {200, b.pickInt(20, 10)}} {
 					took, err := clients(ctx, x.url, how.clients, how.questions)
 					if err != nil {
 						return err

@@ -45,7 +45,8 @@ func newReserve(n int64) (*reserve, error) {
 		return r, nil
 	}
 	n = (n + reservePart - 1) / reservePart * reservePart
-	if r.memory, err = unix.Mmap(-1, 0, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE); err != nil {
+	if r.memory, err = unix.Mmap(-1, 0, int(n), unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_ANON|unix.MAP_PRIVATE); err != nil {
 		return nil, fmt.Errorf("holding %d bytes of memory: %w", n, err)
 	}
 	// Without large pages it only takes longer.

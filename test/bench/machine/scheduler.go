@@ -41,7 +41,8 @@ func (b *bench) scheduler(ctx context.Context) error {
 		announce := func(event scheduler.Event, need int) (float64, error) {
 			return perSecond(schedulerHosts*schedulerTasks, func(i int) error {
 				h, t := hosts[i%schedulerHosts], tasks[i/schedulerHosts]
-				_, err := s.Announce(now, scheduler.Report{Host: h, Generation: 1, Entries: []scheduler.Entry{{Task: t, Event: event, Have: i / schedulerHosts, Need: need}}})
+				_, err := s.Announce(now, scheduler.Report{Host: h, Generation: 1,
+					Entries: []scheduler.Entry{{Task: t, Event: event, Have: i / schedulerHosts, Need: need}}})
 				return err
 			})
 		}
@@ -77,14 +78,17 @@ func (b *bench) scheduler(ctx context.Context) error {
 // connection left out, when everybody is there.
 func codedAnnounces(hosts []host.Host, tasks []task.ID) (float64, error) {
 	c := coordinator.New(coordinator.Config{
-		Host: host.Host{ID: benchHost(0), Name: "supernode", Addr: "127.0.0.1:1"}, Store: memstore.New(memstore.Config{}), Seed: func(task.Spec) {},
+		Host: host.Host{ID: benchHost(0), Name: "supernode", Addr: "127.0.0.1:1"}, Store: memstore.New(memstore.Config{}),
+		Seed: func(task.Spec) {},
 	})
 	for _, h := range hosts {
 		entries := make([]api.Entry, len(tasks))
 		for j, t := range tasks {
-			entries[j] = api.Entry{Task: t, Event: api.Started, Spec: &api.Spec{Upstream: "registry.test", Repository: "bench"}, Need: 16}
+			entries[j] = api.Entry{Task: t, Event: api.Started,
+				Spec: &api.Spec{Upstream: "registry.test", Repository: "bench"}, Need: 16}
 		}
-		if _, err := c.ServeAnnounce(context.Background(), api.AnnounceRequest{Version: api.Version, Host: h, Generation: 1, Entries: entries}); err != nil {
+		if _, err := c.ServeAnnounce(context.Background(),
+			api.AnnounceRequest{Version: api.Version, Host: h, Generation: 1, Entries: entries}); err != nil {
 			return 0, err
 		}
 	}
@@ -92,7 +96,8 @@ func codedAnnounces(hosts []host.Host, tasks []task.ID) (float64, error) {
 	bodies := make([][]byte, questions)
 	for i := range bodies {
 		h, t := hosts[i%len(hosts)], tasks[i/len(hosts)]
-		body, err := json.Marshal(api.AnnounceRequest{Version: api.Version, Host: h, Generation: 1, Entries: []api.Entry{{Task: t, Event: api.Progress, Have: 1, Need: 2}}})
+		body, err := json.Marshal(api.AnnounceRequest{Version: api.Version, Host: h, Generation: 1,
+			Entries: []api.Entry{{Task: t, Event: api.Progress, Have: 1, Need: 2}}})
 		if err != nil {
 			return 0, err
 		}
@@ -149,7 +154,8 @@ func heap() float64 {
 func schedulerCrowd() (hosts []host.Host, tasks []task.ID) {
 	for i := range schedulerHosts {
 		hosts = append(hosts, host.Host{
-			ID: benchHost(i + 1), Name: fmt.Sprintf("node%d", i), Addr: fmt.Sprintf("10.%d.%d.%d:65002", i>>16, i>>8&255, i&255), Zone: fmt.Sprintf("zone%d", i%10),
+			ID: benchHost(i + 1), Name: fmt.Sprintf("node%d", i), Addr: fmt.Sprintf("10.%d.%d.%d:65002", i>>16, i>>8&255, i&255),
+			Zone: fmt.Sprintf("zone%d", i%10),
 		})
 	}
 	for i := range schedulerTasks {

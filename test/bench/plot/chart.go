@@ -85,7 +85,8 @@ func Makespan(w io.Writer, all []results.Result) error {
 	text := func(at, down float64, anchor, s string) {
 		put(`<text x="%.1f" y="%.1f" text-anchor="%s">%s</text>`, at, down, anchor, s)
 	}
-	put(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="13" fill="#333">`, width, height)
+	put(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="13" fill="#333">`,
+		width, height)
 	put(`<rect width="%d" height="%d" fill="#fff"/>`, width, height)
 	text(left, 22, "start", "Time until the last node has everything, in units of the least that links allow")
 	for ratio := 100; ratio <= int(math.Round(highest*100)); ratio += 5 {
@@ -184,7 +185,8 @@ func Targets(w io.Writer, all []results.Result) error {
 
 	var b strings.Builder
 	put := func(format string, a ...any) { fmt.Fprintf(&b, format+"\n", a...) }
-	put(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="13" fill="#333">`, width, down+16)
+	put(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="13" fill="#333">`,
+		width, down+16)
 	put(`<rect width="%d" height="%d" fill="#fff"/>`, width, down+16)
 	put(`<text x="12" y="22">What was measured, in units of its target: left of the line is kept</text>`)
 	for i, one := range drawn {

@@ -18,7 +18,8 @@ func measured(scenario string, value float64) results.Result {
 
 func TestTheChartHasALineForEachKindOfCrowdAndIsWellFormed(t *testing.T) {
 	all := []results.Result{
-		measured("flash-crowd/seed-4x/32", 1.03), measured("flash-crowd/seed-4x/8", 1.01), measured("flash-crowd/cold/8", 1.04),
+		measured("flash-crowd/seed-4x/32", 1.03), measured("flash-crowd/seed-4x/8", 1.01),
+		measured("flash-crowd/cold/8", 1.04),
 		measured("simulated/seed-4x/1000", 1.07), measured("zones-4/64", 1.2),
 		results.Median("flash-crowd/seed-4x/8", "seed_copies", []float64{1.8}, "contents"),
 	}
@@ -65,7 +66,8 @@ func TestABarIsTheWorstFigureInUnitsOfItsTarget(t *testing.T) {
 	all := []results.Result{
 		measured("flash-crowd/seed-4x/32", 1.03).AtMost(1.08), measured("flash-crowd/seed-4x/8", 1.134).AtMost(1.08),
 		measured("flash-crowd/cold/8", 1.04), // no target
-		results.Median("scheduler/10000-hosts-10-tasks", "joins_per_core", []float64{40_000}, "announces/CPU-s").AtLeast(20_000),
+		results.Median("scheduler/10000-hosts-10-tasks", "joins_per_core", []float64{40_000}, "announces/CPU-s").
+			AtLeast(20_000),
 	}
 	got := bars(all)
 	require.Len(t, got, 2)

@@ -31,7 +31,8 @@ func draw(in, out string) error {
 	if err := json.Unmarshal(b, &file); err != nil {
 		return fmt.Errorf("reading what was measured: %s: %w", in, err)
 	}
-	for name, chart := range map[string]func(io.Writer, []results.Result) error{"makespan.svg": Makespan, "targets.svg": Targets} {
+	for name, chart := range map[string]func(io.Writer, []results.Result) error{"makespan.svg": Makespan,
+		"targets.svg": Targets} {
 		var b bytes.Buffer
 		if err := chart(&b, file.Results); err != nil {
 			return err
