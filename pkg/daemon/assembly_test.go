@@ -317,11 +317,12 @@ func TestClusterFetchesEachByteOnce(t *testing.T) {
 				assert.Equal(t, len(p.Objects), h.Tasks)
 			}
 			if word != "" {
-				_, err := http.Get("http://" + s.Addrs()["api"] + api.PathStatus)
+				res, err := http.Get("http://" + s.Addrs()["api"] + api.PathStatus)
 				if err == nil {
+					_ = res.Body.Close()
 					_, err = http.Get("https://" + s.Addrs()["api"] + api.PathStatus)
 				}
-				assert.Error(t, err, "who is no member is not answered")
+				assert.Error(t, err, "a client that is no member gets no answer")
 			}
 		})
 	}
