@@ -113,7 +113,7 @@ func (m misbehaviour) play(t *testing.T, l clients.Library) string {
 	mirror.Fail(script...)
 	ctx, cancel := context.WithTimeout(t.Context(), aloneLimit)
 	defer cancel()
-	dir := t.TempDir()
+	dir := pulledDir(t)
 	began := time.Now()
 	ended := make(chan error, 1)
 	go func() {

@@ -22,6 +22,7 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/daemon"
 	"github.com/darter-io/darter/test/clients"
+	"github.com/darter-io/darter/test/race"
 	"github.com/darter-io/darter/test/registrytest"
 	"github.com/darter-io/darter/test/silence"
 )
@@ -135,10 +136,20 @@ func (s *site) image(repository string, seed uint64) registrytest.Pushed {
 // login holds the credentials of a pull; the zero value means none.
 type login struct{ user, password string }
 
+// pulledDir is a directory for what a library pulls. TempDir would name it after the test, and
+// regclient refuses a comma in it.
+func pulledDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "darter-clients-")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
 // pull pulls an image, only through the mirror, to a directory of its own.
 func (s *site) pull(l clients.Library, repository, reference string, who login) (dir string, err error) {
 	s.t.Helper()
-	dir = s.t.TempDir()
+	dir = pulledDir(s.t)
 	ctx, cancel := context.WithTimeoutCause(s.t.Context(), pullLimit, errStuck)
 	defer cancel()
 	err = l.Pull(ctx, clients.Request{
@@ -191,6 +202,9 @@ func requireNothingWrong(t *testing.T, dir string) {
 func each(t *testing.T, f func(t *testing.T, l clients.Library)) {
 	for _, l := range clients.All() {
 		t.Run(l.Name, func(t *testing.T) {
+			if l.Name == "regclient" {
+				race.Skip(t, "regclient 0.11.7 itself has a race, between the backoff of a host and the sorting of hosts")
+			}
 			t.Parallel()
 			f(t, l)
 		})
