@@ -49,7 +49,7 @@ build: ## build supernode, dfdaemon and dfget into bin/
 	$(BUILD) -o bin/ ./cmd/...
 
 test: ## run the tests; what needs root or a Debian package says so and is skipped
-	$(GOTEST) -tags $(TAGS) -timeout 20m $(TESTED)
+	@$(GOTEST) -tags $(TAGS) -timeout 20m $(TESTED)
 
 demo: ## pull an image through five nodes on this machine and count what the registry sent
 	@echo '• compiling the demo (the first run takes minutes, see README.md; later ones take seconds)'
@@ -82,16 +82,16 @@ lint-all: ## run golangci-lint by .golangci.yml, after building it (several minu
 
 # One of the clients' libraries brings a database in C, which is compiled quickly and not well.
 race: ## run the tests under the race detector (needs a C compiler; part of it needs what e2e needs)
-	CGO_ENABLED=1 $(GOTEST) -race -tags $(TAGS) -timeout 30m $(filter-out $(BUBBLES),$(TESTED)) ./test/e2e
-	CGO_ENABLED=1 $(GOTEST) -race -cpu 1 -tags $(TAGS) -timeout 30m $(filter $(BUBBLES),$(TESTED))
-	cd test/clients && CGO_ENABLED=1 CGO_CFLAGS=-O0 $(GOTEST) -race -mod=mod $(CLIENT_FLAGS) -count 1 -timeout 20m -parallel 12 .
+	@CGO_ENABLED=1 $(GOTEST) -race -tags $(TAGS) -timeout 30m $(filter-out $(BUBBLES),$(TESTED)) ./test/e2e
+	@CGO_ENABLED=1 $(GOTEST) -race -cpu 1 -tags $(TAGS) -timeout 30m $(filter $(BUBBLES),$(TESTED))
+	@cd test/clients && CGO_ENABLED=1 CGO_CFLAGS=-O0 $(GOTEST) -race -mod=mod $(CLIENT_FLAGS) -count 1 -timeout 20m -parallel 12 .
 
 clients e2e: FORMAT := standard-verbose
 clients: ## pull with the libraries of containerd, Docker, Podman and others, with faults: out/clients.json
-	cd test/clients && CGO_ENABLED=0 $(GOTEST) -mod=mod $(CLIENT_FLAGS) -count 1 -timeout 20m -parallel 12 . -args -out $(CURDIR)/out/clients.json
+	@cd test/clients && CGO_ENABLED=0 $(GOTEST) -mod=mod $(CLIENT_FLAGS) -count 1 -timeout 20m -parallel 12 . -args -out $(CURDIR)/out/clients.json
 
 e2e: ## pull with real containerd, Docker, Podman and others in network namespaces (needs root and their packages)
-	$(GOTEST) -tags $(TAGS) -count 1 -timeout 40m ./test/e2e/... -args -out $(CURDIR)/out/clients.json
+	@$(GOTEST) -tags $(TAGS) -count 1 -timeout 40m ./test/e2e/... -args -out $(CURDIR)/out/clients.json
 
 clients-alone: ## measure what clients do when a mirror misbehaves, without Darter (15 minutes; needs what e2e needs)
 	$(GO) test -tags $(TAGS) -count 1 -timeout 30m -v -run WhatTools ./test/e2e -args -alone
