@@ -220,7 +220,7 @@ func mirrorMux(proxy http.Handler) http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "this is a registry mirror: it answers under /v2/", http.StatusNotFound)
 	})
-	return httpserver.RejectPages(mux)
+	return httpserver.RejectReboundPages(mux)
 }
 
 // Reload takes the settings into force that a running program can change: a

@@ -35,6 +35,17 @@ func fromBrowser(r *http.Request) bool {
 	return strings.Contains(r.UserAgent(), "Mozilla/") && r.Header.Get("Accept-Language") != ""
 }
 
+// byAddress reports whether a request names its host by IP address or as localhost. No web page can have such a name:
+// DNS rebinding needs a name that the page's owner can point elsewhere.
+func byAddress(r *http.Request) bool {
+	name := r.Host
+	if host, _, err := net.SplitHostPort(name); err == nil {
+		name = host
+	}
+	_, err := netip.ParseAddr(strings.Trim(name, "[]"))
+	return err == nil || strings.EqualFold(name, "localhost")
+}
+
 // RejectPages refuses what a web page of another origin asks for. A browser would not show the page the
 // answer, but the question alone has the node fetch what the page names.
 func RejectPages(h http.Handler) http.Handler {
@@ -60,15 +71,31 @@ func RejectAllBrowsers(h http.Handler) http.Handler {
 	})
 }
 
-// RejectBrowsers refuses requests with the headers that browsers add to all but mere reading. If the cluster has no
-// secret, nothing else keeps a web page from sending an announce or a purge to a port of this machine.
+// RejectBrowsers refuses requests with the headers that browsers add to all but mere reading, and what a browser reads
+// under a DNS name (see [RejectReboundPages]). If the cluster has no secret, nothing else keeps a web page from sending
+// an announce or a purge to a port of this machine.
 func RejectBrowsers(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" {
+		if r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" || fromBrowser(r) && !byAddress(r) {
 			http.Error(w, "this API is for members of the cluster, not for browsers", http.StatusForbidden)
 			return
 		}
 		h.ServeHTTP(w, r)
+	})
+}
+
+// RejectReboundPages refuses what [RejectPages] refuses, and what a browser reads under a DNS name other than
+// localhost: a web page can have its own name resolve to this machine (DNS rebinding), is then of the same origin,
+// and over plain HTTP a browser sends no Sec-Fetch header. Programs may use any name of the machine, since the
+// mirror of a node often has one.
+func RejectReboundPages(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if fromBrowser(r) && !byAddress(r) {
+			http.Error(w, "a web browser asked under a DNS name: use the IP address, localhost, or a program",
+				http.StatusMisdirectedRequest)
+			return
+		}
+		RejectPages(h).ServeHTTP(w, r)
 	})
 }
 
@@ -77,12 +104,7 @@ func RejectBrowsers(h http.Handler) http.Handler {
 // [RejectPages] refuses.
 func RejectRebinding(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		name := r.Host
-		if host, _, err := net.SplitHostPort(name); err == nil {
-			name = host
-		}
-		_, err := netip.ParseAddr(strings.Trim(name, "[]"))
-		if err != nil && !strings.EqualFold(name, "localhost") {
+		if !byAddress(r) {
 			http.Error(w, "this API is asked for by IP address or as localhost", http.StatusMisdirectedRequest)
 			return
 		}

@@ -112,6 +112,36 @@ func TestRejectRebinding(t *testing.T) {
 	}
 }
 
+func TestRejectReboundPages(t *testing.T) {
+	browser := http.Header{"User-Agent": {"Mozilla/5.0 (X11; Linux x86_64)"}, "Accept-Language": {"de"}}
+	for _, row := range []struct {
+		name           string
+		host           string
+		header         http.Header
+		mirror, member int
+	}{
+		{"a rebound page", "evil.test:65001", browser, 421, 403},
+		{"a rebound page that hides its browser", "evil.test:65001", http.Header{"Referer": {"http://evil.test/"}}, 421, 403},
+		{"a name that begins like an address", "127.0.0.1.evil.test", browser, 421, 403},
+		{"a person by address", "127.0.0.1:65001", browser, 200, 200},
+		{"a person by localhost", "localhost:65001", browser, 200, 200},
+		{"containerd by the node's name", "node1.corp:65001", http.Header{"User-Agent": {"containerd/2.4"}}, 200, 200},
+		{"a program without a name of its own", "node1.corp:65001", http.Header{}, 200, 200},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			answer := func(wrap func(http.Handler) http.Handler) int {
+				r := httptest.NewRequest(http.MethodGet, "/v2/", nil)
+				r.Host, r.Header = row.host, row.header
+				w := httptest.NewRecorder()
+				wrap(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})).ServeHTTP(w, r)
+				return w.Code
+			}
+			assert.Equal(t, row.mirror, answer(RejectReboundPages))
+			assert.Equal(t, row.member, answer(RejectBrowsers))
+		})
+	}
+}
+
 func TestRejectPages(t *testing.T) {
 	asked := func(wrap func(http.Handler) http.Handler, headers ...string) int {
 		r := httptest.NewRequest(http.MethodGet, "http://127.0.0.1:65003/api/v1/files", nil)
