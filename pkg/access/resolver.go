@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -114,9 +115,24 @@ func (r *Resolver) key(l Lookup) lookupKey {
 	return lookupKey{l.subject(), l.Kind, l.Reference, hashAccept(l), l.Anonymous, r.generation.Load()}
 }
 
-// hashAccept keeps keys short: a client chooses its Accept, and may send a long one.
+// hashAccept keeps keys short: a client chooses its Accept, and may send a long one. The order of its media ranges
+// means nothing (RFC 9110 §12.5.1), nor do the case of a type and the spaces around it; dockerd sends a random order.
 func hashAccept(l Lookup) [sha256.Size]byte {
-	return sha256.Sum256([]byte(strings.Join(l.Accept, ",")))
+	ranges := strings.Split(strings.Join(l.Accept, ","), ",")
+	for i, r := range ranges {
+		parts := strings.Split(r, ";")
+		for j := range parts {
+			parts[j] = strings.TrimSpace(parts[j])
+		}
+		parts[0] = strings.ToLower(parts[0])
+		ranges[i] = strings.Join(parts, ";")
+	}
+	slices.Sort(ranges)
+	ranges = slices.Compact(ranges)
+	if len(ranges) > 0 && ranges[0] == "" {
+		ranges = ranges[1:] // an empty list element means nothing (RFC 9110 §5.6.1)
+	}
+	return sha256.Sum256([]byte(strings.Join(ranges, ",")))
 }
 
 // Result is what a lookup found.
@@ -194,6 +210,7 @@ type Resolver struct {
 
 	grants  *grants
 	tags    *tags
+	private *private
 	owned   *owned
 	breaker breaker
 	// generation counts the calls of Forget: a reply to a lookup from before is not remembered.
@@ -214,7 +231,8 @@ func New(cfg Config) *Resolver {
 	if cfg.Trusted == nil {
 		cfg.Trusted = func(string) bool { return true }
 	}
-	r := &Resolver{cfg: cfg, work: newWorkers(), grants: newGrants(), tags: newTags(), owned: newOwned()}
+	r := &Resolver{cfg: cfg, work: newWorkers(), grants: newGrants(), tags: newTags(), private: newPrivate(),
+		owned: newOwned()}
 	r.SetPolicy(cfg.Policy)
 	return r
 }
@@ -243,6 +261,7 @@ func (r *Resolver) Forget() {
 	r.generation.Add(1)
 	r.grants.clear()
 	r.tags.clear()
+	r.private.clear()
 	r.owned.clear()
 }
 
@@ -448,7 +467,8 @@ const publicTimeout = 10 * time.Second
 
 // probePublic finds out, after a client was granted a manifest with a token, whether anybody may read
 // it. Where expired grants are used while the registry is unreachable, a client that comes then can
-// get no token, and would be refused what is public.
+// get no token, and would be refused what is public. A repository that refuses is not asked again for the life of a
+// grant: each new token of its clients would ask otherwise.
 func (r *Resolver) probePublic(ctx context.Context, l Lookup, id task.ID) {
 	if !r.policy.Load().ServeCached || l.Authorization.IsZero() || l.Kind != task.Manifest {
 		return
@@ -458,12 +478,20 @@ func (r *Resolver) probePublic(ctx context.Context, l Lookup, id task.ID) {
 	if _, valid, _ := r.grants.get(l.subject(), object{l.Kind, id}, time.Now()); valid {
 		return
 	}
+	repository := repositoryKey{l.Upstream, l.Repository, r.generation.Load()}
+	if r.private.since(repository, time.Now().Add(-r.policy.Load().GrantLife)) {
+		return
+	}
 	r.work.start(context.WithoutCancel(ctx), func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, publicTimeout)
 		defer cancel()
 		var caught error
 		defer source.Rescue(&caught, "asking whether anybody may read a manifest")
-		_, _ = r.askDigest(ctx, l) // a grant is remembered; a refusal changes nothing
+		_, err := r.askDigest(ctx, l) // a grant is remembered
+		switch statusOf(err) {
+		case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound:
+			r.private.put(repository, time.Now())
+		}
 	})
 }
 

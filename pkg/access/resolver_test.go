@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
 )
@@ -111,4 +113,80 @@ func TestAClosedOwnerReplies(t *testing.T) {
 	a := o.Reply(t.Context(), api.Lookup{Version: api.Version, Upstream: "r.test", Repository: "app", Kind: task.Manifest,
 		Reference: "v1"})
 	assert.Contains(t, a.Unreached, "closed")
+}
+
+// replies answers each HEAD as a registry that has the digest, and counts what it is asked for.
+func replies(asked *atomic.Int32, status func(req source.RegistryRequest) int) registryFunc {
+	return func(_ context.Context, req source.RegistryRequest) (*http.Response, error) {
+		asked.Add(1)
+		return &http.Response{StatusCode: status(req), Body: http.NoBody,
+			Header: http.Header{"Docker-Content-Digest": {digest}}}, nil
+	}
+}
+
+func TestTheOrderOfAcceptMeansNothing(t *testing.T) {
+	var asked atomic.Int32
+	r := access.New(access.Config{Policy: access.Policy{TagLife: time.Hour},
+		Registry: replies(&asked, func(source.RegistryRequest) int { return http.StatusOK })})
+	defer r.Close()
+	for _, row := range []struct {
+		accept []string
+		asked  int32
+	}{
+		{[]string{"a/b", "c/d", "e/f;q=0.5"}, 1},
+		{[]string{"e/f;q=0.5", "c/d", "a/b"}, 1},
+		{[]string{"c/d, a/b", " E/F ; q=0.5,"}, 1},
+		{[]string{"a/b,c/d,e/f;q=0.5,a/b"}, 1},
+		{[]string{"a/b,c/d,e/f"}, 2},
+		{[]string{"a/b"}, 3},
+		{nil, 4},
+	} {
+		l := lookup("v1")
+		l.Accept = row.accept
+		_, err := r.Resolve(t.Context(), l)
+		require.NoError(t, err)
+		assert.Equal(t, row.asked, asked.Load(), "%q", row.accept)
+	}
+}
+
+func TestAPrivateRepositoryIsProbedOnce(t *testing.T) {
+	for name, row := range map[string]struct {
+		status int
+		once   bool
+	}{
+		"refused": {401, true}, "denied": {403, true}, "hidden": {404, true}, "unreachable": {503, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var asked atomic.Int32
+				r := access.New(access.Config{Policy: access.Policy{ServeCached: true, GrantLife: time.Hour},
+					Registry: registryFunc(func(_ context.Context, req source.RegistryRequest) (*http.Response, error) {
+						status := http.StatusOK
+						if req.Header.Get("Authorization") == "" {
+							status = row.status
+							if req.Anonymous {
+								asked.Add(1)
+							}
+						}
+						return &http.Response{StatusCode: status, Header: http.Header{}, Body: http.NoBody}, nil
+					})})
+				defer r.Close()
+				pull := func(token string) {
+					l := lookup(digest)
+					l.Authorization = secret.String("Bearer " + token)
+					_, err := r.Resolve(t.Context(), l)
+					require.NoError(t, err)
+					synctest.Wait()
+				}
+				for _, token := range []string{"a", "b", "c"} {
+					pull(token)
+				}
+				first := asked.Load()
+				assert.Equal(t, row.once, first == 1, "%d probes", first)
+				time.Sleep(2 * time.Hour)
+				pull("d")
+				assert.Greater(t, asked.Load(), first, "an old refusal is not believed")
+			})
+		})
+	}
 }
