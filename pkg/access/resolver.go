@@ -190,8 +190,8 @@ func statusOf(err error) int {
 	return 0
 }
 
-// unreachable reports whether the registry did not reply, or only a gateway in front of it did.
-func unreachable(err error) bool {
+// Unreachable reports whether a lookup failed because the registry did not reply, or only a gateway in front of it did.
+func Unreachable(err error) bool {
 	switch statusOf(err) {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		return true
@@ -256,6 +256,9 @@ func (r *Resolver) SetPolicy(p Policy) {
 	r.policy.Store(&p)
 }
 
+// ServesCached reports whether an expired grant is valid while its registry is unreachable.
+func (r *Resolver) ServesCached() bool { return r.policy.Load().ServeCached }
+
 // Forget drops all grants and tags, for instance when a reload changes how registries are asked.
 func (r *Resolver) Forget() {
 	r.generation.Add(1)
@@ -283,7 +286,7 @@ func (r *Resolver) Resolve(ctx context.Context, l Lookup) (Result, error) {
 	g, err := askBriefly(ctx, &r.breaker, l.Upstream, func(ctx context.Context) (Grant, error) {
 		return r.askDigest(ctx, l)
 	})
-	if unreachable(err) {
+	if Unreachable(err) {
 		return Result{Grant: remembered, Unverified: true}, nil
 	}
 	return Result{Grant: g}, err
@@ -337,7 +340,7 @@ func (r *Resolver) resolveTag(ctx context.Context, l Lookup) (Result, error) {
 	}
 	var stale time.Duration
 	if err != nil {
-		if !fallback || !unreachable(err) {
+		if !fallback || !Unreachable(err) {
 			return Result{}, err
 		}
 		stale, tag.reply = time.Since(known.at), known
@@ -396,7 +399,7 @@ func (r *Resolver) askTag(ctx context.Context, l Lookup, age time.Duration) (tag
 	for range refusedMax {
 		got, err := r.resolving.do(ctx, r.work, call, ask)
 		status := statusOf(err)
-		if err == nil || got.asker == r.key(l) || status == 0 && !unreachable(err) {
+		if err == nil || got.asker == r.key(l) || status == 0 && !Unreachable(err) {
 			return got, err
 		}
 		if status != http.StatusUnauthorized && status != http.StatusForbidden {

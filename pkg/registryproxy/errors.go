@@ -90,6 +90,9 @@ var passedOn = []string{"WWW-Authenticate", "Retry-After"}
 // registryError passes a registry's error reply on.
 func (req *request) registryError(reply *access.RefusedError) *apiError {
 	e := req.upstreamError(reply.Status, reply.Body)
+	if reply.Status == http.StatusUnauthorized {
+		req.pings.putBasic(req.target.upstream, reply.Header.Values("WWW-Authenticate"))
+	}
 	for k, v := range reply.Header {
 		e.header[k] = v
 	}

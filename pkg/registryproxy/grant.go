@@ -55,6 +55,11 @@ func (req *request) refused(err error) *apiError {
 	default:
 		out = req.failed(err)
 	}
+	if access.Unreachable(err) && !out.gone {
+		if challenge := req.repeatChallenge(); challenge != nil {
+			return challenge
+		}
+	}
 	var tag *access.TagError
 	if errors.As(err, &tag) {
 		out = out.hiding(string(tag.ID), tag.Tag)

@@ -342,6 +342,48 @@ func TestExpiredGrantsServeOnlyWhereTheOperatorAllows(t *testing.T) {
 	}
 }
 
+func TestAChallengeForAPasswordOutlivesItsRegistry(t *testing.T) {
+	const password = "Basic YWxpY2U6cHc="
+	for name, row := range map[string]struct {
+		challenge string
+		serve     bool
+		first     int // what a client without credentials gets while the registry is down
+	}{
+		"a password":                    {`Basic realm="r.test"`, true, 401},
+		"a password, in another case":   {`basic realm="r.test"`, true, 401},
+		"a token":                       {`Bearer realm="https://r.test/token"`, true, 502},
+		"a password, nothing is served": {`Basic realm="r.test"`, false, 502},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newFixture(config{Policy: access.Policy{ServeCached: row.serve}})
+				has := r.up.answer
+				r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {
+					if q.Header.Get("Authorization") == "" {
+						w.Header().Set("WWW-Authenticate", row.challenge)
+						w.WriteHeader(http.StatusUnauthorized)
+						return
+					}
+					has(w, q)
+				})
+				layer := "app/blobs/" + string(r.layer)
+				require.Equal(t, 401, r.get(layer).StatusCode)
+				require.Equal(t, 200, r.get(layer, "Authorization", password).StatusCode)
+				r.up.fail(errors.New("dial tcp: connection refused"))
+				time.Sleep(90 * time.Minute)
+				res := r.get(layer)
+				assert.Equal(t, row.first, res.StatusCode)
+				if row.first == 401 {
+					assert.Equal(t, []string{row.challenge}, res.Header.Values("WWW-Authenticate"))
+				}
+				assert.Equal(t, row.serve, r.get(layer, "Authorization", password).StatusCode == 200)
+				wrong := r.get(layer, "Authorization", "Basic Ym9iOnB3")
+				assert.Equal(t, 502, wrong.StatusCode, "no other password opens it, and the client hears why")
+			})
+		})
+	}
+}
+
 // family is an image whose manifests name each other.
 type family struct {
 	index, manifest, config, layer, foreign, subject, outside task.ID

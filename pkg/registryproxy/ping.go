@@ -29,6 +29,47 @@ type pings struct {
 	// mu is held to look up and change.
 	mu    sync.Mutex
 	known map[string]ping
+	// basic are the last challenges for a password, which registries send to any request without credentials.
+	basic map[string][]string
+}
+
+// putBasic remembers a challenge if it asks for a password (RFC 7617).
+func (p *pings) putBasic(upstream string, challenge []string) {
+	if !slices.ContainsFunc(challenge, isBasic) || len(strings.Join(challenge, "")) > challengeMax {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.basic[upstream]; !ok && len(p.basic) >= pingsMax {
+		return
+	}
+	if p.basic == nil {
+		p.basic = map[string][]string{}
+	}
+	p.basic[upstream] = slices.Clone(challenge)
+}
+
+func isBasic(challenge string) bool {
+	scheme, _, _ := strings.Cut(challenge, " ")
+	return strings.EqualFold(scheme, "Basic")
+}
+
+// repeatChallenge asks a client without credentials for its password, as its registry did before it became
+// unreachable: containerd, regctl and oras send credentials only after a challenge, and the cluster may hold a grant of
+// that password. A token is of no use then: each login brings another one. Nil if the client gets the error instead.
+func (req *request) repeatChallenge() *apiError {
+	if req.authorization != "" || !req.cfg.Resolver.ServesCached() {
+		return nil
+	}
+	req.pings.mu.Lock()
+	challenge := req.pings.basic[req.target.upstream]
+	req.pings.mu.Unlock()
+	if challenge == nil {
+		return nil
+	}
+	e := newError(http.StatusUnauthorized, "%s, which is unreachable now, asks for credentials", req.target.upstream)
+	e.header = http.Header{"Www-Authenticate": challenge}
+	return e
 }
 
 func (p *pings) put(upstream string, res *http.Response) {
