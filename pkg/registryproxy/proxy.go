@@ -153,13 +153,16 @@ func New(cfg Config) *Proxy {
 	return &Proxy{cfg: cfg, router: router}
 }
 
-// For returns a handler of the same mirror with another default registry, for a listener of its own.
+// For returns a handler of the same mirror for a listener of one registry: that is the registry of a request that
+// names none, and each ping there is the registry's own.
 func (p *Proxy) For(registry string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.serve(w, r, registry) })
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.serve(w, r, registry, true) })
 }
 
 // ServeHTTP answers one request of the distribution API (OCI distribution-spec, "Pull").
-func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.serve(w, r, p.cfg.Default) }
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	p.serve(w, r, p.cfg.Default, false)
+}
 
 // request is one request on its way to its response.
 type request struct {
@@ -169,7 +172,9 @@ type request struct {
 	began time.Time
 	// fallback is the registry of a request that names none.
 	fallback string
-	target   target
+	// dedicated says that the listener is of that registry alone.
+	dedicated bool
+	target    target
 	// authorization is the client's header, a secret; empty once it proved to be meant for another
 	// registry.
 	authorization string
@@ -180,9 +185,9 @@ type request struct {
 	pull     Pull
 }
 
-func (p *Proxy) serve(w http.ResponseWriter, r *http.Request, fallback string) {
+func (p *Proxy) serve(w http.ResponseWriter, r *http.Request, fallback string, dedicated bool) {
 	req := &request{
-		Proxy: p, w: w, r: r, began: time.Now(), fallback: fallback, wait: p.cfg.Wait,
+		Proxy: p, w: w, r: r, began: time.Now(), fallback: fallback, dedicated: dedicated, wait: p.cfg.Wait,
 		authorization: r.Header.Get("Authorization"),
 	}
 	req.pull.Method, req.pull.Client = r.Method, r.UserAgent()

@@ -721,6 +721,11 @@ func TestAPingIsForwardedToTheNamedRegistry(t *testing.T) {
 	podman := ask(p, http.MethodGet, "/v2/", "Docker-Distribution-API-Version", "registry/2.0")
 	assert.Equal(t, 200, podman.StatusCode)
 	assert.Equal(t, "{}", body(t, podman))
+	assert.Len(t, up.requests(), before)
+	podman = ask(p.For("own.test"), http.MethodGet, "/v2/", "Docker-Distribution-API-Version", "registry/2.0")
+	assert.Equal(t, 401, podman.StatusCode, "a listener of one registry")
+	assert.Equal(t, "Basic realm=own.test/v2/", podman.Header.Get("WWW-Authenticate"))
+	before++
 	none := newMirror(config{Upstream: up, Open: (&swarm{}).Open})
 	assert.Equal(t, 200, ask(none, http.MethodGet, "/v2/").StatusCode)
 	assert.Len(t, up.requests(), before)
