@@ -22,6 +22,7 @@ import (
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/piece/diskstore"
 	"github.com/darter-io/darter/pkg/piece/memstore"
+	"github.com/darter-io/darter/test/race"
 )
 
 // seedsFor returns the seeds of a stress test: n new ones, DARTER_STRESS of them where that
@@ -266,10 +267,11 @@ func (s *storm) settled(t assert.TestingT) {
 }
 
 func TestAfterAStormEverybodyGetsEverything(t *testing.T) {
-	for _, seed := range seedsFor(t, 6) {
+	const seeds, span = 6 / race.Divisor, 20 * time.Second / race.Divisor
+	for _, seed := range seedsFor(t, seeds) {
 		t.Run(fmt.Sprintf("DARTER_SEED=%d", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := newStorm(t, seed, 20*time.Second)
+				s := newStorm(t, seed, span)
 				s.play(2+s.draw(6), func() piece.Store { return memstore.New(memstore.Config{}) })
 				time.Sleep(10 * time.Minute)
 				s.settled(t)

@@ -14,6 +14,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/darter-io/darter/test/race"
 )
 
 const mbit10 = 10_000_000 / 8
@@ -72,7 +74,7 @@ func TestNoWindowHoldsMoreThanTheRateAndABurstAndHardlyLess(t *testing.T) {
 	for _, rate := range []int64{Min, mbit10, 100 << 20, 3 << 30} {
 		for _, count := range []int{1, 5, 40} {
 			synctest.Test(t, func(t *testing.T) {
-				const span = 10 * time.Second
+				const span = 10 * time.Second / race.Divisor
 				log, each := flows(t, Chain{New(rate)}, count, span)
 				burst := float64(rate)/25 + 1
 				for _, window := range []time.Duration{time.Millisecond, 100 * time.Millisecond, 3 * time.Second} {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/task"
+	"github.com/darter-io/darter/test/race"
 )
 
 func invented(i int) task.ID { return task.ID(fmt.Sprintf("sha256:%064x", i)) }
@@ -191,6 +192,7 @@ func TestGreediestHostGivesUpTasks(t *testing.T) {
 
 // Without bounds this crowd takes some 320 MB, and one of four times the size that many times more.
 func TestInventedHostsCostLittleMemory(t *testing.T) {
+	race.Skip(t, "it measures the heap")
 	heap := func() int64 {
 		runtime.GC()
 		var m runtime.MemStats

@@ -34,6 +34,7 @@ func play(t *testing.T, c simnet.Crowd) (o simnet.Outcome) {
 }
 
 func TestTheRegistrySendsOneCopyAndTheSeedAboutTwo(t *testing.T) {
+	race.Skip(t, "TestACrowdEndsThoughAHostDies and others run the same engines")
 	for name, c := range race.Some(map[string]simnet.Crowd{
 		"warm":            {N: 24, K: 96},
 		"seed like node":  {N: 24, K: 96, SeedMultiple: 1},
@@ -56,6 +57,7 @@ func TestTheRegistrySendsOneCopyAndTheSeedAboutTwo(t *testing.T) {
 }
 
 func TestASeedSendsMoreWhereAllNodesCanSendLittle(t *testing.T) {
+	race.Skip(t, "TestACrowdEndsThoughAHostDies and others run the same engines")
 	for name, c := range race.Some(map[string]struct {
 		simnet.Crowd
 		limit int64 // of every node's upload; else its link is slow
@@ -93,6 +95,7 @@ func TestFurtherSupernodesBringTheContentFromTheSwarmAndSeedIt(t *testing.T) {
 }
 
 func TestASeedChoosesForNobodyWhatIsThereAlready(t *testing.T) {
+	race.Skip(t, "TestACrowdEndsThoughAHostDies and others run the same engines")
 	c := simnet.Crowd{N: 8, K: 96}
 	// Eight nodes differ from run to run, by up to 0.04; nine runs together do not.
 	const runs = 9

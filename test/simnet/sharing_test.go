@@ -34,6 +34,7 @@ func besides(t *testing.T, crowd, few int, seed float64) (small, large []time.Du
 }
 
 func TestASmallLayerIsNotStarvedByTheCrowdOfALargeOne(t *testing.T) {
+	race.Skip(t, "TestACrowdEndsThoughAHostDies and others run the same engines")
 	for name, c := range race.Some(map[string]struct {
 		seed float64
 		few  int

@@ -25,6 +25,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/test/programs"
+	"github.com/darter-io/darter/test/race"
 	"github.com/darter-io/darter/test/registrytest"
 )
 
@@ -134,6 +135,7 @@ func pull(t *testing.T, mirror, registry, repository, digest string) {
 
 // Programs of the last commit and of this tree work in one cluster, and read each other's data directories.
 func TestNeighbouringVersions(t *testing.T) {
+	race.Skip(t, "the programs run without the detector")
 	root, err := programs.Root()
 	require.NoError(t, err)
 	rev := against(t, root)

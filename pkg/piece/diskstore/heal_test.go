@@ -17,6 +17,7 @@ import (
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/piece/diskstore"
 	"github.com/darter-io/darter/pkg/piece/storetest"
+	"github.com/darter-io/darter/test/race"
 )
 
 // badDisk is a disk that answers some operations on some paths with an error.
@@ -432,7 +433,11 @@ func TestIncompleteTaskOnReadOnlyDisk(t *testing.T) {
 // For every error at every operation of a running store: readable bytes are right, other tasks are unaffected, and
 // the store recovers when the fault ends.
 func TestEveryErrorHeals(t *testing.T) {
-	for _, errno := range append(errnos, syscall.ENOSPC, syscall.EDQUOT) {
+	all := append(errnos, syscall.ENOSPC, syscall.EDQUOT)
+	if race.Enabled {
+		all = []syscall.Errno{syscall.EIO, syscall.ENOSPC}
+	}
+	for _, errno := range all {
 		for _, op := range operations {
 			t.Run(fmt.Sprintf("%v at %s", errno, op), func(t *testing.T) {
 				d := &badDisk{}
