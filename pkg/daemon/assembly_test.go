@@ -402,7 +402,7 @@ func TestDfgetThroughTheDaemon(t *testing.T) {
 	var s config.Dfget
 	require.NoError(t, config.NewForm("dfget", &s).Load(nil))
 	s.Daemon, s.Output, s.Netrc = config.Address(d.Addrs()["api"]), filepath.Join(t.TempDir(), "f"), "none"
-	for _, want := range []string{"0% from peers", "from the node's cache"} {
+	for _, want := range []string{"100% from the origin", "from the node's cache"} {
 		var told bytes.Buffer
 		err := dfget.New(dfget.Config{URLs: []string{origin.URL + "/f"}, Settings: s, Stderr: &told}).Run(t.Context())
 		require.NoError(t, err)

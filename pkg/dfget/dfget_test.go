@@ -175,7 +175,7 @@ func TestDownload(t *testing.T) {
 		require.NoError(t, err)
 		holds(t, dir, map[string][]byte{"model.bin": f.content})
 		assert.Contains(t, stderr, "model.bin: ")
-		assert.Contains(t, stderr, "90% from peers")
+		assert.Contains(t, stderr, ", 75% from peers, 15% from seeds, 10% from the origin\n")
 		q := f.request(0).URL.Query()
 		assert.Equal(t, fileURL, q.Get(api.FileURL))
 	}

@@ -47,7 +47,7 @@ func TestOwnPeer(t *testing.T) {
 		stderr, err := getAsPeer(t, origin.URL+"/f", s, word, filepath.Join(dir, "f"))
 		require.NoError(t, err)
 		holds(t, dir, map[string][]byte{"f": content})
-		assert.Contains(t, stderr, "100% from peers")
+		assert.Contains(t, stderr, "100% from seeds")
 	}
 	assert.Equal(t, 1, gets, "the supernode sent one GET to the origin for both")
 

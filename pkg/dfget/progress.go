@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -26,6 +27,8 @@ const (
 	plainEvery = 5 * time.Second
 	// waitNoticeAfter is the wait for the first answer after which the progress reports it.
 	waitNoticeAfter = time.Second
+	// stallAfter is the time without a byte that is a stall.
+	stallAfter = 2 * time.Second
 )
 
 // shares are a download's bytes by source.
@@ -41,6 +44,33 @@ func (s shares) peers() (share float64, ok bool) {
 	return float64(s.Peers+s.Seeds) / float64(all), true
 }
 
+// String names each source with its part of the bytes, empty while they are unknown.
+func (s shares) String() string {
+	all := s.Peers + s.Seeds + s.Origin
+	var parts []string
+	for _, from := range []struct {
+		bytes int64
+		name  string
+	}{{s.Peers, "peers"}, {s.Seeds, "seeds"}, {s.Origin, "the origin"}} {
+		if from.bytes > 0 {
+			parts = append(parts, share(from.bytes, all)+" from "+from.name)
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// share returns a part of all bytes in percent. It is 100% only for all of them and 0% only for none.
+func share(part, all int64) string {
+	percent := math.Round(100 * float64(part) / float64(all))
+	switch {
+	case percent < 1 && part > 0:
+		return "<1%"
+	case percent > 99 && part < all:
+		return ">99%"
+	}
+	return fmt.Sprintf("%.0f%%", percent)
+}
+
 // meter counts the progress of one download.
 type meter struct {
 	url, name string
@@ -54,8 +84,9 @@ type meter struct {
 	done     int64 // bytes in the target
 	kept     int64 // bytes in the target from an earlier run
 	shares   shares
-	rate     float64 // bytes per second, smoothed
-	last     int64   // done at the last tick
+	rate     float64       // bytes per second while bytes move, smoothed
+	last     int64         // done at the last tick
+	quiet    time.Duration // since a tick saw a byte
 	notes    []string
 	begun    bool
 	ended    bool
@@ -81,6 +112,9 @@ func (m *meter) start() {
 func (m *meter) begin(a *answer, offset int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if !m.begun {
+		m.quiet = 0 // the wait for the first answer is no stall
+	}
 	if !m.begun || offset < m.done {
 		m.kept, m.last = offset, offset
 	}
@@ -111,7 +145,8 @@ type state struct {
 	cached             bool
 	length, done, kept int64
 	shares             shares
-	rate               float64
+	rate               float64       // 0 during a stall
+	stalled            time.Duration // how long no byte has come, 0 if that is no stall
 	begun, ended       bool
 	took               time.Duration
 	err                error
@@ -125,6 +160,9 @@ func (m *meter) state() state {
 		identity: m.identity, cached: m.cached, length: m.length, done: m.done, kept: m.kept, shares: m.shares,
 		rate: m.rate, begun: m.begun, ended: m.ended, took: m.took, err: m.err,
 	}
+	if m.begun && !m.ended && m.quiet >= stallAfter {
+		s.rate, s.stalled = 0, m.quiet
+	}
 	switch {
 	case m.begun || m.started.IsZero():
 	case m.ended:
@@ -135,17 +173,27 @@ func (m *meter) state() state {
 	return s
 }
 
-// sample updates the speed with the bytes since the last tick.
+// sample updates the speed with the bytes since the last tick. A stall does not lower it: when bytes move again, the
+// time left follows from the speed at which they move.
 func (m *meter) sample(elapsed time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	now := float64(m.done-m.last) / elapsed.Seconds()
+	moved := m.done - m.last
+	if moved <= 0 {
+		m.quiet += elapsed
+		return
+	}
+	if m.quiet < stallAfter { // bytes that come in bursts
+		elapsed += m.quiet
+	}
+	m.last, m.quiet = m.done, 0
+	now := float64(moved) / elapsed.Seconds()
 	if m.rate == 0 {
 		m.rate = now
-	} else {
-		m.rate = 0.8*m.rate + 0.2*now
+		return
 	}
-	m.last = m.done
+	old := math.Pow(0.8, float64(elapsed)/float64(tick))
+	m.rate = old*m.rate + (1-old)*now
 }
 
 // percent returns the finished part, or −1 while the length is unknown.
@@ -159,7 +207,7 @@ func (s state) percent() int {
 	return int(100 * s.done / s.length)
 }
 
-// etaMax bounds the time left that is shown: a stalled download shows none.
+// etaMax bounds the time left that is shown.
 const etaMax = 24 * time.Hour
 
 // eta returns the time left, negative while unknown.
@@ -191,10 +239,7 @@ func (s state) from() string {
 	if s.cached {
 		return "from the node's cache"
 	}
-	if share, ok := s.shares.peers(); ok {
-		return fmt.Sprintf("%.0f%% from peers", 100*share)
-	}
-	return ""
+	return s.shares.String()
 }
 
 func human(n int64) string { return humanize.IBytes(uint64(max(0, n))) }
@@ -210,7 +255,11 @@ func (s state) line() string {
 	} else {
 		b.WriteString(human(s.done))
 	}
-	fmt.Fprintf(&b, ", %s/s", human(int64(s.rate)))
+	if s.stalled > 0 {
+		b.WriteString(", no byte for " + s.stalled.Round(time.Second).String())
+	} else {
+		fmt.Fprintf(&b, ", %s/s", human(int64(s.rate)))
+	}
 	if left := s.left(); left != "" {
 		b.WriteString(", " + left)
 	}
@@ -221,9 +270,9 @@ func (s state) line() string {
 }
 
 // columnWidths are constant so that the columns do not jump.
-var columnWidths = [...]int{4, 8, 10, 8, 10}
+var columnWidths = [...]int{4, 8, 10, 8, 12}
 
-// columns returns the state next to a bar: percent, bytes, speed, time left, share from peers.
+// columns returns the state next to a bar: percent, bytes, speed, time left, share from the cluster.
 func (s state) columns() (c [len(columnWidths)]string) {
 	if !s.begun {
 		c[1], c[2] = "no answer", "after "+s.waits.Round(time.Second).String()
@@ -233,8 +282,11 @@ func (s state) columns() (c [len(columnWidths)]string) {
 		c[0] = fmt.Sprintf("%d%%", p)
 	}
 	c[1], c[2], c[3] = human(s.done), human(int64(s.rate))+"/s", s.left()
-	if share, ok := s.shares.peers(); ok {
-		c[4] = fmt.Sprintf("%.0f%% peers", 100*share)
+	if s.stalled > 0 {
+		c[2], c[3] = "no byte", "for "+s.stalled.Round(time.Second).String()
+	}
+	if all := s.shares.Peers + s.shares.Seeds + s.shares.Origin; all > 0 {
+		c[4] = share(all-s.shares.Origin, all) + " cluster"
 	}
 	return c
 }

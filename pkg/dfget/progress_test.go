@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/config"
 )
 
@@ -96,7 +97,7 @@ func TestETA(t *testing.T) {
 		"the whole file":           {2000, 2000, 100, 0},
 		"unknown length":           {-1, 1000, 100, -1},
 		"no byte yet":              {2000, 0, 0, -1},
-		"stalled":                  {20e9, 1e9, 1000, -1},
+		"more than a day":          {20e9, 1e9, 1000, -1},
 		"slow":                     {86400, 0, 1, 24 * time.Hour},
 		"hours are not in seconds": {36600, 0, 1, 10*time.Hour + 10*time.Minute},
 	} {
@@ -114,4 +115,49 @@ func TestETAText(t *testing.T) {
 		assert.Equal(t, want+" left", s.columns()[3])
 		assert.Contains(t, s.line(), ", "+want+" left")
 	}
+}
+
+// A source with few bytes is named, and no source gets all of the percent while another one sent bytes.
+func TestSharesText(t *testing.T) {
+	for want, s := range map[string]api.Sources{
+		"":                                    {},
+		"100% from seeds":                     {Seeds: 10},
+		"100% from peers":                     {Peers: 10},
+		"100% from the origin":                {Origin: 10},
+		"75% from peers, 25% from seeds":      {Peers: 3, Seeds: 1},
+		">99% from peers, <1% from seeds":     {Peers: 1e6, Seeds: 1},
+		"50% from seeds, 50% from the origin": {Seeds: 7, Origin: 7},
+	} {
+		assert.Equal(t, want, state{shares: shares{s}}.from())
+	}
+	assert.Equal(t, "75% cluster", state{begun: true, shares: shares{api.Sources{Seeds: 3, Origin: 1}}}.columns()[4])
+}
+
+// A stall shows no time left, and when bytes move again the time left follows from their speed alone.
+func TestETAAfterStall(t *testing.T) {
+	m := newMeter(&url.URL{Path: "/f"}, "f")
+	ticks := func(n, bytes int) state {
+		for range n {
+			m.add(bytes)
+			m.sample(tick)
+		}
+		return m.state()
+	}
+	ticks(15, 0) // before the answer
+	m.begin(&answer{body: http.NoBody, length: 100_000}, 0)
+	assert.Equal(t, 98*time.Second, ticks(10, 200).eta(), "1000 bytes per second")
+	for burst := range 5 {
+		ticks(4, 0)
+		s := ticks(1, 1000)
+		assert.InDelta(t, 98-burst-1, s.eta().Seconds(), 1, "the same bytes in bursts")
+		assert.Zero(t, s.stalled)
+	}
+	s := ticks(60, 0)
+	assert.Equal(t, 12*time.Second, s.stalled)
+	assert.Negative(t, s.eta())
+	assert.Equal(t, "7%, 6.8 KiB of 98 KiB, no byte for 12s", s.line())
+	assert.Equal(t, [5]string{"7%", "6.8 KiB", "no byte", "for 12s"}, s.columns())
+	s = ticks(1, 200)
+	assert.Zero(t, s.stalled)
+	assert.Equal(t, 93*time.Second, s.eta())
 }
