@@ -412,9 +412,9 @@ func (f *files) request(r *http.Request) (question, *api.FileError) {
 	if text == "" || len(text) > urlMax {
 		return bad("the URL is missing or longer than %d bytes", urlMax)
 	}
-	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return bad("the URL is no absolute http:// or https:// URL")
+	u, err := httporigin.ParseURL(text)
+	if err != nil {
+		return bad("%v", err)
 	}
 	if u.User != nil {
 		return bad("a user does not belong into the URL: send it as %sAuthorization", api.ForwardPrefix)

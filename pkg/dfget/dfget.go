@@ -26,6 +26,7 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/ratelimit"
 	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/source/httporigin"
 )
 
 // parallelMax bounds the concurrent downloads. More of them share the same bandwidth and only delay the first.
@@ -226,12 +227,9 @@ func (g *Getter) jobs() ([]*job, error) {
 // job parses one URL and finds its credentials and its target.
 func (g *Getter) job(text string, machines netrc, password secret.String) (*job, error) {
 	s := g.cfg.Settings
-	u, err := url.Parse(text)
+	u, err := httporigin.ParseURL(text)
 	if err != nil {
-		return nil, errors.New("a URL cannot be parsed; write for example https://host/path/file")
-	}
-	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf("%s: only http:// and https:// URLs can be downloaded", secret.PrintableURL(u))
+		return nil, err
 	}
 	j := &job{url: u}
 	switch {
