@@ -68,6 +68,8 @@ type FileError struct {
 	// Untrusted says that what answered proved to be nobody whom this host believes (TLS):
 	// another try would end alike.
 	Untrusted bool `json:"untrusted,omitempty"`
+	// Final says that another try soon would end alike: a loop of redirects, or a name that does not exist.
+	Final bool `json:"final,omitempty"`
 	// Message says for people what was tried and how it failed; it holds no secret.
 	Message string `json:"message"`
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -345,6 +346,30 @@ func TestUntrustedOriginNamesTheRemedy(t *testing.T) {
 	assert.Contains(t, e.Message, "files.ca")
 	_, b = ask(t, srv, url.Values{api.FileURL: {"http://127.0.0.1:1/f"}})
 	assert.False(t, refused(t, b).Untrusted)
+	assert.False(t, refused(t, b).Final)
+}
+
+// A client does not ask again for what ends alike each time.
+func TestFinalOriginErrors(t *testing.T) {
+	_, srv, _ := front(t, true)
+	o := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Location", map[string]string{"/loop": "/loop", "/odd": "http://[", "/mail": "mailto:a"}[r.URL.Path])
+		w.WriteHeader(http.StatusFound)
+	}))
+	defer o.Close()
+	for path, want := range map[string]string{
+		"/loop": "more than 5 redirects", "/odd": "302 with an unreadable Location",
+		"/mail": "which is not an http or https URL",
+	} {
+		_, b := ask(t, srv, url.Values{api.FileURL: {o.URL + path}})
+		e := refused(t, b)
+		assert.Equal(t, api.FileUnreachable, e.Kind)
+		assert.True(t, e.Final)
+		assert.Contains(t, e.Message, want)
+	}
+	e := httporigin.FileError(fmt.Errorf("dial: %w", &net.DNSError{Err: "no such host", IsNotFound: true}))
+	assert.True(t, e.Final)
+	assert.False(t, httporigin.FileError(&net.DNSError{Err: "server misbehaving", IsTemporary: true}).Final)
 }
 
 func TestOriginErrorsAndRefusals(t *testing.T) {

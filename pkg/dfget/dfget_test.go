@@ -376,6 +376,7 @@ func TestExitCodes(t *testing.T) {
 		{api.FileError{Kind: api.FileRefused, Status: 503}, dfget.Unreachable, 3},
 		{api.FileError{Kind: api.FileUnreachable}, dfget.Unreachable, 3},
 		{api.FileError{Kind: api.FileUnreachable, Untrusted: true}, dfget.Unreachable, 1},
+		{api.FileError{Kind: api.FileUnreachable, Final: true}, dfget.Unreachable, 1},
 		{api.FileError{Kind: api.FileChanged}, dfget.Changed, 1},
 		{api.FileError{Kind: api.FileDigestWrong}, dfget.WrongDigest, 1},
 		{api.FileError{Kind: api.FileNoSpace}, dfget.Disk, 1},

@@ -89,7 +89,7 @@ func errorOf(j *job, e *api.FileError) *Error {
 			out.Err = fmt.Errorf("%w\nthe origin does not accept the given credentials and headers", out.Err)
 		}
 	case api.FileUnreachable:
-		out.Code, out.retry = Unreachable, !e.Untrusted
+		out.Code, out.retry = Unreachable, !e.Untrusted && !e.Final
 	case api.FileChanged:
 		out.Code = Changed
 	case api.FileDigestWrong:

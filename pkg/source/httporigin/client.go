@@ -240,6 +240,11 @@ func (e *AddrError) Error() string {
 		e.Host, e.Addr)
 }
 
+// RedirectError reports a redirect that is not followed. Another attempt would end alike.
+type RedirectError struct{ Reason string }
+
+func (e *RedirectError) Error() string { return e.Reason }
+
 // guard refuses forbidden hosts and addresses.
 type guard struct {
 	allow   []netip.Prefix
@@ -398,11 +403,15 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 		c.drain(res)
 		switch {
 		case err != nil:
-			return nil, fail(at, fmt.Errorf("%d with an unreadable Location", res.StatusCode))
+			return nil, fail(at, &RedirectError{fmt.Sprintf("%d with an unreadable Location", res.StatusCode)})
 		case hop >= c.cfg.RedirectsMax:
-			return nil, fail(at, fmt.Errorf("more than %d redirects", c.cfg.RedirectsMax))
+			return nil, fail(at, &RedirectError{fmt.Sprintf("more than %d redirects", c.cfg.RedirectsMax)})
 		case at.Scheme == "https" && next.Scheme != "https":
-			return nil, fail(at, fmt.Errorf("redirect to %s, which is not encrypted", secret.PrintableURL(next)))
+			return nil, fail(at,
+				&RedirectError{fmt.Sprintf("redirect to %s, which is not encrypted", secret.PrintableURL(next))})
+		case next.Scheme != "http" && next.Scheme != "https" || next.Host == "":
+			return nil, fail(at,
+				&RedirectError{fmt.Sprintf("redirect to %s, which is not an http or https URL", secret.PrintableURL(next))})
 		}
 		// After a redirect to another host the request never carries the secrets again, even if that host
 		// redirects back: the other host chose the URL of the way back.

@@ -3,6 +3,7 @@ package httporigin
 import (
 	"crypto/tls"
 	"errors"
+	"net"
 	"net/http"
 
 	"github.com/darter-io/darter/pkg/api"
@@ -25,7 +26,10 @@ func FileError(err error) *api.FileError {
 	var answered *source.StatusError
 	var proxy *ProxyError
 	var certificate *tls.CertificateVerificationError
+	var redirect *RedirectError
+	var name *net.DNSError
 	out.Untrusted = errors.As(err, &certificate)
+	out.Final = out.Untrusted || errors.As(err, &redirect) || errors.As(err, &name) && name.IsNotFound
 	switch {
 	case errors.As(err, &blocked), errors.As(err, &unlisted):
 		out.Kind = api.FileForbidden
