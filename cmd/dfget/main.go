@@ -35,7 +35,9 @@ func run() int {
 	log.SetOutput(io.Discard) // net/http logs bytes of broken servers there
 	err := command(os.Stdout, os.Stderr).ExecuteContext(ctx)
 	if err != nil && !dfget.Reported(err) {
-		fmt.Fprintln(os.Stderr, "dfget:", err)
+		for _, failure := range config.Joined(err) {
+			fmt.Fprintln(os.Stderr, "dfget:", failure)
+		}
 	}
 	var e *dfget.Error
 	if err != nil && !errors.As(err, &e) { // wrong flags and settings

@@ -97,7 +97,9 @@ func Main(p Program) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintf(os.Stderr, "%s: %v\n", p.Name, err)
+	for _, one := range config.Joined(err) {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", p.Name, one)
+	}
 	var usage errUsage
 	if errors.As(err, &usage) {
 		return 2

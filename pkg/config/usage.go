@@ -280,3 +280,25 @@ func Arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
 		return nil
 	}
 }
+
+// Joined lists the errors of which err consists, one for one as a program prints them: those that [errors.Join] joined,
+// also inside wrappers that add no words; else err alone.
+func Joined(err error) []error {
+	for inner := err; inner != nil; inner = errors.Unwrap(inner) {
+		list, ok := inner.(interface{ Unwrap() []error })
+		if !ok {
+			continue
+		}
+		var out []error
+		var text []string
+		for _, one := range list.Unwrap() {
+			out = append(out, Joined(one)...)
+			text = append(text, one.Error())
+		}
+		if strings.Join(text, "\n") == err.Error() {
+			return out
+		}
+		break
+	}
+	return []error{err}
+}

@@ -2,6 +2,8 @@ package config
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -112,4 +114,20 @@ func TestHelpLongNames(t *testing.T) {
 	indent := strings.Repeat(" ", nameWidth)
 	assert.Equal(t, "      --"+strings.Repeat("x", 40)+"\n"+indent+"some text\n"+
 		"      --short"+strings.Repeat(" ", nameWidth-13)+"one two\n"+indent+"three\n", b.String())
+}
+
+func TestJoined(t *testing.T) {
+	a, b, c := errors.New("a"), errors.New("b"), errors.New("c\nadvice")
+	for want, err := range map[string]error{
+		"[a]":             a,
+		"[a b]":           errors.Join(a, b),
+		"[a b c\nadvice]": errors.Join(a, errors.Join(b, c)),
+		"[a]+":            &InvalidError{errors.Join(a)},
+		"[a b]+":          &InvalidError{errors.Join(a, b)},
+		"[of a: b]":       fmt.Errorf("of %w: %w", a, b),
+		"[of a\nb]":       fmt.Errorf("of %w", errors.Join(a, b)),
+		"[c\nadvice]":     c,
+	} {
+		assert.Equal(t, strings.TrimSuffix(want, "+"), fmt.Sprint(Joined(err)))
+	}
 }

@@ -83,8 +83,8 @@ type job struct {
 	noted  bool // the reason why the file is not shared was reported
 }
 
-// Run downloads all URLs, and tries each of them even if others fail. The error joins all failures; [ExitCode]
-// of it is the first one's. Cancelling ctx keeps the bytes that came, so that the next Run resumes.
+// Run downloads all URLs, and tries each of them even if others fail. The error holds all failures,
+// which [config.Joined] lists; [ExitCode] of it is the first one's. Cancelling ctx keeps the bytes that came, so that the next Run resumes.
 func (g *Getter) Run(ctx context.Context) error {
 	jobs, err := g.jobs()
 	if err != nil {
@@ -123,9 +123,11 @@ func (g *Getter) Run(ctx context.Context) error {
 	if len(failures) == 0 {
 		return nil
 	}
-	return &Error{
-		Code: ExitCode(failures[0]), Err: errors.Join(failures...), reported: g.cfg.Settings.Progress == "json",
+	code := ExitCode(failures[0])
+	if n := len(jobs); n > 1 {
+		failures = append(failures, fmt.Errorf("%d of %d files failed", len(failures), n))
 	}
+	return &Error{Code: code, Err: errors.Join(failures...), reported: g.cfg.Settings.Progress == "json"}
 }
 
 // download runs all jobs and shows their progress. own is the peer in this process, or nil.
