@@ -143,8 +143,10 @@ type held struct {
 	*peer.Content
 	// version is the ETag of the answer, empty where nobody can name the version.
 	version string
-	release func()
-	broke   func() // tells of a body that ended short; nil where nobody cares
+	// modified is when the origin modified the file, zero if it does not say.
+	modified time.Time
+	release  func()
+	broke    func() // tells of a body that ended short; nil where nobody cares
 	// tail is to be proved the same by last before it is sent; without last nothing is.
 	tail sharing.Window
 	last func(context.Context) error
@@ -206,8 +208,10 @@ func (f *files) find(ctx context.Context, q question, told *telemetry.Pull,
 		var words *api.Failure
 		switch {
 		case err == nil && !d.Prove:
+			h.modified = info.Modified
 			return h, "", nil
 		case err == nil:
+			h.modified = info.Modified
 		case ctx.Err() == nil && errors.As(err, &words) && words.Unshared:
 			return nil, words.Message, nil
 		case ctx.Err() == nil && errors.As(err, &words) && words.Changed:
@@ -539,6 +543,7 @@ func (f *files) serve(w http.ResponseWriter, r *http.Request, content *held, tol
 		h.Set("ETag", etag)
 		h.Set("Accept-Ranges", "bytes")
 	}
+	lastModified(h, content.modified)
 	asked := r.Header.Get("Range")
 	if f.replaced(told.Task) {
 		asked = "" // what the client has may be other bytes: it gets the whole, and begins again

@@ -50,6 +50,7 @@ type origin struct {
 	mu       sync.Mutex
 	content  []byte
 	etag     string
+	modified time.Time
 	word     string
 	requests []*http.Request
 }
@@ -65,7 +66,7 @@ func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if o.etag != "" {
 		w.Header().Set("ETag", o.etag)
 	}
-	http.ServeContent(w, r, "f.bin", time.Time{}, bytes.NewReader(o.content))
+	http.ServeContent(w, r, "f.bin", o.modified, bytes.NewReader(o.content))
 }
 
 // gets counts the requests that asked for the whole content.
@@ -170,6 +171,23 @@ func TestFileIsFetchedOnce(t *testing.T) {
 	res, b = ask(t, srv, q, "Range: bytes=100-", `If-Range: "file:another"`)
 	assert.Equal(t, http.StatusOK, res.StatusCode, "what was begun is another version")
 	assert.Len(t, b, len(o.content))
+}
+
+// Every answer with a file has the time when the origin modified it.
+func TestLastModified(t *testing.T) {
+	_, srv, o := front(t, true)
+	o.modified = time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)
+	q := url.Values{api.FileURL: {o.URL + "/f"}}
+	res, _ := ask(t, srv, q)
+	etag := res.Header.Get("ETag")
+	for _, header := range []string{"Accept: cold", "Accept: cached", "Range: bytes=10-", "Range: bytes=640000-"} {
+		res, _ = ask(t, srv, q, header, "If-Range: "+etag)
+		assert.Equal(t, "Thu, 02 Jan 2020 03:04:05 GMT", res.Header.Get("Last-Modified"), "%s: %s", header, res.Status)
+	}
+	q.Set(api.FileNoCache, "true")
+	res, _ = ask(t, srv, q)
+	assert.NotEmpty(t, res.Header.Get(api.HeaderUnshared))
+	assert.Equal(t, "Thu, 02 Jan 2020 03:04:05 GMT", res.Header.Get("Last-Modified"))
 }
 
 func TestCachedFileNeedsTheOriginsConsent(t *testing.T) {

@@ -136,6 +136,7 @@ func (f *files) straight(w http.ResponseWriter, r *http.Request, q question, why
 	defer res.Body.Close()
 	h := w.Header()
 	describe(h, res.MediaType)
+	lastModified(h, res.Modified)
 	h.Set("Accept-Ranges", "none")
 	h.Set(api.HeaderUnshared, printable(why))
 	if res.Length >= 0 {
@@ -218,6 +219,13 @@ func describe(h http.Header, mediaType string) {
 	}
 	h.Set("Content-Type", mediaType)
 	h.Set("X-Content-Type-Options", "nosniff")
+}
+
+// lastModified sets when the origin modified the file, if it says so. Clients give the time to their copies.
+func lastModified(h http.Header, at time.Time) {
+	if !at.IsZero() {
+		h.Set("Last-Modified", at.UTC().Format(http.TimeFormat))
+	}
 }
 
 // printable is a text as a header's value may have it.

@@ -94,6 +94,9 @@ func answerOf(resp *http.Response, offset int64, identity string) (*answer, erro
 		body: resp.Body, length: resp.ContentLength, identity: resp.Header.Get("ETag"),
 		cached: resp.Header.Get(api.HeaderCached) == "true", unshared: resp.Header.Get(api.HeaderUnshared),
 	}
+	if at, err := http.ParseTime(resp.Header.Get("Last-Modified")); err == nil {
+		a.modified = at
+	}
 	switch resp.StatusCode {
 	case http.StatusOK:
 		return a, nil

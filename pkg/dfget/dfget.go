@@ -193,6 +193,9 @@ func (g *Getter) jobs() ([]*job, error) {
 	if len(g.cfg.URLs) == 0 {
 		return nil, errors.New("there is no URL")
 	}
+	if s.Output == "/dev/stdout" {
+		g.cfg.Settings.Output, s.Output = "-", "-"
+	}
 	if len(g.cfg.URLs) > 1 && s.Digest != "" {
 		return nil, errors.New("one --digest cannot fit several URLs; download them one by one")
 	}
@@ -380,6 +383,9 @@ func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 	if err := t.begin(a.identity); err != nil {
 		return &Error{Code: Disk, Err: err}
 	}
+	if !a.modified.IsZero() {
+		t.modified = a.modified
+	}
 	if a.unshared != "" && !j.noted {
 		j.noted = true
 		j.meter.note("straight from the origin: " + a.unshared)
@@ -467,6 +473,7 @@ type answer struct {
 	length   int64 // of the whole file, −1 if unknown
 	identity string
 	cached   bool
+	modified time.Time // Last-Modified of the origin, zero if unknown
 	// unshared is the reason why the file comes straight from its origin, empty if it is shared.
 	unshared string
 }

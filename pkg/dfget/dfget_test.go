@@ -40,6 +40,7 @@ type fake struct {
 	chunked  bool   // declare no length
 	noRange  bool   // answer every Range with 200
 	hold     func() // called after the bytes of a cut answer, before it breaks
+	modified time.Time
 	refuse   *api.FileError
 	sources  api.Sources
 	requests []*http.Request
@@ -69,6 +70,9 @@ func (f *fake) file(w http.ResponseWriter, req *http.Request) {
 	f.mu.Lock()
 	f.requests = append(f.requests, req)
 	content, etag, refuse, noRange, hold, chunked := f.content, f.etag, f.refuse, f.noRange, f.hold, f.chunked
+	if !f.modified.IsZero() {
+		w.Header().Set("Last-Modified", f.modified.Format(http.TimeFormat))
+	}
 	cut := -1
 	if len(f.cut) > 0 {
 		cut, f.cut = f.cut[0], f.cut[1:]
@@ -449,6 +453,72 @@ func TestStdout(t *testing.T) {
 		Settings: settings(t, f, func(s *config.Dfget) { s.Output = "-" })}).Run(t.Context())
 	require.NoError(t, err)
 	assert.True(t, bytes.Equal(f.content, out.Bytes()))
+}
+
+// A symbolic link stays one: the file that it leads to is replaced, also if that does not exist yet.
+func TestSymlinkTarget(t *testing.T) {
+	f, dir := newFake(t, 5000), t.TempDir()
+	other := t.TempDir()
+	relative, err := filepath.Rel(dir, filepath.Join(other, "link"))
+	require.NoError(t, err)
+	link := filepath.Join(dir, "model.bin")
+	require.NoError(t, os.Symlink(relative, link))
+	require.NoError(t, os.Symlink(filepath.Join(other, "file"), filepath.Join(other, "link")))
+	for range 2 {
+		_, err := get(t.Context(), t, f, dir, nil)
+		require.NoError(t, err)
+		to, err := os.Readlink(link)
+		require.NoError(t, err)
+		assert.Equal(t, relative, to)
+		holds(t, other, map[string][]byte{"file": f.content, "link": f.content})
+		holds(t, dir, map[string][]byte{"model.bin": f.content})
+		require.NoError(t, os.WriteFile(filepath.Join(other, "file"), []byte("old"), 0o600))
+	}
+	require.NoError(t, os.Remove(filepath.Join(other, "link")))
+	require.NoError(t, os.Symlink(link, filepath.Join(other, "link")))
+	_, err = get(t.Context(), t, f, dir, nil)
+	require.ErrorContains(t, err, "too many symbolic links")
+	assert.Equal(t, dfget.Disk, dfget.ExitCode(err))
+}
+
+// A file keeps the permissions of the one that it replaces, and the origin's time of its modification.
+func TestModeAndTime(t *testing.T) {
+	f, dir := newFake(t, 5000), t.TempDir()
+	f.modified = time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)
+	path := filepath.Join(dir, "model.bin")
+	require.NoError(t, os.WriteFile(path, []byte("old"), 0o440))
+	f.cut = []int{1000}
+	f.hold = func() {
+		info, err := os.Stat(path + ".part")
+		if assert.NoError(t, err) {
+			assert.Equal(t, os.FileMode(0o640), info.Mode())
+		}
+	}
+	_, err := get(t.Context(), t, f, dir, nil)
+	require.NoError(t, err)
+	holds(t, dir, map[string][]byte{"model.bin": f.content})
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	assert.Equal(t, os.FileMode(0o440), info.Mode())
+	assert.True(t, info.ModTime().Equal(f.modified), info.ModTime())
+}
+
+// The error of a target that cannot be created says why.
+func TestTargetErrors(t *testing.T) {
+	f, dir := newFake(t, 5000), t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o600))
+	for output, want := range map[string]string{
+		"/proc/a":                        "cannot create /proc/a.part: the directory /proc takes no new files",
+		filepath.Join(dir, "file", "a"):  filepath.Join(dir, "file") + " is not a directory",
+		filepath.Join(dir, "file/b/c"):   filepath.Join(dir, "file/b") + " is not a directory",
+		filepath.Join(dir, "none/a"):     "the directory " + filepath.Join(dir, "none") + " for a does not exist",
+		strings.Repeat("a", 300):         "file name too long",
+		filepath.Join(dir, "none") + "/": "the directory " + filepath.Join(dir, "none") + " for model.bin does not exist",
+	} {
+		_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) { s.Output = output })
+		require.ErrorContains(t, err, want)
+		assert.Equal(t, dfget.Disk, dfget.ExitCode(err))
+	}
 }
 
 // A pipe is written to, and not replaced.

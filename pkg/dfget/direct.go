@@ -78,7 +78,7 @@ func (d *direct) open(ctx context.Context, spec task.Spec, offset int64) (*answe
 	if err != nil {
 		return nil, err
 	}
-	a := &answer{body: res.Body, offset: offset, length: res.Length}
+	a := &answer{body: res.Body, offset: offset, length: res.Length, modified: res.Modified}
 	if res.Validator != "" {
 		a.identity = fmt.Sprintf("direct %d %s", res.Length, res.Validator)
 	}

@@ -104,6 +104,24 @@ func ways(t *testing.T, test func(t *testing.T, direct bool, fetch fetchFunc)) {
 	}
 }
 
+// A file has the time when its origin modified it.
+func TestOriginTime(t *testing.T) {
+	modified := time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)
+	o := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "", modified, strings.NewReader("content"))
+	}))
+	defer o.Close()
+	ways(t, func(t *testing.T, _ bool, fetch fetchFunc) {
+		for _, noCache := range []bool{false, true} {
+			file := filepath.Join(t.TempDir(), "f")
+			require.NoError(t, fetch(o.URL+"/f", file, func(s *config.Dfget) { s.NoCache = noCache }))
+			info, err := os.Stat(file)
+			require.NoError(t, err)
+			assert.True(t, info.ModTime().Equal(modified), info.ModTime())
+		}
+	})
+}
+
 // A file comes whole from every kind of origin, also if the origin breaks off once.
 func TestOrigins(t *testing.T) {
 	content := bytes.Repeat([]byte("0123456789abcdef"), 200_000)

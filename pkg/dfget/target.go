@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,12 +20,14 @@ import (
 // target receives the bytes of one file in order. A regular file has its .part name until it is complete; a
 // note next to it (.part.id) holds the identity of the version that was begun.
 type target struct {
-	path, part, note string // empty if the output is no regular file
-	label            string // the URL, for errors
+	path, part, note string      // empty if the output is no regular file
+	label            string      // the URL, for errors
+	mode             fs.FileMode // of the file that the target replaces, 0 if there is none
 	file             *os.File
 	out              io.Writer
 	offset           int64 // bytes in the target
 	identity         string
+	modified         time.Time // when the origin modified the file, zero if unknown
 	// ours is true if this run wrote the bytes, or an answer confirmed their version.
 	ours bool
 	want string // the digest, or ""
@@ -47,12 +50,17 @@ func openTarget(output string, stdout io.Writer, label, digest string) (*target,
 		t.out = stdout
 		return t, nil
 	}
-	if info, err := os.Stat(output); err == nil && !info.Mode().IsRegular() {
+	output, isOpen, err := follow(output)
+	if err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(output)
+	if err == nil && (isOpen || !info.Mode().IsRegular()) {
 		// A device or a pipe is written directly: a rename would replace it by a file.
 		if info.IsDir() {
 			return nil, fmt.Errorf("%s is a directory", output)
 		}
-		f, err := os.OpenFile(output, os.O_WRONLY, 0)
+		f, err := os.OpenFile(output, os.O_WRONLY|os.O_TRUNC, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -60,13 +68,12 @@ func openTarget(output string, stdout io.Writer, label, digest string) (*target,
 		return t, nil
 	}
 	t.path, t.part, t.note = output, output+".part", output+".part.id"
-	f, err := os.OpenFile(t.part, os.O_RDWR|os.O_CREATE, 0o666)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("the directory %s for %s does not exist: create it first",
-			filepath.Dir(output), filepath.Base(output))
+	if err == nil {
+		t.mode = info.Mode().Perm()
 	}
+	f, err := os.OpenFile(t.part, os.O_RDWR|os.O_CREATE, 0o666)
 	if err != nil {
-		return nil, fmt.Errorf("creating the partial file: %w", err)
+		return nil, notCreated(output, err)
 	}
 	t.file, t.out = f, f
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
@@ -81,11 +88,62 @@ func openTarget(output string, stdout io.Writer, label, digest string) (*target,
 		f.Close()
 		return nil, fmt.Errorf("another dfget has just finished %s", t.part)
 	}
+	if t.mode != 0 {
+		_ = f.Chmod(t.mode | 0o600) // nobody else may read a private file while it arrives
+	}
 	if err := t.resume(); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return t, nil
+}
+
+// linksMax bounds the symbolic links of an output, as Linux does.
+const linksMax = 40
+
+// follow returns the file that an output stands for: the target of a symbolic link, also if that does not exist yet.
+// isOpen is true for a file that a process has open, such as /dev/stdout: it is written directly, since a rename would
+// give the process another file.
+func follow(output string) (file string, isOpen bool, err error) {
+	for range linksMax {
+		info, err := os.Lstat(output)
+		if err != nil || info.Mode()&fs.ModeSymlink == 0 {
+			return output, false, nil // what is wrong with it shows when it is created
+		}
+		if dir, err := filepath.EvalSymlinks(filepath.Dir(output)); err == nil && strings.HasPrefix(dir, "/proc/") {
+			return output, true, nil
+		}
+		to, err := os.Readlink(output)
+		if err != nil {
+			return "", false, err
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(filepath.Dir(output), to)
+		}
+		output = to
+	}
+	return "", false, fmt.Errorf("%s: too many symbolic links", output)
+}
+
+// notCreated says why the partial file of an output cannot be created.
+func notCreated(output string, err error) error {
+	dir, name := filepath.Split(output)
+	dir = filepath.Clean(dir)
+	info, missing := os.Stat(dir)
+	switch {
+	case errors.Is(missing, fs.ErrNotExist):
+		return fmt.Errorf("the directory %s for %s does not exist: create it first", dir, name)
+	case missing == nil && !info.IsDir(), errors.Is(missing, unix.ENOTDIR):
+		return fmt.Errorf("%s is not a directory, so that %s cannot be in it", dir, name)
+	}
+	var why *fs.PathError
+	if errors.As(err, &why) {
+		err = why.Err
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("cannot create %s.part: the directory %s takes no new files", output, dir)
+	}
+	return fmt.Errorf("cannot create %s.part: %w", output, err)
 }
 
 // resume continues the bytes that an earlier run kept, if the note names their version.
@@ -168,8 +226,9 @@ func (t *target) name() string {
 	return t.path
 }
 
-// commit checks the digest and renames the file. It does not sync: a file that a power cut destroys can be
-// downloaded again.
+// commit checks the digest, gives the file the permissions of the one that it replaces and the time when the origin
+// modified it, and renames it. It does not sync: a file that a power cut destroys can be downloaded
+// again.
 func (t *target) commit() error {
 	if t.hash != nil {
 		algorithm, _, _ := strings.Cut(t.want, ":")
@@ -181,6 +240,12 @@ func (t *target) commit() error {
 	}
 	if t.part == "" {
 		return nil
+	}
+	if t.mode != 0 {
+		_ = t.file.Chmod(t.mode) // another user's file system may refuse
+	}
+	if !t.modified.IsZero() {
+		_ = os.Chtimes(t.part, time.Time{}, t.modified) // as above
 	}
 	if err := os.Rename(t.part, t.path); err != nil {
 		return &Error{Code: Disk, Err: err}

@@ -45,6 +45,8 @@ type Response struct {
 	MediaType string
 	// Validator is the ETag, or else the Last-Modified.
 	Validator string
+	// Modified is the Last-Modified, zero if there was none.
+	Modified time.Time
 }
 
 // RegistryRequest is one HTTP request to a registry on behalf of a client of the mirror, for other

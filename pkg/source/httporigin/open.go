@@ -123,7 +123,8 @@ func (c *Client) judge(
 	if err != nil {
 		return nil, err
 	}
-	out := &source.Response{MediaType: res.Header.Get("Content-Type"), Validator: validator}
+	out := &source.Response{MediaType: res.Header.Get("Content-Type"), Validator: validator,
+		Modified: modified(res.Header)}
 	if len(out.MediaType) > mediaTypeMax {
 		return nil, g.unusable("Content-Type of %d bytes", len(out.MediaType))
 	}
@@ -223,6 +224,12 @@ func validatorOf(h http.Header) string {
 		return v
 	}
 	return h.Get("Last-Modified")
+}
+
+// modified returns the Last-Modified, zero if there is none that can be read.
+func modified(h http.Header) time.Time {
+	at, _ := http.ParseTime(h.Get("Last-Modified")) // zero with an error
+	return at
 }
 
 // encodingOf returns "" for identity, or "gzip".

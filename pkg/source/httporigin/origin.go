@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/textproto"
 	"net/url"
+	"time"
 
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/sharing"
@@ -154,6 +155,8 @@ type Info struct {
 	Validator string
 	// Ranges is true if the origin claims to support Range.
 	Ranges bool
+	// Modified is the Last-Modified, zero if the origin sends none.
+	Modified time.Time
 }
 
 // Probe returns the identity of a file. It sends a HEAD, then a GET of one byte if the origin does not support
@@ -235,7 +238,7 @@ func placeOf(u *url.URL) string { return u.Scheme + "://" + u.Host + u.EscapedPa
 func infoOf(asked string, res *http.Response, ranges bool) (Info, sharing.Answer, error) {
 	info := Info{
 		Length: res.ContentLength, MediaType: res.Header.Get("Content-Type"), Validator: validatorOf(res.Header),
-		Ranges: ranges,
+		Ranges: ranges, Modified: modified(res.Header),
 	}
 	answer := sharing.Answer{Header: res.Header}
 	if at := placeOf(res.Request.URL); at != asked {
