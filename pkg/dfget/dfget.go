@@ -84,7 +84,8 @@ type job struct {
 }
 
 // Run downloads all URLs, and tries each of them even if others fail. The error holds all failures,
-// which [config.Joined] lists; [ExitCode] of it is the first one's. Cancelling ctx keeps the bytes that came, so that the next Run resumes.
+// which [config.Joined] lists; [ExitCode] of it is the first one's. Cancelling ctx keeps the bytes that came, so that
+// the next Run resumes.
 func (g *Getter) Run(ctx context.Context) error {
 	jobs, err := g.jobs()
 	if err != nil {
@@ -202,6 +203,12 @@ func (g *Getter) jobs() ([]*job, error) {
 	if len(g.cfg.URLs) > 1 && s.Output == "-" {
 		return nil, errors.New("several URLs cannot go to standard output; download them one by one, " +
 			"or name a directory with --output")
+	}
+	for _, h := range s.Header {
+		if httporigin.OwnHeader(h.Name) {
+			return nil, fmt.Errorf("-H %s: dfget sets this header itself, and it downloads whole files only; omit it",
+				h.Name)
+		}
 	}
 	machines, err := g.netrc()
 	if err != nil {

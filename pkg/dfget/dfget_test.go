@@ -571,6 +571,22 @@ func TestSeveralFiles(t *testing.T) {
 	}
 }
 
+// A header that would be dropped is an error.
+func TestOwnHeaders(t *testing.T) {
+	f, dir := newFake(t, 10), t.TempDir()
+	for _, direct := range []bool{false, true} {
+		for _, name := range []string{"Range", "If-None-Match", "Accept-Encoding", "Content-Length"} {
+			_, err := get(t.Context(), t, f, dir, func(s *config.Dfget) {
+				s.Direct, s.Header = direct, []config.Header{{Name: name, Value: "bytes=0-9"}}
+			})
+			require.ErrorContains(t, err, "-H "+name+": dfget sets this header itself")
+			assert.Equal(t, dfget.Usage, dfget.ExitCode(err))
+		}
+	}
+	assert.Empty(t, f.requests)
+	holds(t, dir, nil)
+}
+
 // Two dfgets never write one file.
 func TestLockedPart(t *testing.T) {
 	f, dir := newFake(t, 5000), t.TempDir()

@@ -68,14 +68,17 @@ func (c *Client) Open(ctx context.Context, g Get) (*source.Response, error) {
 // errAskWhole means that the answer to a Range is of no use.
 var errAskWhole = errors.New("request the whole file")
 
+// conditions are the headers with which Open alone may make a request conditional or partial.
+var conditions = []string{
+	"Range", "If-Range", "If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since",
+}
+
 func (c *Client) open(ctx context.Context, g Get, ranged bool) (*source.Response, error) {
 	header := g.Header.Clone()
 	if header == nil {
 		header = http.Header{}
 	}
-	for _, k := range []string{
-		"Range", "If-Range", "If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since",
-	} {
+	for _, k := range conditions {
 		header.Del(k)
 	}
 	if ranged {

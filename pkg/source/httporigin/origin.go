@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/textproto"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/darter-io/darter/pkg/secret"
@@ -106,6 +107,13 @@ var ownHeaders = map[string]bool{
 	"Accept-Encoding": true, "Range": true, "If-Range": true, "Connection": true, "Content-Length": true,
 	"Transfer-Encoding": true, "Te": true, "Trailer": true, "Upgrade": true, "Expect": true,
 	"Proxy-Authorization": true, "Proxy-Connection": true, "Keep-Alive": true,
+}
+
+// OwnHeader reports whether a file's request never carries a header of its user by this name, because this package sets
+// it itself or because it belongs to one connection.
+func OwnHeader(name string) bool {
+	name = textproto.CanonicalMIMEHeaderKey(name)
+	return ownHeaders[name] || slices.Contains(conditions, name)
 }
 
 // requestOf builds the request of a spec and reveals its secrets, for the host of its URL. The error is a
