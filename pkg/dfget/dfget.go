@@ -80,7 +80,8 @@ type job struct {
 	auth   secret.String
 	output string // a path, or "-"
 	meter  *meter
-	noted  bool // the reason why the file is not shared was reported
+	noted  bool   // the reason why the file is not shared was reported
+	held   string // the note on a new try, until its answer shows that the try is one
 }
 
 // Run downloads all URLs, and tries each of them even if others fail. The error holds all failures,
@@ -323,6 +324,7 @@ func (g *Getter) get(ctx context.Context, j *job) error {
 	}
 	defer t.close()
 	wait := g.cfg.Backoff
+	asked := false // the daemon was asked why the last body broke off
 	for failed := 0; ; {
 		before := t.offset
 		err := g.attempt(ctx, j, t)
@@ -336,8 +338,17 @@ func (g *Getter) get(ctx context.Context, j *job) error {
 		if !errors.As(err, &e) {
 			e = &Error{Code: Failed, Err: err}
 		}
+		if e.Code == WrongDigest || e.Code == Changed {
+			j.held = "" // this is the reason why the body broke off
+		}
+		j.release()
 		if t.offset > before {
-			failed, wait = 0, g.cfg.Backoff
+			failed, wait, asked = 0, g.cfg.Backoff, false
+		}
+		if e.broke && !asked && g.cfg.Settings.Digest != "" && !g.cfg.Settings.Direct {
+			// A daemon that finds a wrong digest can only end the body short. It says so when it is asked again.
+			asked, j.held = true, fmt.Sprintf("%s; asking again", e)
+			continue
 		}
 		failed++
 		if !e.retry || failed > g.cfg.Settings.Retries {
@@ -362,6 +373,14 @@ func (g *Getter) get(ctx context.Context, j *job) error {
 	return t.commit()
 }
 
+// release reports the note that was held back.
+func (j *job) release() {
+	if j.held != "" {
+		j.meter.note(j.held)
+		j.held = ""
+	}
+}
+
 func (g *Getter) interrupted(ctx context.Context, j *job, t *target) error {
 	var e *Error
 	if !errors.As(context.Cause(ctx), &e) {
@@ -384,6 +403,7 @@ func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 		return err
 	}
 	defer a.body.Close()
+	j.release()
 	if err := checkVersion(a, j, t); err != nil {
 		return err
 	}
@@ -459,7 +479,7 @@ func broken(j *job, err error) error {
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
-	return &Error{Code: Unreachable, retry: true, Err: fmt.Errorf("%s broke off: %w", j.meter.url, err)}
+	return &Error{Code: Unreachable, retry: true, broke: true, Err: fmt.Errorf("%s broke off: %w", j.meter.url, err)}
 }
 
 // fetcher is a source of files: a dfdaemon, or the origin.

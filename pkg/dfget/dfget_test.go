@@ -231,6 +231,35 @@ func TestRetryNotes(t *testing.T) {
 	}
 }
 
+// If a daemon breaks off because of a wrong digest, that is the reason which dfget reports, also without retries.
+func TestDigestWrongAtEnd(t *testing.T) {
+	for _, retries := range []int{0, 5} {
+		f, dir := newFake(t, 1000), t.TempDir()
+		f.cut = []int{900}
+		f.hold = func() {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.refuse = &api.FileError{Kind: api.FileDigestWrong, Message: "the origin sent another digest"}
+		}
+		stderr, err := get(t.Context(), t, f, dir, func(s *config.Dfget) {
+			s.Retries, s.Digest = retries, "sha256:"+strings.Repeat("ab", 32)
+		})
+		require.ErrorContains(t, err, "the origin sent another digest")
+		assert.Equal(t, dfget.WrongDigest, dfget.ExitCode(err))
+		assert.Empty(t, stderr)
+		assert.Len(t, f.requests, 2)
+		holds(t, dir, nil)
+	}
+	// A body that breaks off for another reason is reported, and resumed.
+	f, dir := newFake(t, 1000), t.TempDir()
+	f.cut = []int{900}
+	stderr, err := get(t.Context(), t, f, dir, func(s *config.Dfget) {
+		s.Digest = fmt.Sprintf("sha256:%x", sha256.Sum256(f.content))
+	})
+	require.NoError(t, err)
+	assert.Contains(t, stderr, "broke off: unexpected EOF; asking again\n")
+}
+
 // The last error says what the next run can use.
 func TestErrorNamesPart(t *testing.T) {
 	f, dir := newFake(t, 5000), t.TempDir()

@@ -35,6 +35,8 @@ type Error struct {
 	Err  error
 	// retry is true if another try may succeed.
 	retry bool
+	// broke is true if the body of an answer broke off.
+	broke bool
 	// reported is true if an event of the progress has reported the error.
 	reported bool
 }
