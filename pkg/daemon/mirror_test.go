@@ -32,6 +32,7 @@ import (
 // of its own, the manifest by digest, and then everything that it names, at once.
 type runtime struct {
 	mirror, ns    string
+	prefix        string // the registry as the first part of the path, for a client without ns
 	authorization string
 	// late counts the answers by which a mirror of a starved machine says that something did not
 	// answer in time. The runtime asks again then, as real ones do. Nil: it takes them as they are.
@@ -55,7 +56,11 @@ func (c *runtime) do(method, path string) (res *http.Response, body []byte, err 
 }
 
 func (c *runtime) once(method, path string) (*http.Response, []byte, error) {
-	req, err := http.NewRequest(method, "http://"+c.mirror+"/v2/"+path+"?ns="+url.QueryEscape(c.ns), nil)
+	target := "http://" + c.mirror + "/v2/" + path + "?ns=" + url.QueryEscape(c.ns)
+	if c.prefix != "" {
+		target = "http://" + c.mirror + "/v2/" + c.prefix + "/" + path
+	}
+	req, err := http.NewRequest(method, target, nil)
 	if err != nil {
 		return nil, nil, err
 	}

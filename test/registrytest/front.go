@@ -212,7 +212,11 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		r.counts.Tokens++
 	}
 	r.mu.Unlock()
-	r.serve(w, req, o, key, false, r.serveApp)
+	app := r.serveApp
+	if r.cfg.Peculiarity != nil {
+		app = func(w http.ResponseWriter, req *http.Request) { r.cfg.Peculiarity(r, w, req, r.serveApp) }
+	}
+	r.serve(w, req, o, key, false, app)
 }
 
 // serveStorage serves the host to which ActRedirect redirects.
@@ -232,10 +236,7 @@ func (r *Registry) serveStorage(w http.ResponseWriter, req *http.Request) {
 	}
 	r.mu.Unlock()
 	r.serve(w, req, o, "", true, func(w http.ResponseWriter, req *http.Request) {
-		in := req.Clone(req.Context())
-		in.URL.Path, in.URL.RawQuery = "/v2/"+o.key(), ""
-		r.authorizeInside(in, o.repository)
-		r.serveApp(w, in)
+		r.serveApp(w, r.inside(req, "/v2/"+o.key()))
 	})
 }
 

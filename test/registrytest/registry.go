@@ -80,6 +80,8 @@ type Config struct {
 	ClientCert bool
 	// StorageAddr is the address of the host to which [ActRedirect] redirects; empty is "127.0.0.1:0".
 	StorageAddr string
+	// Peculiarity changes the registry's answers; nil for distribution's own. See [Peculiarities].
+	Peculiarity Peculiarity
 }
 
 // Registry is a registry that listens. Its methods are safe for concurrent use.

@@ -96,8 +96,27 @@ func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, reposito
 		}
 		return nil, fmt.Errorf("logging in at %s: %w", secret.PrintableURL(base), refused(err))
 	}
-	s.rt = rt
-	return rt, nil
+	s.rt = callers{rt}
+	return s.rt, nil
+}
+
+// callers is the transport of a session. It notes the caller's own URL, by which control tells the caller's
+// request from those of the token exchange that it can cause.
+type callers struct{ inner http.RoundTripper }
+
+// callersURL is the context key of that URL.
+type callersURL struct{}
+
+func (t callers) RoundTrip(req *http.Request) (*http.Response, error) {
+	asked := *req.URL
+	return t.inner.RoundTrip(req.WithContext(context.WithValue(req.Context(), callersURL{}, asked)))
+}
+
+// isCallers reports whether a request is the caller's own. A redirect can lead it to any path of the registry.
+func isCallers(req *http.Request) bool {
+	asked, ok := req.Context().Value(callersURL{}).(url.URL)
+	return ok && strings.EqualFold(req.URL.Host, asked.Host) && req.URL.EscapedPath() == asked.EscapedPath() &&
+		req.URL.RawQuery == asked.RawQuery
 }
 
 func (c *Client) session(k sessionKey) *session {
@@ -183,10 +202,10 @@ func (c *control) checkRealm(req *http.Request) error {
 const realmPath = "/.private-token-service"
 
 func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
-	own := req.URL.Host == c.base.Host
-	if own && strings.HasPrefix(req.URL.Path, "/v2/") && req.URL.Path != "/v2/" {
+	if isCallers(req) {
 		return c.inner.RoundTrip(c.withScheme(req))
 	}
+	own := req.URL.Host == c.base.Host
 	ctx, cancel := context.WithTimeout(req.Context(), controlTimeout)
 	defer cancel()
 	out := req.WithContext(ctx)

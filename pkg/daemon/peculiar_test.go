@@ -1,0 +1,64 @@
+package daemon_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/test/registrytest"
+)
+
+// What a registry of an odd kind gives a client directly, it gives the client through the mirror: with the
+// client's own login, with the token that anybody gets, and with the node's login. It sends each blob once.
+func TestPeculiarRegistries(t *testing.T) {
+	users := map[string]registrytest.User{
+		"":      {Pull: []string{"team/*"}},
+		"alice": {Password: "a", Pull: []string{"team/*"}},
+	}
+	for _, peculiar := range registrytest.Peculiarities() {
+		t.Run(peculiar.Name, func(t *testing.T) {
+			for _, login := range []string{"the client's login", "anybody's token", "the node's login"} {
+				t.Run(login, func(t *testing.T) {
+					peculiar.Config.Auth, peculiar.Config.Users = registrytest.Bearer, users
+					r := registrytest.Start(t, peculiar.Config)
+					p := image(t, r, 300e3, 50e3)
+					cfg := settings(t, r, "node")
+					trust(t, &cfg, r)
+					c := &runtime{ns: r.Host()}
+					user := ""
+					switch login {
+					case "the client's login":
+						user = "alice"
+					case "anybody's token":
+						c.prefix = r.Host() // the mirror then gets the token
+					case "the node's login":
+						file := filepath.Join(t.TempDir(), "password")
+						require.NoError(t, os.WriteFile(file, []byte("a"), 0o600))
+						cfg.Upstreams[0].Username, cfg.Upstreams[0].PasswordFile = "alice", file
+					}
+					d, _ := start(t, cfg)
+					c.mirror = d.Addrs()["mirror"]
+					for range 2 {
+						require.NoError(t, c.pull(p.Repository, "v1", user, "a"))
+					}
+					assert.Less(t, r.Counts().Egress, p.Bytes()+50e3, "each blob once, and small answers")
+					assert.Zero(t, r.Counts().Leaks)
+				})
+			}
+		})
+	}
+}
+
+// trust lets a daemon verify the certificate of a registry with TLS.
+func trust(t *testing.T, cfg *config.Dfdaemon, r *registrytest.Registry) {
+	if r.CA() == nil {
+		return
+	}
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	require.NoError(t, os.WriteFile(file, r.CA(), 0o600))
+	cfg.Upstreams[0].CA, cfg.Upstreams[0].PlainHTTP = file, false
+}
