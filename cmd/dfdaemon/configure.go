@@ -35,9 +35,11 @@ It may be repeated, after a change of upstreams for instance. docs/clients.md te
 			fs.BoolVar(&digests, "digests-only", false,
 				"let the client ask the registry itself what a tag means, and the mirror for the rest")
 			fs.StringVar(&root, "root", "", "`DIRECTORY` that stands for /, for the image of a machine")
-			fs.StringVar(&mirror, "mirror", "", "`HOST:PORT` of the mirror as the client reaches it. Default: mirror.listen")
-			fs.StringVar(&file, "client-config", "", "the client's own configuration `FILE`, where it is not the usual one; "+
-				"for podman and crio the directory of drop-ins")
+			fs.StringVar(&mirror, "mirror", "",
+				"`HOST:PORT` of the mirror as the client reaches it. Default: mirror.listen")
+			fs.StringVar(&file, "client-config", "",
+				"the client's own configuration `FILE`, where it is not the usual one; "+
+					"for podman and crio the directory of drop-ins")
 		},
 		Run: func(_ context.Context, args []string, stdout io.Writer) error {
 			files := clientconf.Files{Root: root}

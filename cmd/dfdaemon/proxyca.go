@@ -55,8 +55,8 @@ are to pull through the proxy have to trust the certificate; docs/clients.md tel
 			fmt.Fprintf(stdout, "wrote %s and its key %s, good for five years and these registries: %v\n", cfg.Proxy.CA,
 				cfg.Proxy.CAKey, names)
 			for _, h := range hosts {
-				fmt.Fprintf(stdout, "for Docker: mkdir -p /etc/docker/certs.d/%s && cp %s /etc/docker/certs.d/%s/ca.crt\n", h,
-					cfg.Proxy.CA, h)
+				fmt.Fprintf(stdout, "for Docker: mkdir -p /etc/docker/certs.d/%s && cp %s "+
+					"/etc/docker/certs.d/%s/ca.crt\n", h, cfg.Proxy.CA, h)
 			}
 			return nil
 		},

@@ -82,7 +82,8 @@ func TestAnOwnerSendsItsHeadersAtOnce(t *testing.T) {
 	gate := make(chan struct{})
 	var requests []source.RegistryRequest
 	reply := tagged(&requests, func(source.RegistryRequest) bool { return true })
-	owner := access.NewOwner(registryFunc(func(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
+	owner := access.NewOwner(registryFunc(func(ctx context.Context, req source.RegistryRequest) (*http.Response,
+		error) {
 		<-gate
 		return reply(ctx, req)
 	}))

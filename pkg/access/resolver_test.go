@@ -110,7 +110,8 @@ func TestCloseWaitsForACallThatNobodyWaitsFor(t *testing.T) {
 func TestAClosedOwnerReplies(t *testing.T) {
 	o := access.NewOwner(silent(nil))
 	o.Close()
-	a := o.Reply(t.Context(), api.Lookup{Version: api.Version, Upstream: "r.test", Repository: "app", Kind: task.Manifest,
+	a := o.Reply(t.Context(), api.Lookup{Version: api.Version, Upstream: "r.test", Repository: "app",
+		Kind:      task.Manifest,
 		Reference: "v1"})
 	assert.Contains(t, a.Unreached, "closed")
 }

@@ -330,7 +330,8 @@ func (c *Client) Standbys() []string {
 func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, owners.Leader, error) {
 	if c.staysHere(e) {
 		if c.cfg.Local == nil {
-			return api.Assignment{}, owners.LastResort, fmt.Errorf("announcing task %s: %w", e.Task.Short(), errPlaintext)
+			return api.Assignment{}, owners.LastResort, fmt.Errorf("announcing task %s: %w", e.Task.Short(),
+				errPlaintext)
 		}
 		a, err := c.askLocal(ctx, e, []error{errPlaintext})
 		return a, owners.LastResort, err
@@ -352,7 +353,8 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, own
 			continue
 		}
 		if !fails { // otherwise the failure of an owner is in the log already
-			c.log.Warn("owner did not hear of a task in time, so this host leads it", "task", e.Task.Short(), "error", err)
+			c.log.Warn("owner did not hear of a task in time, so this host leads it", "task", e.Task.Short(),
+				"error", err)
 		}
 		a, err = c.askLocal(ctx, e, []error{err})
 		return a, owners.LastResort, err
@@ -435,7 +437,8 @@ func (c *Client) askLocal(ctx context.Context, e api.Entry, failures []error) (a
 	a, _, err := c.cfg.Local.Announce(ctx, e)
 	if err != nil {
 		err = errors.Join(append(failures, err)...)
-		return api.Assignment{}, fmt.Errorf("announcing task %s to this host's own coordinator: %w", e.Task.Short(), err)
+		return api.Assignment{}, fmt.Errorf("announcing task %s to this host's own coordinator: %w",
+			e.Task.Short(), err)
 	}
 	c.delivered(ctx, e, local)
 	return a, nil

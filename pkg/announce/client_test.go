@@ -469,7 +469,9 @@ func TestResync(t *testing.T) {
 		// The task that is being downloaded is announced by itself.
 		w.set("a:1", func(o *script) {
 			o.known = false
-			inventory = func() []api.Entry { return []api.Entry{event("app", api.Progress), event("lib", api.Completed)} }
+			inventory = func() []api.Entry {
+				return []api.Entry{event("app", api.Progress), event("lib", api.Completed)}
+			}
 		})
 		time.Sleep(6 * time.Second)
 		assert.Equal(t, []string{"completed lib"}, w.lines("a:1"))
@@ -747,7 +749,8 @@ func TestDecodeBounds(t *testing.T) {
 // An owner of a former version may still send a redirect, and a hostile one the fields that the
 // host once kept in the assignment for itself.
 func TestDecodeIgnoresRemovedFields(t *testing.T) {
-	for _, field := range []string{`"leads":true`, `"Leads":true`, `"elsewhere":true`, `"-":true`, `"redirect":"evil:1"`} {
+	for _, field := range []string{`"leads":true`, `"Leads":true`, `"elsewhere":true`, `"-":true`,
+		`"redirect":"evil:1"`} {
 		got, err := decodeResponse([]byte(`{"version":1,"assignments":[{"seed":true,`+field+`}]}`), 1)
 		require.NoError(t, err)
 		assert.Equal(t, api.Assignment{Seed: true}, got.Assignments[0], field)

@@ -41,7 +41,8 @@ func (c *Client) compareClocks(addr string, h http.Header) error {
 	}
 	c.mu.Unlock()
 	if warn && apart == nil { // otherwise it is logged as a failure
-		c.log.Warn("clocks differ: set the one that is wrong (NTP)", "owner", addr, "here", here.UTC().Format(time.RFC3339),
+		c.log.Warn("clocks differ: set the one that is wrong (NTP)", "owner", addr,
+			"here", here.UTC().Format(time.RFC3339),
 			"there", there.UTC().Format(time.RFC3339), "differ", skew.Abs())
 	}
 	return apart

@@ -61,7 +61,8 @@ func (c *Client) Lookup(ctx context.Context, q api.Lookup) (api.LookupReply, err
 		if ctx.Err() != nil {
 			cause := context.Cause(ctx)
 			if errors.Is(cause, errUnheard) {
-				c.cfg.Logger.Warn("owner did not hear of a lookup, so this host asks the registry", "owner", addr, "lookup", q)
+				c.cfg.Logger.Warn("owner did not hear of a lookup, so this host asks the registry", "owner", addr,
+					"lookup", q)
 			}
 			failures = append(failures, cause)
 			break

@@ -35,7 +35,8 @@ func TestPurgeOrdersAreFetchedOncePerMark(t *testing.T) {
 			http.Error(w, "not now", http.StatusServiceUnavailable)
 			return
 		}
-		assert.NoError(t, json.NewEncoder(w).Encode(api.PurgeOrders{Version: api.Version, List: []api.PurgeOrder{want}}))
+		assert.NoError(t, json.NewEncoder(w).Encode(api.PurgeOrders{Version: api.Version,
+			List: []api.PurgeOrder{want}}))
 	})
 	s := httptest.NewServer(mux)
 	defer s.Close()

@@ -62,7 +62,8 @@ func causeOf(err error) owners.Cause {
 	switch {
 	case identity.OfClocks(err):
 		return owners.Clock
-	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH),
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EHOSTUNREACH),
+		errors.Is(err, syscall.ENETUNREACH),
 		errors.As(err, &dns) && dns.IsNotFound:
 		return owners.Refusal
 	}
@@ -181,8 +182,9 @@ func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
 	c.mu.Unlock()
 	bounded, cancel := context.WithTimeout(ctx, budget)
 	request := api.AnnounceRequest{
-		Version: api.Version, Host: c.cfg.Host, Generation: c.cfg.Generation, Entries: b.entries, Standby: c.cfg.Standby,
-		Clock: c.cfg.Now(),
+		Version: api.Version, Host: c.cfg.Host, Generation: c.cfg.Generation, Entries: b.entries,
+		Standby: c.cfg.Standby,
+		Clock:   c.cfg.Now(),
 	}
 	if c.cfg.Purges != nil {
 		c.cfg.Purges.Fill(s.addr, &request)
@@ -349,7 +351,8 @@ func decodeResponse(b []byte, n int) (api.AnnounceResponse, error) {
 	}
 	var err error
 	if wire.Assignments != nil {
-		if response.Assignments, err = api.UnmarshalList[api.Assignment](wire.Assignments, n, assignmentMax); err != nil {
+		if response.Assignments, err = api.UnmarshalList[api.Assignment](wire.Assignments, n,
+			assignmentMax); err != nil {
 			return api.AnnounceResponse{}, fmt.Errorf("assignments: %w", err)
 		}
 	}

@@ -215,7 +215,8 @@ func TestSpecNeedsTLS(t *testing.T) {
 		inTown(t, w, cfg, func(t *testing.T, client *Client) {
 			const id = task.ID("app")
 			c.spec.ID = id
-			assert.Equal(t, c.answered, answeredBy(t, client, api.Entry{Task: id, Event: api.Started, Spec: &c.spec}), c)
+			assert.Equal(t, c.answered, answeredBy(t, client, api.Entry{Task: id, Event: api.Started, Spec: &c.spec}),
+				c)
 			assert.Equal(t, c.answered, answeredBy(t, client, event(id, api.Progress)), "nor with later news: %v", c)
 			assert.Equal(t, c.owner, answeredBy(t, client, event(id, api.Completed)), "that it is held is no secret")
 			for _, line := range w.lines(c.owner) {

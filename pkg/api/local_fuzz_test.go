@@ -13,7 +13,8 @@ func FuzzParseFileError(f *testing.F) {
 	for _, s := range []string{
 		`{"kind":"refused","status":403,"message":"no"}`, `{"kind":"refused","status":-1}`,
 		`{"kind":"refused","status":999999}`, `{"kind":"x"}`, `{}`, `null`, `[]`, ``,
-		`{"kind":"bad-request"} trailing`, `{"kind":"refused","status":"403"}`, `{"kind":"refused","message":"\u001b[31m"}`,
+		`{"kind":"bad-request"} trailing`, `{"kind":"refused","status":"403"}`,
+		`{"kind":"refused","message":"\u001b[31m"}`,
 		`{"kind":null}`, "<html>502</html>",
 	} {
 		f.Add([]byte(s))

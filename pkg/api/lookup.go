@@ -127,7 +127,8 @@ func DecodeLookupReply(b []byte) (LookupReply, error) {
 	switch {
 	case a.Version < 1 || a.Version > Version+1:
 		return LookupReply{}, fmt.Errorf("reply of version %d, this host speaks %d", a.Version, Version)
-	case a.Length < 0 || a.AgeMillis < 0 || a.DateSeconds < 0 || len(a.MediaType) > 255 || len(a.Unreached) > errorTextMax:
+	case a.Length < 0 || a.AgeMillis < 0 || a.DateSeconds < 0 || len(a.MediaType) > 255 ||
+		len(a.Unreached) > errorTextMax:
 		return LookupReply{}, errors.New("reply with numbers or texts that no registry gives")
 	case a.Unreached != "":
 		return LookupReply{Version: a.Version, Unreached: a.Unreached}, nil

@@ -56,7 +56,8 @@ func (p *Proof) Run() (piece.DigestRun, error) {
 	for i, b := range p.Digests {
 		var d piece.Digest
 		if len(b) != len(d) {
-			return piece.DigestRun{}, fmt.Errorf("%w: digest of piece %d has %d bytes", piece.ErrInvalidMetadata, i, len(b))
+			return piece.DigestRun{}, fmt.Errorf("%w: digest of piece %d has %d bytes",
+				piece.ErrInvalidMetadata, i, len(b))
 		}
 		copy(d[:], b)
 		r.Digests = append(r.Digests, d)
@@ -65,7 +66,8 @@ func (p *Proof) Run() (piece.DigestRun, error) {
 		return piece.DigestRun{}, err
 	}
 	if n := r.Metadata.Layout().Count(); len(r.Digests) != n {
-		return piece.DigestRun{}, fmt.Errorf("%w: proof of %d pieces of %d", piece.ErrInvalidMetadata, len(r.Digests), n)
+		return piece.DigestRun{}, fmt.Errorf("%w: proof of %d pieces of %d", piece.ErrInvalidMetadata,
+			len(r.Digests), n)
 	}
 	return r, nil
 }

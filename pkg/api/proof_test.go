@@ -47,12 +47,14 @@ func TestProofRoundTrip(t *testing.T) {
 // Check refuses what is no proof.
 func TestProofCheck(t *testing.T) {
 	for name, spoil := range map[string]func(p *api.Proof){
-		"a key of another length":       func(p *api.Proof) { p.Key = p.Key[1:] },
-		"a digest of another length":    func(p *api.Proof) { p.Digests[1] = p.Digests[1][1:] },
-		"a piece without a digest":      func(p *api.Proof) { p.Digests = p.Digests[:1] },
-		"a digest without a piece":      func(p *api.Proof) { p.Digests = append(p.Digests, p.Digests[0]) },
-		"facts that no content has":     func(p *api.Proof) { p.Metadata.PieceSize = 0 },
-		"more certificates than needed": func(p *api.Proof) { p.Certificates = make([][]byte, api.ProofCertificatesMax+1) },
+		"a key of another length":    func(p *api.Proof) { p.Key = p.Key[1:] },
+		"a digest of another length": func(p *api.Proof) { p.Digests[1] = p.Digests[1][1:] },
+		"a piece without a digest":   func(p *api.Proof) { p.Digests = p.Digests[:1] },
+		"a digest without a piece":   func(p *api.Proof) { p.Digests = append(p.Digests, p.Digests[0]) },
+		"facts that no content has":  func(p *api.Proof) { p.Metadata.PieceSize = 0 },
+		"more certificates than needed": func(p *api.Proof) {
+			p.Certificates = make([][]byte, api.ProofCertificatesMax+1)
+		},
 		"a certificate that is no such": func(p *api.Proof) {
 			p.Certificates = [][]byte{make([]byte, api.ProofCertificateMax+1)}
 		},

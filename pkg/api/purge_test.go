@@ -29,7 +29,8 @@ func TestDecodePurgeOrders(t *testing.T) {
 }
 
 func FuzzDecodePurgeOrders(f *testing.F) {
-	f.Add([]byte(`{"version":1,"list":[{"task":"sha256:` + strings.Repeat("0a", 32) + `","at":"2026-01-02T03:04:05Z"}]}`))
+	f.Add([]byte(`{"version":1,"list":[{"task":"sha256:` + strings.Repeat("0a", 32) +
+		`","at":"2026-01-02T03:04:05Z"}]}`))
 	f.Add([]byte(`{"version":1,"list":[{}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		w, err := DecodePurgeOrders(b)

@@ -158,7 +158,8 @@ func (c Client) Task(ctx context.Context, id string) (s api.TaskStatus, err erro
 // known, or if the owner is of a version that has none.
 func (c Client) PurgeOrders(ctx context.Context, known string) ([]api.PurgeOrder, error) {
 	reply, err := c.Do(ctx, Call{
-		Method: http.MethodGet, Path: api.PathPurgeOrders, Query: url.Values{"mark": {known}}, Limit: api.PurgeOrdersSize,
+		Method: http.MethodGet, Path: api.PathPurgeOrders, Query: url.Values{"mark": {known}},
+		Limit: api.PurgeOrdersSize,
 	})
 	if err != nil {
 		return nil, err

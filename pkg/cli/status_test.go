@@ -96,8 +96,9 @@ now        2 downloads run, 4 contents open
 	assert.Contains(t, out.String(), "2 pieces did not match")
 
 	s = api.Status{Program: "supernode", Ready: true, Hosts: 1, Downloads: 1, Seeds: &api.Outcomes{OK: 7},
-		Running: []api.RunningStatus{{ID: "sha256:2123456789abcdef", Length: 4, Have: 2, Received: api.Sources{Origin: 2}}},
-		Cache:   api.CacheStatus{Tasks: 1}, Received: api.Sources{Origin: 1 << 20}, Sent: 1 << 30}
+		Running: []api.RunningStatus{{ID: "sha256:2123456789abcdef", Length: 4, Have: 2,
+			Received: api.Sources{Origin: 2}}},
+		Cache: api.CacheStatus{Tasks: 1}, Received: api.Sources{Origin: 1 << 20}, Sent: 1 << 30}
 	out.Reset()
 	require.NoError(t, WriteStatus(&out, s, now))
 	for _, want := range []string{"hosts      1 announces here", "0 B in 1 task (", "1.0 MiB from origins\n",

@@ -211,7 +211,8 @@ func TestConfigureKeepsSettings(t *testing.T) {
 			var conf map[string]any
 			require.NoError(t, toml.Unmarshal([]byte(read(t, f, containerdConfig)), &conf))
 			var daemon map[string]any
-			require.NoError(t, json.Unmarshal([]byte(strings.TrimPrefix(read(t, f, dockerConfig), string(bom))), &daemon))
+			require.NoError(t, json.Unmarshal([]byte(strings.TrimPrefix(read(t, f, dockerConfig), string(bom))),
+				&daemon))
 			assert.Equal(t, "http://127.0.0.1:65001", daemon["registry-mirrors"].([]any)[0], "the mirror comes first")
 			if strings.Contains(files[dockerConfig], "debug") {
 				assert.Contains(t, daemon, "debug")
@@ -292,11 +293,12 @@ func TestContainerdVersions(t *testing.T) {
 		"a section without the key": {"version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\n",
 			blockBegin + "\nconfig_path = \"/etc/containerd/certs.d\"\n"},
 		"a string over several lines": {
-			"version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"\"\"\"\"\"\nx = 1\n", "x = 1\n"},
+			"version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"\"\"\"\"\"\nx = 1\n",
+			"x = 1\n"},
 		"a header in an odd spelling": {"version = 2\n[ plugins . 'io.containerd.grpc.v1.cri' . registry ] # here\n",
 			"# here\n" + blockBegin},
-		"a header that looks like ours ": {"version = 2\nx = '''\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\n'''\n",
-			"'''\n" + blockBegin},
+		"a header that looks like ours ": {"version = 2\nx = " +
+			"'''\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\n'''\n", "'''\n" + blockBegin},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := machine(t, map[string]string{containerdConfig: c.was})
@@ -310,7 +312,8 @@ func TestContainerdVersions(t *testing.T) {
 
 func TestConfigPath(t *testing.T) {
 	f := machine(t, map[string]string{
-		containerdConfig:        "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/a:/b'\n",
+		containerdConfig: "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = " +
+			"'/a:/b'\n",
 		"/b/quay.io/hosts.toml": "server = 'https://quay.io'\n",
 	})
 	plan := configure(t, Containerd, f)
@@ -342,7 +345,8 @@ func TestConfigPathOfImport(t *testing.T) {
 			map[string]string{"more/a.toml": drop(three, "/a")}, "/a", false},
 		"the usual one, of containerd 2": {"version = 3\n",
 			map[string]string{"conf.d/a.toml": drop(three, "/a")}, "/a", false},
-		"the usual one, or containerd 1": {"version = 2\n", map[string]string{"conf.d/a.toml": drop(two, "/a")}, "/a", true},
+		"the usual one, or containerd 1": {"version = 2\n", map[string]string{"conf.d/a.toml": drop(two, "/a")},
+			"/a", true},
 		"an empty list of imports": {"version = 3\nimports = []\n",
 			map[string]string{"conf.d/a.toml": drop(three, "/a")}, ours, true},
 		"the usual one beside containerd 1 with its own": {drop(two, "/main"),
@@ -389,8 +393,8 @@ func TestRemoveAfterImportChange(t *testing.T) {
 }
 
 func TestHostsFileServer(t *testing.T) {
-	f := machine(t, map[string]string{dockerCerts + "/quay.io/ca.crt": "PEM", dockerCerts + "/quay.io/client.cert": "PEM",
-		dockerCerts + "/quay.io/client.key": "PEM"})
+	f := machine(t, map[string]string{dockerCerts + "/quay.io/ca.crt": "PEM",
+		dockerCerts + "/quay.io/client.cert": "PEM", dockerCerts + "/quay.io/client.key": "PEM"})
 	configure(t, Containerd, f)
 	configure(t, Docker, f)
 	assert.Equal(t, blockBegin+attrNew+`3
@@ -442,7 +446,8 @@ func TestConfigureErrors(t *testing.T) {
 		"a mark before TOML": {Containerd, map[string]string{containerdConfig: "\ufeffversion = 2\n"}, "not TOML"},
 		"an inline table": {Containerd, map[string]string{containerdConfig: "version = 2\nplugins = {}\n"},
 			"set config_path = .* by hand"},
-		"inline hosts": {Containerd, map[string]string{ours + "/docker.io/hosts.toml": "host = {'https://a.test' = {}}\n"},
+		"inline hosts": {Containerd,
+			map[string]string{ours + "/docker.io/hosts.toml": "host = {'https://a.test' = {}}\n"},
 			"add .* by hand"},
 		"a block without end": {Containerd, map[string]string{containerdConfig: blockBegin + "\n"},
 			"begins in line 1 .* has no end"},
@@ -450,7 +455,8 @@ func TestConfigureErrors(t *testing.T) {
 		"a JSON list": {Docker, map[string]string{dockerConfig: "[]"}, "not a JSON object"},
 		"mirrors as text": {Docker, map[string]string{dockerConfig: `{"registry-mirrors": "https://a.test"}`},
 			"not a list of URLs"},
-		"mirrors of null": {Docker, map[string]string{dockerConfig: `{"registry-mirrors": null}`}, "not a list of URLs"},
+		"mirrors of null": {Docker, map[string]string{dockerConfig: `{"registry-mirrors": null}`},
+			"not a list of URLs"},
 		"mirrors twice": {Docker,
 			map[string]string{dockerConfig: `{"registry-mirrors": [], "registry-mirrors": []}`}, "twice"},
 		"two objects": {Docker, map[string]string{dockerConfig: `{}{}`}, "text after"},
@@ -482,7 +488,8 @@ func TestNotes(t *testing.T) {
 	}{
 		"a _default loses its say": {Containerd,
 			map[string]string{ours + "/_default/hosts.toml": "[host.'https://all.test']\n"},
-			"_default/hosts.toml applies to registries without a directory of their own. These registries get one now, so it " +
+			"_default/hosts.toml applies to registries without a directory of their own. These registries get one " +
+				"now, so it " +
 				"no longer applies to them: docker.io, quay.io, registry.test:5000\\. "},
 		"CRI is off": {Containerd, map[string]string{containerdConfig: "disabled_plugins = ['cri']\n"},
 			"disables the CRI plugin"},

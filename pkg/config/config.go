@@ -143,8 +143,9 @@ func (f *Form) readFile(path string) (problems []error, err error) {
 		return nil, fmt.Errorf("reading the configuration file: %w; give another one with --config or %s", err, EnvFile)
 	}
 	if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o002 != 0 {
-		problems = append(problems, fmt.Errorf("every user of the machine may change the configuration file %s (mode %04o), "+
-			"and with it what this program does: chmod o-w %s", path, info.Mode().Perm(), path))
+		problems = append(problems,
+			fmt.Errorf("every user of the machine may change the configuration file %s (mode %04o), "+
+				"and with it what this program does: chmod o-w %s", path, info.Mode().Perm(), path))
 	}
 	top, err := parseFile(b)
 	if err != nil {

@@ -120,7 +120,8 @@ func TestUnknownNames(t *testing.T) {
 		env, args  []string
 		want       string
 	}{
-		{"key", "cache:\n  qouta: 2GiB\n", nil, nil, `darter.yaml:2: unknown key "cache.qouta"; did you mean "cache.quota"?`},
+		{"key", "cache:\n  qouta: 2GiB\n", nil, nil,
+			`darter.yaml:2: unknown key "cache.qouta"; did you mean "cache.quota"?`},
 		{"key at the wrong place", "quota: 2GiB\n", nil, nil, `unknown key "quota"; did you mean "cache.quota"?`},
 		{"section", "casche:\n  quota: 2GiB\n", nil, nil, `unknown key "casche"; did you mean "cache"?`},
 		{"key of an upstream", "upstreams:\n- host: a.b\n  plainhttp: true\n", nil, nil,
@@ -131,10 +132,12 @@ func TestUnknownNames(t *testing.T) {
 		{"variable without its section", "", []string{"DARTER_QUOTA=1GiB"}, nil,
 			`unknown environment variable DARTER_QUOTA; did you mean "DARTER_CACHE_QUOTA"?`},
 		{"flag", "", nil, []string{"--cache-qouta=1GiB"}, "unknown flag: --cache-qouta; did you mean --cache-quota?"},
-		{"flag without its section", "", nil, []string{"--quota=1GiB"}, "unknown flag: --quota; did you mean --cache-quota?"},
+		{"flag without its section", "", nil, []string{"--quota=1GiB"},
+			"unknown flag: --quota; did you mean --cache-quota?"},
 		{"flag in the file's spelling", "", nil, []string{"--cache.highWater=1"}, "did you mean --cache-high-water?"},
 		{"flag that is nothing", "", nil, []string{"--zebra=1"}, "unknown flag: --zebra"},
-		{"level", "log: {level: wran}\n", nil, nil, `"wran" is not one of debug, info, warn, error; did you mean "warn"?`},
+		{"level", "log: {level: wran}\n", nil, nil,
+			`"wran" is not one of debug, info, warn, error; did you mean "warn"?`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			_, _, err := load[Dfdaemon](t, "dfdaemon", row.file, row.env, row.args)
@@ -300,8 +303,9 @@ files: {allowAddresses: ["127.0.0.0/8", "::1"]}
 
 func TestSizesAndRates(t *testing.T) {
 	for text, want := range map[string]int64{
-		"0": 0, "1": 1, "512": 512, "64KiB": 64 << 10, "1.5GiB": 3 << 29, "500MB": 500e6, "4 GiB": 4 << 30, "2tib": 2 << 40,
-		"7B": 7, "1kB": 1000,
+		"0": 0, "1": 1, "512": 512, "64KiB": 64 << 10, "1.5GiB": 3 << 29, "500MB": 500e6, "4 GiB": 4 << 30,
+		"2tib": 2 << 40,
+		"7B":   7, "1kB": 1000,
 	} {
 		var s, back Size
 		require.NoError(t, s.UnmarshalText([]byte(text)), text)
@@ -310,7 +314,8 @@ func TestSizesAndRates(t *testing.T) {
 		assert.Equal(t, s, back, s.String())
 	}
 	for text, want := range map[string]int64{
-		"0": 0, "unlimited": 0, "100MiB/s": 100 << 20, "100MiB": 100 << 20, "800Mbit/s": 100e6, "1Gbit/s": 125e6, "12": 12,
+		"0": 0, "unlimited": 0, "100MiB/s": 100 << 20, "100MiB": 100 << 20, "800Mbit/s": 100e6,
+		"1Gbit/s": 125e6, "12": 12,
 	} {
 		var r, back Rate
 		require.NoError(t, r.UnmarshalText([]byte(text)), text)
@@ -362,12 +367,14 @@ func TestChanged(t *testing.T) {
 	require.NoError(t, err)
 	now, restart := before.Changed(after)
 	assert.Equal(t, []Change{{"log.level", "info", "debug"}}, now)
-	assert.Equal(t, []Change{{"peer.listen", ":65002", ":7"}, {"cluster.secret", "'[redacted]'", "'[redacted]'"}}, restart)
+	assert.Equal(t, []Change{{"peer.listen", ":65002", ":7"}, {"cluster.secret", "'[redacted]'", "'[redacted]'"}},
+		restart)
 	_, after, err = load[Dfdaemon](t, "dfdaemon", "cluster: {secret: "+someSecret+"}\nupstreams: [{host: a.b, proxy: "+
 		"'http://u:p1@x'}]\nfiles: {allowHosts: [a.b, c.d], proxy: 'http://u:p1@x'}", nil, nil)
 	require.NoError(t, err)
 	_, other, err := load[Dfdaemon](t, "dfdaemon", "cluster: {secret: "+someSecret+
-		"}\nupstreams: [{host: a.b, proxy: 'http://u:p2@x'}]\nfiles: {allowHosts: [a.b], proxy: 'http://u:p2@x'}", nil, nil)
+		"}\nupstreams: [{host: a.b, proxy: 'http://u:p2@x'}]\nfiles: {allowHosts: [a.b], proxy: 'http://u:p2@x'}", nil,
+		nil)
 	require.NoError(t, err)
 	now, restart = after.Changed(other)
 	assert.Empty(t, restart)
@@ -413,8 +420,9 @@ func TestMirrorListeners(t *testing.T) {
 	for file, want := range map[string]string{
 		"mirror: {defaultUpstream: \"http://quay.io\"}\n": "mirror.defaultUpstream",
 		"mirror: {rightsLife: 1ms}\n":                     "mirror.rightsLife",
-		"mirror: {tagLife: 2h}\n":                         "mirror.tagLife", "mirror: {tagStale: -1s}\n": "mirror.tagStale",
-		"mirror: {rightsUnreachable: maybe}\n": "refuse, serve-cached",
+		"mirror: {tagLife: 2h}\n":                         "mirror.tagLife",
+		"mirror: {tagStale: -1s}\n":                       "mirror.tagStale",
+		"mirror: {rightsUnreachable: maybe}\n":            "refuse, serve-cached",
 	} {
 		_, _, err := load[Dfdaemon](t, "dfdaemon", file, nil, nil)
 		require.ErrorContains(t, err, want)

@@ -26,8 +26,10 @@ func Programs() []Program {
 	return []Program{
 		{"dfdaemon", "dfdaemon runs on every node: registry mirror, piece store and peer.",
 			func() any { return new(Dfdaemon) }},
-		{"supernode", "supernode schedules tasks: it downloads each blob and file once from its origin and introduces " +
-			"peers to each other.", func() any { return new(Supernode) }},
+		{
+			"supernode", "supernode schedules tasks: it downloads each blob and file once from its origin and " +
+				"introduces " +
+				"peers to each other.", func() any { return new(Supernode) }},
 		{"dfget", "dfget downloads files through the dfdaemon of this machine.",
 			func() any { return new(Dfget) }},
 	}
@@ -575,7 +577,8 @@ type Header struct {
 func (h *Header) UnmarshalText(b []byte) error {
 	name, value, ok := strings.Cut(string(b), ":")
 	name, value = strings.TrimSpace(name), strings.TrimSpace(value)
-	if !ok || name == "" || strings.ContainsAny(name, " \t\"(),/;<=>?@[]{}\\") || strings.ContainsAny(value, "\r\n\x00") {
+	if !ok || name == "" || strings.ContainsAny(name, " \t\"(),/;<=>?@[]{}\\") ||
+		strings.ContainsAny(value, "\r\n\x00") {
 		return fmt.Errorf("a header is written \"Name: value\"")
 	}
 	*h = Header{Name: textproto.CanonicalMIMEHeaderKey(name), Value: secret.String(value)}

@@ -132,7 +132,8 @@ func (a *Address) UnmarshalText(b []byte) error {
 	}
 	_, port, err := net.SplitHostPort(text)
 	if err != nil {
-		return fmt.Errorf("%q is not an address; write host:port, for example 10.0.0.7:65002, [::1]:65002 or :65002", text)
+		return fmt.Errorf("%q is not an address; write host:port, for example 10.0.0.7:65002, [::1]:65002 or :65002",
+			text)
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return fmt.Errorf("%q: port %q is not a number up to 65535", text, port)

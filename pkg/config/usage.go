@@ -36,7 +36,8 @@ func UnknownCommand(cmd *cobra.Command, wrong string) error {
 	for _, c := range cmd.Commands() {
 		names = append(names, c.Name())
 	}
-	return fmt.Errorf("unknown command %q%s", wrong, cmp.Or(suggest(wrong, names), "; see "+cmd.CommandPath()+" --help"))
+	return fmt.Errorf("unknown command %q%s", wrong,
+		cmp.Or(suggest(wrong, names), "; see "+cmd.CommandPath()+" --help"))
 }
 
 // usage writes --help without its first paragraph.
@@ -72,9 +73,9 @@ func (f *Form) usage(cmd *cobra.Command) error {
 	}
 	if !cmd.HasParent() {
 		if s := f.example(); s != nil {
-			text := fmt.Sprintf("Every setting has three names: --%s is also %s in the environment and %s in the file of "+
-				"--config. Flags override variables, variables override the file. Sizes are written 64MiB or 500MB, rates "+
-				"100MiB/s or 800Mbit/s, durations 500ms, 30s or 2h.", s.flag(), s.env(), s.key)
+			text := fmt.Sprintf("Every setting has three names: --%s is also %s in the environment and %s in the file "+
+				"of --config. Flags override variables, variables override the file. Sizes are written 64MiB or "+
+				"500MB, rates 100MiB/s or 800Mbit/s, durations 500ms, 30s or 2h.", s.flag(), s.env(), s.key)
 			if f.reloads() {
 				text += " SIGHUP reloads the file and logs which changes need a restart. --print-config shows the " +
 					"settings in force."

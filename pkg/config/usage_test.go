@@ -17,8 +17,9 @@ import (
 func help(t *testing.T, p Program, width string) string {
 	t.Setenv("COLUMNS", width)
 	form := NewForm(p.Name, p.New())
-	cmd := &cobra.Command{Use: p.Name + " [flags]", Long: "What it is.", Version: "v1", Example: "  " + p.Name + " --help",
-		Run: func(*cobra.Command, []string) {}}
+	cmd := &cobra.Command{Use: p.Name + " [flags]", Long: "What it is.", Version: "v1",
+		Example: "  " + p.Name + " --help",
+		Run:     func(*cobra.Command, []string) {}}
 	form.Bind(cmd.Flags())
 	cmd.Flags().Bool("once", false, "end after one round")
 	form.Explain(cmd)
@@ -32,7 +33,8 @@ func help(t *testing.T, p Program, width string) string {
 
 func TestHelpWidth(t *testing.T) {
 	for _, p := range Programs() {
-		for width, most := range map[string]int{"80": 80, "100": 100, "": widthDefault, "10": widthMin, "1000": widthMax} {
+		for width, most := range map[string]int{"80": 80, "100": 100, "": widthDefault, "10": widthMin,
+			"1000": widthMax} {
 			text := help(t, p, width)
 			assert.Contains(t, text, "\nCommands:\n")
 			assert.Contains(t, text, "  status ")

@@ -53,8 +53,8 @@ func (p *Proxy) check(upstreams []Upstream) error {
 			"set proxy.tunnel to listed or none, or listen on 127.0.0.1", p.Listen)
 	}
 	if p.Tunnel == TunnelListed && slices.Contains(p.TunnelHosts, hostmatch.Any) {
-		return fmt.Errorf("proxy.tunnelHosts: %q matches every host; set proxy.tunnel to any for that, or list the hosts",
-			hostmatch.Any)
+		return fmt.Errorf("proxy.tunnelHosts: %q matches every host; set proxy.tunnel to any for that, or list the "+
+			"hosts", hostmatch.Any)
 	}
 	for _, h := range p.Hosts {
 		if !slices.ContainsFunc(upstreams, func(u Upstream) bool { return strings.EqualFold(u.Host, h) }) {
@@ -210,7 +210,8 @@ func (c *Cluster) finish() error {
 	}
 	if n := len(c.Secret.Reveal()); n > 0 && n < secretMin {
 		return fmt.Errorf(
-			"cluster.secret: %d characters can be guessed; use %d or more, for example of: openssl rand -hex 32", n, secretMin)
+			"cluster.secret: %d characters can be guessed; use %d or more, for example of: openssl rand -hex 32",
+			n, secretMin)
 	}
 	return nil
 }
@@ -254,13 +255,15 @@ func SecretFileMode(path string) (warning string, err error) {
 	}
 	switch {
 	case mode&0o002 != 0:
-		return "", fmt.Errorf("%s holds a secret, and every user of the machine may change it (mode %04o): chmod 600 %s",
+		return "", fmt.Errorf(
+			"%s holds a secret, and every user of the machine may change it (mode %04o): chmod 600 %s",
 			path, mode, path)
 	case mode&0o004 != 0:
 		return fmt.Sprintf("%s holds a secret, and every user of the machine may read it (mode %04o): "+
 			"chmod 600 %s, or for a Kubernetes secret set defaultMode: 0400", path, mode, path), nil
 	case mode&0o020 != 0:
-		return fmt.Sprintf("%s holds a secret, and its group may change it (mode %04o): chmod g-w %s", path, mode, path), nil
+		return fmt.Sprintf("%s holds a secret, and its group may change it (mode %04o): chmod g-w %s", path,
+			mode, path), nil
 	}
 	return "", nil
 }
@@ -289,8 +292,8 @@ func (c *Cluster) guard(key string, a *Address, port string) error {
 
 func loopbackOnly(key string, a Address) error {
 	if !a.Loopback() {
-		return fmt.Errorf("%s: %s can be reached from other machines, and this API has no authentication: use 127.0.0.1:%s "+
-			"or [::1]:%s", key, a, a.Port(), a.Port())
+		return fmt.Errorf("%s: %s can be reached from other machines, and this API has no authentication: use "+
+			"127.0.0.1:%s or [::1]:%s", key, a, a.Port(), a.Port())
 	}
 	return nil
 }
@@ -314,7 +317,8 @@ func (o *Origins) check() error {
 			problems = append(problems, fmt.Errorf("upstreams: entry %d: %w", i+1, err))
 		}
 		if seen[u.Host] {
-			problems = append(problems, fmt.Errorf("upstreams: %s is there twice; one entry can have several urls", u.Host))
+			problems = append(problems,
+				fmt.Errorf("upstreams: %s is there twice; one entry can have several urls", u.Host))
 		}
 		seen[u.Host] = true
 	}
@@ -357,8 +361,8 @@ func (u *Upstream) check() error {
 
 func (c *Cache) check() error {
 	if c.Quota != 0 && c.Quota < 64<<20 {
-		return fmt.Errorf("cache.quota: %s is too little for a layer; use 64MiB or more, or 0 for half of the free space",
-			c.Quota)
+		return fmt.Errorf("cache.quota: %s is too little for a layer; use 64MiB or more, or 0 for half of the free "+
+			"space", c.Quota)
 	}
 	if c.LowWater <= 0 || c.LowWater > c.HighWater || c.HighWater > 1 {
 		return fmt.Errorf("cache: lowWater %g and highWater %g must satisfy 0 < lowWater <= highWater <= 1",
@@ -387,8 +391,9 @@ func (l *Limits) check() error {
 		rate Rate
 	}{{"upload", l.Upload}, {"download", l.Download}, {"task", l.Task}, {"origin", l.Origin}} {
 		if limit.rate != 0 && limit.rate < rateMin {
-			problems = append(problems, fmt.Errorf("limits.%s: %s is so slow that other nodes give up; write at least %s, "+
-				"or unlimited", limit.key, limit.rate, Rate(rateMin)))
+			problems = append(problems,
+				fmt.Errorf("limits.%s: %s is so slow that other nodes give up; write at least %s, "+
+					"or unlimited", limit.key, limit.rate, Rate(rateMin)))
 		}
 	}
 	return errors.Join(problems...)

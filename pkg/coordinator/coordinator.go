@@ -294,7 +294,8 @@ func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.Announce
 		}
 		a.Metadata = c.metadataOf(e.Task)
 		other := r.Host.ID != c.cfg.Host.ID
-		if e.Event == api.Started && other && a.Metadata != nil && a.Metadata.Length <= int64(min(api.InlineMax, inline)) {
+		if e.Event == api.Started && other && a.Metadata != nil &&
+			a.Metadata.Length <= int64(min(api.InlineMax, inline)) {
 			a.Inline, a.Proof = c.readInline(e.Task, *a.Metadata)
 			inline -= len(a.Inline)
 		}

@@ -96,7 +96,8 @@ func (s shelf) Open(id task.ID) (piece.Replica, error) {
 func (s shelf) Inventory() (out []piece.Entry) {
 	for id, content := range s {
 		b := book{id: id, content: content}
-		out = append(out, piece.Entry{ID: id, Metadata: b.Metadata(), Have: b.Have().Count(), Complete: b.Have().Full()})
+		out = append(out, piece.Entry{ID: id, Metadata: b.Metadata(), Have: b.Have().Count(),
+			Complete: b.Have().Full()})
 	}
 	return out
 }
@@ -220,7 +221,9 @@ func TestStandbysAreNamed(t *testing.T) {
 // Observe is called for each announce.
 func TestObserve(t *testing.T) {
 	var told []api.AnnounceRequest
-	c := New(Config{Host: member("0"), Observe: func(r api.AnnounceRequest, _ time.Duration) { told = append(told, r) }})
+	c := New(Config{Host: member("0"), Observe: func(r api.AnnounceRequest, _ time.Duration) {
+		told = append(told, r)
+	}})
 	request := api.AnnounceRequest{Version: 1, Host: member("1"),
 		Entries: []api.Entry{{Task: taskID("a"), Event: api.Completed}}}
 	_, err := c.ServeAnnounce(t.Context(), request)
@@ -516,7 +519,8 @@ func TestSilentHosts(t *testing.T) {
 		assert.Empty(t, r.seeds())
 
 		time.Sleep(6500 * time.Millisecond)
-		assert.Equal(t, []string{"sha256:aaaaaaaaaaaa token"}, r.seeds(), "the only holder is gone and somebody starves")
+		assert.Equal(t, []string{"sha256:aaaaaaaaaaaa token"}, r.seeds(),
+			"the only holder is gone and somebody starves")
 		assert.Equal(t, 2, r.Stats().Hosts, "the owner and the one that starves")
 		assert.True(t, r.serve(t, member("1")).Resync)
 
@@ -588,7 +592,8 @@ func TestBadEntry(t *testing.T) {
 		"cannot have 1048577 pieces": {Task: taskID("a"), Event: api.Progress, Have: piece.CountMax + 1},
 		"65 silent neighbours":       {Task: taskID("a"), Event: api.Progress, Silent: make([]host.ID, 65)},
 		"the spec of another task":   foreign,
-		"cannot be -1 bytes long":    {Task: taskID("a"), Event: api.Started, Spec: &api.Spec{ID: taskID("a"), Length: -1}},
+		"cannot be -1 bytes long": {Task: taskID("a"), Event: api.Started,
+			Spec: &api.Spec{ID: taskID("a"), Length: -1}},
 		"0 headers and 65 media type": {Task: taskID("a"), Event: api.Started,
 			Spec: &api.Spec{ID: taskID("a"), Accept: make([]string, 65)}},
 	} {
@@ -648,7 +653,8 @@ func TestHandleAnnounceErrors(t *testing.T) {
 		{"POST", head + `}{}`, 400, "after top-level value"},
 		{"POST", head + `,"entries":{}}`, 400, "{ is no list"},
 		{"POST", head + `,"entries":[1]}`, 400, "element 0:"},
-		{"POST", head + `,"entries":[` + strings.Repeat("{},", api.EntriesMax) + `{}]}`, 400, "more than 4096 elements"},
+		{"POST", head + `,"entries":[` + strings.Repeat("{},", api.EntriesMax) + `{}]}`, 400,
+			"more than 4096 elements"},
 		{"POST", head + `,"entries":[{"silent":["` + strings.Repeat("x", entryMax) + `"]}]}`, 400,
 			"at most 262144 are taken"},
 		{"POST", strings.Repeat(" ", api.AnnounceMax+1), 413, "at most 16777216 are taken"},

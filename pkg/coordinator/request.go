@@ -40,7 +40,8 @@ func badRequest(format string, args ...any) error {
 // checkRequest refuses what no host sends.
 func checkRequest(r api.AnnounceRequest) error {
 	if r.Version < 1 || r.Version > api.Version+1 {
-		return badRequest("version %d of the control wire is not spoken here; this owner speaks %d", r.Version, api.Version)
+		return badRequest("version %d of the control wire is not spoken here; this owner speaks %d", r.Version,
+			api.Version)
 	}
 	if _, err := host.ParseID(string(r.Host.ID)); err != nil {
 		return badRequest("%v", err)
@@ -166,7 +167,8 @@ func (c *Coordinator) HandleAnnounce(w http.ResponseWriter, r *http.Request) {
 
 func (c *Coordinator) handle(w http.ResponseWriter, r *http.Request) (api.AnnounceResponse, error) {
 	if r.Method != http.MethodPost {
-		return api.AnnounceResponse{}, &RequestError{http.StatusMethodNotAllowed, "it comes by POST, not by " + r.Method}
+		return api.AnnounceResponse{}, &RequestError{http.StatusMethodNotAllowed,
+			"it comes by POST, not by " + r.Method}
 	}
 	if r.ContentLength > api.AnnounceMax {
 		reason := fmt.Sprintf("%d bytes, at most %d are taken", r.ContentLength, api.AnnounceMax)

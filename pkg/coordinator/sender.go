@@ -188,7 +188,8 @@ func (c *Coordinator) Offenders(now time.Time) []api.Offender {
 		out = append(out, e.Offender)
 	}
 	slices.SortFunc(out, func(a, b api.Offender) int {
-		return cmp.Or(b.Last.Compare(a.Last), strings.Compare(string(a.ID), string(b.ID)), strings.Compare(a.Addr, b.Addr))
+		return cmp.Or(b.Last.Compare(a.Last), strings.Compare(string(a.ID), string(b.ID)),
+			strings.Compare(a.Addr, b.Addr))
 	})
 	return out
 }
@@ -212,7 +213,8 @@ func (c *Coordinator) refused(h host.Host, from Sender, err error) {
 
 // crowded counts tasks that a bound kept out, and names the host with most tasks.
 func (c *Coordinator) crowded(a scheduler.Answer, source string) {
-	const text = "%d tasks were forgotten: this host, or all hosts at its address, announce more than the owner remembers"
+	const text = "%d tasks were forgotten: this host, or all hosts at its address, announce more than the owner " +
+		"remembers"
 	c.offended(a.Greedy, source, RefusedTasks, fmt.Sprintf(text, a.Forgotten))
 }
 

@@ -114,7 +114,8 @@ func TestCheckSender(t *testing.T) {
 	})
 	t.Run("nor with a certificate that it wrote for the host's ID", func(t *testing.T) {
 		_, err := identity.New(identity.Config{Secret: clusterSecret, HostID: victim.HostID()})
-		assert.ErrorIs(t, err, host.ErrInvalidID, "this program makes none; pkg/identity tests one that was made otherwise")
+		assert.ErrorIs(t, err, host.ErrInvalidID,
+			"this program makes none; pkg/identity tests one that was made otherwise")
 	})
 	t.Run("a host without a key has one life at a time", func(t *testing.T) {
 		old := host.NewID()

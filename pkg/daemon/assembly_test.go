@@ -90,7 +90,8 @@ func run(t *testing.T, program interface{ Run(context.Context) error }) (stop fu
 func settings(t *testing.T, r *registrytest.Registry, name string) config.Dfdaemon {
 	var cfg config.Dfdaemon
 	require.NoError(t, config.NewForm("dfdaemon", &cfg).Load([]string{
-		"DARTER_NODE_NAME=" + name, "DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), name), "DARTER_CACHE_QUOTA=1GiB",
+		"DARTER_NODE_NAME=" + name, "DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), name),
+		"DARTER_CACHE_QUOTA=1GiB",
 		"DARTER_MIRROR_LISTEN=127.0.0.1:0", "DARTER_API_LISTEN=127.0.0.1:0", "DARTER_PEER_LISTEN=127.0.0.1:0",
 		"DARTER_DRAIN_TIMEOUT=10s",
 	}))
@@ -230,7 +231,8 @@ func leadTo(t *testing.T, upstream config.Upstream, word secret.String,
 	more ...string) (s *supernode.Supernode, stop func()) {
 	var top config.Supernode
 	require.NoError(t, config.NewForm("supernode", &top).Load(append([]string{
-		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB", "DARTER_API_LISTEN=127.0.0.1:0",
+		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB",
+		"DARTER_API_LISTEN=127.0.0.1:0",
 		"DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_ADMIN_LISTEN=127.0.0.1:0", "DARTER_CLUSTER_SECRET=" + word.Reveal(),
 	}, more...)))
 	top.Upstreams = []config.Upstream{upstream}
@@ -353,7 +355,8 @@ func TestDrainLetsAPullFinish(t *testing.T) {
 	r.Shape(4e6, 0) // half a second for the layer
 	layer := p.Layers()[0]
 	stopped := make(chan struct{})
-	err := get(t.Context(), fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, layer.Digest,
+	err := get(t.Context(), fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository,
+		layer.Digest,
 		r.Host()), layer.Digest, layer.MediaType, func() {
 		go func() {
 			stop()

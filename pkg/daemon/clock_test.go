@@ -63,7 +63,8 @@ func newClocked(t *testing.T, layers ...int64) *clocked {
 	c.image = image(t, c.registry, layers...)
 	var top config.Supernode
 	require.NoError(t, config.NewForm("supernode", &top).Load([]string{
-		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB", "DARTER_API_LISTEN=127.0.0.1:0",
+		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB",
+		"DARTER_API_LISTEN=127.0.0.1:0",
 		"DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_ADMIN_LISTEN=127.0.0.1:0",
 		"DARTER_CLUSTER_SECRET=" + wordOfTheCluster.Reveal(),
 	}))

@@ -60,8 +60,9 @@ type Daemon struct {
 func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *Daemon, err error) {
 	d = &Daemon{cfg: cfg}
 	d.node, err = node.New(node.Config{
-		Role: node.Dfdaemon, Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise, Upload: cfg.Peer.Upload,
-		Rates: cfg.Limits, Cluster: cfg.Cluster, Asked: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
+		Role: node.Dfdaemon, Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise,
+		Upload: cfg.Peer.Upload,
+		Rates:  cfg.Limits, Cluster: cfg.Cluster, Asked: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
 		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Towards: cfg.Supernodes,
 		Secrets: secretFiles(cfg), Logger: logger,
 	}, options...)
@@ -202,7 +203,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	servers := append(mirrors, d.node.Server("local API", d.api, httpserver.RejectRebinding(local)))
 	if d.node.Asked != nil {
-		servers = append(servers, d.node.Server("member API", d.node.Asked, httpserver.RejectBrowsers(d.memberRoutes())))
+		servers = append(servers, d.node.Server("member API", d.node.Asked,
+			httpserver.RejectBrowsers(d.memberRoutes())))
 	}
 	if d.http != nil {
 		servers = append(servers, d.node.Server("proxy", d.httpListen, d.http),
@@ -230,8 +232,9 @@ func (d *Daemon) Reload(settings any) error {
 	if !ok {
 		return fmt.Errorf("reloading: %T are no settings of dfdaemon", settings)
 	}
-	if err := d.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins,
-		Files: cfg.Files.Files, Drain: cfg.Drain}); err != nil {
+	if err := d.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache,
+		Origins: cfg.Origins,
+		Files:   cfg.Files.Files, Drain: cfg.Drain}); err != nil {
 		return err
 	}
 	d.files.settings.Store(&cfg.Files)

@@ -142,7 +142,8 @@ func TestReadyReportsAFullDisk(t *testing.T) {
 // ask gets a blob through a mirror.
 func ask(t *testing.T, d *daemon.Daemon, r *registrytest.Registry, p registrytest.Pushed,
 	o registrytest.Object) (code int, body []byte) {
-	return getURL(t, fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository, o.Digest, r.Host()))
+	return getURL(t, fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", d.Addrs()["mirror"], p.Repository,
+		o.Digest, r.Host()))
 }
 
 // askByPath gets it as a client does that cannot go elsewhere for a blob.
@@ -220,7 +221,8 @@ func TestFileThatFillsTheDisk(t *testing.T) {
 func fetch(t *testing.T, d *daemon.Daemon, url string) error {
 	var s config.Dfget
 	require.NoError(t, config.NewForm("dfget", &s).Load(nil))
-	s.Daemon, s.Output, s.Netrc, s.Retries = config.Address(d.Addrs()["api"]), filepath.Join(t.TempDir(), "f"), "none", 0
+	s.Daemon, s.Output, s.Netrc, s.Retries = config.Address(d.Addrs()["api"]), filepath.Join(t.TempDir(), "f"),
+		"none", 0
 	return dfget.New(dfget.Config{URLs: []string{url}, Settings: s}).Run(t.Context())
 }
 

@@ -75,7 +75,8 @@ type files struct {
 
 func newFiles(n *node.Node, p *pulls) *files {
 	f := &files{
-		probe: n.Origins.Files.Examine, window: n.Origins.Files.Window, open: n.Engine.Open, direct: n.Engine.Passthrough,
+		probe: n.Origins.Files.Examine, window: n.Origins.Files.Window, open: n.Engine.Open,
+		direct:   n.Engine.Passthrough,
 		drop:     n.Engine.Drop,
 		replaced: n.Engine.Replaced, now: time.Now, key: []byte(n.Identity.NamesKey().Reveal()), pulls: p,
 	}
@@ -426,7 +427,8 @@ func (f *files) request(r *http.Request) (question, *api.FileError) {
 	u.Fragment = ""
 	if !hostmatch.Match(f.settings.Load().AllowHosts, u.Hostname()) {
 		return question{}, refuse(api.FileForbidden,
-			"files from %s are not allowed on this node; its operator can add the host to files.allowHosts", u.Hostname())
+			"files from %s are not allowed on this node; its operator can add the host to files.allowHosts",
+			u.Hostname())
 	}
 	spec := task.Spec{Kind: task.Plain, URL: u.String(), Digest: q.Get(api.FileDigest)}
 	if spec.Digest != "" {

@@ -235,7 +235,8 @@ func TestFilesMatrix(t *testing.T) {
 			require.NoError(t, config.NewForm("supernode", &top).Load([]string{
 				"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB",
 				"DARTER_API_LISTEN=127.0.0.1:0",
-				"DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_ADMIN_LISTEN=127.0.0.1:0", "DARTER_CLUSTER_SECRET=" + word.Reveal(),
+				"DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_ADMIN_LISTEN=127.0.0.1:0",
+				"DARTER_CLUSTER_SECRET=" + word.Reveal(),
 			}))
 			top.Files.AllowAddresses = []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}
 			var owners []config.Address
@@ -266,7 +267,8 @@ func TestFilesMatrix(t *testing.T) {
 						etag := m.get(t, addrs[turn%len(addrs)], i, a, from, version)
 						return etag, m.bodies(path) - before
 					}
-					for _, pair := range [][2]asker{{nobody, nobody}, {alice, bob}, {cookie, cake}, {signed, forged}, {german, german},
+					for _, pair := range [][2]asker{{nobody, nobody}, {alice, bob}, {cookie, cake}, {signed, forged},
+						{german, german},
 						{alice, alice}, {german, greek}, {nobody, nobody}} {
 						etag, _ := get(pair[0], 0, "")
 						_, more := get(pair[1], 0, "")

@@ -392,8 +392,11 @@ func TestFinalOriginErrors(t *testing.T) {
 
 func TestOriginErrorsAndRefusals(t *testing.T) {
 	f, srv, _ := front(t, true)
-	for status, want := range map[int]string{500: "level=WARN", 503: "level=WARN", 404: "level=INFO", 403: "level=INFO"} {
-		o := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
+	for status, want := range map[int]string{500: "level=WARN", 503: "level=WARN", 404: "level=INFO",
+		403: "level=INFO"} {
+		o := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(status)
+		}))
 		var mu sync.Mutex
 		var line bytes.Buffer
 		f.pulls.log = slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {

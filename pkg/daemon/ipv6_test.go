@@ -33,7 +33,8 @@ func TestPullOverIPv6(t *testing.T) {
 			r := registrytest.Start(t, registrytest.Config{})
 			p := image(t, r, 3e6, 50e3)
 			on := func(port string) string { return "[::1]:" + port }
-			more := []string{"DARTER_API_LISTEN=" + row.listen, "DARTER_PEER_LISTEN=" + row.peer, "DARTER_ADMIN_LISTEN=[::1]:0"}
+			more := []string{"DARTER_API_LISTEN=" + row.listen, "DARTER_PEER_LISTEN=" + row.peer,
+				"DARTER_ADMIN_LISTEN=[::1]:0"}
 			free := func() string {
 				l, err := net.Listen("tcp", "[::]:0")
 				require.NoError(t, err)
@@ -46,7 +47,8 @@ func TestPullOverIPv6(t *testing.T) {
 			if all {
 				// What is told to others must be known beforehand.
 				announce, pieces := free(), free()
-				more = []string{"DARTER_ADMIN_LISTEN=[::1]:0", "DARTER_API_LISTEN=:" + announce, "DARTER_PEER_LISTEN=:" + pieces,
+				more = []string{"DARTER_ADMIN_LISTEN=[::1]:0", "DARTER_API_LISTEN=:" + announce,
+					"DARTER_PEER_LISTEN=:" + pieces,
 					"DARTER_API_ADVERTISE=" + on(announce), "DARTER_PEER_ADVERTISE=" + on(pieces)}
 			}
 			s, _ := lead(t, r, word, more...)

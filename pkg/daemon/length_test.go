@@ -121,7 +121,8 @@ func TestManifestBoundsABlobWithoutLength(t *testing.T) {
 			var last string
 			for range 4 { // the first may have begun to send when the end proves wrong
 				res, b, err := client.do(http.MethodGet, "app/blobs/"+string(oci.DigestOf(r.layer)))
-				require.True(t, err == nil || res == nil || res.ContentLength == length, "no client is promised another length")
+				require.True(t, err == nil || res == nil || res.ContentLength == length,
+					"no client is promised another length")
 				if err == nil && res.StatusCode == http.StatusOK {
 					require.Equal(t, oci.DigestOf(r.layer), oci.DigestOf(b))
 					assert.Nil(t, c.words)
@@ -133,7 +134,8 @@ func TestManifestBoundsABlobWithoutLength(t *testing.T) {
 			for _, words := range c.words {
 				assert.Contains(t, last, words)
 			}
-			assert.Less(t, r.sent.Load(), r.gets.Load()*(length+16<<20), "no more is sent than is known and sockets hold")
+			assert.Less(t, r.sent.Load(), r.gets.Load()*(length+16<<20),
+				"no more is sent than is known and sockets hold")
 			assert.Less(t, onDisk(t, cfg.Node.DataDir), int64(2*length))
 		})
 	}
@@ -235,7 +237,8 @@ func TestEndlessResponsesAreBounded(t *testing.T) {
 			}
 		}, http.StatusForbidden, 4 * sockets},
 		"a refusal of tags": {"app/tags/list",
-			func(w http.ResponseWriter, q *http.Request) { endless(w, http.StatusNotFound) }, http.StatusNotFound, 4 * sockets},
+			func(w http.ResponseWriter, q *http.Request) { endless(w, http.StatusNotFound) }, http.StatusNotFound,
+			4 * sockets},
 		"a token": {"app/blobs/" + digest, token, http.StatusUnauthorized, 4 * sockets},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -244,10 +247,12 @@ func TestEndlessResponsesAreBounded(t *testing.T) {
 			t.Cleanup(s.Close)
 			cfg := settings(t, nil, "node")
 			host := strings.TrimPrefix(s.URL, "http://")
-			cfg.Upstreams = []config.Upstream{{Host: host, URLs: []string{s.URL}, PlainHTTP: true, AllowPrivateRealm: true}}
+			cfg.Upstreams = []config.Upstream{{Host: host, URLs: []string{s.URL}, PlainHTTP: true,
+				AllowPrivateRealm: true}}
 			d, _ := start(t, cfg)
 			// Without ?ns= the mirror asks for a token itself.
-			res, err := http.Get("http://" + d.Addrs()["mirror"] + "/v2/" + strings.Replace(host, ":", "_", 1) + "/" + c.path)
+			res, err := http.Get("http://" + d.Addrs()["mirror"] + "/v2/" + strings.Replace(host, ":", "_", 1) +
+				"/" + c.path)
 			require.NoError(t, err)
 			defer res.Body.Close()
 			n, _ := io.Copy(io.Discard, res.Body)

@@ -64,7 +64,8 @@ func TestOneLogLinePerPull(t *testing.T) {
 	p := image(t, r, 3e6, 2e6)
 	var top config.Supernode
 	require.NoError(t, config.NewForm("supernode", &top).Load([]string{
-		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB", "DARTER_API_LISTEN=127.0.0.1:0",
+		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB",
+		"DARTER_API_LISTEN=127.0.0.1:0",
 		"DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_ADMIN_LISTEN=127.0.0.1:0",
 	}))
 	top.Upstreams = []config.Upstream{{Host: r.Host(), URLs: []string{r.URL()}, PlainHTTP: true}}
@@ -108,12 +109,14 @@ func TestOneLogLinePerPull(t *testing.T) {
 		"total=", "slowest=", "slowestTook=")
 
 	bad := p.Layers()[1].Digest
-	r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Status: 500, Match: "GET " + p.Repository + "/blobs/" + bad})
+	r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Status: 500, Match: "GET " + p.Repository +
+		"/blobs/" + bad})
 	assert.GreaterOrEqual(t, get(follower, bad), 500)
 	assert.GreaterOrEqual(t, get(single, bad), 500)
 	one(&led, bad, "level=WARN", "result=failed", "error=", "total=", "slowest=")
 	one(&alone, bad, "level=WARN", "result=failed", "error=", "total=", "slowest=")
-	one(&lead, bad, "level=WARN", "download failed", "name="+r.Host()+"/"+p.Repository, "total=", `slowest="first piece"`)
+	one(&lead, bad, "level=WARN", "download failed", "name="+r.Host()+"/"+p.Repository,
+		"total=", `slowest="first piece"`)
 
 	// And the status tells what became of them.
 	name := r.Host() + "/" + p.Repository

@@ -152,7 +152,8 @@ func TestCrowdLooksUpOnce(t *testing.T) {
 			mirrors := make([]string, crowd)
 			var silences, late atomic.Int64
 			watch := func(line []byte) {
-				if bytes.Contains(line, []byte("owner does not answer")) || bytes.Contains(line, []byte("owner did not hear")) {
+				if bytes.Contains(line, []byte("owner does not answer")) ||
+					bytes.Contains(line, []byte("owner did not hear")) {
 					silences.Add(1)
 				}
 			}
@@ -167,16 +168,18 @@ func TestCrowdLooksUpOnce(t *testing.T) {
 				var g errgroup.Group
 				for _, mirror := range mirrors {
 					g.Go(func() error {
-						return (&runtime{mirror: mirror, ns: r.Host(), late: &late}).pull(p.Repository, "v1", c.user, c.password)
+						return (&runtime{mirror: mirror, ns: r.Host(), late: &late}).pull(p.Repository,
+							"v1", c.user, c.password)
 					})
 				}
 				require.NoError(t, g.Wait())
 			}
 			counts := r.Counts()
-			tag, manifest := counts.Objects[p.Repository+"/manifests/v1"], counts.Objects[p.Repository+"/manifests/"+p.Digest]
+			tag, manifest := counts.Objects[p.Repository+"/manifests/v1"],
+				counts.Objects[p.Repository+"/manifests/"+p.Digest]
 			most := 1 + int(silences.Load()+late.Load())
-			t.Logf("by tag %+v, by digest %+v, egress %d of %d, %d times an owner was silent, %d times an answer was late",
-				tag.Statuses, manifest.Statuses, counts.Egress, p.Bytes(), silences.Load(), late.Load())
+			t.Logf("by tag %+v, by digest %+v, egress %d of %d, %d times an owner was silent, %d times an answer was "+
+				"late", tag.Statuses, manifest.Statuses, counts.Egress, p.Bytes(), silences.Load(), late.Load())
 			var sent int64
 			for _, o := range p.Objects {
 				key := p.Repository + "/blobs/" + o.Digest
@@ -198,7 +201,8 @@ func TestCrowdLooksUpOnce(t *testing.T) {
 			if c.auth == registrytest.None {
 				assert.Less(t, yes, most, "what anybody may have is asked once")
 			} else {
-				assert.GreaterOrEqual(t, yes+resolutions, 2*crowd, "one HEAD for each token, by digest or to resolve the tag")
+				assert.GreaterOrEqual(t, yes+resolutions, 2*crowd,
+					"one HEAD for each token, by digest or to resolve the tag")
 				assert.LessOrEqual(t, yes+resolutions, 2*crowd+most-1, "and no more")
 			}
 		})
@@ -265,12 +269,14 @@ func TestCrowdWithoutSupernodeLooksUpOnce(t *testing.T) {
 			var g errgroup.Group
 			for _, d := range daemons {
 				g.Go(func() error {
-					return (&runtime{mirror: d.Addrs()["mirror"], ns: r.Host(), late: &late}).pull(p.Repository, "v1", "alice", "a")
+					return (&runtime{mirror: d.Addrs()["mirror"], ns: r.Host(), late: &late}).pull(p.Repository, "v1",
+						"alice", "a")
 				})
 			}
 			require.NoError(t, g.Wait())
 			counts, most := r.Counts(), 1+int(silences.Load()+late.Load())
-			t.Logf("egress %d of %d, %d times an owner was silent, %d times an answer was late", counts.Egress, p.Bytes(),
+			t.Logf("egress %d of %d, %d times an owner was silent, %d times an answer was late",
+				counts.Egress, p.Bytes(),
 				silences.Load(), late.Load())
 			for _, o := range p.Objects {
 				key := p.Repository + "/blobs/" + o.Digest
@@ -316,7 +322,8 @@ func TestNodesThatDisagreeOnTheOwner(t *testing.T) {
 		var g errgroup.Group
 		for _, d := range daemons[:pulling] {
 			g.Go(func() error {
-				return (&runtime{mirror: d.Addrs()["mirror"], ns: r.Host()}).pull(p.Repository, fmt.Sprint("v", pulling), "", "")
+				return (&runtime{mirror: d.Addrs()["mirror"], ns: r.Host()}).pull(p.Repository,
+					fmt.Sprint("v", pulling), "", "")
 			})
 		}
 		require.NoError(t, g.Wait(), "%d of %d pull", pulling, len(daemons))
@@ -372,11 +379,13 @@ func TestRefusalIsOfOneRegistry(t *testing.T) {
 			first.Go(func() error {
 				// It may come later than the other's content, and get that.
 				if err := get(t.Context(), at(evil), digest, oci.MediaTypeBlob, nil); err != nil {
-					assert.ErrorContains(t, err, fmt.Sprint(": ", map[bool]int{true: 503, false: status}[status == 429]))
+					assert.ErrorContains(t, err,
+						fmt.Sprint(": ", map[bool]int{true: 503, false: status}[status == 429]))
 				}
 				return nil
 			})
-			require.Eventually(t, func() bool { return evil.Counts().Object(digest).GETs > 0 }, time.Minute, time.Millisecond)
+			require.Eventually(t, func() bool { return evil.Counts().Object(digest).GETs > 0 }, time.Minute,
+				time.Millisecond)
 			require.NoError(t, get(t.Context(), at(good), digest, oci.MediaTypeBlob, nil))
 			require.NoError(t, first.Wait())
 		})
@@ -462,5 +471,6 @@ func TestListenerPerRegistry(t *testing.T) {
 		oci.MediaTypeManifest, nil))
 	require.ErrorContains(t, get(t.Context(), "http://"+d.Addrs()["mirror"]+path, p.Digest, oci.MediaTypeManifest, nil),
 		"403", "docker.io is not listed")
-	require.NoError(t, get(t.Context(), "http://"+d.Addrs()["mirror"]+"/v2/", string(oci.DigestOf([]byte("{}"))), "", nil))
+	require.NoError(t, get(t.Context(), "http://"+d.Addrs()["mirror"]+"/v2/", string(oci.DigestOf([]byte("{}"))),
+		"", nil))
 }

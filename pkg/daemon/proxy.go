@@ -78,6 +78,6 @@ func (d *Daemon) tunnelledPort(host string, port uint16, secure bool) error {
 		slices.Contains(d.through.Load().TunnelPorts, config.Port(port)) || d.node.Origins.Registries.At(host, port) {
 		return nil
 	}
-	return fmt.Errorf("this proxy does not lead to port %d of %s; its operator can list the port with proxy.tunnelPorts",
-		port, host)
+	return fmt.Errorf(
+		"this proxy does not lead to port %d of %s; its operator can list the port with proxy.tunnelPorts", port, host)
 }

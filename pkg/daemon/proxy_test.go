@@ -45,7 +45,8 @@ func withProxy(t *testing.T, cfg config.Dfdaemon, r *registrytest.Registry) conf
 	host := strings.Split(r.Host(), ":")[0]
 	cert, key, err := httpproxy.NewAuthority([]string{host}, time.Now())
 	require.NoError(t, err)
-	cfg.Proxy = config.Proxy{Listen: "127.0.0.1:0", CA: filepath.Join(dir, "ca.crt"), CAKey: filepath.Join(dir, "ca.key"),
+	cfg.Proxy = config.Proxy{Listen: "127.0.0.1:0", CA: filepath.Join(dir, "ca.crt"),
+		CAKey:  filepath.Join(dir, "ca.key"),
 		Tunnel: config.TunnelNone}
 	require.NoError(t, httpproxy.WriteAuthority(cfg.Proxy.CA, cfg.Proxy.CAKey, cert, key))
 	up := config.Upstream{Host: r.Host(), PlainHTTP: strings.HasPrefix(r.URL(), "http://")}
@@ -68,7 +69,8 @@ func TestProxyPullsAndPushesPrivateImages(t *testing.T) {
 	tr := throughProxy(t, d.Addrs()["proxy"], cfg.Proxy.CA)
 	ref, err := name.ParseReference(r.Host() + "/" + p.Repository + ":v1")
 	require.NoError(t, err)
-	options := []remote.Option{remote.WithTransport(tr), remote.WithAuth(&authn.Basic{Username: "ann", Password: "right"}),
+	options := []remote.Option{remote.WithTransport(tr),
+		remote.WithAuth(&authn.Basic{Username: "ann", Password: "right"}),
 		remote.WithContext(t.Context())}
 
 	_, err = remote.Image(ref, remote.WithTransport(tr), remote.WithContext(t.Context()))
@@ -101,7 +103,8 @@ func TestProxyMirrorsPlainHTTP(t *testing.T) {
 	cfg := settings(t, r, "one")
 	cfg.Proxy = config.Proxy{Listen: "127.0.0.1:0", Tunnel: config.TunnelListed, TunnelHosts: []string{"*.example.com"}}
 	d, _ := start(t, cfg)
-	c := &http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: d.Addrs()["proxy"]})}}
+	c := &http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http",
+		Host: d.Addrs()["proxy"]})}}
 	defer c.CloseIdleConnections()
 	for range 2 {
 		for _, o := range p.Layers() {

@@ -43,7 +43,8 @@ func (p *pulls) mirrored(x registryproxy.Pull) {
 		return
 	}
 	out := telemetry.Pull{
-		Task: x.Task, Kind: kind, Name: x.Upstream + "/" + x.Repository, FirstByte: x.FirstByte, Total: x.Total, Err: x.Err,
+		Task: x.Task, Kind: kind, Name: x.Upstream + "/" + x.Repository, FirstByte: x.FirstByte,
+		Total: x.Total, Err: x.Err,
 		Stages: stages(x),
 	}
 	if out.Task == "" {

@@ -79,7 +79,8 @@ func TestNoSecretIsShownAnywhere(t *testing.T) {
 		case "hang up":
 			panic(http.ErrAbortHandler)
 		case "redirect":
-			http.Redirect(w, r, "http://127.0.0.1:1/elsewhere?X-Amz-Signature="+wordRedirect, http.StatusTemporaryRedirect)
+			http.Redirect(w, r, "http://127.0.0.1:1/elsewhere?X-Amz-Signature="+wordRedirect,
+				http.StatusTemporaryRedirect)
 		case "break off":
 			w.Header().Set("ETag", `"v2"`)
 			w.Header().Set("Content-Length", fmt.Sprint(len(content)))

@@ -26,7 +26,8 @@ func hungRegistry(t *testing.T, manifest []byte, in chan string) *httptest.Serve
 	over := make(chan struct{})
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.Contains(r.URL.Path, "/mute/") || strings.HasPrefix(r.URL.Path, "/file") ||
-			r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") || strings.Contains(r.URL.Path, "/tags/") {
+			r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") ||
+			strings.Contains(r.URL.Path, "/tags/") {
 			in <- r.Method + " " + r.URL.Path
 			select {
 			case <-over:
@@ -83,7 +84,8 @@ func TestWaitingClientGetsNo200AtStop(t *testing.T) {
 		{plain, http.MethodGet, mirror + "/v2/mute/manifests/" + digest(5) + "?ns=" + u.Host, ""},
 		{plain, http.MethodGet, mirror + "/v2/app/tags/list?ns=" + u.Host, ""},
 		{plain, http.MethodGet, mirror + "/v2/mute/referrers/" + digest(6) + "?ns=" + u.Host, ""},
-		{plain, http.MethodGet, local + api.PathFiles + "?" + api.FileURL + "=" + url.QueryEscape(origin.URL+"/file"), ""},
+		{plain, http.MethodGet, local + api.PathFiles + "?" + api.FileURL + "=" + url.QueryEscape(origin.URL+"/file"),
+			""},
 		{proxied, http.MethodGet, origin.URL + "/v2/app/blobs/" + digest(7), ""},
 		{proxied, http.MethodPost, origin.URL + "/v2/mute/blobs/uploads/", ""},
 	}

@@ -146,7 +146,8 @@ func get(ctx context.Context, t *testing.T, f *fake, dir string,
 			change(s)
 		}
 	})
-	err = dfget.New(dfget.Config{URLs: []string{fileURL}, Settings: s, Stderr: &out, Backoff: time.Millisecond}).Run(ctx)
+	err = dfget.New(dfget.Config{URLs: []string{fileURL}, Settings: s, Stderr: &out,
+		Backoff: time.Millisecond}).Run(ctx)
 	return out.String(), err
 }
 

@@ -200,7 +200,9 @@ func TestOrigins(t *testing.T) {
 					}))
 					defer s.Close()
 					dir := t.TempDir()
-					require.NoError(t, fetch(s.URL+"/f", filepath.Join(dir, "f"), func(c *config.Dfget) { c.Digest = sum }))
+					require.NoError(t, fetch(s.URL+"/f", filepath.Join(dir, "f"), func(c *config.Dfget) {
+						c.Digest = sum
+					}))
 					holds(t, dir, map[string][]byte{"f": content})
 					assert.Zero(t, h.count(func(r *http.Request) bool {
 						return r.Header.Get("Accept-Encoding") != "identity"
@@ -276,7 +278,8 @@ func TestRedirectCredentials(t *testing.T) {
 		require.NoError(t, err)
 		front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			home.add(r)
-			if user, password, _ := r.BasicAuth(); user != "nina" || password != "n1" || r.Header.Get("X-Token") != "t1" {
+			if user, password, _ := r.BasicAuth(); user != "nina" || password != "n1" ||
+				r.Header.Get("X-Token") != "t1" {
 				http.Error(w, "no", http.StatusUnauthorized)
 				return
 			}

@@ -87,7 +87,8 @@ const word secret.String = "a secret that is long enough for a cluster"
 func startSupernode(t *testing.T) (s *supernode.Supernode, end func()) {
 	var top config.Supernode
 	require.NoError(t, config.NewForm("supernode", &top).Load([]string{
-		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB", "DARTER_API_LISTEN=127.0.0.1:0",
+		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB",
+		"DARTER_API_LISTEN=127.0.0.1:0",
 		"DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_ADMIN_LISTEN=127.0.0.1:0", "DARTER_CLUSTER_SECRET=" + word.Reveal(),
 	}))
 	top.Files.AllowAddresses = []config.Network{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}

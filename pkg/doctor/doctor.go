@@ -154,9 +154,10 @@ func (x *exam) daemon(context.Context) []Finding {
 			fmt.Sprintf("has version %s, this program has %s", s.Version, version.Current()), "restart dfdaemon"})
 	}
 	if p := s.Pulls; p != nil && p.Failure != nil {
-		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("%d of %d pulls failed since its start, the last at %s: %s: %s",
-			p.Failed, p.OK+p.Refused+p.Failed+p.Canceled, p.Failure.At.Local().Format(time.DateTime), p.Failure.Name,
-			p.Failure.Error), "read its log, which has a line for each"})
+		out = append(out, Finding{Warn, "daemon",
+			fmt.Sprintf("%d of %d pulls failed since its start, the last at %s: %s: %s", p.Failed,
+				p.OK+p.Refused+p.Failed+p.Canceled, p.Failure.At.Local().Format(time.DateTime), p.Failure.Name,
+				p.Failure.Error), "read its log, which has a line for each"})
 	}
 	for _, o := range s.Owners {
 		if skew := time.Duration(o.Skew * float64(time.Second)).Abs(); skew >= identity.ClockNotice {
@@ -168,7 +169,8 @@ func (x *exam) daemon(context.Context) []Finding {
 		}
 	}
 	for _, u := range s.PurgeFailures {
-		out = append(out, Finding{Fail, "daemon", fmt.Sprintf("cannot delete the purged task %s: %s", u.Task.Short(), u.Why),
+		out = append(out, Finding{Fail, "daemon", fmt.Sprintf("cannot delete the purged task %s: %s",
+			u.Task.Short(), u.Why),
 			"repair the disk of node.dataDir; the daemon tries again"})
 	}
 	if s.BadPieces > 0 {

@@ -93,8 +93,9 @@ func supernodeOf(t *testing.T, cluster string) config.Address {
 func examine(t *testing.T, cfg config.Dfdaemon, change ...func(*doctor.Config)) []doctor.Finding {
 	x := doctor.Config{
 		Settings: cfg,
-		Mirror:   clientconf.Mirror{Addr: string(cfg.Mirror.Listen), Upstreams: []clientconf.Upstream{{Host: "quay.io"}}},
-		Files:    clientconf.Files{Root: t.TempDir()}, Installed: func(string) bool { return false },
+		Mirror: clientconf.Mirror{Addr: string(cfg.Mirror.Listen),
+			Upstreams: []clientconf.Upstream{{Host: "quay.io"}}},
+		Files: clientconf.Files{Root: t.TempDir()}, Installed: func(string) bool { return false },
 	}
 	for _, c := range change {
 		c(&x)
@@ -166,7 +167,8 @@ func TestMirrorListeners(t *testing.T) {
 	run(t, d)
 	cfg.API.Listen, cfg.Mirror.Listen = config.Address(d.Addrs()["api"]), config.Address(d.Addrs()["mirror"])
 	cfg.Mirror.Listeners = []config.MirrorListener{
-		{Listen: config.Address(d.Addrs()["mirror of quay.io"]), Upstream: "quay.io"}, {Listen: free(t), Upstream: "ghcr.io"}}
+		{Listen: config.Address(d.Addrs()["mirror of quay.io"]), Upstream: "quay.io"},
+		{Listen: free(t), Upstream: "ghcr.io"}}
 	found := examine(t, cfg)
 	assert.Equal(t, doctor.OK, of(t, found, "mirror").Level)
 	assert.Equal(t, doctor.OK, of(t, found, "mirror of quay.io").Level)
@@ -198,8 +200,10 @@ func TestProxy(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := settings(t)
-			cfg.Upstreams = []config.Upstream{{Host: "docker.io"}, {Host: "quay.io"}, {Host: "plain.test", PlainHTTP: true}}
-			cfg.Proxy = config.Proxy{Listen: "127.0.0.1:0", CA: c.ca, CAKey: c.key, Hosts: c.hosts, Tunnel: config.TunnelNone}
+			cfg.Upstreams = []config.Upstream{{Host: "docker.io"}, {Host: "quay.io"},
+				{Host: "plain.test", PlainHTTP: true}}
+			cfg.Proxy = config.Proxy{Listen: "127.0.0.1:0", CA: c.ca, CAKey: c.key, Hosts: c.hosts,
+				Tunnel: config.TunnelNone}
 			running := cfg
 			if _, err := httpproxy.LoadAuthority(c.ca, c.key); err != nil {
 				running.Proxy.CA, running.Proxy.CAKey = "", "" // it began before the files were changed
@@ -254,7 +258,8 @@ func expired(t *testing.T) (addr, ca string) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(-24 * time.Hour),
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-48 * time.Hour),
+		NotAfter:    time.Now().Add(-24 * time.Hour),
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -269,7 +274,8 @@ func expired(t *testing.T) (addr, ca string) {
 
 func TestRunningDaemonSettings(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		assert.NoError(t, json.NewEncoder(w).Encode(api.Status{Program: "dfdaemon", Version: version.Current(), Ready: true,
+		assert.NoError(t, json.NewEncoder(w).Encode(api.Status{Program: "dfdaemon", Version: version.Current(),
+			Ready:  true,
 			Owners: []api.OwnerStatus{{Addr: "10.0.0.1:65000", Alive: true}, {Addr: "10.0.0.9:65002", Standby: true}},
 			Pulls: &api.Outcomes{OK: 5, Failed: 2, Failure: &api.Failed{At: time.Now(), Name: "quay.io/a/b",
 				Error: "no route to host"}},
@@ -330,19 +336,23 @@ func TestUnreachableRegistries(t *testing.T) {
 			"no such name|the name server does not respond"},
 		"a login, and none given": {config.Upstream{Host: basic.Host(), PlainHTTP: true}, doctor.OK,
 			"requires a login: clients send their own"},
-		"the right password": {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann", PasswordFile: right},
+		"the right password": {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann",
+			PasswordFile: right},
 			doctor.OK, `accepts the login of "ann"`},
-		"the wrong password": {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann", PasswordFile: wrong},
+		"the wrong password": {config.Upstream{Host: basic.Host(), PlainHTTP: true, Username: "ann",
+			PasswordFile: wrong},
 			doctor.Fail, `rejects the login of "ann"`},
 		"the right token": {config.Upstream{Host: bearer.Host(), PlainHTTP: true, Username: "ann", PasswordFile: right},
 			doctor.OK, `accepts the login of "ann"`},
-		"no token": {config.Upstream{Host: bearer.Host(), PlainHTTP: true, Username: "ann", PasswordFile: wrong}, doctor.Fail,
+		"no token": {config.Upstream{Host: bearer.Host(), PlainHTTP: true, Username: "ann", PasswordFile: wrong},
+			doctor.Fail,
 			`rejects the login of "ann"`},
 		"a docker login": {config.Upstream{Host: bearer.Host(), PlainHTTP: true,
 			DockerConfig: dockerConfig(t, bearer.Host(), "right")}, doctor.OK, "accepts the node's login"},
 		"a wrong docker login": {config.Upstream{Host: bearer.Host(), PlainHTTP: true,
 			DockerConfig: dockerConfig(t, bearer.Host(), "wrong")}, doctor.Fail, "rejects the node's login"},
-		"an error": {config.Upstream{Host: sick.Listener.Addr().String(), PlainHTTP: true}, doctor.Warn, "responds with 500"},
+		"an error": {config.Upstream{Host: sick.Listener.Addr().String(), PlainHTTP: true}, doctor.Warn,
+			"responds with 500"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := settings(t)
@@ -373,7 +383,8 @@ func TestDefaultUpstreams(t *testing.T) {
 	assert.Equal(t, doctor.Warn, of(t, examine(t, cfg, standard), "upstream "+gone.Host).Level)
 	assert.Equal(t, doctor.Fail, of(t, examine(t, cfg), "upstream "+gone.Host).Level)
 	cfg.Upstreams = []config.Upstream{gone}
-	assert.Equal(t, doctor.Fail, of(t, examine(t, cfg, standard), "upstream "+gone.Host).Level, "none at all is reached")
+	assert.Equal(t, doctor.Fail, of(t, examine(t, cfg, standard), "upstream "+gone.Host).Level,
+		"none at all is reached")
 }
 
 func TestSupernodes(t *testing.T) {
@@ -397,7 +408,8 @@ func TestSupernodes(t *testing.T) {
 		"gone":                    {"", free(t), doctor.Fail, "refuses connections"},
 		"a dfdaemon that leads":   {secretOne, own.Peer.Listen, doctor.OK, "belongs to this cluster"},
 		"a dfdaemon's own API":    {"", own.API.Listen, doctor.Fail, "not a supernode"},
-		"no supernode":            {"", config.Address(stranger.Listener.Addr().String()), doctor.Fail, "not a supernode"},
+		"no supernode": {"", config.Address(stranger.Listener.Addr().String()), doctor.Fail,
+			"not a supernode"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := settings(t)
@@ -474,7 +486,8 @@ func TestClients(t *testing.T) {
 	skopeo := func(x *doctor.Config) { x.Installed = func(program string) bool { return program == "skopeo" } }
 	assert.Equal(t, doctor.OK, of(t, examine(t, cfg, skopeo, func(x *doctor.Config) { x.Files = files }),
 		"client podman").Level, "they read the same files")
-	require.NoError(t, os.WriteFile(filepath.Join(files.Root, "/etc/containerd/config.toml"), []byte("not TOML"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(files.Root, "/etc/containerd/config.toml"),
+		[]byte("not TOML"), 0o600))
 	f := of(t, examine(t, cfg, all, func(x *doctor.Config) { x.Files = files }), "client containerd")
 	assert.Contains(t, f.Found, "cannot be configured for the mirror")
 	assert.Equal(t, "clients", of(t, examine(t, cfg), "clients").Check, "no client at all is worth a word")

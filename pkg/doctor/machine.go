@@ -48,7 +48,8 @@ func (x *exam) clients(ctx context.Context) (out []Finding) {
 		}
 		if len(plan.Changes) == 0 {
 			if found, do := x.unread(ctx, c); found != "" {
-				out = append(out, Finding{Warn, name, "is configured for the mirror at " + x.Mirror.Addr + ", but " + found, do})
+				out = append(out, Finding{Warn, name, "is configured for the mirror at " + x.Mirror.Addr +
+					", but " + found, do})
 				continue
 			}
 			out = append(out, Finding{OK, name, "uses the mirror at " + x.Mirror.Addr + what, ""})
@@ -61,11 +62,13 @@ func (x *exam) clients(ctx context.Context) (out []Finding) {
 		if more := len(files) - 3; more > 0 {
 			files = append(files[:3], fmt.Sprintf("%d more", more))
 		}
-		out = append(out, Finding{Warn, name, "does not use the mirror at " + x.Mirror.Addr + " for every registry: see " +
+		out = append(out, Finding{Warn, name, "does not use the mirror at " + x.Mirror.Addr +
+			" for every registry: see " +
 			strings.Join(files, ", "), "run: dfdaemon configure " + string(c) + " (--dry-run shows the changes)"})
 	}
 	if len(out) == 0 {
-		out = []Finding{{Warn, "clients", "found none of containerd, dockerd, podman, buildah, skopeo, crio and buildkitd",
+		out = []Finding{{Warn, "clients",
+			"found none of containerd, dockerd, podman, buildah, skopeo, crio and buildkitd",
 			"docs/clients.md describes other clients"}}
 	}
 	return out
@@ -154,8 +157,8 @@ func (x *exam) limits(context.Context) []Finding {
 		most = r.Max
 	}
 	if most < noFileMin {
-		return []Finding{{Warn, "limits", fmt.Sprintf("%d open files at most in %s; a busy node may need %d", most, whose,
-			noFileMin), "set LimitNOFILE=65536 in dfdaemon's unit, or raise ulimit -Hn before its start"}}
+		return []Finding{{Warn, "limits", fmt.Sprintf("%d open files at most in %s; a busy node may need %d",
+			most, whose, noFileMin), "set LimitNOFILE=65536 in dfdaemon's unit, or raise ulimit -Hn before its start"}}
 	}
 	return []Finding{{OK, "limits", fmt.Sprintf("%d open files at most in %s", most, whose), ""}}
 }

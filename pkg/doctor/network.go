@@ -158,7 +158,8 @@ func (x *exam) ports() []Finding {
 		if ip := net.ParseIP(name); ip != nil && ip.IsLoopback() && x.remote() {
 			return []Finding{{Fail, "ports",
 				"other nodes are sent to " + s.Host.Addr + " for pieces, which is their own machine",
-				"set a cluster secret (dfdaemon then listens for pieces on all addresses), or peer.listen and peer.advertise"}}
+				"set a cluster secret (dfdaemon then listens for pieces on all addresses), or peer.listen and " +
+					"peer.advertise"}}
 		}
 		return []Finding{{OK, "ports",
 			fmt.Sprintf("mirror %s, api %s, pieces %s", s.Listen["mirror"], s.Listen["api"], s.Host.Addr), ""}}
@@ -246,7 +247,8 @@ func (x *exam) upstream(ctx context.Context, client *registry.Client, u config.U
 		case res.StatusCode == http.StatusOK:
 			return Finding{OK, name, "responds", ""}
 		case res.StatusCode == http.StatusUnauthorized:
-			return Finding{OK, name, "responds and requires a login: clients send their own, or none for public images", ""}
+			return Finding{OK, name, "responds and requires a login: clients send their own, or none for public images",
+				""}
 		}
 		return Finding{Warn, name, "responds with " + res.Status, "check that registry"}
 	}
@@ -295,7 +297,8 @@ func explain(err error) (what, do string) {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "refuses connections", "check that it runs and that this is its port"
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
-		return "no route to it", "check the network and the firewall; if it needs an HTTP proxy, set proxy of the upstream"
+		return "no route to it", "check the network and the firewall; if it needs an HTTP proxy, set proxy of the " +
+			"upstream"
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
 		errors.As(err, &timedOut) && timedOut.Timeout():
 		return "does not respond in time",
@@ -317,7 +320,8 @@ func (x *exam) supernodes(ctx context.Context) []Finding {
 		}
 		if len(known) > 0 {
 			return []Finding{{Warn, "supernodes", "none is in these settings, but the running daemon knows " +
-				strings.Join(known, ", "), "pass the daemon's settings: --config or " + config.EnvFile + ", or its flags"}}
+				strings.Join(known, ", "), "pass the daemon's settings: --config or " + config.EnvFile +
+				", or its flags"}}
 		}
 	}
 	if len(x.Settings.Supernodes) == 0 {
@@ -404,10 +408,12 @@ func askSupernode(ctx context.Context, id *identity.Identity, at config.Address)
 	if date, err := http.ParseTime(header.Get("Date")); err == nil {
 		if skew := date.Sub(before).Abs(); skew > identity.ClockSkew {
 			out = append(out, Finding{Fail, name, fmt.Sprintf("its clock and this machine's differ by %s",
-				skew.Round(time.Second)), "set the clocks (NTP): members whose clocks differ by a day reject each other"})
+				skew.Round(time.Second)),
+				"set the clocks (NTP): members whose clocks differ by a day reject each other"})
 		} else if skew > time.Minute {
 			out = append(out, Finding{Warn, name,
-				fmt.Sprintf("its clock and this machine's differ by %s", skew.Round(time.Second)), "set the clocks (NTP)"})
+				fmt.Sprintf("its clock and this machine's differ by %s", skew.Round(time.Second)),
+				"set the clocks (NTP)"})
 		}
 	}
 	return out

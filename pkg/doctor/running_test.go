@@ -81,7 +81,8 @@ func TestClientWithOldFiles(t *testing.T) {
 	p.run("containerd", files.Root, time.Minute)
 	f := look(p, "client containerd")
 	assert.Equal(t, doctor.Warn, f.Level)
-	assert.Contains(t, f.Found, fmt.Sprintf("process %d started before /etc/containerd/config.toml was changed", p.next))
+	assert.Contains(t, f.Found, fmt.Sprintf("process %d started before /etc/containerd/config.toml was changed",
+		p.next))
 	assert.Equal(t, "run: systemctl restart containerd", f.Do)
 }
 
@@ -101,7 +102,8 @@ func TestDockerWithOldFiles(t *testing.T) {
 	s := &httptest.Server{Listener: l,
 		Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			assert.Equal(t, "/info", r.URL.Path)
-			assert.NoError(t, json.NewEncoder(w).Encode(map[string]any{"RegistryConfig": map[string]any{"Mirrors": asks}}))
+			assert.NoError(t, json.NewEncoder(w).Encode(map[string]any{
+				"RegistryConfig": map[string]any{"Mirrors": asks}}))
 		})}}
 	s.Start()
 	defer s.Close()

@@ -58,7 +58,8 @@ func newAuthority(pair tls.Certificate, now func() time.Time) (*Authority, error
 		return nil, errors.New("the proxy's authority has a key that cannot sign: make one with \"dfdaemon proxy-ca\"")
 	case !c.IsCA || c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0:
 		return nil,
-			errors.New("the proxy's authority is a certificate that may not issue others: make one with \"dfdaemon proxy-ca\"")
+			errors.New("the proxy's authority is a certificate that may not issue others: make one with \"dfdaemon " +
+				"proxy-ca\"")
 	case now().After(c.NotAfter):
 		return nil, fmt.Errorf("the proxy's authority ended on %s: make a new one with \"dfdaemon proxy-ca\"",
 			c.NotAfter.Format(time.DateOnly))
@@ -67,7 +68,8 @@ func newAuthority(pair tls.Certificate, now func() time.Time) (*Authority, error
 	if err != nil {
 		return nil, fmt.Errorf("making the key of the proxy's certificates: %w", err)
 	}
-	return &Authority{certificate: c, key: signer, leafKey: leafKey, now: now, leaves: map[string]*tls.Certificate{}}, nil
+	return &Authority{certificate: c, key: signer, leafKey: leafKey, now: now, leaves: map[string]*tls.Certificate{}},
+		nil
 }
 
 // Until is when the authority ends.
@@ -152,7 +154,8 @@ func NewAuthority(hosts []string, now time.Time) (certPEM, keyPEM []byte, err er
 			if v4 := ip.To4(); v4 != nil {
 				ip, bits = v4, 32
 			}
-			template.PermittedIPRanges = append(template.PermittedIPRanges, &net.IPNet{IP: ip, Mask: net.CIDRMask(bits, bits)})
+			template.PermittedIPRanges = append(template.PermittedIPRanges,
+				&net.IPNet{IP: ip, Mask: net.CIDRMask(bits, bits)})
 			continue
 		}
 		template.PermittedDNSDomains = append(template.PermittedDNSDomains, h)

@@ -81,7 +81,8 @@ func New(cfg Config) *Proxy {
 	}
 	if cfg.Allow == nil {
 		cfg.Allow = func(host string) error {
-			return fmt.Errorf("this proxy connects only to the registries that it mirrors, and %s is none of them", host)
+			return fmt.Errorf("this proxy connects only to the registries that it mirrors, and %s is none of them",
+				host)
 		}
 	}
 	if cfg.AllowPort == nil {
@@ -122,7 +123,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		p.plain.ServeHTTP(w, r)
 	default:
-		http.Error(w, "this is an HTTP proxy: set it as HTTP_PROXY and HTTPS_PROXY of the client", http.StatusBadRequest)
+		http.Error(w, "this is an HTTP proxy: set it as HTTP_PROXY and HTTPS_PROXY of the client",
+			http.StatusBadRequest)
 	}
 }
 
@@ -208,7 +210,8 @@ func rewriteLocation(res *http.Response) error {
 		return nil
 	}
 	at.Scheme, at.Host = to.from.Scheme, to.from.Host
-	if inner := "/v2/" + strings.Trim(to.base.Path, "/") + "/"; to.base.Path != "" && strings.HasPrefix(at.Path, inner) {
+	if inner := "/v2/" + strings.Trim(to.base.Path, "/") + "/"; to.base.Path != "" &&
+		strings.HasPrefix(at.Path, inner) {
 		at.Path, at.RawPath = "/v2/"+strings.TrimPrefix(at.Path, inner), ""
 	}
 	res.Header.Set("Location", at.String())

@@ -68,11 +68,14 @@ func start(t *testing.T, hosts []string, change func(*httpproxy.Config)) *world 
 	cfg := httpproxy.Config{
 		NameHeader: "X-Upstream", Names: []string{"X-Upstream", "X-Other"}, Authority: authority,
 		Mirror: http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
-			w.mirror <- fmt.Sprintf("%s %s %s%s", r.Method, r.Header.Get("X-Upstream"), r.URL.String(), r.Header.Get("X-Other"))
+			w.mirror <- fmt.Sprintf("%s %s %s%s", r.Method, r.Header.Get("X-Upstream"), r.URL.String(),
+				r.Header.Get("X-Other"))
 			_, _ = io.WriteString(out, "the mirror")
 		}),
-		Mirrored:  func(host string) bool { return host == registryName || host == registryName+":5000" },
-		Reach:     func(string) (*url.URL, http.RoundTripper, error) { return base, w.registry.Client().Transport, nil },
+		Mirrored: func(host string) bool { return host == registryName || host == registryName+":5000" },
+		Reach: func(string) (*url.URL, http.RoundTripper, error) {
+			return base, w.registry.Client().Transport, nil
+		},
 		Allow:     func(string) error { return nil },
 		Dial:      client.Dial,
 		Transport: client.Transport(),
@@ -365,7 +368,8 @@ func TestAnAuthoritySpeaksForItsRegistriesAlone(t *testing.T) {
 	info, err := os.Stat(key)
 	require.NoError(t, err)
 	assert.EqualValues(t, 0o600, info.Mode().Perm())
-	assert.Error(t, httpproxy.WriteAuthority(crt, key, cert, keyPEM), "an authority that clients trust is not overwritten")
+	assert.Error(t, httpproxy.WriteAuthority(crt, key, cert, keyPEM),
+		"an authority that clients trust is not overwritten")
 	a, err := httpproxy.LoadAuthority(crt, key)
 	require.NoError(t, err)
 	for _, host := range []string{"quay.io", "cdn.quay.io", "QUAY.IO", "10.0.0.1"} {

@@ -105,7 +105,8 @@ func TestNoHandlerEndsInAnEmpty200(t *testing.T) {
 			for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost} {
 				t.Run(fmt.Sprintf("%s, %s, %s", kind, how, method), func(t *testing.T) {
 					w := httptest.NewRecorder()
-					answered(h).ServeHTTP(w, httptest.NewRequestWithContext(end(t.Context()), method, "/v2/a/blobs/sha256:00", nil))
+					answered(h).ServeHTTP(w, httptest.NewRequestWithContext(end(t.Context()), method,
+						"/v2/a/blobs/sha256:00", nil))
 					requireUnanswered(t, method, w.Result())
 				})
 			}
@@ -119,7 +120,8 @@ func requireUnanswered(t *testing.T, method string, res *http.Response) {
 	b, err := io.ReadAll(res.Body)
 	require.NoError(t, err)
 	require.Equal(t, http.StatusServiceUnavailable, res.StatusCode)
-	for _, name := range []string{"Docker-Content-Digest", "ETag", "Content-Range", "Accept-Ranges", "Content-Encoding"} {
+	for _, name := range []string{"Docker-Content-Digest", "ETag", "Content-Range", "Accept-Ranges",
+		"Content-Encoding"} {
 		assert.Empty(t, res.Header.Get(name), name)
 	}
 	assert.Equal(t, "1", res.Header.Get("Retry-After"))
@@ -153,11 +155,13 @@ func TestAnswersAreLeftAlone(t *testing.T) {
 		"unchanged": {func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusNotModified)
 		}, 304, ""},
-		"words without status": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("hi")) }, 200, "hi"},
+		"words without status": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("hi")) }, 200,
+			"hi"},
 		"a copy": {func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = io.Copy(w, io.LimitReader(strings.NewReader("hello"), 2))
 		}, 200, "he"},
-		"an error": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusTeapot) }, 418, "no\n"},
+		"an error": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusTeapot) },
+			418, "no\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			router := NewRouter()

@@ -101,7 +101,8 @@ func (d *Limiter) boundBodies(at net.Addr, h http.Handler) http.Handler {
 		}
 		remote, _, _ := net.SplitHostPort(r.RemoteAddr)
 		held, _ := r.Context().Value(connKey{}).(*limitedConn)
-		b := &boundedBody{held: held, body: r.Body, control: http.NewResponseController(w), d: d, at: at, remote: remote}
+		b := &boundedBody{held: held, body: r.Body, control: http.NewResponseController(w), d: d, at: at,
+			remote: remote}
 		defer b.finish()
 		r.Body = b
 		h.ServeHTTP(w, r)

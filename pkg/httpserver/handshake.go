@@ -118,7 +118,8 @@ func (s *handshaker) handshake(t *tls.Conn) {
 		if errors.As(err, &notTLS) && notTLS.Conn != nil && speaksHTTP(notTLS.RecordHeader) {
 			// As net/http does, so that a client learns why it was turned away.
 			_ = raw.SetWriteDeadline(time.Now().Add(time.Second))
-			_, _ = io.WriteString(raw, "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
+			_, _ = io.WriteString(raw,
+				"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
 		}
 		raw.Close()
 		remote := raw.RemoteAddr().String()

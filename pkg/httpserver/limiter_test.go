@@ -74,7 +74,8 @@ func keyHolder(t *testing.T, word secret.String) *identity.Identity {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	require.NoError(t, err)
-	id, err := identity.New(identity.Config{Secret: word, HostID: host.OfKey(key.Public().(ed25519.PublicKey)), Key: key})
+	id, err := identity.New(identity.Config{Secret: word, HostID: host.OfKey(key.Public().(ed25519.PublicKey)),
+		Key: key})
 	require.NoError(t, err)
 	return id
 }
@@ -268,7 +269,8 @@ func TestSilentConnectionsHinderNobody(t *testing.T) {
 				ends(t, c)
 			}
 			assert.GreaterOrEqual(t, turnedAway(t, p.reg, telemetry.TurnedCrowded), 1)
-			assert.LessOrEqual(t, strings.Count(p.lines.String(), "connection turned away"), 4, "a line a minute and reason")
+			assert.LessOrEqual(t, strings.Count(p.lines.String(), "connection turned away"), 4,
+				"a line a minute and reason")
 		})
 	}
 }
@@ -375,8 +377,9 @@ func TestRefusedConnectionsAreCounted(t *testing.T) {
 		{"with a clock that is far off", telemetry.TurnedClock, "clock", func(t *testing.T) {
 			_, key, err := ed25519.GenerateKey(rand.Reader)
 			require.NoError(t, err)
-			id, err := identity.New(identity.Config{Secret: limiterSecret, HostID: host.OfKey(key.Public().(ed25519.PublicKey)),
-				Key: key, Now: old})
+			id, err := identity.New(identity.Config{Secret: limiterSecret,
+				HostID: host.OfKey(key.Public().(ed25519.PublicKey)),
+				Key:    key, Now: old})
 			require.NoError(t, err)
 			config := id.ClientTLS()
 			config.Time = time.Now
@@ -396,7 +399,8 @@ func TestRefusedConnectionsAreCounted(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			before := turnedAway(t, p.reg, c.why)
 			c.come(t)
-			require.Eventually(t, func() bool { return turnedAway(t, p.reg, c.why) > before }, time.Minute, time.Millisecond)
+			require.Eventually(t, func() bool { return turnedAway(t, p.reg, c.why) > before }, time.Minute,
+				time.Millisecond)
 			assert.Contains(t, p.lines.String(), "from=127.0.0.1 why="+string(c.why))
 			assert.Contains(t, p.lines.String(), c.say)
 		})

@@ -101,7 +101,8 @@ func TestRejectBrowsers(t *testing.T) {
 func TestRejectRebinding(t *testing.T) {
 	h := RejectRebinding(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	for name, want := range map[string]int{
-		"127.0.0.1:65003": 200, "[::1]:65003": 200, "localhost:65003": 200, "LOCALHOST": 200, "127.0.0.1": 200, "[::1]": 200,
+		"127.0.0.1:65003": 200, "[::1]:65003": 200, "localhost:65003": 200, "LOCALHOST": 200, "127.0.0.1": 200,
+		"[::1]":           200,
 		"evil.test:65003": 421, "evil.test": 421, "127.0.0.1.evil.test": 421, "localhost.evil.test:1": 421, "": 421,
 	} {
 		r := httptest.NewRequest(http.MethodGet, "/", nil)
@@ -161,7 +162,8 @@ func TestRejectPages(t *testing.T) {
 		local, files int
 	}{
 		{"curl", []string{"User-Agent: curl/8"}, 200, 200},
-		{"PowerShell, which says that it is a browser", []string{"User-Agent: Mozilla/5.0 (Linux) PowerShell/7"}, 200, 200},
+		{"PowerShell, which says that it is a browser", []string{"User-Agent: Mozilla/5.0 (Linux) PowerShell/7"}, 200,
+			200},
 		{"a script of a page", []string{"Origin: https://evil.test"}, 403, 403},
 		{"a script of a sandboxed page", []string{"Origin: null"}, 403, 403},
 		{"an image in a page", []string{"Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors"}, 403, 403},

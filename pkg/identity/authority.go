@@ -46,9 +46,11 @@ func clean(s secret.String) (string, error) {
 	case v == "":
 		return "", nil
 	case len(v) < SecretMin:
-		return "", fmt.Errorf("%w: it has %d characters and needs %d or more; %s", ErrWeakSecret, len(v), SecretMin, makeOne)
+		return "", fmt.Errorf("%w: it has %d characters and needs %d or more; %s", ErrWeakSecret, len(v),
+			SecretMin, makeOne)
 	case len(v) > SecretMax:
-		return "", fmt.Errorf("%w: it has %d bytes, more than %d; is this the right file?", ErrWeakSecret, len(v), SecretMax)
+		return "", fmt.Errorf("%w: it has %d bytes, more than %d; is this the right file?", ErrWeakSecret,
+			len(v), SecretMax)
 	}
 	if bits := spread(period(v)); bits < secretBits {
 		return "", fmt.Errorf("%w: its characters repeat (some %.0f bits, %d wanted); %s",

@@ -32,7 +32,8 @@ func Apart(other string, here, there time.Time) error {
 // Error names both clocks and what to do.
 func (e *ClockError) Error() string {
 	return fmt.Sprintf("this host's clock says %s, that of %s says %s: they differ by %s, and members more than %s "+
-		"apart refuse each other's certificates; set the clock that is wrong (NTP)", stamp(e.Here), e.Other, stamp(e.There),
+		"apart refuse each other's certificates; set the clock that is wrong (NTP)", stamp(e.Here), e.Other,
+		stamp(e.There),
 		e.There.Sub(e.Here).Abs().Round(time.Second), ClockSkew)
 }
 

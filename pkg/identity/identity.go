@@ -86,7 +86,8 @@ func New(cfg Config) (*Identity, error) {
 	keyed := cfg.Key != nil || cfg.HostID.Keyed()
 	if keyed &&
 		(len(cfg.Key) != ed25519.PrivateKeySize || host.OfKey(cfg.Key.Public().(ed25519.PublicKey)) != cfg.HostID) {
-		return nil, fmt.Errorf("making an identity: %w: host %s is not the name of the key", host.ErrInvalidID, cfg.HostID)
+		return nil, fmt.Errorf("making an identity: %w: host %s is not the name of the key",
+			host.ErrInvalidID, cfg.HostID)
 	}
 	id := &Identity{host: cfg.HostID, key: cfg.Key, insecure: cfg.Insecure, now: cfg.Now}
 	if id.now == nil {
@@ -98,8 +99,8 @@ func New(cfg Config) (*Identity, error) {
 	}
 	id.secure = own != ""
 	if !id.secure && len(cfg.AlsoAccept) > 0 {
-		return nil, fmt.Errorf("%w: further secrets are accepted only together with a cluster secret, and there is none",
-			ErrWeakSecret)
+		return nil, fmt.Errorf(
+			"%w: further secrets are accepted only together with a cluster secret, and there is none", ErrWeakSecret)
 	}
 	id.members, err = deriveAuthority(own)
 	if err != nil {

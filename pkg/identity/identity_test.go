@@ -183,7 +183,8 @@ func TestServerRefusesStrangers(t *testing.T) {
 	old := member.ClientTLS()
 	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 	assert.ErrorContains(t, lenient(t, l, old), "version", "TLS 1.2")
-	assert.ErrorContains(t, lenient(t, l, &tls.Config{Certificates: []tls.Certificate{identity.TLSCertificate(signer)}}),
+	assert.ErrorContains(t, lenient(t, l,
+		&tls.Config{Certificates: []tls.Certificate{identity.TLSCertificate(signer)}}),
 		"incompatible key usage", "a coordinator's signing key opens no connection")
 	nameless, err := identity.Nameless(member)
 	require.NoError(t, err)

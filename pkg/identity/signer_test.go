@@ -119,7 +119,8 @@ func TestTamperedRevocation(t *testing.T) {
 	assert.ErrorIs(t, v.VerifyRevocation(another, r), identity.ErrBadSignature)
 	assert.ErrorIs(t, v.VerifyRevocation(content, piece.Revocation{Epoch: 10, Key: r.Key, Signature: r.Signature}),
 		identity.ErrBadSignature)
-	assert.ErrorIs(t, v.VerifyRevocation(content, piece.Revocation{Epoch: 9, Key: other.KeyID(), Signature: r.Signature}),
+	assert.ErrorIs(t, v.VerifyRevocation(content, piece.Revocation{Epoch: 9, Key: other.KeyID(),
+		Signature: r.Signature}),
 		identity.ErrBadSignature)
 	assert.ErrorIs(t, v.VerifyRevocation(content, piece.Revocation{Epoch: 9, Signature: r.Signature}),
 		identity.ErrUnknownKey)
@@ -166,7 +167,8 @@ func TestAddCertificate(t *testing.T) {
 		"a role, TLS": {made(id, func(c *x509.Certificate) {
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 		}), identity.ErrWrongRole},
-		"no signatures": {made(id, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign }), identity.ErrWrongRole},
+		"no signatures": {made(id, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign }),
+			identity.ErrWrongRole},
 		"expired": {made(id, func(c *x509.Certificate) {
 			c.NotAfter = time.Now().Add(-time.Minute)
 		}), identity.ErrExpired},
@@ -312,9 +314,10 @@ func FuzzVerifyRun(f *testing.F) {
 	f.Add(int64(-1), int64(0), "", uint64(0), -1, 0, true, []byte(nil))
 	f.Add(int64(1)<<62, int64(1), "x", uint64(1)<<63, 1<<62, 3, true, make([]byte, 64))
 	key := s.KeyID()
-	f.Fuzz(func(t *testing.T, length, size int64, media string, epoch uint64, first, n int, final bool, signature []byte) {
-		got := piece.DigestRun{Metadata: piece.Metadata{Length: length, PieceSize: size, MediaType: media}, Epoch: epoch,
-			First: piece.Index(first), Final: final, Key: key, Signature: signature}
+	f.Fuzz(func(t *testing.T, length, size int64, media string, epoch uint64, first, n int, final bool,
+		signature []byte) {
+		got := piece.DigestRun{Metadata: piece.Metadata{Length: length, PieceSize: size, MediaType: media},
+			Epoch: epoch, First: piece.Index(first), Final: final, Key: key, Signature: signature}
 		for i := range min(max(n, 0), 1000) {
 			got.Digests = append(got.Digests, piece.Sum([]byte{byte(i), byte(i >> 8)}))
 		}

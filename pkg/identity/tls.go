@@ -154,8 +154,8 @@ func explain(err error, now time.Time) error {
 		return fmt.Errorf("%w (this host's clock says %s, the other's %s: more than %v apart; set the clock that is "+
 			"wrong, NTP)", err, stamp(now), there, ClockSkew)
 	case refusedAsExpired(err):
-		return fmt.Errorf("%w (the other side refused this host's certificate as outside its time: this host's clock says "+
-			"%s, the other's must be more than %v apart; set the clock that is wrong, NTP)", err, stamp(now), ClockSkew)
+		return fmt.Errorf("%w (the other side refused this host's certificate as outside its time: this host's clock "+
+			"says %s, the other's must be more than %v apart; set the clock that is wrong, NTP)", err, stamp(now), ClockSkew)
 	case errors.As(err, &notTLS):
 		return fmt.Errorf("%w: %w: it speaks no TLS, so it has no cluster secret", ErrNotMember, err)
 	case errors.As(err, &remote) && remote.Op == "remote error":

@@ -97,7 +97,8 @@ func (v *Verifier) AddCertificate(der []byte) (piece.KeyID, error) {
 	}
 	public, ok := c.PublicKey.(ed25519.PublicKey)
 	if !ok || c.IsCA {
-		return piece.KeyID{}, fmt.Errorf("%w: key of type %s, authority %t", ErrCertificate, c.PublicKeyAlgorithm, c.IsCA)
+		return piece.KeyID{}, fmt.Errorf("%w: key of type %s, authority %t", ErrCertificate,
+			c.PublicKeyAlgorithm, c.IsCA)
 	}
 	k := &signingKey{id: keyID(public), public: public, certificate: sum, notBefore: c.NotBefore, notAfter: c.NotAfter}
 	// The role comes after the chain: the error for a stranger's certificate must not depend on what

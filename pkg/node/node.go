@@ -158,8 +158,8 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	id := key.ID()
 	switch {
 	case key.Moved:
-		n.Log.Warn("the data directory was copied or restored, or comes from another machine: this host has taken a new ID",
-			"dir", dir, "was", key.Was, "is", id)
+		n.Log.Warn("the data directory was copied or restored, or comes from another machine: this host has taken a "+
+			"new ID", "dir", dir, "was", key.Was, "is", id)
 	case key.Was != "":
 		n.Log.Info("this host has a key now, whose name is its ID", "was", key.Was, "is", id)
 	}
@@ -182,7 +182,8 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	}
 	n.Verifier = identity.NewVerifier(n.Identity)
 	n.Purge, err = purge.Open(purge.Config{
-		Dir: dir, Dropper: dropper{n}, Leads: cfg.Role.Leads, Scheme: n.Scheme(), Transport: n.Transport, Now: cfg.Clock,
+		Dir: dir, Dropper: dropper{n}, Leads: cfg.Role.Leads, Scheme: n.Scheme(), Transport: n.Transport,
+		Now:    cfg.Clock,
 		Logger: cfg.Logger,
 	})
 	if err != nil {
@@ -268,7 +269,8 @@ func (n *Node) Reload(l Limits) error {
 }
 
 func limits(r config.Limits) peer.Limits {
-	return peer.Limits{Upload: int64(r.Upload), Download: int64(r.Download), Task: int64(r.Task), Origin: int64(r.Origin)}
+	return peer.Limits{Upload: int64(r.Upload), Download: int64(r.Download), Task: int64(r.Task),
+		Origin: int64(r.Origin)}
 }
 
 // writable reports whether the data directory and the cache in it take a file with something
@@ -358,7 +360,8 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 		Seed:   n.cfg.Role.Seed, UploadLines: n.cfg.Role.UploadLines, Host: n.Host, Store: n.Store, Listener: n.wire,
 		Dial:      func(ctx context.Context, addr string) (net.Conn, error) { return n.Dial(ctx, "tcp", addr) },
 		Announcer: announcer, Observer: observer, Origin: n.Origins.Source, Signer: n.Signer, Verifier: n.Verifier,
-		UploadSlots: n.slots(n.cfg.Upload), Limits: limits(n.cfg.Rates), Client: "darter/" + version.Current(), Logger: n.Log,
+		UploadSlots: n.slots(n.cfg.Upload), Limits: limits(n.cfg.Rates), Client: "darter/" + version.Current(),
+		Logger: n.Log,
 	})
 	telemetry.NewSwarm(n.Metrics, func() telemetry.SwarmStats {
 		s := n.Engine.Stats()
@@ -403,7 +406,8 @@ func (n *Node) Run(ctx context.Context, servers, parts []Part) error {
 		})
 	}
 	defer context.AfterFunc(ctx, func() {
-		n.Log.Info("draining: no more requests are taken, and what runs may end", "timeout", time.Duration(n.drain.Load()))
+		n.Log.Info("draining: no more requests are taken, and what runs may end", "timeout",
+			time.Duration(n.drain.Load()))
 	})()
 	// The servers end when ctx ends, or when a part failed.
 	above, cancel := context.WithCancel(ctx)
@@ -444,7 +448,8 @@ func (n *Node) Status() api.Status {
 		Limits:        api.Limits(n.Engine.Limits()),
 		Warnings:      n.warnings,
 		PurgeFailures: n.Purge.Failures(),
-		Cache:         api.CacheStatus{Dir: n.cfg.Node.DataDir, Tasks: usage.Tasks, Bytes: usage.Used, Quota: usage.Quota},
+		Cache: api.CacheStatus{Dir: n.cfg.Node.DataDir, Tasks: usage.Tasks, Bytes: usage.Used,
+			Quota: usage.Quota},
 	}
 }
 
@@ -454,7 +459,8 @@ func (n *Node) running(now time.Time) (list []api.RunningStatus) {
 		if !t.Wanted {
 			continue
 		}
-		r := api.RunningStatus{ID: t.ID, Name: t.Name, Length: -1, Received: t.Sources, Quiet: now.Sub(t.LastGot).Seconds()}
+		r := api.RunningStatus{ID: t.ID, Name: t.Name, Length: -1, Received: t.Sources,
+			Quiet: now.Sub(t.LastGot).Seconds()}
 		if t.Pieces > 0 {
 			r.Length = t.Metadata.Length
 			r.Have = min(int64(t.Have)*t.Metadata.PieceSize, r.Length)

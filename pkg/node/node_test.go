@@ -225,7 +225,8 @@ func TestHealthNamesWhatIsMissing(t *testing.T) {
 		"/debug/pprof/goroutine?debug=1": {"goroutine profile"},
 		api.PathTasks:                    {"[]"},
 		"/metrics": {
-			`darter_received_bytes_total{source="peers"} 0`, "darter_store_quota_bytes 6.7108864e+07", "darter_build_info{",
+			`darter_received_bytes_total{source="peers"} 0`, "darter_store_quota_bytes 6.7108864e+07",
+			"darter_build_info{",
 			"darter_upload_slots 3",
 			"darter_hosts 1", "go_goroutines", "process_resident_memory_bytes",
 		},

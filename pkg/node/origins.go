@@ -136,8 +136,10 @@ func newRegistries(cfg Config) (*registry.Client, error) {
 	r.HTTP.IdleTimeout = registryStall
 	for _, u := range cfg.Origins.Upstreams {
 		up := registry.Upstream{
-			URLs: u.URLs, PlainHTTP: u.PlainHTTP, CAFile: u.CA, CertFile: u.ClientCert, KeyFile: u.ClientKey, Proxy: u.Proxy,
-			Username: u.Username, DockerConfig: u.DockerConfig, Realms: u.Realms, AllowPrivateRealm: u.AllowPrivateRealm,
+			URLs: u.URLs, PlainHTTP: u.PlainHTTP, CAFile: u.CA, CertFile: u.ClientCert, KeyFile: u.ClientKey,
+			Proxy:    u.Proxy,
+			Username: u.Username, DockerConfig: u.DockerConfig, Realms: u.Realms,
+			AllowPrivateRealm: u.AllowPrivateRealm,
 		}
 		if u.PasswordFile != "" {
 			var err error

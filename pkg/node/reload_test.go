@@ -132,7 +132,8 @@ func TestProxyPerRegistry(t *testing.T) {
 	here := direct.Listener.Addr().String()
 	cfg := settings(t)
 	cfg.Origins.Upstreams = []config.Upstream{
-		{Host: "own.test", PlainHTTP: true, Proxy: secret.String("http://user:password@" + proxy.Listener.Addr().String())},
+		{Host: "own.test", PlainHTTP: true,
+			Proxy: secret.String("http://user:password@" + proxy.Listener.Addr().String())},
 		{Host: "none.test", URLs: []string{direct.URL}, Proxy: "none"},
 		{Host: "environment.test", PlainHTTP: true},
 	}
@@ -163,7 +164,8 @@ type tunnel struct {
 func newTunnel(t *testing.T, to string) *tunnel {
 	p := &tunnel{}
 	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, password, _ := (&http.Request{Header: http.Header{"Authorization": r.Header["Proxy-Authorization"]}}).BasicAuth()
+		_, password, _ := (&http.Request{
+			Header: http.Header{"Authorization": r.Header["Proxy-Authorization"]}}).BasicAuth()
 		p.mu.Lock()
 		p.asked = append(p.asked, r.Method+" "+r.Host+" "+password)
 		p.mu.Unlock()

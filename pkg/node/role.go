@@ -21,6 +21,7 @@ const superSlots = 4 * upload.SlotsDefault
 
 // The two roles. A supernode's network may be wider than a node's: two receivers at a time could not fill it.
 var (
-	Supernode = Role{Program: "supernode", Seed: true, Leads: true, UploadSlots: superSlots, UploadLines: superSlots / 2}
-	Dfdaemon  = Role{Program: "dfdaemon", UploadSlots: upload.SlotsDefault}
+	Supernode = Role{Program: "supernode", Seed: true, Leads: true, UploadSlots: superSlots,
+		UploadLines: superSlots / 2}
+	Dfdaemon = Role{Program: "dfdaemon", UploadSlots: upload.SlotsDefault}
 )

@@ -54,7 +54,8 @@ func TestARegistryMayBeNamedByItsURL(t *testing.T) {
 		require.NoError(t, err, in)
 		assert.Equal(t, want, got)
 	}
-	for _, in := range []string{"", "ftp://quay.io", "https://me:pw@quay.io", "https://quay.io/v2/x", "https://", "://x"} {
+	for _, in := range []string{"", "ftp://quay.io", "https://me:pw@quay.io", "https://quay.io/v2/x",
+		"https://", "://x"} {
 		_, err := oci.ParseHostURL(in)
 		assert.ErrorIs(t, err, oci.ErrInvalidHost, "%q", in)
 	}
@@ -208,11 +209,13 @@ func FuzzParseRange(f *testing.F) {
 			return
 		}
 		for _, w := range windows {
-			require.True(t, w.Length > 0 && w.Offset >= 0 && w.Offset <= total-w.Length, "%q of %d gives %+v", header, total, w)
+			require.True(t, w.Length > 0 && w.Offset >= 0 && w.Offset <= total-w.Length, "%q of %d gives %+v",
+				header, total, w)
 		}
 		// A single range means what the standard library makes of it; numbers that it
 		// cannot read are ours to clip.
-		if len(windows) != 1 || strings.Contains(header, ",") || total > 1<<20 || !strings.HasPrefix(header, "bytes=") ||
+		if len(windows) != 1 || strings.Contains(header, ",") || total > 1<<20 ||
+			!strings.HasPrefix(header, "bytes=") ||
 			manyDigits.MatchString(header) {
 			return
 		}
@@ -305,7 +308,8 @@ func TestReferencesListsWhatARegistryVerifies(t *testing.T) {
 		told, content string
 		want          []oci.Reference
 	}{
-		"an image": {"", `{"schemaVersion":2,"config":` + a + `,"layers":[` + b + `],"subject":{"digest":"` + digest("c") +
+		"an image": {"", `{"schemaVersion":2,"config":` + a + `,"layers":[` + b + `],"subject":{"digest":"` +
+			digest("c") +
 			`"}}`, []oci.Reference{blobA, blobB}},
 		"an index": {oci.MediaTypeIndex, `{"schemaVersion":2,"manifests":[` + a + `]}`, []oci.Reference{childA}},
 		"an image of Docker": {oci.MediaTypeDockerManifest, `{"schemaVersion":2,` + docker + `"config":` + a + `}`,
@@ -315,7 +319,8 @@ func TestReferencesListsWhatARegistryVerifies(t *testing.T) {
 		"a media type that names no manifest": {"text/plain", `{"schemaVersion":2,"manifests":[` + a + `]}`,
 			[]oci.Reference{childA}},
 		"layers from elsewhere": {"",
-			`{"schemaVersion":2,"layers":[{"digest":"` + digest("a") + `","urls":["https://x"]},{"digest":"` + digest("b") +
+			`{"schemaVersion":2,"layers":[{"digest":"` + digest("a") + `","urls":["https://x"]},{"digest":"` +
+				digest("b") +
 				`","mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar"},{"digest":"` + digest("c") +
 				`","mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"}]}`, nil},
 		"nonsense in it": {"", `{"schemaVersion":2,"layers":[{"digest":"sha256:x"},{"digest":"` + digest("a") +
@@ -328,7 +333,8 @@ func TestReferencesListsWhatARegistryVerifies(t *testing.T) {
 			`{"schemaVersion":2,` + docker + `"config":` + a + `,"layers":[],"manifests":[` + b + `]}`, nil},
 		"a list with layers": {"",
 			`{"schemaVersion":2,` + list + `"manifests":[` + a + `],"layers":[` + b + `]}`, nil},
-		"a list with layers alone":      {"", `{"schemaVersion":2,` + list + `"config":` + a + `,"layers":[` + b + `]}`, nil},
+		"a list with layers alone": {"", `{"schemaVersion":2,` + list + `"config":` + a + `,"layers":[` +
+			b + `]}`, nil},
 		"an image with manifests alone": {"", `{"schemaVersion":2,` + docker + `"manifests":[` + b + `]}`, nil},
 		"an image that was called a list": {oci.MediaTypeDockerList,
 			`{"schemaVersion":2,` + docker + `"layers":[` + b + `]}`, nil},
@@ -345,7 +351,8 @@ func TestReferencesListsWhatARegistryVerifies(t *testing.T) {
 	} {
 		assert.Equal(t, c.want, oci.References(c.told, []byte(c.content)), name)
 	}
-	many := `{"schemaVersion":2,"layers":[` + strings.Repeat(`{"digest":"`+digest("a")+`"},`, oci.ReferencesMax+1) + `{}]}`
+	many := `{"schemaVersion":2,"layers":[` + strings.Repeat(`{"digest":"`+digest("a")+`"},`, oci.ReferencesMax+1) +
+		`{}]}`
 	assert.Len(t, oci.References("", []byte(many)), oci.ReferencesMax)
 }
 

@@ -44,7 +44,8 @@ func TestScenarios(t *testing.T) {
 			}
 			switch d.Cmd {
 			case "new":
-				cfg := Config{LastResort: !d.HasArg("nolastresort"), Owners: list(d, "owners"), Standbys: list(d, "standbys"),
+				cfg := Config{LastResort: !d.HasArg("nolastresort"), Owners: list(d, "owners"),
+					Standbys: list(d, "standbys"),
 					Patience: 4 * time.Second, Budget: time.Second}
 				d.MaybeScanArgs(t, "self", &cfg.Self)
 				v, now, all = New(cfg), begin, append(cfg.Owners, cfg.Standbys...)
@@ -60,7 +61,8 @@ func TestScenarios(t *testing.T) {
 					Err: errors.New(cause)}
 				return changes(v.Apply(now, f))
 			case "refused":
-				return changes(v.Apply(now, Refused{From: d.CmdArgs[0].Key, Cause: Refusal, Err: errors.New("refusal")}))
+				return changes(v.Apply(now, Refused{From: d.CmdArgs[0].Key, Cause: Refusal,
+					Err: errors.New("refusal")}))
 			case "waited":
 				return changes(v.Apply(now, NoneAnswered{}))
 			case "owners":

@@ -163,7 +163,8 @@ func (e *Engine) failed(now time.Time, id task.ID) *api.Failure {
 func (e *Engine) sendFailure(conn *wire.Conn, words *api.Failure) error {
 	conn.WriteWithin(drainTimeout)
 	hello := &wire.Hello{Host: e.cfg.Host.ID, Version: wire.Version, Client: e.cfg.Client, Seed: true}
-	for _, m := range []wire.Message{{Type: wire.HelloMessage, Hello: hello}, {Type: wire.FailMessage, Failure: words}} {
+	for _, m := range []wire.Message{{Type: wire.HelloMessage, Hello: hello},
+		{Type: wire.FailMessage, Failure: words}} {
 		if err := conn.Send(m); err != nil {
 			return err
 		}

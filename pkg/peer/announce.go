@@ -145,7 +145,8 @@ func (d *Download) takeInline(spec task.Spec, content []byte) (got []piece.Index
 		sum := piece.Sum(data)
 		switch want, signed := d.proof.digest(i); {
 		case signed && want != sum:
-			d.log.Warn("owner sent wrong bytes inside its reply", "error", &piece.DigestError{Index: i, Want: want, Got: sum})
+			d.log.Warn("owner sent wrong bytes inside its reply",
+				"error", &piece.DigestError{Index: i, Want: want, Got: sum})
 			return got, nil
 		case !signed && !named:
 			d.log.Debug("owner sent unsigned bytes inside its reply, so they come from peers")

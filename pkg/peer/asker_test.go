@@ -111,7 +111,8 @@ func TestARefusalInTheMiddleIsHeardByNobodyWithOthers(t *testing.T) {
 		ended := false
 		s.origin.refuse = func(task.Spec) error {
 			if ended {
-				return &source.StatusError{Method: "GET", URL: "https://registry.test/v2/x", Status: http.StatusUnauthorized}
+				return &source.StatusError{Method: "GET", URL: "https://registry.test/v2/x",
+					Status: http.StatusUnauthorized}
 			}
 			return nil
 		}
@@ -123,7 +124,8 @@ func TestARefusalInTheMiddleIsHeardByNobodyWithOthers(t *testing.T) {
 			})
 		}
 		n := s.node(nil)
-		for token, status := range map[string]int{"good": http.StatusServiceUnavailable, "bad": http.StatusUnauthorized} {
+		for token, status := range map[string]int{"good": http.StatusServiceUnavailable,
+			"bad": http.StatusUnauthorized} {
 			go func() {
 				if token == "good" {
 					time.Sleep(500 * time.Millisecond)

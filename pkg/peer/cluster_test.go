@@ -370,8 +370,9 @@ func (s *swarm) prepare(store piece.Store) *node {
 	}
 	n.host = host.Host{ID: host.NewID(), Name: name, Addr: name + ":65002"}
 	cfg := peer.Config{
-		Host: n.host, Store: n.store, Listener: s.net.listen(n.host.Addr), Dial: s.net.dial, Announcer: announcer{s.owner, n},
-		Origin: s.origin, Signer: s.keys, Verifier: s.keys, Observer: n, Logger: s.logger(name), UploadSlots: 4,
+		Host: n.host, Store: n.store, Listener: s.net.listen(n.host.Addr), Dial: s.net.dial,
+		Announcer: announcer{s.owner, n},
+		Origin:    s.origin, Signer: s.keys, Verifier: s.keys, Observer: n, Logger: s.logger(name), UploadSlots: 4,
 	}
 	if s.real {
 		l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -432,8 +432,8 @@ func (c *conn) receive(m wire.Message) error {
 	}
 	size := c.d.proof.replica.Metadata().Layout().Size(in.index)
 	if m.Begin != in.got || m.Begin+m.Length > size {
-		return fmt.Errorf("%w: block [%d, %d) of piece %d where %d was due", wire.ErrProtocol, m.Begin, m.Begin+m.Length,
-			in.index, in.got)
+		return fmt.Errorf("%w: block [%d, %d) of piece %d where %d was due", wire.ErrProtocol, m.Begin,
+			m.Begin+m.Length, in.index, in.got)
 	}
 	if in.got == 0 {
 		in.begun = time.Now()

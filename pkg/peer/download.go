@@ -188,9 +188,11 @@ func (d *Download) complete() bool { return d.phase == policy.Complete }
 func (d *Download) view() policy.View {
 	v := policy.View{
 		Interest: d.wants.interest, Phase: d.phase, Signed: d.complete() && d.proof.coversAll(), Cached: d.proof.cached,
-		Ranges: len(d.wants.ranges), Conns: len(d.conns.open), Dialing: len(d.conns.dialing), Checking: d.serving.checking,
-		Yielding: d.wants.yielding, OwnerFailed: d.ownerErr != nil, LastHave: d.times.lastHave, LastUse: d.times.lastUse,
-		Held: d.held, Rank: d.rank,
+		Ranges: len(d.wants.ranges), Conns: len(d.conns.open), Dialing: len(d.conns.dialing),
+		Checking: d.serving.checking,
+		Yielding: d.wants.yielding, OwnerFailed: d.ownerErr != nil, LastHave: d.times.lastHave,
+		LastUse: d.times.lastUse,
+		Held:    d.held, Rank: d.rank,
 	}
 	if d.pick != nil && !d.complete() {
 		v.Wants, v.Hungry = d.pick.Wants(), d.pick.Starving()
@@ -355,8 +357,10 @@ func (d *Download) noteComplete(now time.Time) {
 	if !d.proof.cached {
 		s, inline := d.sources(), d.stats.inline.Load()
 		d.tell(slog.LevelInfo, "content complete",
-			append([]any{"name", d.wants.spec.Name(), "bytes", d.proof.replica.Metadata().Length, "peers", s.Peers, "seeds",
-				s.Seeds - inline, "origin", s.Origin, "inline", inline, "links", len(d.conns.open)}, d.times.attrs(now)...)...)
+			append([]any{"name", d.wants.spec.Name(), "bytes", d.proof.replica.Metadata().Length,
+				"peers", s.Peers, "seeds",
+				s.Seeds - inline, "origin", s.Origin, "inline", inline, "links", len(d.conns.open)},
+				d.times.attrs(now)...)...)
 	}
 }
 

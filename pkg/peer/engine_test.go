@@ -124,8 +124,9 @@ func TestASingleNodeIsAPullThroughCache(t *testing.T) {
 func TestTheOriginsRefusalIsToldInItsOwnWords(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(4, 1000))
-		refusal := &source.StatusError{Method: "GET", URL: "https://registry.test/v2/x", Status: http.StatusUnauthorized,
-			Body: []byte(`{"errors":[]}`), Header: http.Header{"Www-Authenticate": {"Bearer realm=\"x\""}}}
+		refusal := &source.StatusError{Method: "GET", URL: "https://registry.test/v2/x",
+			Status: http.StatusUnauthorized,
+			Body:   []byte(`{"errors":[]}`), Header: http.Header{"Www-Authenticate": {"Bearer realm=\"x\""}}}
 		s.origin.fail = func(int, int64) error { return refusal }
 		seed := s.seed()
 		a, b := s.node(nil), s.node(nil)
@@ -534,7 +535,9 @@ func TestSmallContentTravelsInsideTheOwnersAnswer(t *testing.T) {
 func TestOpeningGivesUpWhenItsContextDoes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(14, mib))
-		s.origin.body = func(int, int64, io.Reader) io.Reader { return readerFunc(func([]byte) (int, error) { select {} }) }
+		s.origin.body = func(int, int64, io.Reader) io.Reader {
+			return readerFunc(func([]byte) (int, error) { select {} })
+		}
 		s.origin.fail = func(int, int64) error { time.Sleep(time.Hour); return errors.New("slow") }
 		a := s.node(nil)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -575,7 +578,8 @@ func TestNobodyToReachIsToldWithTheLastTry(t *testing.T) {
 		var f *api.Failure
 		require.ErrorAs(t, err, &f)
 		assert.Equal(t, http.StatusServiceUnavailable, f.Status)
-		assert.Contains(t, f.Message, "the owner knows no host that has it and answers; the last try: host "+gone.ID.Short())
+		assert.Contains(t, f.Message,
+			"the owner knows no host that has it and answers; the last try: host "+gone.ID.Short())
 		assert.Contains(t, f.Message, "gone:65002")
 		assert.Contains(t, f.Message, "this host's clock says noon")
 	})
@@ -673,7 +677,9 @@ func TestASlowOriginIsWaitedFor(t *testing.T) {
 		a, b, c := s.node(nil), s.node(nil), s.node(nil)
 		s.owner.answer = func(from *node, _ api.Entry, answer *api.Assignment) error {
 			if from == b || from == c {
-				answer.Neighbours = slices.DeleteFunc(answer.Neighbours, func(n api.Neighbour) bool { return n.ID == seed.host.ID })
+				answer.Neighbours = slices.DeleteFunc(answer.Neighbours, func(n api.Neighbour) bool {
+					return n.ID == seed.host.ID
+				})
 			}
 			return nil
 		}

@@ -60,7 +60,9 @@ func TestAnOwnersBareWordIsTakenForNoByte(t *testing.T) {
 		"a file with a stranger's proof": {inline: evil,
 			proof: func(_ *keys, id task.ID) *api.Proof { return strangers.vouch(id, evil) }},
 		"a file with the proof of another file": {inline: evil,
-			proof: func(k *keys, _ task.ID) *api.Proof { return k.vouch(task.ID("file:"+strings.Repeat("e", 64)), evil) }},
+			proof: func(k *keys, _ task.ID) *api.Proof {
+				return k.vouch(task.ID("file:"+strings.Repeat("e", 64)), evil)
+			}},
 		"a file with the proof of other bytes": {inline: evil,
 			proof: func(k *keys, id task.ID) *api.Proof { return k.vouch(id, right) }},
 		"a file that is said to be empty, by a stranger": {facts: piece.MetadataFor(0, ""),

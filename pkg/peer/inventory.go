@@ -98,7 +98,8 @@ func (e *Engine) announceInventory(ctx context.Context) {
 			}
 			e.inventory.said(entry, err)
 			if err != nil {
-				e.log.Debug("owners were not told what is here", "task", entry.Task.Short(), "event", entry.Event, "error", err)
+				e.log.Debug("owners were not told what is here", "task", entry.Task.Short(), "event", entry.Event,
+					"error", err)
 				break // the others would not be heard either
 			}
 		}

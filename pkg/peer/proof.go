@@ -70,7 +70,8 @@ func nameOf(r piece.DigestRun) runName {
 // newProof returns a proof that knows nothing yet and believes nothing of what was revoked.
 func newProof(id task.ID, store piece.Store, v Verifier, revoked []piece.Revocation) *proof {
 	p := &proof{
-		id: id, store: store, create: store.Create, verifier: v, ready: make(chan struct{}), found: make(map[runName]int),
+		id: id, store: store, create: store.Create, verifier: v, ready: make(chan struct{}),
+		found: make(map[runName]int),
 		certs: make(map[piece.KeyID][]byte), revoked: make(map[uint64]bool),
 	}
 	for _, r := range revoked {

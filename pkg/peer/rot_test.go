@@ -151,7 +151,8 @@ func TestRotBetweenTwoReadsOfOneReader(t *testing.T) {
 		_, err = io.ReadFull(r, first)
 		require.NoError(t, err)
 		for i := range 20 {
-			overwrite(t, dataFile(t, dir, "data"), []byte{^s.origin.content[i*piece.SizeMin+9]}, int64(i*piece.SizeMin+9))
+			overwrite(t, dataFile(t, dir, "data"), []byte{^s.origin.content[i*piece.SizeMin+9]},
+				int64(i*piece.SizeMin+9))
 		}
 		var rest bytes.Buffer
 		_, err = r.WriteTo(&rest)

@@ -63,7 +63,8 @@ func TestAKnownLengthBoundsTheBody(t *testing.T) {
 		body func(r io.Reader) io.Reader
 		got  string
 	}{
-		"without end": {func(r io.Reader) io.Reader { return io.MultiReader(r, zeros{}) }, fmt.Sprint("at least ", n+1)},
+		"without end": {func(r io.Reader) io.Reader { return io.MultiReader(r, zeros{}) },
+			fmt.Sprint("at least ", n+1)},
 		"one byte more": {func(r io.Reader) io.Reader { return io.MultiReader(r, io.LimitReader(zeros{}, 1)) },
 			fmt.Sprint("at least ", n+1)},
 		"as it should":   {func(r io.Reader) io.Reader { return r }, ""},
@@ -81,7 +82,8 @@ func TestAKnownLengthBoundsTheBody(t *testing.T) {
 					spec := s.spec()
 					tell(&spec, n)
 					data, err := s.pullAgain(s.node(nil), spec)
-					assert.LessOrEqual(t, s.origin.sent.Load(), 2*(n+1), "two tries, and of each one byte more than is known")
+					assert.LessOrEqual(t, s.origin.sent.Load(), 2*(n+1),
+						"two tries, and of each one byte more than is known")
 					if b.got == "" {
 						require.NoError(t, err)
 						assert.True(t, bytes.Equal(content, data))

@@ -62,9 +62,9 @@ type Replica interface {
 	// Has reports whether piece i can be read. A store whose disk loses a piece removes the piece from the set: it can
 	// be written again.
 	Has(i Index) bool
-	// WritePiece stores all bytes of piece i. The caller has verified that d is their digest. The bytes can be read once
-	// it returns nil; a stored piece is not written again. After an error nothing of the piece can be read. It fails
-	// with [ErrNoSpace], and with [ErrInvalidMetadata] if data is not as long as piece i.
+	// WritePiece stores all bytes of piece i. The caller has verified that d is their digest. The bytes can be read
+	// once it returns nil; a stored piece is not written again. After an error nothing of the piece can be read. It
+	// fails with [ErrNoSpace], and with [ErrInvalidMetadata] if data is not as long as piece i.
 	WritePiece(i Index, data []byte, d Digest) error
 	// Digest returns the digest with which piece i was written.
 	Digest(i Index) (Digest, bool)
@@ -75,7 +75,8 @@ type Replica interface {
 	// CopyTo writes the bytes [off, off+n) to a peer, which verifies them, with sendfile if w and the store support it.
 	// It fails with [ErrMissing] before the first byte if one of their pieces is missing or the task ends before them.
 	CopyTo(w io.Writer, off, n int64) (int64, error)
-	// AddRuns keeps signed runs and the DER certificates of their keys, each once. The store does not verify signatures.
+	// AddRuns keeps signed runs and the DER certificates of their keys, each once. The store does not verify
+	// signatures.
 	AddRuns(runs []DigestRun, certificates [][]byte) error
 	// Runs returns all runs and certificates in the order of AddRuns.
 	Runs() ([]DigestRun, [][]byte)

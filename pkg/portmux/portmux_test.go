@@ -92,7 +92,8 @@ func TestOnePortServesBoth(t *testing.T) {
 		require.NoError(t, silent.SetReadDeadline(time.Now().Add(time.Minute)))
 		_, err = silent.Read(b)
 		var timeout net.Error
-		assert.False(t, errors.As(err, &timeout) && timeout.Timeout(), "the undecided connection was not closed: %v", err)
+		assert.False(t, errors.As(err, &timeout) && timeout.Timeout(), "the undecided connection was not closed: %v",
+			err)
 	}
 }
 

@@ -45,7 +45,8 @@ func (o Operator) Purge(ctx context.Context, id task.ID, stdout io.Writer) (prob
 	case errors.As(err, &body):
 		return nil, fmt.Errorf("asking %s at %s: %w", o.Program, o.Addr, body.Err)
 	case err != nil:
-		return nil, fmt.Errorf("no %s answers at %s (%w); is it running, and is this its address?", o.Program, o.Addr, err)
+		return nil, fmt.Errorf("no %s answers at %s (%w); is it running, and is this its address?", o.Program,
+			o.Addr, err)
 	}
 	printResult(stdout, id, result)
 	var problems []error
@@ -55,7 +56,8 @@ func (o Operator) Purge(ctx context.Context, id task.ID, stdout io.Writer) (prob
 	}
 	if n := failures(result); n > 0 {
 		problems = append(problems, fmt.Errorf(
-			"%s is not deleted on %d of the hosts; repair what the lines above name: each host tries again by itself", id, n))
+			"%s is not deleted on %d of the hosts; repair what the lines above name: each host tries again by itself",
+			id, n))
 	}
 	return errors.Join(problems...), nil
 }

@@ -41,7 +41,8 @@ func TestOperatorPrintsTheResult(t *testing.T) {
 	t.Run("one failed, one has not confirmed", func(t *testing.T) {
 		out, err := operate(t, api.PurgeResult{Task: idOf("0a"), Reached: []string{"s:1"},
 			Progress: &api.PurgeProgress{Dropped: 1, Others: []api.HostPurge{
-				{Host: "n2", State: api.PurgeFailed, Why: "input/output error"}, {Host: "n3", State: api.PurgeUnconfirmed},
+				{Host: "n2", State: api.PurgeFailed, Why: "input/output error"},
+				{Host: "n3", State: api.PurgeUnconfirmed},
 			}}})
 		require.ErrorContains(t, err, "is not deleted on 1 of the hosts;")
 		assert.Contains(t, out, "1 deleted it or held nothing of it, 2 not yet")
@@ -64,6 +65,7 @@ func TestReported(t *testing.T) {
 	assert.True(t, reported(api.PurgeProgress{}, false), "a supernode to which no host announces")
 	assert.True(t, reported(api.PurgeProgress{Dropped: 1}, true))
 	assert.True(t, reported(api.PurgeProgress{Others: []api.HostPurge{{State: api.PurgeFailed}}}, true))
-	assert.False(t, reported(api.PurgeProgress{Dropped: 1, Others: []api.HostPurge{{State: api.PurgeUnconfirmed}}}, true))
+	assert.False(t, reported(api.PurgeProgress{Dropped: 1, Others: []api.HostPurge{{State: api.PurgeUnconfirmed}}},
+		true))
 	assert.False(t, reported(api.PurgeProgress{Dropped: 1, Missing: 1}, true))
 }

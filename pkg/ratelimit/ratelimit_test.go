@@ -78,8 +78,8 @@ func TestNoWindowHoldsMoreThanTheRateAndABurstAndHardlyLess(t *testing.T) {
 				log, each := flows(t, Chain{New(rate)}, count, span)
 				burst := float64(rate)/25 + 1
 				for _, window := range []time.Duration{time.Millisecond, 100 * time.Millisecond, 3 * time.Second} {
-					assert.LessOrEqual(t, float64(most(log, window)), float64(rate)*window.Seconds()+burst, "%d flows at %d in %s",
-						count, rate, window)
+					assert.LessOrEqual(t, float64(most(log, window)), float64(rate)*window.Seconds()+burst,
+						"%d flows at %d in %s", count, rate, window)
 				}
 				sum := 0
 				for _, n := range each {

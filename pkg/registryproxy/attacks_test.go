@@ -127,7 +127,8 @@ func TestForeignFailuresAreNotPassedOn(t *testing.T) {
 		"another repository has it not":  {api.Failure{Status: 404, Upstream: "r.test", Repository: "other"}, 0, 4},
 		"another registry's limit":       {api.Failure{Status: 429, Upstream: "evil.test", Repository: "app"}, 0, 4},
 		"another registry's trouble":     {api.Failure{Status: 500, Upstream: "evil.test", Repository: "app"}, 0, 4},
-		"another registry's wrong blob": {api.Failure{Status: 502, Upstream: "evil.test", Repository: "app", Wrong: true}, 0,
+		"another registry's wrong blob": {api.Failure{Status: 502, Upstream: "evil.test", Repository: "app",
+			Wrong: true}, 0,
 			4},
 		"a challenge, and then the blob": {api.Failure{Status: 401, Upstream: "evil.test", Repository: "app"}, 3, 3},
 		"a limit, and then the blob":     {api.Failure{Status: 429, Upstream: "evil.test", Repository: "app"}, 2, 2},
@@ -193,7 +194,8 @@ func TestTheDefaultsPasswordGoesToNoOtherRegistry(t *testing.T) {
 		"a token": {`Basic realm="corp"`, "Bearer x", "other.test/app/manifests/v1", [2]string{}, true},
 		"a default that asks for tokens": {`Bearer realm="https://corp.test/token"`, "Basic YTpi",
 			"other.test/app/manifests/v1", [2]string{}, true},
-		"a default that asks for nothing, no login": {"", "Basic YTpi", "other.test/app/manifests/v1", [2]string{}, true},
+		"a default that asks for nothing, no login": {"", "Basic YTpi", "other.test/app/manifests/v1",
+			[2]string{}, true},
 	} {
 		for _, pinged := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, pinged before: %t", name, pinged), func(t *testing.T) {
@@ -209,7 +211,8 @@ func TestTheDefaultsPasswordGoesToNoOtherRegistry(t *testing.T) {
 				if pinged {
 					ask(p, http.MethodGet, "/v2/")
 				}
-				res := ask(p, http.MethodGet, "/v2/"+c.target, "Authorization", c.authorization, c.header[0], c.header[1])
+				res := ask(p, http.MethodGet, "/v2/"+c.target, "Authorization", c.authorization, c.header[0],
+					c.header[1])
 				assert.Equal(t, 401, res.StatusCode)
 				shown := false
 				for _, q := range up.requests() {
@@ -255,13 +258,16 @@ func TestAForgottenManifestGrantsNothing(t *testing.T) {
 				r.mirror = p
 				var pull sync.WaitGroup
 				pull.Go(func() {
-					assert.Equal(t, 200, r.get("app/manifests/"+string(f.index), "Authorization", "Bearer x").StatusCode)
+					assert.Equal(t, 200, r.get("app/manifests/"+string(f.index), "Authorization",
+						"Bearer x").StatusCode)
 				})
 				synctest.Wait()
 				forget(r)
 				close(gate)
 				pull.Wait()
-				r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusForbidden) })
+				r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {
+					w.WriteHeader(http.StatusForbidden)
+				})
 				assert.Equal(t, 403, r.get("app/manifests/"+string(f.manifest), "Authorization", "Bearer x").StatusCode)
 			})
 		})
@@ -278,11 +284,13 @@ func TestHostileNamesAreRefusedBeforeAnyRequest(t *testing.T) {
 		"/v2/app%2f..%2fother/manifests/v1",
 		"/v2/app/./manifests/v1", "/v2//app/manifests/v1", "/v2/app//manifests/v1", "/v2/app/manifests/..",
 		"/v2/app/manifests/%2e%2e", "/v2/app/manifests/..%2f..%2fother",
-		"/v2/app/blobs/sha256:" + strings.Repeat("0", 63) + "%2f", "/v2/app/blobs/sha256:../../" + strings.Repeat("0", 58),
+		"/v2/app/blobs/sha256:" + strings.Repeat("0", 63) + "%2f",
+		"/v2/app/blobs/sha256:../../" + strings.Repeat("0", 58),
 		"/v2/app/blobs/" + missing + "%00",
 		"/v2/app%00/manifests/v1", "/v2/app%0d%0aX-Evil:%201/manifests/v1", "/v2/app/manifests/v1%0d%0aX-Evil:%201",
 		"/v2/app%3fx=1/manifests/v1", "/v2/app%23/manifests/v1",
-		"/v2/app@r.test/manifests/v1", "/v2/http:%2f%2fevil.test/app/manifests/v1", "/v2/evil.test:80:80/app/manifests/v1",
+		"/v2/app@r.test/manifests/v1", "/v2/http:%2f%2fevil.test/app/manifests/v1",
+		"/v2/evil.test:80:80/app/manifests/v1",
 		"/v2/evil.test@r.test/app/manifests/v1",
 		"/v2/app/manifests/v1?ns=r.test%0d%0aX-Evil:%201", "/v2/app/manifests/v1?ns=r.test%2fapp",
 		"/v2/app/manifests/v1?ns=r.test%3fx", "/v2/app/manifests/v1?ns=a@r.test",

@@ -76,7 +76,8 @@ func TestEveryEndOfAContextGetsAResponse(t *testing.T) {
 					var seen pulls
 					cfg.Observe, cfg.Default = seen.observe, "r.test"
 					w := httptest.NewRecorder()
-					r := httptest.NewRequestWithContext(c.end(t.Context()), http.MethodGet, "/v2/"+path+"?ns=r.test", nil)
+					r := httptest.NewRequestWithContext(c.end(t.Context()), http.MethodGet,
+						"/v2/"+path+"?ns=r.test", nil)
 					newMirror(cfg).ServeHTTP(w, r)
 					said := refusedAs(t, w.Result(), http.StatusServiceUnavailable, "UNAVAILABLE")
 					for _, name := range []string{"Docker-Content-Digest", "ETag", "Accept-Ranges", "Content-Range"} {

@@ -75,10 +75,13 @@ func TestAGrantLivesAsLongAsItsToken(t *testing.T) {
 			time.Hour},
 		"a token and a short policy": {func(now time.Time) string { return jwtUntil(now.Add(time.Hour)) },
 			time.Second, time.Second},
-		"a token with a fraction": {func(now time.Time) string { return jwt(fmt.Sprintf(`{"exp":%d.5}`, now.Unix()+30)) }, 0,
+		"a token with a fraction": {func(now time.Time) string {
+			return jwt(fmt.Sprintf(`{"exp":%d.5}`, now.Unix()+30))
+		}, 0,
 			30 * time.Second},
-		"an opaque token":                  {func(time.Time) string { return "Bearer 0123456789" }, 0, time.Minute},
-		"an opaque token, a short policy":  {func(time.Time) string { return "Bearer 0123456789" }, time.Second, time.Second},
+		"an opaque token": {func(time.Time) string { return "Bearer 0123456789" }, 0, time.Minute},
+		"an opaque token, a short policy": {func(time.Time) string { return "Bearer 0123456789" }, time.Second,
+			time.Second},
 		"a token without an end":           {func(time.Time) string { return jwt(`{"sub":"alice"}`) }, 0, time.Minute},
 		"a token with a senseless end":     {func(time.Time) string { return jwt(`{"exp":1e300}`) }, 0, time.Minute},
 		"a token with an end before times": {func(time.Time) string { return jwt(`{"exp":-5}`) }, 0, time.Minute},
@@ -275,7 +278,8 @@ func TestALeavingClientCancelsNoOther(t *testing.T) {
 			ctx, leave := context.WithCancel(t.Context())
 			clients.Go(func() {
 				w := httptest.NewRecorder()
-				p.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v2/app/blobs/"+string(r.layer), nil).WithContext(ctx))
+				p.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v2/app/blobs/"+string(r.layer),
+					nil).WithContext(ctx))
 				*status = w.Code
 			})
 			synctest.Wait()
@@ -333,7 +337,8 @@ func TestExpiredGrantsServeOnlyWhereTheOperatorAllows(t *testing.T) {
 						assert.Positive(t, r.asks(), "it is asked first")
 					}
 					assert.NotEqual(t, 200, r.get(layer, "Authorization", "Bearer never seen").StatusCode)
-					assert.NotEqual(t, 200, r.get("other/blobs/"+string(r.layer), "Authorization", "Bearer opaque").StatusCode)
+					assert.NotEqual(t, 200, r.get("other/blobs/"+string(r.layer), "Authorization",
+						"Bearer opaque").StatusCode)
 					time.Sleep(31 * time.Minute)
 					assert.NotEqual(t, 200, r.get(layer, "Authorization", token).StatusCode, "the token has expired")
 				})
@@ -478,7 +483,8 @@ func TestReferencesEndWithTheManifestsGrant(t *testing.T) {
 // and looks for neither.
 func TestAManifestGrantsOnlyVerifiedReferences(t *testing.T) {
 	for name, c := range map[string]struct{ mediaType, fields, path string }{
-		"manifests of an image":  {oci.MediaTypeDockerManifest, `"config":{},"layers":[],"manifests":[%s]`, "manifests"},
+		"manifests of an image": {oci.MediaTypeDockerManifest, `"config":{},"layers":[],"manifests":[%s]`,
+			"manifests"},
 		"layers of a list":       {oci.MediaTypeDockerList, `"manifests":[],"layers":[%s]`, "blobs"},
 		"layers without a list":  {oci.MediaTypeDockerList, `"config":{},"layers":[%s]`, "blobs"},
 		"layers under two names": {oci.MediaTypeManifest, `"config":{},"layers":[%s],"Layers":[]`, "blobs"},
@@ -487,7 +493,8 @@ func TestAManifestGrantsOnlyVerifiedReferences(t *testing.T) {
 			r := newFixture(config{})
 			private := r.swarm.put([]byte("another's"), "")
 			named := fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":9}`, oci.MediaTypeManifest, private)
-			manifest := []byte(`{"schemaVersion":2,"mediaType":"` + c.mediaType + `",` + fmt.Sprintf(c.fields, named) + `}`)
+			manifest := []byte(`{"schemaVersion":2,"mediaType":"` + c.mediaType + `",` + fmt.Sprintf(c.fields,
+				named) + `}`)
 			id := r.swarm.put(manifest, c.mediaType)
 			r.up.reply(answers(map[string]object{"r.test/v2/app/manifests/" + string(id): {manifest, c.mediaType}}))
 			require.Equal(t, 200, r.get("app/manifests/"+string(id)).StatusCode)

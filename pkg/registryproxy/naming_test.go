@@ -17,7 +17,8 @@ import (
 func TestEachListenerHasADefaultOfItsOwn(t *testing.T) {
 	up := &upstreamFunc{answer: answers(nil)}
 	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "docker.io"})
-	for want, handler := range map[string]http.Handler{"docker.io/v2/library/app": p, "quay.io/v2/app": p.For("quay.io"),
+	for want, handler := range map[string]http.Handler{"docker.io/v2/library/app": p,
+		"quay.io/v2/app":     p.For("quay.io"),
 		"r.test:5000/v2/app": p.For("r.test:5000")} {
 		ask(handler, http.MethodGet, "/v2/app/manifests/v1")
 		last := up.requests()[len(up.requests())-1]
@@ -32,12 +33,13 @@ func TestEachListenerHasADefaultOfItsOwn(t *testing.T) {
 func TestAPingWithoutAListedDefaultSucceeds(t *testing.T) {
 	up := &upstreamFunc{
 		answer: func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusUnauthorized) }}
-	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "docker.io", Allow: func(upstream string) error {
-		if upstream != "quay.io" {
-			return errors.New("not listed")
-		}
-		return nil
-	}})
+	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "docker.io",
+		Allow: func(upstream string) error {
+			if upstream != "quay.io" {
+				return errors.New("not listed")
+			}
+			return nil
+		}})
 	for _, target := range []string{"/v2/", "/v2"} {
 		for _, method := range []string{http.MethodGet, http.MethodHead} {
 			res := ask(p, method, target)

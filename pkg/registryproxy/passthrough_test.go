@@ -124,7 +124,8 @@ func TestAFullDiskRefusesClientsWithAFallback(t *testing.T) {
 	assert.Contains(t, string(b), "no space left on device")
 	res, _, err = fetchBody(t, srv.URL+"/v2/app/manifests/"+string(oci.DigestOf(layer)))
 	require.NoError(t, err)
-	assert.Equal(t, http.StatusInsufficientStorage, res.StatusCode, "of a manifest, after which it goes elsewhere for all")
+	assert.Equal(t, http.StatusInsufficientStorage, res.StatusCode,
+		"of a manifest, after which it goes elsewhere for all")
 	srv, path = fullDisk(t, layer, &seen, nil)
 	res, _, err = fetchBody(t, srv.URL+path)
 	require.NoError(t, err)

@@ -36,7 +36,8 @@ func TestProgressExtendsTheDeadline(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				begun := time.Now()
-				up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(id): {layer, ""}})}
+				up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" +
+					string(id): {layer, ""}})}
 				p := newMirror(config{
 					Upstream: up,
 					Progress: func(task.ID) int64 { return int64(min(time.Since(begun), c.moves) / time.Second) },
@@ -86,7 +87,8 @@ func TestAManifestsLengthBindsOnlyItsClient(t *testing.T) {
 				spec = s
 				return cachedBlob{&fakeBlob{data: layer}, cached}, nil
 			}})
-			require.Equal(t, http.StatusOK, ask(p, http.MethodGet, "/v2/app/manifests/"+string(pin)+"?ns=r.test").StatusCode)
+			require.Equal(t, http.StatusOK,
+				ask(p, http.MethodGet, "/v2/app/manifests/"+string(pin)+"?ns=r.test").StatusCode)
 			res := ask(p, http.MethodGet, "/v2/app/blobs/"+string(id)+"?ns=r.test")
 			assert.EqualValues(t, 7, spec.Promised)
 			assert.Zero(t, spec.Length, "the registry did not state it")

@@ -40,13 +40,15 @@ func TestTheUpstreamIsHeaderNamespacePathOrDefault(t *testing.T) {
 		{target: "/v2/alpine" + m + "?ns=registry-1.docker.io", want: "docker.io/v2/library/alpine" + m,
 			ns: "registry-1.docker.io"},
 		{target: "/v2/app" + m + "?ns=intern", want: "intern/v2/app" + m, ns: "intern"},
-		// With ns or a header the path is the repository to the letter, also where its first part is the registry's own name.
+		// With ns or a header the path is the repository to the letter, also where its first part is the registry's own
+		// name.
 		{target: "/v2/quay.io/app" + m + "?ns=quay.io", want: "quay.io/v2/quay.io/app" + m, ns: "quay.io"},
 		{target: "/v2/quay.io/lib/app" + m + "?ns=quay.io", want: "quay.io/v2/quay.io/lib/app" + m, ns: "quay.io"},
 		{target: "/v2/registry.test:5000/app" + m + "?ns=registry.test%3A5000"}, // no repository has a colon
 		{target: "/v2/registry.test_5000/app" + m + "?ns=registry.test%3A5000",
 			want: "registry.test:5000/v2/registry.test_5000/app" + m, ns: "registry.test:5000"},
-		{target: "/v2/docker.io/alpine" + m + "?ns=docker.io", want: "docker.io/v2/docker.io/alpine" + m, ns: "docker.io"},
+		{target: "/v2/docker.io/alpine" + m + "?ns=docker.io", want: "docker.io/v2/docker.io/alpine" + m,
+			ns: "docker.io"},
 		{target: "/v2/localhost/app" + m + "?ns=localhost", want: "localhost/v2/localhost/app" + m, ns: "localhost"},
 		{target: "/v2/ghcr.io/app" + m, header: [2]string{"X-Darter-Upstream", "ghcr.io"},
 			want: "ghcr.io/v2/ghcr.io/app" + m},
@@ -185,7 +187,8 @@ func TestAHeadDownloadsNothing(t *testing.T) {
 	var s swarm
 	layer := blob(5000)
 	b := s.put(layer, oci.MediaTypeBlob)
-	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" + string(b): {layer, oci.MediaTypeBlob}})}
+	up := &upstreamFunc{answer: answers(map[string]object{"r.test/v2/app/blobs/" +
+		string(b): {layer, oci.MediaTypeBlob}})}
 	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 	assert.Equal(t, 200, ask(p, http.MethodHead, "/v2/app/blobs/"+string(b)).StatusCode)
 	assert.Empty(t, s.opened)
@@ -265,7 +268,8 @@ func TestAMatchingETagGets304(t *testing.T) {
 	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
 	for tag, status := range map[string]int{`"` + string(b) + `"`: 304, `"x", W/"` + string(b) + `"`: 304, "*": 304,
 		`"x"`: 200, "": 200} {
-		assert.Equal(t, status, ask(p, http.MethodGet, "/v2/app/blobs/"+string(b), "If-None-Match", tag).StatusCode, tag)
+		assert.Equal(t, status, ask(p, http.MethodGet, "/v2/app/blobs/"+string(b), "If-None-Match", tag).StatusCode,
+			tag)
 	}
 }
 
@@ -325,7 +329,8 @@ func TestAClientWithoutChallengesReadsPublicImages(t *testing.T) {
 		assert.Equal(t, c.status, res.StatusCode, c.target)
 		assert.Len(t, up.requests(), c.asked, c.target)
 		if c.status == 401 {
-			assert.Equal(t, "Bearer anonymous=false", res.Header.Get("WWW-Authenticate"), "the challenge to the client itself")
+			assert.Equal(t, "Bearer anonymous=false", res.Header.Get("WWW-Authenticate"),
+				"the challenge to the client itself")
 		}
 	}
 }
@@ -449,7 +454,8 @@ func TestARegistryWithoutHeadIsAskedForOneByteOfABlob(t *testing.T) {
 func TestAManifestKeepsItsMediaType(t *testing.T) {
 	index := []byte(`{"schemaVersion":2,"manifests":[]}`)
 	for _, c := range []struct{ said, stored, want string }{
-		{"application/vnd.oci.image.index.v1+json", "application/octet-stream", "application/vnd.oci.image.index.v1+json"},
+		{"application/vnd.oci.image.index.v1+json", "application/octet-stream",
+			"application/vnd.oci.image.index.v1+json"},
 		{"", "application/x-to-the-Letter; a=b", "application/x-to-the-Letter; a=b"},
 		{"application/octet-stream", "application/octet-stream", oci.MediaTypeIndex},
 		{"", "", oci.MediaTypeIndex},
@@ -485,8 +491,8 @@ func TestTheOriginsErrorIsPassedOn(t *testing.T) {
 		// containerd would hammer a 429; it names ns.
 		{err: &api.Failure{Status: 429, Body: []byte(own), Message: "GET …: 429"}, query: "?ns=r.test",
 			status: 503, exactly: own},
-		{err: &api.Failure{Status: 403, Body: []byte("<html>no</html>"), Message: "GET …: 403 Forbidden"}, status: 403,
-			code: "DENIED", has: "no"},
+		{err: &api.Failure{Status: 403, Body: []byte("<html>no</html>"), Message: "GET …: 403 Forbidden"},
+			status: 403, code: "DENIED", has: "no"},
 		{err: &api.Failure{Status: 502, Message: "dial tcp 10.0.0.1:443: connection refused"}, status: 502,
 			code: "UNAVAILABLE", has: "dial tcp 10.0.0.1:443: connection refused"},
 		{err: &api.Failure{Status: 302, Message: "odd"}, status: 502, code: "UNAVAILABLE", has: "odd"},
@@ -557,8 +563,9 @@ func TestEveryClientHasADeadline(t *testing.T) {
 		target string
 		wait   time.Duration
 	}{
-		"a registry that is silent":         {&upstreamFunc{}, nil, "manifests/v1", 10 * time.Second},
-		"a registry that is silent, to ns":  {&upstreamFunc{}, nil, "blobs/" + missing + "?ns=r.test", 10 * time.Second},
+		"a registry that is silent": {&upstreamFunc{}, nil, "manifests/v1", 10 * time.Second},
+		"a registry that is silent, to ns": {&upstreamFunc{}, nil, "blobs/" + missing + "?ns=r.test",
+			10 * time.Second},
 		"a client that cannot go elsewhere": {&upstreamFunc{}, nil, "blobs/" + missing, time.Minute},
 		"a swarm that knows nothing": {&upstreamFunc{answer: known},
 			func(ctx context.Context, _ task.Spec) (registryproxy.Blob, error) {
@@ -574,7 +581,8 @@ func TestEveryClientHasADeadline(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := newMirror(config{Upstream: c.up, Open: c.open, Default: "r.test"})
 				began := time.Now()
-				said := refusedAs(t, ask(p, http.MethodGet, "/v2/app/"+c.target), http.StatusGatewayTimeout, "UNAVAILABLE")
+				said := refusedAs(t, ask(p, http.MethodGet, "/v2/app/"+c.target), http.StatusGatewayTimeout,
+					"UNAVAILABLE")
 				assert.Equal(t, c.wait, time.Since(began))
 				assert.Contains(t, said, "r.test gave no byte of /v2/app/")
 			})
@@ -636,7 +644,8 @@ func TestAPushIsRefusedClearly(t *testing.T) {
 	up := &upstreamFunc{}
 	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
 	for _, c := range [][2]string{
-		{"POST", "/v2/app/blobs/uploads/"}, {"GET", "/v2/app/blobs/uploads/abc"}, {"PATCH", "/v2/app/blobs/uploads/abc"},
+		{"POST", "/v2/app/blobs/uploads/"}, {"GET", "/v2/app/blobs/uploads/abc"},
+		{"PATCH", "/v2/app/blobs/uploads/abc"},
 		{"PUT", "/v2/app/manifests/v1"},
 		{"DELETE", "/v2/app/manifests/v1"}, {"DELETE", "/v2/app/blobs/" + missing}, {"POST", "/v2/"},
 		{"OPTIONS", "/v2/app/tags/list"},
@@ -700,7 +709,9 @@ func TestTagsAndReferrersAreForwardedWithLinks(t *testing.T) {
 }
 
 func TestAListThatIsRedirectedIsAnErrorAndNoEmptyList(t *testing.T) {
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) { w.WriteHeader(http.StatusFound) }}
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) {
+		w.WriteHeader(http.StatusFound)
+	}}
 	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
 	refusedAs(t, ask(p, http.MethodGet, "/v2/app/tags/list"), http.StatusBadGateway, "UNAVAILABLE")
 }

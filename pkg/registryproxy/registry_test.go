@@ -218,7 +218,8 @@ func TestAPrivateBlobNeedsTheRegistrysConsent(t *testing.T) {
 	refusedAs(t, res, http.StatusUnauthorized, "UNAUTHORIZED")
 	challenge := res.Header.Get("WWW-Authenticate")
 	assert.Equal(t,
-		fetch(t, http.MethodGet, r.URL()+"/v2/private/app/blobs/"+onlyPrivate).Header.Get("WWW-Authenticate"), challenge)
+		fetch(t, http.MethodGet, r.URL()+"/v2/private/app/blobs/"+onlyPrivate).Header.Get("WWW-Authenticate"),
+		challenge)
 
 	alice := token(t, challenge, "alice", "a")
 	for _, c := range []struct {
@@ -279,7 +280,8 @@ func TestABlobThatTheRegistryRedirectsIsServed(t *testing.T) {
 	r.Fail(registrytest.Fault{Action: registrytest.ActRedirect, Match: "lib/app/blobs"})
 	mirror := "http://" + mirrorOf(t, config{Default: r.Host()}) + "/v2/lib/app/blobs/"
 	for _, method := range []string{http.MethodHead, http.MethodGet} {
-		res := fetch(t, method, mirror+digest, "Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte("a:b")))
+		res := fetch(t, method, mirror+digest, "Authorization",
+			"Basic "+base64.StdEncoding.EncodeToString([]byte("a:b")))
 		assert.Equal(t, 200, res.StatusCode)
 		assert.Equal(t, "10000", res.Header.Get("Content-Length"))
 		if method == http.MethodGet {

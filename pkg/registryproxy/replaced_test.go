@@ -55,7 +55,8 @@ func TestARangeOfAReplacedBlobIsTheWhole(t *testing.T) {
 	again, err := resumed(t, url, got)
 	require.NoError(t, err)
 	assert.Equal(t, id, oci.DigestOf(again), "the client begins again")
-	for _, header := range []string{"bytes=0-", "bytes=1-", "bytes=10-20", "bytes=-5", "bytes=0-0,5-6", "bytes=900000-"} {
+	for _, header := range []string{"bytes=0-", "bytes=1-", "bytes=10-20", "bytes=-5", "bytes=0-0,5-6",
+		"bytes=900000-"} {
 		res, b, err := fetchBody(t, url, "Range", header, "If-Range", `"`+string(id)+`"`)
 		require.NoError(t, err)
 		assert.Equal(t, http.StatusOK, res.StatusCode, header)

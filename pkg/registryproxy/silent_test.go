@@ -36,9 +36,11 @@ func TestTheBreakerSkipsASilentRegistry(t *testing.T) {
 		})
 		pull := func() (took time.Duration) {
 			began := time.Now()
-			for _, path := range []string{"manifests/v1", "blobs/" + layers[0], "blobs/" + layers[1], "blobs/" + layers[2]} {
+			for _, path := range []string{"manifests/v1", "blobs/" + layers[0], "blobs/" + layers[1],
+				"blobs/" + layers[2]} {
 				require.Equal(t, 200,
-					ask(p, http.MethodGet, "/v2/app/"+path+"?ns=r.test", "Authorization", "Bearer opaque").StatusCode, path)
+					ask(p, http.MethodGet, "/v2/app/"+path+"?ns=r.test", "Authorization", "Bearer opaque").StatusCode,
+					path)
 			}
 			return time.Since(began)
 		}
@@ -57,7 +59,8 @@ func TestTheBreakerSkipsASilentRegistry(t *testing.T) {
 		up.reply(answers(known))
 		time.Sleep(10 * time.Second)
 		assert.Zero(t, pull())
-		assert.Empty(t, ask(p, http.MethodGet, "/v2/app/manifests/v1?ns=r.test", "Authorization", "Bearer opaque").Header.Get(
+		assert.Empty(t, ask(p, http.MethodGet, "/v2/app/manifests/v1?ns=r.test", "Authorization",
+			"Bearer opaque").Header.Get(
 			registryproxy.HeaderStale))
 	})
 }
@@ -79,7 +82,8 @@ func TestPublicImagesServeWhileTheRegistryIsDown(t *testing.T) {
 				known(w, q)
 			})
 			pull := func(who string) (statuses []int) {
-				for _, path := range []string{"manifests/v1", "manifests/" + string(f.index), "manifests/" + string(f.manifest),
+				for _, path := range []string{"manifests/v1", "manifests/" + string(f.index),
+					"manifests/" + string(f.manifest),
 					"blobs/" + string(f.config), "blobs/" + string(f.layer)} {
 					statuses = append(statuses, r.get("app/"+path+"?ns=r.test", "Authorization", who).StatusCode)
 				}

@@ -196,9 +196,12 @@ func TestACrowdWithDifferentTokensResolvesATagTogether(t *testing.T) {
 			var s swarm
 			s.put(oldIndex, oci.MediaTypeIndex)
 			r := &tagged{gate: make(chan struct{}),
-				allow: func(q source.RegistryRequest) bool { return firstMay || q.Header.Get("Authorization") != "Bearer 0" }}
+				allow: func(q source.RegistryRequest) bool {
+					return firstMay || q.Header.Get("Authorization") != "Bearer 0"
+				}}
 			r.set("v1", oldIndex)
-			p := newMirror(config{Upstream: r, Open: s.Open, Default: "r.test", Policy: access.Policy{TagLife: time.Minute}})
+			p := newMirror(config{Upstream: r, Open: s.Open, Default: "r.test",
+				Policy: access.Policy{TagLife: time.Minute}})
 			var clients sync.WaitGroup
 			statuses := make([]int, 50)
 			for i := range statuses {

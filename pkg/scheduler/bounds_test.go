@@ -243,7 +243,8 @@ func TestOneAddressSnubsNobody(t *testing.T) {
 		require.NoError(t, err)
 		for i := range 40 {
 			r := Report{
-				Host: host.Host{ID: host.ID(fmt.Sprint("liar", i)), Addr: from(i) + ":65002"}, Generation: 1, Source: from(i),
+				Host: host.Host{ID: host.ID(fmt.Sprint("liar", i)), Addr: from(i) + ":65002"}, Generation: 1,
+				Source:  from(i),
 				Entries: []Entry{{Task: invented(0), Event: Started, Silent: []host.ID{"victim"}}},
 			}
 			_, err := s.Announce(begin, r)
@@ -255,9 +256,11 @@ func TestOneAddressSnubsNobody(t *testing.T) {
 		from func(i int) string
 		want bool
 	}{
-		"forty hosts of one machine snub nobody":       {func(int) string { return "10.0.0.66" }, false},
-		"nor do those of two machines":                 {func(i int) string { return fmt.Sprint("10.0.0.", 66+i%2) }, false},
-		"three machines do":                            {func(i int) string { return fmt.Sprint("10.0.0.", 66+i%3) }, true},
+		"forty hosts of one machine snub nobody": {func(int) string { return "10.0.0.66" }, false},
+		"nor do those of two machines": {func(i int) string { return fmt.Sprint("10.0.0.", 66+i%2) },
+			false},
+		"three machines do": {func(i int) string { return fmt.Sprint("10.0.0.", 66+i%3) },
+			true},
 		"on loopback, where tests run, each host does": {func(int) string { return "127.0.0.1" }, true},
 	} {
 		t.Run(name, func(t *testing.T) { assert.Equal(t, row.want, snubbed(t, row.from)) })

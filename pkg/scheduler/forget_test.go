@@ -21,7 +21,8 @@ func TestForget(t *testing.T) {
 		if event == Started {
 			e.Spec, e.Have = spec, 0
 		}
-		a, err := s.Announce(now, Report{Host: host.Host{ID: host.ID(h), Addr: h + ":1"}, Generation: 1, Entries: []Entry{e}})
+		a, err := s.Announce(now, Report{Host: host.Host{ID: host.ID(h), Addr: h + ":1"}, Generation: 1,
+			Entries: []Entry{e}})
 		require.NoError(t, err)
 		return a
 	}

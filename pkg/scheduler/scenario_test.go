@@ -55,7 +55,8 @@ func TestScenarios(t *testing.T) {
 			case "tick":
 				return changes(s.Tick(now))
 			case "failed":
-				s.Failed(now, task.ID(d.CmdArgs[0].Key), errors.New(strings.TrimSpace(d.Input)), nil, d.HasArg("personal"))
+				s.Failed(now, task.ID(d.CmdArgs[0].Key), errors.New(strings.TrimSpace(d.Input)), nil,
+					d.HasArg("personal"))
 				return ""
 			case "done":
 				s.Done(task.ID(d.CmdArgs[0].Key), 9)

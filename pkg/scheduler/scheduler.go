@@ -281,7 +281,8 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 			s.departed[r.Host.ID] = departure{r.Generation, now.Add(s.cfg.Expiry)}
 		}
 		c := s.Leave(now, r.Host.ID)
-		return Answer{Interval: s.cfg.IntervalIdle, Seeds: c.Seeds, Assignments: make([]Assignment, len(r.Entries))}, nil
+		return Answer{Interval: s.cfg.IntervalIdle, Seeds: c.Seeds, Assignments: make([]Assignment, len(r.Entries))},
+			nil
 	}
 	var answer Answer
 	var former []uint64
@@ -354,7 +355,8 @@ func (s *Scheduler) take(
 
 	w, m, ok := s.join(h, e.Task, func() bool { return space(true, s.swarms[e.Task] == nil) })
 	if !ok {
-		const text = "task %s: %w: this host, or all hosts at its address, want more tasks at once than the owner remembers"
+		const text = "task %s: %w: this host, or all hosts at its address, want more tasks at once than the owner " +
+			"remembers"
 		return Assignment{Failure: fmt.Errorf(text, e.Task.Short(), ErrFull)}, nil
 	}
 	me := w.member(m)
@@ -422,7 +424,8 @@ func (s *Scheduler) Standbys(now time.Time, n int) []string {
 	addrs := map[string]string{}
 	var ids []string
 	for id, h := range s.byID {
-		if st := &s.hosts[h]; h != s.self && st.standby && now.Sub(st.seen) < s.cfg.Expiry && !now.Before(st.snubbedUntil) {
+		if st := &s.hosts[h]; h != s.self && st.standby && now.Sub(st.seen) < s.cfg.Expiry &&
+			!now.Before(st.snubbedUntil) {
 			ids = append(ids, string(id))
 			addrs[string(id)] = st.Addr
 		}

@@ -145,7 +145,8 @@ func TestGateways(t *testing.T) {
 						full++
 					}
 				}
-				assert.GreaterOrEqual(t, near, min(i/5-full, 12), "neighbours in the zone of joiner %d: %v", i, a.Neighbours)
+				assert.GreaterOrEqual(t, near, min(i/5-full, 12), "neighbours in the zone of joiner %d: %v", i,
+					a.Neighbours)
 			case i >= 10:
 				assert.GreaterOrEqual(t, len(a.Neighbours)-near, 4, "neighbours afar of joiner %d: %v", i, a.Neighbours)
 			}
@@ -169,7 +170,8 @@ func checkBooks(t *testing.T, s *Scheduler) {
 		for hi, m := range w.index {
 			me := w.member(m)
 			require.Equal(t, hi, me.host)
-			require.GreaterOrEqual(t, s.linksFree(w, m, true), 0, "%s has %d links in %s", s.hosts[hi].ID, len(me.links), id)
+			require.GreaterOrEqual(t, s.linksFree(w, m, true), 0, "%s has %d links in %s", s.hosts[hi].ID,
+				len(me.links), id)
 			for _, other := range me.links {
 				require.True(t, w.linked(other, m), "links are mutual")
 			}

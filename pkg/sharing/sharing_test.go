@@ -58,7 +58,8 @@ func TestDecide(t *testing.T) {
 		{"with a date", "", "Last-Modified: Thu, 30 Apr 2026 12:00:00 GMT; " + date, sharing.Equal, false},
 		{"with a date that is a second old", "", "Last-Modified: Fri, 01 May 2026 11:59:59 GMT; " + date,
 			sharing.Equal, false},
-		{"with the date of this second", "", "Last-Modified: Fri, 01 May 2026 12:00:00 GMT; " + date, sharing.Flight, false},
+		{"with the date of this second", "", "Last-Modified: Fri, 01 May 2026 12:00:00 GMT; " + date,
+			sharing.Flight, false},
 		{"with an unreadable date", "", "Last-Modified: yesterday; " + date, sharing.Flight, false},
 		{"without a validator", "", date, sharing.Flight, false},
 		{"without a validator, fresh for a while", "", date + "; Cache-Control: max-age=60", sharing.Flight, false},
@@ -66,7 +67,8 @@ func TestDecide(t *testing.T) {
 		{"without a validator, stale at once", "", "Cache-Control: max-age=0", sharing.Direct, false},
 		{"without a validator, an age that is no number", "", "Cache-Control: max-age=x", sharing.Direct, false},
 		{"without a validator, expired", "", "Expires: 0", sharing.Direct, false},
-		{"no-cache with a validator, which is checked", "", `Cache-Control: no-cache; ETag: "v1"`, sharing.Equal, false},
+		{"no-cache with a validator, which is checked", "", `Cache-Control: no-cache; ETag: "v1"`,
+			sharing.Equal, false},
 		{"no-store", "", `Cache-Control: max-age=9, No-Store; ETag: "v1"`, sharing.Direct, false},
 		{"private", "", `Cache-Control: private; ETag: "v1"`, sharing.Direct, false},
 		{"private in a second line", "", `Cache-Control: max-age=9; Cache-Control: private; ETag: "v1"`,
@@ -176,7 +178,8 @@ func TestCover(t *testing.T) {
 	again := request()
 	again.Signed = []string{"SIG=2"}
 	assert.NotEqual(t, cover(request(), strong), cover(signed, strong))
-	assert.NotEqual(t, cover(request(), strong), cover(ignored, strong), "a client's own list changes only its own cover")
+	assert.NotEqual(t, cover(request(), strong), cover(ignored, strong),
+		"a client's own list changes only its own cover")
 	assert.Equal(t, cover(signed, strong), cover(again, strong))
 	assert.NotEqual(t, cover(signed, weak), cover(again, weak))
 	tricky := request()

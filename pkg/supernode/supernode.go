@@ -126,7 +126,8 @@ func (s *Supernode) others() []string {
 
 // Run serves until ctx ends, then drains. It returns nil after a clean end.
 func (s *Supernode) Run(ctx context.Context) error {
-	s.node.Log.Info("supernode runs", "version", version.Current(), "host", s.node.Host.ID, "api", s.api.Addr().String(),
+	s.node.Log.Info("supernode runs", "version", version.Current(), "host", s.node.Host.ID,
+		"api", s.api.Addr().String(),
 		"peer", s.node.Host.Addr, "admin", s.admin.Addr().String(), "tls", s.node.Identity.Secure())
 	background := []node.Part{s.coordinator.Run, s.lookups.Run}
 	if s.gossip != nil {
@@ -146,8 +147,9 @@ func (s *Supernode) Reload(settings any) error {
 	if !ok {
 		return fmt.Errorf("reloading: %T is no configuration of a supernode", settings)
 	}
-	if err := s.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache, Origins: cfg.Origins,
-		Files: cfg.Files, Drain: cfg.Drain}); err != nil {
+	if err := s.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache,
+		Origins: cfg.Origins,
+		Files:   cfg.Files, Drain: cfg.Drain}); err != nil {
 		return err
 	}
 	s.lookups.Forget()

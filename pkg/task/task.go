@@ -117,8 +117,8 @@ type Spec struct {
 	// Digest is the digest in OCI form that a user expects of a file (dfget --digest). Empty for a blob or manifest,
 	// whose ID is its digest.
 	Digest string
-	// Validator is the ETag or Last-Modified of the file's version. An origin that responds with another one has changed
-	// the file.
+	// Validator is the ETag or Last-Modified of the file's version. An origin that responds with another one has
+	// changed the file.
 	Validator string
 	// Length in bytes if the origin reported it beforehand (HEAD), else 0.
 	Length int64

@@ -107,8 +107,8 @@ func safeHeader(h http.Header) map[string]string {
 	out := make(map[string]string, len(h))
 	for k, v := range h {
 		switch http.CanonicalHeaderKey(k) {
-		case "Accept", "Content-Type", "Content-Length", "Content-Range", "Range", "Etag", "Last-Modified", "Retry-After",
-			"User-Agent", "Date", "Docker-Content-Digest", "Accept-Ranges":
+		case "Accept", "Content-Type", "Content-Length", "Content-Range", "Range", "Etag", "Last-Modified",
+			"Retry-After", "User-Agent", "Date", "Docker-Content-Digest", "Accept-Ranges":
 			out[k] = strings.Join(v, ", ")
 		default:
 			out[k] = redacted

@@ -100,7 +100,8 @@ func NewPulls(reg prometheus.Registerer) *Pulls {
 		unconfirmed: counters(reg, "darter_pull_unconfirmed_total",
 			"Answers from memory while their registry was unreachable.", "what", []Unconfirmed{Tag, Grant}),
 		firstByte: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "darter_pull_first_byte_seconds", Help: "Time from a client's request to the first byte of the response.",
+			Name:    "darter_pull_first_byte_seconds",
+			Help:    "Time from a client's request to the first byte of the response.",
 			Buckets: durations}),
 		total: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "darter_pull_seconds", Help: "Time from a client's request to the last byte, of successful pulls.",
@@ -341,7 +342,8 @@ const (
 )
 
 var allTurned = []Turned{
-	TurnedNoCertificate, TurnedOtherSecret, TurnedClock, TurnedNoTLS, TurnedSilent, TurnedCrowded, TurnedSlow, TurnedOther,
+	TurnedNoCertificate, TurnedOtherSecret, TurnedClock, TurnedNoTLS, TurnedSilent, TurnedCrowded, TurnedSlow,
+	TurnedOther,
 }
 
 // Door counts refused connections.

@@ -20,6 +20,7 @@ func NewRegistry(b version.Build) *prometheus.Registry {
 		Name: "darter_build_info", Help: "Always 1; its labels say what is running.",
 	}, []string{"version", "commit", "go"})
 	info.WithLabelValues(b.Version, b.Commit, b.Go).Set(1)
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), info)
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		info)
 	return reg
 }

@@ -75,7 +75,8 @@ func TestMetricsPage(t *testing.T) {
 	told := regexp.MustCompile("(?m)^\\| `darter_.*$").FindAllString(string(doc), -1)
 	slices.Sort(told)
 	slices.Sort(have)
-	assert.Equal(t, strings.Join(have, "\n"), strings.Join(told, "\n"), "docs/metrics.md has other rows than the program")
+	assert.Equal(t, strings.Join(have, "\n"), strings.Join(told, "\n"),
+		"docs/metrics.md has other rows than the program")
 }
 
 func TestLabelValues(t *testing.T) {
@@ -84,7 +85,8 @@ func TestLabelValues(t *testing.T) {
 	require.NoError(t, err)
 	for i := range 50 {
 		evil := fmt.Sprint("x", i)
-		pulls.Finished(nil, telemetry.Pull{Kind: task.Kind(evil), Result: telemetry.Result(evil), FirstByte: 1, Total: 1})
+		pulls.Finished(nil, telemetry.Pull{Kind: task.Kind(evil), Result: telemetry.Result(evil),
+			FirstByte: 1, Total: 1})
 		owner.Announced(time.Second, evil, string(api.Started))
 		owner.Seeded(telemetry.Result(evil), "", nil)
 	}
@@ -178,7 +180,8 @@ func TestLogRedacts(t *testing.T) {
 		var out bytes.Buffer
 		l := logger(t, &out, format)
 		l.With("with", s).WithGroup("g").Info("all of them",
-			"secret", s, "pointer", &s, "list", []secret.String{s}, "map", map[string]secret.String{"k": s}, "spec", spec,
+			"secret", s, "pointer", &s, "list", []secret.String{s}, "map", map[string]secret.String{"k": s},
+			"spec", spec,
 			"specs", &spec,
 			"wire", api.NewSpec(spec), "announce", api.AnnounceRequest{Entries: []api.Entry{{Spec: api.NewSpec(spec)}}},
 			"header", request.Header, "url", parsed, "value", *parsed, "request", request, "response", response,
@@ -239,8 +242,10 @@ func TestLogKeepsTheRest(t *testing.T) {
 	var out bytes.Buffer
 	var none *url.Error
 	l := logger(t, &out, "json")
-	l.Info("x", "err", errors.New("plain"), "header", http.Header{"Content-Type": {"text/plain"}}, "token", 5, "nothing",
-		nil, "none", error(none), "noURL", (*url.URL)(nil), "noRequest", (*http.Request)(nil), "took", 1500*time.Millisecond)
+	l.Info("x", "err", errors.New("plain"), "header", http.Header{"Content-Type": {"text/plain"}},
+		"token", 5, "nothing",
+		nil, "none", error(none), "noURL", (*url.URL)(nil), "noRequest", (*http.Request)(nil),
+		"took", 1500*time.Millisecond)
 	var line map[string]any
 	require.NoError(t, json.Unmarshal(out.Bytes(), &line))
 	assert.Equal(t, "plain", line["err"])
@@ -262,7 +267,8 @@ func TestLevelChange(t *testing.T) {
 }
 
 func TestUnknownLevelsAndFormats(t *testing.T) {
-	for text, want := range map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "WARN": slog.LevelWarn,
+	for text, want := range map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo,
+		"WARN":  slog.LevelWarn,
 		"error": slog.LevelError} {
 		got, err := telemetry.ParseLevel(text)
 		require.NoError(t, err)
@@ -322,7 +328,8 @@ func TestReady(t *testing.T) {
 	h := telemetry.Admin(prometheus.NewRegistry(), &ready, version.Build{}, nil)
 	code, body := get(t, h, "/readyz")
 	assert.Equal(t, 503, code)
-	assert.Equal(t, "missing store: still re-hashing\nmissing owner: Get \"http://a.test/\": refused\nok mirror\n", body)
+	assert.Equal(t, "missing store: still re-hashing\nmissing owner: Get \"http://a.test/\": refused\nok mirror\n",
+		body)
 	require.Len(t, ready.Missing(t.Context()), 2)
 	assert.Equal(t, "store", ready.Missing(t.Context())[0].Name)
 

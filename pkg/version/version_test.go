@@ -23,8 +23,10 @@ func TestRead(t *testing.T) {
 			Build{Version: "v1.2.3", Commit: "ffffffffffff"}},
 		{"go build in a clone", "", "", stamped,
 			Build{Version: "v0.0.0-20260102030405-0123456789ab+dirty", Commit: "0123456789ab"}},
-		{"go install of a tag", "", "", &debug.BuildInfo{Main: debug.Module{Version: "v1.2.3"}}, Build{Version: "v1.2.3"}},
-		{"go build without git", "", "", &debug.BuildInfo{Main: debug.Module{Version: "(devel)"}}, Build{Version: Unknown}},
+		{"go install of a tag", "", "", &debug.BuildInfo{Main: debug.Module{Version: "v1.2.3"}},
+			Build{Version: "v1.2.3"}},
+		{"go build without git", "", "", &debug.BuildInfo{Main: debug.Module{Version: "(devel)"}},
+			Build{Version: Unknown}},
 		{"a commit without a version", "", "", &debug.BuildInfo{
 			Main: debug.Module{Version: "(devel)"}, Settings: stamped.Settings,
 		}, Build{Version: "0123456789ab", Commit: "0123456789ab"}},

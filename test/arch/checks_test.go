@@ -85,7 +85,8 @@ func TestPurityFaults(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			tr := fixture(t, "pkg/a/x.go", "package a\n\nimport "+row.imports+"\n\n"+row.body+"\n")
 			expect(t, row.want, tr.Purity(small))
-			assert.Empty(t, fixture(t, "pkg/c/x.go", "package c\n\nimport "+row.imports+"\n\n"+row.body+"\n").Purity(small),
+			assert.Empty(t, fixture(t, "pkg/c/x.go",
+				"package c\n\nimport "+row.imports+"\n\n"+row.body+"\n").Purity(small),
 				"adapters need not be pure")
 		})
 	}
@@ -100,7 +101,8 @@ func TestGinFaults(t *testing.T) {
 
 func TestPromiseFaults(t *testing.T) {
 	for _, row := range []struct{ name, src, want string }{
-		{"good", "// Package a holds pieces.\n//\n// It never lies. Start at [Open].\npackage a\n\nfunc Open() {}\n", ""},
+		{"good", "// Package a holds pieces.\n//\n// It never lies. Start at [Open].\npackage a\n\nfunc Open() {}\n",
+			""},
 		{"start at a method", "// Package a holds pieces.\n//\n// It never lies. Start at [Store.Get].\npackage a\n\n" +
 			"type Store struct{}\n\nfunc (s *Store) Get() {}\n", ""},
 		{"none", "package a\n", "has no package comment"},
@@ -109,8 +111,8 @@ func TestPromiseFaults(t *testing.T) {
 		{"no rule", "// Package a holds pieces. Start at [Open].\npackage a\n\nfunc Open() {}\n", "promises nothing"},
 		{"one sentence", "// Package a never holds pieces.\npackage a\n", "promises nothing"},
 		{"no start", "// Package a holds pieces. It never lies.\npackage a\n\nfunc Open() {}\n", "where to start"},
-		{"start at nothing", "// Package a holds pieces. It never lies. Start at [Close].\npackage a\n\nfunc Open() {}\n",
-			"[Close], which does not exist"},
+		{"start at nothing", "// Package a holds pieces. It never lies. Start at [Close].\npackage a\n\nfunc Open() " +
+			"{}\n", "[Close], which does not exist"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			faults := fixture(t, "pkg/a/x.go", row.src).Promises()
@@ -167,8 +169,8 @@ func TestReferenceFaults(t *testing.T) {
 				"Makefile", "test: ## tests\n\tgo test\n",
 				"cmd/x/main.go", "package main\n",
 				"docs/other.md", "## Two words, here\n",
-				"pkg/a/x.go", "package a\n\nimport \"fmt\"\n\nfunc Open() { fmt.Println() }\n\ntype Store struct{ Size int }\n\n"+
-					"func (s *Store) Get() {}\n\ntype Getter interface{ Get() }\n",
+				"pkg/a/x.go", "package a\n\nimport \"fmt\"\n\nfunc Open() { fmt.Println() }\n\ntype Store struct{ "+
+					"Size int }\n\nfunc (s *Store) Get() {}\n\ntype Getter interface{ Get() }\n",
 				"docs/d.md", row.text)
 			faults, err := tr.References()
 			require.NoError(t, err)
@@ -190,7 +192,8 @@ func TestLayeredFaults(t *testing.T) {
 	for _, row := range []struct{ name, text, want string }{
 		{"the same", "# Map\n\n" + good, ""},
 		{"a package less", strings.Replace(good, " `pkg/d`", "", 1), "| adapters | `pkg/c` `pkg/d` |"},
-		{"another order", strings.Replace(good, "`pkg/a`; `pkg/b`", "`pkg/b`; `pkg/a`", 1), "| types | `pkg/a`; `pkg/b` |"},
+		{"another order", strings.Replace(good, "`pkg/a`; `pkg/b`", "`pkg/b`; `pkg/a`", 1),
+			"| types | `pkg/a`; `pkg/b` |"},
 		{"a row less", strings.Replace(good, "| assemblies | `pkg/e` |\n", "", 1), "| assemblies | `pkg/e` |"},
 	} {
 		t.Run(row.name, func(t *testing.T) {

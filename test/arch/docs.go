@@ -74,7 +74,8 @@ func (t *Tree) line(doc, line string, fenced bool, targets map[string]bool) (fau
 	}
 	for _, m := range program.FindAllStringSubmatch(line, -1) {
 		if !t.Files["cmd/"+m[2]] {
-			faults = append(faults, fmt.Sprintf("bin/%s is built from no package of cmd/: name an existing program", m[2]))
+			faults = append(faults, fmt.Sprintf("bin/%s is built from no package of cmd/: name an existing program",
+				m[2]))
 		}
 	}
 	codes := mdCode.FindAllStringSubmatch(line, -1)
@@ -267,7 +268,8 @@ func (t *Tree) Layered(doc string, table []Layer) (faults []string, err error) {
 		}
 		row := "| " + l.Name + " | " + strings.Join(groups, "; ") + " |"
 		if !strings.Contains("\n"+string(b), "\n"+row+"\n") {
-			faults = append(faults, fmt.Sprintf("%s lacks this row of arch.Table, or has another version of it:\n%s", doc, row))
+			faults = append(faults, fmt.Sprintf("%s lacks this row of arch.Table, or has another version of it:\n%s",
+				doc, row))
 		}
 	}
 	return faults, nil

@@ -42,7 +42,8 @@ func TestFieldsFindsDeadOnes(t *testing.T) {
 		})
 	}
 	t.Run("exceptions", func(t *testing.T) {
-		tr := fixture(t, "pkg/a/a.go", "package a\n\ntype T struct{ F, G int }\n\nfunc try(t T) { t.F = t.G; t.G = 1 }\n")
+		tr := fixture(t, "pkg/a/a.go",
+			"package a\n\ntype T struct{ F, G int }\n\nfunc try(t T) { t.F = t.G; t.G = 1 }\n")
 		faults, err := tr.Fields("pkg/a", importing(t, tr), map[string]string{"T.F": "people read it"})
 		require.NoError(t, err)
 		require.Empty(t, faults)

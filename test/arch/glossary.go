@@ -41,7 +41,8 @@ func (t *Tree) Glossary(doc string, dirs []string) (faults []string, err error) 
 			if !ast.IsExported(name) || plain.MatchString(name) || strings.Contains(string(b), "`"+word+"`") {
 				continue
 			}
-			faults = append(faults, fmt.Sprintf("%s does not name `%s` of %s: add a row that says what it is", doc, word, dir))
+			faults = append(faults, fmt.Sprintf("%s does not name `%s` of %s: add a row that says what it is",
+				doc, word, dir))
 		}
 	}
 	return faults, nil

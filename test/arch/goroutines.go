@@ -42,8 +42,8 @@ func (t *Tree) Goroutines(waited map[string]string) (faults []string) {
 					}
 					if used[key] = true; waited[key] == "" {
 						faults = append(faults, fmt.Sprintf(
-							"%s: %s starts a goroutine and its type has no Run or Close: let a type with one of them start and await it, "+
-								"or use sync.WaitGroup.Go", t.at(n), key))
+							"%s: %s starts a goroutine and its type has no Run or Close: let a type with one of them "+
+								"start and await it, or use sync.WaitGroup.Go", t.at(n), key))
 					}
 					return true
 				})

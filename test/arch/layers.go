@@ -11,8 +11,8 @@ import (
 // Layer is one row of the import table.
 type Layer struct {
 	Name string
-	// Packages are directories, separated by blanks. Packages after a ";" may import those before it; otherwise packages
-	// of one layer do not import each other.
+	// Packages are directories, separated by blanks. Packages after a ";" may import those before it; otherwise
+	// packages of one layer do not import each other.
 	Packages string
 	// Pure layers hold no goroutine, socket, lock, clock or file.
 	Pure bool
@@ -70,7 +70,8 @@ func (t *Tree) Imports(table []Layer) (faults []string) {
 		own, known := where[pkg.Dir]
 		if !known {
 			faults = append(faults,
-				fmt.Sprintf("%s is in no layer: add it to its row of arch.Table (and of docs/architecture.md)", pkg.Dir))
+				fmt.Sprintf("%s is in no layer: add it to its row of arch.Table (and of docs/architecture.md)",
+					pkg.Dir))
 			continue
 		}
 		for _, name := range sorted(pkg.Files) {
@@ -83,9 +84,11 @@ func (t *Tree) Imports(table []Layer) (faults []string) {
 				switch {
 				case isTest(dir):
 					faults = append(faults, fmt.Sprintf(
-						"%s: %s imports %s: only tests import test packages; move shared code below pkg/", t.at(spec), pkg.Dir, dir))
+						"%s: %s imports %s: only tests import test packages; move shared code below pkg/", t.at(spec),
+						pkg.Dir, dir))
 				case known && !other.below(own):
-					faults = append(faults, fmt.Sprintf("%s: %s (%s) imports %s (%s): imports go down only; define an interface, or "+
+					faults = append(faults, fmt.Sprintf("%s: %s (%s) imports %s (%s): imports go down only; define an "+
+						"interface, or "+
 						"move shared code down", t.at(spec), pkg.Dir, table[own.row].Name, dir, table[other.row].Name))
 				}
 			})
@@ -99,7 +102,8 @@ func (t *Tree) Absent(table []Layer) (faults []string) {
 	for _, l := range table {
 		for _, name := range strings.Fields(strings.ReplaceAll(l.Packages, ";", " ")) {
 			if p := t.Packages[name]; p == nil || len(p.Files) == 0 {
-				faults = append(faults, fmt.Sprintf("%s is in row %q of arch.Table, but not in the tree: remove it", name, l.Name))
+				faults = append(faults, fmt.Sprintf("%s is in row %q of arch.Table, but not in the tree: remove it",
+					name, l.Name))
 			}
 		}
 	}
@@ -122,7 +126,8 @@ func (t *Tree) Gin(table []Layer) (faults []string) {
 				at, known := where[pkg.Dir]
 				if name != "routes.go" || !known || !table[at.row].Gin {
 					faults = append(faults,
-						fmt.Sprintf("%s: gin is only for the routes.go of an assembly; use a plain http.Handler here", t.at(spec)))
+						fmt.Sprintf("%s: gin is only for the routes.go of an assembly; use a plain http.Handler here",
+							t.at(spec)))
 				}
 			})
 		}
@@ -203,8 +208,8 @@ func (t *Tree) purity(dir string, f *ast.File) (faults []string) {
 			local = spec.Name.Name
 		}
 		if names == "" || local == "." || local == "_" {
-			faults = append(faults, fmt.Sprintf("%s: %s imports %s: pure code holds no goroutine, socket, lock, clock or "+
-				"file; take its result as an argument", t.at(spec), dir, p))
+			faults = append(faults, fmt.Sprintf("%s: %s imports %s: pure code holds no goroutine, socket, lock, clock "+
+				"or file; take its result as an argument", t.at(spec), dir, p))
 			return
 		}
 		limited[local] = names
@@ -220,8 +225,8 @@ func (t *Tree) purity(dir string, f *ast.File) (faults []string) {
 				return true
 			}
 			if names := limited[x.Name]; names != "" && !matches(names, n.Sel.Name) {
-				faults = append(faults, fmt.Sprintf("%s: %s uses %s.%s: pure code takes time, randomness and I/O as arguments",
-					t.at(n), dir, x.Name, n.Sel.Name))
+				faults = append(faults, fmt.Sprintf("%s: %s uses %s.%s: pure code takes time, randomness and I/O as "+
+					"arguments", t.at(n), dir, x.Name, n.Sel.Name))
 			}
 		}
 		return true

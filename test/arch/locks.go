@@ -346,7 +346,8 @@ func (l *locks) does(n ast.Node, h held, b *behaviour, what string) {
 		if waiting[strings.TrimPrefix(l.pkg.Path(), l.tree.Module+"/")+" "+m.Name()] != "" {
 			continue
 		}
-		l.report(fmt.Sprintf("%s: under %s it %s: decide under the mutex and act without it", l.tree.at(n), m.Name(), what))
+		l.report(fmt.Sprintf("%s: under %s it %s: decide under the mutex and act without it", l.tree.at(n),
+			m.Name(), what))
 	}
 }
 

@@ -27,7 +27,8 @@ func (t *Tree) Promises() (faults []string) {
 		}
 		if len(docs) == 0 {
 			faults = append(faults, fmt.Sprintf(
-				"%s has no package comment: write its purpose, one rule that it never breaks, and where to start", pkg.Dir))
+				"%s has no package comment: write its purpose, one rule that it never breaks, and where to start",
+				pkg.Dir))
 			continue
 		}
 		if len(docs) > 1 {
@@ -37,25 +38,28 @@ func (t *Tree) Promises() (faults []string) {
 		}
 		doc := docs[0]
 		if pkg.Name != "main" && !strings.HasPrefix(doc, "Package "+pkg.Name+" ") {
-			faults = append(faults, fmt.Sprintf("%s: let the package comment begin with %q", files[0], "Package "+pkg.Name+" "))
+			faults = append(faults, fmt.Sprintf("%s: let the package comment begin with %q", files[0],
+				"Package "+pkg.Name+" "))
 		}
 		_, rest, _ := strings.Cut(doc, ".")
 		if !rule.MatchString(doc) || strings.TrimSpace(rest) == "" {
 			faults = append(faults, fmt.Sprintf(
-				"%s: the package comment of %s promises nothing: add one rule that the package never breaks", files[0], pkg.Dir))
+				"%s: the package comment of %s promises nothing: add one rule that the package never breaks",
+				files[0], pkg.Dir))
 		}
 		if pkg.Name == "main" || isTest(pkg.Dir) && !exports(pkg) {
 			continue
 		}
 		m := start.FindStringSubmatch(doc)
 		if m == nil {
-			faults = append(faults, fmt.Sprintf("%s: the package comment of %s does not say where to start reading: end it "+
-				"with \"Start at [Name].\"", files[0], pkg.Dir))
+			faults = append(faults, fmt.Sprintf("%s: the package comment of %s does not say where to start reading: "+
+				"end it with \"Start at [Name].\"", files[0], pkg.Dir))
 			continue
 		}
 		if ast.IsExported(m[1]) && !pkg.symbols()[m[1]] {
 			faults = append(faults, fmt.Sprintf(
-				"%s: the package comment of %s starts at [%s], which does not exist: correct the name", files[0], pkg.Dir, m[1]))
+				"%s: the package comment of %s starts at [%s], which does not exist: correct the name", files[0],
+				pkg.Dir, m[1]))
 		}
 	}
 	return faults

@@ -66,8 +66,8 @@ func TestSwarmsComeCloseToTheBound(t *testing.T) {
 			s.Seed = *seed
 			o := s.Run()
 			require.Zero(t, o.Unfinished, "nodes that did not get everything")
-			t.Logf("random seed %d: makespan over bound %.3f, %d events in %s on this machine", s.Seed, s.Ratio(o), o.Events,
-				time.Since(begun).Round(time.Millisecond))
+			t.Logf("random seed %d: makespan over bound %.3f, %d events in %s on this machine", s.Seed,
+				s.Ratio(o), o.Events, time.Since(begun).Round(time.Millisecond))
 			file.Add(s.Report(o)...)
 		})
 	}

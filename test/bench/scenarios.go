@@ -64,7 +64,9 @@ func makespan(target float64) func(Scenario, []simnet.Outcome) []results.Result 
 				return float64(o.Took[len(o.Took)/2]) / float64(s.Bound().Makespan())
 			}),
 			copies,
-			s.each("origin_copies", "contents", ptr(1.001), o, func(o simnet.Outcome) float64 { return o.OriginCopies }),
+			s.each("origin_copies", "contents", ptr(1.001), o, func(o simnet.Outcome) float64 {
+				return o.OriginCopies
+			}),
 		}, s.cost(o)...)
 	}
 }
@@ -139,7 +141,9 @@ func zones(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 				}
 				return sum / float64(len(o.CrossZone)-1)
 			}),
-			s.each("copies_into_the_seeds_zone", "contents", nil, o, func(o simnet.Outcome) float64 { return o.CrossZone[0] }),
+			s.each("copies_into_the_seeds_zone", "contents", nil, o, func(o simnet.Outcome) float64 {
+				return o.CrossZone[0]
+			}),
 			s.each("makespan_over_bound", "ratio", nil, o, s.Ratio),
 		}, s.cost(o)...)
 	}
@@ -172,7 +176,9 @@ func trips(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 				return count(o.Makespan) - direct
 			}),
 			s.each("whole", "round trips", nil, o, func(o simnet.Outcome) float64 { return count(o.Makespan) }),
-			s.each("first_byte", "round trips", nil, o, func(o simnet.Outcome) float64 { return count(o.FirstByte[0]) }),
+			s.each("first_byte", "round trips", nil, o, func(o simnet.Outcome) float64 {
+				return count(o.FirstByte[0])
+			}),
 		}
 	}
 }
@@ -241,13 +247,15 @@ func Scenarios() (all []Scenario) {
 			runs = 1
 		}
 		name := func(kind string) string { return fmt.Sprintf("%s/%d", kind, n) }
-		add(Scenario{Name: name("staggered-1s"), Crowd: simnet.Crowd{N: n, K: 512, Stagger: time.Second}, Quick: n == 32,
-			Runs: runs, Report: own(1.25)})
+		add(Scenario{Name: name("staggered-1s"), Crowd: simnet.Crowd{N: n, K: 512, Stagger: time.Second},
+			Quick: n == 32,
+			Runs:  runs, Report: own(1.25)})
 		add(Scenario{Name: name("5-percent-die"), Crowd: simnet.Crowd{N: n, K: 512, Dead: 0.05, DeadAfter: half},
 			Quick: n == 32, Runs: runs, Report: makespan(1.25)})
 		add(Scenario{Name: name("10-percent-slow-uplink"), Crowd: simnet.Crowd{N: n, K: 512, Slow: 0.1}, Quick: n == 32,
 			Runs: runs, Report: makespan(1.25)})
-		add(Scenario{Name: name("reader-2x"), Crowd: simnet.Crowd{N: n, K: 512, Reader: 2 * rate}, Quick: n == 32, Runs: runs,
+		add(Scenario{Name: name("reader-2x"), Crowd: simnet.Crowd{N: n, K: 512, Reader: 2 * rate},
+			Quick: n == 32, Runs: runs,
 			Report: reader(1.15)})
 	}
 	allSlow := simnet.Crowd{N: 64, K: 128, Slow: 1}
@@ -261,8 +269,9 @@ func Scenarios() (all []Scenario) {
 		Report: own(1.25)})
 	add(Scenario{Name: "rolling-start-5m/64", Crowd: simnet.Crowd{N: 64, K: 256, Stagger: 5 * time.Minute}, Runs: 1,
 		Report: own(1.25)})
-	add(Scenario{Name: "zones-4/64", Crowd: simnet.Crowd{N: 64, K: 256, Zones: 4, ZoneRate: 16 * rate / 10}, Quick: true,
-		Runs: 1, Report: zones(1.3)})
+	add(Scenario{Name: "zones-4/64", Crowd: simnet.Crowd{N: 64, K: 256, Zones: 4, ZoneRate: 16 * rate / 10},
+		Quick: true,
+		Runs:  1, Report: zones(1.3)})
 	add(Scenario{Name: "zones-4-fifth-dies/64", Crowd: simnet.Crowd{N: 64, K: 256, Zones: 4, ZoneRate: 16 * rate / 10,
 		Dead: 0.2, DeadAfter: half / 2}, Runs: 1, Report: zones(1.3)})
 	for _, kind := range []struct {
@@ -285,7 +294,8 @@ func Scenarios() (all []Scenario) {
 	}
 	add(Scenario{Name: "40-small-layers/32",
 		Crowd: simnet.Crowd{N: 32, Layers: repeat(40, 8), AtOnce: 3, OriginRate: rate}, Runs: 1, Report: layers(1.25)})
-	add(Scenario{Name: "10-images/32", Crowd: simnet.Crowd{N: 32, Layers: repeat(10, 52)}, Runs: 1, Report: layers(1.25)})
+	add(Scenario{Name: "10-images/32", Crowd: simnet.Crowd{N: 32, Layers: repeat(10, 52)}, Runs: 1,
+		Report: layers(1.25)})
 	// 4 MiB a piece
 	add(Scenario{Name: "5-GB-layer/32", Crowd: simnet.Crowd{N: 32, K: 1250, OriginRate: rate}, Runs: 1,
 		Report: makespan(1.12)})

@@ -37,11 +37,14 @@ func (s Thousand) Report(o sim.Outcome) []results.Result {
 func Thousands() (all []Thousand) {
 	for _, n := range []int{200, 1000, 5000, 10000} {
 		crowd := sim.Crowd{N: n, K: 512}
-		all = append(all, Thousand{Name: fmt.Sprintf("simulated/seed-4x/%d", n), Crowd: crowd, Target: 1.10, Quick: n == 200})
+		all = append(all, Thousand{Name: fmt.Sprintf("simulated/seed-4x/%d", n), Crowd: crowd, Target: 1.10,
+			Quick: n == 200})
 		crowd.SeedMultiple = 1
-		all = append(all, Thousand{Name: fmt.Sprintf("simulated/seed-1x/%d", n), Crowd: crowd, Target: 1.15, Quick: n == 200})
+		all = append(all, Thousand{Name: fmt.Sprintf("simulated/seed-1x/%d", n), Crowd: crowd, Target: 1.15,
+			Quick: n == 200})
 		crowd.SeedMultiple, crowd.OriginPieceTime = 4, 5*time.Millisecond
-		all = append(all, Thousand{Name: fmt.Sprintf("simulated/cold/%d", n), Crowd: crowd, Target: 1.15, Quick: n == 200})
+		all = append(all, Thousand{Name: fmt.Sprintf("simulated/cold/%d", n), Crowd: crowd, Target: 1.15,
+			Quick: n == 200})
 	}
 	return all
 }

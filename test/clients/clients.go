@@ -64,8 +64,8 @@ type Library struct {
 	// Servers is true if the library tries [Request].Server when its mirror refuses.
 	Servers bool
 	// OwnLogin is true if the library answers a mirror's challenge with the user's credentials. containers/image pings
-	// each host once, before it names the registry, so a mirror of several registries cannot send a challenge; clients of
-	// BuildKit have credentials only for the registry's name.
+	// each host once, before it names the registry, so a mirror of several registries cannot send a challenge; clients
+	// of BuildKit have credentials only for the registry's name.
 	OwnLogin bool
 	// Pull pulls an image for linux/amd64, or for all platforms if the library cannot choose.
 	Pull func(context.Context, Request) error
@@ -90,7 +90,8 @@ func (l Library) Version() string {
 func All() []Library {
 	return []Library{
 		{Name: "buildkit", Module: "github.com/moby/buildkit", Servers: true, Pull: buildkit},
-		{Name: "containerd-1", Module: "github.com/containerd/containerd", Servers: true, OwnLogin: true, Pull: containerd1},
+		{Name: "containerd-1", Module: "github.com/containerd/containerd", Servers: true, OwnLogin: true,
+			Pull: containerd1},
 		{Name: "containerd-2", Module: "github.com/containerd/containerd/v2", Servers: true, OwnLogin: true,
 			Pull: containerd2},
 		{Name: "containerd-2-parallel", Module: "github.com/containerd/containerd/v2", Servers: true, OwnLogin: true,
@@ -99,7 +100,8 @@ func All() []Library {
 		{Name: "crane", Module: "github.com/google/go-containerregistry", OwnLogin: true, Pull: cranePull},
 		{Name: "docker", Module: "github.com/docker/distribution", OwnLogin: true, Pull: dockerPull},
 		{Name: "oras", Module: "oras.land/oras-go/v2", OwnLogin: true, Pull: orasPull},
-		{Name: "regclient", Module: "github.com/regclient/regclient", Servers: true, OwnLogin: true, Pull: regclientPull},
+		{Name: "regclient", Module: "github.com/regclient/regclient", Servers: true, OwnLogin: true,
+			Pull: regclientPull},
 	}
 }
 

@@ -89,7 +89,8 @@ func newSiteWithQuota(t *testing.T, r *registrytest.Registry, quota int64, upstr
 	var settings config.Dfdaemon
 	require.NoError(t, config.NewForm("dfdaemon", &settings).Load([]string{
 		"DARTER_CONFIG=" + file,
-		"DARTER_NODE_NAME=node", "DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "node"), "DARTER_CACHE_QUOTA=1GiB",
+		"DARTER_NODE_NAME=node", "DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "node"),
+		"DARTER_CACHE_QUOTA=1GiB",
 		// for redirects
 		"DARTER_MIRROR_LISTEN=127.0.0.1:0", "DARTER_API_LISTEN=127.0.0.1:0", "DARTER_PEER_LISTEN=127.0.0.1:0",
 		"DARTER_DRAIN_TIMEOUT=5s", "DARTER_FILES_ALLOW_ADDRESSES=127.0.0.0/8",
@@ -203,7 +204,8 @@ func each(t *testing.T, f func(t *testing.T, l clients.Library)) {
 	for _, l := range clients.All() {
 		t.Run(l.Name, func(t *testing.T) {
 			if l.Name == "regclient" {
-				race.Skip(t, "regclient 0.11.7 itself has a race, between the backoff of a host and the sorting of hosts")
+				race.Skip(t, "regclient 0.11.7 itself has a race, between the backoff of a host and the sorting of "+
+					"hosts")
 			}
 			t.Parallel()
 			f(t, l)
@@ -222,7 +224,8 @@ func TestPull(t *testing.T) {
 			requireRight(t, dir, p.Objects)
 		}
 		counts := s.Counts()
-		assert.LessOrEqual(t, float64(counts.Egress), 1.02*float64(p.Bytes()), "bytes of three pulls over bytes of the image")
+		assert.LessOrEqual(t, float64(counts.Egress), 1.02*float64(p.Bytes()),
+			"bytes of three pulls over bytes of the image")
 		for _, o := range p.Objects {
 			assert.Equal(t, 1, counts.Object(o.Digest).GETs, "GETs of %s %s", o.Kind, o.Digest)
 		}

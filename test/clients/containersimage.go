@@ -23,8 +23,8 @@ func containersImage(ctx context.Context, q Request) error {
 	}
 	defer os.RemoveAll(conf)
 	registries := filepath.Join(conf, "registries.conf")
-	text := fmt.Sprintf("[[registry]]\nprefix = %q\nlocation = %q\ninsecure = true\n[[registry.mirror]]\nlocation = %q\n"+
-		"insecure = true\n", Registry, q.server(), q.prefixed())
+	text := fmt.Sprintf("[[registry]]\nprefix = %q\nlocation = %q\ninsecure = true\n[[registry.mirror]]\nlocation = "+
+		"%q\ninsecure = true\n", Registry, q.server(), q.prefixed())
 	if q.Server == "" {
 		text = fmt.Sprintf("[[registry]]\nprefix = %q\nlocation = %q\ninsecure = true\n", Registry, q.prefixed())
 	}
@@ -60,7 +60,8 @@ func containersImage(ctx context.Context, q Request) error {
 	_, err = copy.Image(ctx, policy, target, source, &copy.Options{
 		PreserveDigests: true,
 		SourceCtx: &types.SystemContext{
-			SystemRegistriesConfPath: registries, SystemRegistriesConfDirPath: filepath.Join(conf, "none"), AuthFilePath: auth,
+			SystemRegistriesConfPath: registries, SystemRegistriesConfDirPath: filepath.Join(conf, "none"),
+			AuthFilePath:             auth,
 			DockerPerHostCertDirPath: filepath.Join(conf, "none"), OSChoice: "linux", ArchitectureChoice: "amd64",
 			BlobInfoCacheDir: conf,
 		},

@@ -67,7 +67,8 @@ func faults() []fault {
 		{"none", nil, succeeds, 5 * time.Second, 1.02},
 		{"body cut once", []registrytest.Fault{{Action: registrytest.ActTruncate, At: cut, Times: 1}}, succeeds,
 			5 * time.Second, 1.02},
-		{"every body cut once more each time", []registrytest.Fault{{Action: registrytest.ActTruncate, At: 400e3, Times: 5}},
+		{"every body cut once more each time",
+			[]registrytest.Fault{{Action: registrytest.ActTruncate, At: 400e3, Times: 5}},
 			succeeds, 5 * time.Second, 1.02},
 		{"body reset once", []registrytest.Fault{{Action: registrytest.ActReset, At: cut, Times: 1}}, succeeds,
 			5 * time.Second, 1.6},
@@ -75,8 +76,8 @@ func faults() []fault {
 			{Action: registrytest.ActTruncate, At: cut, Times: 1},
 			{Action: registrytest.ActIgnoreRange},
 		}, succeeds, 5 * time.Second, 1.6},
-		{"redirect to another host", []registrytest.Fault{{Action: registrytest.ActRedirect, Match: "/blobs/"}}, succeeds,
-			5 * time.Second, 1.02},
+		{"redirect to another host", []registrytest.Fault{{Action: registrytest.ActRedirect, Match: "/blobs/"}},
+			succeeds, 5 * time.Second, 1.02},
 		{"blobs 429 once, Retry-After 1 s", status(429, map[string]string{"Retry-After": "1"}, 1), succeeds,
 			10 * time.Second, 1.02},
 		{"blobs 503 once", status(503, nil, 1), succeeds, 10 * time.Second, 1.02},
@@ -84,9 +85,12 @@ func faults() []fault {
 			Times: 2}), succeeds, 10 * time.Second, 1.02},
 		{"wrong bytes once", []registrytest.Fault{{Action: registrytest.ActCorrupt, At: 40e3, Times: 1}}, either,
 			10 * time.Second, 2.02},
-		{"wrong bytes always", []registrytest.Fault{{Action: registrytest.ActCorrupt, At: 40e3}}, fails, 10 * time.Second, 0},
-		{"a shorter layer", []registrytest.Fault{{Action: registrytest.ActWrongLength, At: cut}}, fails, 10 * time.Second, 0},
-		{"a longer layer", []registrytest.Fault{{Action: registrytest.ActWrongLength, At: 4e6}}, fails, 10 * time.Second, 0},
+		{"wrong bytes always", []registrytest.Fault{{Action: registrytest.ActCorrupt, At: 40e3}}, fails,
+			10 * time.Second, 0},
+		{"a shorter layer", []registrytest.Fault{{Action: registrytest.ActWrongLength, At: cut}}, fails,
+			10 * time.Second, 0},
+		{"a longer layer", []registrytest.Fault{{Action: registrytest.ActWrongLength, At: 4e6}}, fails,
+			10 * time.Second, 0},
 		{"no lengths", []registrytest.Fault{{Action: registrytest.ActNoLength}}, succeeds, 5 * time.Second, 1.02},
 		{"blobs 429 always", status(429, map[string]string{"Retry-After": "1"}, 0), fails, 10 * time.Second, 0},
 		{"blobs 503 always", status(503, nil, 0), fails, 10 * time.Second, 0},
@@ -195,7 +199,8 @@ func TestSlowRegistry(t *testing.T) {
 		dir, err := s.pull(l, quick.Repository, "v1", login{})
 		require.NoError(t, err)
 		requireRight(t, dir, quick.Objects)
-		t.Logf("%s pulled a cached image during a stalled pull in %v", l.Name, time.Since(began).Round(time.Millisecond))
+		t.Logf("%s pulled a cached image during a stalled pull in %v", l.Name,
+			time.Since(began).Round(time.Millisecond))
 		s.ClearFaults()
 		require.NoError(t, <-done)
 	})

@@ -449,7 +449,8 @@ func TestCVE_2025_59351_NilPointer(t *testing.T) {
 // TestCVE_2025_59352_ArbitraryFiles: a name from the network becomes a path on the disk.
 func TestCVE_2025_59352_ArbitraryFiles(t *testing.T) {
 	for _, id := range []string{"../../etc/passwd", "sha256:../../../etc/passwd",
-		"sha256:" + strings.Repeat("0", 63) + "/", "sha256:" + strings.Repeat(".", 64), "file:../x", "file:/etc/passwd", "",
+		"sha256:" + strings.Repeat("0", 63) + "/", "sha256:" + strings.Repeat(".", 64), "file:../x",
+		"file:/etc/passwd", "",
 		"sha256:" + strings.Repeat("0", 64) + "\x00", "SHA256:" + strings.Repeat("0", 64),
 		"sha256:" + strings.Repeat("A", 64), `sha256:..\..\x`} {
 		_, err := task.ParseID(id)

@@ -325,7 +325,8 @@ func (f *figures) print(w io.Writer, root, out string) {
 	fmt.Fprintf(tw, "%d plain pulls cost\t%s\t= %.3f × the image\n", n, amount(f.image*n), float64(n))
 	tw.Flush()
 	if f.ratio() <= ratioMax {
-		fmt.Fprint(w, "\nEach byte left the registry once: the supernode fetched it, and the nodes gave it to each other.")
+		fmt.Fprint(w, "\nEach byte left the registry once: the supernode fetched it, and the nodes gave it to each "+
+			"other.")
 	}
 	fmt.Fprintf(w, `
 The figures are in %s too.

@@ -59,7 +59,8 @@ type registry struct {
 // startRegistry writes an image with layers of these sizes into dir and serves it on a free loopback port. The
 // caller calls stop.
 func startRegistry(dir, repository, tag string, sizes []int64) (*registry, error) {
-	r := &registry{repository: repository, tag: tag, dir: dir, blobs: map[string]descriptor{}, ended: make(chan error, 1)}
+	r := &registry{repository: repository, tag: tag, dir: dir, blobs: map[string]descriptor{},
+		ended: make(chan error, 1)}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the registry's directory: %w", err)
 	}

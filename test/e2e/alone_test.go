@@ -81,8 +81,8 @@ func TestWhatToolsDoWithoutDarter(t *testing.T) {
 		addr := fmt.Sprintf("%s:%d", l.Registry.Addr, 5000+1000*i)
 		c := &cluster{Lab: l, t: t, registry: "docker.io", admins: fmt.Sprintf("127.0.0.1:%d", 5001+1000*i),
 			url: "http://" + addr}
-		_, err := l.Registry.Start(name, filepath.Join(bin, "registry"), "-listen", addr, "-admin", c.admins, "-storage",
-			l.Registry.Addr+":0")
+		_, err := l.Registry.Start(name, filepath.Join(bin, "registry"), "-listen", addr,
+			"-admin", c.admins, "-storage", l.Registry.Addr+":0")
 		require.NoError(t, err)
 		require.NoError(t, l.Registry.WaitFor(t.Context(), c.url+"/v2/", 30*time.Second))
 		registries[name] = c

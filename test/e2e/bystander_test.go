@@ -23,8 +23,8 @@ const (
 	bystanderLayer = 1e6
 	// bystanderInterval is the interval of its pulls.
 	bystanderInterval = 100 * time.Millisecond
-	// bystanderLimit bounds one of its pulls. A pull takes milliseconds on free cores, and longer while all tools unpack
-	// images. A row that blocked the bystander would block it until its pulls end, or until pullLimit.
+	// bystanderLimit bounds one of its pulls. A pull takes milliseconds on free cores, and longer while all tools
+	// unpack images. A row that blocked the bystander would block it until its pulls end, or until pullLimit.
 	bystanderLimit = 30 * time.Second
 )
 

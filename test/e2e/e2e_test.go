@@ -90,7 +90,8 @@ func build(t *testing.T, n int, fallback bool) *cluster {
 	programs.NoRaces(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	require.NoError(t, programs.Build(ctx, bin, "./cmd/supernode", "./cmd/dfdaemon", "./test/registrytest/cmd/registry"))
+	require.NoError(t, programs.Build(ctx, bin, "./cmd/supernode", "./cmd/dfdaemon",
+		"./test/registrytest/cmd/registry"))
 
 	c := &cluster{Lab: lab.New(t, lab.Config{Nodes: n + 1}), t: t}
 	c.registry = c.Registry.Addr + ":" + registryPort

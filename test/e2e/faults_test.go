@@ -81,7 +81,8 @@ func registryRows() []row {
 		{name: "none", egress: 1.02},
 		{name: "body cut once", largest: []registrytest.Fault{fault(registrytest.ActTruncate, cutAt, 1)}, egress: 1.02},
 		// A cut loses the bytes of the piece that it interrupts.
-		{name: "body cut five times", largest: []registrytest.Fault{fault(registrytest.ActTruncate, 1e6, 5)}, egress: 1.06},
+		{name: "body cut five times", largest: []registrytest.Fault{fault(registrytest.ActTruncate, 1e6, 5)},
+			egress: 1.06},
 		{name: "body reset once", largest: []registrytest.Fault{fault(registrytest.ActReset, cutAt, 1)}, egress: 1.6},
 		{name: "body cut, Range ignored", largest: []registrytest.Fault{fault(registrytest.ActTruncate, cutAt, 1),
 			fault(registrytest.ActIgnoreRange, 0, 0)}, egress: 1.6},
@@ -97,8 +98,9 @@ func registryRows() []row {
 		{name: "wrong bytes once", largest: []registrytest.Fault{fault(registrytest.ActCorrupt, 40e3, 1)}, end: either},
 		{name: "a shorter layer, always", largest: []registrytest.Fault{fault(registrytest.ActWrongLength, cutAt, 0)},
 			end: fails, only: quick},
-		{name: "a longer layer, always", largest: []registrytest.Fault{fault(registrytest.ActWrongLength, layerMost+4e6, 0)},
-			end: fails, only: quick},
+		{name: "a longer layer, always",
+			largest: []registrytest.Fault{fault(registrytest.ActWrongLength, layerMost+4e6, 0)},
+			end:     fails, only: quick},
 		{name: "a shorter layer, once",
 			largest: []registrytest.Fault{fault(registrytest.ActWrongLength, cutAt, 1)}, end: either},
 		{name: "wrong bytes always", largest: []registrytest.Fault{fault(registrytest.ActCorrupt, 40e3, 0)},
@@ -134,16 +136,17 @@ func eventRows() []row {
 			require.NoError(c.t, c.supernode.Kill())
 			c.slowly(0)
 		}, after: func(c *tools) { c.startSupernode() }},
-		{name: "dfdaemons of others killed in the middle", before: func(c *tools) { c.slowly(4e6) }, midst: func(c *tools) {
-			for _, u := range c.only(first) {
-				require.NoError(c.t, u.dfdaemon.Kill())
-			}
-			c.slowly(0)
-		}, after: func(c *tools) {
-			for _, u := range c.only(first) {
-				u.startDfdaemon(c.t)
-			}
-		}, end: either, spared: second, hurt: first},
+		{name: "dfdaemons of others killed in the middle", before: func(c *tools) { c.slowly(4e6) },
+			midst: func(c *tools) {
+				for _, u := range c.only(first) {
+					require.NoError(c.t, u.dfdaemon.Kill())
+				}
+				c.slowly(0)
+			}, after: func(c *tools) {
+				for _, u := range c.only(first) {
+					u.startDfdaemon(c.t)
+				}
+			}, end: either, spared: second, hurt: first},
 		{name: "supernode and the dfdaemons of others killed in the middle", before: func(c *tools) { c.slowly(4e6) },
 			midst: func(c *tools) {
 				require.NoError(c.t, c.supernode.Kill())

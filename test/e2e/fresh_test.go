@@ -37,7 +37,8 @@ func freshly(t *testing.T, nodes int) *cluster {
 	lab.Need(t, lab.Network)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	require.NoError(t, programs.Build(ctx, bin, "./cmd/supernode", "./cmd/dfdaemon", "./test/registrytest/cmd/registry"))
+	require.NoError(t, programs.Build(ctx, bin, "./cmd/supernode", "./cmd/dfdaemon",
+		"./test/registrytest/cmd/registry"))
 	c := &cluster{Lab: lab.New(t, lab.Config{Nodes: nodes}), t: t}
 	c.serve(t, "registry", ":443", "127.0.0.1:"+adminPort, hubs...)
 	for _, n := range c.Nodes {
@@ -250,8 +251,9 @@ func machines(t *testing.T, c *cluster) []*machine {
 	byHand := []string{"images", "pull", "--hosts-dir", "/etc/containerd/certs.d"}
 	one := [][]string{kubernetes, append([]string{"ctr"}, byHand...)}
 	two := [][]string{kubernetes, append([]string{filepath.Join(containerd2, "ctr")}, byHand...)}
-	ready := []string{"sh", "-c", "test -S /run/containerd/containerd.sock && ctr version && ctr plugins ls | grep -E " +
-		"'io.containerd.(grpc.v1 +cri|cri.v1 +images) .* ok'"}
+	ready := []string{"sh", "-c",
+		"test -S /run/containerd/containerd.sock && ctr version && ctr plugins ls | grep -E " +
+			"'io.containerd.(grpc.v1 +cri|cri.v1 +images) .* ok'"}
 	_, files, _ := strings.Cut(debianContainerd, "\n\n")
 	list := []*machine{
 		{client: "containerd", asked: hubs[:3], restart: "restart", program: []string{"containerd"}, answers: ready,
@@ -262,7 +264,8 @@ func machines(t *testing.T, c *cluster) []*machine {
 			}},
 		{client: "containerd", asked: hubs[:3], restart: "restart", program: []string{filepath.Join(containerd2,
 			"containerd")}, answers: ready, pulls: two, before: func(t *testing.T, n *lab.Node) {
-			text, err := exec.CommandContext(t.Context(), filepath.Join(containerd2, "containerd"), "config", "default").Output()
+			text, err := exec.CommandContext(t.Context(), filepath.Join(containerd2, "containerd"), "config",
+				"default").Output()
 			require.NoError(t, err)
 			write(t, n, "/etc/containerd/config.toml", string(text))
 		}},
@@ -278,7 +281,8 @@ func machines(t *testing.T, c *cluster) []*machine {
 		{client: "podman", asked: hubs[:3], pulls: [][]string{
 			{"podman", "--cgroup-manager", "cgroupfs", "--events-backend", "none", "pull", "--quiet"},
 			{"buildah", "pull", "--quiet", "--policy", "always"},
-			{"sh", "-c", `rm -rf /var/lib/skopeo && skopeo copy --quiet "docker://$1" oci:/var/lib/skopeo:latest`, "skopeo"},
+			{"sh", "-c", `rm -rf /var/lib/skopeo && skopeo copy --quiet "docker://$1" oci:/var/lib/skopeo:latest`,
+				"skopeo"},
 		}, before: func(*testing.T, *lab.Node) {}},
 	}
 	for i, m := range list {
@@ -408,7 +412,8 @@ func TestREADME(t *testing.T) {
 		}
 		counts := c.counts()
 		for _, o := range pushed.Layers() {
-			assert.Equal(t, 1+direct, counts.Object(o.Digest).GETs, "GETs of a layer of %s by %d machines", hub, len(all))
+			assert.Equal(t, 1+direct, counts.Object(o.Digest).GETs, "GETs of a layer of %s by %d machines",
+				hub, len(all))
 		}
 	}
 	for _, m := range all {
@@ -431,7 +436,8 @@ func TestREADME(t *testing.T) {
 	for _, m := range all {
 		out, err := run(t, m.Node, dfdaemon, "configure", m.client, "--remove")
 		require.NoError(t, err)
-		assert.Empty(t, changed(m.original, configuration(t, m.Node)), "the configuration is restored, with %s", m.client)
+		assert.Empty(t, changed(m.original, configuration(t, m.Node)),
+			"the configuration is restored, with %s", m.client)
 		m.follow(t, out)
 	}
 	c.pushSeed(70, "org/app", 1e6, 50e3)

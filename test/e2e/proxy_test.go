@@ -97,8 +97,9 @@ func TestDockerProxyMode(t *testing.T) {
 		return run(t, n, "docker", append([]string{"--config", filepath.Join(n.Dir, "docker")}, args...)...)
 	}
 	login := func(n *lab.Node, registry, password string) error {
-		_, err := run(t, n, "sh", "-c", fmt.Sprintf("echo %s | docker --config %s login --username alice --password-stdin %s",
-			password, filepath.Join(n.Dir, "docker"), registry))
+		_, err := run(t, n, "sh", "-c",
+			fmt.Sprintf("echo %s | docker --config %s login --username alice --password-stdin %s",
+				password, filepath.Join(n.Dir, "docker"), registry))
 		return err
 	}
 	pull := func(ref string) {

@@ -31,7 +31,8 @@ func TestContainerdConfigShapes(t *testing.T) {
 	require.NoError(t, err)
 
 	const usual = "/etc/containerd/certs.d"
-	versions := map[string]string{"containerd 1": "containerd", "containerd 2": filepath.Join(containerd2, "containerd")}
+	versions := map[string]string{"containerd 1": "containerd",
+		"containerd 2": filepath.Join(containerd2, "containerd")}
 	for name, c := range map[string]struct {
 		files map[string]string
 		path  string
@@ -59,7 +60,8 @@ func TestContainerdConfigShapes(t *testing.T) {
 			"more/a.toml": "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = '/more'\n",
 		}, "/more", ""},
 		"an import without one": {map[string]string{
-			"config.toml": "version = 2\nimports = ['more/a.toml']\n", "more/a.toml": "version = 2\n[metrics]\naddress = ''\n",
+			"config.toml": "version = 2\nimports = ['more/a.toml']\n",
+			"more/a.toml": "version = 2\n[metrics]\naddress = ''\n",
 		}, usual, ""},
 	} {
 		for version, containerd := range versions {
@@ -77,8 +79,8 @@ func TestContainerdConfigShapes(t *testing.T) {
 				out, err := exec.CommandContext(t.Context(), filepath.Join(bin, "dfdaemon"), "configure", "containerd",
 					"--root="+root, "--upstreams=quay.io").CombinedOutput()
 				require.NoError(t, err, "%s", out)
-				dump, err := exec.CommandContext(t.Context(), containerd, "-c", filepath.Join(etc, "config.toml"), "config",
-					"dump").Output()
+				dump, err := exec.CommandContext(t.Context(), containerd, "-c", filepath.Join(etc, "config.toml"),
+					"config", "dump").Output()
 				require.NoError(t, err, "%s", dump)
 				var read struct {
 					Plugins map[string]struct {

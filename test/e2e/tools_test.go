@@ -72,7 +72,8 @@ func withTools(t *testing.T, fallback bool) *tools {
 	needTools(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	require.NoError(t, programs.Build(ctx, bin, "./cmd/supernode", "./cmd/dfdaemon", "./test/registrytest/cmd/registry"))
+	require.NoError(t, programs.Build(ctx, bin, "./cmd/supernode", "./cmd/dfdaemon",
+		"./test/registrytest/cmd/registry"))
 
 	c := &tools{cluster: &cluster{Lab: lab.New(t, lab.Config{Nodes: len(lab.Kinds()) + 1}), t: t}}
 	c.registry, c.url = "docker.io", "http://"+c.Registry.Addr+":"+registryPort
@@ -90,7 +91,9 @@ func withTools(t *testing.T, fallback bool) *tools {
 		u := &user{puller: &puller{Node: c.Lab.Nodes[i+1]}, kind: kind}
 		u.args = c.dfdaemon(u.Node)
 		u.startDfdaemon(t)
-		u.silence = &silence.Relay{Dial: func(ctx context.Context) (net.Conn, error) { return u.Dial(ctx, "tcp", ownMirror) }}
+		u.silence = &silence.Relay{Dial: func(ctx context.Context) (net.Conn, error) {
+			return u.Dial(ctx, "tcp", ownMirror)
+		}}
 		l, err := u.Listen(toolMirror)
 		require.NoError(t, err)
 		t.Cleanup(func() { l.Close() })
@@ -120,7 +123,8 @@ func (c *tools) startRegistry() {
 	require.NoError(c.t, err)
 	require.NoError(c.t, os.WriteFile(users, b, 0o600))
 	c.process, err = c.Registry.Start("registry", filepath.Join(bin, "registry"),
-		"-listen", c.Registry.Addr+":"+registryPort, "-admin", "127.0.0.1:"+adminPort, "-storage", c.Registry.Addr+":5002",
+		"-listen", c.Registry.Addr+":"+registryPort, "-admin", "127.0.0.1:"+adminPort, "-storage",
+		c.Registry.Addr+":5002",
 		"-dir", filepath.Join(c.Registry.Dir, "content"), "-auth", "bearer", "-users", users)
 	require.NoError(c.t, err)
 	require.NoError(c.t, c.Registry.WaitFor(c.t.Context(), c.url+"/token", time.Minute))

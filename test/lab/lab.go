@@ -153,7 +153,8 @@ func (l *Lab) node(name, addr string) (*Node, error) {
 	}
 	buf := make([]byte, 6)
 	if _, err := out.Read(buf); err != nil || string(buf) != "ready\n" {
-		return nil, fmt.Errorf("making the namespaces of %s: %w: %s", name, errors.Join(err, n.holder.Kill()), n.holder.Log())
+		return nil, fmt.Errorf("making the namespaces of %s: %w: %s", name, errors.Join(err, n.holder.Kill()),
+			n.holder.Log())
 	}
 	return n, nil
 }
@@ -165,7 +166,8 @@ func (l *Lab) attach(name, addr string, rate int64) (*Node, error) {
 		return nil, err
 	}
 	port := "p" + name
-	if err := l.wire.script(fmt.Sprintf("ip link add %s type veth peer name eth0 netns %d && ip link set %s master br0 up",
+	if err := l.wire.script(fmt.Sprintf("ip link add %s type veth peer name eth0 netns %d && ip link set %s master "+
+		"br0 up",
 		port, n.holder.Pid(), port)); err != nil {
 		return nil, err
 	}

@@ -297,7 +297,8 @@ func (c *containersTool) Pull(ctx context.Context, ref string, who Login) error 
 	case KindSkopeo:
 		_, err = c.run(ctx, "copy", "--quiet", "--authfile", auth, "docker://"+ref, "oci:"+c.layout(ref)+":pulled")
 	case KindBuildah:
-		_, err = c.run(ctx, "pull", "--quiet", "--policy", "always", "--signature-policy", policy, "--authfile", auth, ref)
+		_, err = c.run(ctx, "pull", "--quiet", "--policy", "always", "--signature-policy", policy,
+			"--authfile", auth, ref)
 	default:
 		_, err = c.run(ctx, "pull", "--quiet", "--signature-policy", policy, "--authfile", auth, ref)
 	}

@@ -303,7 +303,8 @@ func (l *layer) write(compressed, plain io.Writer) (map[string]string, error) {
 		func() error { return l.dir(tw, dir+"/") },
 		func() error { return text("etc/version", 0o644, fmt.Sprintf("image %d layer %d\n", l.seed, l.number)) },
 		func() error {
-			return text(fmt.Sprintf("bin/tool-%d", l.number), 0o755, fmt.Sprintf("#!/bin/sh\necho layer %d\n", l.number))
+			return text(fmt.Sprintf("bin/tool-%d", l.number), 0o755,
+				fmt.Sprintf("#!/bin/sh\necho layer %d\n", l.number))
 		},
 		func() error {
 			return text(path.Join(dir, "readme.txt"), 0o600, fmt.Sprintf("This is layer %d.\n", l.number))
@@ -311,8 +312,9 @@ func (l *layer) write(compressed, plain io.Writer) (map[string]string, error) {
 		func() error { return file(path.Join(dir, "small.bin"), 0o644, small, rng) },
 		func() error { return file(path.Join(dir, "large.bin"), 0o444, l.payload-small, rng) },
 		func() error {
-			return tw.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: path.Join(dir, "latest"), Linkname: "large.bin",
-				Mode: 0o777, ModTime: epoch.Time})
+			return tw.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: path.Join(dir, "latest"),
+				Linkname: "large.bin",
+				Mode:     0o777, ModTime: epoch.Time})
 		},
 	}
 	if l.last {

@@ -144,7 +144,8 @@ func TestCounts(t *testing.T) {
 	require.NoError(t, err)
 	counts := r.Counts()
 	for _, l := range p.Layers() {
-		assert.Equal(t, registrytest.Tally{GETs: 1, Bytes: l.Size, Statuses: map[int]int{200: 1}}, counts.Object(l.Digest))
+		assert.Equal(t, registrytest.Tally{GETs: 1, Bytes: l.Size, Statuses: map[int]int{200: 1}},
+			counts.Object(l.Digest))
 	}
 	assert.Equal(t, p.Bytes(), counts.Egress-pingBytes(t, r))
 	assert.Greater(t, counts.Wire, counts.Egress)
@@ -240,7 +241,8 @@ func TestFaults(t *testing.T) {
 		assert.Equal(t, data, body)
 	})
 	t.Run("wrong length", func(t *testing.T) {
-		for length, want := range map[int64][]byte{10: data[:10], 100_020: append(bytes.Clone(data), make([]byte, 20)...)} {
+		for length, want := range map[int64][]byte{10: data[:10],
+			100_020: append(bytes.Clone(data), make([]byte, 20)...)} {
 			r.Fail(registrytest.Fault{Action: registrytest.ActWrongLength, At: length, Times: 1})
 			res, body, err := get(t, c, url, "Range", "bytes=1-2")
 			require.NoError(t, err)
@@ -335,7 +337,8 @@ func TestBasicAuth(t *testing.T) {
 		"":      {Pull: []string{"public/*"}},
 	}})
 	status := func(repository, user, password string) int {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.URL()+"/v2/"+repository+"/manifests/v1", nil)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.URL()+"/v2/"+repository+"/manifests/v1",
+			nil)
 		require.NoError(t, err)
 		req.Header.Set("Accept", "application/vnd.oci.image.manifest.v1+json")
 		if user != "" {

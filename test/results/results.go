@@ -65,7 +65,8 @@ func (r Result) AtLeast(target float64) Result {
 
 // Missed reports whether the value misses its target.
 func (r Result) Missed() bool {
-	return r.Target != nil && (r.Better == "higher" && r.Value < *r.Target || r.Better != "higher" && r.Value > *r.Target)
+	return r.Target != nil && (r.Better == "higher" && r.Value < *r.Target || r.Better != "higher" &&
+		r.Value > *r.Target)
 }
 
 // File holds the results of one run.
@@ -149,7 +150,8 @@ func (f *File) Print(w io.Writer) error {
 				mark = "missed"
 			}
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Scenario, r.Metric, number(r.Value), r.Unit, spread, target, mark)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Scenario, r.Metric, number(r.Value), r.Unit, spread,
+			target, mark)
 	}
 	fmt.Fprintf(t, "\ncommit %s, %s, %s\n", f.Commit, f.Go, f.CPU)
 	return t.Flush()

@@ -28,11 +28,13 @@ func TestWrite(t *testing.T) {
 	assert.Equal(t, runtime.Version(), got["go"])
 	assert.NotEmpty(t, got["cpu"])
 	assert.Equal(t, []any{
-		map[string]any{"scenario": "demo/5-nodes", "metric": "time", "value": 1.5, "unit": "seconds", "better": "lower"},
+		map[string]any{"scenario": "demo/5-nodes", "metric": "time", "value": 1.5, "unit": "seconds",
+			"better": "lower"},
 		map[string]any{"scenario": "demo/5-nodes", "metric": "rate", "value": 3.0, "unit": "bytes per second",
 			"better": "higher"},
 		map[string]any{
-			"scenario": "demo/5-nodes", "metric": "registry_egress_ratio", "value": 1.003, "unit": "ratio", "target": 1.02,
+			"scenario": "demo/5-nodes", "metric": "registry_egress_ratio", "value": 1.003, "unit": "ratio",
+			"target": 1.02,
 			"better": "lower",
 		},
 	}, got["results"])

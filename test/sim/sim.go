@@ -375,7 +375,8 @@ func (c Crowd) Run() Outcome {
 		Crowd: c, rng: rand.New(rand.NewPCG(c.Seed, 2)), epoch: time.Unix(1e9, 0), index: make(map[host.ID]int),
 		zones:  make([]struct{ up, down wire }, c.Zones),
 		layout: piece.Layout{Length: int64(c.K) * 1024, PieceSize: 1024},
-		spec: task.Spec{ID: task.ID("sha256:" + fmt.Sprintf("%064x", c.Seed)), Kind: task.Blob, Upstream: "registry.test",
+		spec: task.Spec{ID: task.ID("sha256:" + fmt.Sprintf("%064x", c.Seed)), Kind: task.Blob,
+			Upstream:   "registry.test",
 			Repository: "a"},
 		left: c.N,
 	}
@@ -426,7 +427,8 @@ func (c Crowd) Run() Outcome {
 func (w *world) node(i int) *node {
 	n := &node{
 		i: i, seed: i == 0, links: make(map[int]*link), dialing: make(map[int]bool),
-		spread: picker.NewSpread(w.K, w.Copies), near: newLane(w.Slots, w.Lines), afar: newLane(afarShare(w.Slots), w.Lines),
+		spread: picker.NewSpread(w.K, w.Copies), near: newLane(w.Slots, w.Lines),
+		afar:      newLane(afarShare(w.Slots), w.Lines),
 		pieceTime: 20 * time.Millisecond, starveDelay: 100 * time.Millisecond,
 	}
 	zone := 0

@@ -30,15 +30,17 @@ func TestTheSimulatorAgreesWithRealEngines(t *testing.T) {
 			here := c.Run()
 			require.Zero(t, here.Unfinished)
 			const pieceSize = 64 << 10 / race.Divisor
-			real := simnet.Crowd{N: c.N, K: c.K, PieceSize: pieceSize, SeedMultiple: c.SeedMultiple, UploadLines: c.Lines,
-				Slow: c.Slow, SlowBy: c.SlowBy}
+			real := simnet.Crowd{N: c.N, K: c.K, PieceSize: pieceSize, SeedMultiple: c.SeedMultiple,
+				UploadLines: c.Lines,
+				Slow:        c.Slow, SlowBy: c.SlowBy}
 			if c.OriginPieceTime > 0 {
 				real.OriginRate = pieceSize / c.OriginPieceTime.Seconds()
 			}
 			synctest.Test(t, func(t *testing.T) {
 				o, err := real.Run(t.Context())
 				require.NoError(t, err)
-				t.Logf("makespan over bound here %.3f, of real engines %.3f; copies from the seed %.2f and %.2f", c.Ratio(here),
+				t.Logf("makespan over bound here %.3f, of real engines %.3f; copies from the seed %.2f and %.2f",
+					c.Ratio(here),
 					real.Ratio(o), here.SeedCopies, o.SeedCopies)
 				assert.InEpsilon(t, o.Makespan.Seconds(), here.Makespan.Seconds(), margin)
 				assert.InDelta(t, o.SeedCopies, here.SeedCopies, max(0.5, margin*o.SeedCopies))
@@ -49,7 +51,8 @@ func TestTheSimulatorAgreesWithRealEngines(t *testing.T) {
 }
 
 func TestARunRepeatsWithItsSeed(t *testing.T) {
-	c := sim.Crowd{N: 40, K: 64, Dead: 0.05, DeadAfter: 100 * time.Millisecond, Stagger: 200 * time.Millisecond, Seed: 7}
+	c := sim.Crowd{N: 40, K: 64, Dead: 0.05, DeadAfter: 100 * time.Millisecond,
+		Stagger: 200 * time.Millisecond, Seed: 7}
 	first := c.Run()
 	assert.Equal(t, first, c.Run())
 	c.Seed = 8

@@ -25,9 +25,10 @@ func play(t *testing.T, c simnet.Crowd) (o simnet.Outcome) {
 		o, err = c.Run(t.Context())
 		require.NoError(t, err)
 		require.Empty(t, o.Failed)
-		t.Logf("%d nodes, %d pieces, seed %gx, random seed %d: makespan %.3f of the bound, median %.3f, first byte %s, "+
-			"seed sent %.2f and origin %.2f copies, %.1f %% more bytes than content", c.N, c.K, c.SeedMultiple, c.Seed,
-			c.Ratio(o), float64(o.Took[len(o.Took)/2])/float64(c.Bound().Makespan()), o.FirstByte[len(o.FirstByte)/2],
+		t.Logf(
+			"%d nodes, %d pieces, seed %gx, random seed %d: makespan %.3f of the bound, median %.3f, first byte %s, "+
+				"seed sent %.2f and origin %.2f copies, %.1f %% more bytes than content", c.N, c.K, c.SeedMultiple,
+			c.Seed, c.Ratio(o), float64(o.Took[len(o.Took)/2])/float64(c.Bound().Makespan()), o.FirstByte[len(o.FirstByte)/2],
 			o.SeedCopies, o.OriginCopies, 100*(o.Overhead-1))
 	})
 	return o

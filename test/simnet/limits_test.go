@@ -63,7 +63,8 @@ func (m *meter) holds(t *testing.T, limit, ahead float64, what string) {
 	t.Helper()
 	const words = 1.03 // haves, requests and digests are not limited
 	for _, window := range []time.Duration{every, time.Second, 3 * time.Second} {
-		assert.LessOrEqual(t, float64(m.most(window)), words*limit*window.Seconds()+limit/25+ahead, "%s in %s", what, window)
+		assert.LessOrEqual(t, float64(m.most(window)), words*limit*window.Seconds()+limit/25+ahead, "%s in %s",
+			what, window)
 	}
 	assert.GreaterOrEqual(t, m.busy(), 0.95*limit, "%s is used", what)
 	t.Logf("%s: %.3f of the limit used, at most %.3f of it in a second", what, m.busy()/limit,
@@ -220,7 +221,9 @@ func TestEveryLimitChangesWhileItHolds(t *testing.T) {
 		{"download", 1, func(l *peer.Limits) *int64 { return &l.Download }, func(s peer.Stats) int64 {
 			return s.Peers + s.Seeds
 		}},
-		{"task", 1, func(l *peer.Limits) *int64 { return &l.Task }, func(s peer.Stats) int64 { return s.Peers + s.Seeds }},
+		{"task", 1, func(l *peer.Limits) *int64 { return &l.Task }, func(s peer.Stats) int64 {
+			return s.Peers + s.Seeds
+		}},
 		{"origin", 0, func(l *peer.Limits) *int64 { return &l.Origin }, func(s peer.Stats) int64 { return s.Origin }},
 	} {
 		t.Run(kind.name, func(t *testing.T) {

@@ -165,7 +165,8 @@ func TestNeighbouringVersions(t *testing.T) {
 					word = secretFile(t)
 				}
 				super := programs.Supernode{
-					Name: "supernode", DataDir: filepath.Join(dir, "supernode"), API: addrs[0], Peer: addrs[1], Admin: addrs[2],
+					Name: "supernode", DataDir: filepath.Join(dir, "supernode"), API: addrs[0], Peer: addrs[1],
+					Admin:      addrs[2],
 					SecretFile: word, Registry: registry.Host(), RegistryBase: registry.URL(),
 				}
 				leader := start(t, filepath.Join(bins.super, "supernode"), super.Admin, super.Args())
@@ -238,7 +239,8 @@ func gossipAndFiles(t *testing.T, old, now string) {
 		name := fmt.Sprint("node", i)
 		d := programs.Dfdaemon{
 			Name: name, DataDir: filepath.Join(dir, name), Mirror: take(), API: take(), Peer: take(),
-			Supernode: supers[1-i].API, SecretFile: word, Registry: "registry.test", RegistryBase: "http://registry.test",
+			Supernode: supers[1-i].API, SecretFile: word, Registry: "registry.test",
+			RegistryBase: "http://registry.test",
 		}
 		start(t, filepath.Join(bin, "dfdaemon"), d.API, append(d.Args(), allow))
 		nodes = append(nodes, d)

@@ -48,7 +48,8 @@ const (
 
 func newCrowd(t *testing.T, r *rand.Rand, peers, pieces, friends int) *crowd {
 	c := &crowd{t: t, r: r, pieces: pieces, now: begin, slow: 1}
-	seed := &crowdPeer{spread: NewSpread(pieces, CopiesMax), have: piece.NewBitmap(pieces), friends: map[Neighbour]bool{}}
+	seed := &crowdPeer{spread: NewSpread(pieces, CopiesMax), have: piece.NewBitmap(pieces),
+		friends: map[Neighbour]bool{}}
 	seed.have.SetAll()
 	c.peers = append(c.peers, seed)
 	for range peers {

@@ -53,7 +53,8 @@ func TestASeedIsAskedForMoreOnlyWhereOthersCrawlAndOurLinkHasRoom(t *testing.T) 
 		"uplinks slow, but together they fill our link": {came: []came{{2, seed, whatever, 25 * ms, 5 * ms},
 			{20, peer, whatever, 100 * ms, 5 * ms}}},
 		"a few slow ones among many": {came: []came{{4, seed, whatever, 10 * ms, 5 * ms},
-			{10, peer, whatever, 10 * ms, 5 * ms}, {1, peer, whatever, 200 * ms, 5 * ms}, {4, peer, whatever, 10 * ms, 5 * ms}}},
+			{10, peer, whatever, 10 * ms, 5 * ms}, {1, peer, whatever, 200 * ms, 5 * ms},
+			{4, peer, whatever, 10 * ms, 5 * ms}}},
 		"others recovered": {came: []came{{2, seed, whatever, 5 * ms, 20 * ms}, {8, peer, whatever, 100 * ms, 50 * ms},
 			{40, peer, whatever, 10 * ms, 5 * ms}}},
 		"what another zone's peers send does not count": {came: []came{{2, seed, whatever, 5 * ms, 20 * ms},
@@ -70,7 +71,8 @@ func TestASeedIsAskedForMoreOnlyWhereOthersCrawlAndOurLinkHasRoom(t *testing.T) 
 			came: []came{{2, seed, whatever, 5 * ms, 20 * ms}, {8, peer, whatever, 10 * ms, 50 * ms}}, want: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := New(Config{Crawl: c.crawl}, piece.Layout{Length: pieces*10 - 1, PieceSize: 10}, piece.NewBitmap(pieces))
+			p := New(Config{Crawl: c.crawl}, piece.Layout{Length: pieces*10 - 1, PieceSize: 10},
+				piece.NewBitmap(pieces))
 			all := piece.NewBitmap(pieces)
 			all.SetAll()
 			p.Want(all)

@@ -10,7 +10,8 @@ import (
 // A reader opens a task of which nothing is known yet. The owner replies that this host is the seed.
 func Example() {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	p := policy.New(policy.Config{Neighbours: 16, ProgressInterval: time.Second, Linger: 10 * time.Second, Origin: true})
+	p := policy.New(policy.Config{Neighbours: 16, ProgressInterval: time.Second, Linger: 10 * time.Second,
+		Origin: true})
 	v := policy.View{Interest: policy.Ranges, Phase: policy.Unknown, Ranges: 1, LastUse: now,
 		Rank: func() int { return 0 }}
 

@@ -112,7 +112,8 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 	var shape any
 	switch m.Type {
 	case HelloMessage:
-		b, err := bencode.Marshal(helloWire{M: names, V: m.Hello.Client, Version: m.Hello.Version, Host: string(m.Hello.Host),
+		b, err := bencode.Marshal(helloWire{M: names, V: m.Hello.Client, Version: m.Hello.Version,
+			Host: string(m.Hello.Host),
 			Seed: flag(m.Hello.Seed), Zone: m.Hello.Zone, Gateway: flag(m.Hello.Gateway), Alive: flag(m.Hello.Alive),
 			Read: m.Hello.Read})
 		return pp.HandshakeExtendedID, b, err
@@ -123,7 +124,8 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 		}
 		name, shape = "dr_any", anyWire{Exclude: x, Starving: flag(m.Any.Starving)}
 	case BusyMessage:
-		name, shape = "dr_busy", busyWire{Index: int64(m.Busy.Index), Begin: m.Busy.Begin, Delay: m.Busy.Delay.Milliseconds()}
+		name, shape = "dr_busy", busyWire{Index: int64(m.Busy.Index), Begin: m.Busy.Begin,
+			Delay: m.Busy.Delay.Milliseconds()}
 	case DigestMessage:
 		w := digestsWire{Certificates: m.Digests.Certificates, Whole: flag(m.Digests.Whole)}
 		for _, r := range m.Digests.Runs {
@@ -133,7 +135,8 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 			}
 			w.Runs = append(w.Runs, runWire{
 				Digests: d, Epoch: r.Epoch, First: int64(r.First), Key: r.Key[:], Length: r.Metadata.Length,
-				MediaType: r.Metadata.MediaType, PieceSize: r.Metadata.PieceSize, Signature: r.Signature, Final: flag(r.Final),
+				MediaType: r.Metadata.MediaType, PieceSize: r.Metadata.PieceSize, Signature: r.Signature,
+				Final: flag(r.Final),
 			})
 		}
 		name, shape = "dr_digests", w
@@ -274,13 +277,15 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte,
 		if err = bencode.Unmarshal(payload, &w); err != nil {
 			return m, err
 		}
-		if len(w.Body) > api.FailureMax || w.Status < 400 || w.Status > 599 || len(w.From)+len(w.Repo) > api.FailureMax {
+		if len(w.Body) > api.FailureMax || w.Status < 400 || w.Status > 599 ||
+			len(w.From)+len(w.Repo) > api.FailureMax {
 			return m, fmt.Errorf("failure with status %d and %d bytes", w.Status, len(w.Body))
 		}
 		m.Type, m.Failure = FailMessage, &api.Failure{
 			Status: w.Status, Body: w.Body, Wrong: w.Wrong != 0, Changed: w.Changed != 0, Unshared: w.Alone != 0,
 			Promise: w.Promise != 0,
-			Message: w.Message[:min(len(w.Message), api.FailureMax)], Full: w.Full != 0, Upstream: w.From, Repository: w.Repo,
+			Message: w.Message[:min(len(w.Message), api.FailureMax)], Full: w.Full != 0, Upstream: w.From,
+			Repository: w.Repo,
 		}
 		for _, name := range failureHeaders {
 			if v, ok := w.Header[name]; ok {
@@ -326,7 +331,8 @@ func decodeDigests(payload []byte) (*Digests, error) {
 			Epoch:    r.Epoch, First: piece.Index(r.First), Final: r.Final != 0, Signature: r.Signature,
 		}
 		if len(r.Digests)%size != 0 || len(r.Key) != len(run.Key) || len(r.Signature) > 128 {
-			return nil, fmt.Errorf("run with %d bytes of digests, a key of %d and a signature of %d", len(r.Digests), len(r.Key),
+			return nil, fmt.Errorf("run with %d bytes of digests, a key of %d and a signature of %d",
+				len(r.Digests), len(r.Key),
 				len(r.Signature))
 		}
 		copy(run.Key[:], r.Key)

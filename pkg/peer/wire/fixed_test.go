@@ -31,7 +31,8 @@ var fixedMessages = map[pp.MessageType]Message{
 func TestMessagesOfFixedSizeAreTheCodecsToTheByte(t *testing.T) {
 	for kind, m := range fixedMessages {
 		var want, got bytes.Buffer
-		codec := pp.Message{Type: kind, Index: pp.Integer(m.Index), Begin: pp.Integer(m.Begin), Length: pp.Integer(m.Length)}
+		codec := pp.Message{Type: kind, Index: pp.Integer(m.Index), Begin: pp.Integer(m.Begin),
+			Length: pp.Integer(m.Length)}
 		require.NoError(t, codec.WriteTo(&want))
 		c := over(want.Bytes(), &got)
 		read, err := c.Next()

@@ -120,7 +120,8 @@ func messages() []Message {
 		{Type: AnyMessage, Any: &Any{}},
 		{Type: BusyMessage, Busy: &Busy{Index: 3, Begin: 12, Delay: 5 * time.Second}},
 		{Type: BusyMessage, Busy: &Busy{Index: BusyAny}},
-		{Type: DigestMessage, Digests: &Digests{Runs: []piece.DigestRun{someRun(), bare}, Certificates: [][]byte{{1, 2, 3}}}},
+		{Type: DigestMessage, Digests: &Digests{Runs: []piece.DigestRun{someRun(), bare},
+			Certificates: [][]byte{{1, 2, 3}}}},
 		{Type: DigestMessage, Digests: &Digests{Whole: true}},
 		{Type: FailMessage, Failure: &api.Failure{Status: 401, Header: map[string]string{"Www-Authenticate": "Bearer"},
 			Body: []byte("{}"), Message: "GET x: 401", Wrong: true, Changed: true, Full: true, Unshared: true,
@@ -360,10 +361,13 @@ func TestWhatIsNonsenseIsTheOtherSidesFault(t *testing.T) {
 		"busy for too late a piece":   extended(2, busyWire{Index: piece.CountMax + 1}),
 		"a digest cut short": extended(3, digestsWire{Runs: []runWire{{Digests: make([]byte, 33), Key: make([]byte, 8),
 			Length: 1, PieceSize: 1}}}),
-		"a key cut short":      extended(3, digestsWire{Runs: []runWire{{Key: make([]byte, 7), Length: 1, PieceSize: 1}}}),
-		"facts that cannot be": extended(3, digestsWire{Runs: []runWire{{Key: make([]byte, 8), Length: -1, PieceSize: 1}}}),
-		"a run beyond the end": extended(3, digestsWire{Runs: []runWire{{Digests: make([]byte, 64), Key: make([]byte, 8),
-			Length: 1, PieceSize: 1, Final: 1}}}),
+		"a key cut short": extended(3,
+			digestsWire{Runs: []runWire{{Key: make([]byte, 7), Length: 1, PieceSize: 1}}}),
+		"facts that cannot be": extended(3,
+			digestsWire{Runs: []runWire{{Key: make([]byte, 8), Length: -1, PieceSize: 1}}}),
+		"a run beyond the end": extended(3,
+			digestsWire{Runs: []runWire{{Digests: make([]byte, 64), Key: make([]byte, 8),
+				Length: 1, PieceSize: 1, Final: 1}}}),
 		"a signature too long": extended(3, digestsWire{Runs: []runWire{{Key: make([]byte, 8), Length: 1, PieceSize: 1,
 			Signature: make([]byte, 129)}}}),
 		"a certificate too long":     extended(3, digestsWire{Certificates: [][]byte{make([]byte, certificateMax+1)}}),
@@ -548,7 +552,8 @@ func TestHangingUpLosesNothingThatWasFlushed(t *testing.T) {
 			require.NoError(t, b.Send(Message{Type: Have}))
 		}
 		require.NoError(t, b.Flush())
-		require.NoError(t, a.Send(Message{Type: FailMessage, Failure: &api.Failure{Status: 404, Message: "last words"}}))
+		require.NoError(t, a.Send(Message{Type: FailMessage,
+			Failure: &api.Failure{Status: 404, Message: "last words"}}))
 		require.NoError(t, a.Flush())
 		a.HangUp(time.Second)
 		over := make(chan struct{})

@@ -116,7 +116,8 @@ func TestModificationTimeOutOfRange(t *testing.T) {
 			for _, n := range []string{"new2", "new3", "new4"} {
 				require.NoError(t, keep(t, s, n))
 			}
-			assert.Equal(t, []string{"new1", "new2", "new3", "new4"}, left(t, s, "old1", "old2", "new1", "new2", "new3", "new4"))
+			assert.Equal(t, []string{"new1", "new2", "new3", "new4"}, left(t, s, "old1", "old2", "new1", "new2",
+				"new3", "new4"))
 			require.NoError(t, s.Close())
 		})
 	}

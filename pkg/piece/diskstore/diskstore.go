@@ -210,8 +210,8 @@ func (s *Store) start() (err error) {
 		return err
 	}
 	if n := s.unusableSeen.Load(); n > 0 {
-		s.log.Error("some tasks on the disk are unusable; the store works without them, and retries each when it is opened",
-			"dir", s.cfg.Dir, "tasks", n, "usable", len(s.tasks))
+		s.log.Error("some tasks on the disk are unusable; the store works without them, and retries each when it is "+
+			"opened", "dir", s.cfg.Dir, "tasks", n, "usable", len(s.tasks))
 	}
 	s.setClock()
 	s.mu.Lock()

@@ -449,7 +449,8 @@ func TestEveryErrorHeals(t *testing.T) {
 				}
 				d.fail(errno, func(o, _ string) bool { return o == op })
 				for range 2 {
-					for _, name := range []string{"a", "b", "c", "d", "e", "f"} { // cached tasks, new tasks, and evictions
+					// Cached tasks, new tasks, and evictions.
+					for _, name := range []string{"a", "b", "c", "d", "e", "f"} {
 						_ = keep(t, s, name) // may fail, but never with wrong bytes
 					}
 					_ = s.Remove(storetest.ID("b"))

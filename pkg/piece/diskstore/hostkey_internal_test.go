@@ -72,7 +72,8 @@ func TestCopiedDirectory(t *testing.T) {
 		for range 2 {
 			noted, err := os.ReadFile(filepath.Join(old, idFile))
 			require.NoError(t, err)
-			assert.Equal(t, string(drawn), strings.TrimSpace(string(noted)), "that program may run again, without a key")
+			assert.Equal(t, string(drawn), strings.TrimSpace(string(noted)),
+				"that program may run again, without a key")
 			again, err := OpenHostKey(old)
 			require.NoError(t, err)
 			assert.Equal(t, k.ID(), again.ID())

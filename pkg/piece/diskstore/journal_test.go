@@ -202,7 +202,8 @@ func FuzzJournal(f *testing.F) {
 			t.Fatalf("%d pieces of %d", len(c.pieces), c.facts.Layout().Count())
 		}
 		for i, r := range c.pieces {
-			if r.at != 0 && !bytes.Equal(b[r.at:][:frameFixed+5+len(r.digest)], appendPiece(nil, piece.Index(i), r.digest)) {
+			if r.at != 0 && !bytes.Equal(b[r.at:][:frameFixed+5+len(r.digest)],
+				appendPiece(nil, piece.Index(i), r.digest)) {
 				t.Fatalf("piece %d is not what the journal says at %d", i, r.at)
 			}
 		}

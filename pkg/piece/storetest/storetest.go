@@ -272,7 +272,8 @@ func (su suite) tasks() {
 		require.ErrorIs(t, err, piece.ErrOtherMetadata)
 		_, err = s.Create(ID("a"), piece.Metadata{Length: facts.Length, PieceSize: facts.PieceSize + 1})
 		require.ErrorIs(t, err, piece.ErrOtherMetadata)
-		r, err := s.Create(ID("a"), piece.Metadata{Length: facts.Length, PieceSize: facts.PieceSize, MediaType: "other"})
+		r, err := s.Create(ID("a"), piece.Metadata{Length: facts.Length, PieceSize: facts.PieceSize,
+			MediaType: "other"})
 		require.NoError(t, err, "the media type may differ")
 		assert.Equal(t, facts, r.Metadata(), "the first media type stays")
 		require.NoError(t, r.Close())
@@ -518,7 +519,8 @@ func (su suite) restart() {
 			assert.Equal(t, []piece.DigestRun{signedRun(0, 3), signedRun(9, 1)}, runs)
 			assert.Equal(t, [][]byte{{7}}, certificates)
 			require.NoError(t, Write(r, su.content, r.Have().NextMissing(3)))
-			require.NoError(t, r.AddRuns([]piece.DigestRun{signedRun(0, 3)}, nil), "a run known from before the restart")
+			require.NoError(t, r.AddRuns([]piece.DigestRun{signedRun(0, 3)}, nil),
+				"a run known from before the restart")
 			require.NoError(t, r.Close())
 			before = s.Inventory()
 		}

@@ -150,8 +150,8 @@ func tlsConfigOf(cfg Config) (*tls.Config, error) {
 			return nil, fmt.Errorf("reading the certificate authorities of origins: %w", err)
 		}
 		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("reading the certificate authorities of origins: %s holds no certificate in PEM form",
-				cfg.CAFile)
+			return nil, fmt.Errorf(
+				"reading the certificate authorities of origins: %s holds no certificate in PEM form", cfg.CAFile)
 		}
 		out.RootCAs = pool
 	}

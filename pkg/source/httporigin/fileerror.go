@@ -42,7 +42,8 @@ func FileError(err error) *api.FileError {
 		out.Kind = api.FileDigestWrong
 	case failure.Changed:
 		out.Kind = api.FileChanged
-	case errors.Is(err, piece.ErrNoSpace), !errors.As(err, &answered) && failure.Status == http.StatusInsufficientStorage:
+	case errors.Is(err, piece.ErrNoSpace), !errors.As(err, &answered) &&
+		failure.Status == http.StatusInsufficientStorage:
 		out.Kind = api.FileNoSpace
 	case errors.As(err, &answered), failure.Status < http.StatusInternalServerError:
 		out.Kind, out.Status = api.FileRefused, failure.Status

@@ -210,7 +210,8 @@ func TestProxy(t *testing.T) {
 	assert.Equal(t, "http://origin.test/file", <-asked)
 	_, err = body(t, o, file("http://169.254.169.254/"))
 	require.Error(t, err, "the proxy does not bypass the guard")
-	for _, at := range []string{"http://169.254.169.254/", "http://localhost/", "http://[::1]/", "http://127.1.2.3:80/"} {
+	for _, at := range []string{"http://169.254.169.254/", "http://localhost/", "http://[::1]/",
+		"http://127.1.2.3:80/"} {
 		// A login sends such a request to the token service that a registry names.
 		var blocked *httporigin.AddrError
 		_, err = o.Transport().RoundTrip(httptest.NewRequest(http.MethodGet, at, nil))
@@ -271,8 +272,10 @@ func TestClientCertificate(t *testing.T) {
 		require.NoError(t, err)
 		keyDER, err := x509.MarshalPKCS8PrivateKey(key)
 		require.NoError(t, err)
-		require.NoError(t, os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
-		require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600))
+		require.NoError(t, os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+			0o600))
+		require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
+			0o600))
 	}
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, r.TLS.PeerCertificates[0].SerialNumber.String())
@@ -329,7 +332,8 @@ func TestProbe(t *testing.T) {
 		"no ETag": {func(w http.ResponseWriter, r *http.Request) {
 			http.ServeContent(w, r, "f.bin", modified, strings.NewReader(content))
 		}, httporigin.Info{
-			Length: 1000, MediaType: "application/octet-stream", Validator: "Sun, 04 May 2025 03:02:01 GMT", Ranges: true,
+			Length: 1000, MediaType: "application/octet-stream", Validator: "Sun, 04 May 2025 03:02:01 GMT",
+			Ranges: true,
 		}},
 		"no length": {func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "text/x")

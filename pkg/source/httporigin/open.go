@@ -316,7 +316,8 @@ type body struct {
 
 func (c *Client) newBody(ctx context.Context, abort context.CancelCauseFunc, rc io.ReadCloser, method string,
 	u *url.URL) *body {
-	b := &body{c: c, ctx: ctx, abort: abort, rc: rc, what: method + " " + secret.PrintableURL(u), declared: -1, want: -1}
+	b := &body{c: c, ctx: ctx, abort: abort, rc: rc, what: method + " " + secret.PrintableURL(u),
+		declared: -1, want: -1}
 	b.watchdog = time.AfterFunc(time.Hour, func() {
 		b.silent.Store(true)
 		abort(os.ErrDeadlineExceeded)

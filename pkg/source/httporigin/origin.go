@@ -75,14 +75,16 @@ func (o *Origin) Window(ctx context.Context, spec task.Spec, w sharing.Window) (
 	}
 	defer res.Body.Close()
 	unusable := func(format string, args ...any) error {
-		return &AnswerError{Method: http.MethodGet, URL: secret.PrintableURL(req.URL), Reason: fmt.Sprintf(format, args...)}
+		return &AnswerError{Method: http.MethodGet, URL: secret.PrintableURL(req.URL),
+			Reason: fmt.Sprintf(format, args...)}
 	}
 	whole := w.Offset == 0 && w.Length == spec.Length
 	switch encoding, err := encodingOf(res.Header); {
 	case err != nil || encoding != "":
 		return nil, unusable("it is encoded")
 	case validatorOf(res.Header) != spec.Validator:
-		return nil, &source.ChangedError{URL: secret.PrintableURL(req.URL), Was: spec.Validator, Is: validatorOf(res.Header)}
+		return nil, &source.ChangedError{URL: secret.PrintableURL(req.URL), Was: spec.Validator,
+			Is: validatorOf(res.Header)}
 	case res.StatusCode == http.StatusOK && whole:
 	case res.StatusCode == http.StatusPartialContent:
 		r, err := parseContentRange(res.Header.Get("Content-Range"))
@@ -226,7 +228,8 @@ func (o *Origin) Examine(ctx context.Context, spec task.Spec) (Info, sharing.Ans
 			if err != nil || r.start != 0 {
 				return Info{}, sharing.Answer{}, &AnswerError{
 					Method: http.MethodGet, URL: secret.PrintableURL(req.URL),
-					Reason: fmt.Sprintf("Content-Range %.80q to a request for the first byte", res.Header.Get("Content-Range")),
+					Reason: fmt.Sprintf("Content-Range %.80q to a request for the first byte",
+						res.Header.Get("Content-Range")),
 				}
 			}
 			info.Length = r.total

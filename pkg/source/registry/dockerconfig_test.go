@@ -37,7 +37,8 @@ func TestCredentialsAreFoundWhereLoginsKeepThem(t *testing.T) {
 			"registry.test:5000", "a/b", "u"},
 		"another port": {`{"auths":{"registry.test:5000":{"auth":"` + auth("u", "p") + `"}}}`,
 			"registry.test", "a/b", ""},
-		"a host that begins so": {`{"auths":{"quay.io.evil.test":{"auth":"` + auth("u", "p") + `"}}}`, "quay.io", "a/b", ""},
+		"a host that begins so": {`{"auths":{"quay.io.evil.test":{"auth":"` + auth("u", "p") + `"}}}`,
+			"quay.io", "a/b", ""},
 		"Docker Hub": {`{"auths":{"https://index.docker.io/v1/":{"auth":"` + auth("u", "p") + `"}}}`, "docker.io",
 			"library/a", "u"},
 		"Docker Hub, as Podman has it": {`{"auths":{"docker.io":{"auth":"` + auth("u", "p") + `"}}}`, "docker.io",
@@ -61,7 +62,8 @@ func TestCredentialsAreFoundWhereLoginsKeepThem(t *testing.T) {
 			assert.Equal(t, "p", got.Password, name)
 		}
 	}
-	got, ok, err := written(t, `{"auths":{"quay.io":{"auth":"`+auth("u", "")+`","identitytoken":"it"}}}`).get(t.Context(),
+	got, ok, err := written(t, `{"auths":{"quay.io":{"auth":"`+auth("u",
+		"")+`","identitytoken":"it"}}}`).get(t.Context(),
 		"quay.io", "a")
 	require.NoError(t, err)
 	assert.True(t, ok)
@@ -94,7 +96,8 @@ func TestAChangedCredentialsFileIsReadAgain(t *testing.T) {
 	got, _, err := d.get(t.Context(), "quay.io", "a")
 	require.NoError(t, err)
 	assert.Equal(t, "first", got.Password)
-	require.NoError(t, os.WriteFile(d.path, []byte(`{"auths":{"quay.io":{"auth":"`+auth("u", "second one")+`"}}}`), 0o600))
+	require.NoError(t, os.WriteFile(d.path, []byte(`{"auths":{"quay.io":{"auth":"`+auth("u", "second one")+`"}}}`),
+		0o600))
 	got, _, err = d.get(t.Context(), "quay.io", "a")
 	require.NoError(t, err)
 	assert.Equal(t, "second one", got.Password)

@@ -142,7 +142,8 @@ func TestCloseKillsHelpers(t *testing.T) {
 
 func TestHelpersRunInBoundedNumber(t *testing.T) {
 	runs := helper(t,
-		"read server; while ! test -e $HELPER_GO; do sleep 0.05; done; echo '{\"Username\":\"robot\",\"Secret\":\"s\"}'\n")
+		"read server; while ! test -e $HELPER_GO; do sleep 0.05; done; echo "+
+			"'{\"Username\":\"robot\",\"Secret\":\"s\"}'\n")
 	release := filepath.Join(t.TempDir(), "go")
 	t.Setenv("HELPER_GO", release)
 	d := written(t, `{"credsStore":"test"}`)

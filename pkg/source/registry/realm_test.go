@@ -117,7 +117,8 @@ func TestNodeCredentialsGoOnlyToNamedRealms(t *testing.T) {
 			of := func(u registry.Upstream) *registry.Client {
 				return client(t, registry.Config{
 					Upstreams: map[string]registry.Upstream{spec.Upstream: u}, HTTP: httporigin.Config{
-						AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}},
+						AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"),
+							netip.MustParsePrefix("::1/128")}},
 				})
 			}
 			err := bring(t, of(u), spec, 0)
@@ -159,8 +160,9 @@ func TestARedirectedTokenServiceGetsNoCredential(t *testing.T) {
 			t.Cleanup(front.Close)
 			spec := contentSpec(front.Listener.Addr().String())
 			u.PlainHTTP, u.Proxy = true, "none"
-			c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{spec.Upstream: u}, HTTP: httporigin.Config{
-				AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}})
+			c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{spec.Upstream: u},
+				HTTP: httporigin.Config{AllowAddrs: []netip.Prefix{
+					netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}})
 			require.Error(t, bring(t, c, spec, 0))
 			_, secrets := thief.counts()
 			assert.Zero(t, secrets, "%s, %d", name, status)
@@ -187,7 +189,8 @@ func TestRepliesToANodeCertificateAreNotShared(t *testing.T) {
 	c := of(t, r, u)
 	assert.True(t, c.Credentialed(r.Host()))
 	assert.False(t, of(t, r, registry.Upstream{}).Credentialed(r.Host()))
-	q := source.RegistryRequest{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/lib/app/blobs/" + string(spec.ID)}
+	q := source.RegistryRequest{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/lib/app/blobs/" +
+		string(spec.ID)}
 	res, _ := ask(t, c, q)
 	assert.Equal(t, 200, res.StatusCode)
 	q.Bare = true

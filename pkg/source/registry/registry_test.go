@@ -67,10 +67,12 @@ func TestBlobsAndManifestsKeepTheContract(t *testing.T) {
 					sum := sha256.Sum256(s.Content)
 					return sourcetest.Subject{
 						Origin: client(t,
-							registry.Config{Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none"}}, HTTP: cfg}),
+							registry.Config{Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true,
+								Proxy: "none"}}, HTTP: cfg}),
 						DigestNamed: true,
 						Spec: task.Spec{
-							ID: task.ID("sha256:" + hex.EncodeToString(sum[:])), Kind: kind, Upstream: host, Repository: "lib/app",
+							ID: task.ID("sha256:" + hex.EncodeToString(sum[:])), Kind: kind, Upstream: host,
+							Repository:    "lib/app",
 							Authorization: authorization,
 						},
 					}
@@ -294,7 +296,8 @@ func TestOnlyRegistriesOfTheListAreAsked(t *testing.T) {
 	var addr *httporigin.AddrError
 	require.ErrorAs(t, bring(t, others, spec, 0), &addr, "this machine's own services are no registries")
 	require.NoError(t, bring(t,
-		client(t, registry.Config{Default: &registry.Upstream{PlainHTTP: true, Proxy: "none"}, HTTP: loopback}), spec, 0))
+		client(t, registry.Config{Default: &registry.Upstream{PlainHTTP: true, Proxy: "none"}, HTTP: loopback}), spec,
+		0))
 	assert.Equal(t, 1, r.Counts().Object(string(spec.ID)).GETs)
 }
 
@@ -317,7 +320,8 @@ func TestHostileNamesStayAtTheRegistry(t *testing.T) {
 		require.Error(t, bring(t, c, spec, 0), "%+v", spec)
 	}
 	for _, q := range []source.RegistryRequest{
-		{Method: "GET", Path: "/token"}, {Method: "GET", Path: "/v2/../token"}, {Method: "GET", Path: "/v2//x/tags/list"},
+		{Method: "GET", Path: "/token"}, {Method: "GET", Path: "/v2/../token"},
+		{Method: "GET", Path: "/v2//x/tags/list"},
 		{Method: "DELETE", Path: "/v2/lib/app/manifests/v1"}, {Path: "/v2/"},
 	} {
 		q.Upstream = r.Host()
@@ -386,7 +390,8 @@ func TestARedirectIsFollowedToItsAnswer(t *testing.T) {
 		Upstreams: map[string]registry.Upstream{r.Host(): {PlainHTTP: true, Proxy: "none", Username: "alice",
 			Password: "hunter2"}}, HTTP: loopback,
 	})
-	q := source.RegistryRequest{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/team/app/blobs/" + string(spec.ID)}
+	q := source.RegistryRequest{Upstream: r.Host(), Method: http.MethodHead, Path: "/v2/team/app/blobs/" +
+		string(spec.ID)}
 	for _, row := range []struct {
 		storage int // its answer to a HEAD, 0 for its own
 		status  int
@@ -431,7 +436,8 @@ func TestAnErrorNamesItsRequestOnce(t *testing.T) {
 	s.Close()
 	host := s.Listener.Addr().String()
 	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none"}}})
-	_, err := c.Do(t.Context(), source.RegistryRequest{Upstream: host, Method: http.MethodHead, Path: "/v2/a/tags/list"})
+	_, err := c.Do(t.Context(), source.RegistryRequest{Upstream: host, Method: http.MethodHead,
+		Path: "/v2/a/tags/list"})
 	require.ErrorContains(t, err, "HEAD "+s.URL+"/v2/a/tags/list: ")
 	require.ErrorContains(t, err, "connection refused")
 	assert.Equal(t, 1, strings.Count(err.Error(), "/v2/a/tags/list"), "%v", err)
@@ -584,9 +590,11 @@ func TestErrorsOfATokenServiceHoldNoSecret(t *testing.T) {
 			}))
 			t.Cleanup(s.Close)
 			host := s.Listener.Addr().String()
-			c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none",
+			c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true,
+				Proxy:    "none",
 				Username: "alice", Password: "hunter2"}}})
-			err := bring(t, c, task.Spec{ID: task.ID("sha256:" + strings.Repeat("0", 64)), Kind: task.Blob, Upstream: host,
+			err := bring(t, c, task.Spec{ID: task.ID("sha256:" + strings.Repeat("0", 64)), Kind: task.Blob,
+				Upstream:   host,
 				Repository: "lib/app"}, 0)
 			require.ErrorContains(t, err, host)
 			require.ErrorContains(t, err, "lib/app")
@@ -610,7 +618,8 @@ func TestARegistryMayBeginToRequireTokens(t *testing.T) {
 	}))
 	t.Cleanup(s.Close)
 	spec.Upstream = s.Listener.Addr().String()
-	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{spec.Upstream: {PlainHTTP: true, Proxy: "none",
+	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{spec.Upstream: {PlainHTTP: true,
+		Proxy:    "none",
 		Username: "alice", Password: "hunter2"}}})
 	require.NoError(t, bring(t, c, spec, 0))
 	open.Store(false)
@@ -627,9 +636,10 @@ func TestAConfigurationThatCannotWorkIsRefusedByName(t *testing.T) {
 		"upstream registry.test: the path": {Upstreams: map[string]registry.Upstream{
 			"registry.test": {URLs: []string{"https://x/Ä"}}}},
 		"upstream registry.test: reading": {Upstreams: map[string]registry.Upstream{"registry.test": {CAFile: "none"}}},
-		"twice":                           {Upstreams: map[string]registry.Upstream{"docker.io": {}, "index.docker.io": {}}},
-		`"a/b"`:                           {Upstreams: map[string]registry.Upstream{"a/b": {}}},
-		"any host would get them":         {Default: &registry.Upstream{Username: "alice", Password: "hunter2"}},
+		"twice": {Upstreams: map[string]registry.Upstream{"docker.io": {},
+			"index.docker.io": {}}},
+		`"a/b"`:                   {Upstreams: map[string]registry.Upstream{"a/b": {}}},
+		"any host would get them": {Default: &registry.Upstream{Username: "alice", Password: "hunter2"}},
 		"registries that are not listed: reading": {Default: &registry.Upstream{CAFile: "none"}},
 	} {
 		_, err := registry.New(cfg)

@@ -173,7 +173,8 @@ func mustRead(t *testing.T, s *Server, sub Subject, offset int64) *source.Respon
 	t.Helper()
 	b, res, err := read(t, sub, offset)
 	require.NoError(t, err)
-	require.True(t, bytes.Equal(s.Content[offset:], b), "%d bytes that differ from the file's from %d on", len(b), offset)
+	require.True(t, bytes.Equal(s.Content[offset:], b), "%d bytes that differ from the file's from %d on",
+		len(b), offset)
 	return res
 }
 
@@ -483,29 +484,31 @@ func (c contract) redirects() {
 // errorAnswers tests error answers of the origin.
 func (c contract) errorAnswers() {
 	for _, status := range []int{400, 401, 403, 404, 429, 500, 503} {
-		c.each(fmt.Sprintf("the origin's error answer is returned (%d)", status), func(t *testing.T, s *Server, sub Subject) {
-			sub.Spec.Authorization = "Bearer " + Secret
-			message := strings.Repeat("no such thing. ", api.FailureMax)
-			s.On(func(w http.ResponseWriter, r *http.Request) {
-				w.Header().Set("Content-Type", "text/plain")
-				w.Header().Set("Retry-After", "7")
-				w.Header().Set("WWW-Authenticate", `Bearer realm="https://auth.test/token"`)
-				w.WriteHeader(status)
-				_, _ = io.WriteString(w, message)
+		c.each(fmt.Sprintf("the origin's error answer is returned (%d)", status),
+			func(t *testing.T, s *Server, sub Subject) {
+				sub.Spec.Authorization = "Bearer " + Secret
+				message := strings.Repeat("no such thing. ", api.FailureMax)
+				s.On(func(w http.ResponseWriter, r *http.Request) {
+					w.Header().Set("Content-Type", "text/plain")
+					w.Header().Set("Retry-After", "7")
+					w.Header().Set("WWW-Authenticate", `Bearer realm="https://auth.test/token"`)
+					w.WriteHeader(status)
+					_, _ = io.WriteString(w, message)
+				})
+				_, _, err := read(t, sub, 0)
+				var refused *source.StatusError
+				require.ErrorAs(t, err, &refused)
+				assert.Equal(t, status, refused.Status)
+				assert.Equal(t, message[:api.FailureMax], string(refused.Body))
+				f := source.Failure(err)
+				assert.Equal(t, status, f.Status)
+				assert.Equal(t, map[string]string{
+					"Content-Type": "text/plain", "Retry-After": "7",
+					"Www-Authenticate": `Bearer realm="https://auth.test/token"`,
+				}, f.Header)
+				assert.NotContains(t, f.Message, Secret)
+				assert.Len(t, s.Requests(), 1, "one request to the origin")
 			})
-			_, _, err := read(t, sub, 0)
-			var refused *source.StatusError
-			require.ErrorAs(t, err, &refused)
-			assert.Equal(t, status, refused.Status)
-			assert.Equal(t, message[:api.FailureMax], string(refused.Body))
-			f := source.Failure(err)
-			assert.Equal(t, status, f.Status)
-			assert.Equal(t, map[string]string{
-				"Content-Type": "text/plain", "Retry-After": "7", "Www-Authenticate": `Bearer realm="https://auth.test/token"`,
-			}, f.Header)
-			assert.NotContains(t, f.Message, Secret)
-			assert.Len(t, s.Requests(), 1, "one request to the origin")
-		})
 	}
 }
 

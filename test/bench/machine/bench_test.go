@@ -90,8 +90,9 @@ func TestAnUploadLimitHoldsOnRealSocketsPlainAndEncrypted(t *testing.T) {
 	require.NoError(t, writeRandom(content, 1, size))
 	for name, secure := range map[string]bool{"plain": false, "TLS": true} {
 		t.Run(name, func(t *testing.T) {
-			c, err := newCrowd(t.Context(), crowdConfig{peers: 1, content: content, dir: t.TempDir(), pieceSize: 1 << 20,
-				secure: secure})
+			c, err := newCrowd(t.Context(), crowdConfig{peers: 1, content: content, dir: t.TempDir(),
+				pieceSize: 1 << 20,
+				secure:    secure})
 			require.NoError(t, err)
 			c.seed.SetLimits(peer.Limits{Upload: rate})
 			begun := time.Now()

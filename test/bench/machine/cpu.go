@@ -129,7 +129,8 @@ func (b *bench) tellUsage(scenario, system string, measured map[string][]usage) 
 		results.Median(scenario, "system_share",
 			each(func(_ int, u usage) float64 { return u.Sys.Seconds() / (u.User + u.Sys).Seconds() }), "ratio"),
 		results.Median(scenario, "closing_per_gib",
-			each(func(_ int, u usage) float64 { return u.Closing.Seconds() / (float64(u.Delivered) / (1 << 30)) }), "CPU-s/GiB"),
+			each(func(_ int, u usage) float64 { return u.Closing.Seconds() / (float64(u.Delivered) / (1 << 30)) }),
+			"CPU-s/GiB"),
 		results.Median(scenario, "wall", each(func(_ int, u usage) float64 { return u.Wall.Seconds() }), "seconds"),
 		results.Median(scenario, "allocated_per_gib", each(func(_ int, u usage) float64 {
 			return float64(u.Allocated) / (1 << 20) / (float64(u.Delivered) / (1 << 30))
@@ -141,7 +142,8 @@ func (b *bench) tellUsage(scenario, system string, measured map[string][]usage) 
 			each(func(_ int, u usage) float64 { return float64(u.Switches) / (float64(u.Delivered) / (1 << 30)) }),
 			"switches/GiB"),
 		results.Median(scenario, "seed_copies", each(func(_ int, u usage) float64 { return u.SeedCopies }), "contents"),
-		results.Median(scenario, "rss", each(func(_ int, u usage) float64 { return float64(u.RSS) / (1 << 20) }), "MiB"),
+		results.Median(scenario, "rss", each(func(_ int, u usage) float64 { return float64(u.RSS) / (1 << 20) }),
+			"MiB"),
 	)
 }
 

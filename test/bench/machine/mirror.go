@@ -61,7 +61,10 @@ func (b *bench) mirrorWarm(ctx context.Context) error {
 		waits := map[string][]time.Duration{}
 		for range b.rounds() { // by turns
 			for _, x := range scenes {
-				for name, how := range map[string]struct{ clients, questions int }{"/one-client": {1, b.pickInt(500, 200)},
+				for name, how := range map[string]struct {
+					clients,
+					questions int
+				}{"/one-client": {1, b.pickInt(500, 200)},
 					"/200-clients": {200, b.pickInt(20, 10)}} {
 					took, err := clients(ctx, x.url, how.clients, how.questions)
 					if err != nil {

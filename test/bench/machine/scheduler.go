@@ -78,8 +78,9 @@ func (b *bench) scheduler(ctx context.Context) error {
 // connection left out, when everybody is there.
 func codedAnnounces(hosts []host.Host, tasks []task.ID) (float64, error) {
 	c := coordinator.New(coordinator.Config{
-		Host: host.Host{ID: benchHost(0), Name: "supernode", Addr: "127.0.0.1:1"}, Store: memstore.New(memstore.Config{}),
-		Seed: func(task.Spec) {},
+		Host:  host.Host{ID: benchHost(0), Name: "supernode", Addr: "127.0.0.1:1"},
+		Store: memstore.New(memstore.Config{}),
+		Seed:  func(task.Spec) {},
 	})
 	for _, h := range hosts {
 		entries := make([]api.Entry, len(tasks))
@@ -154,7 +155,8 @@ func heap() float64 {
 func schedulerCrowd() (hosts []host.Host, tasks []task.ID) {
 	for i := range schedulerHosts {
 		hosts = append(hosts, host.Host{
-			ID: benchHost(i + 1), Name: fmt.Sprintf("node%d", i), Addr: fmt.Sprintf("10.%d.%d.%d:65002", i>>16, i>>8&255, i&255),
+			ID: benchHost(i + 1), Name: fmt.Sprintf("node%d", i), Addr: fmt.Sprintf("10.%d.%d.%d:65002", i>>16,
+				i>>8&255, i&255),
 			Zone: fmt.Sprintf("zone%d", i%10),
 		})
 	}

@@ -37,7 +37,8 @@ var kinds = []struct{ name, title, color string }{
 
 // lines takes the makespans of all crowds that start together out of what was measured.
 func lines(all []results.Result) (out []line) {
-	for _, where := range []struct{ prefix, title string }{{"flash-crowd/", "real engines"}, {"simulated/", "simulated"}} {
+	for _, where := range []struct{ prefix, title string }{{"flash-crowd/", "real engines"},
+		{"simulated/", "simulated"}} {
 		for _, k := range kinds {
 			l := line{name: where.title + ", " + k.title, color: k.color, dashed: where.title == "simulated"}
 			for _, r := range all {
