@@ -86,7 +86,8 @@ func TestASeedSendsMoreWhereAllNodesCanSendLittle(t *testing.T) {
 	}
 }
 
-func TestFurtherSupernodesBringTheContentFromTheSwarmAndSeedIt(t *testing.T) {
+// Further supernodes download the task from the swarm and seed it; the origin sends one copy.
+func TestFurtherSupernodesSeedFromTheSwarm(t *testing.T) {
 	c := simnet.Crowd{N: 24, K: 96, Helpers: 2, SeedMultiple: 1, OriginRate: 200 * size}
 	o := play(t, c)
 	assert.Len(t, o.Took, c.N)
@@ -197,7 +198,8 @@ func TestTheBoundIsThatOfTheLiterature(t *testing.T) {
 	assert.Greater(t, cold.Makespan(), warm.Makespan())
 }
 
-func TestEveryZoneTakesAboutOneCopyThoughItsGatewaysDieAndHang(t *testing.T) {
+// The bound holds although gateways die and hang.
+func TestEveryZoneTakesAboutOneCopy(t *testing.T) {
 	c := simnet.Crowd{N: 36, K: 96, Zones: 3, ZoneRate: 3 * 200 * size}
 	c.Each = func(i int, h *simnet.Host) {
 		// The first eight of each zone are its gateways.
