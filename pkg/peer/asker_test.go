@@ -59,9 +59,9 @@ func (s *swarm) pull(n *node, spec task.Spec) ([]byte, error) {
 	return s.read(ctx, n, spec, 0, int64(len(s.origin.content)))
 }
 
-// Clients with different credentials wait for one content; whoever has the wrong ones is refused, and
-// nobody else.
-func TestARefusalOfOnesCredentialsIsHeardByNobodyWithOthers(t *testing.T) {
+// Clients with different credentials wait for one task. The origin refuses one set of credentials; only the client
+// with that set gets the refusal.
+func TestARefusalReachesOnlyTheRefusedCredentials(t *testing.T) {
 	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound} {
 		for _, c := range []struct {
 			name        string

@@ -125,7 +125,8 @@ func (b *bench) hold(i piece.Index) {
 	b.d.got(time.Now(), i, nil)
 }
 
-func TestASlotComesBackWhenTheConnectionEndedBeforeItsJob(t *testing.T) {
+// A connection can end before the job that sends on it; the job still frees the slot.
+func TestAClosedConnFreesItsSlot(t *testing.T) {
 	b := newBench(t, 2)
 	b.hold(0)
 	b.c.hangUp(errors.New("cut"))
@@ -136,7 +137,8 @@ func TestASlotComesBackWhenTheConnectionEndedBeforeItsJob(t *testing.T) {
 	assert.Zero(t, b.c.sending)
 }
 
-func TestAFullHostTakesWhoHasLittleInPlaceOfOneWhoHasMost(t *testing.T) {
+// A full host gives the slot of the neighbour with the most pieces to one with few.
+func TestAFullHostPrefersTheNeighbourWithLess(t *testing.T) {
 	b := newBench(t, 40)
 	b.hold(0)
 	ask := wire.Message{Type: wire.Request, Length: piece.SizeMin}
@@ -191,9 +193,9 @@ func TestAFullHostTakesWhoHasLittleInPlaceOfOneWhoHasMost(t *testing.T) {
 	assert.Equal(t, lane.slots.Max(), lane.slots.Active(), "its slot is given back once")
 }
 
-// A download that has failed is out of the engine before its connections hear of it: the next one of the
-// same content meets its requests in the line meanwhile, which are none of its own.
-func TestADownloadLeavesTheRequestsOfTheOneBeforeItAlone(t *testing.T) {
+// The engine removes a failed download before it closes the download's connections. Meanwhile the next download of
+// the same task finds the old requests in the queue, and must not touch them.
+func TestADownloadLeavesEarlierRequestsAlone(t *testing.T) {
 	b := newBench(t, 40)
 	b.hold(0)
 	ask := wire.Message{Type: wire.Request, Length: piece.SizeMin}
@@ -253,7 +255,8 @@ func TestTheLoopDoesNotWaitForItselfWhenAJobIsCancelled(t *testing.T) {
 	assert.Equal(t, wire.Reject, last.Type, "a cancelled request is answered (BEP 6)")
 }
 
-func TestLateBlocksOfACancelledPieceAnswerNoOtherRequest(t *testing.T) {
+// Blocks that arrive after a cancel answer no other request.
+func TestLateBlocksOfACancelledPieceAreIgnored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 4)
 		b.reads()
@@ -276,7 +279,8 @@ func TestLateBlocksOfACancelledPieceAnswerNoOtherRequest(t *testing.T) {
 	})
 }
 
-func TestAnAnyRequestWhosePieceCameFromElsewhereIsForgotten(t *testing.T) {
+// The seed chose a piece for a request without index, and another neighbour sent that piece first.
+func TestAnAnyRequestEndsWhenItsPieceIsHere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 4)
 		b.reads()
@@ -322,7 +326,8 @@ func TestPiecesAreVerifiedHoweverTheirBlocksMingle(t *testing.T) {
 	})
 }
 
-func TestAPieceAskedForByNameAndChosenByTheSeedComesAndStaysKnown(t *testing.T) {
+// A request names a piece, and the seed chooses the same piece for a request without index. Both requests end.
+func TestASeedChoosesAPieceAlreadyRequested(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 4)
 		b.reads()
@@ -369,7 +374,7 @@ func TestAParentThatKeepsTalkingButSendsNoPieceIsLeft(t *testing.T) {
 	})
 }
 
-func TestAPieceThatWasRejectedIsAskedForAgainAfterAWhile(t *testing.T) {
+func TestARejectedPieceIsRequestedAgainLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 4)
 		b.reads()
@@ -472,7 +477,8 @@ func TestTheOriginIsAskedForWhatANeighbourTookAlong(t *testing.T) {
 	})
 }
 
-func TestWhoWantsTheLastPieceOfAnOriginTakesTheOthersFromNeighbours(t *testing.T) {
+// An origin sends pieces in order. A host that wants the last one takes the pieces before it from neighbours.
+func TestPiecesBeforeTheWantedOneComeFromNeighbours(t *testing.T) {
 	b := newBench(t, 4)
 	b.d.policy.OriginAsked()
 	b.d.has(time.Now(), b.c, 1)
@@ -484,7 +490,8 @@ func TestWhoWantsTheLastPieceOfAnOriginTakesTheOthersFromNeighbours(t *testing.T
 	assert.Equal(t, 3, needed.Count())
 }
 
-func TestAnOriginThatCannotHelpRestsUntilSomebodyWantsMore(t *testing.T) {
+// The download asks such an origin again only when a client wants more pieces.
+func TestAnOriginThatCannotHelpRests(t *testing.T) {
 	b := newBench(t, 4)
 	b.bringsAll()
 	b.d.updateWanted(time.Now())

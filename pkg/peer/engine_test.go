@@ -147,7 +147,8 @@ func TestTheOriginsRefusalIsToldInItsOwnWords(t *testing.T) {
 	})
 }
 
-func TestABrokenBodyIsResumedByRangeAndNothingComesTwice(t *testing.T) {
+// The download resumes a broken body by a range request and receives no byte twice.
+func TestABrokenBodyResumesByRange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(5, 9*piece.SizeMin+77))
 		s.origin.body = func(n int, _ int64, r io.Reader) io.Reader {
@@ -183,8 +184,8 @@ func TestAnOriginThatStaysDownEndsInAClearError(t *testing.T) {
 	})
 }
 
-// wrongContent serves other bytes of the same length under the right name.
-func TestContentWithAWrongDigestIsNeverCompletedAndRevokedEverywhere(t *testing.T) {
+// No host completes a task whose bytes have another digest, and every host revokes it.
+func TestAWrongDigestIsRevokedEverywhere(t *testing.T) {
 	for name, heals := range map[string]bool{"the origin heals": true, "the origin stays wrong": false} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -233,7 +234,8 @@ func TestContentWithAWrongDigestIsNeverCompletedAndRevokedEverywhere(t *testing.
 	}
 }
 
-func TestAPeerThatSendsWrongBytesIsLeftAndNothingWrongIsStored(t *testing.T) {
+// The download bans the peer and stores no wrong byte.
+func TestAPeerThatSendsWrongBytesIsBanned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(8, 24*piece.SizeMin))
 		s.seed()
@@ -261,7 +263,8 @@ func TestAPeerThatSendsWrongBytesIsLeftAndNothingWrongIsStored(t *testing.T) {
 	})
 }
 
-func TestTheOneWrongPieceOfAnOnlyHolderComesFromElsewhere(t *testing.T) {
+// The only holder of a task has one wrong piece. The download takes that piece from another host.
+func TestAWrongPieceComesFromAnotherHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(9, 24*piece.SizeMin))
 		s.seed()
@@ -288,7 +291,8 @@ func TestTheOneWrongPieceOfAnOnlyHolderComesFromElsewhere(t *testing.T) {
 	})
 }
 
-func TestASeedFindsItsDiskDamagedAndBringsTheContentAnew(t *testing.T) {
+// A seed that finds damage on its disk downloads the task again.
+func TestASeedRepairsItsDamagedDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(10, 24*piece.SizeMin))
 		store := &rottingStore{Store: memstore.New(memstore.Config{})}
@@ -603,7 +607,8 @@ func TestAStoppedEngineTellsItsReaders(t *testing.T) {
 	})
 }
 
-func TestADownloadEndsInSecondsWhenNeitherOwnerNorNeighboursCanHelp(t *testing.T) {
+// A download ends within seconds if neither its owner nor its neighbours can help.
+func TestADownloadWithoutSourcesEndsSoon(t *testing.T) {
 	for name, prepare := range map[string]func(s *swarm, a *node){
 		"the owner dies while peers that lack the same pieces are there": func(s *swarm, _ *node) {
 			s.owner.answer = func(*node, api.Entry, *api.Assignment) error { return errors.New("no owner answers") }
@@ -719,7 +724,8 @@ func TestContentThatWasReadFromTheCacheIsLetGo(t *testing.T) {
 	})
 }
 
-func TestADiskThatRottedBetweenTwoStartsIsFoundByItsOwnReader(t *testing.T) {
+// The disk lost bits between two starts of the program. A local reader finds them.
+func TestALocalReaderFindsBitRot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(11, 24*piece.SizeMin+5))
 		inner := memstore.New(memstore.Config{})

@@ -122,7 +122,8 @@ func (r fullReplica) WritePiece(i piece.Index, data []byte, d piece.Digest) erro
 	return r.Replica.WritePiece(i, data, d)
 }
 
-func TestADiskThatFillsInMidPullEndsThatPullAndTheNextGoesOnFromThere(t *testing.T) {
+// The next pull continues with the pieces that the first one stored.
+func TestADiskThatFillsEndsThePull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(65, 6*piece.SizeMin))
 		store := &fullStore{Store: memstore.New(memstore.Config{})}

@@ -27,7 +27,8 @@ func (o *owner) heard(n *node, event api.Event) (count int) {
 	return count
 }
 
-func TestACompletionThatNobodyHeardIsToldUntilSomebodyDoes(t *testing.T) {
+// A host announces a completion until an owner confirms it.
+func TestALostCompletionIsAnnouncedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(70, 3*piece.SizeMin))
 		var down atomic.Bool
@@ -86,7 +87,8 @@ func TestOwnersHearOfWhatIsHereNoMore(t *testing.T) {
 	})
 }
 
-func TestADownloadThatFailedWithNothingIsNoLongerWaitedFor(t *testing.T) {
+// A download that failed without a piece ends its task for the inventory.
+func TestAFailedEmptyDownloadLeavesTheInventory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(73, 3*piece.SizeMin))
 		s.origin.fail = func(int, int64) error { return errors.New("down") }

@@ -23,7 +23,8 @@ func runAt(f piece.Metadata, epoch uint64, first piece.Index, digests ...piece.D
 	return r
 }
 
-func TestARunOverTheWholeThatContradictsWhatWasToldIsNoticed(t *testing.T) {
+// The final run contradicts an earlier run of the same task.
+func TestAFinalRunThatContradictsIsNoticed(t *testing.T) {
 	f := piece.MetadataFor(3*piece.SizeMin, "")
 	p := newProof(proofTask, memstore.New(memstore.Config{}), credulous{}, nil)
 	_, err := p.add([]piece.DigestRun{runAt(f, 1, 0, digestOf(0)), runAt(f, 1, 1, digestOf(1))}, nil)
@@ -38,7 +39,8 @@ func TestARunOverTheWholeThatContradictsWhatWasToldIsNoticed(t *testing.T) {
 	require.ErrorIs(t, err, errContradiction)
 }
 
-func TestAPieceThatNobodyVouchedForYieldsToASignedDigest(t *testing.T) {
+// The store holds a piece without a signed digest, and a run signs another one.
+func TestAPieceYieldsToASignedDigest(t *testing.T) {
 	f := piece.MetadataFor(3*piece.SizeMin, "")
 	store := memstore.New(memstore.Config{})
 	p := newProof(proofTask, store, credulous{}, nil)
@@ -93,7 +95,8 @@ func (p picky) VerifyRun(_ task.ID, r piece.DigestRun) error {
 	return nil
 }
 
-func TestWhatCannotBeVerifiedAfterARestartLeavesTheRestGood(t *testing.T) {
+// After a restart, runs that cannot be verified leave the other runs good.
+func TestRunsThatFailAfterARestartAreLeftOut(t *testing.T) {
 	f := piece.MetadataFor(3*piece.SizeMin, "")
 	store := memstore.New(memstore.Config{})
 	p := newProof(proofTask, store, credulous{}, nil)
@@ -105,7 +108,8 @@ func TestWhatCannotBeVerifiedAfterARestartLeavesTheRestGood(t *testing.T) {
 	assert.GreaterOrEqual(t, again.runFor(1), 0)
 }
 
-func TestNothingIsKnownOfAnEmptyContentThatShouldNotBeEmpty(t *testing.T) {
+// The digest of the task is not that of an empty object.
+func TestWrongEmptyMetadataIsRejected(t *testing.T) {
 	p := newProof(proofTask, memstore.New(memstore.Config{}), credulous{}, nil)
 	require.ErrorIs(t, p.setMetadata(piece.MetadataFor(0, "")), errMetadata)
 	assert.False(t, p.hasMetadata())

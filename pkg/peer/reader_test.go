@@ -193,7 +193,8 @@ func TestAReaderOfAFailedDownloadIsToldItsReason(t *testing.T) {
 	})
 }
 
-func TestReadsOfACachedContentCostTheSameHoweverLongItIs(t *testing.T) {
+// The cost of a read does not grow with the length of the task.
+func TestReadsOfACachedTaskCostTheSame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(53, 40*piece.SizeMin))
 		counted := &countingStore{Store: memstore.New(memstore.Config{})}

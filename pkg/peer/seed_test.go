@@ -47,7 +47,7 @@ func TestEverySeedIsAnsweredAlsoWhenEverythingIsHere(t *testing.T) {
 	})
 }
 
-func TestASeedThatFailsIsAnsweredHoweverLateItWasAskedFor(t *testing.T) {
+func TestALateSeedRequestStillGetsTheFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(42, 3*piece.SizeMin))
 		s.origin.fail = func(int, int64) error { return errors.New("down") }
@@ -108,7 +108,8 @@ func TestAnOriginThatHangsIsLeftWhenNobodyWaits(t *testing.T) {
 	})
 }
 
-func TestAWrongPieceThatWasHereBeforeIsNoticedAlthoughTheBodyIsRight(t *testing.T) {
+// The store held a wrong piece before a right body arrived.
+func TestAnEarlierWrongPieceIsNoticed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(45, 4*piece.SizeMin))
 		wrong := flipped(s.origin.content, 1)

@@ -280,7 +280,8 @@ func TestAfterAStormEverybodyGetsEverything(t *testing.T) {
 	}
 }
 
-func TestAfterAStormOnRealSocketsAndDisksEverybodyGetsEverything(t *testing.T) {
+// After the storm every client gets all bytes.
+func TestStormOnRealSocketsAndDisks(t *testing.T) {
 	for _, seed := range seedsFor(t, 1) {
 		t.Run(fmt.Sprintf("DARTER_SEED=%d", seed), func(t *testing.T) {
 			s := newStorm(t, seed, time.Second)

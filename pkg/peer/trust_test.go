@@ -94,7 +94,8 @@ func TestWrongPiecesOfAnEarlierSeedAreRevokedToo(t *testing.T) {
 	})
 }
 
-func TestANodeThatMissedARevocationNeverCompletesWhatWasRevoked(t *testing.T) {
+// It never completes the revoked task.
+func TestANodeThatMissedARevocation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(31, 4*piece.SizeMin))
 		spec := s.spec()
