@@ -191,7 +191,8 @@ func (c *crowd) complete() bool {
 	return true
 }
 
-func TestEverybodyInACrowdGetsEverythingAndTheSeedSendsItTwiceAtMost(t *testing.T) {
+// Every peer gets all pieces, and the seed sends each piece at most twice.
+func TestACrowdCompletes(t *testing.T) {
 	r := seeded(t)
 	for range 6 {
 		peers, pieces := 2+r.IntN(40), 1+r.IntN(100)
@@ -211,7 +212,8 @@ func TestEverybodyInACrowdGetsEverythingAndTheSeedSendsItTwiceAtMost(t *testing.
 	}
 }
 
-func TestACrowdWhosePeersSendSlowlyEndsSoonerBecauseItsSeedSendsMore(t *testing.T) {
+// A crowd of slow peers ends sooner because its seed sends more.
+func TestASeedSendsMoreWhenPeersAreSlow(t *testing.T) {
 	r := seeded(t)
 	play := func(crawl float64) (turns, sent int) {
 		c := newCrowd(t, r, 8, 60, 8)

@@ -10,7 +10,8 @@ import (
 	"github.com/darter-io/darter/pkg/piece"
 )
 
-func TestASeedIsAskedForMoreOnlyWhereOthersCrawlAndOurLinkHasRoom(t *testing.T) {
+// The picker tells a seed that it starves only if pieces arrive slowly and the link of this host has room.
+func TestStarvingNeedsSlowPeersAndAFreeLink(t *testing.T) {
 	const (
 		ms       = time.Millisecond
 		seed     = Neighbour(0)

@@ -189,7 +189,8 @@ func TestTheSameSeedDecidesTheSame(t *testing.T) {
 	assert.NotEqual(t, play(7), play(8))
 }
 
-func TestASeedSendsEachPieceTwiceAtMostToWhoHasOtherSources(t *testing.T) {
+// The bound holds for neighbours that have other sources.
+func TestASeedSendsEachPieceTwiceAtMost(t *testing.T) {
 	r := seeded(t)
 	for range 100 {
 		count := 1 + r.IntN(200)
@@ -219,7 +220,8 @@ func TestASeedSendsEachPieceTwiceAtMostToWhoHasOtherSources(t *testing.T) {
 	}
 }
 
-func TestASeedPicksNothingThatTheAskerHasOrGetsElsewhere(t *testing.T) {
+// Nor does it pick a piece that the neighbour receives from another host.
+func TestASeedPicksNoPieceThatTheNeighbourHas(t *testing.T) {
 	r := seeded(t)
 	for range 500 {
 		count := 1 + r.IntN(130)

@@ -70,7 +70,7 @@ func TestEveryPieceHasOneGateway(t *testing.T) {
 	assert.True(t, all.Full(), "every piece has a gateway")
 }
 
-func TestTheGatewaysThatStayShareThePiecesOfOneThatLeaves(t *testing.T) {
+func TestGatewaysShareThePiecesOfOneThatLeaves(t *testing.T) {
 	before, after := piece.NewBitmap(zonePieces), piece.NewBitmap(zonePieces)
 	for i := range 7 {
 		own := fetches(gatewayOf(i, 8), begin)
@@ -89,7 +89,8 @@ func TestTheGatewaysThatStayShareThePiecesOfOneThatLeaves(t *testing.T) {
 	assert.True(t, after.Full())
 }
 
-func TestAGatewayThatBringsNothingIsGivenUpUntilItBringsSomething(t *testing.T) {
+// Other hosts fetch the pieces of a gateway that brings none, until it brings one.
+func TestASilentGatewayIsReplaced(t *testing.T) {
 	p := gatewayOf(0, 2)
 	own := fetches(p, begin)
 	require.Less(t, own.Count(), zonePieces)
@@ -126,7 +127,8 @@ func TestAGatewayThatBringsNothingIsGivenUpUntilItBringsSomething(t *testing.T) 
 	assert.Zero(t, fetches(p, now).Count(), "it works again, so its pieces are its own")
 }
 
-func TestOneThatIsNoGatewayAsksNobodyAfarBeforeNothingCameForLong(t *testing.T) {
+// Another host asks hosts of other zones only after it received nothing for long.
+func TestOnlyGatewaysAskOtherZones(t *testing.T) {
 	p := gatewayOf(0, 3)
 	p.Role(gatewayID(0), false)
 	for _, late := range []time.Duration{0, time.Second, patienceMax} {
