@@ -215,7 +215,8 @@ func TestTurnsAreNeitherLostNorMadeUnderLoad(t *testing.T) {
 	assert.False(t, l.Take(a, 0, nil, nil))
 }
 
-func TestWhoHasMostLosesItsPlaceInTheLineToOneWhoHasLess(t *testing.T) {
+// A neighbour with fewer pieces takes the place in a full queue.
+func TestTheNeighbourWithMostLosesItsPlace(t *testing.T) {
 	l := upload.NewLine(1)
 	require.True(t, l.Take(a, 0, "sends", nil))
 	var order []string
