@@ -591,7 +591,8 @@ func (w *writes) Write(p []byte) (int, error) {
 	return w.Conn.Write(p)
 }
 
-func TestTheHelloOfWhoDialsComesInOneWriteWithItsHandshake(t *testing.T) {
+// Both leave in one write.
+func TestTheDiallerSendsHandshakeAndHelloTogether(t *testing.T) {
 	rawA, rawB := tcp(t)
 	counted := &writes{Conn: rawA}
 	hello := &Hello{Host: idA, Version: Version, Seed: true}
