@@ -70,7 +70,8 @@ func flows(t *testing.T, c Chain, count int, span time.Duration) (log []passed, 
 	return log, each
 }
 
-func TestNoWindowHoldsMoreThanTheRateAndABurstAndHardlyLess(t *testing.T) {
+// No window of time holds more than the rate and one burst, and none holds much less.
+func TestNoWindowExceedsRateAndBurst(t *testing.T) {
 	for _, rate := range []int64{Min, mbit10, 100 << 20, 3 << 30} {
 		for _, count := range []int{1, 5, 40} {
 			synctest.Test(t, func(t *testing.T) {
@@ -277,7 +278,8 @@ func TestNoLimiterLimitsNothing(t *testing.T) {
 	assert.Equal(t, math.MaxInt, Chain{none}.Quantum())
 }
 
-func TestALimitedReaderGivesTheSameBytesInTheTimeTheyTake(t *testing.T) {
+// They arrive in the time that the rate allows.
+func TestALimitedReaderGivesTheSameBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		content := bytes.Repeat([]byte("darter"), mbit10/3) // 2 s
 		begun := time.Now()
