@@ -1,9 +1,9 @@
-// Package daemon assembles the program that runs on every node: the registry mirror, the
-// local API that gives files, and the peer that gets and gives pieces.
+// Package daemon assembles the program that runs on every node: the registry mirror, the local API that serves files,
+// and the peer that downloads and serves pieces.
 //
-// It serves only what the origin grants to the client that asks, and only on loopback where
-// the operator did not say otherwise. Without a supernode, or while none answers, it leads
-// its own tasks and is a pull-through cache by itself. Start at [New] and [Daemon.Run].
+// It serves a client only what the origin grants to that client, and listens for clients only on loopback unless the
+// operator configures another address. Without a supernode, or while none answers, it leads its own tasks and works as
+// a pull-through cache. Start at [New] and [Daemon.Run].
 package daemon
 
 import (
@@ -47,22 +47,20 @@ type Daemon struct {
 	// lookups answers the lookups of other hosts while this one is a standby.
 	lookups     *access.Owner
 	mirror, api net.Listener
-	// mirrors are those of mirror.listeners, in their order.
+	// mirrors are the listeners of mirror.listeners, in their order.
 	mirrors []net.Listener
-	// http is the proxy mode, nil where it is off; through are its settings now.
+	// http is the HTTP proxy, nil if it is off; through holds its current settings.
 	http       *httpproxy.Proxy
 	httpListen net.Listener
 	through    atomic.Pointer[config.Proxy]
 }
 
-// New opens the data directory and the ports, and starts nothing. The error says what to do.
-// A nil logger discards.
+// New opens the data directory and the ports, and starts nothing. Its error states the remedy. A nil logger discards.
 func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *Daemon, err error) {
 	d = &Daemon{cfg: cfg}
 	d.node, err = node.New(node.Config{
 		Role: node.Dfdaemon, Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise,
-		Upload: cfg.Peer.Upload,
-		Rates:  cfg.Limits, Cluster: cfg.Cluster, Asked: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
+		Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster, Asked: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
 		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Towards: cfg.Supernodes,
 		Secrets: secretFiles(cfg), Logger: logger,
 	}, options...)
@@ -75,8 +73,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 			d = nil
 		}
 	}()
-	// The mirror is no member's port: runtimes have no certificates, and its operator may
-	// open it to them.
+	// The mirror's port needs no member certificate, because container runtimes have none.
 	if d.mirror, err = d.node.Listen("mirror.listen", cfg.Mirror.Listen); err != nil {
 		return d, err
 	}
@@ -126,7 +123,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 	return d, d.openProxy(cfg)
 }
 
-// secretFiles are those that only a daemon has.
+// secretFiles lists the files with secrets that only a daemon has.
 func secretFiles(cfg config.Dfdaemon) []config.SecretFile {
 	if cfg.Proxy.CAKey == "" {
 		return nil
@@ -143,7 +140,7 @@ func (d *Daemon) askOwner(ctx context.Context, q api.Lookup) (api.LookupReply, e
 	return a, err
 }
 
-// supernodes lists those that the daemon knows.
+// supernodes lists the addresses of the supernodes that the daemon knows.
 func (d *Daemon) supernodes() (list []string) {
 	if d.client == nil {
 		return nil
@@ -162,8 +159,8 @@ func policy(m config.Mirror) access.Policy {
 	}
 }
 
-// newClient announces to the supernodes, and to the daemon's own coordinator while none of
-// them answers.
+// newClient returns a client that announces to the supernodes, and to the daemon's own coordinator while no
+// supernode answers.
 func (d *Daemon) newClient() *announce.Client {
 	owners := make([]string, len(d.cfg.Supernodes))
 	for i, a := range d.cfg.Supernodes {
@@ -176,14 +173,14 @@ func (d *Daemon) newClient() *announce.Client {
 		Now: d.node.Clock, Local: d.coordinator, Standby: d.node.Asked != nil, InUse: d.node.Taken, Logger: d.node.Log,
 		Standbys: readStandbys(d.cfg.Node.DataDir), Named: func(list []string) {
 			if err := writeStandbys(d.cfg.Node.DataDir, list); err != nil {
-				d.node.Log.Warn("a restart while no supernode answers would know nobody to ask", "error", err)
+				d.node.Log.Warn("cannot store the list of standbys; after a restart without a supernode this node knows none", "error", err)
 			}
 		},
 	})
 }
 
-// Run serves until ctx ends, then drains: no new pulls, and what runs may end within the
-// drain timeout. It returns nil after a clean end.
+// Run serves until ctx ends, then drains: it accepts no new pulls, and running pulls may end within the drain timeout.
+// It returns nil after a clean end.
 func (d *Daemon) Run(ctx context.Context) error {
 	d.node.Log.Info("dfdaemon runs", "version", version.Current(), "host", d.node.Host.ID,
 		"mirror", d.mirror.Addr().String(), "api", d.api.Addr().String(), "peer", d.node.Host.Addr,
@@ -193,7 +190,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		registry := d.cfg.Mirror.Listeners[i].Upstream
 		mirrors = append(mirrors, d.node.Server("mirror of "+registry, l, mirrorMux(d.proxy.For(registry))))
 	}
-	// Content never passes gin, which answers for handlers that said nothing.
+	// Files bypass gin, which writes a response for a handler that wrote none.
 	local := http.NewServeMux()
 	local.Handle(api.PathFiles, httpserver.RejectAllBrowsers(d.files))
 	local.Handle("/", d.localRoutes())
@@ -215,26 +212,24 @@ func (d *Daemon) Run(ctx context.Context) error {
 	return err
 }
 
-// mirrorMux is what a listener of the mirror serves.
+// mirrorMux is the handler of a listener of the mirror.
 func mirrorMux(proxy http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/v2/", proxy)
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		http.Error(w, "this is a registry mirror: it answers under /v2/", http.StatusNotFound)
+		http.Error(w, "this is a registry mirror: it serves paths under /v2/", http.StatusNotFound)
 	})
 	return httpserver.RejectReboundPages(mux)
 }
 
-// Reload takes the settings into force that a running program can change: a
-// *[config.Dfdaemon].
+// Reload applies the settings that a running program can change. The argument is a *[config.Dfdaemon].
 func (d *Daemon) Reload(settings any) error {
 	cfg, ok := settings.(*config.Dfdaemon)
 	if !ok {
-		return fmt.Errorf("reloading: %T are no settings of dfdaemon", settings)
+		return fmt.Errorf("reloading: a %T does not hold settings of dfdaemon", settings)
 	}
 	if err := d.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache,
-		Origins: cfg.Origins,
-		Files:   cfg.Files.Files, Drain: cfg.Drain}); err != nil {
+		Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain}); err != nil {
 		return err
 	}
 	d.files.settings.Store(&cfg.Files)
@@ -245,7 +240,7 @@ func (d *Daemon) Reload(settings any) error {
 	return nil
 }
 
-// Close gives back what [New] took, for a daemon that never ran.
+// Close releases the directory and the ports of [New], for a daemon that never ran.
 func (d *Daemon) Close() error {
 	var errs []error
 	for _, l := range append([]net.Listener{d.mirror, d.api, d.httpListen}, d.mirrors...) {
@@ -256,8 +251,8 @@ func (d *Daemon) Close() error {
 	return errors.Join(append(errs, d.node.Close())...)
 }
 
-// Addrs tells the addresses in use: "mirror", "api", "peer", "proxy" where there is one, and
-// "mirror of REGISTRY" for each of mirror.listeners.
+// Addrs returns the addresses in use by name: "mirror", "api", "peer", "proxy" if it is on, and "mirror of REGISTRY"
+// for each of mirror.listeners.
 func (d *Daemon) Addrs() map[string]string {
 	out := map[string]string{"mirror": d.mirror.Addr().String(), "api": d.api.Addr().String(), "peer": d.node.Host.Addr}
 	if d.httpListen != nil {
@@ -269,7 +264,7 @@ func (d *Daemon) Addrs() map[string]string {
 	return out
 }
 
-// Status tells what the daemon does.
+// Status returns the daemon's current state.
 func (d *Daemon) Status() api.Status {
 	out := d.node.Status()
 	out.Listen = d.Addrs()
@@ -290,7 +285,7 @@ func (d *Daemon) leads() bool {
 	return !slices.ContainsFunc(d.client.Owners(), func(o api.OwnerStatus) bool { return o.Alive })
 }
 
-// content is a peer's content in the words of the mirror.
+// content adapts a [peer.Content] to the mirror's [registryproxy.Blob].
 type content struct{ *peer.Content }
 
 func (c content) NewReader(ctx context.Context, off, n int64) registryproxy.Reader {

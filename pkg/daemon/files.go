@@ -40,35 +40,34 @@ const (
 	forwardMax = 64
 	// urlMax bounds a file's URL, in bytes.
 	urlMax = 8 << 10
-	// holdAfter is how long a download stays known after a client was served.
+	// holdAfter is how long a download stays open after the response to its client.
 	holdAfter = 2 * time.Second
-	// asksMax is how often a file that changes between the question and the download, or that is not
-	// proved the same, is asked about, before it comes straight from the origin.
-	asksMax = 3
+	// attemptsMax bounds how often the daemon examines a file that changes before its download, or whose comparison
+	// fails. After that, the client gets it straight from the origin.
+	attemptsMax = 3
 )
 
-// files gives dfget its files (api.PathFiles). It is a plain handler, because gin
-// answers for a handler that said nothing. What may be shared with whom [sharing.Decide] says; this
-// acts on it.
+// files serves files to dfget ([api.PathFiles]). [sharing.Decide] decides which requests share a download; files acts
+// on the decision. It is a plain handler because gin writes a response for a handler that wrote none.
 type files struct {
-	// probe asks the origin what it gives to these headers; that it gives it at all is the
-	// client's right to what the node may have cached.
+	// probe asks the origin for the file's metadata with the client's headers. A successful reply permits the client
+	// to read the file from this node's cache.
 	probe func(ctx context.Context, spec task.Spec) (httporigin.Info, sharing.Answer, error)
-	// window brings a range of the file from the origin, with the client's own headers.
+	// window fetches a range of the file from the origin, with the client's own headers.
 	window func(ctx context.Context, spec task.Spec, w sharing.Window) ([]byte, error)
 	open   func(ctx context.Context, spec task.Spec) (*peer.Content, error)
-	// direct opens the file at its origin for one client, past the store.
+	// direct opens the file at its origin for one client, without the store.
 	direct func(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error)
-	// drop deletes what the store has of a task.
+	// drop deletes a task from the store.
 	drop func(id task.ID) error
 	// replaced reports whether clients may hold other bytes of a task; see [peer.Engine.Replaced].
 	replaced func(id task.ID) bool
 	now      func() time.Time
-	// key hashes what is secret in a name; see [identity.Identity.NamesKey].
-	key     []byte
-	flights flights
-	proofs  proofs
-	pulls   *pulls
+	// key is the HMAC key of the secrets in a task's name; see [identity.Identity.NamesKey].
+	key       []byte
+	transfers transfers
+	proofs    proofs
+	pulls     *pulls
 	// settings in force; they change while requests run.
 	settings atomic.Pointer[config.DaemonFiles]
 }
@@ -76,90 +75,89 @@ type files struct {
 func newFiles(n *node.Node, p *pulls) *files {
 	f := &files{
 		probe: n.Origins.Files.Examine, window: n.Origins.Files.Window, open: n.Engine.Open,
-		direct:   n.Engine.Passthrough,
-		drop:     n.Engine.Drop,
-		replaced: n.Engine.Replaced, now: time.Now, key: []byte(n.Identity.NamesKey().Reveal()), pulls: p,
+		direct: n.Engine.Passthrough, drop: n.Engine.Drop, replaced: n.Engine.Replaced, now: time.Now,
+		key: []byte(n.Identity.NamesKey().Reveal()), pulls: p,
 	}
 	if len(f.key) == 0 {
-		// Nobody else may guess a credential by a name: then nobody else finds the name.
+		// With a key of its own, no other host can test credentials against a name, nor compute the name.
 		f.key = []byte(rand.Text())
 	}
 	return f
 }
 
-func refuse(kind api.FileErrorKind, format string, args ...any) *api.FileError {
+func newFileError(kind api.FileErrorKind, format string, args ...any) *api.FileError {
 	return &api.FileError{Kind: kind, Message: fmt.Sprintf(format, args...)}
 }
 
 func (f *files) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet {
 		w.Header().Set("Allow", http.MethodGet)
-		tellRefusal(w, http.StatusMethodNotAllowed,
-			refuse(api.FileBadRequest, "files are asked for by GET, not %s", r.Method))
+		writeError(w, http.StatusMethodNotAllowed,
+			newFileError(api.FileBadRequest, "files are read with GET, not %s", r.Method))
 		return
 	}
 	started := f.now()
 	q, bad := f.request(r)
 	if bad != nil {
-		tellRefusal(w, bad.Code(), bad)
+		writeError(w, bad.Code(), bad)
 		return
 	}
-	told := telemetry.Pull{Kind: task.Plain, Name: secret.PrintableURLText(q.file.URL)}
+	pull := telemetry.Pull{Kind: task.Plain, Name: secret.PrintableURLText(q.file.URL)}
 	defer func() {
-		told.Total = f.now().Sub(started)
-		f.pulls.finished(told)
+		pull.Total = f.now().Sub(started)
+		f.pulls.finished(pull)
 	}()
 	last := started
 	stage := func(name string) {
 		now := f.now()
-		told.Stages = append(told.Stages, telemetry.Stage{Name: name, Took: now.Sub(last)})
+		pull.Stages = append(pull.Stages, telemetry.Stage{Name: name, Took: now.Sub(last)})
 		last = now
 	}
-	held, why, err := f.find(r.Context(), q, &told, stage)
+	held, why, err := f.find(r.Context(), q, &pull, stage)
 	if err != nil {
-		e := failed(r.Context(), &told, err)
-		tellRefusal(w, e.Code(), e)
+		e := fileError(r.Context(), &pull, err)
+		writeError(w, e.Code(), e)
 		return
 	}
 	opened := f.now()
 	if held == nil {
-		f.straight(w, r, q, why, &told, started)
+		f.serveDirect(w, r, q, why, &pull, started)
 		stage("body")
 		return
 	}
-	// Let go a moment later: a client that has just got everything asks where it came from,
-	// and a download that nobody holds is forgotten.
+	// Release it a moment later: after the last byte, the client asks for the sources of the download, and the engine
+	// forgets a download without clients.
 	defer time.AfterFunc(holdAfter, held.release)
-	f.serve(w, r, held, &told, started)
+	f.serve(w, r, held, &pull, started)
 	first := opened
-	if told.FirstByte > 0 {
-		first = started.Add(told.FirstByte)
-		told.Stages = append(told.Stages, telemetry.Stage{Name: "first byte", Took: first.Sub(opened)})
+	if pull.FirstByte > 0 {
+		first = started.Add(pull.FirstByte)
+		pull.Stages = append(pull.Stages, telemetry.Stage{Name: "first byte", Took: first.Sub(opened)})
 	}
-	told.Stages = append(told.Stages, telemetry.Stage{Name: "body", Took: f.now().Sub(first)})
+	pull.Stages = append(pull.Stages, telemetry.Stage{Name: "body", Took: f.now().Sub(first)})
 }
 
-// held is content that is open for one client.
+// held is a file that is open for one client.
 type held struct {
 	*peer.Content
-	// version is the ETag of the answer, empty where nobody can name the version.
+	// version is the ETag of the response, empty if the file has no version.
 	version string
 	// modified is when the origin modified the file, zero if it does not say.
 	modified time.Time
 	release  func()
-	broke    func() // tells of a body that ended short; nil where nobody cares
-	// tail is to be proved the same by last before it is sent; without last nothing is.
+	broke    func() // called if the body ends short; can be nil
+	// tail is the end of the file, which last compares before it is sent. A nil last means: nothing is left to compare.
 	tail sharing.Window
 	last func(context.Context) error
 }
 
-// find asks the origin about the file and opens it among those that may share it. Without a held
-// content the file comes straight from the origin, because of why.
-func (f *files) find(ctx context.Context, q question, told *telemetry.Pull,
+// find examines the file at its origin and opens it for the requests that may share it. If it returns nil and no
+// error, the client gets the file straight from the origin, for the reason why.
+func (f *files) find(ctx context.Context, q fileRequest, pull *telemetry.Pull,
 	stage func(string)) (h *held, why string, err error) {
-	var changed error // what the last download ended with
-	was := ""         // and the version that it was begun for
-	for range asksMax {
+	var changed error // the error of the last download
+	was := ""         // the version that it was started for
+	for range attemptsMax {
 		info, answer, err := f.probe(ctx, q.spec)
 		stage("asking the origin")
 		switch {
@@ -176,17 +174,17 @@ func (f *files) find(ctx context.Context, q question, told *telemetry.Pull,
 		case sharing.Direct:
 			return nil, d.Reason, nil
 		case sharing.Flight:
-			h, err = f.join(ctx, q, d)
+			h, err = f.openTransfer(ctx, q, d)
 		default:
-			spec := q.spec // how the origin is asked for all that share it
+			spec := q.spec // the request to the origin on behalf of all that share the file
 			spec.Validator, spec.Length = info.Validator, max(0, info.Length)
 			p = &proof{spec: spec}
 			if d.Share == sharing.Public {
 				spec, d = f.anonymous(ctx, q, spec, info, answer.Place, d)
 				p.lenient = d.Share != sharing.Public
 			}
-			told.Task = identify(q.file, info, d.Cover, spec.Digest).ID()
-			spec.ID, spec.Share = told.Task, string(d.Share)
+			pull.Task = identify(q.file, info, d.Cover, spec.Digest).ID()
+			spec.ID, spec.Share = pull.Task, string(d.Share)
 			p.note = string(spec.ID) + q.covers.Fingerprint(f.key)
 			d.Prove = d.Prove && !f.proofs.has(p.note, f.now())
 			if d.Prove && !p.lenient && f.proofs.has(unproven+p.note, f.now()) {
@@ -194,7 +192,7 @@ func (f *files) find(ctx context.Context, q question, told *telemetry.Pull,
 				continue
 			}
 			if d.Prove && !f.pulls.embedded() {
-				// Before the download begins: an origin that can prove nothing is not asked for a body in vain.
+				// Before the download begins, because an origin that serves no ranges would send a body in vain.
 				if err := f.beginProof(ctx, p); err != nil && !p.lenient {
 					if ctx.Err() == nil {
 						f.proofs.add(unproven+p.note, f.now())
@@ -205,29 +203,29 @@ func (f *files) find(ctx context.Context, q question, told *telemetry.Pull,
 			}
 			h, err = f.hold(ctx, spec)
 		}
-		stage("first facts")
-		var words *api.Failure
+		stage("metadata")
+		var failure *api.Failure
 		switch {
 		case err == nil && !d.Prove:
 			h.modified = info.Modified
 			return h, "", nil
 		case err == nil:
 			h.modified = info.Modified
-		case ctx.Err() == nil && errors.As(err, &words) && words.Unshared:
-			return nil, words.Message, nil
-		case ctx.Err() == nil && errors.As(err, &words) && words.Changed:
+		case ctx.Err() == nil && errors.As(err, &failure) && failure.Unshared:
+			return nil, failure.Message, nil
+		case ctx.Err() == nil && errors.As(err, &failure) && failure.Changed:
 			changed, was = err, info.Validator
 			continue
 		default:
 			return nil, "", err
 		}
 		if f.pulls.embedded() && !p.lenient && h.Own() {
-			err = nil // nobody else's request brought any of it
+			err = nil // this request alone fetched all of it
 			f.proofs.add(p.note, f.now())
 		} else {
 			err = f.prove(ctx, p, h)
 		}
-		stage("proving it the same")
+		stage("comparison")
 		if err == nil || p.lenient && ctx.Err() == nil && !errors.Is(err, errOtherBytes) {
 			return h, "", nil
 		}
@@ -241,10 +239,10 @@ func (f *files) find(ctx context.Context, q question, told *telemetry.Pull,
 	if changed != nil {
 		return nil, "", changed
 	}
-	return nil, "the origin does not prove it the same for this client and others", nil
+	return nil, "its origin does not show that this client and others get the same bytes", nil
 }
 
-// hold opens a file that has a name.
+// hold opens a file that has a version.
 func (f *files) hold(ctx context.Context, spec task.Spec) (*held, error) {
 	content, err := f.open(ctx, spec)
 	if err != nil {
@@ -253,15 +251,15 @@ func (f *files) hold(ctx context.Context, spec task.Spec) (*held, error) {
 	return &held{Content: content, version: `"` + string(spec.ID) + `"`, release: func() { content.Close() }}, nil
 }
 
-// anonymous turns a file that its origin calls public into everybody's, where the origin gives the
-// same version to a request without credentials: what is brought with none is no user's. Where it says
-// that it gives ranges, the client's own bytes are compared all the same.
-func (f *files) anonymous(ctx context.Context, q question, spec task.Spec, info httporigin.Info, place string,
+// anonymous lets all users share a file that its origin calls public, if the origin gives the same version to a
+// request without credentials. That request fetches the file. If the origin serves ranges, the daemon compares the
+// client's own bytes as well.
+func (f *files) anonymous(ctx context.Context, q fileRequest, spec task.Spec, info httporigin.Info, place string,
 	d sharing.Decision) (task.Spec, sharing.Decision) {
 	bare := spec
 	bare.Authorization = ""
-	said, answer, err := f.probe(ctx, bare)
-	if err != nil || said.Validator != info.Validator || said.Length != info.Length || answer.Place != place {
+	reply, answer, err := f.probe(ctx, bare)
+	if err != nil || reply.Validator != info.Validator || reply.Length != info.Length || answer.Place != place {
 		return spec, d
 	}
 	open := sharing.Decide(q.covers.Anonymous(), answer, f.key, f.now())
@@ -272,31 +270,31 @@ func (f *files) anonymous(ctx context.Context, q question, spec task.Spec, info 
 	return bare, open
 }
 
-// proof compares what the origin gives to one client's headers with what others' may have brought.
+// proof compares the origin's bytes for one client's headers with the bytes that other clients' requests fetched.
 type proof struct {
 	spec task.Spec // the client's own
-	// lenient takes the origin's word (public) where it gives no ranges, since what it is compared with was
-	// brought in nobody's name.
+	// lenient accepts the origin's "public" if it serves no ranges, because a request without credentials fetched the
+	// bytes.
 	lenient bool
 	first   sharing.Window
 	begin   []byte // the origin's bytes of the first window
-	note    string // names task and request among [proofs]
+	note    string // names task and request in [proofs]
 }
 
-// Bounds on what is remembered of proofs.
+// Bounds on remembered proofs.
 const (
 	proofsMax = 4096
-	// proofLife is how long one counts: after that the content may have been evicted, and brought
-	// in another's name.
+	// proofLife is how long a result is valid. Later, the store may have evicted the file, and another client's
+	// request may have fetched it again.
 	proofLife = 10 * time.Minute
 )
 
-// unproven begins the note of a proof that was tried and failed.
+// unproven is the prefix of the note of a failed proof.
 const unproven = "failed "
 
-// proofs are those that were made or failed, so that each request makes its own once in a while only.
+// proofs remembers successful and failed proofs, so that equal requests do not repeat them.
 type proofs struct {
-	// mu is held to look one up or to add one.
+	// mu is held to look up or to add one.
 	mu   sync.Mutex
 	made map[string]time.Time
 }
@@ -317,18 +315,18 @@ func (p *proofs) add(note string, now time.Time) {
 	p.made[note] = now
 }
 
-// beginProof brings the beginning of the file from the origin.
+// beginProof fetches the beginning of the file from the origin.
 func (f *files) beginProof(ctx context.Context, p *proof) (err error) {
 	if p.spec.Length <= 0 {
-		return errors.New("its length is not told beforehand")
+		return errors.New("its origin does not report its length beforehand")
 	}
 	p.first = sharing.Windows(p.spec.Length, false, mathrand.Int64N)[0]
 	p.begin, err = f.window(ctx, p.spec, p.first)
 	return err
 }
 
-// prove ends a proof that was begun, and notes it. Nil says that all windows are alike, but for the
-// tail of a large file that still comes: then h says so.
+// prove compares all windows and remembers the result. It returns nil if they are equal. The tail of a large file that
+// still arrives is left to h.last.
 func (f *files) prove(ctx context.Context, p *proof, h *held) error {
 	if p.begin == nil {
 		if err := f.beginProof(ctx, p); err != nil {
@@ -336,7 +334,7 @@ func (f *files) prove(ctx context.Context, p *proof, h *held) error {
 		}
 	}
 	if h.Metadata().Length != p.spec.Length {
-		return errors.New("its length is another one")
+		return errors.New("the length differs")
 	}
 	complete := h.Complete()
 	g, ctx := errgroup.WithContext(ctx)
@@ -366,7 +364,7 @@ func (f *files) prove(ctx context.Context, p *proof, h *held) error {
 	return nil
 }
 
-// compare brings a window of the file from the origin and compares it with what others brought.
+// compare fetches a window of the file from the origin and compares it with the bytes in the store.
 func (f *files) compare(ctx context.Context, p *proof, content *peer.Content, w sharing.Window) (err error) {
 	theirs := p.begin
 	if w != p.first {
@@ -386,31 +384,30 @@ func (f *files) compare(ctx context.Context, p *proof, content *peer.Content, w 
 	return nil
 }
 
-// errOtherBytes tells of an origin whose strong ETag is none.
-var errOtherBytes = errors.New("it has the same strong ETag and other bytes for other users")
+// errOtherBytes reports an origin that gives users different bytes under one strong ETag.
+var errOtherBytes = errors.New("its origin gives different users different bytes under the same strong ETag")
 
-// identify names the version of a file that its origin has now, for all that share it.
+// identify returns the current version of a file, as all requests that share it name it.
 func identify(file task.File, info httporigin.Info, cover, digest string) task.File {
 	file.Validator, file.Length, file.Cover = info.Validator, info.Length, cover
 	if digest != "" {
-		// Whoever asks for a digest has a task of his own: a wrong one revokes that task
-		// and nobody else's.
+		// Requests with a digest have a task of their own: a wrong digest revokes that task only.
 		file.Tag += "\x00" + digest
 	}
 	return file
 }
 
-// question is what a client asks for.
-type question struct {
+// fileRequest is a client's request for a file.
+type fileRequest struct {
 	spec   task.Spec
 	file   task.File // without version
 	covers sharing.Request
 }
 
-// request reads what is asked for.
-func (f *files) request(r *http.Request) (question, *api.FileError) {
-	bad := func(format string, args ...any) (question, *api.FileError) {
-		return question{}, refuse(api.FileBadRequest, format, args...)
+// request parses a client's request.
+func (f *files) request(r *http.Request) (fileRequest, *api.FileError) {
+	bad := func(format string, args ...any) (fileRequest, *api.FileError) {
+		return fileRequest{}, newFileError(api.FileBadRequest, format, args...)
 	}
 	q := r.URL.Query()
 	text := q.Get(api.FileURL)
@@ -422,18 +419,18 @@ func (f *files) request(r *http.Request) (question, *api.FileError) {
 		return bad("%v", err)
 	}
 	if u.User != nil {
-		return bad("a user does not belong into the URL: send it as %sAuthorization", api.ForwardPrefix)
+		return bad("the URL must not contain a user: send it as %sAuthorization", api.ForwardPrefix)
 	}
 	u.Fragment = ""
 	if !hostmatch.Match(f.settings.Load().AllowHosts, u.Hostname()) {
-		return question{}, refuse(api.FileForbidden,
+		return fileRequest{}, newFileError(api.FileForbidden,
 			"files from %s are not allowed on this node; its operator can add the host to files.allowHosts",
 			u.Hostname())
 	}
 	spec := task.Spec{Kind: task.Plain, URL: u.String(), Digest: q.Get(api.FileDigest)}
 	if spec.Digest != "" {
 		if _, err := task.ParseID(spec.Digest); err != nil || strings.HasPrefix(spec.Digest, "file:") {
-			return bad("the digest is none of sha256: or sha512: and hex digits")
+			return bad("the digest is not sha256: or sha512: followed by hex digits")
 		}
 	}
 	covers := sharing.Request{Header: map[string]secret.String{}, Ignore: q[api.FileIgnore]}
@@ -466,37 +463,36 @@ func (f *files) request(r *http.Request) (question, *api.FileError) {
 		}
 		spec.Header[name] = value
 	}
-	// What the client says to this cache counts as what it says to those further on.
+	// The client's own Cache-Control applies to this cache and, if forwarded, to the caches behind it.
 	covers.Control = sharing.ParseControl(control).Stricter(sharing.ParseControl(r.Header))
 	own := sharing.Control{MaxAge: -1}
 	if text := q.Get(api.FileNoCache); text != "" {
 		if own.NoCache, err = strconv.ParseBool(text); err != nil {
-			return bad("%s is true or false", api.FileNoCache)
+			return bad("%s must be true or false", api.FileNoCache)
 		}
 	}
 	if text := q.Get(api.FileMaxAge); text != "" {
 		if own.MaxAge, err = time.ParseDuration(text); err != nil || own.MaxAge < 0 {
-			return bad("%s is a duration such as 90s, 10m or 0s", api.FileMaxAge)
+			return bad("%s must be a duration such as 90s, 10m or 0s", api.FileMaxAge)
 		}
 	}
 	covers.Control = covers.Control.Stricter(own)
-	if say := covers.Control.Header(); say != "" {
+	if value := covers.Control.Header(); value != "" {
 		if spec.Header == nil {
 			spec.Header = map[string]secret.String{}
 		}
-		spec.Header["Cache-Control"] = secret.String(say)
+		spec.Header["Cache-Control"] = secret.String(value)
 	}
 	file := task.File{Tag: q.Get(api.FileTag), Application: q.Get(api.FileApplication)}
 	if strings.ContainsFunc(file.Tag+file.Application, unicode.IsControl) {
-		// A NUL parts the tag from the digest in the task's name: see identify.
-		return bad("%s and %s hold no control characters", api.FileTag, api.FileApplication)
+		// A NUL separates the tag from the digest in the task's name: see identify.
+		return bad("%s and %s must not contain control characters", api.FileTag, api.FileApplication)
 	}
 	file.URL, covers.Signed = f.canonical(u, covers.Ignore)
-	return question{spec: spec, file: file, covers: covers}, nil
+	return fileRequest{spec: spec, file: file, covers: covers}, nil
 }
 
-// canonical is the URL as far as it names the file, and the parameters that it leaves out because they
-// only sign.
+// canonical returns the part of the URL that names the file, and the left-out parameters, which only sign the request.
 func (f *files) canonical(u *url.URL, ignore []string) (name string, signed []string) {
 	c := *u
 	c.Scheme, c.Host = strings.ToLower(c.Scheme), strings.ToLower(c.Host)
@@ -525,7 +521,8 @@ func (f *files) canonical(u *url.URL, ignore []string) (name string, signed []st
 	return c.String(), signed
 }
 
-// matches reports whether a name is one of the patterns; a * at the end stands for any rest.
+// matches reports whether a name matches one of the patterns, in any case of letters. A * at a pattern's end matches
+// any rest.
 func matches(patterns []string, name string) bool {
 	for _, p := range patterns {
 		if prefix, open := strings.CutSuffix(p, "*"); open && len(name) >= len(prefix) &&
@@ -536,10 +533,10 @@ func matches(patterns []string, name string) bool {
 	return false
 }
 
-// serve writes what the client lacks of the content.
-func (f *files) serve(w http.ResponseWriter, r *http.Request, content *held, told *telemetry.Pull, started time.Time) {
-	facts, etag := content.Metadata(), content.version
-	window, code := oci.Window{Length: facts.Length}, http.StatusOK
+// serve writes the file, or the range that the client requested.
+func (f *files) serve(w http.ResponseWriter, r *http.Request, content *held, pull *telemetry.Pull, started time.Time) {
+	metadata, etag := content.Metadata(), content.version
+	window, code := oci.Window{Length: metadata.Length}, http.StatusOK
 	h := w.Header()
 	if etag != "" {
 		h.Set("ETag", etag)
@@ -547,23 +544,23 @@ func (f *files) serve(w http.ResponseWriter, r *http.Request, content *held, tol
 	}
 	lastModified(h, content.modified)
 	asked := r.Header.Get("Range")
-	if f.replaced(told.Task) {
-		asked = "" // what the client has may be other bytes: it gets the whole, and begins again
+	if f.replaced(pull.Task) {
+		asked = "" // the client may hold other bytes, so it gets the whole file
 	}
 	if etag != "" && asked != "" && (r.Header.Get("If-Range") == "" || r.Header.Get("If-Range") == etag) {
-		windows, err := oci.ParseRange(asked, facts.Length)
+		windows, err := oci.ParseRange(asked, metadata.Length)
 		if err != nil {
-			told.Result = telemetry.OK // a client that has all asks so
-			h.Set("Content-Range", oci.UnsatisfiedRange(facts.Length))
+			pull.Result = telemetry.OK // the client already has the whole file
+			h.Set("Content-Range", oci.UnsatisfiedRange(metadata.Length))
 			w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
 			return
 		}
 		if len(windows) == 1 {
 			window, code = windows[0], http.StatusPartialContent
-			h.Set("Content-Range", window.ContentRange(facts.Length))
+			h.Set("Content-Range", window.ContentRange(metadata.Length))
 		}
 	}
-	describe(h, facts.MediaType)
+	describe(h, metadata.MediaType)
 	h.Set("Content-Length", strconv.FormatInt(window.Length, 10))
 	cached := content.Cached()
 	if cached {
@@ -574,51 +571,51 @@ func (f *files) serve(w http.ResponseWriter, r *http.Request, content *held, tol
 		sent int64
 		err  error
 	)
-	give := func(offset, length int64) {
+	write := func(offset, length int64) {
 		if length <= 0 {
 			return
 		}
 		reader := content.NewReader(r.Context(), offset, length)
 		defer reader.Close()
 		var n int64
-		n, err = reader.WriteTo(&firstWrite{ResponseWriter: w, since: started, took: &told.FirstByte})
+		n, err = reader.WriteTo(&firstWrite{ResponseWriter: w, since: started, took: &pull.FirstByte})
 		sent += n
 	}
-	open := window.Length // of these bytes nothing is left to prove
+	open := window.Length // bytes that need no further comparison
 	if content.last != nil {
 		open = min(open, max(0, content.tail.Offset-window.Offset))
 	}
-	give(window.Offset, open)
+	write(window.Offset, open)
 	if err == nil && open < window.Length {
 		if err = content.last(r.Context()); err == nil {
-			give(window.Offset+open, window.Length-open)
+			write(window.Offset+open, window.Length-open)
 		}
 	}
-	told.Bytes = f.pulls.split(sent, content.Sources(), cached)
+	pull.Bytes = f.pulls.split(sent, content.Sources(), cached)
 	switch {
 	case err == nil:
-		told.Result = telemetry.OK
+		pull.Result = telemetry.OK
 	case r.Context().Err() != nil, left(err):
-		told.Result = telemetry.Canceled
+		pull.Result = telemetry.Canceled
 	default:
-		// The body ends short; net/http closes the connection, and the client asks again.
-		told.Result, told.Err = telemetry.Failed, err
+		// The body ends short: net/http closes the connection, and the client requests the rest.
+		pull.Result, pull.Err = telemetry.Failed, err
 		if content.broke != nil {
 			content.broke()
 		}
 	}
 }
 
-// failed turns what went wrong into words for the client, and for the line of the log.
-func failed(ctx context.Context, told *telemetry.Pull, err error) *api.FileError {
+// fileError turns an error into the response to the client, and sets the result of the pull.
+func fileError(ctx context.Context, pull *telemetry.Pull, err error) *api.FileError {
 	e := httporigin.FileError(err)
-	told.Result, told.Err = telemetry.Failed, err
+	pull.Result, pull.Err = telemetry.Failed, err
 	var host *httporigin.HostError
 	switch {
 	case ctx.Err() != nil:
-		told.Result = telemetry.Canceled
+		pull.Result = telemetry.Canceled
 	case e.Kind == api.FileRefused && e.Status < http.StatusInternalServerError:
-		told.Result = telemetry.Refused
+		pull.Result = telemetry.Refused
 	case e.Untrusted:
 		e.Message += "; the node's operator can name its authority in files.ca"
 	case errors.As(err, &host):
@@ -629,14 +626,14 @@ func failed(ctx context.Context, told *telemetry.Pull, err error) *api.FileError
 	return e
 }
 
-func tellRefusal(w http.ResponseWriter, code int, e *api.FileError) {
+func writeError(w http.ResponseWriter, code int, e *api.FileError) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(e) // a client that is gone needs no error
+	_ = json.NewEncoder(w).Encode(e) // the client is gone if this fails
 }
 
-// firstWrite notes when the first byte leaves.
+// firstWrite records when the first byte is written.
 type firstWrite struct {
 	http.ResponseWriter
 	since time.Time

@@ -448,9 +448,9 @@ func TestVersionWithoutETagIsNotCached(t *testing.T) {
 	require.Equal(t, http.StatusOK, res.StatusCode)
 	assert.True(t, bytes.Equal(o.content, b), "the new version")
 	require.Eventually(t, func() bool {
-		f.flights.mu.Lock()
-		defer f.flights.mu.Unlock()
-		return len(f.flights.all) == 0
+		f.transfers.mu.Lock()
+		defer f.transfers.mu.Unlock()
+		return len(f.transfers.all) == 0
 	}, time.Minute, 10*time.Millisecond, "nothing is kept of it")
 }
 

@@ -13,7 +13,7 @@ import (
 	"github.com/darter-io/darter/pkg/version"
 )
 
-// openProxy prepares the proxy mode, where it is wanted.
+// openProxy prepares the HTTP proxy if the settings turn it on.
 func (d *Daemon) openProxy(cfg config.Dfdaemon) (err error) {
 	d.through.Store(&cfg.Proxy)
 	if cfg.Proxy.Listen == "" {
@@ -45,7 +45,7 @@ func (d *Daemon) openProxy(cfg config.Dfdaemon) (err error) {
 	return nil
 }
 
-// mirrored reports whether the proxy gives the pulls of a registry to the mirror.
+// mirrored reports whether the proxy sends the pulls of a registry to the mirror.
 func (d *Daemon) mirrored(host string) bool {
 	name, err := oci.ParseHost(host)
 	if err != nil || !d.node.Origins.Registries.Listed(name) {
@@ -61,23 +61,23 @@ func (d *Daemon) mirrored(host string) bool {
 	})
 }
 
-// tunnelled returns nil for a host that the proxy may lead to besides.
+// tunnelled returns nil for a host, other than a mirrored registry, to which the proxy may connect.
 func (d *Daemon) tunnelled(host string) error {
 	p := d.through.Load()
 	if p.Tunnel == config.TunnelAny || p.Tunnel == config.TunnelListed && hostmatch.Match(p.TunnelHosts, host) {
 		return nil
 	}
-	return fmt.Errorf("this proxy does not lead to %s; its operator can list it with proxy.tunnelHosts", host)
+	return fmt.Errorf("this proxy does not connect to %s; its operator can list it in proxy.tunnelHosts", host)
 }
 
-// tunnelledPort returns nil for a port that the proxy may lead to at such a host. A way to any port
-// would be one into whatever listens there, as mail, databases or shells: a port that is not the
-// web's is listed, or that of a registry in upstreams.
+// tunnelledPort returns nil for a port to which the proxy may connect at such a host. Other ports than those of the
+// web must be listed or belong to a registry in upstreams: otherwise clients could reach mail servers, databases or
+// shells through the proxy.
 func (d *Daemon) tunnelledPort(host string, port uint16, secure bool) error {
 	if secure && port == 443 || !secure && port == 80 ||
 		slices.Contains(d.through.Load().TunnelPorts, config.Port(port)) || d.node.Origins.Registries.At(host, port) {
 		return nil
 	}
 	return fmt.Errorf(
-		"this proxy does not lead to port %d of %s; its operator can list the port with proxy.tunnelPorts", port, host)
+		"this proxy does not connect to port %d of %s; its operator can list the port in proxy.tunnelPorts", port, host)
 }

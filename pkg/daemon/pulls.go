@@ -15,20 +15,20 @@ import (
 	"github.com/darter-io/darter/pkg/telemetry"
 )
 
-// statusGone is what the mirror notes for a client that left before its answer.
+// statusGone is the mirror's status for a client that closed the connection before the response.
 const statusGone = 499
 
-// pulls counts what local clients were given and tells of it, a line a pull or file.
+// pulls counts the bytes that local clients received, and logs one line per pull or file.
 type pulls struct {
 	metrics *telemetry.Pulls
 	log     *slog.Logger
-	// embedded says that this node leads its own tasks.
+	// embedded reports whether this node leads its own tasks.
 	embedded func() bool
-	served   atomic.Int64 // bytes given to clients
-	cached   atomic.Int64 // those of them that were here already
+	served   atomic.Int64 // bytes sent to clients
+	cached   atomic.Int64 // those of them that were in the store before
 }
 
-// mirrored takes in a request to the mirror that has ended.
+// mirrored records an ended request to the mirror.
 func (p *pulls) mirrored(x registryproxy.Pull) {
 	if x.Stale > 0 {
 		p.metrics.Unconfirmed(telemetry.Tag)
@@ -36,16 +36,15 @@ func (p *pulls) mirrored(x registryproxy.Pull) {
 	if x.Unverified {
 		p.metrics.Unconfirmed(telemetry.Grant)
 	}
-	kind, isContent := map[string]task.Kind{"blob": task.Blob, "manifest": task.Manifest}[x.Endpoint]
-	if !isContent || x.Method != http.MethodGet {
-		p.log.Debug("mirror was asked", "endpoint", x.Endpoint, "method", x.Method, "upstream", x.Upstream,
+	kind, isTask := map[string]task.Kind{"blob": task.Blob, "manifest": task.Manifest}[x.Endpoint]
+	if !isTask || x.Method != http.MethodGet {
+		p.log.Debug("mirror request ended", "endpoint", x.Endpoint, "method", x.Method, "upstream", x.Upstream,
 			"repository", x.Repository, "reference", x.Reference, "status", x.Status, "total", x.Total)
 		return
 	}
 	out := telemetry.Pull{
 		Task: x.Task, Kind: kind, Name: x.Upstream + "/" + x.Repository, FirstByte: x.FirstByte,
-		Total: x.Total, Err: x.Err,
-		Stages: stages(x),
+		Total: x.Total, Err: x.Err, Stages: stages(x),
 	}
 	if out.Task == "" {
 		out.Name += "@" + x.Reference
@@ -69,7 +68,7 @@ func (p *pulls) mirrored(x registryproxy.Pull) {
 	p.finished(out)
 }
 
-// left reports whether an error is that of a client that went away while it was written to.
+// left reports whether an error means that the client closed the connection during the response.
 func left(err error) bool {
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, context.Canceled)
 }
@@ -80,14 +79,14 @@ func (p *pulls) finished(x telemetry.Pull) {
 	p.metrics.Finished(p.log, x)
 }
 
-// stages says what a client of the mirror waited for, one stage beginning where the one before
-// it ended; the last one that was reached took the rest of the time.
+// stages lists what a client of the mirror waited for. Each stage begins when the one before it ends. The last stage
+// that the request reached takes the rest of the time.
 func stages(x registryproxy.Pull) (list []telemetry.Stage) {
 	began := time.Duration(0)
 	for _, s := range []struct {
 		name  string
 		ended time.Duration
-	}{{"asking the registry", x.Granted}, {"first facts", x.Opened}, {"first byte", x.FirstByte}, {"body", 0}} {
+	}{{"asking the registry", x.Granted}, {"metadata", x.Opened}, {"first byte", x.FirstByte}, {"body", 0}} {
 		if s.ended == 0 {
 			return append(list, telemetry.Stage{Name: s.name, Took: x.Total - began})
 		}
@@ -97,14 +96,14 @@ func stages(x registryproxy.Pull) (list []telemetry.Stage) {
 	return list
 }
 
-// split says where the bytes that a client was given came from. A download has many readers
-// and its bytes come in any order: each reader's are taken to be of the same mixture.
+// split divides the n bytes that a client received by source. A download has many readers and its bytes arrive in any
+// order, so split assumes the download's proportions for each reader.
 func (p *pulls) split(n int64, s api.Sources, cached bool) (b api.Sources) {
 	all := s.Peers + s.Seeds + s.Origin
 	switch {
 	case cached:
 		return api.Sources{Cache: n}
-	case all == 0 && p.embedded(): // small content is given before it is counted
+	case all == 0 && p.embedded(): // small tasks are sent before their bytes are counted
 		return api.Sources{Origin: n}
 	case all == 0:
 		return api.Sources{Seeds: n}
@@ -112,7 +111,7 @@ func (p *pulls) split(n int64, s api.Sources, cached bool) (b api.Sources) {
 	b.Peers = int64(float64(n) * float64(s.Peers) / float64(all))
 	b.Seeds = int64(float64(n) * float64(s.Seeds) / float64(all))
 	b.Origin = n - b.Peers - b.Seeds
-	if s.Origin == 0 { // what rounding left
+	if s.Origin == 0 { // the rest of rounding
 		b.Seeds, b.Origin = b.Seeds+b.Origin, 0
 	}
 	return b

@@ -19,18 +19,18 @@ func TestStagesOfAPullAddUp(t *testing.T) {
 	}{
 		"a cold pull": {
 			registryproxy.Pull{Granted: 20 * ms, Opened: 70 * ms, FirstByte: 100 * ms, Total: 900 * ms},
-			[]telemetry.Stage{{Name: "asking the registry", Took: 20 * ms}, {Name: "first facts", Took: 50 * ms},
+			[]telemetry.Stage{{Name: "asking the registry", Took: 20 * ms}, {Name: "metadata", Took: 50 * ms},
 				{Name: "first byte", Took: 30 * ms}, {Name: "body", Took: 800 * ms}},
 			"body",
 		},
 		"one that nobody brought": {
 			registryproxy.Pull{Granted: 20 * ms, Total: 1000 * ms},
-			[]telemetry.Stage{{Name: "asking the registry", Took: 20 * ms}, {Name: "first facts", Took: 980 * ms}},
-			"first facts",
+			[]telemetry.Stage{{Name: "asking the registry", Took: 20 * ms}, {Name: "metadata", Took: 980 * ms}},
+			"metadata",
 		},
 		"one whose first byte did not come": {
 			registryproxy.Pull{Granted: 1 * ms, Opened: 2 * ms, Total: 10 * ms},
-			[]telemetry.Stage{{Name: "asking the registry", Took: 1 * ms}, {Name: "first facts", Took: 1 * ms},
+			[]telemetry.Stage{{Name: "asking the registry", Took: 1 * ms}, {Name: "metadata", Took: 1 * ms},
 				{Name: "first byte", Took: 8 * ms}},
 			"first byte",
 		},

@@ -9,7 +9,7 @@ import (
 	"github.com/darter-io/darter/pkg/httpserver"
 )
 
-// memberRoutes are for members of the cluster, who ask this node as they ask a supernode.
+// memberRoutes serve the members of the cluster, which send this node the same requests as a supernode.
 func (d *Daemon) memberRoutes() http.Handler {
 	r := httpserver.NewRouter()
 	r.POST(api.PathAnnounce, gin.WrapF(d.coordinator.HandleAnnounce))
@@ -20,7 +20,7 @@ func (d *Daemon) memberRoutes() http.Handler {
 	return r
 }
 
-// localRoutes are the local API, files apart.
+// localRoutes are the local API without the files.
 func (d *Daemon) localRoutes() http.Handler {
 	r := httpserver.NewRouter()
 	d.node.RouteStatus(r, d.Status)

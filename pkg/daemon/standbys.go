@@ -11,15 +11,14 @@ import (
 	"github.com/darter-io/darter/pkg/atomicfile"
 )
 
-// standbysFile is where a node remembers, in its data directory, whom to ask while no
-// supernode answers: it may start in that time.
+// standbysFile is the file of the data directory that lists the standbys. A daemon that starts while no supernode
+// answers announces to them.
 const standbysFile = "standbys.json"
 
 // standbysSize bounds the file, in bytes: [api.StandbysMax] addresses are far less.
 const standbysSize = 64 << 10
 
-// readStandbys reads it; nothing where there is none or it cannot be read, which costs no more
-// than having none.
+// readStandbys reads the file. It returns nil if the file is missing or unreadable: the daemon then leads its own tasks.
 func readStandbys(dir string) []string {
 	f, err := os.Open(filepath.Join(dir, standbysFile))
 	if err != nil {
@@ -33,8 +32,8 @@ func readStandbys(dir string) []string {
 	return parseStandbys(b)
 }
 
-// parseStandbys reads the file's text: at most [api.StandbysMax] addresses, or nothing where it
-// is something else. The announce client takes of them only those that are host:port.
+// parseStandbys parses the file: at most [api.StandbysMax] addresses, or nil if it is invalid. The announce client
+// ignores entries that are not host:port.
 func parseStandbys(b []byte) []string {
 	if len(b) > standbysSize || !json.Valid(b) {
 		return nil
@@ -46,14 +45,14 @@ func parseStandbys(b []byte) []string {
 	return list
 }
 
-// writeStandbys replaces the file.
+// writeStandbys replaces the file atomically.
 func writeStandbys(dir string, list []string) error {
 	b, err := json.Marshal(list)
 	if err == nil {
 		err = atomicfile.Write(filepath.Join(dir, standbysFile), b)
 	}
 	if err != nil {
-		return fmt.Errorf("remembering standbys: %w", err)
+		return fmt.Errorf("storing the list of standbys: %w", err)
 	}
 	return nil
 }
