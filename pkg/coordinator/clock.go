@@ -37,8 +37,8 @@ func (c *Coordinator) checkClock(r api.AnnounceRequest) error {
 	c.mu.Unlock()
 	c.seed(changes.Seeds)
 	c.forgetReports(r.Host.ID)
-	if c.cfg.Apart != nil {
-		c.cfg.Apart()
+	if c.cfg.ClockRefused != nil {
+		c.cfg.ClockRefused()
 	}
 	c.apart.Do(func() {
 		c.log.Warn("host refused because of its clock", "host", r.Host.ID, "name", r.Host.Name, "error", err)

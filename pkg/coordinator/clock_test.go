@@ -28,7 +28,7 @@ func TestHostClock(t *testing.T) {
 	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 	refused := 0
 	c := New(Config{Host: member("0"), Seed: newRig(nil).cfg.Seed, Now: func() time.Time { return now },
-		Apart: func() { refused++ }})
+		ClockRefused: func() { refused++ }})
 	request := api.AnnounceRequest{Version: 1, Host: member("1"), Clock: now.Add(-20 * time.Hour),
 		Entries: []api.Entry{{Task: taskID("a"), Event: api.Completed, Have: 1}}}
 	answer := announced(t, c, request)

@@ -74,7 +74,7 @@ type Config struct {
 	// Now is this host's wall clock, to compare with other members'. Default [time.Now].
 	Now func() time.Time
 	// Apart is called for each host that is refused because of its clock; it may be nil.
-	Apart func()
+	ClockRefused func()
 	// Observe is called after every announce of another host with the time that it took. It may be
 	// nil, and must not block.
 	Observe func(r api.AnnounceRequest, took time.Duration)

@@ -58,7 +58,7 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 	b.got += int64(n)
 	if err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			b.d.turned(telemetry.TurnedSlow, b.at, b.remote, errSlow)
+			b.d.turned(telemetry.ConnSlow, b.at, b.remote, errSlow)
 		}
 		b.deadline(time.Time{})
 	}

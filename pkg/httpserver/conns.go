@@ -169,7 +169,7 @@ func (g *limited) admit(c *net.TCPConn) *limitedConn {
 		}
 		g.mu.Unlock()
 		c.Close()
-		g.d.turned(telemetry.TurnedCrowded, g.Addr(), addr, errCrowded)
+		g.d.turned(telemetry.ConnCrowded, g.Addr(), addr, errCrowded)
 		return nil
 	}
 	g.open++
@@ -178,7 +178,7 @@ func (g *limited) admit(c *net.TCPConn) *limitedConn {
 	g.mu.Unlock()
 	if out != nil {
 		out.Close()
-		g.d.turned(telemetry.TurnedCrowded, g.Addr(), out.addr, errCrowded)
+		g.d.turned(telemetry.ConnCrowded, g.Addr(), out.addr, errCrowded)
 	}
 	return held
 }

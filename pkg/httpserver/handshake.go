@@ -128,7 +128,7 @@ func (s *handshaker) handshake(t *tls.Conn) {
 		}
 		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
 			// It went by itself: a probe of the port, or a member whose patience ended.
-			s.d.metrics.Turned(telemetry.TurnedOther)
+			s.d.metrics.Count(telemetry.ConnOther)
 			return
 		}
 		why, explained := reason(err)
@@ -159,25 +159,25 @@ func (s *handshaker) give(c net.Conn) {
 }
 
 // reason is why a TLS handshake failed, and what a person can do about it.
-func reason(err error) (telemetry.Turned, error) {
+func reason(err error) (telemetry.ConnRefusal, error) {
 	text := err.Error()
 	var timeout net.Error
 	var notTLS tls.RecordHeaderError
 	explained := identity.Explain(err)
 	switch {
 	case strings.Contains(text, "didn't provide a certificate"):
-		return telemetry.TurnedNoCertificate, errors.Join(err,
+		return telemetry.ConnNoCertificate, errors.Join(err,
 			errors.New("its other end has no cluster secret, or is no Darter program"))
 	case errors.Is(explained, identity.ErrNotMember) && errors.As(err, &notTLS):
-		return telemetry.TurnedNoTLS, explained
+		return telemetry.ConnNoTLS, explained
 	case errors.Is(explained, identity.ErrNotMember), strings.Contains(text, "unknown certificate authority"),
 		strings.Contains(text, "bad certificate"):
-		return telemetry.TurnedOtherSecret, explained
+		return telemetry.ConnOtherSecret, explained
 	case strings.Contains(text, "expired"), strings.Contains(text, "not yet valid"):
-		return telemetry.TurnedClock, explained
+		return telemetry.ConnClock, explained
 	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, context.DeadlineExceeded), errors.Is(err,
 		net.ErrClosed):
-		return telemetry.TurnedSilent, err
+		return telemetry.ConnSilent, err
 	}
-	return telemetry.TurnedOther, explained
+	return telemetry.ConnOther, explained
 }

@@ -13,22 +13,22 @@ import (
 // closes. Safe for concurrent use.
 type Limiter struct {
 	log     *slog.Logger
-	metrics *telemetry.Door
+	metrics *telemetry.ConnRefusals
 	// handshake is how long a TLS handshake may take, header how long a request's header, and
 	// body how long a request's body may stand still in all before it must come at bodyRate.
 	handshake, header, body time.Duration
 
 	// mu is held to count what is not logged.
 	mu     sync.Mutex
-	logged map[telemetry.Turned]*quiet
+	logged map[telemetry.ConnRefusal]*quiet
 	errors quiet
 }
 
 // NewLimiter returns a Limiter with the limits of every server. m counts the connections that it closes; nil counts
 // none.
-func NewLimiter(l *slog.Logger, m *telemetry.Door) *Limiter {
+func NewLimiter(l *slog.Logger, m *telemetry.ConnRefusals) *Limiter {
 	return &Limiter{log: l, metrics: m, handshake: handshakeTimeout, header: headerTimeout, body: bodyTimeout,
-		logged: map[telemetry.Turned]*quiet{}}
+		logged: map[telemetry.ConnRefusal]*quiet{}}
 }
 
 // quiet lets one log line a minute through, and counts the others.
@@ -51,8 +51,8 @@ func (q *quiet) tell(now time.Time) (tell bool, more int) {
 }
 
 // turned counts a connection that was turned away, and tells of one a minute for each reason.
-func (d *Limiter) turned(why telemetry.Turned, at net.Addr, remote string, err error) {
-	d.metrics.Turned(why)
+func (d *Limiter) turned(why telemetry.ConnRefusal, at net.Addr, remote string, err error) {
+	d.metrics.Count(why)
 	d.mu.Lock()
 	q := d.logged[why]
 	if q == nil {

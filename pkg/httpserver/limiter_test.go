@@ -51,10 +51,10 @@ func (l *lockedBuffer) String() string {
 
 func testLimiter() (*Limiter, *lockedBuffer, *prometheus.Registry) {
 	lines, reg := new(lockedBuffer), prometheus.NewRegistry()
-	return NewLimiter(slog.New(slog.NewTextHandler(lines, nil)), telemetry.NewDoor(reg)), lines, reg
+	return NewLimiter(slog.New(slog.NewTextHandler(lines, nil)), telemetry.NewConnRefusals(reg)), lines, reg
 }
 
-func turnedAway(t *testing.T, reg *prometheus.Registry, why telemetry.Turned) int {
+func turnedAway(t *testing.T, reg *prometheus.Registry, why telemetry.ConnRefusal) int {
 	t.Helper()
 	families, err := reg.Gather()
 	require.NoError(t, err)
@@ -187,7 +187,7 @@ func TestStrangersHoldNoConnection(t *testing.T) {
 				c := say(t, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
 				go drip(c)
 				ends(t, c)
-				assert.Positive(t, turnedAway(t, p.reg, telemetry.TurnedSlow))
+				assert.Positive(t, turnedAway(t, p.reg, telemetry.ConnSlow))
 			})
 			t.Run("that promises a body and sends none", func(t *testing.T) {
 				ends(t, say(t, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"))
@@ -268,7 +268,7 @@ func TestSilentConnectionsHinderNobody(t *testing.T) {
 			for _, c := range all {
 				ends(t, c)
 			}
-			assert.GreaterOrEqual(t, turnedAway(t, p.reg, telemetry.TurnedCrowded), 1)
+			assert.GreaterOrEqual(t, turnedAway(t, p.reg, telemetry.ConnCrowded), 1)
 			assert.LessOrEqual(t, strings.Count(p.lines.String(), "connection turned away"), 4,
 				"a line a minute and reason")
 		})
@@ -350,23 +350,23 @@ func TestRefusedConnectionsAreCounted(t *testing.T) {
 	old := func() time.Time { return time.Now().Add(-30 * 24 * time.Hour) }
 	for _, c := range []struct {
 		name string
-		why  telemetry.Turned
+		why  telemetry.ConnRefusal
 		say  string
 		come func(t *testing.T)
 	}{
-		{"without a certificate", telemetry.TurnedNoCertificate, "no cluster secret", func(t *testing.T) {
+		{"without a certificate", telemetry.ConnNoCertificate, "no cluster secret", func(t *testing.T) {
 			c, err := tls.Dial("tcp", p.addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
 			if err == nil {
 				ends(t, c)
 				c.Close()
 			}
 		}},
-		{"with another secret", telemetry.TurnedOtherSecret, "secret", func(t *testing.T) {
+		{"with another secret", telemetry.ConnOtherSecret, "secret", func(t *testing.T) {
 			_, err := keyHolder(t, "0123456789abcdef0f1e2d3c4b5a69788796a5b4c3d2e1f0").WrapDialer(d.DialContext)(
 				t.Context(), "tcp", p.addr)
 			assert.ErrorContains(t, err, "another cluster secret", "its own log says so, too")
 		}},
-		{"without TLS", telemetry.TurnedNoTLS, "speaks no TLS", func(t *testing.T) {
+		{"without TLS", telemetry.ConnNoTLS, "speaks no TLS", func(t *testing.T) {
 			c, err := net.Dial("tcp", p.addr)
 			require.NoError(t, err)
 			defer c.Close()
@@ -374,7 +374,7 @@ func TestRefusedConnectionsAreCounted(t *testing.T) {
 			require.NoError(t, err)
 			ends(t, c)
 		}},
-		{"with a clock that is far off", telemetry.TurnedClock, "clock", func(t *testing.T) {
+		{"with a clock that is far off", telemetry.ConnClock, "clock", func(t *testing.T) {
 			_, key, err := ed25519.GenerateKey(rand.Reader)
 			require.NoError(t, err)
 			id, err := identity.New(identity.Config{Secret: limiterSecret,
@@ -389,7 +389,7 @@ func TestRefusedConnectionsAreCounted(t *testing.T) {
 			defer c.Close()
 			ends(t, c)
 		}},
-		{"silent", telemetry.TurnedSilent, "", func(t *testing.T) {
+		{"silent", telemetry.ConnSilent, "", func(t *testing.T) {
 			c, err := net.Dial("tcp", p.addr)
 			require.NoError(t, err)
 			defer c.Close()
@@ -406,11 +406,11 @@ func TestRefusedConnectionsAreCounted(t *testing.T) {
 		})
 	}
 	t.Run("one that goes by itself is no line", func(t *testing.T) {
-		before := turnedAway(t, p.reg, telemetry.TurnedOther)
+		before := turnedAway(t, p.reg, telemetry.ConnOther)
 		c, err := net.Dial("tcp", p.addr)
 		require.NoError(t, err)
 		c.Close()
-		require.Eventually(t, func() bool { return turnedAway(t, p.reg, telemetry.TurnedOther) > before }, time.Minute,
+		require.Eventually(t, func() bool { return turnedAway(t, p.reg, telemetry.ConnOther) > before }, time.Minute,
 			time.Millisecond)
 		assert.NotContains(t, p.lines.String(), "why=other ")
 	})

@@ -23,8 +23,8 @@ func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 	})
 	c = coordinator.New(coordinator.Config{
 		Host: n.Host, Store: checkedStore{n}, Owners: owners, Purges: n.Purge, Now: n.Clock, Logger: n.Log,
-		Apart: func() { owner.Apart() },
-		Seed:  func(spec task.Spec) { n.Engine.Seed(spec) },
+		ClockRefused: func() { owner.ClockRefused() },
+		Seed:         func(spec task.Spec) { n.Engine.Seed(spec) },
 		Observe: func(r api.AnnounceRequest, took time.Duration) {
 			events := make([]string, len(r.Entries))
 			for i, e := range r.Entries {

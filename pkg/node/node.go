@@ -176,7 +176,7 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	for _, w := range n.warnings {
 		n.Log.Warn("a secret can be read by others", "error", w)
 	}
-	n.limiter = httpserver.NewLimiter(n.Log, telemetry.NewDoor(n.Metrics))
+	n.limiter = httpserver.NewLimiter(n.Log, telemetry.NewConnRefusals(n.Metrics))
 	if n.Signer, err = identity.NewSigner(n.Identity); err != nil {
 		return n, err
 	}

@@ -29,9 +29,9 @@ type Result string
 // The results.
 const (
 	OK       Result = "ok"
-	Refused  Result = "refused"  // by the origin, whose response was passed on
+	Refused  Result = "refused"  // by the origin, whose response the client received
 	Failed   Result = "failed"   // by an error of this host or of the network
-	Canceled Result = "canceled" // the client went away
+	Canceled Result = "canceled" // by the client
 )
 
 var allResults = []Result{OK, Refused, Failed, Canceled}
@@ -214,7 +214,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// StoreStats is the current content of a store.
+// StoreStats is the current use of a store.
 type StoreStats struct {
 	Bytes, Quota int64 // Quota 0: none
 	Tasks        int
@@ -254,12 +254,12 @@ func NewMember(reg prometheus.Registerer, stats func() MemberStats) {
 
 // Owner counts the work of a coordinator.
 type Owner struct {
-	announces *prometheus.CounterVec
-	took      prometheus.Histogram
-	seeds     *prometheus.CounterVec
-	apart     prometheus.Counter
-	refused   *prometheus.CounterVec
-	outcomes  outcomes
+	announces    *prometheus.CounterVec
+	took         prometheus.Histogram
+	seeds        *prometheus.CounterVec
+	clockRefused prometheus.Counter
+	refused      *prometheus.CounterVec
+	outcomes     outcomes
 }
 
 // events are the events of announces; any other counts as "other".
@@ -287,16 +287,16 @@ func NewOwner(reg prometheus.Registerer, stats func() OwnerStats) *Owner {
 			"Announces refused, or accepted without some of their tasks, by reason.", "why", refusals),
 		seeds: counters(reg, "darter_seeds_total", "Downloads from an origin, by result.", "result", allResults),
 	}
-	o.apart = prometheus.NewCounter(prometheus.CounterOpts{Name: "darter_clock_refused_total",
+	o.clockRefused = prometheus.NewCounter(prometheus.CounterOpts{Name: "darter_clock_refused_total",
 		Help: "Announces refused because the clocks of the two hosts differ by more than a day."})
-	reg.MustRegister(o.took, o.apart)
+	reg.MustRegister(o.took, o.clockRefused)
 	return o
 }
 
-// Apart counts an announce that was refused because the clocks differ.
-func (o *Owner) Apart() {
+// ClockRefused counts an announce that was refused because the clocks differ.
+func (o *Owner) ClockRefused() {
 	if o != nil {
-		o.apart.Inc()
+		o.clockRefused.Inc()
 	}
 }
 
@@ -326,38 +326,38 @@ func (o *Owner) Seeded(r Result, id task.ID, err error) {
 	}
 }
 
-// Turned is why a connection was refused or closed.
-type Turned string
+// ConnRefusal is the reason why a connection was refused or closed.
+type ConnRefusal string
 
 // The reasons.
 const (
-	TurnedNoCertificate Turned = "no_certificate" // the other side has none, and no cluster secret
-	TurnedOtherSecret   Turned = "other_secret"   // the certificate belongs to another cluster secret, on either side
-	TurnedClock         Turned = "clock"          // the certificate is not valid now: the clocks differ
-	TurnedNoTLS         Turned = "no_tls"         // the other side does not speak TLS
-	TurnedSilent        Turned = "silent"         // no handshake in time
-	TurnedCrowded       Turned = "crowded"        // too many open connections, in total or from its address
-	TurnedSlow          Turned = "slow"           // the request arrived too slowly
-	TurnedOther         Turned = "other"
+	ConnNoCertificate ConnRefusal = "no_certificate" // the other side has none, and no cluster secret
+	ConnOtherSecret   ConnRefusal = "other_secret"   // the certificate belongs to another cluster secret, on either side
+	ConnClock         ConnRefusal = "clock"          // the certificate is not valid now: the clocks differ
+	ConnNoTLS         ConnRefusal = "no_tls"         // the other side does not speak TLS
+	ConnSilent        ConnRefusal = "silent"         // no handshake in time
+	ConnCrowded       ConnRefusal = "crowded"        // too many open connections, in total or from its address
+	ConnSlow          ConnRefusal = "slow"           // the request arrived too slowly
+	ConnOther         ConnRefusal = "other"
 )
 
-var allTurned = []Turned{
-	TurnedNoCertificate, TurnedOtherSecret, TurnedClock, TurnedNoTLS, TurnedSilent, TurnedCrowded, TurnedSlow,
-	TurnedOther,
+var allConnRefusals = []ConnRefusal{
+	ConnNoCertificate, ConnOtherSecret, ConnClock, ConnNoTLS, ConnSilent, ConnCrowded, ConnSlow,
+	ConnOther,
 }
 
-// Door counts refused connections.
-type Door struct{ turned *prometheus.CounterVec }
+// ConnRefusals counts refused connections by reason.
+type ConnRefusals struct{ refused *prometheus.CounterVec }
 
-// NewDoor registers the group.
-func NewDoor(reg prometheus.Registerer) *Door {
-	return &Door{counters(reg, "darter_connections_refused_total", "Connections refused or closed, by reason.",
-		"why", allTurned)}
+// NewConnRefusals registers the group.
+func NewConnRefusals(reg prometheus.Registerer) *ConnRefusals {
+	return &ConnRefusals{counters(reg, "darter_connections_refused_total", "Connections refused or closed, by reason.",
+		"why", allConnRefusals)}
 }
 
-// Turned counts a refused connection.
-func (d *Door) Turned(why Turned) {
-	if d != nil {
-		d.turned.WithLabelValues(known(why, allTurned, TurnedOther)).Inc()
+// Count counts a refused connection. A nil group counts nothing.
+func (c *ConnRefusals) Count(why ConnRefusal) {
+	if c != nil {
+		c.refused.WithLabelValues(known(why, allConnRefusals, ConnOther)).Inc()
 	}
 }

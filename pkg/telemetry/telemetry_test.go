@@ -46,7 +46,7 @@ func everything() (*prometheus.Registry, *telemetry.Pulls, *telemetry.Owner) {
 	telemetry.NewMember(reg, func() telemetry.MemberStats {
 		return telemetry.MemberStats{Skew: 3 * time.Second, Unfollowed: 2}
 	})
-	telemetry.NewDoor(reg)
+	telemetry.NewConnRefusals(reg)
 	return reg, telemetry.NewPulls(reg), telemetry.NewOwner(reg, func() telemetry.OwnerStats {
 		return telemetry.OwnerStats{Seeding: 2, Hosts: 7}
 	})
