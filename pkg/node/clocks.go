@@ -10,16 +10,16 @@ import (
 	"github.com/darter-io/darter/pkg/identity"
 )
 
-// clocks are by how much those of other owners are ahead of this host's.
+// clocks hold how far the clocks of other owners are ahead of this host's, by address. Equal clocks have no entry.
 type clocks struct {
-	// mu is held to look one up or to note one.
+	// mu is held to look up or to store one.
 	mu   sync.Mutex
 	skew map[string]time.Duration
 }
 
-// note takes in what an owner's answer says of its clock, and returns it where it is worth a word
-// and that word was not said yet.
-func (c *clocks) note(addr string, h http.Header, here time.Time) (there time.Time, tell bool) {
+// note stores the difference between this host's clock and the time in an owner's response. It returns that time, and
+// whether to warn: the difference is at least [identity.ClockNotice], and has changed by as much since the last warning.
+func (c *clocks) note(addr string, h http.Header, here time.Time) (there time.Time, warn bool) {
 	there, ok := announce.ClockOf(h)
 	if !ok {
 		return there, false
@@ -30,19 +30,19 @@ func (c *clocks) note(addr string, h http.Header, here time.Time) (there time.Ti
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	tell = (skew-c.skew[addr]).Abs() >= identity.ClockNotice && skew != 0
+	warn = (skew-c.skew[addr]).Abs() >= identity.ClockNotice && skew != 0
 	if c.skew == nil {
 		c.skew = map[string]time.Duration{}
 	}
 	if skew == 0 {
-		delete(c.skew, addr) // the list holds those that differ
+		delete(c.skew, addr)
 	} else {
 		c.skew[addr] = skew
 	}
-	return there, tell
+	return there, warn
 }
 
-// Compared adds to what is known of another owner how far its clock is from this host's.
+// Compared sets the Skew of an owner's status.
 func (n *Node) Compared(o api.OwnerStatus) api.OwnerStatus {
 	n.clocks.mu.Lock()
 	defer n.clocks.mu.Unlock()
@@ -50,7 +50,7 @@ func (n *Node) Compared(o api.OwnerStatus) api.OwnerStatus {
 	return o
 }
 
-// skew is the largest difference between an owner's clock and this host's, in whole seconds.
+// skew returns the largest difference between an owner's clock and this host's, in whole seconds.
 func (n *Node) skew() (most time.Duration) {
 	if n.Owners != nil {
 		for _, o := range n.Owners() {
@@ -65,23 +65,23 @@ func (n *Node) skew() (most time.Duration) {
 	return most
 }
 
-// comparing is a way to another owner that looks at the clock on each answer.
+// comparing is a transport to other owners that compares the clock of each response with this host's.
 type comparing struct {
 	*http.Transport
 	n *Node
 }
 
-// RoundTrip makes one request.
+// RoundTrip implements [http.RoundTripper].
 func (c comparing) RoundTrip(r *http.Request) (*http.Response, error) {
-	answer, err := c.Transport.RoundTrip(r)
+	response, err := c.Transport.RoundTrip(r)
 	if err != nil {
 		return nil, identity.Explain(err)
 	}
 	here := c.n.Clock()
-	if there, tell := c.n.clocks.note(r.URL.Host, answer.Header, here); tell {
+	if there, warn := c.n.clocks.note(r.URL.Host, response.Header, here); warn {
 		c.n.Log.Warn("clocks differ: set the one that is wrong (NTP)", "owner", r.URL.Host,
 			"here", here.UTC().Format(time.RFC3339), "there", there.UTC().Format(time.RFC3339),
 			"differ", there.Sub(here).Abs().Round(time.Second))
 	}
-	return answer, nil
+	return response, nil
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/darter-io/darter/pkg/telemetry"
 )
 
-// NewCoordinator returns a coordinator that uses the node's engine as its seed, counted in
-// the node's metrics. The engine is to be connected with [Node.Watch] of it. owners lists
-// the API addresses of all live owners, for the answers; nil where there is no other.
+// NewCoordinator returns a coordinator that seeds with the node's engine and counts in the node's metrics. The caller
+// passes [Node.Watch] of it to [Node.Connect]. owners lists the API addresses of all live owners for the answers; nil if
+// this host is the only one.
 func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 	var c *coordinator.Coordinator
 	owner := telemetry.NewOwner(n.Metrics, func() telemetry.OwnerStats {
@@ -40,8 +40,8 @@ func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 	return c
 }
 
-// checkedStore is the node's store for a coordinator, which answers with small contents: their
-// bytes are compared with their digests first.
+// checkedStore is the node's store for a coordinator, which puts the bytes of small tasks into its answers. It compares
+// the bytes with their digests first.
 type checkedStore struct{ n *Node }
 
 func (s checkedStore) Open(id task.ID) (piece.Replica, error) {
@@ -54,7 +54,7 @@ func (s checkedStore) Open(id task.ID) (piece.Replica, error) {
 
 func (s checkedStore) Inventory() []piece.Entry { return s.n.Store.Inventory() }
 
-// Watch passes what becomes of seeds on to a coordinator, and counts it.
+// Watch returns an observer that counts the outcomes of seeds and passes them to a coordinator.
 func (n *Node) Watch(c *coordinator.Coordinator) peer.Observer { return watcher{c, n.owner} }
 
 type watcher struct {

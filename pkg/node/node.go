@@ -37,11 +37,11 @@ import (
 	"github.com/darter-io/darter/pkg/version"
 )
 
-// Config is a program's settings as far as they concern every member.
+// Config holds the settings that every member has.
 type Config struct {
 	Role Role
 	Node config.Node
-	// Listen and Advertise are the piece wire's.
+	// Listen and Advertise are the addresses of the piece wire.
 	Listen, Advertise config.Address
 	Upload            config.Upload
 	Rates             config.Limits
@@ -50,23 +50,21 @@ type Config struct {
 	Origins           config.Origins
 	Files             config.Files
 	Drain             config.Drain
-	// Asked says that others may ask this node at the piece wire's port as they ask owners; see
-	// [Node.Asked].
+	// Asked lets other members send requests for owners to the piece wire's port; see [Node.Asked].
 	Asked bool
 	// Secrets are further files that hold secrets.
 	Secrets []config.SecretFile
-	// Towards are hosts that this one will talk to: the address that the machine uses
-	// towards them is the one it advertises by default.
+	// Towards are hosts to which this one will connect. By default it advertises the local address of a route to them.
 	Towards []config.Address
 	Logger  *slog.Logger
-	// Clock is the machine's wall clock: certificates are made and judged by it, and it is
-	// compared with other members'. Intervals never rest on it. Default [time.Now].
+	// Clock is the machine's wall clock. It dates and checks certificates, and is compared with other members' clocks.
+	// Intervals never depend on it. Default [time.Now].
 	Clock func() time.Time
-	// StoreFS keeps the pieces. Default [diskstore.OS].
+	// StoreFS is the file system of the pieces. Default [diskstore.OS].
 	StoreFS diskstore.FS
 }
 
-// Option changes what a program gives to [New].
+// Option changes the Config of [New].
 type Option func(*Config)
 
 // WithClock gives a node another wall clock.
@@ -84,38 +82,37 @@ type Node struct {
 	Store    *diskstore.Store
 	Origins  *Origins
 	Engine   *peer.Engine
-	// Purge carries out purge orders and passes them on.
+	// Purge carries out purge orders and forwards them.
 	Purge   *purge.Service
 	Metrics *prometheus.Registry
-	// Ready knows what must be there before the program does its work.
+	// Ready holds the checks that the program must pass to be ready.
 	Ready   *telemetry.Ready
 	Started time.Time
 	Log     *slog.Logger
-	// Owners tells how the owners are that this host announces to; nil where it announces to none.
+	// Owners returns the state of the owners to which this host announces; nil if it announces to none.
 	Owners func() []api.OwnerStatus
 	// Clock is the wall clock of Config.
 	Clock func() time.Time
 
-	// Asked takes the connections of those who come to the piece wire's port to ask; nil where
-	// Config does not say so.
+	// Asked accepts the connections to the piece wire's port that speak the members' API; nil unless Config.Asked.
 	Asked net.Listener
 
 	cfg  Config
 	wire net.Listener
-	// limiter bounds the listeners; warnings are for the operator.
+	// limiter bounds the listeners; warnings are shown in the status.
 	limiter  *httpserver.Limiter
 	warnings []string
-	// taken is closed when the host's ID is known to be another host's, too.
+	// taken happens when an owner reports that another host has this host's ID.
 	taken takenID
 
 	owner *telemetry.Owner
-	// clocks are those of other owners; see Compared.
+	// clocks are the differences to the clocks of other owners; see Compared.
 	clocks clocks
 	drain  atomic.Int64 // nanoseconds
 }
 
-// New opens the data directory and the piece wire's port, and starts nothing. The error says
-// what to do. [Node.Run] or [Node.Close] gives both back.
+// New opens the data directory and the piece wire's port, and starts nothing. Its error states the remedy. [Node.Run] or
+// [Node.Close] releases both.
 func New(cfg Config, options ...Option) (n *Node, err error) {
 	for _, o := range options {
 		o(&cfg)
@@ -161,7 +158,7 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 		n.Log.Warn("the data directory was copied or restored, or comes from another machine: this host has taken a "+
 			"new ID", "dir", dir, "was", key.Was, "is", id)
 	case key.Was != "":
-		n.Log.Info("this host has a key now, whose name is its ID", "was", key.Was, "is", id)
+		n.Log.Info("this host has a key now, and its ID is the name of that key", "was", key.Was, "is", id)
 	}
 	n.Identity, err = identity.New(identity.Config{
 		Secret: cfg.Cluster.Secret, HostID: id, Key: key.PrivateKey, Insecure: cfg.Cluster.Insecure, Now: cfg.Clock,
@@ -183,8 +180,7 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	n.Verifier = identity.NewVerifier(n.Identity)
 	n.Purge, err = purge.Open(purge.Config{
 		Dir: dir, Dropper: dropper{n}, Leads: cfg.Role.Leads, Scheme: n.Scheme(), Transport: n.Transport,
-		Now:    cfg.Clock,
-		Logger: cfg.Logger,
+		Now: cfg.Clock, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return n, err
@@ -207,25 +203,25 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	return n, nil
 }
 
-// sweepSpools deletes what earlier versions left of bodies of unknown length when they were killed.
-// The store's lock is held, so that nobody else uses the data directory.
+// sweepSpools deletes the spools of earlier versions that were killed. The caller holds the store's lock, so no other
+// process uses the data directory.
 func sweepSpools(dir string, l *slog.Logger) {
-	left, _ := filepath.Glob(filepath.Join(dir, "darter-spool-*")) // the pattern is a good one
+	left, _ := filepath.Glob(filepath.Join(dir, "darter-spool-*")) // the pattern is valid
 	for _, path := range left {
 		if err := os.Remove(path); err != nil {
-			l.Warn("a spool that a killed process left could not be deleted", "path", path, "error", err)
+			l.Warn("cannot delete a spool that a killed process left", "path", path, "error", err)
 		}
 	}
 }
 
-// quotaOf is the cache's quota in bytes.
+// quotaOf returns the cache's quota in bytes.
 func quotaOf(cfg config.Cache, dir string) (int64, error) {
 	if cfg.Quota > 0 {
 		return int64(cfg.Quota), nil
 	}
 	quota, err := halfOfFree(dir)
 	if err != nil {
-		return 0, fmt.Errorf("node.dataDir: working out the cache's quota: %w", diskstore.Remedy(dir, err))
+		return 0, fmt.Errorf("node.dataDir: computing the cache's quota: %w", diskstore.Remedy(dir, err))
 	}
 	return quota, nil
 }
@@ -240,8 +236,8 @@ type Limits struct {
 	Drain   config.Drain
 }
 
-// Reload takes new settings into force, all of them or, with an error, none. What runs goes
-// on as it began; it reads passwords and certificates of upstreams again.
+// Reload applies new settings: all of them or, if it fails, none. Running requests keep their settings. It reads the
+// passwords and certificates of upstreams again.
 func (n *Node) Reload(l Limits) error {
 	quota, err := quotaOf(l.Cache, n.Store.Dir())
 	if err != nil {
@@ -273,8 +269,8 @@ func limits(r config.Limits) peer.Limits {
 		Origin: int64(r.Origin)}
 }
 
-// writable reports whether the data directory and the cache in it take a file with something
-// in it: a full disk still makes empty ones.
+// writable returns nil if the data directory and the cache accept a file of one page. An empty file would prove nothing:
+// a full disk accepts it.
 func (n *Node) writable(context.Context) error {
 	for _, dir := range []string{n.cfg.Node.DataDir, n.Store.Dir()} {
 		f, err := os.CreateTemp(dir, "probe-")
@@ -289,8 +285,8 @@ func (n *Node) writable(context.Context) error {
 	return nil
 }
 
-// MemberListen takes a port on which members talk to each other: only members are let in, or
-// where the cluster has no secret, only this machine, unless the operator said otherwise.
+// MemberListen opens a port for members. It accepts members only. Without a cluster secret it accepts only this machine,
+// unless the operator allows more.
 func (n *Node) MemberListen(key string, a config.Address) (net.Listener, error) {
 	if err := n.Identity.CheckListen(string(a)); err != nil {
 		return nil, fmt.Errorf("%s: %w", key, err)
@@ -306,8 +302,8 @@ func (n *Node) MemberListen(key string, a config.Address) (net.Listener, error) 
 	return n.limiter.Handshake(wrapped, l), nil
 }
 
-// Listen takes a port; key names its setting in the error. How many connections may be open is
-// bounded, and an error that passes is none of the caller's.
+// Listen opens a port; key names its setting in the error. The listener bounds the number of open connections, and
+// hides temporary errors of Accept.
 func (n *Node) Listen(key string, a config.Address) (net.Listener, error) {
 	l, err := net.Listen("tcp", string(a))
 	if err != nil {
@@ -316,14 +312,14 @@ func (n *Node) Listen(key string, a config.Address) (net.Listener, error) {
 	return n.limiter.Limit(l), nil
 }
 
-// Dial reaches another member.
+// Dial connects to another member.
 func (n *Node) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	d := net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
 	return n.Identity.WrapDialer(d.DialContext)(ctx, network, addr)
 }
 
-// Transport carries requests to the APIs of other members: TLS under https, with the cluster's own
-// proof of membership, and no proxy. It keeps few connections, which belong to the caller.
+// Transport sends requests to the APIs of other members: https with the certificates of the cluster, and no proxy. It
+// keeps few idle connections, which the caller closes.
 func (n *Node) Transport() *http.Transport {
 	d := net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
 	return &http.Transport{
@@ -332,10 +328,10 @@ func (n *Node) Transport() *http.Transport {
 	}
 }
 
-// dialTimeout bounds connecting to a member: one that is gone must not cost a pull more.
+// dialTimeout bounds a connect to a member, so that a dead member delays a pull no longer.
 const dialTimeout = 3 * time.Second
 
-// slots is how many requests of other hosts are accepted at once.
+// slots returns how many requests of other hosts the engine accepts at once.
 func (n *Node) slots(u config.Upload) int {
 	if u.UploadSlots > 0 {
 		return u.UploadSlots
@@ -343,13 +339,13 @@ func (n *Node) slots(u config.Upload) int {
 	return n.cfg.Role.UploadSlots
 }
 
-// Server returns the part that serves a handler on a listener of this node, and drains at its end.
+// Server returns a part that serves a handler on a listener of this node, and drains at its end.
 func (n *Node) Server(name string, l net.Listener, h http.Handler) Part {
 	drain := func() time.Duration { return time.Duration(n.drain.Load()) }
 	return httpserver.Server{Name: name, Listener: l, Handler: h, Limiter: n.limiter, Drain: drain, Logger: n.Log}.Run
 }
 
-// Connect builds the engine, once it is known whom it announces to and who watches it.
+// Connect builds the engine with its announcer and its observer.
 func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 	var hostOf func(net.Conn) (host.ID, error)
 	if n.Identity.Secure() {
@@ -380,15 +376,14 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 	})
 }
 
-// Part is something that runs until its context ends.
+// Part runs until its context ends.
 type Part func(ctx context.Context) error
 
-// Run runs the servers and, beneath them, the engine and the other parts, until ctx ends or
-// one of them fails. At the end the servers drain first, while the parts still work for
-// them; then the parts end, then the store is closed.
+// Run runs the servers, the engine and the other parts until ctx ends or one of them fails. Then the servers drain while
+// the other parts still work for them; after that the parts end, and Run closes the store.
 func (n *Node) Run(ctx context.Context, servers, parts []Part) error {
-	// Orders that were pending when the last process ended are carried out before anything is served. If the
-	// disk refuses, the store does not serve the task all the same.
+	// Pending purge orders are carried out before the node serves anything. Even if the disk refuses to delete a task,
+	// the store does not serve it.
 	if err := n.Purge.Resume(); err != nil {
 		n.Log.Warn("pending purge orders are not all carried out: trying again", "error", err)
 	}
@@ -406,7 +401,7 @@ func (n *Node) Run(ctx context.Context, servers, parts []Part) error {
 		})
 	}
 	defer context.AfterFunc(ctx, func() {
-		n.Log.Info("draining: no more requests are taken, and what runs may end", "timeout",
+		n.Log.Info("draining: no new requests are accepted, and running ones may end", "timeout",
 			time.Duration(n.drain.Load()))
 	})()
 	// The servers end when ctx ends, or when a part failed.
@@ -425,7 +420,7 @@ func (n *Node) Run(ctx context.Context, servers, parts []Part) error {
 	return errors.Join(err, n.Store.Close())
 }
 
-// Close gives back what [New] took, for a node that never ran.
+// Close releases the store and the port, for a node that never ran.
 func (n *Node) Close() error {
 	var errs []error
 	if n.wire != nil {
@@ -437,7 +432,7 @@ func (n *Node) Close() error {
 	return errors.Join(errs...)
 }
 
-// Status tells what concerns every member.
+// Status returns the part of the status that every member has.
 func (n *Node) Status() api.Status {
 	stats, usage := n.Engine.Stats(), n.Store.Usage()
 	return api.Status{
@@ -453,7 +448,7 @@ func (n *Node) Status() api.Status {
 	}
 }
 
-// running are the downloads that somebody waits for, those first that have stood still longest.
+// running lists the downloads that a client waits for; the one that has been idle longest comes first.
 func (n *Node) running(now time.Time) (list []api.RunningStatus) {
 	for _, t := range n.Engine.Tasks() {
 		if !t.Wanted {
@@ -473,10 +468,10 @@ func (n *Node) running(now time.Time) (list []api.RunningStatus) {
 	return list[:min(len(list), api.RunningMax)]
 }
 
-// Seeds is how the contents ended that this node had to bring as their owner.
+// Seeds returns the outcomes of the tasks that this node fetched as their owner.
 func (n *Node) Seeds() *api.Outcomes { return n.owner.Outcomes() }
 
-// judged adds to a status whether the program can do its work, and what it lacks.
+// judged adds to a status whether the program is ready, and which checks fail.
 func (n *Node) judged(ctx context.Context, s api.Status) api.Status {
 	for _, m := range n.Ready.Missing(ctx) {
 		s.Missing = append(s.Missing, fmt.Sprintf("%s: %v", m.Name, m.Err))
@@ -485,7 +480,7 @@ func (n *Node) judged(ctx context.Context, s api.Status) api.Status {
 	return s
 }
 
-// Tasks tells what the store and the engine hold.
+// Tasks lists the tasks of the store and of the engine.
 func (n *Node) Tasks() []api.TaskStatus {
 	running := map[string]peer.TaskStatus{}
 	for _, t := range n.Engine.Tasks() {
@@ -511,8 +506,7 @@ func (n *Node) Tasks() []api.TaskStatus {
 	return out
 }
 
-// halfOfFree is the quota where the operator set none: half of what is free on the file
-// system, and of what the cache holds already.
+// halfOfFree returns the default quota: half of the space that is free on the file system or used by the cache.
 func halfOfFree(dir string) (int64, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return 0, err

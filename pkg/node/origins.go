@@ -17,16 +17,16 @@ import (
 	"github.com/darter-io/darter/pkg/version"
 )
 
-// Origins are the places outside the cluster that this node may ask.
+// Origins are the places outside the cluster to which this node may send requests.
 type Origins struct {
-	// Source brings content of every kind, for the engine.
+	// Source opens tasks of every kind, for the engine.
 	Source source.Origin
-	// Files answers what a file is, Registries what a client of the mirror may have.
+	// Files returns the metadata of files; Registries answers the lookups of the mirror.
 	Files      *Files
 	Registries *Registries
 }
 
-// Registries are the registries as they are configured now. Safe for concurrent use.
+// Registries are the registries of the current settings. Safe for concurrent use.
 type Registries struct {
 	now atomic.Pointer[registry.Client]
 }
@@ -36,32 +36,32 @@ func (r *Registries) Open(ctx context.Context, spec task.Spec, offset int64) (*s
 	return r.now.Load().Open(ctx, spec, offset)
 }
 
-// Do puts a question to a registry; see [registry.Client.Do].
+// Do sends a request to a registry; see [registry.Client.Do].
 func (r *Registries) Do(ctx context.Context, q source.RegistryRequest) (*http.Response, error) {
 	return r.now.Load().Do(ctx, q)
 }
 
-// Allow returns nil for a registry that may be asked; see [registry.Client.Allow].
+// Allow returns nil for a registry to which the node may send requests; see [registry.Client.Allow].
 func (r *Registries) Allow(name string) error { return r.now.Load().Allow(name) }
 
 // Listed reports whether the operator listed a registry; see [registry.Client.Listed].
 func (r *Registries) Listed(name string) bool { return r.now.Load().Listed(name) }
 
-// Credentialed reports whether a registry is asked with the node's own credentials; see
+// Credentialed reports whether the node uses credentials of its own for a registry; see
 // [registry.Client.Credentialed].
 func (r *Registries) Credentialed(name string) bool { return r.now.Load().Credentialed(name) }
 
 // CloseIdleConnections ends the connections that no request uses.
 func (r *Registries) CloseIdleConnections() { r.now.Load().CloseIdleConnections() }
 
-// use asks registries as next says from now on; what the former client began goes on.
+// use replaces the client for new requests. Running requests of the former client go on.
 func (r *Registries) use(next *registry.Client) {
 	if former := r.now.Swap(next); former != nil {
 		former.CloseIdleConnections()
 	}
 }
 
-// Files are the web servers as they are configured now. Safe for concurrent use.
+// Files are the web servers of the current settings. Safe for concurrent use.
 type Files struct {
 	now atomic.Pointer[httporigin.Origin]
 }
@@ -71,17 +71,17 @@ func (f *Files) Open(ctx context.Context, spec task.Spec, offset int64) (*source
 	return f.now.Load().Open(ctx, spec, offset)
 }
 
-// Probe asks what a file is; see [httporigin.Origin.Probe].
+// Probe requests the metadata of a file; see [httporigin.Origin.Probe].
 func (f *Files) Probe(ctx context.Context, spec task.Spec) (httporigin.Info, error) {
 	return f.now.Load().Probe(ctx, spec)
 }
 
-// Examine asks what a file is and how far it may be shared; see [httporigin.Origin.Examine].
+// Examine requests the metadata of a file and what decides its sharing; see [httporigin.Origin.Examine].
 func (f *Files) Examine(ctx context.Context, spec task.Spec) (httporigin.Info, sharing.Answer, error) {
 	return f.now.Load().Examine(ctx, spec)
 }
 
-// Window brings the bytes of a range of a file; see [httporigin.Origin.Window].
+// Window fetches the bytes of a range of a file; see [httporigin.Origin.Window].
 func (f *Files) Window(ctx context.Context, spec task.Spec, w sharing.Window) ([]byte, error) {
 	return f.now.Load().Window(ctx, spec, w)
 }
@@ -89,7 +89,7 @@ func (f *Files) Window(ctx context.Context, spec task.Spec, w sharing.Window) ([
 // CloseIdleConnections ends the connections that no request uses.
 func (f *Files) CloseIdleConnections() { f.now.Load().CloseIdleConnections() }
 
-// use asks web servers as next says from now on; what the former client began goes on.
+// use replaces the client for new requests. Running requests of the former client go on.
 func (f *Files) use(next *httporigin.Origin) {
 	if former := f.now.Swap(next); former != nil {
 		former.CloseIdleConnections()
@@ -122,11 +122,11 @@ func newFiles(cfg Config) (*httporigin.Origin, error) {
 	return o, nil
 }
 
-// registryStall is how long a registry's body may stand still before it is asked for the rest
-// again: container runtimes begin to time out there.
+// registryStall is how long a registry's body may be idle before the node requests the rest again. Container runtimes
+// begin to time out there.
 const registryStall = 10 * time.Second
 
-// common is what holds for every origin.
+// common returns the settings of every origin.
 func common(cfg Config) httporigin.Config {
 	return httporigin.Config{AllowAddrs: prefixes(cfg.Files.AllowAddresses), UserAgent: "darter/" + version.Current()}
 }
@@ -137,8 +137,7 @@ func newRegistries(cfg Config) (*registry.Client, error) {
 	for _, u := range cfg.Origins.Upstreams {
 		up := registry.Upstream{
 			URLs: u.URLs, PlainHTTP: u.PlainHTTP, CAFile: u.CA, CertFile: u.ClientCert, KeyFile: u.ClientKey,
-			Proxy:    u.Proxy,
-			Username: u.Username, DockerConfig: u.DockerConfig, Realms: u.Realms,
+			Proxy: u.Proxy, Username: u.Username, DockerConfig: u.DockerConfig, Realms: u.Realms,
 			AllowPrivateRealm: u.AllowPrivateRealm,
 		}
 		if u.PasswordFile != "" {

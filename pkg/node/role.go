@@ -2,15 +2,15 @@ package node
 
 import "github.com/darter-io/darter/pkg/peer/upload"
 
-// Role is what differs between the members of a cluster.
+// Role holds the differences between supernodes and dfdaemons.
 type Role struct {
 	// Program is the name in the status: "supernode" or "dfdaemon".
 	Program string
-	// Seed: the engine's parent is the origin, and it serves all that it gets.
+	// Seed makes the engine a seed: it fetches from origins, and chooses the pieces that it sends.
 	Seed bool
-	// Leads: every host of the cluster announces to this member.
+	// Leads is true if every host of the cluster announces to this member.
 	Leads bool
-	// UploadSlots is how many requests of other hosts it accepts at once, if the settings do not say it.
+	// UploadSlots is how many requests of other hosts it accepts at once, unless the settings do.
 	UploadSlots int
 	// UploadLines is how many receivers share its bandwidth at a time; 0 is the engine's default.
 	UploadLines int

@@ -9,11 +9,11 @@ import (
 	"github.com/darter-io/darter/pkg/piece/diskstore"
 )
 
-// ErrRenamed tells that a program ended because its host's ID is another live host's, too, and
-// that the host has another ID now: run it again.
-var ErrRenamed = errors.New("this host has taken another ID: start it again")
+// ErrRenamed reports that the program ended because another live host has the same ID. The host now has a new ID: run
+// the program again.
+var ErrRenamed = errors.New("this host has taken a new ID: start it again")
 
-// takenID is the news that another host has this host's ID. Its zero value is no news.
+// takenID is the event that another host has this host's ID. The zero value has not happened.
 type takenID struct {
 	once   sync.Once
 	ctx    context.Context
@@ -24,25 +24,24 @@ func (t *takenID) init() {
 	t.once.Do(func() { t.ctx, t.cancel = context.WithCancelCause(context.Background()) })
 }
 
-// context ends when the news comes.
+// context ends when the event happens.
 func (t *takenID) context() context.Context {
 	t.init()
 	return t.ctx
 }
 
-// renamesMax is how often a host takes another ID in the life of a process. One that was just
-// drawn is nobody's, so an owner that goes on calling it another's is wrong or lies: the host
-// leads its own tasks then, and goes on to ask.
+// renamesMax bounds how often a host takes a new ID in the life of a process. A new ID is random, so an owner that
+// still reports it as taken is wrong or lies. The host then leads its own tasks, and continues to announce.
 const renamesMax = 3
 
-// renames counts them by data directory: a node does not outlive its ID.
+// renames counts the new IDs by data directory, because each new ID means a new [Node].
 var renames struct {
 	sync.Mutex
 	of map[string]int
 }
 
-// Taken ends [Node.Run] because an owner said that the host's ID is another live host's; err
-// holds its words. The host takes another ID, at most three times in the life of a process.
+// Taken ends [Node.Run] because an owner reported that another live host has this host's ID; err is that report. The
+// host takes a new ID, at most three times in the life of a process.
 func (n *Node) Taken(err error) {
 	n.taken.init()
 	if n.taken.ctx.Err() != nil {
@@ -60,7 +59,7 @@ func (n *Node) Taken(err error) {
 	n.taken.cancel(err)
 }
 
-// retake gives the host another key where its ID was taken; the error wraps [ErrRenamed] then.
+// retake gives the host a new key if its ID was taken. The error then wraps [ErrRenamed].
 func (n *Node) retake() error {
 	cause := context.Cause(n.taken.context())
 	if cause == nil {
@@ -68,9 +67,9 @@ func (n *Node) retake() error {
 	}
 	key, err := diskstore.ReplaceHostKey(n.cfg.Node.DataDir)
 	if err != nil {
-		return fmt.Errorf("%w; taking another ID: %w", cause, err)
+		return fmt.Errorf("%w; taking a new ID: %w", cause, err)
 	}
-	n.Log.Warn("this host's ID is another live host's, too: it takes a new one and begins again", "was", n.Host.ID,
+	n.Log.Warn("another live host has the same ID: this host takes a new one and starts again", "was", n.Host.ID,
 		"is", key.ID(), "error", cause)
 	return fmt.Errorf("%w: %w", ErrRenamed, cause)
 }
