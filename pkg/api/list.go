@@ -29,7 +29,7 @@ func UnmarshalList[T any](b []byte, most, size int) ([]T, error) {
 			return nil, err
 		}
 		if len(raw) > size {
-			return nil, fmt.Errorf("element %d has %d bytes, at most %d are taken", len(list), len(raw), size)
+			return nil, fmt.Errorf("element %d has %d bytes, more than %d", len(list), len(raw), size)
 		}
 		var v T
 		if err := json.Unmarshal(raw, &v); err != nil {

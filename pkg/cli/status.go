@@ -46,7 +46,7 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 		}
 		for _, other := range slices.Sorted(maps.Keys(s.Listen)) { // those of mirror.listeners
 			if registry, ok := strings.CutPrefix(other, "mirror of "); ok {
-				line("mirror", "%s, of %s for who names none", s.Listen[other], registry)
+				line("mirror", "%s, for %s if a request names no registry", s.Listen[other], registry)
 			}
 		}
 	}
@@ -83,9 +83,9 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	for _, h := range s.HostPurgeFailures {
 		line("NOT DELETED", "by host %s: %s", h.Host, h.Why)
 	}
-	for i, o := range s.Offenders {
-		if i == offendersShown {
-			line("", "and %d more (--json lists them)", len(s.Offenders)-i)
+	for i, o := range s.RefusedHosts {
+		if i == refusedShown {
+			line("", "and %d more (--json lists them)", len(s.RefusedHosts)-i)
 			break
 		}
 		line("REFUSED", "%s%s, %s, the last %s: %s", prefixed("host ", prefixed("", o.ID.Short()+" ")), "from "+o.Addr,
@@ -104,16 +104,16 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	line("received", "%s from peers, %s from supernodes, %s from origins%s", size(r.Peers), size(r.Seeds),
 		size(r.Origin), share(s))
 	if s.Program == "dfdaemon" {
-		line("given", "%s to other nodes, %s to local clients, of that %s from the cache", size(s.Sent),
+		line("sent", "%s to other nodes, %s to local clients, of that %s from the cache", size(s.Sent),
 			size(s.Served), size(r.Cache))
 	} else {
-		line("given", "%s to nodes", size(s.Sent))
+		line("sent", "%s to nodes", size(s.Sent))
 	}
 	if text := limited(s.Limits); text != "" {
 		line("limits", "%s", text)
 	}
 	if s.BadPieces > 0 {
-		line("BAD", "%s not match the digest; the log names who sent them",
+		line("BAD", "%s not match the digest; the log names the senders",
 			plural(int(s.BadPieces), "piece did", "pieces did"))
 	}
 	outcomes := func(name, well string, o *api.Outcomes) {
@@ -122,7 +122,7 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 		}
 		text := fmt.Sprintf("%d %s, %d refused, %d failed", o.OK, well, o.Refused, o.Failed)
 		if o.Canceled > 0 {
-			text += fmt.Sprintf(", %d left by the client", o.Canceled)
+			text += fmt.Sprintf(", %d canceled by the client", o.Canceled)
 		}
 		if !o.Last.IsZero() {
 			text += ", the last " + ago(o.Last, now)
@@ -133,10 +133,10 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 				strings.Join(strings.Fields(strings.TrimPrefix(f.Name+": "+f.Error, ": ")), " "))
 		}
 	}
-	outcomes("pulls", "ended well", s.Pulls)
-	outcomes("seeds", "brought", s.Seeds)
+	outcomes("pulls", "succeeded", s.Pulls)
+	outcomes("seeds", "fetched", s.Seeds)
 	line("now", "%s, %s open", plural(len(s.Running), "download runs", "downloads run"),
-		plural(s.Downloads, "content", "contents"))
+		plural(s.Downloads, "task", "tasks"))
 	for i, r := range s.Running {
 		if i == runningShown {
 			line("", "and %d more (--json lists them)", len(s.Running)-i)
@@ -147,45 +147,45 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	return tw.Flush()
 }
 
-// offendersShown is how many offenders the text names.
-const offendersShown = 5
+// refusedShown bounds the refused hosts in the text.
+const refusedShown = 5
 
-// runningShown is how many downloads the text names; after quietMin without a piece it says that nothing comes.
+// runningShown bounds the downloads in the text; after quietMin without a piece, the text marks a download.
 const (
 	runningShown = 10
 	quietMin     = 5 * time.Second
 )
 
-// running tells of one download.
+// running describes one download.
 func running(r api.RunningStatus, program string, size func(int64) string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s%s: ", prefixed("", r.Name+" "), r.ID.Short())
 	switch {
 	case r.Length < 0:
-		b.WriteString("nothing is known of it yet")
+		b.WriteString("its length is unknown yet")
 	case r.Length > 0:
 		fmt.Fprintf(&b, "%d%% of %s", 100*r.Have/r.Length, size(r.Length))
 	}
-	// a supernode is there to ask origins
+	// A supernode fetches from origins by design.
 	if all := r.Received.Peers + r.Received.Seeds + r.Received.Origin; all > 0 && program == "dfdaemon" {
 		fmt.Fprintf(&b, ", %d%% of it from the cluster", 100*(r.Received.Peers+r.Received.Seeds)/all)
 	}
 	if quiet := time.Duration(r.Quiet * float64(time.Second)); quiet >= quietMin {
-		fmt.Fprintf(&b, ", NOTHING COMES for %s", quiet.Round(time.Second))
+		fmt.Fprintf(&b, ", NO PIECE for %s", quiet.Round(time.Second))
 	}
 	return strings.TrimSpace(b.String())
 }
 
-// ago tells how long something is past.
+// ago returns the time since then as text.
 func ago(then, now time.Time) string {
-	d := max(0, now.Sub(then)) // a clock that was set back
+	d := max(0, now.Sub(then)) // the clock may have been set back
 	if d >= time.Hour {
 		return strings.TrimSuffix(d.Truncate(time.Minute).String(), "0s") + " ago"
 	}
 	return d.Truncate(time.Second).String() + " ago"
 }
 
-// limited names the limits that there are.
+// limited lists the limits that are set.
 func limited(l api.Limits) string {
 	var words []string
 	for _, one := range []struct {
@@ -206,8 +206,8 @@ func plural(n int, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// share tells how much of what came in came from the cluster. A supernode is there to ask
-// origins.
+// share returns the part of the received bytes that came from the cluster; empty for a supernode, which fetches from
+// origins by design.
 func share(s api.Status) string {
 	r := s.Received
 	all := r.Peers + r.Seeds + r.Origin

@@ -52,15 +52,15 @@ func TestWriteStatus(t *testing.T) {
 	assert.Equal(t, `dfdaemon   ready, up 1h30m0s, version v1
 node       node7 (00112233), zone rack3
 mirror     127.0.0.1:65001
-mirror     127.0.0.1:65012, of ghcr.io for who names none
-mirror     127.0.0.1:65011, of quay.io for who names none
+mirror     127.0.0.1:65012, for ghcr.io if a request names no registry
+mirror     127.0.0.1:65011, for quay.io if a request names no registry
 peer       10.0.0.7:65002
 supernode  10.0.0.1:65000 answers
 supernode  10.0.0.2:65000 DOES NOT ANSWER: connection refused
 cache      1.0 GiB in 12 tasks (25% of 4.0 GiB), /var/lib/darter/dfdaemon
 received   700 MiB from peers, 200 MiB from supernodes, 100 MiB from origins (90% from the cluster)
-given      3.0 GiB to other nodes, 1.0 GiB to local clients, of that 5.0 MiB from the cache
-now        0 downloads run, 0 contents open
+sent       3.0 GiB to other nodes, 1.0 GiB to local clients, of that 5.0 MiB from the cache
+now        0 downloads run, 0 tasks open
 `, out.String())
 
 	s.Pulls = &api.Outcomes{OK: 12, Refused: 1, Failed: 2, Canceled: 3, Last: now.Add(-4 * time.Second),
@@ -74,11 +74,11 @@ now        0 downloads run, 0 contents open
 	}
 	out.Reset()
 	require.NoError(t, WriteStatus(&out, s, now))
-	assert.Contains(t, out.String(), `pulls      12 ended well, 1 refused, 2 failed, 3 left by the client, the last 4s ago
+	assert.Contains(t, out.String(), `pulls      12 succeeded, 1 refused, 2 failed, 3 canceled by the client, the last 4s ago
 FAILED     1h35m ago: quay.io/a/b: reading sha256:aa: no route to host
-now        2 downloads run, 4 contents open
-           quay.io/a/b sha256:0123456789ab: 25% of 4.0 MiB, 50% of it from the cluster, NOTHING COMES for 12s
-           quay.io/a/b sha256:1123456789ab: nothing is known of it yet
+now        2 downloads run, 4 tasks open
+           quay.io/a/b sha256:0123456789ab: 25% of 4.0 MiB, 50% of it from the cluster, NO PIECE for 12s
+           quay.io/a/b sha256:1123456789ab: its length is unknown yet
 `)
 	s.Running = slices.Repeat(s.Running, 10)
 	out.Reset()
@@ -102,8 +102,8 @@ now        2 downloads run, 4 contents open
 	out.Reset()
 	require.NoError(t, WriteStatus(&out, s, now))
 	for _, want := range []string{"hosts      1 announces here", "0 B in 1 task (", "1.0 MiB from origins\n",
-		"given      1.0 GiB to nodes\n", "seeds      7 brought, 0 refused, 0 failed\n",
-		"now        1 download runs, 1 content open\n           sha256:2123456789ab: 50% of 4 B\n"} {
+		"sent       1.0 GiB to nodes\n", "seeds      7 fetched, 0 refused, 0 failed\n",
+		"now        1 download runs, 1 task open\n           sha256:2123456789ab: 50% of 4 B\n"} {
 		assert.Contains(t, out.String(), want)
 	}
 	assert.NotContains(t, out.String(), "supernode  no other", "it does not gossip")

@@ -17,12 +17,11 @@ func (c *Coordinator) forgetReports(id host.ID) {
 	}
 }
 
-// apartEvery is how often the log names a host with another clock.
-const apartEvery = time.Minute
+// clockEvery is the interval of log lines about hosts with other clocks.
+const clockEvery = time.Minute
 
-// checkClock refuses a host whose clock is so far from this one's that TLS between the two would fail:
-// no other host is sent to it, and it does not wait for pieces that cannot come. A host of a former
-// version sends no clock.
+// checkClock refuses a host whose clock differs so much from this owner's that TLS between members fails. No other host
+// gets it as a neighbour, and it does not wait for pieces in vain. A host of a former version sends no clock.
 func (c *Coordinator) checkClock(r api.AnnounceRequest) error {
 	if r.Clock.IsZero() || r.Leaving || r.Host.ID == c.cfg.Host.ID {
 		return nil
@@ -33,28 +32,28 @@ func (c *Coordinator) checkClock(r api.AnnounceRequest) error {
 	}
 	c.mu.Lock()
 	changes := c.sched.Leave(time.Now(), r.Host.ID)
-	c.apartWhy, c.apartAt = err.Error(), time.Now()
+	c.clockWhy, c.clockAt = err.Error(), time.Now()
 	c.mu.Unlock()
 	c.seed(changes.Seeds)
 	c.forgetReports(r.Host.ID)
 	if c.cfg.ClockRefused != nil {
 		c.cfg.ClockRefused()
 	}
-	c.apart.Do(func() {
+	c.clockLog.Do(func() {
 		c.log.Warn("host refused because of its clock", "host", r.Host.ID, "name", r.Host.Name, "error", err)
 	})
-	// The host that reads it is not the one that "this host" means here.
+	// The reader of the reason is the other host.
 	reason := strings.Replace(err.Error(), "this host's clock", "this owner's clock", 1)
 	return &RequestError{Status: api.StatusClock, Reason: reason}
 }
 
-// Clocks says which host was refused last because of its clock, and why; empty where none was within
-// a minute.
+// Clocks returns the reason of the last refusal because of a clock, with the name of the host; empty if there was none
+// within a minute.
 func (c *Coordinator) Clocks() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.apartWhy == "" || time.Since(c.apartAt) > apartEvery {
+	if c.clockWhy == "" || time.Since(c.clockAt) > clockEvery {
 		return ""
 	}
-	return c.apartWhy
+	return c.clockWhy
 }

@@ -1,8 +1,8 @@
 // Package coordinator is what the owner of tasks runs: it answers announces with what its scheduler
-// decides, and sends its own engine to an origin when no live host holds a task.
+// decides, and orders its own engine to fetch a task from its origin when no live host holds it.
 //
-// A response never waits for an origin: the seed starts while the response is on its way, and what is
-// not known yet follows on the piece wire. Start at [Coordinator.ServeAnnounce].
+// A response never waits for an origin: the seed starts in the background, and metadata that arrive later
+// follow on the piece wire. Start at [Coordinator.ServeAnnounce].
 package coordinator
 
 import (
@@ -47,41 +47,40 @@ type Store interface {
 	Inventory() []piece.Entry
 }
 
-// Purges is what a Coordinator passes between its hosts and package purge. It must not call back.
+// Purges connects a Coordinator's hosts to package purge. It must not call back.
 type Purges interface {
 	Mark() string
-	// Note takes in what an accepted announce reports, ForgetHost what a host that is gone reported.
+	// Note records what an accepted announce reports. ForgetHost deletes the reports of a host that is gone.
 	Note(r api.AnnounceRequest)
 	ForgetHost(id host.ID)
 }
 
-// Config is what a Coordinator is made of.
+// Config holds the parts of a Coordinator.
 type Config struct {
 	// Host is the owner's own host, where its engine serves pieces.
 	Host host.Host
 	// Scheduler may set limits and times; Self is Host, and a Seed of 0 is drawn.
 	Scheduler scheduler.Config
-	// Seed has the host's engine get a task from its origin in the background. It returns at once;
+	// Seed orders the host's engine to fetch a task from its origin in the background. It returns at once;
 	// the engine reports by SeedMetadata, SeedDone and SeedFailed. It may call the Coordinator.
 	Seed func(spec task.Spec)
 	// Store is the host's piece store; nil: there is none, and no response has inline bytes.
 	Store Store
 	// Owners lists the API addresses of all live owners for the responses; nil: none are listed.
 	Owners func() []string
-	// Purges gives the mark of the purge orders for the responses, and takes in what hosts report;
-	// nil: neither.
+	// Purges provides the mark of the purge orders for the responses, and records what hosts report; nil: neither.
 	Purges Purges
 	// Now is this host's wall clock, to compare with other members'. Default [time.Now].
 	Now func() time.Time
-	// Apart is called for each host that is refused because of its clock; it may be nil.
+	// ClockRefused is called for each announce that is refused because of the host's clock; it may be nil.
 	ClockRefused func()
-	// Observe is called after every announce of another host with the time that it took. It may be
-	// nil, and must not block.
+	// Observe is called after every announce of another host, with the time to answer it. It may be nil, and must not
+	// block.
 	Observe func(r api.AnnounceRequest, took time.Duration)
-	// Refused is called for announces that were refused, and for tasks that a bound kept out. It may
-	// be nil, and must not block.
+	// Refused is called for refused announces, and for announces whose tasks exceed a bound. It may be nil, and must
+	// not block.
 	Refused func(r Refusal)
-	// Logger takes what happens; nil discards it.
+	// Logger receives the log; nil discards it.
 	Logger *slog.Logger
 }
 
@@ -97,17 +96,17 @@ type Coordinator struct {
 	// metadata of tasks that a host wants or holds.
 	metadata map[task.ID]piece.Metadata
 	// standbys as responses name them; the list is never changed.
-	standbys  []string
-	offenders offenders
-	// apartWhy is why a host was refused last because of its clock, apartAt when.
-	apartWhy string
-	apartAt  time.Time
+	standbys []string
+	refusals refusedHosts
+	// clockWhy is the reason of the last refusal because of a clock, clockAt its time.
+	clockWhy string
+	clockAt  time.Time
 
-	// apart keeps a crowd of hosts with other clocks from filling the log.
-	apart rate.Sometimes
+	// clockLog bounds the log lines about hosts with other clocks.
+	clockLog rate.Sometimes
 }
 
-// New returns a Coordinator that knows only its own host and what its store holds.
+// New returns a Coordinator that knows only its own host and the tasks of its store.
 func New(cfg Config) *Coordinator {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -121,7 +120,7 @@ func New(cfg Config) *Coordinator {
 		log:      cfg.Logger,
 		sched:    scheduler.New(cfg.Scheduler),
 		metadata: make(map[task.ID]piece.Metadata),
-		apart:    rate.Sometimes{Interval: apartEvery},
+		clockLog: rate.Sometimes{Interval: clockEvery},
 	}
 	if c.cfg.Now == nil {
 		c.cfg.Now = time.Now
@@ -136,8 +135,8 @@ func New(cfg Config) *Coordinator {
 	return c
 }
 
-// Run lets time pass for the scheduler until ctx ends; it returns nil. Without it, no response names
-// a host that fell silent, but the host is never forgotten.
+// Run advances the scheduler's time until ctx ends; it returns nil. Without Run, no response names a silent host, but
+// the scheduler never forgets it.
 func (c *Coordinator) Run(ctx context.Context) error {
 	begun := time.Now()
 	ticker := time.NewTicker(time.Second)
@@ -180,16 +179,15 @@ func (c *Coordinator) findStandbys(now time.Time) {
 
 func (c *Coordinator) seed(specs []task.Spec) {
 	for _, spec := range specs {
-		c.log.Debug("sending the seed to the origin",
+		c.log.Debug("ordering the seed to fetch from the origin",
 			"task", spec.ID, "upstream", spec.Upstream, "repository", spec.Repository)
 		c.cfg.Seed(spec)
 	}
 }
 
-// Announce takes in an entry of the host's own engine. An assignment with Seed means that the engine
-// must go to the origin itself; Seed of the Config is not called for it. The leader is
-// [owners.LastResort]: a Coordinator does not know which hosts send announces here, only the
-// announce client does.
+// Announce answers an entry of the host's own engine. An assignment with Seed orders the engine to fetch the task from
+// its origin; Seed of the Config is not called for it. The leader is [owners.LastResort]: only the announce client knows
+// whether other hosts announce here.
 func (c *Coordinator) Announce(ctx context.Context, e api.Entry) (api.Assignment, owners.Leader, error) {
 	if err := ctx.Err(); err != nil {
 		return api.Assignment{}, owners.LastResort, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
@@ -201,10 +199,9 @@ func (c *Coordinator) Announce(ctx context.Context, e api.Entry) (api.Assignment
 	return response.Assignments[0], owners.LastResort, nil
 }
 
-// ServeAnnounce answers an announce of a host. It waits for nothing; ctx only holds the [Sender]. The
-// error is a *[RequestError] when the request as a whole is wrong or speaks for another host, and wraps
-// [scheduler.ErrFull] when a bound admits no other host. An entry that is wrong by itself gets a
-// Failure and does not affect the others.
+// ServeAnnounce answers an announce of a host. It does not block; ctx only carries the [Sender]. The error is a
+// *[RequestError] if the whole request is invalid or names another host than its sender, and wraps [scheduler.ErrFull]
+// if a bound admits no other host. An invalid entry gets a Failure and does not affect the others.
 func (c *Coordinator) ServeAnnounce(ctx context.Context, r api.AnnounceRequest) (api.AnnounceResponse, error) {
 	from := senderOf(ctx, r.Host)
 	response, err := c.serve(r, from)
@@ -230,7 +227,8 @@ func (c *Coordinator) serve(r api.AnnounceRequest, from Sender) (api.AnnounceRes
 	return c.answer(r, from.source())
 }
 
-// answer decides; source is where the report came from, empty for the owner's own host.
+// answer asks the scheduler and builds the response. source is the network that bounds count by, empty for the owner's
+// own host.
 func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.AnnounceResponse, error) {
 	report := scheduler.Report{
 		Host: r.Host, Generation: r.Generation, Source: source, Leaving: r.Leaving, Standby: r.Standby,
@@ -238,8 +236,7 @@ func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.Announce
 	}
 	refused := make([]error, len(r.Entries))
 	for i, e := range r.Entries {
-		// An entry that is refused keeps its place, so that assignments are in order; without an
-		// event the scheduler passes over it.
+		// A refused entry keeps its place, so that assignments are in order. Without an event the scheduler ignores it.
 		if refused[i] = checkEntry(e); refused[i] == nil {
 			report.Entries[i] = entry(e)
 			if e.Event == api.Started || e.Event == api.Starving {
@@ -252,13 +249,13 @@ func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.Announce
 	decided, err := c.sched.Announce(time.Now(), report)
 	standbys := c.standbys
 	c.mu.Unlock()
-	// Before anything else, also before an error: the scheduler relies on it.
+	// The scheduler relies on this call, also if it returned an error.
 	c.seed(decided.Seeds)
 	if err != nil {
 		return api.AnnounceResponse{}, asRequestError(err)
 	}
 	if decided.Forgotten > 0 {
-		c.crowded(decided, source)
+		c.forgotten(decided, source)
 	}
 	switch {
 	case r.Leaving:
@@ -303,8 +300,8 @@ func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.Announce
 	return response, nil
 }
 
-// checkHeld reports to the scheduler when the host's own store has evicted a task that was complete.
-// Otherwise the owner would still count itself as a holder, and the origin would not be asked again.
+// checkHeld tells the scheduler if the host's own store has evicted a task that was complete. Otherwise the owner would
+// still count itself as a holder, and no host would fetch the task from its origin again.
 func (c *Coordinator) checkHeld(id task.ID) {
 	if c.cfg.Store == nil {
 		return
@@ -329,7 +326,7 @@ func (c *Coordinator) checkHeld(id task.ID) {
 	c.seed(seeds)
 }
 
-// metadataOf returns what the engine learned from an origin or the store remembers, or nil.
+// metadataOf returns the metadata that the engine received from an origin or that the store holds, or nil.
 func (c *Coordinator) metadataOf(id task.ID) *piece.Metadata {
 	c.mu.Lock()
 	f, ok := c.metadata[id]
@@ -342,7 +339,7 @@ func (c *Coordinator) metadataOf(id task.ID) *piece.Metadata {
 	}
 	replica, err := c.cfg.Store.Open(id)
 	if err != nil {
-		return nil // it need not have it, and the engine logs why it cannot read it
+		return nil // the store may lack the task; the engine logs other errors
 	}
 	defer replica.Close()
 	f = replica.Metadata()
@@ -350,8 +347,8 @@ func (c *Coordinator) metadataOf(id task.ID) *piece.Metadata {
 	return &f
 }
 
-// readInline returns all bytes of a small task and their proof, or nil when the store does not hold
-// all of it. A host would not take bytes that neither the task's digest nor a coordinator vouches for.
+// readInline returns all bytes of a small task and their proof, or nil if the store does not hold all of it. A host
+// rejects bytes that neither the task's digest nor a coordinator's signature proves.
 func (c *Coordinator) readInline(id task.ID, f piece.Metadata) ([]byte, *api.Proof) {
 	if c.cfg.Store == nil {
 		return nil, nil
@@ -371,13 +368,13 @@ func (c *Coordinator) readInline(id task.ID, f piece.Metadata) ([]byte, *api.Pro
 	}
 	content := make([]byte, f.Length)
 	if n, err := replica.ReadAt(content, 0); n < len(content) {
-		c.log.Warn("small task could not be read for a response", "task", id, "error", err)
+		c.log.Warn("cannot read a small task for a response", "task", id, "error", err)
 		return nil, nil
 	}
 	return content, proof
 }
 
-// SeedMetadata takes in what the engine learned about a task from its origin.
+// SeedMetadata records the metadata that the engine received from a task's origin.
 func (c *Coordinator) SeedMetadata(id task.ID, f piece.Metadata) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -386,25 +383,24 @@ func (c *Coordinator) SeedMetadata(id task.ID, f piece.Metadata) {
 	}
 }
 
-// SeedDone takes in that the host holds a whole task now.
+// SeedDone records that the host holds the whole task.
 func (c *Coordinator) SeedDone(id task.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.sched.Done(id, c.metadata[id].Layout().Count())
 }
 
-// SeedFailed takes in that the engine could not get a task from its origin. Hosts that wait for it get
-// the origin's own answer; a refusal that may concern the credentials goes only to hosts with the same
-// ones. used is the spec of the request to the origin, which can differ from the one that Seed got; nil
-// where there was no request.
+// SeedFailed records that the engine could not fetch a task from its origin. Hosts that wait for the task get the
+// origin's own response; a refusal that may depend on the credentials goes only to hosts with the same ones. used is the
+// spec of the request to the origin, which can differ from the spec that Seed received; nil if there was no request.
 func (c *Coordinator) SeedFailed(id task.ID, used *task.Spec, f *api.Failure) {
 	if f == nil {
-		f = &api.Failure{Status: http.StatusBadGateway, Message: "the seed could not get the task from its origin"}
+		f = &api.Failure{Status: http.StatusBadGateway, Message: "the seed could not fetch the task from its origin"}
 	}
 	c.log.Debug("seed failed", "task", id, "status", f.Status, "error", f.Message)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	// The metadata that this attempt brought are as doubtful as the attempt.
+	// The metadata of a failed attempt may be wrong.
 	delete(c.metadata, id)
 	if used == nil && f.Upstream != "" {
 		used = &task.Spec{ID: id, Upstream: f.Upstream, Repository: f.Repository}
@@ -420,7 +416,7 @@ func (c *Coordinator) Forget(id task.ID) {
 	delete(c.metadata, id)
 }
 
-// Stats counts what the scheduler knows.
+// Stats returns the scheduler's counts.
 func (c *Coordinator) Stats() scheduler.Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -444,7 +440,7 @@ func (c *Coordinator) Hosts() []api.HostStatus {
 	return out
 }
 
-// entry is an entry as the scheduler takes it.
+// entry converts an entry for the scheduler.
 func entry(e api.Entry) scheduler.Entry {
 	out := scheduler.Entry{Task: e.Task, Event: scheduler.Event(e.Event), Have: e.Have, Silent: e.Silent, Need: e.Need}
 	if e.Spec != nil {
@@ -454,7 +450,7 @@ func entry(e api.Entry) scheduler.Entry {
 	return out
 }
 
-// assignment is an assignment as the wire has it.
+// assignment converts an assignment for the wire.
 func assignment(id task.ID, a scheduler.Assignment) api.Assignment {
 	out := api.Assignment{Task: id, Seed: a.Seed, Local: a.Local}
 	if a.Failure != nil && !errors.As(a.Failure, &out.Failure) {

@@ -646,7 +646,7 @@ func TestHandleAnnounceErrors(t *testing.T) {
 		status       int
 		reason       string
 	}{
-		{"GET", "", 405, "not by GET"},
+		{"GET", "", 405, "not with GET"},
 		{"POST", "", 400, "unexpected end of JSON"},
 		{"POST", "null", 400, "version 0"},
 		{"POST", head, 400, "unexpected end of JSON"},
@@ -656,8 +656,8 @@ func TestHandleAnnounceErrors(t *testing.T) {
 		{"POST", head + `,"entries":[` + strings.Repeat("{},", api.EntriesMax) + `{}]}`, 400,
 			"more than 4096 elements"},
 		{"POST", head + `,"entries":[{"silent":["` + strings.Repeat("x", entryMax) + `"]}]}`, 400,
-			"at most 262144 are taken"},
-		{"POST", strings.Repeat(" ", api.AnnounceMax+1), 413, "at most 16777216 are taken"},
+			"more than 262144"},
+		{"POST", strings.Repeat(" ", api.AnnounceMax+1), 413, "more than 16777216"},
 	} {
 		w := post(newRig(nil).Coordinator, c.method, c.body)
 		assert.Equal(t, c.status, w.Code, "%.100s", c.body)

@@ -24,7 +24,7 @@ const (
 	headerMax = 64        // headers or media types in a spec
 )
 
-// RequestError says why an announce as a whole was refused.
+// RequestError is the reason why a whole announce was refused.
 type RequestError struct {
 	// Status is the HTTP status of the refusal.
 	Status int
@@ -37,10 +37,10 @@ func badRequest(format string, args ...any) error {
 	return &RequestError{Status: http.StatusBadRequest, Reason: fmt.Sprintf(format, args...)}
 }
 
-// checkRequest refuses what no host sends.
+// checkRequest refuses requests that no honest host sends.
 func checkRequest(r api.AnnounceRequest) error {
 	if r.Version < 1 || r.Version > api.Version+1 {
-		return badRequest("version %d of the control wire is not spoken here; this owner speaks %d", r.Version,
+		return badRequest("version %d of the control wire is not supported; this owner supports %d", r.Version,
 			api.Version)
 	}
 	if _, err := host.ParseID(string(r.Host.ID)); err != nil {
@@ -48,7 +48,7 @@ func checkRequest(r api.AnnounceRequest) error {
 	}
 	for _, text := range []string{r.Host.Addr, r.Host.Name, r.Host.Zone} {
 		if len(text) > nameMax {
-			return badRequest("address, name or zone of host %s has %d bytes, at most %d are taken",
+			return badRequest("address, name or zone of host %s has %d bytes, more than %d",
 				r.Host.ID.Short(), len(text), nameMax)
 		}
 	}
@@ -57,17 +57,17 @@ func checkRequest(r api.AnnounceRequest) error {
 		return badRequest("host %s has the address %q, which is not host:port", r.Host.ID.Short(), r.Host.Addr)
 	}
 	if len(r.PurgeMark) > nameMax || len(r.PurgeFailures) > api.PurgeFailuresMax {
-		return badRequest("host %s sent a purge mark of %d bytes and %d purge failures, at most %d and %d are taken",
+		return badRequest("host %s sent a purge mark of %d bytes and %d purge failures; the bounds are %d and %d",
 			r.Host.ID.Short(), len(r.PurgeMark), len(r.PurgeFailures), nameMax, api.PurgeFailuresMax)
 	}
 	if len(r.Entries) > api.EntriesMax {
-		return badRequest("%d entries, at most %d are taken in one announce", len(r.Entries), api.EntriesMax)
+		return badRequest("%d entries, more than %d in one announce", len(r.Entries), api.EntriesMax)
 	}
 	return nil
 }
 
-// checkEntry refuses an entry that no host sends. An unknown event is no reason: it comes from a later
-// version, and its assignment is empty.
+// checkEntry refuses entries that no honest host sends. It accepts an unknown event, which comes from a later version and
+// gets an empty assignment.
 func checkEntry(e api.Entry) error {
 	if _, err := task.ParseID(string(e.Task)); err != nil {
 		return err
@@ -76,16 +76,16 @@ func checkEntry(e api.Entry) error {
 		return fmt.Errorf("task %s cannot have %d pieces", e.Task.Short(), e.Have)
 	}
 	if len(e.Silent) > api.NeighboursIn {
-		return fmt.Errorf("task %s: %d silent neighbours, at most %d are taken",
+		return fmt.Errorf("task %s: %d silent neighbours, more than %d",
 			e.Task.Short(), len(e.Silent), api.NeighboursIn)
 	}
 	if s := e.Spec; s != nil {
-		// A host that wants one task must not make the owner get another one.
+		// A host that wants one task must not make the owner fetch another one.
 		if s.ID != e.Task {
 			return fmt.Errorf("task %s comes with the spec of another task", e.Task.Short())
 		}
 		if len(s.Header) > headerMax || len(s.Accept) > headerMax {
-			return fmt.Errorf("task %s: its spec has %d headers and %d media types, at most %d are taken",
+			return fmt.Errorf("task %s: its spec has %d headers and %d media types, more than %d",
 				e.Task.Short(), len(s.Header), len(s.Accept), headerMax)
 		}
 		if s.Length < 0 || s.Length > piece.LengthMax {
@@ -95,11 +95,11 @@ func checkEntry(e api.Entry) error {
 	return nil
 }
 
-// decodeRequest reads an announce of at most api.AnnounceMax bytes and api.EntriesMax entries.
+// decodeRequest decodes an announce of at most [api.AnnounceMax] bytes and [api.EntriesMax] entries.
 func decodeRequest(r io.Reader) (api.AnnounceRequest, error) {
 	body, err := io.ReadAll(io.LimitReader(r, api.AnnounceMax+1))
 	if err != nil {
-		return api.AnnounceRequest{}, badRequest("its body broke off: %v", err)
+		return api.AnnounceRequest{}, badRequest("reading its body: %v", err)
 	}
 	if len(body) > api.AnnounceMax {
 		reason := fmt.Sprintf("more than %d bytes", api.AnnounceMax)
@@ -120,7 +120,7 @@ func decodeRequest(r io.Reader) (api.AnnounceRequest, error) {
 	return wire.AnnounceRequest, nil
 }
 
-// entries is a list that is bounded before it is decoded.
+// entries checks the length of a list before it decodes the elements.
 type entries []api.Entry
 
 func (list *entries) UnmarshalJSON(b []byte) (err error) {
@@ -130,7 +130,7 @@ func (list *entries) UnmarshalJSON(b []byte) (err error) {
 	return nil
 }
 
-// purgeFailures is a list that is bounded before it is decoded.
+// purgeFailures checks the length of a list before it decodes the elements.
 type purgeFailures []api.PurgeFailure
 
 func (list *purgeFailures) UnmarshalJSON(b []byte) (err error) {
@@ -140,8 +140,8 @@ func (list *purgeFailures) UnmarshalJSON(b []byte) (err error) {
 	return nil
 }
 
-// HandleAnnounce serves [api.PathAnnounce]: a POST with an api.AnnounceRequest, answered with
-// an api.AnnounceResponse, or with {"error": …} and a 4xx or 5xx status.
+// HandleAnnounce serves [api.PathAnnounce]: a POST with an [api.AnnounceRequest]. The response is an
+// [api.AnnounceResponse], or {"error": …} with a 4xx or 5xx status.
 func (c *Coordinator) HandleAnnounce(w http.ResponseWriter, r *http.Request) {
 	response, err := c.handle(w, r)
 	status, body := http.StatusOK, any(response)
@@ -161,17 +161,17 @@ func (c *Coordinator) HandleAnnounce(w http.ResponseWriter, r *http.Request) {
 	}
 	w.WriteHeader(status)
 	if err := json.NewEncoder(w).Encode(body); err != nil {
-		c.log.Debug("response to an announce was not sent", "remote", r.RemoteAddr, "error", err)
+		c.log.Debug("cannot send the response to an announce", "remote", r.RemoteAddr, "error", err)
 	}
 }
 
 func (c *Coordinator) handle(w http.ResponseWriter, r *http.Request) (api.AnnounceResponse, error) {
 	if r.Method != http.MethodPost {
 		return api.AnnounceResponse{}, &RequestError{http.StatusMethodNotAllowed,
-			"it comes by POST, not by " + r.Method}
+			"send it with POST, not with " + r.Method}
 	}
 	if r.ContentLength > api.AnnounceMax {
-		reason := fmt.Sprintf("%d bytes, at most %d are taken", r.ContentLength, api.AnnounceMax)
+		reason := fmt.Sprintf("%d bytes, more than %d", r.ContentLength, api.AnnounceMax)
 		return api.AnnounceResponse{}, &RequestError{http.StatusRequestEntityTooLarge, reason}
 	}
 	// With this reader, the server also closes a connection that sends more.

@@ -21,22 +21,21 @@ import (
 	"github.com/darter-io/darter/pkg/scheduler"
 )
 
-// Sender is what the connection of an announce says about its other end.
+// Sender identifies the other end of an announce's connection.
 type Sender struct {
-	// Remote is its network address, an IP.
+	// Remote is its IP address.
 	Remote string
-	// Secure says that it showed a certificate, Proved which host that one names, and Err why
-	// it names none.
+	// Secure is true if it showed a certificate. Proved is the host that the certificate names, Err why it names none.
 	Secure bool
 	Proved host.ID
 	Err    error
-	// direct says that there was no connection: the caller is this process.
+	// direct is true if the caller is this process, without a connection.
 	direct bool
 }
 
 type senderKey struct{}
 
-// withSender is a request's context with its sender.
+// withSender returns a request's context with its sender.
 func withSender(r *http.Request) context.Context {
 	s := Sender{Remote: r.RemoteAddr}
 	if ip, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
@@ -49,8 +48,7 @@ func withSender(r *http.Request) context.Context {
 	return context.WithValue(r.Context(), senderKey{}, s)
 }
 
-// senderOf is the sender in a context. An announce without a connection comes from the address that
-// the host names.
+// senderOf returns the sender in a context. Without a connection, it is the address that the host names.
 func senderOf(ctx context.Context, h host.Host) Sender {
 	if s, ok := ctx.Value(senderKey{}).(Sender); ok {
 		return s
@@ -59,8 +57,8 @@ func senderOf(ctx context.Context, h host.Host) Sender {
 	return Sender{Remote: ip, direct: true}
 }
 
-// source is what bounds count by: an IPv4 address, or the /64 network of an IPv6 address, in which one
-// machine has as many addresses as it likes.
+// source returns the network that bounds count by: an IPv4 address, or the /64 network of an IPv6 address, because one
+// machine can use all addresses of such a network.
 func (s Sender) source() string {
 	ip, err := netip.ParseAddr(s.Remote)
 	if ip = ip.Unmap(); err != nil || ip.Is4() || ip.IsLoopback() {
@@ -73,13 +71,13 @@ func (s Sender) source() string {
 	return network.String()
 }
 
-// checkSender refuses a host that speaks for another.
+// checkSender refuses a host that announces for another one.
 func (c *Coordinator) checkSender(h host.Host, from Sender) error {
 	switch {
 	case from.Secure && from.Err != nil:
 		return &RequestError{http.StatusForbidden, from.Err.Error()}
 	case from.Secure && from.Proved != h.ID:
-		const text = "host %s at %s speaks for host %s: a host announces itself alone"
+		const text = "host %s at %s announces for host %s: a host may announce only for itself"
 		return &RequestError{http.StatusForbidden, fmt.Sprintf(text, from.Proved, from.Remote, h.ID)}
 	case h.ID == c.cfg.Host.ID && !from.direct:
 		return asRequestError(&scheduler.InUseError{ID: h.ID, Addr: c.cfg.Host.Addr})
@@ -87,7 +85,7 @@ func (c *Coordinator) checkSender(h host.Host, from Sender) error {
 	return nil
 }
 
-// asRequestError gives an ID in use a status of its own, so that the host takes another ID.
+// asRequestError gives an ID in use a status of its own, so that the host takes a new ID.
 func asRequestError(err error) error {
 	var used *scheduler.InUseError
 	if errors.As(err, &used) {
@@ -96,65 +94,65 @@ func asRequestError(err error) error {
 	return err
 }
 
-// Refusal is why an announce, or a part of it, was not taken in.
+// Refusal is the reason why an owner refused an announce or a part of it.
 type Refusal string
 
-// The refusals.
+// The reasons, which are also values of a metric's label.
 const (
-	RefusedForeign Refusal = "foreign" // it speaks for another host than its certificate
+	RefusedForeign Refusal = "foreign" // it announces for another host than its certificate names
 	RefusedInUse   Refusal = "in_use"  // its ID is another live host's
-	RefusedClock   Refusal = "clock"   // its clock is too far from this one's
+	RefusedClock   Refusal = "clock"   // its clock differs too much from this owner's
 	RefusedFull    Refusal = "full"    // a bound admits no other host
-	RefusedTasks   Refusal = "tasks"   // tasks beyond a bound were forgotten
-	RefusedBroken  Refusal = "broken"  // it is no announce
+	RefusedTasks   Refusal = "tasks"   // the owner forgot tasks beyond a bound
+	RefusedBroken  Refusal = "broken"  // it is not a valid announce
 )
 
-// offendersMax bounds the offenders in a status, offenderEvery how often one is logged, and
-// offenderFor is how long it stays in the status after its last offence.
+// refusedMax bounds the refused hosts in a status, refusedEvery is the interval of log lines about one of them, and
+// refusedFor is how long it stays in the status after its last refused announce.
 const (
-	offendersMax  = 64
-	offenderEvery = time.Minute
-	offenderFor   = 10 * time.Minute
+	refusedMax   = 64
+	refusedEvery = time.Minute
+	refusedFor   = 10 * time.Minute
 )
 
-// offenders are the hosts whose last announces were refused.
-type offenders struct {
+// refusedHosts are the hosts whose announces were refused lately.
+type refusedHosts struct {
 	// mu is held to find or count one.
 	mu   sync.Mutex
-	list map[offence]*offender
+	list map[refusalKey]*refusedHost
 }
 
-type offence struct {
+type refusalKey struct {
 	id     host.ID
 	remote string
 	why    Refusal
 }
 
-type offender struct {
-	api.Offender
+type refusedHost struct {
+	api.RefusedHost
 	logged   time.Time
 	unlogged int
 }
 
-// note counts an offence and says whether to log it, and how many were not logged since the last line.
-func (o *offenders) note(now time.Time, what offence, reason string) (log bool, more int) {
+// note counts a refused announce. It returns whether to log it, and how many were not logged since the last line.
+func (o *refusedHosts) note(now time.Time, what refusalKey, reason string) (log bool, more int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	e := o.list[what]
 	if e == nil {
 		if o.list == nil {
-			o.list = map[offence]*offender{}
+			o.list = map[refusalKey]*refusedHost{}
 		}
-		if len(o.list) >= offendersMax {
-			var oldest offence
+		if len(o.list) >= refusedMax {
+			var oldest refusalKey
 			for k, v := range o.list {
-				if oldest == (offence{}) || v.Last.Before(o.list[oldest].Last) {
+				if oldest == (refusalKey{}) || v.Last.Before(o.list[oldest].Last) {
 					oldest = k
 				}
 			}
-			// A host that invents names does not get an entry for each of them.
-			if now.Sub(o.list[oldest].Last) < offenderEvery {
-				what = offence{remote: what.remote, why: what.why}
+			// A host that announces with many IDs gets one entry, without an ID.
+			if now.Sub(o.list[oldest].Last) < refusedEvery {
+				what = refusalKey{remote: what.remote, why: what.why}
 				if e = o.list[what]; e == nil {
 					delete(o.list, oldest)
 				}
@@ -163,13 +161,13 @@ func (o *offenders) note(now time.Time, what offence, reason string) (log bool, 
 			}
 		}
 		if e == nil {
-			e = &offender{Offender: api.Offender{ID: what.id, Addr: what.remote}}
+			e = &refusedHost{RefusedHost: api.RefusedHost{ID: what.id, Addr: what.remote}}
 			o.list[what] = e
 		}
 	}
 	e.Times++
 	e.Last, e.Reason = now, reason
-	if log = now.Sub(e.logged) >= offenderEvery; !log {
+	if log = now.Sub(e.logged) >= refusedEvery; !log {
 		e.unlogged++
 		return false, 0
 	}
@@ -177,24 +175,24 @@ func (o *offenders) note(now time.Time, what offence, reason string) (log bool, 
 	return true, more
 }
 
-// Offenders lists the hosts whose announces were refused within ten minutes, the newest first.
-func (c *Coordinator) Offenders(now time.Time) []api.Offender {
-	o := &c.offenders
+// RefusedHosts lists the hosts whose announces were refused within ten minutes, the latest first.
+func (c *Coordinator) RefusedHosts(now time.Time) []api.RefusedHost {
+	o := &c.refusals
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	maps.DeleteFunc(o.list, func(_ offence, e *offender) bool { return now.Sub(e.Last) > offenderFor })
-	out := make([]api.Offender, 0, len(o.list))
+	maps.DeleteFunc(o.list, func(_ refusalKey, e *refusedHost) bool { return now.Sub(e.Last) > refusedFor })
+	out := make([]api.RefusedHost, 0, len(o.list))
 	for _, e := range o.list {
-		out = append(out, e.Offender)
+		out = append(out, e.RefusedHost)
 	}
-	slices.SortFunc(out, func(a, b api.Offender) int {
+	slices.SortFunc(out, func(a, b api.RefusedHost) int {
 		return cmp.Or(b.Last.Compare(a.Last), strings.Compare(string(a.ID), string(b.ID)),
 			strings.Compare(a.Addr, b.Addr))
 	})
 	return out
 }
 
-// refused counts an announce that was refused, and names its sender.
+// refused counts a refused announce and logs its sender.
 func (c *Coordinator) refused(h host.Host, from Sender, err error) {
 	why := RefusedBroken
 	var request *RequestError
@@ -208,17 +206,17 @@ func (c *Coordinator) refused(h host.Host, from Sender, err error) {
 	case errors.As(err, &request) && request.Status == http.StatusForbidden:
 		why = RefusedForeign
 	}
-	c.offended(h, from.Remote, why, err.Error())
+	c.logRefusal(h, from.Remote, why, err.Error())
 }
 
-// crowded counts tasks that a bound kept out, and names the host with most tasks.
-func (c *Coordinator) crowded(a scheduler.Answer, source string) {
-	const text = "%d tasks were forgotten: this host, or all hosts at its address, announce more than the owner " +
-		"remembers"
-	c.offended(a.Greedy, source, RefusedTasks, fmt.Sprintf(text, a.Forgotten))
+// forgotten counts tasks beyond a bound, and logs the host with most tasks.
+func (c *Coordinator) forgotten(a scheduler.Answer, source string) {
+	const text = "%d tasks were forgotten: this host, or all hosts at its address, announce more tasks than the " +
+		"owner remembers"
+	c.logRefusal(a.Greedy, source, RefusedTasks, fmt.Sprintf(text, a.Forgotten))
 }
 
-func (c *Coordinator) offended(h host.Host, remote string, why Refusal, reason string) {
+func (c *Coordinator) logRefusal(h host.Host, remote string, why Refusal, reason string) {
 	if c.cfg.Refused != nil {
 		c.cfg.Refused(why)
 	}
@@ -226,7 +224,7 @@ func (c *Coordinator) offended(h host.Host, remote string, why Refusal, reason s
 	if _, err := host.ParseID(string(id)); err != nil {
 		id = ""
 	}
-	log, more := c.offenders.note(time.Now(), offence{id, remote, why}, reason)
+	log, more := c.refusals.note(time.Now(), refusalKey{id, remote, why}, reason)
 	if !log {
 		return
 	}

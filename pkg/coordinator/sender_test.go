@@ -104,7 +104,7 @@ func TestCheckSender(t *testing.T) {
 		status, body := tell(t, thief, addr, api.AnnounceRequest{Version: 1, Host: at(victim, 65002), Generation: 7,
 			Leaving: true})
 		assert.Equal(t, http.StatusForbidden, status)
-		assert.Contains(t, body, string(thief.HostID()), "the offender is named")
+		assert.Contains(t, body, string(thief.HostID()), "the line names the sender")
 		known(t)
 	})
 	t.Run("nor move it", func(t *testing.T) {
@@ -147,24 +147,24 @@ func TestCheckSender(t *testing.T) {
 
 	assert.Equal(t, 2, refusals[RefusedForeign])
 	assert.Equal(t, 3, refusals[RefusedInUse])
-	told := c.Offenders(time.Now())
+	told := c.RefusedHosts(time.Now())
 	require.NotEmpty(t, told)
-	assert.Equal(t, 1, strings.Count(lines.String(), "speaks for host"), "one line a minute for one offender")
+	assert.Equal(t, 1, strings.Count(lines.String(), "announces for host"), "one line a minute for one host")
 }
 
-func TestOffendersAreFew(t *testing.T) {
-	var o offenders
+func TestRefusedHostsAreBounded(t *testing.T) {
+	var o refusedHosts
 	now := time.Unix(1e9, 0)
 	lines := 0
 	for i := range 10_000 {
 		if tell, _ := o.note(now.Add(time.Duration(i)*time.Millisecond),
-			offence{host.NewID(), "10.0.0.66", RefusedInUse}, "x"); tell {
+			refusalKey{host.NewID(), "10.0.0.66", RefusedInUse}, "x"); tell {
 			lines++
 		}
 	}
-	assert.LessOrEqual(t, len(o.list), offendersMax)
-	assert.LessOrEqual(t, lines, offendersMax+1, "one that invents names is told of by its address")
-	tell, _ := o.note(now.Add(time.Hour), offence{"a", "10.0.0.1", RefusedForeign}, "y")
+	assert.LessOrEqual(t, len(o.list), refusedMax)
+	assert.LessOrEqual(t, lines, refusedMax+1, "a host with many IDs is logged by its address")
+	tell, _ := o.note(now.Add(time.Hour), refusalKey{"a", "10.0.0.1", RefusedForeign}, "y")
 	assert.True(t, tell)
 }
 

@@ -269,7 +269,7 @@ func (d *Daemon) Status() api.Status {
 	out := d.node.Status()
 	out.Listen = d.Addrs()
 	out.Received.Cache, out.Served = d.pulls.cached.Load(), d.pulls.served.Load()
-	out.Offenders = d.coordinator.Offenders(time.Now())
+	out.RefusedHosts = d.coordinator.RefusedHosts(time.Now())
 	out.Pulls, out.Embedded = d.pulls.metrics.Outcomes(), d.leads()
 	if d.client != nil {
 		out.Owners, out.Standbys = d.client.Owners(), d.client.Standbys()

@@ -38,7 +38,7 @@ func (x *exam) secrets(context.Context) []Finding {
 
 // refused reports announces that an owner rejected recently, mostly two hosts with the same ID.
 func refused(name string, s api.Status) (out []Finding) {
-	for _, o := range s.Offenders {
+	for _, o := range s.RefusedHosts {
 		out = append(out, Finding{Warn, name, fmt.Sprintf("rejected %d announces from %s: %s", o.Times,
 			o.Addr, o.Reason),
 			"check that host; with a copied data directory, this version takes a new ID automatically"})

@@ -182,7 +182,7 @@ func (s *Supernode) Status() api.Status {
 	out.Listen = s.Addrs()
 	out.Hosts, out.Seeds = len(s.coordinator.Hosts()), s.node.Seeds()
 	out.HostPurgeFailures, out.Clocks = s.node.Purge.HostFailures(), s.coordinator.Clocks()
-	out.Offenders = s.coordinator.Offenders(time.Now())
+	out.RefusedHosts = s.coordinator.RefusedHosts(time.Now())
 	if s.gossip != nil {
 		for _, addr := range s.others() {
 			out.Owners = append(out.Owners, s.node.Compared(api.OwnerStatus{Addr: addr, Alive: true}))
