@@ -52,8 +52,10 @@ func TestAnOwnerUsesOnlyTheLookupsCredential(t *testing.T) {
 	a := owner.Reply(t.Context(), l)
 	require.NotNil(t, a.Refusal)
 	assert.Equal(t, 401, a.Refusal.Status)
-	require.Len(t, requests, 1)
-	assert.True(t, requests[0].Bare)
+	require.NotEmpty(t, requests)
+	for _, q := range requests {
+		assert.True(t, q.Bare)
+	}
 
 	l.Authorization, l.MaxAgeMillis = "Bearer alice", 10_000
 	a = owner.Reply(t.Context(), l)

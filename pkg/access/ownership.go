@@ -37,16 +37,21 @@ func (e *OwnershipError) Error() string {
 // ProveOwnership makes a registry that the operator did not list show that it has a blob, by a random
 // window of it: else its consent to a digest would open what another registry keeps private. length is
 // the blob's, and read returns a window of it from the store. A registry that has shown a blob need
-// not show it again while a grant lives. The error is an *[OwnershipError], an *[UnreachableError], or
-// that of read.
+// not show it again while a grant lives. With doubted, a listed registry shows the blob's first bytes: its
+// HEAD stated another length, so perhaps it consents to every digest. The error is an *[OwnershipError], an
+// *[UnreachableError], or that of read.
 func (r *Resolver) ProveOwnership(
-	ctx context.Context, l Lookup, length int64, read func(oci.Window) ([]byte, error),
+	ctx context.Context, l Lookup, length int64, doubted bool, read func(oci.Window) ([]byte, error),
 ) error {
-	if length == 0 || r.cfg.Trusted(l.Upstream) || r.owned.has(l.Upstream, l.ID, time.Now()) {
+	trusted := r.cfg.Trusted(l.Upstream)
+	if length == 0 || trusted && !doubted || r.owned.has(l.Upstream, l.ID, time.Now()) {
 		return nil
 	}
 	w := oci.Window{Length: length}
-	if length > wholeMax {
+	switch {
+	case trusted:
+		w.Length = min(length, sampleLength) // the first bytes: the client waits for them anyway
+	case length > wholeMax:
 		w = oci.Window{Offset: rand.Int64N(length - sampleLength + 1), Length: sampleLength}
 	}
 	theirs, err := r.getWindow(ctx, l, w, length)

@@ -24,8 +24,8 @@ type reply struct {
 	etag string
 }
 
-// head asks by HEAD, after a pause once more where the registry asks for one, and by GET where it does
-// not support HEAD.
+// head asks by HEAD, after a pause once more where the registry asks for one, and by GET where that may
+// answer otherwise.
 func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, error) {
 	res, err := r.Send(ctx, r.request(l, http.MethodHead, "", known.etag))
 	if err != nil {
@@ -44,7 +44,7 @@ func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, erro
 		}
 		res.Body.Close()
 	}
-	if res.StatusCode == http.StatusMethodNotAllowed || res.StatusCode == http.StatusNotImplemented {
+	if refusesHead(res) {
 		if l.Kind == task.Blob {
 			return r.getFirstByte(ctx, l)
 		}
@@ -66,6 +66,20 @@ func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, erro
 		}
 	}
 	return out, nil
+}
+
+// refusesHead reports whether a registry may answer a GET otherwise than this HEAD: some know no HEAD, refuse
+// it (400, 403, 500), or find only by a GET what they fetch from elsewhere (404). The GET's refusal also holds
+// the registry's own words, which a HEAD's cannot. A challenge, and a request for a pause, are answers.
+func refusesHead(res *http.Response) bool {
+	switch res.StatusCode {
+	case http.StatusUnauthorized:
+		return res.Header.Get("WWW-Authenticate") == ""
+	case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable,
+		http.StatusGatewayTimeout:
+		return false
+	}
+	return res.StatusCode >= 400
 }
 
 // getFirstByte asks for a blob by its first byte.

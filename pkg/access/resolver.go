@@ -346,6 +346,12 @@ func (r *Resolver) resolveTag(ctx context.Context, l Lookup) (Result, error) {
 		stale, tag.reply = time.Since(known.at), known
 	}
 	out, err := r.Resolve(ctx, l.At(tag.ID))
+	if statusOf(err) == http.StatusNotFound {
+		// Some registries serve no manifest by its digest, and a tag that another client resolved may have moved.
+		if own, again := r.askTagForOne(ctx, l); again == nil {
+			tag, out, err = tagReply{reply: own}, Result{Grant: own.Grant}, nil
+		}
+	}
 	if err != nil {
 		return Result{}, &TagError{Tag: l.Reference, ID: tag.ID, Err: err}
 	}
@@ -429,6 +435,21 @@ func (r *Resolver) refreshTag(ctx context.Context, l Lookup, key tagKey, known r
 	return got, nil
 }
 
+// askTagForOne asks the registry for a tag and for the grant of this credential, whatever others were told.
+func (r *Resolver) askTagForOne(ctx context.Context, l Lookup) (reply, error) {
+	key, at := r.tagKey(l), time.Now()
+	g, err := r.asking.do(ctx, r.work, r.key(l), func(ctx context.Context) (Grant, error) {
+		got, err := r.askRegistry(ctx, l, reply{})
+		return got.Grant, err
+	})
+	if err != nil {
+		return reply{}, err
+	}
+	out := reply{Grant: g, at: at}
+	r.tags.put(key, out)
+	return out, nil
+}
+
 // usesOwnCredentials reports whether a lookup without an Authorization carries this host's
 // credentials: the reply is then for this host alone.
 func (r *Resolver) usesOwnCredentials(upstream string) bool {
@@ -458,6 +479,9 @@ func (r *Resolver) askRegistry(ctx context.Context, l Lookup, known reply) (repl
 // of the registry's reply by this node's clock.
 func (r *Resolver) remember(l Lookup, g Grant, at time.Time, generation uint64) Grant {
 	g.subject, g.object = l.subject(), object{l.Kind, g.ID}
+	if l.ID == "" {
+		g.Tag = l.Reference
+	}
 	g.until, g.end = lifetime(l.Authorization.Reveal(), at, g.date, r.policy.Load().GrantLife)
 	if r.generation.Load() == generation {
 		r.grants.put(g)

@@ -197,7 +197,9 @@ type Spec struct {
 	Validator     string            `json:"validator,omitempty"`
 	Length        int64             `json:"length,omitempty"`
 	Promised      int64             `json:"promised,omitempty"`
+	Hint          int64             `json:"hint,omitempty"`
 	Accept        []string          `json:"accept,omitempty"`
+	Tag           string            `json:"tag,omitempty"`
 	Authorization string            `json:"authorization,omitempty"`
 	Header        map[string]string `json:"header,omitempty"`
 	// Share is among whom a file may be shared; see package sharing.
@@ -231,7 +233,7 @@ func (r AnnounceRequest) LogValue() slog.Value {
 func NewSpec(s task.Spec) *Spec {
 	out := &Spec{
 		ID: s.ID, Kind: s.Kind, Upstream: s.Upstream, Repository: s.Repository, URL: s.URL, Digest: s.Digest,
-		Validator: s.Validator, Length: s.Length, Promised: s.Promised, Accept: s.Accept,
+		Validator: s.Validator, Length: s.Length, Promised: s.Promised, Hint: s.Hint, Accept: s.Accept, Tag: s.Tag,
 		Authorization: s.Authorization.Reveal(),
 		Share:         s.Share, Alone: s.Alone,
 	}
@@ -248,7 +250,7 @@ func NewSpec(s task.Spec) *Spec {
 func (s *Spec) Task() task.Spec {
 	out := task.Spec{
 		ID: s.ID, Kind: s.Kind, Upstream: s.Upstream, Repository: s.Repository, URL: s.URL, Digest: s.Digest,
-		Validator: s.Validator, Length: s.Length, Promised: s.Promised, Accept: s.Accept,
+		Validator: s.Validator, Length: s.Length, Promised: s.Promised, Hint: s.Hint, Accept: s.Accept, Tag: s.Tag,
 		Authorization: secret.String(s.Authorization),
 		Share:         s.Share, Alone: s.Alone,
 	}

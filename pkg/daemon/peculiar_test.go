@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -41,6 +42,7 @@ func TestPeculiarRegistries(t *testing.T) {
 						cfg.Upstreams[0].Username, cfg.Upstreams[0].PasswordFile = "alice", file
 					}
 					d, _ := start(t, cfg)
+					t.Cleanup(http.DefaultClient.CloseIdleConnections) // a server waits 5 s for a connection without a request
 					c.mirror = d.Addrs()["mirror"]
 					for range 2 {
 						require.NoError(t, c.pull(p.Repository, "v1", user, "a"))

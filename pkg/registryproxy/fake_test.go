@@ -261,7 +261,11 @@ func answers(objects map[string]object) func(http.ResponseWriter, source.Registr
 		if !ok {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(http.StatusNotFound)
-			io.WriteString(w, `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"the registry's own words"}]}`)
+			code := "MANIFEST_UNKNOWN"
+			if strings.Contains(r.Path, "/blobs/") {
+				code = "BLOB_UNKNOWN"
+			}
+			io.WriteString(w, `{"errors":[{"code":"`+code+`","message":"the registry's own words"}]}`)
 			return
 		}
 		w.Header().Set("Content-Type", o.mediaType)

@@ -99,14 +99,14 @@ func (req *request) spec(g access.Grant) task.Spec {
 		Authorization: secret.String(req.authorization),
 	}
 	if spec.Kind == task.Manifest {
-		spec.Accept = req.accept()
+		spec.Accept, spec.Tag = req.accept(), g.Tag
 	}
 	if g.Declared {
 		// A manifest's size of another blob is not the registry's statement: it bounds what this client
 		// reads, and fails the blob for no client that comes with another manifest.
 		spec.Promised = g.Length
 	} else {
-		spec.Length = g.Length
+		spec.Hint = g.Length
 	}
 	return spec
 }

@@ -387,10 +387,10 @@ func TestCredentialsAndAcceptReachRegistryAndOrigin(t *testing.T) {
 	assert.Equal(t, http.Header{"Accept": oci.ManifestTypes()}, up.requests()[2].Header)
 	require.Len(t, s.opened, 3)
 	assert.Equal(t, task.Spec{
-		ID: m, Kind: task.Manifest, Upstream: "r.test", Repository: "app", Length: int64(len(manifest)),
-		Accept: []string{"a/b, c/d", "*/*"}, Authorization: "Bearer abc",
+		ID: m, Kind: task.Manifest, Upstream: "r.test", Repository: "app", Hint: int64(len(manifest)),
+		Accept: []string{"a/b, c/d", "*/*"}, Tag: "v1", Authorization: "Bearer abc",
 	}, s.opened[0])
-	assert.Equal(t, task.Spec{ID: b, Kind: task.Blob, Upstream: "r.test", Repository: "app", Length: 10,
+	assert.Equal(t, task.Spec{ID: b, Kind: task.Blob, Upstream: "r.test", Repository: "app", Hint: 10,
 		Authorization: "Bearer abc"}, s.opened[1])
 }
 

@@ -142,14 +142,8 @@ func (req *request) isForeign(f *api.Failure) bool {
 // operator did not list prove that it has the blob.
 func (req *request) checkBlob(blob Blob, g access.Grant) *apiError {
 	length, path := blob.Metadata().Length, req.target.path()
-	switch {
-	case g.Length == 0 || g.Length == length:
-	case !g.Declared:
-		// Perhaps a registry that consents to every digest: it does not have this blob.
-		req.cfg.Resolver.Revoke(g)
-		return newError(http.StatusNotFound, "%s says that %s has %d bytes, and it has %d",
-			req.target.upstream, path, g.Length, length).withCode(codeFor(http.StatusNotFound, req.target.endpoint))
-	case !req.isVerified(blob):
+	differs := g.Length != 0 && g.Length != length
+	if differs && g.Declared && !req.isVerified(blob) {
 		return newError(http.StatusBadGateway, "%s has %d bytes by the manifest that names it, and %d bytes by %s",
 			path, g.Length, length, req.target.upstream)
 	}
@@ -157,16 +151,21 @@ func (req *request) checkBlob(blob Blob, g access.Grant) *apiError {
 		return nil
 	}
 	var read error
-	err := req.cfg.Resolver.ProveOwnership(req.ctx, req.lookup().At(g.ID), length, func(w oci.Window) (b []byte, _ error) {
-		b, read = readWindow(req.ctx, blob, w)
-		return b, read
-	})
+	err := req.cfg.Resolver.ProveOwnership(req.ctx, req.lookup().At(g.ID), length, differs && !g.Declared,
+		func(w oci.Window) (b []byte, _ error) {
+			b, read = readWindow(req.ctx, blob, w)
+			return b, read
+		})
 	var missing *access.OwnershipError
 	switch {
 	case err == nil:
 		return nil
 	case read != nil:
 		return req.failed(fmt.Errorf("reading %s: %w", path, read))
+	case errors.As(err, &missing) && differs:
+		req.cfg.Resolver.Revoke(g)
+		return newError(http.StatusNotFound, "%s says that %s has %d bytes, and does not send the %d that it has",
+			req.target.upstream, path, g.Length, length).withCode(codeFor(http.StatusNotFound, req.target.endpoint))
 	case errors.As(err, &missing):
 		return newError(http.StatusNotFound, "%v", missing).withCode(codeFor(http.StatusNotFound, req.target.endpoint))
 	}

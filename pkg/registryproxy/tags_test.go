@@ -502,3 +502,28 @@ func TestWithoutAnOwnerEachNodeAsksTheRegistry(t *testing.T) {
 	}
 	assert.Equal(t, map[int]int{200: 3}, c.all("/v2/app/manifests/v1", func(int) string { return "" }))
 }
+
+// A registry that serves manifests by tags only grants each client the manifest by the tag.
+func TestATagGrantsWhereNoDigestIsServed(t *testing.T) {
+	var s swarm
+	s.put(oldIndex, oci.MediaTypeIndex)
+	known := answers(map[string]object{"r.test/v2/app/manifests/v1": {oldIndex, oci.MediaTypeIndex}})
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {
+		if q.Header.Get("Authorization") == "Bearer bob" {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		known(w, q)
+	}}
+	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test", Policy: access.Policy{TagLife: time.Hour}})
+	for _, c := range []struct {
+		token  string
+		status int
+	}{{"Bearer alice", 200}, {"Bearer carol", 200}, {"Bearer bob", 403}, {"Bearer alice", 200}} {
+		res := ask(p, http.MethodGet, "/v2/app/manifests/v1", "Authorization", c.token)
+		assert.Equal(t, c.status, res.StatusCode, c.token)
+	}
+	for _, spec := range s.opened {
+		assert.Equal(t, "v1", spec.Tag, "the seed may need it")
+	}
+}

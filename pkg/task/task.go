@@ -125,8 +125,13 @@ type Spec struct {
 	// Promised is the length in bytes according to a manifest's descriptor, else 0. It bounds what is read for this
 	// client only: another manifest may state another length.
 	Promised int64
+	// Hint is the length in bytes that a registry stated before the GET (HEAD), else 0. Some registries state a wrong
+	// one: it counts only for a GET without a length of its own.
+	Hint int64
 	// Accept is the Accept header for a manifest's GET.
 	Accept []string
+	// Tag is a tag that means a manifest, for registries that do not serve it by its digest; empty if none is known.
+	Tag string
 	// Authorization is the client's own header value for the origin.
 	Authorization secret.String
 	// Header holds a user's further headers for a file's origin; values may be secret.

@@ -2,6 +2,7 @@ package registrytest
 
 import (
 	"net/http"
+	"strconv"
 	"strings"
 )
 
@@ -22,7 +23,68 @@ func Peculiarities() []Peculiar {
 	return []Peculiar{
 		{"blobs at another path of the host", Config{Peculiarity: blobsElsewhere(false)}},
 		{"blobs at another path, by an absolute URL", Config{Peculiarity: blobsElsewhere(true)}},
+		{"HEAD gets 400", Config{Peculiarity: noHead(http.StatusBadRequest)}},
+		{"HEAD gets 403", Config{Peculiarity: noHead(http.StatusForbidden)}},
+		{"HEAD gets 404", Config{Peculiarity: noHead(http.StatusNotFound)}},
+		{"HEAD gets 500", Config{Peculiarity: noHead(http.StatusInternalServerError)}},
+		{"HEAD states a wrong length", Config{Peculiarity: wrongHead}},
+		{"no manifest by digest", Config{Peculiarity: onlyTags}},
 	}
+}
+
+// noHead refuses every HEAD of an object with a status and an empty body.
+func noHead(status int) Peculiarity {
+	return func(_ *Registry, w http.ResponseWriter, req *http.Request, next http.HandlerFunc) {
+		if _, ok := parsePath(req.URL.Path); ok && req.Method == http.MethodHead {
+			w.WriteHeader(status)
+			return
+		}
+		next(w, req)
+	}
+}
+
+// wrongHead states seven bytes too many in response to a HEAD.
+func wrongHead(_ *Registry, w http.ResponseWriter, req *http.Request, next http.HandlerFunc) {
+	if _, ok := parsePath(req.URL.Path); ok && req.Method == http.MethodHead {
+		w = &editing{w, func(h http.Header, _ int) {
+			if n, err := strconv.Atoi(h.Get("Content-Length")); err == nil {
+				h.Set("Content-Length", strconv.Itoa(n+7))
+			}
+		}}
+	}
+	next(w, req)
+}
+
+// onlyTags serves a manifest by a tag and never by its digest.
+func onlyTags(_ *Registry, w http.ResponseWriter, req *http.Request, next http.HandlerFunc) {
+	if o, ok := parsePath(req.URL.Path); ok && o.kind == "manifests" && strings.Contains(o.reference, ":") {
+		writeError(w, http.StatusNotFound, "MANIFEST_UNKNOWN", "manifest unknown")
+		return
+	}
+	next(w, req)
+}
+
+// editing edits the headers of a response before they are sent.
+type editing struct {
+	http.ResponseWriter
+	edit func(h http.Header, status int)
+}
+
+func (w *editing) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *editing) WriteHeader(status int) {
+	if w.edit != nil {
+		w.edit(w.Header(), status)
+		w.edit = nil
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *editing) Write(b []byte) (int, error) {
+	if w.edit != nil {
+		w.WriteHeader(http.StatusOK)
+	}
+	return w.ResponseWriter.Write(b)
 }
 
 // elsewhere begins the paths to which blobsElsewhere redirects.

@@ -41,6 +41,8 @@ type Get struct {
 	// Length of the whole file in bytes if it is known, else 0 or less. It bounds the bytes that are read:
 	// another length, declared or sent, is a *[source.LengthError].
 	Length int64
+	// Guessed says that an answer which declares a length of its own counts, and Length only for one that does not.
+	Guessed bool
 	// Allows returns an error for an answer whose headers forbid the use of its bytes; Open returns that
 	// error. May be nil.
 	Allows func(http.Header) error
@@ -138,7 +140,7 @@ func (c *Client) judge(
 	switch {
 	case g.Length > 0 && out.Length < 0:
 		out.Length = g.Length
-	case g.Length > 0 && out.Length != g.Length:
+	case g.Length > 0 && out.Length != g.Length && !g.Guessed:
 		return nil, &source.LengthError{Method: http.MethodGet, URL: secret.PrintableURL(g.URL), Want: g.Length,
 			Got: out.Length}
 	}

@@ -1,9 +1,12 @@
 package registry
 
 import (
+	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -99,7 +102,12 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 	var res *source.Response
 	err = c.each(ctx, u, func(base *url.URL) error {
 		target := at(base, "/v2/"+repository+"/"+kind+"/"+string(id), "")
-		get := httporigin.Get{Request: httporigin.Request{URL: target, Header: header}, Offset: offset, Length: spec.Known()}
+		get := httporigin.Get{
+			Request: httporigin.Request{URL: target, Header: header}, Offset: offset, Length: spec.Known(),
+		}
+		if get.Length == 0 {
+			get.Length, get.Guessed = spec.Hint, true
+		}
 		if spec.Authorization.IsZero() {
 			var err error
 			if get.RoundTripper, err = c.login(ctx, u, base, repository, bare); err != nil {
@@ -110,12 +118,47 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 		res, err = u.client.Open(ctx, get)
 		err = refused(err)
 		var status *source.StatusError
-		if get.RoundTripper != nil && errors.As(err, &status) && status.Status == http.StatusUnauthorized {
+		if !errors.As(err, &status) {
+			return err
+		}
+		if get.RoundTripper != nil && status.Status == http.StatusUnauthorized {
 			c.logout(u, base, repository, bare)
+		}
+		if status.Status == http.StatusNotFound && spec.Kind == task.Manifest && oci.IsTag(spec.Tag) {
+			get.URL = at(base, "/v2/"+repository+"/manifests/"+spec.Tag, "")
+			if byTag, tagErr := openByTag(ctx, u, get, id); tagErr == nil {
+				res, err = byTag, nil
+			}
 		}
 		return err
 	})
 	return res, err
+}
+
+// openByTag reads a manifest by its tag, for registries that do not serve it by its digest. A tag that means
+// another manifest by now is an error.
+func openByTag(ctx context.Context, u *upstream, get httporigin.Get, id task.ID) (*source.Response, error) {
+	offset := get.Offset
+	get.Offset, get.Length = 0, 0
+	res, err := u.client.Open(ctx, get)
+	if err != nil {
+		return nil, refused(err)
+	}
+	defer res.Body.Close()
+	manifest, err := io.ReadAll(io.LimitReader(res.Body, oci.ManifestMax+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", secret.PrintableURL(get.URL), err)
+	}
+	h, err := oci.NewHash(string(id))
+	if err != nil {
+		return nil, err
+	}
+	h.Write(manifest)
+	if got := hex.EncodeToString(h.Sum(nil)); !strings.HasSuffix(string(id), ":"+got) || offset > int64(len(manifest)) {
+		return nil, fmt.Errorf("%s is another manifest by now, with digest %s", secret.PrintableURL(get.URL), got)
+	}
+	res.Length, res.Body = int64(len(manifest)), io.NopCloser(bytes.NewReader(manifest[offset:]))
+	return res, nil
 }
 
 // requestHeaders are those of a request that go to a registry.

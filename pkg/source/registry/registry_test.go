@@ -665,3 +665,55 @@ func TestDockerHubIsOneRegistryUnderAllItsNames(t *testing.T) {
 		assert.Equal(t, "/v2/library/alpine/blobs/"+string(spec.ID), <-asked)
 	}
 }
+
+func TestAManifestComesByTagWhereNoDigestIsServed(t *testing.T) {
+	manifest := []byte(`{"schemaVersion":2,"manifests":[]}`)
+	now := manifest
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v2/" {
+			return
+		}
+		if r.URL.Path != "/v2/app/manifests/v1" {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "application/vnd.oci.image.index.v1+json")
+		_, _ = w.Write(now)
+	}))
+	t.Cleanup(s.Close)
+	host := s.Listener.Addr().String()
+	c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none"}}})
+	sum := sha256.Sum256(manifest)
+	spec := task.Spec{ID: task.ID("sha256:" + hex.EncodeToString(sum[:])), Kind: task.Manifest, Upstream: host,
+		Repository: "app", Tag: "v1"}
+	for offset := range int64(2) {
+		res, err := c.Open(t.Context(), spec, offset)
+		require.NoError(t, err)
+		b, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		assert.Equal(t, manifest[offset:], b)
+		assert.EqualValues(t, len(manifest), res.Length)
+		assert.Equal(t, "application/vnd.oci.image.index.v1+json", res.MediaType)
+		require.NoError(t, res.Body.Close())
+	}
+	now = []byte(`{"schemaVersion":2,"manifests":[{}]}`)
+	for _, tag := range []string{"v1", "../v1", ""} {
+		spec.Tag = tag
+		_, err := c.Open(t.Context(), spec, 0)
+		assert.Equal(t, http.StatusNotFound, statusOf(err), "the tag %q means another manifest, or none", tag)
+	}
+}
+
+func TestAHintOfALengthIsOverriddenByTheGET(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{})
+	spec := blob(t, r, "lib/app")
+	spec.Hint = int64(len(content)) + 7
+	c := of(t, r, registry.Upstream{})
+	require.NoError(t, bring(t, c, spec, 0))
+	require.NoError(t, bring(t, c, spec, 1000))
+	r.Fail(registrytest.Fault{Action: registrytest.ActNoLength})
+	var length *source.LengthError
+	require.ErrorAs(t, bring(t, c, spec, 0), &length, "without a length of its own the hint bounds the GET")
+	spec.Hint = int64(len(content))
+	require.NoError(t, bring(t, c, spec, 0))
+}
