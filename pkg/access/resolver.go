@@ -149,7 +149,7 @@ type Result struct {
 type RefusedError struct {
 	Upstream, Path string
 	Status         int
-	// Header holds WWW-Authenticate and Retry-After.
+	// Header holds WWW-Authenticate, Retry-After and the body's Content-Type.
 	Header http.Header
 	// Body is cut at [api.FailureMax].
 	Body []byte
@@ -348,9 +348,11 @@ func (r *Resolver) resolveTag(ctx context.Context, l Lookup) (Result, error) {
 	out, err := r.Resolve(ctx, l.At(tag.ID))
 	if statusOf(err) == http.StatusNotFound {
 		// Some registries serve no manifest by its digest, and a tag that another client resolved may have moved.
-		if own, again := r.askTagForOne(ctx, l); again == nil {
-			tag, out, err = tagReply{reply: own}, Result{Grant: own.Grant}, nil
+		own, again := r.askTagForOne(ctx, l)
+		if again != nil {
+			return Result{}, again // perhaps a challenge
 		}
+		tag, out, err = tagReply{reply: own}, Result{Grant: own.Grant}, nil
 	}
 	if err != nil {
 		return Result{}, &TagError{Tag: l.Reference, ID: tag.ID, Err: err}

@@ -509,8 +509,9 @@ func TestATagGrantsWhereNoDigestIsServed(t *testing.T) {
 	s.put(oldIndex, oci.MediaTypeIndex)
 	known := answers(map[string]object{"r.test/v2/app/manifests/v1": {oldIndex, oci.MediaTypeIndex}})
 	up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {
-		if q.Header.Get("Authorization") == "Bearer bob" {
-			w.WriteHeader(http.StatusForbidden)
+		if q.Header.Get("Authorization") == "Bearer bob" && strings.HasSuffix(q.Path, "/v1") {
+			w.Header().Set("WWW-Authenticate", "Basic realm=r")
+			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
 		known(w, q)
@@ -519,9 +520,10 @@ func TestATagGrantsWhereNoDigestIsServed(t *testing.T) {
 	for _, c := range []struct {
 		token  string
 		status int
-	}{{"Bearer alice", 200}, {"Bearer carol", 200}, {"Bearer bob", 403}, {"Bearer alice", 200}} {
+	}{{"Bearer alice", 200}, {"Bearer carol", 200}, {"Bearer bob", 401}, {"Bearer alice", 200}} {
 		res := ask(p, http.MethodGet, "/v2/app/manifests/v1", "Authorization", c.token)
 		assert.Equal(t, c.status, res.StatusCode, c.token)
+		assert.Equal(t, c.status == 401, res.Header.Get("WWW-Authenticate") != "", "the challenge for the tag")
 	}
 	for _, spec := range s.opened {
 		assert.Equal(t, "v1", spec.Tag, "the seed may need it")
