@@ -160,13 +160,15 @@ func unchanged(res *http.Response, known reply) reply {
 }
 
 // keptHeaders are those of an error reply that its client must see.
-var keptHeaders = []string{"WWW-Authenticate", "Retry-After"}
+var keptHeaders = []string{"WWW-Authenticate", "Retry-After", "Content-Type"}
 
 // ReadRefusal reads a registry's error reply and closes its body.
 func ReadRefusal(upstream, path string, res *http.Response) *RefusedError {
 	defer res.Body.Close()
 	e := &RefusedError{Upstream: upstream, Path: path, Status: res.StatusCode, Header: http.Header{}}
-	e.Body, _ = io.ReadAll(io.LimitReader(res.Body, api.FailureMax))
+	if e.Body, _ = io.ReadAll(io.LimitReader(res.Body, api.FailureMax)); len(e.Body) == 0 {
+		res.Header.Del("Content-Type") // of a HEAD's absent body, perhaps
+	}
 	for _, k := range keptHeaders {
 		if v := res.Header.Values(k); len(v) > 0 {
 			e.Header[http.CanonicalHeaderKey(k)] = v

@@ -76,7 +76,7 @@ type LookupReply struct {
 // RegistryError is a registry's error response, unchanged as far as clients need it.
 type RegistryError struct {
 	Status int `json:"status"`
-	// Header holds WWW-Authenticate and Retry-After.
+	// Header holds WWW-Authenticate, Retry-After and the body's Content-Type.
 	Header map[string][]string `json:"header,omitempty"`
 	// Body is cut at FailureMax.
 	Body []byte `json:"body,omitempty"`
@@ -146,7 +146,7 @@ func (r *RegistryError) check() error {
 	}
 	r.Body = r.Body[:min(len(r.Body), FailureMax)]
 	kept, values := map[string][]string{}, 0
-	for _, name := range []string{"Www-Authenticate", "Retry-After"} {
+	for _, name := range []string{"Www-Authenticate", "Retry-After", "Content-Type"} {
 		for _, v := range http.Header(r.Header).Values(name) {
 			if values++; values <= errorFieldsMax && len(v) <= errorTextMax {
 				kept[name] = append(kept[name], v)

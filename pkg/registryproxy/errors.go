@@ -6,10 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"mime"
 	"net/http"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 
@@ -25,10 +25,11 @@ type apiError struct {
 	header  http.Header
 	code    errcode.ErrorCode
 	message string
-	// detail is the upstream's body if that has another format.
-	detail string
-	// body is the upstream's body if that has the format; it is passed on to the letter.
+	// body is the upstream's own, which is passed on to the letter with its Content-Type; nil for an error of
+	// the mirror. Clients act on codes: one that the registry did not give can end what its own reply would not.
 	body []byte
+	// uncoded says that the message goes out as text: the upstream gave a status and no words.
+	uncoded bool
 	// gone says that the client left.
 	gone bool
 }
@@ -49,7 +50,6 @@ func (e *apiError) withCode(code errcode.ErrorCode) *apiError {
 // hiding replaces the digest that a tag means by the tag: a client that may not read it must not learn it.
 func (e *apiError) hiding(digest, tag string) *apiError {
 	e.message = strings.ReplaceAll(e.message, digest, tag)
-	e.detail = strings.ReplaceAll(e.detail, digest, tag)
 	e.body = bytes.ReplaceAll(e.body, []byte(digest), []byte(tag))
 	return e
 }
@@ -89,12 +89,14 @@ var passedOn = []string{"WWW-Authenticate", "Retry-After"}
 
 // registryError passes a registry's error reply on.
 func (req *request) registryError(reply *access.RefusedError) *apiError {
-	e := req.upstreamError(reply.Status, reply.Body)
+	e := req.upstreamError(reply.Status, reply.Header.Get("Content-Type"), reply.Body)
 	if reply.Status == http.StatusUnauthorized {
 		req.pings.putBasic(req.target.upstream, reply.Header.Values("WWW-Authenticate"))
 	}
-	for k, v := range reply.Header {
-		e.header[k] = v
+	for _, k := range passedOn {
+		if v := reply.Header.Values(k); len(v) > 0 {
+			e.header[http.CanonicalHeaderKey(k)] = v
+		}
 	}
 	status := http.StatusText(reply.Status)
 	e.message = fmt.Sprintf("%s answered %d %s to %s", req.target.upstream, reply.Status, status, req.target.path())
@@ -127,7 +129,7 @@ func (req *request) failed(err error) *apiError {
 		return newError(http.StatusServiceUnavailable,
 			"%s was being downloaded for other clients, and their registry refused it; ask again", path)
 	}
-	e := req.upstreamError(f.Status, f.Body)
+	e := req.upstreamError(f.Status, f.Header["Content-Type"], f.Body)
 	for _, k := range passedOn {
 		for name, v := range f.Header {
 			if http.CanonicalHeaderKey(name) == http.CanonicalHeaderKey(k) && v != "" {
@@ -149,17 +151,19 @@ func (req *request) unreachable(err error) *apiError {
 	return req.failed(f)
 }
 
-// upstreamError begins an error with the upstream's status and body.
-func (req *request) upstreamError(status int, body []byte) *apiError {
+// upstreamError begins an error with the upstream's status and words.
+func (req *request) upstreamError(status int, contentType string, body []byte) *apiError {
 	if status < 400 || status > 599 {
-		status = http.StatusBadGateway
+		status, body = http.StatusBadGateway, nil
 	}
-	e := &apiError{status: status, header: http.Header{}, code: codeFor(status, req.target.endpoint)}
+	e := &apiError{status: status, header: http.Header{}, code: codeFor(status, "")}
+	cut := len(body) >= api.FailureMax && !json.Valid(body)
 	switch {
-	case isDistributionError(body):
+	case len(body) > 0 && !(cut && strings.Contains(contentType, "json")):
 		e.body = body
-	case utf8.Valid(body):
-		e.detail = string(body[:min(len(body), 512)])
+		e.header.Set("Content-Type", errorType(contentType, body))
+	case status == http.StatusNotFound || e.code == errcode.ErrorCodeUnknown && status < 500:
+		e.uncoded = true
 	}
 	// containerd repeats 408 and 429 at once and without a pause; a 503 sends it to its
 	// next host. Clients without ?ns= do wait as Retry-After says.
@@ -167,6 +171,19 @@ func (req *request) upstreamError(status int, body []byte) *apiError {
 		e.status = http.StatusServiceUnavailable
 	}
 	return e
+}
+
+// errorType is the Content-Type of an upstream's error body. A page becomes text: it would run in a browser as
+// if it came from this host.
+func errorType(contentType string, body []byte) string {
+	base, _, err := mime.ParseMediaType(contentType)
+	switch {
+	case err == nil && (strings.HasSuffix(base, "/json") || strings.HasSuffix(base, "+json")):
+		return contentType
+	case isDistributionError(body):
+		return "application/json"
+	}
+	return "text/plain; charset=utf-8"
 }
 
 // isDistributionError reports whether a body is in the format of the distribution API.
@@ -188,21 +205,22 @@ func (req *request) writeError(e *apiError) {
 	}
 	body := e.body
 	if body == nil {
-		entry := e.code.WithMessage(e.message)
-		if e.detail != "" {
-			entry = entry.WithDetail(e.detail)
-		}
-		body, _ = json.Marshal(errcode.Errors{entry})
+		body, _ = json.Marshal(errcode.Errors{e.code.WithMessage(e.message)})
+	}
+	contentType := "application/json"
+	if e.uncoded && e.body == nil {
+		body, contentType = []byte(e.message+"\n"), "text/plain; charset=utf-8"
 	}
 	h := req.w.Header()
 	// The blob's headers are not true of the error.
 	for _, k := range []string{"ETag", "Docker-Content-Digest", "Accept-Ranges"} {
 		h.Del(k)
 	}
+	h.Set("Content-Type", contentType)
 	for k, v := range e.header {
 		h[k] = v
 	}
-	h.Set("Content-Type", "application/json")
+	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	req.w.WriteHeader(e.status)
 	if req.r.Method != http.MethodHead {

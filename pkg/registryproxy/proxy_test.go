@@ -1,6 +1,7 @@
 package registryproxy_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -338,11 +339,18 @@ func TestAClientWithoutChallengesReadsPublicImages(t *testing.T) {
 func TestARefusedClientGetsNothingFromTheSwarm(t *testing.T) {
 	var s swarm
 	b := s.put(blob(10), "")
-	for status, code := range map[int]string{401: "UNAUTHORIZED", 403: "DENIED", 404: "BLOB_UNKNOWN", 500: "UNKNOWN",
+	for status, code := range map[int]string{401: "UNAUTHORIZED", 403: "DENIED", 404: "", 500: "UNKNOWN",
 		503: "UNAVAILABLE"} {
 		up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) { w.WriteHeader(status) }}
 		p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
-		said := refusedAs(t, ask(p, http.MethodGet, "/v2/app/blobs/"+string(b)), status, code)
+		res := ask(p, http.MethodGet, "/v2/app/blobs/"+string(b))
+		said := ""
+		if code == "" {
+			said = body(t, res)
+			assert.Equal(t, status, res.StatusCode)
+		} else {
+			said = refusedAs(t, res, status, code)
+		}
 		assert.Contains(t, said, fmt.Sprintf("r.test answered %d", status))
 		assert.Contains(t, said, "/v2/app/blobs/"+string(b))
 	}
@@ -491,8 +499,8 @@ func TestTheOriginsErrorIsPassedOn(t *testing.T) {
 		// containerd would hammer a 429; it names ns.
 		{err: &api.Failure{Status: 429, Body: []byte(own), Message: "GET …: 429"}, query: "?ns=r.test",
 			status: 503, exactly: own},
-		{err: &api.Failure{Status: 403, Body: []byte("<html>no</html>"), Message: "GET …: 403 Forbidden"},
-			status: 403, code: "DENIED", has: "no"},
+		{err: &api.Failure{Status: 403, Body: []byte("<html>no</html>"), Message: "GET …: 403 Forbidden"}, status: 403,
+			exactly: "<html>no</html>"},
 		{err: &api.Failure{Status: 502, Message: "dial tcp 10.0.0.1:443: connection refused"}, status: 502,
 			code: "UNAVAILABLE", has: "dial tcp 10.0.0.1:443: connection refused"},
 		{err: &api.Failure{Status: 302, Message: "odd"}, status: 502, code: "UNAVAILABLE", has: "odd"},
@@ -858,5 +866,47 @@ func fuzzRequest(t *testing.T, path, query, header, asked, tag string) {
 	for _, o := range s.opened {
 		_, err := oci.ParseDigest(string(o.ID))
 		require.NoError(t, err)
+	}
+}
+
+// A client acts on the code of an error: oras takes NAME_UNKNOWN for a missing repository, and any other 404 to
+// referrers for a registry without that API; crane asks again after UNKNOWN.
+func TestErrorsAreInTheRegistrysWords(t *testing.T) {
+	paths := []string{"app/manifests/v1", "app/manifests/" + missing, "app/blobs/" + missing, "app/tags/list",
+		"app/referrers/" + missing}
+	for _, c := range []struct {
+		status                                   int
+		contentType, words, passedType, passedOn string
+	}{
+		{404, "text/plain; charset=utf-8", "404 page not found\n", "", ""},
+		{404, "application/json", `{"message":"no such thing"}`, "", ""},
+		{404, "application/problem+json", `{"title":"none"}`, "", ""},
+		{404, "application/json", `{"errors":[]}`, "", ""},
+		{404, "application/json", `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"my words"}]}`, "", ""},
+		{404, "text/plain", `{"errors":[{"code":"NAME_UNKNOWN"}]}`, "application/json", ""},
+		{400, "", "bad", "text/plain; charset=utf-8", ""},
+		{403, "text/html", "<script>no</script>", "text/plain; charset=utf-8", ""},
+		{500, "text/plain; charset=utf-8", "oops", "", ""},
+		{404, "", "", "text/plain; charset=utf-8", "r.test answered 404 Not Found to "},
+		{400, "", "", "text/plain; charset=utf-8", "r.test answered 400 Bad Request to "},
+	} {
+		up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {
+			if c.contentType != "" {
+				w.Header().Set("Content-Type", c.contentType)
+			}
+			w.WriteHeader(c.status)
+			io.WriteString(w, c.words)
+		}}
+		p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
+		for _, path := range paths {
+			res := ask(p, http.MethodGet, "/v2/"+path)
+			assert.Equal(t, c.status, res.StatusCode, path)
+			assert.Equal(t, cmp.Or(c.passedType, c.contentType), res.Header.Get("Content-Type"), "%s: %s", path, c.words)
+			if c.passedOn == "" {
+				assert.Equal(t, c.words, body(t, res), path)
+			} else {
+				assert.Equal(t, c.passedOn+"/v2/"+path+"\n", body(t, res))
+			}
+		}
 	}
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"net/netip"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2"
 	"oras.land/oras-go/v2/content/oci"
+	"oras.land/oras-go/v2/registry"
 	"oras.land/oras-go/v2/registry/remote"
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/retry"
@@ -33,4 +35,18 @@ func orasPull(ctx context.Context, q Request) error {
 	}
 	_, err = oras.Copy(ctx, repository, q.Reference, store, "pulled", oras.DefaultCopyOptions)
 	return err
+}
+
+// OrasDiscover lists what refers to a manifest, as oras discover and oras copy -r do.
+func OrasDiscover(ctx context.Context, q Request) ([]ocispec.Descriptor, error) {
+	repository, err := remote.NewRepository(q.prefixed() + "/" + q.Repository)
+	if err != nil {
+		return nil, err
+	}
+	repository.PlainHTTP = true
+	desc, err := repository.Resolve(ctx, q.Reference)
+	if err != nil {
+		return nil, err
+	}
+	return registry.Referrers(ctx, repository, desc, "")
 }
