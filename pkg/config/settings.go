@@ -333,6 +333,8 @@ type Origins struct {
 	//     writes it; credential helpers in it are run
 	//   - realms: other hosts whose token services receive those credentials
 	//   - proxy: URL of an HTTP proxy, or "none"; default: HTTPS_PROXY, HTTP_PROXY and NO_PROXY
+	//   - firstByte: how long the registry may take to begin an answer, and how long clients of the mirror wait for
+	//     it; default 10m. A proxy that scans blobs needs minutes; a registry that hangs keeps clients as long
 	//   - allowPrivateRealm: true if the registry's token service has a private IP address that is not the
 	//     registry's own
 	Upstreams []Upstream `yaml:"upstreams" default:"docker.io,ghcr.io,quay.io,gcr.io,registry.k8s.io,mcr.microsoft.com,public.ecr.aws" reload:"yes"`
@@ -365,6 +367,9 @@ type Upstream struct {
 	Realms []string `yaml:"realms,omitempty"`
 	// Proxy is the URL of an HTTP proxy, or "none". Default: what the environment says.
 	Proxy secret.String `yaml:"proxy,omitempty"`
+	// FirstByte is how long the registry may take to begin an answer, and how long clients of the mirror wait for it.
+	// Default: 10m.
+	FirstByte time.Duration `yaml:"firstByte,omitempty"`
 	// AllowPrivateRealm allows a token service at a private IP address that is not the registry's own. Without it a
 	// registry cannot make this node connect to such an address.
 	AllowPrivateRealm bool `yaml:"allowPrivateRealm,omitempty"`

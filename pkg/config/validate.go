@@ -342,6 +342,10 @@ func (u *Upstream) check() error {
 			return fmt.Errorf("%s: urls: a URL must not contain a user; use username and passwordFile", u.Host)
 		}
 	}
+	if u.FirstByte != 0 && u.FirstByte < time.Second {
+		return fmt.Errorf("%s: firstByte: %s is too short for a registry to answer; write at least 1s, or leave it out "+
+			"for 10m", u.Host, u.FirstByte)
+	}
 	if (u.ClientCert == "") != (u.ClientKey == "") {
 		return fmt.Errorf("%s: clientCert and clientKey belong together; set both", u.Host)
 	}

@@ -452,7 +452,7 @@ func entry(e api.Entry) scheduler.Entry {
 
 // assignment converts an assignment for the wire.
 func assignment(id task.ID, a scheduler.Assignment) api.Assignment {
-	out := api.Assignment{Task: id, Seed: a.Seed, Local: a.Local}
+	out := api.Assignment{Task: id, Seed: a.Seed, Reading: a.Reading, Local: a.Local}
 	if a.Failure != nil && !errors.As(a.Failure, &out.Failure) {
 		out.Failure = &api.Failure{Status: http.StatusBadGateway, Message: a.Failure.Error()}
 	}

@@ -51,6 +51,9 @@ func (r *Registries) Listed(name string) bool { return r.now.Load().Listed(name)
 // [registry.Client.Credentialed].
 func (r *Registries) Credentialed(name string) bool { return r.now.Load().Credentialed(name) }
 
+// FirstByte is how long a registry may take to begin an answer; see [registry.Client.FirstByte].
+func (r *Registries) FirstByte(name string) time.Duration { return r.now.Load().FirstByte(name) }
+
 // CloseIdleConnections ends the connections that no request uses.
 func (r *Registries) CloseIdleConnections() { r.now.Load().CloseIdleConnections() }
 
@@ -126,6 +129,10 @@ func newFiles(cfg Config) (*httporigin.Origin, error) {
 // begin to time out there.
 const registryStall = 10 * time.Second
 
+// firstByte is the default of `firstByte` of an upstream: proxies that scan a blob or fetch it from elsewhere took up to
+// 400 s.
+const firstByte = 10 * time.Minute
+
 // common returns the settings of every origin.
 func common(cfg Config) httporigin.Config {
 	return httporigin.Config{AllowAddrs: prefixes(cfg.Files.AllowAddresses), UserAgent: "darter/" + version.Current()}
@@ -133,12 +140,12 @@ func common(cfg Config) httporigin.Config {
 
 func newRegistries(cfg Config) (*registry.Client, error) {
 	r := registry.Config{Upstreams: map[string]registry.Upstream{}, HTTP: common(cfg), Logger: cfg.Logger}
-	r.HTTP.IdleTimeout = registryStall
+	r.HTTP.IdleTimeout, r.HTTP.HeaderTimeout = registryStall, firstByte
 	for _, u := range cfg.Origins.Upstreams {
 		up := registry.Upstream{
 			URLs: u.URLs, PlainHTTP: u.PlainHTTP, CAFile: u.CA, CertFile: u.ClientCert, KeyFile: u.ClientKey,
 			Proxy: u.Proxy, Username: u.Username, DockerConfig: u.DockerConfig, Realms: u.Realms,
-			AllowPrivateRealm: u.AllowPrivateRealm,
+			AllowPrivateRealm: u.AllowPrivateRealm, FirstByte: u.FirstByte,
 		}
 		if u.PasswordFile != "" {
 			var err error

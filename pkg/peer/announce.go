@@ -194,6 +194,7 @@ func (d *Download) assigned(now time.Time, ev ownerReplied) {
 	if !d.complete() {
 		d.setLocal(a.Local)
 	}
+	d.ownerReads = a.Reading
 	d.policy.Assigned(now, d.view(), a.Seed, ev.leader == owners.Self, ev.leader == owners.Other)
 	for _, n := range a.Neighbours {
 		d.dial(now, n)

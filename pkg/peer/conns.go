@@ -188,7 +188,9 @@ func (d *Download) introduce(now time.Time, c *conn) {
 }
 
 func (d *Download) has(now time.Time, c *conn, i piece.Index) {
-	c.remote.have.Set(i)
+	if c.remote.have.Set(i) {
+		d.signs.moved.Add(1)
+	}
 	d.pick.Has(c.n, i)
 	d.times.lastHave = now
 }

@@ -70,6 +70,7 @@ type Download struct {
 	stats    counters
 	intake   intake
 	origin   origin
+	signs    signs
 	progress broadcast
 	inlining atomic.Bool // bytes that came inside a reply are being stored, so nothing is requested
 	snapshot atomic.Pointer[TaskStatus]
@@ -85,6 +86,8 @@ type Download struct {
 	end      outcome
 	observed observed
 	ownerErr error // of the last announce
+	// ownerReads says that, by the last reply, the owner reads the origin for all hosts.
+	ownerReads bool
 }
 
 // inbox takes events for a loop. Safe for concurrent use.
@@ -304,6 +307,7 @@ func (d *Download) step(now time.Time) policy.View {
 	v := d.view()
 	d.steerOrigin(now, v)
 	d.origin.note(&d.e.waited, d.awaited())
+	d.noteSigns()
 	d.report()
 	d.announce(now, v)
 	d.giveUp(now, v)

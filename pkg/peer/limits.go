@@ -73,9 +73,9 @@ func (in *intake) read(ctx context.Context, c *wire.Conn, block []byte) error {
 // only the other sides' last messages are still read.
 func (in *intake) skip(ctx context.Context, n int64) { _ = in.limits.Wait(ctx, int(n)) }
 
-// fromOrigin limits the rate of an origin's body.
+// fromOrigin limits the rate of an origin's body, and shows that bytes come.
 func (d *Download) fromOrigin(ctx context.Context, body io.Reader) io.Reader {
-	return append(slices.Clone(d.intake.limits), &d.e.rates.origin).Reader(ctx, body)
+	return append(slices.Clone(d.intake.limits), &d.e.rates.origin).Reader(ctx, moving{body, &d.signs.moved})
 }
 
 // Passthrough opens an object at its origin without storing it. The limits apply, and its bytes count as

@@ -9,9 +9,11 @@ import (
 	"hash"
 	"io"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
@@ -28,6 +30,11 @@ const (
 	originTries = 4
 	// originPause is the wait before the second try; it doubles.
 	originPause = 100 * time.Millisecond
+	// tryBytes is how many bytes a request must bring for those before it not to count.
+	tryBytes = 64 << 10
+	// slowOpen is how long an origin that did not answer in time must have been waited for not to be asked
+	// again: whoever waited that long waited as long as the operator wants.
+	slowOpen = 20 * time.Second
 	// skipMax is how many stored pieces this host reads past rather than make a new request behind
 	// them.
 	skipMax = 8
@@ -241,7 +248,18 @@ type originParent struct {
 	// validator is of the version of which the first bytes came.
 	validator string
 	buf       []byte
+	// part is the piece of which buf holds the first bytes, after a body that ended inside it.
+	part struct {
+		index piece.Index
+		bytes int64
+	}
+	read int64 // bytes of all bodies
 }
+
+// slowError says that an origin did not begin to answer in the time that it has.
+type slowError struct{ error }
+
+func (e slowError) Unwrap() error { return e.error }
 
 // run brings what is wanted and missing, then checks the whole.
 func (o *originParent) run(ctx context.Context) error {
@@ -255,7 +273,7 @@ func (o *originParent) run(ctx context.Context) error {
 	}
 	tries, pause := 0, originPause
 	for {
-		before := o.d.stats.origin.Load()
+		before, read := o.d.stats.origin.Load(), o.read
 		err := o.stream(ctx)
 		if err == nil {
 			return nil
@@ -269,7 +287,7 @@ func (o *originParent) run(ctx context.Context) error {
 		if !o.temporary(err) {
 			return err
 		}
-		if o.d.stats.origin.Load() > before {
+		if o.d.stats.origin.Load() > before || o.read-read >= tryBytes {
 			tries, pause = 0, originPause
 		}
 		if tries++; tries >= originTries {
@@ -296,8 +314,9 @@ func (o *originParent) temporary(err error) bool {
 	var length *source.LengthError
 	var long *tooLongError
 	var unshared *source.UnsharedError
-	if errors.As(err, &wrong) || errors.As(err, &changed) || errors.As(err, &length) || errors.As(err, &long) ||
-		errors.As(err, &unshared) {
+	var slow slowError
+	if errors.As(err, &slow) || errors.As(err, &wrong) || errors.As(err, &changed) || errors.As(err, &length) ||
+		errors.As(err, &long) || errors.As(err, &unshared) {
 		return false
 	}
 	var refused *source.StatusError
@@ -338,6 +357,11 @@ func (o *originParent) stream(ctx context.Context) error {
 			return o.unwanted()
 		}
 		offset = o.d.proof.replica.Metadata().Layout().Offset(at)
+		if at == o.part.index {
+			offset += o.part.bytes
+		} else {
+			o.part.bytes = 0
+		}
 	}
 	spec := o.spec
 	if spec.Validator == "" {
@@ -348,8 +372,13 @@ func (o *originParent) stream(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	begun := time.Now()
 	resp, err := o.d.e.cfg.Origin.Open(ctx, spec, offset)
 	if err != nil {
+		late := errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, syscall.ETIMEDOUT)
+		if late && time.Since(begun) >= slowOpen {
+			err = slowError{err}
+		}
 		return err
 	}
 	defer resp.Body.Close()
@@ -432,27 +461,32 @@ func (o *originParent) facts(resp *source.Response) error {
 func (o *originParent) pieces(ctx context.Context, at piece.Index, body io.Reader) error {
 	replica := o.d.proof.replica
 	layout := replica.Metadata().Layout()
-	n := piece.Index(layout.Count())
-	if n == 0 {
+	count := piece.Index(layout.Count())
+	if count == 0 {
 		return o.finish(0, nil)
 	}
 	if o.buf == nil {
 		o.buf = make([]byte, min(layout.PieceSize, layout.Length))
 	}
-	for i := at; i < n; i++ {
+	for i := at; i < count; i++ {
 		data := o.buf[:layout.Size(i)]
 		begun := time.Now()
-		if _, err := io.ReadFull(body, data); err != nil {
+		have := o.part.bytes
+		n, err := io.ReadFull(body, data[have:])
+		o.read += int64(n)
+		if err != nil {
+			o.part.index, o.part.bytes = i, have+int64(n)
 			if err == io.EOF {
 				err = io.ErrUnexpectedEOF
 			}
 			return fmt.Errorf("reading piece %d of task %s from its origin: %w", i, o.d.id, err)
 		}
+		o.part.bytes = 0
 		if o.whole != nil && o.hashed == layout.Offset(i) {
 			o.whole.Write(data)
 			o.hashed += int64(len(data))
 		}
-		if i == n-1 {
+		if i == count-1 {
 			if err := o.ended(body, layout.Length); err != nil {
 				return err
 			}

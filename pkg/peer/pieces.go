@@ -125,6 +125,7 @@ func (d *Download) got(now time.Time, i piece.Index, from *conn) {
 	default:
 		d.count(func(n *counters) *atomic.Int64 { return &n.peers }, size)
 	}
+	d.signs.moved.Add(size)
 	d.pick.Got(i)
 	d.policy.GotPiece()
 	d.times.got(now)

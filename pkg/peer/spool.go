@@ -142,18 +142,6 @@ func (s *fileSpool) Close() error {
 	return s.f.Close()
 }
 
-// Progress counts what has come of a task whose length nobody knows yet, here or at the seed that
-// brings it; 0 where nothing has. As long as it grows the origin sends, and it is worth to wait.
-func (e *Engine) Progress(id task.ID) int64 {
-	e.mu.Lock()
-	d := e.downloads[id]
-	e.mu.Unlock()
-	if d == nil {
-		return 0
-	}
-	return d.origin.read.Load()
-}
-
 // read is how much of a body of unknown length this host has read, as a seed.
 func (d *Download) read() int64 {
 	if !d.policy.AtOrigin() || d.pick != nil {
@@ -177,6 +165,6 @@ func (c *conn) sendAlive() {
 func (c *conn) heardRead(read int64) {
 	if c.remote.seed && c.d.pick == nil && read != c.remote.read {
 		c.remote.read = read
-		c.d.origin.read.Add(1)
+		c.d.signs.moved.Add(1)
 	}
 }

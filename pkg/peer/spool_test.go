@@ -279,10 +279,10 @@ func TestWaitersSeeThatASpoolGrows(t *testing.T) {
 			ended <- end{data, err}
 		}()
 		for _, n := range []*node{seed, a} {
-			last := n.engine.Progress(s.spec().ID)
+			last := n.engine.Signs(s.spec().ID).Moved
 			for range 3 {
 				time.Sleep(5 * time.Second)
-				now := n.engine.Progress(s.spec().ID)
+				now := n.engine.Signs(s.spec().ID).Moved
 				assert.Greater(t, now, last, "%s sees nothing move", n.host.Name)
 				last = now
 			}
@@ -309,9 +309,9 @@ func TestNothingMovesWhileTheOriginIsSilent(t *testing.T) {
 		}()
 		time.Sleep(5 * time.Second)
 		for _, n := range []*node{seed, a} {
-			before := n.engine.Progress(s.spec().ID)
+			before := n.engine.Signs(s.spec().ID).Moved
 			time.Sleep(10 * time.Second)
-			assert.Equal(t, before, n.engine.Progress(s.spec().ID))
+			assert.Equal(t, before, n.engine.Signs(s.spec().ID).Moved)
 		}
 		cancel()
 		require.Error(t, <-ended)

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 
@@ -117,7 +118,7 @@ func (req *request) failed(err error) *apiError {
 		return e
 	}
 	if errors.Is(context.Cause(req.ctx), errDeadline) {
-		return newError(http.StatusGatewayTimeout, "%s gave no byte of %s within %s", req.target.upstream, path, req.wait)
+		return req.late()
 	}
 	var f *api.Failure
 	if !errors.As(err, &f) {
@@ -142,6 +143,20 @@ func (req *request) failed(err error) *apiError {
 		e.message = fmt.Sprintf("%s answered %d to another client that asked for %s", f.Upstream, f.Status, path)
 	}
 	return e
+}
+
+// late is the client's error after it waited too long for its first byte.
+func (req *request) late() *apiError {
+	waited, path := time.Since(req.began).Round(time.Second), req.target.path()
+	var came int64
+	if req.look != nil {
+		came = req.look().Came
+	}
+	if came > 0 {
+		return newError(http.StatusGatewayTimeout, "%s gave %d bytes of %s within %s, but not those that you asked for; "+
+			"ask again in a moment", req.target.upstream, came, path, waited)
+	}
+	return newError(http.StatusGatewayTimeout, "%s gave no byte of %s within %s", req.target.upstream, path, waited)
 }
 
 // unreachable is the client's error for an upstream that did not reply.

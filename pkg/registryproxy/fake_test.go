@@ -20,6 +20,7 @@ import (
 	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/peer/policy"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/registryproxy"
 	"github.com/darter-io/darter/pkg/source"
@@ -41,7 +42,8 @@ func heap() int64 {
 type config struct {
 	Open        func(context.Context, task.Spec) (registryproxy.Blob, error)
 	Passthrough func(context.Context, task.Spec, int64) (*source.Response, error)
-	Progress    func(task.ID) int64
+	Signs       func(task.ID) policy.Signs
+	FirstByte   func(string) time.Duration
 	Replaced    func(task.ID) bool
 	Default     string
 	Allow       func(string) error
@@ -66,8 +68,9 @@ func newMirror(cfg config) *mirror {
 		Policy: cfg.Policy,
 	})
 	return &mirror{registryproxy.New(registryproxy.Config{
-		Resolver: r, Open: cfg.Open, Passthrough: cfg.Passthrough, Progress: cfg.Progress, Replaced: cfg.Replaced,
-		Default: cfg.Default, Allow: cfg.Allow, Observe: cfg.Observe,
+		Resolver: r, Open: cfg.Open, Passthrough: cfg.Passthrough, Signs: cfg.Signs, FirstByte: cfg.FirstByte,
+		Replaced: cfg.Replaced,
+		Default:  cfg.Default, Allow: cfg.Allow, Observe: cfg.Observe,
 	}), r}
 }
 

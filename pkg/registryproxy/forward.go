@@ -48,10 +48,9 @@ func (req *request) forward() *apiError {
 		return newError(http.StatusBadGateway, "%s redirects %s, and the mirror follows no redirect of it",
 			t.upstream, t.path())
 	}
-	if !req.deadline.Reset(req.cfg.Hold) {
+	if !req.hold.until(req.cfg.Hold) {
 		return req.failed(fmt.Errorf("reading %s: no answer in time", t.path()))
 	}
-	defer req.deadline.Stop()
 	h := req.w.Header()
 	for _, k := range forwardedHeaders {
 		if v := res.Header.Values(k); len(v) > 0 {

@@ -8,10 +8,13 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/peer/policy"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
@@ -21,7 +24,7 @@ const (
 	// heldBack is how much of the end of a blob is held back until the whole has matched its digest, in
 	// bytes.
 	heldBack = 64 << 10
-	// emptyBodiesMax is how often in a row a registry may end a body without one byte.
+	// emptyBodiesMax is how often in a row a registry may end a body without one byte, or by silence.
 	emptyBodiesMax = 3
 )
 
@@ -35,6 +38,12 @@ func (req *request) openPassthrough(spec task.Spec, length int64, full error) (B
 	if _, err := oci.NewHash(string(spec.ID)); err != nil {
 		return nil, full
 	}
+	p := &passthrough{open: req.cfg.Passthrough, wrong: func() { req.tainted.put(spec.ID, time.Now()) }, spec: spec}
+	// The window may be far behind the first byte that comes.
+	req.holdWhile(func() policy.Signs {
+		read := p.read.Load()
+		return policy.Signs{Moved: read, Asking: read == 0, Came: read}
+	})
 	res, err := req.cfg.Passthrough(req.ctx, spec, 0)
 	if err != nil {
 		return nil, source.Failure(err)
@@ -47,10 +56,8 @@ func (req *request) openPassthrough(spec task.Spec, length int64, full error) (B
 		return nil, full
 	}
 	req.pull.Passthrough = true
-	return &passthrough{
-		open: req.cfg.Passthrough, wrong: func() { req.tainted.put(spec.ID, time.Now()) }, spec: spec,
-		metadata: piece.Metadata{Length: length, MediaType: res.MediaType}, body: res.Body,
-	}, nil
+	p.metadata, p.body = piece.Metadata{Length: length, MediaType: res.MediaType}, res.Body
+	return p, nil
 }
 
 // passthrough is a blob that no store keeps. One goroutine reads it.
@@ -60,6 +67,7 @@ type passthrough struct {
 	spec     task.Spec
 	metadata piece.Metadata
 	body     io.ReadCloser // for the first reader, from the beginning
+	read     atomic.Int64  // bytes that came from the registry
 }
 
 // Metadata implements [Blob].
@@ -90,7 +98,8 @@ type passthroughReader struct {
 	hash     hash.Hash
 	body     io.ReadCloser
 	at       int64 // bytes of the blob that were read
-	empty    int   // bodies in a row without one byte
+	empty    int   // bodies in a row without one byte, or that fell silent
+	got      bool  // the body has brought a byte
 	buf      []byte
 	ready    []byte       // the part of buf that Read returns next
 	held     bytes.Buffer // the window's end
@@ -141,18 +150,22 @@ func (r *passthroughReader) more() {
 			r.err = err
 			return
 		}
-		r.body = res.Body
+		r.body, r.got = res.Body, false
 	}
 	if r.buf == nil {
 		r.buf = make([]byte, 64<<10)
 	}
 	n, err := r.body.Read(r.buf[:min(int64(len(r.buf)), length-r.at)])
 	if n > 0 {
-		r.empty = 0
+		r.got = true
+		r.blob.read.Add(int64(n))
 		r.hash.Write(r.buf[:n])
 		r.take(r.buf[:n])
 	}
 	if err != nil {
+		if r.got && !errors.Is(err, os.ErrDeadlineExceeded) {
+			r.empty = 0
+		}
 		r.body.Close()
 		r.body = nil
 		if r.ctx.Err() != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/peer/policy"
 	"github.com/darter-io/darter/pkg/registryproxy"
 	"github.com/darter-io/darter/pkg/task"
 )
@@ -40,7 +41,9 @@ func TestProgressExtendsTheDeadline(t *testing.T) {
 					string(id): {layer, ""}})}
 				p := newMirror(config{
 					Upstream: up,
-					Progress: func(task.ID) int64 { return int64(min(time.Since(begun), c.moves) / time.Second) },
+					Signs: func(task.ID) policy.Signs {
+						return policy.Signs{Moved: int64(min(time.Since(begun), c.moves) / time.Second)}
+					},
 					Open: func(ctx context.Context, spec task.Spec) (registryproxy.Blob, error) {
 						select {
 						case <-time.After(25 * time.Second):

@@ -20,6 +20,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/peer/policy"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
@@ -54,10 +55,13 @@ type Config struct {
 	// Passthrough opens a blob at its registry, past every store, for a client that cannot go elsewhere
 	// while a disk is full. Nil: such a client is refused.
 	Passthrough func(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error)
-	// Progress counts the bytes that have arrived in the cluster of a blob of unknown length; 0 where
-	// there are none. While it grows, clients wait longer than Wait and Hold for their first byte, which
-	// can come only after the last one has arrived. Nil: they do not.
-	Progress func(id task.ID) int64
+	// Signs are what this host sees of a blob on its way. While bytes move, or the registry was asked and takes
+	// its time, clients wait longer than Wait and Hold for their first byte: see [policy.Hold]. Nil: they do
+	// not.
+	Signs func(id task.ID) policy.Signs
+	// FirstByte is how long a registry may take to begin an answer; clients wait as long for it. Nil: Wait and
+	// Hold bound that, too.
+	FirstByte func(upstream string) time.Duration
 	// Replaced reports whether a client may hold the beginning of a blob from bytes that proved wrong or
 	// were dropped since: then the whole blob is served instead of a range. Nil: none may.
 	Replaced func(id task.ID) bool
@@ -69,9 +73,9 @@ type Config struct {
 	Allow func(upstream string) error
 	// Observe receives every request when it has ended. It must not block. Nil: nothing does.
 	Observe func(Pull)
-	// Wait is how long a client waits for its first byte before it is refused, so that it can go
-	// elsewhere; a slow registry's time counts. Less refuses crowds that a slow registry would have
-	// served, more keeps clients from their next host. Default 10 s.
+	// Wait is how long a client waits for its first byte, while neither bytes move nor a registry was asked,
+	// before it is refused, so that it can go elsewhere. Less refuses crowds on busy machines, more keeps
+	// clients from their next host. Default 10 s.
 	Wait time.Duration
 	// Hold is the same for the blobs of clients that name no registry by ?ns=: a refused blob ends their
 	// pull. Default 60 s.
@@ -178,11 +182,13 @@ type request struct {
 	// authorization is the client's header, a secret; empty once it proved to be meant for another
 	// registry.
 	authorization string
-	// wait is how long the client waits for its first byte; deadline ends ctx then.
-	wait     time.Duration
-	deadline *time.Timer
-	ctx      context.Context
-	pull     Pull
+	// wait is how long the client waits for its first byte without a sign of it; hold ends ctx then.
+	wait time.Duration
+	hold *hold
+	// look returns the signs of the blob; nil before its opening.
+	look func() policy.Signs
+	ctx  context.Context
+	pull Pull
 }
 
 func (p *Proxy) serve(w http.ResponseWriter, r *http.Request, fallback string, dedicated bool) {
@@ -230,8 +236,13 @@ func (req *request) answer() *apiError {
 	ctx, cancel := context.WithCancelCause(req.r.Context())
 	defer cancel(nil)
 	req.ctx = ctx
-	req.deadline = time.AfterFunc(req.wait, func() { cancel(errDeadline) })
-	defer req.deadline.Stop()
+	req.hold = newHold(func() { cancel(errDeadline) })
+	defer req.hold.stop()
+	if t.endpoint == endpointBase {
+		req.hold.until(req.wait) // clients give up on a version check sooner, and the last reply is remembered
+	} else {
+		req.hold.until(req.firstByte())
+	}
 
 	if req.bringsPasswordOfDefault() {
 		req.authorization = ""
@@ -244,6 +255,14 @@ func (req *request) answer() *apiError {
 		return err
 	}
 	return req.serveBlob(g)
+}
+
+// firstByte is how long the client waits for an answer of the registry.
+func (req *request) firstByte() time.Duration {
+	if req.cfg.FirstByte == nil {
+		return req.wait
+	}
+	return max(req.wait, req.cfg.FirstByte(req.target.upstream))
 }
 
 // errDeadline ends the context of a client that waited too long for its first byte.

@@ -9,12 +9,12 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/peer/policy"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -76,7 +76,7 @@ func (req *request) open(g access.Grant) (Blob, error) {
 // openShared opens a blob in the swarm. Its download may have begun for other clients and with their
 // credentials: their failure is no answer to this client, which has a grant.
 func (req *request) openShared(spec task.Spec) (blob Blob, err error) {
-	defer req.extendWhileProgressing(spec.ID)()
+	req.holdWhile(func() policy.Signs { return req.signs(spec.ID) })
 	for tries := 1; ; tries++ {
 		blob, err = req.cfg.Open(req.ctx, spec)
 		var f *api.Failure
@@ -88,44 +88,6 @@ func (req *request) openShared(spec task.Spec) (blob Blob, err error) {
 		if !stale && (!req.isForeign(f) || tries == opensMax) {
 			return blob, err
 		}
-	}
-}
-
-// progressMax bounds how long a client waits for its first byte while bytes of a blob of unknown length
-// arrive: then it may go elsewhere, and finds the blob here when it comes back.
-const progressMax = 10 * time.Minute
-
-// extendWhileProgressing moves the client's deadline while bytes of a blob of unknown length arrive, until
-// stop. From then on the deadline is as that of any other client.
-func (req *request) extendWhileProgressing(id task.ID) (stop func()) {
-	if req.cfg.Progress == nil {
-		return func() {}
-	}
-	ctx, cancel := context.WithTimeout(req.ctx, progressMax)
-	var watch sync.WaitGroup
-	watch.Go(func() {
-		look := time.NewTicker(req.wait / 8)
-		defer look.Stop()
-		last := req.cfg.Progress(id)
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-look.C:
-			}
-			now := req.cfg.Progress(id)
-			if now == last {
-				continue
-			}
-			last = now
-			if !req.deadline.Reset(req.wait) {
-				return // too late: the client is being refused
-			}
-		}
-	})
-	return func() {
-		cancel()
-		watch.Wait()
 	}
 }
 
@@ -198,7 +160,7 @@ func (req *request) send(blob Blob, g access.Grant) *apiError {
 	defer reader.Close()
 	buf := make([]byte, min(firstBytes, window.Length))
 	n, err := io.ReadAtLeast(reader, buf, min(1, len(buf)))
-	if n == 0 && err != nil || !req.deadline.Stop() {
+	if n == 0 && err != nil || !req.hold.stop() {
 		return req.failed(fmt.Errorf("reading %s: %w", req.target.path(), orEOF(err)))
 	}
 	req.pull.FirstByte = time.Since(req.began)

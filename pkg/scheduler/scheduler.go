@@ -176,6 +176,8 @@ type Assignment struct {
 	// Seed sends the host to the origin itself: it is the owner's own host, and no other holds
 	// the task.
 	Seed bool
+	// Reading says that the owner's own host gets the task from its origin now.
+	Reading bool
 	// Failure is the cause that [Scheduler.Failed] took in a moment ago, or while the host waited.
 	Failure error
 	// Local restricts the host to neighbours of its own zone: the gateways bring pieces there.
@@ -383,6 +385,7 @@ func (s *Scheduler) take(
 	if h == s.self && w.seeding {
 		a.Seed, seed = true, nil // the answer itself is what starts it
 	}
+	a.Reading = w.seeding && h != s.self
 	gates := s.gateways(now, w, m)
 	a.Local = gates != nil && h != s.self && !slices.Contains(gates, m)
 	a.Neighbours = s.choose(now, w, m, min(e.Need, s.cfg.Neighbours), gates, a.Local)

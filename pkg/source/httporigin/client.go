@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"golang.org/x/net/http/httpproxy"
+	"golang.org/x/sys/unix"
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/hostmatch"
@@ -48,8 +49,9 @@ type Config struct {
 	// HeaderTimeout bounds the wait for an answer's headers. An origin that fetches the file from elsewhere
 	// first may need long. Default 30 s.
 	HeaderTimeout time.Duration
-	// IdleTimeout bounds the wait for the next byte of a body. It runs only while the client reads, so a slow
-	// reader does not exhaust it. Default 30 s.
+	// IdleTimeout bounds the wait for the next byte of a body. A body that brings less than [rateMin] in the
+	// same time counts as silent, too. Only the time in which the client reads counts, so a slow reader does
+	// not exhaust it. Default 30 s.
 	IdleTimeout time.Duration
 	// RedirectsMax is the number of redirects that a request follows. Default 5.
 	RedirectsMax int
@@ -312,19 +314,35 @@ func (g *guard) watchProxy(choose func(*url.URL) (*url.URL, error)) func(*http.R
 func (g *guard) dialer(timeout time.Duration) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		d := &net.Dialer{Timeout: timeout, KeepAlive: 15 * time.Second}
+		d.ControlContext = func(_ context.Context, _, _ string, raw syscall.RawConn) error { return endDead(raw) }
 		_, proxy := g.proxies.Load(strings.ToLower(addr))
 		if !proxy && !g.trusted[strings.ToLower(addr)] {
-			d.ControlContext = func(_ context.Context, _, resolved string, _ syscall.RawConn) error {
+			d.ControlContext = func(_ context.Context, _, resolved string, raw syscall.RawConn) error {
 				ap, err := netip.ParseAddrPort(resolved)
 				if err != nil {
 					return fmt.Errorf("dialing %s: unreadable address %q", addr, resolved)
 				}
 				host, _, _ := net.SplitHostPort(addr)
-				return g.check(host, ap.Addr())
+				if err := g.check(host, ap.Addr()); err != nil {
+					return err
+				}
+				return endDead(raw)
 			}
 		}
 		return d.DialContext(ctx, network, addr)
 	}
+}
+
+// deadAfter is how long an origin's machine may leave what was sent to it unacknowledged. A connection that
+// a router forgot would otherwise look like an origin that takes its time, for as long as HeaderTimeout.
+const deadAfter = 30 * time.Second
+
+// endDead has the kernel end a connection whose other end is gone (TCP_USER_TIMEOUT, tcp(7)).
+func endDead(raw syscall.RawConn) (err error) {
+	failed := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(deadAfter.Milliseconds()))
+	})
+	return errors.Join(failed, err)
 }
 
 // hostPort returns a URL's host with its port, lower case.

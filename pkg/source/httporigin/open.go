@@ -314,6 +314,28 @@ type body struct {
 
 	watchdog *time.Timer
 	silent   atomic.Bool
+	// waited is the time spent in reads since the rate was last compared with rateMin, came the bytes that
+	// came in it.
+	waited time.Duration
+	came   int64
+}
+
+// rateMin is the lowest rate of a body, in bytes per second. A slower one would hold clients for hours: a new
+// request, or another source, may do better.
+const rateMin = 1 << 10
+
+// crawls takes in a read, and reports whether the body comes slower than rateMin.
+func (b *body) crawls(n int, took time.Duration) bool {
+	b.waited += took
+	b.came += int64(n)
+	if b.waited < b.c.cfg.IdleTimeout {
+		return false
+	}
+	slow := float64(b.came) < rateMin*b.waited.Seconds()
+	if !slow {
+		b.waited, b.came = 0, 0
+	}
+	return slow
 }
 
 func (c *Client) newBody(ctx context.Context, abort context.CancelCauseFunc, rc io.ReadCloser, method string,
@@ -328,17 +350,21 @@ func (c *Client) newBody(ctx context.Context, abort context.CancelCauseFunc, rc 
 	return b
 }
 
-// rawReader reads the connection; the watchdog runs while it waits.
+// rawReader reads the connection; the watchdog runs while it waits. A crawling body ends as a silent one does.
 type rawReader struct{ *body }
 
 func (r rawReader) Read(p []byte) (int, error) {
 	r.watchdog.Reset(r.c.cfg.IdleTimeout)
+	begun := time.Now()
 	n, err := r.rc.Read(p)
 	r.watchdog.Stop()
 	r.raw += int64(n)
+	crawls := r.crawls(n, time.Since(begun))
 	switch {
 	case r.declared >= 0 && r.raw > r.declared:
 		return max(0, n-int(r.raw-r.declared)), fmt.Errorf("more than the declared %d bytes", r.declared)
+	case err == nil && crawls && r.raw != r.declared:
+		err = fmt.Errorf("received %d bytes in %s: %w", r.came, r.waited.Round(time.Second), os.ErrDeadlineExceeded)
 	case err == nil:
 	case r.silent.Load():
 		err = fmt.Errorf("received no byte for %s: %w", r.c.cfg.IdleTimeout, os.ErrDeadlineExceeded)

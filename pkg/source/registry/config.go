@@ -6,6 +6,7 @@
 package registry
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/secret"
@@ -62,6 +64,10 @@ type Upstream struct {
 	// Realms are hosts besides the registry's own whose token services get the node's credentials; those
 	// of Docker Hub and gitlab.com are known. A registry cannot send the credentials to any other host.
 	Realms []string
+	// FirstByte is how long the registry may take to begin an answer: a proxy that scans or first fetches a blob
+	// needs minutes. Less gives up what would have come, more waits longer for a registry that hangs. 0 is
+	// HeaderTimeout of [Config].HTTP.
+	FirstByte time.Duration
 	// AllowPrivateRealm allows a token service at a private IP address that is not the registry's own.
 	// Without it a registry cannot make this node ask such an address.
 	AllowPrivateRealm bool
@@ -114,6 +120,8 @@ func newUpstream(name string, u Upstream, cfg httporigin.Config) (*upstream, err
 		}
 	}
 	cfg.CAFile, cfg.CertFile, cfg.KeyFile, cfg.Proxy, cfg.Trusted = u.CAFile, u.CertFile, u.KeyFile, u.Proxy, nil
+	cfg.HeaderTimeout = cmp.Or(u.FirstByte, cfg.HeaderTimeout)
+	out.FirstByte = cfg.HeaderTimeout
 	for _, s := range u.URLs {
 		b, err := url.Parse(s)
 		if err != nil || (b.Scheme != "http" && b.Scheme != "https") || b.Host == "" || b.User != nil || b.RawQuery != "" {
@@ -206,6 +214,15 @@ func (c *Client) Credentialed(name string) bool {
 		return u.docker.concerns(u.name)
 	}
 	return u.hasCredentials() || u.CertFile != ""
+}
+
+// FirstByte is how long a registry may take to begin an answer, 0 for a registry that this node may not ask.
+func (c *Client) FirstByte(name string) time.Duration {
+	u, err := c.upstream(name)
+	if err != nil {
+		return 0
+	}
+	return u.FirstByte
 }
 
 // Upstreams lists the names of the registries that the operator listed.
