@@ -236,7 +236,7 @@ func TestEveryFormOfARangeIsAWindowOfTheContent(t *testing.T) {
 		{"bytes=20000-,30000-", "", 416, "bytes */10000", nil},
 		{"bytes=-", "", 416, "bytes */10000", nil},
 		{"Bytes=5-6", "", 206, "bytes 5-6/10000", layer[5:7]},
-		{"bytes=5-6,8-9", "", 400, "", nil},
+		{"bytes=0-9000,100-9999", "", 200, "", layer}, // together more than the whole
 	} {
 		for _, kind := range []string{"blobs", "manifests"} {
 			res := ask(p, http.MethodGet, "/v2/app/"+kind+"/"+string(b), "Range", c.asked, "If-Range", c.ifRange,
@@ -245,7 +245,7 @@ func TestEveryFormOfARangeIsAWindowOfTheContent(t *testing.T) {
 			assert.Equal(t, c.contentRange, res.Header.Get("Content-Range"), c.asked)
 			assert.Empty(t, res.Header.Get("Content-Encoding"))
 			if c.want == nil {
-				refusedAs(t, res, c.status, map[int]string{400: "UNKNOWN", 416: "RANGE_INVALID"}[c.status])
+				refusedAs(t, res, c.status, "RANGE_INVALID")
 				continue
 			}
 			assert.Equal(t, string(c.want), body(t, res), c.asked)

@@ -152,13 +152,13 @@ func (req *request) send(blob Blob, g access.Grant) *apiError {
 		req.writeHead(mediaType, total)
 		return nil
 	}
-	window, status, refused := req.window(g.ID, total)
+	windows, refused := req.windows(g.ID, total)
 	if refused != nil {
 		return refused
 	}
-	reader := blob.NewReader(req.ctx, window.Offset, window.Length)
+	reader, head := req.body(blob, windows, mediaType)
 	defer reader.Close()
-	buf := make([]byte, min(firstBytes, window.Length))
+	buf := make([]byte, min(firstBytes, head.length))
 	n, err := io.ReadAtLeast(reader, buf, min(1, len(buf)))
 	if n == 0 && err != nil || !req.hold.stop() {
 		return req.failed(fmt.Errorf("reading %s: %w", req.target.path(), orEOF(err)))
@@ -166,22 +166,22 @@ func (req *request) send(blob Blob, g access.Grant) *apiError {
 	req.pull.FirstByte = time.Since(req.began)
 
 	h := req.w.Header()
-	h.Set("Content-Type", mediaType)
-	h.Set("Content-Length", strconv.FormatInt(window.Length, 10))
-	if status == http.StatusPartialContent {
-		h.Set("Content-Range", window.ContentRange(total))
+	h.Set("Content-Type", head.mediaType)
+	h.Set("Content-Length", strconv.FormatInt(head.length, 10))
+	if head.contentRange != "" {
+		h.Set("Content-Range", head.contentRange)
 	}
-	req.pull.Status = status
-	req.w.WriteHeader(status)
+	req.pull.Status = head.status
+	req.w.WriteHeader(head.status)
 	written, writeErr := req.w.Write(buf[:n])
 	req.pull.Bytes = int64(written)
-	if err == nil && writeErr == nil && req.pull.Bytes < window.Length {
+	if err == nil && writeErr == nil && req.pull.Bytes < head.length {
 		var sent int64
 		sent, err = reader.WriteTo(req.w)
 		req.pull.Bytes += sent
 	}
-	if req.pull.Bytes != window.Length {
-		req.pull.Err = fmt.Errorf("sending %s: %d of %d bytes: %w", req.target.path(), req.pull.Bytes, window.Length,
+	if req.pull.Bytes != head.length {
+		req.pull.Err = fmt.Errorf("sending %s: %d of %d bytes: %w", req.target.path(), req.pull.Bytes, head.length,
 			orEOF(errors.Join(writeErr, err)))
 		endShort(req.w, req.r.UserAgent())
 	}
@@ -205,33 +205,56 @@ func (req *request) learnManifest(blob Blob, g access.Grant) (string, *apiError)
 	return cmp.Or(mediaType, oci.SniffManifest(manifest), "application/json"), nil
 }
 
-// window is the part of a blob that the client asks for, and the status of the response.
-func (req *request) window(id task.ID, total int64) (oci.Window, int, *apiError) {
-	whole := oci.Window{Length: total}
+// bodyHead is what the headers say of a body.
+type bodyHead struct {
+	status                  int
+	length                  int64
+	mediaType, contentRange string
+}
+
+// body returns the whole blob if there are no windows, else those.
+func (req *request) body(blob Blob, windows []oci.Window, mediaType string) (Reader, bodyHead) {
+	total := blob.Metadata().Length
+	switch len(windows) {
+	case 0:
+		return blob.NewReader(req.ctx, 0, total), bodyHead{http.StatusOK, total, mediaType, ""}
+	case 1:
+		w := windows[0]
+		return blob.NewReader(req.ctx, w.Offset, w.Length),
+			bodyHead{http.StatusPartialContent, w.Length, mediaType, w.ContentRange(total)}
+	}
+	parts, contentType, length := newParts(req.ctx, blob, windows, mediaType)
+	return parts, bodyHead{http.StatusPartialContent, length, contentType, ""}
+}
+
+// windows are the parts of a blob that the client asks for; none is the whole.
+func (req *request) windows(id task.ID, total int64) ([]oci.Window, *apiError) {
 	if req.isReplaced(id) {
 		req.w.Header().Set("Accept-Ranges", "none")
-		return whole, http.StatusOK, nil
+		return nil, nil
 	}
 	asked, ifRange := req.r.Header.Get("Range"), req.r.Header.Get("If-Range")
 	// An If-Range that names another digest turns the Range off (RFC 9110 §13.1.5).
 	if asked == "" || ifRange != "" && strings.Trim(ifRange, `"`) != string(id) {
-		return whole, http.StatusOK, nil
+		return nil, nil
 	}
 	windows, err := oci.ParseRange(asked, total)
-	switch {
-	case err != nil:
+	if err != nil {
 		e := newError(http.StatusRequestedRangeNotSatisfiable, "%v", err)
 		e.header = http.Header{"Content-Range": {oci.UnsatisfiedRange(total)}}
-		return whole, 0, e
-	case len(windows) == 0:
-		return whole, http.StatusOK, nil
-	case len(windows) > 1:
-		// containers/image takes the whole blob after this error, and stargz asks for one range at a
-		// time.
-		return whole, 0, newError(http.StatusBadRequest, "this mirror serves one byte range at a time")
+		return nil, e
 	}
-	req.pull.Ranged = true
-	return windows[0], http.StatusPartialContent, nil
+	var sum int64
+	for _, w := range windows {
+		sum += w.Length
+	}
+	if len(windows) > 1 && (sum > total || req.pull.Passthrough) {
+		// Overlapping ranges may ask for the blob many times over, and past every store each window costs a
+		// GET of the whole: a server may answer with the whole (RFC 9110 §14.2).
+		return nil, nil
+	}
+	req.pull.Ranged = len(windows) > 0
+	return windows, nil
 }
 
 // writeHead answers a HEAD with the headers of the GET.
