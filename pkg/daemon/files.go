@@ -207,10 +207,10 @@ func (f *files) find(ctx context.Context, q fileRequest, pull *telemetry.Pull,
 		var failure *api.Failure
 		switch {
 		case err == nil && !d.Prove:
-			h.modified = info.Modified
+			h.modified = httporigin.Modified(answer.Header)
 			return h, "", nil
 		case err == nil:
-			h.modified = info.Modified
+			h.modified = httporigin.Modified(answer.Header)
 		case ctx.Err() == nil && errors.As(err, &failure) && failure.Unshared:
 			return nil, failure.Message, nil
 		case ctx.Err() == nil && errors.As(err, &failure) && failure.Changed:

@@ -129,7 +129,7 @@ func (c *Client) judge(
 		return nil, err
 	}
 	out := &source.Response{MediaType: res.Header.Get("Content-Type"), Validator: validator,
-		Modified: modified(res.Header)}
+		Modified: Modified(res.Header)}
 	if len(out.MediaType) > mediaTypeMax {
 		return nil, g.unusable("Content-Type of %d bytes", len(out.MediaType))
 	}
@@ -231,8 +231,8 @@ func validatorOf(h http.Header) string {
 	return h.Get("Last-Modified")
 }
 
-// modified returns the Last-Modified, zero if there is none that can be read.
-func modified(h http.Header) time.Time {
+// Modified returns the Last-Modified of an answer, zero if there is none that can be read.
+func Modified(h http.Header) time.Time {
 	at, _ := http.ParseTime(h.Get("Last-Modified")) // zero with an error
 	return at
 }

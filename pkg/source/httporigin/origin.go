@@ -9,7 +9,6 @@ import (
 	"net/textproto"
 	"net/url"
 	"slices"
-	"time"
 
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/sharing"
@@ -41,7 +40,7 @@ func (o *Origin) Open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 		return nil, err
 	}
 	if offset > 0 && spec.Share == string(sharing.Flight) {
-		return nil, &source.ChangedError{URL: secret.PrintableURL(req.URL), Is: "unknown"}
+		return nil, &source.ChangedError{URL: secret.PrintableURL(req.URL)}
 	}
 	sent := make([]string, 0, len(req.Header))
 	for name := range req.Header {
@@ -165,8 +164,6 @@ type Info struct {
 	Validator string
 	// Ranges is true if the origin claims to support Range.
 	Ranges bool
-	// Modified is the Last-Modified, zero if the origin sends none.
-	Modified time.Time
 }
 
 // Probe returns the identity of a file. It sends a HEAD, then a GET of one byte if the origin does not support
@@ -249,7 +246,7 @@ func placeOf(u *url.URL) string { return u.Scheme + "://" + u.Host + u.EscapedPa
 func infoOf(asked string, res *http.Response, ranges bool) (Info, sharing.Answer, error) {
 	info := Info{
 		Length: res.ContentLength, MediaType: res.Header.Get("Content-Type"), Validator: validatorOf(res.Header),
-		Ranges: ranges, Modified: modified(res.Header),
+		Ranges: ranges,
 	}
 	answer := sharing.Answer{Header: res.Header}
 	if at := placeOf(res.Request.URL); at != asked {
