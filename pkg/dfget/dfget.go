@@ -450,29 +450,57 @@ func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 // it empties the target for a new start, or fails.
 func checkVersion(a *answer, j *job, t *target) error {
 	switch {
-	case t.offset == 0:
+	case t.offset == 0 || a.identity != "" && sameVersion(a.identity, t.identity):
 		return nil
 	case a.identity == "" || t.identity == "":
 		// The bytes in the target may belong to another version.
-		if t.part == "" {
-			return &Error{Code: Unreachable, Err: fmt.Errorf("%s broke off, and its origin sends no validator, so the "+
-				"download cannot resume; start again, or write to a file", j.meter.url)}
+		why := "its origin sends no ETag and no date"
+		if a.identity == "" && a.unshared != "" {
+			why = "it now comes straight from its origin"
 		}
-		j.meter.note("its origin sends no validator, so the download cannot resume: starting over")
-	case a.identity != t.identity:
+		if t.part == "" {
+			return &Error{Code: Unreachable, Err: fmt.Errorf("%s broke off, and %s, so the "+
+				"download cannot resume; start again, or write to a file", j.meter.url, why)}
+		}
+		j.meter.note(why + ", so the download cannot resume: starting over")
+	default:
 		if t.ours {
 			t.discard()
 			return &Error{Code: Changed, Err: fmt.Errorf("%s changed at its origin during the download; "+
 				"the bytes of the old version are deleted: start again", j.meter.url)}
 		}
-		j.meter.note("the file has changed since " + t.part + " was kept: starting over")
-	default:
-		return nil
+		j.meter.note(otherVersion(a.identity, t.identity, t.part) + ": starting over")
 	}
 	if err := t.restart(); err != nil {
 		return &Error{Code: Disk, Err: err}
 	}
 	return nil
+}
+
+// sameVersion reports whether two identities name the same version. An answer of the origin does not always have the
+// length, and the validator alone names the version.
+func sameVersion(a, b string) bool {
+	if a == b {
+		return true
+	}
+	aValidator, aLength, ok := parseIdentity(a)
+	bValidator, bLength, too := parseIdentity(b)
+	return ok && too && aValidator == bValidator && (aLength == 0 || bLength == 0)
+}
+
+// otherVersion says for people why bytes of an earlier run do not fit.
+func otherVersion(is, was, part string) string {
+	_, _, direct := parseIdentity(was)
+	_, _, directNow := parseIdentity(is)
+	switch {
+	case direct && !directNow:
+		return part + " is of a direct download, which a dfdaemon cannot resume"
+	case directNow && !direct:
+		return part + " is of a download through a dfdaemon, which a direct download cannot resume"
+	case directNow:
+		return "the file has changed since " + part + " was kept"
+	}
+	return part + " is of another version of the file, or of a request with other headers, tags or digest"
 }
 
 func broken(j *job, err error) error {

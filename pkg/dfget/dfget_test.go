@@ -336,6 +336,23 @@ func TestPartOfOldVersion(t *testing.T) {
 	holds(t, dir, map[string][]byte{"model.bin": f.content})
 }
 
+// A part that was begun in another way is not called a changed file.
+func TestPartOfOtherWay(t *testing.T) {
+	for id, want := range map[string]string{
+		`direct 5000 "v1"`: "model.bin.part is of a direct download, which a dfdaemon cannot resume: starting over",
+		`"file:old"`:       "model.bin.part is of another version of the file, or of a request with other headers",
+	} {
+		f, dir := newFake(t, 5000), t.TempDir()
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin.part"), []byte("old bytes"), 0o600))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "model.bin.part.id"), []byte(id), 0o600))
+		stderr, err := get(t.Context(), t, f, dir, nil)
+		require.NoError(t, err)
+		assert.Contains(t, stderr, want)
+		assert.NotContains(t, stderr, "changed")
+		holds(t, dir, map[string][]byte{"model.bin": f.content})
+	}
+}
+
 // A change during the download is an error with its own code.
 func TestChangeDuringDownload(t *testing.T) {
 	f, dir := newFake(t, 900_000), t.TempDir()

@@ -104,6 +104,32 @@ func ways(t *testing.T, test func(t *testing.T, direct bool, fetch fetchFunc)) {
 	}
 }
 
+// A direct download whose first answer had no length resumes: the validator alone names the version.
+func TestResumeWithoutFirstLength(t *testing.T) {
+	content := bytes.Repeat([]byte("content "), 10_000)
+	var ranges []string
+	o := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ranges = append(ranges, r.Header.Get("Range"))
+		w.Header().Set("ETag", `"v1"`)
+		if len(ranges) > 1 {
+			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
+			return
+		}
+		_, _ = w.Write(content[:50_000])
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	}))
+	defer o.Close()
+	dir := t.TempDir()
+	var stderr bytes.Buffer
+	set := settings(t, nil, func(s *config.Dfget) { s.Direct, s.Output = true, filepath.Join(dir, "f") })
+	require.NoError(t, dfget.New(dfget.Config{URLs: []string{o.URL + "/f"}, Backoff: time.Millisecond, Settings: set,
+		Stderr: &stderr}).Run(t.Context()))
+	holds(t, dir, map[string][]byte{"f": content})
+	assert.Equal(t, []string{"", "bytes=50000-"}, ranges)
+	assert.NotContains(t, stderr.String(), "starting over")
+}
+
 // A file has the time when its origin modified it.
 func TestOriginTime(t *testing.T) {
 	modified := time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)

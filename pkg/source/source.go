@@ -69,15 +69,20 @@ type RegistryRequest struct {
 	Bare bool
 }
 
-// ChangedError reports that the origin's file has changed since the download began.
+// ChangedError reports that the origin's file has changed since the download began, or that nothing proves that it has
+// not. Was and Is are validators, empty if there is none.
 type ChangedError struct{ URL, Was, Is string }
 
 func (e *ChangedError) Error() string {
 	quoted := func(validator string) string {
-		if validator == "" {
-			return "none"
-		}
 		return fmt.Sprintf("%.80q", strings.Trim(validator, `"`))
+	}
+	switch {
+	case e.Was == "":
+		return fmt.Sprintf("%s: its origin sends no ETag and no date, so the download cannot resume; start again", e.URL)
+	case e.Is == "":
+		return fmt.Sprintf("%s: the origin sends no ETag and no date any more (it was %s), so the download cannot resume; "+
+			"start again", e.URL, quoted(e.Was))
 	}
 	return fmt.Sprintf("%s changed during the download (its ETag or date was %s and is now %s); start again", e.URL,
 		quoted(e.Was), quoted(e.Is))
