@@ -330,6 +330,21 @@ func TestSizesAndRates(t *testing.T) {
 	}
 }
 
+// A rate in "mb" is refused, because it can mean bits or bytes; a size in it cannot.
+func TestAmbiguousRates(t *testing.T) {
+	for text, want := range map[string]string{
+		"100mb":    `"100mb" can mean bits or bytes; write 100MB/s for bytes or 100Mbit/s for bits`,
+		"1.5 Gb/s": `"1.5 Gb/s" can mean bits or bytes; write 1.5GB/s for bytes or 1.5Gbit/s for bits`,
+		"800kb/s":  `"800kb/s" can mean bits or bytes; write 800kB/s for bytes or 800kbit/s for bits`,
+		"10mib":    `"10mib" can mean bits or bytes; write 10MiB/s for bytes or 10Mbit/s for bits`,
+	} {
+		assert.EqualError(t, new(Rate).UnmarshalText([]byte(text)), want)
+		if !strings.HasSuffix(text, "/s") {
+			assert.NoError(t, new(Size).UnmarshalText([]byte(text)), text)
+		}
+	}
+}
+
 func TestDfgetHeaders(t *testing.T) {
 	cfg, form, err := load[Dfget](t, "dfget", "", nil, []string{"-H", "Authorization: Bearer a,b", "-H",
 		"accept: text/html", "-o", "x", "--limit-rate", "80Mbit/s", "--timeout=2h"})

@@ -92,12 +92,31 @@ func (r *Rate) UnmarshalText(b []byte) error {
 		*r = 0
 		return nil
 	}
-	n, ok := parseBytes(strings.TrimSuffix(text, "/s"))
+	text = strings.TrimSuffix(text, "/s")
+	if unit := strings.TrimLeft(text, "0123456789. "); bits(unit) {
+		number, prefix := strings.TrimSpace(strings.TrimSuffix(text, unit)), strings.TrimSuffix(unit, "b")
+		upper := strings.ToUpper(prefix[:1]) + prefix[1:]
+		if upper == "K" {
+			upper = "k"
+		}
+		return fmt.Errorf("%q can mean bits or bytes; write %s%sB/s for bytes or %s%sbit/s for bits", b, number, upper,
+			number, strings.TrimSuffix(upper, "i"))
+	}
+	n, ok := parseBytes(text)
 	if !ok {
 		return fmt.Errorf("%q is not a rate; write for example 100MiB/s, 800Mbit/s or unlimited", b)
 	}
 	*r = Rate(n)
 	return nil
+}
+
+// bits reports whether a unit ends in a b that can mean bits: mb, Gb, kib.
+func bits(unit string) bool {
+	switch strings.ToLower(unit) {
+	case "kb", "mb", "gb", "tb", "kib", "mib", "gib", "tib":
+		return strings.HasSuffix(unit, "b")
+	}
+	return false
 }
 
 // MarshalText writes the rate so that it reads back the same.
