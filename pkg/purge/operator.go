@@ -19,12 +19,33 @@ import (
 const operatorWait = 10 * time.Second
 
 // ParseTarget reads what an operator wants to purge: a digest, or an image with its digest, of which the
-// part before the @ is for people.
+// part before the @ is for people. The error says which digest is needed and how to find it.
 func ParseTarget(name string) (task.ID, error) {
+	digest := name
 	if i := strings.LastIndexByte(name, '@'); i >= 0 {
-		name = name[i+1:]
+		digest = name[i+1:]
 	}
-	return task.ParseID(name)
+	id, err := task.ParseID(digest)
+	algorithm, _, _ := strings.Cut(digest, ":")
+	switch {
+	case err == nil:
+		return id, nil
+	case strings.Contains(digest, "://"):
+		return "", fmt.Errorf("%w; a file is purged by its task, file:…, which dfget --progress=json prints", err)
+	case digest != name, algorithm == "sha256", algorithm == "sha512", algorithm == "file":
+		return "", fmt.Errorf("%w; write sha256: and 64 lower-case hex digits", err)
+	}
+	return "", fmt.Errorf("%w; a tag names another image when it moves, so purge takes the digest of a manifest or layer: "+
+		"write %s@sha256:…, for example as \"docker buildx imagetools inspect\" or \"crane digest\" print it", err,
+		strings.TrimSuffix(name, tagOf(name)))
+}
+
+// tagOf returns the tag of an image's name with its colon, empty if there is none.
+func tagOf(name string) string {
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		return name[i:]
+	}
+	return ""
 }
 
 // Operator purges by a running program of this machine.
@@ -68,7 +89,11 @@ func printResult(w io.Writer, id task.ID, result api.PurgeResult) {
 	if result.Pending != "" {
 		here = "NOT YET deleted here"
 	}
-	fmt.Fprintf(w, "purged %s: %s, %d supernodes took the order\n", id, here, len(result.Reached))
+	supernodes := "supernodes"
+	if len(result.Reached) == 1 {
+		supernodes = "supernode"
+	}
+	fmt.Fprintf(w, "purged %s: %s, %d %s took the order\n", id, here, len(result.Reached), supernodes)
 	if result.Pending != "" {
 		fmt.Fprintf(w, "this host: %s\n", result.Pending)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/task"
 )
 
 // operate purges by a program that gives an answer.
@@ -35,7 +36,7 @@ func TestOperatorPrintsTheResult(t *testing.T) {
 		out, err := operate(t, api.PurgeResult{Task: idOf("0a"), Reached: []string{"s:1"},
 			Progress: &api.PurgeProgress{Dropped: 3}})
 		require.NoError(t, err)
-		assert.Contains(t, out, "deleted here, 1 supernodes took the order")
+		assert.Contains(t, out, "deleted here, 1 supernode took the order")
 		assert.Contains(t, out, "3 deleted it or held nothing of it, 0 not yet")
 	})
 	t.Run("one failed, one has not confirmed", func(t *testing.T) {
@@ -68,4 +69,21 @@ func TestReported(t *testing.T) {
 	assert.False(t, reported(api.PurgeProgress{Dropped: 1, Others: []api.HostPurge{{State: api.PurgeUnconfirmed}}},
 		true))
 	assert.False(t, reported(api.PurgeProgress{Dropped: 1, Missing: 1}, true))
+}
+
+// The error of a name that is no digest says what to write.
+func TestParseTargetErrors(t *testing.T) {
+	for name, want := range map[string]string{
+		"alpine:3":                     "write alpine@sha256:…",
+		"alpine":                       "write alpine@sha256:…",
+		"registry.test:5000/app":       "write registry.test:5000/app@sha256:…",
+		"quay.test/app:v1":             "write quay.test/app@sha256:…",
+		"quay.test/app@sha256:abc":     "write sha256: and 64 lower-case hex digits",
+		"sha256:ABC":                   "write sha256: and 64 lower-case hex digits",
+		"https://files.test/model.bin": "a file is purged by its task, file:…",
+	} {
+		_, err := ParseTarget(name)
+		require.ErrorIs(t, err, task.ErrInvalidID)
+		assert.ErrorContains(t, err, want)
+	}
 }
