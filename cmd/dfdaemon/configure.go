@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -54,19 +57,27 @@ It may be repeated, after a change of upstreams for instance. docs/clients.md te
 			}
 			plan, err := do(clientconf.Client(args[0]), files, m, clientconf.Options{Config: file})
 			if err != nil {
-				return err
+				return withRemedy(err, args[0], os.Geteuid())
 			}
 			if dryRun {
 				if _, err := stdout.Write(plan.Diff()); err != nil {
 					return err
 				}
 			} else if err := plan.Apply(files); err != nil {
-				return err
+				return withRemedy(err, args[0], os.Geteuid())
 			}
 			tell(stdout, plan, dryRun)
 			return nil
 		},
 	}
+}
+
+// withRemedy says what to do about files that only root may read or write.
+func withRemedy(err error, client string, user int) error {
+	if errors.Is(err, fs.ErrPermission) && user != 0 {
+		return fmt.Errorf("%w; run it as root: sudo dfdaemon configure %s", err, client)
+	}
+	return err
 }
 
 // mirrorFor is what clients of this machine are told of the mirror.

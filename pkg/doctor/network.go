@@ -183,11 +183,7 @@ func (x *exam) ports() []Finding {
 			l.Close()
 			continue
 		}
-		do := "set another port with " + p.key
-		if errors.Is(err, syscall.EADDRINUSE) {
-			do = "stop the program that uses it (ss -ltnp names it), or " + do
-		}
-		out = append(out, Finding{Fail, "ports", fmt.Sprintf("%s: %v", p.key, plain(err)), do})
+		out = append(out, Finding{Fail, "ports", fmt.Sprintf("%s: %v", p.key, plain(err)), node.ListenRemedy(p.key, err)})
 	}
 	if out == nil {
 		out = []Finding{{OK, "ports", "are free", ""}}

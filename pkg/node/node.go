@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -307,9 +308,25 @@ func (n *Node) MemberListen(key string, a config.Address) (net.Listener, error) 
 func (n *Node) Listen(key string, a config.Address) (net.Listener, error) {
 	l, err := net.Listen("tcp", string(a))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w; if another program has the port, choose another one with %s", key, err, key)
+		return nil, fmt.Errorf("%s: %w; %s", key, err, ListenRemedy(key, err))
 	}
 	return n.limiter.Limit(l), nil
+}
+
+// ListenRemedy says what an operator can do about an address that could not be listened on; key is its setting.
+func ListenRemedy(key string, err error) string {
+	var name *net.DNSError
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "if another program has the port, choose another one with " + key + " (ss -ltnp names the program)"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return "no network interface of this machine has that address (ip addr lists them): set another one with " + key
+	case errors.Is(err, syscall.EACCES):
+		return "ports below 1024 need root or CAP_NET_BIND_SERVICE: set another port with " + key
+	case errors.As(err, &name):
+		return "write the address as a number, or correct the name, in " + key
+	}
+	return "set another address with " + key
 }
 
 // Dial connects to another member.

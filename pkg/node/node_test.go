@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -67,6 +68,25 @@ func TestNodeKeepsItsID(t *testing.T) {
 	assert.Equal(t, "z", s.Host.Zone)
 	assert.Equal(t, int64(64<<20), s.Cache.Quota)
 	require.NoError(t, n.Close())
+}
+
+// The error of an address that cannot be listened on names what is wrong with it, and its setting.
+func TestListenErrors(t *testing.T) {
+	n := build(t, settings(t))
+	defer n.Close()
+	taken, err := n.Listen("api.listen", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer taken.Close()
+	for at, want := range map[string]string{
+		taken.Addr().String(): "if another program has the port, choose another one with api.listen",
+		"8.8.8.8:0":           "no network interface of this machine has that address (ip addr lists them): set another one",
+	} {
+		_, err := n.Listen("api.listen", config.Address(at))
+		require.ErrorContains(t, err, want)
+		require.ErrorContains(t, err, "api.listen: listen tcp "+at)
+	}
+	assert.Contains(t, ListenRemedy("mirror.listen", syscall.EACCES), "ports below 1024 need root")
+	assert.Contains(t, ListenRemedy("mirror.listen", &net.DNSError{}), "in mirror.listen")
 }
 
 func TestUnusableDirectory(t *testing.T) {
