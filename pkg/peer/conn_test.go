@@ -264,7 +264,7 @@ func TestLateBlocksOfACancelledPieceAreIgnored(t *testing.T) {
 		whatever := picker.Request{From: b.c.n, Any: true}
 		for _, r := range []picker.Request{named, whatever} {
 			b.c.expect(&inbound{index: r.Piece, any: r.Any})
-			b.d.pick.Asked(r)
+			b.d.pick.Requested(r)
 		}
 		b.hold(1) // from elsewhere: the request is cancelled while its answer is on the way
 		require.Equal(t, 1, b.c.expecting())
@@ -286,7 +286,7 @@ func TestAnAnyRequestEndsWhenItsPieceIsHere(t *testing.T) {
 		b.reads()
 		r := picker.Request{From: b.c.n, Any: true}
 		b.c.expect(&inbound{any: true})
-		b.d.pick.Asked(r)
+		b.d.pick.Requested(r)
 		b.sendPiece(2, 0, piece.SizeMin/2)
 		synctest.Wait()
 		b.hold(2) // before the loop hears what the any-request has become
@@ -305,7 +305,7 @@ func TestPiecesAreVerifiedHoweverTheirBlocksMingle(t *testing.T) {
 		b.reads()
 		for i := range piece.Index(4) {
 			b.c.expect(&inbound{index: i})
-			b.d.pick.Asked(picker.Request{From: b.c.n, Piece: i})
+			b.d.pick.Requested(picker.Request{From: b.c.n, Piece: i})
 		}
 		const half = piece.SizeMin / 2
 		for _, block := range []struct {
@@ -334,7 +334,7 @@ func TestASeedChoosesAPieceAlreadyRequested(t *testing.T) {
 		b.d.hasAll(time.Now(), b.c)
 		for _, r := range []picker.Request{{From: b.c.n, Piece: 3}, {From: b.c.n, Any: true}} {
 			b.c.expect(&inbound{index: r.Piece, any: r.Any})
-			b.d.pick.Asked(r)
+			b.d.pick.Requested(r)
 		}
 		// The seed has sent piece 3 under its name when it chooses the same for the other.
 		require.NoError(t, b.remote.Send(wire.Message{Type: wire.Suggest, Index: 3}))

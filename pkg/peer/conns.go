@@ -298,7 +298,7 @@ func (d *Download) rejected(now time.Time, c *conn, in *inbound) {
 	if !d.conns.has(c) || in == nil || in.dropped {
 		return
 	}
-	d.pick.Done(c.n, in.index)
+	d.pick.Ended(c.n, in.index)
 	d.pick.Lacks(c.n, in.index)
 	c.rejects = append(c.rejects, reject{in.index, now})
 }
@@ -324,7 +324,7 @@ func (d *Download) refused(now time.Time, c *conn, in *inbound, asked time.Durat
 	if in.any {
 		d.pick.Refused(c.n)
 	} else {
-		d.pick.Done(c.n, in.index)
+		d.pick.Ended(c.n, in.index)
 	}
 	// Half a piece-time, give or take half of it, so that hosts that were refused at the same moment do
 	// not come back at the same moment.
@@ -340,8 +340,8 @@ func (d *Download) bound(c *conn, in *inbound) {
 	in.told = true
 	// A piece that this host also requested by name from the same neighbour comes twice. A cancel could
 	// hit either of the two, so this host cancels neither before one is here.
-	known := d.pick.Have().Has(in.index) || d.pick.Flying(in.index) && c.asked(in.index) == 1
-	d.pick.Bound(c.n, in.index)
+	known := d.pick.Have().Has(in.index) || d.pick.InFlight(in.index) && c.asked(in.index) == 1
+	d.pick.Chosen(c.n, in.index)
 	if known {
 		c.cancelAsked(in.index) // it came from another host meanwhile, or is about to
 	}

@@ -51,7 +51,7 @@ func (d *Download) request(now time.Time) {
 		} else {
 			c.send(wire.Message{Type: wire.Request, Index: r.Piece, Length: layout.Size(r.Piece)})
 		}
-		d.pick.Asked(r)
+		d.pick.Requested(r)
 	}
 }
 
@@ -77,11 +77,11 @@ func (d *Download) store(i piece.Index, data []byte, got piece.Digest) error {
 
 // arrived ends a request whose piece came.
 func (d *Download) arrived(now time.Time, c *conn, in *inbound, err error) {
-	d.pick.Done(c.n, in.index)
+	d.pick.Ended(c.n, in.index)
 	var bad *piece.DigestError
 	switch {
 	case err == nil:
-		d.pick.Took(c.n, in.index, in.begun, now)
+		d.pick.Received(c.n, in.index, in.begun, now)
 		d.got(now, in.index, c)
 	case errors.As(err, &bad):
 		d.blame(now, c, bad)
@@ -126,7 +126,7 @@ func (d *Download) got(now time.Time, i piece.Index, from *conn) {
 		d.count(func(n *counters) *atomic.Int64 { return &n.peers }, size)
 	}
 	d.signs.moved.Add(size)
-	d.pick.Got(i)
+	d.pick.Stored(i)
 	d.policy.GotPiece()
 	d.times.got(now)
 	for _, c := range d.conns.open {
@@ -151,7 +151,7 @@ func (d *Download) lost(i piece.Index) {
 // cancelAsked cancels the request for a piece that came from another source.
 func (c *conn) cancelAsked(i piece.Index) {
 	if c.drop(i) {
-		c.d.pick.Done(c.n, i)
+		c.d.pick.Ended(c.n, i)
 		c.send(wire.Message{Type: wire.Cancel, Index: i, Length: c.d.proof.replica.Metadata().Layout().Size(i)})
 	}
 }

@@ -471,7 +471,7 @@ func (w *world) origin(seed *node) {
 	}
 	for i := range piece.Index(w.K) {
 		w.at(4*w.Latency+moment(i+1)*w.OriginPieceTime, func() {
-			seed.pick.Got(i)
+			seed.pick.Stored(i)
 			w.publish(seed, i)
 		})
 	}
@@ -631,7 +631,7 @@ func (w *world) look(n *node) {
 		} else {
 			w.say(n, o, func() { w.serve(o, n, r.Piece) })
 		}
-		n.pick.Asked(r)
+		n.pick.Requested(r)
 	}
 	if t := n.pick.NextFree(now); !t.IsZero() {
 		wake := max(t.Sub(w.epoch), w.now+time.Millisecond)
@@ -674,7 +674,7 @@ func (w *world) busy(o, n *node, i piece.Index, delay moment) {
 		if in.any {
 			n.pick.Refused(picker.Neighbour(o.i))
 		} else {
-			n.pick.Done(picker.Neighbour(o.i), i)
+			n.pick.Ended(picker.Neighbour(o.i), i)
 		}
 		back := moment((w.BackOff + 2*w.BackOff*w.rng.Float64()) * float64(n.pieceTime))
 		back = max(time.Millisecond, min(back, 250*time.Millisecond))
@@ -722,8 +722,8 @@ func (w *world) serveAny(o, n *node, r picker.Request) {
 			return
 		}
 		in[at].piece, in[at].any = i, false
-		known := n.pick.Have().Has(i) || n.pick.Flying(i)
-		n.pick.Bound(picker.Neighbour(o.i), i)
+		known := n.pick.Have().Has(i) || n.pick.InFlight(i)
+		n.pick.Chosen(picker.Neighbour(o.i), i)
 		if known {
 			w.drop(n, n.links[o.i], i)
 		}
@@ -824,7 +824,7 @@ func (w *world) drop(n *node, l *link, i piece.Index) {
 	in := l.pending[at]
 	in.drop = true
 	o := l.to
-	n.pick.Done(picker.Neighbour(o.i), i)
+	n.pick.Ended(picker.Neighbour(o.i), i)
 	w.say(n, o, func() {
 		for _, j := range o.jobs {
 			if j.to == n && j.piece == i && !j.begun && !j.dropped {
@@ -848,14 +848,14 @@ func (w *world) arrived(n, from *node, i piece.Index, begun moment) {
 		w.look(n)
 		return
 	}
-	n.pick.Done(picker.Neighbour(from.i), i)
+	n.pick.Ended(picker.Neighbour(from.i), i)
 	if n.pick.Have().Has(i) {
 		w.out.Wasted++
 		w.look(n)
 		return
 	}
-	n.pick.Took(picker.Neighbour(from.i), i, w.epoch.Add(begun), w.clock())
-	n.pick.Got(i)
+	n.pick.Received(picker.Neighbour(from.i), i, w.epoch.Add(begun), w.clock())
+	n.pick.Stored(i)
 	w.readOn(n)
 	at := int(w.now / (32 * w.PieceTime))
 	for len(w.out.Rate) <= at {

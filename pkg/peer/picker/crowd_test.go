@@ -114,7 +114,7 @@ func (c *crowd) ask(peer *crowdPeer) {
 		if !ok {
 			return
 		}
-		peer.p.Asked(r)
+		peer.p.Requested(r)
 		from := c.peers[r.From]
 		i := r.Piece
 		granted := len(from.uploads) < crowdSlots
@@ -125,13 +125,13 @@ func (c *crowd) ask(peer *crowdPeer) {
 			if r.Any {
 				peer.p.Refused(r.From)
 			} else {
-				peer.p.Done(r.From, r.Piece)
+				peer.p.Ended(r.From, r.Piece)
 			}
 			peer.p.Busy(r.From, c.now.Add(turn+time.Duration(c.r.Int64N(int64(2*turn)))))
 			continue
 		}
 		if r.Any {
-			peer.p.Bound(r.From, i)
+			peer.p.Chosen(r.From, i)
 		}
 		require.True(c.t, from.have.Has(i))
 		from.spread.Sent(i)
@@ -169,9 +169,9 @@ func (c *crowd) step() {
 	}
 	for j, u := range done {
 		from[j].sent++
-		u.to.p.Done(from[j].id, u.index)
-		u.to.p.Took(from[j].id, u.index, u.begun, c.now.Add(turn))
-		u.to.p.Got(u.index)
+		u.to.p.Ended(from[j].id, u.index)
+		u.to.p.Received(from[j].id, u.index, u.begun, c.now.Add(turn))
+		u.to.p.Stored(u.index)
 		u.to.have.Set(u.index)
 		for id := range u.to.friends {
 			if friend := c.peers[id]; friend.p != nil {

@@ -32,12 +32,12 @@ func Example() {
 			break
 		}
 		fmt.Printf("request piece %d from neighbour %d\n", r.Piece, r.From)
-		p.Asked(r)
+		p.Requested(r)
 	}
 	fmt.Println("outstanding:", p.Outstanding())
 
-	p.Done(b, 2)
-	p.Got(2)
+	p.Ended(b, 2)
+	p.Stored(2)
 	r, _ := p.Next(now)
 	fmt.Printf("request piece %d from neighbour %d\n", r.Piece, r.From)
 	// Output:

@@ -62,10 +62,10 @@ func (f *flow) crawls(crawl float64) bool {
 	return float64(f.others.of) > crawl*float64(f.seeds.of) && f.apart.of > f.seeds.of
 }
 
-// Took notes that piece i came from n, and its first byte at begun. What crosses the border of
+// Received notes that piece i came from n, and its first byte at begun. What crosses the border of
 // a zone tells nothing, because of the link between zones; nor does a piece that is shorter
 // than the others.
-func (p *Picker) Took(n Neighbour, i piece.Index, begun, now time.Time) {
+func (p *Picker) Received(n Neighbour, i piece.Index, begun, now time.Time) {
 	if one := p.neighbours[n]; one != nil && !one.afar && p.layout.Size(i) == p.layout.PieceSize {
 		p.flow.took(one.seed, begun, now)
 	}

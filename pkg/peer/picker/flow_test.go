@@ -87,10 +87,10 @@ func TestStarvingNeedsSlowPeersAndAFreeLink(t *testing.T) {
 			for _, came := range c.came {
 				for range came.n {
 					now = now.Add(came.every)
-					p.Took(came.from, came.piece, now.Add(-came.took), now)
+					p.Received(came.from, came.piece, now.Add(-came.took), now)
 				}
 			}
-			p.Took(Neighbour(9), whatever, now, now) // who has left tells nothing
+			p.Received(Neighbour(9), whatever, now, now) // who has left tells nothing
 			// The peer has something, so that nobody starves for want of it; it is busy, so that
 			// the seed is asked.
 			p.Has(peer, 1)

@@ -75,7 +75,7 @@ type Request struct {
 	Piece piece.Index
 	// Any leaves the choice to the seed; Exclude lists what is on its way already, and
 	// Starving says that for a while no other neighbour had anything for us, or that what
-	// they have comes at a crawl: see [Picker.Took].
+	// they have comes at a crawl: see [Picker.Received].
 	Any      bool
 	Starving bool
 	Exclude  []piece.Index
@@ -215,7 +215,7 @@ func (p *Picker) Leave(n Neighbour) {
 		p.border.changed = true
 	}
 	for _, i := range slices.Clone(one.asked) {
-		p.Done(n, i)
+		p.Ended(n, i)
 	}
 	p.outstanding -= one.anys
 	delete(p.neighbours, n)
@@ -281,8 +281,8 @@ func (p *Picker) Complete(n Neighbour) bool {
 	return one != nil && one.have.Full()
 }
 
-// Asked notes that the request was sent.
-func (p *Picker) Asked(r Request) {
+// Requested notes that the request was sent.
+func (p *Picker) Requested(r Request) {
 	n := p.neighbours[r.From]
 	if n == nil {
 		return
@@ -296,8 +296,8 @@ func (p *Picker) Asked(r Request) {
 	p.flying.Set(r.Piece)
 }
 
-// Bound notes that an any-request to n turned out to be piece i.
-func (p *Picker) Bound(n Neighbour, i piece.Index) {
+// Chosen notes that an any-request to n turned out to be piece i.
+func (p *Picker) Chosen(n Neighbour, i piece.Index) {
 	one := p.neighbours[n]
 	if one == nil || one.anys == 0 {
 		return
@@ -307,8 +307,8 @@ func (p *Picker) Bound(n Neighbour, i piece.Index) {
 	p.flying.Set(i)
 }
 
-// Flying reports whether piece i is on its way.
-func (p *Picker) Flying(i piece.Index) bool { return p.flying.Has(i) }
+// InFlight reports whether piece i is on its way.
+func (p *Picker) InFlight(i piece.Index) bool { return p.flying.Has(i) }
 
 // Refused ends an any-request to n that brought no piece.
 func (p *Picker) Refused(n Neighbour) {
@@ -318,8 +318,8 @@ func (p *Picker) Refused(n Neighbour) {
 	}
 }
 
-// Done ends the request for piece i to n, with the piece or without.
-func (p *Picker) Done(n Neighbour, i piece.Index) {
+// Ended ends the request for piece i to n, with the piece or without.
+func (p *Picker) Ended(n Neighbour, i piece.Index) {
 	one := p.neighbours[n]
 	if one == nil {
 		return
@@ -338,8 +338,8 @@ func (p *Picker) Done(n Neighbour, i piece.Index) {
 	p.flying.Clear(i)
 }
 
-// Got notes that piece i is stored now, from any source.
-func (p *Picker) Got(i piece.Index) {
+// Stored notes that piece i is stored now, from any source.
+func (p *Picker) Stored(i piece.Index) {
 	if p.have.Set(i) {
 		p.border.got(i)
 	}
@@ -405,7 +405,7 @@ func (p *Picker) Starving() bool {
 }
 
 // Next decides the next request, or ok is false when none makes sense now. The caller
-// sends it and calls [Picker.Asked].
+// sends it and calls [Picker.Requested].
 func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 	if p.outstanding >= p.cfg.RequestsMax {
 		return Request{}, false

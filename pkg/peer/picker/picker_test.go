@@ -39,8 +39,8 @@ func (p *Picker) check(t *testing.T) {
 	require.Equal(t, sum, p.Outstanding(), "outstanding")
 	require.Equal(t, avail, p.avail, "availability")
 	for i := range piece.Index(p.layout.Count()) {
-		if flying[i] != p.Flying(i) {
-			require.Equal(t, flying[i], p.Flying(i), "piece %d flying", i)
+		if flying[i] != p.InFlight(i) {
+			require.Equal(t, flying[i], p.InFlight(i), "piece %d flying", i)
 		}
 	}
 }
@@ -96,14 +96,14 @@ func TestNothingIsAskedForThatMakesNoSense(t *testing.T) {
 			case 7, 8: // a piece arrives, or does not
 				if len(n.asked) > 0 {
 					got := n.asked[r.IntN(len(n.asked))]
-					p.Done(id, got)
+					p.Ended(id, got)
 					if r.IntN(4) > 0 {
-						p.Got(got)
+						p.Stored(got)
 					}
 				}
 			case 9:
 				if n.anys > 0 && r.IntN(2) == 0 {
-					p.Bound(id, i)
+					p.Chosen(id, i)
 				} else {
 					p.Refused(id)
 				}
@@ -117,7 +117,7 @@ func TestNothingIsAskedForThatMakesNoSense(t *testing.T) {
 				if r.IntN(8) == 0 {
 					p.Lost(i)
 				}
-				p.Done(id, i) // maybe of a request that there is not
+				p.Ended(id, i) // maybe of a request that there is not
 			case 13:
 				p.SetSeed(id, r.IntN(2) == 0)
 			}
@@ -148,7 +148,7 @@ func TestNothingIsAskedForThatMakesNoSense(t *testing.T) {
 					require.False(t, p.flying.Has(q.Piece), "asks for what is on its way")
 					require.True(t, wanted.Has(q.Piece) || q.Urgent, "asks for what nobody wants")
 				}
-				p.Asked(q)
+				p.Requested(q)
 				p.check(t)
 			}
 			require.False(t, p.Starving() && p.Outstanding() > 0)
@@ -181,7 +181,7 @@ func TestTheSameSeedDecidesTheSame(t *testing.T) {
 			if !ok {
 				return log
 			}
-			p.Asked(r)
+			p.Requested(r)
 			log = append(log, r)
 		}
 	}

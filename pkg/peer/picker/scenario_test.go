@@ -145,23 +145,23 @@ func (s *scene) play(t *testing.T, d *datadriven.TestData) string {
 			if !ok {
 				break
 			}
-			s.p.Asked(r)
+			s.p.Requested(r)
 		}
 		return out.String()
 	case "odds":
 		return s.odds(d)
 	case "got":
 		if d.HasArg("bound") {
-			s.p.Bound(from(), number(1))
+			s.p.Chosen(from(), number(1))
 		}
-		s.p.Done(from(), number(1))
-		s.p.Got(number(1))
+		s.p.Ended(from(), number(1))
+		s.p.Stored(number(1))
 	case "bound":
-		s.p.Bound(from(), number(1))
+		s.p.Chosen(from(), number(1))
 	case "refused":
 		s.p.Refused(from())
 	case "failed":
-		s.p.Done(from(), number(1))
+		s.p.Ended(from(), number(1))
 	case "busy":
 		var text string
 		d.ScanArgs(t, "for", &text)

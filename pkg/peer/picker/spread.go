@@ -22,7 +22,7 @@ type Spread struct {
 
 // CopiesMax is how often a seed usually sends one piece to askers that have other sources:
 // the swarm makes the other copies. More would only move work from the peers to the seed. Askers
-// whose other sources crawl say that they starve, and get more: see [Picker.Took].
+// whose other sources crawl say that they starve, and get more: see [Picker.Received].
 const CopiesMax = 2
 
 // NewSpread returns a spread over n pieces, none of them sent, of which each is sent so many

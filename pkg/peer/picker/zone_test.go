@@ -51,9 +51,9 @@ func fetches(p *Picker, now time.Time) piece.Bitmap {
 		if r.From == afar {
 			out.Set(r.Piece)
 		}
-		p.Asked(r)
-		p.Done(r.From, r.Piece)
-		p.Got(r.Piece)
+		p.Requested(r)
+		p.Ended(r.From, r.Piece)
+		p.Stored(r.Piece)
 	}
 }
 
@@ -116,9 +116,9 @@ func TestASilentGatewayIsReplaced(t *testing.T) {
 	require.True(t, ok, "now it is given up")
 	assert.Equal(t, afar, r.From)
 	assert.Contains(t, others, r.Piece)
-	p.Asked(r)
-	p.Done(r.From, r.Piece)
-	p.Got(r.Piece)
+	p.Requested(r)
+	p.Ended(r.From, r.Piece)
+	p.Stored(r.Piece)
 	for others[0] == r.Piece {
 		others = others[1:]
 	}
@@ -151,7 +151,7 @@ func TestWhatSomebodyNearHasIsNotAskedOfAnybodyAfar(t *testing.T) {
 		p.Has(1, i)
 	}
 	r, ok := p.Next(begin)
-	p.Asked(r)
+	p.Requested(r)
 	require.True(t, ok)
 	next, ok := p.Next(begin)
 	require.True(t, ok)
@@ -183,7 +183,7 @@ func TestASeedAfarIsAskedByNameForWhatNobodyElseHas(t *testing.T) {
 	for range 2 {
 		r, ok := p.Next(begin)
 		require.True(t, ok)
-		p.Asked(r)
+		p.Requested(r)
 		asked = append(asked, r)
 	}
 	assert.Contains(t, asked, Request{From: 5, Piece: 9})
