@@ -91,7 +91,7 @@ type Config struct {
 	// UploadSlots is how many requests are accepted at once; see [upload.Slots]. In addition a third of
 	// it serves other zones. Default 3.
 	UploadSlots int
-	// UploadLines is how many of either move at the same time; see [upload.Line]. Default 2.
+	// UploadLines is how many of either move at the same time; see [upload.SendQueue]. Default 2.
 	UploadLines int
 	// Copies is how often this host, as a seed, sends a piece to askers that have other
 	// sources. Default [picker.CopiesMax].

@@ -163,11 +163,11 @@ func (d *Download) checked(i piece.Index, damaged bool) {
 // in one line with it the zone's own pieces would wait, too.
 type lane struct {
 	slots *upload.Slots
-	line  *upload.Line
+	line  *upload.SendQueue
 }
 
 func newLane(slots, lines int) lane {
-	return lane{upload.NewSlots(slots), upload.NewLine(lines)}
+	return lane{upload.NewSlots(slots), upload.NewSendQueue(lines)}
 }
 
 // afarSlots is how many requests from other zones a host with so many slots accepts

@@ -216,10 +216,10 @@ type job struct {
 // lane is what a node serves some of its neighbours with.
 type lane struct {
 	slots *upload.Slots
-	line  *upload.Line
+	line  *upload.SendQueue
 }
 
-func newLane(slots, lines int) lane { return lane{upload.NewSlots(slots), upload.NewLine(lines)} }
+func newLane(slots, lines int) lane { return lane{upload.NewSlots(slots), upload.NewSendQueue(lines)} }
 
 // lane serves o.
 func (n *node) lane(o *node) *lane {

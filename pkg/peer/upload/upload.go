@@ -84,12 +84,12 @@ func (s *Slots) Max() int {
 	return s.max
 }
 
-// Line says whose turn it is to send. A host that has accepted several requests sends one
+// SendQueue says whose turn it is to send. A host that has accepted several requests sends one
 // piece after the other rather than all at once: the first is there after one piece-time
 // and can be passed on, where all would be there after as many as there are. Tasks take
 // turns; of one task's askers who has least is served first, because it has the fewest
 // pieces to pass on, and would be last.
-type Line struct {
+type SendQueue struct {
 	// mu is held to take or give a turn, never while bytes move.
 	mu      sync.Mutex
 	free    int
@@ -114,14 +114,14 @@ const (
 	servedMax = 1024
 )
 
-// NewLine returns a line in which n pieces are sent at once. Two hide the gap between one
+// NewSendQueue returns a line in which n pieces are sent at once. Two hide the gap between one
 // piece and the next, and a receiver that is slow.
-func NewLine(n int) *Line { return &Line{free: n, served: make(map[task.ID]uint64)} }
+func NewSendQueue(n int) *SendQueue { return &SendQueue{free: n, served: make(map[task.ID]uint64)} }
 
 // Take takes a turn for who, or reports false and calls next later, when the turn is the
 // caller's; of a task's that wait the lowest rank goes first. Whoever got a turn gives it back
-// with [Line.Give].
-func (l *Line) Take(id task.ID, rank int, who any, next func()) bool {
+// with [SendQueue.Give].
+func (l *SendQueue) Take(id task.ID, rank int, who any, next func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.free > 0 {
@@ -135,7 +135,7 @@ func (l *Line) Take(id task.ID, rank int, who any, next func()) bool {
 
 // Displace takes the request with the highest rank of a task out of the line, if that is above the given
 // one, and returns it; nil where there is none. Its next is not called any more.
-func (l *Line) Displace(id task.ID, above int) (who any) {
+func (l *SendQueue) Displace(id task.ID, above int) (who any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	last := -1
@@ -153,7 +153,7 @@ func (l *Line) Displace(id task.ID, above int) (who any) {
 }
 
 // note remembers whose turn it is. The caller holds mu.
-func (l *Line) note(id task.ID) {
+func (l *SendQueue) note(id task.ID) {
 	if len(l.served) >= servedMax {
 		clear(l.served)
 	}
@@ -164,7 +164,7 @@ func (l *Line) note(id task.ID) {
 // Give gives a turn back, and so to whoever is next: of the task whose last turn is longest
 // ago the lowest rank, the longest wait among equals, but before all one that was passed over
 // too often.
-func (l *Line) Give() {
+func (l *SendQueue) Give() {
 	l.mu.Lock()
 	if len(l.waiting) == 0 {
 		l.free++
@@ -184,7 +184,7 @@ func (l *Line) Give() {
 }
 
 // choose takes out of the line who of a task is next. The caller holds mu.
-func (l *Line) choose(id task.ID) (next func()) {
+func (l *SendQueue) choose(id task.ID) (next func()) {
 	first, longest := -1, -1
 	for i, t := range l.waiting {
 		switch {

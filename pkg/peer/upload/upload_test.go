@@ -113,7 +113,7 @@ func TestManyTasksTakeTwiceTheSlotsAtMost(t *testing.T) {
 }
 
 func TestTurnsAreGivenInTheOrderTheyWereAskedFor(t *testing.T) {
-	l := upload.NewLine(2)
+	l := upload.NewSendQueue(2)
 	require.True(t, l.Take(a, 0, nil, func() { t.Error("was given a turn that it had") }))
 	require.True(t, l.Take(a, 0, nil, func() { t.Error("was given a turn that it had") }))
 	var order []int
@@ -133,7 +133,7 @@ func TestTurnsAreGivenInTheOrderTheyWereAskedFor(t *testing.T) {
 }
 
 func TestWhoHasLeastGoesFirstUnlessAnotherWaitedTooLong(t *testing.T) {
-	l := upload.NewLine(1)
+	l := upload.NewSendQueue(1)
 	require.True(t, l.Take(a, 0, nil, nil))
 	var order []int
 	wait := func(rank int) { require.False(t, l.Take(a, rank, nil, func() { order = append(order, rank) })) }
@@ -153,7 +153,7 @@ func TestWhoHasLeastGoesFirstUnlessAnotherWaitedTooLong(t *testing.T) {
 }
 
 func TestTasksTakeTurnsWhateverTheirNumberOfAskers(t *testing.T) {
-	l := upload.NewLine(1)
+	l := upload.NewSendQueue(1)
 	require.True(t, l.Take(a, 0, nil, nil))
 	var order []task.ID
 	wait := func(id task.ID, rank int) {
@@ -171,7 +171,7 @@ func TestTasksTakeTurnsWhateverTheirNumberOfAskers(t *testing.T) {
 }
 
 func TestATurnThatIsGivenOnAtOnceReachesTheNext(t *testing.T) {
-	l := upload.NewLine(1)
+	l := upload.NewSendQueue(1)
 	require.True(t, l.Take(a, 0, nil, nil))
 	last := false
 	for range 1000 {
@@ -184,7 +184,7 @@ func TestATurnThatIsGivenOnAtOnceReachesTheNext(t *testing.T) {
 
 func TestTurnsAreNeitherLostNorMadeUnderLoad(t *testing.T) {
 	const n = 3
-	l := upload.NewLine(n)
+	l := upload.NewSendQueue(n)
 	var now, most atomic.Int64
 	var wg sync.WaitGroup
 	for range 8 {
@@ -217,7 +217,7 @@ func TestTurnsAreNeitherLostNorMadeUnderLoad(t *testing.T) {
 
 // A neighbour with fewer pieces takes the place in a full queue.
 func TestTheNeighbourWithMostLosesItsPlace(t *testing.T) {
-	l := upload.NewLine(1)
+	l := upload.NewSendQueue(1)
 	require.True(t, l.Take(a, 0, "sends", nil))
 	var order []string
 	wait := func(id task.ID, rank int, who string) {
