@@ -7,25 +7,24 @@ import (
 )
 
 const (
-	// crawlAfter is how many pieces must have come from others than seeds before they can be
-	// said to crawl.
+	// crawlAfter is how many pieces must have arrived from other hosts than seeds before crawls can be true.
 	crawlAfter = 4
-	// flowOver is over how many pieces a mean is taken.
+	// flowOver is the number of pieces in a moving mean.
 	flowOver = 8
 )
 
-// flow is how fast pieces come: what of it tells a crowd whose uplinks are slow, which needs
-// its seed, from every other, which only needs a moment.
+// flow measures how fast pieces arrive. It distinguishes a crowd with slow uplinks, which needs more copies from its
+// seed, from other crowds, which only need some time.
 type flow struct {
-	// seeds and others are the times from a piece's first byte to its last, by the kind of its source.
-	// Its wait before that is not in it: it says how many want the sender, not how slow it is.
+	// seeds and others are the mean times from a piece's first byte to its last, by the kind of its source. The wait
+	// for the first byte is left out, because it depends on the number of the sender's requests and not on its speed.
 	seeds, others mean
-	// apart is the time from one piece to the next, from any source.
+	// apart is the mean time between two pieces, from any source.
 	apart mean
 	last  time.Time
 }
 
-// mean is a moving one.
+// mean is a moving mean.
 type mean struct {
 	of time.Duration
 	n  int
@@ -36,7 +35,7 @@ func (m *mean) add(d time.Duration) {
 	m.of += (d - m.of) / time.Duration(m.n)
 }
 
-// took takes in a piece that came, and since when it did.
+// took records a piece that arrived between begun and now.
 func (f *flow) took(seed bool, begun, now time.Time) {
 	if seed {
 		f.seeds.add(now.Sub(begun))
@@ -49,12 +48,12 @@ func (f *flow) took(seed bool, begun, now time.Time) {
 	f.last = now
 }
 
-// crawls reports whether a piece takes more than crawl times as long from others as from a seed,
-// and all of them together bring less than a seed alone would.
+// crawls reports whether a piece takes more than crawl times as long from other hosts as from a seed, and all of them
+// together send less than a seed alone would.
 //
-// Either alone is no reason. Pieces take long, too, where many share a link of ours that is full; and
-// they are rare where all are new, at the start, or where the origin is slow: there a seed has
-// nothing more to give, and what it gave doubles by itself.
+// Neither condition suffices alone. Pieces also take long if many share this host's full link. Pieces are also rare at
+// the start, when all hosts are new, or if the origin is slow: the seed then has no more pieces, and the swarm doubles
+// the copies by itself.
 func (f *flow) crawls(crawl float64) bool {
 	if f.seeds.n == 0 || f.others.n < crawlAfter || crawl < 0 {
 		return false
@@ -62,9 +61,8 @@ func (f *flow) crawls(crawl float64) bool {
 	return float64(f.others.of) > crawl*float64(f.seeds.of) && f.apart.of > f.seeds.of
 }
 
-// Received notes that piece i came from n, and its first byte at begun. What crosses the border of
-// a zone tells nothing, because of the link between zones; nor does a piece that is shorter
-// than the others.
+// Received records that piece i arrived from n, with its first byte at begun. A piece from another zone does not count,
+// because the link between the zones limits it, nor does a piece that is shorter than the others.
 func (p *Picker) Received(n Neighbour, i piece.Index, begun, now time.Time) {
 	if one := p.neighbours[n]; one != nil && !one.afar && p.layout.Size(i) == p.layout.PieceSize {
 		p.flow.took(one.seed, begun, now)

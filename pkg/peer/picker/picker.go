@@ -1,13 +1,13 @@
-// Package picker chooses the next request of a download: first a source, at random among the
-// neighbours that are not busy and have something useful, then one of its pieces, the
-// lowest missing one three times out of four and else the locally rarest.
+// Package picker chooses the next request of a download: first a source, at random among the neighbours that are not
+// busy and have a useful piece, then one of its pieces: with a probability of 3/4 the lowest missing one, otherwise the
+// locally rarest.
 //
-// A Picker is pure: it knows no clock, socket or goroutine, and with the same seed and
-// the same calls it decides the same. One download owns it. Start at [Picker.Next].
+// A Picker is pure: it has no clock, socket or goroutine, and decides the same for the same seed and calls. One
+// download owns it. Start at [Picker.Next].
 //
-// Why source first: choosing the rarest piece first sends everybody to its one holder
-// (1.6 times the bound against 1.06, simulated). Why only a soft bias to the lowest: a hard
-// window stalls whenever its first piece does.
+// The source comes first because choosing the rarest piece first sends all hosts to its one holder (1.6 times the bound
+// instead of 1.06, simulated). The preference for the lowest piece is soft because a hard window stalls whenever its
+// first piece stalls.
 package picker
 
 import (
@@ -20,22 +20,21 @@ import (
 
 // Config are the picker's settings.
 type Config struct {
-	// RequestsMax is how many pieces may be on their way at once. One more than a
-	// neighbour's upload slots hides the gap between two pieces; many more only collect
-	// refusals. Default 8.
+	// RequestsMax bounds the pieces in flight. One more than a neighbour's upload slots hides the gap between two
+	// pieces; many more only cause refusals. Default 8.
 	RequestsMax int
-	// PerNeighbour is how many of them one neighbour may hold while others could help. A
-	// lone neighbour holds two, so that its line never falls idle. Default 1.
+	// PerNeighbour is how many of them one neighbour may have while others could help. A lone neighbour has one more,
+	// so that its link is never idle. Default 1.
 	PerNeighbour int
-	// InOrder is how often the lowest missing piece of a source is preferred to its
-	// rarest, once every piece has left the seed. Default 0.75.
+	// InOrder is the probability of the lowest missing piece of a source, instead of its rarest, once another host than
+	// the seed has each piece. Default 0.75.
 	InOrder float64
-	// InOrderYoung is the same while the seed still holds pieces that no other host has:
-	// then spreading them counts more. Default 0.2.
+	// InOrderYoung is the same while the seed still has pieces that no other host has: spreading them is then more
+	// important. Default 0.2.
 	InOrderYoung float64
-	// Crawl is how many times as long as from a seed a piece must take from others for a seed to
-	// be asked for more than its usual copies, where our link has room for them; below 0 that
-	// never is. In a healthy crowd both take equally long. Default 3.
+	// Crawl is the ratio of a piece's time from other hosts to its time from a seed above which this host requests more
+	// than the usual copies from a seed, if its own link has room for them; below 0 it never does. In a healthy crowd
+	// both times are equal. Default 3.
 	Crawl float64
 	// Seed of the random choices.
 	Seed uint64
@@ -44,8 +43,8 @@ type Config struct {
 // RequestsMaxDefault is the default of [Config.RequestsMax].
 const RequestsMaxDefault = 8
 
-// fewPieces is how many pieces an object may have for this host to request all of them at once from a lone
-// neighbour that has them: there is next to nothing to spread.
+// fewPieces is the largest number of pieces of a task that this host requests at once from a lone neighbour: there is
+// hardly anything to spread.
 const fewPieces = 8
 
 func (c *Config) defaults() {
@@ -66,20 +65,19 @@ func (c *Config) defaults() {
 	}
 }
 
-// Neighbour numbers a source within one Picker; its owner draws the numbers.
+// Neighbour is the number of a source within one Picker; the Picker's owner chooses the numbers.
 type Neighbour int
 
-// Request is a decision: ask From for Piece, or for any piece when Any is set.
+// Request is a decision: request Piece from From, or any piece if Any is set.
 type Request struct {
 	From  Neighbour
 	Piece piece.Index
-	// Any leaves the choice to the seed; Exclude lists what is on its way already, and
-	// Starving says that for a while no other neighbour had anything for us, or that what
-	// they have comes at a crawl: see [Picker.Received].
+	// Any leaves the choice to the seed. Exclude lists the pieces in flight. Starving means that no other neighbour had
+	// a piece for this host for a while, or that their pieces arrive very slowly: see [Picker.Received].
 	Any      bool
 	Starving bool
 	Exclude  []piece.Index
-	// Urgent says that a reader waits for this piece.
+	// Urgent means that a reader waits for this piece.
 	Urgent bool
 }
 
@@ -87,14 +85,14 @@ type neighbour struct {
 	have      piece.Bitmap
 	seed      bool
 	busyUntil time.Time
-	asked     []piece.Index // explicit requests on their way
-	anys      int           // any-requests on their way that have not turned into a piece
+	asked     []piece.Index // requests with index in flight
+	anys      int           // requests without index in flight, whose piece is not chosen yet
 	afar      bool          // it is in another zone; see border
 }
 
 func (n *neighbour) outstanding() int { return len(n.asked) + n.anys }
 
-// Picker holds what one download knows about its pieces and its neighbours.
+// Picker holds the pieces and neighbours of one download.
 type Picker struct {
 	cfg    Config
 	layout piece.Layout
@@ -118,12 +116,12 @@ type Picker struct {
 	fed  time.Time
 }
 
-// hunger is how long no neighbour but seeds must have had a piece for this host before it starves. A piece
-// that just left a seed for others needs a moment to come round; a host that asked for another copy at
-// once would take most of the object from the seed.
+// hunger is how long no neighbour except seeds must have had a piece for this host before it starves. A piece that a
+// seed just sent to others takes a moment to arrive here; a host that requested another copy at once would take most of
+// the task from the seed.
 const hunger = 500 * time.Millisecond
 
-// New returns a picker for an object of which the pieces in have are stored. Nothing is wanted yet.
+// New returns a picker for a task of which the pieces in have are stored. No piece is wanted yet.
 func New(cfg Config, layout piece.Layout, have piece.Bitmap) *Picker {
 	cfg.defaults()
 	n := layout.Count()
@@ -137,16 +135,16 @@ func New(cfg Config, layout piece.Layout, have piece.Bitmap) *Picker {
 	}
 }
 
-// Have is the set of pieces that are there; read-only.
+// Have returns the set of stored pieces; read-only.
 func (p *Picker) Have() piece.Bitmap { return p.have }
 
-// Outstanding is how many requests are on their way.
+// Outstanding returns the number of requests in flight.
 func (p *Picker) Outstanding() int { return p.outstanding }
 
 // Want replaces the set of wanted pieces.
 func (p *Picker) Want(wanted piece.Bitmap) { p.wanted = wanted }
 
-// Wanted is the set of wanted pieces; read-only.
+// Wanted returns the set of wanted pieces; read-only.
 func (p *Picker) Wanted() piece.Bitmap { return p.wanted }
 
 // Wants reports whether a wanted piece is missing.
@@ -159,8 +157,8 @@ func (p *Picker) Wants() bool {
 	return false
 }
 
-// wantsAll reports whether every missing piece is wanted. Else a seed must not choose: it
-// would send pieces that are not wanted here.
+// wantsAll reports whether every missing piece is wanted. Otherwise a seed must not choose, because it would send
+// unwanted pieces.
 func (p *Picker) wantsAll() bool {
 	have, wanted := p.have.Words(), p.wanted.Words()
 	for w := range have {
@@ -174,8 +172,7 @@ func (p *Picker) wantsAll() bool {
 // Urgent replaces the list of pieces that readers wait for, the most urgent first.
 func (p *Picker) Urgent(list []piece.Index) { p.urgent = append(p.urgent[:0], list...) }
 
-// young reports whether the seed still holds pieces, wanted and missing here, that no other
-// neighbour has.
+// young reports whether the seed still has wanted and missing pieces that no other neighbour has.
 func (p *Picker) young() bool {
 	have, wanted, spread := p.have.Words(), p.wanted.Words(), p.spread.Words()
 	for w := range have {
@@ -186,7 +183,7 @@ func (p *Picker) young() bool {
 	return false
 }
 
-// Join adds a neighbour that has nothing yet.
+// Join adds a neighbour without pieces.
 func (p *Picker) Join(n Neighbour, seed bool) {
 	if p.neighbours[n] != nil {
 		return
@@ -195,14 +192,14 @@ func (p *Picker) Join(n Neighbour, seed bool) {
 	p.order = append(p.order, n)
 }
 
-// SetSeed sets whether a neighbour chooses itself what it sends.
+// SetSeed sets whether a neighbour chooses the pieces that it sends.
 func (p *Picker) SetSeed(n Neighbour, seed bool) {
 	if one := p.neighbours[n]; one != nil {
 		one.seed = seed
 	}
 }
 
-// Leave removes a neighbour. What was asked of it can be asked of others at once.
+// Leave removes a neighbour. Its requests end, so other neighbours can get them at once.
 func (p *Picker) Leave(n Neighbour) {
 	one := p.neighbours[n]
 	if one == nil {
@@ -223,7 +220,7 @@ func (p *Picker) Leave(n Neighbour) {
 	p.order = slices.DeleteFunc(p.order, func(o Neighbour) bool { return o == n })
 }
 
-// respread finds again what others than seeds have.
+// respread recomputes the set of pieces that a neighbour other than a seed has.
 func (p *Picker) respread() {
 	p.spread = piece.NewBitmap(p.layout.Count())
 	for _, n := range p.neighbours {
@@ -233,7 +230,7 @@ func (p *Picker) respread() {
 	}
 }
 
-// Has adds piece i to those that a neighbour has.
+// Has adds piece i to the pieces of a neighbour.
 func (p *Picker) Has(n Neighbour, i piece.Index) {
 	if one := p.neighbours[n]; one != nil && one.have.Set(i) {
 		p.avail[i]++
@@ -247,7 +244,7 @@ func (p *Picker) Has(n Neighbour, i piece.Index) {
 	}
 }
 
-// Lacks takes piece i from those that a neighbour has.
+// Lacks removes piece i from the pieces of a neighbour.
 func (p *Picker) Lacks(n Neighbour, i piece.Index) {
 	if one := p.neighbours[n]; one != nil && one.have.Has(i) {
 		one.have.Clear(i)
@@ -281,7 +278,7 @@ func (p *Picker) Complete(n Neighbour) bool {
 	return one != nil && one.have.Full()
 }
 
-// Requested notes that the request was sent.
+// Requested records that the request was sent.
 func (p *Picker) Requested(r Request) {
 	n := p.neighbours[r.From]
 	if n == nil {
@@ -296,7 +293,7 @@ func (p *Picker) Requested(r Request) {
 	p.flying.Set(r.Piece)
 }
 
-// Chosen notes that an any-request to n turned out to be piece i.
+// Chosen records that neighbour n, a seed, chose piece i for a request without index.
 func (p *Picker) Chosen(n Neighbour, i piece.Index) {
 	one := p.neighbours[n]
 	if one == nil || one.anys == 0 {
@@ -307,10 +304,10 @@ func (p *Picker) Chosen(n Neighbour, i piece.Index) {
 	p.flying.Set(i)
 }
 
-// InFlight reports whether piece i is on its way.
+// InFlight reports whether piece i is requested and has not arrived.
 func (p *Picker) InFlight(i piece.Index) bool { return p.flying.Has(i) }
 
-// Refused ends an any-request to n that brought no piece.
+// Refused ends a request without index to n that got no piece.
 func (p *Picker) Refused(n Neighbour) {
 	if one := p.neighbours[n]; one != nil && one.anys > 0 {
 		one.anys--
@@ -338,24 +335,24 @@ func (p *Picker) Ended(n Neighbour, i piece.Index) {
 	p.flying.Clear(i)
 }
 
-// Stored notes that piece i is stored now, from any source.
+// Stored records that piece i is in the store, from any source.
 func (p *Picker) Stored(i piece.Index) {
 	if p.have.Set(i) {
 		p.border.got(i)
 	}
 }
 
-// Lost notes that piece i is not stored any more.
+// Lost records that the store lost piece i.
 func (p *Picker) Lost(i piece.Index) { p.have.Clear(i) }
 
-// Busy leaves n alone until then.
+// Busy excludes n from requests until then.
 func (p *Picker) Busy(n Neighbour, until time.Time) {
 	if one := p.neighbours[n]; one != nil {
 		one.busyUntil = until
 	}
 }
 
-// NextFree is when the first neighbour that is busy now will not be; zero when none is.
+// NextFree returns when the first busy neighbour can get requests again; zero if none is busy.
 func (p *Picker) NextFree(now time.Time) (t time.Time) {
 	for _, n := range p.neighbours {
 		if n.busyUntil.After(now) && (t.IsZero() || n.busyUntil.Before(t)) {
@@ -391,7 +388,7 @@ func (p *Picker) isUseful(n *neighbour) (yes bool) {
 	return yes
 }
 
-// Starving reports whether pieces are wanted, none is on its way, and no neighbour has one to request.
+// Starving reports whether pieces are wanted, none is in flight, and no neighbour has one of them.
 func (p *Picker) Starving() bool {
 	if p.outstanding > 0 || !p.Wants() {
 		return false
@@ -404,8 +401,7 @@ func (p *Picker) Starving() bool {
 	return true
 }
 
-// Next decides the next request, or ok is false when none makes sense now. The caller
-// sends it and calls [Picker.Requested].
+// Next returns the next request; ok is false if there is none now. The caller sends it and calls [Picker.Requested].
 func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 	if p.outstanding >= p.cfg.RequestsMax {
 		return Request{}, false
@@ -439,8 +435,8 @@ func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 	return Request{From: from, Piece: p.rarest(n)}, true
 }
 
-// nextUrgent finds a source for a piece that a reader waits for. It does not request a piece that is on
-// its way again: the download closes the connection to a source that stalls.
+// nextUrgent finds a source for a piece that a reader waits for. It never requests a piece in flight again: the
+// download closes the connection to a source that stalls.
 func (p *Picker) nextUrgent(now time.Time, i piece.Index) (Request, bool) {
 	if p.have.Has(i) || p.flying.Has(i) {
 		return Request{}, false
@@ -464,7 +460,7 @@ func (p *Picker) idle(now time.Time, test func(*neighbour) bool) []Neighbour {
 	if len(p.order) == 1 {
 		limit++
 		if n := p.layout.Count(); n > 1 && n <= fewPieces && p.neighbours[p.order[0]].have.Full() {
-			limit = p.cfg.RequestsMax // what is small takes as long as its round trips
+			limit = p.cfg.RequestsMax // the round trips dominate the time of a small task
 		}
 	}
 	p.scratch = p.scratch[:0]
@@ -477,7 +473,7 @@ func (p *Picker) idle(now time.Time, test func(*neighbour) bool) []Neighbour {
 	return p.scratch
 }
 
-// onlySeeds reports whether no ordinary neighbour has or sends us anything we need.
+// onlySeeds reports whether no neighbour except seeds has or sends a piece that this host needs.
 func (p *Picker) onlySeeds() bool {
 	for _, n := range p.neighbours {
 		if !n.seed && (len(n.asked) > 0 || p.isUseful(n)) {

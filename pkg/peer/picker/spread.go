@@ -12,26 +12,24 @@ func first(word int, set uint64) piece.Index {
 	return piece.Index(word*64 + bits.TrailingZeros64(set))
 }
 
-// Spread chooses for a seed which piece an asker gets that takes any: the one that the
-// seed has sent least, so that distinct pieces leave it first and the swarm multiplies
-// them; among equals the lowest, because readers wait for it. Pure, like a Picker.
+// Spread chooses the piece that a seed sends for a request without index: the piece that the seed has sent least often,
+// so that it sends distinct pieces first and the swarm copies them. Of equal pieces it chooses the lowest, because
+// readers wait for it. Pure, like a Picker.
 type Spread struct {
 	sent   []uint16
 	copies int
 }
 
-// CopiesMax is how often a seed usually sends one piece to askers that have other sources:
-// the swarm makes the other copies. More would only move work from the peers to the seed. Askers
-// whose other sources crawl say that they starve, and get more: see [Picker.Received].
+// CopiesMax is how often a seed sends one piece to neighbours that have other sources: the swarm makes the other
+// copies. More copies would only move work from the peers to the seed. A neighbour whose other sources are slow reports
+// that it starves, and gets more: see [Picker.Received].
 const CopiesMax = 2
 
-// NewSpread returns a spread over n pieces, none of them sent, of which each is sent so many
-// times to askers that have other sources.
+// NewSpread returns a Spread of n unsent pieces. It sends each at most copies times to neighbours that do not starve.
 func NewSpread(n, copies int) *Spread { return &Spread{sent: make([]uint16, n), copies: copies} }
 
-// Pick chooses among the pieces in offer that the asker lacks, less those excluded. ok is
-// false when there is none, or when all of them were sent often enough and the asker
-// does not starve.
+// Pick chooses a piece of offer that the asking neighbour lacks and does not exclude. ok is false if there is none, or
+// if all of them were sent often enough and the neighbour does not starve.
 func (s *Spread) Pick(offer, asker piece.Bitmap, exclude []piece.Index, starving bool) (pick piece.Index, ok bool) {
 	best := s.copies
 	if starving {
@@ -51,14 +49,14 @@ func (s *Spread) Pick(offer, asker piece.Bitmap, exclude []piece.Index, starving
 	return pick, ok
 }
 
-// Sent counts one more copy of piece i on its way out.
+// Sent counts one more sent copy of piece i.
 func (s *Spread) Sent(i piece.Index) {
 	if int(i) < len(s.sent) && s.sent[i] < ^uint16(0) {
 		s.sent[i]++
 	}
 }
 
-// Unsent takes back a copy that did not arrive.
+// Unsent removes a copy that did not arrive from the count.
 func (s *Spread) Unsent(i piece.Index) {
 	if int(i) < len(s.sent) && s.sent[i] > 0 {
 		s.sent[i]--

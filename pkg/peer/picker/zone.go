@@ -10,54 +10,53 @@ import (
 )
 
 const (
-	// patienceMin and patienceMax bound how long a gateway may bring none of its pieces
-	// before another takes them over; between them it is patienceTimes the time that one
-	// piece from afar takes here.
+	// patienceMin and patienceMax bound how long a gateway may fetch none of its pieces before other gateways fetch
+	// them. Between the bounds, it is patienceTimes the time that one piece from another zone takes here.
 	patienceMin   = time.Second
 	patienceMax   = 5 * time.Second
 	patienceTimes = 4
-	// surveyEvery is how often the other gateways are looked at.
+	// surveyEvery is the interval of checks of the other gateways.
 	surveyEvery = 100 * time.Millisecond
 )
 
-// Place is where a host stands between zones.
+// Place is the zone of a host, relative to this host's.
 type Place struct {
-	// Afar says that it is in another zone than we are.
+	// Afar is true for a host of another zone.
 	Afar bool
-	// Gateway says that it may bring pieces into its zone.
+	// Gateway is true if the host may fetch pieces from other zones.
 	Gateway bool
-	// ID is its host, by which gateways agree on who brings which piece.
+	// ID is the host's ID. All gateways compute from the IDs which of them fetches which piece.
 	ID host.ID
 }
 
-// gateway is another host of our zone that brings pieces into it.
+// gateway is another host of this zone that fetches pieces from other zones.
 type gateway struct {
 	key   uint64
-	share piece.Bitmap // the pieces that it brings while every gateway works
+	share piece.Bitmap // the pieces that it fetches while every gateway works
 	done  int          // how many of them it has
 	since time.Time    // when that number changed
-	stuck bool         // others bring its pieces
+	stuck bool         // others fetch its pieces
 }
 
-// border is what a Picker knows of zones. With no neighbour afar it does nothing.
+// border holds a Picker's state of zones. Without a neighbour of another zone it does nothing.
 type border struct {
 	self    uint64
 	gateway bool
 	afar    int // neighbours in other zones
-	// near is the set of pieces that a neighbour of our zone has, and count how many have
-	// each: they are not brought from afar.
+	// near is the set of pieces that a neighbour of this zone has, which no gateway fetches. count is the number of
+	// such neighbours by piece.
 	near  piece.Bitmap
 	count []uint16
-	// fetch is the set of pieces that we bring from afar.
+	// fetch is the set of pieces that this host fetches from other zones.
 	fetch    piece.Bitmap
 	others   map[Neighbour]*gateway
 	changed  bool // the set of gateways
 	surveyed time.Time
-	// brought counts pieces that came from afar; pace is the time from one to the next.
+	// brought counts the pieces from other zones; pace is the mean time between two of them.
 	brought, counted int
 	broughtAt        time.Time
 	pace             time.Duration
-	// have is how many pieces we had when that last changed, which was at moved.
+	// have is the number of stored pieces, and moved the time of its last change.
 	have  int
 	moved time.Time
 }
@@ -69,15 +68,15 @@ func newBorder(pieces int) border {
 	}
 }
 
-// key is a host in the draw for a piece.
+// key is a host's key for weight.
 func key(id host.ID) uint64 {
 	h := fnv.New64a()
 	h.Write([]byte(id))
 	return h.Sum64()
 }
 
-// weight is a host's lot in the draw for piece i: the highest brings it (rendezvous
-// hashing, so that the pieces of one who leaves are shared out and no other piece moves).
+// weight is a host's weight for piece i; the gateway with the highest weight fetches it. With this rendezvous hashing,
+// the pieces of a gateway that leaves are distributed among the others, and no other piece moves.
 func weight(key uint64, i int) uint64 {
 	x := key + uint64(i+1)*0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
@@ -85,13 +84,12 @@ func weight(key uint64, i int) uint64 {
 	return x ^ x>>31
 }
 
-// Role sets this host's ID, and whether it brings pieces into its zone or leaves that to its
-// gateways.
+// Role sets this host's ID, and whether it is a gateway of its zone.
 func (p *Picker) Role(self host.ID, gateway bool) {
 	p.border.self, p.border.gateway, p.border.changed = key(self), gateway, true
 }
 
-// Put sets a neighbour's place. Until then it counts as one of this zone, and no gateway.
+// Put sets a neighbour's place. Until then the neighbour counts as a host of this zone that is not a gateway.
 func (p *Picker) Put(n Neighbour, at Place) {
 	one := p.neighbours[n]
 	if one == nil {
@@ -111,7 +109,7 @@ func (p *Picker) Put(n Neighbour, at Place) {
 	}
 }
 
-// join and leave count what a neighbour has where it stands.
+// join adds the pieces of a neighbour of this zone, or of another one, to the counts; leave removes them.
 func (b *border) join(n *neighbour) {
 	if n.afar {
 		b.afar++
@@ -136,7 +134,7 @@ func (n *neighbour) each(f func(piece.Index)) {
 	}
 }
 
-// approach and recede tell that one more neighbour of our zone has piece i, or one less.
+// approach adds a neighbour of this zone to the count of piece i; recede removes one.
 func (b *border) approach(i piece.Index) {
 	b.count[i]++
 	b.near.Set(i)
@@ -148,20 +146,19 @@ func (b *border) recede(i piece.Index) {
 	}
 }
 
-// got notes a piece that came: from afar when nobody near has it.
+// got counts a piece as one from another zone if no neighbour of this zone has it.
 func (b *border) got(i piece.Index) {
 	if b.fetch.Has(i) && !b.near.Has(i) {
 		b.brought++
 	}
 }
 
-// survey decides again which pieces this host brings from afar.
+// survey decides again which pieces this host fetches from other zones.
 //
-// A gateway that is dead has no connection any more, and its pieces are the others' at
-// once. One that is slow is given up after a while: if pieces of its share are to be had
-// afar and none of them came to it. And who got nothing at all for long asks whomever it
-// knows, whatever the zone's gateways are about: bytes across zones are dear, but a reader
-// that waits for ever is worse.
+// A dead gateway has no connection, so the others fetch its pieces at once. The others also fetch the pieces of a
+// gateway that received none of its share for patience although another zone has some. A host that received nothing for
+// patienceMax requests from every neighbour, whether or not it is a gateway: bytes across zones are expensive, but a
+// reader that waits for ever is worse.
 func (p *Picker) survey(now time.Time) {
 	b := &p.border
 	if b.afar == 0 || !b.changed && now.Sub(b.surveyed) < surveyEvery {
@@ -200,26 +197,25 @@ func (p *Picker) survey(now time.Time) {
 	}
 	if now.Sub(b.moved) > patienceMax {
 		b.fetch.SetAll()
-		b.changed = true // to be divided again when something moves
+		b.changed = true // so that the next survey divides the pieces again
 	}
 }
 
-// progress is how many pieces of its share a gateway has, and whether one that it lacks
-// is to be had afar.
+// progress returns how many pieces of its share a gateway has, and whether another zone has one that it lacks.
 func (p *Picker) progress(n *neighbour, g *gateway) (done int, waiting bool) {
 	near := p.border.near.Words()
 	for w, share := range g.share.Words() {
 		done += bits.OnesCount64(share & n.have.Words()[w])
 		if lacks := share &^ near[w]; lacks != 0 && !waiting {
 			for ; lacks != 0 && !waiting; lacks &= lacks - 1 {
-				waiting = p.avail[first(w, lacks)] > 0 // and no near neighbour has it
+				waiting = p.avail[first(w, lacks)] > 0 // no neighbour of this zone has it
 			}
 		}
 	}
 	return done, waiting
 }
 
-// share gives every other gateway its pieces, as if all of them worked.
+// share assigns every other gateway its pieces, as if all gateways worked.
 func (b *border) share(now time.Time) {
 	for _, g := range b.others {
 		g.share, g.done, g.since, g.stuck = piece.NewBitmap(b.near.Len()), -1, now, false
@@ -231,7 +227,7 @@ func (b *border) share(now time.Time) {
 	}
 }
 
-// divide takes the pieces that are ours among those gateways that work.
+// divide computes this host's pieces among the gateways that work.
 func (b *border) divide() {
 	b.fetch = piece.NewBitmap(b.near.Len())
 	if !b.gateway {
@@ -244,7 +240,7 @@ func (b *border) divide() {
 	}
 }
 
-// first returns the gateway that brings piece i, of those that pass the test; nil for this host.
+// first returns the gateway that fetches piece i, of those that pass the test; nil for this host.
 func (b *border) first(i int, test func(*gateway) bool) (best *gateway) {
 	var most uint64
 	if b.gateway {

@@ -1,10 +1,9 @@
-// Package upload decides which requests a host serves: it sends a few pieces at once and refuses
-// every further request at once, because a queue at the sender costs the swarm more than a
-// second question (1.06 times the bound without a queue, 1.30 with four waiting; simulated).
+// Package upload decides which requests a host serves. It accepts a few requests and refuses every further one at once,
+// because a long queue at the sender costs the swarm more than a second request (1.06 times the bound without a queue,
+// 1.30 with four waiting; simulated).
 //
-// Nothing here blocks, and no task keeps another from being served: slots are the host's,
-// and who asks for a task that has less than its share of them gets one. Start at
-// [Slots.TryAcquire].
+// Nothing here blocks, and no task starves another one: all tasks share the host's slots, and a request for a task with
+// less than its share gets one. Start at [Slots.TryAcquire].
 package upload
 
 import (
@@ -19,26 +18,25 @@ const SlotsDefault = 3
 
 // Slots are a host's upload slots, shared by all its tasks. Safe for concurrent use.
 type Slots struct {
-	// mu is held to take or give a slot.
+	// mu is held to acquire or release a slot.
 	mu          sync.Mutex
 	max, active int
 	of          map[task.ID]int // slots by task, of those that have any
 }
 
-// NewSlots returns n slots. More of them end one crowd sooner and slow everyone in it.
+// NewSlots returns n slots.
 func NewSlots(n int) *Slots { return &Slots{max: n, of: make(map[task.ID]int)} }
 
-// Resize changes the number of slots; what is being sent goes on.
+// Resize changes the number of slots; accepted requests keep theirs.
 func (s *Slots) Resize(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.max = n
 }
 
-// TryAcquire takes a slot for a task, or reports that there is none. Each task may take what
-// is free. When all are taken, a task with less than an equal part still gets one, so that a
-// crowd that keeps every slot taken cannot starve a task that few ask for; there are twice
-// as many slots at most, until some of the crowd's pieces are out.
+// TryAcquire acquires a slot for a task and returns true, or false if there is none. Each task may use all free slots.
+// When none is free, a task with less than an equal part still gets one, so that many requests for one task cannot
+// starve another task. So up to twice the number of slots can be in use for a while.
 func (s *Slots) TryAcquire(id task.ID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -50,8 +48,8 @@ func (s *Slots) TryAcquire(id task.ID) bool {
 	return true
 }
 
-// below reports whether a task has less than an equal part of all slots, one at least, and
-// more can be had. The caller holds mu.
+// below reports whether a task has less than an equal part of all slots, one at least, and the bound admits one more.
+// The caller holds mu.
 func (s *Slots) below(id task.ID) bool {
 	own, tasks := s.of[id], len(s.of)
 	if own == 0 {
@@ -60,7 +58,7 @@ func (s *Slots) below(id task.ID) bool {
 	return own < max(1, s.max/tasks) && s.active < 2*s.max
 }
 
-// Release gives a slot of a task back.
+// Release releases a slot of a task.
 func (s *Slots) Release(id task.ID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -70,57 +68,54 @@ func (s *Slots) Release(id task.ID) {
 	}
 }
 
-// Active is how many slots are taken.
+// Active returns how many slots are in use.
 func (s *Slots) Active() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.active
 }
 
-// Max is how many slots there are.
+// Max returns the number of slots.
 func (s *Slots) Max() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.max
 }
 
-// SendQueue says whose turn it is to send. A host that has accepted several requests sends one
-// piece after the other rather than all at once: the first is there after one piece-time
-// and can be passed on, where all would be there after as many as there are. Tasks take
-// turns; of one task's askers who has least is served first, because it has the fewest
-// pieces to pass on, and would be last.
+// SendQueue orders accepted requests. A host sends one piece after the other instead of all at once: the receiver of
+// the first piece can then send it to others after the time of one piece. Tasks take turns. Within a task, the
+// neighbour with the fewest pieces comes first, because it has the least to send to others and would finish last.
 type SendQueue struct {
-	// mu is held to take or give a turn, never while bytes move.
+	// mu is held to take or give a turn, never while bytes are sent.
 	mu      sync.Mutex
 	free    int
-	waiting []turn             // in the order they came
-	served  map[task.ID]uint64 // when a task had its last turn, in turns
+	waiting []turn             // in the order of their requests
+	served  map[task.ID]uint64 // the number of each task's last turn
 	turns   uint64
 }
 
 type turn struct {
 	task   task.ID
 	rank   int
-	passed int // how often a later request of the same task went first
+	passed int // how many later requests of the same task were served before
 	who    any
 	next   func()
 }
 
 const (
-	// patience is how often somebody who came later may go first: who has nearly everything
-	// waits longer, but not for ever, while newcomers keep coming.
+	// patience bounds how many later requests are served before an earlier one of the same task: a neighbour with
+	// nearly all pieces waits longer, but not for ever, while new neighbours join.
 	patience = 8
-	// servedMax bounds how many tasks' last turns are remembered.
+	// servedMax bounds the tasks whose last turns are remembered.
 	servedMax = 1024
 )
 
-// NewSendQueue returns a line in which n pieces are sent at once. Two hide the gap between one
-// piece and the next, and a receiver that is slow.
+// NewSendQueue returns a queue that sends n pieces at once. Two hide the gap between two pieces, and a slow receiver.
 func NewSendQueue(n int) *SendQueue { return &SendQueue{free: n, served: make(map[task.ID]uint64)} }
 
-// Take takes a turn for who, or reports false and calls next later, when the turn is the
-// caller's; of a task's that wait the lowest rank goes first. Whoever got a turn gives it back
-// with [SendQueue.Give].
+// Take returns true if the caller may send now. Otherwise it returns false, and calls next when the caller may send;
+// the lowest rank of a task comes first. The caller ends its turn with [SendQueue.Give]. who is the result of
+// [SendQueue.Displace].
 func (l *SendQueue) Take(id task.ID, rank int, who any, next func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -133,8 +128,8 @@ func (l *SendQueue) Take(id task.ID, rank int, who any, next func()) bool {
 	return false
 }
 
-// Displace takes the request with the highest rank of a task out of the line, if that is above the given
-// one, and returns it; nil where there is none. Its next is not called any more.
+// Displace removes the waiting request with the highest rank of a task if that rank is above the given one, and returns
+// its who, or nil. Its next is not called.
 func (l *SendQueue) Displace(id task.ID, above int) (who any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -152,7 +147,7 @@ func (l *SendQueue) Displace(id task.ID, above int) (who any) {
 	return who
 }
 
-// note remembers whose turn it is. The caller holds mu.
+// note records a turn of a task. The caller holds mu.
 func (l *SendQueue) note(id task.ID) {
 	if len(l.served) >= servedMax {
 		clear(l.served)
@@ -161,9 +156,8 @@ func (l *SendQueue) note(id task.ID) {
 	l.served[id] = l.turns
 }
 
-// Give gives a turn back, and so to whoever is next: of the task whose last turn is longest
-// ago the lowest rank, the longest wait among equals, but before all one that was passed over
-// too often.
+// Give ends a turn and gives it to the next waiting request: of the task whose last turn is the oldest, the request
+// with the lowest rank, and of equal ones the first. A request that was passed over [patience] times precedes them.
 func (l *SendQueue) Give() {
 	l.mu.Lock()
 	if len(l.waiting) == 0 {
@@ -183,7 +177,7 @@ func (l *SendQueue) Give() {
 	next()
 }
 
-// choose takes out of the line who of a task is next. The caller holds mu.
+// choose removes the next request of a task from the queue. The caller holds mu.
 func (l *SendQueue) choose(id task.ID) (next func()) {
 	first, longest := -1, -1
 	for i, t := range l.waiting {
