@@ -15,12 +15,12 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Content is one task that a caller has open, and must close. The download goes on for other callers, and
-// for Config.Linger without one, in case the client returns.
+// Content is a task that a caller has opened and must close. The download goes on for other callers, and for
+// Config.Linger without any, because a client may return.
 type Content struct {
 	d    *Download
-	spec task.Spec // of the caller that opened it
-	// cached says that everything was here when it was opened.
+	spec task.Spec // the caller's
+	// cached is true if every piece was stored when the caller opened the task.
 	cached bool
 	once   sync.Once
 }
@@ -31,27 +31,26 @@ func (c *Content) Metadata() piece.Metadata { return c.d.proof.replica.Metadata(
 // Sources counts the bytes of the download so far, by source.
 func (c *Content) Sources() api.Sources { return c.d.sources() }
 
-// Cached reports whether every piece was stored before this content was opened.
+// Cached reports whether every piece was stored before this caller opened the task.
 func (c *Content) Cached() bool { return c.cached }
 
-// Complete reports whether everything is here now.
+// Complete reports whether every piece is stored now.
 func (c *Content) Complete() bool { return c.d.proof.replica.Have().Full() }
 
-// Own reports whether all bytes so far came to this host from the origin, requested with the credentials
-// of the caller that opened this content.
+// Own reports whether this host received all bytes so far from the origin, with the credentials of this caller.
 func (c *Content) Own() bool {
 	s, first := c.d.sources(), c.d.origin.asked.Load()
 	return first != nil && first.SameAsker(c.spec) && !c.d.origin.mixed.Load() && s.Peers+s.Seeds == 0
 }
 
-// Close ends the use of the content. Closing it twice is no error.
+// Close ends the caller's use of the task. Closing it twice is no error.
 func (c *Content) Close() error {
 	c.once.Do(func() { c.d.e.release(c.d) })
 	return nil
 }
 
-// NewReader returns a reader of the bytes [off, off+n), cut at the end of the content.
-// It must be closed before its content is. Cancelling ctx ends its reads.
+// NewReader returns a reader of the bytes [off, off+n), cut at the end of the task. The caller closes it before the
+// Content. Cancelling ctx ends its reads.
 func (c *Content) NewReader(ctx context.Context, off, n int64) *Reader {
 	length := c.Metadata().Length
 	off = max(0, min(off, length))
@@ -61,24 +60,23 @@ func (c *Content) NewReader(ctx context.Context, off, n int64) *Reader {
 	return r
 }
 
-// Reader streams verified bytes in order while the download runs. A read waits for its
-// piece; it fails with the download's error, with the origin's own message, and never yields a
-// byte that was not verified. Not for concurrent use.
+// Reader streams verified bytes in order while the download runs. A read waits for its piece. It fails with the
+// download's error and the origin's own message, and never returns an unverified byte. Not for concurrent use.
 type Reader struct {
 	d        *Download
 	spec     *task.Spec
 	ctx      context.Context
 	off, end int64
-	// pos is the next byte; the download's loop reads it to know what is urgent.
+	// pos is the next byte; the download's loop reads it to find the urgent pieces.
 	pos atomic.Int64
-	// block is what was read last, from the offset begin on, in buf.
+	// block is the last block read, at the offset begin, in buf.
 	begin      int64
 	block, buf []byte
-	unread     piece.Index // behind the piece that the disk did not give back last
+	unread     piece.Index // the index after the last piece that the disk failed to read
 	closed     bool
 }
 
-// wait returns when the piece at pos is here.
+// wait returns nil when the piece at pos is stored.
 func (r *Reader) wait(pos int64) error {
 	replica := r.d.proof.replica
 	i := replica.Metadata().Layout().At(pos)
@@ -98,8 +96,8 @@ func (r *Reader) wait(pos int64) error {
 	}
 }
 
-// next returns the bytes from pos to the end of their block, or of what is to be read. They are
-// good until the next call. It returns none where a piece was lost and comes again.
+// next returns the bytes from pos to the end of their block or of the reader. They are valid until the next call. It
+// returns none if the store lost the piece and the download fetches it again.
 func (r *Reader) next(pos int64) ([]byte, error) {
 	if err := r.wait(pos); err != nil {
 		return nil, err
@@ -122,8 +120,8 @@ func (r *Reader) next(pos int64) ([]byte, error) {
 	return r.block[pos-r.begin : min(int64(len(r.block)), r.end-r.begin)], nil
 }
 
-// drop reports a damaged piece and waits until the download is over, so that a caller that opens the
-// task again starts over.
+// drop reports a damaged piece and waits for the end of the download, so that a caller that opens the task again starts
+// a new one.
 func (r *Reader) drop(i piece.Index) {
 	r.d.notify(pieceDamaged{i})
 	select {
@@ -132,10 +130,9 @@ func (r *Reader) drop(i piece.Index) {
 	}
 }
 
-// missing turns the store's error into the reader's. A piece that the store had and lost
-// again is no error: the download brings it again. Nor is one that the disk did not give back, once: most
-// bad sectors are good again after a write. Where this one is not, the loop drops the task,
-// and the next request has it put elsewhere.
+// missing turns the store's error into the reader's. It is nil for a piece that the store has lost, which the download
+// fetches again, and for the first failed read of a piece: a write repairs most bad sectors. After the second failed
+// read, the loop drops the task, and the next request stores it in another place.
 func (r *Reader) missing(pos int64, err error) error {
 	if i := r.d.proof.replica.Metadata().Layout().At(pos); !r.d.proof.replica.Has(i) {
 		if errors.Is(err, piece.ErrMissing) {
@@ -153,7 +150,7 @@ func (r *Reader) missing(pos int64, err error) error {
 		}
 	}
 	if errors.Is(err, piece.ErrRemoved) || errors.Is(err, fs.ErrClosed) {
-		// The download has ended, or is about to: its own error says more.
+		// The download has ended or ends soon; its own error is more precise.
 		select {
 		case <-r.d.done:
 			return r.d.end.failureFor(*r.spec)
@@ -183,8 +180,8 @@ func (r *Reader) Read(p []byte) (int, error) {
 	}
 }
 
-// WriteTo implements [io.WriterTo]. The bytes pass through this process, because only those that
-// were compared in its own memory are known to be right when they leave.
+// WriteTo implements [io.WriterTo]. It does not use sendfile: only bytes that were compared in this process's memory
+// are known to be right when they are sent.
 func (r *Reader) WriteTo(w io.Writer) (sum int64, err error) {
 	for {
 		pos := r.pos.Load()
@@ -223,7 +220,7 @@ func (r *Reader) Close() error {
 	return nil
 }
 
-// broadcast wakes all goroutines that wait for the next change.
+// broadcast wakes all goroutines that wait for a change.
 type broadcast struct {
 	mu sync.Mutex
 	ch chan struct{}
