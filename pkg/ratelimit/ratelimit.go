@@ -1,10 +1,8 @@
-// Package ratelimit holds flows of bytes to a rate that they share.
+// Package ratelimit limits flows of bytes to a rate that they share.
 //
-// In any span of time a [Limiter] lets pass what its rate allows in that span and at most
-// 40 ms of it on top, however many flows there are, and each flow gets as much as the next.
-// The rate may change while flows wait. Nothing is counted that was not let pass: a flow that
-// ends while it waits leaves the others as if it had never come. A nil or zero Limiter limits
-// nothing. Start at [Limiter.Wait].
+// In any span of time, a [Limiter] never passes more bytes than its rate allows in that span plus 40 ms, for any number
+// of flows, and all flows get equal parts. The rate may change while flows wait. Only bytes that passed count: a flow
+// that ends while it waits does not delay the others. A nil or zero Limiter limits nothing. Start at [Limiter.Wait].
 package ratelimit
 
 import (
@@ -20,16 +18,16 @@ import (
 )
 
 const (
-	// Min is the lowest sensible rate, in bytes per second: below it a flow among forty
-	// would be silent for so long that its other side takes it for dead.
+	// Min is the lowest sensible rate, in bytes per second. Below it, one of forty flows would be idle for so long that
+	// its receiver closes the connection.
 	Min = 64 << 10
-	// quantumMin and quantumMax bound what passes in one go, in bytes.
+	// quantumMin and quantumMax bound the bytes that pass at once.
 	quantumMin = 1 << 10
 	quantumMax = 256 << 10
 )
 
-// Limiter is a rate that any number of flows share: each passes a quantum and then waits
-// behind the others. Its zero value, or nil, is no limit. Safe for concurrent use.
+// Limiter is a rate that any number of flows share. Each flow passes a quantum, and then waits behind the others. The
+// zero value, or nil, is no limit. Safe for concurrent use.
 type Limiter struct {
 	state atomic.Pointer[state]
 	// mu is held to replace state, never while a flow waits.
@@ -38,18 +36,16 @@ type Limiter struct {
 
 // state is a limiter at one rate.
 type state struct {
-	// turn is held by the one flow that takes from the bucket; the others queue for it in the
-	// order they came. So the bucket owes nothing to a flow that only queues, and what it owes
-	// to the one that leaves can be taken back in full: a bucket cannot take back a
-	// reservation behind which it has made others.
+	// turn is held by the one flow that takes from the bucket; the others wait for it in their order. So the bucket has
+	// one reservation at most, which can be canceled in full: a bucket cannot cancel a reservation after a later one.
 	turn    *semaphore.Weighted
 	bucket  *rate.Limiter
 	rate    int64
 	quantum int
-	changed chan struct{} // closes when another rate is in force
+	changed chan struct{} // closed when the rate changes
 }
 
-// New returns a limiter of so many bytes per second; 0 is no limit.
+// New returns a limiter with a rate in bytes per second; 0 is no limit.
 func New(bytesPerSecond int64) *Limiter {
 	l := new(Limiter)
 	l.state.Store(newState(bytesPerSecond))
@@ -60,7 +56,7 @@ func newState(bytesPerSecond int64) *state {
 	if bytesPerSecond <= 0 {
 		return nil
 	}
-	// Twice a quantum in the bucket hides that timers wake late.
+	// A burst of two quanta compensates for timers that fire late.
 	quantum := int(min(max(bytesPerSecond/50, quantumMin), quantumMax))
 	burst := int(max(bytesPerSecond/25, quantumMin))
 	return &state{
@@ -69,8 +65,8 @@ func newState(bytesPerSecond int64) *state {
 	}
 }
 
-// Set changes the rate, in bytes per second, also for those who wait already; 0 is no
-// limit. What passed at the old rate gives no credit at the new one.
+// Set changes the rate, in bytes per second, also for waiting flows; 0 is no limit. Unused bytes of the old rate give
+// no credit at the new one.
 func (l *Limiter) Set(bytesPerSecond int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -95,7 +91,7 @@ func (l *Limiter) load() *state {
 	return l.state.Load()
 }
 
-// Rate is the limit in bytes per second, 0 where there is none.
+// Rate returns the limit in bytes per second, 0 if there is none.
 func (l *Limiter) Rate() int64 {
 	if s := l.load(); s != nil {
 		return s.rate
@@ -103,8 +99,8 @@ func (l *Limiter) Rate() int64 {
 	return 0
 }
 
-// Quantum is how many bytes a flow should pass at once: those of 20 ms, at most 256 KiB, and
-// any number where there is no limit.
+// Quantum returns how many bytes a flow should pass at once: the bytes of 20 ms, at most 256 KiB; without a limit,
+// [math.MaxInt].
 func (l *Limiter) Quantum() int {
 	if s := l.load(); s != nil {
 		return s.quantum
@@ -112,8 +108,7 @@ func (l *Limiter) Quantum() int {
 	return math.MaxInt
 }
 
-// Wait returns when n bytes may pass, or with the cause of the end of ctx; then none of them
-// count.
+// Wait returns nil when n bytes may pass. If ctx ends first, it returns the cause, and none of the bytes count.
 func (l *Limiter) Wait(ctx context.Context, n int) error {
 	first, left := l.load(), n
 	for left > 0 {
@@ -131,8 +126,7 @@ func (l *Limiter) Wait(ctx context.Context, n int) error {
 	return nil
 }
 
-// pass returns when n bytes, a quantum at most, may pass, or returns 0 when another rate is in
-// force.
+// pass waits until n bytes, a quantum at most, may pass. It returns 0 if the rate changes.
 func (s *state) pass(ctx context.Context, n int) (int, error) {
 	if s.turn.Acquire(ctx, 1) != nil {
 		return 0, context.Cause(ctx)
@@ -157,24 +151,23 @@ func (s *state) pass(ctx context.Context, n int) (int, error) {
 	case <-s.changed:
 		return 0, nil
 	case <-ctx.Done():
-		// As of then, so that it counts as if it had not been made.
+		// With the time of the reservation, the bucket gets all its bytes back.
 		reserved.CancelAt(now)
 		return 0, context.Cause(ctx)
 	}
 }
 
-// giveBack takes it that n bytes that s let pass do not: they may pass again, as far as the bucket
-// holds them. What passed at the old rate gives no credit at the new one.
+// giveBack returns n bytes that passed s to its bucket, up to the burst. It does nothing if the rate has changed.
 func (l *Limiter) giveBack(s *state, n int) {
 	if s != nil && s == l.load() && n > 0 {
 		s.bucket.ReserveN(time.Now(), -min(n, s.bucket.Burst()))
 	}
 }
 
-// Chain is limits that all hold for the same bytes.
+// Chain is a list of limits that all apply to the same bytes.
 type Chain []*Limiter
 
-// Quantum is the smallest quantum of the limits.
+// Quantum returns the smallest quantum of the limits.
 func (c Chain) Quantum() int {
 	n := math.MaxInt
 	for _, l := range c {
@@ -183,8 +176,8 @@ func (c Chain) Quantum() int {
 	return n
 }
 
-// Wait returns when n bytes may pass under every limit, or with the cause of the end of ctx; then
-// none of them count under any.
+// Wait returns nil when n bytes may pass every limit. If ctx ends first, it returns the cause, and the bytes count for
+// no limit.
 func (c Chain) Wait(ctx context.Context, n int) error {
 	if len(c) == 0 {
 		return nil
@@ -200,7 +193,7 @@ func (c Chain) Wait(ctx context.Context, n int) error {
 	return nil
 }
 
-// Reader returns a reader of r that is held to the limits; its reads end with ctx.
+// Reader returns a reader of r that obeys the limits; its reads end with ctx.
 func (c Chain) Reader(ctx context.Context, r io.Reader) io.Reader {
 	return &reader{ctx: ctx, r: r, chain: c}
 }
@@ -211,7 +204,7 @@ type reader struct {
 	chain Chain
 }
 
-// Read takes no more than a quantum at once, and returns it when it may have passed.
+// Read reads a quantum at most, and returns when the limits let its bytes pass.
 func (r *reader) Read(p []byte) (int, error) {
 	n, err := r.r.Read(p[:min(len(p), r.chain.Quantum())])
 	if waitErr := r.chain.Wait(r.ctx, n); waitErr != nil {
