@@ -10,9 +10,9 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Sweep deletes what the disk still has of a task that the store no longer knows: what a
-// [Store.Remove] could not delete, and what was set aside for a newer version. A task that was
-// made since stays. Once it returns nil, no power cut brings the old one back.
+// Sweep deletes the files of a task that the store no longer knows: files that [Store.Remove] could not delete, and
+// files that the store set aside for a newer version of the program. A replica that was created since stays. After a
+// nil error, a power cut cannot restore the old files.
 func (s *Store) Sweep(id task.ID) error {
 	s.life.RLock()
 	defer s.life.RUnlock()
@@ -43,7 +43,7 @@ func (s *Store) sweepRest(id task.ID) error {
 		}
 		e := s.tasks[id]
 		if e == nil {
-			// It stands for the task meanwhile, so that nobody makes one there.
+			// The entry reserves the directory, so that no other call creates the task there meanwhile.
 			e = newEntry(id, piece.Metadata{}, s.dir(id))
 			e.gone = true
 			s.tasks[id] = e
@@ -59,7 +59,7 @@ func (s *Store) sweepRest(id task.ID) error {
 	}
 }
 
-// sweepAside deletes what was set aside of a task for a newer version.
+// sweepAside deletes the files of a task that were set aside for a newer version of the program.
 func (s *Store) sweepAside(id task.ID) error {
 	path := s.path("aside", dirName(id))
 	if err := s.deleteDir(path); err != nil {
