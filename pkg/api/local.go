@@ -14,10 +14,11 @@ const (
 	PathStatus = "/api/v1/status" // GET: Status
 	PathTasks  = "/api/v1/tasks"  // GET: []TaskStatus; PathTasks + "/" + task ID: one of them
 	PathHosts  = "/api/v1/hosts"  // GET: []HostStatus, of an owner
-	// PathFiles serves a file (GET). The query is FileURL, FileTag, FileApplication, FileDigest, FileNoCache, FileMaxAge
-	// and any number of FileIgnore. Header fields whose names begin with ForwardPrefix go to the origin. The response's
-	// ETag is the task's ID in quotes; a Range with an If-Range of that ETag resumes a broken download. A file that is
-	// not shared has no ETag, is sent whole despite a Range, and has HeaderUnshared. An error is a FileError in JSON.
+	// PathFiles serves a file (GET). The query is FileURL, FileTag, FileApplication, FileDigest, FileNoCache,
+	// FileMaxAge and any number of FileIgnore. Header fields whose names begin with ForwardPrefix go to the origin. The
+	// response's ETag is the task's ID in quotes; a Range with an If-Range of that ETag resumes a broken download. A
+	// file that is not shared has no ETag, is sent whole despite a Range, and has HeaderUnshared. An error is a
+	// FileError in JSON.
 	PathFiles = "/api/v1/files"
 )
 
@@ -37,8 +38,8 @@ const (
 	ForwardPrefix = "Darter-Forward-"
 	// HeaderCached is "true" in a response of PathFiles if the whole file was in the node's cache.
 	HeaderCached = "Darter-Cached"
-	// HeaderUnshared is in a response of PathFiles if the file comes straight from its origin, for this client alone. Its
-	// value is the reason.
+	// HeaderUnshared is in a response of PathFiles if the file comes straight from its origin, for this client alone.
+	// Its value is the reason.
 	HeaderUnshared = "Darter-Unshared"
 )
 
@@ -128,8 +129,8 @@ type Status struct {
 	Served int64 `json:"served"`
 	// BadPieces counts pieces whose bytes did not match their digest.
 	BadPieces int64 `json:"badPieces"`
-	// Downloads is the number of tasks in memory: downloading, read or served. Running are those that a client waits for,
-	// at most [RunningMax].
+	// Downloads is the number of tasks in memory: downloading, read or served. Running are those that a client waits
+	// for, at most [RunningMax].
 	Downloads int             `json:"downloads"`
 	Running   []RunningStatus `json:"running,omitempty"`
 	// Pulls counts the outcomes of the requests of local clients, Seeds those of the tasks that an owner fetched from
@@ -151,8 +152,8 @@ type Status struct {
 	// that announce here.
 	PurgeFailures     []PurgeFailure `json:"unfollowed,omitempty"`
 	HostPurgeFailures []HostPurge    `json:"unfollowedBy,omitempty"`
-	// Clocks is the reason of this owner's last refusal because of a clock, with the name of the host; empty if there was
-	// none lately.
+	// Clocks is the reason of this owner's last refusal because of a clock, with the name of the host; empty if there
+	// was none lately.
 	Clocks string `json:"clocks,omitempty"`
 	// Uptime is the time since the program's start in seconds, by the monotonic clock.
 	Uptime float64 `json:"uptime,omitempty"`
@@ -234,8 +235,8 @@ type OwnerStatus struct {
 	Addr  string `json:"addr"`
 	Alive bool   `json:"alive"`
 	Error string `json:"error,omitempty"`
-	// Skew is how far its clock is ahead of this node's, in seconds, negative if it is behind; 0 if it is unknown or less
-	// than a second.
+	// Skew is how far its clock is ahead of this node's, in seconds, negative if it is behind; 0 if it is unknown or
+	// less than a second.
 	Skew float64 `json:"skew,omitempty"`
 	// Standby is true for a dfdaemon that leads tasks while no supernode answers.
 	Standby bool `json:"standby,omitempty"`

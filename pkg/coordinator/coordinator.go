@@ -186,8 +186,8 @@ func (c *Coordinator) seed(specs []task.Spec) {
 }
 
 // Announce answers an entry of the host's own engine. An assignment with Seed orders the engine to fetch the task from
-// its origin; Seed of the Config is not called for it. The leader is [owners.LastResort]: only the announce client knows
-// whether other hosts announce here.
+// its origin; Seed of the Config is not called for it. The leader is [owners.LastResort]: only the announce client
+// knows whether other hosts announce here.
 func (c *Coordinator) Announce(ctx context.Context, e api.Entry) (api.Assignment, owners.Leader, error) {
 	if err := ctx.Err(); err != nil {
 		return api.Assignment{}, owners.LastResort, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
@@ -391,8 +391,9 @@ func (c *Coordinator) SeedDone(id task.ID) {
 }
 
 // SeedFailed records that the engine could not fetch a task from its origin. Hosts that wait for the task get the
-// origin's own response; a refusal that may depend on the credentials goes only to hosts with the same ones. used is the
-// spec of the request to the origin, which can differ from the spec that Seed received; nil if there was no request.
+// origin's own response; a refusal that may depend on the credentials goes only to hosts with the same ones. used is
+// the spec of the request to the origin, which can differ from the spec that Seed received; nil if there was no
+// request.
 func (c *Coordinator) SeedFailed(id task.ID, used *task.Spec, f *api.Failure) {
 	if f == nil {
 		f = &api.Failure{Status: http.StatusBadGateway, Message: "the seed could not fetch the task from its origin"}

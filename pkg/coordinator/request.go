@@ -66,8 +66,8 @@ func checkRequest(r api.AnnounceRequest) error {
 	return nil
 }
 
-// checkEntry refuses entries that no honest host sends. It accepts an unknown event, which comes from a later version and
-// gets an empty assignment.
+// checkEntry refuses entries that no honest host sends. It accepts an unknown event, which comes from a later version
+// and gets an empty assignment.
 func checkEntry(e api.Entry) error {
 	if _, err := task.ParseID(string(e.Task)); err != nil {
 		return err

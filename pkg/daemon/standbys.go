@@ -18,7 +18,8 @@ const standbysFile = "standbys.json"
 // standbysSize bounds the file, in bytes: [api.StandbysMax] addresses are far less.
 const standbysSize = 64 << 10
 
-// readStandbys reads the file. It returns nil if the file is missing or unreadable: the daemon then leads its own tasks.
+// readStandbys reads the file. It returns nil if the file is missing or unreadable: the daemon then leads its own
+// tasks.
 func readStandbys(dir string) []string {
 	f, err := os.Open(filepath.Join(dir, standbysFile))
 	if err != nil {

@@ -18,7 +18,8 @@ type clocks struct {
 }
 
 // note stores the difference between this host's clock and the time in an owner's response. It returns that time, and
-// whether to warn: the difference is at least [identity.ClockNotice], and has changed by as much since the last warning.
+// whether to warn: the difference is at least [identity.ClockNotice], and has changed by as much since the last
+// warning.
 func (c *clocks) note(addr string, h http.Header, here time.Time) (there time.Time, warn bool) {
 	there, ok := announce.ClockOf(h)
 	if !ok {

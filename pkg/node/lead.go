@@ -13,8 +13,8 @@ import (
 )
 
 // NewCoordinator returns a coordinator that seeds with the node's engine and counts in the node's metrics. The caller
-// passes [Node.Watch] of it to [Node.Connect]. owners lists the API addresses of all live owners for the answers; nil if
-// this host is the only one.
+// passes [Node.Watch] of it to [Node.Connect]. owners lists the API addresses of all live owners for the answers; nil
+// if this host is the only one.
 func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 	var c *coordinator.Coordinator
 	owner := telemetry.NewOwner(n.Metrics, func() telemetry.OwnerStats {

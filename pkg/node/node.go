@@ -112,8 +112,8 @@ type Node struct {
 	drain  atomic.Int64 // nanoseconds
 }
 
-// New opens the data directory and the piece wire's port, and starts nothing. Its error states the remedy. [Node.Run] or
-// [Node.Close] releases both.
+// New opens the data directory and the piece wire's port, and starts nothing. Its error states the remedy. [Node.Run]
+// or [Node.Close] releases both.
 func New(cfg Config, options ...Option) (n *Node, err error) {
 	for _, o := range options {
 		o(&cfg)
@@ -270,8 +270,8 @@ func limits(r config.Limits) peer.Limits {
 		Origin: int64(r.Origin)}
 }
 
-// writable returns nil if the data directory and the cache accept a file of one page. An empty file would prove nothing:
-// a full disk accepts it.
+// writable returns nil if the data directory and the cache accept a file of one page. An empty file would prove
+// nothing: a full disk accepts it.
 func (n *Node) writable(context.Context) error {
 	for _, dir := range []string{n.cfg.Node.DataDir, n.Store.Dir()} {
 		f, err := os.CreateTemp(dir, "probe-")
@@ -286,8 +286,8 @@ func (n *Node) writable(context.Context) error {
 	return nil
 }
 
-// MemberListen opens a port for members. It accepts members only. Without a cluster secret it accepts only this machine,
-// unless the operator allows more.
+// MemberListen opens a port for members. It accepts members only. Without a cluster secret it accepts only this
+// machine, unless the operator allows more.
 func (n *Node) MemberListen(key string, a config.Address) (net.Listener, error) {
 	if err := n.Identity.CheckListen(string(a)); err != nil {
 		return nil, fmt.Errorf("%s: %w", key, err)
@@ -396,8 +396,8 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 // Part runs until its context ends.
 type Part func(ctx context.Context) error
 
-// Run runs the servers, the engine and the other parts until ctx ends or one of them fails. Then the servers drain while
-// the other parts still work for them; after that the parts end, and Run closes the store.
+// Run runs the servers, the engine and the other parts until ctx ends or one of them fails. Then the servers drain
+// while the other parts still work for them; after that the parts end, and Run closes the store.
 func (n *Node) Run(ctx context.Context, servers, parts []Part) error {
 	// Pending purge orders are carried out before the node serves anything. Even if the disk refuses to delete a task,
 	// the store does not serve it.
