@@ -1,7 +1,6 @@
 // Package cli runs the scripts of the programs' command lines.
 //
-// A script never touches what lies outside its own directory, and its ports are free ones:
-// $ADDR1 to $ADDR3. Start at [Run].
+// A script never touches files outside its own directory, and uses free ports: $ADDR1 to $ADDR3. Start at [Run].
 package cli
 
 import (

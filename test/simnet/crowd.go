@@ -28,107 +28,103 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Crowd is one content, or several, and the nodes that want it, with a supernode of the
-// real parts.
+// Crowd describes nodes that pull one task or several, and a supernode that consists of the real parts.
 type Crowd struct {
-	// N nodes pull a content of K pieces.
+	// N nodes pull a task of K pieces.
 	N, K int
-	// Layers makes it several contents of so many pieces each, K of them in sum. A node
-	// begins them in this order, AtOnce at a time; 0 begins all together.
+	// Layers makes it several tasks with these numbers of pieces; their sum is K. A node starts them in this order,
+	// AtOnce at a time; 0 starts all together.
 	Layers []int
 	AtOnce int
-	// Pulls says which of the layers node i wants, and how long after the others it begins;
-	// nil is all, with the others. The bound knows nothing of it.
+	// Pulls returns which layers node i wants, and how long after the others it starts; nil is all layers, at once. The
+	// bound ignores it.
 	Pulls func(i int) (layers []int, after time.Duration)
-	// PieceSize in bytes; default 64 KiB. The smallest that is cut for real is twice as
-	// large, so what is said beside the pieces weighs more here than on real links.
+	// PieceSize in bytes; default 64 KiB. The smallest real piece is twice as large, so the overhead of other messages
+	// is larger here than on real links.
 	PieceSize int64
 	// Rate of a node's links each way, in bytes per second; default 200 pieces.
 	Rate float64
-	// SeedMultiple is the supernode's links in links of a node.
+	// SeedMultiple is the rate of the supernode's links, in units of Rate.
 	SeedMultiple float64
-	// Helpers are further supernodes, with links like the first one's: they bring the content
-	// from the swarm, never from the registry, as soon as the first node wants it, and seed it
-	// as they go. HelpersHold lets them hold it before.
+	// Helpers is the number of further supernodes, with links like the first one's. They download the task from the
+	// swarm, never from the registry, as soon as the first node wants it, and seed it meanwhile. With HelpersHold they
+	// hold it from the start.
 	Helpers     int
 	HelpersHold bool
-	// Copies is how often a supernode sends one piece; 0 is the engine's own default.
+	// Copies is how often a supernode sends one piece; 0 is the engine's default.
 	Copies int
-	// OriginRate is the registry's, in bytes per second; 0 lets the supernode hold
-	// everything at the start.
+	// OriginRate is the registry's rate, in bytes per second; with 0 the supernode holds everything from the start.
 	OriginRate float64
-	// Preheat are layers that the supernode brings for nobody, from the start.
+	// Preheat are layers that the supernode fetches from the start, although no node wants them.
 	Preheat []int
 	// Stagger is the time over which the nodes start; 0 starts them together.
 	Stagger time.Duration
-	// Latency is one way.
+	// Latency is the one-way latency.
 	Latency time.Duration
-	// Window is how many bytes a connection may have on their way; default a piece.
+	// Window bounds the bytes in flight on a connection; default a piece.
 	Window int
 	// Zones spreads the nodes over so many zones, with links of ZoneRate between them.
 	Zones    int
 	ZoneRate float64
-	// Dead is the share of the nodes that die when DeadAfter has passed since the start.
+	// Dead is the share of the nodes that die at DeadAfter since the start.
 	Dead      float64
 	DeadAfter time.Duration
 	// Slow is the share of the nodes whose uplink is SlowBy times slower.
 	Slow, SlowBy float64
-	// Seed of everything that is random.
+	// Seed is the seed of all random choices.
 	Seed uint64
-	// UploadLines is how many pieces a node sends at once; 0 is the engine's own default.
+	// UploadLines is how many pieces a node sends at once; 0 is the engine's default.
 	UploadLines int
 	// Peer adjusts the engine of node i, from 1, or of the supernode, 0.
 	Peer func(i int, c *peer.Config)
-	// Begun is told the engine of node i, from 1, or of the supernode, 0.
+	// Begun receives the engine of node i, from 1, or of the supernode, 0.
 	Begun func(i int, e *peer.Engine)
-	// Each is called when node i has its host and before it starts.
+	// Each is called with the host of node i before the node starts.
 	Each func(i int, h *Host)
-	// Reader limits in-order reading to this many bytes per second; 0 reads as fast as
-	// bytes come.
+	// Reader limits in-order reading to this many bytes per second; 0 is no limit.
 	Reader float64
-	// Compare makes every reader compare what it reads with what it should.
+	// Compare makes every reader compare its bytes with the expected ones.
 	Compare bool
 	Logger  *slog.Logger
 }
 
-// Outcome is what a crowd did.
+// Outcome is the result of a crowd.
 type Outcome struct {
-	// Makespan is from the start until the last node that lives has everything.
+	// Makespan is the time from the start until the last live node holds everything.
 	Makespan time.Duration
-	// Took is each living node's own time, from its own start, sorted.
+	// Took is the time of each live node from its own start, sorted.
 	Took []time.Duration
-	// Of is each node's own time by its number; 0 where it did not end.
+	// Of is the time of each node by its number; 0 if it did not finish.
 	Of []time.Duration
 	// FirstByte is each node's time to its first byte, sorted.
 	FirstByte []time.Duration
-	// HalfRead is when each in-order reader of a layer had half of it, in units of the time
-	// that it took for all, sorted. Where it reads whatever comes at once, that is 0.5.
+	// HalfRead is when each in-order reader of a layer had read half of it, in units of its time for the whole layer,
+	// sorted. A reader that gets bytes at a steady rate has 0.5.
 	HalfRead []float64
-	// Lag is how much each in-order reader was behind its download, in contents: what had
-	// come of the layer and could not be read yet, for want of something before it or for the
-	// reader's own rate; the mean over its reads, sorted.
+	// Lag is how far each in-order reader was behind its download, in units of its layer: the received bytes that it
+	// could not read yet, because earlier ones were missing or because of its own rate; the mean over its reads,
+	// sorted.
 	Lag []float64
 	// Layers is each layer's time at each node from its opening, sorted.
 	Layers []time.Duration
-	// SeedCopies is what left the supernode, in contents, OriginCopies what left the
-	// registry and HelperCopies what left the helpers; CrossZone is what came into each zone
-	// from others.
+	// SeedCopies are the bytes that the supernode sent, in units of all layers; OriginCopies those of the registry and
+	// HelperCopies those of the helpers. CrossZone are the bytes that each zone received from the others.
 	SeedCopies, OriginCopies float64
 	HelperCopies             float64
 	CrossZone                []float64
-	// Busy counts refusals, Duplicate the bytes of pieces that came in vain.
+	// Busy counts refused requests, Duplicate the bytes of pieces that the receiver already had.
 	Busy, Duplicate int64
-	// Overhead is what the nodes received in units of what they wanted.
+	// Overhead is the ratio of all received bytes to the wanted bytes.
 	Overhead float64
 	Failed   []error
 }
 
-// Ratio is the makespan in units of the bound.
+// Ratio returns the makespan in units of the bound.
 func (c Crowd) Ratio(o Outcome) float64 {
 	return float64(o.Makespan) / float64(c.Bound().Makespan())
 }
 
-// Bound is what physics allows this crowd, where all supernodes together are the seed.
+// Bound returns the bound for this crowd, with all supernodes together as the seed.
 func (c Crowd) Bound() Bound {
 	c.defaults()
 	in := func(rate float64) time.Duration { return time.Duration(float64(c.PieceSize) / rate * 1e9) }
@@ -146,7 +142,7 @@ func (c Crowd) Bound() Bound {
 	return b
 }
 
-// registry is an origin that gives contents at a rate, which they share.
+// registry is an origin whose tasks share a rate.
 type registry struct {
 	contents map[task.ID][]byte
 	out      link
@@ -179,7 +175,7 @@ func (b *body) Read(p []byte) (int, error) {
 
 func (b *body) Close() error { return nil }
 
-// owner is the way of one host to the coordinator.
+// owner connects one host to the coordinator.
 type owner struct {
 	host  host.Host
 	wire  *Host
@@ -202,7 +198,7 @@ func (o *owner) Announce(ctx context.Context, e api.Entry) (api.Assignment, owne
 	return r.Assignments[0], owners.LastResort, nil
 }
 
-// beat keeps a host alive for the owner, as the announce client does.
+// beat sends heartbeats to the owner, as the announce client does.
 func (o *owner) beat(ctx context.Context) {
 	for {
 		select {
@@ -248,16 +244,15 @@ func (c *Crowd) defaults() {
 	}
 }
 
-// chunks is in how many parts a piece crosses a link. A network card is given 64 KiB at once
-// at most, and a piece of a content of 1 GiB has 2 MiB: what is said on one connection waits
-// for so much of what another sends, and for no whole piece.
+// chunks is the number of parts in which a piece crosses a link. A network card takes at most 64 KiB at once, and a
+// piece of a task of 1 GiB has 2 MiB: a message on one connection waits for a chunk of another connection, not for a
+// piece.
 const chunks = 32
 
-// forgotten is after how long a supernode has forgotten what it sent of a content that nobody
-// asks for.
+// forgotten is the time after which a supernode forgets how often it sent the pieces of an unused task.
 const forgotten = 15 * time.Minute
 
-// Run plays the crowd to its end. It must run inside a synctest bubble.
+// Run simulates the crowd to its end. It must run inside a synctest bubble.
 func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 	c.defaults()
 	ctx, cancel := context.WithCancel(ctx)
@@ -343,7 +338,7 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 		h := network.Host(fmt.Sprintf("helper%d", i), "0", c.Rate*c.SeedMultiple, 0)
 		o := &owner{wire: h, coord: coord}
 		var e *peer.Engine
-		// It announces to the owner, as a node does, and no owner sends others to an origin.
+		// It announces to the owner as a node does, and the owner never orders it to fetch from an origin.
 		e, o.host = start(c.N+1+i, h, peer.Config{Seed: true, Announcer: o,
 			UploadSlots: int(upload.SlotsDefault * c.SeedMultiple)})
 		helpers = append(helpers, e)
@@ -364,7 +359,7 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 	begun := time.Now()
 	var readers sync.WaitGroup
 	engines, hosts := make([]*peer.Engine, c.N), make([]*Host, c.N)
-	// Who dies and who is slow is spread over the nodes, and so over the zones.
+	// Dead and slow nodes are spread over all nodes, and so over the zones.
 	odd := rand.New(rand.NewPCG(c.Seed, 1)).Perm(c.N)
 	dead, slow := int(c.Dead*float64(c.N)), int(c.Slow*float64(c.N))
 	for i := range c.N {
@@ -440,7 +435,7 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 	return out, nil
 }
 
-// warm makes the supernode hold a content before anything is measured.
+// warm gives the supernode a task before the measurement.
 func warm(ctx context.Context, seed *peer.Engine, spec task.Spec) error {
 	content, err := seed.Open(ctx, spec)
 	if err != nil {
@@ -454,13 +449,13 @@ func warm(ctx context.Context, seed *peer.Engine, spec task.Spec) error {
 	return err
 }
 
-// arrival is how one layer came to one node, in times since it was opened.
+// arrival holds the times at which one layer arrived at one node, since it was opened.
 type arrival struct {
 	first, half, took time.Duration
 	lag               float64
 }
 
-// pullAll pulls every layer; it returns the time to the very first byte, and how each layer came.
+// pullAll pulls every layer. It returns the time to the first byte of all, and the arrival of each layer.
 func (c *Crowd) pullAll(ctx context.Context, e *peer.Engine, specs []task.Spec,
 	contents map[task.ID][]byte) (first time.Duration, all []arrival, err error) {
 	var mu sync.Mutex
@@ -484,7 +479,7 @@ func (c *Crowd) pullAll(ctx context.Context, e *peer.Engine, specs []task.Spec,
 	return first, all, err
 }
 
-// pull reads everything in order.
+// pull reads a layer in order.
 func (c *Crowd) pull(ctx context.Context, e *peer.Engine, spec task.Spec, want []byte) (p arrival, err error) {
 	begun := time.Now()
 	content, err := e.Open(ctx, spec)
@@ -511,7 +506,7 @@ func (c *Crowd) pull(ctx context.Context, e *peer.Engine, spec task.Spec, want [
 		if p.half == 0 && at >= len(want)/2 {
 			p.half = time.Since(begun)
 		}
-		// What is counted when the loop hears of it may have been read before.
+		// The loop may count bytes after the reader has read them.
 		come := content.Sources()
 		p.lag += max(0, float64(come.Total()-int64(at))/float64(len(want)))
 		reads++

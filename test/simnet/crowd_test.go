@@ -17,7 +17,7 @@ import (
 // size of a piece.
 const size = 64 << 10 / race.Divisor
 
-// play runs a crowd in virtual time and prints how close it came to physics.
+// play runs a crowd in virtual time and prints how close it came to the bound.
 func play(t *testing.T, c simnet.Crowd) (o simnet.Outcome) {
 	c.Compare, c.PieceSize = true, size
 	synctest.Test(t, func(t *testing.T) {
@@ -27,8 +27,9 @@ func play(t *testing.T, c simnet.Crowd) (o simnet.Outcome) {
 		require.Empty(t, o.Failed)
 		t.Logf(
 			"%d nodes, %d pieces, seed %gx, random seed %d: makespan %.3f of the bound, median %.3f, first byte %s, "+
-				"seed sent %.2f and origin %.2f copies, %.1f %% more bytes than content", c.N, c.K, c.SeedMultiple,
-			c.Seed, c.Ratio(o), float64(o.Took[len(o.Took)/2])/float64(c.Bound().Makespan()), o.FirstByte[len(o.FirstByte)/2],
+				"seed sent %.2f and origin %.2f copies, %.1f %% more bytes than the task", c.N, c.K, c.SeedMultiple,
+			c.Seed, c.Ratio(o), float64(o.Took[len(o.Took)/2])/float64(c.Bound().Makespan()),
+			o.FirstByte[len(o.FirstByte)/2],
 			o.SeedCopies, o.OriginCopies, 100*(o.Overhead-1))
 	})
 	return o
@@ -61,7 +62,7 @@ func TestASeedSendsMoreWhereAllNodesCanSendLittle(t *testing.T) {
 	race.Skip(t, "TestACrowdEndsThoughAHostDies and others run the same engines")
 	for name, c := range race.Some(map[string]struct {
 		simnet.Crowd
-		limit int64 // of every node's upload; else its link is slow
+		limit int64 // of every node's upload; 0 for a slow link
 	}{
 		"slow uplinks":  {Crowd: simnet.Crowd{N: 24, K: 96, Slow: 1}},
 		"limits.upload": {Crowd: simnet.Crowd{N: 24, K: 96}, limit: 20 * size},
@@ -99,7 +100,7 @@ func TestFurtherSupernodesSeedFromTheSwarm(t *testing.T) {
 func TestASeedChoosesForNobodyWhatIsThereAlready(t *testing.T) {
 	race.Skip(t, "TestACrowdEndsThoughAHostDies and others run the same engines")
 	c := simnet.Crowd{N: 8, K: 96}
-	// Eight nodes differ from run to run, by up to 0.04; nine runs together do not.
+	// One run of eight nodes varies by up to 0.04; the mean of nine runs does not.
 	const runs = 9
 	sum := 0.0
 	for range runs {
@@ -126,10 +127,10 @@ func TestACrowdEndsThoughHostsHangAndSlowDown(t *testing.T) {
 	c := simnet.Crowd{N: 24, K: 96}
 	c.Each = func(i int, h *simnet.Host) {
 		switch i {
-		case 3, 11: // they keep their connections and say nothing more
+		case 3, 11: // they keep their connections and send nothing more
 			time.AfterFunc(100*time.Millisecond, h.Hang)
-			time.AfterFunc(7*time.Second, h.Kill) // or they would say that they failed
-		case 5, 16: // a piece of theirs takes half a second from now on
+			time.AfterFunc(7*time.Second, h.Kill) // otherwise they would fail the test
+		case 5, 16: // they take half a second for a piece from now on
 			time.AfterFunc(100*time.Millisecond, func() { h.SetRate(2*size, 200*size) })
 		}
 	}
@@ -208,7 +209,7 @@ func TestEveryZoneTakesAboutOneCopy(t *testing.T) {
 			time.AfterFunc(100*time.Millisecond, h.Kill)
 		case 8:
 			time.AfterFunc(20*time.Millisecond, h.Hang)
-			time.AfterFunc(7*time.Second, h.Kill) // or it would say that it failed
+			time.AfterFunc(7*time.Second, h.Kill) // otherwise it would fail the test
 		}
 	}
 	o := play(t, c)

@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// roundTrips plays one node that pulls a content over links so fast that only distance takes
-// time; it returns when the first and the last byte came, in round trips of that length.
+// roundTrips simulates one node that pulls a task over links so fast that only the latency takes time. It returns when
+// the first and the last byte arrived, in round trips.
 func roundTrips(t *testing.T, c Crowd, trip time.Duration) (first, last float64) {
 	synctest.Test(t, func(t *testing.T) {
 		c.N, c.Latency, c.Rate, c.Window, c.Compare = 1, trip/2, 1e15, 4<<20, true
@@ -33,11 +33,10 @@ func TestPullsCostFewRoundTripsAndNothingElse(t *testing.T) {
 	}{
 		{"a config of 64 KiB that the owner holds: the announce", Crowd{K: 1, PieceSize: 64 << 10}, 1, 1},
 		{"a layer of 1 MB that the owner holds: announce, connection, handshakes, pieces", layer, 4, 4},
-		// The registry is two round trips from the supernode, which asks it once the announce
-		// is answered.
+		// A request to the registry takes the supernode two round trips, after it answered the announce.
 		{"a layer of 1 MB that nobody has", cold, 4.5, 4.5},
 	} {
-		// What slept or polled would not shrink with the distance.
+		// A sleep or a poll would not shrink with the latency.
 		for _, trip := range []time.Duration{100 * time.Millisecond, time.Millisecond, 20 * time.Microsecond} {
 			first, last := roundTrips(t, row.crowd, trip)
 			t.Logf("%s: first byte after %.2f, last after %.2f round trips of %s", row.name, first, last, trip)

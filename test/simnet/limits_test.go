@@ -18,7 +18,7 @@ import (
 	"github.com/darter-io/darter/test/race"
 )
 
-// meter notes a counter of bytes ten times a second.
+// meter records a counter of bytes ten times a second.
 type meter struct {
 	read func() int64
 	sums []int64
@@ -26,16 +26,16 @@ type meter struct {
 
 const every = 100 * time.Millisecond
 
-// run notes until ctx ends.
+// run records until ctx ends.
 func (m *meter) run(ctx context.Context) {
-	time.Sleep(10 * time.Millisecond) // until there is something to read
+	time.Sleep(10 * time.Millisecond) // until the counter exists
 	for ctx.Err() == nil {
 		m.sums = append(m.sums, m.read())
 		time.Sleep(every)
 	}
 }
 
-// most is the most bytes in any window of that length.
+// most returns the largest number of bytes in any window of that length.
 func (m *meter) most(window time.Duration) (most int64) {
 	n := int(window / every)
 	for i := range m.sums {
@@ -44,7 +44,7 @@ func (m *meter) most(window time.Duration) (most int64) {
 	return most
 }
 
-// busy is the bytes per second from the first second with bytes in it to the last.
+// busy returns the bytes per second from the first second with bytes to the last.
 func (m *meter) busy() float64 {
 	first, last := 0, len(m.sums)-1
 	for first < last && m.sums[first+1] == m.sums[0] {
@@ -56,14 +56,13 @@ func (m *meter) busy() float64 {
 	return float64(m.sums[last]-m.sums[first]) / (time.Duration(last-first) * every).Seconds()
 }
 
-// holds requires that no window saw more than the limit, a burst and what hosts say besides,
-// and that at least 95 % of the limit were used; ahead is what may have come without being
-// read yet, or what is counted at once.
+// holds requires that no window has more bytes than the limit, a burst and the other messages, and that at least 95 %
+// of the limit were used. ahead bounds the bytes that arrived without being read, or that are counted at once.
 func (m *meter) holds(t *testing.T, limit, ahead float64, what string) {
 	t.Helper()
-	const words = 1.03 // haves, requests and digests are not limited
+	const overhead = 1.03 // haves, requests and digests are not limited
 	for _, window := range []time.Duration{every, time.Second, 3 * time.Second} {
-		assert.LessOrEqual(t, float64(m.most(window)), words*limit*window.Seconds()+limit/25+ahead, "%s in %s",
+		assert.LessOrEqual(t, float64(m.most(window)), overhead*limit*window.Seconds()+limit/25+ahead, "%s in %s",
 			what, window)
 	}
 	assert.GreaterOrEqual(t, m.busy(), 0.95*limit, "%s is used", what)
@@ -71,7 +70,7 @@ func (m *meter) holds(t *testing.T, limit, ahead float64, what string) {
 		float64(m.most(time.Second))/limit)
 }
 
-// watched plays a crowd while meters run.
+// watched simulates a crowd while meters run.
 func watched(t *testing.T, c Crowd, meters ...*meter) Outcome {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -165,7 +164,7 @@ func TestEachTaskIsHeldToItsLimit(t *testing.T) {
 	})
 }
 
-// counted counts what is read of an origin.
+// counted counts the bytes that an origin sends.
 type counted struct {
 	source.Origin
 	sum *atomic.Int64

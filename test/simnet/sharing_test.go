@@ -12,8 +12,7 @@ import (
 	"github.com/darter-io/darter/test/race"
 )
 
-// besides plays few nodes that pull a small layer in the middle of a crowd that pulls a large
-// one, and returns their times and the crowd's.
+// besides simulates a few nodes that pull a small layer while a crowd pulls a large one, and returns the times of both.
 func besides(t *testing.T, crowd, few int, seed float64) (small, large []time.Duration) {
 	synctest.Test(t, func(t *testing.T) {
 		c := Crowd{PieceSize: size, N: crowd + few, Layers: []int{128, 8}, SeedMultiple: seed, Compare: true,
@@ -53,8 +52,8 @@ func TestASmallLayerIsNotStarvedByTheCrowdOfALargeOne(t *testing.T) {
 	}
 }
 
-// pulled is how long 8 nodes take for a layer that nobody has while the supernode also brings
-// another one for nobody, and what the registry gave until then, in layers.
+// pulled returns how long 8 nodes take for a new layer while the supernode also fetches another layer that no node
+// wants, and the bytes that the registry sent until then, in layers.
 func pulled(t *testing.T, preheat bool) (took time.Duration, origin float64) {
 	synctest.Test(t, func(t *testing.T) {
 		c := Crowd{PieceSize: size, N: 8, Layers: []int{256, 256}, OriginRate: 200 * size, Compare: true}

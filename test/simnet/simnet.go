@@ -1,12 +1,10 @@
-// Package simnet is an in-memory network for real engines in virtual time: hosts with
-// uplinks and downlinks, latency, zones with links of their own, and hosts that die, hang,
-// slow down or corrupt what they send.
+// Package simnet is an in-memory network for real engines in virtual time. It has hosts with uplinks and downlinks,
+// latency, zones with links of their own, and hosts that die, hang, slow down or corrupt the bytes that they send.
 //
-// It must run inside a testing/synctest bubble: then hundreds of engines exchange pieces
-// in seconds, a run says how close they came to physics, and the machine's noise has no
-// part in it. Everything that crosses a link is counted. Connections are channels and
-// sleeps, never sockets, because virtual time stands still while a socket waits. Start at
-// [New] and [Network.Host].
+// It must run inside a testing/synctest bubble: hundreds of engines then exchange pieces in seconds, a run shows how
+// close they came to the bound of the links, and the load of the machine changes no result. It counts all bytes that
+// cross a link. Connections are channels and sleeps, never sockets, because virtual time stands still while a goroutine
+// waits for a socket. Start at [New] and [Network.Host].
 package simnet
 
 import (
@@ -21,19 +19,18 @@ import (
 	"time"
 )
 
-// Config is what a whole network has in common.
+// Config holds the settings of a network.
 type Config struct {
-	// Latency is one way between any two hosts. Default 250 µs, a data centre's.
+	// Latency is the one-way latency between any two hosts. Default 250 µs, as in a data centre.
 	Latency time.Duration
-	// Chunk is how many bytes leave a link in one go: flows share a link chunk by chunk.
-	// Smaller is fairer and slower to simulate. Default 64 KiB.
+	// Chunk is how many bytes leave a link at once: flows share a link chunk by chunk. Smaller chunks are fairer and
+	// slower to simulate. Default 64 KiB.
 	Chunk int
-	// Window is how many bytes of one direction of a connection may be between the two
-	// programs, like TCP's buffers. Default 4 chunks.
+	// Window bounds the bytes in flight in one direction of a connection, like TCP's buffers. Default 4 chunks.
 	Window int
 }
 
-// Network is a set of hosts that reach each other.
+// Network is a set of hosts that can connect to each other.
 type Network struct {
 	cfg   Config
 	mu    sync.Mutex
@@ -55,7 +52,7 @@ func New(cfg Config) *Network {
 	return &Network{cfg: cfg, hosts: make(map[string]*Host), zones: make(map[string]*zone)}
 }
 
-// link is a wire that sends one chunk after the other.
+// link sends one chunk after the other.
 type link struct {
 	mu    sync.Mutex
 	rate  float64 // bytes per second, 0 for no limit
@@ -63,8 +60,7 @@ type link struct {
 	bytes atomic.Int64
 }
 
-// pass books n bytes that are there at a given time, and returns when the last of them has
-// left.
+// pass reserves the link for n bytes that are ready at a given time, and returns when the last of them has left.
 func (l *link) pass(n int, there time.Time) time.Time {
 	l.bytes.Add(int64(n))
 	l.mu.Lock()
@@ -78,8 +74,7 @@ func (l *link) pass(n int, there time.Time) time.Time {
 
 type zone struct{ up, down link }
 
-// Zone sets the links between a zone and all others, in bytes per second each way; 0 is
-// no limit.
+// Zone sets the rates of the links between a zone and all others, in bytes per second each way; 0 is no limit.
 func (n *Network) Zone(name string, up, down float64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -96,7 +91,7 @@ func (n *Network) zone(name string) *zone {
 	return z
 }
 
-// ZoneBytes is what came into a zone from the others.
+// ZoneBytes returns the bytes that a zone received from the others.
 func (n *Network) ZoneBytes(name string) int64 {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -127,22 +122,22 @@ func (n *Network) Host(name, zone string, up, down float64) *Host {
 	return h
 }
 
-// Addr is where the host listens.
+// Addr returns the address on which the host listens.
 func (h *Host) Addr() string { return h.name + ":65002" }
 
-// Sent and Received are all bytes that crossed the host's links.
+// Sent returns the bytes that left through the host's uplink.
 func (h *Host) Sent() int64 { return h.up.bytes.Load() }
 
-// Received is the other direction of Sent.
+// Received returns the bytes that arrived through the host's downlink.
 func (h *Host) Received() int64 { return h.down.bytes.Load() }
 
-// Kill ends the machine: its connections break, and nobody reaches it again.
+// Kill ends the machine: its connections break, and new ones to it fail.
 func (h *Host) Kill() { h.die.Do(func() { close(h.dead) }) }
 
-// Hang makes the machine silent: connections stay, and nothing moves on them.
+// Hang makes the machine silent: its connections stay open without any traffic.
 func (h *Host) Hang() { h.hung.Store(true) }
 
-// Corrupt makes the machine's disk lie: long messages leave it with a flipped bit.
+// Corrupt simulates a faulty disk: the machine flips a bit in each long message that it sends.
 func (h *Host) Corrupt() { h.corrupt.Store(true) }
 
 // SetRate changes the links' rates, in bytes per second.
@@ -170,7 +165,7 @@ type listener struct {
 	once sync.Once
 }
 
-// Listen accepts what other hosts dial.
+// Listen accepts the connections of other hosts.
 func (h *Host) Listen() net.Listener {
 	l := &listener{host: h, in: make(chan net.Conn), done: make(chan struct{})}
 	h.mu.Lock()
@@ -237,7 +232,7 @@ func (h *Host) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	return nil, fmt.Errorf("dial %s: %w", addr, errRefused)
 }
 
-// RoundTrip waits as long as a question and its answer take.
+// RoundTrip waits for the time of a request and its response.
 func (h *Host) RoundTrip(ctx context.Context) error {
 	select {
 	case <-time.After(2 * h.net.cfg.Latency):
@@ -255,7 +250,7 @@ type half struct {
 	chunks   chan chunk    // sent and not yet received
 	done     chan struct{} // closed by either side
 	once     sync.Once
-	// eof is closed when the writer closed: what is on its way still arrives.
+	// eof is closed when the writer closes: bytes in flight still arrive.
 	eof     chan struct{}
 	eofOnce sync.Once
 	rest    []byte
@@ -279,7 +274,7 @@ type conn struct {
 	writeBy       deadline
 }
 
-// deadline is when an operation gives up; changing it wakes who waits.
+// deadline is when an operation times out; a change wakes the waiting operations.
 type deadline struct {
 	mu      sync.Mutex
 	at      time.Time
@@ -296,8 +291,7 @@ func (d *deadline) set(t time.Time) {
 	}
 }
 
-// wait returns a channel that fires at the deadline (nil when there is none) and one that
-// fires when the deadline changes.
+// wait returns a channel that fires at the deadline (nil without one), and one that fires when the deadline changes.
 func (d *deadline) wait() (expired <-chan time.Time, changed <-chan struct{}, stop func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -340,7 +334,7 @@ func (c *conn) Write(p []byte) (sum int, err error) {
 	return sum, nil
 }
 
-// transmit passes one chunk through the sender's links and leaves it on its way.
+// transmit sends one chunk through the sender's links.
 func (c *conn) transmit(h *half, data []byte) error {
 	if c.local.hung.Load() || c.remote.hung.Load() {
 		return c.hang(&c.writeBy)
@@ -356,7 +350,7 @@ func (c *conn) transmit(h *half, data []byte) error {
 	}
 	time.Sleep(at.Sub(now))
 	item := chunk{data, at.Add(c.local.net.cfg.Latency)}
-	// The usual case, without a timer and channels for the deadline.
+	// The usual case needs no timer and no channels for the deadline.
 	if !c.over() {
 		select {
 		case h.chunks <- item:
@@ -400,7 +394,7 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// over reports whether nothing can be written any more.
+// over reports whether writes fail.
 func (c *conn) over() bool {
 	select {
 	case <-c.w.done:
@@ -451,8 +445,8 @@ func (c *conn) Read(p []byte) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		// Chunks are taken as they are sent, and all are as long on their way: so the
-		// downlink can be booked now, in the order in which they will arrive.
+		// Chunks arrive in the order in which they were sent, because all have the same latency. So the downlink can be
+		// reserved now.
 		now := time.Now()
 		time.Sleep(c.local.down.pass(len(item.data), later(now, item.arrives)).Sub(now))
 		h.rest = item.data
@@ -502,8 +496,7 @@ func (c *conn) receive(h *half) (chunk, error) {
 	}
 }
 
-// Close ends both directions: what was written still arrives, what is written to this
-// side from now on fails.
+// Close ends both directions: written bytes still arrive, and later writes to this side fail.
 func (c *conn) Close() error {
 	c.w.eofOnce.Do(func() { close(c.w.eof) })
 	c.r.once.Do(func() { close(c.r.done) })

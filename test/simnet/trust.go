@@ -9,11 +9,11 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// trust verifies for all hosts of a crowd, each signature once: on real machines every host
-// has a processor of its own for that.
+// trust verifies each signature once for all hosts of a crowd, because real hosts verify in parallel on processors of
+// their own.
 type trust struct {
 	peer.Verifier
-	// mu is held over a verification, too: who comes second waits for it.
+	// mu is also held during a verification, so that a second caller waits for the result.
 	mu   sync.Mutex
 	good map[[sha256.Size]byte]bool
 }
