@@ -19,29 +19,30 @@ import (
 	"github.com/darter-io/darter/pkg/oci"
 )
 
-// configure is the command that points clients at the mirror.
+// configure is the command that configures clients to use the mirror.
 func configure(cfg *config.Dfdaemon) cli.Command {
 	var (
 		dryRun, remove, digests bool
 		root, mirror, file      string
 	)
 	return cli.Command{
-		Use: "configure containerd|docker|podman|crio|buildkit", Short: "Point a client of this machine at the mirror",
-		Long: `Configure writes into the files of a client that it is to ask this node's mirror first, for each
-registry in upstreams. What else is in the files stays as it is; --remove restores what was there.
-It may be repeated, after a change of upstreams for instance. docs/clients.md tells what each client does.`,
+		Use:   "configure containerd|docker|podman|crio|buildkit",
+		Short: "Configure a client of this machine to use the mirror",
+		Long: `Configure edits a client's configuration so that it tries this node's mirror first for every
+registry in upstreams. It keeps all other settings; --remove restores the former files. Run it
+again after a change of upstreams. docs/clients.md describes each client.`,
 		Args: cobra.ExactArgs(1),
 		Keep: []string{"mirror-listen", "upstreams"},
 		Flags: func(fs *pflag.FlagSet) {
-			fs.BoolVar(&dryRun, "dry-run", false, "show what would change, and write nothing")
-			fs.BoolVar(&remove, "remove", false, "take out what was written")
+			fs.BoolVar(&dryRun, "dry-run", false, "show the changes, and write nothing")
+			fs.BoolVar(&remove, "remove", false, "remove what configure wrote")
 			fs.BoolVar(&digests, "digests-only", false,
-				"let the client ask the registry itself what a tag means, and the mirror for the rest")
-			fs.StringVar(&root, "root", "", "`DIRECTORY` that stands for /, for the image of a machine")
+				"let the client resolve tags at the registry itself, and pull everything else from the mirror")
+			fs.StringVar(&root, "root", "", "`DIRECTORY` to use as /, for the image of a machine")
 			fs.StringVar(&mirror, "mirror", "",
 				"`HOST:PORT` of the mirror as the client reaches it. Default: mirror.listen")
 			fs.StringVar(&file, "client-config", "",
-				"the client's own configuration `FILE`, where it is not the usual one; "+
+				"the client's own configuration `FILE`, if it is not the usual one; "+
 					"for podman and crio the directory of drop-ins")
 		},
 		Run: func(_ context.Context, args []string, stdout io.Writer) error {
@@ -80,7 +81,7 @@ func withRemedy(err error, client string, user int) error {
 	return err
 }
 
-// mirrorFor is what clients of this machine are told of the mirror.
+// mirrorFor returns the mirror as clients of this machine are configured for it.
 func mirrorFor(cfg *config.Dfdaemon) clientconf.Mirror {
 	m := clientconf.Mirror{Addr: reachable(cfg.Mirror.Listen)}
 	for _, u := range cfg.Upstreams {
@@ -96,7 +97,7 @@ func mirrorFor(cfg *config.Dfdaemon) clientconf.Mirror {
 	return m
 }
 
-// reachable is where a client of this machine finds what listens on all addresses.
+// reachable returns the address at which a client of this machine reaches a listener of all addresses.
 func reachable(a config.Address) string {
 	host, port, err := net.SplitHostPort(string(a))
 	if err != nil {
@@ -111,7 +112,7 @@ func reachable(a config.Address) string {
 	return net.JoinHostPort(host, port)
 }
 
-// tell says what was or would be done, and what is left to do.
+// tell prints the changes, made or planned, and the next step of the user.
 func tell(w io.Writer, plan clientconf.Plan, dryRun bool) {
 	if len(plan.Changes) == 0 {
 		fmt.Fprintf(w, "%s: nothing to change\n", plan.Client)
@@ -134,6 +135,6 @@ func tell(w io.Writer, plan clientconf.Plan, dryRun bool) {
 	case plan.Restart != "":
 		fmt.Fprintf(w, "now run: %s (%s)\n", plan.Restart, plan.RestartNote)
 	default:
-		fmt.Fprintf(w, "no restart is needed: the next pull follows\n")
+		fmt.Fprintf(w, "no restart is needed: the next pull uses the mirror\n")
 	}
 }

@@ -15,19 +15,19 @@ import (
 	"github.com/darter-io/darter/pkg/doctor"
 )
 
-// examine is the command that looks whether this node does its work.
+// examine is the command that checks this node.
 func examine(cfg *config.Dfdaemon) cli.Command {
 	var asJSON bool
 	var root string
 	return cli.Command{
-		Use: "doctor", Short: "Look whether this node does its work, and say what to do where it does not",
-		Long: `Doctor looks at the clients of this machine, the mirror, the registries and their logins, the
-supernodes, the disk and the limits, all at once and for at most ten seconds. It changes nothing.
-It ends with 1 when something fails.`,
+		Use: "doctor", Short: "Check this node, and name the remedy for each fault",
+		Long: `Doctor checks the clients of this machine, the mirror, the registries and their logins, the
+supernodes, the disk and the limits, in parallel and within ten seconds. It changes nothing.
+It exits with 1 if a check fails.`,
 		Keep: []string{"api-listen", "mirror-listen", "upstreams", "supernodes"},
 		Flags: func(fs *pflag.FlagSet) {
-			fs.BoolVar(&asJSON, "json", false, "print what was found as JSON")
-			fs.StringVar(&root, "root", "", "`DIRECTORY` that stands for / where the files of clients are looked for")
+			fs.BoolVar(&asJSON, "json", false, "print the findings as JSON")
+			fs.StringVar(&root, "root", "", "`DIRECTORY` to use as / for the files of clients")
 		},
 		Run: func(ctx context.Context, _ []string, stdout io.Writer) error {
 			var standard config.Dfdaemon
@@ -36,7 +36,7 @@ It ends with 1 when something fails.`,
 			}
 			proc := "/proc"
 			if root != "" {
-				proc = "" // what runs here is not of that machine
+				proc = "" // the processes here do not belong to that machine
 			}
 			found := doctor.Examine(ctx, doctor.Config{
 				Settings: *cfg, Standard: reflect.DeepEqual(standard.Upstreams, cfg.Upstreams), Mirror: mirrorFor(cfg),

@@ -1,7 +1,7 @@
 // Dfdaemon is Darter's program on every node: registry mirror, local API and peer.
 //
-// It ends with 0 only after a clean end, with 2 when a flag or setting is wrong, and with 1
-// after any other failure. Start at [run].
+// It exits with 0 only after a clean end, with 2 if a flag or setting is wrong, and with 1 after any other failure.
+// Start at [run].
 package main
 
 import (
@@ -21,9 +21,9 @@ func run() int {
 	return cli.Main(cli.Program{
 		Name:  "dfdaemon",
 		Short: "Registry mirror, local API and peer of one node",
-		Long: `Dfdaemon runs on every node. Container runtimes pull through its registry mirror, dfget gets
-files from its local API, and it exchanges pieces with the dfdaemons of other nodes. Without
-any supernode it is a pull-through cache by itself.`,
+		Long: `Dfdaemon runs on every node. Container runtimes pull through its registry mirror, dfget downloads
+files from its local API, and it exchanges pieces with the dfdaemons of other nodes. Without a
+supernode it works as a pull-through cache.`,
 		Settings: cfg, Log: &cfg.Log, Status: &cfg.API.Listen, StatusFlag: "api-listen", Again: node.ErrRenamed,
 		New: func(rt cli.Runtime) (cli.Runner, error) { return daemon.New(*cfg, rt.Logger) },
 		Commands: []cli.Command{configure(cfg), examine(cfg), proxyCA(cfg),

@@ -16,9 +16,9 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"dfdaemon": main})
 }
 
-// TestTheCommandLineDoesWhatItSays runs the scripts in testdata beside a web server with one
-// file, $ORIGIN/large, that fills all buffers on its way.
-func TestTheCommandLineDoesWhatItSays(t *testing.T) {
+// TestScripts runs the scripts in testdata with a web server that serves one file, $ORIGIN/large, which fills all
+// buffers between server and client.
+func TestScripts(t *testing.T) {
 	content := make([]byte, 48<<20)
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", `"v1"`)

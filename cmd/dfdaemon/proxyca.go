@@ -14,13 +14,14 @@ import (
 	"github.com/darter-io/darter/pkg/oci"
 )
 
-// proxyCA is the command that makes an authority for the proxy mode.
+// proxyCA is the command that creates a certificate authority for the HTTP proxy.
 func proxyCA(cfg *config.Dfdaemon) cli.Command {
 	return cli.Command{
-		Use: "proxy-ca", Short: "Make the authority with which the proxy mode looks into the TLS of registries",
-		Long: `Proxy-ca writes a certificate and its key to the files that proxy.ca and proxy.caKey name. It may
-speak for the registries in proxy.hosts (or all of upstreams but docker.io) and for no other host. Clients that
-are to pull through the proxy have to trust the certificate; docs/clients.md tells how.`,
+		Use:   "proxy-ca",
+		Short: "Create the certificate authority with which the proxy intercepts the TLS of registries",
+		Long: `Proxy-ca writes a certificate and its key to the files that proxy.ca and proxy.caKey name. It is valid
+only for the registries in proxy.hosts (default: all of upstreams except docker.io). Clients that pull
+through the proxy must trust the certificate; docs/clients.md describes how.`,
 		Keep: []string{"proxy-ca", "proxy-ca-key", "proxy-hosts", "upstreams"},
 		Run: func(_ context.Context, _ []string, stdout io.Writer) error {
 			if cfg.Proxy.CA == "" {
@@ -52,8 +53,8 @@ are to pull through the proxy have to trust the certificate; docs/clients.md tel
 			if err := httpproxy.WriteAuthority(cfg.Proxy.CA, cfg.Proxy.CAKey, cert, key); err != nil {
 				return err
 			}
-			fmt.Fprintf(stdout, "wrote %s and its key %s, good for five years and these registries: %v\n", cfg.Proxy.CA,
-				cfg.Proxy.CAKey, names)
+			fmt.Fprintf(stdout, "wrote %s and its key %s, valid for five years and these registries: %v\n",
+				cfg.Proxy.CA, cfg.Proxy.CAKey, names)
 			for _, h := range hosts {
 				fmt.Fprintf(stdout, "for Docker: mkdir -p /etc/docker/certs.d/%s && cp %s "+
 					"/etc/docker/certs.d/%s/ca.crt\n", h, cfg.Proxy.CA, h)

@@ -1,8 +1,8 @@
-// Supernode is Darter's program that leads tasks: it fetches each content once from its
-// origin and tells peers of each other.
+// Supernode is Darter's program that leads tasks: it fetches each blob and file once from its origin and introduces
+// peers to each other.
 //
-// It ends with 0 only after a clean end, with 2 when a flag or setting is wrong, and with 1
-// after any other failure. Start at [run].
+// It exits with 0 only after a clean end, with 2 if a flag or setting is wrong, and with 1 after any other failure.
+// Start at [run].
 package main
 
 import (
@@ -22,8 +22,8 @@ func run() int {
 	return cli.Main(cli.Program{
 		Name:  "supernode",
 		Short: "Leader of tasks and seed of a cluster",
-		Long: `Supernode leads tasks: dfdaemons announce themselves to it, it tells them of each other, and it
-fetches each content once from its origin while they exchange the pieces.`,
+		Long: `Supernode leads tasks: dfdaemons announce themselves to it, and it introduces them to each other. It
+fetches each blob and file once from its origin while they exchange the pieces.`,
 		Settings: cfg, Log: &cfg.Log, Status: &cfg.Admin.Listen, StatusFlag: "admin-listen", Again: node.ErrRenamed,
 		New:      func(rt cli.Runtime) (cli.Runner, error) { return supernode.New(*cfg, rt.Logger) },
 		Commands: []cli.Command{cli.PurgeCommand("supernode", &cfg.Admin.Listen, "admin-listen")},

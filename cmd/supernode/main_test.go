@@ -12,4 +12,5 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"supernode": main})
 }
 
-func TestTheCommandLineDoesWhatItSays(t *testing.T) { cli.Run(t) }
+// TestScripts runs the scripts in testdata.
+func TestScripts(t *testing.T) { cli.Run(t) }
