@@ -24,8 +24,8 @@ var (
 	out  = flag.String("out", "", "where the figures are written as JSON")
 )
 
-// TestSwarmsComeCloseToTheBound measures, and fails where a node did not get its content; a
-// target that is missed is printed, not failed, because a figure is there to be looked at.
+// TestSwarmsComeCloseToTheBound measures swarms, and fails if a node does not get its task. It prints a missed target
+// and does not fail, because figures are for people to read.
 func TestSwarmsComeCloseToTheBound(t *testing.T) {
 	if *size == "" {
 		t.Skip("a measurement; make bench-quick or make bench runs it")

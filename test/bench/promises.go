@@ -10,16 +10,15 @@ import (
 	"github.com/darter-io/darter/test/results"
 )
 
-// Promise is one thing that is promised of swarms, or at least told of them, and the scenarios
-// that show whether it is kept.
+// Promise is one promise or figure about swarms, with the scenarios that measure it.
 type Promise struct {
 	What   string
 	Metric string
-	// Of are the scenarios, Labels what tells them apart.
+	// Of are the scenarios, Labels their labels in the table.
 	Of, Labels []string
 }
 
-// over is a promise for scenarios that differ in their last word.
+// over returns a promise for scenarios that differ in the last part of their names.
 func over(what, metric, prefix string, words ...string) Promise {
 	p := Promise{What: what, Metric: metric, Labels: words}
 	for _, w := range words {
@@ -28,7 +27,7 @@ func over(what, metric, prefix string, words ...string) Promise {
 	return p
 }
 
-// of is a promise for scenarios with names of their own: label and scenario by turns.
+// of returns a promise for scenarios with different names: the arguments are pairs of label and scenario.
 func of(what, metric string, pairs ...string) Promise {
 	p := Promise{What: what, Metric: metric}
 	for i := 0; i < len(pairs); i += 2 {
@@ -37,8 +36,7 @@ func of(what, metric string, pairs ...string) Promise {
 	return p
 }
 
-// Promises are all, in the order in which they are printed; what a target is stands with the
-// scenario.
+// Promises lists all promises in the order in which they are printed. The scenarios hold the targets.
 func Promises() []Promise {
 	nodes := []string{"8", "32", "128", "512"}
 	thousands := []string{"200", "1000", "5000", "10000"}
@@ -89,10 +87,10 @@ func Promises() []Promise {
 	}
 }
 
-// State is how a promise stands.
+// State is the state of a promise.
 type State string
 
-// The states; a promise without a target is only told.
+// The states; a promise without a target is only printed.
 const (
 	Kept        State = "kept"
 	Missed      State = "MISSED"
@@ -100,8 +98,7 @@ const (
 	Told        State = ""
 )
 
-// Stands looks a promise up among what was measured: its figures in order, nil for those that
-// were not measured.
+// Stands finds the figures of a promise among the results, in order; a nil figure was not measured.
 func (p Promise) Stands(all []results.Result) (figures []*results.Result, s State) {
 	measured, promised := 0, false
 	for _, scenario := range p.Of {
@@ -164,7 +161,7 @@ func PrintPromises(w io.Writer, f *results.File) error {
 	return t.Flush()
 }
 
-// short is a figure in three digits behind the point at most.
+// short formats a figure with at most three decimal places.
 func short(v float64) string {
 	digits := 3
 	if v >= 100 {

@@ -41,8 +41,8 @@ func TestAPromiseStandsAsItsWorstScenario(t *testing.T) {
 	}
 }
 
-// What is measured in virtual time and by discrete events is named here; test/bench/machine
-// names the rest itself.
+// This test checks the names of the scenarios in virtual time and with discrete events; test/bench/machine checks its
+// own.
 func TestPromisesNameScenariosThatThereAre(t *testing.T) {
 	names := map[string]bool{}
 	for _, s := range bench.Scenarios() {

@@ -7,14 +7,13 @@ import (
 	"github.com/darter-io/darter/test/sim"
 )
 
-// Rule is the policy that ships with one thing changed: what each rule and each constant is
-// worth.
+// Rule is the default policy with one change. Its figures show the effect of one rule or constant.
 type Rule struct {
 	Name   string
 	Change func(*sim.Crowd)
 }
 
-// RuleCrowds are the crowds in which each rule is tried, by the name of their metric.
+// RuleCrowds are the crowds in which each rule is measured, by the name of their metric.
 func RuleCrowds() map[string]sim.Crowd {
 	crowd := sim.Crowd{N: 200, K: 512}
 	slowSeed, cold, slowHosts := crowd, crowd, crowd
@@ -26,7 +25,7 @@ func RuleCrowds() map[string]sim.Crowd {
 		"all-slow": allSlow, "all-quarter": allQuarter}
 }
 
-// Rules are all changes that are tried, the policy as it is first.
+// Rules lists all changes; the first is the unchanged policy.
 func Rules() []Rule {
 	return []Rule{
 		{"as it is", func(*sim.Crowd) {}},
@@ -64,7 +63,7 @@ func Rules() []Rule {
 	}
 }
 
-// Report turns the outcomes of a rule, by crowd, into figures.
+// Report converts the outcomes of a rule, by crowd, to figures.
 func (r Rule) Report(crowds map[string]sim.Crowd, outcomes map[string]sim.Outcome) (list []results.Result) {
 	for _, name := range []string{"seed-4x", "seed-1x", "cold", "slow-hosts", "all-slow", "all-quarter"} {
 		list = append(list, results.Median("rule/"+r.Name, name+"_makespan_over_bound",

@@ -1,8 +1,8 @@
 // Package bench measures how close swarms come to what links allow, and what they cost.
 //
-// A figure that has a target is printed beside it, and a scenario keeps its name from
-// release to release. Nothing here is measured by daily tests. Start at [Scenarios];
-// `make bench` runs all of it, `make bench-quick` the part that takes a minute or two.
+// A figure is printed with its target, and a scenario keeps its name from release to release. Daily tests measure
+// nothing here: `make bench` runs everything, `make bench-quick` the part that takes a minute or two. Start at
+// [Scenarios].
 package bench
 
 import (
@@ -14,15 +14,15 @@ import (
 	"github.com/darter-io/darter/test/simnet"
 )
 
-// Scenario is one crowd on a simulated network, and what is promised of it.
+// Scenario is one crowd on a simulated network, with its targets.
 type Scenario struct {
 	Name string
 	simnet.Crowd
-	// Quick says that it takes a few seconds.
+	// Quick is true if it takes a few seconds.
 	Quick bool
-	// Runs is how many random seeds are tried when there is time.
+	// Runs is the number of runs, each with another random seed, in a full benchmark.
 	Runs int
-	// Report turns outcomes into figures.
+	// Report converts outcomes to figures.
 	Report func(s Scenario, o []simnet.Outcome) []results.Result
 }
 
@@ -34,7 +34,7 @@ const (
 
 func ptr(f float64) *float64 { return &f }
 
-// each is one figure of every outcome.
+// each returns one figure of every outcome.
 func (s Scenario) each(metric, unit string, target *float64, o []simnet.Outcome,
 	f func(simnet.Outcome) float64) results.Result {
 	var values []float64
@@ -53,10 +53,10 @@ func makespan(target float64) func(Scenario, []simnet.Outcome) []results.Result 
 	return func(s Scenario, o []simnet.Outcome) []results.Result {
 		copies := s.each("seed_copies", "contents", ptr(2.1), o, func(o simnet.Outcome) float64 { return o.SeedCopies })
 		if s.N <= 8 && s.Stagger == 0 {
-			copies.Target = nil // few nodes leave most of the work to the seed
+			copies.Target = nil // with few nodes, the seed does most of the work
 		}
 		if s.Slow == 1 {
-			copies.Target = nil // and those that can send little have to
+			copies.Target = nil // nodes with slow uplinks leave the work to the seed
 		}
 		return append([]results.Result{
 			s.each("makespan_over_bound", "ratio", &target, o, s.Ratio),
@@ -71,7 +71,7 @@ func makespan(target float64) func(Scenario, []simnet.Outcome) []results.Result 
 	}
 }
 
-// cost reports what is paid beside the content.
+// cost reports the overhead.
 func (s Scenario) cost(o []simnet.Outcome) []results.Result {
 	pieces := float64(s.N * s.Bound().K)
 	return []results.Result{
@@ -86,7 +86,7 @@ func (s Scenario) cost(o []simnet.Outcome) []results.Result {
 		s.each("first_byte_last", "round trips", nil, o, func(o simnet.Outcome) float64 {
 			return float64(o.FirstByte[len(o.FirstByte)-1]) / float64(500*time.Microsecond)
 		}),
-		// 0.5 is a reader that gets every byte as it comes; 1 one that waits for the end.
+		// 0.5 means that the reader gets bytes at a steady rate, 1 that it waits for the end.
 		s.each("half_read_at", "of its time", nil, o, func(o simnet.Outcome) float64 {
 			return o.HalfRead[len(o.HalfRead)/2]
 		}),
@@ -95,7 +95,7 @@ func (s Scenario) cost(o []simnet.Outcome) []results.Result {
 	}
 }
 
-// own reports each node's own time from its own start, over what its link allows.
+// own reports each node's time from its own start, in units of the bound of its link.
 func own(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 	return func(s Scenario, o []simnet.Outcome) []results.Result {
 		alone := float64(s.Bound().K) * float64(s.Bound().PieceTime)
@@ -111,7 +111,7 @@ func own(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 	}
 }
 
-// reader reports when in-order readers at twice the link's rate have read everything.
+// reader reports when in-order readers at twice the link's rate finish.
 func reader(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 	return func(s Scenario, o []simnet.Outcome) []results.Result {
 		alone := float64(s.Bound().K) * float64(s.Bound().PieceTime)
@@ -130,7 +130,7 @@ func reader(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 	}
 }
 
-// zones reports what crosses between zones.
+// zones reports the bytes between zones.
 func zones(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 	return func(s Scenario, o []simnet.Outcome) []results.Result {
 		return append([]results.Result{
@@ -149,7 +149,7 @@ func zones(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 	}
 }
 
-// layers reports the makespan and when the single layers are there.
+// layers reports the makespan, and when each layer is complete.
 func layers(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 	return func(s Scenario, o []simnet.Outcome) []results.Result {
 		whole := float64(s.Bound().Makespan())
@@ -160,16 +160,15 @@ func layers(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 	}
 }
 
-// trip is a round trip where only distance takes time.
+// trip is a round trip in scenarios where only latency takes time.
 const trip = time.Millisecond
 
-// trips reports the round trips that one node's pull takes, of which a direct one takes two:
-// connection and request.
-// Where the owner gives it with its answer, it takes one, and so one less than a direct pull.
+// trips reports the round trips of one node's pull. A direct pull takes two: connection and request. A pull whose bytes
+// are in the owner's answer takes one.
 func trips(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 	return func(s Scenario, o []simnet.Outcome) []results.Result {
 		const direct = 2
-		// The links' part in it, some nanoseconds, is left out.
+		// Without the time of the links, which is some nanoseconds.
 		count := func(d time.Duration) float64 { return math.Round(100*float64(d)/float64(trip)) / 100 }
 		return []results.Result{
 			s.each("over_direct", "round trips", &target, o, func(o simnet.Outcome) float64 {
@@ -183,8 +182,8 @@ func trips(target float64) func(Scenario, []simnet.Outcome) []results.Result {
 	}
 }
 
-// recruited reports what further supernodes bring: the makespan over the bound of all of them,
-// and over that of the first one alone.
+// recruited reports the effect of further supernodes: the makespan in units of the bound with all supernodes, and in
+// units of the bound with the first one alone.
 func recruited(s Scenario, o []simnet.Outcome) []results.Result {
 	alone := s.Crowd
 	alone.Helpers = 0
@@ -204,7 +203,7 @@ func repeat(n, k int) (l []int) {
 	return l
 }
 
-// Scenarios are all, in the order in which they are run and printed.
+// Scenarios lists all scenarios in the order in which they run.
 func Scenarios() (all []Scenario) {
 	add := func(s Scenario) {
 		if s.PieceSize == 0 {
@@ -215,7 +214,7 @@ func Scenarios() (all []Scenario) {
 		}
 		all = append(all, s)
 	}
-	// Links so fast that only distance takes time.
+	// The links are so fast that only latency takes time.
 	const endless = 1e12
 	near := simnet.Crowd{N: 1, K: 8, PieceSize: 128 << 10, Rate: endless, Latency: trip / 2, Window: 4 << 20}
 	add(Scenario{Name: "round-trips/1-MB-warm", Crowd: near, Quick: true, Runs: 1, Report: trips(4)})

@@ -8,17 +8,17 @@ import (
 	"github.com/darter-io/darter/test/sim"
 )
 
-// Thousand is one crowd of thousands, played by discrete events.
+// Thousand is one crowd of thousands of nodes, simulated with discrete events.
 type Thousand struct {
 	Name string
 	sim.Crowd
 	// Target of the makespan over the bound.
 	Target float64
-	// Quick says that it takes a few seconds.
+	// Quick is true if it takes a few seconds.
 	Quick bool
 }
 
-// Report turns an outcome into figures.
+// Report converts an outcome to figures.
 func (s Thousand) Report(o sim.Outcome) []results.Result {
 	one := func(metric string, v float64, unit string) results.Result {
 		return results.Median(s.Name, metric, []float64{v}, unit)
@@ -33,7 +33,7 @@ func (s Thousand) Report(o sim.Outcome) []results.Result {
 	}
 }
 
-// Thousands are all crowds of thousands.
+// Thousands lists all such crowds.
 func Thousands() (all []Thousand) {
 	for _, n := range []int{200, 1000, 5000, 10000} {
 		crowd := sim.Crowd{N: n, K: 512}

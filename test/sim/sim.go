@@ -1,11 +1,9 @@
-// Package sim plays crowds of thousands with discrete events: the real scheduler, picker,
-// spread, upload slots and lines decide; links, latency and what an engine does between
-// two decisions are modelled.
+// Package sim simulates crowds of thousands of hosts with discrete events. The real scheduler, picker, spread, upload
+// slots and send queues decide; links, latency and the work of an engine between two decisions are modelled.
 //
-// A run with the same Crowd gives the same outcome to the last bit: nothing here looks at
-// a clock or starts a goroutine. How far it is from the real engine is not believed but
-// measured: its test plays the same small crowds here and in test/simnet. Start at
-// [Crowd.Run].
+// A run with the same Crowd gives the same outcome to the last bit: nothing here reads a clock or starts a goroutine. A
+// test measures how far the results are from those of real engines: it runs the same small crowds here and in
+// test/simnet. Start at [Crowd.Run].
 package sim
 
 import (
@@ -23,18 +21,17 @@ import (
 	"github.com/darter-io/darter/test/simnet"
 )
 
-// Crowd is one content of K pieces and N nodes that want it. Rates are one piece in
-// PieceTime; a zero field means its default.
+// Crowd is one task of K pieces and N nodes that want it. The rate of a link is one piece in PieceTime; a zero field
+// means its default.
 type Crowd struct {
 	N, K int
 	// PieceTime is how long a node's link takes for one piece. Default 5 ms.
 	PieceTime time.Duration
-	// Latency is one way. Default 250 µs.
+	// Latency is the one-way latency. Default 250 µs.
 	Latency time.Duration
-	// SeedMultiple is the seed's links in links of a node. Default 4.
+	// SeedMultiple is the rate of the seed's links, in units of a node's. Default 4.
 	SeedMultiple float64
-	// OriginPieceTime is how long the origin takes for one piece; 0 when the seed holds
-	// everything at the start.
+	// OriginPieceTime is how long the origin takes for one piece; 0 if the seed holds everything from the start.
 	OriginPieceTime time.Duration
 	// Stagger is the time over which the nodes start.
 	Stagger time.Duration
@@ -42,12 +39,12 @@ type Crowd struct {
 	// takes ZonePieceTime for a piece.
 	Zones         int
 	ZonePieceTime time.Duration
-	// Dead is the share of the nodes that die when DeadAfter has passed.
+	// Dead is the share of the nodes that die at DeadAfter.
 	Dead      float64
 	DeadAfter time.Duration
 	// Slow is the share of the nodes whose uplink is SlowBy times slower. SlowBy defaults to 10.
 	Slow, SlowBy float64
-	// Seed of everything that is random.
+	// Seed is the seed of all random choices.
 	Seed uint64
 
 	// Picker, Slots, SeedSlots, Lines and Neighbours are the policy's settings, as in the engine.
@@ -56,51 +53,50 @@ type Crowd struct {
 	Neighbours, Gateways    int
 	// Copies is how often a seed sends each piece. Default picker.CopiesMax.
 	Copies int
-	// BackOff is how long a busy neighbour is left alone at least, in piece-times as the
-	// node sees them; half of it again is added at random. Default ¼ (and up to ¾).
+	// BackOff is the shortest pause after a refusal by a busy neighbour, in piece-times as the node measures them; a
+	// random part is added. Default ¼ (and up to ¾).
 	BackOff float64
-	// Turns is who is served first of those that were accepted.
+	// Turns is the order of accepted requests.
 	Turns Turns
-	// HeadStart is how many pieces more than an asker somebody has who loses its place to it;
-	// below 0 nobody does. Default 3.
+	// HeadStart is how many more pieces a waiting neighbour has than a new one that takes its place; below 0, no
+	// neighbour loses its place. Default 3.
 	HeadStart int
 }
 
-// Turns is a way to choose who is served first.
+// Turns is an order of accepted requests.
 type Turns int
 
-// The ways: the engine's own is that who has least goes first.
+// The orders. The engine serves the neighbour with the fewest pieces first.
 const (
 	LeastFirst Turns = iota
 	FirstCome
 	Rarest
 )
 
-// Outcome is what a crowd did.
+// Outcome is the result of a crowd.
 type Outcome struct {
-	// Makespan is from the start until the last node that lives has everything.
+	// Makespan is the time from the start until the last live node holds everything.
 	Makespan time.Duration
-	// Took is each living node's own time, from its own start, sorted.
+	// Took is the time of each live node from its own start, sorted.
 	Took []time.Duration
-	// FirstPiece is when each node that lived got the first piece of the content, and Half
-	// when an in-order reader could have read half of it, both from its own start, sorted.
+	// FirstPiece is when each live node received its first piece, and Half when an in-order reader could have read half
+	// of the task, both from its own start, sorted.
 	FirstPiece, Half []time.Duration
-	// SeedCopies is what left the seed, in contents.
+	// SeedCopies are the bytes that the seed sent, in units of the task.
 	SeedCopies float64
-	// CrossZone is what came into each zone from others, in contents.
+	// CrossZone are the bytes that each zone received from the others, in units of the task.
 	CrossZone []float64
-	// ZoneSent is what left each zone for others, in contents.
+	// ZoneSent are the bytes that each zone sent to the others, in units of the task.
 	ZoneSent []float64
-	// Busy counts refusals, Wasted pieces that came in vain.
+	// Busy counts refused requests, Wasted the received pieces that the node already had.
 	Busy, Wasted int64
-	// Rate is how much of all nodes' downlinks was used in each 32 piece-times since the
-	// start: where it is low, links lay idle.
+	// Rate is the used part of all nodes' downlinks in each span of 32 piece-times since the start.
 	Rate []float64
-	// Events is how many were played, Unfinished how many living nodes never got everything.
+	// Events is the number of simulated events, Unfinished the number of live nodes that did not finish.
 	Events, Unfinished int
 }
 
-// Bound is what physics allows this crowd.
+// Bound returns the bound for this crowd.
 func (c Crowd) Bound() simnet.Bound {
 	c.defaults()
 	b := simnet.Bound{
@@ -116,7 +112,7 @@ func (c Crowd) Bound() simnet.Bound {
 	return b
 }
 
-// Ratio is the makespan in units of the bound.
+// Ratio returns the makespan in units of the bound.
 func (c Crowd) Ratio(o Outcome) float64 {
 	return float64(o.Makespan) / float64(c.Bound().Makespan())
 }
@@ -154,11 +150,11 @@ func (c *Crowd) defaults() {
 	set(&c.Neighbours, 16)
 }
 
-// segments is how many words could cross a link in the time of a piece.
+// segments is the number of small messages that cross a link in the time of a piece.
 const segments = 16
 
-// chunks is in how many parts a piece crosses a link: pieces that are sent at once share
-// the link part by part.
+// chunks is the number of parts in which a piece crosses a link: pieces that are sent at once share the link part by
+// part.
 const chunks = 4
 
 // moment is virtual time since the start.
@@ -171,7 +167,7 @@ type wire struct {
 	sent  float64 // pieces
 }
 
-// pass books a share of a piece that is there at a given time, and returns when it has left.
+// pass reserves the wire for a part of a piece that is ready at a given time, and returns when it has left.
 func (w *wire) pass(share float64, there moment) moment {
 	w.sent += share
 	if w.piece == 0 {
@@ -181,28 +177,28 @@ func (w *wire) pass(share float64, there moment) moment {
 	return w.free
 }
 
-// asked is a request of ours.
+// asked is a request of this node.
 type asked struct {
-	piece piece.Index // -1 while a seed has not said
+	piece piece.Index // -1 until a seed has chosen it
 	any   bool
 	drop  bool
 }
 
-// link is one direction of a connection, as one side sees the other.
+// link is one side's state of a connection.
 type link struct {
 	to *node
-	// pending are our requests, in the order asked.
+	// pending are this side's requests, in their order.
 	pending []*asked
-	// told is how many pieces the other side is known to have.
+	// told is the number of pieces that the other side announced.
 	told int
-	// sending is how many pieces are being sent to the other side, held the words that wait
-	// behind them, and arrives when the last piece that was sent will be there.
+	// sending is the number of pieces that this side sends now, held the messages that wait for them, and arrives the
+	// arrival of the last sent piece.
 	sending int
 	held    []func()
 	arrives moment
 }
 
-// job is a piece on its way out.
+// job is a piece that a node sends.
 type job struct {
 	from, to *node
 	link     *link // from's, once the job has begun
@@ -213,7 +209,7 @@ type job struct {
 	dropped  bool
 }
 
-// lane is what a node serves some of its neighbours with.
+// lane holds the slots and the queue with which a node serves the neighbours of one kind.
 type lane struct {
 	slots *upload.Slots
 	line  *upload.SendQueue
@@ -221,7 +217,7 @@ type lane struct {
 
 func newLane(slots, lines int) lane { return lane{upload.NewSlots(slots), upload.NewSendQueue(lines)} }
 
-// lane serves o.
+// lane returns the lane that serves o.
 func (n *node) lane(o *node) *lane {
 	if n.host.Zone != o.host.Zone {
 		return &n.afar
@@ -239,7 +235,7 @@ type node struct {
 	pick     *picker.Picker
 	spread   *picker.Spread
 	up, down wire
-	// near serves neighbours in the node's zone, afar those in others, as in the engine.
+	// near serves neighbours in the node's zone, afar those in other zones, as in the engine.
 	near, afar lane
 	links      map[int]*link
 	order      []*link // of links, so that a run repeats
@@ -247,8 +243,8 @@ type node struct {
 	dialing    map[int]bool
 
 	pieceTime, lastGot moment
-	local              bool   // told to leave what is afar to the gateways
-	wake               moment // of the wake event under way; 0 for none
+	local              bool   // not a gateway
+	wake               moment // of the pending wake event; 0 for none
 	nextTold           moment // progress announce
 	starveDelay        moment
 	prefix             piece.Index // an in-order reader's next piece, since when
@@ -315,7 +311,7 @@ type world struct {
 	sched  *scheduler.Scheduler
 	spec   task.Spec
 	epoch  time.Time
-	nodes  []*node // 0 is the seed
+	nodes  []*node // the first is the seed
 	index  map[host.ID]int
 	zones  []struct{ up, down wire }
 	layout piece.Layout
@@ -330,7 +326,7 @@ func (w *world) at(t moment, do func()) {
 
 func (w *world) clock() time.Time { return w.epoch.Add(w.now) }
 
-// say brings a word from one node to another, which then looks around.
+// say sends a message from one node to another, which then runs look.
 func (w *world) say(from, to *node, do func()) {
 	w.utter(from, to, func() {
 		if !to.dead && to.links[from.i] != nil {
@@ -340,9 +336,8 @@ func (w *world) say(from, to *node, do func()) {
 	})
 }
 
-// utter brings a word over a connection. Links are shared packet by packet, so it waits for a
-// moment behind what other connections carry; on its own it waits for the piece that is being
-// sent there, and for what of one is still on its way.
+// utter sends a message over a connection. Connections share a link packet by packet, so the message waits only shortly
+// for other connections; on its own connection it waits for the pieces before it.
 func (w *world) utter(from, to *node, do func()) {
 	l := from.links[to.i]
 	switch {
@@ -354,11 +349,11 @@ func (w *world) utter(from, to *node, do func()) {
 	}
 }
 
-// soon is when a word said now is there.
+// soon returns when a message that is sent now arrives.
 func (w *world) soon() moment { return w.now + w.Latency + w.PieceTime/segments }
 
-// release lets the words go that waited for a piece to be sent. They are there before another
-// that was begun meanwhile: a seed says what it sends before it does.
+// release sends the messages that waited for a piece. They arrive before the next piece: a seed names a piece before it
+// sends it.
 func (w *world) release(l *link, arrives moment) {
 	l.sending--
 	l.arrives = max(arrives, l.arrives)
@@ -368,7 +363,7 @@ func (w *world) release(l *link, arrives moment) {
 	l.held = nil
 }
 
-// Run plays the crowd to its end.
+// Run simulates the crowd to its end.
 func (c Crowd) Run() Outcome {
 	c.defaults()
 	w := &world{
@@ -457,12 +452,12 @@ func (w *world) node(i int) *node {
 	return n
 }
 
-// origin brings piece after piece to the seed.
+// origin sends the pieces to the seed, in order.
 func (w *world) origin(seed *node) {
 	report := scheduler.Report{Host: seed.host,
 		Entries: []scheduler.Entry{{Task: w.spec.ID, Event: scheduler.Started, Spec: &w.spec}}}
 	if _, err := w.sched.Announce(w.clock(), report); err != nil {
-		panic(err) // it knows nobody yet, so it cannot be full
+		panic(err) // it knows no other host yet, so it cannot be full
 	}
 	if w.OriginPieceTime == 0 {
 		w.sched.Done(w.spec.ID, w.K)
@@ -484,7 +479,7 @@ func (w *world) tick() {
 	}
 }
 
-// announce tells the scheduler news of a node and follows its answer.
+// announce sends a node's event to the scheduler and applies the answer.
 func (w *world) announce(n *node, event scheduler.Event) {
 	if n.dead {
 		return
@@ -522,7 +517,7 @@ func (w *world) announce(n *node, event scheduler.Event) {
 			continue
 		}
 		n.dialing[o.i] = true
-		// The answer, a connection and its handshake are a round trip each.
+		// The answer, a connection and its handshake take a round trip each.
 		w.at(w.now+6*w.Latency, func() { w.connect(n, o) })
 	}
 }
@@ -541,7 +536,7 @@ func (w *world) connect(a, b *node) {
 	for _, pair := range pairs {
 		n, o := pair[0], pair[1]
 		l := n.links[o.i]
-		have := o.pick.Have().Clone() // as told in its bitfield
+		have := o.pick.Have().Clone() // as its bitfield lists them
 		n.pick.Join(picker.Neighbour(o.i), o.seed)
 		n.pick.Put(picker.Neighbour(o.i), place(n, o))
 		w.say(o, n, func() {
@@ -555,15 +550,15 @@ func (w *world) connect(a, b *node) {
 	}
 }
 
-// place is where o stands for n.
+// place returns the place of o for n.
 func place(n, o *node) picker.Place {
 	return picker.Place{Afar: n.host.Zone != o.host.Zone, Gateway: !o.local && !o.seed, ID: o.host.ID}
 }
 
-// die takes a node from the world; its neighbours see their connections break.
+// die removes a node; the connections of its neighbours break.
 func (w *world) die(n *node) {
 	if n.done {
-		return // its content is there: what it serves no more hurts nobody here
+		return // it has finished; its end as a source is not simulated
 	}
 	n.dead = true
 	w.left--
@@ -573,7 +568,7 @@ func (w *world) die(n *node) {
 	}
 }
 
-// part takes a connection away on one side.
+// part removes one side of a connection.
 func (w *world) part(n, gone *node) {
 	l := n.links[gone.i]
 	if l == nil {
@@ -590,7 +585,7 @@ func (w *world) part(n, gone *node) {
 	w.look(n)
 }
 
-// readOn moves an in-order reader forth.
+// readOn advances an in-order reader.
 func (w *world) readOn(n *node) {
 	if i := n.pick.Have().NextMissing(n.prefix); i != n.prefix {
 		if n.prefix == 0 {
@@ -603,7 +598,7 @@ func (w *world) readOn(n *node) {
 	}
 }
 
-// look is what an engine's loop does after every event: ask for what makes sense now.
+// look sends all requests that are useful now, as an engine's loop does after every event.
 func (w *world) look(n *node) {
 	if n.dead || n.done || n.seed {
 		return
@@ -690,7 +685,7 @@ func (w *world) serve(o, n *node, i piece.Index) {
 	w.begin(&job{from: o, to: n, piece: i})
 }
 
-// displace makes room for n among those that wait for their turn, as the engine does.
+// displace removes a waiting request in favour of n, as the engine does.
 func (w *world) displace(o, n *node) bool {
 	if o.seed || w.Turns != LeastFirst || w.HeadStart < 0 {
 		return false
@@ -742,7 +737,7 @@ func (w *world) begin(j *job) {
 	}
 }
 
-// rank is where a job stands among those that wait for their turn.
+// rank returns the rank of a job in the send queue.
 func (w *world) rank(j *job) int {
 	switch w.Turns {
 	case FirstCome:
@@ -759,7 +754,7 @@ func (w *world) rank(j *job) int {
 	return j.from.links[j.to.i].told
 }
 
-// send passes the next chunk of a job whose turn it is.
+// send sends the next chunk of a job that has its turn.
 func (w *world) send(j *job) {
 	if !j.begun {
 		if j.dropped { // cancelled while it waited for its turn
@@ -798,14 +793,14 @@ func zoneOf(n *node) (z int) {
 	return z
 }
 
-// finish gives a job's turn and slot back.
+// finish releases a job's turn and slot.
 func (w *world) finish(j *job) {
 	j.from.jobs = slices.DeleteFunc(j.from.jobs, func(o *job) bool { return o == j })
 	j.from.lane(j.to).slots.Release("")
 	j.from.lane(j.to).line.Give()
 }
 
-// end takes a job out that waits for its turn; the turn passes when it comes.
+// end cancels a waiting job; its turn passes when it comes.
 func (w *world) end(j *job) {
 	j.dropped = true
 	j.from.jobs = slices.DeleteFunc(j.from.jobs, func(o *job) bool { return o == j })
@@ -815,7 +810,7 @@ func (w *world) end(j *job) {
 	}
 }
 
-// drop cancels the request for a piece that came, or comes, from elsewhere.
+// drop cancels the request for a piece that another neighbour sends or has sent.
 func (w *world) drop(n *node, l *link, i piece.Index) {
 	at := slices.IndexFunc(l.pending, func(in *asked) bool { return in.piece == i && !in.drop })
 	if at < 0 {
@@ -836,7 +831,7 @@ func (w *world) drop(n *node, l *link, i piece.Index) {
 	})
 }
 
-// arrived takes a whole piece in.
+// arrived records a received piece.
 func (w *world) arrived(n, from *node, i piece.Index, begun moment) {
 	l := n.links[from.i]
 	if n.dead || l == nil {
@@ -882,12 +877,12 @@ func (w *world) arrived(n, from *node, i piece.Index, begun moment) {
 	w.look(n)
 }
 
-// publish tells every neighbour of a piece. One event serves all on whose connection nothing
-// is sent, so that ten thousand nodes stay affordable.
+// publish announces a piece to every neighbour. One event serves all idle connections, so that ten thousand nodes can
+// be simulated in a reasonable time.
 func (w *world) publish(n *node, i piece.Index) {
 	soon := w.soon()
 	var idle []*node
-	// Not the oldest neighbour first: it would always get the slot.
+	// In random order: otherwise the oldest neighbour would always get the slot.
 	first := w.rng.IntN(len(n.order) + 1)
 	for k := range n.order {
 		l := n.order[(first+k)%len(n.order)]
@@ -906,7 +901,7 @@ func (w *world) publish(n *node, i piece.Index) {
 	})
 }
 
-// learn takes in that a neighbour has a piece.
+// learn records that a neighbour has a piece.
 func (w *world) learn(o, n *node, i piece.Index) {
 	back := o.links[n.i]
 	if back == nil || o.dead {
@@ -921,7 +916,7 @@ func (w *world) learn(o, n *node, i piece.Index) {
 	}
 }
 
-// requestsMax is the picker's own; who has so many on their way need not look around.
+// requestsMax is the picker's own bound; a node with so many requests in flight need not run look.
 func (w *world) requestsMax() int {
 	if w.Picker.RequestsMax > 0 {
 		return w.Picker.RequestsMax
