@@ -1,6 +1,8 @@
 package daemon_test
 
 import (
+	"bytes"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -63,4 +65,27 @@ func trust(t *testing.T, cfg *config.Dfdaemon, r *registrytest.Registry) {
 	file := filepath.Join(t.TempDir(), "ca.pem")
 	require.NoError(t, os.WriteFile(file, r.CA(), 0o600))
 	cfg.Upstreams[0].CA, cfg.Upstreams[0].PlainHTTP = file, false
+}
+
+// What a registry refuses once it may have a moment later: its next client asks it again. Its error of one
+// attempt is told to nobody.
+func TestARefusalIsNotRemembered(t *testing.T) {
+	for _, c := range []struct{ status, times, refused int }{
+		{401, 2, 401}, {403, 2, 403}, {404, 1, 404}, {500, 1, 200}, // a 401 may be of another client's login
+	} {
+		t.Run(fmt.Sprint(c.status), func(t *testing.T) {
+			r := registrytest.Start(t, registrytest.Config{})
+			digest, err := r.PushBlob(t.Context(), "team/app", bytes.Repeat([]byte("pushed a moment later "), 1000))
+			require.NoError(t, err)
+			r.Fail(registrytest.Fault{Action: registrytest.ActStatus, Status: c.status, Times: c.times,
+				Match: "GET team/app/blobs/"})
+			d, _ := start(t, settings(t, r, "node"))
+			client := &runtime{mirror: d.Addrs()["mirror"], ns: r.Host()}
+			for _, want := range []int{c.refused, 200} {
+				res, body, err := client.do(http.MethodGet, "team/app/blobs/"+digest)
+				require.NoError(t, err)
+				require.Equal(t, want, res.StatusCode, "%s", body)
+			}
+		})
+	}
 }

@@ -57,8 +57,8 @@ type Config struct {
 	// hosts have before the seed asks the origin for the rest; a starving host ends it early.
 	// Default 1 s: every host of that swarm has announced itself by then.
 	Grace time.Duration
-	// FailureFor is how long an origin's refusal answers later announces; then the seed tries the
-	// origin again. Longer spares a failing registry, shorter recovers sooner. Default 2 s.
+	// FailureFor is how long an origin's failure answers later announces; then the seed tries the
+	// origin again. A personal failure answers none. Longer spares a failing registry, shorter recovers sooner. Default 2 s.
 	FailureFor time.Duration
 	// IntervalActive and IntervalIdle say when a host should announce again: the first while it
 	// wanted anything within IntervalIdle (default 1 s), otherwise the second (default 5 s). At a

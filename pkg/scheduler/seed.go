@@ -45,8 +45,9 @@ func (r refusal) concerns(spec *task.Spec) bool {
 
 // Failed takes in that the origin refused a task, or could not be reached. Hosts that wait for the
 // task get the cause with their next announce; others get it for FailureFor. A personal failure goes
-// only to hosts whose specs have the same repository and credentials as used, any other to those whose
-// specs have the same registry.
+// only to hosts that waited and whose specs have the same repository and credentials as used: a right that
+// is granted, or a blob that is pushed, counts at once. Any other goes to those whose specs have the same
+// registry.
 //
 // used is the spec of the request to the origin, nil if unknown. It can differ from the one in
 // [Answer].Seeds: a client of the seed may have started the download with its own.
@@ -220,7 +221,7 @@ func (s *Scheduler) failureFor(now time.Time, w *swarm, m memberIndex, e Entry) 
 	me := w.member(m)
 	for _, r := range slices.Backward(w.refusals) {
 		waited := me.since <= s.nano(r.at)
-		if r.concerns(e.Spec) && (waited || now.Sub(r.at) < s.cfg.FailureFor) {
+		if r.concerns(e.Spec) && (waited || !r.personal && now.Sub(r.at) < s.cfg.FailureFor) {
 			// The failure that it waited for comes once; a further announce asks for another try.
 			me.since = s.nano(now)
 			return r.cause

@@ -40,7 +40,7 @@ type Client struct {
 //
 // It sends a spec's Authorization as it is. Without one it uses the node's own credentials, or those that
 // the registry's token service gives to anybody. If the registry asks for a pause by a Retry-After of a
-// few seconds, Open tries once more after it.
+// few seconds, Open tries once more after it, and at once after a 500.
 func (c *Client) Open(ctx context.Context, spec task.Spec, offset int64) (res *source.Response, err error) {
 	defer source.Rescue(&err, fmt.Sprintf("opening %s of %.255q", spec.ID.Short(), spec.Upstream))
 	res, err = c.open(ctx, spec, offset)
@@ -48,7 +48,9 @@ func (c *Client) Open(ctx context.Context, spec task.Spec, offset int64) (res *s
 	if !errors.As(err, &status) {
 		status = &source.StatusError{}
 	}
-	if wait := source.Patience(status.Status, status.Header); wait > 0 {
+	if onceMore(status.Status) {
+		res, err = c.open(ctx, spec, offset)
+	} else if wait := source.Patience(status.Status, status.Header); wait > 0 {
 		select {
 		case <-time.After(wait):
 			res, err = c.open(ctx, spec, offset)
@@ -329,6 +331,13 @@ func (c *Client) each(ctx context.Context, u *upstream, ask func(*url.URL) error
 // takesNoHead reports whether a storage may reply with this status to a HEAD of a URL that is signed for GET.
 func takesNoHead(status int) bool {
 	return status == http.StatusBadRequest || status == http.StatusForbidden || status == http.StatusNotImplemented
+}
+
+// onceMore reports whether a registry's error may be that of one attempt alone. After a gateway's error the
+// caller pauses before it tries again.
+func onceMore(status int) bool {
+	return status >= 500 && !unavailable(status) && status != http.StatusNotImplemented &&
+		status != http.StatusHTTPVersionNotSupported
 }
 
 func unavailable(status int) bool {

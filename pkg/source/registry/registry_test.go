@@ -228,7 +228,10 @@ func TestOpenWaitsOnceAsRetryAfterAsks(t *testing.T) {
 		{429, 1, "6", 1, false},
 		{429, 1, "", 1, false},
 		{429, 1, "Sun, 06 Nov 1994 08:49:37 GMT", 1, false},
-		{500, 1, "1", 1, false},
+		{500, 1, "1", 2, true},
+		{500, 2, "", 2, false},
+		{507, 1, "", 2, true},
+		{501, 1, "", 1, false},
 	} {
 		t.Run(fmt.Sprintf("%d × %d, Retry-After %q", row.times, row.status, row.retryAfter), func(t *testing.T) {
 			t.Parallel()
