@@ -20,7 +20,7 @@ type reply struct {
 	Grant
 	// at is when the registry replied, by this node's clock.
 	at time.Time
-	// etag is the manifest's, for a conditional request.
+	// etag is the manifest's if it is its digest, for a conditional request.
 	etag string
 }
 
@@ -54,9 +54,12 @@ func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, erro
 		return reply{}, err
 	}
 	if res.StatusCode == http.StatusNotModified {
+		if named := res.Header.Get("Docker-Content-Digest"); named != "" && named != string(known.ID) {
+			return r.head(ctx, l, reply{}) // it contradicts itself
+		}
 		return unchanged(res, known), nil
 	}
-	out := reply{Grant: Grant{ID: l.ID, MediaType: typeOf(res), date: dateOf(res)}, etag: etagOf(res)}
+	out := reply{Grant: Grant{ID: l.ID, MediaType: typeOf(res), date: dateOf(res)}}
 	if res.Header.Get("Content-Encoding") == "" {
 		out.Length = max(res.ContentLength, 0)
 	}
@@ -65,6 +68,7 @@ func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, erro
 			return r.getManifest(ctx, l, known)
 		}
 	}
+	out.etag = etagOf(res, out.ID)
 	return out, nil
 }
 
@@ -131,11 +135,11 @@ func (r *Resolver) getManifest(ctx context.Context, l Lookup, known reply) (repl
 		return reply{}, &UnreachableError{fmt.Errorf("%s of %s is larger than the %d bytes that a manifest may have",
 			l.Path(), l.Upstream, oci.ManifestMax)}
 	}
-	out := reply{etag: etagOf(res)}
-	out.Grant = Grant{ID: l.ID, Length: int64(len(manifest)), MediaType: typeOf(res), date: dateOf(res)}
+	out := reply{Grant: Grant{ID: l.ID, Length: int64(len(manifest)), MediaType: typeOf(res), date: dateOf(res)}}
 	if out.ID == "" {
 		out.ID = oci.DigestOf(manifest)
 	}
+	out.etag = etagOf(res, out.ID)
 	return out, nil
 }
 
@@ -219,7 +223,17 @@ func (r *Resolver) Send(ctx context.Context, req source.RegistryRequest) (*http.
 const textMax = 255
 
 func typeOf(res *http.Response) string { return bounded(res.Header.Get("Content-Type")) }
-func etagOf(res *http.Response) string { return bounded(res.Header.Get("ETag")) }
+
+// etagOf is the ETag of a manifest if it is the manifest's digest, else empty. Any other ETag may stay when the
+// tag moves: some proxies send one that never changes.
+func etagOf(res *http.Response, id task.ID) string {
+	etag := res.Header.Get("ETag")
+	opaque := strings.Trim(strings.TrimPrefix(etag, "W/"), `"`)
+	if _, hexPart, _ := strings.Cut(string(id), ":"); opaque == "" || opaque != string(id) && opaque != hexPart {
+		return ""
+	}
+	return bounded(etag)
+}
 
 func bounded(s string) string {
 	if len(s) > textMax {

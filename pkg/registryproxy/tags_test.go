@@ -529,3 +529,37 @@ func TestATagGrantsWhereNoDigestIsServed(t *testing.T) {
 		assert.Equal(t, "v1", spec.Tag, "the seed may need it")
 	}
 }
+
+// Some proxies send an ETag that stays while the tag moves, or say 304 and name another digest.
+func TestAnETagThatStaysHidesNoMovedTag(t *testing.T) {
+	digest := func(b []byte) string { return `"` + string(oci.DigestOf(b)) + `"` }
+	for _, c := range []struct{ name, before, after string }{
+		{"a constant", `"1"`, `"1"`},
+		{"a weak constant", `W/"1"`, `W/"1"`},
+		{"the digest of the first manifest", digest(oldIndex), digest(oldIndex)},
+		{"the digest of another manifest", digest(newIndex), digest(newIndex)},
+	} {
+		for _, named := range []bool{true, false} { // whether the digest is also in Docker-Content-Digest
+			var s swarm
+			s.put(oldIndex, oci.MediaTypeIndex)
+			s.put(newIndex, oci.MediaTypeIndex)
+			now, etag := oldIndex, c.before
+			up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {
+				w.Header().Set("ETag", etag)
+				w.Header().Set("Content-Type", oci.MediaTypeIndex)
+				if named || strings.Contains(c.name, "first") {
+					w.Header().Set("Docker-Content-Digest", string(oci.DigestOf(now)))
+				}
+				if q.Header.Get("If-None-Match") == etag {
+					w.WriteHeader(http.StatusNotModified)
+					return
+				}
+				w.Write(now)
+			}}
+			p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
+			assert.Equal(t, string(oldIndex), body(t, ask(p, http.MethodGet, "/v2/app/manifests/v1")), c.name)
+			now, etag = newIndex, c.after
+			assert.Equal(t, string(newIndex), body(t, ask(p, http.MethodGet, "/v2/app/manifests/v1")), c.name)
+		}
+	}
+}
