@@ -507,7 +507,11 @@ func (c contract) errorAnswers() {
 					"Www-Authenticate": `Bearer realm="https://auth.test/token"`,
 				}, f.Header)
 				assert.NotContains(t, f.Message, Secret)
-				assert.Len(t, s.Requests(), 1, "one request to the origin")
+				most := 1
+				if status == http.StatusInternalServerError {
+					most = 2 // it may be the error of one attempt
+				}
+				assert.LessOrEqual(t, len(s.Requests()), most, "requests to the origin")
 			})
 	}
 }
