@@ -2,6 +2,8 @@ package daemon_test
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -34,6 +36,7 @@ type runtime struct {
 	mirror, ns    string
 	prefix        string // the registry as the first part of the path, for a client without ns
 	authorization string
+	roots         *x509.CertPool // of a registry with TLS, for logins
 	// late counts the answers by which a mirror of a starved machine says that something did not
 	// answer in time. The runtime asks again then, as real ones do. Nil: it takes them as they are.
 	late *atomic.Int64
@@ -89,8 +92,12 @@ func (c *runtime) login(challenge, user, password string) error {
 	if err != nil {
 		return err
 	}
-	req.SetBasicAuth(user, password)
-	res, err := http.DefaultClient.Do(req)
+	if user != "" {
+		req.SetBasicAuth(user, password)
+	}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: c.roots}, ForceAttemptHTTP2: true}
+	defer transport.CloseIdleConnections()
+	res, err := transport.RoundTrip(req)
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ func TestPeculiarRegistries(t *testing.T) {
 					p := image(t, r, 300e3, 50e3)
 					cfg := settings(t, r, "node")
 					trust(t, &cfg, r)
-					c := &runtime{ns: r.Host()}
+					c := &runtime{ns: r.Host(), roots: r.CertPool()}
 					user := ""
 					switch login {
 					case "the client's login":

@@ -262,11 +262,14 @@ func (a *authority) pool() *x509.CertPool {
 	return p
 }
 
-func (a *authority) serverConfig(clientCert bool) *tls.Config {
+func (a *authority) serverConfig(cfg Config) *tls.Config {
 	c := &tls.Config{
 		Certificates: []tls.Certificate{a.server}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
 	}
-	if clientCert {
+	if cfg.HTTP2 {
+		c.NextProtos = []string{"h2"}
+	}
+	if cfg.ClientCert {
 		c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, a.pool()
 	}
 	return c

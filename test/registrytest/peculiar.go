@@ -29,6 +29,7 @@ func Peculiarities() []Peculiar {
 		{"HEAD gets 500", Config{Peculiarity: noHead(http.StatusInternalServerError)}},
 		{"HEAD states a wrong length", Config{Peculiarity: wrongHead}},
 		{"no manifest by digest", Config{Peculiarity: onlyTags}},
+		{"only HTTP/2", Config{TLS: true, HTTP2: true}},
 	}
 }
 

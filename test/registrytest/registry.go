@@ -76,6 +76,8 @@ type Config struct {
 	TLS bool
 	// Names are added to the certificate, which has localhost and the listening addresses anyway.
 	Names []string
+	// HTTP2 answers only HTTP/2; it needs TLS.
+	HTTP2 bool
 	// ClientCert requires a certificate of the same authority from each client; it needs TLS.
 	ClientCert bool
 	// StorageAddr is the address of the host to which [ActRedirect] redirects; empty is "127.0.0.1:0".
@@ -238,7 +240,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	for i, l := range []net.Listener{r.main, r.storage} {
 		l = &countingListener{Listener: l, registry: r}
 		if r.ca != nil {
-			l = tls.NewListener(l, r.ca.serverConfig(r.cfg.ClientCert))
+			l = tls.NewListener(l, r.ca.serverConfig(r.cfg))
 		}
 		go func() { errs <- servers[i].Serve(l) }()
 	}

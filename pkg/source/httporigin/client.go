@@ -100,7 +100,7 @@ const headerMax = 64 << 10
 // Client sends requests with the checks of this package. Safe for concurrent use.
 type Client struct {
 	cfg       Config
-	transport *http.Transport
+	transport *versions
 	guard     *guard
 }
 
@@ -119,10 +119,7 @@ func NewClient(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	// HTTP/1.1 only: one connection per body, no shared flow control, and half the CPU per byte of HTTP/2.
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	c.transport = &http.Transport{
+	c.transport = newVersions(&http.Transport{
 		Proxy:                  c.guard.watchProxy(proxy),
 		OnProxyConnectResponse: checkConnect,
 		DialContext:            c.guard.dialer(cfg.DialTimeout),
@@ -134,9 +131,8 @@ func NewClient(cfg Config) (*Client, error) {
 		MaxConnsPerHost:        cfg.ConnectionsMax,
 		IdleConnTimeout:        90 * time.Second,
 		DisableCompression:     true,
-		Protocols:              protocols,
 		ReadBufferSize:         64 << 10,
-	}
+	})
 	return c, nil
 }
 
@@ -209,15 +205,23 @@ func proxyFunc(setting secret.String) (func(*url.URL) (*url.URL, error), error) 
 }
 
 // CloseIdleConnections closes the connections that no request uses.
-func (c *Client) CloseIdleConnections() { c.transport.CloseIdleConnections() }
+func (c *Client) CloseIdleConnections() { c.transport.closeIdle() }
 
 // Transport returns the client's own transport, for a [Request.RoundTripper] to wrap. It checks addresses but
 // follows no redirects.
 func (c *Client) Transport() http.RoundTripper { return c.transport }
 
+// WithoutCertificate returns such a transport that sends no client certificate and keeps no connection.
+func (c *Client) WithoutCertificate() http.RoundTripper {
+	bare := c.transport.one.Clone()
+	bare.TLSClientConfig.GetClientCertificate = nil
+	bare.DisableKeepAlives = true // no one would close idle connections
+	return newVersions(bare)
+}
+
 // Dial connects to a host:port with the client's checks of addresses, without TLS and without a proxy.
 func (c *Client) Dial(ctx context.Context, addr string) (net.Conn, error) {
-	return c.transport.DialContext(ctx, "tcp", addr)
+	return c.transport.one.DialContext(ctx, "tcp", addr)
 }
 
 // HostError reports a host that is not in [Config].AllowHosts.

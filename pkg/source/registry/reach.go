@@ -17,14 +17,10 @@ func (c *Client) Reach(name string) (base *url.URL, rt http.RoundTripper, err er
 		return nil, nil, err
 	}
 	copied := *u.bases[0]
-	rt = u.client.Transport()
-	if t, ok := rt.(*http.Transport); ok && u.CertFile != "" {
-		bare := t.Clone()
-		bare.TLSClientConfig.GetClientCertificate = nil
-		bare.DisableKeepAlives = true // no one would close idle connections
-		rt = bare
+	if u.CertFile != "" {
+		return &copied, u.client.WithoutCertificate(), nil
 	}
-	return &copied, rt, nil
+	return &copied, u.client.Transport(), nil
 }
 
 // At reports whether a listed registry is at a host and port, by its name or by one of its URLs. The host is

@@ -1,0 +1,84 @@
+package httporigin
+
+import (
+	"crypto/tls"
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+)
+
+const (
+	// alertNoProtocol is the TLS alert no_application_protocol (RFC 7301 §3.2).
+	alertNoProtocol = 120
+	// onlyTwoMax bounds the remembered hosts; a forgotten one costs one more handshake.
+	onlyTwoMax = 1024
+)
+
+// versions sends requests by HTTP/1.1: one connection per body, no shared flow control, and half the CPU per byte of
+// HTTP/2. It uses HTTP/2 for hosts that speak nothing else. Safe for concurrent use.
+type versions struct {
+	one, two *http.Transport
+
+	// mu is held to look up and change, never during a request.
+	mu sync.Mutex
+	// onlyTwo are such hosts, by host:port.
+	onlyTwo map[string]bool
+}
+
+func newVersions(one *http.Transport) *versions {
+	v := &versions{one: one, two: one.Clone(), onlyTwo: map[string]bool{}}
+	one.Protocols, v.two.Protocols = new(http.Protocols), new(http.Protocols)
+	one.Protocols.SetHTTP1(true)
+	v.two.Protocols.SetHTTP2(true)
+	// Without pings, a connection whose host is gone would take every request until the kernel gives it up.
+	v.two.HTTP2 = &http.HTTP2Config{SendPingTimeout: 15 * time.Second}
+	return v
+}
+
+// RoundTrip implements [http.RoundTripper].
+func (v *versions) RoundTrip(req *http.Request) (*http.Response, error) {
+	host := hostPort(req.URL)
+	v.mu.Lock()
+	two := v.onlyTwo[host]
+	v.mu.Unlock()
+	if two {
+		return v.two.RoundTrip(req)
+	}
+	res, err := v.one.RoundTrip(req)
+	if !wantsTwo(req, res, err) {
+		return res, err
+	}
+	again, failed := v.two.RoundTrip(req)
+	if failed != nil {
+		return res, err // no better
+	}
+	if err == nil {
+		res.Body.Close()
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.onlyTwo) >= onlyTwoMax {
+		clear(v.onlyTwo)
+	}
+	v.onlyTwo[host] = true
+	return again, nil
+}
+
+// wantsTwo reports whether a host refused HTTP/1.1 for its version, in the handshake or by a status. A request with
+// a body cannot be sent twice.
+func wantsTwo(req *http.Request, res *http.Response, err error) bool {
+	if req.URL.Scheme != "https" || req.Body != nil && req.Body != http.NoBody {
+		return false
+	}
+	if err != nil {
+		var alert tls.AlertError
+		return errors.As(err, &alert) && alert == alertNoProtocol
+	}
+	return res.StatusCode == http.StatusHTTPVersionNotSupported || res.StatusCode == http.StatusUpgradeRequired
+}
+
+func (v *versions) closeIdle() {
+	v.one.CloseIdleConnections()
+	v.two.CloseIdleConnections()
+}
