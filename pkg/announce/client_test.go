@@ -45,6 +45,8 @@ type script struct {
 	addr string
 	// dead refuses connections; hung takes requests and never answers.
 	dead, hung bool
+	// refusal is why no announce reaches it, for another reason than those; nil: none.
+	refusal error
 	// delay is how long an answer takes.
 	delay time.Duration
 	// answer may change the answer to a request.
@@ -96,8 +98,11 @@ func (w *town) RoundTrip(r *http.Request) (*http.Response, error) {
 		w.mu.Unlock()
 		return nil, syscall.ECONNREFUSED
 	}
-	hung, delay := o.hung, o.delay
+	hung, delay, refusal := o.hung, o.delay, o.refusal
 	w.mu.Unlock()
+	if refusal != nil {
+		return nil, refusal
+	}
 	if hung {
 		<-r.Context().Done()
 		return nil, r.Context().Err()
@@ -256,6 +261,31 @@ func TestOwnerHangs(t *testing.T) {
 			assert.Zero(t, time.Since(began), "heartbeats find out whether it is back, nobody waits for that")
 		}
 	})
+}
+
+// If an owner fails for another reason than before, the log shows it once.
+func TestOwnerFailsForAnotherReason(t *testing.T) {
+	w, own := newTown("a:1"), &solo{}
+	w.set("a:1", func(o *script) { o.dead = true })
+	var lines bytes.Buffer
+	inTown(t, w, Config{Local: own, Logger: slog.New(slog.NewTextHandler(&lines, nil))}, func(t *testing.T, c *Client) {
+		time.Sleep(time.Minute)
+		w.set("a:1", func(o *script) { o.dead, o.refusal = false, errors.New("it has another cluster secret") })
+		time.Sleep(5 * time.Minute)
+		w.set("a:1", func(o *script) { o.dead, o.refusal = false, nil })
+		time.Sleep(2 * owners.RetryMax)
+	})
+	var warnings []string
+	for line := range strings.Lines(lines.String()) {
+		if strings.Contains(line, "level=WARN") {
+			warnings = append(warnings, line)
+		}
+	}
+	require.Len(t, warnings, 2, lines.String())
+	assert.Contains(t, warnings[0], "owner does not answer")
+	assert.Contains(t, warnings[1], "owner still does not answer, now for another reason")
+	assert.Contains(t, warnings[1], "it has another cluster secret")
+	assert.Contains(t, lines.String(), "owner answers again")
 }
 
 // An owner that comes back leads again and receives the downloads that run.

@@ -38,6 +38,41 @@ type sender struct {
 	// skew is by how much the owner's clock was ahead of this host's in its last reply, in whole
 	// seconds; logged is the skew that the log last showed.
 	skew, logged time.Duration
+	// why is the reason of the failures that the log last showed, empty while the owner answers; told is when.
+	why  string
+	told time.Time
+}
+
+// reasonPause is how long after a line of the log an owner's next reason can follow.
+const reasonPause = 10 * time.Second
+
+// reasonOf is an error without what differs from one announce to the next: the number of entries, a local port, the
+// difference of clocks.
+func reasonOf(err error) string {
+	var network *net.OpError
+	switch cause := errors.Unwrap(err); {
+	case identity.OfClocks(err):
+		return "clocks"
+	case errors.As(err, &network):
+		return network.Op + " " + network.Err.Error()
+	case cause != nil:
+		return cause.Error()
+	}
+	return err.Error()
+}
+
+// newReason notes why the owner fails, and reports whether the log must show it because it is another reason than
+// before. began is true if the owner began to fail, which the log shows anyway. The client's mu is held.
+func (s *sender) newReason(now time.Time, err error, began bool) bool {
+	why := reasonOf(err)
+	if began || s.why == "" || why == s.why || now.Sub(s.told) < reasonPause {
+		if began {
+			s.why, s.told = why, now
+		}
+		return false
+	}
+	s.why, s.told = why, now
+	return true
 }
 
 // call is an entry on its way; done is nil when no caller waits for the assignment.
@@ -211,6 +246,7 @@ func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
 	}
 	var changes owners.Changes
 	if c.senders[s.addr] == s {
+		s.why = ""
 		changes = c.apply(owners.Replied{From: s.addr, Owners: response.Owners, Standbys: response.Standbys})
 	}
 	c.mu.Unlock()
@@ -249,11 +285,15 @@ func (c *Client) failed(ctx context.Context, s *sender, b batch, err error) time
 		return 0 // this host ends it; the owner did not fail
 	}
 	changes := c.apply(owners.Failed{From: s.addr, Cause: causeOf(err), Err: err})
+	another := s.newReason(time.Now(), err, changes.Suspected)
 	// The owner may have forgotten whatever it knew when it comes back.
 	s.resync, s.backlog = true, nil
 	c.downloads.disown(s.addr)
 	c.mu.Unlock()
 	c.report(s.addr, changes, err)
+	if another {
+		c.log.Warn("owner still does not answer, now for another reason", "owner", s.addr, "error", err)
+	}
 	return changes.Retry
 }
 

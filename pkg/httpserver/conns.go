@@ -83,6 +83,7 @@ type limitedConn struct {
 	addr string
 
 	spoke atomic.Bool // it sent something; of plain connections alone
+	heard atomic.Bool // its first bytes were looked at; of plain connections alone
 	// asks says that it is an HTTP server's, which tells when a request has come.
 	asks atomic.Bool
 	once sync.Once
@@ -243,12 +244,21 @@ const gone standing = -1
 // no word: else a stranger that sends one holds its place until the header's time is over.
 func (c *limitedConn) Read(p []byte) (int, error) {
 	n, err := c.TCPConn.Read(p)
+	if n > 0 && !c.g.secure.Load() && !c.heard.Swap(true) && p[0] == tlsHandshake {
+		c.g.d.turned(telemetry.ConnTLS, c.LocalAddr(), c.addr, errTLS)
+	}
 	if n > 0 && !c.asks.Load() && !c.spoke.Load() && !c.g.secure.Load() {
 		c.spoke.Store(true)
 		c.stand(busy)
 	}
 	return n, err
 }
+
+// tlsHandshake is the first byte of each TLS connection (RFC 8446 §5.1), and of no HTTP request and no piece wire.
+const tlsHandshake = 0x16
+
+var errTLS = errors.New("it speaks TLS, and this port does not: a member of a cluster with a secret, while this host " +
+	"has none, or a client with https:// in place of http://")
 
 // Close gives the place back.
 func (c *limitedConn) Close() error {

@@ -253,6 +253,17 @@ func TestLongBodyIsNotSlow(t *testing.T) {
 	})
 }
 
+// A client that speaks TLS to a port without it is logged and counted, and no other one is.
+func TestTLSAtAPlainPort(t *testing.T) {
+	p := open(t, false, connMax{total: 64, each: 64, fresh: 32, freshEach: 32})
+	p.honest(t)
+	assert.Zero(t, turnedAway(t, p.reg, telemetry.ConnTLS))
+	_, err := tls.Dial("tcp", p.addr, &tls.Config{InsecureSkipVerify: true})
+	require.Error(t, err)
+	assert.Equal(t, 1, turnedAway(t, p.reg, telemetry.ConnTLS))
+	assert.Contains(t, p.lines.String(), "it speaks TLS, and this port does not")
+}
+
 func TestSilentConnectionsHinderNobody(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		t.Run(fmt.Sprintf("TLS %t", secure), func(t *testing.T) {

@@ -335,6 +335,7 @@ const (
 	ConnOtherSecret   ConnRefusal = "other_secret"   // the certificate belongs to another cluster secret, on either side
 	ConnClock         ConnRefusal = "clock"          // the certificate is not valid now: the clocks differ
 	ConnNoTLS         ConnRefusal = "no_tls"         // the other side does not speak TLS
+	ConnTLS           ConnRefusal = "tls"            // the other side speaks TLS, and this port does not
 	ConnSilent        ConnRefusal = "silent"         // no handshake in time
 	ConnCrowded       ConnRefusal = "crowded"        // too many open connections, in total or from its address
 	ConnSlow          ConnRefusal = "slow"           // the request arrived too slowly
@@ -342,8 +343,8 @@ const (
 )
 
 var allConnRefusals = []ConnRefusal{
-	ConnNoCertificate, ConnOtherSecret, ConnClock, ConnNoTLS, ConnSilent, ConnCrowded, ConnSlow,
-	ConnOther,
+	ConnNoCertificate, ConnOtherSecret, ConnClock, ConnNoTLS, ConnTLS, ConnSilent, ConnCrowded,
+	ConnSlow, ConnOther,
 }
 
 // ConnRefusals counts refused connections by reason.
