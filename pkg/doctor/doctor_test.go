@@ -518,6 +518,9 @@ func TestDiskFullOrReadOnly(t *testing.T) {
 	cfg := settings(t)
 	cfg.Node.DataDir = disk
 	cfg.Cache.Quota = 1 << 10
+	small := of(t, examine(t, cfg), "disk")
+	assert.Equal(t, doctor.Warn, small.Level, "a disk of 1 MiB")
+	assert.Contains(t, small.Found, "are free; a layer that does not fit")
 	look := func(says string) {
 		t.Helper()
 		var all []string

@@ -80,6 +80,9 @@ const (
 	inodesMin = 0.02
 )
 
+// roomMin is the least space for the cache, in bytes, which large layers need at once.
+const roomMin = 1 << 30
+
 // disk checks that the cache has enough space for its quota.
 func (x *exam) disk(context.Context) []Finding {
 	dir := filepath.Join(x.Settings.Node.DataDir, "cache")
@@ -114,6 +117,9 @@ func (x *exam) disk(context.Context) []Finding {
 	switch quota, used := x.quota(); {
 	case free == 0:
 		bad(Fail, "free space, lower cache.quota, or set node.dataDir to another directory", "the disk is full")
+	case free+used < roomMin:
+		bad(Warn, "free space, or set node.dataDir to a larger disk",
+			"only %s are free; a layer that does not fit comes from its registry, past the cluster", bytes(free))
 	case quota > 0 && quota-used > free:
 		bad(Warn, "free space, or lower cache.quota", "%s are free, but the cache may grow by %s", bytes(free),
 			bytes(quota-used))
