@@ -93,6 +93,7 @@ func (g *Getter) Run(ctx context.Context) error {
 		return &Error{Code: Usage, Err: err}
 	}
 	var own *ownDaemon
+	sweep(cacheParent(jobs), g.cfg.Logger)
 	switch {
 	case g.cfg.Settings.Direct:
 		if g.source, err = newDirect(g.cfg); err != nil {

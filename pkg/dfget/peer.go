@@ -37,20 +37,20 @@ func listens(ctx context.Context, at config.Address) bool {
 type ownDaemon struct {
 	*daemon.Daemon
 	dir   string
+	lock  *os.File // of the directory: whoever gets it may delete the directory
 	stop  context.CancelFunc
 	ended chan error
 }
 
 // newOwnDaemon starts the daemon with a cache in parent, which should be on the file system of the target.
 func newOwnDaemon(cfg Config, parent string) (*ownDaemon, error) {
-	sweep(parent, cfg.Logger)
-	dir, err := os.MkdirTemp(parent, cachePrefix)
+	dir, lock, err := newCache(parent)
 	if err != nil {
 		return nil, fmt.Errorf("creating a cache directory: %w", err)
 	}
-	own := &ownDaemon{dir: dir, ended: make(chan error, 1)}
+	own := &ownDaemon{dir: dir, lock: lock, ended: make(chan error, 1)}
 	if own.Daemon, err = daemon.New(own.settings(cfg.Settings), cfg.Logger); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
+		return nil, errors.Join(err, os.RemoveAll(dir), lock.Close())
 	}
 	// The downloads need the daemon until they have ended, also after their context is cancelled.
 	ctx, stop := context.WithCancel(context.Background())
@@ -59,15 +59,60 @@ func newOwnDaemon(cfg Config, parent string) (*ownDaemon, error) {
 	return own, nil
 }
 
-// cachePrefix is the name prefix of the cache directories.
-const cachePrefix = ".dfget-"
+// cachePrefix is the name prefix of the cache directories. Versions before the lock of the directory named theirs with
+// oldPrefix alone.
+const (
+	cachePrefix = oldPrefix + "peer-"
+	oldPrefix   = ".dfget-"
+)
+
+// newCache creates a cache directory and locks it, so that no other dfget deletes it.
+func newCache(parent string) (dir string, lock *os.File, err error) {
+	for {
+		if dir, err = os.MkdirTemp(parent, cachePrefix); err != nil {
+			return "", nil, err
+		}
+		if lock = locked(dir); lock != nil {
+			return dir, lock, nil
+		}
+		// Another dfget deletes it, because it was not locked yet.
+	}
+}
+
+// locked opens and locks a directory. It returns nil if that is gone or locked by another process.
+func locked(dir string) *os.File {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil
+	}
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		there, err := os.Stat(dir)
+		if here, failed := f.Stat(); err == nil && failed == nil && os.SameFile(here, there) {
+			return f
+		}
+	}
+	f.Close()
+	return nil
+}
 
 // sweep deletes the caches of killed dfgets: a dfget that still runs holds the lock of its cache.
 func sweep(parent string, l *slog.Logger) {
 	if parent == "" {
 		parent = os.TempDir()
 	}
-	locks, _ := filepath.Glob(filepath.Join(parent, cachePrefix+"*", "data", "cache", "lock"))
+	remove := func(dir string) {
+		if err := os.RemoveAll(dir); err != nil {
+			l.Warn("cannot delete the cache of a killed dfget", "directory", dir, "error", err)
+		}
+	}
+	dirs, _ := filepath.Glob(filepath.Join(parent, cachePrefix+"*"))
+	for _, dir := range dirs {
+		if lock := locked(dir); lock != nil {
+			remove(dir)
+			lock.Close()
+		}
+	}
+	locks, _ := filepath.Glob(filepath.Join(parent, oldPrefix+"*", "data", "cache", "lock"))
 	for _, lock := range locks {
 		f, err := os.OpenFile(lock, os.O_RDWR, 0)
 		if err != nil {
@@ -77,10 +122,7 @@ func sweep(parent string, l *slog.Logger) {
 		info, err := f.Stat()
 		if err == nil && time.Since(info.ModTime()) > time.Minute &&
 			unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			dir := filepath.Dir(filepath.Dir(filepath.Dir(lock)))
-			if err := os.RemoveAll(dir); err != nil {
-				l.Warn("cannot delete the cache of a killed dfget", "directory", dir, "error", err)
-			}
+			remove(filepath.Dir(filepath.Dir(filepath.Dir(lock))))
 		}
 		f.Close()
 	}
@@ -128,5 +170,5 @@ func (o *ownDaemon) noSupernode(ctx context.Context) string {
 // close stops the daemon and deletes its cache.
 func (o *ownDaemon) close() error {
 	o.stop()
-	return errors.Join(<-o.ended, os.RemoveAll(o.dir))
+	return errors.Join(<-o.ended, os.RemoveAll(o.dir), o.lock.Close())
 }

@@ -93,8 +93,20 @@ func TestSweep(t *testing.T) {
 	killed := cache(".dfget-1", time.Hour, false)
 	running, starting := cache(".dfget-2", time.Hour, true), cache(".dfget-3", 0, false)
 	other := cache("others-4", time.Hour, false)
+	killedNow := cache(".dfget-peer-5", 0, false)
+	early := filepath.Join(dir, ".dfget-peer-6") // killed before it wrote anything
+	require.NoError(t, os.Mkdir(early, 0o700))
+	own, lock, err := newCache(dir)
+	require.NoError(t, err)
+	defer lock.Close()
 	sweep(dir, slog.New(slog.DiscardHandler))
 	assert.NoDirExists(t, killed)
+	assert.NoDirExists(t, killedNow)
+	assert.NoDirExists(t, early)
+	assert.DirExists(t, own)
+	require.NoError(t, lock.Close()) // as if that one was killed, too
+	sweep(dir, slog.New(slog.DiscardHandler))
+	assert.NoDirExists(t, own)
 	for _, kept := range []string{running, starting, other} {
 		assert.FileExists(t, filepath.Join(kept, "data", "cache", "tasks", "data"))
 	}
