@@ -27,6 +27,7 @@ import (
 	"github.com/darter-io/darter/pkg/node"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/peer"
+	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/sharing"
 	"github.com/darter-io/darter/pkg/source"
@@ -63,6 +64,8 @@ type files struct {
 	// replaced reports whether clients may hold other bytes of a task; see [peer.Engine.Replaced].
 	replaced func(id task.ID) bool
 	now      func() time.Time
+	// quota is the most bytes that the store may hold, 0 without a bound.
+	quota func() int64
 	// key is the HMAC key of the secrets in a task's name; see [identity.Identity.NamesKey].
 	key       []byte
 	transfers transfers
@@ -75,8 +78,8 @@ type files struct {
 func newFiles(n *node.Node, p *pulls) *files {
 	f := &files{
 		probe: n.Origins.Files.Examine, window: n.Origins.Files.Window, open: n.Engine.Open,
-		direct: n.Engine.Passthrough, drop: n.Engine.Drop, replaced: n.Engine.Replaced, now: time.Now,
-		key: []byte(n.Identity.NamesKey().Reveal()), pulls: p,
+		direct: n.Engine.Passthrough, drop: n.Engine.Drop, quota: func() int64 { return n.Store.Usage().Quota },
+		replaced: n.Engine.Replaced, now: time.Now, key: []byte(n.Identity.NamesKey().Reveal()), pulls: p,
 	}
 	if len(f.key) == 0 {
 		// With a key of its own, no other host can test credentials against a name, nor compute the name.
@@ -168,6 +171,10 @@ func (f *files) find(ctx context.Context, q fileRequest, pull *telemetry.Pull,
 		case changed != nil:
 			return nil, "its origin answers HEAD in another way than GET", nil
 		}
+		// No engine begins what cannot fit: the origin would send its beginning in vain.
+		if quota := f.quota(); quota > 0 && info.Length > quota {
+			return nil, noSpace, nil
+		}
 		d := sharing.Decide(q.covers, answer, f.key, f.now())
 		var p *proof
 		switch d.Share {
@@ -213,6 +220,8 @@ func (f *files) find(ctx context.Context, q fileRequest, pull *telemetry.Pull,
 			h.modified = httporigin.Modified(answer.Header)
 		case ctx.Err() == nil && errors.As(err, &failure) && failure.Unshared:
 			return nil, failure.Message, nil
+		case ctx.Err() == nil && (errors.Is(err, piece.ErrNoSpace) || errors.As(err, &failure) && failure.Full):
+			return nil, noSpace, nil
 		case ctx.Err() == nil && errors.As(err, &failure) && failure.Changed:
 			changed, was = err, info.Validator
 			continue
@@ -241,6 +250,9 @@ func (f *files) find(ctx context.Context, q fileRequest, pull *telemetry.Pull,
 	}
 	return nil, "its origin does not show that this client and others get the same bytes", nil
 }
+
+// noSpace is why a file that no store can hold is not shared.
+const noSpace = "a node's store has no space for it"
 
 // hold opens a file that has a version.
 func (f *files) hold(ctx context.Context, spec task.Spec) (*held, error) {

@@ -82,7 +82,10 @@ func (o *origin) gets() (n int) {
 }
 
 // front is a files handler over a real engine and a real origin.
-func front(t *testing.T, allow bool) (*files, *httptest.Server, *origin) {
+func front(t *testing.T, allow bool) (*files, *httptest.Server, *origin) { return frontOver(t, allow, 0) }
+
+// frontOver is front over a store with a quota in bytes, 0 for none.
+func frontOver(t *testing.T, allow bool, quota int64) (*files, *httptest.Server, *origin) {
 	o := &origin{content: bytes.Repeat([]byte("0123456789abcdef"), 40_000), etag: `"v1"`}
 	o.Server = httptest.NewServer(o)
 	t.Cleanup(o.Close)
@@ -98,7 +101,7 @@ func front(t *testing.T, allow bool) (*files, *httptest.Server, *origin) {
 	signer, err := identity.NewSigner(id)
 	require.NoError(t, err)
 	engine := peer.New(peer.Config{
-		Host: host.Host{ID: id.HostID()}, Store: memstore.New(memstore.Config{}), Announcer: alone{}, Origin: client,
+		Host: host.Host{ID: id.HostID()}, Store: memstore.New(memstore.Config{Quota: quota}), Announcer: alone{}, Origin: client,
 		Signer: signer, Verifier: identity.NewVerifier(id),
 		SpoolDir: t.TempDir(),
 	})
@@ -109,7 +112,7 @@ func front(t *testing.T, allow bool) (*files, *httptest.Server, *origin) {
 		cancel()
 		assert.NoError(t, <-ended)
 	})
-	f := &files{probe: client.Examine, window: client.Window, open: engine.Open,
+	f := &files{quota: func() int64 { return quota }, probe: client.Examine, window: client.Window, open: engine.Open,
 		direct: engine.Passthrough, drop: engine.Drop, replaced: engine.Replaced, key: []byte("k"), now: time.Now,
 		pulls: &pulls{log: slog.New(slog.DiscardHandler), embedded: func() bool { return true }}}
 	f.settings.Store(&config.DaemonFiles{Files: config.Files{AllowHosts: []string{"*"}},
@@ -171,6 +174,25 @@ func TestFileIsFetchedOnce(t *testing.T) {
 	res, b = ask(t, srv, q, "Range: bytes=100-", `If-Range: "file:another"`)
 	assert.Equal(t, http.StatusOK, res.StatusCode, "what was begun is another version")
 	assert.Len(t, b, len(o.content))
+}
+
+// A file that the node's store cannot hold comes straight from its origin.
+func TestFileLargerThanTheQuota(t *testing.T) {
+	for etag, want := range map[string]int{`"v1"`: 2, "": 2} {
+		f, srv, o := frontOver(t, true, 64<<10)
+		o.etag = etag
+		for range want {
+			res, b := ask(t, srv, url.Values{api.FileURL: {o.URL + "/f"}})
+			require.Equal(t, http.StatusOK, res.StatusCode, "%s", b)
+			assert.True(t, bytes.Equal(o.content, b))
+			assert.Equal(t, "a node's store has no space for it", res.Header.Get(api.HeaderUnshared))
+			assert.Empty(t, res.Header.Get("ETag"))
+		}
+		assert.Equal(t, want, o.gets(), "one for each client")
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			assert.Equal(c, int64(want*len(o.content)), f.pulls.served.Load())
+		}, time.Minute, time.Millisecond)
+	}
 }
 
 // Every answer with a file has the time when the origin modified it.
