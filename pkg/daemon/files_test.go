@@ -82,7 +82,9 @@ func (o *origin) gets() (n int) {
 }
 
 // front is a files handler over a real engine and a real origin.
-func front(t *testing.T, allow bool) (*files, *httptest.Server, *origin) { return frontOver(t, allow, 0) }
+func front(t *testing.T, allow bool) (*files, *httptest.Server, *origin) {
+	return frontOver(t, allow, 0)
+}
 
 // frontOver is front over a store with a quota in bytes, 0 for none.
 func frontOver(t *testing.T, allow bool, quota int64) (*files, *httptest.Server, *origin) {

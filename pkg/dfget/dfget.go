@@ -29,9 +29,6 @@ import (
 	"github.com/darter-io/darter/pkg/source/httporigin"
 )
 
-// parallelMax bounds the concurrent downloads. More of them share the same bandwidth and only delay the first.
-const parallelMax = 3
-
 // Config of a [Getter].
 type Config struct {
 	// URLs are absolute, http or https.
@@ -81,6 +78,7 @@ type job struct {
 	output string // a path, or "-"
 	meter  *meter
 	noted  bool   // the reason why the file is not shared was reported
+	large  func() // is called when the file turns out to be no small one
 	held   string // the note on a new try, until its answer shows that the try is one
 }
 
@@ -139,12 +137,14 @@ func (g *Getter) download(ctx context.Context, jobs []*job, own *ownDaemon) (fai
 		group errgroup.Group
 		mu    sync.Mutex
 	)
+	crew := newCrew()
 	report := newReporter(g.cfg, jobs, g.source)
 	done := make(chan struct{})
 	var ticking sync.WaitGroup
 	ticking.Go(func() { report.run(ctx, done) })
-	group.SetLimit(parallelMax)
 	for _, j := range jobs {
+		j.large = crew.large
+		crew.enter()
 		group.Go(func() error {
 			j.meter.start()
 			err := g.get(ctx, j)
@@ -154,6 +154,7 @@ func (g *Getter) download(ctx context.Context, jobs []*job, own *ownDaemon) (fai
 				}
 			}
 			j.meter.end(err)
+			crew.leave(err == nil && j.meter.state().length <= smallMax)
 			if err != nil {
 				mu.Lock()
 				failures = append(failures, err)
@@ -408,6 +409,7 @@ func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 	if err := checkVersion(a, j, t); err != nil {
 		return err
 	}
+	t.small = a.length >= 0 && a.length <= bufferSize
 	if err := t.begin(a.identity); err != nil {
 		return &Error{Code: Disk, Err: err}
 	}
@@ -419,6 +421,9 @@ func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 		j.meter.note("straight from the origin: " + a.unshared)
 	}
 	j.meter.begin(a, t.offset)
+	if a.length < 0 || a.length > smallMax {
+		j.large()
+	}
 	if skip := t.offset - a.offset; skip > 0 { // the source has no ranges and sends our bytes again
 		if _, err := io.CopyN(io.Discard, a.body, skip); err != nil {
 			return broken(j, err)

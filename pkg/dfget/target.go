@@ -32,6 +32,11 @@ type target struct {
 	ours bool
 	want string // the digest, or ""
 	hash hash.Hash
+	// small is true for a file of which a kill may lose all bytes: its note is written when its download ends early.
+	small bool
+	// noted is true if there is a note on the disk, unwritten if it lacks the identity.
+	noted, unwritten bool
+	complete         bool
 }
 
 // noteMax bounds a note, in bytes.
@@ -149,7 +154,11 @@ func notCreated(output string, err error) error {
 // resume continues the bytes that an earlier run kept, if the note names their version.
 func (t *target) resume() error {
 	note, err := readNote(t.note)
+	t.noted = !errors.Is(err, fs.ErrNotExist)
 	if err != nil || note == "" {
+		if info, err := t.file.Stat(); err == nil && info.Size() == 0 && !t.noted {
+			return nil
+		}
 		return t.restart()
 	}
 	if t.hash != nil {
@@ -184,7 +193,7 @@ func (t *target) restart() error {
 	if t.part == "" {
 		return nil
 	}
-	if err := os.Remove(t.note); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := t.removeNote(); err != nil {
 		return err
 	}
 	if err := t.file.Truncate(0); err != nil {
@@ -194,17 +203,40 @@ func (t *target) restart() error {
 	return err
 }
 
-// begin writes the note with the version that the bytes belong to.
+// begin writes the note with the version that the bytes belong to, of a small file only when its download ends early.
 func (t *target) begin(identity string) error {
 	t.ours = true
 	if t.identity == identity {
 		return nil
 	}
 	t.identity = identity
-	if t.part == "" || identity == "" {
+	t.unwritten = t.part != "" && identity != ""
+	if t.small {
 		return nil
 	}
-	return os.WriteFile(t.note, []byte(identity+"\n"), 0o666)
+	return t.writeNote()
+}
+
+// writeNote writes the note if it is due.
+func (t *target) writeNote() error {
+	if !t.unwritten {
+		return nil
+	}
+	t.unwritten, t.noted = false, true
+	return os.WriteFile(t.note, []byte(t.identity+"\n"), 0o666)
+}
+
+// removeNote deletes the note if there is one.
+func (t *target) removeNote() error {
+	t.unwritten = false
+	if !t.noted {
+		return nil
+	}
+	t.noted = false
+	if err := os.Remove(t.note); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 func (t *target) write(b []byte) error {
@@ -250,7 +282,8 @@ func (t *target) commit() error {
 	if err := os.Rename(t.part, t.path); err != nil {
 		return &Error{Code: Disk, Err: err}
 	}
-	if err := os.Remove(t.note); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	t.complete = true
+	if err := t.removeNote(); err != nil {
 		return &Error{Code: Disk, Err: err}
 	}
 	return nil
@@ -260,13 +293,13 @@ func (t *target) commit() error {
 func (t *target) discard() {
 	if t.part != "" {
 		_ = os.Remove(t.part)
-		_ = os.Remove(t.note)
+		_ = t.removeNote()
 	}
 }
 
 // kept says for people how many bytes the next run can use, empty if none.
 func (t *target) kept() string {
-	if t.part == "" || t.offset == 0 || t.identity == "" {
+	if t.part == "" || t.offset == 0 || t.identity == "" || t.writeNote() != nil {
 		return ""
 	}
 	return fmt.Sprintf("%s is kept in %s; the same command resumes the download", human(t.offset), t.part)
@@ -277,7 +310,7 @@ func (t *target) close() {
 	if t.file == nil {
 		return
 	}
-	if t.part != "" && (t.offset == 0 || t.identity == "") {
+	if t.part != "" && !t.complete && (t.offset == 0 || t.identity == "" || t.writeNote() != nil) {
 		if a, err := os.Stat(t.part); err == nil {
 			if b, err := t.file.Stat(); err == nil && os.SameFile(a, b) {
 				t.discard()
