@@ -258,7 +258,7 @@ func TestOwnerHangs(t *testing.T) {
 			time.Sleep(300 * time.Millisecond)
 			began = time.Now()
 			assert.Equal(t, "b:1", answeredBy(t, c, event(id, api.Progress)))
-			assert.Zero(t, time.Since(began), "heartbeats find out whether it is back, nobody waits for that")
+			assert.Zero(t, time.Since(began), "heartbeats find out whether it is back; no announce waits for them")
 		}
 	})
 }
@@ -366,7 +366,7 @@ func TestSlowOwner(t *testing.T) {
 	})
 }
 
-// Where questions wait in line, an owner may answer each in time and still none of a content's.
+// If lookups queue, an owner can answer each in time and still none of one task's.
 func TestSlowOwnerIsLogged(t *testing.T) {
 	w, own := newTown("a:1"), &solo{}
 	var lines bytes.Buffer
@@ -597,7 +597,7 @@ func TestOwnersList(t *testing.T) {
 		w.set("a:1", func(*script) { live = []string{"a:1"} })
 		time.Sleep(10 * time.Second)
 		c.mu.Lock()
-		assert.NotContains(t, c.senders, "b:1", "who is neither listed nor configured is forgotten")
+		assert.NotContains(t, c.senders, "b:1", "an owner that is neither listed nor configured is forgotten")
 		c.mu.Unlock()
 		assert.Equal(t, "a:1", answeredBy(t, c, event("app", api.Progress)))
 	})
@@ -670,7 +670,7 @@ func TestCancel(t *testing.T) {
 		assert.Equal(t, 100*time.Millisecond, time.Since(began))
 		assert.Equal(t, "a:1", <-first, "others are not disturbed")
 		time.Sleep(10 * time.Second)
-		assert.Equal(t, []string{"started first token"}, w.lines("a:1"), "what nobody waits for is not sent")
+		assert.Equal(t, []string{"started first token"}, w.lines("a:1"), "an entry whose caller left is not sent")
 	})
 }
 
@@ -767,8 +767,8 @@ func TestDecodeBounds(t *testing.T) {
 		`{"version":1}`:                       "0 assignments for 1 entries",
 		`{"version":1,"assignments":[{},{}]}`: "more than 1 elements",
 		`{"version":1,"assignments":{}}`:      "is no list",
-		`{"version":1,"assignments":[{}],"owners":["` + strings.Repeat("x", 600) + `"]}`:   "at most 512",
-		`{"version":1,"assignments":[{"inline":"` + strings.Repeat("x", 1<<20) + `"}]}`:    "bytes, at most",
+		`{"version":1,"assignments":[{}],"owners":["` + strings.Repeat("x", 600) + `"]}`:   "more than 512",
+		`{"version":1,"assignments":[{"inline":"` + strings.Repeat("x", 1<<20) + `"}]}`:    "bytes, more than",
 		`{"version":1,"assignments":[{}],"owners":` + strings.Repeat(" ", api.AnnounceMax): "more than 16777216 bytes",
 	} {
 		_, err := decodeResponse([]byte(body), 1)

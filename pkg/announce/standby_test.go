@@ -49,7 +49,7 @@ func TestStandbys(t *testing.T) {
 	inTown(t, w, cfg, func(t *testing.T, c *Client) {
 		assert.Equal(t, "a:1", answeredBy(t, c, started(id)))
 		for _, addr := range stands {
-			assert.Empty(t, w.lines(addr), "nobody bothers them before")
+			assert.Empty(t, w.lines(addr), "they receive nothing before")
 		}
 		w.set("a:1", func(o *script) { o.dead = true })
 		began := time.Now()
