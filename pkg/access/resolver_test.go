@@ -90,7 +90,7 @@ func TestCloseEndsTheProbeOfPublicManifests(t *testing.T) {
 	r.Close()
 }
 
-func TestCloseWaitsForACallThatNobodyWaitsFor(t *testing.T) {
+func TestCloseWaitsForAnAbandonedCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := access.New(access.Config{
 			Registry: registryFunc(func(context.Context, source.RegistryRequest) (*http.Response, error) {
