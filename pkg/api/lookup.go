@@ -10,9 +10,9 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// PathLookups is where an owner asks registries on behalf of all hosts: what a tag means, and
-// what everybody may read (POST, JSON: a Lookup; the response is a LookupReply). The status and the
-// headers come at once, the body when the registry has answered.
+// PathLookups is where an owner asks registries on behalf of all hosts what a tag means and whether a
+// credential may read a digest (POST, JSON: a Lookup; the response is a LookupReply). The owner sends the
+// status and the headers at once, and the body when the registry has answered.
 const PathLookups = "/api/v1/questions"
 
 // Bounds on lookups and their replies, in bytes of JSON and in elements.
@@ -35,7 +35,7 @@ type Lookup struct {
 	Reference     string   `json:"reference"`
 	Accept        []string `json:"accept,omitempty"`
 	Authorization string   `json:"authorization,omitempty"`
-	// Anonymous asks for the token that the registry gives to everybody.
+	// Anonymous requests the token that the registry gives to all clients.
 	Anonymous bool `json:"anonymous,omitempty"`
 	// MaxAgeMillis is how old a reply about a tag may be.
 	MaxAgeMillis int64 `json:"maxAgeMillis,omitempty"`

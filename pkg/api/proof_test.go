@@ -11,7 +11,7 @@ import (
 	"github.com/darter-io/darter/pkg/piece"
 )
 
-// whole vouches for all of a content of two pieces.
+// whole proves all of a task of two pieces.
 func whole() piece.DigestRun {
 	return piece.DigestRun{
 		Metadata: piece.MetadataFor(piece.SizeMin+1, "text/plain"), Epoch: 1<<63 + 1,
