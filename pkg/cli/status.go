@@ -29,7 +29,7 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 		state = "NOT READY"
 	}
 	up := now.Sub(s.Started)
-	if s.Uptime > 0 { // by a clock that nobody sets
+	if s.Uptime > 0 { // by the monotonic clock
 		up = time.Duration(s.Uptime * float64(time.Second))
 	}
 	line(s.Program, "%s, up %s, version %s", state, up.Round(time.Second), s.Version)
