@@ -349,7 +349,7 @@ func TestConfigPathOfImport(t *testing.T) {
 			"/a", true},
 		"an empty list of imports": {"version = 3\nimports = []\n",
 			map[string]string{"conf.d/a.toml": drop(three, "/a")}, ours, true},
-		"the usual one beside containerd 1 with its own": {drop(two, "/main"),
+		"the usual one, with a containerd 1 that has its own": {drop(two, "/main"),
 			map[string]string{"conf.d/a.toml": drop(two, "/a")}, "/main", false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -152,7 +152,7 @@ func FuzzBuildkitTOML(f *testing.F) {
 	})
 }
 
-// FuzzRegistriesConf reads the files of others beside which Podman's drop-in stands.
+// FuzzRegistriesConf reads the other files in the directory of Podman's drop-in.
 func FuzzRegistriesConf(f *testing.F) {
 	oddTexts(
 		f,
