@@ -221,7 +221,7 @@ func (c *Cluster) Changed() <-chan struct{} {
 // Started is closed once this host gossips.
 func (c *Cluster) Started() <-chan struct{} { return c.started }
 
-// publish makes a new snapshot of the members; mu is held, or nobody else knows c yet.
+// publish makes a new snapshot of the members; mu is held, or c is not shared yet.
 func (c *Cluster) publish() {
 	view := make([]Member, 0, len(c.members))
 	for _, m := range c.members {

@@ -235,7 +235,7 @@ func TestStrangersStayOut(t *testing.T) {
 	changed := a.Changed()
 	select {
 	case <-changed:
-		t.Fatalf("somebody came in: %v", a.View())
+		t.Fatalf("a stranger joined: %v", a.View())
 	case <-time.After(500 * time.Millisecond):
 	}
 	for _, s := range strangers {
@@ -433,7 +433,7 @@ func TestResolveMany(t *testing.T) {
 	}
 	assert.Len(t, tried, 50+5, "all in the end, but for the one that is alive")
 	assert.NotContains(t, tried, alive)
-	assert.Len(t, c.targets(named, now.Add(2*formerFor)), joinsMax, "who is gone for long is forgotten")
+	assert.Len(t, c.targets(named, now.Add(2*formerFor)), joinsMax, "a member that is gone for long is forgotten")
 }
 
 // TestWhoDoesNotAnswerIsTold has a member that is alone at first, then finds another, which
