@@ -46,7 +46,7 @@ func TestHostClock(t *testing.T) {
 		assert.Contains(t, answer.Body.String(), "this owner's clock says "+now.Format(time.RFC3339))
 		assert.Contains(t, answer.Body.String(), clock.Format(time.RFC3339))
 		assert.Empty(t, c.Hosts())
-		assert.Zero(t, c.Stats().Holding, "nobody is sent to it")
+		assert.Zero(t, c.Stats().Holding, "no host gets it as a neighbour")
 	}
 	assert.Equal(t, 2, refused)
 	assert.Contains(t, c.Clocks(), "host node1")

@@ -82,7 +82,7 @@ func (r *rig) serve(t *testing.T, h host.Host, entries ...api.Entry) api.Announc
 	return response
 }
 
-// shelf is a store of contents; a nil content is there without its pieces.
+// shelf is a store of tasks; a nil value is a task without its pieces.
 type shelf map[task.ID][]byte
 
 func (s shelf) Open(id task.ID) (piece.Replica, error) {
@@ -379,7 +379,7 @@ func TestMetadata(t *testing.T) {
 	r.SeedFailed(id, nil, &api.Failure{Status: 401, Message: "no"})
 	assert.Nil(t, r.serve(t, member("3"), wants(id, "other")).Assignments[0].Metadata)
 
-	// Metadata of what nobody wants do not pile up.
+	// The coordinator forgets the metadata of unwanted tasks.
 	r.SeedMetadata(taskID("b"), facts)
 	assert.NotContains(t, r.metadata, taskID("b"))
 }
@@ -456,7 +456,7 @@ func TestInlineProof(t *testing.T) {
 		assert.Equal(t, piece.KeyID{7}, run.Key)
 		assert.Equal(t, certificates[1:], got[i].Proof.Certificates, "the last ones")
 	}
-	assert.Nil(t, got[1].Inline, "nobody vouches for it, so nobody would take it")
+	assert.Nil(t, got[1].Inline, "it has no proof, so a host would reject it")
 	assert.NotNil(t, got[1].Metadata)
 	assert.Empty(t, got[2].Inline)
 	assert.NotNil(t, got[2].Proof, "that it is empty is vouched for, too")
@@ -485,7 +485,7 @@ func TestEvictedTaskIsSeededAgain(t *testing.T) {
 
 	delete(store, id)
 	a = r.serve(t, member("2"), wants(id, "")).Assignments[0]
-	assert.Len(t, r.seeds(), 1, "nobody holds it any more")
+	assert.Len(t, r.seeds(), 1, "no host holds it any more")
 	for _, n := range a.Neighbours {
 		assert.NotEqual(t, "holder", n.Reason)
 	}
@@ -520,7 +520,7 @@ func TestSilentHosts(t *testing.T) {
 
 		time.Sleep(6500 * time.Millisecond)
 		assert.Equal(t, []string{"sha256:aaaaaaaaaaaa token"}, r.seeds(),
-			"the only holder is gone and somebody starves")
+			"the only holder is gone and a host starves")
 		assert.Equal(t, 2, r.Stats().Hosts, "the owner and the one that starves")
 		assert.True(t, r.serve(t, member("1")).Resync)
 

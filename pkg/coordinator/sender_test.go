@@ -133,7 +133,7 @@ func TestCheckSender(t *testing.T) {
 		assert.Equal(t, http.StatusOK, status, "its own farewell counts, though its key is another each time")
 		known(t)
 	})
-	t.Run("nobody speaks for the owner", func(t *testing.T) {
+	t.Run("no other host announces for the owner", func(t *testing.T) {
 		web := http.HandlerFunc(c.HandleAnnounce)
 		b, err := json.Marshal(api.AnnounceRequest{Version: 1, Host: member("0"), Leaving: true})
 		require.NoError(t, err)
