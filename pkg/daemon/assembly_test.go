@@ -260,7 +260,7 @@ func TestSupernodesReplaceEachOther(t *testing.T) {
 	})
 	stop()
 	soon(t, second.Addrs()["admin"], func(c *assert.CollectT, s api.Status) {
-		if assert.Len(c, s.Owners, 1, "who is gone is told") {
+		if assert.Len(c, s.Owners, 1, "status names a supernode that is gone") {
 			assert.Equal(c, addrs[0], s.Owners[0].Addr)
 			assert.False(c, s.Owners[0].Alive)
 			assert.NotEmpty(c, s.Owners[0].Error)

@@ -21,7 +21,7 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// wallClock is a machine's wall clock that somebody may set.
+// wallClock is a machine's wall clock that a test can set.
 type wallClock struct{ ahead atomic.Int64 }
 
 func (c *wallClock) now() time.Time          { return time.Now().Add(time.Duration(c.ahead.Load())) }
@@ -132,7 +132,7 @@ func TestClockJumpsDuringPulls(t *testing.T) {
 				assert.EqualValues(t, 1, c.told.n.Load(), "one line names both clocks and the way out")
 				want := map[int]int{0: 0, 2: 1}[i]
 				soon(t, c.super.Addrs()["admin"], func(a *assert.CollectT, s api.Status) {
-					assert.Equal(a, want, s.Hosts, "nobody is sent to who cannot be reached")
+					assert.Equal(a, want, s.Hosts, "no host gets an unreachable neighbour")
 				})
 
 				c.clocks[i].set(0)

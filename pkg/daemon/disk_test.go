@@ -98,7 +98,7 @@ func TestUnusableDataDirectory(t *testing.T) {
 		failed := make(chan error)
 		go func() {
 			if os.Geteuid() == 0 {
-				// Root may do everything; for files, this thread is somebody else from here
+				// Root may do everything; for files, this thread acts as another user from here
 				// on. It ends with its goroutine.
 				goruntime.LockOSThread()
 				_, _ = unix.SetfsuidRetUid(65534)

@@ -63,7 +63,7 @@ func (m *matrix) content(c cell, who string) []byte {
 	return b
 }
 
-// who is all of a request by which the origin may know its user.
+// who holds the parts of a request by which the origin can identify its user.
 func who(get func(string) string, query string) string {
 	return strings.Join([]string{get("Authorization"), get("Cookie"), get("Accept-Language"), query}, "|")
 }

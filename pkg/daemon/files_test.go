@@ -163,7 +163,7 @@ func TestFileIsFetchedOnce(t *testing.T) {
 	assert.Equal(t, fmt.Sprintf("bytes 100-%d/%d", len(o.content)-1, len(o.content)), res.Header.Get("Content-Range"))
 	assert.True(t, bytes.Equal(o.content[100:], b))
 	assert.Equal(t, "true", res.Header.Get(api.HeaderCached))
-	assert.Equal(t, 1, o.gets(), "one GET, whoever asks")
+	assert.Equal(t, 1, o.gets(), "one GET for all users")
 	// What was given is counted a moment after the client has it.
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		assert.Equal(c, int64(2*len(o.content)-100), f.pulls.served.Load())
@@ -261,7 +261,7 @@ func TestSignaturesOfURLsAreIgnored(t *testing.T) {
 	want := etag("/f.bin?v=1&part=2", nil)
 	assert.Equal(t, want, etag("/f.bin?v=1&part=2#top", nil))
 	signed := etag("/f.bin?v=1&part=2&X-Amz-Signature=abc&x-amz-date=1", nil)
-	assert.NotEqual(t, want, signed, "a signature is a credential: what it opens is nobody's who has none")
+	assert.NotEqual(t, want, signed, "a signature is a credential: clients without it do not get its file")
 	assert.Equal(t, signed, etag("/f.bin?v=1&X-Amz-Date=2&part=2&X-Amz-Signature=def", nil))
 	ignored := etag("/f.bin?v=1&token=9&part=2", url.Values{api.FileIgnore: {"tok*"}})
 	assert.Equal(t, ignored, etag("/f.bin?v=1&token=8&part=2", url.Values{api.FileIgnore: {"TOK*"}}))
@@ -322,7 +322,7 @@ func TestRefusalsNameTheirKind(t *testing.T) {
 		{"another host", "http://evil.test/x", api.FileForbidden, 403},
 		{"the host above", "http://files.test/x", api.FileForbidden, 403},
 		{"a name that ends alike", "http://evilfiles.test/x", api.FileForbidden, 403},
-		{"nobody there", "http://127.0.0.1:1/x", api.FileUnreachable, 502},
+		{"no server", "http://127.0.0.1:1/x", api.FileUnreachable, 502},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			res, b := ask(t, srv, url.Values{api.FileURL: {row.url}})
@@ -464,7 +464,7 @@ func TestVersionWithoutETagIsNotCached(t *testing.T) {
 	res, b := ask(t, srv, q)
 	require.Equal(t, http.StatusOK, res.StatusCode, "%s", b)
 	assert.True(t, bytes.Equal(o.content, b))
-	assert.Empty(t, res.Header.Get("ETag"), "nobody could take it up")
+	assert.Empty(t, res.Header.Get("ETag"), "no client could resume it")
 	o.mu.Lock()
 	o.content = bytes.Repeat([]byte("n"), len(o.content))
 	o.mu.Unlock()
@@ -540,7 +540,7 @@ func TestAClientMayLimitCaches(t *testing.T) {
 		assert.Equal(t, 1, bodies(nil, api.ForwardPrefix+"Cache-Control: no-cache"))
 	}
 	ten := url.Values{api.FileMaxAge: {"10m"}}
-	assert.Equal(t, 1, bodies(ten), "how old the cached one is nobody knows")
+	assert.Equal(t, 1, bodies(ten), "the age of the cached one is unknown")
 	assert.Equal(t, 0, bodies(ten))
 	passed.Add(int64(10 * time.Minute))
 	assert.Equal(t, 1, bodies(ten))

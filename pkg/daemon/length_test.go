@@ -156,7 +156,7 @@ func socketsHold(t *testing.T) (bytes int64) {
 	return bytes + 10<<20
 }
 
-// TestUnknownLengthTakesHalfTheQuota has a file come chunked: nobody knows its length.
+// TestUnknownLengthTakesHalfTheQuota sends a chunked file, whose length is unknown.
 func TestUnknownLengthTakesHalfTheQuota(t *testing.T) {
 	content := storetest.Content("file", 9<<20)
 	var sent, gets atomic.Int64

@@ -174,7 +174,7 @@ func TestStatusShowsStalledDownloads(t *testing.T) {
 	}
 	leave()
 	soon(t, d.Addrs()["api"], func(c *assert.CollectT, s api.Status) {
-		assert.Empty(c, s.Running, "nobody waits for it any more")
+		assert.Empty(c, s.Running, "no client waits for it any more")
 		assert.EqualValues(c, 1, s.Pulls.Canceled)
 	})
 }

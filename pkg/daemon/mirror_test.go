@@ -357,7 +357,7 @@ func standbysOf(t *testing.T, daemons []*daemon.Daemon) (list []string) {
 	return list
 }
 
-// The client of one registry waits for a content that is on its way from another, which then
+// The client of one registry waits for a blob that another registry sends, which then
 // refuses it: with a challenge that would lead the client's login elsewhere, for one.
 func TestRefusalIsOfOneRegistry(t *testing.T) {
 	for _, status := range []int{401, 404, 429, 500} {
@@ -399,7 +399,7 @@ func TestRefusalIsOfOneRegistry(t *testing.T) {
 	}
 }
 
-// The client of one node waits for a content that is on its way with the token of another node's, or of
+// The client of one node waits for a blob that is downloaded with the token of another node's client, or of
 // another client of its own node, which the registry then refuses. The registry gives a blob to no token but one,
 // though it says to all that they may have it.
 func TestRefusalIsOfOneToken(t *testing.T) {

@@ -74,7 +74,7 @@ func TestProxyPullsAndPushesPrivateImages(t *testing.T) {
 		remote.WithContext(t.Context())}
 
 	_, err = remote.Image(ref, remote.WithTransport(tr), remote.WithContext(t.Context()))
-	assert.ErrorContains(t, err, "401", "nobody is nobody here, too")
+	assert.ErrorContains(t, err, "401", "an anonymous client is anonymous here, too")
 	for range 3 {
 		img, err := remote.Image(ref, options...)
 		require.NoError(t, err)
@@ -140,9 +140,9 @@ func TestProxyMirrorsPlainHTTP(t *testing.T) {
 	res, err = c.Get("http://127.0.0.9:1/")
 	require.NoError(t, err)
 	defer res.Body.Close()
-	assert.Equal(t, http.StatusBadGateway, res.StatusCode, "let through, and nobody is there")
+	assert.Equal(t, http.StatusBadGateway, res.StatusCode, "the proxy lets it through, and no server is there")
 
-	// A tunnel to a registry in upstreams needs no list, whatever its port; one beside it does.
+	// A tunnel to a registry in upstreams needs no list, on any port; one to another host does.
 	connect := func(to string) int {
 		conn, err := net.Dial("tcp", d.Addrs()["proxy"])
 		require.NoError(t, err)

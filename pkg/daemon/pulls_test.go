@@ -23,7 +23,7 @@ func TestStagesOfAPullAddUp(t *testing.T) {
 				{Name: "first byte", Took: 30 * ms}, {Name: "body", Took: 800 * ms}},
 			"body",
 		},
-		"one that nobody brought": {
+		"one without a source": {
 			registryproxy.Pull{Granted: 20 * ms, Total: 1000 * ms},
 			[]telemetry.Stage{{Name: "asking the registry", Took: 20 * ms}, {Name: "metadata", Took: 980 * ms}},
 			"metadata",

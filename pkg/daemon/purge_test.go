@@ -34,7 +34,7 @@ func purge(t *testing.T, at, digest string) (out api.PurgeResult) {
 	return out
 }
 
-// holds reports whether a host has anything of a content.
+// holds reports whether a host stores a part of a task.
 func holds(t require.TestingT, at, digest string) bool {
 	res, err := http.Get("http://" + at + api.PathTasks + "/" + digest)
 	require.NoError(t, err)
@@ -42,7 +42,7 @@ func holds(t require.TestingT, at, digest string) bool {
 	return res.StatusCode == http.StatusOK
 }
 
-// gone waits until a host has dropped a content.
+// gone waits until a host has deleted a task.
 func gone(t *testing.T, at, digest, why string) {
 	t.Helper()
 	assert.EventuallyWithT(t, func(c *assert.CollectT) { assert.False(c, holds(c, at, digest)) }, time.Minute,
@@ -54,7 +54,7 @@ func layer(t *testing.T, r *registrytest.Registry, mirror string, p registrytest
 	at := fmt.Sprintf("http://%s/v2/%s/blobs/%s?ns=%s", mirror, p.Repository, digest, r.Host())
 	err := get(t.Context(), at, digest, "application/octet-stream", nil)
 	for again := 0; err != nil && strings.Contains(err.Error(), "was purged while it was read") && again < 10; again++ {
-		// What is withdrawn is dropped a moment before it may be had anew.
+		// The host deletes the purged task a moment before a new pull can get it.
 		time.Sleep(100 * time.Millisecond)
 		err = get(t.Context(), at, digest, "application/octet-stream", nil)
 	}
@@ -96,7 +96,7 @@ func TestPurgeReachesEveryCache(t *testing.T) {
 		assert.True(t, holds(t, d.Addrs()["api"], good), "nothing else is dropped")
 	}
 
-	// Who wants it now gets it from the registry, once, and keeps it.
+	// A later pull gets it from the registry, once, and stores it.
 	layer(t, r, nodes[0].Addrs()["mirror"], p, bad)
 	layer(t, r, nodes[1].Addrs()["mirror"], p, bad)
 	assert.Equal(t, 2, r.Counts().Object(bad).GETs)

@@ -173,7 +173,7 @@ drainTimeout: 5s
 	pull("that succeeds", r.Host(), good, http.StatusOK)
 	pull("of what is not there", r.Host(), "sha256:"+strings.Repeat("0", 64), http.StatusNotFound)
 	pull("through a proxy that is gone", "proxied.test", good, http.StatusBadGateway)
-	pull("of a registry that knows nobody", "picky.test", good, http.StatusUnauthorized)
+	pull("of a registry that rejects every login", "picky.test", good, http.StatusUnauthorized)
 
 	// Files, with every kind of credential.
 	fetch := func(name string, direct bool, progress string, ok bool) {
