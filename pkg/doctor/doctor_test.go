@@ -143,7 +143,7 @@ func TestNoDaemon(t *testing.T) {
 	assert.Contains(t, of(t, found, "ports").Found, "peer.listen: bind: address already in use")
 }
 
-// free is an address that nobody listens on.
+// free returns an address without a listener.
 func free(t *testing.T) config.Address {
 	addrs, err := programs.FreeAddrs(1)
 	require.NoError(t, err)
@@ -228,7 +228,7 @@ func TestProxy(t *testing.T) {
 	}
 	cfg := settings(t)
 	for _, f := range examine(t, cfg) {
-		assert.NotEqual(t, "proxy", f.Check, "who has no proxy hears nothing of it")
+		assert.NotEqual(t, "proxy", f.Check, "without a proxy there is no finding about it")
 	}
 	s := httptest.NewServer(http.NotFoundHandler())
 	defer s.Close()
@@ -288,7 +288,7 @@ func TestRunningDaemonSettings(t *testing.T) {
 	f := of(t, found, "supernodes")
 	assert.Equal(t, doctor.Warn, f.Level)
 	assert.Contains(t, f.Found, "the running daemon knows 10.0.0.1:65000")
-	assert.NotContains(t, f.Found, "10.0.0.9", "a standby is in nobody's settings")
+	assert.NotContains(t, f.Found, "10.0.0.9", "a standby is in no settings")
 	assert.Contains(t, f.Do, "--config")
 	var told []string
 	for _, f := range found {
@@ -330,8 +330,8 @@ func TestUnreachableRegistries(t *testing.T) {
 			"TLS: its certificate is not valid now"},
 		"no client certificate": {config.Upstream{Host: mutual.Host(), CA: file(t, string(mutual.CA()))}, doctor.Fail,
 			"TLS: it rejects this node"},
-		"plain HTTP":   {config.Upstream{Host: clear.Host()}, doctor.Fail, "TLS: it speaks plain HTTP"},
-		"nobody there": {config.Upstream{Host: string(free(t)), PlainHTTP: true}, doctor.Fail, "refuses connections"},
+		"plain HTTP":  {config.Upstream{Host: clear.Host()}, doctor.Fail, "TLS: it speaks plain HTTP"},
+		"no registry": {config.Upstream{Host: string(free(t)), PlainHTTP: true}, doctor.Fail, "refuses connections"},
 		"no such name": {config.Upstream{Host: "registry.invalid"}, doctor.Fail,
 			"no such name|the name server does not respond"},
 		"a login, and none given": {config.Upstream{Host: basic.Host(), PlainHTTP: true}, doctor.OK,
@@ -504,7 +504,7 @@ func TestDiskTooSmall(t *testing.T) {
 	require.NoError(t, os.WriteFile(in, nil, 0o600))
 	cfg.Node.DataDir = in
 	assert.Equal(t, doctor.Fail, of(t, examine(t, cfg), "disk").Level)
-	cfg.Node.DataDir = "/proc/darter" // nobody may write there, root neither
+	cfg.Node.DataDir = "/proc/darter" // no user may write there, root neither
 	assert.Equal(t, doctor.Fail, of(t, examine(t, cfg), "disk").Level)
 }
 
