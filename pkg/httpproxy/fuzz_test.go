@@ -22,7 +22,7 @@ type dialled struct{ to []string }
 
 func (d *dialled) dial(_ context.Context, addr string) (net.Conn, error) {
 	d.to = append(d.to, addr)
-	return nil, errors.New("nobody is reached in this test")
+	return nil, errors.New("this test dials no server")
 }
 
 func (d *dialled) RoundTrip(r *http.Request) (*http.Response, error) {

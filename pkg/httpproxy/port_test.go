@@ -40,7 +40,7 @@ func TestTunnelsAreLimitedToHostAndPort(t *testing.T) {
 		}
 		c.Dial = func(_ context.Context, addr string) (net.Conn, error) {
 			dialled = append(dialled, addr)
-			return nil, errors.New("nobody is there")
+			return nil, errors.New("no server is there")
 		}
 	})
 	for _, c := range []struct {
