@@ -12,11 +12,11 @@ import (
 	"github.com/darter-io/darter/pkg/telemetry"
 )
 
-// bodyRate is the least bytes a second of a request's body, once its time is used up.
+// bodyRate is the minimum rate of a request's body in bytes per second, once its time is used up.
 const bodyRate = 1 << 10
 
-// boundedBody is the body of a request that has to come at some rate. Only the time counts in
-// which somebody waits for it: a handler may read as slowly as it likes.
+// boundedBody is the body of a request that must arrive at a minimum rate. Only the time of the handler's
+// reads counts: a handler may pause between reads.
 type boundedBody struct {
 	body interface {
 		Read([]byte) (int, error)
@@ -26,8 +26,8 @@ type boundedBody struct {
 	d       *Limiter
 	at      net.Addr
 	remote  string
-	// held is its connection, nil where that is not limited. While somebody waits for the body, it may be
-	// closed for another one, the longest waiting first.
+	// held is its connection, nil if that is not limited. While a handler waits for the body, the limiter may
+	// close the connection for another one; it closes the one with the longest wait first.
 	held *limitedConn
 
 	waited time.Duration

@@ -50,10 +50,10 @@ type limited struct {
 	net.Listener
 	d    *Limiter
 	most connMax
-	// secure says that connections are fresh until somebody says that they shook hands.
+	// secure is true if connections are fresh until their handshake is reported.
 	secure atomic.Bool
 
-	// mu is held to note who comes, goes and waits.
+	// mu is held to record connections that open, close and wait.
 	mu          sync.Mutex
 	from        map[string]*remote
 	open        int

@@ -192,7 +192,7 @@ func TestStrangersHoldNoConnection(t *testing.T) {
 			t.Run("that promises a body and sends none", func(t *testing.T) {
 				ends(t, say(t, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"))
 			})
-			t.Run("that promises a body which nobody reads", func(t *testing.T) {
+			t.Run("with a body that no handler reads", func(t *testing.T) {
 				ends(t, say(t, "POST /deaf HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"))
 			})
 			t.Run("that begins TLS and goes no further", func(t *testing.T) {
@@ -264,7 +264,7 @@ func TestTLSAtAPlainPort(t *testing.T) {
 	assert.Contains(t, p.lines.String(), "it speaks TLS, and this port does not")
 }
 
-func TestSilentConnectionsHinderNobody(t *testing.T) {
+func TestSilentConnectionsBlockNoOthers(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		t.Run(fmt.Sprintf("TLS %t", secure), func(t *testing.T) {
 			p := open(t, secure, connMax{total: 64, each: 64, fresh: 32, freshEach: 32})
@@ -289,8 +289,8 @@ func TestSilentConnectionsHinderNobody(t *testing.T) {
 func TestHalfARequestHoldsNoPlace(t *testing.T) {
 	for name, text := range map[string]string{
 		"a byte": "G", "half a header": "POST /echo HTTP/1.1\r\nHost: x\r\nX-Half:",
-		"no body":                   "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
-		"no body, and nobody reads": "POST /deaf HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
+		"no body":                       "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
+		"no body, and no handler reads": "POST /deaf HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := open(t, false, connMax{total: 16, each: 16, fresh: 16, freshEach: 16})
