@@ -52,7 +52,7 @@ func clean(s secret.String) (string, error) {
 		return "", fmt.Errorf("%w: it has %d bytes, more than %d; is this the right file?", ErrWeakSecret,
 			len(v), SecretMax)
 	}
-	if bits := spread(period(v)); bits < secretBits {
+	if bits := entropy(period(v)); bits < secretBits {
 		return "", fmt.Errorf("%w: its characters repeat (some %.0f bits, %d wanted); %s",
 			ErrWeakSecret, bits, secretBits, makeOne)
 	}
@@ -69,9 +69,9 @@ func period(s string) string {
 	return s
 }
 
-// spread is the Shannon entropy of s's bytes, in bits over its whole length: the most
-// that s can be worth to somebody who knows which bytes it has and how many of each.
-func spread(s string) float64 {
+// entropy returns the Shannon entropy of all bytes of s in bits: an upper bound of the work to guess s, given the count
+// of each byte.
+func entropy(s string) float64 {
 	var count [256]int
 	for i := range len(s) {
 		count[s[i]]++

@@ -186,7 +186,7 @@ func (i *Identity) issueMember(now time.Time) (*tls.Certificate, error) {
 const (
 	// memberName is a SAN of every member: the name that a dialling member demands, so that
 	// crypto/tls does its whole verification. A member's addresses may change at any time
-	// and prove nothing; its host ID is in a URI beside it.
+	// and prove nothing; its host ID is in a URI of the same certificate.
 	memberName = "member.darter.internal"
 	uriScheme  = "darter"
 	// coordinatorURI is the SAN that marks a coordinator's signing key.

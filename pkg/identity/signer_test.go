@@ -20,7 +20,7 @@ var (
 	another = task.File{URL: "https://example.org/b", Validator: "1", Length: 1}.ID()
 )
 
-// newRun is an unsigned run of n pieces of a content of 1 GiB.
+// newRun returns an unsigned run of n pieces of a task of 1 GiB.
 func newRun(n int) piece.DigestRun {
 	r := piece.DigestRun{Metadata: piece.MetadataFor(1<<30, "application/octet-stream"), Epoch: 1234567, First: 3}
 	for i := range n {
@@ -296,10 +296,10 @@ func FuzzAddCertificate(f *testing.F) {
 		// Nothing that the fuzzer can write is signed by the stranger's authority, except
 		// what it was given.
 		if err == nil && v.Known() > before+1 {
-			t.Fatalf("a key %s came in that nobody certified", key)
+			t.Fatalf("key %s was added without a certificate", key)
 		}
 		if err != nil && key != (piece.KeyID{}) {
-			t.Fatalf("key %s beside error %v", key, err)
+			t.Fatalf("key %s and error %v", key, err)
 		}
 	})
 }
@@ -322,7 +322,7 @@ func FuzzVerifyRun(f *testing.F) {
 			got.Digests = append(got.Digests, piece.Sum([]byte{byte(i), byte(i >> 8)}))
 		}
 		if v.VerifyRun(content, got) == nil && string(got.SigningBytes(content)) != string(r.SigningBytes(content)) {
-			t.Fatalf("nobody signed %+v", got)
+			t.Fatalf("%+v has no signature and was accepted", got)
 		}
 	})
 }

@@ -66,16 +66,15 @@ func (i *Identity) baseTLS() *tls.Config {
 
 // memberOf reads the host ID of a verified connection's other end.
 func memberOf(s tls.ConnectionState) (host.ID, error) {
-	// A configuration that somebody changed to skip verification has no chains here.
+	// Without verification there are no chains.
 	if s.Version < tls.VersionTLS13 || len(s.VerifiedChains) == 0 || len(s.PeerCertificates) == 0 {
 		return "", fmt.Errorf("%w: it showed no certificate of this cluster", ErrNotMember)
 	}
 	return hostOf(s.PeerCertificates[0])
 }
 
-// HostOf says which host a connection's other end proved to be. The error wraps
-// [ErrNotMember] where nothing was proved: a connection without TLS, or one whose
-// handshake is not done yet.
+// HostOf returns the host that the other end of a connection proved to be. The error wraps [ErrNotMember] if it proved
+// none: the connection has no TLS, or its handshake is not complete.
 func HostOf(c net.Conn) (host.ID, error) {
 	t, ok := c.(*tls.Conn)
 	if !ok {
@@ -84,13 +83,13 @@ func HostOf(c net.Conn) (host.ID, error) {
 	return memberOf(t.ConnectionState())
 }
 
-// HostOfTLS is [HostOf] for a server that has the state of the connection alone.
+// HostOfTLS is [HostOf] for a server that has only the state of the connection.
 func HostOfTLS(s tls.ConnectionState) (host.ID, error) { return memberOf(s) }
 
-// WrapListener makes a listener's connections prove membership; without a secret it returns
-// l itself. Connections are *[tls.Conn] and shake hands at their first Read or Write, under
-// the deadline that the caller sets: Accept waits for nobody's handshake. Protocols are those
-// that a dialling member may ask for by name (ALPN); one that asks for none is let in, too.
+// WrapListener returns a listener whose connections prove membership; without a secret it returns l itself. Connections
+// are *[tls.Conn], whose handshake begins at their first Read or Write, under the caller's deadline: Accept does not
+// wait for it. protocols are the names (ALPN) that a dialling member may request; a member that requests none is
+// accepted.
 func (i *Identity) WrapListener(l net.Listener, protocols ...string) net.Listener {
 	if !i.secure {
 		return l
@@ -155,7 +154,8 @@ func explain(err error, now time.Time) error {
 			"wrong, NTP)", err, stamp(now), there, ClockSkew)
 	case refusedAsExpired(err):
 		return fmt.Errorf("%w (the other side refused this host's certificate as outside its time: this host's clock "+
-			"says %s, the other's must be more than %v apart; set the clock that is wrong, NTP)", err, stamp(now), ClockSkew)
+			"says %s, the other's must be more than %v apart; set the clock that is wrong, NTP)", err,
+			stamp(now), ClockSkew)
 	case errors.As(err, &notTLS):
 		return fmt.Errorf("%w: %w: it speaks no TLS, so it has no cluster secret", ErrNotMember, err)
 	case errors.As(err, &remote) && remote.Op == "remote error":
