@@ -35,7 +35,7 @@ func settings(t *testing.T) Config {
 	}
 }
 
-// alone announces to nobody.
+// alone announces to no owner.
 type alone struct{}
 
 func (alone) Announce(_ context.Context, e api.Entry) (api.Assignment, owners.Leader, error) {

@@ -7,8 +7,8 @@ import (
 	"github.com/darter-io/darter/pkg/source/registry"
 )
 
-// OpenRegistries returns the registries that a node of these settings would ask, for who
-// looks at them without being a node. It asks nobody.
+// OpenRegistries returns a client of the registries of these settings, for programs that check them without a node. It
+// sends no request.
 func OpenRegistries(cfg Config) (*registry.Client, error) { return newRegistries(cfg) }
 
 // Reach says where a registry is and how it is spoken to; see [registry.Client.Reach].

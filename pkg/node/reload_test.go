@@ -215,7 +215,7 @@ func TestHTTPSProxyTunnel(t *testing.T) {
 	ownURL := secret.String("http://user:geheim@" + own.Listener.Addr().String())
 	t.Setenv("HTTPS_PROXY", environment.URL)
 	t.Setenv("NO_PROXY", "")
-	// The server's certificate is for this name, which nobody here resolves.
+	// The server's certificate is for this name, which does not resolve here.
 	const far = "https://example.com"
 	cfg := settings(t)
 	cfg.Origins.Upstreams = []config.Upstream{

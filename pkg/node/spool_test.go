@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestSweepSpools by who has the data directory, and by nobody else.
+// Only the process that holds the data directory sweeps spools.
 func TestSweepSpools(t *testing.T) {
 	cfg := settings(t)
 	left := filepath.Join(cfg.Node.DataDir, "darter-spool-123")
