@@ -70,7 +70,7 @@ const (
 type Config struct {
 	// Self is the address at which this host itself takes announces; empty where it takes none.
 	Self string
-	// LastResort says that the host has a coordinator of its own for tasks that nobody leads.
+	// LastResort says that the host has a coordinator of its own for tasks that no other host leads.
 	LastResort bool
 	// Owners are the configured addresses (host:port). They are never forgotten.
 	Owners []string
