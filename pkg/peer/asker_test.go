@@ -104,8 +104,8 @@ func TestARefusalReachesOnlyTheRefusedCredentials(t *testing.T) {
 	}
 }
 
-// Who has the content open already, and has got nothing of it, is told to ask again.
-func TestARefusalInTheMiddleIsHeardByNobodyWithOthers(t *testing.T) {
+// A client that has opened the task and received nothing of it gets an error that lets it try again.
+func TestALateRefusalReachesOnlyItsCredentials(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(81, 3*piece.SizeMin))
 		ended := false
@@ -142,7 +142,7 @@ func TestARefusalInTheMiddleIsHeardByNobodyWithOthers(t *testing.T) {
 	})
 }
 
-// A crowd of which everybody has a token of his own and nobody may have the content ends soon, and the
+// A crowd in which each client has its own token and none may read the task ends soon, and the
 // registry is not asked by each of them.
 func TestACrowdThatMayHaveNothingEndsSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -29,7 +29,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// keys is a cluster's trust: whoever signs with its one key is a coordinator.
+// keys is a cluster's trust: every signature by its one key is a coordinator's.
 type keys struct {
 	public  ed25519.PublicKey
 	private ed25519.PrivateKey
@@ -147,11 +147,11 @@ func (l *listener) Close() error {
 
 func (l *listener) Addr() net.Addr { return addr(l.addr) }
 
-// owner is the simplest owner there is: it knows everybody, and the first node is the seed.
+// owner is the simplest owner: it knows all hosts, and the first node is the seed.
 type owner struct {
 	mu    sync.Mutex
 	nodes []*node
-	// seed is told to bring tasks from the origin; nil: whoever asks brings it itself.
+	// seed fetches tasks from the origin; nil: each host fetches them itself.
 	seed *node
 	// leader goes with each answer.
 	leader  owners.Leader

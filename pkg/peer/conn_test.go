@@ -34,7 +34,7 @@ func (credulous) SignRun(_ task.ID, r *piece.DigestRun)            { r.Key = pie
 func (credulous) SignRevocation(_ task.ID, r *piece.Revocation)    { r.Key = piece.KeyID{1} }
 func (credulous) Certificate() []byte                              { return []byte("certificate") }
 
-// runOver vouches for all of content.
+// runOver returns a run that proves all of content.
 func runOver(f piece.Metadata, epoch uint64, content []byte) piece.DigestRun {
 	r := piece.DigestRun{Metadata: f, Epoch: epoch, Final: true, Key: piece.KeyID{1}}
 	for i := range piece.Index(f.Layout().Count()) {
@@ -167,7 +167,7 @@ func TestAFullHostPrefersTheNeighbourWithLess(t *testing.T) {
 	require.Len(t, rich.jobs, 1)
 
 	b.d.serve(time.Now(), richer, ask)
-	assert.Equal(t, wire.BusyMessage, last(richer).Type, "who has more is refused")
+	assert.Equal(t, wire.BusyMessage, last(richer).Type, "the neighbour with more is refused")
 	assert.Len(t, rich.jobs, 1)
 
 	b.d.serve(time.Now(), poor, ask)

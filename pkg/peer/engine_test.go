@@ -218,7 +218,7 @@ func TestAWrongDigestIsRevokedEverywhere(t *testing.T) {
 				time.Sleep(time.Second)
 				if heals {
 					data, err := s.read(t.Context(), a, spec, 0, int64(len(right)))
-					require.NoError(t, err, "the origin is asked anew")
+					require.NoError(t, err, "the origin is asked again")
 					require.True(t, bytes.Equal(right, data))
 					return
 				}
@@ -461,7 +461,7 @@ func TestANodeThatLosesItsSeedGoesOnByItself(t *testing.T) {
 		}
 		opens := s.origin.requests()
 		require.Len(t, opens, 2)
-		assert.EqualValues(t, 7*piece.SizeMin, opens[1], "only what nobody alive has comes from the origin again")
+		assert.EqualValues(t, 7*piece.SizeMin, opens[1], "only pieces that no live host has come from the origin again")
 	})
 }
 
@@ -551,7 +551,7 @@ func TestOpeningGivesUpWhenItsContextDoes(t *testing.T) {
 	})
 }
 
-func TestNobodyToAskEndsInAClearErrorWithinSeconds(t *testing.T) {
+func TestNoSourceEndsInAClearErrorWithinSeconds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(15, mib))
 		s.owner.answer = func(*node, api.Entry, *api.Assignment) error { return errors.New("no owner answers") }
@@ -564,7 +564,7 @@ func TestNobodyToAskEndsInAClearErrorWithinSeconds(t *testing.T) {
 	})
 }
 
-func TestNobodyToReachIsToldWithTheLastTry(t *testing.T) {
+func TestAnUnreachableSourceIsNamed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(15, mib))
 		gone := host.Host{ID: host.NewID(), Addr: "gone:65002"}
@@ -744,7 +744,7 @@ func TestALocalReaderFindsBitRot(t *testing.T) {
 		assert.Len(t, got, 7*piece.SizeMin, "all before the damaged piece")
 		got, err = s.readAll(again)
 		require.NoError(t, err)
-		assert.True(t, bytes.Equal(s.origin.content, got), "it came anew")
+		assert.True(t, bytes.Equal(s.origin.content, got), "it was downloaded again")
 		assert.Len(t, s.origin.requests(), 2)
 	})
 }

@@ -143,8 +143,8 @@ type (
 
 // Events of the engine.
 type (
-	// spaceNeeded asks the download to end and free its space, if nobody uses it. The loop answers on
-	// yields.
+	// spaceNeeded asks the download to end and free its space, if no reader and no peer uses it. The loop
+	// answers on yields.
 	spaceNeeded struct{ yields chan<- bool }
 	// purged ends the download of a task that is being deleted.
 	purged struct{}

@@ -22,7 +22,7 @@ func plain() task.Spec {
 	return task.Spec{ID: task.ID("file:" + strings.Repeat("f", 64)), Kind: task.Plain, URL: "https://files.test/x"}
 }
 
-// vouch proves a content in the name of a coordinator.
+// vouch signs a task as a coordinator.
 func (k *keys) vouch(id task.ID, content []byte) *api.Proof {
 	r := piece.DigestRun{Metadata: piece.MetadataFor(int64(len(content)), "application/x"), Epoch: 1, Final: true}
 	if len(content) > 0 {
@@ -145,7 +145,7 @@ func TestContentWithItsProofIsPassedOnToPeers(t *testing.T) {
 				}
 				synctest.Wait()
 				assert.EqualValues(t, len(content), b.engine.Stats().Peers)
-				assert.Empty(t, s.origin.requests(), "nobody asked the origin")
+				assert.Empty(t, s.origin.requests(), "no host asked the origin")
 			})
 		})
 	}

@@ -39,7 +39,7 @@ func returns(t *testing.T, what string, f func()) {
 
 func TestAFailedDownloadIsBuriedWithTheLastOffer(t *testing.T) {
 	for _, length := range []int64{0, 3 * piece.SizeMin} {
-		t.Run(fmt.Sprintf("%d bytes that fail just when somebody wants all of them", length), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%d bytes that fail just when a client wants all of them", length), func(t *testing.T) {
 			id := emptyTask
 			if length > 0 {
 				id = proofTask

@@ -13,7 +13,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// panicking is an origin whose answer nobody was prepared for.
+// panicking is an origin whose response makes the reader panic.
 type panicking struct{}
 
 func (panicking) Open(context.Context, task.Spec, int64) (*source.Response, error) { panic("a fault") }

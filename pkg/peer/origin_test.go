@@ -17,7 +17,7 @@ import (
 )
 
 // TestTheEndOfThisHostIsNoWordOfTheOrigins has the origin's end reach the loop before the
-// host's own, which is chance (see TestASeedThatIsStoppedFailsNobody).
+// host's own, which is chance (see TestAStoppedSeedFailsNoPull).
 func TestTheEndOfThisHostIsNoWordOfTheOrigins(t *testing.T) {
 	for name, stopped := range map[string]bool{"the host ends": true, "the origin fails": false} {
 		t.Run(name, func(t *testing.T) {

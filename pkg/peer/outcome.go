@@ -214,5 +214,5 @@ func (d *Download) giveUp(now time.Time, v policy.View) {
 		}
 	}
 	d.fail(&api.Failure{Status: http.StatusServiceUnavailable,
-		Message: fmt.Sprintf("nobody to download task %s from: %v", d.id, cause)})
+		Message: fmt.Sprintf("no host to download task %s from: %v", d.id, cause)})
 }

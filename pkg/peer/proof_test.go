@@ -72,7 +72,7 @@ func TestARevokedEpochIsNotBelievedAgain(t *testing.T) {
 	p := newProof(proofTask, memstore.New(memstore.Config{}), credulous{}, []piece.Revocation{{Epoch: 1}})
 	numbers, err := p.add([]piece.DigestRun{runAt(f, 1, 0, digestOf(0))}, nil)
 	var stale *staleError
-	require.ErrorAs(t, err, &stale, "who still believes it is to be told")
+	require.ErrorAs(t, err, &stale, "a host that still trusts it gets the revocation")
 	assert.EqualValues(t, 1, stale.epoch)
 	assert.Empty(t, numbers)
 	assert.False(t, p.hasMetadata())

@@ -151,7 +151,7 @@ func TestTheLedgerAnswersWhileItIsWrittenTo(t *testing.T) {
 		v.let <- struct{}{}
 		got := <-first
 		var stale *staleError
-		require.ErrorAs(t, got.err, &stale, "who still believes it is to be told")
+		require.ErrorAs(t, got.err, &stale, "a host that still trusts it gets the revocation")
 		assert.Equal(t, slow.Epoch, stale.epoch)
 		assert.Equal(t, []int{0}, got.numbers, "the other one is good")
 		assert.Equal(t, []uint64{quick.Epoch}, p.epochs())

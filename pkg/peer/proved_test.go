@@ -14,7 +14,7 @@ import (
 	"github.com/darter-io/darter/pkg/peer"
 )
 
-// A member that calls itself another host in its handshake gets no connection, whoever dialled;
+// A member that names another host in its handshake gets no connection, whichever side dialled;
 // without neighbours that are believed, each node goes to its owner's seed in vain.
 func TestAPeerIsTheHostOfItsCertificate(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -125,7 +125,7 @@ func TestAPieceThatTheStoreLostComesAnew(t *testing.T) {
 				a := s.node(store)
 				_, err := s.readAll(a)
 				require.NoError(t, err)
-				for _, wait := range []time.Duration{0, 10 * time.Minute} { // in memory, and begun anew
+				for _, wait := range []time.Duration{0, 10 * time.Minute} { // in memory, and a new download
 					time.Sleep(wait)
 					c, err := a.engine.Open(t.Context(), s.spec())
 					require.NoError(t, err)

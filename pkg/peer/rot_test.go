@@ -49,7 +49,7 @@ func overwrite(t *testing.T, path string, b []byte, off int64) {
 	require.NoError(t, f.Close())
 }
 
-// damages are what a disk may do to a content of 20 pieces of 128 KiB and 77 bytes under a
+// damages are what a disk can do to a task of 20 pieces of 128 KiB and 77 bytes under a
 // running daemon.
 var damages = map[string]func(t *testing.T, path string, content []byte){
 	"one bit": func(t *testing.T, path string, content []byte) {

@@ -88,7 +88,7 @@ func TestASeedVouchesForContentThatItGotInsideAnAnswer(t *testing.T) {
 	})
 }
 
-func TestAnOriginThatHangsIsLeftWhenNobodyWaits(t *testing.T) {
+func TestAHungOriginIsLeftWhenNoClientWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(44, 9*piece.SizeMin))
 		s.origin.hang = 2 * piece.SizeMin
@@ -98,7 +98,7 @@ func TestAnOriginThatHangsIsLeftWhenNobodyWaits(t *testing.T) {
 		_, err := s.read(ctx, n, s.spec(), 0, int64(len(s.origin.content)))
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		time.Sleep(time.Minute)
-		assert.Zero(t, s.origin.open.Load(), "requests to the origin that nobody waits for")
+		assert.Zero(t, s.origin.open.Load(), "requests to the origin for which no client waits")
 		assert.Zero(t, n.engine.Stats().Downloads)
 		assert.Empty(t, n.failed, "to stop is no failure")
 		s.origin.hang = 0
@@ -209,10 +209,10 @@ func TestTheOriginIsAskedOnceThoughTheReaderComesLate(t *testing.T) {
 	})
 }
 
-// TestASeedThatIsStoppedFailsNobody has seeds end in the middle of a body, as at each restart of
+// TestAStoppedSeedFailsNoPull has seeds end in the middle of a body, as at each restart of
 // a supernode: that is no word of the origin's, and the others go on. They run in real time, and
 // many of them, because what a seed's loop hears of first is chance.
-func TestASeedThatIsStoppedFailsNobody(t *testing.T) {
+func TestAStoppedSeedFailsNoPull(t *testing.T) {
 	var rounds sync.WaitGroup
 	for round := range uint64(24) {
 		s := newSwarm(t, randomBytes(100+round, 8*piece.SizeMin))

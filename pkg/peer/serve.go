@@ -170,8 +170,8 @@ func newLane(slots, lines int) lane {
 	return lane{upload.NewSlots(slots), upload.NewSendQueue(lines)}
 }
 
-// afarSlots is how many requests from other zones a host with so many slots accepts
-// beside those of its own: few, because every zone fetches a piece once.
+// afarSlots returns how many requests from other zones a host with this number of slots accepts in addition to those of
+// its own zone: few, because every zone fetches a piece once.
 func afarSlots(slots int) int { return max(1, slots/3) }
 
 // lane is what serves c.

@@ -41,7 +41,7 @@ func (e *Engine) longest(spec task.Spec) *tooLongError {
 		return &tooLongError{what: "a manifest", most: oci.ManifestMax}
 	}
 	return &tooLongError{
-		what: "a body of which nobody said how long it is, neither by Content-Length nor in a manifest,",
+		what: "a body whose length neither Content-Length nor a manifest names",
 		most: e.cfg.SpoolMax,
 	}
 }

@@ -39,7 +39,7 @@ var errNoSpools = errors.New("a body was spooled although its length is known")
 
 func (noSpools) Spool() (piece.Spool, error) { return nil, errNoSpools }
 
-// pullAgain pulls until nobody says any more that it is worth to ask again.
+// pullAgain pulls until no error asks for another attempt.
 func (s *swarm) pullAgain(n *node, spec task.Spec) (data []byte, err error) {
 	for range 6 {
 		data, err = s.pull(n, spec)
@@ -143,7 +143,7 @@ func TestABlobOfKnownLengthFlowsBeforeItsEnd(t *testing.T) {
 	})
 }
 
-func TestAWrongPromiseFailsNobodyElse(t *testing.T) {
+func TestAWrongLengthFailsNoOtherClient(t *testing.T) {
 	content := randomBytes(42, 4*piece.SizeMin)
 	for name, noLength := range map[string]bool{"the origin tells the length": false, "it does not": true} {
 		t.Run(name, func(t *testing.T) {
@@ -209,8 +209,8 @@ func TestABodyOfUnknownLengthHasABound(t *testing.T) {
 	})
 }
 
-// TestNobodyHearsTheLengthOfAWrongBody: a client that heard it would wait for that many bytes.
-func TestNobodyHearsTheLengthOfAWrongBody(t *testing.T) {
+// TestNoClientGetsTheLengthOfAWrongBody: a client that received it would wait for that many bytes.
+func TestNoClientGetsTheLengthOfAWrongBody(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(48, 3*piece.SizeMin))
@@ -222,7 +222,7 @@ func TestNobodyHearsTheLengthOfAWrongBody(t *testing.T) {
 		seed, a := s.seed(), s.node(nil)
 		for range 6 {
 			_, err := a.engine.Open(t.Context(), s.spec())
-			require.Error(t, err, "it was opened, so somebody heard a length")
+			require.Error(t, err, "it was opened, so a client received a length")
 			time.Sleep(time.Second)
 		}
 		assert.Zero(t, seed.seedMetadata.Load())

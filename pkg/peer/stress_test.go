@@ -46,7 +46,7 @@ func seedsFor(t *testing.T, n int) (seeds []uint64) {
 
 // storm is a swarm in which for a while everything goes wrong that can: connections are
 // cut, hang or garble what they carry, hosts die and come back, readers leave, the origin
-// breaks off. Then it is calm, and everybody must get everything.
+// breaks off. Then the faults end, and every client must get all bytes.
 type storm struct {
 	*swarm
 	until time.Time
@@ -145,7 +145,7 @@ func (c *stormyConn) Write(p []byte) (int, error) {
 }
 
 // check reads a part of the content and judges every byte. An error is a word of the
-// storm, unless the reader's time ran out: then somebody is stuck.
+// storm, unless the reader's time ran out: then a download is stuck.
 func (s *storm) check(ctx context.Context, n *node, off, length int64) error {
 	limit := 10*s.span + time.Minute
 	timed, cancel := context.WithTimeout(ctx, limit)
@@ -252,7 +252,7 @@ type stormyListener struct {
 
 func (l stormyListener) Accept() (net.Conn, error) { return l.s.wrap(l.Listener.Accept()) }
 
-// settled asserts that engines give everything back when nobody wants anything any more.
+// settled asserts that engines release everything when no client wants a task any more.
 func (s *storm) settled(t assert.TestingT) {
 	s.owner.mu.Lock()
 	defer s.owner.mu.Unlock()
@@ -266,7 +266,7 @@ func (s *storm) settled(t assert.TestingT) {
 	}
 }
 
-func TestAfterAStormEverybodyGetsEverything(t *testing.T) {
+func TestAfterAStormEveryClientGetsAllBytes(t *testing.T) {
 	const seeds, span = 6 / race.Divisor, 20 * time.Second / race.Divisor
 	for _, seed := range seedsFor(t, seeds) {
 		t.Run(fmt.Sprintf("DARTER_SEED=%d", seed), func(t *testing.T) {

@@ -42,7 +42,7 @@ func (s *swarm) firstWrong(wrong []byte, n int) {
 	}
 }
 
-// kill ends a node as a crash would: nobody is told.
+// kill ends a node as a crash would: without a message to other hosts.
 func (n *node) kill(t *testing.T) {
 	n.dead.Store(true)
 	n.cancel()
