@@ -12,14 +12,14 @@ import (
 )
 
 // crowd is a swarm of pickers without a network: an upload takes as many turns as there are
-// slots, a refusal reaches its asker at once, and everybody hears of a piece in the same turn.
+// slots, a refusal arrives at once, and all peers learn of a piece in the same turn.
 type crowd struct {
 	t      *testing.T
 	r      *rand.Rand
 	pieces int
 	peers  []*crowdPeer
 	now    time.Time
-	// slow is how many turns everybody but the seed takes where else one does.
+	// slow is how many turns all peers except the seed take for a piece, instead of one.
 	slow int
 }
 
@@ -202,7 +202,7 @@ func TestACrowdCompletes(t *testing.T) {
 			require.Less(t, turns, 100*(pieces+10), "%d peers never get all of %d pieces", peers, pieces)
 			c.step()
 		}
-		// CopiesMax for who has other sources; the first askers starve.
+		// CopiesMax for peers with other sources; the first ones starve.
 		assert.LessOrEqual(t, c.peers[0].sent, (CopiesMax+1)*pieces+crowdSlots*peers,
 			"copies from the seed, %d peers, %d pieces", peers, pieces)
 		for _, peer := range c.peers[1:] {

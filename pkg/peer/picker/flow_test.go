@@ -41,8 +41,8 @@ func TestStarvingNeedsSlowPeersAndAFreeLink(t *testing.T) {
 			{1, seed, whatever, 5 * ms, 50 * ms}}, want: true},
 		"three from others will not": {came: []came{{2, seed, whatever, 5 * ms, 20 * ms},
 			{3, peer, whatever, 100 * ms, 50 * ms}}},
-		"no seed sent anything":           {came: []came{{20, peer, whatever, 100 * ms, 50 * ms}}},
-		"nobody but a seed sent anything": {came: []came{{20, seed, whatever, 5 * ms, 50 * ms}}},
+		"no seed sent anything":   {came: []came{{20, peer, whatever, 100 * ms, 50 * ms}}},
+		"only a seed sent pieces": {came: []came{{20, seed, whatever, 5 * ms, 50 * ms}}},
 		"a healthy crowd: all share our link": {came: []came{{4, seed, whatever, 25 * ms, 5 * ms},
 			{20, peer, whatever, 25 * ms, 5 * ms}}},
 		"its first doublings: pieces are rare, not slow": {came: []came{{2, seed, whatever, 5 * ms, 80 * ms},
@@ -90,8 +90,8 @@ func TestStarvingNeedsSlowPeersAndAFreeLink(t *testing.T) {
 					p.Received(came.from, came.piece, now.Add(-came.took), now)
 				}
 			}
-			p.Received(Neighbour(9), whatever, now, now) // who has left tells nothing
-			// The peer has something, so that nobody starves for want of it; it is busy, so that
+			p.Received(Neighbour(9), whatever, now, now) // a neighbour that left does not count
+			// The peer has a piece, so that the picker does not starve; it is busy, so that
 			// the seed is asked.
 			p.Has(peer, 1)
 			p.Has(seed, 2)

@@ -128,8 +128,8 @@ func TestNothingIsAskedForThatMakesNoSense(t *testing.T) {
 					break
 				}
 				n := p.neighbours[q.From]
-				require.NotNil(t, n, "asks who has left")
-				require.False(t, n.busyUntil.After(now), "asks who is busy")
+				require.NotNil(t, n, "requests from a neighbour that left")
+				require.False(t, n.busyUntil.After(now), "requests from a busy neighbour")
 				limit := cfg.PerNeighbour
 				if len(p.order) == 1 {
 					limit++
@@ -146,7 +146,7 @@ func TestNothingIsAskedForThatMakesNoSense(t *testing.T) {
 					require.True(t, n.have.Has(q.Piece), "asks for what the neighbour lacks")
 					require.False(t, p.have.Has(q.Piece), "asks for what is here")
 					require.False(t, p.flying.Has(q.Piece), "asks for what is on its way")
-					require.True(t, wanted.Has(q.Piece) || q.Urgent, "asks for what nobody wants")
+					require.True(t, wanted.Has(q.Piece) || q.Urgent, "requests an unwanted piece")
 				}
 				p.Requested(q)
 				p.check(t)

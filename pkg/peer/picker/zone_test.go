@@ -144,7 +144,7 @@ func TestOnlyGatewaysAskOtherZones(t *testing.T) {
 	assert.EqualValues(t, 7, r.Piece)
 }
 
-func TestWhatSomebodyNearHasIsNotAskedOfAnybodyAfar(t *testing.T) {
+func TestPiecesOfThisZoneAreNotFetchedFromOthers(t *testing.T) {
 	p := gatewayOf(0, 1)
 	p.Join(1, false)
 	for i := range piece.Index(zonePieces - 1) {
@@ -166,7 +166,7 @@ func TestWhatSomebodyNearHasIsNotAskedOfAnybodyAfar(t *testing.T) {
 	assert.Zero(t, p.border.near.Count())
 }
 
-func TestASeedAfarIsAskedByNameForWhatNobodyElseHas(t *testing.T) {
+func TestAFarSeedIsAskedByIndexForWhatItAloneHas(t *testing.T) {
 	p := gatewayOf(0, 1)
 	p.Leave(afar)
 	p.Join(5, true)
