@@ -1,31 +1,31 @@
 // Package policy decides for one download when to announce and what, when to ask the origin, when it
-// starves, when it gives up and when nobody needs it any more.
+// starves, when it gives up and when it is no longer needed.
 //
-// A Policy is pure: it knows no clock, goroutine, socket or lock. Time and what the download sees are
+// A Policy is pure: it has no clock, goroutine, socket or lock. Time and the state of the download are
 // arguments, and the same calls lead to the same decisions; testdata holds them as text. One download's
-// loop owns it. Start at [Policy.Announce] and [Policy.Origin]; [View] is what they look at.
+// loop owns it. Start at [Policy.Announce] and [Policy.Origin]; a [View] is their argument.
 package policy
 
 import "time"
 
 const (
-	// starveFirst and starveMax bound how soon a download that nobody can feed asks its owner again.
+	// starveFirst and starveMax bound the pause before a download without a source asks its owner again.
 	starveFirst = 100 * time.Millisecond
 	starveMax   = time.Second
-	// quiet is how long no neighbour must have announced a piece before the download takes it that no
-	// neighbour will.
+	// quiet is how long no neighbour must have announced a piece before the download expects none from
+	// neighbours.
 	quiet = time.Second
-	// lonelyMax is how long a download goes on without a host that could help before it gives up.
+	// lonelyMax is how long a download waits for a host with useful pieces before it gives up.
 	lonelyMax = 8 * time.Second
-	// restFor is how long an origin of which nothing was wanted is not asked again, unless a reader
-	// wants more: an origin that cannot help would be asked for ever.
+	// restFor is the pause before the download asks an unwanted origin again, unless a reader wants more
+	// pieces. It prevents endless requests to an origin that cannot help.
 	restFor = 250 * time.Millisecond
-	// rankPause is how long a host leaves it to the next one in the order of hosts to ask the origin for
-	// all of them. The one that asks says that it is a seed, and the others wait for it.
+	// rankPause is how long each host in the order of hosts has to ask the origin for all of them, before the
+	// next one may. The host that asks announces itself as a seed, and the others wait for it.
 	rankPause = 1500 * time.Millisecond
 )
 
-// RefusalsMax is how many refusals in a row that were meant for other credentials a caller sits out.
+// RefusalsMax bounds how many refusals in a row for other credentials a caller ignores.
 const RefusalsMax = 4
 
 // Interest is what callers on this host want of a download.
@@ -63,7 +63,7 @@ const (
 	// other may think the same of a third. This host does not ask yet.
 	Disputed
 	// StandIn: as Disputed, and a caller wants everything. This host asks if it is its turn in the order
-	// of hosts and nobody announced a piece for a while.
+	// of hosts and no neighbour announced a piece for a while.
 	StandIn
 	// Allowed: an owner named this host as a seed. It asks if it is its turn in the order of hosts.
 	Allowed
@@ -121,7 +121,7 @@ const (
 	Leave OriginStep = iota
 	// Ask makes the origin a parent of the download.
 	Ask
-	// Stop ends the reading of the origin: nobody has wanted anything for a while.
+	// Stop ends the reading of the origin, because no client and no peer has wanted a piece for a while.
 	Stop
 )
 
@@ -302,14 +302,14 @@ func (p *Policy) permit(now time.Time, to Permission) {
 	p.permission = to
 }
 
-// WantsChanged takes in that other pieces are wanted than before: the origin may be asked for them.
+// WantsChanged records that the wanted pieces changed: the download may ask the origin for them.
 func (p *Policy) WantsChanged() { p.rests = time.Time{} }
 
-// Origin decides what to do about the origin. It is left when nobody has wanted anything for a while,
-// be it in the middle of a body that hangs. It is asked when an owner said so and nobody else can
-// bring what is wanted: not while a neighbour has more, so that an owner that takes over, or a host
-// that lost its owners, asks only for what nobody alive has. The caller does what is decided, and
-// reports it: [Policy.OriginAsked], [Policy.OriginEnded].
+// Origin decides what to do about the origin. The download stops reading it when no client and no peer has
+// wanted a piece for a while, also in the middle of a body that hangs. It asks the origin if an owner
+// ordered it and no other host has the wanted pieces. While a neighbour has more, it does not ask, so that
+// an owner that takes over, or a host that lost its owners, asks only for pieces that no live host has. The
+// caller carries out the decision, and reports it: [Policy.OriginAsked], [Policy.OriginEnded].
 func (p *Policy) Origin(now time.Time, v View) OriginStep {
 	switch {
 	case p.reading != Idle:
@@ -317,8 +317,8 @@ func (p *Policy) Origin(now time.Time, v View) OriginStep {
 			return Stop
 		}
 	case v.Phase == Complete:
-		// A seed holds everything, but nobody has vouched for it: it came inside an owner's reply, or
-		// the last digests got lost in a crash.
+		// A seed holds all pieces, but no digest run proves them: they came in an owner's reply, or a crash
+		// lost the last runs.
 		if v.Interest == Everything && !p.attested && !v.Signed && p.cfg.Origin {
 			p.attested = true
 			return Ask
@@ -329,14 +329,14 @@ func (p *Policy) Origin(now time.Time, v View) OriginStep {
 	return Leave
 }
 
-// onlyOrigin reports whether nobody but the origin can bring what is wanted now. Where nothing is
-// known of the blob yet, its origin is asked at once.
+// onlyOrigin reports whether only the origin has the wanted pieces. If the metadata are unknown, it is true
+// at once.
 func (p *Policy) onlyOrigin(now time.Time, v View) bool {
 	if v.Phase != Unknown && (v.Dialing > 0 || !v.Hungry) || now.Before(p.rests) {
 		return false
 	}
 	if v.Seeds > 0 && v.Interest != Everything && !p.cfg.Seed {
-		return false // it is about to bring it
+		return false // the seed is about to send the pieces
 	}
 	switch {
 	case p.permission == StandIn:
@@ -420,7 +420,7 @@ func (p *Policy) GiveUp(now time.Time, v View) bool {
 	return false
 }
 
-// Over reports whether nobody needs the download in memory any more.
+// Over reports whether the download is no longer needed in memory.
 func (p *Policy) Over(now time.Time, v View) bool {
 	switch {
 	case v.Conns > 0 || v.Dialing > 0 || v.Checking > 0 || v.Ranges > 0 || p.announcing || p.reading != Idle:
