@@ -81,7 +81,7 @@ func TestFewerSlotsLetWhatIsBeingSentGoOn(t *testing.T) {
 func TestATaskThatHasLessThanItsPartOfTakenSlotsGetsOne(t *testing.T) {
 	s := upload.NewSlots(6)
 	for range 6 {
-		require.True(t, s.TryAcquire(a), "nobody else wants any")
+		require.True(t, s.TryAcquire(a), "no other task wants one")
 	}
 	for range 3 {
 		require.True(t, s.TryAcquire(b))
@@ -227,7 +227,7 @@ func TestTheNeighbourWithMostLosesItsPlace(t *testing.T) {
 	wait(a, 700, "most")
 	wait(a, 500, "half")
 	wait(b, 900, "of another task")
-	assert.Nil(t, l.Displace(a, 700), "nobody has more")
+	assert.Nil(t, l.Displace(a, 700), "no neighbour has more")
 	assert.Equal(t, "most", l.Displace(a, 400))
 	assert.Equal(t, "half", l.Displace(a, 400))
 	assert.Nil(t, l.Displace(a, 400))
