@@ -420,7 +420,7 @@ func TestMessagesOfOtherClientsAreSkipped(t *testing.T) {
 	}
 }
 
-func TestACutInTheMiddleOfAMessageIsNobodysFault(t *testing.T) {
+func TestACutInsideAMessageIsNoProtocolError(t *testing.T) {
 	for name, start := range map[string][]byte{
 		"nothing":           {},
 		"half a length":     {0, 0},
