@@ -693,7 +693,7 @@ func TestJournalRecovers(t *testing.T) {
 }
 
 // A slow write blocks no other piece and no reader.
-func TestSlowWriteBlocksNobody(t *testing.T) {
+func TestSlowWriteBlocksNoOther(t *testing.T) {
 	d := &disk{}
 	s := mustOpen(t, diskstore.Config{Dir: t.TempDir(), FS: d})
 	content := storetest.Content("a", crashMetadata.Length)
