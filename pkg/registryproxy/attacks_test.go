@@ -162,7 +162,7 @@ func TestForeignFailuresAreNotPassedOn(t *testing.T) {
 			assert.Zero(t, r.asks(), "the client's own grant is unchanged")
 		})
 	}
-	// In one registry trouble is everybody's, but the name of the other's repository is not.
+	// Within one registry, all clients get a failure, but without the name of another repository.
 	r := newFixture(config{})
 	r.swarm.err = &api.Failure{Status: 500, Upstream: "r.test", Repository: "secret/repository",
 		Message: "bringing it of secret/repository"}

@@ -223,7 +223,7 @@ func TestARefusalDropsGrants(t *testing.T) {
 			time.Sleep(40 * time.Second)
 			require.True(t, pull("app", other))
 			require.True(t, pull("app2", other))
-			time.Sleep(40 * time.Second) // the first is to be asked about again, the others are not
+			time.Sleep(40 * time.Second) // the first needs a new lookup, the others do not
 			r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(c.status) })
 			r.asks()
 			require.False(t, pull("app", r.layer))

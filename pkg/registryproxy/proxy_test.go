@@ -55,7 +55,7 @@ func TestTheUpstreamIsHeaderNamespacePathOrDefault(t *testing.T) {
 			want: "ghcr.io/v2/ghcr.io/app" + m},
 		{target: "/v2/ghcr.io/app" + m, header: [2]string{"X-Dragonfly-Registry", "https://ghcr.io"},
 			want: "ghcr.io/v2/ghcr.io/app" + m},
-		// Who wants that image without ?ns= says the name twice.
+		// A client that wants that image without ?ns= repeats the name.
 		{target: "/v2/quay.io/quay.io/app" + m, want: "quay.io/v2/quay.io/app" + m},
 		{target: "/v2/my.project/app" + m + "?ns=quay.io", want: "quay.io/v2/my.project/app" + m, ns: "quay.io"},
 		// A header was written for the mirror, ns comes by itself.

@@ -212,7 +212,7 @@ func TestAPrivateBlobNeedsTheRegistrysConsent(t *testing.T) {
 	require.NoError(t, err)
 	ns := "?ns=" + url.QueryEscape(r.Host())
 
-	// Nobody in particular is sent to the registry's own token service.
+	// An anonymous client is sent to the registry's own token service.
 	private := mirror + "private/app/blobs/" + onlyPrivate + ns
 	res := fetch(t, http.MethodGet, private)
 	refusedAs(t, res, http.StatusUnauthorized, "UNAUTHORIZED")
