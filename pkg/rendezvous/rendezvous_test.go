@@ -31,7 +31,7 @@ func TestOrderIgnoresInputOrder(t *testing.T) {
 		before := slices.Clone(told)
 		assert.Equal(t, want, rendezvous.Order(fmt.Sprint(k), told))
 		assert.Equal(t, before, told, "what was told is left as it was")
-		assert.ElementsMatch(t, told, want, "everybody is in it, once")
+		assert.ElementsMatch(t, told, want, "every host is in it, once")
 	}
 	assert.Empty(t, rendezvous.Order("k", nil))
 	assert.Equal(t, []string{"a", "a"}, rendezvous.Order("k", []string{"a", "a"}), "duplicates stay")
@@ -52,7 +52,7 @@ func TestOrderAfterLeave(t *testing.T) {
 		order := rendezvous.Order(key, all)
 		for i, gone := range order {
 			rest := slices.DeleteFunc(slices.Clone(all), func(m string) bool { return m == gone })
-			// Whoever was behind it moves up one place: its keys go to their seconds.
+			// The hosts behind it move up one place: its keys go to their second hosts.
 			assert.Equal(t, slices.Concat(order[:i], order[i+1:]), rendezvous.Order(key, rest), key)
 		}
 	}
