@@ -230,11 +230,11 @@ func TestSwarmsMax(t *testing.T) {
 	r.Entries = []Entry{{Task: invented(9_000_000), Event: Started}}
 	a, err := s.Announce(now, r)
 	require.NoError(t, err)
-	require.NoError(t, a.Assignments[0].Failure, "what somebody wants finds room")
+	require.NoError(t, a.Assignments[0].Failure, "a wanted task fits")
 	assert.LessOrEqual(t, len(s.swarms), 20_000)
 }
 
-func TestOneAddressSnubsNobody(t *testing.T) {
+func TestOneAddressSnubsNoHost(t *testing.T) {
 	begin := time.Unix(1e9, 0)
 	// snubbed reports whether a live holder is snubbed that many hosts reported as silent.
 	snubbed := func(t *testing.T, from func(i int) string) bool {
@@ -256,7 +256,7 @@ func TestOneAddressSnubsNobody(t *testing.T) {
 		from func(i int) string
 		want bool
 	}{
-		"forty hosts of one machine snub nobody": {func(int) string { return "10.0.0.66" }, false},
+		"forty hosts of one machine snub no host": {func(int) string { return "10.0.0.66" }, false},
 		"nor do those of two machines": {func(i int) string { return fmt.Sprint("10.0.0.", 66+i%2) },
 			false},
 		"three machines do": {func(i int) string { return fmt.Sprint("10.0.0.", 66+i%3) },

@@ -41,7 +41,7 @@ func TestForget(t *testing.T) {
 	answer := tell("c", Started)
 	assert.Len(t, answer.Seeds, 1, "the origin is asked again")
 	for _, n := range answer.Assignments[0].Neighbours {
-		assert.Equal(t, self.ID, n.ID, "nobody is sent to who held it")
+		assert.Equal(t, self.ID, n.ID, "no host gets the former holder as a neighbour")
 	}
 	// The hosts are there as before, and in no swarm of the past.
 	for _, h := range s.Hosts() {

@@ -137,7 +137,7 @@ func TestGateways(t *testing.T) {
 			switch {
 			case a.Local:
 				assert.Len(t, a.Neighbours, near, "all of them are in the zone")
-				// A gateway that is full, now and then a very early one, takes nobody more.
+				// A full gateway, sometimes a very early one, accepts no further host.
 				full := 0
 				w := s.swarms[app]
 				for _, m := range w.gates[h.Zone] {
@@ -166,7 +166,7 @@ func TestGateways(t *testing.T) {
 // checkBooks proves that lists, counts and links agree with each other.
 func checkBooks(t *testing.T, s *Scheduler) {
 	for id, w := range s.swarms {
-		require.Equal(t, len(w.index), len(w.wanting.all)+len(w.holding.all), "%s counts everybody once", id)
+		require.Equal(t, len(w.index), len(w.wanting.all)+len(w.holding.all), "%s counts every host once", id)
 		for hi, m := range w.index {
 			me := w.member(m)
 			require.Equal(t, hi, me.host)
