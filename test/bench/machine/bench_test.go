@@ -62,7 +62,7 @@ func TestEverySystemGivesEveryPeerTheWholeContent(t *testing.T) {
 	}
 }
 
-// dataFiles lists the files of a crowd's stores that are as long as contents are.
+// dataFiles lists the files of a crowd's stores that are as long as tasks.
 func dataFiles(t *testing.T, dir string) (files []string) {
 	require.NoError(t, filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() && d.Name() == "data" {

@@ -63,7 +63,7 @@ func start(log, path string, args ...string) (*program, error) {
 		return nil, fmt.Errorf("starting %s: %w", p.name, err)
 	}
 	go func() {
-		_ = p.cmd.Wait() // how it ended is nobody's figure
+		_ = p.cmd.Wait() // its exit code does not matter
 		close(p.ended)
 	}()
 	return p, nil
@@ -222,7 +222,7 @@ func get(ctx context.Context, url string, want int64) (time.Duration, error) {
 	return took, nil
 }
 
-// layer pulls layers of 1 MB that nobody has yet, each through the swarm and directly.
+// layer pulls new layers of 1 MB, each through the swarm and directly.
 func (b *bench) layer(ctx context.Context) error {
 	sizes := make([]int64, b.pickInt(41, 21))
 	for i := range sizes {

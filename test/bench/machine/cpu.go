@@ -46,7 +46,7 @@ type usage struct {
 	// to stable storage what came in the last ten seconds, the yardstick nothing.
 	Closing time.Duration
 	// Delivered is the bytes that peers received and verified, SeedCopies what left the seed
-	// in contents.
+	// in units of the task.
 	Delivered          int64
 	SeedCopies         float64
 	Mallocs, Allocated uint64 // objects and bytes of the heap
@@ -93,7 +93,7 @@ func (b *bench) cpuOf(ctx context.Context, peers, rounds int, size int64) error 
 	systems := []string{systemHTTP, systemEngine, systemTLS}
 	measured := map[string][]usage{}
 	for round := range rounds {
-		// Whoever runs after another finds other caches: the order turns.
+		// The order alternates, because each run finds the caches that the run before it left.
 		for i := range systems {
 			system := systems[(i+round)%len(systems)]
 			u, err := b.measure(ctx,

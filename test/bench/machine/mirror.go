@@ -84,7 +84,7 @@ func (b *bench) mirrorWarm(ctx context.Context) error {
 	})
 }
 
-// scene is somebody who is asked, and for what.
+// scene is a server and a request to it.
 type scene struct{ name, url string }
 
 // percentiles adds what of the waits people ask for.

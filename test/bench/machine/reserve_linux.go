@@ -12,7 +12,7 @@ import (
 const (
 	// reservePart is how much memory is given back at once: a large page, in bytes.
 	reservePart = 2 << 20
-	// reserveAhead is how much of it is free before somebody needs it, in bytes.
+	// reserveAhead is how much of it stays free for the next user, in bytes.
 	reserveAhead = 64 << 20
 	// reserveEvery is how often it is looked how much is free.
 	reserveEvery = 2 * time.Millisecond
@@ -104,7 +104,7 @@ func (r *reserve) close() error {
 	return unix.Munmap(r.memory)
 }
 
-// freeMemory is what nobody uses, not even for the files' cache, in bytes.
+// freeMemory returns the memory that no process and no file cache uses, in bytes.
 func freeMemory() (int64, error) {
 	var i unix.Sysinfo_t
 	if err := unix.Sysinfo(&i); err != nil {

@@ -20,7 +20,7 @@ func TestAReserveGivesBackWhatOthersTake(t *testing.T) {
 	}
 	assert.GreaterOrEqual(t, given(), reserveAhead, "some is there before it is needed")
 	r.mu.Lock()
-	r.level += 1 << 40 // as if somebody had taken all there is
+	r.level += 1 << 40 // as if another process used all memory
 	r.mu.Unlock()
 	require.Eventually(t, func() bool { return given() == len(r.memory) }, time.Minute, reserveEvery)
 	require.NoError(t, r.close())

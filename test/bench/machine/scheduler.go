@@ -25,9 +25,9 @@ const (
 	schedulerTasks = 10
 )
 
-// scheduler measures how many announces a second one processor answers, and what a host in a
-// task costs in memory: everybody comes, everybody tells how far it is and asks for two more
-// neighbours, and the same through the coordinator as JSON.
+// scheduler measures how many announces per second one processor answers, and the memory of a host in a task: all hosts
+// join, then all announce their progress and request two more neighbours. It measures the same through the coordinator
+// with JSON.
 func (b *bench) scheduler(ctx context.Context) error {
 	hosts, tasks := schedulerCrowd()
 	var join, progress, coded, each []float64
@@ -74,8 +74,8 @@ func (b *bench) scheduler(ctx context.Context) error {
 	return nil
 }
 
-// codedAnnounces is how many announces a second a processor answers from JSON to JSON, the
-// connection left out, when everybody is there.
+// codedAnnounces returns how many announces per second a processor answers after all hosts joined, from JSON to JSON
+// and without connections.
 func codedAnnounces(hosts []host.Host, tasks []task.ID) (float64, error) {
 	c := coordinator.New(coordinator.Config{
 		Host:  host.Host{ID: benchHost(0), Name: "supernode", Addr: "127.0.0.1:1"},

@@ -30,11 +30,9 @@ const (
 	meshBuffer   = 256 << 10 // one read of a body, one write to the file
 )
 
-// mesh is the yardstick: peers that do nothing but what every peer must. They ask each other
-// for pieces with HTTP/1.1 range requests, answer with sendfile, hash what comes and write
-// it with pwrite. Who asks whom for what is decided by one function call among them, where
-// real peers need messages; nothing is announced, signed, journalled or brought to stable
-// storage.
+// mesh is the yardstick: peers that do only the necessary work. They request pieces from each other with HTTP/1.1 range
+// requests, send them with sendfile, hash them and write them with pwrite. One function call decides who requests which
+// piece, where real peers need messages. Nothing is announced, signed, journalled or synced.
 type mesh struct {
 	layout  piece.Layout
 	digests []piece.Digest
@@ -195,9 +193,9 @@ func (p *meshPeer) work(ctx context.Context) error {
 	}
 }
 
-// choose decides what p asks whom for: a random peer with a free slot that has something, and
-// the rarest of that. No peer and no channel when p has all or has asked for it; a channel
-// to wait at when nobody can help now.
+// choose returns the next request of p: a random peer with a free slot and a useful piece, and its rarest such piece.
+// It returns neither peer nor channel if p has or has requested all pieces, and a channel to wait for if no peer can
+// help now.
 func (m *mesh) choose(p *meshPeer) (i piece.Index, from *meshPeer, wait <-chan struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
