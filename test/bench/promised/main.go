@@ -1,4 +1,4 @@
-// Command promised prints what is promised of swarms beside what `make bench` measured.
+// Command promised prints the promises about swarms with the figures of `make bench`.
 //
 // It measures nothing and never judges by more than the figures in out/bench.json: what is not
 // there is said to be not measured. Start at [bench.Promises].
