@@ -39,7 +39,7 @@ type site struct {
 	*registrytest.Registry
 	t       *testing.T
 	mirror  string // host:port
-	server  string // host:port of whom clients ask where the mirror refuses; empty: nobody
+	server  string // host:port of the server that clients ask if the mirror refuses; empty: none
 	silence *silence.Relay
 	log     *lines
 }
