@@ -11,8 +11,8 @@ import (
 	"golang.org/x/term"
 )
 
-// showBars draws one bar per pull while they run, or a plain line now and then where nobody
-// watches a terminal. The function it returns draws the end and stops.
+// showBars draws one bar per pull while they run; without a terminal, it prints a plain line now and then. The function
+// that it returns draws the end and stops.
 func showBars(w io.Writer, pulls []*pull, total int64) (stop func()) {
 	f, ok := w.(*os.File)
 	live := ok && term.IsTerminal(int(f.Fd()))
