@@ -380,7 +380,7 @@ func TestDfdaemonKilled(t *testing.T) {
 	victim.startDfdaemon(t)
 	<-done
 	for i, err := range errs[1:] {
-		require.NoError(t, err, "node %d, which nobody killed", i+2)
+		require.NoError(t, err, "node %d, which was not killed", i+2)
 	}
 	if errs[0] != nil {
 		t.Logf("the pull of the killed one ended with: %v", errs[0])

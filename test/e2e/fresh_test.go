@@ -31,7 +31,7 @@ import (
 var hubs = []string{"docker.io", "registry-1.docker.io", "quay.io", "registry.example"}
 
 // freshly makes newly installed machines, on an internet where one registry with a token service has the names of hubs.
-// Everybody may pull library/* and org/*, alice everything.
+// Every client may pull library/* and org/*, alice everything.
 func freshly(t *testing.T, nodes int) *cluster {
 	t.Helper()
 	lab.Need(t, lab.Network)
