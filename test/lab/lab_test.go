@@ -249,7 +249,7 @@ func TestContainerd(t *testing.T) {
 
 	c, err := l.Nodes[0].Containerd()
 	require.NoError(t, err)
-	// The registry's own address is nobody's, so only the mirror can answer.
+	// No machine has the registry's own address, so only the mirror can answer.
 	require.NoError(t, c.Mirror("registry.invalid:5000", "registry.invalid:5000", "http://"+l.Registry.Addr+":5000"))
 	pulled := "registry.invalid:5000/lib/small:v1"
 	require.NoError(t, c.Pull(t.Context(), pulled))
