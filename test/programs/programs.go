@@ -144,7 +144,7 @@ func nextPort() int {
 	return portMin + int((int64(os.Getpid())*64+portsTaken.Add(1)-1)%(portMax-portMin))
 }
 
-// FreeAddrs returns addresses of 127.0.0.1 at which nobody listens now.
+// FreeAddrs returns addresses of 127.0.0.1 on which no program listens now.
 func FreeAddrs(n int) ([]string, error) {
 	var addrs []string
 	var last error
