@@ -47,7 +47,7 @@ type Auth string
 
 // The kinds of authentication.
 const (
-	None   Auth = ""       // everybody may read and write
+	None   Auth = ""       // every client may read and write
 	Basic  Auth = "basic"  // htpasswd
 	Bearer Auth = "bearer" // a token service at /token of the registry's own host and port
 )
