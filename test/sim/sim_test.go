@@ -59,7 +59,7 @@ func TestARunRepeatsWithItsSeed(t *testing.T) {
 	assert.NotEqual(t, first, c.Run())
 }
 
-func TestNobodyStarvesThoughSomeDie(t *testing.T) {
+func TestNoNodeStarvesThoughSomeDie(t *testing.T) {
 	race.Skip(t, "TestTheSimulatorAgreesWithRealEngines runs the simulator")
 	c := sim.Crowd{N: 100, K: 128, Dead: 0.05, DeadAfter: 300 * time.Millisecond}
 	o := c.Run()
@@ -89,9 +89,9 @@ func TestEveryZoneTakesAboutOneCopyThroughItsLink(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			o := c.Run()
 			require.Zero(t, o.Unfinished)
-			t.Logf("makespan over bound %.3f, contents into each zone %.2f", c.Ratio(o), o.CrossZone)
+			t.Logf("makespan over bound %.3f, copies into each zone %.2f", c.Ratio(o), o.CrossZone)
 			for z, copies := range o.CrossZone {
-				assert.Less(t, copies, 1.3, "contents into zone %d", z)
+				assert.Less(t, copies, 1.3, "copies into zone %d", z)
 			}
 		})
 	}
