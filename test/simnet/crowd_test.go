@@ -97,7 +97,7 @@ func TestFurtherSupernodesSeedFromTheSwarm(t *testing.T) {
 	assert.LessOrEqual(t, o.HelperCopies, 2*2.1, "and are seeds in this, too")
 }
 
-func TestASeedChoosesForNobodyWhatIsThereAlready(t *testing.T) {
+func TestASeedChoosesNoPieceThatANodeHas(t *testing.T) {
 	race.Skip(t, "TestACrowdEndsThoughAHostDies and others run the same engines")
 	c := simnet.Crowd{N: 8, K: 96}
 	// One run of eight nodes varies by up to 0.04; the mean of nine runs does not.
@@ -119,7 +119,7 @@ func TestACrowdEndsThoughAHostDies(t *testing.T) {
 		}
 	}
 	o := play(t, c)
-	assert.Len(t, o.Took, c.N-1, "everybody but the dead one")
+	assert.Len(t, o.Took, c.N-1, "all nodes but the dead one")
 	assert.InDelta(t, 1, o.OriginCopies, 0.001)
 }
 
@@ -135,12 +135,12 @@ func TestACrowdEndsThoughHostsHangAndSlowDown(t *testing.T) {
 		}
 	}
 	o := play(t, c)
-	assert.Len(t, o.Took, c.N-2, "everybody but those that hang")
+	assert.Len(t, o.Took, c.N-2, "all nodes but those that hang")
 	t.Logf("median %s, last %s", o.Took[len(o.Took)/2], o.Makespan)
-	assert.Less(t, o.Makespan, 10*time.Second, "who is silent for three seconds is left")
+	assert.Less(t, o.Makespan, 10*time.Second, "a host that is silent for three seconds is left")
 }
 
-func TestAHostWhoseDiskLiesStopsNobody(t *testing.T) {
+func TestAFaultyDiskStopsNoOtherHost(t *testing.T) {
 	c := simnet.Crowd{N: 12, K: 64}
 	c.Each = func(i int, h *simnet.Host) {
 		if i == 3 {
@@ -214,8 +214,8 @@ func TestEveryZoneTakesAboutOneCopy(t *testing.T) {
 	}
 	o := play(t, c)
 	assert.Len(t, o.Took, c.N-3)
-	t.Logf("contents into each zone: %.2f", o.CrossZone)
+	t.Logf("copies into each zone: %.2f", o.CrossZone)
 	for z, copies := range o.CrossZone {
-		assert.Less(t, copies, 1.3, "contents into zone %d", z)
+		assert.Less(t, copies, 1.3, "copies into zone %d", z)
 	}
 }

@@ -34,7 +34,7 @@ func TestPullsCostFewRoundTripsAndNothingElse(t *testing.T) {
 		{"a config of 64 KiB that the owner holds: the announce", Crowd{K: 1, PieceSize: 64 << 10}, 1, 1},
 		{"a layer of 1 MB that the owner holds: announce, connection, handshakes, pieces", layer, 4, 4},
 		// A request to the registry takes the supernode two round trips, after it answered the announce.
-		{"a layer of 1 MB that nobody has", cold, 4.5, 4.5},
+		{"a new layer of 1 MB", cold, 4.5, 4.5},
 	} {
 		// A sleep or a poll would not shrink with the latency.
 		for _, trip := range []time.Duration{100 * time.Millisecond, time.Millisecond, 20 * time.Microsecond} {

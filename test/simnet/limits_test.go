@@ -139,7 +139,7 @@ func TestAHostTakesInNoMoreThanItsDownloadLimit(t *testing.T) {
 		in.holds(t, limit, 9*size/2, "a node's downlink")
 		assert.InEpsilon(t, 256*size/limit*float64(time.Second), float64(out.Makespan), 0.05,
 			"it ends as soon as its limit allows")
-		assert.Less(t, out.Took[6], out.Makespan/4, "and holds nobody else up")
+		assert.Less(t, out.Took[6], out.Makespan/4, "and delays no other node")
 	})
 }
 

@@ -71,8 +71,8 @@ func pulled(t *testing.T, preheat bool) (took time.Duration, origin float64) {
 
 func TestWhatIsReadGoesAheadOfAPreheatThatGoesOn(t *testing.T) {
 	alone, _ := pulled(t, false)
-	beside, origin := pulled(t, true)
-	t.Logf("%s alone, %s beside a preheat; %.2f layers came from the registry meanwhile", alone, beside, origin)
-	assert.Less(t, beside, alone*5/4, "two that share the registry equally take twice as long")
+	preheated, origin := pulled(t, true)
+	t.Logf("%s alone, %s with a preheat; %.2f layers came from the registry meanwhile", alone, preheated, origin)
+	assert.Less(t, preheated, alone*5/4, "two that share the registry equally take twice as long")
 	assert.Greater(t, origin, 1.1, "the preheat is not starved either")
 }
