@@ -25,10 +25,10 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// ErrStopped says that the client's Run has ended.
+// ErrStopped means that the client's Run has ended.
 var ErrStopped = errors.New("announce client was stopped")
 
-// ErrInUse says that an owner knows another live host by this host's ID.
+// ErrInUse means that an owner knows another live host by this host's ID.
 var ErrInUse = errors.New("this host's ID is another host's")
 
 const (
@@ -42,7 +42,7 @@ const (
 	// forgetAfter is how long the client keeps the spec of a task after its last announce: an engine
 	// keeps a download without a reader for a minute or so.
 	forgetAfter = 2 * time.Minute
-	// intervalFirst is when to announce again while no owner has said when.
+	// intervalFirst is when to announce again while no owner has named a time.
 	intervalFirst = time.Second
 	// roundPause is between two rounds of asking owners that answer wrongly or not at all.
 	roundPause = 100 * time.Millisecond
@@ -85,7 +85,7 @@ type Config struct {
 	// Local is the host's own coordinator, for tasks that this host leads as an owner or a standby,
 	// and for those that no other host leads; nil: there is none.
 	Local Announcer
-	// Standby says that this host takes the announces of others, at the address of Host.
+	// Standby means that this host takes the announces of others, at the address of Host.
 	Standby bool
 	// Standbys are those that owners named before this host's last restart. The client calls Named
 	// when owners name others; nil: it does not. Named may write to a disk: no announce waits for it,
@@ -361,7 +361,7 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, own
 	}
 }
 
-// errLost says that every owner refuses connections or was silent for too long.
+// errLost means that every owner refuses connections or was silent for too long.
 var errLost = errors.New("no owner answered in time")
 
 // askOwners asks the owners of a task, round after round, for as long as wait. The error wraps

@@ -14,11 +14,11 @@ import (
 	"github.com/darter-io/darter/pkg/owners"
 )
 
-// ErrNoOwner says that no owner can take a lookup: none is known or answers, or the lookup holds a
+// ErrNoOwner means that no owner can take a lookup: none is known or answers, or the lookup holds a
 // credential and there is no TLS to send it over.
 var ErrNoOwner = errors.New("no owner can be asked")
 
-// ErrHere says that this host itself is the owner of a lookup.
+// ErrHere means that this host itself is the owner of a lookup.
 var ErrHere = errors.New("this host is the owner")
 
 // heardWithin is how long an owner may take to confirm a lookup by its status. The reply itself may

@@ -31,7 +31,7 @@ type sender struct {
 	wake chan struct{}
 
 	queue []*call
-	// resync says that the owner lacks the host's whole inventory; backlog is the part of it that
+	// resync means that the owner lacks the host's whole inventory; backlog is the part of it that
 	// is still to be sent.
 	resync  bool
 	backlog []api.Entry
@@ -140,7 +140,7 @@ func (q *call) answer(r result) {
 type batch struct {
 	calls   []*call
 	entries []api.Entry
-	// begins says that the inventory begins here: an owner that asks for it is served.
+	// begins means that the inventory begins here: an owner that asks for it is served.
 	begins bool
 }
 
@@ -297,7 +297,7 @@ func (c *Client) failed(ctx context.Context, s *sender, b batch, err error) time
 	return changes.Retry
 }
 
-// leave says to all owners that have ever answered that this host leaves.
+// leave announces to all owners that have ever answered that this host leaves.
 func (c *Client) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
