@@ -65,10 +65,10 @@ type AnnounceRequest struct {
 	// announced before.
 	Generation uint64  `json:"generation"`
 	Entries    []Entry `json:"entries,omitempty"`
-	// Standby says that the host itself takes announces and lookups, at its own address, and leads
+	// Standby means that the host itself takes announces and lookups, at its own address, and leads
 	// tasks of other hosts while no owner answers.
 	Standby bool `json:"standby,omitempty"`
-	// Leaving says that the host leaves now, with everything that it holds.
+	// Leaving means that the host leaves now, with everything that it holds.
 	Leaving bool `json:"leaving,omitempty"`
 	// Clock is the host's wall clock as it sent this; zero in a former version.
 	Clock time.Time `json:"clock,omitzero"`
@@ -136,7 +136,7 @@ type Assignment struct {
 // Neighbour is a host to exchange pieces with.
 type Neighbour struct {
 	host.Host
-	// Reason says why the owner chose it, for people who look at the wire.
+	// Reason is why the owner chose it, for people who read the wire.
 	Reason string `json:"reason,omitempty"`
 }
 
@@ -154,19 +154,19 @@ type Failure struct {
 	// clients that want the same blob from another registry.
 	Upstream   string `json:"upstream,omitempty"`
 	Repository string `json:"repository,omitempty"`
-	// Message says for people what was tried and how it failed; it holds no secret.
+	// Message is for people. It names the attempt and the failure, and holds no secret.
 	Message string `json:"message"`
-	// Wrong says that the bytes do not match the digest.
+	// Wrong means that the bytes do not match the digest.
 	Wrong bool `json:"wrong,omitempty"`
-	// Changed says that the origin has another version now than the one in the spec.
+	// Changed means that the origin has another version now than the one in the spec.
 	Changed bool `json:"changed,omitempty"`
-	// Promise says that the blob is not as long as the client's manifest says; another manifest may
+	// Promise means that the blob is not as long as the client's manifest says; another manifest may
 	// say otherwise.
 	Promise bool `json:"promise,omitempty"`
-	// Unshared says that the origin's response may not be shared, although its response to a HEAD
+	// Unshared means that the origin's response may not be shared, although its response to a HEAD
 	// allowed it: each client gets the file straight from the origin.
 	Unshared bool `json:"unshared,omitempty"`
-	// Full says that a disk has no space for the task, here or at the seed: the origin is not the
+	// Full means that a disk has no space for the task, here or at the seed: the origin is not the
 	// cause.
 	Full bool `json:"full,omitempty"`
 }

@@ -60,7 +60,7 @@ type LookupReply struct {
 	Digest    task.ID `json:"digest,omitempty"`
 	Length    int64   `json:"length,omitempty"` // bytes; 0 when unknown
 	MediaType string  `json:"mediaType,omitempty"`
-	// Yours says that the registry consented to the lookup's own credential. Otherwise it
+	// Yours means that the registry consented to the lookup's own credential. Otherwise it
 	// consented to another one, and the host must still find out what its client may read.
 	Yours bool `json:"yours,omitempty"`
 	// AgeMillis is how long ago the registry answered.
@@ -69,7 +69,7 @@ type LookupReply struct {
 	// 1970; 0 when unknown. A node's clock may be off, and a token ends by the registry's clock.
 	DateSeconds int64          `json:"dateSeconds,omitempty"`
 	Refusal     *RegistryError `json:"refusal,omitempty"`
-	// Unreached says for people why there was no answer; it holds no secret.
+	// Unreached is why there was no answer, for people; it holds no secret.
 	Unreached string `json:"unreached,omitempty"`
 }
 

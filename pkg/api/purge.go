@@ -63,7 +63,7 @@ type PurgeOrders struct {
 // PurgeFailure is an order that a host knows and could not carry out so far.
 type PurgeFailure struct {
 	Task task.ID `json:"task"`
-	// Why says for people what failed; the host tries again by itself.
+	// Why is the failure for people; the host tries again by itself.
 	Why string `json:"why"`
 }
 
