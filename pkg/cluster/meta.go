@@ -9,7 +9,7 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// ErrMeta says that a member's metadata cannot be used.
+// ErrMeta means that a member's metadata cannot be used.
 var ErrMeta = errors.New("invalid member metadata")
 
 // metaVersion grows when a reader of the version before would misread a field. New fields need no new
