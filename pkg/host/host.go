@@ -12,7 +12,7 @@ import (
 	"fmt"
 )
 
-// ErrInvalidID says that a text is no host ID.
+// ErrInvalidID means that a text is no host ID.
 var ErrInvalidID = errors.New("invalid host ID")
 
 // ID is 32 lower-case hex digits. Those of [OfKey] are the name of a key that the host keeps in
