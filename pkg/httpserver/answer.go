@@ -66,7 +66,7 @@ func refuseUnanswered(w http.ResponseWriter, r *http.Request) {
 // the server's own writer can: sendfile by ReadFrom, taking the connection, deadlines by Unwrap.
 type answer struct {
 	http.ResponseWriter
-	// begun says that a status is on its way, or that the connection is the handler's own.
+	// begun means that a status is on its way, or that the connection is the handler's own.
 	begun bool
 }
 

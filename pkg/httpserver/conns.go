@@ -84,7 +84,7 @@ type limitedConn struct {
 
 	spoke atomic.Bool // it sent something; of plain connections alone
 	heard atomic.Bool // its first bytes were looked at; of plain connections alone
-	// asks says that it is an HTTP server's, which tells when a request has come.
+	// asks means that it is an HTTP server's, which tells when a request has come.
 	asks atomic.Bool
 	once sync.Once
 	// The listener's mu guards these.
