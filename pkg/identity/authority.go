@@ -29,7 +29,7 @@ const (
 	secretBits = 80
 )
 
-// ErrWeakSecret says that a cluster secret could be guessed or is no secret at all.
+// ErrWeakSecret means that a cluster secret could be guessed or is no secret at all.
 var ErrWeakSecret = errors.New("weak cluster secret")
 
 const makeOne = `make one with "openssl rand -hex 32"`

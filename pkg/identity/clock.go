@@ -12,7 +12,7 @@ import (
 // ClockNotice is the difference of two members' clocks from which the log warns. Nothing fails yet.
 const ClockNotice = time.Minute
 
-// ClockError says that the clocks of two members are more than [ClockSkew] apart. Neither would accept
+// ClockError means that the clocks of two members are more than [ClockSkew] apart. Neither would accept
 // the other's certificate on a new connection, so they do not rely on an old one.
 type ClockError struct {
 	// Other names the other member, as in "owner 10.0.0.1:65001".

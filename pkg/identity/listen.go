@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// ErrInsecureListen says that strangers could reach an address without any proof.
+// ErrInsecureListen means that strangers could reach an address without any proof.
 var ErrInsecureListen = errors.New("refusing to listen without a cluster secret")
 
 // CheckListen refuses an address (host:port, as [net.Listen] takes it) that others can reach, unless

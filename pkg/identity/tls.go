@@ -146,7 +146,7 @@ func explain(err error, now time.Time) error {
 	case errors.As(err, &unknown):
 		return fmt.Errorf("%w: %w: it has another cluster secret", ErrNotMember, err)
 	case errors.As(err, &expired) && expired.Reason == x509.Expired:
-		there := "told no time"
+		there := "is unknown"
 		if c := expired.Cert; c != nil {
 			there = "said " + stamp(c.NotBefore.Add(ClockSkew)) + " when it made its certificate, a day ago or less"
 		}
