@@ -20,7 +20,7 @@ type Reference struct {
 	Size int64
 	// MediaType to the letter.
 	MediaType string
-	// Manifest says that the reference is a manifest; else it is a blob.
+	// Manifest means that the reference is a manifest; else it is a blob.
 	Manifest bool
 }
 
