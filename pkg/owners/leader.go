@@ -5,7 +5,7 @@
 // time. Package announce sends what follows from it. Start at [View.Apply] and [View.Route].
 package owners
 
-// Leader says whose coordinator answered an announce. The host finds it out itself; it is not on
+// Leader is the kind of host whose coordinator answered an announce. The host finds it out itself; it is not on
 // the wire, so that no owner can claim it.
 type Leader uint8
 

@@ -44,7 +44,7 @@ func (s State) String() string {
 // answers reports whether requests go to an owner in this state first.
 func (s State) answers() bool { return s <= Alive }
 
-// Lead says which hosts lead tasks. Only [View.Apply] changes it.
+// Lead is which hosts lead tasks. Only [View.Apply] changes it.
 type Lead uint8
 
 const (
@@ -70,7 +70,7 @@ const (
 type Config struct {
 	// Self is the address at which this host itself takes announces; empty where it takes none.
 	Self string
-	// LastResort says that the host has a coordinator of its own for tasks that no other host leads.
+	// LastResort means that the host has a coordinator of its own for tasks that no other host leads.
 	LastResort bool
 	// Owners are the configured addresses (host:port). They are never forgotten.
 	Owners []string
@@ -101,7 +101,7 @@ type View struct {
 type member struct {
 	addr    string
 	standby bool
-	// met says that it has answered an announce.
+	// met means that it has answered an announce.
 	met bool
 	// outage is nil while it answers.
 	outage *outage
@@ -113,7 +113,7 @@ type outage struct {
 	cause Cause // of the last failure
 	err   error // the last failure
 	retry time.Duration
-	// inherited says that the owners behind this one were sent the host's inventory.
+	// inherited means that the owners behind this one were sent the host's inventory.
 	inherited bool
 }
 
@@ -173,13 +173,13 @@ type Changes struct {
 	// Joined are owners to announce to from now on, Left those to announce to no more. Left
 	// comes first: an address in both is a standby that became an owner.
 	Joined, Left []string
-	// Called says that standbys lead from now on.
+	// Called means that standbys lead from now on.
 	Called bool
 	// Standbys are those that owners name now, where they changed; otherwise nil.
 	Standbys []string
-	// Suspected says that the owner began to fail, or that the cause is its clock now.
+	// Suspected means that the owner began to fail, or that the cause is its clock now.
 	Suspected bool
-	// Died says that the owner has failed for [DeadAfter]: the others need the host's inventory.
+	// Died means that the owner has failed for [DeadAfter]: the others need the host's inventory.
 	Died bool
 	// Retry is when to try the owner that failed again.
 	Retry time.Duration
@@ -406,7 +406,7 @@ func (v *View) Budget(now time.Time) time.Duration {
 	return max(v.cfg.Budget, v.Patience()/2)
 }
 
-// Lead says which hosts lead tasks now.
+// Lead returns which hosts lead tasks now.
 func (v *View) Lead() Lead { return v.lead }
 
 // Members lists the owners to announce to, and the standbys while they lead, sorted. This host is not
@@ -422,7 +422,7 @@ func (v *View) Met() []string {
 type Owner struct {
 	Addr  string
 	State State
-	// Standby says that it leads only while no owner answers.
+	// Standby means that it leads only while no owner answers.
 	Standby bool
 	// Err is the last failure of a member that fails; otherwise nil.
 	Err error
