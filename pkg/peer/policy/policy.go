@@ -109,7 +109,7 @@ type Announcement struct {
 	Event Event
 	// Need is how many more neighbours the download wants named.
 	Need int
-	// Spec says that the owner needs to know how to ask the origin.
+	// Spec means that the owner needs to know how to ask the origin.
 	Spec bool
 }
 
@@ -133,9 +133,9 @@ type Config struct {
 	ProgressInterval time.Duration
 	// Linger is how long a download stays without a reader.
 	Linger time.Duration
-	// Origin says that this host can ask origins.
+	// Origin means that this host can ask origins.
 	Origin bool
-	// Seed says that this host is there to serve, as a supernode is.
+	// Seed means that this host is there to serve, as a supernode is.
 	Seed bool
 }
 
@@ -143,10 +143,10 @@ type Config struct {
 type View struct {
 	Interest Interest
 	Phase    Phase
-	// Signed says that coordinators' signatures cover every piece. Cached says that everything was here
+	// Signed means that coordinators' signatures cover every piece. Cached means that everything was here
 	// when the download began.
 	Signed, Cached bool
-	// Wants says that a wanted piece is missing. Hungry says that in addition no request is on its way
+	// Wants means that a wanted piece is missing. Hungry means that in addition no request is on its way
 	// and no neighbour has a piece to ask for. Both are false in the phase Unknown.
 	Wants, Hungry bool
 	// Ranges is how many ranges are wanted, those of readers that left a moment ago included.
@@ -156,9 +156,9 @@ type View struct {
 	Conns, Greeted, Seeds, Dialing int
 	// Checking is how many stored pieces are read to compare them with their digests.
 	Checking int
-	// Yielding says that the download gives up its space for another one.
+	// Yielding means that the download gives up its space for another one.
 	Yielding bool
-	// OwnerFailed says that the last announce failed.
+	// OwnerFailed means that the last announce failed.
 	OwnerFailed bool
 	// LastHave is when a neighbour last announced a piece; LastUse when the download was last of use.
 	LastHave, LastUse time.Time
@@ -388,7 +388,7 @@ func (p *Policy) OriginEnded(now time.Time, how OriginEnd) {
 }
 
 // OwnerRefused reports whether the download ends because of a refusal that its owner passed on.
-// personal says that the refusal is about credentials, hopeful that a neighbour may have what is
+// personal means that the refusal is about credentials, hopeful that a neighbour may have what is
 // missing, or bring it.
 func (p *Policy) OwnerRefused(v View, personal bool, hopeful func() bool) bool {
 	return v.Phase != Complete && p.reading == Idle && (v.Conns == 0 || personal && !hopeful())
