@@ -10,21 +10,20 @@ import (
 	"strconv"
 )
 
-// errStopping is the cause that ends the context of a request that a server cuts at the end of
-// its drain. A client that leaves ends it with context.Canceled, by net/http.
+// errStopping is the cause with which a server ends the context of a request at the end of its drain. If a client
+// leaves, net/http ends the context with [context.Canceled].
 var errStopping = errors.New("this node is stopping")
 
-// unanswered is what a client hears whose handler ended without an answer, in the formats of the
-// distribution API (OCI distribution-spec, "Error Codes") and of the node's own APIs.
-const unanswered = "this node ended its work on the request before there was an answer; ask again, here in a " +
-	"moment or elsewhere"
+// unanswered is the message of the response to a request whose handler wrote none, in the formats of the distribution
+// API (OCI distribution-spec, "Error Codes") and of the node's own APIs.
+const unanswered = "this node ended its work on the request before it had a response; ask again here in a moment, " +
+	"or at another server"
 
-// retryAfter is when such a client may ask again (RFC 9110 §10.2.3), in seconds.
+// retryAfter is the Retry-After of such a response (RFC 9110 §10.2.3), in seconds.
 const retryAfter = 1
 
-// answered makes sure that every request is answered: net/http takes a handler that returns
-// without a word for a 200 with an empty body, under whatever headers it had set by then. It gets
-// a 503 instead. A panic passes, and net/http ends the connection.
+// answered responds with 503 if a handler returns without a response: net/http would send a 200 with an empty body and
+// the headers that the handler set. It does not recover a panic, so net/http ends the connection.
 func answered(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a := &answer{ResponseWriter: w}
@@ -35,7 +34,7 @@ func answered(h http.Handler) http.Handler {
 	})
 }
 
-// refuseUnanswered writes that there is no answer, and nothing of what was to be said in one.
+// refuseUnanswered writes the 503, without the headers that the handler set.
 func refuseUnanswered(w http.ResponseWriter, r *http.Request) {
 	type line struct {
 		Code    string `json:"code"`
@@ -58,29 +57,29 @@ func refuseUnanswered(w http.ResponseWriter, r *http.Request) {
 	h.Set("Connection", "close")
 	w.WriteHeader(http.StatusServiceUnavailable)
 	if r.Method != http.MethodHead {
-		_, _ = w.Write(body) // a client that is gone needs no words
+		_, _ = w.Write(body) // the client is gone if this fails
 	}
 }
 
-// answer is a server's writer that knows whether the handler has begun to answer. It hands on what
-// the server's own writer can: sendfile by ReadFrom, taking the connection, deadlines by Unwrap.
+// answer is a response writer that records whether the handler has begun its response. It keeps the abilities of the
+// server's writer: sendfile by ReadFrom, Hijack, and deadlines by Unwrap.
 type answer struct {
 	http.ResponseWriter
-	// begun means that a status is on its way, or that the connection is the handler's own.
+	// begun is true if a status was written, or the handler took the connection.
 	begun bool
 }
 
-// Unwrap is for [http.ResponseController].
+// Unwrap returns the server's writer to [http.ResponseController].
 func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
-// WriteHeader implements [http.ResponseWriter]. An informational status (RFC 9110 §15.2) is no
-// answer, but for 101, which is the last word in HTTP.
+// WriteHeader implements [http.ResponseWriter]. An informational status (RFC 9110 §15.2) is no final response, except
+// 101, which ends HTTP on the connection.
 func (a *answer) WriteHeader(status int) {
 	a.begun = a.begun || status >= http.StatusOK || status == http.StatusSwitchingProtocols
 	a.ResponseWriter.WriteHeader(status)
 }
 
-// Write implements [io.Writer]. To write nothing begins no answer.
+// Write implements [io.Writer]. An empty write begins no response.
 func (a *answer) Write(b []byte) (int, error) {
 	if len(b) == 0 && !a.begun {
 		return 0, nil
@@ -98,14 +97,14 @@ func (a *answer) WriteString(s string) (int, error) {
 	return io.WriteString(a.ResponseWriter, s)
 }
 
-// ReadFrom implements [io.ReaderFrom] by the server's own, which knows sendfile.
+// ReadFrom implements [io.ReaderFrom] with the server's writer, which can use sendfile.
 func (a *answer) ReadFrom(r io.Reader) (int64, error) {
 	n, err := io.Copy(a.ResponseWriter, r)
 	a.begun = a.begun || n > 0
 	return n, err
 }
 
-// FlushError sends what was written. Before there is anything it would send an empty 200.
+// FlushError sends the written bytes. Before the first one it does nothing, because it would send an empty 200.
 func (a *answer) FlushError() error {
 	if !a.begun {
 		return nil

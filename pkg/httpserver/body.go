@@ -32,8 +32,7 @@ type boundedBody struct {
 
 	waited time.Duration
 	got    int64
-	// mu is held to set a deadline: none may be set once the connection belongs to the next
-	// request.
+	// mu is held to set a deadline. No deadline may be set once the connection serves the next request.
 	mu    sync.Mutex
 	ended bool
 }
@@ -46,7 +45,7 @@ func (b *boundedBody) deadline(t time.Time) {
 	}
 }
 
-// Read implements [io.Reader]; a body that comes too slowly ends with [os.ErrDeadlineExceeded].
+// Read implements [io.Reader]; a body that arrives too slowly ends with [os.ErrDeadlineExceeded].
 func (b *boundedBody) Read(p []byte) (int, error) {
 	begun := time.Now()
 	left := b.d.body + time.Duration(b.got)*time.Second/bodyRate - b.waited
@@ -58,7 +57,7 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 	b.got += int64(n)
 	if err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			b.d.turned(telemetry.ConnSlow, b.at, b.remote, errSlow)
+			b.d.refused(telemetry.ConnSlow, b.at, b.remote, errSlow)
 		}
 		b.deadline(time.Time{})
 	}
@@ -76,9 +75,9 @@ func (b *boundedBody) stand(to standing) {
 	}
 }
 
-// finish bounds what the server itself reads of a body that its handler left.
+// finish bounds the server's own reads of a body that its handler did not read.
 func (b *boundedBody) finish() {
-	b.stand(idle) // the server says how it stands when it has read
+	b.stand(idle) // the server sets the next state when it has read the body
 	b.deadline(time.Now().Add(b.d.body))
 	b.mu.Lock()
 	b.ended = true
@@ -87,12 +86,12 @@ func (b *boundedBody) finish() {
 
 type connKey struct{}
 
-// withConn lets handlers find the limited connection of a request.
+// withConn stores the limited connection of a request in its context.
 func withConn(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, limitedOf(c))
 }
 
-// boundBodies serves requests whose bodies must come at some rate.
+// boundBodies serves requests whose bodies must arrive at a minimum rate.
 func (d *Limiter) boundBodies(at net.Addr, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Body == nil || r.Body == http.NoBody {

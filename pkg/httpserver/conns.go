@@ -15,17 +15,17 @@ import (
 	"github.com/darter-io/darter/pkg/telemetry"
 )
 
-// connMax is how many connections may be open at one listener.
+// connMax bounds the open connections of one listener.
 type connMax struct {
-	// total is for all, each for one remote address; loopback has all of total.
+	// total bounds all connections, each those of one remote address; loopback may use all of total.
 	total, each int
-	// fresh is for those that have said nothing yet, or whose handshake is not done; freshEach
-	// for those of one address.
+	// fresh bounds the connections that have sent nothing yet, or whose handshake is not complete; freshEach those of
+	// one address.
 	fresh, freshEach int
 }
 
-// bounds are those of a listener: a quarter of the files that the process may have, so that
-// strangers at one port leave the others, and the store, enough.
+// bounds returns the bounds of a listener: a quarter of the process's file descriptors, so that strangers at one port
+// leave enough for the other ports and the store.
 func bounds() connMax {
 	files := uint64(1024)
 	var r unix.Rlimit
@@ -60,13 +60,13 @@ type limited struct {
 	fresh, idle list.List // of *limitedConn, the oldest in front
 }
 
-// remote is one address's connections.
+// remote holds the connections of one address.
 type remote struct {
 	open        int
 	fresh, idle list.List
 }
 
-// standing is what a connection waits for.
+// standing is the state of a connection: fresh without a request or handshake, idle between requests, or busy.
 type standing int
 
 const (
@@ -75,16 +75,15 @@ const (
 	busy
 )
 
-// limitedConn is a connection of a limited listener. It embeds the TCP connection, so that
-// the kernel can move a file's bytes to it.
+// limitedConn is a connection of a limited listener. It embeds the TCP connection, so that sendfile works.
 type limitedConn struct {
 	*net.TCPConn
 	g    *limited
 	addr string
 
-	spoke atomic.Bool // it sent something; of plain connections alone
-	heard atomic.Bool // its first bytes were looked at; of plain connections alone
-	// asks means that it is an HTTP server's, which tells when a request has come.
+	spoke atomic.Bool // it sent a byte; only for plain connections
+	heard atomic.Bool // its first byte was checked; only for plain connections
+	// asks is true for a connection of an HTTP server, which reports when a request has arrived.
 	asks atomic.Bool
 	once sync.Once
 	// The listener's mu guards these.
@@ -92,7 +91,7 @@ type limitedConn struct {
 	all, each *list.Element
 }
 
-// Accept gives the next connection. An error that passes, as when no file is left, is waited for.
+// Accept returns the next connection. After a temporary error, such as no free file descriptor, it tries again.
 func (g *limited) Accept() (net.Conn, error) {
 	pause := acceptPauseMin
 	for {
@@ -117,11 +116,10 @@ func (g *limited) Accept() (net.Conn, error) {
 	}
 }
 
-// acceptPauseMin and acceptPauseMax bound how long after a failure that may pass the next
-// connection is accepted.
+// acceptPauseMin and acceptPauseMax bound the pause after a temporary error.
 const acceptPauseMin, acceptPauseMax = 5 * time.Millisecond, time.Second
 
-// addressOf is what connections are counted by: an IPv4 address, or the network of an IPv6 one.
+// addressOf returns the key by which connections are counted: an IPv4 address, or the network of an IPv6 one.
 func addressOf(a net.Addr) (addr string, loopback bool) {
 	at, err := netip.ParseAddrPort(a.String())
 	if err != nil {
@@ -134,8 +132,7 @@ func addressOf(a net.Addr) (addr string, loopback bool) {
 	return ip.String(), ip.IsLoopback()
 }
 
-// admit counts a connection, closing another where there are too many; nil where it is the one
-// too many itself.
+// admit counts a connection. If there are too many, it closes another one, or refuses the new one and returns nil.
 func (g *limited) admit(c *net.TCPConn) *limitedConn {
 	addr, loopback := addressOf(c.RemoteAddr())
 	each := g.most.each
@@ -155,7 +152,7 @@ func (g *limited) admit(c *net.TCPConn) *limitedConn {
 	case r.open >= each:
 		out, full = oldest(&r.fresh, &r.idle), true
 	case g.open >= g.most.total:
-		// An address that has few is not asked to make room for one that has many.
+		// A connection of an address with few connections is not closed for an address with many.
 		if out, full = oldest(&r.fresh, &r.idle), true; out == nil || r.open*8 < g.open {
 			out = oldest(&g.fresh, &g.idle)
 		}
@@ -170,7 +167,7 @@ func (g *limited) admit(c *net.TCPConn) *limitedConn {
 		}
 		g.mu.Unlock()
 		c.Close()
-		g.d.turned(telemetry.ConnCrowded, g.Addr(), addr, errCrowded)
+		g.d.refused(telemetry.ConnCrowded, g.Addr(), addr, errCrowded)
 		return nil
 	}
 	g.open++
@@ -179,7 +176,7 @@ func (g *limited) admit(c *net.TCPConn) *limitedConn {
 	g.mu.Unlock()
 	if out != nil {
 		out.Close()
-		g.d.turned(telemetry.ConnCrowded, g.Addr(), out.addr, errCrowded)
+		g.d.refused(telemetry.ConnCrowded, g.Addr(), out.addr, errCrowded)
 	}
 	return held
 }
@@ -195,7 +192,7 @@ func oldest(lists ...*list.List) *limitedConn {
 	return nil
 }
 
-// relieve closes the oldest connection that waits, because there is no file for another.
+// relieve closes the oldest waiting connection, because there is no file descriptor for another one.
 func (g *limited) relieve() {
 	g.mu.Lock()
 	out := oldest(&g.fresh, &g.idle)
@@ -205,7 +202,7 @@ func (g *limited) relieve() {
 	}
 }
 
-// put moves a connection to the list of its standing. mu is held.
+// put moves a connection to the list of its state. mu is held.
 func (g *limited) put(c *limitedConn, to standing) {
 	r := g.from[c.addr]
 	if c.all != nil {
@@ -227,7 +224,7 @@ func (g *limited) put(c *limitedConn, to standing) {
 	}
 }
 
-// stand notes what a connection does now.
+// stand sets the state of a connection.
 func (c *limitedConn) stand(to standing) {
 	g := c.g
 	g.mu.Lock()
@@ -237,15 +234,15 @@ func (c *limitedConn) stand(to standing) {
 	}
 }
 
-// gone is the standing of a closed connection.
+// gone is the state of a closed connection.
 const gone standing = -1
 
-// Read takes a plain connection out of those that have said nothing. For one of an HTTP server a byte is
-// no word: else a stranger that sends one holds its place until the header's time is over.
+// Read marks a plain connection as busy after its first byte. It does not for a connection of an HTTP server: a
+// stranger could otherwise send one byte and keep its place until the header's timeout.
 func (c *limitedConn) Read(p []byte) (int, error) {
 	n, err := c.TCPConn.Read(p)
 	if n > 0 && !c.g.secure.Load() && !c.heard.Swap(true) && p[0] == tlsHandshake {
-		c.g.d.turned(telemetry.ConnTLS, c.LocalAddr(), c.addr, errTLS)
+		c.g.d.refused(telemetry.ConnTLS, c.LocalAddr(), c.addr, errTLS)
 	}
 	if n > 0 && !c.asks.Load() && !c.spoke.Load() && !c.g.secure.Load() {
 		c.spoke.Store(true)
@@ -260,7 +257,7 @@ const tlsHandshake = 0x16
 var errTLS = errors.New("it speaks TLS, and this port does not: a member of a cluster with a secret, while this host " +
 	"has none, or a client with https:// in place of http://")
 
-// Close gives the place back.
+// Close closes the connection and frees its place.
 func (c *limitedConn) Close() error {
 	c.once.Do(func() {
 		g := c.g
@@ -276,7 +273,7 @@ func (c *limitedConn) Close() error {
 	return c.TCPConn.Close()
 }
 
-// limitedOf finds the limited connection beneath others, or nil.
+// limitedOf returns the limited connection that others wrap, or nil.
 func limitedOf(c net.Conn) *limitedConn {
 	for range 4 {
 		if held, ok := c.(*limitedConn); ok {
@@ -291,7 +288,7 @@ func limitedOf(c net.Conn) *limitedConn {
 	return nil
 }
 
-// watchState tells a server's connections how they stand.
+// watchState sets the state of a server's connections. It is the server's ConnState.
 func watchState(c net.Conn, s http.ConnState) {
 	held := limitedOf(c)
 	if held == nil {

@@ -15,8 +15,8 @@ import (
 	"github.com/darter-io/darter/pkg/telemetry"
 )
 
-// handshaker is a listener that gives connections once their TLS handshake is done, so that no
-// server has to bear those whose handshake never ends, and one place tells of all that fail.
+// handshaker is a listener that delivers connections after their TLS handshake. So no server gets a connection whose
+// handshake never ends, and one place logs all failed handshakes.
 type handshaker struct {
 	net.Listener
 	d     *Limiter
@@ -26,14 +26,14 @@ type handshaker struct {
 	started, end sync.Once
 	wait         sync.WaitGroup
 	err          error // why, before ended is closed
-	// mu is held to note connections whose handshake runs.
+	// mu is held to add and remove connections whose handshake runs.
 	mu      sync.Mutex
 	open    map[net.Conn]struct{}
 	closing bool
 }
 
-// Handshake returns a listener that gives connections of l once their TLS handshake is done. raw is the
-// listener beneath l that [Limiter.Limit] returned.
+// Handshake returns a listener that delivers connections of l after their TLS handshake. raw is the result of
+// [Limiter.Limit] that l wraps.
 func (d *Limiter) Handshake(l, raw net.Listener) net.Listener {
 	if g, ok := raw.(*limited); ok {
 		g.secure.Store(true)
@@ -42,7 +42,7 @@ func (d *Limiter) Handshake(l, raw net.Listener) net.Listener {
 		open: map[net.Conn]struct{}{}}
 }
 
-// Accept gives the next connection whose handshake is done.
+// Accept returns the next connection whose handshake is complete.
 func (s *handshaker) Accept() (net.Conn, error) {
 	s.started.Do(func() { s.wait.Go(s.run) })
 	select {
@@ -62,7 +62,7 @@ func (s *handshaker) stop(err error) {
 
 // Close ends the listener and all handshakes, and waits for them.
 func (s *handshaker) Close() error {
-	s.started.Do(func() {}) // nothing begins any more
+	s.started.Do(func() {}) // run does not start any more
 	err := s.Listener.Close()
 	s.stop(net.ErrClosed)
 	s.mu.Lock()
@@ -116,7 +116,7 @@ func (s *handshaker) handshake(t *tls.Conn) {
 	case err != nil:
 		var notTLS tls.RecordHeaderError
 		if errors.As(err, &notTLS) && notTLS.Conn != nil && speaksHTTP(notTLS.RecordHeader) {
-			// As net/http does, so that a client learns why it was turned away.
+			// The same response as net/http's, so that the client learns the reason.
 			_ = raw.SetWriteDeadline(time.Now().Add(time.Second))
 			_, _ = io.WriteString(raw,
 				"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
@@ -127,12 +127,12 @@ func (s *handshaker) handshake(t *tls.Conn) {
 			remote = host
 		}
 		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
-			// It went by itself: a probe of the port, or a member whose patience ended.
+			// The other side closed it: a probe of the port, or a member that timed out.
 			s.d.metrics.Count(telemetry.ConnOther)
 			return
 		}
 		why, explained := reason(err)
-		s.d.turned(why, s.Addr(), remote, explained)
+		s.d.refused(why, s.Addr(), remote, explained)
 	default:
 		if held := limitedOf(t); held != nil {
 			held.stand(busy)
@@ -158,7 +158,7 @@ func (s *handshaker) give(c net.Conn) {
 	}
 }
 
-// reason is why a TLS handshake failed, and what a person can do about it.
+// reason returns why a TLS handshake failed, and an error with the remedy.
 func reason(err error) (telemetry.ConnRefusal, error) {
 	text := err.Error()
 	var timeout net.Error

@@ -9,16 +9,16 @@ import (
 	"github.com/darter-io/darter/pkg/telemetry"
 )
 
-// Limiter bounds what strangers may take of the listeners of one node, and logs and counts the connections that it
-// closes. Safe for concurrent use.
+// Limiter bounds the connections of one node's listeners, and logs and counts the connections that it closes. Safe for
+// concurrent use.
 type Limiter struct {
 	log     *slog.Logger
 	metrics *telemetry.ConnRefusals
 	// handshake is how long a TLS handshake may take, header how long a request's header, and
-	// body how long a request's body may stand still in all before it must come at bodyRate.
+	// body how long reads of a request's body may wait in all before it must arrive at bodyRate.
 	handshake, header, body time.Duration
 
-	// mu is held to count what is not logged.
+	// mu is held to count closed connections that are not logged.
 	mu     sync.Mutex
 	logged map[telemetry.ConnRefusal]*quiet
 	errors quiet
@@ -31,13 +31,13 @@ func NewLimiter(l *slog.Logger, m *telemetry.ConnRefusals) *Limiter {
 		logged: map[telemetry.ConnRefusal]*quiet{}}
 }
 
-// quiet lets one log line a minute through, and counts the others.
+// quiet allows one log line a minute, and counts the others.
 type quiet struct {
 	last time.Time
 	more int
 }
 
-// quietFor is how long after a log line the next of its kind comes.
+// quietFor is the shortest time between two log lines of one kind.
 const quietFor = time.Minute
 
 func (q *quiet) tell(now time.Time) (tell bool, more int) {
@@ -50,8 +50,8 @@ func (q *quiet) tell(now time.Time) (tell bool, more int) {
 	return true, more
 }
 
-// turned counts a connection that was turned away, and tells of one a minute for each reason.
-func (d *Limiter) turned(why telemetry.ConnRefusal, at net.Addr, remote string, err error) {
+// refused counts a refused connection, and logs one a minute for each reason.
+func (d *Limiter) refused(why telemetry.ConnRefusal, at net.Addr, remote string, err error) {
 	d.metrics.Count(why)
 	d.mu.Lock()
 	q := d.logged[why]
@@ -66,7 +66,7 @@ func (d *Limiter) turned(why telemetry.ConnRefusal, at net.Addr, remote string, 
 	}
 }
 
-// failing tells once a minute that no connection can be accepted.
+// failing logs once a minute that no connection can be accepted.
 func (d *Limiter) failing(at net.Addr, err error) {
 	d.mu.Lock()
 	tell, more := d.errors.tell(time.Now())

@@ -412,7 +412,10 @@ func TestRefusedConnectionsAreCounted(t *testing.T) {
 			c.come(t)
 			require.Eventually(t, func() bool { return turnedAway(t, p.reg, c.why) > before }, time.Minute,
 				time.Millisecond)
-			assert.Contains(t, p.lines.String(), "from=127.0.0.1 why="+string(c.why))
+			// The limiter counts a connection before it logs it.
+			require.Eventually(t, func() bool {
+				return strings.Contains(p.lines.String(), "from=127.0.0.1 why="+string(c.why))
+			}, time.Minute, time.Millisecond)
 			assert.Contains(t, p.lines.String(), c.say)
 		})
 	}

@@ -46,8 +46,8 @@ func byAddress(r *http.Request) bool {
 	return err == nil || strings.EqualFold(name, "localhost")
 }
 
-// RejectPages refuses what a web page of another origin asks for. A browser would not show the page the
-// answer, but the question alone has the node fetch what the page names.
+// RejectPages refuses requests of web pages of other origins. A browser would not show the response to the page, but
+// the request alone makes the node fetch the blob that the page names.
 func RejectPages(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if fromPage(r) {
@@ -59,8 +59,7 @@ func RejectPages(h http.Handler) http.Handler {
 	})
 }
 
-// RejectAllBrowsers refuses whatever a browser sends: no person has use for these paths there, and a page
-// must not reach them.
+// RejectAllBrowsers refuses every request of a browser: these paths are for programs, and a page must not reach them.
 func RejectAllBrowsers(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if fromBrowser(r) || fromPage(r) {

@@ -6,9 +6,8 @@ import (
 	"github.com/gin-gonic/gin"
 )
 
-// NewRouter returns a gin engine as every API here wants it: silent, believing no proxy's
-// word on who a client is, ending a handler's work when its client goes, and leaving no request
-// without an answer.
+// NewRouter returns a gin engine for the APIs of this project: it logs nothing, ignores the client addresses that
+// proxies name, ends a handler's work when its client leaves, and responds to every request.
 func NewRouter() *gin.Engine {
 	gin.SetMode(gin.ReleaseMode)
 	r := gin.New()
@@ -19,7 +18,7 @@ func NewRouter() *gin.Engine {
 	return r
 }
 
-// answeredRoute is [answered] for gin, which says 200 itself where a handler said nothing.
+// answeredRoute is [answered] for gin, which itself responds with 200 for a handler that wrote nothing.
 func answeredRoute(c *gin.Context) {
 	c.Next()
 	if !c.Writer.Written() && c.Writer.Status() == http.StatusOK {
@@ -28,8 +27,8 @@ func answeredRoute(c *gin.Context) {
 	}
 }
 
-// brokenRoute ends a route that panicked: with a 500, or where the answer has begun with the
-// connection, because an answer without a length would look whole.
+// brokenRoute ends a route that panicked: with a 500, or, if the response has begun, by closing the connection, because
+// a response without a length would look complete.
 func brokenRoute(c *gin.Context, _ any) {
 	if c.Writer.Written() {
 		panic(http.ErrAbortHandler)

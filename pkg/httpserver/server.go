@@ -1,8 +1,8 @@
 // Package httpserver keeps HTTP servers safe: it bounds connections, handshakes, headers and slow bodies, ends every
 // request with an answer, drains at the end, and refuses browsers where an API is for programs.
 //
-// No handler ends in an empty 200, and a client that sends nothing holds no place of one that does. Start at
-// [Server.Run] and [Limiter].
+// No request ends in an empty 200, and silent clients never block a client that sends a request. Start at [Server.Run]
+// and [Limiter].
 package httpserver
 
 import (
@@ -27,11 +27,11 @@ const (
 
 // Server serves a handler on a listener.
 type Server struct {
-	// Name is what errors and logs call it.
+	// Name is its name in errors and logs.
 	Name     string
 	Listener net.Listener
 	Handler  http.Handler
-	// Limiter is that of the Listener.
+	// Limiter is the Listener's.
 	Limiter *Limiter
 	// Drain returns how long running requests may take at the end.
 	Drain  func() time.Duration
@@ -41,7 +41,7 @@ type Server struct {
 // Run serves until ctx ends. Then it takes no more requests and waits for those that run, at most for the drain
 // timeout. It cuts the rest: their clients get a 503, or a body that ends short.
 func (s Server) Run(ctx context.Context) error {
-	// Requests outlive ctx: the drain is for them.
+	// Requests do not end with ctx, because the drain waits for them.
 	base, cut := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cut(nil)
 	srv := &http.Server{
@@ -63,7 +63,7 @@ func (s Server) Run(ctx context.Context) error {
 	if err := srv.Shutdown(limit); err != nil {
 		s.Logger.Warn("requests were cut: they took longer than the drain", "server", s.Name, "drain", drain)
 		cut(errStopping)
-		// Handlers that saw their context end may still write the end of their answers.
+		// Handlers whose context ended may still write the end of their responses.
 		again, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		if err := srv.Shutdown(again); err != nil {
