@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(idleClosed{m}, goleak.IgnoreTopFunction(registrytest.LeakIgnored))
 }
 
-// idleClosed runs the tests, and then closes the connections that tests left idle, before goleak looks.
+// idleClosed runs the tests, and then closes idle connections before goleak counts goroutines.
 type idleClosed struct{ *testing.M }
 
 func (m idleClosed) Run() int {
@@ -86,7 +86,7 @@ func run(t *testing.T, program interface{ Run(context.Context) error }) (stop fu
 	return stop
 }
 
-// settings are the defaults, on free loopback ports, for one registry.
+// settings returns the defaults, on free loopback ports, for one registry.
 func settings(t *testing.T, r *registrytest.Registry, name string) config.Dfdaemon {
 	var cfg config.Dfdaemon
 	require.NoError(t, config.NewForm("dfdaemon", &cfg).Load([]string{
@@ -109,7 +109,7 @@ func start(t *testing.T, cfg config.Dfdaemon, watch ...func(line []byte)) (d *da
 	return d, run(t, d)
 }
 
-// image lies in a registry.
+// image is an image of a registry.
 func image(t *testing.T, r *registrytest.Registry, layers ...int64) registrytest.Pushed {
 	img, err := registrytest.NewImage(7, layers)
 	require.NoError(t, err)
@@ -119,7 +119,7 @@ func image(t *testing.T, r *registrytest.Registry, layers ...int64) registrytest
 	return p
 }
 
-// pull gets everything through a mirror, all blobs at once, and checks each digest.
+// pull pulls the image through a mirror, all blobs at once, and checks each digest.
 func pull(ctx context.Context, mirror string, r *registrytest.Registry, p registrytest.Pushed) error {
 	var g errgroup.Group
 	for _, o := range p.Objects {
@@ -130,7 +130,7 @@ func pull(ctx context.Context, mirror string, r *registrytest.Registry, p regist
 			}
 			url := fmt.Sprintf("http://%s/v2/%s/%s/%s?ns=%s", mirror, p.Repository, kind, o.Digest, r.Host())
 			err := get(ctx, url, o.Digest, o.MediaType, nil)
-			// On a busy machine a node may need longer for a first byte than the mirror waits.
+			// On a loaded machine, the first byte may take longer than the mirror waits.
 			for try := 0; try < 12 && err != nil && strings.Contains(err.Error(), "gave no byte of"); try++ {
 				err = get(ctx, url, o.Digest, o.MediaType, nil)
 			}
@@ -169,7 +169,7 @@ func get(ctx context.Context, url, digest, mediaType string, began func()) error
 	return err
 }
 
-// once proves that the registry sent each byte once, pings (2 bytes each) apart.
+// once proves that the registry sent each byte once, except for pings of 2 bytes.
 func once(t *testing.T, r *registrytest.Registry, p registrytest.Pushed, why string) {
 	t.Helper()
 	sent := r.Counts().Egress
@@ -177,8 +177,8 @@ func once(t *testing.T, r *registrytest.Registry, p registrytest.Pushed, why str
 	assert.Less(t, sent, p.Bytes()+100, why)
 }
 
-// soon waits until a status is as wanted: a download counts its last bytes a moment after a
-// client has them.
+// soon waits until a status is as expected: a download counts its last bytes a moment after a
+// client received them.
 func soon(t *testing.T, addr string, check func(*assert.CollectT, api.Status)) {
 	t.Helper()
 	require.EventuallyWithT(t, func(c *assert.CollectT) { check(c, status(t, addr)) }, time.Minute, 10*time.Millisecond)
@@ -241,7 +241,7 @@ func leadTo(t *testing.T, upstream config.Upstream, word secret.String,
 	return s, run(t, s)
 }
 
-// A dfdaemon that knows one supernode learns of the others and goes on with them.
+// A dfdaemon that knows one supernode learns of the others and continues with them.
 func TestSupernodesReplaceEachOther(t *testing.T) {
 	const word = "a secret that is long enough for a cluster"
 	r := registrytest.Start(t, registrytest.Config{})
@@ -336,7 +336,7 @@ func TestDaemonServesWithoutSupernode(t *testing.T) {
 	cfg := settings(t, r, "orphan")
 	cfg.Supernodes = []config.Address{"127.0.0.1:1", "127.0.0.1:2"}
 	d, _ := start(t, cfg)
-	// That a refused connection is not waited for is shown in pkg/announce, where time is virtual.
+	// A test in pkg/announce, in virtual time, shows that the client does not wait after a refused connection.
 	require.NoError(t, pull(t.Context(), d.Addrs()["mirror"], r, p))
 	once(t, r, p, "and asks for each byte once")
 	soon(t, d.Addrs()["api"], func(c *assert.CollectT, s api.Status) {

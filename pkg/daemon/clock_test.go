@@ -42,17 +42,17 @@ func (c *counted) see(line []byte) {
 	c.n.Add(1)
 }
 
-// clocked is a cluster of a supernode and two nodes with a clock each.
+// clocked is a cluster of a supernode and two nodes, each with its own clock.
 type clocked struct {
 	registry *registrytest.Registry
 	image    registrytest.Pushed
-	// clocks of the supernode, of one and of two.
+	// The clocks of the supernode, of one and of two.
 	clocks [3]wallClock
 	super  *supernode.Supernode
 	nodes  [2]*daemon.Daemon
-	// told counts the lines of two in which both clocks stand.
+	// told counts the log lines of two that show both clocks.
 	told counted
-	// differ counts those that tell of a small difference.
+	// differ counts the log lines about a small difference.
 	differ counted
 }
 
@@ -76,7 +76,7 @@ func newClocked(t *testing.T, layers ...int64) *clocked {
 	for i := range c.nodes {
 		cfg := settings(t, c.registry, fmt.Sprint("node", i+1))
 		cfg.Cluster.Secret, cfg.Supernodes = wordOfTheCluster, []config.Address{config.Address(c.super.Addrs()["api"])}
-		// So that it is seen what a host does by itself.
+		// This shows what a host does without help.
 		cfg.Peer.Standby = false
 		watch := func([]byte) {}
 		if i == 1 {
@@ -89,7 +89,7 @@ func newClocked(t *testing.T, layers ...int64) *clocked {
 	return c
 }
 
-// pulled pulls a layer at a node, whole and right, and returns how often the registry sent it so far.
+// pulled pulls a layer at a node, checks its bytes, and returns how often the registry has sent it.
 func (c *clocked) pulled(t *testing.T, n, layer int) int {
 	t.Helper()
 	digest := c.image.Layers()[layer].Digest
@@ -127,7 +127,7 @@ func TestClockJumpsDuringPulls(t *testing.T) {
 					assert.NoError(a, cli.WriteStatus(&text, s, time.Now()))
 					assert.Contains(a, text.String(), "this host's clock says")
 				})
-				// The line is written a moment after the answer.
+				// The log line follows a moment after the response.
 				assert.Eventually(t, func() bool { return c.told.n.Load() > 0 }, time.Minute, 10*time.Millisecond)
 				assert.EqualValues(t, 1, c.told.n.Load(), "one line names both clocks and the way out")
 				want := map[int]int{0: 0, 2: 1}[i]

@@ -17,7 +17,7 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// Two hosts with one key: the file is one, so nothing tells the second that it was copied.
+// Two hosts use one key file, so the second one cannot detect a copy.
 func TestDuplicateHostIDIsReplaced(t *testing.T) {
 	for _, word := range []secret.String{"", "a secret that is long enough for a cluster"} {
 		t.Run(map[bool]string{true: "without a secret", false: "with a secret"}[word == ""], func(t *testing.T) {
@@ -42,7 +42,7 @@ func TestDuplicateHostIDIsReplaced(t *testing.T) {
 			require.ErrorIs(t, err, node.ErrRenamed)
 			require.ErrorContains(t, err, d.Addrs()["peer"], "where the other is")
 
-			// As cli.Main does.
+			// cli.Main does the same.
 			clone, _ = start(t, second)
 			assert.NotEqual(t, d.Status().Host.ID, clone.Status().Host.ID)
 			soon(t, s.Addrs()["admin"], func(c *assert.CollectT, status api.Status) {

@@ -2,8 +2,8 @@
 
 package daemon_test
 
-// crowd is how many nodes pull at once where each question to the registry is counted.
+// crowd is how many nodes pull at once in a test that counts each request to the registry.
 const crowd = 12
 
-// matrixStep is which origins of the files' matrix are asked: every one.
+// matrixStep selects the origins of the files' matrix: all of them.
 const matrixStep = 1

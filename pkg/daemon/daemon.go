@@ -60,7 +60,8 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 	d = &Daemon{cfg: cfg}
 	d.node, err = node.New(node.Config{
 		Role: node.Dfdaemon, Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise,
-		Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster, Asked: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
+		Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster,
+		Asked: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
 		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Towards: cfg.Supernodes,
 		Secrets: secretFiles(cfg), Logger: logger,
 	}, options...)
@@ -174,7 +175,8 @@ func (d *Daemon) newClient() *announce.Client {
 		Now: d.node.Clock, Local: d.coordinator, Standby: d.node.Asked != nil, InUse: d.node.Taken, Logger: d.node.Log,
 		Standbys: readStandbys(d.cfg.Node.DataDir), Named: func(list []string) {
 			if err := writeStandbys(d.cfg.Node.DataDir, list); err != nil {
-				d.node.Log.Warn("cannot store the list of standbys; after a restart without a supernode this node knows none", "error", err)
+				d.node.Log.Warn("cannot store the list of standbys; after a restart without a supernode this node "+
+					"knows none", "error", err)
 			}
 		},
 	})

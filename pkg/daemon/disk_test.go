@@ -26,9 +26,9 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// smallDisk mounts a file system of its own, of so many bytes. Where that is not allowed the
-// test is skipped: the faults of disks are injected in the tests of pkg/piece/diskstore and
-// pkg/peer everywhere.
+// smallDisk mounts a file system of its own with the given size. Without the permission to mount,
+// the test is skipped; the tests of pkg/piece/diskstore and pkg/peer inject faults of disks on
+// every machine.
 func smallDisk(t *testing.T, size int) (dir string) {
 	dir = filepath.Join(t.TempDir(), "disk")
 	require.NoError(t, os.Mkdir(dir, 0o700))
@@ -68,7 +68,7 @@ func TestUnusableDataDirectory(t *testing.T) {
 		t.Helper()
 		cfg := settings(t, nil, "refused")
 		cfg.Node.DataDir = dir
-		for _, quota := range []config.Size{cfg.Cache.Quota, 0} { // 0 looks at the disk first
+		for _, quota := range []config.Size{cfg.Cache.Quota, 0} { // 0 reads the free space first
 			cfg.Cache.Quota = quota
 			_, err := daemon.New(cfg, nil)
 			for _, words := range append(want, "node.dataDir: ", dir, "name another directory") {
@@ -146,7 +146,7 @@ func ask(t *testing.T, d *daemon.Daemon, r *registrytest.Registry, p registrytes
 		o.Digest, r.Host()))
 }
 
-// askByPath gets it as a client does that cannot go elsewhere for a blob.
+// askByPath gets it as a client that knows no other server for the blob.
 func askByPath(t *testing.T, d *daemon.Daemon, r *registrytest.Registry, p registrytest.Pushed,
 	o registrytest.Object) (code int, body []byte) {
 	return getURL(t, fmt.Sprintf("http://%s/v2/%s/%s/blobs/%s", d.Addrs()["mirror"], r.Host(), p.Repository, o.Digest))
@@ -173,15 +173,15 @@ func TestFullDiskServesTheRest(t *testing.T) {
 	assert.Equal(t, http.StatusInsufficientStorage, code)
 	assert.Contains(t, string(body), "no space left on device")
 	assert.Contains(t, string(body), "free some space or inodes on the file system of "+disk)
-	// Who cannot go elsewhere gets it past the disk.
+	// A client that knows no other server gets it without the disk.
 	code, body = askByPath(t, d, r, p, layers[0])
 	assert.Equal(t, http.StatusOK, code)
 	assert.Equal(t, layers[0].Digest, string(oci.DigestOf(body)))
-	soon(t, d.Addrs()["api"], func(c *assert.CollectT, s api.Status) { // the client may be done before the mirror is
+	soon(t, d.Addrs()["api"], func(c *assert.CollectT, s api.Status) { // the client may finish before the mirror
 		assert.Equal(c, layers[0].Size, s.Served)
 		assert.GreaterOrEqual(c, s.Received.Origin, layers[0].Size, "it is counted")
 	})
-	// Of two that fit one by one the second takes the place of the first, at once.
+	// Of two files that fit one at a time, the second one replaces the first at once.
 	for _, l := range layers[1:] {
 		code, body = ask(t, d, r, p, l)
 		require.Equal(t, http.StatusOK, code, "%.500s", body)
@@ -194,7 +194,7 @@ func TestFileThatFillsTheDisk(t *testing.T) {
 	content := bytes.Repeat([]byte("unknown length "), 1_000_000)
 	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", `"v1"`)
-		_ = http.NewResponseController(w).Flush() // it does not tell its length
+		_ = http.NewResponseController(w).Flush() // its length is unknown
 		if r.Method == http.MethodGet {
 			_, _ = w.Write(content)
 		}
@@ -213,7 +213,7 @@ func TestFileThatFillsTheDisk(t *testing.T) {
 		assert.NotContains(t, e.Name(), "spool")
 	}
 	content = content[:1<<20]
-	time.Sleep(2 * time.Second) // a refusal is remembered so long
+	time.Sleep(2 * time.Second) // the time for which a refusal is remembered
 	require.NoError(t, fetch(t, d, origin.URL+"/f"))
 }
 
@@ -226,7 +226,7 @@ func fetch(t *testing.T, d *daemon.Daemon, url string) error {
 	return dfget.New(dfget.Config{URLs: []string{url}, Settings: s}).Run(t.Context())
 }
 
-// A cache that holds one of two files gives both, one right after the other.
+// A cache with space for one of two files serves both, one right after the other.
 func TestSmallCacheServesManyFiles(t *testing.T) {
 	content := bytes.Repeat([]byte("much "), 1_000_000)
 	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

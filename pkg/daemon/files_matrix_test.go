@@ -31,7 +31,7 @@ import (
 
 // cell is one origin of the matrix.
 type cell struct {
-	personal              bool // every header and parameter has bytes of its own
+	personal              bool // the bytes differ for every header and parameter
 	validator, vary, says string
 	head                  string // how HEAD differs from GET
 	ranges                bool
@@ -43,12 +43,12 @@ func (c cell) String() string {
 		c.validator, c.vary, c.says, c.head, c.ranges, c.size)
 }
 
-// matrix is a web server with one file for each cell.
+// matrix is a web server with one file per cell.
 type matrix struct {
 	*httptest.Server
 	cells []cell
 	mu    sync.Mutex
-	whole map[string]int // GETs that were answered with everything, by path
+	whole map[string]int // GETs that got the whole file, by path
 }
 
 func (m *matrix) content(c cell, who string) []byte {
@@ -138,7 +138,7 @@ var (
 	forged = asker{name: "another signature", query: "sig=2"}
 )
 
-// get asks a daemon in a user's name and proves that the bytes are the origin's own answer to that.
+// get sends a user's request to a daemon and proves that the bytes are the origin's own for that request.
 func (m *matrix) get(t *testing.T, addr string, i int, a asker, from int, version string) (etag string) {
 	t.Helper()
 	path := "/" + strconv.Itoa(i)
@@ -165,7 +165,7 @@ func (m *matrix) get(t *testing.T, addr string, i int, a asker, from int, versio
 	want := m.content(c, who(func(k string) string { return a.headers[k] }, a.query))
 	if anybodys := m.content(c, who(func(string) string { return "" }, "")); c.says == "public" && !c.ranges &&
 		a.headers["Authorization"] != "" && bytes.HasSuffix(anybodys, b) {
-		want = anybodys // the origin said so, and nothing of it is another user's
+		want = anybodys // the origin allows it, and no bytes belong to another user
 	}
 	switch res.StatusCode {
 	case http.StatusOK:
@@ -180,7 +180,7 @@ func (m *matrix) get(t *testing.T, addr string, i int, a asker, from int, versio
 	return res.Header.Get("ETag")
 }
 
-// shares says, in the words of docs/files.md, whether a second request may cost the origin a second body.
+// shares returns, by the rules of docs/files.md, whether the origin sends only one body for both requests.
 func (c cell) shares(first, second asker) bool {
 	credential := map[string]string{alice.name: "Authorization", bob.name: "Authorization", cookie.name: "Cookie",
 		cake.name: "Cookie", signed.name: "", forged.name: ""}
@@ -190,9 +190,9 @@ func (c cell) shares(first, second asker) bool {
 		c.vary == "*", c.head == "another version":
 		return false
 	case c.head == "says less" && (c.says != "" || c.vary != ""):
-		return false // how far it goes depends on what was left out
+		return false // it depends on the ignored parameters
 	case first.name == second.name:
-		return !personal || c.ranges // else each node once asks for a range in vain
+		return !personal || c.ranges // otherwise each node once requests a range in vain
 	case !personal:
 		return false
 	case header == "Authorization" && c.says == "public" && c.head != "says less":
@@ -272,7 +272,7 @@ func TestFilesMatrix(t *testing.T) {
 						{alice, alice}, {german, greek}, {nobody, nobody}} {
 						etag, _ := get(pair[0], 0, "")
 						_, more := get(pair[1], 0, "")
-						// A probe by GET, where there is neither HEAD nor Range, is a body of its own.
+						// Without HEAD and Range, the probe is a GET with a body of its own.
 						if c.shares(pair[0], pair[1]) && (c.head != "missing" || c.ranges) {
 							assert.Zero(t, more, "%s after %s", pair[1].name, pair[0].name)
 						}

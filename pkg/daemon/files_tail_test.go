@@ -18,7 +18,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 )
 
-// bodyOf is a file that differs from user to user in its last bytes alone.
+// bodyOf returns a file that differs between users only in its last bytes.
 func bodyOf(user string, size int) []byte {
 	b := make([]byte, size)
 	copy(b[size-32:], user)
@@ -43,7 +43,7 @@ func TestEndOfAFileIsVerified(t *testing.T) {
 					_, _ = w.Write(body[:size/2])
 					_ = http.NewResponseController(w).Flush()
 					once.Do(func() { close(begun) })
-					// Until bob's proof is under way, so that the file is not complete at its beginning.
+					// The file must be incomplete when bob's proof begins.
 					select {
 					case <-proving:
 					case <-r.Context().Done():
@@ -68,8 +68,8 @@ func TestEndOfAFileIsVerified(t *testing.T) {
 				_, err = got.ReadFrom(res.Body)
 				return res.StatusCode, got.Bytes(), err
 			}
-			// A user's bytes are the user's own, or end before another's: the origin may be asked for the
-			// rest in the name of either. The next request knows.
+			// A user gets its own bytes, or a body that ends before another user's bytes, because the download may
+			// request the rest with either user's credentials. The next request succeeds.
 			whole := func(user string) {
 				own := bodyOf(user, size)
 				code, b, err := get(user)

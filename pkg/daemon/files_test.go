@@ -37,14 +37,14 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// alone leads its own tasks: it is told to be the seed.
+// alone leads its own tasks: every assignment orders it to seed.
 type alone struct{}
 
 func (alone) Announce(_ context.Context, e api.Entry) (api.Assignment, owners.Leader, error) {
 	return api.Assignment{Task: e.Task, Seed: true}, owners.LastResort, nil
 }
 
-// origin is a web server with one file, for those who know the word.
+// origin is a web server with one file, for clients with the password.
 type origin struct {
 	*httptest.Server
 	mu       sync.Mutex
@@ -69,7 +69,7 @@ func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, "f.bin", o.modified, bytes.NewReader(o.content))
 }
 
-// gets counts the requests that asked for the whole content.
+// gets counts the requests for the whole file.
 func (o *origin) gets() (n int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -164,7 +164,7 @@ func TestFileIsFetchedOnce(t *testing.T) {
 	assert.True(t, bytes.Equal(o.content[100:], b))
 	assert.Equal(t, "true", res.Header.Get(api.HeaderCached))
 	assert.Equal(t, 1, o.gets(), "one GET for all users")
-	// What was given is counted a moment after the client has it.
+	// The daemon counts the sent bytes a moment after the client received them.
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		assert.Equal(c, int64(2*len(o.content)-100), f.pulls.served.Load())
 		assert.Equal(c, int64(len(o.content)-100), f.pulls.cached.Load())
@@ -478,7 +478,8 @@ func TestVersionWithoutETagIsNotCached(t *testing.T) {
 	}, time.Minute, 10*time.Millisecond, "nothing is kept of it")
 }
 
-// TestEqualRequestsAreCoalesced has an origin without validator that holds its body back until all have come.
+// TestEqualRequestsAreCoalesced uses an origin without validator that holds its body back until all requests have
+// arrived.
 func TestEqualRequestsAreCoalesced(t *testing.T) {
 	_, srv, _ := front(t, true)
 	var mu sync.Mutex
@@ -506,7 +507,7 @@ func TestEqualRequestsAreCoalesced(t *testing.T) {
 			assert.Equal(t, fmt.Sprintf("%-6s%-6s", who, who), string(b))
 		})
 	}
-	time.AfterFunc(time.Second, func() { close(hold) }) // late comers cost a request, never a wrong byte
+	time.AfterFunc(time.Second, func() { close(hold) }) // a late request costs a further body, never a wrong byte
 	wg.Wait()
 	mu.Lock()
 	defer mu.Unlock()
@@ -519,7 +520,7 @@ func TestEqualRequestsAreCoalesced(t *testing.T) {
 func TestAClientMayLimitCaches(t *testing.T) {
 	f, srv, o := front(t, true)
 	begin := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
-	var passed atomic.Int64 // since then; a handler still looks at the clock after its client has all
+	var passed atomic.Int64 // since then; a handler still reads the clock after its client received everything
 	f.now = func() time.Time { return begin.Add(time.Duration(passed.Load())) }
 	bodies := func(more url.Values, headers ...string) int {
 		q := url.Values{api.FileURL: {o.URL + "/f.bin"}}

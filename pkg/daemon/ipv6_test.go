@@ -17,7 +17,7 @@ import (
 )
 
 // TestPullOverIPv6 listens and advertises on IPv6, once on one address
-// and once on all of them. What goes wrong with brackets and wildcards goes wrong here.
+// and once on all of them. It finds faults with brackets and wildcards.
 func TestPullOverIPv6(t *testing.T) {
 	probe, err := net.Listen("tcp", "[::1]:0")
 	if err != nil {
@@ -45,7 +45,7 @@ func TestPullOverIPv6(t *testing.T) {
 			}
 			all := row.listen == ":0"
 			if all {
-				// What is told to others must be known beforehand.
+				// The advertised address must be known beforehand.
 				announce, pieces := free(), free()
 				more = []string{"DARTER_ADMIN_LISTEN=[::1]:0", "DARTER_API_LISTEN=:" + announce,
 					"DARTER_PEER_LISTEN=:" + pieces,
@@ -72,7 +72,7 @@ func TestPullOverIPv6(t *testing.T) {
 				cfg.Cluster.Secret, cfg.Supernodes = word, []config.Address{config.Address(owner)}
 				cfg.Mirror.Listen, cfg.API.Listen, cfg.Peer.Listen = "[::1]:0", "[::1]:0", config.Address(row.peer)
 				d, _ := start(t, cfg)
-				// Listening on all addresses it tells the one that it uses towards its supernode.
+				// It listens on all addresses and advertises the one of its route to the supernode.
 				assert.True(t, strings.HasPrefix(d.Addrs()["peer"], "[::1]:"), "%v", d.Addrs())
 				daemons = append(daemons, d)
 			}

@@ -23,8 +23,8 @@ import (
 	"github.com/darter-io/darter/pkg/piece/storetest"
 )
 
-// chunkedRegistry has one manifest, which names one layer with its length, and tells no length of
-// the layer itself. It sends the layer as blob does, and counts what it could send.
+// chunkedRegistry has one manifest, which names one layer with its length. It sends the layer without
+// a length, with the function blob, and counts the bytes that it could send.
 type chunkedRegistry struct {
 	layer    []byte
 	manifest []byte
@@ -67,7 +67,7 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
-// onDisk is how many bytes of disk the files under dir take.
+// onDisk returns the disk space of the files under dir, in bytes.
 func onDisk(t *testing.T, dir string) (sum int64) {
 	require.NoError(t, filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
@@ -93,7 +93,7 @@ func TestManifestBoundsABlobWithoutLength(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		blob func(r *chunkedRegistry, w io.Writer, h http.Header)
-		// words are in the refusal, nil where the layer comes.
+		// words are in the error, nil if the layer arrives.
 		words []string
 	}{
 		"as it should": {func(r *chunkedRegistry, w io.Writer, _ http.Header) { _, _ = w.Write(r.layer) }, nil},
@@ -121,7 +121,7 @@ func TestManifestBoundsABlobWithoutLength(t *testing.T) {
 			_, _, err := client.do(http.MethodGet, "app/manifests/"+string(oci.DigestOf(r.manifest)))
 			require.NoError(t, err)
 			var last string
-			for range 4 { // the first may have begun to send when the end proves wrong
+			for range 4 { // the first may have sent bytes when its end proves wrong
 				res, b, err := client.do(http.MethodGet, "app/blobs/"+string(oci.DigestOf(r.layer)))
 				require.True(t, err == nil || res == nil || res.ContentLength == length,
 					"no client is promised another length")
@@ -187,7 +187,7 @@ func TestUnknownLengthTakesHalfTheQuota(t *testing.T) {
 		require.NoError(t, err)
 		return res.StatusCode, b
 	}
-	for range 2 { // the spool of the first is gone when the second comes
+	for range 2 { // the spool of the first is deleted before the second
 		status, b := get("/file")
 		assert.Equal(t, http.StatusOK, status)
 		assert.True(t, bytes.Equal(content, b))
@@ -202,7 +202,7 @@ func TestUnknownLengthTakesHalfTheQuota(t *testing.T) {
 	}
 }
 
-// TestEndlessResponsesAreBounded has a registry answer every question without end, and without
+// TestEndlessResponsesAreBounded uses a registry whose responses never end and have no
 // Content-Length.
 func TestEndlessResponsesAreBounded(t *testing.T) {
 	sockets := socketsHold(t)
@@ -229,7 +229,7 @@ func TestEndlessResponsesAreBounded(t *testing.T) {
 		path     string
 		registry http.HandlerFunc
 		status   int
-		most     int64 // bytes, of all answers together
+		most     int64 // bytes of all responses
 	}{
 		"a tag's manifest where HEAD is unknown": {"app/manifests/v1", func(w http.ResponseWriter, q *http.Request) {
 			if q.Method == http.MethodHead {
@@ -264,7 +264,7 @@ func TestEndlessResponsesAreBounded(t *testing.T) {
 			cfg.Upstreams = []config.Upstream{{Host: host, URLs: []string{s.URL}, PlainHTTP: true,
 				AllowPrivateRealm: true}}
 			d, _ := start(t, cfg)
-			// Without ?ns= the mirror asks for a token itself.
+			// Without ?ns= the mirror requests a token itself.
 			res, err := http.Get("http://" + d.Addrs()["mirror"] + "/v2/" + strings.Replace(host, ":", "_", 1) +
 				"/" + c.path)
 			require.NoError(t, err)

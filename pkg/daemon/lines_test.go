@@ -48,7 +48,7 @@ func (j *journal) logger(t *testing.T, level slog.Level) *slog.Logger {
 	return l
 }
 
-// of returns the lines that speak of a digest.
+// of returns the lines about a digest.
 func (j *journal) of(digest string) (lines []string) {
 	short := strings.TrimPrefix(digest, "sha256:")[:12]
 	for line := range strings.Lines(j.String()) {
@@ -90,7 +90,7 @@ func TestOneLogLinePerPull(t *testing.T) {
 		_, _ = io.Copy(io.Discard, res.Body)
 		return res.StatusCode
 	}
-	// The line comes a moment after the client has its last byte.
+	// The line follows a moment after the client's last byte.
 	one := func(j *journal, digest string, words ...string) {
 		t.Helper()
 		require.Eventually(t, func() bool { return len(j.of(digest)) > 0 }, time.Minute, time.Millisecond, j)
@@ -118,7 +118,7 @@ func TestOneLogLinePerPull(t *testing.T) {
 	one(&lead, bad, "level=WARN", "download failed", "name="+r.Host()+"/"+p.Repository,
 		"total=", `slowest="first piece"`)
 
-	// And the status tells what became of them.
+	// The status shows the outcomes.
 	name := r.Host() + "/" + p.Repository
 	for _, d := range []*daemon.Daemon{follower, single} {
 		soon(t, d.Addrs()["api"], func(c *assert.CollectT, s api.Status) {
@@ -139,7 +139,7 @@ func TestOneLogLinePerPull(t *testing.T) {
 	})
 }
 
-// TestStatusShowsStalledDownloads has a registry that stops in the middle of a layer.
+// TestStatusShowsStalledDownloads uses a registry that stops in the middle of a layer.
 func TestStatusShowsStalledDownloads(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 8e6)

@@ -30,19 +30,19 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// runtime pulls an image as containerd does: HEAD by tag, the challenge taken up with a token
-// of its own, the manifest by digest, and then everything that it names, at once.
+// runtime pulls an image as containerd does: HEAD by tag, a token of its own for the challenge,
+// the manifest by digest, and then all of its blobs at once.
 type runtime struct {
 	mirror, ns    string
 	prefix        string // the registry as the first part of the path, for a client without ns
 	authorization string
 	roots         *x509.CertPool // of a registry with TLS, for logins
-	// late counts the answers by which a mirror of a starved machine says that something did not
-	// answer in time. The runtime asks again then, as real ones do. Nil: it takes them as they are.
+	// late counts the responses of a mirror on a loaded machine that report a timeout. The runtime then
+	// tries again, as real ones do. Nil: it does not.
 	late *atomic.Int64
 }
 
-// lateTries is how often a runtime asks again: each try lasts up to 10 s of a starved machine.
+// lateTries is how often a runtime tries again: each attempt takes up to 10 s on a loaded machine.
 const lateTries = 10
 
 func (c *runtime) do(method, path string) (res *http.Response, body []byte, err error) {
@@ -80,7 +80,7 @@ func (c *runtime) once(method, path string) (*http.Response, []byte, error) {
 	return res, b, err
 }
 
-// login takes up a Bearer challenge.
+// login answers a Bearer challenge.
 func (c *runtime) login(challenge, user, password string) error {
 	fields := map[string]string{}
 	for part := range strings.SplitSeq(strings.TrimPrefix(challenge, "Bearer "), ",") {
@@ -138,10 +138,10 @@ func (c *runtime) pull(repository, tag, user, password string) error {
 	return g.Wait()
 }
 
-// What a registry is asked for one image by a whole cluster, by word and by byte.
-// A host that does not hear its owner in time asks the registry itself, and says so; a client
-// that gets no byte in time is told so, and asks again. Where neither happens, each object and
-// the tag are asked for once; a starved machine is excused as far as its hosts speak of it.
+// This test counts the requests and bytes of one registry while a whole cluster pulls an image. A host
+// whose owner does not reply in time asks the registry itself and logs it; a client without a byte in time
+// gets an error and tries again. Without such events, the registry gets one request for each object and one
+// for the tag. On a loaded machine, the test allows one more for each logged event.
 func TestCrowdLooksUpOnce(t *testing.T) {
 	const word = "a secret that is long enough for a cluster"
 	for name, c := range map[string]struct {
@@ -167,7 +167,7 @@ func TestCrowdLooksUpOnce(t *testing.T) {
 			for i := range mirrors {
 				cfg := settings(t, r, fmt.Sprint("node", i))
 				cfg.Cluster.Secret, cfg.Supernodes = word, []config.Address{config.Address(s.Addrs()["api"])}
-				cfg.Mirror.TagLife = time.Hour // however slow this machine is
+				cfg.Mirror.TagLife = time.Hour // longer than the test on a slow machine
 				d, _ := start(t, cfg, watch)
 				mirrors[i] = d.Addrs()["mirror"]
 			}
@@ -217,7 +217,7 @@ func TestCrowdLooksUpOnce(t *testing.T) {
 }
 
 // Without a supernode that answers, a few dfdaemons lead: those that it named before it died, or
-// those that all were told of where there never was one.
+// those of the settings if there never was one.
 func TestCrowdWithoutSupernodeLooksUpOnce(t *testing.T) {
 	const word = "a secret that is long enough for a cluster"
 	for _, named := range []bool{true, false} {
@@ -299,8 +299,8 @@ func TestCrowdWithoutSupernodeLooksUpOnce(t *testing.T) {
 	}
 }
 
-// Lists of standbys differ for a moment, after a supernode was restarted, say. Nodes that each send
-// the question on to another, in a ring, must not wait for one another.
+// Lists of standbys can differ for a moment, for example after a restart of a supernode. Nodes that forward
+// lookups to each other in a ring must not wait for each other.
 func TestNodesThatDisagreeOnTheOwner(t *testing.T) {
 	const word = "a secret that is long enough for a cluster"
 	r := registrytest.Start(t, registrytest.Config{})
@@ -340,8 +340,8 @@ func TestNodesThatDisagreeOnTheOwner(t *testing.T) {
 	}
 }
 
-// standbysOf lists whom a supernode names that has heard all the daemons: before that it may name
-// others, and those that were told so are not the ones to begin a pull with.
+// standbysOf lists the standbys that a supernode names after all daemons announced. Before that, it may
+// name others.
 func standbysOf(t *testing.T, daemons []*daemon.Daemon) (list []string) {
 	var ids []string
 	addrs := map[string]string{}
@@ -358,7 +358,7 @@ func standbysOf(t *testing.T, daemons []*daemon.Daemon) (list []string) {
 }
 
 // The client of one registry waits for a blob that another registry sends, which then
-// refuses it: with a challenge that would lead the client's login elsewhere, for one.
+// refuses it, for example with a challenge that would send the client's login to another host.
 func TestRefusalIsOfOneRegistry(t *testing.T) {
 	for _, status := range []int{401, 404, 429, 500} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
@@ -384,7 +384,7 @@ func TestRefusalIsOfOneRegistry(t *testing.T) {
 			}
 			var first errgroup.Group
 			first.Go(func() error {
-				// It may come later than the other's content, and get that.
+				// Its request may arrive after the other registry's blob, and get that.
 				if err := get(t.Context(), at(evil), digest, oci.MediaTypeBlob, nil); err != nil {
 					assert.ErrorContains(t, err,
 						fmt.Sprint(": ", map[bool]int{true: 503, false: status}[status == 429]))
@@ -400,8 +400,8 @@ func TestRefusalIsOfOneRegistry(t *testing.T) {
 }
 
 // The client of one node waits for a blob that is downloaded with the token of another node's client, or of
-// another client of its own node, which the registry then refuses. The registry gives a blob to no token but one,
-// though it says to all that they may have it.
+// another client of its own node, which the registry then refuses. The registry sends a blob to one token only,
+// although it grants it to all tokens.
 func TestRefusalIsOfOneToken(t *testing.T) {
 	const word = "a secret that is long enough for a cluster"
 	for _, status := range []int{401, 403, 404} {
@@ -420,7 +420,7 @@ func TestRefusalIsOfOneToken(t *testing.T) {
 						if refused.Add(1) == 1 {
 							close(asked)
 							<-waits
-							time.Sleep(500 * time.Millisecond) // the other client's wish is known by now, mostly
+							time.Sleep(500 * time.Millisecond) // usually enough for the other request
 						}
 						http.Error(w, "not for you", status)
 						return
@@ -448,7 +448,7 @@ func TestRefusalIsOfOneToken(t *testing.T) {
 				}
 				var clients errgroup.Group
 				clients.Go(func() error {
-					// It may hear of it only when the other's token has brought the content.
+					// It may learn of it only after the download with the other token.
 					got, _ := pull(mirrors[0], "bad")
 					assert.Contains(t, []int{status, http.StatusOK}, got)
 					return nil

@@ -27,7 +27,7 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// throughProxy is a client's transport in proxy mode, which trusts one authority alone.
+// throughProxy returns a client's transport through the proxy, which trusts only one authority.
 func throughProxy(t *testing.T, proxy, caFile string) *http.Transport {
 	pem, err := os.ReadFile(caFile)
 	require.NoError(t, err)
@@ -39,7 +39,7 @@ func throughProxy(t *testing.T, proxy, caFile string) *http.Transport {
 	return tr
 }
 
-// withProxy gives a daemon's settings the proxy mode for one registry.
+// withProxy turns on the proxy for one registry in a daemon's settings.
 func withProxy(t *testing.T, cfg config.Dfdaemon, r *registrytest.Registry) config.Dfdaemon {
 	dir := t.TempDir()
 	host := strings.Split(r.Host(), ":")[0]
@@ -124,7 +124,7 @@ func TestProxyMirrorsPlainHTTP(t *testing.T) {
 	defer res.Body.Close()
 	assert.Equal(t, http.StatusForbidden, res.StatusCode)
 
-	// Another policy holds from the next SIGHUP on.
+	// Another policy applies after the next SIGHUP.
 	cfg.Proxy.Tunnel, cfg.Proxy.TunnelHosts = config.TunnelAny, nil
 	require.NoError(t, d.Reload(&cfg))
 	res, err = c.Get("http://127.0.0.9:1/")

@@ -24,7 +24,7 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// jammed is a disk on which nothing of a task can be moved or deleted while it is stuck.
+// jammed is a disk that refuses to move or delete files of tasks while it is stuck.
 type jammed struct {
 	diskstore.OS
 	stuck atomic.Bool
@@ -60,7 +60,7 @@ func startOn(t *testing.T, cfg config.Dfdaemon, disk diskstore.FS) (d *daemon.Da
 	return d, run(t, d)
 }
 
-// purgeAndWait gives an operator's order and waits for the hosts' reports.
+// purgeAndWait sends an operator's order and waits for the hosts' reports.
 func purgeAndWait(t *testing.T, at, digest string) (out api.PurgeResult) {
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete,
 		"http://"+at+api.PathPurge+"/"+digest+"?wait=15s", nil)

@@ -22,7 +22,7 @@ import (
 
 const wordOfTheCluster = secret.String("5f1cb1a0d28e4a6f9b0c3d7e11aa22bb33cc44dd55ee66ff7788990011223344")
 
-// purge gives an operator's order at a local or admin API.
+// purge sends an operator's order to a local or admin API.
 func purge(t *testing.T, at, digest string) (out api.PurgeResult) {
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://"+at+api.PathPurge+"/"+digest, nil)
 	require.NoError(t, err)
@@ -84,7 +84,7 @@ func TestPurgeReachesEveryCache(t *testing.T) {
 	}
 	require.Equal(t, 1, r.Counts().Object(bad).GETs)
 	goAway()
-	// The supernodes have to know each other for the order to be passed on.
+	// The supernodes must know each other to forward the order.
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		done := purge(t, one.Addrs()["admin"], bad)
 		assert.Len(c, done.Reached, 1, "%v", done.Failed)
@@ -101,7 +101,7 @@ func TestPurgeReachesEveryCache(t *testing.T) {
 	layer(t, r, nodes[1].Addrs()["mirror"], p, bad)
 	assert.Equal(t, 2, r.Counts().Object(bad).GETs)
 
-	// The one that took the order is gone; the other tells who was away.
+	// The supernode that received the order is gone; the other one sends it to the host that was away.
 	stopOne()
 	back, err := daemon.New(away, log(t, "back"))
 	require.NoError(t, err)

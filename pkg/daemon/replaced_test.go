@@ -16,8 +16,8 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// resuming downloads a blob as RFC 9110 has it: the rest of what was cut is asked for by Range, a
-// 206 is added to what is there, a 200 takes its place, and after a refusal it begins again.
+// resuming downloads a blob by RFC 9110: it requests the rest of a cut body by Range, appends a 206, replaces
+// its bytes with a 200, and starts over after a refusal.
 func resuming(t *testing.T, url string) (got []byte, whole int) {
 	t.Helper()
 	for range 20 {

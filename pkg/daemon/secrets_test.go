@@ -28,7 +28,7 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// What must never be shown. No two have a part in common, so that the failure names the leak.
+// Secrets that must never be shown. No two have a part in common, so that a failure names the leak.
 const (
 	wordCluster   = "swordfish-cluster-0123456789abcdef"
 	wordAuth      = "swordfish-authorization"
@@ -42,13 +42,13 @@ const (
 	wordToken     = "swordfish-token"
 )
 
-// shown is what a person or a program may read, by where it stands.
+// shown maps places to the texts that a person or a program can read there.
 type shown map[string]string
 
 func (s shown) check(t *testing.T) {
 	for where, text := range s {
 		assert.NotContains(t, text, "swordfish", where)
-		for _, w := range []string{wordAuth, wordPassword, wordProxy, wordFiles} { // as basic authentication says them
+		for _, w := range []string{wordAuth, wordPassword, wordProxy, wordFiles} { // as in basic authentication
 			for _, user := range []string{"uma:", "robot:"} {
 				assert.NotContains(t, text, base64.StdEncoding.EncodeToString([]byte(user+w)), where)
 			}
@@ -57,8 +57,8 @@ func (s shown) check(t *testing.T) {
 	}
 }
 
-// TestNoSecretIsShownAnywhere has a supernode, a dfdaemon and dfget use every kind of secret,
-// with success and with every kind of failure, and reads all that they say of it.
+// TestNoSecretIsShownAnywhere runs a supernode, a dfdaemon and dfget with every kind of secret,
+// with success and with every kind of failure, and searches all of their output.
 func TestNoSecretIsShownAnywhere(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 1e6, 20e3)
@@ -94,7 +94,7 @@ func TestNoSecretIsShownAnywhere(t *testing.T) {
 		}
 	}))
 	defer web.Close()
-	// A proxy that brings what it is asked for, while it is there.
+	// A proxy that serves requests while it runs.
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		out := r.Clone(r.Context())
 		out.RequestURI = ""

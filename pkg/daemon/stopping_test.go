@@ -20,8 +20,8 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 )
 
-// hungRegistry answers what a question is made of and hangs at the rest: at every GET of a blob,
-// and for the repository "mute" and files at everything. in gets a word per hung request.
+// hungRegistry answers lookups and hangs at every GET of a blob. For the repository "mute" and for files it
+// hangs at every request. in receives a string for each hung request.
 func hungRegistry(t *testing.T, manifest []byte, in chan string) *httptest.Server {
 	over := make(chan struct{})
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -59,7 +59,7 @@ func TestWaitingClientGetsNo200AtStop(t *testing.T) {
 	u, err := url.Parse(origin.URL)
 	require.NoError(t, err)
 	cfg := settings(t, nil, "one")
-	cfg.DrainTimeout = 10 * time.Millisecond // all of them wait longer: it is what is looked at
+	cfg.DrainTimeout = 10 * time.Millisecond // all requests wait longer than that
 	cfg.Upstreams = []config.Upstream{{Host: u.Host, URLs: []string{origin.URL}, PlainHTTP: true}}
 	cfg.Files.AllowHosts = []string{"*"}
 	cfg.Proxy = config.Proxy{Listen: "127.0.0.1:0", Tunnel: config.TunnelAny}
@@ -101,7 +101,7 @@ func TestWaitingClientGetsNo200AtStop(t *testing.T) {
 			}
 			res, err := a.client.Do(req)
 			if err != nil {
-				return // an aborted connection is an answer, too
+				return // an aborted connection counts, too
 			}
 			defer res.Body.Close()
 			b, _ := io.ReadAll(res.Body)
@@ -112,10 +112,10 @@ func TestWaitingClientGetsNo200AtStop(t *testing.T) {
 		})
 	}
 	for range asks {
-		select { // all of them wait for their first byte
+		select { // all requests wait for their first byte
 		case asked := <-in:
 			t.Log(asked)
-		case <-time.After(30 * time.Second): // some 300 times what they take
+		case <-time.After(30 * time.Second): // some 300 times the usual time
 			require.FailNow(t, "a request does not reach the origin")
 		}
 	}
