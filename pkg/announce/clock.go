@@ -25,7 +25,7 @@ func (c *Client) compareClocks(addr string, h http.Header) error {
 		return nil
 	}
 	here := c.cfg.Now()
-	apart := identity.Apart("owner "+addr, here, there)
+	apart := identity.CompareClocks("owner "+addr, here, there)
 	skew := there.Sub(here).Truncate(time.Second)
 	c.mu.Lock()
 	o := c.senders[addr]

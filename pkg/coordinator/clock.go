@@ -26,7 +26,7 @@ func (c *Coordinator) checkClock(r api.AnnounceRequest) error {
 	if r.Clock.IsZero() || r.Leaving || r.Host.ID == c.cfg.Host.ID {
 		return nil
 	}
-	err := identity.Apart("host "+cmp.Or(r.Host.Name, string(r.Host.ID)), c.cfg.Now(), r.Clock)
+	err := identity.CompareClocks("host "+cmp.Or(r.Host.Name, string(r.Host.ID)), c.cfg.Now(), r.Clock)
 	if err == nil {
 		return nil
 	}

@@ -21,8 +21,8 @@ type ClockError struct {
 	Here, There time.Time
 }
 
-// Apart compares the times of two clocks at the same moment: nil, or a *[ClockError].
-func Apart(other string, here, there time.Time) error {
+// CompareClocks compares the times of two clocks at the same moment: nil, or a *[ClockError].
+func CompareClocks(other string, here, there time.Time) error {
 	if there.Sub(here).Abs() <= ClockSkew {
 		return nil
 	}

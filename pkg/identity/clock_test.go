@@ -19,11 +19,11 @@ import (
 func TestClockError(t *testing.T) {
 	here := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 	for _, skew := range []time.Duration{0, time.Hour, identity.ClockSkew, -identity.ClockSkew} {
-		assert.NoError(t, identity.Apart("owner a:1", here, here.Add(skew)), skew)
+		assert.NoError(t, identity.CompareClocks("owner a:1", here, here.Add(skew)), skew)
 	}
 	for _, skew := range []time.Duration{identity.ClockSkew + 1, -identity.ClockSkew - 1, 72*time.Hour - time.Minute,
 		-72 * time.Hour, 1 << 62} {
-		err := identity.Apart("owner a:1", here, here.Add(skew))
+		err := identity.CompareClocks("owner a:1", here, here.Add(skew))
 		var apart *identity.ClockError
 		require.ErrorAs(t, err, &apart)
 		assert.True(t, identity.OfClocks(fmt.Errorf("announcing: %w", err)))
@@ -31,7 +31,7 @@ func TestClockError(t *testing.T) {
 		assert.ErrorContains(t, err, "owner a:1 says "+here.Add(skew).Format(time.RFC3339))
 		assert.ErrorContains(t, err, "NTP")
 	}
-	assert.ErrorContains(t, identity.Apart("owner a:1", here, here.Add(72*time.Hour-time.Minute)), "71h59m0s")
+	assert.ErrorContains(t, identity.CompareClocks("owner a:1", here, here.Add(72*time.Hour-time.Minute)), "71h59m0s")
 	assert.False(t, identity.OfClocks(errors.New("connection refused")))
 	assert.False(t, identity.OfClocks(nil))
 }
