@@ -21,11 +21,11 @@ import (
 
 // Bounds of a cluster secret.
 const (
-	// SecretMin is the fewest bytes of a secret: 16 random bytes in hexadecimal.
+	// SecretMin is the shortest length of a secret in bytes: 16 random bytes in hexadecimal.
 	SecretMin = 32
-	// SecretMax bounds what is read as a secret, in bytes.
+	// SecretMax is the longest length of a secret in bytes.
 	SecretMax = 4096
-	// secretBits is the least entropy of a secret's own bytes, in bits.
+	// secretBits is the smallest entropy of a secret's bytes, in bits.
 	secretBits = 80
 )
 
@@ -34,10 +34,9 @@ var ErrWeakSecret = errors.New("weak cluster secret")
 
 const makeOne = `make one with "openssl rand -hex 32"`
 
-// clean trims a secret and refuses one that is easily guessed. The secret is used without a slow hash,
-// and a host that can connect to a member can test guesses offline: so a machine must draw it. The
-// check catches accidents (a word, a repeated word, a row of zeros); it cannot tell a sentence from
-// random bytes.
+// clean trims a secret and refuses one that is easy to guess. No slow hash protects the secret, and a host that can
+// connect to a member can test guesses offline, so the secret must be random. The check finds mistakes (a word, a
+// repeated word, a row of zeros); it cannot distinguish a sentence from random bytes.
 func clean(s secret.String) (string, error) {
 	v := strings.TrimSpace(s.Reveal())
 	switch {
@@ -59,7 +58,7 @@ func clean(s secret.String) (string, error) {
 	return v, nil
 }
 
-// period is the shortest beginning of s whose repetition makes up s.
+// period returns the shortest prefix of s whose repetition is s.
 func period(s string) string {
 	for n := 1; n <= len(s)/2; n++ {
 		if s[n:] == s[:len(s)-n] {
@@ -85,7 +84,7 @@ func entropy(s string) float64 {
 	return bits
 }
 
-// Contexts of HKDF (RFC 5869). Changing one makes another cluster of the same secret.
+// Contexts of HKDF (RFC 5869). With another context, the same secret makes another cluster.
 const (
 	saltSecure   = "darter cluster v1"
 	saltInsecure = "darter cluster without a secret v1"
@@ -94,8 +93,8 @@ const (
 	infoNames    = "names of files hmac-sha256"
 )
 
-// derive gives n bytes of the secret for one purpose. Without a secret they come from a public
-// constant, under a salt of its own: no secret derives the same bytes.
+// derive derives n bytes from the secret for one purpose. Without a secret, it derives them from a public constant with
+// another salt, so that no secret gives the same bytes.
 func derive(clusterSecret, info string, n int) []byte {
 	salt := saltSecure
 	if clusterSecret == "" {
@@ -103,7 +102,7 @@ func derive(clusterSecret, info string, n int) []byte {
 	}
 	key, err := hkdf.Key(sha256.New, []byte(clusterSecret), []byte(salt), info, n)
 	if err != nil {
-		// HKDF refuses outputs beyond 255 hashes only, and ours are constants of one.
+		// HKDF only refuses outputs of more than 255 hashes; these are constants of one hash.
 		panic("identity: deriving a key: " + err.Error())
 	}
 	return key
@@ -113,7 +112,7 @@ func deriveGossipKey(clusterSecret string) secret.String {
 	return secret.String(derive(clusterSecret, infoGossip, 32))
 }
 
-// authority issues certificates and says which roots it believes.
+// authority issues certificates and holds the trusted roots.
 type authority struct {
 	certificate *x509.Certificate
 	key         ed25519.PrivateKey
@@ -127,7 +126,7 @@ func deriveAuthority(clusterSecret string) (authority, error) {
 	name := sha256.Sum256(key.Public().(ed25519.PublicKey))
 	template := &x509.Certificate{
 		SerialNumber: new(big.Int).SetBytes(append([]byte{1}, name[:15]...)),
-		// The name differs from secret to secret, for people who compare two hosts.
+		// The name depends on the secret, so that people can compare two hosts.
 		Subject:               pkix.Name{CommonName: fmt.Sprintf("darter cluster %x", name[:6])},
 		SubjectKeyId:          name[:20],
 		NotBefore:             time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC),
@@ -150,7 +149,7 @@ func deriveAuthority(clusterSecret string) (authority, error) {
 	return authority{certificate: certificate, key: key, roots: roots}, nil
 }
 
-// accept makes a also accept what other issued.
+// accept adds the certificates of another authority to the trusted ones.
 func (a *authority) accept(other authority) { a.roots.AddCert(other.certificate) }
 
 // issue makes a fresh Ed25519 key and a certificate for it.
@@ -162,10 +161,10 @@ func (a *authority) issue(template *x509.Certificate) (*tls.Certificate, error) 
 	return a.certify(template, key)
 }
 
-// certify makes a certificate for a key; the serial number is drawn.
+// certify makes a certificate for a key, with a random serial number.
 func (a *authority) certify(template *x509.Certificate, key ed25519.PrivateKey) (*tls.Certificate, error) {
-	// RFC 5280 §4.1.2.2: positive, at most 20 bytes. CreateCertificate draws one itself
-	// when there is none.
+	// CreateCertificate chooses a random serial number (RFC 5280 §4.1.2.2: positive, at most 20 bytes) if none is
+	// given.
 	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, key.Public(), a.key)
 	if err != nil {
 		return nil, err
@@ -177,8 +176,8 @@ func (a *authority) certify(template *x509.Certificate, key ed25519.PrivateKey) 
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, nil
 }
 
-// renewing is a certificate that the first call after half of its life renews. There is no timer, so a
-// host that slept or whose clock was set has a good one at the next call.
+// renewing is a certificate that the first call after half of its life renews. It uses no timer, so a host that slept
+// or whose clock was set has a valid certificate at the next call.
 type renewing struct {
 	now   func() time.Time
 	life  time.Duration
@@ -206,7 +205,7 @@ func (r *renewing) get() *tls.Certificate {
 	defer r.mu.Unlock()
 	leaf := r.current.Leaf
 	if now.After(leaf.NotAfter.Add(-r.life/2)) || now.Before(leaf.NotBefore) {
-		// On failure the old one stays, which may still be good; the other end checks it anyway.
+		// After an error the old certificate stays, which may still be valid; the other end checks it.
 		if c, err := r.issue(now); err == nil {
 			r.current = c
 		}

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// ClockNotice is the difference of two members' clocks from which the log warns. Nothing fails yet.
+// ClockNotice is the difference of two members' clocks at which the log warns, although nothing fails yet.
 const ClockNotice = time.Minute
 
 // ClockError means that the clocks of two members are more than [ClockSkew] apart. Neither would accept
@@ -29,7 +29,7 @@ func CompareClocks(other string, here, there time.Time) error {
 	return &ClockError{Other: other, Here: here, There: there}
 }
 
-// Error names both clocks and what to do.
+// Error names both clocks and the remedy.
 func (e *ClockError) Error() string {
 	return fmt.Sprintf("this host's clock says %s, that of %s says %s: they differ by %s, and members more than %s "+
 		"apart refuse each other's certificates; set the clock that is wrong (NTP)", stamp(e.Here), e.Other,

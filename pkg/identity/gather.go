@@ -5,26 +5,25 @@ import (
 	"sync"
 )
 
-// gatherSize is how much of what TLS writes is joined to one write, in bytes: eight records. Half
-// and twice of it were measured to cost more.
+// gatherSize is the size in bytes of one joined write of TLS: eight records. Measurements showed higher cost for half
+// and for twice this size.
 const gatherSize = 128 << 10
 
 var gatherBuffers = sync.Pool{New: func() any { b := make([]byte, 0, gatherSize); return &b }}
 
-// gather is the connection under a TLS connection. TLS writes records of at most 16 KiB; between Hold
-// and Release several of them leave in one write, which saves both ends most of the system calls. It has
-// a buffer only meanwhile.
+// gather is the connection under a TLS connection. TLS writes records of at most 16 KiB. Between Hold and Release,
+// gather joins several of them to one write, which saves both ends most of the system calls. It has a buffer only then.
 type gather struct {
 	net.Conn
-	// mu is held over a write: both goroutines of a TLS connection may write.
+	// mu is held during a write, because both goroutines of a TLS connection can write.
 	mu   sync.Mutex
 	held *[]byte
 }
 
-// NetConn is the connection beneath.
+// NetConn returns the wrapped connection.
 func (g *gather) NetConn() net.Conn { return g.Conn }
 
-// Hold begins to gather what is written.
+// Hold begins to join writes.
 func (g *gather) Hold() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -33,8 +32,7 @@ func (g *gather) Hold() {
 	}
 }
 
-// Release writes the buffer; later writes pass through. The error is that of the connection, which
-// cannot be used then.
+// Release writes the buffer; later writes go to the connection at once. After an error the connection is unusable.
 func (g *gather) Release() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -73,7 +71,7 @@ func (g *gather) flush() error {
 	return err
 }
 
-// gathering makes a listener's connections gather.
+// gathering wraps the connections of a listener in gather.
 type gathering struct{ net.Listener }
 
 func (l gathering) Accept() (net.Conn, error) {

@@ -6,7 +6,7 @@
 // coordinator of this cluster. Without a secret it proves neither, and [Identity.CheckListen] keeps the
 // host on its loopback addresses. An ID that names a key ([host.OfKey]) is accepted only with a
 // certificate for that key. This package never writes a key to disk, prints or logs one. Start at [New];
-// docs/security.md says what the secret gives and what it does not.
+// docs/security.md describes what the secret protects and what it does not.
 package identity
 
 import (
@@ -23,33 +23,32 @@ import (
 	"github.com/darter-io/darter/pkg/secret"
 )
 
-// The life of certificates. A member's is short because it costs nothing to renew; a
-// coordinator's is long because what it signed lies on disks.
+// The validity of certificates. A member's is short because renewal is cheap; a coordinator's is long because disks
+// hold its signed runs.
 const (
-	// ClockSkew is how far apart the clocks of two members may be: every certificate is
-	// valid this long before it was made, and is renewed this long before it ends.
+	// ClockSkew is the largest allowed difference of two members' clocks: every certificate is valid this long before
+	// its creation, and is renewed this long before its end.
 	ClockSkew = 24 * time.Hour
-	// MemberLife is how long after its making a member certificate is valid. It is renewed
-	// at half of it, at the next handshake.
+	// MemberLife is how long a member certificate is valid after its creation. The next handshake after half of this
+	// time renews it.
 	MemberLife = 48 * time.Hour
-	// SignerLife is how long after its making a coordinator's certificate is valid. A run
-	// whose coordinator died is believed this long; what is stored stays readable after.
+	// SignerLife is how long a coordinator's certificate is valid after its creation. Hosts accept runs of a dead
+	// coordinator for this time; stored pieces stay readable afterwards.
 	SignerLife = 365 * 24 * time.Hour
 )
 
-// Config is what a host knows of itself and its cluster.
+// Config identifies a host and its cluster.
 type Config struct {
-	// Secret makes hosts with the same one a cluster. White space around it does not count,
-	// so that a file's last newline makes no second cluster. Empty means no secret: no TLS,
-	// no gossip key, and signatures that prove nothing.
+	// Secret is the secret that all hosts of a cluster share. White space around it is ignored, such as a file's last
+	// newline. Empty means no secret: no TLS, no gossip key, and signatures that prove nothing.
 	Secret secret.String
-	// AlsoAccept are further secrets whose members and signatures are accepted while a secret
-	// changes. A host with one of them is a member.
+	// AlsoAccept are further secrets whose members and signatures are accepted during a change of the secret. A host
+	// with one of them is a member.
 	AlsoAccept []secret.String
 	// HostID is the ID that this host proves to others.
 	HostID host.ID
-	// Key is the host's own, whose name HostID is ([host.OfKey]). Without one, each certificate gets
-	// a fresh key, and HostID must be a drawn one: others would refuse any other.
+	// Key is the host's own key, whose name is HostID ([host.OfKey]). Without a key, each certificate gets a new one,
+	// and HostID must be random: other members refuse an ID that names a key.
 	Key ed25519.PrivateKey
 	// Insecure allows addresses that others can reach although there is no secret.
 	Insecure bool
@@ -57,8 +56,8 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Identity proves this host's membership and checks that of others. Safe for concurrent use. It prints
-// and logs as the host's ID.
+// Identity proves this host's membership and checks the membership of others. Safe for concurrent use. It prints and
+// logs as the host's ID.
 type Identity struct {
 	host     host.ID
 	secure   bool
@@ -67,12 +66,11 @@ type Identity struct {
 	gossip   []secret.String
 	names    secret.String
 
-	// members issues and checks member certificates, coordinators those of signing keys.
-	// One secret makes one authority for both; coordinators with certificate files of their
-	// own would bring another here, and no member could then issue what it demands.
+	// members issues and checks member certificates, coordinators those of signing keys. Both are the same authority if
+	// there is one secret.
 	members, coordinators authority
 
-	// key is the host's own, nil where each certificate has another.
+	// key is the host's own key, nil if each certificate has a new one.
 	key  ed25519.PrivateKey
 	leaf *renewing
 }
@@ -133,24 +131,24 @@ func New(cfg Config) (*Identity, error) {
 	return id, err
 }
 
-// HostID is the host that this identity speaks for.
+// HostID returns the ID of the host.
 func (i *Identity) HostID() host.ID { return i.host }
 
 // Secure reports whether there is a cluster secret: only then does membership prove
 // anything.
 func (i *Identity) Secure() bool { return i.secure }
 
-// GossipKeys are the 32-byte keys (AES-256) of the gossip: the first one encrypts, all
-// decrypt. Without a secret there are none.
+// GossipKeys returns the 32-byte keys (AES-256) of the gossip: the first one encrypts, all decrypt. Without a secret
+// there are none.
 func (i *Identity) GossipKeys() []secret.String { return append([]secret.String(nil), i.gossip...) }
 
-// NamesKey is the 32-byte key (HMAC-SHA256) under which members hash what is secret in a file's request,
-// so that they compute the same name and no other host can guess the secret from it. Empty without a
-// cluster secret: then there is no key that only members know.
+// NamesKey returns the 32-byte key (HMAC-SHA256) with which members hash the secrets of a file's request. So they
+// compute the same task name, and no other host can test guesses of a secret against it. It is empty without a cluster
+// secret.
 func (i *Identity) NamesKey() secret.String { return i.names }
 
-// Authority is the DER certificate of the authority that issues this cluster's
-// certificates: the same on every member, and no secret.
+// Authority returns the DER certificate of the authority that issues this cluster's certificates. It is equal on every
+// member and not secret.
 func (i *Identity) Authority() []byte { return append([]byte(nil), i.members.certificate.Raw...) }
 
 // String is the host's ID, so that no verb prints a key.
@@ -162,7 +160,7 @@ func (i *Identity) Format(f fmt.State, _ rune) { fmt.Fprint(f, i.String()) }
 // LogValue keeps log/slog from printing a key.
 func (i *Identity) LogValue() slog.Value { return slog.StringValue(i.String()) }
 
-// issueMember makes a certificate for the host's key, or for a fresh one.
+// issueMember makes a certificate for the host's key, or for a new one.
 func (i *Identity) issueMember(now time.Time) (*tls.Certificate, error) {
 	issue := i.members.issue
 	if i.key != nil {
@@ -193,11 +191,11 @@ const (
 	coordinatorURI = uriScheme + "://role/coordinator"
 )
 
-// ErrNotMember tells that a connection's other end showed no member certificate.
+// ErrNotMember means that a connection's other end showed no member certificate.
 var ErrNotMember = errors.New("not a member of this cluster")
 
-// hostOf reads the host ID out of a member certificate. One that names a key is that key's
-// alone; any holder of the cluster secret could write it into a certificate of another.
+// hostOf returns the host ID of a member certificate. An ID that names a key is valid only in a certificate for that
+// key, because any holder of the cluster secret can write any ID into a certificate.
 func hostOf(c *x509.Certificate) (host.ID, error) {
 	for _, u := range c.URIs {
 		if u.Scheme != uriScheme || u.Host != "host" || len(u.Path) == 0 {

@@ -12,7 +12,7 @@ import (
 var ErrInsecureListen = errors.New("refusing to listen without a cluster secret")
 
 // CheckListen refuses an address (host:port, as [net.Listen] takes it) that others can reach, unless
-// there is a secret or Insecure is set. The error wraps [ErrInsecureListen] and says what to do.
+// there is a secret or Insecure is set. The error wraps [ErrInsecureListen] and states the remedy.
 func (i *Identity) CheckListen(addr string) error {
 	if i.secure || i.insecure {
 		return nil

@@ -23,7 +23,7 @@ type Signer struct {
 	certificate *renewing
 }
 
-// NewSigner draws a coordinator's signing key and has the cluster's authority certify it.
+// NewSigner generates a coordinator's signing key, which the cluster's authority certifies.
 func NewSigner(i *Identity) (*Signer, error) {
 	public, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -47,12 +47,11 @@ func NewSigner(i *Identity) (*Signer, error) {
 	return s, err
 }
 
-// KeyID names the signer's key.
+// KeyID returns the ID of the signer's key.
 func (s *Signer) KeyID() piece.KeyID { return s.id }
 
-// Certificate is the DER certificate of the signer's key, to travel with what it signed.
-// A process that runs for long gets a new one for the same key from time to time, so ask
-// for it whenever it is sent. The bytes are not to be changed.
+// Certificate returns the DER certificate of the signer's key, which is sent with its runs. A long-running process
+// renews it for the same key, so call Certificate for each message. The caller must not change the bytes.
 func (s *Signer) Certificate() []byte { return s.certificate.get().Certificate[0] }
 
 // SignRun sets r's Key and Signature.

@@ -12,8 +12,8 @@ import (
 	"github.com/darter-io/darter/pkg/host"
 )
 
-// handshakeMax is how long a dialled member may take for the TLS handshake: below the five
-// seconds of silence that a client may see at worst.
+// handshakeMax bounds the TLS handshake of a dialled member. It is below the five seconds for which a client may wait
+// for a byte.
 const handshakeMax = 3 * time.Second
 
 // ServerTLS is the TLS of a listening member, or nil without a secret: TLS 1.3, and every
@@ -43,28 +43,26 @@ func (i *Identity) ClientTLS() *tls.Config {
 	return c
 }
 
-// baseTLS is what both ends share.
+// baseTLS returns the settings of both ends.
 func (i *Identity) baseTLS() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		Time:       i.now,
-		// crypto/tls has verified the chain by now; this adds what only we know. It runs on
-		// every connection.
+		// crypto/tls has verified the chain; this checks the host ID. It runs on every connection.
 		VerifyConnection: func(s tls.ConnectionState) error {
 			_, err := memberOf(s)
 			return err
 		},
-		// Every connection proves membership again: there is no ticket to steal, and a secret
-		// that was changed is changed. Tickets would save a fifth of a handshake, which costs
-		// both ends together some 1.5 ms of CPU (a third of it for the hybrid key exchange
-		// that a recording does not open later), once per pair and task.
+		// Every connection proves membership again, so no ticket can be stolen, and a new secret applies at once.
+		// Tickets would save a fifth of a handshake, which costs both ends together some 1.5 ms of CPU once per pair
+		// and task. A third of it is the hybrid key exchange, which protects recorded traffic against later decryption.
 		SessionTicketsDisabled: true,
-		// Small first records help pages in a browser; pieces want full ones at once.
+		// Small first records help pages in a browser; pieces need full records at once.
 		DynamicRecordSizingDisabled: true,
 	}
 }
 
-// memberOf reads the host ID of a verified connection's other end.
+// memberOf returns the host ID of a verified connection's other end.
 func memberOf(s tls.ConnectionState) (host.ID, error) {
 	// Without verification there are no chains.
 	if s.Version < tls.VersionTLS13 || len(s.VerifiedChains) == 0 || len(s.PeerCertificates) == 0 {
@@ -102,12 +100,11 @@ func (i *Identity) WrapListener(l net.Listener, protocols ...string) net.Listene
 // DialFunc opens a connection, as [net.Dialer.DialContext] does.
 type DialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
-// WrapDialer makes dialled connections prove membership; without a secret it returns dial
-// itself. It fits [net/http.Transport]'s DialTLSContext and the piece wire alike.
+// WrapDialer returns a function whose connections prove membership; without a secret it returns dial itself. The result
+// suits [net/http.Transport]'s DialTLSContext and the piece wire.
 //
-// In TLS 1.3 the dialling end is done before the other has judged it: that the other side
-// refused this host is told by the first Read. Protocols are asked for by name (ALPN), of a
-// listener that tells several apart.
+// In TLS 1.3, the dialling end completes its handshake before the other end has checked it: the first Read reports a
+// refusal. protocols are the requested names (ALPN), for a listener that serves several.
 func (i *Identity) WrapDialer(dial DialFunc, protocols ...string) DialFunc {
 	if !i.secure {
 		return dial
@@ -130,11 +127,10 @@ func (i *Identity) WrapDialer(dial DialFunc, protocols ...string) DialFunc {
 	}
 }
 
-// Explain adds to a TLS error what its reader most likely has to do. Errors that have
-// nothing to do with membership come back as they are.
+// Explain adds the most likely remedy to a TLS error. It returns errors that do not concern membership unchanged.
 func Explain(err error) error { return explain(err, time.Now()) }
 
-// explain is Explain with what this host's clock says.
+// explain is Explain with the time of this host's clock.
 func explain(err error, now time.Time) error {
 	var unknown x509.UnknownAuthorityError
 	var expired x509.CertificateInvalidError
@@ -142,7 +138,7 @@ func explain(err error, now time.Time) error {
 	var remote *net.OpError
 	switch {
 	case errors.Is(err, ErrNotMember):
-		return err // it was explained where it happened
+		return err // it holds its remedy already
 	case errors.As(err, &unknown):
 		return fmt.Errorf("%w: %w: it has another cluster secret", ErrNotMember, err)
 	case errors.As(err, &expired) && expired.Reason == x509.Expired:

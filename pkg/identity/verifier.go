@@ -16,16 +16,16 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Bounds of what a Verifier takes from the network.
+// Bounds on a Verifier's input from the network.
 const (
-	// CertificateMax is the longest DER certificate, in bytes; ours have some 350.
+	// CertificateMax is the longest DER certificate, in bytes; real ones have some 350.
 	CertificateMax = 4096
-	// KeysMax is how many coordinators' keys a Verifier remembers: those used last. A
-	// cluster has one per start of a coordinator.
+	// KeysMax bounds the coordinators' keys that a Verifier remembers; it forgets the least recently used one. A
+	// cluster has one key per start of a coordinator.
 	KeysMax = 1024
 )
 
-// The cases in which a Verifier refuses.
+// The errors of a Verifier.
 var (
 	// ErrCertificate: no certificate that this cluster's authority issued, or a broken one.
 	ErrCertificate = errors.New("invalid coordinator certificate")
@@ -33,19 +33,19 @@ var (
 	ErrWrongRole = errors.New("certificate is not a coordinator's")
 	// ErrExpired: a coordinator's certificate outside its time.
 	ErrExpired = errors.New("coordinator certificate is outside its time")
-	// ErrUnknownKey: no certificate of that key was added, or it was forgotten since:
-	// ask for the certificate and add it.
+	// ErrUnknownKey: no certificate of that key was added, or the Verifier has forgotten it: request the certificate
+	// and add it.
 	ErrUnknownKey = errors.New("unknown signing key")
-	// ErrBadSignature: the key never signed this. The sender lies or is broken.
+	// ErrBadSignature: the key did not sign this. The sender is malicious or faulty.
 	ErrBadSignature = errors.New("bad signature")
 )
 
-// Verifier checks what coordinators signed. Safe for concurrent use.
+// Verifier checks the signatures of coordinators. Safe for concurrent use.
 type Verifier struct {
 	roots *x509.CertPool
 	now   func() time.Time
 
-	// mu is held to find or keep a key, never while a signature is checked.
+	// mu is held to find or store a key, never during a check of a signature.
 	mu           sync.Mutex
 	keys         *simplelru.LRU[piece.KeyID, *signingKey]
 	certificates map[[sha256.Size]byte]piece.KeyID // of keys, by the SHA-256 of their certificate
@@ -59,7 +59,7 @@ type signingKey struct {
 	notBefore, notAfter time.Time
 }
 
-// valid reports whether the key's certificate is good now.
+// valid reports whether the key's certificate is valid now.
 func (k *signingKey) valid(now time.Time) error {
 	if now.Before(k.notBefore) || now.After(k.notAfter) {
 		return fmt.Errorf("%w: key %s is good from %s to %s", ErrExpired, k.id,
@@ -72,13 +72,12 @@ func (k *signingKey) valid(now time.Time) error {
 func NewVerifier(i *Identity) *Verifier {
 	v := &Verifier{roots: i.coordinators.roots, now: i.now, certificates: make(map[[sha256.Size]byte]piece.KeyID)}
 	forget := func(_ piece.KeyID, k *signingKey) { delete(v.certificates, k.certificate) }
-	v.keys, _ = simplelru.NewLRU(KeysMax, forget) // it fails for a size below 1 alone
+	v.keys, _ = simplelru.NewLRU(KeysMax, forget) // it only fails for a size below 1
 	return v
 }
 
-// AddCertificate makes a key known, so that what it signed can be verified. der came from
-// the network; it is not kept. A certificate that is known already costs one hash. The
-// error wraps [ErrCertificate], [ErrWrongRole] or [ErrExpired].
+// AddCertificate adds the key of a certificate, so that its signatures can be verified. der comes from the network and
+// is not kept. A known certificate costs one hash. The error wraps [ErrCertificate], [ErrWrongRole] or [ErrExpired].
 func (v *Verifier) AddCertificate(der []byte) (piece.KeyID, error) {
 	if len(der) > CertificateMax {
 		return piece.KeyID{}, fmt.Errorf("%w: it has %d bytes, more than %d", ErrCertificate, len(der), CertificateMax)
@@ -101,9 +100,8 @@ func (v *Verifier) AddCertificate(der []byte) (piece.KeyID, error) {
 			c.PublicKeyAlgorithm, c.IsCA)
 	}
 	k := &signingKey{id: keyID(public), public: public, certificate: sum, notBefore: c.NotBefore, notAfter: c.NotAfter}
-	// The role comes after the chain: the error for a stranger's certificate must not depend on what
-	// the stranger wrote into it. The time is checked by itself, so that an old certificate does not
-	// count as a forged one.
+	// The role is checked after the chain, so that the error for a stranger's certificate does not depend on its
+	// content. The time is checked separately, so that an old certificate does not count as a forged one.
 	_, err = c.Verify(x509.VerifyOptions{
 		Roots: v.roots, CurrentTime: c.NotAfter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
@@ -142,9 +140,8 @@ func (v *Verifier) byCertificate(sum [sha256.Size]byte) *signingKey {
 	return k
 }
 
-// keep remembers a key whose certificate was verified and is good now; of two certificates of one
-// key it keeps the one that lasts longer, unless that one is not good now: after a clock was set
-// back, a coordinator's first certificate is of the future.
+// keep stores a key whose certificate was verified and is valid now. Of two certificates of one key it keeps the one
+// that ends later, unless that one is not valid now: after a clock was set back, a certificate can begin in the future.
 func (v *Verifier) keep(k *signingKey, now time.Time) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -162,7 +159,7 @@ func (v *Verifier) keep(k *signingKey, now time.Time) error {
 	return nil
 }
 
-// isCoordinator looks for the role; the chain must have been verified.
+// isCoordinator reports whether a certificate has the role. The caller has verified the chain.
 func isCoordinator(c *x509.Certificate) bool {
 	if !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageCodeSigning) || c.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
 		return false
