@@ -50,16 +50,16 @@ const (
 	leaveTimeout = time.Second
 )
 
-// Announcer takes in an entry and returns the assignment for it.
+// Announcer receives an entry and returns the assignment for it.
 type Announcer interface {
 	Announce(ctx context.Context, e api.Entry) (api.Assignment, owners.Leader, error)
 }
 
 // Purges is what package purge adds to announces and takes from their answers.
 type Purges interface {
-	// Fill adds to an announce which orders of its owner this host has taken in, and its failures.
+	// Fill adds to an announce which orders of its owner this host knows, and its failures.
 	Fill(owner string, r *api.AnnounceRequest)
-	// Learn takes in the owner's orders if its mark is new; c calls the owner. It returns true if the owner
+	// Learn fetches the owner's orders if its mark is new; c calls the owner. It returns true if the owner
 	// should hear of it at once.
 	Learn(ctx context.Context, owner, mark string, c apiclient.Client) (learned bool)
 }
@@ -239,7 +239,7 @@ func (c *Client) passStandbys() {
 	}
 }
 
-// apply has the view take in an event, and starts and stops senders accordingly. mu is held. The
+// apply applies an event to the view, and starts and stops senders accordingly. mu is held. The
 // caller passes the changes to [Client.report] once it has released mu.
 func (c *Client) apply(e owners.Event) owners.Changes {
 	changes := c.view.Apply(time.Now(), e)

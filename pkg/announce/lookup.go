@@ -88,7 +88,7 @@ func (c *Client) nextOwner(key string, tried map[string]bool) string {
 	return nobody
 }
 
-// refused has the view take in that an owner refused a connection, and sends it a heartbeat at
+// refused reports to the view that an owner refused a connection, and sends the owner a heartbeat at
 // once, which finds out whether it is dead.
 func (c *Client) refused(addr string, err error) {
 	cause := causeOf(err)

@@ -258,7 +258,7 @@ func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
 	return time.Duration(response.IntervalMillis) * time.Millisecond
 }
 
-// learnPurges takes in an owner's purge orders, and announces at once that it did.
+// learnPurges fetches an owner's purge orders, and announces at once that it did.
 func (c *Client) learnPurges(ctx context.Context, s *sender, mark string) {
 	if c.cfg.Purges == nil {
 		return
