@@ -72,7 +72,7 @@ type AnnounceRequest struct {
 	Leaving bool `json:"leaving,omitempty"`
 	// Clock is the host's wall clock as it sent this; zero in a former version.
 	Clock time.Time `json:"clock,omitzero"`
-	// PurgeMark is the last mark of this owner whose purge orders the host has taken in, PurgeFailures
+	// PurgeMark is the last mark of this owner whose purge orders the host knows, PurgeFailures
 	// those that it could not carry out yet.
 	PurgeMark     string         `json:"withdrawn,omitempty"`
 	PurgeFailures []PurgeFailure `json:"unfollowed,omitempty"`
@@ -105,7 +105,7 @@ type AnnounceResponse struct {
 	// Standbys are the addresses of the hosts that lead while no owner answers, the same for all
 	// hosts; empty: the owner does not say.
 	Standbys []string `json:"standbys,omitempty"`
-	// PurgeMark is the mark of all purge orders that the owner knows: a host that has not taken in this
+	// PurgeMark is the mark of all purge orders that the owner knows: a host that does not know this
 	// mark fetches them (PathPurgeOrders). Empty: there are none.
 	PurgeMark string `json:"withdrawn,omitempty"`
 }
