@@ -118,7 +118,7 @@ type Cluster struct {
 	ran     atomic.Bool
 	view    atomic.Pointer[[]Member]
 
-	// mu is held to take in one member's change, never while anything is sent.
+	// mu is held to record one member's change, never while anything is sent.
 	mu      sync.Mutex
 	members map[host.ID]Member
 	former  map[netip.AddrPort]time.Time // addresses of members that are gone, and since when

@@ -68,7 +68,7 @@ func (d delegate) NotifyConflict(existing, other *memberlist.Node) {
 	})
 }
 
-// put takes in a member that is new or has changed its metadata.
+// put records a member that is new or has changed its metadata.
 func (c *Cluster) put(n *memberlist.Node, what string) {
 	id, err := host.ParseID(n.Name)
 	if id == c.cfg.Host {

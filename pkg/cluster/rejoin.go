@@ -101,7 +101,7 @@ func (c *Cluster) Silent() (list []Silence) {
 // aloneTries is how many attempts in vain are usual while a cluster starts.
 const aloneTries = 3
 
-// noteSilent takes in the result of an attempt: the failed addresses of those that were tried.
+// noteSilent records the result of an attempt: the failed addresses of those that were tried.
 func (c *Cluster) noteSilent(named, tried []netip.AddrPort, failed map[string]error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
