@@ -20,7 +20,7 @@ func (d dropper) Drop(id task.ID, rest bool) error {
 	return d.n.Store.Sweep(id)
 }
 
-// ComparePurgeOrders returns the part that takes in the purge orders of other owners, and compares clocks on
+// ComparePurgeOrders returns the part that fetches the purge orders of other owners, and compares clocks on
 // the way.
 func (n *Node) ComparePurgeOrders(others func() []string) Part {
 	return func(ctx context.Context) error {
