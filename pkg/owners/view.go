@@ -187,7 +187,7 @@ type Changes struct {
 	Outage time.Duration
 }
 
-// Apply takes in an event; it is the only way in which a View changes. An event of an owner that
+// Apply applies an event; it is the only way in which a View changes. An event of an owner that
 // left changes nothing.
 func (v *View) Apply(now time.Time, e Event) (c Changes) {
 	switch e := e.(type) {
