@@ -259,17 +259,17 @@ func (p *Policy) starves(now time.Time, v View) bool {
 	return v.Phase == Unknown || v.Hungry && now.Sub(v.LastHave) > quiet
 }
 
-// GotPiece takes in that a piece came: the next time that the download starves it asks its owner soon.
+// GotPiece records that a piece arrived: the next time that the download starves, it asks its owner soon.
 func (p *Policy) GotPiece() { p.starveDelay = starveFirst }
 
-// LostPiece takes in that the disk lost a piece: the owner hears once more when everything is here.
+// LostPiece records that the disk lost a piece: the download announces its completion again later.
 func (p *Policy) LostPiece() {
 	if p.told == toldCompleted {
 		p.told = toldStarted
 	}
 }
 
-// Assigned takes in an owner's reply: seed says that this host may ask the origin, leading that other
+// Assigned records an owner's reply: seed means that this host may ask the origin, leading that other
 // hosts ask this host whom to talk to, elsewhere that the owner thinks another host owns the task.
 func (p *Policy) Assigned(now time.Time, v View, seed, leading, elsewhere bool) {
 	switch {
@@ -285,7 +285,7 @@ func (p *Policy) Assigned(now time.Time, v View, seed, leading, elsewhere bool) 
 	}
 }
 
-// Wanted takes in that a caller wants everything from now on. Where hosts disagree about who owns the
+// Wanted records that a caller wants all pieces from now on. Where hosts disagree about who owns the
 // task, each may be sent on to the next, after a supernode was restarted, say: without this all of
 // them would wait.
 func (p *Policy) Wanted(now time.Time) {
@@ -352,7 +352,7 @@ func (p *Policy) onlyOrigin(now time.Time, v View) bool {
 	return !now.Before(p.since.Add(time.Duration(v.Rank()) * rankPause))
 }
 
-// OriginAsked takes in that the origin's body is read from now on.
+// OriginAsked records that the download reads the origin's body from now on.
 func (p *Policy) OriginAsked() { p.reading = Running }
 
 // OriginEnd is how the reading of an origin ended.
@@ -369,7 +369,7 @@ const (
 	Failed
 )
 
-// OriginEnded takes in how the reading of the origin ended.
+// OriginEnded records how the reading of the origin ended.
 func (p *Policy) OriginEnded(now time.Time, how OriginEnd) {
 	p.reading = Idle
 	switch how {
@@ -394,7 +394,7 @@ func (p *Policy) OwnerRefused(v View, personal bool, hopeful func() bool) bool {
 	return v.Phase != Complete && p.reading == Idle && (v.Conns == 0 || personal && !hopeful())
 }
 
-// SeedRefused takes in that a seed gave up for credentials that are not ours, and reports whether the
+// SeedRefused records that a seed gave up because of other credentials, and reports whether the
 // download gives up. Else it starves at once: the owner knows whose credentials they were.
 func (p *Policy) SeedRefused(v View) (giveUp bool) {
 	if p.refusals++; p.refusals >= RefusalsMax && v.Interest != Everything {
