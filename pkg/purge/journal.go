@@ -28,7 +28,7 @@ const (
 	retryMax = time.Minute
 )
 
-// ErrNotDropped says that an order is in the journal and the replica is not deleted yet. The node tries
+// ErrNotDropped means that an order is in the journal and the replica is not deleted yet. The node tries
 // again by itself, also after a restart, before it serves anything.
 var ErrNotDropped = errors.New("a purged task is not deleted yet")
 
@@ -58,7 +58,7 @@ type Journal struct {
 	dropper Dropper
 	hooks   []func(task.ID)
 
-	// turn is held while orders are taken in and carried out, so that all is deleted once Add returns.
+	// turn is held while orders are added and carried out, so that all replicas are deleted when Add returns.
 	turn sync.Mutex
 	// mu is held to look at the orders and to change them, never while a disk is written.
 	mu     sync.Mutex
@@ -105,7 +105,7 @@ func (j *Journal) Order(id task.ID) (x api.PurgeOrder) {
 	return x
 }
 
-// Add takes in orders and carries out those that are new and those of the list that are pending. It ignores
+// Add adds orders and carries out those that are new and those of the list that are pending. It ignores
 // an order older than [api.PurgeOrderLife].
 //
 // The error wraps [ErrNotDropped] if a replica could not be deleted. Any other error is of the journal's

@@ -98,8 +98,8 @@ func (s *orders) add(x api.PurgeOrder, age time.Duration, now time.Time) *order 
 	return o
 }
 
-// learn takes in the orders that another host sent. due are those that remain to be carried out; fresh
-// says that one of them is new.
+// learn adds the orders that another host sent. due are those that remain to be carried out; fresh is true
+// if one of them is new.
 func (s *orders) learn(list []api.PurgeOrder, now time.Time) (due []*order, fresh bool) {
 	for _, x := range list {
 		if o := s.known[nameOf(x)]; o != nil {

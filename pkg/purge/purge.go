@@ -67,7 +67,7 @@ type Service struct {
 
 	// mu is held to look up or to note one mark.
 	mu sync.Mutex
-	// taken are the marks whose orders this host has taken in, by the owner's address.
+	// taken are the marks whose orders this host knows, by the owner's address.
 	taken map[string]string
 }
 
@@ -89,7 +89,7 @@ func (s *Service) OnDrop(f func(task.ID)) { s.hooks = append(s.hooks, f) }
 // served.
 func (s *Service) Lead(hosts func() []api.HostStatus) { s.hosts = hosts }
 
-// Note takes in what an announce that this owner accepted reports.
+// Note records the reports in an announce that this owner accepted.
 func (s *Service) Note(r api.AnnounceRequest) { s.reports.Note(r) }
 
 // ForgetHost forgets what a host that is gone reported.
@@ -212,7 +212,7 @@ func (s *Service) askProgress(ctx context.Context, id task.ID, supernodes []stri
 	return p, err
 }
 
-// take takes in the orders of an owner. A replica that could not be deleted is no error here: the node
+// take adds the orders of an owner. A replica that could not be deleted is no error here: the node
 // tries again by itself, and its announces report it.
 func (s *Service) take(list []api.PurgeOrder) error {
 	if err := s.Add(list); !errors.Is(err, ErrNotDropped) {
@@ -221,7 +221,7 @@ func (s *Service) take(list []api.PurgeOrder) error {
 	return nil
 }
 
-// Fill adds to an announce to an owner which of its orders this host has taken in, and which it could not
+// Fill adds to an announce to an owner which of its orders this host knows, and which it could not
 // carry out.
 func (s *Service) Fill(owner string, r *api.AnnounceRequest) {
 	s.mu.Lock()
@@ -233,7 +233,7 @@ func (s *Service) Fill(owner string, r *api.AnnounceRequest) {
 // takenMax bounds the owners whose marks are kept: some that are gone, and those that are there.
 const takenMax = 1024
 
-// Learn takes in an owner's orders if the mark in its answer is not the one that this host has taken in. It
+// Learn fetches an owner's orders if this host does not know the mark in the owner's answer. It
 // returns true if the next announce should tell the owner so at once. The next answer repeats what failed.
 func (s *Service) Learn(ctx context.Context, owner, mark string, c apiclient.Client) (learned bool) {
 	s.mu.Lock()
@@ -249,7 +249,7 @@ func (s *Service) Learn(ctx context.Context, owner, mark string, c apiclient.Cli
 		err = s.take(list)
 	}
 	if err != nil {
-		s.log.Warn("purge orders not taken in: trying again with the next announce", "owner", owner, "error", err)
+		s.log.Warn("cannot fetch or store purge orders: trying again with the next announce", "owner", owner, "error", err)
 		return false
 	}
 	s.mu.Lock()
@@ -261,7 +261,7 @@ func (s *Service) Learn(ctx context.Context, owner, mark string, c apiclient.Cli
 	return true
 }
 
-// Compare takes in the orders of other owners, one owner after the other, until ctx ends. transport reaches
+// Compare fetches the orders of other owners, one owner after the other, until ctx ends. transport reaches
 // them.
 func (s *Service) Compare(ctx context.Context, others func() []string, transport http.RoundTripper) error {
 	clocks := rate.Sometimes{Interval: time.Minute}

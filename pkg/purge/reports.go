@@ -24,7 +24,7 @@ type report struct {
 	failures []api.PurgeFailure
 }
 
-// Note takes in an announce that the owner accepted. It forgets a host that leaves.
+// Note records an announce that the owner accepted. It forgets a host that leaves.
 func (r *Reports) Note(a api.AnnounceRequest) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
