@@ -267,7 +267,7 @@ func (s *Scheduler) reachable(now time.Time, w *swarm, m, c memberIndex) bool {
 	return true
 }
 
-// snub takes in which neighbours member m reported as silent. No assignment names them to m for
+// snub records which neighbours member m reported as silent. No assignment names them to m for
 // Expiry, and none names to any host one that several reported from different addresses.
 func (s *Scheduler) snub(now time.Time, w *swarm, m memberIndex, ids []host.ID) {
 	me := w.member(m)

@@ -264,7 +264,7 @@ func (s *Scheduler) nano(t time.Time) int64 {
 	return int64(t.Sub(s.epoch))
 }
 
-// Announce takes in one host's report and answers it. The error wraps [ErrFull] when the host is
+// Announce records one host's report and answers it. The error wraps [ErrFull] when the host is
 // unknown and a bound admits no other, and is an *[InUseError] when the ID is that of another live
 // host; then the report changes nothing.
 func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
@@ -330,7 +330,7 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 	return answer, nil
 }
 
-// take takes in one entry and answers it; seed is what the owner's own host must get from the
+// take records one entry and answers it; seed is what the owner's own host must get from the
 // origin because of it, or nil. space makes space for a task that the host does not have yet; see
 // [Scheduler.spaceFor].
 func (s *Scheduler) take(

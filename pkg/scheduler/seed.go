@@ -43,7 +43,7 @@ func (r refusal) concerns(spec *task.Spec) bool {
 	return r.spec.Upstream == spec.Upstream && (!r.personal || r.spec.SameAsker(*spec))
 }
 
-// Failed takes in that the origin refused a task, or could not be reached. Hosts that wait for the
+// Failed records that the origin refused a task, or could not be reached. Hosts that wait for the
 // task get the cause with their next announce; others get it for FailureFor. A personal failure goes
 // only to hosts that waited and whose specs have the same repository and credentials as used: a right that
 // is granted, or a blob that is pushed, counts at once. Any other goes to those whose specs have the same
@@ -72,7 +72,7 @@ func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, used *task.Sp
 	}
 }
 
-// Done takes in that the owner's own host holds all pieces of a task; have is their number.
+// Done records that the owner's own host holds all pieces of a task; have is their number.
 func (s *Scheduler) Done(id task.ID, have int) {
 	s.take(time.Time{}, s.self, Entry{Task: id, Event: Completed, Have: have}, always)
 }
@@ -87,7 +87,7 @@ func (s *Scheduler) Holds(id task.ID) bool {
 	return ok && w.member(m).standing == holding
 }
 
-// Lost takes in that the owner's own host no longer holds a task, because its store evicted it. It
+// Lost records that the owner's own host no longer holds a task, because its store evicted it. It
 // returns the seeds that this starts.
 func (s *Scheduler) Lost(now time.Time, id task.ID) (seeds []task.Spec) {
 	if !s.Holds(id) {

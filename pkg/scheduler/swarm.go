@@ -142,7 +142,7 @@ func (c *crowd) remove(w *swarm, m memberIndex, zone string) {
 	}
 }
 
-// admit takes in a host that is not known.
+// admit adds an unknown host.
 func (s *Scheduler) admit(id host.Host, generation uint64, from string) hostIndex {
 	var h hostIndex
 	if n := len(s.unused); n > 0 {
