@@ -218,7 +218,7 @@ func (d *Download) dial(now time.Time, n api.Neighbour) {
 		return
 	}
 	if d.conns.snubs(n.ID) || d.conns.bans(now, n.ID.PeerID()) ||
-		len(d.conns.open)+len(d.conns.dialing) >= d.e.cfg.LinksMax {
+		len(d.conns.open)+len(d.conns.dialing) >= d.e.cfg.ConnsMax {
 		return
 	}
 	for _, c := range d.conns.open {

@@ -106,7 +106,7 @@ func (d *Download) admit(now time.Time, w *wire.Conn, initiated bool, h host.ID)
 		return errBanned
 	case d.wants.yielding:
 		return errYields
-	case len(d.conns.open) >= d.e.cfg.LinksMax:
+	case len(d.conns.open) >= d.e.cfg.ConnsMax:
 		return errTooMany
 	}
 	for _, c := range d.conns.open {

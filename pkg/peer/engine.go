@@ -98,9 +98,9 @@ type Config struct {
 	Copies int
 	// Limits are the rates to keep to; [Engine.SetLimits] changes them. Default none.
 	Limits Limits
-	// LinksMax is how many connections one task may hold. Each costs some 40 KB and a
+	// ConnsMax is how many connections one task may hold. Each costs some 40 KB and a
 	// share of every announcement of a piece. Default 40.
-	LinksMax int
+	ConnsMax int
 	// Neighbours is how many connections a download tries to keep. Fewer than 12 slow the
 	// swarm's tail, more only cost. Default 16.
 	Neighbours int
@@ -146,8 +146,8 @@ func (c *Config) defaults() {
 	if c.Copies == 0 {
 		c.Copies = picker.CopiesMax
 	}
-	if c.LinksMax == 0 {
-		c.LinksMax = 40
+	if c.ConnsMax == 0 {
+		c.ConnsMax = 40
 	}
 	if c.Neighbours == 0 {
 		c.Neighbours = 16
