@@ -34,7 +34,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var self = host.Host{ID: host.ID(strings.Repeat("1", 32)), Name: "node1", Addr: "10.0.0.1:65002"}
 
-// town is a network of owners that play by script.
+// town is a network of scripted owners.
 type town struct {
 	mu     sync.Mutex
 	owners map[string]*script
@@ -43,7 +43,7 @@ type town struct {
 // script is one owner.
 type script struct {
 	addr string
-	// dead refuses connections; hung takes requests and never answers.
+	// dead refuses connections; hung accepts requests and never answers.
 	dead, hung bool
 	// refusal is why no announce reaches it, for another reason than those; nil: none.
 	refusal error
@@ -71,7 +71,7 @@ func (w *town) set(addr string, change func(*script)) {
 	change(w.owners[addr])
 }
 
-// lines are the entries that an owner has seen since the last call, as text.
+// lines returns the entries that an owner received since the last call, as text.
 func (w *town) lines(addr string) (out []string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -141,7 +141,7 @@ func (w *town) RoundTrip(r *http.Request) (*http.Response, error) {
 	return recorder.Result(), nil
 }
 
-// solo is a coordinator of one's own.
+// solo is the host's own coordinator.
 type solo struct {
 	mu   sync.Mutex
 	seen []string
@@ -167,8 +167,8 @@ func (s *solo) lines() []string {
 	return out
 }
 
-// inTown runs a test in virtual time with a client that is running, and proves afterwards
-// that it ends.
+// inTown runs a test in virtual time with a running client, and proves afterwards that the
+// client ends.
 func inTown(t *testing.T, w *town, cfg Config, test func(t *testing.T, c *Client)) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg.Host, cfg.Generation, cfg.Client = self, 7, &http.Client{Transport: w}
@@ -210,7 +210,7 @@ func answeredBy(t *testing.T, c *Client, e api.Entry) string {
 	return a.Neighbours[0].Addr
 }
 
-// ledBy returns a task whose first owners are those, in that order.
+// ledBy returns a task with these first owners, in this order.
 func ledBy(owners []string, first ...string) task.ID {
 	for i := range 10_000 {
 		id := task.ID(fmt.Sprintf("sha256:%064x", i))
@@ -465,7 +465,7 @@ func TestHeartbeatInterval(t *testing.T) {
 	})
 }
 
-// holds is an inventory of n tasks.
+// holds returns an inventory of n tasks.
 func holds(n int) func() []api.Entry {
 	return func() (out []api.Entry) {
 		for i := range n {
@@ -496,7 +496,7 @@ func TestResync(t *testing.T) {
 		assert.Equal(t, "a:1", answeredBy(t, c, event("app", api.Progress)))
 		assert.Equal(t, []string{"started app token"}, w.lines("a:1"), "it heard nothing of the download either")
 
-		// The task that is being downloaded is announced by itself.
+		// The running download has an announce of its own.
 		w.set("a:1", func(o *script) {
 			o.known = false
 			inventory = func() []api.Entry {
@@ -518,7 +518,7 @@ func TestResyncTwice(t *testing.T) {
 		w.set("a:1", func(o *script) { o.dead = true })
 		time.Sleep(5 * time.Second)
 		w.set("a:1", func(o *script) { o.dead = false })
-		// The first heartbeat succeeds, and the inventory meets another life.
+		// The first heartbeat succeeds, and the owner restarts before it gets the inventory.
 		time.Sleep(owners.RetryMax)
 		w.set("a:1", func(o *script) { o.known = false })
 		w.lines("a:1")
@@ -635,7 +635,7 @@ func TestLeave(t *testing.T) {
 	})
 }
 
-// closing counts how often it is told to close what is idle.
+// closing counts the calls to close idle connections.
 type closing struct {
 	http.RoundTripper
 	times atomic.Int64
@@ -787,7 +787,7 @@ func TestDecodeIgnoresRemovedFields(t *testing.T) {
 	}
 }
 
-// FuzzDecodeResponse proves that whatever an owner says, what comes out is within bounds.
+// FuzzDecodeResponse proves that the decoded response is within its bounds for any input.
 func FuzzDecodeResponse(f *testing.F) {
 	f.Add([]byte(`{"version":1,"assignments":[{"neighbours":[{"id":"11111111111111111111111111111111","addr":"a:1"}],"facts":{"length":5,"pieceSize":131072},"inline":"aGVsbG8="}],"intervalMillis":1000,"owners":["a:1"]}`))
 	f.Add([]byte(
@@ -820,7 +820,7 @@ func FuzzDecodeResponse(f *testing.F) {
 	})
 }
 
-// The status says that an owner is alive, or why it is not.
+// The status shows that an owner is alive, or why it is not.
 func TestOwnersStatus(t *testing.T) {
 	w := newTown("a:1", "b:2")
 	w.owners["b:2"].dead = true

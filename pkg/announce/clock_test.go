@@ -18,10 +18,10 @@ import (
 	"github.com/darter-io/darter/pkg/owners"
 )
 
-// clocked is a town whose owners tell their clocks.
+// clocked is a town whose owners send their clocks.
 type clocked struct {
 	*town
-	// ahead is by how much each owner's is, date whether it tells it by HTTP alone.
+	// ahead is how far each owner's clock is ahead; date is true if the owner sends only the Date of HTTP.
 	ahead map[string]time.Duration
 	date  bool
 }
@@ -48,7 +48,7 @@ func (w *clocked) jump(addr string, ahead time.Duration) {
 	w.ahead[addr] = ahead
 }
 
-// The host does without an owner whose clock is too far off.
+// The host does not use an owner whose clock is too far off.
 func TestOwnerClock(t *testing.T) {
 	for _, date := range []bool{false, true} {
 		for _, ahead := range []time.Duration{-72 * time.Hour, 72 * time.Hour} {

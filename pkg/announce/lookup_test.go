@@ -20,7 +20,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// transport is a network that is one function.
+// transport is a network in one function.
 type transport func(*http.Request) (*http.Response, error)
 
 func (f transport) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

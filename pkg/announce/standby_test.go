@@ -23,7 +23,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// stands are hosts that stand in for the only owner, a:1; the test's own host is none of them.
+// stands are the standbys of the only owner, a:1, without the test's own host.
 var stands = []string{"s:1", "s:2", "s:3"}
 
 // withStandbys is a town whose owner names standbys.
@@ -161,7 +161,7 @@ func TestStandbyLeadsItself(t *testing.T) {
 	})
 }
 
-// Where there are no supernodes, a few dfdaemons are named as owners to all, themselves included.
+// Without supernodes, the settings of all hosts name a few dfdaemons as owners, their own included.
 func TestSelfAmongOwners(t *testing.T) {
 	owners := []string{"a:1", self.Addr}
 	w, own := newTown("a:1"), &solo{}
@@ -234,7 +234,7 @@ func TestSpecNeedsTLS(t *testing.T) {
 	})
 }
 
-// oracle answers announces and questions by host, where it is not dead.
+// oracle answers the announces and lookups to each live host.
 type oracle map[string]func() bool
 
 func (o oracle) RoundTrip(r *http.Request) (*http.Response, error) {
