@@ -18,7 +18,7 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 )
 
-// recorder is a program that keeps the settings it is given.
+// recorder is a program that records its settings.
 type recorder struct {
 	started  chan struct{}
 	reloaded chan config.Dfdaemon
@@ -35,7 +35,7 @@ func (r recorder) Reload(settings any) error {
 	return nil
 }
 
-// told is a log that a test reads while it is written.
+// told is a log that a test reads while the program writes it.
 type told struct {
 	mu    sync.Mutex
 	text  bytes.Buffer
@@ -109,10 +109,10 @@ func TestReloadBySIGHUP(t *testing.T) {
 	require.NoError(t, <-ended)
 }
 
-// errAgain has a program run again.
+// errAgain makes the command run its program again.
 var errAgain = errors.New("again")
 
-// renamed is a program that takes another ID once, and then ends well.
+// renamed is a program that takes a new ID once, and then ends without an error.
 type renamed struct{ runs *int }
 
 func (r renamed) Run(context.Context) error {
