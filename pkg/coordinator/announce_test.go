@@ -17,7 +17,7 @@ import (
 
 // A host and a restarted owner agree again.
 func TestOwnerRestarts(t *testing.T) {
-	// The address stays, the coordinator behind it is exchanged.
+	// The address stays, and another coordinator serves it.
 	var behind atomic.Pointer[rig]
 	behind.Store(newRig(nil))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -47,8 +47,8 @@ func TestOwnerRestarts(t *testing.T) {
 	fresh := newRig(nil)
 	fresh.cfg.Owners = nil
 	behind.Store(fresh)
-	// The first news after the restart do not say how the content is brought; the owner
-	// asks for everything, and the next do.
+	// The first entries after the restart have no spec. The owner requests the inventory, and the next
+	// entries have it.
 	_, _, err = client.Announce(ctx, api.Entry{Task: wanted, Event: api.Progress})
 	require.NoError(t, err)
 	require.Eventually(t, holding(fresh), time.Minute, time.Millisecond, "the inventory arrives again")

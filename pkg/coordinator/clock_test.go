@@ -14,7 +14,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 )
 
-// announced has a coordinator serve an announce over HTTP.
+// announced sends an announce to a coordinator over HTTP.
 func announced(t *testing.T, c *Coordinator, r api.AnnounceRequest) *httptest.ResponseRecorder {
 	b, err := json.Marshal(r)
 	require.NoError(t, err)
@@ -56,7 +56,7 @@ func TestHostClock(t *testing.T) {
 	assert.Equal(t, http.StatusOK, announced(t, c, request).Code, "a farewell is one by any clock")
 }
 
-// A wrong clock costs a host not its ID.
+// A host with a wrong clock keeps its ID.
 func TestHostClockKeepsID(t *testing.T) {
 	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 	var why []Refusal

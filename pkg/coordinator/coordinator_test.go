@@ -41,7 +41,7 @@ func wants(id task.ID, authorization string) api.Entry {
 		Spec: &api.Spec{ID: id, Kind: task.Blob, Authorization: authorization}}
 }
 
-// rig is a coordinator and the seeds it asked for.
+// rig is a coordinator with the seeds that it ordered.
 type rig struct {
 	*Coordinator
 	mu    sync.Mutex
@@ -63,7 +63,7 @@ func newRig(store Store) *rig {
 	return r
 }
 
-// seeds are the tasks that were to be brought from their origins, with the credentials used.
+// seeds returns the tasks that the coordinator ordered from their origins, with their credentials.
 func (r *rig) seeds() (out []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -231,7 +231,7 @@ func TestObserve(t *testing.T) {
 	assert.Equal(t, []api.AnnounceRequest{request}, told)
 }
 
-// The assignment sends the owner's own engine to the origin.
+// The assignment orders the owner's own engine to seed.
 func TestOwnEngineSeeds(t *testing.T) {
 	r := newRig(nil)
 	a, _, err := r.Announce(t.Context(), wants(taskID("a"), "token"))
@@ -239,7 +239,7 @@ func TestOwnEngineSeeds(t *testing.T) {
 	assert.True(t, a.Seed)
 	assert.Empty(t, r.seeds(), "the answer is enough")
 
-	// What came in by the front door finds it.
+	// A host that announces gets the owner as a neighbour.
 	found := r.serve(t, member("1"), wants(taskID("a"), "")).Assignments[0].Neighbours
 	require.Len(t, found, 1)
 	assert.Equal(t, member("0").ID, found[0].ID)
@@ -309,7 +309,7 @@ func TestFailureOfOneRegistry(t *testing.T) {
 			require.Len(t, r.specs, 2)
 			assert.Equal(t, "good.test", r.specs[1].Upstream)
 
-			// The engine was told of another registry after its owner had it begin, and asked that.
+			// The engine got another registry after its owner ordered the seed, and asked that one.
 			r = newRig(nil)
 			r.serve(t, member("1"), from("good.test", "app"))
 			r.SeedFailed(taskID("a"), nil, &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test",
@@ -319,8 +319,8 @@ func TestFailureOfOneRegistry(t *testing.T) {
 	}
 }
 
-// Where a dfdaemon leads, its engine may be told of other credentials by a client of its own after the
-// owner had it begin, and shows those to the registry.
+// On a dfdaemon that leads, a local client can give the engine other credentials after the owner ordered
+// the seed. The engine sends those to the registry.
 func TestRefusalByUsedSpec(t *testing.T) {
 	for _, status := range []int{401, 403, 404} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
@@ -375,7 +375,7 @@ func TestMetadata(t *testing.T) {
 	r.SeedMetadata(id, facts)
 	assert.Equal(t, &facts, r.serve(t, member("2"), wants(id, "")).Assignments[0].Metadata)
 
-	// What a failed attempt said is not told any more.
+	// The coordinator no longer sends the metadata of a failed attempt.
 	r.SeedFailed(id, nil, &api.Failure{Status: 401, Message: "no"})
 	assert.Nil(t, r.serve(t, member("3"), wants(id, "other")).Assignments[0].Metadata)
 
@@ -490,7 +490,7 @@ func TestEvictedTaskIsSeededAgain(t *testing.T) {
 		assert.NotEqual(t, "holder", n.Reason)
 	}
 
-	// The same for who was sent to the holder before it evicted, and comes back.
+	// The same for a host that got the holder as a neighbour before the eviction, and announces again.
 	store[id] = make([]byte, api.InlineMax+1)
 	r.SeedDone(id)
 	r.serve(t, member("3"), wants(id, ""))
@@ -666,7 +666,7 @@ func TestHandleAnnounceErrors(t *testing.T) {
 		assert.Contains(t, answer.Error, c.reason)
 	}
 
-	// A body that does not say how long it is.
+	// A body without a length.
 	w := httptest.NewRecorder()
 	endless := struct{ *bytes.Reader }{bytes.NewReader(make([]byte, api.AnnounceMax+9))}
 	newRig(nil).HandleAnnounce(w, httptest.NewRequest("POST", "/", endless))

@@ -38,7 +38,7 @@ func keyHolder(t *testing.T) *identity.Identity {
 	return id
 }
 
-// drawn is a member of a program before keys: it is believed on its word.
+// drawn is a member of a version before host keys: the owner accepts any random ID.
 func drawn(t *testing.T, id host.ID) *identity.Identity {
 	t.Helper()
 	i, err := identity.New(identity.Config{Secret: clusterSecret, HostID: id})
@@ -58,7 +58,7 @@ func secureOwner(t *testing.T, c *Coordinator) (addr string) {
 	return l.Addr().String()
 }
 
-// tell announces over a member's connection.
+// tell sends an announce over a member's connection.
 func tell(t *testing.T, as *identity.Identity, addr string, r api.AnnounceRequest) (status int, body string) {
 	t.Helper()
 	b, err := json.Marshal(r)
