@@ -15,7 +15,7 @@ import (
 	"github.com/darter-io/darter/pkg/httpproxy"
 )
 
-// raw sends a request line to the proxy as it stands and returns the status of the answer.
+// raw sends a request line unchanged to the proxy and returns the status of the response.
 func raw(t *testing.T, w *world, method, target, host string) int {
 	t.Helper()
 	conn, err := net.Dial("tcp", w.proxy.Listener.Addr().String())

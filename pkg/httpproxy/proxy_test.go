@@ -201,7 +201,7 @@ func TestTerminatedTLSServesOnlyMirroredRegistries(t *testing.T) {
 	assert.Empty(t, w.origin)
 }
 
-// echo is a server that answers each line, and says goodbye when its client said all.
+// echo is a server that answers each line, and sends a last line when its client has closed its direction.
 func echo(t *testing.T) net.Listener {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -237,7 +237,7 @@ func toEcho(l net.Listener) func(*httpproxy.Config) {
 	}
 }
 
-// connect asks the proxy for a way, with what the client says at once.
+// connect requests a tunnel from the proxy, with the bytes that the client sends early.
 func connect(t *testing.T, w *world, to, early string) (*net.TCPConn, *bufio.Reader, *http.Response) {
 	conn, err := net.Dial("tcp", w.proxy.Listener.Addr().String())
 	require.NoError(t, err)
