@@ -21,7 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// silentHandlers end without an answer, each in its own way, once let go.
+// silentHandlers end without a response, each in its own way, when the test releases them.
 func silentHandlers(wait func(r *http.Request)) map[string]http.Handler {
 	promise := func(w http.ResponseWriter) {
 		h := w.Header()
@@ -114,7 +114,7 @@ func TestNoHandlerEndsInAnEmpty200(t *testing.T) {
 	}
 }
 
-// requireUnanswered checks a 503 that says nothing of what was to be said.
+// requireUnanswered requires a 503 without the headers of the handler.
 func requireUnanswered(t *testing.T, method string, res *http.Response) {
 	t.Helper()
 	b, err := io.ReadAll(res.Body)
@@ -247,7 +247,7 @@ func TestLeavingClientCancelsItsRequest(t *testing.T) {
 	assert.Equal(t, context.Canceled, <-causes)
 }
 
-// sender is a server's writer that notes how it was written to.
+// sender is a server's writer that records the calls.
 type sender struct {
 	*httptest.ResponseRecorder
 	from []string

@@ -31,7 +31,7 @@ import (
 	"github.com/darter-io/darter/pkg/telemetry"
 )
 
-// lockedBuffer takes log lines of many goroutines.
+// lockedBuffer receives the log lines of many goroutines.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -90,7 +90,7 @@ func testServer(l net.Listener, h http.Handler, limiter *Limiter, drain time.Dur
 		Drain: func() time.Duration { return drain }, Logger: log}
 }
 
-// port is a listener of a node, served.
+// port is a served listener of a node.
 type port struct {
 	addr  string
 	lines *lockedBuffer
@@ -98,8 +98,8 @@ type port struct {
 	dial  func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
-// open serves an echo of bodies on a listener as the node has them. The times are short: what
-// decides is that the other end closes, not when.
+// open serves an echo of bodies on a listener like a node's. The timeouts are short: the tests check
+// that the other end closes, not when.
 func open(t *testing.T, secure bool, most connMax) *port {
 	t.Helper()
 	p := &port{}
@@ -136,8 +136,8 @@ func open(t *testing.T, secure bool, most connMax) *port {
 	return p
 }
 
-// ends waits until the other end closes a connection. The limit is generous: a machine may be
-// busy, and without a time limit in the program it never ends.
+// ends waits until the other end closes a connection. The limit is long because the machine may be
+// loaded; without a timeout in the program, the connection would never end.
 func ends(t *testing.T, c net.Conn) {
 	t.Helper()
 	require.NoError(t, c.SetReadDeadline(time.Now().Add(time.Minute)))
@@ -321,7 +321,7 @@ func TestIdleConnectionsAreClosedFirst(t *testing.T) {
 	}
 }
 
-// failingListener fails as one does whose process has no file left.
+// failingListener fails as if the process had no free file descriptor.
 type failingListener struct {
 	net.Listener
 	left atomic.Int32

@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// serve runs a server whose handler says when it is in and waits to be let out.
+// serve runs a server whose handler reports its start and waits until the test releases it.
 func serve(t *testing.T,
 	drain time.Duration) (url string, in chan struct{}, out chan struct{}, stop context.CancelFunc, ended chan error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -63,7 +63,7 @@ func TestDrainWaitsForARequest(t *testing.T) {
 	body := fetch(url)
 	<-in
 	stop()
-	// The port is given back at once: others are refused and go elsewhere.
+	// The port is closed at once: other clients are refused and try another server.
 	require.Eventually(t, func() bool {
 		c, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
 		if err == nil {
