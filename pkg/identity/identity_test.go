@@ -33,7 +33,7 @@ const (
 	theirs = secret.String("f00dfacecafe0123456789abcdef9876")
 )
 
-// patience is how long a busy machine may take over a handshake: what waits waits for an end that comes.
+// patience bounds a handshake on a loaded machine: each wait ends with an event.
 const patience = time.Minute
 
 func newIdentity(t testing.TB, s secret.String, edit ...func(*identity.Config)) *identity.Identity {
@@ -141,7 +141,7 @@ func TestOtherSecret(t *testing.T) {
 	require.Error(t, r.server)
 }
 
-// lenient dials with b's certificate and believes whatever answers: what a stranger does.
+// lenient dials with b's certificate and accepts any server certificate, as a stranger does.
 func lenient(t *testing.T, l net.Listener, config *tls.Config) error {
 	t.Helper()
 	accepted := make(chan error, 1)
