@@ -154,7 +154,7 @@ func TestProxyPerRegistry(t *testing.T) {
 	n.Origins.close()
 }
 
-// tunnel is a proxy that connects (RFC 9110 §9.3.6) to one server, whatever it is asked for.
+// tunnel is a proxy that connects (RFC 9110 §9.3.6) to one server for every request.
 type tunnel struct {
 	*httptest.Server
 	mu    sync.Mutex
