@@ -249,7 +249,8 @@ func (s *Service) Learn(ctx context.Context, owner, mark string, c apiclient.Cli
 		err = s.take(list)
 	}
 	if err != nil {
-		s.log.Warn("cannot fetch or store purge orders: trying again with the next announce", "owner", owner, "error", err)
+		s.log.Warn("cannot fetch or store purge orders: trying again with the next announce", "owner", owner,
+			"error", err)
 		return false
 	}
 	s.mu.Lock()
