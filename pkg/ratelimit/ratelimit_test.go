@@ -20,7 +20,7 @@ import (
 
 const mbit10 = 10_000_000 / 8
 
-// passed is what went through a limiter, in order.
+// passed holds how many bytes passed a limiter, and when.
 type passed struct {
 	at time.Duration
 	n  int
@@ -40,7 +40,7 @@ func most(log []passed, window time.Duration) (sum int) {
 	return sum
 }
 
-// flows lets so many flows pass for so long what they can, and tells each one's bytes.
+// flows runs count flows at full speed for a span of time, and returns each one's bytes.
 func flows(t *testing.T, c Chain, count int, span time.Duration) (log []passed, each []int) {
 	ctx, cancel := context.WithTimeout(t.Context(), span)
 	defer cancel()
@@ -163,7 +163,7 @@ func TestChangingTheRateBackAndForthLetsNothingSlip(t *testing.T) {
 	})
 }
 
-// await starts so many flows that each wait to pass n bytes, and returns what ends them all.
+// await starts flows that each wait to pass n bytes, and returns a function that ends them all.
 func await(t *testing.T, c Chain, count, n int) (leave func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var gone errgroup.Group
