@@ -179,8 +179,8 @@ func checkBooks(t *testing.T, s *Scheduler) {
 	}
 }
 
-// hustle drives a scheduler through a random life and checks after each step what must
-// always hold. It returns everything that was answered.
+// hustle sends random events to a scheduler and checks the invariants after each one. It returns all
+// answers.
 func hustle(t *testing.T, seed uint64, steps int) string {
 	r := rand.New(rand.NewPCG(seed, 1))
 	s := New(Config{Self: owner, Seed: seed})
