@@ -332,7 +332,7 @@ type ConnRefusal string
 // The reasons.
 const (
 	ConnNoCertificate ConnRefusal = "no_certificate" // the other side has none, and no cluster secret
-	ConnOtherSecret   ConnRefusal = "other_secret"   // the certificate belongs to another cluster secret, on either side
+	ConnOtherSecret   ConnRefusal = "other_secret"   // one side has the certificate of another cluster secret
 	ConnClock         ConnRefusal = "clock"          // the certificate is not valid now: the clocks differ
 	ConnNoTLS         ConnRefusal = "no_tls"         // the other side does not speak TLS
 	ConnTLS           ConnRefusal = "tls"            // the other side speaks TLS, and this port does not

@@ -196,7 +196,7 @@ func TestLogRedacts(t *testing.T) {
 	}
 }
 
-// lines gives what is written, a line at a time.
+// lines delivers the written text line by line.
 type lines chan string
 
 func (l lines) Write(b []byte) (int, error) {
