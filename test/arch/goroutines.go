@@ -8,10 +8,11 @@ import (
 // Waited are the functions outside of a type with Run or Close that may start a goroutine, with the reason: each
 // waits for it by another way.
 var Waited = map[string]string{
-	"pkg/cli.Program.reload":        "the function that it returns ends the goroutine and waits for it",
-	"pkg/daemon.files.openTransfer": "it deletes what a failed open left; the client of the failure does not wait for a disk",
-	"pkg/dfget.newOwnDaemon":        "ownDaemon.close waits for it, after the last download",
-	"pkg/doctor.Examine":            "a disk that hangs must not keep a person waiting: the program ends without it",
+	"pkg/cli.Program.reload": "the function that it returns ends the goroutine and waits for it",
+	"pkg/daemon.files.openTransfer": "it deletes what a failed open left; the client of the failure does not wait for " +
+		"a disk",
+	"pkg/dfget.newOwnDaemon": "ownDaemon.close waits for it, after the last download",
+	"pkg/doctor.Examine":     "a disk that hangs must not keep a person waiting: the program ends without it",
 }
 
 // Goroutines finds go statements outside of the methods of a type with Run or Close, which waits for what it starts.
