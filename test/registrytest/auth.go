@@ -267,7 +267,7 @@ func (a *authority) serverConfig(cfg Config) *tls.Config {
 		Certificates: []tls.Certificate{a.server}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
 	}
 	if cfg.HTTP2 {
-		c.NextProtos = []string{"h2"}
+		c.NextProtos = []string{"h2", "http/1.1"}
 	}
 	if cfg.ClientCert {
 		c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, a.pool()

@@ -198,6 +198,10 @@ func (r *Registry) count(key string, change func(*Tally)) {
 
 // ServeHTTP serves the registry with its front.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	if r.cfg.HTTP2 && req.ProtoMajor < 2 {
+		w.WriteHeader(http.StatusHTTPVersionNotSupported)
+		return
+	}
 	o, isObject := parsePath(req.URL.Path)
 	key := ""
 	if isObject {

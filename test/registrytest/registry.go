@@ -76,7 +76,7 @@ type Config struct {
 	TLS bool
 	// Names are added to the certificate, which has localhost and the listening addresses anyway.
 	Names []string
-	// HTTP2 answers only HTTP/2; it needs TLS.
+	// HTTP2 answers 505 to HTTP/1.1; it needs TLS.
 	HTTP2 bool
 	// ClientCert requires a certificate of the same authority from each client; it needs TLS.
 	ClientCert bool
