@@ -1,6 +1,8 @@
 package access
 
 import (
+	"bufio"
+	"compress/gzip"
 	"context"
 	"fmt"
 	"io"
@@ -127,7 +129,11 @@ func (r *Resolver) getManifest(ctx context.Context, l Lookup, known reply) (repl
 	if res.StatusCode == http.StatusNotModified {
 		return unchanged(res, known), nil
 	}
-	manifest, err := io.ReadAll(io.LimitReader(res.Body, oci.ManifestMax+1))
+	body, err := decoded(res)
+	if err != nil {
+		return reply{}, &UnreachableError{fmt.Errorf("reading %s of %s: %w", l.Path(), l.Upstream, err)}
+	}
+	manifest, err := io.ReadAll(io.LimitReader(body, oci.ManifestMax+1))
 	if err != nil {
 		return reply{}, &UnreachableError{fmt.Errorf("reading %s of %s: %w", l.Path(), l.Upstream, err)}
 	}
@@ -141,6 +147,16 @@ func (r *Resolver) getManifest(ctx context.Context, l Lookup, known reply) (repl
 	}
 	out.etag = etagOf(res, out.ID)
 	return out, nil
+}
+
+// decoded is a manifest's body without its gzip encoding. Some proxies encode what asks for identity, and some only
+// say so: a manifest is JSON and never a gzip file.
+func decoded(res *http.Response) (io.Reader, error) {
+	body := bufio.NewReader(res.Body)
+	if magic, err := body.Peek(2); err != nil || magic[0] != 0x1f || magic[1] != 0x8b {
+		return body, nil
+	}
+	return gzip.NewReader(body)
 }
 
 // refusal is the error of a response that is no consent: neither 200 nor, where an ETag is known, 304.

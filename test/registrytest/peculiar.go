@@ -1,6 +1,7 @@
 package registrytest
 
 import (
+	"compress/gzip"
 	"net/http"
 	"strconv"
 	"strings"
@@ -29,6 +30,10 @@ func Peculiarities() []Peculiar {
 		{"HEAD gets 500", Config{Peculiarity: noHead(http.StatusInternalServerError)}},
 		{"HEAD states a wrong length", Config{Peculiarity: wrongHead}},
 		{"no manifest by digest", Config{Peculiarity: onlyTags}},
+		{"layers labelled gzip", Config{Peculiarity: labelled("gzip", false)}},
+		{"layers labelled x-gzip, no lengths", Config{Peculiarity: labelled("x-gzip", true)}},
+		{"layers labelled zstd", Config{Peculiarity: labelled("zstd", false)}},
+		{"manifests encoded by gzip, no digests", Config{Peculiarity: packedManifests}},
 		{"only HTTP/2", Config{TLS: true, HTTP2: true}},
 	}
 }
@@ -63,6 +68,65 @@ func onlyTags(_ *Registry, w http.ResponseWriter, req *http.Request, next http.H
 		return
 	}
 	next(w, req)
+}
+
+// labelled gives blobs a Content-Encoding as object stores do that keep it with the file.
+func labelled(encoding string, chunked bool) Peculiarity {
+	return func(_ *Registry, w http.ResponseWriter, req *http.Request, next http.HandlerFunc) {
+		if o, ok := parsePath(req.URL.Path); ok && o.kind == "blobs" {
+			w = &editing{w, func(h http.Header, status int) {
+				if status < 300 && h.Get("Content-Type") != "application/json" {
+					h.Set("Content-Encoding", encoding)
+				}
+				if chunked && req.Method == http.MethodGet {
+					h.Del("Content-Length")
+				}
+			}}
+		}
+		next(w, req)
+	}
+}
+
+// packedManifests encodes manifests by gzip whatever the client accepts, and names no digest.
+func packedManifests(_ *Registry, w http.ResponseWriter, req *http.Request, next http.HandlerFunc) {
+	o, ok := parsePath(req.URL.Path)
+	if !ok || o.kind != "manifests" {
+		next(w, req)
+		return
+	}
+	out := &packing{editing: editing{w, nil}}
+	out.edit = func(h http.Header, status int) {
+		h.Del("Docker-Content-Digest")
+		h.Del("Etag")
+		if out.packs = status == http.StatusOK; out.packs {
+			h.Set("Content-Encoding", "gzip")
+			h.Del("Content-Length")
+		}
+	}
+	next(out, req)
+	if out.zip != nil {
+		_ = out.zip.Close()
+	}
+}
+
+// packing encodes the body of a response.
+type packing struct {
+	editing
+	packs bool
+	zip   *gzip.Writer
+}
+
+func (w *packing) Write(b []byte) (int, error) {
+	if w.edit != nil {
+		w.WriteHeader(http.StatusOK)
+	}
+	if !w.packs {
+		return w.ResponseWriter.Write(b)
+	}
+	if w.zip == nil {
+		w.zip = gzip.NewWriter(w.ResponseWriter)
+	}
+	return w.zip.Write(b)
 }
 
 // editing edits the headers of a response before they are sent.

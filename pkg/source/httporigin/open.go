@@ -1,6 +1,7 @@
 package httporigin
 
 import (
+	"bufio"
 	"compress/gzip"
 	"context"
 	"errors"
@@ -43,6 +44,10 @@ type Get struct {
 	Length int64
 	// Guessed says that an answer which declares a length of its own counts, and Length only for one that does not.
 	Guessed bool
+	// Raw is for files that a digest names: it reports whether the encoding gzip only labels the file's own type,
+	// where the lengths do not tell. resumed says that the bytes go on from an earlier answer. An encoding other than
+	// gzip is then always such a label. The digest decides in the end. Nil decodes gzip and refuses other encodings.
+	Raw func(resumed bool) bool
 	// Allows returns an error for an answer whose headers forbid the use of its bytes; Open returns that
 	// error. May be nil.
 	Allows func(http.Header) error
@@ -180,14 +185,15 @@ func (g Get) checkValidator(res *http.Response, ranged bool) (string, error) {
 // bytes, −1 if the answer does not declare it. errAskWhole means that the partial answer is of no use.
 func (g Get) frame(body *body, ranged bool, res *http.Response) (length int64, err error) {
 	encoding, err := encodingOf(res.Header)
-	if err != nil {
+	if err != nil && g.Raw == nil {
 		return 0, g.unusable("%v", err)
 	}
 	partial := res.StatusCode == http.StatusPartialContent
 	if partial && !ranged {
 		return 0, g.unusable("206 to a request without Range")
 	}
-	if encoding == "gzip" && g.Length > 0 && res.ContentLength == g.Length && !partial {
+	told := g.Length > 0 && res.ContentLength >= 0 && !partial && !g.Guessed // the lengths tell
+	if encoding == "gzip" && (told && res.ContentLength == g.Length || !told && g.Raw != nil && g.Raw(g.Offset > 0)) {
 		encoding = ""
 	}
 	switch {
@@ -300,7 +306,7 @@ type body struct {
 	what  string
 
 	decode bool
-	zr     *gzip.Reader
+	zr     io.Reader
 	skip   int64 // bytes to drop first
 
 	declared  int64 // raw bytes that the answer declares, −1 unknown
@@ -398,7 +404,7 @@ func (b *body) read(p []byte) (int, error) {
 	var in io.Reader = rawReader{b}
 	if b.decode {
 		if b.zr == nil {
-			zr, err := gzip.NewReader(in)
+			zr, err := decoder(in)
 			if err != nil {
 				return 0, unexpectedEOF(err)
 			}
@@ -426,6 +432,15 @@ func (b *body) read(p []byte) (int, error) {
 		return n, fmt.Errorf("it ends at byte %d of %d: %w", b.offset+b.got, b.offset+b.want, io.ErrUnexpectedEOF)
 	}
 	return n, err
+}
+
+// decoder decodes gzip. Bytes that are no gzip were labelled wrongly, and are the file.
+func decoder(in io.Reader) (io.Reader, error) {
+	buffered := bufio.NewReaderSize(in, 64<<10)
+	if magic, err := buffered.Peek(2); err == nil && (magic[0] != 0x1f || magic[1] != 0x8b) {
+		return buffered, nil
+	}
+	return gzip.NewReader(buffered)
 }
 
 // wrongLength returns the error of a body that gives got bytes, or more, instead of the known length.

@@ -30,9 +30,11 @@ type Client struct {
 	listed map[string]*upstream
 	others *upstream // how all other registries are asked; nil refuses them
 
-	// mu is held to find or add a session, never during a login.
+	// mu is held to find or add a session or a label, never during a login.
 	mu       sync.Mutex
 	sessions map[sessionKey]*session
+	// labels say of a blob that came with an encoding whether its bytes were taken as they are.
+	labels map[task.ID]bool
 }
 
 // Open implements [source.Origin] for blobs and manifests. The bytes must hash to the spec's ID, so it
@@ -110,6 +112,7 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 		if get.Length == 0 {
 			get.Length, get.Guessed = spec.Hint, true
 		}
+		get.Raw = func(resumed bool) bool { return spec.Kind == task.Blob && c.isLabel(id, resumed) }
 		if spec.Authorization.IsZero() {
 			var err error
 			if get.RoundTripper, err = c.login(ctx, u, base, repository, bare); err != nil {
@@ -135,6 +138,26 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 		return err
 	})
 	return res, err
+}
+
+// labelsMax bounds the remembered labels; a forgotten one can cost one GET.
+const labelsMax = 1024
+
+// isLabel reports whether the encoding of a blob's answer is taken for a label of its type. Storages label layers,
+// which are gzip files, so that this is tried first; after wrong bytes a seed asks once more, and the next answer
+// is decoded. A resumed answer goes on as the first began. A manifest is no gzip file.
+func (c *Client) isLabel(id task.ID, resumed bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before, known := c.labels[id]
+	if resumed {
+		return !known || before
+	}
+	if len(c.labels) >= labelsMax {
+		clear(c.labels)
+	}
+	c.labels[id] = !known || !before
+	return c.labels[id]
 }
 
 // openByTag reads a manifest by its tag, for registries that do not serve it by its digest. A tag that means

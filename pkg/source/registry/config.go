@@ -21,6 +21,7 @@ import (
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/source/httporigin"
+	"github.com/darter-io/darter/pkg/task"
 )
 
 // Config of a client.
@@ -163,7 +164,7 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	c := &Client{cfg: cfg, listed: map[string]*upstream{}, sessions: map[sessionKey]*session{}}
+	c := &Client{cfg: cfg, listed: map[string]*upstream{}, sessions: map[sessionKey]*session{}, labels: map[task.ID]bool{}}
 	for name, u := range cfg.Upstreams {
 		host, err := oci.ParseHost(name)
 		if err != nil {

@@ -357,15 +357,24 @@ func (c contract) encodings() {
 		_, _ = zw.Write(s.Content)
 		require.NoError(t, zw.Close())
 		cut := packed.Len()
+		// A blob can be a gzip file itself, so that the first answer may be taken for it. Its digest is then wrong, and
+		// the caller asks once more.
+		first := func() {
+			if sub.DigestNamed {
+				_, _, _ = read(t, sub, 0)
+			}
+		}
 		s.On(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("ETag", `"v1"`)
 			w.Header().Set("Content-Encoding", "gzip")
 			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(packed.Bytes()[:cut]))
 		})
+		first()
 		res := mustRead(t, s, sub, 0)
 		assert.EqualValues(t, -1, res.Length, "the declared length counts encoded bytes")
 		mustRead(t, s, sub, 100_000)
 		cut -= 100
+		first()
 		_, err := mustFail(t, s, sub, 0)
 		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 	})
@@ -384,8 +393,20 @@ func (c contract) encodings() {
 			w.Header().Set("Content-Encoding", "br")
 			s.good(w, r)
 		})
+		if sub.DigestNamed {
+			mustRead(t, s, sub, 0) // the digest decides
+			return
+		}
 		_, _, err := read(t, sub, 0)
 		require.Error(t, err)
+	})
+	c.each("bytes that are no gzip are the file whatever they are labelled", func(t *testing.T, s *Server, sub Subject) {
+		s.On(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("ETag", `"v1"`)
+			w.Header().Set("Content-Encoding", "x-gzip")
+			_, _ = w.Write(s.Content)
+		})
+		mustRead(t, s, sub, 0)
 	})
 }
 
