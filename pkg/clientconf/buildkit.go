@@ -42,31 +42,42 @@ func (e buildkitEdit) add(old []byte) ([]byte, error) {
 	var splices []splice
 	var changed [][]string
 	end := splice{at: len(base), end: len(base)}
-	set := func(table []string, key, value string) {
-		changed = append(changed, append(slices.Clone(table), key))
-		s := doc.set(table, key, value)
-		if s.at == len(base) && s.end == len(base) && len(s.lines) > 1 {
-			end.lines = append(end.lines, s.lines...)
-			return
+	// set sets keys of a table, each with its value.
+	set := func(table []string, pairs ...[2]string) {
+		fresh := false // the table is new: its header comes once
+		for i, pair := range pairs {
+			changed = append(changed, append(slices.Clone(table), pair[0]))
+			s := doc.set(table, pair[0], pair[1])
+			if s.at == len(base) && s.end == len(base) && len(s.lines) > 1 {
+				fresh = true
+			}
+			switch {
+			case fresh && i > 0:
+				end.lines = append(end.lines, s.lines[1:]...)
+			case fresh:
+				end.lines = append(end.lines, s.lines...)
+			default:
+				splices = append(splices, s)
+			}
 		}
-		splices = append(splices, s)
 	}
 	for _, u := range e.mirror.Upstreams {
 		table := []string{"registry", u.Host}
+		pairs := e.own(doc, table, u)
 		theirs, _ := doc.get(append(table, "mirrors")...).([]any)
-		if slices.Contains(theirs, any(e.mirror.Addr)) {
-			continue // the user added it
-		}
-		list := []string{strconv.Quote(e.mirror.Addr)}
-		for _, m := range theirs {
-			if s, ok := m.(string); ok {
-				list = append(list, strconv.Quote(s))
+		if !slices.Contains(theirs, any(e.mirror.Addr)) { // else the user added it
+			list := []string{strconv.Quote(e.mirror.Addr)}
+			for _, m := range theirs {
+				if s, ok := m.(string); ok {
+					list = append(list, strconv.Quote(s))
+				}
 			}
+			pairs = append([][2]string{{"mirrors", "[" + strings.Join(list, ", ") + "]"}}, pairs...)
 		}
-		set(table, "mirrors", "["+strings.Join(list, ", ")+"]")
+		set(table, pairs...)
 	}
 	if own := []string{"registry", e.mirror.Addr}; len(changed) > 0 && doc.get(append(own, "http")...) != true {
-		set(own, "http", "true")
+		set(own, [2]string{"http", "true"})
 	}
 	if len(changed) == 0 {
 		return base, nil
@@ -80,6 +91,26 @@ func (e buildkitEdit) add(old []byte) ([]byte, error) {
 			"http = true", err, e.mirror.Addr, e.mirror.Addr)
 	}
 	return next, nil
+}
+
+// own returns what buildkitd needs for its own requests to a registry, which it makes if the mirror does not answer. What
+// the user has set stays.
+func (e buildkitEdit) own(doc *document, table []string, u Upstream) (pairs [][2]string) {
+	add := func(key, value string) {
+		if doc.get(append(slices.Clone(table), key)...) == nil {
+			pairs = append(pairs, [2]string{key, value})
+		}
+	}
+	if u.PlainHTTP {
+		add("http", "true")
+	}
+	if u.CA != "" {
+		add("ca", "["+strconv.Quote(u.CA)+"]")
+	}
+	if u.ClientCert != "" && u.ClientKey != "" {
+		add("keypair", fmt.Sprintf("[{ key = %q, cert = %q }]", u.ClientKey, u.ClientCert))
+	}
+	return pairs
 }
 
 func (buildkitEdit) remove(now []byte) ([]byte, error) { return strip(now) }

@@ -593,3 +593,50 @@ func TestLinksStayInRoot(t *testing.T) {
 	assert.FileExists(t, filepath.Join(f.Root, outside, "daemon.json"))
 	assert.FileExists(t, filepath.Join(f.Root, outside, "b.toml"))
 }
+
+// BuildKit gets what it needs for its own requests to a registry; what the user has set stays.
+func TestBuildKitReachesTheRegistry(t *testing.T) {
+	m := Mirror{Addr: "127.0.0.1:65001", Upstreams: []Upstream{{Host: "plain.test:5000", PlainHTTP: true},
+		{Host: "own.test", CA: "/etc/ca.pem", ClientCert: "/etc/c.pem", ClientKey: "/etc/k.pem"}, {Host: "quay.io"}}}
+	type registry struct {
+		Mirrors []string
+		HTTP    *bool
+		CA      []string
+		Keypair []struct{ Key, Cert string }
+	}
+	yes, no := true, false
+	for name, c := range map[string]struct {
+		file string
+		http *bool
+	}{
+		"no file":         {"", &yes},
+		"its table":       {"[registry.\"plain.test:5000\"]\ninsecure = true\n", &yes},
+		"its mirror":      {"[registry.\"plain.test:5000\"]\nmirrors = [\"127.0.0.1:65001\"]", &yes},
+		"its own setting": {"[registry.\"plain.test:5000\"]\nhttp = false\n[worker]\n", &no},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := machine(t, map[string]string{buildkitConfig: c.file})
+			before := state(t, f)
+			plan, err := Configure(BuildKit, f, m, Options{})
+			require.NoError(t, err)
+			require.NoError(t, plan.Apply(f))
+			var build struct{ Registry map[string]registry }
+			require.NoError(t, toml.Unmarshal([]byte(read(t, f, buildkitConfig)), &build))
+			assert.Equal(t, c.http, build.Registry["plain.test:5000"].HTTP)
+			assert.Equal(t, "127.0.0.1:65001", build.Registry["plain.test:5000"].Mirrors[0])
+			assert.Equal(t, []string{"/etc/ca.pem"}, build.Registry["own.test"].CA)
+			require.Len(t, build.Registry["own.test"].Keypair, 1)
+			assert.Equal(t, "/etc/k.pem", build.Registry["own.test"].Keypair[0].Key)
+			assert.Equal(t, "/etc/c.pem", build.Registry["own.test"].Keypair[0].Cert)
+			assert.Nil(t, build.Registry["quay.io"].HTTP)
+			assert.True(t, *build.Registry["127.0.0.1:65001"].HTTP)
+			again, err := Configure(BuildKit, f, m, Options{})
+			require.NoError(t, err)
+			assert.Empty(t, again.Changes)
+			gone, err := Remove(BuildKit, f, m, Options{})
+			require.NoError(t, err)
+			require.NoError(t, gone.Apply(f))
+			assert.Equal(t, before, state(t, f))
+		})
+	}
+}
