@@ -32,7 +32,7 @@ func configure(cfg *config.Dfdaemon) cli.Command {
 registry in upstreams. It keeps all other settings; --remove restores the former files. Run it
 again after a change of upstreams. docs/clients.md describes each client.`,
 		Args: cobra.ExactArgs(1),
-		Keep: []string{"mirror-listen", "upstreams"},
+		Keep: []string{"api-listen", "mirror-listen", "upstreams"},
 		Flags: func(fs *pflag.FlagSet) {
 			fs.BoolVar(&dryRun, "dry-run", false, "show the changes, and write nothing")
 			fs.BoolVar(&remove, "remove", false, "remove what configure wrote")
@@ -45,7 +45,16 @@ again after a change of upstreams. docs/clients.md describes each client.`,
 				"the client's own configuration `FILE`, if it is not the usual one; "+
 					"for podman and crio the directory of drop-ins")
 		},
-		Run: func(_ context.Context, args []string, stdout io.Writer) error {
+		Run: func(ctx context.Context, args []string, stdout io.Writer) error {
+			if root == "" { // what runs here is not of another machine
+				adopted, _, err := adopt(ctx, cfg)
+				if err != nil {
+					return err
+				}
+				if adopted {
+					fmt.Fprintf(stdout, "registries and mirror are those of the dfdaemon that runs at %s\n", cfg.API.Listen)
+				}
+			}
 			files := clientconf.Files{Root: root}
 			m := mirrorFor(cfg)
 			m.DigestsOnly = digests

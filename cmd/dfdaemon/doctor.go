@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
-	"reflect"
 
 	"github.com/spf13/pflag"
 
@@ -30,8 +29,8 @@ It exits with 1 if a check fails.`,
 			fs.StringVar(&root, "root", "", "`DIRECTORY` to use as / for the files of clients")
 		},
 		Run: func(ctx context.Context, _ []string, stdout io.Writer) error {
-			var standard config.Dfdaemon
-			if err := config.NewForm("dfdaemon", &standard).Load(nil); err != nil {
+			adopted, standard, err := adopt(ctx, cfg)
+			if err != nil {
 				return err
 			}
 			proc := "/proc"
@@ -39,7 +38,7 @@ It exits with 1 if a check fails.`,
 				proc = "" // the processes here do not belong to that machine
 			}
 			found := doctor.Examine(ctx, doctor.Config{
-				Settings: *cfg, Standard: reflect.DeepEqual(standard.Upstreams, cfg.Upstreams), Mirror: mirrorFor(cfg),
+				Settings: *cfg, Standard: standard, Adopted: adopted, Mirror: mirrorFor(cfg),
 				Files: clientconf.Files{Root: root},
 				Proc:  proc, DockerSocket: "/var/run/docker.sock",
 				Installed: func(program string) bool { _, err := exec.LookPath(program); return err == nil },

@@ -165,6 +165,20 @@ type Status struct {
 	Warnings []string `json:"warnings,omitempty"`
 	// Listen maps the names of the listeners to their addresses.
 	Listen map[string]string `json:"listen,omitempty"`
+	// Upstreams are the registries of a dfdaemon's mirror, in the status of its local API alone. Commands that
+	// were given no other settings take them from here.
+	Upstreams []UpstreamStatus `json:"upstreams,omitempty"`
+}
+
+// UpstreamStatus is a registry of the mirror, without credentials.
+type UpstreamStatus struct {
+	Host      string   `json:"host"`
+	URLs      []string `json:"urls,omitempty"`
+	PlainHTTP bool     `json:"plainHTTP,omitempty"`
+	// CA, ClientCert and ClientKey are paths of files.
+	CA         string `json:"ca,omitempty"`
+	ClientCert string `json:"clientCert,omitempty"`
+	ClientKey  string `json:"clientKey,omitempty"`
 }
 
 // RefusedHost is a host whose announces were refused.

@@ -53,6 +53,8 @@ type Daemon struct {
 	http       *httpproxy.Proxy
 	httpListen net.Listener
 	through    atomic.Pointer[config.Proxy]
+	// upstreams are the registries in force.
+	upstreams atomic.Pointer[[]config.Upstream]
 }
 
 // New opens the data directory and the ports, and starts nothing. Its error states the remedy. A nil logger discards.
@@ -100,6 +102,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 	d.pulls = &pulls{metrics: telemetry.NewPulls(d.node.Metrics), log: d.node.Log, embedded: d.leads}
 	d.files = newFiles(d.node, d.pulls)
 	d.files.settings.Store(&cfg.Files)
+	d.upstreams.Store(&cfg.Upstreams)
 	d.resolver = access.New(access.Config{
 		Registry: d.node.Origins.Registries, AskOwner: askOwner, Credentialed: d.node.Origins.Registries.Credentialed,
 		Trusted: d.node.Origins.Registries.Listed, Policy: policy(cfg.Mirror),
@@ -236,6 +239,7 @@ func (d *Daemon) Reload(settings any) error {
 		return err
 	}
 	d.files.settings.Store(&cfg.Files)
+	d.upstreams.Store(&cfg.Upstreams)
 	d.through.Store(&cfg.Proxy)
 	d.resolver.SetPolicy(policy(cfg.Mirror))
 	d.resolver.Forget() // replies to credentials that may have changed
@@ -276,6 +280,16 @@ func (d *Daemon) Status() api.Status {
 	out.Pulls, out.Embedded = d.pulls.metrics.Outcomes(), d.leads()
 	if d.client != nil {
 		out.Owners, out.Standbys = d.client.Owners(), d.client.Standbys()
+	}
+	return out
+}
+
+// localStatus is [Daemon.Status] with what only this machine's commands need.
+func (d *Daemon) localStatus() api.Status {
+	out := d.Status()
+	for _, u := range *d.upstreams.Load() {
+		out.Upstreams = append(out.Upstreams, api.UpstreamStatus{Host: u.Host, URLs: u.URLs, PlainHTTP: u.PlainHTTP,
+			CA: u.CA, ClientCert: u.ClientCert, ClientKey: u.ClientKey})
 	}
 	return out
 }

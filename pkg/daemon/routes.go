@@ -23,7 +23,7 @@ func (d *Daemon) memberRoutes() http.Handler {
 // localRoutes are the local API without the files.
 func (d *Daemon) localRoutes() http.Handler {
 	r := httpserver.NewRouter()
-	d.node.RouteStatus(r, d.Status)
+	d.node.RouteStatus(r, d.localStatus)
 	d.node.RoutePurge(r, d.supernodes)
 	d.node.RouteAdmin(r)
 	return r

@@ -56,6 +56,8 @@ type Config struct {
 	Settings config.Dfdaemon
 	// Standard reports that upstreams is the default: one that is unreachable is then only a warning.
 	Standard bool
+	// Adopted reports that registries or mirror are those of the running daemon, without its logins.
+	Adopted bool
 	// Mirror is the mirror for the clients of this machine, Files are their configuration files.
 	Mirror clientconf.Mirror
 	Files  clientconf.Files
@@ -149,6 +151,10 @@ func (x *exam) daemon(context.Context) []Finding {
 		f = Finding{Fail, "daemon", "running, not ready: " + strings.Join(s.Missing, "; "), "read its log"}
 	}
 	out := []Finding{f}
+	if x.Adopted {
+		out = append(out, Finding{OK, "daemon", "its registries and its mirror are checked, without its own logins: pass its " +
+			"--config or its flags to check those, too", ""})
+	}
 	if s.Version != version.Current() {
 		out = append(out, Finding{Warn, "daemon",
 			fmt.Sprintf("has version %s, this program has %s", s.Version, version.Current()), "restart dfdaemon"})
