@@ -49,6 +49,7 @@ func run() int {
 func command(stdout, stderr io.Writer) *cobra.Command {
 	var settings config.Dfget
 	form := config.NewForm("dfget", &settings)
+	form.ReadDefaultFile()
 	var printConfig bool
 	cmd := &cobra.Command{
 		Use:   "dfget [flags] URL…",

@@ -109,6 +109,7 @@ func Main(p Program) int {
 
 func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Command {
 	form := config.NewForm(p.Name, p.Settings)
+	form.ReadDefaultFile()
 	var printConfig bool
 	root := &cobra.Command{
 		Use: p.Name + " [flags]", Short: p.Short, Long: p.Long, Version: version.Read().String(),
@@ -201,6 +202,7 @@ func (p Program) status() Command {
 // subcommand is a command in the words of cobra.
 func (p Program) subcommand(c Command, stdout io.Writer, environ []string) *cobra.Command {
 	form := config.NewForm(p.Name, p.Settings)
+	form.ReadDefaultFile()
 	cmd := &cobra.Command{
 		Use: c.Use, Short: c.Short, Long: c.Long,
 		Args: arguments(c.Args),

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"reflect"
 	"slices"
@@ -37,6 +38,8 @@ type Form struct {
 	target   any
 	flags    *pflag.FlagSet
 	path     string
+	// fallback is the file that is read if it exists and no other one is named, empty for none.
+	fallback string
 }
 
 // validator is a program's struct that checks its fields against each other.
@@ -47,12 +50,23 @@ func NewForm(program string, target any) *Form {
 	return &Form{program: program, target: target, settings: settingsOf(target)}
 }
 
-// Bind adds --config and one flag per setting to fs. [Form.Load] reads the flags.
-func (f *Form) Bind(fs *pflag.FlagSet) {
-	f.flags = fs
-	fs.StringVar(&f.path, "config", "", "YAML `FILE` with settings; also "+EnvFile+". Default: none")
+// DefaultFile is the configuration file that a program reads if it exists and neither --config nor DARTER_CONFIG names
+// another one.
+func DefaultFile(program string) string { return "/etc/darter/" + program + ".yaml" }
+
+// ReadDefaultFile has [Form.Load] read the [DefaultFile] of the program. Call it before Bind.
+func (f *Form) ReadDefaultFile() { f.fallback = DefaultFile(f.program) }
+
+// Bind adds --config and one flag per setting to flags. [Form.Load] reads the flags.
+func (f *Form) Bind(flags *pflag.FlagSet) {
+	f.flags = flags
+	preset := "none"
+	if f.fallback != "" {
+		preset = f.fallback + ", if it exists"
+	}
+	flags.StringVar(&f.path, "config", "", "YAML `FILE` with settings; also "+EnvFile+". Default: "+preset)
 	for _, s := range f.settings {
-		s.bind(fs)
+		s.bind(flags)
 	}
 }
 
@@ -78,6 +92,19 @@ func (f *Form) Load(environ []string) error {
 		}
 	}
 	path, fromEnv, problems := f.readEnv(environ)
+	var locked error
+	if path == "" && f.fallback != "" {
+		file, err := os.Open(f.fallback)
+		switch {
+		case err == nil:
+			file.Close()
+			path = f.fallback
+		case errors.Is(err, fs.ErrPermission):
+			// A command that needs no more than an address may do without it.
+			locked = fmt.Errorf("reading the default configuration file: %w; run this as its user, or name another file "+
+				"with --config or %s", err, EnvFile)
+		}
+	}
 	if path != "" {
 		more, err := f.readFile(path)
 		if err != nil {
@@ -104,10 +131,11 @@ func (f *Form) Load(environ []string) error {
 	if len(problems) > 0 {
 		return errors.Join(problems...)
 	}
-	if v, ok := f.target.(validator); ok {
-		if err := v.Validate(); err != nil {
-			return &InvalidError{err}
-		}
+	if v, ok := f.target.(validator); ok && locked == nil {
+		locked = v.Validate()
+	}
+	if locked != nil {
+		return &InvalidError{locked}
 	}
 	return nil
 }
@@ -228,7 +256,8 @@ func (e *InvalidError) Unwrap() error { return e.Err }
 
 // Again returns a form for the same program and flags that loads the file and the environment into another target.
 func (f *Form) Again(target any) *Form {
-	return &Form{program: f.program, settings: settingsOf(target), target: target, flags: f.flags, path: f.path}
+	return &Form{program: f.program, settings: settingsOf(target), target: target, flags: f.flags, path: f.path,
+		fallback: f.fallback}
 }
 
 // Print writes the loaded settings as a YAML file that can be loaded again, with the origin of each value in a comment.

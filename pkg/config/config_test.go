@@ -443,3 +443,46 @@ func TestMirrorListeners(t *testing.T) {
 		require.ErrorContains(t, err, want)
 	}
 }
+
+// The default file is read if it exists and no other one is named.
+func TestDefaultFile(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+		return path
+	}
+	usual, named := write("usual.yaml", "cache: {quota: 2GiB}"), write("named.yaml", "cache: {quota: 3GiB}")
+	for name, c := range map[string]struct {
+		file      string
+		env, args []string
+		want      Size
+	}{
+		"it exists":     {usual, nil, nil, 2 << 30},
+		"it does not":   {filepath.Join(dir, "none", "x.yaml"), nil, nil, 0},
+		"a flag":        {usual, nil, []string{"--cache-quota=4GiB"}, 4 << 30},
+		"--config":      {usual, nil, []string{"--config", named}, 3 << 30},
+		"DARTER_CONFIG": {usual, []string{"DARTER_CONFIG=" + named}, nil, 3 << 30},
+		"no file":       {usual, nil, []string{"--config=/dev/null"}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := new(Dfdaemon)
+			form := NewForm("dfdaemon", cfg)
+			form.ReadDefaultFile()
+			assert.Equal(t, "/etc/darter/dfdaemon.yaml", form.fallback)
+			form.fallback = c.file
+			flags := pflag.NewFlagSet("dfdaemon", pflag.ContinueOnError)
+			form.Bind(flags)
+			assert.Contains(t, flags.Lookup("config").Usage, c.file+", if it exists")
+			require.NoError(t, flags.Parse(c.args))
+			require.NoError(t, form.Load(c.env))
+			assert.Equal(t, c.want, cfg.Cache.Quota)
+			again := new(Dfdaemon)
+			require.NoError(t, form.Again(again).Load(c.env))
+			assert.Equal(t, c.want, again.Cache.Quota)
+		})
+	}
+	form := NewForm("dfdaemon", new(Dfdaemon))
+	form.fallback = write("broken.yaml", "cache: {quotas: 2GiB}")
+	require.ErrorContains(t, form.Load(nil), "quotas")
+}

@@ -117,7 +117,8 @@ func reference() []byte {
 
 Every setting has one name in three spellings: a key in a YAML file (` + "`cache.quota`" + `), a flag (` + "`--cache-quota`" + `) and an
 environment variable (` + "`DARTER_CACHE_QUOTA`" + `). Flags override variables, variables override the file, and the file overrides
-defaults; a list is overridden as a whole. ` + "`--config FILE`" + ` or ` + "`DARTER_CONFIG`" + ` names the file; without them no file is read. An unknown
+defaults; a list is overridden as a whole. ` + "`--config FILE`" + ` or ` + "`DARTER_CONFIG`" + ` names the file; without
+them a program reads ` + "`/etc/darter/PROGRAM.yaml`" + `, for example ` + "`/etc/darter/dfdaemon.yaml`" + `, if it exists. An unknown
 name or an invalid value ends the program with an error that names the nearest right one. ` + "`--print-config`" + ` prints the settings in
 force and their origins as a file that can be loaded again, with secrets redacted.
 
