@@ -22,9 +22,11 @@ func proxyCA(cfg *config.Dfdaemon) cli.Command {
 		Long: `Proxy-ca writes a certificate and its key to the files that proxy.ca and proxy.caKey name. It is valid
 only for the registries in proxy.hosts (default: all of upstreams except docker.io). Clients that pull
 through the proxy must trust the certificate; docs/clients.md describes how.`,
-		Keep: []string{"proxy-ca", "proxy-ca-key", "proxy-hosts", "upstreams"},
+		// The registries are named here before they are in the daemon's own settings.
+		Lenient: true,
+		Keep:    []string{"proxy-ca", "proxy-ca-key", "proxy-hosts", "upstreams"},
 		Run: func(_ context.Context, _ []string, stdout io.Writer) error {
-			if cfg.Proxy.CA == "" {
+			if cfg.Proxy.CA == "" || cfg.Proxy.CAKey == "" {
 				return cli.Usage(errors.New("name the two files with --proxy-ca and --proxy-ca-key"))
 			}
 			hosts := cfg.Proxy.Hosts

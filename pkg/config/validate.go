@@ -58,7 +58,7 @@ func (p *Proxy) check(upstreams []Upstream) error {
 	}
 	for _, h := range p.Hosts {
 		if !slices.ContainsFunc(upstreams, func(u Upstream) bool { return strings.EqualFold(u.Host, h) }) {
-			return fmt.Errorf("proxy.hosts: %q is not in upstreams; write it as there", h)
+			return fmt.Errorf("proxy.hosts: %q is not in upstreams; add it there, too, in the same spelling", h)
 		}
 	}
 	return nil

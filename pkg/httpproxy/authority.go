@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -184,6 +185,9 @@ func NewAuthority(hosts []string, now time.Time) (certPEM, keyPEM []byte, err er
 // WriteAuthority writes an authority to two files that must not exist yet; only their owner may read the key.
 func WriteAuthority(certFile, keyFile string, certPEM, keyPEM []byte) error {
 	write := func(name string, mode os.FileMode, content []byte) error {
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return err
+		}
 		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 		if err != nil {
 			return err
