@@ -117,3 +117,11 @@ func TestAChildThatEndsTooEarlyIsTold(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, c.stop())
 }
+
+// The demo says how much temporary space it needs before it builds anything.
+func TestSpace(t *testing.T) {
+	require.NoError(t, enoughSpace(t.TempDir(), 1))
+	err := enoughSpace(t.TempDir(), 1e9)
+	require.ErrorContains(t, err, "set TMPDIR to another directory")
+	require.ErrorContains(t, enoughSpace(filepath.Join(t.TempDir(), "none"), 1), "set TMPDIR")
+}

@@ -24,6 +24,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/test/programs"
@@ -61,12 +62,35 @@ func main() {
 	}
 }
 
+// enoughSpace checks that the temporary directory has space for the image and the copies of the supernode and of each
+// node. The error names the remedy.
+func enoughSpace(dir string, nodes int) error {
+	var image int64
+	for _, size := range layers {
+		image += size
+	}
+	need := image * int64(nodes+2)
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("the temporary directory %s: %w; set TMPDIR to another one", dir, err)
+	}
+	if free := int64(st.Bavail) * int64(st.Bsize); free < need {
+		return fmt.Errorf("the demo needs %s in the temporary directory %s, which has %s: free some space, set TMPDIR to "+
+			"another directory, or run fewer nodes (go run ./test/demo -nodes 2)", amount(need), dir, amount(free))
+	}
+	fmt.Printf("• it needs %s in the temporary directory %s while it runs\n", amount(need), dir)
+	return nil
+}
+
 func run(ctx context.Context, nodes int, out, ldflags string) (err error) {
 	if nodes < 1 || nodes > 50 {
 		return fmt.Errorf("-nodes %d: 1 to 50 fit on one machine", nodes)
 	}
 	root, err := programs.Root()
 	if err != nil {
+		return err
+	}
+	if err := enoughSpace(os.TempDir(), nodes); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp("", "darter-demo-")
