@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -65,7 +66,7 @@ again after a change of upstreams. docs/clients.md describes each client.`,
 			if remove {
 				do = clientconf.Remove
 			}
-			plan, err := do(clientconf.Client(args[0]), files, m, clientconf.Options{Config: file})
+			plan, err := do(clientconf.Client(args[0]), files, m, clientconf.Options{Config: file, Version: programVersion(ctx, args[0], root)})
 			if err != nil {
 				return withRemedy(err, args[0], os.Geteuid())
 			}
@@ -80,6 +81,21 @@ again after a change of upstreams. docs/clients.md describes each client.`,
 			return nil
 		},
 	}
+}
+
+// programVersion returns what the client's program on this machine prints for --version, empty if that says nothing
+// about the files below root.
+func programVersion(ctx context.Context, client, root string) string {
+	if client != string(clientconf.Containerd) || root != "" {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, client, "--version").Output()
+	if err != nil {
+		return ""
+	}
+	return string(out)
 }
 
 // withRemedy says what to do about files that only root may read or write.

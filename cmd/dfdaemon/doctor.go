@@ -41,6 +41,7 @@ It exits with 1 if a check fails.`,
 				Settings: *cfg, Standard: standard, Adopted: adopted, Mirror: mirrorFor(cfg),
 				Files: clientconf.Files{Root: root},
 				Proc:  proc, DockerSocket: "/var/run/docker.sock",
+				Version:   func(client string) string { return programVersion(ctx, client, root) },
 				Installed: func(program string) bool { _, err := exec.LookPath(program); return err == nil },
 			})
 			write := doctor.Write

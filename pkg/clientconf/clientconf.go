@@ -114,6 +114,9 @@ type Options struct {
 	// Config is the client's configuration file; for Podman and CRI-O the directory of drop-in files. Empty is the usual
 	// one.
 	Config string
+	// Version is what the client's program prints for --version, empty if unknown. containerd 2.2 and newer need no
+	// config_path.
+	Version string
 }
 
 // Configure plans the changes that make a client use the mirror. It plans nothing if the client does already, and

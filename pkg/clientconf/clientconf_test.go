@@ -640,3 +640,46 @@ func TestBuildKitReachesTheRegistry(t *testing.T) {
 		})
 	}
 }
+
+// containerd 2.2 and newer read the directories of hosts.toml files by default, so that nothing needs a restart.
+func TestContainerdWithoutConfigPath(t *testing.T) {
+	const at22 = "containerd github.com/containerd/containerd/v2 v2.2.0 0123456789abcdef"
+	for name, c := range map[string]struct {
+		version, file string
+		edits         bool
+	}{
+		"2.2":                    {at22, "version = 3\n", false},
+		"2.2, no file":           {at22, "", false},
+		"2.10 of a distribution": {"containerd github.com/containerd/containerd 2.10.1~ds1-1 2.10.1~ds1-1", "", false},
+		"3.0":                    {"containerd github.com/containerd/containerd/v3 v3.0.0-rc.1", "", false},
+		"2.1":                    {"containerd github.com/containerd/containerd/v2 v2.1.4 0123", "version = 3\n", true},
+		"1.7":                    {"containerd github.com/containerd/containerd 1.7.24~ds1 1.7.24~ds1-6", "", true},
+		"unknown":                {"", "version = 3\n", true},
+		"2.2 with an empty path": {at22, default2, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := machine(t, map[string]string{containerdConfig: c.file})
+			before := state(t, f)
+			o := Options{Version: c.version}
+			plan, err := Configure(Containerd, f, mirror, o)
+			require.NoError(t, err)
+			require.NoError(t, plan.Apply(f))
+			assert.Equal(t, c.edits, strings.Contains(read(t, f, containerdConfig), beginPrefix))
+			assert.Equal(t, c.edits, plan.Restart != "")
+			assert.Contains(t, read(t, f, ours+"/quay.io/hosts.toml"), "127.0.0.1:65001")
+			again, err := Configure(Containerd, f, mirror, o)
+			require.NoError(t, err)
+			assert.Empty(t, again.Changes)
+			gone, err := Remove(Containerd, f, mirror, o)
+			require.NoError(t, err)
+			require.NoError(t, gone.Apply(f))
+			assert.Equal(t, before, state(t, f))
+		})
+	}
+	// After an upgrade the part of an older containerd stays, and counts.
+	f := machine(t, map[string]string{containerdConfig: debian16})
+	configure(t, Containerd, f)
+	plan, err := Configure(Containerd, f, mirror, Options{Version: at22})
+	require.NoError(t, err)
+	assert.Empty(t, plan.Changes)
+}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"path"
+	"regexp"
 	"slices"
 	"sort"
 	"strconv"
@@ -59,6 +60,10 @@ func (p *planner) containerd() error {
 			set = there
 		}
 	}
+	if edit && !p.undo && !hasBlock(text) && doc.get(append(section, "config_path")...) == nil &&
+		readsCerts(p.opts.Version) {
+		edit, set = false, containerdCerts+":"+dockerCerts // its default
+	}
 	if edit || p.undo {
 		did, err := p.file(file, configPath{fresh: p.fresh(file), section: section, value: value})
 		if err != nil {
@@ -78,6 +83,20 @@ func (p *planner) containerd() error {
 		dirs = append(dirs, containerdCerts) // from before config_path was changed
 	}
 	return p.hosts(dirs)
+}
+
+// versionText finds the version in what "containerd --version" prints, and names no distribution's suffix.
+var versionText = regexp.MustCompile(`(?:^|[ v])(\d+)\.(\d+)\.\d+`)
+
+// readsCerts reports whether a containerd reads the directories of hosts.toml files without a config_path.
+func readsCerts(version string) bool {
+	m := versionText.FindStringSubmatch(version)
+	if m == nil {
+		return false
+	}
+	major, _ := strconv.Atoi(m[1])
+	minor, _ := strconv.Atoi(m[2])
+	return major > 2 || major == 2 && minor >= 2
 }
 
 // importsUsual are the files that containerd 2 imports if its own file names none.

@@ -63,6 +63,8 @@ type Config struct {
 	Files  clientconf.Files
 	// Installed reports whether a program is on this machine.
 	Installed func(program string) bool
+	// Version returns what a client's program prints for --version, empty if unknown; nil: all are unknown.
+	Version func(client string) string
 	// Proc is /proc; empty skips the check whether running clients have read their files. DockerSocket is the socket of
 	// dockerd.
 	Proc, DockerSocket string

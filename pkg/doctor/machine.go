@@ -30,7 +30,11 @@ func (x *exam) clients(ctx context.Context) (out []Finding) {
 			continue
 		}
 		name := "client " + string(c)
-		plan, err := clientconf.Configure(c, x.Files, x.Mirror, clientconf.Options{})
+		options := clientconf.Options{}
+		if x.Version != nil {
+			options.Version = x.Version(string(c))
+		}
+		plan, err := clientconf.Configure(c, x.Files, x.Mirror, options)
 		if err != nil {
 			out = append(out, Finding{Warn, name, "cannot be configured for the mirror: " + err.Error(),
 				"correct that, then run: dfdaemon configure " + string(c)})
@@ -41,8 +45,7 @@ func (x *exam) clients(ctx context.Context) (out []Finding) {
 			// It may be configured with --digests-only.
 			digests := x.Mirror
 			digests.DigestsOnly = true
-			if other, err := clientconf.Configure(c, x.Files, digests,
-				clientconf.Options{}); err == nil && len(other.Changes) == 0 {
+			if other, err := clientconf.Configure(c, x.Files, digests, options); err == nil && len(other.Changes) == 0 {
 				plan, what = other, " for digests"
 			}
 		}
