@@ -27,7 +27,7 @@ func configure(cfg *config.Dfdaemon) cli.Command {
 		root, mirror, file      string
 	)
 	return cli.Command{
-		Use:   "configure containerd|docker|podman|crio|buildkit",
+		Use:   "configure containerd|docker|podman|crio|buildkit|k3s|rke2",
 		Short: "Configure a client of this machine to use the mirror",
 		Long: `Configure edits a client's configuration so that it tries this node's mirror first for every
 registry in upstreams. It keeps all other settings; --remove restores the former files. Run it
@@ -48,7 +48,7 @@ again after a change of upstreams. docs/clients.md describes each client.`,
 		},
 		Run: func(ctx context.Context, args []string, stdout io.Writer) error {
 			if root == "" { // what runs here is not of another machine
-				adopted, _, err := adopt(ctx, cfg)
+				adopted, _, err := cli.Adopt(ctx, cfg)
 				if err != nil {
 					return err
 				}
@@ -89,7 +89,7 @@ func programVersion(ctx context.Context, client, root string) string {
 	if client != string(clientconf.Containerd) || root != "" {
 		return ""
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, cli.AskTimeout)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, client, "--version").Output()
 	if err != nil {

@@ -29,7 +29,7 @@ It exits with 1 if a check fails.`,
 			fs.StringVar(&root, "root", "", "`DIRECTORY` to use as / for the files of clients")
 		},
 		Run: func(ctx context.Context, _ []string, stdout io.Writer) error {
-			adopted, standard, err := adopt(ctx, cfg)
+			adopted, standard, err := cli.Adopt(ctx, cfg)
 			if err != nil {
 				return err
 			}

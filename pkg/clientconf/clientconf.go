@@ -1,5 +1,5 @@
-// Package clientconf edits the configuration of containerd, Docker, Podman, CRI-O and BuildKit so that they try this
-// node's mirror first.
+// Package clientconf edits the configuration of containerd, Docker, Podman, CRI-O, BuildKit, k3s and RKE2 so that they
+// try this node's mirror first.
 //
 // It never changes a byte that it does not own, and [Remove] restores each file as it was. It leaves a file alone that
 // it cannot edit in this way; the error says what to write by hand. Planning only reads; [Plan.Apply] writes. Start at
@@ -26,10 +26,12 @@ const (
 	Podman     Client = "podman"
 	CRIO       Client = "crio"
 	BuildKit   Client = "buildkit"
+	K3s        Client = "k3s"
+	RKE2       Client = "rke2"
 )
 
 // Clients lists all clients that can be configured.
-func Clients() []Client { return []Client{Containerd, Docker, Podman, CRIO, BuildKit} }
+func Clients() []Client { return []Client{Containerd, Docker, Podman, CRIO, BuildKit, K3s, RKE2} }
 
 // ReadAtStart returns the file that a client reads only at its start, or nothing for a client that needs no restart.
 func ReadAtStart(c Client) string {
@@ -38,6 +40,8 @@ func ReadAtStart(c Client) string {
 		return containerdConfig
 	case BuildKit:
 		return buildkitConfig
+	case K3s, RKE2:
+		return rancherConfig(c)
 	}
 	return ""
 }
@@ -141,7 +145,7 @@ func planned(c Client, p *planner) (Plan, error) {
 	p.plan.Client = c
 	makers := map[Client]func(*planner) error{
 		Containerd: (*planner).containerd, Docker: (*planner).docker, Podman: (*planner).podman, CRIO: (*planner).crio,
-		BuildKit: (*planner).buildkit,
+		BuildKit: (*planner).buildkit, K3s: (*planner).rancher, RKE2: (*planner).rancher,
 	}
 	mk, ok := makers[c]
 	if !ok {

@@ -21,6 +21,7 @@ var programs = map[clientconf.Client][]string{
 	clientconf.Containerd: {"containerd"}, clientconf.Docker: {"dockerd"},
 	clientconf.Podman: {"podman", "buildah", "skopeo"},
 	clientconf.CRIO:   {"crio"}, clientconf.BuildKit: {"buildkitd"},
+	clientconf.K3s: {"k3s"}, clientconf.RKE2: {"rke2"},
 }
 
 // clients checks for each client on this machine whether it uses the mirror.
@@ -71,7 +72,7 @@ func (x *exam) clients(ctx context.Context) (out []Finding) {
 	}
 	if len(out) == 0 {
 		out = []Finding{{Warn, "clients",
-			"found none of containerd, dockerd, podman, buildah, skopeo, crio and buildkitd",
+			"found none of containerd, dockerd, podman, buildah, skopeo, crio, buildkitd, k3s and rke2",
 			"docs/clients.md describes other clients"}}
 	}
 	return out

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"context"
@@ -9,13 +9,13 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 )
 
-// askTimeout bounds the question to a running daemon; one on this machine answers at once.
-const askTimeout = 2 * time.Second
+// AskTimeout bounds a question to a running daemon; one on this machine answers at once.
+const AskTimeout = 2 * time.Second
 
-// adopt takes the registries and the address of the mirror from the daemon that runs at api.listen, where the settings
+// Adopt takes the registries and the address of the mirror from the daemon that runs at api.listen, where the settings
 // are the defaults: it may have been started with flags. It reports whether it took any, and whether the registries are
 // the defaults.
-func adopt(ctx context.Context, cfg *config.Dfdaemon) (adopted, standard bool, err error) {
+func Adopt(ctx context.Context, cfg *config.Dfdaemon) (adopted, standard bool, err error) {
 	var defaults config.Dfdaemon
 	if err := config.NewForm("dfdaemon", &defaults).Load(nil); err != nil {
 		return false, false, err
@@ -25,7 +25,7 @@ func adopt(ctx context.Context, cfg *config.Dfdaemon) (adopted, standard bool, e
 	if !standard && own {
 		return false, standard, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, AskTimeout)
 	defer cancel()
 	s, err := apiclient.FetchStatus(ctx, "dfdaemon", string(cfg.API.Listen))
 	if err != nil {
