@@ -406,7 +406,14 @@ func (c *Coordinator) SeedFailed(id task.ID, used *task.Spec, f *api.Failure) {
 	if used == nil && f.Upstream != "" {
 		used = &task.Spec{ID: id, Upstream: f.Upstream, Repository: f.Repository}
 	}
-	c.sched.Failed(time.Now(), id, f, used, f.Personal())
+	scope := scheduler.OfRegistry
+	switch {
+	case f.Promise:
+		scope = scheduler.OfAsker
+	case f.Personal():
+		scope = scheduler.OfRequest
+	}
+	c.sched.Failed(time.Now(), id, f, used, scope)
 }
 
 // Forget forgets a task and the hosts that hold it.

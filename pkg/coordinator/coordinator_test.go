@@ -41,6 +41,12 @@ func wants(id task.ID, authorization string) api.Entry {
 		Spec: &api.Spec{ID: id, Kind: task.Blob, Authorization: authorization}}
 }
 
+// waits is the next announce of a host that waits for the task of e.
+func waits(e api.Entry) api.Entry {
+	e.Event = api.Starving
+	return e
+}
+
 // rig is a coordinator with the seeds that it ordered.
 type rig struct {
 	*Coordinator
@@ -296,10 +302,13 @@ func TestFailureOfOneRegistry(t *testing.T) {
 		t.Run(fmt.Sprint(c.status), func(t *testing.T) {
 			r := newRig(nil)
 			r.serve(t, member("1"), from("evil.test", "app"))
+			r.serve(t, member("2"), from("evil.test", "app"))
+			r.serve(t, member("3"), from("evil.test", "other"))
 			r.SeedFailed(taskID("a"), nil, &api.Failure{Status: c.status, Message: "no", Upstream: "evil.test",
 				Repository: "app"})
-			assert.NotNil(t, r.serve(t, member("2"), from("evil.test", "app")).Assignments[0].Failure)
-			assert.Equal(t, c.same, r.serve(t, member("3"), from("evil.test", "other")).Assignments[0].Failure != nil)
+			assert.NotNil(t, r.serve(t, member("2"), waits(from("evil.test", "app"))).Assignments[0].Failure)
+			assert.Equal(t, c.same,
+				r.serve(t, member("3"), waits(from("evil.test", "other"))).Assignments[0].Failure != nil)
 
 			r = newRig(nil)
 			r.serve(t, member("1"), from("evil.test", "app"))
@@ -328,11 +337,11 @@ func TestRefusalByUsedSpec(t *testing.T) {
 			id := taskID("a")
 			good, bad := wants(id, "good"), wants(id, "bad")
 			r.serve(t, member("1"), good)
+			r.serve(t, member("2"), bad)
 			shown := bad.Spec.Task()
 			r.SeedFailed(id, &shown, &api.Failure{Status: status, Message: "no"})
-			assert.NotNil(t, r.serve(t, member("2"), bad).Assignments[0].Failure)
-			good.Event = api.Starving
-			assert.Nil(t, r.serve(t, member("1"), good).Assignments[0].Failure)
+			assert.NotNil(t, r.serve(t, member("2"), waits(bad)).Assignments[0].Failure)
+			assert.Nil(t, r.serve(t, member("1"), waits(good)).Assignments[0].Failure)
 			assert.Equal(t, []string{"sha256:aaaaaaaaaaaa good", "sha256:aaaaaaaaaaaa good"}, r.seeds())
 		})
 	}
@@ -348,8 +357,9 @@ func TestRefusedSignature(t *testing.T) {
 		return e
 	}
 	r.serve(t, member("1"), signed("ended"))
+	r.serve(t, member("2"), signed("ended"))
 	r.SeedFailed(id, nil, &api.Failure{Status: 403, Message: "no"})
-	assert.NotNil(t, r.serve(t, member("2"), signed("ended")).Assignments[0].Failure)
+	assert.NotNil(t, r.serve(t, member("2"), waits(signed("ended"))).Assignments[0].Failure)
 	assert.Nil(t, r.serve(t, member("3"), signed("new")).Assignments[0].Failure)
 	assert.Len(t, r.seeds(), 2)
 }

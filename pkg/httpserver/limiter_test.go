@@ -428,6 +428,6 @@ func TestRefusedConnectionsAreCounted(t *testing.T) {
 			time.Millisecond)
 		assert.NotContains(t, p.lines.String(), "why=other ")
 	})
-	assert.Equal(t, 8, testutil.CollectAndCount(p.reg), "all reasons are there from the start")
+	assert.Equal(t, 9, testutil.CollectAndCount(p.reg), "all reasons are there from the start")
 	p.honest(t)
 }

@@ -62,7 +62,7 @@ func ExampleScheduler_Tick() {
 	// node2 is given owner (seed) seeds: 1 <nil>
 }
 
-// The cause of a failure reaches each host that waited with its next announce. A personal failure
+// The cause of a failure reaches each host that waited with its next announce. A failure of the scope OfRequest
 // reaches only hosts with the same credentials; another client's token may still work.
 func ExampleScheduler_Failed() {
 	s := scheduler.New(scheduler.Config{Self: member("owner")})
@@ -77,7 +77,7 @@ func ExampleScheduler_Failed() {
 	}
 
 	announce("node1", alice)
-	s.Failed(now, alice.ID, errors.New("401 Unauthorized"), alice, true)
+	s.Failed(now, alice.ID, errors.New("401 Unauthorized"), alice, scheduler.OfRequest)
 	announce("node1", alice)
 	announce("node2", bob)
 	// Output:

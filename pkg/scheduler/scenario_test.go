@@ -22,7 +22,7 @@ import (
 //	announce HOST [zone=Z] [life=N] [leaving]            an entry a line:
 //	    TASK EVENT [have=N] [need=N] [token=T] [silent=A,B]   (wants 4 and has a spec unless token=none)
 //	leave HOST | tick | done TASK | stats
-//	failed TASK [personal]                               its input is the cause
+//	failed TASK [asker|request]                          its input is the cause
 //	links TASK                                           which hosts are linked
 //
 // Every command takes at=DURATION since the beginning; without it no time passes.
@@ -55,8 +55,13 @@ func TestScenarios(t *testing.T) {
 			case "tick":
 				return changes(s.Tick(now))
 			case "failed":
-				s.Failed(now, task.ID(d.CmdArgs[0].Key), errors.New(strings.TrimSpace(d.Input)), nil,
-					d.HasArg("personal"))
+				scope := OfRegistry
+				if d.HasArg("asker") {
+					scope = OfAsker
+				} else if d.HasArg("request") {
+					scope = OfRequest
+				}
+				s.Failed(now, task.ID(d.CmdArgs[0].Key), errors.New(strings.TrimSpace(d.Input)), nil, scope)
 				return ""
 			case "done":
 				s.Done(task.ID(d.CmdArgs[0].Key), 9)

@@ -58,7 +58,8 @@ type Config struct {
 	// Default 1 s: every host of that swarm has announced itself by then.
 	Grace time.Duration
 	// FailureFor is how long an origin's failure answers later announces; then the seed tries the
-	// origin again. A personal failure answers none. Longer spares a failing registry, shorter recovers sooner. Default 2 s.
+	// origin again. A failure [OfRequest] answers none. Longer spares a failing registry, shorter recovers sooner.
+	// Default 2 s.
 	FailureFor time.Duration
 	// IntervalActive and IntervalIdle say when a host should announce again: the first while it
 	// wanted anything within IntervalIdle (default 1 s), otherwise the second (default 5 s). At a

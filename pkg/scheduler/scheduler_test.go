@@ -208,7 +208,7 @@ func hustle(t *testing.T, seed uint64, steps int) string {
 			fmt.Fprintln(&log, "tick", s.Tick(now))
 			continue
 		case 2:
-			s.Failed(now, tasks[r.IntN(3)], errors.New("registry is down"), nil, r.IntN(2) == 0)
+			s.Failed(now, tasks[r.IntN(3)], errors.New("registry is down"), nil, Scope(r.IntN(3)))
 			continue
 		case 3:
 			s.Done(tasks[r.IntN(3)], 7)

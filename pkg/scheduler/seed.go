@@ -30,28 +30,38 @@ type refusal struct {
 	spec  *task.Spec
 	cause error
 	at    time.Time
-	// personal says that it concerns only the repository and the credentials in spec.
-	personal bool
+	scope Scope
 }
+
+// Scope says which hosts an origin's failure concerns.
+type Scope int
+
+const (
+	// OfRegistry concerns all hosts whose specs have the same registry.
+	OfRegistry Scope = iota
+	// OfAsker concerns hosts whose specs have the same repository, credentials and promised length.
+	OfAsker
+	// OfRequest is OfAsker for the hosts that waited for this answer. A later host gets an answer of its own: a right may
+	// have been granted, or a blob pushed.
+	OfRequest
+)
 
 // concerns reports whether the origin would give a host with spec the same answer. The answer of one
 // registry says nothing about the same task in another.
 func (r refusal) concerns(spec *task.Spec) bool {
 	if r.spec == nil || spec == nil {
-		return !r.personal
+		return r.scope == OfRegistry
 	}
-	return r.spec.Upstream == spec.Upstream && (!r.personal || r.spec.SameAsker(*spec))
+	return r.spec.Upstream == spec.Upstream && (r.scope == OfRegistry || r.spec.SameAsker(*spec))
 }
 
-// Failed records that the origin refused a task, or could not be reached. Hosts that wait for the
-// task get the cause with their next announce; others get it for FailureFor. A personal failure goes
-// only to hosts that waited and whose specs have the same repository and credentials as used: a right that
-// is granted, or a blob that is pushed, counts at once. Any other goes to those whose specs have the same
-// registry.
+// Failed records that the origin refused a task, or could not be reached. Hosts that wait for the task and that the
+// failure concerns get the cause with their next announce. Others get it for FailureFor, unless its scope is
+// [OfRequest].
 //
 // used is the spec of the request to the origin, nil if unknown. It can differ from the one in
 // [Answer].Seeds: a client of the seed may have started the download with its own.
-func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, used *task.Spec, personal bool) {
+func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, used *task.Spec, scope Scope) {
 	w := s.swarms[id]
 	if w == nil {
 		w = &swarm{id: id, index: make(map[hostIndex]memberIndex, 1)}
@@ -63,7 +73,7 @@ func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, used *task.Sp
 	if used == nil {
 		used = w.seedSpec
 	}
-	w.refusals = append(w.refusals, refusal{used, cause, now, personal})
+	w.refusals = append(w.refusals, refusal{used, cause, now, scope})
 	w.seeding, w.seedSpec, w.seedAt, w.endedAt = false, nil, time.Time{}, now
 	s.due[w] = struct{}{}
 	if m, ok := w.index[s.self]; ok && w.member(m).standing == wanting {
@@ -221,7 +231,7 @@ func (s *Scheduler) failureFor(now time.Time, w *swarm, m memberIndex, e Entry) 
 	me := w.member(m)
 	for _, r := range slices.Backward(w.refusals) {
 		waited := me.since <= s.nano(r.at)
-		if r.concerns(e.Spec) && (waited || !r.personal && now.Sub(r.at) < s.cfg.FailureFor) {
+		if r.concerns(e.Spec) && (waited || r.scope != OfRequest && now.Sub(r.at) < s.cfg.FailureFor) {
 			// The failure that it waited for comes once; a further announce asks for another try.
 			me.since = s.nano(now)
 			return r.cause
