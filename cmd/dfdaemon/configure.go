@@ -66,7 +66,8 @@ again after a change of upstreams. docs/clients.md describes each client.`,
 			if remove {
 				do = clientconf.Remove
 			}
-			plan, err := do(clientconf.Client(args[0]), files, m, clientconf.Options{Config: file, Version: programVersion(ctx, args[0], root)})
+			options := clientconf.Options{Config: file, Version: programVersion(ctx, args[0], root)}
+			plan, err := do(clientconf.Client(args[0]), files, m, options)
 			if err != nil {
 				return withRemedy(err, args[0], os.Geteuid())
 			}

@@ -93,8 +93,8 @@ func (e buildkitEdit) add(old []byte) ([]byte, error) {
 	return next, nil
 }
 
-// own returns what buildkitd needs for its own requests to a registry, which it makes if the mirror does not answer. What
-// the user has set stays.
+// own returns what buildkitd needs for its own requests to a registry, which it makes if the mirror does not answer.
+// What the user has set stays.
 func (e buildkitEdit) own(doc *document, table []string, u Upstream) (pairs [][2]string) {
 	add := func(key, value string) {
 		if doc.get(append(slices.Clone(table), key)...) == nil {

@@ -19,8 +19,8 @@ func TestK3s(t *testing.T) {
 		"no file":       {"", nil},
 		"comments":      {"# nothing yet", nil},
 		"other mirrors": {"mirrors:\n    \"*\":\n    ghcr.io:\n        endpoint: [\"https://a.test\"]\n", nil},
-		"its endpoints": {"mirrors:\n  docker.io:\n    endpoint:\n    # near\n    - https://a.test # one\n    - \"https://b.test\"\n" +
-			"    rewrite:\n      \"^x\": y\n", []string{"https://a.test", "https://b.test"}},
+		"its endpoints": {"mirrors:\n  docker.io:\n    endpoint:\n    # near\n    - https://a.test # one\n" +
+			"    - \"https://b.test\"\n    rewrite:\n      \"^x\": y\n", []string{"https://a.test", "https://b.test"}},
 		"configs first":  {"configs:\n  \"a.test\":\n    auth:\n      username: u\nmirrors:\n", nil},
 		"no mirrors":     {"---\nconfigs:\n  own.test:\n    tls:\n      insecure_skip_verify: true", nil},
 		"the mirror":     {"mirrors:\n  docker.io:\n    endpoint: [\"http://127.0.0.1:65001/\"]\n", nil},

@@ -453,6 +453,38 @@ func TestClocksAndVersions(t *testing.T) {
 	}
 }
 
+// Docker and BuildKit give a mirror no login: the doctor says for which registries this node has none either.
+func TestClientsWithoutLogin(t *testing.T) {
+	cfg := settings(t)
+	cfg.Mirror.Listen = "127.0.0.1:65001"
+	word := filepath.Join(t.TempDir(), "word")
+	require.NoError(t, os.WriteFile(word, []byte("word"), 0o600))
+	cfg.Upstreams = []config.Upstream{{Host: "quay.io"}, {Host: "own.test", Username: "u", PasswordFile: word}}
+	files := clientconf.Files{Root: t.TempDir()}
+	m := clientconf.Mirror{Addr: "127.0.0.1:65001", Upstreams: []clientconf.Upstream{{Host: "quay.io"}}}
+	for _, c := range clientconf.Clients() {
+		plan, err := clientconf.Configure(c, files, m, clientconf.Options{})
+		require.NoError(t, err)
+		require.NoError(t, plan.Apply(files))
+	}
+	says := func(change func(*doctor.Config)) (out []string) {
+		for _, f := range examine(t, cfg, func(x *doctor.Config) {
+			x.Files, x.Installed = files, func(string) bool { return true }
+		}, change) {
+			if strings.Contains(f.Found, "private images of quay.io come from the registry itself") {
+				assert.Equal(t, doctor.OK, f.Level)
+				assert.Contains(t, f.Do, "dockerConfig")
+				out = append(out, f.Check)
+			}
+		}
+		return out
+	}
+	assert.Equal(t, []string{"client docker", "client buildkit"}, says(func(*doctor.Config) {}))
+	assert.Empty(t, says(func(x *doctor.Config) { x.Adopted = true }), "its logins are unknown")
+	cfg.Upstreams = cfg.Upstreams[1:]
+	assert.Empty(t, says(func(*doctor.Config) {}))
+}
+
 func TestClients(t *testing.T) {
 	cfg := settings(t)
 	cfg.Mirror.Listen = "127.0.0.1:65001"

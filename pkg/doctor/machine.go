@@ -57,6 +57,7 @@ func (x *exam) clients(ctx context.Context) (out []Finding) {
 				continue
 			}
 			out = append(out, Finding{OK, name, "uses the mirror at " + x.Mirror.Addr + what, ""})
+			out = append(out, x.loginless(c)...)
 			continue
 		}
 		var files []string
@@ -76,6 +77,25 @@ func (x *exam) clients(ctx context.Context) (out []Finding) {
 			"docs/clients.md describes other clients"}}
 	}
 	return out
+}
+
+// loginless reports that a client gives the mirror no login, for the registries for which this node has none.
+func (x *exam) loginless(c clientconf.Client) []Finding {
+	if c != clientconf.Docker && c != clientconf.BuildKit || x.Adopted {
+		return nil // the logins of an adopted daemon are unknown
+	}
+	var hosts []string
+	for _, u := range x.Settings.Upstreams {
+		if u.Username == "" && u.DockerConfig == "" {
+			hosts = append(hosts, u.Host)
+		}
+	}
+	if len(hosts) == 0 {
+		return nil
+	}
+	return []Finding{{OK, "client " + string(c), "gives a mirror no login, so private images of " + strings.Join(hosts, ", ") +
+		" come from the registry itself, past the cluster", "if you pull such images, give this node and the supernodes a " +
+		"login: dockerConfig, or username and passwordFile, of the upstream"}}
 }
 
 // Fractions of a file system: fewer free bytes or inodes are a warning.
