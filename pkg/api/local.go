@@ -263,7 +263,8 @@ type TaskStatus struct {
 	Pieces int     `json:"pieces"`
 	Have   int     `json:"have"` // pieces
 	// Received counts this download's bytes by source.
-	Received Sources   `json:"received"`
+	Received Sources `json:"received"`
+	// LastRead is zero where one task was asked for that is open now.
 	LastRead time.Time `json:"lastRead,omitzero"`
 }
 

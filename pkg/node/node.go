@@ -34,6 +34,7 @@ import (
 	"github.com/darter-io/darter/pkg/piece/diskstore"
 	"github.com/darter-io/darter/pkg/portmux"
 	"github.com/darter-io/darter/pkg/purge"
+	"github.com/darter-io/darter/pkg/task"
 	"github.com/darter-io/darter/pkg/telemetry"
 	"github.com/darter-io/darter/pkg/version"
 )
@@ -514,13 +515,32 @@ func (n *Node) Tasks() []api.TaskStatus {
 		out = append(out, s)
 	}
 	for _, t := range running {
-		s := api.TaskStatus{ID: t.ID, Length: -1, Pieces: t.Pieces, Have: t.Have, Received: t.Sources}
-		if t.Pieces > 0 || t.Metadata.PieceSize > 0 {
-			s.Length = t.Metadata.Length
-		}
-		out = append(out, s)
+		out = append(out, ofEngine(t))
 	}
 	return out
+}
+
+// Task returns one task of [Node.Tasks]. Of a task that the engine has open, which a client asks for many times a
+// second, it looks at no other one.
+func (n *Node) Task(id task.ID) (api.TaskStatus, bool) {
+	if t, ok := n.Engine.Task(id); ok && t.Pieces > 0 {
+		return ofEngine(t), true
+	}
+	all := n.Tasks()
+	i := slices.IndexFunc(all, func(t api.TaskStatus) bool { return t.ID == id })
+	if i < 0 {
+		return api.TaskStatus{}, false
+	}
+	return all[i], true
+}
+
+// ofEngine is the status of a task that the engine has open.
+func ofEngine(t peer.TaskStatus) api.TaskStatus {
+	s := api.TaskStatus{ID: t.ID, Length: -1, Pieces: t.Pieces, Have: t.Have, Received: t.Sources}
+	if t.Pieces > 0 || t.Metadata.PieceSize > 0 {
+		s.Length = t.Metadata.Length
+	}
+	return s
 }
 
 // halfOfFree returns the default quota: half of the space that is free on the file system or used by the cache.

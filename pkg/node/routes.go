@@ -2,7 +2,6 @@ package node
 
 import (
 	"net/http"
-	"slices"
 
 	"github.com/gin-gonic/gin"
 
@@ -22,9 +21,8 @@ func (n *Node) RouteStatus(r gin.IRouter, status func() api.Status) {
 			c.JSON(http.StatusBadRequest, gin.H{"error": err.Error()})
 			return
 		}
-		all := n.Tasks()
-		if i := slices.IndexFunc(all, func(t api.TaskStatus) bool { return t.ID == id }); i >= 0 {
-			c.JSON(http.StatusOK, all[i])
+		if t, ok := n.Task(id); ok {
+			c.JSON(http.StatusOK, t)
 			return
 		}
 		c.JSON(http.StatusNotFound, gin.H{"error": "task " + id.Short() + " is not here"})

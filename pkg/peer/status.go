@@ -83,6 +83,17 @@ func (e *Engine) Tasks() []TaskStatus {
 	return list
 }
 
+// Task returns the state of one task that the engine downloads or serves.
+func (e *Engine) Task(id task.ID) (TaskStatus, bool) {
+	e.mu.Lock()
+	d := e.downloads[id]
+	e.mu.Unlock()
+	if d == nil {
+		return TaskStatus{}, false
+	}
+	return d.status(), true
+}
+
 func (d *Download) sources() api.Sources { return d.stats.sources() }
 
 func (d *Download) status() TaskStatus {
