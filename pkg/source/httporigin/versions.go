@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 )
@@ -12,8 +11,6 @@ import (
 const (
 	// alertNoProtocol is the TLS alert no_application_protocol (RFC 7301 §3.2).
 	alertNoProtocol = 120
-	// frames is how net/http reports that HTTP/2 came (RFC 9113 §4.1): a first frame is short.
-	frames = `malformed HTTP response "\x00\x00`
 	// onlyTwoMax bounds the remembered hosts; a forgotten one costs one more handshake.
 	onlyTwoMax = 1024
 )
@@ -33,7 +30,7 @@ func newVersions(one *http.Transport) *versions {
 	v := &versions{one: one, two: one.Clone(), onlyTwo: map[string]bool{}}
 	one.Protocols, v.two.Protocols = new(http.Protocols), new(http.Protocols)
 	one.Protocols.SetHTTP1(true)
-	// A host of HTTP/2 alone can refuse this offer in the handshake; otherwise it sends frames.
+	// A host of HTTP/2 alone can refuse this offer in the handshake.
 	one.TLSClientConfig.NextProtos = []string{"http/1.1"}
 	v.two.Protocols.SetHTTP2(true)
 	// Without pings, a connection whose host is gone would take every request until the kernel gives it up.
@@ -70,15 +67,15 @@ func (v *versions) RoundTrip(req *http.Request) (*http.Response, error) {
 	return again, nil
 }
 
-// wantsTwo reports whether a host refused HTTP/1.1: in the handshake, by frames of HTTP/2, or by a status. A request
-// with a body cannot be sent twice.
+// wantsTwo reports whether a host refused HTTP/1.1 for its version, in the handshake or by a status. A request with
+// a body cannot be sent twice.
 func wantsTwo(req *http.Request, res *http.Response, err error) bool {
 	if req.URL.Scheme != "https" || req.Body != nil && req.Body != http.NoBody {
 		return false
 	}
 	if err != nil {
 		var alert tls.AlertError
-		return errors.As(err, &alert) && alert == alertNoProtocol || strings.Contains(err.Error(), frames)
+		return errors.As(err, &alert) && alert == alertNoProtocol
 	}
 	return res.StatusCode == http.StatusHTTPVersionNotSupported || res.StatusCode == http.StatusUpgradeRequired
 }
