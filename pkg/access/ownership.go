@@ -44,7 +44,11 @@ func (r *Resolver) ProveOwnership(
 	ctx context.Context, l Lookup, length int64, doubted bool, read func(oci.Window) ([]byte, error),
 ) error {
 	trusted := r.cfg.Trusted(l.Upstream)
-	if length == 0 || trusted && !doubted || r.owned.has(l.Upstream, l.ID, time.Now()) {
+	key := ownedKey{upstream: l.Upstream, id: l.ID}
+	if trusted {
+		key.subject = l.subject() // what is doubted is the consent to this credential
+	}
+	if length == 0 || trusted && !doubted || r.owned.has(key, time.Now()) {
 		return nil
 	}
 	w := oci.Window{Length: length}
@@ -65,7 +69,7 @@ func (r *Resolver) ProveOwnership(
 	if !bytes.Equal(theirs, ours) {
 		return &OwnershipError{l.Upstream, l.Path()}
 	}
-	r.owned.put(l.Upstream, l.ID, time.Now().Add(r.policy.Load().GrantLife))
+	r.owned.put(key, time.Now().Add(r.policy.Load().GrantLife))
 	return nil
 }
 
@@ -79,6 +83,8 @@ func (r *Resolver) getWindow(ctx context.Context, l Lookup, w oci.Window, length
 	}
 	defer res.Body.Close()
 	switch {
+	case res.StatusCode == http.StatusUnauthorized, res.StatusCode == http.StatusTooManyRequests, res.StatusCode >= 500:
+		return nil, ReadRefusal(l.Upstream, l.Path(), res)
 	case res.StatusCode == http.StatusOK: // it ignores the Range
 		if res.ContentLength >= 0 && res.ContentLength != length {
 			return nil, nil
@@ -106,23 +112,25 @@ type owned struct {
 type ownedKey struct {
 	upstream string
 	id       task.ID
+	// subject is set where the proof is for one credential alone.
+	subject subject
 }
 
 func newOwned() *owned {
 	return &owned{recent: newLRU[ownedKey, time.Time](ownedMax, nil)}
 }
 
-func (o *owned) has(upstream string, id task.ID, now time.Time) bool {
+func (o *owned) has(k ownedKey, now time.Time) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	until, ok := o.recent.Get(ownedKey{upstream, id})
+	until, ok := o.recent.Get(k)
 	return ok && !past(now, until)
 }
 
-func (o *owned) put(upstream string, id task.ID, until time.Time) {
+func (o *owned) put(k ownedKey, until time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.recent.Add(ownedKey{upstream, id}, until)
+	o.recent.Add(k, until)
 }
 
 func (o *owned) clear() {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"compress/gzip"
 	"context"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"net/http"
@@ -110,6 +111,7 @@ func (r *Resolver) getFirstByte(ctx context.Context, l Lookup) (reply, error) {
 	if err := refusal(l, res, reply{}); err != nil {
 		return reply{}, err
 	}
+	out.Doubted = true // it ignored the Range, as a page of a login portal does
 	if res.Header.Get("Content-Encoding") == "" {
 		out.Length = max(res.ContentLength, 0)
 	}
@@ -140,6 +142,14 @@ func (r *Resolver) getManifest(ctx context.Context, l Lookup, known reply) (repl
 	if len(manifest) > oci.ManifestMax {
 		return reply{}, &UnreachableError{fmt.Errorf("%s of %s is larger than the %d bytes that a manifest may have",
 			l.Path(), l.Upstream, oci.ManifestMax)}
+	}
+	if sum, err := oci.NewHash(string(l.ID)); l.ID != "" && err == nil {
+		sum.Write(manifest)
+		if _, want, _ := strings.Cut(string(l.ID), ":"); hex.EncodeToString(sum.Sum(nil)) != want {
+			// A page of a login portal, for instance: it grants nothing.
+			return reply{}, &UnreachableError{fmt.Errorf("%s of %s: the registry sent other bytes than the digest names",
+				l.Path(), l.Upstream)}
+		}
 	}
 	out := reply{Grant: Grant{ID: l.ID, Length: int64(len(manifest)), MediaType: typeOf(res), date: dateOf(res)}}
 	if out.ID == "" {

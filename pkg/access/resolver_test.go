@@ -1,7 +1,9 @@
 package access_test
 
 import (
+	"bytes"
 	"context"
+	"io"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
@@ -192,4 +195,57 @@ func TestAPrivateRepositoryIsProbedOnce(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A page of a login portal is no consent: it comes in response to any GET, without the length of a blob.
+func TestAPageGrantsNothing(t *testing.T) {
+	page := "<html>log in</html>"
+	var asked atomic.Int32
+	r := access.New(access.Config{
+		Registry: registryFunc(func(_ context.Context, req source.RegistryRequest) (*http.Response, error) {
+			asked.Add(1)
+			res := &http.Response{StatusCode: http.StatusForbidden, Header: http.Header{}, Body: http.NoBody}
+			if req.Method == http.MethodGet {
+				res.StatusCode, res.ContentLength = http.StatusOK, -1
+				res.Body = io.NopCloser(strings.NewReader(page))
+			}
+			return res, nil
+		})})
+	defer r.Close()
+	_, err := r.Resolve(t.Context(), lookup(digest))
+	require.ErrorContains(t, err, "other bytes than the digest names")
+
+	blob := lookup(digest)
+	blob.Kind = task.Blob
+	got, err := r.Resolve(t.Context(), blob)
+	require.NoError(t, err)
+	require.True(t, got.Doubted)
+	ours := func(w oci.Window) ([]byte, error) { return bytes.Repeat([]byte("x"), int(w.Length)), nil }
+	var missing *access.OwnershipError
+	require.ErrorAs(t, r.ProveOwnership(t.Context(), blob, 100, true, ours), &missing)
+}
+
+// What is doubted of a listed registry is its consent to one credential.
+func TestADoubtEndsForOneCredential(t *testing.T) {
+	content := strings.Repeat("x", 100)
+	r := access.New(access.Config{
+		Registry: registryFunc(func(_ context.Context, req source.RegistryRequest) (*http.Response, error) {
+			body := "<html>log in</html>"
+			if req.Header.Get("Authorization") == "Bearer good" {
+				body = content
+			}
+			return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, ContentLength: int64(len(body)),
+				Body: io.NopCloser(strings.NewReader(body))}, nil
+		})})
+	defer r.Close()
+	ours := func(w oci.Window) ([]byte, error) { return []byte(content)[w.Offset : w.Offset+w.Length], nil }
+	prove := func(authorization secret.String) error {
+		l := lookup(digest)
+		l.Kind, l.Authorization = task.Blob, authorization
+		return r.ProveOwnership(t.Context(), l, int64(len(content)), true, ours)
+	}
+	require.NoError(t, prove("Bearer good"))
+	require.Error(t, prove(""))
+	require.Error(t, prove("Bearer bad"))
+	require.NoError(t, prove("Bearer good"))
 }

@@ -276,3 +276,30 @@ func TestEndlessResponsesAreBounded(t *testing.T) {
 		})
 	}
 }
+
+// TestUnnamedVersionBeginsAgain breaks a file without ETag and date off inside its first piece.
+func TestUnnamedVersionBeginsAgain(t *testing.T) {
+	content := storetest.Content("unnamed", 320_000)
+	var gets atomic.Int64
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(len(content)))
+		if q.Method == http.MethodHead {
+			return
+		}
+		if gets.Add(1) == 1 {
+			_, _ = w.Write(content[:100_000])
+			panic(http.ErrAbortHandler)
+		}
+		_, _ = w.Write(content)
+	}))
+	t.Cleanup(s.Close)
+	cfg := settings(t, nil, "node")
+	cfg.Files.AllowHosts = []string{"*"}
+	d, _ := start(t, cfg)
+	res, err := http.Get("http://" + d.Addrs()["api"] + "/api/v1/files?url=" + s.URL + "/file")
+	require.NoError(t, err)
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	assert.True(t, bytes.Equal(content, b), "%d bytes", len(b))
+}

@@ -345,7 +345,7 @@ func (g *Getter) get(ctx context.Context, j *job) error {
 		}
 		j.release()
 		if t.offset > before {
-			failed, wait, asked = 0, g.cfg.Backoff, false
+			failed, wait = 0, g.cfg.Backoff
 		}
 		if e.broke && !asked && g.cfg.Settings.Digest != "" && !g.cfg.Settings.Direct {
 			// A daemon that finds a wrong digest can only end the body short. It says so when it is asked again.

@@ -68,7 +68,7 @@ const (
 
 // newCache creates a cache directory and locks it, so that no other dfget deletes it.
 func newCache(parent string) (dir string, lock *os.File, err error) {
-	for {
+	for try := 0; ; try++ {
 		if dir, err = os.MkdirTemp(parent, cachePrefix); err != nil {
 			return "", nil, err
 		}
@@ -76,15 +76,21 @@ func newCache(parent string) (dir string, lock *os.File, err error) {
 			return dir, lock, nil
 		}
 		// Another dfget deletes it, because it was not locked yet.
+		if os.Remove(dir); try == 20 {
+			return "", nil, fmt.Errorf("the file system of %s locks no directory, which a peer needs: set another TMPDIR",
+				dir)
+		}
 	}
 }
 
 // locked opens and locks a directory. It returns nil if that is gone or locked by another process.
 func locked(dir string) *os.File {
-	f, err := os.Open(dir)
+	// In a directory that others may write to, the name can be a pipe or a link.
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil
 	}
+	f := os.NewFile(uintptr(fd), dir)
 	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
 		there, err := os.Stat(dir)
 		if here, failed := f.Stat(); err == nil && failed == nil && os.SameFile(here, there) {

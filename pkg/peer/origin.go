@@ -357,7 +357,8 @@ func (o *originParent) stream(ctx context.Context) error {
 			return o.unwanted()
 		}
 		offset = o.d.proof.replica.Metadata().Layout().Offset(at)
-		if at == o.part.index {
+		// Bytes of a version without a name cannot be continued: the next answer may be another version.
+		if at == o.part.index && (o.spec.Kind != task.Plain || o.spec.Validator != "" || o.validator != "") {
 			offset += o.part.bytes
 		} else {
 			o.part.bytes = 0

@@ -1,6 +1,7 @@
 package registryproxy
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"slices"
@@ -129,7 +130,9 @@ func (req *request) bringsPasswordOfDefault() bool {
 	last, ok := req.pings.get(standard)
 	if !ok {
 		ping := source.RegistryRequest{Upstream: standard, Method: http.MethodGet, Path: target{}.path()}
-		res, err := req.cfg.Resolver.Send(req.ctx, ping)
+		ctx, cancel := context.WithTimeout(req.ctx, req.cfg.Wait) // the client asked for another registry
+		defer cancel()
+		res, err := req.cfg.Resolver.Send(ctx, ping)
 		if err != nil {
 			return true
 		}

@@ -113,7 +113,7 @@ func (req *request) checkBlob(blob Blob, g access.Grant) *apiError {
 		return nil
 	}
 	var read error
-	err := req.cfg.Resolver.ProveOwnership(req.ctx, req.lookup().At(g.ID), length, differs && !g.Declared,
+	err := req.cfg.Resolver.ProveOwnership(req.ctx, req.lookup().At(g.ID), length, differs && !g.Declared || g.Doubted,
 		func(w oci.Window) (b []byte, _ error) {
 			b, read = readWindow(req.ctx, blob, w)
 			return b, read
@@ -131,7 +131,7 @@ func (req *request) checkBlob(blob Blob, g access.Grant) *apiError {
 	case errors.As(err, &missing):
 		return newError(http.StatusNotFound, "%v", missing).withCode(codeFor(http.StatusNotFound, req.target.endpoint))
 	}
-	return req.unreachable(err)
+	return req.refused(err)
 }
 
 // isVerified reports whether a blob was in the store, whole and compared with its digest, when it was

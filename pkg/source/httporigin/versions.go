@@ -1,19 +1,16 @@
 package httporigin
 
 import (
-	"crypto/tls"
 	"errors"
+	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 )
 
-const (
-	// alertNoProtocol is the TLS alert no_application_protocol (RFC 7301 §3.2).
-	alertNoProtocol = 120
-	// onlyTwoMax bounds the remembered hosts; a forgotten one costs one more handshake.
-	onlyTwoMax = 1024
-)
+// onlyTwoMax bounds the remembered hosts; a forgotten one costs one more handshake.
+const onlyTwoMax = 1024
 
 // versions sends requests by HTTP/1.1: one connection per body, no shared flow control, and half the CPU per byte of
 // HTTP/2. It uses HTTP/2 for hosts that speak nothing else. Safe for concurrent use.
@@ -74,8 +71,10 @@ func wantsTwo(req *http.Request, res *http.Response, err error) bool {
 		return false
 	}
 	if err != nil {
-		var alert tls.AlertError
-		return errors.As(err, &alert) && alert == alertNoProtocol
+		// crypto/tls has no exported type for an alert of the other side over TCP: its text is the alert's name
+		// (RFC 7301 §3.2).
+		var op *net.OpError
+		return errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Error(), "no application protocol")
 	}
 	return res.StatusCode == http.StatusHTTPVersionNotSupported || res.StatusCode == http.StatusUpgradeRequired
 }
