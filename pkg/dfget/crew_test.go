@@ -1,6 +1,7 @@
 package dfget
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -11,36 +12,36 @@ import (
 func TestCrew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrew()
-		entered := 0
+		var entered atomic.Int64
 		more := func() {
 			go func() {
 				c.enter()
-				entered++
+				entered.Add(1)
 			}()
 			synctest.Wait()
 		}
 		for range 50 {
 			more()
 		}
-		assert.Equal(t, parallelMin, entered)
+		assert.EqualValues(t, parallelMin, entered.Load())
 		for left := range 20 {
 			c.leave(true)
 			synctest.Wait()
-			assert.Equal(t, min(parallelMin+left+1, parallelMax)+left+1, entered)
+			assert.EqualValues(t, min(parallelMin+left+1, parallelMax)+left+1, entered.Load())
 		}
 		c.large()
 		for range parallelMax - parallelMin {
 			c.leave(false)
 			synctest.Wait()
 		}
-		assert.Equal(t, parallelMax+20, entered, "they end before another one begins")
+		assert.EqualValues(t, parallelMax+20, entered.Load(), "they end before another one begins")
 		c.leave(false)
 		synctest.Wait()
-		assert.Equal(t, parallelMax+21, entered)
+		assert.EqualValues(t, parallelMax+21, entered.Load())
 		for range 50 - 21 - parallelMax + 3 {
 			c.leave(false)
 			synctest.Wait()
 		}
-		assert.Equal(t, 50, entered)
+		assert.EqualValues(t, 50, entered.Load())
 	})
 }
