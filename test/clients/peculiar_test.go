@@ -30,7 +30,9 @@ func TestPeculiarRegistries(t *testing.T) {
 		for _, peculiar := range registrytest.Peculiarities() {
 			t.Run(peculiar.Name, func(t *testing.T) {
 				cfg := peculiar.Config
-				cfg.Auth, cfg.Users = registrytest.Bearer, map[string]registrytest.User{"": {Pull: []string{"*"}}}
+				if !cfg.TLS { // the libraries could not verify a token service with TLS
+					cfg.Auth, cfg.Users = registrytest.Bearer, map[string]registrytest.User{"": {Pull: []string{"*"}}}
+				}
 				r := registrytest.Start(t, cfg)
 				var upstream []string
 				if r.CA() != nil {
