@@ -65,7 +65,8 @@ type FileError struct {
 	Status int `json:"status,omitempty"`
 	// Untrusted is true if the server's certificate is not trusted (TLS): another attempt would fail in the same way.
 	Untrusted bool `json:"untrusted,omitempty"`
-	// Final is true if another attempt would soon fail in the same way: a loop of redirects, or a name that does not exist.
+	// Final is true if another attempt would soon fail in the same way: a loop of redirects, or a name that does not
+	// exist.
 	Final bool `json:"final,omitempty"`
 	// Message is for people. It names the attempt and the failure, and holds no secret.
 	Message string `json:"message"`

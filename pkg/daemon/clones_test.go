@@ -47,7 +47,7 @@ func TestDuplicateHostIDIsReplaced(t *testing.T) {
 			assert.NotEqual(t, d.Status().Host.ID, clone.Status().Host.ID)
 			soon(t, s.Addrs()["admin"], func(c *assert.CollectT, status api.Status) {
 				assert.Equal(c, 2, status.Hosts)
-				if assert.Len(c, status.RefusedHosts, 1, "the owner tells of it") {
+				if assert.Len(c, status.RefusedHosts, 1, "the owner reports the refusal") {
 					assert.Equal(c, d.Status().Host.ID, status.RefusedHosts[0].ID)
 					assert.Contains(c, status.RefusedHosts[0].Reason, d.Addrs()["peer"])
 				}

@@ -103,7 +103,8 @@ func frontOver(t *testing.T, allow bool, quota int64) (*files, *httptest.Server,
 	signer, err := identity.NewSigner(id)
 	require.NoError(t, err)
 	engine := peer.New(peer.Config{
-		Host: host.Host{ID: id.HostID()}, Store: memstore.New(memstore.Config{Quota: quota}), Announcer: alone{}, Origin: client,
+		Host: host.Host{ID: id.HostID()}, Store: memstore.New(memstore.Config{Quota: quota}),
+		Announcer: alone{}, Origin: client,
 		Signer: signer, Verifier: identity.NewVerifier(id),
 		SpoolDir: t.TempDir(),
 	})

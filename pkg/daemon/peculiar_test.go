@@ -67,8 +67,8 @@ func trust(t *testing.T, cfg *config.Dfdaemon, r *registrytest.Registry) {
 	cfg.Upstreams[0].CA, cfg.Upstreams[0].PlainHTTP = file, false
 }
 
-// What a registry refuses once it may have a moment later: its next client asks it again. Its error of one
-// attempt is told to nobody.
+// A registry may have a moment later what it refuses now, so the next client's request goes to it again. No client
+// receives an error that the registry sends for one attempt only.
 func TestARefusalIsNotRemembered(t *testing.T) {
 	for _, c := range []struct{ status, times, refused int }{
 		{401, 2, 401}, {403, 2, 403}, {404, 1, 404}, {500, 1, 200}, // a 401 may be of another client's login

@@ -154,8 +154,8 @@ func (x *exam) daemon(context.Context) []Finding {
 	}
 	out := []Finding{f}
 	if x.Adopted {
-		out = append(out, Finding{OK, "daemon", "its registries and its mirror are checked, without its own logins: pass its " +
-			"--config or its flags to check those, too", ""})
+		out = append(out, Finding{OK, "daemon", "its registries and its mirror are checked, without its own logins: " +
+			"pass its --config or its flags to check those, too", ""})
 	}
 	if s.Version != version.Current() {
 		out = append(out, Finding{Warn, "daemon",

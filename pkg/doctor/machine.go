@@ -93,8 +93,8 @@ func (x *exam) loginless(c clientconf.Client) []Finding {
 	if len(hosts) == 0 {
 		return nil
 	}
-	return []Finding{{OK, "client " + string(c), "gives a mirror no login, so private images of " + strings.Join(hosts, ", ") +
-		" come from the registry itself, past the cluster", "if you pull such images, give this node and the supernodes a " +
+	return []Finding{{OK, "client " + string(c), "gives a mirror no login, so private images of " +
+		strings.Join(hosts, ", ") + " come from the registry itself, past the cluster", "if you pull such images, give this node and the supernodes a " +
 		"login: dockerConfig, or username and passwordFile, of the upstream"}}
 }
 

@@ -129,8 +129,8 @@ func newFiles(cfg Config) (*httporigin.Origin, error) {
 // begin to time out there.
 const registryStall = 10 * time.Second
 
-// firstByte is the default of `firstByte` of an upstream: proxies that scan a blob or fetch it from elsewhere took up to
-// 400 s.
+// firstByte is the default of `firstByte` of an upstream: proxies that scan a blob or fetch it from elsewhere took up
+// to 400 s.
 const firstByte = 10 * time.Minute
 
 // common returns the settings of every origin.

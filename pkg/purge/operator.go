@@ -35,8 +35,8 @@ func ParseTarget(name string) (task.ID, error) {
 	case digest != name, algorithm == "sha256", algorithm == "sha512", algorithm == "file":
 		return "", fmt.Errorf("%w; write sha256: and 64 lower-case hex digits", err)
 	}
-	return "", fmt.Errorf("%w; a tag names another image when it moves, so purge takes the digest of a manifest or layer: "+
-		"write %s@sha256:…, for example as \"docker buildx imagetools inspect\" or \"crane digest\" print it", err,
+	return "", fmt.Errorf("%w; a tag names another image when it moves, so purge takes the digest of a manifest or "+
+		"layer: write %s@sha256:…, for example as \"docker buildx imagetools inspect\" or \"crane digest\" print it", err,
 		strings.TrimSuffix(name, tagOf(name)))
 }
 

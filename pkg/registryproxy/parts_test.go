@@ -35,8 +35,9 @@ func TestSeveralRangesAreParts(t *testing.T) {
 		manyWant = append(manyWant, oci.Window{Offset: 1000 * i, Length: 301})
 	}
 	for asked, want := range map[string][]oci.Window{
-		"bytes=5-6,8-9":                {{Offset: 5, Length: 2}, {Offset: 8, Length: 2}},
-		"bytes=-10,0-0,50000-59999":    {{Offset: 99_990, Length: 10}, {Offset: 0, Length: 1}, {Offset: 50_000, Length: 10_000}},
+		"bytes=5-6,8-9": {{Offset: 5, Length: 2}, {Offset: 8, Length: 2}},
+		"bytes=-10,0-0,50000-59999": {{Offset: 99_990, Length: 10}, {Offset: 0, Length: 1},
+			{Offset: 50_000, Length: 10_000}},
 		"bytes=0-69999,200000-,99999-": {{Offset: 0, Length: 70_000}, {Offset: 99_999, Length: 1}},
 		many:                           manyWant,
 	} {
