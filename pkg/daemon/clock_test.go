@@ -58,7 +58,7 @@ type clocked struct {
 
 func newClocked(t *testing.T, layers ...int64) *clocked {
 	c := &clocked{registry: registrytest.Start(t, registrytest.Config{}),
-		told:   counted{words: []string{"level=WARN", "this host's clock says", "that of owner", "NTP"}},
+		told:   counted{words: []string{"level=WARN", "too far from its own", "this host's clock says", "NTP"}},
 		differ: counted{words: []string{"level=WARN", "clocks differ", "NTP"}}}
 	c.image = image(t, c.registry, layers...)
 	var top config.Supernode
@@ -129,7 +129,8 @@ func TestClockJumpsDuringPulls(t *testing.T) {
 				})
 				// The log line follows a moment after the response.
 				assert.Eventually(t, func() bool { return c.told.n.Load() > 0 }, time.Minute, 10*time.Millisecond)
-				assert.EqualValues(t, 1, c.told.n.Load(), "one line names both clocks and the way out")
+				assert.LessOrEqual(t, c.told.n.Load(), int32(2), "one line names both clocks and the remedy; a second one "+
+					"follows if the owner has answered a request from before the jump in between")
 				want := map[int]int{0: 0, 2: 1}[i]
 				soon(t, c.super.Addrs()["admin"], func(a *assert.CollectT, s api.Status) {
 					assert.Equal(a, want, s.Hosts, "no host gets an unreachable neighbour")
