@@ -42,7 +42,7 @@ func (r *Resolver) askOwner(ctx context.Context, l Lookup, age time.Duration) (o
 		return reply{}, false, nil
 	}
 	out.at = time.Now().Add(-time.Duration(min(a.AgeMillis, ageMax.Milliseconds())) * time.Millisecond)
-	out.Grant = Grant{ID: id, Length: a.Length, MediaType: a.MediaType}
+	out.Grant = Grant{ID: id, Length: a.Length, MediaType: a.MediaType, Doubted: a.Doubted}
 	if a.Yours {
 		if a.DateSeconds > 0 {
 			out.date = time.Unix(a.DateSeconds, 0)
@@ -120,7 +120,7 @@ func wireReply(l Lookup, r reply, err error) api.LookupReply {
 	case err != nil:
 		out.Unreached = fmt.Sprintf("%.1000s", err)
 	default:
-		out.Digest, out.Length, out.MediaType = r.ID, r.Length, r.MediaType
+		out.Digest, out.Length, out.MediaType, out.Doubted = r.ID, r.Length, r.MediaType, r.Doubted
 		out.Yours = r.subject == l.subject()
 		out.AgeMillis = max(0, time.Since(r.at).Milliseconds())
 		if !r.date.IsZero() {

@@ -22,6 +22,8 @@ const (
 	wholeMax = 64 << 10
 	// sampleLength is the length of the window of a larger blob that is compared, in bytes.
 	sampleLength = 4 << 10
+	// doubtedWithin is how far from the beginning of a blob the window of a listed registry lies, in bytes.
+	doubtedWithin = 1 << 20
 	// ownedMax bounds the remembered ownership proofs. A forgotten one costs one small GET.
 	ownedMax = 8 << 10
 )
@@ -37,8 +39,9 @@ func (e *OwnershipError) Error() string {
 // ProveOwnership makes a registry that the operator did not list show that it has a blob, by a random
 // window of it: else its consent to a digest would open what another registry keeps private. length is
 // the blob's, and read returns a window of it from the store. A registry that has shown a blob need
-// not show it again while a grant lives. With doubted, a listed registry shows the blob's first bytes: its
-// HEAD stated another length, so perhaps it consents to every digest. The error is an *[OwnershipError], an
+// not show it again while a grant lives. With doubted, a listed registry shows a window near the blob's
+// beginning too: its HEAD stated another length, so perhaps it consents to every digest, or its consent was
+// not encrypted, so perhaps it is another's. The error is an *[OwnershipError], an
 // *[UnreachableError], or that of read.
 func (r *Resolver) ProveOwnership(
 	ctx context.Context, l Lookup, length int64, doubted bool, read func(oci.Window) ([]byte, error),
@@ -51,12 +54,12 @@ func (r *Resolver) ProveOwnership(
 	if length == 0 || trusted && !doubted || r.owned.has(key, time.Now()) {
 		return nil
 	}
-	w := oci.Window{Length: length}
-	switch {
-	case trusted:
-		w.Length = min(length, sampleLength) // the first bytes: the client waits for them anyway
-	case length > wholeMax:
-		w = oci.Window{Offset: rand.Int64N(length - sampleLength + 1), Length: sampleLength}
+	w, within := oci.Window{Length: length}, length
+	if trusted {
+		within = min(length, doubtedWithin) // a client waits for it
+	}
+	if within > wholeMax {
+		w = oci.Window{Offset: rand.Int64N(within - sampleLength + 1), Length: sampleLength}
 	}
 	theirs, err := r.getWindow(ctx, l, w, length)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/source/httporigin"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -62,7 +63,7 @@ func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, erro
 		}
 		return unchanged(res, known), nil
 	}
-	out := reply{Grant: Grant{ID: l.ID, MediaType: typeOf(res), date: dateOf(res)}}
+	out := reply{Grant: Grant{ID: l.ID, MediaType: typeOf(res), date: dateOf(res), Doubted: httporigin.Unencrypted(res)}}
 	if res.Header.Get("Content-Encoding") == "" {
 		out.Length = max(res.ContentLength, 0)
 	}
@@ -96,7 +97,7 @@ func (r *Resolver) getFirstByte(ctx context.Context, l Lookup) (reply, error) {
 		return reply{}, err
 	}
 	defer res.Body.Close()
-	out := reply{Grant: Grant{ID: l.ID, date: dateOf(res)}}
+	out := reply{Grant: Grant{ID: l.ID, date: dateOf(res), Doubted: httporigin.Unencrypted(res)}}
 	contentRange := res.Header.Get("Content-Range")
 	switch {
 	case res.StatusCode == http.StatusRequestedRangeNotSatisfiable && contentRange == oci.UnsatisfiedRange(0):

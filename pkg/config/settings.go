@@ -337,6 +337,7 @@ type Origins struct {
 	//     it; default 10m. A proxy that scans blobs needs minutes; a registry that hangs keeps clients as long
 	//   - allowPrivateRealm: true if the registry's token service has a private IP address that is not the
 	//     registry's own
+	//   - forbidPlainRedirects: true to refuse blobs that an HTTPS registry redirects to plain HTTP
 	Upstreams []Upstream `yaml:"upstreams" default:"docker.io,ghcr.io,quay.io,gcr.io,registry.k8s.io,mcr.microsoft.com,public.ecr.aws" reload:"yes"`
 	// AllowUnlisted lets clients pull from registries that upstreams does not list. Every client of the mirror can
 	// then make this node connect to any host, including hosts of your internal network.
@@ -373,6 +374,9 @@ type Upstream struct {
 	// AllowPrivateRealm allows a token service at a private IP address that is not the registry's own. Without it a
 	// registry cannot make this node connect to such an address.
 	AllowPrivateRealm bool `yaml:"allowPrivateRealm,omitempty"`
+	// ForbidPlainRedirects refuses blobs that an HTTPS registry redirects to plain HTTP. Without it they come: their
+	// digest protects them, and no credentials go there, but everyone on the network path can read them.
+	ForbidPlainRedirects bool `yaml:"forbidPlainRedirects,omitempty"`
 }
 
 // UnmarshalText parses the short form HOST or HOST=URL.

@@ -1,16 +1,21 @@
 package registryproxy_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/pem"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -329,4 +334,53 @@ func TestALongAcceptIsNotRemembered(t *testing.T) {
 	assert.Less(t, heap()-before, int64(tags*len(long)/10))
 	require.Equal(t, 200, ask(p, http.MethodHead, "/v2/app/manifests/v1", "Accept", fmt.Sprint(long, 7)).StatusCode)
 	assert.Empty(t, r.counts(), "and yet it is known")
+}
+
+// A registry redirects blobs to plain HTTP, where somebody on the path consents to every digest. A client without
+// rights gets no blob that the node has from elsewhere.
+func TestAnUnencryptedConsentShowsTheBlob(t *testing.T) {
+	for _, size := range []int{1000, 3 << 20} {
+		secret := blob(size)
+		id := oci.DigestOf(secret)
+		for name, c := range map[string]struct {
+			has    []byte // what the storage sends
+			status int
+		}{
+			"the blob itself": {secret, 200},
+			"other bytes":     {bytes.Repeat([]byte{'x'}, size), 404},
+		} {
+			storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				assert.Empty(t, r.Header.Get("Authorization"))
+				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(c.has))
+			}))
+			t.Cleanup(storage.Close)
+			front := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				http.Redirect(w, r, storage.URL, http.StatusFound)
+			}))
+			t.Cleanup(front.Close)
+			ca := filepath.Join(t.TempDir(), "ca.pem")
+			block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: front.Certificate().Raw})
+			require.NoError(t, os.WriteFile(ca, block, 0o600))
+			for _, forbidden := range []bool{false, true} {
+				host := front.Listener.Addr().String()
+				client, err := registry.New(registry.Config{
+					Upstreams: map[string]registry.Upstream{
+						host: {Proxy: "none", CAFile: ca, ForbidPlainRedirects: forbidden},
+					},
+					HTTP: httporigin.Config{AllowAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
+				})
+				require.NoError(t, err)
+				t.Cleanup(client.CloseIdleConnections)
+				var s swarm
+				s.put(secret, "")
+				p := newMirror(config{Upstream: client, Open: s.Open})
+				res := ask(p, http.MethodGet, "/v2/app/blobs/"+string(id)+"?ns="+host, "Authorization", "Bearer x")
+				if forbidden {
+					refusedAs(t, res, http.StatusBadGateway, "UNAVAILABLE")
+					continue
+				}
+				assert.Equal(t, c.status, res.StatusCode, "%s, %d bytes", name, size)
+			}
+		}
+	}
 }

@@ -312,13 +312,20 @@ func (r *Registry) serve(
 		code := strings.ToUpper(strings.ReplaceAll(http.StatusText(status.Status), " ", ""))
 		writeError(out, status.Status, code, "a fault of the test")
 	case redirect && r.readable(req):
-		u := url.URL{
-			Scheme: r.scheme, Host: r.StorageHost(), Path: "/storage/" + o.key(), RawQuery: "signature=" + r.signature,
-		}
-		http.Redirect(out, req, u.String(), http.StatusTemporaryRedirect)
+		http.Redirect(out, req, r.storageURL(o), http.StatusTemporaryRedirect)
 	default:
 		app(out, req)
 	}
+}
+
+// storageURL is an object's signed URL at the storage host.
+func (r *Registry) storageURL(o object) string {
+	scheme := r.scheme
+	if r.cfg.PlainStorage {
+		scheme = "http"
+	}
+	u := url.URL{Scheme: scheme, Host: r.StorageHost(), Path: "/storage/" + o.key(), RawQuery: "signature=" + r.signature}
+	return u.String()
 }
 
 // readable reports whether the registry would answer a request with 200.

@@ -34,8 +34,18 @@ func Peculiarities() []Peculiar {
 		{"layers labelled x-gzip, no lengths", Config{Peculiarity: labelled("x-gzip", true)}},
 		{"layers labelled zstd", Config{Peculiarity: labelled("zstd", false)}},
 		{"manifests encoded by gzip, no digests", Config{Peculiarity: packedManifests}},
+		{"blobs from https to http", Config{TLS: true, PlainStorage: true, Peculiarity: redirected}},
 		{"only HTTP/2", Config{TLS: true, HTTP2: true}},
 	}
+}
+
+// redirected redirects blobs to the storage host, as [ActRedirect] does.
+func redirected(r *Registry, w http.ResponseWriter, req *http.Request, next http.HandlerFunc) {
+	if o, ok := parsePath(req.URL.Path); ok && o.kind == "blobs" && r.readable(req) {
+		http.Redirect(w, req, r.storageURL(o), http.StatusTemporaryRedirect)
+		return
+	}
+	next(w, req)
 }
 
 // noHead refuses every HEAD of an object with a status and an empty body.

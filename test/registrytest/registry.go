@@ -82,6 +82,8 @@ type Config struct {
 	ClientCert bool
 	// StorageAddr is the address of the host to which [ActRedirect] redirects; empty is "127.0.0.1:0".
 	StorageAddr string
+	// PlainStorage serves that host by HTTP, also with TLS.
+	PlainStorage bool
 	// Peculiarity changes the registry's answers; nil for distribution's own. See [Peculiarities].
 	Peculiarity Peculiarity
 }
@@ -239,7 +241,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	errs := make(chan error, len(servers))
 	for i, l := range []net.Listener{r.main, r.storage} {
 		l = &countingListener{Listener: l, registry: r}
-		if r.ca != nil {
+		if r.ca != nil && !(r.cfg.PlainStorage && i == 1) {
 			l = tls.NewListener(l, r.ca.serverConfig(r.cfg))
 		}
 		go func() { errs <- servers[i].Serve(l) }()

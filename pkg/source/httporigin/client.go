@@ -376,6 +376,9 @@ type Request struct {
 	// RoundTripper sends requests to the URL's own host, for instance with a token; nil for the client's
 	// transport.
 	RoundTripper http.RoundTripper
+	// AllowPlain follows a redirect from https to http, for bytes that a digest protects. Everyone on the network
+	// path can then read them; see [Unencrypted].
+	AllowPlain bool
 }
 
 // crossHostHeaders are the headers that a redirect carries to another host: they hold no secret.
@@ -423,12 +426,15 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 		}
 		next, err := at.Parse(location)
 		c.drain(res)
+		if err == nil && at.Scheme == "https" && next.Scheme == "http" && strings.EqualFold(next.Host, at.Host) {
+			next.Scheme = "https" // a server that does not know of the proxy that encrypts for it
+		}
 		switch {
 		case err != nil:
 			return nil, fail(at, &RedirectError{fmt.Sprintf("%d with an unreadable Location", res.StatusCode)})
 		case hop >= c.cfg.RedirectsMax:
 			return nil, fail(at, &RedirectError{fmt.Sprintf("more than %d redirects", c.cfg.RedirectsMax)})
-		case at.Scheme == "https" && next.Scheme != "https":
+		case at.Scheme == "https" && next.Scheme == "http" && !r.AllowPlain:
 			return nil, fail(at,
 				&RedirectError{fmt.Sprintf("redirect to %s, which is not encrypted", secret.PrintableURL(next))})
 		case next.Scheme != "http" && next.Scheme != "https" || next.Host == "":
@@ -454,7 +460,7 @@ func (c *Client) newRequest(
 	}).WithContext(ctx)
 	var rt http.RoundTripper = c.transport
 	if foreign {
-		req = req.WithContext(context.WithValue(ctx, crossedHosts{}, true))
+		req = req.WithContext(context.WithValue(ctx, crossedHosts{}, r.URL.Scheme))
 		for _, k := range crossHostHeaders {
 			if v := r.Header.Values(k); len(v) > 0 {
 				req.Header[k] = v
@@ -483,7 +489,14 @@ func (c *Client) newRequest(
 // CrossedHosts reports whether a redirect led the request of an answer to another host.
 func CrossedHosts(res *http.Response) bool { return res.Request.Context().Value(crossedHosts{}) != nil }
 
-// crossedHosts is the context key of such a request.
+// Unencrypted reports whether a redirect led the request of an answer from https to http: anyone on the network path
+// may have written the answer.
+func Unencrypted(res *http.Response) bool {
+	return res.Request != nil && res.Request.URL.Scheme == "http" &&
+		res.Request.Context().Value(crossedHosts{}) == "https"
+}
+
+// crossedHosts is the context key of such a request; its value is the scheme of the first URL.
 type crossedHosts struct{}
 
 // Ask is Do with a body that ends in an error if the origin falls silent.

@@ -493,3 +493,29 @@ func TestShareIsConfirmed(t *testing.T) {
 	var changed *source.ChangedError
 	require.ErrorAs(t, err, &changed, "the version of the rest is unknown")
 }
+
+// A server behind a proxy that encrypts for it names its own places by http.
+func TestARedirectToTheSameHostStaysEncrypted(t *testing.T) {
+	var s *httptest.Server
+	s = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/there" {
+			http.Redirect(w, r, "http://"+s.Listener.Addr().String()+"/there", http.StatusFound)
+			return
+		}
+		assert.Equal(t, "Bearer own", r.Header.Get("Authorization"))
+		_, _ = io.WriteString(w, "content")
+	}))
+	t.Cleanup(s.Close)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
+	require.NoError(t, os.WriteFile(ca, block, 0o600))
+	o := origin(t, func(c *httporigin.Config) { c.CAFile = ca })
+	spec := file(s.URL + "/here")
+	spec.Authorization = "Bearer own"
+	res, err := o.Open(t.Context(), spec, 0)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	assert.Equal(t, "content", string(b))
+}

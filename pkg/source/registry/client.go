@@ -112,6 +112,7 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 		if get.Length == 0 {
 			get.Length, get.Guessed = spec.Hint, true
 		}
+		get.AllowPlain = spec.Kind == task.Blob && !u.ForbidPlainRedirects
 		get.Raw = func(resumed bool) bool { return spec.Kind == task.Blob && c.isLabel(id, resumed) }
 		if spec.Authorization.IsZero() {
 			var err error
@@ -234,7 +235,10 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 		bare = !has
 	}
 	err = c.each(ctx, u, func(base *url.URL) error {
-		req := httporigin.Request{Method: q.Method, URL: at(base, q.Path, q.Query), Header: header}
+		req := httporigin.Request{
+			Method: q.Method, URL: at(base, q.Path, q.Query), Header: header,
+			AllowPlain: strings.Contains(q.Path, "/blobs/") && !u.ForbidPlainRedirects,
+		}
 		if header.Get("Authorization") == "" && (q.Anonymous || !bare) {
 			var err error
 			if req.RoundTripper, err = c.login(ctx, u, base, repositoryOf(q.Path), bare); err != nil {

@@ -72,6 +72,9 @@ type Upstream struct {
 	// AllowPrivateRealm allows a token service at a private IP address that is not the registry's own.
 	// Without it a registry cannot make this node ask such an address.
 	AllowPrivateRealm bool
+	// ForbidPlainRedirects refuses blobs that the registry redirects from https to http. They match their digest
+	// and no credentials go there, but everyone on the network path can read them.
+	ForbidPlainRedirects bool
 }
 
 func (u Upstream) hasCredentials() bool {
