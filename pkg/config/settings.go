@@ -323,7 +323,9 @@ type Origins struct {
 	// Keys of an entry:
 	//
 	//   - host: the registry as image names write it, with its port
-	//   - urls: base URLs, tried in order; default https://HOST
+	//   - urls: base URLs, tried in order; default https://HOST. A path goes before the repository
+	//     (https://harbor.test/hub-cache); with a part v2 it is taken as it is
+	//     (https://jfrog.test/artifactory/api/docker/hub/v2)
 	//   - ca: PEM file with certificates to trust in addition to the system's
 	//   - clientCert, clientKey: PEM files for registries that require a client certificate
 	//   - plainHTTP: true for HTTP

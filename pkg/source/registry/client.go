@@ -308,12 +308,23 @@ func repositoryOf(p string) string {
 	return ""
 }
 
-// at is the URL of a path of the distribution API at one of an upstream's URLs, whose own path goes before
-// the repository.
+// rootOf is where one of an upstream's URLs has the distribution API, and what goes there before the repository:
+// "https://harbor.test/hub-cache" means /v2/hub-cache/REPOSITORY. A path with a part v2 is taken as it is, as with
+// containerd's override_path: "https://jfrog.test/artifactory/api/docker/hub/v2" has the API there.
+func rootOf(base *url.URL) (root, project string) {
+	parts := strings.Split(base.Path, "/")
+	if i := slices.Index(parts, "v2"); i >= 0 {
+		return "/" + strings.Join(parts[:i+1], "/") + "/", strings.Join(parts[i+1:], "/")
+	}
+	return "/v2/", base.Path
+}
+
+// at is the URL of a path of the distribution API at one of an upstream's URLs.
 func at(base *url.URL, p, query string) *url.URL {
-	out := &url.URL{Scheme: base.Scheme, Host: base.Host, Path: p, RawQuery: query}
-	if base.Path != "" && p != "/v2/" {
-		out.Path = "/v2/" + base.Path + "/" + strings.TrimPrefix(p, "/v2/")
+	root, project := rootOf(base)
+	out := &url.URL{Scheme: base.Scheme, Host: base.Host, Path: root + strings.TrimPrefix(p, "/v2/"), RawQuery: query}
+	if project != "" && p != "/v2/" {
+		out.Path = root + project + "/" + strings.TrimPrefix(p, "/v2/")
 	}
 	return out
 }
@@ -331,7 +342,11 @@ func trimBase(base *url.URL, link string) string {
 		if err != nil {
 			return s
 		}
-		if rest, ok := strings.CutPrefix(u.Path, "/v2/"+base.Path+"/"); ok {
+		root, project := rootOf(base)
+		if project != "" {
+			root += project + "/"
+		}
+		if rest, ok := strings.CutPrefix(u.Path, root); ok {
 			u.Path, u.RawPath = "/v2/"+rest, ""
 		}
 		return "<" + u.String() + ">"

@@ -44,7 +44,8 @@ type Config struct {
 type Upstream struct {
 	// URLs are addresses of the same registry, tried in order: the next one if there is no usable reply, or
 	// a 502, 503 or 504. Credentials go to each of them. A path goes before the repository
-	// ("https://harbor.test/hub-cache" for a proxy project). Empty means the upstream's own name.
+	// ("https://harbor.test/hub-cache" for a proxy project); with a part v2 it is taken as it is
+	// ("https://jfrog.test/artifactory/api/docker/hub/v2"). Empty means the upstream's own name.
 	URLs []string
 	// PlainHTTP speaks HTTP if URLs is empty: everyone on the network path can then read blobs and
 	// credentials.

@@ -41,8 +41,8 @@ type sessionKey struct {
 }
 
 func keyOf(u *upstream, base *url.URL, repository string, bare bool) sessionKey {
-	if base.Path != "" && repository != "" {
-		repository = base.Path + "/" + repository
+	if _, project := rootOf(base); project != "" && repository != "" {
+		repository = project + "/" + repository
 	}
 	return sessionKey{u.name, base.String(), repository, bare}
 }
@@ -217,6 +217,10 @@ func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	case own:
 		out = c.withScheme(out)
+		if root, _ := rootOf(c.base); out.URL.Path == "/v2/" && root != "/v2/" {
+			out = out.Clone(ctx)
+			out.URL.Path = root // the exchange pings at the host's own root
+		}
 	default:
 		if err := c.checkRealm(out); err != nil {
 			return nil, err

@@ -720,3 +720,41 @@ func TestAHintOfALengthIsOverriddenByTheGET(t *testing.T) {
 	spec.Hint = int64(len(content))
 	require.NoError(t, bring(t, c, spec, 0))
 }
+
+// Artifactory and Nexus have the API of each repository below a path of its own, as containerd's override_path says.
+func TestAPathWithV2IsTakenAsItIs(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: users})
+	spec := blob(t, r, "team/app")
+	const root = "/artifactory/api/docker/hub"
+	var strange []string
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		below, ok := strings.CutPrefix(req.URL.Path, root)
+		if !ok && req.URL.Path != "/token" {
+			strange = append(strange, req.URL.Path)
+			http.NotFound(w, req)
+			return
+		}
+		if ok {
+			req.URL.Path = below
+		}
+		w.Header().Set("Link", `<`+root+`/v2/team/app/tags/list?n=1>; rel="next"`)
+		r.ServeHTTP(w, req)
+	}))
+	t.Cleanup(front.Close)
+	for path, repository := range map[string]string{"/v2": "team/app", "/v2/": "team/app", "/v2/team": "app"} {
+		c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{"registry.test": {
+			URLs: []string{front.URL + root + path}, Proxy: "none", Username: "alice", Password: "hunter2",
+		}}})
+		spec.Upstream, spec.Repository = "registry.test", repository
+		require.NoError(t, bring(t, c, spec, 0), path)
+		res, _ := ask(t, c, source.RegistryRequest{Upstream: "registry.test", Method: http.MethodHead,
+			Path: "/v2/" + repository + "/blobs/" + string(spec.ID)})
+		assert.Equal(t, http.StatusOK, res.StatusCode)
+		if repository == "team/app" {
+			assert.Equal(t, `</v2/team/app/tags/list?n=1>; rel="next"`, res.Header.Get("Link"))
+		}
+		res, _ = ask(t, c, source.RegistryRequest{Upstream: "registry.test", Method: http.MethodGet, Path: "/v2/"})
+		assert.Equal(t, http.StatusOK, res.StatusCode, "the version check")
+	}
+	assert.Empty(t, strange)
+}
