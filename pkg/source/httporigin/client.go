@@ -207,6 +207,9 @@ func proxyFunc(setting secret.String) (func(*url.URL) (*url.URL, error), error) 
 // CloseIdleConnections closes the connections that no request uses.
 func (c *Client) CloseIdleConnections() { c.transport.closeIdle() }
 
+// UserAgent is the User-Agent of requests that have none.
+func (c *Client) UserAgent() string { return c.cfg.UserAgent }
+
 // Transport returns the client's own transport, for a [Request.RoundTripper] to wrap. It checks addresses but
 // follows no redirects.
 func (c *Client) Transport() http.RoundTripper { return c.transport }

@@ -88,7 +88,8 @@ func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, reposito
 	if key.repository != "" {
 		scopes = []string{"repository:" + key.repository + ":" + transport.PullScope}
 	}
-	guarded := &control{base: base, inner: u.client.Transport(), privateRealm: u.AllowPrivateRealm, realms: u.Realms}
+	guarded := &control{base: base, inner: u.client.Transport(), privateRealm: u.AllowPrivateRealm, realms: u.Realms,
+		userAgent: u.client.UserAgent()}
 	rt, err := transport.NewWithContext(ctx, host, auth, guarded, scopes)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -178,6 +179,8 @@ type control struct {
 	inner        http.RoundTripper
 	privateRealm bool
 	realms       []string
+	// userAgent replaces the exchange's own: some registries serve by agent.
+	userAgent string
 }
 
 // checkRealm refuses to send a credential to a token service that is neither on the registry's own host nor on
@@ -202,6 +205,8 @@ func (c *control) checkRealm(req *http.Request) error {
 const realmPath = "/.private-token-service"
 
 func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
+	req = req.Clone(req.Context())
+	req.Header.Set("User-Agent", c.userAgent)
 	if isCallers(req) {
 		return c.inner.RoundTrip(c.withScheme(req))
 	}

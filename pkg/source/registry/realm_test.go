@@ -216,3 +216,35 @@ func TestALinkOfAProxyProjectNamesTheRepository(t *testing.T) {
 		assert.Equal(t, want, res.Header.Get("Link"))
 	}
 }
+
+func TestEveryRequestHasOneUserAgent(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: users})
+	var mu sync.Mutex
+	agents := map[string]int{}
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		mu.Lock()
+		agents[req.UserAgent()]++
+		mu.Unlock()
+		r.ServeHTTP(w, req)
+	}))
+	t.Cleanup(front.Close)
+	host := front.Listener.Addr().String()
+	cfg := loopback
+	cfg.UserAgent = "darter/v1.2.3"
+	for _, u := range []registry.Upstream{{}, {Username: "alice", Password: "hunter2"}} {
+		u.PlainHTTP, u.Proxy = true, "none"
+		c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: u}, HTTP: cfg})
+		spec := blob(t, r, "public/app")
+		if u.Username != "" {
+			spec = blob(t, r, "team/app")
+		}
+		spec.Upstream = host
+		require.NoError(t, bring(t, c, spec, 0))
+		r.RevokeTokens()
+		res, _ := ask(t, c, source.RegistryRequest{Upstream: host, Method: http.MethodHead, Anonymous: true,
+			Path: "/v2/" + spec.Repository + "/blobs/" + string(spec.ID)})
+		assert.Equal(t, http.StatusOK, res.StatusCode)
+	}
+	require.Len(t, agents, 1, "%v", agents)
+	assert.Positive(t, agents["darter/v1.2.3"])
+}
