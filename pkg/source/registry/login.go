@@ -89,7 +89,7 @@ func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, reposito
 		scopes = []string{"repository:" + key.repository + ":" + transport.PullScope}
 	}
 	guarded := &control{base: base, inner: u.client.Transport(), privateRealm: u.AllowPrivateRealm, realms: u.Realms,
-		userAgent: u.client.UserAgent()}
+		bare: bare, userAgent: u.client.UserAgent()}
 	rt, err := transport.NewWithContext(ctx, host, auth, guarded, scopes)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -179,6 +179,8 @@ type control struct {
 	inner        http.RoundTripper
 	privateRealm bool
 	realms       []string
+	// bare says that the exchange has no credential: then the token service may be one of plain HTTP.
+	bare bool
 	// userAgent replaces the exchange's own: some registries serve by agent.
 	userAgent string
 }
@@ -215,7 +217,7 @@ func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
 	defer cancel()
 	out := req.WithContext(ctx)
 	switch {
-	case own && c.privateRealm && req.URL.Path == realmPath:
+	case own && (c.privateRealm || c.bare) && req.URL.Path == realmPath:
 		var err error
 		if out, err = c.toRealm(out); err != nil {
 			return nil, err
@@ -244,7 +246,7 @@ func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("the response of %s is larger than %d bytes", secret.PrintableURL(out.URL), controlMax)
 	}
 	res.Body = io.NopCloser(bytes.NewReader(b))
-	if own && c.privateRealm && req.URL.Path == "/v2/" {
+	if own && req.URL.Path == "/v2/" {
 		for i, v := range res.Header.Values("Www-Authenticate") {
 			res.Header["Www-Authenticate"][i] = c.hideRealm(v)
 		}
@@ -264,16 +266,26 @@ func (c *control) withScheme(req *http.Request) *http.Request {
 
 var realmRegexp = regexp.MustCompile(`(?i)(realm=")([^"]*)(")`)
 
-// hideRealm writes a private token service as a path of the registry. It leaves out one that is less
-// encrypted than the registry, which stays refused.
+// hideRealm writes a token service that the exchange would refuse as a path of the registry: a private one where
+// the operator allows it, and for a registry of HTTPS one of plain HTTP where there is no credential to send. A
+// service on the registry's own host is asked by HTTPS: a registry does not know of the proxy that encrypts for it.
 func (c *control) hideRealm(challenge string) string {
 	return realmRegexp.ReplaceAllStringFunc(challenge, func(found string) string {
 		realm, err := url.Parse(realmRegexp.FindStringSubmatch(found)[2])
-		if err != nil || realm.Host == c.base.Host || (realm.Scheme != "https" && realm.Scheme != c.base.Scheme) {
+		if err != nil {
 			return found
 		}
-		if addr, err := netip.ParseAddr(strings.Trim(realm.Hostname(), "[]")); err != nil ||
-			!(addr.IsPrivate() || addr.IsLoopback()) {
+		plain := realm.Scheme == "http" && c.base.Scheme == "https"
+		if plain && (realm.Host == c.base.Host || realm.Port() == "" && strings.EqualFold(realm.Hostname(), c.base.Hostname())) {
+			realm.Scheme, realm.Host = c.base.Scheme, c.base.Host
+			return `realm="` + realm.String() + `"`
+		}
+		if realm.Host == c.base.Host || (realm.Scheme != "https" && realm.Scheme != c.base.Scheme && !plain) {
+			return found
+		}
+		addr, err := netip.ParseAddr(strings.Trim(realm.Hostname(), "[]"))
+		private := err == nil && (addr.IsPrivate() || addr.IsLoopback())
+		if private && !c.privateRealm || plain && !c.bare || !private && !plain {
 			return found
 		}
 		query := url.Values{"realm": {realm.String()}}.Encode()
@@ -286,7 +298,8 @@ func (c *control) hideRealm(challenge string) string {
 func (c *control) toRealm(req *http.Request) (*http.Request, error) {
 	query := req.URL.Query()
 	realm, err := url.Parse(query.Get("realm"))
-	if err != nil || realm.Host == "" || net.ParseIP(realm.Hostname()) == nil {
+	if err != nil || realm.Host == "" || net.ParseIP(realm.Hostname()) != nil && !c.privateRealm ||
+		net.ParseIP(realm.Hostname()) == nil && !c.bare {
 		return nil, errors.New("the request holds no address of a token service")
 	}
 	query.Del("realm")

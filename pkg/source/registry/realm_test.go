@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/pem"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -247,4 +249,56 @@ func TestEveryRequestHasOneUserAgent(t *testing.T) {
 	}
 	require.Len(t, agents, 1, "%v", agents)
 	assert.Positive(t, agents["darter/v1.2.3"])
+}
+
+// A registry of HTTPS names a token service of plain HTTP: on its own host, since it does not know of the proxy that
+// encrypts for it, or on another one. No credential goes over plain HTTP.
+func TestARealmOfPlainHTTP(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: users})
+	team, public := blob(t, r, "team/app"), blob(t, r, "public/app")
+	var plainAsked, leaks atomic.Int64
+	plain := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		plainAsked.Add(1)
+		if req.Header.Get("Authorization") != "" || req.Method != http.MethodGet {
+			leaks.Add(1)
+		}
+		r.ServeHTTP(w, req)
+	}))
+	t.Cleanup(plain.Close)
+	other := strings.Replace(plain.URL, "127.0.0.1", "localhost", 1)
+	realm := ""
+	front := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		r.ServeHTTP(rewriter{w, realm}, req)
+	}))
+	t.Cleanup(front.Close)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: front.Certificate().Raw})
+	require.NoError(t, os.WriteFile(ca, block, 0o600))
+	host := front.Listener.Addr().String()
+	team.Upstream, public.Upstream = host, host
+	for _, c := range []struct {
+		realm       string
+		credentials bool
+		ok          bool
+		plain       int64
+	}{
+		{"http://" + host + "/token", true, true, 0},
+		{"http://" + host + "/token", false, true, 0},
+		{other + "/token", false, true, 1},
+		{other + "/token", true, false, 0},
+		{plain.URL + "/token", false, false, 0}, // a private address needs the operator's setting
+		{"https://" + host + "/.private-token-service?realm=" + url.QueryEscape(plain.URL+"/token"), false, false, 0},
+	} {
+		realm = c.realm
+		plainAsked.Store(0)
+		u := registry.Upstream{Proxy: "none", CAFile: ca}
+		spec := public
+		if c.credentials {
+			u.Username, u.Password, u.Realms, spec = "alice", "hunter2", []string{"localhost"}, team
+		}
+		err := bring(t, client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: u}, HTTP: loopback}), spec, 0)
+		assert.Equal(t, c.ok, err == nil, "%s, credentials %t: %v", c.realm, c.credentials, err)
+		assert.Equal(t, c.plain, plainAsked.Load(), "%s, credentials %t", c.realm, c.credentials)
+	}
+	assert.Zero(t, leaks.Load())
 }
