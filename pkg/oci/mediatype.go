@@ -33,6 +33,15 @@ func NamesContent(mediaType string) bool {
 	return err == nil && base != MediaTypeBlob
 }
 
+// mediaTypeSigned is that of a signed manifest (Docker image manifest version 2, schema 1).
+const mediaTypeSigned = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+
+// Signed reports whether a manifest of a media type is signed: its digest is that of its payload, and not of its bytes.
+func Signed(mediaType string) bool {
+	base, _, err := mime.ParseMediaType(mediaType)
+	return err == nil && base == mediaTypeSigned
+}
+
 // SniffManifest derives the media type of a manifest from its "mediaType" or else its fields, for
 // registries that send none. It is empty if the text is no manifest.
 func SniffManifest(content []byte) string {
@@ -54,7 +63,7 @@ func SniffManifest(content []byte) string {
 	case m.Config != nil:
 		return MediaTypeManifest
 	case m.SchemaVersion == 1 && m.FSLayers != nil:
-		return "application/vnd.docker.distribution.manifest.v1+prettyjws"
+		return mediaTypeSigned
 	}
 	return ""
 }

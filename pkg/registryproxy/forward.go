@@ -24,7 +24,7 @@ var forwardedHeaders = []string{
 
 var linkTarget = regexp.MustCompile(`<[^<>]*>`)
 
-// forward forwards a request that asks for no blob or manifest: a ping, a list of tags, referrers. A 404
+// forward forwards a request that the swarm cannot answer: a ping, a list of tags, referrers, a signed manifest. A 404
 // to referrers stays one: clients then look for the referrers' tag (OCI distribution-spec, "Unavailable
 // Referrers API").
 func (req *request) forward() *apiError {

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/piece"
@@ -909,4 +910,38 @@ func TestErrorsAreInTheRegistrysWords(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The digest of a signed manifest of schema 1 is that of its payload. The client compares it so; the swarm cannot.
+func TestASignedManifestIsPassedOn(t *testing.T) {
+	const mediaType = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+	signed := []byte(`{"schemaVersion":1,"fsLayers":[],"signatures":[]}`)
+	payload := oci.DigestOf([]byte(`{"schemaVersion":1,"fsLayers":[]}`))
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {
+		if q.Header.Get("Authorization") != "Bearer mine" {
+			w.Header().Set("WWW-Authenticate", "Basic realm=r")
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		w.Header().Set("Content-Type", mediaType)
+		w.Header().Set("Docker-Content-Digest", string(payload))
+		w.Header().Set("Content-Length", fmt.Sprint(len(signed)))
+		w.Write(signed)
+	}}
+	var s swarm
+	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test", Policy: access.Policy{TagLife: time.Hour}})
+	for _, reference := range []string{"v1", string(payload), "v1"} {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			res := ask(p, method, "/v2/app/manifests/"+reference, "Authorization", "Bearer mine")
+			require.Equal(t, 200, res.StatusCode)
+			assert.Equal(t, mediaType, res.Header.Get("Content-Type"))
+			assert.Equal(t, string(payload), res.Header.Get("Docker-Content-Digest"))
+			if method == http.MethodGet {
+				assert.Equal(t, string(signed), body(t, res))
+			}
+		}
+		refused := ask(p, http.MethodGet, "/v2/app/manifests/"+reference, "Authorization", "Bearer other")
+		assert.Equal(t, 401, refused.StatusCode)
+	}
+	assert.Empty(t, s.opened)
 }
