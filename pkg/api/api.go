@@ -32,6 +32,7 @@ const (
 	EntriesMax   = 4096     // entries in one announce
 	AnnounceMax  = 16 << 20 // bytes of one announce
 	InlineMax    = 64 << 10 // inline bytes of one assignment
+	WindowsMax   = 16       // windows of one entry
 	FailureMax   = 8 << 10  // bytes of an origin's error body
 	NeighboursIn = 64       // neighbours in one assignment
 	StandbysMax  = 8        // standbys in one response
@@ -89,6 +90,23 @@ type Entry struct {
 	Silent []host.ID `json:"silent,omitempty"`
 	// Need is how many more neighbours the host can use; 0 asks for none.
 	Need int `json:"need,omitempty"`
+	// Windows are those for which readers on the host wait and that no neighbour has, at most WindowsMax.
+	Windows []Window `json:"windows,omitempty"`
+}
+
+// Window is a part of a task that a reader waits for.
+type Window struct {
+	Offset int64 `json:"offset"` // in bytes
+	Length int64 `json:"length"`
+	// Tail says that the reader takes the task's last piece before the whole is checked.
+	Tail bool `json:"tail,omitempty"`
+}
+
+// Tail is a part of a task's last piece that came from the origin before the whole was checked. A host gives
+// it only to readers that check what they get, and stores it nowhere.
+type Tail struct {
+	Offset int64  `json:"offset"` // in bytes
+	Data   []byte `json:"data"`
 }
 
 // AnnounceResponse answers an AnnounceRequest.
@@ -129,6 +147,8 @@ type Assignment struct {
 	// Proof vouches for Inline, or for a task that is empty. Without it, a host takes only bytes that
 	// match the digest in the task's name; others come on the piece wire.
 	Proof *Proof `json:"proof,omitempty"`
+	// Tail answers a window that asks for it.
+	Tail *Tail `json:"tail,omitempty"`
 	// Failure is the origin's own refusal, when the owner met one a moment ago.
 	Failure *Failure `json:"failure,omitempty"`
 }

@@ -64,6 +64,9 @@ type Config struct {
 	// Seed orders the host's engine to fetch a task from its origin in the background. It returns at once;
 	// the engine reports by SeedMetadata, SeedDone and SeedFailed. It may call the Coordinator.
 	Seed func(spec task.Spec)
+	// Ahead has the host's engine take in for which windows of a task readers on another host wait, and returns
+	// what of the last piece came ahead, or nil. It returns at once. Nil: windows are ignored.
+	Ahead func(id task.ID, windows []api.Window) *api.Tail
 	// Store is the host's piece store; nil: there is none, and no response has inline bytes.
 	Store Store
 	// Owners lists the API addresses of all live owners for the responses; nil: none are listed.
@@ -286,6 +289,12 @@ func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.Announce
 			continue
 		}
 		*a = assignment(e.Task, decided.Assignments[i])
+		if c.cfg.Ahead != nil && len(e.Windows) > 0 && r.Host.ID != c.cfg.Host.ID {
+			if t := c.cfg.Ahead(e.Task, e.Windows); t != nil && len(t.Data) <= inline {
+				a.Tail = t
+				inline -= len(t.Data)
+			}
+		}
 		if a.Failure != nil || e.Event != api.Started && e.Event != api.Starving {
 			continue
 		}

@@ -79,6 +79,9 @@ func checkEntry(e api.Entry) error {
 		return fmt.Errorf("task %s: %d silent neighbours, more than %d",
 			e.Task.Short(), len(e.Silent), api.NeighboursIn)
 	}
+	if len(e.Windows) > api.WindowsMax {
+		return fmt.Errorf("task %s: %d windows, at most %d are taken", e.Task.Short(), len(e.Windows), api.WindowsMax)
+	}
 	if s := e.Spec; s != nil {
 		// A host that wants one task must not make the owner fetch another one.
 		if s.ID != e.Task {

@@ -308,3 +308,7 @@ type content struct{ *peer.Content }
 func (c content) NewReader(ctx context.Context, off, n int64) registryproxy.Reader {
 	return c.Content.NewReader(ctx, off, n)
 }
+
+func (c content) NewPartReader(ctx context.Context, off, n int64) registryproxy.Reader {
+	return c.Content.NewPartReader(ctx, off, n)
+}

@@ -25,6 +25,7 @@ func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 		Host: n.Host, Store: checkedStore{n}, Owners: owners, Purges: n.Purge, Now: n.Clock, Logger: n.Log,
 		ClockRefused: func() { owner.ClockRefused() },
 		Seed:         func(spec task.Spec) { n.Engine.Seed(spec) },
+		Ahead:        func(id task.ID, windows []api.Window) *api.Tail { return n.Engine.Ahead(id, windows) },
 		Observe: func(r api.AnnounceRequest, took time.Duration) {
 			events := make([]string, len(r.Entries))
 			for i, e := range r.Entries {

@@ -36,6 +36,11 @@ func (r *Registries) Open(ctx context.Context, spec task.Spec, offset int64) (*s
 	return r.now.Load().Open(ctx, spec, offset)
 }
 
+// OpenPart implements [source.PartOrigin].
+func (r *Registries) OpenPart(ctx context.Context, spec task.Spec, offset, end int64) (*source.Response, error) {
+	return r.now.Load().OpenPart(ctx, spec, offset, end)
+}
+
 // Do sends a request to a registry; see [registry.Client.Do].
 func (r *Registries) Do(ctx context.Context, q source.RegistryRequest) (*http.Response, error) {
 	return r.now.Load().Do(ctx, q)

@@ -47,6 +47,7 @@ func (d *Download) announce(now time.Time, v policy.View) {
 		entry.Spec = api.NewSpec(spec)
 	}
 	entry.Silent = d.conns.takeSilent()
+	entry.Windows = d.awaitedWindows()
 	d.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(d.ctx, announceTimeout)
 		defer cancel()
@@ -195,6 +196,10 @@ func (d *Download) assigned(now time.Time, ev ownerReplied) {
 		d.setLocal(a.Local)
 	}
 	d.ownerReads = a.Reading
+	if t := a.Tail; t != nil && d.pick != nil {
+		d.tail.put(t.Offset, t.Data)
+		d.progress.signal()
+	}
 	d.policy.Assigned(now, d.view(), a.Seed, ev.leader == owners.Self, ev.leader == owners.Other)
 	for _, n := range a.Neighbours {
 		d.dial(now, n)

@@ -190,6 +190,9 @@ func (o *owner) announce(from *node, e api.Entry) (api.Assignment, error) {
 	} else if !seed.dead.Load() && e.Spec != nil {
 		seed.engine.Seed(e.Spec.Task())
 	}
+	if seed != nil && seed != from && len(e.Windows) > 0 {
+		a.Tail = seed.engine.Ahead(e.Task, e.Windows)
+	}
 	if answer != nil {
 		if err := answer(from, e, &a); err != nil {
 			return api.Assignment{}, err
@@ -216,6 +219,7 @@ type origin struct {
 	opens     []int64
 	sent      atomic.Int64
 	noLength  bool
+	skips     bool         // it ignores the Range
 	hang      int64        // after so many bytes, until its context ends
 	open      atomic.Int64 // bodies
 	// fail is asked before each open, and so is refuse.
@@ -258,7 +262,8 @@ func (o *origin) Open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 		}))
 	}
 	o.open.Add(1)
-	return &source.Response{Body: &countedBody{ctx: ctx, Reader: r, o: o}, Length: length, MediaType: o.mediaType}, nil
+	return &source.Response{Body: &countedBody{ctx: ctx, Reader: r, o: o}, Length: length, MediaType: o.mediaType,
+		Skips: o.skips && offset > 0}, nil
 }
 
 func (o *origin) requests() []int64 {

@@ -52,9 +52,20 @@ func (c *Content) Close() error {
 // NewReader returns a reader of the bytes [off, off+n), cut at the end of the task. The caller closes it before the
 // Content. Cancelling ctx ends its reads.
 func (c *Content) NewReader(ctx context.Context, off, n int64) *Reader {
+	return c.newReader(ctx, off, n, false)
+}
+
+// NewPartReader is NewReader for a caller that compares the bytes with a digest of its own, or puts them
+// together with others and compares those: it may get the last bytes of the content before the whole was
+// checked.
+func (c *Content) NewPartReader(ctx context.Context, off, n int64) *Reader {
+	return c.newReader(ctx, off, n, true)
+}
+
+func (c *Content) newReader(ctx context.Context, off, n int64, early bool) *Reader {
 	length := c.Metadata().Length
 	off = max(0, min(off, length))
-	r := &Reader{d: c.d, spec: &c.spec, ctx: ctx, off: off, end: off + max(0, min(n, length-off))}
+	r := &Reader{d: c.d, spec: &c.spec, ctx: ctx, early: early, off: off, end: off + max(0, min(n, length-off))}
 	r.pos.Store(off)
 	c.d.notify(readerOpened{r})
 	return r
@@ -67,6 +78,7 @@ type Reader struct {
 	spec     *task.Spec
 	ctx      context.Context
 	off, end int64
+	early    bool // it may read the last piece before the whole is verified
 	// pos is the next byte; the download's loop reads it to find the urgent pieces.
 	pos atomic.Int64
 	// block is the last block read, at the offset begin, in buf.
@@ -82,7 +94,7 @@ func (r *Reader) wait(pos int64) error {
 	i := replica.Metadata().Layout().At(pos)
 	for {
 		changed := r.d.progress.wait()
-		if replica.Has(i) {
+		if replica.Has(i) || r.ahead(pos) != nil {
 			return nil
 		}
 		r.d.nudge()
@@ -102,6 +114,9 @@ func (r *Reader) next(pos int64) ([]byte, error) {
 	if err := r.wait(pos); err != nil {
 		return nil, err
 	}
+	if b := r.ahead(pos); b != nil {
+		return b, nil
+	}
 	if pos < r.begin || pos >= r.begin+int64(len(r.block)) {
 		if r.buf == nil {
 			r.buf = r.d.e.buffers.get(blockSize)
@@ -118,6 +133,15 @@ func (r *Reader) next(pos int64) ([]byte, error) {
 		r.begin, r.block = begin, block
 	}
 	return r.block[pos-r.begin : min(int64(len(r.block)), r.end-r.begin)], nil
+}
+
+// ahead returns the bytes from pos on that came of the last piece before the whole was verified, if the reader may
+// have them and the piece is not stored yet.
+func (r *Reader) ahead(pos int64) []byte {
+	if !r.early || r.d.proof.replica.Has(r.d.proof.replica.Metadata().Layout().At(pos)) {
+		return nil
+	}
+	return r.d.tail.get(pos, r.end-pos)
 }
 
 // drop reports a damaged piece and waits for the end of the download, so that a caller that opens the task again starts

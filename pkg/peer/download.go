@@ -71,6 +71,8 @@ type Download struct {
 	intake   intake
 	origin   origin
 	signs    signs
+	asked    asked
+	tail     tail
 	progress broadcast
 	inlining atomic.Bool // bytes that came inside a reply are being stored, so nothing is requested
 	snapshot atomic.Pointer[TaskStatus]
@@ -85,7 +87,8 @@ type Download struct {
 	times    times
 	end      outcome
 	observed observed
-	ownerErr error // of the last announce
+	ownerErr error         // of the last announce
+	parent   *originParent // that runs now, or nil
 	// ownerReads says that, by the last reply, the owner reads the origin for all hosts.
 	ownerReads bool
 }
@@ -199,6 +202,7 @@ func (d *Download) view() policy.View {
 	}
 	if d.pick != nil && !d.complete() {
 		v.Wants, v.Hungry = d.pick.Wants(), d.pick.Starving()
+		v.Waits = len(d.awaitedWindows()) > 0
 	}
 	for _, c := range d.conns.open {
 		if c.remote.greeted {
@@ -273,6 +277,7 @@ func (d *Download) run(ctx context.Context) {
 	d.e.stats.links.Add(-int64(len(d.conns.open)))
 	cancel()
 	d.wg.Wait()
+	d.tail.free(&d.e.tails)
 	if d.proof.hasMetadata() {
 		d.proof.replica.Close()
 	}
@@ -308,6 +313,9 @@ func (d *Download) step(now time.Time) policy.View {
 	d.steerOrigin(now, v)
 	d.origin.note(&d.e.waited, d.awaited())
 	d.noteSigns()
+	if d.asked.fresh.Swap(false) || !now.Before(d.times.nextWatch) {
+		d.steerAhead(now)
+	}
 	d.report()
 	d.announce(now, v)
 	d.giveUp(now, v)

@@ -5,7 +5,7 @@
 // is one that a coordinator signed, the one in the task's name, or, for bytes that this host itself read
 // from the origin, their own: this host signs it. Bytes inside an owner's reply are no exception: without
 // a signed digest they are stored only where the whole matches the digest in the task's name. A reader
-// never gets the end of an object that does not match its digest.
+// never gets the end of an object that does not match its digest, but for [Content.NewPartReader].
 //
 // A seed is a peer whose parent is the origin: there is no second download path. One loop owns one
 // download and decides; other goroutines read and write connections and disks. Start at [Engine.Open],
@@ -21,6 +21,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
@@ -171,6 +172,8 @@ type Engine struct {
 	afar      lane // and those in others
 	rates     rates
 	waited    waited
+	ahead     atomic.Int64 // further GETs that run
+	tails     atomic.Int64 // bytes of last pieces that came ahead
 	buffers   buffers
 	inventory *inventory
 	stats     counters

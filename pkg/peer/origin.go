@@ -1,7 +1,6 @@
 package peer
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -35,9 +34,11 @@ const (
 	// slowOpen is how long an origin that did not answer in time must have been waited for not to be asked
 	// again: whoever waited that long waited as long as the operator wants.
 	slowOpen = 20 * time.Second
-	// skipMax is how many stored pieces this host reads past rather than make a new request behind
-	// them.
-	skipMax = 8
+	// skipMin and skipMax bound how many bytes of stored pieces this host reads past rather than make a new
+	// request behind them: what comes in skipTime is on its way anyway.
+	skipMin  = 256 << 10
+	skipMax  = 4 << 20
+	skipTime = 50 * time.Millisecond
 )
 
 // errUnwanted ends the reading of an origin of which no more pieces are wanted.
@@ -95,7 +96,8 @@ func (d *Download) startOrigin(now time.Time) {
 	d.origin.stop = cancel
 	d.updateWanted(now) // what only the origin can bring has changed since the last look
 	d.helloAgain()
-	o := &originParent{d: d, spec: d.wants.spec, epoch: d.e.newEpoch()}
+	o := &originParent{d: d, ctx: ctx, spec: d.wants.spec, epoch: d.e.newEpoch()}
+	d.parent = o
 	if first := d.origin.asked.Load(); first == nil {
 		d.origin.asked.Store(&o.spec)
 	} else if !first.SameAsker(o.spec) {
@@ -103,7 +105,10 @@ func (d *Download) startOrigin(now time.Time) {
 	}
 	d.wg.Go(func() {
 		defer cancel(nil)
-		d.notify(originEnded{o, o.safely(ctx)})
+		err := o.safely(ctx)
+		cancel(nil)
+		o.ahead.close()
+		d.notify(originEnded{o, err})
 	})
 }
 
@@ -136,6 +141,7 @@ func (d *Download) rank() int {
 }
 
 func (d *Download) originEnded(now time.Time, o *originParent, err error) {
+	d.parent = nil
 	end := func(how policy.OriginEnd) { d.policy.OriginEnded(now, how) }
 	var wrong *errWrongContent
 	var length *source.LengthError
@@ -239,8 +245,10 @@ func (d *Download) seedAgain() {
 // the origin what a conn is to a peer.
 type originParent struct {
 	d     *Download
+	ctx   context.Context // of its requests
 	spec  task.Spec
 	epoch uint64
+	ahead fetches
 	// whole hashes the object as long as the body comes from its first byte without a gap; hashed is how
 	// far it got.
 	whole  hash.Hash
@@ -274,6 +282,7 @@ func (o *originParent) run(ctx context.Context) error {
 	tries, pause := 0, originPause
 	for {
 		before, read := o.d.stats.origin.Load(), o.read
+		changed := o.ahead.changed.wait()
 		err := o.stream(ctx)
 		if err == nil {
 			return nil
@@ -282,6 +291,13 @@ func (o *originParent) run(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		if errors.Is(err, errGap) {
+			continue
+		}
+		if errors.Is(err, errWait) {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
 			continue
 		}
 		if !o.temporary(err) {
@@ -331,20 +347,22 @@ func (o *originParent) temporary(err error) bool {
 }
 
 // next returns the first piece at or after i, or else from the beginning, that only the
-// origin can bring; the last piece of all only when nothing else is missing. It returns
-// false when there is none now.
-func (o *originParent) next(i piece.Index) (piece.Index, bool) {
+// origin can bring and no further GET does; the last piece of all only when nothing else is missing. It
+// returns false when there is none now. waiting says that further GETs run.
+func (o *originParent) next(i piece.Index) (at piece.Index, more, waiting bool) {
+	claimed := o.ahead.claimed() // first: what has ended since is stored
 	replica := o.d.proof.replica
 	n := piece.Index(replica.Metadata().Layout().Count())
 	have, needed := replica.Have(), o.d.origin.needed.Load()
+	wanted := func(i piece.Index) bool { return (needed == nil || needed.Has(i)) && !claims(claimed, i) }
 	for _, from := range []piece.Index{i, 0} {
 		for ; from < n-1; from++ {
-			if from = have.NextMissing(from); from < n-1 && (needed == nil || needed.Has(from)) {
-				return from, true
+			if from = have.NextMissing(from); from < n-1 && wanted(from) {
+				return from, true, false
 			}
 		}
 	}
-	return n - 1, n > 0 && have.NextMissing(0) == n-1 && (needed == nil || needed.Has(n-1))
+	return n - 1, n > 0 && have.NextMissing(0) == n-1 && wanted(n-1), len(claimed) > 0
 }
 
 // stream makes one request and reads its body as far as it is useful.
@@ -352,11 +370,20 @@ func (o *originParent) stream(ctx context.Context) error {
 	var at piece.Index
 	var offset int64
 	if o.d.proof.hasMetadata() {
-		var more bool
-		if at, more = o.next(0); !more {
+		var more, waiting bool
+		layout := o.d.proof.replica.Metadata().Layout()
+		switch at, more, waiting = o.next(0); {
+		case !more && waiting:
+			return errWait
+		case !more:
 			return o.unwanted()
+		case int(at) == layout.Count()-1:
+			if data := o.ahead.lastPiece(); data != nil {
+				return o.finish(at, data)
+			}
 		}
-		offset = o.d.proof.replica.Metadata().Layout().Offset(at)
+		o.ahead.stream(at)
+		offset = layout.Offset(at)
 		// Bytes of a version without a name cannot be continued: the next answer may be another version.
 		if at == o.part.index && (o.spec.Kind != task.Plain || o.spec.Validator != "" || o.validator != "") {
 			offset += o.part.bytes
@@ -374,7 +401,15 @@ func (o *originParent) stream(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	begun := time.Now()
-	resp, err := o.d.e.cfg.Origin.Open(ctx, spec, offset)
+	stop := o.stop(at)
+	var resp *source.Response
+	var err error
+	if stop > 0 {
+		layout := o.d.proof.replica.Metadata().Layout()
+		resp, err = source.OpenPart(ctx, o.d.e.cfg.Origin, spec, offset, layout.Offset(stop))
+	} else {
+		resp, err = o.d.e.cfg.Origin.Open(ctx, spec, offset)
+	}
 	if err != nil {
 		late := errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, syscall.ETIMEDOUT)
 		if late && time.Since(begun) >= slowOpen {
@@ -401,7 +436,33 @@ func (o *originParent) stream(ctx context.Context) error {
 	if err := o.facts(resp); err != nil {
 		return err
 	}
-	return o.pieces(ctx, at, body)
+	return o.pieces(ctx, at, stop, o.paced(body))
+}
+
+// skip is how many bytes of stored pieces this host reads past.
+func (o *originParent) skip() int64 {
+	return max(skipMin, min(int64(o.ahead.pace.rate(time.Now())*skipTime.Seconds()), skipMax))
+}
+
+// stop returns the first piece behind at that is stored or comes by a further GET, with so many others behind it
+// that they are left out: a new request need not go further. It is 0 for a request that goes to the end.
+func (o *originParent) stop(at piece.Index) piece.Index {
+	if at == 0 || !o.d.proof.hasMetadata() {
+		return 0
+	}
+	claimed := o.ahead.claimed()
+	have := o.d.proof.replica.Have()
+	size := o.d.proof.replica.Metadata().PieceSize
+	first := at
+	for i := at + 1; int(i) < have.Len(); i++ {
+		switch {
+		case !have.Has(i) && !claims(claimed, i):
+			first = i
+		case int64(i-first)*size > skipMax:
+			return first + 1
+		}
+	}
+	return 0
 }
 
 // unwanted ends the reading where everything that is wanted is stored. Where the whole is stored and no
@@ -458,8 +519,9 @@ func (o *originParent) facts(resp *source.Response) error {
 	return nil
 }
 
-// pieces reads pieces from body, which begins at piece at, until nothing more is wanted.
-func (o *originParent) pieces(ctx context.Context, at piece.Index, body io.Reader) error {
+// pieces reads pieces from body, which begins at piece at and ends before piece stop, if that is not 0, until
+// nothing more is wanted.
+func (o *originParent) pieces(ctx context.Context, at, stop piece.Index, body io.Reader) error {
 	replica := o.d.proof.replica
 	layout := replica.Metadata().Layout()
 	count := piece.Index(layout.Count())
@@ -469,7 +531,10 @@ func (o *originParent) pieces(ctx context.Context, at piece.Index, body io.Reade
 	if o.buf == nil {
 		o.buf = make([]byte, min(layout.PieceSize, layout.Length))
 	}
-	for i := at; i < count; i++ {
+	if stop == 0 {
+		stop = count
+	}
+	for i := at; i < stop; i++ {
 		data := o.buf[:layout.Size(i)]
 		begun := time.Now()
 		have := o.part.bytes
@@ -483,6 +548,7 @@ func (o *originParent) pieces(ctx context.Context, at piece.Index, body io.Reade
 			return fmt.Errorf("reading piece %d of task %s from its origin: %w", i, o.d.id, err)
 		}
 		o.part.bytes = 0
+		_ = o.hashStored(layout.Offset(i)) // the check of the whole tries again, and says what is wrong
 		if o.whole != nil && o.hashed == layout.Offset(i) {
 			o.whole.Write(data)
 			o.hashed += int64(len(data))
@@ -491,9 +557,14 @@ func (o *originParent) pieces(ctx context.Context, at piece.Index, body io.Reade
 			if err := o.ended(body, layout.Length); err != nil {
 				return err
 			}
-			if first, more := o.next(0); more && first < i {
+			switch first, more, waiting := o.next(0); {
+			case more && first < i:
+				o.keepLast(data)
 				return fmt.Errorf("%w: piece %d is still missing", errGap, first)
-			} else if !more {
+			case !more && waiting:
+				o.keepLast(data)
+				return errWait
+			case !more:
 				return o.unwanted()
 			}
 			return o.finish(i, data)
@@ -506,16 +577,19 @@ func (o *originParent) pieces(ctx context.Context, at piece.Index, body io.Reade
 			// The whole that is checked in the end must be the whole that is stored.
 			return &errWrongContent{want: stored.String(), got: sum.String()}
 		}
+		o.ahead.stream(i + 1)
 		o.d.origin.giveWay(ctx, &o.d.e.waited, time.Since(begun))
-		after, more := o.next(i + 1)
-		if !more {
+		after, more, waiting := o.next(i + 1)
+		switch {
+		case !more && waiting:
+			return errWait
+		case !more:
 			return o.unwanted()
-		}
-		if after < i || after > i+skipMax {
+		case after < i || int64(after-i-1)*layout.PieceSize > o.skip():
 			return fmt.Errorf("%w: pieces [%d, %d) are here already", errGap, i+1, after)
 		}
 	}
-	return nil
+	return fmt.Errorf("%w: the range ends before piece %d", errGap, stop)
 }
 
 // ended makes sure that the body ends with the object: with one byte more it is another object. An end
@@ -576,6 +650,34 @@ func (o *originParent) vouch(first piece.Index, digests []piece.Digest, final bo
 	return nil
 }
 
+// keepLast keeps the last piece, which came before others, until they are here.
+func (o *originParent) keepLast(data []byte) {
+	if o.whole != nil {
+		o.ahead.keepLast(data)
+	}
+}
+
+// hashStored hashes what is stored from where the hash is on, at most up to an offset: pieces that the stream
+// left out.
+func (o *originParent) hashStored(end int64) error {
+	if o.whole == nil || o.hashed >= end {
+		return nil
+	}
+	layout := o.d.proof.replica.Metadata().Layout()
+	buf := o.d.e.buffers.get(blockSize)
+	defer o.d.e.buffers.put(buf)
+	for o.hashed < end && o.d.proof.replica.Has(layout.At(o.hashed)) {
+		begin, block, err := o.d.stored.readBlock(buf, o.hashed)
+		if err != nil {
+			return err
+		}
+		block = block[o.hashed-begin:]
+		o.whole.Write(block)
+		o.hashed += int64(len(block))
+	}
+	return nil
+}
+
 // check compares the whole object with its digest, if it has one: what is stored, and data behind it.
 func (o *originParent) check(data []byte) error {
 	digest, ok := o.spec.WholeDigest()
@@ -584,21 +686,25 @@ func (o *originParent) check(data []byte) error {
 	}
 	if length := o.d.proof.replica.Metadata().Length; o.hashed != length {
 		// The body did not run through in one go: hash what is stored.
-		o.whole.Reset()
-		stored := io.NewSectionReader(o.d.proof.replica, 0, length-int64(len(data)))
-		if _, err := io.Copy(o.whole, io.MultiReader(stored, bytes.NewReader(data))); err != nil {
+		stored := length - int64(len(data))
+		err := o.hashStored(stored)
+		if err == nil && o.hashed != stored {
+			err = piece.ErrMissing
+		}
+		if err != nil {
 			return fmt.Errorf("%w: checking the whole content: %w", errSpace, err)
 		}
-		if err := checkSum(digest, o.whole); err != nil {
-			// What this host's disk spoilt says nothing of the origin, nor of what others hold.
-			if i, found := o.d.stored.findDamaged(); found {
-				return fmt.Errorf("%w: piece %d: %w", errSpace, i, errDamaged)
-			}
-			return err
-		}
-		return nil
+		o.whole.Write(data)
+		o.hashed = length
 	}
-	return checkSum(digest, o.whole)
+	err := checkSum(digest, o.whole)
+	if err != nil {
+		// What this host's disk spoilt says nothing of the origin, nor of what others hold.
+		if i, found := o.d.stored.findDamaged(); found {
+			return fmt.Errorf("%w: piece %d: %w", errSpace, i, errDamaged)
+		}
+	}
+	return err
 }
 
 // finish checks the whole object, of which all but the last piece are stored, and only then stores and

@@ -167,6 +167,7 @@ func (d *Download) addReader(now time.Time, r *Reader) {
 	layout := d.proof.replica.Metadata().Layout()
 	first, end := layout.Span(r.off, r.end-r.off)
 	d.wants.ranges = append(d.wants.ranges, want{reader: r, first: first, end: end})
+	d.asked.fresh.Store(true)
 	d.adoptMetadata(now)
 	d.updateWanted(now)
 }

@@ -57,7 +57,7 @@ func newParts(ctx context.Context, blob Blob, windows []oci.Window, mediaType st
 // open opens the readers of the next windows.
 func (p *parts) open() {
 	for n := len(p.readers); n < min(p.at+partsAhead, len(p.windows)); n++ {
-		p.readers = append(p.readers, p.blob.NewReader(p.ctx, p.windows[n].Offset, p.windows[n].Length))
+		p.readers = append(p.readers, newWindow(p.ctx, p.blob, p.windows[n], true))
 	}
 }
 

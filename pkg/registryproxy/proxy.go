@@ -2,10 +2,10 @@
 // that a client means, lets [access.Resolver] ask it whether this client may read the blob, and serves
 // the bytes from the swarm.
 //
-// A client never gets what the registry would refuse it, and no body ends complete and wrong: an error
-// before the first byte is a status that lets the client go elsewhere, a later one is a short body. The
-// way of a request is, in order, proxy.go, target.go, grant.go and serve.go. Start at
-// [Proxy.ServeHTTP].
+// A client never gets what the registry would refuse it, and no body ends complete and wrong, but for a
+// range that names its end, whose client checks what it gets: an error before the first byte is a status
+// that lets the client go elsewhere, a later one is a short body. The way of a request is, in order,
+// proxy.go, target.go, grant.go and serve.go. Start at [Proxy.ServeHTTP].
 package registryproxy
 
 import (
@@ -35,6 +35,12 @@ type Blob interface {
 	NewReader(ctx context.Context, off, n int64) Reader
 	// Close ends this use of the blob, not the download of others.
 	Close() error
+}
+
+// PartBlob is a [Blob] that gives parts of it to clients that check what they get by themselves.
+type PartBlob interface {
+	// NewPartReader is NewReader, but the last bytes of the blob may come before the whole was checked.
+	NewPartReader(ctx context.Context, off, n int64) Reader
 }
 
 // Reader yields verified bytes in order. Its WriteTo sends each block from the memory in which it was

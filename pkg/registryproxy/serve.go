@@ -220,11 +220,26 @@ func (req *request) body(blob Blob, windows []oci.Window, mediaType string) (Rea
 		return blob.NewReader(req.ctx, 0, total), bodyHead{http.StatusOK, total, mediaType, ""}
 	case 1:
 		w := windows[0]
-		return blob.NewReader(req.ctx, w.Offset, w.Length),
+		return newWindow(req.ctx, blob, w, req.isPart(w, total)),
 			bodyHead{http.StatusPartialContent, w.Length, mediaType, w.ContentRange(total)}
 	}
 	parts, contentType, length := newParts(req.ctx, blob, windows, mediaType)
 	return parts, bodyHead{http.StatusPartialContent, length, contentType, ""}
+}
+
+// isPart reports whether the client of one window puts the blob together by itself, as those of eStargz and SOCI
+// do: its range names its end. A range without an end is a resumption or a parallel fetcher's, whose client
+// takes the sum of its bodies for the blob: it gets the last bytes only after the whole was checked.
+func (req *request) isPart(w oci.Window, total int64) bool {
+	return w.Length < total && !strings.HasSuffix(strings.TrimSpace(req.r.Header.Get("Range")), "-")
+}
+
+// newWindow reads a window of a blob; part says that its client checks what it gets.
+func newWindow(ctx context.Context, blob Blob, w oci.Window, part bool) Reader {
+	if p, ok := blob.(PartBlob); ok && part {
+		return p.NewPartReader(ctx, w.Offset, w.Length)
+	}
+	return blob.NewReader(ctx, w.Offset, w.Length)
 }
 
 // windows are the parts of a blob that the client asks for; none is the whole.

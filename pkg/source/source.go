@@ -47,6 +47,35 @@ type Response struct {
 	Validator string
 	// Modified is the Last-Modified, zero if there was none.
 	Modified time.Time
+	// Skips says that the origin ignored the Range: Body reads past the bytes before the offset.
+	Skips bool
+}
+
+// PartOrigin is an [Origin] that can ask for a part of a task, so that the origin sends no byte behind it.
+type PartOrigin interface {
+	// OpenPart is Open of the bytes [offset, end); its body ends there.
+	OpenPart(ctx context.Context, spec task.Spec, offset, end int64) (*Response, error)
+}
+
+// OpenPart opens the bytes [offset, end) of a task at an origin of any kind.
+func OpenPart(ctx context.Context, o Origin, spec task.Spec, offset, end int64) (*Response, error) {
+	if p, ok := o.(PartOrigin); ok {
+		return p.OpenPart(ctx, spec, offset, end)
+	}
+	res, err := o.Open(ctx, spec, offset)
+	if err != nil {
+		return nil, err
+	}
+	res.Body = Cut(res.Body, end-offset)
+	return res, nil
+}
+
+// Cut returns a body that ends after n bytes.
+func Cut(body io.ReadCloser, n int64) io.ReadCloser {
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(body, n), body}
 }
 
 // RegistryRequest is one HTTP request to a registry on behalf of a client of the mirror, for other

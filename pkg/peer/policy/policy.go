@@ -12,6 +12,8 @@ const (
 	// starveFirst and starveMax bound the pause before a download without a source asks its owner again.
 	starveFirst = 100 * time.Millisecond
 	starveMax   = time.Second
+	// windowFirst is the pause before a window that a reader waits for is announced again.
+	windowFirst = 100 * time.Millisecond
 	// quiet is how long no neighbour must have announced a piece before the download expects none from
 	// neighbours.
 	quiet = time.Second
@@ -149,6 +151,8 @@ type View struct {
 	// Wants means that a wanted piece is missing. Hungry means that in addition no request is on its way
 	// and no neighbour has a piece to ask for. Both are false in the phase Unknown.
 	Wants, Hungry bool
+	// Waits says that a reader waits for a window that no neighbour has, and that the owner may hear of.
+	Waits bool
 	// Ranges is how many ranges are wanted, those of readers that left a moment ago included.
 	Ranges int
 	// Conns is how many connections are open, Greeted how many of them sent a Hello, Seeds how many of
@@ -181,6 +185,8 @@ type Policy struct {
 	nextProgress time.Time
 	nextStarving time.Time
 	starveDelay  time.Duration
+	nextWindow   time.Time
+	windowDelay  time.Duration
 
 	permission Permission
 	since      time.Time // of the permission to ask the origin
@@ -210,6 +216,9 @@ func (p *Policy) Announcing() bool { return p.announcing }
 // Announce decides what to announce now, if anything; the announce is then on its way until
 // [Policy.Replied].
 func (p *Policy) Announce(now time.Time, v View) (a Announcement, ok bool) {
+	if !v.Waits {
+		p.windowDelay, p.nextWindow = 0, time.Time{}
+	}
 	if p.announcing || v.Interest == Nothing {
 		return a, false
 	}
@@ -227,7 +236,7 @@ func (p *Policy) Announce(now time.Time, v View) (a Announcement, ok bool) {
 		a.Event = Starving
 		p.nextStarving = now.Add(p.starveDelay)
 		p.starveDelay = min(2*p.starveDelay, starveMax)
-	case v.active() && !now.Before(p.nextProgress):
+	case v.active() && !now.Before(p.nextProgress), v.Waits && !now.Before(p.nextWindow):
 		a.Event = Progress
 	default:
 		return a, false
@@ -240,6 +249,10 @@ func (p *Policy) Announce(now time.Time, v View) (a Announcement, ok bool) {
 		a.Need = (p.cfg.Neighbours + 4) / 2
 	default:
 		a.Need = max(0, p.cfg.Neighbours-v.Conns-v.Dialing)
+	}
+	if v.Waits {
+		p.windowDelay = min(max(windowFirst, 2*p.windowDelay), p.cfg.ProgressInterval)
+		p.nextWindow = now.Add(p.windowDelay)
 	}
 	p.nextProgress = now.Add(p.cfg.ProgressInterval)
 	p.announcing = true
@@ -438,7 +451,7 @@ func (p *Policy) Wake(now, until time.Time, phase Phase) time.Time {
 	if phase == Complete {
 		return until
 	}
-	for _, t := range []time.Time{p.nextStarving, p.nextProgress} {
+	for _, t := range []time.Time{p.nextStarving, p.nextProgress, p.nextWindow} {
 		if t.After(now) && t.Before(until) {
 			until = t
 		}

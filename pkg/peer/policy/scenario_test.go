@@ -99,6 +99,8 @@ func (s *scene) see(t *testing.T, d *datadriven.TestData) {
 			s.v.Hungry = truth
 		case "yielding":
 			s.v.Yielding = truth
+		case "waits":
+			s.v.Waits = truth
 		case "ownerfailed":
 			s.v.OwnerFailed = truth
 		case "held":

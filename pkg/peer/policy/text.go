@@ -42,7 +42,7 @@ func (v View) Text(now time.Time) string {
 		set  bool
 	}{
 		{"signed", v.Signed}, {"cached", v.Cached}, {"wants", v.Wants}, {"hungry", v.Hungry},
-		{"yielding", v.Yielding}, {"ownerfailed", v.OwnerFailed},
+		{"yielding", v.Yielding}, {"ownerfailed", v.OwnerFailed}, {"waits", v.Waits},
 	} {
 		if flag.set {
 			fmt.Fprintf(&b, " %s=true", flag.name)

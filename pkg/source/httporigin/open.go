@@ -35,8 +35,9 @@ func (e *AnswerError) Error() string {
 // Get is a request for a file.
 type Get struct {
 	Request
-	// Offset is the first byte of the body in the file.
-	Offset int64
+	// Offset is the first byte of the body in the file, End the one behind its last; an End of 0 is that of the
+	// file.
+	Offset, End int64
 	// Validator is the ETag or Last-Modified that the file must have; empty accepts any version.
 	Validator string
 	// Length of the whole file in bytes if it is known, else 0 or less. It bounds the bytes that are read:
@@ -65,7 +66,10 @@ func (c *Client) Open(ctx context.Context, g Get) (*source.Response, error) {
 	if g.Offset < 0 {
 		return nil, fmt.Errorf("GET %s: negative offset %d", secret.PrintableURL(g.URL), g.Offset)
 	}
-	res, err := c.open(ctx, g, g.Offset > 0)
+	if g.End != 0 && g.End <= g.Offset {
+		return nil, fmt.Errorf("GET %s: no byte in the range [%d, %d)", secret.PrintableURL(g.URL), g.Offset, g.End)
+	}
+	res, err := c.open(ctx, g, g.Offset > 0 || g.End > 0)
 	if errors.Is(err, errAskWhole) {
 		res, err = c.open(ctx, g, false)
 	}
@@ -89,7 +93,11 @@ func (c *Client) open(ctx context.Context, g Get, ranged bool) (*source.Response
 		header.Del(k)
 	}
 	if ranged {
-		header.Set("Range", fmt.Sprintf("bytes=%d-", g.Offset))
+		asked := fmt.Sprintf("bytes=%d-", g.Offset)
+		if g.End > 0 {
+			asked += strconv.FormatInt(g.End-1, 10)
+		}
+		header.Set("Range", asked)
 		// If-Range requires a strong ETag (RFC 9110 §13.1.5).
 		if strings.HasPrefix(g.Validator, `"`) {
 			header.Set("If-Range", g.Validator)
@@ -157,7 +165,13 @@ func (c *Client) judge(
 		body.want = out.Length - g.Offset
 	}
 	body.lengthErr = source.LengthError{Method: http.MethodGet, URL: secret.PrintableURL(g.URL), Want: out.Length}
-	out.Body = body
+	out.Body, out.Skips = body, body.skip > 0
+	if g.End > 0 {
+		if res.StatusCode == http.StatusPartialContent {
+			body.want = body.declared
+		}
+		out.Body = source.Cut(body, g.End-g.Offset)
+	}
 	return out, nil
 }
 
@@ -210,6 +224,8 @@ func (g Get) frame(body *body, ranged bool, res *http.Response) (length int64, e
 		switch {
 		case err != nil:
 			return 0, g.unusable("%v", err)
+		case g.End > 0 && r.end != g.End-1 && r.end != r.total-1, g.End > 0 && r.end >= g.End:
+			return 0, g.unusable("its range ends at byte %d, but byte %d was to be the last", r.end, g.End-1)
 		case r.start != g.Offset:
 			return 0, g.unusable("its range begins at byte %d, but byte %d was requested", r.start, g.Offset)
 		case res.ContentLength >= 0 && res.ContentLength != r.end-r.start+1:

@@ -44,18 +44,23 @@ type Client struct {
 // the registry's token service gives to anybody. If the registry asks for a pause by a Retry-After of a
 // few seconds, Open tries once more after it, and at once after a 500.
 func (c *Client) Open(ctx context.Context, spec task.Spec, offset int64) (res *source.Response, err error) {
+	return c.OpenPart(ctx, spec, offset, 0)
+}
+
+// OpenPart implements [source.PartOrigin]. An end of 0 is that of the blob.
+func (c *Client) OpenPart(ctx context.Context, spec task.Spec, offset, end int64) (res *source.Response, err error) {
 	defer source.Rescue(&err, fmt.Sprintf("opening %s of %.255q", spec.ID.Short(), spec.Upstream))
-	res, err = c.open(ctx, spec, offset)
+	res, err = c.open(ctx, spec, offset, end)
 	var status *source.StatusError
 	if !errors.As(err, &status) {
 		status = &source.StatusError{}
 	}
 	if onceMore(status.Status) {
-		res, err = c.open(ctx, spec, offset)
+		res, err = c.open(ctx, spec, offset, end)
 	} else if wait := source.Patience(status.Status, status.Header); wait > 0 {
 		select {
 		case <-time.After(wait):
-			res, err = c.open(ctx, spec, offset)
+			res, err = c.open(ctx, spec, offset, end)
 		case <-ctx.Done():
 		}
 	}
@@ -66,7 +71,7 @@ func (c *Client) Open(ctx context.Context, spec task.Spec, offset int64) (res *s
 	return res, nil
 }
 
-func (c *Client) open(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
+func (c *Client) open(ctx context.Context, spec task.Spec, offset, end int64) (*source.Response, error) {
 	u, err := c.upstream(spec.Upstream)
 	if err != nil {
 		return nil, err
@@ -107,7 +112,7 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 	err = c.each(ctx, u, func(base *url.URL) error {
 		target := at(base, "/v2/"+repository+"/"+kind+"/"+string(id), "")
 		get := httporigin.Get{
-			Request: httporigin.Request{URL: target, Header: header}, Offset: offset, Length: spec.Known(),
+			Request: httporigin.Request{URL: target, Header: header}, Offset: offset, End: end, Length: spec.Known(),
 		}
 		if get.Length == 0 {
 			get.Length, get.Guessed = spec.Hint, true

@@ -1,0 +1,441 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/peer/policy"
+	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// A window of a blob far ahead of the seed's stream comes by a further GET: policy.Ahead decides which. The
+// stream leaves out what came, so that each byte is fetched once. docs/decisions/0010-windows-ahead.md tells
+// why.
+
+const (
+	// windowLife is how long another host's window counts: the host announces it again while a reader waits.
+	windowLife = 3 * time.Second
+	// windowsKept bounds the windows of other hosts that a seed remembers for one task.
+	windowsKept = 256
+	// aheadFailures is how many further GETs of one blob may fail before its stream brings everything.
+	aheadFailures = 2
+	// aheadRunning bounds the further GETs of a host.
+	aheadRunning = 32
+	// tailsMax bounds the last pieces that a host keeps in memory because they came ahead, in bytes.
+	tailsMax = 64 << 20
+	// tailMost is how many bytes of a last piece one reply of an owner holds.
+	tailMost = 1 << 20
+	// segmentsMax is how many parts of one last piece a host keeps.
+	segmentsMax = 16
+	// paceMin is how long a body must have come for its rate to be known.
+	paceMin = 200 * time.Millisecond
+)
+
+// errWait says that all that is missing is on its way by further GETs.
+var errWait = errors.New("the rest is on its way")
+
+// fetches are the further GETs of an origin. Safe for concurrent use.
+type fetches struct {
+	// mu is held to look up or change a span, never while bytes are read.
+	mu     sync.Mutex
+	spans  []*policy.Span // each from the piece that its GET brings next
+	failed int
+	closed bool // the stream has ended
+	last   []byte
+	// at is the piece that the stream brings next.
+	at      piece.Index
+	pace    pace
+	changed broadcast
+	wg      sync.WaitGroup
+}
+
+// pace measures how fast a body comes. Safe for concurrent use.
+type pace struct {
+	begun atomic.Int64 // in nanoseconds since 1970, when the body was opened
+	bytes atomic.Int64
+}
+
+func (p *pace) begin() {
+	p.bytes.Store(0)
+	p.begun.Store(time.Now().UnixNano())
+}
+
+// rate is in bytes per second, 0 while it is unknown.
+func (p *pace) rate(now time.Time) float64 {
+	begun, bytes := p.begun.Load(), p.bytes.Load()
+	took := time.Duration(now.UnixNano() - begun)
+	if begun == 0 || bytes == 0 || took < paceMin {
+		return 0
+	}
+	return float64(bytes) / took.Seconds()
+}
+
+// paced counts the bytes of the stream's body.
+func (o *originParent) paced(r io.Reader) io.Reader {
+	o.ahead.pace.begin()
+	return moving{r, &o.ahead.pace.bytes}
+}
+
+// claimed returns what further GETs bring now.
+func (f *fetches) claimed() []policy.Span {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := make([]policy.Span, len(f.spans))
+	for i, s := range f.spans {
+		out[i] = *s
+	}
+	return out
+}
+
+func claims(spans []policy.Span, i piece.Index) bool {
+	return slices.ContainsFunc(spans, func(s policy.Span) bool { return s.First <= i && i < s.End })
+}
+
+// stream notes which piece the stream brings next.
+func (f *fetches) stream(i piece.Index) {
+	f.mu.Lock()
+	f.at = i
+	f.mu.Unlock()
+}
+
+// keepLast keeps the last piece in memory until the whole is checked.
+func (f *fetches) keepLast(data []byte) {
+	f.mu.Lock()
+	f.last = slices.Clone(data)
+	f.mu.Unlock()
+}
+
+func (f *fetches) lastPiece() []byte {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.last
+}
+
+// close waits for the further GETs, whose context has ended. None begins after it.
+func (f *fetches) close() {
+	f.mu.Lock()
+	f.closed = true
+	f.mu.Unlock()
+	f.wg.Wait()
+}
+
+// begin starts a further GET of s, unless the stream has ended.
+func (o *originParent) begin(ctx context.Context, s policy.Span) {
+	f := &o.ahead
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return
+	}
+	for _, other := range f.spans {
+		if other.First < s.First && s.First < other.End {
+			other.End = s.First
+		}
+	}
+	span := &s
+	f.spans = append(f.spans, span)
+	o.d.e.ahead.Add(1)
+	f.wg.Go(func() {
+		err := o.fetchSafely(ctx, span)
+		f.mu.Lock()
+		f.spans = slices.DeleteFunc(f.spans, func(other *policy.Span) bool { return other == span })
+		if err != nil {
+			f.failed++
+		}
+		f.mu.Unlock()
+		o.d.e.ahead.Add(-1)
+		if err != nil && ctx.Err() == nil {
+			o.d.log.Debug("further request to the origin failed", "error", err)
+		}
+		f.changed.signal()
+		o.d.nudge()
+	})
+}
+
+func (o *originParent) fetchSafely(ctx context.Context, s *policy.Span) (err error) {
+	defer source.Rescue(&err, "bringing a part of task "+o.d.id.Short()+" from its origin")
+	return o.fetch(ctx, s)
+}
+
+// errNoRanges means that an origin sends the whole whatever is asked.
+var errNoRanges = errors.New("the origin ignores ranges")
+
+// fetch brings the pieces of a span. The span may become shorter meanwhile.
+func (o *originParent) fetch(ctx context.Context, s *policy.Span) error {
+	f := &o.ahead
+	replica := o.d.proof.replica
+	layout := replica.Metadata().Layout()
+	last := piece.Index(layout.Count()) - 1
+	f.mu.Lock()
+	span := *s
+	f.mu.Unlock()
+	spec := o.spec
+	spec.Length = layout.Length
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	end := min(layout.Offset(span.End), layout.Length)
+	resp, err := source.OpenPart(ctx, o.d.e.cfg.Origin, spec, layout.Offset(span.First), end)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.Skips {
+		f.mu.Lock()
+		f.failed = aheadFailures
+		f.mu.Unlock()
+		return errNoRanges
+	}
+	if resp.Length >= 0 && resp.Length != layout.Length {
+		return &source.LengthError{Want: layout.Length, Got: resp.Length}
+	}
+	body := o.d.fromOrigin(ctx, resp.Body)
+	buf := o.d.e.buffers.get(min(layout.PieceSize, layout.Length))
+	defer o.d.e.buffers.put(buf)
+	for i := span.First; ; i++ {
+		f.mu.Lock()
+		s.First = i
+		over := i >= s.End
+		f.mu.Unlock()
+		if over || i < last && replica.Has(i) {
+			return nil
+		}
+		data := buf[:layout.Size(i)]
+		if _, err := io.ReadFull(body, data); err != nil {
+			return fmt.Errorf("reading piece %d of task %s from its origin: %w", i, o.d.id, err)
+		}
+		if i == last {
+			f.keepLast(data)
+			o.d.tail.put(layout.Offset(last), slices.Clone(data))
+			o.d.progress.signal()
+			return nil
+		}
+		if err := o.keep(i, data); err != nil {
+			return err
+		}
+	}
+}
+
+// steerAhead begins the further GETs that the policy decides on.
+func (d *Download) steerAhead(now time.Time) {
+	o := d.parent
+	if _, named := d.id.Digest(); o == nil || d.pick == nil || d.complete() || !named {
+		return
+	}
+	windows := d.windows(now)
+	if len(windows) == 0 {
+		return
+	}
+	layout := d.proof.replica.Metadata().Layout()
+	last := piece.Index(layout.Count()) - 1
+	for d.e.ahead.Load() < aheadRunning {
+		f := &o.ahead
+		v := policy.AheadView{PieceSize: layout.PieceSize, Have: d.proof.replica.Have(), Rate: f.pace.rate(now),
+			Fetches: f.claimed(), Windows: windows}
+		f.mu.Lock()
+		v.Stream, v.Last = f.at, f.last != nil
+		failed := f.failed
+		f.mu.Unlock()
+		s, ok := policy.Ahead(v)
+		if !ok || failed >= aheadFailures {
+			return
+		}
+		if s.First == last && !d.tail.reserve(&d.e.tails, layout.Size(last)) {
+			return
+		}
+		d.log.Debug("asking the origin ahead of the stream", "first", s.First, "end", s.End)
+		o.begin(o.ctx, s)
+		if f.closedNow() {
+			return
+		}
+	}
+}
+
+func (f *fetches) closedNow() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.closed
+}
+
+// windows are what readers wait for, here and on other hosts, and no neighbour has.
+func (d *Download) windows(now time.Time) (list []policy.Window) {
+	layout := d.proof.replica.Metadata().Layout()
+	add := func(w policy.Window) {
+		i := d.pick.Have().NextMissing(w.First)
+		if i < w.End && !d.pick.Offered(i) && !slices.Contains(list, w) {
+			list = append(list, w)
+		}
+	}
+	for _, w := range d.wants.ranges {
+		if w.reader != nil && w.first < w.end {
+			first := max(w.first, min(layout.At(w.reader.pos.Load()), w.end-1))
+			add(policy.Window{Span: policy.Span{First: first, End: w.end}, Tail: w.reader.early})
+		}
+	}
+	for _, w := range d.asked.take(now) {
+		if layout.Within(w.Offset, w.Length) != nil || w.Length == 0 {
+			continue
+		}
+		first, end := layout.Span(w.Offset, w.Length)
+		add(policy.Window{Span: policy.Span{First: first, End: end}, Tail: w.Tail})
+	}
+	return list
+}
+
+// asked are the windows for which readers on other hosts wait. Safe for concurrent use.
+type asked struct {
+	// fresh says that a window is new since the loop last looked.
+	fresh atomic.Bool
+
+	// mu is held to add or take windows.
+	mu   sync.Mutex
+	list []askedWindow
+}
+
+type askedWindow struct {
+	api.Window
+	until time.Time
+}
+
+// put takes in windows.
+func (a *asked) put(now time.Time, windows []api.Window) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, w := range windows {
+		at := slices.IndexFunc(a.list, func(o askedWindow) bool { return o.Window == w })
+		switch {
+		case at >= 0:
+			a.list[at].until = now.Add(windowLife)
+		case len(a.list) < windowsKept:
+			a.list = append(a.list, askedWindow{w, now.Add(windowLife)})
+			a.fresh.Store(true)
+		}
+	}
+}
+
+// take returns the windows that still count.
+func (a *asked) take(now time.Time) (list []api.Window) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.list = slices.DeleteFunc(a.list, func(w askedWindow) bool { return now.After(w.until) })
+	for _, w := range a.list {
+		list = append(list, w.Window)
+	}
+	return list
+}
+
+// Ahead takes in for which windows of a task readers on another host wait, and returns what of its last piece
+// came ahead, if any of them asks for that. It never blocks, so that an owner may call it while it answers.
+func (e *Engine) Ahead(id task.ID, windows []api.Window) *api.Tail {
+	e.mu.Lock()
+	d := e.downloads[id]
+	e.mu.Unlock()
+	if d == nil {
+		return nil
+	}
+	d.asked.put(time.Now(), windows)
+	d.nudge()
+	for _, w := range windows {
+		if b := d.tail.get(w.Offset, min(w.Length, tailMost)); w.Tail && len(b) > 0 {
+			return &api.Tail{Offset: w.Offset, Data: b}
+		}
+	}
+	return nil
+}
+
+// awaitedWindows are those for which readers here wait and that no neighbour has, for the owner.
+func (d *Download) awaitedWindows() (list []api.Window) {
+	if d.pick == nil || d.complete() || d.policy.AtOrigin() {
+		return nil
+	}
+	layout := d.proof.replica.Metadata().Layout()
+	last := piece.Index(layout.Count()) - 1
+	for _, w := range d.wants.ranges {
+		if w.reader == nil || w.reader.off == 0 || len(list) == api.WindowsMax {
+			continue // a stream comes from the beginning by itself
+		}
+		pos := w.reader.pos.Load()
+		if pos >= w.reader.end {
+			continue
+		}
+		i := d.pick.Have().NextMissing(layout.At(pos))
+		if i >= w.end || d.pick.Offered(i) || d.pick.InFlight(i) {
+			continue
+		}
+		pos = max(pos, layout.Offset(i))
+		tail := w.reader.early && i == last
+		if tail && d.tail.get(pos, 1) != nil {
+			continue
+		}
+		one := api.Window{Offset: pos, Length: w.reader.end - pos, Tail: w.reader.early}
+		if !slices.Contains(list, one) {
+			list = append(list, one)
+		}
+	}
+	return list
+}
+
+// tail is what came of a last piece before the whole was checked. Only readers that check what they get by
+// themselves get it, and no store holds it. Safe for concurrent use.
+type tail struct {
+	mu       sync.Mutex
+	segments []segment
+	reserved int64
+}
+
+type segment struct {
+	begin int64
+	data  []byte
+}
+
+func (t *tail) put(begin int64, data []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.segments) == segmentsMax {
+		t.segments = t.segments[1:]
+	}
+	t.segments = append(t.segments, segment{begin, data})
+}
+
+// get returns at most n bytes from an offset on, none if they did not come.
+func (t *tail) get(off, n int64) []byte {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range t.segments {
+		if off >= s.begin && off < s.begin+int64(len(s.data)) {
+			b := s.data[off-s.begin:]
+			return b[:min(int64(len(b)), n)]
+		}
+	}
+	return nil
+}
+
+// reserve takes n bytes of the host's memory for last pieces, until free.
+func (t *tail) reserve(all *atomic.Int64, n int64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.reserved > 0 {
+		return true
+	}
+	if all.Add(n) > tailsMax {
+		all.Add(-n)
+		return false
+	}
+	t.reserved = n
+	return true
+}
+
+func (t *tail) free(all *atomic.Int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all.Add(-t.reserved)
+	t.reserved, t.segments = 0, nil
+}

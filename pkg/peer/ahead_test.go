@@ -1,0 +1,225 @@
+package peer_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/peer"
+	"github.com/darter-io/darter/pkg/piece"
+)
+
+// paced lets each body of an origin come at so many bytes a second.
+func paced(rate int64) func(int, int64, io.Reader) io.Reader {
+	return func(_ int, _ int64, r io.Reader) io.Reader {
+		return readerFunc(func(p []byte) (int, error) {
+			n, err := r.Read(p[:min(int64(len(p)), 16<<10)])
+			time.Sleep(time.Duration(n) * time.Second / time.Duration(rate))
+			return n, err
+		})
+	}
+}
+
+// window is what a client reads of a content, and when its first byte came.
+type window struct {
+	off, n int64
+	part   bool // it checks what it gets
+	data   []byte
+	first  time.Duration
+	err    error
+}
+
+// read reads a window at a node.
+func (w *window) read(ctx context.Context, s *swarm, n *node) {
+	begun := time.Now()
+	c, err := n.engine.Open(ctx, s.spec())
+	if err != nil {
+		w.err = err
+		return
+	}
+	defer c.Close()
+	var r *peer.Reader
+	if w.part {
+		r = c.NewPartReader(ctx, w.off, w.n)
+	} else {
+		r = c.NewReader(ctx, w.off, w.n)
+	}
+	defer r.Close()
+	one := make([]byte, 1)
+	if _, w.err = io.ReadFull(r, one); w.err != nil {
+		return
+	}
+	w.first = time.Since(begun)
+	rest, err := io.ReadAll(r)
+	w.data, w.err = append(one, rest...), err
+}
+
+// readWindows reads them all at once, each at a node of its own if there are enough.
+func readWindows(t *testing.T, s *swarm, nodes []*node, windows ...*window) {
+	var wg sync.WaitGroup
+	for i, w := range windows {
+		wg.Go(func() { w.read(t.Context(), s, nodes[i%len(nodes)]) })
+	}
+	wg.Wait()
+	for _, w := range windows {
+		require.NoError(t, w.err)
+		assert.True(t, bytes.Equal(s.origin.content[w.off:w.off+w.n], w.data), "bytes [%d, %d)", w.off, w.off+w.n)
+	}
+}
+
+// whole waits until a node has everything.
+func whole(t *testing.T, s *swarm, n *node) {
+	data, err := s.read(t.Context(), n, s.spec(), 0, int64(len(s.origin.content)))
+	require.NoError(t, err)
+	assert.True(t, bytes.Equal(s.origin.content, data))
+}
+
+// The origin of these tests sends aheadRate bytes a second on each connection, so its stream takes 12 s.
+const (
+	aheadRate   = 256 << 10
+	aheadLength = 12*aheadRate + 77 // 25 pieces
+)
+
+// TestWindowsComeAheadOfTheStream reads windows that the stream reaches after 8 s and more.
+func TestWindowsComeAheadOfTheStream(t *testing.T) {
+	const m = aheadRate
+	for name, windows := range map[string][]*window{
+		"the footer":        {{off: aheadLength - 1024, n: 1024, part: true}},
+		"footer and index":  {{off: aheadLength - 3*piece.SizeMin, n: 3 * piece.SizeMin, part: true}},
+		"one in the middle": {{off: 8 * m, n: m, part: true}},
+		"two that overlap":  {{off: 8 * m, n: 2 * m, part: true}, {off: 9 * m, n: 2 * m, part: true}},
+		"the same for many": {
+			{off: 8 * m, n: m, part: true}, {off: 8 * m, n: m, part: true}, {off: 8 * m, n: m, part: true},
+		},
+	} {
+		for _, remote := range []bool{true, false} {
+			t.Run(name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s := newSwarm(t, randomBytes(81, aheadLength))
+					s.origin.body = paced(aheadRate)
+					seed := s.seed()
+					nodes := []*node{seed}
+					if remote {
+						nodes = []*node{s.node(nil), s.node(nil), s.node(nil)}
+					}
+					begun := time.Now()
+					var fresh []*window
+					for _, w := range windows {
+						fresh = append(fresh, &window{off: w.off, n: w.n, part: w.part})
+					}
+					readWindows(t, s, nodes, fresh...)
+					for _, w := range fresh {
+						assert.Less(t, w.first, 2*time.Second)
+					}
+					assert.Less(t, time.Since(begun), 6*time.Second)
+					whole(t, s, seed)
+					assert.LessOrEqual(t, s.origin.sent.Load(), int64(aheadLength)+256<<10, "no byte comes twice")
+					assert.LessOrEqual(t, len(s.origin.requests()), 1+3*len(windows))
+				})
+			})
+		}
+	}
+}
+
+// TestParallelFetchersStayInTheSwarm reads a layer as containerd does with 6 connections.
+func TestParallelFetchersStayInTheSwarm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(82, aheadLength))
+		s.origin.body = paced(aheadRate)
+		seed := s.seed()
+		n := s.node(nil)
+		var windows []*window
+		for off := int64(0); off < aheadLength; off += 2 * aheadRate {
+			windows = append(windows, &window{off: off, n: min(2*aheadRate, aheadLength-off)})
+		}
+		begun := time.Now()
+		readWindows(t, s, []*node{n}, windows...)
+		assert.Less(t, time.Since(begun), 8*time.Second, "one stream alone takes 12 s")
+		for _, w := range windows[:len(windows)-1] {
+			assert.Less(t, w.first, 6*time.Second)
+		}
+		whole(t, s, seed)
+		assert.LessOrEqual(t, s.origin.sent.Load(), int64(aheadLength)+5*256<<10)
+	})
+}
+
+// TestACrowdInOrderCostsOneRequest reads from the beginning on, at several nodes.
+func TestACrowdInOrderCostsOneRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(83, aheadLength))
+		s.origin.body = paced(aheadRate)
+		s.seed()
+		nodes := []*node{s.node(nil), s.node(nil), s.node(nil)}
+		var windows []*window
+		for range nodes {
+			windows = append(windows, &window{n: aheadLength})
+		}
+		readWindows(t, s, nodes, windows...)
+		assert.Equal(t, []int64{0}, s.origin.requests())
+		assert.EqualValues(t, aheadLength, s.origin.sent.Load())
+	})
+}
+
+// TestTheEndWaitsForTheCheck gives the last bytes ahead to a client that checks them, and to no other.
+func TestTheEndWaitsForTheCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		content := randomBytes(84, aheadLength)
+		s := newSwarm(t, content)
+		wrong := bytes.Clone(content)
+		wrong[5*aheadRate]++
+		s.origin.body = func(n int, offset int64, _ io.Reader) io.Reader {
+			return paced(aheadRate)(n, offset, bytes.NewReader(wrong[offset:]))
+		}
+		s.seed()
+		n := s.node(nil)
+		part := &window{off: aheadLength - 1000, n: 1000, part: true}
+		resumed := &window{off: aheadLength - 1000, n: 1000}
+		var wg sync.WaitGroup
+		for _, w := range []*window{part, resumed} {
+			wg.Go(func() { w.read(t.Context(), s, n) })
+		}
+		wg.Wait()
+		require.NoError(t, part.err)
+		assert.True(t, bytes.Equal(content[part.off:], part.data))
+		require.Error(t, resumed.err, "a client that resumed would take the whole for complete")
+		assert.Less(t, len(resumed.data), 1000)
+	})
+}
+
+// TestAheadGivesUp has the origin refuse ranges, or ignore them: the stream brings everything.
+func TestAheadGivesUp(t *testing.T) {
+	for name, c := range map[string]struct {
+		skips    bool
+		fail     error
+		requests int
+	}{
+		"it ignores ranges": {true, nil, 2},
+		"it refuses ranges": {false, errors.New("no ranges here"), 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSwarm(t, randomBytes(85, aheadLength))
+				s.origin.body, s.origin.skips = paced(aheadRate), c.skips
+				s.origin.fail = func(_ int, offset int64) error {
+					if offset > 0 {
+						return c.fail
+					}
+					return nil
+				}
+				s.seed()
+				n := s.node(nil)
+				readWindows(t, s, []*node{n}, &window{off: 8 * aheadRate, n: 1000, part: true}, &window{n: aheadLength})
+				assert.Len(t, s.origin.requests(), c.requests)
+				assert.EqualValues(t, aheadLength, s.origin.sent.Load())
+			})
+		})
+	}
+}
