@@ -40,7 +40,7 @@ func (d *Download) announce(now time.Time, v policy.View) {
 	d.decided(now, a, v)
 	spec := d.wants.spec
 	entry := api.Entry{Task: d.id, Event: events[a.Event], Need: a.Need}
-	if d.pick != nil {
+	if d.pick != nil && d.passes() == nil {
 		entry.Have = d.pick.Have().Count()
 	}
 	if a.Spec {

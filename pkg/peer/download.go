@@ -74,6 +74,7 @@ type Download struct {
 	asked    asked
 	tail     tail
 	progress broadcast
+	mayPass  atomic.Bool // the object may pass by the store
 	inlining atomic.Bool // bytes that came inside a reply are being stored, so nothing is requested
 	snapshot atomic.Pointer[TaskStatus]
 
@@ -179,7 +180,7 @@ func newDownload(e *Engine, spec task.Spec) *Download {
 		serving: serving{given: make(map[[20]byte]piece.Bitmap)},
 		times:   times{pieceTime: 20 * time.Millisecond},
 	}
-	d.proof.create = e.create
+	d.proof.create = d.makeReplica
 	d.stored = stored{e: e, id: spec.ID, proof: d.proof}
 	d.intake.limits = ratelimit.Chain{&d.intake.rate, &e.rates.download}
 	return d
@@ -279,6 +280,9 @@ func (d *Download) run(ctx context.Context) {
 	d.wg.Wait()
 	d.tail.free(&d.e.tails)
 	if d.proof.hasMetadata() {
+		if d.passes() != nil {
+			d.e.passing.Add(-1)
+		}
 		d.proof.replica.Close()
 	}
 	d.e.left(d)
@@ -304,6 +308,7 @@ func (d *Download) step(now time.Time) policy.View {
 		if d.wants.forget(now) {
 			d.updateWanted(now)
 		}
+		d.pass()
 		d.noteComplete(now)
 		if !d.inlining.Load() {
 			d.request(now)
@@ -360,7 +365,7 @@ func (d *Download) adoptMetadata(now time.Time) {
 }
 
 func (d *Download) noteComplete(now time.Time) {
-	if d.complete() || !d.pick.Have().Full() {
+	if d.complete() || !d.pick.Have().Full() || d.passes() != nil {
 		return
 	}
 	d.enter(policy.Complete)

@@ -174,6 +174,7 @@ type Engine struct {
 	waited    waited
 	ahead     atomic.Int64 // further GETs that run
 	tails     atomic.Int64 // bytes of last pieces that came ahead
+	passing   atomic.Int64 // objects that pass by the store
 	buffers   buffers
 	inventory *inventory
 	stats     counters

@@ -91,8 +91,12 @@ type origin struct {
 
 // startOrigin makes the origin a parent of this download.
 func (d *Download) startOrigin(now time.Time) {
+	if d.refuseToPass() {
+		return
+	}
 	ctx, cancel := context.WithCancelCause(d.ctx)
 	d.policy.OriginAsked()
+	d.notePassing()
 	d.origin.stop = cancel
 	d.updateWanted(now) // what only the origin can bring has changed since the last look
 	d.helloAgain()

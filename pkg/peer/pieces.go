@@ -31,7 +31,7 @@ func (d *Download) request(now time.Time) {
 			w.at, w.since = i, now
 		}
 		seeks := w.first > 0 && i == w.first
-		if i < w.end && (seeks || now.Sub(w.since) > urgentAfter) {
+		if i < w.end && d.pick.Wanted().Has(i) && (seeks || now.Sub(w.since) > urgentAfter) {
 			urgent = append(urgent, i)
 		}
 	}
@@ -166,7 +166,7 @@ func (d *Download) count(which func(*counters) *atomic.Int64, n int64) {
 // that has the piece learns only how far this host is, so that it can serve the hosts that have least
 // first: that have waits for the next message.
 func (d *Download) publish(i piece.Index) {
-	if !d.pick.Have().Has(i) || d.proof.runFor(i) < 0 || !d.serving.shown.Set(i) {
+	if !d.pick.Have().Has(i) || d.proof.runFor(i) < 0 || d.passes() != nil || !d.serving.shown.Set(i) {
 		return
 	}
 	for _, c := range d.conns.open {

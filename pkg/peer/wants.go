@@ -139,7 +139,9 @@ func (d *Download) offer(spec task.Spec, whole bool) {
 
 // takeOffer adopts what callers want and acts on it.
 func (d *Download) takeOffer(now time.Time) {
-	if !d.adoptOffer(now) {
+	more := d.adoptOffer(now)
+	d.notePassing()
+	if !more || d.refuseToPass() {
 		return
 	}
 	d.policy.Wanted(now)
@@ -186,6 +188,7 @@ func (d *Download) updateWanted(now time.Time) {
 	}
 	d.policy.WantsChanged()
 	d.pick.Want(wanted)
+	d.pass()
 	d.feedOrigin()
 	d.progress.signal()
 	d.times.lastUse = now
