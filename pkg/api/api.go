@@ -98,8 +98,10 @@ type Entry struct {
 type Window struct {
 	Offset int64 `json:"offset"` // in bytes
 	Length int64 `json:"length"`
-	// Tail says that the reader takes the task's last piece before the whole is checked.
-	Tail bool `json:"tail,omitempty"`
+	// Tail says that the reader takes the task's last piece before the whole is checked, Begins that it has got no
+	// byte yet.
+	Tail   bool `json:"tail,omitempty"`
+	Begins bool `json:"begins,omitempty"`
 }
 
 // Tail is a part of a task's last piece that came from the origin before the whole was checked. A host gives

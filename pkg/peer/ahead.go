@@ -270,14 +270,17 @@ func (d *Download) windows(now time.Time) (list []policy.Window) {
 	layout := d.proof.replica.Metadata().Layout()
 	add := func(w policy.Window) {
 		i := d.pick.Have().NextMissing(w.First)
-		if i < w.End && !d.pick.Offered(i) && !slices.Contains(list, w) {
+		same := func(o policy.Window) bool { return o.Span == w.Span && o.Tail == w.Tail && o.Begins == w.Begins }
+		if i < w.End && !d.pick.Offered(i) && !slices.ContainsFunc(list, same) {
 			list = append(list, w)
 		}
 	}
 	for _, w := range d.wants.ranges {
 		if w.reader != nil && w.first < w.end {
-			first := max(w.first, min(layout.At(w.reader.pos.Load()), w.end-1))
-			add(policy.Window{Span: policy.Span{First: first, End: w.end}, Tail: w.reader.early})
+			pos := w.reader.pos.Load()
+			first := max(w.first, min(layout.At(pos), w.end-1))
+			add(policy.Window{Span: policy.Span{First: first, End: w.end}, Tail: w.reader.early,
+				Begins: pos == w.reader.off, Waited: now.Sub(w.since)})
 		}
 	}
 	for _, w := range d.asked.take(now) {
@@ -285,7 +288,8 @@ func (d *Download) windows(now time.Time) (list []policy.Window) {
 			continue
 		}
 		first, end := layout.Span(w.Offset, w.Length)
-		add(policy.Window{Span: policy.Span{First: first, End: end}, Tail: w.Tail})
+		add(policy.Window{Span: policy.Span{First: first, End: end}, Tail: w.Tail, Begins: w.Begins,
+			Waited: now.Sub(w.since)})
 	}
 	return list
 }
@@ -302,7 +306,7 @@ type asked struct {
 
 type askedWindow struct {
 	api.Window
-	until time.Time
+	since, until time.Time
 }
 
 // put takes in windows.
@@ -315,21 +319,18 @@ func (a *asked) put(now time.Time, windows []api.Window) {
 		case at >= 0:
 			a.list[at].until = now.Add(windowLife)
 		case len(a.list) < windowsKept:
-			a.list = append(a.list, askedWindow{w, now.Add(windowLife)})
+			a.list = append(a.list, askedWindow{w, now, now.Add(windowLife)})
 			a.fresh.Store(true)
 		}
 	}
 }
 
 // take returns the windows that still count.
-func (a *asked) take(now time.Time) (list []api.Window) {
+func (a *asked) take(now time.Time) []askedWindow {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.list = slices.DeleteFunc(a.list, func(w askedWindow) bool { return now.After(w.until) })
-	for _, w := range a.list {
-		list = append(list, w.Window)
-	}
-	return list
+	return slices.Clone(a.list)
 }
 
 // Ahead takes in for which windows of a task readers on another host wait, and returns what of its last piece
@@ -375,7 +376,8 @@ func (d *Download) awaitedWindows() (list []api.Window) {
 		if tail && d.tail.get(pos, 1) != nil {
 			continue
 		}
-		one := api.Window{Offset: pos, Length: w.reader.end - pos, Tail: w.reader.early}
+		one := api.Window{Offset: pos, Length: w.reader.end - pos, Tail: w.reader.early,
+			Begins: w.reader.pos.Load() == w.reader.off}
 		if !slices.Contains(list, one) {
 			list = append(list, one)
 		}

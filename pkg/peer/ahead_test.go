@@ -223,3 +223,57 @@ func TestAheadGivesUp(t *testing.T) {
 		})
 	}
 }
+
+// TestChunksBeginBeforeTheirClientsGiveUp reads a layer as containerd 2.4 does: open ranges, each left after
+// a chunk. The registry has one line for all connections, and the layer takes 60 s on it. containerd waits 30 s for
+// a header.
+func TestChunksBeginBeforeTheirClientsGiveUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const length, chunk = 20 << 20, 1 << 20
+		s := newSwarm(t, randomBytes(86, length))
+		var mu sync.Mutex
+		var free time.Time // when the line is
+		s.origin.body = func(_ int, _ int64, r io.Reader) io.Reader {
+			return readerFunc(func(p []byte) (int, error) {
+				n, err := r.Read(p[:min(len(p), 16<<10)])
+				mu.Lock()
+				if now := time.Now(); free.Before(now) {
+					free = now
+				}
+				free = free.Add(time.Duration(n) * time.Second / (350 << 10))
+				wait := time.Until(free)
+				mu.Unlock()
+				time.Sleep(wait)
+				return n, err
+			})
+		}
+		seed := s.seed()
+		n := s.node(nil)
+		begun := time.Now()
+		var wg sync.WaitGroup
+		for off := int64(0); off < length; off += chunk {
+			wg.Go(func() {
+				c, err := n.engine.Open(t.Context(), s.spec())
+				if !assert.NoError(t, err) {
+					return
+				}
+				defer c.Close()
+				r := c.NewReader(t.Context(), off, length-off)
+				defer r.Close()
+				b := make([]byte, min(chunk, length-off))
+				_, err = io.ReadFull(r, b[:1])
+				assert.NoError(t, err)
+				if off+chunk < length { // the last one waits for the check of the whole
+					assert.Less(t, time.Since(begun), 30*time.Second, "the chunk at %d", off)
+				}
+				_, err = io.ReadFull(r, b[1:])
+				assert.NoError(t, err)
+				assert.True(t, bytes.Equal(s.origin.content[off:off+int64(len(b))], b))
+			})
+		}
+		wg.Wait()
+		assert.Less(t, time.Since(begun), 66*time.Second)
+		whole(t, s, seed)
+		assert.LessOrEqual(t, s.origin.sent.Load(), int64(length)+2<<20)
+	})
+}

@@ -12,6 +12,10 @@ const (
 	lateAfter = 2 * time.Second
 	// AheadMost is how many further GETs of one blob a seed runs at once. More share the same line.
 	AheadMost = 4
+	// aheadFirst is how many more bring the first piece of one window each, whose client has waited for its first
+	// byte for firstAfter: containerd gives up after 30 s without a header.
+	aheadFirst = 4
+	firstAfter = 5 * time.Second
 )
 
 // Span is a run of pieces: [First, End).
@@ -23,6 +27,9 @@ type Window struct {
 	// Tail says that the reader takes the last piece before the whole is checked: it compares what it gets
 	// by itself.
 	Tail bool
+	// Begins says that the reader has got nothing yet, Waited since when.
+	Begins bool
+	Waited time.Duration
 }
 
 // AheadView is what [Ahead] sees.
@@ -49,7 +56,7 @@ type AheadView struct {
 func Ahead(v AheadView) (s Span, ok bool) {
 	last := piece.Index(v.Have.Len()) - 1
 	if v.Rate <= 0 || len(v.Fetches) >= AheadMost {
-		return s, false
+		return v.first()
 	}
 	for _, w := range v.Windows {
 		i := v.Have.NextMissing(w.First)
@@ -66,6 +73,20 @@ func Ahead(v AheadView) (s Span, ok bool) {
 			}
 		}
 		return Span{i, end}, true
+	}
+	return s, false
+}
+
+// first decides whose first piece comes by a GET of its own while the others are busy.
+func (v AheadView) first() (s Span, ok bool) {
+	if v.Rate <= 0 || len(v.Fetches) >= AheadMost+aheadFirst {
+		return s, false
+	}
+	last := piece.Index(v.Have.Len()) - 1
+	for _, w := range v.Windows {
+		if w.Begins && w.Waited > firstAfter && w.First < last && !v.Have.Has(w.First) && v.late(w.First) {
+			return Span{w.First, w.First + 1}, true
+		}
 	}
 	return s, false
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/datadriven"
 
@@ -13,10 +14,11 @@ import (
 // TestAheadScenarios plays the texts in testdata-ahead. Run it with -rewrite to accept what is decided now. A
 // command is
 //
-//	ahead have=###.... stream=N [rate=PIECES] [last] [fetches=N-M,…] [windows=N-M,N-Mt,…]
+//	ahead have=###.... stream=N [rate=PIECES] [last] [fetches=N-M,…] [windows=N-M,N-Mt,N-Mb,…]
 //
 // with one character for each piece, stored or not, the rate in pieces per second, and spans as [N, M). A
-// window with a t takes the last piece before the whole is checked. Decisions are carried out: each line is
+// window with a t takes the last piece before the whole is checked; one with a b has waited for its first byte
+// for ten seconds. Decisions are carried out: each line is
 // one further GET, and those after it are decided with it under way.
 func TestAheadScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata-ahead", func(t *testing.T, path string) {
@@ -43,7 +45,12 @@ func TestAheadScenarios(t *testing.T) {
 			}
 			for _, text := range strings.FieldsFunc(windows, func(r rune) bool { return r == ',' }) {
 				span, tail := strings.CutSuffix(text, "t")
-				v.Windows = append(v.Windows, Window{spanOf(t, span), tail})
+				span, begins := strings.CutSuffix(span, "b")
+				w := Window{Span: spanOf(t, span), Tail: tail, Begins: begins}
+				if begins {
+					w.Waited = 10 * time.Second
+				}
+				v.Windows = append(v.Windows, w)
 			}
 			var out strings.Builder
 			for {
