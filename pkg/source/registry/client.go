@@ -29,6 +29,7 @@ type Client struct {
 	cfg    Config
 	listed map[string]*upstream
 	others *upstream // how all other registries are asked; nil refuses them
+	slow   slow
 
 	// mu is held to find or add a session or a label, never during a login.
 	mu       sync.Mutex
@@ -126,7 +127,9 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset, end int64) (*
 			}
 		}
 		var err error
-		res, err = u.client.Open(ctx, get)
+		if res, err = u.client.Open(ctx, get); err == nil && len(u.bases) > 1 {
+			res.Body = c.slow.watch(res.Body, base)
+		}
 		err = refused(err)
 		var status *source.StatusError
 		if !errors.As(err, &status) {
@@ -358,10 +361,10 @@ func trimBase(base *url.URL, link string) string {
 	})
 }
 
-// each tries an upstream's URLs in order until one replies with another status than 502, 503 and 504.
+// each tries an upstream's URLs in order, slow ones last, until one replies with another status than 502, 503 and 504.
 func (c *Client) each(ctx context.Context, u *upstream, ask func(*url.URL) error) error {
 	var err error
-	for i, base := range u.bases {
+	for i, base := range c.slow.order(u.bases, time.Now()) {
 		err = ask(base)
 		var status *source.StatusError
 		if err == nil || ctx.Err() != nil || (errors.As(err, &status) && !unavailable(status.Status)) {
