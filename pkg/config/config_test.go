@@ -193,6 +193,7 @@ func TestInvalidValues(t *testing.T) {
 		{"upstreams: [{host: a.b, urls: [a.b]}]", `"a.b" is not a URL; write for example https://registry.test:5000`},
 		{"upstreams: [{host: 'https://a.b'}]", `is not a host name`},
 		{"upstreams: [{host: a.b, urls: ['https://u:p@a.b']}]", `use username and passwordFile`},
+		{"upstreams: [{host: a.b, firstByte: 5ms}]", `firstByte: 5ms is too short`},
 		{"upstreams: [{host: a.b, clientCert: x}]", `clientCert and clientKey belong together`},
 		{"upstreams: [{host: a.b, username: x}]", `username and passwordFile belong together`},
 		{"upstreams: [{host: a.b, proxy: x}]", `proxy is not a URL`},
@@ -485,4 +486,14 @@ func TestDefaultFile(t *testing.T) {
 	form := NewForm("dfdaemon", new(Dfdaemon))
 	form.fallback = write("broken.yaml", "cache: {quotas: 2GiB}")
 	require.ErrorContains(t, form.Load(nil), "quotas")
+}
+
+func TestFirstByteOfAnUpstream(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "c.yaml")
+	require.NoError(t, os.WriteFile(file, []byte("upstreams: [{host: a.test, firstByte: 7m}, {host: b.test}]"), 0o600))
+	var cfg Dfdaemon
+	require.NoError(t, NewForm("dfdaemon", &cfg).Load([]string{"DARTER_CONFIG=" + file}))
+	require.Len(t, cfg.Upstreams, 2)
+	assert.Equal(t, 7*time.Minute, cfg.Upstreams[0].FirstByte)
+	assert.Zero(t, cfg.Upstreams[1].FirstByte, "the default is the registry client's")
 }
