@@ -6,6 +6,8 @@
 package api
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -109,6 +111,15 @@ type Window struct {
 type Tail struct {
 	Offset int64  `json:"offset"` // in bytes
 	Data   []byte `json:"data"`
+	// Proof vouches for Data, as an object of its own whose name [TailTask] makes.
+	Proof *Proof `json:"proof"`
+}
+
+// TailTask names what is signed of a task's last piece before the whole is checked: a signature over it says
+// nothing of the task itself.
+func TailTask(id task.ID, offset int64) task.ID {
+	sum := sha256.Sum256(fmt.Appendf(nil, "darter tail %s %d", id, offset))
+	return task.ID("file:" + hex.EncodeToString(sum[:]))
 }
 
 // AnnounceResponse answers an AnnounceRequest.

@@ -346,7 +346,7 @@ func (e *Engine) Ahead(id task.ID, windows []api.Window) *api.Tail {
 	d.nudge()
 	for _, w := range windows {
 		if b := d.tail.get(w.Offset, min(w.Length, tailMost)); w.Tail && len(b) > 0 {
-			return &api.Tail{Offset: w.Offset, Data: b}
+			return e.signTail(id, w.Offset, b)
 		}
 	}
 	return nil
@@ -383,6 +383,55 @@ func (d *Download) awaitedWindows() (list []api.Window) {
 		}
 	}
 	return list
+}
+
+// signTail vouches for a part of a last piece.
+func (e *Engine) signTail(id task.ID, off int64, data []byte) *api.Tail {
+	f := piece.MetadataFor(int64(len(data)), "")
+	layout := f.Layout()
+	r := piece.DigestRun{Metadata: f, Epoch: 1, Final: true}
+	for i := range piece.Index(layout.Count()) {
+		r.Digests = append(r.Digests, piece.Sum(data[layout.Offset(i):][:layout.Size(i)]))
+	}
+	e.cfg.Signer.SignRun(api.TailTask(id, off), &r)
+	proof := api.NewProof(f, []piece.DigestRun{r}, [][]byte{e.cfg.Signer.Certificate()})
+	return &api.Tail{Offset: off, Data: data, Proof: proof}
+}
+
+// checkTail fails for bytes for which no coordinator vouches, or that are not of the last piece: others are
+// proved by the task's own runs alone. The loop must not call it, because it checks signatures.
+func (d *Download) checkTail(t *api.Tail) error {
+	layout := d.proof.replica.Metadata().Layout()
+	last := piece.Index(layout.Count()) - 1
+	if layout.Within(t.Offset, int64(len(t.Data))) != nil || t.Offset < layout.Offset(last) || t.Proof == nil {
+		return fmt.Errorf("%d bytes at %d are not of the last piece, or come without proof", len(t.Data), t.Offset)
+	}
+	if err := t.Proof.Check(); err != nil {
+		return err
+	}
+	r, err := t.Proof.Run()
+	if err != nil {
+		return err
+	}
+	for _, der := range t.Proof.Certificates {
+		if _, err := d.e.cfg.Verifier.AddCertificate(der); err != nil {
+			return fmt.Errorf("certificate of a coordinator: %w", err)
+		}
+	}
+	if err := d.e.cfg.Verifier.VerifyRun(api.TailTask(d.id, t.Offset), r); err != nil {
+		return err
+	}
+	part := r.Metadata.Layout()
+	if part.Length != int64(len(t.Data)) {
+		return fmt.Errorf("%d bytes under a proof of %d", len(t.Data), part.Length)
+	}
+	for i, want := range r.Digests {
+		i := piece.Index(i)
+		if got := piece.Sum(t.Data[part.Offset(i):][:part.Size(i)]); got != want {
+			return &piece.DigestError{Index: i, Want: want, Got: got}
+		}
+	}
+	return nil
 }
 
 // tail is what came of a last piece before the whole was checked. Only readers that check what they get by

@@ -13,8 +13,10 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/task"
 )
 
 // paced lets each body of an origin come at so many bytes a second.
@@ -192,6 +194,59 @@ func TestTheEndWaitsForTheCheck(t *testing.T) {
 		require.Error(t, resumed.err, "a client that resumed would take the whole for complete")
 		assert.Less(t, len(resumed.data), 1000)
 	})
+}
+
+// TestAnOwnersAnswerProvesNoTail has an owner send other bytes: none without a coordinator's signature counts, and
+// none of another piece.
+func TestAnOwnersAnswerProvesNoTail(t *testing.T) {
+	last := int64(aheadLength-1) / piece.SizeMin * piece.SizeMin
+	for name, forge := range map[string]func(s *swarm) *api.Tail{
+		"without proof": func(*swarm) *api.Tail { return &api.Tail{Offset: last, Data: make([]byte, aheadLength-last)} },
+		"of another place": func(s *swarm) *api.Tail {
+			tail := s.tail(api.TailTask(s.spec().ID, last+1), make([]byte, aheadLength-last))
+			tail.Offset = last
+			return tail
+		},
+		"of the task itself": func(s *swarm) *api.Tail {
+			tail := s.tail(s.spec().ID, make([]byte, aheadLength-last))
+			tail.Offset = last
+			return tail
+		},
+		"other bytes": func(s *swarm) *api.Tail {
+			tail := s.tail(api.TailTask(s.spec().ID, last), make([]byte, aheadLength-last))
+			tail.Offset, tail.Data = last, bytes.Repeat([]byte("x"), len(tail.Data))
+			return tail
+		},
+		"another piece": func(s *swarm) *api.Tail {
+			tail := s.tail(api.TailTask(s.spec().ID, 0), make([]byte, 1000))
+			tail.Offset = 0
+			return tail
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSwarm(t, randomBytes(87, aheadLength))
+				s.origin.body = paced(aheadRate)
+				seed := s.seed()
+				s.owner.answer = func(from *node, _ api.Entry, a *api.Assignment) error {
+					if from != seed {
+						a.Tail = forge(s)
+					}
+					return nil
+				}
+				n := s.node(nil)
+				readWindows(t, s, []*node{n}, &window{off: last, n: aheadLength - last, part: true}, &window{n: 1000, part: true})
+			})
+		})
+	}
+}
+
+// tail signs bytes as a coordinator does, under a name.
+func (s *swarm) tail(id task.ID, data []byte) *api.Tail {
+	f := piece.MetadataFor(int64(len(data)), "")
+	r := piece.DigestRun{Metadata: f, Epoch: 1, Final: true, Digests: []piece.Digest{piece.Sum(data)}}
+	s.keys.SignRun(id, &r)
+	return &api.Tail{Data: data, Proof: api.NewProof(f, []piece.DigestRun{r}, [][]byte{s.keys.Certificate()})}
 }
 
 // TestAheadGivesUp has the origin refuse ranges, or ignore them: the stream brings everything.

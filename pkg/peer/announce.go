@@ -70,6 +70,7 @@ func (d *Download) active() bool {
 type unpacked struct {
 	runs []int         // the numbers of the runs in its proof
 	got  []piece.Index // the pieces that came inside it
+	tail *api.Tail     // what came of the last piece, checked
 	err  error         // of what is stored, or of this host's disk
 }
 
@@ -101,6 +102,13 @@ func (d *Download) unpack(spec task.Spec, a api.Assignment) (h unpacked) {
 		default:
 			h.err = err
 			return h
+		}
+	}
+	if a.Tail != nil && d.proof.hasMetadata() && d.proof.replica.Metadata().Length > 0 {
+		if err := d.checkTail(a.Tail); err != nil {
+			d.log.Warn("owner sent wrong bytes of the last piece", "error", err)
+		} else {
+			h.tail = a.Tail
 		}
 	}
 	if len(a.Inline) > 0 && d.proof.hasMetadata() {
@@ -196,7 +204,7 @@ func (d *Download) assigned(now time.Time, ev ownerReplied) {
 		d.setLocal(a.Local)
 	}
 	d.ownerReads = a.Reading
-	if t := a.Tail; t != nil && d.pick != nil {
+	if t := h.tail; t != nil {
 		d.tail.put(t.Offset, t.Data)
 		d.progress.signal()
 	}

@@ -138,7 +138,7 @@ func (r *Reader) next(pos int64) ([]byte, error) {
 // ahead returns the bytes from pos on that came of the last piece before the whole was verified, if the reader may
 // have them and the piece is not stored yet.
 func (r *Reader) ahead(pos int64) []byte {
-	if !r.early || r.d.proof.replica.Has(r.d.proof.replica.Metadata().Layout().At(pos)) {
+	if !r.early || r.d.ended() || r.d.proof.replica.Has(r.d.proof.replica.Metadata().Layout().At(pos)) {
 		return nil
 	}
 	return r.d.tail.get(pos, r.end-pos)
