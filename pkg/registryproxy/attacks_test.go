@@ -344,15 +344,23 @@ func TestAnUnencryptedConsentShowsTheBlob(t *testing.T) {
 		id := oci.DigestOf(secret)
 		for name, c := range map[string]struct {
 			has    []byte // what the storage sends
+			onward bool   // it redirects to https again
 			status int
 		}{
-			"the blob itself": {secret, 200},
-			"other bytes":     {bytes.Repeat([]byte{'x'}, size), 404},
+			"the blob itself":          {secret, false, 200},
+			"other bytes":              {bytes.Repeat([]byte{'x'}, size), false, 404},
+			"other bytes behind https": {bytes.Repeat([]byte{'x'}, size), true, 404},
 		} {
-			storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			serve := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				assert.Empty(t, r.Header.Get("Authorization"))
 				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(c.has))
-			}))
+			})
+			if c.onward {
+				chosen := httptest.NewTLSServer(serve)
+				t.Cleanup(chosen.Close)
+				serve = http.RedirectHandler(chosen.URL, http.StatusFound).ServeHTTP
+			}
+			storage := httptest.NewServer(serve)
 			t.Cleanup(storage.Close)
 			front := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				http.Redirect(w, r, storage.URL, http.StatusFound)

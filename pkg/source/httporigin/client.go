@@ -400,7 +400,7 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 	fail := func(u *url.URL, err error) error {
 		return fmt.Errorf("%s %s: %w", method, secret.PrintableURL(u), scrub(err))
 	}
-	at, foreign := r.URL, false
+	at, foreign, plain := r.URL, false, false
 	for hop := 0; ; hop++ {
 		if (at.Scheme != "http" && at.Scheme != "https") || at.Host == "" {
 			return nil, fail(at, errors.New("not an http or https URL"))
@@ -423,6 +423,9 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 				if res.StatusCode == http.StatusUnauthorized {
 					res.StatusCode, res.Status = http.StatusForbidden, "403 Forbidden"
 				}
+			}
+			if plain {
+				req = req.WithContext(context.WithValue(req.Context(), unencrypted{}, true))
 			}
 			res.Request = req
 			return res, nil
@@ -447,6 +450,7 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 		// After a redirect to another host the request never carries the secrets again, even if that host
 		// redirects back: the other host chose the URL of the way back.
 		foreign = foreign || next.Scheme != r.URL.Scheme || hostPort(next) != hostPort(r.URL)
+		plain = plain || r.URL.Scheme == "https" && next.Scheme == "http"
 		next.User, next.Fragment = nil, ""
 		at = next
 	}
@@ -463,7 +467,7 @@ func (c *Client) newRequest(
 	}).WithContext(ctx)
 	var rt http.RoundTripper = c.transport
 	if foreign {
-		req = req.WithContext(context.WithValue(ctx, crossedHosts{}, r.URL.Scheme))
+		req = req.WithContext(context.WithValue(ctx, crossedHosts{}, true))
 		for _, k := range crossHostHeaders {
 			if v := r.Header.Values(k); len(v) > 0 {
 				req.Header[k] = v
@@ -492,15 +496,17 @@ func (c *Client) newRequest(
 // CrossedHosts reports whether a redirect led the request of an answer to another host.
 func CrossedHosts(res *http.Response) bool { return res.Request.Context().Value(crossedHosts{}) != nil }
 
-// Unencrypted reports whether a redirect led the request of an answer from https to http: anyone on the network path
-// may have written the answer.
+// Unencrypted reports whether any redirect led the request of an answer from https to http: anyone on the network
+// path may have written the answer, or chosen the https URL from where it came in the end.
 func Unencrypted(res *http.Response) bool {
-	return res.Request != nil && res.Request.URL.Scheme == "http" &&
-		res.Request.Context().Value(crossedHosts{}) == "https"
+	return res.Request != nil && res.Request.Context().Value(unencrypted{}) != nil
 }
 
-// crossedHosts is the context key of such a request; its value is the scheme of the first URL.
-type crossedHosts struct{}
+// crossedHosts and unencrypted are the context keys of such requests.
+type (
+	crossedHosts struct{}
+	unencrypted  struct{}
+)
 
 // Ask is Do with a body that ends in an error if the origin falls silent.
 func (c *Client) Ask(ctx context.Context, r Request) (*http.Response, error) {
