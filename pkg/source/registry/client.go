@@ -235,8 +235,9 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 		}
 	}
 	bare := true
+	repository, kind := repositoryOf(q.Path)
 	if header.Get("Authorization") == "" && u.hasCredentials() && !q.Bare {
-		_, has, err := u.credential(ctx, repositoryOf(q.Path))
+		_, has, err := u.credential(ctx, repository)
 		if err != nil {
 			return nil, err
 		}
@@ -245,11 +246,11 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 	err = c.each(ctx, u, func(base *url.URL) error {
 		req := httporigin.Request{
 			Method: q.Method, URL: at(base, q.Path, q.Query), Header: header,
-			AllowPlain: strings.Contains(q.Path, "/blobs/") && !u.ForbidPlainRedirects,
+			AllowPlain: kind == "blobs" && !u.ForbidPlainRedirects,
 		}
 		if header.Get("Authorization") == "" && (q.Anonymous || !bare) {
 			var err error
-			if req.RoundTripper, err = c.login(ctx, u, base, repositoryOf(q.Path), bare); err != nil {
+			if req.RoundTripper, err = c.login(ctx, u, base, repository, bare); err != nil {
 				return err
 			}
 		}
@@ -262,7 +263,7 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 			return refused(err)
 		}
 		if req.RoundTripper != nil && res.StatusCode == http.StatusUnauthorized {
-			c.logout(u, base, repositoryOf(q.Path), bare)
+			c.logout(u, base, repository, bare)
 		}
 		if q.Method == http.MethodHead && httporigin.CrossedHosts(res) && takesNoHead(res.StatusCode) {
 			res.StatusCode, res.Status = http.StatusMethodNotAllowed, "405 Method Not Allowed"
@@ -305,15 +306,15 @@ func (c *Client) upstream(name string) (*upstream, error) {
 }
 
 // repositoryOf is the repository in a path of the distribution API, empty for a path that needs no token
-// of one.
-func repositoryOf(p string) string {
-	rest := strings.TrimPrefix(p, "/v2/")
-	for _, kind := range []string{"/manifests/", "/blobs/", "/tags/", "/referrers/"} {
-		if i := strings.LastIndex(rest, kind); i > 0 {
-			return rest[:i]
-		}
+// of one. kind is the part between it and the reference, as "blobs"; a repository may have a part of that name, too.
+func repositoryOf(p string) (repository, kind string) {
+	before, _ := path.Split(strings.TrimPrefix(p, "/v2/"))
+	repository, kind = path.Split(strings.TrimSuffix(before, "/"))
+	switch kind {
+	case "manifests", "blobs", "tags", "referrers":
+		return strings.TrimSuffix(repository, "/"), kind
 	}
-	return ""
+	return "", ""
 }
 
 // rootOf is where one of an upstream's URLs has the distribution API, and what goes there before the repository:

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
@@ -757,4 +758,35 @@ func TestAPathWithV2IsTakenAsItIs(t *testing.T) {
 		assert.Equal(t, http.StatusOK, res.StatusCode, "the version check")
 	}
 	assert.Empty(t, strange)
+}
+
+// A digest protects a blob on its way over plain HTTP, and nothing a manifest's tag. A repository may have a part
+// "blobs" in its name.
+func TestOnlyBlobsComeOverPlainHTTP(t *testing.T) {
+	plain := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	t.Cleanup(plain.Close)
+	front := httptest.NewTLSServer(http.RedirectHandler(plain.URL, http.StatusFound))
+	t.Cleanup(front.Close)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: front.Certificate().Raw})
+	require.NoError(t, os.WriteFile(ca, block, 0o600))
+	host := front.Listener.Addr().String()
+	c := client(t, registry.Config{HTTP: loopback,
+		Upstreams: map[string]registry.Upstream{host: {Proxy: "none", CAFile: ca}}})
+	digest := "sha256:" + strings.Repeat("a", 64)
+	for path, follows := range map[string]bool{
+		"/v2/app/blobs/" + digest:             true,
+		"/v2/app/manifests/blobs/" + digest:   true,
+		"/v2/app/manifests/v1":                false,
+		"/v2/app/manifests/" + digest:         false,
+		"/v2/app/blobs/x/manifests/v1":        false,
+		"/v2/blobs/blobs/manifests/" + digest: false,
+		"/v2/app/blobs/x/tags/list":           false,
+	} {
+		res, err := c.Do(t.Context(), source.RegistryRequest{Upstream: host, Method: http.MethodGet, Path: path})
+		assert.Equal(t, follows, err == nil, "%s: %v", path, err)
+		if err == nil {
+			res.Body.Close()
+		}
+	}
 }
