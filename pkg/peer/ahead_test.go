@@ -332,3 +332,30 @@ func TestChunksBeginBeforeTheirClientsGiveUp(t *testing.T) {
 		assert.LessOrEqual(t, s.origin.sent.Load(), int64(length)+2<<20)
 	})
 }
+
+// TestNoWindowsAheadAfterWrongBytes has an origin answer ranges with other bytes than it should. The next attempt
+// takes everything from one GET of the whole, as a client that asks the registry itself would.
+func TestNoWindowsAheadAfterWrongBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		content := randomBytes(88, aheadLength)
+		s := newSwarm(t, content)
+		s.origin.body = func(n int, offset int64, r io.Reader) io.Reader {
+			if offset > 0 {
+				r = bytes.NewReader(content)
+			}
+			return paced(aheadRate)(n, offset, r)
+		}
+		s.seed()
+		n := s.node(nil)
+		part := func() *window { return &window{off: 8 * aheadRate, n: 1000, part: true} }
+		first := part()
+		first.read(t.Context(), s, n)
+		require.NoError(t, first.err)
+		require.False(t, bytes.Equal(content[first.off:][:first.n], first.data), "the registry itself sends the same")
+		all := &window{n: aheadLength}
+		all.read(t.Context(), s, n)
+		require.Error(t, all.err)
+		readWindows(t, s, []*node{n}, &window{n: aheadLength}, part())
+		assert.Len(t, s.origin.requests(), 3, "the whole, the window and once more the whole")
+	})
+}

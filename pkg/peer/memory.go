@@ -65,6 +65,14 @@ func (e *Engine) wrong(now time.Time, id task.ID) (again bool) {
 	return a.count < 2
 }
 
+// wasWrong reports whether this host read other bytes from the origin than the task's digest says, a moment ago.
+func (e *Engine) wasWrong(id task.ID) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	a, ok := e.attempts[id]
+	return ok && a.count > 0 && time.Since(a.last) <= attemptMemory
+}
+
 // noteRevoked remembers a revocation: a neighbour that has not received it yet would send the same wrong
 // digests to the next download, which then sends it the revocation.
 func (e *Engine) noteRevoked(now time.Time, id task.ID, r piece.Revocation, cert []byte) {

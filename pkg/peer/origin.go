@@ -101,6 +101,9 @@ func (d *Download) startOrigin(now time.Time) {
 	d.updateWanted(now) // what only the origin can bring has changed since the last look
 	d.helloAgain()
 	o := &originParent{d: d, ctx: ctx, spec: d.wants.spec, epoch: d.e.newEpoch()}
+	if d.e.wasWrong(d.id) {
+		o.ahead.failed = aheadFailures // perhaps only its ranges were wrong
+	}
 	d.parent = o
 	if first := d.origin.asked.Load(); first == nil {
 		d.origin.asked.Store(&o.spec)
