@@ -193,6 +193,7 @@ func TestARangeOfADamagedContentIsRightOrShort(t *testing.T) {
 func TestRotBeforeTheLastPieceIsNotTheOriginsFault(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(63, 20*piece.SizeMin))
+		s.origin.body = paced(1 << 20) // it stops behind what is read
 		n, dir := s.onDisk()
 		_, err := s.read(t.Context(), n, s.spec(), 0, 4*piece.SizeMin)
 		require.NoError(t, err)
