@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -280,12 +279,7 @@ func (c *control) hideRealm(challenge string) string {
 			realm.Scheme, realm.Host = c.base.Scheme, c.base.Host
 			return `realm="` + realm.String() + `"`
 		}
-		if realm.Host == c.base.Host || (realm.Scheme != "https" && realm.Scheme != c.base.Scheme && !plain) {
-			return found
-		}
-		addr, err := netip.ParseAddr(strings.Trim(realm.Hostname(), "[]"))
-		private := err == nil && (addr.IsPrivate() || addr.IsLoopback())
-		if private && !c.privateRealm || plain && !c.bare || !private && !plain {
+		if realm.Host == c.base.Host || !c.hides(realm) {
 			return found
 		}
 		query := url.Values{"realm": {realm.String()}}.Encode()
@@ -294,12 +288,25 @@ func (c *control) hideRealm(challenge string) string {
 	})
 }
 
-// toRealm restores the address that hideRealm replaced.
+// hides reports whether a token service is one that the exchange would refuse and this node may ask.
+func (c *control) hides(realm *url.URL) bool {
+	plain := realm.Scheme == "http" && c.base.Scheme == "https"
+	if plain && !c.bare || realm.Scheme != "http" && realm.Scheme != "https" || realm.Host == "" {
+		return false
+	}
+	addr, err := netip.ParseAddr(strings.Trim(realm.Hostname(), "[]"))
+	if err == nil && (addr.IsPrivate() || addr.IsLoopback()) {
+		return c.privateRealm
+	}
+	return plain
+}
+
+// toRealm restores the address that hideRealm replaced. The registry itself may have named the path, so it is checked
+// again.
 func (c *control) toRealm(req *http.Request) (*http.Request, error) {
 	query := req.URL.Query()
 	realm, err := url.Parse(query.Get("realm"))
-	if err != nil || realm.Host == "" || net.ParseIP(realm.Hostname()) != nil && !c.privateRealm ||
-		net.ParseIP(realm.Hostname()) == nil && !c.bare {
+	if err != nil || !c.hides(realm) {
 		return nil, errors.New("the request holds no address of a token service")
 	}
 	query.Del("realm")

@@ -300,5 +300,9 @@ func TestARealmOfPlainHTTP(t *testing.T) {
 		assert.Equal(t, c.ok, err == nil, "%s, credentials %t: %v", c.realm, c.credentials, err)
 		assert.Equal(t, c.plain, plainAsked.Load(), "%s, credentials %t", c.realm, c.credentials)
 	}
+	// Nor where the operator allows private addresses, and the registry names the path that stands for one.
+	u := registry.Upstream{Proxy: "none", CAFile: ca, AllowPrivateRealm: true, Username: "alice", Password: "hunter2"}
+	require.Error(t, bring(t, client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: u}, HTTP: loopback}),
+		team, 0))
 	assert.Zero(t, leaks.Load())
 }
