@@ -82,6 +82,11 @@ func checkEntry(e api.Entry) error {
 	if len(e.Windows) > api.WindowsMax {
 		return fmt.Errorf("task %s: %d windows, at most %d are taken", e.Task.Short(), len(e.Windows), api.WindowsMax)
 	}
+	for _, w := range e.Windows {
+		if w.Offset < 0 || w.Length <= 0 {
+			return fmt.Errorf("task %s: a window of %d bytes at %d", e.Task.Short(), w.Length, w.Offset)
+		}
+	}
 	if s := e.Spec; s != nil {
 		// A host that wants one task must not make the owner fetch another one.
 		if s.ID != e.Task {

@@ -44,6 +44,15 @@ func TestWindowsReachTheEngine(t *testing.T) {
 	assert.Len(t, got, api.WindowsMax)
 
 	e := wants(taskID("a"), "")
+	for _, w := range []api.Window{{Offset: -1, Length: 1}, {Offset: 1, Length: -1}, {Offset: 1}} {
+		e.Windows = []api.Window{w}
+		response, err := c.ServeAnnounce(t.Context(),
+			api.AnnounceRequest{Version: 1, Host: member("1"), Generation: 7, Entries: []api.Entry{e}})
+		require.NoError(t, err)
+		require.NotNil(t, response.Assignments[0].Failure)
+		assert.Len(t, got, api.WindowsMax, "the engine hears of none that cannot be")
+	}
+
 	e.Windows = []api.Window{{Offset: 1, Length: 1}}
 	own, _, err := c.Announce(t.Context(), e)
 	require.NoError(t, err)

@@ -461,7 +461,7 @@ func (t *tail) get(off, n int64) []byte {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, s := range t.segments {
-		if off >= s.begin && off < s.begin+int64(len(s.data)) {
+		if n > 0 && off >= s.begin && off < s.begin+int64(len(s.data)) {
 			b := s.data[off-s.begin:]
 			return b[:min(int64(len(b)), n)]
 		}

@@ -359,3 +359,18 @@ func TestNoWindowsAheadAfterWrongBytes(t *testing.T) {
 		assert.Len(t, s.origin.requests(), 3, "the whole, the window and once more the whole")
 	})
 }
+
+// TestAWindowOfNothingGetsNoTail has another host announce a window that cannot be.
+func TestAWindowOfNothingGetsNoTail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(89, aheadLength))
+		s.origin.body = paced(aheadRate)
+		seed := s.seed()
+		readWindows(t, s, []*node{s.node(nil)}, &window{off: aheadLength - 50, n: 50, part: true})
+		for _, n := range []int64{-1, 0} {
+			assert.Nil(t, seed.engine.Ahead(s.spec().ID, []api.Window{{Offset: aheadLength - 50, Length: n, Tail: true}}))
+		}
+		one := []api.Window{{Offset: aheadLength - 50, Length: 1, Tail: true}}
+		assert.Equal(t, s.origin.content[aheadLength-50:][:1], seed.engine.Ahead(s.spec().ID, one).Data)
+	})
+}
