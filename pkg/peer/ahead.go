@@ -214,7 +214,7 @@ func (o *originParent) fetch(ctx context.Context, s *policy.Span) error {
 		}
 		if i == last {
 			f.keepLast(data)
-			o.d.tail.put(layout.Offset(last), slices.Clone(data))
+			o.d.tail.put(layout.Offset(last), f.lastPiece())
 			o.d.progress.signal()
 			return nil
 		}
@@ -236,12 +236,13 @@ func (d *Download) steerAhead(now time.Time) {
 	}
 	layout := d.proof.replica.Metadata().Layout()
 	last := piece.Index(layout.Count()) - 1
+	full := false // the host keeps as many last pieces as it may
 	for d.e.ahead.Load() < aheadRunning {
 		f := &o.ahead
 		v := policy.AheadView{PieceSize: layout.PieceSize, Have: d.proof.replica.Have(), Rate: f.pace.rate(now),
 			Fetches: f.claimed(), Windows: windows}
 		f.mu.Lock()
-		v.Stream, v.Last = f.at, f.last != nil
+		v.Stream, v.Last = f.at, f.last != nil || full
 		failed := f.failed
 		f.mu.Unlock()
 		s, ok := policy.Ahead(v)
@@ -249,7 +250,8 @@ func (d *Download) steerAhead(now time.Time) {
 			return
 		}
 		if s.First == last && !d.tail.reserve(&d.e.tails, layout.Size(last)) {
-			return
+			full = true
+			continue
 		}
 		d.log.Debug("asking the origin ahead of the stream", "first", s.First, "end", s.End)
 		o.begin(o.ctx, s)
@@ -447,13 +449,21 @@ type segment struct {
 	data  []byte
 }
 
+// put keeps a part that fits into what is reserved, in place of the oldest ones.
 func (t *tail) put(begin int64, data []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.segments) == segmentsMax {
+	n := int64(len(data))
+	for _, s := range t.segments {
+		n += int64(len(s.data))
+	}
+	for len(t.segments) > 0 && (n > t.reserved || len(t.segments) == segmentsMax) {
+		n -= int64(len(t.segments[0].data))
 		t.segments = t.segments[1:]
 	}
-	t.segments = append(t.segments, segment{begin, data})
+	if n <= t.reserved {
+		t.segments = append(t.segments, segment{begin, data})
+	}
 }
 
 // get returns at most n bytes from an offset on, none if they did not come.

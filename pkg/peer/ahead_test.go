@@ -374,3 +374,31 @@ func TestAWindowOfNothingGetsNoTail(t *testing.T) {
 		assert.Equal(t, s.origin.content[aheadLength-50:][:1], seed.engine.Ahead(s.spec().ID, one).Data)
 	})
 }
+
+// TestAHostFullOfLastPiecesBringsWindows has no memory for a footer, and readers of other windows wait behind it.
+func TestAHostFullOfLastPiecesBringsWindows(t *testing.T) {
+	for name, fill := range map[string]func(seed, n *node){
+		"the seed": func(seed, _ *node) { seed.engine.FillTails() },
+		"the node": func(_, n *node) { n.engine.FillTails() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSwarm(t, randomBytes(90, aheadLength))
+				s.origin.body = paced(aheadRate)
+				seed, n := s.seed(), s.node(nil)
+				fill(seed, n)
+				footer := &window{off: aheadLength - 50, n: 50, part: true}
+				middle := &window{off: 8 * aheadRate, n: 1000, part: true}
+				var wg sync.WaitGroup
+				wg.Go(func() { footer.read(t.Context(), s, n) })
+				time.Sleep(time.Second)
+				readWindows(t, s, []*node{n}, middle)
+				wg.Wait()
+				assert.Less(t, middle.first, 2*time.Second)
+				require.NoError(t, footer.err)
+				assert.True(t, bytes.Equal(s.origin.content[footer.off:], footer.data))
+				assert.Greater(t, footer.first, 5*time.Second, "it comes when the whole is checked")
+			})
+		})
+	}
+}

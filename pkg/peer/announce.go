@@ -205,8 +205,11 @@ func (d *Download) assigned(now time.Time, ev ownerReplied) {
 	}
 	d.ownerReads = a.Reading
 	if t := h.tail; t != nil {
-		d.tail.put(t.Offset, t.Data)
-		d.progress.signal()
+		layout := d.proof.replica.Metadata().Layout()
+		if d.tail.reserve(&d.e.tails, layout.Size(piece.Index(layout.Count())-1)) {
+			d.tail.put(t.Offset, t.Data)
+			d.progress.signal()
+		}
 	}
 	d.policy.Assigned(now, d.view(), a.Seed, ev.leader == owners.Self, ev.leader == owners.Other)
 	for _, n := range a.Neighbours {
