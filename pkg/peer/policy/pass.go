@@ -7,8 +7,10 @@ const (
 	// passPieces: fewer let the line fall idle between two pieces, more take memory.
 	passBytes  = 4 << 20
 	passPieces = 4
-	// passReaders is how many readers share them; others get a piece at a time.
+	// passReaders is how many readers share them; others get a piece at a time, if all are no more than passMost
+	// bytes, and else wait for their turn.
 	passReaders = 4
+	passMost    = 48 << 20
 )
 
 // Position is where a reader is: its next byte, and the one behind its last.
@@ -24,6 +26,9 @@ func Pass(layout piece.Layout, readers []Position) piece.Bitmap {
 			window = 1
 		}
 		first, end := layout.Span(r.At, max(0, min(window, r.End-r.At)))
+		if n >= passReaders && int64(wanted.Count())*layout.PieceSize >= passMost {
+			end = first
+		}
 		for i := first; i < end; i++ {
 			wanted.Set(i)
 		}

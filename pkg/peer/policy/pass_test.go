@@ -37,3 +37,20 @@ func TestPass(t *testing.T) {
 		})
 	}
 }
+
+// However many read, an object takes a bounded piece of memory, and the oldest readers go on.
+func TestPassIsBounded(t *testing.T) {
+	const m = 1 << 20
+	for _, size := range []int64{m / 8, m, 4 * m} {
+		layout := piece.Layout{Length: 1000 * size, PieceSize: size}
+		var readers []Position
+		for n := range int64(500) {
+			readers = append(readers, Position{2*n*size + 1, layout.Length})
+		}
+		wanted := Pass(layout, readers)
+		assert.LessOrEqual(t, int64(wanted.Count())*size, int64(48*m))
+		for n := range 8 {
+			assert.True(t, wanted.Has(piece.Index(2*n)), "reader %d, pieces of %d", n, size)
+		}
+	}
+}
