@@ -54,7 +54,7 @@ type fetches struct {
 	// at is the piece that the stream brings next.
 	at      piece.Index
 	pace    pace
-	changed broadcast
+	changed broadcast // a further GET has ended, or other pieces are needed
 	wg      sync.WaitGroup
 }
 

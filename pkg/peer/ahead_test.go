@@ -402,3 +402,24 @@ func TestAHostFullOfLastPiecesBringsWindows(t *testing.T) {
 		})
 	}
 }
+
+// TestAStreamThatWaitsTakesNewWindows has the stream wait for a further GET that brings all that is wanted, when a
+// reader comes that wants the pieces where the stream stands.
+func TestAStreamThatWaitsTakesNewWindows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(91, aheadLength))
+		s.origin.body = paced(aheadRate)
+		n := s.seed()
+		late := &window{off: 10 * piece.SizeMin, n: 12 * piece.SizeMin, part: true}
+		var wg sync.WaitGroup
+		wg.Go(func() { readWindows(t, s, []*node{n}, &window{n: 2 * piece.SizeMin}) })
+		wg.Go(func() { late.read(t.Context(), s, n) })
+		time.Sleep(3 * time.Second)
+		next := &window{off: 2 * piece.SizeMin, n: 1000}
+		readWindows(t, s, []*node{n}, next)
+		assert.Less(t, next.first, 2*time.Second)
+		wg.Wait()
+		require.NoError(t, late.err)
+		assert.True(t, bytes.Equal(s.origin.content[late.off:late.off+late.n], late.data))
+	})
+}

@@ -215,4 +215,7 @@ func (d *Download) feedOrigin() {
 		}
 	}
 	d.origin.needed.Store(&needed)
+	if d.parent != nil {
+		d.parent.ahead.changed.signal() // a stream that waits for further GETs looks again
+	}
 }
