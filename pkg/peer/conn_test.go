@@ -506,3 +506,23 @@ func TestAnOriginThatCannotHelpRests(t *testing.T) {
 	b.d.updateWanted(now)
 	assert.True(t, asks(now), "there is more to be had")
 }
+
+// TestAPieceThatPassedByIsMissing drops a piece of an object that passes by the store before the loop hears that it
+// came: no reader needs it any more.
+func TestAPieceThatPassedByIsMissing(t *testing.T) {
+	b := newBench(t, 4)
+	p := newPassing(b.d.id, b.d.proof.replica.Metadata())
+	b.d.proof.replica = p
+	data := b.content[:piece.SizeMin]
+	for _, i := range []piece.Index{0, 1} {
+		require.NoError(t, p.WritePiece(i, data, piece.Sum(data)))
+	}
+	kept := piece.NewBitmap(4)
+	kept.Set(1)
+	p.drop(kept)
+	for _, i := range []piece.Index{0, 1} {
+		b.d.got(time.Now(), i, b.c)
+		assert.Equal(t, p.Has(i), b.d.pick.Have().Has(i), "piece %d", i)
+	}
+	assert.EqualValues(t, 2*piece.SizeMin, b.e.Stats().Peers, "both came")
+}

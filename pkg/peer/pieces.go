@@ -126,6 +126,9 @@ func (d *Download) got(now time.Time, i piece.Index, from *conn) {
 		d.count(func(n *counters) *atomic.Int64 { return &n.peers }, size)
 	}
 	d.signs.moved.Add(size)
+	if p := d.passes(); p != nil && !p.Has(i) {
+		return // its reader left, so it was dropped
+	}
 	d.pick.Stored(i)
 	d.policy.GotPiece()
 	d.times.got(now)
