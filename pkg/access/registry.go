@@ -63,7 +63,8 @@ func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, erro
 		}
 		return unchanged(res, known), nil
 	}
-	out := reply{Grant: Grant{ID: l.ID, MediaType: typeOf(res), date: dateOf(res), Doubted: httporigin.Unencrypted(res)}}
+	out := reply{Grant: Grant{ID: l.ID, MediaType: typeOf(res), date: dateOf(res)}}
+	out.Doubted = httporigin.Unencrypted(res)
 	if res.Header.Get("Content-Encoding") == "" {
 		out.Length = max(res.ContentLength, 0)
 	}

@@ -150,7 +150,8 @@ func newRegistries(cfg Config) (*registry.Client, error) {
 		up := registry.Upstream{
 			URLs: u.URLs, PlainHTTP: u.PlainHTTP, CAFile: u.CA, CertFile: u.ClientCert, KeyFile: u.ClientKey,
 			Proxy: u.Proxy, Username: u.Username, DockerConfig: u.DockerConfig, Realms: u.Realms,
-			AllowPrivateRealm: u.AllowPrivateRealm, FirstByte: u.FirstByte, ForbidPlainRedirects: u.ForbidPlainRedirects,
+			AllowPrivateRealm: u.AllowPrivateRealm, FirstByte: u.FirstByte,
+			ForbidPlainRedirects: u.ForbidPlainRedirects,
 		}
 		if u.PasswordFile != "" {
 			var err error

@@ -201,7 +201,9 @@ func TestTheEndWaitsForTheCheck(t *testing.T) {
 func TestAnOwnersAnswerProvesNoTail(t *testing.T) {
 	last := int64(aheadLength-1) / piece.SizeMin * piece.SizeMin
 	for name, forge := range map[string]func(s *swarm) *api.Tail{
-		"without proof": func(*swarm) *api.Tail { return &api.Tail{Offset: last, Data: make([]byte, aheadLength-last)} },
+		"without proof": func(*swarm) *api.Tail {
+			return &api.Tail{Offset: last, Data: make([]byte, aheadLength-last)}
+		},
 		"of another place": func(s *swarm) *api.Tail {
 			tail := s.tail(api.TailTask(s.spec().ID, last+1), make([]byte, aheadLength-last))
 			tail.Offset = last
@@ -235,7 +237,8 @@ func TestAnOwnersAnswerProvesNoTail(t *testing.T) {
 					return nil
 				}
 				n := s.node(nil)
-				readWindows(t, s, []*node{n}, &window{off: last, n: aheadLength - last, part: true}, &window{n: 1000, part: true})
+				end := &window{off: last, n: aheadLength - last, part: true}
+				readWindows(t, s, []*node{n}, end, &window{n: 1000, part: true})
 			})
 		})
 	}
@@ -368,7 +371,8 @@ func TestAWindowOfNothingGetsNoTail(t *testing.T) {
 		seed := s.seed()
 		readWindows(t, s, []*node{s.node(nil)}, &window{off: aheadLength - 50, n: 50, part: true})
 		for _, n := range []int64{-1, 0} {
-			assert.Nil(t, seed.engine.Ahead(s.spec().ID, []api.Window{{Offset: aheadLength - 50, Length: n, Tail: true}}))
+			none := []api.Window{{Offset: aheadLength - 50, Length: n, Tail: true}}
+			assert.Nil(t, seed.engine.Ahead(s.spec().ID, none))
 		}
 		one := []api.Window{{Offset: aheadLength - 50, Length: 1, Tail: true}}
 		assert.Equal(t, s.origin.content[aheadLength-50:][:1], seed.engine.Ahead(s.spec().ID, one).Data)

@@ -324,7 +324,8 @@ func (r *Registry) storageURL(o object) string {
 	if r.cfg.PlainStorage {
 		scheme = "http"
 	}
-	u := url.URL{Scheme: scheme, Host: r.StorageHost(), Path: "/storage/" + o.key(), RawQuery: "signature=" + r.signature}
+	u := url.URL{Scheme: scheme, Host: r.StorageHost(), Path: "/storage/" + o.key()}
+	u.RawQuery = "signature=" + r.signature
 	return u.String()
 }
 

@@ -22,8 +22,8 @@ func TestPass(t *testing.T) {
 		"at its end":               {m, []Position{{11 * m, 11 * m}}, nil},
 		"large pieces":             {4 * m, []Position{{0, 100 * m}}, []Span{{0, 4}}},
 		"two share":                {m, []Position{{0, 100 * m}, {50 * m, 100 * m}}, []Span{{0, 2}, {50, 52}}},
-		"the fifth gets piece by piece": {m, []Position{{0, 100 * m}, {10 * m, 100 * m}, {20 * m, 100 * m}, {30 * m, 100 * m},
-			{40 * m, 100 * m}}, []Span{{0, 1}, {10, 11}, {20, 21}, {30, 31}, {40, 41}}},
+		"the fifth gets piece by piece": {m, []Position{{0, 100 * m}, {10 * m, 100 * m}, {20 * m, 100 * m},
+			{30 * m, 100 * m}, {40 * m, 100 * m}}, []Span{{0, 1}, {10, 11}, {20, 21}, {30, 31}, {40, 41}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			layout := piece.Layout{Length: 100 * m, PieceSize: c.size}

@@ -275,7 +275,8 @@ func (c *control) hideRealm(challenge string) string {
 			return found
 		}
 		plain := realm.Scheme == "http" && c.base.Scheme == "https"
-		if plain && (realm.Host == c.base.Host || realm.Port() == "" && strings.EqualFold(realm.Hostname(), c.base.Hostname())) {
+		ours := realm.Host == c.base.Host || realm.Port() == "" && strings.EqualFold(realm.Hostname(), c.base.Hostname())
+		if plain && ours {
 			realm.Scheme, realm.Host = c.base.Scheme, c.base.Host
 			return `realm="` + realm.String() + `"`
 		}

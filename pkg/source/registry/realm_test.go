@@ -276,6 +276,9 @@ func TestARealmOfPlainHTTP(t *testing.T) {
 	require.NoError(t, os.WriteFile(ca, block, 0o600))
 	host := front.Listener.Addr().String()
 	team.Upstream, public.Upstream = host, host
+	of := func(u registry.Upstream) *registry.Client {
+		return client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: u}, HTTP: loopback})
+	}
 	for _, c := range []struct {
 		realm       string
 		credentials bool
@@ -296,13 +299,12 @@ func TestARealmOfPlainHTTP(t *testing.T) {
 		if c.credentials {
 			u.Username, u.Password, u.Realms, spec = "alice", "hunter2", []string{"localhost"}, team
 		}
-		err := bring(t, client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: u}, HTTP: loopback}), spec, 0)
+		err := bring(t, of(u), spec, 0)
 		assert.Equal(t, c.ok, err == nil, "%s, credentials %t: %v", c.realm, c.credentials, err)
 		assert.Equal(t, c.plain, plainAsked.Load(), "%s, credentials %t", c.realm, c.credentials)
 	}
 	// Nor where the operator allows private addresses, and the registry names the path that stands for one.
 	u := registry.Upstream{Proxy: "none", CAFile: ca, AllowPrivateRealm: true, Username: "alice", Password: "hunter2"}
-	require.Error(t, bring(t, client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: u}, HTTP: loopback}),
-		team, 0))
+	require.Error(t, bring(t, of(u), team, 0))
 	assert.Zero(t, leaks.Load())
 }
