@@ -27,11 +27,14 @@ type parts struct {
 	at      int      // the window that comes next or now
 	text    string   // of headers, that comes first
 	begun   bool     // a byte of a window has been read
+	part    bool     // the client checks the bytes; see newWindow
 }
 
 // newParts returns the body, its Content-Type and its length in bytes.
-func newParts(ctx context.Context, blob Blob, windows []oci.Window, mediaType string) (*parts, string, int64) {
-	p := &parts{ctx: ctx, blob: blob, windows: windows}
+func newParts(
+	ctx context.Context, blob Blob, windows []oci.Window, mediaType string, part bool,
+) (*parts, string, int64) {
+	p := &parts{ctx: ctx, blob: blob, windows: windows, part: part}
 	total := blob.Metadata().Length
 	var text strings.Builder
 	w := multipart.NewWriter(&text)
@@ -57,7 +60,7 @@ func newParts(ctx context.Context, blob Blob, windows []oci.Window, mediaType st
 // open opens the readers of the next windows.
 func (p *parts) open() {
 	for n := len(p.readers); n < min(p.at+partsAhead, len(p.windows)); n++ {
-		p.readers = append(p.readers, newWindow(p.ctx, p.blob, p.windows[n], true))
+		p.readers = append(p.readers, newWindow(p.ctx, p.blob, p.windows[n], p.part))
 	}
 }
 

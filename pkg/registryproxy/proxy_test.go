@@ -945,3 +945,46 @@ func TestASignedManifestIsPassedOn(t *testing.T) {
 	}
 	assert.Empty(t, s.opened)
 }
+
+// partBlob records which windows may come before the whole is checked.
+type partBlob struct {
+	*fakeBlob
+	early int
+}
+
+func (b *partBlob) NewPartReader(ctx context.Context, off, n int64) registryproxy.Reader {
+	b.early++
+	return b.NewReader(ctx, off, n)
+}
+
+// Only the client of a range that names its end in each part checks what it gets.
+func TestRangesThatNameTheirEndsComeEarly(t *testing.T) {
+	content := blob(1000)
+	id := oci.DigestOf(content)
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, _ source.RegistryRequest) {
+		w.Header().Set("Content-Length", "1000")
+	}}
+	one := &partBlob{fakeBlob: &fakeBlob{data: content}}
+	p := newMirror(config{Upstream: up, Default: "r.test",
+		Open: func(context.Context, task.Spec) (registryproxy.Blob, error) { return one, nil }})
+	for asked, early := range map[string]int{
+		"":                     0,
+		"bytes=0-":             0,
+		"bytes=0-999":          0, // the whole
+		"bytes=0-5000":         0,
+		"bytes=1-999":          1,
+		"bytes=-10":            1,
+		"bytes=990-":           0,
+		"bytes=990- ,":         0,
+		"bytes=990-,5000-6000": 0, // the second does not exist
+		"bytes=0-9,20-29":      2,
+		"bytes=0-9,20-":        0,
+		"bytes=20-,0-9":        0,
+		"bytes=0-9,-5":         2,
+	} {
+		one.early = 0
+		res := ask(p, http.MethodGet, "/v2/app/blobs/"+string(id), "Range", asked)
+		require.Less(t, res.StatusCode, 300, asked)
+		assert.Equal(t, early, one.early, "%q", asked)
+	}
+}

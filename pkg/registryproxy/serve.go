@@ -220,18 +220,23 @@ func (req *request) body(blob Blob, windows []oci.Window, mediaType string) (Rea
 		return blob.NewReader(req.ctx, 0, total), bodyHead{http.StatusOK, total, mediaType, ""}
 	case 1:
 		w := windows[0]
-		return newWindow(req.ctx, blob, w, req.isPart(w, total)),
+		return newWindow(req.ctx, blob, w, w.Length < total && req.namesEnds()),
 			bodyHead{http.StatusPartialContent, w.Length, mediaType, w.ContentRange(total)}
 	}
-	parts, contentType, length := newParts(req.ctx, blob, windows, mediaType)
+	parts, contentType, length := newParts(req.ctx, blob, windows, mediaType, req.namesEnds())
 	return parts, bodyHead{http.StatusPartialContent, length, contentType, ""}
 }
 
-// isPart reports whether the client of one window puts the blob together by itself, as those of eStargz and SOCI
-// do: its range names its end. A range without an end is a resumption or a parallel fetcher's, whose client
-// takes the sum of its bodies for the blob: it gets the last bytes only after the whole was checked.
-func (req *request) isPart(w oci.Window, total int64) bool {
-	return w.Length < total && !strings.HasSuffix(strings.TrimSpace(req.r.Header.Get("Range")), "-")
+// namesEnds reports whether the client of a range puts the blob together by itself, as those of eStargz and SOCI
+// do: each part of its range names its end. A range without an end is a resumption or a parallel fetcher's, whose
+// client takes the sum of its bodies for the blob: it gets the last bytes only after the whole was checked.
+func (req *request) namesEnds() bool {
+	for spec := range strings.SplitSeq(req.r.Header.Get("Range"), ",") {
+		if strings.HasSuffix(strings.TrimSpace(spec), "-") {
+			return false
+		}
+	}
+	return true
 }
 
 // newWindow reads a window of a blob; part says that its client checks what it gets.
