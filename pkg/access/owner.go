@@ -28,6 +28,7 @@ func (r *Resolver) askOwner(ctx context.Context, l Lookup, age time.Duration) (o
 	a, err := r.cfg.AskOwner(ctx, api.Lookup{
 		Version: api.Version, Upstream: l.Upstream, Repository: l.Repository, Kind: l.Kind, Reference: l.Reference,
 		Accept: l.Accept, Authorization: l.Authorization.Reveal(), Anonymous: l.Anonymous, MaxAgeMillis: age.Milliseconds(),
+		Doubts: true,
 	})
 	if err != nil || a.Unreached != "" {
 		return reply{}, false, nil
@@ -75,6 +76,14 @@ func (o *Owner) Forget() { o.resolver.Forget() }
 
 // Reply answers a lookup. It waits for the registry until ctx ends.
 func (o *Owner) Reply(ctx context.Context, asked api.Lookup) api.LookupReply {
+	out := o.reply(ctx, asked)
+	if out.Doubted && !asked.Doubts {
+		return api.LookupReply{Version: api.Version, Unreached: "the registry has to show the blob first; ask it yourself"}
+	}
+	return out
+}
+
+func (o *Owner) reply(ctx context.Context, asked api.Lookup) api.LookupReply {
 	l, err := parseLookup(asked)
 	if err != nil {
 		return api.LookupReply{Version: api.Version, Unreached: err.Error()}

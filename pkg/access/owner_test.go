@@ -126,3 +126,40 @@ func TestAPanicOfAnOwnerIsAnUnreachedReply(t *testing.T) {
 		assert.NotContains(t, a.Unreached, "hunter2")
 	}
 }
+
+// A registry that answers a range with the whole has to show the blob, also to hosts that ask by way of an owner. A host
+// of an earlier version reads no doubt, so it has to ask by itself.
+func TestAnOwnerTellsADoubt(t *testing.T) {
+	owner := access.NewOwner(registryFunc(func(_ context.Context, req source.RegistryRequest) (*http.Response, error) {
+		res := &http.Response{StatusCode: http.StatusForbidden, Header: http.Header{}, Body: http.NoBody}
+		if req.Method == http.MethodGet {
+			res.StatusCode, res.ContentLength = http.StatusOK, 100
+		}
+		return res, nil
+	}))
+	defer owner.Close()
+	blob := lookup(digest)
+	blob.Kind, blob.Anonymous, blob.Authorization = task.Blob, true, ""
+	asked := 0
+	r := access.New(access.Config{
+		Registry: registryFunc(func(context.Context, source.RegistryRequest) (*http.Response, error) {
+			return &http.Response{StatusCode: http.StatusUnauthorized, Header: http.Header{}, Body: http.NoBody}, nil
+		}),
+		AskOwner: func(ctx context.Context, q api.Lookup) (api.LookupReply, error) {
+			asked++
+			old := q
+			old.Doubts = false
+			assert.NotEmpty(t, owner.Reply(ctx, old).Unreached)
+			assert.Empty(t, owner.Reply(ctx, old).Digest)
+			return owner.Reply(ctx, q), nil
+		},
+	})
+	defer r.Close()
+	for range 2 {
+		got, err := r.Resolve(t.Context(), blob)
+		require.NoError(t, err)
+		assert.True(t, got.Doubted)
+		assert.EqualValues(t, 100, got.Length)
+	}
+	assert.Equal(t, 1, asked)
+}

@@ -39,6 +39,8 @@ type Lookup struct {
 	Anonymous bool `json:"anonymous,omitempty"`
 	// MaxAgeMillis is how old a reply about a tag may be.
 	MaxAgeMillis int64 `json:"maxAgeMillis,omitempty"`
+	// Doubts says that the host reads Doubted in the reply. Earlier versions do not, and get no such consent.
+	Doubts bool `json:"doubts,omitempty"`
 }
 
 // Key is the rendezvous key of a lookup: all hosts send the same lookup to the same owner.
