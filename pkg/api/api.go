@@ -115,8 +115,8 @@ type Tail struct {
 	Proof *Proof `json:"proof"`
 }
 
-// TailTask names what is signed of a task's last piece before the whole is checked: a signature over it says
-// nothing of the task itself.
+// TailTask returns the name under which a part of a task's last piece is signed before the whole is checked: the
+// signature says nothing of the task itself.
 func TailTask(id task.ID, offset int64) task.ID {
 	sum := sha256.Sum256(fmt.Appendf(nil, "darter tail %s %d", id, offset))
 	return task.ID("file:" + hex.EncodeToString(sum[:]))

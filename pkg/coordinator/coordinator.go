@@ -64,8 +64,9 @@ type Config struct {
 	// Seed orders the host's engine to fetch a task from its origin in the background. It returns at once;
 	// the engine reports by SeedMetadata, SeedDone and SeedFailed. It may call the Coordinator.
 	Seed func(spec task.Spec)
-	// Ahead has the host's engine take in for which windows of a task readers on another host wait, and returns
-	// what of the last piece came ahead, or nil. It returns at once. Nil: windows are ignored.
+	// Ahead tells the host's engine for which windows of a task readers on another host wait. It returns the part of
+	// the last piece that came ahead and that one of them asks for, or nil. It returns at once. Nil: windows are
+	// ignored.
 	Ahead func(id task.ID, windows []api.Window) *api.Tail
 	// Store is the host's piece store; nil: there is none, and no response has inline bytes.
 	Store Store

@@ -10,7 +10,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// TestWindowsReachTheEngine passes the windows of other hosts on, and what came ahead back.
+// TestWindowsReachTheEngine passes the windows of other hosts on, and a part of the last piece back.
 func TestWindowsReachTheEngine(t *testing.T) {
 	var got []api.Window
 	tail := &api.Tail{Offset: 90, Data: []byte("the end")}

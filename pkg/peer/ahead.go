@@ -18,8 +18,7 @@ import (
 )
 
 // A window of a blob far ahead of the seed's stream comes by a further GET: policy.Ahead decides which. The
-// stream leaves out what came, so that each byte is fetched once. docs/decisions/0010-windows-ahead.md tells
-// why.
+// stream leaves its pieces out, so that each byte is fetched once. docs/decisions/0010-windows-ahead.md tells why.
 
 const (
 	// windowLife is how long another host's window counts: the host announces it again while a reader waits.
@@ -85,7 +84,7 @@ func (o *originParent) paced(r io.Reader) io.Reader {
 	return moving{r, &o.ahead.pace.bytes}
 }
 
-// claimed returns what further GETs bring now.
+// claimed returns the spans that further GETs bring now.
 func (f *fetches) claimed() []policy.Span {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -267,7 +266,7 @@ func (f *fetches) closedNow() bool {
 	return f.closed
 }
 
-// windows are what readers wait for, here and on other hosts, and no neighbour has.
+// windows are those for which readers wait, here and on other hosts, and that no neighbour has.
 func (d *Download) windows(now time.Time) (list []policy.Window) {
 	layout := d.proof.replica.Metadata().Layout()
 	add := func(w policy.Window) {
@@ -335,8 +334,8 @@ func (a *asked) take(now time.Time) []askedWindow {
 	return slices.Clone(a.list)
 }
 
-// Ahead takes in for which windows of a task readers on another host wait, and returns what of its last piece
-// came ahead, if any of them asks for that. It never blocks, so that an owner may call it while it answers.
+// Ahead notes for which windows of a task readers on another host wait. It returns the part of its last piece that came
+// ahead and that one of them asks for, or nil. It never blocks, so that an owner may call it while it answers.
 func (e *Engine) Ahead(id task.ID, windows []api.Window) *api.Tail {
 	e.mu.Lock()
 	d := e.downloads[id]
@@ -436,8 +435,8 @@ func (d *Download) checkTail(t *api.Tail) error {
 	return nil
 }
 
-// tail is what came of a last piece before the whole was checked. Only readers that check what they get by
-// themselves get it, and no store holds it. Safe for concurrent use.
+// tail holds parts of a last piece that came before the whole was checked. Only readers that compare the bytes with
+// digests of their own get them, and no store holds them. Safe for concurrent use.
 type tail struct {
 	mu       sync.Mutex
 	segments []segment

@@ -70,7 +70,7 @@ func (d *Download) active() bool {
 type unpacked struct {
 	runs []int         // the numbers of the runs in its proof
 	got  []piece.Index // the pieces that came inside it
-	tail *api.Tail     // what came of the last piece, checked
+	tail *api.Tail     // a part of the last piece, checked
 	err  error         // of what is stored, or of this host's disk
 }
 

@@ -555,7 +555,7 @@ func (o *originParent) pieces(ctx context.Context, at, stop piece.Index, body io
 			return fmt.Errorf("reading piece %d of task %s from its origin: %w", i, o.d.id, err)
 		}
 		o.part.bytes = 0
-		_ = o.hashStored(layout.Offset(i)) // the check of the whole tries again, and says what is wrong
+		_ = o.hashStored(layout.Offset(i)) // the check of the whole tries again, and returns the error
 		if o.whole != nil && o.hashed == layout.Offset(i) {
 			o.whole.Write(data)
 			o.hashed += int64(len(data))
@@ -664,8 +664,7 @@ func (o *originParent) keepLast(data []byte) {
 	}
 }
 
-// hashStored hashes what is stored from where the hash is on, at most up to an offset: pieces that the stream
-// left out.
+// hashStored goes on with the hash over stored pieces that the stream left out, at most up to an offset.
 func (o *originParent) hashStored(end int64) error {
 	if o.whole == nil || o.hashed >= end {
 		return nil

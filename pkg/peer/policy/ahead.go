@@ -77,7 +77,7 @@ func Ahead(v AheadView) (s Span, ok bool) {
 	return s, false
 }
 
-// first decides whose first piece comes by a GET of its own while the others are busy.
+// first decides which window's first piece comes by a GET of its own while the others are busy.
 func (v AheadView) first() (s Span, ok bool) {
 	if v.Rate <= 0 || len(v.Fetches) >= AheadMost+aheadFirst {
 		return s, false

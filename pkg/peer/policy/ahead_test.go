@@ -11,7 +11,7 @@ import (
 	"github.com/darter-io/darter/pkg/piece"
 )
 
-// TestAheadScenarios plays the texts in testdata-ahead. Run it with -rewrite to accept what is decided now. A
+// TestAheadScenarios plays the texts in testdata-ahead. Run it with -rewrite to accept the decisions of today. A
 // command is
 //
 //	ahead have=###.... stream=N [rate=PIECES] [last] [fetches=N-M,…] [windows=N-M,N-Mt,N-Mb,…]
