@@ -48,6 +48,7 @@ type fetches struct {
 	mu     sync.Mutex
 	spans  []*policy.Span // each from the piece that its GET brings next
 	failed int
+	whole  bool // the origin sends the whole whatever is asked
 	closed bool // the stream has ended
 	last   []byte
 	// at is the piece that the stream brings next.
@@ -119,6 +120,19 @@ func (f *fetches) lastPiece() []byte {
 	return f.last
 }
 
+// noteWhole notes that the origin ignores ranges: another request would cost it the whole.
+func (f *fetches) noteWhole() {
+	f.mu.Lock()
+	f.failed, f.whole = aheadFailures, true
+	f.mu.Unlock()
+}
+
+func (f *fetches) sendsWhole() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.whole
+}
+
 // close waits for the further GETs, whose context has ended. None begins after it.
 func (f *fetches) close() {
 	f.mu.Lock()
@@ -188,9 +202,7 @@ func (o *originParent) fetch(ctx context.Context, s *policy.Span) error {
 	}
 	defer resp.Body.Close()
 	if resp.Skips {
-		f.mu.Lock()
-		f.failed = aheadFailures
-		f.mu.Unlock()
+		f.noteWhole()
 		return errNoRanges
 	}
 	if resp.Length >= 0 && resp.Length != layout.Length {

@@ -427,3 +427,21 @@ func TestAStreamThatWaitsTakesNewWindows(t *testing.T) {
 		assert.True(t, bytes.Equal(s.origin.content[late.off:late.off+late.n], late.data))
 	})
 }
+
+// TestARangeIgnoredOnceIsAskedNoMore fills the gaps of a blob from an origin that sends the whole whatever is asked:
+// each request costs it the whole.
+func TestARangeIgnoredOnceIsAskedNoMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(92, aheadLength))
+		s.origin.body = paced(aheadRate)
+		n := s.seed()
+		for _, first := range []int64{4, 12, 20} {
+			readWindows(t, s, []*node{n}, &window{off: first * piece.SizeMin, n: 4 * piece.SizeMin})
+			time.Sleep(10 * time.Minute)
+		}
+		before := len(s.origin.requests())
+		s.origin.skips = true
+		whole(t, s, n)
+		assert.Equal(t, 1, len(s.origin.requests())-before, "it shows that the origin ignores ranges")
+	})
+}

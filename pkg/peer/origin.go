@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"slices"
@@ -425,6 +426,9 @@ func (o *originParent) stream(ctx context.Context) error {
 		return err
 	}
 	defer resp.Body.Close()
+	if resp.Skips {
+		o.ahead.noteWhole()
+	}
 	if o.validator == "" {
 		o.validator = resp.Validator
 	}
@@ -448,13 +452,16 @@ func (o *originParent) stream(ctx context.Context) error {
 
 // skip is how many bytes of stored pieces this host reads past.
 func (o *originParent) skip() int64 {
+	if o.ahead.sendsWhole() {
+		return math.MaxInt64
+	}
 	return max(skipMin, min(int64(o.ahead.pace.rate(time.Now())*skipTime.Seconds()), skipMax))
 }
 
 // stop returns the first piece behind at that is stored or comes by a further GET, with so many others behind it
 // that they are left out: a new request need not go further. It is 0 for a request that goes to the end.
 func (o *originParent) stop(at piece.Index) piece.Index {
-	if at == 0 || !o.d.proof.hasMetadata() {
+	if at == 0 || !o.d.proof.hasMetadata() || o.ahead.sendsWhole() {
 		return 0
 	}
 	claimed := o.ahead.claimed()
