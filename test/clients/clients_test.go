@@ -78,37 +78,7 @@ func newSiteOf(t *testing.T, r *registrytest.Registry, upstream ...string) *site
 func newSiteWithQuota(t *testing.T, r *registrytest.Registry, quota int64, upstream ...string) *site {
 	t.Helper()
 	s := &site{Registry: r, t: t, log: &lines{}}
-	// Use a name: go-containerregistry refuses a token service at a private address other than the registry's own.
-	url := strings.Replace(s.URL(), "127.0.0.1", "localhost", 1)
-	file := filepath.Join(t.TempDir(), "dfdaemon.yaml")
-	text := fmt.Sprintf("upstreams:\n- host: %s\n  urls: [%s]\n", clients.Registry, url)
-	for _, line := range upstream {
-		text += "  " + line + "\n"
-	}
-	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
-	var settings config.Dfdaemon
-	require.NoError(t, config.NewForm("dfdaemon", &settings).Load([]string{
-		"DARTER_CONFIG=" + file,
-		"DARTER_NODE_NAME=node", "DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "node"),
-		"DARTER_CACHE_QUOTA=1GiB",
-		// for redirects
-		"DARTER_MIRROR_LISTEN=127.0.0.1:0", "DARTER_API_LISTEN=127.0.0.1:0", "DARTER_PEER_LISTEN=127.0.0.1:0",
-		"DARTER_DRAIN_TIMEOUT=5s", "DARTER_FILES_ALLOW_ADDRESSES=127.0.0.0/8",
-		"DARTER_MIRROR_DEFAULT_UPSTREAM=" + clients.Registry,
-	}))
-	settings.Cache.Quota = config.Size(quota) // less than what makes sense
-	d, err := daemon.New(settings, slog.New(slog.NewTextHandler(s.log, nil)))
-	require.NoError(t, err)
-	ctx, stop := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- d.Run(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		assert.NoError(t, <-ended)
-		if t.Failed() {
-			t.Logf("the dfdaemon logged:\n%s", s.log)
-		}
-	})
+	d := startNode(t, s.log, nodeSettings{url: r.URL(), upstream: upstream, quota: quota})
 	s.silence = &silence.Relay{Dial: func(ctx context.Context) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", d.Addrs()["mirror"])
 	}}
@@ -118,6 +88,66 @@ func newSiteWithQuota(t *testing.T, r *registrytest.Registry, quota int64, upstr
 	go s.silence.Serve(l)
 	s.mirror = l.Addr().String()
 	return s
+}
+
+// nodeSettings is what the dfdaemons of the tests differ in.
+type nodeSettings struct {
+	// url is that of the registry, and upstream holds further settings of it as lines of YAML.
+	url      string
+	upstream []string
+	// env holds further settings as KEY=VALUE.
+	env []string
+	// quota of the cache in bytes; 0 is 1 GiB.
+	quota int64
+}
+
+// config writes the configuration file and returns the variables that every program reads.
+func (n nodeSettings) config(t *testing.T) []string {
+	t.Helper()
+	// Use a name: go-containerregistry refuses a token service at a private address other than the registry's own.
+	url := strings.Replace(n.url, "127.0.0.1", "localhost", 1)
+	file := filepath.Join(t.TempDir(), "darter.yaml")
+	text := fmt.Sprintf("upstreams:\n- host: %s\n  urls: [%s]\n", clients.Registry, url)
+	for _, line := range n.upstream {
+		text += "  " + line + "\n"
+	}
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+	return append([]string{
+		"DARTER_CONFIG=" + file, "DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "node"), "DARTER_CACHE_QUOTA=1GiB",
+		"DARTER_API_LISTEN=127.0.0.1:0", "DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_DRAIN_TIMEOUT=5s",
+	}, n.env...)
+}
+
+// startNode runs a dfdaemon until the test ends.
+func startNode(t *testing.T, log io.Writer, n nodeSettings) *daemon.Daemon {
+	t.Helper()
+	var settings config.Dfdaemon
+	require.NoError(t, config.NewForm("dfdaemon", &settings).Load(append([]string{
+		"DARTER_NODE_NAME=node", "DARTER_MIRROR_LISTEN=127.0.0.1:0",
+		"DARTER_FILES_ALLOW_ADDRESSES=127.0.0.0/8", // for redirects
+		"DARTER_MIRROR_DEFAULT_UPSTREAM=" + clients.Registry,
+	}, n.config(t)...)))
+	if n.quota > 0 {
+		settings.Cache.Quota = config.Size(n.quota) // perhaps less than what makes sense
+	}
+	d, err := daemon.New(settings, slog.New(slog.NewTextHandler(log, nil)))
+	require.NoError(t, err)
+	runProgram(t, "dfdaemon", d, log)
+	return d
+}
+
+// runProgram runs a program until the test ends, and prints the log of a failed test.
+func runProgram(t *testing.T, name string, program interface{ Run(context.Context) error }, log io.Writer) {
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- program.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		assert.NoError(t, <-ended)
+		if t.Failed() {
+			t.Logf("the %s logged:\n%s", name, log)
+		}
+	})
 }
 
 // sizes of the layers, compressed, in bytes.
