@@ -100,23 +100,24 @@ func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, reposito
 	return s.rt, nil
 }
 
-// callers is the transport of a session. It notes the caller's own URL, by which control tells the caller's
-// request from those of the token exchange that it can cause.
+// callers is the transport of a session. It marks the caller's own request, by which control tells it from those of
+// the token exchange that it can cause.
 type callers struct{ inner http.RoundTripper }
 
-// callersURL is the context key of that URL.
-type callersURL struct{}
+// callersRequest is the context key of the caller's request, a pointer to it: the exchange's requests inherit its
+// context, and may have its URL, since a registry can redirect it to the token service and the token service to it.
+type callersRequest struct{}
 
 func (t callers) RoundTrip(req *http.Request) (*http.Response, error) {
-	asked := *req.URL
-	return t.inner.RoundTrip(req.WithContext(context.WithValue(req.Context(), callersURL{}, asked)))
+	own := new(*http.Request)
+	*own = req.WithContext(context.WithValue(req.Context(), callersRequest{}, own))
+	return t.inner.RoundTrip(*own)
 }
 
-// isCallers reports whether a request is the caller's own. A redirect can lead it to any path of the registry.
+// isCallers reports whether a request is the caller's own. The exchange's transports pass it on without a copy.
 func isCallers(req *http.Request) bool {
-	asked, ok := req.Context().Value(callersURL{}).(url.URL)
-	return ok && strings.EqualFold(req.URL.Host, asked.Host) && req.URL.EscapedPath() == asked.EscapedPath() &&
-		req.URL.RawQuery == asked.RawQuery
+	own, ok := req.Context().Value(callersRequest{}).(**http.Request)
+	return ok && *own == req
 }
 
 func (c *Client) session(k sessionKey) *session {
@@ -206,9 +207,10 @@ func (c *control) checkRealm(req *http.Request) error {
 const realmPath = "/.private-token-service"
 
 func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
+	callers := isCallers(req)
 	req = req.Clone(req.Context())
 	req.Header.Set("User-Agent", c.userAgent)
-	if isCallers(req) {
+	if callers {
 		return c.inner.RoundTrip(c.withScheme(req))
 	}
 	own := req.URL.Host == c.base.Host

@@ -172,6 +172,55 @@ func TestARedirectedTokenServiceGetsNoCredential(t *testing.T) {
 	}
 }
 
+// The bounds of a login, in bytes and time, hold for a login that a request causes, also where the login asks for the
+// same URL as that request.
+func TestALoginForACallersURLIsBounded(t *testing.T) {
+	large := `{"token":"` + strings.Repeat("x", 100<<10) + `"}`
+	query := url.Values{"scope": {"repository:team/app:pull"}, "service": {"s"}}.Encode()
+	for name, redirect := range map[string]func(path string) string{
+		"a request is redirected to the token service": func(path string) string {
+			if strings.HasPrefix(path, "/v2/team/") {
+				return "/token?" + query
+			}
+			return ""
+		},
+		"the token service redirects to the request": func(path string) string {
+			if path == "/token" {
+				return "/v2/team/app/blobs/" + string(contentSpec("").ID)
+			}
+			return ""
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var front *httptest.Server
+			var loggedIn, tookLarge atomic.Bool
+			front = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+				switch {
+				case req.Header.Get("Authorization") == "Bearer "+strings.Repeat("x", 100<<10):
+					tookLarge.Store(true)
+				case req.URL.Path == "/token" && loggedIn.CompareAndSwap(false, true):
+					_, _ = io.WriteString(w, `{"token":"first"}`)
+				case req.URL.Path != "/v2/" && redirect(req.URL.Path) != "":
+					http.Redirect(w, req, redirect(req.URL.Path), http.StatusFound)
+				case req.Header.Get("Authorization") == "" && req.URL.Path != "/v2/":
+					_, _ = io.WriteString(w, large)
+				default:
+					w.Header().Set("Www-Authenticate", `Bearer realm="`+front.URL+`/token",service="s"`)
+					w.WriteHeader(http.StatusUnauthorized)
+				}
+			}))
+			t.Cleanup(front.Close)
+			spec := contentSpec(front.Listener.Addr().String())
+			c := client(t, registry.Config{Upstreams: map[string]registry.Upstream{
+				spec.Upstream: {PlainHTTP: true, Proxy: "none"}}, HTTP: loopback})
+			err := bring(t, c, spec, 0)
+			assert.ErrorContains(t, err, "is larger than 65536 bytes")
+			assert.True(t, loggedIn.Load())
+			assert.False(t, tookLarge.Load(), "the token of a response that is too large")
+		})
+	}
+}
+
 // contentSpec is the blob's spec at a registry.
 func contentSpec(host string) task.Spec {
 	sum := sha256.Sum256(content)
