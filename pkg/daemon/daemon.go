@@ -243,6 +243,7 @@ func (d *Daemon) Reload(settings any) error {
 	d.through.Store(&cfg.Proxy)
 	d.resolver.SetPolicy(policy(cfg.Mirror))
 	d.resolver.Forget() // replies to credentials that may have changed
+	d.proxy.ForgetChallenges()
 	d.lookups.Forget()
 	return nil
 }

@@ -92,7 +92,7 @@ var passedOn = []string{"WWW-Authenticate", "Retry-After"}
 func (req *request) registryError(reply *access.RefusedError) *apiError {
 	e := req.upstreamError(reply.Status, reply.Header.Get("Content-Type"), reply.Body)
 	if reply.Status == http.StatusUnauthorized {
-		req.pings.putBasic(req.target.upstream, reply.Header.Values("WWW-Authenticate"))
+		req.pings.putChallenge(req.target.upstream, req.generation, reply.Header.Values("WWW-Authenticate"))
 	}
 	for _, k := range passedOn {
 		if v := reply.Header.Values(k); len(v) > 0 {

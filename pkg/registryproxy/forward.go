@@ -38,7 +38,7 @@ func (req *request) forward() *apiError {
 		return req.repeatPing(req.unreachable(err))
 	}
 	if t.endpoint == endpointBase && req.authorization == "" {
-		req.pings.put(t.upstream, res)
+		req.pings.put(t.upstream, req.generation, res)
 	}
 	if res.StatusCode >= 400 && t.endpoint != endpointBase {
 		return req.registryError(access.ReadRefusal(t.upstream, t.path(), res))

@@ -140,7 +140,7 @@ func (req *request) bringsPasswordOfDefault() bool {
 		if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusUnauthorized {
 			return true // its challenge is unknown
 		}
-		req.pings.put(standard, res)
+		req.pings.put(standard, req.generation, res)
 		last.challenge = res.Header.Values("WWW-Authenticate")
 	}
 	return slices.ContainsFunc(last.challenge, func(c string) bool {

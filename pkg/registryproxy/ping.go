@@ -1,16 +1,19 @@
 package registryproxy
 
 import (
+	"errors"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
-// pingsMax bounds the registries whose pings are remembered: where a client may name any registry, it
-// cannot fill the memory.
+// pingsMax bounds the registries whose pings are remembered, and those whose challenges are: where a client may name
+// any registry, it cannot fill the memory. The one that was asked longest ago is forgotten first.
 const pingsMax = 256
 
 // challengeMax bounds the challenge of one of them, in bytes.
@@ -28,25 +31,51 @@ type ping struct {
 type pings struct {
 	// mu is held to look up and change.
 	mu    sync.Mutex
-	known map[string]ping
-	// basic are the last challenges for a password, which registries send to any request without credentials.
-	basic map[string][]string
+	known *simplelru.LRU[string, ping]
+	// basic are the challenges of the last refusals that ask for a password: registries send them to any request
+	// without credentials.
+	basic *simplelru.LRU[string, []string]
+	// generation counts the calls of forget: a reply to a request from before is not remembered.
+	generation uint64
 }
 
-// putBasic remembers a challenge if it asks for a password (RFC 7617).
-func (p *pings) putBasic(upstream string, challenge []string) {
-	if !slices.ContainsFunc(challenge, isBasic) || len(strings.Join(challenge, "")) > challengeMax {
-		return
+func newPings() *pings {
+	known, err := simplelru.NewLRU[string, ping](pingsMax, nil)
+	basic, err2 := simplelru.NewLRU[string, []string](pingsMax, nil)
+	if err := errors.Join(err, err2); err != nil {
+		panic(err) // pingsMax is positive
 	}
+	return &pings{known: known, basic: basic}
+}
+
+// now is the generation of a request that begins.
+func (p *pings) now() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, ok := p.basic[upstream]; !ok && len(p.basic) >= pingsMax {
-		return
+	return p.generation
+}
+
+// forget drops all replies, because registries may be asked in another way from now on.
+func (p *pings) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.generation++
+	p.known.Purge()
+	p.basic.Purge()
+}
+
+// putChallenge remembers the challenge of a refusal in place of the last one, if it asks for a password (RFC 7617). A
+// refusal without a challenge says nothing of it.
+func (p *pings) putChallenge(upstream string, generation uint64, challenge []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case generation != p.generation, len(challenge) == 0:
+	case !slices.ContainsFunc(challenge, isBasic) || len(strings.Join(challenge, "")) > challengeMax:
+		p.basic.Remove(upstream)
+	default:
+		p.basic.Add(upstream, slices.Clone(challenge))
 	}
-	if p.basic == nil {
-		p.basic = map[string][]string{}
-	}
-	p.basic[upstream] = slices.Clone(challenge)
 }
 
 func isBasic(challenge string) bool {
@@ -62,9 +91,9 @@ func (req *request) repeatChallenge() *apiError {
 		return nil
 	}
 	req.pings.mu.Lock()
-	challenge := req.pings.basic[req.target.upstream]
+	challenge, ok := req.pings.basic.Get(req.target.upstream)
 	req.pings.mu.Unlock()
-	if challenge == nil {
+	if !ok {
 		return nil
 	}
 	e := newError(http.StatusUnauthorized, "%s, which is unreachable now, asks for credentials", req.target.upstream)
@@ -72,7 +101,7 @@ func (req *request) repeatChallenge() *apiError {
 	return e
 }
 
-func (p *pings) put(upstream string, res *http.Response) {
+func (p *pings) put(upstream string, generation uint64, res *http.Response) {
 	challenge := res.Header.Values("WWW-Authenticate")
 	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusUnauthorized ||
 		len(strings.Join(challenge, "")) > challengeMax {
@@ -80,20 +109,15 @@ func (p *pings) put(upstream string, res *http.Response) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, ok := p.known[upstream]; !ok && len(p.known) >= pingsMax {
-		return
+	if generation == p.generation {
+		p.known.Add(upstream, ping{res.StatusCode, slices.Clone(challenge), time.Now()})
 	}
-	if p.known == nil {
-		p.known = map[string]ping{}
-	}
-	p.known[upstream] = ping{res.StatusCode, slices.Clone(challenge), time.Now()}
 }
 
 func (p *pings) get(upstream string) (ping, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	last, ok := p.known[upstream]
-	return last, ok
+	return p.known.Get(upstream)
 }
 
 // repeatPing answers a ping as its registry last did, because that is unreachable now; with the error if

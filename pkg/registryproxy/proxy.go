@@ -134,7 +134,7 @@ type Pull struct {
 type Proxy struct {
 	cfg    Config
 	router *mux.Router
-	pings  pings
+	pings  *pings
 	// tainted are the blobs whose bytes proved wrong on their way past every store.
 	tainted tainted
 }
@@ -160,8 +160,12 @@ func New(cfg Config) *Proxy {
 	// A router of our own: v2.Router is shared by the whole process.
 	router := v2.RouterWithPrefix("")
 	router.Path(referrersPath).Name(routeReferrers)
-	return &Proxy{cfg: cfg, router: router}
+	return &Proxy{cfg: cfg, router: router, pings: newPings()}
 }
+
+// ForgetChallenges drops what registries answered to requests without credentials, for instance because a reload
+// changes how they are asked. While one is unreachable, no client gets an answer from before.
+func (p *Proxy) ForgetChallenges() { p.pings.forget() }
 
 // For returns a handler of the same mirror for a listener of one registry: that is the registry of a request that
 // names none, and each ping there is the registry's own.
@@ -188,6 +192,8 @@ type request struct {
 	// authorization is the client's header, a secret; empty once it proved to be meant for another
 	// registry.
 	authorization string
+	// generation is that of the challenges when the request began.
+	generation uint64
 	// wait is how long the client waits for its first byte without a sign of it; hold ends ctx then.
 	wait time.Duration
 	hold *hold
@@ -200,7 +206,7 @@ type request struct {
 func (p *Proxy) serve(w http.ResponseWriter, r *http.Request, fallback string, dedicated bool) {
 	req := &request{
 		Proxy: p, w: w, r: r, began: time.Now(), fallback: fallback, dedicated: dedicated, wait: p.cfg.Wait,
-		authorization: r.Header.Get("Authorization"),
+		authorization: r.Header.Get("Authorization"), generation: p.pings.now(),
 	}
 	req.pull.Method, req.pull.Client = r.Method, r.UserAgent()
 	defer req.observe()
