@@ -104,6 +104,44 @@ func TestARefusalReachesOnlyTheRefusedCredentials(t *testing.T) {
 	}
 }
 
+// A registry serves no manifest by its digest. A client with a tag that means it gets the manifest, also while one
+// without a tag, or with one that has moved, waits for the registry's refusal.
+func TestARefusalReachesOnlyTheRefusedTag(t *testing.T) {
+	for _, tag := range []string{"", "moved"} {
+		t.Run("tag "+tag, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSwarm(t, randomBytes(83, 1000))
+				s.origin.refuse = func(spec task.Spec) error {
+					if spec.Tag == "v1" {
+						return nil
+					}
+					time.Sleep(time.Second)
+					return &source.StatusError{Method: "GET", URL: "https://registry.test/v2/x", Status: http.StatusNotFound}
+				}
+				n := s.node(nil)
+				of := func(tag string) task.Spec {
+					spec := s.as("one")
+					spec.Kind, spec.Tag = task.Manifest, tag
+					return spec
+				}
+				var clients sync.WaitGroup
+				clients.Go(func() {
+					_, err := s.pull(n, of(tag))
+					var f *api.Failure
+					if assert.ErrorAs(t, err, &f) {
+						assert.Equal(t, http.StatusNotFound, f.Status)
+					}
+				})
+				time.Sleep(500 * time.Millisecond)
+				data, err := s.pull(n, of("v1"))
+				require.NoError(t, err)
+				require.True(t, bytes.Equal(s.origin.content, data))
+				clients.Wait()
+			})
+		})
+	}
+}
+
 // A client that has opened the task and received nothing of it gets an error that lets it try again.
 func TestALateRefusalReachesOnlyItsCredentials(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -39,7 +39,7 @@ type Scope int
 const (
 	// OfRegistry concerns all hosts whose specs have the same registry.
 	OfRegistry Scope = iota
-	// OfAsker concerns hosts whose specs have the same repository, credentials and promised length.
+	// OfAsker concerns hosts whose specs have the same repository, credentials, tag and promised length.
 	OfAsker
 	// OfRequest is OfAsker for the hosts that waited for this answer. A later host gets an answer of its own: a right may
 	// have been granted, or a blob pushed.

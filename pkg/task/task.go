@@ -145,10 +145,11 @@ type Spec struct {
 }
 
 // SameAsker reports whether both specs send the same client's credentials to the same place with the same promised
-// length. A file's URL is compared too, because it may hold a signature.
+// length. A file's URL is compared too, because it may hold a signature, and a manifest's tag, because a registry that
+// serves no manifest by its digest refuses those who name no tag, or one that has moved.
 func (s Spec) SameAsker(o Spec) bool {
 	return s.Upstream == o.Upstream && s.Repository == o.Repository && s.URL == o.URL && s.Promised == o.Promised &&
-		s.Authorization == o.Authorization && maps.Equal(s.Header, o.Header)
+		s.Tag == o.Tag && s.Authorization == o.Authorization && maps.Equal(s.Header, o.Header)
 }
 
 // Name returns the task's name for people: registry and repository, or the URL of a file without its secrets.

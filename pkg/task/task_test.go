@@ -145,3 +145,33 @@ func TestSpecName(t *testing.T) {
 		assert.Equal(t, want, spec.Name())
 	}
 }
+
+// Specs to which an origin may answer otherwise are those of different askers.
+func TestSameAsker(t *testing.T) {
+	base := task.Spec{ID: task.ID("sha256:" + hex64), Kind: task.Manifest, Upstream: "r.test", Repository: "team/app",
+		Authorization: "Bearer a", Tag: "v1", Promised: 5, Header: map[string]secret.String{"A": "b"}}
+	assert.True(t, base.SameAsker(base))
+	for name, change := range map[string]func(*task.Spec){
+		"registry":    func(s *task.Spec) { s.Upstream = "other.test" },
+		"repository":  func(s *task.Spec) { s.Repository = "team/other" },
+		"URL":         func(s *task.Spec) { s.URL = "https://files.test/a?signature=b" },
+		"credentials": func(s *task.Spec) { s.Authorization = "Bearer b" },
+		"promise":     func(s *task.Spec) { s.Promised = 6 },
+		"headers":     func(s *task.Spec) { s.Header = nil },
+		"tag":         func(s *task.Spec) { s.Tag = "v2" },
+		"no tag":      func(s *task.Spec) { s.Tag = "" },
+	} {
+		other := base
+		change(&other)
+		assert.False(t, base.SameAsker(other), name)
+		assert.False(t, other.SameAsker(base), name)
+	}
+	for name, change := range map[string]func(*task.Spec){
+		"Accept": func(s *task.Spec) { s.Accept = []string{"*/*"} },
+		"hint":   func(s *task.Spec) { s.Hint = 7 },
+	} {
+		other := base
+		change(&other)
+		assert.True(t, base.SameAsker(other), name)
+	}
+}
