@@ -12,6 +12,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -28,7 +29,7 @@ func (r *Resolver) askOwner(ctx context.Context, l Lookup, age time.Duration) (o
 	a, err := r.cfg.AskOwner(ctx, api.Lookup{
 		Version: api.Version, Upstream: l.Upstream, Repository: l.Repository, Kind: l.Kind, Reference: l.Reference,
 		Accept: l.Accept, Authorization: l.Authorization.Reveal(), Anonymous: l.Anonymous, MaxAgeMillis: age.Milliseconds(),
-		Doubts: true,
+		Doubts: true, Agent: l.Agent,
 	})
 	if err != nil || a.Unreached != "" {
 		return reply{}, false, nil
@@ -105,6 +106,7 @@ func parseLookup(asked api.Lookup) (l Lookup, err error) {
 	l = Lookup{
 		Kind: asked.Kind, Reference: asked.Reference, Accept: asked.Accept,
 		Authorization: secret.String(asked.Authorization), Anonymous: asked.Anonymous && asked.Authorization == "",
+		Agent: source.CleanAgent(asked.Agent),
 	}
 	if l.Upstream, err = oci.ParseHost(asked.Upstream); err != nil {
 		return l, err

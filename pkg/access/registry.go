@@ -226,6 +226,7 @@ func (r *Resolver) request(l Lookup, method, byteRange, etag string) source.Regi
 	}
 	return source.RegistryRequest{
 		Upstream: l.Upstream, Method: method, Path: l.Path(), Header: h, Anonymous: l.Anonymous, Bare: r.bare,
+		Agent: l.Agent,
 	}
 }
 

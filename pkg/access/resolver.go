@@ -83,6 +83,8 @@ type Lookup struct {
 	Authorization secret.String
 	// Anonymous asks with the token that the registry gives to anybody, if Authorization is empty.
 	Anonymous bool
+	// Agent is the client's User-Agent. It makes no other lookup: clients share replies whatever they are.
+	Agent string
 }
 
 // Path is the lookup's path in the distribution API.

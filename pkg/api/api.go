@@ -236,6 +236,7 @@ type Spec struct {
 	Accept        []string          `json:"accept,omitempty"`
 	Tag           string            `json:"tag,omitempty"`
 	Authorization string            `json:"authorization,omitempty"`
+	Agent         string            `json:"agent,omitempty"`
 	Header        map[string]string `json:"header,omitempty"`
 	// Share is among whom a file may be shared; see package sharing.
 	Share string `json:"share,omitempty"`
@@ -269,8 +270,8 @@ func NewSpec(s task.Spec) *Spec {
 	out := &Spec{
 		ID: s.ID, Kind: s.Kind, Upstream: s.Upstream, Repository: s.Repository, URL: s.URL, Digest: s.Digest,
 		Validator: s.Validator, Length: s.Length, Promised: s.Promised, Hint: s.Hint, Accept: s.Accept, Tag: s.Tag,
-		Authorization: s.Authorization.Reveal(),
-		Share:         s.Share, Alone: s.Alone,
+		Authorization: s.Authorization.Reveal(), Agent: s.Agent,
+		Share: s.Share, Alone: s.Alone,
 	}
 	for k, v := range s.Header {
 		if out.Header == nil {
@@ -286,8 +287,8 @@ func (s *Spec) Task() task.Spec {
 	out := task.Spec{
 		ID: s.ID, Kind: s.Kind, Upstream: s.Upstream, Repository: s.Repository, URL: s.URL, Digest: s.Digest,
 		Validator: s.Validator, Length: s.Length, Promised: s.Promised, Hint: s.Hint, Accept: s.Accept, Tag: s.Tag,
-		Authorization: secret.String(s.Authorization),
-		Share:         s.Share, Alone: s.Alone,
+		Authorization: secret.String(s.Authorization), Agent: s.Agent,
+		Share: s.Share, Alone: s.Alone,
 	}
 	for k, v := range s.Header {
 		if out.Header == nil {

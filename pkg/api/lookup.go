@@ -35,6 +35,8 @@ type Lookup struct {
 	Reference     string   `json:"reference"`
 	Accept        []string `json:"accept,omitempty"`
 	Authorization string   `json:"authorization,omitempty"`
+	// Agent is the User-Agent of one of the clients.
+	Agent string `json:"agent,omitempty"`
 	// Anonymous requests the token that the registry gives to all clients.
 	Anonymous bool `json:"anonymous,omitempty"`
 	// MaxAgeMillis is how old a reply about a tag may be.

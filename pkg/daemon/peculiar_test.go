@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -88,4 +89,43 @@ func TestARefusalIsNotRemembered(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Every request of a cold and a warm pull that reaches the registry names Darter and the client: a HEAD that an owner
+// sends for a node, a seed's GET, and the logins.
+func TestTheRegistrySeesTheClientsAgent(t *testing.T) {
+	const word = "a secret that is long enough for a cluster"
+	var mu sync.Mutex
+	agents := map[string]int{}
+	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{
+		"": {Pull: []string{"team/*"}},
+	}, Peculiarity: func(_ *registrytest.Registry, w http.ResponseWriter, req *http.Request, next http.HandlerFunc) {
+		mu.Lock()
+		agents[req.UserAgent()]++
+		mu.Unlock()
+		next(w, req)
+	}})
+	p := image(t, r, 300e3, 50e3)
+	s, _ := lead(t, r, word)
+	for i, client := range []*runtime{{ns: r.Host()}, {prefix: r.Host()}} {
+		cfg := settings(t, r, fmt.Sprint("node", i))
+		cfg.Cluster.Secret, cfg.Supernodes = word, []config.Address{config.Address(s.Addrs()["api"])}
+		d, _ := start(t, cfg)
+		client.mirror = d.Addrs()["mirror"]
+		if i == 0 { // for the other client the mirror gets the token
+			require.NoError(t, client.login(`Bearer realm="`+r.URL()+`/token",service="`+r.Host()+
+				`",scope="repository:team/app:pull"`, "", ""))
+			mu.Lock()
+			agents = map[string]int{}
+			mu.Unlock()
+		}
+		require.NoError(t, client.pull(p.Repository, "v1", "", ""))
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for agent := range agents {
+		assert.Regexp(t, `^darter/[^ ]+ \(Go-http-client/1\.1\)$`, agent)
+	}
+	assert.NotEmpty(t, agents)
+	assert.Less(t, r.Counts().Egress, p.Bytes()+50e3, "clients of any agent share the bytes")
 }

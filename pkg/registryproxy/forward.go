@@ -93,6 +93,7 @@ func (req *request) registryRequest() source.RegistryRequest {
 	}
 	out := source.RegistryRequest{
 		Upstream: req.target.upstream, Method: req.r.Method, Path: req.target.path(), Header: h, Anonymous: req.anonymous(),
+		Agent: req.r.UserAgent(),
 	}
 	if req.target.endpoint == endpointTags || req.target.endpoint == endpointReferrers {
 		query := req.r.URL.Query()

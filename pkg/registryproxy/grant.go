@@ -74,6 +74,7 @@ func (req *request) lookup() access.Lookup {
 		Upstream: req.target.upstream, Repository: req.target.repository, Kind: req.target.kind(),
 		Reference: req.target.reference, ID: req.target.id, Accept: req.accept(),
 		Authorization: secret.String(req.authorization), Anonymous: req.anonymous(),
+		Agent: source.CleanAgent(req.r.UserAgent()),
 	}
 }
 
@@ -97,7 +98,7 @@ func (req *request) accept() []string {
 func (req *request) spec(g access.Grant) task.Spec {
 	spec := task.Spec{
 		ID: g.ID, Kind: req.target.kind(), Upstream: req.target.upstream, Repository: req.target.repository,
-		Authorization: secret.String(req.authorization),
+		Authorization: secret.String(req.authorization), Agent: source.CleanAgent(req.r.UserAgent()),
 	}
 	if spec.Kind == task.Manifest {
 		spec.Accept, spec.Tag = req.accept(), g.Tag
@@ -129,7 +130,8 @@ func (req *request) bringsPasswordOfDefault() bool {
 	}
 	last, ok := req.pings.get(standard)
 	if !ok {
-		ping := source.RegistryRequest{Upstream: standard, Method: http.MethodGet, Path: target{}.path()}
+		ping := source.RegistryRequest{Upstream: standard, Method: http.MethodGet, Path: target{}.path(),
+			Agent: req.r.UserAgent()}
 		ctx, cancel := context.WithTimeout(req.ctx, req.cfg.Wait) // the client asked for another registry
 		defer cancel()
 		res, err := req.cfg.Resolver.Send(ctx, ping)

@@ -96,6 +96,38 @@ type RegistryRequest struct {
 	Anonymous bool
 	// Bare never sends a credential of this node: the reply is for other hosts.
 	Bare bool
+	// Agent is the client's User-Agent, empty without a client. The registry gets it behind Darter's own.
+	Agent string
+}
+
+// agentMax bounds the User-Agent of a client, in bytes.
+const agentMax = 200
+
+// CleanAgent returns a client's User-Agent as it may be a comment in another one (RFC 9110 §10.1.5): printable ASCII
+// of at most 200 bytes, with its parentheses in pairs or without any.
+func CleanAgent(agent string) string {
+	agent = strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' || r == '\\' {
+			return -1
+		}
+		return r
+	}, agent[:min(len(agent), agentMax)])
+	open := 0
+	for _, r := range agent {
+		switch r {
+		case '(':
+			open++
+		case ')':
+			open--
+		}
+		if open < 0 {
+			break
+		}
+	}
+	if open != 0 {
+		agent = strings.NewReplacer("(", "", ")", "").Replace(agent)
+	}
+	return strings.TrimSpace(agent)
 }
 
 // ChangedError reports that the origin's file has changed since the download began, or that nothing proves that it has

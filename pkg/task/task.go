@@ -134,6 +134,8 @@ type Spec struct {
 	Tag string
 	// Authorization is the client's own header value for the origin.
 	Authorization secret.String
+	// Agent is the client's User-Agent, for a registry that serves by it; empty if unknown.
+	Agent string
 	// Header holds a user's further headers for a file's origin; values may be secret.
 	Header map[string]secret.String
 	// Share is the set of clients that may share a file's bytes (package sharing); the response to the GET must allow

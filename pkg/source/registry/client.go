@@ -85,7 +85,9 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset, end int64) (*
 	if err != nil {
 		return nil, err
 	}
-	header := http.Header{}
+	agent := u.agent(spec.Agent)
+	ctx = withAgent(ctx, agent)
+	header := http.Header{"User-Agent": {agent}}
 	kind := "blobs"
 	switch spec.Kind {
 	case task.Blob:
@@ -196,7 +198,7 @@ func openByTag(ctx context.Context, u *upstream, get httporigin.Get, id task.ID)
 }
 
 // requestHeaders are those of a request that go to a registry.
-var requestHeaders = []string{"Authorization", "Accept", "Range", "If-None-Match", "If-Modified-Since", "User-Agent"}
+var requestHeaders = []string{"Authorization", "Accept", "Range", "If-None-Match", "If-Modified-Since"}
 
 // responseHeaders are those of a response that callers get.
 var responseHeaders = []string{
@@ -228,7 +230,9 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 	if clean := path.Clean(q.Path); !strings.HasPrefix(q.Path, "/v2/") || (q.Path != clean && q.Path != clean+"/") {
 		return nil, errors.New("no path of the distribution API")
 	}
-	header := http.Header{}
+	agent := u.agent(q.Agent)
+	ctx = withAgent(ctx, agent)
+	header := http.Header{"User-Agent": {agent}}
 	for _, k := range requestHeaders {
 		if v := q.Header.Values(k); len(v) > 0 {
 			header[k] = v

@@ -155,6 +155,14 @@ func newUpstream(name string, u Upstream, cfg httporigin.Config) (*upstream, err
 	return out, err
 }
 
+// agent is the User-Agent of a request on behalf of a client with such an agent, empty without one.
+func (u *upstream) agent(client string) string {
+	if client = source.CleanAgent(client); client == "" {
+		return u.client.UserAgent()
+	}
+	return u.client.UserAgent() + " (" + client + ")"
+}
+
 func (u Upstream) base(name string) *url.URL {
 	scheme := "https"
 	if u.PlainHTTP {

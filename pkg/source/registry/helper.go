@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -62,6 +63,10 @@ type helperRun struct {
 	err  error
 	// until is how long the result is used.
 	until time.Time
+	// again says that its login ended before its time. rest, in the run that replaces it, is until when no further run
+	// does so: else a login that has ended for good would start a process for each request.
+	again bool
+	rest  time.Time
 }
 
 // help runs a credential helper for a server, or uses its last output. The error is the cause of ctx's end,
@@ -103,17 +108,22 @@ func (h *helpers) run(file *dockerFile, program, server string) *helperRun {
 		h.slots = make(chan struct{}, helpersMax)
 	}
 	key := program + " " + server
+	again := false
 	if r := h.running[key]; r != nil {
 		select {
 		case <-r.done:
 			if time.Now().Before(r.until) {
 				return r
 			}
+			again = r.again
 		default:
 			return r
 		}
 	}
 	r, limit := &helperRun{done: make(chan struct{})}, cmp.Or(h.limit, helperTimeout)
+	if again {
+		r.rest = time.Now().Add(helperRest)
+	}
 	h.running[key] = r
 	ctx := h.ctx
 	h.wg.Go(func() {
@@ -133,6 +143,22 @@ func (h *helpers) run(file *dockerFile, program, server string) *helperRun {
 		}
 	})
 	return r
+}
+
+// rerun lets helpers run again for a server, because their last output is of no use any more.
+func (h *helpers) rerun(servers []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for key, r := range h.running {
+		_, server, _ := strings.Cut(key, " ")
+		select {
+		case <-r.done:
+			if r.err == nil && slices.Contains(servers, server) && time.Now().After(r.rest) {
+				r.until, r.again = time.Time{}, true
+			}
+		default:
+		}
+	}
 }
 
 // close kills the helpers that run, and waits for them.

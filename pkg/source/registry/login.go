@@ -53,13 +53,6 @@ func (c *Client) logout(u *upstream, base *url.URL, repository string, bare bool
 	delete(c.sessions, keyOf(u, base, repository, bare))
 }
 
-// session is a transport that carries a token for one repository and renews it.
-type session struct {
-	// turn is held during a login; other requests wait for its result instead of logging in too.
-	turn chan struct{}
-	rt   http.RoundTripper
-}
-
 // login returns a transport for one of the upstream's URLs that sends the node's credentials, or none with
 // bare. It asks the registry's token service if there is one.
 func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, repository string,
@@ -90,34 +83,19 @@ func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, reposito
 	guarded := &control{base: base, inner: u.client.Transport(), privateRealm: u.AllowPrivateRealm, realms: u.Realms,
 		bare: bare, userAgent: u.client.UserAgent()}
 	rt, err := transport.NewWithContext(ctx, host, auth, guarded, scopes)
+	if isRefusedLogin(err) && !bare && u.hasOther(ctx, repository, "") {
+		rt, err = transport.NewWithContext(ctx, host, auth, guarded, scopes)
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
 		return nil, fmt.Errorf("logging in at %s: %w", secret.PrintableURL(base), refused(err))
 	}
-	s.rt = callers{rt}
+	s.rt = callers{inner: rt, renew: func(ctx context.Context, sent string) http.RoundTripper {
+		return c.renewed(ctx, u, base, repository, bare, s, sent)
+	}}
 	return s.rt, nil
-}
-
-// callers is the transport of a session. It marks the caller's own request, by which control tells it from those of
-// the token exchange that it can cause.
-type callers struct{ inner http.RoundTripper }
-
-// callersRequest is the context key of the caller's request, a pointer to it: the exchange's requests inherit its
-// context, and may have its URL, since a registry can redirect it to the token service and the token service to it.
-type callersRequest struct{}
-
-func (t callers) RoundTrip(req *http.Request) (*http.Response, error) {
-	own := new(*http.Request)
-	*own = req.WithContext(context.WithValue(req.Context(), callersRequest{}, own))
-	return t.inner.RoundTrip(*own)
-}
-
-// isCallers reports whether a request is the caller's own. The exchange's transports pass it on without a copy.
-func isCallers(req *http.Request) bool {
-	own, ok := req.Context().Value(callersRequest{}).(**http.Request)
-	return ok && *own == req
 }
 
 func (c *Client) session(k sessionKey) *session {
@@ -209,7 +187,7 @@ const realmPath = "/.private-token-service"
 func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
 	callers := isCallers(req)
 	req = req.Clone(req.Context())
-	req.Header.Set("User-Agent", c.userAgent)
+	req.Header.Set("User-Agent", agentOf(req.Context(), c.userAgent))
 	if callers {
 		return c.inner.RoundTrip(c.withScheme(req))
 	}

@@ -1,0 +1,183 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/darter-io/darter/pkg/api"
+)
+
+// session is a transport that carries a token for one repository and renews it.
+type session struct {
+	// turn is held during a login; other requests wait for its result instead of logging in too.
+	turn chan struct{}
+	rt   http.RoundTripper
+}
+
+// callers is the transport of a session. It marks the caller's own request, by which control tells it from those of the token exchange that it can cause. A request whose login has ended it repeats once, with
+// a new login.
+type callers struct {
+	inner http.RoundTripper
+	// renew logs in again; sent is the Authorization that has ended, empty if a token service refused the login. Nil, or
+	// a nil result: nothing would change.
+	renew func(ctx context.Context, sent string) http.RoundTripper
+}
+
+// callersRequest is the context key of the caller's request, a pointer to it: the exchange's requests inherit its
+// context, and may have its URL, since a registry can redirect it to the token service and the token service to it.
+type callersRequest struct{}
+
+func (t callers) RoundTrip(req *http.Request) (*http.Response, error) {
+	own := new(*http.Request)
+	first := req.Clone(context.WithValue(req.Context(), callersRequest{}, own))
+	*own = first
+	res, err := t.inner.RoundTrip(first)
+	sent := first.Header.Get("Authorization")
+	if t.renew == nil || !loginEnded(req, res, err, sent) {
+		return res, err
+	}
+	if err != nil {
+		sent = "" // the login was refused, and not what it gave
+	}
+	next := t.renew(req.Context(), sent)
+	if next == nil {
+		return res, err
+	}
+	if res != nil {
+		res.Body.Close()
+	}
+	return next.RoundTrip(req)
+}
+
+// isCallers reports whether a request is the caller's own. The exchange's transports pass it on without a copy.
+func isCallers(req *http.Request) bool {
+	own, ok := req.Context().Value(callersRequest{}).(**http.Request)
+	return ok && *own == req
+}
+
+// endedRegexp matches how registries say that a login has ended: "Your authorization token has expired.
+// Reauthenticate and try again." (ECR).
+var endedRegexp = regexp.MustCompile(
+	`(?i)\b(token|login|credentials?|password|session|authorization|authentication)s?\b[^"]{0,40}\bexpired\b|` +
+		`\bexpired\b[^"]{0,40}\b(token|login|credentials?|password|session)\b|\breauthenticate\b`)
+
+// loginEnded reports whether a registry's answer says that the login which a request carried has ended. A session
+// renews the token of a Bearer challenge by itself, so that a 401 concerns only a password here. A HEAD's 403 has no
+// words; a lookup asks by GET after it.
+func loginEnded(req *http.Request, res *http.Response, err error, sent string) bool {
+	if err != nil {
+		return isRefusedLogin(err)
+	}
+	switch {
+	case sent == "":
+		return false
+	case res.StatusCode == http.StatusUnauthorized:
+		return strings.HasPrefix(sent, "Basic ")
+	case res.StatusCode != http.StatusForbidden || req.Method == http.MethodHead:
+		return false
+	}
+	stop := time.AfterFunc(controlTimeout, func() { res.Body.Close() })
+	defer stop.Stop()
+	head, err := io.ReadAll(io.LimitReader(res.Body, api.FailureMax))
+	rest := io.Reader(res.Body)
+	if err != nil {
+		rest = failing{err}
+	}
+	res.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(head), rest), res.Body}
+	return endedRegexp.Match(head)
+}
+
+// failing is a reader that ends in an error.
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// isRefusedLogin reports whether a token service refused a login.
+func isRefusedLogin(err error) bool {
+	var status *transport.Error
+	return errors.As(err, &status) &&
+		(status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden)
+}
+
+// renewed returns a transport with a new login, nil if it would send the same as the one that has ended.
+func (c *Client) renewed(ctx context.Context, u *upstream, base *url.URL, repository string, bare bool, old *session,
+	sent string) http.RoundTripper {
+	if !strings.HasPrefix(sent, "Bearer ") && (bare || !u.hasOther(ctx, repository, sent)) {
+		return nil
+	}
+	key := keyOf(u, base, repository, bare)
+	c.mu.Lock()
+	if c.sessions[key] == old {
+		delete(c.sessions, key)
+	}
+	c.mu.Unlock()
+	next, err := c.login(ctx, u, base, repository, bare)
+	if err != nil {
+		return nil
+	}
+	again, ok := next.(callers)
+	if !ok {
+		return nil
+	}
+	again.renew = nil // once
+	return again
+}
+
+// hasOther reports whether the node has another credential for a repository than one that has ended: sent, or that of
+// the last login if sent is empty. It runs a credential helper again, whose last output may be the one that ended.
+func (u *upstream) hasOther(ctx context.Context, repository, sent string) bool {
+	if u.docker == nil {
+		return false
+	}
+	was, _, err := u.credential(ctx, repository)
+	if err != nil {
+		return false
+	}
+	u.docker.helpers.rerun(serverNames(u.name))
+	is, ok, err := u.credential(ctx, repository)
+	if err != nil || !ok {
+		return false
+	}
+	if sent != "" {
+		return basicOf(is) != sent
+	}
+	return is != was
+}
+
+// basicOf is the Authorization of a password (RFC 7617).
+func basicOf(auth authn.AuthConfig) string {
+	encoded := auth.Auth
+	if auth.Username != "" && auth.Password != "" {
+		encoded = base64.StdEncoding.EncodeToString([]byte(auth.Username + ":" + auth.Password))
+	}
+	return "Basic " + encoded
+}
+
+// agentKey is the context key of the User-Agent of a request and of the logins that it causes.
+type agentKey struct{}
+
+func withAgent(ctx context.Context, agent string) context.Context {
+	return context.WithValue(ctx, agentKey{}, agent)
+}
+
+// agentOf is the User-Agent of a request, or else the client's own.
+func agentOf(ctx context.Context, own string) string {
+	if agent, ok := ctx.Value(agentKey{}).(string); ok {
+		return agent
+	}
+	return own
+}
