@@ -2,6 +2,7 @@ package access
 
 import (
 	"bufio"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"encoding/hex"
@@ -120,7 +121,7 @@ func (r *Resolver) getFirstByte(ctx context.Context, l Lookup) (reply, error) {
 	return out, nil
 }
 
-// getManifest reads a manifest, because the registry does not name its digest otherwise.
+// getManifest reads a manifest and keeps its digest only, because the registry does not name it otherwise.
 func (r *Resolver) getManifest(ctx context.Context, l Lookup, known reply) (reply, error) {
 	res, err := r.Send(ctx, r.request(l, http.MethodGet, "", known.etag))
 	if err != nil {
@@ -137,25 +138,27 @@ func (r *Resolver) getManifest(ctx context.Context, l Lookup, known reply) (repl
 	if err != nil {
 		return reply{}, &UnreachableError{fmt.Errorf("reading %s of %s: %w", l.Path(), l.Upstream, err)}
 	}
-	manifest, err := io.ReadAll(io.LimitReader(body, oci.ManifestMax+1))
+	sum, err := oci.NewHash(cmp.Or(string(l.ID), "sha256:"))
+	if err != nil {
+		return reply{}, err
+	}
+	length, err := io.Copy(sum, io.LimitReader(body, oci.ManifestMax+1))
 	if err != nil {
 		return reply{}, &UnreachableError{fmt.Errorf("reading %s of %s: %w", l.Path(), l.Upstream, err)}
 	}
-	if len(manifest) > oci.ManifestMax {
+	if length > oci.ManifestMax {
 		return reply{}, &UnreachableError{fmt.Errorf("%s of %s is larger than the %d bytes that a manifest may have",
 			l.Path(), l.Upstream, oci.ManifestMax)}
 	}
-	if sum, err := oci.NewHash(string(l.ID)); l.ID != "" && err == nil {
-		sum.Write(manifest)
-		if _, want, _ := strings.Cut(string(l.ID), ":"); hex.EncodeToString(sum.Sum(nil)) != want {
-			// A page of a login portal, for instance: it grants nothing.
-			return reply{}, &UnreachableError{fmt.Errorf("%s of %s: the registry sent other bytes than the digest names",
-				l.Path(), l.Upstream)}
-		}
+	is := hex.EncodeToString(sum.Sum(nil))
+	if _, want, _ := strings.Cut(string(l.ID), ":"); l.ID != "" && is != want {
+		// A page of a login portal, for instance: it grants nothing.
+		return reply{}, &UnreachableError{fmt.Errorf("%s of %s: the registry sent other bytes than the digest names",
+			l.Path(), l.Upstream)}
 	}
-	out := reply{Grant: Grant{ID: l.ID, Length: int64(len(manifest)), MediaType: typeOf(res), date: dateOf(res)}}
+	out := reply{Grant: Grant{ID: l.ID, Length: length, MediaType: typeOf(res), date: dateOf(res)}}
 	if out.ID == "" {
-		out.ID = oci.DigestOf(manifest)
+		out.ID = task.ID("sha256:" + is)
 	}
 	out.etag = etagOf(res, out.ID)
 	return out, nil

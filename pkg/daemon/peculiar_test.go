@@ -4,15 +4,19 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/config"
+	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/test/registrytest"
 )
 
@@ -128,4 +132,56 @@ func TestTheRegistrySeesTheClientsAgent(t *testing.T) {
 	}
 	assert.NotEmpty(t, agents)
 	assert.Less(t, r.Counts().Egress, p.Bytes()+50e3, "clients of any agent share the bytes")
+}
+
+// A registry may take manifests of more than 4 MiB, which crane and regclient pull. It may name no digest, state no
+// length, and serve by tag alone.
+func TestALargeManifest(t *testing.T) {
+	manifest := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"manifests":[],"annotations":{"a":%q}}`,
+		oci.MediaTypeIndex, strings.Repeat("large ", 1e6))
+	digest := string(oci.DigestOf(manifest))
+	for name, c := range map[string]struct{ digest, length, onlyTag bool }{
+		"with digest and length": {true, true, false}, "without digest": {false, true, false},
+		"without digest and length": {false, false, false}, "without length": {true, false, false},
+		"by tag alone": {true, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var sent atomic.Int64
+			r := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+				if !strings.Contains(req.URL.Path, "/manifests/") {
+					return
+				}
+				if c.onlyTag && strings.HasSuffix(req.URL.Path, digest) {
+					w.WriteHeader(http.StatusNotFound)
+					return
+				}
+				if c.digest {
+					w.Header().Set("Docker-Content-Digest", digest)
+				}
+				if c.length {
+					w.Header().Set("Content-Length", fmt.Sprint(len(manifest)))
+				}
+				w.Header().Set("Content-Type", oci.MediaTypeIndex)
+				if req.Method == http.MethodGet {
+					n, _ := w.Write(manifest)
+					sent.Add(int64(n))
+				}
+			}))
+			t.Cleanup(r.Close)
+			host := r.Listener.Addr().String()
+			cfg := settings(t, nil, "node")
+			cfg.Upstreams = []config.Upstream{{Host: host, URLs: []string{r.URL}, PlainHTTP: true}}
+			d, _ := start(t, cfg)
+			client := &runtime{mirror: d.Addrs()["mirror"], ns: host}
+			for range 3 {
+				res, b, err := client.do(http.MethodGet, "team/app/manifests/v1")
+				require.NoError(t, err)
+				require.Equal(t, 200, res.StatusCode, "%.300s", b)
+				assert.Equal(t, digest, res.Header.Get("Docker-Content-Digest"))
+				assert.Equal(t, oci.MediaTypeIndex, res.Header.Get("Content-Type"))
+				require.True(t, bytes.Equal(manifest, b))
+			}
+			assert.LessOrEqual(t, sent.Load(), int64(2*len(manifest)), "once for its digest, and once for all clients")
+		})
+	}
 }

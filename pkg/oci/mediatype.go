@@ -17,9 +17,16 @@ const (
 // MediaTypeBlob is the Content-Type of every blob.
 const MediaTypeBlob = "application/octet-stream"
 
-// ManifestMax is the size of the largest manifest that is read into memory, in bytes; containerd and
-// Docker refuse larger ones too.
-const ManifestMax = 4 << 20
+// Bounds of manifests, in bytes.
+const (
+	// ManifestMax is the size of the largest manifest that hosts share: that of crane, the most patient client known
+	// with a bound. Registries need not take more than 4 MiB (OCI distribution-spec, "Pushing Manifests"), and containerd,
+	// Podman and oras refuse more. Nothing reads so much into memory.
+	ManifestMax = 100 << 20
+	// ManifestParsed is the size of the largest manifest that is read into memory. Of a larger one each part needs a
+	// lookup of its own, since nobody knows what it names.
+	ManifestParsed = 4 << 20
+)
 
 // ManifestTypes returns the Accept of a manifest for a client that sends none.
 func ManifestTypes() []string {
@@ -52,7 +59,7 @@ func SniffManifest(content []byte) string {
 		Config        json.RawMessage   `json:"config"`
 		FSLayers      []json.RawMessage `json:"fsLayers"`
 	}
-	if len(content) > ManifestMax || json.Unmarshal(content, &m) != nil {
+	if len(content) > ManifestParsed || json.Unmarshal(content, &m) != nil {
 		return ""
 	}
 	switch {

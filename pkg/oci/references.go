@@ -32,7 +32,7 @@ type Reference struct {
 // or in other capitals has no references at all. mediaType is the registry's Content-Type, empty if it
 // sent none.
 func References(mediaType string, manifest []byte) []Reference {
-	if len(manifest) > ManifestMax {
+	if len(manifest) > ManifestParsed {
 		return nil
 	}
 	m, ok := members(manifest, "schemaVersion", "mediaType", "config", "layers", "manifests")

@@ -511,7 +511,7 @@ func (o *originParent) facts(resp *source.Response) error {
 		return &source.LengthError{Want: want, Got: resp.Length}
 	}
 	if o.spec.Kind == task.Manifest && resp.Length > oci.ManifestMax {
-		return o.d.e.longest(o.spec)
+		return manifestTooLong
 	}
 	f := piece.Metadata{Length: resp.Length, PieceSize: o.d.e.cfg.PieceSize(resp.Length), MediaType: resp.MediaType}
 	if err := o.d.proof.setMetadata(f); err != nil {

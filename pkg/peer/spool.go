@@ -30,15 +30,17 @@ type tooLongError struct {
 	most int64
 }
 
+// manifestTooLong is for a manifest that no host shares, whether its length is known or not.
+var manifestTooLong = &tooLongError{what: "a manifest", most: oci.ManifestMax}
+
 func (e *tooLongError) Error() string {
 	return fmt.Sprintf("%s is longer than the %d bytes that it may have", e.what, e.most)
 }
 
-// longest is how many bytes the object of a spec may have where its length is unknown. A manifest may not
-// have more in any case.
+// longest is how many bytes the object of a spec may have where its length is unknown.
 func (e *Engine) longest(spec task.Spec) *tooLongError {
-	if spec.Kind == task.Manifest {
-		return &tooLongError{what: "a manifest", most: oci.ManifestMax}
+	if spec.Kind == task.Manifest && oci.ManifestMax < e.cfg.SpoolMax {
+		return manifestTooLong
 	}
 	return &tooLongError{
 		what: "a body whose length neither Content-Length nor a manifest names",

@@ -171,16 +171,19 @@ func TestAWrongLengthFailsNoOtherClient(t *testing.T) {
 func TestABodyOfUnknownLengthHasABound(t *testing.T) {
 	const most = 3 << 20
 	for name, c := range map[string]struct {
-		kind task.Kind
-		most int64
-	}{"a blob": {task.Blob, most}, "a manifest": {task.Manifest, oci.ManifestMax}} {
+		kind      task.Kind
+		most, max int64
+	}{
+		"a blob": {task.Blob, most, most}, "a manifest on a small disk": {task.Manifest, most, most},
+		"a manifest": {task.Manifest, oci.ManifestMax, 1 << 40},
+	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			synctest.Test(t, func(t *testing.T) {
 				s := newSwarm(t, randomBytes(43, 100))
 				s.origin.noLength = true
 				s.origin.body = func(int, int64, io.Reader) io.Reader { return zeros{} }
-				s.adjust = func(cfg *peer.Config) { cfg.SpoolMax, cfg.SpoolDir = most, dir }
+				s.adjust = func(cfg *peer.Config) { cfg.SpoolMax, cfg.SpoolDir = c.max, dir }
 				s.seed()
 				spec := s.spec()
 				spec.Kind = c.kind
@@ -198,7 +201,7 @@ func TestABodyOfUnknownLengthHasABound(t *testing.T) {
 	}
 	t.Run("a manifest whose length is told", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			s := newSwarm(t, randomBytes(44, oci.ManifestMax+1))
+			s := newSwarm(t, make([]byte, oci.ManifestMax+1))
 			s.seed()
 			spec := s.spec()
 			spec.Kind = task.Manifest

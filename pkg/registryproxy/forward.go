@@ -12,9 +12,13 @@ import (
 	"github.com/darter-io/darter/pkg/source"
 )
 
-// forwardMax is the longest response that is forwarded, in bytes: a registry's list of tags comes in
-// pages.
-const forwardMax = 64 << 20
+// Bounds of responses that are forwarded, in bytes. Nothing keeps them in memory.
+const (
+	// forwardMax is for lists: a registry's list of tags comes in pages.
+	forwardMax = 64 << 20
+	// forwardManifestMax is for a manifest that hosts do not share.
+	forwardManifestMax = 1 << 30
+)
 
 // forwardedHeaders are those of a forwarded response; Link is rewritten.
 var forwardedHeaders = []string{
@@ -24,7 +28,7 @@ var forwardedHeaders = []string{
 
 var linkTarget = regexp.MustCompile(`<[^<>]*>`)
 
-// forward forwards a request that the swarm cannot answer: a ping, a list of tags, referrers, a signed manifest. A 404
+// forward forwards a request that the swarm cannot answer: a ping, a list of tags, referrers, a signed manifest or a huge one. A 404
 // to referrers stays one: clients then look for the referrers' tag (OCI distribution-spec, "Unavailable
 // Referrers API").
 func (req *request) forward() *apiError {
@@ -70,10 +74,14 @@ func (req *request) forward() *apiError {
 	if req.r.Method == http.MethodHead {
 		return nil
 	}
-	n, err := io.CopyN(req.w, res.Body, forwardMax)
+	most := int64(forwardMax)
+	if t.endpoint == endpointManifest {
+		most = forwardManifestMax
+	}
+	n, err := io.CopyN(req.w, res.Body, most)
 	req.pull.Bytes = n
 	if err == nil {
-		err = fmt.Errorf("longer than %d bytes", forwardMax)
+		err = fmt.Errorf("longer than %d bytes", most)
 	}
 	if err != io.EOF {
 		req.pull.Err = fmt.Errorf("forwarding %s of %s: %w", t.path(), t.upstream, err)

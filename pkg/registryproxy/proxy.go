@@ -266,8 +266,8 @@ func (req *request) answer() *apiError {
 	if err != nil {
 		return err
 	}
-	if oci.Signed(g.MediaType) && t.endpoint == endpointManifest {
-		return req.forward() // no swarm can compare it with its digest
+	if t.endpoint == endpointManifest && (oci.Signed(g.MediaType) || g.Length > oci.ManifestMax) {
+		return req.forward() // no swarm can compare it with its digest, or carry it
 	}
 	return req.serveBlob(g)
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -429,15 +430,52 @@ func TestATagWithoutADigestHeaderIsHashed(t *testing.T) {
 	}
 }
 
-func TestAManifestBeyondTheLimitIsNotReadIntoMemory(t *testing.T) {
-	up := &upstreamFunc{answer: func(w http.ResponseWriter, r source.RegistryRequest) {
-		if r.Method == http.MethodGet {
-			w.Write(make([]byte, oci.ManifestMax+1))
-		}
-	}}
+// endless is a registry whose manifests have no digest, no length and no end.
+type endless struct{ sent atomic.Int64 }
+
+func (e *endless) Do(_ context.Context, q source.RegistryRequest) (*http.Response, error) {
+	res := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, ContentLength: -1, Body: http.NoBody}
+	if q.Method == http.MethodGet {
+		res.Body = io.NopCloser(e)
+	}
+	return res, nil
+}
+
+func (e *endless) Read(b []byte) (int, error) {
+	e.sent.Add(int64(len(b)))
+	return len(b), nil
+}
+
+func TestAManifestWithoutEndIsRefused(t *testing.T) {
+	up := &endless{}
 	p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "r.test"})
 	said := refusedAs(t, ask(p, http.MethodGet, "/v2/app/manifests/v1"), http.StatusBadGateway, "UNAVAILABLE")
 	assert.Contains(t, said, "larger than")
+	assert.LessOrEqual(t, up.sent.Load(), int64(oci.ManifestMax+1<<20))
+}
+
+// A manifest that hosts do not share comes from its registry for each client, with that client's credentials.
+func TestAHugeManifestIsPassedOn(t *testing.T) {
+	content := []byte(`{"schemaVersion":2}`)
+	up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {
+		assert.Equal(t, "Bearer mine", q.Header.Get("Authorization"))
+		w.Header().Set("Content-Type", oci.MediaTypeManifest)
+		w.Header().Set("Docker-Content-Digest", string(oci.DigestOf(content)))
+		if q.Method == http.MethodHead {
+			w.Header().Set("Content-Length", fmt.Sprint(oci.ManifestMax+1))
+			return
+		}
+		w.Write(content)
+	}}
+	var s swarm
+	p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
+	for _, reference := range []string{"v1", string(oci.DigestOf(content))} {
+		res := ask(p, http.MethodGet, "/v2/app/manifests/"+reference, "Authorization", "Bearer mine")
+		require.Equal(t, 200, res.StatusCode)
+		assert.Equal(t, oci.MediaTypeManifest, res.Header.Get("Content-Type"))
+		assert.Equal(t, string(content), body(t, res))
+	}
+	assert.Empty(t, s.opened)
 }
 
 func TestARegistryWithoutHeadIsAskedForOneByteOfABlob(t *testing.T) {

@@ -195,7 +195,7 @@ func (req *request) learnManifest(blob Blob, g access.Grant) (string, *apiError)
 		return mediaType, nil
 	}
 	var manifest []byte
-	if total := blob.Metadata().Length; total <= oci.ManifestMax {
+	if total := blob.Metadata().Length; total <= oci.ManifestParsed {
 		var err error
 		if manifest, err = readWindow(req.ctx, blob, oci.Window{Length: total}); err != nil {
 			return "", req.failed(fmt.Errorf("reading %s: %w", req.target.path(), err))

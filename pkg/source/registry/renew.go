@@ -25,8 +25,8 @@ type session struct {
 	rt   http.RoundTripper
 }
 
-// callers is the transport of a session. It marks the caller's own request, by which control tells it from those of the token exchange that it can cause. A request whose login has ended it repeats once, with
-// a new login.
+// callers is the transport of a session. It marks the caller's own request, by which control tells it from those of
+// the token exchange that it can cause. It repeats a request whose login has ended once, with a new login.
 type callers struct {
 	inner http.RoundTripper
 	// renew logs in again; sent is the Authorization that has ended, empty if a token service refused the login. Nil, or
@@ -89,22 +89,18 @@ func loginEnded(req *http.Request, res *http.Response, err error, sent string) b
 	}
 	stop := time.AfterFunc(controlTimeout, func() { res.Body.Close() })
 	defer stop.Stop()
-	head, err := io.ReadAll(io.LimitReader(res.Body, api.FailureMax))
-	rest := io.Reader(res.Body)
-	if err != nil {
-		rest = failing{err}
-	}
-	res.Body = struct {
-		io.Reader
-		io.Closer
-	}{io.MultiReader(bytes.NewReader(head), rest), res.Body}
+	head, _ := io.ReadAll(io.LimitReader(res.Body, api.FailureMax)) // a body that ends early ends so again
+	res.Body = after(head, res.Body)
 	return endedRegexp.Match(head)
 }
 
-// failing is a reader that ends in an error.
-type failing struct{ err error }
-
-func (f failing) Read([]byte) (int, error) { return 0, f.err }
+// after is a body whose beginning was read already.
+func after(head []byte, rest io.ReadCloser) io.ReadCloser {
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(head), rest), rest}
+}
 
 // isRefusedLogin reports whether a token service refused a login.
 func isRefusedLogin(err error) bool {
