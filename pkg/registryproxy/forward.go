@@ -28,8 +28,8 @@ var forwardedHeaders = []string{
 
 var linkTarget = regexp.MustCompile(`<[^<>]*>`)
 
-// forward forwards a request that the swarm cannot answer: a ping, a list of tags, referrers, a signed manifest or a huge one. A 404
-// to referrers stays one: clients then look for the referrers' tag (OCI distribution-spec, "Unavailable
+// forward forwards a request that the swarm cannot answer: a ping, a list of tags, referrers, a signed manifest or a
+// huge one. A 404 to referrers stays one: clients then look for the referrers' tag (OCI distribution-spec, "Unavailable
 // Referrers API").
 func (req *request) forward() *apiError {
 	t := req.target

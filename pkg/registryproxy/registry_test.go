@@ -335,3 +335,38 @@ func TestFaultsOfTheRegistryAreReportedQuickly(t *testing.T) {
 	said := refusedAs(t, fetch(t, http.MethodGet, gone), http.StatusBadGateway, "UNAVAILABLE")
 	assert.Contains(t, said, "127.0.0.1:1: connect: connection refused")
 }
+
+// crane knows the mirror as one registry: its ping finds no challenge there, so that it brings its password to the
+// registry in the path, which wants a token.
+func TestARealClientLogsInByTokenThroughThePath(t *testing.T) {
+	users := map[string]registrytest.User{"alice": {Password: "a", Pull: []string{"team/*"}},
+		"bob": {Password: "b", Pull: []string{"other/*"}}}
+	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: users})
+	img, err := registrytest.NewImage(3, []int64{5000, 6000})
+	require.NoError(t, err)
+	_, err = r.Push(t.Context(), "team/app", "v1", img)
+	require.NoError(t, err)
+	mirror := mirrorOf(t, config{}) + "/" + strings.Replace(r.Host(), ":", "_", 1)
+	pull := func(user, password string) error {
+		got, err := crane.Pull(mirror+"/team/app:v1", crane.Insecure,
+			crane.WithAuth(&authn.Basic{Username: user, Password: password}))
+		if err == nil {
+			err = validate.Image(got)
+		}
+		return err
+	}
+	require.NoError(t, pull("alice", "a"))
+	r.Reset()
+	require.NoError(t, pull("alice", "a"))
+	assert.LessOrEqual(t, r.Counts().Tokens, 1, "the token is remembered")
+	for user, password := range map[string]string{"alice": "wrong", "bob": "b", "carol": ""} {
+		require.Error(t, pull(user, password), user)
+	}
+	r.RevokeTokens()
+	require.NoError(t, pull("alice", "a"), "a token that has ended is renewed")
+	ref, err := name.ParseReference(mirror+"/team/app:v1", name.Insecure)
+	require.NoError(t, err)
+	tags, err := remote.List(ref.Context(), remote.WithAuth(&authn.Basic{Username: "alice", Password: "a"}))
+	require.NoError(t, err)
+	assert.Equal(t, []string{"v1"}, tags)
+}

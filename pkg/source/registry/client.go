@@ -128,6 +128,10 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset, end int64) (*
 				return err
 			}
 		}
+		session := get.RoundTripper != nil
+		if get.RoundTripper == nil {
+			get.RoundTripper = c.exchangeOf(u, base, repository, spec.Authorization.Reveal())
+		}
 		var err error
 		if res, err = u.client.Open(ctx, get); err == nil && len(u.bases) > 1 {
 			res.Body = c.slow.watch(res.Body, base)
@@ -137,7 +141,7 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset, end int64) (*
 		if !errors.As(err, &status) {
 			return err
 		}
-		if get.RoundTripper != nil && status.Status == http.StatusUnauthorized {
+		if session && status.Status == http.StatusUnauthorized {
 			c.logout(u, base, repository, bare)
 		}
 		if status.Status == http.StatusNotFound && spec.Kind == task.Manifest && oci.IsTag(spec.Tag) {
@@ -265,6 +269,10 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 				return err
 			}
 		}
+		session := req.RoundTripper != nil
+		if req.RoundTripper == nil {
+			req.RoundTripper = c.exchangeOf(u, base, repository, header.Get("Authorization"))
+		}
 		if res != nil {
 			res.Body.Close() // a 502, 503 or 504 of the URL before
 			res = nil
@@ -273,7 +281,7 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 		if res, err = u.client.Ask(ctx, req); err != nil {
 			return refused(err)
 		}
-		if req.RoundTripper != nil && res.StatusCode == http.StatusUnauthorized {
+		if session && res.StatusCode == http.StatusUnauthorized {
 			c.logout(u, base, repository, bare)
 		}
 		if q.Method == http.MethodHead && httporigin.CrossedHosts(res) && takesNoHead(res.StatusCode) {

@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,32 +33,52 @@ const (
 	controlTimeout = 30 * time.Second
 )
 
-// sessionKey names a session: a registry's URL and a repository in it. Its credential is the upstream's, or
-// none with bare.
+// sessionKey names a session: a registry's URL and a repository in it. Its credential is the upstream's, none
+// with bare, or a client's password, of which client is the hash.
 type sessionKey struct {
 	upstream, base, repository string
 	bare                       bool
+	client                     [sha256.Size]byte
 }
 
 func keyOf(u *upstream, base *url.URL, repository string, bare bool) sessionKey {
 	if _, project := rootOf(base); project != "" && repository != "" {
 		repository = project + "/" + repository
 	}
-	return sessionKey{u.name, base.String(), repository, bare}
+	return sessionKey{upstream: u.name, base: base.String(), repository: repository, bare: bare}
 }
 
 // logout drops a session that the registry no longer accepts, for instance because it now asks for tokens.
 func (c *Client) logout(u *upstream, base *url.URL, repository string, bare bool) {
+	c.drop(keyOf(u, base, repository, bare))
+}
+
+func (c *Client) drop(key sessionKey) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.sessions, keyOf(u, base, repository, bare))
+	delete(c.sessions, key)
+}
+
+func (c *Client) hasSession(key sessionKey) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sessions[key] != nil
 }
 
 // login returns a transport for one of the upstream's URLs that sends the node's credentials, or none with
 // bare. It asks the registry's token service if there is one.
 func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, repository string,
 	bare bool) (http.RoundTripper, error) {
-	key := keyOf(u, base, repository, bare)
+	var auth authn.Authenticator = authn.Anonymous
+	if !bare {
+		auth = currentCredential{u, repository}
+	}
+	return c.loginAs(ctx, u, base, keyOf(u, base, repository, bare), auth)
+}
+
+// loginAs is login with any credential, which the key names.
+func (c *Client) loginAs(ctx context.Context, u *upstream, base *url.URL, key sessionKey,
+	auth authn.Authenticator) (http.RoundTripper, error) {
 	s := c.session(key)
 	select {
 	case s.turn <- struct{}{}:
@@ -72,18 +93,15 @@ func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, reposito
 	if err != nil {
 		return nil, fmt.Errorf("logging in at %s: %w", secret.PrintableURL(base), err)
 	}
-	var auth authn.Authenticator = authn.Anonymous
-	if !bare {
-		auth = currentCredential{u, repository}
-	}
 	var scopes []string
 	if key.repository != "" {
 		scopes = []string{"repository:" + key.repository + ":" + transport.PullScope}
 	}
 	guarded := &control{base: base, inner: u.client.Transport(), privateRealm: u.AllowPrivateRealm, realms: u.Realms,
-		bare: bare, userAgent: u.client.UserAgent()}
+		bare: key.bare, userAgent: u.client.UserAgent()}
 	rt, err := transport.NewWithContext(ctx, host, auth, guarded, scopes)
-	if isRefusedLogin(err) && !bare && u.hasOther(ctx, repository, "") {
+	current, own := auth.(currentCredential)
+	if isRefusedLogin(err) && own && u.hasOther(ctx, current.repository, "") {
 		rt, err = transport.NewWithContext(ctx, host, auth, guarded, scopes)
 	}
 	if err != nil {
@@ -92,9 +110,13 @@ func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, reposito
 		}
 		return nil, fmt.Errorf("logging in at %s: %w", secret.PrintableURL(base), refused(err))
 	}
-	s.rt = callers{inner: rt, renew: func(ctx context.Context, sent string) http.RoundTripper {
-		return c.renewed(ctx, u, base, repository, bare, s, sent)
-	}}
+	out := callers{inner: rt}
+	if own || key.bare {
+		out.renew = func(ctx context.Context, sent string) http.RoundTripper {
+			return c.renewed(ctx, u, base, key, auth, s, sent)
+		}
+	}
+	s.rt = out
 	return s.rt, nil
 }
 

@@ -140,6 +140,53 @@ func TestNodeCredentialsGoOnlyToNamedRealms(t *testing.T) {
 	}
 }
 
+// A client's password for a registry that wants a token goes to token services by the rules for the node's own.
+func TestAClientsPasswordGoesOnlyToNamedRealms(t *testing.T) {
+	thief := newService(t, func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"token":"granted"}`)
+	})
+	realm := strings.Replace(thief.URL, "127.0.0.1", "localhost", 1) + "/token"
+	challenge := `Bearer realm="` + realm + `",service="s"`
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.Header.Get("Authorization") == "Bearer granted" {
+			_, _ = w.Write(content)
+			return
+		}
+		w.Header().Set("Www-Authenticate", challenge)
+		w.WriteHeader(http.StatusUnauthorized)
+		_, _ = io.WriteString(w, "in the registry's words")
+	}))
+	t.Cleanup(front.Close)
+	spec := contentSpec(front.Listener.Addr().String())
+	spec.Authorization = secret.String("Basic " + base64.StdEncoding.EncodeToString([]byte("alice:hunter2")))
+	cfg := httporigin.Config{AllowAddrs: []netip.Prefix{
+		netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}
+	for _, realms := range [][]string{nil, {"localhost"}} {
+		c := client(t, registry.Config{HTTP: cfg, Upstreams: map[string]registry.Upstream{
+			spec.Upstream: {PlainHTTP: true, Proxy: "none", Realms: realms}}})
+		res, body := ask(t, c, source.RegistryRequest{Upstream: spec.Upstream, Method: http.MethodGet, Anonymous: true,
+			Path:   "/v2/team/app/blobs/" + string(spec.ID),
+			Header: http.Header{"Authorization": {spec.Authorization.Reveal()}}})
+		requests, secrets := thief.counts()
+		if realms == nil {
+			assert.Equal(t, 401, res.StatusCode)
+			assert.Equal(t, challenge, res.Header.Get("Www-Authenticate"))
+			assert.Equal(t, "in the registry's words", body)
+			assert.Equal(t, 401, statusOf(bring(t, c, spec, 0)))
+			assert.Zero(t, requests)
+			continue
+		}
+		assert.Equal(t, 200, res.StatusCode)
+		require.NoError(t, bring(t, c, spec, 0))
+		assert.Positive(t, secrets)
+		other := spec
+		other.Authorization = "Basic eDp5"
+		require.NoError(t, bring(t, c, other, 0))
+		after, _ := thief.counts()
+		assert.Greater(t, after, requests, "another password has a token of its own")
+	}
+}
+
 func TestARedirectedTokenServiceGetsNoCredential(t *testing.T) {
 	for _, status := range []int{http.StatusFound, http.StatusTemporaryRedirect} {
 		for name, u := range map[string]registry.Upstream{"password": {Username: "alice", Password: "hunter2"},

@@ -110,18 +110,18 @@ func isRefusedLogin(err error) bool {
 }
 
 // renewed returns a transport with a new login, nil if it would send the same as the one that has ended.
-func (c *Client) renewed(ctx context.Context, u *upstream, base *url.URL, repository string, bare bool, old *session,
-	sent string) http.RoundTripper {
-	if !strings.HasPrefix(sent, "Bearer ") && (bare || !u.hasOther(ctx, repository, sent)) {
+func (c *Client) renewed(ctx context.Context, u *upstream, base *url.URL, key sessionKey, auth authn.Authenticator,
+	old *session, sent string) http.RoundTripper {
+	current, own := auth.(currentCredential)
+	if !strings.HasPrefix(sent, "Bearer ") && (!own || !u.hasOther(ctx, current.repository, sent)) {
 		return nil
 	}
-	key := keyOf(u, base, repository, bare)
 	c.mu.Lock()
 	if c.sessions[key] == old {
 		delete(c.sessions, key)
 	}
 	c.mu.Unlock()
-	next, err := c.login(ctx, u, base, repository, bare)
+	next, err := c.loginAs(ctx, u, base, key, auth)
 	if err != nil {
 		return nil
 	}

@@ -112,7 +112,8 @@ func newClient(t *testing.T, host string, u Upstream) *Client {
 
 // The node's login comes from a helper whose output ends before its time, as ECR's after a new login.
 func TestAnEndedLoginIsRenewed(t *testing.T) {
-	texts := []string{ecrExpired, `{"errors":[{"code":"UNAUTHORIZED","message":"token expired"}]}`, "The session has expired\n"}
+	texts := []string{ecrExpired, `{"errors":[{"code":"UNAUTHORIZED","message":"token expired"}]}`,
+		"The session has expired\n"}
 	for _, text := range texts {
 		e := newEnding(t, false)
 		next := filepath.Join(t.TempDir(), "password")
