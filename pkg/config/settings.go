@@ -327,6 +327,9 @@ type Origins struct {
 	//     (https://harbor.test/hub-cache); with a part v2 it is taken as it is
 	//     (https://jfrog.test/artifactory/api/docker/hub/v2)
 	//   - ca: PEM file with certificates to trust in addition to the system's
+	//   - serverName: the name that the certificate of these URLs must have, if that is not the host in the URL
+	//   - pin: the key that this certificate must have, as curl's --pinnedpubkey ("sha256//BASE64", with ";" between
+	//     several), in place of a known authority, the name and the dates. dfdaemon doctor prints the key
 	//   - clientCert, clientKey: PEM files for registries that require a client certificate
 	//   - plainHTTP: true for HTTP
 	//   - username, passwordFile: the node's own credentials. Every local client then pulls with them, and every
@@ -354,6 +357,12 @@ type Upstream struct {
 	URLs []string `yaml:"urls,omitempty"`
 	// CA is a PEM file with certificates to trust in addition to the system's.
 	CA string `yaml:"ca,omitempty"`
+	// ServerName is the name that the certificate of the registry's URLs must have, if that is not the host in the URL.
+	ServerName string `yaml:"serverName,omitempty"`
+	// Pin is the key that this certificate must have, as curl's --pinnedpubkey: sha256// and the SHA-256 of the public
+	// key in base64, with ";" between several. The key then replaces authority, name and dates. dfdaemon doctor prints it;
+	// compare it with the registry's operator first.
+	Pin string `yaml:"pin,omitempty"`
 	// ClientCert and ClientKey are PEM files for registries that require a client certificate.
 	ClientCert string `yaml:"clientCert,omitempty"`
 	ClientKey  string `yaml:"clientKey,omitempty"`

@@ -346,6 +346,10 @@ func (u *Upstream) check() error {
 		return fmt.Errorf("%s: firstByte: %s is too short for a registry to answer; write at least 1s, or leave it out "+
 			"for 10m", u.Host, u.FirstByte)
 	}
+	if u.PlainHTTP && (u.Pin != "" || u.ServerName != "") {
+		return fmt.Errorf("%s: pin and serverName are about a certificate, and plainHTTP has none; leave one of them out",
+			u.Host)
+	}
 	if (u.ClientCert == "") != (u.ClientKey == "") {
 		return fmt.Errorf("%s: clientCert and clientKey belong together; set both", u.Host)
 	}

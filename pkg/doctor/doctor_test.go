@@ -19,6 +19,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -35,6 +36,7 @@ import (
 	"github.com/darter-io/darter/pkg/doctor"
 	"github.com/darter-io/darter/pkg/httpproxy"
 	"github.com/darter-io/darter/pkg/secret"
+	"github.com/darter-io/darter/pkg/source/httporigin"
 	"github.com/darter-io/darter/pkg/supernode"
 	"github.com/darter-io/darter/pkg/version"
 	"github.com/darter-io/darter/test/programs"
@@ -312,6 +314,7 @@ func TestUnreachableRegistries(t *testing.T) {
 	right, wrong := file(t, "right\n"), file(t, "wrong-and-secret\n")
 	ca := file(t, string(secure.CA()))
 	old, oldCA := expired(t)
+	key := pinAt(t, secure.Host())
 	sick := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusInternalServerError)
 	}))
@@ -330,6 +333,14 @@ func TestUnreachableRegistries(t *testing.T) {
 			"TLS: its certificate is not valid now"},
 		"no client certificate": {config.Upstream{Host: mutual.Host(), CA: file(t, string(mutual.CA()))}, doctor.Fail,
 			"TLS: it rejects this node"},
+		"the certificate of an unknown authority": {config.Upstream{Host: secure.Host()}, doctor.Fail,
+			`its certificate: subject ".*names ".*127\.0\.0\.1.* valid from .* key ` + regexp.QuoteMeta(key)},
+		"a pinned key":         {config.Upstream{Host: secure.Host(), Pin: key}, doctor.OK, "responds"},
+		"a pinned expired key": {config.Upstream{Host: old, Pin: pinAt(t, old)}, doctor.Warn, "responds with 404"},
+		"another key": {config.Upstream{Host: secure.Host(), Pin: "sha256//" + strings.Repeat("A", 43) + "=", CA: ca},
+			doctor.Fail, "another key than pin of the upstream.* key " + regexp.QuoteMeta(key)},
+		"a server's name": {config.Upstream{Host: secure.Host(), CA: ca, ServerName: "elsewhere.test"}, doctor.Fail,
+			"TLS: its certificate is for another name"},
 		"plain HTTP":  {config.Upstream{Host: clear.Host()}, doctor.Fail, "TLS: it speaks plain HTTP"},
 		"no registry": {config.Upstream{Host: string(free(t)), PlainHTTP: true}, doctor.Fail, "refuses connections"},
 		"no such name": {config.Upstream{Host: "registry.invalid"}, doctor.Fail,
@@ -366,6 +377,14 @@ func TestUnreachableRegistries(t *testing.T) {
 			}
 		})
 	}
+}
+
+// pinAt is the pin of the certificate of a server.
+func pinAt(t *testing.T, addr string) string {
+	conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true})
+	require.NoError(t, err)
+	defer conn.Close()
+	return httporigin.PinOf(conn.ConnectionState().PeerCertificates[0]).String()
 }
 
 // dockerConfig is what docker login leaves behind for ann.

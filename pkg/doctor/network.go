@@ -25,6 +25,7 @@ import (
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/portmux"
 	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/source/httporigin"
 	"github.com/darter-io/darter/pkg/source/registry"
 	"github.com/darter-io/darter/pkg/version"
 )
@@ -258,7 +259,41 @@ func (x *exam) upstream(ctx context.Context, client *registry.Client, u config.U
 	if x.Standard {
 		level, do = Warn, do+"; or remove it from upstreams"
 	}
-	return Finding{level, name, fmt.Sprintf("%s: %v", what, err), do}
+	found := fmt.Sprintf("%s: %v", what, err)
+	if c := certificateOf(err); c != nil {
+		found += "; " + describe(c)
+	}
+	return Finding{level, name, found, do}
+}
+
+// certificateOf is the certificate that was not accepted, nil if the error is another one.
+func certificateOf(err error) *x509.Certificate {
+	var unverified *tls.CertificateVerificationError
+	var pin *httporigin.PinError
+	switch {
+	case errors.As(err, &unverified) && len(unverified.UnverifiedCertificates) > 0:
+		return unverified.UnverifiedCertificates[0]
+	case errors.As(err, &pin):
+		return pin.Certificate
+	}
+	return nil
+}
+
+// namesMax bounds the names of a certificate that are printed.
+const namesMax = 8
+
+// describe says what a certificate is, for its comparison with what the registry's operator says.
+func describe(c *x509.Certificate) string {
+	names := slices.Clone(c.DNSNames)
+	for _, ip := range c.IPAddresses {
+		names = append(names, ip.String())
+	}
+	if len(names) > namesMax {
+		names = append(names[:namesMax], "…")
+	}
+	return fmt.Sprintf("its certificate: subject %.200q, names %.400q, issuer %.200q, valid from %s to %s, key %s",
+		c.Subject, strings.Join(names, " "), c.Issuer, c.NotBefore.Format(time.DateOnly), c.NotAfter.Format(time.DateOnly),
+		httporigin.PinOf(c))
 }
 
 // explain returns the cause of a connection error and the remedy.
@@ -270,21 +305,28 @@ func explain(err error) (what, do string) {
 		invalid  x509.CertificateInvalidError
 		notTLS   tls.RecordHeaderError
 		timedOut net.Error
+		pin      *httporigin.PinError
 		status   *source.StatusError
 	)
 	switch {
+	case errors.As(err, &pin):
+		return "TLS: its certificate has another key than pin of the upstream",
+			"ask the registry's operator whether the key has changed, and only then set pin of the upstream to the new one"
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return "no such name", "check the name and the name server of your network"
 	case errors.As(err, &dns):
 		return "the name server does not respond", "check /etc/resolv.conf and the network"
 	case errors.As(err, &unknown):
 		return "TLS: this machine does not trust the authority of its certificate",
-			"set ca of the upstream to the certificate of that authority"
+			"set ca of the upstream to the certificate of that authority; or compare the key with the registry's operator, " +
+				"and set pin of the upstream to it"
 	case errors.As(err, &name):
 		return "TLS: its certificate is for another name",
-			"use the name in its certificate, or have the certificate corrected"
+			"set serverName of the upstream to a name in the certificate if it is that registry's, or have the certificate " +
+				"corrected"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return "TLS: its certificate is not valid now", "check the clock of this machine (date), then the certificate"
+		return "TLS: its certificate is not valid now", "check the clock of this machine (date), then the certificate; pin " +
+			"of the upstream accepts its key whatever the dates are"
 	case errors.As(err, &notTLS), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 		return "TLS: it speaks plain HTTP", "set plainHTTP of the upstream if that is intended"
 	case alerted(err):

@@ -151,7 +151,7 @@ func newRegistries(cfg Config) (*registry.Client, error) {
 			URLs: u.URLs, PlainHTTP: u.PlainHTTP, CAFile: u.CA, CertFile: u.ClientCert, KeyFile: u.ClientKey,
 			Proxy: u.Proxy, Username: u.Username, DockerConfig: u.DockerConfig, Realms: u.Realms,
 			AllowPrivateRealm: u.AllowPrivateRealm, FirstByte: u.FirstByte,
-			ForbidPlainRedirects: u.ForbidPlainRedirects,
+			ForbidPlainRedirects: u.ForbidPlainRedirects, ServerName: u.ServerName, Pin: u.Pin,
 		}
 		if u.PasswordFile != "" {
 			var err error

@@ -67,6 +67,11 @@ type Config struct {
 	AllowHosts []string
 	// Trusted are hosts (host:port) from the operator's configuration. They may have any address.
 	Trusted []string
+	// ServerName is the name that the certificates of the Trusted hosts must have, empty for the host's own. Pins are
+	// the keys that these certificates may have; with any, the key alone decides, and anybody who has it is the host.
+	// A redirect or a token service on another host is verified as usual.
+	ServerName string
+	Pins       []Pin
 
 	// UserAgent is the User-Agent of requests that have none. Default "darter".
 	UserAgent string
@@ -100,7 +105,7 @@ const headerMax = 64 << 10
 // Client sends requests with the checks of this package. Safe for concurrent use.
 type Client struct {
 	cfg       Config
-	transport *versions
+	transport *places
 	guard     *guard
 }
 
@@ -119,7 +124,7 @@ func NewClient(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.transport = newVersions(&http.Transport{
+	one := &http.Transport{
 		Proxy:                  c.guard.watchProxy(proxy),
 		OnProxyConnectResponse: checkConnect,
 		DialContext:            c.guard.dialer(cfg.DialTimeout),
@@ -132,7 +137,14 @@ func NewClient(cfg Config) (*Client, error) {
 		IdleConnTimeout:        90 * time.Second,
 		DisableCompression:     true,
 		ReadBufferSize:         64 << 10,
-	})
+	}
+	c.transport = &places{trusted: c.guard.trusted}
+	if cfg.ServerName != "" || len(cfg.Pins) > 0 {
+		own := one.Clone()
+		own.TLSClientConfig = pinned(tlsConfig, cfg.ServerName, cfg.Pins)
+		c.transport.own = newVersions(own)
+	}
+	c.transport.rest = newVersions(one)
 	return c, nil
 }
 
@@ -216,15 +228,12 @@ func (c *Client) Transport() http.RoundTripper { return c.transport }
 
 // WithoutCertificate returns such a transport that sends no client certificate and keeps no connection.
 func (c *Client) WithoutCertificate() http.RoundTripper {
-	bare := c.transport.one.Clone()
-	bare.TLSClientConfig.GetClientCertificate = nil
-	bare.DisableKeepAlives = true // no one would close idle connections
-	return newVersions(bare)
+	return c.transport.without()
 }
 
 // Dial connects to a host:port with the client's checks of addresses, without TLS and without a proxy.
 func (c *Client) Dial(ctx context.Context, addr string) (net.Conn, error) {
-	return c.transport.one.DialContext(ctx, "tcp", addr)
+	return c.transport.rest.one.DialContext(ctx, "tcp", addr)
 }
 
 // HostError reports a host that is not in [Config].AllowHosts.

@@ -53,6 +53,10 @@ type Upstream struct {
 	// CAFile holds further authorities (PEM); CertFile and KeyFile are the node's own
 	// certificate.
 	CAFile, CertFile, KeyFile string
+	// ServerName is the name that the registry's certificate must have, empty for that of its URL. Pin is the SHA-256
+	// of the certificate's public key (sha256//BASE64, several with ";" between): it replaces authority, name and
+	// dates. Both are for the upstream's own URLs and not for redirects and token services on other hosts.
+	ServerName, Pin string
 	// Proxy as in [httporigin.Config].
 	Proxy secret.String
 	// Username and Password, or an IdentityToken (which docker login stores), are the node's own
@@ -125,6 +129,11 @@ func newUpstream(name string, u Upstream, cfg httporigin.Config) (*upstream, err
 		}
 	}
 	cfg.CAFile, cfg.CertFile, cfg.KeyFile, cfg.Proxy, cfg.Trusted = u.CAFile, u.CertFile, u.KeyFile, u.Proxy, nil
+	var err error
+	if cfg.Pins, err = httporigin.ParsePins(u.Pin); err != nil {
+		return nil, fmt.Errorf("pin: %w", err)
+	}
+	cfg.ServerName = u.ServerName
 	cfg.HeaderTimeout = cmp.Or(u.FirstByte, cfg.HeaderTimeout)
 	out.FirstByte = cfg.HeaderTimeout
 	for _, s := range u.URLs {
