@@ -19,7 +19,7 @@ func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 	var c *coordinator.Coordinator
 	owner := telemetry.NewOwner(n.Metrics, func() telemetry.OwnerStats {
 		s := c.Stats()
-		return telemetry.OwnerStats{Hosts: s.Hosts, Seeding: s.Seeding}
+		return telemetry.OwnerStats{Hosts: max(0, s.Hosts-1), Seeding: s.Seeding}
 	})
 	c = coordinator.New(coordinator.Config{
 		Host: n.Host, Store: checkedStore{n}, Owners: owners, Purges: n.Purge, Now: n.Clock, Logger: n.Log,

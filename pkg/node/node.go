@@ -64,6 +64,9 @@ type Config struct {
 	Clock func() time.Time
 	// StoreFS is the file system of the pieces. Default [diskstore.OS].
 	StoreFS diskstore.FS
+
+	// upstreams counts the requests to registries; nil counts nothing.
+	upstreams *telemetry.Upstreams
 }
 
 // Option changes the Config of [New].
@@ -187,7 +190,8 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	if err != nil {
 		return n, err
 	}
-	if n.Origins, err = newOrigins(cfg); err != nil {
+	n.cfg.upstreams = telemetry.NewUpstreams(n.Metrics)
+	if n.Origins, err = newOrigins(n.cfg); err != nil {
 		return n, err
 	}
 	if n.wire, err = n.MemberListen("peer.listen", cfg.Listen); err != nil {
@@ -386,12 +390,30 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 		}
 	})
 	telemetry.NewMember(n.Metrics, func() telemetry.MemberStats {
-		return telemetry.MemberStats{Skew: n.skew(), Unfollowed: len(n.Purge.Failures())}
+		s := telemetry.MemberStats{Skew: n.skew(), Unfollowed: len(n.Purge.Failures())}
+		if n.Owners != nil {
+			s.OwnersReachable, s.OwnersUnreachable = countOwners(n.Owners())
+		}
+		return s
 	})
 	telemetry.NewStore(n.Metrics, func() telemetry.StoreStats {
 		u := n.Store.Usage()
 		return telemetry.StoreStats{Bytes: u.Used, Quota: u.Quota, Tasks: u.Tasks, Evictions: u.Evictions}
 	})
+}
+
+// countOwners counts the supernodes among owners.
+func countOwners(owners []api.OwnerStatus) (reachable, unreachable int) {
+	for _, o := range owners {
+		switch {
+		case o.Standby:
+		case o.Alive:
+			reachable++
+		default:
+			unreachable++
+		}
+	}
+	return reachable, unreachable
 }
 
 // Part runs until its context ends.

@@ -248,7 +248,8 @@ func TestHealthNamesWhatIsMissing(t *testing.T) {
 			`darter_received_bytes_total{source="peers"} 0`, "darter_store_quota_bytes 6.7108864e+07",
 			"darter_build_info{",
 			"darter_upload_slots 3",
-			"darter_hosts 1", "go_goroutines", "process_resident_memory_bytes",
+			"darter_hosts 0", `darter_owners{state="unreachable"} 0`,
+			`darter_upstream_requests_total{kind="blob",registry="other",status="5xx"} 0`, "go_goroutines", "process_resident_memory_bytes",
 		},
 	} {
 		code, body := get(path)
@@ -264,4 +265,10 @@ func TestHealthNamesWhatIsMissing(t *testing.T) {
 	code, _ = get("/nowhere")
 	assert.Equal(t, 404, code)
 	require.NoError(t, n.Close())
+}
+
+func TestOwnersAreCounted(t *testing.T) {
+	reachable, unreachable := countOwners([]api.OwnerStatus{{Addr: "a", Alive: true}, {Addr: "b"}, {Addr: "c"},
+		{Addr: "d", Alive: true, Standby: true}, {Addr: "e", Standby: true}})
+	assert.Equal(t, []int{1, 2}, []int{reachable, unreachable}, "a standby is no supernode")
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/darter-io/darter/pkg/source/httporigin"
 	"github.com/darter-io/darter/pkg/source/registry"
 	"github.com/darter-io/darter/pkg/task"
+	"github.com/darter-io/darter/pkg/telemetry"
 	"github.com/darter-io/darter/pkg/version"
 )
 
@@ -164,10 +165,14 @@ func newRegistries(cfg Config) (*registry.Client, error) {
 	if cfg.Origins.AllowUnlisted {
 		r.Default = &registry.Upstream{}
 	}
+	r.Observe = func(upstream string, purpose registry.Purpose, status int) {
+		cfg.upstreams.Count(upstream, telemetry.Asked(purpose), status)
+	}
 	c, err := registry.New(r)
 	if err != nil {
 		return nil, fmt.Errorf("upstreams: %w", err)
 	}
+	cfg.upstreams.List(c.Upstreams()...)
 	return c, nil
 }
 

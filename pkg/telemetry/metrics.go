@@ -68,7 +68,7 @@ type Pulls struct {
 	ended            *prometheus.CounterVec
 	bytes            *prometheus.CounterVec
 	unconfirmed      *prometheus.CounterVec
-	firstByte, total prometheus.Histogram
+	firstByte, total *prometheus.HistogramVec
 	outcomes         outcomes
 }
 
@@ -99,15 +99,17 @@ func NewPulls(reg prometheus.Registerer) *Pulls {
 			"source", allSources),
 		unconfirmed: counters(reg, "darter_pull_unconfirmed_total",
 			"Answers from memory while their registry was unreachable.", "what", []Unconfirmed{Tag, Grant}),
-		firstByte: prometheus.NewHistogram(prometheus.HistogramOpts{
+		firstByte: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "darter_pull_first_byte_seconds",
 			Help:    "Time from a client's request to the first byte of the response.",
-			Buckets: durations}),
-		total: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Buckets: durations}, []string{"kind"}),
+		total: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "darter_pull_seconds", Help: "Time from a client's request to the last byte, of successful pulls.",
-			Buckets: durations}),
+			Buckets: durations}, []string{"kind"}),
 	}
 	for _, k := range kinds {
+		p.firstByte.WithLabelValues(string(k))
+		p.total.WithLabelValues(string(k))
 		for _, r := range allResults {
 			p.ended.WithLabelValues(string(k), string(r))
 		}
@@ -122,13 +124,14 @@ func (p *Pulls) count(pull Pull) {
 		return
 	}
 	p.outcomes.add(pull.Result, pull.Name, pull.Err)
-	p.ended.WithLabelValues(known(pull.Kind, kinds, task.Plain), known(pull.Result, allResults, Failed)).Inc()
+	kind := known(pull.Kind, kinds, task.Plain)
+	p.ended.WithLabelValues(kind, known(pull.Result, allResults, Failed)).Inc()
 	bySource(pull.Bytes, func(s Source, n int64) { p.bytes.WithLabelValues(string(s)).Add(float64(max(0, n))) })
 	if pull.FirstByte > 0 {
-		p.firstByte.Observe(pull.FirstByte.Seconds())
+		p.firstByte.WithLabelValues(kind).Observe(pull.FirstByte.Seconds())
 	}
 	if pull.Result == OK {
-		p.total.Observe(pull.Total.Seconds())
+		p.total.WithLabelValues(kind).Observe(pull.Total.Seconds())
 	}
 }
 
@@ -240,6 +243,8 @@ func NewStore(reg prometheus.Registerer, stats func() StoreStats) {
 type MemberStats struct {
 	Skew       time.Duration // the largest difference between an owner's clock and this host's
 	Unfollowed int           // purges that this host could not carry out yet
+	// OwnersReachable and OwnersUnreachable count the supernodes to which a dfdaemon announces.
+	OwnersReachable, OwnersUnreachable int
 }
 
 // NewMember registers the metrics of a member. A scrape calls stats once.
@@ -249,6 +254,11 @@ func NewMember(reg prometheus.Registerer, stats func() MemberStats) {
 		prometheus.GaugeValue, func(s MemberStats) int64 { return int64(s.Skew / time.Second) })
 	add(c, "darter_withdrawals_unfollowed", "Purges that this host knows and could not carry out yet, at most 16.",
 		prometheus.GaugeValue, func(s MemberStats) int64 { return int64(s.Unfollowed) })
+	const owners = "Supernodes to which this host announces, by whether they answer; 0 on a supernode."
+	add(c, "darter_owners", owners, prometheus.GaugeValue,
+		func(s MemberStats) int64 { return int64(s.OwnersReachable) }, "state", "reachable")
+	add(c, "darter_owners", owners, prometheus.GaugeValue,
+		func(s MemberStats) int64 { return int64(s.OwnersUnreachable) }, "state", "unreachable")
 	reg.MustRegister(c)
 }
 
@@ -268,7 +278,7 @@ var events = []string{"started", "progress", "completed", "stopped", "starving",
 // refusals are the reasons to refuse an announce; any other counts as "broken".
 var refusals = []string{"foreign", "in_use", "clock", "full", "tasks", "broken"}
 
-// OwnerStats is the current load of a coordinator.
+// OwnerStats is the current load of a coordinator. Hosts are the other ones.
 type OwnerStats struct{ Hosts, Seeding int }
 
 // NewOwner registers the metrics of a coordinator. A scrape calls stats once.
@@ -276,7 +286,7 @@ func NewOwner(reg prometheus.Registerer, stats func() OwnerStats) *Owner {
 	c := &collector{read: func() any { return stats() }}
 	add(c, "darter_seeds_running", "Tasks that this host downloads from an origin now.", prometheus.GaugeValue,
 		func(s OwnerStats) int64 { return int64(s.Seeding) })
-	add(c, "darter_hosts", "Hosts that announced themselves and count as alive.", prometheus.GaugeValue,
+	add(c, "darter_hosts", "Other hosts that announced themselves and count as alive.", prometheus.GaugeValue,
 		func(s OwnerStats) int64 { return int64(s.Hosts) })
 	reg.MustRegister(c)
 	o := &Owner{

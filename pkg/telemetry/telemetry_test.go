@@ -44,9 +44,10 @@ func everything() (*prometheus.Registry, *telemetry.Pulls, *telemetry.Owner) {
 			BadPieces: 5, BusySent: 6, BusyReceived: 7, Slots: 4, SlotsUsed: 1, Connections: 8, Running: 9}
 	})
 	telemetry.NewMember(reg, func() telemetry.MemberStats {
-		return telemetry.MemberStats{Skew: 3 * time.Second, Unfollowed: 2}
+		return telemetry.MemberStats{Skew: 3 * time.Second, Unfollowed: 2, OwnersReachable: 2, OwnersUnreachable: 1}
 	})
 	telemetry.NewConnRefusals(reg)
+	telemetry.NewUpstreams(reg)
 	return reg, telemetry.NewPulls(reg), telemetry.NewOwner(reg, func() telemetry.OwnerStats {
 		return telemetry.OwnerStats{Seeding: 2, Hosts: 7}
 	})
@@ -95,6 +96,38 @@ func TestLabelValues(t *testing.T) {
 	assert.Equal(t, before, after)
 }
 
+func TestUpstreamRequests(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	u := telemetry.NewUpstreams(reg)
+	for i := range 200 {
+		u.List(fmt.Sprintf("r%03d.test", i))
+	}
+	series, err := testutil.GatherAndCount(reg)
+	require.NoError(t, err)
+	u.Count("r000.test", telemetry.AskedBlob, 206)
+	u.Count("r000.test", telemetry.AskedToken, 401)
+	u.Count("r199.test", telemetry.AskedManifest, 0)
+	u.Count("never.test", "evil", 999)
+	u.Count("", telemetry.AskedManifest, 404)
+	now, err := testutil.GatherAndCount(reg)
+	require.NoError(t, err)
+	assert.Equal(t, series, now, "the number of series is bounded by the list")
+	assert.LessOrEqual(t, series, 65*4*8)
+	rec := httptest.NewRecorder()
+	telemetry.Admin(reg, &telemetry.Ready{}, version.Build{}, nil).ServeHTTP(rec,
+		httptest.NewRequest("GET", "/metrics", nil))
+	for _, line := range []string{
+		`{kind="blob",registry="r000.test",status="2xx"} 1`, `{kind="token",registry="r000.test",status="401"} 1`,
+		`{kind="manifest",registry="other",status="none"} 1`, `{kind="other",registry="other",status="none"} 1`,
+		`{kind="manifest",registry="other",status="4xx"} 1`, `{kind="manifest",registry="r001.test",status="5xx"} 0`,
+	} {
+		assert.Contains(t, rec.Body.String(), "darter_upstream_requests_total"+line+"\n")
+	}
+	var none *telemetry.Upstreams
+	none.List("a.test")
+	none.Count("a.test", telemetry.AskedBlob, 200)
+}
+
 func TestCounters(t *testing.T) {
 	reg, pulls, owner := everything()
 	pulls.Finished(nil, telemetry.Pull{Kind: task.Blob, Result: telemetry.OK, FirstByte: time.Millisecond,
@@ -116,8 +149,12 @@ func TestCounters(t *testing.T) {
 		`darter_pull_bytes_total{source="seed"} 4`,
 		`darter_pull_bytes_total{source="origin"} 3`,
 		`darter_pull_bytes_total{source="cache"} 2`,
-		`darter_pull_first_byte_seconds_count 1`,
-		`darter_pull_seconds_count 1`,
+		`darter_pull_first_byte_seconds_count{kind="blob"} 1`,
+		`darter_pull_seconds_count{kind="manifest"} 0`,
+		`darter_owners{state="reachable"} 2`,
+		`darter_owners{state="unreachable"} 1`,
+		`darter_upstream_requests_total{kind="token",registry="other",status="none"} 0`,
+		`darter_pull_seconds_count{kind="blob"} 1`,
 		`darter_received_bytes_total{source="peers"} 100`,
 		`darter_received_bytes_total{source="seed"} 90`,
 		`darter_received_bytes_total{source="origin"} 80`,

@@ -76,6 +76,10 @@ type Config struct {
 	// UserAgent is the User-Agent of requests that have none. Default "darter".
 	UserAgent string
 
+	// Observe, if set, is called after each request on the wire, redirects included, with the context of the request
+	// and the status of its answer, 0 if none came. It must not wait.
+	Observe func(ctx context.Context, status int)
+
 	// AnyHeader forwards all headers of a file's request, also those that route it. Set it only in a program
 	// that downloads for its own user. Otherwise see [sharing.Forwardable].
 	AnyHeader bool
@@ -142,9 +146,9 @@ func NewClient(cfg Config) (*Client, error) {
 	if cfg.ServerName != "" || len(cfg.Pins) > 0 {
 		own := one.Clone()
 		own.TLSClientConfig = pinned(tlsConfig, cfg.ServerName, cfg.Pins)
-		c.transport.own = newVersions(own)
+		c.transport.own = newVersions(cfg.Observe, own)
 	}
-	c.transport.rest = newVersions(one)
+	c.transport.rest = newVersions(cfg.Observe, one)
 	return c, nil
 }
 

@@ -90,7 +90,7 @@ func (p *places) without() *places {
 		t := v.one.Clone()
 		t.TLSClientConfig.GetClientCertificate = nil
 		t.DisableKeepAlives = true // no one would close idle connections
-		return newVersions(t)
+		return newVersions(v.observe, t)
 	}
 	return &places{p.trusted, bare(p.own), bare(p.rest)}
 }

@@ -1,6 +1,7 @@
 package httporigin
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/http"
@@ -16,6 +17,7 @@ const onlyTwoMax = 1024
 // HTTP/2. It uses HTTP/2 for hosts that speak nothing else. Safe for concurrent use.
 type versions struct {
 	one, two *http.Transport
+	observe  func(ctx context.Context, status int) // can be nil
 
 	// mu is held to look up and change, never during a request.
 	mu sync.Mutex
@@ -23,8 +25,8 @@ type versions struct {
 	onlyTwo map[string]bool
 }
 
-func newVersions(one *http.Transport) *versions {
-	v := &versions{one: one, two: one.Clone(), onlyTwo: map[string]bool{}}
+func newVersions(observe func(context.Context, int), one *http.Transport) *versions {
+	v := &versions{observe: observe, one: one, two: one.Clone(), onlyTwo: map[string]bool{}}
 	one.Protocols, v.two.Protocols = new(http.Protocols), new(http.Protocols)
 	one.Protocols.SetHTTP1(true)
 	// A host of HTTP/2 alone can refuse this offer in the handshake.
@@ -42,13 +44,13 @@ func (v *versions) RoundTrip(req *http.Request) (*http.Response, error) {
 	two := v.onlyTwo[host]
 	v.mu.Unlock()
 	if two {
-		return v.two.RoundTrip(req)
+		return v.send(v.two, req)
 	}
-	res, err := v.one.RoundTrip(req)
+	res, err := v.send(v.one, req)
 	if !wantsTwo(req, res, err) {
 		return res, err
 	}
-	again, failed := v.two.RoundTrip(req)
+	again, failed := v.send(v.two, req)
 	if failed != nil {
 		return res, err // no better
 	}
@@ -62,6 +64,19 @@ func (v *versions) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	v.onlyTwo[host] = true
 	return again, nil
+}
+
+// send sends a request once and reports it.
+func (v *versions) send(by *http.Transport, req *http.Request) (*http.Response, error) {
+	res, err := by.RoundTrip(req)
+	if v.observe != nil {
+		status := 0
+		if err == nil {
+			status = res.StatusCode
+		}
+		v.observe(req.Context(), status)
+	}
+	return res, err
 }
 
 // wantsTwo reports whether a host refused HTTP/1.1 for its version, in the handshake or by a status. A request with

@@ -88,11 +88,11 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset, end int64) (*
 	agent := u.agent(spec.Agent)
 	ctx = withAgent(ctx, agent)
 	header := http.Header{"User-Agent": {agent}}
-	kind := "blobs"
+	kind, purpose := "blobs", ForBlob
 	switch spec.Kind {
 	case task.Blob:
 	case task.Manifest:
-		kind = "manifests"
+		kind, purpose = "manifests", ForManifest
 		header["Accept"] = spec.Accept
 		if len(spec.Accept) == 0 {
 			header["Accept"] = oci.ManifestTypes()
@@ -100,6 +100,7 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset, end int64) (*
 	default:
 		return nil, fmt.Errorf("a registry has no task of kind %.40q", spec.Kind)
 	}
+	ctx = withPurpose(ctx, purpose)
 	if !spec.Authorization.IsZero() {
 		header.Set("Authorization", spec.Authorization.Reveal())
 	}
@@ -242,7 +243,7 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 		return nil, errors.New("no path of the distribution API")
 	}
 	agent := u.agent(q.Agent)
-	ctx = withAgent(ctx, agent)
+	ctx = withPurpose(withAgent(ctx, agent), purposeOf(q.Path))
 	header := http.Header{"User-Agent": {agent}}
 	for _, k := range requestHeaders {
 		if v := q.Header.Values(k); len(v) > 0 {

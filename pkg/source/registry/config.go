@@ -7,6 +7,7 @@ package registry
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -38,6 +39,54 @@ type Config struct {
 	HTTP httporigin.Config
 	// Logger may be nil.
 	Logger *slog.Logger
+	// Observe, if set, is called after each request on the wire, redirects and logins included, with the listed
+	// upstream (empty for another registry) and the status of the answer, 0 if none came. It must not wait.
+	Observe func(upstream string, purpose Purpose, status int)
+}
+
+// Purpose is what a request to a registry is for.
+type Purpose string
+
+// The purposes.
+const (
+	ForManifest Purpose = "manifest"
+	ForBlob     Purpose = "blob"
+	ForToken    Purpose = "token" // of a login: to the token service, or the ping that names it
+	ForOther    Purpose = "other"
+)
+
+// purposeKey is the context key of a request's purpose.
+type purposeKey struct{}
+
+// withPurpose marks the requests of a context.
+func withPurpose(ctx context.Context, p Purpose) context.Context {
+	return context.WithValue(ctx, purposeKey{}, p)
+}
+
+// purposeOf is the purpose of a request to a path of the distribution API.
+func purposeOf(path string) Purpose {
+	switch {
+	case strings.Contains(path, "/manifests/"):
+		return ForManifest
+	case strings.Contains(path, "/blobs/"):
+		return ForBlob
+	}
+	return ForOther
+}
+
+// observed returns HTTP settings that report the requests of one upstream.
+func (c Config) observed(upstream string) httporigin.Config {
+	out := c.HTTP
+	if c.Observe != nil {
+		out.Observe = func(ctx context.Context, status int) {
+			p, ok := ctx.Value(purposeKey{}).(Purpose)
+			if !ok {
+				p = ForOther
+			}
+			c.Observe(upstream, p, status)
+		}
+	}
+	return out
 }
 
 // Upstream is how to ask one registry. The zero value asks https://NAME.
@@ -194,7 +243,7 @@ func New(cfg Config) (*Client, error) {
 		if _, twice := c.listed[host]; twice {
 			return nil, fmt.Errorf("upstream %s is listed twice, under two of its names", host)
 		}
-		if c.listed[host], err = newUpstream(host, u, cfg.HTTP); err != nil {
+		if c.listed[host], err = newUpstream(host, u, cfg.observed(host)); err != nil {
 			return nil, fmt.Errorf("upstream %s: %w", host, err)
 		}
 	}
@@ -204,7 +253,7 @@ func New(cfg Config) (*Client, error) {
 				"because any host would get them")
 		}
 		var err error
-		if c.others, err = newUpstream("", *cfg.Default, cfg.HTTP); err != nil {
+		if c.others, err = newUpstream("", *cfg.Default, cfg.observed("")); err != nil {
 			return nil, fmt.Errorf("registries that are not listed: %w", err)
 		}
 	}

@@ -214,7 +214,7 @@ func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
 		return c.inner.RoundTrip(c.withScheme(req))
 	}
 	own := req.URL.Host == c.base.Host
-	ctx, cancel := context.WithTimeout(req.Context(), controlTimeout)
+	ctx, cancel := context.WithTimeout(withPurpose(req.Context(), ForToken), controlTimeout)
 	defer cancel()
 	out := req.WithContext(ctx)
 	switch {
