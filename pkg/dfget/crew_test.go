@@ -1,11 +1,19 @@
 package dfget
 
 import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/config"
 )
 
 // Small files run more and more at once, and large ones only a few.
@@ -44,4 +52,61 @@ func TestCrew(t *testing.T) {
 		}
 		assert.EqualValues(t, 50, entered.Load())
 	})
+}
+
+// slowFiles gives files of an unknown length, each of which takes a second. It counts how many run at once.
+type slowFiles struct {
+	size         int
+	running, top atomic.Int64
+}
+
+func (f *slowFiles) fetch(context.Context, *job, int64, string) (*answer, error) {
+	for n := f.running.Add(1); ; {
+		top := f.top.Load()
+		if n <= top || f.top.CompareAndSwap(top, n) {
+			break
+		}
+	}
+	body := io.MultiReader(bytes.NewReader(make([]byte, f.size)), ended(func() {
+		time.Sleep(time.Second)
+		f.running.Add(-1)
+	}))
+	return &answer{body: io.NopCloser(body), length: -1}, nil
+}
+
+func (f *slowFiles) progress(context.Context, *job, string) (shares, bool) { return shares{}, false }
+func (f *slowFiles) close()                                                {}
+
+// ended is a reader at its end.
+type ended func()
+
+func (e ended) Read([]byte) (int, error) {
+	e()
+	return 0, io.EOF
+}
+
+// The bytes of a file of unknown length decide whether it is small.
+func TestCrewWithoutLengths(t *testing.T) {
+	for _, row := range []struct {
+		size int
+		top  int64
+	}{{smallMax + 1, parallelMin}, {10, parallelMax}} {
+		t.Run(fmt.Sprint(row.size), func(t *testing.T) {
+			set := config.Dfget{Output: t.TempDir()}
+			synctest.Test(t, func(t *testing.T) {
+				files := &slowFiles{size: row.size}
+				cfg := Config{Settings: set}
+				for i := range 60 {
+					cfg.URLs = append(cfg.URLs, fmt.Sprintf("http://files.test/f%d", i))
+				}
+				g := New(cfg)
+				g.source = files
+				g.cfg.Settings.Netrc = "none"
+				jobs, err := g.jobs()
+				require.NoError(t, err)
+				require.Empty(t, g.download(t.Context(), jobs, nil))
+				assert.Equal(t, row.top, files.top.Load())
+			})
+		})
+	}
 }

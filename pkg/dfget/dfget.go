@@ -154,7 +154,7 @@ func (g *Getter) download(ctx context.Context, jobs []*job, own *ownDaemon) (fai
 				}
 			}
 			j.meter.end(err)
-			crew.leave(err == nil && j.meter.state().length <= smallMax)
+			crew.leave(err == nil && j.meter.state().done <= smallMax)
 			if err != nil {
 				mu.Lock()
 				failures = append(failures, err)
@@ -413,7 +413,7 @@ func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 	if err := t.begin(a.identity); err != nil {
 		return &Error{Code: Disk, Err: err}
 	}
-	if !a.modified.IsZero() {
+	if t.offset == 0 || !a.modified.IsZero() { // the time of a former answer may be of another version
 		t.modified = a.modified
 	}
 	if a.unshared != "" && !j.noted {
@@ -421,7 +421,8 @@ func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 		j.meter.note("straight from the origin: " + a.unshared)
 	}
 	j.meter.begin(a, t.offset)
-	if a.length < 0 || a.length > smallMax {
+	large := a.length > smallMax
+	if large {
 		j.large()
 	}
 	if skip := t.offset - a.offset; skip > 0 { // the source has no ranges and sends our bytes again
@@ -443,6 +444,10 @@ func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 			return &Error{Code: Disk, Err: err}
 		}
 		j.meter.add(n)
+		if !large && t.offset > smallMax { // its length was unknown
+			large = true
+			j.large()
+		}
 		if readErr != nil {
 			if errors.Is(readErr, io.EOF) && (a.length < 0 || t.offset == a.length) {
 				return nil

@@ -550,6 +550,24 @@ func TestModeAndTime(t *testing.T) {
 	assert.True(t, info.ModTime().Equal(f.modified), info.ModTime())
 }
 
+// A file keeps no time of an answer whose bytes were given up.
+func TestTimeOfFormerAnswer(t *testing.T) {
+	f, dir := newFake(t, 5000), t.TempDir()
+	f.modified, f.etag = time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC), ""
+	former := f.modified
+	f.cut = []int{1000}
+	f.hold = func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.modified = time.Time{}
+	}
+	_, err := get(t.Context(), t, f, dir, nil)
+	require.NoError(t, err)
+	info, err := os.Stat(filepath.Join(dir, "model.bin"))
+	require.NoError(t, err)
+	assert.False(t, info.ModTime().Equal(former), "the origin says no time any more")
+}
+
 // The error of a target that cannot be created says why.
 func TestTargetErrors(t *testing.T) {
 	f, dir := newFake(t, 5000), t.TempDir()

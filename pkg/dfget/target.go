@@ -209,6 +209,10 @@ func (t *target) begin(identity string) error {
 	if t.identity == identity {
 		return nil
 	}
+	// After a kill, the note of another version would let the next run take these bytes for that version's.
+	if err := t.removeNote(); err != nil {
+		return err
+	}
 	t.identity = identity
 	t.unwritten = t.part != "" && identity != ""
 	if t.small {

@@ -71,6 +71,34 @@ func TestUnwritableTarget(t *testing.T) {
 	})
 }
 
+// After a kill at any moment, the note on the disk is that of the bytes in the part, or there is none.
+func TestNoteOfFormerVersion(t *testing.T) {
+	for _, row := range []struct {
+		name, identity string
+		small          bool
+		want           string
+	}{
+		{"a small file of another version", `"file:02"`, true, ""},
+		{"a large file of another version", `"file:02"`, false, `"file:02"`},
+		{"a file without a version", "", false, ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "f")
+			require.NoError(t, os.WriteFile(file+".part", nil, 0o600))
+			require.NoError(t, os.WriteFile(file+".part.id", []byte("\"file:01\"\n"), 0o600))
+			target, err := openTarget(file, nil, "", "")
+			require.NoError(t, err)
+			defer target.close()
+			require.Equal(t, `"file:01"`, target.identity)
+			target.small = row.small
+			require.NoError(t, target.begin(row.identity))
+			require.NoError(t, target.write([]byte("bytes")))
+			note, _ := readNote(file + ".part.id")
+			assert.Equal(t, row.want, note)
+		})
+	}
+}
+
 // sweep deletes the cache of a killed dfget, and no other.
 func TestSweep(t *testing.T) {
 	dir := t.TempDir()
