@@ -249,3 +249,37 @@ func TestADoubtEndsForOneCredential(t *testing.T) {
 	require.Error(t, prove("Bearer bad"))
 	require.NoError(t, prove("Bearer good"))
 }
+
+// An error of a registry may name what is private: each credential hears only what it was told itself.
+func TestRegistrysWordsAreForTheirAsker(t *testing.T) {
+	for _, status := range []int{400, 404, 429, 500, 503} {
+		t.Run(http.StatusText(status), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				says := registryFunc(func(_ context.Context, req source.RegistryRequest) (*http.Response, error) {
+					time.Sleep(time.Second)
+					words := "for " + req.Header.Get("Authorization")
+					return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(words))}, nil
+				})
+				owner := access.NewOwner(says)
+				defer owner.Close()
+				r := access.New(access.Config{Registry: says,
+					AskOwner: func(ctx context.Context, l api.Lookup) (api.LookupReply, error) { return owner.Reply(ctx, l), nil }})
+				defer r.Close()
+				for _, reference := range []string{"v1", digest} {
+					for _, token := range []secret.String{"", "Bearer a", "Bearer b", "Bearer b"} {
+						go func() {
+							l := lookup(reference)
+							l.Authorization = token
+							_, err := r.Resolve(t.Context(), l)
+							var refused *access.RefusedError
+							if assert.ErrorAs(t, err, &refused) && len(refused.Body) > 0 {
+								assert.Equal(t, "for "+token.Reveal(), string(refused.Body))
+							}
+						}()
+					}
+				}
+				time.Sleep(time.Hour)
+			})
+		})
+	}
+}

@@ -187,6 +187,9 @@ type Failure struct {
 	// clients that want the same blob from another registry.
 	Upstream   string `json:"upstream,omitempty"`
 	Repository string `json:"repository,omitempty"`
+	// Asker is [task.Spec.Asker] of the request that the origin answered. Header and Body are for its equals only: an
+	// origin's words may name what is private.
+	Asker string `json:"asker,omitempty"`
 	// Message is for people. It names the attempt and the failure, and holds no secret.
 	Message string `json:"message"`
 	// Wrong means that the bytes do not match the digest.

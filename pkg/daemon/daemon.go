@@ -117,8 +117,8 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 			return content{c}, nil
 		},
 		Passthrough: d.node.Engine.Passthrough, Signs: d.node.Engine.Signs, Replaced: d.node.Engine.Replaced,
-		FirstByte: d.node.Origins.Registries.FirstByte,
-		Default:   cfg.Mirror.DefaultUpstream, Allow: d.node.Origins.Registries.Allow, Observe: d.pulls.mirrored,
+		FirstByte: d.node.Origins.Registries.FirstByte, NamesKey: []byte(d.node.Identity.NamesKey().Reveal()),
+		Default: cfg.Mirror.DefaultUpstream, Allow: d.node.Origins.Registries.Allow, Observe: d.pulls.mirrored,
 	})
 	d.lookups = access.NewOwner(d.node.Origins.Registries)
 	d.node.Purge.OnDrop(func(task.ID) {

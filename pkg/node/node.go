@@ -379,7 +379,8 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 		Dial:      func(ctx context.Context, addr string) (net.Conn, error) { return n.Dial(ctx, "tcp", addr) },
 		Announcer: announcer, Observer: observer, Origin: n.Origins.Source, Signer: n.Signer, Verifier: n.Verifier,
 		UploadSlots: n.slots(n.cfg.Upload), Limits: limits(n.cfg.Rates), Client: "darter/" + version.Current(),
-		Logger: n.Log,
+		NamesKey: []byte(n.Identity.NamesKey().Reveal()),
+		Logger:   n.Log,
 	})
 	telemetry.NewSwarm(n.Metrics, func() telemetry.SwarmStats {
 		s := n.Engine.Stats()

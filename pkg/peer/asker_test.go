@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -140,6 +141,31 @@ func TestARefusalReachesOnlyTheRefusedTag(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A failure that every host gets names the asker to whom the origin spoke, so that mirrors tell its words to no other.
+func TestAFailureNamesItsAsker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(84, 3*piece.SizeMin))
+		s.refuseAfter(time.Second, http.StatusInternalServerError)
+		s.seed()
+		var clients sync.WaitGroup
+		for _, token := range []string{"bad", "worse"} {
+			n := s.node(nil)
+			clients.Go(func() {
+				_, err := s.pull(n, s.as(token))
+				var f *api.Failure
+				if assert.ErrorAs(t, err, &f) {
+					said := strings.TrimPrefix(string(f.Body), "not for ")
+					assert.Contains(t, []string{"bad", "worse"}, said)
+					assert.Equal(t, s.as(said).Asker(nil), f.Asker)
+				}
+			})
+		}
+		clients.Wait()
+		assert.NotEqual(t, s.as("bad").Asker(nil), s.as("worse").Asker(nil))
+		assert.NotEqual(t, s.as("bad").Asker(nil), s.as("bad").Asker([]byte("another cluster")))
+	})
 }
 
 // A client that has opened the task and received nothing of it gets an error that lets it try again.

@@ -125,7 +125,9 @@ type Config struct {
 	PieceSize func(length int64) int64
 	// Client names the program to its peers.
 	Client string
-	Logger *slog.Logger
+	// NamesKey is the members' HMAC key of [task.Spec.Asker].
+	NamesKey []byte
+	Logger   *slog.Logger
 }
 
 func (c *Config) defaults() {

@@ -167,7 +167,37 @@ func TestForeignFailuresAreNotPassedOn(t *testing.T) {
 			assert.Zero(t, r.asks(), "the client's own grant is unchanged")
 		})
 	}
-	// Within one registry, all clients get a failure, but without the name of another repository.
+	// Within one registry, all clients get a failure, but not what the registry said to another repository or
+	// credential.
+	for name, c := range map[string]struct {
+		asker task.Spec
+		own   bool
+	}{
+		"the client itself":  {task.Spec{Upstream: "r.test", Repository: "app", Authorization: "Bearer mine"}, true},
+		"another credential": {task.Spec{Upstream: "r.test", Repository: "app", Authorization: "Bearer x"}, false},
+		"no credential":      {task.Spec{Upstream: "r.test", Repository: "app"}, false},
+		"another repository": {task.Spec{Upstream: "r.test", Repository: "b", Authorization: "Bearer mine"}, false},
+		"an unknown asker":   {task.Spec{Upstream: "r.test", Repository: "app", URL: "old program"}, false},
+	} {
+		for _, status := range []int{400, 429, 500} {
+			t.Run(fmt.Sprintf("%d to %s", status, name), func(t *testing.T) {
+				r := newFixture(config{})
+				r.swarm.err = &api.Failure{Status: status, Upstream: "r.test", Repository: c.asker.Repository,
+					Asker: c.asker.Asker(nil), Message: "bringing it", Body: []byte("no quota in secret/project"),
+					Header: map[string]string{"Retry-After": "7", "Www-Authenticate": "Basic"}}
+				res := ask(r.mirror, http.MethodGet, "/v2/app/blobs/"+string(r.layer), "Authorization", "Bearer mine")
+				said := body(t, res)
+				assert.Equal(t, status, res.StatusCode)
+				assert.Equal(t, "7", res.Header.Get("Retry-After"))
+				assert.Equal(t, c.own, said == "no quota in secret/project", said)
+				assert.Equal(t, c.own, res.Header.Get("Www-Authenticate") != "")
+				if !c.own {
+					assert.Contains(t, said, "another client")
+					assert.NotContains(t, said, "secret/project")
+				}
+			})
+		}
+	}
 	r := newFixture(config{})
 	r.swarm.err = &api.Failure{Status: 500, Upstream: "r.test", Repository: "secret/repository",
 		Message: "bringing it of secret/repository"}

@@ -16,7 +16,9 @@ import (
 
 	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
 )
 
 // apiError is a response that is an error, in the format of the distribution API (OCI
@@ -130,6 +132,9 @@ func (req *request) failed(err error) *apiError {
 		return newError(http.StatusServiceUnavailable,
 			"%s was being downloaded for other clients, and their registry refused it; ask again", path)
 	}
+	if f.Upstream != "" && f.Asker != req.asker() {
+		return req.othersFailure(f)
+	}
 	e := req.upstreamError(f.Status, f.Header["Content-Type"], f.Body)
 	for _, k := range passedOn {
 		for name, v := range f.Header {
@@ -139,8 +144,29 @@ func (req *request) failed(err error) *apiError {
 		}
 	}
 	e.message = f.Message
-	if f.Upstream != "" && f.Repository != req.target.repository {
-		e.message = fmt.Sprintf("%s answered %d to another client that asked for %s", f.Upstream, f.Status, path)
+	return e
+}
+
+// asker is who asks the registry by this request; see [task.Spec.Asker].
+func (req *request) asker() string {
+	return task.Spec{
+		Upstream: req.target.upstream, Repository: req.target.repository, Authorization: secret.String(req.authorization),
+	}.Asker(req.cfg.NamesKey)
+}
+
+// othersFailure is the client's error for a failure that its registry told another client, with another repository or
+// other credentials: without the registry's words, which may name what is private.
+func (req *request) othersFailure(f *api.Failure) *apiError {
+	e := req.upstreamError(f.Status, "", nil)
+	e.uncoded = false
+	e.message = fmt.Sprintf("%s answered %d to another client that asked for %s", f.Upstream, f.Status, req.target.path())
+	if len(f.Body) == 0 && f.Repository == req.target.repository {
+		e.message = f.Message // of this program: how the attempt failed
+	}
+	for name, v := range f.Header {
+		if http.CanonicalHeaderKey(name) == "Retry-After" && v != "" {
+			e.header.Set("Retry-After", v)
+		}
 	}
 	return e
 }
@@ -162,7 +188,7 @@ func (req *request) late() *apiError {
 // unreachable is the client's error for an upstream that did not reply.
 func (req *request) unreachable(err error) *apiError {
 	f := source.Failure(err)
-	f.Upstream, f.Repository = req.target.upstream, req.target.repository
+	f.Upstream, f.Repository, f.Asker = req.target.upstream, req.target.repository, req.asker()
 	return req.failed(f)
 }
 

@@ -186,7 +186,7 @@ func spoken(err error, spec task.Spec) error {
 		return err
 	}
 	copied := *f
-	copied.Upstream, copied.Repository = spec.Upstream, spec.Repository
+	copied.Upstream, copied.Repository, copied.Asker = spec.Upstream, spec.Repository, spec.Asker(nil)
 	return &copied
 }
 

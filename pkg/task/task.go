@@ -5,11 +5,13 @@
 package task
 
 import (
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -152,6 +154,19 @@ type Spec struct {
 func (s Spec) SameAsker(o Spec) bool {
 	return s.Upstream == o.Upstream && s.Repository == o.Repository && s.URL == o.URL && s.Promised == o.Promised &&
 		s.Tag == o.Tag && s.Authorization == o.Authorization && maps.Equal(s.Header, o.Header)
+}
+
+// Asker returns a short name of whose request this is: of the place and the credentials. It is an HMAC with a key of the
+// cluster, so that a stranger cannot test passwords against it.
+func (s Spec) Asker(key []byte) string {
+	h := hmac.New(sha256.New, key)
+	for _, part := range []string{s.Upstream, s.Repository, s.URL, s.Authorization.Reveal()} {
+		fmt.Fprintf(h, "%q\n", part)
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Header)) {
+		fmt.Fprintf(h, "%q: %q\n", name, s.Header[name].Reveal())
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
 // Name returns the task's name for people: registry and repository, or the URL of a file without its secrets.

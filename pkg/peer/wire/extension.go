@@ -80,6 +80,7 @@ type digestsWire struct {
 }
 
 type failWire struct {
+	Asker   string            `bencode:"a,omitempty"`
 	Body    []byte            `bencode:"b,omitempty"`
 	Changed int               `bencode:"c,omitempty"`
 	Full    int               `bencode:"f,omitempty"`
@@ -145,7 +146,7 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 			Status: m.Failure.Status, Header: m.Failure.Header, Body: m.Failure.Body, Message: m.Failure.Message,
 			Wrong: flag(m.Failure.Wrong), Changed: flag(m.Failure.Changed),
 			Full: flag(m.Failure.Full), Alone: flag(m.Failure.Unshared), Promise: flag(m.Failure.Promise),
-			From: m.Failure.Upstream, Repo: m.Failure.Repository,
+			From: m.Failure.Upstream, Repo: m.Failure.Repository, Asker: m.Failure.Asker,
 		}
 	case RevokeMessage:
 		name, shape = "dr_revoke", revokeWire{Epoch: m.Revocation.Epoch, Key: m.Revocation.Key[:],
@@ -278,14 +279,14 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte,
 			return m, err
 		}
 		if len(w.Body) > api.FailureMax || w.Status < 400 || w.Status > 599 ||
-			len(w.From)+len(w.Repo) > api.FailureMax {
+			len(w.From)+len(w.Repo)+len(w.Asker) > api.FailureMax {
 			return m, fmt.Errorf("failure with status %d and %d bytes", w.Status, len(w.Body))
 		}
 		m.Type, m.Failure = FailMessage, &api.Failure{
 			Status: w.Status, Body: w.Body, Wrong: w.Wrong != 0, Changed: w.Changed != 0, Unshared: w.Alone != 0,
 			Promise: w.Promise != 0,
 			Message: w.Message[:min(len(w.Message), api.FailureMax)], Full: w.Full != 0, Upstream: w.From,
-			Repository: w.Repo,
+			Repository: w.Repo, Asker: w.Asker,
 		}
 		for _, name := range failureHeaders {
 			if v, ok := w.Header[name]; ok {

@@ -125,7 +125,7 @@ func messages() []Message {
 		{Type: DigestMessage, Digests: &Digests{Whole: true}},
 		{Type: FailMessage, Failure: &api.Failure{Status: 401, Header: map[string]string{"Www-Authenticate": "Bearer"},
 			Body: []byte("{}"), Message: "GET x: 401", Wrong: true, Changed: true, Full: true, Unshared: true,
-			Upstream: "quay.io", Repository: "org/app"}},
+			Upstream: "quay.io", Repository: "org/app", Asker: "aa"}},
 		{Type: RevokeMessage, Revocation: &piece.Revocation{Epoch: 1 << 63, Key: piece.KeyID{8},
 			Signature: bytes.Repeat([]byte{3}, 64)}},
 	}
