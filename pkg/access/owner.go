@@ -61,7 +61,13 @@ type Owner struct{ resolver *Resolver }
 
 // NewOwner returns an Owner that asks registries through r.
 func NewOwner(r Registry) *Owner {
-	o := &Owner{New(Config{Registry: r, Policy: Policy{GrantLife: opaqueLife}})}
+	cfg := Config{Registry: r, Policy: Policy{GrantLife: opaqueLife}}
+	if patient, ok := r.(interface {
+		FirstByte(upstream string) time.Duration
+	}); ok {
+		cfg.FirstByte = patient.FirstByte
+	}
+	o := &Owner{New(cfg)}
 	o.resolver.bare = true
 	return o
 }

@@ -248,6 +248,7 @@ func (r *Resolver) Send(ctx context.Context, req source.RegistryRequest) (*http.
 	if err != nil {
 		return nil, &UnreachableError{fmt.Errorf("asking %s: %w", req.Upstream, err)} // err says the rest
 	}
+	r.silence.heard(req.Upstream, time.Now())
 	return res, nil
 }
 

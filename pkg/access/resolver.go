@@ -48,6 +48,9 @@ type Config struct {
 	// Trusted reports whether the operator listed a registry: then its manifests grant what they
 	// name, and it need not prove that it has a blob. Nil trusts every registry.
 	Trusted func(upstream string) bool
+	// FirstByte is how long a registry may take to begin an answer. A registry that answers nothing for so long
+	// counts as silent. Nil, or 0: 10 min.
+	FirstByte func(upstream string) time.Duration
 	// Policy is how long replies stay valid; see [Resolver.SetPolicy].
 	Policy Policy
 }
@@ -215,6 +218,7 @@ type Resolver struct {
 	private *private
 	owned   *owned
 	breaker breaker
+	silence silence
 	// generation counts the calls of Forget: a reply to a lookup from before is not remembered.
 	generation atomic.Uint64
 
@@ -272,7 +276,7 @@ func (r *Resolver) Forget() {
 
 // Resolve returns the client's grant for a digest, or for the digest that a tag means. It waits for
 // the registry until ctx ends; the error is then the cause of that. Other errors are a
-// *[RefusedError], an *[UnreachableError], and for tags a *[TagError] around one of them.
+// *[RefusedError], an *[UnreachableError] (perhaps around a *[SilentError]), and for tags a *[TagError] around one of them.
 func (r *Resolver) Resolve(ctx context.Context, l Lookup) (Result, error) {
 	if l.ID == "" {
 		return r.resolveTag(ctx, l)
@@ -464,7 +468,12 @@ func (r *Resolver) usesOwnCredentials(upstream string) bool {
 // tag, with which the registry need not send it again.
 func (r *Resolver) askRegistry(ctx context.Context, l Lookup, known reply) (reply, error) {
 	generation := r.generation.Load()
+	number, err := r.silence.begin(l.Upstream, time.Now())
+	if err != nil {
+		return reply{}, &UnreachableError{err}
+	}
 	got, err := r.head(ctx, l, known)
+	r.silence.end(l.Upstream, number, time.Now(), r.patience(l.Upstream))
 	if err == nil {
 		got.Grant = r.remember(l, got.Grant, time.Now(), generation)
 		r.probePublic(ctx, l, got.ID)
@@ -477,6 +486,16 @@ func (r *Resolver) askRegistry(ctx context.Context, l Lookup, known reply) (repl
 		r.grants.drop(l.subject(), object{l.Kind, l.ID})
 	}
 	return reply{}, err
+}
+
+// patience is how long a registry may take to begin an answer.
+func (r *Resolver) patience(upstream string) time.Duration {
+	if r.cfg.FirstByte != nil {
+		if d := r.cfg.FirstByte(upstream); d > 0 {
+			return d
+		}
+	}
+	return firstByteDefault
 }
 
 // remember completes a grant and keeps it, unless Forget was called since generation. at is the time

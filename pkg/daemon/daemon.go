@@ -106,6 +106,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 	d.resolver = access.New(access.Config{
 		Registry: d.node.Origins.Registries, AskOwner: askOwner, Credentialed: d.node.Origins.Registries.Credentialed,
 		Trusted: d.node.Origins.Registries.Listed, Policy: policy(cfg.Mirror),
+		FirstByte: d.node.Origins.Registries.FirstByte,
 	})
 	d.proxy = registryproxy.New(registryproxy.Config{
 		Resolver: d.resolver,

@@ -47,10 +47,14 @@ func (req *request) grant() (access.Grant, *apiError) {
 func (req *request) refused(err error) *apiError {
 	var refused *access.RefusedError
 	var unreachable *access.UnreachableError
+	var silent *access.SilentError
 	var out *apiError
 	switch {
 	case errors.As(err, &refused):
 		out = req.registryError(refused)
+	case errors.As(err, &silent):
+		out = newError(http.StatusServiceUnavailable, "%v", silent)
+		out.header = http.Header{"Retry-After": {strconv.Itoa(int(silent.RetryAfter / time.Second))}}
 	case errors.As(err, &unreachable):
 		out = req.unreachable(err)
 	default:

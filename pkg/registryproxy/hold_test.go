@@ -183,3 +183,24 @@ func (c *crawl) Read(p []byte) (int, error) {
 }
 
 func (c *crawl) Close() error { return nil }
+
+// Clients of a registry that let a lookup wait in vain are told at once when to ask again.
+func TestASilentRegistryIsA503(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		layer := blob(10)
+		path := "/v2/app/blobs/" + string(oci.DigestOf(layer))
+		p := newMirror(config{
+			Upstream: &upstreamFunc{}, // never answers
+			Default:  "r.test", FirstByte: func(string) time.Duration { return 10 * time.Minute },
+		})
+		defer p.Close()
+		assert.Equal(t, http.StatusGatewayTimeout, ask(p, http.MethodGet, path).StatusCode)
+		go ask(p, http.MethodGet, path)
+		time.Sleep(3 * time.Second)
+		began := time.Now()
+		res := ask(p, http.MethodGet, path, "Authorization", "Bearer x")
+		assert.Contains(t, refusedAs(t, res, http.StatusServiceUnavailable, "UNAVAILABLE"), "r.test has answered nothing")
+		assert.Equal(t, "10", res.Header.Get("Retry-After"))
+		assert.Zero(t, time.Since(began))
+	})
+}
