@@ -2,6 +2,7 @@ package peer_test
 
 import (
 	"bytes"
+	"errors"
 	"io/fs"
 	"os"
 	"sync/atomic"
@@ -69,6 +70,7 @@ func (f *failingFS) Allocate(file diskstore.File, size int64) error {
 
 func (f *failingFS) Datasync(diskstore.File) error { return f.changes() }
 func (f *failingFS) SyncDir(string) error          { return f.changes() }
+func (f *failingFS) SyncAll(*os.File) error        { return errors.ErrUnsupported }
 
 type failingFile struct {
 	diskstore.File

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io/fs"
@@ -117,6 +118,7 @@ type quick struct{ diskstore.OS }
 
 func (quick) Datasync(diskstore.File) error { return nil }
 func (quick) SyncDir(string) error          { return nil }
+func (quick) SyncAll(*os.File) error        { return errors.ErrUnsupported }
 
 var crashMetadata = piece.Metadata{Length: 9*1000 + 37, PieceSize: 1000, MediaType: "text/plain"}
 

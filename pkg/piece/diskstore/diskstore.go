@@ -73,7 +73,8 @@ type Store struct {
 	spooled  int64      // the part of used that open spools take
 	unusable []unusable // tasks of newer versions, and unusable tasks that cannot be deleted
 	queue    []*entry
-	working  bool // a goroutine syncs the queue
+	working  bool          // a goroutine syncs the queue
+	hurry    chan struct{} // ends its pause
 	closed   bool
 	// evictions since Open.
 	evictions int64
@@ -158,7 +159,7 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.SyncAfter <= 0 {
 		cfg.SyncAfter = 10 * time.Second
 	}
-	s := &Store{cfg: cfg, fs: cfg.FS, log: cfg.Logger, tasks: map[task.ID]*entry{}}
+	s := &Store{cfg: cfg, fs: cfg.FS, log: cfg.Logger, tasks: map[task.ID]*entry{}, hurry: make(chan struct{}, 1)}
 	s.buffers.New = func() any { b := make([]byte, bufferSize); return &b }
 	if s.fs == nil {
 		s.fs = OS{}
@@ -903,6 +904,7 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.closed = true
+	s.hasten()
 	var open []*entry
 	for _, e := range s.tasks {
 		if e.live != nil && !e.gone {
@@ -912,6 +914,17 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 	s.workers.Wait()
 	var errs error
+	var small []*openTask
+	s.mu.Lock()
+	for _, e := range open {
+		if e.live != nil && e.facts.Length <= smallMax {
+			small = append(small, e.live)
+		}
+	}
+	s.mu.Unlock()
+	if len(small) >= togetherMin {
+		_ = s.syncTogether(small) // else each is synced below
+	}
 	for _, e := range open {
 		e.disk.Lock()
 		s.mu.Lock()
@@ -972,6 +985,9 @@ func (s *Store) queueSync(e *entry) {
 	}
 	e.queued = true
 	s.queue = append(s.queue, e)
+	if len(s.queue) >= togetherMax {
+		s.hasten()
+	}
 	if !s.working {
 		s.working = true
 		s.workers.Go(s.syncQueue)
@@ -981,6 +997,12 @@ func (s *Store) queueSync(e *entry) {
 // syncQueue syncs the tasks in the queue until it is empty or the store is closed.
 func (s *Store) syncQueue() {
 	for {
+		if done := s.syncSmall(); len(done) > 0 {
+			for _, c := range done {
+				s.closeIdle(c)
+			}
+			s.pause(togetherPause)
+		}
 		s.mu.Lock()
 		if len(s.queue) == 0 || s.closed {
 			s.working = false
@@ -999,6 +1021,59 @@ func (s *Store) syncQueue() {
 			s.log.Error("cannot sync a task to stable storage", "task", e.id, "error", err)
 		}
 		s.closeIdle(c)
+	}
+}
+
+// syncSmall takes small tasks out of the queue and syncs them together, if there are enough. It returns those that it
+// synced.
+func (s *Store) syncSmall() (done []*openTask) {
+	s.mu.Lock()
+	var small []*entry
+	for _, e := range s.queue {
+		if e.live != nil && e.facts.Length <= smallMax && len(small) < togetherMax {
+			small = append(small, e)
+		}
+	}
+	if len(small) < togetherMin || s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	for _, e := range small {
+		e.queued = false
+		done = append(done, e.live)
+	}
+	s.queue = slices.DeleteFunc(s.queue, func(e *entry) bool { return !e.queued })
+	s.mu.Unlock()
+	err := s.syncTogether(done)
+	if err == nil {
+		return done
+	}
+	if !errors.Is(err, errors.ErrUnsupported) {
+		s.log.Error("cannot sync the file system, so tasks are synced one by one", "error", Remedy(s.cfg.Dir, err))
+	}
+	for _, c := range done {
+		if err := c.sync(); err != nil {
+			s.log.Error("cannot sync a task to stable storage", "task", c.id, "error", err)
+		}
+	}
+	return done
+}
+
+// pause waits for a time, or less if many tasks wait for a sync or the store is closed.
+func (s *Store) pause(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.hurry:
+	}
+}
+
+// hasten ends a pause, or the next one.
+func (s *Store) hasten() {
+	select {
+	case s.hurry <- struct{}{}:
+	default:
 	}
 }
 

@@ -1,8 +1,10 @@
 package diskstore_test
 
 import (
+	"errors"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -64,6 +66,18 @@ func (d *disk) Datasync(f diskstore.File) error {
 		return err
 	}
 	return d.OS.Datasync(f.(*diskFile).File)
+}
+
+// SyncAll asks the hook for "sync all", under the name of the lock. Without a hook it is not supported.
+func (d *disk) SyncAll(f *os.File) error {
+	d.mu.Lock()
+	hook := d.hook
+	d.mu.Unlock()
+	if hook == nil {
+		return errors.ErrUnsupported
+	}
+	_, err := hook("sync all", filepath.Base(f.Name()), 0)
+	return err
 }
 
 type diskFile struct {

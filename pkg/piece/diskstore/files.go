@@ -27,6 +27,9 @@ type FS interface {
 	Datasync(f File) error
 	// SyncDir returns when the entries of a directory are on stable storage.
 	SyncDir(name string) error
+	// SyncAll returns when all that was written to the file system of f is on stable storage. It reports each failed
+	// write to that file system since f was opened or synced so before. [errors.ErrUnsupported]: it cannot.
+	SyncAll(f *os.File) error
 	// Free returns the free bytes of the file system of name for this user.
 	Free(name string) (int64, error)
 }
@@ -96,6 +99,9 @@ func (OS) SyncDir(name string) error {
 	defer d.Close()
 	return d.Sync()
 }
+
+// SyncAll implements [FS].
+func (OS) SyncAll(f *os.File) error { return withFD(f, syncFS) }
 
 // withFD calls do with the descriptor of a file, and keeps the file open meanwhile.
 func withFD(f File, do func(fd int) error) error {

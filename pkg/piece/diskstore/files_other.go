@@ -12,4 +12,6 @@ func allocate(int, int64) error { return errors.ErrUnsupported }
 
 func datasync(fd int) error { return unix.Fsync(fd) }
 
+func syncFS(int) error { return errors.ErrUnsupported }
+
 var damageHere []unix.Errno

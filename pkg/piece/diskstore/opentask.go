@@ -26,7 +26,7 @@ const idleFiles = 8
 // openTask is a task whose files are open.
 //
 // The order of its locks is syncing, runsMu, mu; each of them comes before journalMu. Only journalMu is held during
-// disk work on a piece.
+// disk work on a piece. Store.syncTogether alone holds syncing of several tasks, and only one runs at a time.
 type openTask struct {
 	s             *Store
 	e             *entry
@@ -569,20 +569,34 @@ func (c *openTask) sync() error {
 	return nil
 }
 
-func (c *openTask) syncOnce() error {
+// toSync is what a running sync brings to stable storage.
+type toSync struct {
+	have   piece.Bitmap
+	covers int64 // the journal's offset that the mark will cover
+}
+
+// beginSync returns nil if there is nothing to sync. syncing is held until the mark is made.
+func (c *openTask) beginSync() (*toSync, error) {
 	// Copy the bits before the end, so that the record of every bit lies before that end.
 	c.mu.Lock()
-	have := c.have.Clone()
+	b := &toSync{have: c.have.Clone()}
 	c.unsynced = 0
-	c.dropped = piece.NewBitmap(have.Len())
+	c.dropped = piece.NewBitmap(b.have.Len())
 	c.mu.Unlock()
 	c.journalMu.Lock()
-	covers, marked, journalErr := c.end, c.marked, c.journalErr
-	c.journalMu.Unlock()
-	if covers == marked || journalErr != nil {
-		return journalErr
+	defer c.journalMu.Unlock()
+	b.covers = c.end
+	if b.covers == c.marked || c.journalErr != nil {
+		return nil, c.journalErr
 	}
+	return b, nil
+}
 
+func (c *openTask) syncOnce() error {
+	b, err := c.beginSync()
+	if b == nil {
+		return err
+	}
 	if err := c.s.fs.Datasync(c.data); err != nil {
 		err = fmt.Errorf("fsync of its data: %w", err)
 		if !c.ended() {
@@ -598,23 +612,9 @@ func (c *openTask) syncOnce() error {
 		}
 		c.dirsSynced = true
 	}
-	c.journalMu.Lock()
-	at := c.end
-	err := c.appendLocked(func(b []byte) []byte { return appendMark(b, covers, c.journaled.Count()) })
-	if err == nil && covers == at {
-		c.marked = c.end
-	}
-	c.journalMu.Unlock()
-	if err != nil {
+	if err := c.mark(b); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	for i := range piece.Index(have.Len()) {
-		if have.Has(i) && !c.dropped.Has(i) {
-			c.durable.Set(i)
-		}
-	}
-	c.mu.Unlock()
 	if err := c.s.fs.Datasync(c.journal); err != nil {
 		// The records may be lost although later ones survive. Append no more records after such a hole.
 		err = fmt.Errorf("fsync of its journal: %w", err)
@@ -625,6 +625,66 @@ func (c *openTask) syncOnce() error {
 			c.e.faults.journal.Store(true)
 		}
 		return err
+	}
+	return nil
+}
+
+// mark appends the mark of a sync whose bytes are on stable storage.
+func (c *openTask) mark(b *toSync) error {
+	c.journalMu.Lock()
+	at := c.end
+	err := c.appendLocked(func(buf []byte) []byte { return appendMark(buf, b.covers, c.journaled.Count()) })
+	if err == nil && b.covers == at {
+		c.marked = c.end
+	}
+	c.journalMu.Unlock()
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range piece.Index(b.have.Len()) {
+		if b.have.Has(i) && !c.dropped.Has(i) {
+			c.durable.Set(i)
+		}
+	}
+	return nil
+}
+
+const (
+	// smallMax is the length of a small task, in bytes. Each costs five fsyncs of its own; together they need one.
+	smallMax = 1 << 20
+	// togetherMin is how many small tasks are worth a sync of the whole file system, which also writes what other
+	// programs have not synced.
+	togetherMin = 16
+	// togetherMax bounds those that are synced together, and with them the files that stay open.
+	togetherMax = 256
+	// togetherPause is the least time from one such sync to the next. A longer one disturbs other programs on the
+	// disk less, and leaves more files open.
+	togetherPause = time.Second
+)
+
+// syncTogether marks small tasks after one sync of the whole file system. The marks themselves are not synced: one
+// that a power cut takes costs the hashing of a small task at start. An error says that the tasks must be synced one
+// by one, which also finds out whose bytes are lost.
+func (s *Store) syncTogether(tasks []*openTask) error {
+	running := make([]*toSync, len(tasks))
+	for i, c := range tasks {
+		c.syncing.Lock()
+		defer c.syncing.Unlock()
+		running[i], _ = c.beginSync() // an error of the journal shows in the sync of the task alone
+	}
+	if err := s.fs.SyncAll(s.lock); err != nil {
+		return err
+	}
+	for i, c := range tasks {
+		if running[i] == nil {
+			continue
+		}
+		c.dirsSynced = true
+		if err := c.mark(running[i]); err != nil && !c.ended() {
+			s.log.Error("cannot mark a task", "task", c.id, "error", err)
+		}
 	}
 	return nil
 }
