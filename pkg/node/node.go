@@ -200,7 +200,7 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	if cfg.Asked {
 		n.wire, n.Asked = portmux.New(n.wire)
 	}
-	addr, err := Advertise(n.wire.Addr(), cfg.Advertise, cfg.Towards)
+	addr, err := Advertise(n.wire.Addr(), cfg.Advertise, cfg.Towards, n.Log)
 	if err != nil {
 		return n, fmt.Errorf("%w; set peer.advertise", err)
 	}

@@ -1,8 +1,10 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -200,15 +202,32 @@ func TestAdvertise(t *testing.T) {
 		{"of all, IPv6 too", tcp("::"), "", []config.Address{"127.0.0.5:65000"}, "127.0.0.1:7"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			got, err := Advertise(row.listening, row.wanted, row.towards)
+			got, err := Advertise(row.listening, row.wanted, row.towards, slog.New(slog.DiscardHandler))
 			require.NoError(t, err)
 			assert.Equal(t, row.want, got)
 		})
 	}
-	got, err := Advertise(tcp("::"), "", nil)
+	got, err := Advertise(tcp("::"), "", nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	assert.NotContains(t, got, "[::]")
 	assert.NotContains(t, got, "0.0.0.0:")
+}
+
+// A name server that never answers does not keep a program from starting.
+func TestAdvertiseWithoutAnsweringDNS(t *testing.T) {
+	was := net.DefaultResolver
+	defer func() { net.DefaultResolver = was }()
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}
+	var log bytes.Buffer
+	got, err := Advertise(&net.TCPAddr{IP: net.IPv6unspecified, Port: 7}, "",
+		[]config.Address{"supernode-0.test:65000", "supernode-1.test:65000"}, slog.New(slog.NewTextHandler(&log, nil)))
+	require.NoError(t, err)
+	assert.NotContains(t, got, "[::]")
+	assert.Equal(t, 1, strings.Count(log.String(), "level=WARN"), log.String())
+	assert.Contains(t, log.String(), "set peer.advertise")
 }
 
 func TestHealthNamesWhatIsMissing(t *testing.T) {
