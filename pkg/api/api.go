@@ -88,8 +88,10 @@ type Entry struct {
 	Have  int     `json:"have"` // pieces
 	// Spec comes with Started and Starving.
 	Spec *Spec `json:"spec,omitempty"`
-	// Silent lists neighbours in this task that did not answer or are gone.
+	// Silent lists neighbours in this task that did not answer or whose process ended.
 	Silent []host.ID `json:"silent,omitempty"`
+	// Left lists neighbours that answered and do not take part in this task, or no longer.
+	Left []host.ID `json:"left,omitempty"`
 	// Need is how many more neighbours the host can use; 0 asks for none.
 	Need int `json:"need,omitempty"`
 	// Windows are those for which readers on the host wait and that no neighbour has, at most WindowsMax.

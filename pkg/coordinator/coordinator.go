@@ -460,7 +460,8 @@ func (c *Coordinator) Hosts() []api.HostStatus {
 
 // entry converts an entry for the scheduler.
 func entry(e api.Entry) scheduler.Entry {
-	out := scheduler.Entry{Task: e.Task, Event: scheduler.Event(e.Event), Have: e.Have, Silent: e.Silent, Need: e.Need}
+	out := scheduler.Entry{Task: e.Task, Event: scheduler.Event(e.Event), Have: e.Have, Silent: e.Silent, Left: e.Left,
+		Need: e.Need}
 	if e.Spec != nil {
 		spec := e.Spec.Task()
 		out.Spec = &spec

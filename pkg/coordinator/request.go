@@ -75,9 +75,9 @@ func checkEntry(e api.Entry) error {
 	if e.Have < 0 || e.Have > piece.CountMax {
 		return fmt.Errorf("task %s cannot have %d pieces", e.Task.Short(), e.Have)
 	}
-	if len(e.Silent) > api.NeighboursIn {
-		return fmt.Errorf("task %s: %d silent neighbours, more than %d",
-			e.Task.Short(), len(e.Silent), api.NeighboursIn)
+	if len(e.Silent) > api.NeighboursIn || len(e.Left) > api.NeighboursIn {
+		return fmt.Errorf("task %s: %d silent neighbours and %d that left, at most %d of each are taken",
+			e.Task.Short(), len(e.Silent), len(e.Left), api.NeighboursIn)
 	}
 	if len(e.Windows) > api.WindowsMax {
 		return fmt.Errorf("task %s: %d windows, at most %d are taken", e.Task.Short(), len(e.Windows), api.WindowsMax)

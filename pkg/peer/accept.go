@@ -67,14 +67,34 @@ func (e *Engine) welcome(ctx context.Context, raw net.Conn) (err error) {
 		return e.sendFailure(conn, words)
 	}
 	if !ok {
-		return fmt.Errorf("it asks for a task that is not here: swarm %x", swarm)
+		e.log.Debug("peer asks for a task that is not here", "addr", raw.RemoteAddr(), "swarm", fmt.Sprintf("%x", swarm))
+		return e.dismiss(conn, wire.LeavesTask)
 	}
 	d, err := e.download(task.Spec{ID: id}, forPeer)
 	if err != nil {
-		return err
+		return errors.Join(err, e.dismiss(conn, wire.LeavesTask))
 	}
 	defer e.release(d)
-	return d.offerConn(conn, false, "")
+	if err = d.offerConn(conn, false, ""); err == nil || errors.Is(err, errSelf) || errors.Is(err, errBanned) {
+		return err
+	}
+	return errors.Join(err, e.dismiss(conn, leavingFor(err)))
+}
+
+// leavingFor returns what a host announces that does not admit a connection because of err.
+func leavingFor(err error) wire.Leaving {
+	if errors.Is(err, errTwice) {
+		return wire.LeavesConn
+	}
+	return wire.LeavesTask
+}
+
+// dismiss closes a connection that no download took, and says why, so that the other side does not report this host as
+// silent.
+func (e *Engine) dismiss(conn *wire.Conn, why wire.Leaving) error {
+	return e.closeAfter(conn, wire.Message{Type: wire.HelloMessage, Hello: &wire.Hello{
+		Host: e.cfg.Host.ID, Version: wire.Version, Client: e.cfg.Client, Leaving: why,
+	}})
 }
 
 // checkHost refuses a peer whose handshake names another host than its certificate.
@@ -161,10 +181,15 @@ func (e *Engine) failed(now time.Time, id task.ID) *api.Failure {
 
 // sendFailure sends a late peer the reason why this seed gave up.
 func (e *Engine) sendFailure(conn *wire.Conn, words *api.Failure) error {
-	conn.WriteWithin(drainTimeout)
 	hello := &wire.Hello{Host: e.cfg.Host.ID, Version: wire.Version, Client: e.cfg.Client, Seed: true}
-	for _, m := range []wire.Message{{Type: wire.HelloMessage, Hello: hello},
-		{Type: wire.FailMessage, Failure: words}} {
+	return e.closeAfter(conn, wire.Message{Type: wire.HelloMessage, Hello: hello},
+		wire.Message{Type: wire.FailMessage, Failure: words})
+}
+
+// closeAfter closes a connection after a few last messages.
+func (e *Engine) closeAfter(conn *wire.Conn, messages ...wire.Message) error {
+	conn.WriteWithin(drainTimeout)
+	for _, m := range messages {
 		if err := conn.Send(m); err != nil {
 			return err
 		}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
@@ -46,7 +48,7 @@ func (d *Download) announce(now time.Time, v policy.View) {
 	if a.Spec {
 		entry.Spec = api.NewSpec(spec)
 	}
-	entry.Silent = d.conns.takeSilent()
+	entry.Silent, entry.Left = d.conns.takeReports()
 	entry.Windows = d.awaitedWindows()
 	d.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(d.ctx, announceTimeout)
@@ -257,7 +259,20 @@ func (d *Download) dialled(now time.Time, n api.Neighbour, err error) {
 	}
 	d.conns.dialErr = fmt.Errorf("host %s: %w", n.ID.Short(), err)
 	d.log.Debug("neighbour not reached", "host", n.ID, "addr", n.Addr, "error", err)
+	if errors.Is(err, errNotTaken) {
+		d.conns.leftBy(now, n.ID)
+		return
+	}
 	d.conns.snub(now, n.ID)
+}
+
+// errNotTaken: a host accepted a connection and closed it in the handshake, as one that does not take part in the task.
+var errNotTaken = errors.New("it does not take part in the task")
+
+// closedBy reports whether err says that the other side closed a connection.
+func closedBy(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.ErrClosedPipe) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 func (d *Download) connect(h host.Host, hello *wire.Hello) (err error) {
@@ -271,6 +286,9 @@ func (d *Download) connect(h host.Host, hello *wire.Hello) (err error) {
 	conn, err := wire.Initiate(ctx, raw, d.id.Swarm(), d.e.cfg.Host.ID.PeerID(), hello)
 	if err != nil {
 		raw.Close()
+		if closedBy(err) {
+			return fmt.Errorf("handshake with %s: %w: %w", h.Addr, errNotTaken, err)
+		}
 		// In TLS 1.3 the other side's refusal comes with the first read.
 		return fmt.Errorf("handshake with %s: %w", h.Addr, identity.Explain(err))
 	}
@@ -283,7 +301,15 @@ func (d *Download) connect(h host.Host, hello *wire.Hello) (err error) {
 		return fmt.Errorf("%s is another host than %s", h.Addr, h.ID)
 	}
 	if err := d.offerConn(conn, true, h.ID); err != nil {
-		raw.Close()
+		if errors.Is(err, errSelf) || errors.Is(err, errBanned) {
+			raw.Close()
+		} else {
+			d.e.wg.Go(func() {
+				if d.e.dismiss(conn, leavingFor(err)) != nil {
+					raw.Close()
+				}
+			})
+		}
 		return err
 	}
 	return nil

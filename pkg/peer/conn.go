@@ -53,6 +53,7 @@ type remote struct {
 	greeted bool    // its Hello came: it reads the messages of the extension
 	seed    bool    // it chooses the pieces it sends
 	gaveUp  bool    // as a seed it reported that its origin refused
+	leaving wire.Leaving
 	zone    string
 	gateway bool // it brings pieces into its zone
 	alive   bool // as a seed it sends a message every second until it has everything
@@ -250,6 +251,7 @@ func (c *conn) poke() {
 // drainSoon drains a connection whose download is over: no more pieces, and the messages in the queue only
 // to a peer that reads them soon.
 func (c *conn) drainSoon() {
+	c.leave(wire.LeavesTask)
 	c.mu.Lock()
 	c.reach(stageDraining)
 	for _, j := range c.jobs {
@@ -588,8 +590,17 @@ func (c *conn) granted(j *job) {
 	c.poke()
 }
 
+// leave queues the announcement that this side closes the connection. Without it the neighbour would report this host
+// as silent.
+func (c *conn) leave(why wire.Leaving) {
+	hello := c.d.hello()
+	hello.Hello.Leaving = why
+	c.send(hello)
+}
+
 // drain closes the connection politely: what is queued goes out first.
-func (c *conn) drain() {
+func (c *conn) drain(why wire.Leaving) {
+	c.leave(why)
 	c.mu.Lock()
 	c.reach(stageDraining)
 	c.mu.Unlock()

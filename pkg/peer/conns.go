@@ -25,7 +25,8 @@ type conns struct {
 	dialing map[host.ID]bool
 	snubbed map[host.ID]time.Time  // hosts that were silent, or not reached, and until when they are left alone
 	banned  map[[20]byte]time.Time // peers that sent wrong bytes, and until when
-	silent  []host.ID              // hosts that the next announce reports to the owner
+	silent  []host.ID              // hosts that the next announce reports to the owner as silent
+	left    []host.ID              // hosts that it reports as not taking part in the task
 	dialErr error                  // of the last host that was not reached
 	// toldWhole says that this host announced that it needs no digests.
 	toldWhole bool
@@ -50,12 +51,21 @@ func (cs *conns) add(c *conn) {
 // has reports whether a connection is still one of the download's.
 func (cs *conns) has(c *conn) bool { return cs.open[c.n] == c }
 
-// snub reports a host to the owner and leaves it alone for a while.
+// snub reports a host to the owner as silent and leaves it alone for a while.
 func (cs *conns) snub(now time.Time, h host.ID) {
 	if h == "" {
 		return
 	}
 	cs.silent = append(cs.silent, h)
+	cs.snubbed[h] = now.Add(snubFor)
+}
+
+// leftBy reports to the owner that a host answers and does not take part in the task, and leaves it alone for a while.
+func (cs *conns) leftBy(now time.Time, h host.ID) {
+	if h == "" {
+		return
+	}
+	cs.left = append(cs.left, h)
 	cs.snubbed[h] = now.Add(snubFor)
 }
 
@@ -78,11 +88,16 @@ func (cs *conns) ban(now time.Time, peer [20]byte) { cs.banned[peer] = now.Add(b
 
 func (cs *conns) bans(now time.Time, peer [20]byte) bool { return now.Before(cs.banned[peer]) }
 
-// takeSilent returns the hosts to report to the owner.
-func (cs *conns) takeSilent() []host.ID {
-	list := cs.silent
-	cs.silent = nil
-	return list
+// takeReports returns the hosts to report to the owner, at most api.NeighboursIn of each kind: an owner refuses an
+// announce with more. The others follow with the next announce.
+func (cs *conns) takeReports() (silent, left []host.ID) {
+	take := func(list *[]host.ID) []host.ID {
+		n := min(len(*list), api.NeighboursIn)
+		first := (*list)[:n:n]
+		*list = (*list)[n:]
+		return first
+	}
+	return take(&cs.silent), take(&cs.left)
 }
 
 // offerConn adds a connection after its handshake; it fails where the download refuses it.
@@ -117,7 +132,7 @@ func (d *Download) admit(now time.Time, w *wire.Conn, initiated bool, h host.ID)
 		lower := string(self[:]) < string(other[:])
 		// A host that dials again has lost its old connection, though this side has not seen it end.
 		if initiated == lower && c.initiated != initiated || !initiated && !c.initiated {
-			c.close(errTwice)
+			c.drain(wire.LeavesConn)
 			break
 		}
 		return errTwice
@@ -215,7 +230,7 @@ func (d *Download) receive(now time.Time, c *conn, m wire.Message) {
 		}
 		c.remote.host = m.Hello.Host
 		c.remote.seed, c.remote.greeted, c.remote.alive = m.Hello.Seed, true, m.Hello.Alive
-		c.remote.zone, c.remote.gateway = m.Hello.Zone, m.Hello.Gateway
+		c.remote.zone, c.remote.gateway, c.remote.leaving = m.Hello.Zone, m.Hello.Gateway, m.Hello.Leaving
 		c.heardRead(m.Hello.Read)
 		if d.pick != nil {
 			d.pick.SetSeed(c.n, c.remote.seed)
@@ -369,7 +384,11 @@ func (d *Download) disconnected(now time.Time, c *conn, err error) {
 		return
 	}
 	d.log.Debug("peer gone", "host", c.remote.host, "addr", c.wire.RemoteAddr(), "error", err)
-	if err != nil && c.remote.host != "" && !d.complete() && !c.remote.gaveUp {
+	switch {
+	case err == nil || d.complete() || c.remote.gaveUp || c.remote.leaving == wire.LeavesConn:
+	case c.remote.leaving == wire.LeavesTask:
+		d.conns.leftBy(now, c.remote.host)
+	case c.remote.host != "":
 		d.conns.silent = append(d.conns.silent, c.remote.host)
 	}
 }
@@ -396,7 +415,7 @@ func (d *Download) watch(now time.Time) {
 		}
 		if d.complete() && c.remote.have.Len() > 0 && c.remote.have.Full() && c.sending == 0 ||
 			now.Sub(c.seen.idleFrom) > d.e.cfg.Idle {
-			c.drain()
+			c.drain(wire.LeavesConn)
 		}
 	}
 	d.conns.forgive(now)

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/task"
 )
@@ -150,7 +151,7 @@ func (d *Download) yield(now time.Time) bool {
 	d.wants.ranges = nil
 	d.updateWanted(now)
 	for _, c := range d.conns.open {
-		c.drain()
+		c.drain(wire.LeavesTask)
 	}
 	return true
 }

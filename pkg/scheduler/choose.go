@@ -193,7 +193,7 @@ func (s *Scheduler) gateways(now time.Time, w *swarm, m memberIndex) []memberInd
 		h := w.member(c).host
 		st := &s.hosts[h]
 		reached = reached || c != m && s.reachable(now, w, m, c)
-		return h != s.self && (now.Sub(st.seen) >= s.cfg.Expiry || now.Before(st.snubbedUntil))
+		return h != s.self && (now.Sub(st.seen) >= s.cfg.Expiry || s.snubbed(now, w, st))
 	})
 	needed := len(gates) < s.cfg.Gateways || w.member(m).starving && !reached
 	if needed && !slices.Contains(gates, m) && w.member(m).host != s.self {
@@ -256,7 +256,7 @@ func (s *Scheduler) linksFree(w *swarm, c memberIndex, starving bool) int {
 func (s *Scheduler) reachable(now time.Time, w *swarm, m, c memberIndex) bool {
 	h := w.member(c).host
 	st := &s.hosts[h]
-	if h != s.self && (now.Sub(st.seen) >= s.cfg.Expiry || now.Before(st.snubbedUntil)) {
+	if h != s.self && (now.Sub(st.seen) >= s.cfg.Expiry || s.snubbed(now, w, st)) {
 		return false
 	}
 	for _, q := range w.member(m).snubs {
@@ -267,9 +267,24 @@ func (s *Scheduler) reachable(now time.Time, w *swarm, m, c memberIndex) bool {
 	return true
 }
 
-// snub records which neighbours member m reported as silent. No assignment names them to m for
-// Expiry, and none names to any host one that several reported from different addresses.
-func (s *Scheduler) snub(now time.Time, w *swarm, m memberIndex, ids []host.ID) {
+// snubbed reports whether several hosts have reported a host as silent, in this swarm or in any since its last announce.
+func (s *Scheduler) snubbed(now time.Time, w *swarm, st *hostState) bool {
+	return now.Before(st.snubbedUntil) || slices.ContainsFunc(st.snubbedIn, func(q swarmSnub) bool {
+		return q.swarm == w && s.nano(now) < q.until
+	})
+}
+
+// heardOf takes an announce of a host as a sign of life. A host that hangs or lost its network announces nothing, but one
+// of which several neighbours in one task were disappointed may serve all others.
+func (s *Scheduler) heardOf(now time.Time, st *hostState) {
+	st.seen, st.snubbedUntil = now, time.Time{}
+	st.snubbedIn = slices.DeleteFunc(st.snubbedIn, func(q swarmSnub) bool { return q.until <= s.nano(now) })
+}
+
+// snub records which neighbours member m reported as useless. No assignment names them to m for
+// Expiry. With silent, they did not answer: none names to any host one that several reported from different addresses, in
+// this swarm for Expiry, elsewhere until it announces.
+func (s *Scheduler) snub(now time.Time, w *swarm, m memberIndex, ids []host.ID, silent bool) {
 	me := w.member(m)
 	for _, id := range ids[:min(len(ids), silentMax)] {
 		h, ok := s.byID[id]
@@ -286,7 +301,7 @@ func (s *Scheduler) snub(now time.Time, w *swarm, m memberIndex, ids []host.ID) 
 			until = now.Add(s.cfg.IntervalActive)
 		}
 		me.snubs = noted(me.snubs, snub{h, st.generation, s.nano(until)}, s.nano(now))
-		if h == s.self {
+		if h == s.self || !silent {
 			continue
 		}
 		witness := s.witness(me.host)
@@ -294,6 +309,9 @@ func (s *Scheduler) snub(now time.Time, w *swarm, m memberIndex, ids []host.ID) 
 		st.reports = noted(st.reports, snub{me.host, s.hosts[me.host].generation, s.nano(until)}, s.nano(now))
 		if len(st.reports) >= s.cfg.SilentReports {
 			st.reports, st.snubbedUntil = nil, until
+			if len(st.snubbedIn) < silentMax {
+				st.snubbedIn = append(st.snubbedIn, swarmSnub{w, s.nano(until)})
+			}
 			for _, in := range st.memberships {
 				in.swarm.unlinkAll(in.member)
 			}

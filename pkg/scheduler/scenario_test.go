@@ -20,7 +20,7 @@ import (
 //
 //	new [seed=N] [neighbours=N] [gateways=N] [links=N] [seedlinks=N]  a scheduler; the owner's host is "owner"
 //	announce HOST [zone=Z] [life=N] [leaving]            an entry a line:
-//	    TASK EVENT [have=N] [need=N] [token=T] [silent=A,B]   (wants 4 and has a spec unless token=none)
+//	    TASK EVENT [have=N] [need=N] [token=T] [silent=A,B] [left=A,B]   (wants 4 and has a spec unless token=none)
 //	leave HOST | tick | done TASK | stats
 //	failed TASK [asker|request]                          its input is the cause
 //	links TASK                                           which hosts are linked
@@ -117,6 +117,10 @@ func parseEntry(t *testing.T, d *datadriven.TestData, words []string) Entry {
 		case "silent":
 			for id := range strings.SplitSeq(v, ",") {
 				e.Silent = append(e.Silent, host.ID(id))
+			}
+		case "left":
+			for id := range strings.SplitSeq(v, ",") {
+				e.Left = append(e.Left, host.ID(id))
 			}
 		default:
 			err = fmt.Errorf("unknown word %q", k)

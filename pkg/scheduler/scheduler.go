@@ -148,8 +148,9 @@ type Entry struct {
 	// Spec says how to get the task from its origin; nil: the host does not say. The Scheduler
 	// keeps it for Expiry and for a running seed, so the caller must not change it.
 	Spec *task.Spec
-	// Silent lists neighbours in this task that did not answer.
-	Silent []host.ID
+	// Silent lists neighbours in this task that did not answer. Left lists those that answered and do not take part in
+	// it: no assignment names them to this host for a while, and nothing follows for others.
+	Silent, Left []host.ID
 	// Need is how many more neighbours the host can use.
 	Need int
 }
@@ -313,7 +314,8 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 	if h != s.self {
 		s.hosts[h].Host = r.Host
 	}
-	s.hosts[h].seen, s.hosts[h].standby = now, r.Standby
+	s.heardOf(now, &s.hosts[h])
+	s.hosts[h].standby = r.Standby
 
 	answer.Assignments = make([]Assignment, len(r.Entries))
 	space := s.spaceFor(now, h, &answer)
@@ -375,7 +377,8 @@ func (s *Scheduler) take(
 		w.spec, w.specAt = e.Spec, now
 		s.due[w] = struct{}{}
 	}
-	s.snub(now, w, m, e.Silent)
+	s.snub(now, w, m, e.Left, false)
+	s.snub(now, w, m, e.Silent, true)
 
 	if a.Failure = s.failureFor(now, w, m, e); a.Failure != nil {
 		return a, nil

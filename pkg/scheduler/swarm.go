@@ -31,8 +31,16 @@ type hostState struct {
 	memberships []membership
 	// reports are the hosts that reported this one as silent lately, one for each witness.
 	reports []snub
-	// snubbedUntil is until when no assignment names the host, because several reported it.
+	// snubbedUntil is until when no assignment names the host, because several reported it. Its next announce
+	// shows that it is alive and ends that, but not in the swarms of snubbedIn, whose members could not use it.
 	snubbedUntil time.Time
+	snubbedIn    []swarmSnub
+}
+
+// swarmSnub is a swarm in which no assignment names a host for a while.
+type swarmSnub struct {
+	swarm *swarm
+	until int64 // see Scheduler.nano
 }
 
 type membership struct {

@@ -47,6 +47,7 @@ type helloWire struct {
 	Zone    string                                  `bencode:"dr_zone,omitempty"`
 	Gateway int                                     `bencode:"dr_gateway,omitempty"`
 	Alive   int                                     `bencode:"dr_alive,omitempty"`
+	Leaving int                                     `bencode:"dr_leaving,omitempty"`
 	Read    int64                                   `bencode:"dr_read,omitempty"`
 }
 
@@ -116,7 +117,7 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 		b, err := bencode.Marshal(helloWire{M: names, V: m.Hello.Client, Version: m.Hello.Version,
 			Host: string(m.Hello.Host),
 			Seed: flag(m.Hello.Seed), Zone: m.Hello.Zone, Gateway: flag(m.Hello.Gateway), Alive: flag(m.Hello.Alive),
-			Read: m.Hello.Read})
+			Leaving: int(m.Hello.Leaving), Read: m.Hello.Read})
 		return pp.HandshakeExtendedID, b, err
 	case AnyMessage:
 		x := make([]byte, 0, 4*len(m.Any.Exclude))
@@ -247,7 +248,8 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte,
 		learn(known)
 		m.Type = HelloMessage
 		m.Hello = &Hello{Host: host.ID(w.Host), Version: w.Version, Client: w.V[:min(len(w.V), 64)], Seed: w.Seed != 0,
-			Zone: w.Zone, Gateway: w.Gateway != 0, Alive: w.Alive != 0, Read: max(0, w.Read)}
+			Zone: w.Zone, Gateway: w.Gateway != 0, Alive: w.Alive != 0, Leaving: min(max(Stays, Leaving(w.Leaving)), LeavesTask),
+			Read: max(0, w.Read)}
 	case names["dr_any"]:
 		var w anyWire
 		if err = bencode.Unmarshal(payload, &w); err != nil {

@@ -107,10 +107,22 @@ type Hello struct {
 	// Alive promises a message every second, a keep-alive where there is no other,
 	// as long as this host is a seed that has not got everything.
 	Alive bool
+	// Leaving, in the last Hello, says why this host closes the connection after what it has queued.
+	Leaving Leaving
 	// Read is how many bytes this host, as a seed, has read of a body of unknown length. While it grows
 	// the seed sends it every second, so that waiting hosts see that the origin sends.
 	Read int64
 }
+
+// Leaving is why a host closes a connection. A process that was killed closes without it.
+type Leaving int
+
+// The reasons of [Leaving].
+const (
+	Stays      Leaving = iota // it does not close the connection
+	LeavesConn                // it does not need this connection, which is idle or one of two
+	LeavesTask                // it does not take part in the task, or no longer
+)
 
 // Any asks a seed for some piece that the asker lacks; the seed answers with an ordinary
 // piece or with Busy. Answers come in the order of the questions.
