@@ -150,7 +150,8 @@ type Assignment struct {
 	Neighbours []Neighbour `json:"neighbours,omitempty"`
 	// Seed sends the host to the origin itself, while it serves its neighbours.
 	Seed bool `json:"seed,omitempty"`
-	// Reading says that the owner itself gets the task from its origin now, which may take its time.
+	// Reading says that the owner itself, or a host that it sent, gets the task from its origin now, which may take
+	// its time.
 	Reading bool `json:"reading,omitempty"`
 	// Local restricts the host to neighbours of its own zone: the zone's gateways bring pieces
 	// there. Absent: it is a gateway itself, or there is one zone.

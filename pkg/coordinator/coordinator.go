@@ -401,7 +401,7 @@ func (c *Coordinator) SeedDone(id task.ID) {
 }
 
 // SeedFailed records that the engine could not fetch a task from its origin. Hosts that wait for the task get the
-// origin's own response; a refusal that may depend on the credentials goes only to hosts with the same ones. used is
+// origin's own response, unless this host's disk is the cause: then one of them fetches it instead. A refusal that may depend on the credentials goes only to hosts with the same ones. used is
 // the spec of the request to the origin, which can differ from the spec that Seed received; nil if there was no
 // request.
 func (c *Coordinator) SeedFailed(id task.ID, used *task.Spec, f *api.Failure) {
@@ -411,6 +411,10 @@ func (c *Coordinator) SeedFailed(id task.ID, used *task.Spec, f *api.Failure) {
 	c.log.Debug("seed failed", "task", id, "status", f.Status, "error", f.Message)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if f.Full {
+		c.sched.Unable(time.Now(), id)
+		return
+	}
 	// The metadata of a failed attempt may be wrong.
 	delete(c.metadata, id)
 	if used == nil && f.Upstream != "" {

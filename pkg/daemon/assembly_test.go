@@ -229,14 +229,21 @@ func lead(t *testing.T, r *registrytest.Registry, word secret.String,
 // leadTo is lead with an upstream of any kind.
 func leadTo(t *testing.T, upstream config.Upstream, word secret.String,
 	more ...string) (s *supernode.Supernode, stop func()) {
-	var top config.Supernode
+	return startSupernode(t, supernodeSettings(t, upstream, word, more...))
+}
+
+func supernodeSettings(t *testing.T, upstream config.Upstream, word secret.String, more ...string) (top config.Supernode) {
 	require.NoError(t, config.NewForm("supernode", &top).Load(append([]string{
 		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB",
 		"DARTER_API_LISTEN=127.0.0.1:0",
 		"DARTER_PEER_LISTEN=127.0.0.1:0", "DARTER_ADMIN_LISTEN=127.0.0.1:0", "DARTER_CLUSTER_SECRET=" + word.Reveal(),
 	}, more...)))
 	top.Upstreams = []config.Upstream{upstream}
-	s, err := supernode.New(top, log(t, "supernode"))
+	return top
+}
+
+func startSupernode(t *testing.T, cfg config.Supernode) (s *supernode.Supernode, stop func()) {
+	s, err := supernode.New(cfg, log(t, "supernode"))
 	require.NoError(t, err)
 	return s, run(t, s)
 }

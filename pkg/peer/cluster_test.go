@@ -163,6 +163,10 @@ type owner struct {
 	refusal *api.Failure
 	asked   *task.Spec
 	refused time.Time
+	// unable says that the first seed's disk failed: one of the hosts that ask is the seed then.
+	unable bool
+	// formerly has the owner answer with that failure, as those of earlier versions do.
+	formerly bool
 }
 
 func (o *owner) announce(from *node, e api.Entry) (api.Assignment, error) {
@@ -183,6 +187,9 @@ func (o *owner) announce(from *node, e api.Entry) (api.Assignment, error) {
 		a.Failure = o.refusal
 		o.mu.Unlock()
 		return a, nil
+	}
+	if seed == nil && o.unable {
+		seed, o.seed = from, from
 	}
 	o.mu.Unlock()
 	if seed == nil || seed == from {
@@ -311,7 +318,11 @@ func (n *node) SeedMetadata(task.ID, piece.Metadata) { n.seedMetadata.Add(1) }
 func (n *node) SeedDone(task.ID)                     { n.seedDone.Add(1) }
 func (n *node) SeedFailed(_ task.ID, asked *task.Spec, f *api.Failure) {
 	n.owner.mu.Lock()
-	n.owner.refusal, n.owner.asked, n.owner.refused = f, asked, time.Now()
+	if f != nil && f.Full && !n.owner.formerly {
+		n.owner.seed, n.owner.unable = nil, true // the next host that asks gets it, as the scheduler has it
+	} else {
+		n.owner.refusal, n.owner.asked, n.owner.refused = f, asked, time.Now()
+	}
 	n.owner.mu.Unlock()
 	select {
 	case n.failed <- f:

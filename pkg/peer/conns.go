@@ -277,15 +277,18 @@ func (d *Download) receive(now time.Time, c *conn, m wire.Message) {
 	}
 }
 
-// seedFailed handles a seed that gave up. Its failure does not say whose credentials the origin refused.
-// The owner knows: a download that starves now asks it.
+// seedFailed handles a seed that gave up. Its failure does not say whose credentials the origin refused, and that its
+// disk failed is no failure of the origin. The owner knows what to do: a download that starves now asks it.
 func (d *Download) seedFailed(c *conn, f *api.Failure) {
-	if !f.Personal() {
+	if !f.Personal() && !f.Full {
 		d.fail(f)
 		return
 	}
 	if d.policy.SeedRefused(d.view()) {
 		enough := *errOthers // a copy: callers do not try again after it
+		if f.Full {
+			enough = *f
+		}
 		d.fail(&enough)
 		return
 	}

@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/peer/picker"
 	"github.com/darter-io/darter/pkg/peer/policy"
 	"github.com/darter-io/darter/pkg/piece"
@@ -236,7 +234,7 @@ func (d *Download) run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	if err := d.proof.load(); err != nil {
-		d.fail(&api.Failure{Status: http.StatusInternalServerError, Message: err.Error()})
+		d.end.failHere(fmt.Errorf("%w: %w", errSpace, err))
 	}
 	d.origin.mixed.Store(d.proof.hasMetadata())
 	now := time.Now()

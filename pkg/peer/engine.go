@@ -312,6 +312,9 @@ func (e *Engine) Seed(spec task.Spec) {
 	d, err := e.download(spec, forSeed)
 	if err != nil {
 		e.log.Warn("seed not started", "task", spec.ID, "error", err)
+		if e.cfg.Observer != nil {
+			e.cfg.Observer.SeedFailed(spec.ID, nil, e.unableToKeep(err.Error()))
+		}
 		return
 	}
 	e.release(d)

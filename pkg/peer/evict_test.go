@@ -151,13 +151,18 @@ func TestAFullDiskOfASeedIsNotTheOriginsWord(t *testing.T) {
 		s.owner.mu.Lock()
 		s.owner.seed = seed
 		s.owner.mu.Unlock()
-		_, err := s.readAll(s.node(nil))
-		var f *api.Failure
-		require.ErrorAs(t, err, &f)
-		assert.Equal(t, http.StatusServiceUnavailable, f.Status, "another host may have room")
+		n := s.node(nil)
+		data, err := s.readAll(n)
+		require.NoError(t, err, "another host has room")
+		assert.True(t, bytes.Equal(s.origin.content, data))
+		f := <-seed.failed
+		assert.Equal(t, http.StatusServiceUnavailable, f.Status)
 		assert.Contains(t, f.Message, "host node-0 (")
 		assert.Contains(t, f.Message, "cannot keep it")
-		assert.Equal(t, http.StatusServiceUnavailable, (<-seed.failed).Status)
+		require.NoError(t, n.stop())
+		s.owner.mu.Lock()
+		s.owner.seed, s.owner.unable = seed, false
+		s.owner.mu.Unlock()
 		time.Sleep(5 * time.Second)
 
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -120,9 +120,13 @@ func (d *Download) forOthers(f *api.Failure) *api.Failure {
 	if d.end.cause != causeDisk {
 		return f
 	}
-	h := d.e.cfg.Host
+	return d.e.unableToKeep(f.Message)
+}
+
+// unableToKeep is what other hosts get where this host's disk is the cause.
+func (e *Engine) unableToKeep(why string) *api.Failure {
 	return &api.Failure{Status: http.StatusServiceUnavailable, Message: fmt.Sprintf(
-		"host %s (%s), which was to bring it, cannot keep it: %s", h.Name, h.ID.Short(), f.Message), Full: true}
+		"host %s (%s), which was to bring it, cannot keep it: %s", e.cfg.Host.Name, e.cfg.Host.ID.Short(), why), Full: true}
 }
 
 // tellFailure logs why a download failed, and reports it to observer and neighbours where it is a seed.

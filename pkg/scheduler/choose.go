@@ -67,6 +67,8 @@ func (s *Scheduler) choose(
 
 	if self, ok := w.index[s.self]; ok && w.seeding && (!local || s.zone(w, self) == zone) {
 		draw(pool{a: []memberIndex{self}}, 1, ReasonSeed)
+	} else if c, ok := s.substituteFor(now, w, m, false); ok && c != m {
+		draw(pool{a: []memberIndex{c}}, 1, ReasonSeed)
 	}
 	ends[0] = len(chosen)
 

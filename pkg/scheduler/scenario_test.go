@@ -23,6 +23,7 @@ import (
 //	    TASK EVENT [have=N] [need=N] [token=T] [silent=A,B] [left=A,B]   (wants 4 and has a spec unless token=none)
 //	leave HOST | tick | done TASK | stats
 //	failed TASK [asker|request]                          its input is the cause
+//	unable TASK                                          the owner's disk failed
 //	links TASK                                           which hosts are linked
 //
 // Every command takes at=DURATION since the beginning; without it no time passes.
@@ -54,6 +55,9 @@ func TestScenarios(t *testing.T) {
 				return changes(s.Leave(now, host.ID(d.CmdArgs[0].Key)))
 			case "tick":
 				return changes(s.Tick(now))
+			case "unable":
+				s.Unable(now, task.ID(d.CmdArgs[0].Key))
+				return ""
 			case "failed":
 				scope := OfRegistry
 				if d.HasArg("asker") {

@@ -383,13 +383,16 @@ func (s *Scheduler) take(
 	if a.Failure = s.failureFor(now, w, m, e); a.Failure != nil {
 		return a, nil
 	}
-	if s.wantsSeed(now, w, m, e) {
+	needed := s.wantsSeed(now, w, m, e)
+	if c, ok := s.substituteFor(now, w, m, needed); ok && h != s.self {
+		a.Seed, a.Reading = c == m, c != m
+	} else if needed {
 		seed = s.startSeed(w)
 	}
 	if h == s.self && w.seeding {
 		a.Seed, seed = true, nil // the answer itself is what starts it
 	}
-	a.Reading = w.seeding && h != s.self
+	a.Reading = a.Reading || w.seeding && h != s.self
 	gates := s.gateways(now, w, m)
 	a.Local = gates != nil && h != s.self && !slices.Contains(gates, m)
 	a.Neighbours = s.choose(now, w, m, min(e.Need, s.cfg.Neighbours), gates, a.Local)

@@ -9,6 +9,9 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
+// unableFor is how long the owner's own host leaves a task to others after its disk failed for it.
+const unableFor = time.Minute
+
 // refusalsMax bounds the refusals that the Scheduler remembers for one task.
 const refusalsMax = 16
 
@@ -23,6 +26,11 @@ type seedState struct {
 	endedAt time.Time
 	// seedAt is when time alone starts a seed; zero for never.
 	seedAt time.Time
+	// unableUntil is until when the owner's own host does not try the task again, because its disk failed. substitute is
+	// the host that gets it from the origin instead, in the life of that generation.
+	unableUntil time.Time
+	substitute  hostIndex
+	generation  uint64
 }
 
 // refusal is an origin's answer to one attempt.
@@ -80,6 +88,38 @@ func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, used *task.Sp
 		// Its engine gave the download up: no host should connect there for this task meanwhile.
 		s.part(now, w, m)
 	}
+}
+
+// Unable records that the owner's own host cannot keep a task, because its disk failed or is full. That is no reason for
+// others: for a minute, one of the hosts that want the task gets it from the origin instead, and serves the others.
+func (s *Scheduler) Unable(now time.Time, id task.ID) {
+	w := s.swarms[id]
+	if w == nil {
+		return
+	}
+	w.seeding, w.seedSpec, w.seedAt = false, nil, time.Time{}
+	w.unableUntil = now.Add(unableFor)
+	if m, ok := w.index[s.self]; ok && w.member(m).standing == wanting {
+		s.part(now, w, m)
+	}
+}
+
+// substituteFor returns the member that gets the task from its origin in place of the owner's own host, while that one
+// is unable. It is member m where there is no other that m can reach; needed says that somebody has to.
+func (s *Scheduler) substituteFor(now time.Time, w *swarm, m memberIndex, needed bool) (memberIndex, bool) {
+	if !now.Before(w.unableUntil) {
+		return 0, false
+	}
+	if c, ok := w.index[w.substitute]; ok && s.hosts[w.substitute].generation == w.generation &&
+		w.member(c).standing == wanting && (c == m || s.reachable(now, w, m, c)) {
+		return c, true
+	}
+	if !needed {
+		return 0, false
+	}
+	w.substitute = w.member(m).host
+	w.generation = s.hosts[w.substitute].generation
+	return m, true
 }
 
 // Done records that the owner's own host holds all pieces of a task; have is their number.
@@ -165,7 +205,7 @@ func (s *Scheduler) runDue(now time.Time) (seeds []task.Spec) {
 	for _, w := range slices.SortedFunc(maps.Keys(s.due), func(a, b *swarm) int { return cmp.Compare(a.id, b.id) }) {
 		if !w.seedAt.IsZero() && !now.Before(w.seedAt) {
 			w.seedAt = time.Time{}
-			if !w.seeding && len(w.refusals) == 0 && w.spec != nil && len(w.holding.all) == 0 && s.othersWant(w) {
+			if !w.seeding && !now.Before(w.unableUntil) && len(w.refusals) == 0 && w.spec != nil && len(w.holding.all) == 0 && s.othersWant(w) {
 				seeds = append(seeds, *s.startSeed(w))
 			}
 		}
@@ -198,7 +238,8 @@ func (s *Scheduler) afterParting(now time.Time, w *swarm, gone hostIndex) *task.
 		}
 		return nil
 	}
-	if w.seeding || len(w.holding.all) > 0 || w.spec == nil || now.Before(w.endedAt.Add(s.cfg.FailureFor)) {
+	if w.seeding || len(w.holding.all) > 0 || w.spec == nil || now.Before(w.endedAt.Add(s.cfg.FailureFor)) ||
+		now.Before(w.unableUntil) {
 		return nil
 	}
 	for _, m := range w.wanting.all {
