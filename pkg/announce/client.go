@@ -375,13 +375,14 @@ func (c *Client) askOwners(
 	patient, end := context.WithTimeoutCause(ctx, wait, errLost)
 	defer end()
 	var failures []error
+	refusals := 0
 	// The first round asks every owner, however long that takes.
 	for asking := ctx; ; asking = patient {
 		c.mu.Lock()
 		route, lead := c.view.Route(time.Now(), string(e.Task)), c.view.Lead()
 		c.mu.Unlock()
 		if len(route) > 0 {
-			failures = nil
+			failures, refusals = nil, 0
 		}
 		for _, addr := range route {
 			if c.isSelf(addr) {
@@ -396,6 +397,9 @@ func (c *Client) askOwners(
 				return failed(err)
 			}
 			failures = append(failures, err)
+			if refused := (*refusedError)(nil); errors.As(err, &refused) {
+				refusals++
+			}
 		}
 		c.mu.Lock()
 		called := lead != owners.StandbysLead && c.view.Lead() == owners.StandbysLead
@@ -410,7 +414,7 @@ func (c *Client) askOwners(
 			return failed(errors.New("no owner is known"))
 		case c.cfg.Local == nil, len(route) > 0 && !urgent:
 			return failed(errors.Join(failures...))
-		case lost:
+		case lost, refusals > 0 && refusals == len(route):
 			return api.Assignment{}, owners.Other, errors.Join(append(failures, errLost)...)
 		}
 		select {
@@ -487,8 +491,9 @@ func (c *Client) delivered(ctx context.Context, e api.Entry, to string) {
 	former := c.downloads.delivered(time.Now(), e, to)
 	switch e.Event {
 	case api.Completed, api.Stopped:
-		for _, addr := range c.firstTwo(e.Task) {
-			if s := c.senders[addr]; s != nil && addr != to && addr != former {
+		first := c.firstTwo(e.Task)
+		for addr, s := range c.senders {
+			if addr != to && addr != former && (slices.Contains(first, addr) || e.Event == api.Stopped && s.more && c.answers(s)) {
 				s.enqueue(&call{entry: e})
 			}
 		}

@@ -47,6 +47,8 @@ type script struct {
 	dead, hung bool
 	// refusal is why no announce reaches it, for another reason than those; nil: none.
 	refusal error
+	// refuses has the owner refuse announces with such an entry; nil: none.
+	refuses func(e api.Entry) bool
 	// delay is how long an answer takes.
 	delay time.Duration
 	// answer may change the answer to a request.
@@ -120,6 +122,11 @@ func (w *town) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if o.refuses != nil && slices.ContainsFunc(request.Entries, o.refuses) {
+		recorder := httptest.NewRecorder()
+		http.Error(recorder, "an entry is too long", http.StatusRequestEntityTooLarge)
+		return recorder.Result(), nil
+	}
 	o.seen = append(o.seen, request)
 	response := api.AnnounceResponse{Version: 1, IntervalMillis: 5000, Resync: !o.known,
 		Assignments: make([]api.Assignment, len(request.Entries))}

@@ -35,6 +35,9 @@ type sender struct {
 	// is still to be sent.
 	resync  bool
 	backlog []api.Entry
+	// more means that the owner was sent entries as one of a task's first two while another owner was out: it may hold
+	// tasks of this host that are no longer its own, and has to hear of their end.
+	more bool
 	// skew is by how much the owner's clock was ahead of this host's in its last reply, in whole
 	// seconds; logged is the skew that the log last showed.
 	skew, logged time.Duration
@@ -226,6 +229,10 @@ func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
 	}
 	response, err := c.post(bounded, s.addr, request)
 	cancel()
+	var refused *refusedError
+	if errors.As(err, &refused) && len(b.entries) > 0 {
+		return c.sendApart(ctx, s, b, err)
+	}
 	if err != nil {
 		if errors.Is(err, ErrInUse) && c.cfg.InUse != nil {
 			c.cfg.InUse(err)
@@ -237,6 +244,7 @@ func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
 		q.answer(result{assignment: response.Assignments[i]})
 	}
 	if response.Resync {
+		s.more = false
 		// The owner is new or was restarted: it needs the inventory, and with the next
 		// announce of each download its spec.
 		c.downloads.disown(s.addr)
@@ -248,6 +256,7 @@ func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
 	if c.senders[s.addr] == s {
 		s.why = ""
 		changes = c.apply(owners.Replied{From: s.addr, Owners: response.Owners, Standbys: response.Standbys})
+		s.more = s.more || len(b.entries) > 0 && c.view.AnyFails()
 	}
 	c.mu.Unlock()
 	c.report(s.addr, changes, nil)
@@ -256,6 +265,31 @@ func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
 		return intervalFirst
 	}
 	return time.Duration(response.IntervalMillis) * time.Millisecond
+}
+
+// sendApart handles a batch that an owner answered and refused. It sends the halves of the batch, and so finds the entry
+// that the owner refuses; others are not lost with it, and the owner counts as one that answers.
+func (c *Client) sendApart(ctx context.Context, s *sender, b batch, err error) time.Duration {
+	if n := len(b.entries) / 2; n > 0 {
+		first, second := batch{entries: b.entries[:n], begins: b.begins}, batch{entries: b.entries[n:]}
+		if len(b.calls) > 0 { // one for each entry
+			first.calls, second.calls = b.calls[:n], b.calls[n:]
+		}
+		return min(c.send(ctx, s, first), c.send(ctx, s, second))
+	}
+	c.log.Warn("owner refuses an entry, so this host leads the task by itself", "owner", s.addr,
+		"task", b.entries[0].Task.Short(), "event", b.entries[0].Event, "error", err)
+	c.mu.Lock()
+	for _, q := range b.calls {
+		q.answer(result{err: err})
+	}
+	var changes owners.Changes
+	if c.senders[s.addr] == s {
+		changes = c.apply(owners.Replied{From: s.addr})
+	}
+	c.mu.Unlock()
+	c.report(s.addr, changes, nil)
+	return intervalFirst
 }
 
 // learnPurges fetches an owner's purge orders, and announces at once that it did.
@@ -355,6 +389,9 @@ func (c *Client) post(ctx context.Context, addr string, r api.AnnounceRequest) (
 	if answer.StatusCode == api.StatusInUse {
 		return api.AnnounceResponse{}, fmt.Errorf("%w: owner %s: %.400s", ErrInUse, addr, text)
 	}
+	if answer.StatusCode == http.StatusBadRequest || answer.StatusCode == http.StatusRequestEntityTooLarge {
+		return api.AnnounceResponse{}, &refusedError{fmt.Sprintf("owner %s answered %s: %.400s", addr, answer.Status, text)}
+	}
 	if answer.StatusCode != http.StatusOK {
 		return api.AnnounceResponse{}, fmt.Errorf("owner %s answered %s: %.400s", addr, answer.Status, text)
 	}
@@ -364,6 +401,11 @@ func (c *Client) post(ctx context.Context, addr string, r api.AnnounceRequest) (
 	}
 	return response, nil
 }
+
+// refusedError is the answer of an owner that does not take what it was sent: it is alive.
+type refusedError struct{ message string }
+
+func (e *refusedError) Error() string { return e.message }
 
 // assignmentMax bounds one assignment on the wire, in bytes: inline bytes, an origin's refusal, the
 // certificates of a proof and neighbours, in base64 and JSON.

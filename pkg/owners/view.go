@@ -103,6 +103,9 @@ type member struct {
 	standby bool
 	// met means that it has answered an announce.
 	met bool
+	// listsItself means that its last list of live owners held its own address. A configured address can also be an
+	// alias, such as a name with the addresses of all owners.
+	listsItself bool
 	// outage is nil while it answers.
 	outage *outage
 }
@@ -200,6 +203,9 @@ func (v *View) Apply(now time.Time, e Event) (c Changes) {
 			c.Outage = max(now.Sub(m.outage.since), 1)
 		}
 		m.met, m.outage = true, nil
+		if len(e.Owners) > 0 {
+			m.listsItself = slices.Contains(e.Owners, m.addr)
+		}
 		// A standby knows the few hosts that announced to it so far, so its lists are no news.
 		if !m.standby {
 			v.dismissStandbys(&c)
@@ -297,8 +303,9 @@ func (v *View) list(addrs []string, c *Changes) {
 }
 
 // Order lists the owners of a key (a task or a lookup) from the first to the last, this host
-// among them where it is one. Owners that are configured and not in the live list come after it, then
-// standbys while they lead.
+// among them where it is one: those of the live list, and configured ones that answer this host and list
+// themselves, for owners whose gossip is cut list nobody else. Then follow other configured owners, and standbys
+// while they lead.
 func (v *View) Order(key string) (order []string) {
 	add := func(addrs []string) {
 		for _, addr := range rendezvous.Order(key, addrs) {
@@ -307,13 +314,18 @@ func (v *View) Order(key string) (order []string) {
 			}
 		}
 	}
-	add(v.listed)
+	first := slices.Clone(v.listed)
 	var rest, standbys []string
 	for addr, m := range v.members {
-		if !m.standby && !slices.Contains(v.listed, addr) {
+		switch {
+		case m.standby || slices.Contains(v.listed, addr):
+		case m.listsItself && m.outage == nil:
+			first = append(first, addr)
+		default:
 			rest = append(rest, addr)
 		}
 	}
+	add(first)
 	add(rest)
 	if v.lead == StandbysLead {
 		for _, addr := range v.standbys {
