@@ -1,6 +1,10 @@
 package access
 
 import (
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,33 +20,99 @@ type repositoryKey struct {
 	generation uint64
 }
 
+// refusalLife is how long the mirror repeats that a repository refuses to be read by anybody, to clients that take up
+// the challenge. Some ask for each blob without credentials first, and anybody's token costs several requests each time.
+const refusalLife = 10 * time.Second
+
+// challengeMax bounds the remembered challenge of a refusal, in bytes.
+const challengeMax = 4 << 10
+
+// refusedAll is a refusal to anybody.
+type refusedAll struct {
+	at time.Time
+	// challenge holds the WWW-Authenticate headers of a 401; nil for another refusal.
+	challenge []string
+}
+
 // private remembers when repositories last refused to be read by anybody. It saves requests and decides no right.
 type private struct {
 	// mu is held to look up and change.
 	mu      sync.Mutex
-	refused *simplelru.LRU[repositoryKey, time.Time]
+	refused *simplelru.LRU[repositoryKey, refusedAll]
 }
 
 func newPrivate() *private {
-	return &private{refused: newLRU[repositoryKey, time.Time](privateMax, nil)}
+	return &private{refused: newLRU[repositoryKey, refusedAll](privateMax, nil)}
 }
 
-// since reports whether a repository refused after a time.
-func (p *private) since(k repositoryKey, after time.Time) bool {
+// since returns the last refusal of a repository, and whether it was after a time.
+func (p *private) since(k repositoryKey, after time.Time) (refusedAll, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	at, ok := p.refused.Get(k)
-	return ok && at.After(after)
+	last, ok := p.refused.Get(k)
+	return last, ok && last.at.After(after)
 }
 
-func (p *private) put(k repositoryKey, at time.Time) {
+func (p *private) put(k repositoryKey, last refusedAll) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.refused.Add(k, at)
+	p.refused.Add(k, last)
+}
+
+func (p *private) drop(k repositoryKey) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refused.Remove(k)
 }
 
 func (p *private) clear() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.refused.Purge()
+}
+
+func (r *Resolver) repositoryKey(l Lookup) repositoryKey {
+	return repositoryKey{l.Upstream, l.Repository, r.generation.Load()}
+}
+
+// noteForAnybody remembers what the reply to a lookup without credentials says of all such lookups in its repository.
+// Without anybody's token it says so only of a registry that asks for passwords, which gives none. at was read before
+// the lookup, like k.
+func (r *Resolver) noteForAnybody(l Lookup, k repositoryKey, err error) {
+	if !l.Authorization.IsZero() || r.usesOwnCredentials(l.Upstream) {
+		return
+	}
+	var refused *RefusedError
+	switch {
+	case err == nil:
+		r.private.drop(k)
+		return
+	case !errors.As(err, &refused):
+		return
+	}
+	challenge := refused.Header.Values("WWW-Authenticate")
+	passwords := len(challenge) > 0 && !slices.ContainsFunc(challenge, func(c string) bool {
+		scheme, _, _ := strings.Cut(c, " ")
+		return !strings.EqualFold(scheme, "Basic") || strings.Contains(strings.ToLower(c), "bearer ")
+	})
+	switch {
+	case !l.Anonymous && !passwords:
+	case refused.Status == http.StatusUnauthorized && len(strings.Join(challenge, "")) <= challengeMax:
+		r.private.put(k, refusedAll{time.Now(), challenge})
+	case refused.Status == http.StatusUnauthorized, refused.Status == http.StatusForbidden:
+		r.private.put(k, refusedAll{at: time.Now()})
+	}
+}
+
+// refusedToAnybody repeats the refusal of a repository to a client without credentials that takes up its challenge.
+func (r *Resolver) refusedToAnybody(l Lookup) error {
+	if !l.Anonymous || l.Unchallenged || !l.Authorization.IsZero() {
+		return nil
+	}
+	last, ok := r.private.since(r.repositoryKey(l), time.Now().Add(-refusalLife))
+	if !ok || len(last.challenge) == 0 {
+		return nil
+	}
+	return &RefusedError{Upstream: l.Upstream, Path: l.Path(), Status: http.StatusUnauthorized,
+		Header: http.Header{"Www-Authenticate": slices.Clone(last.challenge)}}
 }

@@ -88,6 +88,9 @@ type Lookup struct {
 	Anonymous bool
 	// Agent is the client's User-Agent. It makes no other lookup: clients share replies whatever they are.
 	Agent string
+	// Unchallenged says that the client takes up no challenge of this lookup's refusal, so that one from a moment before
+	// is of no use to it.
+	Unchallenged bool
 }
 
 // Path is the lookup's path in the distribution API.
@@ -278,12 +281,19 @@ func (r *Resolver) Forget() {
 // the registry until ctx ends; the error is then the cause of that. Other errors are a
 // *[RefusedError], an *[UnreachableError] (perhaps around a *[SilentError]), and for tags a *[TagError] around one of them.
 func (r *Resolver) Resolve(ctx context.Context, l Lookup) (Result, error) {
-	if l.ID == "" {
-		return r.resolveTag(ctx, l)
+	var remembered Grant
+	var valid, known bool
+	if l.ID != "" {
+		remembered, valid, known = r.grants.get(l.subject(), object{l.Kind, l.ID}, time.Now())
 	}
-	remembered, valid, known := r.grants.get(l.subject(), object{l.Kind, l.ID}, time.Now())
 	if valid {
 		return Result{Grant: remembered}, nil
+	}
+	if err := r.refusedToAnybody(l); err != nil {
+		return Result{}, err
+	}
+	if l.ID == "" {
+		return r.resolveTag(ctx, l)
 	}
 	if !known || !r.policy.Load().ServeCached {
 		g, err := r.askDigest(ctx, l)
@@ -298,10 +308,23 @@ func (r *Resolver) Resolve(ctx context.Context, l Lookup) (Result, error) {
 	return Result{Grant: g}, err
 }
 
+// OfAnybody returns the remembered grant of anybody for a digest. It is the reply to no client's credentials, nor to
+// this host's own.
+func (r *Resolver) OfAnybody(l Lookup) (Grant, bool) {
+	if l.ID == "" || r.usesOwnCredentials(l.Upstream) {
+		return Grant{}, false
+	}
+	l.Authorization = ""
+	g, valid, _ := r.grants.get(l.subject(), object{l.Kind, l.ID}, time.Now())
+	return g, valid
+}
+
 // askDigest asks for a grant, once for all clients that send the same lookup at the same time. The
 // owner asks for what anybody may read; what one credential may read is asked from here.
 func (r *Resolver) askDigest(ctx context.Context, l Lookup) (Grant, error) {
-	return r.asking.do(ctx, r.work, r.key(l), func(ctx context.Context) (Grant, error) {
+	return r.asking.do(ctx, r.work, r.key(l), func(ctx context.Context) (g Grant, err error) {
+		repository := r.repositoryKey(l)
+		defer func() { r.noteForAnybody(l, repository, err) }()
 		if l.Authorization.IsZero() {
 			if got, ok, err := r.askOwner(ctx, l, 0); ok {
 				return got.Grant, err
@@ -427,11 +450,15 @@ func (r *Resolver) askTag(ctx context.Context, l Lookup, age time.Duration) (tag
 // refreshTag asks the owner for the meaning of a tag, or else the registry, and remembers it.
 func (r *Resolver) refreshTag(ctx context.Context, l Lookup, key tagKey, known reply,
 	age time.Duration) (reply, error) {
+	repository := r.repositoryKey(l)
 	got, shared, err := r.askOwner(ctx, l, age)
 	if !shared {
 		at := time.Now()
 		got, err = r.askRegistry(ctx, l, known)
 		got.at = at
+	}
+	if err != nil || got.subject == l.subject() { // what a tag means says nothing of who may read it
+		r.noteForAnybody(l, repository, err)
 	}
 	if err != nil {
 		if statusOf(err) == http.StatusNotFound {
@@ -528,8 +555,8 @@ func (r *Resolver) probePublic(ctx context.Context, l Lookup, id task.ID) {
 	if _, valid, _ := r.grants.get(l.subject(), object{l.Kind, id}, time.Now()); valid {
 		return
 	}
-	repository := repositoryKey{l.Upstream, l.Repository, r.generation.Load()}
-	if r.private.since(repository, time.Now().Add(-r.policy.Load().GrantLife)) {
+	repository := r.repositoryKey(l)
+	if _, ok := r.private.since(repository, time.Now().Add(-r.policy.Load().GrantLife)); ok {
 		return
 	}
 	r.work.start(context.WithoutCancel(ctx), func(ctx context.Context) {
@@ -537,10 +564,9 @@ func (r *Resolver) probePublic(ctx context.Context, l Lookup, id task.ID) {
 		defer cancel()
 		var caught error
 		defer source.Rescue(&caught, "asking whether anybody may read a manifest")
-		_, err := r.askDigest(ctx, l) // a grant is remembered
-		switch statusOf(err) {
-		case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound:
-			r.private.put(repository, time.Now())
+		_, err := r.askDigest(ctx, l) // a grant is remembered, and a refusal
+		if statusOf(err) == http.StatusNotFound {
+			r.private.put(repository, refusedAll{at: time.Now()})
 		}
 	})
 }

@@ -33,7 +33,7 @@ var linkTarget = regexp.MustCompile(`<[^<>]*>`)
 // Referrers API").
 func (req *request) forward() *apiError {
 	t := req.target
-	if t.endpoint == endpointBase && (t.upstream == "" || !t.named && !req.dedicated && isContainersImagePing(req.r)) {
+	if t.endpoint == endpointBase && (t.upstream == "" || !t.named && !req.dedicated && isContainersImage(req.r)) {
 		req.answerPing()
 		return nil
 	}
@@ -111,10 +111,10 @@ func (req *request) registryRequest() source.RegistryRequest {
 	return out
 }
 
-// isContainersImagePing reports whether a ping comes from containers/image (Podman, CRI-O, skopeo,
-// Buildah), which pings the mirror's host once and puts the registry into later paths. The default
-// registry's challenge would send it there for every registry's tokens. A listener of one registry passes that
-// registry's challenge on, without which containers/image sends no credentials.
-func isContainersImagePing(r *http.Request) bool {
+// isContainersImage reports whether a request comes from containers/image (Podman, CRI-O, skopeo, Buildah): it sends
+// this header with every request. It takes up no challenge but that of its ping, pings the mirror's host once, and puts
+// the registry into later paths. The default registry's challenge would send it there for every registry's tokens. A
+// listener of one registry passes that registry's challenge on, without which containers/image sends no credentials.
+func isContainersImage(r *http.Request) bool {
 	return r.Header.Get("Docker-Distribution-API-Version") != ""
 }

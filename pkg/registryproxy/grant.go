@@ -19,12 +19,18 @@ import (
 // grant returns the client's grant for the manifest or blob that it asks for, and marks the response if the
 // registry was unreachable. A client that knows the mirror as one registry (crane) answers the default
 // registry's challenge, and brings that token to the registry in its path too. If that registry refuses the
-// token, the client still gets what anybody may read there.
+// token, the client still gets what anybody may read there; where that is known, the registry is not asked.
 func (req *request) grant() (access.Grant, *apiError) {
+	foreign := req.authorization != "" && req.target.prefix != "" && req.target.namespace == ""
+	if foreign {
+		if g, ok := req.cfg.Resolver.OfAnybody(req.lookup()); ok {
+			req.authorization = ""
+			return g, nil
+		}
+	}
 	found, err := req.cfg.Resolver.Resolve(req.ctx, req.lookup())
 	if err != nil {
 		refused := req.refused(err)
-		foreign := req.authorization != "" && req.target.prefix != "" && req.target.namespace == ""
 		if !foreign || refused.status != http.StatusUnauthorized {
 			return access.Grant{}, refused
 		}
@@ -78,7 +84,8 @@ func (req *request) lookup() access.Lookup {
 		Upstream: req.target.upstream, Repository: req.target.repository, Kind: req.target.kind(),
 		Reference: req.target.reference, ID: req.target.id, Accept: req.accept(),
 		Authorization: secret.String(req.authorization), Anonymous: req.anonymous(),
-		Agent: source.CleanAgent(req.r.UserAgent()),
+		Agent:        source.CleanAgent(req.r.UserAgent()),
+		Unchallenged: isContainersImage(req.r),
 	}
 }
 

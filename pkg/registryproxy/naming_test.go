@@ -83,6 +83,15 @@ func TestTheDefaultsTokenReadsPublicImagesElsewhere(t *testing.T) {
 				assert.Contains(t, res.Header.Get("WWW-Authenticate"), other.Host())
 			}
 		}
+		if status == 200 {
+			other.Reset()
+			for _, o := range pushed.Objects[1:] {
+				path := strings.Replace(other.Host(), ":", "_", 1) + "/" + repository + "/blobs/" + o.Digest
+				res := fetch(t, http.MethodHead, mirror+path, "Authorization", got)
+				assert.Equal(t, 200, res.StatusCode, path)
+			}
+			assert.Zero(t, other.Counts().Requests, "the manifest granted its blobs to anybody")
+		}
 		// A client that names the registry by ?ns= takes up that registry's challenge.
 		res := fetch(t, http.MethodGet, mirror+repository+"/manifests/v1?ns="+other.Host(), "Authorization", got,
 			"Accept", accept)

@@ -124,7 +124,7 @@ func (p *pings) get(upstream string) (ping, bool) {
 // there is nothing to repeat.
 func (req *request) repeatPing(unreachable *apiError) *apiError {
 	last, ok := req.pings.get(req.target.upstream)
-	if req.target.endpoint == endpointBase && isContainersImagePing(req.r) && !unreachable.gone &&
+	if req.target.endpoint == endpointBase && isContainersImage(req.r) && !unreachable.gone &&
 		!slices.ContainsFunc(last.challenge, isBasic) {
 		// It asks no token service then, and may get what anybody may read. A new token would have no grant.
 		req.answerPing()

@@ -124,10 +124,11 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset, end int64) (*
 		get.AllowPlain = spec.Kind == task.Blob && !u.ForbidPlainRedirects
 		get.Raw = func(resumed bool) bool { return spec.Kind == task.Blob && c.isLabel(id, resumed) }
 		if spec.Authorization.IsZero() {
-			var err error
-			if get.RoundTripper, err = c.login(ctx, u, base, repository, bare); err != nil {
+			logged, _, err := c.login(ctx, u, base, repository, bare)
+			if err != nil {
 				return err
 			}
+			get.RoundTripper = logged
 		}
 		session := get.RoundTripper != nil
 		if get.RoundTripper == nil {
@@ -265,10 +266,12 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 			AllowPlain: kind == "blobs" && !u.ForbidPlainRedirects,
 		}
 		if header.Get("Authorization") == "" && (q.Anonymous || !bare) {
-			var err error
-			if req.RoundTripper, err = c.login(ctx, u, base, repository, bare); err != nil {
+			logged, fresh, err := c.login(ctx, u, base, repository, bare)
+			if err != nil {
 				return err
 			}
+			logged.final = fresh // the refusal of a token that is new
+			req.RoundTripper = logged
 		}
 		session := req.RoundTripper != nil
 		if req.RoundTripper == nil {

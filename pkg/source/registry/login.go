@@ -66,9 +66,10 @@ func (c *Client) hasSession(key sessionKey) bool {
 }
 
 // login returns a transport for one of the upstream's URLs that sends the node's credentials, or none with
-// bare. It asks the registry's token service if there is one.
+// bare. It asks the registry's token service if there is one. fresh says that it just did: then the transport's token
+// is as good as another one.
 func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, repository string,
-	bare bool) (http.RoundTripper, error) {
+	bare bool) (_ callers, fresh bool, err error) {
 	var auth authn.Authenticator = authn.Anonymous
 	if !bare {
 		auth = currentCredential{u, repository}
@@ -78,20 +79,20 @@ func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, reposito
 
 // loginAs is login with any credential, which the key names.
 func (c *Client) loginAs(ctx context.Context, u *upstream, base *url.URL, key sessionKey,
-	auth authn.Authenticator) (http.RoundTripper, error) {
+	auth authn.Authenticator) (_ callers, fresh bool, err error) {
 	s := c.session(key)
 	select {
 	case s.turn <- struct{}{}:
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return callers{}, false, context.Cause(ctx)
 	}
 	defer func() { <-s.turn }()
 	if s.rt != nil {
-		return s.rt, nil
+		return *s.rt, false, nil
 	}
 	host, err := name.NewRegistry(base.Host)
 	if err != nil {
-		return nil, fmt.Errorf("logging in at %s: %w", secret.PrintableURL(base), err)
+		return callers{}, false, fmt.Errorf("logging in at %s: %w", secret.PrintableURL(base), err)
 	}
 	var scopes []string
 	if key.repository != "" {
@@ -108,16 +109,16 @@ func (c *Client) loginAs(ctx context.Context, u *upstream, base *url.URL, key se
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return nil, fmt.Errorf("logging in at %s: %w", secret.PrintableURL(base), refused(err))
+		return callers{}, false, fmt.Errorf("logging in at %s: %w", secret.PrintableURL(base), refused(err))
 	}
-	out := callers{inner: rt}
+	out := callers{inner: rt, scopes: scopes}
 	if own || key.bare {
 		out.renew = func(ctx context.Context, sent string) http.RoundTripper {
 			return c.renewed(ctx, u, base, key, auth, s, sent)
 		}
 	}
-	s.rt = out
-	return s.rt, nil
+	s.rt = &out
+	return out, true, nil
 }
 
 func (c *Client) session(k sessionKey) *session {
@@ -207,11 +208,15 @@ func (c *control) checkRealm(req *http.Request) error {
 const realmPath = "/.private-token-service"
 
 func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
-	callers := isCallers(req)
+	callers := asCallers(req)
 	req = req.Clone(req.Context())
 	req.Header.Set("User-Agent", agentOf(req.Context(), c.userAgent))
-	if callers {
-		return c.inner.RoundTrip(c.withScheme(req))
+	if callers != nil {
+		res, err := c.inner.RoundTrip(c.withScheme(req))
+		if err == nil {
+			callers.hide(res)
+		}
+		return res, err
 	}
 	own := req.URL.Host == c.base.Host
 	ctx, cancel := context.WithTimeout(withPurpose(req.Context(), ForToken), controlTimeout)

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -266,6 +267,62 @@ func TestALoginForACallersURLIsBounded(t *testing.T) {
 			assert.False(t, tookLarge.Load(), "the token of a response that is too large")
 		})
 	}
+}
+
+// The refusal of a token that is new is the answer: another token would be refused, too. A token of before is renewed,
+// and one for another scope is asked for.
+func TestARefusedNewTokenIsTheAnswer(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: users})
+	public, team := blob(t, r, "public/app"), blob(t, r, "team/app")
+	c := of(t, r, registry.Upstream{})
+	head := func(spec task.Spec) (status, requests int) {
+		r.Reset()
+		res, _ := ask(t, c, source.RegistryRequest{Upstream: r.Host(), Method: http.MethodHead, Anonymous: true,
+			Path: "/v2/" + spec.Repository + "/blobs/" + string(spec.ID)})
+		if res.StatusCode == http.StatusUnauthorized {
+			assert.NotEmpty(t, res.Header.Get("Www-Authenticate"))
+		}
+		return res.StatusCode, r.Counts().Requests
+	}
+	check := func(spec task.Spec, status, requests int, why string) {
+		t.Helper()
+		gotStatus, got := head(spec)
+		assert.Equal(t, status, gotStatus, why)
+		assert.Equal(t, requests, got, why)
+	}
+	check(public, 200, 3, "a ping, a token and the HEAD")
+	check(public, 200, 1, "the token is known")
+	r.RevokeTokens()
+	check(public, 200, 3, "the HEAD, a new token and the HEAD")
+	check(team, 401, 3, "a ping, a token and the HEAD")
+	check(team, 401, 3, "the refused token is forgotten")
+
+	// The registry's scope is not the one that follows from the path.
+	asked := make(chan string, 9)
+	var front *httptest.Server
+	front = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		switch {
+		case req.URL.Path == "/token":
+			scopes := strings.Join(req.URL.Query()["scope"], " ")
+			asked <- scopes
+			_, _ = fmt.Fprintf(w, `{"token":"%t"}`, strings.Contains(scopes, "repository:real/app:pull"))
+		case req.Header.Get("Authorization") != "Bearer true":
+			challenge := `Bearer realm="` + front.URL + `/token",service="s"`
+			if req.URL.Path != "/v2/" {
+				challenge += `,scope="repository:real/app:pull"`
+			}
+			w.Header().Set("Www-Authenticate", challenge)
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	}))
+	t.Cleanup(front.Close)
+	host := front.Listener.Addr().String()
+	c = client(t, registry.Config{Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none"}},
+		HTTP: loopback})
+	res, _ := ask(t, c, source.RegistryRequest{Upstream: host, Method: http.MethodHead, Anonymous: true,
+		Path: "/v2/team/app/manifests/v1"})
+	assert.Equal(t, http.StatusOK, res.StatusCode)
+	assert.Len(t, asked, 2)
 }
 
 // contentSpec is the blob's spec at a registry.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,28 +23,42 @@ import (
 type session struct {
 	// turn is held during a login; other requests wait for its result instead of logging in too.
 	turn chan struct{}
-	rt   http.RoundTripper
+	rt   *callers // nil before the login
 }
 
 // callers is the transport of a session. It marks the caller's own request, by which control tells it from those of
 // the token exchange that it can cause. It repeats a request whose login has ended once, with a new login.
 type callers struct {
-	inner http.RoundTripper
+	inner  http.RoundTripper
+	scopes []string // of the session's token
+	// final makes the registry's refusal of the token the answer: without it the exchange gets another token and asks
+	// again.
+	final bool
 	// renew logs in again; sent is the Authorization that has ended, empty if a token service refused the login. Nil, or
 	// a nil result: nothing would change.
 	renew func(ctx context.Context, sent string) http.RoundTripper
 }
 
-// callersRequest is the context key of the caller's request, a pointer to it: the exchange's requests inherit its
-// context, and may have its URL, since a registry can redirect it to the token service and the token service to it.
-type callersRequest struct{}
+// callersRequest is a caller's request: the exchange's requests inherit its context, and may have its URL, since a
+// registry can redirect it to the token service and the token service to it.
+type callersRequest struct {
+	req *http.Request
+	callers
+	// challenge is hidden from the exchange, so that it takes the refusal for the answer.
+	challenge []string
+}
+
+// callersKey is the context key of the *callersRequest.
+type callersKey struct{}
 
 func (t callers) RoundTrip(req *http.Request) (*http.Response, error) {
-	own := new(*http.Request)
-	first := req.Clone(context.WithValue(req.Context(), callersRequest{}, own))
-	*own = first
-	res, err := t.inner.RoundTrip(first)
-	sent := first.Header.Get("Authorization")
+	own := &callersRequest{callers: t}
+	own.req = req.Clone(context.WithValue(req.Context(), callersKey{}, own))
+	res, err := t.inner.RoundTrip(own.req)
+	if err == nil && own.challenge != nil {
+		res.Header["Www-Authenticate"] = own.challenge
+	}
+	sent := own.req.Header.Get("Authorization")
 	if t.renew == nil || !loginEnded(req, res, err, sent) {
 		return res, err
 	}
@@ -60,10 +75,31 @@ func (t callers) RoundTrip(req *http.Request) (*http.Response, error) {
 	return next.RoundTrip(req)
 }
 
-// isCallers reports whether a request is the caller's own. The exchange's transports pass it on without a copy.
-func isCallers(req *http.Request) bool {
-	own, ok := req.Context().Value(callersRequest{}).(**http.Request)
-	return ok && *own == req
+// asCallers returns what the caller said with a request, nil for one of the exchange. The exchange's transports pass
+// the caller's on without a copy.
+func asCallers(req *http.Request) *callersRequest {
+	own, ok := req.Context().Value(callersKey{}).(*callersRequest)
+	if !ok || own.req != req {
+		return nil
+	}
+	return own
+}
+
+var scopeRegexp = regexp.MustCompile(`(?i)scope="([^"]*)"`)
+
+// hide hides the challenge of a refusal from the exchange, unless it names a scope that the token lacks.
+func (own *callersRequest) hide(res *http.Response) {
+	challenge := res.Header.Values("Www-Authenticate")
+	if !own.final || res.StatusCode != http.StatusUnauthorized {
+		return
+	}
+	for _, scope := range scopeRegexp.FindAllStringSubmatch(strings.Join(challenge, ","), -1) {
+		if !slices.Contains(own.scopes, scope[1]) {
+			return
+		}
+	}
+	own.challenge = challenge
+	res.Header.Del("Www-Authenticate")
 }
 
 // endedRegexp matches how registries say that a login has ended: "Your authorization token has expired.
@@ -121,12 +157,8 @@ func (c *Client) renewed(ctx context.Context, u *upstream, base *url.URL, key se
 		delete(c.sessions, key)
 	}
 	c.mu.Unlock()
-	next, err := c.loginAs(ctx, u, base, key, auth)
+	again, _, err := c.loginAs(ctx, u, base, key, auth)
 	if err != nil {
-		return nil
-	}
-	again, ok := next.(callers)
-	if !ok {
 		return nil
 	}
 	again.renew = nil // once

@@ -1,0 +1,194 @@
+package access_test
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/access"
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+const tokens = `Bearer realm="https://auth.test/token",scope="repository:app:pull"`
+
+// guarded is a registry that refuses requests without credentials, and counts them.
+type guarded struct {
+	status    atomic.Int32
+	challenge atomic.Value // a string
+	asked     atomic.Int32
+	// probes counts those with anybody's token.
+	probes atomic.Int32
+}
+
+func newGuarded(status int32, challenge string) *guarded {
+	g := &guarded{}
+	g.status.Store(status)
+	g.challenge.Store(challenge)
+	return g
+}
+
+func (g *guarded) Do(_ context.Context, req source.RegistryRequest) (*http.Response, error) {
+	res := &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Docker-Content-Digest": {digest}},
+		Body: http.NoBody}
+	if req.Header.Get("Authorization") == "" {
+		g.asked.Add(1)
+		if req.Anonymous {
+			g.probes.Add(1)
+		}
+		res.StatusCode = int(g.status.Load())
+		if c := g.challenge.Load().(string); c != "" && res.StatusCode == http.StatusUnauthorized {
+			res.Header.Set("WWW-Authenticate", c)
+		}
+	}
+	return res, nil
+}
+
+// anybody is a lookup without credentials.
+func anybody(reference string) access.Lookup {
+	l := lookup(reference)
+	l.Authorization, l.Anonymous = "", true
+	return l
+}
+
+// A repository that refuses to be read by anybody is not asked for each blob: clients that take up its challenge hear it
+// again for ten seconds.
+func TestARefusalToAnybodyIsRepeatedBriefly(t *testing.T) {
+	for name, owner := range map[string]bool{"asked by this host": false, "asked by the owner": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGuarded(401, tokens)
+				cfg := access.Config{Registry: g}
+				o := access.NewOwner(g)
+				defer o.Close()
+				if owner {
+					cfg.AskOwner = func(ctx context.Context, l api.Lookup) (api.LookupReply, error) {
+						return o.Reply(ctx, l), nil
+					}
+				}
+				r := access.New(cfg)
+				defer r.Close()
+				forget := func() { r.Forget(); o.Forget() }
+				// ask returns the status and how many requests the lookup caused.
+				ask := func(l access.Lookup) (status int, asked int32) {
+					t.Helper()
+					before := g.asked.Load()
+					_, err := r.Resolve(t.Context(), l)
+					var refused *access.RefusedError
+					if err == nil {
+						return http.StatusOK, g.asked.Load() - before
+					}
+					require.ErrorAs(t, err, &refused)
+					if refused.Status == http.StatusUnauthorized {
+						assert.Equal(t, tokens, refused.Header.Get("WWW-Authenticate"))
+					}
+					return refused.Status, g.asked.Load() - before
+				}
+				repeats := func(l access.Lookup, why string) {
+					t.Helper()
+					status, asked := ask(l)
+					assert.Equal(t, http.StatusUnauthorized, status, why)
+					assert.Zero(t, asked, why)
+				}
+				asks := func(want int, l access.Lookup, why string) {
+					t.Helper()
+					status, asked := ask(l)
+					assert.Equal(t, want, status, why)
+					assert.Positive(t, asked, why)
+				}
+				asks(401, anybody(digest), "the first lookup")
+				blob := anybody("sha256:" + strings.Repeat("b", 64))
+				blob.Kind = task.Blob
+				repeats(blob, "a blob")
+				repeats(anybody("v1"), "a tag")
+				unable := anybody("v1")
+				unable.Unchallenged = true
+				asks(401, unable, "a client that takes up no challenge")
+				plain := anybody(digest)
+				plain.Anonymous = false
+				asks(401, plain, "a lookup without anybody's token")
+				other := anybody(digest)
+				other.Repository = "other"
+				asks(401, other, "another repository")
+				status, _ := ask(lookup(digest))
+				assert.Equal(t, http.StatusOK, status, "a client with credentials")
+				time.Sleep(11 * time.Second)
+				asks(401, anybody(digest), "after ten seconds")
+
+				g.status.Store(200)
+				repeats(anybody(digest), "the repository became public a moment ago")
+				asks(200, unable, "for a client that takes up no challenge it is public")
+				status, _ = ask(anybody("v1"))
+				assert.Equal(t, http.StatusOK, status, "and then for all")
+
+				g.status.Store(401)
+				forget()
+				asks(401, anybody(digest), "private again")
+				forget()
+				asks(401, anybody(digest), "a reload forgets the refusal")
+				forget()
+				g.status.Store(403)
+				asks(403, anybody(digest), "without a challenge")
+				asks(403, anybody(digest), "there is none to repeat")
+			})
+		})
+	}
+}
+
+// A host that sends its own credentials where a client brings none learns nothing about anybody.
+func TestARefusalToThisHostIsNotRepeated(t *testing.T) {
+	g := newGuarded(401, tokens)
+	r := access.New(access.Config{Registry: g, Credentialed: func(string) bool { return true }})
+	defer r.Close()
+	for range 2 {
+		before := g.asked.Load()
+		_, err := r.Resolve(t.Context(), anybody(digest))
+		require.Error(t, err)
+		assert.Greater(t, g.asked.Load(), before)
+	}
+}
+
+// A client that was refused before its login spares the lookup whether anybody may read the manifest, if it was refused
+// with anybody's token, or by a registry that gives none.
+func TestARefusalSparesTheProbe(t *testing.T) {
+	const password = `Basic realm="r"`
+	for name, c := range map[string]struct {
+		challenge string
+		first     access.Lookup
+		probes    bool
+	}{
+		"with anybody's token":            {tokens, anybody("v1"), false},
+		"without it, asked for one":       {tokens, plain("v1"), true},
+		"without it, asked for passwords": {password, plain("v1"), false},
+		"asked for either":                {password + ", " + tokens, plain("v1"), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGuarded(401, c.challenge)
+				r := access.New(access.Config{Registry: g, Policy: access.Policy{ServeCached: true}})
+				defer r.Close()
+				_, err := r.Resolve(t.Context(), c.first)
+				require.Error(t, err)
+				before := g.probes.Load()
+				_, err = r.Resolve(t.Context(), lookup("v1"))
+				require.NoError(t, err)
+				synctest.Wait()
+				assert.Equal(t, c.probes, g.probes.Load() > before)
+			})
+		})
+	}
+}
+
+func plain(reference string) access.Lookup {
+	l := anybody(reference)
+	l.Anonymous = false
+	return l
+}
