@@ -118,8 +118,8 @@ func (n nodeSettings) config(t *testing.T) []string {
 	}, n.env...)
 }
 
-// startNode runs a dfdaemon until the test ends.
-func startNode(t *testing.T, log io.Writer, n nodeSettings) *daemon.Daemon {
+// dfdaemon loads the settings of a dfdaemon.
+func (n nodeSettings) dfdaemon(t *testing.T) config.Dfdaemon {
 	t.Helper()
 	var settings config.Dfdaemon
 	require.NoError(t, config.NewForm("dfdaemon", &settings).Load(append([]string{
@@ -130,6 +130,18 @@ func startNode(t *testing.T, log io.Writer, n nodeSettings) *daemon.Daemon {
 	if n.quota > 0 {
 		settings.Cache.Quota = config.Size(n.quota) // perhaps less than what makes sense
 	}
+	return settings
+}
+
+// startNode runs a dfdaemon until the test ends.
+func startNode(t *testing.T, log io.Writer, n nodeSettings) *daemon.Daemon {
+	t.Helper()
+	return startWith(t, log, n.dfdaemon(t))
+}
+
+// startWith is startNode with settings that a test changed.
+func startWith(t *testing.T, log io.Writer, settings config.Dfdaemon) *daemon.Daemon {
+	t.Helper()
 	d, err := daemon.New(settings, slog.New(slog.NewTextHandler(log, nil)))
 	require.NoError(t, err)
 	runProgram(t, "dfdaemon", d, log)

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/darter-io/darter/test/race"
 	"github.com/darter-io/darter/test/registrytest"
 )
 
@@ -30,6 +31,7 @@ const conformanceModule = "github.com/opencontainers/distribution-spec/conforman
 // requests through the mirror. Every item that passes directly passes through the mirror. The suite pushes random
 // content, and deletes none: a mirror serves what it has for as long as a grant lives.
 func TestConformance(t *testing.T) {
+	race.Skip(t, "the suite asks one request after the other, and takes ten times as long")
 	t.Parallel()
 	suite := buildConformance(t)
 	r := registrytest.Start(t, registrytest.Config{Peculiarity: registrytest.Referrers()})
