@@ -21,7 +21,7 @@ type repositoryKey struct {
 }
 
 // refusalLife is how long the mirror repeats that a repository refuses to be read by anybody, to clients that take up
-// the challenge. Some ask for each blob without credentials first, and anybody's token costs several requests each time.
+// the challenge. Some ask for each blob without credentials first, and anybody's token costs several requests.
 const refusalLife = 10 * time.Second
 
 // challengeMax bounds the remembered challenge of a refusal, in bytes.

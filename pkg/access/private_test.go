@@ -59,8 +59,8 @@ func anybody(reference string) access.Lookup {
 	return l
 }
 
-// A repository that refuses to be read by anybody is not asked for each blob: clients that take up its challenge hear it
-// again for ten seconds.
+// A repository that refuses to be read by anybody is not asked for each blob: clients that take up its challenge hear
+// it again for ten seconds.
 func TestARefusalToAnybodyIsRepeatedBriefly(t *testing.T) {
 	for name, owner := range map[string]bool{"asked by this host": false, "asked by the owner": true} {
 		t.Run(name, func(t *testing.T) {

@@ -161,8 +161,8 @@ func documented(t *testing.T) (page string, from, to int) {
 }
 
 // TestUpstreamRequests counts what the registry and its token service are asked, directly and through Darter, and
-// compares the counts with docs/clients.md, which -update writes. A count may be less: an answer that lives a minute may
-// have ended on a slow machine, so a row that is wrong is measured again.
+// compares the counts with docs/clients.md, which -update writes. A count may be less. An answer that lives a minute
+// may have ended on a slow machine, so a row that is wrong is measured again.
 func TestUpstreamRequests(t *testing.T) {
 	race.Skip(t, "it counts requests, and other tests pull in the same way")
 	t.Parallel()
@@ -248,9 +248,9 @@ func TestUpstreamRequests(t *testing.T) {
 	}
 }
 
-// TestDeadRegistryWithPasswords has a registry that asks for passwords and is down. Clients that ask without credentials
-// first hear its challenge from the mirror, come with their password, and get what the mirror granted to it. After a
-// reload of the settings the mirror knows neither.
+// TestDeadRegistryWithPasswords has a registry that asks for passwords and is down. Clients that ask without
+// credentials first hear its challenge from the mirror, come with their password, and get what the mirror granted to
+// it. After a reload of the settings the mirror knows neither.
 func TestDeadRegistryWithPasswords(t *testing.T) {
 	alice := login{"alice", "wonder"}
 	each(t, func(t *testing.T, l clients.Library) {
