@@ -636,6 +636,11 @@ func (o *originParent) keep(i piece.Index, data []byte) error {
 	if err := o.d.stored.keep(i, data, sum); err != nil {
 		return fmt.Errorf("%w: keeping piece %d: %w", errSpace, i, err)
 	}
+	// A further GET or a neighbour may have brought it meanwhile, and a stored piece is not written again: the
+	// whole that is checked in the end must be the whole that is stored.
+	if stored, ok := o.d.proof.replica.Digest(i); ok && stored != sum {
+		return &errWrongContent{want: stored.String(), got: sum.String()}
+	}
 	o.count(len(data))
 	o.d.progress.signal()
 	if err := o.vouch(i, []piece.Digest{sum}, false); err != nil {

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,12 +10,44 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/piece/memstore"
 	"github.com/darter-io/darter/pkg/task"
 )
+
+// TestOtherBytesOfAStoredPieceAreWrong has the stream and a further GET, or a neighbour, bring a piece at the same time:
+// the store keeps the first, and the stream has hashed its own.
+func TestOtherBytesOfAStoredPieceAreWrong(t *testing.T) {
+	e := New(Config{Host: host.Host{ID: host.NewID()}, Store: memstore.New(memstore.Config{}), Verifier: credulous{},
+		Signer: credulous{}})
+	spec := task.Spec{ID: task.ID("sha256:" + strings.Repeat("0", 64)), Kind: task.Blob}
+	d := newDownload(e, spec)
+	require.NoError(t, d.proof.setMetadata(piece.MetadataFor(2*piece.SizeMin, "")))
+	o := &originParent{d: d, spec: spec, epoch: 1}
+	first, other := bytes.Repeat([]byte("a"), piece.SizeMin), bytes.Repeat([]byte("b"), piece.SizeMin)
+	d.proof.replica = &overtaken{d.proof.replica, func() { require.NoError(t, o.keep(0, first)) }}
+	var wrong *errWrongContent
+	require.ErrorAs(t, o.keep(0, other), &wrong, "it would be signed as checked")
+	require.NoError(t, o.keep(0, first))
+}
+
+// overtaken is a replica into which another goroutine writes just before the first write.
+type overtaken struct {
+	piece.Replica
+	before func()
+}
+
+func (r *overtaken) WritePiece(i piece.Index, data []byte, d piece.Digest) error {
+	if before := r.before; before != nil {
+		r.before = nil
+		before()
+	}
+	return r.Replica.WritePiece(i, data, d)
+}
 
 // TestTheEndOfThisHostIsNoWordOfTheOrigins has the origin's end reach the loop before the
 // host's own, which is chance (see TestAStoppedSeedFailsNoPull).
