@@ -467,12 +467,12 @@ func (o *originParent) stop(at piece.Index) piece.Index {
 	claimed := o.ahead.claimed()
 	have := o.d.proof.replica.Have()
 	size := o.d.proof.replica.Metadata().PieceSize
-	first := at
+	first, skip := at, o.skip()
 	for i := at + 1; int(i) < have.Len(); i++ {
 		switch {
 		case !have.Has(i) && !claims(claimed, i):
 			first = i
-		case int64(i-first)*size > skipMax:
+		case int64(i-first)*size > skip:
 			return first + 1
 		}
 	}

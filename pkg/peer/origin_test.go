@@ -35,6 +35,26 @@ func TestOtherBytesOfAStoredPieceAreWrong(t *testing.T) {
 	require.NoError(t, o.keep(0, first))
 }
 
+// TestARequestEndsBeforeWhatIsHere compares where the stream asks an origin to stop with where it would break off: a
+// request without an end has more bytes on their way then.
+func TestARequestEndsBeforeWhatIsHere(t *testing.T) {
+	e := New(Config{Host: host.Host{ID: host.NewID()}, Store: memstore.New(memstore.Config{}), Verifier: credulous{},
+		Signer: credulous{}})
+	spec := task.Spec{ID: task.ID("sha256:" + strings.Repeat("0", 64)), Kind: task.Blob}
+	d := newDownload(e, spec)
+	require.NoError(t, d.proof.setMetadata(piece.MetadataFor(100*piece.SizeMin, "")))
+	data := make([]byte, piece.SizeMin)
+	for _, i := range []piece.Index{7, 8, 20, 21, 22, 95, 96, 97, 98, 99} {
+		require.NoError(t, d.stored.keep(i, data, piece.Sum(data)))
+	}
+	o := &originParent{d: d, spec: spec, epoch: 1}
+	for at, stop := range map[piece.Index]piece.Index{0: 0, 5: 20, 19: 20, 23: 95, 94: 95} {
+		assert.Equal(t, stop, o.stop(at), "from %d", at)
+	}
+	o.ahead.noteWhole()
+	assert.Zero(t, o.stop(5), "the origin sends the whole")
+}
+
 // overtaken is a replica into which another goroutine writes just before the first write.
 type overtaken struct {
 	piece.Replica
