@@ -26,8 +26,8 @@ type Grant struct {
 	MediaType string
 	// Declared says that a manifest states the length, and not the registry itself.
 	Declared bool
-	// Doubted says that the consent may be the answer to any request, or came over plain HTTP, from where a
-	// registry of HTTPS redirects; see [Resolver.ProveOwnership].
+	// Doubted says that the consent may be the answer to any request, or that a registry of HTTPS redirected the
+	// request to plain HTTP, where anyone on the path may have consented; see [Resolver.ProveOwnership].
 	Doubted bool
 	// Tag is the tag for which the registry named the manifest, empty when it was asked by digest.
 	Tag string

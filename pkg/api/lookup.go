@@ -70,7 +70,7 @@ type LookupReply struct {
 	// AgeMillis is how long ago the registry answered.
 	AgeMillis int64 `json:"ageMillis,omitempty"`
 	// Doubted says that the registry has to show the blob before its consent counts: it ignored the Range of the
-	// lookup, or its consent came over plain HTTP after a redirect from HTTPS.
+	// lookup, or a redirect led from HTTPS to plain HTTP, where anyone on the path may have consented.
 	Doubted bool `json:"doubted,omitempty"`
 	// DateSeconds is when the registry answered by its own clock (its Date), in seconds since
 	// 1970; 0 when unknown. A node's clock may be off, and a token ends by the registry's clock.

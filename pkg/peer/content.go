@@ -72,7 +72,8 @@ func (c *Content) newReader(ctx context.Context, off, n int64, early bool) *Read
 }
 
 // Reader streams verified bytes in order while the download runs. A read waits for its piece. It fails with the
-// download's error and the origin's own message, and never returns an unverified byte. Not for concurrent use.
+// download's error and the origin's own message. It returns no unverified byte, but for the last piece to a caller of
+// [Content.NewPartReader]. Not for concurrent use.
 type Reader struct {
 	d        *Download
 	spec     *task.Spec
