@@ -35,6 +35,9 @@ const (
 	tailMost = 1 << 20
 	// segmentsMax is how many parts of one last piece a host keeps.
 	segmentsMax = 16
+	// windowNear is how long a reader waits for the piece behind one that is here, or that a neighbour has, before
+	// the owner hears of its window: a reader that follows a stream waits for each piece.
+	windowNear = 500 * time.Millisecond
 	// paceMin is how long a body must have come for its rate to be known.
 	paceMin = 200 * time.Millisecond
 )
@@ -382,6 +385,9 @@ func (d *Download) awaitedWindows() (list []api.Window) {
 		}
 		i := d.pick.Have().NextMissing(layout.At(pos))
 		if i >= w.end || d.pick.Offered(i) || d.pick.InFlight(i) {
+			continue
+		}
+		if i > 0 && time.Since(w.since) < windowNear && (d.pick.Have().Has(i-1) || d.pick.Offered(i-1)) {
 			continue
 		}
 		pos = max(pos, layout.Offset(i))

@@ -445,3 +445,24 @@ func TestARangeIgnoredOnceIsAskedNoMore(t *testing.T) {
 		assert.Equal(t, 2, len(s.origin.requests())-before, "the first one shows that it ignores ranges")
 	})
 }
+
+// TestAFollowerAnnouncesFewWindows resumes a blob, so that its reader waits for each piece that the stream brings. The
+// owner need not hear of each.
+func TestAFollowerAnnouncesFewWindows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, randomBytes(93, aheadLength))
+		s.origin.body = paced(4 * aheadRate)
+		s.seed()
+		n := s.node(nil)
+		readWindows(t, s, []*node{n}, &window{off: 1, n: aheadLength - 1})
+		s.owner.mu.Lock()
+		defer s.owner.mu.Unlock()
+		announced := 0
+		for _, e := range s.owner.events[n.host.ID] {
+			if len(e.Windows) > 0 {
+				announced++
+			}
+		}
+		assert.LessOrEqual(t, announced, 4)
+	})
+}
