@@ -85,7 +85,7 @@ func (o *Owner) Forget() { o.resolver.Forget() }
 func (o *Owner) Reply(ctx context.Context, asked api.Lookup) api.LookupReply {
 	out := o.reply(ctx, asked)
 	if out.Doubted && !asked.Doubts {
-		return api.LookupReply{Version: api.Version, Unreached: "the registry has to show the blob first; ask it yourself"}
+		return api.LookupReply{Version: api.Version, Unreached: "the registry has to show the blob first; ask it"}
 	}
 	return out
 }

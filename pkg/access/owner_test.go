@@ -127,8 +127,8 @@ func TestAPanicOfAnOwnerIsAnUnreachedReply(t *testing.T) {
 	}
 }
 
-// A registry that answers a range with the whole has to show the blob, also to hosts that ask by way of an owner. A host
-// of an earlier version reads no doubt, so it has to ask by itself.
+// A registry that answers a range with the whole has to show the blob, also to hosts that ask by way of an owner. A
+// host of an earlier version reads no doubt, so it has to ask by itself.
 func TestAnOwnerTellsADoubt(t *testing.T) {
 	owner := access.NewOwner(registryFunc(func(_ context.Context, req source.RegistryRequest) (*http.Response, error) {
 		res := &http.Response{StatusCode: http.StatusForbidden, Header: http.Header{}, Body: http.NoBody}

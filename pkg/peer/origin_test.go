@@ -19,8 +19,8 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// TestOtherBytesOfAStoredPieceAreWrong has the stream and a further GET, or a neighbour, bring a piece at the same time:
-// the store keeps the first, and the stream has hashed its own.
+// TestOtherBytesOfAStoredPieceAreWrong has the stream and a further GET, or a neighbour, bring a piece at the same
+// time: the store keeps the first, and the stream has hashed its own.
 func TestOtherBytesOfAStoredPieceAreWrong(t *testing.T) {
 	e := New(Config{Host: host.Host{ID: host.NewID()}, Store: memstore.New(memstore.Config{}), Verifier: credulous{},
 		Signer: credulous{}})

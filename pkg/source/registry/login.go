@@ -282,8 +282,8 @@ func (c *control) hideRealm(challenge string) string {
 			return found
 		}
 		plain := realm.Scheme == "http" && c.base.Scheme == "https"
-		ours := realm.Host == c.base.Host || realm.Port() == "" && strings.EqualFold(realm.Hostname(), c.base.Hostname())
-		if plain && ours {
+		sameName := realm.Port() == "" && strings.EqualFold(realm.Hostname(), c.base.Hostname())
+		if plain && (sameName || realm.Host == c.base.Host) {
 			realm.Scheme, realm.Host = c.base.Scheme, c.base.Host
 			return `realm="` + realm.String() + `"`
 		}
