@@ -392,6 +392,9 @@ type Request struct {
 	// RoundTripper sends requests to the URL's own host, for instance with a token; nil for the client's
 	// transport.
 	RoundTripper http.RoundTripper
+	// Challenged returns what sends a request again that a redirect led to another host, at, which answered 401; nil
+	// keeps the answer. It is asked once, and its transport is for this host alone. May be nil.
+	Challenged func(ctx context.Context, at *url.URL, res *http.Response) http.RoundTripper
 	// AllowPlain follows a redirect from https to http, for bytes that a digest protects. Everyone on the network
 	// path can then read them; see [Unencrypted].
 	AllowPlain bool
@@ -404,7 +407,7 @@ var crossHostHeaders = []string{"Accept", "User-Agent", "Range", "If-Range"}
 // body. Errors name the method and the printable URL and hold no secret.
 //
 // A host that a redirect led to must not ask for credentials: Do removes its WWW-Authenticate and turns its
-// 401 into a 403. See [CrossedHosts].
+// 401 into a 403, unless [Request].Challenged helps. See [CrossedHosts].
 func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 	method := r.Method
 	if method == "" {
@@ -413,7 +416,7 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 	fail := func(u *url.URL, err error) error {
 		return fmt.Errorf("%s %s: %w", method, secret.PrintableURL(u), scrub(err))
 	}
-	at, foreign, plain := r.URL, false, false
+	at, foreign, plain, asked := r.URL, false, false, false
 	for hop := 0; ; hop++ {
 		if (at.Scheme != "http" && at.Scheme != "https") || at.Host == "" {
 			return nil, fail(at, errors.New("not an http or https URL"))
@@ -428,6 +431,15 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 				err = context.Cause(ctx)
 			}
 			return nil, fail(at, err)
+		}
+		if foreign && !asked && res.StatusCode == http.StatusUnauthorized && r.Challenged != nil {
+			asked = true
+			if again := r.Challenged(ctx, at, res); again != nil {
+				c.drain(res)
+				if res, err = again.RoundTrip(req.Clone(req.Context())); err != nil {
+					return nil, fail(at, err)
+				}
+			}
 		}
 		location := res.Header.Get("Location")
 		if !redirects(res.StatusCode) || location == "" {

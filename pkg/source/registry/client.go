@@ -122,6 +122,7 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset, end int64) (*
 			get.Length, get.Guessed = spec.Hint, true
 		}
 		get.AllowPlain = spec.Kind == task.Blob && !u.ForbidPlainRedirects
+		get.Challenged = c.redirected(u, id)
 		get.Raw = func(resumed bool) bool { return spec.Kind == task.Blob && c.isLabel(id, resumed) }
 		if spec.Authorization.IsZero() {
 			logged, _, err := c.login(ctx, u, base, repository, bare)
@@ -264,6 +265,9 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 		req := httporigin.Request{
 			Method: q.Method, URL: at(base, q.Path, q.Query), Header: header,
 			AllowPlain: kind == "blobs" && !u.ForbidPlainRedirects,
+		}
+		if id := digestIn(q.Path); id != "" {
+			req.Challenged = c.redirected(u, id)
 		}
 		if header.Get("Authorization") == "" && (q.Anonymous || !bare) {
 			logged, fresh, err := c.login(ctx, u, base, repository, bare)

@@ -158,6 +158,8 @@ type upstream struct {
 	bases  []*url.URL
 	client *httporigin.Client
 	docker *dockerConfig // nil without one
+	// inner sends the requests of its sessions; nil for the client's own transport.
+	inner http.RoundTripper
 }
 
 // knownRealms are token services that are not on their registry's host.

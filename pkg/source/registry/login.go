@@ -98,7 +98,11 @@ func (c *Client) loginAs(ctx context.Context, u *upstream, base *url.URL, key se
 	if key.repository != "" {
 		scopes = []string{"repository:" + key.repository + ":" + transport.PullScope}
 	}
-	guarded := &control{base: base, inner: u.client.Transport(), privateRealm: u.AllowPrivateRealm, realms: u.Realms,
+	inner := u.inner
+	if inner == nil {
+		inner = u.client.Transport()
+	}
+	guarded := &control{base: base, inner: inner, privateRealm: u.AllowPrivateRealm, realms: u.Realms,
 		bare: key.bare, userAgent: u.client.UserAgent()}
 	rt, err := transport.NewWithContext(ctx, host, auth, guarded, scopes)
 	current, own := auth.(currentCredential)

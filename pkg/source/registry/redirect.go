@@ -1,0 +1,66 @@
+package registry
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"path"
+	"strings"
+
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// redirected returns what sends a redirected request for a digest again, to another registry that wants a token: the
+// token that this registry gives to anybody. No credential of a client or of this node goes there, nor its certificate,
+// and the token goes to no third host. Addresses and token services are bounded as for a registry that is not listed.
+func (c *Client) redirected(u *upstream, id task.ID) func(context.Context, *url.URL, *http.Response) http.RoundTripper {
+	return func(ctx context.Context, at *url.URL, res *http.Response) http.RoundTripper {
+		repository := repositoryOf(at.Path)
+		if !wantsToken(res) || !strings.HasPrefix(at.Path, "/v2/") || repository == "" || path.Base(at.Path) != string(id) {
+			return nil // no registry, or another object
+		}
+		host, err := oci.ParseHost(at.Host)
+		if err == nil {
+			repository, err = oci.ParseRepository(host, repository)
+		}
+		if err != nil {
+			return nil
+		}
+		other := &upstream{name: u.name + " redirected", client: u.client}
+		if u.CertFile != "" {
+			other.inner = u.client.WithoutCertificate()
+		}
+		base := &url.URL{Scheme: at.Scheme, Host: at.Host}
+		rt, err := c.login(ctx, other, base, repository, true)
+		if err != nil {
+			return nil // the refusal stays one
+		}
+		return anybodys{rt}
+	}
+}
+
+// anybodys is a transport with a token that anybody gets. A token service that gives none any more refuses no
+// credential of the client.
+type anybodys struct{ inner http.RoundTripper }
+
+func (t anybodys) RoundTrip(req *http.Request) (*http.Response, error) {
+	res, err := t.inner.RoundTrip(req)
+	if isRefusedLogin(err) {
+		return &http.Response{StatusCode: http.StatusForbidden, Status: "403 Forbidden", Header: http.Header{},
+			Body: http.NoBody, Request: req, ContentLength: 0}, nil
+	}
+	return res, err
+}
+
+// digestIn is the digest at the end of a path of the distribution API, empty if there is none.
+func digestIn(p string) task.ID {
+	if !strings.Contains(p, "/blobs/") && !strings.Contains(p, "/manifests/") {
+		return ""
+	}
+	id, err := oci.ParseDigest(path.Base(p))
+	if err != nil {
+		return ""
+	}
+	return id
+}
