@@ -30,6 +30,8 @@ func Peculiarities() []Peculiar {
 		{"HEAD gets 500", Config{Peculiarity: noHead(http.StatusInternalServerError)}},
 		{"HEAD states a wrong length", Config{Peculiarity: wrongHead}},
 		{"no manifest by digest", Config{Peculiarity: onlyTags}},
+		{"the version check gets 404", Config{Peculiarity: noPing(http.StatusNotFound)}},
+		{"the version check gets 403", Config{Peculiarity: noPing(http.StatusForbidden)}},
 		{"layers labelled gzip", Config{Peculiarity: labelled("gzip", false)}},
 		{"layers labelled x-gzip, no lengths", Config{Peculiarity: labelled("x-gzip", true)}},
 		{"layers labelled zstd", Config{Peculiarity: labelled("zstd", false)}},
@@ -52,6 +54,17 @@ func redirected(r *Registry, w http.ResponseWriter, req *http.Request, next http
 func noHead(status int) Peculiarity {
 	return func(_ *Registry, w http.ResponseWriter, req *http.Request, next http.HandlerFunc) {
 		if _, ok := parsePath(req.URL.Path); ok && req.Method == http.MethodHead {
+			w.WriteHeader(status)
+			return
+		}
+		next(w, req)
+	}
+}
+
+// noPing refuses the version check, GET /v2/, whatever comes with it.
+func noPing(status int) Peculiarity {
+	return func(_ *Registry, w http.ResponseWriter, req *http.Request, next http.HandlerFunc) {
+		if req.URL.Path == "/v2/" {
 			w.WriteHeader(status)
 			return
 		}

@@ -103,7 +103,7 @@ func (c *Client) loginAs(ctx context.Context, u *upstream, base *url.URL, key se
 		inner = u.client.Transport()
 	}
 	guarded := &control{base: base, inner: inner, privateRealm: u.AllowPrivateRealm, realms: u.Realms,
-		bare: key.bare, userAgent: u.client.UserAgent()}
+		bare: key.bare, userAgent: u.client.UserAgent(), repository: key.repository}
 	rt, err := transport.NewWithContext(ctx, host, auth, guarded, scopes)
 	current, own := auth.(currentCredential)
 	if isRefusedLogin(err) && own && u.hasOther(ctx, current.repository, "") {
@@ -188,6 +188,8 @@ type control struct {
 	bare bool
 	// userAgent replaces the exchange's own: some registries serve by agent.
 	userAgent string
+	// repository is what the login is for, empty for none.
+	repository string
 }
 
 // checkRealm refuses to send a credential to a token service that is neither on the registry's own host nor on
@@ -243,7 +245,11 @@ func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 	}
+	ping := own && req.URL.Path == "/v2/"
 	res, err := c.inner.RoundTrip(out)
+	if err == nil && ping && c.repository != "" && hasNoPing(res.StatusCode) {
+		res, err = c.challengeOfTags(out, res)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -256,12 +262,39 @@ func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("the response of %s is larger than %d bytes", secret.PrintableURL(out.URL), controlMax)
 	}
 	res.Body = io.NopCloser(bytes.NewReader(b))
-	if own && req.URL.Path == "/v2/" {
+	if ping {
 		for i, v := range res.Header.Values("Www-Authenticate") {
 			res.Header["Www-Authenticate"][i] = c.hideRealm(v)
 		}
 	}
 	return res, nil
+}
+
+// hasNoPing reports whether a registry may serve images although it answers its version check so: one of files alone
+// has nothing there, and some gateways let only paths of repositories through.
+func hasNoPing(status int) bool {
+	switch status {
+	case http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed,
+		http.StatusGone, http.StatusNotImplemented:
+		return true
+	}
+	return false
+}
+
+// challengeOfTags takes the place of a ping: the challenge that the repository's list of tags gets, or else the answer
+// of a registry that asks for no credentials.
+func (c *control) challengeOfTags(ping *http.Request, failed *http.Response) (*http.Response, error) {
+	failed.Body.Close()
+	root, _ := rootOf(c.base)
+	out := ping.Clone(ping.Context())
+	out.URL.Path, out.URL.RawQuery = root+c.repository+"/tags/list", "n=1"
+	res, err := c.inner.RoundTrip(out)
+	if err != nil || res.StatusCode == http.StatusUnauthorized {
+		return res, err
+	}
+	res.Body.Close()
+	return &http.Response{StatusCode: http.StatusOK, Status: "200 OK", Header: http.Header{}, Body: http.NoBody,
+		Request: ping}, nil
 }
 
 // withScheme gives a request the registry's own scheme: the exchange also tries others.
