@@ -79,7 +79,7 @@ type job struct {
 	meter  *meter
 	noted  bool   // the reason why the file is not shared was reported
 	large  func() // is called when the file turns out to be no small one
-	held   string // the note on a new try, until its answer shows that the try is one
+	held   string // the note on a new try, until its bytes show that the try is one
 }
 
 // Run downloads all URLs, and tries each of them even if others fail. The error holds all failures,
@@ -326,11 +326,12 @@ func (g *Getter) get(ctx context.Context, j *job) error {
 	}
 	defer t.close()
 	wait := g.cfg.Backoff
-	asked := false // the daemon was asked why the last body broke off
+	asked := 0 // how often the daemon was asked at once why the last body broke off
 	for failed := 0; ; {
 		before := t.offset
 		err := g.attempt(ctx, j, t)
 		if err == nil {
+			j.release()
 			break
 		}
 		if ctx.Err() != nil {
@@ -343,15 +344,14 @@ func (g *Getter) get(ctx context.Context, j *job) error {
 		if e.Code == WrongDigest || e.Code == Changed {
 			j.held = "" // this is the reason why the body broke off
 		}
-		j.release()
 		if t.offset > before {
 			failed, wait = 0, g.cfg.Backoff
 		}
-		if e.broke && !asked && g.cfg.Settings.Digest != "" && !g.cfg.Settings.Direct {
-			// A daemon that finds a wrong digest can only end the body short. It says so when it is asked again.
-			asked, j.held = true, fmt.Sprintf("%s; asking again", e)
+		if e.broke && asked < digestAsks && g.cfg.Settings.Digest != "" && !g.cfg.Settings.Direct {
+			asked, j.held = asked+1, fmt.Sprintf("%s; asking again", e)
 			continue
 		}
+		j.release()
 		failed++
 		if !e.retry || failed > g.cfg.Settings.Retries {
 			if e.Code == WrongDigest || e.Code == Changed {
@@ -374,6 +374,11 @@ func (g *Getter) get(ctx context.Context, j *job) error {
 	}
 	return t.commit()
 }
+
+// digestAsks is how often dfget asks at once again after a body with a digest broke off. A daemon that finds a wrong
+// digest can only end the body short. It asks the origin once more, ends that body short as well, and says so when it
+// is asked the next time.
+const digestAsks = 2
 
 // release reports the note that was held back.
 func (j *job) release() {
@@ -405,7 +410,7 @@ func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 		return err
 	}
 	defer a.body.Close()
-	j.release()
+	began := t.offset
 	if err := checkVersion(a, j, t); err != nil {
 		return err
 	}
@@ -444,6 +449,9 @@ func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 			return &Error{Code: Disk, Err: err}
 		}
 		j.meter.add(n)
+		if t.offset-began > smallMax {
+			j.release() // the download goes on
+		}
 		if !large && t.offset > smallMax { // its length was unknown
 			large = true
 			j.large()

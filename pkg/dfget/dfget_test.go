@@ -234,21 +234,27 @@ func TestRetryNotes(t *testing.T) {
 
 // If a daemon breaks off because of a wrong digest, that is the reason which dfget reports, also without retries.
 func TestDigestWrongAtEnd(t *testing.T) {
-	for _, retries := range []int{0, 5} {
+	for _, row := range []struct {
+		retries int
+		cut     []int
+	}{{0, []int{900}}, {5, []int{900}}, {0, []int{900, 0}}, {5, []int{0, 0}}} {
 		f, dir := newFake(t, 1000), t.TempDir()
-		f.cut = []int{900}
+		f.cut = row.cut // the daemon asks the origin once more, and can end that body short, too
 		f.hold = func() {
 			f.mu.Lock()
 			defer f.mu.Unlock()
+			if len(f.cut) > 0 {
+				return
+			}
 			f.refuse = &api.FileError{Kind: api.FileDigestWrong, Message: "the origin sent another digest"}
 		}
 		stderr, err := get(t.Context(), t, f, dir, func(s *config.Dfget) {
-			s.Retries, s.Digest = retries, "sha256:"+strings.Repeat("ab", 32)
+			s.Retries, s.Digest = row.retries, "sha256:"+strings.Repeat("ab", 32)
 		})
 		require.ErrorContains(t, err, "the origin sent another digest")
 		assert.Equal(t, dfget.WrongDigest, dfget.ExitCode(err))
 		assert.Empty(t, stderr)
-		assert.Len(t, f.requests, 2)
+		assert.Len(t, f.requests, len(row.cut)+1)
 		holds(t, dir, nil)
 	}
 	// A body that breaks off for another reason is reported, and resumed.
