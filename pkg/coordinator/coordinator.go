@@ -31,6 +31,10 @@ import (
 // inlineTotal bounds the inline bytes of one response; the rest comes on the piece wire.
 const inlineTotal = 4 << 20
 
+// inlineWait is the longest time that a response waits for small tasks which this host fetches from their origins, so
+// that it can hold their bytes. Longer spares more connections, and delays the host's other announces to this owner.
+const inlineWait = 50 * time.Millisecond
+
 const (
 	// standbysNamed is how many standbys an owner names. One is enough to keep a crowd from the
 	// origin, and several seldom die together; each gets the announces of all hosts then.
@@ -99,6 +103,8 @@ type Coordinator struct {
 	sched *scheduler.Scheduler
 	// metadata of tasks that a host wants or holds.
 	metadata map[task.ID]piece.Metadata
+	// settling closes when a small task is complete or failed; only tasks for which a response waits are in it.
+	settling map[task.ID]chan struct{}
 	// standbys as responses name them; the list is never changed.
 	standbys []string
 	refusals refusedHosts
@@ -123,7 +129,7 @@ func New(cfg Config) *Coordinator {
 		cfg:      cfg,
 		log:      cfg.Logger,
 		sched:    scheduler.New(cfg.Scheduler),
-		metadata: make(map[task.ID]piece.Metadata),
+		metadata: make(map[task.ID]piece.Metadata), settling: make(map[task.ID]chan struct{}),
 		clockLog: rate.Sometimes{Interval: clockEvery},
 	}
 	if c.cfg.Now == nil {
@@ -196,26 +202,27 @@ func (c *Coordinator) Announce(ctx context.Context, e api.Entry) (api.Assignment
 	if err := ctx.Err(); err != nil {
 		return api.Assignment{}, owners.LastResort, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
 	}
-	response, err := c.answer(api.AnnounceRequest{Version: api.Version, Host: c.cfg.Host, Entries: []api.Entry{e}}, "")
+	response, err := c.answer(ctx, api.AnnounceRequest{Version: api.Version, Host: c.cfg.Host, Entries: []api.Entry{e}}, "")
 	if err != nil {
 		return api.Assignment{}, owners.LastResort, err
 	}
 	return response.Assignments[0], owners.LastResort, nil
 }
 
-// ServeAnnounce answers an announce of a host. It does not block; ctx only carries the [Sender]. The error is a
+// ServeAnnounce answers an announce of a host. It blocks for small files that begin only, for 50 ms at most and until
+// ctx ends; ctx also carries the [Sender]. The error is a
 // *[RequestError] if the whole request is invalid or names another host than its sender, and wraps [scheduler.ErrFull]
 // if a bound admits no other host. An invalid entry gets a Failure and does not affect the others.
 func (c *Coordinator) ServeAnnounce(ctx context.Context, r api.AnnounceRequest) (api.AnnounceResponse, error) {
 	from := senderOf(ctx, r.Host)
-	response, err := c.serve(r, from)
+	response, err := c.serve(ctx, r, from)
 	if err != nil {
 		c.refused(r.Host, from, err)
 	}
 	return response, err
 }
 
-func (c *Coordinator) serve(r api.AnnounceRequest, from Sender) (api.AnnounceResponse, error) {
+func (c *Coordinator) serve(ctx context.Context, r api.AnnounceRequest, from Sender) (api.AnnounceResponse, error) {
 	if c.cfg.Observe != nil {
 		defer func(began time.Time) { c.cfg.Observe(r, time.Since(began)) }(time.Now())
 	}
@@ -228,12 +235,12 @@ func (c *Coordinator) serve(r api.AnnounceRequest, from Sender) (api.AnnounceRes
 	if err := c.checkClock(r); err != nil {
 		return api.AnnounceResponse{}, err
 	}
-	return c.answer(r, from.source())
+	return c.answer(ctx, r, from.source())
 }
 
 // answer asks the scheduler and builds the response. source is the network that bounds count by, empty for the owner's
 // own host.
-func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.AnnounceResponse, error) {
+func (c *Coordinator) answer(ctx context.Context, r api.AnnounceRequest, source string) (api.AnnounceResponse, error) {
 	report := scheduler.Report{
 		Host: r.Host, Generation: r.Generation, Source: source, Leaving: r.Leaving, Standby: r.Standby,
 		Entries: make([]scheduler.Entry, len(r.Entries)),
@@ -268,6 +275,7 @@ func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.Announce
 		c.log.Info("host is new", "host", r.Host.ID, "name", r.Host.Name, "addr", r.Host.Addr, "zone", r.Host.Zone)
 	}
 
+	c.awaitSmall(ctx, r, decided.Assignments)
 	response := api.AnnounceResponse{
 		Version:        api.Version,
 		IntervalMillis: int(decided.Interval.Milliseconds()),
@@ -308,6 +316,54 @@ func (c *Coordinator) answer(r api.AnnounceRequest, source string) (api.Announce
 		}
 	}
 	return response, nil
+}
+
+// awaitSmall waits a moment for the small files among the entries that begin and that this host fetches from their
+// origins now: the response then holds them, and the host needs no connection for each.
+func (c *Coordinator) awaitSmall(ctx context.Context, r api.AnnounceRequest, decided []scheduler.Assignment) {
+	if c.cfg.Store == nil || len(decided) != len(r.Entries) {
+		return
+	}
+	waits := map[task.ID]chan struct{}{}
+	c.mu.Lock()
+	for i, e := range r.Entries {
+		known := e.Event == api.Started && e.Spec != nil && e.Spec.Length > 0 && e.Spec.Length <= api.InlineMax
+		if !known || !decided[i].Reading || c.sched.Holds(e.Task) || c.settling[e.Task] != nil {
+			continue // another response waits for it: the bytes go to that one's host, and the rest by the swarm
+		}
+		waits[e.Task] = make(chan struct{})
+		c.settling[e.Task] = waits[e.Task]
+	}
+	c.mu.Unlock()
+	if len(waits) == 0 {
+		return
+	}
+	timer := time.NewTimer(inlineWait)
+	defer timer.Stop()
+	for _, settled := range waits {
+		select {
+		case <-settled:
+			continue
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		break
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, settled := range waits {
+		if c.settling[id] == settled {
+			delete(c.settling, id)
+		}
+	}
+}
+
+// settle ends the wait for a task. mu is held.
+func (c *Coordinator) settle(id task.ID) {
+	if settled := c.settling[id]; settled != nil {
+		delete(c.settling, id)
+		close(settled)
+	}
 }
 
 // checkHeld tells the scheduler if the host's own store has evicted a task that was complete. Otherwise the owner would
@@ -398,6 +454,7 @@ func (c *Coordinator) SeedDone(id task.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.sched.Done(id, c.metadata[id].Layout().Count())
+	c.settle(id)
 }
 
 // SeedFailed records that the engine could not fetch a task from its origin. Hosts that wait for the task get the
@@ -417,6 +474,7 @@ func (c *Coordinator) SeedFailed(id task.ID, used *task.Spec, f *api.Failure) {
 	}
 	// The metadata of a failed attempt may be wrong.
 	delete(c.metadata, id)
+	c.settle(id)
 	if used == nil && f.Upstream != "" {
 		used = &task.Spec{ID: id, Upstream: f.Upstream, Repository: f.Repository}
 	}

@@ -733,3 +733,76 @@ func FuzzHandleAnnounce(f *testing.F) {
 		}
 	})
 }
+
+// The response to a small file that begins waits a moment for the owner's own fetch, and holds the bytes.
+func TestSmallFilesComeWithTheResponse(t *testing.T) {
+	content := []byte("a small file")
+	begins := func(length int64) api.Entry {
+		e := wants(taskID("a"), "")
+		e.Spec.Length = length
+		return e
+	}
+	for name, row := range map[string]struct {
+		length int64
+		took   time.Duration // by the origin
+		waited time.Duration
+		inline bool
+	}{
+		"a fast origin":         {12, 20 * time.Millisecond, 20 * time.Millisecond, true},
+		"a slow origin":         {12, time.Second, inlineWait, false},
+		"a large file":          {api.InlineMax + 1, 20 * time.Millisecond, 0, false},
+		"a file without length": {0, 20 * time.Millisecond, 0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := &lateShelf{}
+				r := newRig(store)
+				go func() {
+					time.Sleep(row.took)
+					r.SeedMetadata(taskID("a"), book{id: taskID("a"), content: content}.Metadata())
+					store.put(taskID("a"), content)
+					r.SeedDone(taskID("a"))
+				}()
+				began := time.Now()
+				got := r.serve(t, member("1"), begins(row.length)).Assignments[0]
+				assert.Equal(t, row.waited, time.Since(began))
+				assert.Equal(t, row.inline, string(got.Inline) == string(content))
+				time.Sleep(2 * time.Second)
+				assert.Empty(t, r.settling)
+			})
+		})
+	}
+	t.Run("a file that its origin refuses", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(&lateShelf{})
+			go func() {
+				time.Sleep(time.Millisecond)
+				r.SeedFailed(taskID("a"), nil, &api.Failure{Status: 404, Message: "no"})
+			}()
+			began := time.Now()
+			r.serve(t, member("1"), begins(12))
+			assert.Equal(t, time.Millisecond, time.Since(began))
+			assert.Empty(t, r.settling)
+		})
+	})
+}
+
+// lateShelf is a shelf that is filled meanwhile.
+type lateShelf struct {
+	mu  sync.Mutex
+	all shelf
+}
+
+func (s *lateShelf) put(id task.ID, content []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = shelf{id: content}
+}
+
+func (s *lateShelf) Open(id task.ID) (piece.Replica, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all.Open(id)
+}
+
+func (s *lateShelf) Inventory() []piece.Entry { return nil }
