@@ -16,7 +16,7 @@ import (
 // and the token goes to no third host. Addresses and token services are bounded as for a registry that is not listed.
 func (c *Client) redirected(u *upstream, id task.ID) func(context.Context, *url.URL, *http.Response) http.RoundTripper {
 	return func(ctx context.Context, at *url.URL, res *http.Response) http.RoundTripper {
-		repository := repositoryOf(at.Path)
+		repository, _ := repositoryOf(at.Path)
 		if !wantsToken(res) || !strings.HasPrefix(at.Path, "/v2/") || repository == "" || path.Base(at.Path) != string(id) {
 			return nil // no registry, or another object
 		}
@@ -32,7 +32,7 @@ func (c *Client) redirected(u *upstream, id task.ID) func(context.Context, *url.
 			other.inner = u.client.WithoutCertificate()
 		}
 		base := &url.URL{Scheme: at.Scheme, Host: at.Host}
-		rt, err := c.login(ctx, other, base, repository, true)
+		rt, _, err := c.login(ctx, other, base, repository, true)
 		if err != nil {
 			return nil // the refusal stays one
 		}
