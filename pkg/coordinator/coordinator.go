@@ -202,7 +202,8 @@ func (c *Coordinator) Announce(ctx context.Context, e api.Entry) (api.Assignment
 	if err := ctx.Err(); err != nil {
 		return api.Assignment{}, owners.LastResort, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
 	}
-	response, err := c.answer(ctx, api.AnnounceRequest{Version: api.Version, Host: c.cfg.Host, Entries: []api.Entry{e}}, "")
+	own := api.AnnounceRequest{Version: api.Version, Host: c.cfg.Host, Entries: []api.Entry{e}}
+	response, err := c.answer(ctx, own, "")
 	if err != nil {
 		return api.Assignment{}, owners.LastResort, err
 	}
