@@ -268,7 +268,8 @@ func TestHealthNamesWhatIsMissing(t *testing.T) {
 			"darter_build_info{",
 			"darter_upload_slots 3",
 			"darter_hosts 0", `darter_owners{state="unreachable"} 0`,
-			`darter_upstream_requests_total{kind="blob",registry="other",status="5xx"} 0`, "go_goroutines", "process_resident_memory_bytes",
+			`darter_upstream_requests_total{kind="blob",registry="other",status="5xx"} 0`,
+			"go_goroutines", "process_resident_memory_bytes",
 		},
 	} {
 		code, body := get(path)
