@@ -493,7 +493,8 @@ func (c *Client) delivered(ctx context.Context, e api.Entry, to string) {
 	case api.Completed, api.Stopped:
 		first := c.firstTwo(e.Task)
 		for addr, s := range c.senders {
-			if addr != to && addr != former && (slices.Contains(first, addr) || e.Event == api.Stopped && s.more && c.answers(s)) {
+			more := e.Event == api.Stopped && s.more && c.answers(s)
+			if addr != to && addr != former && (slices.Contains(first, addr) || more) {
 				s.enqueue(&call{entry: e})
 			}
 		}

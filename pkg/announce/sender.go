@@ -267,8 +267,8 @@ func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
 	return time.Duration(response.IntervalMillis) * time.Millisecond
 }
 
-// sendApart handles a batch that an owner answered and refused. It sends the halves of the batch, and so finds the entry
-// that the owner refuses; others are not lost with it, and the owner counts as one that answers.
+// sendApart handles a batch that an owner answered and refused. It sends the halves of the batch, and so finds the
+// entry that the owner refuses; others are not lost with it, and the owner counts as one that answers.
 func (c *Client) sendApart(ctx context.Context, s *sender, b batch, err error) time.Duration {
 	if n := len(b.entries) / 2; n > 0 {
 		first, second := batch{entries: b.entries[:n], begins: b.begins}, batch{entries: b.entries[n:]}

@@ -459,9 +459,9 @@ func (c *Coordinator) SeedDone(id task.ID) {
 }
 
 // SeedFailed records that the engine could not fetch a task from its origin. Hosts that wait for the task get the
-// origin's own response, unless this host's disk is the cause: then one of them fetches it instead. A refusal that may depend on the credentials goes only to hosts with the same ones. used is
-// the spec of the request to the origin, which can differ from the spec that Seed received; nil if there was no
-// request.
+// origin's own response, unless this host's disk is the cause: then one of them fetches it instead. A refusal that may
+// depend on the credentials goes only to hosts with the same ones. used is the spec of the request to the origin, which
+// can differ from the spec that Seed received; nil if there was no request.
 func (c *Coordinator) SeedFailed(id task.ID, used *task.Spec, f *api.Failure) {
 	if f == nil {
 		f = &api.Failure{Status: http.StatusBadGateway, Message: "the seed could not fetch the task from its origin"}

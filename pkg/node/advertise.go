@@ -21,8 +21,8 @@ var anyHost = []config.Address{"192.0.2.1:9", "[2001:db8::1]:9"}
 // Advertise returns the address of a listener that other hosts use: the operator's setting, or the address listened
 // on, or if that is every address, the one that this machine uses towards the given hosts, or towards the Internet.
 //
-// It sends nothing except the look-ups of the given hosts' names, which take at most two seconds together. If they give no
-// address, it logs a warning: on a machine with several addresses the result may be another one.
+// It sends nothing except the look-ups of the given hosts' names, which take at most two seconds together. If they
+// give no address, it logs a warning: on a machine with several addresses the result may be another one.
 func Advertise(
 	listening net.Addr, wanted config.Address, towards []config.Address, log *slog.Logger,
 ) (string, error) {

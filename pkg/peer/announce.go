@@ -184,8 +184,8 @@ func (d *Download) assigned(now time.Time, ev ownerReplied) {
 		return
 	}
 	if a.Failure != nil && a.Failure.Full && d.e.cfg.Origin != nil {
-		// The disk of a host that was to bring it failed, and not the origin: this host may ask the origin itself, in the
-		// order of hosts. Owners of earlier versions answer so, and name no substitute.
+		// The disk of a host that was to bring it failed, and not the origin: this host may ask the origin itself, in
+		// the order of hosts. Owners of earlier versions answer so, and name no substitute.
 		a.Failure, a.Seed = nil, true
 	}
 	if f := a.Failure; f != nil && d.policy.OwnerRefused(d.view(), f.Personal(), d.hopeful) {

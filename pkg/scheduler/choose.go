@@ -269,23 +269,24 @@ func (s *Scheduler) reachable(now time.Time, w *swarm, m, c memberIndex) bool {
 	return true
 }
 
-// snubbed reports whether several hosts have reported a host as silent, in this swarm or in any since its last announce.
+// snubbed reports whether several hosts have reported a host as silent, in this swarm or in any since its last
+// announce.
 func (s *Scheduler) snubbed(now time.Time, w *swarm, st *hostState) bool {
 	return now.Before(st.snubbedUntil) || slices.ContainsFunc(st.snubbedIn, func(q swarmSnub) bool {
 		return q.swarm == w && s.nano(now) < q.until
 	})
 }
 
-// heardOf takes an announce of a host as a sign of life. A host that hangs or lost its network announces nothing, but one
-// of which several neighbours in one task were disappointed may serve all others.
+// heardOf takes an announce of a host as a sign of life. A host that hangs or lost its network announces nothing.
+// One that several neighbours in one task reported may serve all others.
 func (s *Scheduler) heardOf(now time.Time, st *hostState) {
 	st.seen, st.snubbedUntil = now, time.Time{}
 	st.snubbedIn = slices.DeleteFunc(st.snubbedIn, func(q swarmSnub) bool { return q.until <= s.nano(now) })
 }
 
-// snub records which neighbours member m reported as useless. No assignment names them to m for
-// Expiry. With silent, they did not answer: none names to any host one that several reported from different addresses, in
-// this swarm for Expiry, elsewhere until it announces.
+// snub records which neighbours member m reported as useless. No assignment names them to m for Expiry. With silent,
+// they did not answer: no assignment to any host names one that several reported from different addresses, in this
+// swarm for Expiry, in others until it announces.
 func (s *Scheduler) snub(now time.Time, w *swarm, m memberIndex, ids []host.ID, silent bool) {
 	me := w.member(m)
 	for _, id := range ids[:min(len(ids), silentMax)] {

@@ -26,8 +26,8 @@ type seedState struct {
 	endedAt time.Time
 	// seedAt is when time alone starts a seed; zero for never.
 	seedAt time.Time
-	// unableUntil is until when the owner's own host does not try the task again, because its disk failed. substitute is
-	// the host that gets it from the origin instead, in the life of that generation.
+	// unableUntil is until when the owner's own host does not try the task again, because its disk failed.
+	// substitute is the host that gets it from the origin instead, in the life of that generation.
 	unableUntil time.Time
 	substitute  hostIndex
 	generation  uint64
@@ -90,8 +90,9 @@ func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, used *task.Sp
 	}
 }
 
-// Unable records that the owner's own host cannot keep a task, because its disk failed or is full. That is no reason for
-// others: for a minute, one of the hosts that want the task gets it from the origin instead, and serves the others.
+// Unable records that the owner's own host cannot keep a task, because its disk failed or is full. That is no
+// reason for others: for a minute, one of the hosts that want the task gets it from the origin instead, and serves
+// the others.
 func (s *Scheduler) Unable(now time.Time, id task.ID) {
 	w := s.swarms[id]
 	if w == nil {
@@ -205,7 +206,8 @@ func (s *Scheduler) runDue(now time.Time) (seeds []task.Spec) {
 	for _, w := range slices.SortedFunc(maps.Keys(s.due), func(a, b *swarm) int { return cmp.Compare(a.id, b.id) }) {
 		if !w.seedAt.IsZero() && !now.Before(w.seedAt) {
 			w.seedAt = time.Time{}
-			if !w.seeding && !now.Before(w.unableUntil) && len(w.refusals) == 0 && w.spec != nil && len(w.holding.all) == 0 && s.othersWant(w) {
+			able := !now.Before(w.unableUntil) && len(w.refusals) == 0 && w.spec != nil
+			if !w.seeding && able && len(w.holding.all) == 0 && s.othersWant(w) {
 				seeds = append(seeds, *s.startSeed(w))
 			}
 		}

@@ -248,8 +248,9 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte,
 		learn(known)
 		m.Type = HelloMessage
 		m.Hello = &Hello{Host: host.ID(w.Host), Version: w.Version, Client: w.V[:min(len(w.V), 64)], Seed: w.Seed != 0,
-			Zone: w.Zone, Gateway: w.Gateway != 0, Alive: w.Alive != 0, Leaving: min(max(Stays, Leaving(w.Leaving)), LeavesTask),
-			Read: max(0, w.Read)}
+			Zone: w.Zone, Gateway: w.Gateway != 0, Alive: w.Alive != 0,
+			Leaving: min(max(Stays, Leaving(w.Leaving)), LeavesTask),
+			Read:    max(0, w.Read)}
 	case names["dr_any"]:
 		var w anyWire
 		if err = bencode.Unmarshal(payload, &w); err != nil {
