@@ -44,6 +44,8 @@ type sender struct {
 	// why is the reason of the failures that the log last showed, empty while the owner answers; told is when.
 	why  string
 	told time.Time
+	// refusedAt is when the log last showed a refused entry.
+	refusedAt time.Time
 }
 
 // reasonPause is how long after a line of the log an owner's next reason can follow.
@@ -277,9 +279,12 @@ func (c *Client) sendApart(ctx context.Context, s *sender, b batch, err error) t
 		}
 		return min(c.send(ctx, s, first), c.send(ctx, s, second))
 	}
-	c.log.Warn("owner refuses an entry, so this host leads the task by itself", "owner", s.addr,
-		"task", b.entries[0].Task.Short(), "event", b.entries[0].Event, "error", err)
 	c.mu.Lock()
+	if now := time.Now(); now.Sub(s.refusedAt) >= reasonPause { // a host that is refused as a whole has many entries
+		s.refusedAt = now
+		defer c.log.Warn("owner refuses an entry, so this host leads the task by itself", "owner", s.addr,
+			"task", b.entries[0].Task.Short(), "event", b.entries[0].Event, "error", err)
+	}
 	for _, q := range b.calls {
 		q.answer(result{err: err})
 	}
