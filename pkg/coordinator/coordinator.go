@@ -469,13 +469,13 @@ func (c *Coordinator) SeedFailed(id task.ID, used *task.Spec, f *api.Failure) {
 	c.log.Debug("seed failed", "task", id, "status", f.Status, "error", f.Message)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.settle(id)
 	if f.Full {
 		c.sched.Unable(time.Now(), id)
 		return
 	}
 	// The metadata of a failed attempt may be wrong.
 	delete(c.metadata, id)
-	c.settle(id)
 	if used == nil && f.Upstream != "" {
 		used = &task.Spec{ID: id, Upstream: f.Upstream, Repository: f.Repository}
 	}
