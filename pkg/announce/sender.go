@@ -280,10 +280,10 @@ func (c *Client) sendApart(ctx context.Context, s *sender, b batch, err error) t
 		return min(c.send(ctx, s, first), c.send(ctx, s, second))
 	}
 	c.mu.Lock()
-	if now := time.Now(); now.Sub(s.refusedAt) >= reasonPause { // a host that is refused as a whole has many entries
+	now := time.Now()
+	shows := now.Sub(s.refusedAt) >= reasonPause // a host that is refused as a whole has many entries
+	if shows {
 		s.refusedAt = now
-		defer c.log.Warn("owner refuses an entry, so this host leads the task by itself", "owner", s.addr,
-			"task", b.entries[0].Task.Short(), "event", b.entries[0].Event, "error", err)
 	}
 	for _, q := range b.calls {
 		q.answer(result{err: err})
@@ -293,6 +293,10 @@ func (c *Client) sendApart(ctx context.Context, s *sender, b batch, err error) t
 		changes = c.apply(owners.Replied{From: s.addr})
 	}
 	c.mu.Unlock()
+	if shows {
+		c.log.Warn("owner refuses an entry, so this host leads the task by itself", "owner", s.addr,
+			"task", b.entries[0].Task.Short(), "event", b.entries[0].Event, "error", err)
+	}
 	c.report(s.addr, changes, nil)
 	return intervalFirst
 }
