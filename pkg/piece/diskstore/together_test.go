@@ -87,7 +87,7 @@ func TestSmallTasksAreSyncedTogether(t *testing.T) {
 			assert.Equal(t, tasks, believed(t, lostBytes(t, dir)), "afterwards, each task has a mark")
 			assert.Equal(t, tasks, believed(t, dir))
 			if row.err == nil {
-				assert.LessOrEqual(t, syncs, 2, "data and journal of the first task")
+				assert.Less(t, syncs, tasks/2, "data and journal of the few tasks that missed the others")
 			} else {
 				assert.GreaterOrEqual(t, syncs, 2*tasks)
 			}
