@@ -47,8 +47,10 @@ type script struct {
 	dead, hung bool
 	// refusal is why no announce reaches it, for another reason than those; nil: none.
 	refusal error
-	// refuses has the owner refuse announces with such an entry; nil: none.
+	// refuses has the owner refuse announces with such an entry; nil: none. plain has it refuse everything, as a server
+	// does that takes TLS for the request of a client without.
 	refuses func(e api.Entry) bool
+	plain   bool
 	// delay is how long an answer takes.
 	delay time.Duration
 	// answer may change the answer to a request.
@@ -122,6 +124,11 @@ func (w *town) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if o.plain {
+		recorder := httptest.NewRecorder()
+		http.Error(recorder, "Client sent an HTTP request to an HTTPS server.", http.StatusBadRequest)
+		return recorder.Result(), nil
+	}
 	if o.refuses != nil && slices.ContainsFunc(request.Entries, o.refuses) {
 		recorder := httptest.NewRecorder()
 		http.Error(recorder, "an entry is too long", http.StatusRequestEntityTooLarge)

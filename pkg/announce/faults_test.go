@@ -97,3 +97,24 @@ func TestARefusedEntryOfTheInventory(t *testing.T) {
 		assert.True(t, c.Owners()[0].Alive)
 	})
 }
+
+// An owner that refuses everything with the same status, such as a TLS server that gets plain HTTP, does not count as
+// alive, whatever this host sends.
+func TestAnOwnerThatRefusesEverything(t *testing.T) {
+	w := newTown(three...)
+	for _, addr := range three {
+		w.owners[addr].plain = true
+	}
+	held := []api.Entry{event(someTasks(1)[0], api.Completed)}
+	inTown(t, w, Config{Local: new(solo), Inventory: func() []api.Entry { return held }}, func(t *testing.T, c *Client) {
+		for _, id := range someTasks(5) {
+			_, leader, err := c.Announce(t.Context(), started(id))
+			assert.NoError(t, err)
+			assert.Equal(t, owners.LastResort, leader)
+			for _, o := range c.Owners() {
+				assert.False(t, o.Alive, o.Addr)
+				assert.Contains(t, o.Error, "HTTPS server")
+			}
+		}
+	})
+}

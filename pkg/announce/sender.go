@@ -270,8 +270,19 @@ func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
 }
 
 // sendApart handles a batch that an owner answered and refused. It sends the halves of the batch, and so finds the
-// entry that the owner refuses; others are not lost with it, and the owner counts as one that answers.
+// entry that the owner refuses; others are not lost with it, and the owner counts as one that answers. An owner that
+// refuses an announce without entries, too, refuses this host: it fails.
 func (c *Client) sendApart(ctx context.Context, s *sender, b batch, err error) time.Duration {
+	interval := c.send(ctx, s, batch{begins: b.begins})
+	c.mu.Lock()
+	if !c.answers(s) {
+		for _, q := range b.calls {
+			q.answer(result{err: errors.New(err.Error())}) // no refusal of an entry
+		}
+		c.mu.Unlock()
+		return interval
+	}
+	c.mu.Unlock()
 	if n := len(b.entries) / 2; n > 0 {
 		first, second := batch{entries: b.entries[:n], begins: b.begins}, batch{entries: b.entries[n:]}
 		if len(b.calls) > 0 { // one for each entry
@@ -281,24 +292,19 @@ func (c *Client) sendApart(ctx context.Context, s *sender, b batch, err error) t
 	}
 	c.mu.Lock()
 	now := time.Now()
-	shows := now.Sub(s.refusedAt) >= reasonPause // a host that is refused as a whole has many entries
+	shows := now.Sub(s.refusedAt) >= reasonPause // a host may have many such entries
 	if shows {
 		s.refusedAt = now
 	}
 	for _, q := range b.calls {
 		q.answer(result{err: err})
 	}
-	var changes owners.Changes
-	if c.senders[s.addr] == s {
-		changes = c.apply(owners.Replied{From: s.addr})
-	}
 	c.mu.Unlock()
 	if shows {
 		c.log.Warn("owner refuses an entry, so this host leads the task by itself", "owner", s.addr,
 			"task", b.entries[0].Task.Short(), "event", b.entries[0].Event, "error", err)
 	}
-	c.report(s.addr, changes, nil)
-	return intervalFirst
+	return interval
 }
 
 // learnPurges fetches an owner's purge orders, and announces at once that it did.
