@@ -286,10 +286,10 @@ func (p Program) reload(form *config.Form, environ []string, program Runner, log
 			now, _ := last.Changed(again)
 			_, restart := form.Changed(again)
 			last = again
-			logger.Info("settings reloaded", "in_force", keys(now), "after_restart", keys(restart))
+			logger.Info("settings reloaded", "inForce", keys(now), "afterRestart", keys(restart))
 			for _, c := range restart {
-				logger.Warn("a changed setting takes effect after a restart only", "setting", c.Key, "in_force", c.Was,
-					"after_restart", c.Is)
+				logger.Warn("a changed setting takes effect after a restart only", "setting", c.Key, "inForce", c.Was,
+					"afterRestart", c.Is)
 			}
 		}
 	}()

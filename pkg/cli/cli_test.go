@@ -85,14 +85,14 @@ func TestReloadBySIGHUP(t *testing.T) {
 	assert.Equal(t, 9, (<-run.reloaded).Peer.UploadSlots)
 	line := log.take()
 	assert.Contains(t, line, "settings reloaded")
-	assert.Contains(t, line, `in_force="[peer.uploadSlots log.level]"`)
-	assert.Contains(t, line, `after_restart="[node.zone mirror.listen]"`)
+	assert.Contains(t, line, `inForce="[peer.uploadSlots log.level]"`)
+	assert.Contains(t, line, `afterRestart="[node.zone mirror.listen]"`)
 	// One line for each.
 	line = log.take()
 	assert.Contains(t, line, "takes effect after a restart only")
-	assert.Contains(t, line, `setting=node.zone in_force="\"\"" after_restart=west`)
+	assert.Contains(t, line, `setting=node.zone inForce="\"\"" afterRestart=west`)
 	line = log.take()
-	assert.Contains(t, line, "setting=mirror.listen in_force=127.0.0.1:65001 after_restart=127.0.0.1:7")
+	assert.Contains(t, line, "setting=mirror.listen inForce=127.0.0.1:65001 afterRestart=127.0.0.1:7")
 
 	write("peer: {uploadSlots: -1}\n")
 	hup()

@@ -58,7 +58,7 @@ type Mirror struct {
 
 // Upstream is one registry.
 type Upstream struct {
-	// Host is the registry as image names write it, normalized by oci.ParseHost.
+	// Host is the registry as image names write it, normalised by oci.ParseHost.
 	Host string
 	// PlainHTTP reports that the registry speaks HTTP. The client needs it for its own requests to the registry.
 	PlainHTTP bool

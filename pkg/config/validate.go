@@ -84,7 +84,7 @@ func (c *Supernode) Validate() error {
 	)
 }
 
-// check also normalizes the names of registries.
+// check also normalises the names of registries.
 func (m *Mirror) check() (err error) {
 	if m.DefaultUpstream != "" {
 		if m.DefaultUpstream, err = oci.ParseHost(m.DefaultUpstream); err != nil {

@@ -454,7 +454,7 @@ func TestClocksAndVersions(t *testing.T) {
 		}))
 		cfg := settings(t)
 		cfg.Supernodes = []config.Address{config.Address(s.Listener.Addr().String())}
-		var clock, version doctor.Level = doctor.OK, doctor.OK
+		clock, version := doctor.OK, doctor.OK
 		for _, f := range examine(t, cfg) {
 			if strings.Contains(f.Found, "clock") {
 				clock = f.Level

@@ -94,8 +94,9 @@ func (x *exam) loginless(c clientconf.Client) []Finding {
 		return nil
 	}
 	return []Finding{{OK, "client " + string(c), "gives a mirror no login, so private images of " +
-		strings.Join(hosts, ", ") + " come from the registry itself, past the cluster", "if you pull such images, give this node and the supernodes a " +
-		"login: dockerConfig, or username and passwordFile, of the upstream"}}
+		strings.Join(hosts, ", ") + " come from the registry itself, past the cluster",
+		"if you pull such images, give this node and the supernodes a login: dockerConfig, or username and passwordFile, " +
+			"of the upstream"}}
 }
 
 // Fractions of a file system: fewer free bytes or inodes are a warning.

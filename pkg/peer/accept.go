@@ -188,7 +188,7 @@ func (e *Engine) sendFailure(conn *wire.Conn, words *api.Failure) error {
 
 // closeAfter closes a connection after a few last messages.
 func (e *Engine) closeAfter(conn *wire.Conn, messages ...wire.Message) error {
-	conn.WriteWithin(drainTimeout)
+	_ = conn.WriteWithin(drainTimeout)
 	for _, m := range messages {
 		if err := conn.Send(m); err != nil {
 			return err

@@ -258,7 +258,7 @@ func (c *conn) drainSoon() {
 		j.dropped = true
 	}
 	c.mu.Unlock()
-	c.wire.WriteWithin(drainTimeout)
+	_ = c.wire.WriteWithin(drainTimeout)
 	c.poke()
 }
 
@@ -608,9 +608,9 @@ func (c *conn) drain(why wire.Leaving) {
 }
 
 func (c *conn) writeSome(out []wire.Message, j *job) error {
-	c.wire.WriteWithin(writeTimeout)
+	_ = c.wire.WriteWithin(writeTimeout)
 	if c.d.ended() {
-		c.wire.WriteWithin(drainTimeout)
+		_ = c.wire.WriteWithin(drainTimeout)
 	}
 	for _, m := range out {
 		if err := c.wire.Send(m); err != nil {

@@ -217,8 +217,7 @@ func (d *Download) view() policy.View {
 // decided logs a decision of the policy and what it saw, as its scenarios write it.
 func (d *Download) decided(now time.Time, what fmt.Stringer, v policy.View) {
 	if d.debug {
-		d.log.LogAttrs(d.ctx, slog.LevelDebug, "decided", slog.String("what", what.String()),
-			slog.String("view", v.Text(now)))
+		d.log.Debug("decided", "what", what.String(), "view", v.Text(now))
 	}
 }
 

@@ -2,7 +2,6 @@ package peer
 
 import (
 	"fmt"
-	"log/slog"
 	"strings"
 	"time"
 
@@ -153,7 +152,7 @@ type (
 // handle is what each event does. It is the only place where the loop takes one.
 func (d *Download) handle(now time.Time, ev event) {
 	if d.debug {
-		d.log.LogAttrs(d.ctx, slog.LevelDebug, "event", slog.String("what", ev.String()))
+		d.log.Debug("event", "what", ev.String())
 	}
 	switch ev := ev.(type) {
 	case connOpened:

@@ -1,6 +1,7 @@
 package registryproxy
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -83,7 +84,7 @@ func (req *request) forward() *apiError {
 	if err == nil {
 		err = fmt.Errorf("longer than %d bytes", most)
 	}
-	if err != io.EOF {
+	if !errors.Is(err, io.EOF) {
 		req.pull.Err = fmt.Errorf("forwarding %s of %s: %w", t.path(), t.upstream, err)
 		endShort(req.w, req.r.UserAgent())
 	}

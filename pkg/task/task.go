@@ -156,8 +156,8 @@ func (s Spec) SameAsker(o Spec) bool {
 		s.Tag == o.Tag && s.Authorization == o.Authorization && maps.Equal(s.Header, o.Header)
 }
 
-// Asker returns a short name of whose request this is: of the place and the credentials. It is an HMAC with a key of the
-// cluster, so that a stranger cannot test passwords against it.
+// Asker returns a short name of whose request this is: of the place and the credentials. It is an HMAC with a key of
+// the cluster, so that a stranger cannot test passwords against it.
 func (s Spec) Asker(key []byte) string {
 	h := hmac.New(sha256.New, key)
 	for _, part := range []string{s.Upstream, s.Repository, s.URL, s.Authorization.Reveal()} {

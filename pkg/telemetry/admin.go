@@ -83,7 +83,7 @@ func (r *Ready) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		fmt.Fprintf(w, "ok %s\n", name)
 	}
 	if len(missing) == 0 {
-		io.WriteString(w, "ready\n")
+		_, _ = io.WriteString(w, "ready\n")
 	}
 }
 
@@ -102,7 +102,7 @@ func Admin(reg *prometheus.Registry, ready *Ready, b version.Build, l *slog.Logg
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
-		io.WriteString(w, "ok\n")
+		_, _ = io.WriteString(w, "ok\n")
 	})
 	mux.Handle("GET /readyz", ready)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{

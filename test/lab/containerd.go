@@ -211,7 +211,7 @@ func Tar(r io.Reader) (map[string]File, error) {
 	files := map[string]File{}
 	for tr := tar.NewReader(r); ; {
 		h, err := tr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return files, nil
 		}
 		if err != nil {

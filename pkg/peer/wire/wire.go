@@ -251,8 +251,8 @@ func handshake(ctx context.Context, raw net.Conn, want *[20]byte, self [20]byte,
 	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
-	raw.SetDeadline(deadline)
-	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
+	_ = raw.SetDeadline(deadline)
+	stop := context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	var hash *infoHash
 	if want != nil {
@@ -275,7 +275,7 @@ func handshake(ctx context.Context, raw net.Conn, want *[20]byte, self [20]byte,
 	if !stop() {
 		return nil, fmt.Errorf("handshake with %s: %w", raw.RemoteAddr(), context.Cause(ctx))
 	}
-	raw.SetDeadline(time.Time{})
+	_ = raw.SetDeadline(time.Time{})
 	return newConn(raw, res.PeerID), nil
 }
 
@@ -317,7 +317,7 @@ func (c *Conn) HangUp(wait time.Duration) {
 		c.raw.Close()
 		return
 	}
-	c.raw.SetReadDeadline(time.Now().Add(wait))
+	_ = c.raw.SetReadDeadline(time.Now().Add(wait))
 }
 
 // Next reads the next message. After a [Piece] the caller reads its payload with
@@ -338,7 +338,7 @@ func (c *Conn) Next() (Message, error) {
 	}
 	length := int64(binary.BigEndian.Uint32(head))
 	if length == 0 {
-		c.br.Discard(4)
+		_, _ = c.br.Discard(4)
 		return Message{}, nil
 	}
 	if head, err = c.br.Peek(5); err != nil {
@@ -401,7 +401,7 @@ func (c *Conn) fixed(kind pp.MessageType, length int64) (m Message, ok bool, err
 	if length == 13 {
 		m.Begin, m.Length = int64(binary.BigEndian.Uint32(b[9:])), int64(binary.BigEndian.Uint32(b[13:]))
 	}
-	c.br.Discard(len(b))
+	_, _ = c.br.Discard(len(b))
 	return m, true, nil
 }
 

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/url"
 	"path"
@@ -399,8 +398,8 @@ func (c *Client) each(ctx context.Context, u *upstream, ask func(*url.URL) error
 			return err
 		}
 		if i+1 < len(u.bases) {
-			c.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "upstream URL passed over", slog.String("upstream", u.name),
-				slog.String("url", secret.PrintableURL(base)), slog.Any("error", err))
+			c.cfg.Logger.WarnContext(ctx, "upstream URL passed over", "upstream", u.name,
+				"url", secret.PrintableURL(base), "error", err)
 		}
 	}
 	return err

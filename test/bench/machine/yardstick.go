@@ -296,7 +296,7 @@ func (p *meshPeer) fetch(ctx context.Context, i piece.Index, from *meshPeer, buf
 	}
 	// The end of the body, so that the connection is used again.
 	_, err = resp.Body.Read(buf[:1])
-	if err != io.EOF {
+	if !errors.Is(err, io.EOF) {
 		return fmt.Errorf("after the body: %w", err)
 	}
 	return nil
