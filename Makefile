@@ -39,8 +39,10 @@ BUBBLES = $(shell $(GO) list -tags $(TAGS) -f '{{.ImportPath}} {{.Imports}} {{.T
 # tag one library needs GPGME's headers.
 CLIENT_FLAGS := -tags $(TAGS),containers_image_openpgp
 
+GOLANGCI = $$golangci run --allow-parallel-runners --timeout 30m
+
 .DEFAULT_GOAL := help
-.PHONY: help build test demo bench bench-quick plot lint lint-all race clients e2e clients-alone release clean
+.PHONY: help build test demo bench bench-quick plot lint race clients e2e clients-alone release clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,17 +70,11 @@ bench-quick: ## the part of bench that takes a minute or two
 	$(GO) run -tags $(TAGS) ./test/bench/machine -quick
 	$(GO) run -tags $(TAGS) ./test/bench/promised
 
-lint: ## gofmt, go vet and staticcheck
+lint: ## gofmt, and golangci-lint by .golangci.yml, which it builds first (some minutes the first time)
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
 	if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
-	$(GO) vet -tags $(TAGS) ./...
-	$(GO) tool staticcheck -tags $(TAGS) ./...
-	staticcheck=$$($(GO) tool -n staticcheck) && cd test/clients && CGO_ENABLED=0 GOFLAGS=-mod=mod $(GO) vet $(CLIENT_FLAGS) ./... && \
-	CGO_ENABLED=0 $$staticcheck $(CLIENT_FLAGS) ./...
-
-# golangci-lint takes some six minutes of CPU to build, so make lint and .ci/run do without it.
-lint-all: ## run golangci-lint by .golangci.yml, after building it (several minutes the first time)
-	golangci=$$($(TOOL) golangci-lint) && $$golangci run ./...
+	golangci=$$($(TOOL) golangci-lint) && $(GOLANGCI) && cd test/clients && \
+	CGO_ENABLED=0 $(GOLANGCI) --config ../../.golangci.yml --modules-download-mode mod --build-tags $(TAGS),containers_image_openpgp
 
 # One of the clients' libraries brings a database in C, which is compiled quickly and not well.
 race: ## run the tests under the race detector (needs a C compiler; part of it needs what e2e needs)
