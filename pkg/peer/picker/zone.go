@@ -56,9 +56,11 @@ type border struct {
 	brought, counted int
 	broughtAt        time.Time
 	pace             time.Duration
-	// have is the number of stored pieces, and moved the time of its last change.
+	// have is the number of stored pieces, and moved the time of its last change. still is true while that is long ago:
+	// fetch then has every piece.
 	have  int
 	moved time.Time
+	still bool
 }
 
 func newBorder(pieces int) border {
@@ -86,7 +88,10 @@ func weight(key uint64, i int) uint64 {
 
 // Role sets this host's ID, and whether it is a gateway of its zone.
 func (p *Picker) Role(self host.ID, gateway bool) {
-	p.border.self, p.border.gateway, p.border.changed = key(self), gateway, true
+	b := &p.border
+	if k := key(self); b.self != k || b.gateway != gateway {
+		b.self, b.gateway, b.changed = k, gateway, true
+	}
 }
 
 // Put sets a neighbour's place. Until then the neighbour counts as a host of this zone that is not a gateway.
@@ -161,7 +166,11 @@ func (b *border) got(i piece.Index) {
 // reader that waits for ever is worse.
 func (p *Picker) survey(now time.Time) {
 	b := &p.border
-	if b.afar == 0 || !b.changed && now.Sub(b.surveyed) < surveyEvery {
+	if b.afar == 0 {
+		return
+	}
+	moves := b.still && p.have.Count() != b.have
+	if !b.changed && !moves && now.Sub(b.surveyed) < surveyEvery {
 		return
 	}
 	b.surveyed = now
@@ -191,14 +200,16 @@ func (p *Picker) survey(now time.Time) {
 			g.stuck, b.changed = true, true
 		}
 	}
-	if b.changed {
-		b.changed = false
+	// A division computes a weight for each piece and gateway, so it follows a change only.
+	was := b.still
+	b.still = now.Sub(b.moved) > patienceMax
+	switch {
+	case b.still && (!was || b.changed):
+		b.fetch.SetAll()
+	case !b.still && (was || b.changed):
 		b.divide()
 	}
-	if now.Sub(b.moved) > patienceMax {
-		b.fetch.SetAll()
-		b.changed = true // so that the next survey divides the pieces again
-	}
+	b.changed = false
 }
 
 // progress returns how many pieces of its share a gateway has, and whether another zone has one that it lacks.
