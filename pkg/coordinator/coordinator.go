@@ -48,6 +48,8 @@ const (
 // Store is the part of a piece store that a Coordinator uses.
 type Store interface {
 	Open(id task.ID) (piece.Replica, error)
+	// Complete reports whether the store has all pieces of a task, as far as it remembers: it reads no disk.
+	Complete(id task.ID) bool
 	Inventory() []piece.Entry
 }
 
@@ -252,7 +254,7 @@ func (c *Coordinator) answer(ctx context.Context, r api.AnnounceRequest, source 
 		if refused[i] = checkEntry(e); refused[i] == nil {
 			report.Entries[i] = entry(e)
 			if e.Event == api.Started || e.Event == api.Starving {
-				c.checkHeld(e.Task)
+				c.checkHeld(e)
 			}
 		}
 	}
@@ -368,22 +370,29 @@ func (c *Coordinator) settle(id task.ID) {
 }
 
 // checkHeld tells the scheduler if the host's own store has evicted a task that was complete. Otherwise the owner would
-// still count itself as a holder, and no host would fetch the task from its origin again.
-func (c *Coordinator) checkHeld(id task.ID) {
+// still count itself as a holder, and no host would fetch the task from its origin again. A host that starves got
+// nothing from this one, so that the store looks at its disk, which may have lost the task.
+func (c *Coordinator) checkHeld(e api.Entry) {
 	if c.cfg.Store == nil {
 		return
 	}
+	id := e.Task
 	c.mu.Lock()
 	holds := c.sched.Holds(id)
 	c.mu.Unlock()
 	if !holds {
 		return
 	}
-	if replica, err := c.cfg.Store.Open(id); err == nil {
-		full := replica.Have().Full()
-		replica.Close()
-		if full {
+	if c.cfg.Store.Complete(id) {
+		if e.Event == api.Started {
 			return
+		}
+		if replica, err := c.cfg.Store.Open(id); err == nil {
+			full := replica.Have().Full()
+			replica.Close()
+			if full {
+				return
+			}
 		}
 	}
 	c.log.Debug("task was evicted here", "task", id)

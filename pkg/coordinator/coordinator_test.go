@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -98,6 +99,8 @@ func (s shelf) Open(id task.ID) (piece.Replica, error) {
 	}
 	return book{id: id, content: content}, nil
 }
+
+func (s shelf) Complete(id task.ID) bool { return s[id] != nil }
 
 func (s shelf) Inventory() (out []piece.Entry) {
 	for id, content := range s {
@@ -512,6 +515,31 @@ func TestEvictedTaskIsSeededAgain(t *testing.T) {
 	assert.Len(t, r.seeds(), 2)
 }
 
+// A disk store reads a journal when it opens a task, so no announce of a host that begins opens a large one twice.
+func TestAStartOpensNoTaskThatIsKnown(t *testing.T) {
+	id := taskID("a")
+	store := &countedShelf{shelf: shelf{id: make([]byte, api.InlineMax+1)}}
+	r := newRig(store)
+	for i := range 9 {
+		a := r.serve(t, member(fmt.Sprint(i+1)), wants(id, "")).Assignments[0]
+		assert.Equal(t, "holder", a.Neighbours[0].Reason)
+	}
+	assert.EqualValues(t, 1, store.opened.Load(), "for the metadata")
+	r.serve(t, member("1"), waits(wants(id, "")))
+	assert.EqualValues(t, 2, store.opened.Load(), "a host that starves has the store look at its disk")
+}
+
+// countedShelf counts how often a task is opened.
+type countedShelf struct {
+	shelf
+	opened atomic.Int64
+}
+
+func (s *countedShelf) Open(id task.ID) (piece.Replica, error) {
+	s.opened.Add(1)
+	return s.shelf.Open(id)
+}
+
 // Hosts that fall silent are forgotten.
 func TestSilentHosts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -803,6 +831,12 @@ func (s *lateShelf) Open(id task.ID) (piece.Replica, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.all.Open(id)
+}
+
+func (s *lateShelf) Complete(id task.ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all.Complete(id)
 }
 
 func (s *lateShelf) Inventory() []piece.Entry { return nil }

@@ -53,6 +53,8 @@ func (s checkedStore) Open(id task.ID) (piece.Replica, error) {
 	return s.n.Engine.Checked(r), nil
 }
 
+func (s checkedStore) Complete(id task.ID) bool { return s.n.Store.Complete(id) }
+
 func (s checkedStore) Inventory() []piece.Entry { return s.n.Store.Inventory() }
 
 // Watch returns an observer that counts the outcomes of seeds and passes them to a coordinator.

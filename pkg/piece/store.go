@@ -43,6 +43,8 @@ type Store interface {
 	Create(id task.ID, m Metadata) (Replica, error)
 	// Open returns the replica of a task, or [ErrNotFound]. The caller closes it.
 	Open(id task.ID) (Replica, error)
+	// Complete reports whether the store has every piece of a task, as Inventory would: it reads no disk.
+	Complete(id task.ID) bool
 	// Inventory lists every task, in no order.
 	Inventory() []Entry
 	// Remove deletes a task. Its open replicas fail with [ErrRemoved] from then on. Removing a task that the store does

@@ -740,6 +740,21 @@ func (s *Store) create(id task.ID, f piece.Metadata) (r *replica, made bool, err
 	return &replica{c: c}, true, nil
 }
 
+// Complete implements [piece.Store].
+func (s *Store) Complete(id task.ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.tasks[id]
+	if e == nil || e.gone || !e.ready || s.closed {
+		return false
+	}
+	have := e.have
+	if e.live != nil {
+		have = e.live.count()
+	}
+	return have == e.facts.Layout().Count()
+}
+
 // Inventory implements [piece.Store].
 func (s *Store) Inventory() []piece.Entry {
 	s.mu.Lock()

@@ -120,6 +120,19 @@ func (s *Store) Open(id task.ID) (piece.Replica, error) {
 	return &replica{s: s, c: c}, nil
 }
 
+// Complete implements [piece.Store].
+func (s *Store) Complete(id task.ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.tasks[id]
+	if c == nil || s.closed {
+		return false
+	}
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.have.Full()
+}
+
 // Inventory implements [piece.Store].
 func (s *Store) Inventory() []piece.Entry {
 	s.mu.Lock()

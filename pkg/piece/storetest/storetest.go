@@ -292,6 +292,8 @@ func (su suite) tasks() {
 		require.NoError(t, r.Close())
 		require.Len(t, s.Inventory(), 1)
 		assert.True(t, s.Inventory()[0].Complete)
+		assert.True(t, s.Complete(ID("empty")))
+		assert.False(t, s.Complete(ID("another")))
 	})
 
 	su.Run("the inventory lists all tasks", func(t *testing.T) {
@@ -307,6 +309,7 @@ func (su suite) tasks() {
 			got := map[task.ID]piece.Entry{}
 			for _, e := range s.Inventory() {
 				assert.False(t, e.LastRead.IsZero())
+				assert.Equal(t, e.Complete, s.Complete(e.ID))
 				got[e.ID] = piece.Entry{ID: e.ID, Metadata: e.Metadata, Have: e.Have, Complete: e.Complete}
 			}
 			assert.Equal(t, map[task.ID]piece.Entry{
