@@ -25,7 +25,9 @@ func run() int {
 files from its local API, and it exchanges pieces with the dfdaemons of other nodes. Without a
 supernode it works as a pull-through cache.`,
 		Settings: cfg, Log: &cfg.Log, Status: &cfg.API.Listen, StatusFlag: "api-listen", Again: node.ErrRenamed,
-		New: func(rt cli.Runtime) (cli.Runner, error) { return daemon.New(*cfg, rt.Logger) },
+		New: func(rt cli.Runtime) (cli.Runner, error) {
+			return daemon.New(*cfg, rt.Logger, node.WithStart(rt.Context))
+		},
 		Commands: []cli.Command{configure(cfg), examine(cfg), proxyCA(cfg),
 			cli.PurgeCommand("dfdaemon", &cfg.API.Listen, "api-listen")},
 	})

@@ -25,7 +25,9 @@ func run() int {
 		Long: `Supernode leads tasks: dfdaemons announce themselves to it, and it introduces them to each other. It
 fetches each blob and file once from its origin while they exchange the pieces.`,
 		Settings: cfg, Log: &cfg.Log, Status: &cfg.Admin.Listen, StatusFlag: "admin-listen", Again: node.ErrRenamed,
-		New:      func(rt cli.Runtime) (cli.Runner, error) { return supernode.New(*cfg, rt.Logger) },
+		New: func(rt cli.Runtime) (cli.Runner, error) {
+			return supernode.New(*cfg, rt.Logger, node.WithStart(rt.Context))
+		},
 		Commands: []cli.Command{cli.PurgeCommand("supernode", &cfg.Admin.Listen, "admin-listen")},
 	})
 }

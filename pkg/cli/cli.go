@@ -17,6 +17,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -69,7 +70,11 @@ type Command struct {
 func Usage(err error) error { return errUsage{err} }
 
 // Runtime is what a command gives to its program.
-type Runtime struct{ Logger *slog.Logger }
+type Runtime struct {
+	Logger *slog.Logger
+	// Context ends when the program is to end.
+	Context context.Context
+}
 
 // Runner is an assembled program.
 type Runner interface {
@@ -165,11 +170,46 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 	return root
 }
 
+// stuckStart is how long a start may go on after its context has ended.
+const stuckStart = 200 * time.Millisecond
+
+// build builds the program. If ctx ends, it does not wait for a start that hangs, such as one that reads a slow disk:
+// nothing was served, and the process ends. The program is nil then.
+func (p Program) build(ctx context.Context, logger *slog.Logger) (Runner, error) {
+	type result struct {
+		program Runner
+		err     error
+	}
+	built := make(chan result, 1)
+	var building sync.WaitGroup
+	building.Go(func() {
+		program, err := p.New(Runtime{Logger: logger, Context: ctx})
+		built <- result{program, err}
+	})
+	var stuck <-chan time.Time
+	ended := ctx.Done()
+	for {
+		select {
+		case b := <-built:
+			if b.err != nil && ctx.Err() != nil {
+				logger.Info("ended during its start", "error", b.err)
+				return nil, nil
+			}
+			return b.program, b.err
+		case <-ended:
+			ended, stuck = nil, time.After(stuckStart)
+		case <-stuck:
+			logger.Warn("ended during its start, which hung")
+			return nil, nil
+		}
+	}
+}
+
 // run builds the program and runs it once.
 func (p Program) run(ctx context.Context, form *config.Form, environ []string, logger *slog.Logger,
 	level *slog.LevelVar) error {
-	program, err := p.New(Runtime{Logger: logger})
-	if err != nil {
+	program, err := p.build(ctx, logger)
+	if err != nil || program == nil {
 		return err
 	}
 	defer p.reload(form, environ, program, logger, level)()

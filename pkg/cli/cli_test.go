@@ -137,3 +137,34 @@ func TestAgain(t *testing.T) {
 	require.NoError(t, cmd.ExecuteContext(t.Context()))
 	assert.Equal(t, []int{2, 2}, []int{runs, built})
 }
+
+// A signal ends a program at once while it starts, also where its start waits for something that never comes.
+func TestSignalDuringTheStart(t *testing.T) {
+	waits := make(chan struct{})
+	defer close(waits)
+	for name, newProgram := range map[string]func(Runtime) (Runner, error){
+		"it waits with its context": func(rt Runtime) (Runner, error) { <-rt.Context.Done(); return nil, rt.Context.Err() },
+		"it hangs":                  func(Runtime) (Runner, error) { <-waits; return nil, errAgain },
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := new(config.Dfdaemon)
+			ctx, cancel := context.WithCancel(t.Context())
+			begun := make(chan struct{})
+			p := Program{
+				Name: "dfdaemon", Settings: cfg, Log: &cfg.Log, Status: &cfg.API.Listen, StatusFlag: "api-listen",
+				New: func(rt Runtime) (Runner, error) { close(begun); return newProgram(rt) },
+			}
+			cmd := p.command(io.Discard, io.Discard, nil)
+			cmd.SetArgs([]string{})
+			ended := make(chan error, 1)
+			go func() { ended <- cmd.ExecuteContext(ctx) }()
+			select {
+			case <-begun:
+			case err := <-ended:
+				require.Fail(t, "it did not begin", err)
+			}
+			cancel()
+			assert.NoError(t, <-ended)
+		})
+	}
+}

@@ -98,7 +98,10 @@ func (g *Getter) Run(ctx context.Context) error {
 			return &Error{Code: Failed, Err: err}
 		}
 	case len(g.cfg.Settings.Supernodes) > 0 && !listens(ctx, g.cfg.Settings.Daemon):
-		own, err = newOwnDaemon(g.cfg, cacheParent(jobs))
+		own, err = newOwnDaemon(ctx, g.cfg, cacheParent(jobs))
+		if err != nil && ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if err != nil {
 			return &Error{Code: Failed, Err: fmt.Errorf(
 				"no dfdaemon listens at %s, and starting a peer in this process failed: %w", g.cfg.Settings.Daemon, err)}

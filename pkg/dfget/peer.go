@@ -16,6 +16,7 @@ import (
 	"github.com/darter-io/darter/pkg/apiclient"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/daemon"
+	"github.com/darter-io/darter/pkg/node"
 )
 
 // dialTimeout bounds the check whether a dfdaemon listens on this machine.
@@ -42,14 +43,15 @@ type ownDaemon struct {
 	ended chan error
 }
 
-// newOwnDaemon starts the daemon with a cache in parent, which should be on the file system of the target.
-func newOwnDaemon(cfg Config, parent string) (*ownDaemon, error) {
+// newOwnDaemon starts the daemon with a cache in parent, which should be on the file system of the target. The context
+// ends the start, not the daemon.
+func newOwnDaemon(start context.Context, cfg Config, parent string) (*ownDaemon, error) {
 	dir, lock, err := newCache(parent)
 	if err != nil {
 		return nil, fmt.Errorf("creating a cache directory: %w", err)
 	}
 	own := &ownDaemon{dir: dir, lock: lock, ended: make(chan error, 1)}
-	if own.Daemon, err = daemon.New(own.settings(cfg.Settings), cfg.Logger); err != nil {
+	if own.Daemon, err = daemon.New(own.settings(cfg.Settings), cfg.Logger, node.WithStart(start)); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir), lock.Close())
 	}
 	// The downloads need the daemon until they have ended, also after their context is cancelled.

@@ -3,6 +3,7 @@ package dfget_test
 import (
 	"bytes"
 	"context"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -140,4 +141,35 @@ func TestOwnPeerSupernodeEnds(t *testing.T) {
 	holds(t, dir, map[string][]byte{"f": content})
 	note := "f: no supernode answers any more, the rest came from the origin (" + s.Addrs()["api"] + ": "
 	assert.Contains(t, stderr, note)
+}
+
+// Ctrl-C ends dfget at once while its own peer waits for a name server.
+func TestInterruptDuringTheStart(t *testing.T) {
+	asked := make(chan struct{}, 100)
+	was := net.DefaultResolver
+	defer func() { net.DefaultResolver = was }()
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		asked <- struct{}{}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	dir := t.TempDir()
+	set := settings(t, nil, func(c *config.Dfget) {
+		c.Daemon = config.Address(closed.Listener.Addr().String())
+		c.Supernodes = []config.Address{"supernode-0.test:65000"}
+		c.Cluster.Secret, c.Output = word, filepath.Join(dir, "f")
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- dfget.New(dfget.Config{URLs: []string{"http://127.0.0.1:9/f"}, Settings: set}).Run(ctx)
+	}()
+	<-asked
+	cancel()
+	assert.Equal(t, dfget.Interrupted, dfget.ExitCode(<-ended))
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	assert.Empty(t, entries, "the cache is gone")
 }

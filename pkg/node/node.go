@@ -64,6 +64,8 @@ type Config struct {
 	Clock func() time.Time
 	// StoreFS is the file system of the pieces. Default [diskstore.OS].
 	StoreFS diskstore.FS
+	// Start ends when the program is to end: [New] then stops waiting for name servers. Default [context.Background].
+	Start context.Context
 
 	// upstreams counts the requests to registries; nil counts nothing.
 	upstreams *telemetry.Upstreams
@@ -77,6 +79,9 @@ func WithClock(now func() time.Time) Option { return func(c *Config) { c.Clock =
 
 // WithStoreFS gives a node another file system for its pieces.
 func WithStoreFS(files diskstore.FS) Option { return func(c *Config) { c.StoreFS = files } }
+
+// WithStart gives [New] a context that ends its look-ups of names.
+func WithStart(ctx context.Context) Option { return func(c *Config) { c.Start = ctx } }
 
 // Node is one member. [New] sets its fields; the assembly connects them.
 type Node struct {
@@ -117,7 +122,7 @@ type Node struct {
 }
 
 // New opens the data directory and the piece wire's port, and starts nothing. Its error states the remedy. [Node.Run]
-// or [Node.Close] releases both.
+// or [Node.Close] releases both. It waits for name servers for at most two seconds for each address.
 func New(cfg Config, options ...Option) (n *Node, err error) {
 	for _, o := range options {
 		o(&cfg)
@@ -127,6 +132,9 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	}
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
+	}
+	if cfg.Start == nil {
+		cfg.Start = context.Background()
 	}
 	n = &Node{Clock: cfg.Clock, cfg: cfg, Log: cfg.Logger, Started: time.Now(),
 		Metrics: telemetry.NewRegistry(version.Read()), Ready: new(telemetry.Ready)}
@@ -200,7 +208,7 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	if cfg.Asked {
 		n.wire, n.Asked = portmux.New(n.wire)
 	}
-	addr, err := Advertise(n.wire.Addr(), cfg.Advertise, cfg.Towards, n.Log)
+	addr, err := n.Advertise(n.wire.Addr(), cfg.Advertise, cfg.Towards)
 	if err != nil {
 		return n, fmt.Errorf("%w; set peer.advertise", err)
 	}
@@ -308,10 +316,17 @@ func (n *Node) MemberListen(key string, a config.Address) (net.Listener, error) 
 	return n.limiter.Handshake(wrapped, l), nil
 }
 
+// Advertise is [Advertise] during this node's start.
+func (n *Node) Advertise(listening net.Addr, wanted config.Address, towards []config.Address) (string, error) {
+	return Advertise(n.cfg.Start, listening, wanted, towards, n.Log)
+}
+
 // Listen opens a port; key names its setting in the error. The listener bounds the number of open connections, and
-// hides temporary errors of Accept.
+// hides temporary errors of Accept. A name in the address is looked up for at most two seconds.
 func (n *Node) Listen(key string, a config.Address) (net.Listener, error) {
-	l, err := net.Listen("tcp", string(a))
+	ctx, cancel := context.WithTimeout(n.cfg.Start, lookupsMax)
+	defer cancel()
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", string(a))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w; %s", key, err, ListenRemedy(key, err))
 	}

@@ -202,12 +202,12 @@ func TestAdvertise(t *testing.T) {
 		{"of all, IPv6 too", tcp("::"), "", []config.Address{"127.0.0.5:65000"}, "127.0.0.1:7"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			got, err := Advertise(row.listening, row.wanted, row.towards, slog.New(slog.DiscardHandler))
+			got, err := Advertise(t.Context(), row.listening, row.wanted, row.towards, slog.New(slog.DiscardHandler))
 			require.NoError(t, err)
 			assert.Equal(t, row.want, got)
 		})
 	}
-	got, err := Advertise(tcp("::"), "", nil, slog.New(slog.DiscardHandler))
+	got, err := Advertise(t.Context(), tcp("::"), "", nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	assert.NotContains(t, got, "[::]")
 	assert.NotContains(t, got, "0.0.0.0:")
@@ -215,19 +215,65 @@ func TestAdvertise(t *testing.T) {
 
 // A name server that never answers does not keep a program from starting.
 func TestAdvertiseWithoutAnsweringDNS(t *testing.T) {
-	was := net.DefaultResolver
-	defer func() { net.DefaultResolver = was }()
-	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		<-ctx.Done()
-		return nil, ctx.Err()
-	}}
+	silentDNS(t)
 	var log bytes.Buffer
-	got, err := Advertise(&net.TCPAddr{IP: net.IPv6unspecified, Port: 7}, "",
+	got, err := Advertise(t.Context(), &net.TCPAddr{IP: net.IPv6unspecified, Port: 7}, "",
 		[]config.Address{"supernode-0.test:65000", "supernode-1.test:65000"}, slog.New(slog.NewTextHandler(&log, nil)))
 	require.NoError(t, err)
 	assert.NotContains(t, got, "[::]")
 	assert.Equal(t, 1, strings.Count(log.String(), "level=WARN"), log.String())
 	assert.Contains(t, log.String(), "set peer.advertise")
+}
+
+// silentDNS gives the process a name server that never answers. It sends each begin of a look-up to asked.
+func silentDNS(t *testing.T) (asked chan string) {
+	asked = make(chan string, 100)
+	was := net.DefaultResolver
+	t.Cleanup(func() { net.DefaultResolver = was })
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, at string) (net.Conn, error) {
+		asked <- at
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}
+	return asked
+}
+
+// A name that cannot be looked up takes no time from the others: the address of another one is found.
+func TestAdvertiseBesideASilentName(t *testing.T) {
+	silentDNS(t)
+	var log bytes.Buffer
+	got, err := Advertise(t.Context(), &net.TCPAddr{IP: net.IPv6unspecified, Port: 7}, "",
+		[]config.Address{"supernode-0.test:65000", "127.0.0.5:65000"}, slog.New(slog.NewTextHandler(&log, nil)))
+	require.NoError(t, err)
+	assert.Equal(t, "127.0.0.1:7", got)
+	assert.Empty(t, log.String())
+}
+
+// The end of the start ends each look-up of a name, and nothing is left of the node.
+func TestStartEndsWithItsContext(t *testing.T) {
+	for name, change := range map[string]func(*Config){
+		"the name of a supernode": func(c *Config) {
+			c.Listen, c.Cluster.Insecure, c.Towards = "0.0.0.0:0", true, []config.Address{"supernode-0.test:65000"}
+		},
+		"a name to listen on": func(c *Config) { c.Listen, c.Cluster.Insecure = "this-host.test:0", true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := silentDNS(t)
+			cfg := settings(t)
+			change(&cfg)
+			ctx, cancel := context.WithCancel(t.Context())
+			failed := make(chan error, 1)
+			go func() {
+				_, err := New(cfg, WithStart(ctx))
+				failed <- err
+			}()
+			<-asked
+			cancel()
+			require.Error(t, <-failed)
+			cfg.Listen = "127.0.0.1:0"
+			require.NoError(t, build(t, cfg).Close(), "the directory is free again")
+		})
+	}
 }
 
 func TestHealthNamesWhatIsMissing(t *testing.T) {

@@ -62,7 +62,7 @@ func New(cfg config.Supernode, logger *slog.Logger, options ...node.Option) (s *
 	if s.admin, err = s.node.Listen("admin.listen", cfg.Admin.Listen); err != nil {
 		return s, err
 	}
-	if s.advertised, err = node.Advertise(s.api.Addr(), cfg.API.Advertise, nil, s.node.Log); err != nil {
+	if s.advertised, err = s.node.Advertise(s.api.Addr(), cfg.API.Advertise, nil); err != nil {
 		return s, err
 	}
 	var owners func() []string
