@@ -13,8 +13,8 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// After a failure that passes, as when no file descriptor is free, the engine accepts again: after
-// acceptPauseMin, then up to acceptPauseMax later, with one log line a minute.
+// After a temporary failure, such as no free file descriptor, the engine tries again: first after acceptPauseMin, later
+// after up to acceptPauseMax. It logs one line in acceptQuiet.
 const acceptPauseMin, acceptPauseMax, acceptQuiet = 5 * time.Millisecond, time.Second, time.Minute
 
 func (e *Engine) accept(ctx context.Context) error {
@@ -81,7 +81,7 @@ func (e *Engine) welcome(ctx context.Context, raw net.Conn) (err error) {
 	return errors.Join(err, e.dismiss(conn, leavingFor(err)))
 }
 
-// leavingFor returns what a host announces that does not admit a connection because of err.
+// leavingFor returns the reason that this host announces when it refuses a connection because of err.
 func leavingFor(err error) wire.Leaving {
 	if errors.Is(err, errTwice) {
 		return wire.LeavesConn
@@ -107,7 +107,7 @@ func (e *Engine) checkHost(raw net.Conn, conn *wire.Conn) error {
 		return err
 	}
 	if id.PeerID() != conn.PeerID() {
-		return fmt.Errorf("%w: host %s calls itself another in its handshake", wire.ErrProtocol, id)
+		return fmt.Errorf("%w: the handshake names another host than %s, which the certificate names", wire.ErrProtocol, id)
 	}
 	return nil
 }
@@ -121,8 +121,8 @@ type swarmTask struct {
 // swarmsMin is how many names are kept in any case.
 const swarmsMin = 1024
 
-// nameTask enters a task's name in handshakes. From time to time those of tasks that are gone
-// are dropped. The caller holds mu, or is alone.
+// nameTask adds a task's name in handshakes. If there are too many names, it starts a sweep of those whose tasks are
+// gone. The caller holds mu, or no other goroutine has the engine yet.
 func (e *Engine) nameTask(id task.ID) {
 	e.swarms[id.Swarm()] = swarmTask{id, e.sweep}
 	if len(e.swarms) > e.swarmsMax {
@@ -133,8 +133,8 @@ func (e *Engine) nameTask(id task.ID) {
 	}
 }
 
-// sweepNames drops the names of tasks that are gone: those that are not stored, and were in no
-// use since this sweep began.
+// sweepNames drops the names of tasks that are gone: those that are not stored, and that no call has used since this
+// sweep began.
 func (e *Engine) sweepNames(sweep int) {
 	stored := make(map[task.ID]bool)
 	for _, entry := range e.cfg.Store.Inventory() {

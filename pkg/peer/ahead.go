@@ -417,8 +417,8 @@ func (e *Engine) signTail(id task.ID, off int64, data []byte) *api.Tail {
 	return &api.Tail{Offset: off, Data: data, Proof: proof}
 }
 
-// checkTail fails for bytes for which no coordinator vouches, or that are not of the last piece: others are
-// proved by the task's own runs alone. The loop must not call it, because it checks signatures.
+// checkTail fails if no coordinator signed the bytes, or if they are not a part of the last piece: only the task's own
+// runs prove other pieces. The loop must not call it, because it checks signatures.
 func (d *Download) checkTail(t *api.Tail) error {
 	layout := d.proof.replica.Metadata().Layout()
 	last := piece.Index(layout.Count()) - 1

@@ -73,7 +73,7 @@ type unpacked struct {
 	runs []int         // the numbers of the runs in its proof
 	got  []piece.Index // the pieces that came inside it
 	tail *api.Tail     // a part of the last piece, checked
-	err  error         // of what is stored, or of this host's disk
+	err  error         // stored pieces contradict the reply, or this host's disk failed
 }
 
 // unpack takes metadata, proof and inline bytes out of an owner's reply. The loop must not call it: it
@@ -119,8 +119,8 @@ func (d *Download) unpack(spec task.Spec, a api.Assignment) (h unpacked) {
 	return h
 }
 
-// believe adds an owner's proof. It ignores one that does not verify; the error is of what is stored, or
-// of this host's disk.
+// believe adds an owner's proof. It ignores one that does not verify. The error says that stored pieces contradict the
+// proof, or that this host's disk failed.
 func (d *Download) believe(p *api.Proof) (numbers []int, err error) {
 	r, err := p.Run()
 	if err == nil {
@@ -184,8 +184,8 @@ func (d *Download) assigned(now time.Time, ev ownerReplied) {
 		return
 	}
 	if a.Failure != nil && a.Failure.Full && d.e.cfg.Origin != nil {
-		// The disk of a host that was to bring it failed, and not the origin: this host may ask the origin itself, in
-		// the order of hosts. Owners of earlier versions answer so, and name no substitute.
+		// The disk of the seed failed, and not the origin: this host may ask the origin itself, in the order of hosts. Owners
+		// of earlier versions answer so, and name no substitute.
 		a.Failure, a.Seed = nil, true
 	}
 	if f := a.Failure; f != nil && d.policy.OwnerRefused(d.view(), f.Personal(), d.hopeful) {
@@ -271,7 +271,8 @@ func (d *Download) dialled(now time.Time, n api.Neighbour, err error) {
 	d.conns.snub(now, n.ID)
 }
 
-// errNotTaken: a host accepted a connection and closed it in the handshake, as one that does not take part in the task.
+// errNotTaken: the other host accepted the connection and closed it in the handshake. So does a host that takes no part
+// in the task.
 var errNotTaken = errors.New("it does not take part in the task")
 
 // closedBy reports whether err says that the other side closed a connection.

@@ -16,8 +16,8 @@ import (
 	"github.com/darter-io/darter/pkg/source"
 )
 
-// writeTimeout bounds how long one block may hang in a socket: a reader that takes less
-// than a block in this time is worse than none.
+// writeTimeout bounds how long one block may wait in a socket: a peer that reads less than a block in this time only
+// keeps others from a slot.
 const writeTimeout = 20 * time.Second
 
 // havesMax bounds how many haves become one event.
@@ -76,18 +76,18 @@ type told struct {
 	at        time.Time            // when this host last sent it a sign of life
 }
 
-// seen is when a neighbour gave which sign of life.
+// seen holds a neighbour's last signs of life.
 type seen struct {
 	born     time.Time
 	idleFrom time.Time
-	// received are bytes of pieces, heard are all bytes, and when there were more than before.
+	// received counts bytes of pieces, heard all bytes; receivedAt and heardAt are when the counts last grew.
 	received   int64
 	receivedAt time.Time
 	heard      int64
 	heardAt    time.Time
 }
 
-// stage is how far a connection is on its way to its end. It never goes back.
+// stage is the state of a connection. It only moves forward.
 type stage int
 
 const (
@@ -95,8 +95,8 @@ const (
 	stageOpen stage = iota
 	// stageDraining: it ends once everything queued is out.
 	stageDraining
-	// stageMute: nothing goes out any more, so that a job which comes now must not wait for its turn. It
-	// still reads for a moment.
+	// stageMute: the connection sends nothing any more, so that a new job must not wait for its turn. It still reads for a
+	// moment.
 	stageMute
 	// stageClosed: the socket is closed.
 	stageClosed
@@ -136,8 +136,8 @@ type job struct {
 	index            piece.Index
 	begin, next, end int64
 	any              bool // the other side left the choice to this host
-	corked           bool // the writing goroutine's: small packets wait for the rest
-	rank             int  // among the jobs that wait for their turn: the share that the other side has
+	corked           bool // small packets wait for the rest; the writing goroutine owns it
+	rank             int  // order among the waiting jobs: the share of the object that the other side has
 	lane             *lane
 	// The connection's mu guards the rest. A job waits for its turn to send; one that was
 	// dropped after it started is cut at its next block.
@@ -148,14 +148,13 @@ type job struct {
 // turnMax is how long a job keeps others from sending.
 const turnMax = 500 * time.Millisecond
 
-// inbound is a request of ours that is being answered. Every request has one end: its last
-// block, a reject or a busy. A request that was cancelled waits for its end, too: else its
-// late blocks would be taken for the answer to an any-request.
+// inbound is a request of this host that has not ended. Its last block, a reject or a busy ends it. A cancelled request
+// stays until its end, too: otherwise its late blocks would answer an any-request.
 type inbound struct {
 	// The connection's mu guards these.
 	index   piece.Index
 	any     bool // not bound to a piece yet
-	dropped bool // cancelled: its bytes are read and thrown away
+	dropped bool // cancelled: this host reads its bytes and discards them
 
 	told bool // the loop knows index; it owns this
 
@@ -165,9 +164,8 @@ type inbound struct {
 	begun time.Time // when its first block came
 }
 
-// blocks hashes a piece while its blocks come, each as long as the processor's cache holds it.
-// The blocks of a piece come one after the other, so one hash does for a connection. The
-// reading goroutine owns it.
+// blocks hashes a piece while its blocks come, so that each block is still in the processor's cache. The blocks of a
+// piece come one after the other, so one hash does for a connection. The reading goroutine owns it.
 type blocks struct {
 	hash hash.Hash
 	of   *inbound // nil between two pieces
@@ -191,7 +189,7 @@ func (b *blocks) add(in *inbound, block []byte) {
 // sum is the digest of a piece of which all blocks have come.
 func (b *blocks) sum(in *inbound) (d piece.Digest) {
 	if b.of != in {
-		return piece.Sum(in.buf) // blocks of several pieces came by turns
+		return piece.Sum(in.buf) // blocks of several pieces alternated
 	}
 	b.of = nil
 	b.hash.Sum(d[:0])
@@ -205,8 +203,8 @@ func newConn(d *Download, w *wire.Conn, initiated bool) *conn {
 	}
 }
 
-// queueMax bounds how many messages wait for a peer that does not read: more haves than
-// the largest object that is likely has pieces.
+// queueMax bounds the messages that wait for a peer that does not read. The largest likely object has fewer pieces, and
+// so fewer haves.
 const queueMax = 1 << 17
 
 // send queues messages; it never blocks.
@@ -228,8 +226,8 @@ func (c *conn) sendAlong(ms ...wire.Message) {
 	}
 }
 
-// serve queues a job behind the messages queued before it, or reports that the connection
-// is over: then the job is still the caller's to end.
+// serve queues a job behind the messages queued before it. It returns false if the connection is over; then the caller
+// must end the job.
 func (c *conn) serve(j *job) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -270,8 +268,8 @@ func (c *conn) expect(in *inbound) {
 	c.mu.Unlock()
 }
 
-// drop cancels the request for piece i, if the loop knows of one: its bytes, should they
-// come, are thrown away.
+// drop cancels the request for piece i, if the loop knows of one. The reading goroutine discards the bytes that still
+// come.
 func (c *conn) drop(i piece.Index) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -296,7 +294,7 @@ func (c *conn) asked(i piece.Index) (n int) {
 	return n
 }
 
-// settle removes the oldest request that matches: its end has come.
+// settle removes the oldest request that matches, because it has ended.
 func (c *conn) settle(match func(*inbound) bool) *inbound {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -394,7 +392,7 @@ func (c *conn) read() (err error) {
 				return err
 			}
 		case wire.DigestMessage:
-			// Verified here, not in the loop: the pieces they speak of may be next.
+			// Verified here and not in the loop, because their pieces can be the next messages.
 			numbers, err := c.d.proof.add(m.Digests.Runs, m.Digests.Certificates)
 			c.d.notify(digestsReceived{c, numbers, m.Digests.Whole})
 			var stale *staleError
@@ -458,7 +456,7 @@ func (c *conn) receive(m wire.Message) error {
 	}
 	c.mu.Lock()
 	c.pending = slices.DeleteFunc(c.pending, func(o *inbound) bool { return o == in })
-	// Cancelled in its first block or later: a gap may be in the buffer.
+	// The request was cancelled during its first block or later, so the buffer can have a gap.
 	dropped = dropped || in.dropped
 	c.mu.Unlock()
 	var err error
@@ -538,7 +536,7 @@ func (c *conn) write() {
 	}
 }
 
-// reuse keeps the memory of messages that are written for the next ones.
+// reuse keeps the memory of written messages for the next ones.
 func (c *conn) reuse(out []wire.Message) {
 	const most = 64
 	if cap(out) == 0 || cap(out) > most {
@@ -598,7 +596,7 @@ func (c *conn) leave(why wire.Leaving) {
 	c.send(hello)
 }
 
-// drain closes the connection politely: what is queued goes out first.
+// drain closes the connection after it has sent the queued messages.
 func (c *conn) drain(why wire.Leaving) {
 	c.leave(why)
 	c.mu.Lock()
@@ -707,8 +705,8 @@ func (c *conn) passTurn(now time.Time) {
 	}
 }
 
-// cancel cuts a job at its next block. One that was not begun it returns: it is out of
-// the queue, and the caller's to end.
+// cancel ends a running job at its next block. It takes a job that has not begun out of the queue and returns it: the
+// caller must end it.
 func (c *conn) cancel(index piece.Index, begin int64) *job {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -725,8 +723,8 @@ func (c *conn) cancel(index piece.Index, begin int64) *job {
 	return j
 }
 
-// displaced takes out a job that lost its place in the line; it is the caller's to end, unless
-// it has ended, or is about to because its download is over.
+// displaced takes out a job that another one displaced from the send queue. If it returns true, the caller must end the
+// job; otherwise the job has ended, or its connection ends it.
 func (c *conn) displaced(j *job) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

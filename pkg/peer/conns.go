@@ -225,7 +225,7 @@ func (d *Download) receive(now time.Time, c *conn, m wire.Message) {
 	switch m.Type {
 	case wire.HelloMessage:
 		if h := m.Hello.Host; h != "" && h.PeerID() != c.wire.PeerID() {
-			c.close(fmt.Errorf("%w: it is another host in its hello than in its handshake", wire.ErrProtocol))
+			c.close(fmt.Errorf("%w: its hello names another host than its handshake", wire.ErrProtocol))
 			return
 		}
 		c.remote.host = m.Hello.Host
@@ -277,8 +277,8 @@ func (d *Download) receive(now time.Time, c *conn, m wire.Message) {
 	}
 }
 
-// seedFailed handles a seed that gave up. Its failure does not say whose credentials the origin refused, and that its
-// disk failed is no failure of the origin. The owner knows what to do: a download that starves now asks it.
+// seedFailed handles the failure of a seed. It does not say whose credentials the origin refused, and a failure of the
+// seed's disk is no failure of the origin. In both cases the owner can name another seed: a starving download asks it.
 func (d *Download) seedFailed(c *conn, f *api.Failure) {
 	if !f.Personal() && !f.Full {
 		d.fail(f)
@@ -321,9 +321,9 @@ func (d *Download) rejected(now time.Time, c *conn, in *inbound) {
 	c.rejects = append(c.rejects, reject{in.index, now})
 }
 
-// forgive lets pieces be asked of a neighbour again that it announced and rejected a while ago: it may
-// have lacked the proof at that moment, or have got the piece again. Else two hosts that once disagreed
-// would wait for a third one for ever.
+// forgive lets this host request pieces again that a neighbour announced and rejected a while ago: the neighbour may
+// have lacked the proof at that moment, or have got the piece again. Otherwise two hosts could wait for a third one for
+// ever.
 func (c *conn) forgive(now time.Time) {
 	for len(c.rejects) > 0 && now.Sub(c.rejects[0].at) >= rejectFor {
 		if i := c.rejects[0].index; c.d.pick != nil && c.remote.have.Has(i) {
@@ -424,9 +424,9 @@ func (d *Download) watch(now time.Time) {
 	d.conns.forgive(now)
 }
 
-// listen keeps a seed's promise to send a message every second while pieces are missing, and closes the
-// connection to a seed that does not keep its own: it hangs, and where this host requested nothing of it
-// no other timeout would show that.
+// listen sends a message every second while this host is a seed with missing pieces, as it promises. It closes the
+// connection to a seed that does not keep this promise: the seed hangs, and where this host requested nothing of it no
+// other timeout notices that.
 func (c *conn) listen(now time.Time, active bool) {
 	if c.d.isSeed() && !c.d.complete() && now.Sub(c.told.at) >= aliveEvery {
 		c.told.at = now
@@ -438,7 +438,7 @@ func (c *conn) listen(now time.Time, active bool) {
 	}
 	promised := c.remote.alive && c.remote.seed && !(c.remote.have.Len() > 0 && c.remote.have.Full())
 	if active && promised && now.Sub(c.seen.heardAt) > c.d.e.cfg.Stall+aliveEvery {
-		c.close(fmt.Errorf("%w and said nothing for %s, as a seed that has more to bring", errStalled,
+		c.close(fmt.Errorf("%w: this seed with missing pieces sent no message for %s", errStalled,
 			now.Sub(c.seen.heardAt).Round(time.Second)))
 	}
 }

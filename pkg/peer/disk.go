@@ -12,13 +12,11 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// What lies on a disk may rot, before the program's start and while it runs, under a journal that
-// says it is good. So the first reader of a piece compares it with its digest, and notes the
-// checksums of its blocks; from then on every block is compared with its checksum on every read,
-// in the very memory that goes to the reader. What was verified on its way in by this process
-// counts as compared with its digest. docs/storage.md, "What leaves a node", tells why so and at
-// what price. The checksums are keyed at random for each process and are
-// kept in memory alone: 8 bytes for each block.
+// Bytes on a disk can rot, before the program starts and while it runs, although the journal lists them as good. So the
+// first read of a piece compares it with its digest and notes checksums of its blocks. Every later read compares each
+// block with its checksum, in the same memory that goes to the reader. A piece that this process verified when it came
+// counts as compared. docs/storage.md, "What leaves a node", explains the reason and the cost. The key of the checksums
+// is random for each process. They stay in memory: 8 bytes for each block.
 
 const (
 	// comparedMax bounds how many tasks' compared pieces are remembered.
@@ -68,7 +66,7 @@ func (c *compared) sums(i piece.Index, d piece.Digest) []uint64 {
 	return nil
 }
 
-// compared returns what was compared of a task of n pieces.
+// comparedOf returns the compared pieces of a task of n pieces.
 func (e *Engine) comparedOf(id task.ID, n int) *compared {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -166,8 +164,8 @@ func (s *stored) readBlock(buf []byte, at int64) (begin int64, block []byte, err
 	return begin, block, nil
 }
 
-// damaged reads a stored piece and compares it with its digest. What cannot be read is not
-// damaged: the store deals with that.
+// damaged reports whether a stored piece differs from its digest. A piece that cannot be read is not damaged: the store
+// handles it.
 func (s *stored) damaged(i piece.Index, want piece.Digest) bool {
 	layout := s.proof.replica.Metadata().Layout()
 	buf := s.e.buffers.get(layout.Size(i))
@@ -217,7 +215,7 @@ func (d *Download) dropDamaged(i piece.Index) {
 // forgetDamaged removes all pieces of the task from the store: the disk cannot be trusted with any of
 // them.
 func (d *Download) forgetDamaged(why error) {
-	d.log.Error("stored content is damaged, so it is dropped", "error", why)
+	d.log.Error("stored object is damaged, so this host deletes it", "error", why)
 	d.e.mu.Lock()
 	delete(d.e.compared, d.id)
 	d.e.mu.Unlock()
@@ -237,7 +235,7 @@ func (e *Engine) drop(id task.ID, why error) {
 		}
 		return
 	}
-	e.log.Error("stored content is damaged, so it is dropped", "task", id, "error", why)
+	e.log.Error("stored object is damaged, so this host deletes it", "task", id, "error", why)
 	if err := e.cfg.Store.Remove(id); err != nil {
 		e.log.Error("cannot drop a damaged task", "task", id, "error", err)
 	}

@@ -22,10 +22,10 @@ const (
 	// luck, twice is a bad disk. The count dies with the download, so that a single
 	// poisoned task cannot ban a host from the others.
 	strikesMax = 2
-	// banFor is how long a peer is left alone that sent wrong bytes twice. It may have found its
-	// damaged disk meanwhile and have downloaded the object again.
+	// banFor is how long this host refuses a peer that sent wrong bytes twice. Meanwhile the peer can find the damage on
+	// its disk and download the object again.
 	banFor = 5 * time.Second
-	// givenMax bounds how many peers' pieces are remembered.
+	// givenMax bounds the peers for which a download remembers the pieces that it sent.
 	givenMax = 1024
 	// busyMin and busyMax bound how long a busy neighbour is left alone.
 	busyMin = time.Millisecond
@@ -40,15 +40,15 @@ const (
 
 var (
 	errBanned   = errors.New("it sent wrong bytes before")
-	errDamaged  = errors.New("what was stored here is damaged and was dropped; ask again")
-	errTwice    = errors.New("connected to it already")
-	errTooMany  = errors.New("this task has connections enough")
-	errStalled  = errors.New("it sent nothing of what it was asked for")
+	errDamaged  = errors.New("the stored copy was damaged and was deleted; try again")
+	errTwice    = errors.New("this host is connected to it already")
+	errTooMany  = errors.New("this task has enough connections")
+	errStalled  = errors.New("it sent none of the requested bytes")
 	errNoDigest = errors.New("piece came without a signed digest")
 )
 
-// Download is one task on its way in or out. Its loop, [Download.run], owns all state that is not said
-// to be shared, and decides everything; other goroutines send events to it.
+// Download is one task that this host downloads or serves. Its loop, [Download.run], decides everything and owns all
+// state that is not marked as shared; other goroutines send events to it.
 type Download struct {
 	// Set when the download begins.
 	e      *Engine
@@ -73,7 +73,7 @@ type Download struct {
 	tail     tail
 	progress broadcast
 	mayPass  atomic.Bool // the object may pass by the store
-	inlining atomic.Bool // bytes that came inside a reply are being stored, so nothing is requested
+	inlining atomic.Bool // the bytes of a reply are being stored, so the loop requests nothing
 	snapshot atomic.Pointer[TaskStatus]
 
 	// The loop owns the rest.
@@ -124,7 +124,7 @@ func (b *inbox) ended() bool {
 	}
 }
 
-// times is when what mattered to a download happened.
+// times are the times of a download's last events.
 type times struct {
 	asked      time.Time // when a caller first came
 	firstPiece time.Time
@@ -147,7 +147,7 @@ func (t *times) got(now time.Time) {
 	}
 }
 
-// attrs are how long the object took and what of it took longest, for a log.
+// attrs returns log attributes: how long the download took, and its longest part.
 func (t *times) attrs(now time.Time) (attrs []any) {
 	if t.asked.IsZero() {
 		return nil
@@ -189,7 +189,7 @@ func (d *Download) enter(p policy.Phase) { d.phase = p }
 
 func (d *Download) complete() bool { return d.phase == policy.Complete }
 
-// view is what the policy decides by.
+// view returns the state by which the policy decides.
 func (d *Download) view() policy.View {
 	v := policy.View{
 		Interest: d.wants.interest, Phase: d.phase, Signed: d.complete() && d.proof.coversAll(), Cached: d.proof.cached,

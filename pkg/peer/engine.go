@@ -58,7 +58,7 @@ type Verifier interface {
 	VerifyRevocation(id task.ID, r piece.Revocation) error
 }
 
-// Observer hears of the downloads that this host seeds. It must not block.
+// Observer receives the state of the downloads that this host seeds. It must not block.
 type Observer interface {
 	SeedMetadata(id task.ID, f piece.Metadata)
 	SeedDone(id task.ID)
@@ -86,13 +86,13 @@ type Config struct {
 	Verifier Verifier
 	Observer Observer
 	Picker   picker.Config
-	// Seed says that this host is there to serve: it is a seed of all that it holds, and
-	// spreads distinct pieces. True for a supernode.
+	// Seed makes this host a seed of all tasks that it holds: it spreads distinct pieces. True for a supernode.
 	Seed bool
 	// UploadSlots is how many requests are accepted at once; see [upload.Slots]. In addition a third of
 	// it serves other zones. Default 3.
 	UploadSlots int
-	// UploadLines is how many of either move at the same time; see [upload.SendQueue]. Default 2.
+	// UploadLines is how many accepted pieces move at the same time in this zone, and as many to other zones; see
+	// [upload.SendQueue]. Default 2.
 	UploadLines int
 	// Copies is how often this host, as a seed, sends a piece to askers that have other
 	// sources. Default [picker.CopiesMax].
@@ -184,13 +184,13 @@ type Engine struct {
 	ctx       context.Context // of Run; set before started closes
 	wg        sync.WaitGroup
 
-	// mu is held to find, add or end a download, never while bytes move. No call under it may wait or come
-	// back to the engine: no store, no log, no connection, and of a download only what touches its fields.
+	// mu is held to find, add or end a download, never while bytes move. Code that holds it must not wait and must not
+	// call the engine, the store, the log or a connection; of a download it may access fields only.
 	mu        sync.Mutex
 	downloads map[task.ID]*Download
-	leaving   map[*Download]bool     // out of downloads, but what they hold is not closed yet
+	leaving   map[*Download]bool     // removed from downloads; replica and connections are not closed yet
 	swarms    map[[20]byte]swarmTask // tasks by their name in a handshake; see nameTask
-	swarmsMax int                    // more of them are swept
+	swarmsMax int                    // a longer swarms starts a sweep
 	sweep     int                    // counts the sweeps
 	attempts  map[task.ID]attempt
 	spreads   map[task.ID]spreadPast
@@ -253,9 +253,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	return err
 }
 
-// Open returns the content of a task, and begins its download where there is none. It waits until the
-// metadata is known, ctx ends, or the download fails. An origin's refusal is an *[api.Failure]; a refusal
-// of other credentials than spec's is never returned. The caller closes the content.
+// Open opens a task, and begins its download if there is none. It waits until the metadata is known, ctx ends, or the
+// download fails. An origin's refusal is an *[api.Failure]; Open never returns a refusal of other credentials than
+// spec's. The caller closes the Content.
 func (e *Engine) Open(ctx context.Context, spec task.Spec) (c *Content, err error) {
 	select {
 	case <-e.started:
@@ -296,9 +296,9 @@ func (e *Engine) open(ctx context.Context, spec task.Spec) (*Content, error) {
 	return nil, err
 }
 
-// Seed begins a download of the whole object without a reader, if it is not stored; a call before Run
-// counts from then. It never blocks, so that an owner may call it while it answers. The observer hears how
-// the download goes after every call, also when everything is stored already.
+// Seed begins a download of the whole object without a reader, if it is not stored. A call before Run takes effect when
+// Run begins. Seed never blocks, so that an owner may call it while it answers. The observer receives the result of
+// every call, also when everything is stored already.
 func (e *Engine) Seed(spec task.Spec) {
 	e.mu.Lock()
 	select {
@@ -366,7 +366,7 @@ func (e *Engine) Inventory() (list []api.Entry) {
 	return list
 }
 
-// SetUploadSlots changes how many pieces are sent at once; what is being sent goes on.
+// SetUploadSlots changes how many pieces this host sends at once; running uploads continue.
 func (e *Engine) SetUploadSlots(n int) {
 	e.near.slots.Resize(n)
 	e.afar.slots.Resize(afarSlots(n))
@@ -376,13 +376,13 @@ func (e *Engine) SetUploadSlots(n int) {
 type purpose int
 
 const (
-	forPeer   purpose = iota // to give what is here
-	forReader                // to bring what is read
-	forSeed                  // to bring everything
+	forPeer   purpose = iota // to serve stored pieces
+	forReader                // to download what readers read
+	forSeed                  // to download everything
 )
 
-// download finds or begins the download of a task and holds it; [Engine.release] lets go.
-// A download that is begun for a peer wants nothing and announces nothing.
+// download finds or begins the download of a task and holds it; [Engine.release] ends the hold. A download that begins
+// for a peer wants nothing and announces nothing.
 func (e *Engine) download(spec task.Spec, why purpose) (*Download, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -443,9 +443,9 @@ func (e *Engine) held(d *Download) bool {
 	return d.holds > 0
 }
 
-// bury takes a failed download out of memory. Callers that came until now get its error; later ones
-// start over, but for a moment peers get the reason why a seed gave up. It reports whether the last offer
-// made a seed of the download.
+// bury takes a failed download out of memory. Callers that hold it get its error, and later callers begin a new
+// download. For [failureMemory], late peers get the reason why a seed gave up. bury reports whether the last offer made
+// a seed of the download.
 func (e *Engine) bury(d *Download, now time.Time) (seed bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -490,7 +490,7 @@ func (b *buffers) get(size int64) []byte {
 
 func (b *buffers) put(buf []byte) {
 	if cap(buf) < piece.SizeMin || cap(buf)&(cap(buf)-1) != 0 {
-		return // the last piece of something: its size does not come again
+		return // a last piece: no other piece has its size
 	}
 	pool, _ := b.pools.LoadOrStore(int64(cap(buf)), new(sync.Pool))
 	buf = buf[:cap(buf)]

@@ -13,9 +13,9 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// An event is something that happened outside a download's loop and that the loop must hear of. This
-// file lists all of them: [Download.handle] shows what each does. Goroutines that read and write
-// connections and disks only send events; they change no state of the loop.
+// An event reports to a download's loop what happened outside it. This file lists all events: [Download.handle] shows
+// what each does. Goroutines that read and write connections and disks only send events; they change no state of the
+// loop.
 //
 // String describes an event in one line of a debug log, as the scenarios in testdata/loop write it:
 // they replay events to a loop.
@@ -93,9 +93,9 @@ type (
 
 // Events of readers and of the disk.
 type (
-	// readerOpened begins to want a reader's range.
+	// readerOpened adds the range of a reader to the wanted pieces.
 	readerOpened struct{ r *Reader }
-	// readerClosed ends that, after a while.
+	// readerClosed removes it, after Config.Linger.
 	readerClosed struct{ r *Reader }
 	// pieceLost says that the store does not hold a piece any more.
 	pieceLost struct{ index piece.Index }
@@ -117,7 +117,7 @@ type (
 		// leader says whose coordinator replied.
 		leader owners.Leader
 		err    error
-		// unpacked is what the reply said of the blob itself; it is verified and stored already.
+		// unpacked is the part of the reply about the blob itself; it is verified and stored already.
 		unpacked unpacked
 	}
 	// dialEnded ends an attempt to connect; on success connOpened came before.
@@ -149,7 +149,7 @@ type (
 	purged struct{}
 )
 
-// handle is what each event does. It is the only place where the loop takes one.
+// handle applies one event. The loop takes events nowhere else.
 func (d *Download) handle(now time.Time, ev event) {
 	if d.debug {
 		d.log.Debug("event", "what", ev.String())

@@ -13,14 +13,14 @@ import (
 const (
 	// yieldFor bounds how long a new object waits until others are evicted.
 	yieldFor = 3 * time.Second
-	// partingFor is how long of that it waits for objects that are being read: a client that has
-	// everything asks for the next before its reader here is closed. A longer wait delays a refusal.
-	// yieldPause is how often it asks them again.
+	// partingFor is how much of that time it waits for objects that are being read: a client that has everything can
+	// request the next object before its reader here is closed. A longer wait delays a refusal. yieldPause is the wait
+	// before it asks the downloads again.
 	partingFor, yieldPause = 500 * time.Millisecond, 20 * time.Millisecond
 )
 
 // errYields refuses a peer: this host evicts the object.
-var errYields = errors.New("it gives this task up to make room")
+var errYields = errors.New("it evicts this task to free space")
 
 // create creates an object in the store, and evicts others where that needs space.
 func (e *Engine) create(id task.ID, f piece.Metadata) (r piece.Replica, err error) {

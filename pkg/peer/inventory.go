@@ -14,8 +14,8 @@ import (
 // for an object that is gone costs the other host one connection.
 const inventoryEvery = 5 * time.Second
 
-// inventory is what owners believe of this host beyond its running downloads, and what they have not heard
-// yet: a download does not stay in memory, nor its object on the disk, until an owner answers.
+// inventory is what owners believe of this host beyond its running downloads, and which entries they still have to
+// receive. No download stays in memory, and no object on the disk, until an owner answers.
 type inventory struct {
 	// mu is held to look up and to note, never over an announce or a call of the engine.
 	mu sync.Mutex
@@ -98,9 +98,9 @@ func (e *Engine) announceInventory(ctx context.Context) {
 			}
 			e.inventory.said(entry, err)
 			if err != nil {
-				e.log.Debug("owners were not told what is here", "task", entry.Task.Short(), "event", entry.Event,
+				e.log.Debug("owners did not receive an inventory entry", "task", entry.Task.Short(), "event", entry.Event,
 					"error", err)
-				break // the others would not be heard either
+				break // further announces would fail, too
 			}
 		}
 	}

@@ -18,7 +18,7 @@ import (
 type Limits struct {
 	Upload   int64 `json:"upload"`   // of pieces to all other hosts
 	Download int64 `json:"download"` // of pieces from all other hosts, and of bodies from origins
-	Task     int64 `json:"task"`     // of one task's download, from wherever it comes
+	Task     int64 `json:"task"`     // of one task's download, from all sources
 	Origin   int64 `json:"origin"`   // of bodies from origins
 }
 
@@ -52,11 +52,11 @@ func (e *Engine) SetLimits(l Limits) {
 // intake limits the rate of incoming bytes. Safe for concurrent use.
 type intake struct {
 	rate   ratelimit.Limiter // of this download
-	limits ratelimit.Chain   // with what the engine limits besides
+	limits ratelimit.Chain   // that limiter and those of the engine
 }
 
-// read reads a block as fast as the limits let it come. Where there are some it comes in
-// small parts, so that TCP holds the sender back rather than fills this host's memory.
+// read reads a block as fast as the limits allow. With a limit it reads small parts, so that TCP slows the sender down
+// and this host's memory does not fill.
 func (in *intake) read(ctx context.Context, c *wire.Conn, block []byte) error {
 	for len(block) > 0 {
 		part := min(len(block), in.limits.Quantum())

@@ -91,7 +91,7 @@ func (e *Engine) noteRevoked(now time.Time, id task.ID, r piece.Revocation, cert
 	e.attempts[id] = a
 }
 
-// revocation returns what revoked an epoch of a task, with the certificate of its key.
+// revocation returns the revocation of an epoch of a task, with the certificate of its key.
 func (e *Engine) revocation(id task.ID, epoch uint64) (r piece.Revocation, cert []byte, ok bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -104,7 +104,8 @@ func (e *Engine) revocation(id task.ID, epoch uint64) (r piece.Revocation, cert 
 	return r, nil, false
 }
 
-// newEpoch numbers a new attempt to bring an object: the time, but never the same twice.
+// newEpoch returns the number of a new attempt to fetch an object: the time in nanoseconds, or more if the last number
+// was not lower.
 func (e *Engine) newEpoch() uint64 {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -126,11 +127,11 @@ func (e *Engine) attempt(now time.Time, id task.ID) attempt {
 }
 
 const (
-	// spreadFor is how long a seed remembers what it has sent of an object that no host requests at the
-	// moment. Else nodes that start one by one would each get "first" copies of their own. After a longer
-	// time those copies may be gone, and a host that comes would starve first.
+	// spreadFor is how long a seed remembers what it has sent of an object that no host requests at the moment. Otherwise
+	// nodes that start one by one would each get "first" copies of their own. After a longer time those copies may be
+	// gone, and a new host would starve first.
 	spreadFor = 10 * time.Minute
-	// spreadsMax bounds of how many objects; one takes two bytes a piece.
+	// spreadsMax bounds the objects with a remembered spread; each takes two bytes per piece.
 	spreadsMax = 1024
 )
 

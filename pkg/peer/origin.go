@@ -30,13 +30,13 @@ const (
 	originTries = 4
 	// originPause is the wait before the second try; it doubles.
 	originPause = 100 * time.Millisecond
-	// tryBytes is how many bytes a request must bring for those before it not to count.
+	// tryBytes is how many bytes a request must bring to reset the count of failed tries.
 	tryBytes = 64 << 10
-	// slowOpen is how long an origin that did not answer in time must have been waited for not to be asked
-	// again: whoever waited that long waited as long as the operator wants.
+	// slowOpen bounds the timeouts that are repeated: if an origin has not answered for slowOpen or longer, this host does
+	// not ask again, because it has waited as long as the operator allows.
 	slowOpen = 20 * time.Second
-	// skipMin and skipMax bound how many bytes of stored pieces this host reads past rather than make a new
-	// request behind them: what comes in skipTime is on its way anyway.
+	// skipMin and skipMax bound how many bytes of stored pieces this host reads past before it makes a new request behind
+	// them instead: the bytes of skipTime are on their way anyway.
 	skipMin  = 256 << 10
 	skipMax  = 4 << 20
 	skipTime = 50 * time.Millisecond
@@ -165,7 +165,7 @@ func (d *Download) originEnded(now time.Time, o *originParent, err error) {
 		end(policy.Ended)
 		d.originWrong(now, o, err)
 	case d.ctx.Err() != nil:
-		// This host ends. Said as a failure of the origin, it would fail the neighbours' downloads.
+		// This host stops. As a failure of the origin, that would fail the neighbours' downloads.
 		end(policy.Ended)
 		d.fail(ErrStopped)
 	case errors.Is(err, errDamaged):
@@ -188,7 +188,7 @@ func (d *Download) originEnded(now time.Time, o *originParent, err error) {
 	}
 }
 
-// words returns why the origin sent no object, with the registry that said so.
+// words converts an origin's error to the failure that clients get, and names the registry that sent it.
 func (o *originParent) words(err error) *api.Failure {
 	f := source.Failure(err)
 	f.Upstream, f.Repository, f.Asker = o.spec.Upstream, o.spec.Repository, o.spec.Asker(o.d.e.cfg.NamesKey)
@@ -261,7 +261,7 @@ type originParent struct {
 	// far it got.
 	whole  hash.Hash
 	hashed int64
-	// validator is of the version of which the first bytes came.
+	// validator is that of the version to which the first bytes belong.
 	validator string
 	buf       []byte
 	// part is the piece of which buf holds the first bytes, after a body that ended inside it.
@@ -358,7 +358,7 @@ func (o *originParent) temporary(err error) bool {
 // origin can bring and no further GET does; the last piece of all only when nothing else is missing. It
 // returns false when there is none now. waiting says that further GETs run.
 func (o *originParent) next(i piece.Index) (at piece.Index, more, waiting bool) {
-	claimed := o.ahead.claimed() // first: what has ended since is stored
+	claimed := o.ahead.claimed() // before have: a further GET that ends in between has stored its pieces
 	replica := o.d.proof.replica
 	n := piece.Index(replica.Metadata().Layout().Count())
 	have, needed := replica.Have(), o.d.origin.needed.Load()
@@ -392,7 +392,7 @@ func (o *originParent) stream(ctx context.Context) error {
 		}
 		o.ahead.stream(at)
 		offset = layout.Offset(at)
-		// Bytes of a version without a name cannot be continued: the next answer may be another version.
+		// A file without a validator cannot be continued: the next answer may be another version.
 		if at == o.part.index && (o.spec.Kind != task.Plain || o.spec.Validator != "" || o.validator != "") {
 			offset += o.part.bytes
 		} else {
@@ -458,8 +458,8 @@ func (o *originParent) skip() int64 {
 	return max(skipMin, min(int64(o.ahead.pace.rate(time.Now())*skipTime.Seconds()), skipMax))
 }
 
-// stop returns the first piece behind at that is stored or comes by a further GET, with so many others behind it
-// that they are left out: a new request need not go further. It is 0 for a request that goes to the end.
+// stop returns the piece before which a request from at ends: behind it come so many pieces that are stored, or that
+// further GETs bring, that a new request is better than reading past them. It is 0 for a request that goes to the end.
 func (o *originParent) stop(at piece.Index) piece.Index {
 	if at == 0 || !o.d.proof.hasMetadata() || o.ahead.sendsWhole() {
 		return 0
@@ -506,7 +506,7 @@ func (o *originParent) facts(resp *source.Response) error {
 	want := o.spec.Length
 	if !known {
 		want = o.spec.Known()
-	} // else a promise is weighed against what is here where its asker is served
+	} // otherwise a promised length concerns only its own client, and the mirror compares it
 	if want > 0 && want != resp.Length {
 		return &source.LengthError{Want: want, Got: resp.Length}
 	}
@@ -600,7 +600,7 @@ func (o *originParent) pieces(ctx context.Context, at, stop piece.Index, body io
 		case !more:
 			return o.unwanted()
 		case after < i || int64(after-i-1)*layout.PieceSize > o.skip():
-			return fmt.Errorf("%w: pieces [%d, %d) are here already", errGap, i+1, after)
+			return fmt.Errorf("%w: pieces [%d, %d) are stored already", errGap, i+1, after)
 		}
 	}
 	return fmt.Errorf("%w: the range ends before piece %d", errGap, stop)
@@ -625,7 +625,7 @@ func (o *originParent) ended(body io.Reader, length int64) error {
 }
 
 // errGap asks for a new request at a later offset.
-var errGap = errors.New("going on elsewhere in the content")
+var errGap = errors.New("continuing at another offset")
 
 // keep stores one piece and signs its digest.
 func (o *originParent) keep(i piece.Index, data []byte) error {
@@ -703,21 +703,21 @@ func (o *originParent) check(data []byte) error {
 		return nil
 	}
 	if length := o.d.proof.replica.Metadata().Length; o.hashed != length {
-		// The body did not run through in one go: hash what is stored.
+		// The hash has not seen the whole body in order: hash what is stored.
 		stored := length - int64(len(data))
 		err := o.hashStored(stored)
 		if err == nil && o.hashed != stored {
 			err = piece.ErrMissing
 		}
 		if err != nil {
-			return fmt.Errorf("%w: checking the whole content: %w", errSpace, err)
+			return fmt.Errorf("%w: checking the whole object: %w", errSpace, err)
 		}
 		o.whole.Write(data)
 		o.hashed = length
 	}
 	err := checkSum(digest, o.whole)
 	if err != nil {
-		// What this host's disk spoilt says nothing of the origin, nor of what others hold.
+		// Damage on this host's disk says nothing of the origin, nor of other hosts' copies.
 		if i, found := o.d.stored.findDamaged(); found {
 			return fmt.Errorf("%w: piece %d: %w", errSpace, i, errDamaged)
 		}
@@ -762,7 +762,7 @@ func (o *originParent) summarize() error {
 	for i := range digests {
 		sum, ok := o.d.proof.replica.Digest(piece.Index(i))
 		if !ok {
-			return fmt.Errorf("%w: piece %d of task %s is not here any more", errSpace, i, o.d.id)
+			return fmt.Errorf("%w: piece %d of task %s is not stored any more", errSpace, i, o.d.id)
 		}
 		digests[i] = sum
 	}

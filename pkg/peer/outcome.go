@@ -14,7 +14,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// How a download ends, and which hosts hear what of it.
+// How a download ends, and what other hosts learn of it.
 
 // cause is why a download ended.
 type cause int
@@ -26,7 +26,7 @@ const (
 	causeDisk
 	// causeOrigin: an origin refused the spec.
 	causeOrigin
-	// causeRetry: the origin's bytes were wrong, everything was dropped, and it is asked once more.
+	// causeRetry: the origin's bytes were wrong, this host dropped everything, and it asks the origin once more.
 	causeRetry
 )
 
@@ -44,7 +44,7 @@ func (o *outcome) set(err error, why cause, spec *task.Spec) {
 	}
 }
 
-// observed is what the observer heard of a seed.
+// observed is the last state of a seed that the observer received.
 type observed int
 
 const (
@@ -114,8 +114,8 @@ func (o *outcome) failHere(err error) {
 	o.set(&api.Failure{Status: http.StatusInsufficientStorage, Message: err.Error(), Full: true}, causeDisk, nil)
 }
 
-// forOthers is what other hosts get of a failure: that this host's disk is full is no failure of the
-// origin, and no reason why they could not have the object.
+// forOthers returns what other hosts get of a failure. This host's full disk is no failure of the origin, and does not
+// keep others from the object.
 func (d *Download) forOthers(f *api.Failure) *api.Failure {
 	if d.end.cause != causeDisk {
 		return f
@@ -126,7 +126,7 @@ func (d *Download) forOthers(f *api.Failure) *api.Failure {
 // unableToKeep is what other hosts get where this host's disk is the cause.
 func (e *Engine) unableToKeep(why string) *api.Failure {
 	return &api.Failure{Status: http.StatusServiceUnavailable, Message: fmt.Sprintf(
-		"host %s (%s), which was to bring it, cannot keep it: %s", e.cfg.Host.Name, e.cfg.Host.ID.Short(), why), Full: true}
+		"host %s (%s), the seed of this task, cannot store it: %s", e.cfg.Host.Name, e.cfg.Host.ID.Short(), why), Full: true}
 }
 
 // tellFailure logs why a download failed, and reports it to observer and neighbours where it is a seed.

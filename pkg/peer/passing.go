@@ -105,7 +105,7 @@ func (p *passing) ReadAt(b []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// CopyTo implements [piece.Replica]. Nobody is told that a piece is here.
+// CopyTo implements [piece.Replica]. It always fails: this host announces none of these pieces.
 func (p *passing) CopyTo(io.Writer, int64, int64) (int64, error) { return 0, piece.ErrMissing }
 
 // AddRuns implements [piece.Replica]. The download's proof keeps them.
@@ -141,7 +141,7 @@ func (d *Download) makeReplica(id task.ID, f piece.Metadata) (piece.Replica, err
 		d.e.passing.Add(-1)
 		return nil, err
 	}
-	d.log.Warn("the store has no room for an object, so it passes by", "error", err)
+	d.log.Warn("the store has no space for an object, so readers get it past the store", "error", err)
 	return newPassing(id, f), nil
 }
 
@@ -154,7 +154,7 @@ func (d *Download) passes() *passing {
 	return p
 }
 
-// pass has the pieces come that readers need next, and drops those that they have read.
+// pass requests the pieces that readers need next, and drops those that they have read.
 func (d *Download) pass() {
 	p := d.passes()
 	if p == nil || d.pick == nil {
@@ -173,8 +173,7 @@ func (d *Download) pass() {
 	d.pick.Want(wanted)
 }
 
-// refuseToPass fails a download whose object passes by the store and that is to keep the whole, as a seed
-// does.
+// refuseToPass fails a download that must keep the whole object, as a seed must, if that object passes by the store.
 func (d *Download) refuseToPass() bool {
 	if d.passes() == nil {
 		return false
@@ -183,7 +182,7 @@ func (d *Download) refuseToPass() bool {
 	return true
 }
 
-// notePassing says whether an object may pass by the store from now on.
+// notePassing sets whether an object may pass by the store from now on.
 func (d *Download) notePassing() {
 	d.mayPass.Store(d.wants.interest == policy.Ranges && !d.policy.AtOrigin())
 }

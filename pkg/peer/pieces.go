@@ -103,9 +103,9 @@ func (d *Download) blame(now time.Time, c *conn, bad *piece.DigestError) {
 		c.close(fmt.Errorf("%w: %w", errBanned, bad))
 		return
 	}
-	// Other neighbours come first. This one still counts as having the piece: where no other has it, its
-	// second answer tells bad luck from a bad disk, and then the owner hears of it. Without the piece in
-	// its name, all hosts would wait for another one to bring it.
+	// Other neighbours come first. This one still counts as having the piece: if no other has it, its second answer shows
+	// whether its disk is bad, and then the owner learns of it. Otherwise all hosts would wait for another one to bring
+	// the piece.
 	d.pick.Busy(c.n, now.Add(busyMax))
 }
 

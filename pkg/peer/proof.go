@@ -23,18 +23,16 @@ var (
 	errSpace = errors.New("piece store failed")
 )
 
-// proof is what one download can prove of its object: metadata, signed digests, and
-// the replica that holds the pieces. The goroutines of all connections write into it
-// directly, so that a digest is known before the next message of the same connection,
-// maybe the piece itself, is read. They decide under mu what is new, verify and store it
-// without, and enter it under mu once more, where what has changed meanwhile is looked at again.
+// proof is what one download can prove of its object: metadata, signed digests, and the replica that holds the pieces.
+// The goroutines of all connections write into it directly, so that a digest is known before the next message of the
+// same connection, maybe the piece itself, is read. They find out under mu which runs are new, verify and store them
+// without mu, and enter them under mu, where they check for changes that others made meanwhile.
 type proof struct {
 	id       task.ID
 	store    piece.Store
 	create   func(task.ID, piece.Metadata) (piece.Replica, error)
 	verifier Verifier
-	// ready closes when the facts are known; replica and cached are set before that and
-	// never after.
+	// ready closes when the metadata is known; replica and cached are set before that and never after.
 	ready   chan struct{}
 	replica piece.Replica
 	cached  bool // everything was here at the beginning
@@ -67,7 +65,7 @@ func nameOf(r piece.DigestRun) runName {
 	return runName{r.Key, r.Epoch, int(r.First), len(r.Digests), r.Final}
 }
 
-// newProof returns a proof that knows nothing yet and believes nothing of what was revoked.
+// newProof returns an empty proof that rejects runs of the revoked epochs.
 func newProof(id task.ID, store piece.Store, v Verifier, revoked []piece.Revocation) *proof {
 	p := &proof{
 		id: id, store: store, create: store.Create, verifier: v, ready: make(chan struct{}),
@@ -80,8 +78,7 @@ func newProof(id task.ID, store piece.Store, v Verifier, revoked []piece.Revocat
 	return p
 }
 
-// load takes up what the store holds of the task, if anything. What contradicts itself it
-// drops.
+// load reads what the store holds of the task, if anything. It drops a replica that contradicts itself.
 func (p *proof) load() error {
 	r, err := p.store.Open(p.id)
 	if errors.Is(err, piece.ErrNotFound) {
@@ -106,11 +103,11 @@ func (p *proof) load() error {
 	return nil
 }
 
-// takeUp takes up what a replica holds; it fails with errContradiction only.
+// takeUp enters the runs and pieces of a replica; it fails with errContradiction only.
 func (p *proof) takeUp(r piece.Replica) error {
 	p.adopt(r)
-	// What the own disk says is verified like what a stranger says: the cluster secret
-	// may have changed since. What cannot be verified any more is left out.
+	// Runs from this host's disk are verified like those of others, because the cluster secret may have changed since.
+	// Runs that cannot be verified any more are left out.
 	runs, certs := r.Runs()
 	for _, der := range certs {
 		_, _ = p.take(nil, [][]byte{der}, false)
@@ -153,7 +150,7 @@ func (p *proof) setMetadata(f piece.Metadata) error {
 		return err
 	}
 	if f.Length == 0 {
-		// Nothing is complete as soon as it is known: it is checked before.
+		// An empty object is complete as soon as its length is known, so its digest is checked first.
 		if err := checkWhole(task.Spec{ID: p.id}, nil); err != nil {
 			return fmt.Errorf("%w: %w", errMetadata, err)
 		}
@@ -172,7 +169,7 @@ func (p *proof) setMetadata(f piece.Metadata) error {
 	return nil
 }
 
-// compare reports whether facts are known already, and whether these contradict them.
+// compare reports whether metadata is known already, and whether f contradicts it.
 func (p *proof) compare(f piece.Metadata) (known bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -185,7 +182,7 @@ func (p *proof) compare(f piece.Metadata) (known bool, err error) {
 	return true, nil
 }
 
-// hasMetadata reports whether the facts are known.
+// hasMetadata reports whether the metadata is known.
 func (p *proof) hasMetadata() bool {
 	select {
 	case <-p.ready:
@@ -200,15 +197,14 @@ type staleError struct{ epoch uint64 }
 
 func (e *staleError) Error() string { return fmt.Sprintf("epoch %d was revoked", e.epoch) }
 
-// add verifies runs and keeps what is new. It returns the numbers of the runs it keeps
-// or kept before, so that they need not be sent back to where they came from. A
-// *staleError is harmless: what was revoked is left out.
+// add verifies runs and keeps the new ones. It returns the numbers of the runs that it keeps or kept before, so that no
+// host sends them back to their sender. A *staleError is harmless: add leaves revoked runs out.
 func (p *proof) add(runs []piece.DigestRun, certs [][]byte) (numbers []int, err error) {
 	return p.take(runs, certs, true)
 }
 
-// take is add, which stores runs in the replica only with keep. What is good is kept,
-// also when what came with it is not.
+// take is add, which stores runs in the replica only with keep. It keeps good runs, also when others of the same
+// message are bad.
 func (p *proof) take(runs []piece.DigestRun, certs [][]byte, keep bool) (numbers []int, err error) {
 	freshCerts, err := p.certify(certs)
 	var good, fresh []piece.DigestRun
@@ -227,7 +223,7 @@ func (p *proof) take(runs []piece.DigestRun, certs [][]byte, keep bool) (numbers
 			good, fresh = append(good, r), append(fresh, r)
 		}
 	}
-	// The disk comes first: what this host passes on must have its proof after a crash, too.
+	// The disk comes first: after a crash, too, this host must have the proof of what it passed on.
 	if keep && p.hasMetadata() && len(fresh)+len(freshCerts) > 0 {
 		// A replica that has everything loses nothing without them: a disk may have become read-only.
 		if failed := p.replica.AddRuns(fresh, freshCerts); failed != nil && !p.replica.Have().Full() {
@@ -239,7 +235,7 @@ func (p *proof) take(runs []piece.DigestRun, certs [][]byte, keep bool) (numbers
 	defer p.mu.Unlock()
 	for _, r := range good {
 		n, ok := p.found[nameOf(r)]
-		if !ok && p.revoked[r.Epoch] { // since it was judged
+		if !ok && p.revoked[r.Epoch] { // revoked since judge
 			stale = &staleError{r.Epoch}
 			continue
 		}
@@ -274,8 +270,8 @@ func (p *proof) certify(certs [][]byte) (fresh [][]byte, err error) {
 	return fresh, nil
 }
 
-// judge verifies a run and takes its facts, and reports whether it was known already; before
-// are those that came with it and are good. The error is a *staleError where it was revoked.
+// judge verifies a run and takes its metadata, and reports whether it was known already; before are the good runs of
+// the same message. The error is a *staleError if the epoch was revoked.
 func (p *proof) judge(r piece.DigestRun, before []piece.DigestRun) (known bool, err error) {
 	p.mu.Lock()
 	_, known = p.found[nameOf(r)]
@@ -299,7 +295,7 @@ func (p *proof) judge(r piece.DigestRun, before []piece.DigestRun) (known bool, 
 		newest := p.replica != nil && !slices.ContainsFunc(p.runs, notOlder)
 		p.mu.Unlock()
 		if errors.Is(err, errMetadata) && newest && !slices.ContainsFunc(before, notOlder) {
-			// The newer attempt was begun because of what was wrong with the older.
+			// The newer attempt began because the older one was wrong.
 			err = fmt.Errorf("%w: %w", errContradiction, err)
 		}
 		return false, err
@@ -307,8 +303,7 @@ func (p *proof) judge(r piece.DigestRun, before []piece.DigestRun) (known bool, 
 	return false, nil
 }
 
-// storedUnsigned returns the digests of pieces that are stored though no coordinator signed them, of
-// those that runs speak of.
+// storedUnsigned returns the digests of those pieces of runs that are stored though no coordinator signed them.
 func (p *proof) storedUnsigned(runs []piece.DigestRun) map[piece.Index]piece.Digest {
 	var doubtful []piece.Index
 	p.mu.Lock()
@@ -335,10 +330,8 @@ func (p *proof) storedUnsigned(runs []piece.DigestRun) map[piece.Index]piece.Dig
 	return stored
 }
 
-// note enters a run that is known to be good. It fails when the run shows that something
-// here is not: it is over the checked whole and says otherwise than an earlier one did, or
-// a piece is stored that no coordinator had signed yet and whose bytes differ. The caller
-// holds mu.
+// note enters a verified run. It fails if the run is over the checked whole and contradicts an earlier run, or if it
+// contradicts a stored piece that no coordinator had signed yet. The caller holds mu.
 func (p *proof) note(r piece.DigestRun, stored map[piece.Index]piece.Digest) (int, error) {
 	for j, d := range r.Digests {
 		i := r.First + piece.Index(j)
@@ -437,8 +430,7 @@ func (p *proof) coversAll() bool {
 	return p.replica != nil && p.known.Full() && (len(p.runs) > 0 || p.known.Len() == 0)
 }
 
-// concerns reports whether a run of that epoch is here; nothing of it is
-// believed any more.
+// concerns reports whether a run of that epoch is here, and rejects the epoch from now on.
 func (p *proof) concerns(epoch uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

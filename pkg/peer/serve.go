@@ -45,9 +45,9 @@ func (d *Download) serve(now time.Time, c *conn, m wire.Message) {
 // headStart is how many pieces more a host must have to lose its place to one that asks later.
 const headStart = 3
 
-// displace makes room for c in the line of jobs: the neighbour that has most, and clearly more than c, is
-// refused now and asks elsewhere. Else a host that came too late to a full host would
-// end last, however little it has: 1.04 times the bound instead of 1.06, simulated.
+// displace frees a place in the send queue for c: this host refuses the waiting request of the neighbour that has most
+// pieces, if it has clearly more than c, and that neighbour asks elsewhere. Otherwise a host with few pieces that asks
+// a full host late would end last: a simulated crowd took 1.06 times the bound instead of 1.04.
 func (d *Download) displace(c *conn) bool {
 	if d.isSeed() {
 		return false
@@ -55,7 +55,7 @@ func (d *Download) displace(c *conn) bool {
 	margin := headStart * 1000 / max(1, c.remote.have.Len())
 	lane := c.lane()
 	j, _ := lane.line.Displace(d.id, c.rank()+margin).(*job)
-	// One of a download before this one, which has failed, is ended in a moment by its own connection.
+	// A job of an earlier download, which failed, stays: its own connection ends it soon.
 	if j == nil || j.conn.d != d || !j.conn.displaced(j) {
 		return false
 	}
@@ -122,7 +122,8 @@ func (d *Download) served(c *conn, j *job, sent bool) {
 	}
 }
 
-// remember notes which pieces a peer is sent. Who is sent one again may have found it wrong.
+// remember notes which pieces a peer is sent. It checks a piece that a peer requests again: the peer may have found it
+// wrong.
 func (d *Download) remember(c *conn, j *job) {
 	if j.begin > 0 || j.end < d.proof.replica.Metadata().Layout().Size(j.index) {
 		return
@@ -139,8 +140,8 @@ func (d *Download) remember(c *conn, j *job) {
 	}
 }
 
-// check reads a piece and compares it with its digest. One that is damaged says that the
-// disk cannot be trusted: the whole task is dropped, and downloaded again when it is wanted.
+// check reads a piece and compares it with its digest. A damaged piece shows that the disk cannot be trusted: the
+// download drops the whole task, and a later reader downloads it again.
 func (d *Download) check(i piece.Index) {
 	want, ok := d.proof.digest(i)
 	if !ok || !d.complete() {
@@ -158,9 +159,8 @@ func (d *Download) checked(i piece.Index, damaged bool) {
 	}
 }
 
-// lane is what a host serves some of its neighbours with: those of its own zone, or those
-// of others. They have one each because what goes afar waits for the link between zones:
-// in one line with it the zone's own pieces would wait, too.
+// lane holds the upload slots and the send queue for the neighbours of this host's zone, or for those of other zones.
+// Pieces for other zones wait for the connection between zones: in one queue the zone's own pieces would wait, too.
 type lane struct {
 	slots *upload.Slots
 	line  *upload.SendQueue
@@ -174,7 +174,7 @@ func newLane(slots, lines int) lane {
 // its own zone: few, because every zone fetches a piece once.
 func afarSlots(slots int) int { return max(1, slots/3) }
 
-// lane is what serves c.
+// lane returns the lane that serves c.
 func (c *conn) lane() *lane {
 	if c.afar() {
 		return &c.d.e.afar
@@ -182,6 +182,5 @@ func (c *conn) lane() *lane {
 	return &c.d.e.near
 }
 
-// afar reports whether a neighbour is in another zone. One that has not said where it is,
-// or cannot, is taken for near.
+// afar reports whether a neighbour is in another zone. A neighbour that has not announced its zone counts as near.
 func (c *conn) afar() bool { return c.remote.greeted && c.remote.zone != c.d.e.cfg.Host.Zone }

@@ -27,7 +27,7 @@ func (e *Engine) Signs(id task.ID) policy.Signs {
 	return policy.Signs{Moved: d.signs.moved.Load(), Asking: d.signs.asking.Load(), Came: d.signs.came.Load()}
 }
 
-// note takes in a turn of the loop.
+// noteSigns updates the signs after a turn of the loop.
 func (d *Download) noteSigns() {
 	asking := d.policy.Reading() == policy.Running || d.ownerReads && d.ownerErr == nil
 	came := d.origin.read.Load()

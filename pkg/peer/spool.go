@@ -102,7 +102,7 @@ func (o *originParent) fill(ctx context.Context, kept piece.Spool, body io.Reade
 	}
 }
 
-// spool returns an empty spool of the store, or where it keeps none a file in the spool directory.
+// spool returns an empty spool of the store, or a file in the spool directory if the store keeps no spools.
 func (e *Engine) spool() (piece.Spool, error) {
 	if s, ok := e.cfg.Store.(piece.Spooler); ok {
 		return s.Spool()
@@ -111,7 +111,7 @@ func (e *Engine) spool() (piece.Spool, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The kernel takes it back when the process ends, however that ends.
+	// The kernel frees the file when the process ends, even in a crash.
 	if err := os.Remove(f.Name()); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -152,8 +152,8 @@ func (d *Download) read() int64 {
 	return d.origin.read.Load()
 }
 
-// sendAlive keeps a seed's promise to say something every second: how far it is with a body of
-// unknown length while that grows, else that it is alive.
+// sendAlive sends what a seed promises to send every second: its progress in a body of unknown length while that grows,
+// otherwise a keep-alive.
 func (c *conn) sendAlive() {
 	if read := c.d.read(); read > 0 && read != c.told.read {
 		c.told.read = read
@@ -163,7 +163,7 @@ func (c *conn) sendAlive() {
 	c.send(wire.Message{Type: wire.KeepAlive})
 }
 
-// heardRead takes in how far a seed is with a body of unknown length.
+// heardRead notes a seed's progress in a body of unknown length.
 func (c *conn) heardRead(read int64) {
 	if c.remote.seed && c.d.pick == nil && read != c.remote.read {
 		c.remote.read = read

@@ -16,9 +16,9 @@ type Stats struct {
 	Inline      int64 `json:"inline"`      // those of Seeds that came inside an owner's answer
 	Sent        int64 `json:"sent"`        // bytes of pieces sent to other hosts
 	BadPieces   int64 `json:"badPieces"`   // pieces whose bytes did not match their digest
-	Duplicate   int64 `json:"duplicate"`   // bytes that came although they were there
-	BusySent    int64 `json:"busySent"`    // requests refused for want of a slot
-	BusyGot     int64 `json:"busyGot"`     // requests of ours that were refused
+	Duplicate   int64 `json:"duplicate"`   // bytes of pieces that were stored already
+	BusySent    int64 `json:"busySent"`    // requests that this host refused because no slot was free
+	BusyGot     int64 `json:"busyGot"`     // requests of this host that others refused
 	Downloads   int   `json:"downloads"`   // tasks in memory
 	Links       int64 `json:"links"`       // connections open
 	UploadSlots int   `json:"uploadSlots"` // taken

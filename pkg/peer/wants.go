@@ -11,9 +11,9 @@ import (
 
 // What callers want of a download: they leave offers, which the loop adopts, and open readers.
 
-// urgentAfter is how long a reader waits for one piece before that piece jumps the queue.
-// Sooner would make every reader in the cluster ask for the same lowest pieces, which
-// only the seed has: each must spread them instead.
+// urgentAfter is how long a reader waits for one piece before that piece goes before all others. After a shorter wait
+// every reader in the cluster would request the same first pieces, which only the seed has: hosts must request
+// different ones.
 const urgentAfter = time.Second
 
 // want is a range that a reader reads, or read a moment ago.
@@ -38,7 +38,7 @@ type wants struct {
 // everything reports whether the whole is wanted, with a reader or without.
 func (w *wants) everything() bool { return w.interest == policy.Everything }
 
-// adopt takes in an offer, and reports whether more is wanted now than ranges for the first time.
+// adopt takes in an offer, and reports whether a caller wants the whole for the first time.
 func (w *wants) adopt(spec task.Spec, whole bool) (more bool) {
 	w.spec, w.yielding = spec, false
 	switch {
@@ -149,8 +149,8 @@ func (d *Download) takeOffer(now time.Time) {
 	d.helloAgain()
 }
 
-// adoptOffer adopts what callers want, and reports whether that makes a seed of the download. It
-// touches fields alone: the engine's mu may be held.
+// adoptOffer adopts what callers want, and reports whether that makes a seed of the download. It accesses fields only,
+// so that the caller may hold the engine's mu.
 func (d *Download) adoptOffer(now time.Time) (seed bool) {
 	spec, whole := d.offers.take()
 	if spec == nil {
