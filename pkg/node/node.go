@@ -402,7 +402,7 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 		return telemetry.SwarmStats{
 			Received: s.Sources, Duplicate: s.Duplicate, Sent: s.Sent, BadPieces: s.BadPieces,
 			BusySent: s.BusySent, BusyReceived: s.BusyGot, Slots: s.UploadSlotsMax, SlotsUsed: s.UploadSlots,
-			Connections: int(s.Links), Running: s.Downloads,
+			Connections: int(s.Conns), Running: s.Downloads,
 		}
 	})
 	telemetry.NewMember(n.Metrics, func() telemetry.MemberStats {

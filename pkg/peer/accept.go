@@ -18,7 +18,7 @@ import (
 const acceptPauseMin, acceptPauseMax, acceptQuiet = 5 * time.Millisecond, time.Second, time.Minute
 
 func (e *Engine) accept(ctx context.Context) error {
-	var told time.Time
+	var logged time.Time
 	pause, failures := acceptPauseMin, 0
 	for {
 		raw, err := e.cfg.Listener.Accept()
@@ -29,9 +29,9 @@ func (e *Engine) accept(ctx context.Context) error {
 			var temporary interface{ Temporary() bool }
 			if errors.As(err, &temporary) && temporary.Temporary() {
 				failures++
-				if now := time.Now(); now.Sub(told) >= acceptQuiet {
+				if now := time.Now(); now.Sub(logged) >= acceptQuiet {
 					e.log.Warn("cannot accept peers, trying again", "error", err, "failures", failures)
-					told, failures = now, 0
+					logged, failures = now, 0
 				}
 				select {
 				case <-time.After(pause):

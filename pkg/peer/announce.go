@@ -54,7 +54,7 @@ func (d *Download) announce(now time.Time, v policy.View) {
 		ctx, cancel := context.WithTimeout(d.ctx, announceTimeout)
 		defer cancel()
 		answer, leader, err := d.e.cfg.Announcer.Announce(ctx, entry)
-		d.e.inventory.said(entry, err)
+		d.e.inventory.announced(entry, err)
 		var h unpacked
 		if err == nil && answer.Failure == nil {
 			h = d.unpack(spec, answer)

@@ -36,12 +36,12 @@ type conn struct {
 	initiated bool // by this side
 
 	// The loop owns these.
-	remote  remote
-	told    told
-	seen    seen
-	strikes int      // bad pieces it sent
-	rejects []reject // what it rejected lately, the oldest first
-	sending int      // jobs that have not ended
+	remote    remote
+	announced announced
+	seen      seen
+	strikes   int      // bad pieces it sent
+	rejects   []reject // what it rejected lately, the oldest first
+	sending   int      // jobs that have not ended
 
 	queue
 	blocks blocks
@@ -66,8 +66,8 @@ type remote struct {
 	haves  []piece.Index
 }
 
-// told is what this host announced to a neighbour.
-type told struct {
+// announced is what this host announced to a neighbour.
+type announced struct {
 	pieces    piece.Bitmap
 	runs      map[int]bool         // the numbers of the runs that it knows, from any host
 	keys      map[piece.KeyID]bool // keys whose certificate it knows
@@ -156,7 +156,7 @@ type inbound struct {
 	any     bool // not bound to a piece yet
 	dropped bool // cancelled: this host reads its bytes and discards them
 
-	told bool // the loop knows index; it owns this
+	known bool // the loop knows index; it owns this
 
 	// The reading goroutine owns these.
 	buf   []byte
@@ -199,7 +199,7 @@ func (b *blocks) sum(in *inbound) (d piece.Digest) {
 func newConn(d *Download, w *wire.Conn, initiated bool) *conn {
 	return &conn{
 		d: d, wire: w, initiated: initiated, queue: queue{wake: make(chan struct{}, 1)},
-		told: told{runs: make(map[int]bool), keys: make(map[piece.KeyID]bool)},
+		announced: announced{runs: make(map[int]bool), keys: make(map[piece.KeyID]bool)},
 	}
 }
 
@@ -262,7 +262,7 @@ func (c *conn) drainSoon() {
 
 // expect notes a request before it is sent.
 func (c *conn) expect(in *inbound) {
-	in.told = !in.any
+	in.known = !in.any
 	c.mu.Lock()
 	c.pending = append(c.pending, in)
 	c.mu.Unlock()
@@ -274,7 +274,7 @@ func (c *conn) drop(i piece.Index) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, in := range c.pending {
-		if in.told && !in.dropped && in.index == i {
+		if in.known && !in.dropped && in.index == i {
 			in.dropped = true
 			return true
 		}
@@ -287,7 +287,7 @@ func (c *conn) asked(i piece.Index) (n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, in := range c.pending {
-		if in.told && !in.dropped && in.index == i {
+		if in.known && !in.dropped && in.index == i {
 			n++
 		}
 	}

@@ -28,8 +28,8 @@ type conns struct {
 	silent  []host.ID              // hosts that the next announce reports to the owner as silent
 	left    []host.ID              // hosts that it reports as not taking part in the task
 	dialErr error                  // of the last host that was not reached
-	// toldWhole says that this host announced that it needs no digests.
-	toldWhole bool
+	// wholeSent says that this host announced that it needs no digests.
+	wholeSent bool
 	// local says that this zone's gateways, and not this host, bring pieces from other zones.
 	local bool
 }
@@ -141,8 +141,8 @@ func (d *Download) admit(now time.Time, w *wire.Conn, initiated bool, h host.ID)
 	d.takeOffer(now) // first: a peer that the owner sent here must find a seed
 	c.remote.host, c.seen.born, c.seen.idleFrom, c.seen.receivedAt = h, now, now, now
 	d.conns.add(c)
-	d.e.stats.links.Add(1)
-	if hello, said := d.hello(), w.Said(); said == nil || *said != *hello.Hello {
+	d.e.stats.conns.Add(1)
+	if hello, sent := d.hello(), w.SentHello(); sent == nil || *sent != *hello.Hello {
 		c.send(hello)
 	}
 	if d.pick != nil {
@@ -175,7 +175,7 @@ func (d *Download) helloAgain() {
 // metadata was known.
 func (d *Download) introduce(now time.Time, c *conn) {
 	n := d.pick.Have().Len()
-	c.remote.have, c.told.pieces = piece.NewBitmap(n), piece.NewBitmap(n)
+	c.remote.have, c.announced.pieces = piece.NewBitmap(n), piece.NewBitmap(n)
 	d.pick.Join(c.n, c.remote.seed)
 	d.put(c)
 	for i, has := range c.remote.bits {
@@ -190,13 +190,13 @@ func (d *Download) introduce(now time.Time, c *conn) {
 		d.hasAll(now, c)
 	}
 	c.remote.bits, c.remote.haves = nil, nil
-	c.told.pieces = d.serving.shown.Clone()
+	c.announced.pieces = d.serving.shown.Clone()
 	var bits []bool
-	if c.told.pieces.Count() > 0 {
+	if c.announced.pieces.Count() > 0 {
 		bits = make([]bool, n)
 	}
 	for i := range bits {
-		bits[i] = c.told.pieces.Has(piece.Index(i))
+		bits[i] = c.announced.pieces.Has(piece.Index(i))
 	}
 	c.send(wire.Message{Type: wire.Bitfield, Bits: bits})
 	c.sendFirst()
@@ -237,7 +237,7 @@ func (d *Download) receive(now time.Time, c *conn, m wire.Message) {
 			d.put(c)
 		}
 		c.sendFirst()
-		if d.conns.toldWhole {
+		if d.conns.wholeSent {
 			c.send(wire.Message{Type: wire.DigestMessage, Digests: &wire.Digests{Whole: true}})
 		}
 	case wire.Bitfield:
@@ -355,7 +355,7 @@ func (d *Download) bound(c *conn, in *inbound) {
 	if !d.conns.has(c) {
 		return
 	}
-	in.told = true
+	in.known = true
 	// A piece that this host also requested by name from the same neighbour comes twice. A cancel could
 	// hit either of the two, so this host cancels neither before one is here.
 	known := d.pick.Have().Has(in.index) || d.pick.InFlight(in.index) && c.asked(in.index) == 1
@@ -371,7 +371,7 @@ func (d *Download) disconnected(now time.Time, c *conn, err error) {
 		return
 	}
 	delete(d.conns.open, c.n)
-	d.e.stats.links.Add(-1)
+	d.e.stats.conns.Add(-1)
 	if d.pick != nil {
 		d.pick.Leave(c.n)
 	}
@@ -428,8 +428,8 @@ func (d *Download) watch(now time.Time) {
 // connection to a seed that does not keep this promise: the seed hangs, and where this host requested nothing of it no
 // other timeout notices that.
 func (c *conn) listen(now time.Time, active bool) {
-	if c.d.isSeed() && !c.d.complete() && now.Sub(c.told.at) >= aliveEvery {
-		c.told.at = now
+	if c.d.isSeed() && !c.d.complete() && now.Sub(c.announced.at) >= aliveEvery {
+		c.announced.at = now
 		c.sendAlive()
 	}
 	heard := c.wire.Heard()

@@ -272,7 +272,7 @@ func (d *Download) run(ctx context.Context) {
 	for _, c := range d.conns.open {
 		c.drainSoon()
 	}
-	d.e.stats.links.Add(-int64(len(d.conns.open)))
+	d.e.stats.conns.Add(-int64(len(d.conns.open)))
 	cancel()
 	d.wg.Wait()
 	d.tail.free(&d.e.tails)
@@ -373,7 +373,7 @@ func (d *Download) noteComplete(now time.Time) {
 		d.tell(slog.LevelInfo, "content complete",
 			append([]any{"name", d.wants.spec.Name(), "bytes", d.proof.replica.Metadata().Length,
 				"peers", s.Peers, "seeds",
-				s.Seeds - inline, "origin", s.Origin, "inline", inline, "links", len(d.conns.open)},
+				s.Seeds - inline, "origin", s.Origin, "inline", inline, "conns", len(d.conns.open)},
 				d.times.attrs(now)...)...)
 	}
 }

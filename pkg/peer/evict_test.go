@@ -33,7 +33,7 @@ func TestASmallCacheMakesRoomForTheNextContentAtOnce(t *testing.T) {
 		_, err = s.read(t.Context(), other, first, 0, 100)
 		require.NoError(t, err)
 		synctest.Wait()
-		require.Positive(t, small.engine.Stats().Links)
+		require.Positive(t, small.engine.Stats().Conns)
 
 		s.origin.content = randomBytes(61, length)
 		began := time.Now()

@@ -33,8 +33,8 @@ func newInventory(held []piece.Entry) *inventory {
 	return n
 }
 
-// said notes how an announce ended. The owner may have received one that failed.
-func (n *inventory) said(e api.Entry, err error) {
+// announced notes how an announce ended. The owner may have received one that failed.
+func (n *inventory) announced(e api.Entry, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	switch {
@@ -96,7 +96,7 @@ func (e *Engine) announceInventory(ctx context.Context) {
 			if ctx.Err() != nil {
 				return
 			}
-			e.inventory.said(entry, err)
+			e.inventory.announced(entry, err)
 			if err != nil {
 				e.log.Debug("owners did not receive an inventory entry", "task", entry.Task.Short(), "event", entry.Event,
 					"error", err)

@@ -176,7 +176,7 @@ func (d *Download) publish(i piece.Index) {
 		if c.remote.have.Len() == 0 {
 			continue
 		}
-		c.told.pieces.Set(i)
+		c.announced.pieces.Set(i)
 		have := wire.Message{Type: wire.Have, Index: i}
 		if c.remote.seed || !c.remote.have.Has(i) {
 			c.send(have)
@@ -188,14 +188,14 @@ func (d *Download) publish(i piece.Index) {
 
 // sendProof makes sure that a neighbour has the signed digest of piece i.
 func (c *conn) sendProof(i piece.Index) {
-	if n := c.d.proof.runFor(i); n >= 0 && !c.told.runs[n] {
+	if n := c.d.proof.runFor(i); n >= 0 && !c.announced.runs[n] {
 		c.sendRuns(n)
 	}
 }
 
 // sendRuns sends the runs that a neighbour lacks, once its Hello says that it reads them.
 func (c *conn) sendRuns(numbers ...int) {
-	if !c.remote.greeted || c.told.noDigests {
+	if !c.remote.greeted || c.announced.noDigests {
 		return
 	}
 	const batch = 64 << 10 // bytes of digests in one message, about
@@ -205,15 +205,15 @@ func (c *conn) sendRuns(numbers ...int) {
 		if len(now) == 0 {
 			return
 		}
-		runs, certs := c.d.proof.message(now, c.told.keys)
+		runs, certs := c.d.proof.message(now, c.announced.keys)
 		c.send(wire.Message{Type: wire.DigestMessage, Digests: &wire.Digests{Runs: runs, Certificates: certs}})
 		now, size = nil, 0
 	}
 	for _, n := range numbers {
-		if c.told.runs[n] {
+		if c.announced.runs[n] {
 			continue
 		}
-		c.told.runs[n] = true
+		c.announced.runs[n] = true
 		now = append(now, n)
 		if size += c.d.proof.size(n); size >= batch {
 			flush()
@@ -225,7 +225,7 @@ func (c *conn) sendRuns(numbers ...int) {
 // digests notes that signed runs came from c, or from this host or its owner where c is nil.
 func (d *Download) digests(now time.Time, c *conn, numbers []int, whole bool) {
 	if c != nil && whole {
-		c.told.noDigests = true
+		c.announced.noDigests = true
 	}
 	d.adoptMetadata(now)
 	if d.pick == nil {
@@ -234,15 +234,15 @@ func (d *Download) digests(now time.Time, c *conn, numbers []int, whole bool) {
 	for _, n := range numbers {
 		first, end, key := d.proof.span(n)
 		if c != nil {
-			c.told.runs[n], c.told.keys[key] = true, true
+			c.announced.runs[n], c.announced.keys[key] = true, true
 		}
 		for i := first; i < end; i++ {
 			d.publish(i)
 		}
 	}
-	if !d.conns.toldWhole && d.proof.coversAll() {
+	if !d.conns.wholeSent && d.proof.coversAll() {
 		// No neighbour needs to send digests here any more.
-		d.conns.toldWhole = true
+		d.conns.wholeSent = true
 		for _, other := range d.conns.open {
 			other.send(wire.Message{Type: wire.DigestMessage, Digests: &wire.Digests{Whole: true}})
 		}
@@ -256,7 +256,7 @@ func (d *Download) digests(now time.Time, c *conn, numbers []int, whole bool) {
 // sendFirst sends the first run to a neighbour that got none yet: it holds the metadata, without which
 // the neighbour can request nothing.
 func (c *conn) sendFirst() {
-	if len(c.told.runs) == 0 && c.d.proof.any() {
+	if len(c.announced.runs) == 0 && c.d.proof.any() {
 		c.sendRuns(0)
 	}
 }

@@ -155,8 +155,8 @@ func (d *Download) read() int64 {
 // sendAlive sends what a seed promises to send every second: its progress in a body of unknown length while that grows,
 // otherwise a keep-alive.
 func (c *conn) sendAlive() {
-	if read := c.d.read(); read > 0 && read != c.told.read {
-		c.told.read = read
+	if read := c.d.read(); read > 0 && read != c.announced.read {
+		c.announced.read = read
 		c.send(c.d.hello())
 		return
 	}

@@ -20,7 +20,7 @@ type Stats struct {
 	BusySent    int64 `json:"busySent"`    // requests that this host refused because no slot was free
 	BusyGot     int64 `json:"busyGot"`     // requests of this host that others refused
 	Downloads   int   `json:"downloads"`   // tasks in memory
-	Links       int64 `json:"links"`       // connections open
+	Conns       int64 `json:"links"`       // open connections
 	UploadSlots int   `json:"uploadSlots"` // taken
 	// UploadSlotsMax is how many there are.
 	UploadSlotsMax int `json:"uploadSlotsMax"`
@@ -29,7 +29,7 @@ type Stats struct {
 type counters struct {
 	peers, seeds, origin, inline atomic.Int64
 	sent, bad, duplicate         atomic.Int64
-	busySent, busyGot, links     atomic.Int64
+	busySent, busyGot, conns     atomic.Int64
 }
 
 func (c *counters) sources() api.Sources {
@@ -45,7 +45,7 @@ func (e *Engine) Stats() Stats {
 	return Stats{
 		Sources: c.sources(), Inline: c.inline.Load(), Sent: c.sent.Load(), BadPieces: c.bad.Load(),
 		Duplicate: c.duplicate.Load(),
-		BusySent:  c.busySent.Load(), BusyGot: c.busyGot.Load(), Downloads: downloads, Links: c.links.Load(),
+		BusySent:  c.busySent.Load(), BusyGot: c.busyGot.Load(), Downloads: downloads, Conns: c.conns.Load(),
 		UploadSlots: e.near.slots.Active(), UploadSlotsMax: e.near.slots.Max(),
 	}
 }
@@ -59,7 +59,7 @@ type TaskStatus struct {
 	Readers  int            `json:"readers"`
 	Seeding  bool           `json:"seeding"` // from the origin
 	Sources  api.Sources    `json:"sources"`
-	Links    int            `json:"links"`
+	Conns    int            `json:"links"`
 	// Name is the spec's; Wanted says that a caller waits for missing pieces. LastGot is when the last
 	// piece came, or while there is none, when a caller first came.
 	Name    string    `json:"name,omitempty"`
@@ -106,7 +106,7 @@ func (d *Download) status() TaskStatus {
 }
 
 func (d *Download) show() {
-	s := &TaskStatus{ID: d.id, Links: len(d.conns.open), Seeding: d.policy.AtOrigin(), Name: d.wants.spec.Name(),
+	s := &TaskStatus{ID: d.id, Conns: len(d.conns.open), Seeding: d.policy.AtOrigin(), Name: d.wants.spec.Name(),
 		LastGot: d.times.lastPiece, lastUse: d.times.lastUse}
 	if d.times.lastPiece.IsZero() {
 		s.LastGot = d.times.asked

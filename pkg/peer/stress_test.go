@@ -260,7 +260,7 @@ func (s *storm) settled(t assert.TestingT) {
 		st := n.engine.Stats()
 		assert.Zero(t, st.UploadSlots, "upload slots of %s", n.host.Name)
 		if !n.dead.Load() {
-			assert.Zero(t, st.Links, "connections of %s", n.host.Name)
+			assert.Zero(t, st.Conns, "connections of %s", n.host.Name)
 			assert.Zero(t, st.Downloads, "downloads of %s: %+v", n.host.Name, n.engine.Tasks())
 		}
 	}

@@ -86,13 +86,13 @@ const (
 	GaveUp
 )
 
-// told is the last event that was announced and that changes what the owner believes of this host.
-type told int
+// announced is the last announced event that changes what the owner believes of this host.
+type announced int
 
 const (
-	toldNothing told = iota
-	toldStarted
-	toldCompleted
+	announcedNothing announced = iota
+	announcedStarted
+	announcedCompleted
 )
 
 // Event is the kind of an announce.
@@ -180,7 +180,7 @@ func (v View) active() bool { return v.Phase != Complete && (v.Phase == Unknown 
 type Policy struct {
 	cfg Config
 
-	told         told
+	announced    announced
 	announcing   bool // an announce is on its way
 	nextProgress time.Time
 	nextStarving time.Time
@@ -224,13 +224,13 @@ func (p *Policy) Announce(now time.Time, v View) (a Announcement, ok bool) {
 	}
 	switch {
 	case v.Phase == Complete:
-		if p.told == toldCompleted || !v.Signed || v.Cached {
+		if p.announced == announcedCompleted || !v.Signed || v.Cached {
 			return a, false
 		}
-		p.told = toldCompleted
+		p.announced = announcedCompleted
 		a.Event = Completed
-	case p.told == toldNothing:
-		p.told = toldStarted
+	case p.announced == announcedNothing:
+		p.announced = announcedStarted
 		a.Event = Started
 	case p.starves(now, v) && !now.Before(p.nextStarving):
 		a.Event = Starving
@@ -277,8 +277,8 @@ func (p *Policy) GotPiece() { p.starveDelay = starveFirst }
 
 // LostPiece records that the disk lost a piece: the download announces its completion again later.
 func (p *Policy) LostPiece() {
-	if p.told == toldCompleted {
-		p.told = toldStarted
+	if p.announced == announcedCompleted {
+		p.announced = announcedStarted
 	}
 }
 
@@ -441,7 +441,7 @@ func (p *Policy) Over(now time.Time, v View) bool {
 	case v.Phase != Complete:
 		return v.Interest != Everything && (v.Yielding || now.Sub(v.LastUse) > p.cfg.Linger)
 	}
-	unreported := v.Interest != Nothing && p.told != toldCompleted && v.Signed && !v.Cached
+	unreported := v.Interest != Nothing && p.announced != announcedCompleted && v.Signed && !v.Cached
 	return !unreported
 }
 

@@ -34,8 +34,7 @@ var names = map[pp.ExtensionName]pp.ExtensionNumber{
 	"dr_any": 1, "dr_busy": 2, "dr_digests": 3, "dr_fail": 4, "dr_revoke": 5,
 }
 
-// failureHeaders are the headers that api.Failure names: clients are told no others, who
-// knows who made them up.
+// failureHeaders are the headers that api.Failure names. Clients get no others, because a peer may have invented them.
 var failureHeaders = []string{"Content-Type", "Retry-After", "Www-Authenticate"}
 
 type helloWire struct {
@@ -169,7 +168,7 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 	return (*remote)[name], b, nil
 }
 
-// extended decodes a BEP 10 message; the numbers are the ones this side told.
+// extended decodes a BEP 10 message; the numbers are those that this side announced.
 func (c *Conn) extended(number pp.ExtensionNumber, payload []byte) (Message, error) {
 	m, err := decodeExtended(number, payload, func(remote map[pp.ExtensionName]pp.ExtensionNumber) {
 		c.remote.Store(&remote)

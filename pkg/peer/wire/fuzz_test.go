@@ -16,7 +16,7 @@ import (
 	"github.com/darter-io/darter/pkg/piece"
 )
 
-// tape is a connection whose other side has said everything beforehand.
+// tape is a connection whose other side has sent everything beforehand.
 type tape struct {
 	net.Conn
 	in  io.Reader
@@ -29,15 +29,15 @@ func (t *tape) RemoteAddr() net.Addr        { return &net.TCPAddr{} }
 func (t *tape) Close() error                { return nil }
 func (t *tape) SetDeadline(time.Time) error { return nil }
 
-func newTape(said []byte) (*tape, *Conn) {
-	t := &tape{in: bytes.NewReader(said)}
+func newTape(written []byte) (*tape, *Conn) {
+	t := &tape{in: bytes.NewReader(written)}
 	c := newConn(t, [20]byte{})
 	c.remote.Store(&names)
 	return t, c
 }
 
-// said is what a connection would write.
-func said(ms ...Message) []byte {
+// written is what a connection writes for messages.
+func written(ms ...Message) []byte {
 	t, c := newTape(nil)
 	for _, m := range ms {
 		if err := c.Send(m); err != nil {
@@ -76,9 +76,9 @@ func check(t *testing.T, m Message) {
 }
 
 func FuzzNext(f *testing.F) {
-	f.Add(said(messages()...))
+	f.Add(written(messages()...))
 	for _, m := range messages() {
-		f.Add(said(m))
+		f.Add(written(m))
 	}
 	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 12, 7, 0, 0, 0, 1, 0, 0, 0, 0, 1, 2, 3, 0, 0, 0, 1, 15})
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 20})
@@ -103,18 +103,18 @@ func FuzzNext(f *testing.F) {
 			if m.Type == Skipped || m.Type == Piece {
 				continue
 			}
-			// What was understood can be said again, and means the same.
-			_, again := newTape(said(m))
+			// A decoded message can be written again, and means the same.
+			_, again := newTape(written(m))
 			same, err := again.Next()
 			require.NoError(t, err)
-			require.Equal(t, said(m), said(same))
+			require.Equal(t, written(m), written(same))
 		}
 	})
 }
 
 func FuzzExtension(f *testing.F) {
 	for _, m := range messages() {
-		if b := said(m); len(b) > 6 && b[4] == 20 {
+		if b := written(m); len(b) > 6 && b[4] == 20 {
 			f.Add(b[5], b[6:])
 		}
 	}
@@ -166,7 +166,7 @@ func FuzzHandshake(f *testing.F) {
 		}
 		if c, got, err := Accept(t.Context(), listening(in), self); err == nil {
 			require.GreaterOrEqual(t, len(in), handshakeSize)
-			require.Equal(t, in[28:48], got[:], "the swarm is the one that was said")
+			require.Equal(t, in[28:48], got[:], "the swarm is that of the handshake")
 			id := c.PeerID()
 			require.Equal(t, in[48:68], id[:])
 			follow(c)

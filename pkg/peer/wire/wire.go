@@ -168,12 +168,12 @@ type Conn struct {
 	// received counts bytes of payload as they come, so that a watcher sees a stalled piece
 	// although other messages go on coming.
 	received atomic.Int64
-	heard    atomic.Int64 // bytes of whatever kind
+	heard    atomic.Int64 // bytes of all kinds
 	unread   int64        // payload bytes of the current piece message not read yet
 	// broken is what ended the connection, so that a cut in the middle of a message is not
 	// taken for a malformed one.
 	broken error
-	said   *Hello // in the handshake
+	sent   *Hello // with the handshake
 }
 
 // incoming remembers how its connection ended.
@@ -201,7 +201,7 @@ func Initiate(ctx context.Context, raw net.Conn, swarm, self [20]byte, hello *He
 	}
 	c, err := handshake(ctx, raw, &swarm, self, more)
 	if err == nil {
-		c.said = hello
+		c.sent = hello
 	}
 	return c, err
 }
@@ -247,7 +247,7 @@ func (s *shaking) Write(p []byte) (int, error) {
 }
 
 func handshake(ctx context.Context, raw net.Conn, want *[20]byte, self [20]byte, more []byte,
-	told ...*[20]byte) (*Conn, error) {
+	swarms ...*[20]byte) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
@@ -269,7 +269,7 @@ func handshake(ctx context.Context, raw net.Conn, want *[20]byte, self [20]byte,
 	if !res.SupportsExtended() || !res.SupportsFast() {
 		return nil, fmt.Errorf("handshake with %s: %w: it lacks BEP 6 or BEP 10", raw.RemoteAddr(), ErrProtocol)
 	}
-	for _, t := range told {
+	for _, t := range swarms {
 		*t = [20]byte(res.Hash)
 	}
 	if !stop() {
@@ -293,8 +293,8 @@ func newConn(raw net.Conn, peerID [20]byte) *Conn {
 // PeerID is the other side's name in its handshake ([host.ID.PeerID]).
 func (c *Conn) PeerID() [20]byte { return c.peerID }
 
-// Said is the hello that this side sent with its handshake, or nil.
-func (c *Conn) Said() *Hello { return c.said }
+// SentHello is the hello that this side sent with its handshake, or nil.
+func (c *Conn) SentHello() *Hello { return c.sent }
 
 // RemoteAddr is the other side's network address.
 func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }

@@ -77,16 +77,16 @@ func shake(t *testing.T, rawA, rawB net.Conn) (a, b *Conn) {
 // greeted is shake and the extension handshake of b, so that a may send everything.
 func greeted(t *testing.T, rawA, rawB net.Conn) (a, b *Conn) {
 	a, b = shake(t, rawA, rawB)
-	said := make(chan struct{})
+	sent := make(chan struct{})
 	go func() {
-		defer close(said)
+		defer close(sent)
 		b.Send(Message{Type: HelloMessage, Hello: &Hello{Host: idB, Version: Version}})
 		b.Flush()
 	}()
 	m, err := a.Next()
 	require.NoError(t, err)
 	require.Equal(t, HelloMessage, m.Type)
-	<-said // only one goroutine may write
+	<-sent // only one goroutine may write
 	return a, b
 }
 
@@ -608,8 +608,8 @@ func TestTheDiallerSendsHandshakeAndHelloTogether(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Message{Type: HelloMessage, Hello: hello}, m)
 	a := <-dialled
-	assert.Equal(t, hello, a.Said())
-	assert.Nil(t, b.Said())
+	assert.Equal(t, hello, a.SentHello())
+	assert.Nil(t, b.SentHello())
 	assert.EqualValues(t, 1, counted.count.Load())
 }
 
