@@ -1,9 +1,8 @@
 // Package source is the contract of an origin: a place outside the cluster that tasks come from, a
 // registry or a web server.
 //
-// One streaming GET opens a task at its origin. Whatever the origin makes of a Range, the caller's body
-// always begins at the offset that it asked for. The suite in sourcetest is the contract in full. Start
-// at [Origin].
+// One streaming GET opens a task at its origin. However the origin answers a Range, the caller's body always begins at
+// the requested offset. The suite in sourcetest is the contract in full. Start at [Origin].
 package source
 
 import (
@@ -41,7 +40,7 @@ type Response struct {
 	// Length of the whole task in bytes: the origin's, or the spec's if the origin states none; −1 if
 	// neither does. A body that has more or less ends in a *[LengthError].
 	Length int64
-	// MediaType is the Content-Type to the letter, empty if there was none.
+	// MediaType is the Content-Type, unchanged, empty if there was none.
 	MediaType string
 	// Validator is the ETag, or else the Last-Modified.
 	Validator string
@@ -90,9 +89,8 @@ type RegistryRequest struct {
 	// Header holds the client's headers that the registry needs, Authorization and Accept; its values
 	// may be secret.
 	Header http.Header
-	// Anonymous asks with the token that the registry gives to anybody, if there is neither an
-	// Authorization nor a credential of this node. Without it the reply is then the registry's
-	// challenge.
+	// Anonymous asks with the registry's anonymous token, if there is neither an Authorization nor a credential of this
+	// node. Without it the reply is then the registry's challenge.
 	Anonymous bool
 	// Bare never sends a credential of this node: the reply is for other hosts.
 	Bare bool

@@ -67,9 +67,9 @@ type Config struct {
 	AllowHosts []string
 	// Trusted are hosts (host:port) from the operator's configuration. They may have any address.
 	Trusted []string
-	// ServerName is the name that the certificates of the Trusted hosts must have, empty for the host's own. Pins are
-	// the keys that these certificates may have; with any, the key alone decides, and anybody who has it is the host.
-	// A redirect or a token service on another host is verified as usual.
+	// ServerName is the name that the certificates of the Trusted hosts must have, empty for the host's own. Pins are the
+	// keys that these certificates may have; with any, the key alone decides, so every server that has the key counts as
+	// the host. A redirect or a token service on another host is verified as usual.
 	ServerName string
 	Pins       []Pin
 
@@ -262,7 +262,7 @@ func (e *AddrError) Error() string {
 		e.Host, e.Addr)
 }
 
-// RedirectError reports a redirect that is not followed. Another attempt would end alike.
+// RedirectError reports a redirect that is not followed. Another attempt would get the same redirect.
 type RedirectError struct{ Reason string }
 
 func (e *RedirectError) Error() string { return e.Reason }
@@ -292,7 +292,7 @@ func (g *guard) check(host string, addr netip.Addr) error {
 	return nil
 }
 
-// checkURL refuses what it can without a resolver, since a proxy resolves names itself.
+// checkURL makes the checks that need no resolver, since a proxy resolves names itself.
 func (g *guard) checkURL(u *url.URL) error {
 	if g.trusted[hostPort(u)] {
 		return nil
@@ -353,8 +353,8 @@ func (g *guard) dialer(timeout time.Duration) func(context.Context, string, stri
 	}
 }
 
-// deadAfter is how long an origin's machine may leave what was sent to it unacknowledged. A connection that
-// a router forgot would otherwise look like an origin that takes its time, for as long as HeaderTimeout.
+// deadAfter is how long an origin's machine may leave sent bytes unacknowledged. Without it, a connection that a router
+// forgot would look like a slow origin, for as long as HeaderTimeout.
 const deadAfter = 30 * time.Second
 
 // endDead has the kernel end a connection whose other end is gone (TCP_USER_TIMEOUT, tcp(7)).
@@ -392,8 +392,8 @@ type Request struct {
 	// RoundTripper sends requests to the URL's own host, for instance with a token; nil for the client's
 	// transport.
 	RoundTripper http.RoundTripper
-	// Challenged returns what sends a request again that a redirect led to another host, at, which answered 401; nil
-	// keeps the answer. It is asked once, and its transport is for this host alone. May be nil.
+	// Challenged returns the transport that repeats a request after a redirect: another host, at, answered it with 401.
+	// Nil keeps the answer. Do calls it once and uses the transport for this host only. May be nil.
 	Challenged func(ctx context.Context, at *url.URL, res *http.Response) http.RoundTripper
 	// AllowPlain follows a redirect from https to http, for bytes that a digest protects. Everyone on the network
 	// path can then read them; see [Unencrypted].
@@ -458,7 +458,7 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 		next, err := at.Parse(location)
 		c.drain(res)
 		if err == nil && at.Scheme == "https" && next.Scheme == "http" && strings.EqualFold(next.Host, at.Host) {
-			next.Scheme = "https" // a server that does not know of the proxy that encrypts for it
+			next.Scheme = "https" // a server can be unaware of the proxy that encrypts for it
 		}
 		switch {
 		case err != nil:
@@ -481,8 +481,8 @@ func (c *Client) Do(ctx context.Context, r Request) (*http.Response, error) {
 	}
 }
 
-// newRequest builds the HTTP request for one hop, and returns what sends it. A foreign hop, to another host
-// than r's own, carries no secrets and uses the plain transport.
+// newRequest builds the HTTP request for one hop, and returns the transport that sends it. A foreign hop, to another
+// host than r's own, carries no secrets and uses the plain transport.
 func (c *Client) newRequest(
 	ctx context.Context, r Request, method string, at *url.URL, foreign bool,
 ) (*http.Request, http.RoundTripper) {

@@ -494,7 +494,7 @@ func TestShareIsConfirmed(t *testing.T) {
 	require.ErrorAs(t, err, &changed, "the version of the rest is unknown")
 }
 
-// A server behind a proxy that encrypts for it names its own places by http.
+// A server behind a proxy that encrypts for it redirects to its own host by http.
 func TestARedirectToTheSameHostStaysEncrypted(t *testing.T) {
 	var s *httptest.Server
 	s = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

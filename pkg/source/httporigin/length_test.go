@@ -17,7 +17,7 @@ import (
 	"github.com/darter-io/darter/pkg/source"
 )
 
-// The known length bounds the bytes that the client reads, whatever framing or encoding the origin uses.
+// The known length bounds the bytes that the client reads, for every framing and encoding of the origin.
 func TestKnownLength(t *testing.T) {
 	const n = 1000
 	content := bytes.Repeat([]byte("0123456789"), n/10)

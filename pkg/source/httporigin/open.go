@@ -35,19 +35,18 @@ func (e *AnswerError) Error() string {
 // Get is a request for a file.
 type Get struct {
 	Request
-	// Offset is the first byte of the body in the file, End the one behind its last; an End of 0 is that of the
-	// file.
+	// Offset is the body's first byte in the file, End the byte behind its last; an End of 0 is the end of the file.
 	Offset, End int64
 	// Validator is the ETag or Last-Modified that the file must have; empty accepts any version.
 	Validator string
 	// Length of the whole file in bytes if it is known, else 0 or less. It bounds the bytes that are read:
 	// another length, declared or sent, is a *[source.LengthError].
 	Length int64
-	// Guessed says that an answer which declares a length of its own counts, and Length only for one that does not.
+	// Guessed says that Length counts only for an answer that declares no length.
 	Guessed bool
-	// Raw is for files that a digest names: it reports whether the encoding gzip only labels the file's own type,
-	// where the lengths do not tell. resumed says that the bytes go on from an earlier answer. An encoding other than
-	// gzip is then always such a label. The digest decides in the end. Nil decodes gzip and refuses other encodings.
+	// Raw is for files that a digest names. It reports whether the encoding gzip is only a label of the file's own type,
+	// if the lengths do not show that. resumed says that the bytes continue an earlier answer. Every other encoding is
+	// then such a label, too. The digest decides in the end. Nil decodes gzip and refuses other encodings.
 	Raw func(resumed bool) bool
 	// Allows returns an error for an answer whose headers forbid the use of its bytes; Open returns that
 	// error. May be nil.
@@ -206,8 +205,8 @@ func (g Get) frame(body *body, ranged bool, res *http.Response) (length int64, e
 	if partial && !ranged {
 		return 0, g.unusable("206 to a request without Range")
 	}
-	told := g.Length > 0 && res.ContentLength >= 0 && !partial && !g.Guessed // the lengths tell
-	if encoding == "gzip" && (told && res.ContentLength == g.Length || !told && g.Raw != nil && g.Raw(g.Offset > 0)) {
+	shown := g.Length > 0 && res.ContentLength >= 0 && !partial && !g.Guessed // the lengths show it
+	if encoding == "gzip" && (shown && res.ContentLength == g.Length || !shown && g.Raw != nil && g.Raw(g.Offset > 0)) {
 		encoding = ""
 	}
 	switch {
@@ -334,8 +333,7 @@ type body struct {
 
 	watchdog *time.Timer
 	silent   atomic.Bool
-	// waited is the time spent in reads since the rate was last compared with rateMin, came the bytes that
-	// came in it.
+	// waited is the time spent in reads since the rate was last compared with rateMin, came the bytes that arrived in it.
 	waited time.Duration
 	came   int64
 }
@@ -344,7 +342,7 @@ type body struct {
 // request, or another source, may do better.
 const rateMin = 1 << 10
 
-// crawls takes in a read, and reports whether the body comes slower than rateMin.
+// crawls adds a read to the rate, and reports whether the body comes slower than rateMin.
 func (b *body) crawls(n int, took time.Duration) bool {
 	b.waited += took
 	b.came += int64(n)
@@ -448,7 +446,7 @@ func (b *body) read(p []byte) (int, error) {
 	return n, err
 }
 
-// decoder decodes gzip. Bytes that are no gzip were labelled wrongly, and are the file.
+// decoder decodes gzip. Bytes that are not gzip have a wrong label, and are the file itself.
 func decoder(in io.Reader) (io.Reader, error) {
 	buffered := bufio.NewReaderSize(in, 64<<10)
 	if magic, err := buffered.Peek(2); err == nil && (magic[0] != 0x1f || magic[1] != 0x8b) {

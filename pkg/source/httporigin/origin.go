@@ -238,8 +238,8 @@ func (o *Origin) Examine(ctx context.Context, spec task.Spec) (Info, sharing.Ans
 	}
 }
 
-// placeOf is where a redirect led, without what may sign it. It is part of a file's name in the cluster
-// ([sharing.Answer]), so all versions must spell it alike; a log may spell it otherwise.
+// placeOf returns the URL to which a redirect led, without its query, which may sign it. The place is part of a file's
+// name in the cluster ([sharing.Answer]), so all versions must spell it alike; a log may spell it otherwise.
 func placeOf(u *url.URL) string { return u.Scheme + "://" + u.Host + u.EscapedPath() }
 
 // infoOf reads an answer; asked is the place that the request named.
