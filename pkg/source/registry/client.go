@@ -33,16 +33,16 @@ type Client struct {
 	// mu is held to find or add a session or a label, never during a login.
 	mu       sync.Mutex
 	sessions map[sessionKey]*session
-	// labels say of a blob that came with an encoding whether its bytes were taken as they are.
+	// labels says for each blob that came with an encoding whether the body was taken without decoding.
 	labels map[task.ID]bool
 }
 
 // Open implements [source.Origin] for blobs and manifests. The bytes must hash to the spec's ID, so it
 // ignores validators, and a resumption may go to another of the upstream's URLs.
 //
-// It sends a spec's Authorization as it is. Without one it uses the node's own credentials, or those that
-// the registry's token service gives to anybody. If the registry asks for a pause by a Retry-After of a
-// few seconds, Open tries once more after it, and at once after a 500.
+// It sends a spec's Authorization as it is. Without one it uses the node's own credentials, or else the anonymous token
+// of the registry's token service. If the registry asks for a pause by a Retry-After of a few seconds, Open tries once
+// more after it, and at once after a 500.
 func (c *Client) Open(ctx context.Context, spec task.Spec, offset int64) (res *source.Response, err error) {
 	return c.OpenPart(ctx, spec, offset, 0)
 }
@@ -221,12 +221,12 @@ var responseHeaders = []string{
 	"Oci-Subject", "Oci-Filters-Applied", "Warning", "Ratelimit-Limit", "Ratelimit-Remaining", "Docker-Ratelimit-Source",
 }
 
-// Do sends a request to a registry, with the request's own Authorization if it has one, else with the
-// node's credentials if they are configured, else with the token that the registry gives to anybody if
-// the request is anonymous, else with none: then the registry's challenge is the response. A response of
-// any status is no error; the caller closes its body, which ends in an error if the registry falls
-// silent. Do follows the redirect of a HEAD, because some registries redirect every request without
-// looking. A storage that signs its URLs for GET takes no HEAD there; the response is then a 405.
+// Do sends a request to a registry, with the request's own Authorization if it has one, else with the node's
+// credentials if they are configured, else with the registry's anonymous token if the request is anonymous, else with
+// none: then the registry's challenge is the response. A response of any status is no error; the caller closes its
+// body, which ends in an error if the registry falls silent. Do follows the redirect of a HEAD, because some registries
+// redirect every request unchecked. A storage that signs its URLs for GET takes no HEAD there; the response is then a
+// 405.
 func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Response, err error) {
 	defer source.Rescue(&err, fmt.Sprintf("asking %.255q", q.Upstream))
 	u, err := c.upstream(q.Upstream)
@@ -235,13 +235,13 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 	}
 	if q.Bare && u.CertFile != "" {
 		// The certificate identifies this node, and the reply to it is for this node alone.
-		return nil, errors.New("this node identifies itself to it by a certificate, so its reply is for this node alone")
+		return nil, errors.New("this node identifies itself by a certificate, so the registry's reply is for this node alone")
 	}
 	if q.Method != http.MethodGet && q.Method != http.MethodHead {
-		return nil, errors.New("a registry is only read, by GET or HEAD")
+		return nil, errors.New("this node only reads from registries, by GET or HEAD")
 	}
 	if clean := path.Clean(q.Path); !strings.HasPrefix(q.Path, "/v2/") || (q.Path != clean && q.Path != clean+"/") {
-		return nil, errors.New("no path of the distribution API")
+		return nil, errors.New("this is not a path of the distribution API")
 	}
 	agent := u.agent(q.Agent)
 	ctx = withPurpose(withAgent(ctx, agent), purposeOf(q.Path))
@@ -405,7 +405,7 @@ func (c *Client) each(ctx context.Context, u *upstream, ask func(*url.URL) error
 	return err
 }
 
-// takesNoHead reports whether a storage may reply with this status to a HEAD of a URL that is signed for GET.
+// takesNoHead reports whether a storage may answer a HEAD with this status because it signed the URL for GET.
 func takesNoHead(status int) bool {
 	return status == http.StatusBadRequest || status == http.StatusForbidden || status == http.StatusNotImplemented
 }

@@ -39,8 +39,8 @@ type Config struct {
 	HTTP httporigin.Config
 	// Logger may be nil.
 	Logger *slog.Logger
-	// Observe, if set, is called after each request on the wire, redirects and logins included, with the listed
-	// upstream (empty for another registry) and the status of the answer, 0 if none came. It must not wait.
+	// Observe, if set, is called after each request on the wire, redirects and logins included, with the listed upstream
+	// (empty for another registry) and the status of the answer, 0 if none came. It must not block.
 	Observe func(upstream string, purpose Purpose, status int)
 }
 
@@ -51,7 +51,7 @@ type Purpose string
 const (
 	ForManifest Purpose = "manifest"
 	ForBlob     Purpose = "blob"
-	ForToken    Purpose = "token" // of a login: to the token service, or the ping that names it
+	ForToken    Purpose = "token" // a login's: to the token service, or the ping that names it
 	ForOther    Purpose = "other"
 )
 
@@ -119,8 +119,8 @@ type Upstream struct {
 	// Realms are hosts besides the registry's own whose token services get the node's credentials; those
 	// of Docker Hub and gitlab.com are known. A registry cannot send the credentials to any other host.
 	Realms []string
-	// FirstByte is how long the registry may take to begin an answer: a proxy that scans or first fetches a blob
-	// needs minutes. Less gives up what would have come, more waits longer for a registry that hangs. 0 is
+	// FirstByte is how long the registry may take to begin an answer: a proxy that scans or first fetches a blob needs
+	// minutes. A shorter time gives up slow answers, a longer one waits longer for a registry that hangs. 0 is
 	// HeaderTimeout of [Config].HTTP.
 	FirstByte time.Duration
 	// AllowPrivateRealm allows a token service at a private IP address that is not the registry's own.
@@ -162,7 +162,7 @@ type upstream struct {
 	inner http.RoundTripper
 }
 
-// knownRealms are token services that are not on their registry's host.
+// knownRealms are the token services of public registries on other hosts than the registry's.
 var knownRealms = map[string]string{oci.DockerHub: "auth.docker.io", "registry.gitlab.com": "gitlab.com"}
 
 func newUpstream(name string, u Upstream, cfg httporigin.Config) (*upstream, error) {
@@ -190,7 +190,7 @@ func newUpstream(name string, u Upstream, cfg httporigin.Config) (*upstream, err
 	for _, s := range u.URLs {
 		b, err := url.Parse(s)
 		if err != nil || (b.Scheme != "http" && b.Scheme != "https") || b.Host == "" || b.User != nil || b.RawQuery != "" {
-			return nil, errors.New("one of its URLs is no http or https URL, or has a user or a query")
+			return nil, errors.New("one of its URLs is not an http or https URL, or has a user or a query")
 		}
 		b.Path = strings.Trim(b.Path, "/")
 		if b.Path != "" {
@@ -269,8 +269,8 @@ func (c *Client) Allow(name string) error {
 	return err
 }
 
-// Listed reports whether the operator listed a registry and so trusts its replies. A registry that is only
-// allowed may belong to anybody.
+// Listed reports whether the operator listed a registry and so trusts its replies. A registry that is only allowed may
+// be anyone's.
 func (c *Client) Listed(name string) bool {
 	host, err := oci.ParseHost(name)
 	return err == nil && c.listed[host] != nil

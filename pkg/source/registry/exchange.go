@@ -41,7 +41,7 @@ func (x exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 		} else if err == nil {
 			res.Body.Close()
 		}
-		x.c.drop(key) // and the registry says what it wants
+		x.c.drop(key) // the registry's answer to the request below says what it wants
 	}
 	res, err := x.u.client.Transport().RoundTrip(req)
 	if err != nil || res.StatusCode != http.StatusUnauthorized || !wantsToken(res) {
@@ -56,7 +56,7 @@ func (x exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 	return again, nil
 }
 
-// withToken sends the request with the token that the client's password gets.
+// withToken sends the request with the token that the token service gives for the client's password.
 func (x exchange) withToken(req *http.Request, key sessionKey) (*http.Response, error) {
 	username, password, ok := req.BasicAuth()
 	if !ok {
@@ -94,7 +94,7 @@ type clientsKey struct{}
 
 // Authorization implements [authn.Authenticator].
 func (clients) Authorization() (*authn.AuthConfig, error) {
-	return nil, errors.New("a login without the client's request")
+	return nil, errors.New("no request of a client belongs to this login")
 }
 
 // AuthorizationContext implements [authn.ContextAuthenticator].

@@ -28,14 +28,14 @@ const (
 	helperTimeout = 10 * time.Second
 	// helperLife is how long a helper's output is used before it runs again.
 	helperLife = time.Minute
-	// helperRest is how long a helper that hung does not run: requests for it fail at once until then.
-	// Longer spares processes, shorter notices sooner that it works again.
+	// helperRest is how long a helper that hung does not run: requests for it fail at once until then. A longer rest
+	// starts fewer processes, a shorter one notices sooner that the helper works again.
 	helperRest = 5 * time.Second
 	// helpersMax bounds the helpers of one file that run at once; others wait for their turn.
 	helpersMax = 8
 )
 
-// errClosed reports that the client was closed.
+// errClosed means that the client was closed.
 var errClosed = errors.New("this program is stopping")
 
 // helpers runs credential helpers, each once for all requests that need it at the same time. A helper that
@@ -63,8 +63,8 @@ type helperRun struct {
 	err  error
 	// until is how long the result is used.
 	until time.Time
-	// again says that its login ended before its time. rest, in the run that replaces it, is until when no further run
-	// does so: else a login that has ended for good would start a process for each request.
+	// again says that its login ended before its time. rest, in the run that replaces it, is until when no further run may
+	// replace this one: otherwise a login that has ended for good would start a process for each request.
 	again bool
 	rest  time.Time
 }

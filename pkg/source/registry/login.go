@@ -25,7 +25,7 @@ import (
 
 // Bounds of logging in.
 const (
-	// sessionsMax bounds the sessions; a dropped one costs two small requests.
+	// sessionsMax bounds the sessions; a new session costs two small requests.
 	sessionsMax = 1024
 	// controlMax bounds the response of a token service, in bytes.
 	controlMax = 64 << 10
@@ -33,8 +33,8 @@ const (
 	controlTimeout = 30 * time.Second
 )
 
-// sessionKey names a session: a registry's URL and a repository in it. Its credential is the upstream's, none
-// with bare, or a client's password, of which client is the hash.
+// sessionKey names a session: a registry's URL and a repository in it. The session's credential is the upstream's; with
+// bare it has none; with client, the hash of a client's password, it is that password.
 type sessionKey struct {
 	upstream, base, repository string
 	bare                       bool
@@ -65,9 +65,9 @@ func (c *Client) hasSession(key sessionKey) bool {
 	return c.sessions[key] != nil
 }
 
-// login returns a transport for one of the upstream's URLs that sends the node's credentials, or none with
-// bare. It asks the registry's token service if there is one. fresh says that it just did: then the transport's token
-// is as good as another one.
+// login returns a transport for one of the upstream's URLs that sends the node's credentials, or none with bare. It
+// asks the registry's token service if there is one. fresh says that it has just done so: a further login would get no
+// better token.
 func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, repository string,
 	bare bool) (_ callers, fresh bool, err error) {
 	var auth authn.Authenticator = authn.Anonymous
@@ -270,8 +270,8 @@ func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// hasNoPing reports whether a registry may serve images although it answers its version check so: one of files alone
-// has nothing there, and some gateways let only paths of repositories through.
+// hasNoPing reports whether a registry may serve images although it answers GET /v2/ with this status: a server of
+// static files has nothing there, and some gateways forward only the paths of repositories.
 func hasNoPing(status int) bool {
 	switch status {
 	case http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed,
@@ -281,8 +281,8 @@ func hasNoPing(status int) bool {
 	return false
 }
 
-// challengeOfTags takes the place of a ping: the challenge that the repository's list of tags gets, or else the answer
-// of a registry that asks for no credentials.
+// challengeOfTags replaces a ping that failed. It returns the challenge that the repository's list of tags gets, or the
+// answer of a registry that asks for no credentials.
 func (c *control) challengeOfTags(ping *http.Request, failed *http.Response) (*http.Response, error) {
 	failed.Body.Close()
 	root, _ := rootOf(c.base)
@@ -309,9 +309,9 @@ func (c *control) withScheme(req *http.Request) *http.Request {
 
 var realmRegexp = regexp.MustCompile(`(?i)(realm=")([^"]*)(")`)
 
-// hideRealm writes a token service that the exchange would refuse as a path of the registry: a private one where
-// the operator allows it, and for a registry of HTTPS one of plain HTTP where there is no credential to send. A
-// service on the registry's own host is asked by HTTPS: a registry does not know of the proxy that encrypts for it.
+// hideRealm rewrites a token service that the exchange would refuse as a path of the registry: a private one if the
+// operator allows it, and for a registry of HTTPS one of plain HTTP if there is no credential to send. A service on the
+// registry's own host is asked by HTTPS: the registry can be unaware of the proxy that encrypts for it.
 func (c *control) hideRealm(challenge string) string {
 	return realmRegexp.ReplaceAllStringFunc(challenge, func(found string) string {
 		realm, err := url.Parse(realmRegexp.FindStringSubmatch(found)[2])

@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// Reach returns a registry's URL, and a transport with the operator's settings and without the node's
-// credentials: for requests of a client that are no pull. The transport leaves out the node's certificate
-// too, which would let any client push.
+// Reach returns a registry's URL, and a transport with the operator's settings and without the node's credentials, for
+// requests of a client other than pulls. The transport leaves out the node's certificate too, which would let any
+// client push.
 func (c *Client) Reach(name string) (base *url.URL, rt http.RoundTripper, err error) {
 	u, err := c.upstream(name)
 	if err != nil {

@@ -11,9 +11,10 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// redirected returns what sends a redirected request for a digest again, to another registry that wants a token: the
-// token that this registry gives to anybody. No credential of a client or of this node goes there, nor its certificate,
-// and the token goes to no third host. Addresses and token services are bounded as for a registry that is not listed.
+// redirected returns the transport that repeats a redirected request for a digest at another registry, which wants a
+// token: it sends that registry's anonymous token. No credential of a client or of this node goes there, nor its
+// certificate, and the token goes to no third host. Addresses and token services are bounded as for a registry that is
+// not listed.
 func (c *Client) redirected(u *upstream, id task.ID) func(context.Context, *url.URL, *http.Response) http.RoundTripper {
 	return func(ctx context.Context, at *url.URL, res *http.Response) http.RoundTripper {
 		repository, _ := repositoryOf(at.Path)
@@ -34,14 +35,14 @@ func (c *Client) redirected(u *upstream, id task.ID) func(context.Context, *url.
 		base := &url.URL{Scheme: at.Scheme, Host: at.Host}
 		rt, _, err := c.login(ctx, other, base, repository, true)
 		if err != nil {
-			return nil // the refusal stays one
+			return nil // the client gets the refusal
 		}
 		return anybodys{rt}
 	}
 }
 
-// anybodys is a transport with a token that anybody gets. A token service that gives none any more refuses no
-// credential of the client.
+// anybodys is a transport with an anonymous token. If the token service no longer gives one, that refuses no credential
+// of the client.
 type anybodys struct{ inner http.RoundTripper }
 
 func (t anybodys) RoundTrip(req *http.Request) (*http.Response, error) {

@@ -26,16 +26,16 @@ type session struct {
 	rt   *callers // nil before the login
 }
 
-// callers is the transport of a session. It marks the caller's own request, by which control tells it from those of
-// the token exchange that it can cause. It repeats a request whose login has ended once, with a new login.
+// callers is the transport of a session. It marks the caller's own request, so that control can tell it from the
+// requests of the token exchange that it causes. It repeats a request whose login has ended once, with a new login.
 type callers struct {
 	inner  http.RoundTripper
 	scopes []string // of the session's token
 	// final makes the registry's refusal of the token the answer: without it the exchange gets another token and asks
 	// again.
 	final bool
-	// renew logs in again; sent is the Authorization that has ended, empty if a token service refused the login. Nil, or
-	// a nil result: nothing would change.
+	// renew logs in again; sent is the Authorization that has ended, empty if a token service refused the login. It is
+	// nil, or returns nil, if a new login would change nothing.
 	renew func(ctx context.Context, sent string) http.RoundTripper
 }
 
@@ -75,8 +75,8 @@ func (t callers) RoundTrip(req *http.Request) (*http.Response, error) {
 	return next.RoundTrip(req)
 }
 
-// asCallers returns what the caller said with a request, nil for one of the exchange. The exchange's transports pass
-// the caller's on without a copy.
+// asCallers returns the caller's data of a request, nil for a request of the exchange. The exchange's transports pass
+// on the caller's request without a copy.
 func asCallers(req *http.Request) *callersRequest {
 	own, ok := req.Context().Value(callersKey{}).(*callersRequest)
 	if !ok || own.req != req {

@@ -13,8 +13,7 @@ import (
 // slowFor is how long a URL whose body stood still, or crawled, comes after the upstream's others.
 const slowFor = time.Minute
 
-// slow remembers the URLs of which a body stood still or crawled. The zero value is ready; safe for
-// concurrent use.
+// slow remembers the URLs whose body stood still or crawled. The zero value is ready; safe for concurrent use.
 type slow struct {
 	// mu is held to look up and to note.
 	mu    sync.Mutex
