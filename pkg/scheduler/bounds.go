@@ -25,8 +25,8 @@ type source struct {
 	tasks int // memberships of all of them
 }
 
-// InUseError tells that a report speaks for an ID that belongs to another live host: a copied
-// data directory, or a member that speaks for others.
+// InUseError reports that a report names an ID that belongs to another live host: a copied data directory, or a member
+// that announces for others.
 type InUseError struct {
 	ID host.ID
 	// Addr is where the host that has the ID serves pieces, Source where it announces from, and
@@ -41,10 +41,10 @@ func (e *InUseError) Error() string {
 		e.ID, e.Addr, e.Ago.Round(time.Millisecond), cmp.Or(e.Source, "here"))
 }
 
-// claim returns nil where a report may speak for a known host, otherwise an *[InUseError]. The
-// generation, which only its host knows, proves that it is the same life. A new generation counts
-// where the old one is silent, or at the same address: a process that was killed and started again.
-// A generation that was replaced and still announces shows that two hosts share the ID.
+// claim returns nil if a report may speak for a known host, otherwise an *[InUseError]. The generation, which only its
+// host knows, proves that the host's process is the same. A new generation counts if the old one is silent, or comes
+// from the same address: a process that was killed and started again. A generation that was replaced and still
+// announces shows that two hosts share the ID.
 func (s *Scheduler) claim(now time.Time, was *hostState, r Report) error {
 	switch {
 	case was.generation == r.Generation, now.Sub(was.seen) >= s.cfg.Expiry:
@@ -75,10 +75,9 @@ func (s *Scheduler) count(st *hostState, n int) {
 	}
 }
 
-// spaceFor returns the function that makes space for one more task of a host. Of the hosts that share
-// a bound, the one with most tasks gives up one that it holds: so a member that invents tasks or hosts
-// displaces only its own. The search for that host happens once per report. fresh says that no host
-// has the task yet.
+// spaceFor returns the function that makes space for one more task of a host. Of the hosts that share a bound, the one
+// with most tasks gives up one that it holds, so that a member that invents tasks or hosts displaces only its own. The
+// search for that host happens once per report. fresh says that no host has the task yet.
 func (s *Scheduler) spaceFor(now time.Time, h hostIndex, answer *Answer) func(wants, fresh bool) bool {
 	greedy := hostIndex(-1)
 	return func(wants, fresh bool) bool {
@@ -110,8 +109,8 @@ func (s *Scheduler) spaceFor(now time.Time, h hostIndex, answer *Answer) func(wa
 	}
 }
 
-// greedier is the one of two hosts with more memberships; of equals the lower number, so that the
-// same calls give the same answers.
+// greedier returns the host with more memberships; of equals the one with the lower number, so that the same calls give
+// the same answers.
 func (s *Scheduler) greedier(a, b hostIndex) hostIndex {
 	switch {
 	case a < 0:
@@ -159,9 +158,8 @@ func (s *Scheduler) displace(now time.Time, greedy, h hostIndex, wants bool, ans
 // always makes space for the owner's own host, whose store has bounds of its own.
 func always(bool, bool) bool { return true }
 
-// witness is what counts as one when hosts report another as silent: the address that a host
-// announces from, since one machine may invent hosts. On loopback, and where the address is unknown,
-// each host counts.
+// witness returns the name under which a report of silence counts: the address that a host announces from, since one
+// machine may invent hosts. On loopback, and if the address is unknown, each host counts.
 func (s *Scheduler) witness(h hostIndex) string {
 	st := &s.hosts[h]
 	if st.source == "" || st.source == "::1" || strings.HasPrefix(st.source, "127.") {

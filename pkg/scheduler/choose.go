@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// holdersMin is how many holders an assignment names, if there are any: so every part of the
-	// mesh has a way to the whole task.
+	// holdersMin is how many holders an assignment names, if there are any, so that every part of the mesh is connected to
+	// the whole task.
 	holdersMin = 2
 	// sampleMax is how many members the choice looks at to find one that has what a starving host
 	// needs.
@@ -43,7 +43,7 @@ func (s *Scheduler) choose(
 ) []Neighbour {
 	if free := s.linksFree(w, m, w.member(m).starving); free < need {
 		if w.member(m).starving {
-			// So many links and none is of use: it has lost them and did not say so.
+			// A starving member with that many links has lost them, without an announce of it.
 			w.unlinkAll(m)
 		} else {
 			need = free
@@ -165,7 +165,7 @@ func (s *Scheduler) draw(
 	s.scratch.candidates = found
 	s.rand.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
 	if starving {
-		// It needs a new neighbour, and has no use for one that has nothing.
+		// A starving member needs a new neighbour that has pieces.
 		slices.SortStableFunc(found, func(a, b memberIndex) int {
 			if order := compare(w.linked(m, a), w.linked(m, b)); order != 0 {
 				return order

@@ -26,8 +26,8 @@ var ErrFull = errors.New("scheduler is full")
 
 // Config holds the limits and times of a Scheduler. A zero field means its default.
 type Config struct {
-	// Self is the owner's own host: the only one that the Scheduler sends to an origin. It is
-	// always alive.
+	// Self is the owner's own host: the only one that the Scheduler sends to an origin, except a substitute after
+	// [Scheduler.Unable]. It is always alive.
 	Self host.Host
 	// Seed makes the random choices.
 	Seed uint64
@@ -123,7 +123,7 @@ const (
 	Starving  Event = "starving"  // it wants pieces that none of its neighbours has
 )
 
-// Report is one announce of one host.
+// Report is one announce of a host.
 type Report struct {
 	Host host.Host
 	// Generation is drawn at the host's start; a new one ends all that the host announced
@@ -155,7 +155,7 @@ type Entry struct {
 	Need int
 }
 
-// Answer is what follows from a Report.
+// Answer is the reply to a Report.
 type Answer struct {
 	// Assignments answer the entries, in their order.
 	Assignments []Assignment
@@ -189,7 +189,7 @@ type Assignment struct {
 // Neighbour is a live host to exchange pieces with.
 type Neighbour struct {
 	host.Host
-	// Reason says for people why the Scheduler chose it.
+	// Reason names for people why the Scheduler chose it.
 	Reason Reason
 }
 
@@ -277,7 +277,7 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 		}
 	}
 	if d, ok := s.departed[r.Host.ID]; ok && d.generation == r.Generation && now.Before(d.until) {
-		// It was on its way when its host left.
+		// The report was on its way when its host left.
 		return Answer{Interval: s.cfg.IntervalIdle, Assignments: make([]Assignment, len(r.Entries))}, nil
 	}
 	if r.Leaving {
@@ -291,8 +291,8 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 	var answer Answer
 	var former []uint64
 	if known && h != s.self {
-		// A new life may have another disk and another address; a new zone means other
-		// neighbours. Either way the old announces no longer hold.
+		// A new generation may have another disk and another address; a new zone means other neighbours. In both cases the
+		// old announces no longer hold.
 		was := &s.hosts[h]
 		if was.generation != r.Generation {
 			former = append(was.former, was.generation)
@@ -333,9 +333,8 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 	return answer, nil
 }
 
-// take records one entry and answers it; seed is what the owner's own host must get from the
-// origin because of it, or nil. space makes space for a task that the host does not have yet; see
-// [Scheduler.spaceFor].
+// take records one entry and answers it; seed is the task that the owner's own host must get from the origin because of
+// it, or nil. space makes space for a task that the host does not have yet; see [Scheduler.spaceFor].
 func (s *Scheduler) take(
 	now time.Time, h hostIndex, e Entry, space func(wants, fresh bool) bool,
 ) (a Assignment, seed *task.Spec) {
@@ -424,7 +423,7 @@ func (s *Scheduler) Tick(now time.Time) Changes {
 	return c
 }
 
-// standbyKey is what the order of standbys is computed for.
+// standbyKey is the key of the rendezvous order of standbys.
 const standbyKey = "standbys"
 
 // Standbys lists the addresses of at most n live hosts that can lead tasks while no owner does: the

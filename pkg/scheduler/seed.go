@@ -9,7 +9,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// unableFor is how long the owner's own host leaves a task to others after its disk failed for it.
+// unableFor is how long other hosts get a task from its origin after the disk of the owner's own host failed for it.
 const unableFor = time.Minute
 
 // refusalsMax bounds the refusals that the Scheduler remembers for one task.
@@ -49,8 +49,8 @@ const (
 	OfRegistry Scope = iota
 	// OfAsker concerns hosts whose specs have the same repository, credentials, tag and promised length.
 	OfAsker
-	// OfRequest is OfAsker for the hosts that waited for this answer. A later host gets an answer of its own: a right may
-	// have been granted, or a blob pushed.
+	// OfRequest is OfAsker for the hosts that waited for this answer. A later host gets an answer of its own: the registry
+	// may have granted access, or received the blob, since then.
 	OfRequest
 )
 
@@ -85,7 +85,7 @@ func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, used *task.Sp
 	w.seeding, w.seedSpec, w.seedAt, w.endedAt = false, nil, time.Time{}, now
 	s.due[w] = struct{}{}
 	if m, ok := w.index[s.self]; ok && w.member(m).standing == wanting {
-		// Its engine gave the download up: no host should connect there for this task meanwhile.
+		// The engine of that host gave the download up: no host should connect there for this task meanwhile.
 		s.part(now, w, m)
 	}
 }
@@ -106,7 +106,7 @@ func (s *Scheduler) Unable(now time.Time, id task.ID) {
 }
 
 // substituteFor returns the member that gets the task from its origin in place of the owner's own host, while that one
-// is unable. It is member m where there is no other that m can reach; needed says that somebody has to.
+// is unable. It is member m if m can reach no other; needed says that one host must get it.
 func (s *Scheduler) substituteFor(now time.Time, w *swarm, m memberIndex, needed bool) (memberIndex, bool) {
 	if !now.Before(w.unableUntil) {
 		return 0, false
@@ -184,7 +184,7 @@ func (s *Scheduler) wantsSeed(now time.Time, w *swarm, m memberIndex, e Entry) b
 	return true
 }
 
-// fewest is how many hosts are known when only the owner and the announcing host are.
+// fewest is how many hosts are known if there are only the owner and the announcing host.
 func (s *Scheduler) fewest(own bool) int {
 	if own {
 		return 1

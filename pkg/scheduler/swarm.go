@@ -8,8 +8,8 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// Hosts and members go by small numbers: 10,000 hosts in 10 tasks are 100,000 members with some 32
-// links each, and a link takes four bytes this way.
+// Hosts and members have small numbers instead of pointers: 10,000 hosts in 10 tasks are 100,000 members with some 32
+// links each, and a link takes four bytes.
 type (
 	hostIndex   int32 // in Scheduler.hosts
 	memberIndex int32 // in swarm.members
@@ -48,8 +48,8 @@ type membership struct {
 	member memberIndex
 }
 
-// snub is a report that a host did not answer. The generation tells its lives apart, and the host
-// from another one that took its number.
+// snub is a report that a host did not answer. The generation tells apart the processes of one host, and a host from a
+// later one with the same number.
 type snub struct {
 	host       hostIndex
 	generation uint64
