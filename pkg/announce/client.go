@@ -1,9 +1,9 @@
-// Package announce sends to the owners of tasks what happens on this host, and returns their
-// assignments. It also sends lookups to owners.
+// Package announce reports to the owners of tasks what happens on this host, and returns their assignments. It also
+// sends lookups to owners.
 //
-// A pull never dies because owners do: package owners decides which owner each announce goes to, then
-// which standby, and the last resort is a coordinator of the host's own. The first two owners of each
-// task receive what the host holds, so that the second one knows it when the first one dies.
+// A pull never fails because owners die: package owners decides which owner each announce goes to, then which standby,
+// and the last resort is a coordinator of the host's own. The first two owners of each task receive what the host
+// holds, so that the second one knows it when the first one dies.
 // Start at [Client.Announce].
 package announce
 
@@ -28,8 +28,8 @@ import (
 // ErrStopped means that the client's Run has ended.
 var ErrStopped = errors.New("announce client was stopped")
 
-// ErrInUse means that an owner knows another live host by this host's ID.
-var ErrInUse = errors.New("this host's ID is another host's")
+// ErrInUse means that an owner knows another live host with this host's ID.
+var ErrInUse = errors.New("another live host uses this host's ID")
 
 const (
 	// ownersMax bounds the list of owners in a response.
@@ -44,7 +44,7 @@ const (
 	forgetAfter = 2 * time.Minute
 	// intervalFirst is when to announce again while no owner has named a time.
 	intervalFirst = time.Second
-	// roundPause is between two rounds of asking owners that answer wrongly or not at all.
+	// roundPause is the pause between two rounds of requests to owners that answer wrongly or not at all.
 	roundPause = 100 * time.Millisecond
 	// leaveTimeout bounds the last announce.
 	leaveTimeout = time.Second
@@ -57,14 +57,14 @@ type Announcer interface {
 
 // Purges is what package purge adds to announces and takes from their answers.
 type Purges interface {
-	// Fill adds to an announce which orders of its owner this host knows, and its failures.
+	// Fill adds to an announce which of the owner's orders this host knows, and its failures.
 	Fill(owner string, r *api.AnnounceRequest)
 	// Learn fetches the owner's orders if its mark is new; c calls the owner. It returns true if the owner
 	// should hear of it at once.
 	Learn(ctx context.Context, owner, mark string, c apiclient.Client) (learned bool)
 }
 
-// Config is what a Client is made of.
+// Config holds the parts and settings of a Client.
 type Config struct {
 	Host host.Host
 	// Generation is drawn at the host's start; see [api.AnnounceRequest].
@@ -103,11 +103,11 @@ type Config struct {
 	// Budget is how long one owner may take to answer before the client asks the next; the only owner
 	// has half of Patience. Shorter passes over owners that are merely busy. Default 1 s.
 	Budget time.Duration
-	// Logger takes what happens; nil discards it.
+	// Logger receives the log; nil discards it.
 	Logger *slog.Logger
 }
 
-// Client announces. Safe for concurrent use.
+// Client sends a host's announces. Safe for concurrent use.
 type Client struct {
 	cfg Config
 	log *slog.Logger
@@ -216,7 +216,7 @@ func (c *Client) Run(ctx context.Context) error {
 	close(c.ended)
 	sending.Wait()
 	c.leave(context.WithoutCancel(ctx))
-	// An owner that also ends soon would wait for a connection that was made and never used.
+	// An owner that stops, too, would wait for a connection that was made and never used.
 	c.cfg.Client.CloseIdleConnections()
 	return nil
 }
@@ -270,7 +270,7 @@ func (c *Client) apply(e owners.Event) owners.Changes {
 func (c *Client) report(owner string, changes owners.Changes, err error) {
 	switch {
 	case changes.Suspected && identity.OfClocks(err):
-		c.log.Warn("this host does without an owner whose clock is too far from its own", "owner", owner, "error", err)
+		c.log.Warn("this host does not use an owner whose clock is too far from its own", "owner", owner, "error", err)
 	case changes.Suspected:
 		c.log.Warn("owner does not answer", "owner", owner, "error", err)
 	case changes.Outage > 0:
@@ -353,7 +353,7 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, own
 			continue
 		}
 		if !fails { // otherwise the failure of an owner is in the log already
-			c.log.Warn("owner did not hear of a task in time, so this host leads it", "task", e.Task.Short(),
+			c.log.Warn("owner did not receive a task in time, so this host leads it", "task", e.Task.Short(),
 				"error", err)
 		}
 		a, err = c.askLocal(ctx, e, []error{err})
@@ -430,7 +430,7 @@ func (c *Client) askOwners(
 	}
 }
 
-// isSelf reports whether an address is that at which this host itself takes announces.
+// isSelf reports whether this host itself receives announces at an address.
 func (c *Client) isSelf(addr string) bool { return c.cfg.Local != nil && addr == c.cfg.Host.Addr }
 
 // askLocal asks the host's own coordinator, after the owners failed.
@@ -448,7 +448,7 @@ func (c *Client) askLocal(ctx context.Context, e api.Entry, failures []error) (a
 	return a, nil
 }
 
-// ask queues an entry for one owner and waits for its assignment, within the owner's budget.
+// ask queues an entry for one owner and waits for its assignment, for at most the owner's budget.
 func (c *Client) ask(ctx context.Context, addr string, e api.Entry) (api.Assignment, error) {
 	waits := &call{done: make(chan result, 1)}
 	c.mu.Lock()
@@ -483,9 +483,8 @@ func (c *Client) ask(ctx context.Context, addr string, e api.Entry) (api.Assignm
 	return api.Assignment{}, err
 }
 
-// delivered notes which owner knows of a task now, from the entry as it was sent, and sends the end
-// of the download to the owners that need it: the former one, and the first two of a task that is
-// complete or gone.
+// delivered notes which owner knows of a task now, from the entry as it was sent. It sends the end of the download to
+// the other owners that must know it: the former one, and the first two of a task that is complete or gone.
 func (c *Client) delivered(ctx context.Context, e api.Entry, to string) {
 	c.mu.Lock()
 	former := c.downloads.delivered(time.Now(), e, to)

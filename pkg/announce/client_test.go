@@ -393,7 +393,7 @@ func TestSlowOwnerIsLogged(t *testing.T) {
 		assert.Equal(t, local, answeredBy(t, c, started("second")))
 		before.Wait()
 		assert.Contains(t, lines.String(),
-			`level=WARN msg="owner did not hear of a task in time, so this host leads it" task=second`)
+			`level=WARN msg="owner did not receive a task in time, so this host leads it" task=second`)
 		assert.Equal(t, 1, strings.Count(lines.String(), "level=WARN"), "it is not taken for dead: %s", &lines)
 	})
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 )
 
-// errPlaintext is the reason why no owner is asked about a task whose spec holds credentials.
+// errPlaintext is the reason why no owner receives a task whose spec holds credentials.
 var errPlaintext = errors.New("credentials go to owners over TLS only, so the host leads this task itself; " +
 	"set a cluster secret to get TLS")
 

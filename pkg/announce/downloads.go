@@ -7,8 +7,8 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// downloads are the tasks that this host downloads, with the owner that knows of each. A new owner
-// needs the spec, which only the first announce of a download carries.
+// downloads are the tasks that this host downloads, with the owner that knows of each. A new owner needs the spec,
+// which only the first announce of a download has.
 type downloads map[task.ID]*download
 
 // download is one of them.
@@ -74,7 +74,7 @@ func (all downloads) delivered(now time.Time, e api.Entry, to string) (former st
 	return former
 }
 
-// disown has the next announce of each download of an owner repeat its start and spec.
+// disown makes the next announce of each download of an owner repeat its start and spec.
 func (all downloads) disown(owner string) {
 	for _, d := range all {
 		if d.owner == owner {

@@ -21,8 +21,8 @@ var ErrNoOwner = errors.New("no owner can be asked")
 // ErrHere means that this host itself is the owner of a lookup.
 var ErrHere = errors.New("this host is the owner")
 
-// heardWithin is how long an owner may take to confirm a lookup by its status. The reply itself may
-// take as long as the registry does.
+// heardWithin is how long an owner may take to confirm a lookup by its status. The reply itself may take as long as the
+// registry needs.
 const heardWithin = time.Second
 
 var errUnheard = fmt.Errorf("the owner did not confirm within %s", heardWithin)
@@ -61,7 +61,7 @@ func (c *Client) Lookup(ctx context.Context, q api.Lookup) (api.LookupReply, err
 		if ctx.Err() != nil {
 			cause := context.Cause(ctx)
 			if errors.Is(cause, errUnheard) {
-				c.cfg.Logger.Warn("owner did not hear of a lookup, so this host asks the registry", "owner", addr,
+				c.cfg.Logger.Warn("owner did not confirm a lookup, so this host asks the registry", "owner", addr,
 					"lookup", q)
 			}
 			failures = append(failures, cause)
@@ -72,8 +72,8 @@ func (c *Client) Lookup(ctx context.Context, q api.Lookup) (api.LookupReply, err
 	return api.LookupReply{}, fmt.Errorf("looking up %s: %w", q, errors.Join(failures...))
 }
 
-// nextOwner returns the first owner of a key that answers and was not tried, local where this host
-// is it, and nobody where there is no other.
+// nextOwner returns the first owner of a key that answers and was not tried, local if this host is that owner, or
+// nobody if there is no other.
 func (c *Client) nextOwner(key string, tried map[string]bool) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -88,8 +88,8 @@ func (c *Client) nextOwner(key string, tried map[string]bool) string {
 	return nobody
 }
 
-// refused reports to the view that an owner refused a connection, and sends the owner a heartbeat at
-// once, which finds out whether it is dead.
+// refused reports to the view that an owner refused a connection, and sends the owner a heartbeat at once, to find out
+// whether it is dead.
 func (c *Client) refused(addr string, err error) {
 	cause := causeOf(err)
 	if cause == owners.Silence {

@@ -23,27 +23,27 @@ import (
 	"github.com/darter-io/darter/pkg/owners"
 )
 
-// sender sends to one owner. Its goroutine, [Client.serve], alone sends; all its fields but addr and
-// wake are guarded by Client.mu.
+// sender sends to one owner. Only its goroutine, [Client.serve], sends; Client.mu guards all its fields but addr and
+// wake.
 type sender struct {
 	addr string
-	// wake has the goroutine look for something to send.
+	// wake makes the goroutine look for something to send.
 	wake chan struct{}
 
 	queue []*call
-	// resync means that the owner lacks the host's whole inventory; backlog is the part of it that
-	// is still to be sent.
+	// resync means that the owner lacks the host's whole inventory; backlog is the part of it that the sender has not sent
+	// yet.
 	resync  bool
 	backlog []api.Entry
-	// more means that the owner was sent entries as one of a task's first two while another owner was out: it may hold
-	// tasks of this host that are no longer its own, and has to hear of their end.
+	// more means that the owner received entries as one of a task's first two while another owner was out: it may count
+	// this host for tasks that it no longer owns, and must receive their end.
 	more bool
 	// skew is by how much the owner's clock was ahead of this host's in its last reply, in whole
 	// seconds; logged is the skew that the log last showed.
 	skew, logged time.Duration
-	// why is the reason of the failures that the log last showed, empty while the owner answers; told is when.
-	why  string
-	told time.Time
+	// why is the reason of the failures that the log last showed, empty while the owner answers; whyLogged is when.
+	why       string
+	whyLogged time.Time
 	// refusedAt is when the log last showed a refused entry.
 	refusedAt time.Time
 }
@@ -51,8 +51,8 @@ type sender struct {
 // reasonPause is how long after a line of the log an owner's next reason can follow.
 const reasonPause = 10 * time.Second
 
-// reasonOf is an error without what differs from one announce to the next: the number of entries, a local port, the
-// difference of clocks.
+// reasonOf returns an error's text without the parts that differ from one announce to the next: the number of entries,
+// a local port, the difference of clocks.
 func reasonOf(err error) string {
 	var network *net.OpError
 	switch cause := errors.Unwrap(err); {
@@ -70,13 +70,13 @@ func reasonOf(err error) string {
 // before. began is true if the owner began to fail, which the log shows anyway. The client's mu is held.
 func (s *sender) newReason(now time.Time, err error, began bool) bool {
 	why := reasonOf(err)
-	if began || s.why == "" || why == s.why || now.Sub(s.told) < reasonPause {
+	if began || s.why == "" || why == s.why || now.Sub(s.whyLogged) < reasonPause {
 		if began {
-			s.why, s.told = why, now
+			s.why, s.whyLogged = why, now
 		}
 		return false
 	}
-	s.why, s.told = why, now
+	s.why, s.whyLogged = why, now
 	return true
 }
 
@@ -96,7 +96,7 @@ func newSender(addr string) *sender {
 	return &sender{addr: addr, wake: make(chan struct{}, 1), resync: true}
 }
 
-// causeOf tells refusals, which a host or a network sends, from mere silence.
+// causeOf distinguishes refusals, which a host or a network sends, from silence.
 func causeOf(err error) owners.Cause {
 	var dns *net.DNSError
 	switch {
@@ -116,7 +116,7 @@ func (s *sender) enqueue(q *call) {
 	s.poke()
 }
 
-// poke has the sender look whether there is something to send, and announce in any case.
+// poke makes the sender look whether there is something to send, and announce in any case.
 func (s *sender) poke() {
 	select {
 	case s.wake <- struct{}{}:
@@ -141,11 +141,11 @@ func (q *call) answer(r result) {
 	}
 }
 
-// batch is what goes in one announce.
+// batch holds the entries of one announce.
 type batch struct {
 	calls   []*call
 	entries []api.Entry
-	// begins means that the inventory begins here: an owner that asks for it is served.
+	// begins means that the inventory begins here, which answers an owner that requested it.
 	begins bool
 }
 
@@ -277,7 +277,7 @@ func (c *Client) sendApart(ctx context.Context, s *sender, b batch, err error) t
 	c.mu.Lock()
 	if !c.answers(s) {
 		for _, q := range b.calls {
-			q.answer(result{err: errors.New(err.Error())}) // no refusal of an entry
+			q.answer(result{err: errors.New(err.Error())}) // the owner refused this host, and not an entry
 		}
 		c.mu.Unlock()
 		return interval
@@ -307,7 +307,7 @@ func (c *Client) sendApart(ctx context.Context, s *sender, b batch, err error) t
 	return interval
 }
 
-// learnPurges fetches an owner's purge orders, and announces at once that it did.
+// learnPurges fetches an owner's purge orders, and then announces at once.
 func (c *Client) learnPurges(ctx context.Context, s *sender, mark string) {
 	if c.cfg.Purges == nil {
 		return
@@ -335,7 +335,7 @@ func (c *Client) failed(ctx context.Context, s *sender, b batch, err error) time
 	}
 	changes := c.apply(owners.Failed{From: s.addr, Cause: causeOf(err), Err: err})
 	another := s.newReason(time.Now(), err, changes.Suspected)
-	// The owner may have forgotten whatever it knew when it comes back.
+	// The owner may have lost its state when it answers again.
 	s.resync, s.backlog = true, nil
 	c.downloads.disown(s.addr)
 	c.mu.Unlock()
@@ -417,7 +417,7 @@ func (c *Client) post(ctx context.Context, addr string, r api.AnnounceRequest) (
 	return response, nil
 }
 
-// refusedError is the answer of an owner that does not take what it was sent: it is alive.
+// refusedError is the answer of an owner that refused an announce: the owner is alive.
 type refusedError struct{ message string }
 
 func (e *refusedError) Error() string { return e.message }
@@ -480,7 +480,7 @@ func decodeResponse(b []byte, n int) (api.AnnounceResponse, error) {
 	return response, nil
 }
 
-// purify removes from an assignment what is beyond bounds or makes no sense.
+// purify removes from an assignment the parts that exceed bounds or make no sense.
 func purify(a *api.Assignment) {
 	a.Neighbours = slices.DeleteFunc(a.Neighbours, func(n api.Neighbour) bool {
 		_, err := host.ParseID(string(n.ID))
