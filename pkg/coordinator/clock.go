@@ -21,7 +21,7 @@ func (c *Coordinator) forgetReports(id host.ID) {
 const clockEvery = time.Minute
 
 // checkClock refuses a host whose clock differs so much from this owner's that TLS between members fails. No other host
-// gets it as a neighbour, and it does not wait for pieces in vain. A host of a former version sends no clock.
+// gets it as a neighbour, and so no host waits for its pieces in vain. A host of a former version sends no clock.
 func (c *Coordinator) checkClock(r api.AnnounceRequest) error {
 	if r.Clock.IsZero() || r.Leaving || r.Host.ID == c.cfg.Host.ID {
 		return nil
@@ -42,7 +42,7 @@ func (c *Coordinator) checkClock(r api.AnnounceRequest) error {
 	c.clockLog.Do(func() {
 		c.log.Warn("host refused because of its clock", "host", r.Host.ID, "name", r.Host.Name, "error", err)
 	})
-	// The reader of the reason is the other host.
+	// The text goes to the other host.
 	reason := strings.Replace(err.Error(), "this host's clock", "this owner's clock", 1)
 	return &RequestError{Status: api.StatusClock, Reason: reason}
 }

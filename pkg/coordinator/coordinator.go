@@ -1,5 +1,5 @@
-// Package coordinator is what the owner of tasks runs: it answers announces with what its scheduler
-// decides, and orders its own engine to fetch a task from its origin when no live host holds it.
+// Package coordinator is the code that an owner of tasks runs: it answers announces with the decisions of its
+// scheduler, and orders its own engine to fetch a task from its origin when no live host holds it.
 //
 // A response never waits for an origin: the seed starts in the background, and metadata that arrive later
 // follow on the piece wire. Start at [Coordinator.ServeAnnounce].
@@ -53,7 +53,7 @@ type Store interface {
 	Inventory() []piece.Entry
 }
 
-// Purges connects a Coordinator's hosts to package purge. It must not call back.
+// Purges connects a Coordinator's hosts to package purge. Its methods must not call the Coordinator.
 type Purges interface {
 	Mark() string
 	// Note records what an accepted announce reports. ForgetHost deletes the reports of a host that is gone.

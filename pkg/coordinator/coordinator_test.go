@@ -42,7 +42,7 @@ func wants(id task.ID, authorization string) api.Entry {
 		Spec: &api.Spec{ID: id, Kind: task.Blob, Authorization: authorization}}
 }
 
-// waits is the next announce of a host that waits for the task of e.
+// waits returns the next announce of a host that waits for the task of e.
 func waits(e api.Entry) api.Entry {
 	e.Event = api.Starving
 	return e
@@ -70,7 +70,7 @@ func newRig(store Store) *rig {
 	return r
 }
 
-// seeds returns the tasks that the coordinator ordered from their origins, with their credentials.
+// seeds returns the tasks that the coordinator ordered its engine to fetch, with their credentials.
 func (r *rig) seeds() (out []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -209,7 +209,7 @@ func TestStandbysAreNamed(t *testing.T) {
 		assert.Equal(t, was, named(second), "every owner names the same")
 		assert.NotContains(t, was, member("f").Addr, "it did not say that it can")
 
-		// One of them dies: the others stay, and another takes its place.
+		// One standby dies: the others stay, and another host takes its place.
 		dead := strings.TrimSuffix(strings.TrimPrefix(was[0], "10.0.0."), ":65002")
 		for range 4 {
 			time.Sleep(5 * time.Second)
@@ -259,7 +259,7 @@ func TestOwnEngineSeeds(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
-// An origin's refusal reaches the hosts that wait unchanged.
+// An origin's refusal reaches the waiting hosts unchanged.
 func TestRefusalReachesWaitingHosts(t *testing.T) {
 	r := newRig(nil)
 	id := taskID("a")
@@ -508,7 +508,7 @@ func TestEvictedTaskIsSeededAgain(t *testing.T) {
 	r.SeedDone(id)
 	r.serve(t, member("3"), wants(id, ""))
 	assert.Len(t, r.seeds(), 1)
-	store[id] = nil // it is there without its pieces
+	store[id] = nil // the store has the task without its pieces
 	starving := wants(id, "")
 	starving.Event = api.Starving
 	r.serve(t, member("3"), starving)
@@ -644,7 +644,7 @@ func TestBadEntry(t *testing.T) {
 		assert.Equal(t, taskID("f"), got[1].Task)
 		assert.Equal(t, []string{"sha256:ffffffffffff token"}, r.seeds())
 	}
-	// An event of a later version is no mistake.
+	// An event of a later version is no error.
 	got := newRig(nil).serve(t, member("1"), api.Entry{Task: taskID("a"), Event: "daydreaming"}).Assignments[0]
 	assert.Equal(t, api.Assignment{Task: taskID("a")}, got)
 }
@@ -815,7 +815,7 @@ func TestSmallFilesComeWithTheResponse(t *testing.T) {
 	})
 }
 
-// lateShelf is a shelf that is filled meanwhile.
+// lateShelf is a shelf that gets a task while a response waits.
 type lateShelf struct {
 	mu  sync.Mutex
 	all shelf

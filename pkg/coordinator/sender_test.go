@@ -75,7 +75,7 @@ func tell(t *testing.T, as *identity.Identity, addr string, r api.AnnounceReques
 	return res.StatusCode, string(text)
 }
 
-// A host announces only itself.
+// A host may announce only for itself.
 func TestCheckSender(t *testing.T) {
 	var lines bytes.Buffer
 	refusals := map[Refusal]int{}
