@@ -19,7 +19,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// paced lets each body of an origin come at so many bytes a second.
+// paced limits each body of an origin to so many bytes a second.
 func paced(rate int64) func(int, int64, io.Reader) io.Reader {
 	return func(_ int, _ int64, r io.Reader) io.Reader {
 		return readerFunc(func(p []byte) (int, error) {
@@ -30,10 +30,10 @@ func paced(rate int64) func(int, int64, io.Reader) io.Reader {
 	}
 }
 
-// window is what a client reads of a content, and when its first byte came.
+// window is the part of an object that a client reads, and when its first byte came.
 type window struct {
 	off, n int64
-	part   bool // it checks what it gets
+	part   bool // the client checks the bytes that it gets
 	data   []byte
 	first  time.Duration
 	err    error
@@ -64,7 +64,7 @@ func (w *window) read(ctx context.Context, s *swarm, n *node) {
 	w.data, w.err = append(one, rest...), err
 }
 
-// readWindows reads them all at once, each at a node of its own if there are enough.
+// readWindows reads all windows at once, each at a node of its own if there are enough.
 func readWindows(t *testing.T, s *swarm, nodes []*node, windows ...*window) {
 	var wg sync.WaitGroup
 	for i, w := range windows {
@@ -196,8 +196,8 @@ func TestTheEndWaitsForTheCheck(t *testing.T) {
 	})
 }
 
-// TestAnOwnersAnswerProvesNoTail has an owner send other bytes: none without a coordinator's signature counts, and
-// none of another piece.
+// TestAnOwnersAnswerProvesNoTail has an owner send other bytes: the host takes none without a coordinator's signature,
+// and none of another piece.
 func TestAnOwnersAnswerProvesNoTail(t *testing.T) {
 	last := int64(aheadLength-1) / piece.SizeMin * piece.SizeMin
 	for name, forge := range map[string]func(s *swarm) *api.Tail{
@@ -282,9 +282,9 @@ func TestAheadGivesUp(t *testing.T) {
 	}
 }
 
-// TestChunksBeginBeforeTheirClientsGiveUp reads a layer as containerd 2.4 does: open ranges, each left after
-// a chunk. The registry has one line for all connections, and the layer takes 60 s on it. containerd waits 30 s for
-// a header.
+// TestChunksBeginBeforeTheirClientsGiveUp reads a layer as containerd 2.4 does: the client opens ranges without an end
+// and closes each after a chunk. All connections of the registry share one line, on which the layer takes 60 s.
+// containerd waits 30 s for a header.
 func TestChunksBeginBeforeTheirClientsGiveUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const length, chunk = 20 << 20, 1 << 20
@@ -336,8 +336,8 @@ func TestChunksBeginBeforeTheirClientsGiveUp(t *testing.T) {
 	})
 }
 
-// TestNoWindowsAheadAfterWrongBytes has an origin answer ranges with other bytes than it should. The next attempt
-// takes everything from one GET of the whole, as a client that asks the registry itself would.
+// TestNoWindowsAheadAfterWrongBytes has an origin answer ranges with wrong bytes. The next attempt takes everything
+// from one GET of the whole, as a client that asks the registry itself would.
 func TestNoWindowsAheadAfterWrongBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		content := randomBytes(88, aheadLength)
@@ -363,7 +363,7 @@ func TestNoWindowsAheadAfterWrongBytes(t *testing.T) {
 	})
 }
 
-// TestAWindowOfNothingGetsNoTail has another host announce a window that cannot be.
+// TestAWindowOfNothingGetsNoTail has another host announce an impossible window.
 func TestAWindowOfNothingGetsNoTail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(89, aheadLength))
@@ -379,7 +379,7 @@ func TestAWindowOfNothingGetsNoTail(t *testing.T) {
 	})
 }
 
-// TestAHostFullOfLastPiecesBringsWindows has no memory for a footer, and readers of other windows wait behind it.
+// TestAHostFullOfLastPiecesBringsWindows has no memory left for a footer, and readers of other windows wait behind it.
 func TestAHostFullOfLastPiecesBringsWindows(t *testing.T) {
 	for name, fill := range map[string]func(seed, n *node){
 		"the seed": func(seed, _ *node) { seed.engine.FillTails() },
@@ -428,8 +428,8 @@ func TestAStreamThatWaitsTakesNewWindows(t *testing.T) {
 	})
 }
 
-// TestARangeIgnoredOnceIsAskedNoMore fills the gaps of a blob from an origin that sends the whole whatever is asked:
-// each request costs it the whole.
+// TestARangeIgnoredOnceIsAskedNoMore fills the gaps of a blob from an origin that ignores ranges: each request costs it
+// the whole.
 func TestARangeIgnoredOnceIsAskedNoMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(92, aheadLength))
@@ -447,7 +447,7 @@ func TestARangeIgnoredOnceIsAskedNoMore(t *testing.T) {
 }
 
 // TestAFollowerAnnouncesFewWindows resumes a blob, so that its reader waits for each piece that the stream brings. The
-// owner need not hear of each.
+// reader announces few of these windows to the owner.
 func TestAFollowerAnnouncesFewWindows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(93, aheadLength))

@@ -83,6 +83,6 @@ func TestASeedThatHangsBeforeItOwesAnythingIsLeft(t *testing.T) {
 
 func TestASeedThatIsAliveIsWaitedFor(t *testing.T) {
 	took := waiting(t, 20*time.Second)
-	assert.Greater(t, took, 23*time.Second, "it was left while it said that it is alive")
+	assert.Greater(t, took, 23*time.Second, "the host closed the connection to a seed that sent keep-alives")
 	assert.Less(t, took, 26*time.Second)
 }

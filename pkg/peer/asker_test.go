@@ -22,15 +22,15 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// as is the swarm's task for a client with a token.
+// as returns the swarm's task for a client with a token.
 func (s *swarm) as(token string) task.Spec {
 	spec := s.spec()
 	spec.Authorization = secret.String(token)
 	return spec
 }
 
-// refuseAfter has the origin refuse all tokens but "good" with a status, a while after it was asked, and
-// lists the tokens that it was shown.
+// refuseAfter makes the origin refuse all tokens but "good" with a status, a while after the request, and lists the
+// tokens that it received.
 func (s *swarm) refuseAfter(d time.Duration, status int) (shown func() []string) {
 	var mu sync.Mutex
 	var tokens []string
@@ -53,7 +53,7 @@ func (s *swarm) refuseAfter(d time.Duration, status int) (shown func() []string)
 	}
 }
 
-// pull is what one client hears.
+// pull is the result that one client gets.
 func (s *swarm) pull(n *node, spec task.Spec) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -84,8 +84,7 @@ func TestARefusalReachesOnlyTheRefusedCredentials(t *testing.T) {
 					clients.Go(func() {
 						_, err := s.pull(first, s.as("bad"))
 						var f *api.Failure
-						// What the other's credentials bring is here for all: who may have it is the
-						// mirror's business.
+						// The object that the other client's credentials brought is here for all: the mirror checks who may have it.
 						if (err != nil || !c.seed) && assert.ErrorAs(t, err, &f) {
 							assert.Equal(t, status, f.Status)
 							assert.Equal(t, "not for bad", string(f.Body))
@@ -105,7 +104,7 @@ func TestARefusalReachesOnlyTheRefusedCredentials(t *testing.T) {
 	}
 }
 
-// A registry serves no manifest by its digest. A client with a tag that means it gets the manifest, also while one
+// A registry serves no manifest by its digest. A client with the right tag gets the manifest, also while a client
 // without a tag, or with one that has moved, waits for the registry's refusal.
 func TestARefusalReachesOnlyTheRefusedTag(t *testing.T) {
 	for _, tag := range []string{"", "moved"} {
@@ -143,7 +142,8 @@ func TestARefusalReachesOnlyTheRefusedTag(t *testing.T) {
 	}
 }
 
-// A failure that every host gets names the asker to whom the origin spoke, so that mirrors tell its words to no other.
+// A failure that every host gets names the credentials that the origin refused, so that mirrors show its reply to no
+// other client.
 func TestAFailureNamesItsAsker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(84, 3*piece.SizeMin))
@@ -206,8 +206,8 @@ func TestALateRefusalReachesOnlyItsCredentials(t *testing.T) {
 	})
 }
 
-// A crowd in which each client has its own token and none may read the task ends soon, and the
-// registry is not asked by each of them.
+// A crowd in which each client has its own token and none may read the task ends soon, and does not ask the registry
+// once per client.
 func TestACrowdThatMayHaveNothingEndsSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(82, 3*piece.SizeMin))

@@ -29,7 +29,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// keys is a cluster's trust: every signature by its one key is a coordinator's.
+// keys is a cluster's trust: every signature by its one key counts as a coordinator's.
 type keys struct {
 	public  ed25519.PublicKey
 	private ed25519.PrivateKey
@@ -153,19 +153,19 @@ type owner struct {
 	nodes []*node
 	// seed fetches tasks from the origin; nil: each host fetches them itself.
 	seed *node
-	// leader goes with each answer.
+	// leader is sent with each answer.
 	leader  owners.Leader
 	entries []api.Entry
 	events  map[host.ID][]api.Entry
 	answer  func(from *node, e api.Entry, a *api.Assignment) error
-	// refusal is the origin's last one, told for two seconds like a coordinator does: to those whose
-	// credentials it is about.
+	// refusal is the origin's last one. Like a coordinator, the owner repeats it for two seconds to hosts with the same
+	// credentials.
 	refusal *api.Failure
 	asked   *task.Spec
 	refused time.Time
 	// unable says that the first seed's disk failed: one of the hosts that ask is the seed then.
 	unable bool
-	// formerly has the owner answer with that failure, as those of earlier versions do.
+	// formerly makes the owner answer with that failure, as owners of earlier versions do.
 	formerly bool
 }
 
@@ -229,7 +229,7 @@ type origin struct {
 	skips     bool         // it ignores the Range
 	hang      int64        // after so many bytes, until its context ends
 	open      atomic.Int64 // bodies
-	// fail is asked before each open, and so is refuse.
+	// Open calls fail and refuse, if they are set, before each open.
 	fail   func(n int, offset int64) error
 	refuse func(spec task.Spec) error
 	// body may wrap or replace the body of the n-th open.
@@ -310,7 +310,7 @@ type node struct {
 	done   chan error
 	dead   atomic.Bool
 	failed chan *api.Failure
-	// seedMetadata and seedDone count what the observer was told.
+	// seedMetadata and seedDone count the calls of the observer.
 	seedMetadata, seedDone atomic.Int64
 }
 

@@ -24,7 +24,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// credulous believes every signature: what is tested with it is not trust.
+// credulous accepts every signature: its tests are not about trust.
 type credulous struct{}
 
 func (credulous) AddCertificate([]byte) (piece.KeyID, error)       { return piece.KeyID{1}, nil }
@@ -43,8 +43,8 @@ func runOver(f piece.Metadata, epoch uint64, content []byte) piece.DigestRun {
 	return r
 }
 
-// bench is one download whose loop does not run by itself, and one of its connections, so
-// that a test orders what happens.
+// bench is one download whose loop does not run by itself, and one of its connections, so that a test decides the order
+// of events.
 type bench struct {
 	t       *testing.T
 	content []byte
@@ -103,7 +103,7 @@ func (b *bench) settle() {
 	b.d.drainEvents(time.Now())
 }
 
-// reads runs the link's reading goroutine until the test ends.
+// reads runs the connection's reading goroutine until the test ends.
 func (b *bench) reads() { go b.c.read() }
 
 func (l *conn) isClosed() bool {
@@ -172,7 +172,7 @@ func TestAFullHostPrefersTheNeighbourWithLess(t *testing.T) {
 
 	b.d.serve(time.Now(), poor, ask)
 	assert.Empty(t, rich.jobs)
-	assert.Equal(t, wire.BusyMessage, last(rich).Type, "who lost its place is told to ask elsewhere")
+	assert.Equal(t, wire.BusyMessage, last(rich).Type, "the displaced neighbour gets a busy")
 	assert.Equal(t, wire.Busy{}, *last(rich).Busy)
 	assert.Zero(t, rich.sending)
 	assert.Len(t, poor.jobs, 1)
@@ -183,8 +183,8 @@ func TestAFullHostPrefersTheNeighbourWithLess(t *testing.T) {
 	assert.Len(t, poor.jobs, 1, "a head start of two pieces is none")
 	assert.Equal(t, wire.BusyMessage, last(poorer).Type)
 
-	// A connection whose download is over ends its jobs itself, also when the content has begun
-	// anew meanwhile and its next download is asked for more than it has room for.
+	// A connection whose download is over ends its jobs itself, also if the next download of the same task has begun and
+	// gets more requests than it has slots.
 	poor.drainSoon()
 	_, j, _ := poor.take()
 	require.NotNil(t, j)
@@ -289,7 +289,7 @@ func TestAnAnyRequestEndsWhenItsPieceIsHere(t *testing.T) {
 		b.d.pick.Requested(r)
 		b.sendPiece(2, 0, piece.SizeMin/2)
 		synctest.Wait()
-		b.hold(2) // before the loop hears what the any-request has become
+		b.hold(2) // before the loop learns which piece the neighbour chose
 		b.settle()
 		assert.Zero(t, b.d.pick.Outstanding(), "the neighbour can be asked again")
 		assert.Zero(t, b.c.expecting())
@@ -343,7 +343,7 @@ func TestASeedChoosesAPieceAlreadyRequested(t *testing.T) {
 		b.sendPiece(3, 0, piece.SizeMin)
 		b.settle()
 		require.True(t, b.d.pick.Have().Has(3), "the piece came")
-		// What is left of the second request is cancelled, and its end comes.
+		// The rest of the second request is cancelled, and its end comes.
 		require.NoError(t, b.remote.Send(wire.Message{Type: wire.Reject, Index: 3, Length: piece.SizeMin}))
 		require.NoError(t, b.remote.Flush())
 		b.settle()
@@ -396,7 +396,7 @@ func TestARejectedPieceIsRequestedAgainLater(t *testing.T) {
 		time.Sleep(rejectFor - time.Millisecond)
 		assert.Zero(t, asked())
 		time.Sleep(time.Millisecond)
-		assert.Equal(t, 1, asked(), "it said that it has the piece")
+		assert.Equal(t, 1, asked(), "it announced the piece")
 	})
 }
 
@@ -420,7 +420,7 @@ func TestAQueueForAPeerThatDoesNotReadIsBounded(t *testing.T) {
 	assert.True(t, b.c.stage == stageClosed)
 }
 
-// bytesAt serves content that lies in memory.
+// bytesAt serves bytes in memory.
 type bytesAt []byte
 
 func (b bytesAt) CopyTo(w io.Writer, off, n int64) (int64, error) {
@@ -449,7 +449,7 @@ func TestWhoStillBelievesWhatWasRevokedIsTold(t *testing.T) {
 	})
 }
 
-// askedOrigin notes what it is asked for, and has nothing.
+// askedOrigin notes its requests, and has no object.
 type askedOrigin struct{ offsets []int64 }
 
 func (o *askedOrigin) Open(_ context.Context, _ task.Spec, offset int64) (*source.Response, error) {

@@ -243,7 +243,7 @@ func TestAPeerThatSendsWrongBytesIsBanned(t *testing.T) {
 		_, err := s.readAll(liar)
 		require.NoError(t, err)
 		a := s.node(nil)
-		// The owner gives the liar alone until it hears that something is wrong with it.
+		// The owner names only the liar until it learns that the liar sends wrong bytes.
 		s.owner.mu.Lock()
 		s.owner.answer = func(from *node, e api.Entry, answer *api.Assignment) error {
 			if from == a && !slices.Contains(e.Silent, liar.host.ID) {
@@ -255,7 +255,7 @@ func TestAPeerThatSendsWrongBytesIsBanned(t *testing.T) {
 		data, err := s.readAll(a)
 		require.NoError(t, err)
 		require.True(t, bytes.Equal(s.origin.content, data))
-		// Twice, and it is left; a third piece may have been on its way.
+		// After two wrong pieces the download closes the connection; a third piece may have been on its way.
 		synctest.Wait() // the loop counts a piece a moment after its reader has it
 		assert.GreaterOrEqual(t, a.engine.Stats().BadPieces, int64(2))
 		synctest.Wait() // the loop counts a piece a moment after its reader has it
@@ -272,7 +272,7 @@ func TestAWrongPieceComesFromAnotherHost(t *testing.T) {
 		_, err := s.readAll(liar)
 		require.NoError(t, err)
 		a := s.node(nil)
-		// The owner takes the liar for a good holder until it hears that something is wrong.
+		// The owner takes the liar for a good holder until it learns of the wrong piece.
 		s.owner.mu.Lock()
 		s.owner.answer = func(from *node, e api.Entry, answer *api.Assignment) error {
 			if from == a && !slices.Contains(e.Silent, liar.host.ID) {
@@ -315,7 +315,7 @@ func TestASeedRepairsItsDamagedDisk(t *testing.T) {
 	})
 }
 
-// rottingStore has one wrong byte on its disk once it is rotten, until what is there is removed.
+// rottingStore has one wrong byte on its disk once it is rotten, until the task is removed.
 type rottingStore struct {
 	piece.Store
 	rotten atomic.Bool
@@ -353,8 +353,7 @@ func (r *rottingReplica) CopyTo(w io.Writer, off, n int64) (int64, error) {
 	return io.Copy(w, io.NewSectionReader(r, off, n))
 }
 
-// lyingStore gives other bytes to peers than it was given: everywhere, or only in what is
-// sent from one offset on.
+// lyingStore gives other bytes to peers than it stored: everywhere, or only in the bytes sent from one offset on.
 type lyingStore struct {
 	piece.Store
 	only int64 // offset, or 0 for everywhere
@@ -446,7 +445,7 @@ func TestANodeThatLosesItsSeedGoesOnByItself(t *testing.T) {
 		}
 		synctest.Wait()
 		time.Sleep(100 * time.Millisecond)
-		// The seed dies in the middle; the next owner tells one of the others to seed.
+		// The seed dies in the middle; the next owner orders one of the others to seed.
 		s.owner.mu.Lock()
 		s.owner.seed = a
 		s.owner.mu.Unlock()
@@ -677,7 +676,7 @@ func TestASlowOriginIsWaitedFor(t *testing.T) {
 				return r.Read(p)
 			}))
 		}
-		// Of three only the first is told of the seed.
+		// The owner names the seed to the first of three hosts only.
 		seed := s.seed()
 		a, b, c := s.node(nil), s.node(nil), s.node(nil)
 		s.owner.answer = func(from *node, _ api.Entry, answer *api.Assignment) error {

@@ -76,7 +76,7 @@ func TestWhatIsBeingReadMakesNoRoom(t *testing.T) {
 	})
 }
 
-// A client that has its last byte may ask for the next content before its reader is closed.
+// A client that has its last byte may request the next object before its reader is closed.
 func TestAReaderThatIsAboutToCloseIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const length = 6 * piece.SizeMin
@@ -169,6 +169,6 @@ func TestAFullDiskOfASeedIsNotTheOriginsWord(t *testing.T) {
 		defer cancel()
 		_, err = s.read(ctx, seed, s.spec(), 0, 1)
 		require.ErrorAs(t, err, &f)
-		assert.Equal(t, http.StatusInsufficientStorage, f.Status, "its own readers are told that it is its own disk")
+		assert.Equal(t, http.StatusInsufficientStorage, f.Status, "its own readers learn that its own disk failed")
 	})
 }

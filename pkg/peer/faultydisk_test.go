@@ -166,7 +166,7 @@ func TestAPieceThatTheDiskDoesNotGiveComesAgainOnce(t *testing.T) {
 func TestAReadOnlyDiskServesWhatIsCached(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(72, 20*piece.SizeMin))
-		s.seed() // a neighbour that shows its digests
+		s.seed() // a neighbour that sends its digests
 		n, disk, _ := s.onFailingDisk()
 		_, err := s.readAll(n)
 		require.NoError(t, err)
@@ -178,7 +178,7 @@ func TestAReadOnlyDiskServesWhatIsCached(t *testing.T) {
 			require.NoError(t, err)
 			require.True(t, bytes.Equal(s.origin.content, data))
 		}
-		other := newSwarm(t, randomBytes(73, 2*piece.SizeMin)) // what is not cached
+		other := newSwarm(t, randomBytes(73, 2*piece.SizeMin)) // an object that is not stored
 		spec := other.spec()
 		_, err = s.read(t.Context(), n, spec, 0, 10)
 		require.Error(t, err)

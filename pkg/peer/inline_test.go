@@ -17,7 +17,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// plain is a file: its name says nothing about its bytes.
+// plain is a file: its name proves nothing about its bytes.
 func plain() task.Spec {
 	return task.Spec{ID: task.ID("file:" + strings.Repeat("f", 64)), Kind: task.Plain, URL: "https://files.test/x"}
 }
@@ -43,7 +43,7 @@ func stored(t *testing.T, s piece.Store, id task.ID) (content []byte, runs int) 
 	return content[:n], len(kept)
 }
 
-// An owner may be any member, so what it says inside its answer is not believed for itself.
+// An owner may be any member, so its answer alone proves nothing.
 func TestAnOwnersBareWordIsTakenForNoByte(t *testing.T) {
 	right, evil := randomBytes(60, 1234), randomBytes(61, 1234)
 	strangers := newKeys()
@@ -65,7 +65,7 @@ func TestAnOwnersBareWordIsTakenForNoByte(t *testing.T) {
 			}},
 		"a file with the proof of other bytes": {inline: evil,
 			proof: func(k *keys, id task.ID) *api.Proof { return k.vouch(id, right) }},
-		"a file that is said to be empty, by a stranger": {facts: piece.MetadataFor(0, ""),
+		"a file that another member calls empty": {facts: piece.MetadataFor(0, ""),
 			proof: func(_ *keys, id task.ID) *api.Proof { return strangers.vouch(id, nil) }},
 		"a file with its proof": {inline: right,
 			proof: func(k *keys, id task.ID) *api.Proof { return k.vouch(id, right) }, taken: true},

@@ -15,7 +15,7 @@ import (
 	"github.com/darter-io/darter/pkg/piece/memstore"
 )
 
-// heard counts the events of a kind that a node announced.
+// heard counts the events of a kind that the owner received from a node.
 func (o *owner) heard(n *node, event api.Event) (count int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -42,7 +42,7 @@ func TestALostCompletionIsAnnouncedAgain(t *testing.T) {
 		n := s.node(nil)
 		_, err := s.readAll(n)
 		require.NoError(t, err)
-		time.Sleep(2*time.Minute + time.Second) // between two rounds of news
+		time.Sleep(2*time.Minute + time.Second) // between two rounds of the inventory
 		assert.Zero(t, n.engine.Stats().Downloads, "an open task cannot be evicted")
 		tries := s.owner.heard(n, api.Completed)
 		assert.Greater(t, tries, 1)
@@ -78,7 +78,7 @@ func TestOwnersHearOfWhatIsHereNoMore(t *testing.T) {
 		}
 		s.owner.mu.Unlock()
 
-		// What was held at the start was told to owners, too.
+		// Owners know the inventory of the start, too.
 		require.NoError(t, n.stop())
 		again := s.node(n.store)
 		require.NoError(t, again.store.Remove(s.spec().ID))

@@ -21,8 +21,8 @@ import (
 // emptyTask is named by the SHA-256 of no bytes.
 const emptyTask = task.ID("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
 
-// returns fails a test when f does not return. A mutex that is not given back is no channel that
-// testing/synctest could see, so there is a limit in real time: what is under test takes microseconds.
+// returns fails a test when f does not return. testing/synctest does not see that a goroutine waits for a mutex, so
+// there is a limit in real time: f takes microseconds.
 func returns(t *testing.T, what string, f func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -60,7 +60,7 @@ func TestAFailedDownloadIsBuriedWithTheLastOffer(t *testing.T) {
 	}
 }
 
-// slowShelf is a store that lists nothing before it is let.
+// slowShelf is a store whose Inventory waits until the test lets it go on.
 type slowShelf struct {
 	piece.Store
 	asked chan struct{}
@@ -95,7 +95,7 @@ func TestAStoreThatHangsHoldsUpNoOtherTask(t *testing.T) {
 		e.release(d)
 		assert.NotEmpty(t, e.Tasks())
 	})
-	// This one is stored only after the store was asked, and has ended before it answered.
+	// The store has this task only after the sweep asked it, and the download has ended before the store answered.
 	e.mu.Lock()
 	e.nameTask(name(0))
 	e.mu.Unlock()

@@ -35,8 +35,8 @@ func TestOtherBytesOfAStoredPieceAreWrong(t *testing.T) {
 	require.NoError(t, o.keep(0, first))
 }
 
-// TestARequestEndsBeforeWhatIsHere compares where the stream asks an origin to stop with where it would break off: a
-// request without an end has more bytes on their way then.
+// TestARequestEndsBeforeWhatIsHere compares the end of the request with the piece at which the stream would break off:
+// without an end, more bytes would be on their way then.
 func TestARequestEndsBeforeWhatIsHere(t *testing.T) {
 	e := New(Config{Host: host.Host{ID: host.NewID()}, Store: memstore.New(memstore.Config{}), Verifier: credulous{},
 		Signer: credulous{}})
@@ -69,9 +69,9 @@ func (r *overtaken) WritePiece(i piece.Index, data []byte, d piece.Digest) error
 	return r.Replica.WritePiece(i, data, d)
 }
 
-// TestTheEndOfThisHostIsNoWordOfTheOrigins has the origin's end reach the loop before the
-// host's own, which is chance (see TestAStoppedSeedFailsNoPull).
-func TestTheEndOfThisHostIsNoWordOfTheOrigins(t *testing.T) {
+// TestStoppingIsNoFailureOfTheOrigin has the end of the origin's body reach the loop before the end of the host,
+// which happens at random (see TestAStoppedSeedFailsNoPull).
+func TestStoppingIsNoFailureOfTheOrigin(t *testing.T) {
 	for name, stopped := range map[string]bool{"the host ends": true, "the origin fails": false} {
 		t.Run(name, func(t *testing.T) {
 			e := New(Config{Host: host.Host{ID: host.NewID()}, Store: memstore.New(memstore.Config{}),
@@ -90,7 +90,7 @@ func TestTheEndOfThisHostIsNoWordOfTheOrigins(t *testing.T) {
 				fmt.Errorf("reading the body: %w", context.Canceled))
 			var f *api.Failure
 			assert.Equal(t, stopped, errors.Is(d.end.err, ErrStopped), "%v", d.end.err)
-			assert.Equal(t, !stopped, errors.As(d.end.err, &f), "what neighbours would be told: %v", d.end.err)
+			assert.Equal(t, !stopped, errors.As(d.end.err, &f), "the failure for neighbours: %v", d.end.err)
 		})
 	}
 }

@@ -126,7 +126,7 @@ func (d *Download) forOthers(f *api.Failure) *api.Failure {
 // unableToKeep is what other hosts get where this host's disk is the cause.
 func (e *Engine) unableToKeep(why string) *api.Failure {
 	return &api.Failure{Status: http.StatusServiceUnavailable, Message: fmt.Sprintf(
-		"host %s (%s), the seed of this task, cannot store it: %s", e.cfg.Host.Name, e.cfg.Host.ID.Short(), why), Full: true}
+		"host %s (%s), the seed of this task, cannot keep it: %s", e.cfg.Host.Name, e.cfg.Host.ID.Short(), why), Full: true}
 }
 
 // tellFailure logs why a download failed, and reports it to observer and neighbours where it is a seed.

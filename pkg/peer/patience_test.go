@@ -16,8 +16,8 @@ import (
 	"github.com/darter-io/darter/pkg/piece"
 )
 
-// TestASlowOriginIsAskedOnce has an origin begin to answer after 400 s: its one GET stays open, and every node
-// sees that the origin was asked, also one that knows no seed.
+// TestASlowOriginIsAskedOnce has an origin begin to answer after 400 s: its one GET stays open, and every node sees
+// that the seed waits for the origin, also a node that knows no seed.
 func TestASlowOriginIsAskedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(71, 3*piece.SizeMin))

@@ -30,7 +30,7 @@ func TestAFinalRunThatContradictsIsNoticed(t *testing.T) {
 	_, err := p.add([]piece.DigestRun{runAt(f, 1, 0, digestOf(0)), runAt(f, 1, 1, digestOf(1))}, nil)
 	require.NoError(t, err)
 	_, err = p.add([]piece.DigestRun{runAt(f, 2, 1, digestOf(9))}, nil)
-	require.NoError(t, err, "which of two unchecked words is right cannot be told yet")
+	require.NoError(t, err, "nothing shows yet which of two unchecked runs is right")
 	d, _ := p.digest(1)
 	assert.Equal(t, digestOf(1), d)
 	_, err = p.add([]piece.DigestRun{runAt(f, 3, 0, digestOf(0), digestOf(1), digestOf(2))}, nil)

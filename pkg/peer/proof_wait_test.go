@@ -11,7 +11,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// gate lets one call after the other through, and tells of each that it has come.
+// gate lets one call after the other pass, and reports the arrival of each.
 type gate struct{ came, let chan struct{} }
 
 func newGate() gate { return gate{make(chan struct{}), make(chan struct{})} }
@@ -21,7 +21,7 @@ func (g gate) pass() {
 	<-g.let
 }
 
-// deliberate takes its time over the runs of one epoch.
+// deliberate is a verifier that waits in the runs of one epoch.
 type deliberate struct {
 	credulous
 	gate
@@ -35,7 +35,7 @@ func (v deliberate) VerifyRun(_ task.ID, r piece.DigestRun) error {
 	return nil
 }
 
-// sluggish takes its time to make a replica, and its replicas to keep runs.
+// sluggish is a store that waits while it makes a replica; its replicas wait while they keep runs.
 type sluggish struct {
 	piece.Store
 	create, keep gate
@@ -57,7 +57,7 @@ func (r sluggishReplica) AddRuns(runs []piece.DigestRun, certs [][]byte) error {
 	return r.Replica.AddRuns(runs, certs)
 }
 
-// answers asks a ledger all that a download's loop asks it.
+// answers makes all calls of a download's loop to a proof.
 func answers(t *testing.T, p *proof) {
 	t.Helper()
 	returns(t, "looking into the ledger", func() {

@@ -14,8 +14,8 @@ import (
 	"github.com/darter-io/darter/pkg/peer"
 )
 
-// A member that names another host in its handshake gets no connection, whichever side dialled;
-// without neighbours that are believed, each node goes to its owner's seed in vain.
+// A member that names another host in its handshake gets no connection, whichever side dialled; a node without other
+// neighbours waits for its owner's seed in vain.
 func TestAPeerIsTheHostOfItsCertificate(t *testing.T) {
 	for name, c := range map[string]struct {
 		of    func(n host.ID) host.ID

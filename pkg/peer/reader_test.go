@@ -20,7 +20,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// forgetfulStore takes pieces back, as a store does whose disk failed.
+// forgetfulStore loses pieces, as a store does whose disk failed.
 type forgetfulStore struct {
 	piece.Store
 	mu   sync.Mutex
@@ -215,7 +215,7 @@ func TestReadsOfACachedTaskCostTheSame(t *testing.T) {
 	})
 }
 
-// countingStore counts how often it is asked for a piece.
+// countingStore counts the requests for a piece.
 type countingStore struct {
 	piece.Store
 	asked atomic.Int64

@@ -200,7 +200,7 @@ func (r *replay) sent() string {
 	return b.String()
 }
 
-// state says how the download is, where there is something to say.
+// state returns the state of a download that has ended, is complete or wants pieces, else nothing.
 func (r *replay) state(hungry bool) string {
 	switch {
 	case r.d.end.err != nil:

@@ -19,7 +19,7 @@ import (
 	"github.com/darter-io/darter/test/race"
 )
 
-// onDisk returns a host whose store is a real one, and where that lies.
+// onDisk returns a host whose store is on a disk, and its directory.
 func (s *swarm) onDisk() (*node, string) {
 	dir := s.t.TempDir()
 	store, err := diskstore.Open(diskstore.Config{Dir: dir})
@@ -32,7 +32,7 @@ func (s *swarm) onDisk() (*node, string) {
 	return n, dir
 }
 
-// dataFile is that of the only task of a store.
+// dataFile returns the file of the only task of a store.
 func dataFile(t *testing.T, dir, name string) string {
 	found, err := filepath.Glob(filepath.Join(dir, "tasks", "*", "*", name))
 	require.NoError(t, err)
@@ -49,8 +49,7 @@ func overwrite(t *testing.T, path string, b []byte, off int64) {
 	require.NoError(t, f.Close())
 }
 
-// damages are what a disk can do to a task of 20 pieces of 128 KiB and 77 bytes under a
-// running daemon.
+// damages are ways in which a disk damages a task of 20 pieces of 128 KiB and 77 bytes under a running daemon.
 var damages = map[string]func(t *testing.T, path string, content []byte){
 	"one bit": func(t *testing.T, path string, content []byte) {
 		overwrite(t, path, []byte{content[7*piece.SizeMin+11] ^ 4}, 7*piece.SizeMin+11)
@@ -85,7 +84,7 @@ var damages = map[string]func(t *testing.T, path string, content []byte){
 	},
 }
 
-// pullBy reads the whole content at a node, through WriteTo where it says so.
+// pullBy reads the whole object at a node, through WriteTo if a row says so.
 func (s *swarm) pullBy(n *node, writeTo bool) ([]byte, error) {
 	c, err := n.engine.Open(s.t.Context(), s.spec())
 	if err != nil {
@@ -199,7 +198,7 @@ func TestRotBeforeTheLastPieceIsNotTheOriginsFault(t *testing.T) {
 		require.NoError(t, err)
 		time.Sleep(10 * time.Minute)
 		overwrite(t, dataFile(t, dir, "data"), []byte{^s.origin.content[100]}, 100)
-		// Not the rotten piece itself: its reader would find it first.
+		// The test does not read the rotten piece itself: its reader would find it first.
 		_, err = s.read(t.Context(), n, s.spec(), 19*piece.SizeMin, piece.SizeMin)
 		require.ErrorContains(t, err, "damaged")
 		require.NotErrorIs(t, err, peer.ErrRevoked)
@@ -245,7 +244,7 @@ func TestRotIsNotSentInsideAnAnswer(t *testing.T) {
 	})
 }
 
-// A store in memory may be as wrong: its machine's memory is.
+// The bytes of a store in memory can change, too, if the memory is faulty.
 func TestAnyStoreThatRotsAfterItWasReadIsFound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(65, 24*piece.SizeMin))

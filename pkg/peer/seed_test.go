@@ -56,7 +56,7 @@ func TestALateSeedRequestStillGetsTheFailure(t *testing.T) {
 			n.engine.Seed(s.spec())
 			time.Sleep(10 * time.Millisecond)
 		}
-		// Every burst of calls is answered by a failure, the last one included.
+		// A failure answers every burst of calls, also the last one.
 		for len(n.failed) > 0 {
 			<-n.failed
 		}
@@ -136,7 +136,7 @@ func TestAnEarlierWrongPieceIsNoticed(t *testing.T) {
 	})
 }
 
-// slowly gives 32 KiB in 10 ms.
+// slowly sends 32 KiB in 10 ms.
 func slowly(r io.Reader) io.Reader {
 	return readerFunc(func(p []byte) (int, error) {
 		time.Sleep(10 * time.Millisecond)
@@ -144,9 +144,9 @@ func slowly(r io.Reader) io.Reader {
 	})
 }
 
-// Hosts that each have only themselves to ask leave the origin to the first of them; one that all
-// ask goes there at once.
-func TestAHostThatOthersAskLeavesTheOriginToNoneOfThem(t *testing.T) {
+// Hosts that have no other owner leave the origin to the first of them. A host that leads the task for all asks the
+// origin at once.
+func TestALeaderAsksTheOriginAtOnce(t *testing.T) {
 	for _, leads := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			s := newSwarm(t, randomBytes(70, 4*piece.SizeMin))
@@ -157,12 +157,12 @@ func TestAHostThatOthersAskLeavesTheOriginToNoneOfThem(t *testing.T) {
 				ids = append(ids, string(nodes[i].host.ID))
 			}
 			order := rendezvous.Order(string(s.spec().ID), ids)
-			var told atomic.Bool
+			var named atomic.Bool
 			if leads {
 				s.owner.leader = owners.Self
 			}
 			s.owner.answer = func(from *node, _ api.Entry, a *api.Assignment) error {
-				a.Seed = told.Load() && string(from.host.ID) == order[len(order)-1]
+				a.Seed = named.Load() && string(from.host.ID) == order[len(order)-1]
 				return nil
 			}
 			var opened time.Time
@@ -178,7 +178,7 @@ func TestAHostThatOthersAskLeavesTheOriginToNoneOfThem(t *testing.T) {
 				})
 			}
 			time.Sleep(3 * time.Second) // they know each other by now
-			told.Store(true)
+			named.Store(true)
 			began := time.Now()
 			readers.Wait()
 			if leads {
@@ -209,9 +209,9 @@ func TestTheOriginIsAskedOnceThoughTheReaderComesLate(t *testing.T) {
 	})
 }
 
-// TestAStoppedSeedFailsNoPull has seeds end in the middle of a body, as at each restart of
-// a supernode: that is no word of the origin's, and the others go on. They run in real time, and
-// many of them, because what a seed's loop hears of first is chance.
+// TestAStoppedSeedFailsNoPull stops seeds in the middle of a body, as a restart of a supernode does: that is no failure
+// of the origin, and the others go on. It runs many seeds in real time, because the order of the events at the end of a
+// seed's loop is random.
 func TestAStoppedSeedFailsNoPull(t *testing.T) {
 	var rounds sync.WaitGroup
 	for round := range uint64(24) {

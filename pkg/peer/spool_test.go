@@ -32,14 +32,14 @@ func (zeros) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// noSpools is a store that lets nothing be spooled.
+// noSpools is a store that fails to make a spool.
 type noSpools struct{ piece.Store }
 
 var errNoSpools = errors.New("a body was spooled although its length is known")
 
 func (noSpools) Spool() (piece.Spool, error) { return nil, errNoSpools }
 
-// pullAgain pulls until no error asks for another attempt.
+// pullAgain pulls again as long as the error asks for another attempt.
 func (s *swarm) pullAgain(n *node, spec task.Spec) (data []byte, err error) {
 	for range 6 {
 		data, err = s.pull(n, spec)
@@ -72,7 +72,7 @@ func TestAKnownLengthBoundsTheBody(t *testing.T) {
 	}
 	for by, tell := range known {
 		for name, b := range bodies {
-			t.Run(by+" told it, "+name, func(t *testing.T) {
+			t.Run(by+" gives the length, "+name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					s := newSwarm(t, content)
 					s.origin.noLength = true
@@ -96,7 +96,7 @@ func TestAKnownLengthBoundsTheBody(t *testing.T) {
 				})
 			})
 		}
-		t.Run(by+" told another than the origin's word", func(t *testing.T) {
+		t.Run(by+" gives another length than the origin", func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newSwarm(t, content)
 				s.seed()
@@ -199,7 +199,7 @@ func TestABodyOfUnknownLengthHasABound(t *testing.T) {
 			})
 		})
 	}
-	t.Run("a manifest whose length is told", func(t *testing.T) {
+	t.Run("a manifest with a known length", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := newSwarm(t, make([]byte, oci.ManifestMax+1))
 			s.seed()
@@ -321,7 +321,7 @@ func TestNothingMovesWhileTheOriginIsSilent(t *testing.T) {
 	})
 }
 
-// TestALengthErrorIsNoStatus keeps the words of a length apart from those of a registry.
+// TestALengthErrorIsNoStatus keeps the text of a length error apart from a registry's reply.
 func TestALengthErrorIsNoStatus(t *testing.T) {
 	f := source.Failure(fmt.Errorf("bringing a blob: %w",
 		&source.LengthError{Method: "GET", URL: "http://r.test/x", Want: 5, Got: 7}))

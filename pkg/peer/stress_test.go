@@ -144,8 +144,8 @@ func (c *stormyConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// check reads a part of the content and judges every byte. An error is a word of the
-// storm, unless the reader's time ran out: then a download is stuck.
+// check reads a part of the object and compares every byte. The storm causes errors, but a reader whose time ran out
+// shows a stuck download.
 func (s *storm) check(ctx context.Context, n *node, off, length int64) error {
 	limit := 10*s.span + time.Minute
 	timed, cancel := context.WithTimeout(ctx, limit)
@@ -233,7 +233,7 @@ func (s *storm) play(count int, store func() piece.Store) {
 	for i, n := range nodes {
 		wg.Go(func() {
 			var err error
-			for range 5 { // what the storm left behind may still be told
+			for range 5 { // events of the storm may still arrive
 				if err = s.check(context.Background(), n, 0, int64(len(s.origin.content))); err == nil {
 					return
 				}

@@ -28,8 +28,7 @@ func flipped(content []byte, i int) []byte {
 	return wrong
 }
 
-// firstWrong makes the origin send wrong at first, as far as n pieces, and hang then;
-// later requests get what is right.
+// firstWrong makes the origin's first body send n pieces of wrong and then hang; later requests get right bytes.
 func (s *swarm) firstWrong(wrong []byte, n int) {
 	s.origin.body = func(request int, _ int64, r io.Reader) io.Reader {
 		if request > 0 {
@@ -77,7 +76,7 @@ func TestWrongPiecesOfAnEarlierSeedAreRevokedToo(t *testing.T) {
 		for _, n := range []*node{a, b} {
 			require.Equal(t, 3, n.store.Inventory()[0].Have)
 		}
-		// The next seed fetches the last piece only, and then the whole proves wrong.
+		// The next seed fetches the last piece only, and then finds the whole wrong.
 		s.setSeed(a)
 		seed.kill(t)
 		for range 2 {
@@ -94,7 +93,7 @@ func TestWrongPiecesOfAnEarlierSeedAreRevokedToo(t *testing.T) {
 	})
 }
 
-// It never completes the revoked task.
+// This node never completes the revoked task.
 func TestANodeThatMissedARevocation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(31, 4*piece.SizeMin))
@@ -158,7 +157,7 @@ func TestAContentWhoseLengthTurnsOutWrongIsBegunAnew(t *testing.T) {
 		right := randomBytes(33, 6*piece.SizeMin+1)
 		s := newSwarm(t, right)
 		spec := s.spec()
-		// The first answer says that there are five pieces, and breaks off.
+		// The first answer gives a length of five pieces, and breaks off.
 		s.origin.content = right[:5*piece.SizeMin]
 		s.origin.body = func(request int, _ int64, r io.Reader) io.Reader {
 			if request > 0 {
@@ -180,7 +179,7 @@ func TestAContentWhoseLengthTurnsOutWrongIsBegunAnew(t *testing.T) {
 	})
 }
 
-// panicking is a verifier with a fault that some runs bring out.
+// panicking is a verifier that panics on some runs.
 type panicking struct {
 	peer.Verifier
 	left atomic.Int32

@@ -36,7 +36,7 @@ func (s badStore) Create(id task.ID, f piece.Metadata) (piece.Replica, error) {
 	return s.Store.Create(id, f)
 }
 
-// The disk of the host that is to bring an object fails: another host brings it, once for all.
+// The disk of the host that seeds an object fails: another host fetches the object, once for all.
 func TestABadDiskAtTheSeedIsNoFailure(t *testing.T) {
 	pathError := func(err error) error { return &fs.PathError{Op: "read", Path: "journal", Err: err} }
 	for name, bad := range map[string]badStore{
