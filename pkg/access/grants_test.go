@@ -68,7 +68,7 @@ func TestAWrongClockExtendsNoGrant(t *testing.T) {
 	odd := claims(fmt.Sprintf(`{"iat":"yesterday","exp":%d}`, exp))
 	for _, c := range []struct {
 		name, token string
-		off         time.Duration // of this node's clock
+		off         time.Duration // of this node's clock from the registry's
 		said        time.Time
 		longest     time.Duration
 		until, end  time.Duration // from the answer

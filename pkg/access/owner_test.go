@@ -38,7 +38,7 @@ func tagged(requests *[]source.RegistryRequest, allow func(source.RegistryReques
 	}
 }
 
-// tagLookup is of the tag v1 of app in r.test.
+// tagLookup is a lookup of the tag v1 of app in r.test.
 var tagLookup = api.Lookup{Version: 1, Kind: task.Manifest, Upstream: "r.test", Repository: "app", Reference: "v1"}
 
 func TestAnOwnerUsesOnlyTheLookupsCredential(t *testing.T) {
@@ -127,8 +127,8 @@ func TestAPanicOfAnOwnerIsAnUnreachedReply(t *testing.T) {
 	}
 }
 
-// A registry that answers a range with the whole has to show the blob, also to hosts that ask by way of an owner. A
-// host of an earlier version reads no doubt, so it has to ask by itself.
+// A registry that answers a range with the whole must show the blob, also to hosts that ask through an owner. A host of
+// an earlier version does not read the doubt in the reply, so it must ask by itself.
 func TestAnOwnerTellsADoubt(t *testing.T) {
 	owner := access.NewOwner(registryFunc(func(_ context.Context, req source.RegistryRequest) (*http.Response, error) {
 		res := &http.Response{StatusCode: http.StatusForbidden, Header: http.Header{}, Body: http.NoBody}

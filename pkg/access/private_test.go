@@ -25,7 +25,7 @@ type guarded struct {
 	status    atomic.Int32
 	challenge atomic.Value // a string
 	asked     atomic.Int32
-	// probes counts those with anybody's token.
+	// probes counts the requests with the anonymous token.
 	probes atomic.Int32
 }
 
@@ -59,8 +59,8 @@ func anybody(reference string) access.Lookup {
 	return l
 }
 
-// A repository that refuses to be read by anybody is not asked for each blob: clients that take up its challenge hear
-// it again for ten seconds.
+// After a repository refused anonymous access, the Resolver does not ask the registry for each blob: clients that
+// answer its challenge get the challenge again for ten seconds.
 func TestARefusalToAnybodyIsRepeatedBriefly(t *testing.T) {
 	for name, owner := range map[string]bool{"asked by this host": false, "asked by the owner": true} {
 		t.Run(name, func(t *testing.T) {
@@ -143,7 +143,7 @@ func TestARefusalToAnybodyIsRepeatedBriefly(t *testing.T) {
 	}
 }
 
-// A host that sends its own credentials where a client brings none learns nothing about anybody.
+// If a host sends its own credentials for a client without any, the reply says nothing about anonymous access.
 func TestARefusalToThisHostIsNotRepeated(t *testing.T) {
 	g := newGuarded(401, tokens)
 	r := access.New(access.Config{Registry: g, Credentialed: func(string) bool { return true }})
@@ -156,8 +156,8 @@ func TestARefusalToThisHostIsNotRepeated(t *testing.T) {
 	}
 }
 
-// A client that was refused before its login spares the lookup whether anybody may read the manifest, if it was refused
-// with anybody's token, or by a registry that gives none.
+// After a client's login, the Resolver does not ask whether anonymous access to the manifest is possible, if it refused
+// this client before with the anonymous token, or if the registry gives none.
 func TestARefusalSparesTheProbe(t *testing.T) {
 	const password = `Basic realm="r"`
 	for name, c := range map[string]struct {

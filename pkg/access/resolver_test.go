@@ -25,7 +25,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// registryFunc is a registry that is one function.
+// registryFunc is a registry made of one function.
 type registryFunc func(ctx context.Context, req source.RegistryRequest) (*http.Response, error)
 
 func (f registryFunc) Do(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
@@ -43,7 +43,7 @@ func silent(waiting chan<- string) registryFunc {
 
 var digest = "sha256:" + strings.Repeat("a", 64)
 
-// lookup is of a manifest in app of r.test.
+// lookup returns a lookup of a manifest in app of r.test.
 func lookup(reference string) access.Lookup {
 	l := access.Lookup{Upstream: "r.test", Repository: "app", Kind: task.Manifest, Reference: reference,
 		Authorization: "Bearer x"}
@@ -97,7 +97,7 @@ func TestCloseWaitsForAnAbandonedCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := access.New(access.Config{
 			Registry: registryFunc(func(context.Context, source.RegistryRequest) (*http.Response, error) {
-				time.Sleep(time.Minute) // it does not notice that its context ended
+				time.Sleep(time.Minute) // the registry does not notice that its context ended
 				return nil, http.ErrServerClosed
 			})})
 		ctx, leave := context.WithTimeout(t.Context(), time.Second)
@@ -119,7 +119,7 @@ func TestAClosedOwnerReplies(t *testing.T) {
 	assert.Contains(t, a.Unreached, "closed")
 }
 
-// replies answers each HEAD as a registry that has the digest, and counts what it is asked for.
+// replies answers each HEAD as a registry that has the digest, and counts the requests.
 func replies(asked *atomic.Int32, status func(req source.RegistryRequest) int) registryFunc {
 	return func(_ context.Context, req source.RegistryRequest) (*http.Response, error) {
 		asked.Add(1)
@@ -197,7 +197,7 @@ func TestAPrivateRepositoryIsProbedOnce(t *testing.T) {
 	}
 }
 
-// A page of a login portal is no consent: it comes in response to any GET, without the length of a blob.
+// A page of a login portal grants nothing: it is the answer to every GET, without the length of a blob.
 func TestAPageGrantsNothing(t *testing.T) {
 	page := "<html>log in</html>"
 	var asked atomic.Int32
@@ -225,7 +225,7 @@ func TestAPageGrantsNothing(t *testing.T) {
 	require.ErrorAs(t, r.ProveOwnership(t.Context(), blob, 100, true, ours), &missing)
 }
 
-// What is doubted of a listed registry is its consent to one credential.
+// The doubt about a listed registry is whether it granted access to one credential.
 func TestADoubtEndsForOneCredential(t *testing.T) {
 	content := strings.Repeat("x", 100)
 	r := access.New(access.Config{
@@ -250,7 +250,7 @@ func TestADoubtEndsForOneCredential(t *testing.T) {
 	require.NoError(t, prove("Bearer good"))
 }
 
-// An error of a registry may name what is private: each credential hears only what it was told itself.
+// An error of a registry may name private objects: each client gets only the errors of its own credential.
 func TestRegistrysWordsAreForTheirAsker(t *testing.T) {
 	for _, status := range []int{400, 404, 429, 500, 503} {
 		t.Run(http.StatusText(status), func(t *testing.T) {

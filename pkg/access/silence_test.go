@@ -16,7 +16,7 @@ import (
 	"github.com/darter-io/darter/pkg/source"
 )
 
-// hanging is a registry that accepts requests and answers none before it is woken, or before its time is over.
+// hanging is a registry that accepts requests and answers none before the test wakes it, or before a time is over.
 type hanging struct {
 	time time.Duration
 	mu   sync.Mutex
@@ -38,7 +38,7 @@ func (h *hanging) Do(ctx context.Context, _ source.RegistryRequest) (*http.Respo
 	}
 }
 
-// clients resolve tags, each another one.
+// clients resolve tags, each a different one.
 type clients struct {
 	*access.Resolver
 	n  int
@@ -125,7 +125,7 @@ func TestClientsOneAfterTheOtherAreHeldOnce(t *testing.T) {
 	}
 }
 
-// A slow registry is no silent one, also if its clients have little patience.
+// A slow registry is not a silent one, also if its clients have short timeouts.
 func TestASlowRegistryIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := registryFunc(func(ctx context.Context, _ source.RegistryRequest) (*http.Response, error) {
