@@ -30,8 +30,8 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// A front of several registries (registry.k8s.io is one) redirects whatever it is asked for, and
-// lets the place that it leads to say whether that is there.
+// A front of several registries (registry.k8s.io is one) redirects every path, and leaves it to the other server to
+// answer whether the object exists.
 func TestARedirectIsNoConsent(t *testing.T) {
 	var s swarm
 	private, public := s.put([]byte("cached for another registry"), ""), s.put([]byte("public"), "")
@@ -87,8 +87,8 @@ func TestAnOddStatusIsNoConsent(t *testing.T) {
 			"app/manifests/v1"} {
 			refusedAs(t, r.get(path), http.StatusBadGateway, "UNAVAILABLE")
 		}
-		// The same to the GET that is put where HEAD is not known; there is a Range in it, so
-		// 206 is an answer, for a blob.
+		// The same for the GET that replaces a HEAD which the registry does not support. It has a Range, so 206 is an answer
+		// for a blob.
 		r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {
 			if q.Method == http.MethodHead {
 				status := http.StatusMethodNotAllowed
@@ -106,7 +106,7 @@ func TestAnOddStatusIsNoConsent(t *testing.T) {
 
 func TestAWrongLengthRevokesTheGrant(t *testing.T) {
 	r := newFixture(config{})
-	r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { // a page for whatever is asked
+	r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { // the same page for every path
 		w.Header().Set("Content-Type", "text/html")
 		w.Header().Set("Content-Length", "612")
 	})
@@ -206,8 +206,8 @@ func TestForeignFailuresAreNotPassedOn(t *testing.T) {
 	assert.Len(t, r.swarm.opened, 1)
 }
 
-// A client that takes the mirror for one registry answers the default's challenge with the login
-// that it has for the mirror, and sends that with every path.
+// A client that takes the mirror for one registry answers the default's challenge with its login for the mirror, and
+// sends that login with every path.
 func TestTheDefaultsPasswordGoesToNoOtherRegistry(t *testing.T) {
 	for name, c := range map[string]struct {
 		challenge, authorization, target string
@@ -309,7 +309,7 @@ func TestAForgottenManifestGrantsNothing(t *testing.T) {
 	}
 }
 
-// None of these may lead anywhere but to the path that it spells.
+// Each of these paths leads only to the path that it spells.
 func TestHostileNamesAreRefusedBeforeAnyRequest(t *testing.T) {
 	up := &upstreamFunc{answer: answers(nil)}
 	var s swarm
@@ -348,7 +348,7 @@ func TestHostileNamesAreRefusedBeforeAnyRequest(t *testing.T) {
 }
 
 func TestALongAcceptIsNotRemembered(t *testing.T) {
-	// A client's Accept is hashed, so that no client fills the memory with it.
+	// The mirror hashes a client's Accept, so that no client fills the memory with it.
 	var s swarm
 	s.put(oldIndex, oci.MediaTypeIndex)
 	r := &tagged{}
@@ -366,8 +366,8 @@ func TestALongAcceptIsNotRemembered(t *testing.T) {
 	assert.Empty(t, r.counts(), "and yet it is known")
 }
 
-// A registry redirects blobs to plain HTTP, where somebody on the path consents to every digest. A client without
-// rights gets no blob that the node has from elsewhere.
+// A registry redirects blobs to plain HTTP, where an attacker on the network path accepts every digest. A client
+// without rights gets no blob that the node has from another registry.
 func TestAnUnencryptedConsentShowsTheBlob(t *testing.T) {
 	for _, size := range []int{1000, 3 << 20} {
 		secret := blob(size)

@@ -13,7 +13,7 @@ import (
 	"github.com/darter-io/darter/pkg/source"
 )
 
-// challenges has the registry refuse everything with a challenge.
+// challenges makes the registry refuse every request with a challenge.
 func (r *fixture) challenges(challenge ...string) {
 	r.up.fail(nil)
 	r.up.reply(func(w http.ResponseWriter, _ source.RegistryRequest) {
@@ -22,7 +22,7 @@ func (r *fixture) challenges(challenge ...string) {
 	})
 }
 
-// While a registry is unreachable, clients hear its last challenge for a password, and none from before a reload.
+// While a registry is unreachable, clients get its last challenge for a password, and none from before a reload.
 func TestTheLastChallengeIsRepeated(t *testing.T) {
 	const basic = `Basic realm="r"`
 	r := newFixture(config{Policy: access.Policy{ServeCached: true}})

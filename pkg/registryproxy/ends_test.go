@@ -20,7 +20,7 @@ func TestEveryEndOfAContextGetsAResponse(t *testing.T) {
 	id := string(oci.DigestOf(layer))
 	ends := map[string]struct {
 		end    func(context.Context) context.Context
-		status int // as it is observed
+		status int // as Observe gets it
 	}{
 		"the client left": {func(ctx context.Context) context.Context {
 			ctx, cancel := context.WithCancel(ctx)

@@ -38,7 +38,7 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// config is what a mirror and its Resolver work with.
+// config holds the settings of a mirror and its Resolver.
 type config struct {
 	Open        func(context.Context, task.Spec) (registryproxy.Blob, error)
 	Passthrough func(context.Context, task.Spec, int64) (*source.Response, error)
@@ -179,7 +179,7 @@ func (s *swarm) Open(ctx context.Context, spec task.Spec) (registryproxy.Blob, e
 		spoken(&api.Failure{Status: http.StatusNotFound, Message: "not in the fake swarm: " + string(spec.ID)}, spec)
 }
 
-// spoken makes the spec's registry the author of a failure that has none.
+// spoken names the spec's registry as the source of a failure that names none.
 func spoken(err error, spec task.Spec) error {
 	f, ok := err.(*api.Failure)
 	if !ok || f.Upstream != "" {
@@ -199,21 +199,21 @@ type upstreamFunc struct {
 	err    error
 }
 
-// reply answers so from now on; nil never does.
+// reply sets the answer to further requests; with nil they get none.
 func (u *upstreamFunc) reply(answer func(w http.ResponseWriter, r source.RegistryRequest)) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.answer = answer
 }
 
-// fail cannot be reached from now on, or can again.
+// fail makes further requests fail with err; nil makes them succeed again.
 func (u *upstreamFunc) fail(err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.err = err
 }
 
-// requests are those since the start or forget.
+// requests returns the requests since the start or forget.
 func (u *upstreamFunc) requests() []source.RegistryRequest {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -257,7 +257,7 @@ type object struct {
 	mediaType string
 }
 
-// answers speaks for objects by "upstream/v2/repository/blobs/digest".
+// answers returns a registry of objects, keyed by "upstream/v2/repository/blobs/digest".
 func answers(objects map[string]object) func(http.ResponseWriter, source.RegistryRequest) {
 	return func(w http.ResponseWriter, r source.RegistryRequest) {
 		o, ok := objects[r.Upstream+r.Path]
@@ -282,7 +282,7 @@ func answers(objects map[string]object) func(http.ResponseWriter, source.Registr
 type pulls struct {
 	mu  sync.Mutex
 	all []registryproxy.Pull
-	// ended, if not nil, gets a value each time.
+	// ended, if not nil, gets a value for each call.
 	ended chan struct{}
 }
 
@@ -303,7 +303,7 @@ func (p *pulls) last(t *testing.T) registryproxy.Pull {
 	return p.all[len(p.all)-1]
 }
 
-// ask serves one request without a socket.
+// ask serves one request without a connection.
 func ask(p http.Handler, method, target string, header ...string) *http.Response {
 	r := httptest.NewRequest(method, target, nil)
 	for i := 0; i+1 < len(header); i += 2 {

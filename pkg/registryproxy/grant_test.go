@@ -50,7 +50,7 @@ func newFixture(cfg config) *fixture {
 	return r
 }
 
-// asks counts what the registry was asked since the last call.
+// asks counts the requests to the registry since the last call.
 func (r *fixture) asks() int {
 	r.up.mu.Lock()
 	defer r.up.mu.Unlock()
@@ -107,7 +107,7 @@ func TestAGrantLivesAsLongAsItsToken(t *testing.T) {
 	}
 }
 
-// dated is a registry whose clock is off this node's by so much.
+// dated is a registry whose clock differs from this node's by so much.
 func dated(up *upstreamFunc, off time.Duration) {
 	up.mu.Lock()
 	answer := up.answer
@@ -143,7 +143,7 @@ func TestAnExpiredTokenGrantsNothingWithAWrongClock(t *testing.T) {
 
 func TestAnExpiredTokenIsLookedUpEachTime(t *testing.T) {
 	r := newFixture(config{Policy: access.Policy{ServeCached: true}})
-	// A registry whose clock is late still accepts the token, and may.
+	// A registry with a slow clock still accepts the token, as it may.
 	who := jwtUntil(time.Now().Add(-time.Minute))
 	for range 3 {
 		assert.Equal(t, 200, r.get("app/blobs/"+string(r.layer), "Authorization", who).StatusCode)
@@ -159,7 +159,7 @@ func TestAGrantHoldsForItsOwnKeyAlone(t *testing.T) {
 	layer := string(r.layer)
 	require.Equal(t, 200, r.get("app/blobs/"+layer, "Authorization", "Bearer alice").StatusCode)
 	r.asks()
-	// From now on the registry refuses everyone: responses come from memory.
+	// From now on the registry refuses all requests: responses come from memory.
 	r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusForbidden) })
 	for name, c := range map[string]struct{ path, authorization string }{
 		"another token":                {"app/blobs/" + layer, "Bearer bob"},
@@ -208,7 +208,7 @@ func TestRefusalsAreNotRemembered(t *testing.T) {
 func TestARefusalDropsGrants(t *testing.T) {
 	for _, c := range []struct {
 		status      int
-		also, also2 bool // whether the credential's other grant in the repository, and in another, stays
+		also, also2 bool // whether the credential keeps its other grant in the repository, and the one in another
 	}{{401, false, true}, {403, true, true}, {404, true, true}, {500, true, true}} {
 		synctest.Test(t, func(t *testing.T) {
 			r := newFixture(config{})
@@ -292,7 +292,7 @@ func TestALeavingClientCancelsNoOther(t *testing.T) {
 		}
 		var first, second, third int
 		leaveFirst, leaveSecond := begin(&first), begin(&second)
-		leaveFirst() // it was the one that asked
+		leaveFirst() // that client had sent the lookup
 		synctest.Wait()
 		assert.NoError(t, ended)
 		leaveSecond()
@@ -436,8 +436,8 @@ func TestAManifestGrantsItsReferences(t *testing.T) {
 			assert.Equal(t, 200, r.get(path, who...).StatusCode, path)
 		}
 		assert.Zero(t, r.asks())
-		// A descriptor tells a size, so a HEAD needs neither the registry nor the swarm, but
-		// its size is not passed on as the registry's.
+		// A descriptor names a size, so a HEAD needs neither the registry nor the swarm, but the mirror does not present that
+		// size as the registry's.
 		opened := len(r.swarm.opened)
 		res := ask(r.mirror, http.MethodHead, "/v2/app/blobs/"+string(f.layer), who...)
 		assert.Equal(t, "3000", res.Header.Get("Content-Length"))
@@ -634,7 +634,7 @@ func TestAReplyFromBeforeForgetIsNotRemembered(t *testing.T) {
 			})
 		}
 		synctest.Wait()
-		r.Forget() // the registry is asked in another way from now on
+		r.Forget() // as a reload of the registry's settings does
 		close(gate)
 		before.Wait()
 		r.asks()

@@ -19,7 +19,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// TestClientsWaitAsLongAsTheRegistryTakes has the registry take its time for the lookup and for the bytes.
+// TestClientsWaitAsLongAsTheRegistryTakes delays the registry's answer to the lookup, and its bytes.
 func TestClientsWaitAsLongAsTheRegistryTakes(t *testing.T) {
 	manifest, layer := []byte(`{"schemaVersion":2,"config":{}}`), blob(5000)
 	m, b := oci.DigestOf(manifest), oci.DigestOf(layer)
@@ -141,7 +141,7 @@ func (r *lateReader) Read(p []byte) (int, error) {
 	}
 }
 
-// TestACrawlingPassthroughEnds has a registry send a byte a second, whatever is asked, until it falls silent.
+// TestACrawlingPassthroughEnds has a registry send a byte a second in answer to every request, until it falls silent.
 func TestACrawlingPassthroughEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		layer := blob(300_000)
@@ -184,7 +184,7 @@ func (c *crawl) Read(p []byte) (int, error) {
 
 func (c *crawl) Close() error { return nil }
 
-// Clients of a registry that let a lookup wait in vain are told at once when to ask again.
+// If a lookup at a registry got no answer in time, the mirror tells clients of this registry at once when to try again.
 func TestASilentRegistryIsA503(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		layer := blob(10)

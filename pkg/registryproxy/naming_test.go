@@ -67,8 +67,8 @@ func TestTheDefaultsTokenReadsPublicImagesElsewhere(t *testing.T) {
 		pushed, err = other.Push(t.Context(), repository, "v1", img)
 		require.NoError(t, err)
 	}
-	// crane asks /v2/ of the mirror, is sent to the default's token service, and brings what it
-	// gets there to every registry in the path.
+	// crane asks /v2/ of the mirror, logs in at the default's token service, and sends the token to every registry in the
+	// path.
 	mirror := "http://" + mirrorOf(t, config{Default: standard.Host()}) + "/v2/"
 	challenge := fetch(t, http.MethodGet, mirror).Header.Get("WWW-Authenticate")
 	assert.Contains(t, challenge, standard.Host())
@@ -92,7 +92,7 @@ func TestTheDefaultsTokenReadsPublicImagesElsewhere(t *testing.T) {
 			}
 			assert.Zero(t, other.Counts().Requests, "the manifest granted its blobs to anybody")
 		}
-		// A client that names the registry by ?ns= takes up that registry's challenge.
+		// A client that names the registry by ?ns= answers that registry's challenge.
 		res := fetch(t, http.MethodGet, mirror+repository+"/manifests/v1?ns="+other.Host(), "Authorization", got,
 			"Accept", accept)
 		assert.Equal(t, 401, res.StatusCode)

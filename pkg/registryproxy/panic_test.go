@@ -15,7 +15,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// faulty panics while it reads what a registry said.
+// faulty panics while it reads a registry's answer.
 type faulty struct{ asked sync.Map }
 
 func (f *faulty) Do(_ context.Context, q source.RegistryRequest) (*http.Response, error) {

@@ -108,7 +108,7 @@ func TestPartsFailAsABodyDoes(t *testing.T) {
 	assert.True(t, strings.Contains(said, string(layer[:10])))
 }
 
-// TestPassthroughAnswersSeveralRangesWhole: each would cost the registry a GET of the whole.
+// TestPassthroughAnswersSeveralRangesWhole: each range would cost the registry a GET of the whole.
 func TestPassthroughAnswersSeveralRangesWhole(t *testing.T) {
 	layer := blob(100_000)
 	seen := pulls{ended: make(chan struct{}, 1)}

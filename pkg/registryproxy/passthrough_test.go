@@ -20,8 +20,8 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// fullDisk runs a mirror on a real socket that has no room for a layer. direct gives the
-// registry's body from an offset; nil is a mirror without that way.
+// fullDisk runs a mirror on a real socket whose disk has no space for a layer. direct returns the registry's body from
+// an offset; nil is a mirror without passthrough.
 func fullDisk(t *testing.T, layer []byte, seen *pulls,
 	direct func(offset int64) (io.Reader, int64)) (*httptest.Server, string) {
 	t.Helper()
@@ -73,7 +73,7 @@ func cutting(content []byte, ends ...int64) func(int64) (io.Reader, int64) {
 	}
 }
 
-// errorReader fails as a body does that was cut.
+// errorReader fails as an interrupted body does.
 type errorReader struct{ cut bool }
 
 func (r errorReader) Read([]byte) (int, error) {

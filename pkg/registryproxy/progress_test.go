@@ -20,8 +20,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// TestProgressExtendsTheDeadline has a blob of unknown length take 25 s, of which the first so many
-// bring bytes.
+// TestProgressExtendsTheDeadline has a blob of unknown length take 25 s; bytes come in the first of these seconds.
 func TestProgressExtendsTheDeadline(t *testing.T) {
 	layer := blob(100_000)
 	id := oci.DigestOf(layer)
@@ -64,7 +63,7 @@ func TestProgressExtendsTheDeadline(t *testing.T) {
 	}
 }
 
-// cachedBlob says whether it was here, whole, when it was opened.
+// cachedBlob says whether the node held the whole blob when it was opened.
 type cachedBlob struct {
 	*fakeBlob
 	cached bool

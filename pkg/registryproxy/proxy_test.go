@@ -33,7 +33,7 @@ func TestTheUpstreamIsHeaderNamespacePathOrDefault(t *testing.T) {
 	for _, c := range []struct {
 		target string
 		header [2]string
-		want   string // upstream and path that is asked for; empty: refused
+		want   string // upstream and path of the request to the registry; empty: refused
 		ns     string // OCI-Namespace of the answer
 	}{
 		{target: "/v2/lib/app" + m + "?ns=quay.io", want: "quay.io/v2/lib/app" + m, ns: "quay.io"},
@@ -454,7 +454,7 @@ func TestAManifestWithoutEndIsRefused(t *testing.T) {
 	assert.LessOrEqual(t, up.sent.Load(), int64(oci.ManifestMax+1<<20))
 }
 
-// A manifest that hosts do not share comes from its registry for each client, with that client's credentials.
+// A manifest that hosts do not share comes from its registry for each client, with the client's own credentials.
 func TestAHugeManifestIsPassedOn(t *testing.T) {
 	content := []byte(`{"schemaVersion":2}`)
 	up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {
@@ -535,7 +535,7 @@ func TestTheOriginsErrorIsPassedOn(t *testing.T) {
 	}{
 		{err: &api.Failure{Status: 429, Body: []byte(own), Message: "GET …: 429",
 			Header: map[string]string{"Retry-After": "7"}}, status: 429, exactly: own},
-		// containerd would hammer a 429; it names ns.
+		// containerd would repeat a 429 in a loop; it names ns.
 		{err: &api.Failure{Status: 429, Body: []byte(own), Message: "GET …: 429"}, query: "?ns=r.test",
 			status: 503, exactly: own},
 		{err: &api.Failure{Status: 403, Body: []byte("<html>no</html>"), Message: "GET …: 403 Forbidden"}, status: 403,
@@ -866,13 +866,13 @@ func FuzzServeHTTP(f *testing.F) {
 		f.Add(path, "", "https://ghcr.io", "", digest)
 	}
 	f.Fuzz(func(t *testing.T, path, query, header, asked, tag string) {
-		// Servers take no longer heads than that.
+		// Servers accept no longer headers than that.
 		if !strings.HasPrefix(path, "/") ||
 			len(path)+len(query)+len(header)+len(asked)+len(tag) > http.DefaultMaxHeaderBytes {
 			return
 		}
-		// In virtual time no limit passes because the machine is busy, and whatever a request
-		// leaves running must end before the next one.
+		// In virtual time no timeout fires because the machine is busy. Every goroutine of a request must end before the next
+		// request.
 		synctest.Test(t, func(t *testing.T) { fuzzRequest(t, path, query, header, asked, tag) })
 	})
 }
@@ -995,7 +995,7 @@ func (b *partBlob) NewPartReader(ctx context.Context, off, n int64) registryprox
 	return b.NewReader(ctx, off, n)
 }
 
-// Only the client of a range that names its end in each part checks what it gets.
+// Only the client of a range that names its end in each part checks the bytes that it gets.
 func TestRangesThatNameTheirEndsComeEarly(t *testing.T) {
 	content := blob(1000)
 	id := oci.DigestOf(content)

@@ -174,7 +174,7 @@ func TestAMovedTagIsSeenAtOnceWithoutATagLife(t *testing.T) {
 
 var challengePart = regexp.MustCompile(`(\w+)="([^"]*)"`)
 
-// token gets what a challenge asks for, as containerd does.
+// token gets the token that a challenge asks for, as containerd does.
 func token(t *testing.T, challenge, user, password string) string {
 	t.Helper()
 	require.True(t, strings.HasPrefix(challenge, "Bearer "), challenge)
@@ -212,7 +212,7 @@ func TestAPrivateBlobNeedsTheRegistrysConsent(t *testing.T) {
 	require.NoError(t, err)
 	ns := "?ns=" + url.QueryEscape(r.Host())
 
-	// An anonymous client is sent to the registry's own token service.
+	// An anonymous client gets the challenge of the registry's own token service.
 	private := mirror + "private/app/blobs/" + onlyPrivate + ns
 	res := fetch(t, http.MethodGet, private)
 	refusedAs(t, res, http.StatusUnauthorized, "UNAUTHORIZED")
@@ -231,8 +231,8 @@ func TestAPrivateBlobNeedsTheRegistrysConsent(t *testing.T) {
 		{"bob", "private/app/blobs/" + onlyPrivate, token(t, challenge, "bob", "b"), 401},
 		{"nobody", "private/app/blobs/" + onlyPrivate, token(t, challenge, "", ""), 401},
 		{"a forger", "private/app/blobs/" + onlyPrivate, "Bearer " + strings.Repeat("x", 300), 401},
-		// Alice's token is for the private repository: it opens the public one no more than
-		// the public one opens the private.
+		// Alice's token is for the private repository. It does not open the public one, and the token for the public one does
+		// not open the private one.
 		{"alice", "public/app/blobs/" + onlyPrivate, alice, 401},
 		{"nobody", "private/app/blobs/" + inBoth, "", 401},
 	} {
@@ -336,7 +336,7 @@ func TestFaultsOfTheRegistryAreReportedQuickly(t *testing.T) {
 	assert.Contains(t, said, "127.0.0.1:1: connect: connection refused")
 }
 
-// crane knows the mirror as one registry: its ping finds no challenge there, so that it brings its password to the
+// crane takes the mirror for one registry: its ping finds no challenge there, so that it sends its password to the
 // registry in the path, which wants a token.
 func TestARealClientLogsInByTokenThroughThePath(t *testing.T) {
 	users := map[string]registrytest.User{"alice": {Password: "a", Pull: []string{"team/*"}},

@@ -16,8 +16,8 @@ import (
 	"github.com/darter-io/darter/pkg/source"
 )
 
-// TestTheBreakerSkipsASilentRegistry covers a registry behind a dead link, which is silent. A client gives up
-// after ten seconds, so the mirror serves what it may without the registry before that.
+// TestTheBreakerSkipsASilentRegistry covers a registry behind a dead network link, which is silent. A client gives up
+// after ten seconds, so the mirror serves without the registry before that, if it may.
 func TestTheBreakerSkipsASilentRegistry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s swarm

@@ -159,7 +159,7 @@ func TestTheReaderWritesToTheServersOwnWriter(t *testing.T) {
 	got, err := io.ReadAll(res.Body)
 	require.NoError(t, err)
 	assert.Equal(t, string(layer), string(got))
-	// net/http sends a file with sendfile only when its own ReadFrom is reached.
+	// net/http sends a file with sendfile only if it reaches its own ReadFrom.
 	assert.Equal(t, "*http.response true", <-content.writers)
 }
 

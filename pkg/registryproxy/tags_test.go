@@ -23,7 +23,7 @@ import (
 	"github.com/darter-io/darter/pkg/source"
 )
 
-// tagged is a registry of one tag that can move. Rights are whatever allow says.
+// tagged is a registry of one tag that can move. allow decides which requests it grants.
 type tagged struct {
 	mu       sync.Mutex
 	manifest map[string][]byte // by tag
@@ -83,7 +83,7 @@ func (r *tagged) Do(ctx context.Context, q source.RegistryRequest) (*http.Respon
 	return res, nil
 }
 
-// counts returns what was asked since the last call.
+// counts returns the requests since the last call.
 func (r *tagged) counts() map[string]int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -116,7 +116,7 @@ func TestATagIsLookedUpOncePerLife(t *testing.T) {
 			r.set("latest", oldIndex)
 			p := newMirror(config{Upstream: r, Open: s.Open, Default: "r.test",
 				Policy: access.Policy{TagLife: 10 * time.Second}})
-			// As containerd pulls: HEAD by tag, GET by digest; and as Podman: GET by tag.
+			// The requests of containerd: HEAD by tag, GET by digest; and of Podman: GET by tag.
 			pull := func() string {
 				res := ask(p, http.MethodHead, "/v2/app/manifests/latest")
 				require.Equal(t, 200, res.StatusCode)
@@ -258,7 +258,7 @@ func TestStaleTagsServeOnlyWhereTheOperatorAllows(t *testing.T) {
 			assert.Equal(t, string(oldIndex), body(t, res))
 			assert.Equal(t, "20", res.Header.Get(registryproxy.HeaderStale))
 			assert.Equal(t, 20*time.Second, seen.last(t).Stale)
-			// A stranger learns neither what the tag means nor that another client asked.
+			// A client without rights learns neither the digest of the tag nor that another client asked.
 			res = ask(p, http.MethodGet, "/v2/app/manifests/v1", "Authorization", "Bearer stranger")
 			assert.Equal(t, 502, res.StatusCode)
 			assert.Empty(t, res.Header.Get(registryproxy.HeaderStale))
@@ -266,7 +266,7 @@ func TestStaleTagsServeOnlyWhereTheOperatorAllows(t *testing.T) {
 			said := body(t, res)
 			assert.NotContains(t, said, string(oci.DigestOf(oldIndex)))
 			assert.Contains(t, said, "asking r.test: dial tcp: connection refused")
-			// A tag that is gone is gone, and not served from memory when the registry falls.
+			// The mirror does not serve a deleted tag from memory when the registry fails.
 			r.down, r.manifest = false, nil
 			assert.Equal(t, 404, get().StatusCode)
 			r.down = true
@@ -305,7 +305,7 @@ func (c *crowd) askOwner(ctx context.Context, q api.Lookup) (api.LookupReply, er
 	return api.DecodeLookupReply(w.Body.Bytes())
 }
 
-// all asks all mirrors at once and returns how often each status came.
+// all asks all mirrors at once and returns the count of each status.
 func (c *crowd) all(target string, authorization func(i int) string) map[int]int {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -457,7 +457,7 @@ func TestAHungCredentialHelperDelaysNoOtherClientOfATag(t *testing.T) {
 		s.put(oldIndex, oci.MediaTypeIndex)
 		r := &tagged{}
 		r.set("v1", oldIndex)
-		helped := make(chan struct{}) // what the node's own helper is waited for
+		helped := make(chan struct{}) // closes when the credential helper of the node ends
 		slow := upstreamOf(func(ctx context.Context, q source.RegistryRequest) (*http.Response, error) {
 			if q.Header.Get("Authorization") == "" {
 				select {
@@ -492,7 +492,7 @@ func TestWithoutAnOwnerEachNodeAsksTheRegistry(t *testing.T) {
 	c.dead = true
 	assert.Equal(t, map[int]int{200: 3}, c.all("/v2/app/manifests/v1", func(int) string { return "" }))
 	assert.Equal(t, map[string]int{"HEAD tag": 3}, r.counts())
-	// An owner that cannot reach the registry is no reason not to try.
+	// If an owner cannot reach the registry, the node still tries.
 	c.dead, c.owner = false,
 		access.NewOwner(upstreamOf(func(context.Context, source.RegistryRequest) (*http.Response, error) {
 			return nil, errors.New("no route")
