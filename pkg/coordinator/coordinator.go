@@ -47,6 +47,7 @@ const (
 
 // Store is the part of a piece store that a Coordinator uses.
 type Store interface {
+	// Open returns the replica of a task; the Coordinator closes it.
 	Open(id task.ID) (piece.Replica, error)
 	// Complete reports whether the store has all pieces of a task, as far as it remembers: it reads no disk.
 	Complete(id task.ID) bool
@@ -55,6 +56,7 @@ type Store interface {
 
 // Purges connects a Coordinator's hosts to package purge. Its methods must not call the Coordinator.
 type Purges interface {
+	// Mark returns the purge mark for a response, empty if there is no order.
 	Mark() string
 	// Note records what an accepted announce reports. ForgetHost deletes the reports of a host that is gone.
 	Note(r api.AnnounceRequest)

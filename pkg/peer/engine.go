@@ -46,20 +46,25 @@ type Announcer interface {
 
 // Signer signs digests of pieces as a coordinator.
 type Signer interface {
+	// SignRun and SignRevocation set r's Key and Signature.
 	SignRun(id task.ID, r *piece.DigestRun)
 	SignRevocation(id task.ID, r *piece.Revocation)
+	// Certificate returns the DER certificate of the key. The caller must not change the bytes.
 	Certificate() []byte
 }
 
 // Verifier checks the signatures of coordinators. Safe for concurrent use.
 type Verifier interface {
+	// AddCertificate adds the key of a DER certificate, if it is a coordinator's. It does not keep der.
 	AddCertificate(der []byte) (piece.KeyID, error)
+	// VerifyRun and VerifyRevocation return nil if a known coordinator signed r for this task.
 	VerifyRun(id task.ID, r piece.DigestRun) error
 	VerifyRevocation(id task.ID, r piece.Revocation) error
 }
 
 // Observer receives the state of the downloads that this host seeds. It must not block.
 type Observer interface {
+	// SeedMetadata reports the metadata, SeedDone that all pieces are stored and signed.
 	SeedMetadata(id task.ID, f piece.Metadata)
 	SeedDone(id task.ID)
 	// SeedFailed reports a failure. asked is the spec with which this host asked the origin, nil where it
@@ -69,7 +74,9 @@ type Observer interface {
 
 // Config are the parts and settings of an engine.
 type Config struct {
-	Host  host.Host
+	// Host is this host as others see it.
+	Host host.Host
+	// Store keeps the pieces. The engine does not close it.
 	Store piece.Store
 	// Listener accepts peers; nil for a host that only dials. The engine closes it.
 	Listener net.Listener

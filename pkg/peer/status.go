@@ -53,13 +53,13 @@ func (e *Engine) Stats() Stats {
 // TaskStatus is one download as a person or the console sees it.
 type TaskStatus struct {
 	ID       task.ID        `json:"id"`
-	Metadata piece.Metadata `json:"facts"`
-	Have     int            `json:"have"`
-	Pieces   int            `json:"pieces"`
-	Readers  int            `json:"readers"`
+	Metadata piece.Metadata `json:"facts"`   // zero while it is unknown
+	Have     int            `json:"have"`    // stored pieces
+	Pieces   int            `json:"pieces"`  // all pieces, 0 while the metadata is unknown
+	Readers  int            `json:"readers"` // open readers
 	Seeding  bool           `json:"seeding"` // from the origin
 	Sources  api.Sources    `json:"sources"`
-	Conns    int            `json:"links"`
+	Conns    int            `json:"links"` // open connections
 	// Name is the spec's; Wanted says that a caller waits for missing pieces. LastGot is when the last
 	// piece came, or while there is none, when a caller first came.
 	Name    string    `json:"name,omitempty"`
