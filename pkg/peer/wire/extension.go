@@ -179,8 +179,8 @@ func (c *Conn) extended(number pp.ExtensionNumber, payload []byte) (Message, err
 	return m, nil
 }
 
-// plausible looks over bencode before it is decoded, because decoding costs a hostile text
-// far more than its length: a number of a million digits takes seconds and gigabytes.
+// plausible checks bencode before it is decoded, because a hostile text costs far more to decode than its length: a
+// number of a million digits takes seconds and gigabytes.
 func plausible(b []byte) error {
 	const digitsMax = 20 // of an integer, with its sign
 	depth, items := 0, 0

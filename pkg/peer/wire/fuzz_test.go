@@ -48,7 +48,7 @@ func written(ms ...Message) []byte {
 	return t.out.Bytes()
 }
 
-// check refuses what no caller expects of a message.
+// check fails for values that no caller expects of a message.
 func check(t *testing.T, m Message) {
 	switch m.Type {
 	case Bitfield:
@@ -88,7 +88,7 @@ func FuzzNext(f *testing.F) {
 		for {
 			m, err := c.Next()
 			if err != nil {
-				// Either the tape has ended or its author is at fault.
+				// Either the tape has ended or its author broke the protocol.
 				if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 					require.ErrorIs(t, err, ErrProtocol)
 				}
@@ -129,16 +129,15 @@ func FuzzExtension(f *testing.F) {
 	})
 }
 
-// deaf is a tape that drops what is written: the codec may still write when a handshake has
-// failed.
+// deaf is a tape that drops all writes: the codec may still write when a handshake has failed.
 type deaf struct{ *tape }
 
 func (deaf) Write(p []byte) (int, error) { return len(p), nil }
 
 func listening(in []byte) net.Conn { return deaf{&tape{in: bytes.NewReader(in)}} }
 
-// FuzzHandshake lets a stranger say anything first: the BEP 3 handshake, as the side that was
-// dialled and as the side that dialled, and the messages that follow it.
+// FuzzHandshake sends any bytes first: as the BEP 3 handshake, to the side that was dialled and to the side that
+// dialled, and as the messages that follow.
 func FuzzHandshake(f *testing.F) {
 	swarm, self := [20]byte{1}, [20]byte{2}
 	more, err := encodeHello(&Hello{Host: "h", Version: Version})

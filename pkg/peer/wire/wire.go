@@ -2,11 +2,10 @@
 // connection: BEP 3 (handshake, bitfield, have, request, piece, cancel), BEP 6 (reject,
 // have none) and BEP 10 (extension handshake), coded by anacrolix/torrent.
 //
-// Nothing that came from the network is allocated for before its size was checked, and
-// the payload of a piece is never buffered here: it goes from the kernel to the caller's
-// memory and, on the way out, from the store to the kernel. One goroutine reads a [Conn]
-// and one writes it. Start at [Conn.Next] and [Conn.Send]; docs/protocol.md tells the
-// messages in prose.
+// The package checks each size that comes from the network before it allocates memory, and never buffers the payload of
+// a piece: it goes from the kernel to the caller's memory and, on the way out, from the store to the kernel. One
+// goroutine reads a [Conn] and one writes it. Start at [Conn.Next] and [Conn.Send]; docs/protocol.md describes the
+// messages.
 package wire
 
 import (
@@ -49,16 +48,16 @@ var ErrProtocol = errors.New("peer protocol error")
 // Type is the kind of a [Message].
 type Type byte
 
-// The messages. What a peer sends beyond these is read and skipped.
+// The messages. The reader skips every other message of a peer.
 const (
-	Skipped       Type = iota // keep-alive, choke, interested and whatever we do not use
+	Skipped       Type = iota // keep-alive, choke, interested and other messages that this host does not use
 	Bitfield                  // BEP 3: Bits; BEP 6 have all is a Bitfield with All set
 	Have                      // BEP 3: Index
 	Request                   // BEP 3: Index, Begin, Length; up to a whole piece
 	Piece                     // BEP 3: Index, Begin, Length; the payload follows
 	Cancel                    // BEP 3: Index, Begin, Length
 	Reject                    // BEP 6: Index, Begin, Length
-	Suggest                   // BEP 6: Index; a seed tells which piece an Any will get
+	Suggest                   // BEP 6: Index; a seed names the piece that an Any will get
 	HelloMessage              // BEP 10 handshake: Hello
 	AnyMessage                // dr_any: Any
 	BusyMessage               // dr_busy: Busy
@@ -104,8 +103,8 @@ type Hello struct {
 	// into it.
 	Zone    string
 	Gateway bool
-	// Alive promises a message every second, a keep-alive where there is no other,
-	// as long as this host is a seed that has not got everything.
+	// Alive promises a message every second, a keep-alive if there is no other, as long as this host is a seed with
+	// missing pieces.
 	Alive bool
 	// Leaving, in the last Hello, says why this host closes the connection after what it has queued.
 	Leaving Leaving
@@ -124,13 +123,13 @@ const (
 	LeavesTask                // it does not take part in the task, or no longer
 )
 
-// Any asks a seed for some piece that the asker lacks; the seed answers with an ordinary
-// piece or with Busy. Answers come in the order of the questions.
+// Any asks a seed for a piece that the asker lacks; the seed chooses it and answers with an ordinary piece or with
+// Busy. Answers come in the order of the requests.
 type Any struct {
-	// Exclude lists pieces that the asker is getting elsewhere.
+	// Exclude lists pieces that the asker gets from other hosts.
 	Exclude []piece.Index
-	// Starving says that no other neighbour has what the sender needs, or that it comes from others at
-	// a crawl.
+	// Starving says that no other neighbour has the pieces that the sender needs, or that they come from others too
+	// slowly.
 	Starving bool
 }
 
@@ -141,7 +140,7 @@ const BusyAny piece.Index = -1
 type Busy struct {
 	Index piece.Index // of the request, or BusyAny
 	Begin int64
-	// Delay is when to ask again at the earliest; 0 leaves it to the asker.
+	// Delay is the time before the next request; 0 leaves it to the asker.
 	Delay time.Duration
 }
 
@@ -149,7 +148,7 @@ type Busy struct {
 type Digests struct {
 	Runs         []piece.DigestRun
 	Certificates [][]byte
-	// Whole says that the sender has every digest and needs none sent.
+	// Whole says that the sender has every digest and needs no further one.
 	Whole bool
 }
 
@@ -170,8 +169,8 @@ type Conn struct {
 	received atomic.Int64
 	heard    atomic.Int64 // bytes of all kinds
 	unread   int64        // payload bytes of the current piece message not read yet
-	// broken is what ended the connection, so that a cut in the middle of a message is not
-	// taken for a malformed one.
+	// broken is the error that ended the connection: without it, a cut inside a message would count as a malformed
+	// message.
 	broken error
 	sent   *Hello // with the handshake
 }
@@ -302,15 +301,15 @@ func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }
 // Received is how many bytes of pieces have come so far; any goroutine may ask.
 func (c *Conn) Received() int64 { return c.received.Load() }
 
-// Heard is how many bytes have come so far, of whatever kind; any goroutine may ask.
+// Heard is how many bytes of all kinds have come so far; any goroutine may ask.
 func (c *Conn) Heard() int64 { return c.heard.Load() }
 
 // Close ends the connection; any goroutine may call it.
 func (c *Conn) Close() error { return c.raw.Close() }
 
-// HangUp ends this side's half of the connection, and bounds how long it waits for the other side's
-// last messages. The other side reads all that was flushed: a connection that is
-// closed over bytes unread is reset, and takes along what the peer has not read yet.
+// HangUp ends this side's half of the connection, and bounds how long it waits for the other side's last messages. The
+// other side can read all flushed bytes: if this side closed the connection with unread bytes, a reset would drop the
+// bytes that the other side has not read yet.
 func (c *Conn) HangUp(wait time.Duration) {
 	half, ok := c.raw.(interface{ CloseWrite() error })
 	if !ok || half.CloseWrite() != nil {
@@ -320,9 +319,8 @@ func (c *Conn) HangUp(wait time.Duration) {
 	_ = c.raw.SetReadDeadline(time.Now().Add(wait))
 }
 
-// Next reads the next message. After a [Piece] the caller reads its payload with
-// [Conn.ReadPayload]; what it leaves is skipped. The error wraps [ErrProtocol] when the
-// other side is at fault.
+// Next reads the next message. After a [Piece] the caller reads its payload with [Conn.ReadPayload]; Next skips the
+// bytes that the caller left. The error wraps [ErrProtocol] if the other side broke the protocol.
 func (c *Conn) Next() (Message, error) {
 	for c.unread > 0 {
 		n, err := c.br.Discard(int(min(c.unread, 16<<10)))
@@ -368,8 +366,8 @@ func (c *Conn) Next() (Message, error) {
 // haveSize is the size of a have on the wire.
 const haveSize = 9
 
-// fixed reads a message of fixed size. Those are nearly all messages, haves above all, and
-// the codec allocates for each; ok is false for what is left to it.
+// fixed reads a message of fixed size. Nearly all messages are, haves above all, and the codec allocates memory for
+// each; ok is false for a message that the codec must read.
 func (c *Conn) fixed(kind pp.MessageType, length int64) (m Message, ok bool, err error) {
 	var want int64
 	switch kind {
@@ -501,7 +499,7 @@ func (c *Conn) Send(m Message) error {
 		case payload != nil:
 			out.Type, out.ExtendedID, out.ExtendedPayload = pp.Extended, number, payload
 		case m.Type == BusyMessage && m.Busy.Index >= 0:
-			// BEP 6: every request has an answer, also one from a stranger.
+			// BEP 6: every request has an answer, also that of a peer without the extension.
 			out.Type, out.Index, out.Begin = pp.Reject, pp.Integer(m.Busy.Index), pp.Integer(m.Busy.Begin)
 		default:
 			return nil
@@ -528,13 +526,13 @@ func (c *Conn) sendFixed(kind pp.MessageType, m Message) error {
 	return err
 }
 
-// Flush sends what is buffered.
+// Flush sends the buffered messages.
 func (c *Conn) Flush() error { return c.bw.Flush() }
 
-// WriteWithin bounds how long writing may hang from now on.
+// WriteWithin bounds how long each further write may take.
 func (c *Conn) WriteWithin(d time.Duration) error { return c.raw.SetWriteDeadline(time.Now().Add(d)) }
 
-// blocks is what SendBlock needs of a replica.
+// blocks is the part of a replica that SendBlock uses.
 type blocks interface {
 	CopyTo(w io.Writer, off, n int64) (int64, error)
 }
@@ -572,8 +570,8 @@ func (c *Conn) SendBlock(i piece.Index, begin int64, src blocks, off, n int64) e
 	return err
 }
 
-// holder is a connection that sends what is written between Hold and Release in few parts: that
-// under TLS, of a member of the cluster.
+// holder is a connection that sends the writes between Hold and Release in few parts: a TLS connection of a member of
+// the cluster.
 type holder interface {
 	Hold()
 	Release() error

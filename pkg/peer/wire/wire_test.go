@@ -98,7 +98,7 @@ func someRun() piece.DigestRun {
 	}
 }
 
-// messages are all that can be sent, as they arrive.
+// messages are all messages that can be sent, as they arrive.
 func messages() []Message {
 	bits := make([]bool, 16)
 	bits[0], bits[9] = true, true
@@ -202,7 +202,7 @@ func TestBlocksArriveWholeAndWhatIsNotReadIsSkipped(t *testing.T) {
 	}
 }
 
-// watched tells what it was asked to copy to.
+// watched records the writer that it is asked to copy to.
 type watched struct {
 	file *os.File
 	to   []io.Writer
@@ -246,7 +246,7 @@ func TestLargeBlocksGoFromTheStoreToTheSocketItself(t *testing.T) {
 	assert.NotEqual(t, rawA, src.to[1], "a small block leaves with its header")
 }
 
-// short gives less than it was asked for.
+// short returns fewer bytes than requested.
 type short struct{}
 
 func (short) CopyTo(w io.Writer, _, n int64) (int64, error) {
@@ -547,7 +547,7 @@ func TestHangingUpLosesNothingThatWasFlushed(t *testing.T) {
 	for range 20 {
 		rawA, rawB := tcp(t)
 		a, b := greeted(t, rawA, rawB)
-		// The other side goes on sending while it is hung up on.
+		// The other side goes on sending after this side hung up.
 		for range 100 {
 			require.NoError(t, b.Send(Message{Type: Have}))
 		}
@@ -613,7 +613,7 @@ func TestTheDiallerSendsHandshakeAndHelloTogether(t *testing.T) {
 	assert.EqualValues(t, 1, counted.count.Load())
 }
 
-// held counts what is written to it while it holds and when it does not.
+// held counts the writes while it holds, and the others.
 type held struct {
 	net.Conn
 	holding             bool
