@@ -59,8 +59,8 @@ type Announcer interface {
 type Purges interface {
 	// Fill adds to an announce which of the owner's orders this host knows, and its failures.
 	Fill(owner string, r *api.AnnounceRequest)
-	// Learn fetches the owner's orders if its mark is new; c calls the owner. It returns true if the owner
-	// should hear of it at once.
+	// Learn fetches the owner's orders if its mark is new; c calls the owner. It returns true if the next announce to the
+	// owner should follow at once.
 	Learn(ctx context.Context, owner, mark string, c apiclient.Client) (learned bool)
 }
 

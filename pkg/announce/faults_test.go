@@ -15,7 +15,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// While the first owner is out, the third hears of what this host holds. It hears of the end as well.
+// While the first owner is out, the third receives what this host holds, and later its end.
 func TestOwnerToldInAnOutageHearsOfTheEnd(t *testing.T) {
 	w := newTown(three...)
 	id := ledBy(three, "a:1", "b:1")
@@ -51,7 +51,8 @@ func someTasks(n int) (ids []task.ID) {
 	return ids
 }
 
-// An owner refuses one entry of many: it counts as alive, hears the others, and this host leads that task by itself.
+// An owner refuses one entry of many: it counts as alive and receives the others, and this host leads that task by
+// itself.
 func TestARefusedEntryIsNoDeadOwner(t *testing.T) {
 	w := newTown(three...)
 	ids := someTasks(9)

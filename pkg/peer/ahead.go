@@ -35,8 +35,8 @@ const (
 	tailMost = 1 << 20
 	// segmentsMax is how many parts of one last piece a host keeps.
 	segmentsMax = 16
-	// windowNear is how long a reader waits for the piece behind one that is here, or that a neighbour has, before
-	// the owner hears of its window: a reader that follows a stream waits for each piece.
+	// windowNear is how long a reader waits for the piece behind one that is here, or that a neighbour has, before this
+	// host announces its window to the owner: a reader that follows a stream waits for each piece.
 	windowNear = 500 * time.Millisecond
 	// paceMin is how long a body must have come for its rate to be known.
 	paceMin = 200 * time.Millisecond

@@ -15,7 +15,7 @@ import (
 
 // A download's connections: how they come and go, and what their messages mean.
 
-// snubFor is how long a host that was silent, or not reached, is left alone.
+// snubFor is how long this host leaves a host alone that was silent, or not reached.
 const snubFor = 5 * time.Second
 
 // conns are a download's connections, and what it remembers of other hosts. The loop owns them.

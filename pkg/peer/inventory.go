@@ -21,7 +21,7 @@ type inventory struct {
 	mu sync.Mutex
 	// believed are tasks of which an owner may think that this host has something.
 	believed map[task.ID]struct{}
-	// owed are complete objects that no owner has heard of.
+	// owed are complete objects that no owner has confirmed.
 	owed map[task.ID]struct{}
 }
 

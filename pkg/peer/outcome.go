@@ -149,7 +149,7 @@ func (d *Download) tellFailure(now time.Time) {
 	if d.e.cfg.Observer != nil {
 		d.e.cfg.Observer.SeedFailed(d.id, d.end.spec, f)
 	}
-	if !errors.Is(d.end.err, ErrRevoked) { // neighbours have heard of a revocation
+	if !errors.Is(d.end.err, ErrRevoked) { // neighbours have received the revocation
 		for _, c := range d.conns.open {
 			c.send(wire.Message{Type: wire.FailMessage, Failure: f})
 		}

@@ -160,7 +160,7 @@ func (d *Download) adoptOffer(now time.Time) (seed bool) {
 		d.times.asked = now
 	}
 	if whole {
-		d.observed = observedNothing // the observer hears of every call
+		d.observed = observedNothing // the observer gets the result of every call
 	}
 	return d.wants.adopt(*spec, whole)
 }

@@ -163,7 +163,7 @@ func TestAnEndedTokenIsRenewed(t *testing.T) {
 	}
 }
 
-// A client hears of the end of its own login in the registry's words.
+// A client gets the registry's own text about the end of its login.
 func TestAClientsEndedLoginIsItsOwn(t *testing.T) {
 	e := newEnding(t, false)
 	c := newClient(t, e.spec.Upstream, Upstream{Username: "AWS", Password: "p1"})
