@@ -21,8 +21,9 @@ import (
 const (
 	// bystanderLayer is the size in bytes of the layer that the bystander of a row pulls.
 	bystanderLayer = 1e6
-	// bystanderInterval is the interval of its pulls.
-	bystanderInterval = 100 * time.Millisecond
+	// bystanderInterval is the interval of its pulls. A row takes some ten seconds; more pulls would only take the
+	// tools' CPU time.
+	bystanderInterval = 500 * time.Millisecond
 	// bystanderLimit bounds one of its pulls. A pull takes milliseconds on free cores, and longer while all tools
 	// unpack images. A row that blocked the bystander would block it until its pulls end, or until pullLimit.
 	bystanderLimit = 30 * time.Second
