@@ -1,9 +1,12 @@
 package coordinator
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -13,6 +16,9 @@ import (
 
 	"github.com/darter-io/darter/pkg/announce"
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/scheduler"
+	"github.com/darter-io/darter/pkg/task"
 )
 
 // A host and a restarted owner agree again.
@@ -60,4 +66,39 @@ func TestOwnerRestarts(t *testing.T) {
 	cancel()
 	require.NoError(t, <-ended)
 	assert.Equal(t, 1, fresh.Stats().Hosts, "the host has said farewell")
+}
+
+// An announce with more entries than are decided at a time is answered like one with few, and a status lists all hosts.
+func TestManyEntriesAndHosts(t *testing.T) {
+	r := newRig(nil)
+	var entries []api.Entry
+	for i := range 2*lockedMax + 7 {
+		e := api.Entry{Task: task.ID(fmt.Sprintf("sha256:%064x", i)), Event: api.Completed, Have: 1}
+		if i%10 == 0 {
+			e.Task = "broken"
+		}
+		entries = append(entries, e)
+	}
+	answer := r.serve(t, member("1"), entries...)
+	assert.True(t, answer.Resync)
+	for i, a := range answer.Assignments {
+		assert.Equal(t, i%10 == 0, a.Failure != nil, "entry %d", i)
+	}
+	assert.Equal(t, 2*lockedMax+7-52, r.Stats().Holding)
+
+	wanted := map[host.ID]bool{member("1").ID: true}
+	for i := range 1500 {
+		h := host.Host{ID: host.ID(fmt.Sprintf("%032x", i+1)), Name: "same", Addr: "10.1.1.1:65002"}
+		r.sched.Announce(time.Now(), scheduler.Report{Host: h, Generation: 1, Source: h.Name + fmt.Sprint(i/1000)})
+		wanted[h.ID] = true
+	}
+	listed := r.Hosts()
+	for _, h := range listed {
+		assert.True(t, wanted[h.ID], "host %s is listed once", h.ID)
+		delete(wanted, h.ID)
+	}
+	assert.Empty(t, wanted)
+	assert.True(t, slices.IsSortedFunc(listed, func(a, b api.HostStatus) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
+	}))
 }

@@ -35,6 +35,9 @@ const inlineTotal = 4 << 20
 // that it can hold their bytes. Longer spares more connections, and delays the host's other announces to this owner.
 const inlineWait = 50 * time.Millisecond
 
+// lockedMax is how many entries of an announce, or metadata, are handled while mu is held: 0.2 ms on one core.
+const lockedMax = 256
+
 const (
 	// standbysNamed is how many standbys an owner names. One is enough to keep a crowd from the
 	// origin, and several seldom die together; each gets the announces of all hosts then.
@@ -160,7 +163,7 @@ func (c *Coordinator) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case now := <-ticker.C:
-			c.tick(now)
+			c.tick(ctx, now)
 			if now.Sub(begun) >= standbysAfter {
 				c.findStandbys(now)
 			}
@@ -168,20 +171,31 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	}
 }
 
-func (c *Coordinator) tick(now time.Time) {
+// tick takes mu for a part of the work at a time, so that announces wait for none of it long.
+func (c *Coordinator) tick(ctx context.Context, now time.Time) {
+	for more := true; more && ctx.Err() == nil; {
+		c.mu.Lock()
+		changes := c.sched.Tick(now)
+		c.mu.Unlock()
+		for _, id := range changes.Gone {
+			c.forgetReports(id)
+			c.log.Info("host fell silent", "host", id)
+		}
+		c.seed(changes.Seeds)
+		more = changes.More
+	}
 	c.mu.Lock()
-	changes := c.sched.Tick(now)
+	defer c.mu.Unlock()
+	seen := 0
 	for id := range c.metadata {
 		if !c.sched.Knows(id) {
 			delete(c.metadata, id)
 		}
+		if seen++; seen%lockedMax == 0 {
+			c.mu.Unlock()
+			c.mu.Lock()
+		}
 	}
-	c.mu.Unlock()
-	for _, id := range changes.Gone {
-		c.forgetReports(id)
-		c.log.Info("host fell silent", "host", id)
-	}
-	c.seed(changes.Seeds)
 }
 
 // findStandbys chooses the hosts that lead while no owner answers.
@@ -261,10 +275,7 @@ func (c *Coordinator) answer(ctx context.Context, r api.AnnounceRequest, source 
 		}
 	}
 
-	c.mu.Lock()
-	decided, err := c.sched.Announce(time.Now(), report)
-	standbys := c.standbys
-	c.mu.Unlock()
+	decided, standbys, err := c.decide(report)
 	// The scheduler relies on this call, also if it returned an error.
 	c.seed(decided.Seeds)
 	if err != nil {
@@ -321,6 +332,30 @@ func (c *Coordinator) answer(ctx context.Context, r api.AnnounceRequest, source 
 		}
 	}
 	return response, nil
+}
+
+// decide has the scheduler answer a report, lockedMax entries at a time. After an error, the answer has what was decided
+// before it.
+func (c *Coordinator) decide(r scheduler.Report) (all scheduler.Answer, standbys []string, err error) {
+	rest := r.Entries
+	for first := true; err == nil && (first || len(rest) > 0); first = false {
+		n := min(len(rest), lockedMax)
+		r.Entries, rest = rest[:n], rest[n:]
+		var a scheduler.Answer
+		c.mu.Lock()
+		a, err = c.sched.Announce(time.Now(), r)
+		standbys = c.standbys
+		c.mu.Unlock()
+		all.Assignments = append(all.Assignments, a.Assignments...)
+		all.Seeds = append(all.Seeds, a.Seeds...)
+		all.Interval = a.Interval
+		all.Unknown = all.Unknown || a.Unknown
+		if a.Forgotten > 0 {
+			all.Forgotten += a.Forgotten
+			all.Greedy = a.Greedy
+		}
+	}
+	return all, standbys, err
 }
 
 // awaitSmall waits a moment for the small files among the entries that begin and that this host fetches from their
@@ -517,19 +552,22 @@ func (c *Coordinator) Stats() scheduler.Stats {
 
 // Hosts lists the hosts that announce here, by name; the owner's own is not among them.
 func (c *Coordinator) Hosts() []api.HostStatus {
-	c.mu.Lock()
-	all := c.sched.Hosts()
-	c.mu.Unlock()
-	out := make([]api.HostStatus, 0, len(all))
-	for _, h := range all {
-		if h.ID != c.cfg.Host.ID {
-			out = append(out, api.HostStatus{Host: h.Host, Tasks: h.Tasks, Seen: h.Seen})
+	out := []api.HostStatus{}
+	for from, more := 0, true; more; more = from > 0 {
+		var part []scheduler.HostInfo
+		c.mu.Lock()
+		part, from = c.sched.Hosts(from)
+		c.mu.Unlock()
+		for _, h := range part {
+			if h.ID != c.cfg.Host.ID {
+				out = append(out, api.HostStatus{Host: h.Host, Tasks: h.Tasks, Seen: h.Seen})
+			}
 		}
 	}
 	slices.SortFunc(out, func(a, b api.HostStatus) int {
 		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(string(a.ID), string(b.ID)))
 	})
-	return out
+	return slices.CompactFunc(out, func(a, b api.HostStatus) bool { return a.Host.ID == b.Host.ID })
 }
 
 // entry converts an entry for the scheduler.

@@ -12,6 +12,13 @@ import (
 	"strings"
 )
 
+// Weight returns the weight of a member for a key. The member with the highest weight comes first; of equals the one
+// that sorts first.
+func Weight(key, member string) uint64 {
+	h := sha256.Sum256([]byte(member + "\x00" + key))
+	return binary.BigEndian.Uint64(h[:])
+}
+
 // Order returns members from the first owner of key to the last. The result does not
 // depend on the order of members, which is left as it was; duplicates stay.
 func Order(key string, members []string) []string {
@@ -21,8 +28,7 @@ func Order(key string, members []string) []string {
 	}
 	all := make([]weighted, len(members))
 	for i, m := range members {
-		h := sha256.Sum256([]byte(m + "\x00" + key))
-		all[i] = weighted{m, binary.BigEndian.Uint64(h[:])}
+		all[i] = weighted{m, Weight(key, m)}
 	}
 	slices.SortFunc(all, func(a, b weighted) int {
 		switch {

@@ -142,12 +142,12 @@ func (s *Scheduler) displace(now time.Time, greedy, h hostIndex, wants bool, ans
 	}
 	has := s.hosts[greedy].memberships
 	for _, c := range has[:min(len(has), displaceTries)] {
-		if c.swarm.member(c.member).standing != holding {
+		if s.numbered[c.swarm].member(c.member).standing != holding {
 			continue
 		}
 		// The swarm has one holder less. A host that starves for it announces so, and then the
 		// seed asks the origin.
-		if seed := s.part(now, c.swarm, c.member); seed != nil {
+		if seed := s.part(now, s.numbered[c.swarm], c.member); seed != nil {
 			answer.Seeds = append(answer.Seeds, *seed)
 		}
 		return true

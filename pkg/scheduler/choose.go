@@ -41,8 +41,8 @@ func (p pool) at(i int) memberIndex {
 func (s *Scheduler) choose(
 	now time.Time, w *swarm, m memberIndex, need int, gates []memberIndex, local bool,
 ) []Neighbour {
-	if free := s.linksFree(w, m, w.member(m).starving); free < need {
-		if w.member(m).starving {
+	if free := s.linksFree(w, m, w.member(m).now().starving); free < need {
+		if w.member(m).now().starving {
 			// A starving member with that many links has lost them, without an announce of it.
 			w.unlinkAll(m)
 		} else {
@@ -73,11 +73,11 @@ func (s *Scheduler) choose(
 	ends[0] = len(chosen)
 
 	holders := holdersMin
-	if w.member(m).starving {
+	if w.member(m).now().starving {
 		holders = need
 	}
 	// Those of the zone first: their pieces cost no byte between zones.
-	draw(pool{a: w.holding.zones[zone]}, min(holders, need-len(chosen)), ReasonHolder)
+	draw(pool{a: w.holding.of(zone)}, min(holders, need-len(chosen)), ReasonHolder)
 	if !local {
 		draw(pool{a: w.holding.all}, min(holders-(len(chosen)-ends[0]), need-len(chosen)), ReasonHolder)
 	}
@@ -97,7 +97,7 @@ func (s *Scheduler) choose(
 			inZone++
 		}
 	}
-	near := pool{w.wanting.zones[zone], w.holding.zones[zone]}
+	near := pool{w.wanting.of(zone), w.holding.of(zone)}
 	everybody := pool{w.wanting.all, w.holding.all}
 	draw(near, min(need-remote-inZone, need-len(chosen)), ReasonZone)
 	ends[3] = len(chosen)
@@ -145,7 +145,7 @@ func (s *Scheduler) draw(
 			found = append(found, c)
 		}
 	}
-	starving := w.member(m).starving
+	starving := w.member(m).now().starving
 	enough := n
 	if starving {
 		enough = max(n, sampleMax)
@@ -197,7 +197,7 @@ func (s *Scheduler) gateways(now time.Time, w *swarm, m memberIndex) []memberInd
 		reached = reached || c != m && s.reachable(now, w, m, c)
 		return h != s.self && (now.Sub(st.seen) >= s.cfg.Expiry || s.snubbed(now, w, st))
 	})
-	needed := len(gates) < s.cfg.Gateways || w.member(m).starving && !reached
+	needed := len(gates) < s.cfg.Gateways || w.member(m).now().starving && !reached
 	if needed && !slices.Contains(gates, m) && w.member(m).host != s.self {
 		gates = append(gates, m)
 	}
@@ -235,10 +235,10 @@ func (s *Scheduler) eligible(now time.Time, w *swarm, m, c memberIndex, reason R
 	}
 	if w.linked(m, c) {
 		// A starving host may have lost its neighbours; to be named one twice is harmless.
-		return me.starving && s.reachable(now, w, m, c)
+		return me.now().starving && s.reachable(now, w, m, c)
 	}
 	source := reason == ReasonSeed || reason == ReasonHolder
-	return s.linksFree(w, c, me.starving && source) > 0 && s.reachable(now, w, m, c)
+	return s.linksFree(w, c, me.now().starving && source) > 0 && s.reachable(now, w, m, c)
 }
 
 // linksFree is how many more links member c may have. For a starving host the cap is twice as high:
@@ -251,7 +251,7 @@ func (s *Scheduler) linksFree(w *swarm, c memberIndex, starving bool) int {
 	if starving {
 		most *= 2
 	}
-	return most - len(w.member(c).links)
+	return most - len(w.member(c).now().links)
 }
 
 // reachable reports whether c is alive and neither m nor several hosts have reported it as silent.
@@ -261,7 +261,7 @@ func (s *Scheduler) reachable(now time.Time, w *swarm, m, c memberIndex) bool {
 	if h != s.self && (now.Sub(st.seen) >= s.cfg.Expiry || s.snubbed(now, w, st)) {
 		return false
 	}
-	for _, q := range w.member(m).snubs {
+	for _, q := range w.member(m).now().snubs {
 		if q.host == h && q.generation == st.generation && s.nano(now) < q.until {
 			return false
 		}
@@ -303,7 +303,8 @@ func (s *Scheduler) snub(now time.Time, w *swarm, m memberIndex, ids []host.ID, 
 			// It answers announces, so it is alive: its name may come again soon.
 			until = now.Add(s.cfg.IntervalActive)
 		}
-		me.snubs = noted(me.snubs, snub{h, st.generation, s.nano(until)}, s.nano(now))
+		mine := me.begin()
+		mine.snubs = noted(mine.snubs, snub{h, st.generation, s.nano(until)}, s.nano(now))
 		if h == s.self || !silent {
 			continue
 		}
@@ -316,7 +317,7 @@ func (s *Scheduler) snub(now time.Time, w *swarm, m memberIndex, ids []host.ID, 
 				st.snubbedIn = append(st.snubbedIn, swarmSnub{w, s.nano(until)})
 			}
 			for _, in := range st.memberships {
-				in.swarm.unlinkAll(in.member)
+				s.numbered[in.swarm].unlinkAll(in.member)
 			}
 		}
 	}

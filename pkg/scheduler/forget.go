@@ -1,27 +1,27 @@
 package scheduler
 
 import (
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/darter-io/darter/pkg/task"
 )
 
 // Forget forgets a task and every host that holds or wants it, the owner's own host too. A host that still
-// wants it announces so again and is served as a newcomer.
+// wants it announces so again and is served as a newcomer. With many members, the next calls of Tick free their memory.
 func (s *Scheduler) Forget(now time.Time, id task.ID) {
 	w := s.swarms[id]
 	if w == nil {
 		return
 	}
 	// A member that leaves must not start a seed.
-	w.spec, w.seeding, w.seedSpec, w.seedAt, w.refusals = nil, false, nil, time.Time{}, nil
-	members := slices.Collect(maps.Values(w.index))
-	slices.Sort(members)
-	for _, m := range members {
-		s.part(now, w, m)
+	w.setSeeding(false)
+	w.spec, w.seedSpec, w.seedAt, w.refusals = nil, nil, time.Time{}, nil
+	delete(s.due, w)
+	if len(w.index) == 0 {
+		s.end(w)
+		return
 	}
 	delete(s.swarms, id)
-	delete(s.due, w)
+	s.goneSwarms = append(s.goneSwarms, w)
+	s.clear(now, clearMax)
 }

@@ -199,7 +199,7 @@ func links(s *Scheduler, id task.ID) string {
 	for h, m := range w.index {
 		me := w.member(m)
 		var names []string
-		for _, other := range me.links {
+		for _, other := range me.now().links {
 			names = append(names, string(s.hosts[w.member(other).host].ID))
 		}
 		slices.Sort(names)

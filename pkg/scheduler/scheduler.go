@@ -9,6 +9,7 @@
 package scheduler
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -17,7 +18,6 @@ import (
 	"time"
 
 	"github.com/darter-io/darter/pkg/host"
-	"github.com/darter-io/darter/pkg/rendezvous"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -75,8 +75,8 @@ type Config struct {
 	// gives one up. Defaults 1024 and 65,536.
 	SourceHostsMax, SourceTasksMax int
 	// TotalMax bounds the tasks of all hosts together; the host with most gives one up. A task
-	// takes some 250 bytes for each of its hosts. Default 8,000,000. SwarmsMax bounds the
-	// different tasks in the same way; each takes some 1,300 bytes more. Default 400,000.
+	// takes some 80 bytes for each host that holds it, and 250 for one that wants it. Default 16,000,000. SwarmsMax
+	// bounds the different tasks in the same way; each takes some 600 bytes more. Default 400,000.
 	TotalMax, SwarmsMax int
 }
 
@@ -101,7 +101,7 @@ func (c Config) withDefaults() Config {
 	number(&c.TasksMax, 65_536)
 	number(&c.SourceHostsMax, 1024)
 	number(&c.SourceTasksMax, 65_536)
-	number(&c.TotalMax, 8_000_000)
+	number(&c.TotalMax, 16_000_000)
 	number(&c.SwarmsMax, 400_000)
 	duration(&c.Expiry, 15*time.Second)
 	duration(&c.Grace, time.Second)
@@ -212,6 +212,8 @@ type Changes struct {
 	Gone []host.ID
 	// Seeds are the tasks that the owner's own host must get from their origins now.
 	Seeds []task.Spec
+	// More says that another call with the same time has more to do.
+	More bool
 }
 
 // Scheduler holds which hosts want and hold which tasks. It is not safe for concurrent use.
@@ -233,6 +235,14 @@ type Scheduler struct {
 	total   int
 
 	swarms map[task.ID]*swarm
+	// numbered are all swarms by their numbers, also those that goneSwarms has.
+	numbered   []*swarm
+	unnumbered []swarmIndex
+	// goneHosts and goneSwarms have memberships that clear still has to end. Announces do not find them.
+	goneHosts  []hostIndex
+	goneSwarms []*swarm
+	// stats counts what changes; see Stats.
+	stats Stats
 	// epoch is the first time that a call brought; see nano.
 	epoch time.Time
 	// due are the swarms in which time alone may change something.
@@ -317,6 +327,8 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 	s.heardOf(now, &s.hosts[h])
 	s.hosts[h].standby = r.Standby
 
+	// Each announce ends as many memberships of those that are gone as it brings, so that they cannot pile up.
+	answer.Seeds = append(answer.Seeds, s.clear(now, len(r.Entries))...)
 	answer.Assignments = make([]Assignment, len(r.Entries))
 	space := s.spaceFor(now, h, &answer)
 	for i, e := range r.Entries {
@@ -364,12 +376,13 @@ func (s *Scheduler) take(
 		return Assignment{Failure: fmt.Errorf(text, e.Task.Short(), ErrFull)}, nil
 	}
 	me := w.member(m)
-	me.have, me.starving = int32(e.Have), e.Event == Starving
+	me.have = int32(e.Have)
 	if e.Event == Started {
 		// The host starts over: the neighbours of its last attempt are no longer its own.
 		w.unlinkAll(m)
-		me.since = s.nano(now)
+		me.begin().since = s.nano(now)
 	}
+	me.begin().starving = e.Event == Starving
 	s.stand(w, m, wanting)
 	s.hosts[h].wanted = now
 	if e.Spec != nil {
@@ -409,14 +422,25 @@ func (s *Scheduler) Leave(now time.Time, id host.ID) Changes {
 }
 
 // Tick lets time pass: it forgets hosts that have not announced for Expiry, and starts the seeds
-// that are due. Call it about once a second.
+// that are due. Call it about once a second, and again as long as there is More: a call ends a bounded number of
+// memberships, so that others need not wait long where a caller serializes them.
 func (s *Scheduler) Tick(now time.Time) Changes {
-	var c Changes
+	c := Changes{Seeds: s.clear(now, clearMax)}
+	if c.More = s.hasGone(); c.More {
+		return c
+	}
 	for h := range s.hosts {
+		if len(c.Gone) == clearMax {
+			break
+		}
 		if st := &s.hosts[h]; st.alive && hostIndex(h) != s.self && now.Sub(st.seen) >= s.cfg.Expiry {
 			c.Gone = append(c.Gone, st.ID)
-			c.Seeds = append(c.Seeds, s.forget(now, hostIndex(h))...)
+			s.giveUp(hostIndex(h))
 		}
+	}
+	c.Seeds = append(c.Seeds, s.clear(now, clearMax)...)
+	if c.More = s.hasGone() || len(c.Gone) == clearMax; c.More {
+		return c
 	}
 	maps.DeleteFunc(s.departed, func(_ host.ID, d departure) bool { return !now.Before(d.until) })
 	c.Seeds = append(c.Seeds, s.runDue(now)...)
@@ -430,21 +454,23 @@ const standbyKey = "standbys"
 // first ones in rendezvous order, which all owners agree on and which hosts that join or leave
 // seldom change. The owner's own host is none. It takes time proportional to the hosts.
 func (s *Scheduler) Standbys(now time.Time, n int) []string {
-	addrs := map[string]string{}
-	var ids []string
-	for id, h := range s.byID {
-		if st := &s.hosts[h]; h != s.self && st.standby && now.Sub(st.seen) < s.cfg.Expiry &&
-			!now.Before(st.snubbedUntil) {
-			ids = append(ids, string(id))
-			addrs[string(id)] = st.Addr
+	var first []*hostState // in rendezvous order
+	for h := range s.hosts {
+		st := &s.hosts[h]
+		if hostIndex(h) == s.self || !st.alive || !st.standby || now.Sub(st.seen) >= s.cfg.Expiry ||
+			now.Before(st.snubbedUntil) {
+			continue
+		}
+		at, _ := slices.BinarySearchFunc(first, st, func(a, b *hostState) int {
+			return cmp.Or(cmp.Compare(b.rank, a.rank), cmp.Compare(a.ID, b.ID))
+		})
+		if at < n {
+			first = slices.Insert(first[:min(len(first), n-1)], at, st)
 		}
 	}
 	var out []string
-	for _, id := range rendezvous.Order(standbyKey, ids) {
-		if len(out) == n {
-			break
-		}
-		out = append(out, addrs[id])
+	for _, st := range first {
+		out = append(out, st.Addr)
 	}
 	slices.Sort(out)
 	return out
@@ -452,31 +478,27 @@ func (s *Scheduler) Standbys(now time.Time, n int) []string {
 
 // Stats counts what a Scheduler knows.
 type Stats struct {
-	Hosts    int // alive, the owner's own among them
-	Swarms   int // tasks that a host wants or holds
-	Wanting  int // memberships of hosts that want a task
-	Holding  int // memberships of hosts that hold all of it
-	Seeding  int // tasks that the owner's own host gets from their origins
-	Links    int // pairs of hosts of which one was named to the other
-	LinksTop int // most links of one host in one swarm
+	Hosts   int // alive, the owner's own among them
+	Swarms  int // tasks that a host wants or holds
+	Wanting int // memberships of hosts that want a task
+	Holding int // memberships of hosts that hold all of it
+	Seeding int // tasks that the owner's own host gets from their origins
+	Links   int // pairs of hosts of which one was named to the other
 }
 
-// Stats counts everything, in time proportional to what there is.
-func (s *Scheduler) Stats() Stats {
-	st := Stats{Hosts: len(s.byID), Swarms: len(s.swarms)}
-	for _, w := range s.swarms {
-		st.Wanting += len(w.wanting.all)
-		st.Holding += len(w.holding.all)
-		if w.seeding {
-			st.Seeding++
-		}
-		for _, m := range w.index {
-			links := len(w.member(m).links)
-			st.Links += links
-			st.LinksTop = max(st.LinksTop, links)
-		}
+// of returns the count of the members of one standing.
+func (st *Stats) of(standing standing) *int {
+	if standing == holding {
+		return &st.Holding
 	}
-	st.Links /= 2
+	return &st.Wanting
+}
+
+// Stats returns the counts; it takes the same time however much there is. The memberships of hosts that are gone count
+// until Tick has ended them.
+func (s *Scheduler) Stats() Stats {
+	st := s.stats
+	st.Hosts, st.Swarms = len(s.byID), len(s.swarms)
 	return st
 }
 
@@ -489,14 +511,22 @@ type HostInfo struct {
 	Seen  time.Time
 }
 
-// Hosts lists all hosts that are alive, in no order.
-func (s *Scheduler) Hosts() []HostInfo {
-	out := make([]HostInfo, 0, len(s.byID))
-	for _, h := range s.byID {
-		st := &s.hosts[h]
-		out = append(out, HostInfo{Host: st.Host, Tasks: len(st.memberships), Seen: st.seen})
+// hostsListed bounds one list of Hosts.
+const hostsListed = 512
+
+// Hosts lists hosts that are alive, in no order: begin with from 0, and go on with next until that is 0. A host that
+// starts again between two calls can be in both lists, or in none.
+func (s *Scheduler) Hosts(from int) (list []HostInfo, next int) {
+	end := min(from+hostsListed, len(s.hosts))
+	for h := from; h < end; h++ {
+		if st := &s.hosts[h]; st.alive {
+			list = append(list, HostInfo{Host: st.Host, Tasks: len(st.memberships), Seen: st.seen})
+		}
 	}
-	return out
+	if end < len(s.hosts) {
+		next = end
+	}
+	return list, next
 }
 
 // Knows reports whether a live host wants or holds the task, or its failure is remembered.

@@ -50,7 +50,7 @@ func depths(w *swarm, from memberIndex) []int {
 		count = append(count, len(ring))
 		var next []memberIndex
 		for _, at := range ring {
-			for _, m := range w.member(at).links {
+			for _, m := range w.member(at).now().links {
 				if !seen[m] {
 					seen[m] = true
 					next = append(next, m)
@@ -86,8 +86,16 @@ func TestLinksFromSeed(t *testing.T) {
 		assert.Equal(t, 1001, reached, "hosts that links lead to from the seed")
 		assert.LessOrEqual(t, len(rings)-1, 6, "links to the farthest host; hosts at each distance: %v", rings)
 		assert.Equal(t, 40, rings[1], "links of the seed")
-		assert.LessOrEqual(t, s.Stats().LinksTop, 40, "most links of one host")
+		assert.LessOrEqual(t, linksTop(w), 40, "most links of one host")
 	})
+}
+
+// linksTop is the most links of one host in a swarm.
+func linksTop(w *swarm) (top int) {
+	for _, m := range w.index {
+		top = max(top, len(w.member(m).now().links))
+	}
+	return top
 }
 
 func TestMeshSurvivesHalfLeaving(t *testing.T) {
@@ -104,7 +112,7 @@ func TestMeshSurvivesHalfLeaving(t *testing.T) {
 		w := s.swarms[app]
 		for i := range 300 {
 			h := node(i*2 + 1)
-			lack := 16 - len(w.member(w.index[s.byID[h.ID]]).links)
+			lack := 16 - len(w.member(w.index[s.byID[h.ID]]).now().links)
 			announce(t, s, begin, h, Entry{Task: app, Event: Progress, Have: 1, Need: max(0, lack)})
 		}
 		reached := 0
@@ -113,7 +121,7 @@ func TestMeshSurvivesHalfLeaving(t *testing.T) {
 		}
 		assert.Equal(t, 301, reached)
 		for h, m := range w.index {
-			assert.GreaterOrEqual(t, len(w.member(m).links), 12, "links of %s", s.hosts[h].ID)
+			assert.GreaterOrEqual(t, len(w.member(m).now().links), 12, "links of %s", s.hosts[h].ID)
 		}
 	})
 }
@@ -165,18 +173,35 @@ func TestGateways(t *testing.T) {
 
 // checkBooks proves that lists, counts and links agree with each other.
 func checkBooks(t *testing.T, s *Scheduler) {
+	counted := Stats{Hosts: len(s.byID), Swarms: len(s.swarms)}
+	defer func() { require.Equal(t, counted, s.Stats()) }()
 	for id, w := range s.swarms {
 		require.Equal(t, len(w.index), len(w.wanting.all)+len(w.holding.all), "%s counts every host once", id)
 		for hi, m := range w.index {
 			me := w.member(m)
 			require.Equal(t, hi, me.host)
+			*counted.of(me.standing)++
+			counted.Links += countLinks(w, m)
 			require.GreaterOrEqual(t, s.linksFree(w, m, true), 0, "%s has %d links in %s", s.hosts[hi].ID,
-				len(me.links), id)
-			for _, other := range me.links {
+				len(me.now().links), id)
+			for _, other := range me.now().links {
 				require.True(t, w.linked(other, m), "links are mutual")
 			}
 		}
+		if w.seeding {
+			counted.Seeding++
+		}
 	}
+}
+
+// countLinks counts the links of a member to those with a smaller index, so that each link counts once.
+func countLinks(w *swarm, m memberIndex) (n int) {
+	for _, other := range w.member(m).now().links {
+		if other < m {
+			n++
+		}
+	}
+	return n
 }
 
 // hustle sends random events to a scheduler and checks the invariants after each one. It returns all
@@ -282,7 +307,7 @@ func TestLinksMax(t *testing.T) {
 			if h == s.self {
 				most = 10
 			}
-			assert.LessOrEqual(t, len(w.member(m).links), most, "links of %s", s.hosts[h].ID)
+			assert.LessOrEqual(t, len(w.member(m).now().links), most, "links of %s", s.hosts[h].ID)
 		}
 	})
 }

@@ -2,7 +2,6 @@ package scheduler
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"time"
 
@@ -70,11 +69,7 @@ func (r refusal) concerns(spec *task.Spec) bool {
 // used is the spec of the request to the origin, nil if unknown. It can differ from the one in
 // [Answer].Seeds: a client of the seed may have started the download with its own.
 func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, used *task.Spec, scope Scope) {
-	w := s.swarms[id]
-	if w == nil {
-		w = &swarm{id: id, index: make(map[hostIndex]memberIndex, 1)}
-		s.swarms[id] = w
-	}
+	w := s.swarmOf(id)
 	if len(w.refusals) == refusalsMax {
 		w.refusals = slices.Delete(w.refusals, 0, 1)
 	}
@@ -82,7 +77,8 @@ func (s *Scheduler) Failed(now time.Time, id task.ID, cause error, used *task.Sp
 		used = w.seedSpec
 	}
 	w.refusals = append(w.refusals, refusal{used, cause, now, scope})
-	w.seeding, w.seedSpec, w.seedAt, w.endedAt = false, nil, time.Time{}, now
+	w.setSeeding(false)
+	w.seedSpec, w.seedAt, w.endedAt = nil, time.Time{}, now
 	s.due[w] = struct{}{}
 	if m, ok := w.index[s.self]; ok && w.member(m).standing == wanting {
 		// The engine of that host gave the download up: no host should connect there for this task meanwhile.
@@ -98,7 +94,8 @@ func (s *Scheduler) Unable(now time.Time, id task.ID) {
 	if w == nil {
 		return
 	}
-	w.seeding, w.seedSpec, w.seedAt = false, nil, time.Time{}
+	w.setSeeding(false)
+	w.seedSpec, w.seedAt = nil, time.Time{}
 	w.unableUntil = now.Add(unableFor)
 	if m, ok := w.index[s.self]; ok && w.member(m).standing == wanting {
 		s.part(now, w, m)
@@ -155,7 +152,8 @@ func (s *Scheduler) Lost(now time.Time, id task.ID) (seeds []task.Spec) {
 // announced, without one.
 func (s *Scheduler) startSeed(w *swarm) *task.Spec {
 	spec := w.spec
-	w.seeding, w.seedSpec, w.seedAt = true, spec, time.Time{}
+	w.setSeeding(true)
+	w.seedSpec, w.seedAt = spec, time.Time{}
 	w.refusals = slices.DeleteFunc(w.refusals, func(r refusal) bool { return r.concerns(spec) })
 	// It is a member from now on, so that this answer can already name it.
 	if _, m, ok := s.join(s.self, w.id, func() bool { return true }); ok {
@@ -202,22 +200,29 @@ func (s *Scheduler) seedLater(w *swarm, at time.Time) {
 
 // runDue starts the seeds that are due, and forgets failures that no host waits for and old specs.
 func (s *Scheduler) runDue(now time.Time) (seeds []task.Spec) {
-	// In the order of their names: the order of a map would make answers vary.
-	for _, w := range slices.SortedFunc(maps.Keys(s.due), func(a, b *swarm) int { return cmp.Compare(a.id, b.id) }) {
+	var start []*swarm
+	for w := range s.due {
 		if !w.seedAt.IsZero() && !now.Before(w.seedAt) {
-			w.seedAt = time.Time{}
-			able := !now.Before(w.unableUntil) && len(w.refusals) == 0 && w.spec != nil
-			if !w.seeding && able && len(w.holding.all) == 0 && s.othersWant(w) {
-				seeds = append(seeds, *s.startSeed(w))
-			}
+			start = append(start, w)
 		}
+	}
+	// In the order of their names: the order of a map would make answers vary.
+	slices.SortFunc(start, func(a, b *swarm) int { return cmp.Compare(a.id, b.id) })
+	for _, w := range start {
+		w.seedAt = time.Time{}
+		able := !now.Before(w.unableUntil) && len(w.refusals) == 0 && w.spec != nil
+		if !w.seeding && able && len(w.holding.all) == 0 && s.othersWant(w) {
+			seeds = append(seeds, *s.startSeed(w))
+		}
+	}
+	for w := range s.due {
 		memory := s.cfg.Expiry // hosts that waited have announced by then, or are gone
 		if len(w.index) == 0 {
 			memory = s.cfg.FailureFor
 		}
 		w.refusals = slices.DeleteFunc(w.refusals, func(r refusal) bool { return now.Sub(r.at) >= memory })
 		if len(w.refusals) == 0 && len(w.index) == 0 {
-			delete(s.swarms, w.id)
+			s.end(w)
 		}
 		if w.spec != nil && now.Sub(w.specAt) >= s.cfg.Expiry {
 			w.spec = nil
@@ -234,7 +239,8 @@ func (s *Scheduler) afterParting(now time.Time, w *swarm, gone hostIndex) *task.
 	if gone == s.self && w.seeding {
 		// The engine gave up, or its reader left. A refusal of the origin would have come by
 		// Failed; so others may try, but not in a tight loop.
-		w.seeding, w.seedSpec, w.endedAt = false, nil, now
+		w.setSeeding(false)
+		w.seedSpec, w.endedAt = nil, now
 		if s.othersWant(w) {
 			s.seedLater(w, now.Add(s.cfg.FailureFor))
 		}
@@ -247,7 +253,7 @@ func (s *Scheduler) afterParting(now time.Time, w *swarm, gone hostIndex) *task.
 	for _, m := range w.wanting.all {
 		me := w.member(m)
 		// Hosts that expire together leave one by one: a dead one needs no seed.
-		if me.starving && now.Sub(s.hosts[me.host].seen) < s.cfg.Expiry {
+		if me.now().starving && now.Sub(s.hosts[me.host].seen) < s.cfg.Expiry {
 			return s.startSeed(w)
 		}
 	}
@@ -273,10 +279,10 @@ func (s *Scheduler) failureFor(now time.Time, w *swarm, m memberIndex, e Entry) 
 	}
 	me := w.member(m)
 	for _, r := range slices.Backward(w.refusals) {
-		waited := me.since <= s.nano(r.at)
+		waited := me.now().since <= s.nano(r.at)
 		if r.concerns(e.Spec) && (waited || r.scope != OfRequest && now.Sub(r.at) < s.cfg.FailureFor) {
 			// The failure that it waited for comes once; a further announce asks for another try.
-			me.since = s.nano(now)
+			me.begin().since = s.nano(now)
 			return r.cause
 		}
 	}
