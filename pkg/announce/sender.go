@@ -257,7 +257,8 @@ func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
 	var changes owners.Changes
 	if c.senders[s.addr] == s {
 		s.why = ""
-		changes = c.apply(owners.Replied{From: s.addr, Owners: response.Owners, Standbys: response.Standbys})
+		changes = c.apply(owners.Replied{From: s.addr, Owners: response.Owners,
+			Standbys: response.Standbys, Early: response.EarlyStandbys})
 		s.more = s.more || len(b.entries) > 0 && c.view.AnyFails()
 	}
 	c.mu.Unlock()
@@ -437,6 +438,7 @@ func decodeResponse(b []byte, n int) (api.AnnounceResponse, error) {
 		Assignments json.RawMessage `json:"assignments"`
 		Owners      json.RawMessage `json:"owners"`
 		Standbys    json.RawMessage `json:"standbys"`
+		Early       json.RawMessage `json:"earlyStandbys"`
 	}
 	if err := json.Unmarshal(b, &wire); err != nil {
 		return api.AnnounceResponse{}, err
@@ -465,19 +467,30 @@ func decodeResponse(b []byte, n int) (api.AnnounceResponse, error) {
 	response.Owners = slices.DeleteFunc(response.Owners, func(addr string) bool { return !isAddress(addr) })
 	slices.Sort(response.Owners)
 	response.Owners = slices.Compact(response.Owners)
-	if wire.Standbys != nil {
-		if response.Standbys, err = api.UnmarshalList[string](wire.Standbys, api.StandbysMax, 512); err != nil {
-			return api.AnnounceResponse{}, fmt.Errorf("standbys: %w", err)
-		}
+	if response.Standbys, err = decodeStandbys(wire.Standbys); err != nil {
+		return api.AnnounceResponse{}, err
 	}
-	response.Standbys = slices.DeleteFunc(response.Standbys, func(addr string) bool { return !isAddress(addr) })
-	slices.Sort(response.Standbys)
-	response.Standbys = slices.Compact(response.Standbys)
+	if response.EarlyStandbys, err = decodeStandbys(wire.Early); err != nil {
+		return api.AnnounceResponse{}, err
+	}
 	response.IntervalMillis = min(max(response.IntervalMillis, 0), 60_000)
 	for i := range response.Assignments {
 		purify(&response.Assignments[i])
 	}
 	return response, nil
+}
+
+// decodeStandbys reads a list of standbys, nil if there is none, and sorts it.
+func decodeStandbys(b json.RawMessage) (list []string, err error) {
+	if b == nil {
+		return nil, nil
+	}
+	if list, err = api.UnmarshalList[string](b, api.StandbysMax, 512); err != nil {
+		return nil, fmt.Errorf("standbys: %w", err)
+	}
+	list = slices.DeleteFunc(list, func(addr string) bool { return !isAddress(addr) })
+	slices.Sort(list)
+	return slices.Compact(list), nil
 }
 
 // purify removes from an assignment the parts that exceed bounds or make no sense.

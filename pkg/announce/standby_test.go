@@ -88,6 +88,22 @@ func TestStandbys(t *testing.T) {
 	})
 }
 
+// The early standbys of an owner that has just started lead when it dies, and are not stored.
+func TestEarlyStandbys(t *testing.T) {
+	w := withStandbys()
+	w.set("a:1", func(o *script) {
+		o.answer = func(_ api.AnnounceRequest, a *api.AnnounceResponse) { a.EarlyStandbys = append(stands, "no address") }
+	})
+	cfg := only("a:1", &solo{})
+	cfg.Named = func(list []string) { assert.Fail(t, "they are not stored", list) }
+	inTown(t, w, cfg, func(t *testing.T, c *Client) {
+		id := ledBy(stands, "s:2", "s:3")
+		assert.Equal(t, "a:1", answeredBy(t, c, started(id)))
+		w.set("a:1", func(o *script) { o.dead = true })
+		assert.Equal(t, "s:2", answeredBy(t, c, started(id)))
+	})
+}
+
 // A host that starts while no owner answers asks the standbys that it knew before.
 func TestStandbysAfterRestart(t *testing.T) {
 	var named [][]string

@@ -138,6 +138,9 @@ type AnnounceResponse struct {
 	// Standbys are the addresses of the hosts that lead while no owner answers, the same for all
 	// hosts; empty: the owner does not say.
 	Standbys []string `json:"standbys,omitempty"`
+	// EarlyStandbys are the same of an owner that has just started: hosts that it has not heard of yet may change
+	// them. A host uses them while it has no Standbys.
+	EarlyStandbys []string `json:"earlyStandbys,omitempty"`
 	// PurgeMark is the mark of all purge orders that the owner knows: a host that does not know this
 	// mark fetches them (PathPurgeOrders). Empty: there are none.
 	PurgeMark string `json:"withdrawn,omitempty"`

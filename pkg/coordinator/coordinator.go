@@ -42,10 +42,18 @@ const (
 	// standbysNamed is how many standbys an owner names. One is enough to keep a crowd from the
 	// origin, and several seldom die together; each gets the announces of all hosts then.
 	standbysNamed = 3
-	// standbysAfter is how long an owner must have run before it names any. An idle host announces
+	// standbysAfter is how long an owner must have run before its standbys are settled. An idle host announces
 	// every five seconds, and an owner that does not know all hosts names other standbys than the
-	// other owners do.
+	// other owners do. Until then it calls them early.
 	standbysAfter = 6 * time.Second
+	// earlyInterval is when a host announces again while standbys are early, so that all hosts soon know the same
+	// ones; beyond earlyHosts hosts, the usual interval holds, because the announces would cost too much.
+	earlyInterval = time.Second
+	earlyHosts    = 1000
+	// earlyPause times the hosts beyond earlyFree is the least time between two choices of early standbys, each of
+	// which looks at every host.
+	earlyPause = 100 * time.Microsecond
+	earlyFree  = 64
 )
 
 // Store is the part of a piece store that a Coordinator uses.
@@ -112,8 +120,12 @@ type Coordinator struct {
 	metadata map[task.ID]piece.Metadata
 	// settling closes when a small task is complete or failed; only tasks for which a response waits are in it.
 	settling map[task.ID]chan struct{}
-	// standbys as responses name them; the list is never changed.
+	// standbys as responses name them; the list is never changed. foundAt is when they were chosen, heard how many
+	// hosts were new since the start, and settled whether that was long ago.
 	standbys []string
+	foundAt  time.Time
+	heard    int
+	settled  bool
 	refusals refusedHosts
 	// clockWhy is the reason of the last refusal because of a clock, clockAt its time.
 	clockWhy string
@@ -164,9 +176,10 @@ func (c *Coordinator) Run(ctx context.Context) error {
 			return nil
 		case now := <-ticker.C:
 			c.tick(ctx, now)
-			if now.Sub(begun) >= standbysAfter {
-				c.findStandbys(now)
-			}
+			c.mu.Lock()
+			c.settled = c.settled || now.Sub(begun) >= standbysAfter
+			c.findStandbys(now)
+			c.mu.Unlock()
 		}
 	}
 }
@@ -198,11 +211,27 @@ func (c *Coordinator) tick(ctx context.Context, now time.Time) {
 	}
 }
 
-// findStandbys chooses the hosts that lead while no owner answers.
+// findStandbys chooses the hosts that lead while no owner answers. mu is held.
 func (c *Coordinator) findStandbys(now time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.standbys = c.sched.Standbys(now, standbysNamed)
+	c.standbys, c.foundAt = c.sched.Standbys(now, standbysNamed), now
+}
+
+// nameStandbys puts the standbys into a response: already the first one holds them. unknown means that it answers a host
+// that was not known before. mu is held.
+func (c *Coordinator) nameStandbys(now time.Time, unknown bool, response *api.AnnounceResponse) {
+	if c.settled {
+		response.Standbys = c.standbys
+		return
+	}
+	if unknown {
+		if c.heard++; now.Sub(c.foundAt) >= time.Duration(c.heard-earlyFree)*earlyPause {
+			c.findStandbys(now)
+		}
+	}
+	response.EarlyStandbys = c.standbys
+	if c.heard <= earlyHosts {
+		response.IntervalMillis = min(response.IntervalMillis, int(earlyInterval.Milliseconds()))
+	}
 }
 
 func (c *Coordinator) seed(specs []task.Spec) {
@@ -275,7 +304,12 @@ func (c *Coordinator) answer(ctx context.Context, r api.AnnounceRequest, source 
 		}
 	}
 
-	decided, standbys, err := c.decide(report)
+	decided, err := c.decide(report)
+	response := api.AnnounceResponse{Version: api.Version, IntervalMillis: int(decided.Interval.Milliseconds()),
+		Resync: decided.Unknown, Assignments: make([]api.Assignment, len(r.Entries))}
+	c.mu.Lock()
+	c.nameStandbys(time.Now(), decided.Unknown, &response)
+	c.mu.Unlock()
 	// The scheduler relies on this call, also if it returned an error.
 	c.seed(decided.Seeds)
 	if err != nil {
@@ -292,13 +326,6 @@ func (c *Coordinator) answer(ctx context.Context, r api.AnnounceRequest, source 
 	}
 
 	c.awaitSmall(ctx, r, decided.Assignments)
-	response := api.AnnounceResponse{
-		Version:        api.Version,
-		IntervalMillis: int(decided.Interval.Milliseconds()),
-		Resync:         decided.Unknown,
-		Assignments:    make([]api.Assignment, len(r.Entries)),
-		Standbys:       standbys,
-	}
 	if c.cfg.Owners != nil {
 		response.Owners = c.cfg.Owners()
 	}
@@ -336,7 +363,7 @@ func (c *Coordinator) answer(ctx context.Context, r api.AnnounceRequest, source 
 
 // decide has the scheduler answer a report, lockedMax entries at a time. After an error, the answer has what was decided
 // before it.
-func (c *Coordinator) decide(r scheduler.Report) (all scheduler.Answer, standbys []string, err error) {
+func (c *Coordinator) decide(r scheduler.Report) (all scheduler.Answer, err error) {
 	rest := r.Entries
 	for first := true; err == nil && (first || len(rest) > 0); first = false {
 		n := min(len(rest), lockedMax)
@@ -344,7 +371,6 @@ func (c *Coordinator) decide(r scheduler.Report) (all scheduler.Answer, standbys
 		var a scheduler.Answer
 		c.mu.Lock()
 		a, err = c.sched.Announce(time.Now(), r)
-		standbys = c.standbys
 		c.mu.Unlock()
 		all.Assignments = append(all.Assignments, a.Assignments...)
 		all.Seeds = append(all.Seeds, a.Seeds...)
@@ -355,7 +381,7 @@ func (c *Coordinator) decide(r scheduler.Report) (all scheduler.Answer, standbys
 			all.Greedy = a.Greedy
 		}
 	}
-	return all, standbys, err
+	return all, err
 }
 
 // awaitSmall waits a moment for the small files among the entries that begin and that this host fetches from their

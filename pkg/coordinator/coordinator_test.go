@@ -202,10 +202,13 @@ func TestStandbysAreNamed(t *testing.T) {
 		}
 		all("")
 		assert.Empty(t, named(first), "it does not know yet who else there is")
+		early := first.serve(t, member("f")).EarlyStandbys
+		assert.Len(t, early, standbysNamed)
 		time.Sleep(standbysAfter + time.Second)
 		synctest.Wait()
 		was := named(first)
-		assert.Len(t, was, standbysNamed)
+		assert.Equal(t, early, was)
+		assert.Empty(t, first.serve(t, member("f")).EarlyStandbys)
 		assert.Equal(t, was, named(second), "every owner names the same")
 		assert.NotContains(t, was, member("f").Addr, "it did not say that it can")
 
@@ -224,6 +227,43 @@ func TestStandbysAreNamed(t *testing.T) {
 		assert.Equal(t, is, named(second))
 		cancel()
 		runs.Wait()
+	})
+}
+
+// An owner that has just started names standbys in its first response, and all hosts soon know the same ones.
+func TestStandbysAreNamedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- r.Run(ctx) }()
+		named := map[string][]string{}
+		announce := func(digit string) time.Duration {
+			response, err := r.ServeAnnounce(t.Context(), api.AnnounceRequest{Version: 1, Host: member(digit),
+				Generation: 7, Standby: true})
+			require.NoError(t, err)
+			named[digit] = response.EarlyStandbys
+			return time.Duration(response.IntervalMillis) * time.Millisecond
+		}
+		crowd := []string{"1", "2", "3", "4", "5"}
+		for i, digit := range crowd {
+			assert.LessOrEqual(t, announce(digit), time.Second)
+			assert.NotEmpty(t, named[digit])
+			if i == 0 {
+				assert.Equal(t, []string{member("1").Addr}, named[digit])
+			}
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		for _, digit := range crowd {
+			announce(digit)
+			assert.Len(t, named[digit], standbysNamed)
+			assert.Equal(t, named["1"], named[digit])
+		}
+		time.Sleep(standbysAfter)
+		assert.Greater(t, announce("1"), time.Second, "later hosts that want nothing announce seldom")
+		cancel()
+		require.NoError(t, <-ended)
 	})
 }
 

@@ -90,9 +90,11 @@ type View struct {
 	cfg Config
 	// listed are the owners that an owner's last reply listed, sorted.
 	listed []string
-	// standbys are the hosts that owners named last, sorted. This host may be one.
-	standbys []string
-	lead     Lead
+	// standbys are the hosts that owners named last, sorted. This host may be one. named are the last ones of an owner
+	// that had heard of all hosts; settled means that it was in this life of the host.
+	standbys, named []string
+	settled         bool
+	lead            Lead
 	// members are the owners and, while they lead, the standbys, without this host.
 	members map[string]*member
 }
@@ -125,8 +127,8 @@ func New(cfg Config) *View {
 	v := &View{
 		cfg:      cfg,
 		listed:   slices.Compact(slices.Sorted(slices.Values(cfg.Owners))),
-		standbys: slices.Clone(cfg.Standbys),
-		members:  make(map[string]*member),
+		standbys: slices.Clone(cfg.Standbys), named: slices.Clone(cfg.Standbys),
+		members: make(map[string]*member),
 	}
 	for _, addr := range cfg.Owners {
 		if !v.isSelf(addr) {
@@ -149,6 +151,8 @@ type (
 		// Standbys are the hosts that lead while no owner answers, sorted; empty: the owner did
 		// not say.
 		Standbys []string
+		// Early are the same of an owner that has just started; they count while no other owner named any.
+		Early []string
 	}
 	// Failed is an announce that an owner did not answer, or answered wrongly.
 	Failed struct {
@@ -178,7 +182,7 @@ type Changes struct {
 	Joined, Left []string
 	// Called means that standbys lead from now on.
 	Called bool
-	// Standbys are those that owners name now, where they changed; otherwise nil.
+	// Standbys are those that owners name now, where they changed and are not early; otherwise nil.
 	Standbys []string
 	// Suspected means that the owner began to fail, or that the cause is its clock now.
 	Suspected bool
@@ -210,8 +214,14 @@ func (v *View) Apply(now time.Time, e Event) (c Changes) {
 		if !m.standby {
 			v.dismissStandbys(&c)
 			v.list(e.Owners, &c)
-			if len(e.Standbys) > 0 && !slices.Equal(e.Standbys, v.standbys) {
-				v.standbys, c.Standbys = e.Standbys, e.Standbys
+			switch {
+			case len(e.Standbys) > 0:
+				if !slices.Equal(e.Standbys, v.named) {
+					c.Standbys = e.Standbys
+				}
+				v.standbys, v.named, v.settled = e.Standbys, e.Standbys, true
+			case len(e.Early) > 0 && !v.settled:
+				v.standbys = e.Early
 			}
 		}
 	case Failed:

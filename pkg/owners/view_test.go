@@ -20,7 +20,7 @@ var begin = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 // The commands:
 //
 //	new [owners=(A,B)] [standbys=(S,T)] [self=H] [nolastresort]   a view; Patience is 4 s, Budget 1 s
-//	replied A [owners=(A,B)] [standbys=(S,T)]   an announce was answered
+//	replied A [owners=(A,B)] [standbys=(S,T)] [early=(S,T)]   an announce was answered
 //	failed A [cause=refusal|clock]              an announce failed; without a cause by silence
 //	refused A                                   a lookup's connection was refused
 //	waited                                      a request was answered by no owner for its whole Patience
@@ -52,7 +52,8 @@ func TestScenarios(t *testing.T) {
 				return ""
 			case "replied":
 				r := Replied{From: d.CmdArgs[0].Key, Owners: list(d, "owners"), Standbys: list(d, "standbys")}
-				all = append(append(all, r.Owners...), r.Standbys...)
+				r.Early = list(d, "early")
+				all = append(append(append(all, r.Owners...), r.Standbys...), r.Early...)
 				return changes(v.Apply(now, r))
 			case "failed":
 				cause := "silence"
