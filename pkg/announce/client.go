@@ -21,6 +21,7 @@ import (
 	"github.com/darter-io/darter/pkg/apiclient"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/identity"
+	"github.com/darter-io/darter/pkg/lag"
 	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/task"
 )
@@ -103,6 +104,9 @@ type Config struct {
 	// Budget is how long one owner may take to answer before the client asks the next; the only owner
 	// has half of Patience. Shorter passes over owners that are merely busy. Default 1 s.
 	Budget time.Duration
+	// Lag measures this host: Patience, Budget and other waits for owners are in its running time. Nil: this host never
+	// stops.
+	Lag *lag.Meter
 	// Logger receives the log; nil discards it.
 	Logger *slog.Logger
 }
@@ -242,7 +246,7 @@ func (c *Client) passStandbys() {
 // apply applies an event to the view, and starts and stops senders accordingly. mu is held. The
 // caller passes the changes to [Client.report] once it has released mu.
 func (c *Client) apply(e owners.Event) owners.Changes {
-	changes := c.view.Apply(time.Now(), e)
+	changes := c.view.Apply(c.cfg.Lag.Now(), e)
 	for _, addr := range changes.Left {
 		c.downloads.disown(addr)
 		c.senders[addr].fail(fmt.Errorf("owner %s is no owner any more", addr))
@@ -292,7 +296,7 @@ func (c *Client) report(owner string, changes owners.Changes, err error) {
 func (c *Client) Owners() []api.OwnerStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	all := c.view.Owners(time.Now())
+	all := c.view.Owners(c.cfg.Lag.Now())
 	out := make([]api.OwnerStatus, 0, len(all))
 	for _, o := range all {
 		s := api.OwnerStatus{
@@ -307,6 +311,13 @@ func (c *Client) Owners() []api.OwnerStatus {
 		out = append(out, s)
 	}
 	return out
+}
+
+// Order lists the owners of a task, in the order in which they lead it.
+func (c *Client) Order(id task.ID) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.view.Order(string(id))
 }
 
 // Standbys lists the hosts that lead while no owner answers; this host may be one.
@@ -372,14 +383,14 @@ func (c *Client) askOwners(
 	failed := func(err error) (api.Assignment, owners.Leader, error) {
 		return api.Assignment{}, owners.Other, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
 	}
-	patient, end := context.WithTimeoutCause(ctx, wait, errLost)
+	patient, end := c.cfg.Lag.WithTimeout(ctx, wait, errLost)
 	defer end()
 	var failures []error
 	refusals := 0
 	// The first round asks every owner, however long that takes.
 	for asking := ctx; ; asking = patient {
 		c.mu.Lock()
-		route, lead := c.view.Route(time.Now(), string(e.Task)), c.view.Lead()
+		route, lead := c.view.Route(c.cfg.Lag.Now(), string(e.Task)), c.view.Lead()
 		c.mu.Unlock()
 		if len(route) > 0 {
 			failures, refusals = nil, 0
@@ -403,7 +414,7 @@ func (c *Client) askOwners(
 		}
 		c.mu.Lock()
 		called := lead != owners.StandbysLead && c.view.Lead() == owners.StandbysLead
-		lost := c.view.AllLost(time.Now())
+		lost := c.view.AllLost(c.cfg.Lag.Now())
 		c.mu.Unlock()
 		if called {
 			continue
@@ -458,11 +469,12 @@ func (c *Client) ask(ctx context.Context, addr string, e api.Entry) (api.Assignm
 		return api.Assignment{}, fmt.Errorf("owner %s is no owner any more", addr)
 	}
 	waits.entry = c.downloads.prepare(time.Now(), e, addr)
-	limit := c.view.Budget(time.Now())
+	limit := c.view.Budget(c.cfg.Lag.Now())
 	s.enqueue(waits)
 	c.mu.Unlock()
-	budget := time.NewTimer(limit)
-	defer budget.Stop()
+	late := fmt.Errorf("owner %s did not answer within %s", addr, limit)
+	budget, cancel := c.cfg.Lag.WithTimeout(ctx, limit, late)
+	defer cancel()
 	var err error
 	select {
 	case r := <-waits.done:
@@ -470,10 +482,8 @@ func (c *Client) ask(ctx context.Context, addr string, e api.Entry) (api.Assignm
 			c.delivered(ctx, waits.entry, addr)
 		}
 		return r.assignment, r.err
-	case <-budget.C:
-		err = fmt.Errorf("owner %s did not answer within %s", addr, limit)
-	case <-ctx.Done():
-		err = context.Cause(ctx)
+	case <-budget.Done():
+		err = context.Cause(budget)
 	case <-c.ended:
 		err = ErrStopped
 	}
@@ -501,7 +511,7 @@ func (c *Client) delivered(ctx context.Context, e api.Entry, to string) {
 		// The former owner must not send others here in its own swarm, nor keep a seed for it.
 		e = api.Entry{Task: e.Task, Event: api.Stopped}
 	}
-	if s := c.senders[former]; s != nil && c.view.State(time.Now(), former) <= owners.Alive {
+	if s := c.senders[former]; s != nil && c.view.State(c.cfg.Lag.Now(), former) <= owners.Alive {
 		s.enqueue(&call{entry: e})
 	}
 	c.mu.Unlock()

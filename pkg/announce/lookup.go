@@ -40,8 +40,8 @@ func (c *Client) Lookup(ctx context.Context, q api.Lookup) (api.LookupReply, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	unheard := time.AfterFunc(heardWithin, func() { cancel(errUnheard) })
-	defer unheard.Stop()
+	heard := c.cfg.Lag.After(heardWithin, func() { cancel(errUnheard) })
+	defer heard()
 	failures := []error{ErrNoOwner}
 	tried := map[string]bool{}
 	for {
@@ -53,7 +53,7 @@ func (c *Client) Lookup(ctx context.Context, q api.Lookup) (api.LookupReply, err
 			break
 		}
 		tried[addr] = true
-		a, err := c.postLookup(ctx, addr, body, unheard)
+		a, err := c.postLookup(ctx, addr, body, heard)
 		if err == nil {
 			return a, nil
 		}
@@ -104,9 +104,9 @@ func (c *Client) refused(addr string, err error) {
 	c.report(addr, changes, err)
 }
 
-// postLookup makes one request.
+// postLookup makes one request. It calls heard once the owner has confirmed it.
 func (c *Client) postLookup(
-	ctx context.Context, addr string, body []byte, unheard *time.Timer,
+	ctx context.Context, addr string, body []byte, heard func() bool,
 ) (api.LookupReply, error) {
 	at := c.cfg.Scheme + "://" + addr + api.PathLookups
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, at, bytes.NewReader(body))
@@ -122,7 +122,7 @@ func (c *Client) postLookup(
 	if answer.StatusCode != http.StatusOK {
 		return api.LookupReply{}, fmt.Errorf("owner %s answered %s", addr, answer.Status)
 	}
-	unheard.Stop()
+	heard()
 	text, err := io.ReadAll(io.LimitReader(answer.Body, api.LookupReplyMax+1))
 	if err != nil {
 		return api.LookupReply{}, fmt.Errorf("reading the answer of owner %s: %w", addr, err)

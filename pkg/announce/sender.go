@@ -172,7 +172,7 @@ func (c *Client) serve(ctx context.Context, s *sender) {
 
 // answers reports whether an owner did not fail its last announce. mu is held.
 func (c *Client) answers(s *sender) bool {
-	return c.senders[s.addr] == s && c.view.State(time.Now(), s.addr) <= owners.Alive
+	return c.senders[s.addr] == s && c.view.State(c.cfg.Lag.Now(), s.addr) <= owners.Alive
 }
 
 // pending reports whether there is more to send to an owner that answers.
@@ -218,9 +218,9 @@ func (c *Client) gather(s *sender) (b batch) {
 // latest.
 func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
 	c.mu.Lock()
-	budget := c.view.Budget(time.Now())
+	budget := c.view.Budget(c.cfg.Lag.Now())
 	c.mu.Unlock()
-	bounded, cancel := context.WithTimeout(ctx, budget)
+	bounded, cancel := c.cfg.Lag.WithTimeout(ctx, budget, nil)
 	request := api.AnnounceRequest{
 		Version: api.Version, Host: c.cfg.Host, Generation: c.cfg.Generation, Entries: b.entries,
 		Standby: c.cfg.Standby,
@@ -386,6 +386,9 @@ func (c *Client) post(ctx context.Context, addr string, r api.AnnounceRequest) (
 		var wrapped *url.Error
 		if errors.As(err, &wrapped) {
 			err = wrapped.Err // without the URL, which says nothing more
+		}
+		if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+			err = context.Cause(ctx) // a time-out of the lag meter cancels
 		}
 		// In TLS 1.3 the other end's refusal comes with the first read.
 		err = identity.Explain(err)

@@ -160,6 +160,10 @@ type Status struct {
 	Uptime float64 `json:"uptime,omitempty"`
 	// Clock is the program's wall clock at the time of the response.
 	Clock time.Time `json:"clock,omitzero"`
+	// Lost is for how long the program did not run since its start, in seconds: it was stopped, or lacked CPU time. Late
+	// is true if it lost half a second or more within the last ten.
+	Lost float64 `json:"lost,omitempty"`
+	Late bool    `json:"late,omitempty"`
 	// RefusedHosts are the hosts whose announces this owner refused lately.
 	RefusedHosts []RefusedHost `json:"offenders,omitempty"`
 	// Warnings name faults that the operator should repair although the node works.

@@ -74,6 +74,10 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 		}
 		line("hosts", "%s here", plural(s.Hosts, "announces", "announce"))
 	}
+	if s.Late {
+		line("LATE", "this program's own timers come late, %s since its start: it lacks CPU time, so it waits longer for "+
+			"other hosts and leaves the lead to them", time.Duration(s.Lost*float64(time.Second)).Round(100*time.Millisecond))
+	}
 	if s.Clocks != "" {
 		line("REFUSED", "hosts because of their clocks, the last: %s", s.Clocks)
 	}

@@ -31,7 +31,7 @@ func (c *Coordinator) checkClock(r api.AnnounceRequest) error {
 		return nil
 	}
 	c.mu.Lock()
-	changes := c.sched.Leave(time.Now(), r.Host.ID)
+	changes := c.sched.Leave(c.cfg.Lag.Now(), r.Host.ID)
 	c.clockWhy, c.clockAt = err.Error(), time.Now()
 	c.mu.Unlock()
 	c.seed(changes.Seeds)

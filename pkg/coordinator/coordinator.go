@@ -22,6 +22,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/lag"
 	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/scheduler"
@@ -93,6 +94,8 @@ type Config struct {
 	Owners func() []string
 	// Purges provides the mark of the purge orders for the responses, and records what hosts report; nil: neither.
 	Purges Purges
+	// Lag measures this host: the hosts that announce are judged in its running time. Nil: this host never stops.
+	Lag *lag.Meter
 	// Now is this host's wall clock, to compare with other members'. Default [time.Now].
 	Now func() time.Time
 	// ClockRefused is called for each announce that is refused because of the host's clock; it may be nil.
@@ -175,10 +178,10 @@ func (c *Coordinator) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case now := <-ticker.C:
-			c.tick(ctx, now)
+			c.tick(ctx, c.cfg.Lag.Now())
 			c.mu.Lock()
 			c.settled = c.settled || now.Sub(begun) >= standbysAfter
-			c.findStandbys(now)
+			c.findStandbys(c.cfg.Lag.Now())
 			c.mu.Unlock()
 		}
 	}
@@ -308,7 +311,7 @@ func (c *Coordinator) answer(ctx context.Context, r api.AnnounceRequest, source 
 	response := api.AnnounceResponse{Version: api.Version, IntervalMillis: int(decided.Interval.Milliseconds()),
 		Resync: decided.Unknown, Assignments: make([]api.Assignment, len(r.Entries))}
 	c.mu.Lock()
-	c.nameStandbys(time.Now(), decided.Unknown, &response)
+	c.nameStandbys(c.cfg.Lag.Now(), decided.Unknown, &response)
 	c.mu.Unlock()
 	// The scheduler relies on this call, also if it returned an error.
 	c.seed(decided.Seeds)
@@ -370,7 +373,7 @@ func (c *Coordinator) decide(r scheduler.Report) (all scheduler.Answer, err erro
 		r.Entries, rest = rest[:n], rest[n:]
 		var a scheduler.Answer
 		c.mu.Lock()
-		a, err = c.sched.Announce(time.Now(), r)
+		a, err = c.sched.Announce(c.cfg.Lag.Now(), r)
 		c.mu.Unlock()
 		all.Assignments = append(all.Assignments, a.Assignments...)
 		all.Seeds = append(all.Seeds, a.Seeds...)
@@ -460,7 +463,7 @@ func (c *Coordinator) checkHeld(e api.Entry) {
 	}
 	c.log.Debug("task was evicted here", "task", id)
 	c.mu.Lock()
-	seeds := c.sched.Lost(time.Now(), id)
+	seeds := c.sched.Lost(c.cfg.Lag.Now(), id)
 	c.mu.Unlock()
 	c.seed(seeds)
 }
@@ -543,7 +546,7 @@ func (c *Coordinator) SeedFailed(id task.ID, used *task.Spec, f *api.Failure) {
 	defer c.mu.Unlock()
 	c.settle(id)
 	if f.Full {
-		c.sched.Unable(time.Now(), id)
+		c.sched.Unable(c.cfg.Lag.Now(), id)
 		return
 	}
 	// The metadata of a failed attempt may be wrong.
@@ -558,14 +561,14 @@ func (c *Coordinator) SeedFailed(id task.ID, used *task.Spec, f *api.Failure) {
 	case f.Personal():
 		scope = scheduler.OfRequest
 	}
-	c.sched.Failed(time.Now(), id, f, used, scope)
+	c.sched.Failed(c.cfg.Lag.Now(), id, f, used, scope)
 }
 
 // Forget forgets a task and the hosts that hold it.
 func (c *Coordinator) Forget(id task.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.sched.Forget(time.Now(), id)
+	c.sched.Forget(c.cfg.Lag.Now(), id)
 	delete(c.metadata, id)
 }
 
@@ -583,10 +586,11 @@ func (c *Coordinator) Hosts() []api.HostStatus {
 		var part []scheduler.HostInfo
 		c.mu.Lock()
 		part, from = c.sched.Hosts(from)
+		lost := c.cfg.Lag.Lost()
 		c.mu.Unlock()
 		for _, h := range part {
 			if h.ID != c.cfg.Host.ID {
-				out = append(out, api.HostStatus{Host: h.Host, Tasks: h.Tasks, Seen: h.Seen})
+				out = append(out, api.HostStatus{Host: h.Host, Tasks: h.Tasks, Seen: h.Seen.Add(lost)})
 			}
 		}
 	}

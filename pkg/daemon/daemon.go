@@ -176,6 +176,7 @@ func (d *Daemon) newClient() *announce.Client {
 		Host: d.node.Host, Generation: rand.Uint64(), Owners: owners, Scheme: d.node.Scheme(),
 		Client:    &http.Client{Transport: d.node.Transport()},
 		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Purges: d.node.Purge,
+		Lag: d.node.Lag,
 		Now: d.node.Clock, Local: d.coordinator, Standby: d.node.Asked != nil, InUse: d.node.Taken, Logger: d.node.Log,
 		Standbys: readStandbys(d.cfg.Node.DataDir), Named: func(list []string) {
 			if err := writeStandbys(d.cfg.Node.DataDir, list); err != nil {

@@ -22,7 +22,7 @@ func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
 		return telemetry.OwnerStats{Hosts: max(0, s.Hosts-1), Seeding: s.Seeding}
 	})
 	c = coordinator.New(coordinator.Config{
-		Host: n.Host, Store: checkedStore{n}, Owners: owners, Purges: n.Purge, Now: n.Clock, Logger: n.Log,
+		Host: n.Host, Store: checkedStore{n}, Owners: owners, Purges: n.Purge, Lag: n.Lag, Now: n.Clock, Logger: n.Log,
 		ClockRefused: func() { owner.ClockRefused() },
 		Seed:         func(spec task.Spec) { n.Engine.Seed(spec) },
 		Ahead:        func(id task.ID, windows []api.Window) *api.Tail { return n.Engine.Ahead(id, windows) },

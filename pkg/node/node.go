@@ -30,6 +30,7 @@ import (
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/httpserver"
 	"github.com/darter-io/darter/pkg/identity"
+	"github.com/darter-io/darter/pkg/lag"
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/piece/diskstore"
 	"github.com/darter-io/darter/pkg/portmux"
@@ -103,6 +104,8 @@ type Node struct {
 	Owners func() []api.OwnerStatus
 	// Clock is the wall clock of Config.
 	Clock func() time.Time
+	// Lag measures for how long this process does not run; Run runs it.
+	Lag *lag.Meter
 
 	// Asked accepts the connections to the piece wire's port that speak the members' API; nil unless Config.Asked.
 	Asked net.Listener
@@ -137,6 +140,7 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 		cfg.Start = context.Background()
 	}
 	n = &Node{Clock: cfg.Clock, cfg: cfg, Log: cfg.Logger, Started: time.Now(),
+		Lag:     lag.New(lag.Config{Logger: cfg.Logger}),
 		Metrics: telemetry.NewRegistry(version.Read()), Ready: new(telemetry.Ready)}
 	n.drain.Store(int64(cfg.Drain.DrainTimeout))
 	defer func() {
@@ -391,6 +395,7 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 	n.Engine = peer.New(peer.Config{
 		HostOf: hostOf,
 		Seed:   n.cfg.Role.Seed, UploadLines: n.cfg.Role.UploadLines, Host: n.Host, Store: n.Store, Listener: n.wire,
+		Lag:       n.Lag,
 		Dial:      func(ctx context.Context, addr string) (net.Conn, error) { return n.Dial(ctx, "tcp", addr) },
 		Announcer: announcer, Observer: observer, Origin: n.Origins.Source, Signer: n.Signer, Verifier: n.Verifier,
 		UploadSlots: n.slots(n.cfg.Upload), Limits: limits(n.cfg.Rates), Client: "darter/" + version.Current(),
@@ -406,7 +411,7 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 		}
 	})
 	telemetry.NewMember(n.Metrics, func() telemetry.MemberStats {
-		s := telemetry.MemberStats{Skew: n.skew(), Unfollowed: len(n.Purge.Failures())}
+		s := telemetry.MemberStats{Skew: n.skew(), Unfollowed: len(n.Purge.Failures()), Lost: n.Lag.Lost()}
 		if n.Owners != nil {
 			s.OwnersReachable, s.OwnersUnreachable = countOwners(n.Owners())
 		}
@@ -443,7 +448,7 @@ func (n *Node) Run(ctx context.Context, servers, parts []Part) error {
 	if err := n.Purge.Resume(); err != nil {
 		n.Log.Warn("pending purge orders are not all carried out: trying again", "error", err)
 	}
-	parts = append(parts, n.Purge.Run)
+	parts = append(parts, n.Purge.Run, n.Lag.Run)
 	below, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	core, below := errgroup.WithContext(below)
@@ -496,8 +501,9 @@ func (n *Node) Status() api.Status {
 		Uptime: time.Since(n.Started).Seconds(), Clock: n.Clock(),
 		Received: stats.Sources,
 		Sent:     stats.Sent, BadPieces: stats.BadPieces, Downloads: stats.Downloads, Running: n.running(time.Now()),
-		Limits:        api.Limits(n.Engine.Limits()),
-		Warnings:      n.warnings,
+		Limits:   api.Limits(n.Engine.Limits()),
+		Warnings: n.warnings,
+		Lost:     n.Lag.Lost().Seconds(), Late: n.Lag.Late(),
 		PurgeFailures: n.Purge.Failures(),
 		Cache: api.CacheStatus{Dir: n.cfg.Node.DataDir, Tasks: usage.Tasks, Bytes: usage.Used,
 			Quota: usage.Quota},

@@ -283,7 +283,7 @@ func closedBy(err error) bool {
 
 func (d *Download) connect(h host.Host, hello *wire.Hello) (err error) {
 	defer source.Rescue(&err, "connecting to a peer of task "+d.id.Short())
-	ctx, cancel := context.WithTimeout(d.ctx, dialTimeout)
+	ctx, cancel := d.e.cfg.Lag.WithTimeout(d.ctx, dialTimeout, nil)
 	defer cancel()
 	raw, err := d.e.cfg.Dial(ctx, h.Addr)
 	if err != nil {

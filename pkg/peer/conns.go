@@ -9,6 +9,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/peer/picker"
+	"github.com/darter-io/darter/pkg/peer/policy"
 	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
 )
@@ -28,6 +29,8 @@ type conns struct {
 	silent  []host.ID              // hosts that the next announce reports to the owner as silent
 	left    []host.ID              // hosts that it reports as not taking part in the task
 	dialErr error                  // of the last host that was not reached
+	// lost is for how long this host had not run at the last look; see [Download.excuse].
+	lost time.Duration
 	// wholeSent says that this host announced that it needs no digests.
 	wholeSent bool
 	// local says that this zone's gateways, and not this host, bring pieces from other zones.
@@ -422,6 +425,23 @@ func (d *Download) watch(now time.Time) {
 		}
 	}
 	d.conns.forgive(now)
+}
+
+// excuse takes the time for which this host did not run from the silence of all hosts: what they sent meanwhile may not
+// have been read yet.
+func (d *Download) excuse(now time.Time) {
+	lost := d.e.cfg.Lag.Lost()
+	stall := lost - d.conns.lost
+	d.conns.lost = lost
+	if stall == 0 {
+		return
+	}
+	d.policy.Excuse(now, stall)
+	for _, c := range d.conns.open {
+		for _, since := range []*time.Time{&c.seen.receivedAt, &c.seen.heardAt, &c.seen.born} {
+			*since = policy.Later(now, *since, stall)
+		}
+	}
 }
 
 // listen sends a message every second while this host is a seed with missing pieces, as it promises. It closes the

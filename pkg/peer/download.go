@@ -299,6 +299,7 @@ func (d *Download) drainEvents(now time.Time) {
 
 // step does what is due in a turn. It returns what the policy saw.
 func (d *Download) step(now time.Time) policy.View {
+	d.excuse(now)
 	d.takeOffer(now)
 	d.adoptMetadata(now)
 	if d.pick != nil {

@@ -26,6 +26,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/lag"
 	"github.com/darter-io/darter/pkg/owners"
 	"github.com/darter-io/darter/pkg/peer/picker"
 	"github.com/darter-io/darter/pkg/peer/policy"
@@ -119,6 +120,8 @@ type Config struct {
 	// Stall is how long a parent may send nothing of a requested piece before this host closes the
 	// connection. Default 3 s.
 	Stall time.Duration
+	// Lag measures this host: other hosts are not blamed for the time for which it did not run. Nil: it never stops.
+	Lag *lag.Meter
 	// ProgressInterval is how often an active download announces. Default 1 s.
 	ProgressInterval time.Duration
 	// SpoolDir takes bodies of unknown length, where Store is no [piece.Spooler]; the quota does not

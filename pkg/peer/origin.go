@@ -136,7 +136,7 @@ func (d *Download) steerOrigin(now time.Time, v policy.View) {
 
 // rank is how many of the neighbours in this download come before this host in the order
 // in which hosts stand in for a lost owner: every neighbour that knows the same hosts
-// computes the same order, so that one of them asks the origin and not all.
+// computes the same order, so that one of them asks the origin and not all. A host that is late comes last.
 func (d *Download) rank() int {
 	self := string(d.e.cfg.Host.ID)
 	hosts := []string{self}
@@ -144,6 +144,9 @@ func (d *Download) rank() int {
 		if c.remote.host != "" {
 			hosts = append(hosts, string(c.remote.host))
 		}
+	}
+	if d.e.cfg.Lag.Late() {
+		return len(hosts) - 1
 	}
 	return slices.Index(rendezvous.Order(string(d.id), hosts), self)
 }

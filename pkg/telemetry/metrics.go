@@ -243,6 +243,7 @@ func NewStore(reg prometheus.Registerer, stats func() StoreStats) {
 type MemberStats struct {
 	Skew       time.Duration // the largest difference between an owner's clock and this host's
 	Unfollowed int           // purges that this host could not carry out yet
+	Lost       time.Duration // for how long the process did not run
 	// OwnersReachable and OwnersUnreachable count the supernodes to which a dfdaemon announces.
 	OwnersReachable, OwnersUnreachable int
 }
@@ -254,6 +255,8 @@ func NewMember(reg prometheus.Registerer, stats func() MemberStats) {
 		prometheus.GaugeValue, func(s MemberStats) int64 { return int64(s.Skew / time.Second) })
 	add(c, "darter_withdrawals_unfollowed", "Purges that this host knows and could not carry out yet, at most 16.",
 		prometheus.GaugeValue, func(s MemberStats) int64 { return int64(s.Unfollowed) })
+	add(c, "darter_lag_seconds_total", "Time for which this process did not run: it was stopped, or lacked CPU time.",
+		prometheus.CounterValue, func(s MemberStats) int64 { return int64(s.Lost / time.Second) })
 	const owners = "Supernodes to which this host announces, by whether they answer; 0 on a supernode."
 	add(c, "darter_owners", owners, prometheus.GaugeValue,
 		func(s MemberStats) int64 { return int64(s.OwnersReachable) }, "state", "reachable")

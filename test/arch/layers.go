@@ -27,7 +27,7 @@ var Table = []Layer{
 		Packages: "pkg/hostmatch pkg/secret pkg/version; pkg/task pkg/host pkg/rendezvous; pkg/oci pkg/piece"},
 	{Name: "policy", Pure: true, Packages: "pkg/scheduler pkg/owners pkg/peer/picker pkg/peer/policy pkg/sharing"},
 	{Name: "contracts", Pure: true, Packages: "pkg/api; pkg/source"},
-	{Name: "adapters", Packages: "pkg/atomicfile; pkg/config pkg/ratelimit pkg/telemetry pkg/identity " +
+	{Name: "adapters", Packages: "pkg/atomicfile pkg/lag; pkg/config pkg/ratelimit pkg/telemetry pkg/identity " +
 		"pkg/piece/diskstore pkg/piece/memstore pkg/source/httporigin pkg/clientconf pkg/httpproxy pkg/apiclient; " +
 		"pkg/source/registry pkg/cluster pkg/announce pkg/purge pkg/peer/wire pkg/peer/upload"},
 	{Name: "engines", Packages: "pkg/access pkg/peer; pkg/registryproxy pkg/coordinator"},

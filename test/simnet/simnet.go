@@ -1,5 +1,6 @@
 // Package simnet is an in-memory network for real engines in virtual time. It has hosts with uplinks and downlinks,
-// latency, zones with links of their own, and hosts that die, hang, slow down or corrupt the bytes that they send.
+// latency, zones with links of their own, and hosts that die, hang, freeze, slow down or corrupt the bytes that they
+// send.
 //
 // It must run inside a testing/synctest bubble: hundreds of engines then exchange pieces in seconds, a run shows how
 // close they came to the bound of the links, and the load of the machine changes no result. It counts all bytes that
@@ -109,12 +110,15 @@ type Host struct {
 	hung     atomic.Bool
 	corrupt  atomic.Bool
 	mu       sync.Mutex
-	listener *listener
+	// listeners are the listeners by port.
+	listeners map[string]*listener
+	// frozenAt and frozenTo are the beginning and the end of the last stop of the machine.
+	frozenAt, frozenTo time.Time
 }
 
 // Host adds a machine with its links in bytes per second; 0 is no limit.
 func (n *Network) Host(name, zone string, up, down float64) *Host {
-	h := &Host{net: n, name: name, zone: zone, dead: make(chan struct{})}
+	h := &Host{net: n, name: name, zone: zone, dead: make(chan struct{}), listeners: make(map[string]*listener)}
 	h.up.rate, h.down.rate = up, down
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -122,8 +126,11 @@ func (n *Network) Host(name, zone string, up, down float64) *Host {
 	return h
 }
 
-// Addr returns the address on which the host listens.
-func (h *Host) Addr() string { return h.name + ":65002" }
+// port is the port of the piece wire.
+const port = "65002"
+
+// Addr returns the address of the host's piece wire.
+func (h *Host) Addr() string { return net.JoinHostPort(h.name, port) }
 
 // Sent returns the bytes that left through the host's uplink.
 func (h *Host) Sent() int64 { return h.up.bytes.Load() }
@@ -136,6 +143,53 @@ func (h *Host) Kill() { h.die.Do(func() { close(h.dead) }) }
 
 // Hang makes the machine silent: its connections stay open without any traffic.
 func (h *Host) Hang() { h.hung.Store(true) }
+
+// Freeze stops the machine for d, as a process that is stopped or gets no CPU time: it sends and receives nothing, and
+// then everything at once. Its timers still fire, because one clock serves all machines: a program has to find out
+// itself that it was stopped, as package lag does.
+func (h *Host) Freeze(d time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := time.Now()
+	if !now.Before(h.frozenTo) {
+		h.frozenAt = now
+	}
+	h.frozenTo = later(h.frozenTo, now.Add(d))
+}
+
+// Frozen returns for how long the machine has been stopped; 0 if it runs.
+func (h *Host) Frozen() time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if now := time.Now(); now.Before(h.frozenTo) {
+		return now.Sub(h.frozenAt) + 1
+	}
+	return 0
+}
+
+// Awake waits until the machine runs.
+func (h *Host) Awake() {
+	for {
+		h.mu.Lock()
+		rest := time.Until(h.frozenTo)
+		h.mu.Unlock()
+		if rest <= 0 {
+			return
+		}
+		time.Sleep(rest)
+	}
+}
+
+// Wait sleeps for d, and then until the machine runs.
+func (h *Host) Wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		h.Awake()
+	case <-ctx.Done():
+	}
+}
 
 // Corrupt simulates a faulty disk: the machine flips a bit in each long message that it sends.
 func (h *Host) Corrupt() { h.corrupt.Store(true) }
@@ -160,23 +214,28 @@ func (h *Host) isDead() bool {
 
 type listener struct {
 	host *Host
+	port string
 	in   chan net.Conn
 	done chan struct{}
 	once sync.Once
 }
 
-// Listen accepts the connections of other hosts.
-func (h *Host) Listen() net.Listener {
-	l := &listener{host: h, in: make(chan net.Conn), done: make(chan struct{})}
+// Listen accepts the connections of other hosts to the piece wire.
+func (h *Host) Listen() net.Listener { return h.ListenAt(port) }
+
+// ListenAt accepts the connections of other hosts to a port.
+func (h *Host) ListenAt(port string) net.Listener {
+	l := &listener{host: h, port: port, in: make(chan net.Conn), done: make(chan struct{})}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.listener = l
+	h.listeners[port] = l
 	return l
 }
 
 func (l *listener) Accept() (net.Conn, error) {
 	select {
 	case c := <-l.in:
+		l.host.Awake()
 		return c, nil
 	case <-l.done:
 		return nil, net.ErrClosed
@@ -190,7 +249,7 @@ func (l *listener) Close() error {
 	return nil
 }
 
-func (l *listener) Addr() net.Addr { return address(l.host.Addr()) }
+func (l *listener) Addr() net.Addr { return address(net.JoinHostPort(l.host.name, l.port)) }
 
 type address string
 
@@ -201,18 +260,20 @@ var errRefused = errors.New("connection refused")
 
 // Dial connects to another host; it takes a round trip.
 func (h *Host) Dial(ctx context.Context, addr string) (net.Conn, error) {
-	name, _, _ := net.SplitHostPort(addr)
+	name, port, _ := net.SplitHostPort(addr)
 	h.net.mu.Lock()
 	other := h.net.hosts[name]
 	h.net.mu.Unlock()
+	h.Awake()
 	if err := h.RoundTrip(ctx); err != nil {
 		return nil, err
 	}
+	h.Awake()
 	if other == nil || other.isDead() || h.isDead() {
 		return nil, fmt.Errorf("dial %s: %w", addr, errRefused)
 	}
 	other.mu.Lock()
-	l := other.listener
+	l := other.listeners[port]
 	other.mu.Unlock()
 	if l == nil || other.hung.Load() {
 		<-ctx.Done()
@@ -336,6 +397,7 @@ func (c *conn) Write(p []byte) (sum int, err error) {
 
 // transmit sends one chunk through the sender's links.
 func (c *conn) transmit(h *half, data []byte) error {
+	c.local.Awake()
 	if c.local.hung.Load() || c.remote.hung.Load() {
 		return c.hang(&c.writeBy)
 	}
@@ -449,6 +511,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		// reserved now.
 		now := time.Now()
 		time.Sleep(c.local.down.pass(len(item.data), later(now, item.arrives)).Sub(now))
+		c.local.Awake()
 		h.rest = item.data
 	}
 	n := copy(p, h.rest)

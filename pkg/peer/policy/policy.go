@@ -433,6 +433,22 @@ func (p *Policy) GiveUp(now time.Time, v View) bool {
 	return false
 }
 
+// Excuse takes the time for which this host did not run from what it waited for others.
+func (p *Policy) Excuse(now time.Time, stall time.Duration) {
+	p.lonelySince, p.since = Later(now, p.lonelySince, stall), Later(now, p.since, stall)
+}
+
+// Later is a time that is later by stall, and now at the latest; zero stays zero.
+func Later(now, since time.Time, stall time.Duration) time.Time {
+	switch later := since.Add(stall); {
+	case since.IsZero():
+		return since
+	case later.Before(now):
+		return later
+	}
+	return now
+}
+
 // Over reports whether the download is no longer needed in memory.
 func (p *Policy) Over(now time.Time, v View) bool {
 	switch {
