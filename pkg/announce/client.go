@@ -352,6 +352,10 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, own
 	c.mu.Unlock()
 	for {
 		a, leader, err := c.askOwners(ctx, e, wait)
+		if errors.Is(err, errCalled) {
+			wait = c.cfg.Patience
+			continue
+		}
 		if !errors.Is(err, errLost) {
 			return a, leader, err
 		}
@@ -375,8 +379,12 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, own
 // errLost means that every owner refuses connections or was silent for too long.
 var errLost = errors.New("no owner answered in time")
 
+// errCalled means that standbys lead since a moment ago: they have not been asked yet.
+var errCalled = errors.New("standbys lead now")
+
 // askOwners asks the owners of a task, round after round, for as long as wait. The error wraps
-// [errLost] when all of them are lost, or wait is over.
+// [errLost] when all of them are lost, or wait is over, and [errCalled] when standbys began to lead meanwhile: then the
+// caller begins again with the time that they get.
 func (c *Client) askOwners(
 	ctx context.Context, e api.Entry, wait time.Duration,
 ) (api.Assignment, owners.Leader, error) {
@@ -417,7 +425,7 @@ func (c *Client) askOwners(
 		lost := c.view.AllLost(c.cfg.Lag.Now())
 		c.mu.Unlock()
 		if called {
-			continue
+			return failed(errCalled)
 		}
 		urgent := e.Event == api.Started || e.Event == api.Starving
 		switch {

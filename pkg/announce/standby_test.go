@@ -156,6 +156,25 @@ func TestStandbysAfterSilence(t *testing.T) {
 	})
 }
 
+// An announce that waits while a heartbeat finds out that all owners are lost asks the standbys, too.
+func TestStandbysCalledDuringAnAnnounce(t *testing.T) {
+	all := []string{"a:1", "b:1", "c:1"}
+	id := ledBy(stands, "s:2", "s:1")
+	for offset := time.Duration(0); offset < 4*time.Second; offset += 250 * time.Millisecond {
+		t.Run(offset.String(), func(t *testing.T) {
+			w, own := newTown(append(all, stands...)...), &solo{}
+			for _, addr := range all {
+				w.set(addr, func(o *script) { o.hung = true })
+			}
+			inTown(t, w, Config{Owners: all, Standbys: stands, Local: own, Standby: true}, func(t *testing.T, c *Client) {
+				time.Sleep(offset)
+				assert.Equal(t, "s:2", answeredBy(t, c, started(id)))
+				assert.Empty(t, own.lines())
+			})
+		})
+	}
+}
+
 // A host that is a standby leads its tasks itself.
 func TestStandbyLeadsItself(t *testing.T) {
 	named := []string{"s:1", self.Addr, "s:3"}
