@@ -6,6 +6,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -111,6 +112,7 @@ type Cluster struct {
 	log       *slog.Logger
 	bind      netip.AddrPort
 	advertise netip.AddrPort
+	keys      *memberlist.Keyring // nil: plain text
 	meta      []byte
 	self      Member
 
@@ -118,6 +120,8 @@ type Cluster struct {
 	ran     atomic.Bool
 	view    atomic.Pointer[[]Member]
 
+	// settingKeys is held while SetKeys changes the keys.
+	settingKeys sync.Mutex
 	// mu is held to record one member's change, never while anything is sent.
 	mu      sync.Mutex
 	members map[host.ID]Member
@@ -167,6 +171,9 @@ func New(cfg Config) (*Cluster, error) {
 		if len(k.Reveal()) != 32 {
 			return nil, fmt.Errorf("gossip key %d: it has %d bytes, want 32", i+1, len(k.Reveal()))
 		}
+	}
+	if len(cfg.Keys) > 0 {
+		c.keys = keyring(cfg.Keys)
 	}
 	if len(cfg.Label) > labelMax {
 		return nil, fmt.Errorf("gossip label: it has %d bytes, more than %d", len(cfg.Label), labelMax)
@@ -317,9 +324,7 @@ func (c *Cluster) memberlistConfig(t memberlist.Transport, logger *log.Logger) *
 	m.TCPTimeout = tcpMax
 	// LZW costs more CPU than the gossip itself and saves a few hundred bytes.
 	m.EnableCompression = false
-	if len(c.cfg.Keys) > 0 {
-		m.Keyring = keyring(c.cfg.Keys)
-	}
+	m.Keyring = c.keys
 	d := delegate{c}
 	m.Delegate, m.Events, m.Conflict = d, d, d
 	return m
@@ -336,4 +341,58 @@ func keyring(keys []secret.String) *memberlist.Keyring {
 		panic("cluster: making a keyring: " + err.Error())
 	}
 	return k
+}
+
+// SetKeys changes the keys of the gossip, also while it runs: the first one encrypts from now on, all decrypt. There
+// must be one if and only if Config.Keys had one; each has 32 bytes.
+func (c *Cluster) SetKeys(keys []secret.String) error {
+	switch {
+	case (c.keys == nil) != (len(keys) == 0):
+		return errors.New("gossip keys: encryption begins and ends with a restart only")
+	case c.keys == nil:
+		return nil
+	}
+	c.settingKeys.Lock()
+	defer c.settingKeys.Unlock()
+	for i, k := range keys {
+		if len(k.Reveal()) != 32 {
+			return fmt.Errorf("gossip key %d: it has %d bytes, want 32", i+1, len(k.Reveal()))
+		}
+	}
+	wanted := map[string]bool{}
+	for _, k := range keys {
+		wanted[k.Reveal()] = true
+		if err := c.keys.AddKey([]byte(k.Reveal())); err != nil {
+			return fmt.Errorf("gossip keys: %w", err)
+		}
+	}
+	if err := c.keys.UseKey([]byte(keys[0].Reveal())); err != nil {
+		return fmt.Errorf("gossip keys: %w", err)
+	}
+	for _, k := range c.keys.GetKeys() {
+		if wanted[string(k)] {
+			continue
+		}
+		if err := c.removeKey(k); err != nil {
+			return fmt.Errorf("gossip keys: %w", err)
+		}
+	}
+	return nil
+}
+
+// removeKey removes a key that is not the first one. RemoveKey moves the keys behind it in the array that readers of
+// GetKeys may hold, so the key becomes the last one before that.
+func (c *Cluster) removeKey(key []byte) error {
+	ring := c.keys.GetKeys()
+	if !bytes.Equal(ring[len(ring)-1], key) {
+		for _, other := range slices.Backward(ring) { // each goes to the front: at last the first one is there again
+			if bytes.Equal(other, key) {
+				continue
+			}
+			if err := c.keys.UseKey(other); err != nil {
+				return err
+			}
+		}
+	}
+	return c.keys.RemoveKey(key)
 }

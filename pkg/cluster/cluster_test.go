@@ -285,6 +285,55 @@ func TestKeyChange(t *testing.T) {
 	after.sees(t, old, middle, after)
 }
 
+// The keys change while members gossip, one member after the other.
+func TestSetKeys(t *testing.T) {
+	keys := func(k ...secret.String) func(*Config) { return func(c *Config) { c.Keys = k } }
+	a := start(t, quick(1, keys(keyA)))
+	b := start(t, quick(2, joining(a), keys(keyA)))
+	members := []*member{a, b}
+	a.sees(t, a, b)
+	for step, list := range [][]secret.String{{keyA, keyB}, {keyB, keyA}, {keyB}} {
+		for _, m := range members {
+			require.NoError(t, m.SetKeys(list))
+			// Each change arrives: a host that joins is seen by all.
+			joins := start(t, quick(10+step, joining(a), keys(list...)))
+			a.sees(t, a, b, joins)
+			b.sees(t, a, b, joins)
+			joins.stop()
+			<-joins.done
+			a.sees(t, a, b)
+			b.sees(t, a, b)
+		}
+	}
+	old := start(t, quick(20, joining(a), keys(keyA)))
+	require.Eventually(t, func() bool { return len(old.Silent()) > 0 }, patience, 10*time.Millisecond,
+		"the member with the removed key only is refused")
+	old.sees(t, old)
+	a.sees(t, a, b)
+}
+
+func TestOrderOfKeys(t *testing.T) {
+	keyC, keyD := secret.String(strings.Repeat("c", 32)), secret.String(strings.Repeat("d", 32))
+	c, err := New(quick(1, func(c *Config) { c.Keys = []secret.String{keyA} }))
+	require.NoError(t, err)
+	for _, list := range [][]secret.String{{keyA, keyB, keyC}, {keyC, keyA}, {keyD, keyC}, {keyB, keyD}, {keyA},
+		{keyB}} {
+		require.NoError(t, c.SetKeys(list))
+		var got []secret.String
+		for _, k := range c.keys.GetKeys() {
+			got = append(got, secret.String(k))
+		}
+		assert.ElementsMatch(t, list, got)
+		assert.Equal(t, list[0], got[0], "the first one encrypts")
+	}
+	require.ErrorContains(t, c.SetKeys([]secret.String{"brief"}), "5 bytes, want 32")
+	require.ErrorContains(t, c.SetKeys(nil), "restart")
+	plain, err := New(quick(2))
+	require.NoError(t, err)
+	require.NoError(t, plain.SetKeys(nil))
+	require.ErrorContains(t, plain.SetKeys([]secret.String{keyA}), "restart")
+}
+
 // A member that restarts comes back under its name.
 func TestRestart(t *testing.T) {
 	a := start(t, quick(1))
