@@ -166,6 +166,10 @@ type Status struct {
 	Late bool    `json:"late,omitempty"`
 	// RefusedHosts are the hosts whose announces this owner refused lately.
 	RefusedHosts []RefusedHost `json:"offenders,omitempty"`
+	// Secrets are the cluster secrets in use; none without a secret. RenewingProofs is true while stored signatures get
+	// certificates under the first one: until then, no other secret should be removed.
+	Secrets        []SecretStatus `json:"secrets,omitempty"`
+	RenewingProofs bool           `json:"renewingProofs,omitempty"`
 	// Warnings name faults that the operator should repair although the node works.
 	Warnings []string `json:"warnings,omitempty"`
 	// Listen maps the names of the listeners to their addresses.
@@ -173,6 +177,22 @@ type Status struct {
 	// Upstreams are the registries of a dfdaemon's mirror, in the status of its local API alone. Commands that
 	// were given no other settings take them from here.
 	Upstreams []UpstreamStatus `json:"upstreams,omitempty"`
+}
+
+// SecretStatus is the use of a cluster secret, without the secret.
+type SecretStatus struct {
+	// Fingerprint names the secret, the same on every host.
+	Fingerprint string `json:"fingerprint"`
+	// First is true for the secret that the host itself uses, Removed for one that it accepts no more and whose
+	// connections have not ended yet.
+	First   bool `json:"first,omitempty"`
+	Removed bool `json:"removed,omitempty"`
+	// Connections counts the open connections whose other ends proved the secret, Handshakes all since the start. Last
+	// is the time of the last one, Address its other end.
+	Connections int       `json:"connections"`
+	Handshakes  int64     `json:"handshakes"`
+	Last        time.Time `json:"last,omitzero"`
+	Address     string    `json:"address,omitempty"`
 }
 
 // UpstreamStatus is a registry of the mirror, without credentials.

@@ -95,6 +95,16 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 		line("REFUSED", "%s%s, %s, the last %s: %s", prefixed("host ", prefixed("", o.ID.Short()+" ")), "from "+o.Addr,
 			plural(o.Times, "announce", "announces"), ago(o.Last, now), o.Reason)
 	}
+	if len(s.Secrets) > 1 {
+		for _, u := range s.Secrets {
+			line("secret", "%s", secretLine(u, now))
+		}
+		if s.RenewingProofs {
+			line("", "the signatures of stored tasks are renewed now: remove no secret before the end")
+		}
+	} else if len(s.Secrets) == 1 {
+		line("secret", "%s", s.Secrets[0].Fingerprint)
+	}
 	for _, w := range s.Warnings {
 		line("WARNING", "%s", w)
 	}
@@ -149,6 +159,21 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 		line("", "%s", running(r, s.Program, size))
 	}
 	return tw.Flush()
+}
+
+// secretLine tells how one of several cluster secrets is used.
+func secretLine(u api.SecretStatus, now time.Time) string {
+	state := "also accepted"
+	if u.First {
+		state = "the first, which this host uses"
+	} else if u.Removed {
+		state = "REMOVED"
+	}
+	text := fmt.Sprintf("%s %s: %s of others", u.Fingerprint, state, plural(u.Connections, "connection", "connections"))
+	if u.Last.IsZero() {
+		return text + ", not used since the start"
+	}
+	return text + fmt.Sprintf(", last used %s by %s", ago(u.Last, now), u.Address)
 }
 
 // refusedShown bounds the refused hosts in the text.

@@ -34,6 +34,27 @@ func TestWriteStatusClocksAndPurges(t *testing.T) {
 	assert.NotRegexp(t, `c:1 answers,`, out.String())
 }
 
+func TestWriteStatusSecrets(t *testing.T) {
+	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+	page := func(s api.Status) string {
+		var out strings.Builder
+		require.NoError(t, WriteStatus(&out, s, now))
+		return out.String()
+	}
+	one := api.SecretStatus{Fingerprint: "0a1b2c3d4e5f", First: true, Connections: 1, Last: now.Add(-time.Minute),
+		Address: "10.0.0.1:4"}
+	assert.NotRegexp(t, `(?m)^secret`, page(api.Status{}))
+	assert.Regexp(t, `(?m)^secret +0a1b2c3d4e5f$`, page(api.Status{Secrets: []api.SecretStatus{one}}))
+	text := page(api.Status{RenewingProofs: true, Secrets: []api.SecretStatus{one, {Fingerprint: "f5e4d3c2b1a0"},
+		{Fingerprint: "aaaaaaaaaaaa", Removed: true, Connections: 2}}})
+	for _, want := range []string{"0a1b2c3d4e5f the first, which this host uses: 1 connection of others, " +
+		"last used 1m0s ago by 10.0.0.1:4",
+		"f5e4d3c2b1a0 also accepted: 0 connections of others, not used since the start",
+		"aaaaaaaaaaaa REMOVED: 2 connections", "remove no secret before the end"} {
+		assert.Contains(t, text, want)
+	}
+}
+
 func TestWriteStatus(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	s := api.Status{

@@ -273,6 +273,19 @@ func TestSecret(t *testing.T) {
 			assert.Contains(t, out.String(), "secret: '[redacted]'")
 		})
 	}
+	t.Run("a changed file changes a running program", func(t *testing.T) {
+		_, before, err := load[Supernode](t, "supernode", "cluster: {secretFile: "+path+"}", nil, nil)
+		require.NoError(t, err)
+		other := strings.Repeat("0123456789abcdef", 2)
+		require.NoError(t, os.WriteFile(path, []byte(other+"\n"+someSecret+"\n"), 0o600))
+		var cfg Supernode
+		after := before.Again(&cfg)
+		require.NoError(t, after.Load(nil))
+		assert.Equal(t, other+"\n"+someSecret, cfg.Cluster.Secret.Reveal())
+		now, restart := before.Changed(after)
+		assert.Equal(t, []Change{{"cluster.secret", "'[redacted]'", "'[redacted]'"}}, now)
+		assert.Empty(t, restart)
+	})
 	fs := pflag.NewFlagSet("x", pflag.ContinueOnError)
 	NewForm("supernode", new(Supernode)).Bind(fs)
 	assert.Nil(t, fs.Lookup("cluster-secret"), "arguments can be read by every user of the machine")
@@ -382,9 +395,8 @@ func TestChanged(t *testing.T) {
 		"cluster: {secret: "+someSecret+"2}\nlog: {level: debug}\npeer: {listen: ':7'}", nil, nil)
 	require.NoError(t, err)
 	now, restart := before.Changed(after)
-	assert.Equal(t, []Change{{"log.level", "info", "debug"}}, now)
-	assert.Equal(t, []Change{{"peer.listen", ":65002", ":7"}, {"cluster.secret", "'[redacted]'", "'[redacted]'"}},
-		restart)
+	assert.Equal(t, []Change{{"cluster.secret", "'[redacted]'", "'[redacted]'"}, {"log.level", "info", "debug"}}, now)
+	assert.Equal(t, []Change{{"peer.listen", ":65002", ":7"}}, restart)
 	_, after, err = load[Dfdaemon](t, "dfdaemon", "cluster: {secret: "+someSecret+"}\nupstreams: [{host: a.b, proxy: "+
 		"'http://u:p1@x'}]\nfiles: {allowHosts: [a.b, c.d], proxy: 'http://u:p1@x'}", nil, nil)
 	require.NoError(t, err)

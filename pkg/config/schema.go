@@ -53,6 +53,7 @@ var (
 // fields to its parent. settings.go describes the tags.
 func settingsOf(target any) []*setting {
 	var out []*setting
+	_, once := target.(*Dfget) // a command reads its settings once
 	var walk func(prefix string, v reflect.Value)
 	walk = func(prefix string, v reflect.Value) {
 		for i := range v.NumField() {
@@ -65,7 +66,7 @@ func settingsOf(target any) []*setting {
 			owner := v.Type().Name() + "." + f.Name
 			out = append(out, &setting{
 				key: key, doc: fieldDocs[owner], owner: owner, preset: f.Tag.Get("default"), short: f.Tag.Get("short"),
-				reload: f.Tag.Get("reload") == "yes", value: v.Field(i),
+				reload: f.Tag.Get("reload") == "yes" && !once, value: v.Field(i),
 				noFlag: f.Tag.Get("flag") == "-" || f.Type == secretType,
 			})
 		}

@@ -292,10 +292,12 @@ type Cluster struct {
 	// Secret is the password that all members share, at least 32 characters. It authenticates and encrypts announces
 	// and pieces; anyone who has it can act as any member. To keep it out of the configuration file, set
 	// DARTER_CLUSTER_SECRET or secretFile. It has no flag, because every user of a machine can read the arguments of a
-	// process. Default: none.
-	Secret secret.String `yaml:"secret"`
-	// SecretFile is a file with the secret. White space at both ends is ignored. Default: none.
-	SecretFile string `yaml:"secretFile"`
+	// process. To change it without downtime, write several, one in each line: the node uses the first one and accepts
+	// all. A node cannot get its first secret, or lose its last one, without a restart. Default: none.
+	Secret secret.String `yaml:"secret" reload:"yes"`
+	// SecretFile is a file with the secret, or with several, one in each line; at most four. White space at both ends
+	// of a line is ignored. SIGHUP reads the file again. Default: none.
+	SecretFile string `yaml:"secretFile" reload:"yes"`
 	// Insecure allows addresses other than loopback without a secret: then every machine that reaches them can read
 	// what this node holds and send it data. Use it for tests in closed networks only.
 	Insecure bool `yaml:"insecure" default:"false"`

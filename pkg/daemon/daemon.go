@@ -118,7 +118,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 			return content{c}, nil
 		},
 		Passthrough: d.node.Engine.Passthrough, Signs: d.node.Engine.Signs, Replaced: d.node.Engine.Replaced,
-		FirstByte: d.node.Origins.Registries.FirstByte, NamesKey: []byte(d.node.Identity.NamesKey().Reveal()),
+		FirstByte: d.node.Origins.Registries.FirstByte, NamesKey: d.node.NamesKey,
 		Default: cfg.Mirror.DefaultUpstream, Allow: d.node.Origins.Registries.Allow, Observe: d.pulls.mirrored,
 	})
 	d.lookups = access.NewOwner(d.node.Origins.Registries)
@@ -174,7 +174,7 @@ func (d *Daemon) newClient() *announce.Client {
 	}
 	return announce.New(announce.Config{
 		Host: d.node.Host, Generation: rand.Uint64(), Owners: owners, Scheme: d.node.Scheme(),
-		Client:    &http.Client{Transport: d.node.Transport()},
+		Client:    &http.Client{Transport: d.node.StandingTransport()},
 		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Purges: d.node.Purge,
 		Lag: d.node.Lag,
 		Now: d.node.Clock, Local: d.coordinator, Standby: d.node.Asked != nil, InUse: d.node.Taken, Logger: d.node.Log,
@@ -237,7 +237,7 @@ func (d *Daemon) Reload(settings any) error {
 		return fmt.Errorf("reloading: a %T does not hold settings of dfdaemon", settings)
 	}
 	if err := d.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache,
-		Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain}); err != nil {
+		Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Cluster: cfg.Cluster}); err != nil {
 		return err
 	}
 	d.files.settings.Store(&cfg.Files)

@@ -66,8 +66,8 @@ type files struct {
 	now      func() time.Time
 	// quota is the most bytes that the store may hold, 0 without a bound.
 	quota func() int64
-	// key is the HMAC key of the secrets in a task's name; see [identity.Identity.NamesKey].
-	key       []byte
+	// key returns the HMAC key of the secrets in a task's name; see [identity.Identity.NamesKey].
+	key       func() []byte
 	transfers transfers
 	proofs    proofs
 	pulls     *pulls
@@ -79,11 +79,12 @@ func newFiles(n *node.Node, p *pulls) *files {
 	f := &files{
 		probe: n.Origins.Files.Examine, window: n.Origins.Files.Window, open: n.Engine.Open,
 		direct: n.Engine.Passthrough, drop: n.Engine.Drop, quota: func() int64 { return n.Store.Usage().Quota },
-		replaced: n.Engine.Replaced, now: time.Now, key: []byte(n.Identity.NamesKey().Reveal()), pulls: p,
+		replaced: n.Engine.Replaced, now: time.Now, key: n.NamesKey, pulls: p,
 	}
-	if len(f.key) == 0 {
+	if len(f.key()) == 0 {
 		// With a key of its own, no other host can test credentials against a name, nor compute the name.
-		f.key = []byte(rand.Text())
+		own := []byte(rand.Text())
+		f.key = func() []byte { return own }
 	}
 	return f
 }
@@ -175,7 +176,7 @@ func (f *files) find(ctx context.Context, q fileRequest, pull *telemetry.Pull,
 		if quota := f.quota(); quota > 0 && info.Length > quota {
 			return nil, noSpace, nil
 		}
-		d := sharing.Decide(q.covers, answer, f.key, f.now())
+		d := sharing.Decide(q.covers, answer, f.key(), f.now())
 		var p *proof
 		switch d.Share {
 		case sharing.Direct:
@@ -192,7 +193,7 @@ func (f *files) find(ctx context.Context, q fileRequest, pull *telemetry.Pull,
 			}
 			pull.Task = identify(q.file, info, d.Cover, spec.Digest).ID()
 			spec.ID, spec.Share = pull.Task, string(d.Share)
-			p.note = string(spec.ID) + q.covers.Fingerprint(f.key)
+			p.note = string(spec.ID) + q.covers.Fingerprint(f.key())
 			d.Prove = d.Prove && !f.proofs.has(p.note, f.now())
 			if d.Prove && !p.lenient && f.proofs.has(unproven+p.note, f.now()) {
 				q.covers.Unproven = true
@@ -274,7 +275,7 @@ func (f *files) anonymous(ctx context.Context, q fileRequest, spec task.Spec, in
 	if err != nil || reply.Validator != info.Validator || reply.Length != info.Length || answer.Place != place {
 		return spec, d
 	}
-	open := sharing.Decide(q.covers.Anonymous(), answer, f.key, f.now())
+	open := sharing.Decide(q.covers.Anonymous(), answer, f.key(), f.now())
 	if open.Share != sharing.Equal {
 		return spec, d
 	}

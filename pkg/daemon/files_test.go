@@ -116,7 +116,8 @@ func frontOver(t *testing.T, allow bool, quota int64) (*files, *httptest.Server,
 		assert.NoError(t, <-ended)
 	})
 	f := &files{quota: func() int64 { return quota }, probe: client.Examine, window: client.Window, open: engine.Open,
-		direct: engine.Passthrough, drop: engine.Drop, replaced: engine.Replaced, key: []byte("k"), now: time.Now,
+		direct: engine.Passthrough, drop: engine.Drop, replaced: engine.Replaced, now: time.Now,
+		key:   func() []byte { return []byte("k") },
 		pulls: &pulls{log: slog.New(slog.DiscardHandler), embedded: func() bool { return true }}}
 	f.settings.Store(&config.DaemonFiles{Files: config.Files{AllowHosts: []string{"*"}},
 		IgnoreQuery: []string{"X-Amz-*", "sig"}})

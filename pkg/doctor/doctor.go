@@ -176,6 +176,7 @@ func (x *exam) daemon(context.Context) []Finding {
 			out = append(out, Finding{level, "daemon", found, "correct the wrong clock (NTP)"})
 		}
 	}
+	out = append(out, rotation(s)...)
 	for _, u := range s.PurgeFailures {
 		out = append(out, Finding{Fail, "daemon", fmt.Sprintf("cannot delete the purged task %s: %s",
 			u.Task.Short(), u.Why),
@@ -184,6 +185,31 @@ func (x *exam) daemon(context.Context) []Finding {
 	if s.BadPieces > 0 {
 		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("%d pieces from other nodes did not match their digest",
 			s.BadPieces), "read its log, which names the senders; their disk or memory may be bad"})
+	}
+	return out
+}
+
+// rotation reports a change of the cluster secret that is not at its end.
+func rotation(s api.Status) (out []Finding) {
+	if len(s.Secrets) < 2 {
+		return nil
+	}
+	first := s.Secrets[0].Fingerprint
+	for _, u := range s.Secrets[1:] {
+		what := fmt.Sprintf("the cluster secret %s is accepted beside the first one, %s: ", u.Fingerprint, first)
+		if u.Removed {
+			what = fmt.Sprintf("the cluster secret %s was removed, and connections that it proved end soon: ",
+				u.Fingerprint)
+		}
+		found := what + fmt.Sprintf("%d connections use it", u.Connections)
+		if !u.Last.IsZero() {
+			found += fmt.Sprintf(", last used at %s by %s", u.Last.Local().Format(time.DateTime), u.Address)
+		}
+		do := "when every host has " + first + " first and none uses the other one, remove it (docs/security.md)"
+		if s.RenewingProofs {
+			do = "wait: the signatures of stored tasks are renewed now"
+		}
+		out = append(out, Finding{Warn, "daemon", found, do})
 	}
 	return out
 }

@@ -255,6 +255,39 @@ func TestDaemonVersionAndReadiness(t *testing.T) {
 	assert.Contains(t, found[1].Found, "has version v0.0.1")
 }
 
+func TestChangeOfTheSecretIsReported(t *testing.T) {
+	const first, other = "0a1b2c3d4e5f", "f5e4d3c2b1a0"
+	answer := api.Status{Program: "dfdaemon", Version: version.Current(), Ready: true,
+		Secrets: []api.SecretStatus{{Fingerprint: first, First: true}}}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		assert.NoError(t, json.NewEncoder(w).Encode(answer))
+	}))
+	defer s.Close()
+	cfg := settings(t)
+	cfg.API.Listen = config.Address(s.Listener.Addr().String())
+	about := func() (list []doctor.Finding) {
+		for _, f := range examine(t, cfg) {
+			if strings.Contains(f.Found, other) {
+				list = append(list, f)
+			}
+		}
+		return list
+	}
+	assert.Empty(t, about())
+	answer.Secrets = append(answer.Secrets, api.SecretStatus{Fingerprint: other, Connections: 3, Address: "10.0.0.1:4",
+		Last: time.Now()})
+	found := about()
+	require.Len(t, found, 1)
+	assert.Equal(t, doctor.Warn, found[0].Level)
+	assert.Contains(t, found[0].Found, "3 connections use it")
+	assert.Contains(t, found[0].Found, "10.0.0.1:4")
+	assert.Contains(t, found[0].Do, "remove it")
+	answer.RenewingProofs = true
+	assert.Contains(t, about()[0].Do, "wait")
+	answer.Secrets[1].Removed, answer.RenewingProofs = true, false
+	assert.Contains(t, about()[0].Found, "was removed")
+}
+
 // expired is a TLS server whose certificate was good in the past.
 func expired(t *testing.T) (addr, ca string) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

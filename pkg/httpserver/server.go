@@ -36,6 +36,8 @@ type Server struct {
 	// Drain returns how long running requests may take at the end.
 	Drain  func() time.Duration
 	Logger *slog.Logger
+	// Stale reports whether a connection should end after its current request; nil ends none.
+	Stale func(net.Conn) bool
 }
 
 // Run serves until ctx ends. Then it takes no more requests and waits for those that run, at most for the drain
@@ -45,8 +47,9 @@ func (s Server) Run(ctx context.Context) error {
 	base, cut := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cut(nil)
 	srv := &http.Server{
-		Handler: answered(s.Limiter.boundBodies(s.Listener.Addr(), s.Handler)), ReadHeaderTimeout: s.Limiter.header,
-		ConnState: watchState, IdleTimeout: idleTimeout, MaxHeaderBytes: headerMax, ConnContext: withConn,
+		Handler:           answered(s.endStale(s.Limiter.boundBodies(s.Listener.Addr(), s.Handler))),
+		ReadHeaderTimeout: s.Limiter.header,
+		ConnState:         watchState, IdleTimeout: idleTimeout, MaxHeaderBytes: headerMax, ConnContext: s.withConn,
 		BaseContext: func(net.Listener) context.Context { return base },
 		ErrorLog:    slog.NewLogLogger(s.Logger.With("server", s.Name).Handler(), slog.LevelDebug),
 	}
@@ -74,4 +77,28 @@ func (s Server) Run(ctx context.Context) error {
 		return fmt.Errorf("serving the %s on %s: %w", s.Name, s.Listener.Addr(), err)
 	}
 	return nil
+}
+
+// endStale closes stale connections after their request. A client then opens a new one, and no request fails.
+func (s Server) endStale(h http.Handler) http.Handler {
+	if s.Stale == nil {
+		return h
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c, ok := r.Context().Value(staleKey{}).(net.Conn); ok && s.Stale(c) {
+			w.Header().Set("Connection", "close")
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+type staleKey struct{}
+
+// withConn stores a request's connection in its context.
+func (s Server) withConn(ctx context.Context, c net.Conn) context.Context {
+	ctx = withConn(ctx, c)
+	if s.Stale == nil {
+		return ctx
+	}
+	return context.WithValue(ctx, staleKey{}, c)
 }

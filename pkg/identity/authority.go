@@ -112,12 +112,17 @@ func deriveGossipKey(clusterSecret string) secret.String {
 	return secret.String(derive(clusterSecret, infoGossip, 32))
 }
 
-// authority issues certificates and holds the trusted roots.
+// authority issues certificates.
 type authority struct {
 	certificate *x509.Certificate
 	key         ed25519.PrivateKey
-	roots       *x509.CertPool
 }
+
+// fingerprint tells secrets apart for people. It is no secret: it is in the name of the authority's certificate.
+func (a *authority) fingerprint() string { return fmt.Sprintf("%x", a.certificate.SubjectKeyId[:6]) }
+
+// equal reports whether two authorities come from one secret.
+func (a *authority) equal(b *authority) bool { return a.certificate.Equal(b.certificate) }
 
 // deriveAuthority computes the certificate authority of a secret. Every field is fixed and Ed25519 is
 // deterministic (RFC 8032), so every member computes the same certificate.
@@ -144,13 +149,8 @@ func deriveAuthority(clusterSecret string) (authority, error) {
 	if err != nil {
 		return authority{}, fmt.Errorf("reading the cluster's certificate authority: %w", err)
 	}
-	roots := x509.NewCertPool()
-	roots.AddCert(certificate)
-	return authority{certificate: certificate, key: key, roots: roots}, nil
+	return authority{certificate: certificate, key: key}, nil
 }
-
-// accept adds the certificates of another authority to the trusted ones.
-func (a *authority) accept(other authority) { a.roots.AddCert(other.certificate) }
 
 // issue makes a fresh Ed25519 key and a certificate for it.
 func (a *authority) issue(template *x509.Certificate) (*tls.Certificate, error) {
@@ -163,9 +163,7 @@ func (a *authority) issue(template *x509.Certificate) (*tls.Certificate, error) 
 
 // certify makes a certificate for a key, with a random serial number.
 func (a *authority) certify(template *x509.Certificate, key ed25519.PrivateKey) (*tls.Certificate, error) {
-	// CreateCertificate chooses a random serial number (RFC 5280 §4.1.2.2: positive, at most 20 bytes) if none is
-	// given.
-	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, key.Public(), a.key)
+	der, err := a.sign(template, key.Public().(ed25519.PublicKey))
 	if err != nil {
 		return nil, err
 	}
@@ -176,39 +174,47 @@ func (a *authority) certify(template *x509.Certificate, key ed25519.PrivateKey) 
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, nil
 }
 
-// renewing is a certificate that the first call after half of its life renews. It uses no timer, so a host that slept
-// or whose clock was set has a valid certificate at the next call.
+// sign makes the DER of a certificate. CreateCertificate chooses a random serial number (RFC 5280 §4.1.2.2: positive,
+// at most 20 bytes) if none is given.
+func (a *authority) sign(template *x509.Certificate, public ed25519.PublicKey) ([]byte, error) {
+	return x509.CreateCertificate(rand.Reader, template, a.certificate, public, a.key)
+}
+
+// renewing is a certificate that the first call after half of its life renews, and the first one after a change of the
+// first secret. It uses no timer, so a host that slept or whose clock was set has a valid certificate at the next call.
 type renewing struct {
-	now   func() time.Time
+	id    *Identity
 	life  time.Duration
-	issue func(now time.Time) (*tls.Certificate, error)
+	issue func(by *authority, now time.Time) (*tls.Certificate, error)
 
 	// mu is held while a certificate is made, some 100 µs.
 	mu      sync.Mutex
 	current *tls.Certificate
+	by      *authority // of current
 }
 
 // newRenewing makes the first certificate.
-func newRenewing(
-	now func() time.Time, life time.Duration, issue func(time.Time) (*tls.Certificate, error),
-) (*renewing, error) {
-	first, err := issue(now())
+func newRenewing(id *Identity, life time.Duration,
+	issue func(*authority, time.Time) (*tls.Certificate, error)) (*renewing, error) {
+	by := id.trusted().first()
+	first, err := issue(by, id.now())
 	if err != nil {
 		return nil, err
 	}
-	return &renewing{now: now, life: life, issue: issue, current: first}, nil
+	return &renewing{id: id, life: life, issue: issue, current: first, by: by}, nil
 }
 
-func (r *renewing) get() *tls.Certificate {
-	now := r.now()
+// get returns the certificate and the authority that issued it.
+func (r *renewing) get() (*tls.Certificate, *authority) {
+	now := r.id.now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	leaf := r.current.Leaf
-	if now.After(leaf.NotAfter.Add(-r.life/2)) || now.Before(leaf.NotBefore) {
+	leaf, by := r.current.Leaf, r.id.trusted().first()
+	if by != r.by || now.After(leaf.NotAfter.Add(-r.life/2)) || now.Before(leaf.NotBefore) {
 		// After an error the old certificate stays, which may still be valid; the other end checks it.
-		if c, err := r.issue(now); err == nil {
-			r.current = c
+		if c, err := r.issue(by, now); err == nil {
+			r.current, r.by = c, by
 		}
 	}
-	return r.current
+	return r.current, r.by
 }

@@ -9,11 +9,14 @@ import (
 )
 
 // TLSCertificate is what a thief of a signing key would show in a handshake.
-func TLSCertificate(s *Signer) tls.Certificate { return *s.certificate.get() }
+func TLSCertificate(s *Signer) tls.Certificate {
+	c, _ := s.certificate.get()
+	return *c
+}
 
 // MemberWith issues a member certificate of the host's ID for a key that need not be its own.
 func MemberWith(i *Identity, key ed25519.PrivateKey) (tls.Certificate, error) {
-	c, err := i.members.certify(&x509.Certificate{
+	c, err := i.trusted().first().certify(&x509.Certificate{
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{memberName},
 		URIs:        []*url.URL{{Scheme: uriScheme, Host: "host", Path: "/" + string(i.host)}},
 		KeyUsage:    x509.KeyUsageDigitalSignature,
@@ -27,7 +30,7 @@ func MemberWith(i *Identity, key ed25519.PrivateKey) (tls.Certificate, error) {
 
 // Nameless issues a member certificate without a host.
 func Nameless(i *Identity) (tls.Certificate, error) {
-	c, err := i.members.issue(&x509.Certificate{
+	c, err := i.trusted().first().issue(&x509.Certificate{
 		NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{memberName},
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
@@ -41,7 +44,7 @@ func SignerWith(i *Identity, edit func(*x509.Certificate)) ([]byte, error) {
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
 	}
 	edit(template)
-	c, err := i.coordinators.issue(template)
+	c, err := i.trusted().first().issue(template)
 	if err != nil {
 		return nil, err
 	}
@@ -49,12 +52,15 @@ func SignerWith(i *Identity, edit func(*x509.Certificate)) ([]byte, error) {
 }
 
 // MemberCertificate is the DER of the host's own certificate.
-func MemberCertificate(i *Identity) []byte { return i.leaf.get().Certificate[0] }
+func MemberCertificate(i *Identity) []byte {
+	c, _ := i.leaf.get()
+	return c.Certificate[0]
+}
 
 // Keys are the bytes that nothing may print.
 func Keys(i *Identity, s *Signer) [][]byte {
-	keys := [][]byte{i.members.key.Seed(), s.key.Seed()}
-	for _, k := range i.gossip {
+	keys := [][]byte{i.trusted().first().key.Seed(), s.key.Seed()}
+	for _, k := range i.GossipKeys() {
 		keys = append(keys, []byte(k.Reveal()))
 	}
 	return keys

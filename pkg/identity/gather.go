@@ -15,6 +15,9 @@ var gatherBuffers = sync.Pool{New: func() any { b := make([]byte, 0, gatherSize)
 // gather joins several of them to one write, which saves both ends most of the system calls. It has a buffer only then.
 type gather struct {
 	net.Conn
+	// of counts the connection, and guards ended, which is true after Close.
+	of    *sessions
+	ended bool
 	// mu is held during a write, because both goroutines of a TLS connection can write.
 	mu   sync.Mutex
 	held *[]byte
@@ -22,6 +25,12 @@ type gather struct {
 
 // NetConn returns the wrapped connection.
 func (g *gather) NetConn() net.Conn { return g.Conn }
+
+// Close closes the connection, which then counts no more.
+func (g *gather) Close() error {
+	g.of.end(g)
+	return g.Conn.Close()
+}
 
 // Hold begins to join writes.
 func (g *gather) Hold() {
@@ -72,12 +81,15 @@ func (g *gather) flush() error {
 }
 
 // gathering wraps the connections of a listener in gather.
-type gathering struct{ net.Listener }
+type gathering struct {
+	net.Listener
+	of *sessions
+}
 
 func (l gathering) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return &gather{Conn: c}, nil
+	return &gather{Conn: c, of: l.of}, nil
 }

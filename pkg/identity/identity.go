@@ -17,6 +17,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/darter-io/darter/pkg/host"
@@ -39,12 +41,11 @@ const (
 
 // Config identifies a host and its cluster.
 type Config struct {
-	// Secret is the secret that all hosts of a cluster share. White space around it is ignored, such as a file's last
-	// newline. Empty means no secret: no TLS, no gossip key, and signatures that prove nothing.
+	// Secret is the secret that all hosts of a cluster share. During a change of the secret there are several, one in
+	// each line: the host uses the first one, and accepts the members and the signatures of all. White space around a
+	// line is ignored, such as a file's last newline. Empty means no secret: no TLS, no gossip key, and signatures that
+	// prove nothing. [Identity.SetSecret] changes it later.
 	Secret secret.String
-	// AlsoAccept are further secrets whose members and signatures are accepted during a change of the secret. A host
-	// with one of them is a member.
-	AlsoAccept []secret.String
 	// HostID is the ID that this host proves to others.
 	HostID host.ID
 	// Key is the host's own key, whose name is HostID ([host.OfKey]). Without a key, each certificate gets a new one,
@@ -63,16 +64,21 @@ type Identity struct {
 	secure   bool
 	insecure bool
 	now      func() time.Time
-	gossip   []secret.String
-	names    secret.String
-
-	// members issues and checks member certificates, coordinators those of signing keys. Both are the same authority if
-	// there is one secret.
-	members, coordinators authority
 
 	// key is the host's own key, nil if each certificate has a new one.
 	key  ed25519.PrivateKey
 	leaf *renewing
+
+	secrets  *atomic.Pointer[secrets]
+	sessions *sessions
+	changing *changing
+}
+
+// changing orders the changes of the secrets.
+type changing struct {
+	// mu is held while SetSecret changes the secrets, and to add a verifier.
+	mu        sync.Mutex
+	verifiers []*Verifier // which a change adapts
 }
 
 // New derives the cluster's authority and makes the host's member certificate. The error wraps
@@ -87,47 +93,19 @@ func New(cfg Config) (*Identity, error) {
 		return nil, fmt.Errorf("making an identity: %w: host %s is not the name of the key",
 			host.ErrInvalidID, cfg.HostID)
 	}
-	id := &Identity{host: cfg.HostID, key: cfg.Key, insecure: cfg.Insecure, now: cfg.Now}
+	id := &Identity{host: cfg.HostID, key: cfg.Key, insecure: cfg.Insecure, now: cfg.Now,
+		secrets: new(atomic.Pointer[secrets]), changing: new(changing)}
 	if id.now == nil {
 		id.now = time.Now
 	}
-	own, err := clean(cfg.Secret)
-	if err != nil {
-		return nil, fmt.Errorf("cluster secret: %w", err)
-	}
-	id.secure = own != ""
-	if !id.secure && len(cfg.AlsoAccept) > 0 {
-		return nil, fmt.Errorf(
-			"%w: further secrets are accepted only together with a cluster secret, and there is none", ErrWeakSecret)
-	}
-	id.members, err = deriveAuthority(own)
+	id.sessions = newSessions(id.now)
+	all, err := deriveSecrets(cfg.Secret)
 	if err != nil {
 		return nil, err
 	}
-	if id.secure {
-		id.gossip = append(id.gossip, deriveGossipKey(own))
-		id.names = secret.String(derive(own, infoNames, 32))
-	}
-	for i, s := range cfg.AlsoAccept {
-		other, err := clean(s)
-		if err == nil && other == "" {
-			err = fmt.Errorf("%w: it is empty", ErrWeakSecret)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("accepted secret %d: %w", i+1, err)
-		}
-		if other == own {
-			continue
-		}
-		a, err := deriveAuthority(other)
-		if err != nil {
-			return nil, err
-		}
-		id.members.accept(a)
-		id.gossip = append(id.gossip, deriveGossipKey(other))
-	}
-	id.coordinators = id.members
-	id.leaf, err = newRenewing(id.now, MemberLife, id.issueMember)
+	id.secure = all.secure
+	id.secrets.Store(all)
+	id.leaf, err = newRenewing(id, MemberLife, id.issueMember)
 	return id, err
 }
 
@@ -140,16 +118,20 @@ func (i *Identity) Secure() bool { return i.secure }
 
 // GossipKeys returns the 32-byte keys (AES-256) of the gossip: the first one encrypts, all decrypt. Without a secret
 // there are none.
-func (i *Identity) GossipKeys() []secret.String { return append([]secret.String(nil), i.gossip...) }
+func (i *Identity) GossipKeys() []secret.String {
+	return append([]secret.String(nil), i.trusted().gossip...)
+}
 
 // NamesKey returns the 32-byte key (HMAC-SHA256) with which members hash the secrets of a file's request. So they
 // compute the same task name, and no other host can test guesses of a secret against it. It is empty without a cluster
-// secret.
-func (i *Identity) NamesKey() secret.String { return i.names }
+// secret, and changes with the first secret, so call NamesKey for each request.
+func (i *Identity) NamesKey() secret.String { return i.trusted().names }
 
-// Authority returns the DER certificate of the authority that issues this cluster's certificates. It is equal on every
+// Authority returns the DER certificate of the authority of the first secret. It is equal on every
 // member and not secret.
-func (i *Identity) Authority() []byte { return append([]byte(nil), i.members.certificate.Raw...) }
+func (i *Identity) Authority() []byte {
+	return append([]byte(nil), i.trusted().first().certificate.Raw...)
+}
 
 // String is the host's ID, so that no verb prints a key.
 func (i *Identity) String() string { return string(i.host) }
@@ -161,10 +143,10 @@ func (i *Identity) Format(f fmt.State, _ rune) { fmt.Fprint(f, i.String()) }
 func (i *Identity) LogValue() slog.Value { return slog.StringValue(i.String()) }
 
 // issueMember makes a certificate for the host's key, or for a new one.
-func (i *Identity) issueMember(now time.Time) (*tls.Certificate, error) {
-	issue := i.members.issue
+func (i *Identity) issueMember(by *authority, now time.Time) (*tls.Certificate, error) {
+	issue := by.issue
 	if i.key != nil {
-		issue = func(t *x509.Certificate) (*tls.Certificate, error) { return i.members.certify(t, i.key) }
+		issue = func(t *x509.Certificate) (*tls.Certificate, error) { return by.certify(t, i.key) }
 	}
 	c, err := issue(&x509.Certificate{
 		NotBefore:   now.Add(-ClockSkew),

@@ -30,15 +30,8 @@ func NewSigner(i *Identity) (*Signer, error) {
 		return nil, fmt.Errorf("drawing a signing key: %w", err)
 	}
 	s := &Signer{key: key, id: keyID(public)}
-	s.certificate, err = newRenewing(i.now, SignerLife, func(now time.Time) (*tls.Certificate, error) {
-		c, err := i.coordinators.certify(&x509.Certificate{
-			NotBefore: now.Add(-ClockSkew),
-			NotAfter:  now.Add(SignerLife),
-			URIs:      []*url.URL{{Scheme: uriScheme, Host: "role", Path: "/coordinator"}},
-			KeyUsage:  x509.KeyUsageDigitalSignature,
-			// Neither client nor server: a signing key opens no connection.
-			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
-		}, key)
+	s.certificate, err = newRenewing(i, SignerLife, func(by *authority, now time.Time) (*tls.Certificate, error) {
+		c, err := by.certify(coordinatorTemplate(now.Add(-ClockSkew), now.Add(SignerLife)), key)
 		if err != nil {
 			return nil, fmt.Errorf("issuing the certificate of signing key %s: %w", s.id, err)
 		}
@@ -47,12 +40,28 @@ func NewSigner(i *Identity) (*Signer, error) {
 	return s, err
 }
 
+// coordinatorTemplate is the certificate of a coordinator's signing key.
+func coordinatorTemplate(notBefore, notAfter time.Time) *x509.Certificate {
+	return &x509.Certificate{
+		NotBefore: notBefore,
+		NotAfter:  notAfter,
+		URIs:      []*url.URL{{Scheme: uriScheme, Host: "role", Path: "/coordinator"}},
+		KeyUsage:  x509.KeyUsageDigitalSignature,
+		// Neither client nor server: a signing key opens no connection.
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
+	}
+}
+
 // KeyID returns the ID of the signer's key.
 func (s *Signer) KeyID() piece.KeyID { return s.id }
 
 // Certificate returns the DER certificate of the signer's key, which is sent with its runs. A long-running process
-// renews it for the same key, so call Certificate for each message. The caller must not change the bytes.
-func (s *Signer) Certificate() []byte { return s.certificate.get().Certificate[0] }
+// renews it for the same key, also after a change of the first secret, so call Certificate for each message.
+// The caller must not change the bytes.
+func (s *Signer) Certificate() []byte {
+	c, _ := s.certificate.get()
+	return c.Certificate[0]
+}
 
 // SignRun sets r's Key and Signature.
 func (s *Signer) SignRun(id task.ID, r *piece.DigestRun) {

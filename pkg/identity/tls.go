@@ -17,41 +17,60 @@ import (
 const handshakeMax = 3 * time.Second
 
 // ServerTLS is the TLS of a listening member, or nil without a secret: TLS 1.3, and every
-// client must show a member certificate. Each call returns a configuration of its own.
+// client must show a member certificate of a secret that is in force at the handshake. Each call returns a
+// configuration of its own.
 func (i *Identity) ServerTLS() *tls.Config {
 	if !i.secure {
 		return nil
 	}
-	c := i.baseTLS()
-	c.ClientAuth = tls.RequireAndVerifyClientCert
-	c.ClientCAs = i.members.roots
-	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return i.leaf.get(), nil }
+	c := &tls.Config{MinVersion: tls.VersionTLS13}
+	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		g, _ := hello.Conn.(*gather)
+		now, own := i.baseTLS(g)
+		now.NextProtos = c.NextProtos
+		now.ClientAuth = tls.RequireAndVerifyClientCert
+		now.ClientCAs = i.trusted().roots
+		now.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return own, nil }
+		return now, nil
+	}
 	return c
 }
 
 // ClientTLS is the TLS of a dialling member, or nil without a secret: TLS 1.3, and the other end must be
 // a member. The dialled address does not matter, since members move; a caller that wants one certain
-// host compares [HostOf]. Each call returns a configuration of its own.
-func (i *Identity) ClientTLS() *tls.Config {
+// host compares [HostOf]. Each call returns a configuration of its own, with the secrets that are in force at the call.
+func (i *Identity) ClientTLS() *tls.Config { return i.clientTLS(nil) }
+
+func (i *Identity) clientTLS(g *gather) *tls.Config {
 	if !i.secure {
 		return nil
 	}
-	c := i.baseTLS()
-	c.RootCAs = i.members.roots
+	c, own := i.baseTLS(g)
+	c.RootCAs = i.trusted().roots
 	c.ServerName = memberName
-	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return i.leaf.get(), nil }
+	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return own, nil }
 	return c
 }
 
-// baseTLS returns the settings of both ends.
-func (i *Identity) baseTLS() *tls.Config {
+// baseTLS returns the settings of both ends of one connection, and the certificate that this host shows on it. g counts
+// the connection; nil counts its handshake only.
+func (i *Identity) baseTLS(g *gather) (*tls.Config, *tls.Certificate) {
+	own, shown := i.leaf.get()
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		Time:       i.now,
 		// crypto/tls has verified the chain; this checks the host ID. It runs on every connection.
 		VerifyConnection: func(s tls.ConnectionState) error {
-			_, err := memberOf(s)
-			return err
+			if _, err := memberOf(s); err != nil {
+				return err
+			}
+			// A secret that was removed during the handshake proves nothing.
+			by := i.trusted().by(s.VerifiedChains)
+			if by == nil {
+				return fmt.Errorf("%w: its cluster secret was removed here", ErrNotMember)
+			}
+			i.sessions.begin(g, shown.fingerprint(), by.fingerprint())
+			return nil
 		},
 		// Every connection proves membership again, so no ticket can be stolen, and a new secret applies at once.
 		// Tickets would save a fifth of a handshake, which costs both ends together some 1.5 ms of CPU once per pair
@@ -59,7 +78,7 @@ func (i *Identity) baseTLS() *tls.Config {
 		SessionTicketsDisabled: true,
 		// Small first records help pages in a browser; pieces need full records at once.
 		DynamicRecordSizingDisabled: true,
-	}
+	}, own
 }
 
 // memberOf returns the host ID of a verified connection's other end.
@@ -94,7 +113,7 @@ func (i *Identity) WrapListener(l net.Listener, protocols ...string) net.Listene
 	}
 	config := i.ServerTLS()
 	config.NextProtos = protocols
-	return tls.NewListener(gathering{l}, config)
+	return tls.NewListener(gathering{l, i.sessions}, config)
 }
 
 // DialFunc opens a connection, as [net.Dialer.DialContext] does.
@@ -109,18 +128,19 @@ func (i *Identity) WrapDialer(dial DialFunc, protocols ...string) DialFunc {
 	if !i.secure {
 		return dial
 	}
-	config := i.ClientTLS()
-	config.NextProtos = protocols
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		raw, err := dial(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
-		c := tls.Client(&gather{Conn: raw}, config)
+		g := &gather{Conn: raw, of: i.sessions}
+		config := i.clientTLS(g)
+		config.NextProtos = protocols
+		c := tls.Client(g, config)
 		ctx, cancel := context.WithTimeout(ctx, handshakeMax)
 		defer cancel()
 		if err := c.HandshakeContext(ctx); err != nil {
-			raw.Close()
+			g.Close()
 			return nil, fmt.Errorf("TLS handshake with member %s: %w", addr, explain(err, i.now()))
 		}
 		return c, nil

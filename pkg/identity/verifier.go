@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"crypto/x509"
@@ -42,8 +43,8 @@ var (
 
 // Verifier checks the signatures of coordinators. Safe for concurrent use.
 type Verifier struct {
-	roots *x509.CertPool
-	now   func() time.Time
+	id  *Identity
+	now func() time.Time
 
 	// mu is held to find or store a key, never during a check of a signature.
 	mu           sync.Mutex
@@ -55,8 +56,12 @@ type Verifier struct {
 type signingKey struct {
 	id                  piece.KeyID
 	public              ed25519.PublicKey
-	certificate         [sha256.Size]byte // SHA-256 of its DER
+	der                 []byte
+	certificate         [sha256.Size]byte // SHA-256 of der
 	notBefore, notAfter time.Time
+	// by is the authority that issued der; vouched is the one in force that vouches for the key: by, or the first one
+	// of a later time at which by was accepted.
+	by, vouched *authority
 }
 
 // valid reports whether the key's certificate is valid now.
@@ -70,14 +75,71 @@ func (k *signingKey) valid(now time.Time) error {
 
 // NewVerifier returns a Verifier that accepts the coordinators of i's cluster.
 func NewVerifier(i *Identity) *Verifier {
-	v := &Verifier{roots: i.coordinators.roots, now: i.now, certificates: make(map[[sha256.Size]byte]piece.KeyID)}
+	v := &Verifier{id: i, now: i.now, certificates: make(map[[sha256.Size]byte]piece.KeyID)}
 	forget := func(_ piece.KeyID, k *signingKey) { delete(v.certificates, k.certificate) }
 	v.keys, _ = simplelru.NewLRU(KeysMax, forget) // it only fails for a size below 1
+	i.changing.mu.Lock()
+	defer i.changing.mu.Unlock()
+	i.changing.verifiers = append(i.changing.verifiers, v)
 	return v
 }
 
-// AddCertificate adds the key of a certificate, so that its signatures can be verified. der comes from the network and
-// is not kept. A known certificate costs one hash. The error wraps [ErrCertificate], [ErrWrongRole] or [ErrExpired].
+// follow adapts the known keys to new secrets: the first new one vouches for keys for which one that is still accepted
+// vouched, and other keys are forgotten.
+func (v *Verifier) follow(now *secrets) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, id := range v.keys.Keys() { // the least recently used one first, so that the order stays
+		k, _ := v.keys.Get(id)
+		if !slices.Contains(now.all, k.vouched) {
+			v.keys.Remove(id)
+			continue
+		}
+		next := *k
+		next.vouched = now.first()
+		v.keys.Add(id, &next)
+	}
+}
+
+// trusts reports whether a secret in force vouches for a key. One that was added while the secrets changed can lack it.
+func (v *Verifier) trusts(k *signingKey) bool { return slices.Contains(v.id.trusted().all, k.vouched) }
+
+// Current returns a certificate of the same key under the first secret, with the same time, for a certificate that any
+// accepted secret or a known key proves. So a host that got a certificate before a change of the secret passes on one
+// that hosts accept after the change. It returns der itself if it already is one, or if nothing proves it: the receiver
+// refuses it then.
+func (v *Verifier) Current(der []byte) []byte {
+	k := v.byCertificate(sha256.Sum256(der))
+	if k == nil && len(der) <= CertificateMax {
+		// Another certificate of the same key may be known, even if nothing proves this one any more.
+		key, err := v.AddCertificate(der)
+		if c, parsed := x509.ParseCertificate(der); err != nil && parsed == nil {
+			if public, ok := c.PublicKey.(ed25519.PublicKey); ok {
+				key = keyID(public)
+			}
+		}
+		k = v.byID(key)
+	}
+	first := v.id.trusted().first()
+	switch {
+	case k == nil || k.vouched != first:
+		return der // forgotten, or the secrets change at this moment
+	case k.by == first:
+		return k.der
+	}
+	fresh, err := first.sign(coordinatorTemplate(k.notBefore, k.notAfter), k.public)
+	if err != nil {
+		return der
+	}
+	if _, err := v.AddCertificate(fresh); err != nil {
+		return der
+	}
+	return fresh
+}
+
+// AddCertificate adds the key of a certificate, so that its signatures can be verified. der comes from the network,
+// and the caller may change it afterwards. A known certificate costs one hash. The error wraps [ErrCertificate],
+// [ErrWrongRole] or [ErrExpired].
 func (v *Verifier) AddCertificate(der []byte) (piece.KeyID, error) {
 	if len(der) > CertificateMax {
 		return piece.KeyID{}, fmt.Errorf("%w: it has %d bytes, more than %d", ErrCertificate, len(der), CertificateMax)
@@ -99,11 +161,13 @@ func (v *Verifier) AddCertificate(der []byte) (piece.KeyID, error) {
 		return piece.KeyID{}, fmt.Errorf("%w: key of type %s, authority %t", ErrCertificate,
 			c.PublicKeyAlgorithm, c.IsCA)
 	}
-	k := &signingKey{id: keyID(public), public: public, certificate: sum, notBefore: c.NotBefore, notAfter: c.NotAfter}
+	k := &signingKey{id: keyID(public), public: public, der: bytes.Clone(der), certificate: sum,
+		notBefore: c.NotBefore, notAfter: c.NotAfter}
+	trusted := v.id.trusted()
 	// The role is checked after the chain, so that the error for a stranger's certificate does not depend on its
 	// content. The time is checked separately, so that an old certificate does not count as a forged one.
-	_, err = c.Verify(x509.VerifyOptions{
-		Roots: v.roots, CurrentTime: c.NotAfter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	chains, err := c.Verify(x509.VerifyOptions{
+		Roots: trusted.roots, CurrentTime: c.NotAfter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
 	if err != nil {
 		return piece.KeyID{}, fmt.Errorf("%w: %w", ErrCertificate, err)
@@ -114,6 +178,11 @@ func (v *Verifier) AddCertificate(der []byte) (piece.KeyID, error) {
 	if err := k.valid(now); err != nil {
 		return piece.KeyID{}, err
 	}
+	k.by = trusted.by(chains)
+	if k.by == nil {
+		return piece.KeyID{}, fmt.Errorf("%w: its chain ends at no cluster secret", ErrCertificate)
+	}
+	k.vouched = trusted.first()
 	if err := v.keep(k, now); err != nil {
 		return piece.KeyID{}, err
 	}
@@ -124,8 +193,10 @@ func (v *Verifier) AddCertificate(der []byte) (piece.KeyID, error) {
 func (v *Verifier) byID(id piece.KeyID) *signingKey {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	k, _ := v.keys.Get(id)
-	return k
+	if k, known := v.keys.Get(id); known && v.trusts(k) {
+		return k
+	}
+	return nil
 }
 
 // byCertificate returns the key of a certificate and counts it as used, or nil.
@@ -136,12 +207,15 @@ func (v *Verifier) byCertificate(sum [sha256.Size]byte) *signingKey {
 	if !known {
 		return nil
 	}
-	k, _ := v.keys.Get(id)
-	return k
+	if k, _ := v.keys.Get(id); v.trusts(k) {
+		return k
+	}
+	return nil
 }
 
 // keep stores a key whose certificate was verified and is valid now. Of two certificates of one key it keeps the one
-// that ends later, unless that one is not valid now: after a clock was set back, a certificate can begin in the future.
+// under the first secret, and of two such the one that ends later, unless that one is not valid now: after a clock was
+// set back, a certificate can begin in the future.
 func (v *Verifier) keep(k *signingKey, now time.Time) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -149,7 +223,12 @@ func (v *Verifier) keep(k *signingKey, now time.Time) error {
 		if !old.public.Equal(k.public) {
 			return fmt.Errorf("%w: another key is known as %s already", ErrCertificate, k.id)
 		}
-		if !k.notAfter.After(old.notAfter) && old.valid(now) == nil {
+		first := v.id.trusted().first()
+		better := k.notAfter.After(old.notAfter)
+		if (k.by == first) != (old.by == first) {
+			better = k.by == first
+		}
+		if !better && old.valid(now) == nil && v.trusts(old) {
 			return nil
 		}
 		delete(v.certificates, old.certificate)

@@ -24,7 +24,7 @@ func (d dropper) Drop(id task.ID, rest bool) error {
 // the way.
 func (n *Node) ComparePurgeOrders(others func() []string) Part {
 	return func(ctx context.Context) error {
-		transport := comparing{n.Transport(), n}
+		transport := comparing{n.StandingTransport(), n}
 		defer transport.CloseIdleConnections()
 		return n.Purge.Compare(ctx, others, transport)
 	}

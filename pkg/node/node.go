@@ -118,7 +118,8 @@ type Node struct {
 	// taken happens when an owner reports that another host has this host's ID.
 	taken takenID
 
-	owner *telemetry.Owner
+	owner    *telemetry.Owner
+	rotation rotation
 	// clocks are the differences to the clocks of other owners; see Compared.
 	clocks clocks
 	drain  atomic.Int64 // nanoseconds
@@ -143,6 +144,7 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 		Lag:     lag.New(lag.Config{Logger: cfg.Logger}),
 		Metrics: telemetry.NewRegistry(version.Read()), Ready: new(telemetry.Ready)}
 	n.drain.Store(int64(cfg.Drain.DrainTimeout))
+	n.rotation.init()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
@@ -244,8 +246,9 @@ func quotaOf(cfg config.Cache, dir string) (int64, error) {
 	return quota, nil
 }
 
-// Limits are the settings that a running node can change.
+// Limits are the settings that a running node can change. Of Cluster these are the secrets.
 type Limits struct {
+	Cluster config.Cluster
 	Upload  config.Upload
 	Rates   config.Limits
 	Cache   config.Cache
@@ -257,6 +260,9 @@ type Limits struct {
 // Reload applies new settings: all of them or, if it fails, none. Running requests keep their settings. It reads the
 // passwords and certificates of upstreams again.
 func (n *Node) Reload(l Limits) error {
+	if err := n.Identity.CheckSecret(l.Cluster.Secret); err != nil {
+		return fmt.Errorf("cluster.secret: %w", err)
+	}
 	quota, err := quotaOf(l.Cache, n.Store.Dir())
 	if err != nil {
 		return err
@@ -279,7 +285,7 @@ func (n *Node) Reload(l Limits) error {
 	n.Origins.Registries.use(registries)
 	n.Origins.Files.use(files)
 	n.drain.Store(int64(l.Drain.DrainTimeout))
-	return nil
+	return n.setSecret(l.Cluster.Secret)
 }
 
 func limits(r config.Limits) peer.Limits {
@@ -383,7 +389,8 @@ func (n *Node) slots(u config.Upload) int {
 // Server returns a part that serves a handler on a listener of this node, and drains at its end.
 func (n *Node) Server(name string, l net.Listener, h http.Handler) Part {
 	drain := func() time.Duration { return time.Duration(n.drain.Load()) }
-	return httpserver.Server{Name: name, Listener: l, Handler: h, Limiter: n.limiter, Drain: drain, Logger: n.Log}.Run
+	return httpserver.Server{Name: name, Listener: l, Handler: h, Limiter: n.limiter, Drain: drain, Logger: n.Log,
+		Stale: n.Identity.Stale}.Run
 }
 
 // Connect builds the engine with its announcer and its observer.
@@ -399,7 +406,7 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 		Dial:      func(ctx context.Context, addr string) (net.Conn, error) { return n.Dial(ctx, "tcp", addr) },
 		Announcer: announcer, Observer: observer, Origin: n.Origins.Source, Signer: n.Signer, Verifier: n.Verifier,
 		UploadSlots: n.slots(n.cfg.Upload), Limits: limits(n.cfg.Rates), Client: "darter/" + version.Current(),
-		NamesKey: []byte(n.Identity.NamesKey().Reveal()),
+		NamesKey: n.NamesKey,
 		Logger:   n.Log,
 	})
 	telemetry.NewSwarm(n.Metrics, func() telemetry.SwarmStats {
@@ -417,6 +424,7 @@ func (n *Node) Connect(announcer peer.Announcer, observer peer.Observer) {
 		}
 		return s
 	})
+	telemetry.NewSecrets(n.Metrics, n.secretStats)
 	telemetry.NewStore(n.Metrics, func() telemetry.StoreStats {
 		u := n.Store.Usage()
 		return telemetry.StoreStats{Bytes: u.Used, Quota: u.Quota, Tasks: u.Tasks, Evictions: u.Evictions}
@@ -448,7 +456,7 @@ func (n *Node) Run(ctx context.Context, servers, parts []Part) error {
 	if err := n.Purge.Resume(); err != nil {
 		n.Log.Warn("pending purge orders are not all carried out: trying again", "error", err)
 	}
-	parts = append(parts, n.Purge.Run, n.Lag.Run)
+	parts = append(parts, n.Purge.Run, n.Lag.Run, n.followSecrets)
 	below, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	core, below := errgroup.WithContext(below)
@@ -504,6 +512,7 @@ func (n *Node) Status() api.Status {
 		Limits:   api.Limits(n.Engine.Limits()),
 		Warnings: n.warnings,
 		Lost:     n.Lag.Lost().Seconds(), Late: n.Lag.Late(),
+		Secrets:  n.secretStatus(), RenewingProofs: n.Identity.Secure() && n.rotation.renewing(),
 		PurgeFailures: n.Purge.Failures(),
 		Cache: api.CacheStatus{Dir: n.cfg.Node.DataDir, Tasks: usage.Tasks, Bytes: usage.Used,
 			Quota: usage.Quota},

@@ -65,6 +65,8 @@ func (k *keys) AddCertificate(der []byte) (piece.KeyID, error) {
 	return k.id(), nil
 }
 
+func (k *keys) Current(der []byte) []byte { return der }
+
 func (k *keys) VerifyRun(id task.ID, r piece.DigestRun) error {
 	if r.Key != k.id() || !ed25519.Verify(k.public, r.SigningBytes(id), r.Signature) {
 		return errors.New("bad signature")

@@ -250,6 +250,12 @@ type checkedReplica struct {
 	e *Engine
 }
 
+// Runs returns the certificates that hosts accept now.
+func (r *checkedReplica) Runs() ([]piece.DigestRun, [][]byte) {
+	runs, certs := r.Replica.Runs()
+	return runs, current(r.e.cfg.Verifier, certs)
+}
+
 func (r *checkedReplica) ReadAt(p []byte, off int64) (int, error) {
 	length := r.Metadata().Length
 	if off < 0 || off >= length {

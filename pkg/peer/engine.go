@@ -58,6 +58,9 @@ type Signer interface {
 type Verifier interface {
 	// AddCertificate adds the key of a DER certificate, if it is a coordinator's. It does not keep der.
 	AddCertificate(der []byte) (piece.KeyID, error)
+	// Current returns the certificate to send in place of der: another one of the same key if the secret of the cluster
+	// has changed since.
+	Current(der []byte) []byte
 	// VerifyRun and VerifyRevocation return nil if a known coordinator signed r for this task.
 	VerifyRun(id task.ID, r piece.DigestRun) error
 	VerifyRevocation(id task.ID, r piece.Revocation) error
@@ -135,8 +138,8 @@ type Config struct {
 	PieceSize func(length int64) int64
 	// Client names the program to its peers.
 	Client string
-	// NamesKey is the members' HMAC key of [task.Spec.Asker].
-	NamesKey []byte
+	// NamesKey returns the members' HMAC key of [task.Spec.Asker]; nil: there is none.
+	NamesKey func() []byte
 	Logger   *slog.Logger
 }
 
@@ -505,4 +508,12 @@ func (b *buffers) put(buf []byte) {
 	pool, _ := b.pools.LoadOrStore(int64(cap(buf)), new(sync.Pool))
 	buf = buf[:cap(buf)]
 	pool.(*sync.Pool).Put(&buf)
+}
+
+// namesKey returns the key of [Config].NamesKey.
+func (e *Engine) namesKey() []byte {
+	if e.cfg.NamesKey == nil {
+		return nil
+	}
+	return e.cfg.NamesKey()
 }

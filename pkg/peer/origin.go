@@ -194,7 +194,7 @@ func (d *Download) originEnded(now time.Time, o *originParent, err error) {
 // words converts an origin's error to the failure that clients get, and names the registry that sent it.
 func (o *originParent) words(err error) *api.Failure {
 	f := source.Failure(err)
-	f.Upstream, f.Repository, f.Asker = o.spec.Upstream, o.spec.Repository, o.spec.Asker(o.d.e.cfg.NamesKey)
+	f.Upstream, f.Repository, f.Asker = o.spec.Upstream, o.spec.Repository, o.spec.Asker(o.d.e.namesKey())
 	var length *source.LengthError
 	f.Promise = errors.As(err, &length) && o.spec.Length == 0 && length.Want == o.spec.Promised
 	// A file that is not as long as its HEAD said has changed since, or the HEAD is wrong.

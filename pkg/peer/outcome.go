@@ -171,7 +171,8 @@ func (d *Download) revoke(now time.Time, list []piece.Revocation, cert []byte) {
 
 func sendRevocations(c *conn, list []piece.Revocation, cert []byte) {
 	if cert != nil {
-		c.send(wire.Message{Type: wire.DigestMessage, Digests: &wire.Digests{Certificates: [][]byte{cert}}})
+		certs := current(c.d.e.cfg.Verifier, [][]byte{cert})
+		c.send(wire.Message{Type: wire.DigestMessage, Digests: &wire.Digests{Certificates: certs}})
 	}
 	for _, r := range list {
 		c.send(wire.Message{Type: wire.RevokeMessage, Revocation: &r})

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -410,6 +411,7 @@ func (p *proof) any() bool {
 // message returns the runs with those numbers and the certificates of their keys, less
 // those that the other side knows; it notes them as known.
 func (p *proof) message(numbers []int, knows map[piece.KeyID]bool) (runs []piece.DigestRun, certs [][]byte) {
+	defer func() { certs = current(p.verifier, certs) }() // without mu
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, n := range numbers {
@@ -428,6 +430,17 @@ func (p *proof) coversAll() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.replica != nil && p.known.Full() && (len(p.runs) > 0 || p.known.Len() == 0)
+}
+
+// current returns the certificates to send in place of others, each once.
+func current(v Verifier, certs [][]byte) (list [][]byte) {
+	for _, der := range certs {
+		der = v.Current(der)
+		if !slices.ContainsFunc(list, func(o []byte) bool { return bytes.Equal(o, der) }) {
+			list = append(list, der)
+		}
+	}
+	return list
 }
 
 // concerns reports whether a run of that epoch is here, and rejects the epoch from now on.

@@ -149,9 +149,13 @@ func (req *request) failed(err error) *apiError {
 
 // asker is who asks the registry by this request; see [task.Spec.Asker].
 func (req *request) asker() string {
+	var key []byte
+	if req.cfg.NamesKey != nil {
+		key = req.cfg.NamesKey()
+	}
 	return task.Spec{
 		Upstream: req.target.upstream, Repository: req.target.repository, Authorization: secret.String(req.authorization),
-	}.Asker(req.cfg.NamesKey)
+	}.Asker(key)
 }
 
 // othersFailure is the client's error for a failure that its registry told another client, with another repository or

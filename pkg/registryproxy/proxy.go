@@ -77,8 +77,9 @@ type Config struct {
 	// Allow returns nil for a registry that may be mirrored, else an error that tells the operator how to
 	// allow it. Nil allows every registry: then any client of the mirror can make it ask any host.
 	Allow func(upstream string) error
-	// NamesKey is the members' HMAC key of [task.Spec.Asker], by which a request's own failures are known.
-	NamesKey []byte
+	// NamesKey returns the members' HMAC key of [task.Spec.Asker], by which a request's own failures are known; nil:
+	// there is none.
+	NamesKey func() []byte
 	// Observe receives every request when it has ended. It must not block. Nil: nothing does.
 	Observe func(Pull)
 	// Wait is how long a client waits for its first byte, while neither bytes move nor a registry was asked,

@@ -149,8 +149,13 @@ func (s *Supernode) Reload(settings any) error {
 	}
 	if err := s.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache,
 		Origins: cfg.Origins,
-		Files:   cfg.Files, Drain: cfg.Drain}); err != nil {
+		Files:   cfg.Files, Drain: cfg.Drain, Cluster: cfg.Cluster}); err != nil {
 		return err
+	}
+	if s.gossip != nil {
+		if err := s.gossip.SetKeys(s.node.Identity.GossipKeys()); err != nil {
+			return err
+		}
 	}
 	s.lookups.Forget()
 	return nil

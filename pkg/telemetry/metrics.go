@@ -265,6 +265,45 @@ func NewMember(reg prometheus.Registerer, stats func() MemberStats) {
 	reg.MustRegister(c)
 }
 
+// SecretStats is the use of a cluster secret. State is first, accepted or removed.
+type SecretStats struct {
+	Fingerprint, State string
+	Connections        int
+	Handshakes         int64
+}
+
+// secretsCollector reads the secrets at each scrape, because they change while a program runs.
+type secretsCollector struct {
+	stats                   func() []SecretStats
+	connections, handshakes *prometheus.Desc
+}
+
+// NewSecrets registers the metrics of the cluster secrets. A scrape calls stats once.
+func NewSecrets(reg prometheus.Registerer, stats func() []SecretStats) {
+	labels := []string{"secret", "state"}
+	reg.MustRegister(&secretsCollector{stats,
+		prometheus.NewDesc("darter_secret_connections",
+			"Open connections with members, by the fingerprint of the cluster secret that the other end proved.", labels,
+			nil),
+		prometheus.NewDesc("darter_secret_handshakes_total",
+			"Handshakes with members, by the fingerprint of the cluster secret that the other end proved.", labels,
+			nil)})
+}
+
+func (c *secretsCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.connections
+	ch <- c.handshakes
+}
+
+func (c *secretsCollector) Collect(ch chan<- prometheus.Metric) {
+	for _, s := range c.stats() {
+		ch <- prometheus.MustNewConstMetric(c.connections, prometheus.GaugeValue, float64(s.Connections), s.Fingerprint,
+			s.State)
+		ch <- prometheus.MustNewConstMetric(c.handshakes, prometheus.CounterValue, float64(s.Handshakes), s.Fingerprint,
+			s.State)
+	}
+}
+
 // Owner counts the work of a coordinator.
 type Owner struct {
 	announces    *prometheus.CounterVec

@@ -46,6 +46,10 @@ func everything() (*prometheus.Registry, *telemetry.Pulls, *telemetry.Owner) {
 	telemetry.NewMember(reg, func() telemetry.MemberStats {
 		return telemetry.MemberStats{Skew: 3 * time.Second, Unfollowed: 2, OwnersReachable: 2, OwnersUnreachable: 1}
 	})
+	telemetry.NewSecrets(reg, func() []telemetry.SecretStats {
+		return []telemetry.SecretStats{{Fingerprint: "0a1b2c3d4e5f", State: "first", Connections: 2, Handshakes: 3},
+			{Fingerprint: "f5e4d3c2b1a0", State: "accepted"}}
+	})
 	telemetry.NewConnRefusals(reg)
 	telemetry.NewUpstreams(reg)
 	return reg, telemetry.NewPulls(reg), telemetry.NewOwner(reg, func() telemetry.OwnerStats {
