@@ -238,30 +238,18 @@ func TestKeysOfARemovedSecretAreForgotten(t *testing.T) {
 func TestSecretChangesDuringHandshakes(t *testing.T) {
 	server, client := newIdentity(t, changeSteps[1]), newIdentity(t, changeSteps[1])
 	s, v := newSigner(t, server), identity.NewVerifier(client)
-	var changing sync.WaitGroup
-	stop := make(chan struct{})
-	changing.Go(func() {
-		for n := 0; ; n++ {
-			select {
-			case <-stop:
-				return
-			default:
-			}
+	for n := range 20 {
+		var changing sync.WaitGroup
+		changing.Go(func() {
 			_, one := server.SetSecret(changeSteps[1+n%2])
 			_, two := client.SetSecret(changeSteps[1+(n+1)%2])
-			if err := errors.Join(one, two); err != nil {
-				t.Error(err)
-				return
-			}
-		}
-	})
-	for range 20 {
+			assert.NoError(t, errors.Join(one, two))
+		})
 		r := talk(t, server, client)
 		assert.NoError(t, r.client)
 		assert.NoError(t, r.server)
 		_, err := v.AddCertificate(v.Current(s.Certificate()))
 		assert.NoError(t, err)
+		changing.Wait()
 	}
-	close(stop)
-	changing.Wait()
 }
