@@ -31,9 +31,10 @@ func (r *Resolver) askOwner(ctx context.Context, l Lookup, age time.Duration) (o
 		Accept: l.Accept, Authorization: l.Authorization.Reveal(), Anonymous: l.Anonymous, MaxAgeMillis: age.Milliseconds(),
 		Doubts: true, Agent: l.Agent,
 	})
-	if err != nil || a.Unreached != "" {
+	if err != nil || a.Unreached != "" || a.LastKnown {
 		return reply{}, false, nil
 	}
+	r.pulse.beat(l.Upstream, time.Now())
 	if a.Refusal != nil {
 		return reply{}, true, &RefusedError{
 			Upstream: l.Upstream, Path: l.Path(), Status: a.Refusal.Status, Header: a.Refusal.Header, Body: a.Refusal.Body,
@@ -51,6 +52,7 @@ func (r *Resolver) askOwner(ctx context.Context, l Lookup, age time.Duration) (o
 		}
 		out.Grant = r.remember(l, out.Grant, out.at, generation)
 	}
+	r.note(r.told, l, out.Grant, out.at, a.Yours)
 	return out, true, nil
 }
 
@@ -72,14 +74,26 @@ func NewOwner(r Registry) *Owner {
 	return o
 }
 
+// Remember makes the Owner keep what registries say in m, reply to hosts from it while a registry does not answer, and
+// find out what anybody may read. It is called before the first lookup.
+func (o *Owner) Remember(m *Memory) {
+	o.resolver.cfg.Memory = m
+	p := *o.resolver.policy.Load()
+	p.PublicLife = publicEvery
+	o.resolver.SetPolicy(p)
+}
+
 // Run keeps the Owner open until ctx ends, then closes it. It returns nil.
 func (o *Owner) Run(ctx context.Context) error { return o.resolver.Run(ctx) }
 
 // Close cancels the lookups under way and waits for all goroutines.
 func (o *Owner) Close() { o.resolver.Close() }
 
-// Forget drops all grants and tags.
+// Forget drops all grants and tags; see [Resolver.Forget].
 func (o *Owner) Forget() { o.resolver.Forget() }
+
+// Purge forgets a digest, all grants and all tags.
+func (o *Owner) Purge(id task.ID) { o.resolver.Purge(id) }
 
 // Reply answers a lookup. It waits for the registry until ctx ends.
 func (o *Owner) Reply(ctx context.Context, asked api.Lookup) api.LookupReply {
@@ -94,6 +108,15 @@ func (o *Owner) reply(ctx context.Context, asked api.Lookup) api.LookupReply {
 	l, err := parseLookup(asked)
 	if err != nil {
 		return api.LookupReply{Version: api.Version, Unreached: err.Error()}
+	}
+	switch {
+	case asked.LastKnown:
+		return o.resolver.remembers(l)
+	case asked.Probe:
+		if l.ID != "" && l.Anonymous && l.Kind == task.Manifest && o.resolver.begins(l) {
+			o.resolver.probe(ctx, l, publicEvery)
+		}
+		return api.LookupReply{Version: api.Version, Unreached: "the owner asks for itself"}
 	}
 	if l.ID == "" {
 		age := time.Duration(min(asked.MaxAgeMillis, ageMax.Milliseconds())) * time.Millisecond
@@ -132,6 +155,8 @@ func wireReply(l Lookup, r reply, err error) api.LookupReply {
 	out := api.LookupReply{Version: api.Version}
 	var refused *RefusedError
 	switch {
+	case errors.As(err, &refused) && refused.untried:
+		out.Unreached = "the registry's token service did not answer"
 	case errors.As(err, &refused):
 		out.Refusal = &api.RegistryError{Status: refused.Status, Header: refused.Header, Body: refused.Body}
 	case err != nil:

@@ -87,10 +87,10 @@ func (r *Resolver) noteForAnybody(l Lookup, k repositoryKey, err error) {
 	case err == nil:
 		r.private.drop(k)
 		return
-	case !errors.As(err, &refused):
+	case !errors.As(err, &refused), refused.untried:
 		return
 	}
-	challenge := refused.Header.Values("WWW-Authenticate")
+	challenge := challengesOf(err)
 	passwords := len(challenge) > 0 && !slices.ContainsFunc(challenge, func(c string) bool {
 		scheme, _, _ := strings.Cut(c, " ")
 		return !strings.EqualFold(scheme, "Basic") || strings.Contains(strings.ToLower(c), "bearer ")
@@ -102,6 +102,18 @@ func (r *Resolver) noteForAnybody(l Lookup, k repositoryKey, err error) {
 	case refused.Status == http.StatusUnauthorized, refused.Status == http.StatusForbidden:
 		r.private.put(k, refusedAll{at: time.Now()})
 	}
+	all := (l.Anonymous || passwords) &&
+		(refused.Status == http.StatusUnauthorized || refused.Status == http.StatusForbidden)
+	r.noteRefusal(l, refused.Status, all)
+}
+
+// challengesOf are the challenges of a registry's refusal; none of another error.
+func challengesOf(err error) []string {
+	var refused *RefusedError
+	if !errors.As(err, &refused) {
+		return nil
+	}
+	return refused.Header.Values("WWW-Authenticate")
 }
 
 // refusedToAnybody repeats the refusal of a repository to a client without credentials that takes up its challenge.

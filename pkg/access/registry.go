@@ -200,7 +200,8 @@ var keptHeaders = []string{"WWW-Authenticate", "Retry-After", "Content-Type"}
 // ReadRefusal reads a registry's error reply and closes its body.
 func ReadRefusal(upstream, path string, res *http.Response) *RefusedError {
 	defer res.Body.Close()
-	e := &RefusedError{Upstream: upstream, Path: path, Status: res.StatusCode, Header: http.Header{}}
+	e := &RefusedError{Upstream: upstream, Path: path, Status: res.StatusCode, Header: http.Header{},
+		untried: res.Header.Get(headerUntried) != ""}
 	if e.Body, _ = io.ReadAll(io.LimitReader(res.Body, api.FailureMax)); len(e.Body) == 0 {
 		res.Header.Del("Content-Type") // of a HEAD's absent body, perhaps
 	}
@@ -233,10 +234,14 @@ func (r *Resolver) request(l Lookup, method, byteRange, etag string) source.Regi
 	}
 }
 
+// headerUntried marks a response to a request for which no token for anybody could be had. No registry sets it.
+const headerUntried = "X-Darter-Untried"
+
 // Send sends a request to a registry. A registry that refuses an anonymous request gets it again without
 // any token: its reply is then the challenge for the client. The error is an *[UnreachableError].
 func (r *Resolver) Send(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
 	res, err := r.cfg.Registry.Do(ctx, req)
+	untried := req.Anonymous && err != nil
 	refused := err != nil || res.StatusCode == http.StatusUnauthorized || res.StatusCode == http.StatusForbidden
 	if req.Anonymous && refused {
 		if err == nil {
@@ -248,7 +253,11 @@ func (r *Resolver) Send(ctx context.Context, req source.RegistryRequest) (*http.
 	if err != nil {
 		return nil, &UnreachableError{fmt.Errorf("asking %s: %w", req.Upstream, err)} // err says the rest
 	}
+	if res.Header.Del(headerUntried); untried {
+		res.Header.Set(headerUntried, "true")
+	}
 	r.silence.heard(req.Upstream, time.Now())
+	r.pulse.beat(req.Upstream, time.Now())
 	return res, nil
 }
 

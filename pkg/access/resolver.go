@@ -14,8 +14,11 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
@@ -53,6 +56,13 @@ type Config struct {
 	FirstByte func(upstream string) time.Duration
 	// Policy is how long replies stay valid; see [Resolver.SetPolicy].
 	Policy Policy
+	// Cluster reports whether the operator lets local clients have what the cluster holds of a registry while that does
+	// not answer, whoever they are. Nil: of no registry.
+	Cluster func(upstream string) bool
+	// Memory is what registries told this host last. Nil: an empty one.
+	Memory *Memory
+	// Recall asks the owners what they remember of a lookup with LastKnown; it returns their replies. Nil asks nobody.
+	Recall func(ctx context.Context, l api.Lookup) []api.LookupReply
 }
 
 // Policy is how long a registry's reply stays valid.
@@ -70,6 +80,12 @@ type Policy struct {
 	// TagStale is how old a resolved tag may be while the registry is unreachable; 0 serves none that
 	// is older than TagLife.
 	TagStale time.Duration
+	// PublicLife is how long, since a registry last said so, anybody may read what anybody could, and a tag of it means
+	// what it did, while the registry is unreachable; 0: not at all. Longer survives a longer outage, and serves longer
+	// what was made private just before it.
+	PublicLife time.Duration
+	// ClusterTagLife is the same for tags of registries of [Config].Cluster, whoever can read them.
+	ClusterTagLife time.Duration
 }
 
 // Lookup names a manifest or blob and the credential that wants to read it.
@@ -146,8 +162,8 @@ func hashAccept(l Lookup) [sha256.Size]byte {
 // Result is what a lookup found.
 type Result struct {
 	Grant
-	// Unverified says that the registry was unreachable and an expired grant was used.
-	Unverified bool
+	// Unverified is why the grant counts although the registry was unreachable; empty: it answered.
+	Unverified Basis
 	// Stale is the age of the tag's meaning, when the registry was unreachable and an expired one was
 	// used; else 0.
 	Stale time.Duration
@@ -161,6 +177,8 @@ type RefusedError struct {
 	Header http.Header
 	// Body is cut at [api.FailureMax].
 	Body []byte
+	// untried says that the token service did not answer, so that this is no refusal of anybody.
+	untried bool
 }
 
 // Error names the registry, its status and the path.
@@ -222,6 +240,14 @@ type Resolver struct {
 	owned   *owned
 	breaker breaker
 	silence silence
+	// told is what other hosts remember; this host passes it on to none.
+	told  *Memory
+	gone  breaker
+	pulse pulse
+	// probed holds when the hosts last asked whether anybody may read a manifest.
+	probed *simplelru.LRU[probe, time.Time]
+	// probing is held to look up and change probed.
+	probing sync.Mutex
 	// generation counts the calls of Forget: a reply to a lookup from before is not remembered.
 	generation atomic.Uint64
 
@@ -240,8 +266,14 @@ func New(cfg Config) *Resolver {
 	if cfg.Trusted == nil {
 		cfg.Trusted = func(string) bool { return true }
 	}
+	if cfg.Cluster == nil {
+		cfg.Cluster = func(string) bool { return false }
+	}
+	if cfg.Memory == nil {
+		cfg.Memory = NewMemory()
+	}
 	r := &Resolver{cfg: cfg, work: newWorkers(), grants: newGrants(), tags: newTags(), private: newPrivate(),
-		owned: newOwned()}
+		owned: newOwned(), told: NewMemory(), probed: newLRU[probe, time.Time](privateMax, nil)}
 	r.SetPolicy(cfg.Policy)
 	return r
 }
@@ -268,7 +300,8 @@ func (r *Resolver) SetPolicy(p Policy) {
 // ServesCached reports whether an expired grant is valid while its registry is unreachable.
 func (r *Resolver) ServesCached() bool { return r.policy.Load().ServeCached }
 
-// Forget drops all grants and tags, for instance when a reload changes how registries are asked.
+// Forget drops all grants and tags, for instance when a reload changes how registries are asked. What registries said
+// last, for the time when they do not answer, stays; see [Resolver.Purge].
 func (r *Resolver) Forget() {
 	r.generation.Add(1)
 	r.grants.clear()
@@ -296,17 +329,21 @@ func (r *Resolver) Resolve(ctx context.Context, l Lookup) (Result, error) {
 	if l.ID == "" {
 		return r.resolveTag(ctx, l)
 	}
-	if !known || !r.policy.Load().ServeCached {
+	ask := func(ctx context.Context) (Result, error) {
 		g, err := r.askDigest(ctx, l)
-		return Result{Grant: g}, err
+		return Result{Grant: g}, r.orGone(ctx, l, err)
 	}
-	g, err := askBriefly(ctx, &r.breaker, l.Upstream, func(ctx context.Context) (Grant, error) {
-		return r.askDigest(ctx, l)
-	})
+	if !known || !r.policy.Load().ServeCached {
+		out, _, err := askOrRecall(ctx, r, l.Upstream, ask, func(ctx context.Context) (Result, bool) {
+			return r.recallDigest(ctx, l)
+		})
+		return out, err
+	}
+	out, err := askBriefly(ctx, &r.breaker, l.Upstream, ask)
 	if Unreachable(err) {
-		return Result{Grant: remembered, Unverified: true}, nil
+		return Result{Grant: remembered, Unverified: Remembered}, nil
 	}
-	return Result{Grant: g}, err
+	return out, err
 }
 
 // OfAnybody returns the remembered grant of anybody for a digest. It is the reply to no client's credentials, nor to
@@ -360,15 +397,24 @@ func (r *Resolver) resolveTag(ctx context.Context, l Lookup) (Result, error) {
 	known, fallback := r.tags.get(r.tagKey(l))
 	age := time.Since(known.at)
 	fallback = fallback && age >= policy.TagLife && age <= policy.TagStale
-	ask := func(ctx context.Context) (tagReply, error) { return r.askTag(ctx, l, policy.TagLife) }
+	ask := func(ctx context.Context) (tagReply, error) {
+		tag, err := r.askTag(ctx, l, policy.TagLife)
+		return tag, r.orGone(ctx, l, err)
+	}
 	var tag tagReply
+	var recalled bool
 	var err error
 	if fallback {
 		tag, err = askBriefly(ctx, &r.breaker, l.Upstream, ask)
 	} else {
-		tag, err = ask(ctx)
+		tag, recalled, err = askOrRecall(ctx, r, l.Upstream, ask, func(ctx context.Context) (tagReply, bool) {
+			return r.recallTag(ctx, l)
+		})
 	}
 	var stale time.Duration
+	if recalled {
+		stale = max(elapsed(time.Now(), tag.at), time.Second) // 0 would say that the registry answered
+	}
 	if err != nil {
 		if !fallback || !Unreachable(err) {
 			return Result{}, err
@@ -464,6 +510,8 @@ func (r *Resolver) refreshTag(ctx context.Context, l Lookup, key tagKey, known r
 	if err != nil {
 		if statusOf(err) == http.StatusNotFound {
 			r.tags.drop(key)
+			r.cfg.Memory.gone(l.place(), l.Reference)
+			r.told.gone(l.place(), l.Reference)
 		}
 		return reply{}, err
 	}
@@ -495,8 +543,8 @@ func (r *Resolver) usesOwnCredentials(upstream string) bool {
 // askRegistry sends a lookup to the registry and remembers the reply. known is the last meaning of a
 // tag, with which the registry need not send it again.
 func (r *Resolver) askRegistry(ctx context.Context, l Lookup, known reply) (reply, error) {
-	generation := r.generation.Load()
-	number, err := r.silence.begin(l.Upstream, time.Now())
+	generation, asked := r.generation.Load(), time.Now()
+	number, err := r.silence.begin(l.Upstream, asked)
 	if err != nil {
 		return reply{}, &UnreachableError{err}
 	}
@@ -504,6 +552,7 @@ func (r *Resolver) askRegistry(ctx context.Context, l Lookup, known reply) (repl
 	r.silence.end(l.Upstream, number, time.Now(), r.patience(l.Upstream))
 	if err == nil {
 		got.Grant = r.remember(l, got.Grant, time.Now(), generation)
+		r.note(r.cfg.Memory, l, got.Grant, asked, true)
 		r.probePublic(ctx, l, got.ID)
 		return got, nil
 	}
@@ -543,21 +592,65 @@ func (r *Resolver) remember(l Lookup, g Grant, at time.Time, generation uint64) 
 // publicTimeout bounds the lookup whether anybody may read a manifest.
 const publicTimeout = 10 * time.Second
 
+// probe is a manifest of which a host asks whether anybody may read it.
+type probe struct {
+	place
+	id task.ID
+}
+
 // probePublic finds out, after a client was granted a manifest with a token, whether anybody may read
-// it. Where expired grants are used while the registry is unreachable, a client that comes then can
-// get no token, and would be refused what is public. A repository that refuses is not asked again for the life of a
-// grant: each new token of its clients would ask otherwise.
+// it. Where expired grants or what was public count while the registry is unreachable, a client that comes then can
+// get no token, and would be refused what is public. A repository that refuses is not asked again for a while: each new
+// token of its clients would ask otherwise.
 func (r *Resolver) probePublic(ctx context.Context, l Lookup, id task.ID) {
-	if !r.policy.Load().ServeCached || l.Authorization.IsZero() || l.Kind != task.Manifest {
+	p := r.policy.Load()
+	if l.Authorization.IsZero() || l.Kind != task.Manifest {
 		return
 	}
 	l = l.At(id)
 	l.Authorization, l.Anonymous = "", true
-	if _, valid, _ := r.grants.get(l.subject(), object{l.Kind, id}, time.Now()); valid {
+	if p.ServeCached {
+		if _, valid, _ := r.grants.get(l.subject(), object{l.Kind, id}, time.Now()); !valid {
+			r.probe(ctx, l, p.GrantLife)
+		}
 		return
 	}
+	if p.PublicLife <= 0 || !r.cfg.Trusted(l.Upstream) || !r.begins(l) {
+		return
+	}
+	if r.cfg.AskOwner == nil || r.bare {
+		r.probe(ctx, l, publicEvery)
+		return
+	}
+	// The owner asks once for the cluster, and remembers the reply.
+	r.work.start(context.WithoutCancel(ctx), func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, publicTimeout)
+		defer cancel()
+		var caught error
+		defer source.Rescue(&caught, "asking whether anybody may read a manifest")
+		_, _ = r.cfg.AskOwner(ctx, api.Lookup{
+			Version: api.Version, Upstream: l.Upstream, Repository: l.Repository, Kind: l.Kind, Reference: l.Reference,
+			Accept: l.Accept, Anonymous: true, Probe: true, Doubts: true, Agent: l.Agent,
+		})
+	})
+}
+
+// begins reports whether a manifest has not been probed for a while, and notes that it is now.
+func (r *Resolver) begins(l Lookup) bool {
+	r.probing.Lock()
+	defer r.probing.Unlock()
+	k, now := probe{l.place(), l.ID}, time.Now()
+	if last, ok := r.probed.Get(k); ok && elapsed(now, last) < publicEvery {
+		return false
+	}
+	r.probed.Add(k, now)
+	return true
+}
+
+// probe asks in the background whether anybody may read a manifest, unless its repository refused anybody within quiet.
+func (r *Resolver) probe(ctx context.Context, l Lookup, quiet time.Duration) {
 	repository := r.repositoryKey(l)
-	if _, ok := r.private.since(repository, time.Now().Add(-r.policy.Load().GrantLife)); ok {
+	if _, ok := r.private.since(repository, time.Now().Add(-quiet)); ok {
 		return
 	}
 	r.work.start(context.WithoutCancel(ctx), func(ctx context.Context) {
@@ -600,4 +693,7 @@ func (r *Resolver) AdoptManifest(g Grant, mediaType string, manifest []byte) {
 		named = append(named, n)
 	}
 	r.grants.adopt(g, named)
+	at := place{g.subject.upstream, g.subject.repository}
+	r.cfg.Memory.adopt(at, g.ID, named)
+	r.told.adopt(at, g.ID, named)
 }

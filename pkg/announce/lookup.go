@@ -72,6 +72,52 @@ func (c *Client) Lookup(ctx context.Context, q api.Lookup) (api.LookupReply, err
 	return api.LookupReply{}, fmt.Errorf("looking up %s: %w", q, errors.Join(failures...))
 }
 
+const (
+	// recallsMax is how many owners a host asks what they remember.
+	recallsMax = 8
+	// recallWithin bounds the wait for one of them. Without its reply a pull may fail, so it is long for a busy machine.
+	recallWithin = 5 * time.Second
+)
+
+// Recall asks the owners, one after the other, what they remember of a lookup, and returns their replies. The lookup
+// brings no credentials. An owner that does not reply within 5 s is passed over.
+func (c *Client) Recall(ctx context.Context, q api.Lookup) (replies []api.LookupReply) {
+	q.Authorization = ""
+	body, err := json.Marshal(q)
+	if err != nil {
+		return nil
+	}
+	tried := map[string]bool{}
+	for range recallsMax {
+		addr := c.nextRemote(q.Key(), tried)
+		if addr == nobody || ctx.Err() != nil {
+			break
+		}
+		tried[addr] = true
+		one, cancel := context.WithTimeout(ctx, recallWithin)
+		unheard := c.cfg.Lag.After(recallWithin, cancel)
+		a, err := c.postLookup(one, addr, body, unheard)
+		unheard()
+		cancel()
+		if err == nil {
+			replies = append(replies, a)
+		}
+	}
+	return replies
+}
+
+// nextRemote returns the first owner of a key that answers, is another host and was not tried, or nobody.
+func (c *Client) nextRemote(key string, tried map[string]bool) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, addr := range c.view.Answering(key) {
+		if !c.isSelf(addr) && !tried[addr] {
+			return addr
+		}
+	}
+	return nobody
+}
+
 // nextOwner returns the first owner of a key that answers and was not tried, local if this host is that owner, or
 // nobody if there is no other.
 func (c *Client) nextOwner(key string, tried map[string]bool) string {

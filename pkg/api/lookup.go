@@ -43,6 +43,12 @@ type Lookup struct {
 	MaxAgeMillis int64 `json:"maxAgeMillis,omitempty"`
 	// Doubts says that the host reads Doubted in the reply. Earlier versions do not, and get no such consent.
 	Doubts bool `json:"doubts,omitempty"`
+	// LastKnown asks what the owner remembers, because the registry does not answer. It brings no Authorization. Owners of
+	// earlier versions ask the registry.
+	LastKnown bool `json:"lastKnown,omitempty"`
+	// Probe asks the owner to find out for itself whether anybody may read a manifest, and to remember it. The reply
+	// says nothing.
+	Probe bool `json:"probe,omitempty"`
 }
 
 // Key is the rendezvous key of a lookup: all hosts send the same lookup to the same owner.
@@ -78,6 +84,12 @@ type LookupReply struct {
 	Refusal     *RegistryError `json:"refusal,omitempty"`
 	// Unreached is why there was no answer, for people; it holds no secret.
 	Unreached string `json:"unreached,omitempty"`
+	// LastKnown says that the reply is what the owner remembers: Digest is what the tag meant, or a digest that the
+	// registry had, AgeMillis ago. It consents to nothing.
+	LastKnown bool `json:"lastKnown,omitempty"`
+	// Public says that anybody could read the digest, PublicAgeMillis ago, by the registry's answer to this owner.
+	Public          bool  `json:"public,omitempty"`
+	PublicAgeMillis int64 `json:"publicAgeMillis,omitempty"`
 }
 
 // RegistryError is a registry's error response, unchanged as far as clients need it.
@@ -134,7 +146,7 @@ func DecodeLookupReply(b []byte) (LookupReply, error) {
 	switch {
 	case a.Version < 1 || a.Version > Version+1:
 		return LookupReply{}, fmt.Errorf("reply of version %d, this host speaks %d", a.Version, Version)
-	case a.Length < 0 || a.AgeMillis < 0 || a.DateSeconds < 0 || len(a.MediaType) > 255 ||
+	case a.Length < 0 || a.AgeMillis < 0 || a.PublicAgeMillis < 0 || a.DateSeconds < 0 || len(a.MediaType) > 255 ||
 		len(a.Unreached) > errorTextMax:
 		return LookupReply{}, errors.New("reply with numbers or texts that no registry gives")
 	case a.Unreached != "":

@@ -113,6 +113,14 @@ type Mirror struct {
 	// TagStale is how old a resolved tag may be while its registry is unreachable. A node can then start an outdated
 	// image. Such responses carry their age in seconds in X-Darter-Stale. 0 serves none.
 	TagStale time.Duration `yaml:"tagStale" default:"0s" reload:"yes"`
+	// PublicUnreachable is how long, while a registry is unreachable, every client may read what anybody could read there,
+	// counted from the registry's last answer that says so, to this node or to an owner in the cluster. Tags of such images
+	// mean what they meant then. Such responses carry X-Darter-Unverified. A longer time survives a longer outage; a
+	// shorter one ends sooner what was made private just before the outage. 0 serves none.
+	PublicUnreachable time.Duration `yaml:"publicUnreachable" default:"24h" reload:"yes"`
+	// ClusterTags is how old a resolved tag may be while its registry is unreachable and its upstream has access: cluster.
+	// A node can then start an outdated image.
+	ClusterTags time.Duration `yaml:"clusterTags" default:"168h" reload:"yes"`
 }
 
 // MirrorListener is an entry of [Mirror].Listeners.
@@ -345,6 +353,10 @@ type Origins struct {
 	//   - allowPrivateRealm: true if the registry's token service has a private IP address that is not the
 	//     registry's own
 	//   - forbidPlainRedirects: true to refuse blobs that an HTTPS registry redirects to plain HTTP
+	//   - access: what a dfdaemon gives its local clients while the registry or its token service is unreachable. With
+	//     verify (the default) that is what the registry granted to them, or to anybody (mirror.publicUnreachable). With
+	//     cluster it is every image of this registry that the cluster holds, private ones too, to every local client
+	//     without any login. It holds for this node and this registry alone
 	Upstreams []Upstream `yaml:"upstreams" default:"docker.io,ghcr.io,quay.io,gcr.io,registry.k8s.io,mcr.microsoft.com,public.ecr.aws" reload:"yes"`
 	// AllowUnlisted lets clients pull from registries that upstreams does not list. Every client of the mirror can
 	// then make this node connect to any host, including hosts of your internal network.
@@ -390,7 +402,25 @@ type Upstream struct {
 	// ForbidPlainRedirects refuses blobs that an HTTPS registry redirects to plain HTTP. Without it they come: their
 	// digest protects them, and no credentials go there, but everyone on the network path can read them.
 	ForbidPlainRedirects bool `yaml:"forbidPlainRedirects,omitempty"`
+	// Access is what a dfdaemon gives its local clients while the registry or its token service is unreachable: verify
+	// gives what the registry granted to them or to anybody; cluster gives every local client all images of the registry
+	// that the cluster holds, private ones too, without a login. Default: verify.
+	Access Access `yaml:"access,omitempty"`
 }
+
+// Access is "verify" or "cluster"; empty is verify.
+type Access string
+
+// AccessCluster is the [Access] that gives local clients what the cluster holds.
+const AccessCluster Access = "cluster"
+
+// UnmarshalText checks the value.
+func (a *Access) UnmarshalText(b []byte) error {
+	return oneOf((*string)(a), string(b), "verify", string(AccessCluster))
+}
+
+// Unit is the name of the value in --help.
+func (Access) Unit() string { return "verify|" + string(AccessCluster) }
 
 // UnmarshalText parses the short form HOST or HOST=URL.
 func (u *Upstream) UnmarshalText(b []byte) error {

@@ -93,11 +93,15 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 	d.coordinator = d.node.NewCoordinator(nil)
 	var announcer peer.Announcer = d.coordinator
 	var askOwner func(context.Context, api.Lookup) (api.LookupReply, error)
+	var recall func(context.Context, api.Lookup) []api.LookupReply
 	if len(cfg.Supernodes) > 0 {
 		d.client = d.newClient()
 		d.node.Owners = d.client.Owners
-		announcer, askOwner = d.client, d.askOwner
+		announcer, askOwner, recall = d.client, d.askOwner, d.client.Recall
 	}
+	// The daemon tells other hosts of it while it is a standby.
+	memory := access.NewMemory()
+	d.node.Seeded = memory.Held
 	d.node.Connect(announcer, d.node.Watch(d.coordinator))
 	d.pulls = &pulls{metrics: telemetry.NewPulls(d.node.Metrics), log: d.node.Log, embedded: d.leads}
 	d.files = newFiles(d.node, d.pulls)
@@ -106,7 +110,8 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 	d.resolver = access.New(access.Config{
 		Registry: d.node.Origins.Registries, AskOwner: askOwner, Credentialed: d.node.Origins.Registries.Credentialed,
 		Trusted: d.node.Origins.Registries.Listed, Policy: policy(cfg.Mirror),
-		FirstByte: d.node.Origins.Registries.FirstByte,
+		FirstByte: d.node.Origins.Registries.FirstByte, Cluster: d.node.Origins.Registries.Cluster,
+		Memory: memory, Recall: recall,
 	})
 	d.proxy = registryproxy.New(registryproxy.Config{
 		Resolver: d.resolver,
@@ -122,9 +127,10 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 		Default: cfg.Mirror.DefaultUpstream, Allow: d.node.Origins.Registries.Allow, Observe: d.pulls.mirrored,
 	})
 	d.lookups = access.NewOwner(d.node.Origins.Registries)
-	d.node.Purge.OnDrop(func(task.ID) {
-		d.resolver.Forget()
-		d.lookups.Forget()
+	d.lookups.Remember(memory)
+	d.node.Purge.OnDrop(func(id task.ID) {
+		d.resolver.Purge(id)
+		d.lookups.Purge(id)
 	})
 	return d, d.openProxy(cfg)
 }
@@ -161,7 +167,7 @@ func (d *Daemon) supernodes() (list []string) {
 func policy(m config.Mirror) access.Policy {
 	return access.Policy{
 		GrantLife: m.RightsLife, ServeCached: m.RightsUnreachable == config.ServeCached, TagLife: m.TagLife,
-		TagStale: m.TagStale,
+		TagStale: m.TagStale, PublicLife: m.PublicUnreachable, ClusterTagLife: m.ClusterTags,
 	}
 }
 

@@ -33,7 +33,7 @@ func (p *pulls) mirrored(x registryproxy.Pull) {
 	if x.Stale > 0 {
 		p.metrics.Unconfirmed(telemetry.Tag)
 	}
-	if x.Unverified {
+	if x.Unverified != "" {
 		p.metrics.Unconfirmed(telemetry.Grant)
 	}
 	kind, isTask := map[string]task.Kind{"blob": task.Blob, "manifest": task.Manifest}[x.Endpoint]
@@ -44,7 +44,7 @@ func (p *pulls) mirrored(x registryproxy.Pull) {
 	}
 	out := telemetry.Pull{
 		Task: x.Task, Kind: kind, Name: x.Upstream + "/" + x.Repository, FirstByte: x.FirstByte,
-		Total: x.Total, Err: x.Err, Stages: stages(x),
+		Total: x.Total, Err: x.Err, Stages: stages(x), Unverified: string(x.Unverified), Stale: x.Stale,
 	}
 	if out.Task == "" {
 		out.Name += "@" + x.Reference

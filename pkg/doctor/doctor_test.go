@@ -132,6 +132,16 @@ func TestHealthyNode(t *testing.T) {
 	}
 }
 
+func TestAnOpenUpstreamIsReported(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Config{})
+	cfg := settings(t)
+	for _, c := range []config.Access{"", "verify", config.AccessCluster} {
+		cfg.Upstreams = []config.Upstream{{Host: r.Host(), PlainHTTP: true, Access: c}}
+		said := fmt.Sprint(examine(t, cfg))
+		assert.Equal(t, c == config.AccessCluster, strings.Contains(said, "access is cluster"), c)
+	}
+}
+
 func TestNoDaemon(t *testing.T) {
 	cfg := settings(t)
 	taken, err := net.Listen("tcp", "127.0.0.1:0")

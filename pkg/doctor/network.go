@@ -210,7 +210,9 @@ func (x *exam) upstreams(ctx context.Context) []Finding {
 		return []Finding{{Fail, "upstreams", err.Error(), "correct the setting"}}
 	}
 	defer client.CloseIdleConnections()
-	out := in(x.Settings.Upstreams, func(u config.Upstream) []Finding { return []Finding{x.upstream(ctx, client, u)} })
+	out := in(x.Settings.Upstreams, func(u config.Upstream) []Finding {
+		return append([]Finding{x.upstream(ctx, client, u)}, opened(u)...)
+	})
 	if len(out) == 0 {
 		return []Finding{{Warn, "upstreams", "none is set: the mirror serves no registry", "set upstreams"}}
 	}
@@ -225,6 +227,16 @@ func (x *exam) upstreams(ctx context.Context) []Finding {
 		}
 	}
 	return out
+}
+
+// opened reports that an upstream's private images are open to local clients while the registry is unreachable.
+func opened(u config.Upstream) []Finding {
+	if u.Access != config.AccessCluster {
+		return nil
+	}
+	return []Finding{{OK, "upstream " + u.Host, "access is cluster: while this registry or its token service is " +
+		"unreachable, every client of this node gets all its images that the cluster holds, private ones too, without a " +
+		"login", "to refuse them then: access: verify"}}
 }
 
 func (x *exam) upstream(ctx context.Context, client *registry.Client, u config.Upstream) Finding {

@@ -58,17 +58,21 @@ func (s checkedStore) Complete(id task.ID) bool { return s.n.Store.Complete(id) 
 func (s checkedStore) Inventory() []piece.Entry { return s.n.Store.Inventory() }
 
 // Watch returns an observer that counts the outcomes of seeds and passes them to a coordinator.
-func (n *Node) Watch(c *coordinator.Coordinator) peer.Observer { return watcher{c, n.owner} }
+func (n *Node) Watch(c *coordinator.Coordinator) peer.Observer { return watcher{c, n.owner, n} }
 
 type watcher struct {
 	c     *coordinator.Coordinator
 	owner *telemetry.Owner
+	n     *Node
 }
 
 func (w watcher) SeedMetadata(id task.ID, f piece.Metadata) { w.c.SeedMetadata(id, f) }
 
 func (w watcher) SeedDone(id task.ID) {
 	w.owner.Seeded(telemetry.OK, id, nil)
+	if spec, ok := w.n.Origins.Registries.opened.take(id); ok && w.n.Seeded != nil {
+		w.n.Seeded(spec)
+	}
 	w.c.SeedDone(id)
 }
 

@@ -102,6 +102,9 @@ type Node struct {
 	Log     *slog.Logger
 	// Owners returns the state of the owners to which this host announces; nil if it announces to none.
 	Owners func() []api.OwnerStatus
+	// Seeded hears of a blob or manifest that came whole from a registry and matched its digest. Its spec holds no
+	// credentials. It is set before Run, and must not block; nil: nothing hears of it.
+	Seeded func(task.Spec)
 	// Clock is the wall clock of Config.
 	Clock func() time.Time
 	// Lag measures for how long this process does not run; Run runs it.
@@ -512,7 +515,7 @@ func (n *Node) Status() api.Status {
 		Limits:   api.Limits(n.Engine.Limits()),
 		Warnings: n.warnings,
 		Lost:     n.Lag.Lost().Seconds(), Late: n.Lag.Late(),
-		Secrets:  n.secretStatus(), RenewingProofs: n.Identity.Secure() && n.rotation.renewing(),
+		Secrets: n.secretStatus(), RenewingProofs: n.Identity.Secure() && n.rotation.renewing(),
 		PurgeFailures: n.Purge.Failures(),
 		Cache: api.CacheStatus{Dir: n.cfg.Node.DataDir, Tasks: usage.Tasks, Bytes: usage.Used,
 			Quota: usage.Quota},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,12 +30,45 @@ type Origins struct {
 
 // Registries are the registries of the current settings. Safe for concurrent use.
 type Registries struct {
-	now atomic.Pointer[registry.Client]
+	now    atomic.Pointer[registry.Client]
+	opened opened
+}
+
+// openedMax bounds the downloads from registries that are remembered until they end.
+const openedMax = 1024
+
+// opened remembers where blobs come from until they are complete. The zero value is ready.
+type opened struct {
+	// mu is held to look up and change.
+	mu    sync.Mutex
+	specs map[task.ID]task.Spec
+}
+
+// put remembers a spec without its credentials.
+func (o *opened) put(spec task.Spec) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.specs == nil || len(o.specs) >= openedMax {
+		o.specs = map[task.ID]task.Spec{}
+	}
+	o.specs[spec.ID] = task.Spec{ID: spec.ID, Kind: spec.Kind, Upstream: spec.Upstream, Repository: spec.Repository}
+}
+
+func (o *opened) take(id task.ID) (task.Spec, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	spec, ok := o.specs[id]
+	delete(o.specs, id)
+	return spec, ok
 }
 
 // Open implements [source.Origin].
 func (r *Registries) Open(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error) {
-	return r.now.Load().Open(ctx, spec, offset)
+	res, err := r.now.Load().Open(ctx, spec, offset)
+	if err == nil {
+		r.opened.put(spec)
+	}
+	return res, err
 }
 
 // OpenPart implements [source.PartOrigin].
@@ -59,6 +93,10 @@ func (r *Registries) Credentialed(name string) bool { return r.now.Load().Creden
 
 // FirstByte is how long a registry may take to begin an answer; see [registry.Client.FirstByte].
 func (r *Registries) FirstByte(name string) time.Duration { return r.now.Load().FirstByte(name) }
+
+// Cluster reports whether local clients may have what the cluster holds of an unreachable registry; see
+// [registry.Client.Cluster].
+func (r *Registries) Cluster(name string) bool { return r.now.Load().Cluster(name) }
 
 // CloseIdleConnections ends the connections that no request uses.
 func (r *Registries) CloseIdleConnections() { r.now.Load().CloseIdleConnections() }
@@ -153,6 +191,7 @@ func newRegistries(cfg Config) (*registry.Client, error) {
 			Proxy: u.Proxy, Username: u.Username, DockerConfig: u.DockerConfig, Realms: u.Realms,
 			AllowPrivateRealm: u.AllowPrivateRealm, FirstByte: u.FirstByte,
 			ForbidPlainRedirects: u.ForbidPlainRedirects, ServerName: u.ServerName, Pin: u.Pin,
+			Cluster: u.Access == config.AccessCluster,
 		}
 		if u.PasswordFile != "" {
 			var err error

@@ -40,8 +40,8 @@ func (req *request) grant() (access.Grant, *apiError) {
 		}
 	}
 	req.pull.Unverified, req.pull.Stale = found.Unverified, found.Stale
-	if found.Unverified {
-		req.w.Header().Set(HeaderUnverified, "registry unreachable")
+	if found.Unverified != "" {
+		req.w.Header().Set(HeaderUnverified, "registry unreachable; "+string(found.Unverified))
 	}
 	if found.Stale > 0 {
 		req.w.Header().Set(HeaderStale, strconv.FormatInt(int64(found.Stale/time.Second), 10))

@@ -124,6 +124,11 @@ func (p *pings) get(upstream string) (ping, bool) {
 // there is nothing to repeat.
 func (req *request) repeatPing(unreachable *apiError) *apiError {
 	last, ok := req.pings.get(req.target.upstream)
+	if req.target.endpoint == endpointBase && req.authorization == "" && !unreachable.gone &&
+		req.cfg.Resolver.AnswersPings(req.target.upstream) && !slices.ContainsFunc(last.challenge, isBasic) {
+		req.answerPing()
+		return nil
+	}
 	if req.target.endpoint == endpointBase && isContainersImage(req.r) && !unreachable.gone &&
 		!slices.ContainsFunc(last.challenge, isBasic) {
 		// It asks no token service then, and may get what anybody may read. A new token would have no grant.

@@ -91,8 +91,8 @@ type Config struct {
 	Hold time.Duration
 }
 
-// HeaderUnverified marks a response for which the registry was unreachable and an expired grant was
-// used.
+// HeaderUnverified marks a response for which the registry was unreachable. It says why the client got it: by an
+// earlier grant, because anybody could read it, or by the operator's access: cluster.
 const HeaderUnverified = "X-Darter-Unverified"
 
 // HeaderStale marks a response for which the registry was unreachable and its tag was served as it was
@@ -112,8 +112,8 @@ type Pull struct {
 	Client string // User-Agent
 	// Status is the response's; 499 when the client left before it.
 	Status int
-	// Unverified says that an expired grant was used because the registry was unreachable.
-	Unverified bool
+	// Unverified is why the client got the blob although the registry was unreachable; empty: it answered.
+	Unverified access.Basis
 	// Stale is the age of the tag's meaning, when it was used because the registry was unreachable; else
 	// 0.
 	Stale time.Duration

@@ -20,7 +20,6 @@ import (
 	"github.com/darter-io/darter/pkg/coordinator"
 	"github.com/darter-io/darter/pkg/httpserver"
 	"github.com/darter-io/darter/pkg/node"
-	"github.com/darter-io/darter/pkg/task"
 	"github.com/darter-io/darter/pkg/version"
 )
 
@@ -75,7 +74,10 @@ func New(cfg config.Supernode, logger *slog.Logger, options ...node.Option) (s *
 	s.coordinator = s.node.NewCoordinator(owners)
 	s.node.Connect(s.coordinator, s.node.Watch(s.coordinator))
 	s.lookups = access.NewOwner(s.node.Origins.Registries)
-	s.node.Purge.OnDrop(func(task.ID) { s.lookups.Forget() })
+	memory := access.NewMemory()
+	s.lookups.Remember(memory)
+	s.node.Seeded = memory.Held
+	s.node.Purge.OnDrop(s.lookups.Purge)
 	return s, nil
 }
 

@@ -35,6 +35,10 @@ type Pull struct {
 	FirstByte, Total time.Duration
 	// Stages in any order; the log line names the slowest.
 	Stages []Stage
+	// Unverified is why the client got it although its registry was unreachable; empty: that answered. Stale is the age
+	// of the tag's meaning then, 0 without a tag.
+	Unverified string
+	Stale      time.Duration
 	// Err is why the pull failed.
 	Err error
 }
@@ -70,6 +74,12 @@ func (p *Pulls) Finished(l *slog.Logger, pull Pull) {
 	attrs = append(attrs, "total", round(pull.Total))
 	if s := pull.Slowest(); s.Took > 0 {
 		attrs = append(attrs, "slowest", s.Name, "slowestTook", round(s.Took))
+	}
+	if pull.Unverified != "" {
+		attrs = append(attrs, "unverified", pull.Unverified)
+	}
+	if pull.Stale > 0 {
+		attrs = append(attrs, "staleTag", round(pull.Stale))
 	}
 	if pull.Err != nil {
 		attrs = append(attrs, "error", pull.Err)

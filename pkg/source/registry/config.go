@@ -129,6 +129,8 @@ type Upstream struct {
 	// ForbidPlainRedirects refuses blobs that the registry redirects from https to http. They match their digest
 	// and no credentials go there, but everyone on the network path can read them.
 	ForbidPlainRedirects bool
+	// Cluster lets local clients have what the cluster holds of the registry while that does not answer.
+	Cluster bool
 }
 
 func (u Upstream) hasCredentials() bool {
@@ -296,6 +298,13 @@ func (c *Client) FirstByte(name string) time.Duration {
 		return 0
 	}
 	return u.FirstByte
+}
+
+// Cluster reports whether the operator lets local clients have what the cluster holds of a registry while that does not
+// answer. It is never so for a registry that is not listed.
+func (c *Client) Cluster(name string) bool {
+	host, err := oci.ParseHost(name)
+	return err == nil && c.listed[host] != nil && c.listed[host].Cluster
 }
 
 // Upstreams lists the names of the registries that the operator listed.

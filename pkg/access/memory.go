@@ -1,0 +1,240 @@
+package access
+
+import (
+	"crypto/sha256"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"github.com/darter-io/darter/pkg/task"
+)
+
+const (
+	// memoryMax bounds the remembered digests and, apart from them, tags: some 400 bytes each.
+	memoryMax = 32 << 10
+	// meaningsMax bounds the meanings of one tag, by the Accept of those that asked.
+	meaningsMax = 4
+)
+
+// Memory is what registries said last, for the time when one of them does not answer: what their tags meant, which
+// digests their repositories had, and which of these anybody could read. It grants nothing by itself; see
+// [Resolver.Resolve]. A [Resolver] and an [Owner] of one host share one, and tell other hosts of it. It holds only what
+// registries told this host. Safe for concurrent use.
+type Memory struct {
+	// mu is held to look up and change, never while a registry or an owner is asked.
+	mu      sync.Mutex
+	objects *simplelru.LRU[placeOf, sight]
+	tags    *simplelru.LRU[tagPlace, []meaning]
+	// public lists the objects that anybody could read, to take them back together.
+	public map[place]map[object]struct{}
+}
+
+// place is a repository of a registry.
+type place struct{ upstream, repository string }
+
+type placeOf struct {
+	place
+	object object
+}
+
+type tagPlace struct {
+	place
+	tag string
+}
+
+// sight is what is remembered of a digest in a repository.
+type sight struct {
+	mediaType string
+	// held is when the registry last confirmed the digest to any credential, public when it last did to anybody; zero: it
+	// did not.
+	held, public time.Time
+}
+
+// meaning is what a tag meant to a request with this Accept.
+type meaning struct {
+	accept    [sha256.Size]byte
+	id        task.ID
+	mediaType string
+	at        time.Time
+}
+
+// NewMemory returns an empty memory.
+func NewMemory() *Memory {
+	m := &Memory{public: map[place]map[object]struct{}{}}
+	m.objects = newLRU(memoryMax, func(k placeOf, _ sight) { m.unlist(k) })
+	m.tags = newLRU[tagPlace, []meaning](memoryMax, nil)
+	return m
+}
+
+// unlist takes an object out of the list of what anybody could read. mu is held.
+func (m *Memory) unlist(k placeOf) {
+	delete(m.public[k.place], k.object)
+	if len(m.public[k.place]) == 0 {
+		delete(m.public, k.place)
+	}
+}
+
+// Held remembers that a registry gave a blob or manifest whose bytes match its digest.
+func (m *Memory) Held(spec task.Spec) {
+	m.saw(place{spec.Upstream, spec.Repository}, object{spec.Kind, spec.ID}, sight{held: time.Now()})
+}
+
+// saw remembers that a registry confirmed a digest. The later of two times stays.
+func (m *Memory) saw(p place, o object, x sight) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.add(placeOf{p, o}, x)
+}
+
+// add is saw; mu is held.
+func (m *Memory) add(k placeOf, x sight) {
+	if known, ok := m.objects.Peek(k); ok {
+		if x.mediaType == "" {
+			x.mediaType = known.mediaType
+		}
+		x.held, x.public = later(x.held, known.held), later(x.public, known.public)
+	}
+	if !x.public.IsZero() {
+		if m.public[k.place] == nil {
+			m.public[k.place] = map[object]struct{}{}
+		}
+		m.public[k.place][k.object] = struct{}{}
+	}
+	m.objects.Add(k, x)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// adopt remembers of what a manifest names what is remembered of the manifest.
+func (m *Memory) adopt(p place, manifest task.ID, named []Grant) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	of, ok := m.objects.Get(placeOf{p, object{task.Manifest, manifest}})
+	if !ok {
+		return
+	}
+	for _, n := range named {
+		m.add(placeOf{p, n.object}, sight{mediaType: n.MediaType, held: of.held, public: of.public})
+	}
+}
+
+// resolved remembers what a tag meant, unless a later meaning is known.
+func (m *Memory) resolved(p place, tag string, x meaning) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k := tagPlace{p, tag}
+	known, _ := m.tags.Get(k)
+	list := []meaning{x}
+	for _, old := range known {
+		switch {
+		case old.accept == x.accept && !old.at.Before(x.at):
+			return
+		case old.accept != x.accept && len(list) < meaningsMax:
+			list = append(list, old)
+		}
+	}
+	m.tags.Add(k, list)
+}
+
+// refusedAll takes back that anybody could read anything of a repository, because it refuses anybody now.
+func (m *Memory) refusedAll(p place) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for o := range m.public[p] {
+		k := placeOf{p, o}
+		if x, ok := m.objects.Peek(k); ok {
+			x.public = time.Time{}
+			m.objects.Add(k, x)
+		}
+	}
+	delete(m.public, p)
+}
+
+// refused takes back that anybody could read a digest.
+func (m *Memory) refused(p place, o object) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k := placeOf{p, o}
+	if x, ok := m.objects.Peek(k); ok {
+		x.public = time.Time{}
+		m.objects.Add(k, x)
+	}
+	m.unlist(k)
+}
+
+// gone forgets a tag that its registry no longer has.
+func (m *Memory) gone(p place, tag string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.tags.Remove(tagPlace{p, tag})
+}
+
+// Drop forgets a digest in all repositories, and the tags that mean it, for instance because an operator purged it.
+func (m *Memory) Drop(id task.ID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, k := range m.objects.Keys() {
+		if k.object.id == id {
+			m.objects.Remove(k)
+		}
+	}
+	for _, k := range m.tags.Keys() {
+		known, _ := m.tags.Peek(k)
+		if slices.ContainsFunc(known, func(x meaning) bool { return x.id == id }) {
+			m.tags.Remove(k)
+		}
+	}
+}
+
+// get returns what is remembered of a digest.
+func (m *Memory) get(p place, o object) (sight, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.objects.Get(placeOf{p, o})
+}
+
+// meant returns what a tag meant to a request with the same Accept, or else to the last one whose reply this Accept
+// names.
+func (m *Memory) meant(l Lookup) (found meaning, ok bool) {
+	m.mu.Lock()
+	known, _ := m.tags.Get(tagPlace{l.place(), l.Reference})
+	m.mu.Unlock()
+	accept := hashAccept(l)
+	for _, x := range known {
+		if x.accept == accept {
+			return x, true
+		}
+	}
+	for _, x := range known {
+		if accepts(l.Accept, x.mediaType) && (!ok || x.at.After(found.at)) {
+			found, ok = x, true
+		}
+	}
+	return found, ok
+}
+
+// accepts reports whether an Accept names a media type, whatever weight it gives it.
+func accepts(accept []string, mediaType string) bool {
+	for part := range strings.SplitSeq(strings.Join(accept, ","), ",") {
+		named, _, _ := strings.Cut(part, ";")
+		if named = strings.TrimSpace(named); named == "*/*" || mediaType != "" && strings.EqualFold(named, mediaType) {
+			return true
+		}
+	}
+	return false
+}
+
+func (l Lookup) place() place { return place{l.Upstream, l.Repository} }
+
+// elapsed is the time since at by the clock that went further: see past.
+func elapsed(now, at time.Time) time.Duration {
+	return max(now.Sub(at), now.Round(0).Sub(at.Round(0)), 0)
+}

@@ -1,0 +1,329 @@
+package access
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+const (
+	// quietAfter is how long a registry may take before what anybody could read counts without it. A registry that
+	// answers other requests meanwhile is slow and not gone.
+	quietAfter = 10 * time.Second
+	// recallTimeout bounds asking owners what they remember.
+	recallTimeout = 12 * time.Second
+	// agesMax bounds the ages that an owner may state.
+	agesMax = 366 * 24 * time.Hour
+	// publicEvery is how often a host asks whether anybody may read a manifest that its clients read with tokens.
+	publicEvery = 10 * time.Minute
+)
+
+// Basis says why a result counts although its registry did not answer; empty: it answered.
+type Basis string
+
+// The bases.
+const (
+	// Remembered is an earlier grant of the same credential ([Policy].ServeCached).
+	Remembered Basis = "earlier grant"
+	// Public means that anybody could read it ([Policy].PublicLife).
+	Public Basis = "public before"
+	// Cluster means that the registry had it, and the operator gives local clients what the cluster holds
+	// ([Config].Cluster).
+	Cluster Basis = "access: cluster"
+)
+
+// keeps reports whether what a registry said before may count while it does not answer, for clients that have no grant.
+func (r *Resolver) keeps(upstream string) bool {
+	return !r.bare && r.cfg.Trusted(upstream) && (r.policy.Load().PublicLife > 0 || r.cfg.Cluster(upstream))
+}
+
+// AnswersPings reports whether the mirror shall answer a ping of an unreachable registry as if it asked for no login.
+// Clients then ask for what anybody could read, or for what the cluster holds. The token service is gone with most
+// registries, so that a challenge would end the pull.
+func (r *Resolver) AnswersPings(upstream string) bool {
+	return r.keeps(upstream) && (r.cfg.Cluster(upstream) || !r.ServesCached())
+}
+
+// basis is why a digest may be read although its registry does not answer; empty: it may not.
+func (r *Resolver) basis(upstream string, x sight, now time.Time) Basis {
+	life := r.policy.Load().PublicLife
+	switch {
+	case !x.public.IsZero() && life > 0 && elapsed(now, x.public) <= life:
+		return Public
+	case !x.held.IsZero() && r.cfg.Cluster(upstream):
+		return Cluster
+	}
+	return ""
+}
+
+// recallDigest returns a grant for a digest that this host or an owner remembers.
+func (r *Resolver) recallDigest(ctx context.Context, l Lookup) (Result, bool) {
+	if out, ok := r.recalled(l); ok {
+		return out, true
+	}
+	r.askMemories(ctx, l)
+	return r.recalled(l)
+}
+
+// recalled is recallDigest by what this host knows. The length is left open: a registry may have stated a wrong one,
+// and could not show the blob now.
+func (r *Resolver) recalled(l Lookup) (Result, bool) {
+	o, now := object{l.Kind, l.ID}, time.Now()
+	for _, m := range []*Memory{r.cfg.Memory, r.told} {
+		x, ok := m.get(l.place(), o)
+		if basis := r.basis(l.Upstream, x, now); ok && basis != "" {
+			g := Grant{ID: l.ID, MediaType: x.mediaType, subject: l.subject(), object: o}
+			return Result{Grant: g, Unverified: basis}, true
+		}
+	}
+	return Result{}, false
+}
+
+// recallTag returns the last meaning of a tag that this host or an owner remembers. It grants nothing.
+func (r *Resolver) recallTag(ctx context.Context, l Lookup) (tagReply, bool) {
+	limit := r.policy.Load().PublicLife
+	if r.cfg.Cluster(l.Upstream) {
+		limit = max(limit, r.policy.Load().ClusterTagLife)
+	}
+	r.askMemories(ctx, l)
+	last, ok := r.cfg.Memory.meant(l)
+	if other, has := r.told.meant(l); has && (!ok || other.at.After(last.at)) {
+		last, ok = other, true
+	}
+	if !ok || elapsed(time.Now(), last.at) > limit {
+		return tagReply{}, false
+	}
+	return tagReply{reply: reply{Grant: Grant{ID: last.id, MediaType: last.mediaType}, at: last.at}}, true
+}
+
+// askMemories asks the owners what they remember of a tag or digest, and keeps it apart from what this host knows by
+// itself. It sends no credentials.
+func (r *Resolver) askMemories(ctx context.Context, l Lookup) {
+	if r.cfg.Recall == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, recallTimeout)
+	defer cancel()
+	replies := r.cfg.Recall(ctx, api.Lookup{
+		Version: api.Version, Upstream: l.Upstream, Repository: l.Repository, Kind: l.Kind, Reference: l.Reference,
+		Accept: l.Accept, LastKnown: true, Doubts: true,
+	})
+	now := time.Now()
+	since := func(millis int64) time.Time {
+		return now.Add(-min(time.Duration(min(millis, agesMax.Milliseconds()))*time.Millisecond, agesMax))
+	}
+	for _, a := range replies {
+		id, err := oci.ParseDigest(string(a.Digest))
+		if err != nil || !a.LastKnown || l.ID != "" && id != l.ID {
+			continue
+		}
+		x := sight{mediaType: bounded(a.MediaType), held: since(a.AgeMillis)}
+		if a.Public {
+			x.public = since(a.PublicAgeMillis)
+		}
+		r.told.saw(l.place(), object{l.Kind, id}, x)
+		if l.ID == "" {
+			r.told.resolved(l.place(), l.Reference, meaning{hashAccept(l), id, x.mediaType, x.held})
+		}
+	}
+}
+
+// remembers is an owner's reply to a lookup of what it remembers. It asks no registry.
+func (r *Resolver) remembers(l Lookup) api.LookupReply {
+	now := time.Now()
+	out := api.LookupReply{Version: api.Version, LastKnown: true, Digest: l.ID}
+	var asked meaning
+	if l.ID == "" {
+		var ok bool
+		if asked, ok = r.cfg.Memory.meant(l); !ok {
+			return api.LookupReply{Version: api.Version, Unreached: "nothing is remembered of that tag"}
+		}
+		out.Digest, out.MediaType = asked.id, asked.mediaType
+	}
+	x, ok := r.cfg.Memory.get(l.place(), object{l.Kind, out.Digest})
+	switch {
+	case l.ID == "":
+		x.held = asked.at
+	case !ok || x.held.IsZero():
+		return api.LookupReply{Version: api.Version, Unreached: "nothing is remembered of that digest"}
+	default:
+		out.MediaType = x.mediaType
+	}
+	out.AgeMillis = elapsed(now, x.held).Milliseconds()
+	if !x.public.IsZero() {
+		out.Public, out.PublicAgeMillis = true, elapsed(now, x.public).Milliseconds()
+	}
+	return out
+}
+
+// note remembers a registry's consent. at is when it was asked.
+func (r *Resolver) note(m *Memory, l Lookup, g Grant, at time.Time, anybody bool) {
+	if g.Doubted {
+		return
+	}
+	x := sight{mediaType: g.MediaType, held: at}
+	if anybody && l.Authorization.IsZero() && !r.usesOwnCredentials(l.Upstream) {
+		x.public = at
+	}
+	m.saw(l.place(), object{l.Kind, g.ID}, x)
+	if l.ID == "" {
+		m.resolved(l.place(), l.Reference, meaning{hashAccept(l), g.ID, g.MediaType, at})
+	}
+}
+
+// noteRefusal takes back what a refusal of anybody says of the past. all says that it concerns the whole repository.
+func (r *Resolver) noteRefusal(l Lookup, status int, all bool) {
+	for _, m := range []*Memory{r.cfg.Memory, r.told} {
+		switch {
+		case all:
+			m.refusedAll(l.place())
+		case l.ID != "" && (status == http.StatusForbidden || status == http.StatusNotFound):
+			m.refused(l.place(), object{l.Kind, l.ID})
+		}
+	}
+}
+
+// Purge forgets a digest, all grants and all tags.
+func (r *Resolver) Purge(id task.ID) {
+	r.Forget()
+	r.cfg.Memory.Drop(id)
+	r.told.Drop(id)
+}
+
+// askOrRecall asks a registry, and takes what is remembered if it does not answer. A registry that answers only slowly
+// is waited for where nothing is remembered.
+func askOrRecall[V any](ctx context.Context, r *Resolver, upstream string, ask func(context.Context) (V, error),
+	recall func(context.Context) (V, bool)) (v V, recalled bool, err error) {
+	if !r.keeps(upstream) {
+		v, err = ask(ctx)
+		return v, false, err
+	}
+	if r.gone.isOpen(upstream, time.Now()) {
+		if v, ok := recall(ctx); ok {
+			return v, true, nil
+		}
+	}
+	asking, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type answer struct {
+		v   V
+		err error
+	}
+	answered := make(chan answer, 1)
+	began := time.Now()
+	if !r.work.start(asking, func(ctx context.Context) {
+		var a answer
+		defer func() { answered <- a }()
+		defer source.Rescue(&a.err, "asking a registry or an owner")
+		a.v, a.err = ask(ctx)
+	}) {
+		return v, false, ErrClosed
+	}
+	patience := quietAfter
+	if r.cfg.Cluster(upstream) {
+		patience = silentAfter
+	}
+	for timer := time.NewTimer(patience); ; {
+		select {
+		case a := <-answered:
+			timer.Stop()
+			if Unreachable(a.err) && ctx.Err() == nil {
+				if v, ok := recall(ctx); ok {
+					if time.Since(began) >= silentAfter {
+						r.gone.trip(upstream, time.Now())
+					}
+					return v, true, nil
+				}
+				a.err = r.unknown(upstream, a.err)
+			}
+			return a.v, false, a.err
+		case <-timer.C:
+			if last := r.pulse.last(upstream); last.After(began) {
+				began = last
+				timer.Reset(patience)
+				continue
+			}
+			if v, ok := recall(ctx); ok {
+				r.gone.trip(upstream, time.Now())
+				return v, true, nil
+			}
+		}
+	}
+}
+
+// unknown adds to the error of an unreachable registry why the mirror cannot do without it.
+func (r *Resolver) unknown(upstream string, err error) error {
+	if statusOf(err) != 0 {
+		return err // in the registry's words
+	}
+	why := "nobody remembers that anybody could read this, and access: verify in upstreams allows nothing else"
+	if r.cfg.Cluster(upstream) {
+		why = "access: cluster needs a host that remembers that it had this, a tag within mirror.clusterTags"
+	}
+	return &UnreachableError{fmt.Errorf("%w; while it is unreachable: %s", err, why)}
+}
+
+// pulse remembers when registries last answered. The zero value is ready.
+type pulse struct {
+	// mu is held to look up and change.
+	mu sync.Mutex
+	at map[string]time.Time
+}
+
+func (p *pulse) beat(upstream string, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.at == nil || len(p.at) >= registriesMax {
+		p.at = map[string]time.Time{}
+	}
+	p.at[upstream] = now
+}
+
+func (p *pulse) last(upstream string) time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.at[upstream]
+}
+
+// orGone turns a challenge for a token into an error of an unreachable registry, if the token service does not answer
+// and the operator gives clients what the cluster holds.
+func (r *Resolver) orGone(ctx context.Context, l Lookup, err error) error {
+	if statusOf(err) != http.StatusUnauthorized || r.bare || !r.cfg.Trusted(l.Upstream) || !r.cfg.Cluster(l.Upstream) {
+		return err
+	}
+	if !asksForToken(err) {
+		return err
+	}
+	q := r.request(l, http.MethodHead, "", "")
+	q.Anonymous = true
+	q.Header.Del("Authorization")
+	key := "tokens of " + l.Upstream
+	if !r.gone.isOpen(key, time.Now()) {
+		ctx, cancel := context.WithTimeout(ctx, silentAfter)
+		defer cancel()
+		res, failed := r.cfg.Registry.Do(ctx, q)
+		if failed == nil {
+			res.Body.Close()
+			return err
+		}
+		r.gone.trip(key, time.Now())
+	}
+	return &UnreachableError{err}
+}
+
+// asksForToken reports whether a refusal is a challenge for a token.
+func asksForToken(err error) bool {
+	return slices.ContainsFunc(challengesOf(err), func(c string) bool {
+		scheme, _, _ := strings.Cut(c, " ")
+		return strings.EqualFold(scheme, "Bearer")
+	})
+}

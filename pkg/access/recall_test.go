@@ -1,0 +1,286 @@
+package access_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/pkg/access"
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/source"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// fading is a registry with a token service. Both can go; a client with credentials reads everything.
+type fading struct {
+	mu sync.Mutex
+	// gone and tokenless say that the registry or its token service does not answer, private that it refuses anybody.
+	gone, tokenless, private bool
+	// slow is how long it takes for an answer.
+	slow  time.Duration
+	asked []source.RegistryRequest
+}
+
+func (f *fading) set(change func(*fading)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(f)
+}
+
+func (f *fading) Do(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
+	f.mu.Lock()
+	now := fading{gone: f.gone, tokenless: f.tokenless, private: f.private, slow: f.slow}
+	f.asked = append(f.asked, req)
+	f.mu.Unlock()
+	select {
+	case <-time.After(now.slow):
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	res := &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Docker-Content-Digest": {digest}},
+		Body: http.NoBody}
+	bare := req.Header.Get("Authorization") == ""
+	switch {
+	case now.gone, now.tokenless && bare && req.Anonymous:
+		return nil, errors.New("connection refused")
+	case bare && (!req.Anonymous || now.private):
+		res.StatusCode = http.StatusUnauthorized
+		res.Header.Set("WWW-Authenticate", tokens)
+	}
+	return res, nil
+}
+
+// remembering returns a resolver that keeps for an hour what anybody could read.
+func remembering(f *fading, cluster bool) *access.Resolver {
+	return access.New(access.Config{Registry: f, Cluster: func(string) bool { return cluster },
+		Policy: access.Policy{PublicLife: time.Hour, ClusterTagLife: time.Hour}})
+}
+
+func TestWhatWasPublicOutlivesItsRegistry(t *testing.T) {
+	for name, c := range map[string]struct {
+		// between happens after a client read the manifest, and before the registry goes; after is how long ago the
+		// registry said that anybody may read it.
+		between func(*testing.T, *fading, *access.Resolver)
+		after   time.Duration
+		lookup  access.Lookup
+		served  bool
+	}{
+		"within its time":      {lookup: anybody(digest), served: true},
+		"by tag":               {lookup: anybody("v1"), served: true},
+		"for a token, too":     {lookup: lookup(digest), served: true},
+		"after its time":       {after: time.Hour, lookup: anybody(digest)},
+		"a tag after its time": {after: time.Hour, lookup: anybody("v1")},
+		"in another repository": {lookup: func() access.Lookup {
+			l := anybody(digest)
+			l.Repository = "other"
+			return l
+		}()},
+		"of another registry": {lookup: func() access.Lookup {
+			l := anybody(digest)
+			l.Upstream = "other.test"
+			return l
+		}()},
+		"after a reload": {lookup: anybody(digest), served: true,
+			between: func(_ *testing.T, _ *fading, r *access.Resolver) { r.Forget() }},
+		"after a purge": {lookup: anybody(digest),
+			between: func(_ *testing.T, _ *fading, r *access.Resolver) { r.Purge(task.ID(digest)) }},
+		"after its token service went first": {lookup: anybody(digest), served: true,
+			between: func(t *testing.T, f *fading, r *access.Resolver) {
+				f.set(func(f *fading) { f.tokenless = true })
+				_, err := r.Resolve(t.Context(), anybody(digest))
+				require.Error(t, err, "this is the challenge of a client without a token, and takes nothing back")
+			}},
+		"after it was made private": {lookup: anybody(digest),
+			between: func(t *testing.T, f *fading, r *access.Resolver) {
+				f.set(func(f *fading) { f.private = true })
+				_, err := r.Resolve(t.Context(), anybody(digest))
+				require.Error(t, err)
+			}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &fading{}
+				r := remembering(f, false)
+				defer r.Close()
+				_, err := r.Resolve(t.Context(), anybody("v1"))
+				require.NoError(t, err)
+				time.Sleep(2*time.Minute + c.after) // its grant has ended
+				if c.between != nil {
+					c.between(t, f, r)
+				}
+				time.Sleep(20 * time.Second)
+				f.set(func(f *fading) { f.gone = true })
+				got, err := r.Resolve(t.Context(), c.lookup)
+				if !c.served {
+					require.Error(t, err)
+					assert.True(t, access.Unreachable(err))
+					return
+				}
+				require.NoError(t, err)
+				assert.Equal(t, access.Public, got.Unverified)
+				assert.Equal(t, c.lookup.ID == "", got.Stale > 0)
+			})
+		})
+	}
+}
+
+func TestAManifestsPastIsThatOfItsBlobs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		layer := "sha256:" + strings.Repeat("b", 64)
+		manifest := []byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":` +
+			`{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"` + layer + `","size":5},"layers":[]}`)
+		f := &fading{}
+		r := remembering(f, false)
+		defer r.Close()
+		l := anybody(string(oci.DigestOf(manifest)))
+		got, err := r.Resolve(t.Context(), l)
+		require.NoError(t, err)
+		r.AdoptManifest(got.Grant, "application/vnd.oci.image.manifest.v1+json", manifest)
+		time.Sleep(2 * time.Minute)
+		f.set(func(f *fading) { f.gone = true })
+		l.Kind, l.Reference, l.ID = task.Blob, layer, task.ID(layer)
+		again, err := r.Resolve(t.Context(), l)
+		require.NoError(t, err)
+		assert.Equal(t, access.Public, again.Unverified)
+		l.Repository = "other"
+		_, err = r.Resolve(t.Context(), l)
+		require.Error(t, err, "the same blob of another repository may be private")
+	})
+}
+
+func TestATokenServiceIsGoneAlone(t *testing.T) {
+	for _, cluster := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			f := &fading{private: true}
+			r := remembering(f, cluster)
+			defer r.Close()
+			_, err := r.Resolve(t.Context(), lookup("v1"))
+			require.NoError(t, err)
+			synctest.Wait()
+			_, err = r.Resolve(t.Context(), plain("v1"))
+			var refused *access.RefusedError
+			require.ErrorAs(t, err, &refused, "both answer: the client gets its challenge")
+			require.False(t, access.Unreachable(err))
+			f.set(func(f *fading) { f.tokenless = true })
+			time.Sleep(time.Minute)
+			got, err := r.Resolve(t.Context(), plain("v1"))
+			if !cluster {
+				require.ErrorAs(t, err, &refused)
+				return
+			}
+			require.NoError(t, err)
+			assert.Equal(t, access.Cluster, got.Unverified)
+			assert.NotZero(t, got.Stale)
+		})
+	}
+}
+
+func TestASilentRegistryIsDoneWithout(t *testing.T) {
+	for name, c := range map[string]struct {
+		known, answers bool
+		after          time.Duration
+		basis          access.Basis
+	}{
+		"what was public counts after ten seconds":     {known: true, after: 10 * time.Second, basis: access.Public},
+		"a slow one is waited for if nothing is known": {after: time.Minute},
+		"a slow one that answers others is waited for": {known: true, answers: true, after: time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &fading{}
+				r := remembering(f, false)
+				defer r.Close()
+				if c.known {
+					_, err := r.Resolve(t.Context(), anybody(digest))
+					require.NoError(t, err)
+				}
+				time.Sleep(2 * time.Minute)
+				f.set(func(f *fading) { f.slow = time.Minute })
+				if c.answers {
+					for i := range 12 {
+						time.AfterFunc(time.Duration(i)*5*time.Second-time.Second, func() {
+							res, err := r.Send(context.Background(), source.RegistryRequest{Upstream: "r.test",
+								Method: http.MethodGet, Path: "/v2/"})
+							if err == nil {
+								res.Body.Close()
+							}
+						})
+					}
+					time.Sleep(time.Minute) // from now on it answers every five seconds
+				}
+				began := time.Now()
+				got, err := r.Resolve(t.Context(), anybody(digest))
+				require.NoError(t, err)
+				assert.Equal(t, c.basis, got.Unverified)
+				assert.Equal(t, c.after, time.Since(began))
+			})
+		})
+	}
+}
+
+// An owner replies from its memory without a request, and only what registries told itself.
+func TestAnOwnerRemembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fading{}
+		o := access.NewOwner(f)
+		o.Remember(access.NewMemory())
+		defer o.Close()
+		q := tagLookup
+		q.Authorization = "Bearer alice"
+		require.Equal(t, task.ID(digest), o.Reply(t.Context(), q).Digest)
+		synctest.Wait()
+		o.Forget()
+		f.set(func(f *fading) { f.asked = nil })
+		q.Authorization, q.LastKnown = "", true
+		time.Sleep(time.Minute)
+		a := o.Reply(t.Context(), q)
+		assert.True(t, a.LastKnown)
+		assert.Equal(t, task.ID(digest), a.Digest)
+		assert.EqualValues(t, 60_000, a.AgeMillis)
+		assert.True(t, a.Public, "it found out by itself that anybody may read it")
+		q.Repository = "other"
+		assert.NotEmpty(t, o.Reply(t.Context(), q).Unreached)
+		assert.Empty(t, f.asked)
+	})
+}
+
+// An owner asks once in ten minutes whether anybody may read a manifest, however many hosts want to know.
+func TestAnOwnerProbesOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fading{private: true}
+		o := access.NewOwner(f)
+		o.Remember(access.NewMemory())
+		defer o.Close()
+		q := api.Lookup{Version: 1, Kind: task.Manifest, Upstream: "r.test", Repository: "app", Reference: digest,
+			Anonymous: true, Probe: true}
+		asked := func() (n int) {
+			for range 20 {
+				assert.NotEmpty(t, o.Reply(t.Context(), q).Unreached)
+				synctest.Wait()
+			}
+			f.set(func(f *fading) {
+				for _, r := range f.asked {
+					if assert.Empty(t, r.Header.Get("Authorization")); r.Anonymous {
+						n++
+					}
+				}
+				f.asked = nil
+			})
+			return n
+		}
+		assert.Equal(t, 1, asked())
+		time.Sleep(5 * time.Minute)
+		assert.Zero(t, asked())
+		time.Sleep(6 * time.Minute)
+		assert.Equal(t, 1, asked())
+	})
+}
