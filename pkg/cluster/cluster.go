@@ -95,9 +95,11 @@ const (
 	// suspicionMult times the probe interval times log10 of the members is how long a
 	// suspect may defend itself.
 	suspicionMult = 3
-	// reclaim is how long a dead member's name is kept for its old address: a replacement
-	// with the same ID and another address waits that long.
-	reclaim = 30 * time.Second
+	// reclaim is how long memberlist keeps a dead member's name for its old address. A host at another address is
+	// a member at once; see move.
+	reclaim = time.Nanosecond
+	// moveFor is how long a host at another address is a member while memberlist still has the old one.
+	moveFor = 30 * time.Second
 	// tcpMax bounds one exchange over TCP.
 	tcpMax = 3 * time.Second
 	// exchangeGrace is how much longer than the context such an exchange may take.
@@ -126,9 +128,16 @@ type Cluster struct {
 	mu      sync.Mutex
 	members map[host.ID]Member
 	former  map[netip.AddrPort]time.Time // addresses of members that are gone, and since when
+	formers map[netip.AddrPort]host.ID   // the members that had those addresses
+	moved   map[host.ID]time.Time        // members that memberlist has at another address, and since when; see move
+	judging map[host.ID]bool             // members of which judge finds out where they are
 	silent  map[string]error             // see Silent
 	lonely  int                          // attempts to join since this host was alone
 	changed chan struct{}
+
+	// judges are the goroutines that run judge, ping how they ask; nil before Run, and at its end.
+	judges sync.WaitGroup
+	ping   func(id host.ID, at netip.AddrPort) bool
 
 	// conflict keeps two hosts with one ID, who meet at every exchange, from filling the log.
 	conflict rate.Sometimes
@@ -141,6 +150,7 @@ type Cluster struct {
 func New(cfg Config) (*Cluster, error) {
 	c := &Cluster{cfg: cfg, log: cfg.Logger, started: make(chan struct{}), changed: make(chan struct{}),
 		members: make(map[host.ID]Member), former: make(map[netip.AddrPort]time.Time), silent: make(map[string]error),
+		formers: make(map[netip.AddrPort]host.ID), moved: make(map[host.ID]time.Time), judging: make(map[host.ID]bool),
 		conflict: rate.Sometimes{Interval: time.Minute}}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
@@ -286,6 +296,18 @@ func (c *Cluster) Run(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("gossiping on %s: %w", c.bind, err), t.Shutdown())
 	}
+	c.mu.Lock()
+	c.ping = func(id host.ID, at netip.AddrPort) bool {
+		_, err := ml.Ping(string(id), net.UDPAddrFromAddrPort(at))
+		return err == nil
+	}
+	c.mu.Unlock()
+	defer func() { // after memberlist has shut down
+		c.mu.Lock()
+		c.ping = nil
+		c.mu.Unlock()
+		c.judges.Wait()
+	}()
 	close(c.started)
 	c.log.Info("gossip started", "address", c.advertise, "encrypted", len(c.cfg.Keys) > 0)
 

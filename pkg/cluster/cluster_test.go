@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -355,6 +356,118 @@ func TestRestart(t *testing.T) {
 		}
 		return false
 	}, patience, 10*time.Millisecond)
+}
+
+// A member that is killed and started again elsewhere, with its data, is a member again before the others take it for
+// dead, and nothing is left of its former address.
+func TestRestartAtAnotherAddress(t *testing.T) {
+	var out lines
+	log := func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&out, nil)) }
+	a := start(t, quick(1, log))
+	cfg := quick(2, joining(a))
+	b := start(t, cfg)
+	c := start(t, quick(3, joining(a), log))
+	for _, m := range []*member{a, b, c} {
+		m.sees(t, a, b, c)
+	}
+	b.net.setCut(func(string) bool { return true }) // no good-bye
+	b.stop()
+	<-b.done
+	cfg.Meta.APIAddr = "127.0.0.2:65000"
+	cfg.Join = append(cfg.Join, c.addr())
+	again := start(t, cfg)
+	for _, m := range []*member{a, c} {
+		require.Eventually(t, func() bool {
+			return slices.ContainsFunc(m.View(), func(v Member) bool {
+				return v.ID == cfg.Host && v.GossipAddr == again.address() && v.APIAddr == cfg.Meta.APIAddr
+			})
+		}, patience, 10*time.Millisecond)
+		assert.Len(t, m.View(), 3)
+		require.Eventually(t, func() bool { return len(m.Silent()) == 0 }, patience, 10*time.Millisecond)
+	}
+	again.sees(t, a, again, c)
+	assert.Zero(t, out.count("two hosts have one ID"))
+}
+
+// judged is a Cluster that heard of a host at two addresses, of which some answer.
+func judged(t *testing.T, c *Cluster, id host.ID, answering ...string) {
+	t.Helper()
+	c.ping = func(of host.ID, at netip.AddrPort) bool {
+		assert.Equal(t, id, of)
+		return slices.Contains(answering, at.String())
+	}
+	delegate{c}.NotifyConflict(node(t, id, "10.0.0.1"), node(t, id, "10.0.0.2"))
+	c.judges.Wait()
+}
+
+func node(t *testing.T, id host.ID, ip string) *memberlist.Node {
+	t.Helper()
+	meta, err := encodeMeta(Meta{APIAddr: ip + ":65000", Role: Supernode})
+	require.NoError(t, err)
+	return &memberlist.Node{Name: string(id), Addr: net.ParseIP(ip), Port: 7, Meta: meta}
+}
+
+// Of two addresses of one host, the one that answers counts.
+func TestOneOfTwoAddresses(t *testing.T) {
+	const was, is = "10.0.0.1:7", "10.0.0.2:7"
+	id := host.NewID()
+	build := func() (*Cluster, *lines, func() string) {
+		out := new(lines)
+		c, err := New(quick(1, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(out, nil)) }))
+		require.NoError(t, err)
+		delegate{c}.NotifyJoin(node(t, id, "10.0.0.1"))
+		return c, out, func() string {
+			for _, m := range c.View() {
+				if m.ID == id {
+					return m.GossipAddr.String()
+				}
+			}
+			return ""
+		}
+	}
+	t.Run("the host has moved", func(t *testing.T) {
+		c, out, at := build()
+		judged(t, c, id, is)
+		assert.Equal(t, is, at())
+		delegate{c}.NotifyLeave(node(t, id, "10.0.0.1"))
+		assert.Equal(t, is, at(), "the end of its former life is not its own")
+		assert.Empty(t, c.Silent())
+		delegate{c}.NotifyJoin(node(t, id, "10.0.0.2"))
+		assert.Empty(t, c.moved)
+		delegate{c}.NotifyLeave(node(t, id, "10.0.0.2"))
+		assert.Empty(t, at())
+		assert.Len(t, c.Silent(), 1)
+		delegate{c}.NotifyJoin(node(t, id, "10.0.0.3"))
+		assert.Empty(t, c.Silent(), "its former address leaves the status")
+		assert.Empty(t, c.former)
+		assert.Zero(t, out.count("two hosts have one ID"))
+	})
+	t.Run("memberlist does not follow", func(t *testing.T) {
+		c, _, at := build()
+		judged(t, c, id, is)
+		c.dropMoved(time.Now(), nil)
+		assert.Equal(t, is, at())
+		c.dropMoved(time.Now().Add(moveFor), []*memberlist.Node{node(t, id, "10.0.0.1")})
+		assert.Equal(t, was, at())
+		judged(t, c, id, is)
+		c.dropMoved(time.Now().Add(moveFor), nil)
+		assert.Empty(t, at())
+	})
+	t.Run("its first address was silent for a moment", func(t *testing.T) {
+		c, out, at := build()
+		judged(t, c, id, is)
+		judged(t, c, id, was, is)
+		assert.Equal(t, was, at())
+		assert.Equal(t, 1, out.count("two hosts have one ID"))
+	})
+	t.Run("the news is old, or the host is gone", func(t *testing.T) {
+		c, out, at := build()
+		judged(t, c, id, was)
+		assert.Equal(t, was, at())
+		judged(t, c, id)
+		assert.Equal(t, was, at())
+		assert.Zero(t, out.count("two hosts have one ID"))
+	})
 }
 
 // Two hosts with one ID get one log line.

@@ -49,6 +49,7 @@ func (c *Cluster) rejoin(ctx context.Context, ml *memberlist.Memberlist) {
 
 // tryJoin makes one attempt.
 func (c *Cluster) tryJoin(ctx context.Context, ml *memberlist.Memberlist) {
+	c.dropMoved(time.Now(), ml.Members())
 	named, failed := c.resolve(ctx)
 	targets := c.targets(named, time.Now())
 	for _, a := range targets {
