@@ -103,6 +103,10 @@ func (s *swarm) pullBy(n *node, writeTo bool) ([]byte, error) {
 }
 
 func TestRotUnderARunningNodeNeverLeavesIt(t *testing.T) {
+	pulls := 7
+	if race.Enabled {
+		pulls = 3 // the first finds the damage, the others are alike
+	}
 	for name, damage := range race.Some(damages, "one bit", "the file deleted", "a journal of zeros") {
 		for how, wait := range map[string]time.Duration{"open": 0, "closed meanwhile": 10 * time.Minute} {
 			for way, writeTo := range map[string]bool{"by Read": false, "by WriteTo": true} {
@@ -118,7 +122,7 @@ func TestRotUnderARunningNodeNeverLeavesIt(t *testing.T) {
 						time.Sleep(wait)
 						damage(t, dataFile(t, dir, "data"), s.origin.content)
 						right := 0
-						for k := range 7 {
+						for k := range pulls {
 							got, err := s.pullBy(n, writeTo)
 							if err == nil {
 								require.True(t, bytes.Equal(s.origin.content, got), "pull %d is whole and wrong", k)
@@ -129,7 +133,7 @@ func TestRotUnderARunningNodeNeverLeavesIt(t *testing.T) {
 							require.Less(t, len(got), len(s.origin.content))
 							require.Zero(t, k, "only the first finds the damage: %v", err)
 						}
-						assert.GreaterOrEqual(t, right, 6)
+						assert.GreaterOrEqual(t, right, pulls-1)
 					})
 				})
 			}
