@@ -94,6 +94,7 @@ func (s *swarm) pullBy(n *node, writeTo bool) ([]byte, error) {
 	r := c.NewReader(s.t.Context(), 0, c.Metadata().Length)
 	defer r.Close()
 	var b bytes.Buffer
+	b.Grow(int(c.Metadata().Length) + bytes.MinRead) // the race detector notes each byte of a copy
 	if writeTo {
 		_, err = r.WriteTo(&b)
 	} else {
