@@ -18,6 +18,8 @@ type repositoryKey struct {
 	upstream, repository string
 	// generation is as in lookupKey.
 	generation uint64
+	// plain is for the refusal of requests without any token; else that with anybody's.
+	plain bool
 }
 
 // refusalLife is how long the mirror repeats that a repository refuses to be read by anybody, to clients that take up
@@ -34,7 +36,8 @@ type refusedAll struct {
 	challenge []string
 }
 
-// private remembers when repositories last refused to be read by anybody. It saves requests and decides no right.
+// private remembers when repositories last refused to be read by anybody, or without a token. It saves requests and
+// decides no right.
 type private struct {
 	// mu is held to look up and change.
 	mu      sync.Mutex
@@ -72,7 +75,7 @@ func (p *private) clear() {
 }
 
 func (r *Resolver) repositoryKey(l Lookup) repositoryKey {
-	return repositoryKey{l.Upstream, l.Repository, r.generation.Load()}
+	return repositoryKey{l.Upstream, l.Repository, r.generation.Load(), false}
 }
 
 // noteForAnybody remembers what the reply to a lookup without credentials says of all such lookups in its repository.
@@ -82,22 +85,29 @@ func (r *Resolver) noteForAnybody(l Lookup, k repositoryKey, err error) {
 	if !l.Authorization.IsZero() || r.usesOwnCredentials(l.Upstream) {
 		return
 	}
+	plain := k
+	plain.plain = true
 	var refused *RefusedError
 	switch {
 	case err == nil:
 		r.private.drop(k)
+		r.private.drop(plain) // the grant is for requests without any token, too
 		return
 	case !errors.As(err, &refused), refused.untried:
 		return
 	}
 	challenge := challengesOf(err)
+	short := len(strings.Join(challenge, "")) <= challengeMax
+	if !l.Anonymous && refused.Status == http.StatusUnauthorized && len(challenge) > 0 && short {
+		r.private.put(plain, refusedAll{time.Now(), challenge})
+	}
 	passwords := len(challenge) > 0 && !slices.ContainsFunc(challenge, func(c string) bool {
 		scheme, _, _ := strings.Cut(c, " ")
 		return !strings.EqualFold(scheme, "Basic") || strings.Contains(strings.ToLower(c), "bearer ")
 	})
 	switch {
 	case !l.Anonymous && !passwords:
-	case refused.Status == http.StatusUnauthorized && len(strings.Join(challenge, "")) <= challengeMax:
+	case refused.Status == http.StatusUnauthorized && short:
 		r.private.put(k, refusedAll{time.Now(), challenge})
 	case refused.Status == http.StatusUnauthorized, refused.Status == http.StatusForbidden:
 		r.private.put(k, refusedAll{at: time.Now()})
@@ -116,12 +126,15 @@ func challengesOf(err error) []string {
 	return refused.Header.Values("WWW-Authenticate")
 }
 
-// refusedToAnybody repeats the refusal of a repository to a client without credentials that takes up its challenge.
+// refusedToAnybody repeats the refusal of a repository to a client without credentials that takes up its challenge:
+// that of requests with anybody's token, or of those without any token, as this lookup would be.
 func (r *Resolver) refusedToAnybody(l Lookup) error {
-	if !l.Anonymous || l.Unchallenged || !l.Authorization.IsZero() {
+	if l.Unchallenged || !l.Authorization.IsZero() || r.usesOwnCredentials(l.Upstream) {
 		return nil
 	}
-	last, ok := r.private.since(r.repositoryKey(l), time.Now().Add(-refusalLife))
+	k := r.repositoryKey(l)
+	k.plain = !l.Anonymous
+	last, ok := r.private.since(k, time.Now().Add(-refusalLife))
 	if !ok || len(last.challenge) == 0 {
 		return nil
 	}

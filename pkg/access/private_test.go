@@ -192,3 +192,45 @@ func plain(reference string) access.Lookup {
 	l.Anonymous = false
 	return l
 }
+
+// Clients that ask without any token hear a repository's challenge again for ten seconds, and take it up: containerd
+// asks for the tag and for the manifest without credentials first.
+func TestAChallengeForATokenIsRepeatedBriefly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuarded(401, tokens)
+		r := access.New(access.Config{Registry: g})
+		defer r.Close()
+		asks := func(want int, l access.Lookup, asked bool, why string) {
+			t.Helper()
+			before := g.asked.Load()
+			_, err := r.Resolve(t.Context(), l)
+			status := http.StatusOK
+			var refused *access.RefusedError
+			if err != nil {
+				require.ErrorAs(t, err, &refused)
+				status = refused.Status
+				assert.Equal(t, []string{tokens}, refused.Header.Values("WWW-Authenticate"), why)
+			}
+			assert.Equal(t, want, status, why)
+			assert.Equal(t, asked, g.asked.Load() > before, why)
+		}
+		asks(401, plain("v1"), true, "the first request")
+		asks(401, plain(digest), false, "another object of the repository")
+		asks(200, lookup(digest), false, "a client with a token asks, and is judged by it")
+		asks(401, anybody(digest), true, "what anybody may read is another question")
+		other := plain(digest)
+		other.Repository = "other"
+		asks(401, other, true, "another repository")
+		unable := plain(digest)
+		unable.Unchallenged = true
+		asks(401, unable, true, "a client that takes up no challenge")
+		time.Sleep(11 * time.Second)
+		asks(401, plain(digest), true, "after ten seconds")
+		r.Forget()
+		asks(401, plain("v1"), true, "after a reload")
+		g.status.Store(200)
+		asks(200, unable, true, "public now")
+		g.status.Store(401)
+		asks(401, plain("sha256:"+strings.Repeat("c", 64)), true, "a grant ends the repetition")
+	})
+}

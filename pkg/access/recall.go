@@ -313,7 +313,9 @@ func (r *Resolver) orGone(ctx context.Context, l Lookup, err error) error {
 		res, failed := r.cfg.Registry.Do(ctx, q)
 		if failed == nil {
 			res.Body.Close()
-			return err
+			if res.Header.Get(source.HeaderPlain) != source.PlainUntried {
+				return err
+			}
 		}
 		r.gone.trip(key, time.Now())
 	}

@@ -238,12 +238,13 @@ func (r *Resolver) request(l Lookup, method, byteRange, etag string) source.Regi
 const headerUntried = "X-Darter-Untried"
 
 // Send sends a request to a registry. A registry that refuses an anonymous request gets it again without
-// any token: its reply is then the challenge for the client. The error is an *[UnreachableError].
+// any token, unless that has happened ([source.HeaderPlain]): its reply is then the challenge for the client. The error
+// is an *[UnreachableError].
 func (r *Resolver) Send(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
 	res, err := r.cfg.Registry.Do(ctx, req)
-	untried := req.Anonymous && err != nil
+	untried := req.Anonymous && (err != nil || res.Header.Get(source.HeaderPlain) == source.PlainUntried)
 	refused := err != nil || res.StatusCode == http.StatusUnauthorized || res.StatusCode == http.StatusForbidden
-	if req.Anonymous && refused {
+	if req.Anonymous && refused && (err != nil || res.Header.Get(source.HeaderPlain) == "") {
 		if err == nil {
 			res.Body.Close()
 		}

@@ -323,7 +323,7 @@ func (r *Resolver) Resolve(ctx context.Context, l Lookup) (Result, error) {
 	if valid {
 		return Result{Grant: remembered}, nil
 	}
-	if err := r.refusedToAnybody(l); err != nil {
+	if err := r.refusedToAnybody(l); err != nil && !Unreachable(r.orGone(ctx, l, err)) {
 		return Result{}, err
 	}
 	if l.ID == "" {

@@ -187,10 +187,9 @@ type SecretStatus struct {
 	// connections have not ended yet.
 	First   bool `json:"first,omitempty"`
 	Removed bool `json:"removed,omitempty"`
-	// Connections counts the open connections whose other ends proved the secret, Handshakes all since the start. Last
-	// is the time of the last one, Address its other end.
+	// Connections counts the open connections whose other ends proved the secret. Last is the time of the last
+	// handshake, Address its other end.
 	Connections int       `json:"connections"`
-	Handshakes  int64     `json:"handshakes"`
 	Last        time.Time `json:"last,omitzero"`
 	Address     string    `json:"address,omitempty"`
 }

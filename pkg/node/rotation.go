@@ -157,7 +157,7 @@ func (n *Node) renewProof(id task.ID) (renewed bool, err error) {
 func (n *Node) secretStatus() (list []api.SecretStatus) {
 	for _, s := range n.Identity.Secrets() {
 		list = append(list, api.SecretStatus{Fingerprint: s.Fingerprint, First: s.First, Removed: s.Removed,
-			Connections: s.Connections, Handshakes: s.Handshakes, Last: s.Last, Address: s.Address})
+			Connections: s.Connections, Last: s.Last, Address: s.Address})
 	}
 	return list
 }

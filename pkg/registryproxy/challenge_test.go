@@ -27,7 +27,8 @@ func TestTheLastChallengeIsRepeated(t *testing.T) {
 	const basic = `Basic realm="r"`
 	r := newFixture(config{Policy: access.Policy{ServeCached: true}})
 	get := func() (status int, challenge string) {
-		res := r.get("app/blobs/" + string(r.layer) + "?ns=r.test") // each such request asks the registry
+		r.Forget() // what the resolver repeats for ten seconds, so that each such request asks the registry
+		res := r.get("app/blobs/" + string(r.layer) + "?ns=r.test")
 		return res.StatusCode, res.Header.Get("Www-Authenticate")
 	}
 	down := func() { r.up.fail(errors.New("connection refused")) }
@@ -71,6 +72,7 @@ func TestTheLastChallengeIsRepeated(t *testing.T) {
 func TestAChallengeFromBeforeAReloadIsForgotten(t *testing.T) {
 	r := newFixture(config{Policy: access.Policy{ServeCached: true}})
 	r.up.reply(func(w http.ResponseWriter, _ source.RegistryRequest) {
+		r.Forget()
 		r.ForgetChallenges()
 		w.Header().Set("Www-Authenticate", `Basic realm="r"`)
 		w.WriteHeader(http.StatusUnauthorized)
@@ -96,6 +98,7 @@ func TestManyRegistriesLeaveTheChallengesInUse(t *testing.T) {
 			of("used.test")
 		}
 	}
+	r.Forget() // what the resolver repeats for ten seconds
 	r.up.fail(errors.New("connection refused"))
 	assert.Equal(t, []int{401, 401}, of("used.test"))
 	assert.Equal(t, []int{401, 401}, of("r599.test"), "the newest")

@@ -91,9 +91,11 @@ func (req *request) lookup() access.Lookup {
 
 // anonymous reports whether to ask with the token that the registry gives to anybody. Podman and other
 // clients that send no ?ns= take up no challenge but that of the ping, and would get no public image
-// where everybody needs a token.
+// where everybody needs a token. Where expired grants are used while the registry is unreachable, the mirror needs to
+// know what anybody may read in any case, and asking at once costs less than asking later.
 func (req *request) anonymous() bool {
-	return req.authorization == "" && req.target.namespace == "" && req.target.endpoint != endpointBase
+	return req.authorization == "" && req.target.endpoint != endpointBase &&
+		(req.target.namespace == "" || req.cfg.Resolver.ServesCached())
 }
 
 // accept is the client's Accept. A registry without it answers a manifest in an old format.

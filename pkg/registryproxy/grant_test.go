@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -349,6 +350,25 @@ func TestExpiredGrantsServeOnlyWhereTheOperatorAllows(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// Where expired grants are used while the registry is unreachable, the mirror has to know what anybody may read: it
+// asks for that when a client comes without credentials, also if that could take up a challenge.
+func TestServingCachedAsksWhatAnybodyMayRead(t *testing.T) {
+	for _, serve := range []bool{false, true} {
+		t.Run(fmt.Sprint(serve), func(t *testing.T) {
+			r := newFixture(config{Policy: access.Policy{ServeCached: serve}})
+			has := r.up.answer
+			var asked atomic.Int32
+			r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {
+				asked.Add(1)
+				assert.Equal(t, serve, q.Anonymous)
+				has(w, q)
+			})
+			assert.Equal(t, 200, r.get("app/blobs/"+string(r.layer)+"?ns=r.test").StatusCode)
+			assert.EqualValues(t, 1, asked.Load())
+		})
 	}
 }
 

@@ -77,6 +77,15 @@ func Cut(body io.ReadCloser, n int64) io.ReadCloser {
 	}{io.LimitReader(body, n), body}
 }
 
+// HeaderPlain marks the response to an anonymous [RegistryRequest] that is what the registry answers without any token,
+// for instance because its token service gives none. A registry cannot set it. Its value is PlainAnswer, or
+// PlainUntried if the registry asks for a token and its token service could not be asked.
+const (
+	HeaderPlain  = "X-Darter-Plain"
+	PlainAnswer  = "true"
+	PlainUntried = "untried"
+)
+
 // RegistryRequest is one HTTP request to a registry on behalf of a client of the mirror, for other
 // things than a task's bytes: a HEAD of a manifest or blob, a list of tags.
 type RegistryRequest struct {
@@ -90,7 +99,7 @@ type RegistryRequest struct {
 	// may be secret.
 	Header http.Header
 	// Anonymous asks with the registry's anonymous token, if there is neither an Authorization nor a credential of this
-	// node. Without it the reply is then the registry's challenge.
+	// node. Without it the reply is then the registry's challenge. A refusal with [HeaderPlain] is that challenge, too.
 	Anonymous bool
 	// Bare never sends a credential of this node: the reply is for other hosts.
 	Bare bool

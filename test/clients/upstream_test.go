@@ -106,18 +106,28 @@ func (r row) String() string {
 	return fmt.Sprintf("%s %v | %v | %v | %v |", r.label(), r.direct, r.cold, r.again, r.elsewhere)
 }
 
-// The bounds of the table.
-const (
-	// coldMore is by how much a cold pull may exceed a direct one, whatever the number of layers: a lookup beside the GET
-	// of the manifest, the refusal of a token for another name, and a question whether anybody may read (4).
-	coldMore = 8
-	// elsewhereMore is by how much the first pull from another node may exceed a direct one: that node asks once whether
-	// anybody may read, and crane brings a token for another name first.
-	elsewhereMore = 2
-)
+// above is by how much a cold pull of some rows exceeds a direct one; of all others it asks no more often. Clients that
+// get the manifest by its tag cost a lookup beside the GET (1). A question whether anybody may read costs a token (1),
+// or also a request (2). crane brings a token for the mirror's name of the repository, which the registry refuses (2).
+// The supernode logs in beside the node (2).
+var above = map[string]int{
+	"public, tokens containers-image": 1, "public, tokens crane": 3, "public, tokens oras": 1,
+	"public, tokens regclient": 1,
 
-// measure pulls a new image directly, cold, once more, and from another node. It returns what is wrong with the counts.
-func (f *farm) measure(l clients.Library, access string, direct, through login) (r row, wrong []string) {
+	"private, password crane": 1, "private, password oras": 1, "private, password regclient": 1,
+
+	"private, tokens containerd-2": 1, "private, tokens crane": 5, "private, tokens oras": 2,
+	"private, tokens regclient": 2,
+
+	"private, tokens, the node's login buildkit": 2, "private, tokens, the node's login containers-image": 3,
+}
+
+// remembered is how long the mirror remembers a challenge for certain: pulls that take longer cost more.
+const remembered = 9 * time.Second
+
+// measure pulls a new image directly, cold, once more, and from another node. It returns what is wrong with the counts,
+// and whether the pulls took too long for them to mean anything.
+func (f *farm) measure(l clients.Library, access string, direct, through login) (r row, wrong []string, slow bool) {
 	p := f.push(fmt.Sprintf("lib/app%d", f.seed))
 	server := ""
 	if l.Name == "buildkit" {
@@ -126,6 +136,7 @@ func (f *farm) measure(l clients.Library, access string, direct, through login) 
 	r = row{access: access, client: l.Name}
 	var blobs [3]int
 	r.direct, _ = f.pull(l, f.Host(), server, p, direct)
+	began := time.Now()
 	r.cold, blobs[0] = f.pull(l, f.nodes[0], "", p, through)
 	r.again, blobs[1] = f.pull(l, f.nodes[0], "", p, through)
 	r.elsewhere, blobs[2] = f.pull(l, f.nodes[1], "", p, through)
@@ -134,13 +145,13 @@ func (f *farm) measure(l clients.Library, access string, direct, through login) 
 			wrong = append(wrong, what)
 		}
 	}
-	expect(r.cold.all <= r.direct.all+coldMore, "a cold pull asks too often")
+	expect(r.cold.all <= r.direct.all+above[access+" "+l.Name], "a cold pull asks too often")
 	expect(blobs[0] == len(p.Layers()), "a cold pull asks for each layer once")
 	expect(r.again.all <= r.direct.all, "a second pull asks more often than a direct one")
-	expect(r.elsewhere.all <= r.direct.all+elsewhereMore, "another node asks too often")
+	expect(r.elsewhere.all <= r.direct.all, "a pull from another node asks more often than a direct one")
 	expect(r.again.tokens <= r.direct.tokens+1, "a second pull takes more tokens than a direct one and a question")
 	expect(blobs[1] == 0 && blobs[2] == 0, "a warm pull asks for a layer")
-	return r, wrong
+	return r, wrong, time.Since(began) > remembered
 }
 
 // tableStart and tableEnd enclose the table in docs/clients.md.
@@ -161,8 +172,8 @@ func documented(t *testing.T) (page string, from, to int) {
 }
 
 // TestUpstreamRequests counts what the registry and its token service are asked, directly and through Darter, and
-// compares the counts with docs/clients.md, which -update writes. A count may be less. An answer that lives a minute
-// may have ended on a slow machine, so a row that is wrong is measured again.
+// compares the counts with docs/clients.md, which -update writes. A count may be less. An answer that lives ten seconds
+// may have ended on a slow machine, so a row that is wrong is measured again, and one that took longer decides nothing.
 func TestUpstreamRequests(t *testing.T) {
 	race.Skip(t, "it counts requests, and other tests pull in the same way")
 	t.Parallel()
@@ -215,10 +226,14 @@ func TestUpstreamRequests(t *testing.T) {
 					case kind.direct != login{} && l.OwnLogin != (kind.node == nil):
 						continue
 					}
-					r, wrong := f.measure(l, kind.name, kind.direct, kind.through)
+					r, wrong, slow := f.measure(l, kind.name, kind.direct, kind.through)
 					for try := 1; try < 3 && (len(wrong) > 0 || !within(r)); try++ {
 						t.Logf("measuring again: %v %v", r, wrong)
-						r, wrong = f.measure(l, kind.name, kind.direct, kind.through)
+						r, wrong, slow = f.measure(l, kind.name, kind.direct, kind.through)
+					}
+					if slow && (len(wrong) > 0 || !within(r)) && !*update {
+						t.Logf("this machine is too slow for %v %v", r, wrong)
+						wrong, r = nil, known[r.label()]
 					}
 					assert.Empty(t, wrong, "%v", r)
 					assert.True(t, within(r), "docs/clients.md has other counts: %v\nmeasured: %v\nMend the cause, or run "+

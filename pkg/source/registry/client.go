@@ -33,6 +33,8 @@ type Client struct {
 	// mu is held to find or add a session or a label, never during a login.
 	mu       sync.Mutex
 	sessions map[sessionKey]*session
+	// challenges of repositories spare pings and second refusals.
+	challenges challenges
 	// labels says for each blob that came with an encoding whether the body was taken without decoding.
 	labels map[task.ID]bool
 }
@@ -222,11 +224,11 @@ var responseHeaders = []string{
 }
 
 // Do sends a request to a registry, with the request's own Authorization if it has one, else with the node's
-// credentials if they are configured, else with the registry's anonymous token if the request is anonymous, else with
-// none: then the registry's challenge is the response. A response of any status is no error; the caller closes its
-// body, which ends in an error if the registry falls silent. Do follows the redirect of a HEAD, because some registries
-// redirect every request unchecked. A storage that signs its URLs for GET takes no HEAD there; the response is then a
-// 405.
+// credentials if they are configured, else with none: then the registry's challenge is the response. If the request is
+// anonymous, a refused one goes out again with the registry's anonymous token, and the next ones with that token at
+// once. A response of any status is no error; the caller closes its body, which ends in an error if the registry falls
+// silent. Do follows the redirect of a HEAD, because some registries redirect every request unchecked. A storage that
+// signs its URLs for GET takes no HEAD there; the response is then a 405.
 func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Response, err error) {
 	defer source.Rescue(&err, fmt.Sprintf("asking %.255q", q.Upstream))
 	u, err := c.upstream(q.Upstream)
@@ -251,7 +253,7 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 			header[k] = v
 		}
 	}
-	bare := true
+	bare, plainly := true, ""
 	repository, kind := repositoryOf(q.Path)
 	if header.Get("Authorization") == "" && u.hasCredentials() && !q.Bare {
 		_, has, err := u.credential(ctx, repository)
@@ -268,30 +270,16 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 		if id := digestIn(q.Path); id != "" {
 			req.Challenged = c.redirected(u, id)
 		}
-		if header.Get("Authorization") == "" && (q.Anonymous || !bare) {
-			logged, fresh, err := c.login(ctx, u, base, repository, bare)
-			if err != nil {
-				return err
-			}
-			logged.final = fresh // the refusal of a token that is new
-			req.RoundTripper = logged
-		}
-		session := req.RoundTripper != nil
-		if req.RoundTripper == nil {
-			req.RoundTripper = c.exchangeOf(u, base, repository, header.Get("Authorization"))
+		got, asked, err := c.ask(ctx, u, base, q, req, keyOf(u, base, repository, bare))
+		if err != nil {
+			return refused(err)
 		}
 		if res != nil {
 			res.Body.Close() // a 502, 503 or 504 of the URL before
-			res = nil
 		}
-		var err error
-		if res, err = u.client.Ask(ctx, req); err != nil {
-			return refused(err)
-		}
-		if session && res.StatusCode == http.StatusUnauthorized {
-			c.logout(u, base, repository, bare)
-		}
-		if q.Method == http.MethodHead && httporigin.CrossedHosts(res) && takesNoHead(res.StatusCode) {
+		res, plainly = got, asked
+		if q.Method == http.MethodHead && res.Request != nil && httporigin.CrossedHosts(res) &&
+			takesNoHead(res.StatusCode) {
 			res.StatusCode, res.Status = http.StatusMethodNotAllowed, "405 Method Not Allowed"
 		}
 		for i, link := range res.Header["Link"] {
@@ -309,6 +297,9 @@ func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Re
 			if !slices.Contains(responseHeaders, k) {
 				res.Header.Del(k)
 			}
+		}
+		if plainly != "" {
+			res.Header.Set(source.HeaderPlain, plainly)
 		}
 	}
 	return res, err

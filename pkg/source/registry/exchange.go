@@ -63,7 +63,7 @@ func (x exchange) withToken(req *http.Request, key sessionKey) (*http.Response, 
 		return nil, errors.New("the client's Authorization holds no password")
 	}
 	ctx := context.WithValue(req.Context(), clientsKey{}, authn.AuthConfig{Username: username, Password: password})
-	rt, _, err := x.c.loginAs(ctx, x.u, x.base, key, clients{})
+	rt, _, err := x.c.loginAs(ctx, x.u, x.base, key, clients{}, challenge{})
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -59,6 +60,23 @@ func (c *Client) drop(key sessionKey) {
 	delete(c.sessions, key)
 }
 
+// hasLogin reports whether a session is logged in, or about to be.
+func (c *Client) hasLogin(key sessionKey) bool {
+	c.mu.Lock()
+	s := c.sessions[key]
+	c.mu.Unlock()
+	if s == nil {
+		return false
+	}
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+		return s.rt != nil
+	default:
+		return true // the login of another request
+	}
+}
+
 func (c *Client) hasSession(key sessionKey) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -70,16 +88,22 @@ func (c *Client) hasSession(key sessionKey) bool {
 // better token.
 func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, repository string,
 	bare bool) (_ callers, fresh bool, err error) {
-	var auth authn.Authenticator = authn.Anonymous
-	if !bare {
-		auth = currentCredential{u, repository}
-	}
-	return c.loginAs(ctx, u, base, keyOf(u, base, repository, bare), auth)
+	return c.loginKnown(ctx, u, base, repository, keyOf(u, base, repository, bare), challenge{})
 }
 
-// loginAs is login with any credential, which the key names.
+// loginKnown is login where the registry's challenge may be known.
+func (c *Client) loginKnown(ctx context.Context, u *upstream, base *url.URL, repository string, key sessionKey,
+	known challenge) (_ callers, fresh bool, err error) {
+	var auth authn.Authenticator = authn.Anonymous
+	if !key.bare {
+		auth = currentCredential{u, repository}
+	}
+	return c.loginAs(ctx, u, base, key, auth, known)
+}
+
+// loginAs is login with any credential, which the key names. A known challenge spares the ping.
 func (c *Client) loginAs(ctx context.Context, u *upstream, base *url.URL, key sessionKey,
-	auth authn.Authenticator) (_ callers, fresh bool, err error) {
+	auth authn.Authenticator, known challenge) (_ callers, fresh bool, err error) {
 	s := c.session(key)
 	select {
 	case s.turn <- struct{}{}:
@@ -103,7 +127,7 @@ func (c *Client) loginAs(ctx context.Context, u *upstream, base *url.URL, key se
 		inner = u.client.Transport()
 	}
 	guarded := &control{base: base, inner: inner, privateRealm: u.AllowPrivateRealm, realms: u.Realms,
-		bare: key.bare, userAgent: u.client.UserAgent(), repository: key.repository}
+		bare: key.bare, userAgent: u.client.UserAgent(), repository: key.repository, known: known.header}
 	rt, err := transport.NewWithContext(ctx, host, auth, guarded, scopes)
 	current, own := auth.(currentCredential)
 	if isRefusedLogin(err) && own && u.hasOther(ctx, current.repository, "") {
@@ -115,13 +139,16 @@ func (c *Client) loginAs(ctx context.Context, u *upstream, base *url.URL, key se
 		}
 		return callers{}, false, fmt.Errorf("logging in at %s: %w", secret.PrintableURL(base), refused(err))
 	}
-	out := callers{inner: rt, scopes: scopes}
+	out := callers{inner: rt, scopes: scopes, token: guarded.token.Load(),
+		denied: guarded.denied.Load() && known.wants(scopes)}
 	if own || key.bare {
 		out.renew = func(ctx context.Context, sent string) http.RoundTripper {
 			return c.renewed(ctx, u, base, key, auth, s, sent)
 		}
 	}
-	s.rt = &out
+	if !out.denied { // the next request finds out whether anybody may pull by then
+		s.rt = &out
+	}
 	return out, true, nil
 }
 
@@ -171,7 +198,7 @@ func refused(err error) error {
 	}
 	// If the exchange finds no token it quotes the whole response, which may hold a refresh token.
 	if err != nil && strings.Contains(err.Error(), "no token in bearer response") {
-		return errors.New("the token service's response has no token")
+		return errEmpty
 	}
 	return err
 }
@@ -190,6 +217,10 @@ type control struct {
 	userAgent string
 	// repository is what the login is for, empty for none.
 	repository string
+	// known is the registry's challenge, if that is known: it answers the ping.
+	known []string
+	// token says that the registry asks for tokens; denied that anybody's allows no pull, by its own word.
+	token, denied atomic.Bool
 }
 
 // checkRealm refuses to send a credential to a token service that is neither on the registry's own host nor on
@@ -246,7 +277,13 @@ func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 	ping := own && req.URL.Path == "/v2/"
-	res, err := c.inner.RoundTrip(out)
+	var res *http.Response
+	var err error
+	if ping && c.known != nil {
+		res = c.pinged(out)
+	} else {
+		res, err = c.inner.RoundTrip(out)
+	}
 	if err == nil && ping && c.repository != "" && hasNoPing(res.StatusCode) {
 		res, err = c.challengeOfTags(out, res)
 	}
@@ -262,7 +299,11 @@ func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("the response of %s is larger than %d bytes", secret.PrintableURL(out.URL), controlMax)
 	}
 	res.Body = io.NopCloser(bytes.NewReader(b))
+	if !ping && c.bare && c.repository != "" && res.StatusCode == http.StatusOK {
+		c.denied.Store(refusesPull(b, c.repository))
+	}
 	if ping {
+		c.token.Store(offersToken(res.Header.Values("Www-Authenticate")))
 		for i, v := range res.Header.Values("Www-Authenticate") {
 			res.Header["Www-Authenticate"][i] = c.hideRealm(v)
 		}

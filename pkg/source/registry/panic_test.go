@@ -15,7 +15,12 @@ import (
 )
 
 func TestAPanicAtAResponseIsAnError(t *testing.T) {
-	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/manifests/") {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+r.Host+`/token"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	}))
 	defer srv.Close()
 	c, err := New(Config{Upstreams: map[string]Upstream{"r.test": {URLs: []string{srv.URL}}},
 		HTTP: httporigin.Config{Proxy: "none"}})

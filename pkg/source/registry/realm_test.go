@@ -290,12 +290,12 @@ func TestARefusedNewTokenIsTheAnswer(t *testing.T) {
 		assert.Equal(t, status, gotStatus, why)
 		assert.Equal(t, requests, got, why)
 	}
-	check(public, 200, 3, "a ping, a token and the HEAD")
+	check(public, 200, 3, "the HEAD, a token and the HEAD")
 	check(public, 200, 1, "the token is known")
 	r.RevokeTokens()
 	check(public, 200, 3, "the HEAD, a new token and the HEAD")
-	check(team, 401, 3, "a ping, a token and the HEAD")
-	check(team, 401, 3, "the refused token is forgotten")
+	check(team, 401, 2, "the HEAD, and a token that says itself that it allows nothing")
+	check(team, 401, 1, "the challenge is known, and another token may allow more")
 
 	// The registry's scope is not the one that follows from the path.
 	asked := make(chan string, 9)

@@ -31,6 +31,8 @@ type session struct {
 type callers struct {
 	inner  http.RoundTripper
 	scopes []string // of the session's token
+	// token says that there is one; denied that anybody's allows no pull, by its own word.
+	token, denied bool
 	// final makes the registry's refusal of the token the answer: without it the exchange gets another token and asks
 	// again.
 	final bool
@@ -157,7 +159,7 @@ func (c *Client) renewed(ctx context.Context, u *upstream, base *url.URL, key se
 		delete(c.sessions, key)
 	}
 	c.mu.Unlock()
-	again, _, err := c.loginAs(ctx, u, base, key, auth)
+	again, _, err := c.loginAs(ctx, u, base, key, auth, challenge{})
 	if err != nil {
 		return nil
 	}
