@@ -71,6 +71,9 @@ func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, erro
 	}
 	if out.ID == "" {
 		if out.ID, err = oci.ParseDigest(res.Header.Get("Docker-Content-Digest")); err != nil {
+			if out.Length > oci.ManifestMax {
+				return reply{}, &HugeError{l.Upstream, l.Path(), out.Length}
+			}
 			return r.getManifest(ctx, l, known)
 		}
 	}
@@ -133,6 +136,9 @@ func (r *Resolver) getManifest(ctx context.Context, l Lookup, known reply) (repl
 	}
 	if res.StatusCode == http.StatusNotModified {
 		return unchanged(res, known), nil
+	}
+	if l.ID == "" && res.ContentLength > oci.ManifestMax {
+		return reply{}, &HugeError{l.Upstream, l.Path(), res.ContentLength}
 	}
 	body, err := decoded(res)
 	if err != nil {

@@ -194,6 +194,18 @@ func (e *UnreachableError) Error() string { return e.Err.Error() }
 // Unwrap returns the attempt's error.
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
+// HugeError reports a manifest that hosts do not share ([oci.ManifestMax]) and whose digest its registry does not name,
+// so that no grant of it can be remembered. The registry said that the credential may read it.
+type HugeError struct {
+	Upstream, Path string
+	Length         int64 // in bytes
+}
+
+func (e *HugeError) Error() string {
+	return fmt.Sprintf("%s of %s has %d bytes, more than the %d of a manifest that hosts share", e.Path, e.Upstream,
+		e.Length, oci.ManifestMax)
+}
+
 // TagError reports that a tag was resolved, and the credential may not read the digest. It unwraps to
 // the reason. The client must not learn the digest.
 type TagError struct {
@@ -312,8 +324,8 @@ func (r *Resolver) Forget() {
 
 // Resolve returns the client's grant for a digest, or for the digest that a tag means. It waits for
 // the registry until ctx ends; the error is then the cause of that. Other errors are a
-// *[RefusedError], an *[UnreachableError] (perhaps around a *[SilentError]), and for tags a *[TagError] around one of
-// them.
+// *[RefusedError], an *[UnreachableError] (perhaps around a *[SilentError]), and for tags a *[HugeError] or a *[TagError]
+// around one of the others.
 func (r *Resolver) Resolve(ctx context.Context, l Lookup) (Result, error) {
 	var remembered Grant
 	var valid, known bool

@@ -29,6 +29,10 @@ func (req *request) grant() (access.Grant, *apiError) {
 		}
 	}
 	found, err := req.cfg.Resolver.Resolve(req.ctx, req.lookup())
+	var huge *access.HugeError
+	if errors.As(err, &huge) {
+		return access.Grant{Length: huge.Length}, nil
+	}
 	if err != nil {
 		refused := req.refused(err)
 		if !foreign || refused.status != http.StatusUnauthorized {

@@ -478,6 +478,40 @@ func TestAHugeManifestIsPassedOn(t *testing.T) {
 	assert.Empty(t, s.opened)
 }
 
+// A huge manifest is passed on, too, if its registry names no digest. Its length tells, so that no lookup reads it.
+func TestAHugeManifestWithoutDigestIsPassedOn(t *testing.T) {
+	content := []byte(`{"schemaVersion":2}`)
+	for name, head := range map[string]int{"by HEAD": 200, "by GET": 405} {
+		t.Run(name, func(t *testing.T) {
+			var gets atomic.Int32
+			up := &upstreamFunc{answer: func(w http.ResponseWriter, q source.RegistryRequest) {
+				if q.Header.Get("Authorization") != "Bearer mine" {
+					w.WriteHeader(http.StatusUnauthorized)
+					return
+				}
+				w.Header().Set("Content-Type", oci.MediaTypeManifest)
+				first := q.Method == http.MethodHead || gets.Add(1) == 1 && head != 200
+				if q.Method == http.MethodHead && head != 200 {
+					w.WriteHeader(head)
+					return
+				}
+				if first {
+					w.Header().Set("Content-Length", fmt.Sprint(oci.ManifestMax+1))
+					return
+				}
+				w.Write(content)
+			}}
+			var s swarm
+			p := newMirror(config{Upstream: up, Open: s.Open, Default: "r.test"})
+			res := ask(p, http.MethodGet, "/v2/app/manifests/v1", "Authorization", "Bearer mine")
+			require.Equal(t, 200, res.StatusCode)
+			assert.Equal(t, string(content), body(t, res))
+			assert.Empty(t, s.opened)
+			assert.Equal(t, 401, ask(p, http.MethodGet, "/v2/app/manifests/v1").StatusCode, "for another client it asks")
+		})
+	}
+}
+
 func TestARegistryWithoutHeadIsAskedForOneByteOfABlob(t *testing.T) {
 	var s swarm
 	b := s.put(blob(100), "")
