@@ -52,6 +52,7 @@ type Getter struct {
 	cfg     Config
 	limiter *ratelimit.Limiter
 	source  fetcher
+	silent  silentOrigins
 }
 
 // New prepares the downloads and starts none.
@@ -321,7 +322,8 @@ func output(setting string, u *url.URL, several bool) (string, error) {
 	return filepath.Join(setting, name), nil
 }
 
-// get downloads one file. It retries temporary errors.
+// get downloads one file. It retries temporary errors, unless the origin has just left all tries of another file
+// without an answer.
 func (g *Getter) get(ctx context.Context, j *job) error {
 	t, err := openTarget(j.output, g.cfg.Stdout, j.meter.url, g.cfg.Settings.Digest)
 	if err != nil {
@@ -334,6 +336,7 @@ func (g *Getter) get(ctx context.Context, j *job) error {
 		before := t.offset
 		err := g.attempt(ctx, j, t)
 		if err == nil {
+			g.silent.note(j.url, false)
 			j.release()
 			break
 		}
@@ -356,7 +359,12 @@ func (g *Getter) get(ctx context.Context, j *job) error {
 		}
 		j.release()
 		failed++
-		if !e.retry || failed > g.cfg.Settings.Retries {
+		silent := e.silent && t.offset == before
+		last := !e.retry || failed > g.cfg.Settings.Retries || silent && g.silent.has(j.url)
+		if last || !silent {
+			g.silent.note(j.url, silent)
+		}
+		if last {
 			if e.Code == WrongDigest || e.Code == Changed {
 				t.discard() // the bytes belong to another version
 				return e

@@ -215,6 +215,35 @@ func TestRetriesEnd(t *testing.T) {
 	assert.Len(t, f.requests, 3, "one with bytes, which counts as the first failure, and two more")
 }
 
+// An origin that is down is not tried as often for each of many files, but an origin that answers is.
+func TestADownOriginIsRetriedOnce(t *testing.T) {
+	const files, retries, atOnce = 20, 2, 3
+	for name, row := range map[string]struct {
+		refuse      api.FileError
+		least, most int
+	}{
+		"no answer": {api.FileError{Kind: api.FileUnreachable, Message: "connection refused"}, files,
+			files + retries*atOnce},
+		"an answer": {api.FileError{Kind: api.FileRefused, Status: http.StatusServiceUnavailable},
+			files * (retries + 1), files * (retries + 1)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, dir := newFake(t, 1000), t.TempDir()
+			f.refuse = &row.refuse
+			var urls []string
+			for i := range files {
+				urls = append(urls, fmt.Sprintf("http://files.test/%d", i))
+			}
+			err := dfget.New(dfget.Config{URLs: urls, Backoff: time.Millisecond,
+				Settings: settings(t, f, func(s *config.Dfget) { s.Output, s.Retries = dir, retries })}).Run(t.Context())
+			require.Error(t, err)
+			assert.Equal(t, dfget.Unreachable, dfget.ExitCode(err))
+			assert.GreaterOrEqual(t, len(f.requests), row.least, "each file is tried")
+			assert.LessOrEqual(t, len(f.requests), row.most)
+		})
+	}
+}
+
 // The progress reports each retry with its reason.
 func TestRetryNotes(t *testing.T) {
 	for _, progress := range []string{"plain", "json", "bar"} {

@@ -37,6 +37,8 @@ type Error struct {
 	retry bool
 	// broke is true if the body of an answer broke off.
 	broke bool
+	// silent is true if the origin gave no answer.
+	silent bool
 	// reported is true if an event of the progress has reported the error.
 	reported bool
 }
@@ -91,7 +93,7 @@ func errorOf(j *job, e *api.FileError) *Error {
 			out.Err = fmt.Errorf("%w\nthe origin does not accept the given credentials and headers", out.Err)
 		}
 	case api.FileUnreachable:
-		out.Code, out.retry = Unreachable, !e.Untrusted && !e.Final
+		out.Code, out.retry, out.silent = Unreachable, !e.Untrusted && !e.Final, true
 	case api.FileChanged:
 		out.Code = Changed
 	case api.FileDigestWrong:
