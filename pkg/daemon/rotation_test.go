@@ -107,7 +107,7 @@ func TestSecretChangesDuringPulls(t *testing.T) {
 				assert.False(a, got.RenewingProofs)
 				if step == 1 {
 					require.Len(a, got.Secrets, 2)
-					assert.NotZero(a, got.Secrets[0].Handshakes, "program %d uses the new secret", i)
+					assert.False(a, got.Secrets[0].Last.IsZero(), "program %d uses the new secret", i)
 				}
 			})
 		}
