@@ -199,10 +199,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.node.Log.Info("dfdaemon runs", "version", version.Current(), "host", d.node.Host.ID,
 		"mirror", d.mirror.Addr().String(), "api", d.api.Addr().String(), "peer", d.node.Host.Addr,
 		"supernodes", d.cfg.Supernodes, "tls", d.node.Identity.Secure())
-	mirrors := []node.Part{d.node.Server("mirror", d.mirror, mirrorMux(d.proxy))}
+	mirrors := []node.Part{d.node.ClientServer("mirror", d.mirror, mirrorMux(d.proxy))}
 	for i, l := range d.mirrors {
 		registry := d.cfg.Mirror.Listeners[i].Upstream
-		mirrors = append(mirrors, d.node.Server("mirror of "+registry, l, mirrorMux(d.proxy.For(registry))))
+		mirrors = append(mirrors, d.node.ClientServer("mirror of "+registry, l, mirrorMux(d.proxy.For(registry))))
 	}
 	// Files bypass gin, which writes a response for a handler that wrote none.
 	local := http.NewServeMux()

@@ -22,20 +22,11 @@ const unanswered = "this node ended its work on the request before it had a resp
 // retryAfter is the Retry-After of such a response (RFC 9110 §10.2.3), in seconds.
 const retryAfter = 1
 
-// answered responds with 503 if a handler returns without a response: net/http would send a 200 with an empty body and
-// the headers that the handler set. It does not recover a panic, so net/http ends the connection.
-func answered(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		a := &answer{ResponseWriter: w}
-		h.ServeHTTP(a, r)
-		if !a.begun {
-			refuseUnanswered(w, r)
-		}
-	})
-}
+// stopping is the message of the response to a request that comes while the server drains.
+const stopping = "this node is stopping and takes no new requests; ask again here in a moment, or at another server"
 
-// refuseUnanswered writes the 503, without the headers that the handler set.
-func refuseUnanswered(w http.ResponseWriter, r *http.Request) {
+// refuse writes a 503 with a message, without the headers that the handler set. The client uses the connection no more.
+func refuse(w http.ResponseWriter, r *http.Request, message string) {
 	type line struct {
 		Code    string `json:"code"`
 		Message string `json:"message"`
@@ -43,7 +34,7 @@ func refuseUnanswered(w http.ResponseWriter, r *http.Request) {
 	body, _ := json.Marshal(struct {
 		Errors []line `json:"errors"`
 		Error  string `json:"error"`
-	}{[]line{{"UNAVAILABLE", unanswered}}, unanswered})
+	}{[]line{{"UNAVAILABLE", message}}, message})
 	h := w.Header()
 	for name := range h {
 		if name != "Docker-Distribution-Api-Version" {
@@ -67,6 +58,8 @@ type answer struct {
 	http.ResponseWriter
 	// begun is true if a status was written, or the handler took the connection.
 	begun bool
+	// hijacked is called when the handler has taken the connection.
+	hijacked func()
 }
 
 // Unwrap returns the server's writer to [http.ResponseController].
@@ -118,6 +111,9 @@ func (a *answer) Flush() { _ = a.FlushError() }
 // Hijack implements [http.Hijacker].
 func (a *answer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	c, rw, err := http.NewResponseController(a.ResponseWriter).Hijack()
-	a.begun = a.begun || err == nil
+	if err == nil {
+		a.begun = true
+		a.hijacked()
+	}
 	return c, rw, err
 }

@@ -105,7 +105,7 @@ func TestNoHandlerEndsInAnEmpty200(t *testing.T) {
 			for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost} {
 				t.Run(fmt.Sprintf("%s, %s, %s", kind, how, method), func(t *testing.T) {
 					w := httptest.NewRecorder()
-					answered(h).ServeHTTP(w, httptest.NewRequestWithContext(end(t.Context()), method,
+					new(gate).guard(h).ServeHTTP(w, httptest.NewRequestWithContext(end(t.Context()), method,
 						"/v2/a/blobs/sha256:00", nil))
 					requireUnanswered(t, method, w.Result())
 				})
@@ -171,7 +171,7 @@ func TestAnswersAreLeftAlone(t *testing.T) {
 					continue // an explicit empty 200 is for blobs, which never pass gin
 				}
 				w := httptest.NewRecorder()
-				answered(h).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+				new(gate).guard(h).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
 				assert.Equal(t, c.status, w.Code)
 				assert.Equal(t, c.body, w.Body.String())
 			}
@@ -276,7 +276,7 @@ func TestSendfileReachesTheWriter(t *testing.T) {
 		if w == nil {
 			h.ServeHTTP(s, nil)
 		} else {
-			answered(h).ServeHTTP(s, nil)
+			new(gate).guard(h).ServeHTTP(s, nil)
 		}
 		assert.Equal(t, "0123456789", s.Body.String())
 		return s.from

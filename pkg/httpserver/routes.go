@@ -22,7 +22,7 @@ func NewRouter() *gin.Engine {
 func answeredRoute(c *gin.Context) {
 	c.Next()
 	if !c.Writer.Written() && c.Writer.Status() == http.StatusOK {
-		refuseUnanswered(c.Writer, c.Request)
+		refuse(c.Writer, c.Request, unanswered)
 		c.Writer.WriteHeaderNow()
 	}
 }

@@ -34,20 +34,24 @@ type Server struct {
 	// Limiter is the Listener's.
 	Limiter *Limiter
 	// Drain returns how long running requests may take at the end.
-	Drain  func() time.Duration
-	Logger *slog.Logger
+	Drain func() time.Duration
+	// Refuses keeps the port open while running requests end, and answers new ones with 503, for clients that would take
+	// a closed port for a failure. Otherwise the port closes at once.
+	Refuses bool
+	Logger  *slog.Logger
 	// Stale reports whether a connection should end after its current request; nil ends none.
 	Stale func(net.Conn) bool
 }
 
-// Run serves until ctx ends. Then it takes no more requests and waits for those that run, at most for the drain
-// timeout. It cuts the rest: their clients get a 503, or a body that ends short.
+// Run serves until ctx ends. Then it takes no more requests (see Refuses) and waits for those that run, at most for the
+// drain timeout. It cuts the rest: their clients get a 503, or a body that ends short.
 func (s Server) Run(ctx context.Context) error {
 	// Requests do not end with ctx, because the drain waits for them.
 	base, cut := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cut(nil)
+	var g gate
 	srv := &http.Server{
-		Handler:           answered(s.endStale(s.Limiter.boundBodies(s.Listener.Addr(), s.Handler))),
+		Handler:           g.guard(s.endStale(s.Limiter.boundBodies(s.Listener.Addr(), s.Handler))),
 		ReadHeaderTimeout: s.Limiter.header,
 		ConnState:         watchState, IdleTimeout: idleTimeout, MaxHeaderBytes: headerMax, ConnContext: s.withConn,
 		BaseContext: func(net.Listener) context.Context { return base },
@@ -63,6 +67,12 @@ func (s Server) Run(ctx context.Context) error {
 	drain := s.Drain()
 	limit, cancel := context.WithTimeout(base, drain)
 	defer cancel()
+	if s.Refuses {
+		select {
+		case <-g.close():
+		case <-limit.Done():
+		}
+	}
 	if err := srv.Shutdown(limit); err != nil {
 		s.Logger.Warn("requests were cut: they took longer than the drain", "server", s.Name, "drain", drain)
 		cut(errStopping)

@@ -76,6 +76,87 @@ func TestDrainWaitsForARequest(t *testing.T) {
 	require.NoError(t, <-ended)
 }
 
+func TestDrainRefusesNewRequests(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	in, out, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	s := testServer(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/quick" {
+			_, _ = io.WriteString(w, "quick")
+			return
+		}
+		w.Header().Set("Content-Length", "8")
+		_, _ = io.WriteString(w, "half")
+		_ = http.NewResponseController(w).Flush()
+		in <- struct{}{}
+		<-out
+		_, _ = io.WriteString(w, "half")
+	}), nil, time.Minute)
+	s.Refuses = true
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	go func() { ended <- s.Run(ctx) }()
+	at := "http://" + l.Addr().String()
+	kept := &http.Transport{} // keeps its connection
+	defer kept.CloseIdleConnections()
+	get := func(tr *http.Transport) (*http.Response, string) {
+		req, err := http.NewRequest(http.MethodGet, at+"/quick", nil)
+		require.NoError(t, err)
+		res, err := tr.RoundTrip(req)
+		require.NoError(t, err)
+		defer res.Body.Close()
+		b, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		return res, string(b)
+	}
+	res, said := get(kept)
+	require.Equal(t, http.StatusOK, res.StatusCode)
+	require.Equal(t, "quick", said)
+	body := fetch(at + "/slow")
+	<-in
+	stop()
+	fresh := &http.Transport{DisableKeepAlives: true}
+	require.Eventually(t, func() bool {
+		res, _ := get(fresh)
+		return res.StatusCode == http.StatusServiceUnavailable
+	}, time.Minute, time.Millisecond)
+	for _, tr := range []*http.Transport{fresh, kept} {
+		res, said := get(tr)
+		assert.Equal(t, http.StatusServiceUnavailable, res.StatusCode)
+		assert.Equal(t, "1", res.Header.Get("Retry-After"))
+		assert.True(t, res.Close, "the client must not use the connection again")
+		assert.Contains(t, said, "UNAVAILABLE")
+		assert.Contains(t, said, "is stopping")
+	}
+	close(out)
+	assert.Equal(t, "halfhalf", <-body, "a running request ends as if nothing happened")
+	require.NoError(t, <-ended)
+}
+
+// A tunnel, whose handler takes the connection, delays no end.
+func TestDrainIgnoresTunnels(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	in, out, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	s := testServer(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		c, _, err := http.NewResponseController(w).Hijack()
+		if assert.NoError(t, err) {
+			defer c.Close()
+		}
+		close(in)
+		<-out
+	}), nil, time.Hour)
+	s.Refuses = true
+	ctx, stop := context.WithCancel(t.Context())
+	go func() { ended <- s.Run(ctx) }()
+	body := fetch("http://" + l.Addr().String())
+	<-in
+	stop()
+	require.NoError(t, <-ended)
+	close(out)
+	<-body
+}
+
 func TestDrainTimeout(t *testing.T) {
 	url, in, _, stop, ended := serve(t, 10*time.Millisecond)
 	body := fetch(url)

@@ -391,9 +391,20 @@ func (n *Node) slots(u config.Upload) int {
 
 // Server returns a part that serves a handler on a listener of this node, and drains at its end.
 func (n *Node) Server(name string, l net.Listener, h http.Handler) Part {
+	return n.server(name, l, h).Run
+}
+
+// ClientServer is Server for container runtimes: while it drains, it answers new requests with 503.
+func (n *Node) ClientServer(name string, l net.Listener, h http.Handler) Part {
+	s := n.server(name, l, h)
+	s.Refuses = true
+	return s.Run
+}
+
+func (n *Node) server(name string, l net.Listener, h http.Handler) httpserver.Server {
 	drain := func() time.Duration { return time.Duration(n.drain.Load()) }
 	return httpserver.Server{Name: name, Listener: l, Handler: h, Limiter: n.limiter, Drain: drain, Logger: n.Log,
-		Stale: n.Identity.Stale}.Run
+		Stale: n.Identity.Stale}
 }
 
 // Connect builds the engine with its announcer and its observer.
