@@ -18,7 +18,7 @@ func NewRouter() *gin.Engine {
 	return r
 }
 
-// answeredRoute is [answered] for gin, which itself responds with 200 for a handler that wrote nothing.
+// answeredRoute is [gate.guard] for gin, which itself responds with 200 for a handler that wrote nothing.
 func answeredRoute(c *gin.Context) {
 	c.Next()
 	if !c.Writer.Written() && c.Writer.Status() == http.StatusOK {
