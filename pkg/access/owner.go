@@ -74,14 +74,9 @@ func NewOwner(r Registry) *Owner {
 	return o
 }
 
-// Remember makes the Owner keep what registries say in m, reply to hosts from it while a registry does not answer, and
-// find out what anybody may read. It is called before the first lookup.
-func (o *Owner) Remember(m *Memory) {
-	o.resolver.cfg.Memory = m
-	p := *o.resolver.policy.Load()
-	p.PublicLife = publicEvery
-	o.resolver.SetPolicy(p)
-}
+// Remember makes the Owner keep what registries say in m, and reply to hosts from it while a registry does not answer.
+// It is called before the first lookup.
+func (o *Owner) Remember(m *Memory) { o.resolver.cfg.Memory = m }
 
 // Run keeps the Owner open until ctx ends, then closes it. It returns nil.
 func (o *Owner) Run(ctx context.Context) error { return o.resolver.Run(ctx) }
@@ -109,14 +104,8 @@ func (o *Owner) reply(ctx context.Context, asked api.Lookup) api.LookupReply {
 	if err != nil {
 		return api.LookupReply{Version: api.Version, Unreached: err.Error()}
 	}
-	switch {
-	case asked.LastKnown:
+	if asked.LastKnown {
 		return o.resolver.remembers(l)
-	case asked.Probe:
-		if l.ID != "" && l.Anonymous && l.Kind == task.Manifest && o.resolver.begins(l) {
-			o.resolver.probe(ctx, l, publicEvery)
-		}
-		return api.LookupReply{Version: api.Version, Unreached: "the owner asks for itself"}
 	}
 	if l.ID == "" {
 		age := time.Duration(min(asked.MaxAgeMillis, ageMax.Milliseconds())) * time.Millisecond

@@ -23,8 +23,6 @@ const (
 	recallTimeout = 12 * time.Second
 	// agesMax bounds the ages that an owner may state.
 	agesMax = 366 * 24 * time.Hour
-	// publicEvery is how often a host asks whether anybody may read a manifest that its clients read with tokens.
-	publicEvery = 10 * time.Minute
 )
 
 // Basis says why a result counts although its registry did not answer; empty: it answered.

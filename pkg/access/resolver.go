@@ -14,11 +14,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
@@ -256,10 +253,6 @@ type Resolver struct {
 	told  *Memory
 	gone  breaker
 	pulse pulse
-	// probed holds when the hosts last asked whether anybody may read a manifest.
-	probed *simplelru.LRU[probe, time.Time]
-	// probing is held to look up and change probed.
-	probing sync.Mutex
 	// generation counts the calls of Forget: a reply to a lookup from before is not remembered.
 	generation atomic.Uint64
 
@@ -285,7 +278,7 @@ func New(cfg Config) *Resolver {
 		cfg.Memory = NewMemory()
 	}
 	r := &Resolver{cfg: cfg, work: newWorkers(), grants: newGrants(), tags: newTags(), private: newPrivate(),
-		owned: newOwned(), told: NewMemory(), probed: newLRU[probe, time.Time](privateMax, nil)}
+		owned: newOwned(), told: NewMemory()}
 	r.SetPolicy(cfg.Policy)
 	return r
 }
@@ -604,59 +597,20 @@ func (r *Resolver) remember(l Lookup, g Grant, at time.Time, generation uint64) 
 // publicTimeout bounds the lookup whether anybody may read a manifest.
 const publicTimeout = 10 * time.Second
 
-// probe is a manifest of which a host asks whether anybody may read it.
-type probe struct {
-	place
-	id task.ID
-}
-
 // probePublic finds out, after a client was granted a manifest with a token, whether anybody may read
 // it. Where expired grants or what was public count while the registry is unreachable, a client that comes then can
 // get no token, and would be refused what is public. A repository that refuses is not asked again for a while: each new
 // token of its clients would ask otherwise.
 func (r *Resolver) probePublic(ctx context.Context, l Lookup, id task.ID) {
 	p := r.policy.Load()
-	if l.Authorization.IsZero() || l.Kind != task.Manifest {
+	if !p.ServeCached || l.Authorization.IsZero() || l.Kind != task.Manifest {
 		return
 	}
 	l = l.At(id)
 	l.Authorization, l.Anonymous = "", true
-	if p.ServeCached {
-		if _, valid, _ := r.grants.get(l.subject(), object{l.Kind, id}, time.Now()); !valid {
-			r.probe(ctx, l, p.GrantLife)
-		}
-		return
+	if _, valid, _ := r.grants.get(l.subject(), object{l.Kind, id}, time.Now()); !valid {
+		r.probe(ctx, l, p.GrantLife)
 	}
-	if p.PublicLife <= 0 || !r.cfg.Trusted(l.Upstream) || !r.begins(l) {
-		return
-	}
-	if r.cfg.AskOwner == nil || r.bare {
-		r.probe(ctx, l, publicEvery)
-		return
-	}
-	// The owner asks once for the cluster, and remembers the reply.
-	r.work.start(context.WithoutCancel(ctx), func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, publicTimeout)
-		defer cancel()
-		var caught error
-		defer source.Rescue(&caught, "asking whether anybody may read a manifest")
-		_, _ = r.cfg.AskOwner(ctx, api.Lookup{
-			Version: api.Version, Upstream: l.Upstream, Repository: l.Repository, Kind: l.Kind, Reference: l.Reference,
-			Accept: l.Accept, Anonymous: true, Probe: true, Doubts: true, Agent: l.Agent,
-		})
-	})
-}
-
-// begins reports whether a manifest has not been probed for a while, and notes that it is now.
-func (r *Resolver) begins(l Lookup) bool {
-	r.probing.Lock()
-	defer r.probing.Unlock()
-	k, now := probe{l.place(), l.ID}, time.Now()
-	if last, ok := r.probed.Get(k); ok && elapsed(now, last) < publicEvery {
-		return false
-	}
-	r.probed.Add(k, now)
-	return true
 }
 
 // probe asks in the background whether anybody may read a manifest, unless its repository refused anybody within quiet.

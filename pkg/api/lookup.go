@@ -46,9 +46,6 @@ type Lookup struct {
 	// LastKnown asks what the owner remembers, because the registry does not answer. It brings no Authorization. Owners of
 	// earlier versions ask the registry.
 	LastKnown bool `json:"lastKnown,omitempty"`
-	// Probe asks the owner to find out for itself whether anybody may read a manifest, and to remember it. The reply
-	// says nothing.
-	Probe bool `json:"probe,omitempty"`
 }
 
 // Key is the rendezvous key of a lookup: all hosts send the same lookup to the same owner.

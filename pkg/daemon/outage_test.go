@@ -131,7 +131,9 @@ func startOutage(t *testing.T) *outage {
 	t.Cleanup(tr.CloseIdleConnections)
 	o.ask = &http.Client{Transport: tr}
 	for i := range 2 {
-		d, _ := start(t, o.settings(t, fmt.Sprint("warm", i), ""))
+		cfg := o.settings(t, fmt.Sprint("warm", i), "")
+		cfg.Mirror.RightsUnreachable = config.ServeCached // it learns what is public from clients with tokens, too
+		d, _ := start(t, cfg)
 		o.nodes = append(o.nodes, d)
 	}
 	return o
