@@ -129,7 +129,7 @@ func (c *Client) ask(ctx context.Context, u *upstream, base *url.URL, q source.R
 	}
 	res, err = c.askWithLogin(ctx, u, base, repository, req, key, known, plain != nil)
 	switch {
-	case errors.Is(err, errDenied) && plain == nil:
+	case plain == nil && key.bare && ctx.Err() == nil && declined(err): // a refusal, and no token service that is gone
 		res, err = u.client.Ask(ctx, req)
 		return res, source.PlainAnswer, err
 	case plain == nil, ctx.Err() != nil:
@@ -171,6 +171,7 @@ var errEmpty = errors.New("the token service's response has no token")
 
 // declined reports whether a login failed because the token service answered that it gives no token, or there is none.
 func declined(err error) bool {
+	err = refused(err) // a session may have asked for another token
 	var status *source.StatusError
 	if errors.As(err, &status) {
 		return status.Status < 500 && status.Status != http.StatusRequestTimeout &&

@@ -235,3 +235,25 @@ func TestARedirectedChallengeIsNotRemembered(t *testing.T) {
 		}
 	}
 }
+
+// A token service that gives anybody none has answered, also where the challenge of another client's token led there:
+// the response is the registry's challenge, and no error as of a token service that is gone.
+func TestADeclinedTokenIsAnAnswerAfterAnotherTokensChallenge(t *testing.T) {
+	s := newScript(t)
+	s.answer = func(w http.ResponseWriter, authorization string) {
+		if authorization != "Bearer alice" {
+			s.challenge(w, "")
+		}
+	}
+	host := s.Listener.Addr().String()
+	d := client(t, registry.Config{HTTP: loopback,
+		Upstreams: map[string]registry.Upstream{host: {PlainHTTP: true, Proxy: "none"}}})
+	q := source.RegistryRequest{Upstream: host, Method: http.MethodHead, Path: "/v2/lib/app/manifests/v1",
+		Header: http.Header{"Authorization": {"Bearer bogus"}}}
+	res, _ := ask(t, d, q)
+	assert.Equal(t, http.StatusUnauthorized, res.StatusCode)
+	q.Header, q.Anonymous = nil, true
+	res, _ = ask(t, d, q)
+	assert.Equal(t, http.StatusUnauthorized, res.StatusCode)
+	assert.Equal(t, source.PlainAnswer, res.Header.Get(source.HeaderPlain))
+}
