@@ -306,14 +306,17 @@ func (r *Resolver) orGone(ctx context.Context, l Lookup, err error) error {
 	q.Header.Del("Authorization")
 	key := "tokens of " + l.Upstream
 	if !r.gone.isOpen(key, time.Now()) {
-		ctx, cancel := context.WithTimeout(ctx, silentAfter)
+		asking, cancel := context.WithTimeout(ctx, silentAfter)
 		defer cancel()
-		res, failed := r.cfg.Registry.Do(ctx, q)
+		res, failed := r.cfg.Registry.Do(asking, q)
 		if failed == nil {
 			res.Body.Close()
 			if res.Header.Get(source.HeaderPlain) != source.PlainUntried {
 				return err
 			}
+		}
+		if ctx.Err() != nil {
+			return err // a client that has left says nothing of the token service
 		}
 		r.gone.trip(key, time.Now())
 	}

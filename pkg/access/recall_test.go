@@ -253,3 +253,27 @@ func TestAnOwnerRemembers(t *testing.T) {
 		assert.Empty(t, f.asked)
 	})
 }
+
+// A client that leaves while the token service is asked says nothing of that service: the next client is refused what
+// the registry refuses it.
+func TestALeavingClientMakesNoOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fading{private: true}
+		r := remembering(f, true)
+		defer r.Close()
+		_, err := r.Resolve(t.Context(), lookup(digest))
+		require.NoError(t, err)
+		synctest.Wait()
+		_, err = r.Resolve(t.Context(), plain(digest))
+		require.Error(t, err)
+		f.set(func(f *fading) { f.slow = time.Second })
+		leaves, cancel := context.WithTimeout(t.Context(), time.Second/2)
+		defer cancel()
+		_, err = r.Resolve(leaves, plain(digest))
+		require.Error(t, err)
+		f.set(func(f *fading) { f.slow = 0 })
+		_, err = r.Resolve(t.Context(), plain(digest))
+		require.Error(t, err)
+		assert.False(t, access.Unreachable(err))
+	})
+}
