@@ -2,6 +2,7 @@ package access
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -234,7 +235,7 @@ func askOrRecall[V any](ctx context.Context, r *Resolver, upstream string, ask f
 		select {
 		case a := <-answered:
 			timer.Stop()
-			if Unreachable(a.err) && ctx.Err() == nil {
+			if Unreachable(a.err) && !declined(a.err) && ctx.Err() == nil {
 				if v, ok := recall(ctx); ok {
 					if time.Since(began) >= silentAfter {
 						r.gone.trip(upstream, time.Now())
@@ -256,6 +257,12 @@ func askOrRecall[V any](ctx context.Context, r *Resolver, upstream string, ask f
 			}
 		}
 	}
+}
+
+// declined reports whether an error is the refusal of a login, so that the registry or its token service did answer.
+func declined(err error) bool {
+	var status *source.StatusError
+	return errors.As(err, &status) && (status.Status == http.StatusUnauthorized || status.Status == http.StatusForbidden)
 }
 
 // unknown adds to the error of an unreachable registry why the mirror cannot do without it.
@@ -315,7 +322,7 @@ func (r *Resolver) orGone(ctx context.Context, l Lookup, err error) error {
 				return err
 			}
 		}
-		if ctx.Err() != nil {
+		if declined(failed) || ctx.Err() != nil {
 			return err // a client that has left says nothing of the token service
 		}
 		r.gone.trip(key, time.Now())

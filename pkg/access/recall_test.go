@@ -277,3 +277,39 @@ func TestALeavingClientMakesNoOutage(t *testing.T) {
 		assert.False(t, access.Unreachable(err))
 	})
 }
+
+// declining is a registry that answers, and whose token service refuses the node's own login.
+type declining struct{ *fading }
+
+func (d declining) Do(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
+	if req.Header.Get("Authorization") == "" {
+		return nil, &source.StatusError{Method: http.MethodGet, URL: "https://auth.test/token", Status: http.StatusUnauthorized}
+	}
+	res, err := d.fading.Do(ctx, req)
+	if err == nil && req.Header.Get("Authorization") == "Bearer bogus" {
+		res.StatusCode = http.StatusUnauthorized
+		res.Header.Set("WWW-Authenticate", tokens)
+	}
+	return res, err
+}
+
+// A token service that refuses the node's login is not gone: access: cluster is for outages alone.
+func TestARefusedLoginIsNoOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := access.New(access.Config{Registry: declining{&fading{}}, Cluster: func(string) bool { return true },
+			Credentialed: func(string) bool { return true },
+			Policy:       access.Policy{PublicLife: time.Hour, ClusterTagLife: time.Hour}})
+		defer r.Close()
+		_, err := r.Resolve(t.Context(), lookup(digest))
+		require.NoError(t, err)
+		synctest.Wait()
+		_, err = r.Resolve(t.Context(), plain(digest))
+		require.Error(t, err, "a client without credentials, for which the node logs in")
+		bogus := lookup(digest)
+		bogus.Authorization = "Bearer bogus"
+		_, err = r.Resolve(t.Context(), bogus)
+		var refused *access.RefusedError
+		require.ErrorAs(t, err, &refused)
+		assert.False(t, access.Unreachable(err))
+	})
+}
