@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -311,5 +312,35 @@ func TestARefusedLoginIsNoOutage(t *testing.T) {
 		var refused *access.RefusedError
 		require.ErrorAs(t, err, &refused)
 		assert.False(t, access.Unreachable(err))
+	})
+}
+
+// swapping is a registry whose node loses its own login while it answers.
+type swapping struct {
+	*fading
+	own *atomic.Bool
+}
+
+func (s swapping) Do(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
+	if s.own.Swap(false) {
+		req.Header = http.Header{"Authorization": {"Bearer the node's"}}
+	}
+	return s.fading.Do(ctx, req)
+}
+
+// What the node's own login could read is no public past, also if a reload takes the login away before the answer.
+func TestALoginTakenAwayMakesNothingPublic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, own := &fading{private: true}, &atomic.Bool{}
+		own.Store(true)
+		r := access.New(access.Config{Registry: swapping{f, own}, Policy: access.Policy{PublicLife: time.Hour},
+			Credentialed: func(string) bool { return own.Load() }})
+		defer r.Close()
+		_, err := r.Resolve(t.Context(), plain(digest))
+		require.NoError(t, err)
+		r.Forget()
+		f.set(func(f *fading) { f.gone = true })
+		_, err = r.Resolve(t.Context(), plain(digest))
+		require.Error(t, err)
 	})
 }

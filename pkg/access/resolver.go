@@ -548,7 +548,7 @@ func (r *Resolver) usesOwnCredentials(upstream string) bool {
 // askRegistry sends a lookup to the registry and remembers the reply. known is the last meaning of a
 // tag, with which the registry need not send it again.
 func (r *Resolver) askRegistry(ctx context.Context, l Lookup, known reply) (reply, error) {
-	generation, asked := r.generation.Load(), time.Now()
+	generation, asked, own := r.generation.Load(), time.Now(), r.usesOwnCredentials(l.Upstream)
 	number, err := r.silence.begin(l.Upstream, asked)
 	if err != nil {
 		return reply{}, &UnreachableError{err}
@@ -557,7 +557,7 @@ func (r *Resolver) askRegistry(ctx context.Context, l Lookup, known reply) (repl
 	r.silence.end(l.Upstream, number, time.Now(), r.patience(l.Upstream))
 	if err == nil {
 		got.Grant = r.remember(l, got.Grant, time.Now(), generation)
-		r.note(r.cfg.Memory, l, got.Grant, asked, true)
+		r.note(r.cfg.Memory, l, got.Grant, asked, !own) // a reload may have taken the credentials away meanwhile
 		r.probePublic(ctx, l, got.ID)
 		return got, nil
 	}
