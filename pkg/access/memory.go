@@ -30,6 +30,8 @@ type Memory struct {
 	tags    *simplelru.LRU[tagPlace, []meaning]
 	// public lists the objects that anybody could read, to take them back together.
 	public map[place]map[object]struct{}
+	// refusals holds when repositories last refused anybody: what another host remembers may be from before.
+	refusals *simplelru.LRU[place, time.Time]
 }
 
 // place is a repository of a registry.
@@ -51,6 +53,8 @@ type sight struct {
 	// held is when the registry last confirmed the digest to any credential, public when it last did to anybody; zero: it
 	// did not.
 	held, public time.Time
+	// refused is when the registry last refused the digest to anybody.
+	refused time.Time
 }
 
 // meaning is what a tag meant to a request with this Accept.
@@ -66,6 +70,7 @@ func NewMemory() *Memory {
 	m := &Memory{public: map[place]map[object]struct{}{}}
 	m.objects = newLRU(memoryMax, func(k placeOf, _ sight) { m.unlist(k) })
 	m.tags = newLRU[tagPlace, []meaning](memoryMax, nil)
+	m.refusals = newLRU[place, time.Time](memoryMax, nil)
 	return m
 }
 
@@ -96,6 +101,10 @@ func (m *Memory) add(k placeOf, x sight) {
 			x.mediaType = known.mediaType
 		}
 		x.held, x.public = later(x.held, known.held), later(x.public, known.public)
+		x.refused = known.refused
+	}
+	if x.public.Before(m.refusedLast(k)) {
+		x.public = time.Time{}
 	}
 	if !x.public.IsZero() {
 		if m.public[k.place] == nil {
@@ -104,6 +113,20 @@ func (m *Memory) add(k placeOf, x sight) {
 		m.public[k.place][k.object] = struct{}{}
 	}
 	m.objects.Add(k, x)
+}
+
+// refusedLast returns when anybody was last refused a digest, or all of its repository. mu is held.
+func (m *Memory) refusedLast(k placeOf) time.Time {
+	all, _ := m.refusals.Peek(k.place)
+	x, _ := m.objects.Peek(k)
+	return later(all, x.refused)
+}
+
+// refusedAt returns when anybody was last refused a digest, zero if that is unknown.
+func (m *Memory) refusedAt(p place, o object) time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.refusedLast(placeOf{p, o})
 }
 
 func later(a, b time.Time) time.Time {
@@ -156,6 +179,7 @@ func (m *Memory) refusedAll(p place) {
 		}
 	}
 	delete(m.public, p)
+	m.refusals.Add(p, time.Now())
 }
 
 // refused takes back that anybody could read a digest.
@@ -164,7 +188,7 @@ func (m *Memory) refused(p place, o object) {
 	defer m.mu.Unlock()
 	k := placeOf{p, o}
 	if x, ok := m.objects.Peek(k); ok {
-		x.public = time.Time{}
+		x.public, x.refused = time.Time{}, time.Now()
 		m.objects.Add(k, x)
 	}
 	m.unlist(k)

@@ -77,8 +77,12 @@ func (r *Resolver) recallDigest(ctx context.Context, l Lookup) (Result, bool) {
 // and could not show the blob now.
 func (r *Resolver) recalled(l Lookup) (Result, bool) {
 	o, now := object{l.Kind, l.ID}, time.Now()
+	refused := later(r.cfg.Memory.refusedAt(l.place(), o), r.told.refusedAt(l.place(), o))
 	for _, m := range []*Memory{r.cfg.Memory, r.told} {
 		x, ok := m.get(l.place(), o)
+		if x.public.Before(refused) {
+			x.public = time.Time{}
+		}
 		if basis := r.basis(l.Upstream, x, now); ok && basis != "" {
 			g := Grant{ID: l.ID, MediaType: x.mediaType, subject: l.subject(), object: o}
 			return Result{Grant: g, Unverified: basis}, true

@@ -344,3 +344,36 @@ func TestALoginTakenAwayMakesNothingPublic(t *testing.T) {
 		require.Error(t, err)
 	})
 }
+
+// A refusal that this host knows of is later than what another host remembers.
+func TestAnOwnersPastDoesNotUndoARefusal(t *testing.T) {
+	for name, before := range map[string]bool{"asked for the first time": false, "known already": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &fading{}
+				began := time.Now()
+				r := access.New(access.Config{Registry: f, Policy: access.Policy{PublicLife: time.Hour},
+					Recall: func(context.Context, api.Lookup) []api.LookupReply {
+						age := time.Since(began).Milliseconds()
+						return []api.LookupReply{{Version: 1, LastKnown: true, Digest: task.ID(digest), Public: true,
+							AgeMillis: age, PublicAgeMillis: age}}
+					}})
+				defer r.Close()
+				if before {
+					f.set(func(f *fading) { f.gone = true })
+					got, err := r.Resolve(t.Context(), anybody(digest))
+					require.NoError(t, err)
+					require.Equal(t, access.Public, got.Unverified)
+				}
+				time.Sleep(time.Minute)
+				f.set(func(f *fading) { f.gone, f.private = false, true })
+				_, err := r.Resolve(t.Context(), anybody(digest))
+				require.Error(t, err)
+				time.Sleep(time.Minute)
+				f.set(func(f *fading) { f.gone = true })
+				_, err = r.Resolve(t.Context(), anybody(digest))
+				require.Error(t, err)
+			})
+		})
+	}
+}
