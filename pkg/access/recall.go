@@ -315,7 +315,9 @@ func (r *Resolver) orGone(ctx context.Context, l Lookup, err error) error {
 	q := r.request(l, http.MethodHead, "", "")
 	q.Anonymous = true
 	q.Header.Del("Authorization")
-	key := "tokens of " + l.Upstream
+	q.Header.Del("Accept") // a client chooses it, and makes no outage by it
+	// A client also chooses the repository: that it gets no token for one says nothing of the others.
+	key := "tokens of " + l.Upstream + "/" + l.Repository
 	if !r.gone.isOpen(key, time.Now()) {
 		asking, cancel := context.WithTimeout(ctx, silentAfter)
 		defer cancel()

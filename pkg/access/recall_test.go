@@ -60,7 +60,7 @@ func (f *fading) Do(ctx context.Context, req source.RegistryRequest) (*http.Resp
 }
 
 // remembering returns a resolver that keeps for an hour what anybody could read.
-func remembering(f *fading, cluster bool) *access.Resolver {
+func remembering(f access.Registry, cluster bool) *access.Resolver {
 	return access.New(access.Config{Registry: f, Cluster: func(string) bool { return cluster },
 		Policy: access.Policy{PublicLife: time.Hour, ClusterTagLife: time.Hour}})
 }
@@ -373,6 +373,43 @@ func TestAnOwnersPastDoesNotUndoARefusal(t *testing.T) {
 				f.set(func(f *fading) { f.gone = true })
 				_, err = r.Resolve(t.Context(), anybody(digest))
 				require.Error(t, err)
+			})
+		})
+	}
+}
+
+// odd is a registry whose token service fails for one repository, or for requests with one Accept.
+type odd struct{ *fading }
+
+func (o odd) Do(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
+	bare := req.Header.Get("Authorization") == "" && req.Anonymous
+	if bare && (strings.HasPrefix(req.Path, "/v2/odd/") || req.Header.Get("Accept") == "odd") {
+		return nil, errors.New("the token service answered 500")
+	}
+	return o.fading.Do(ctx, req)
+}
+
+// A client chooses the names and the Accept that it sends: with those for which it gets no token, it makes no outage
+// for others.
+func TestAnOddRequestMakesNoOutage(t *testing.T) {
+	for name, change := range map[string]func(*access.Lookup){
+		"repository": func(l *access.Lookup) { l.Repository = "odd" },
+		"Accept":     func(l *access.Lookup) { l.Accept = []string{"odd"} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := remembering(odd{&fading{private: true}}, true)
+				defer r.Close()
+				_, err := r.Resolve(t.Context(), lookup(digest))
+				require.NoError(t, err)
+				synctest.Wait()
+				l := plain(digest)
+				change(&l)
+				_, err = r.Resolve(t.Context(), l)
+				require.Error(t, err)
+				_, err = r.Resolve(t.Context(), plain(digest))
+				require.Error(t, err)
+				assert.False(t, access.Unreachable(err))
 			})
 		})
 	}
