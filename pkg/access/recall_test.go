@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/access"
+	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
