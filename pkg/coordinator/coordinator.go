@@ -567,9 +567,10 @@ func (c *Coordinator) SeedFailed(id task.ID, used *task.Spec, f *api.Failure) {
 // Forget forgets a task and the hosts that hold it.
 func (c *Coordinator) Forget(id task.ID) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.sched.Forget(c.cfg.Lag.Now(), id)
+	seeds := c.sched.Forget(c.cfg.Lag.Now(), id)
 	delete(c.metadata, id)
+	c.mu.Unlock()
+	c.seed(seeds)
 }
 
 // Stats returns the scheduler's counts.

@@ -53,3 +53,29 @@ func TestForget(t *testing.T) {
 	s.Leave(now, "b")
 	assert.NotPanics(t, func() { s.Tick(now.Add(time.Hour)) })
 }
+
+// Forget also ends memberships of hosts that are gone. A seed that this starts must reach the caller: the scheduler
+// takes it for running.
+func TestForgetStartsSeedsOfHostsThatAreGone(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	s := New(Config{Self: host.Host{ID: "self", Addr: "10.0.0.1:1"}, Seed: 1})
+	tell := func(h host.ID, entries ...Entry) Answer {
+		a, err := s.Announce(now, Report{Host: host.Host{ID: h, Addr: string(h) + ":1"}, Generation: 1, Entries: entries})
+		require.NoError(t, err)
+		return a
+	}
+	held := []Entry{{Task: "wanted", Event: Completed, Have: 1}}
+	for i := range clearMax {
+		held = append(held, Entry{Task: invented(i), Event: Completed, Have: 1})
+	}
+	tell("holder", held...)
+	tell("other", Entry{Task: "purged", Event: Completed, Have: 1})
+	starving := Entry{Task: "wanted", Event: Starving, Need: 4, Spec: &task.Spec{ID: "wanted", Kind: task.Blob}}
+	assert.Empty(t, tell("reader", starving).Seeds)
+
+	seeds := s.Leave(now, "holder").Seeds
+	seeds = append(seeds, s.Forget(now, "purged")...)
+	seeds = append(seeds, s.Tick(now.Add(time.Second)).Seeds...)
+	require.Len(t, seeds, 1, "a host starves, and the only holder is gone")
+	assert.Equal(t, task.ID("wanted"), seeds[0].ID)
+}
