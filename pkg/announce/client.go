@@ -347,24 +347,22 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, own
 		a, err := c.askLocal(ctx, e, []error{errPlaintext})
 		return a, owners.LastResort, err
 	}
-	c.mu.Lock()
-	wait := c.view.Patience()
-	c.mu.Unlock()
 	for {
-		a, leader, err := c.askOwners(ctx, e, wait)
+		c.mu.Lock()
+		wait, lead := c.view.Patience(), c.view.Lead()
+		c.mu.Unlock()
+		a, leader, err := c.askOwners(ctx, e, wait, lead)
 		if errors.Is(err, errCalled) {
-			wait = c.cfg.Patience
 			continue
 		}
 		if !errors.Is(err, errLost) {
 			return a, leader, err
 		}
 		c.mu.Lock()
-		changes, fails := c.apply(owners.NoneAnswered{}), c.view.AnyFails()
+		changes, fails, called := c.apply(owners.NoneAnswered{}), c.view.AnyFails(), c.called(lead)
 		c.mu.Unlock()
 		c.report("", changes, nil)
-		if changes.Called {
-			wait = c.cfg.Patience
+		if called { // by this announce, or by another one at the same time
 			continue
 		}
 		if !fails { // otherwise the failure of an owner is in the log already
@@ -382,11 +380,16 @@ var errLost = errors.New("no owner answered in time")
 // errCalled means that standbys lead since a moment ago: they have not been asked yet.
 var errCalled = errors.New("standbys lead now")
 
+// called reports whether standbys began to lead while an announce that began under lead waited. mu is held.
+func (c *Client) called(lead owners.Lead) bool {
+	return lead != owners.StandbysLead && c.view.Lead() == owners.StandbysLead
+}
+
 // askOwners asks the owners of a task, round after round, for as long as wait. The error wraps
-// [errLost] when all of them are lost, or wait is over, and [errCalled] when standbys began to lead meanwhile: then the
+// [errLost] when all of them are lost, or wait is over, and [errCalled] when standbys began to lead after lead: then the
 // caller begins again with the time that they get.
 func (c *Client) askOwners(
-	ctx context.Context, e api.Entry, wait time.Duration,
+	ctx context.Context, e api.Entry, wait time.Duration, lead owners.Lead,
 ) (api.Assignment, owners.Leader, error) {
 	failed := func(err error) (api.Assignment, owners.Leader, error) {
 		return api.Assignment{}, owners.Other, fmt.Errorf("announcing task %s: %w", e.Task.Short(), err)
@@ -398,8 +401,11 @@ func (c *Client) askOwners(
 	// The first round asks every owner, however long that takes.
 	for asking := ctx; ; asking = patient {
 		c.mu.Lock()
-		route, lead := c.view.Route(c.cfg.Lag.Now(), string(e.Task)), c.view.Lead()
+		route, called := c.view.Route(c.cfg.Lag.Now(), string(e.Task)), c.called(lead)
 		c.mu.Unlock()
+		if called {
+			return failed(errCalled)
+		}
 		if len(route) > 0 {
 			failures, refusals = nil, 0
 		}
@@ -421,7 +427,7 @@ func (c *Client) askOwners(
 			}
 		}
 		c.mu.Lock()
-		called := lead != owners.StandbysLead && c.view.Lead() == owners.StandbysLead
+		called = c.called(lead)
 		lost := c.view.AllLost(c.cfg.Lag.Now())
 		c.mu.Unlock()
 		if called {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -169,6 +170,36 @@ func TestStandbysCalledDuringAnAnnounce(t *testing.T) {
 			inTown(t, w, Config{Owners: all, Standbys: stands, Local: own, Standby: true}, func(t *testing.T, c *Client) {
 				time.Sleep(offset)
 				assert.Equal(t, "s:2", answeredBy(t, c, started(id)))
+				assert.Empty(t, own.lines())
+			})
+		})
+	}
+}
+
+// Announces that wait at the same time all ask the standbys, whichever of them calls these, and however late in its own
+// wait another learns of it.
+func TestStandbysCalledDuringManyAnnounces(t *testing.T) {
+	all := []string{"a:1", "b:1", "c:1"}
+	for _, pause := range []time.Duration{0, time.Millisecond, 9 * time.Millisecond} {
+		t.Run(pause.String(), func(t *testing.T) {
+			w, own := newTown(append(all, stands...)...), &solo{}
+			for _, addr := range all {
+				w.set(addr, func(o *script) { o.hung = true })
+			}
+			for _, addr := range stands {
+				w.set(addr, func(o *script) { o.delay = 100 * time.Millisecond })
+			}
+			inTown(t, w, Config{Owners: all, Standbys: stands, Local: own, Standby: true}, func(t *testing.T, c *Client) {
+				var waiting sync.WaitGroup
+				for _, id := range someTasks(100) {
+					time.Sleep(pause)
+					waiting.Go(func() {
+						_, leader, err := c.Announce(t.Context(), started(id))
+						assert.NoError(t, err)
+						assert.Equal(t, owners.Other, leader)
+					})
+				}
+				waiting.Wait()
 				assert.Empty(t, own.lines())
 			})
 		})
