@@ -355,6 +355,10 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, own
 		if errors.Is(err, errCalled) {
 			continue
 		}
+		if errors.Is(err, errRefused) {
+			a, err = c.askLocal(ctx, e, []error{err})
+			return a, owners.LastResort, err
+		}
 		if !errors.Is(err, errLost) {
 			return a, leader, err
 		}
@@ -377,6 +381,9 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, own
 // errLost means that every owner refuses connections or was silent for too long.
 var errLost = errors.New("no owner answered in time")
 
+// errRefused means that every owner is alive and refused the entry, so no other host can lead its task.
+var errRefused = errors.New("every owner refused it")
+
 // errCalled means that standbys lead since a moment ago: they have not been asked yet.
 var errCalled = errors.New("standbys lead now")
 
@@ -386,8 +393,8 @@ func (c *Client) called(lead owners.Lead) bool {
 }
 
 // askOwners asks the owners of a task, round after round, for as long as wait. The error wraps
-// [errLost] when all of them are lost, or wait is over, and [errCalled] when standbys began to lead after lead: then the
-// caller begins again with the time that they get.
+// [errLost] when all of them are lost, or wait is over, [errRefused] when all refused the entry, and [errCalled] when
+// standbys began to lead after lead: then the caller begins again with the time that they get.
 func (c *Client) askOwners(
 	ctx context.Context, e api.Entry, wait time.Duration, lead owners.Lead,
 ) (api.Assignment, owners.Leader, error) {
@@ -439,7 +446,9 @@ func (c *Client) askOwners(
 			return failed(errors.New("no owner is known"))
 		case c.cfg.Local == nil, len(route) > 0 && !urgent:
 			return failed(errors.Join(failures...))
-		case lost, refusals > 0 && refusals == len(route):
+		case !lost && refusals > 0 && refusals == len(route):
+			return api.Assignment{}, owners.Other, errors.Join(append(failures, errRefused)...)
+		case lost:
 			return api.Assignment{}, owners.Other, errors.Join(append(failures, errLost)...)
 		}
 		select {

@@ -206,6 +206,32 @@ func TestStandbysCalledDuringManyAnnounces(t *testing.T) {
 	}
 }
 
+// Owners that refuse an entry are alive: nobody calls the standbys because of it.
+func TestARefusedEntryCallsNoStandbys(t *testing.T) {
+	w, own := withStandbys(stands...), &solo{}
+	bad := ledBy(stands, "s:2")
+	refuses := func(e api.Entry) bool { return e.Task == bad }
+	for _, addr := range append([]string{"a:1"}, stands...) {
+		w.set(addr, func(o *script) { o.refuses = refuses })
+	}
+	held := api.Entry{Task: ledBy(stands, "s:3", "s:1"), Event: api.Completed, Have: 3}
+	cfg := only("a:1", own)
+	cfg.Inventory = func() []api.Entry { return []api.Entry{held} }
+	inTown(t, w, cfg, func(t *testing.T, c *Client) {
+		time.Sleep(time.Second)
+		_, leader, err := c.Announce(t.Context(), started(bad))
+		require.NoError(t, err)
+		assert.Equal(t, owners.LastResort, leader)
+		synctest.Wait()
+		for _, o := range c.Owners() {
+			assert.False(t, o.Standby, o.Addr)
+		}
+		for _, addr := range stands {
+			assert.Empty(t, w.lines(addr), "it receives nothing")
+		}
+	})
+}
+
 // A host that is a standby leads its tasks itself.
 func TestStandbyLeadsItself(t *testing.T) {
 	named := []string{"s:1", self.Addr, "s:3"}
