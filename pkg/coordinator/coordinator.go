@@ -43,8 +43,8 @@ const (
 	// standbysNamed is how many standbys an owner names. One is enough to keep a crowd from the
 	// origin, and several seldom die together; each gets the announces of all hosts then.
 	standbysNamed = 3
-	// standbysAfter is how long an owner must have run before its standbys are settled. An idle host announces
-	// every five seconds, and an owner that does not know all hosts names other standbys than the
+	// standbysAfter is how long an owner must have run, in running time, before its standbys are settled. An idle
+	// host announces every five seconds, and an owner that does not know all hosts names other standbys than the
 	// other owners do. Until then it calls them early.
 	standbysAfter = 6 * time.Second
 	// earlyInterval is when a host announces again while standbys are early, so that all hosts soon know the same
@@ -170,18 +170,19 @@ func New(cfg Config) *Coordinator {
 // Run advances the scheduler's time until ctx ends; it returns nil. Without Run, no response names a silent host, but
 // the scheduler never forgets it.
 func (c *Coordinator) Run(ctx context.Context) error {
-	begun := time.Now()
+	begun := c.cfg.Lag.Now()
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case now := <-ticker.C:
+		case <-ticker.C:
 			c.tick(ctx, c.cfg.Lag.Now())
 			c.mu.Lock()
+			now := c.cfg.Lag.Now()
 			c.settled = c.settled || now.Sub(begun) >= standbysAfter
-			c.findStandbys(c.cfg.Lag.Now())
+			c.findStandbys(now)
 			c.mu.Unlock()
 		}
 	}

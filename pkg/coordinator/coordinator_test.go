@@ -22,6 +22,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/lag"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/piece/memstore"
 	"github.com/darter-io/darter/pkg/scheduler"
@@ -264,6 +265,41 @@ func TestStandbysAreNamedAtOnce(t *testing.T) {
 		assert.Greater(t, announce("1"), time.Second, "later hosts that want nothing announce seldom")
 		cancel()
 		require.NoError(t, <-ended)
+	})
+}
+
+// An owner that is stopped just after its start has heard of no more hosts when it goes on: its standbys stay early.
+func TestStandbysStayEarlyInAStall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var stopped atomic.Pointer[time.Time] // until when
+		stopped.Store(new(time.Time))
+		meter := lag.New(lag.Config{Wait: func(ctx context.Context, d time.Duration) {
+			for rest := d; rest > 0 && ctx.Err() == nil; rest = time.Until(*stopped.Load()) {
+				select {
+				case <-time.After(rest):
+				case <-ctx.Done():
+				}
+			}
+		}})
+		c := New(Config{Host: member("0"), Seed: func(task.Spec) {}, Lag: meter})
+		ctx, cancel := context.WithCancel(t.Context())
+		var runs sync.WaitGroup
+		runs.Go(func() { assert.NoError(t, meter.Run(ctx)) })
+		runs.Go(func() { assert.NoError(t, c.Run(ctx)) })
+		time.Sleep(1010 * time.Millisecond)
+		until := time.Now().Add(2 * standbysAfter)
+		stopped.Store(&until)
+		time.Sleep(2*standbysAfter + time.Second)
+		r, err := c.ServeAnnounce(ctx, api.AnnounceRequest{Version: 1, Host: member("1"), Generation: 7, Standby: true})
+		require.NoError(t, err)
+		assert.Empty(t, r.Standbys, "it does not know yet who else there is")
+		assert.Equal(t, []string{member("1").Addr}, r.EarlyStandbys)
+		time.Sleep(standbysAfter)
+		r, err = c.ServeAnnounce(ctx, api.AnnounceRequest{Version: 1, Host: member("1"), Generation: 7, Standby: true})
+		require.NoError(t, err)
+		assert.Equal(t, []string{member("1").Addr}, r.Standbys)
+		cancel()
+		runs.Wait()
 	})
 }
 
