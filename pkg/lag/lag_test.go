@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,14 +17,29 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // machine stops and goes on.
-type machine struct{ until time.Time }
+type machine struct {
+	// mu is held to set or read until.
+	mu    sync.Mutex
+	until time.Time
+}
 
 // stop stops the process for d: its beats come late.
-func (s *machine) stop(d time.Duration) { s.until = time.Now().Add(d) }
+func (s *machine) stop(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.until = time.Now().Add(d)
+}
+
+// rest is for how long the process is still stopped.
+func (s *machine) rest() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Until(s.until)
+}
 
 func (s *machine) wait(ctx context.Context, d time.Duration) {
 	wait(ctx, d)
-	for rest := time.Until(s.until); rest > 0 && ctx.Err() == nil; rest = time.Until(s.until) {
+	for rest := s.rest(); rest > 0 && ctx.Err() == nil; rest = s.rest() {
 		wait(ctx, rest)
 	}
 }
