@@ -47,9 +47,11 @@ type Meter struct {
 	slots [10]time.Duration
 	slot  int64
 	begun time.Time
-	// late is what the log said last, at logged.
-	late   bool
-	logged time.Time
+	// late is what the log said last, at logged; logs has the line that is on its way, and logging says that one is.
+	late    bool
+	logged  time.Time
+	logs    sync.WaitGroup
+	logging bool
 }
 
 // New returns a Meter; it measures while Run runs.
@@ -74,16 +76,17 @@ func wait(ctx context.Context, d time.Duration) {
 
 // Run measures until ctx ends; it returns nil.
 func (m *Meter) Run(ctx context.Context) error {
+	m.mu.Lock()
+	m.due = time.Now().Add(beatEvery)
+	m.mu.Unlock()
 	for ctx.Err() == nil {
-		m.mu.Lock()
-		m.due = time.Now().Add(beatEvery)
-		m.mu.Unlock()
 		m.cfg.Wait(ctx, beatEvery)
 		m.beat(time.Now())
 	}
 	m.mu.Lock()
 	m.due = time.Time{}
 	m.mu.Unlock()
+	m.logs.Wait()
 	return nil
 }
 
@@ -96,19 +99,29 @@ func (m *Meter) beat(now time.Time) {
 	m.slots[m.slot%int64(len(m.slots))] += stall
 	m.due = now.Add(beatEvery)
 	late, lost := m.recent(now) >= lateFrom, m.lost
-	tells := late != m.late && now.Sub(m.logged) >= logPause
+	tells := late != m.late && !m.logging && now.Sub(m.logged) >= logPause
 	if tells {
-		m.late, m.logged = late, now
+		m.late, m.logged, m.logging = late, now, true
 	}
 	m.mu.Unlock()
-	switch {
-	case tells && late:
+	if tells {
+		m.logs.Go(func() { // a log that blocks must not look like a stall
+			m.log(late, stall, lost)
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.logging = false
+		})
+	}
+}
+
+func (m *Meter) log(late bool, stall, lost time.Duration) {
+	if late {
 		m.cfg.Logger.Warn("this host's own timers come late, so it waits longer for other hosts and takes no lead: "+
 			"the process was stopped, or lacks CPU time", "late", stall.Round(time.Millisecond), "total",
 			lost.Round(time.Millisecond))
-	case tells:
-		m.cfg.Logger.Info("this host's own timers come in time again", "total", lost.Round(time.Millisecond))
+		return
 	}
+	m.cfg.Logger.Info("this host's own timers come in time again", "total", lost.Round(time.Millisecond))
 }
 
 // stall is by how much the beat that is due is late. mu is held.

@@ -123,3 +123,30 @@ func TestAHealthyMachineLosesNothing(t *testing.T) {
 	assert.False(t, none.Late())
 	assert.WithinDuration(t, time.Now(), none.Now(), time.Minute)
 }
+
+// A log that blocks, such as a pipe that nobody reads, is no stall of this host: its time-outs must go on.
+func TestALogThatBlocksStopsNoTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &machine{}
+		unblock := make(chan struct{})
+		m := New(Config{Wait: s.wait, Logger: slog.New(slog.NewTextHandler(blocked(unblock), nil))})
+		ctx, end := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { _ = m.Run(ctx); close(done) }()
+		time.Sleep(time.Second)
+		s.stop(time.Second)
+		time.Sleep(2 * time.Second)
+		before := m.Now()
+		time.Sleep(time.Minute)
+		assert.InDelta(t, 60, m.Now().Sub(before).Seconds(), 0.1)
+		assert.InDelta(t, 1, m.Lost().Seconds(), 0.05)
+		close(unblock)
+		end()
+		<-done
+	})
+}
+
+// blocked is a writer that blocks until the channel is closed.
+type blocked chan struct{}
+
+func (b blocked) Write(p []byte) (int, error) { <-b; return len(p), nil }
