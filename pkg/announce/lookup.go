@@ -75,7 +75,8 @@ func (c *Client) Lookup(ctx context.Context, q api.Lookup) (api.LookupReply, err
 const (
 	// recallsMax is how many owners a host asks what they remember.
 	recallsMax = 8
-	// recallWithin bounds the wait for one of them. Without its reply a pull may fail, so it is long for a busy machine.
+	// recallWithin bounds the wait for one of them, in running time. Without its reply a pull may fail, so it is long for
+	// a busy machine.
 	recallWithin = 5 * time.Second
 )
 
@@ -94,10 +95,8 @@ func (c *Client) Recall(ctx context.Context, q api.Lookup) (replies []api.Lookup
 			break
 		}
 		tried[addr] = true
-		one, cancel := context.WithTimeout(ctx, recallWithin)
-		unheard := c.cfg.Lag.After(recallWithin, cancel)
-		a, err := c.postLookup(one, addr, body, unheard)
-		unheard()
+		one, cancel := c.cfg.Lag.WithTimeout(ctx, recallWithin, nil)
+		a, err := c.postLookup(one, addr, body, func() bool { return true })
 		cancel()
 		if err == nil {
 			replies = append(replies, a)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/announce"
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/lag"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -118,6 +119,37 @@ func TestLookupConfirmed(t *testing.T) {
 		})
 		_, err = c.Lookup(t.Context(), tagLookup)
 		require.NoError(t, err)
+	})
+}
+
+// A host that was stopped while an owner replied does not pass the owner over.
+func TestRecallInAStall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		meter := lag.New(lag.Config{Wait: func(ctx context.Context, d time.Duration) {
+			if at := time.Since(began); at > time.Second && at < 7*time.Second {
+				d = 7*time.Second - at // the process was stopped meanwhile
+			}
+			select {
+			case <-time.After(d):
+			case <-ctx.Done():
+			}
+		}})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() { _ = meter.Run(ctx) }()
+		hangs := transport(func(r *http.Request) (*http.Response, error) {
+			select {
+			case <-time.After(6 * time.Second):
+				return said(unreachedAnswer), nil
+			case <-r.Context().Done():
+				return nil, context.Cause(r.Context())
+			}
+		})
+		c := announce.New(announce.Config{Owners: []string{"a:1"}, Lag: meter, Client: &http.Client{Transport: hangs}})
+		assert.Len(t, c.Recall(ctx, tagLookup), 1, "it lost five of the six seconds")
+		time.Sleep(2 * time.Second)
+		assert.Empty(t, c.Recall(ctx, tagLookup), "it ran for all of them")
 	})
 }
 
