@@ -119,3 +119,17 @@ func TestAnOwnerThatRefusesEverything(t *testing.T) {
 		}
 	})
 }
+
+// An owner that refuses this host refuses no entry: an announce that waits behind a heartbeat tries it for as long as
+// any owner that fails.
+func TestAnOwnerThatRefusesThisHostRefusesNoEntry(t *testing.T) {
+	w := newTown("a:1")
+	w.owners["a:1"].plain, w.owners["a:1"].delay = true, 100*time.Millisecond
+	inTown(t, w, Config{Local: new(solo)}, func(t *testing.T, c *Client) {
+		begun := time.Now()
+		_, leader, err := c.Announce(t.Context(), started(someTasks(1)[0])) // behind the first heartbeat
+		assert.NoError(t, err)
+		assert.Equal(t, owners.LastResort, leader)
+		assert.GreaterOrEqual(t, time.Since(begun), 3*time.Second)
+	})
+}

@@ -232,8 +232,11 @@ func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
 	response, err := c.post(bounded, s.addr, request)
 	cancel()
 	var refused *refusedError
-	if errors.As(err, &refused) && len(b.entries) > 0 {
-		return c.sendApart(ctx, s, b, err)
+	if errors.As(err, &refused) {
+		if len(b.entries) > 0 {
+			return c.sendApart(ctx, s, b, err)
+		}
+		err = errors.New(refused.message) // the owner refused this host, and no entry that waits
 	}
 	if err != nil {
 		if errors.Is(err, ErrInUse) && c.cfg.InUse != nil {
