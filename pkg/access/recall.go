@@ -204,13 +204,16 @@ func (r *Resolver) Purge(id task.ID) {
 
 // askOrRecall asks a registry, and takes what is remembered if it does not answer. A registry that answers only slowly
 // is waited for where nothing is remembered.
-func askOrRecall[V any](ctx context.Context, r *Resolver, upstream string, ask func(context.Context) (V, error),
+func askOrRecall[V any](ctx context.Context, r *Resolver, l Lookup, ask func(context.Context) (V, error),
 	recall func(context.Context) (V, bool)) (v V, recalled bool, err error) {
+	upstream := l.Upstream
+	// A client chooses the repository, and a registry may be slow for that one alone.
+	key := upstream + "/" + l.Repository
 	if !r.keeps(upstream) {
 		v, err = ask(ctx)
 		return v, false, err
 	}
-	if r.gone.isOpen(upstream, time.Now()) {
+	if r.gone.isOpen(key, time.Now()) {
 		if v, ok := recall(ctx); ok {
 			return v, true, nil
 		}
@@ -242,7 +245,7 @@ func askOrRecall[V any](ctx context.Context, r *Resolver, upstream string, ask f
 			if Unreachable(a.err) && !declined(a.err) && ctx.Err() == nil {
 				if v, ok := recall(ctx); ok {
 					if time.Since(began) >= silentAfter {
-						r.gone.trip(upstream, time.Now())
+						r.gone.trip(key, time.Now())
 					}
 					return v, true, nil
 				}
@@ -256,7 +259,7 @@ func askOrRecall[V any](ctx context.Context, r *Resolver, upstream string, ask f
 				continue
 			}
 			if v, ok := recall(ctx); ok {
-				r.gone.trip(upstream, time.Now())
+				r.gone.trip(key, time.Now())
 				return v, true, nil
 			}
 		}

@@ -415,3 +415,44 @@ func TestAnOddRequestMakesNoOutage(t *testing.T) {
 		})
 	}
 }
+
+// uneven is a registry that answers slowly for one repository, as one that fetches it from elsewhere.
+type uneven struct {
+	*fading
+	slow atomic.Bool
+}
+
+func (u *uneven) Do(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
+	if u.slow.Load() && strings.HasPrefix(req.Path, "/v2/slow/") {
+		select {
+		case <-time.After(time.Minute):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	return u.fading.Do(ctx, req)
+}
+
+// A repository for which a registry is slow is no outage of the others.
+func TestASlowRepositoryIsDoneWithoutAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := &uneven{fading: &fading{private: true}}
+		r := remembering(u, true)
+		defer r.Close()
+		slow := lookup(digest)
+		slow.Repository = "slow"
+		for _, l := range []access.Lookup{slow, lookup(digest)} {
+			_, err := r.Resolve(t.Context(), l)
+			require.NoError(t, err)
+		}
+		time.Sleep(time.Minute)
+		u.slow.Store(true)
+		slow.Authorization = ""
+		got, err := r.Resolve(t.Context(), slow)
+		require.NoError(t, err)
+		assert.Equal(t, access.Cluster, got.Unverified)
+		_, err = r.Resolve(t.Context(), plain(digest))
+		require.Error(t, err, "the registry refuses it at once")
+		assert.False(t, access.Unreachable(err))
+	})
+}

@@ -250,7 +250,8 @@ type Resolver struct {
 	breaker breaker
 	silence silence
 	// told is what other hosts remember; this host passes it on to none.
-	told  *Memory
+	told *Memory
+	// gone is by repository.
 	gone  breaker
 	pulse pulse
 	// generation counts the calls of Forget: a reply to a lookup from before is not remembered.
@@ -339,7 +340,7 @@ func (r *Resolver) Resolve(ctx context.Context, l Lookup) (Result, error) {
 		return Result{Grant: g}, r.orGone(ctx, l, err)
 	}
 	if !known || !r.policy.Load().ServeCached {
-		out, _, err := askOrRecall(ctx, r, l.Upstream, ask, func(ctx context.Context) (Result, bool) {
+		out, _, err := askOrRecall(ctx, r, l, ask, func(ctx context.Context) (Result, bool) {
 			return r.recallDigest(ctx, l)
 		})
 		return out, err
@@ -412,7 +413,7 @@ func (r *Resolver) resolveTag(ctx context.Context, l Lookup) (Result, error) {
 	if fallback {
 		tag, err = askBriefly(ctx, &r.breaker, l.Upstream, ask)
 	} else {
-		tag, recalled, err = askOrRecall(ctx, r, l.Upstream, ask, func(ctx context.Context) (tagReply, bool) {
+		tag, recalled, err = askOrRecall(ctx, r, l, ask, func(ctx context.Context) (tagReply, bool) {
 			return r.recallTag(ctx, l)
 		})
 	}
