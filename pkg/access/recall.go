@@ -242,6 +242,10 @@ func askOrRecall[V any](ctx context.Context, r *Resolver, l Lookup, ask func(con
 		select {
 		case a := <-answered:
 			timer.Stop()
+			if Unreachable(a.err) && l.long() {
+				return a.v, false, &UnreachableError{fmt.Errorf("%w; this says nothing of the registry, because the client's "+
+					"headers are long", a.err)}
+			}
 			if Unreachable(a.err) && !declined(a.err) && ctx.Err() == nil {
 				if v, ok := recall(ctx); ok {
 					if time.Since(began) >= silentAfter {
@@ -264,6 +268,19 @@ func askOrRecall[V any](ctx context.Context, r *Resolver, l Lookup, ask func(con
 			}
 		}
 	}
+}
+
+// longMax is from when on a client's headers may be why a request failed, in bytes: servers bound them by 8 KiB or
+// more, and some end the connection without an answer. Tokens of well-known registries have 4 KiB at most.
+const longMax = 8 << 10
+
+// long reports whether the client's own headers may be why a request failed.
+func (l Lookup) long() bool {
+	n := len(l.Authorization.Reveal())
+	for _, a := range l.Accept {
+		n += len(a)
+	}
+	return n > longMax
 }
 
 // declined reports whether an error is the refusal of a login, so that the registry or its token service did answer.

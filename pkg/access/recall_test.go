@@ -17,6 +17,7 @@ import (
 	"github.com/darter-io/darter/pkg/access"
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
 )
@@ -455,4 +456,38 @@ func TestASlowRepositoryIsDoneWithoutAlone(t *testing.T) {
 		require.Error(t, err, "the registry refuses it at once")
 		assert.False(t, access.Unreachable(err))
 	})
+}
+
+// narrow is a registry that ends the connection of a request with long headers, as one of HTTP/2 bounds them.
+type narrow struct{ *fading }
+
+func (n narrow) Do(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
+	if len(req.Header.Get("Accept"))+len(req.Header.Get("Authorization")) > 10<<10 {
+		return nil, errors.New("http2: request header list larger than peer's advertised limit")
+	}
+	return n.fading.Do(ctx, req)
+}
+
+// A client whose own headers fail its request makes no outage.
+func TestLongHeadersMakeNoOutage(t *testing.T) {
+	for name, change := range map[string]func(*access.Lookup){
+		"Accept":        func(l *access.Lookup) { l.Accept = []string{strings.Repeat("a", 20<<10)} },
+		"Authorization": func(l *access.Lookup) { l.Authorization = secret.String("Bearer " + strings.Repeat("a", 20<<10)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &fading{private: true}
+				r := remembering(narrow{f}, true)
+				defer r.Close()
+				_, err := r.Resolve(t.Context(), lookup(digest))
+				require.NoError(t, err)
+				synctest.Wait()
+				l := plain(digest)
+				change(&l)
+				_, err = r.Resolve(t.Context(), l)
+				require.Error(t, err)
+				assert.ErrorContains(t, err, "headers")
+			})
+		})
+	}
 }
