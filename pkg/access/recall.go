@@ -263,6 +263,13 @@ func askOrRecall[V any](ctx context.Context, r *Resolver, l Lookup, ask func(con
 				continue
 			}
 			if v, ok := recall(ctx); ok {
+				select {
+				case a := <-answered: // meanwhile
+					if !Unreachable(a.err) {
+						return a.v, false, a.err
+					}
+				default:
+				}
 				r.gone.trip(key, time.Now())
 				return v, true, nil
 			}

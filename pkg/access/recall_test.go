@@ -491,3 +491,24 @@ func TestLongHeadersMakeNoOutage(t *testing.T) {
 		})
 	}
 }
+
+// The registry's answer counts if it comes while owners are still asked what they remember.
+func TestAnAnswerDuringARecallCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forbids := registryFunc(func(context.Context, source.RegistryRequest) (*http.Response, error) {
+			time.Sleep(3 * time.Second)
+			return &http.Response{StatusCode: http.StatusForbidden, Header: http.Header{}, Body: http.NoBody}, nil
+		})
+		r := access.New(access.Config{Registry: forbids, Cluster: func(string) bool { return true },
+			Policy: access.Policy{PublicLife: time.Hour},
+			Recall: func(context.Context, api.Lookup) []api.LookupReply {
+				time.Sleep(12 * time.Second)
+				return []api.LookupReply{{Version: 1, LastKnown: true, Digest: task.ID(digest), AgeMillis: 1}}
+			}})
+		defer r.Close()
+		_, err := r.Resolve(t.Context(), plain(digest))
+		require.Error(t, err)
+		var refused *access.RefusedError
+		require.ErrorAs(t, err, &refused)
+	})
+}
