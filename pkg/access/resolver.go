@@ -318,8 +318,8 @@ func (r *Resolver) Forget() {
 
 // Resolve returns the client's grant for a digest, or for the digest that a tag means. It waits for
 // the registry until ctx ends; the error is then the cause of that. Other errors are a
-// *[RefusedError], an *[UnreachableError] (perhaps around a *[SilentError]), and for tags a *[HugeError] or a *[TagError]
-// around one of the others.
+// *[RefusedError], an *[UnreachableError] (perhaps around a *[SilentError]), and for tags a *[HugeError] or a
+// *[TagError] around one of the others.
 func (r *Resolver) Resolve(ctx context.Context, l Lookup) (Result, error) {
 	var remembered Grant
 	var valid, known bool

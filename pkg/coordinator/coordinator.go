@@ -220,8 +220,8 @@ func (c *Coordinator) findStandbys(now time.Time) {
 	c.standbys, c.foundAt = c.sched.Standbys(now, standbysNamed), now
 }
 
-// nameStandbys puts the standbys into a response: already the first one holds them. unknown means that it answers a host
-// that was not known before. mu is held.
+// nameStandbys puts the standbys into a response: already the first one holds them. unknown means that it answers a
+// host that was not known before. mu is held.
 func (c *Coordinator) nameStandbys(now time.Time, unknown bool, response *api.AnnounceResponse) {
 	if c.settled {
 		response.Standbys = c.standbys
@@ -365,8 +365,8 @@ func (c *Coordinator) answer(ctx context.Context, r api.AnnounceRequest, source 
 	return response, nil
 }
 
-// decide has the scheduler answer a report, lockedMax entries at a time. After an error, the answer has what was decided
-// before it.
+// decide has the scheduler answer a report, lockedMax entries at a time. After an error, the answer has what was
+// decided before it.
 func (c *Coordinator) decide(r scheduler.Report) (all scheduler.Answer, err error) {
 	rest := r.Entries
 	for first := true; err == nil && (first || len(rest) > 0); first = false {

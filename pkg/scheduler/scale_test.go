@@ -26,7 +26,7 @@ func holders(tb testing.TB, n, tasks int) *Scheduler {
 }
 
 // No call ends all memberships of many hosts, or of a host with many tasks: others would wait for a caller that
-// serializes them, 9.6 s for 10,000 hosts with 1,000 tasks.
+// serialises them, 9.6 s for 10,000 hosts with 1,000 tasks.
 func TestNoCallEndsManyMemberships(t *testing.T) {
 	ends := func(t *testing.T, s *Scheduler, call func()) {
 		t.Helper()

@@ -423,7 +423,7 @@ func (s *Scheduler) Leave(now time.Time, id host.ID) Changes {
 
 // Tick lets time pass: it forgets hosts that have not announced for Expiry, and starts the seeds
 // that are due. Call it about once a second, and again as long as there is More: a call ends a bounded number of
-// memberships, so that others need not wait long where a caller serializes them.
+// memberships, so that others need not wait long where a caller serialises them.
 func (s *Scheduler) Tick(now time.Time) Changes {
 	c := Changes{Seeds: s.clear(now, clearMax)}
 	if c.More = s.hasGone(); c.More {

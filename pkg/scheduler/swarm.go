@@ -245,8 +245,8 @@ func (s *Scheduler) admit(id host.Host, generation uint64, from string) hostInde
 // clearMax bounds how many memberships one call ends, and how many hosts it gives up, so that no call takes long.
 const clearMax = 256
 
-// forget gives a host up and ends clearMax memberships; the next calls of Announce and Tick end the rest. The owner's own
-// host leaves all its swarms at once, and stays known. It returns the seeds that this starts.
+// forget gives a host up and ends clearMax memberships; the next calls of Announce and Tick end the rest. The owner's
+// own host leaves all its swarms at once, and stays known. It returns the seeds that this starts.
 func (s *Scheduler) forget(now time.Time, h hostIndex) (seeds []task.Spec) {
 	if h != s.self {
 		s.giveUp(h)
