@@ -311,7 +311,9 @@ func TestASeedRepairsItsDamagedDisk(t *testing.T) {
 			require.True(t, bytes.Equal(s.origin.content, data))
 			assert.Less(t, time.Since(began), 10*time.Second)
 		}
-		assert.LessOrEqual(t, len(s.origin.requests()), 3)
+		// The first download, the seed's repair, and GETs of readers that meet the damage before it ends: mostly one or
+		// none, in a few of a thousand runs up to four.
+		assert.LessOrEqual(t, len(s.origin.requests()), 8)
 	})
 }
 
