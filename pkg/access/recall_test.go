@@ -286,7 +286,8 @@ type declining struct{ *fading }
 
 func (d declining) Do(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
 	if req.Header.Get("Authorization") == "" {
-		return nil, &source.StatusError{Method: http.MethodGet, URL: "https://auth.test/token", Status: http.StatusUnauthorized}
+		return nil, &source.StatusError{Method: http.MethodGet, URL: "https://auth.test/token",
+			Status: http.StatusUnauthorized}
 	}
 	res, err := d.fading.Do(ctx, req)
 	if err == nil && req.Header.Get("Authorization") == "Bearer bogus" {

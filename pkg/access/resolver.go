@@ -54,11 +54,12 @@ type Config struct {
 	// Policy is how long replies stay valid; see [Resolver.SetPolicy].
 	Policy Policy
 	// Cluster reports whether the operator lets local clients have what the cluster holds of a registry while that does
-	// not answer, whoever they are. Nil: of no registry.
+	// not answer, with any credentials. Nil: of no registry.
 	Cluster func(upstream string) bool
 	// Memory is what registries told this host last. Nil: an empty one.
 	Memory *Memory
-	// Recall asks the owners what they remember of a lookup with LastKnown; it returns their replies. Nil asks nobody.
+	// Recall asks the owners what they remember of a lookup with LastKnown, and returns their replies. Nil: it asks no
+	// owner.
 	Recall func(ctx context.Context, l api.Lookup) []api.LookupReply
 }
 
@@ -81,7 +82,7 @@ type Policy struct {
 	// what it did, while the registry is unreachable; 0: not at all. Longer survives a longer outage, and serves longer
 	// what was made private just before it.
 	PublicLife time.Duration
-	// ClusterTagLife is the same for tags of registries of [Config].Cluster, whoever can read them.
+	// ClusterTagLife is the same for tags of registries of [Config].Cluster, public or private.
 	ClusterTagLife time.Duration
 }
 
