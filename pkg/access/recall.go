@@ -301,7 +301,7 @@ func (r *Resolver) unknown(upstream string, err error) error {
 	if statusOf(err) != 0 {
 		return err // in the registry's words
 	}
-	why := "no host remembers that the registry allowed anonymous access to this, which access: verify in upstreams requires"
+	why := "no host remembers that the registry allowed anonymous access to this; access: verify in upstreams requires it"
 	if r.cfg.Cluster(upstream) {
 		why = "access: cluster needs a host that remembers that it had this, a tag within mirror.clusterTags"
 	}
