@@ -268,8 +268,8 @@ func (p *Policy) starves(now time.Time, v View) bool {
 		return false
 	}
 	// A seed that has nothing new waits for its origin, and whose neighbours still get pieces will have
-	// some of them: asking the owner brings nothing.
-	return v.Phase == Unknown || v.Hungry && now.Sub(v.LastHave) > quiet
+	// some of them: asking the owner brings nothing. Where no neighbour is left, there is nothing to wait for.
+	return v.Phase == Unknown || v.Hungry && (v.Conns == 0 || now.Sub(v.LastHave) > quiet)
 }
 
 // GotPiece records that a piece arrived: the next time that the download starves, it asks its owner soon.
