@@ -30,8 +30,11 @@ type Memory struct {
 	tags    *simplelru.LRU[tagPlace, []meaning]
 	// public lists the objects that anybody could read, to take them back together.
 	public map[place]map[object]struct{}
-	// refusals holds when repositories last refused anybody: what another host remembers may be from before.
-	refusals *simplelru.LRU[place, time.Time]
+	// refusals and refusedOnes hold when a whole repository, or one of its digests, was last refused to anonymous clients:
+	// what another host remembers may be from before. They are apart, so that requests for invented digests displace no
+	// refusal of a repository and no object.
+	refusals    *simplelru.LRU[place, time.Time]
+	refusedOnes *simplelru.LRU[placeOf, time.Time]
 }
 
 // place is a repository of a registry.
@@ -53,8 +56,6 @@ type sight struct {
 	// held is when the registry last confirmed the digest to any credential, public when it last did to anybody; zero: it
 	// did not.
 	held, public time.Time
-	// refused is when the registry last refused the digest to anybody.
-	refused time.Time
 }
 
 // meaning is what a tag meant to a request with this Accept.
@@ -71,6 +72,7 @@ func NewMemory() *Memory {
 	m.objects = newLRU(memoryMax, func(k placeOf, _ sight) { m.unlist(k) })
 	m.tags = newLRU[tagPlace, []meaning](memoryMax, nil)
 	m.refusals = newLRU[place, time.Time](memoryMax, nil)
+	m.refusedOnes = newLRU[placeOf, time.Time](memoryMax, nil)
 	return m
 }
 
@@ -101,7 +103,6 @@ func (m *Memory) add(k placeOf, x sight) {
 			x.mediaType = known.mediaType
 		}
 		x.held, x.public = later(x.held, known.held), later(x.public, known.public)
-		x.refused = known.refused
 	}
 	if x.public.Before(m.refusedLast(k)) {
 		x.public = time.Time{}
@@ -118,8 +119,8 @@ func (m *Memory) add(k placeOf, x sight) {
 // refusedLast returns when anybody was last refused a digest, or all of its repository. mu is held.
 func (m *Memory) refusedLast(k placeOf) time.Time {
 	all, _ := m.refusals.Peek(k.place)
-	x, _ := m.objects.Peek(k)
-	return later(all, x.refused)
+	one, _ := m.refusedOnes.Peek(k)
+	return later(all, one)
 }
 
 // refusedAt returns when anybody was last refused a digest, zero if that is unknown.
@@ -188,10 +189,11 @@ func (m *Memory) refused(p place, o object) {
 	defer m.mu.Unlock()
 	k := placeOf{p, o}
 	if x, ok := m.objects.Peek(k); ok {
-		x.public, x.refused = time.Time{}, time.Now()
+		x.public = time.Time{}
 		m.objects.Add(k, x)
 	}
 	m.unlist(k)
+	m.refusedOnes.Add(k, time.Now())
 }
 
 // gone forgets a tag that its registry no longer has.

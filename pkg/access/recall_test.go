@@ -25,8 +25,9 @@ import (
 // fading is a registry with a token service. Both can go; a client with credentials reads everything.
 type fading struct {
 	mu sync.Mutex
-	// gone and tokenless say that the registry or its token service does not answer, private that it refuses anybody.
-	gone, tokenless, private bool
+	// gone and tokenless say that the registry or its token service does not answer, private that it refuses anybody,
+	// hidden that it answers 404 instead.
+	gone, tokenless, private, hidden bool
 	// slow is how long it takes for an answer.
 	slow  time.Duration
 	asked []source.RegistryRequest
@@ -40,7 +41,8 @@ func (f *fading) set(change func(*fading)) {
 
 func (f *fading) Do(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
 	f.mu.Lock()
-	now := fading{gone: f.gone, tokenless: f.tokenless, private: f.private, slow: f.slow}
+	now := fading{gone: f.gone, tokenless: f.tokenless, private: f.private,
+		hidden: f.hidden, slow: f.slow}
 	f.asked = append(f.asked, req)
 	f.mu.Unlock()
 	select {
@@ -54,6 +56,8 @@ func (f *fading) Do(ctx context.Context, req source.RegistryRequest) (*http.Resp
 	switch {
 	case now.gone, now.tokenless && bare && req.Anonymous:
 		return nil, errors.New("connection refused")
+	case bare && now.hidden:
+		res.StatusCode = http.StatusNotFound
 	case bare && (!req.Anonymous || now.private):
 		res.StatusCode = http.StatusUnauthorized
 		res.Header.Set("WWW-Authenticate", tokens)
@@ -350,7 +354,12 @@ func TestALoginTakenAwayMakesNothingPublic(t *testing.T) {
 
 // A refusal that this host knows of is later than what another host remembers.
 func TestAnOwnersPastDoesNotUndoARefusal(t *testing.T) {
-	for name, before := range map[string]bool{"asked for the first time": false, "known already": true} {
+	for name, c := range map[string]struct{ before, hidden bool }{
+		"asked for the first time":                    {},
+		"known already":                               {before: true},
+		"asked for the first time, hidden behind 404": {hidden: true},
+		"known already, hidden behind 404":            {before: true, hidden: true},
+	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := &fading{}
@@ -362,14 +371,14 @@ func TestAnOwnersPastDoesNotUndoARefusal(t *testing.T) {
 							AgeMillis: age, PublicAgeMillis: age}}
 					}})
 				defer r.Close()
-				if before {
+				if c.before {
 					f.set(func(f *fading) { f.gone = true })
 					got, err := r.Resolve(t.Context(), anybody(digest))
 					require.NoError(t, err)
 					require.Equal(t, access.Public, got.Unverified)
 				}
 				time.Sleep(time.Minute)
-				f.set(func(f *fading) { f.gone, f.private = false, true })
+				f.set(func(f *fading) { f.gone, f.private, f.hidden = false, true, c.hidden })
 				_, err := r.Resolve(t.Context(), anybody(digest))
 				require.Error(t, err)
 				time.Sleep(time.Minute)
