@@ -54,9 +54,8 @@ func (w *workers) close() {
 	w.wg.Wait()
 }
 
-// group coalesces equal calls that overlap in time: one of them is made, and all callers get its
-// result. Unlike singleflight, a caller that leaves does not cancel the call for the others, and the
-// last one that leaves does. The zero value is ready.
+// group coalesces equal calls that overlap in time: one of them is made, and all callers get its result. Unlike a call
+// of singleflight, this call ends when its last caller leaves, and not before. The zero value is ready.
 type group[K comparable, V any] struct {
 	// mu is held to join or leave, never during a call.
 	mu    sync.Mutex

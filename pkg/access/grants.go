@@ -26,18 +26,19 @@ type Grant struct {
 	MediaType string
 	// Declared says that a manifest states the length, and not the registry itself.
 	Declared bool
-	// Doubted says that the consent may be the answer to any request, or that a registry of HTTPS redirected the
-	// request to plain HTTP, where anyone on the path may have consented; see [Resolver.ProveOwnership].
+	// Doubted says that the permission proves little: the registry may answer every request like this, or it redirected
+	// the request from HTTPS to plain HTTP, where an attacker on the path may have answered; see
+	// [Resolver.ProveOwnership].
 	Doubted bool
 	// Tag is the tag for which the registry named the manifest, empty when it was asked by digest.
 	Tag string
 
 	subject subject
 	object  object
-	// until is when the grant expires; end is when its credential ends, zero when that does not state
-	// it. Between the two the grant is valid only while its registry is unreachable, where the operator
-	// allows that. Both count from this node's time at the reply, with its monotonic reading, so that a
-	// changed clock extends none; see past.
+	// until is when the grant expires; end is when its credential ends, zero if the credential does not state it. Between
+	// the two, the grant is valid only while its registry is unreachable, and only if the operator allows that. Both are
+	// computed from this node's time at the reply, with its monotonic reading, so that a changed clock extends neither;
+	// see past.
 	until, end time.Time
 	// date is the time of the reply by the registry's clock, zero when it stated none.
 	date time.Time
@@ -74,7 +75,7 @@ type grants struct {
 	// mu is held to look up and change, never while a registry is asked.
 	mu     sync.Mutex
 	recent *simplelru.LRU[grantKey, Grant]
-	// objects lists those of recent, to drop a subject.
+	// objects lists the objects of recent by subject, for dropSubject.
 	objects map[subject]map[object]struct{}
 }
 
@@ -130,8 +131,8 @@ func (g *grants) add(x Grant) {
 	g.recent.Add(grantKey{x.subject, x.object}, x)
 }
 
-// adopt grants what a manifest names as long as the grant of the manifest lives, unless that was
-// dropped meanwhile. Of named only the object and what is stated about it are used.
+// adopt grants the objects that a manifest names until the grant of the manifest ends. It does nothing if that grant
+// was dropped meanwhile. It uses only the object of each named grant and what is stated about it.
 func (g *grants) adopt(manifest Grant, named []Grant) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -175,8 +176,8 @@ func (g *grants) clear() {
 	g.recent.Purge()
 }
 
-// credential identifies a client: a hash of its Authorization, so that no cache holds a secret. The
-// zero value is anybody, a client without an Authorization.
+// credential identifies a client: a hash of its Authorization, so that no cache holds a secret. The zero value is an
+// anonymous client, one without an Authorization.
 type credential [sha256.Size]byte
 
 func credentialOf(authorization string) credential {
@@ -193,14 +194,14 @@ const opaqueLife = time.Minute
 // claimsMax bounds the claims of a token that are decoded, in bytes.
 const claimsMax = 16 << 10
 
-// lifetime returns when a grant expires and when its credential ends, zero if that does not state it.
-// A token's exp and iat are read and nothing else of it, and unverified: the registry has just taken
-// this token, and they can only shorten what longest allows.
+// lifetime returns when a grant expires and when its credential ends, zero if the credential does not state it. It
+// reads exp and iat of a token and nothing else, and does not verify them: the registry has just accepted this token,
+// and the two can only shorten what longest allows.
 //
-// now is this node's time with its monotonic reading, date the registry's own at its reply (RFC 9110
-// §6.6.1), zero if it stated none. The rest of a token's life is counted by the registry's clock, and
-// is never more than its whole life: this node's clock may be days off, and measures only the time
-// since the reply. Without a date, this node's own clock stands in.
+// now is this node's time with its monotonic reading; date is the registry's time at its reply (RFC 9110 §6.6.1), zero
+// if it stated none. The rest of a token's life follows from the registry's clock, and is never longer than the token's
+// whole life. This node's clock may be days off, so that it measures only the time since the reply; it replaces the
+// registry's clock if there is no date.
 func lifetime(authorization string, now, date time.Time, longest time.Duration) (until, end time.Time) {
 	issued, exp, ok := lifespan(authorization)
 	if !ok {
@@ -217,9 +218,9 @@ func lifetime(authorization string, now, date time.Time, longest time.Duration) 
 	return now.Add(min(left, longest)), now.Add(left)
 }
 
-// past reports whether now has reached a time that was computed from an earlier now. It compares by
-// the monotonic clock, which a clock that is set back does not deceive, and by the wall clock, which
-// goes on while a machine sleeps: the earlier one decides.
+// past reports whether now has reached a time that was computed from an earlier now. It compares by the monotonic
+// clock, which no change of the wall clock affects, and by the wall clock, which also counts the time while a machine
+// sleeps. It is enough if one of them has reached the time.
 func past(now, at time.Time) bool {
 	return !now.Before(at) || !now.Round(0).Before(at.Round(0))
 }

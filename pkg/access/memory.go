@@ -15,24 +15,24 @@ import (
 const (
 	// memoryMax bounds the remembered digests and, apart from them, tags: some 400 bytes each.
 	memoryMax = 32 << 10
-	// meaningsMax bounds the meanings of one tag, by the Accept of those that asked.
+	// meaningsMax bounds the meanings of one tag: a request with another Accept can get another manifest.
 	meaningsMax = 4
 )
 
-// Memory is what registries said last, for the time when one of them does not answer: what their tags meant, which
-// digests their repositories had, and which of these anybody could read. It grants nothing by itself; see
-// [Resolver.Resolve]. A [Resolver] and an [Owner] of one host share one, and tell other hosts of it. It holds only what
-// registries told this host. Safe for concurrent use.
+// Memory keeps the last answers of registries, for the time when one of them does not answer: what their tags meant,
+// which digests their repositories had, and which of these anonymous clients could read. It grants nothing by itself;
+// see [Resolver.Resolve]. The [Resolver] and the [Owner] of a host share one, and the Owner answers other hosts from
+// it. It holds only what registries answered to this host. Safe for concurrent use.
 type Memory struct {
 	// mu is held to look up and change, never while a registry or an owner is asked.
 	mu      sync.Mutex
 	objects *simplelru.LRU[placeOf, sight]
 	tags    *simplelru.LRU[tagPlace, []meaning]
-	// public lists the objects that anybody could read, to take them back together.
+	// public lists the objects that anonymous clients could read, by repository, so that one refusal removes them all.
 	public map[place]map[object]struct{}
-	// refusals and refusedOnes hold when a whole repository, or one of its digests, was last refused to anonymous clients:
-	// what another host remembers may be from before. They are apart, so that requests for invented digests displace no
-	// refusal of a repository and no object.
+	// refusals and refusedOnes hold when a whole repository, or one of its digests, was last refused to anonymous clients.
+	// A reply from another host's memory may be older than that. They are apart, so that requests for invented digests
+	// displace neither refusals of repositories nor objects.
 	refusals    *simplelru.LRU[place, time.Time]
 	refusedOnes *simplelru.LRU[placeOf, time.Time]
 }
@@ -53,8 +53,8 @@ type tagPlace struct {
 // sight is what is remembered of a digest in a repository.
 type sight struct {
 	mediaType string
-	// held is when the registry last confirmed the digest to any credential, public when it last did to anybody; zero: it
-	// did not.
+	// held is when the registry last confirmed the digest to any client, public when it last confirmed it to an anonymous
+	// one; zero: never.
 	held, public time.Time
 }
 
@@ -76,7 +76,7 @@ func NewMemory() *Memory {
 	return m
 }
 
-// unlist takes an object out of the list of what anybody could read. mu is held.
+// unlist takes an object out of the list of what anonymous clients could read. mu is held.
 func (m *Memory) unlist(k placeOf) {
 	delete(m.public[k.place], k.object)
 	if len(m.public[k.place]) == 0 {
@@ -116,14 +116,14 @@ func (m *Memory) add(k placeOf, x sight) {
 	m.objects.Add(k, x)
 }
 
-// refusedLast returns when anybody was last refused a digest, or all of its repository. mu is held.
+// refusedLast returns when a digest, or all of its repository, was last refused to anonymous clients. mu is held.
 func (m *Memory) refusedLast(k placeOf) time.Time {
 	all, _ := m.refusals.Peek(k.place)
 	one, _ := m.refusedOnes.Peek(k)
 	return later(all, one)
 }
 
-// refusedAt returns when anybody was last refused a digest, zero if that is unknown.
+// refusedAt returns when a digest was last refused to anonymous clients, zero if that is unknown.
 func (m *Memory) refusedAt(p place, o object) time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -137,7 +137,7 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// adopt remembers of what a manifest names what is remembered of the manifest.
+// adopt remembers the objects that a manifest names; they get the times of the manifest.
 func (m *Memory) adopt(p place, manifest task.ID, named []Grant) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -168,7 +168,8 @@ func (m *Memory) resolved(p place, tag string, x meaning) {
 	m.tags.Add(k, list)
 }
 
-// refusedAll takes back that anybody could read anything of a repository, because it refuses anybody now.
+// refusedAll forgets that anonymous clients could read objects of a repository, because the repository now refuses
+// anonymous access.
 func (m *Memory) refusedAll(p place) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -183,7 +184,7 @@ func (m *Memory) refusedAll(p place) {
 	m.refusals.Add(p, time.Now())
 }
 
-// refused takes back that anybody could read a digest.
+// refused forgets that anonymous clients could read a digest.
 func (m *Memory) refused(p place, o object) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -227,8 +228,8 @@ func (m *Memory) get(p place, o object) (sight, bool) {
 	return m.objects.Get(placeOf{p, o})
 }
 
-// meant returns what a tag meant to a request with the same Accept, or else to the last one whose reply this Accept
-// names.
+// meant returns the meaning of a tag for requests with the same Accept. If there is none, it returns the latest meaning
+// whose media type this Accept names.
 func (m *Memory) meant(l Lookup) (found meaning, ok bool) {
 	m.mu.Lock()
 	known, _ := m.tags.Get(tagPlace{l.place(), l.Reference})
@@ -247,7 +248,7 @@ func (m *Memory) meant(l Lookup) (found meaning, ok bool) {
 	return found, ok
 }
 
-// accepts reports whether an Accept names a media type, whatever weight it gives it.
+// accepts reports whether an Accept names a media type, with any weight.
 func accepts(accept []string, mediaType string) bool {
 	for part := range strings.SplitSeq(strings.Join(accept, ","), ",") {
 		named, _, _ := strings.Cut(part, ";")
@@ -260,7 +261,7 @@ func accepts(accept []string, mediaType string) bool {
 
 func (l Lookup) place() place { return place{l.Upstream, l.Repository} }
 
-// elapsed is the time since at by the clock that went further: see past.
+// elapsed is the time since at by the monotonic or the wall clock, the longer of the two; see past.
 func elapsed(now, at time.Time) time.Duration {
 	return max(now.Sub(at), now.Round(0).Sub(at.Round(0)), 0)
 }

@@ -52,13 +52,13 @@ func (r *Resolver) askOwner(ctx context.Context, l Lookup, age time.Duration) (o
 		}
 		out.Grant = r.remember(l, out.Grant, out.at, generation)
 	}
-	r.note(r.told, l, out.Grant, out.at, a.Yours)
+	r.note(r.others, l, out.Grant, out.at, a.Yours)
 	return out, true, nil
 }
 
-// Owner answers the lookups of hosts, so that a cluster asks a registry once for what is the same for
-// all hosts: the meaning of a tag, and what anybody may read. It sends the credentials that a lookup
-// brings, never its own. It is an [http.Handler] for [api.PathLookups]; safe for concurrent use.
+// Owner answers the lookups of hosts, so that a cluster asks a registry once for what is the same for all hosts: the
+// meaning of a tag, and what anonymous clients may read. It sends the credentials that a lookup brings, never its own.
+// It is an [http.Handler] for [api.PathLookups]; safe for concurrent use.
 type Owner struct{ resolver *Resolver }
 
 // NewOwner returns an Owner that asks registries through r.
@@ -75,7 +75,7 @@ func NewOwner(r Registry) *Owner {
 }
 
 // Remember makes the Owner keep what registries say in m, and reply to hosts from it while a registry does not answer.
-// It is called before the first lookup.
+// Call it before the first lookup.
 func (o *Owner) Remember(m *Memory) { o.resolver.cfg.Memory = m }
 
 // Run keeps the Owner open until ctx ends, then closes it. It returns nil.
@@ -139,7 +139,7 @@ func parseLookup(asked api.Lookup) (l Lookup, err error) {
 	return l, err
 }
 
-// wireReply is a reply or its error as it is sent.
+// wireReply is the wire form of a reply or of its error.
 func wireReply(l Lookup, r reply, err error) api.LookupReply {
 	out := api.LookupReply{Version: api.Version}
 	var refused *RefusedError

@@ -36,20 +36,19 @@ func (e *OwnershipError) Error() string {
 		e.Upstream, e.Path)
 }
 
-// ProveOwnership makes a registry that the operator did not list show that it has a blob, by a random
-// window of it: else its consent to a digest would open what another registry keeps private. length is
-// the blob's, and read returns a window of it from the store. A registry that has shown a blob need
-// not show it again while a grant lives. With doubted, a listed registry shows a window near the blob's
-// beginning too: its HEAD stated another length, so perhaps it consents to every digest, or its consent was
-// not encrypted, so perhaps it is another's. The error is an *[OwnershipError], an
-// *[UnreachableError], or that of read.
+// ProveOwnership makes a registry that the operator did not list show a random window of a blob: otherwise its
+// permission for a digest would open what another registry keeps private. length is the blob's, and read returns a
+// window of it from the store. A registry that has shown a blob need not show it again within the longest life of a
+// grant. With doubted, a listed registry shows a window near the blob's beginning too: its HEAD stated another length,
+// so that it may permit every digest, or its answer was not encrypted, so that another server may have sent it. The
+// error is an *[OwnershipError], a *[RefusedError], an *[UnreachableError], or that of read.
 func (r *Resolver) ProveOwnership(
 	ctx context.Context, l Lookup, length int64, doubted bool, read func(oci.Window) ([]byte, error),
 ) error {
 	trusted := r.cfg.Trusted(l.Upstream)
 	key := ownedKey{upstream: l.Upstream, id: l.ID}
 	if trusted {
-		key.subject = l.subject() // what is doubted is the consent to this credential
+		key.subject = l.subject() // the doubt concerns the permission of this credential
 	}
 	if length == 0 || trusted && !doubted || r.owned.has(key, time.Now()) {
 		return nil
@@ -115,7 +114,7 @@ type owned struct {
 type ownedKey struct {
 	upstream string
 	id       task.ID
-	// subject is set where the proof is for one credential alone.
+	// subject is set if the proof is for one credential alone.
 	subject subject
 }
 

@@ -18,45 +18,45 @@ type repositoryKey struct {
 	upstream, repository string
 	// generation is as in lookupKey.
 	generation uint64
-	// plain is for the refusal of requests without any token; else that with anybody's.
+	// plain says that the requests have no token at all; else they have the anonymous token.
 	plain bool
 }
 
-// refusalLife is how long the mirror repeats that a repository refuses to be read by anybody, to clients that take up
-// the challenge. Some ask for each blob without credentials first, and anybody's token costs several requests.
+// refusalLife is how long the mirror repeats a repository's refusal of anonymous access to clients that answer the
+// challenge. Some of them request each blob without credentials first, and an anonymous token costs several requests.
 const refusalLife = 10 * time.Second
 
 // challengeMax bounds the remembered challenge of a refusal, in bytes.
 const challengeMax = 4 << 10
 
-// refusedAll is a refusal to anybody.
-type refusedAll struct {
+// anonymousRefusal is a repository's refusal of anonymous access.
+type anonymousRefusal struct {
 	at time.Time
 	// challenge holds the WWW-Authenticate headers of a 401; nil for another refusal.
 	challenge []string
 }
 
-// private remembers when repositories last refused to be read by anybody, or without a token. It saves requests and
-// decides no right.
+// private remembers when repositories last refused anonymous access, or access without a token. It saves requests; it
+// never decides what a client may read.
 type private struct {
 	// mu is held to look up and change.
 	mu      sync.Mutex
-	refused *simplelru.LRU[repositoryKey, refusedAll]
+	refused *simplelru.LRU[repositoryKey, anonymousRefusal]
 }
 
 func newPrivate() *private {
-	return &private{refused: newLRU[repositoryKey, refusedAll](privateMax, nil)}
+	return &private{refused: newLRU[repositoryKey, anonymousRefusal](privateMax, nil)}
 }
 
 // since returns the last refusal of a repository, and whether it was after a time.
-func (p *private) since(k repositoryKey, after time.Time) (refusedAll, bool) {
+func (p *private) since(k repositoryKey, after time.Time) (anonymousRefusal, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	last, ok := p.refused.Get(k)
 	return last, ok && last.at.After(after)
 }
 
-func (p *private) put(k repositoryKey, last refusedAll) {
+func (p *private) put(k repositoryKey, last anonymousRefusal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.refused.Add(k, last)
@@ -78,10 +78,10 @@ func (r *Resolver) repositoryKey(l Lookup) repositoryKey {
 	return repositoryKey{l.Upstream, l.Repository, r.generation.Load(), false}
 }
 
-// noteForAnybody remembers what the reply to a lookup without credentials says of all such lookups in its repository.
-// Without anybody's token it says so only of a registry that asks for passwords, which gives none. at was read before
-// the lookup, like k.
-func (r *Resolver) noteForAnybody(l Lookup, k repositoryKey, err error) {
+// noteAnonymous remembers what the reply to a lookup without credentials says of all such lookups in its repository. A
+// lookup without the anonymous token says it only of a registry that asks for passwords, because such a registry gives
+// no tokens. k was read before the lookup.
+func (r *Resolver) noteAnonymous(l Lookup, k repositoryKey, err error) {
 	if !l.Authorization.IsZero() || r.usesOwnCredentials(l.Upstream) {
 		return
 	}
@@ -99,7 +99,7 @@ func (r *Resolver) noteForAnybody(l Lookup, k repositoryKey, err error) {
 	challenge := challengesOf(err)
 	short := len(strings.Join(challenge, "")) <= challengeMax
 	if !l.Anonymous && refused.Status == http.StatusUnauthorized && len(challenge) > 0 && short {
-		r.private.put(plain, refusedAll{time.Now(), challenge})
+		r.private.put(plain, anonymousRefusal{time.Now(), challenge})
 	}
 	passwords := len(challenge) > 0 && !slices.ContainsFunc(challenge, func(c string) bool {
 		scheme, _, _ := strings.Cut(c, " ")
@@ -108,16 +108,16 @@ func (r *Resolver) noteForAnybody(l Lookup, k repositoryKey, err error) {
 	switch {
 	case !l.Anonymous && !passwords:
 	case refused.Status == http.StatusUnauthorized && short:
-		r.private.put(k, refusedAll{time.Now(), challenge})
+		r.private.put(k, anonymousRefusal{time.Now(), challenge})
 	case refused.Status == http.StatusUnauthorized, refused.Status == http.StatusForbidden:
-		r.private.put(k, refusedAll{at: time.Now()})
+		r.private.put(k, anonymousRefusal{at: time.Now()})
 	}
 	all := (l.Anonymous || passwords) &&
 		(refused.Status == http.StatusUnauthorized || refused.Status == http.StatusForbidden)
 	r.noteRefusal(l, refused.Status, all)
 }
 
-// challengesOf are the challenges of a registry's refusal; none of another error.
+// challengesOf returns the challenges of a registry's refusal, nil for another error.
 func challengesOf(err error) []string {
 	var refused *RefusedError
 	if !errors.As(err, &refused) {
@@ -126,9 +126,10 @@ func challengesOf(err error) []string {
 	return refused.Header.Values("WWW-Authenticate")
 }
 
-// refusedToAnybody repeats the refusal of a repository to a client without credentials that takes up its challenge:
-// that of requests with anybody's token, or of those without any token, as this lookup would be.
-func (r *Resolver) refusedToAnybody(l Lookup) error {
+// refusesAnonymous repeats a repository's last refusal of anonymous access to a client without credentials that answers
+// the challenge; nil if there was none a moment before. Requests with the anonymous token and requests without any
+// token have separate refusals; Anonymous of the lookup says which one applies.
+func (r *Resolver) refusesAnonymous(l Lookup) error {
 	if l.Unchallenged || !l.Authorization.IsZero() || r.usesOwnCredentials(l.Upstream) {
 		return nil
 	}

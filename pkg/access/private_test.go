@@ -52,8 +52,8 @@ func (g *guarded) Do(_ context.Context, req source.RegistryRequest) (*http.Respo
 	return res, nil
 }
 
-// anybody is a lookup without credentials.
-func anybody(reference string) access.Lookup {
+// anonymous is a lookup without credentials, which asks with the anonymous token.
+func anonymous(reference string) access.Lookup {
 	l := lookup(reference)
 	l.Authorization, l.Anonymous = "", true
 	return l
@@ -61,7 +61,7 @@ func anybody(reference string) access.Lookup {
 
 // After a repository refused anonymous access, the Resolver does not ask the registry for each blob: clients that
 // answer its challenge get the challenge again for ten seconds.
-func TestARefusalToAnybodyIsRepeatedBriefly(t *testing.T) {
+func TestAnAnonymousRefusalIsRepeatedBriefly(t *testing.T) {
 	for name, owner := range map[string]bool{"asked by this host": false, "asked by the owner": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -104,40 +104,40 @@ func TestARefusalToAnybodyIsRepeatedBriefly(t *testing.T) {
 					assert.Equal(t, want, status, why)
 					assert.Positive(t, asked, why)
 				}
-				asks(401, anybody(digest), "the first lookup")
-				blob := anybody("sha256:" + strings.Repeat("b", 64))
+				asks(401, anonymous(digest), "the first lookup")
+				blob := anonymous("sha256:" + strings.Repeat("b", 64))
 				blob.Kind = task.Blob
 				repeats(blob, "a blob")
-				repeats(anybody("v1"), "a tag")
-				unable := anybody("v1")
+				repeats(anonymous("v1"), "a tag")
+				unable := anonymous("v1")
 				unable.Unchallenged = true
 				asks(401, unable, "a client that takes up no challenge")
-				plain := anybody(digest)
+				plain := anonymous(digest)
 				plain.Anonymous = false
-				asks(401, plain, "a lookup without anybody's token")
-				other := anybody(digest)
+				asks(401, plain, "a lookup without the anonymous token")
+				other := anonymous(digest)
 				other.Repository = "other"
 				asks(401, other, "another repository")
 				status, _ := ask(lookup(digest))
 				assert.Equal(t, http.StatusOK, status, "a client with credentials")
 				time.Sleep(11 * time.Second)
-				asks(401, anybody(digest), "after ten seconds")
+				asks(401, anonymous(digest), "after ten seconds")
 
 				g.status.Store(200)
-				repeats(anybody(digest), "the repository became public a moment ago")
+				repeats(anonymous(digest), "the repository became public a moment ago")
 				asks(200, unable, "for a client that takes up no challenge it is public")
-				status, _ = ask(anybody("v1"))
+				status, _ = ask(anonymous("v1"))
 				assert.Equal(t, http.StatusOK, status, "and then for all")
 
 				g.status.Store(401)
 				forget()
-				asks(401, anybody(digest), "private again")
+				asks(401, anonymous(digest), "private again")
 				forget()
-				asks(401, anybody(digest), "a reload forgets the refusal")
+				asks(401, anonymous(digest), "a reload forgets the refusal")
 				forget()
 				g.status.Store(403)
-				asks(403, anybody(digest), "without a challenge")
-				asks(403, anybody(digest), "there is none to repeat")
+				asks(403, anonymous(digest), "without a challenge")
+				asks(403, anonymous(digest), "there is none to repeat")
 			})
 		})
 	}
@@ -150,7 +150,7 @@ func TestARefusalToThisHostIsNotRepeated(t *testing.T) {
 	defer r.Close()
 	for range 2 {
 		before := g.asked.Load()
-		_, err := r.Resolve(t.Context(), anybody(digest))
+		_, err := r.Resolve(t.Context(), anonymous(digest))
 		require.Error(t, err)
 		assert.Greater(t, g.asked.Load(), before)
 	}
@@ -165,7 +165,7 @@ func TestARefusalSparesTheProbe(t *testing.T) {
 		first     access.Lookup
 		probes    bool
 	}{
-		"with anybody's token":            {tokens, anybody("v1"), false},
+		"with the anonymous token":        {tokens, anonymous("v1"), false},
 		"without it, asked for one":       {tokens, plain("v1"), true},
 		"without it, asked for passwords": {password, plain("v1"), false},
 		"asked for either":                {password + ", " + tokens, plain("v1"), true},
@@ -188,7 +188,7 @@ func TestARefusalSparesTheProbe(t *testing.T) {
 }
 
 func plain(reference string) access.Lookup {
-	l := anybody(reference)
+	l := anonymous(reference)
 	l.Anonymous = false
 	return l
 }
@@ -217,7 +217,7 @@ func TestAChallengeForATokenIsRepeatedBriefly(t *testing.T) {
 		asks(401, plain("v1"), true, "the first request")
 		asks(401, plain(digest), false, "another object of the repository")
 		asks(200, lookup(digest), false, "a client with a token asks, and is judged by it")
-		asks(401, anybody(digest), true, "what anybody may read is another question")
+		asks(401, anonymous(digest), true, "anonymous access is another question")
 		other := plain(digest)
 		other.Repository = "other"
 		asks(401, other, true, "another repository")

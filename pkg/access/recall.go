@@ -17,42 +17,43 @@ import (
 )
 
 const (
-	// quietAfter is how long a registry may take before what anybody could read counts without it. A registry that
-	// answers other requests meanwhile is slow and not gone.
+	// quietAfter is how long a registry may take before the resolver uses what is remembered of it instead. A registry
+	// that answers other requests meanwhile is slow and not unreachable.
 	quietAfter = 10 * time.Second
-	// recallTimeout bounds asking owners what they remember.
+	// recallTimeout bounds the requests to owners for what they remember.
 	recallTimeout = 12 * time.Second
 	// agesMax bounds the ages that an owner may state.
 	agesMax = 366 * 24 * time.Hour
 )
 
-// Basis says why a result counts although its registry did not answer; empty: it answered.
+// Basis is the reason why a result is valid although its registry did not answer; empty: it answered.
 type Basis string
 
 // The bases.
 const (
 	// Remembered is an earlier grant of the same credential ([Policy].ServeCached).
 	Remembered Basis = "earlier grant"
-	// Public means that anybody could read it ([Policy].PublicLife).
+	// Public means that anonymous clients could read it ([Policy].PublicLife).
 	Public Basis = "public before"
 	// Cluster means that the registry had it, and the operator gives local clients what the cluster holds
 	// ([Config].Cluster).
 	Cluster Basis = "access: cluster"
 )
 
-// keeps reports whether what a registry said before may count while it does not answer, for clients that have no grant.
+// keeps reports whether earlier answers of a registry may serve clients without a grant while the registry does not
+// answer.
 func (r *Resolver) keeps(upstream string) bool {
 	return !r.bare && r.cfg.Trusted(upstream) && (r.policy.Load().PublicLife > 0 || r.cfg.Cluster(upstream))
 }
 
-// AnswersPings reports whether the mirror shall answer a ping of an unreachable registry as if it asked for no login.
-// Clients then ask for what anybody could read, or for what the cluster holds. The token service is gone with most
-// registries, so that a challenge would end the pull.
+// AnswersPings reports whether the mirror answers a ping of an unreachable registry as if the registry asked for no
+// login. Clients then ask for what anonymous clients could read, or for what the cluster holds. Most registries become
+// unreachable together with their token service, so that a challenge would end the pull.
 func (r *Resolver) AnswersPings(upstream string) bool {
 	return r.keeps(upstream) && (r.cfg.Cluster(upstream) || !r.ServesCached())
 }
 
-// basis is why a digest may be read although its registry does not answer; empty: it may not.
+// basis returns why a digest may be read although its registry does not answer; empty: it may not.
 func (r *Resolver) basis(upstream string, x sight, now time.Time) Basis {
 	life := r.policy.Load().PublicLife
 	switch {
@@ -73,12 +74,12 @@ func (r *Resolver) recallDigest(ctx context.Context, l Lookup) (Result, bool) {
 	return r.recalled(l)
 }
 
-// recalled is recallDigest by what this host knows. The length is left open: a registry may have stated a wrong one,
-// and could not show the blob now.
+// recalled is recallDigest without the owners. The grant states no length: the registry may have stated a wrong one,
+// and cannot show the blob now.
 func (r *Resolver) recalled(l Lookup) (Result, bool) {
 	o, now := object{l.Kind, l.ID}, time.Now()
-	refused := later(r.cfg.Memory.refusedAt(l.place(), o), r.told.refusedAt(l.place(), o))
-	for _, m := range []*Memory{r.cfg.Memory, r.told} {
+	refused := later(r.cfg.Memory.refusedAt(l.place(), o), r.others.refusedAt(l.place(), o))
+	for _, m := range []*Memory{r.cfg.Memory, r.others} {
 		x, ok := m.get(l.place(), o)
 		if x.public.Before(refused) {
 			x.public = time.Time{}
@@ -99,7 +100,7 @@ func (r *Resolver) recallTag(ctx context.Context, l Lookup) (tagReply, bool) {
 	}
 	r.askMemories(ctx, l)
 	last, ok := r.cfg.Memory.meant(l)
-	if other, has := r.told.meant(l); has && (!ok || other.at.After(last.at)) {
+	if other, has := r.others.meant(l); has && (!ok || other.at.After(last.at)) {
 		last, ok = other, true
 	}
 	if !ok || elapsed(time.Now(), last.at) > limit {
@@ -108,8 +109,8 @@ func (r *Resolver) recallTag(ctx context.Context, l Lookup) (tagReply, bool) {
 	return tagReply{reply: reply{Grant: Grant{ID: last.id, MediaType: last.mediaType}, at: last.at}}, true
 }
 
-// askMemories asks the owners what they remember of a tag or digest, and keeps it apart from what this host knows by
-// itself. It sends no credentials.
+// askMemories asks the owners what they remember of a tag or digest, and keeps it apart from what registries answered
+// to this host. It sends no credentials.
 func (r *Resolver) askMemories(ctx context.Context, l Lookup) {
 	if r.cfg.Recall == nil {
 		return
@@ -133,9 +134,9 @@ func (r *Resolver) askMemories(ctx context.Context, l Lookup) {
 		if a.Public {
 			x.public = since(a.PublicAgeMillis)
 		}
-		r.told.saw(l.place(), object{l.Kind, id}, x)
+		r.others.saw(l.place(), object{l.Kind, id}, x)
 		if l.ID == "" {
-			r.told.resolved(l.place(), l.Reference, meaning{hashAccept(l), id, x.mediaType, x.held})
+			r.others.resolved(l.place(), l.Reference, meaning{hashAccept(l), id, x.mediaType, x.held})
 		}
 	}
 }
@@ -168,13 +169,14 @@ func (r *Resolver) remembers(l Lookup) api.LookupReply {
 	return out
 }
 
-// note remembers a registry's consent. at is when it was asked.
-func (r *Resolver) note(m *Memory, l Lookup, g Grant, at time.Time, anybody bool) {
+// note remembers that a registry granted a lookup. at is when the lookup was sent. anonymous says that a lookup without
+// credentials was answered as one of an anonymous client.
+func (r *Resolver) note(m *Memory, l Lookup, g Grant, at time.Time, anonymous bool) {
 	if g.Doubted {
 		return
 	}
 	x := sight{mediaType: g.MediaType, held: at}
-	if anybody && l.Authorization.IsZero() && !r.usesOwnCredentials(l.Upstream) {
+	if anonymous && l.Authorization.IsZero() && !r.usesOwnCredentials(l.Upstream) {
 		x.public = at
 	}
 	m.saw(l.place(), object{l.Kind, g.ID}, x)
@@ -183,9 +185,10 @@ func (r *Resolver) note(m *Memory, l Lookup, g Grant, at time.Time, anybody bool
 	}
 }
 
-// noteRefusal takes back what a refusal of anybody says of the past. all says that it concerns the whole repository.
+// noteRefusal forgets that anonymous clients could read a digest, because a registry has refused it to one. all says
+// that the refusal concerns the whole repository.
 func (r *Resolver) noteRefusal(l Lookup, status int, all bool) {
-	for _, m := range []*Memory{r.cfg.Memory, r.told} {
+	for _, m := range []*Memory{r.cfg.Memory, r.others} {
 		switch {
 		case all:
 			m.refusedAll(l.place())
@@ -199,11 +202,11 @@ func (r *Resolver) noteRefusal(l Lookup, status int, all bool) {
 func (r *Resolver) Purge(id task.ID) {
 	r.Forget()
 	r.cfg.Memory.Drop(id)
-	r.told.Drop(id)
+	r.others.Drop(id)
 }
 
-// askOrRecall asks a registry, and takes what is remembered if it does not answer. A registry that answers only slowly
-// is waited for where nothing is remembered.
+// askOrRecall asks a registry, and returns what is remembered if the registry does not answer. If nothing is
+// remembered, it waits for a slow registry.
 func askOrRecall[V any](ctx context.Context, r *Resolver, l Lookup, ask func(context.Context) (V, error),
 	recall func(context.Context) (V, bool)) (v V, recalled bool, err error) {
 	upstream := l.Upstream
@@ -243,8 +246,8 @@ func askOrRecall[V any](ctx context.Context, r *Resolver, l Lookup, ask func(con
 		case a := <-answered:
 			timer.Stop()
 			if Unreachable(a.err) && l.long() {
-				return a.v, false, &UnreachableError{fmt.Errorf("%w; this says nothing of the registry, because the client's "+
-					"headers are long", a.err)}
+				return a.v, false, &UnreachableError{fmt.Errorf("%w; the registry may be reachable: the client's headers "+
+					"are too long for some servers", a.err)}
 			}
 			if Unreachable(a.err) && !declined(a.err) && ctx.Err() == nil {
 				if v, ok := recall(ctx); ok {
@@ -277,11 +280,12 @@ func askOrRecall[V any](ctx context.Context, r *Resolver, l Lookup, ask func(con
 	}
 }
 
-// longMax is from when on a client's headers may be why a request failed, in bytes: servers bound them by 8 KiB or
-// more, and some end the connection without an answer. Tokens of well-known registries have 4 KiB at most.
+// longMax is the length of a client's headers, in bytes, above which they may be the cause of a failed request: servers
+// bound them by 8 KiB or more, and some end the connection without an answer. Tokens of well-known registries have 4
+// KiB at most.
 const longMax = 8 << 10
 
-// long reports whether the client's own headers may be why a request failed.
+// long reports whether the client's own headers may be the cause of a failed request.
 func (l Lookup) long() bool {
 	n := len(l.Authorization.Reveal())
 	for _, a := range l.Accept {
@@ -290,13 +294,13 @@ func (l Lookup) long() bool {
 	return n > longMax
 }
 
-// declined reports whether an error is the refusal of a login, so that the registry or its token service did answer.
+// declined reports whether an error is the refusal of a login. The registry or its token service has then answered.
 func declined(err error) bool {
 	var status *source.StatusError
 	return errors.As(err, &status) && (status.Status == http.StatusUnauthorized || status.Status == http.StatusForbidden)
 }
 
-// unknown adds to the error of an unreachable registry why the mirror cannot do without it.
+// unknown adds to the error of an unreachable registry why the mirror cannot answer in its place.
 func (r *Resolver) unknown(upstream string, err error) error {
 	if statusOf(err) != 0 {
 		return err // in the registry's words
@@ -342,7 +346,7 @@ func (r *Resolver) orGone(ctx context.Context, l Lookup, err error) error {
 	q := r.request(l, http.MethodHead, "", "")
 	q.Anonymous = true
 	q.Header.Del("Authorization")
-	q.Header.Del("Accept") // a client chooses it, and makes no outage by it
+	q.Header.Del("Accept") // a client chooses it, and must not cause an outage by it
 	// A client also chooses the repository: that it gets no token for one says nothing of the others.
 	key := "tokens of " + l.Upstream + "/" + l.Repository
 	if !r.gone.isOpen(key, time.Now()) {

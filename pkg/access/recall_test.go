@@ -25,8 +25,8 @@ import (
 // fading is a registry with a token service. Both can go; a client with credentials reads everything.
 type fading struct {
 	mu sync.Mutex
-	// gone and tokenless say that the registry or its token service does not answer, private that it refuses anybody,
-	// hidden that it answers 404 instead.
+	// gone and tokenless say that the registry or its token service does not answer, private that it refuses anonymous
+	// access, hidden that it answers 404 instead.
 	gone, tokenless, private, hidden bool
 	// slow is how long it takes for an answer.
 	slow  time.Duration
@@ -65,7 +65,7 @@ func (f *fading) Do(ctx context.Context, req source.RegistryRequest) (*http.Resp
 	return res, nil
 }
 
-// remembering returns a resolver that keeps for an hour what anybody could read.
+// remembering returns a resolver that keeps for an hour what anonymous clients could read.
 func remembering(f access.Registry, cluster bool) *access.Resolver {
 	return access.New(access.Config{Registry: f, Cluster: func(string) bool { return cluster },
 		Policy: access.Policy{PublicLife: time.Hour, ClusterTagLife: time.Hour}})
@@ -73,42 +73,42 @@ func remembering(f access.Registry, cluster bool) *access.Resolver {
 
 func TestWhatWasPublicOutlivesItsRegistry(t *testing.T) {
 	for name, c := range map[string]struct {
-		// between happens after a client read the manifest, and before the registry goes; after is how long ago the
-		// registry said that anybody may read it.
+		// between happens after a client read the manifest, and before the registry goes; after is how long ago the registry
+		// said that anonymous clients may read it.
 		between func(*testing.T, *fading, *access.Resolver)
 		after   time.Duration
 		lookup  access.Lookup
 		served  bool
 	}{
-		"within its time":      {lookup: anybody(digest), served: true},
-		"by tag":               {lookup: anybody("v1"), served: true},
+		"within its time":      {lookup: anonymous(digest), served: true},
+		"by tag":               {lookup: anonymous("v1"), served: true},
 		"for a token, too":     {lookup: lookup(digest), served: true},
-		"after its time":       {after: time.Hour, lookup: anybody(digest)},
-		"a tag after its time": {after: time.Hour, lookup: anybody("v1")},
+		"after its time":       {after: time.Hour, lookup: anonymous(digest)},
+		"a tag after its time": {after: time.Hour, lookup: anonymous("v1")},
 		"in another repository": {lookup: func() access.Lookup {
-			l := anybody(digest)
+			l := anonymous(digest)
 			l.Repository = "other"
 			return l
 		}()},
 		"of another registry": {lookup: func() access.Lookup {
-			l := anybody(digest)
+			l := anonymous(digest)
 			l.Upstream = "other.test"
 			return l
 		}()},
-		"after a reload": {lookup: anybody(digest), served: true,
+		"after a reload": {lookup: anonymous(digest), served: true,
 			between: func(_ *testing.T, _ *fading, r *access.Resolver) { r.Forget() }},
-		"after a purge": {lookup: anybody(digest),
+		"after a purge": {lookup: anonymous(digest),
 			between: func(_ *testing.T, _ *fading, r *access.Resolver) { r.Purge(task.ID(digest)) }},
-		"after its token service went first": {lookup: anybody(digest), served: true,
+		"after its token service went first": {lookup: anonymous(digest), served: true,
 			between: func(t *testing.T, f *fading, r *access.Resolver) {
 				f.set(func(f *fading) { f.tokenless = true })
-				_, err := r.Resolve(t.Context(), anybody(digest))
+				_, err := r.Resolve(t.Context(), anonymous(digest))
 				require.Error(t, err, "this is the challenge of a client without a token, and takes nothing back")
 			}},
-		"after it was made private": {lookup: anybody(digest),
+		"after it was made private": {lookup: anonymous(digest),
 			between: func(t *testing.T, f *fading, r *access.Resolver) {
 				f.set(func(f *fading) { f.private = true })
-				_, err := r.Resolve(t.Context(), anybody(digest))
+				_, err := r.Resolve(t.Context(), anonymous(digest))
 				require.Error(t, err)
 			}},
 	} {
@@ -117,7 +117,7 @@ func TestWhatWasPublicOutlivesItsRegistry(t *testing.T) {
 				f := &fading{}
 				r := remembering(f, false)
 				defer r.Close()
-				_, err := r.Resolve(t.Context(), anybody("v1"))
+				_, err := r.Resolve(t.Context(), anonymous("v1"))
 				require.NoError(t, err)
 				time.Sleep(2*time.Minute + c.after) // its grant has ended
 				if c.between != nil {
@@ -147,7 +147,7 @@ func TestAManifestsPastIsThatOfItsBlobs(t *testing.T) {
 		f := &fading{}
 		r := remembering(f, false)
 		defer r.Close()
-		l := anybody(string(oci.DigestOf(manifest)))
+		l := anonymous(string(oci.DigestOf(manifest)))
 		got, err := r.Resolve(t.Context(), l)
 		require.NoError(t, err)
 		r.AdoptManifest(got.Grant, "application/vnd.oci.image.manifest.v1+json", manifest)
@@ -206,7 +206,7 @@ func TestASilentRegistryIsDoneWithout(t *testing.T) {
 				r := remembering(f, false)
 				defer r.Close()
 				if c.known {
-					_, err := r.Resolve(t.Context(), anybody(digest))
+					_, err := r.Resolve(t.Context(), anonymous(digest))
 					require.NoError(t, err)
 				}
 				time.Sleep(2 * time.Minute)
@@ -224,7 +224,7 @@ func TestASilentRegistryIsDoneWithout(t *testing.T) {
 					time.Sleep(time.Minute) // from now on it answers every five seconds
 				}
 				began := time.Now()
-				got, err := r.Resolve(t.Context(), anybody(digest))
+				got, err := r.Resolve(t.Context(), anonymous(digest))
 				require.NoError(t, err)
 				assert.Equal(t, c.basis, got.Unverified)
 				assert.Equal(t, c.after, time.Since(began))
@@ -233,7 +233,7 @@ func TestASilentRegistryIsDoneWithout(t *testing.T) {
 	}
 }
 
-// An owner replies from its memory without a request, and only what registries told itself.
+// An owner replies from its memory without a request, and only what registries answered to it.
 func TestAnOwnerRemembers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fading{}
@@ -243,9 +243,9 @@ func TestAnOwnerRemembers(t *testing.T) {
 		q := tagLookup
 		q.Authorization = "Bearer alice"
 		require.Equal(t, task.ID(digest), o.Reply(t.Context(), q).Digest)
-		byAnybody := q
-		byAnybody.Authorization, byAnybody.Anonymous, byAnybody.Reference = "", true, digest
-		require.Equal(t, task.ID(digest), o.Reply(t.Context(), byAnybody).Digest)
+		byAnonymous := q
+		byAnonymous.Authorization, byAnonymous.Anonymous, byAnonymous.Reference = "", true, digest
+		require.Equal(t, task.ID(digest), o.Reply(t.Context(), byAnonymous).Digest)
 		o.Forget()
 		f.set(func(f *fading) { f.asked = nil })
 		q.Authorization, q.LastKnown = "", true
@@ -373,17 +373,17 @@ func TestAnOwnersPastDoesNotUndoARefusal(t *testing.T) {
 				defer r.Close()
 				if c.before {
 					f.set(func(f *fading) { f.gone = true })
-					got, err := r.Resolve(t.Context(), anybody(digest))
+					got, err := r.Resolve(t.Context(), anonymous(digest))
 					require.NoError(t, err)
 					require.Equal(t, access.Public, got.Unverified)
 				}
 				time.Sleep(time.Minute)
 				f.set(func(f *fading) { f.gone, f.private, f.hidden = false, true, c.hidden })
-				_, err := r.Resolve(t.Context(), anybody(digest))
+				_, err := r.Resolve(t.Context(), anonymous(digest))
 				require.Error(t, err)
 				time.Sleep(time.Minute)
 				f.set(func(f *fading) { f.gone = true })
-				_, err = r.Resolve(t.Context(), anybody(digest))
+				_, err = r.Resolve(t.Context(), anonymous(digest))
 				require.Error(t, err)
 			})
 		})

@@ -20,7 +20,7 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// reply is a registry's consent to a lookup.
+// reply is a registry's positive answer to a lookup.
 type reply struct {
 	Grant
 	// at is when the registry replied, by this node's clock.
@@ -29,8 +29,8 @@ type reply struct {
 	etag string
 }
 
-// head asks by HEAD, after a pause once more where the registry asks for one, and by GET where that may
-// answer otherwise.
+// head sends a lookup by HEAD. If the registry asks for a pause, it repeats the HEAD once after the pause. If the
+// registry may answer a GET differently, it sends a GET.
 func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, error) {
 	res, err := r.Send(ctx, r.request(l, http.MethodHead, "", known.etag))
 	if err != nil {
@@ -81,9 +81,9 @@ func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, erro
 	return out, nil
 }
 
-// refusesHead reports whether a registry may answer a GET otherwise than this HEAD: some know no HEAD, refuse
-// it (400, 403, 500), or find only by a GET what they fetch from elsewhere (404). The GET's refusal also holds
-// the registry's own words, which a HEAD's cannot. A challenge, and a request for a pause, are answers.
+// refusesHead reports whether a registry may answer a GET differently from this HEAD: some registries do not support
+// HEAD, refuse it (400, 403, 500), or fetch an object from elsewhere only for a GET (404). A GET's refusal also has a
+// body with the registry's own words. A challenge, or a request for a pause, is an answer.
 func refusesHead(res *http.Response) bool {
 	switch res.StatusCode {
 	case http.StatusUnauthorized:
@@ -124,7 +124,8 @@ func (r *Resolver) getFirstByte(ctx context.Context, l Lookup) (reply, error) {
 	return out, nil
 }
 
-// getManifest reads a manifest and keeps its digest only, because the registry does not name it otherwise.
+// getManifest reads a manifest and keeps only what a HEAD would state, for registries that refuse the HEAD or do not
+// state the digest.
 func (r *Resolver) getManifest(ctx context.Context, l Lookup, known reply) (reply, error) {
 	res, err := r.Send(ctx, r.request(l, http.MethodGet, "", known.etag))
 	if err != nil {
@@ -170,8 +171,8 @@ func (r *Resolver) getManifest(ctx context.Context, l Lookup, known reply) (repl
 	return out, nil
 }
 
-// decoded is a manifest's body without its gzip encoding. Some proxies encode what asks for identity, and some only
-// say so: a manifest is JSON and never a gzip file.
+// decoded is a manifest's body without its gzip encoding. Some proxies encode a body although the request asks for
+// identity, and some only state an encoding, so that the first bytes decide: a manifest is JSON and never a gzip file.
 func decoded(res *http.Response) (io.Reader, error) {
 	body := bufio.NewReader(res.Body)
 	if magic, err := body.Peek(2); err != nil || magic[0] != 0x1f || magic[1] != 0x8b {
@@ -180,7 +181,7 @@ func decoded(res *http.Response) (io.Reader, error) {
 	return gzip.NewReader(body)
 }
 
-// refusal is the error of a response that is no consent: neither 200 nor, where an ETag is known, 304.
+// refusal is the error of a response that does not permit the lookup: any but 200 and, if an ETag was sent, 304.
 func refusal(l Lookup, res *http.Response, known reply) error {
 	switch {
 	case res.StatusCode >= 400:
@@ -200,7 +201,7 @@ func unchanged(res *http.Response, known reply) reply {
 	return out
 }
 
-// keptHeaders are those of an error reply that its client must see.
+// keptHeaders are the headers of an error reply that the client must see.
 var keptHeaders = []string{"WWW-Authenticate", "Retry-After", "Content-Type"}
 
 // ReadRefusal reads a registry's error reply and closes its body.
@@ -240,12 +241,13 @@ func (r *Resolver) request(l Lookup, method, byteRange, etag string) source.Regi
 	}
 }
 
-// headerUntried marks a response to a request for which no token for anybody could be had. No registry sets it.
+// headerUntried marks the response to an anonymous request that was sent without a token, because the token service did
+// not answer. No registry sets it.
 const headerUntried = "X-Darter-Untried"
 
-// Send sends a request to a registry. A registry that refuses an anonymous request gets it again without
-// any token, unless that has happened ([source.HeaderPlain]): its reply is then the challenge for the client. The error
-// is an *[UnreachableError].
+// Send sends a request to a registry. If the registry refuses an anonymous request, Send repeats it without any token,
+// unless Do has done so ([source.HeaderPlain]): the reply then holds the challenge for the client. The error is an
+// *[UnreachableError].
 func (r *Resolver) Send(ctx context.Context, req source.RegistryRequest) (*http.Response, error) {
 	res, err := r.cfg.Registry.Do(ctx, req)
 	untried := req.Anonymous && (err != nil || res.Header.Get(source.HeaderPlain) == source.PlainUntried)
@@ -273,8 +275,8 @@ const textMax = 255
 
 func typeOf(res *http.Response) string { return bounded(res.Header.Get("Content-Type")) }
 
-// etagOf is the ETag of a manifest if it is the manifest's digest, else empty. Any other ETag may stay when the
-// tag moves: some proxies send one that never changes.
+// etagOf is the ETag of a manifest if it is the manifest's digest, else empty. Any other ETag may stay the same when
+// the tag moves: some proxies send one that never changes.
 func etagOf(res *http.Response, id task.ID) string {
 	etag := res.Header.Get("ETag")
 	opaque := strings.Trim(strings.TrimPrefix(etag, "W/"), `"`)

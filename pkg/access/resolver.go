@@ -26,11 +26,10 @@ import (
 
 // Registry sends requests to registries. Safe for concurrent use.
 type Registry interface {
-	// Do sends one request with the client's own credentials. Any reply of the registry is a
-	// response, an error status too; the caller closes its body. An error means that there was no
-	// reply, and says what was tried. The body is identity-encoded, and no other host sees the
-	// credentials. Redirects are followed, because they are no consent: some registries redirect
-	// every request. A HEAD that finds no reply there, because a storage signs its URLs for GET,
+	// Do sends one request with the client's own credentials. Any reply of the registry is a response, an error status
+	// too; the caller closes its body. An error means that there was no reply, and says what was tried. The body is
+	// identity-encoded, and no other host sees the credentials. Do follows redirects, because a redirect permits nothing:
+	// some registries redirect every request. If a HEAD is redirected to a storage that signs its URLs for GET only, Do
 	// returns status 405.
 	Do(ctx context.Context, req source.RegistryRequest) (*http.Response, error)
 }
@@ -38,9 +37,9 @@ type Registry interface {
 // Config says what a Resolver works with. Registry is required.
 type Config struct {
 	Registry Registry
-	// AskOwner sends a lookup to its owner in the cluster: the meaning of a tag, and what anybody may
-	// read. An error means that no owner replied in time; the Resolver then asks the registry itself.
-	// Nil asks the registry at once.
+	// AskOwner sends a lookup to its owner in the cluster: the meaning of a tag, and what anonymous clients may read. An
+	// error means that no owner replied in time; the Resolver then asks the registry itself. Nil asks the registry at
+	// once.
 	AskOwner func(ctx context.Context, l api.Lookup) (api.LookupReply, error)
 	// Credentialed reports whether this host sends credentials of its own to a registry when a client
 	// brings none. The registry's replies to them are not shared. Nil: it never does.
@@ -53,10 +52,10 @@ type Config struct {
 	FirstByte func(upstream string) time.Duration
 	// Policy is how long replies stay valid; see [Resolver.SetPolicy].
 	Policy Policy
-	// Cluster reports whether the operator lets local clients have what the cluster holds of a registry while that does
-	// not answer, with any credentials. Nil: of no registry.
+	// Cluster reports whether the operator gives local clients, with any credentials, what the cluster holds of a registry
+	// while the registry does not answer. Nil: of no registry.
 	Cluster func(upstream string) bool
-	// Memory is what registries told this host last. Nil: an empty one.
+	// Memory keeps what registries answered to this host last. Nil: an empty one.
 	Memory *Memory
 	// Recall asks the owners what they remember of a lookup with LastKnown, and returns their replies. Nil: it asks no
 	// owner.
@@ -65,12 +64,12 @@ type Config struct {
 
 // Policy is how long a registry's reply stays valid.
 type Policy struct {
-	// GrantLife is the longest life of a grant. A token that ends earlier ends its grants, and
-	// without a token that states its end a grant lives a minute at most. A longer life spares HEADs;
-	// a shorter one notices sooner that the registry took a right away. Default 1 h.
+	// GrantLife is the longest life of a grant. A token that ends earlier ends its grants, and without a token that states
+	// its end a grant lives a minute at most. A longer life spares HEADs; a shorter one notices sooner that the registry
+	// withdrew a permission. Default 1 h.
 	GrantLife time.Duration
-	// ServeCached lets a grant stay valid while the registry is unreachable, until the token ends.
-	// Without it such clients are refused, because the registry might have changed its mind.
+	// ServeCached lets a grant stay valid while the registry is unreachable, until the token ends. Without it such clients
+	// are refused, because the registry may have withdrawn the permission.
 	ServeCached bool
 	// TagLife is how long a resolved tag stays valid. A longer life spares requests to the registry; a
 	// shorter one notices sooner that a tag has moved. 0 asks the registry each time.
@@ -78,9 +77,9 @@ type Policy struct {
 	// TagStale is how old a resolved tag may be while the registry is unreachable; 0 serves none that
 	// is older than TagLife.
 	TagStale time.Duration
-	// PublicLife is how long, since a registry last said so, anybody may read what anybody could, and a tag of it means
-	// what it did, while the registry is unreachable; 0: not at all. Longer survives a longer outage, and serves longer
-	// what was made private just before it.
+	// PublicLife is how long, while a registry is unreachable, all clients may read what anonymous clients could read
+	// there, and its tags keep their meaning. The time counts from the registry's last answer that says so; 0: not at all.
+	// A longer time survives a longer outage, and serves longer what was made private just before it.
 	PublicLife time.Duration
 	// ClusterTagLife is the same for tags of registries of [Config].Cluster, public or private.
 	ClusterTagLife time.Duration
@@ -98,12 +97,12 @@ type Lookup struct {
 	Accept    []string
 	// Authorization is the client's own header, empty when it brings none.
 	Authorization secret.String
-	// Anonymous asks with the token that the registry gives to anybody, if Authorization is empty.
+	// Anonymous asks with the registry's anonymous token, if Authorization is empty.
 	Anonymous bool
-	// Agent is the client's User-Agent. It makes no other lookup: clients share replies whatever they are.
+	// Agent is the client's User-Agent. Lookups that differ only in it are the same lookup, and share a reply.
 	Agent string
-	// Unchallenged says that the client takes up no challenge of this lookup's refusal, so that one from a moment before
-	// is of no use to it.
+	// Unchallenged says that the client does not answer the challenge of a refusal, so that a remembered challenge is of
+	// no use to it.
 	Unchallenged bool
 }
 
@@ -175,7 +174,7 @@ type RefusedError struct {
 	Header http.Header
 	// Body is cut at [api.FailureMax].
 	Body []byte
-	// untried says that the token service did not answer, so that this is no refusal of anybody.
+	// untried says that the token service did not answer, so that this does not refuse anonymous access.
 	untried bool
 }
 
@@ -204,8 +203,8 @@ func (e *HugeError) Error() string {
 		e.Length, oci.ManifestMax)
 }
 
-// TagError reports that a tag was resolved, and the credential may not read the digest. It unwraps to
-// the reason. The client must not learn the digest.
+// TagError reports that a tag was resolved, but the credential may not read the digest. It unwraps to the reason. The
+// client must not learn the digest.
 type TagError struct {
 	Tag string
 	ID  task.ID
@@ -250,9 +249,9 @@ type Resolver struct {
 	owned   *owned
 	breaker breaker
 	silence silence
-	// told is what other hosts remember; this host passes it on to none.
-	told *Memory
-	// gone is by repository.
+	// others keeps what other hosts remember; this host passes it on to none.
+	others *Memory
+	// gone has one breaker per repository: a client may choose a repository for which alone the registry is slow.
 	gone  breaker
 	pulse pulse
 	// generation counts the calls of Forget: a reply to a lookup from before is not remembered.
@@ -280,7 +279,7 @@ func New(cfg Config) *Resolver {
 		cfg.Memory = NewMemory()
 	}
 	r := &Resolver{cfg: cfg, work: newWorkers(), grants: newGrants(), tags: newTags(), private: newPrivate(),
-		owned: newOwned(), told: NewMemory()}
+		owned: newOwned(), others: NewMemory()}
 	r.SetPolicy(cfg.Policy)
 	return r
 }
@@ -330,7 +329,7 @@ func (r *Resolver) Resolve(ctx context.Context, l Lookup) (Result, error) {
 	if valid {
 		return Result{Grant: remembered}, nil
 	}
-	if err := r.refusedToAnybody(l); err != nil && !Unreachable(r.orGone(ctx, l, err)) {
+	if err := r.refusesAnonymous(l); err != nil && !Unreachable(r.orGone(ctx, l, err)) {
 		return Result{}, err
 	}
 	if l.ID == "" {
@@ -353,9 +352,9 @@ func (r *Resolver) Resolve(ctx context.Context, l Lookup) (Result, error) {
 	return out, err
 }
 
-// OfAnybody returns the remembered grant of anybody for a digest. It is the reply to no client's credentials, nor to
-// this host's own.
-func (r *Resolver) OfAnybody(l Lookup) (Grant, bool) {
+// AnonymousGrant returns the remembered grant of anonymous clients for a digest. There is none if this host sends its
+// own credentials for such clients.
+func (r *Resolver) AnonymousGrant(l Lookup) (Grant, bool) {
 	if l.ID == "" || r.usesOwnCredentials(l.Upstream) {
 		return Grant{}, false
 	}
@@ -364,12 +363,12 @@ func (r *Resolver) OfAnybody(l Lookup) (Grant, bool) {
 	return g, valid
 }
 
-// askDigest asks for a grant, once for all clients that send the same lookup at the same time. The
-// owner asks for what anybody may read; what one credential may read is asked from here.
+// askDigest asks for a grant, once for all clients that send the same lookup at the same time. The owner asks for what
+// anonymous clients may read; this host asks for what one credential may read.
 func (r *Resolver) askDigest(ctx context.Context, l Lookup) (Grant, error) {
 	return r.asking.do(ctx, r.work, r.key(l), func(ctx context.Context) (g Grant, err error) {
 		repository := r.repositoryKey(l)
-		defer func() { r.noteForAnybody(l, repository, err) }()
+		defer func() { r.noteAnonymous(l, repository, err) }()
 		if l.Authorization.IsZero() {
 			if got, ok, err := r.askOwner(ctx, l, 0); ok {
 				return got.Grant, err
@@ -380,8 +379,8 @@ func (r *Resolver) askDigest(ctx context.Context, l Lookup) (Grant, error) {
 	})
 }
 
-// askBriefly asks a registry whose reply has a fallback: it waits only a moment, and a silent registry counts as
-// unreachable.
+// askBriefly asks a registry if there is a fallback for its reply: it waits only a moment, and a silent registry counts
+// as unreachable.
 func askBriefly[V any](ctx context.Context, b *breaker, upstream string,
 	ask func(context.Context) (V, error)) (v V, err error) {
 	if b.isOpen(upstream, time.Now()) {
@@ -457,11 +456,11 @@ type tagReply struct {
 	asker lookupKey
 }
 
-// refusedMax is how often in a row a lookup may join one that another credential sent and the registry
-// refused, before it is sent with its own credential.
+// refusedMax is how many lookups in a row, sent with other credentials and refused by the registry, a lookup may join
+// before it is sent with its own credential.
 const refusedMax = 3
 
-// tagCall is a tag as clients wait for it together.
+// tagCall is the lookup of a tag for which clients wait together.
 type tagCall struct {
 	tagKey
 	// node says that this host's own credentials go with the lookup. A credential helper may hang, and
@@ -469,9 +468,9 @@ type tagCall struct {
 	node bool
 }
 
-// askTag returns the meaning of a tag: a remembered one of at most that age, or the registry's.
-// Clients that ask at the same time share one reply whatever credentials they bring, or two where some
-// bring none and this host has its own. What each of them may read is a separate lookup.
+// askTag returns the meaning of a tag: a remembered one of at most that age, or the registry's. Clients that ask at the
+// same time share one reply, with any credentials; there are two replies if some clients bring none and this host has
+// its own. A separate lookup finds out what each of them may read.
 func (r *Resolver) askTag(ctx context.Context, l Lookup, age time.Duration) (tagReply, error) {
 	key := r.tagKey(l)
 	ask := func(ctx context.Context) (tagReply, error) {
@@ -511,14 +510,14 @@ func (r *Resolver) refreshTag(ctx context.Context, l Lookup, key tagKey, known r
 		got, err = r.askRegistry(ctx, l, known)
 		got.at = at
 	}
-	if err != nil || got.subject == l.subject() { // what a tag means says nothing of who may read it
-		r.noteForAnybody(l, repository, err)
+	if err != nil || got.subject == l.subject() { // another credential's reply says nothing of this one
+		r.noteAnonymous(l, repository, err)
 	}
 	if err != nil {
 		if statusOf(err) == http.StatusNotFound {
 			r.tags.drop(key)
 			r.cfg.Memory.gone(l.place(), l.Reference)
-			r.told.gone(l.place(), l.Reference)
+			r.others.gone(l.place(), l.Reference)
 		}
 		return reply{}, err
 	}
@@ -526,7 +525,7 @@ func (r *Resolver) refreshTag(ctx context.Context, l Lookup, key tagKey, known r
 	return got, nil
 }
 
-// askTagForOne asks the registry for a tag and for the grant of this credential, whatever others were told.
+// askTagForOne asks the registry for a tag and for the grant of this credential, whatever other clients were answered.
 func (r *Resolver) askTagForOne(ctx context.Context, l Lookup) (reply, error) {
 	key, at := r.tagKey(l), time.Now()
 	g, err := r.asking.do(ctx, r.work, r.key(l), func(ctx context.Context) (Grant, error) {
@@ -596,13 +595,13 @@ func (r *Resolver) remember(l Lookup, g Grant, at time.Time, generation uint64) 
 	return g
 }
 
-// publicTimeout bounds the lookup whether anybody may read a manifest.
+// publicTimeout bounds the lookup whether anonymous clients may read a manifest.
 const publicTimeout = 10 * time.Second
 
-// probePublic finds out, after a client was granted a manifest with a token, whether anybody may read
-// it. Where expired grants or what was public count while the registry is unreachable, a client that comes then can
-// get no token, and would be refused what is public. A repository that refuses is not asked again for a while: each new
-// token of its clients would ask otherwise.
+// probePublic finds out, after a client was granted a manifest with a token, whether anonymous clients may read it. It
+// asks only with [Policy].ServeCached: a client that comes while the registry is unreachable can get no token, and
+// would be refused what is public. A repository that refuses is not asked again for a while: otherwise each new token
+// of its clients would cause a lookup.
 func (r *Resolver) probePublic(ctx context.Context, l Lookup, id task.ID) {
 	p := r.policy.Load()
 	if !p.ServeCached || l.Authorization.IsZero() || l.Kind != task.Manifest {
@@ -615,7 +614,8 @@ func (r *Resolver) probePublic(ctx context.Context, l Lookup, id task.ID) {
 	}
 }
 
-// probe asks in the background whether anybody may read a manifest, unless its repository refused anybody within quiet.
+// probe asks in the background whether anonymous clients may read a manifest, unless its repository refused anonymous
+// access within quiet.
 func (r *Resolver) probe(ctx context.Context, l Lookup, quiet time.Duration) {
 	repository := r.repositoryKey(l)
 	if _, ok := r.private.since(repository, time.Now().Add(-quiet)); ok {
@@ -625,10 +625,10 @@ func (r *Resolver) probe(ctx context.Context, l Lookup, quiet time.Duration) {
 		ctx, cancel := context.WithTimeout(ctx, publicTimeout)
 		defer cancel()
 		var caught error
-		defer source.Rescue(&caught, "asking whether anybody may read a manifest")
+		defer source.Rescue(&caught, "asking whether anonymous clients may read a manifest")
 		_, err := r.askDigest(ctx, l) // a grant is remembered, and a refusal
 		if statusOf(err) == http.StatusNotFound {
-			r.private.put(repository, refusedAll{at: time.Now()})
+			r.private.put(repository, anonymousRefusal{at: time.Now()})
 		}
 	})
 }
@@ -663,5 +663,5 @@ func (r *Resolver) AdoptManifest(g Grant, mediaType string, manifest []byte) {
 	r.grants.adopt(g, named)
 	at := place{g.subject.upstream, g.subject.repository}
 	r.cfg.Memory.adopt(at, g.ID, named)
-	r.told.adopt(at, g.ID, named)
+	r.others.adopt(at, g.ID, named)
 }

@@ -7,16 +7,16 @@ import (
 )
 
 const (
-	// quietFor is how long lookups wait without any answer of their registry before it may count as silent. Slow
+	// quietFor is how long lookups wait without any answer of their registry before the registry may count as silent. Slow
 	// registries scan, or fetch from elsewhere, and answer in between.
 	quietFor = time.Minute
-	// quietMax is how many lookups may wait so long at the same time. More serves clients of a slow registry that ask
-	// for many images at once, less spares those of a registry that hangs.
+	// quietMax is how many lookups may wait so long at the same time. A larger number serves clients of a slow registry
+	// that ask for many images at once, a smaller one sooner refuses clients of a registry that hangs.
 	quietMax = 32
-	// probeFor is the same as quietFor for a registry that let a lookup wait in vain for all its time: then one at a
-	// time finds out whether it answers again.
+	// probeFor replaces quietFor for a registry that let a lookup wait in vain for all its time: then one lookup at a time
+	// finds out whether the registry answers again.
 	probeFor = 2 * time.Second
-	// silentRetry is when a refused client shall ask again.
+	// silentRetry is after how long a refused client may ask again.
 	silentRetry = 10 * time.Second
 	// firstByteDefault is how long a registry may take where the configuration says nothing.
 	firstByteDefault = 10 * time.Minute

@@ -22,8 +22,8 @@ func (r *Resolver) tagKey(l Lookup) tagKey {
 	return tagKey{l.Upstream, l.Repository, l.Reference, hashAccept(l), r.generation.Load()}
 }
 
-// tags remembers what tags meant when their registries were asked last. A reply also holds the grant
-// of the credential that was sent, which is no other credential's.
+// tags remembers what tags meant when their registries were asked last. A reply also holds the grant of the credential
+// that was sent, which is valid for no other credential.
 type tags struct {
 	// mu is held to look up and change, never while a registry is asked.
 	mu     sync.Mutex

@@ -16,14 +16,15 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// grant returns the client's grant for the manifest or blob that it asks for, and marks the response if the
-// registry was unreachable. A client that knows the mirror as one registry (crane) answers the default
-// registry's challenge, and brings that token to the registry in its path too. If that registry refuses the
-// token, the client still gets what anybody may read there; where that is known, the registry is not asked.
+// grant returns the client's grant for the manifest or blob that it asks for, and marks the response if the registry
+// was unreachable. A client that takes the mirror for one registry (crane) answers the default registry's challenge,
+// and sends that token also for the registry in its path. If that registry refuses the token, the client still gets
+// what anonymous clients may read there. If a grant of anonymous clients is known, the mirror does not ask the
+// registry.
 func (req *request) grant() (access.Grant, *apiError) {
 	foreign := req.authorization != "" && req.target.prefix != "" && req.target.namespace == ""
 	if foreign {
-		if g, ok := req.cfg.Resolver.OfAnybody(req.lookup()); ok {
+		if g, ok := req.cfg.Resolver.AnonymousGrant(req.lookup()); ok {
 			req.authorization = ""
 			return g, nil
 		}
@@ -93,10 +94,10 @@ func (req *request) lookup() access.Lookup {
 	}
 }
 
-// anonymous reports whether to ask with the token that the registry gives to anybody. Podman and other
-// clients that send no ?ns= take up no challenge but that of the ping, and would get no public image
-// where everybody needs a token. Where expired grants are used while the registry is unreachable, the mirror needs to
-// know what anybody may read in any case, and asking at once costs less than asking later.
+// anonymous reports whether to ask with the registry's anonymous token. Podman and other clients that send no ?ns=
+// answer no challenge but that of the ping, and would get no public image of a registry that requires a token for each.
+// If expired grants are used while the registry is unreachable, the mirror has to know in any case what anonymous
+// clients may read, and asking at once costs less than asking later.
 func (req *request) anonymous() bool {
 	return req.authorization == "" && req.target.endpoint != endpointBase &&
 		(req.target.namespace == "" || req.cfg.Resolver.ServesCached())
@@ -111,7 +112,7 @@ func (req *request) accept() []string {
 	return accept
 }
 
-// spec is what brings the granted blob from its origin.
+// spec describes how to fetch the granted blob from its origin.
 func (req *request) spec(g access.Grant) task.Spec {
 	spec := task.Spec{
 		ID: g.ID, Kind: req.target.kind(), Upstream: req.target.upstream, Repository: req.target.repository,
@@ -121,8 +122,8 @@ func (req *request) spec(g access.Grant) task.Spec {
 		spec.Accept, spec.Tag = req.accept(), g.Tag
 	}
 	if g.Declared {
-		// A manifest's size of another blob is not the registry's statement: it bounds what this client
-		// reads, and fails the blob for no client that comes with another manifest.
+		// A manifest states this size of another blob, and the registry does not: it bounds what this client
+		// reads, and does not fail the blob for a client with another manifest.
 		spec.Promised = g.Length
 	} else {
 		spec.Hint = g.Length
@@ -130,10 +131,9 @@ func (req *request) spec(g access.Grant) task.Spec {
 	return spec
 }
 
-// bringsPasswordOfDefault reports whether the client's password answers the default registry's challenge
-// although its path names another registry. A client that takes the mirror for one registry sends the
-// login that it has for it everywhere, and the other registry must not see it. (A token is of use only
-// to the registry that issued it.)
+// bringsPasswordOfDefault reports whether the client's password answers the default registry's challenge although its
+// path names another registry. A client that takes the mirror for one registry sends its login for that registry with
+// every request, and the other registry must not see it. (A token is of use only to the registry that issued it.)
 func (req *request) bringsPasswordOfDefault() bool {
 	t := req.target
 	scheme, _, _ := strings.Cut(req.authorization, " ")
