@@ -113,9 +113,9 @@ type Mirror struct {
 	// TagStale is how old a resolved tag may be while its registry is unreachable. A node can then start an outdated
 	// image. Such responses carry their age in seconds in X-Darter-Stale. 0 serves none.
 	TagStale time.Duration `yaml:"tagStale" default:"0s" reload:"yes"`
-	// PublicUnreachable is how long, while a registry is unreachable, every client may read what anybody could read
-	// there, counted from the registry's last answer that says so, to this node or to an owner in the cluster. Tags of
-	// such images mean what they meant then. Such responses carry X-Darter-Unverified. A longer time survives a longer
+	// PublicUnreachable is how long, while a registry is unreachable, every client may read what anonymous clients could
+	// read there, counted from the registry's last answer that says so, to this node or to an owner in the cluster. Tags
+	// of such images mean what they meant then. Such responses carry X-Darter-Unverified. A longer time survives a longer
 	// outage; a shorter one ends sooner what was made private just before the outage. 0 serves none. Clients that come
 	// with a token at once, such as Docker, show nothing of that: rightsUnreachable: serve-cached makes a lookup of its
 	// own for them.
@@ -356,9 +356,9 @@ type Origins struct {
 	//     registry's own
 	//   - forbidPlainRedirects: true to refuse blobs that an HTTPS registry redirects to plain HTTP
 	//   - access: what a dfdaemon gives its local clients while the registry or its token service is unreachable. With
-	//     verify (the default) that is what the registry granted to them, or to anybody (mirror.publicUnreachable). With
-	//     cluster it is every image of this registry that the cluster holds, private ones too, to every local client
-	//     without any login. It holds for this node and this registry alone
+	//     verify (the default) that is what the registry granted to them, or to anonymous clients
+	//     (mirror.publicUnreachable). With cluster it is every image of this registry that the cluster holds, private
+	//     ones too, to every local client without any login. It holds for this node and this registry alone
 	Upstreams []Upstream `yaml:"upstreams" default:"docker.io,ghcr.io,quay.io,gcr.io,registry.k8s.io,mcr.microsoft.com,public.ecr.aws" reload:"yes"`
 	// AllowUnlisted lets clients pull from registries that upstreams does not list. Every client of the mirror can
 	// then make this node connect to any host, including hosts of your internal network.
@@ -405,8 +405,8 @@ type Upstream struct {
 	// digest protects them, and no credentials go there, but everyone on the network path can read them.
 	ForbidPlainRedirects bool `yaml:"forbidPlainRedirects,omitempty"`
 	// Access is what a dfdaemon gives its local clients while the registry or its token service is unreachable: verify
-	// gives what the registry granted to them or to anybody; cluster gives every local client all images of the registry
-	// that the cluster holds, private ones too, without a login. Default: verify.
+	// gives what the registry granted to them or to anonymous clients; cluster gives every local client all images of the
+	// registry that the cluster holds, private ones too, without a login. Default: verify.
 	Access Access `yaml:"access,omitempty"`
 }
 
