@@ -162,9 +162,10 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset, end int64) (*
 // labelsMax bounds the remembered labels; a forgotten one can cost one GET.
 const labelsMax = 1024
 
-// isLabel reports whether the encoding of a blob's answer is taken for a label of its type. Storages label layers,
-// which are gzip files, so that this is tried first; after wrong bytes a seed asks once more, and the next answer
-// is decoded. A resumed answer goes on as the first began. A manifest is no gzip file.
+// isLabel reports whether the Content-Encoding of a blob's answer only labels its type, so that the body is not
+// decoded. Storages label layers in this way, because layers are gzip files; the first attempt therefore takes an
+// encoding for a label. After wrong bytes a seed asks once more, and that answer is decoded. A resumed answer continues
+// as the first one began. A manifest is never a gzip file.
 func (c *Client) isLabel(id task.ID, resumed bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -224,11 +225,11 @@ var responseHeaders = []string{
 }
 
 // Do sends a request to a registry, with the request's own Authorization if it has one, else with the node's
-// credentials if they are configured, else with none: then the registry's challenge is the response. If the request is
-// anonymous, a refused one goes out again with the registry's anonymous token, and the next ones with that token at
-// once. A response of any status is no error; the caller closes its body, which ends in an error if the registry falls
-// silent. Do follows the redirect of a HEAD, because some registries redirect every request unchecked. A storage that
-// signs its URLs for GET takes no HEAD there; the response is then a 405.
+// credentials if they are configured, else with none: then the registry's challenge is the response. If the registry
+// refuses an anonymous request, Do repeats it with the registry's anonymous token, and sends the next ones with that
+// token at once. A response of any status is no error; the caller closes its body, which ends in an error if the
+// registry falls silent. Do follows the redirect of a HEAD, because some registries redirect every request unchecked.
+// If a HEAD is redirected to a storage that signs its URLs for GET only, the response is a 405.
 func (c *Client) Do(ctx context.Context, q source.RegistryRequest) (res *http.Response, err error) {
 	defer source.Rescue(&err, fmt.Sprintf("asking %.255q", q.Upstream))
 	u, err := c.upstream(q.Upstream)
@@ -334,9 +335,9 @@ func repositoryOf(p string) (repository, kind string) {
 	return "", ""
 }
 
-// rootOf is where one of an upstream's URLs has the distribution API, and what goes there before the repository:
-// "https://harbor.test/hub-cache" means /v2/hub-cache/REPOSITORY. A path with a part v2 is taken as it is, as with
-// containerd's override_path: "https://jfrog.test/artifactory/api/docker/hub/v2" has the API there.
+// rootOf returns the path at which one of an upstream's URLs has the distribution API, and the path that goes before
+// the repository there: "https://harbor.test/hub-cache" means /v2/hub-cache/REPOSITORY. A path with a part v2 is used
+// as it is, as with containerd's override_path: "https://jfrog.test/artifactory/api/docker/hub/v2" has the API there.
 func rootOf(base *url.URL) (root, project string) {
 	parts := strings.Split(base.Path, "/")
 	if i := slices.Index(parts, "v2"); i >= 0 {
@@ -357,8 +358,7 @@ func at(base *url.URL, p, query string) *url.URL {
 
 var linkTarget = regexp.MustCompile(`<[^<>]*>`)
 
-// trimBase removes from a Link (RFC 8288) the path that at put in, so that the link names the repository as
-// clients do.
+// trimBase removes the path that at added from a Link (RFC 8288), so that the link names the repository as clients do.
 func trimBase(base *url.URL, link string) string {
 	if base.Path == "" {
 		return link
@@ -401,8 +401,8 @@ func takesNoHead(status int) bool {
 	return status == http.StatusBadRequest || status == http.StatusForbidden || status == http.StatusNotImplemented
 }
 
-// onceMore reports whether a registry's error may be that of one attempt alone. After a gateway's error the
-// caller pauses before it tries again.
+// onceMore reports whether a registry's error may concern one attempt alone. After a gateway's error the caller pauses
+// before it tries again.
 func onceMore(status int) bool {
 	return status >= 500 && !unavailable(status) && status != http.StatusNotImplemented &&
 		status != http.StatusHTTPVersionNotSupported

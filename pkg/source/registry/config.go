@@ -129,7 +129,7 @@ type Upstream struct {
 	// ForbidPlainRedirects refuses blobs that the registry redirects from https to http. They match their digest
 	// and no credentials go there, but everyone on the network path can read them.
 	ForbidPlainRedirects bool
-	// Cluster lets local clients have what the cluster holds of the registry while that does not answer.
+	// Cluster gives local clients what the cluster holds of the registry while the registry does not answer.
 	Cluster bool
 }
 
@@ -217,7 +217,7 @@ func newUpstream(name string, u Upstream, cfg httporigin.Config) (*upstream, err
 	return out, err
 }
 
-// agent is the User-Agent of a request on behalf of a client with such an agent, empty without one.
+// agent is the User-Agent of a request on behalf of a client; client is the client's own, empty if it has none.
 func (u *upstream) agent(client string) string {
 	if client = source.CleanAgent(client); client == "" {
 		return u.client.UserAgent()
@@ -272,7 +272,7 @@ func (c *Client) Allow(name string) error {
 }
 
 // Listed reports whether the operator listed a registry and so trusts its replies. A registry that is only allowed may
-// be anyone's.
+// belong to anyone.
 func (c *Client) Listed(name string) bool {
 	host, err := oci.ParseHost(name)
 	return err == nil && c.listed[host] != nil
@@ -300,8 +300,8 @@ func (c *Client) FirstByte(name string) time.Duration {
 	return u.FirstByte
 }
 
-// Cluster reports whether the operator lets local clients have what the cluster holds of a registry while that does not
-// answer. It is never so for a registry that is not listed.
+// Cluster reports whether the operator gives local clients what the cluster holds of a registry while the registry does
+// not answer. It is false for a registry that is not listed.
 func (c *Client) Cluster(name string) bool {
 	host, err := oci.ParseHost(name)
 	return err == nil && c.listed[host] != nil && c.listed[host].Cluster

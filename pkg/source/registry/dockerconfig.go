@@ -108,7 +108,7 @@ func serverNames(registry string) []string {
 	return []string{registry}
 }
 
-// serverOf removes from a key what old versions of Docker and Kubernetes put around the name.
+// serverOf removes the scheme and the version that old versions of Docker and Kubernetes add to the name in a key.
 func serverOf(key string) string {
 	if key == "https://index.docker.io/v1/" {
 		return key

@@ -14,8 +14,8 @@ import (
 // exchange is the transport of a request with a client's password. A client that takes the mirror for one registry
 // (crane, with the registry in the path) learned from the mirror's ping that it may send its password. If the registry
 // in the path wants a token instead, the transport asks that registry's token service for one with this password, by
-// the rules for the node's own, and repeats the request once. What the client gets is still the registry's decision
-// about that client's credential.
+// the rules for the node's own password, and repeats the request once. The registry still decides by that client's
+// credential.
 type exchange struct {
 	c             *Client
 	u             *upstream
@@ -86,7 +86,8 @@ func wantsToken(res *http.Response) bool {
 	return token
 }
 
-// clients is the password of the client whose request it is: a session keeps the token and never the password.
+// clients authenticates by the password of the client that sent the request: a session keeps the token and never the
+// password.
 type clients struct{}
 
 // clientsKey is the context key of that password.

@@ -28,7 +28,7 @@ const (
 	helperTimeout = 10 * time.Second
 	// helperLife is how long a helper's output is used before it runs again.
 	helperLife = time.Minute
-	// helperRest is how long a helper that hung does not run: requests for it fail at once until then. A longer rest
+	// helperRest is how long a helper that hung does not run: requests that need it fail at once until then. A longer rest
 	// starts fewer processes, a shorter one notices sooner that the helper works again.
 	helperRest = 5 * time.Second
 	// helpersMax bounds the helpers of one file that run at once; others wait for their turn.
@@ -63,8 +63,8 @@ type helperRun struct {
 	err  error
 	// until is how long the result is used.
 	until time.Time
-	// again says that its login ended before its time. rest, in the run that replaces it, is until when no further run may
-	// replace this one: otherwise a login that has ended for good would start a process for each request.
+	// again says that its login ended before its time. rest is set in the run that replaces such a run: no other run
+	// replaces it before that time. Otherwise a login that has ended for good would start a process for each request.
 	again bool
 	rest  time.Time
 }
@@ -88,8 +88,8 @@ func (d *dockerConfig) help(ctx context.Context, file *dockerFile,
 	return r.auth, r.err == nil && r.auth != (authn.AuthConfig{}), r.err
 }
 
-// run returns the run whose result is valid now: the last one, or a new one. A run goes on after all waiting
-// requests have left, for the next one.
+// run returns the run whose result is valid now: the last one, or a new one. A run continues after all waiting requests
+// have left, so that the next request has its result.
 func (h *helpers) run(file *dockerFile, program, server string) *helperRun {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -172,8 +172,8 @@ func (h *helpers) close() {
 	h.wg.Wait()
 }
 
-// askHelper runs a helper by the protocol of docker-credential-helpers: the server on its standard input,
-// JSON on its standard output. It takes limit and a second at most.
+// askHelper runs a helper by the protocol of docker-credential-helpers: the server on its standard input, JSON on its
+// standard output. It takes at most limit and one second.
 func askHelper(ctx context.Context, program, server string,
 	limit time.Duration) (auth authn.AuthConfig, hung bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)

@@ -91,7 +91,7 @@ func (c *Client) login(ctx context.Context, u *upstream, base *url.URL, reposito
 	return c.loginKnown(ctx, u, base, repository, keyOf(u, base, repository, bare), challenge{})
 }
 
-// loginKnown is login where the registry's challenge may be known.
+// loginKnown is login with a known challenge of the registry; the zero one is unknown.
 func (c *Client) loginKnown(ctx context.Context, u *upstream, base *url.URL, repository string, key sessionKey,
 	known challenge) (_ callers, fresh bool, err error) {
 	var auth authn.Authenticator = authn.Anonymous
@@ -146,7 +146,7 @@ func (c *Client) loginAs(ctx context.Context, u *upstream, base *url.URL, key se
 			return c.renewed(ctx, u, base, key, auth, s, sent)
 		}
 	}
-	if !out.denied { // the next request finds out whether anybody may pull by then
+	if !out.denied { // the next request finds out whether anonymous clients may pull by then
 		s.rt = &out
 	}
 	return out, true, nil
@@ -219,7 +219,8 @@ type control struct {
 	repository string
 	// known is the registry's challenge, if that is known: it answers the ping.
 	known []string
-	// token says that the registry asks for tokens; denied that anybody's allows no pull, by its own word.
+	// token says that the registry asks for tokens; denied says that the anonymous token itself states that it allows no
+	// pull.
 	token, denied atomic.Bool
 }
 
@@ -350,9 +351,10 @@ func (c *control) withScheme(req *http.Request) *http.Request {
 
 var realmRegexp = regexp.MustCompile(`(?i)(realm=")([^"]*)(")`)
 
-// hideRealm rewrites a token service that the exchange would refuse as a path of the registry: a private one if the
-// operator allows it, and for a registry of HTTPS one of plain HTTP if there is no credential to send. A service on the
-// registry's own host is asked by HTTPS: the registry can be unaware of the proxy that encrypts for it.
+// hideRealm replaces the address of a token service that the exchange would refuse by a path of the registry: a private
+// address if the operator allows it, and for a registry with HTTPS one of plain HTTP if there is no credential to send.
+// A token service on the registry's own host gets requests by HTTPS: the registry may not know of the proxy that
+// encrypts for it.
 func (c *control) hideRealm(challenge string) string {
 	return realmRegexp.ReplaceAllStringFunc(challenge, func(found string) string {
 		realm, err := url.Parse(realmRegexp.FindStringSubmatch(found)[2])

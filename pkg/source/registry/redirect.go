@@ -11,10 +11,10 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// redirected returns the transport that repeats a redirected request for a digest at another registry, which wants a
-// token: it sends that registry's anonymous token. No credential of a client or of this node goes there, nor its
-// certificate, and the token goes to no third host. Addresses and token services are bounded as for a registry that is
-// not listed.
+// redirected returns the transport that repeats a redirected request for a digest at another registry if that registry
+// asks for a token: it sends that registry's anonymous token. No credential of a client or of this node goes there, and
+// not the node's certificate; the token goes to no third host. Addresses and token services are bounded as for a
+// registry that is not listed.
 func (c *Client) redirected(u *upstream, id task.ID) func(context.Context, *url.URL, *http.Response) http.RoundTripper {
 	return func(ctx context.Context, at *url.URL, res *http.Response) http.RoundTripper {
 		repository, _ := repositoryOf(at.Path)
@@ -37,15 +37,15 @@ func (c *Client) redirected(u *upstream, id task.ID) func(context.Context, *url.
 		if err != nil {
 			return nil // the client gets the refusal
 		}
-		return anybodys{rt}
+		return anonymousTransport{rt}
 	}
 }
 
-// anybodys is a transport with an anonymous token. If the token service no longer gives one, that refuses no credential
-// of the client.
-type anybodys struct{ inner http.RoundTripper }
+// anonymousTransport sends requests with an anonymous token. If the token service no longer gives one, it returns 403
+// in place of the error of a refused login, which would concern the client's credential.
+type anonymousTransport struct{ inner http.RoundTripper }
 
-func (t anybodys) RoundTrip(req *http.Request) (*http.Response, error) {
+func (t anonymousTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	res, err := t.inner.RoundTrip(req)
 	if isRefusedLogin(err) {
 		return &http.Response{StatusCode: http.StatusForbidden, Status: "403 Forbidden", Header: http.Header{},

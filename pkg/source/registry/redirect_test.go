@@ -19,8 +19,8 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// A registry redirects to another one that wants a token of its own: the node asks for the token that anybody gets
-// there, and takes no credential along.
+// A registry redirects to another one that wants a token of its own: the node asks for the anonymous token there, and
+// sends no credential.
 func TestARedirectToARegistryWithTokens(t *testing.T) {
 	other := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: users})
 	public, private := blob(t, other, "public/app"), blob(t, other, "team/app")
@@ -88,7 +88,7 @@ func TestARedirectToARegistryWithTokens(t *testing.T) {
 		res, _ = ask(t, c2, q)
 		assert.Equal(t, http.StatusOK, res.StatusCode, name)
 
-		to = "/v2/team/app/blobs" // anybody's token does not read it
+		to = "/v2/team/app/blobs" // the anonymous token does not allow it
 		spec = at(private)
 		spec.Authorization = secret.String(c.authorization)
 		assert.Equal(t, http.StatusForbidden, statusOf(bring(t, c2, spec, 0)), name)

@@ -31,7 +31,7 @@ type session struct {
 type callers struct {
 	inner  http.RoundTripper
 	scopes []string // of the session's token
-	// token says that there is one; denied that anybody's allows no pull, by its own word.
+	// token says that the session has a token; denied says that the anonymous token itself states that it allows no pull.
 	token, denied bool
 	// final makes the registry's refusal of the token the answer: without it the exchange gets another token and asks
 	// again.
@@ -65,7 +65,7 @@ func (t callers) RoundTrip(req *http.Request) (*http.Response, error) {
 		return res, err
 	}
 	if err != nil {
-		sent = "" // the login was refused, and not what it gave
+		sent = "" // the token service refused the login, and nothing was sent
 	}
 	next := t.renew(req.Context(), sent)
 	if next == nil {
@@ -112,7 +112,7 @@ var endedRegexp = regexp.MustCompile(
 
 // loginEnded reports whether a registry's answer says that the login which a request carried has ended. A session
 // renews the token of a Bearer challenge by itself, so that a 401 concerns only a password here. A HEAD's 403 has no
-// words; a lookup asks by GET after it.
+// body; a lookup sends a GET after it.
 func loginEnded(req *http.Request, res *http.Response, err error, sent string) bool {
 	if err != nil {
 		return isRefusedLogin(err)
@@ -127,7 +127,7 @@ func loginEnded(req *http.Request, res *http.Response, err error, sent string) b
 	}
 	stop := time.AfterFunc(controlTimeout, func() { res.Body.Close() })
 	defer stop.Stop()
-	head, _ := io.ReadAll(io.LimitReader(res.Body, api.FailureMax)) // a body that ends early ends so again
+	head, _ := io.ReadAll(io.LimitReader(res.Body, api.FailureMax)) // the rest returns the error again
 	res.Body = after(head, res.Body)
 	return endedRegexp.Match(head)
 }

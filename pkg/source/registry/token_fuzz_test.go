@@ -18,7 +18,7 @@ type fakeService struct {
 	challenge, token string
 	status           int
 	asked            []*http.Request
-	told             []string // bodies
+	bodies           []string
 }
 
 func (s *fakeService) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -31,7 +31,7 @@ func (s *fakeService) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		body = string(b)
 	}
-	s.told = append(s.told, body)
+	s.bodies = append(s.bodies, body)
 	res := &http.Response{
 		StatusCode: s.status,
 		Header:     http.Header{},
@@ -92,7 +92,7 @@ func FuzzTokenAnswer(f *testing.F) {
 					continue
 				}
 				user, secret, basic := req.BasicAuth()
-				knows := strings.Contains(s.told[i]+req.URL.RawQuery, password) ||
+				knows := strings.Contains(s.bodies[i]+req.URL.RawQuery, password) ||
 					basic && user == "u" && secret == password
 				require.False(
 					t,

@@ -19,8 +19,8 @@ import (
 	"github.com/darter-io/darter/pkg/source/httporigin"
 )
 
-// challengeLife is how long a challenge for a repository's tokens stands in for the ping of a login, and for the answer
-// to the same request without a token.
+// challengeLife is how long a remembered challenge for a repository's tokens replaces the ping of a login, and the same
+// request without a token.
 const challengeLife = 10 * time.Second
 
 // challengeMax bounds a remembered challenge, in bytes.
@@ -34,8 +34,8 @@ type challenge struct {
 	plain bool
 }
 
-// wants reports whether the challenge asks for a token of these scopes and no other. A registry may have another name
-// for a repository than its clients.
+// wants reports whether the challenge asks for a token of these scopes and no other. A registry may know a repository
+// by another name than its clients.
 func (c challenge) wants(scopes []string) bool {
 	named := scopeRegexp.FindAllStringSubmatch(strings.Join(c.header, ","), -1)
 	return len(named) > 0 && !slices.ContainsFunc(named, func(scope []string) bool {
@@ -50,8 +50,8 @@ type challenges struct {
 	last map[sessionKey]challenge
 }
 
-// note remembers the challenge of an answer if it is the registry's own and asks for a token, and returns it. plain
-// says that the request had no token.
+// note remembers the challenge of an answer, and returns it, if the registry itself sent the answer and asks for a
+// token. plain says that the request had no token.
 func (s *challenges) note(key sessionKey, res *http.Response, plain bool) challenge {
 	header := res.Header.Values("Www-Authenticate")
 	if res.StatusCode != http.StatusUnauthorized || httporigin.CrossedHosts(res) || !offersToken(header) ||
@@ -63,7 +63,7 @@ func (s *challenges) note(key sessionKey, res *http.Response, plain bool) challe
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if known, ok := s.last[key]; ok && known.plain && !plain && time.Since(known.at) < challengeLife {
-		return now // the answer to a request without a token serves for more
+		return now // the answer to a request without a token is of more use
 	}
 	if s.last == nil || len(s.last) >= sessionsMax {
 		s.last = map[sessionKey]challenge{}
@@ -72,8 +72,8 @@ func (s *challenges) note(key sessionKey, res *http.Response, plain bool) challe
 	return now
 }
 
-// get returns the last challenge of a repository, with a nil header if there is none of a moment before, and the answer
-// to a request without a token, nil if that is unknown.
+// get returns the last challenge of a repository, with a nil header if there is no recent one. It also returns the
+// answer to a request without a token, nil if that is unknown.
 func (s *challenges) get(key sessionKey) (challenge, *http.Response) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -88,7 +88,7 @@ func (s *challenges) get(key sessionKey) (challenge, *http.Response) {
 		Header: http.Header{"Www-Authenticate": slices.Clone(known.header)}}
 }
 
-// offersToken reports whether one of the challenges of a refusal is for a token (RFC 6750 §3).
+// offersToken reports whether one of the challenges of a refusal asks for a token (RFC 6750 §3).
 func offersToken(challenges []string) bool {
 	return slices.ContainsFunc(challenges, func(c string) bool {
 		scheme, _, _ := strings.Cut(strings.TrimSpace(c), " ")
@@ -96,15 +96,15 @@ func offersToken(challenges []string) bool {
 	})
 }
 
-// errDenied reports that anybody's token allows no pull, by its own word.
-var errDenied = errors.New("the token service gives anybody a token without the right to pull")
+// errDenied reports that the anonymous token itself states that it allows no pull.
+var errDenied = errors.New("the token service gives anonymous clients a token that allows no pull")
 
-// ask sends one request of Do to one of an upstream's URLs. key is that of the login that goes with a request without
-// an Authorization. plainly is the value of [source.HeaderPlain] for the response, empty for one to a token.
+// ask sends one request of Do to one of an upstream's URLs. key names the login for a request without an Authorization.
+// plainly is the value of [source.HeaderPlain] for the response, empty if the request had a token.
 //
-// A request for what anybody may read goes out without a token first if the node has none, and with one if the registry
-// refuses it: its challenge spares the login's ping, and the client gets the challenge if anybody is refused. A
-// challenge from a moment before spares that request.
+// If the node has no token, an anonymous request first goes out without one. If the registry refuses it, ask gets the
+// anonymous token and repeats the request: the registry's challenge spares the ping of the login, and the client gets
+// the challenge if the registry refuses anonymous access. A recent challenge spares the first of these requests.
 func (c *Client) ask(ctx context.Context, u *upstream, base *url.URL, q source.RegistryRequest, req httporigin.Request,
 	key sessionKey) (res *http.Response, plainly string, err error) {
 	authorization := req.Header.Get("Authorization")
@@ -144,8 +144,8 @@ func (c *Client) ask(ctx context.Context, u *upstream, base *url.URL, q source.R
 	return plain, source.PlainAnswer, nil
 }
 
-// askWithLogin sends a request with the node's credentials or with anybody's token. refused says that the registry has
-// refused it without a token: it is not sent again if there is none.
+// askWithLogin sends a request with the node's credentials or with the anonymous token. refused says that the registry
+// has refused the request without a token: if there is no token, the request is not sent again.
 func (c *Client) askWithLogin(ctx context.Context, u *upstream, base *url.URL, repository string,
 	req httporigin.Request, key sessionKey, known challenge, refused bool) (*http.Response, error) {
 	logged, fresh, err := c.loginKnown(ctx, u, base, repository, key, known)
@@ -169,7 +169,8 @@ func (c *Client) askWithLogin(ctx context.Context, u *upstream, base *url.URL, r
 // errEmpty reports the response of a token service that holds no token.
 var errEmpty = errors.New("the token service's response has no token")
 
-// declined reports whether a login failed because the token service answered that it gives no token, or there is none.
+// declined reports whether a login failed although the token service answered: it gives no token, or the registry has
+// no token service.
 func declined(err error) bool {
 	err = refused(err) // a session may have asked for another token
 	var status *source.StatusError
@@ -180,7 +181,8 @@ func declined(err error) bool {
 	return errors.Is(err, errDenied) || errors.Is(err, errNoToken) || errors.Is(err, errEmpty)
 }
 
-// errNoToken reports that a registry has no token service, so that a request with a login is the same as one without.
+// errNoToken reports that a registry has no token service, so that a request with a login would be the same as one
+// without.
 var errNoToken = errors.New("the registry asks for no token")
 
 // keepRefusal reads a refusal's body, which would hold the connection while the token service is asked.
@@ -190,8 +192,8 @@ func keepRefusal(res *http.Response) {
 	res.Body = io.NopCloser(bytes.NewReader(body))
 }
 
-// worthToken reports whether a registry may give with a token what it refused to a request without one. Some refuse
-// without a challenge, and have one only for a ping.
+// worthToken reports whether a registry that refused a request without a token may permit it with one. Some registries
+// refuse without a challenge, and send one only in reply to a ping.
 func worthToken(res *http.Response) bool {
 	switch res.StatusCode {
 	case http.StatusUnauthorized:
@@ -203,14 +205,14 @@ func worthToken(res *http.Response) bool {
 	return false
 }
 
-// pinged is the answer to a login's ping, which a challenge for the same repository spares.
+// pinged is the answer to a login's ping that is not sent, because a challenge for the same repository is known.
 func (c *control) pinged(ping *http.Request) *http.Response {
 	return &http.Response{StatusCode: http.StatusUnauthorized, Status: "401 Unauthorized", Request: ping,
 		Header: http.Header{"Www-Authenticate": slices.Clone(c.known)}, Body: http.NoBody}
 }
 
-// refusesPull reports whether a token service's answer holds a token that allows no pull of a repository, by the
-// token's own word (distribution's "access" claim). A token that says nothing of it may allow one.
+// refusesPull reports whether a token service's answer holds a token whose own "access" claim (distribution) allows no
+// pull of a repository. A token without that claim may allow one.
 func refusesPull(answer []byte, repository string) bool {
 	var out struct {
 		Token       string `json:"token"`

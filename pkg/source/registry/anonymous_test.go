@@ -18,9 +18,9 @@ import (
 // script is a registry with a token service that lists what it is asked for.
 type script struct {
 	*httptest.Server
-	// scope is the only one for which the token service gives that token; else its token allows nothing.
+	// scope is the only scope for which the token service gives token; for others its token allows nothing.
 	scope string
-	// token is what the token service gives anybody, empty for a refusal.
+	// token is the anonymous token that the token service gives, empty for a refusal.
 	token string
 	// answer is the registry's answer to an Authorization.
 	answer func(w http.ResponseWriter, authorization string)
@@ -70,8 +70,8 @@ func jwtOf(claims string) string {
 	return "e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".sig"
 }
 
-// What anybody may read costs the registry no ping, no second refusal, and no request with a token that allows nothing.
-func TestWhatAnybodyMayReadCostsFewRequests(t *testing.T) {
+// Anonymous access costs the registry no ping, no second refusal, and no request with a token that allows nothing.
+func TestAnonymousAccessCostsFewRequests(t *testing.T) {
 	const head, ping, get = "HEAD /v2/lib/app/manifests/v1", "GET /v2/", "GET /token"
 	nothing := jwtOf(`{"access":[]}`)
 	other := jwtOf(`{"access":[{"type":"repository","name":"other","actions":["pull"]}]}`)
@@ -135,7 +135,7 @@ func TestWhatAnybodyMayReadCostsFewRequests(t *testing.T) {
 		"private by the token's own word": {bearer("alice"), nothing, 401, []string{head, get}, []string{get}, true},
 		"a token for another repository": {bearer(other), other, 200, []string{head, get, "Bearer " + other + " " + head},
 			[]string{"Bearer " + other + " " + head}, false},
-		"no token for anybody": {bearer("alice"), "", 401, []string{head, get}, []string{get}, true},
+		"no anonymous token": {bearer("alice"), "", 401, []string{head, get}, []string{get}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newScript(t)
@@ -236,8 +236,8 @@ func TestARedirectedChallengeIsNotRemembered(t *testing.T) {
 	}
 }
 
-// A token service that gives anybody none has answered, also where the challenge of another client's token led there:
-// the response is the registry's challenge, and no error as of a token service that is gone.
+// A token service that refuses an anonymous token has answered, also if the challenge of another client's token led
+// there: the response is the registry's challenge, and not an error as of a token service that is unreachable.
 func TestADeclinedTokenIsAnAnswerAfterAnotherTokensChallenge(t *testing.T) {
 	s := newScript(t)
 	s.answer = func(w http.ResponseWriter, authorization string) {
