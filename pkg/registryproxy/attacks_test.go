@@ -32,7 +32,7 @@ import (
 
 // A front of several registries (registry.k8s.io is one) redirects every path, and leaves it to the other server to
 // answer whether the object exists.
-func TestARedirectIsNoConsent(t *testing.T) {
+func TestARedirectPermitsNothing(t *testing.T) {
 	var s swarm
 	private, public := s.put([]byte("cached for another registry"), ""), s.put([]byte("public"), "")
 	for name, head := range map[string]int{"a storage that takes a HEAD": 200,
@@ -75,7 +75,7 @@ func TestARedirectIsNoConsent(t *testing.T) {
 	}
 }
 
-func TestAnOddStatusIsNoConsent(t *testing.T) {
+func TestAnOddStatusPermitsNothing(t *testing.T) {
 	r := newFixture(config{})
 	manifest := r.swarm.put(oldIndex, oci.MediaTypeIndex)
 	for _, status := range []int{201, 202, 204, 206, 300, 301, 302, 304, 307} {
@@ -368,7 +368,7 @@ func TestALongAcceptIsNotRemembered(t *testing.T) {
 
 // A registry redirects blobs to plain HTTP, where an attacker on the network path accepts every digest. A client
 // without rights gets no blob that the node has from another registry.
-func TestAnUnencryptedConsentShowsTheBlob(t *testing.T) {
+func TestAnUnencryptedPermissionShowsTheBlob(t *testing.T) {
 	for _, size := range []int{1000, 3 << 20} {
 		secret := blob(size)
 		id := oci.DigestOf(secret)

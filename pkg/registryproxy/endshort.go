@@ -15,10 +15,10 @@ const (
 	drainMax  = 256 << 10
 )
 
-// endShort ends a body that is shorter than its Content-Length, so that the client sees the bytes that
-// were sent and then an end, after which it resumes. A reset would drop what it has not read yet, and
-// containerd fails a pull over one: so this side closes first, and reads what the client still sends
-// before it closes the socket. The few clients that need a reset get one.
+// endShort ends a body that is shorter than its Content-Length, so that the client sees the bytes that were sent and
+// then an end, after which it resumes. A reset would drop what the client has not read yet, and containerd fails a pull
+// after a reset. So this side closes its half first, and reads what the client still sends before it closes the socket.
+// The few clients that need a reset get one.
 func endShort(w http.ResponseWriter, userAgent string) {
 	control := http.NewResponseController(w)
 	_ = control.Flush()
@@ -45,9 +45,8 @@ var _ interface {
 	SetLinger(seconds int) error
 } = (*net.TCPConn)(nil)
 
-// startsOverAfterReset reports whether a client ends a pull over a short body but starts the layer again
-// after a reset: Podman up to 4.3 and Buildah up to 1.28 (measured, docs/clients.md). Later versions
-// resume after either.
+// startsOverAfterReset reports whether a client fails a pull after a short body, but starts the layer again after a
+// reset: Podman up to 4.3 and Buildah up to 1.28 (measured, docs/clients.md). Later versions resume after either.
 func startsOverAfterReset(userAgent string) bool {
 	name, version, _ := strings.Cut(userAgent, "/")
 	var major, minor int

@@ -28,10 +28,10 @@ type apiError struct {
 	header  http.Header
 	code    errcode.ErrorCode
 	message string
-	// body is the upstream's own, which is passed on to the letter with its Content-Type; nil for an error of
-	// the mirror. Clients act on codes: one that the registry did not give can end what its own reply would not.
+	// body is the upstream's own, which is passed on unchanged with its Content-Type; nil for an error of the mirror.
+	// Clients act on codes: a code that the registry did not send can end a pull that the registry's own reply would not.
 	body []byte
-	// uncoded says that the message goes out as text: the upstream gave a status and no words.
+	// uncoded says that the message goes out as text: the upstream gave a status without a body.
 	uncoded bool
 	// gone says that the client left.
 	gone bool
@@ -50,7 +50,7 @@ func (e *apiError) withCode(code errcode.ErrorCode) *apiError {
 	return e
 }
 
-// hiding replaces the digest that a tag means by the tag: a client that may not read it must not learn it.
+// hiding replaces the digest of a tag by the tag: a client that may not read the digest must not learn it.
 func (e *apiError) hiding(digest, tag string) *apiError {
 	e.message = strings.ReplaceAll(e.message, digest, tag)
 	e.body = bytes.ReplaceAll(e.body, []byte(digest), []byte(tag))
@@ -111,7 +111,7 @@ func (req *request) failed(err error) *apiError {
 	path := req.target.path()
 	if left := req.r.Context(); left.Err() != nil {
 		if cause := context.Cause(left); !errors.Is(cause, context.Canceled) {
-			// A server that stops states its cause; net/http cancels the context of a client that left.
+			// A server that stops states a cause; for a client that left, net/http cancels the context without one.
 			return newError(http.StatusServiceUnavailable,
 				"%s was not sent: %v; ask again, here in a moment or elsewhere", path, cause)
 		}
@@ -147,7 +147,7 @@ func (req *request) failed(err error) *apiError {
 	return e
 }
 
-// asker is who asks the registry by this request; see [task.Spec.Asker].
+// asker identifies the client and its credentials to the registry; see [task.Spec.Asker].
 func (req *request) asker() string {
 	var key []byte
 	if req.cfg.NamesKey != nil {
@@ -158,14 +158,14 @@ func (req *request) asker() string {
 	}.Asker(key)
 }
 
-// othersFailure is the client's error for a failure that its registry told another client, with another repository or
-// other credentials: without the registry's words, which may name what is private.
+// othersFailure is the client's error for the failure of another client's attempt, with another repository or other
+// credentials. It leaves out the registry's words, which may name what is private.
 func (req *request) othersFailure(f *api.Failure) *apiError {
 	e := req.upstreamError(f.Status, "", nil)
 	e.uncoded = false
 	e.message = fmt.Sprintf("%s answered %d to another client that asked for %s", f.Upstream, f.Status, req.target.path())
 	if len(f.Body) == 0 && f.Repository == req.target.repository {
-		e.message = f.Message // of this program: how the attempt failed
+		e.message = f.Message // this program wrote it: how the attempt failed
 	}
 	for name, v := range f.Header {
 		if http.CanonicalHeaderKey(name) == "Retry-After" && v != "" {
@@ -245,7 +245,7 @@ func isDistributionError(body []byte) bool {
 func (req *request) writeError(e *apiError) {
 	req.pull.Status, req.pull.Err = e.status, e
 	if e.gone {
-		// It gets a response all the same: without one net/http would send a 200.
+		// The client gets a response all the same: without one net/http would send a 200.
 		req.pull.Status = statusGone
 	}
 	body := e.body

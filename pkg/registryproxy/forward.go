@@ -21,7 +21,7 @@ const (
 	forwardManifestMax = 1 << 30
 )
 
-// forwardedHeaders are those of a forwarded response; Link is rewritten.
+// forwardedHeaders are the headers of a forwarded response; Link is rewritten.
 var forwardedHeaders = []string{
 	"Content-Type", "Content-Encoding", "Docker-Content-Digest", "OCI-Filters-Applied", "ETag",
 	"WWW-Authenticate", "Retry-After",
@@ -112,10 +112,11 @@ func (req *request) registryRequest() source.RegistryRequest {
 	return out
 }
 
-// isContainersImage reports whether a request comes from containers/image (Podman, CRI-O, skopeo, Buildah): it sends
-// this header with every request. It takes up no challenge but that of its ping, pings the mirror's host once, and puts
-// the registry into later paths. The default registry's challenge would send it there for every registry's tokens. A
-// listener of one registry passes that registry's challenge on, without which containers/image sends no credentials.
+// isContainersImage reports whether a request comes from containers/image (Podman, CRI-O, skopeo, Buildah), which sends
+// this header with every request. This client answers no challenge but that of its ping, pings the mirror's host once,
+// and puts the registry into later paths. The default registry's challenge would make it ask the default registry for
+// the tokens of every registry. A listener of one registry passes that registry's challenge on, because
+// containers/image sends no credentials without it.
 func isContainersImage(r *http.Request) bool {
 	return r.Header.Get("Docker-Distribution-API-Version") != ""
 }

@@ -353,9 +353,9 @@ func TestExpiredGrantsServeOnlyWhereTheOperatorAllows(t *testing.T) {
 	}
 }
 
-// Where expired grants are used while the registry is unreachable, the mirror has to know what anybody may read: it
-// asks for that when a client comes without credentials, also if that could take up a challenge.
-func TestServingCachedAsksWhatAnybodyMayRead(t *testing.T) {
+// If expired grants are used while the registry is unreachable, the mirror has to know what anonymous clients may read:
+// it asks for that when a client comes without credentials, also if the client could answer a challenge.
+func TestServingCachedAsksForAnonymousAccess(t *testing.T) {
 	for _, serve := range []bool{false, true} {
 		t.Run(fmt.Sprint(serve), func(t *testing.T) {
 			r := newFixture(config{Policy: access.Policy{ServeCached: serve}})
@@ -595,7 +595,7 @@ func TestAnUnlistedRegistryProvesOwnership(t *testing.T) {
 		}{
 			"it has it":                    {show(secret, true), 200, 2},
 			"it has it and takes no Range": {show(secret, false), 200, 2},
-			"it consents to everything": {func(w http.ResponseWriter, q source.RegistryRequest) {
+			"it permits everything": {func(w http.ResponseWriter, q source.RegistryRequest) {
 				w.WriteHeader(200)
 			}, 404, 3},
 			"it has other bytes":           {show(wrong, true), 404, 3},

@@ -15,8 +15,8 @@ type hold struct {
 	// mu is held to set or take a deadline, never over cancel.
 	mu    sync.Mutex
 	timer *time.Timer
-	// next decides, when the timer fires, whether the client waits on, and for how long at most until next is
-	// asked again. Nil: it does not.
+	// next is called when the timer fires. It returns for how long the client waits on before next is called again, 0 or
+	// less if the wait ends. Nil ends the wait.
 	next func(now time.Time) (again time.Duration)
 	// over says that the wait has ended, by its deadline or by stop.
 	over bool
@@ -24,10 +24,10 @@ type hold struct {
 
 func newHold(cancel func()) *hold { return &hold{cancel: cancel} }
 
-// until sets a deadline that no sign moves. It reports false if the wait has ended.
+// until sets a deadline that no sign of progress moves. It reports false if the wait has ended.
 func (h *hold) until(d time.Duration) bool { return h.set(d, nil) }
 
-// watch asks next after d, and then as it says.
+// watch calls next after d, and then after each time that next returns.
 func (h *hold) watch(d time.Duration, next func(now time.Time) time.Duration) bool {
 	return h.set(d, next)
 }
@@ -78,10 +78,10 @@ func (h *hold) stop() bool {
 }
 
 const (
-	// holdMax bounds how long a client waits for its first byte while bytes of its blob move: then it may go
+	// holdMax bounds how long a client waits for its first byte while bytes of its blob move: after it the client may go
 	// elsewhere, and finds the blob here when it comes back.
 	holdMax = 10 * time.Minute
-	// looks is how often in the time that a client waits without a sign the signs are looked at.
+	// looks is how often the mirror checks for signs of progress within the time that a client waits without one.
 	looks = 8
 )
 

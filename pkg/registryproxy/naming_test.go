@@ -90,7 +90,7 @@ func TestTheDefaultsTokenReadsPublicImagesElsewhere(t *testing.T) {
 				res := fetch(t, http.MethodHead, mirror+path, "Authorization", got)
 				assert.Equal(t, 200, res.StatusCode, path)
 			}
-			assert.Zero(t, other.Counts().Requests, "the manifest granted its blobs to anybody")
+			assert.Zero(t, other.Counts().Requests, "the manifest granted its blobs to anonymous clients")
 		}
 		// A client that names the registry by ?ns= answers that registry's challenge.
 		res := fetch(t, http.MethodGet, mirror+repository+"/manifests/v1?ns="+other.Host(), "Authorization", got,

@@ -12,8 +12,8 @@ import (
 	"github.com/darter-io/darter/pkg/oci"
 )
 
-// partsAhead is how many windows of a request are wanted at once: the swarm brings them in any order, and
-// each costs an entry in the download.
+// partsAhead is how many windows of a request are open at once: the swarm brings them in any order, and each costs an
+// entry in the download.
 const partsAhead = 8
 
 // parts is the body of a response to several ranges: multipart/byteranges (RFC 9110 §14.6). One goroutine

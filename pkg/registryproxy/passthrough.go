@@ -24,13 +24,13 @@ const (
 	// heldBack is how much of the end of a blob is held back until the whole has matched its digest, in
 	// bytes.
 	heldBack = 64 << 10
-	// emptyBodiesMax is how often in a row a registry may end a body without one byte, or by silence.
+	// emptyBodiesMax is how many bodies in a row a registry may end without one byte, or by silence.
 	emptyBodiesMax = 3
 )
 
-// openPassthrough opens a blob at its registry, past every store, for a client that cannot go elsewhere
-// while this host's or the seed's disk is full. full is that error, and is returned where the client can
-// go elsewhere or the registry does not state the length.
+// openPassthrough opens a blob at its registry, past every store, for a client that cannot go elsewhere while the disk
+// of this host or of the seed is full. full is that error. openPassthrough returns it if the client can go elsewhere or
+// if the registry does not state the length.
 func (req *request) openPassthrough(spec task.Spec, length int64, full error) (Blob, error) {
 	if req.cfg.Passthrough == nil || req.target.endpoint != endpointBlob || req.target.namespace != "" {
 		return nil, full

@@ -12,11 +12,11 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
-// pingsMax bounds the registries whose pings are remembered, and those whose challenges are: where a client may name
-// any registry, it cannot fill the memory. The one that was asked longest ago is forgotten first.
+// pingsMax bounds the registries whose pings are remembered, and those whose challenges are. A client may name any
+// registry, but cannot fill the memory: the registry that was asked longest ago is forgotten first.
 const pingsMax = 256
 
-// challengeMax bounds the challenge of one of them, in bytes.
+// challengeMax bounds the challenge of one registry, in bytes.
 const challengeMax = 4 << 10
 
 // ping is a registry's last reply to GET /v2/ without credentials: 200, or a challenge.
@@ -26,14 +26,14 @@ type ping struct {
 	at        time.Time
 }
 
-// pings remembers the last replies by registry, for the time when one is unreachable: dockerd and crane
-// ping first, and without a response would not ask for what the swarm has.
+// pings remembers the last replies by registry, for the time when a registry is unreachable: dockerd and crane ping
+// first, and without a response they would not ask for what the swarm has.
 type pings struct {
 	// mu is held to look up and change.
 	mu    sync.Mutex
 	known *simplelru.LRU[string, ping]
-	// basic are the challenges of the last refusals that ask for a password: registries send them to any request
-	// without credentials.
+	// basic holds the challenges of the last refusals that ask for a password: such a registry sends the same challenge in
+	// reply to any request without credentials.
 	basic *simplelru.LRU[string, []string]
 	// generation counts the calls of forget: a reply to a request from before is not remembered.
 	generation uint64
@@ -55,7 +55,7 @@ func (p *pings) now() uint64 {
 	return p.generation
 }
 
-// forget drops all replies, because registries may be asked in another way from now on.
+// forget drops all replies, because a reload may change how registries are asked.
 func (p *pings) forget() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -65,7 +65,7 @@ func (p *pings) forget() {
 }
 
 // putChallenge remembers the challenge of a refusal in place of the last one, if it asks for a password (RFC 7617). A
-// refusal without a challenge says nothing of it.
+// refusal without a challenge changes nothing.
 func (p *pings) putChallenge(upstream string, generation uint64, challenge []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -83,9 +83,10 @@ func isBasic(challenge string) bool {
 	return strings.EqualFold(scheme, "Basic")
 }
 
-// repeatChallenge asks a client without credentials for its password, as its registry did before it became
-// unreachable: containerd, regctl and oras send credentials only after a challenge, and the cluster may hold a grant of
-// that password. A token is of no use then: each login brings another one. Nil if the client gets the error instead.
+// repeatChallenge asks a client without credentials for its password, as its registry did before it became unreachable:
+// containerd, regctl and oras send credentials only after a challenge, and the cluster may hold a grant of that
+// password. A token is of no use then: each login gives another one. It returns nil if the client gets the error
+// instead.
 func (req *request) repeatChallenge() *apiError {
 	if req.authorization != "" || !req.cfg.Resolver.ServesCached() {
 		return nil
@@ -120,8 +121,8 @@ func (p *pings) get(upstream string) (ping, bool) {
 	return p.known.Get(upstream)
 }
 
-// repeatPing answers a ping as its registry last did, because that is unreachable now; with the error if
-// there is nothing to repeat.
+// repeatPing answers a ping as its registry answered the last one, because the registry is unreachable now. It returns
+// the error if no answer is remembered.
 func (req *request) repeatPing(unreachable *apiError) *apiError {
 	last, ok := req.pings.get(req.target.upstream)
 	if req.target.endpoint == endpointBase && req.authorization == "" && !unreachable.gone &&
@@ -131,7 +132,7 @@ func (req *request) repeatPing(unreachable *apiError) *apiError {
 	}
 	if req.target.endpoint == endpointBase && isContainersImage(req.r) && !unreachable.gone &&
 		!slices.ContainsFunc(last.challenge, isBasic) {
-		// It asks no token service then, and may get what anybody may read. A new token would have no grant.
+		// The client then asks no token service, and gets what anonymous clients may read: a new token has no grant.
 		req.answerPing()
 		return nil
 	}

@@ -2,10 +2,10 @@
 // that a client means, lets [access.Resolver] ask it whether this client may read the blob, and serves
 // the bytes from the swarm.
 //
-// A client never gets what the registry would refuse it, and no body ends complete and wrong, but for a
-// range that names its end, whose client checks what it gets: an error before the first byte is a status
-// that lets the client go elsewhere, a later one is a short body. The way of a request is, in order,
-// proxy.go, target.go, grant.go and serve.go. Start at [Proxy.ServeHTTP].
+// A client never gets what the registry would refuse it, and no body ends complete and wrong, but for a range that
+// names its end, whose client checks what it gets: an error before the first byte is a status that lets the client go
+// elsewhere, a later one is a short body. A request passes, in order, proxy.go, target.go, grant.go and serve.go. Start
+// at [Proxy.ServeHTTP].
 package registryproxy
 
 import (
@@ -61,9 +61,8 @@ type Config struct {
 	// Passthrough opens a blob at its registry, past every store, for a client that cannot go elsewhere
 	// while a disk is full. Nil: such a client is refused.
 	Passthrough func(ctx context.Context, spec task.Spec, offset int64) (*source.Response, error)
-	// Signs are what this host sees of a blob on its way. While bytes move, or the registry was asked and takes
-	// its time, clients wait longer than Wait and Hold for their first byte: see [policy.Hold]. Nil: they do
-	// not.
+	// Signs are what this host sees of a blob on its way. While bytes move, or the registry was asked and has not answered
+	// yet, clients wait longer than Wait and Hold for their first byte: see [policy.Hold]. Nil: they do not.
 	Signs func(id task.ID) policy.Signs
 	// FirstByte is how long a registry may take to begin an answer; clients wait as long for it. Nil: Wait and
 	// Hold bound that, too.
@@ -77,26 +76,26 @@ type Config struct {
 	// Allow returns nil for a registry that may be mirrored, else an error that tells the operator how to
 	// allow it. Nil allows every registry: then any client of the mirror can make it ask any host.
 	Allow func(upstream string) error
-	// NamesKey returns the members' HMAC key of [task.Spec.Asker], by which a request's own failures are known; nil:
-	// there is none.
+	// NamesKey returns the members' HMAC key of [task.Spec.Asker], by which the mirror recognises a request's own
+	// failures; nil: there is none.
 	NamesKey func() []byte
 	// Observe receives every request when it has ended. It must not block. Nil: nothing does.
 	Observe func(Pull)
-	// Wait is how long a client waits for its first byte, while neither bytes move nor a registry was asked,
-	// before it is refused, so that it can go elsewhere. Less refuses crowds on busy machines, more keeps
-	// clients from their next host. Default 10 s.
+	// Wait is how long a client waits for its first byte, while no bytes move and no registry was asked. Then the mirror
+	// refuses it, so that it can go elsewhere. A shorter time refuses crowds on busy machines, a longer one keeps clients
+	// from their next host. Default 10 s.
 	Wait time.Duration
 	// Hold is the same for the blobs of clients that name no registry by ?ns=: a refused blob ends their
 	// pull. Default 60 s.
 	Hold time.Duration
 }
 
-// HeaderUnverified marks a response for which the registry was unreachable. It says why the client got it: by an
-// earlier grant, because anybody could read it, or by the operator's access: cluster.
+// HeaderUnverified marks a response for which the registry was unreachable. Its value is the reason why the client got
+// it: an earlier grant, that anonymous clients could read it, or the operator's access: cluster.
 const HeaderUnverified = "X-Darter-Unverified"
 
-// HeaderStale marks a response for which the registry was unreachable and its tag was served as it was
-// so many seconds ago.
+// HeaderStale marks a response for which the registry was unreachable. Its value is the age of the tag or ping that was
+// served, in seconds.
 const HeaderStale = "X-Darter-Stale"
 
 // Pull describes one request that has ended.
@@ -166,12 +165,12 @@ func New(cfg Config) *Proxy {
 	return &Proxy{cfg: cfg, router: router, pings: newPings()}
 }
 
-// ForgetChallenges drops what registries answered to requests without credentials, for instance because a reload
-// changes how they are asked. While one is unreachable, no client gets an answer from before.
+// ForgetChallenges drops the answers of registries to requests without credentials, for instance because a reload
+// changes how registries are asked. While a registry is unreachable, no client gets an earlier answer.
 func (p *Proxy) ForgetChallenges() { p.pings.forget() }
 
-// For returns a handler of the same mirror for a listener of one registry: that is the registry of a request that
-// names none, and each ping there is the registry's own.
+// For returns a handler of the same mirror for a listener of one registry: a request there that names no registry means
+// this one, and each ping goes to it.
 func (p *Proxy) For(registry string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.serve(w, r, registry, true) })
 }
@@ -192,8 +191,7 @@ type request struct {
 	// dedicated says that the listener is of that registry alone.
 	dedicated bool
 	target    target
-	// authorization is the client's header, a secret; empty once it proved to be meant for another
-	// registry.
+	// authorization is the client's header, a secret; empty once the mirror found that it is meant for another registry.
 	authorization string
 	// generation is that of the challenges when the request began.
 	generation uint64
@@ -219,7 +217,7 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request, fallback string, d
 	}
 }
 
-// observe reports the request, whatever way it ended.
+// observe reports the request after any end.
 func (req *request) observe() {
 	req.pull.Total = time.Since(req.began)
 	req.cfg.Observe(req.pull)
@@ -254,7 +252,7 @@ func (req *request) answer() *apiError {
 	req.hold = newHold(func() { cancel(errDeadline) })
 	defer req.hold.stop()
 	if t.endpoint == endpointBase {
-		req.hold.until(req.wait) // clients give up on a version check sooner, and the last reply is remembered
+		req.hold.until(req.wait) // clients wait less for a ping, and the last reply is remembered
 	} else {
 		req.hold.until(req.firstByte())
 	}

@@ -196,7 +196,7 @@ func token(t *testing.T, challenge, user, password string) string {
 	return "Bearer " + answer.Token
 }
 
-func TestAPrivateBlobNeedsTheRegistrysConsent(t *testing.T) {
+func TestAPrivateBlobNeedsTheRegistrysPermission(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Bearer, Users: map[string]registrytest.User{
 		"":      {Pull: []string{"public/*"}},
 		"alice": {Password: "a", Pull: []string{"public/*", "private/*"}},

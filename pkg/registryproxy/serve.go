@@ -73,8 +73,8 @@ func (req *request) open(g access.Grant) (Blob, error) {
 	return blob, err
 }
 
-// openShared opens a blob in the swarm. Its download may have begun for other clients and with their
-// credentials: their failure is no answer to this client, which has a grant.
+// openShared opens a blob in the swarm. Its download may have begun for other clients, with their credentials: their
+// failure is no answer to this client, which has a grant.
 func (req *request) openShared(spec task.Spec) (blob Blob, err error) {
 	req.holdWhile(func() policy.Signs { return req.signs(spec.ID) })
 	for tries := 1; ; tries++ {
@@ -91,8 +91,8 @@ func (req *request) openShared(spec task.Spec) (blob Blob, err error) {
 	}
 }
 
-// isForeign reports whether a failure is an answer to other clients and none to this one: that of
-// another registry, or one that concerns another repository.
+// isForeign reports whether a failure answers other clients and not this one: another registry sent it, or it concerns
+// another repository.
 func (req *request) isForeign(f *api.Failure) bool {
 	if f.Personal() {
 		return f.Upstream != req.target.upstream || f.Repository != req.target.repository
@@ -227,9 +227,9 @@ func (req *request) body(blob Blob, windows []oci.Window, mediaType string) (Rea
 	return parts, bodyHead{http.StatusPartialContent, length, contentType, ""}
 }
 
-// namesEnds reports whether the client of a range puts the blob together by itself, as those of eStargz and SOCI
-// do: each part of its range names its end. A range without an end is a resumption or a parallel fetcher's, whose
-// client takes the sum of its bodies for the blob: it gets the last bytes only after the whole was checked.
+// namesEnds reports whether each part of the client's range names its end. Such clients (eStargz, SOCI) assemble the
+// blob and check its parts by themselves. A range without an end is a resumption or belongs to a parallel fetcher,
+// whose client takes the sum of the bodies for the blob: it gets the last bytes only after the whole was checked.
 func (req *request) namesEnds() bool {
 	for spec := range strings.SplitSeq(req.r.Header.Get("Range"), ",") {
 		if strings.HasSuffix(strings.TrimSpace(spec), "-") {
@@ -247,7 +247,7 @@ func newWindow(ctx context.Context, blob Blob, w oci.Window, part bool) Reader {
 	return blob.NewReader(ctx, w.Offset, w.Length)
 }
 
-// windows are the parts of a blob that the client asks for; none is the whole.
+// windows are the parts of a blob that the client asks for; nil means the whole blob.
 func (req *request) windows(id task.ID, total int64) ([]oci.Window, *apiError) {
 	if req.isReplaced(id) {
 		req.w.Header().Set("Accept-Ranges", "none")
@@ -286,9 +286,8 @@ func (req *request) writeHead(mediaType string, length int64) {
 	req.w.WriteHeader(http.StatusOK)
 }
 
-// mediaType is the Content-Type to serve: for a manifest the registry's reply to this client, or else
-// the one stored with the bytes, which may have come as a blob. It is empty for a manifest without
-// either.
+// mediaType is the Content-Type to serve: for a manifest that of the registry's reply to this client, or else the
+// stored one, which may be that of a blob. It is empty if a manifest has neither.
 func (req *request) mediaType(granted, stored string) string {
 	switch {
 	case req.target.endpoint == endpointBlob:
@@ -319,7 +318,7 @@ func readWindow(ctx context.Context, blob Blob, w oci.Window) ([]byte, error) {
 	return io.ReadAll(r)
 }
 
-// orEOF gives a body that ended early without an error one.
+// orEOF returns io.ErrUnexpectedEOF for a body that ended early without an error.
 func orEOF(err error) error {
 	if err == nil {
 		return io.ErrUnexpectedEOF

@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// taintedLife is how long a client may come back with the beginning of a blob that proved wrong:
-	// dockerd tries for some 75 s, others for less. A longer life sends some bytes twice.
+	// taintedLife is how long a client may come back with the beginning of a blob whose bytes proved wrong: dockerd tries
+	// for some 75 s, other clients for less. A longer time sends some bytes twice.
 	taintedLife = 10 * time.Minute
 	// taintedMax bounds the remembered blobs.
 	taintedMax = 1024
@@ -42,10 +42,9 @@ func (t *tainted) has(id task.ID, now time.Time) bool {
 	return now.Before(t.until[id])
 }
 
-// isReplaced reports whether a client may hold the beginning of a blob from other bytes than those that
-// come now. The digest is the ETag of either, so the client's If-Range cannot tell. The Range is then
-// ignored, which a server may do at any time (RFC 9110 §14.2): after a 200 with the whole blob a client
-// starts again.
+// isReplaced reports whether a client may hold the beginning of a blob from other bytes than those that come now. Both
+// have the digest as their ETag, so that the client's If-Range cannot tell them apart. The mirror then ignores the
+// Range, which a server may do at any time (RFC 9110 §14.2): after a 200 with the whole blob, a client starts again.
 func (req *request) isReplaced(id task.ID) bool {
 	return req.tainted.has(id, time.Now()) || req.cfg.Replaced(id)
 }

@@ -48,10 +48,10 @@ var referrersPath = "/v2/{name:" + reference.NameRegexp.String() + "}/referrers/
 // target is what a request asks for.
 type target struct {
 	endpoint string
-	// upstream is the registry in its one spelling.
+	// upstream is the registry in the spelling of oci.ParseHost.
 	upstream string
-	// namespace is the client's ?ns= to the letter, also where a header names another registry. prefix is
-	// the registry's part of the path, where that names it.
+	// namespace is the client's unchanged ?ns=, also if a header names another registry. prefix is the registry's part of
+	// the path, if the path names one.
 	namespace, prefix string
 	// named says that the request names its registry by a header, ?ns= or its path.
 	named      bool
@@ -85,8 +85,8 @@ func (t target) kind() task.Kind {
 	return task.Blob
 }
 
-// parseTarget reads a request; fallback is the registry of one that names none. With an error it returns
-// what it has understood so far.
+// parseTarget reads a request; fallback is the registry of a request that names none. With an error it returns the
+// parts that it has parsed.
 func (p *Proxy) parseTarget(r *http.Request, fallback string) (t target, refused *apiError) {
 	if len(r.URL.Path)+len(r.URL.RawQuery) > targetMax {
 		return t, newError(http.StatusRequestURITooLong, "path and query are longer than %d bytes", targetMax)
@@ -137,7 +137,7 @@ func (p *Proxy) parseTarget(r *http.Request, fallback string) (t target, refused
 	if t.upstream != "" {
 		if err := p.cfg.Allow(t.upstream); err != nil {
 			if t.endpoint == endpointBase && !t.named {
-				// The client did not ask for the default: it looks whether a registry is here, and
+				// The client did not ask for the default: it checks whether a registry is here, and
 				// names the one that it means later.
 				t.upstream = ""
 				return t, nil
@@ -161,10 +161,10 @@ func (p *Proxy) parseTarget(r *http.Request, fallback string) (t target, refused
 	return t, nil
 }
 
-// nameUpstream finds the registry that a request means: by header, ?ns=, path or default, in this order.
-// An operator or a proxy writes the header for this mirror; containerd adds ?ns= to every request by
-// itself. With either of them, the path is the repository to the letter: its first part may look like a
-// registry ("my.project/app"), and may even be the registry's own name.
+// nameUpstream finds the registry that a request means: by header, ?ns=, path or default, in this order. An operator or
+// a proxy writes the header for this mirror; containerd adds ?ns= to every request. With either of them, the whole path
+// is the repository: its first part may look like a registry ("my.project/app"), and may even be the registry's own
+// name.
 func (p *Proxy) nameUpstream(r *http.Request, name, fallback string, t *target) *apiError {
 	var err error
 	t.named, t.repository = true, name
