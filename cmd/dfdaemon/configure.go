@@ -47,7 +47,7 @@ again after a change of upstreams. docs/clients.md describes each client.`,
 					"for podman and crio the directory of drop-ins")
 		},
 		Run: func(ctx context.Context, args []string, stdout io.Writer) error {
-			if root == "" { // what runs here is not of another machine
+			if root == "" { // with a root, the files are of another machine
 				adopted, _, err := cli.Adopt(ctx, cfg)
 				if err != nil {
 					return err
@@ -107,7 +107,7 @@ func withRemedy(err error, client string, user int) error {
 	return err
 }
 
-// mirrorFor returns the mirror as clients of this machine are configured for it.
+// mirrorFor returns the mirror with what clients of this machine have to know of it.
 func mirrorFor(cfg *config.Dfdaemon) clientconf.Mirror {
 	m := clientconf.Mirror{Addr: reachable(cfg.Mirror.Listen)}
 	for _, u := range cfg.Upstreams {

@@ -123,7 +123,7 @@ type Options struct {
 	Version string
 }
 
-// Configure plans the changes that make a client use the mirror. It plans nothing if the client does already, and
+// Configure plans the changes that make a client use the mirror. It plans nothing if the client uses it already, and
 // replaces an earlier address or list of registries. The error says what prevents it and what to do.
 func Configure(c Client, f Files, m Mirror, o Options) (Plan, error) {
 	if _, _, err := net.SplitHostPort(m.Addr); err != nil {

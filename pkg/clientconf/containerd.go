@@ -85,7 +85,7 @@ func (p *planner) containerd() error {
 	return p.hosts(dirs)
 }
 
-// versionText finds the version in what "containerd --version" prints, and names no distribution's suffix.
+// versionText finds the version in what "containerd --version" prints, without a distribution's suffix.
 var versionText = regexp.MustCompile(`(?:^|[ v])(\d+)\.(\d+)\.\d+`)
 
 // readsCerts reports whether a containerd reads the directories of hosts.toml files without a config_path.

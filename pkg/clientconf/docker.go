@@ -64,7 +64,8 @@ func (p *planner) docker() error {
 	return nil
 }
 
-// dockerFlagged returns an error if dockerd has a mirror as a flag: it does not start with mirrors in its file, too.
+// dockerFlagged returns an error if dockerd has a mirror as a flag: dockerd does not start if its file has mirrors,
+// too.
 func (p *planner) dockerFlagged(file string) error {
 	files := slices.Clone(dockerFlags)
 	for _, root := range []string{"/etc", "/lib", "/usr/lib"} {
