@@ -110,10 +110,10 @@ type Picker struct {
 	urgent      []piece.Index
 	border      border
 	flow        flow
-	// news says that a neighbour that is no seed announced a piece that this host lacks; fed is when
+	// offered says that a neighbour that is no seed announced a piece that this host lacks; fed is when
 	// Next last found it set.
-	news bool
-	fed  time.Time
+	offered bool
+	fed     time.Time
 }
 
 // hunger is how long no neighbour except seeds must have had a piece for this host before it starves. A piece that a
@@ -236,7 +236,7 @@ func (p *Picker) Has(n Neighbour, i piece.Index) {
 		p.avail[i]++
 		if !one.seed {
 			p.spread.Set(i)
-			p.news = p.news || !p.have.Has(i)
+			p.offered = p.offered || !p.have.Has(i)
 		}
 		if !one.afar {
 			p.border.approach(i)
@@ -407,8 +407,8 @@ func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 		return Request{}, false
 	}
 	p.survey(now)
-	if p.news || p.fed.IsZero() {
-		p.news, p.fed = false, now
+	if p.offered || p.fed.IsZero() {
+		p.offered, p.fed = false, now
 	}
 	for _, i := range p.urgent {
 		if r, ok := p.nextUrgent(now, i); ok {

@@ -141,7 +141,7 @@ func (s *scene) play(t *testing.T, d *datadriven.TestData) string {
 		var out strings.Builder
 		for range n {
 			r, ok := s.p.Next(s.now)
-			fmt.Fprintln(&out, s.told(r, ok))
+			fmt.Fprintln(&out, s.describe(r, ok))
 			if !ok {
 				break
 			}
@@ -198,8 +198,8 @@ func (s *scene) play(t *testing.T, d *datadriven.TestData) string {
 	return ""
 }
 
-// told says a decision in words.
-func (s *scene) told(r Request, ok bool) string {
+// describe returns a decision in words.
+func (s *scene) describe(r Request, ok bool) string {
 	if !ok {
 		return "nothing"
 	}
@@ -226,7 +226,7 @@ func (s *scene) odds(d *datadriven.TestData) string {
 	count := map[string]int{}
 	for range n {
 		r, ok := s.p.Next(s.now)
-		what := s.told(r, ok)
+		what := s.describe(r, ok)
 		if ok && d.HasArg("sources") {
 			what = "ask " + s.names[r.From]
 		}
