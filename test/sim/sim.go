@@ -189,8 +189,8 @@ type link struct {
 	to *node
 	// pending are this side's requests, in their order.
 	pending []*asked
-	// told is the number of pieces that the other side announced.
-	told int
+	// announced is the number of pieces that the other side announced.
+	announced int
 	// sending is the number of pieces that this side sends now, held the messages that wait for them, and arrives the
 	// arrival of the last sent piece.
 	sending int
@@ -542,7 +542,7 @@ func (w *world) connect(a, b *node) {
 		w.say(o, n, func() {
 			for i := range piece.Index(w.K) {
 				if have.Has(i) {
-					l.told++
+					l.announced++
 					n.pick.Has(picker.Neighbour(o.i), i)
 				}
 			}
@@ -690,7 +690,7 @@ func (w *world) displace(o, n *node) bool {
 	if o.seed || w.Turns != LeastFirst || w.HeadStart < 0 {
 		return false
 	}
-	worst, _ := o.lane(n).line.Displace("", o.links[n.i].told+w.HeadStart).(*job)
+	worst, _ := o.lane(n).line.Displace("", o.links[n.i].announced+w.HeadStart).(*job)
 	if worst == nil {
 		return false
 	}
@@ -751,7 +751,7 @@ func (w *world) rank(j *job) int {
 		}
 		return copies
 	}
-	return j.from.links[j.to.i].told
+	return j.from.links[j.to.i].announced
 }
 
 // send sends the next chunk of a job that has its turn.
@@ -907,7 +907,7 @@ func (w *world) learn(o, n *node, i piece.Index) {
 	if back == nil || o.dead {
 		return
 	}
-	back.told++
+	back.announced++
 	if !o.pick.Have().Has(i) {
 		o.pick.Has(picker.Neighbour(n.i), i)
 		if o.pick.Outstanding() < w.requestsMax() {
