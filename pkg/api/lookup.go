@@ -41,7 +41,8 @@ type Lookup struct {
 	Anonymous bool `json:"anonymous,omitempty"`
 	// MaxAgeMillis is how old a reply about a tag may be.
 	MaxAgeMillis int64 `json:"maxAgeMillis,omitempty"`
-	// Doubts says that the host reads Doubted in the reply. Earlier versions do not, and get no such consent.
+	// Doubts says that the host reads Doubted in the reply. Hosts of earlier versions do not, and get no doubted
+	// permission.
 	Doubts bool `json:"doubts,omitempty"`
 	// LastKnown asks what the owner remembers, because the registry does not answer. It brings no Authorization. Owners of
 	// earlier versions ask the registry.
@@ -60,20 +61,20 @@ func (q Lookup) Format(f fmt.State, _ rune) { fmt.Fprint(f, q.String()) }
 // LogValue keeps log/slog from showing the secret.
 func (q Lookup) LogValue() slog.Value { return slog.StringValue(q.String()) }
 
-// LookupReply is a registry's answer to a Lookup, by way of an owner. Exactly one is set: Digest
-// where the registry consented, Refusal where it refused, Unreached where it did not answer.
+// LookupReply is a registry's answer to a Lookup, by way of an owner. Exactly one is set: Digest if the registry
+// permitted the lookup, Refusal if it refused, Unreached if it did not answer.
 type LookupReply struct {
 	Version   int     `json:"version"`
 	Digest    task.ID `json:"digest,omitempty"`
 	Length    int64   `json:"length,omitempty"` // bytes; 0 when unknown
 	MediaType string  `json:"mediaType,omitempty"`
-	// Yours means that the registry consented to the lookup's own credential. Otherwise it
-	// consented to another one, and the host must still find out what its client may read.
+	// Yours says that the registry gave its permission to the lookup's own credential. Otherwise it gave it to another
+	// credential, and the host must still find out what its client may read.
 	Yours bool `json:"yours,omitempty"`
 	// AgeMillis is how long ago the registry answered.
 	AgeMillis int64 `json:"ageMillis,omitempty"`
-	// Doubted says that the registry has to show the blob before its consent counts: it ignored the Range of the
-	// lookup, or a redirect led from HTTPS to plain HTTP, where anyone on the path may have consented.
+	// Doubted says that the registry has to show the blob before its permission counts: it ignored the Range of the
+	// lookup, or a redirect led from HTTPS to plain HTTP, where an attacker on the path may have answered.
 	Doubted bool `json:"doubted,omitempty"`
 	// DateSeconds is when the registry answered by its own clock (its Date), in seconds since
 	// 1970; 0 when unknown. A node's clock may be off, and a token ends by the registry's clock.
@@ -82,9 +83,10 @@ type LookupReply struct {
 	// Unreached is why there was no answer, for people; it holds no secret.
 	Unreached string `json:"unreached,omitempty"`
 	// LastKnown says that the reply is what the owner remembers: Digest is what the tag meant, or a digest that the
-	// registry had, AgeMillis ago. It consents to nothing.
+	// registry had, AgeMillis ago. It permits nothing.
 	LastKnown bool `json:"lastKnown,omitempty"`
-	// Public says that anybody could read the digest, PublicAgeMillis ago, by the registry's answer to this owner.
+	// Public says that anonymous clients could read the digest, PublicAgeMillis ago, by the registry's answer to this
+	// owner.
 	Public          bool  `json:"public,omitempty"`
 	PublicAgeMillis int64 `json:"publicAgeMillis,omitempty"`
 }
@@ -151,7 +153,7 @@ func DecodeLookupReply(b []byte) (LookupReply, error) {
 	case a.Refusal != nil:
 		return LookupReply{Version: a.Version, Refusal: a.Refusal}, a.Refusal.check()
 	case err != nil:
-		return LookupReply{}, fmt.Errorf("reply without consent or refusal: %w", err)
+		return LookupReply{}, fmt.Errorf("reply without a digest or a refusal: %w", err)
 	}
 	return a, nil
 }

@@ -70,7 +70,7 @@ func TestDecodeLookupRefuses(t *testing.T) {
 		`","refusal":{"status":401,"header":{"Set-Cookie":["x"],"Retry-After":["1"]},"body":"eHg="}}`))
 	require.NoError(t, err)
 	assert.Equal(t, api.LookupReply{Version: 1, Refusal: &api.RegistryError{Status: 401,
-		Header: map[string][]string{"Retry-After": {"1"}}, Body: []byte("xx")}}, a, "a refusal is no consent")
+		Header: map[string][]string{"Retry-After": {"1"}}, Body: []byte("xx")}}, a, "a refusal permits nothing")
 }
 
 func FuzzDecodeLookups(f *testing.F) {
