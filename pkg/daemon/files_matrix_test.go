@@ -170,9 +170,9 @@ func (m *matrix) get(t *testing.T, addr string, i int, a asker, from int, versio
 	require.NoError(t, err)
 	c := m.cells[i]
 	want := m.content(c, who(func(k string) string { return a.headers[k] }, a.query))
-	if anybodys := m.content(c, who(func(string) string { return "" }, "")); c.says == "public" && !c.ranges &&
-		a.headers["Authorization"] != "" && bytes.HasSuffix(anybodys, b) {
-		want = anybodys // the origin allows it, and no bytes belong to another user
+	if anonymous := m.content(c, who(func(string) string { return "" }, "")); c.says == "public" && !c.ranges &&
+		a.headers["Authorization"] != "" && bytes.HasSuffix(anonymous, b) {
+		want = anonymous // the origin allows it, and no bytes belong to another user
 	}
 	switch res.StatusCode {
 	case http.StatusOK:

@@ -206,7 +206,7 @@ func TestCrowdLooksUpOnce(t *testing.T) {
 			assert.LessOrEqual(t, resolutions, most, "one resolution of the tag in its life")
 			yes := manifest.HEADs - manifest.Statuses[http.StatusUnauthorized]
 			if c.auth == registrytest.None {
-				assert.Less(t, yes, most, "what anybody may have is asked once")
+				assert.Less(t, yes, most, "what anonymous clients may read is asked once")
 			} else {
 				assert.GreaterOrEqual(t, yes+resolutions, 2*crowd,
 					"one HEAD for each token, by digest or to resolve the tag")

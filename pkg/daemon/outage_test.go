@@ -148,13 +148,13 @@ func (o *outage) push(t *testing.T, repository string, seed uint64) registrytest
 	return p
 }
 
-// warm pulls an image on both nodes as a user; the user "" has the token that anybody gets.
+// warm pulls an image on both nodes as a user; the user "" has the anonymous token.
 func (o *outage) warm(t *testing.T, p registrytest.Pushed, user, password string) {
 	for _, d := range o.nodes {
 		c := runtime{mirror: d.Addrs()["mirror"], ns: o.registry.Host(), late: new(atomic.Int64)}
 		res, _, err := c.do(http.MethodHead, p.Repository+"/manifests/v1")
 		require.NoError(t, err)
-		if res.StatusCode == http.StatusUnauthorized { // the other node may have found out that anybody may read it
+		if res.StatusCode == http.StatusUnauthorized { // the other node may know that anonymous clients may read it
 			require.NoError(t, c.login(res.Header.Get("WWW-Authenticate"), user, password))
 		}
 		require.NoError(t, c.pull(p.Repository, "v1", "", ""))

@@ -20,8 +20,8 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// What a registry of an odd kind gives a client directly, it gives the client through the mirror: with the
-// client's own login, with the token that anybody gets, and with the node's login. It sends each blob once.
+// What a registry of an odd kind gives a client directly, it gives the client through the mirror: with the client's own
+// login, with the anonymous token, and with the node's login. It sends each blob once.
 func TestPeculiarRegistries(t *testing.T) {
 	users := map[string]registrytest.User{
 		"":      {Pull: []string{"team/*"}},
@@ -29,7 +29,7 @@ func TestPeculiarRegistries(t *testing.T) {
 	}
 	for _, peculiar := range registrytest.Peculiarities() {
 		t.Run(peculiar.Name, func(t *testing.T) {
-			for _, login := range []string{"the client's login", "anybody's token", "the node's login"} {
+			for _, login := range []string{"the client's login", "the anonymous token", "the node's login"} {
 				t.Run(login, func(t *testing.T) {
 					peculiar.Config.Auth, peculiar.Config.Users = registrytest.Bearer, users
 					r := registrytest.Start(t, peculiar.Config)
@@ -41,7 +41,7 @@ func TestPeculiarRegistries(t *testing.T) {
 					switch login {
 					case "the client's login":
 						user = "alice"
-					case "anybody's token":
+					case "the anonymous token":
 						c.prefix = r.Host() // the mirror then gets the token
 					case "the node's login":
 						file := filepath.Join(t.TempDir(), "password")

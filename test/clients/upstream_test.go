@@ -107,9 +107,9 @@ func (r row) String() string {
 }
 
 // above is by how much a cold pull of some rows exceeds a direct one; of all others it asks no more often. Clients that
-// get the manifest by its tag cost a lookup beside the GET (1). A question whether anybody may read costs a token (1),
-// or also a request (2). crane brings a token for the mirror's name of the repository, which the registry refuses (2).
-// The supernode logs in beside the node (2).
+// get the manifest by its tag cost a lookup beside the GET (1). A lookup whether anonymous clients may read costs a
+// token (1), or also a request (2). crane brings a token for the mirror's name of the repository, which the registry
+// refuses (2). The supernode logs in beside the node (2).
 var above = map[string]int{
 	"public, tokens containers-image": 1, "public, tokens crane": 3, "public, tokens oras": 1,
 	"public, tokens regclient": 1,
