@@ -35,7 +35,7 @@ type SilentError struct {
 }
 
 func (e *SilentError) Error() string {
-	return fmt.Sprintf("%s has answered nothing for %s, and %d requests wait for it already; ask again in %s",
+	return fmt.Sprintf("%s has answered nothing for %s (waiting requests: %d); ask again in %s",
 		e.Upstream, e.Quiet.Round(time.Second), e.Waiting, e.RetryAfter)
 }
 
