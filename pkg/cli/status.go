@@ -72,7 +72,7 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 		if s.Listen["gossip"] != "" && len(s.Owners) == 0 {
 			line("supernode", "no other is known")
 		}
-		line("hosts", "%s here", plural(s.Hosts, "announces", "announce"))
+		line("hosts", "%s here", Plural(s.Hosts, "announces", "announce"))
 	}
 	if s.Late {
 		line("LATE", "this program's own timers come late, %s since its start: it lacks CPU time, so it waits longer for "+
@@ -93,7 +93,7 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 			break
 		}
 		line("REFUSED", "%s%s, %s, the last %s: %s", prefixed("host ", prefixed("", o.ID.Short()+" ")), "from "+o.Addr,
-			plural(o.Times, "announce", "announces"), ago(o.Last, now), o.Reason)
+			Plural(o.Times, "announce", "announces"), ago(o.Last, now), o.Reason)
 	}
 	if len(s.Secrets) > 1 {
 		for _, u := range s.Secrets {
@@ -112,7 +112,7 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	if s.Cache.Quota > 0 {
 		quota = fmt.Sprintf("%d%% of %s", 100*s.Cache.Bytes/s.Cache.Quota, size(s.Cache.Quota))
 	}
-	line("cache", "%s in %s (%s)%s", size(s.Cache.Bytes), plural(s.Cache.Tasks, "task", "tasks"), quota,
+	line("cache", "%s in %s (%s)%s", size(s.Cache.Bytes), Plural(s.Cache.Tasks, "task", "tasks"), quota,
 		prefixed(", ", s.Cache.Dir))
 	r := s.Received
 	line("received", "%s from peers, %s from supernodes, %s from origins%s", size(r.Peers), size(r.Seeds),
@@ -128,7 +128,7 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	}
 	if s.BadPieces > 0 {
 		line("BAD", "%s not match the digest; the log names the senders",
-			plural(int(s.BadPieces), "piece did", "pieces did"))
+			Plural(int(s.BadPieces), "piece did", "pieces did"))
 	}
 	outcomes := func(name, well string, o *api.Outcomes) {
 		if o == nil {
@@ -149,8 +149,8 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	}
 	outcomes("pulls", "succeeded", s.Pulls)
 	outcomes("seeds", "fetched", s.Seeds)
-	line("now", "%s, %s open", plural(len(s.Running), "download runs", "downloads run"),
-		plural(s.Downloads, "task", "tasks"))
+	line("now", "%s, %s open", Plural(len(s.Running), "download runs", "downloads run"),
+		Plural(s.Downloads, "task", "tasks"))
 	for i, r := range s.Running {
 		if i == runningShown {
 			line("", "and %d more (--json lists them)", len(s.Running)-i)
@@ -169,7 +169,7 @@ func secretLine(u api.SecretStatus, now time.Time) string {
 	} else if u.Removed {
 		state = "REMOVED"
 	}
-	text := fmt.Sprintf("%s %s: %s of others", u.Fingerprint, state, plural(u.Connections, "connection", "connections"))
+	text := fmt.Sprintf("%s %s: %s of others", u.Fingerprint, state, Plural(u.Connections, "connection", "connections"))
 	if u.Last.IsZero() {
 		return text + ", not used since the start"
 	}
@@ -228,7 +228,8 @@ func limited(l api.Limits) string {
 	return strings.Join(words, ", ")
 }
 
-func plural(n int, one, many string) string {
+// Plural returns a number with its noun: one for 1, many for any other number.
+func Plural(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one
 	}

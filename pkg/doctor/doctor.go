@@ -18,6 +18,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/apiclient"
+	"github.com/darter-io/darter/pkg/cli"
 	"github.com/darter-io/darter/pkg/clientconf"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/identity"
@@ -183,8 +184,9 @@ func (x *exam) daemon(context.Context) []Finding {
 			"repair the disk of node.dataDir; the daemon tries again"})
 	}
 	if s.BadPieces > 0 {
-		out = append(out, Finding{Warn, "daemon", fmt.Sprintf("%d pieces from other nodes did not match their digest",
-			s.BadPieces), "read its log, which names the senders; their disk or memory may be bad"})
+		out = append(out, Finding{Warn, "daemon", cli.Plural(int(s.BadPieces), "piece", "pieces") +
+			" from other nodes did not match the digest",
+			"read its log, which names the senders; their disk or memory may be bad"})
 	}
 	return out
 }
@@ -196,12 +198,12 @@ func rotation(s api.Status) (out []Finding) {
 	}
 	first := s.Secrets[0].Fingerprint
 	for _, u := range s.Secrets[1:] {
-		what := fmt.Sprintf("the cluster secret %s is accepted beside the first one, %s: ", u.Fingerprint, first)
+		what := fmt.Sprintf("the cluster secret %s is accepted in addition to the first one, %s: ", u.Fingerprint, first)
 		if u.Removed {
-			what = fmt.Sprintf("the cluster secret %s was removed, and connections that it proved end soon: ",
+			what = fmt.Sprintf("the cluster secret %s was removed, and its connections end soon: ",
 				u.Fingerprint)
 		}
-		found := what + fmt.Sprintf("%d connections use it", u.Connections)
+		found := what + cli.Plural(u.Connections, "connection uses it", "connections use it")
 		if !u.Last.IsZero() {
 			found += fmt.Sprintf(", last used at %s by %s", u.Last.Local().Format(time.DateTime), u.Address)
 		}

@@ -298,6 +298,36 @@ func TestChangeOfTheSecretIsReported(t *testing.T) {
 	assert.Contains(t, about()[0].Found, "was removed")
 }
 
+// Findings with a count name one thing in the singular.
+func TestCountsAgreeInNumber(t *testing.T) {
+	for n, want := range map[int][]string{
+		1: {"1 piece from", "1 connection uses it", "rejected 1 announce from", "1 file with secrets: safe"},
+		2: {"2 pieces from", "2 connections use it", "rejected 2 announces from", "2 files with secrets: safe"},
+	} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			assert.NoError(t, json.NewEncoder(w).Encode(api.Status{Program: "dfdaemon", Ready: true, BadPieces: int64(n),
+				Listen:       map[string]string{"api": "127.0.0.1:1"},
+				Secrets:      []api.SecretStatus{{Fingerprint: "a", First: true}, {Fingerprint: "b", Connections: n}},
+				RefusedHosts: []api.RefusedHost{{Addr: "10.0.0.9:1", Times: n, Reason: "the same ID"}}}))
+		}))
+		cfg := settings(t)
+		cfg.API.Listen = config.Address(s.Listener.Addr().String())
+		cfg.Supernodes = []config.Address{cfg.API.Listen}
+		cfg.Proxy.CAKey = file(t, "")
+		if n == 2 {
+			cfg.Cluster.SecretFile = file(t, "")
+		}
+		var all []string
+		for _, f := range examine(t, cfg) {
+			all = append(all, f.Found)
+		}
+		for _, text := range want {
+			assert.Contains(t, strings.Join(all, "\n"), text)
+		}
+		s.Close()
+	}
+}
+
 // expired is a TLS server whose certificate was good in the past.
 func expired(t *testing.T) (addr, ca string) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -335,15 +365,15 @@ func TestRunningDaemonSettings(t *testing.T) {
 	assert.Contains(t, f.Found, "the running daemon knows 10.0.0.1:65000")
 	assert.NotContains(t, f.Found, "10.0.0.9", "a standby is in no settings")
 	assert.Contains(t, f.Do, "--config")
-	var told []string
+	var warnings []string
 	for _, f := range found {
 		if f.Check == "daemon" && f.Level == doctor.Warn {
-			told = append(told, f.Found)
+			warnings = append(warnings, f.Found)
 		}
 	}
-	require.Len(t, told, 1)
-	assert.Contains(t, told[0], "2 of 7 pulls failed")
-	assert.Contains(t, told[0], "quay.io/a/b: no route to host")
+	require.Len(t, warnings, 1)
+	assert.Contains(t, warnings[0], "2 of 7 pulls failed")
+	assert.Contains(t, warnings[0], "quay.io/a/b: no route to host")
 }
 
 func TestUnreachableRegistries(t *testing.T) {

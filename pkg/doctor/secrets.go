@@ -7,6 +7,7 @@ import (
 	"io/fs"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/cli"
 	"github.com/darter-io/darter/pkg/config"
 )
 
@@ -30,8 +31,7 @@ func (x *exam) secrets(context.Context) []Finding {
 		}
 	}
 	if len(out) == 0 {
-		out = []Finding{{OK, "secrets", fmt.Sprintf("%d files with secrets, each with safe permissions", len(files)),
-			""}}
+		out = []Finding{{OK, "secrets", cli.Plural(len(files), "file", "files") + " with secrets: safe permissions", ""}}
 	}
 	return out
 }
@@ -39,8 +39,8 @@ func (x *exam) secrets(context.Context) []Finding {
 // refused reports announces that an owner rejected recently, mostly two hosts with the same ID.
 func refused(name string, s api.Status) (out []Finding) {
 	for _, o := range s.RefusedHosts {
-		out = append(out, Finding{Warn, name, fmt.Sprintf("rejected %d announces from %s: %s", o.Times,
-			o.Addr, o.Reason),
+		out = append(out, Finding{Warn, name, fmt.Sprintf("rejected %s from %s: %s",
+			cli.Plural(o.Times, "announce", "announces"), o.Addr, o.Reason),
 			"check that host; with a copied data directory, this version takes a new ID automatically"})
 	}
 	return out
