@@ -129,7 +129,7 @@ func TestDockerProxyMode(t *testing.T) {
 			require.NoError(t, err)
 			assert.Positive(t, s.Served)
 		}
-		// A cached image needs the registry's consent.
+		// A cached image needs the registry's permission.
 		_, err := docker(all[0], "logout", "registry.example")
 		require.NoError(t, err)
 		_, err = docker(all[0], "rmi", "registry.example/team/app:v1")
