@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -23,8 +24,8 @@ import (
 // configure is the command that configures clients to use the mirror.
 func configure(cfg *config.Dfdaemon) cli.Command {
 	var (
-		dryRun, remove, digests bool
-		root, mirror, file      string
+		dryRun, remove, digests, hostsOnly bool
+		root, mirror, file, hostsDir       string
 	)
 	return cli.Command{
 		Use:   "configure containerd|docker|podman|crio|buildkit|k3s|rke2",
@@ -45,8 +46,15 @@ again after a change of upstreams. docs/clients.md describes each client.`,
 			fs.StringVar(&file, "client-config", "",
 				"the client's own configuration `FILE`, if it is not the usual one; "+
 					"for podman and crio the directory of drop-ins")
+			fs.BoolVar(&hostsOnly, "hosts-only", false,
+				"for containerd: write the hosts.toml files only, and leave config.toml as it is")
+			fs.StringVar(&hostsDir, "hosts-dir", "", "with --hosts-only: the `DIRECTORY` of these files. "+
+				"Default: what config.toml names, else /etc/containerd/certs.d")
 		},
 		Run: func(ctx context.Context, args []string, stdout io.Writer) error {
+			if hostsDir != "" && !hostsOnly {
+				return cli.Usage(errors.New("--hosts-dir goes with --hosts-only"))
+			}
 			if root == "" { // with a root, the files are of another machine
 				adopted, _, err := cli.Adopt(ctx, cfg)
 				if err != nil {
@@ -66,7 +74,8 @@ again after a change of upstreams. docs/clients.md describes each client.`,
 			if remove {
 				do = clientconf.Remove
 			}
-			options := clientconf.Options{Config: file, Version: programVersion(ctx, args[0], root)}
+			options := clientconf.Options{Config: file, Version: programVersion(ctx, args[0], root),
+				HostsOnly: hostsOnly, HostsDir: hostsDir}
 			plan, err := do(clientconf.Client(args[0]), files, m, options)
 			if err != nil {
 				return withRemedy(err, args[0], os.Geteuid())
@@ -99,8 +108,12 @@ func programVersion(ctx context.Context, client, root string) string {
 	return string(out)
 }
 
-// withRemedy says what to do about files that only root may read or write.
+// withRemedy says what to do about files that only root may read or write, and about a read-only file system.
 func withRemedy(err error, client string, user int) error {
+	if errors.Is(err, syscall.EROFS) && client == string(clientconf.Containerd) {
+		return fmt.Errorf("%w; --hosts-only leaves config.toml as it is, and --hosts-dir names another directory for the "+
+			"hosts.toml files", err)
+	}
 	if errors.Is(err, fs.ErrPermission) && user != 0 {
 		return fmt.Errorf("%w; run it as root: sudo dfdaemon configure %s", err, client)
 	}

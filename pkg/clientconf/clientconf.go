@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path"
 	"slices"
 	"strings"
 
@@ -121,6 +122,11 @@ type Options struct {
 	// Version is what the client's program prints for --version, empty if unknown. containerd 2.2 and newer need no
 	// config_path.
 	Version string
+	// HostsOnly leaves containerd's own file as it is and writes hosts.toml files only.
+	HostsOnly bool
+	// HostsDir is the directory of these files with HostsOnly. Empty is what containerd's own file names, else the usual
+	// one.
+	HostsDir string
 }
 
 // Configure plans the changes that make a client use the mirror. It plans nothing if the client uses it already, and
@@ -150,6 +156,13 @@ func planned(c Client, p *planner) (Plan, error) {
 	mk, ok := makers[c]
 	if !ok {
 		return Plan{}, fmt.Errorf("unknown client %q; use one of: %s", c, join(Clients()))
+	}
+	if p.opts.HostsOnly && c != Containerd {
+		return Plan{}, fmt.Errorf("hosts-only is about the hosts.toml files of containerd, and %s has none", c)
+	}
+	if p.opts.HostsDir != "" && !path.IsAbs(p.opts.HostsDir) {
+		return Plan{}, fmt.Errorf("hosts-dir: %q is not an absolute path; write for example %s", p.opts.HostsDir,
+			containerdCerts)
 	}
 	if err := mk(p); err != nil {
 		return Plan{}, err

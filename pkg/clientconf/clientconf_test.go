@@ -683,3 +683,63 @@ func TestContainerdWithoutConfigPath(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, plan.Changes)
 }
+
+// An init container of Kubernetes may write nothing but hosts.toml files: the rest of the root is read-only there.
+func TestHostsOnly(t *testing.T) {
+	const site = "server = \"https://quay.io\"\n\n[host.\"https://mirror.corp\"]\ncapabilities = [\"pull\"]\n"
+	const other = "/etc/cri/hosts.d"
+	const mirrors = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\n" +
+		"endpoint = [\"https://mirror.corp\"]\n"
+	named := "version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"" + other + "\"\n"
+	for name, c := range map[string]struct {
+		files     map[string]string
+		o         Options
+		dir, note string
+	}{
+		"no config.toml is mounted": {nil, Options{}, ours, "Older ones read it only if config_path"},
+		"config.toml names no path": {map[string]string{containerdConfig: debian16}, Options{}, ours, "Older ones"},
+		"containerd 2.2": {map[string]string{containerdConfig: "version = 3\n"},
+			Options{Version: "containerd containerd v2.2.0 0"}, ours, ""},
+		"config.toml names another path":  {map[string]string{containerdConfig: named}, Options{}, other, ""},
+		"an imported file names it":       {map[string]string{"/etc/containerd/conf.d/a.toml": named}, Options{}, other, ""},
+		"the operator names it":           {map[string]string{containerdConfig: named}, Options{HostsDir: "/x/certs.d"}, "/x/certs.d", ""},
+		"config.toml has its own mirrors": {map[string]string{containerdConfig: mirrors}, Options{}, ours, "has its own mirrors"},
+		"config.toml is broken":           {map[string]string{containerdConfig: "version = ["}, Options{}, ours, "config.toml: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := machine(t, c.files)
+			require.NoError(t, os.MkdirAll(filepath.Join(f.Root, c.dir, "quay.io"), 0o755))
+			require.NoError(t, os.WriteFile(filepath.Join(f.Root, c.dir, "quay.io", hostsFile), []byte(site), 0o640))
+			before := state(t, f)
+			c.o.HostsOnly = true
+			plan, err := Configure(Containerd, f, mirror, c.o)
+			require.NoError(t, err)
+			for _, change := range plan.Changes {
+				assert.Equal(t, c.dir, filepath.Dir(filepath.Dir(change.Path)))
+			}
+			assert.Len(t, plan.Changes, 3)
+			assert.Empty(t, plan.Restart)
+			if c.note == "" {
+				assert.Empty(t, plan.Notes)
+			} else {
+				assert.Contains(t, strings.Join(plan.Notes, "\n"), c.note)
+			}
+			require.NoError(t, plan.Apply(f))
+			text := read(t, f, c.dir+"/quay.io/hosts.toml")
+			assert.Less(t, strings.Index(text, mirror.Addr), strings.Index(text, "mirror.corp"), "the mirror is first")
+			again, err := Configure(Containerd, f, mirror, c.o)
+			require.NoError(t, err)
+			assert.Empty(t, again.Changes)
+			gone, err := Remove(Containerd, f, mirror, c.o)
+			require.NoError(t, err)
+			assert.Empty(t, gone.Notes)
+			require.NoError(t, gone.Apply(f))
+			assert.Equal(t, before, state(t, f))
+		})
+	}
+	f := machine(t, nil)
+	_, err := Configure(Docker, f, mirror, Options{HostsOnly: true})
+	require.ErrorContains(t, err, "hosts-only is about the hosts.toml files of containerd, and docker has none")
+	_, err = Configure(Containerd, f, mirror, Options{HostsOnly: true, HostsDir: "certs.d"})
+	require.ErrorContains(t, err, "is not an absolute path")
+}

@@ -30,17 +30,12 @@ func (p *planner) containerd() error {
 	if file == "" {
 		file = containerdConfig
 	}
-	text, err := p.files.read(file)
+	if p.opts.HostsOnly {
+		return p.hosts(p.hostsDirs(file))
+	}
+	text, doc, err := p.readConfig(file)
 	if err != nil {
 		return err
-	}
-	base, err := strip(text)
-	if err != nil {
-		return fmt.Errorf("%s: %w", file, err)
-	}
-	doc, err := parseTOML(base)
-	if err != nil {
-		return fmt.Errorf("%s: %w", file, err)
 	}
 	section, version := criRegistry(doc)
 	if !p.undo {
@@ -83,6 +78,71 @@ func (p *planner) containerd() error {
 		dirs = append(dirs, containerdCerts) // from before config_path was changed
 	}
 	return p.hosts(dirs)
+}
+
+// readConfig reads a configuration of containerd; doc is without our part.
+func (p *planner) readConfig(file string) (text []byte, doc *document, err error) {
+	if text, err = p.files.read(file); err != nil {
+		return nil, nil, err
+	}
+	base, err := strip(text)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", file, err)
+	}
+	if doc, err = parseTOML(base); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return text, doc, nil
+}
+
+// hostsDirs returns the directories for the hosts.toml files if containerd's own file is not to be changed. It notes
+// what keeps containerd from reading them; none of that is a reason to write nothing.
+func (p *planner) hostsDirs(file string) []string {
+	if p.opts.HostsDir != "" {
+		return []string{p.opts.HostsDir}
+	}
+	set, err := p.namedDirs(file)
+	switch {
+	case p.undo:
+	case err != nil:
+		p.note("%v. Until then containerd may not read %s", err, containerdCerts)
+	case set == "" && !readsCerts(p.opts.Version):
+		p.note("containerd 2.2 and newer read %s by default. Older ones read it only if config_path in %s names it, and "+
+			"only after a restart: run configure once without --hosts-only, or set it with the machine's image",
+			containerdCerts, file)
+	}
+	dirs := []string{containerdCerts}
+	if set != "" {
+		dirs = strings.Split(set, ":")
+	}
+	if p.undo && !slices.Contains(dirs, containerdCerts) {
+		dirs = append(dirs, containerdCerts) // from before config_path was changed
+	}
+	return dirs
+}
+
+// namedDirs returns the config_path of containerd's own file and of those that it imports, empty for none. The error
+// says what keeps containerd from reading the directories; set is right all the same if it is not empty.
+func (p *planner) namedDirs(file string) (set string, err error) {
+	text, doc, err := p.readConfig(file)
+	if err != nil {
+		return "", err
+	}
+	if hasBlock(text) { // an earlier configure set it
+		if doc, err = parseTOML(text); err != nil {
+			return "", fmt.Errorf("%s: %w", file, err)
+		}
+	}
+	section, version := criRegistry(doc)
+	set, _ = doc.get(append(section, "config_path")...).(string)
+	if err := p.criAllows(file, doc, section); err != nil {
+		return set, err
+	}
+	there, err := p.imported(file, doc)
+	if there != "" && (set == "" || doc.get("imports") != nil || version > 2) {
+		set = there
+	}
+	return set, err
 }
 
 // versionText finds the version in what "containerd --version" prints, without a distribution's suffix.
