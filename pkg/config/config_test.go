@@ -509,3 +509,21 @@ func TestFirstByteOfAnUpstream(t *testing.T) {
 	assert.Equal(t, 7*time.Minute, cfg.Upstreams[0].FirstByte)
 	assert.Zero(t, cfg.Upstreams[1].FirstByte, "the default is the registry client's")
 }
+
+// The downward API of Kubernetes gives an IP address of either family, and a template cannot choose the brackets.
+func TestAddressInBrackets(t *testing.T) {
+	for text, want := range map[string]Address{
+		"[10.0.0.7]:65002": "10.0.0.7:65002", "10.0.0.7:65002": "10.0.0.7:65002", "[fd00::7]:65002": "[fd00::7]:65002",
+		"[node7]:65002": "node7:65002", "[]:65002": ":65002",
+	} {
+		cfg, _, err := load[Dfdaemon](t, "dfdaemon", "", []string{"DARTER_SUPERNODES=" + text,
+			"DARTER_CLUSTER_INSECURE=true", "DARTER_PEER_LISTEN=" + text}, nil)
+		if want.Host() == "" {
+			require.ErrorContains(t, err, "does not say where to connect", text)
+			continue
+		}
+		require.NoError(t, err, text)
+		assert.Equal(t, []Address{want}, cfg.Supernodes)
+		assert.Equal(t, want, cfg.Peer.Listen)
+	}
+}

@@ -128,7 +128,8 @@ settings, and those that need a restart.
 
 Values carry units: sizes ` + "`500MB`, `64MiB`, `4GiB`" + `; rates ` + "`100MiB/s`, `800Mbit/s`, `unlimited`" + `; durations ` + "`500ms`, `30s`, `2h`" + `.
 Addresses are ` + "`host:port`" + `, with IPv6 addresses in brackets: ` + "`[2001:db8::7]:65002`" + `. An empty host, ` + "`:65002`" + `, is every address of the
-machine, IPv4 and IPv6. Lists are YAML lists in a file and comma-separated elsewhere; a repeated flag adds to its list.
+machine, IPv4 and IPv6. An IPv4 address may have brackets, too, so that ` + "`[$(HOST_IP)]:65002`" + ` is right for both. Lists are YAML lists in a
+file and comma-separated elsewhere; a repeated flag adds to its list.
 
 ## Ports
 

@@ -133,7 +133,8 @@ func (r Rate) String() string {
 func (Rate) Unit() string { return "rate" }
 
 // Address is host:port. The host is a name, an IPv4 address, an IPv6 address in brackets, or empty for every address of
-// the machine, IPv4 and IPv6. Port 0 takes a free port.
+// the machine, IPv4 and IPv6. Port 0 takes a free port. A template that does not know the family, such as
+// [$(HOST_IP)]:65002, may write brackets around an IPv4 address, too; they are removed.
 type Address string
 
 // UnmarshalText parses an address.
@@ -149,7 +150,7 @@ func (a *Address) UnmarshalText(b []byte) error {
 	if ip := net.ParseIP(text); ip != nil || strings.Count(text, ":") > 1 && !strings.HasPrefix(text, "[") {
 		return fmt.Errorf("%q has no port; write %s", text, net.JoinHostPort(text, "PORT"))
 	}
-	_, port, err := net.SplitHostPort(text)
+	host, port, err := net.SplitHostPort(text)
 	if err != nil {
 		return fmt.Errorf("%q is not an address; write host:port, for example 10.0.0.7:65002, [::1]:65002 or :65002",
 			text)
@@ -158,6 +159,9 @@ func (a *Address) UnmarshalText(b []byte) error {
 		return fmt.Errorf("%q: port %q is not a number up to 65535", text, port)
 	} else if strconv.FormatUint(n, 10) != port {
 		return fmt.Errorf("%q: write the port as %d", text, n)
+	}
+	if strings.HasPrefix(text, "[") && !strings.Contains(host, ":") {
+		text = net.JoinHostPort(host, port) // all hosts write an address alike
 	}
 	*a = Address(text)
 	return nil
