@@ -221,6 +221,7 @@ func (p Program) status() Command {
 	var asJSON bool
 	return Command{
 		Use: "status", Short: "Tell how the " + p.Name + " of this machine is",
+		Long: "Status prints how the " + p.Name + " of this machine is. It exits with 0 only if that is ready.",
 		// The settings say where the program listens; of their flags only that one matters.
 		Keep: []string{p.StatusFlag}, Lenient: true,
 		Flags: func(fs *pflag.FlagSet) { fs.BoolVar(&asJSON, "json", false, "print the whole status as JSON") },
@@ -232,9 +233,14 @@ func (p Program) status() Command {
 			if asJSON {
 				enc := json.NewEncoder(stdout)
 				enc.SetIndent("", "  ")
-				return enc.Encode(s)
+				err = enc.Encode(s)
+			} else {
+				err = WriteStatus(stdout, s, time.Now())
 			}
-			return WriteStatus(stdout, s, time.Now())
+			if err == nil && !s.Ready {
+				err = errors.New("not ready: " + strings.Join(s.Missing, "; "))
+			}
+			return err
 		},
 	}
 }

@@ -3,9 +3,12 @@ package cli
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"sync"
@@ -15,6 +18,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/config"
 )
 
@@ -166,5 +170,32 @@ func TestSignalDuringTheStart(t *testing.T) {
 			cancel()
 			assert.NoError(t, <-ended)
 		})
+	}
+}
+
+// Probes and scripts judge a program by the exit code of its status.
+func TestStatusFailsWhileNotReady(t *testing.T) {
+	answer := api.Status{Program: "dfdaemon", Ready: true}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(answer)
+	}))
+	defer server.Close()
+	cfg := new(config.Dfdaemon)
+	p := Program{Name: "dfdaemon", Settings: cfg, Log: &cfg.Log, Status: &cfg.API.Listen, StatusFlag: "api-listen"}
+	status := func(args ...string) (string, error) {
+		var out bytes.Buffer
+		cmd := p.command(&out, io.Discard, []string{"DARTER_API_LISTEN=" + server.Listener.Addr().String()})
+		cmd.SetArgs(append([]string{"status"}, args...))
+		err := cmd.ExecuteContext(t.Context())
+		return out.String(), err
+	}
+	for _, args := range [][]string{nil, {"--json"}} {
+		answer.Ready, answer.Missing = true, nil
+		_, err := status(args...)
+		require.NoError(t, err)
+		answer.Ready, answer.Missing = false, []string{"data directory: full", "a friend: silent"}
+		out, err := status(args...)
+		require.EqualError(t, err, "not ready: data directory: full; a friend: silent")
+		assert.Contains(t, out, "a friend: silent", "it prints the status all the same")
 	}
 }
