@@ -216,12 +216,12 @@ func (p Program) run(ctx context.Context, form *config.Form, environ []string, l
 	return program.Run(ctx)
 }
 
-// status is the command that asks a running program how it is.
+// status is the command that prints the state of a running program.
 func (p Program) status() Command {
 	var asJSON bool
 	return Command{
-		Use: "status", Short: "Tell how the " + p.Name + " of this machine is",
-		Long: "Status prints how the " + p.Name + " of this machine is. It exits with 0 only if that is ready.",
+		Use: "status", Short: "Print the state of this machine's " + p.Name,
+		Long: "Status prints the state of this machine's " + p.Name + ". It exits with 0 only if the program is ready.",
 		// The settings say where the program listens; of their flags only that one matters.
 		Keep: []string{p.StatusFlag}, Lenient: true,
 		Flags: func(fs *pflag.FlagSet) { fs.BoolVar(&asJSON, "json", false, "print the whole status as JSON") },

@@ -60,7 +60,7 @@ func (r sluggishReplica) AddRuns(runs []piece.DigestRun, certs [][]byte) error {
 // answers makes all calls of a download's loop to a proof.
 func answers(t *testing.T, p *proof) {
 	t.Helper()
-	returns(t, "looking into the ledger", func() {
+	returns(t, "reading the proof", func() {
 		p.digest(0)
 		p.runFor(0)
 		p.any()
@@ -88,7 +88,7 @@ func adding(p *proof, runs ...piece.DigestRun) <-chan result {
 	return out
 }
 
-func TestTheLedgerAnswersWhileItIsWrittenTo(t *testing.T) {
+func TestTheProofAnswersWhileItIsWrittenTo(t *testing.T) {
 	f := piece.MetadataFor(3*piece.SizeMin, "")
 	slow, quick := runAt(f, 1, 0, digestOf(0)), runAt(f, 2, 1, digestOf(1))
 	t.Run("while a signature is checked", func(t *testing.T) {

@@ -1,5 +1,6 @@
 // Package arch checks the rules of the tree that a reader relies on: the direction of imports, pure policy code,
-// mutexes under which no call waits, package comments with a promise, and documents that name only existing things.
+// mutexes under which no call waits, goroutines that end, API fields with a writer and a reader, package comments with
+// a promise, types in the glossary, and documents that name only existing things.
 //
 // A check returns every fault as a sentence that says what to do. It reads only the given tree, so that tests can run
 // it on small trees. Start at [Load] and [Table].

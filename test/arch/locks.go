@@ -16,7 +16,7 @@ var Guarded = []string{"pkg/ratelimit", "pkg/piece/memstore", "pkg/announce", "p
 
 // waiting are mutexes under which calls may wait on purpose, with the reason why they do not lead back.
 var waiting = map[string]string{
-	"pkg/peer making": "one goroutine has the store make a replica; no reader of the ledger needs it",
+	"pkg/peer making": "one goroutine has the store make a replica; no reader of the proof needs it",
 }
 
 // outside are packages whose functions may wait or call back.

@@ -74,7 +74,7 @@ type Store struct {
 	unusable []unusable // tasks of newer versions, and unusable tasks that cannot be deleted
 	queue    []*entry
 	working  bool          // a goroutine syncs the queue
-	hurry    chan struct{} // ends its pause
+	soon     chan struct{} // ends its pause
 	closed   bool
 	// evictions since Open.
 	evictions int64
@@ -159,7 +159,7 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.SyncAfter <= 0 {
 		cfg.SyncAfter = 10 * time.Second
 	}
-	s := &Store{cfg: cfg, fs: cfg.FS, log: cfg.Logger, tasks: map[task.ID]*entry{}, hurry: make(chan struct{}, 1)}
+	s := &Store{cfg: cfg, fs: cfg.FS, log: cfg.Logger, tasks: map[task.ID]*entry{}, soon: make(chan struct{}, 1)}
 	s.buffers.New = func() any { b := make([]byte, bufferSize); return &b }
 	if s.fs == nil {
 		s.fs = OS{}
@@ -1080,14 +1080,14 @@ func (s *Store) pause(d time.Duration) {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-s.hurry:
+	case <-s.soon:
 	}
 }
 
 // hasten ends a pause, or the next one.
 func (s *Store) hasten() {
 	select {
-	case s.hurry <- struct{}{}:
+	case s.soon <- struct{}{}:
 	default:
 	}
 }

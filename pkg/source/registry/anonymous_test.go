@@ -238,7 +238,7 @@ func TestARedirectedChallengeIsNotRemembered(t *testing.T) {
 
 // A token service that refuses an anonymous token has answered, also if the challenge of another client's token led
 // there: the response is the registry's challenge, and not an error as of a token service that is unreachable.
-func TestADeclinedTokenIsAnAnswerAfterAnotherTokensChallenge(t *testing.T) {
+func TestADeclinedTokenAfterAnotherTokensChallenge(t *testing.T) {
 	s := newScript(t)
 	s.answer = func(w http.ResponseWriter, authorization string) {
 		if authorization != "Bearer alice" {
