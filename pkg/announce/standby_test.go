@@ -206,7 +206,7 @@ func TestStandbysCalledDuringManyAnnounces(t *testing.T) {
 	}
 }
 
-// Owners that refuse an entry are alive: nobody calls the standbys because of it.
+// Owners that refuse an entry are alive: a host does not call the standbys because of it.
 func TestARefusedEntryCallsNoStandbys(t *testing.T) {
 	w, own := withStandbys(stands...), &solo{}
 	bad := ledBy(stands, "s:2")

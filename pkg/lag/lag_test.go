@@ -124,7 +124,7 @@ func TestAHealthyMachineLosesNothing(t *testing.T) {
 	assert.WithinDuration(t, time.Now(), none.Now(), time.Minute)
 }
 
-// A log that blocks, such as a pipe that nobody reads, is no stall of this host: its time-outs must go on.
+// A log that blocks, such as a pipe without a reader, is no stall of this host: its time-outs must go on.
 func TestALogThatBlocksStopsNoTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &machine{}
