@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/lag"
 	"github.com/darter-io/darter/pkg/peer"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/task"
@@ -444,6 +445,39 @@ func TestARangeIgnoredOnceIsAskedNoMore(t *testing.T) {
 		whole(t, s, n)
 		assert.Equal(t, 2, len(s.origin.requests())-before, "the first one shows that it ignores ranges")
 	})
+}
+
+// TestALateHostReadsPastWhatIsStored fills the blob around stored pieces. A host that is late takes its own lateness for
+// a slow origin, and the bytes that it waits for already lie in its socket: it makes no new request behind those pieces.
+func TestALateHostReadsPastWhatIsStored(t *testing.T) {
+	for name, late := range map[string]bool{"in time": false, "late": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				meter := lag.New(lag.Config{Wait: func(ctx context.Context, d time.Duration) {
+					if late {
+						d += 100 * time.Millisecond
+					}
+					select {
+					case <-time.After(d):
+					case <-ctx.Done():
+					}
+				}})
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				go func() { _ = meter.Run(ctx) }()
+				s := newSwarm(t, randomBytes(94, aheadLength))
+				s.origin.body = paced(aheadRate)
+				s.adjust = func(cfg *peer.Config) { cfg.Lag = meter }
+				n := s.seed()
+				readWindows(t, s, []*node{n}, &window{off: 8 * piece.SizeMin, n: 6 * piece.SizeMin, part: true})
+				time.Sleep(10 * time.Minute)
+				before := len(s.origin.requests())
+				whole(t, s, n)
+				want := map[bool]int{false: 2, true: 1}[late]
+				assert.Equal(t, want, len(s.origin.requests())-before)
+			})
+		})
+	}
 }
 
 // TestAFollowerAnnouncesFewWindows resumes a blob, so that its reader waits for each piece that the stream brings. The

@@ -36,7 +36,8 @@ const (
 	// not ask again, because it has waited as long as the operator allows.
 	slowOpen = 20 * time.Second
 	// skipMin and skipMax bound how many bytes of stored pieces this host reads past before it makes a new request behind
-	// them instead: the bytes of skipTime are on their way anyway.
+	// them instead: the bytes of skipTime are on their way anyway. A host that is late cannot measure how fast they
+	// come, and a socket holds a few MiB that came while the host did not run: it reads past skipMax.
 	skipMin  = 256 << 10
 	skipMax  = 4 << 20
 	skipTime = 50 * time.Millisecond
@@ -455,8 +456,11 @@ func (o *originParent) stream(ctx context.Context) error {
 
 // skip is how many bytes of stored pieces this host reads past.
 func (o *originParent) skip() int64 {
-	if o.ahead.sendsWhole() {
+	switch {
+	case o.ahead.sendsWhole():
 		return math.MaxInt64
+	case o.d.e.cfg.Lag.Late():
+		return skipMax
 	}
 	return max(skipMin, min(int64(o.ahead.pace.rate(time.Now())*skipTime.Seconds()), skipMax))
 }
