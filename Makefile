@@ -41,7 +41,7 @@ CLIENT_FLAGS := -tags $(TAGS),containers_image_openpgp
 GOLANGCI = $$golangci run --allow-parallel-runners --timeout 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo bench bench-quick plot lint race race-real race-virtual clients e2e clients-alone release clean
+.PHONY: help build test demo bench bench-quick plot lint race race-real race-virtual race-clients clients e2e clients-alone release clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,17 +75,19 @@ lint: ## gofmt, and golangci-lint by .golangci.yml, which it builds first (some 
 	golangci=$$($(TOOL) golangci-lint) && $(GOLANGCI) && cd test/clients && \
 	CGO_ENABLED=0 $(GOLANGCI) --config ../../.golangci.yml --modules-download-mode mod --build-tags $(TAGS),containers_image_openpgp
 
-race: race-real race-virtual ## run the tests under the race detector (needs a C compiler; part of it needs what e2e needs)
+race: race-real race-virtual race-clients ## run the tests under the race detector (needs a C compiler; part of it needs what e2e needs)
 
-# One of the clients' libraries brings a database in C, which is compiled quickly and not well.
 race-real:
 	@CGO_ENABLED=1 $(GOTEST) -race -tags $(TAGS) -timeout 30m $(filter-out $(BUBBLES),$(TESTED)) ./test/e2e
-	@cd test/clients && CGO_ENABLED=1 CGO_CFLAGS=-O0 $(GOTEST) -race -mod=mod $(CLIENT_FLAGS) -count 1 -timeout 20m -parallel 12 .
 
 # Under the race detector Go's runtime (1.26) may run the timers of one bubble on two threads with one race context and
 # crash, so these tests get one processor.
 race-virtual:
 	@CGO_ENABLED=1 $(GOTEST) -race -cpu 1 -tags $(TAGS) -timeout 30m $(filter $(BUBBLES),$(TESTED))
+
+# One of the clients' libraries brings a database in C, which is compiled quickly and not well.
+race-clients:
+	@cd test/clients && CGO_ENABLED=1 CGO_CFLAGS=-O0 $(GOTEST) -race -mod=mod $(CLIENT_FLAGS) -count 1 -timeout 20m -parallel 12 .
 
 clients e2e: FORMAT := standard-verbose
 clients: ## pull with the libraries of containerd, Docker, Podman and others, with faults: out/clients.json

@@ -447,8 +447,9 @@ func TestARangeIgnoredOnceIsAskedNoMore(t *testing.T) {
 	})
 }
 
-// TestALateHostReadsPastWhatIsStored fills the blob around stored pieces. A host that is late takes its own lateness for
-// a slow origin, and the bytes that it waits for already lie in its socket: it makes no new request behind those pieces.
+// TestALateHostReadsPastWhatIsStored fills the blob around stored pieces. A host that is late takes its own lateness
+// for a slow origin, and the bytes that it waits for already lie in its socket. So it makes no new request behind those
+// pieces.
 func TestALateHostReadsPastWhatIsStored(t *testing.T) {
 	for name, late := range map[string]bool{"in time": false, "late": true} {
 		t.Run(name, func(t *testing.T) {
