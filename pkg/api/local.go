@@ -179,6 +179,9 @@ type Status struct {
 	Upstreams []UpstreamStatus `json:"upstreams,omitempty"`
 }
 
+// OnNode reports whether the status is of a node's dfdaemon, and not of a supernode.
+func (s Status) OnNode() bool { return s.Program == "dfdaemon" }
+
 // SecretStatus is the use of a cluster secret, without the secret.
 type SecretStatus struct {
 	// Fingerprint names the secret, the same on every host.

@@ -17,7 +17,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -181,11 +180,10 @@ func (p Program) build(ctx context.Context, logger *slog.Logger) (Runner, error)
 		err     error
 	}
 	built := make(chan result, 1)
-	var building sync.WaitGroup
-	building.Go(func() {
+	go func() {
 		program, err := p.New(Runtime{Logger: logger, Context: ctx})
 		built <- result{program, err}
-	})
+	}()
 	var stuck <-chan time.Time
 	ended := ctx.Done()
 	for {

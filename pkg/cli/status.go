@@ -64,11 +64,11 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 		line(map[bool]string{false: "supernode", true: "standby"}[o.Standby], "%s %s", o.Addr, word)
 	}
 	switch {
-	case s.Program == "dfdaemon" && len(s.Owners) == 0:
+	case s.OnNode() && len(s.Owners) == 0:
 		line("supernode", "none configured: this node leads its own tasks")
-	case s.Program == "dfdaemon" && s.Embedded:
+	case s.OnNode() && s.Embedded:
 		line("", "this node leads its own tasks meanwhile")
-	case s.Program != "dfdaemon":
+	case !s.OnNode():
 		if s.Listen["gossip"] != "" && len(s.Owners) == 0 {
 			line("supernode", "no other is known")
 		}
@@ -117,7 +117,7 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 	r := s.Received
 	line("received", "%s from peers, %s from supernodes, %s from origins%s", size(r.Peers), size(r.Seeds),
 		size(r.Origin), share(s))
-	if s.Program == "dfdaemon" {
+	if s.OnNode() {
 		line("sent", "%s to other nodes, %s to local clients, of that %s from the cache", size(s.Sent),
 			size(s.Served), size(r.Cache))
 	} else {
@@ -156,7 +156,7 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 			line("", "and %d more (--json lists them)", len(s.Running)-i)
 			break
 		}
-		line("", "%s", running(r, s.Program, size))
+		line("", "%s", running(r, s.OnNode(), size))
 	}
 	return tw.Flush()
 }
@@ -186,7 +186,7 @@ const (
 )
 
 // running describes one download.
-func running(r api.RunningStatus, program string, size func(int64) string) string {
+func running(r api.RunningStatus, onNode bool, size func(int64) string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s%s: ", prefixed("", r.Name+" "), r.ID.Short())
 	switch {
@@ -196,7 +196,7 @@ func running(r api.RunningStatus, program string, size func(int64) string) strin
 		fmt.Fprintf(&b, "%d%% of %s", 100*r.Have/r.Length, size(r.Length))
 	}
 	// A supernode fetches from origins by design.
-	if all := r.Received.Peers + r.Received.Seeds + r.Received.Origin; all > 0 && program == "dfdaemon" {
+	if all := r.Received.Peers + r.Received.Seeds + r.Received.Origin; all > 0 && onNode {
 		fmt.Fprintf(&b, ", %d%% of it from the cluster", 100*(r.Received.Peers+r.Received.Seeds)/all)
 	}
 	if quiet := time.Duration(r.Quiet * float64(time.Second)); quiet >= quietMin {
@@ -241,7 +241,7 @@ func Plural(n int, one, many string) string {
 func share(s api.Status) string {
 	r := s.Received
 	all := r.Peers + r.Seeds + r.Origin
-	if all == 0 || s.Program != "dfdaemon" {
+	if all == 0 || !s.OnNode() {
 		return ""
 	}
 	return fmt.Sprintf(" (%d%% from the cluster)", 100*(r.Peers+r.Seeds)/all)

@@ -208,7 +208,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	local := http.NewServeMux()
 	local.Handle(api.PathFiles, httpserver.RejectAllBrowsers(d.files))
 	local.Handle("/", d.localRoutes())
-	parts := []node.Part{d.coordinator.Run, d.resolver.Run, d.lookups.Run}
+	parts := []node.Part{d.coordinator.Run, d.resolver.Run, d.lookups.Run, d.files.Run}
 	if d.client != nil {
 		parts = append(parts, d.client.Run)
 	}

@@ -56,7 +56,7 @@ func (f *files) openTransfer(ctx context.Context, q fileRequest, d sharing.Decis
 	}
 	if err != nil {
 		f.transfers.remove(key, t)
-		go leave()
+		f.deleting.Go(leave) // this client does not wait for a disk
 		return nil, err
 	}
 	f.transfers.opened(t, content)

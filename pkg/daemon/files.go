@@ -71,6 +71,8 @@ type files struct {
 	transfers transfers
 	proofs    proofs
 	pulls     *pulls
+	// deleting are the deletions of what failed transfers left.
+	deleting sync.WaitGroup
 	// settings in force; they change while requests run.
 	settings atomic.Pointer[config.DaemonFiles]
 }
@@ -87,6 +89,13 @@ func newFiles(n *node.Node, p *pulls) *files {
 		f.key = func() []byte { return own }
 	}
 	return f
+}
+
+// Run waits until ctx ends, and then for the deletions that still run.
+func (f *files) Run(ctx context.Context) error {
+	<-ctx.Done()
+	f.deleting.Wait()
+	return nil
 }
 
 func newFileError(kind api.FileErrorKind, format string, args ...any) *api.FileError {

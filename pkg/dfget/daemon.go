@@ -2,7 +2,6 @@ package dfget
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/apiclient"
 	"github.com/darter-io/darter/pkg/config"
 )
 
@@ -151,20 +151,11 @@ func (d *viaDaemon) errorAnswer(j *job, resp *http.Response) error {
 
 // progress asks the daemon for the bytes by source.
 func (d *viaDaemon) progress(ctx context.Context, _ *job, identity string) (shares, bool) {
-	id := strings.Trim(identity, `"`)
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.base+api.PathTasks+"/"+url.PathEscape(id), nil)
+	daemon := apiclient.Client{Base: d.base, Transport: d.client.Transport}
+	s, err := daemon.Task(ctx, strings.Trim(identity, `"`))
 	if err != nil {
-		return shares{}, false
-	}
-	resp, err := d.client.Do(req)
-	if err != nil {
-		return shares{}, false
-	}
-	defer resp.Body.Close()
-	var s api.TaskStatus
-	if resp.StatusCode != http.StatusOK || json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&s) != nil {
 		return shares{}, false
 	}
 	return shares{s.Received}, true

@@ -414,7 +414,7 @@ func (x *exam) uptime() time.Duration {
 // leads reports whether a status comes from a supernode, or from a dfdaemon that schedules for others at its piece
 // address.
 func leads(s api.Status, at config.Address) bool {
-	return s.Program == "supernode" || s.Program == "dfdaemon" && config.Address(s.Listen["api"]).Port() != at.Port()
+	return s.Program == "supernode" || s.OnNode() && config.Address(s.Listen["api"]).Port() != at.Port()
 }
 
 func askSupernode(ctx context.Context, id *identity.Identity, at config.Address) []Finding {

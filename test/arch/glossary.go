@@ -13,8 +13,9 @@ import (
 // HotPath are the packages of the hot path of a pull (docs/life-of-a-pull.md), in its order. A reader of the path meets
 // their exported types, so the glossary explains each of them.
 var HotPath = []string{
-	"pkg/registryproxy", "pkg/access", "pkg/peer", "pkg/peer/policy", "pkg/scheduler", "pkg/peer/picker",
-	"pkg/peer/upload", "pkg/piece",
+	"pkg/registryproxy", "pkg/access", "pkg/task", "pkg/peer", "pkg/peer/policy", "pkg/owners", "pkg/announce", "pkg/api",
+	"pkg/coordinator", "pkg/scheduler", "pkg/peer/picker", "pkg/peer/wire", "pkg/peer/upload", "pkg/piece",
+	"pkg/piece/diskstore",
 }
 
 // hotPathStep matches one step of the hot path's line in a document: a type and its method.

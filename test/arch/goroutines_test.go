@@ -21,6 +21,13 @@ func TestGoroutinesFinds(t *testing.T) {
 		{"a generic type with Close",
 			"type T[V any] struct{}\nfunc (t *T[V]) f() { go t.g() }\nfunc (T[V]) g() {}\nfunc (t T[V]) Close() {}",
 			""},
+		{"a group without Wait", "type T struct{ wg G }\nfunc (t *T) f() { t.wg.Go(g) }\nfunc (t *T) Run() {}",
+			"pkg/a.T.f starts a goroutine in the group wg"},
+		{"a group that is awaited", "type T struct{ wg G }\nfunc (t *T) f() { t.wg.Go(g) }\nfunc (t *T) end() { t.wg.Wait() }",
+			""},
+		{"another group is awaited", "func f() { var a, b G; a.Go(g); b.Wait() }", "in the group a"},
+		{"a dropped timer", "func f() { time.AfterFunc(1, g) }", "pkg/a.f starts a timer"},
+		{"a timer that stops", "func f() { defer time.AfterFunc(1, g).Stop() }", ""},
 		{"an exception", "func waits() { go g() }\nfunc g() {}", ""},
 		{"an exception of no use", "func waits() {}", "starts no goroutine: take it out"},
 	} {
