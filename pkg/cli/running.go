@@ -9,8 +9,9 @@ import (
 	"github.com/darter-io/darter/pkg/config"
 )
 
-// AskTimeout bounds a question to a running daemon; one on this machine answers at once.
-const AskTimeout = 2 * time.Second
+// AskTimeout bounds a request to a program of this machine. A closed port refuses at once, so only a program that lacks
+// CPU time or hangs takes as long.
+const AskTimeout = 10 * time.Second
 
 // Adopt takes the registries and the address of the mirror from the daemon that runs at api.listen, where the settings
 // are the defaults: it may have been started with flags. It reports whether it took any, and whether the registries are

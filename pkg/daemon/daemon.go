@@ -63,8 +63,8 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 	d.node, err = node.New(node.Config{
 		Role: node.Dfdaemon, Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise,
 		Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster,
-		Asked: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
-		Cache: cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Towards: cfg.Supernodes,
+		MemberAPI: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
+		Cache:     cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Towards: cfg.Supernodes,
 		Secrets: secretFiles(cfg), Logger: logger,
 	}, options...)
 	if err != nil {
@@ -183,7 +183,7 @@ func (d *Daemon) newClient() *announce.Client {
 		Client:    &http.Client{Transport: d.node.StandingTransport()},
 		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Purges: d.node.Purge,
 		Lag: d.node.Lag,
-		Now: d.node.Clock, Local: d.coordinator, Standby: d.node.Asked != nil, InUse: d.node.Taken, Logger: d.node.Log,
+		Now: d.node.Clock, Local: d.coordinator, Standby: d.node.MemberAPI != nil, InUse: d.node.Taken, Logger: d.node.Log,
 		Standbys: readStandbys(d.cfg.Node.DataDir), Named: func(list []string) {
 			if err := writeStandbys(d.cfg.Node.DataDir, list); err != nil {
 				d.node.Log.Warn("cannot store the list of standbys; after a restart without a supernode this node "+
@@ -213,8 +213,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 		parts = append(parts, d.client.Run)
 	}
 	servers := append(mirrors, d.node.Server("local API", d.api, httpserver.RejectRebinding(local)))
-	if d.node.Asked != nil {
-		servers = append(servers, d.node.Server("member API", d.node.Asked,
+	if d.node.MemberAPI != nil {
+		servers = append(servers, d.node.Server("member API", d.node.MemberAPI,
 			httpserver.RejectBrowsers(d.memberRoutes())))
 	}
 	if d.http != nil {

@@ -105,7 +105,7 @@ func TestOneLogLinePerPull(t *testing.T) {
 	require.Equal(t, http.StatusOK, get(single, good))
 	one(&led, good, "level=INFO", "result=ok", "bytes=3000", "firstByte=", "total=", "slowest=", "from.origin=0")
 	one(&alone, good, "level=INFO", "result=ok", "from.seed=0")
-	one(&lead, good, "level=INFO", "content complete", "origin=3000", "name="+r.Host()+"/"+p.Repository, "firstPiece=",
+	one(&lead, good, "level=INFO", "download complete", "origin=3000", "name="+r.Host()+"/"+p.Repository, "firstPiece=",
 		"total=", "slowest=", "slowestTook=")
 
 	bad := p.Layers()[1].Digest

@@ -53,8 +53,8 @@ type Config struct {
 	Origins           config.Origins
 	Files             config.Files
 	Drain             config.Drain
-	// Asked lets other members send requests for owners to the piece wire's port; see [Node.Asked].
-	Asked bool
+	// MemberAPI lets other members send requests for owners to the piece wire's port; see [Node.MemberAPI].
+	MemberAPI bool
 	// Secrets are further files that hold secrets.
 	Secrets []config.SecretFile
 	// Towards are hosts to which this one will connect. By default it advertises the local address of a route to them.
@@ -110,8 +110,8 @@ type Node struct {
 	// Lag measures for how long this process does not run; Run runs it.
 	Lag *lag.Meter
 
-	// Asked accepts the connections to the piece wire's port that speak the members' API; nil unless Config.Asked.
-	Asked net.Listener
+	// MemberAPI accepts the connections to the piece wire's port that speak the members' API; nil unless Config.MemberAPI.
+	MemberAPI net.Listener
 
 	cfg  Config
 	wire net.Listener
@@ -214,8 +214,8 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	if n.wire, err = n.MemberListen("peer.listen", cfg.Listen); err != nil {
 		return n, err
 	}
-	if cfg.Asked {
-		n.wire, n.Asked = portmux.New(n.wire)
+	if cfg.MemberAPI {
+		n.wire, n.MemberAPI = portmux.New(n.wire)
 	}
 	addr, err := n.Advertise(n.wire.Addr(), cfg.Advertise, cfg.Towards)
 	if err != nil {

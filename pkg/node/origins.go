@@ -205,7 +205,7 @@ func newRegistries(cfg Config) (*registry.Client, error) {
 		r.Default = &registry.Upstream{}
 	}
 	r.Observe = func(upstream string, purpose registry.Purpose, status int) {
-		cfg.upstreams.Count(upstream, telemetry.Asked(purpose), status)
+		cfg.upstreams.Count(upstream, telemetry.Purpose(purpose), status)
 	}
 	c, err := registry.New(r)
 	if err != nil {

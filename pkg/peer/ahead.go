@@ -299,7 +299,7 @@ func (d *Download) windows(now time.Time) (list []policy.Window) {
 				Begins: pos == w.reader.off, Waited: now.Sub(w.since)})
 		}
 	}
-	for _, w := range d.asked.take(now) {
+	for _, w := range d.remoteWindows.take(now) {
 		if layout.Within(w.Offset, w.Length) != nil || w.Length == 0 {
 			continue
 		}
@@ -310,43 +310,43 @@ func (d *Download) windows(now time.Time) (list []policy.Window) {
 	return list
 }
 
-// asked are the windows for which readers on other hosts wait. Safe for concurrent use.
-type asked struct {
+// remoteWindows are the windows for which readers on other hosts wait. Safe for concurrent use.
+type remoteWindows struct {
 	// fresh says that a window is new since the loop last looked.
 	fresh atomic.Bool
 
 	// mu is held to add or take windows.
 	mu   sync.Mutex
-	list []askedWindow
+	list []remoteWindow
 }
 
-type askedWindow struct {
+type remoteWindow struct {
 	api.Window
 	since, until time.Time
 }
 
 // put takes in windows.
-func (a *asked) put(now time.Time, windows []api.Window) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+func (r *remoteWindows) put(now time.Time, windows []api.Window) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, w := range windows {
-		at := slices.IndexFunc(a.list, func(o askedWindow) bool { return o.Window == w })
+		at := slices.IndexFunc(r.list, func(o remoteWindow) bool { return o.Window == w })
 		switch {
 		case at >= 0:
-			a.list[at].until = now.Add(windowLife)
-		case len(a.list) < windowsKept:
-			a.list = append(a.list, askedWindow{w, now, now.Add(windowLife)})
-			a.fresh.Store(true)
+			r.list[at].until = now.Add(windowLife)
+		case len(r.list) < windowsKept:
+			r.list = append(r.list, remoteWindow{w, now, now.Add(windowLife)})
+			r.fresh.Store(true)
 		}
 	}
 }
 
 // take returns the windows that still count.
-func (a *asked) take(now time.Time) []askedWindow {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.list = slices.DeleteFunc(a.list, func(w askedWindow) bool { return now.After(w.until) })
-	return slices.Clone(a.list)
+func (r *remoteWindows) take(now time.Time) []remoteWindow {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.list = slices.DeleteFunc(r.list, func(w remoteWindow) bool { return now.After(w.until) })
+	return slices.Clone(r.list)
 }
 
 // Ahead notes for which windows of a task readers on another host wait. It returns the part of its last piece that came
@@ -358,7 +358,7 @@ func (e *Engine) Ahead(id task.ID, windows []api.Window) *api.Tail {
 	if d == nil {
 		return nil
 	}
-	d.asked.put(time.Now(), windows)
+	d.remoteWindows.put(time.Now(), windows)
 	d.nudge()
 	for _, w := range windows {
 		if b := d.tail.get(w.Offset, min(w.Length, tailMost)); w.Tail && len(b) > 0 {

@@ -227,7 +227,7 @@ func (d *Download) assigned(now time.Time, ev ownerReplied) {
 // hopeful reports whether a neighbour may have what is missing, or bring it.
 func (d *Download) hopeful() bool {
 	for _, c := range d.conns.open {
-		if !c.remote.greeted || c.remote.seed ||
+		if !c.remote.gotHello || c.remote.seed ||
 			d.pick == nil && (c.remote.hasAll || len(c.remote.haves) > 0 || slices.Contains(c.remote.bits, true)) {
 			return true
 		}

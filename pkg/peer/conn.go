@@ -49,14 +49,14 @@ type conn struct {
 
 // remote is what a neighbour announced of itself and of what it has.
 type remote struct {
-	host    host.ID // empty until its Hello
-	greeted bool    // its Hello came: it reads the messages of the extension
-	seed    bool    // it chooses the pieces it sends
-	gaveUp  bool    // as a seed it reported that its origin refused
-	leaving wire.Leaving
-	zone    string
-	gateway bool // it brings pieces into its zone
-	alive   bool // as a seed it sends a message every second until it has everything
+	host     host.ID // empty until its Hello
+	gotHello bool    // its Hello came: it reads the messages of the extension
+	seed     bool    // it chooses the pieces it sends
+	gaveUp   bool    // as a seed it reported that its origin refused
+	leaving  wire.Leaving
+	zone     string
+	gateway  bool // it brings pieces into its zone
+	alive    bool // as a seed it sends a message every second until it has everything
 	// read is how much of a body of unknown length it last reported.
 	read int64
 	// have is what it has, once the metadata is known; bits, hasAll and haves are what it announced before.
@@ -282,8 +282,8 @@ func (c *conn) drop(i piece.Index) bool {
 	return false
 }
 
-// asked is how many requests for piece i wait for it, as far as the loop knows.
-func (c *conn) asked(i piece.Index) (n int) {
+// requested is how many requests for piece i wait for it, as far as the loop knows.
+func (c *conn) requested(i piece.Index) (n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, in := range c.pending {

@@ -358,7 +358,7 @@ func TestAParentThatKeepsTalkingButSendsNoPieceIsLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 4)
 		b.reads()
-		b.c.remote.greeted = true
+		b.c.remote.gotHello = true
 		b.c.seen.receivedAt = time.Now()
 		b.c.expect(&inbound{index: 1})
 		begun := time.Now()
@@ -379,7 +379,7 @@ func TestARejectedPieceIsRequestedAgainLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 4)
 		b.reads()
-		b.c.remote.greeted = true
+		b.c.remote.gotHello = true
 		b.d.has(time.Now(), b.c, 2)
 		all := piece.NewBitmap(4)
 		all.SetAll()
@@ -387,7 +387,7 @@ func TestARejectedPieceIsRequestedAgainLater(t *testing.T) {
 		asked := func() int {
 			b.d.watch(time.Now())
 			b.d.request(time.Now())
-			return b.c.asked(2)
+			return b.c.requested(2)
 		}
 		require.Equal(t, 1, asked())
 		require.NoError(t, b.remote.Send(wire.Message{Type: wire.Reject, Index: 2, Length: piece.SizeMin}))
@@ -481,7 +481,7 @@ func TestTheOriginIsAskedForWhatANeighbourTookAlong(t *testing.T) {
 // An origin sends pieces in order. A host that wants the last one takes the pieces before it from neighbours.
 func TestPiecesBeforeTheWantedOneComeFromNeighbours(t *testing.T) {
 	b := newBench(t, 4)
-	b.d.policy.OriginAsked()
+	b.d.policy.OriginBegun()
 	b.d.has(time.Now(), b.c, 1)
 	b.d.wants.ranges = []want{{reader: &Reader{}, first: 3, end: 4}}
 	b.d.updateWanted(time.Now())

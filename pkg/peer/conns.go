@@ -232,7 +232,7 @@ func (d *Download) receive(now time.Time, c *conn, m wire.Message) {
 			return
 		}
 		c.remote.host = m.Hello.Host
-		c.remote.seed, c.remote.greeted, c.remote.alive = m.Hello.Seed, true, m.Hello.Alive
+		c.remote.seed, c.remote.gotHello, c.remote.alive = m.Hello.Seed, true, m.Hello.Alive
 		c.remote.zone, c.remote.gateway, c.remote.leaving = m.Hello.Zone, m.Hello.Gateway, m.Hello.Leaving
 		c.heardRead(m.Hello.Read)
 		if d.pick != nil {
@@ -361,7 +361,7 @@ func (d *Download) bound(c *conn, in *inbound) {
 	in.known = true
 	// A piece that this host also requested by name from the same neighbour comes twice. A cancel could
 	// hit either of the two, so this host cancels neither before one is here.
-	known := d.pick.Have().Has(in.index) || d.pick.InFlight(in.index) && c.asked(in.index) == 1
+	known := d.pick.Have().Has(in.index) || d.pick.InFlight(in.index) && c.requested(in.index) == 1
 	d.pick.Chosen(c.n, in.index)
 	if known {
 		c.cancelAsked(in.index) // it came from another host meanwhile, or is about to
@@ -413,7 +413,7 @@ func (d *Download) watch(now time.Time) {
 		c.passTurn(now)
 		c.forgive(now)
 		c.listen(now, active)
-		if !c.remote.greeted && now.Sub(c.seen.born) > wire.HandshakeTimeout {
+		if !c.remote.gotHello && now.Sub(c.seen.born) > wire.HandshakeTimeout {
 			c.close(fmt.Errorf("%w: no extension handshake", errStalled))
 		}
 		if c.sending > 0 || expecting > 0 || active {

@@ -39,7 +39,7 @@ func (c *Content) Complete() bool { return c.d.proof.replica.Have().Full() }
 
 // Own reports whether this host received all bytes so far from the origin, with the credentials of this caller.
 func (c *Content) Own() bool {
-	s, first := c.d.sources(), c.d.origin.asked.Load()
+	s, first := c.d.sources(), c.d.origin.firstSpec.Load()
 	return first != nil && first.SameAsker(c.spec) && !c.d.origin.mixed.Load() && s.Peers+s.Seeds == 0
 }
 

@@ -62,19 +62,19 @@ type Download struct {
 
 	// Shared with other goroutines. Each type says how.
 	inbox
-	offers   offers
-	proof    *proof
-	stored   stored
-	stats    counters
-	intake   intake
-	origin   origin
-	signs    signs
-	asked    asked
-	tail     tail
-	progress broadcast
-	mayPass  atomic.Bool // the object may pass by the store
-	inlining atomic.Bool // the bytes of a reply are being stored, so the loop requests nothing
-	snapshot atomic.Pointer[TaskStatus]
+	offers        offers
+	proof         *proof
+	stored        stored
+	stats         counters
+	intake        intake
+	origin        origin
+	signs         signs
+	remoteWindows remoteWindows
+	tail          tail
+	progress      broadcast
+	mayPass       atomic.Bool // the object may pass by the store
+	inlining      atomic.Bool // the bytes of a reply are being stored, so the loop requests nothing
+	snapshot      atomic.Pointer[TaskStatus]
 
 	// The loop owns the rest.
 	policy   *policy.Policy
@@ -126,7 +126,7 @@ func (b *inbox) ended() bool {
 
 // times are the times of a download's last events.
 type times struct {
-	asked      time.Time // when a caller first came
+	opened     time.Time // when a caller first came
 	firstPiece time.Time
 	lastPiece  time.Time
 	lastHave   time.Time // when a neighbour last announced a piece
@@ -149,13 +149,13 @@ func (t *times) got(now time.Time) {
 
 // attrs returns log attributes: how long the download took, and its longest part.
 func (t *times) attrs(now time.Time) (attrs []any) {
-	if t.asked.IsZero() {
+	if t.opened.IsZero() {
 		return nil
 	}
-	total := now.Sub(t.asked)
+	total := now.Sub(t.opened)
 	slowest, took := "first piece", total
 	if !t.firstPiece.IsZero() {
-		took = t.firstPiece.Sub(t.asked)
+		took = t.firstPiece.Sub(t.opened)
 		attrs = append(attrs, "firstPiece", took.Round(time.Microsecond))
 		if rest := total - took; rest > took {
 			slowest, took = "the rest", rest
@@ -204,8 +204,8 @@ func (d *Download) view() policy.View {
 		v.Waits = len(d.awaitedWindows()) > 0
 	}
 	for _, c := range d.conns.open {
-		if c.remote.greeted {
-			v.Greeted++
+		if c.remote.gotHello {
+			v.Hellos++
 		}
 		if c.remote.seed {
 			v.Seeds++
@@ -316,7 +316,7 @@ func (d *Download) step(now time.Time) policy.View {
 	d.steerOrigin(now, v)
 	d.origin.note(&d.e.waited, d.awaited())
 	d.noteSigns()
-	if d.asked.fresh.Swap(false) || !now.Before(d.times.nextWatch) {
+	if d.remoteWindows.fresh.Swap(false) || !now.Before(d.times.nextWatch) {
 		d.steerAhead(now)
 	}
 	d.report()
@@ -371,7 +371,7 @@ func (d *Download) noteComplete(now time.Time) {
 	d.show()
 	if !d.proof.cached {
 		s, inline := d.sources(), d.stats.inline.Load()
-		d.tell(slog.LevelInfo, "content complete",
+		d.tell(slog.LevelInfo, "download complete",
 			append([]any{"name", d.wants.spec.Name(), "bytes", d.proof.replica.Metadata().Length,
 				"peers", s.Peers, "seeds",
 				s.Seeds - inline, "origin", s.Origin, "inline", inline, "conns", len(d.conns.open)},

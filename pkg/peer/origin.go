@@ -84,11 +84,11 @@ type origin struct {
 	awaited atomic.Bool
 	// read grows while bytes of a body of unknown length come.
 	read atomic.Int64
-	// asked is the first spec with which this host asked the origin, nil where it did not; mixed says that
+	// firstSpec is the first spec with which this host asked the origin, nil where it did not; mixed says that
 	// it asked for another client later, or that some of the object was stored before.
-	asked atomic.Pointer[task.Spec]
-	mixed atomic.Bool
-	stop  context.CancelCauseFunc
+	firstSpec atomic.Pointer[task.Spec]
+	mixed     atomic.Bool
+	stop      context.CancelCauseFunc
 }
 
 // startOrigin makes the origin a parent of this download.
@@ -97,7 +97,7 @@ func (d *Download) startOrigin(now time.Time) {
 		return
 	}
 	ctx, cancel := context.WithCancelCause(d.ctx)
-	d.policy.OriginAsked()
+	d.policy.OriginBegun()
 	d.notePassing()
 	d.origin.stop = cancel
 	d.updateWanted(now) // what only the origin can bring has changed since the last look
@@ -107,8 +107,8 @@ func (d *Download) startOrigin(now time.Time) {
 		o.ahead.failed = aheadFailures // perhaps only its ranges were wrong
 	}
 	d.parent = o
-	if first := d.origin.asked.Load(); first == nil {
-		d.origin.asked.Store(&o.spec)
+	if first := d.origin.firstSpec.Load(); first == nil {
+		d.origin.firstSpec.Store(&o.spec)
 	} else if !first.SameAsker(o.spec) {
 		d.origin.mixed.Store(true)
 	}

@@ -82,7 +82,7 @@ func TestStoppingIsNoFailureOfTheOrigin(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			d.ctx = ctx
-			d.policy.OriginAsked()
+			d.policy.OriginBegun()
 			if stopped {
 				cancel()
 			}

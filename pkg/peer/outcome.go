@@ -160,7 +160,7 @@ func (d *Download) tellFailure(now time.Time) {
 // revocation goes first, because a neighbour may not know that key.
 func (d *Download) revoke(now time.Time, list []piece.Revocation, cert []byte) {
 	for _, r := range list {
-		d.log.Warn("content revoked", "epoch", r.Epoch, "key", r.Key)
+		d.log.Warn("pieces revoked", "epoch", r.Epoch, "key", r.Key)
 		d.e.noteRevoked(now, d.id, r, cert)
 	}
 	for _, c := range d.conns.open {
@@ -199,7 +199,7 @@ func (d *Download) discard(now time.Time) {
 func (d *Download) failDigests(now time.Time, err error) {
 	switch {
 	case errors.Is(err, errContradiction):
-		d.log.Warn("content dropped", "error", err)
+		d.log.Warn("task dropped", "error", err)
 		d.discard(now)
 	case errors.Is(err, errSpace):
 		d.end.failHere(err)

@@ -195,7 +195,7 @@ func (c *conn) sendProof(i piece.Index) {
 
 // sendRuns sends the runs that a neighbour lacks, once its Hello says that it reads them.
 func (c *conn) sendRuns(numbers ...int) {
-	if !c.remote.greeted || c.announced.noDigests {
+	if !c.remote.gotHello || c.announced.noDigests {
 		return
 	}
 	const batch = 64 << 10 // bytes of digests in one message, about

@@ -100,7 +100,7 @@ func (r *replay) connect(seed bool) {
 	r.d.conns.add(c)
 	r.conns = append(r.conns, c)
 	c.remote.host, c.seen.born, c.seen.idleFrom, c.seen.receivedAt = host.NewID(), r.now, r.now, r.now
-	c.remote.greeted, c.remote.seed = true, seed
+	c.remote.gotHello, c.remote.seed = true, seed
 	r.d.introduce(r.now, c)
 }
 

@@ -183,4 +183,4 @@ func (c *conn) lane() *lane {
 }
 
 // afar reports whether a neighbour is in another zone. A neighbour that has not announced its zone counts as near.
-func (c *conn) afar() bool { return c.remote.greeted && c.remote.zone != c.d.e.cfg.Host.Zone }
+func (c *conn) afar() bool { return c.remote.gotHello && c.remote.zone != c.d.e.cfg.Host.Zone }

@@ -109,7 +109,7 @@ func (d *Download) show() {
 	s := &TaskStatus{ID: d.id, Conns: len(d.conns.open), Seeding: d.policy.AtOrigin(), Name: d.wants.spec.Name(),
 		LastGot: d.times.lastPiece, lastUse: d.times.lastUse}
 	if d.times.lastPiece.IsZero() {
-		s.LastGot = d.times.asked
+		s.LastGot = d.times.opened
 	}
 	s.Readers = d.wants.readers()
 	if d.pick != nil {

@@ -156,8 +156,8 @@ func (d *Download) adoptOffer(now time.Time) (seed bool) {
 	if spec == nil {
 		return false
 	}
-	if d.times.asked.IsZero() {
-		d.times.asked = now
+	if d.times.opened.IsZero() {
+		d.times.opened = now
 	}
 	if whole {
 		d.observed = observedNothing // the observer gets the result of every call
@@ -169,7 +169,7 @@ func (d *Download) addReader(now time.Time, r *Reader) {
 	layout := d.proof.replica.Metadata().Layout()
 	first, end := layout.Span(r.off, r.end-r.off)
 	d.wants.ranges = append(d.wants.ranges, want{reader: r, first: first, end: end})
-	d.asked.fresh.Store(true)
+	d.remoteWindows.fresh.Store(true)
 	d.adoptMetadata(now)
 	d.updateWanted(now)
 }

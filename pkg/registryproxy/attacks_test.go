@@ -353,7 +353,8 @@ func TestALongAcceptIsNotRemembered(t *testing.T) {
 	s.put(oldIndex, oci.MediaTypeIndex)
 	r := &tagged{}
 	r.set("v1", oldIndex)
-	p := newMirror(config{Upstream: r, Open: s.Open, Default: "r.test", Policy: access.Policy{TagLife: 1 << 40}})
+	p := newMirror(config{Upstream: r, Open: s.Open, Default: "r.test", Policy: access.Policy{TagLife: 1 << 40},
+		Wait: time.Hour})
 	long := strings.Repeat("application/x, ", 4000)
 	const tags = 200
 	before := heap()

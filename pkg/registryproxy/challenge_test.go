@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -86,7 +87,7 @@ func TestAChallengeFromBeforeAReloadIsForgotten(t *testing.T) {
 
 // Clients that name many registries take no challenge from the one that is in use.
 func TestManyRegistriesLeaveTheChallengesInUse(t *testing.T) {
-	r := newFixture(config{Policy: access.Policy{ServeCached: true}})
+	r := newFixture(config{Policy: access.Policy{ServeCached: true}, Wait: time.Hour})
 	r.challenges(`Basic realm="r"`)
 	of := func(registry string) []int {
 		return []int{r.get("app/blobs/" + string(r.layer) + "?ns=" + registry).StatusCode,

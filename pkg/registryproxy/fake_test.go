@@ -48,6 +48,7 @@ type config struct {
 	Default     string
 	Allow       func(string) error
 	Observe     func(registryproxy.Pull)
+	Wait        time.Duration
 
 	Upstream     access.Registry
 	Shared       func(context.Context, api.Lookup) (api.LookupReply, error)
@@ -69,7 +70,7 @@ func newMirror(cfg config) *mirror {
 	})
 	return &mirror{registryproxy.New(registryproxy.Config{
 		Resolver: r, Open: cfg.Open, Passthrough: cfg.Passthrough, Signs: cfg.Signs, FirstByte: cfg.FirstByte,
-		Replaced: cfg.Replaced,
+		Replaced: cfg.Replaced, Wait: cfg.Wait,
 		Default:  cfg.Default, Allow: cfg.Allow, Observe: cfg.Observe,
 	}), r}
 }

@@ -108,11 +108,11 @@ func TestUpstreamRequests(t *testing.T) {
 	}
 	series, err := testutil.GatherAndCount(reg)
 	require.NoError(t, err)
-	u.Count("r000.test", telemetry.AskedBlob, 206)
-	u.Count("r000.test", telemetry.AskedToken, 401)
-	u.Count("r199.test", telemetry.AskedManifest, 0)
+	u.Count("r000.test", telemetry.PurposeBlob, 206)
+	u.Count("r000.test", telemetry.PurposeToken, 401)
+	u.Count("r199.test", telemetry.PurposeManifest, 0)
 	u.Count("never.test", "evil", 999)
-	u.Count("", telemetry.AskedManifest, 404)
+	u.Count("", telemetry.PurposeManifest, 404)
 	now, err := testutil.GatherAndCount(reg)
 	require.NoError(t, err)
 	assert.Equal(t, series, now, "the number of series is bounded by the list")
@@ -129,7 +129,7 @@ func TestUpstreamRequests(t *testing.T) {
 	}
 	var none *telemetry.Upstreams
 	none.List("a.test")
-	none.Count("a.test", telemetry.AskedBlob, 200)
+	none.Count("a.test", telemetry.PurposeBlob, 200)
 }
 
 func TestCounters(t *testing.T) {

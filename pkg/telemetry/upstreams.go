@@ -7,18 +7,18 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Asked is what a request to a registry was for.
-type Asked string
+// Purpose is what a request to a registry was for.
+type Purpose string
 
 // The purposes.
 const (
-	AskedManifest Asked = "manifest"
-	AskedBlob     Asked = "blob"
-	AskedToken    Asked = "token" // a login: the token service, and the ping that names it
-	AskedOther    Asked = "other"
+	PurposeManifest Purpose = "manifest"
+	PurposeBlob     Purpose = "blob"
+	PurposeToken    Purpose = "token" // a login: the token service, and the ping that names it
+	PurposeOther    Purpose = "other"
 )
 
-var allAsked = []Asked{AskedManifest, AskedBlob, AskedToken, AskedOther}
+var allPurposes = []Purpose{PurposeManifest, PurposeBlob, PurposeToken, PurposeOther}
 
 // answers are the values of the label status. A 401 often is a challenge, and a 429 a limit on pulls.
 var answers = []string{"1xx", "2xx", "3xx", "401", "429", "4xx", "5xx", "none"}
@@ -50,7 +50,7 @@ func NewUpstreams(reg prometheus.Registerer) *Upstreams {
 }
 
 func (u *Upstreams) addSeries(registry string) {
-	for _, kind := range allAsked {
+	for _, kind := range allPurposes {
 		for _, status := range answers {
 			u.requests.WithLabelValues(registry, string(kind), status)
 		}
@@ -73,7 +73,7 @@ func (u *Upstreams) List(registries ...string) {
 }
 
 // Count counts a request. status is that of its answer, 0 if none came.
-func (u *Upstreams) Count(registry string, kind Asked, status int) {
+func (u *Upstreams) Count(registry string, kind Purpose, status int) {
 	if u == nil {
 		return
 	}
@@ -90,5 +90,5 @@ func (u *Upstreams) Count(registry string, kind Asked, status int) {
 	case status >= 100 && status < 600:
 		answer = strconv.Itoa(status/100) + "xx"
 	}
-	u.requests.WithLabelValues(registry, known(kind, allAsked, AskedOther), answer).Inc()
+	u.requests.WithLabelValues(registry, known(kind, allPurposes, PurposeOther), answer).Inc()
 }

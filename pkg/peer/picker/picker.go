@@ -85,12 +85,12 @@ type neighbour struct {
 	have      piece.Bitmap
 	seed      bool
 	busyUntil time.Time
-	asked     []piece.Index // requests with index in flight
+	requested []piece.Index // requests with index in flight
 	anys      int           // requests without index in flight, whose piece is not chosen yet
 	afar      bool          // it is in another zone; see border
 }
 
-func (n *neighbour) outstanding() int { return len(n.asked) + n.anys }
+func (n *neighbour) outstanding() int { return len(n.requested) + n.anys }
 
 // Picker holds the pieces and neighbours of one download.
 type Picker struct {
@@ -211,7 +211,7 @@ func (p *Picker) Leave(n Neighbour) {
 		delete(p.border.others, n)
 		p.border.changed = true
 	}
-	for _, i := range slices.Clone(one.asked) {
+	for _, i := range slices.Clone(one.requested) {
 		p.Ended(n, i)
 	}
 	p.outstanding -= one.anys
@@ -289,7 +289,7 @@ func (p *Picker) Requested(r Request) {
 		n.anys++
 		return
 	}
-	n.asked = append(n.asked, r.Piece)
+	n.requested = append(n.requested, r.Piece)
 	p.flying.Set(r.Piece)
 }
 
@@ -300,7 +300,7 @@ func (p *Picker) Chosen(n Neighbour, i piece.Index) {
 		return
 	}
 	one.anys--
-	one.asked = append(one.asked, i)
+	one.requested = append(one.requested, i)
 	p.flying.Set(i)
 }
 
@@ -321,14 +321,14 @@ func (p *Picker) Ended(n Neighbour, i piece.Index) {
 	if one == nil {
 		return
 	}
-	at := slices.Index(one.asked, i)
+	at := slices.Index(one.requested, i)
 	if at < 0 {
 		return
 	}
-	one.asked = slices.Delete(one.asked, at, at+1)
+	one.requested = slices.Delete(one.requested, at, at+1)
 	p.outstanding--
 	for _, other := range p.neighbours {
-		if slices.Contains(other.asked, i) {
+		if slices.Contains(other.requested, i) {
 			return
 		}
 	}
@@ -476,7 +476,7 @@ func (p *Picker) idle(now time.Time, test func(*neighbour) bool) []Neighbour {
 // onlySeeds reports whether no neighbour except seeds has or sends a piece that this host needs.
 func (p *Picker) onlySeeds() bool {
 	for _, n := range p.neighbours {
-		if !n.seed && (len(n.asked) > 0 || p.isUseful(n)) {
+		if !n.seed && (len(n.requested) > 0 || p.isUseful(n)) {
 			return false
 		}
 	}

@@ -27,7 +27,7 @@ func (p *Picker) check(t *testing.T) {
 		n := p.neighbours[id]
 		sum += n.outstanding()
 		require.GreaterOrEqual(t, n.anys, 0)
-		for _, i := range n.asked {
+		for _, i := range n.requested {
 			flying[i] = true
 		}
 		for i := range piece.Index(p.layout.Count()) {
@@ -94,8 +94,8 @@ func TestNothingIsAskedForThatMakesNoSense(t *testing.T) {
 			case 6:
 				now = now.Add(time.Duration(r.IntN(20)) * time.Millisecond)
 			case 7, 8: // a piece arrives, or does not
-				if len(n.asked) > 0 {
-					got := n.asked[r.IntN(len(n.asked))]
+				if len(n.requested) > 0 {
+					got := n.requested[r.IntN(len(n.requested))]
 					p.Ended(id, got)
 					if r.IntN(4) > 0 {
 						p.Stored(got)

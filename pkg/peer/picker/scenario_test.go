@@ -254,8 +254,8 @@ func (s *scene) state() string {
 	for _, id := range s.p.order {
 		one := s.p.neighbours[id]
 		fmt.Fprintf(&out, "%-8s %s", s.names[id], drawn(one.have))
-		if len(one.asked) > 0 {
-			fmt.Fprintf(&out, " asked for %v", one.asked)
+		if len(one.requested) > 0 {
+			fmt.Fprintf(&out, " asked for %v", one.requested)
 		}
 		if one.anys > 0 {
 			fmt.Fprintf(&out, " asked for any %d times", one.anys)

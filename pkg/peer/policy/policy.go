@@ -155,9 +155,9 @@ type View struct {
 	Waits bool
 	// Ranges is how many ranges are wanted, those of readers that left a moment ago included.
 	Ranges int
-	// Conns is how many connections are open, Greeted how many of them sent a Hello, Seeds how many of
+	// Conns is how many connections are open, Hellos how many of them sent a Hello, Seeds how many of
 	// those are seeds. Dialing is how many connections are on their way.
-	Conns, Greeted, Seeds, Dialing int
+	Conns, Hellos, Seeds, Dialing int
 	// Checking is how many stored pieces are read to compare them with their digests.
 	Checking int
 	// Yielding means that the download gives up its space for another one.
@@ -264,7 +264,7 @@ func (p *Policy) Replied() { p.announcing = false }
 
 // starves reports whether pieces are wanted and no neighbour can bring them.
 func (p *Policy) starves(now time.Time, v View) bool {
-	if p.reading != Idle || !v.active() || v.Dialing > 0 || v.Seeds > 0 || v.Greeted < v.Conns {
+	if p.reading != Idle || !v.active() || v.Dialing > 0 || v.Seeds > 0 || v.Hellos < v.Conns {
 		return false
 	}
 	// A seed that has nothing new waits for its origin, and whose neighbours still get pieces will have
@@ -322,7 +322,7 @@ func (p *Policy) WantsChanged() { p.rests = time.Time{} }
 // wanted a piece for a while, also in the middle of a body that hangs. It asks the origin if an owner
 // ordered it and no other host has the wanted pieces. While a neighbour has more, it does not ask, so that
 // an owner that takes over, or a host that lost its owners, asks only for pieces that no live host has. The
-// caller carries out the decision, and reports it: [Policy.OriginAsked], [Policy.OriginEnded].
+// caller carries out the decision, and reports it: [Policy.OriginBegun], [Policy.OriginEnded].
 func (p *Policy) Origin(now time.Time, v View) OriginStep {
 	switch {
 	case p.reading != Idle:
@@ -365,8 +365,8 @@ func (p *Policy) onlyOrigin(now time.Time, v View) bool {
 	return !now.Before(p.since.Add(time.Duration(v.Rank()) * rankPause))
 }
 
-// OriginAsked records that the download reads the origin's body from now on.
-func (p *Policy) OriginAsked() { p.reading = Running }
+// OriginBegun records that the download reads the origin's body from now on.
+func (p *Policy) OriginBegun() { p.reading = Running }
 
 // OriginEnd is how the reading of an origin ended.
 type OriginEnd int
@@ -421,7 +421,7 @@ func (p *Policy) SeedRefused(v View) (giveUp bool) {
 // could. While an owner answers and neighbours are there the download waits: the origin may just be
 // slow, and this host far from the seed.
 func (p *Policy) GiveUp(now time.Time, v View) bool {
-	helpful := p.reading != Idle || v.Phase != Unknown && !v.Hungry || v.Seeds > 0 || v.Greeted > 0 && !v.OwnerFailed
+	helpful := p.reading != Idle || v.Phase != Unknown && !v.Hungry || v.Seeds > 0 || v.Hellos > 0 && !v.OwnerFailed
 	switch {
 	case helpful || !v.active() || v.Interest == Nothing:
 		p.lonelySince = time.Time{}

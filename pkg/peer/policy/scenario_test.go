@@ -109,8 +109,8 @@ func (s *scene) see(t *testing.T, d *datadriven.TestData) {
 			s.v.Ranges = number()
 		case "conns":
 			s.v.Conns = number()
-		case "greeted":
-			s.v.Greeted = number()
+		case "hellos":
+			s.v.Hellos = number()
 		case "seeds":
 			s.v.Seeds = number()
 		case "dialing":
@@ -169,7 +169,7 @@ func (s *scene) turn() string {
 	var out []string
 	switch step := s.p.Origin(s.now, s.v); step {
 	case Ask:
-		s.p.OriginAsked()
+		s.p.OriginBegun()
 		out = append(out, "ask the origin")
 	case Stop:
 		out = append(out, "stop reading the origin")
@@ -193,13 +193,13 @@ func (s *scene) turn() string {
 // TestViewText reads the text of a view back, as a scenario would.
 func TestViewText(t *testing.T) {
 	v := View{
-		Interest: Everything, Phase: Partial, Wants: true, Hungry: true, Ranges: 2, Conns: 5, Greeted: 4,
+		Interest: Everything, Phase: Partial, Wants: true, Hungry: true, Ranges: 2, Conns: 5, Hellos: 4,
 		Seeds: 1, Dialing: 3,
 		OwnerFailed: true, LastHave: begin.Add(-time.Second), LastUse: begin.Add(-time.Minute),
 	}
 	text := v.Text(begin)
 	assert.Equal(t, "interest=everything phase=partial wants=true hungry=true ownerfailed=true"+
-		" ranges=2 conns=5 greeted=4 seeds=1 dialing=3 lasthave=1s lastuse=1m0s", text)
+		" ranges=2 conns=5 hellos=4 seeds=1 dialing=3 lasthave=1s lastuse=1m0s", text)
 	s := &scene{now: begin}
 	d := &datadriven.TestData{Cmd: "turn"}
 	for _, arg := range strings.Fields(text) {

@@ -52,7 +52,7 @@ func (v View) Text(now time.Time) string {
 		name string
 		n    int
 	}{
-		{"ranges", v.Ranges}, {"conns", v.Conns}, {"greeted", v.Greeted}, {"seeds", v.Seeds},
+		{"ranges", v.Ranges}, {"conns", v.Conns}, {"hellos", v.Hellos}, {"seeds", v.Seeds},
 		{"dialing", v.Dialing}, {"checking", v.Checking},
 	} {
 		if count.n > 0 {

@@ -74,8 +74,8 @@ func shake(t *testing.T, rawA, rawB net.Conn) (a, b *Conn) {
 	return r.c, b
 }
 
-// greeted is shake and the extension handshake of b, so that a may send everything.
-func greeted(t *testing.T, rawA, rawB net.Conn) (a, b *Conn) {
+// withHello is shake and the extension handshake of b, so that a may send everything.
+func withHello(t *testing.T, rawA, rawB net.Conn) (a, b *Conn) {
 	a, b = shake(t, rawA, rawB)
 	sent := make(chan struct{})
 	go func() {
@@ -135,7 +135,7 @@ func TestEveryMessageArrivesAsItWasSent(t *testing.T) {
 	for name, connect := range everywhere {
 		t.Run(name, func(t *testing.T) {
 			rawA, rawB := connect(t)
-			a, b := greeted(t, rawA, rawB)
+			a, b := withHello(t, rawA, rawB)
 			sent := make(chan error, 1)
 			go func() {
 				for _, m := range messages() {
@@ -546,7 +546,7 @@ func TestASlowHandshakeEnds(t *testing.T) {
 func TestHangingUpLosesNothingThatWasFlushed(t *testing.T) {
 	for range 20 {
 		rawA, rawB := tcp(t)
-		a, b := greeted(t, rawA, rawB)
+		a, b := withHello(t, rawA, rawB)
 		// The other side goes on sending after this side hung up.
 		for range 100 {
 			require.NoError(t, b.Send(Message{Type: Have}))
