@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/darter-io/darter/pkg/cli"
 	"github.com/darter-io/darter/pkg/config"
 	"github.com/darter-io/darter/pkg/dfget"
 	"github.com/darter-io/darter/pkg/version"
@@ -35,7 +36,7 @@ func run() int {
 	log.SetOutput(io.Discard) // net/http logs bytes of broken servers there
 	err := command(os.Stdout, os.Stderr).ExecuteContext(ctx)
 	if err != nil && !dfget.Reported(err) {
-		for _, failure := range config.Joined(err) {
+		for _, failure := range cli.Joined(err) {
 			fmt.Fprintln(os.Stderr, "dfget:", failure)
 		}
 	}
@@ -86,7 +87,7 @@ download.`,
 	cmd.Flags().BoolVar(&printConfig, "print-config", false,
 		"print the effective settings, with secrets redacted, and exit")
 	cmd.AddCommand(&cobra.Command{
-		Use: "version", Short: "Print the version", Args: config.Arguments(nil),
+		Use: "version", Short: "Print the version", Args: cli.Arguments(nil),
 		Run: func(*cobra.Command, []string) { fmt.Fprintln(stdout, "dfget", version.Read()) },
 	})
 	form.Explain(cmd)

@@ -101,7 +101,7 @@ func Main(p Program) int {
 	if err == nil {
 		return 0
 	}
-	for _, one := range config.Joined(err) {
+	for _, one := range Joined(err) {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", p.Name, one)
 	}
 	var usage errUsage
@@ -120,7 +120,7 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 		SilenceUsage: true, SilenceErrors: true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return errUsage{config.UnknownCommand(cmd, args[0])}
+				return unknownCommand(cmd, args[0])
 			}
 			return nil
 		},
@@ -163,7 +163,7 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 		}
 	}
 	root.AddCommand(&cobra.Command{
-		Use: "version", Short: "Print the version", Args: arguments(nil),
+		Use: "version", Short: "Print the version", Args: Arguments(nil),
 		Run: func(*cobra.Command, []string) { fmt.Fprintln(stdout, p.Name, version.Read()) },
 	})
 	return root
@@ -249,7 +249,7 @@ func (p Program) subcommand(c Command, stdout io.Writer, environ []string) *cobr
 	form.ReadDefaultFile()
 	cmd := &cobra.Command{
 		Use: c.Use, Short: c.Short, Long: c.Long,
-		Args: arguments(c.Args),
+		Args: Arguments(c.Args),
 		RunE: func(cmd *cobra.Command, given []string) error {
 			err := form.Load(environ)
 			var invalid *config.InvalidError
@@ -284,16 +284,6 @@ func (p Program) deprecated(c Command, stdout, stderr io.Writer, environ []strin
 		fmt.Fprintf(stderr, "%s: %s is deprecated, use %s\n", p.Name, c.DeprecatedName, name)
 	}
 	return cmd
-}
-
-// arguments checks a command's; nil takes none.
-func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, given []string) error {
-		if err := config.Arguments(check)(cmd, given); err != nil {
-			return errUsage{err}
-		}
-		return nil
-	}
 }
 
 // reload reads the settings again at each SIGHUP, applies what can change in a running

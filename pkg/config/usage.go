@@ -1,8 +1,6 @@
 package config
 
 import (
-	"cmp"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -28,16 +26,6 @@ const (
 // the terminal, and then the other places for settings. Subcommands without a form of their own inherit it.
 func (f *Form) Explain(cmd *cobra.Command) {
 	cmd.SetUsageFunc(func(cmd *cobra.Command) error { return f.usage(cmd) })
-}
-
-// UnknownCommand is the error for a command that does not exist, with the nearest one.
-func UnknownCommand(cmd *cobra.Command, wrong string) error {
-	var names []string
-	for _, c := range cmd.Commands() {
-		names = append(names, c.Name())
-	}
-	return fmt.Errorf("unknown command %q%s", wrong,
-		cmp.Or(suggest(wrong, names), "; see "+cmd.CommandPath()+" --help"))
 }
 
 // usage writes --help without its first paragraph.
@@ -261,45 +249,4 @@ func helpWidth() int {
 		width = n
 	}
 	return min(max(width, widthMin), widthMax)
-}
-
-// Arguments wraps a check of arguments so that its errors say what the command takes.
-func Arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, given []string) error {
-		if check == nil {
-			if len(given) == 0 {
-				return nil
-			}
-			return fmt.Errorf("%s takes no arguments, not %q", cmd.CommandPath(), given[0])
-		}
-		if err := check(cmd, given); err != nil {
-			if len(given) == 0 {
-				err = errors.New("an argument is missing")
-			}
-			return fmt.Errorf("%w; write: %s", err, cmd.UseLine())
-		}
-		return nil
-	}
-}
-
-// Joined lists the errors of which err consists, one for one as a program prints them: those that [errors.Join] joined,
-// also inside wrappers that add no words; else err alone.
-func Joined(err error) []error {
-	for inner := err; inner != nil; inner = errors.Unwrap(inner) {
-		list, ok := inner.(interface{ Unwrap() []error })
-		if !ok {
-			continue
-		}
-		var out []error
-		var text []string
-		for _, one := range list.Unwrap() {
-			out = append(out, Joined(one)...)
-			text = append(text, one.Error())
-		}
-		if strings.Join(text, "\n") == err.Error() {
-			return out
-		}
-		break
-	}
-	return []error{err}
 }

@@ -2,8 +2,6 @@ package config
 
 import (
 	"bytes"
-	"errors"
-	"fmt"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -88,27 +86,6 @@ func TestHelpText(t *testing.T) {
 	assert.NotContains(t, text, "SIGHUP", "dfget does not reload")
 }
 
-func TestCommandErrors(t *testing.T) {
-	root := &cobra.Command{Use: "program [flags]"}
-	for _, name := range []string{"status", "purge"} {
-		root.AddCommand(&cobra.Command{Use: name, Run: func(*cobra.Command, []string) {}})
-	}
-	assert.EqualError(t, UnknownCommand(root, "statsu"), `unknown command "statsu"; did you mean "status"?`)
-	assert.EqualError(t, UnknownCommand(root, "zebra"), `unknown command "zebra"; see program --help`)
-
-	check := func(use string, args cobra.PositionalArgs, given ...string) error {
-		cmd := &cobra.Command{Use: use}
-		root.AddCommand(cmd)
-		return Arguments(args)(cmd, given)
-	}
-	assert.NoError(t, check("doctor", nil))
-	assert.EqualError(t, check("doctor", nil, "x"), `program doctor takes no arguments, not "x"`)
-	assert.NoError(t, check("configure a|b", cobra.ExactArgs(1), "a"))
-	assert.EqualError(t, check("configure a|b", cobra.ExactArgs(1)),
-		"an argument is missing; write: program configure a|b")
-	assert.ErrorContains(t, check("configure a|b", cobra.ExactArgs(1), "a", "b"), "; write: program configure a|b")
-}
-
 func TestHelpLongNames(t *testing.T) {
 	var b strings.Builder
 	entry{"      --" + strings.Repeat("x", 40), "some text"}.write(&b, 80)
@@ -116,20 +93,4 @@ func TestHelpLongNames(t *testing.T) {
 	indent := strings.Repeat(" ", nameWidth)
 	assert.Equal(t, "      --"+strings.Repeat("x", 40)+"\n"+indent+"some text\n"+
 		"      --short"+strings.Repeat(" ", nameWidth-13)+"one two\n"+indent+"three\n", b.String())
-}
-
-func TestJoined(t *testing.T) {
-	a, b, c := errors.New("a"), errors.New("b"), errors.New("c\nadvice")
-	for want, err := range map[string]error{
-		"[a]":             a,
-		"[a b]":           errors.Join(a, b),
-		"[a b c\nadvice]": errors.Join(a, errors.Join(b, c)),
-		"[a]+":            &InvalidError{errors.Join(a)},
-		"[a b]+":          &InvalidError{errors.Join(a, b)},
-		"[of a: b]":       fmt.Errorf("of %w: %w", a, b),
-		"[of a\nb]":       fmt.Errorf("of %w", errors.Join(a, b)),
-		"[c\nadvice]":     c,
-	} {
-		assert.Equal(t, strings.TrimSuffix(want, "+"), fmt.Sprint(Joined(err)))
-	}
 }

@@ -84,7 +84,7 @@ type job struct {
 }
 
 // Run downloads all URLs, and tries each of them even if others fail. The error holds all failures,
-// which [config.Joined] lists; [ExitCode] of it is the first one's. Cancelling ctx keeps the bytes that came, so that
+// which Joined of pkg/cli lists; [ExitCode] of it is the first one's. Cancelling ctx keeps the bytes that came, so that
 // the next Run resumes.
 func (g *Getter) Run(ctx context.Context) error {
 	jobs, err := g.jobs()
