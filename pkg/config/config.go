@@ -50,12 +50,9 @@ func NewForm(program string, target any) *Form {
 	return &Form{program: program, target: target, settings: settingsOf(target)}
 }
 
-// DefaultFile is the configuration file that a program reads if it exists and neither --config nor DARTER_CONFIG names
-// another one.
-func DefaultFile(program string) string { return "/etc/darter/" + program + ".yaml" }
-
-// ReadDefaultFile has [Form.Load] read the [DefaultFile] of the program. Call it before Bind.
-func (f *Form) ReadDefaultFile() { f.fallback = DefaultFile(f.program) }
+// ReadDefaultFile lets [Form.Load] read /etc/darter/PROGRAM.yaml if it exists and neither --config nor DARTER_CONFIG
+// names another file. Call it before Bind.
+func (f *Form) ReadDefaultFile() { f.fallback = "/etc/darter/" + f.program + ".yaml" }
 
 // Bind adds --config and one flag per setting to flags. [Form.Load] reads the flags.
 func (f *Form) Bind(flags *pflag.FlagSet) {
@@ -91,31 +88,38 @@ func (f *Form) Load(environ []string) error {
 			s.give(s.parse(s.preset), "default")
 		}
 	}
-	path, fromEnv, problems := f.readEnv(environ)
+	found, problems := f.readEnv(environ)
+	path := cmp.Or(f.path, found[EnvFile])
+	named := path != ""
+	path = cmp.Or(path, f.fallback)
 	var locked error
-	if path == "" && f.fallback != "" {
-		file, err := os.Open(f.fallback)
-		switch {
-		case err == nil:
-			file.Close()
-			path = f.fallback
-		case errors.Is(err, fs.ErrPermission):
-			// A command that needs no more than an address may do without it.
-			locked = fmt.Errorf("reading the default configuration file: %w; run this as its user, or name another file "+
-				"with --config or %s", err, EnvFile)
-		}
-	}
-	if path != "" {
-		more, err := f.readFile(path)
+	switch content, err := os.ReadFile(path); {
+	case err == nil:
+		more, err := f.readFile(path, content)
 		if err != nil {
 			return err
 		}
 		problems = append(problems, more...)
+	case named || !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("reading the configuration file: %w; give another one with --config or %s", err, EnvFile)
+	case errors.Is(err, fs.ErrPermission):
+		// A command that needs no more than an address may do without it.
+		locked = fmt.Errorf("reading the default configuration file: %w; run this as its user, or name another file "+
+			"with --config or %s", err, EnvFile)
 	}
-	for s, text := range fromEnv {
-		s.give(s.parse(text), s.env())
+	for _, s := range f.settings {
+		if text, ok := found[s.env()]; ok {
+			s.give(s.parse(text), s.env())
+		}
+		if f.flags == nil {
+			continue
+		}
+		if fl := f.flags.Lookup(s.flag()); fl != nil && fl.Changed {
+			if bound, ok := fl.Value.(*setting); ok { // of the form that was bound
+				s.give(s.parse(bound.given...), "--"+s.flag())
+			}
+		}
 	}
-	f.readFlags()
 	if len(problems) > 0 {
 		return errors.Join(problems...)
 	}
@@ -140,55 +144,62 @@ func (f *Form) Load(environ []string) error {
 	return nil
 }
 
-// readEnv returns the configuration file's path and the text of each setting that environ holds, and one problem for
-// each unknown variable.
-func (f *Form) readEnv(environ []string) (path string, values map[*setting]string, problems []error) {
-	path, values = f.path, map[*setting]string{}
+// readEnv returns the program's variables out of environ, and one problem for each unknown variable.
+func (f *Form) readEnv(environ []string) (found map[string]string, problems []error) {
+	found = map[string]string{}
+	known := variables(f.settings)
 	for _, pair := range environ {
 		name, value, _ := strings.Cut(pair, "=")
-		if !strings.HasPrefix(name, EnvPrefix) {
-			continue
-		}
-		s := f.find(func(s *setting) bool { return s.env() == name })
 		switch {
-		case name == EnvFile:
-			path = cmp.Or(path, value)
-		case s != nil:
-			values[s] = value
-		default:
-			if err := f.unknownEnv(name); err != nil {
-				problems = append(problems, err)
-			}
+		case name == EnvFile, slices.Contains(known, name):
+			found[name] = value
+		case strings.HasPrefix(name, EnvPrefix) && !foreign(name):
+			problems = append(problems, fmt.Errorf("unknown environment variable %s%s", name, suggest(name, known)))
 		}
 	}
-	return path, values, problems
+	return found, problems
 }
 
-// readFile gives the settings the values of a configuration file. The error is that the file is not one.
-func (f *Form) readFile(path string) (problems []error, err error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading the configuration file: %w; give another one with --config or %s", err, EnvFile)
+// foreign reports whether a variable belongs to another program, or to a Service whose name begins with "darter".
+func foreign(name string) bool {
+	return serviceLink.MatchString(name) || slices.ContainsFunc([]any{new(Dfdaemon), new(Supernode), new(Dfget)},
+		func(target any) bool { return slices.Contains(variables(settingsOf(target)), name) })
+}
+
+func variables(settings []*setting) (names []string) {
+	for _, s := range settings {
+		names = append(names, s.env())
 	}
+	return names
+}
+
+// readFile gives the settings the values of a configuration file. The error is that the content is not one.
+func (f *Form) readFile(path string, content []byte) (problems []error, err error) {
 	if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o002 != 0 {
 		problems = append(problems,
 			fmt.Errorf("every user of the machine may change the configuration file %s (mode %04o), "+
 				"and with it what this program does: chmod o-w %s", path, info.Mode().Perm(), path))
 	}
-	top, err := parseFile(b)
+	top, err := parseFile(content)
 	if err != nil {
 		return nil, fmt.Errorf("reading the configuration file %s: %w", path, err)
 	}
 	return append(problems, f.readSection(path, "", top)...), nil
 }
 
-// readSection gives the settings the values of one mapping of a file; prefix is the mapping's own key.
+// readSection gives the settings the values of one mapping. Prefix is the mapping's own key; path is its file, empty
+// for an entry of a list, whose errors get the path later.
 func (f *Form) readSection(path, prefix string, section *yaml.Node) (problems []error) {
+	at := path + ":"
+	if path == "" {
+		at = "line "
+	}
 	seen := map[string]bool{}
-	for name, value := range pairs(section) {
+	for pair := range slices.Chunk(section.Content, 2) {
+		name, value := pair[0], resolved(pair[1])
 		key := strings.TrimPrefix(prefix+delim+name.Value, delim)
 		fail := func(format string, args ...any) {
-			problems = append(problems, fmt.Errorf("%s:%d: %s", path, name.Line, fmt.Sprintf(format, args...)))
+			problems = append(problems, fmt.Errorf("%s%d: %s", at, name.Line, fmt.Sprintf(format, args...)))
 		}
 		s := f.find(func(s *setting) bool { return s.key == key })
 		isSection := slices.Contains(f.names(), key)
@@ -210,20 +221,6 @@ func (f *Form) readSection(path, prefix string, section *yaml.Node) (problems []
 		seen[key] = true
 	}
 	return problems
-}
-
-// readFlags gives the settings the values of the command line.
-func (f *Form) readFlags() {
-	if f.flags == nil {
-		return
-	}
-	for _, s := range f.settings {
-		if fl := f.flags.Lookup(s.flag()); fl != nil && fl.Changed {
-			if v, ok := fl.Value.(*flagValue); ok {
-				s.give(s.join(v.values), "--"+s.flag())
-			}
-		}
-	}
 }
 
 // find returns the first setting that is the wanted one, or nil.
@@ -256,8 +253,9 @@ func (e *InvalidError) Unwrap() error { return e.Err }
 
 // Again returns a form for the same program and flags that loads the file and the environment into another target.
 func (f *Form) Again(target any) *Form {
-	return &Form{program: f.program, settings: settingsOf(target), target: target, flags: f.flags, path: f.path,
-		fallback: f.fallback}
+	again := *f
+	again.target, again.settings = target, settingsOf(target)
+	return &again
 }
 
 // Print writes the loaded settings as a YAML file that can be loaded again, with the origin of each value in a comment.
@@ -294,24 +292,4 @@ func (f *Form) Changed(newer *Form) (now, restart []Change) {
 		}
 	}
 	return now, restart
-}
-
-// unknownEnv returns the error for an unknown variable. It accepts variables of the other programs and those that
-// Kubernetes creates for a Service whose name begins with "darter".
-func (f *Form) unknownEnv(name string) error {
-	if serviceLink.MatchString(name) {
-		return nil
-	}
-	for _, p := range Programs() {
-		for _, s := range NewForm(p.Name, p.New()).settings {
-			if s.env() == name {
-				return nil
-			}
-		}
-	}
-	var names []string
-	for _, s := range f.settings {
-		names = append(names, s.env())
-	}
-	return fmt.Errorf("unknown environment variable %s%s", name, suggest(name, names))
 }

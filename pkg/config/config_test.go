@@ -190,6 +190,7 @@ func TestInvalidValues(t *testing.T) {
 		{"cluster: {secret: '[redacted]'}", "not the secret"},
 		{"cluster: {secretFile: /does/not/exist}", "cluster.secretFile: stat /does/not/exist"},
 		{"upstreams: [{urls: [x]}]", "host is missing"},
+		{"upstreams: [{host: a.b, realms: {c.d: e.f}}]", "line 1: realms takes a value, not keys of its own"},
 		{"upstreams: [{host: a.b, urls: [a.b]}]", `"a.b" is not a URL; write for example https://registry.test:5000`},
 		{"upstreams: [{host: 'https://a.b'}]", `is not a host name`},
 		{"upstreams: [{host: a.b, urls: ['https://u:p@a.b']}]", `use username and passwordFile`},
@@ -311,6 +312,17 @@ files: {allowAddresses: ["127.0.0.0/8", "::1"]}
 	assert.Contains(t, out.String(), "quota: 1500MB")
 
 	again, _, err := load[Dfdaemon](t, "dfdaemon", out.String(), nil, nil)
+	require.NoError(t, err, out.String())
+	assert.Equal(t, cfg, again)
+}
+
+// A value may be spelled like the section that follows it.
+func TestPrintOfAValueLikeASection(t *testing.T) {
+	cfg, form, err := load[Dfget](t, "dfget", "", nil, []string{"-o", "cluster", "--cluster-insecure"})
+	require.NoError(t, err)
+	var out bytes.Buffer
+	require.NoError(t, form.Print(&out))
+	again, _, err := load[Dfget](t, "dfget", out.String(), nil, nil)
 	require.NoError(t, err, out.String())
 	assert.Equal(t, cfg, again)
 }

@@ -57,30 +57,23 @@ func FlagError(flags *pflag.FlagSet, err error) error {
 	return err
 }
 
-// editDistance is how many letters must be inserted, deleted, replaced or swapped with their neighbour to turn a into b
-// (optimal string alignment).
+// editDistance is how many bytes must be inserted, deleted or replaced to turn a into b (Levenshtein).
 func editDistance(a, b string) int {
-	x, y := []rune(a), []rune(b)
-	rows := make([][]int, len(x)+1)
-	for i := range rows {
-		rows[i] = make([]int, len(y)+1)
-		rows[i][0] = i
+	row := make([]int, len(b)+1) // the distances from the first i bytes of a
+	for j := range row {
+		row[j] = j
 	}
-	for j := range rows[0] {
-		rows[0][j] = j
-	}
-	for i := 1; i <= len(x); i++ {
-		for j := 1; j <= len(y); j++ {
-			cost := 1
-			if x[i-1] == y[j-1] {
-				cost = 0
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0]++
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
 			}
-			d := min(rows[i-1][j]+1, rows[i][j-1]+1, rows[i-1][j-1]+cost)
-			if i > 1 && j > 1 && x[i-1] == y[j-2] && x[i-2] == y[j-1] {
-				d = min(d, rows[i-2][j-2]+1)
-			}
-			rows[i][j] = d
+			diagonal = row[j+1]
+			row[j+1] = min(cost, diagonal+1, row[j]+1)
 		}
 	}
-	return rows[len(x)][len(y)]
+	return row[len(b)]
 }

@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"reflect"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
@@ -26,10 +24,10 @@ var serviceLink = regexp.MustCompile(
 // fieldDocs maps "Type.Field" to the field's comment; docs_gen.go fills it.
 var fieldDocs map[string]string
 
-// setting is a field of a program's struct with its names and its value.
+// setting is a field of a program's struct with its names and its value. It is the [pflag.Value] of its own flag.
 type setting struct {
 	key    string // "cache.quota"
-	doc    string
+	doc    string // the first paragraph of the field's comment, on one line
 	preset string // the default as a text; a list is comma-separated
 	short  string // one-letter flag
 	reload bool
@@ -37,6 +35,8 @@ type setting struct {
 	value  reflect.Value
 	owner  string // "Cache.Quota", the Go name of the field
 
+	// given holds the texts of the flag.
+	given []string
 	// node is the value that wins, nil for none; origin says where it comes from.
 	node   *yaml.Node
 	origin string
@@ -46,8 +46,20 @@ var (
 	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
 	secretType      = reflect.TypeFor[secret.String]()
 	durationType    = reflect.TypeFor[time.Duration]()
-	wholeType       = reflect.TypeFor[interface{ Whole() }]()
+	headerType      = reflect.TypeFor[Header]()
 )
+
+// unitNames are the names of values in --help, by their type.
+var unitNames = map[reflect.Type]string{
+	reflect.TypeFor[string](): "text", reflect.TypeFor[bool](): "bool", reflect.TypeFor[int](): "number",
+	reflect.TypeFor[float64](): "number", durationType: "duration", secretType: "secret", headerType: "header",
+	reflect.TypeFor[Size](): "size", reflect.TypeFor[Rate](): "rate", reflect.TypeFor[MaxAge](): "any|DURATION",
+	reflect.TypeFor[Address](): "host:port", reflect.TypeFor[Network](): "network", reflect.TypeFor[Port](): "port",
+	reflect.TypeFor[Upstream](): "HOST[=URL]", reflect.TypeFor[MirrorListener](): "ADDRESS=REGISTRY",
+}
+
+// choice is a text that has one of a few values.
+type choice interface{ choices() []string }
 
 // settingsOf returns the settings of the struct that target points to. A struct field without a yaml tag adds its
 // fields to its parent. settings.go describes the tags.
@@ -67,7 +79,7 @@ func settingsOf(target any) []*setting {
 			out = append(out, &setting{
 				key: key, doc: fieldDocs[owner], owner: owner, preset: f.Tag.Get("default"), short: f.Tag.Get("short"),
 				reload: f.Tag.Get("reload") == "yes" && !once, value: v.Field(i),
-				noFlag: f.Tag.Get("flag") == "-" || f.Type == secretType,
+				noFlag: f.Type == secretType,
 			})
 		}
 	}
@@ -77,83 +89,52 @@ func settingsOf(target any) []*setting {
 
 func (s *setting) isList() bool { return s.value.Kind() == reflect.Slice }
 
-// words splits a camelCase key into lower-case words.
-func (s *setting) words() []string {
-	var words []string
-	for _, part := range strings.Split(s.key, delim) {
-		word := ""
-		for _, r := range part {
-			if unicode.IsUpper(r) && word != "" {
-				words = append(words, strings.ToLower(word))
-				word = ""
-			}
-			word += string(r)
-		}
-		words = append(words, strings.ToLower(word))
-	}
-	return words
+var capital = regexp.MustCompile(`[A-Z]`)
+
+func (s *setting) flag() string {
+	return strings.ToLower(capital.ReplaceAllString(strings.ReplaceAll(s.key, delim, "-"), "-$0"))
 }
 
-func (s *setting) flag() string { return strings.Join(s.words(), "-") }
+func (s *setting) env() string {
+	return EnvPrefix + strings.ToUpper(strings.ReplaceAll(s.flag(), "-", "_"))
+}
 
-func (s *setting) env() string { return EnvPrefix + strings.ToUpper(strings.Join(s.words(), "_")) }
-
-// unit is the name of the value in --help.
-func (s *setting) unit() string {
-	t, suffix := s.value.Type(), ""
+// element is the type of a value, for a list that of an entry.
+func (s *setting) element() reflect.Type {
 	if s.isList() {
-		if t = t.Elem(); !t.Implements(wholeType) {
-			suffix = ",..."
-		}
+		return s.value.Type().Elem()
 	}
-	if n, ok := reflect.New(t).Interface().(interface{ Unit() string }); ok {
-		return n.Unit() + suffix
-	}
-	switch {
-	case t == secretType:
-		return "secret"
-	case t == durationType:
-		return "duration" + suffix
-	case t.Kind() == reflect.Bool:
-		return ""
-	case t.Kind() == reflect.Int, t.Kind() == reflect.Int64:
-		return "number" + suffix
-	case t.Kind() == reflect.Float64:
-		return "number" + suffix
-	}
-	return "text" + suffix
+	return s.value.Type()
 }
 
-// flagValue collects and checks the values of a flag.
-type flagValue struct {
-	setting *setting
-	values  []string
-}
-
-func (v *flagValue) String() string { return strings.Join(v.values, ",") }
-
-func (v *flagValue) Type() string {
-	if v.setting.value.Kind() == reflect.Bool {
-		return "bool" // pflag shows no value for it
+// Type is the name of the value in --help. Package pflag shows none for "bool".
+func (s *setting) Type() string {
+	t := s.element()
+	name := unitNames[t]
+	if c, ok := reflect.Zero(t).Interface().(choice); ok {
+		name = strings.Join(c.choices(), "|")
 	}
-	return v.setting.unit()
+	if s.isList() && t != headerType {
+		name += ",..."
+	}
+	return name
 }
 
-func (v *flagValue) Set(text string) error {
+// String returns the texts of the flag.
+func (s *setting) String() string { return strings.Join(s.given, ",") }
+
+// Set checks a text of the flag and keeps it.
+func (s *setting) Set(text string) error {
 	texts := []string{text}
-	if v.setting.isList() {
-		texts = splitList(v.setting.value.Type(), text)
+	if s.isList() {
+		texts = splitList(s.element(), text)
 	}
 	for _, one := range texts {
-		probe := reflect.New(v.setting.value.Type()).Elem()
-		if v.setting.isList() {
-			probe = reflect.New(probe.Type().Elem()).Elem()
-		}
-		if err := decodeText(probe, one); err != nil {
+		if err := decodeText(reflect.New(s.element()).Elem(), one); err != nil {
 			return err
 		}
 	}
-	v.values = append(v.values, texts...)
+	s.given = append(s.given, texts...)
 	return nil
 }
 
@@ -162,22 +143,16 @@ func (s *setting) bind(fs *pflag.FlagSet) {
 	if s.noFlag {
 		return
 	}
-	f := fs.VarPF(&flagValue{setting: s}, s.flag(), s.short, s.usage())
+	f := fs.VarPF(s, s.flag(), s.short, s.doc)
 	f.DefValue = s.preset
 	if s.value.Kind() == reflect.Bool {
 		f.NoOptDefVal = "true"
 	}
 }
 
-// usage is the first paragraph of a setting's comment on one line. [Form.Explain] shows its beginning.
-func (s *setting) usage() string {
-	text, _, _ := strings.Cut(s.doc, "\n\n")
-	return strings.ReplaceAll(strings.Join(strings.Fields(text), " "), "`", "")
-}
-
-// splitList splits the text of a list of type t at its commas, unless its elements may contain commas.
-func splitList(t reflect.Type, text string) []string {
-	if t.Elem().Implements(wholeType) {
+// splitList splits the text of a list at its commas. A header may contain commas.
+func splitList(element reflect.Type, text string) []string {
+	if element == headerType {
 		return []string{text}
 	}
 	var out []string
@@ -195,22 +170,23 @@ func fieldKey(f reflect.StructField) string {
 	return key
 }
 
-// parse returns the value that a text of the environment or a default has in YAML.
-func (s *setting) parse(text string) *yaml.Node {
+func scalar(text string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Value: text} }
+
+// parse returns the value in YAML of texts from the environment, a flag or a default. Of several texts for a single
+// value the last one counts.
+func (s *setting) parse(texts ...string) *yaml.Node {
 	if s.isList() {
-		return s.join(splitList(s.value.Type(), text))
+		return sequence(s.element(), texts...)
 	}
-	return &yaml.Node{Kind: yaml.ScalarNode, Value: text}
+	return scalar(texts[len(texts)-1])
 }
 
-// join returns the value of a setting whose flag was given with these texts.
-func (s *setting) join(texts []string) *yaml.Node {
-	if !s.isList() {
-		return s.parse(texts[len(texts)-1])
-	}
+func sequence(element reflect.Type, texts ...string) *yaml.Node {
 	list := &yaml.Node{Kind: yaml.SequenceNode}
 	for _, text := range texts {
-		list.Content = append(list.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: text})
+		for _, part := range splitList(element, text) {
+			list.Content = append(list.Content, scalar(part))
+		}
 	}
 	return list
 }
@@ -230,15 +206,13 @@ func (s *setting) place() string {
 func (s *setting) print(root *yaml.Node) {
 	parts := strings.Split(s.key, delim)
 	for _, part := range parts[:len(parts)-1] {
-		i := slices.IndexFunc(root.Content, func(n *yaml.Node) bool { return n.Value == part })
-		if i < 0 {
-			root.Content = append(root.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: part},
-				&yaml.Node{Kind: yaml.MappingNode})
-			i = len(root.Content) - 2
+		// The settings of a section follow each other.
+		if n := len(root.Content); n == 0 || root.Content[n-2].Value != part {
+			root.Content = append(root.Content, scalar(part), &yaml.Node{Kind: yaml.MappingNode})
 		}
-		root = root.Content[i+1]
+		root = root.Content[len(root.Content)-1]
 	}
-	value, name := encode(s.value), &yaml.Node{Kind: yaml.ScalarNode, Value: parts[len(parts)-1]}
+	name, value := scalar(parts[len(parts)-1]), encode(s.value)
 	if s.origin != "" && s.origin != "default" {
 		if value.Kind == yaml.ScalarNode {
 			value.LineComment = "from " + s.origin

@@ -8,32 +8,14 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/http/httpguts"
+
 	"github.com/darter-io/darter/pkg/secret"
 )
 
 // The comment of a field is its section in docs/configuration.md; --help shows its first sentence and its default.
 // Tags: yaml is the key in the file, from which flag and variable follow; default is the value as a file has it;
-// reload:"yes" marks settings that SIGHUP changes; flag:"-" is a setting without a flag; short is a one-letter flag.
-
-// Program is a program with its empty settings.
-type Program struct {
-	Name, Purpose string
-	New           func() any
-}
-
-// Programs lists all programs.
-func Programs() []Program {
-	return []Program{
-		{"dfdaemon", "dfdaemon runs on every node: registry mirror, piece store and peer.",
-			func() any { return new(Dfdaemon) }},
-		{
-			"supernode", "supernode schedules tasks: it downloads each blob and file once from its origin and " +
-				"introduces " +
-				"peers to each other.", func() any { return new(Supernode) }},
-		{"dfget", "dfget downloads files through the dfdaemon of this machine.",
-			func() any { return new(Dfget) }},
-	}
-}
+// reload:"yes" marks settings that SIGHUP changes; short is a one-letter flag.
 
 // Dfdaemon is the configuration of dfdaemon.
 type Dfdaemon struct {
@@ -143,22 +125,13 @@ func (l *MirrorListener) UnmarshalText(b []byte) error {
 	return l.check()
 }
 
-// Unit is the name of the value in --help.
-func (MirrorListener) Unit() string { return "ADDRESS=REGISTRY" }
-
 // Unreachable is "refuse" or "serve-cached".
 type Unreachable string
 
 // ServeCached is the [Unreachable] that keeps serving.
 const ServeCached Unreachable = "serve-cached"
 
-// UnmarshalText checks the value.
-func (u *Unreachable) UnmarshalText(b []byte) error {
-	return oneOf((*string)(u), string(b), "refuse", string(ServeCached))
-}
-
-// Unit is the name of the value in --help.
-func (Unreachable) Unit() string { return "refuse|" + string(ServeCached) }
+func (Unreachable) choices() []string { return []string{"refuse", string(ServeCached)} }
 
 // Proxy is the HTTP proxy for clients that cannot use a mirror for a registry: Docker's graph driver, for all
 // registries but Docker Hub.
@@ -199,13 +172,9 @@ const (
 	TunnelNone   TunnelPolicy = "none"
 )
 
-// UnmarshalText checks the value.
-func (p *TunnelPolicy) UnmarshalText(b []byte) error {
-	return oneOf((*string)(p), string(b), string(TunnelAny), string(TunnelListed), string(TunnelNone))
+func (TunnelPolicy) choices() []string {
+	return []string{string(TunnelAny), string(TunnelListed), string(TunnelNone)}
 }
-
-// Unit is the name of the value in --help.
-func (TunnelPolicy) Unit() string { return "any|listed|none" }
 
 // API is the local API of a dfdaemon.
 type API struct {
@@ -416,13 +385,7 @@ type Access string
 // AccessCluster is the [Access] that gives local clients what the cluster holds.
 const AccessCluster Access = "cluster"
 
-// UnmarshalText checks the value.
-func (a *Access) UnmarshalText(b []byte) error {
-	return oneOf((*string)(a), string(b), "verify", string(AccessCluster))
-}
-
-// Unit is the name of the value in --help.
-func (Access) Unit() string { return "verify|" + string(AccessCluster) }
+func (Access) choices() []string { return []string{"verify", string(AccessCluster)} }
 
 // UnmarshalText parses the short form HOST or HOST=URL.
 func (u *Upstream) UnmarshalText(b []byte) error {
@@ -434,9 +397,6 @@ func (u *Upstream) UnmarshalText(b []byte) error {
 	}
 	return u.check()
 }
-
-// Unit is the name of the value in --help.
-func (Upstream) Unit() string { return "HOST[=URL]" }
 
 // Files bounds the origins of dfget's downloads.
 type Files struct {
@@ -481,9 +441,6 @@ func (n *Network) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// Unit is the name of the value in --help.
-func (Network) Unit() string { return "network" }
-
 // Log selects which log lines are written, and their format.
 type Log struct {
 	// Level is the least severe level to log: debug, info, warn or error.
@@ -495,34 +452,12 @@ type Log struct {
 // LogLevel is "debug", "info", "warn" or "error".
 type LogLevel string
 
-// UnmarshalText checks the value.
-func (l *LogLevel) UnmarshalText(b []byte) error {
-	return oneOf((*string)(l), string(b), "debug", "info", "warn", "error")
-}
-
-// Unit is the name of the value in --help.
-func (LogLevel) Unit() string { return "debug|info|warn|error" }
+func (LogLevel) choices() []string { return []string{"debug", "info", "warn", "error"} }
 
 // LogFormat is "text" or "json".
 type LogFormat string
 
-// UnmarshalText checks the value.
-func (f *LogFormat) UnmarshalText(b []byte) error {
-	return oneOf((*string)(f), string(b), "text", "json")
-}
-
-// Unit is the name of the value in --help.
-func (LogFormat) Unit() string { return "text|json" }
-
-func oneOf(to *string, text string, allowed ...string) error {
-	for _, a := range allowed {
-		if strings.EqualFold(a, text) {
-			*to = a
-			return nil
-		}
-	}
-	return fmt.Errorf("%q is not one of %s%s", text, strings.Join(allowed, ", "), suggest(text, allowed))
-}
+func (LogFormat) choices() []string { return []string{"text", "json"} }
 
 // Drain bounds the time that a program needs to end.
 type Drain struct {
@@ -607,19 +542,10 @@ func (m *MaxAge) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// Unit is the name of the value in --help.
-func (MaxAge) Unit() string { return "any|DURATION" }
-
 // Progress is the format of dfget's progress report.
 type Progress string
 
-// UnmarshalText checks the value.
-func (p *Progress) UnmarshalText(b []byte) error {
-	return oneOf((*string)(p), string(b), "auto", "bar", "plain", "json", "none")
-}
-
-// Unit is the name of the value in --help.
-func (Progress) Unit() string { return "auto|bar|plain|json|none" }
+func (Progress) choices() []string { return []string{"auto", "bar", "plain", "json", "none"} }
 
 // Header is an HTTP header field. Its value may be a credential, so it is never printed.
 type Header struct {
@@ -631,8 +557,7 @@ type Header struct {
 func (h *Header) UnmarshalText(b []byte) error {
 	name, value, ok := strings.Cut(string(b), ":")
 	name, value = strings.TrimSpace(name), strings.TrimSpace(value)
-	if !ok || name == "" || strings.ContainsAny(name, " \t\"(),/;<=>?@[]{}\\") ||
-		strings.ContainsAny(value, "\r\n\x00") {
+	if !ok || !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
 		return fmt.Errorf("a header is written \"Name: value\"")
 	}
 	*h = Header{Name: textproto.CanonicalMIMEHeaderKey(name), Value: secret.String(value)}
@@ -643,12 +568,6 @@ func (h *Header) UnmarshalText(b []byte) error {
 func (h Header) MarshalText() ([]byte, error) {
 	return []byte(h.Name + ": " + h.Value.String()), nil
 }
-
-// Unit is the name of the value in --help.
-func (Header) Unit() string { return "header" }
-
-// Whole marks a value that may contain commas.
-func (Header) Whole() {}
 
 // Port is a TCP port, 1 to 65535.
 type Port uint16
@@ -665,6 +584,3 @@ func (p *Port) UnmarshalText(b []byte) error {
 
 // MarshalText writes a port so that it reads back the same.
 func (p Port) MarshalText() ([]byte, error) { return strconv.AppendUint(nil, uint64(p), 10), nil }
-
-// Unit is the name of the value in --help.
-func (Port) Unit() string { return "port" }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -14,48 +16,35 @@ type Size int64
 // Rate is a number of bytes per second, written with a unit: 100MiB/s or 800Mbit/s. 0 and "unlimited" are no limit.
 type Rate int64
 
-// units, the binary ones first, each from large to small: a value is printed in the first unit that divides it.
-var units = []struct {
+type unit struct {
 	name  string
 	bytes float64
-}{
-	{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10},
-	{"TB", 1e12}, {"GB", 1e9}, {"MB", 1e6}, {"kB", 1e3}, {"B", 1},
 }
 
-var bitUnits = []struct {
-	name  string
-	bytes float64
-}{{"Tbit", 1e12 / 8}, {"Gbit", 1e9 / 8}, {"Mbit", 1e6 / 8}, {"kbit", 1e3 / 8}}
+// units are those of bytes, the binary ones first, each from large to small, and then those of bits. A value is printed
+// in the first unit that divides it, which is "B" at the latest.
+var units = []unit{
+	{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10},
+	{"TB", 1e12}, {"GB", 1e9}, {"MB", 1e6}, {"kB", 1e3}, {"B", 1}, {"", 1},
+	{"Tbit", 1e12 / 8}, {"Gbit", 1e9 / 8}, {"Mbit", 1e6 / 8}, {"kbit", 1e3 / 8},
+}
 
-func parseBytes(text string) (int64, bool) {
-	i := strings.IndexFunc(text, func(r rune) bool { return (r < '0' || r > '9') && r != '.' })
+// unitOf returns the unit with a name in any case, and a zero unit for an unknown one.
+func unitOf(name string) unit {
+	i := slices.IndexFunc(units, func(u unit) bool { return strings.EqualFold(u.name, name) })
 	if i < 0 {
-		i = len(text)
+		return unit{}
 	}
-	n, err := strconv.ParseFloat(text[:i], 64)
-	if err != nil {
-		return 0, false
-	}
-	unit, factor := strings.TrimSpace(text[i:]), 0.0
-	if unit == "" {
-		factor = 1
-	}
-	for _, u := range units {
-		if strings.EqualFold(unit, u.name) {
-			factor = u.bytes
-		}
-	}
-	for _, u := range bitUnits {
-		if strings.EqualFold(unit, u.name) {
-			factor = u.bytes
-		}
-	}
-	n *= factor
-	if factor == 0 || n >= math.MaxInt64 || n != math.Trunc(n) {
-		return 0, false
-	}
-	return int64(n), true
+	return units[i]
+}
+
+// parseBytes reads exact numbers only. Package humanize does not: it reads 1,5GiB as 15 GiB, and 0.3B as none.
+func parseBytes(text string) (n int64, ok bool) {
+	name := strings.TrimLeft(text, "0123456789.")
+	number, err := strconv.ParseFloat(strings.TrimSuffix(text, name), 64)
+	u := unitOf(strings.TrimSpace(name))
+	number *= u.bytes
+	return int64(number), err == nil && u.bytes > 0 && number < math.MaxInt64 && number == math.Trunc(number)
 }
 
 func formatBytes(n int64) string {
@@ -64,7 +53,7 @@ func formatBytes(n int64) string {
 			return strconv.FormatInt(n/size, 10) + u.name
 		}
 	}
-	return strconv.FormatInt(n, 10)
+	return "0"
 }
 
 // UnmarshalText parses a size.
@@ -82,9 +71,6 @@ func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 func (s Size) String() string { return formatBytes(int64(s)) }
 
-// Unit is the name of the value in --help.
-func (Size) Unit() string { return "size" }
-
 // UnmarshalText parses a rate.
 func (r *Rate) UnmarshalText(b []byte) error {
 	text := strings.TrimSpace(string(b))
@@ -93,14 +79,9 @@ func (r *Rate) UnmarshalText(b []byte) error {
 		return nil
 	}
 	text = strings.TrimSuffix(text, "/s")
-	if unit := strings.TrimLeft(text, "0123456789. "); bits(unit) {
-		number, prefix := strings.TrimSpace(strings.TrimSuffix(text, unit)), strings.TrimSuffix(unit, "b")
-		upper := strings.ToUpper(prefix[:1]) + prefix[1:]
-		if upper == "K" {
-			upper = "k"
-		}
-		return fmt.Errorf("%q can mean bits or bytes; write %s%sB/s for bytes or %s%sbit/s for bits", b, number, upper,
-			number, strings.TrimSuffix(upper, "i"))
+	if m := ambiguous.FindStringSubmatch(text); m != nil {
+		return fmt.Errorf("%q can mean bits or bytes; write %s%s/s for bytes or %s%s/s for bits", b, m[1],
+			unitOf(m[2]+m[3]+"B").name, m[1], unitOf(m[2]+"bit").name)
 	}
 	n, ok := parseBytes(text)
 	if !ok {
@@ -110,14 +91,8 @@ func (r *Rate) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// bits reports whether a unit ends in a b that can mean bits: mb, Gb, kib.
-func bits(unit string) bool {
-	switch strings.ToLower(unit) {
-	case "kb", "mb", "gb", "tb", "kib", "mib", "gib", "tib":
-		return strings.HasSuffix(unit, "b")
-	}
-	return false
-}
+// ambiguous matches a unit that ends in a b that can mean bits: mb, Gb, kib.
+var ambiguous = regexp.MustCompile(`^([0-9.]*) *([kKmMgGtT])([iI]?)b$`)
 
 // MarshalText writes the rate so that it reads back the same.
 func (r Rate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
@@ -128,9 +103,6 @@ func (r Rate) String() string {
 	}
 	return formatBytes(int64(r)) + "/s"
 }
-
-// Unit is the name of the value in --help.
-func (Rate) Unit() string { return "rate" }
 
 // Address is host:port. The host is a name, an IPv4 address, an IPv6 address in brackets, or empty for every address of
 // the machine, IPv4 and IPv6. Port 0 takes a free port. A template that does not know the family, such as
@@ -166,9 +138,6 @@ func (a *Address) UnmarshalText(b []byte) error {
 	*a = Address(text)
 	return nil
 }
-
-// Unit is the name of the value in --help.
-func (Address) Unit() string { return "host:port" }
 
 // Host returns the host without brackets.
 func (a Address) Host() string {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -60,37 +61,21 @@ func (f *Form) usage(cmd *cobra.Command) error {
 		}
 	}
 	if !cmd.HasParent() {
-		if s := f.example(); s != nil {
-			text := fmt.Sprintf("Every setting has three names: --%s is also %s in the environment and %s in the file "+
-				"of --config. Flags override variables, variables override the file. Sizes are written 64MiB or "+
-				"500MB, rates 100MiB/s or 800Mbit/s, durations 500ms, 30s or 2h.", s.flag(), s.env(), s.key)
-			if f.reloads() {
-				text += " SIGHUP reloads the file and logs which changes need a restart. --print-config shows the " +
-					"settings in force."
-			}
-			b.WriteString("\n" + wrap(text+" docs/configuration.md describes every setting in full.", 0, width) + "\n")
+		s := f.find(func(s *setting) bool { return s.Type() == "size" || s.Type() == "rate" }) // every program has one
+		text := fmt.Sprintf("Every setting has three names: --%s is also %s in the environment and %s in the file "+
+			"of --config. Flags override variables, variables override the file. Sizes are written 64MiB or "+
+			"500MB, rates 100MiB/s or 800Mbit/s, durations 500ms, 30s or 2h.", s.flag(), s.env(), s.key)
+		if f.find(func(s *setting) bool { return s.reload }) != nil {
+			text += " SIGHUP reloads the file and logs which changes need a restart. --print-config shows the " +
+				"settings in force."
 		}
+		b.WriteString("\n" + wrap(text+" docs/configuration.md describes every setting in full.", 0, width) + "\n")
 		if cmd.HasAvailableSubCommands() {
 			fmt.Fprintf(&b, "\nRun %s COMMAND --help for more about a command.\n", cmd.CommandPath())
 		}
 	}
 	_, err := io.WriteString(cmd.OutOrStdout(), b.String())
 	return err
-}
-
-// example returns the setting whose three names --help shows.
-func (f *Form) example() *setting {
-	for _, s := range f.settings {
-		if u := s.unit(); !s.noFlag && (u == Size(0).Unit() || u == Rate(0).Unit()) {
-			return s
-		}
-	}
-	return nil
-}
-
-// reloads reports whether any setting can change while the program runs.
-func (f *Form) reloads() bool {
-	return slices.ContainsFunc(f.settings, func(s *setting) bool { return s.reload })
 }
 
 // section is a part of --help.
@@ -139,22 +124,18 @@ func wrap(text string, indent, width int) string {
 // of the settings.
 func (f *Form) sections(cmd *cobra.Command) []*section {
 	list := []*section{{title: "Flags"}}
-	at := func(s *setting) *section {
-		name, _, deep := strings.Cut(s.key, delim)
-		if !deep {
-			return list[0]
-		}
-		title := strings.ToUpper(name[:1]) + name[1:]
-		if name == "api" {
+	add := func(key string, e entry) {
+		title := "Flags"
+		if name, _, deep := strings.Cut(key, delim); name == "api" {
 			title = "API"
+		} else if deep {
+			title = strings.ToUpper(name[:1]) + name[1:]
 		}
-		for _, there := range list {
-			if there.title == title {
-				return there
-			}
+		i := slices.IndexFunc(list, func(s *section) bool { return s.title == title })
+		if i < 0 {
+			i, list = len(list), append(list, &section{title: title})
 		}
-		list = append(list, &section{title: title})
-		return list[len(list)-1]
+		list[i].entries = append(list[i].entries, e)
 	}
 	flags := cmd.LocalFlags()
 	settings := map[string]bool{}
@@ -163,19 +144,19 @@ func (f *Form) sections(cmd *cobra.Command) []*section {
 		fl := flags.Lookup(s.flag())
 		switch {
 		case s.noFlag && !cmd.HasParent():
-			at(s).entries = append(at(s).entries, entry{"      " + s.env(), f.brief(s)})
+			add(s.key, entry{"      " + s.env(), f.brief(s)})
 		case fl != nil && !fl.Hidden:
 			text := fl.Usage
-			if text == s.usage() { // a command may have its own text
+			if text == s.doc { // a command may have its own text
 				text = f.brief(s)
 			}
-			at(s).entries = append(at(s).entries, entryOf(fl, text))
+			add(s.key, entryOf(fl, text))
 		}
 	}
 	flags.VisitAll(func(fl *pflag.Flag) {
 		if !settings[fl.Name] && !fl.Hidden {
 			_, text := pflag.UnquoteUsage(fl)
-			list[0].entries = append(list[0].entries, entryOf(fl, strings.ToUpper(text[:1])+text[1:]))
+			add("", entryOf(fl, strings.ToUpper(text[:1])+text[1:]))
 		}
 	})
 	slices.SortStableFunc(list[0].entries, func(a, b entry) int { return strings.Compare(a.name[6:], b.name[6:]) })
@@ -211,12 +192,12 @@ var sentence = regexp.MustCompile(`[^.]+(?:\.\S[^.]*)*(?:\.\s+|\.?$)`)
 // replaced by their flags.
 func (f *Form) brief(s *setting) string {
 	var kept []string
-	for i, one := range sentence.FindAllString(s.usage(), -1) {
+	for i, one := range sentence.FindAllString(s.doc, -1) {
 		if i == 0 || strings.HasPrefix(one, "Default") || strings.HasPrefix(one, "Usual") {
 			kept = append(kept, strings.TrimSpace(one))
 		}
 	}
-	text := strings.Join(kept, " ")
+	names := map[string]string{}
 	section, _, _ := strings.Cut(s.key, delim)
 	for _, other := range f.settings {
 		name, last := "--"+other.flag(), other.key[strings.LastIndex(other.key, delim)+1:]
@@ -224,20 +205,19 @@ func (f *Form) brief(s *setting) string {
 			name = other.env()
 		}
 		if strings.Contains(other.key, delim) {
-			text = replaceWord(text, other.key, name)
+			names[other.key] = name
 		}
 		there, _, _ := strings.Cut(other.key, delim)
 		if (there == section || !strings.Contains(s.key, delim)) && strings.ToLower(last) != last {
-			text = replaceWord(text, last, name)
+			names[last] = cmp.Or(names[last], name)
 		}
 	}
-	return text
-}
-
-// replaceWord replaces a word wherever it stands alone.
-func replaceWord(text, word, with string) string {
-	alone := regexp.MustCompile(`(^|[\s("])` + regexp.QuoteMeta(word) + `($|[\s,;:.)"])`)
-	return alone.ReplaceAllString(text, "${1}"+strings.ReplaceAll(with, "$", "$$")+"${2}")
+	words := strings.Fields(strings.Join(kept, " "))
+	for i, word := range words {
+		bare := strings.TrimRight(strings.TrimLeft(word, `("`), `,;:.)"`)
+		words[i] = strings.Replace(word, bare, cmp.Or(names[bare], bare), 1)
+	}
+	return strings.Join(words, " ")
 }
 
 // helpWidth returns the width of --help in columns.

@@ -12,7 +12,7 @@ import (
 )
 
 // help is what --help of a program says.
-func help(t *testing.T, p Program, width string) string {
+func help(t *testing.T, p program, width string) string {
 	t.Setenv("COLUMNS", width)
 	form := NewForm(p.Name, p.New())
 	cmd := &cobra.Command{Use: p.Name + " [flags]", Long: "What it is.", Version: "v1",
@@ -30,7 +30,7 @@ func help(t *testing.T, p Program, width string) string {
 }
 
 func TestHelpWidth(t *testing.T) {
-	for _, p := range Programs() {
+	for _, p := range programs {
 		for width, most := range map[string]int{"80": 80, "100": 100, "": widthDefault, "10": widthMin,
 			"1000": widthMax} {
 			text := help(t, p, width)
@@ -48,8 +48,8 @@ func TestHelpWidth(t *testing.T) {
 			}
 			for _, s := range settingsOf(p.New()) {
 				name := "--" + s.flag() + " "
-				if s.value.Kind().String() != "bool" && !s.noFlag {
-					name += s.unit()
+				if s.Type() != "bool" && !s.noFlag {
+					name += s.Type()
 				}
 				if s.noFlag {
 					name = " " + s.env() + " "
@@ -68,7 +68,7 @@ func TestHelpWidth(t *testing.T) {
 }
 
 func TestHelpText(t *testing.T) {
-	text := help(t, Programs()[0], "100")
+	text := help(t, programs[0], "100")
 	for _, want := range []string{
 		"      --mirror-listen host:port   The address of the registry mirror, which hosts.toml names.\n" +
 			strings.Repeat(" ", nameWidth) + "(default 127.0.0.1:65001)\n",
@@ -80,7 +80,7 @@ func TestHelpText(t *testing.T) {
 		assert.Contains(t, text, want)
 	}
 	assert.NotContains(t, text, "X-Goog", "a long default is left to --print-config")
-	text = help(t, Programs()[2], "100")
+	text = help(t, programs[2], "100")
 	assert.Contains(t, text, "comes from\n"+strings.Repeat(" ", nameWidth)+"--password-file.")
 	assert.Contains(t, text, "  -o, --output text               The file to write")
 	assert.NotContains(t, text, "SIGHUP", "dfget does not reload")

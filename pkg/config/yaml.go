@@ -6,9 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"math"
 	"reflect"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,17 +43,7 @@ func parseFile(b []byte) (*yaml.Node, error) {
 	return nil, errors.New("a configuration is made of keys and values")
 }
 
-// pairs are the keys and values of a mapping, with aliases resolved.
-func pairs(m *yaml.Node) iter.Seq2[*yaml.Node, *yaml.Node] {
-	return func(yield func(*yaml.Node, *yaml.Node) bool) {
-		for i := 0; i+1 < len(m.Content); i += 2 {
-			if !yield(m.Content[i], resolved(m.Content[i+1])) {
-				return
-			}
-		}
-	}
-}
-
+// resolved follows an alias.
 func resolved(n *yaml.Node) *yaml.Node {
 	if n.Kind == yaml.AliasNode {
 		return n.Alias
@@ -82,15 +73,11 @@ func decode(v reflect.Value, n *yaml.Node) error {
 }
 
 func decodeList(v reflect.Value, n *yaml.Node) error {
-	items := n.Content
 	if n.Kind == yaml.ScalarNode {
-		items = nil
-		for _, text := range splitList(v.Type(), n.Value) {
-			items = append(items, &yaml.Node{Kind: yaml.ScalarNode, Value: text})
-		}
+		n = sequence(v.Type().Elem(), n.Value)
 	}
 	v.SetZero()
-	for i, item := range items {
+	for i, item := range n.Content {
 		one := reflect.New(v.Type().Elem()).Elem()
 		if err := decode(one, item); err != nil {
 			return fmt.Errorf("entry %d: %w", i+1, err)
@@ -102,27 +89,16 @@ func decodeList(v reflect.Value, n *yaml.Node) error {
 
 // decodeEntry sets the fields of one entry in a list of structs.
 func decodeEntry(v reflect.Value, m *yaml.Node) error {
-	fields, names := map[string]reflect.Value{}, []string{}
-	for i := range v.NumField() {
-		key := fieldKey(v.Type().Field(i))
-		fields[key], names = v.Field(i), append(names, key)
+	entry := Form{settings: settingsOf(v.Addr().Interface())}
+	if problems := entry.readSection("", "", m); len(problems) > 0 {
+		return problems[0]
 	}
-	seen := map[string]bool{}
-	for name, value := range pairs(m) {
-		key := name.Value
-		field, known := fields[key]
-		switch {
-		case !known:
-			return fmt.Errorf("line %d: unknown key %q%s", name.Line, key, suggest(key, names))
-		case seen[key]:
-			return fmt.Errorf("line %d: key %q is there twice", name.Line, key)
-		}
-		seen[key] = true
-		if isNull(value) {
+	for _, s := range entry.settings {
+		if s.node == nil {
 			continue
 		}
-		if err := decode(field, value); err != nil {
-			return fmt.Errorf("%s: %w", key, err)
+		if err := decode(s.value, s.node); err != nil {
+			return fmt.Errorf("%s: %w", s.key, err)
 		}
 	}
 	return nil
@@ -145,6 +121,14 @@ func decodeText(v reflect.Value, text string) error {
 		}
 		v.SetInt(int64(d))
 	case v.Kind() == reflect.String:
+		if c, ok := v.Interface().(choice); ok {
+			allowed := c.choices()
+			i := slices.IndexFunc(allowed, func(one string) bool { return strings.EqualFold(one, text) })
+			if i < 0 {
+				return fmt.Errorf("%q is not one of %s%s", text, strings.Join(allowed, ", "), suggest(text, allowed))
+			}
+			text = allowed[i]
+		}
 		v.SetString(text)
 	case v.Kind() == reflect.Bool:
 		b, err := strconv.ParseBool(text)
@@ -177,18 +161,10 @@ func encode(v reflect.Value) *yaml.Node {
 		n.SetString(err.Error())
 	}
 	if v.Type() == durationType {
-		n.Value = shortDuration(n.Value)
+		n.Value = zeros.ReplaceAllString(n.Value, "$1")
 	}
 	return n
 }
 
-// shortDuration leaves out the zeros that time.Duration writes: 1m, not 1m0s.
-func shortDuration(s string) string {
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
-}
+// zeros matches those that [time.Duration] writes after whole hours and minutes: 1h0m0s is printed as 1h.
+var zeros = regexp.MustCompile(`([hm])(0m)?0s$`)
