@@ -10,6 +10,7 @@ import (
 	"go/token"
 	"maps"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -94,8 +95,11 @@ func commentsOf(t *testing.T, source []byte) map[string]string {
 			}
 			for _, name := range f.Names {
 				text := strings.TrimSpace(f.Doc.Text())
-				// A comment begins with the field's name, as Go's do. The page has it in the heading.
+				// A comment begins with the names of the fields, as Go's do. The page has them in the heading.
 				if rest, ok := strings.CutPrefix(text, name.Name+" "); ok {
+					if others, ok := strings.CutPrefix(rest, "and "); ok {
+						_, rest, _ = strings.Cut(others, " ")
+					}
 					rest = strings.TrimPrefix(strings.TrimPrefix(rest, "is "), "are ")
 					text = strings.ToUpper(rest[:1]) + rest[1:]
 				}
@@ -193,8 +197,26 @@ All other ports are TCP.
 			if s.reload {
 				properties = append(properties, "changes on SIGHUP")
 			}
-			fmt.Fprintf(&b, "%s\n\n%s\n", strings.Join(properties, " · "), docs[s.owner])
+			fmt.Fprintf(&b, "%s\n\n%s\n", strings.Join(properties, " · "), docs[s.owner]+entryKeys(s, docs))
 		}
 	}
 	return b.Bytes()
+}
+
+// entryKeys lists the keys of an entry, if the setting is a list of structs. A field without a comment shares the one
+// above it.
+func entryKeys(s *setting, docs map[string]string) string {
+	if t := s.element(); t.Kind() != reflect.Struct || fieldKey(t.Field(0)) == "" {
+		return ""
+	}
+	text := ""
+	for _, f := range settingsOf(reflect.New(s.element()).Interface()) {
+		if doc := docs[f.owner]; doc != "" {
+			text += "\n  - `" + f.key + "`: " + strings.ReplaceAll(doc, "\n", "\n    ")
+			continue
+		}
+		at := strings.LastIndex(text, "`: ") + 1
+		text = text[:at] + ", `" + f.key + "`" + text[at:]
+	}
+	return "\n\nKeys of an entry:\n" + text
 }

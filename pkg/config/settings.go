@@ -14,6 +14,7 @@ import (
 )
 
 // The comment of a field is its section in docs/configuration.md; --help shows its first sentence and its default.
+// A field of a list's entry has a line there, together with the fields below it that have no comment.
 // Tags: yaml is the key in the file, from which flag and variable follow; default is the value as a file has it;
 // reload:"yes" marks settings that SIGHUP changes; short is a one-letter flag.
 
@@ -300,34 +301,6 @@ type Origins struct {
 	// Upstreams are the registries that clients may pull from. Each is HOST or HOST=URL, or in a file a mapping; a URL
 	// that begins with http:// selects plain HTTP. Default: the large public registries. SIGHUP also reloads passwords
 	// and certificates.
-	//
-	// Keys of an entry:
-	//
-	//   - host: the registry as image names write it, with its port
-	//   - urls: base URLs, tried in order; default https://HOST. A path goes before the repository
-	//     (https://harbor.test/hub-cache); with a part v2 it is taken as it is
-	//     (https://jfrog.test/artifactory/api/docker/hub/v2)
-	//   - ca: PEM file with certificates to trust in addition to the system's
-	//   - serverName: the name that the certificate of these URLs must have, if that is not the host in the URL
-	//   - pin: the key that this certificate must have, as curl's --pinnedpubkey ("sha256//BASE64", with ";" between
-	//     several), in place of a known authority, the name and the dates. dfdaemon doctor prints the key
-	//   - clientCert, clientKey: PEM files for registries that require a client certificate
-	//   - plainHTTP: true for HTTP
-	//   - username, passwordFile: the node's own credentials. Every local client then pulls with them, and every
-	//     supernode needs them, too
-	//   - dockerConfig: such credentials in a file as docker login, podman login or a Kubernetes pull secret
-	//     writes it; credential helpers in it are run
-	//   - realms: other hosts whose token services receive those credentials
-	//   - proxy: URL of an HTTP proxy, or "none"; default: HTTPS_PROXY, HTTP_PROXY and NO_PROXY
-	//   - firstByte: how long the registry may take to begin an answer, and how long clients of the mirror wait for
-	//     it; default 10m. A proxy that scans blobs needs minutes; a registry that hangs keeps clients as long
-	//   - allowPrivateRealm: true if the registry's token service has a private IP address that is not the
-	//     registry's own
-	//   - forbidPlainRedirects: true to refuse blobs that an HTTPS registry redirects to plain HTTP
-	//   - access: what a dfdaemon gives its local clients while the registry or its token service is unreachable. With
-	//     verify (the default) that is what the registry granted to them, or to anonymous clients
-	//     (mirror.publicUnreachable). With cluster it is every image of this registry that the cluster holds, private
-	//     ones too, to every local client without any login. It holds for this node and this registry alone
 	Upstreams []Upstream `yaml:"upstreams" default:"docker.io,ghcr.io,quay.io,gcr.io,registry.k8s.io,mcr.microsoft.com,public.ecr.aws" reload:"yes"`
 	// AllowUnlisted lets clients pull from registries that upstreams does not list. Every client of the mirror can
 	// then make this node connect to any host, including hosts of your internal network.
@@ -336,13 +309,14 @@ type Origins struct {
 
 // Upstream is an entry of [Origins].Upstreams.
 type Upstream struct {
-	// Host is the registry as image names write it: "quay.io", "registry.test:5000".
+	// Host is the registry as image names write it, with its port: quay.io or registry.test:5000.
 	Host string `yaml:"host,omitempty"`
-	// URLs are base URLs, tried in this order. Default: https://HOST.
+	// URLs are base URLs, tried in this order. A path goes before the repository (https://harbor.test/hub-cache); with a
+	// part v2 it is taken as it is (https://jfrog.test/artifactory/api/docker/hub/v2). Default: https://HOST.
 	URLs []string `yaml:"urls,omitempty"`
 	// CA is a PEM file with certificates to trust in addition to the system's.
 	CA string `yaml:"ca,omitempty"`
-	// ServerName is the name that the certificate of the registry's URLs must have, if that is not the host in the URL.
+	// ServerName is the name that the certificate of these URLs must have, if that is not the host in the URL.
 	ServerName string `yaml:"serverName,omitempty"`
 	// Pin is the key that this certificate must have, as curl's --pinnedpubkey: sha256// and the SHA-256 of the public
 	// key in base64, with ";" between several. The key then replaces authority, name and dates. dfdaemon doctor prints it;
@@ -351,21 +325,22 @@ type Upstream struct {
 	// ClientCert and ClientKey are PEM files for registries that require a client certificate.
 	ClientCert string `yaml:"clientCert,omitempty"`
 	ClientKey  string `yaml:"clientKey,omitempty"`
-	// PlainHTTP selects HTTP where URLs is empty.
+	// PlainHTTP is true for HTTP where urls is empty.
 	PlainHTTP bool `yaml:"plainHTTP,omitempty"`
-	// Username and PasswordFile are the node's own credentials. Every local client then pulls with them.
+	// Username and PasswordFile are the node's own credentials. Every local client then pulls with them, and every
+	// supernode needs them, too.
 	Username     string `yaml:"username,omitempty"`
 	PasswordFile string `yaml:"passwordFile,omitempty"`
-	// DockerConfig is a file with such credentials instead: Docker's config.json, Podman's auth.json, or a mounted
-	// Kubernetes pull secret.
+	// DockerConfig is a file with such credentials instead, as docker login, podman login or a Kubernetes pull secret
+	// writes it. Credential helpers in it are run.
 	DockerConfig string `yaml:"dockerConfig,omitempty"`
-	// Realms are other hosts whose token services receive the node's credentials. Those of Docker Hub and gitlab.com
-	// are built in.
+	// Realms are other hosts whose token services receive those credentials. Those of Docker Hub and gitlab.com are
+	// built in.
 	Realms []string `yaml:"realms,omitempty"`
-	// Proxy is the URL of an HTTP proxy, or "none". Default: what the environment says.
+	// Proxy is the URL of an HTTP proxy, or "none". Default: HTTPS_PROXY, HTTP_PROXY and NO_PROXY.
 	Proxy secret.String `yaml:"proxy,omitempty"`
-	// FirstByte is how long the registry may take to begin an answer, and how long clients of the mirror wait for it.
-	// Default: 10m.
+	// FirstByte is how long the registry may take to begin an answer, and how long clients of the mirror wait for it. A
+	// proxy that scans blobs needs minutes; a registry that hangs keeps clients as long. Default: 10m.
 	FirstByte time.Duration `yaml:"firstByte,omitempty"`
 	// AllowPrivateRealm allows a token service at a private IP address that is not the registry's own. Without it a
 	// registry cannot make this node connect to such an address.
@@ -373,9 +348,10 @@ type Upstream struct {
 	// ForbidPlainRedirects refuses blobs that an HTTPS registry redirects to plain HTTP. Without it they come: their
 	// digest protects them, and no credentials go there, but everyone on the network path can read them.
 	ForbidPlainRedirects bool `yaml:"forbidPlainRedirects,omitempty"`
-	// Access is what a dfdaemon gives its local clients while the registry or its token service is unreachable: verify
-	// gives what the registry granted to them or to anonymous clients; cluster gives every local client all images of the
-	// registry that the cluster holds, private ones too, without a login. Default: verify.
+	// Access is what a dfdaemon gives its local clients while the registry or its token service is unreachable. With
+	// verify (the default) that is what the registry granted to them, or to anonymous clients
+	// (mirror.publicUnreachable). With cluster it is every image of this registry that the cluster holds, private ones
+	// too, to every local client without any login. It holds for this node and this registry alone.
 	Access Access `yaml:"access,omitempty"`
 }
 
