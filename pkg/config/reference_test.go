@@ -63,6 +63,7 @@ func TestSettingsAreDocumented(t *testing.T) {
 		keys, flags, vars := map[string]bool{}, map[string]bool{"config": true}, map[string]bool{EnvFile: true}
 		for _, s := range settingsOf(p.New()) {
 			assert.NotEmpty(t, s.doc, "%s: %s has no comment", p.Name, s.owner)
+			assert.NotEmpty(t, strings.TrimSuffix(s.Type(), ",..."), "%s: add the type of %s to unitNames", p.Name, s.owner)
 			assert.False(t, keys[s.key], "%s: key %s is there twice", p.Name, s.key)
 			assert.False(t, flags[s.flag()], "%s: flag --%s is there twice", p.Name, s.flag())
 			assert.False(t, vars[s.env()], "%s: variable %s is there twice", p.Name, s.env())
