@@ -136,6 +136,10 @@ func DecodePurgeOrders(b []byte) (PurgeOrders, error) {
 		if _, err := task.ParseID(string(o.Task)); err != nil {
 			return PurgeOrders{}, fmt.Errorf("reading purge orders: %w", err)
 		}
+		// A time that JSON cannot hold would keep each host that knows it from saving and from passing on any order.
+		if _, err := o.At.UTC().MarshalJSON(); err != nil {
+			return PurgeOrders{}, fmt.Errorf("reading purge orders: the time of one: %w", err)
+		}
 	}
 	return out, nil
 }

@@ -21,6 +21,8 @@ func TestDecodePurgeOrders(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, in, out)
 	for _, bad := range []string{"", "[]", `{"version":0}`, `{"version":1,"list":[{"task":"../x"}]}`,
+		`{"version":1,"list":[{"task":"` + string(id) + `","at":"9999-12-31T23:59:59-23:00"}]}`,
+		`{"version":1,"list":[{"task":"` + string(id) + `","at":"0000-01-01T00:00:00+10:00"}]}`,
 		`{"version":1,"list":{}}`, `{"version":1,"list":[` + strings.Repeat(`{},`, PurgeOrdersMax) + `{}]}`,
 		strings.Repeat(" ", PurgeOrdersSize+1)} {
 		_, err := DecodePurgeOrders([]byte(bad))
@@ -43,6 +45,9 @@ func FuzzDecodePurgeOrders(f *testing.F) {
 		for _, x := range w.List {
 			if _, err := task.ParseID(string(x.Task)); err != nil {
 				t.Fatal(err)
+			}
+			if _, err := json.Marshal(PurgeOrder{Task: x.Task, At: x.At.UTC()}); err != nil {
+				t.Fatal(err) // a host could neither save it nor pass it on
 			}
 		}
 	})
