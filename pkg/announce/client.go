@@ -140,6 +140,10 @@ func New(cfg Config) *Client {
 	if cfg.Client == nil {
 		cfg.Client = http.DefaultClient
 	}
+	// No owner redirects. A redirect would lead credentials of clients to any host, or this host to any address.
+	direct := *cfg.Client
+	direct.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	cfg.Client = &direct
 	if cfg.Budget <= 0 {
 		cfg.Budget = time.Second
 	}

@@ -747,6 +747,32 @@ func TestOverRealHTTP(t *testing.T) {
 }
 
 // Responses are bounded before they count.
+// redirector answers each request to the owner with a redirect, and records the hosts that are asked.
+type redirector struct {
+	status int
+	asked  []string
+}
+
+func (r *redirector) RoundTrip(request *http.Request) (*http.Response, error) {
+	r.asked = append(r.asked, request.URL.Host)
+	return &http.Response{
+		StatusCode: r.status, Status: http.StatusText(r.status), Body: http.NoBody, Request: request,
+		Header: http.Header{"Location": {"http://169.254.169.254/latest/meta-data"}},
+	}, nil
+}
+
+func TestRedirectsOfOwnersAreNotFollowed(t *testing.T) {
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		r := &redirector{status: status}
+		c := New(Config{Host: self, Owners: []string{"10.0.0.2:1"}, Client: &http.Client{Transport: r}})
+		_, err := c.post(t.Context(), "10.0.0.2:1", api.AnnounceRequest{Version: api.Version, Host: self})
+		require.ErrorContains(t, err, http.StatusText(status))
+		_, err = c.postLookup(t.Context(), "10.0.0.2:1", []byte("{}"), func() bool { return true })
+		require.ErrorContains(t, err, http.StatusText(status))
+		assert.Equal(t, []string{"10.0.0.2:1", "10.0.0.2:1"}, r.asked, status)
+	}
+}
+
 func TestDecodeBounds(t *testing.T) {
 	good := api.Neighbour{Host: self}
 	crowd := slices.Repeat([]api.Neighbour{good}, api.NeighboursIn+1)
