@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"golang.org/x/net/idna"
 )
 
 // special holds the forbidden ranges for which [netip.Addr] has no method: the metadata services of clouds
@@ -23,6 +25,7 @@ var special = []netip.Prefix{
 // metadataNames resolve to a metadata service on every host of a cloud, also at a proxy.
 var metadataNames = []string{
 	"metadata.google.internal", "metadata.goog", "metadata.azure.internal", "metadata.tencentyun.com", "metadata",
+	"instance-data", "instance-data.ec2.internal",
 }
 
 // forbidden reports whether requests must not go to an address unless the operator allows it.
@@ -79,6 +82,11 @@ func embedded(addr netip.Addr) (out []netip.Addr) {
 // error reports a number that resolvers read in more than one way (2852039166, 0xa9.254.43518,
 // 0251.254.169.254).
 func literal(host string) (netip.Addr, error) {
+	// net/http asks a proxy for a name in this form: full-width digits and letters, and other dots, become those of
+	// ASCII (UTS 46).
+	if ascii, err := idna.Lookup.ToASCII(host); err == nil {
+		host = ascii
+	}
 	host = strings.TrimSuffix(host, ".")
 	switch {
 	case host == "localhost" || strings.HasSuffix(host, ".localhost"):

@@ -139,6 +139,26 @@ func TestForbiddenAddresses(t *testing.T) {
 	assert.Equal(t, "169.254.169.254", refused.Host, "the trusted host itself was reached")
 }
 
+// A proxy gets a name in ASCII, so that other digits and dots spell out the same addresses.
+func TestForbiddenNamesAtAProxy(t *testing.T) {
+	proxy := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		t.Errorf("the proxy was asked for %s", r.RequestURI)
+		w.WriteHeader(http.StatusBadGateway)
+	})
+	o := origin(t, func(c *httporigin.Config) { c.AllowAddrs, c.Proxy = nil, secret.String(proxy.URL) })
+	for _, host := range []string{
+		"169.254.169.254", "１６９.254.169.254", "①⑥⑨.②⑤④.①⑥⑨.②⑤④", "169。254。169。254",
+		"%EF%BC%91%EF%BC%92%EF%BC%97.0.0.1", "metadata。google。internal", "ｌocalhost", "０xa9fea9fe",
+		"instance-data.ec2.internal", "[::ffff:127.0.0.1]",
+	} {
+		for _, scheme := range []string{"http://", "https://"} {
+			_, err := body(t, o, file(scheme+host+"/"))
+			var refused *httporigin.AddrError
+			require.ErrorAs(t, err, &refused, scheme+host)
+		}
+	}
+}
+
 // A name is refused if it resolves to a forbidden address.
 func TestResolvedName(t *testing.T) {
 	// The host name is usually a name of loopback that is no literal and not "localhost".
