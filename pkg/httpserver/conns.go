@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -97,12 +98,13 @@ func (g *limited) Accept() (net.Conn, error) {
 	for {
 		c, err := g.Listener.Accept()
 		if err != nil {
-			var temporary interface{ Temporary() bool }
-			if errors.Is(err, net.ErrClosed) || !errors.As(err, &temporary) || !temporary.Temporary() {
+			if errors.Is(err, net.ErrClosed) || !passes(err) {
 				return nil, err
 			}
 			g.d.failing(g.Addr(), err)
-			g.relieve()
+			if !isOneOf(err, ofOne) {
+				g.relieve()
+			}
 			time.Sleep(pause)
 			pause = min(2*pause, acceptPauseMax)
 			continue
@@ -114,6 +116,24 @@ func (g *limited) Accept() (net.Conn, error) {
 			return held, nil
 		}
 	}
+}
+
+// scarce are the errors of accept(2) by which a machine without memory fails. ofOne are those of one connection: a
+// firewall refuses it, or its network is gone. Package net calls none of them temporary.
+var (
+	scarce = []error{unix.ENOBUFS, unix.ENOMEM}
+	ofOne  = []error{unix.ECONNABORTED, unix.EPERM, unix.EPROTO, unix.ENOPROTOOPT, unix.EOPNOTSUPP, unix.ENETDOWN,
+		unix.ENETUNREACH, unix.EHOSTDOWN, unix.EHOSTUNREACH}
+)
+
+func isOneOf(err error, list []error) bool {
+	return slices.ContainsFunc(list, func(e error) bool { return errors.Is(err, e) })
+}
+
+// passes reports whether a later Accept may succeed.
+func passes(err error) bool {
+	var temporary interface{ Temporary() bool }
+	return errors.As(err, &temporary) && temporary.Temporary() || isOneOf(err, scarce) || isOneOf(err, ofOne)
 }
 
 // acceptPauseMin and acceptPauseMax bound the pause after a temporary error.

@@ -3,6 +3,7 @@ package httpserver
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -13,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -321,15 +323,16 @@ func TestIdleConnectionsAreClosedFirst(t *testing.T) {
 	}
 }
 
-// failingListener fails as if the process had no free file descriptor.
+// failingListener fails as if the process had no free file descriptor, or with err.
 type failingListener struct {
 	net.Listener
 	left atomic.Int32
+	err  error
 }
 
 func (l *failingListener) Accept() (net.Conn, error) {
 	if l.left.Add(-1) >= 0 {
-		return nil, &net.OpError{Op: "accept", Err: syscall.EMFILE}
+		return nil, &net.OpError{Op: "accept", Err: cmp.Or(l.err, error(syscall.EMFILE))}
 	}
 	return l.Listener.Accept()
 }
@@ -353,6 +356,29 @@ func TestOutOfFilesIsLoggedOnceAMinute(t *testing.T) {
 	g := l.(*limited)
 	assert.Zero(t, g.open)
 	assert.Empty(t, g.from)
+}
+
+func TestAcceptGoesOnAfterAPassingError(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
+		syscall.EPERM, syscall.ENETDOWN, syscall.EHOSTUNREACH, syscall.ECONNABORTED} {
+		d, _, _ := testLimiter()
+		raw, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		failing := &failingListener{Listener: raw, err: os.NewSyscallError("accept4", errno)}
+		failing.left.Store(1)
+		l := d.limit(failing, connMax{total: 8, each: 8, fresh: 8, freshEach: 8})
+		c, err := net.Dial("tcp", raw.Addr().String())
+		require.NoError(t, err)
+		got, err := l.Accept()
+		require.NoError(t, err, errno)
+		got.Close()
+		c.Close()
+		failing.err = os.NewSyscallError("accept4", syscall.EINVAL)
+		failing.left.Store(1)
+		_, err = l.Accept()
+		require.ErrorIs(t, err, syscall.EINVAL, "a socket that no longer listens")
+		l.Close()
+	}
 }
 
 func TestRefusedConnectionsAreCounted(t *testing.T) {
