@@ -127,6 +127,7 @@ type Cluster struct {
 	// mu is held to record one member's change, never while anything is sent.
 	mu      sync.Mutex
 	members map[host.ID]Member
+	alive   map[string]bool              // names of all live nodes in memberlist, also those with unusable metadata
 	former  map[netip.AddrPort]time.Time // addresses of members that are gone, and since when
 	formers map[netip.AddrPort]host.ID   // the members that had those addresses
 	moved   map[host.ID]time.Time        // members that memberlist has at another address, and since when; see move
@@ -141,6 +142,8 @@ type Cluster struct {
 
 	// conflict keeps two hosts with one ID, who meet at every exchange, from filling the log.
 	conflict rate.Sometimes
+	// crowd does the same for members beyond membersMax.
+	crowd rate.Sometimes
 
 	// wrap, in tests, stands between memberlist and the network.
 	wrap func(memberlist.NodeAwareTransport) memberlist.NodeAwareTransport
@@ -151,7 +154,8 @@ func New(cfg Config) (*Cluster, error) {
 	c := &Cluster{cfg: cfg, log: cfg.Logger, started: make(chan struct{}), changed: make(chan struct{}),
 		members: make(map[host.ID]Member), former: make(map[netip.AddrPort]time.Time), silent: make(map[string]error),
 		formers: make(map[netip.AddrPort]host.ID), moved: make(map[host.ID]time.Time), judging: make(map[host.ID]bool),
-		conflict: rate.Sometimes{Interval: time.Minute}}
+		alive:    make(map[string]bool),
+		conflict: rate.Sometimes{Interval: time.Minute}, crowd: rate.Sometimes{Interval: time.Minute}}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -348,7 +352,7 @@ func (c *Cluster) memberlistConfig(t memberlist.Transport, logger *log.Logger) *
 	m.EnableCompression = false
 	m.Keyring = c.keys
 	d := delegate{c}
-	m.Delegate, m.Events, m.Conflict = d, d, d
+	m.Delegate, m.Events, m.Conflict, m.Alive = d, d, d, d
 	return m
 }
 

@@ -502,6 +502,39 @@ func (l *lines) count(s string) int {
 	return strings.Count(l.b.String(), s)
 }
 
+// A holder of the key cannot invent so many members that hosts refuse the list of owners.
+func TestInventedMembersAreFew(t *testing.T) {
+	var out lines
+	c, err := New(quick(1, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&out, nil)) }))
+	require.NoError(t, err)
+	d := delegate{c}
+	join := func(n *memberlist.Node) error { // as memberlist does
+		err := d.NotifyAlive(n)
+		if err == nil {
+			d.NotifyJoin(n)
+		}
+		return err
+	}
+	real := node(t, host.NewID(), "10.0.0.1")
+	require.NoError(t, join(node(t, c.cfg.Host, "10.0.0.2")))
+	require.NoError(t, join(real))
+	for i := range 3 * membersMax {
+		invented := node(t, host.NewID(), "10.0.0.3")
+		if i%2 == 0 {
+			invented.Name, invented.Meta = fmt.Sprintf("no ID %d", i), []byte("no metadata")
+		}
+		_ = join(invented)
+	}
+	assert.LessOrEqual(t, len(c.View()), membersMax)
+	assert.Len(t, c.alive, membersMax)
+	assert.Equal(t, 1, out.count("too many members gossip"))
+	require.NoError(t, join(real), "a known member stays")
+	newcomer := node(t, host.NewID(), "10.0.0.4")
+	require.ErrorIs(t, join(newcomer), errCrowd)
+	d.NotifyLeave(real)
+	require.NoError(t, join(newcomer), "a member has gone")
+}
+
 // A member with metadata of a later version stays out of the view.
 func TestLaterMeta(t *testing.T) {
 	a := start(t, quick(1))

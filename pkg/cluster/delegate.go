@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -22,6 +23,10 @@ const (
 // errGone is why a member is silent until the next attempt to join it.
 var errGone = errors.New("it was a member, and has left or died")
 
+// membersMax bounds the live members: a host takes no more owners from one answer (package announce). A holder of the
+// gossip's key can invent members, and with too many of them no host would take an answer of any owner.
+const membersMax = 64
+
 // delegate receives memberlist's events. Memberlist holds its own lock meanwhile, so nothing here may
 // block or call it.
 type delegate struct{ c *Cluster }
@@ -32,7 +37,31 @@ func (d delegate) GetBroadcasts(_, _ int) [][]byte { return nil }
 func (d delegate) LocalState(bool) []byte          { return nil }
 func (d delegate) MergeRemoteState([]byte, bool)   {}
 
-func (d delegate) NotifyJoin(n *memberlist.Node)   { d.c.put(n, "member joined") }
+// NotifyAlive refuses a new member beyond membersMax. Members that are known stay.
+func (d delegate) NotifyAlive(n *memberlist.Node) error {
+	c := d.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.alive[n.Name] || n.Name == string(c.cfg.Host) || len(c.alive) < membersMax {
+		return nil
+	}
+	c.crowd.Do(func() {
+		c.log.Error("too many members gossip, so this host refuses new ones; if there are fewer supernodes, a holder of "+
+			"the cluster secret invents them: change it", "members", len(c.alive), "refused", fmt.Sprintf("%.80q", n.Name),
+			"address", n.Address())
+	})
+	return errCrowd
+}
+
+var errCrowd = fmt.Errorf("%d members are known, and no more may be", membersMax)
+
+func (d delegate) NotifyJoin(n *memberlist.Node) {
+	d.c.mu.Lock()
+	d.c.alive[n.Name] = true
+	d.c.mu.Unlock()
+	d.c.put(n, "member joined")
+}
+
 func (d delegate) NotifyUpdate(n *memberlist.Node) { d.c.put(n, "member changed") }
 
 func (d delegate) NotifyLeave(n *memberlist.Node) {
@@ -43,6 +72,7 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	delete(c.alive, n.Name)
 	m, known := c.members[id]
 	if !known || m.GossipAddr != addrOf(n) { // it moved, and this is the end of its former life
 		return
