@@ -293,6 +293,10 @@ func (s *Store) restoreAside() error {
 		id, err := task.ParseID(strings.Replace(d.Name(), "-", ":", 1))
 		if err == nil {
 			err = s.readable(path)
+			if kind := kindOf(err); err != nil && kind != newer && kind != lost {
+				s.leaveUnusable(path, "", err) // a later start can read it
+				continue
+			}
 		}
 		switch {
 		case errors.Is(err, errNewer):
@@ -321,9 +325,22 @@ func (s *Store) restoreAside() error {
 	return nil
 }
 
+// regular returns errNotFile for what is no regular file: opening a pipe would wait for its other end. It leaves other
+// errors to the opening.
+func (s *Store) regular(name string) error {
+	if st, err := s.fs.Stat(name); err == nil && !st.Mode().IsRegular() {
+		return fmt.Errorf("%s: %w", name, errNotFile)
+	}
+	return nil
+}
+
 // readable returns nil if this version can read the task at path.
 func (s *Store) readable(path string) error {
-	f, err := s.fs.OpenFile(filepath.Join(path, "journal"), os.O_RDONLY, 0)
+	name := filepath.Join(path, "journal")
+	if err := s.regular(name); err != nil {
+		return err
+	}
+	f, err := s.fs.OpenFile(name, os.O_RDONLY, 0)
 	if err != nil {
 		return err
 	}
@@ -486,7 +503,11 @@ func (s *Store) retry(id task.ID) bool {
 
 // summary reads both ends of a journal; clean is false if the rest must be read, too.
 func (s *Store) summary(e *entry, path string) (clean bool, err error) {
-	f, err := s.fs.OpenFile(filepath.Join(path, "journal"), os.O_RDONLY, 0)
+	name := filepath.Join(path, "journal")
+	if err := s.regular(name); err != nil {
+		return false, err
+	}
+	f, err := s.fs.OpenFile(name, os.O_RDONLY, 0)
 	if err != nil {
 		return false, err
 	}
@@ -502,7 +523,11 @@ func (s *Store) summary(e *entry, path string) (clean bool, err error) {
 	if h.id != e.id {
 		return false, fmt.Errorf("%w: it belongs to task %s", errDamaged, h.id)
 	}
-	if _, err := s.fs.Stat(filepath.Join(path, "data")); err != nil {
+	data, err := s.fs.Stat(filepath.Join(path, "data"))
+	if err == nil && !data.Mode().IsRegular() {
+		err = fmt.Errorf("its data: %w", errNotFile)
+	}
+	if err != nil {
 		return false, err
 	}
 	e.facts, e.have = h.facts, have

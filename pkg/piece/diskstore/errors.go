@@ -21,12 +21,15 @@ const (
 	lost
 )
 
+// errNotFile means that something other than a file is in the place of a task's file.
+var errNotFile = errors.New("it is no regular file")
+
 // kindOf returns the meaning of an error of a task's files.
 func kindOf(err error) errorKind {
 	switch {
 	case errors.Is(err, errNewer):
 		return newer
-	case errors.Is(err, errDamaged), errors.Is(err, errUnwritable), errors.Is(err, fs.ErrNotExist), isDamage(err):
+	case errors.Is(err, errDamaged), errors.Is(err, errNotFile), errors.Is(err, errUnwritable), errors.Is(err, fs.ErrNotExist), isDamage(err):
 		return lost
 	case isOneOf(err, []syscall.Errno{
 		syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EAGAIN, syscall.EINTR, syscall.ENOBUFS,
