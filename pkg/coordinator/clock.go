@@ -8,6 +8,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/identity"
+	"github.com/darter-io/darter/pkg/scheduler"
 )
 
 // forgetReports forgets what a host reported about purge orders. mu is not held.
@@ -22,7 +23,10 @@ const clockEvery = time.Minute
 
 // checkClock refuses a host whose clock differs so much from this owner's that TLS between members fails. No other host
 // gets it as a neighbour, and so no host waits for its pieces in vain. A host of a former version sends no clock.
-func (c *Coordinator) checkClock(r api.AnnounceRequest) error {
+//
+// It forgets the host, unless the announce may not speak for it: a copy of a host with a wrong clock, or a member that
+// writes the host's ID into a certificate, must not end the membership of the other.
+func (c *Coordinator) checkClock(r api.AnnounceRequest, from Sender) error {
 	if r.Clock.IsZero() || r.Leaving || r.Host.ID == c.cfg.Host.ID {
 		return nil
 	}
@@ -30,12 +34,20 @@ func (c *Coordinator) checkClock(r api.AnnounceRequest) error {
 	if err == nil {
 		return nil
 	}
+	report := scheduler.Report{Host: r.Host, Generation: r.Generation, Source: from.source()}
 	c.mu.Lock()
-	changes := c.sched.Leave(c.cfg.Lag.Now(), r.Host.ID)
+	now := c.cfg.Lag.Now()
+	own := c.sched.MayReport(now, report) == nil
+	var changes scheduler.Changes
+	if own {
+		changes = c.sched.Leave(now, r.Host.ID)
+	}
 	c.clockWhy, c.clockAt = err.Error(), time.Now()
 	c.mu.Unlock()
 	c.seed(changes.Seeds)
-	c.forgetReports(r.Host.ID)
+	if own {
+		c.forgetReports(r.Host.ID)
+	}
 	if c.cfg.ClockRefused != nil {
 		c.cfg.ClockRefused()
 	}

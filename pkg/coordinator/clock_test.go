@@ -56,6 +56,22 @@ func TestHostClock(t *testing.T) {
 	assert.Equal(t, http.StatusOK, announced(t, c, request).Code, "a farewell is one by any clock")
 }
 
+// Another host with the same ID, a copy or a liar, does not end a membership by a wrong clock.
+func TestAWrongClockEndsNoOthersMembership(t *testing.T) {
+	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+	c := New(Config{Host: member("0"), Seed: newRig(nil).cfg.Seed, Now: func() time.Time { return now }})
+	honest := api.AnnounceRequest{Version: 1, Host: member("1"), Generation: 7, Clock: now,
+		Entries: []api.Entry{{Task: taskID("a"), Event: api.Completed, Have: 1}}}
+	require.Equal(t, http.StatusOK, announced(t, c, honest).Code)
+	other := honest
+	other.Generation, other.Host.Addr, other.Clock = 8, "10.9.9.9:65002", now.Add(-72*time.Hour)
+	answer := announced(t, c, other)
+	assert.Equal(t, api.StatusClock, answer.Code, "its clock is to be set first")
+	assert.Len(t, c.Hosts(), 1)
+	assert.Equal(t, 1, c.Stats().Holding)
+	assert.NotContains(t, announced(t, c, honest).Body.String(), "resync")
+}
+
 // A host with a wrong clock keeps its ID.
 func TestHostClockKeepsID(t *testing.T) {
 	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)

@@ -284,7 +284,7 @@ func (c *Coordinator) serve(ctx context.Context, r api.AnnounceRequest, from Sen
 	if err := c.checkSender(r.Host, from); err != nil {
 		return api.AnnounceResponse{}, err
 	}
-	if err := c.checkClock(r); err != nil {
+	if err := c.checkClock(r, from); err != nil {
 		return api.AnnounceResponse{}, err
 	}
 	return c.answer(ctx, r, from.source())

@@ -280,12 +280,10 @@ func (s *Scheduler) nano(t time.Time) int64 {
 // unknown and a bound admits no other, and is an *[InUseError] when the ID is that of another live
 // host; then the report changes nothing.
 func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
-	h, known := s.byID[r.Host.ID]
-	if known && h != s.self {
-		if err := s.claim(now, &s.hosts[h], r); err != nil {
-			return Answer{}, err
-		}
+	if err := s.MayReport(now, r); err != nil {
+		return Answer{}, err
 	}
+	h, known := s.byID[r.Host.ID]
 	if d, ok := s.departed[r.Host.ID]; ok && d.generation == r.Generation && now.Before(d.until) {
 		// The report was on its way when its host left.
 		return Answer{Interval: s.cfg.IntervalIdle, Assignments: make([]Assignment, len(r.Entries))}, nil
@@ -343,6 +341,15 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 		answer.Interval = s.cfg.IntervalActive
 	}
 	return answer, nil
+}
+
+// MayReport returns nil if a report may speak for its host, otherwise an *[InUseError]: the ID is that of another live
+// host.
+func (s *Scheduler) MayReport(now time.Time, r Report) error {
+	if h, known := s.byID[r.Host.ID]; known && h != s.self {
+		return s.claim(now, &s.hosts[h], r)
+	}
+	return nil
 }
 
 // take records one entry and answers it; seed is the task that the owner's own host must get from the origin because of
