@@ -408,14 +408,15 @@ func (c *Client) post(ctx context.Context, addr string, r api.AnnounceRequest) (
 	if err != nil {
 		return api.AnnounceResponse{}, fmt.Errorf("reading the answer of owner %s: %w", addr, err)
 	}
+	words := api.OneLine(string(bytes.TrimSpace(text[:min(len(text), 400)])))
 	if answer.StatusCode == api.StatusInUse {
-		return api.AnnounceResponse{}, fmt.Errorf("%w: owner %s: %.400s", ErrInUse, addr, text)
+		return api.AnnounceResponse{}, fmt.Errorf("%w: owner %s: %s", ErrInUse, addr, words)
 	}
 	if answer.StatusCode == http.StatusBadRequest || answer.StatusCode == http.StatusRequestEntityTooLarge {
-		return api.AnnounceResponse{}, &refusedError{fmt.Sprintf("owner %s answered %s: %.400s", addr, answer.Status, text)}
+		return api.AnnounceResponse{}, &refusedError{fmt.Sprintf("owner %s answered %s: %s", addr, answer.Status, words)}
 	}
 	if answer.StatusCode != http.StatusOK {
-		return api.AnnounceResponse{}, fmt.Errorf("owner %s answered %s: %.400s", addr, answer.Status, text)
+		return api.AnnounceResponse{}, fmt.Errorf("owner %s answered %s: %s", addr, answer.Status, words)
 	}
 	response, err := decodeResponse(text, len(r.Entries))
 	if err != nil {

@@ -4,7 +4,19 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strings"
+	"unicode"
 )
+
+// OneLine returns a text of another program as it may come to a terminal: in one line, without control characters.
+func OneLine(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(text, ""))
+}
 
 // UnmarshalList decodes a JSON list of at most most elements of at most size bytes each,
 // and decodes no element beyond: an element of two bytes can take hundreds once it is a

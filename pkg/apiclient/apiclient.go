@@ -119,7 +119,7 @@ func (r Reply) Err(want ...int) error {
 		}
 	}
 	text := bytes.TrimSpace(r.Body)
-	return &StatusError{Code: r.Code, Status: r.Status, Text: string(text[:min(len(text), 300)])}
+	return &StatusError{Code: r.Code, Status: r.Status, Text: api.OneLine(string(text[:min(len(text), 300)]))}
 }
 
 // decode reads the JSON of a 200 into out.

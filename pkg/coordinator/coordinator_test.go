@@ -15,6 +15,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -697,6 +698,34 @@ func TestBadRequests(t *testing.T) {
 }
 
 // A wrong entry does not affect the others.
+// noted records the last announce that a purge service hears of.
+type noted struct{ last api.AnnounceRequest }
+
+func (n *noted) Mark() string               { return "" }
+func (n *noted) Note(r api.AnnounceRequest) { n.last = r }
+func (n *noted) ForgetHost(host.ID)         {}
+
+// Names and reasons of a member come to the terminals of operators.
+func TestTextsOfAMemberAreClean(t *testing.T) {
+	var n noted
+	c := New(Config{Host: member("0"), Purges: &n})
+	r := api.AnnounceRequest{Version: 1, Host: member("1"), PurgeFailures: []api.PurgeFailure{
+		{Task: taskID("a"), Why: "disk\nsupernode  ready\x1b[2J\u009b" + strings.Repeat("x", 5000)},
+		{Task: "sha\x1b[2J:0", Why: "no task"},
+	}}
+	require.Equal(t, http.StatusOK, announced(t, c, r).Code)
+	require.Len(t, n.last.PurgeFailures, 1)
+	why := n.last.PurgeFailures[0].Why
+	assert.LessOrEqual(t, len(why), api.PurgeFailureWhyMax)
+	assert.False(t, strings.ContainsFunc(why, unicode.IsControl), "%q", why)
+	for _, name := range []string{"node\n", "node\x00", "\x1b[2Jnode", "node\u009b"} {
+		r.Host.Name = name
+		answer := announced(t, c, r)
+		assert.Equal(t, http.StatusBadRequest, answer.Code)
+		assert.Contains(t, answer.Body.String(), "control character")
+	}
+}
+
 func TestBadEntry(t *testing.T) {
 	foreign := wants(taskID("a"), "")
 	foreign.Spec.ID = taskID("b")

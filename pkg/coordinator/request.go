@@ -7,8 +7,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
@@ -50,6 +53,10 @@ func checkRequest(r api.AnnounceRequest) error {
 		if len(text) > nameMax {
 			return badRequest("address, name or zone of host %s has %d bytes, more than %d",
 				r.Host.ID.Short(), len(text), nameMax)
+		}
+		// They come to the terminals of operators.
+		if strings.ContainsFunc(text, unicode.IsControl) {
+			return badRequest("address, name or zone of host %s has a control character: %q", r.Host.ID.Short(), text)
 		}
 	}
 	name, port, err := net.SplitHostPort(r.Host.Addr)
@@ -123,6 +130,13 @@ func decodeRequest(r io.Reader) (api.AnnounceRequest, error) {
 			return api.AnnounceRequest{}, refused
 		}
 		return api.AnnounceRequest{}, badRequest("%v", err)
+	}
+	wire.PurgeFailures = slices.DeleteFunc(wire.PurgeFailures, func(f api.PurgeFailure) bool {
+		_, err := task.ParseID(string(f.Task))
+		return err != nil
+	})
+	for i, f := range wire.PurgeFailures {
+		wire.PurgeFailures[i].Why = api.OneLine(f.Why[:min(len(f.Why), api.PurgeFailureWhyMax)])
 	}
 	wire.AnnounceRequest.Entries, wire.AnnounceRequest.PurgeFailures = wire.Entries, wire.PurgeFailures
 	return wire.AnnounceRequest, nil
