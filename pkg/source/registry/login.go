@@ -245,7 +245,14 @@ func (c *control) checkRealm(req *http.Request) error {
 // registry's own.
 const realmPath = "/.private-token-service"
 
-func (c *control) RoundTrip(req *http.Request) (*http.Response, error) {
+// RoundTrip implements [http.RoundTripper]. The exchange pings a registry at a private address in goroutines of its own,
+// where a panic would end the process.
+func (c *control) RoundTrip(req *http.Request) (res *http.Response, err error) {
+	defer source.Rescue(&err, fmt.Sprintf("logging in at %.255q", c.base.Host))
+	return c.roundTrip(req)
+}
+
+func (c *control) roundTrip(req *http.Request) (*http.Response, error) {
 	callers := asCallers(req)
 	req = req.Clone(req.Context())
 	req.Header.Set("User-Agent", agentOf(req.Context(), c.userAgent))

@@ -45,6 +45,24 @@ func (s *fakeService) RoundTrip(req *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
+// panicking is a registry whose answer makes this program panic.
+type panicking struct{}
+
+func (panicking) RoundTrip(*http.Request) (*http.Response, error) {
+	panic("an answer that was not foreseen")
+}
+
+// The exchange pings a registry at a private address in goroutines of its own.
+func TestAPanicInALoginEndsOneRequest(t *testing.T) {
+	for _, at := range []string{"10.0.0.1:5000", "localhost:5000", "r.test"} {
+		host, err := name.NewRegistry(at)
+		require.NoError(t, err)
+		c := &control{base: &url.URL{Scheme: "http", Host: at}, inner: panicking{}}
+		_, err = transport.NewWithContext(t.Context(), host, authn.Anonymous, c, []string{"repository:a:pull"})
+		require.ErrorContains(t, err, "a fault of this program")
+	}
+}
+
 // FuzzTokenAnswer logs in at a registry whose challenge and token service say anything: the
 // node's password goes only to named hosts, and no error shows a token.
 func FuzzTokenAnswer(f *testing.F) {
