@@ -2,11 +2,13 @@ package clientconf
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/stretchr/testify/require"
+	"go.yaml.in/yaml/v3"
 )
 
 // fuzzEdit holds one edit of one format to what planner.file and planner.restore rely on:
@@ -148,6 +150,41 @@ func FuzzBuildkitTOML(f *testing.F) {
 		fuzzEdit(t, buildkitEdit{fresh: -1, mirror: mirror}, []byte(old), validTOML, func(text []byte) bool {
 			doc, err := parseTOML(text)
 			return err == nil && doc.get("registry", mirror.Addr) != nil
+		})
+	})
+}
+
+func FuzzRegistriesYAML(f *testing.F) {
+	oddTexts(
+		f,
+		"registries.yaml",
+		"mirrors:\n  docker.io:\n    endpoint:\n      - https://a.test\nconfigs:\n  a.test:\n    tls: {}\n",
+		"mirrors:\n  docker.io:\n    endpoint:\n      - http://127.0.0.1:65001/\n",
+		"mirrors: {}\n",
+		"mirrors: &a\n  docker.io: *a\n",
+		"mirrors:\n  docker.io: &x {endpoint: [a]}\n  quay.io: *x\n",
+		"mirrors:\n  ? - a\n  : b\n",
+		"mirrors:\n: b\nconfigs:\n  ? \n",
+		"mirrors:\r\n  docker.io:\r\n    endpoint:\r\n    - a\r\n",
+		"\xef\xbb\xbfmirrors:\n\n---\nmirrors:\n",
+		"- mirrors",
+		"\t",
+	)
+	f.Fuzz(func(t *testing.T, old string) {
+		valid := func(text []byte) error { return yaml.Unmarshal(text, new(registriesTree)) }
+		fuzzEdit(t, registriesYAML{fresh: -1, mirror: mirror}, []byte(old), valid, func(text []byte) bool {
+			var is registriesTree
+			if yaml.Unmarshal(text, &is) != nil {
+				return false
+			}
+			for _, u := range mirror.Upstreams {
+				if !slices.ContainsFunc(is.Mirrors[u.Host].Endpoint, func(s string) bool {
+					return strings.TrimSuffix(s, "/") == mirror.url()
+				}) {
+					return false
+				}
+			}
+			return true
 		})
 	})
 }
