@@ -151,7 +151,7 @@ func Decide(q Request, a Answer, key []byte, now time.Time) Decision {
 
 // Confirm checks that the answer to a GET, which was sent with the named headers, still allows the Share that
 // [Decide] chose from the answer to a HEAD. The error explains to people what the answer forbids.
-func Confirm(s Share, sent []string, h http.Header) error {
+func Confirm(s Share, sent []string, h http.Header, now time.Time) error {
 	if s == "" || s == Direct {
 		return nil
 	}
@@ -163,6 +163,11 @@ func Confirm(s Share, sent []string, h http.Header) error {
 		q.Header[textproto.CanonicalMIMEHeaderKey(name)] = ""
 	}
 	switch s {
+	case Flight:
+		if stale(h, now) {
+			return errors.New("the answer is stale at once, and no validator can prove it to others")
+		}
+		return nil
 	case Public:
 		if _, ok := directives(h)["public"]; !ok {
 			return errors.New("the origin no longer says public")
@@ -182,10 +187,9 @@ func Confirm(s Share, sent []string, h http.Header) error {
 
 // storable returns the reason why an answer must not be stored, nil if it may be (RFC 9111 §3, §4.1).
 func storable(h http.Header) error {
-	cc := directives(h)
 	for _, word := range []string{"no-store", "private"} {
 		// private="field" limits that one field (§5.2.2.7); here it counts for the whole answer.
-		if _, ok := cc[word]; ok {
+		if mentions(h, "Cache-Control", word) {
 			return fmt.Errorf("the origin says %s", word)
 		}
 	}
@@ -200,19 +204,19 @@ func storable(h http.Header) error {
 // stale reports whether an answer must not be reused without a validation (RFC 9111 §4.2, §5.2.2.4). Without
 // a validator there can be none.
 func stale(h http.Header, now time.Time) bool {
-	cc := directives(h)
-	if _, ok := cc["no-cache"]; ok {
+	if mentions(h, "Cache-Control", "no-cache") {
 		return true
 	}
+	cc, age := directives(h), ageOf(h)
 	for _, word := range []string{"s-maxage", "max-age"} {
 		if v, ok := cc[word]; ok {
-			n, err := strconv.ParseUint(v, 10, 31)
-			return err != nil || n == 0
+			life, err := seconds(v)
+			return err != nil || life <= age
 		}
 	}
 	if text := h.Get("Expires"); text != "" {
 		at, err := http.ParseTime(text)
-		return err != nil || !at.After(dateOf(h, now))
+		return err != nil || at.Sub(dateOf(h, now)) <= age
 	}
 	return false
 }
@@ -258,12 +262,19 @@ func dateOf(h http.Header, now time.Time) time.Time {
 	return now
 }
 
+// ageOf returns for how long caches on the way held an answer (RFC 9111 §5.1), 0 if they do not say.
 func ageOf(h http.Header) time.Duration {
-	n, err := strconv.ParseUint(h.Get("Age"), 10, 31)
-	if err != nil {
-		return 0
+	age, _ := seconds(h.Get("Age"))
+	return age
+}
+
+// seconds reads a number of seconds. One that is too large counts as 2³¹ (RFC 9111 §1.2.2).
+func seconds(text string) (time.Duration, error) {
+	n, err := strconv.ParseUint(text, 10, 31)
+	if errors.Is(err, strconv.ErrRange) {
+		return 1 << 31 * time.Second, nil
 	}
-	return time.Duration(n) * time.Second
+	return time.Duration(n) * time.Second, err
 }
 
 // harmless are the headers that never hold a credential. Every other header may hold one: X-Api-Key and
@@ -400,16 +411,42 @@ func folded(list []string) (out []string) {
 	return slices.Compact(out)
 }
 
-// fields returns the elements of a list header, from all its lines (RFC 9110 §5.6.1).
+// fields returns the elements of a list header, from all its lines (RFC 9110 §5.6.1). A comma in a quoted
+// argument separates nothing.
 func fields(h http.Header, name string) (out []string) {
 	for _, line := range h.Values(name) {
-		for _, f := range strings.Split(line, ",") {
-			if f = strings.TrimSpace(f); f != "" {
+		begin, quoted, escaped := 0, false, false
+		add := func(end int) {
+			if f := strings.TrimSpace(line[begin:end]); f != "" {
 				out = append(out, f)
 			}
+			begin = end + 1
 		}
+		for i, c := range line {
+			switch {
+			case escaped:
+				escaped = false
+			case quoted && c == '\\':
+				escaped = true
+			case c == '"':
+				quoted = !quoted
+			case c == ',' && !quoted:
+				add(i)
+			}
+		}
+		add(len(line))
 	}
 	return out
+}
+
+// mentions reports whether a word stands anywhere in a header, whatever separates it: where origins and clients write
+// "no-store; max-age=0" or forget a quote, the stricter reading counts.
+func mentions(h http.Header, name, word string) bool {
+	return slices.ContainsFunc(h.Values(name), func(line string) bool {
+		return slices.ContainsFunc(strings.FieldsFunc(line, func(c rune) bool {
+			return c != '-' && c != '_' && (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z')
+		}), func(w string) bool { return strings.EqualFold(w, word) })
+	})
 }
 
 // directives returns the directives of a Cache-Control, in lower case, each with its argument.
@@ -430,20 +467,16 @@ func directives(h http.Header) map[string]string {
 // of seconds counts as 0.
 func ParseControl(h http.Header) Control {
 	c := Control{MaxAge: -1}
-	cc := directives(h)
 	for _, word := range []string{"no-cache", "no-store"} {
-		if _, ok := cc[word]; ok {
+		if mentions(h, "Cache-Control", word) {
 			c.NoCache = true
 		}
 	}
-	if _, ok := h["Cache-Control"]; !ok && strings.EqualFold(strings.TrimSpace(h.Get("Pragma")), "no-cache") {
+	if _, ok := h["Cache-Control"]; !ok && mentions(h, "Pragma", "no-cache") {
 		c.NoCache = true
 	}
-	if v, ok := cc["max-age"]; ok {
-		c.MaxAge = 0
-		if n, err := strconv.ParseUint(v, 10, 31); err == nil {
-			c.MaxAge = time.Duration(n) * time.Second
-		}
+	if v, ok := directives(h)["max-age"]; ok {
+		c.MaxAge, _ = seconds(v)
 	}
 	return c
 }

@@ -67,6 +67,15 @@ func TestDecide(t *testing.T) {
 		{"without a validator, stale at once", "", "Cache-Control: max-age=0", sharing.Direct, false},
 		{"without a validator, an age that is no number", "", "Cache-Control: max-age=x", sharing.Direct, false},
 		{"without a validator, expired", "", "Expires: 0", sharing.Direct, false},
+		{"without a validator, older than it may be", "", "Cache-Control: max-age=60; Age: 60", sharing.Direct, false},
+		{"without a validator, a little younger", "", "Cache-Control: max-age=60; Age: 59", sharing.Flight, false},
+		{"without a validator, s-maxage=0", "", "Cache-Control: s-maxage=0, max-age=60", sharing.Direct, false},
+		{"without a validator, expired in a cache", "",
+			date + "; Expires: Fri, 01 May 2026 12:01:00 GMT; Age: 61", sharing.Direct, false},
+		{"without a validator, an age without end", "", "Cache-Control: max-age=60; Age: 99999999999", sharing.Direct,
+			false},
+		{"without a validator, a life without end", "", "Cache-Control: max-age=99999999999", sharing.Flight, false},
+		{"without a validator, no-cache for a field", "", `Cache-Control: no-cache="Set-Cookie, X"`, sharing.Direct, false},
 		{"no-cache with a validator, which is checked", "", `Cache-Control: no-cache; ETag: "v1"`,
 			sharing.Equal, false},
 		{"no-store", "", `Cache-Control: max-age=9, No-Store; ETag: "v1"`, sharing.Direct, false},
@@ -74,6 +83,11 @@ func TestDecide(t *testing.T) {
 		{"private in a second line", "", `Cache-Control: max-age=9; Cache-Control: private; ETag: "v1"`,
 			sharing.Direct, false},
 		{"private for a field", "", `Cache-Control: private="X-User"; ETag: "v1"`, sharing.Direct, false},
+		{"private behind a semicolon", "", `Cache-Control: max-age=9;private; ETag: "v1"`, sharing.Direct, false},
+		{"no-store behind a lost quote", "", `Cache-Control: x="a, no-store; ETag: "v1"`, sharing.Direct, false},
+		{"must-understand", "", `Cache-Control: must-understand, no-store; ETag: "v1"`, sharing.Direct, false},
+		{"public inside an argument", "Authorization: a", `Cache-Control: x="a\", public, b"; ETag: W/"v1"`, sharing.Equal,
+			false},
 		{"public and private", "Authorization: a", `Cache-Control: public, private; ETag: "v1"`, sharing.Direct, false},
 		{"varies by everything", "", `Vary: Accept, *; ETag: "v1"`, sharing.Direct, false},
 		{"varies by the encoding", "", `Vary: Accept-Encoding; ETag: "v1"`, sharing.Equal, false},
@@ -209,6 +223,10 @@ func TestConfirm(t *testing.T) {
 		{sharing.Equal, "Vary: Authorization", true},
 		{sharing.Equal, "Cache-Control: private", false},
 		{sharing.Flight, "Cache-Control: no-store", false},
+		{sharing.Flight, "Cache-Control: max-age=60", true},
+		{sharing.Flight, "Cache-Control: no-cache", false},
+		{sharing.Flight, "Cache-Control: max-age=60; Age: 61", false},
+		{sharing.Equal, "Cache-Control: no-cache", true},
 		{sharing.Equal, "Vary: *", false},
 		{sharing.Proven, "Vary: Accept-Encoding", true},
 		{sharing.Proven, "Vary: Authorization", false},
@@ -218,7 +236,7 @@ func TestConfirm(t *testing.T) {
 		{sharing.Public, "Cache-Control: public; Vary: authorization", false},
 		{"", "Cache-Control: private", true},
 	} {
-		err := sharing.Confirm(row.share, sent, answer(lines(row.answer)...).Header)
+		err := sharing.Confirm(row.share, sent, answer(lines(row.answer)...).Header, now)
 		assert.Equal(t, row.ok, err == nil, "%s %q: %v", row.share, row.answer, err)
 	}
 }
@@ -278,6 +296,7 @@ func TestParseControl(t *testing.T) {
 		"": {MaxAge: -1}, "max-stale": {MaxAge: -1},
 		"no-cache": {NoCache: true, MaxAge: -1}, "no-store": {NoCache: true, MaxAge: -1},
 		"max-age=60": {MaxAge: time.Minute}, "max-age=0": {}, "max-age=x": {},
+		"max-age=60;no-cache": {NoCache: true}, "max-age=99999999999": {MaxAge: 1 << 31 * time.Second},
 	} {
 		h := http.Header{}
 		if text != "" {
@@ -286,6 +305,7 @@ func TestParseControl(t *testing.T) {
 		assert.Equal(t, want, sharing.ParseControl(h), text)
 	}
 	assert.True(t, sharing.ParseControl(http.Header{"Pragma": {"no-cache"}}).NoCache)
+	assert.True(t, sharing.ParseControl(http.Header{"Pragma": {"x, No-Cache"}}).NoCache)
 	a := sharing.Control{MaxAge: time.Hour}.Stricter(sharing.Control{NoCache: true, MaxAge: time.Minute})
 	assert.Equal(t, sharing.Control{NoCache: true, MaxAge: time.Minute}, a)
 	assert.Equal(t, "no-cache", a.Header())

@@ -9,6 +9,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"slices"
+	"time"
 
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/sharing"
@@ -47,7 +48,7 @@ func (o *Origin) Open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 		sent = append(sent, name)
 	}
 	allows := func(h http.Header) error {
-		if err := sharing.Confirm(sharing.Share(spec.Share), sent, h); err != nil {
+		if err := sharing.Confirm(sharing.Share(spec.Share), sent, h, time.Now()); err != nil {
 			return &source.UnsharedError{URL: secret.PrintableURL(req.URL), Reason: err.Error()}
 		}
 		return nil
