@@ -38,12 +38,12 @@ type transfer struct {
 	readers int
 }
 
-// openTransfer opens the running transfer of an equal request, or begins one. When its last reader leaves, the store
-// deletes the task.
-func (f *files) openTransfer(ctx context.Context, q fileRequest, d sharing.Decision) (*held, error) {
-	file := q.file
-	file.Cover = d.Cover
-	key := string(identify(file, httporigin.Info{Length: -1}, d.Cover, q.spec.Digest).ID())
+// openTransfer opens the running transfer of an equal request, or begins one. If the origin's reply shows another
+// length or date than before, the file has changed, and the running transfer is of no use. When its last reader leaves,
+// the store deletes the task.
+func (f *files) openTransfer(ctx context.Context, q fileRequest, info httporigin.Info,
+	d sharing.Decision) (*held, error) {
+	key := string(identify(q.file, info, d.Cover, q.spec.Digest).ID())
 	t := f.transfers.join(key, q.covers.Control.MaxAge, f.now())
 	spec := q.spec
 	spec.ID, spec.Share, spec.Alone = t.id, string(sharing.Flight), true

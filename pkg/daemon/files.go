@@ -191,7 +191,7 @@ func (f *files) find(ctx context.Context, q fileRequest, pull *telemetry.Pull,
 		case sharing.Direct:
 			return nil, d.Reason, nil
 		case sharing.Flight:
-			h, err = f.openTransfer(ctx, q, d)
+			h, err = f.openTransfer(ctx, q, info, d)
 		default:
 			spec := q.spec // the request to the origin on behalf of all that share the file
 			spec.Validator, spec.Length = info.Validator, max(0, info.Length)

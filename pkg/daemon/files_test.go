@@ -15,6 +15,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -517,6 +518,67 @@ func TestEqualRequestsAreCoalesced(t *testing.T) {
 		assert.LessOrEqual(t, n, 3, who)
 	}
 	assert.Len(t, gets, 3)
+}
+
+// TestChangedFileLeavesItsTransfer has an origin without usable validator, whose reply to the second client shows that
+// the file has changed since the transfer of the first began.
+func TestChangedFileLeavesItsTransfer(t *testing.T) {
+	const noon, later = "Fri, 01 May 2026 12:00:00 GMT", "Fri, 01 May 2026 12:00:01 GMT"
+	for name, dates := range map[string][2]string{"its length": {}, "its date": {noon, later}} {
+		t.Run(name, func(t *testing.T) {
+			f, srv, _ := front(t, true)
+			var version atomic.Int64
+			content := func(v int64) string {
+				if dates[v] == "" {
+					return strings.Repeat("v", int(10+v))
+				}
+				return strings.Repeat(strconv.FormatInt(v, 10), 10)
+			}
+			begun, hold := make(chan struct{}, 2), make(chan struct{})
+			o := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				v := version.Load()
+				body := content(v)
+				w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+				if dates[v] != "" { // a date of this very second names no version
+					w.Header().Set("Last-Modified", dates[v])
+					w.Header().Set("Date", dates[v])
+				}
+				if r.Method == http.MethodHead {
+					return
+				}
+				_, _ = io.WriteString(w, body[:1])
+				_ = http.NewResponseController(w).Flush()
+				begun <- struct{}{}
+				<-hold
+				_, _ = io.WriteString(w, body[1:])
+			}))
+			defer o.Close()
+			var all sync.WaitGroup
+			defer all.Wait()
+			get := func(want string) {
+				all.Go(func() {
+					_, b := ask(t, srv, url.Values{api.FileURL: {o.URL + "/f"}})
+					assert.Equal(t, want, string(b))
+				})
+			}
+			get(content(0))
+			<-begun
+			version.Store(1)
+			get(content(1))
+			joined := func() bool {
+				f.transfers.mu.Lock()
+				defer f.transfers.mu.Unlock()
+				for _, running := range f.transfers.all {
+					if running.readers > 1 {
+						return true
+					}
+				}
+				return len(begun) > 0
+			}
+			assert.Eventually(t, joined, time.Minute, time.Millisecond)
+			close(hold)
+		})
+	}
 }
 
 func TestAClientMayLimitCaches(t *testing.T) {
