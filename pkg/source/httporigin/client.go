@@ -386,8 +386,8 @@ type Request struct {
 	// Method is GET (also if empty) or HEAD.
 	Method string
 	URL    *url.URL
-	// Header goes to the URL's own host (scheme, name and port). A redirect to another host carries only
-	// Accept, Range, If-Range and User-Agent of it. Accept-Encoding is always identity.
+	// Header goes to the URL's own host (scheme, name and port). A redirect to another host carries only those of it
+	// that hold no secret: see crossHostHeaders. Accept-Encoding is always identity.
 	Header http.Header
 	// RoundTripper sends requests to the URL's own host, for instance with a token; nil for the client's
 	// transport.
@@ -400,8 +400,11 @@ type Request struct {
 	AllowPlain bool
 }
 
-// crossHostHeaders are the headers that a redirect carries to another host: they hold no secret.
-var crossHostHeaders = []string{"Accept", "User-Agent", "Range", "If-Range"}
+// crossHostHeaders are the headers that a redirect carries to another host: they hold no secret, and the other host
+// needs them to choose the bytes, and how old these may be.
+var crossHostHeaders = []string{
+	"Accept", "Accept-Language", "Cache-Control", "Pragma", "User-Agent", "Range", "If-Range",
+}
 
 // Do sends a request, follows redirects, and returns the last answer with any status; the caller closes its
 // body. Errors name the method and the printable URL and hold no secret.

@@ -514,6 +514,31 @@ func TestShareIsConfirmed(t *testing.T) {
 	require.ErrorAs(t, err, &changed, "the version of the rest is unknown")
 }
 
+// Another host gets what chooses the bytes and bounds their age, but no header that may hold a secret.
+func TestARedirectCarriesWhatChoosesTheBytes(t *testing.T) {
+	at := make(chan http.Header, 1)
+	away := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		at <- r.Header
+		_, _ = io.WriteString(w, "content")
+	})
+	home := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, away.URL+"/there", http.StatusFound)
+	})
+	spec := file(home.URL + "/here")
+	spec.Authorization = "Bearer own"
+	spec.Header = map[string]secret.String{"Accept": "a/b", "Accept-Language": "de", "Cache-Control": "no-cache",
+		"Pragma": "no-cache", "Cookie": "a=b", "X-Word": "sesame", "Referer": "http://a.test/?secret"}
+	_, err := body(t, origin(t, nil), spec)
+	require.NoError(t, err)
+	got := <-at
+	for _, name := range []string{"Accept", "Accept-Language", "Cache-Control", "Pragma"} {
+		assert.Equal(t, spec.Header[name].Reveal(), got.Get(name))
+	}
+	for _, name := range []string{"Authorization", "Cookie", "X-Word", "Referer"} {
+		assert.Empty(t, got.Get(name), name)
+	}
+}
+
 // A server behind a proxy that encrypts for it redirects to its own host by http.
 func TestARedirectToTheSameHostStaysEncrypted(t *testing.T) {
 	var s *httptest.Server
