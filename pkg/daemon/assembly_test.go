@@ -250,6 +250,7 @@ func startSupernode(t *testing.T, cfg config.Supernode) (s *supernode.Supernode,
 
 // A dfdaemon that knows one supernode learns of the others and continues with them.
 func TestSupernodesReplaceEachOther(t *testing.T) {
+	t.Parallel()
 	const word = "a secret that is long enough for a cluster"
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 1e6, 20e3)
@@ -281,6 +282,7 @@ func TestSupernodesReplaceEachOther(t *testing.T) {
 }
 
 func TestClusterFetchesEachByteOnce(t *testing.T) {
+	t.Parallel()
 	for _, word := range []secret.String{"", "a secret that is long enough for a cluster"} {
 		t.Run(fmt.Sprintf("secret %t", word != ""), func(t *testing.T) {
 			r := registrytest.Start(t, registrytest.Config{})

@@ -100,6 +100,7 @@ func (c *clocked) pulled(t *testing.T, n, layer int) int {
 }
 
 func TestClockJumpsDuringPulls(t *testing.T) {
+	t.Parallel()
 	for _, jump := range []time.Duration{-72 * time.Hour, 72 * time.Hour} {
 		for i, whose := range []string{"the supernode's", "", "the node's"} {
 			if whose == "" {

@@ -224,6 +224,7 @@ func fetch(t *testing.T, d *daemon.Daemon, url string) error {
 
 // A cache with space for one of two files serves both, one right after the other.
 func TestSmallCacheServesManyFiles(t *testing.T) {
+	t.Parallel()
 	content := bytes.Repeat([]byte("much "), 1_000_000)
 	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", `"v1"`)

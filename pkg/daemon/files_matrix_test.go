@@ -209,6 +209,7 @@ func (c cell) shares(first, second asker) bool {
 }
 
 func TestFilesMatrix(t *testing.T) {
+	t.Parallel()
 	heads := []struct {
 		head   string
 		ranges bool

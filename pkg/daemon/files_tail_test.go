@@ -26,6 +26,7 @@ func bodyOf(user string, size int) []byte {
 }
 
 func TestEndOfAFileIsVerified(t *testing.T) {
+	t.Parallel()
 	const alice, bob = "Bearer alice", "Bearer bob"
 	for _, size := range []int{300_000, 1 << 20, 20 << 20} {
 		t.Run(fmt.Sprintf("%d bytes", size), func(t *testing.T) {

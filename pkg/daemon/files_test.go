@@ -461,6 +461,7 @@ func TestHeadersThatRouteAreRefused(t *testing.T) {
 
 // TestVersionWithoutETagIsNotCached has an origin without any validator, whose file changes at the same length.
 func TestVersionWithoutETagIsNotCached(t *testing.T) {
+	t.Parallel()
 	f, srv, o := front(t, true)
 	o.etag = ""
 	q := url.Values{api.FileURL: {o.URL + "/f.bin"}}

@@ -19,6 +19,7 @@ import (
 // TestPullOverIPv6 listens and advertises on IPv6, once on one address
 // and once on all of them. It finds faults with brackets and wildcards.
 func TestPullOverIPv6(t *testing.T) {
+	t.Parallel()
 	probe, err := net.Listen("tcp", "[::1]:0")
 	if err != nil {
 		t.Skip("needs ::1; enable IPv6 on the loopback interface to run this")

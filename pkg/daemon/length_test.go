@@ -83,6 +83,7 @@ func onDisk(t *testing.T, dir string) (sum int64) {
 }
 
 func TestManifestBoundsABlobWithoutLength(t *testing.T) {
+	t.Parallel()
 	const length = 3<<20 + 5
 	endless := func(w io.Writer) {
 		for block := make([]byte, 256<<10); ; {
@@ -159,6 +160,7 @@ func socketsHold(t *testing.T) (bytes int64) {
 // TestUnknownLengthTakesHalfTheQuota sends chunked files, whose length is unknown: a body fills at most half of the
 // quota, and a longer one comes from its origin past the store.
 func TestUnknownLengthTakesHalfTheQuota(t *testing.T) {
+	t.Parallel()
 	content := storetest.Content("file", 9<<20)
 	const times = 8 // a longer file than the quota
 	var gets atomic.Int64

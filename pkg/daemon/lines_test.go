@@ -141,6 +141,7 @@ func TestOneLogLinePerPull(t *testing.T) {
 
 // TestStatusShowsStalledDownloads uses a registry that stops in the middle of a layer.
 func TestStatusShowsStalledDownloads(t *testing.T) {
+	t.Parallel()
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 8e6)
 	s, _ := lead(t, r, "")

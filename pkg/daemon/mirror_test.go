@@ -143,6 +143,7 @@ func (c *runtime) pull(repository, tag, user, password string) error {
 // gets an error and tries again. Without such events, the registry gets one request for each object and one
 // for the tag. On a loaded machine, the test allows one more for each logged event.
 func TestCrowdLooksUpOnce(t *testing.T) {
+	t.Parallel()
 	const word = "a secret that is long enough for a cluster"
 	for name, c := range map[string]struct {
 		auth           registrytest.Auth
@@ -219,6 +220,7 @@ func TestCrowdLooksUpOnce(t *testing.T) {
 // Without a supernode that answers, a few dfdaemons lead: those that it named before it died, or
 // those of the settings if there never was one.
 func TestCrowdWithoutSupernodeLooksUpOnce(t *testing.T) {
+	t.Parallel()
 	const word = "a secret that is long enough for a cluster"
 	for _, named := range []bool{true, false} {
 		t.Run(fmt.Sprintf("by a supernode that died: %t", named), func(t *testing.T) {
@@ -302,6 +304,7 @@ func TestCrowdWithoutSupernodeLooksUpOnce(t *testing.T) {
 // Lists of standbys can differ for a moment, for example after a restart of a supernode. Nodes that forward
 // lookups to each other in a ring must not wait for each other.
 func TestNodesThatDisagreeOnTheOwner(t *testing.T) {
+	t.Parallel()
 	const word = "a secret that is long enough for a cluster"
 	r := registrytest.Start(t, registrytest.Config{})
 	ports, err := programs.FreeAddrs(3)
@@ -360,6 +363,7 @@ func standbysOf(t *testing.T, daemons []*daemon.Daemon) (list []string) {
 // The client of one registry waits for a blob that another registry sends, which then
 // refuses it, for example with a challenge that would send the client's login to another host.
 func TestRefusalIsOfOneRegistry(t *testing.T) {
+	t.Parallel()
 	for _, status := range []int{401, 404, 429, 500} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			evil, good := registrytest.Start(t, registrytest.Config{}), registrytest.Start(t, registrytest.Config{})
@@ -403,6 +407,7 @@ func TestRefusalIsOfOneRegistry(t *testing.T) {
 // another client of its own node, which the registry then refuses. The registry sends a blob to one token only,
 // although it grants it to all tokens.
 func TestRefusalIsOfOneToken(t *testing.T) {
+	t.Parallel()
 	const word = "a secret that is long enough for a cluster"
 	for _, status := range []int{401, 403, 404} {
 		for _, nodes := range []int{1, 2} {

@@ -217,6 +217,7 @@ func (o *outage) pulls(t *testing.T, d *daemon.Daemon, p registrytest.Pushed) (s
 
 // A registry and its token service go while a cluster is warm, and a node joins that never pulled anything.
 func TestARegistryGoesAndANodeJoins(t *testing.T) {
+	t.Parallel()
 	o := startOutage(t)
 	public, private := o.push(t, "public/app", 7), o.push(t, "private/own", 8)
 	shared := o.push(t, "private/app", 7) // every blob of it is in public/app, too

@@ -23,6 +23,7 @@ import (
 // What a registry of an odd kind gives a client directly, it gives the client through the mirror: with the client's own
 // login, with the anonymous token, and with the node's login. It sends each blob once.
 func TestPeculiarRegistries(t *testing.T) {
+	t.Parallel()
 	users := map[string]registrytest.User{
 		"":      {Pull: []string{"team/*"}},
 		"alice": {Password: "a", Pull: []string{"team/*"}},
@@ -137,6 +138,7 @@ func TestTheRegistrySeesTheClientsAgent(t *testing.T) {
 // A registry may take manifests of more than 4 MiB, which crane and regclient pull. It may name no digest, state no
 // length, and serve by tag alone.
 func TestALargeManifest(t *testing.T) {
+	t.Parallel()
 	manifest := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"manifests":[],"annotations":{"a":%q}}`,
 		oci.MediaTypeIndex, strings.Repeat("large ", 1e6))
 	digest := string(oci.DigestOf(manifest))

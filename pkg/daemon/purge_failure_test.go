@@ -74,6 +74,7 @@ func purgeAndWait(t *testing.T, at, digest string) (out api.PurgeResult) {
 }
 
 func TestPurgeThatADiskRefuses(t *testing.T) {
+	t.Parallel()
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 700_000)
 	bad := p.Layers()[0].Digest

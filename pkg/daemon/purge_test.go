@@ -62,6 +62,7 @@ func layer(t *testing.T, r *registrytest.Registry, mirror string, p registrytest
 }
 
 func TestPurgeReachesEveryCache(t *testing.T) {
+	t.Parallel()
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 700_000, 500_000)
 	bad, good := p.Layers()[0].Digest, p.Layers()[1].Digest

@@ -19,6 +19,7 @@ import (
 
 // TestALayerLargerThanTheQuotaPassesBy pulls a layer for which the supernode has room, and the node has none.
 func TestALayerLargerThanTheQuotaPassesBy(t *testing.T) {
+	t.Parallel()
 	const word = "a secret that is long enough for a cluster"
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 9e6)
@@ -42,6 +43,7 @@ func TestALayerLargerThanTheQuotaPassesBy(t *testing.T) {
 
 // TestALayerLargerThanTheSupernodesQuota pulls a layer for which the nodes have room, and the supernode has none.
 func TestALayerLargerThanTheSupernodesQuota(t *testing.T) {
+	t.Parallel()
 	const word, nodes = "a secret that is long enough for a cluster", 4
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 9e6)

@@ -50,6 +50,7 @@ func resuming(t *testing.T, url string) (got []byte, whole int) {
 }
 
 func TestResumeAfterARevocation(t *testing.T) {
+	t.Parallel()
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 6_000_000)
 	d, _ := start(t, settings(t, r, "one"))

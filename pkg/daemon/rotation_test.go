@@ -54,6 +54,7 @@ func (c *rotating) once(t *testing.T, layer int, why string) {
 }
 
 func TestSecretChangesDuringPulls(t *testing.T) {
+	t.Parallel()
 	steps := []secret.String{wordOfTheCluster + "\n" + newWord, newWord + "\n" + wordOfTheCluster, newWord}
 	const programs = 3
 	c := &rotating{registry: registrytest.Start(t, registrytest.Config{})}

@@ -60,6 +60,7 @@ func (s shown) check(t *testing.T) {
 // TestNoSecretIsShownAnywhere runs a supernode, a dfdaemon and dfget with every kind of secret,
 // with success and with every kind of failure, and searches all of their output.
 func TestNoSecretIsShownAnywhere(t *testing.T) {
+	t.Parallel()
 	r := registrytest.Start(t, registrytest.Config{})
 	p := image(t, r, 1e6, 20e3)
 	picky := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -90,6 +90,7 @@ func chunks(b []byte, n int) func(func([]byte) bool) {
 // TestAFooterComesAheadOfTheStream reads the end and a window in the middle of a layer, which the one stream
 // would reach after minutes, with a supernode and without, and then the whole.
 func TestAFooterComesAheadOfTheStream(t *testing.T) {
+	t.Parallel()
 	for _, super := range []bool{true, false} {
 		t.Run(fmt.Sprint("supernode ", super), func(t *testing.T) {
 			g := &gatedRegistry{layer: storetest.Content("a layer with a footer", 24<<20+99), open: make(chan struct{})}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -265,24 +266,40 @@ func (u *user) restartOn(t testing.TB, size string) {
 	})
 }
 
+// faultLabs is how many labs share the rows of the fault matrix. Most of a row is a tool's wait before it tries again.
+const faultLabs = 2
+
 // TestToolFaults is the fault matrix of the tools: every pull ends with the right image or an error. Tools that can use
 // the registry after the mirror's refusal are configured to.
 func TestToolFaults(t *testing.T) {
-	c := withTools(t, true)
+	needTools(t)
+	all := rows()
+	measured := make([][]results.Result, len(all))
+	t.Run("labs", func(t *testing.T) {
+		for l := range faultLabs {
+			t.Run(strconv.Itoa(l+1), func(t *testing.T) {
+				t.Parallel()
+				c := withTools(t, true)
+				image := c.pushSeed(99, "lib/beside", bystanderLayer)
+				c.bystanderImage = &image
+				for _, u := range c.users {
+					_, err := c.pullCached(t.Context(), u)
+					require.NoError(t, err, "%s, the first pull", u.Name)
+				}
+				for i := l; i < len(all); i += faultLabs {
+					t.Run(all[i].name, func(t *testing.T) {
+						outer := c.t
+						c.t = t
+						defer func() { c.t = outer }()
+						measured[i] = all[i].play(c, uint64(100+i))
+					})
+				}
+			})
+		}
+	})
 	out := results.New()
-	image := c.pushSeed(99, "lib/beside", bystanderLayer)
-	c.bystanderImage = &image
-	for _, u := range c.users {
-		_, err := c.pullCached(t.Context(), u)
-		require.NoError(t, err, "%s, the first pull", u.Name)
-	}
-	for i, r := range rows() {
-		t.Run(r.name, func(t *testing.T) {
-			outer := c.t
-			c.t = t
-			defer func() { c.t = outer }()
-			out.Add(r.play(c, uint64(100+i))...)
-		})
+	for _, m := range measured {
+		out.Add(m...)
 	}
 	publish(t, out)
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -65,16 +66,21 @@ func needTools(t *testing.T) {
 	lab.Need(t, lab.Network, lab.Runtime, lab.Docker, lab.Containers, lab.Containerd2)
 }
 
+// buildForTools builds the programs once for all labs: one may run them while the next one begins.
+var buildForTools = sync.OnceValue(func() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	return programs.Build(ctx, bin, "./cmd/supernode", "./cmd/dfdaemon", "./test/registrytest/cmd/registry")
+})
+
 // withTools makes a cluster with one node for each kind of tool. Its registry is docker.io for all of them. With
 // fallback, the tools that can use the registry after the mirror's refusal are configured to.
 func withTools(t *testing.T, fallback bool) *tools {
 	t.Helper()
 	needTools(t)
+	require.NoError(t, buildForTools())
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	require.NoError(t, programs.Build(ctx, bin, "./cmd/supernode", "./cmd/dfdaemon",
-		"./test/registrytest/cmd/registry"))
-
 	c := &tools{cluster: &cluster{Lab: lab.New(t, lab.Config{Nodes: len(lab.Kinds()) + 1}), t: t}}
 	c.registry, c.url = "docker.io", "http://"+c.Registry.Addr+":"+registryPort
 	c.startRegistry()
