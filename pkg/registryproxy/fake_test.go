@@ -71,7 +71,7 @@ func newMirror(cfg config) *mirror {
 	return &mirror{registryproxy.New(registryproxy.Config{
 		Resolver: r, Open: cfg.Open, Passthrough: cfg.Passthrough, Signs: cfg.Signs, FirstByte: cfg.FirstByte,
 		Replaced: cfg.Replaced, Wait: cfg.Wait,
-		Default:  cfg.Default, Allow: cfg.Allow, Observe: cfg.Observe,
+		Default: cfg.Default, Allow: cfg.Allow, Observe: cfg.Observe,
 	}), r}
 }
 
