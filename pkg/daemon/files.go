@@ -515,6 +515,8 @@ func (f *files) request(r *http.Request) (fileRequest, *api.FileError) {
 }
 
 // canonical returns the part of the URL that names the file, and the left-out parameters, which only sign the request.
+// It unites only spellings that name one resource at every server (RFC 3986 §6.2.3, RFC 9110 §4.2.3): an empty query is
+// none of them, nor is an empty parameter.
 func (f *files) canonical(u *url.URL, ignore []string) (name string, signed []string) {
 	c := *u
 	c.Scheme, c.Host = strings.ToLower(c.Scheme), strings.ToLower(c.Host)
@@ -531,15 +533,13 @@ func (f *files) canonical(u *url.URL, ignore []string) (name string, signed []st
 		if plain, err := url.QueryUnescape(name); err == nil {
 			name = plain
 		}
-		switch {
-		case pair == "":
-		case matches(own, name), matches(ignore, name):
+		if pair != "" && (matches(own, name) || matches(ignore, name)) {
 			signed = append(signed, pair)
-		default:
-			kept = append(kept, pair)
+			continue
 		}
+		kept = append(kept, pair)
 	}
-	c.RawQuery, c.ForceQuery = strings.Join(kept, "&"), false
+	c.RawQuery = strings.Join(kept, "&")
 	return c.String(), signed
 }
 

@@ -269,7 +269,12 @@ func TestSignaturesOfURLsAreIgnored(t *testing.T) {
 	ignored := etag("/f.bin?v=1&token=9&part=2", url.Values{api.FileIgnore: {"tok*"}})
 	assert.Equal(t, ignored, etag("/f.bin?v=1&token=8&part=2", url.Values{api.FileIgnore: {"TOK*"}}))
 	assert.NotEqual(t, want, ignored, "a client's own list names no other client's file")
-	for _, other := range []string{"/f.bin?v=2&part=2", "/f.bin", "/F.bin?v=1&part=2", "/f.bin?v=1&part=2&signal=1"} {
+	bare := etag("/f.bin", nil)
+	for _, other := range []string{"/f.bin?", "/f.bin?&", "/f%2Ebin", "/./f.bin"} {
+		assert.NotEqual(t, bare, etag(other, nil), "%s is another resource to some servers", other)
+	}
+	for _, other := range []string{"/f.bin?v=1&part=2&", "/f.bin?&v=1&part=2", "/f.bin?v=1&&part=2",
+		"/f.bin?v=2&part=2", "/f.bin", "/F.bin?v=1&part=2", "/f.bin?v=1&part=2&signal=1"} {
 		assert.NotEqual(t, want, etag(other, nil), other)
 	}
 	assert.NotEqual(t, want, etag("/f.bin?v=1&part=2", url.Values{api.FileTag: {"t"}}))
