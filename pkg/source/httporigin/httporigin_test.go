@@ -2,6 +2,7 @@ package httporigin_test
 
 import (
 	"compress/gzip"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -389,6 +390,29 @@ func TestProbe(t *testing.T) {
 			assert.Equal(t, row.want, info)
 		})
 	}
+}
+
+func TestProbeWaitsForNoByte(t *testing.T) {
+	end := make(chan struct{})
+	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodHead {
+			w.WriteHeader(http.StatusMethodNotAllowed)
+			return
+		}
+		w.Header().Set("Content-Range", "bytes 0-0/10")
+		w.Header().Set("Content-Length", "1")
+		w.WriteHeader(http.StatusPartialContent)
+		_ = http.NewResponseController(w).Flush()
+		<-end
+	})
+	defer close(end)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // without it Probe would wait for ever
+	defer cancel()
+	o := origin(t, func(c *httporigin.Config) { c.DialTimeout = 500 * time.Millisecond })
+	info, err := o.Probe(ctx, file(s.URL))
+	require.NoError(t, err)
+	assert.Equal(t, int64(10), info.Length)
+	require.NoError(t, ctx.Err(), "it waited for a byte that it does not need")
 }
 
 func TestProbeRefused(t *testing.T) {

@@ -232,7 +232,7 @@ func (o *Origin) Examine(ctx context.Context, spec task.Spec) (Info, sharing.Ans
 			}
 			info.Length = r.total
 		}
-		_, _ = io.CopyN(io.Discard, res.Body, 1)
+		o.drain(res) // the byte may never come
 		return info, a, nil
 	default:
 		return Info{}, sharing.Answer{}, o.statusError(ctx, abort, res, http.MethodGet, req.URL)
