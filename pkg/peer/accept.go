@@ -47,6 +47,11 @@ func (e *Engine) accept(ctx context.Context) error {
 			if err := e.welcome(ctx, raw); err != nil {
 				raw.Close()
 				e.log.Debug("peer turned away", "addr", raw.RemoteAddr(), "error", err)
+				if errors.Is(err, errOtherHost) {
+					e.pretends.Do(func() {
+						e.log.Warn("a member poses as another host", "addr", raw.RemoteAddr(), "error", err)
+					})
+				}
 			}
 		})
 	}
@@ -97,6 +102,9 @@ func (e *Engine) dismiss(conn *wire.Conn, why wire.Leaving) error {
 	}})
 }
 
+// errOtherHost means that a peer's handshake names another host than its certificate.
+var errOtherHost = errors.New("the handshake names another host than the certificate")
+
 // checkHost refuses a peer whose handshake names another host than its certificate.
 func (e *Engine) checkHost(raw net.Conn, conn *wire.Conn) error {
 	if e.cfg.HostOf == nil {
@@ -107,7 +115,7 @@ func (e *Engine) checkHost(raw net.Conn, conn *wire.Conn) error {
 		return err
 	}
 	if id.PeerID() != conn.PeerID() {
-		return fmt.Errorf("%w: the handshake names another host than %s, which the certificate names", wire.ErrProtocol, id)
+		return fmt.Errorf("%w: %w, which names %s", wire.ErrProtocol, errOtherHost, id)
 	}
 	return nil
 }

@@ -24,6 +24,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/lag"
@@ -187,9 +189,10 @@ type Engine struct {
 	afar      lane // and those in others
 	rates     rates
 	waited    waited
-	ahead     atomic.Int64 // further GETs that run
-	tails     atomic.Int64 // bytes of last pieces that came ahead
-	passing   atomic.Int64 // objects that pass by the store
+	pretends  rate.Sometimes // bounds the log lines about members that pose as others
+	ahead     atomic.Int64   // further GETs that run
+	tails     atomic.Int64   // bytes of last pieces that came ahead
+	passing   atomic.Int64   // objects that pass by the store
 	buffers   buffers
 	inventory *inventory
 	stats     counters
@@ -218,7 +221,8 @@ type Engine struct {
 func New(cfg Config) *Engine {
 	cfg.defaults()
 	e := &Engine{
-		cfg: cfg, log: cfg.Logger, near: newLane(cfg.UploadSlots, cfg.UploadLines),
+		cfg: cfg, log: cfg.Logger, pretends: rate.Sometimes{Interval: acceptQuiet},
+		near: newLane(cfg.UploadSlots, cfg.UploadLines),
 		afar: newLane(afarSlots(cfg.UploadSlots), cfg.UploadLines), started: make(chan struct{}),
 		downloads: make(map[task.ID]*Download), leaving: make(map[*Download]bool), swarms: make(map[[20]byte]swarmTask),
 		attempts: make(map[task.ID]attempt), spreads: make(map[task.ID]spreadPast),

@@ -2,7 +2,10 @@ package peer_test
 
 import (
 	"bytes"
+	"log/slog"
 	"net"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -47,3 +50,37 @@ func TestAPeerIsTheHostOfItsCertificate(t *testing.T) {
 		})
 	}
 }
+
+// The log names a member that poses as another host, once a minute.
+func TestAPoserIsNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var lines bytes.Buffer
+		log := slog.New(slog.NewTextHandler(writer(func(b []byte) (int, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return lines.Write(b)
+		}), nil))
+		s := newSwarm(t, randomBytes(1, mib))
+		poser := host.NewID()
+		s.adjust = func(cfg *peer.Config) {
+			cfg.Logger, cfg.HostOf = log, func(net.Conn) (host.ID, error) { return poser, nil }
+		}
+		s.seed()
+		s.adjust = nil
+		for range 2 {
+			_, err := s.readAll(s.node(nil))
+			require.Error(t, err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		assert.Contains(t, lines.String(), "a member poses as another host")
+		assert.Contains(t, lines.String(), string(poser))
+		assert.Less(t, strings.Count(lines.String(), "poses"), 5, "it tried again and again")
+	})
+}
+
+// writer is a function that writes.
+type writer func([]byte) (int, error)
+
+func (w writer) Write(b []byte) (int, error) { return w(b) }
