@@ -30,7 +30,7 @@ func FuzzDecide(f *testing.F) {
 			"Cache-Control": {control}, "Vary": {vary}, "Etag": {tag}, "Age": {age}, "Expires": {expires}, "Date": {date},
 		}}
 		if d := sharing.Decide(q, a, key, now); d.Share != sharing.Direct {
-			require.NoError(t, sharing.Confirm(d.Share, []string{"Authorization"}, a.Header), "%+v", d)
+			require.NoError(t, sharing.Confirm(d.Share, []string{"Authorization"}, a.Header, now), "%+v", d)
 		}
 		for _, forbids := range []string{"private", "no-store", `Private="x"`, "NO-STORE"} {
 			a.Header["Cache-Control"] = []string{control, forbids}
