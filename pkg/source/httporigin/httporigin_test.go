@@ -408,7 +408,7 @@ func TestProbeWaitsForNoByte(t *testing.T) {
 	defer close(end)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // without it Probe would wait for ever
 	defer cancel()
-	o := origin(t, func(c *httporigin.Config) { c.DialTimeout = 500 * time.Millisecond })
+	o := origin(t, func(c *httporigin.Config) { c.DialTimeout = 3 * time.Second })
 	info, err := o.Probe(ctx, file(s.URL))
 	require.NoError(t, err)
 	assert.Equal(t, int64(10), info.Length)
