@@ -18,9 +18,9 @@ var Waited = map[string]string{
 }
 
 // Goroutines finds three ways to start what nobody awaits: a go statement outside of the methods of a type with Run or
-// Close; a call of Go (sync.WaitGroup, errgroup.Group) on a group for which the package never calls Wait; and a timer of
-// AfterFunc that the caller drops, so that nothing can stop it. waited names the exceptions, by package and function; one
-// that is of no use any more is a fault, too.
+// Close; a call of Go (sync.WaitGroup, errgroup.Group) on a group for which the package never calls Wait; and a timer
+// of AfterFunc that the caller drops, so that nothing can stop it. waited names the exceptions, by package and
+// function; one that is of no use any more is a fault, too.
 func (t *Tree) Goroutines(waited map[string]string) (faults []string) {
 	used := map[string]bool{}
 	for _, pkg := range t.built() {

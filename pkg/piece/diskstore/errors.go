@@ -29,7 +29,8 @@ func kindOf(err error) errorKind {
 	switch {
 	case errors.Is(err, errNewer):
 		return newer
-	case errors.Is(err, errDamaged), errors.Is(err, errNotFile), errors.Is(err, errUnwritable), errors.Is(err, fs.ErrNotExist), isDamage(err):
+	case errors.Is(err, errDamaged), errors.Is(err, errNotFile), errors.Is(err, errUnwritable),
+		errors.Is(err, fs.ErrNotExist), isDamage(err):
 		return lost
 	case isOneOf(err, []syscall.Errno{
 		syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EAGAIN, syscall.EINTR, syscall.ENOBUFS,

@@ -245,8 +245,8 @@ func (c *control) checkRealm(req *http.Request) error {
 // registry's own.
 const realmPath = "/.private-token-service"
 
-// RoundTrip implements [http.RoundTripper]. The exchange pings a registry at a private address in goroutines of its own,
-// where a panic would end the process.
+// RoundTrip implements [http.RoundTripper]. The exchange pings a registry at a private address in goroutines of its
+// own, where a panic would end the process.
 func (c *control) RoundTrip(req *http.Request) (res *http.Response, err error) {
 	defer source.Rescue(&err, fmt.Sprintf("logging in at %.255q", c.base.Host))
 	return c.roundTrip(req)
