@@ -38,7 +38,8 @@ func unitOf(name string) unit {
 	return units[i]
 }
 
-// parseBytes reads exact numbers only. The package that prints sizes does not: it reads 1,5GiB as 15 GiB, and 0.3B as none.
+// parseBytes reads exact numbers only. The package that prints sizes does not: it reads 1,5GiB as 15 GiB, and 0.3B as
+// none.
 func parseBytes(text string) (n int64, ok bool) {
 	name := strings.TrimLeft(text, "0123456789.")
 	number, err := strconv.ParseFloat(strings.TrimSuffix(text, name), 64)
