@@ -431,7 +431,10 @@ func (f *files) request(r *http.Request) (fileRequest, *api.FileError) {
 	bad := func(format string, args ...any) (fileRequest, *api.FileError) {
 		return fileRequest{}, newFileError(api.FileBadRequest, format, args...)
 	}
-	q := r.URL.Query()
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return bad("the query cannot be parsed, and a parameter that is left out would change the request: %v", err)
+	}
 	text := q.Get(api.FileURL)
 	if text == "" || len(text) > urlMax {
 		return bad("the URL is missing or longer than %d bytes", urlMax)

@@ -339,6 +339,16 @@ func TestRefusalsNameTheirKind(t *testing.T) {
 			assert.Equal(t, row.code, res.StatusCode)
 		})
 	}
+	// A parameter that cannot be parsed is not left out: without the digest or no-cache, the request would be another.
+	for _, more := range []string{"digest=sha256:00;", "no-cache=true%zz"} {
+		res, err := http.Get(srv.URL + api.PathFiles + "?" + api.FileURL + "=" + o.URL + "/x&" + more)
+		require.NoError(t, err)
+		b, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		require.NoError(t, err)
+		assert.Equal(t, http.StatusBadRequest, res.StatusCode, more)
+		assert.Equal(t, api.FileBadRequest, refused(t, b).Kind)
+	}
 	assert.Empty(t, o.requests)
 	assert.True(t, hostmatch.Match(hosts, "a.b.FILES.test"))
 

@@ -166,9 +166,14 @@ func (p *Proxy) parseTarget(r *http.Request, fallback string) (t target, refused
 // is the repository: its first part may look like a registry ("my.project/app"), and may even be the registry's own
 // name.
 func (p *Proxy) nameUpstream(r *http.Request, name, fallback string, t *target) *apiError {
-	var err error
 	t.named, t.repository = true, name
-	namespaces := r.URL.Query()["ns"]
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		// The broken part may be the ?ns=: without it, the path would name the image of another registry.
+		return newError(http.StatusBadRequest, "the request's query cannot be parsed: %v", err).
+			withCode(errcode.ErrorCodeNameInvalid)
+	}
+	namespaces := query["ns"]
 	for _, ns := range namespaces {
 		if ns != namespaces[0] {
 			return newError(http.StatusBadRequest, "the request names several registries by ?ns=; send one").
