@@ -155,7 +155,23 @@ func (f *files) serveDirect(w http.ResponseWriter, r *http.Request, q fileReques
 		pull.Result, pull.Err = telemetry.Failed, err
 	}
 	// Otherwise a body without a length would look complete.
+	if res.Length < 0 && !r.ProtoAtLeast(1, 1) {
+		reset(w)
+	}
 	panic(http.ErrAbortHandler)
+}
+
+// reset ends a connection by a TCP reset: without a length, an HTTP/1.0 client takes any other end for that of the body
+// (RFC 9112 §6.3).
+func reset(w http.ResponseWriter) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	if linger, ok := conn.(interface{ SetLinger(seconds int) error }); ok {
+		_ = linger.SetLinger(0)
+	}
+	conn.Close()
 }
 
 // copySize bounds the bytes of a body that are held back until its digest is verified.

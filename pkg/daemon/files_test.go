@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -19,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -639,6 +641,40 @@ func TestAClientMayLimitCaches(t *testing.T) {
 		}
 	}
 	assert.Positive(t, said, "caches on the way are told")
+}
+
+// A body without length that breaks off never looks complete, to clients of either version of HTTP.
+func TestBrokenBodyWithoutLength(t *testing.T) {
+	_, srv, _ := front(t, true)
+	o := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		if r.Method == http.MethodHead {
+			return
+		}
+		_, _ = w.Write(make([]byte, 64<<10)) // more than the daemon's server buffers
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	}))
+	defer o.Close()
+	for _, version := range []string{"1.0", "1.1"} {
+		conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+		require.NoError(t, err)
+		defer conn.Close()
+		_, err = fmt.Fprintf(conn, "GET %s?%s HTTP/%s\r\nHost: 127.0.0.1\r\n\r\n", api.PathFiles,
+			url.Values{api.FileURL: {o.URL + "/f"}}.Encode(), version)
+		require.NoError(t, err)
+		b, err := io.ReadAll(conn)
+		if version == "1.0" {
+			require.ErrorIs(t, err, syscall.ECONNRESET, "after %d bytes", len(b))
+			continue
+		}
+		res, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(b)), nil)
+		if err == nil {
+			_, err = io.ReadAll(res.Body)
+			res.Body.Close()
+		}
+		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	}
 }
 
 func TestUnsharedFilesAreVerified(t *testing.T) {
