@@ -50,11 +50,12 @@ func (d *viaDaemon) fetch(ctx context.Context, j *job, offset int64, identity st
 	if err != nil {
 		return nil, fmt.Errorf("building the request to dfdaemon: %w", err)
 	}
-	if !j.auth.IsZero() {
-		req.Header.Set(api.ForwardPrefix+"Authorization", j.auth.Reveal())
+	authorization, header := forwarded(j, d.set.Header)
+	if !authorization.IsZero() {
+		req.Header.Set(api.ForwardPrefix+"Authorization", authorization.Reveal())
 	}
-	for _, h := range d.set.Header {
-		req.Header.Add(api.ForwardPrefix+h.Name, h.Value.Reveal())
+	for name, value := range header {
+		req.Header.Set(api.ForwardPrefix+name, value.Reveal())
 	}
 	if offset > 0 && identity != "" {
 		req.Header.Set("Range", "bytes="+strconv.FormatInt(offset, 10)+"-")

@@ -540,6 +540,28 @@ func broken(j *job, err error) error {
 	return &Error{Code: Unreachable, retry: true, broke: true, Err: fmt.Errorf("%s broke off: %w", j.meter.url, err)}
 }
 
+// forwarded returns the headers of a job for its origin, by canonical name. An Authorization of -H goes before those of
+// --user and .netrc. Other headers that -H repeats are joined (RFC 9110 §5.3, RFC 6265 §4.2.1).
+func forwarded(j *job, set []config.Header) (authorization secret.String, header map[string]secret.String) {
+	authorization, header = j.auth, map[string]secret.String{}
+	for _, h := range set {
+		if h.Name == "Authorization" {
+			authorization = h.Value
+			continue
+		}
+		between := ", "
+		if h.Name == "Cookie" {
+			between = "; "
+		}
+		value := h.Value
+		if was, ok := header[h.Name]; ok {
+			value = secret.String(was.Reveal() + between + value.Reveal())
+		}
+		header[h.Name] = value
+	}
+	return authorization, header
+}
+
 // fetcher is a source of files: a dfdaemon, or the origin.
 type fetcher interface {
 	// fetch requests the file from offset on. The answer begins at 0 if the file is another version than

@@ -34,14 +34,8 @@ func newDirect(cfg Config) (*direct, error) {
 }
 
 func (d *direct) fetch(ctx context.Context, j *job, offset int64, identity string) (*answer, error) {
-	spec := task.Spec{Kind: task.Plain, URL: j.url.String(), Authorization: j.auth, Header: map[string]secret.String{}}
-	for _, h := range d.set.Header {
-		if h.Name == "Authorization" {
-			spec.Authorization = h.Value
-			continue
-		}
-		spec.Header[h.Name] = h.Value
-	}
+	spec := task.Spec{Kind: task.Plain, URL: j.url.String()}
+	spec.Authorization, spec.Header = forwarded(j, d.set.Header)
 	// Cache-Control addresses the caches in front of the origin.
 	control := sharing.Control{NoCache: d.set.NoCache, MaxAge: -1}
 	if age, ok := d.set.MaxAge.Duration(); ok {

@@ -328,6 +328,37 @@ func TestRedirectCredentials(t *testing.T) {
 	})
 }
 
+// Headers of -H reach the origin alike in both ways: an Authorization before .netrc, and repeated ones together.
+func TestRepeatedHeaders(t *testing.T) {
+	ways(t, func(t *testing.T, _ bool, fetch fetchFunc) {
+		var h recorder
+		o := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			h.add(r)
+			w.Header().Set("ETag", `"v1"`)
+			http.ServeContent(w, r, "", time.Time{}, strings.NewReader("content"))
+		}))
+		defer o.Close()
+		dir := t.TempDir()
+		netrc := filepath.Join(dir, "netrc")
+		require.NoError(t, os.WriteFile(netrc, []byte("machine 127.0.0.1 login nina password n1"), 0o600))
+		require.NoError(t, fetch(o.URL+"/f", filepath.Join(dir, "f"), func(s *config.Dfget) {
+			s.Netrc = netrc
+			for _, text := range []string{"authorization: Bearer abc", "Accept: a/b", "ACCEPT: c/d", "cookie: a=1",
+				"Cookie: b=2"} {
+				var one config.Header
+				require.NoError(t, one.UnmarshalText([]byte(text)))
+				s.Header = append(s.Header, one)
+			}
+		}))
+		assert.Positive(t, h.count(isGet))
+		assert.Zero(t, h.count(func(r *http.Request) bool {
+			t.Log(r.Method, r.Header)
+			return r.Header.Get("Authorization") != "Bearer abc" || r.Header.Get("Accept") != "a/b, c/d" ||
+				r.Header.Get("Cookie") != "a=1; b=2"
+		}))
+	})
+}
+
 // A download resumes with a new signature after the first one expired.
 func TestNewSignature(t *testing.T) {
 	ways(t, func(t *testing.T, direct bool, fetch fetchFunc) {
