@@ -194,6 +194,7 @@ func askHelper(ctx context.Context, program, server string,
 	err = cmd.Run()
 	if cmd.Process != nil && errors.Is(err, exec.ErrWaitDelay) {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // children that it left hold its output
+		err = nil                                           // the helper itself has ended well
 	}
 	var answer struct{ Username, Secret string }
 	switch {

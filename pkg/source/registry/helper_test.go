@@ -120,6 +120,27 @@ func TestAHelperThatHangsIsKilledWithItsChildren(t *testing.T) {
 	assert.Equal(t, "late", auth.Username, "and runs again then")
 }
 
+// A helper may leave a child that holds its output, such as an agent. Its own answer counts.
+func TestAHelperMayLeaveAChild(t *testing.T) {
+	dir := t.TempDir()
+	helper(t, `read server || true
+sleep 1000 &
+echo $$ $! > `+dir+`/pids
+echo '{"Username":"robot","Secret":"s3"}'
+`)
+	d := written(t, `{"credsStore":"test"}`)
+	d.helpers.limit = patience
+	auth, ok, err := d.get(t.Context(), "quay.io", "a")
+	require.NoError(t, err)
+	assert.True(t, ok)
+	assert.Equal(t, "robot", auth.Username)
+	child := pids(t, dir)[1]
+	require.Eventually(t, func() bool {
+		stat, err := os.ReadFile("/proc/" + strconv.Itoa(child) + "/stat")
+		return err != nil || strings.Contains(string(stat), ") Z ")
+	}, patience, time.Millisecond, "process %d lives", child)
+}
+
 func TestCloseKillsHelpers(t *testing.T) {
 	d, _, dir := hanging(t)
 	failed := make(chan error, 1)
