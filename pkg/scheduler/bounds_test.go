@@ -235,6 +235,44 @@ func TestSwarmsMax(t *testing.T) {
 	assert.LessOrEqual(t, len(s.swarms), 20_000)
 }
 
+// start is a report of a host that begins tasks.
+func start(id, from string, first, n int) Report {
+	r := hold(id, 1, from, first, n)
+	for i := range r.Entries {
+		r.Entries[i] = Entry{Task: r.Entries[i].Task, Event: Started, Need: 1, Spec: &task.Spec{ID: r.Entries[i].Task}}
+	}
+	return r
+}
+
+func TestOneAddressStartsFewSeeds(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	s := New(Config{Self: host.Host{ID: "self"}, Seed: 1, SourceSeedsMax: 10})
+	seeds := 0
+	for k := range 5 {
+		a, err := s.Announce(now, start(fmt.Sprint("greedy", k), "10.0.0.66", 100*k, 20))
+		require.NoError(t, err)
+		seeds += len(a.Seeds)
+	}
+	assert.Equal(t, 10, seeds)
+	a, err := s.Announce(now, start("honest", "10.0.0.1", 9000, 3))
+	require.NoError(t, err)
+	assert.Len(t, a.Seeds, 3, "another address is not affected")
+
+	// Those that wait begin as others end, in any way.
+	s.Done(invented(0), 1)
+	s.Failed(now, invented(1), ErrFull, nil, OfRegistry)
+	now = now.Add(2 * time.Second)
+	assert.Len(t, s.Tick(now).Seeds, 2)
+	assert.Equal(t, 13, s.Stats().Seeding)
+	for k := range 5 {
+		s.Leave(now, host.ID(fmt.Sprint("greedy", k)))
+	}
+	for i := range 500 {
+		s.Failed(now, invented(i), ErrFull, nil, OfRegistry)
+	}
+	assert.Equal(t, map[string]int{"10.0.0.1": 3}, s.seeds, "no seed counts for ever")
+}
+
 func TestOneAddressSnubsNoHost(t *testing.T) {
 	begin := time.Unix(1e9, 0)
 	// snubbed reports whether a live holder is snubbed that many hosts reported as silent.

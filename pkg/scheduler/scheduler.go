@@ -74,6 +74,9 @@ type Config struct {
 	// together, since one member can invent hosts as it likes. The host with most tasks there
 	// gives one up. Defaults 1024 and 65,536.
 	SourceHostsMax, SourceTasksMax int
+	// SourceSeedsMax bounds the tasks that the owner's own host gets from their origins at once because of hosts of one
+	// Source: each takes connections and files. Further ones begin as others end. Default 2048.
+	SourceSeedsMax int
 	// TotalMax bounds the tasks of all hosts together; the host with most gives one up. A task
 	// takes some 80 bytes for each host that holds it, and 250 for one that wants it. Default 16,000,000. SwarmsMax
 	// bounds the different tasks in the same way; each takes some 600 bytes more. Default 400,000.
@@ -101,6 +104,7 @@ func (c Config) withDefaults() Config {
 	number(&c.TasksMax, 65_536)
 	number(&c.SourceHostsMax, 1024)
 	number(&c.SourceTasksMax, 65_536)
+	number(&c.SourceSeedsMax, 2048)
 	number(&c.TotalMax, 16_000_000)
 	number(&c.SwarmsMax, 400_000)
 	duration(&c.Expiry, 15*time.Second)
@@ -233,6 +237,8 @@ type Scheduler struct {
 	// sources are the hosts of each address, total the memberships of all.
 	sources map[string]*source
 	total   int
+	// seeds counts the running seeds by the source whose spec started them.
+	seeds map[string]int
 
 	swarms map[task.ID]*swarm
 	// numbered are all swarms by their numbers, also those that goneSwarms has.
@@ -260,6 +266,7 @@ func New(cfg Config) *Scheduler {
 		byID:     make(map[host.ID]hostIndex),
 		departed: make(map[host.ID]departure),
 		sources:  make(map[string]*source),
+		seeds:    make(map[string]int),
 		swarms:   make(map[task.ID]*swarm),
 		due:      make(map[*swarm]struct{}),
 	}
@@ -393,7 +400,7 @@ func (s *Scheduler) take(
 	s.stand(w, m, wanting)
 	s.hosts[h].wanted = now
 	if e.Spec != nil {
-		w.spec, w.specAt = e.Spec, now
+		w.spec, w.specAt, w.specBy = e.Spec, now, s.hosts[h].source
 		s.due[w] = struct{}{}
 	}
 	s.snub(now, w, m, e.Left, false)

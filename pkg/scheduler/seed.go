@@ -179,7 +179,19 @@ func (s *Scheduler) wantsSeed(now time.Time, w *swarm, m memberIndex, e Entry) b
 		s.seedLater(w, now.Add(s.cfg.Grace))
 		return false
 	}
+	if !own && s.crowded(w) {
+		s.seedLater(w, now.Add(crowdedPause))
+		return false
+	}
 	return true
+}
+
+// crowdedPause is how long a seed waits where too many run for its source.
+const crowdedPause = time.Second
+
+// crowded reports whether as many seeds run as may for the source of a swarm's spec.
+func (s *Scheduler) crowded(w *swarm) bool {
+	return w.specBy != "" && s.seeds[w.specBy] >= s.cfg.SourceSeedsMax
 }
 
 // fewest is how many hosts are known if there are only the owner and the announcing host.
@@ -211,7 +223,11 @@ func (s *Scheduler) runDue(now time.Time) (seeds []task.Spec) {
 	for _, w := range start {
 		w.seedAt = time.Time{}
 		able := !now.Before(w.unableUntil) && len(w.refusals) == 0 && w.spec != nil
-		if !w.seeding && able && len(w.holding.all) == 0 && s.othersWant(w) {
+		switch {
+		case w.seeding || !able || len(w.holding.all) > 0 || !s.othersWant(w):
+		case s.crowded(w):
+			w.seedAt = now.Add(crowdedPause)
+		default:
 			seeds = append(seeds, *s.startSeed(w))
 		}
 	}
@@ -254,6 +270,10 @@ func (s *Scheduler) afterParting(now time.Time, w *swarm, gone hostIndex) *task.
 		me := w.member(m)
 		// Hosts that expire together leave one by one: a dead one needs no seed.
 		if me.now().starving && now.Sub(s.hosts[me.host].seen) < s.cfg.Expiry {
+			if s.crowded(w) {
+				s.seedLater(w, now.Add(crowdedPause))
+				return nil
+			}
 			return s.startSeed(w)
 		}
 	}

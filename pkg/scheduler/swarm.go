@@ -117,7 +117,10 @@ type swarm struct {
 	id     task.ID
 	number swarmIndex
 	// counts are the scheduler's.
-	counts  *Stats
+	counts *Stats
+	// seeds are the scheduler's, and seedBy the source in them that this swarm's running seed counts for; empty: none.
+	seeds   map[string]int
+	seedBy  string
 	members []member
 	vacant  []memberIndex
 	index   map[hostIndex]memberIndex
@@ -131,6 +134,7 @@ type swarm struct {
 	// announced it again by then.
 	spec   *task.Spec
 	specAt time.Time
+	specBy string // the source of that host
 
 	seedState
 }
@@ -318,7 +322,7 @@ func (s *Scheduler) swarmOf(id task.ID) *swarm {
 	if w != nil {
 		return w
 	}
-	w = &swarm{id: id, counts: &s.stats, index: make(map[hostIndex]memberIndex, 1)}
+	w = &swarm{id: id, counts: &s.stats, seeds: s.seeds, index: make(map[hostIndex]memberIndex, 1)}
 	if n := len(s.unnumbered); n > 0 {
 		w.number, s.unnumbered = s.unnumbered[n-1], s.unnumbered[:n-1]
 		s.numbered[w.number] = w
@@ -446,8 +450,15 @@ func (w *swarm) setSeeding(seeding bool) {
 	switch {
 	case seeding && !w.seeding:
 		w.counts.Seeding++
+		if w.seedBy = w.specBy; w.seedBy != "" {
+			w.seeds[w.seedBy]++
+		}
 	case !seeding && w.seeding:
 		w.counts.Seeding--
+		if w.seeds[w.seedBy]--; w.seeds[w.seedBy] <= 0 {
+			delete(w.seeds, w.seedBy)
+		}
+		w.seedBy = ""
 	}
 	w.seeding = seeding
 }
