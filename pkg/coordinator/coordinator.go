@@ -130,6 +130,7 @@ type Coordinator struct {
 	heard    int
 	settled  bool
 	refusals refusedHosts
+	bodies   bodies
 	// clockWhy is the reason of the last refusal because of a clock, clockAt its time.
 	clockWhy string
 	clockAt  time.Time

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -698,6 +699,54 @@ func TestBadRequests(t *testing.T) {
 }
 
 // A wrong entry does not affect the others.
+// slowBody is a body that never comes until it is released.
+type slowBody struct{ read, release chan struct{} }
+
+func (b slowBody) Read([]byte) (int, error) {
+	b.read <- struct{}{}
+	<-b.release
+	return 0, io.EOF
+}
+
+// A member that opens many connections takes a bounded amount of memory.
+func TestBytesOfAnnouncesAreBounded(t *testing.T) {
+	refusals := map[Refusal]int{}
+	c := New(Config{Host: member("0"), Refused: func(r Refusal) { refusals[r]++ }})
+	send := func(from string, body io.Reader) *httptest.ResponseRecorder {
+		r := httptest.NewRequest(http.MethodPost, api.PathAnnounce, body)
+		r.RemoteAddr = from + ":1"
+		w := httptest.NewRecorder()
+		c.HandleAnnounce(w, r)
+		return w
+	}
+	slow := slowBody{make(chan struct{}), make(chan struct{})}
+	var running sync.WaitGroup
+	for range bodiesMaxEach / api.AnnounceMax {
+		running.Go(func() { send("10.0.0.66", slow) })
+		<-slow.read
+	}
+	good := `{"version":1,"host":{"id":"` + string(member("1").ID) + `","addr":"10.0.0.1:65002"}}`
+	assert.Equal(t, http.StatusServiceUnavailable, send("10.0.0.66", strings.NewReader(good)).Code)
+	assert.Equal(t, map[Refusal]int{RefusedFull: 1}, refusals)
+	assert.Equal(t, "10.0.0.66", c.RefusedHosts(time.Now())[0].Addr)
+	assert.Equal(t, http.StatusOK, send("10.0.0.1", strings.NewReader(good)).Code, "another address")
+	close(slow.release)
+	running.Wait()
+	assert.Equal(t, http.StatusOK, send("10.0.0.66", strings.NewReader(
+		strings.ReplaceAll(good, string(member("1").ID), string(member("2").ID)))).Code, "they have ended")
+	assert.Empty(t, c.bodies.from)
+	assert.Zero(t, c.bodies.all)
+
+	var all bodies
+	for i := range bodiesMax / bodiesMaxEach {
+		require.NotNil(t, all.enter(fmt.Sprint("10.0.1.", i), bodiesMaxEach))
+	}
+	assert.Nil(t, all.enter("10.0.2.1", 1))
+	var local bodies
+	require.NotNil(t, local.enter("127.0.0.1", bodiesMaxEach))
+	require.NotNil(t, local.enter("127.0.0.1", 1), "the hosts of a test, or of one machine")
+}
+
 // noted records the last announce that a purge service hears of.
 type noted struct{ last api.AnnounceRequest }
 

@@ -7,9 +7,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 
@@ -196,10 +198,62 @@ func (c *Coordinator) handle(w http.ResponseWriter, r *http.Request) (api.Announ
 		reason := fmt.Sprintf("%d bytes, more than %d", r.ContentLength, api.AnnounceMax)
 		return api.AnnounceResponse{}, &RequestError{http.StatusRequestEntityTooLarge, reason}
 	}
+	ctx := withSender(r)
+	from := senderOf(ctx, host.Host{})
+	size := r.ContentLength
+	if size < 0 {
+		size = api.AnnounceMax // it may have so many
+	}
+	leave := c.bodies.enter(from.source(), size)
+	if leave == nil {
+		err := fmt.Errorf("%w: too many bytes of announces are read now, in all or from this address", scheduler.ErrFull)
+		c.refused(host.Host{ID: from.Proved}, from, err)
+		return api.AnnounceResponse{}, err
+	}
+	defer leave()
 	// With this reader, the server also closes a connection that sends more.
 	request, err := decodeRequest(http.MaxBytesReader(w, r.Body, api.AnnounceMax+1))
 	if err != nil {
 		return api.AnnounceResponse{}, err
 	}
-	return c.ServeAnnounce(withSender(r), request)
+	return c.ServeAnnounce(ctx, request)
+}
+
+// bodiesMax bounds the bytes of announces that are read and answered at the same time, bodiesMaxEach those of one
+// address: a member may open many connections. Decoded, they take some times as much. An inventory comes in parts of
+// some 80 KiB. Loopback may use all of bodiesMax.
+const (
+	bodiesMax     = 1 << 30
+	bodiesMaxEach = 128 << 20
+)
+
+// bodies counts the bytes of announces that are read and answered now. The zero value is ready.
+type bodies struct {
+	// mu is held to count, never while a body is read.
+	mu   sync.Mutex
+	all  int64
+	from map[string]int64 // by source
+}
+
+// enter counts an announce and returns what ends it, nil if a bound admits no more bytes.
+func (b *bodies) enter(source string, size int64) (leave func()) {
+	ip, err := netip.ParseAddr(source)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.all+size > bodiesMax || b.from[source]+size > bodiesMaxEach && (err != nil || !ip.IsLoopback()) {
+		return nil
+	}
+	if b.from == nil {
+		b.from = map[string]int64{}
+	}
+	b.all += size
+	b.from[source] += size
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.all -= size
+		if b.from[source] -= size; b.from[source] <= 0 {
+			delete(b.from, source)
+		}
+	}
 }
