@@ -17,7 +17,6 @@ import (
 
 // A dfdaemon starts, serves its clients and ends while no name server answers.
 func TestStartWithoutAnsweringDNS(t *testing.T) {
-	t.Parallel()
 	asked := make(chan string, 1000)
 	was := net.DefaultResolver
 	t.Cleanup(func() { net.DefaultResolver = was })
