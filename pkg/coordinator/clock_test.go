@@ -66,7 +66,7 @@ func TestAWrongClockEndsNoOthersMembership(t *testing.T) {
 	other := honest
 	other.Generation, other.Host.Addr, other.Clock = 8, "10.9.9.9:65002", now.Add(-72*time.Hour)
 	answer := announced(t, c, other)
-	assert.Equal(t, api.StatusClock, answer.Code, "its clock is to be set first")
+	assert.Equal(t, api.StatusClock, answer.Code, "its clock must be set first")
 	assert.Len(t, c.Hosts(), 1)
 	assert.Equal(t, 1, c.Stats().Holding)
 	assert.NotContains(t, announced(t, c, honest).Body.String(), "resync")

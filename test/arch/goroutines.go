@@ -17,8 +17,8 @@ var Waited = map[string]string{
 	"cmd/dfget.run":                      "the timer ends the program at a second signal; the program does not wait for it",
 }
 
-// Goroutines finds three ways to start what nobody awaits: a go statement outside of the methods of a type with Run or
-// Close; a call of Go (sync.WaitGroup, errgroup.Group) on a group for which the package never calls Wait; and a timer
+// Goroutines finds goroutines and timers that nothing awaits: a go statement outside of the methods of a type with Run
+// or Close; a call of Go (sync.WaitGroup, errgroup.Group) on a group for which the package never calls Wait; and a timer
 // of AfterFunc that the caller drops, so that nothing can stop it. waited names the exceptions, by package and
 // function; one that is of no use any more is a fault, too.
 func (t *Tree) Goroutines(waited map[string]string) (faults []string) {
@@ -60,7 +60,7 @@ func (t *Tree) Goroutines(waited map[string]string) (faults []string) {
 	return faults
 }
 
-// starts says what a node starts that nobody awaits, and what to do instead; it is empty for any other node. ends says
+// starts describes the goroutine or timer that a node starts and nothing awaits; it is empty for other nodes. ends says
 // that the node is in a method of a type with Run or Close, awaited for which groups the package calls Wait.
 func starts(n ast.Node, ends bool, awaited map[string]bool) string {
 	switch n := n.(type) {
