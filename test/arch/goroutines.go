@@ -8,18 +8,18 @@ import (
 // Waited are the functions that may start a goroutine or a timer although their type has no Run or Close, or although
 // nothing in their package waits for it, with the reason.
 var Waited = map[string]string{
-	"pkg/cli.Main":                       "the timer ends the program at a second signal; the program does not wait for it",
+	"pkg/cli.Main":                       "the timer ends the program at a second signal; nothing waits for it",
 	"pkg/cli.Program.build":              "a start that hangs must not keep the process: it ends without it",
 	"pkg/cli.Program.reload":             "the function that it returns ends the goroutine and waits for it",
 	"pkg/dfget.newOwnDaemon":             "ownDaemon.close waits for it, after the last download",
 	"pkg/doctor.Examine":                 "a disk that hangs must not keep a person waiting: the program ends without it",
 	"pkg/piece/diskstore.openTask.write": "the timer only adds the task to the queue, which a closed store refuses",
-	"cmd/dfget.run":                      "the timer ends the program at a second signal; the program does not wait for it",
+	"cmd/dfget.run":                      "the timer ends the program at a second signal; nothing waits for it",
 }
 
 // Goroutines finds goroutines and timers that nothing awaits: a go statement outside of the methods of a type with Run
-// or Close; a call of Go (sync.WaitGroup, errgroup.Group) on a group for which the package never calls Wait; and a timer
-// of AfterFunc that the caller drops, so that nothing can stop it. waited names the exceptions, by package and
+// or Close; a call of Go (sync.WaitGroup, errgroup.Group) on a group for which the package never calls Wait; and a
+// timer of AfterFunc that the caller drops, so that nothing can stop it. waited names the exceptions, by package and
 // function; one that is of no use any more is a fault, too.
 func (t *Tree) Goroutines(waited map[string]string) (faults []string) {
 	used := map[string]bool{}
