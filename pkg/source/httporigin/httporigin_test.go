@@ -1,6 +1,7 @@
 package httporigin_test
 
 import (
+	"bytes"
 	"compress/gzip"
 	"context"
 	"crypto/ecdsa"
@@ -561,6 +562,40 @@ func TestARedirectCarriesWhatChoosesTheBytes(t *testing.T) {
 	for _, name := range []string{"Authorization", "Cookie", "X-Word", "Referer"} {
 		assert.Empty(t, got.Get(name), name)
 	}
+}
+
+// Some servers call the type of a compressed file its encoding. Such a file stays as it is, in every part.
+func TestCompressedFileStaysCompressed(t *testing.T) {
+	const content = "the text in it"
+	var packed bytes.Buffer
+	zw := gzip.NewWriter(&packed)
+	_, _ = io.WriteString(zw, content)
+	require.NoError(t, zw.Close())
+	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Encoding", r.URL.Query().Get("as"))
+		w.Header().Set("ETag", `"v1"`)
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(packed.Bytes()))
+	})
+	o := origin(t, nil)
+	for path, want := range map[string]string{
+		"/a.tar.gz?as=gzip": packed.String(), "/A.TGZ?as=x-gzip": packed.String(),
+		"/a?as=gzip": content, "/a.gz/?as=gzip": content, "/a.gz?as=identity": packed.String(),
+	} {
+		got, err := body(t, o, file(s.URL+path))
+		require.NoError(t, err, path)
+		assert.Equal(t, want, got, path)
+	}
+	spec := file(s.URL + "/a.tar.gz?as=gzip")
+	spec.Validator = `"v1"`
+	res, err := o.Open(t.Context(), spec, 7)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	rest, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	assert.Equal(t, packed.String()[7:], string(rest))
+	var odd *httporigin.AnswerError
+	_, err = body(t, o, file(s.URL+"/a.tar.gz?as=br"))
+	require.ErrorAs(t, err, &odd)
 }
 
 // A server behind a proxy that encrypts for it redirects to its own host by http.

@@ -44,9 +44,10 @@ type Get struct {
 	Length int64
 	// Guessed says that Length counts only for an answer that declares no length.
 	Guessed bool
-	// Raw is for files that a digest names. It reports whether the encoding gzip is only a label of the file's own type,
-	// if the lengths do not show that. resumed says that the bytes continue an earlier answer. Every other encoding is
-	// then such a label, too. The digest decides in the end. Nil decodes gzip and refuses other encodings.
+	// Raw is for files that a digest names, or whose own name says gzip. It reports whether the encoding gzip is only a
+	// label of the file's own type, if the lengths do not show that. resumed says that the bytes continue an earlier
+	// answer. Every other encoding is then such a label, too, unless Allows refuses it. Nil decodes gzip and refuses other
+	// encodings.
 	Raw func(resumed bool) bool
 	// Allows returns an error for an answer whose headers forbid the use of its bytes; Open returns that
 	// error. May be nil.

@@ -9,6 +9,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/darter-io/darter/pkg/secret"
@@ -51,11 +52,23 @@ func (o *Origin) Open(ctx context.Context, spec task.Spec, offset int64) (*sourc
 		if err := sharing.Confirm(sharing.Share(spec.Share), sent, h, time.Now()); err != nil {
 			return &source.UnsharedError{URL: secret.PrintableURL(req.URL), Reason: err.Error()}
 		}
+		if _, err := encodingOf(h); err != nil {
+			return &AnswerError{Method: http.MethodGet, URL: secret.PrintableURL(req.URL), Reason: err.Error()}
+		}
 		return nil
 	}
-	return o.Client.Open(ctx, Get{
-		Request: req, Offset: offset, Validator: spec.Validator, Length: spec.Known(), Allows: allows,
-	})
+	get := Get{Request: req, Offset: offset, Validator: spec.Validator, Length: spec.Known(), Allows: allows}
+	if compressed(req.URL.Path) {
+		get.Raw = func(bool) bool { return true }
+	}
+	return o.Client.Open(ctx, get)
+}
+
+// compressed reports whether a file is itself compressed by gzip, as its name says. For some servers, Content-Encoding
+// is then a label of the file's type: decoded, it would not be the file of that name. Other encodings stay errors.
+func compressed(path string) bool {
+	path = strings.ToLower(path)
+	return strings.HasSuffix(path, ".gz") || strings.HasSuffix(path, ".tgz")
 }
 
 // Window returns the bytes of a range of a file, with the spec's own headers, of the version that the spec's
