@@ -30,6 +30,20 @@ func TestEachListenerHasADefaultOfItsOwn(t *testing.T) {
 	refusedAs(t, ask(p.For(""), http.MethodGet, "/v2/app/manifests/v1"), http.StatusNotFound, "NAME_UNKNOWN")
 }
 
+func TestTwoRegistriesInOneHeaderAreRefused(t *testing.T) {
+	const target = "/v2/lib/app/manifests/v1"
+	for _, name := range []string{"X-Darter-Upstream", "X-Dragonfly-Registry"} {
+		up := &upstreamFunc{answer: answers(nil)}
+		p := newMirror(config{Upstream: up, Open: (&swarm{}).Open, Default: "docker.io"})
+		refusedAs(t, ask(p, http.MethodGet, target, name, "quay.io", name, "ghcr.io"), http.StatusBadRequest,
+			"NAME_INVALID")
+		assert.Empty(t, up.requests())
+		ask(p, http.MethodGet, target, name, "quay.io", name, "quay.io")
+		require.NotEmpty(t, up.requests())
+		assert.Equal(t, "quay.io", up.requests()[0].Upstream, "twice the same is one")
+	}
+}
+
 func TestAPingWithoutAListedDefaultSucceeds(t *testing.T) {
 	up := &upstreamFunc{
 		answer: func(w http.ResponseWriter, q source.RegistryRequest) { w.WriteHeader(http.StatusUnauthorized) }}

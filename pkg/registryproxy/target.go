@@ -191,6 +191,12 @@ func (p *Proxy) nameUpstream(r *http.Request, name, fallback string, t *target) 
 		}
 		t.namespace = ns
 	}
+	for _, value := range r.Header.Values(header) {
+		if value != r.Header.Get(header) {
+			return newError(http.StatusBadRequest, "the request names several registries by %s; send one", header).
+				withCode(errcode.ErrorCodeNameInvalid)
+		}
+	}
 	if header != "" {
 		if t.upstream, err = oci.ParseHostURL(r.Header.Get(header)); err != nil {
 			return newError(http.StatusBadRequest, "header %s of the request: %v", header, err).
