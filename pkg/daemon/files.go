@@ -228,6 +228,10 @@ func (f *files) find(ctx context.Context, q fileRequest, pull *telemetry.Pull,
 			return h, "", nil
 		case err == nil:
 			h.modified = httporigin.Modified(answer.Header)
+		case ctx.Err() == nil && errors.As(err, &failure) && failure.Personal() && p != nil && p.lenient:
+			// The origin answers the HEAD of anonymous clients, and not their GET: this client's own may do.
+			q.covers.Unproven = true
+			continue
 		case ctx.Err() == nil && errors.As(err, &failure) && failure.Unshared:
 			return nil, failure.Message, nil
 		case ctx.Err() == nil && (errors.Is(err, piece.ErrNoSpace) || errors.As(err, &failure) && failure.Full):

@@ -643,6 +643,30 @@ func TestAClientMayLimitCaches(t *testing.T) {
 	assert.Positive(t, said, "caches on the way are told")
 }
 
+// An origin says public and checks credentials at GET alone: a client with credentials still gets its file.
+func TestPublicHeadWithPrivateGet(t *testing.T) {
+	_, srv, _ := front(t, true)
+	o := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet && r.Header.Get("Authorization") != "Bearer alice" {
+			http.Error(w, "who are you?", http.StatusUnauthorized)
+			return
+		}
+		w.Header().Set("ETag", `"v1"`)
+		w.Header().Set("Cache-Control", "public")
+		http.ServeContent(w, r, "", time.Time{}, strings.NewReader("content"))
+	}))
+	defer o.Close()
+	q := url.Values{api.FileURL: {o.URL + "/f"}}
+	for _, who := range []string{"bob", "alice", "", "alice"} {
+		res, b := ask(t, srv, q, api.ForwardPrefix+"Authorization: Bearer "+who)
+		if who == "alice" {
+			assert.Equal(t, "content", string(b))
+			continue
+		}
+		assert.Equal(t, http.StatusUnauthorized, res.StatusCode)
+	}
+}
+
 // A body without length that breaks off never looks complete, to clients of either version of HTTP.
 func TestBrokenBodyWithoutLength(t *testing.T) {
 	_, srv, _ := front(t, true)
