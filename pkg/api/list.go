@@ -18,6 +18,11 @@ func OneLine(text string) string {
 	}, strings.ToValidUTF8(text, ""))
 }
 
+// LongListError reports a list with more than Most elements.
+type LongListError struct{ Most int }
+
+func (e *LongListError) Error() string { return fmt.Sprintf("more than %d elements in a list", e.Most) }
+
 // UnmarshalList decodes a JSON list of at most most elements of at most size bytes each,
 // and decodes no element beyond: an element of two bytes can take hundreds once it is a
 // Go value. A null is an empty list.
@@ -34,7 +39,7 @@ func UnmarshalList[T any](b []byte, most, size int) ([]T, error) {
 	var list []T
 	for d.More() {
 		if len(list) == most {
-			return nil, fmt.Errorf("more than %d elements in a list", most)
+			return nil, &LongListError{most}
 		}
 		var raw json.RawMessage
 		if err := d.Decode(&raw); err != nil {

@@ -699,6 +699,30 @@ func TestBadRequests(t *testing.T) {
 }
 
 // A wrong entry does not affect the others.
+// Lists of an entry are not decoded beyond their bounds, and a long one concerns its entry alone.
+func TestLongListsOfAnEntryAreNotDecoded(t *testing.T) {
+	for _, name := range []string{"windows", "silent", "left"} {
+		element := map[string]string{"windows": "{},", "silent": `"",`, "left": `"",`}[name]
+		long := "[" + strings.TrimSuffix(strings.Repeat(element, 80_000), ",") + "]"
+		body := fmt.Sprintf(`{"version":1,"host":{"id":%q,"addr":"10.0.0.1:1"},"entries":[{"task":%q,"event":"started",%q:%s},`+
+			`{"task":%q,"event":"completed","have":1}]}`, member("1").ID, taskID("a"), name, long, taskID("b"))
+		r, err := decodeRequest(strings.NewReader(body))
+		require.NoError(t, err)
+		require.Len(t, r.Entries, 2)
+		got := len(r.Entries[0].Windows) + len(r.Entries[0].Silent) + len(r.Entries[0].Left)
+		assert.LessOrEqual(t, got, api.NeighboursIn+1, name)
+		answer, err := New(Config{Host: member("0")}).ServeAnnounce(t.Context(), r)
+		require.NoError(t, err)
+		assert.NotNil(t, answer.Assignments[0].Failure)
+		assert.Nil(t, answer.Assignments[1].Failure)
+	}
+	r, err := decodeRequest(strings.NewReader(fmt.Sprintf(`{"version":1,"entries":[{"task":%q,"silent":["x"],"left":["y"],`+
+		`"windows":[{"offset":1,"length":2,"tail":true}]}]}`, taskID("a"))))
+	require.NoError(t, err)
+	assert.Equal(t, api.Entry{Task: taskID("a"), Silent: []host.ID{"x"}, Left: []host.ID{"y"},
+		Windows: []api.Window{{Offset: 1, Length: 2, Tail: true}}}, r.Entries[0])
+}
+
 // slowBody is a body that never comes until it is released.
 type slowBody struct{ read, release chan struct{} }
 

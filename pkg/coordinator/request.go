@@ -147,11 +147,47 @@ func decodeRequest(r io.Reader) (api.AnnounceRequest, error) {
 // entries checks the length of a list before it decodes the elements.
 type entries []api.Entry
 
-func (list *entries) UnmarshalJSON(b []byte) (err error) {
-	if *list, err = api.UnmarshalList[api.Entry](b, api.EntriesMax, entryMax); err != nil {
+func (list *entries) UnmarshalJSON(b []byte) error {
+	all, err := api.UnmarshalList[wireEntry](b, api.EntriesMax, entryMax)
+	if err != nil {
 		return badRequest("entries: %v", err)
 	}
+	*list = make([]api.Entry, len(all))
+	for i, w := range all {
+		e := w.Entry
+		if e.Silent, err = few[host.ID](w.Silent, api.NeighboursIn); err == nil {
+			e.Left, err = few[host.ID](w.Left, api.NeighboursIn)
+		}
+		if err == nil {
+			e.Windows, err = few[api.Window](w.Windows, api.WindowsMax)
+		}
+		if err != nil {
+			return badRequest("entries: element %d: %v", i, err)
+		}
+		(*list)[i] = e
+	}
 	return nil
+}
+
+// wireEntry is an entry whose lists are decoded later, because an element of three bytes takes 32 as a Go value.
+type wireEntry struct {
+	api.Entry
+	Silent  json.RawMessage `json:"silent"`
+	Left    json.RawMessage `json:"left"`
+	Windows json.RawMessage `json:"windows"`
+}
+
+// few decodes a list of an entry. A list of more than most elements becomes one of most+1 empty ones, so that
+// checkEntry refuses this entry alone.
+func few[T any](b json.RawMessage, most int) ([]T, error) {
+	if b == nil {
+		return nil, nil
+	}
+	list, err := api.UnmarshalList[T](b, most, entryMax)
+	if long := (*api.LongListError)(nil); errors.As(err, &long) {
+		return make([]T, most+1), nil
+	}
+	return list, err
 }
 
 // purgeFailures checks the length of a list before it decodes the elements.
