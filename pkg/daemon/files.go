@@ -1,14 +1,11 @@
 package daemon
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	mathrand "math/rand/v2"
 	"net/http"
 	"net/textproto"
 	"net/url"
@@ -18,8 +15,6 @@ import (
 	"sync/atomic"
 	"time"
 	"unicode"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/config"
@@ -67,10 +62,10 @@ type files struct {
 	// quota is the most bytes that the store may hold, 0 without a bound.
 	quota func() int64
 	// key returns the HMAC key of the secrets in a task's name; see [identity.Identity.NamesKey].
-	key       func() []byte
-	transfers transfers
-	proofs    proofs
-	pulls     *pulls
+	key         func() []byte
+	transfers   transfers
+	comparisons comparisons
+	pulls       *pulls
 	// deleting are the deletions of what failed transfers left.
 	deleting sync.WaitGroup
 	// settings in force; they change while requests run.
@@ -186,51 +181,27 @@ func (f *files) find(ctx context.Context, q fileRequest, pull *telemetry.Pull,
 			return nil, noSpace, nil
 		}
 		d := sharing.Decide(q.covers, answer, f.key(), f.now())
-		var p *proof
+		var c *comparison // nil for a file without a version
 		switch d.Share {
 		case sharing.Direct:
 			return nil, d.Reason, nil
 		case sharing.Flight:
 			h, err = f.openTransfer(ctx, q, info, d)
 		default:
-			spec := q.spec // the request to the origin on behalf of all that share the file
-			spec.Validator, spec.Length = info.Validator, max(0, info.Length)
-			p = &proof{spec: spec}
-			if d.Share == sharing.Public {
-				spec, d = f.anonymous(ctx, q, spec, info, answer.Place, d)
-				p.lenient = d.Share != sharing.Public
-			}
-			pull.Task = identify(q.file, info, d.Cover, spec.Digest).ID()
-			spec.ID, spec.Share = pull.Task, string(d.Share)
-			p.note = string(spec.ID) + q.covers.Fingerprint(f.key())
-			d.Prove = d.Prove && !f.proofs.has(p.note, f.now())
-			if d.Prove && !p.lenient && f.proofs.has(unproven+p.note, f.now()) {
-				q.covers.Unproven = true
-				continue
-			}
-			if d.Prove && !f.pulls.embedded() {
-				// Before the download begins, because an origin that serves no ranges would send a body in vain.
-				if err := f.beginProof(ctx, p); err != nil && !p.lenient {
-					if ctx.Err() == nil {
-						f.proofs.add(unproven+p.note, f.now())
-					}
-					q.covers.Unproven = true
-					continue
-				}
-			}
-			h, err = f.hold(ctx, spec)
+			h, c, err = f.openVersion(ctx, q, info, answer, d, pull)
+		}
+		if errors.Is(err, errNoComparison) {
+			q.covers.CompareFailed = true
+			continue
 		}
 		stage("metadata")
 		var failure *api.Failure
 		switch {
-		case err == nil && !d.Prove:
-			h.modified = httporigin.Modified(answer.Header)
-			return h, "", nil
 		case err == nil:
 			h.modified = httporigin.Modified(answer.Header)
-		case ctx.Err() == nil && errors.As(err, &failure) && failure.Personal() && p != nil && p.lenient:
+		case ctx.Err() == nil && errors.As(err, &failure) && failure.Personal() && c != nil && c.lenient:
 			// The origin answers the HEAD of anonymous clients, and not their GET: this client's own may do.
-			q.covers.Unproven = true
+			q.covers.CompareFailed = true
 			continue
 		case ctx.Err() == nil && errors.As(err, &failure) && failure.Unshared:
 			return nil, failure.Message, nil
@@ -242,27 +213,56 @@ func (f *files) find(ctx context.Context, q fileRequest, pull *telemetry.Pull,
 		default:
 			return nil, "", err
 		}
-		if f.pulls.embedded() && !p.lenient && h.Own() {
-			err = nil // this request alone fetched all of it
-			f.proofs.add(p.note, f.now())
-		} else {
-			err = f.prove(ctx, p, h)
+		if c == nil || !c.needed {
+			return h, "", nil
 		}
+		err = f.compare(ctx, c, h)
 		stage("comparison")
-		if err == nil || p.lenient && ctx.Err() == nil && !errors.Is(err, errOtherBytes) {
+		if err == nil {
 			return h, "", nil
 		}
 		h.release()
 		if ctx.Err() != nil {
 			return nil, "", context.Cause(ctx)
 		}
-		f.proofs.add(unproven+p.note, f.now())
-		q.covers.Unproven = true
+		q.covers.CompareFailed = true
 	}
 	if changed != nil {
 		return nil, "", changed
 	}
 	return nil, "its origin does not show that this client and others get the same bytes", nil
+}
+
+// openVersion opens a file that has a version, and returns the comparison that the client's bytes may need. The error
+// is [errNoComparison] if only equal requests may share the file.
+func (f *files) openVersion(ctx context.Context, q fileRequest, info httporigin.Info, answer sharing.Answer,
+	d sharing.Decision, pull *telemetry.Pull) (*held, *comparison, error) {
+	spec := q.spec // the request to the origin on behalf of all that share the file
+	spec.Validator, spec.Length = info.Validator, max(0, info.Length)
+	c := &comparison{spec: spec}
+	if d.Share == sharing.Public {
+		spec, d = f.anonymous(ctx, q, spec, info, answer.Place, d)
+		c.lenient = d.Share != sharing.Public
+	}
+	pull.Task = identify(q.file, info, d.Cover, spec.Digest).ID()
+	spec.ID, spec.Share = pull.Task, string(d.Share)
+	c.note = string(spec.ID) + q.covers.Fingerprint(f.key())
+	equal, known := f.comparisons.result(c.note, f.now())
+	c.needed = d.Compare && !equal
+	if c.needed && known && !c.lenient {
+		return nil, c, errNoComparison
+	}
+	if c.needed && !f.pulls.embedded() {
+		// Before the download begins, because an origin that serves no ranges would send a body in vain.
+		if err := f.beginComparison(ctx, c); err != nil && !c.lenient {
+			if ctx.Err() == nil {
+				f.comparisons.add(c.note, false, f.now())
+			}
+			return nil, c, errNoComparison
+		}
+	}
+	h, err := f.hold(ctx, spec)
+	return h, c, err
 }
 
 // noSpace is why a file that no store can hold is not shared.
@@ -292,126 +292,9 @@ func (f *files) anonymous(ctx context.Context, q fileRequest, spec task.Spec, in
 	if open.Share != sharing.Equal {
 		return spec, d
 	}
-	open.Prove = info.Ranges
+	open.Compare = info.Ranges
 	return bare, open
 }
-
-// proof compares the origin's bytes for one client's headers with the bytes that other clients' requests fetched.
-type proof struct {
-	spec task.Spec // the client's own
-	// lenient accepts the origin's "public" if it serves no ranges, because a request without credentials fetched the
-	// bytes.
-	lenient bool
-	first   sharing.Window
-	begin   []byte // the origin's bytes of the first window
-	note    string // names task and request in [proofs]
-}
-
-// Bounds on remembered proofs.
-const (
-	proofsMax = 4096
-	// proofLife is how long a result is valid. Later, the store may have evicted the file, and another client's
-	// request may have fetched it again.
-	proofLife = 10 * time.Minute
-)
-
-// unproven is the prefix of the note of a failed proof.
-const unproven = "failed "
-
-// proofs remembers successful and failed proofs, so that equal requests do not repeat them.
-type proofs struct {
-	// mu is held to look up or to add one.
-	mu   sync.Mutex
-	made map[string]time.Time
-}
-
-func (p *proofs) has(note string, now time.Time) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	at, ok := p.made[note]
-	return ok && now.Sub(at) < proofLife
-}
-
-func (p *proofs) add(note string, now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.made == nil || len(p.made) >= proofsMax {
-		p.made = map[string]time.Time{}
-	}
-	p.made[note] = now
-}
-
-// beginProof fetches the beginning of the file from the origin.
-func (f *files) beginProof(ctx context.Context, p *proof) (err error) {
-	if p.spec.Length <= 0 {
-		return errors.New("its origin does not report its length beforehand")
-	}
-	p.first = sharing.Windows(p.spec.Length, false, mathrand.Int64N)[0]
-	p.begin, err = f.window(ctx, p.spec, p.first)
-	return err
-}
-
-// prove compares all windows and remembers the result. It returns nil if they are equal. The tail of a large file that
-// still arrives is left to h.last.
-func (f *files) prove(ctx context.Context, p *proof, h *held) error {
-	if p.begin == nil {
-		if err := f.beginProof(ctx, p); err != nil {
-			return err
-		}
-	}
-	if h.Metadata().Length != p.spec.Length {
-		return errors.New("the length differs")
-	}
-	complete := h.Complete()
-	g, ctx := errgroup.WithContext(ctx)
-	for _, w := range sharing.Windows(p.spec.Length, complete, mathrand.Int64N) {
-		g.Go(func() error { return f.compare(ctx, p, h.Content, w) })
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	tail, later := sharing.Tail(p.spec.Length, complete)
-	if !later {
-		f.proofs.add(p.note, f.now())
-		return nil
-	}
-	h.tail, h.last = tail, func(ctx context.Context) error {
-		err := f.compare(ctx, p, h.Content, tail)
-		switch {
-		case err == nil:
-			f.proofs.add(p.note, f.now())
-		case p.lenient && ctx.Err() == nil && !errors.Is(err, errOtherBytes):
-			return nil
-		case ctx.Err() == nil:
-			f.proofs.add(unproven+p.note, f.now())
-		}
-		return err
-	}
-	return nil
-}
-
-// compare fetches a window of the file from the origin and compares it with the bytes in the store.
-func (f *files) compare(ctx context.Context, p *proof, content *peer.Content, w sharing.Window) (err error) {
-	theirs := p.begin
-	if w != p.first {
-		if theirs, err = f.window(ctx, p.spec, w); err != nil {
-			return err
-		}
-	}
-	ours := make([]byte, w.Length)
-	reader := content.NewReader(ctx, w.Offset, w.Length)
-	defer reader.Close()
-	if _, err := io.ReadFull(reader, ours); err != nil {
-		return err
-	}
-	if !bytes.Equal(theirs, ours) {
-		return errOtherBytes
-	}
-	return nil
-}
-
-// errOtherBytes reports an origin that gives users different bytes under one strong ETag.
-var errOtherBytes = errors.New("its origin gives different users different bytes under the same strong ETag")
 
 // identify returns the current version of a file, as all requests that share it name it.
 func identify(file task.File, info httporigin.Info, cover, digest string) task.File {

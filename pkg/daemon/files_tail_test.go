@@ -30,23 +30,23 @@ func TestEndOfAFileIsVerified(t *testing.T) {
 	const alice, bob = "Bearer alice", "Bearer bob"
 	for _, size := range []int{300_000, 1 << 20, 20 << 20} {
 		t.Run(fmt.Sprintf("%d bytes", size), func(t *testing.T) {
-			begun, proving := make(chan struct{}), make(chan struct{})
+			begun, comparing := make(chan struct{}), make(chan struct{})
 			var once, second sync.Once
 			origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				user := r.Header.Get("Authorization")
 				body, asked := bodyOf(user, size), r.Header.Get("Range")
 				w.Header().Set("ETag", `"v1"`)
 				if user == bob && asked != "" && !strings.HasPrefix(asked, "bytes=0-") {
-					second.Do(func() { close(proving) })
+					second.Do(func() { close(comparing) })
 				}
 				if user == alice && r.Method == http.MethodGet && asked == "" {
 					w.Header().Set("Content-Length", strconv.Itoa(size))
 					_, _ = w.Write(body[:size/2])
 					_ = http.NewResponseController(w).Flush()
 					once.Do(func() { close(begun) })
-					// The file must be incomplete when bob's proof begins.
+					// The file must be incomplete when bob's comparison begins.
 					select {
-					case <-proving:
+					case <-comparing:
 					case <-r.Context().Done():
 					}
 					_, _ = w.Write(body[size/2:])

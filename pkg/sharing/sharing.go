@@ -1,8 +1,8 @@
 // Package sharing decides which clients may get the same bytes of a web server. It applies the rules of
 // RFC 9110 and RFC 9111 for a cache that many users share.
 //
-// It never shares bytes unless the origin declares them public, or proves to this client that it would
-// answer with the same bytes. If the rules leave a doubt, the client gets the file straight from the origin.
+// It never shares bytes unless the origin declares them public, or a comparison shows that the origin would
+// answer this client with the same bytes. If the rules leave a doubt, the client gets the file straight from the origin.
 // The package sends no request, stores nothing and never waits. Start at [Decide]; docs/files.md lists the
 // rules.
 package sharing
@@ -37,11 +37,11 @@ const (
 	Flight Share = "flight"
 	// Equal shares among requests that are equal in every header, credentials included.
 	Equal Share = "equal"
-	// Proven shares among users with different credentials. For each user, the origin must first prove that
-	// the file is the same: by a strong validator and by a comparison of bytes.
-	Proven Share = "proven"
+	// Compared shares among users with different credentials. For each user, a strong validator and a comparison
+	// of bytes must first show that the origin gives this user the same file. On the wire it is "proven".
+	Compared Share = "proven"
 	// Public shares regardless of Authorization, because the origin says public: with everybody if the
-	// origin gives the same version without credentials ([Request.Anonymous]), else as Proven does.
+	// origin gives the same version without credentials ([Request.Anonymous]), else as Compared does.
 	Public Share = "public"
 )
 
@@ -56,8 +56,8 @@ type Request struct {
 	Ignore []string
 	// Control is the client's Cache-Control.
 	Control Control
-	// Unproven is true if the origin failed to prove that its answer is the same for this client and others.
-	Unproven bool
+	// CompareFailed is true if a comparison did not show that the origin gives this client and others the same bytes.
+	CompareFailed bool
 }
 
 // Control is a client's Cache-Control (RFC 9111 §5.2.1).
@@ -83,8 +83,8 @@ type Decision struct {
 	// Cover is a hash of everything in the request that can change the bytes, apart from URL, validator and
 	// length. It holds no secret, and no secret can be guessed from it. Empty if the request has no such part.
 	Cover string
-	// Prove requires a comparison of bytes before the client gets any: see [Windows].
-	Prove bool
+	// Compare requires a comparison of bytes before the client gets any: see [Windows].
+	Compare bool
 	// Reason explains the decision to people.
 	Reason string
 }
@@ -128,23 +128,23 @@ func Decide(q Request, a Answer, key []byte, now time.Time) Decision {
 	equal := func(reason string) Decision {
 		return Decision{Share: Equal, Cover: q.equal(a, key, slot), Reason: reason}
 	}
-	proven := func(share Share, reason string) Decision {
-		return Decision{Share: share, Cover: q.proven(a, slot), Prove: true, Reason: reason}
+	compared := func(share Share, reason string) Decision {
+		return Decision{Share: share, Cover: q.compared(a, slot), Compare: true, Reason: reason}
 	}
 	cc := directives(a.Header)
 	varied := q.varied(a.Header)
 	_, public := cc["public"]
 	switch {
-	case q.Unproven:
-		return equal("the origin does not prove that other users get the same file")
+	case q.CompareFailed:
+		return equal("no comparison shows that other users get the same file")
 	case a.Header.Get("Set-Cookie") != "" && !public:
 		return equal("the answer sets a cookie, so it may be for one user only")
 	case varied != "":
 		return equal("the answer varies by " + varied)
 	case public && len(q.Signed) == 0 && slices.Equal(q.credentials(), []string{"Authorization"}):
-		return proven(Public, "the origin says public")
+		return compared(Public, "the origin says public")
 	case strength == strong:
-		return proven(Proven, "a strong ETag and a comparison of bytes prove that all users get the same file")
+		return compared(Compared, "a strong ETag and a comparison of bytes show that all users get the same file")
 	}
 	return equal("the validator is too weak to share with users that have other credentials")
 }
@@ -165,14 +165,14 @@ func Confirm(s Share, sent []string, h http.Header, now time.Time) error {
 	switch s {
 	case Flight:
 		if stale(h, now) {
-			return errors.New("the answer is stale at once, and no validator can prove it to others")
+			return errors.New("the answer is stale at once, and no validator shows to others that it is the same")
 		}
 		return nil
 	case Public:
 		if _, ok := directives(h)["public"]; !ok {
 			return errors.New("the origin no longer says public")
 		}
-	case Proven:
+	case Compared:
 		if h.Get("Set-Cookie") != "" {
 			return errors.New("the answer sets a cookie, so it may be for one user only")
 		}
@@ -346,9 +346,9 @@ func (q Request) equal(a Answer, key []byte, slot string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// proven returns the cover that all requests have that differ only in the values of their credentials. The
+// compared returns the cover that all requests have that differ only in the values of their credentials. The
 // names of the credentials are part of it, so that a request without credentials has another cover.
-func (q Request) proven(a Answer, slot string) string {
+func (q Request) compared(a Answer, slot string) string {
 	parts := []string{"proven", slot, a.Place}
 	for _, name := range sortedNames(q.Header) {
 		value := ""

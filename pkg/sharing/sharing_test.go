@@ -50,7 +50,7 @@ func TestDecide(t *testing.T) {
 	for _, row := range []struct {
 		name, request, answer string
 		want                  sharing.Share
-		prove                 bool
+		compare               bool
 	}{
 		{"a public file with a strong ETag", "", `ETag: "v1"`, sharing.Equal, false},
 		{"with a weak one", "", `ETag: W/"v1"`, sharing.Equal, false},
@@ -94,7 +94,7 @@ func TestDecide(t *testing.T) {
 		{"a cookie without credentials", "", `Set-Cookie: lb=1; ETag: "v1"`, sharing.Equal, false},
 
 		{"a language", "Accept-Language: de", `ETag: "v1"`, sharing.Equal, false},
-		{"a token, strong", "Authorization: a", `ETag: "v1"`, sharing.Proven, true},
+		{"a token, strong", "Authorization: a", `ETag: "v1"`, sharing.Compared, true},
 		{"a token, weak", "Authorization: a", `ETag: W/"v1"`, sharing.Equal, false},
 		{"a token, empty ETag", "Authorization: a", `ETag: ""`, sharing.Equal, false},
 		{"a token, a date", "Authorization: a", "Last-Modified: Thu, 30 Apr 2026 12:00:00 GMT", sharing.Equal, false},
@@ -105,11 +105,11 @@ func TestDecide(t *testing.T) {
 			"a token, varies by it",
 			"Authorization: a", `Vary: authorization; ETag: "v1"; Cache-Control: public`, sharing.Equal, false,
 		},
-		{"a token, varies by an absent header", "Authorization: a", `Vary: Cookie; ETag: "v1"`, sharing.Proven, true},
+		{"a token, varies by an absent header", "Authorization: a", `Vary: Cookie; ETag: "v1"`, sharing.Compared, true},
 		{"a token, sets a cookie", "Authorization: a", `Set-Cookie: s=1; ETag: "v1"`, sharing.Equal, false},
-		{"a cookie", "Cookie: s=1", `ETag: "v1"`, sharing.Proven, true},
+		{"a cookie", "Cookie: s=1", `ETag: "v1"`, sharing.Compared, true},
 		{"public does not cover a cookie", "Cookie: s=1", `Cache-Control: public; ETag: W/"v1"`, sharing.Equal, false},
-		{"a header of unknown meaning", "X-Api-Key: k", `ETag: "v1"`, sharing.Proven, true},
+		{"a header of unknown meaning", "X-Api-Key: k", `ETag: "v1"`, sharing.Compared, true},
 		{
 			"a token and another, public",
 			"Authorization: a; X-Api-Key: k", `Cache-Control: public; ETag: W/"v1"`, sharing.Equal, false,
@@ -118,21 +118,21 @@ func TestDecide(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			d := sharing.Decide(request(lines(row.request)...), answer(lines(row.answer)...), key, now)
 			assert.Equal(t, row.want, d.Share, d.Reason)
-			assert.Equal(t, row.prove, d.Prove)
+			assert.Equal(t, row.compare, d.Compare)
 			assert.NotEmpty(t, d.Reason)
 		})
 	}
 }
 
-// Without the origin's proof, even a public answer is shared only among equal requests.
-func TestDecideUnproven(t *testing.T) {
+// Without a comparison, even a public answer is shared only among equal requests.
+func TestDecideCompareFailed(t *testing.T) {
 	for _, says := range []string{"public", "max-age=60"} {
 		q := request("Authorization: a")
-		q.Unproven = true
+		q.CompareFailed = true
 		d := sharing.Decide(q, answer(`ETag: "v1"`, "Cache-Control: "+says), key, now)
 		assert.Equal(t, sharing.Equal, d.Share)
 		other := request("Authorization: b")
-		other.Unproven = true
+		other.CompareFailed = true
 		assert.NotEqual(t, d.Cover, sharing.Decide(other, answer(`ETag: "v1"`, "Cache-Control: "+says), key, now).Cover)
 	}
 }
@@ -228,9 +228,9 @@ func TestConfirm(t *testing.T) {
 		{sharing.Flight, "Cache-Control: max-age=60; Age: 61", false},
 		{sharing.Equal, "Cache-Control: no-cache", true},
 		{sharing.Equal, "Vary: *", false},
-		{sharing.Proven, "Vary: Accept-Encoding", true},
-		{sharing.Proven, "Vary: Authorization", false},
-		{sharing.Proven, "Set-Cookie: a=b", false},
+		{sharing.Compared, "Vary: Accept-Encoding", true},
+		{sharing.Compared, "Vary: Authorization", false},
+		{sharing.Compared, "Set-Cookie: a=b", false},
 		{sharing.Public, "", false},
 		{sharing.Public, "Cache-Control: public", true},
 		{sharing.Public, "Cache-Control: public; Vary: authorization", false},

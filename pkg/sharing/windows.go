@@ -14,7 +14,7 @@ type Window struct{ Offset, Length int64 }
 // another: the origin must give this client the same bytes. A small file is compared whole; a large one at
 // its start, at one random range, and at its end if the end is stored or comes soon (else see [Tail]).
 //
-// A strong ETag alone is no proof: an origin that counts versions per user gives the same ETag to all users.
+// A strong ETag alone does not suffice: an origin that counts versions per user gives the same ETag to all users.
 // draw returns a random number in [0, n).
 func Windows(length int64, complete bool, draw func(n int64) int64) []Window {
 	if length <= 3*windowSize {
