@@ -87,7 +87,7 @@ again after a change of upstreams. docs/clients.md describes each client.`,
 			} else if err := plan.Apply(files); err != nil {
 				return withRemedy(err, args[0], os.Geteuid())
 			}
-			tell(stdout, plan, dryRun)
+			tell(stdout, plan, dryRun, remove)
 			return nil
 		},
 	}
@@ -152,7 +152,7 @@ func reachable(a config.Address) string {
 }
 
 // tell prints the changes, made or planned, and the next step of the user.
-func tell(w io.Writer, plan clientconf.Plan, dryRun bool) {
+func tell(w io.Writer, plan clientconf.Plan, dryRun, remove bool) {
 	if len(plan.Changes) == 0 {
 		fmt.Fprintf(w, "%s: nothing to change\n", plan.Client)
 	}
@@ -173,6 +173,10 @@ func tell(w io.Writer, plan clientconf.Plan, dryRun bool) {
 	case len(plan.Changes) == 0:
 	case plan.Restart != "":
 		fmt.Fprintf(w, "now run: %s (%s)\n", plan.Restart, plan.RestartNote)
+	case plan.Pending:
+		fmt.Fprintf(w, "the next pull may not use the mirror: see the note\n")
+	case remove:
+		fmt.Fprintf(w, "no restart is needed: the next pull does not use the mirror\n")
 	default:
 		fmt.Fprintf(w, "no restart is needed: the next pull uses the mirror\n")
 	}

@@ -80,6 +80,9 @@ type Plan struct {
 	// Restart is the command that makes the client read the changes, empty if it needs none. RestartNote is its effect on
 	// running containers and pulls.
 	Restart, RestartNote string
+	// Pending reports that the client may not use the mirror, for one registry at least, before the operator takes a step
+	// that a note names.
+	Pending bool
 }
 
 // Change is the change of one file.
@@ -168,7 +171,7 @@ func planned(c Client, p *planner) (Plan, error) {
 		return Plan{}, err
 	}
 	if len(p.plan.Changes) == 0 {
-		p.plan.Restart, p.plan.RestartNote = "", ""
+		p.plan.Restart, p.plan.RestartNote, p.plan.Pending = "", "", false
 	}
 	return p.plan, nil
 }

@@ -105,8 +105,10 @@ func (p *planner) hostsDirs(file string) []string {
 	switch {
 	case p.undo:
 	case err != nil:
+		p.plan.Pending = true
 		p.note("%v. Until then containerd may not read %s", err, containerdCerts)
 	case set == "" && !readsCerts(p.opts.Version):
+		p.plan.Pending = true
 		p.note("containerd 2.2 and newer read %s by default. Older ones read it only if config_path in %s names it, and "+
 			"only after a restart: run configure once without --hosts-only, or set it with the machine's image",
 			containerdCerts, file)

@@ -47,12 +47,13 @@ func (p *planner) registries() error {
 		}
 	}
 	e := ownFile{fresh: p.fresh(file), name: file, lines: []string{
-		"# The image is asked of the mirror on this node first. These clients settle on the mirror once it",
-		"# gave the manifest, so it brings every layer itself; when it does not answer, they go to the registry.",
+		"# Clients try this node's mirror first. If it serves the manifest of an image, they pull every layer from it.",
+		"# If it does not answer, they pull the image from the registry.",
 	}}
 	tables := 0
 	for _, u := range p.mirror.Upstreams {
 		if by := taken[u.Host]; by != "" {
+			p.plan.Pending = true
 			p.note("%s has its own [[registry]] for %s, and only one table per registry applies. It stays unchanged: add "+
 				"[[registry.mirror]] with location = %q and insecure = true there", by, u.Host, p.location(u.Host))
 			continue
