@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -520,6 +521,61 @@ func TestFirstByteOfAnUpstream(t *testing.T) {
 	require.Len(t, cfg.Upstreams, 2)
 	assert.Equal(t, 7*time.Minute, cfg.Upstreams[0].FirstByte)
 	assert.Zero(t, cfg.Upstreams[1].FirstByte, "the default is the registry client's")
+}
+
+// Every duration that a program accepts is at least 0: a negative one would mean something else in each place.
+func TestNegativeDurations(t *testing.T) {
+	seen := 0
+	for program, target := range map[string]func() any{
+		"dfdaemon":  func() any { return new(Dfdaemon) },
+		"supernode": func() any { return new(Supernode) },
+		"dfget":     func() any { return new(Dfget) },
+	} {
+		for _, s := range settingsOf(target()) {
+			if s.element() != durationType {
+				continue
+			}
+			seen++
+			for text, ok := range map[string]bool{"-1ns": false, "-1h": false, s.preset: true} {
+				err := NewForm(program, target()).Load([]string{s.env() + "=" + text})
+				if ok {
+					assert.NoError(t, err, s.key)
+				} else {
+					assert.ErrorContains(t, err, s.key+": must be", "%s of %s", text, program)
+				}
+			}
+		}
+	}
+	assert.GreaterOrEqual(t, seen, 8)
+}
+
+// An address to connect to needs a host and a port, in every program.
+func TestAddressesToConnectTo(t *testing.T) {
+	gossip := "DARTER_GOSSIP_LISTEN=127.0.0.1:65006"
+	for _, row := range []struct {
+		program, key string
+		target       func() any
+		env          []string
+	}{
+		{"dfdaemon", "supernodes", func() any { return new(Dfdaemon) }, []string{"DARTER_SUPERNODES="}},
+		{"supernode", "gossip.join", func() any { return new(Supernode) }, []string{gossip, "DARTER_GOSSIP_JOIN="}},
+		{"dfget", "supernodes", func() any { return new(Dfget) }, []string{"DARTER_SUPERNODES="}},
+	} {
+		t.Run(row.program, func(t *testing.T) {
+			load := func(address string) error {
+				env := slices.Clone(row.env)
+				env[len(env)-1] += "10.0.0.1:65000," + address
+				return NewForm(row.program, row.target()).Load(env)
+			}
+			require.NoError(t, load("10.0.0.2:65000"))
+			for _, bad := range []string{":65000", "10.0.0.2:0", "[]:65000"} {
+				require.ErrorContains(t, load(bad), row.key+": ", bad)
+				require.ErrorContains(t, load(bad), "does not say where to connect", bad)
+			}
+		})
+	}
+	require.ErrorContains(t, NewForm("dfget", new(Dfget)).Load([]string{"DARTER_DAEMON=127.0.0.1:0"}),
+		"daemon: 127.0.0.1:0 has no port to connect to")
 }
 
 // The downward API of Kubernetes gives an IP address of either family, and a template cannot choose the brackets.

@@ -20,7 +20,8 @@ type SecretFile struct {
 	Key, Path string
 }
 
-// SecretFiles lists the files with secrets that settings name.
+// SecretFiles lists the files with secrets that settings of every member name; [Proxy.SecretFiles] adds those of a
+// dfdaemon.
 func SecretFiles(c Cluster, o Origins) (files []SecretFile) {
 	add := func(key, path string) {
 		if path != "" {
@@ -34,6 +35,14 @@ func SecretFiles(c Cluster, o Origins) (files []SecretFile) {
 		add("upstreams: dockerConfig of "+u.Host, u.DockerConfig)
 	}
 	return files
+}
+
+// SecretFiles lists the files with secrets that the proxy's settings name.
+func (p Proxy) SecretFiles() []SecretFile {
+	if p.CAKey == "" {
+		return nil
+	}
+	return []SecretFile{{"proxy.caKey", p.CAKey}}
 }
 
 // CheckSecretFiles returns a warning for each file that other users may read, and an error for one that they may

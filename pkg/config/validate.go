@@ -43,7 +43,7 @@ func (c *Dfdaemon) Validate() error {
 		c.Origins.check(),
 		c.Cache.check(),
 		c.Drain.check(),
-		c.checkSupernodes(),
+		connectable("supernodes", c.Supernodes...),
 	)
 }
 
@@ -77,6 +77,9 @@ func (c *Dfget) Validate() error {
 		reject(c.User != "" && c.PasswordFile == "", "user: there is a user but no password; "+
 			"add --password-file, or an entry in ~/.netrc in place of --user"),
 		c.Cluster.finish(),
+		connectable("supernodes", c.Supernodes...),
+		reject(c.Daemon.Port() == "0", "daemon: %s has no port to connect to; write that of the dfdaemon's api.listen",
+			c.Daemon),
 		reject(c.Retries < 0, "retries: must be 0 or more"),
 		reject(c.Timeout < 0, "timeout: must be 0 (no limit) or more"),
 	)
@@ -168,11 +171,12 @@ func advertised(section string, a Address) error {
 		"write the node's own, or remove the setting", section, a)
 }
 
-func (c *Dfdaemon) checkSupernodes() error {
+// connectable rejects addresses of other machines that have no host or no port.
+func connectable(key string, addresses ...Address) error {
 	var problems []error
-	for _, a := range c.Supernodes {
+	for _, a := range addresses {
 		problems = append(problems, reject(a.Host() == "" || a.Port() == "0",
-			"supernodes: %q does not say where to connect; write host:port", a))
+			"%s: %q does not say where to connect; write host:port", key, a))
 	}
 	return errors.Join(problems...)
 }
@@ -210,6 +214,8 @@ func (m *Mirror) check() (err error) {
 			"mirror.rightsLife: must be 1s or more, or the registry is asked many times for one image"),
 		reject(m.TagLife < 0 || m.TagLife > time.Hour, "mirror.tagLife: must be from 0s (ask for each pull) to 1h"),
 		reject(m.TagStale < 0, "mirror.tagStale: must be 0s (serve none) or more"),
+		reject(m.PublicUnreachable < 0, "mirror.publicUnreachable: must be 0s (serve none) or more"),
+		reject(m.ClusterTags < 0, "mirror.clusterTags: must be 0s (serve none) or more"),
 	)
 }
 
@@ -227,7 +233,7 @@ func (g *Gossip) check(c Cluster) error {
 	if g.Listen == "" {
 		return reject(len(g.Join) > 0, "gossip.join: gossip.listen is not set; set it, for example to :65006")
 	}
-	return c.guard("gossip.listen", &g.Listen, "65006")
+	return errors.Join(c.guard("gossip.listen", &g.Listen, "65006"), connectable("gossip.join", g.Join...))
 }
 
 func (o *Origins) check() error {

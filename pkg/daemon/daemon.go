@@ -65,7 +65,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 		Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster,
 		MemberAPI: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
 		Cache:     cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Towards: cfg.Supernodes,
-		Secrets: secretFiles(cfg), Logger: logger,
+		Secrets: cfg.Proxy.SecretFiles(), Logger: logger,
 	}, options...)
 	if err != nil {
 		return nil, err
@@ -133,14 +133,6 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 		d.lookups.Purge(id)
 	})
 	return d, d.openProxy(cfg)
-}
-
-// secretFiles lists the files with secrets that only a daemon has.
-func secretFiles(cfg config.Dfdaemon) []config.SecretFile {
-	if cfg.Proxy.CAKey == "" {
-		return nil
-	}
-	return []config.SecretFile{{Key: "proxy.caKey", Path: cfg.Proxy.CAKey}}
 }
 
 // askOwner sends a lookup to its owner, which may be this host.

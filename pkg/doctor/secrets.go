@@ -13,10 +13,7 @@ import (
 
 // secrets checks the permissions of files with secrets.
 func (x *exam) secrets(context.Context) []Finding {
-	files := config.SecretFiles(x.Settings.Cluster, x.Settings.Origins)
-	if key := x.Settings.Proxy.CAKey; key != "" {
-		files = append(files, config.SecretFile{Key: "proxy.caKey", Path: key})
-	}
+	files := append(config.SecretFiles(x.Settings.Cluster, x.Settings.Origins), x.Settings.Proxy.SecretFiles()...)
 	var out []Finding
 	for _, f := range files {
 		warning, err := config.SecretFileMode(f.Path)
