@@ -18,38 +18,61 @@ import (
 
 // WriteStatus prints a status for people.
 func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
-	size := func(n int64) string { return humanize.IBytes(uint64(max(0, n))) }
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	line := func(name, format string, args ...any) {
-		fmt.Fprintf(tw, "%s\t%s\n", name, fmt.Sprintf(format, args...))
-	}
+	out := &statusWriter{w: tw, now: now}
+	out.program(s)
+	out.owners(s)
+	out.faults(s)
+	out.secrets(s)
+	out.traffic(s)
+	out.downloads(s)
+	return tw.Flush()
+}
 
+// statusWriter writes the lines of a status. Names in capitals want the operator's attention.
+type statusWriter struct {
+	w   io.Writer
+	now time.Time
+}
+
+func (w *statusWriter) line(name, format string, args ...any) {
+	fmt.Fprintf(w.w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+}
+
+func sizeOf(n int64) string { return humanize.IBytes(uint64(max(0, n))) }
+
+// program writes the state of the program, and where it listens.
+func (w *statusWriter) program(s api.Status) {
 	state := "ready"
 	if !s.Ready {
 		state = "NOT READY"
 	}
-	up := now.Sub(s.Started)
+	up := w.now.Sub(s.Started)
 	if s.Uptime > 0 { // by the monotonic clock
 		up = time.Duration(s.Uptime * float64(time.Second))
 	}
-	line(s.Program, "%s, up %s, version %s", state, up.Round(time.Second), s.Version)
+	w.line(s.Program, "%s, up %s, version %s", state, up.Round(time.Second), s.Version)
 	for _, m := range s.Missing {
-		line("LACKS", "%s", m)
+		w.line("LACKS", "%s", m)
 	}
-	line("node", "%s (%s)%s", s.Host.Name, s.Host.ID.Short(), prefixed(", zone ", s.Host.Zone))
+	w.line("node", "%s (%s)%s", s.Host.Name, s.Host.ID.Short(), prefixed(", zone ", s.Host.Zone))
 	for _, name := range []string{"mirror", "proxy", "api", "admin", "peer", "gossip"} {
 		if addr := s.Listen[name]; addr != "" {
-			line(name, "%s", addr)
+			w.line(name, "%s", addr)
 		}
 		if name != "mirror" {
 			continue
 		}
 		for _, other := range slices.Sorted(maps.Keys(s.Listen)) { // those of mirror.listeners
 			if registry, ok := strings.CutPrefix(other, "mirror of "); ok {
-				line("mirror", "%s, for %s if a request names no registry", s.Listen[other], registry)
+				w.line("mirror", "%s, for %s if a request names no registry", s.Listen[other], registry)
 			}
 		}
 	}
+}
+
+// owners writes which other hosts lead tasks.
+func (w *statusWriter) owners(s api.Status) {
 	for _, o := range s.Owners {
 		word := "answers"
 		if !o.Alive {
@@ -61,104 +84,121 @@ func WriteStatus(w io.Writer, s api.Status, now time.Time) error {
 			}
 			word += fmt.Sprintf(", ITS CLOCK IS %s %s this one: set the one that is wrong (NTP)", skew.Abs(), way)
 		}
-		line(map[bool]string{false: "supernode", true: "standby"}[o.Standby], "%s %s", o.Addr, word)
+		w.line(map[bool]string{false: "supernode", true: "standby"}[o.Standby], "%s %s", o.Addr, word)
 	}
 	switch {
 	case s.OnNode() && len(s.Owners) == 0:
-		line("supernode", "none configured: this node leads its own tasks")
+		w.line("supernode", "none configured: this node leads its own tasks")
 	case s.OnNode() && s.Embedded:
-		line("", "this node leads its own tasks meanwhile")
+		w.line("", "this node leads its own tasks meanwhile")
 	case !s.OnNode():
 		if s.Listen["gossip"] != "" && len(s.Owners) == 0 {
-			line("supernode", "no other is known")
+			w.line("supernode", "no other is known")
 		}
-		line("hosts", "%s here", Plural(s.Hosts, "announces", "announce"))
+		w.line("hosts", "%s here", Plural(s.Hosts, "announces", "announce"))
 	}
+}
+
+// faults writes what this host and other hosts lack or refuse.
+func (w *statusWriter) faults(s api.Status) {
 	if s.Late {
-		line("LATE", "this program's own timers come late, %s since its start: it lacks CPU time, so it waits longer for "+
-			"other hosts and leaves the lead to them", time.Duration(s.Lost*float64(time.Second)).Round(100*time.Millisecond))
+		w.line("LATE", "this program's own timers come late, %s since its start: it lacks CPU time, so it waits longer "+
+			"for other hosts and leaves the lead to them",
+			time.Duration(s.Lost*float64(time.Second)).Round(100*time.Millisecond))
 	}
 	if s.Clocks != "" {
-		line("REFUSED", "hosts because of their clocks, the last: %s", s.Clocks)
+		w.line("REFUSED", "hosts because of their clocks, the last: %s", s.Clocks)
 	}
 	for _, f := range s.PurgeFailures {
-		line("NOT DELETED", "purged task %s, trying again: %s", f.Task.Short(), f.Why)
+		w.line("NOT DELETED", "purged task %s, trying again: %s", f.Task.Short(), f.Why)
 	}
 	for _, h := range s.HostPurgeFailures {
-		line("NOT DELETED", "by host %s: %s", h.Host, h.Why)
+		w.line("NOT DELETED", "by host %s: %s", h.Host, h.Why)
 	}
 	for i, o := range s.RefusedHosts {
 		if i == refusedShown {
-			line("", "and %d more (--json lists them)", len(s.RefusedHosts)-i)
+			w.line("", "and %d more (--json lists them)", len(s.RefusedHosts)-i)
 			break
 		}
-		line("REFUSED", "%s%s, %s, the last %s: %s", prefixed("host ", prefixed("", o.ID.Short()+" ")), "from "+o.Addr,
-			Plural(o.Times, "announce", "announces"), ago(o.Last, now), o.Reason)
+		w.line("REFUSED", "%s%s, %s, the last %s: %s", prefixed("host ", prefixed("", o.ID.Short()+" ")), "from "+o.Addr,
+			Plural(o.Times, "announce", "announces"), ago(o.Last, w.now), o.Reason)
 	}
+}
+
+// secrets writes the use of the cluster secrets, and the warnings about files with secrets.
+func (w *statusWriter) secrets(s api.Status) {
 	if len(s.Secrets) > 1 {
 		for _, u := range s.Secrets {
-			line("secret", "%s", secretLine(u, now))
+			w.line("secret", "%s", secretLine(u, w.now))
 		}
 		if s.RenewingProofs {
-			line("", "the signatures of stored tasks are renewed now: remove no secret before the end")
+			w.line("", "the signatures of stored tasks are renewed now: remove no secret before the end")
 		}
 	} else if len(s.Secrets) == 1 {
-		line("secret", "%s", s.Secrets[0].Fingerprint)
+		w.line("secret", "%s", s.Secrets[0].Fingerprint)
 	}
-	for _, w := range s.Warnings {
-		line("WARNING", "%s", w)
+	for _, text := range s.Warnings {
+		w.line("WARNING", "%s", text)
 	}
+}
+
+// traffic writes the use of the cache and the bytes since the start.
+func (w *statusWriter) traffic(s api.Status) {
 	quota := "no quota"
 	if s.Cache.Quota > 0 {
-		quota = fmt.Sprintf("%d%% of %s", 100*s.Cache.Bytes/s.Cache.Quota, size(s.Cache.Quota))
+		quota = fmt.Sprintf("%d%% of %s", 100*s.Cache.Bytes/s.Cache.Quota, sizeOf(s.Cache.Quota))
 	}
-	line("cache", "%s in %s (%s)%s", size(s.Cache.Bytes), Plural(s.Cache.Tasks, "task", "tasks"), quota,
+	w.line("cache", "%s in %s (%s)%s", sizeOf(s.Cache.Bytes), Plural(s.Cache.Tasks, "task", "tasks"), quota,
 		prefixed(", ", s.Cache.Dir))
 	r := s.Received
-	line("received", "%s from peers, %s from supernodes, %s from origins%s", size(r.Peers), size(r.Seeds),
-		size(r.Origin), share(s))
+	w.line("received", "%s from peers, %s from supernodes, %s from origins%s", sizeOf(r.Peers), sizeOf(r.Seeds),
+		sizeOf(r.Origin), share(s))
 	if s.OnNode() {
-		line("sent", "%s to other nodes, %s to local clients, of that %s from the cache", size(s.Sent),
-			size(s.Served), size(r.Cache))
+		w.line("sent", "%s to other nodes, %s to local clients, of that %s from the cache", sizeOf(s.Sent),
+			sizeOf(s.Served), sizeOf(r.Cache))
 	} else {
-		line("sent", "%s to nodes", size(s.Sent))
+		w.line("sent", "%s to nodes", sizeOf(s.Sent))
 	}
 	if text := limited(s.Limits); text != "" {
-		line("limits", "%s", text)
+		w.line("limits", "%s", text)
 	}
 	if s.BadPieces > 0 {
-		line("BAD", "%s not match the digest; the log names the senders",
+		w.line("BAD", "%s not match the digest; the log names the senders",
 			Plural(int(s.BadPieces), "piece did", "pieces did"))
 	}
-	outcomes := func(name, well string, o *api.Outcomes) {
-		if o == nil {
-			return
-		}
-		text := fmt.Sprintf("%d %s, %d refused, %d failed", o.OK, well, o.Refused, o.Failed)
-		if o.Canceled > 0 {
-			text += fmt.Sprintf(", %d canceled by the client", o.Canceled)
-		}
-		if !o.Last.IsZero() {
-			text += ", the last " + ago(o.Last, now)
-		}
-		line(name, "%s", text)
-		if f := o.Failure; f != nil {
-			line("FAILED", "%s: %s", ago(f.At, now),
-				strings.Join(strings.Fields(strings.TrimPrefix(f.Name+": "+f.Error, ": ")), " "))
-		}
-	}
-	outcomes("pulls", "succeeded", s.Pulls)
-	outcomes("seeds", "fetched", s.Seeds)
-	line("now", "%s, %s open", Plural(len(s.Running), "download runs", "downloads run"),
+}
+
+// downloads writes how many downloads ended, and those that run.
+func (w *statusWriter) downloads(s api.Status) {
+	w.outcomes("pulls", "succeeded", s.Pulls)
+	w.outcomes("seeds", "fetched", s.Seeds)
+	w.line("now", "%s, %s open", Plural(len(s.Running), "download runs", "downloads run"),
 		Plural(s.Downloads, "task", "tasks"))
 	for i, r := range s.Running {
 		if i == runningShown {
-			line("", "and %d more (--json lists them)", len(s.Running)-i)
+			w.line("", "and %d more (--json lists them)", len(s.Running)-i)
 			break
 		}
-		line("", "%s", running(r, s.OnNode(), size))
+		w.line("", "%s", running(r, s.OnNode()))
 	}
-	return tw.Flush()
+}
+
+func (w *statusWriter) outcomes(name, well string, o *api.Outcomes) {
+	if o == nil {
+		return
+	}
+	text := fmt.Sprintf("%d %s, %d refused, %d failed", o.OK, well, o.Refused, o.Failed)
+	if o.Canceled > 0 {
+		text += fmt.Sprintf(", %d canceled by the client", o.Canceled)
+	}
+	if !o.Last.IsZero() {
+		text += ", the last " + ago(o.Last, w.now)
+	}
+	w.line(name, "%s", text)
+	if f := o.Failure; f != nil {
+		w.line("FAILED", "%s: %s", ago(f.At, w.now),
+			strings.Join(strings.Fields(strings.TrimPrefix(f.Name+": "+f.Error, ": ")), " "))
+	}
 }
 
 // secretLine tells how one of several cluster secrets is used.
@@ -186,14 +226,14 @@ const (
 )
 
 // running describes one download.
-func running(r api.RunningStatus, onNode bool, size func(int64) string) string {
+func running(r api.RunningStatus, onNode bool) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s%s: ", prefixed("", r.Name+" "), r.ID.Short())
 	switch {
 	case r.Length < 0:
 		b.WriteString("its length is unknown yet")
 	case r.Length > 0:
-		fmt.Fprintf(&b, "%d%% of %s", 100*r.Have/r.Length, size(r.Length))
+		fmt.Fprintf(&b, "%d%% of %s", 100*r.Have/r.Length, sizeOf(r.Length))
 	}
 	// A supernode fetches from origins by design.
 	if all := r.Received.Peers + r.Received.Seeds + r.Received.Origin; all > 0 && onNode {

@@ -363,7 +363,7 @@ To pull through Darter with your own containerd:
      needs no supernode and no secret: plain bin/dfdaemon is a mirror that keeps what it pulled.
   2. On every node:     bin/dfdaemon configure containerd
      It writes a hosts.toml for each registry and says whether containerd has to be restarted;
-     --dry-run shows what it would write, --remove takes it back.
+     --dry-run shows what it would write, --remove undoes it.
   3. Pull: through Kubernetes, or with
        ctr images pull --hosts-dir /etc/containerd/certs.d docker.io/library/alpine:latest
 
