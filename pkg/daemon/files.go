@@ -345,28 +345,13 @@ func (f *files) request(r *http.Request) (fileRequest, *api.FileError) {
 			return bad("the digest is not sha256: or sha512: followed by hex digits")
 		}
 	}
-	covers := sharing.Request{Header: map[string]secret.String{}, Ignore: q[api.FileIgnore]}
-	control := http.Header{}
-	for name, values := range r.Header {
-		name, ok := strings.CutPrefix(name, api.ForwardPrefix)
-		if !ok || name == "" {
-			continue
-		}
-		if name = textproto.CanonicalMIMEHeaderKey(name); len(covers.Header) == forwardMax {
-			return bad("more than %d headers to forward", forwardMax)
-		}
-		if err := sharing.Forwardable(name); err != nil {
-			return bad("%v", err)
-		}
-		if name == "Cache-Control" || name == "Pragma" {
-			control[name] = values
-		}
-		between := ", "
-		if name == "Cookie" {
-			between = "; "
-		}
-		value := secret.String(strings.Join(values, between))
-		if covers.Header[name] = value; name == "Authorization" {
+	covers := sharing.Request{Ignore: q[api.FileIgnore]}
+	var control http.Header
+	if covers.Header, control, err = forwarded(r.Header); err != nil {
+		return bad("%v", err)
+	}
+	for name, value := range covers.Header {
+		if name == "Authorization" {
 			spec.Authorization = value
 			continue
 		}
@@ -402,6 +387,33 @@ func (f *files) request(r *http.Request) (fileRequest, *api.FileError) {
 	}
 	file.URL, covers.Signed = f.canonical(u, covers.Ignore)
 	return fileRequest{spec: spec, file: file, covers: covers}, nil
+}
+
+// forwarded returns the headers that a request forwards to the origin, each joined to one value, and those of them that
+// control caches.
+func forwarded(h http.Header) (header map[string]secret.String, control http.Header, err error) {
+	header, control = map[string]secret.String{}, http.Header{}
+	for name, values := range h {
+		name, ok := strings.CutPrefix(name, api.ForwardPrefix)
+		if !ok || name == "" {
+			continue
+		}
+		if name = textproto.CanonicalMIMEHeaderKey(name); len(header) == forwardMax {
+			return nil, nil, fmt.Errorf("more than %d headers to forward", forwardMax)
+		}
+		if err := sharing.Forwardable(name); err != nil {
+			return nil, nil, err
+		}
+		if name == "Cache-Control" || name == "Pragma" {
+			control[name] = values
+		}
+		between := ", "
+		if name == "Cookie" {
+			between = "; "
+		}
+		header[name] = secret.String(strings.Join(values, between))
+	}
+	return header, control, nil
 }
 
 // canonical returns the part of the URL that names the file, and the left-out parameters, which only sign the request.
