@@ -96,12 +96,12 @@ type Mirror struct {
 	// TagStale is how old a resolved tag may be while its registry is unreachable. A node can then start an outdated
 	// image. Such responses carry their age in seconds in X-Darter-Stale. 0 serves none.
 	TagStale time.Duration `yaml:"tagStale" default:"0s" reload:"yes"`
-	// PublicUnreachable is how long, while a registry is unreachable, every client may read what anonymous clients could
-	// read there, counted from the registry's last answer that says so, to this node or to an owner in the cluster. Tags
-	// of such images mean what they meant then. Such responses carry X-Darter-Unverified. A longer time survives a longer
-	// outage; a shorter one ends sooner what was made private just before the outage. 0 serves none. Clients that come
-	// with a token at once, such as Docker, show nothing of that: rightsUnreachable: serve-cached makes a lookup of its
-	// own for them.
+	// PublicUnreachable is how long the mirror serves public images of an unreachable registry to every client. The time
+	// counts from the last answer with which the registry let an anonymous client of this node or of an owner read the
+	// image. Tags keep their last meaning. Such responses carry X-Darter-Unverified. A longer time survives a longer
+	// outage; a shorter time ends sooner for images that became private just before the outage. 0 serves none. Clients that
+	// send a token at once, such as Docker, do not show which images are public: with rightsUnreachable: serve-cached the
+	// mirror makes a lookup of its own for them.
 	PublicUnreachable time.Duration `yaml:"publicUnreachable" default:"24h" reload:"yes"`
 	// ClusterTags is how old a resolved tag may be while its registry is unreachable and its upstream has access: cluster.
 	// A node can then start an outdated image.
