@@ -38,6 +38,9 @@ const (
 	ForwardPrefix = "Darter-Forward-"
 	// HeaderCached is "true" in a response of PathFiles if the whole file was in the node's cache.
 	HeaderCached = "Darter-Cached"
+	// HeaderSources holds [Sources] in JSON in a response of PathFiles if the node had all bytes of the download before
+	// it answered, so that they are final. Without it, the task's status tells them.
+	HeaderSources = "Darter-Sources"
 	// HeaderUnshared is in a response of PathFiles if the file comes straight from its origin, for this client alone.
 	// Its value is the reason.
 	HeaderUnshared = "Darter-Unshared"

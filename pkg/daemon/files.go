@@ -1,11 +1,13 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/textproto"
 	"net/url"
@@ -487,14 +489,21 @@ func (f *files) serve(w http.ResponseWriter, r *http.Request, content *held, pul
 	describe(h, metadata.MediaType)
 	h.Set("Content-Length", strconv.FormatInt(window.Length, 10))
 	cached := content.Cached()
-	if cached {
+	var (
+		sent  int64
+		err   error
+		small []byte // the whole answer; its last bytes can be missing if err is not nil
+	)
+	switch {
+	case cached:
 		h.Set(api.HeaderCached, "true")
+	case content.last == nil && metadata.Length <= smallMax:
+		// The file is one piece, so no byte could leave earlier.
+		if small, err = readSmall(r.Context(), content.Content, window); err == nil && content.Complete() {
+			tellSources(h, content.Sources())
+		}
 	}
 	w.WriteHeader(code)
-	var (
-		sent int64
-		err  error
-	)
 	write := func(offset, length int64) {
 		if length <= 0 {
 			return
@@ -509,7 +518,13 @@ func (f *files) serve(w http.ResponseWriter, r *http.Request, content *held, pul
 	if content.last != nil {
 		open = min(open, max(0, content.tail.Offset-window.Offset))
 	}
-	write(window.Offset, open)
+	switch {
+	case small == nil:
+		write(window.Offset, open)
+	case len(small) > 0:
+		n, failed := (&firstWrite{ResponseWriter: w, since: started, took: &pull.FirstByte}).Write(small)
+		sent, err = int64(n), cmp.Or(failed, err)
+	}
 	if err == nil && open < window.Length {
 		if err = content.last(r.Context()); err == nil {
 			write(window.Offset+open, window.Length-open)
@@ -527,6 +542,29 @@ func (f *files) serve(w http.ResponseWriter, r *http.Request, content *held, pul
 		if content.broke != nil {
 			content.broke()
 		}
+	}
+}
+
+// smallMax bounds the files that the daemon reads before it begins to answer, in bytes. No piece is smaller.
+const smallMax = api.InlineMax
+
+// readSmall returns the bytes of a window; after an error, those before it.
+func readSmall(ctx context.Context, content *peer.Content, w oci.Window) ([]byte, error) {
+	b := make([]byte, w.Length)
+	reader := content.NewReader(ctx, w.Offset, w.Length)
+	defer reader.Close()
+	n, err := io.ReadFull(reader, b)
+	return b[:n], err
+}
+
+// tellSources tells the client where all bytes of a complete download came from, so that it need not ask. The engine
+// counts the bytes of a piece a moment after it stores the piece: then the client has to ask.
+func tellSources(h http.Header, s api.Sources) {
+	if s.Total() == 0 {
+		return
+	}
+	if text, err := json.Marshal(s); err == nil {
+		h.Set(api.HeaderSources, string(text))
 	}
 }
 

@@ -718,3 +718,32 @@ func TestUnsharedFilesAreVerified(t *testing.T) {
 	_, err = copyChecked(&out, io.MultiReader(bytes.NewReader(content), iotest.ErrReader(io.ErrUnexpectedEOF)), right)
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 }
+
+// The answer with a small file tells where its bytes came from. A large file's does not: they still arrive.
+func TestSmallAnswerTellsSources(t *testing.T) {
+	_, srv, o := front(t, true)
+	large, _ := ask(t, srv, url.Values{api.FileURL: {o.URL + "/large"}})
+	assert.Empty(t, large.Header.Get(api.HeaderSources))
+	o.mu.Lock()
+	o.content = o.content[:smallMax]
+	o.mu.Unlock()
+	// The engine counts the bytes a moment after it stores them, so an answer can lack them.
+	for n := range 200 {
+		q := url.Values{api.FileURL: {fmt.Sprint(o.URL, "/small/", n)}}
+		res, b := ask(t, srv, q)
+		require.True(t, bytes.Equal(o.content, b))
+		told := res.Header.Get(api.HeaderSources)
+		if told == "" {
+			continue
+		}
+		var s api.Sources
+		require.NoError(t, json.Unmarshal([]byte(told), &s))
+		assert.Equal(t, api.Sources{Origin: smallMax}, s)
+		res, b = ask(t, srv, q)
+		assert.True(t, bytes.Equal(o.content, b))
+		assert.Empty(t, res.Header.Get(api.HeaderSources), "HeaderCached says it")
+		assert.Equal(t, "true", res.Header.Get(api.HeaderCached))
+		return
+	}
+	t.Error("no answer told the sources")
+}

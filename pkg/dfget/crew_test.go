@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -109,4 +110,31 @@ func TestCrewWithoutLengths(t *testing.T) {
 			})
 		})
 	}
+}
+
+// tiny gives files of 10 bytes.
+type tiny struct{}
+
+func (tiny) fetch(context.Context, *job, int64, string) (*answer, error) {
+	return &answer{body: io.NopCloser(bytes.NewReader(make([]byte, 10))), length: 10}, nil
+}
+
+func (tiny) progress(context.Context, *job, string) (shares, bool) { return shares{}, false }
+func (tiny) close()                                                {}
+
+// The memory for a small file follows its length.
+func TestSmallFilesTakeLittleMemory(t *testing.T) {
+	const files = 200
+	g := New(Config{Settings: config.Dfget{Output: t.TempDir(), Netrc: "none", Progress: "none"}})
+	for i := range files {
+		g.cfg.URLs = append(g.cfg.URLs, fmt.Sprintf("http://files.test/f%d", i))
+	}
+	g.source = tiny{}
+	jobs, err := g.jobs()
+	require.NoError(t, err)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	require.Empty(t, g.download(t.Context(), jobs, nil))
+	runtime.ReadMemStats(&after)
+	assert.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(files*bufferSize/4))
 }

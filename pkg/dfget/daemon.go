@@ -2,6 +2,7 @@ package dfget
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -94,6 +95,12 @@ func answerOf(resp *http.Response, offset int64, identity string) (*answer, erro
 	a := &answer{
 		body: resp.Body, length: resp.ContentLength, identity: resp.Header.Get("ETag"),
 		cached: resp.Header.Get(api.HeaderCached) == "true", unshared: resp.Header.Get(api.HeaderUnshared),
+	}
+	if text := resp.Header.Get(api.HeaderSources); text != "" {
+		var s api.Sources
+		if json.Unmarshal([]byte(text), &s) == nil {
+			a.sources = &shares{s}
+		}
 	}
 	if at, err := http.ParseTime(resp.Header.Get("Last-Modified")); err == nil {
 		a.modified = at

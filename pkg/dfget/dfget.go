@@ -411,8 +411,12 @@ func (g *Getter) interrupted(ctx context.Context, j *job, t *target) error {
 	return &Error{Code: e.Code, Err: fmt.Errorf("%s: %w%s", j.meter.url, e.Err, kept)}
 }
 
-// bufferSize bounds one read, in bytes.
-const bufferSize = 256 << 10
+// bufferSize bounds one read, in bytes. A shorter file has a smaller buffer, of at least bufferMin, because many of
+// them run at once.
+const (
+	bufferMin  = 512
+	bufferSize = 256 << 10
+)
 
 // attempt requests the missing bytes once and writes those that come.
 func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
@@ -450,9 +454,13 @@ func (g *Getter) attempt(ctx context.Context, j *job, t *target) error {
 			j.meter.url, t.offset, a.offset)}
 	}
 
-	buf := make([]byte, bufferSize)
+	size := bufferSize
+	if a.length >= 0 {
+		size = int(min(bufferSize, max(bufferMin, a.length-t.offset)))
+	}
+	buf := make([]byte, size)
 	for {
-		n, readErr := a.body.Read(buf[:min(bufferSize, g.limiter.Quantum())])
+		n, readErr := a.body.Read(buf[:min(size, g.limiter.Quantum())])
 		if err := g.limiter.Wait(ctx, n); err != nil {
 			return err
 		}
@@ -580,6 +588,7 @@ type answer struct {
 	length   int64 // of the whole file, −1 if unknown
 	identity string
 	cached   bool
+	sources  *shares   // of the whole file, nil if they are not known yet
 	modified time.Time // Last-Modified of the origin, zero if unknown
 	// unshared is the reason why the file comes straight from its origin, empty if it is shared.
 	unshared string

@@ -43,6 +43,8 @@ type fake struct {
 	modified time.Time
 	refuse   *api.FileError
 	sources  api.Sources
+	tells    bool // the answers tell the sources
+	asked    int  // requests for the state of the task
 	requests []*http.Request
 }
 
@@ -55,6 +57,7 @@ func newFake(t *testing.T, size int) *fake {
 	mux.HandleFunc("GET "+api.PathTasks+"/{id}", func(w http.ResponseWriter, req *http.Request) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
+		f.asked++
 		if `"`+req.PathValue("id")+`"` != f.etag {
 			http.NotFound(w, req)
 			return
@@ -72,6 +75,10 @@ func (f *fake) file(w http.ResponseWriter, req *http.Request) {
 	content, etag, refuse, noRange, hold, chunked := f.content, f.etag, f.refuse, f.noRange, f.hold, f.chunked
 	if !f.modified.IsZero() {
 		w.Header().Set("Last-Modified", f.modified.Format(http.TimeFormat))
+	}
+	if f.tells {
+		text, _ := json.Marshal(f.sources)
+		w.Header().Set(api.HeaderSources, string(text))
 	}
 	cut := -1
 	if len(f.cut) > 0 {
@@ -184,6 +191,24 @@ func TestDownload(t *testing.T) {
 		q := f.request(0).URL.Query()
 		assert.Equal(t, fileURL, q.Get(api.FileURL))
 	}
+}
+
+// One request fetches a file if the answer tells where the bytes came from.
+func TestToldSourcesNeedNoRequest(t *testing.T) {
+	const files = 20
+	f, dir := newFake(t, 1000), t.TempDir()
+	f.tells, f.sources = true, api.Sources{Peers: 750, Seeds: 250}
+	var urls []string
+	for i := range files {
+		urls = append(urls, fmt.Sprintf("http://files.test/%d", i))
+	}
+	var out bytes.Buffer
+	err := dfget.New(dfget.Config{URLs: urls, Stderr: &out,
+		Settings: settings(t, f, func(s *config.Dfget) { s.Output = dir })}).Run(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, files, strings.Count(out.String(), ", 75% from peers, 25% from seeds\n"), "%s", out.String())
+	assert.Len(t, f.requests, files)
+	assert.Zero(t, f.asked)
 }
 
 // A broken download resumes where it broke.

@@ -84,6 +84,7 @@ type meter struct {
 	done     int64 // bytes in the target
 	kept     int64 // bytes in the target from an earlier run
 	shares   shares
+	told     bool          // the answer told the final shares
 	rate     float64       // bytes per second while bytes move, smoothed
 	last     int64         // done at the last tick
 	quiet    time.Duration // since a tick saw a byte
@@ -118,6 +119,9 @@ func (m *meter) begin(a *answer, offset int64) {
 	if !m.begun || offset < m.done {
 		m.kept, m.last = offset, offset
 	}
+	if m.told = a.sources != nil; m.told {
+		m.shares = *a.sources
+	}
 	m.identity, m.cached, m.length, m.done, m.begun = a.identity, m.cached || a.cached, a.length, offset, true
 }
 
@@ -145,6 +149,7 @@ type state struct {
 	cached             bool
 	length, done, kept int64
 	shares             shares
+	told               bool
 	rate               float64       // 0 during a stall
 	stalled            time.Duration // how long no byte has come, 0 if that is no stall
 	begun, ended       bool
@@ -158,7 +163,7 @@ func (m *meter) state() state {
 	defer m.mu.Unlock()
 	s := state{
 		identity: m.identity, cached: m.cached, length: m.length, done: m.done, kept: m.kept, shares: m.shares,
-		rate: m.rate, begun: m.begun, ended: m.ended, took: m.took, err: m.err,
+		told: m.told, rate: m.rate, begun: m.begun, ended: m.ended, took: m.took, err: m.err,
 	}
 	if m.begun && !m.ended && m.quiet >= stallAfter {
 		s.rate, s.stalled = 0, m.quiet
@@ -428,7 +433,7 @@ func (r *reporter) update(ctx context.Context, elapsed time.Duration) {
 			continue
 		}
 		m.sample(elapsed)
-		if s := m.state(); s.begun && !s.cached {
+		if s := m.state(); s.begun && !s.cached && !s.told {
 			if got, ok := r.source.progress(ctx, j, s.identity); ok {
 				m.mu.Lock()
 				m.shares = got
