@@ -35,6 +35,7 @@ const (
 	AnnounceMax  = 16 << 20 // bytes of one announce
 	InlineMax    = 64 << 10 // inline bytes of one assignment
 	WindowsMax   = 16       // windows of one entry
+	SeedsMax     = 4        // seeds of one entry
 	FailureMax   = 8 << 10  // bytes of an origin's error body
 	NeighboursIn = 64       // neighbours in one assignment
 	StandbysMax  = 8        // standbys in one response
@@ -92,6 +93,9 @@ type Entry struct {
 	Silent []host.ID `json:"silent,omitempty"`
 	// Left lists neighbours that answered and do not take part in this task, or no longer.
 	Left []host.ID `json:"left,omitempty"`
+	// Seeds lists neighbours that bring the task from its origin now, at most SeedsMax: an owner that learns of the
+	// task leaves the origin to them. Absent: there are none, or a former version does not say.
+	Seeds []host.ID `json:"seeds,omitempty"`
 	// Need is how many more neighbours the host can use; 0 asks for none.
 	Need int `json:"need,omitempty"`
 	// Windows are those for which readers on the host wait and that no neighbour has, at most WindowsMax.
@@ -156,6 +160,8 @@ type Assignment struct {
 	// Reading says that the owner itself, or a host that it sent, gets the task from its origin now, which may take
 	// its time.
 	Reading bool `json:"reading,omitempty"`
+	// Parts says that other hosts have parts of the task. Only a host's own coordinator tells it so.
+	Parts bool `json:"-"`
 	// Local restricts the host to neighbours of its own zone: the zone's gateways bring pieces
 	// there. Absent: it is a gateway itself, or there is one zone.
 	Local bool `json:"local,omitempty"`

@@ -296,6 +296,7 @@ func (c *Coordinator) serve(ctx context.Context, r api.AnnounceRequest, from Sen
 func (c *Coordinator) answer(ctx context.Context, r api.AnnounceRequest, source string) (api.AnnounceResponse, error) {
 	report := scheduler.Report{
 		Host: r.Host, Generation: r.Generation, Source: source, Leaving: r.Leaving, Standby: r.Standby,
+		Woke:    c.cfg.Lag.Woke(),
 		Entries: make([]scheduler.Entry, len(r.Entries)),
 	}
 	refused := make([]error, len(r.Entries))
@@ -606,7 +607,7 @@ func (c *Coordinator) Hosts() []api.HostStatus {
 // entry converts an entry for the scheduler.
 func entry(e api.Entry) scheduler.Entry {
 	out := scheduler.Entry{Task: e.Task, Event: scheduler.Event(e.Event), Have: e.Have, Silent: e.Silent, Left: e.Left,
-		Need: e.Need}
+		Seeds: e.Seeds, Need: e.Need}
 	if e.Spec != nil {
 		spec := e.Spec.Task()
 		out.Spec = &spec
@@ -616,7 +617,7 @@ func entry(e api.Entry) scheduler.Entry {
 
 // assignment converts an assignment for the wire.
 func assignment(id task.ID, a scheduler.Assignment) api.Assignment {
-	out := api.Assignment{Task: id, Seed: a.Seed, Reading: a.Reading, Local: a.Local}
+	out := api.Assignment{Task: id, Seed: a.Seed, Reading: a.Reading, Local: a.Local, Parts: a.Parts}
 	if a.Failure != nil && !errors.As(a.Failure, &out.Failure) {
 		out.Failure = &api.Failure{Status: http.StatusBadGateway, Message: a.Failure.Error()}
 	}

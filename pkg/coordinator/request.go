@@ -88,6 +88,9 @@ func checkEntry(e api.Entry) error {
 		return fmt.Errorf("task %s: %d silent neighbours and %d that left, at most %d of each are taken",
 			e.Task.Short(), len(e.Silent), len(e.Left), api.NeighboursIn)
 	}
+	if len(e.Seeds) > api.SeedsMax {
+		return fmt.Errorf("task %s: %d seeds, at most %d are taken", e.Task.Short(), len(e.Seeds), api.SeedsMax)
+	}
 	if len(e.Windows) > api.WindowsMax {
 		return fmt.Errorf("task %s: %d windows, at most %d are taken", e.Task.Short(), len(e.Windows), api.WindowsMax)
 	}

@@ -47,6 +47,8 @@ type Meter struct {
 	slots [10]time.Duration
 	slot  int64
 	begun time.Time
+	// woke is when the last stall of lateFrom or more ended.
+	woke time.Time
 	// late is what the log said last, at logged; logs has the line that is on its way, and logging says that one is.
 	late    bool
 	logged  time.Time
@@ -98,6 +100,9 @@ func (m *Meter) beat(now time.Time) {
 	m.advance(now)
 	m.slots[m.slot%int64(len(m.slots))] += stall
 	m.due = now.Add(beatEvery)
+	if stall >= lateFrom {
+		m.woke = now
+	}
 	late, lost := m.recent(now) >= lateFrom, m.lost
 	tells := late != m.late && !m.logging && now.Sub(m.logged) >= logPause
 	if tells {
@@ -182,6 +187,21 @@ func (m *Meter) Late() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.recent(time.Now()) >= lateFrom
+}
+
+// wokeFor is how long requests can be old that a process finds when it goes on.
+const wokeFor = time.Second
+
+// Woke reports whether the process goes on after a stall of half a second or more since a moment: requests that it
+// finds now may be old.
+func (m *Meter) Woke() bool {
+	if m == nil {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	return m.stall(now) >= lateFrom || !m.woke.IsZero() && now.Sub(m.woke) < wokeFor
 }
 
 // After calls f in a goroutine of its own once d of running time has passed. stop prevents it; true: it did.

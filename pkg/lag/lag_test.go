@@ -70,10 +70,16 @@ func TestRunningTimeStandsStillInAStall(t *testing.T) {
 		time.Sleep(4 * time.Second)
 		assert.Less(t, m.Now().Sub(before), 50*time.Millisecond, "also before the next beat")
 		assert.True(t, m.Late())
-		time.Sleep(2 * time.Second)
+		assert.True(t, m.Woke())
+		time.Sleep(1500 * time.Millisecond)
+		assert.True(t, m.Woke())
+		time.Sleep(500 * time.Millisecond)
 		assert.InDelta(t, 5, m.Lost().Seconds(), 0.05)
 		assert.InDelta(t, 1, m.Now().Sub(before).Seconds(), 0.05)
-		time.Sleep(lateFor + time.Second)
+		time.Sleep(time.Second)
+		assert.True(t, m.Late())
+		assert.False(t, m.Woke())
+		time.Sleep(lateFor)
 		assert.False(t, m.Late())
 		assert.InDelta(t, 5, m.Lost().Seconds(), 0.05)
 	})
@@ -90,6 +96,7 @@ func TestManyShortStallsCountAsOneLongOne(t *testing.T) {
 		}
 		assert.Less(t, m.Now().Sub(before), 2500*time.Millisecond, "of 5 s")
 		assert.True(t, m.Late())
+		assert.False(t, m.Woke())
 	})
 }
 

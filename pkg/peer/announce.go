@@ -49,7 +49,7 @@ func (d *Download) announce(now time.Time, v policy.View) {
 		entry.Spec = api.NewSpec(spec)
 	}
 	entry.Silent, entry.Left = d.conns.takeReports()
-	entry.Windows = d.awaitedWindows()
+	entry.Windows, entry.Seeds = d.awaitedWindows(), d.liveSeeds(now)
 	d.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(d.ctx, announceTimeout)
 		defer cancel()
@@ -61,6 +61,36 @@ func (d *Download) announce(now time.Time, v policy.View) {
 		}
 		d.notify(ownerReplied{spec, answer, leader, err, h})
 	})
+}
+
+const (
+	// seedHeard is how long a seed that promised to send a message every second may be silent and counts as alive.
+	seedHeard = 1500 * time.Millisecond
+	// seedUseful is how long the swarm of such a seed may stand still: longer than that, it helps nobody.
+	seedUseful = 10 * time.Second
+)
+
+// liveSeeds lists the neighbours that bring the task from its origin, as far as this host can see.
+func (d *Download) liveSeeds(now time.Time) (list []host.ID) {
+	last := d.times.lastHave
+	if d.times.lastPiece.After(last) {
+		last = d.times.lastPiece
+	}
+	if now.Sub(last) >= seedUseful {
+		return nil
+	}
+	for _, c := range d.conns.open {
+		if c.readsOrigin(now) && len(list) < api.SeedsMax {
+			list = append(list, c.remote.host)
+		}
+	}
+	return list
+}
+
+// readsOrigin reports whether a neighbour reads the origin, and was heard of a moment ago.
+func (c *conn) readsOrigin(now time.Time) bool {
+	return c.remote.origin != wire.NoOrigin && c.remote.alive && c.remote.host != "" &&
+		now.Sub(c.seen.heardAt) < seedHeard
 }
 
 // active reports whether the download waits for pieces.
@@ -211,6 +241,9 @@ func (d *Download) assigned(now time.Time, ev ownerReplied) {
 		d.setLocal(a.Local)
 	}
 	d.ownerReads = a.Reading
+	if a.Parts && d.pick == nil {
+		d.policy.Listen(now)
+	}
 	if t := h.tail; t != nil {
 		layout := d.proof.replica.Metadata().Layout()
 		if d.tail.reserve(&d.e.tails, layout.Size(piece.Index(layout.Count())-1)) {

@@ -56,6 +56,7 @@ type remote struct {
 	leaving  wire.Leaving
 	zone     string
 	gateway  bool // it brings pieces into its zone
+	origin   wire.Origin
 	alive    bool // as a seed it sends a message every second until it has everything
 	// read is how much of a body of unknown length it last reported.
 	read int64
@@ -85,6 +86,7 @@ type seen struct {
 	receivedAt time.Time
 	heard      int64
 	heardAt    time.Time
+	haveAt     time.Time // when it last announced a piece
 }
 
 // stage is the state of a connection. It only moves forward.

@@ -161,7 +161,19 @@ func (d *Download) hello() wire.Message {
 	return wire.Message{Type: wire.HelloMessage, Hello: &wire.Hello{
 		Host: d.e.cfg.Host.ID, Version: wire.Version, Client: d.e.cfg.Client, Seed: d.isSeed(),
 		Zone: d.e.cfg.Host.Zone, Gateway: d.isGateway(), Alive: true, Read: d.read(),
+		Origin: d.readsFor(),
 	}}
+}
+
+// readsFor is for which hosts this one reads the origin.
+func (d *Download) readsFor() wire.Origin {
+	switch {
+	case d.policy.Reading() != policy.Running:
+		return wire.NoOrigin
+	case d.wants.everything() || d.policy.Permission() == policy.Leading:
+		return wire.ForAll
+	}
+	return wire.ForItself
 }
 
 // isSeed reports whether this host chooses itself which pieces it sends.
@@ -233,6 +245,7 @@ func (d *Download) receive(now time.Time, c *conn, m wire.Message) {
 		}
 		c.remote.host = m.Hello.Host
 		c.remote.seed, c.remote.gotHello, c.remote.alive = m.Hello.Seed, true, m.Hello.Alive
+		c.remote.origin = m.Hello.Origin
 		c.remote.zone, c.remote.gateway, c.remote.leaving = m.Hello.Zone, m.Hello.Gateway, m.Hello.Leaving
 		c.heardRead(m.Hello.Read)
 		if d.pick != nil {
@@ -304,6 +317,7 @@ func (d *Download) hasSome(now time.Time, c *conn, pieces []piece.Index) {
 	if !d.conns.has(c) {
 		return
 	}
+	c.seen.haveAt = now
 	for _, i := range pieces {
 		switch {
 		case d.pick != nil:

@@ -197,7 +197,7 @@ func (d *Download) view() policy.View {
 		Checking: d.serving.checking,
 		Yielding: d.wants.yielding, OwnerFailed: d.ownerErr != nil, LastHave: d.times.lastHave,
 		LastUse: d.times.lastUse,
-		Held:    d.held, Rank: d.rank,
+		Held:    d.held, Rank: d.rank, Outranked: d.outranked,
 	}
 	if d.pick != nil && !d.complete() {
 		v.Wants, v.Hungry = d.pick.Wants(), d.pick.Starving()

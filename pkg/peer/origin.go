@@ -19,6 +19,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/peer/policy"
+	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
 	"github.com/darter-io/darter/pkg/rendezvous"
 	"github.com/darter-io/darter/pkg/source"
@@ -152,6 +153,22 @@ func (d *Download) rank() int {
 	return slices.Index(rendezvous.Order(string(d.id), hosts), self)
 }
 
+// readerUseful is for how long after its last have a reader of the origin counts as one that gets bytes from it.
+const readerUseful = 3 * time.Second
+
+// outranked reports whether a neighbour reads the origin with success for all hosts, or for itself and comes before
+// this host in the order of hosts.
+func (d *Download) outranked() bool {
+	now, self := time.Now(), string(d.e.cfg.Host.ID)
+	for _, c := range d.conns.open {
+		if c.readsOrigin(now) && now.Sub(c.seen.haveAt) < readerUseful && (c.remote.origin == wire.ForAll ||
+			rendezvous.Order(string(d.id), []string{self, string(c.remote.host)})[0] != self) {
+			return true
+		}
+	}
+	return false
+}
+
 func (d *Download) originEnded(now time.Time, o *originParent, err error) {
 	d.parent = nil
 	end := func(how policy.OriginEnd) { d.policy.OriginEnded(now, how) }
@@ -162,6 +179,7 @@ func (d *Download) originEnded(now time.Time, o *originParent, err error) {
 		end(policy.Ended)
 	case errors.Is(err, errUnwanted):
 		end(policy.Unwanted)
+		d.helloAgain()
 	case errors.As(err, &wrong):
 		end(policy.Ended)
 		d.originWrong(now, o, wrong)

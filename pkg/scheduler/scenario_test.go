@@ -19,8 +19,9 @@ import (
 // commands:
 //
 //	new [seed=N] [neighbours=N] [gateways=N] [links=N] [seedlinks=N]  a scheduler; the owner's host is "owner"
-//	announce HOST [zone=Z] [life=N] [leaving]            an entry a line:
-//	    TASK EVENT [have=N] [need=N] [token=T] [silent=A,B] [left=A,B]   (wants 4 and has a spec unless token=none)
+//	announce HOST [zone=Z] [life=N] [leaving] [woke]     an entry a line:
+//	    TASK EVENT [have=N] [need=N] [token=T] [silent=A,B] [left=A,B] [seeds=A,B]
+//	        (wants 4 and has a spec unless token=none)
 //	leave HOST | tick | done TASK | stats
 //	failed TASK [asker|request]                          its input is the cause
 //	unable TASK                                          the owner's disk failed
@@ -83,7 +84,8 @@ func TestScenarios(t *testing.T) {
 
 func playAnnounce(t *testing.T, d *datadriven.TestData, s *Scheduler, now time.Time) string {
 	name := d.CmdArgs[0].Key
-	r := Report{Host: host.Host{ID: host.ID(name), Addr: name + ":65002"}, Generation: 1, Leaving: d.HasArg("leaving")}
+	r := Report{Host: host.Host{ID: host.ID(name), Addr: name + ":65002"}, Generation: 1, Leaving: d.HasArg("leaving"),
+		Woke: d.HasArg("woke")}
 	d.MaybeScanArgs(t, "zone", &r.Host.Zone)
 	d.MaybeScanArgs(t, "life", &r.Generation)
 	for line := range strings.Lines(d.Input) {
@@ -121,6 +123,10 @@ func parseEntry(t *testing.T, d *datadriven.TestData, words []string) Entry {
 		case "silent":
 			for id := range strings.SplitSeq(v, ",") {
 				e.Silent = append(e.Silent, host.ID(id))
+			}
+		case "seeds":
+			for id := range strings.SplitSeq(v, ",") {
+				e.Seeds = append(e.Seeds, host.ID(id))
 			}
 		case "left":
 			for id := range strings.SplitSeq(v, ",") {

@@ -141,6 +141,9 @@ type Report struct {
 	Standby bool
 	// Leaving says that the host leaves now, with everything that it holds.
 	Leaving bool
+	// Woke says that the owner's own host was stopped until a moment ago: the report may be old, and other hosts may
+	// lead the task meanwhile.
+	Woke bool
 }
 
 // Entry is what a host announces about one task.
@@ -155,6 +158,8 @@ type Entry struct {
 	// Silent lists neighbours in this task that did not answer. Left lists those that answered and do not take part in
 	// it: no assignment names them to this host for a while, and nothing follows for others.
 	Silent, Left []host.ID
+	// Seeds are neighbours that get the task from its origin now.
+	Seeds []host.ID
 	// Need is how many more neighbours the host can use.
 	Need int
 }
@@ -184,6 +189,8 @@ type Assignment struct {
 	Seed bool
 	// Reading says that the owner's own host gets the task from its origin now.
 	Reading bool
+	// Parts says that other hosts have parts of the task. It is set for the owner's own host only.
+	Parts bool
 	// Failure is the cause that [Scheduler.Failed] took in a moment ago, or while the host waited.
 	Failure error
 	// Local restricts the host to neighbours of its own zone: the gateways bring pieces there.
@@ -251,6 +258,8 @@ type Scheduler struct {
 	stats Stats
 	// epoch is the first time that a call brought; see nano.
 	epoch time.Time
+	// woke is Woke of the report that is being answered.
+	woke bool
 	// due are the swarms in which time alone may change something.
 	due map[*swarm]struct{}
 
@@ -335,6 +344,7 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 	// Each announce ends as many memberships of those that are gone as it brings, so that they cannot pile up.
 	answer.Seeds = append(answer.Seeds, s.clear(now, len(r.Entries))...)
 	answer.Assignments = make([]Assignment, len(r.Entries))
+	s.woke = r.Woke
 	space := s.spaceFor(now, h, &answer)
 	for i, e := range r.Entries {
 		var seed *task.Spec
@@ -409,6 +419,7 @@ func (s *Scheduler) take(
 	if a.Failure = s.failureFor(now, w, m, e); a.Failure != nil {
 		return a, nil
 	}
+	s.noteSeeds(now, w, e.Seeds)
 	needed := s.wantsSeed(now, w, m, e)
 	if c, ok := s.substituteFor(now, w, m, needed); ok && h != s.self {
 		a.Seed, a.Reading = c == m, c != m
@@ -417,6 +428,7 @@ func (s *Scheduler) take(
 	}
 	if h == s.self && w.seeding {
 		a.Seed, seed = true, nil // the answer itself is what starts it
+		a.Parts = s.anyHas(w)
 	}
 	a.Reading = a.Reading || w.seeding && h != s.self
 	gates := s.gateways(now, w, m)

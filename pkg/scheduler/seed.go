@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -21,6 +22,10 @@ type seedState struct {
 	seedSpec *task.Spec
 	// refusals are why the last attempts failed, the newest last.
 	refusals []refusal
+	// elsewhere is when a host last reported a live seed other than the owner's own host.
+	elsewhere time.Time
+	// starved is when a starving host first had to wait for that seed.
+	starved time.Time
 	// endedAt is when the last attempt ended without the task, for any reason.
 	endedAt time.Time
 	// seedAt is when time alone starts a seed; zero for never.
@@ -153,7 +158,7 @@ func (s *Scheduler) Lost(now time.Time, id task.ID) (seeds []task.Spec) {
 func (s *Scheduler) startSeed(w *swarm) *task.Spec {
 	spec := w.spec
 	w.setSeeding(true)
-	w.seedSpec, w.seedAt = spec, time.Time{}
+	w.seedSpec, w.seedAt, w.starved = spec, time.Time{}, time.Time{}
 	w.refusals = slices.DeleteFunc(w.refusals, func(r refusal) bool { return r.concerns(spec) })
 	// It is a member from now on, so that this answer can already name it.
 	if _, m, ok := s.join(s.self, w.id, func() bool { return true }); ok {
@@ -173,9 +178,14 @@ func (s *Scheduler) wantsSeed(now time.Time, w *swarm, m memberIndex, e Entry) b
 	case !own && len(w.refusals) == 0 && now.Before(w.endedAt.Add(s.cfg.FailureFor)):
 		return false // the engine gave up without a reason; see afterParting
 	}
-	if e.Event == Started && e.Have > 0 && len(s.byID) > s.fewest(own) {
-		// The download started under another owner, and what its hosts hold together is not
-		// known yet. The origin is only for what none of them has.
+	if until := w.elsewhere.Add(elsewhereFor); now.Before(until) && !s.starvedLong(now, w, e) {
+		// Another owner thought that this one is gone, or this one that the other is.
+		s.seedLater(w, until)
+		return false
+	}
+	if (e.Event == Started && e.Have > 0 || s.woke && !own) && len(s.byID) > s.fewest(own) {
+		// The download started under another owner, or may have gone on under another one while this one was
+		// stopped, and what its hosts hold together is not known yet. The origin is only for what none of them has.
 		s.seedLater(w, now.Add(s.cfg.Grace))
 		return false
 	}
@@ -192,6 +202,38 @@ const crowdedPause = time.Second
 // crowded reports whether as many seeds run as may for the source of a swarm's spec.
 func (s *Scheduler) crowded(w *swarm) bool {
 	return w.specBy != "" && s.seeds[w.specBy] >= s.cfg.SourceSeedsMax
+}
+
+// elsewhereFor is for how long after the last report of another live seed the owner's own host leaves the origin to it.
+// Hosts that wait for pieces announce every second.
+const elsewhereFor = 1500 * time.Millisecond
+
+// starvedMax is how long starving hosts wait for a seed that others report: a member may report one that is none.
+const starvedMax = 10 * time.Second
+
+// starvedLong reports whether hosts of a swarm have starved for too long beside a seed that others report.
+func (s *Scheduler) starvedLong(now time.Time, w *swarm, e Entry) bool {
+	if e.Event != Starving {
+		return false
+	}
+	if w.starved.IsZero() {
+		w.starved = now
+	}
+	return now.Sub(w.starved) >= starvedMax
+}
+
+// noteSeeds records that a host has live seeds as neighbours.
+func (s *Scheduler) noteSeeds(now time.Time, w *swarm, seeds []host.ID) {
+	if slices.ContainsFunc(seeds, func(id host.ID) bool { return id != s.hosts[s.self].ID }) {
+		w.elsewhere = now
+	}
+}
+
+// anyHas reports whether another host than the owner's own has parts of a task.
+func (s *Scheduler) anyHas(w *swarm) bool {
+	return slices.ContainsFunc(w.wanting.all, func(m memberIndex) bool {
+		return w.member(m).have > 0 && w.member(m).host != s.self
+	})
 }
 
 // fewest is how many hosts are known if there are only the owner and the announcing host.
@@ -215,6 +257,10 @@ func (s *Scheduler) runDue(now time.Time) (seeds []task.Spec) {
 	var start []*swarm
 	for w := range s.due {
 		if !w.seedAt.IsZero() && !now.Before(w.seedAt) {
+			if until := w.elsewhere.Add(elsewhereFor); now.Before(until) {
+				w.seedAt = until
+				continue
+			}
 			start = append(start, w)
 		}
 	}

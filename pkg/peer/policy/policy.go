@@ -171,6 +171,9 @@ type View struct {
 	// decision depends on them.
 	Held func() bool
 	Rank func() int
+	// Outranked reports whether a live neighbour reads the origin that comes before this host in the same order, or
+	// does it for all hosts; nil: none does.
+	Outranked func() bool
 }
 
 // active reports whether the download waits for pieces.
@@ -298,6 +301,9 @@ func (p *Policy) Assigned(now time.Time, v View, seed, leading, elsewhere bool) 
 	}
 }
 
+// Listen has the download hear first what others have, before it asks the origin for what they may have.
+func (p *Policy) Listen(now time.Time) { p.rests = now.Add(restFor) }
+
 // Wanted records that a caller wants all pieces from now on. Where hosts disagree about who owns the
 // task, each may be sent on to the next, after a supernode was restarted, say: without this all of
 // them would wait.
@@ -327,6 +333,11 @@ func (p *Policy) Origin(now time.Time, v View) OriginStep {
 	switch {
 	case p.reading != Idle:
 		if v.Interest != Everything && v.Ranges == 0 && now.Sub(v.LastUse) > p.cfg.Linger && !v.Held() {
+			return Stop
+		}
+		// No owner answered, and others that found the same read the same pieces: one of them goes on for all.
+		if v.Interest != Everything && v.Phase == Partial && p.permission == Allowed && p.reading == Running &&
+			v.Outranked != nil && v.Outranked() {
 			return Stop
 		}
 	case v.Phase == Complete:

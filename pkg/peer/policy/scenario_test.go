@@ -25,7 +25,7 @@ var begin = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 //	seed-refused | owner-refused [personal] [hopeful]   whether the download ends
 //	state              what the policy remembers
 //
-// VIEW is the text of [View.Text], and held=BOOL and rank=N; what is not named stays as it was in the
+// VIEW is the text of [View.Text], and held=BOOL, rank=N and outranked=BOOL; what is not named stays as it was in the
 // command before. Every command takes at=DURATION since the beginning; else no time passes.
 func TestScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
@@ -46,6 +46,8 @@ type scene struct {
 	now  time.Time
 	held bool
 	rank int
+	// outranked is what View.Outranked reports.
+	outranked bool
 }
 
 func newScene(t *testing.T, d *datadriven.TestData) *scene {
@@ -57,6 +59,7 @@ func newScene(t *testing.T, d *datadriven.TestData) *scene {
 	s := &scene{p: New(cfg), now: begin, v: View{LastUse: begin}}
 	s.v.Held = func() bool { return s.held }
 	s.v.Rank = func() int { return s.rank }
+	s.v.Outranked = func() bool { return s.outranked }
 	return s
 }
 
@@ -105,6 +108,8 @@ func (s *scene) see(t *testing.T, d *datadriven.TestData) {
 			s.v.OwnerFailed = truth
 		case "held":
 			s.held = truth
+		case "outranked":
+			s.outranked = truth
 		case "ranges":
 			s.v.Ranges = number()
 		case "conns":

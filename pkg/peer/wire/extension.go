@@ -48,6 +48,7 @@ type helloWire struct {
 	Alive   int                                     `bencode:"dr_alive,omitempty"`
 	Leaving int                                     `bencode:"dr_leaving,omitempty"`
 	Read    int64                                   `bencode:"dr_read,omitempty"`
+	Origin  int                                     `bencode:"dr_origin,omitempty"`
 }
 
 type anyWire struct {
@@ -116,6 +117,7 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 		b, err := bencode.Marshal(helloWire{M: names, V: m.Hello.Client, Version: m.Hello.Version,
 			Host: string(m.Hello.Host),
 			Seed: flag(m.Hello.Seed), Zone: m.Hello.Zone, Gateway: flag(m.Hello.Gateway), Alive: flag(m.Hello.Alive),
+			Origin:  int(m.Hello.Origin),
 			Leaving: int(m.Hello.Leaving), Read: m.Hello.Read})
 		return pp.HandshakeExtendedID, b, err
 	case AnyMessage:
@@ -247,7 +249,7 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte,
 		learn(known)
 		m.Type = HelloMessage
 		m.Hello = &Hello{Host: host.ID(w.Host), Version: w.Version, Client: w.V[:min(len(w.V), 64)], Seed: w.Seed != 0,
-			Zone: w.Zone, Gateway: w.Gateway != 0, Alive: w.Alive != 0,
+			Zone: w.Zone, Gateway: w.Gateway != 0, Alive: w.Alive != 0, Origin: Origin(min(max(w.Origin, 0), int(ForAll))),
 			Leaving: min(max(Stays, Leaving(w.Leaving)), LeavesTask),
 			Read:    max(0, w.Read)}
 	case names["dr_any"]:

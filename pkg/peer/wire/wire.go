@@ -111,7 +111,20 @@ type Hello struct {
 	// Read is how many bytes this host, as a seed, has read of a body of unknown length. While it grows
 	// the seed sends it every second, so that waiting hosts see that the origin sends.
 	Read int64
+	// Origin says for which hosts this one reads the task's origin now.
+	Origin Origin
 }
+
+// Origin is for which hosts a host reads a task's origin. A host that reads for itself stops for one that does it for
+// all.
+type Origin int
+
+// The values of [Origin].
+const (
+	NoOrigin  Origin = iota // it does not read the origin, or a former version does not say
+	ForItself               // it reads because no owner answered
+	ForAll                  // it reads as the task's owner, or on the owner's order
+)
 
 // Leaving is why a host closes a connection. A process that was killed closes without it.
 type Leaving int

@@ -114,7 +114,7 @@ func messages() []Message {
 		{Type: Reject, Index: 5, Begin: 1 << 18, Length: 4 << 20},
 		{Type: Suggest, Index: 7},
 		{Type: HelloMessage, Hello: &Hello{Host: idA, Version: Version, Client: "darter/1", Seed: true, Zone: "a",
-			Gateway: true, Alive: true, Leaving: LeavesTask}},
+			Gateway: true, Alive: true, Leaving: LeavesTask, Origin: ForAll}},
 		{Type: HelloMessage, Hello: &Hello{}},
 		{Type: AnyMessage, Any: &Any{Exclude: []piece.Index{1, 70000}, Starving: true}},
 		{Type: AnyMessage, Any: &Any{}},
