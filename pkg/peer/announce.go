@@ -241,7 +241,7 @@ func (d *Download) assigned(now time.Time, ev ownerReplied) {
 		d.setLocal(a.Local)
 	}
 	d.ownerReads = a.Reading
-	if a.Parts && d.pick == nil {
+	if a.Parts && d.pick == nil && d.sameForAll() {
 		d.policy.Listen(now)
 	}
 	if t := h.tail; t != nil {

@@ -57,6 +57,7 @@ type remote struct {
 	zone     string
 	gateway  bool // it brings pieces into its zone
 	origin   wire.Origin
+	vain     bool // this host waited in vain for what it reads of the origin
 	alive    bool // as a seed it sends a message every second until it has everything
 	// read is how much of a body of unknown length it last reported.
 	read int64

@@ -12,6 +12,7 @@ import (
 	"github.com/darter-io/darter/pkg/peer/policy"
 	"github.com/darter-io/darter/pkg/peer/wire"
 	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/task"
 )
 
 // A download's connections: how they come and go, and what their messages mean.
@@ -35,6 +36,14 @@ type conns struct {
 	wholeSent bool
 	// local says that this zone's gateways, and not this host, bring pieces from other zones.
 	local bool
+	// told is what the last Hello to all said of this host.
+	told role
+}
+
+// role is what neighbours know of a host in a task.
+type role struct {
+	seed   bool
+	origin wire.Origin
 }
 
 func newConns() conns {
@@ -165,10 +174,11 @@ func (d *Download) hello() wire.Message {
 	}}
 }
 
-// readsFor is for which hosts this one reads the origin.
+// readsFor is for which hosts this one reads the origin. Nobody else can rely on a host that reads a part, nor on one
+// that reads a file of which another request may get another version.
 func (d *Download) readsFor() wire.Origin {
 	switch {
-	case d.policy.Reading() != policy.Running:
+	case !d.policy.AtOrigin() || d.pick == nil || !d.pick.WantsAll() || !d.sameForAll():
 		return wire.NoOrigin
 	case d.wants.everything() || d.policy.Permission() == policy.Leading:
 		return wire.ForAll
@@ -176,13 +186,28 @@ func (d *Download) readsFor() wire.Origin {
 	return wire.ForItself
 }
 
+// sameForAll reports whether any host that asks the origin gets the bytes of this task, or an error.
+func (d *Download) sameForAll() bool {
+	_, digest := d.wants.spec.WholeDigest()
+	return digest || d.wants.spec.Kind != task.Plain || d.wants.spec.Validator != ""
+}
+
 // isSeed reports whether this host chooses itself which pieces it sends.
 func (d *Download) isSeed() bool { return d.seeds() || d.e.cfg.Seed }
 
 // helloAgain announces to neighbours that this host has become a seed or a gateway, or no longer is.
 func (d *Download) helloAgain() {
+	d.conns.told = role{d.isSeed(), d.readsFor()}
 	for _, c := range d.conns.open {
 		c.send(d.hello())
+	}
+}
+
+// tellRole announces to neighbours a change of what this host does at the origin. At the end of a download nothing
+// depends on it any more.
+func (d *Download) tellRole() {
+	if !d.complete() && d.conns.told != (role{d.isSeed(), d.readsFor()}) {
+		d.helloAgain()
 	}
 }
 
@@ -245,7 +270,9 @@ func (d *Download) receive(now time.Time, c *conn, m wire.Message) {
 		}
 		c.remote.host = m.Hello.Host
 		c.remote.seed, c.remote.gotHello, c.remote.alive = m.Hello.Seed, true, m.Hello.Alive
-		c.remote.origin = m.Hello.Origin
+		if c.remote.origin != m.Hello.Origin {
+			c.remote.origin, c.remote.vain = m.Hello.Origin, false
+		}
 		c.remote.zone, c.remote.gateway, c.remote.leaving = m.Hello.Zone, m.Hello.Gateway, m.Hello.Leaving
 		c.heardRead(m.Hello.Read)
 		if d.pick != nil {
@@ -295,7 +322,13 @@ func (d *Download) receive(now time.Time, c *conn, m wire.Message) {
 
 // seedFailed handles the failure of a seed. It does not say whose credentials the origin refused, and a failure of the
 // seed's disk is no failure of the origin. In both cases the owner can name another seed: a starving download asks it.
+// A host that read for itself says nothing of the way of this host to the origin, which this host may ask itself.
 func (d *Download) seedFailed(c *conn, f *api.Failure) {
+	if c.remote.origin == wire.ForItself && d.policy.Permission() == policy.Allowed {
+		c.remote.gaveUp = true
+		c.close(nil)
+		return
+	}
 	if !f.Personal() && !f.Full {
 		d.fail(f)
 		return

@@ -178,6 +178,7 @@ func newDownload(e *Engine, spec task.Spec) *Download {
 		serving: serving{given: make(map[[20]byte]piece.Bitmap)},
 		times:   times{pieceTime: 20 * time.Millisecond},
 	}
+	d.conns.told.seed = e.cfg.Seed
 	d.proof.create = d.makeReplica
 	d.stored = stored{e: e, id: spec.ID, proof: d.proof}
 	d.intake.limits = ratelimit.Chain{&d.intake.rate, &e.rates.download}
@@ -314,6 +315,7 @@ func (d *Download) step(now time.Time) policy.View {
 	}
 	v := d.view()
 	d.steerOrigin(now, v)
+	d.tellRole()
 	d.origin.note(&d.e.waited, d.awaited())
 	d.noteSigns()
 	if d.remoteWindows.fresh.Swap(false) || !now.Before(d.times.nextWatch) {

@@ -101,6 +101,9 @@ func (d *Download) startOrigin(now time.Time) {
 	d.policy.OriginBegun()
 	d.notePassing()
 	d.origin.stop = cancel
+	for _, c := range d.conns.open {
+		c.remote.vain = c.remote.origin != wire.NoOrigin // otherwise this host would still leave the origin to it
+	}
 	d.updateWanted(now) // what only the origin can bring has changed since the last look
 	d.helloAgain()
 	o := &originParent{d: d, ctx: ctx, spec: d.wants.spec, epoch: d.e.newEpoch()}
@@ -153,15 +156,18 @@ func (d *Download) rank() int {
 	return slices.Index(rendezvous.Order(string(d.id), hosts), self)
 }
 
-// readerUseful is for how long after its last have a reader of the origin counts as one that gets bytes from it.
+// readerUseful is for how long after its last piece a reader of the origin counts as one that gets bytes from it.
 const readerUseful = 3 * time.Second
 
 // outranked reports whether a neighbour reads the origin with success for all hosts, or for itself and comes before
 // this host in the order of hosts.
 func (d *Download) outranked() bool {
+	if !d.sameForAll() {
+		return false
+	}
 	now, self := time.Now(), string(d.e.cfg.Host.ID)
 	for _, c := range d.conns.open {
-		if c.readsOrigin(now) && now.Sub(c.seen.haveAt) < readerUseful && (c.remote.origin == wire.ForAll ||
+		if c.readsOrigin(now) && !c.remote.vain && now.Sub(c.seen.haveAt) < readerUseful && (c.remote.origin == wire.ForAll ||
 			rendezvous.Order(string(d.id), []string{self, string(c.remote.host)})[0] != self) {
 			return true
 		}
@@ -179,7 +185,6 @@ func (d *Download) originEnded(now time.Time, o *originParent, err error) {
 		end(policy.Ended)
 	case errors.Is(err, errUnwanted):
 		end(policy.Unwanted)
-		d.helloAgain()
 	case errors.As(err, &wrong):
 		end(policy.Ended)
 		d.originWrong(now, o, wrong)

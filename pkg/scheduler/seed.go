@@ -224,9 +224,13 @@ func (s *Scheduler) starvedLong(now time.Time, w *swarm, e Entry) bool {
 
 // noteSeeds records that a host has live seeds as neighbours.
 func (s *Scheduler) noteSeeds(now time.Time, w *swarm, seeds []host.ID) {
-	if slices.ContainsFunc(seeds, func(id host.ID) bool { return id != s.hosts[s.self].ID }) {
-		w.elsewhere = now
+	if !slices.ContainsFunc(seeds, func(id host.ID) bool { return id != s.hosts[s.self].ID }) {
+		return
 	}
+	if !now.Before(w.elsewhere.Add(starvedMax)) {
+		w.starved = time.Time{} // hosts starved beside a former seed
+	}
+	w.elsewhere = now
 }
 
 // anyHas reports whether another host than the owner's own has parts of a task.
@@ -315,13 +319,18 @@ func (s *Scheduler) afterParting(now time.Time, w *swarm, gone hostIndex) *task.
 	for _, m := range w.wanting.all {
 		me := w.member(m)
 		// Hosts that expire together leave one by one: a dead one needs no seed.
-		if me.now().starving && now.Sub(s.hosts[me.host].seen) < s.cfg.Expiry {
-			if s.crowded(w) {
-				s.seedLater(w, now.Add(crowdedPause))
-				return nil
-			}
-			return s.startSeed(w)
+		if !me.now().starving || now.Sub(s.hosts[me.host].seen) >= s.cfg.Expiry {
+			continue
 		}
+		if until := w.elsewhere.Add(elsewhereFor); now.Before(until) {
+			s.seedLater(w, until)
+			return nil
+		}
+		if s.crowded(w) {
+			s.seedLater(w, now.Add(crowdedPause))
+			return nil
+		}
+		return s.startSeed(w)
 	}
 	return nil
 }

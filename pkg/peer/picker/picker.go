@@ -157,9 +157,9 @@ func (p *Picker) Wants() bool {
 	return false
 }
 
-// wantsAll reports whether every missing piece is wanted. Otherwise a seed must not choose, because it would send
+// WantsAll reports whether every missing piece is wanted. Otherwise a seed must not choose, because it would send
 // unwanted pieces.
-func (p *Picker) wantsAll() bool {
+func (p *Picker) WantsAll() bool {
 	have, wanted := p.have.Words(), p.wanted.Words()
 	for w := range have {
 		if ^(have[w]|wanted[w])&p.full.Words()[w] != 0 {
@@ -421,7 +421,7 @@ func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 	}
 	from := candidates[p.rng.IntN(len(candidates))]
 	n := p.neighbours[from]
-	if n.seed && !n.afar && p.wantsAll() {
+	if n.seed && !n.afar && p.WantsAll() {
 		starving := now.Sub(p.fed) > hunger && p.onlySeeds() || p.flow.crawls(p.cfg.Crawl)
 		return Request{From: from, Any: true, Starving: starving, Exclude: p.flyingList()}, true
 	}

@@ -141,7 +141,7 @@ func TestNothingIsAskedForThatMakesNoSense(t *testing.T) {
 				require.Less(t, p.Outstanding(), cfg.RequestsMax, "asks for too much at once")
 				if q.Any {
 					require.True(t, n.seed, "leaves the choice to who does not choose")
-					require.True(t, p.wantsAll(), "would get what it does not want")
+					require.True(t, p.WantsAll(), "would get what it does not want")
 				} else {
 					require.True(t, n.have.Has(q.Piece), "asks for what the neighbour lacks")
 					require.False(t, p.have.Has(q.Piece), "asks for what is here")

@@ -25,6 +25,11 @@ const (
 	// rankPause is how long each host in the order of hosts has to ask the origin for all of them, before the
 	// next one may. The host that asks announces itself as a seed, and the others wait for it.
 	rankPause = 1500 * time.Millisecond
+	// usefulFor is how long the reader of the origin for which this host stopped may bring no piece, before the next
+	// host in the order reads beside it.
+	usefulFor = 3 * time.Second
+	// ranksMax is how many hosts in the order may read beside one that brings nothing.
+	ranksMax = 3
 )
 
 // RefusalsMax bounds how many refusals in a row for other credentials a caller ignores.
@@ -196,6 +201,9 @@ type Policy struct {
 	reading    Reading
 	attested   bool      // the origin was asked to vouch for a blob that is complete
 	rests      time.Time // until then the origin is not asked
+	seeded     time.Time // when a neighbour was last a seed
+	stopped    time.Time // when this host stopped reading because another one goes on; zero: never
+	sent       bool      // an owner sent this host to the origin in its place
 
 	lonelySince time.Time
 	refusals    int // of seeds, meant for other credentials
@@ -294,6 +302,7 @@ func (p *Policy) Assigned(now time.Time, v View, seed, leading, elsewhere bool) 
 		p.permit(now, Leading)
 	case seed:
 		p.permit(now, Allowed)
+		p.sent = elsewhere
 	case elsewhere && p.permission < StandIn && v.Interest == Everything:
 		p.permit(now, StandIn)
 	case elsewhere && p.permission < StandIn:
@@ -330,6 +339,9 @@ func (p *Policy) WantsChanged() { p.rests = time.Time{} }
 // an owner that takes over, or a host that lost its owners, asks only for pieces that no live host has. The
 // caller carries out the decision, and reports it: [Policy.OriginBegun], [Policy.OriginEnded].
 func (p *Policy) Origin(now time.Time, v View) OriginStep {
+	if v.Seeds > 0 {
+		p.seeded = now
+	}
 	switch {
 	case p.reading != Idle:
 		if v.Interest != Everything && v.Ranges == 0 && now.Sub(v.LastUse) > p.cfg.Linger && !v.Held() {
@@ -338,6 +350,7 @@ func (p *Policy) Origin(now time.Time, v View) OriginStep {
 		// No owner answered, and others that found the same read the same pieces: one of them goes on for all.
 		if v.Interest != Everything && v.Phase == Partial && p.permission == Allowed && p.reading == Running &&
 			v.Outranked != nil && v.Outranked() {
+			p.stopped = now
 			return Stop
 		}
 	case v.Phase == Complete:
@@ -360,7 +373,7 @@ func (p *Policy) onlyOrigin(now time.Time, v View) bool {
 		return false
 	}
 	if v.Seeds > 0 && v.Interest != Everything && !p.cfg.Seed {
-		return false // the seed is about to send the pieces
+		return p.deserted(now, v) // otherwise the seed is about to send the pieces
 	}
 	switch {
 	case p.permission == StandIn:
@@ -373,7 +386,26 @@ func (p *Policy) onlyOrigin(now time.Time, v View) bool {
 	case v.Interest == Everything || p.permission == Leading:
 		return true
 	}
-	return !now.Before(p.since.Add(time.Duration(v.Rank()) * rankPause))
+	// After the seed is gone, all hosts that waited for it begin with this order at the same moment.
+	since := p.since
+	if !p.sent && p.seeded.After(since) {
+		since = p.seeded
+	}
+	return !now.Before(since.Add(time.Duration(v.Rank()) * rankPause))
+}
+
+// deserted reports whether this host stopped reading the origin for a seed that brings nothing now, and reads again:
+// the seed's own way to the origin may hang, which only the seed can find out, and only after a while.
+func (p *Policy) deserted(now time.Time, v View) bool {
+	since := p.stopped
+	if v.LastHave.After(since) {
+		since = v.LastHave
+	}
+	if p.stopped.IsZero() || p.permission != Allowed || now.Sub(since) < usefulFor {
+		return false
+	}
+	rank := v.Rank()
+	return rank < ranksMax && !now.Before(since.Add(usefulFor+time.Duration(rank)*rankPause))
 }
 
 // OriginBegun records that the download reads the origin's body from now on.
@@ -446,7 +478,9 @@ func (p *Policy) GiveUp(now time.Time, v View) bool {
 
 // Excuse takes the time for which this host did not run from what it waited for others.
 func (p *Policy) Excuse(now time.Time, stall time.Duration) {
-	p.lonelySince, p.since = Later(now, p.lonelySince, stall), Later(now, p.since, stall)
+	for _, since := range []*time.Time{&p.lonelySince, &p.since, &p.seeded, &p.stopped} {
+		*since = Later(now, *since, stall)
+	}
 }
 
 // Later is a time that is later by stall, and now at the latest; zero stays zero.

@@ -221,6 +221,14 @@ func plausible(b []byte) error {
 	return fmt.Errorf("ends at depth %d", depth)
 }
 
+// origin converts the number of an [Origin]. Nobody stops for a host that says what this version does not know.
+func origin(n int) Origin {
+	if n < int(NoOrigin) || n > int(ForAll) {
+		return NoOrigin
+	}
+	return Origin(n)
+}
+
 func decodeExtended(number pp.ExtensionNumber, payload []byte,
 	learn func(map[pp.ExtensionName]pp.ExtensionNumber)) (m Message, err error) {
 	if int(number) <= len(names) { // the handshake is 0, ours are 1 to 5
@@ -249,7 +257,7 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte,
 		learn(known)
 		m.Type = HelloMessage
 		m.Hello = &Hello{Host: host.ID(w.Host), Version: w.Version, Client: w.V[:min(len(w.V), 64)], Seed: w.Seed != 0,
-			Zone: w.Zone, Gateway: w.Gateway != 0, Alive: w.Alive != 0, Origin: Origin(min(max(w.Origin, 0), int(ForAll))),
+			Zone: w.Zone, Gateway: w.Gateway != 0, Alive: w.Alive != 0, Origin: origin(w.Origin),
 			Leaving: min(max(Stays, Leaving(w.Leaving)), LeavesTask),
 			Read:    max(0, w.Read)}
 	case names["dr_any"]:

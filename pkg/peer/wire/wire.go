@@ -121,9 +121,9 @@ type Origin int
 
 // The values of [Origin].
 const (
-	NoOrigin  Origin = iota // it does not read the origin, or a former version does not say
-	ForItself               // it reads because no owner answered
-	ForAll                  // it reads as the task's owner, or on the owner's order
+	NoOrigin  Origin = iota // it does not read the origin, or a part of it only, or does not say
+	ForItself               // it reads all that is missing, because no owner answered
+	ForAll                  // it reads all that is missing as the task's owner, or on the owner's order
 )
 
 // Leaving is why a host closes a connection. A process that was killed closes without it.
