@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -140,6 +141,7 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 				return errUsage{err}
 			}
 			telemetry.TakeStandardLog(logger)
+			limitMemory(logger, memlimit.FromCgroup)
 			for {
 				err := p.run(cmd.Context(), form, environ, logger, level)
 				if p.Again == nil || !errors.Is(err, p.Again) || cmd.Context().Err() != nil {
