@@ -41,7 +41,7 @@ CLIENT_FLAGS := -tags $(TAGS),containers_image_openpgp
 GOLANGCI = $$golangci run --allow-parallel-runners --timeout 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo bench bench-quick plot lint race race-real race-virtual race-clients clients e2e clients-alone release clean
+.PHONY: help build test demo bench bench-quick plot lint race race-real race-virtual race-clients clients e2e clients-alone release images clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -117,6 +117,21 @@ release: ## static programs for linux amd64 and arm64, SBOMs and checksums: out/
 		rm -r $$dir; \
 	done; \
 	cd out/release && sha256sum *.tar.gz > SHA256SUMS && cat SHA256SUMS
+
+images: ## container images of supernode and dfdaemon for amd64 and arm64, without an engine: out/images
+	@if [ -z "$(VERSION)" ]; then echo "make images needs a git clone, or VERSION=v1.2.3" >&2; exit 1; fi
+	rm -rf out/images
+	@set -e; sbom=$$($(TOOL) cyclonedx-gomod); \
+	for arch in amd64 arm64; do \
+		dir=out/images/bin/linux_$$arch; echo "building $$dir"; \
+		GOOS=linux GOARCH=$$arch $(BUILD) -o $$dir/ ./cmd/...; \
+		for program in supernode dfdaemon dfget; do \
+			$$sbom bin -json -noserial -notimestamp -version $(VERSION) \
+				-output out/images/$${program}_linux_$$arch.cdx.json $$dir/$$program; \
+		done; \
+	done
+	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 0)} CGO_ENABLED=0 \
+		$(GO) run -trimpath -tags $(TAGS) ./test/images -version $(VERSION) -commit '$(COMMIT)' $(IMAGES)
 
 clean: ## remove what the targets above wrote
 	rm -rf bin out
