@@ -39,6 +39,7 @@ func init() {
 		"Gossip.Advertise":         "The IP:port that other supernodes connect to, where it differs from listen. Default: the listen address; if that is every address of the machine, the IP address of api.advertise.",
 		"Gossip.Join":              "The gossip addresses of other supernodes. One that is alive is enough; a name with many addresses works, and so does a list that contains this supernode. Default: none.",
 		"Gossip.Listen":            "The address for gossip between supernodes, over UDP and TCP, encrypted if the cluster has a secret. Usual port: 65006. Default: none, which suits a single supernode.",
+		"Health.Listen":            "The address of a read-only port for programs of other machines, such as a kubelet and Prometheus: /healthz, /readyz and /metrics, and nothing else. It has no authentication. Everyone who reaches it can read counts, versions, the names of the registries in upstreams and the fingerprints of the cluster's secrets; no image and no profile. Usual port: 65008 for a dfdaemon, 65009 for a supernode. Default: none.",
 		"Limits.Download":          "Limits the bytes per second from other nodes and origins together. It is also the fastest that a pull can be.",
 		"Limits.Origin":            "Limits the bytes per second from registries and web servers. On a supernode it limits the first download of each blob for the whole cluster.",
 		"Limits.Task":              "Limits the bytes per second of one download, from all sources together, so that a large one leaves capacity for the others.",

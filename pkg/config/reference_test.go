@@ -169,6 +169,8 @@ file and comma-separated elsewhere; a repeated flag adds to its list.
 | 65005 | supernode | ` + "`admin.listen`" + ` | operators, Prometheus on the node | this machine |
 | 65006 | supernode | ` + "`gossip.listen`" + ` | supernodes, over TCP and UDP | nowhere: off by default |
 | 65007 | dfdaemon | ` + "`proxy.listen`" + ` | Docker of the node, in proxy mode | nowhere: off by default |
+| 65008 | dfdaemon | ` + "`health.listen`" + ` | kubelet, Prometheus of other machines | nowhere: off by default |
+| 65009 | supernode | ` + "`health.listen`" + ` | kubelet, Prometheus of other machines | nowhere: off by default |
 
 All other ports are TCP.
 `)

@@ -24,6 +24,7 @@ type Dfdaemon struct {
 	Mirror  Mirror  `yaml:"mirror"`
 	Proxy   Proxy   `yaml:"proxy"`
 	API     API     `yaml:"api"`
+	Health  Health  `yaml:"health"`
 	Peer    Peer    `yaml:"peer"`
 	Cluster Cluster `yaml:"cluster"`
 
@@ -48,6 +49,7 @@ type Supernode struct {
 	Node    Node           `yaml:"node"`
 	API     SupernodeAPI   `yaml:"api"`
 	Admin   SupernodeAdmin `yaml:"admin"`
+	Health  Health         `yaml:"health"`
 	Peer    SupernodePeer  `yaml:"peer"`
 	Cluster Cluster        `yaml:"cluster"`
 	Gossip  Gossip         `yaml:"gossip"`
@@ -198,6 +200,15 @@ type SupernodeAdmin struct {
 	// Listen is the address for metrics, profiles and a status without the cluster secret. It must be a loopback
 	// address, because it has no authentication.
 	Listen Address `yaml:"listen" default:"127.0.0.1:65005"`
+}
+
+// Health is the port for probes and scrapers of other machines.
+type Health struct {
+	// Listen is the address of a read-only port for programs of other machines, such as a kubelet and Prometheus:
+	// /healthz, /readyz and /metrics, and nothing else. It has no authentication. Everyone who reaches it can read counts,
+	// versions, the names of the registries in upstreams and the fingerprints of the cluster's secrets; no image and no
+	// profile. Usual port: 65008 for a dfdaemon, 65009 for a supernode. Default: none.
+	Listen Address `yaml:"listen"`
 }
 
 // Peer is the piece protocol of a dfdaemon.

@@ -65,7 +65,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 		Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster,
 		MemberAPI: cfg.Peer.Standby && len(cfg.Supernodes) > 0,
 		Cache:     cfg.Cache, Origins: cfg.Origins, Files: cfg.Files.Files, Drain: cfg.Drain, Towards: cfg.Supernodes,
-		Secrets: cfg.Proxy.SecretFiles(), Logger: logger,
+		Secrets: cfg.Proxy.SecretFiles(), Health: cfg.Health.Listen, Logger: logger,
 	}, options...)
 	if err != nil {
 		return nil, err
@@ -259,10 +259,11 @@ func (d *Daemon) Close() error {
 	return errors.Join(append(errs, d.node.Close())...)
 }
 
-// Addrs returns the addresses in use by name: "mirror", "api", "peer", "proxy" if it is on, and "mirror of REGISTRY"
-// for each of mirror.listeners.
+// Addrs returns the addresses in use by name: "mirror", "api", "peer", "health" and "proxy" if they are on, and
+// "mirror of REGISTRY" for each of mirror.listeners.
 func (d *Daemon) Addrs() map[string]string {
-	out := map[string]string{"mirror": d.mirror.Addr().String(), "api": d.api.Addr().String(), "peer": d.node.Host.Addr}
+	out := d.node.Addrs()
+	out["mirror"], out["api"] = d.mirror.Addr().String(), d.api.Addr().String()
 	if d.httpListen != nil {
 		out["proxy"] = d.httpListen.Addr().String()
 	}

@@ -53,6 +53,8 @@ type Config struct {
 	Origins           config.Origins
 	Files             config.Files
 	Drain             config.Drain
+	// Health is the address for probes and scrapers; empty opens none.
+	Health config.Address
 	// MemberAPI lets other members send requests for owners to the piece wire's port; see [Node.MemberAPI].
 	MemberAPI bool
 	// Secrets are further files that hold secrets.
@@ -115,6 +117,8 @@ type Node struct {
 
 	cfg  Config
 	wire net.Listener
+	// health is the listener of Config.Health; nil if there is none.
+	health net.Listener
 	// limiter bounds the listeners; warnings are shown in the status.
 	limiter  *httpserver.Limiter
 	warnings []string
@@ -216,6 +220,11 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	}
 	if cfg.MemberAPI {
 		n.wire, n.MemberAPI = portmux.New(n.wire)
+	}
+	if cfg.Health != "" {
+		if n.health, err = n.Listen("health.listen", cfg.Health); err != nil {
+			return n, err
+		}
 	}
 	addr, err := n.Advertise(n.wire.Addr(), cfg.Advertise, cfg.Towards)
 	if err != nil {
@@ -471,6 +480,10 @@ func (n *Node) Run(ctx context.Context, servers, parts []Part) error {
 		n.Log.Warn("pending purge orders are not all carried out: trying again", "error", err)
 	}
 	parts = append(parts, n.Purge.Run, n.Lag.Run, n.followSecrets)
+	if n.health != nil {
+		servers = append(servers, n.Server("health checks and metrics", n.health,
+			httpserver.RejectReboundPages(telemetry.Health(n.Metrics, n.Ready, n.Log))))
+	}
 	below, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	core, below := errgroup.WithContext(below)
@@ -506,13 +519,24 @@ func (n *Node) Run(ctx context.Context, servers, parts []Part) error {
 // Close releases the store and the port, for a node that never ran.
 func (n *Node) Close() error {
 	var errs []error
-	if n.wire != nil {
-		errs = append(errs, n.wire.Close())
+	for _, l := range []net.Listener{n.wire, n.health} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
 	}
 	if n.Store != nil {
 		errs = append(errs, n.Store.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// Addrs returns the addresses in use that every member has: "peer", and "health" if there is one.
+func (n *Node) Addrs() map[string]string {
+	out := map[string]string{"peer": n.Host.Addr}
+	if n.health != nil {
+		out["health"] = n.health.Addr().String()
+	}
+	return out
 }
 
 // Status returns the part of the status that every member has.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -331,6 +332,60 @@ func TestHealthNamesWhatIsMissing(t *testing.T) {
 	code, _ = get("/nowhere")
 	assert.Equal(t, 404, code)
 	require.NoError(t, n.Close())
+}
+
+// The port for other machines shows health and metrics, and takes no order.
+func TestHealthPort(t *testing.T) {
+	cfg := settings(t)
+	cfg.Health = "127.0.0.1:0"
+	n := build(t, cfg)
+	n.NewCoordinator(nil) // for its metrics
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- n.Run(ctx, nil, nil) }()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	ask := func(method, path, hostName string, header ...string) (int, string) {
+		req, err := http.NewRequest(method, "http://"+n.Addrs()["health"]+path, nil)
+		require.NoError(t, err)
+		req.Host = hostName
+		for i := 0; i < len(header); i += 2 {
+			req.Header.Set(header[i], header[i+1])
+		}
+		res, err := client.Do(req)
+		require.NoError(t, err)
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		return res.StatusCode, string(body)
+	}
+	for path, want := range map[string]string{"/healthz": "ok\n", "/readyz": "ready\n", "/metrics": "darter_build_info{"} {
+		code, body := ask("GET", path, "darter-supernode.darter.svc") // Prometheus may use a name
+		assert.Equal(t, 200, code, path)
+		assert.Contains(t, body, want)
+		code, _ = ask("DELETE", path, "")
+		assert.Equal(t, 405, code, path)
+	}
+	for _, path := range []string{"/", "/debug/pprof/", "/debug/pprof/cmdline", api.PathStatus, api.PathTasks, api.PathHosts,
+		api.PathAnnounce, api.PathPurgeOrders, api.PathFiles} {
+		code, _ := ask("GET", path, "")
+		assert.Equal(t, 404, code, path)
+		code, _ = ask("POST", path, "")
+		assert.Equal(t, 404, code, path)
+	}
+	code, _ := ask("DELETE", api.PathPurge+"/sha256:"+strings.Repeat("0", 64), "")
+	assert.Equal(t, 404, code)
+	code, _ = ask("GET", "/metrics", "page.example", "Sec-Fetch-Site", "same-origin")
+	assert.Equal(t, 421, code, "a page that has its own name lead here")
+	cancel()
+	require.NoError(t, <-ended)
+
+	cfg.Health = "8.8.8.8:0"
+	_, err := New(cfg)
+	require.ErrorContains(t, err, "health.listen: listen tcp 8.8.8.8:0")
+	cfg.Health = ""
+	n = build(t, cfg)
+	assert.NotContains(t, n.Addrs(), "health")
+	require.NoError(t, n.Close(), "the failed start kept nothing")
 }
 
 func TestOwnersAreCounted(t *testing.T) {

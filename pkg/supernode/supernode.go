@@ -44,7 +44,7 @@ func New(cfg config.Supernode, logger *slog.Logger, options ...node.Option) (s *
 	s.node, err = node.New(node.Config{
 		Role: node.Supernode, Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise,
 		Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster, Cache: cfg.Cache, Origins: cfg.Origins,
-		Files: cfg.Files, Drain: cfg.Drain, Logger: logger,
+		Files: cfg.Files, Drain: cfg.Drain, Health: cfg.Health.Listen, Logger: logger,
 	}, options...)
 	if err != nil {
 		return nil, err
@@ -174,9 +174,10 @@ func (s *Supernode) Close() error {
 	return errors.Join(append(errs, s.node.Close())...)
 }
 
-// Addrs returns the addresses in use: "api", "admin", "peer", and "gossip" if there is one.
+// Addrs returns the addresses in use: "api", "admin", "peer", and "gossip" and "health" if they are on.
 func (s *Supernode) Addrs() map[string]string {
-	out := map[string]string{"api": s.api.Addr().String(), "admin": s.admin.Addr().String(), "peer": s.node.Host.Addr}
+	out := s.node.Addrs()
+	out["api"], out["admin"] = s.api.Addr().String(), s.admin.Addr().String()
 	if s.gossip != nil {
 		out["gossip"] = string(s.cfg.Gossip.Listen)
 	}

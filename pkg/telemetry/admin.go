@@ -71,6 +71,10 @@ func (r *Ready) ask(ctx context.Context) (missing []Missing, passed []string) {
 // ServeHTTP responds with 200 if nothing is missing, else with 503. The body has a line for each check.
 func (r *Ready) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	missing, passed := r.ask(req.Context())
+	writeReady(w, missing, passed)
+}
+
+func writeReady(w http.ResponseWriter, missing []Missing, passed []string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
 	if len(missing) > 0 {
@@ -99,16 +103,7 @@ func Admin(reg *prometheus.Registry, ready *Ready, b version.Build, l *slog.Logg
 	if l == nil {
 		l = slog.New(slog.DiscardHandler)
 	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Cache-Control", "no-store")
-		_, _ = io.WriteString(w, "ok\n")
-	})
-	mux.Handle("GET /readyz", ready)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{
-		ErrorLog: slog.NewLogLogger(l.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError,
-		MaxRequestsInFlight: 4,
-	}))
+	mux := readOnly(reg, ready, l)
 	// Importing net/http/pprof also registers on http.DefaultServeMux, which nothing here serves.
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
@@ -119,4 +114,55 @@ func Admin(reg *prometheus.Registry, ready *Ready, b version.Build, l *slog.Logg
 		fmt.Fprintf(w, "darter %s\n\n/healthz\n/readyz\n/metrics\n/debug/pprof/\n", b)
 	})
 	return mux
+}
+
+// Health returns the handler for programs of other machines: /healthz, /readyz and /metrics of [Admin], and nothing
+// else. Strangers may ask it, and checks write to the disk, so it answers with checks that are up to a second old.
+func Health(reg *prometheus.Registry, ready *Ready, l *slog.Logger) http.Handler {
+	return readOnly(reg, &recent{ready: ready, turn: make(chan struct{}, 1)}, l)
+}
+
+// readOnly returns the paths that Admin and Health have in common.
+func readOnly(reg *prometheus.Registry, ready http.Handler, l *slog.Logger) *http.ServeMux {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		_, _ = io.WriteString(w, "ok\n")
+	})
+	mux.Handle("GET /readyz", ready)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{
+		ErrorLog: slog.NewLogLogger(l.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError,
+		MaxRequestsInFlight: 4,
+	}))
+	return mux
+}
+
+// recentMax is how old the checks of an answer of [Health] may be.
+const recentMax = time.Second
+
+// recent answers for a Ready and runs its checks once in recentMax.
+type recent struct {
+	ready *Ready
+	// turn has room for the one request that uses the fields below; the others wait for it, or for their clients.
+	turn    chan struct{}
+	at      time.Time // of the last checks; zero if there were none
+	missing []Missing
+	passed  []string
+}
+
+func (r *recent) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	select {
+	case r.turn <- struct{}{}:
+	case <-req.Context().Done():
+		http.Error(w, "the checks took too long", http.StatusServiceUnavailable)
+		return
+	}
+	if r.at.IsZero() || time.Since(r.at) >= recentMax {
+		// A client that leaves must not make the answer of the next one.
+		r.missing, r.passed = r.ready.ask(context.WithoutCancel(req.Context()))
+		r.at = time.Now()
+	}
+	missing, passed := r.missing, r.passed
+	<-r.turn
+	writeReady(w, missing, passed)
 }

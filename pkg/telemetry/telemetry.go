@@ -1,7 +1,8 @@
 // Package telemetry shows a process to its operators: metrics, log lines, health, profiles.
 //
 // It never shows a secret, and no label takes a value from a client or an origin, so that they cannot create series.
-// Every group of metrics may be nil; it then counts nothing. Start at [NewRegistry], [NewLogger] and [Admin].
+// Every group of metrics may be nil; it then counts nothing. Start at [NewRegistry], [NewLogger], [Admin]
+// and [Health].
 // docs/metrics.md lists all metrics.
 package telemetry
 

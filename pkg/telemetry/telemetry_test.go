@@ -3,6 +3,7 @@ package telemetry_test
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,7 +19,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -441,4 +444,54 @@ func TestOutcomes(t *testing.T) {
 	assert.Nil(t, none.Outcomes())
 	var nobody *telemetry.Owner
 	assert.Nil(t, nobody.Outcomes())
+}
+
+// Strangers may ask the health port often, and a check writes to the disk.
+func TestChecksOncePerSecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ready telemetry.Ready
+		asked := 0
+		var fault error
+		ready.Add("disk", func(ctx context.Context) error {
+			asked++
+			time.Sleep(100 * time.Millisecond)
+			return cmp.Or(fault, ctx.Err())
+		})
+		h := telemetry.Health(prometheus.NewRegistry(), &ready, slog.New(slog.DiscardHandler))
+		get := func(ctx context.Context) (int, string) {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequestWithContext(ctx, "GET", "/readyz", nil))
+			return w.Code, w.Body.String()
+		}
+		var all sync.WaitGroup
+		for range 50 {
+			all.Go(func() {
+				code, body := get(t.Context())
+				assert.Equal(t, 200, code)
+				assert.Equal(t, "ok disk\nready\n", body)
+			})
+		}
+		all.Wait()
+		assert.Equal(t, 1, asked)
+		fault = errors.New("full")
+		code, _ := get(t.Context())
+		assert.Equal(t, 200, code, "an answer may be a second old")
+		time.Sleep(time.Second)
+		code, body := get(t.Context())
+		assert.Equal(t, 503, code)
+		assert.Equal(t, "missing disk: full\n", body)
+		assert.Equal(t, 2, asked)
+
+		// A client that leaves during a check does not fail the next one's answer.
+		fault = nil
+		time.Sleep(time.Second)
+		gone, leave := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer leave()
+		all.Go(func() { get(gone) })
+		time.Sleep(75 * time.Millisecond)
+		code, body = get(t.Context())
+		assert.Equal(t, 200, code, body)
+		all.Wait()
+		assert.Equal(t, 3, asked)
+	})
 }
