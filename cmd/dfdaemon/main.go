@@ -28,7 +28,7 @@ supernode it works as a pull-through cache.`,
 		New: func(rt cli.Runtime) (cli.Runner, error) {
 			return daemon.New(*cfg, rt.Logger, node.WithStart(rt.Context))
 		},
-		Commands: []cli.Command{configure(cfg), examine(cfg), proxyCA(cfg),
+		Commands: []cli.Command{configure(cfg), examine(cfg), proxyCA(cfg), await(),
 			cli.PurgeCommand("dfdaemon", &cfg.API.Listen, "api-listen")},
 	})
 }
