@@ -347,7 +347,7 @@ func (r *Resolver) orGone(ctx context.Context, l Lookup, err error) error {
 	q.Anonymous = true
 	q.Header.Del("Authorization")
 	q.Header.Del("Accept") // a client chooses it, and must not cause an outage by it
-	// A client also chooses the repository: that it gets no token for one says nothing of the others.
+	// A client also chooses the repository: a missing token for one repository does not concern the others.
 	key := "tokens of " + l.Upstream + "/" + l.Repository
 	if !r.gone.isOpen(key, time.Now()) {
 		asking, cancel := context.WithTimeout(ctx, silentAfter)
@@ -360,7 +360,7 @@ func (r *Resolver) orGone(ctx context.Context, l Lookup, err error) error {
 			}
 		}
 		if declined(failed) || ctx.Err() != nil {
-			return err // a client that has left says nothing of the token service
+			return err // the client has left, so the error does not concern the token service
 		}
 		r.gone.trip(key, time.Now())
 	}

@@ -13,14 +13,14 @@ const (
 	// quietMax is how many lookups may wait so long at the same time. A larger number serves clients of a slow registry
 	// that ask for many images at once, a smaller one sooner refuses clients of a registry that hangs.
 	quietMax = 32
-	// probeFor replaces quietFor for a registry that let a lookup wait in vain for all its time: then one lookup at a time
-	// finds out whether the registry answers again.
+	// probeFor replaces quietFor for a registry that answered nothing during the whole time of one lookup: then one lookup
+	// at a time tests whether the registry answers again.
 	probeFor = 2 * time.Second
 	// silentRetry is after how long a refused client may ask again.
 	silentRetry = 10 * time.Second
 	// firstByteDefault is how long a registry may take where the configuration says nothing.
 	firstByteDefault = 10 * time.Minute
-	// registriesMax bounds the registries that are watched.
+	// registriesMax bounds the registries whose answers are timed.
 	registriesMax = 1024
 )
 
@@ -55,7 +55,7 @@ type quiet struct {
 	next    int
 	// answered is the time of the last answer to any request, zero if there is none.
 	answered time.Time
-	// vain says that the last lookup that ended had waited for all its time without an answer of the registry.
+	// vain is true if the last lookup that ended got no answer of the registry in its whole time.
 	vain bool
 }
 

@@ -151,7 +151,8 @@ func (p Program) command(stdout, stderr io.Writer, environ []string) *cobra.Comm
 		},
 	}
 	form.Bind(root.Flags())
-	root.Flags().BoolVar(&printConfig, "print-config", false, "print the settings in force, with secrets redacted, and exit")
+	root.Flags().BoolVar(&printConfig, "print-config", false,
+		"print the settings in force, with secrets redacted, and exit")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return errUsage{config.FlagError(cmd.Flags(), err)}
 	})

@@ -101,9 +101,9 @@ type Mirror struct {
 	// PublicUnreachable is how long the mirror serves public images of an unreachable registry to every client. The time
 	// counts from the last answer with which the registry let an anonymous client of this node or of an owner read the
 	// image. Tags keep their last meaning. Such responses carry X-Darter-Unverified. A longer time survives a longer
-	// outage; a shorter time ends sooner for images that became private just before the outage. 0 serves none. Clients that
-	// send a token at once, such as Docker, do not show which images are public: with rightsUnreachable: serve-cached the
-	// mirror makes a lookup of its own for them.
+	// outage; a shorter time ends sooner for images that became private just before the outage. 0 serves none. Clients
+	// that send a token at once, such as Docker, do not show which images are public: with rightsUnreachable:
+	// serve-cached the mirror makes a lookup of its own for them.
 	PublicUnreachable time.Duration `yaml:"publicUnreachable" default:"24h" reload:"yes"`
 	// ClusterTags is how old a resolved tag may be while its registry is unreachable and its upstream has access: cluster.
 	// A node can then start an outdated image.

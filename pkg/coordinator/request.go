@@ -241,7 +241,7 @@ func (c *Coordinator) handle(w http.ResponseWriter, r *http.Request) (api.Announ
 	from := senderOf(ctx, host.Host{})
 	size := r.ContentLength
 	if size < 0 {
-		size = api.AnnounceMax // it may have so many
+		size = api.AnnounceMax // it may have that many
 	}
 	leave := c.bodies.enter(from.source(), size)
 	if leave == nil {

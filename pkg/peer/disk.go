@@ -144,7 +144,7 @@ func readFull(r piece.Replica, p []byte, off int64) error {
 }
 
 // readBlock reads the block of a stored piece that holds the offset at into buf, and returns where
-// it begins and its bytes: those that were verified when the piece came. It fails as sums does.
+// it begins and its bytes: those that were verified when the piece arrived. It fails as sums does.
 func (s *stored) readBlock(buf []byte, at int64) (begin int64, block []byte, err error) {
 	layout := s.proof.replica.Metadata().Layout()
 	i := layout.At(at)
@@ -206,7 +206,7 @@ func readSpan(r piece.Replica, off, n int64) ([]byte, error) {
 	return b[off-begin:][:n], nil
 }
 
-// dropDamaged drops a task of which a piece is damaged. A later reader brings it again.
+// dropDamaged drops a task of which a piece is damaged. The next reader makes the engine fetch it again.
 func (d *Download) dropDamaged(i piece.Index) {
 	d.forgetDamaged(fmt.Errorf("piece %d: %w", i, errDamaged))
 	d.fail(errDamaged)

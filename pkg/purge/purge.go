@@ -1,8 +1,8 @@
 // Package purge deletes a task from every host of a cluster on an operator's order.
 //
 // A host never counts as done before its replica is deleted, and carries out each order exactly once. The
-// layers below delete what is theirs behind [Dropper] and hooks; orders, their journal, the exchange
-// between hosts, the hosts' reports and the operator's client are here.
+// layers below delete their own data behind [Dropper] and hooks; this package has the orders, their
+// journal, the exchange between hosts, the hosts' reports and the operator's client.
 //
 // Start at [Service.Purge], then [Journal.Add].
 package purge

@@ -2,9 +2,9 @@
 // RFC 9110 and RFC 9111 for a cache that many users share.
 //
 // It never shares bytes unless the origin declares them public, or a comparison shows that the origin would
-// answer this client with the same bytes. If the rules leave a doubt, the client gets the file straight from the origin.
-// The package sends no request, stores nothing and never waits. Start at [Decide]; docs/files.md lists the
-// rules.
+// answer this client with the same bytes. If the rules leave a doubt, the client gets the file straight from
+// the origin. The package sends no request, stores nothing and never waits. Start at [Decide]; docs/files.md
+// lists the rules.
 package sharing
 
 import (
