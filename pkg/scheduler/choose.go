@@ -41,15 +41,7 @@ func (p pool) at(i int) memberIndex {
 func (s *Scheduler) choose(
 	now time.Time, w *swarm, m memberIndex, need int, gates []memberIndex, local bool,
 ) []Neighbour {
-	if free := s.linksFree(w, m, w.member(m).now().starving); free < need {
-		if w.member(m).now().starving {
-			// A starving member with that many links has lost them, without an announce of it.
-			w.unlinkAll(m)
-		} else {
-			need = free
-		}
-	}
-	if need <= 0 {
+	if need = s.claimLinks(w, m, need); need <= 0 {
 		return nil
 	}
 	chosen := s.scratch.chosen[:0]
@@ -112,6 +104,27 @@ func (s *Scheduler) choose(
 	ends[5] = len(chosen)
 
 	s.scratch.chosen = chosen
+	return s.neighbours(w, chosen, ends)
+}
+
+// claimLinks returns how many of need further links member m may get. It drops all links of a starving member
+// that may not get so many.
+func (s *Scheduler) claimLinks(w *swarm, m memberIndex, need int) int {
+	starving := w.member(m).now().starving
+	free := s.linksFree(w, m, starving)
+	switch {
+	case free >= need:
+		return need
+	case starving:
+		// Such a member has lost its links without an announce of it.
+		w.unlinkAll(m)
+		return need
+	}
+	return free
+}
+
+// neighbours returns the chosen members with their reasons; ends says where the choices for each reason end.
+func (s *Scheduler) neighbours(w *swarm, chosen []memberIndex, ends [6]int) []Neighbour {
 	if len(chosen) == 0 {
 		return nil
 	}

@@ -100,6 +100,7 @@ func Run(t *testing.T, f Factory) {
 	su.reading()
 	su.writing()
 	su.tasks()
+	su.inventory()
 	su.removal()
 	su.closing()
 	su.runs()
@@ -295,7 +296,10 @@ func (su suite) tasks() {
 		assert.True(t, s.Complete(ID("empty")))
 		assert.False(t, s.Complete(ID("another")))
 	})
+}
 
+// inventory tests the list of tasks.
+func (su suite) inventory() {
 	su.Run("the inventory lists all tasks", func(t *testing.T) {
 		s := su.open(t)
 		assert.Empty(t, s.Inventory())

@@ -88,23 +88,11 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset, end int64) (*
 	}
 	agent := u.agent(spec.Agent)
 	ctx = withAgent(ctx, agent)
-	header := http.Header{"User-Agent": {agent}}
-	kind, purpose := "blobs", ForBlob
-	switch spec.Kind {
-	case task.Blob:
-	case task.Manifest:
-		kind, purpose = "manifests", ForManifest
-		header["Accept"] = spec.Accept
-		if len(spec.Accept) == 0 {
-			header["Accept"] = oci.ManifestTypes()
-		}
-	default:
-		return nil, fmt.Errorf("a registry has no task of kind %.40q", spec.Kind)
+	kind, purpose, header, err := requestOf(spec, agent)
+	if err != nil {
+		return nil, err
 	}
 	ctx = withPurpose(ctx, purpose)
-	if !spec.Authorization.IsZero() {
-		header.Set("Authorization", spec.Authorization.Reveal())
-	}
 	bare := true
 	if spec.Authorization.IsZero() && u.hasCredentials() {
 		_, has, err := u.credential(ctx, repository)
@@ -157,6 +145,27 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset, end int64) (*
 		return err
 	})
 	return res, err
+}
+
+// requestOf returns the part of the path that names the kind of a task, the purpose of its GET, and its header.
+func requestOf(spec task.Spec, agent string) (kind string, purpose Purpose, header http.Header, err error) {
+	header = http.Header{"User-Agent": {agent}}
+	kind, purpose = "blobs", ForBlob
+	switch spec.Kind {
+	case task.Blob:
+	case task.Manifest:
+		kind, purpose = "manifests", ForManifest
+		header["Accept"] = spec.Accept
+		if len(spec.Accept) == 0 {
+			header["Accept"] = oci.ManifestTypes()
+		}
+	default:
+		return "", purpose, nil, fmt.Errorf("a registry has no task of kind %.40q", spec.Kind)
+	}
+	if !spec.Authorization.IsZero() {
+		header.Set("Authorization", spec.Authorization.Reveal())
+	}
+	return kind, purpose, header, nil
 }
 
 // labelsMax bounds the remembered labels; a forgotten one can cost one GET.
