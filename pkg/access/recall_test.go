@@ -335,7 +335,7 @@ func (s swapping) Do(ctx context.Context, req source.RegistryRequest) (*http.Res
 	return s.fading.Do(ctx, req)
 }
 
-// What the node's own login could read is no public past, also if a reload takes the login away before the answer.
+// An object that the node's own login could read was not public, also if a reload removes the login before the answer.
 func TestALoginTakenAwayMakesNothingPublic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, own := &fading{private: true}, &atomic.Bool{}

@@ -306,8 +306,8 @@ func (r *Resolver) SetPolicy(p Policy) {
 // ServesCached reports whether an expired grant is valid while its registry is unreachable.
 func (r *Resolver) ServesCached() bool { return r.policy.Load().ServeCached }
 
-// Forget drops all grants and tags, for instance when a reload changes how registries are asked. What registries said
-// last, for the time when they do not answer, stays; see [Resolver.Purge].
+// Forget drops all grants and tags, for instance when a reload changes how registries are asked. It keeps the last
+// replies of registries for the time when they do not answer; see [Resolver.Purge].
 func (r *Resolver) Forget() {
 	r.generation.Add(1)
 	r.grants.clear()

@@ -94,7 +94,7 @@ func (e buildkitEdit) add(old []byte) ([]byte, error) {
 }
 
 // own returns what buildkitd needs for its own requests to a registry, which it makes if the mirror does not answer.
-// What the user has set stays.
+// It keeps the values that the user has set.
 func (e buildkitEdit) own(doc *document, table []string, u Upstream) (pairs [][2]string) {
 	add := func(key, value string) {
 		if doc.get(append(slices.Clone(table), key)...) == nil {

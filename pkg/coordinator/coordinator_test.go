@@ -771,7 +771,7 @@ func TestBytesOfAnnouncesAreBounded(t *testing.T) {
 	require.NotNil(t, local.enter("127.0.0.1", 1), "the hosts of a test, or of one machine")
 }
 
-// noted records the last announce that a purge service hears of.
+// noted records the last announce that a purge service received.
 type noted struct{ last api.AnnounceRequest }
 
 func (n *noted) Mark() string               { return "" }

@@ -50,7 +50,7 @@ func TestWindowsReachTheEngine(t *testing.T) {
 			api.AnnounceRequest{Version: 1, Host: member("1"), Generation: 7, Entries: []api.Entry{e}})
 		require.NoError(t, err)
 		require.NotNil(t, response.Assignments[0].Failure)
-		assert.Len(t, got, api.WindowsMax, "the engine hears of none that cannot be")
+		assert.Len(t, got, api.WindowsMax, "the engine receives no impossible window")
 	}
 
 	e.Windows = []api.Window{{Offset: 1, Length: 1}}

@@ -47,7 +47,7 @@ func TestClockRefusal(t *testing.T) {
 			r := talk(t, a, b)
 			require.Error(t, r.client)
 			assert.True(t, identity.OfClocks(r.client), "%v", r.client)
-			// What the two clocks said: the dialling end's, and the one that made the certificate.
+			// Both ends name two times: that of the dialling end, and that of the certificate.
 			assert.ErrorContains(t, r.client, one.now.Add(ahead).Format(time.RFC3339))
 			assert.ErrorContains(t, r.client, one.now.Format(time.RFC3339))
 			assert.ErrorContains(t, r.client, "NTP")

@@ -145,7 +145,7 @@ func TestAddCertificate(t *testing.T) {
 	good := made(id)
 	v := identity.NewVerifier(id)
 	_, err := v.AddCertificate(good)
-	require.NoError(t, err, "what the cases below change is what makes them bad")
+	require.NoError(t, err, "valid before the changes of the cases below")
 
 	for name, c := range map[string]struct {
 		der  []byte

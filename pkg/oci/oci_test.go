@@ -296,7 +296,7 @@ func FuzzSniffManifest(f *testing.F) {
 
 func TestReferencesListsWhatARegistryVerifies(t *testing.T) {
 	digest := func(c string) string { return "sha256:" + strings.Repeat(c, 64) }
-	// b is what its registry has not got.
+	// The registry does not have b.
 	a, b := `{"digest":"`+digest("a")+`","size":5,"mediaType":"l"}`,
 		`{"digest":"`+digest("b")+`","size":7,"mediaType":"l"}`
 	blobA, blobB := oci.Reference{ID: task.ID(digest("a")), Size: 5, MediaType: "l"},

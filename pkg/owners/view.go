@@ -242,7 +242,7 @@ func (v *View) Apply(now time.Time, e Event) (c Changes) {
 		if !o.inherited && now.Sub(o.since) >= DeadAfter {
 			o.inherited, c.Died = true, true
 		}
-		// Standbys then know what hosts hold before anybody asks them.
+		// Standbys then know the tasks of hosts before the first host asks them.
 		v.callIfLost(now, &c)
 	case Refused:
 		m := v.members[e.From]

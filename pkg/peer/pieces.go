@@ -11,7 +11,7 @@ import (
 	"github.com/darter-io/darter/pkg/piece"
 )
 
-// What a download does with pieces: it requests, stores, proves and announces them.
+// This file has the pieces of a download: it requests, stores, proves and announces them.
 
 // request requests pieces, as many as the picker picks.
 func (d *Download) request(now time.Time) {

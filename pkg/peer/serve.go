@@ -9,7 +9,7 @@ import (
 	"github.com/darter-io/darter/pkg/piece"
 )
 
-// What a download sends to others.
+// This file has the answers of a download to the requests of neighbours.
 
 // serving is what a download sent, and to which peers. The loop owns it.
 type serving struct {

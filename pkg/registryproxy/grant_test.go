@@ -260,7 +260,7 @@ func TestEqualLookupsAreCoalesced(t *testing.T) {
 			count[<-statuses]++
 		}
 		assert.Equal(t, map[int]int{200: 200, 404: 200}, count)
-		assert.Equal(t, 3, r.asks(), "one HEAD for what is there, and a HEAD and a GET for what is not")
+		assert.Equal(t, 3, r.asks(), "one HEAD for the present object, and a HEAD and a GET for the missing one")
 	})
 }
 

@@ -37,7 +37,7 @@ func (p pool) at(i int) memberIndex {
 }
 
 // choose names up to need others to member m and links them; gates are the gateways of its zone.
-// Where m is local, all are of its zone: the gateways bring what is in other zones.
+// If m is local, it names members of its zone only: the gateways bring the pieces of other zones.
 func (s *Scheduler) choose(
 	now time.Time, w *swarm, m memberIndex, need int, gates []memberIndex, local bool,
 ) []Neighbour {

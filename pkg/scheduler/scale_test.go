@@ -116,7 +116,7 @@ func TestAGoneHostIsNoHolderBeforeItsEnd(t *testing.T) {
 	assert.Equal(t, Stats{Hosts: 2, Swarms: 1, Wanting: 2, Seeding: 1, Links: 1}, s.Stats())
 }
 
-// What a host holds and nobody wants, which is nearly everything, costs little.
+// A held task that no host wants costs little memory: nearly all tasks are such.
 func TestAHeldTaskCostsAtMost100Bytes(t *testing.T) {
 	race.Skip(t, "the detector's own memory counts")
 	heap := func() uint64 {

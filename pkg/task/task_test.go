@@ -50,8 +50,7 @@ func FuzzParseID(f *testing.F) {
 	})
 }
 
-// Whatever makes a file another file makes it another task; fields that run into each other
-// do not.
+// Each field of a file that differs gives another task. Two fields with the same joined text do not give one task.
 func TestFileID(t *testing.T) {
 	base := task.File{URL: "https://files.test/a", Validator: `"v1"`, Length: 5, Tag: "t", Application: "app"}
 	_, err := task.ParseID(string(base.ID()))

@@ -99,7 +99,7 @@ func (o *fleetOrigin) Open(ctx context.Context, spec task.Spec, offset int64) (*
 	return r, err
 }
 
-// hostBody stops with its host. What the registry sent is on its way then.
+// hostBody stops with its host. The bytes that the registry sent before are still on their way then.
 type hostBody struct {
 	*body
 	host *Host

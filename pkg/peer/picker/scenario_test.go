@@ -14,8 +14,8 @@ import (
 
 var begin = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
-// TestScenarios plays the stories in testdata. Run it with -rewrite to accept what the
-// picker says now. Neighbours have one letter, capital for a seed; pieces are drawn as #
+// TestScenarios plays the scenarios in testdata. Run it with -rewrite to accept the present
+// output of the picker. Neighbours have one letter, capital for a seed; pieces are drawn as #
 // (there) and . (missing). The commands:
 //
 //	new [have=BITS] [want=BITS] [limit=N] [each=N] [seed=N]   a picker; its input is a neighbour a line: NAME BITS

@@ -94,7 +94,7 @@ func TestATaskThatHasLessThanItsPartOfTakenSlotsGetsOne(t *testing.T) {
 	assert.Equal(t, 6, s.Active())
 	assert.False(t, s.TryAcquire(b))
 	s.Release(a)
-	assert.True(t, s.TryAcquire(b), "what is free is anybody's")
+	assert.True(t, s.TryAcquire(b), "any task may take a free slot")
 }
 
 func TestManyTasksTakeTwiceTheSlotsAtMost(t *testing.T) {

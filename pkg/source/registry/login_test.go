@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What hideRealm writes, toRealm reads.
+// toRealm restores the realm that hideRealm encoded.
 func TestAHiddenRealmIsFoundAgain(t *testing.T) {
 	base := &url.URL{Scheme: "https", Host: "registry.test"}
 	for _, c := range []struct {

@@ -332,7 +332,7 @@ func contentSpec(host string) task.Spec {
 		Repository: "team/app"}
 }
 
-// What an owner learns by its own certificate is no answer for the clients of other nodes.
+// A reply that an owner got by its own certificate is not shared with the clients of other nodes.
 func TestRepliesToANodeCertificateAreNotShared(t *testing.T) {
 	r := registrytest.Start(t, registrytest.Config{TLS: true, ClientCert: true})
 	spec := blob(t, r, "lib/app")

@@ -1,8 +1,8 @@
 // Package sourcetest tests the contract of [source.Origin]; every implementation runs it.
 //
-// The server behind the origin lies, cuts, stalls and redirects. A reader always gets either the right bytes
-// from the requested offset on or an error, and a secret never reaches another host or an error message.
-// Start at [Run].
+// The server behind the origin sends wrong bytes, cuts bodies, stalls and redirects. A reader always gets
+// either the right bytes from the requested offset on or an error, and a secret never reaches another host
+// or an error message. Start at [Run].
 package sourcetest
 
 import (

@@ -63,7 +63,7 @@ func child(arg string, w io.Writer) (err error) {
 
 // observe measures what f costs this process.
 func observe(profile string, f func() error) (u usage, err error) {
-	// What was needed to get here is no part of the figure.
+	// The figure leaves out the memory of the preparation.
 	runtime.GC()
 	debug.FreeOSMemory()
 	if profile != "" {

@@ -22,7 +22,7 @@ const (
 //
 // On a virtual machine whose hypervisor takes free memory back, the first use of a page costs
 // seven times what any later use does: 1.2 CPU-s/GiB of written files instead of 0.17, and the
-// one or the other by chance. What the reserve gives back was in use a moment ago, so that
+// one or the other by chance. The memory that the reserve gives back was in use a moment ago, so that
 // every measured process finds the same memory, that of a machine of one's own.
 type reserve struct {
 	memory []byte
