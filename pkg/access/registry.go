@@ -189,7 +189,7 @@ func refusal(l Lookup, res *http.Response, known reply) error {
 	case res.StatusCode == http.StatusOK, res.StatusCode == http.StatusNotModified && known.etag != "":
 		return nil
 	}
-	return &UnreachableError{fmt.Errorf("asking %s: it answered %d to %s, which is neither yes nor no",
+	return &UnreachableError{fmt.Errorf("asking %s: it answered %d to %s, which neither grants nor refuses the request",
 		l.Upstream, res.StatusCode, l.Path())}
 }
 

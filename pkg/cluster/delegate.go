@@ -53,7 +53,7 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 	return errCrowd
 }
 
-var errCrowd = fmt.Errorf("%d members are known, and no more may be", membersMax)
+var errCrowd = fmt.Errorf("%d members are known already, and that is the bound", membersMax)
 
 func (d delegate) NotifyJoin(n *memberlist.Node) {
 	d.c.mu.Lock()

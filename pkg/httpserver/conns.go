@@ -201,7 +201,7 @@ func (g *limited) admit(c *net.TCPConn) *limitedConn {
 	return held
 }
 
-var errCrowded = errors.New("as many connections are open as may be, in all or from this address")
+var errCrowded = errors.New("too many connections are open, in all or from this address")
 
 func oldest(lists ...*list.List) *limitedConn {
 	for _, l := range lists {

@@ -196,7 +196,7 @@ func decodeRun(body []byte) (piece.DigestRun, error) {
 	return r, r.Check()
 }
 
-var errShortRecord = errors.New("record is too short or too long for what it says")
+var errShortRecord = errors.New("length of the record does not match its fields")
 
 // decoder takes fields from the front of b. Once bad, it returns zeros.
 type decoder struct {
