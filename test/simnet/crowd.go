@@ -256,142 +256,171 @@ const forgotten = 15 * time.Minute
 func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 	c.defaults()
 	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait()
+	s := &crowdRun{Crowd: c}
+	defer s.wg.Wait()
 	defer cancel()
+	if err := s.build(); err != nil {
+		return Outcome{}, err
+	}
+	if err := s.startSupernode(ctx); err != nil {
+		return Outcome{}, err
+	}
+	s.startHelpers(ctx)
+	before := s.seed.Stats().Sent
+	for _, l := range c.Preheat {
+		s.seed.Seed(s.specs[l])
+	}
+	out := s.pullOnNodes(ctx)
+	s.count(&out, before)
+	return out, nil
+}
 
-	size := float64(int64(c.K) * c.PieceSize)
-	reg := &registry{contents: make(map[task.ID][]byte), out: link{rate: c.OriginRate}, latency: c.Latency}
+// crowdRun is a crowd that runs.
+type crowdRun struct {
+	*Crowd
+	wg       sync.WaitGroup // of all goroutines that end with the context
+	network  *Network
+	reg      *registry
+	specs    []task.Spec // of Layers
+	signer   *identity.Signer
+	verifier *trust
+	pool     *memstore.Pool
+	coord    *coordinator.Coordinator
+
+	seed             *peer.Engine
+	helpers, engines []*peer.Engine
+	hosts            []*Host // of engines
+}
+
+func (s *crowdRun) zones() int { return max(1, s.Zones) }
+
+// size is the length of all layers.
+func (s *crowdRun) size() float64 { return float64(int64(s.K) * s.PieceSize) }
+
+// build makes the registry, its layers and the network.
+func (s *crowdRun) build() (err error) {
+	s.reg = &registry{contents: make(map[task.ID][]byte), out: link{rate: s.OriginRate}, latency: s.Latency}
 	var key [32]byte
-	binary.LittleEndian.PutUint64(key[:], c.Seed)
+	binary.LittleEndian.PutUint64(key[:], s.Seed)
 	random := rand.NewChaCha8(key)
-	var specs []task.Spec
-	for _, k := range c.Layers {
-		content := make([]byte, int64(k)*c.PieceSize)
+	for _, k := range s.Layers {
+		content := make([]byte, int64(k)*s.PieceSize)
 		random.Read(content)
 		spec := task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(content))), Kind: task.Blob,
 			Upstream: "registry.test", Repository: "a"}
-		specs = append(specs, spec)
-		reg.contents[spec.ID] = content
+		s.specs = append(s.specs, spec)
+		s.reg.contents[spec.ID] = content
 	}
-
-	network := New(Config{Latency: c.Latency, Chunk: int(max(1<<10, c.PieceSize/chunks)), Window: c.Window})
-	zones := max(1, c.Zones)
-	for z := range zones {
-		network.Zone(fmt.Sprint(z), c.ZoneRate, c.ZoneRate)
+	s.network = New(Config{Latency: s.Latency, Chunk: int(max(1<<10, s.PieceSize/chunks)), Window: s.Window})
+	for z := range s.zones() {
+		s.network.Zone(fmt.Sprint(z), s.ZoneRate, s.ZoneRate)
 	}
 	own, err := identity.New(identity.Config{HostID: hostID(0), Insecure: true})
 	if err != nil {
-		return Outcome{}, err
+		return err
 	}
-	signer, err := identity.NewSigner(own)
-	if err != nil {
-		return Outcome{}, err
-	}
-	verifier := &trust{Verifier: identity.NewVerifier(own), good: make(map[[sha256.Size]byte]bool)}
-	pool := new(memstore.Pool)
+	s.verifier = &trust{Verifier: identity.NewVerifier(own), good: make(map[[sha256.Size]byte]bool)}
+	s.pool = new(memstore.Pool)
+	s.signer, err = identity.NewSigner(own)
+	return err
+}
 
-	start := func(i int, h *Host, cfg peer.Config) (*peer.Engine, host.Host) {
-		cfg.Host = host.Host{ID: hostID(i), Name: h.name, Addr: h.Addr(), Zone: h.zone}
-		if cfg.Store == nil {
-			cfg.Store = memstore.New(memstore.Config{Pool: pool})
-		}
-		cfg.Listener, cfg.Dial, cfg.Verifier = h.Listen(), h.Dial, verifier
-		cfg.PieceSize = func(int64) int64 { return c.PieceSize }
-		cfg.Logger, cfg.UploadLines, cfg.Copies = c.Logger, c.UploadLines, c.Copies
-		cfg.Picker.Seed = c.Seed + uint64(i)
-		if c.Peer != nil {
-			c.Peer(i, &cfg)
-		}
-		e := peer.New(cfg)
-		if c.Begun != nil {
-			c.Begun(i, e)
-		}
-		wg.Go(func() { _ = e.Run(ctx) })
-		return e, cfg.Host
+// start runs the engine of host i.
+func (s *crowdRun) start(ctx context.Context, i int, h *Host, cfg peer.Config) (*peer.Engine, host.Host) {
+	cfg.Host = host.Host{ID: hostID(i), Name: h.name, Addr: h.Addr(), Zone: h.zone}
+	if cfg.Store == nil {
+		cfg.Store = memstore.New(memstore.Config{Pool: s.pool})
 	}
+	cfg.Listener, cfg.Dial, cfg.Verifier = h.Listen(), h.Dial, s.verifier
+	cfg.PieceSize = func(int64) int64 { return s.PieceSize }
+	cfg.Logger, cfg.UploadLines, cfg.Copies = s.Logger, s.UploadLines, s.Copies
+	cfg.Picker.Seed = s.Seed + uint64(i)
+	if s.Peer != nil {
+		s.Peer(i, &cfg)
+	}
+	e := peer.New(cfg)
+	if s.Begun != nil {
+		s.Begun(i, e)
+	}
+	s.wg.Go(func() { _ = e.Run(ctx) })
+	return e, cfg.Host
+}
 
-	superHost := network.Host("super", "0", c.Rate*c.SeedMultiple, 0)
-	super := host.Host{ID: hostID(0), Name: "super", Addr: superHost.Addr(), Zone: "0"}
-	var seed *peer.Engine
-	superStore := memstore.New(memstore.Config{Pool: pool})
-	coord := coordinator.New(coordinator.Config{
-		Host: super, Scheduler: scheduler.Config{Seed: c.Seed}, Store: superStore,
-		Seed: func(s task.Spec) { seed.Seed(s) },
+// startSupernode runs the coordinator and its engine, which has all layers if the crowd is not cold.
+func (s *crowdRun) startSupernode(ctx context.Context) error {
+	h := s.network.Host("super", "0", s.Rate*s.SeedMultiple, 0)
+	super := host.Host{ID: hostID(0), Name: "super", Addr: h.Addr(), Zone: "0"}
+	store := memstore.New(memstore.Config{Pool: s.pool})
+	s.coord = coordinator.New(coordinator.Config{
+		Host: super, Scheduler: scheduler.Config{Seed: s.Seed}, Store: store,
+		Seed: func(spec task.Spec) { s.seed.Seed(spec) },
 	})
-	wg.Go(func() { _ = coord.Run(ctx) })
-	seed, _ = start(0, superHost, peer.Config{
-		Seed: true, Store: superStore, Announcer: coord, Origin: reg, Signer: signer, Observer: coord,
-		UploadSlots: int(upload.SlotsDefault * c.SeedMultiple),
+	s.wg.Go(func() { _ = s.coord.Run(ctx) })
+	s.seed, _ = s.start(ctx, 0, h, peer.Config{
+		Seed: true, Store: store, Announcer: s.coord, Origin: s.reg, Signer: s.signer, Observer: s.coord,
+		UploadSlots: int(upload.SlotsDefault * s.SeedMultiple),
 	})
 	time.Sleep(time.Millisecond)
-	if c.OriginRate == 0 {
-		for _, spec := range specs {
-			if err := warm(ctx, seed, spec); err != nil {
-				return Outcome{}, err
-			}
+	if s.OriginRate != 0 {
+		return nil
+	}
+	for _, spec := range s.specs {
+		if err := warm(ctx, s.seed, spec); err != nil {
+			return err
 		}
 	}
+	return nil
+}
 
-	var helpers []*peer.Engine
-	for i := range c.Helpers {
-		h := network.Host(fmt.Sprintf("helper%d", i), "0", c.Rate*c.SeedMultiple, 0)
-		o := &owner{wire: h, coord: coord}
+// startHelpers runs the engines of further supernodes.
+func (s *crowdRun) startHelpers(ctx context.Context) {
+	for i := range s.Helpers {
+		h := s.network.Host(fmt.Sprintf("helper%d", i), "0", s.Rate*s.SeedMultiple, 0)
+		o := &owner{wire: h, coord: s.coord}
 		var e *peer.Engine
 		// It announces to the owner as a node does, and the owner never orders it to fetch from an origin.
-		e, o.host = start(c.N+1+i, h, peer.Config{Seed: true, Announcer: o,
-			UploadSlots: int(upload.SlotsDefault * c.SeedMultiple)})
-		helpers = append(helpers, e)
-		wg.Go(func() { o.beat(ctx) })
-		for _, spec := range specs {
+		e, o.host = s.start(ctx, s.N+1+i, h, peer.Config{Seed: true, Announcer: o,
+			UploadSlots: int(upload.SlotsDefault * s.SeedMultiple)})
+		s.helpers = append(s.helpers, e)
+		s.wg.Go(func() { o.beat(ctx) })
+		for _, spec := range s.specs {
 			e.Seed(spec)
 		}
 	}
-	if c.Helpers > 0 && c.HelpersHold {
+	if s.Helpers > 0 && s.HelpersHold {
 		time.Sleep(forgotten)
 	}
-	before := seed.Stats().Sent
-	for _, l := range c.Preheat {
-		seed.Seed(specs[l])
-	}
+}
+
+// pullOnNodes runs the nodes until each has its layers or is dead.
+func (s *crowdRun) pullOnNodes(ctx context.Context) Outcome {
 	var mu sync.Mutex
-	out := Outcome{Of: make([]time.Duration, c.N)}
+	out := Outcome{Of: make([]time.Duration, s.N)}
 	begun := time.Now()
 	var readers sync.WaitGroup
-	engines, hosts := make([]*peer.Engine, c.N), make([]*Host, c.N)
+	s.engines, s.hosts = make([]*peer.Engine, s.N), make([]*Host, s.N)
 	// Dead and slow nodes are spread over all nodes, and so over the zones.
-	odd := rand.New(rand.NewPCG(c.Seed, 1)).Perm(c.N)
-	dead, slow := int(c.Dead*float64(c.N)), int(c.Slow*float64(c.N))
-	for i := range c.N {
-		h := network.Host(fmt.Sprintf("n%d", i), fmt.Sprint(i%zones), c.Rate, c.Rate)
-		hosts[i] = h
+	odd := rand.New(rand.NewPCG(s.Seed, 1)).Perm(s.N)
+	dead, slow := int(s.Dead*float64(s.N)), int(s.Slow*float64(s.N))
+	for i := range s.N {
+		h := s.network.Host(fmt.Sprintf("n%d", i), fmt.Sprint(i%s.zones()), s.Rate, s.Rate)
+		s.hosts[i] = h
 		switch at := odd[i]; {
 		case at < dead:
-			time.AfterFunc(c.DeadAfter, h.Kill)
-		case at >= c.N-slow:
-			h.SetRate(c.Rate/c.SlowBy, c.Rate)
+			time.AfterFunc(s.DeadAfter, h.Kill)
+		case at >= s.N-slow:
+			h.SetRate(s.Rate/s.SlowBy, s.Rate)
 		}
-		if c.Each != nil {
-			c.Each(i, h)
+		if s.Each != nil {
+			s.Each(i, h)
 		}
-		o := &owner{wire: h, coord: coord}
-		engines[i], o.host = start(i+1, h, peer.Config{Announcer: o})
-		wg.Go(func() { o.beat(ctx) })
+		o := &owner{wire: h, coord: s.coord}
+		s.engines[i], o.host = s.start(ctx, i+1, h, peer.Config{Announcer: o})
+		s.wg.Go(func() { o.beat(ctx) })
 		readers.Go(func() {
-			if c.Stagger > 0 {
-				time.Sleep(time.Duration(float64(c.Stagger) * float64(i) / float64(c.N)))
-			}
-			wanted := specs
-			if c.Pulls != nil {
-				layers, after := c.Pulls(i)
-				wanted = nil
-				for _, l := range layers {
-					wanted = append(wanted, specs[l])
-				}
-				time.Sleep(after)
-			}
+			wanted := s.await(i)
 			mine := time.Now()
-			first, pulls, err := c.pullAll(ctx, engines[i], wanted, reg.contents)
+			first, pulls, err := s.pullAll(ctx, s.engines[i], wanted, s.reg.contents)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -412,27 +441,49 @@ func (c *Crowd) Run(ctx context.Context) (Outcome, error) {
 		})
 	}
 	readers.Wait()
-	for _, h := range hosts {
-		out.Overhead += float64(h.Received()) / float64(c.N) / size
+	return out
+}
+
+// await waits until node i starts its pull, and returns the layers that it wants.
+func (s *crowdRun) await(i int) []task.Spec {
+	if s.Stagger > 0 {
+		time.Sleep(time.Duration(float64(s.Stagger) * float64(i) / float64(s.N)))
 	}
-	out.SeedCopies = float64(seed.Stats().Sent-before) / size
-	for _, e := range helpers {
+	if s.Pulls == nil {
+		return s.specs
+	}
+	layers, after := s.Pulls(i)
+	var wanted []task.Spec
+	for _, l := range layers {
+		wanted = append(wanted, s.specs[l])
+	}
+	time.Sleep(after)
+	return wanted
+}
+
+// count adds the bytes that all hosts moved; the seed had sent before bytes when the pulls began.
+func (s *crowdRun) count(out *Outcome, before int64) {
+	size := s.size()
+	for _, h := range s.hosts {
+		out.Overhead += float64(h.Received()) / float64(s.N) / size
+	}
+	out.SeedCopies = float64(s.seed.Stats().Sent-before) / size
+	for _, e := range s.helpers {
 		out.HelperCopies += float64(e.Stats().Sent) / size
 	}
-	out.OriginCopies = float64(reg.out.bytes.Load()) / size
-	for _, e := range engines {
+	out.OriginCopies = float64(s.reg.out.bytes.Load()) / size
+	for _, e := range s.engines {
 		out.Busy += e.Stats().BusyGot
 		out.Duplicate += e.Stats().Duplicate
 	}
-	for z := range zones {
-		out.CrossZone = append(out.CrossZone, float64(network.ZoneBytes(fmt.Sprint(z)))/size)
+	for z := range s.zones() {
+		out.CrossZone = append(out.CrossZone, float64(s.network.ZoneBytes(fmt.Sprint(z)))/size)
 	}
 	slices.Sort(out.Took)
 	slices.Sort(out.FirstByte)
 	slices.Sort(out.HalfRead)
 	slices.Sort(out.Lag)
 	slices.Sort(out.Layers)
-	return out, nil
 }
 
 // warm gives the supernode a task before the measurement.

@@ -135,147 +135,208 @@ func (f Fleet) Run(ctx context.Context) (Toll, error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer time.Sleep(2 * time.Hour) // until the last stopped machine goes on
-	var wg sync.WaitGroup
-	defer wg.Wait()
+	r := &fleetRun{Fleet: f}
+	defer r.wg.Wait()
 	defer cancel()
-
-	var key [32]byte
-	binary.LittleEndian.PutUint64(key[:], f.Seed+1)
-	content := make([]byte, int64(f.K)*f.PieceSize)
-	rand.NewChaCha8(key).Read(content)
-	spec := task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(content))), Kind: task.Blob,
-		Upstream: "registry.test", Repository: "a"}
-	reg := &registry{contents: map[task.ID][]byte{spec.ID: content}, out: link{rate: f.OriginRate},
-		latency: 250 * time.Microsecond}
-	network := New(Config{Chunk: int(max(1<<10, f.PieceSize/8)), Window: int(4 * f.PieceSize)})
-	own, err := identity.New(identity.Config{HostID: hostID(0), Insecure: true})
-	if err != nil {
+	if err := r.build(); err != nil {
 		return Toll{}, err
 	}
-	verifier := &trust{Verifier: identity.NewVerifier(own), good: make(map[[sha256.Size]byte]bool)}
-	pool := new(memstore.Pool)
-
-	var supers, nodes []*member
-	var addrs []string
 	for i := range f.Supers {
-		addrs = append(addrs, net.JoinHostPort(fmt.Sprintf("super%d", i), apiPort))
-	}
-	serve := func(l net.Listener, m *member) {
-		mux := http.NewServeMux()
-		mux.HandleFunc(api.PathAnnounce, m.coord.HandleAnnounce)
-		server := &http.Server{Handler: mux}
-		wg.Go(func() { _ = server.Serve(l) })
-		wg.Go(func() {
-			<-ctx.Done()
-			server.Close()
-		})
-	}
-	// alive lists the supernodes as supernode i sees them: gossip finds silent ones in a few seconds.
-	alive := func(i int) (list []string) {
-		for j, m := range supers {
-			if j == i || !m.host.isDead() && m.host.Frozen() < 4*time.Second {
-				list = append(list, addrs[j])
-			}
-		}
-		return list
-	}
-	add := func(i int, name string, owners func() []string) (*member, peer.Config, error) {
-		h := network.Host(name, "", f.Rate, f.Rate)
-		m := &member{host: h, origin: &fleetOrigin{registry: reg, host: h}}
-		m.id = host.Host{ID: hostID(i), Name: name, Addr: h.Addr()}
-		identity, err := newSigner(m.id.ID)
-		if err != nil {
-			return nil, peer.Config{}, err
-		}
-		meter := lag.New(lag.Config{Wait: h.Wait})
-		if !f.Blind {
-			wg.Go(func() { _ = meter.Run(ctx) })
-		}
-		store := memstore.New(memstore.Config{Pool: pool})
-		m.coord = coordinator.New(coordinator.Config{
-			Host: m.id, Scheduler: scheduler.Config{Seed: f.Seed + uint64(i)}, Store: store, Owners: owners, Lag: meter,
-			Seed:   func(s task.Spec) { m.engine.Seed(s) },
-			Logger: f.Logger.With("host", name),
-		})
-		cfg := peer.Config{
-			Host: m.id, Store: store, Lag: meter, Dial: h.Dial, Verifier: verifier, Signer: identity, Origin: m.origin,
-			Observer: m.coord, Announcer: m.coord, PieceSize: func(int64) int64 { return f.PieceSize },
-			Logger: f.Logger.With("host", name),
-		}
-		cfg.Picker.Seed = f.Seed + uint64(i)
-		return m, cfg, nil
-	}
-	for i := range f.Supers {
-		m, cfg, err := add(i, fmt.Sprintf("super%d", i), func() []string { return alive(i) })
-		if err != nil {
+		if err := r.addSupernode(ctx, i); err != nil {
 			return Toll{}, err
 		}
-		m.api = addrs[i]
-		cfg.Seed, cfg.Listener, cfg.UploadSlots = true, m.host.Listen(), 4*upload.SlotsDefault
-		m.engine = peer.New(cfg)
-		supers = append(supers, m)
-		serve(m.host.ListenAt(apiPort), m)
 	}
 	for i := range f.Nodes {
-		m, cfg, err := add(100+i, fmt.Sprintf("n%d", i), nil)
-		if err != nil {
+		if err := r.addNode(ctx, i); err != nil {
 			return Toll{}, err
 		}
-		m.api = m.id.Addr
-		cfg.Listener = m.host.Listen()
-		m.client = announce.New(announce.Config{
-			Host: m.id, Generation: 1, Owners: addrs, Local: m.coord, Standby: true, Lag: cfg.Lag,
-			Client: &http.Client{Transport: &http.Transport{
-				DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-					if name, p, _ := net.SplitHostPort(addr); p == port {
-						addr = net.JoinHostPort(name, nodeAPIPort)
-					}
-					return m.host.Dial(ctx, addr)
-				},
-				MaxIdleConnsPerHost: 4, DisableCompression: true,
-			}},
-			Inventory: func() []api.Entry { return m.engine.Inventory() },
-			Logger:    f.Logger.With("host", m.id.Name),
-		})
-		cfg.Announcer = m.client
-		m.engine = peer.New(cfg)
-		nodes = append(nodes, m)
-		serve(m.host.ListenAt(nodeAPIPort), m)
-		wg.Go(func() { _ = m.client.Run(ctx) })
 	}
-	for _, m := range append(slices.Clone(supers), nodes...) {
-		wg.Go(func() { _ = m.coord.Run(ctx) })
-		wg.Go(func() { _ = m.engine.Run(ctx) })
+	for _, m := range r.all() {
+		r.wg.Go(func() { _ = m.coord.Run(ctx) })
+		r.wg.Go(func() { _ = m.engine.Run(ctx) })
 	}
 	time.Sleep(f.Age)
 
 	done := make(chan struct{})
-	ground := &Ground{Rand: rand.New(rand.NewPCG(f.Seed, 2)), Done: done}
-	for _, addr := range nodes[0].client.Order(spec.ID) {
-		for _, m := range supers {
+	ground, err := r.ground(done)
+	if err != nil {
+		return Toll{}, err
+	}
+	if f.Fault != nil {
+		r.wg.Go(func() { f.Fault(ground) })
+	}
+	toll := r.pullOnNodes(ctx)
+	close(done)
+	toll.Copies = float64(r.reg.out.bytes.Load()) / float64(len(r.content))
+	for _, m := range r.all() {
+		if m.origin.asked.Load() {
+			toll.Askers++
+		}
+	}
+	return toll, nil
+}
+
+// fleetRun is a fleet that runs.
+type fleetRun struct {
+	Fleet
+	wg       sync.WaitGroup // of all goroutines that end with the context
+	network  *Network
+	reg      *registry
+	spec     task.Spec
+	content  []byte // of spec
+	verifier *trust
+	pool     *memstore.Pool
+
+	supers, nodes []*member
+	addrs         []string // of the APIs of supers
+}
+
+func (r *fleetRun) all() []*member { return append(slices.Clone(r.supers), r.nodes...) }
+
+// build makes the registry, its task and the network.
+func (r *fleetRun) build() error {
+	var key [32]byte
+	binary.LittleEndian.PutUint64(key[:], r.Seed+1)
+	r.content = make([]byte, int64(r.K)*r.PieceSize)
+	rand.NewChaCha8(key).Read(r.content)
+	r.spec = task.Spec{ID: task.ID(fmt.Sprintf("sha256:%x", sha256.Sum256(r.content))), Kind: task.Blob,
+		Upstream: "registry.test", Repository: "a"}
+	r.reg = &registry{contents: map[task.ID][]byte{r.spec.ID: r.content}, out: link{rate: r.OriginRate},
+		latency: 250 * time.Microsecond}
+	r.network = New(Config{Chunk: int(max(1<<10, r.PieceSize/8)), Window: int(4 * r.PieceSize)})
+	own, err := identity.New(identity.Config{HostID: hostID(0), Insecure: true})
+	if err != nil {
+		return err
+	}
+	r.verifier = &trust{Verifier: identity.NewVerifier(own), good: make(map[[sha256.Size]byte]bool)}
+	r.pool = new(memstore.Pool)
+	for i := range r.Supers {
+		r.addrs = append(r.addrs, net.JoinHostPort(fmt.Sprintf("super%d", i), apiPort))
+	}
+	return nil
+}
+
+// serve runs a member's API.
+func (r *fleetRun) serve(ctx context.Context, l net.Listener, m *member) {
+	mux := http.NewServeMux()
+	mux.HandleFunc(api.PathAnnounce, m.coord.HandleAnnounce)
+	server := &http.Server{Handler: mux}
+	r.wg.Go(func() { _ = server.Serve(l) })
+	r.wg.Go(func() {
+		<-ctx.Done()
+		server.Close()
+	})
+}
+
+// alive lists the supernodes as supernode i sees them: gossip finds silent ones in a few seconds.
+func (r *fleetRun) alive(i int) (list []string) {
+	for j, m := range r.supers {
+		if j == i || !m.host.isDead() && m.host.Frozen() < 4*time.Second {
+			list = append(list, r.addrs[j])
+		}
+	}
+	return list
+}
+
+// add makes a member without its engine, and the engine's settings.
+func (r *fleetRun) add(ctx context.Context, i int, name string, owners func() []string) (*member, peer.Config, error) {
+	h := r.network.Host(name, "", r.Rate, r.Rate)
+	m := &member{host: h, origin: &fleetOrigin{registry: r.reg, host: h}}
+	m.id = host.Host{ID: hostID(i), Name: name, Addr: h.Addr()}
+	identity, err := newSigner(m.id.ID)
+	if err != nil {
+		return nil, peer.Config{}, err
+	}
+	meter := lag.New(lag.Config{Wait: h.Wait})
+	if !r.Blind {
+		r.wg.Go(func() { _ = meter.Run(ctx) })
+	}
+	store := memstore.New(memstore.Config{Pool: r.pool})
+	m.coord = coordinator.New(coordinator.Config{
+		Host: m.id, Scheduler: scheduler.Config{Seed: r.Seed + uint64(i)}, Store: store, Owners: owners, Lag: meter,
+		Seed:   func(s task.Spec) { m.engine.Seed(s) },
+		Logger: r.Logger.With("host", name),
+	})
+	cfg := peer.Config{
+		Host: m.id, Store: store, Lag: meter, Dial: h.Dial, Verifier: r.verifier, Signer: identity, Origin: m.origin,
+		Observer: m.coord, Announcer: m.coord, PieceSize: func(int64) int64 { return r.PieceSize },
+		Logger: r.Logger.With("host", name),
+	}
+	cfg.Picker.Seed = r.Seed + uint64(i)
+	return m, cfg, nil
+}
+
+func (r *fleetRun) addSupernode(ctx context.Context, i int) error {
+	m, cfg, err := r.add(ctx, i, fmt.Sprintf("super%d", i), func() []string { return r.alive(i) })
+	if err != nil {
+		return err
+	}
+	m.api = r.addrs[i]
+	cfg.Seed, cfg.Listener, cfg.UploadSlots = true, m.host.Listen(), 4*upload.SlotsDefault
+	m.engine = peer.New(cfg)
+	r.supers = append(r.supers, m)
+	r.serve(ctx, m.host.ListenAt(apiPort), m)
+	return nil
+}
+
+func (r *fleetRun) addNode(ctx context.Context, i int) error {
+	m, cfg, err := r.add(ctx, 100+i, fmt.Sprintf("n%d", i), nil)
+	if err != nil {
+		return err
+	}
+	m.api = m.id.Addr
+	cfg.Listener = m.host.Listen()
+	m.client = announce.New(announce.Config{
+		Host: m.id, Generation: 1, Owners: r.addrs, Local: m.coord, Standby: true, Lag: cfg.Lag,
+		Client: &http.Client{Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+				if name, p, _ := net.SplitHostPort(addr); p == port {
+					addr = net.JoinHostPort(name, nodeAPIPort)
+				}
+				return m.host.Dial(ctx, addr)
+			},
+			MaxIdleConnsPerHost: 4, DisableCompression: true,
+		}},
+		Inventory: func() []api.Entry { return m.engine.Inventory() },
+		Logger:    r.Logger.With("host", m.id.Name),
+	})
+	cfg.Announcer = m.client
+	m.engine = peer.New(cfg)
+	r.nodes = append(r.nodes, m)
+	r.serve(ctx, m.host.ListenAt(nodeAPIPort), m)
+	r.wg.Go(func() { _ = m.client.Run(ctx) })
+	return nil
+}
+
+// ground returns the machines for the fault, the owner of the task first.
+func (r *fleetRun) ground(done chan struct{}) (*Ground, error) {
+	ground := &Ground{Rand: rand.New(rand.NewPCG(r.Seed, 2)), Done: done}
+	for _, addr := range r.nodes[0].client.Order(r.spec.ID) {
+		for _, m := range r.supers {
 			if m.api == addr {
 				ground.Supers = append(ground.Supers, m.host)
 			}
 		}
 	}
-	if len(ground.Supers) != f.Supers {
-		return Toll{}, fmt.Errorf("the nodes know %d of %d supernodes", len(ground.Supers), f.Supers)
+	if len(ground.Supers) != r.Supers {
+		return nil, fmt.Errorf("the nodes know %d of %d supernodes", len(ground.Supers), r.Supers)
 	}
 	ground.Owner = ground.Supers[0]
-	for _, m := range nodes {
+	for _, m := range r.nodes {
 		ground.Nodes = append(ground.Nodes, m.host)
 	}
-	if f.Fault != nil {
-		wg.Go(func() { f.Fault(ground) })
-	}
-	var toll Toll
+	return ground, nil
+}
+
+// pullOnNodes has every node pull the task, until each has it or is dead.
+func (r *fleetRun) pullOnNodes(ctx context.Context) (toll Toll) {
 	var mu sync.Mutex
 	var readers sync.WaitGroup
 	begun := time.Now()
-	for i, m := range nodes {
+	for i, m := range r.nodes {
 		readers.Go(func() {
-			time.Sleep(time.Duration(float64(f.Stagger) * float64(i) / float64(f.Nodes)))
-			silence, refused, err := m.pull(ctx, spec, content)
+			time.Sleep(time.Duration(float64(r.Stagger) * float64(i) / float64(r.Nodes)))
+			silence, refused, err := m.pull(ctx, r.spec, r.content)
 			mu.Lock()
 			defer mu.Unlock()
 			if m.host.isDead() {
@@ -290,14 +351,7 @@ func (f Fleet) Run(ctx context.Context) (Toll, error) {
 		})
 	}
 	readers.Wait()
-	close(done)
-	toll.Copies = float64(reg.out.bytes.Load()) / float64(len(content))
-	for _, m := range append(slices.Clone(supers), nodes...) {
-		if m.origin.asked.Load() {
-			toll.Askers++
-		}
-	}
-	return toll, nil
+	return toll
 }
 
 func newSigner(id host.ID) (*identity.Signer, error) {
