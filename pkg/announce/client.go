@@ -356,7 +356,7 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, own
 		wait, lead := c.view.Patience(), c.view.Lead()
 		c.mu.Unlock()
 		a, leader, err := c.askOwners(ctx, e, wait, lead)
-		if errors.Is(err, errCalled) {
+		if errors.Is(err, errLead) {
 			continue
 		}
 		if errors.Is(err, errRefused) {
@@ -367,10 +367,10 @@ func (c *Client) Announce(ctx context.Context, e api.Entry) (api.Assignment, own
 			return a, leader, err
 		}
 		c.mu.Lock()
-		changes, fails, called := c.apply(owners.NoneAnswered{}), c.view.AnyFails(), c.called(lead)
+		changes, fails, changed := c.apply(owners.NoneAnswered{}), c.view.AnyFails(), c.view.Lead() != lead
 		c.mu.Unlock()
 		c.report("", changes, nil)
-		if called { // by this announce, or by another one at the same time
+		if changed { // by this announce, or by another one at the same time
 			continue
 		}
 		if !fails { // otherwise the failure of an owner is in the log already
@@ -388,17 +388,12 @@ var errLost = errors.New("no owner answered in time")
 // errRefused means that every owner is alive and refused the entry, so no other host can lead its task.
 var errRefused = errors.New("every owner refused it")
 
-// errCalled means that standbys lead since a moment ago: they have not been asked yet.
-var errCalled = errors.New("standbys lead now")
-
-// called reports whether standbys began to lead while an announce that began under lead waited. mu is held.
-func (c *Client) called(lead owners.Lead) bool {
-	return lead != owners.StandbysLead && c.view.Lead() == owners.StandbysLead
-}
+// errLead means that other hosts lead since a moment ago: standbys, or owners again. They have not been asked yet.
+var errLead = errors.New("other hosts lead now")
 
 // askOwners asks the owners of a task, round after round, for as long as wait. The error wraps
-// [errLost] when all of them are lost, or wait is over, [errRefused] when all refused the entry, and [errCalled] when
-// standbys began to lead after lead: then the caller begins again with the time that they get.
+// [errLost] when all of them are lost, or wait is over, [errRefused] when all refused the entry, and [errLead] when
+// other hosts than lead says began to lead: then the caller begins again with the time that they get.
 func (c *Client) askOwners(
 	ctx context.Context, e api.Entry, wait time.Duration, lead owners.Lead,
 ) (api.Assignment, owners.Leader, error) {
@@ -412,16 +407,20 @@ func (c *Client) askOwners(
 	// The first round asks every owner, however long that takes.
 	for asking := ctx; ; asking = patient {
 		c.mu.Lock()
-		route, called := c.view.Route(c.cfg.Lag.Now(), string(e.Task)), c.called(lead)
+		route, changed := c.view.Route(c.cfg.Lag.Now(), string(e.Task)), c.view.Lead() != lead
 		c.mu.Unlock()
-		if called {
-			return failed(errCalled)
+		if changed {
+			return failed(errLead)
 		}
 		if len(route) > 0 {
 			failures, refusals = nil, 0
 		}
 		for _, addr := range route {
 			if c.isSelf(addr) {
+				// An owner that answers again dismisses the standbys, and with it the request to the one before this host.
+				if c.leadChanged(lead) {
+					return failed(errLead)
+				}
 				a, err := c.askLocal(ctx, e, failures)
 				return a, owners.Self, err
 			}
@@ -438,11 +437,11 @@ func (c *Client) askOwners(
 			}
 		}
 		c.mu.Lock()
-		called = c.called(lead)
+		changed = c.view.Lead() != lead
 		lost := c.view.AllLost(c.cfg.Lag.Now())
 		c.mu.Unlock()
-		if called {
-			return failed(errCalled)
+		if changed {
+			return failed(errLead)
 		}
 		urgent := e.Event == api.Started || e.Event == api.Starving
 		switch {
@@ -466,6 +465,13 @@ func (c *Client) askOwners(
 			return failed(ErrStopped)
 		}
 	}
+}
+
+// leadChanged reports whether other hosts lead than lead says.
+func (c *Client) leadChanged(lead owners.Lead) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.view.Lead() != lead
 }
 
 // isSelf reports whether this host itself receives announces at an address.

@@ -176,6 +176,25 @@ func TestStandbysCalledDuringAnAnnounce(t *testing.T) {
 	}
 }
 
+// An owner that answers again while a standby asks the standby before it is asked next: it dismisses the standbys, and
+// this host must not lead the task for that.
+func TestOwnerReturnsWhileAStandbyIsAsked(t *testing.T) {
+	both := []string{"s:1", self.Addr}
+	w, own := withStandbys(both...), &solo{}
+	id := ledBy(both, "s:1", self.Addr)
+	inTown(t, w, only("a:1", own), func(t *testing.T, c *Client) {
+		assert.Equal(t, "a:1", answeredBy(t, c, event(id, api.Progress)))
+		w.set("a:1", func(o *script) { o.dead = true })
+		w.set("s:1", func(o *script) { o.hung = true })
+		for c.Owners()[0].Alive {
+			time.Sleep(time.Second) // until a heartbeat finds that the owner is gone
+		}
+		time.AfterFunc(time.Millisecond, func() { w.set("a:1", func(o *script) { o.dead = false }) })
+		assert.Equal(t, "a:1", answeredBy(t, c, started(id)))
+		assert.Empty(t, own.lines())
+	})
+}
+
 // Announces that wait at the same time all ask the standbys, whichever of them calls these, and however late in its own
 // wait another learns of it.
 func TestStandbysCalledDuringManyAnnounces(t *testing.T) {

@@ -303,6 +303,10 @@ func (p *Policy) Assigned(now time.Time, v View, seed, leading, elsewhere bool) 
 	case seed:
 		p.permit(now, Allowed)
 		p.sent = elsewhere
+	case elsewhere && p.permission == Leading:
+		// Owners answer again, so no other host asks this one: what it reads, it reads for itself.
+		p.permit(now, Allowed)
+		p.sent = false
 	case elsewhere && p.permission < StandIn && v.Interest == Everything:
 		p.permit(now, StandIn)
 	case elsewhere && p.permission < StandIn:
