@@ -197,8 +197,9 @@ func (d *Download) view() policy.View {
 		Ranges: len(d.wants.ranges), Conns: len(d.conns.open), Dialing: len(d.conns.dialing),
 		Checking: d.serving.checking,
 		Yielding: d.wants.yielding, OwnerFailed: d.ownerErr != nil, LastHave: d.times.lastHave,
-		LastUse: d.times.lastUse,
-		Held:    d.held, Rank: d.rank, Outranked: d.outranked,
+		LastPiece: d.times.lastPiece,
+		LastUse:   d.times.lastUse,
+		Held:      d.held, Rank: d.rank, Outranked: d.outranked,
 	}
 	if d.pick != nil && !d.complete() {
 		v.Wants, v.Hungry = d.pick.Wants(), d.pick.Starving()

@@ -184,3 +184,74 @@ func TestAReaderOfTheOriginSaysForWhom(t *testing.T) {
 		})
 	}
 }
+
+// claim plays a neighbour that says that it reads the origin for all, announces pieces and sends none, until ctx ends.
+// It returns after each connection that its neighbour closes.
+func claim(ctx context.Context, s *swarm, to host.Host, as host.ID, pieces int) {
+	raw, err := s.net.dial(ctx, to.Addr)
+	if err != nil {
+		return
+	}
+	defer raw.Close()
+	conn, err := wire.Initiate(ctx, raw, s.spec().ID.Swarm(), as.PeerID(), nil)
+	if err != nil {
+		return
+	}
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		for {
+			if _, err := conn.Next(); err != nil {
+				return
+			}
+		}
+	}()
+	hello := &wire.Hello{Host: as, Version: wire.Version, Seed: true, Alive: true, Origin: wire.ForAll}
+	messages := []wire.Message{{Type: wire.HelloMessage, Hello: hello}, {Type: wire.Bitfield}}
+	for i := 0; ; i++ {
+		messages = append(messages, wire.Message{Type: wire.Have, Index: piece.Index(i % pieces)})
+		for _, m := range messages {
+			if conn.Send(m) != nil || conn.Flush() != nil {
+				raw.Close()
+			}
+		}
+		messages = nil
+		select {
+		case <-ctx.Done():
+			raw.Close()
+			<-closed
+			return
+		case <-closed:
+			return
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+// A member that says again and again that it reads the origin for all, and brings nothing, holds up a download for a
+// bounded time.
+func TestALyingReaderHoldsUpForAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const pieces = 40
+		s := newSwarm(t, randomBytes(83, pieces*piece.SizeMin))
+		nodes, ways := alone(s, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		var liar sync.WaitGroup
+		liar.Go(func() {
+			for as := host.NewID(); ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
+				claim(ctx, s, nodes[0].host, as, pieces)
+			}
+		})
+		began := time.Now()
+		reading, end := context.WithTimeout(ctx, 5*time.Minute)
+		defer end()
+		data, err := s.read(reading, nodes[0], s.spec(), 0, int64(len(s.origin.content)))
+		took := time.Since(began)
+		cancel()
+		liar.Wait()
+		require.NoError(t, err)
+		assert.True(t, bytes.Equal(s.origin.content, data))
+		assert.Less(t, took, 30*time.Second)
+		t.Logf("it took %s and %d requests", took, len(ways[nodes[0].host.ID].requests()))
+	})
+}

@@ -186,7 +186,11 @@ func (s *Scheduler) wantsSeed(now time.Time, w *swarm, m memberIndex, e Entry) b
 	if (e.Event == Started && e.Have > 0 || s.woke && !own) && len(s.byID) > s.fewest(own) {
 		// The download started under another owner, or may have gone on under another one while this one was
 		// stopped, and what its hosts hold together is not known yet. The origin is only for what none of them has.
-		s.seedLater(w, now.Add(s.cfg.Grace))
+		wait := s.cfg.Grace
+		if s.woke {
+			wait = max(wait, elsewhereFor) // for one announce of each host
+		}
+		s.seedLater(w, now.Add(wait))
 		return false
 	}
 	if !own && s.crowded(w) {

@@ -85,10 +85,10 @@ func TestFaultsCostFewCopies(t *testing.T) {
 		"the owner stops and goes on":         {most: 1.2, fault: stop(0, 3*time.Second, theOwner)},
 		"all supernodes fall silent":          {most: 1.2, fault: stop(time.Second, time.Hour, allSupers)},
 		"all nodes stop and go on":            {most: 1.2, fault: stop(0, 6*time.Second, allNodes)},
-		"no standby is known for six seconds": {most: 4, age: 4 * time.Second, fault: stop(0, 6*time.Second, allSupers)},
-		"the owner stops again and again":     {most: 1.5, fault: naps(theOwner)},
-		"all supernodes stop again and again": {most: 2, fault: naps(allSupers)},
-		"half of all hosts stop":              {most: 3, fault: naps(halfOfAll)},
+		"no standby is known for six seconds": {most: 1.5, age: 4 * time.Second, fault: stop(0, 6*time.Second, allSupers)},
+		"the owner stops again and again":     {most: 1.2, fault: naps(theOwner)},
+		"all supernodes stop again and again": {most: 1.5, fault: naps(allSupers)},
+		"half of all hosts stop":              {most: 2, fault: naps(halfOfAll)},
 		"all hosts stop":                      {most: 3, fault: naps(allHosts)},
 	}, "the owner falls silent", "all supernodes fall silent") {
 		t.Run(name, func(t *testing.T) {

@@ -28,8 +28,13 @@ const (
 	// usefulFor is how long the reader of the origin for which this host stopped may bring no piece, before the next
 	// host in the order reads beside it.
 	usefulFor = 3 * time.Second
-	// ranksMax is how many hosts in the order may read beside one that brings nothing.
-	ranksMax = 3
+	// ranksFirst is how many hosts in the order may read beside one that brings nothing; the others do after further
+	// ranksPause. Each of the first ones may have no reader, or no way to the origin.
+	ranksFirst = 3
+	ranksPause = 10 * time.Second
+	// stopsMax bounds how often a download stops for another host: a member may say that it reads the origin, and bring
+	// nothing.
+	stopsMax = 4
 )
 
 // RefusalsMax bounds how many refusals in a row for other credentials a caller ignores.
@@ -169,8 +174,9 @@ type View struct {
 	Yielding bool
 	// OwnerFailed means that the last announce failed.
 	OwnerFailed bool
-	// LastHave is when a neighbour last announced a piece; LastUse when the download was last of use.
-	LastHave, LastUse time.Time
+	// LastHave is when a neighbour last announced a piece, LastPiece when this host last got one, LastUse when the
+	// download was last of use.
+	LastHave, LastPiece, LastUse time.Time
 	// Held reports whether a caller has the download open. Rank is how many neighbours come before this
 	// host in the order in which hosts stand in for a lost owner. Both are called only where the
 	// decision depends on them.
@@ -203,6 +209,7 @@ type Policy struct {
 	rests      time.Time // until then the origin is not asked
 	seeded     time.Time // when a neighbour was last a seed
 	stopped    time.Time // when this host stopped reading because another one goes on; zero: never
+	stops      int       // how often it did
 	sent       bool      // an owner sent this host to the origin in its place
 
 	lonelySince time.Time
@@ -353,8 +360,9 @@ func (p *Policy) Origin(now time.Time, v View) OriginStep {
 		}
 		// No owner answered, and others that found the same read the same pieces: one of them goes on for all.
 		if v.Interest != Everything && v.Phase == Partial && p.permission == Allowed && p.reading == Running &&
-			v.Outranked != nil && v.Outranked() {
+			p.stops < stopsMax && v.Outranked != nil && v.Outranked() {
 			p.stopped = now
+			p.stops++
 			return Stop
 		}
 	case v.Phase == Complete:
@@ -400,16 +408,21 @@ func (p *Policy) onlyOrigin(now time.Time, v View) bool {
 
 // deserted reports whether this host stopped reading the origin for a seed that brings nothing now, and reads again:
 // the seed's own way to the origin may hang, which only the seed can find out, and only after a while.
+// Announced pieces do not count: a member may announce some that it never sends.
 func (p *Policy) deserted(now time.Time, v View) bool {
 	since := p.stopped
-	if v.LastHave.After(since) {
-		since = v.LastHave
+	if v.LastPiece.After(since) {
+		since = v.LastPiece
 	}
 	if p.stopped.IsZero() || p.permission != Allowed || now.Sub(since) < usefulFor {
 		return false
 	}
 	rank := v.Rank()
-	return rank < ranksMax && !now.Before(since.Add(usefulFor+time.Duration(rank)*rankPause))
+	wait := usefulFor + time.Duration(rank)*rankPause
+	if rank >= ranksFirst {
+		wait += ranksPause
+	}
+	return !now.Before(since.Add(wait))
 }
 
 // OriginBegun records that the download reads the origin's body from now on.

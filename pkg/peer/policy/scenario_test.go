@@ -126,6 +126,8 @@ func (s *scene) see(t *testing.T, d *datadriven.TestData) {
 			s.rank = number()
 		case "lasthave":
 			s.v.LastHave = age()
+		case "lastpiece":
+			s.v.LastPiece = age()
 		case "lastuse":
 			s.v.LastUse = age()
 		default:
@@ -200,11 +202,12 @@ func TestViewText(t *testing.T) {
 	v := View{
 		Interest: Everything, Phase: Partial, Wants: true, Hungry: true, Ranges: 2, Conns: 5, Hellos: 4,
 		Seeds: 1, Dialing: 3,
-		OwnerFailed: true, LastHave: begin.Add(-time.Second), LastUse: begin.Add(-time.Minute),
+		OwnerFailed: true, LastHave: begin.Add(-time.Second), LastPiece: begin.Add(-2 * time.Second),
+		LastUse: begin.Add(-time.Minute),
 	}
 	text := v.Text(begin)
 	assert.Equal(t, "interest=everything phase=partial wants=true hungry=true ownerfailed=true"+
-		" ranges=2 conns=5 hellos=4 seeds=1 dialing=3 lasthave=1s lastuse=1m0s", text)
+		" ranges=2 conns=5 hellos=4 seeds=1 dialing=3 lasthave=1s lastpiece=2s lastuse=1m0s", text)
 	s := &scene{now: begin}
 	d := &datadriven.TestData{Cmd: "turn"}
 	for _, arg := range strings.Fields(text) {

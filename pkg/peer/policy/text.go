@@ -62,6 +62,9 @@ func (v View) Text(now time.Time) string {
 	if !v.LastHave.IsZero() {
 		fmt.Fprintf(&b, " lasthave=%s", now.Sub(v.LastHave))
 	}
+	if !v.LastPiece.IsZero() {
+		fmt.Fprintf(&b, " lastpiece=%s", now.Sub(v.LastPiece))
+	}
 	fmt.Fprintf(&b, " lastuse=%s", now.Sub(v.LastUse))
 	return b.String()
 }
