@@ -1,8 +1,10 @@
 package scheduler
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -271,6 +273,42 @@ func TestOneAddressStartsFewSeeds(t *testing.T) {
 		s.Failed(now, invented(i), ErrFull, nil, OfRegistry)
 	}
 	assert.Equal(t, map[string]int{"10.0.0.1": 3}, s.seeds, "no seed counts for ever")
+}
+
+// Invented tasks with large specs take bounded memory, and other addresses are served.
+func TestOneAddressAnnouncesFewBytesOfSpecs(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	s := New(Config{Self: host.Host{ID: "self"}, Seed: 1, SourceSpecsMax: 1 << 20, SpecsMax: 3 << 20, SourceSeedsMax: 1})
+	large := func(id, from string, first int) Report {
+		r := start(id, from, first, 100)
+		for i := range r.Entries {
+			r.Entries[i].Spec.URL = strings.Repeat("x", 64<<10)
+		}
+		return r
+	}
+	full := func(r Report) (n int) {
+		a, err := s.Announce(now, r)
+		require.NoError(t, err)
+		for _, a := range a.Assignments {
+			if errors.Is(a.Failure, ErrFull) {
+				n++
+			}
+		}
+		return n
+	}
+	assert.Equal(t, 85, full(large("greedy0", "10.0.0.66", 0)), "of 100: 15 take 1 MiB")
+	assert.Equal(t, 100, full(large("greedy1", "10.0.0.66", 100)), "another host of the same address")
+	assert.Equal(t, 85, full(large("greedy0", "10.0.0.66", 0)), "a spec that is announced again counts once")
+	assert.Zero(t, full(start("honest", "10.0.0.1", 9000, 100)), "another address is not affected")
+	full(large("other", "10.0.0.67", 1000))
+	full(large("another", "10.0.0.68", 2000))
+	assert.LessOrEqual(t, s.specs.total, int64(3<<20))
+	for _, id := range []host.ID{"greedy0", "greedy1", "other", "another", "honest"} {
+		s.Leave(now, id)
+	}
+	for s.Tick(now.Add(time.Minute)).More {
+	}
+	assert.Equal(t, specs{of: map[string]int64{}}, s.specs, "no spec counts for ever")
 }
 
 func TestOneAddressSnubsNoHost(t *testing.T) {

@@ -16,7 +16,8 @@ func (s *Scheduler) Forget(now time.Time, id task.ID) (seeds []task.Spec) {
 	}
 	// A member that leaves must not start a seed.
 	w.setSeeding(false)
-	w.spec, w.seedSpec, w.seedAt, w.refusals = nil, nil, time.Time{}, nil
+	w.dropSpec()
+	w.seedSpec, w.seedAt, w.refusals = nil, time.Time{}, nil
 	delete(s.due, w)
 	if len(w.index) == 0 {
 		s.end(w)

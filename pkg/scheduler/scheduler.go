@@ -77,6 +77,10 @@ type Config struct {
 	// SourceSeedsMax bounds the tasks that the owner's own host gets from their origins at once because of hosts of one
 	// Source: each takes connections and files. Further ones begin as others end. Default 2048.
 	SourceSeedsMax int
+	// SourceSpecsMax bounds the bytes of the specs that hosts of one Source announced within Expiry, SpecsMax those of all
+	// hosts. A host whose spec finds no space gets a failure, unless another host has the task or told its spec.
+	// Defaults 32 MiB and 256 MiB.
+	SourceSpecsMax, SpecsMax int
 	// TotalMax bounds the tasks of all hosts together; the host with most gives one up. A task
 	// takes some 80 bytes for each host that holds it, and 250 for one that wants it. Default 16,000,000. SwarmsMax
 	// bounds the different tasks in the same way; each takes some 600 bytes more. Default 400,000.
@@ -105,6 +109,8 @@ func (c Config) withDefaults() Config {
 	number(&c.SourceHostsMax, 1024)
 	number(&c.SourceTasksMax, 65_536)
 	number(&c.SourceSeedsMax, 2048)
+	number(&c.SourceSpecsMax, 32<<20)
+	number(&c.SpecsMax, 256<<20)
 	number(&c.TotalMax, 16_000_000)
 	number(&c.SwarmsMax, 400_000)
 	duration(&c.Expiry, 15*time.Second)
@@ -246,6 +252,8 @@ type Scheduler struct {
 	total   int
 	// seeds counts the running seeds by the source whose spec started them.
 	seeds map[string]int
+	// specs counts the bytes of the specs of all swarms.
+	specs specs
 
 	swarms map[task.ID]*swarm
 	// numbered are all swarms by their numbers, also those that goneSwarms has.
@@ -276,6 +284,7 @@ func New(cfg Config) *Scheduler {
 		departed: make(map[host.ID]departure),
 		sources:  make(map[string]*source),
 		seeds:    make(map[string]int),
+		specs:    specs{of: make(map[string]int64)},
 		swarms:   make(map[task.ID]*swarm),
 		due:      make(map[*swarm]struct{}),
 	}
@@ -409,9 +418,10 @@ func (s *Scheduler) take(
 	me.begin().starving = e.Event == Starving
 	s.stand(w, m, wanting)
 	s.hosts[h].wanted = now
-	if e.Spec != nil {
-		w.spec, w.specAt, w.specBy = e.Spec, now, s.hosts[h].source
-		s.due[w] = struct{}{}
+	if e.Spec != nil && !s.keepSpec(now, w, e.Spec, s.hosts[h].source) && w.spec == nil && !w.seeding &&
+		!s.holderFor(now, w, m) {
+		const text = "task %s: %w: hosts at this address, or all hosts, announced too many bytes of specs within %s"
+		return Assignment{Failure: fmt.Errorf(text, e.Task.Short(), ErrFull, s.cfg.Expiry)}, nil
 	}
 	s.snub(now, w, m, e.Left, false)
 	s.snub(now, w, m, e.Silent, true)

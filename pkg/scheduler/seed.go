@@ -295,7 +295,7 @@ func (s *Scheduler) runDue(now time.Time) (seeds []task.Spec) {
 			s.end(w)
 		}
 		if w.spec != nil && now.Sub(w.specAt) >= s.cfg.Expiry {
-			w.spec = nil
+			w.dropSpec()
 		}
 		if len(w.refusals) == 0 && w.seedAt.IsZero() && w.spec == nil {
 			delete(s.due, w)

@@ -135,6 +135,9 @@ type swarm struct {
 	spec   *task.Spec
 	specAt time.Time
 	specBy string // the source of that host
+	// specSize is what the spec takes, in bytes; specs are the scheduler's.
+	specSize int64
+	specs    *specs
 
 	seedState
 }
@@ -322,7 +325,7 @@ func (s *Scheduler) swarmOf(id task.ID) *swarm {
 	if w != nil {
 		return w
 	}
-	w = &swarm{id: id, counts: &s.stats, seeds: s.seeds, index: make(map[hostIndex]memberIndex, 1)}
+	w = &swarm{id: id, counts: &s.stats, seeds: s.seeds, specs: &s.specs, index: make(map[hostIndex]memberIndex, 1)}
 	if n := len(s.unnumbered); n > 0 {
 		w.number, s.unnumbered = s.unnumbered[n-1], s.unnumbered[:n-1]
 		s.numbered[w.number] = w
@@ -337,6 +340,7 @@ func (s *Scheduler) swarmOf(id task.ID) *swarm {
 // end ends a swarm without members.
 func (s *Scheduler) end(w *swarm) {
 	w.setSeeding(false)
+	w.dropSpec()
 	if s.swarms[w.id] == w {
 		delete(s.swarms, w.id)
 	}
@@ -394,7 +398,7 @@ func (s *Scheduler) part(now time.Time, w *swarm, m memberIndex) *task.Spec {
 	w.vacant = append(w.vacant, m)
 
 	if len(w.wanting.all) == 0 {
-		w.spec = nil
+		w.dropSpec()
 	}
 	seed := s.afterParting(now, w, h)
 	if len(w.index) == 0 && len(w.refusals) == 0 {
@@ -438,7 +442,7 @@ func (s *Scheduler) stand(w *swarm, m memberIndex, to standing) {
 		me.rest()
 	}
 	if len(w.wanting.all) == 0 {
-		w.spec = nil
+		w.dropSpec()
 	}
 }
 
