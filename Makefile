@@ -41,7 +41,7 @@ CLIENT_FLAGS := -tags $(TAGS),containers_image_openpgp
 GOLANGCI = $$golangci run --allow-parallel-runners --timeout 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo bench bench-quick plot lint race race-real race-virtual race-clients clients e2e clients-alone release images clean
+.PHONY: help build test demo bench bench-quick plot lint race race-real race-virtual race-clients clients charts manifests e2e clients-alone release images clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,8 +72,8 @@ bench-quick: ## the part of bench that takes a minute or two
 lint: ## gofmt, and golangci-lint by .golangci.yml, which it builds first (some minutes the first time)
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
 	if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
-	golangci=$$($(TOOL) golangci-lint) && $(GOLANGCI) && cd test/clients && \
-	CGO_ENABLED=0 $(GOLANGCI) --config ../../.golangci.yml --modules-download-mode mod --build-tags $(TAGS),containers_image_openpgp
+	golangci=$$($(TOOL) golangci-lint) && $(GOLANGCI) && for module in charts clients; do (cd test/$$module && \
+	CGO_ENABLED=0 $(GOLANGCI) --config ../../.golangci.yml --modules-download-mode mod --build-tags $(TAGS),containers_image_openpgp) || exit 1; done
 
 race: race-real race-virtual race-clients ## run the tests under the race detector (needs a C compiler; part of it needs what e2e needs)
 
@@ -92,6 +92,15 @@ race-clients:
 clients e2e: FORMAT := standard-verbose
 clients: ## pull with the libraries of containerd, Docker, Podman and others, with faults: out/clients.json
 	@cd test/clients && CGO_ENABLED=0 $(GOTEST) -mod=mod $(CLIENT_FLAGS) -count 1 -timeout 20m -parallel 12 . -args -out $(CURDIR)/out/clients.json
+
+# test/charts is a module of its own, too. kube-score is a tool of tools/go.mod.
+CHARTS = score=$$($(TOOL) kube-score) && cd test/charts && CGO_ENABLED=0 $(GOTEST) -mod=mod -tags $(TAGS) -count 1 -timeout 10m
+
+charts: ## check the Helm chart without a cluster: lint, rendering, schema, Kubernetes' types, kube-score, alerts, manifests
+	@$(CHARTS) . -args -kube-score $$score
+
+manifests: ## render the Helm chart into deploy/manifests
+	@$(CHARTS) -run 'TestManifests$$' . -args -rewrite
 
 e2e: ## pull with real containerd, Docker, Podman and others in network namespaces (needs root and their packages)
 	@$(GOTEST) -tags $(TAGS) -count 1 -timeout 40m ./test/e2e/... -args -out $(CURDIR)/out/clients.json
