@@ -61,11 +61,7 @@ func (n *Node) containerd(bin string) (*Containerd, error) {
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return nil, fmt.Errorf("configuring containerd on %s: %w", n.Name, err)
 	}
-	// The native snapshotter copies files: it is slower than an overlay, but works everywhere.
-	c.snapshotter = "native"
-	if overlay() {
-		c.snapshotter = "overlayfs"
-	}
+	c.snapshotter = Snapshotter()
 	var err error
 	if c.Proc, err = n.Start("containerd", filepath.Join(bin, "containerd"), "-c", config); err != nil {
 		return nil, err
@@ -90,6 +86,15 @@ func (n *Node) containerd(bin string) (*Containerd, error) {
 		return nil, fmt.Errorf("containerd on %s: %w: %s", n.Name, err, out)
 	}
 	return c, nil
+}
+
+// Snapshotter returns the name of the snapshotter of containerd that works in the directories of labs. The native one
+// copies files: it is slower than an overlay, but works everywhere.
+func Snapshotter() string {
+	if overlay() {
+		return "overlayfs"
+	}
+	return "native"
 }
 
 // Mirror configures a mirror (a URL) for a registry's images. If the mirror refuses, containerd tries server
