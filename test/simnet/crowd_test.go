@@ -191,6 +191,50 @@ func TestLinksPassTheirRateAndShareIt(t *testing.T) {
 	})
 }
 
+// A downlink serves connections in the order of arrival: a chunk that is still on its way takes no time of the downlink
+// from a chunk that is there.
+func TestAChunkOnItsWayHoldsUpNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const latency = 20 * time.Millisecond
+		n := simnet.New(simnet.Config{Latency: latency, Chunk: 1000})
+		a, b, to := n.Host("a", "", 0, 0), n.Host("b", "", 0, 0), n.Host("to", "", 0, 1e9)
+		l := to.Listen()
+		arrived := make(chan time.Duration, 3)
+		begun := time.Now()
+		go func() {
+			for range 2 {
+				c, err := l.Accept()
+				require.NoError(t, err)
+				go func() {
+					for buf := make([]byte, 1000); ; {
+						if _, err := io.ReadFull(c, buf); err != nil {
+							return
+						}
+						arrived <- time.Since(begun)
+					}
+				}()
+			}
+		}()
+		first, err := a.Dial(t.Context(), to.Addr())
+		require.NoError(t, err)
+		second, err := b.Dial(t.Context(), to.Addr())
+		require.NoError(t, err)
+		sent := []time.Duration{}
+		// The goroutine that reads the first connection waits for its first chunk until the third one has left.
+		for i, c := range []io.Writer{first, first, second} {
+			sent = append(sent, time.Since(begun))
+			_, err := c.Write(make([]byte, 1000))
+			require.NoError(t, err)
+			time.Sleep(time.Duration(i+1) * time.Millisecond)
+		}
+		for _, at := range sent {
+			assert.InDelta(t, at+latency, <-arrived, float64(100*time.Microsecond))
+		}
+		first.Close()
+		second.Close()
+	})
+}
+
 func TestTheBoundIsThatOfTheLiterature(t *testing.T) {
 	// K + ⌈log2(N+1)⌉ − 1 piece-times for a seed like a node (Mundinger, Weber, Weiss).
 	for n, want := range map[int]float64{1: 64, 3: 65, 7: 66} {

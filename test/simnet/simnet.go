@@ -507,10 +507,11 @@ func (c *conn) Read(p []byte) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		// Chunks arrive in the order in which they were sent, because all have the same latency. So the downlink can be
-		// reserved now.
+		// The downlink is reserved when the chunk is there, and not before: a chunk of another connection that this
+		// connection's goroutine has not seen yet may arrive earlier.
+		time.Sleep(time.Until(item.arrives))
 		now := time.Now()
-		time.Sleep(c.local.down.pass(len(item.data), later(now, item.arrives)).Sub(now))
+		time.Sleep(c.local.down.pass(len(item.data), now).Sub(now))
 		c.local.Awake()
 		h.rest = item.data
 	}
