@@ -34,9 +34,9 @@ type ScopeKind string
 
 // The kinds of scopes.
 const (
-	OneSeed  ScopeKind = "one-seed"  // the supernode that holds the job
-	AllSeeds ScopeKind = "all-seeds" // every live supernode
-	AllNodes ScopeKind = "all-nodes" // every supernode and every host that announces
+	OneSeed  ScopeKind = "one-seed"  // the supernodes, each object on the one that owns it
+	AllSeeds ScopeKind = "all-seeds" // every live supernode; each asks the registry itself
+	AllNodes ScopeKind = "all-nodes" // every host that announces; supernodes only bring it to them
 )
 
 // Scope names the hosts of a job. A host that joins the cluster during the job and matches is in scope from then on.
@@ -84,7 +84,7 @@ type Spec struct {
 	Deadline time.Time `json:"deadline,omitzero"`
 	// Min is the part of the hosts in scope, in percent, that must have the object; zero for all.
 	Min float64 `json:"min,omitempty"`
-	// Webhook is called with the gate once the job ends; empty for none. It may hold a secret.
+	// Webhook is called with the gate once the job ends; empty for none. Supernodes store it, so it must hold no secret.
 	Webhook string `json:"webhook,omitempty"`
 }
 
@@ -226,6 +226,9 @@ func (s Spec) Validate() error {
 	if s.Webhook != "" {
 		if err := validateURL("webhook", s.Webhook); err != nil {
 			return err
+		}
+		if u, err := url.Parse(s.Webhook); err != nil || u.User != nil {
+			return fmt.Errorf("%w: the webhook's URL has a user or password, and supernodes store it", ErrInvalid)
 		}
 	}
 	if s.Min < 0 || s.Min > 100 || s.Min != s.Min {
