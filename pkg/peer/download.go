@@ -194,7 +194,7 @@ func (d *Download) complete() bool { return d.phase == policy.Complete }
 func (d *Download) view() policy.View {
 	v := policy.View{
 		Interest: d.wants.interest, Phase: d.phase, Signed: d.complete() && d.proof.coversAll(), Cached: d.proof.cached,
-		Ranges: len(d.wants.ranges), Conns: len(d.conns.open), Dialing: len(d.conns.dialing),
+		Ranges: len(d.wants.ranges) + d.wants.whole, Conns: len(d.conns.open), Dialing: len(d.conns.dialing),
 		Checking: d.serving.checking,
 		Yielding: d.wants.yielding, OwnerFailed: d.ownerErr != nil, LastHave: d.times.lastHave,
 		LastPiece: d.times.lastPiece,

@@ -97,6 +97,8 @@ type (
 	readerOpened struct{ r *Reader }
 	// readerClosed removes it, after Config.Linger.
 	readerClosed struct{ r *Reader }
+	// wholeWanted adds or removes callers that want the whole object without reading it.
+	wholeWanted struct{ n int }
 	// pieceLost says that the store does not hold a piece any more.
 	pieceLost struct{ index piece.Index }
 	// pieceDamaged says that a stored piece does not match its digest.
@@ -184,6 +186,8 @@ func (d *Download) handle(now time.Time, ev event) {
 		d.addReader(now, ev.r)
 	case readerClosed:
 		d.wants.left(now, ev.r, d.e.cfg.Linger)
+	case wholeWanted:
+		d.addWhole(ev.n)
 	case pieceLost:
 		d.lost(ev.index)
 	case pieceDamaged:
@@ -250,6 +254,7 @@ func (e readerOpened) String() string {
 func (e readerClosed) String() string {
 	return fmt.Sprintf("reader-closed from=%d to=%d at=%d", e.r.off, e.r.end, e.r.pos.Load())
 }
+func (e wholeWanted) String() string  { return fmt.Sprintf("whole-wanted callers=%+d", e.n) }
 func (e pieceLost) String() string    { return fmt.Sprintf("piece-lost piece=%d", e.index) }
 func (e pieceDamaged) String() string { return fmt.Sprintf("piece-damaged piece=%d", e.index) }
 func (e pieceChecked) String() string {

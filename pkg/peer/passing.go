@@ -184,5 +184,5 @@ func (d *Download) refuseToPass() bool {
 
 // notePassing sets whether an object may pass by the store from now on.
 func (d *Download) notePassing() {
-	d.mayPass.Store(d.wants.interest == policy.Ranges && !d.policy.AtOrigin())
+	d.mayPass.Store(d.wants.interest == policy.Ranges && d.wants.whole == 0 && !d.policy.AtOrigin())
 }

@@ -32,6 +32,7 @@ type wants struct {
 	spec     task.Spec
 	interest policy.Interest
 	ranges   []want
+	whole    int  // callers of [Engine.Fetch]
 	yielding bool // the download gives up its space for another one
 }
 
@@ -90,7 +91,7 @@ func (w *wants) forget(now time.Time) bool {
 // pieces is the set of wanted pieces, of n.
 func (w *wants) pieces(n int) piece.Bitmap {
 	wanted := piece.NewBitmap(n)
-	if w.everything() {
+	if w.everything() || w.whole > 0 {
 		wanted.SetAll()
 	}
 	for _, one := range w.ranges {

@@ -199,8 +199,8 @@ func (s *scene) plan(quiet bool) string {
 func (s *scene) gate() string {
 	g := s.record.Gate(s.now, s.record.Plan(s.now, s.hosts))
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s ready=%t %d/%d %.1f%% of %g%% wave %d/%d bytes %d/%d left %gs %s\n", g.State, g.Outcome, g.Ready,
-		g.Has, g.Of, g.Percent, g.Min, g.Wave, g.Waves, g.Bytes, g.Total, g.LeftSeconds, g.Error)
+	fmt.Fprintf(&b, "%s %s ready=%t %d/%d %.1f%% of %g%% wave %d/%d bytes %d/%d left %gs %s\n",
+		g.State, g.Outcome, g.Ready, g.Has, g.Of, g.Percent, g.Min, g.Wave, g.Waves, g.Bytes, g.Total, g.LeftSeconds, g.Error)
 	for _, z := range g.Zones {
 		fmt.Fprintf(&b, "zone %s %d/%d bytes %d/%d\n", z.Zone, z.Has, z.Of, z.Bytes, z.Total)
 	}
