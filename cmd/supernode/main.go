@@ -28,6 +28,7 @@ fetches each blob and file once from its origin while they exchange the pieces.`
 		New: func(rt cli.Runtime) (cli.Runner, error) {
 			return supernode.New(*cfg, rt.Logger, node.WithStart(rt.Context))
 		},
-		Commands: []cli.Command{cli.PurgeCommand("supernode", &cfg.Admin.Listen, "admin-listen")},
+		Commands: []cli.Command{cli.PurgeCommand("supernode", &cfg.Admin.Listen, "admin-listen"),
+			cli.PreheatCommand(&cfg.Admin.Listen, "admin-listen")},
 	})
 }

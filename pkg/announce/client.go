@@ -56,7 +56,7 @@ type Announcer interface {
 	Announce(ctx context.Context, e api.Entry) (api.Assignment, owners.Leader, error)
 }
 
-// Purges is what package purge adds to announces and takes from their answers.
+// Purges is what packages purge and preheat add to announces and take from their answers.
 type Purges interface {
 	// Fill adds to an announce which of the owner's orders this host knows, and its failures.
 	Fill(owner string, r *api.AnnounceRequest)
@@ -81,6 +81,8 @@ type Config struct {
 	Inventory func() []api.Entry
 	// Purges takes part in each announce; nil: nothing about purging is sent or learned.
 	Purges Purges
+	// Preheats takes part in each announce in the same way; nil: the host fetches nothing on orders.
+	Preheats Purges
 	// Now is this host's wall clock, to compare with the owners'. Default [time.Now].
 	Now func() time.Time
 	// Local is the host's own coordinator, for tasks that this host leads as an owner or a standby,
@@ -292,6 +294,15 @@ func (c *Client) report(owner string, changes owners.Changes, err error) {
 		case c.named <- struct{}{}:
 		default:
 		}
+	}
+}
+
+// Hurry announces to all owners now, without waiting for the interval.
+func (c *Client) Hurry() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.senders {
+		s.poke()
 	}
 }
 

@@ -229,6 +229,9 @@ func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
 	if c.cfg.Purges != nil {
 		c.cfg.Purges.Fill(s.addr, &request)
 	}
+	if c.cfg.Preheats != nil {
+		c.cfg.Preheats.Fill(s.addr, &request)
+	}
 	response, err := c.post(bounded, s.addr, request)
 	cancel()
 	var refused *refusedError
@@ -266,7 +269,8 @@ func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
 	}
 	c.mu.Unlock()
 	c.report(s.addr, changes, nil)
-	c.learnPurges(ctx, s, response.PurgeMark)
+	c.learn(ctx, s, c.cfg.Purges, response.PurgeMark)
+	c.learn(ctx, s, c.cfg.Preheats, response.PreheatMark)
 	if response.IntervalMillis <= 0 {
 		return intervalFirst
 	}
@@ -311,9 +315,9 @@ func (c *Client) sendApart(ctx context.Context, s *sender, b batch, err error) t
 	return interval
 }
 
-// learnPurges fetches an owner's purge orders, and then announces at once.
-func (c *Client) learnPurges(ctx context.Context, s *sender, mark string) {
-	if c.cfg.Purges == nil {
+// learn fetches an owner's orders, and then announces at once.
+func (c *Client) learn(ctx context.Context, s *sender, orders Purges, mark string) {
+	if orders == nil {
 		return
 	}
 	transport := c.cfg.Client.Transport
@@ -321,7 +325,7 @@ func (c *Client) learnPurges(ctx context.Context, s *sender, mark string) {
 		transport = http.DefaultTransport
 	}
 	at := apiclient.Client{Base: c.cfg.Scheme + "://" + s.addr, Transport: transport}
-	if c.cfg.Purges.Learn(ctx, s.addr, mark, at) {
+	if orders.Learn(ctx, s.addr, mark, at) {
 		s.poke()
 	}
 }

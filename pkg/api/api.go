@@ -15,6 +15,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/preheat"
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/task"
 )
@@ -80,6 +81,10 @@ type AnnounceRequest struct {
 	// those that it could not carry out yet.
 	PurgeMark     string         `json:"withdrawn,omitempty"`
 	PurgeFailures []PurgeFailure `json:"unfollowed,omitempty"`
+	// Preheats says how far the host is with the jobs for which it has orders, at most [preheat.ReportsMax].
+	Preheats []preheat.Report `json:"preheats,omitempty"`
+	// Labels are the host's, for the scopes of preheats; at most [preheat.ListMax].
+	Labels map[string]string `json:"labels,omitempty"`
 }
 
 // Entry is what a host announces about one task.
@@ -148,6 +153,9 @@ type AnnounceResponse struct {
 	// PurgeMark is the mark of all purge orders that the owner knows: a host that does not know this
 	// mark fetches them (PathPurgeOrders). Empty: there are none.
 	PurgeMark string `json:"withdrawn,omitempty"`
+	// PreheatMark is the mark of the owner's preheat orders for this host: a host that does not know this mark fetches
+	// them (PathPreheatOrders). Empty: there are none.
+	PreheatMark string `json:"preheat,omitempty"`
 }
 
 // Assignment is an owner's answer to one entry.

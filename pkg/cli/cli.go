@@ -2,7 +2,7 @@
 // they print of a running program.
 //
 // A program ends with 0 only after a clean end, with 2 when a flag or setting is wrong, and with 1 after any
-// other failure. Start at [Main].
+// other failure; preheat has codes of its own. Start at [Main].
 package cli
 
 import (
@@ -104,6 +104,10 @@ func Main(p Program) int {
 	}
 	for _, one := range Joined(err) {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", p.Name, one)
+	}
+	var own exitError
+	if errors.As(err, &own) {
+		return own.code
 	}
 	var usage errUsage
 	if errors.As(err, &usage) {

@@ -56,6 +56,7 @@ func init() {
 		"Mirror.TagLife":           "How long a resolved tag stays valid. Within that time the cluster asks the registry once per tag. A longer time saves requests; a shorter time notices a moved tag sooner. 0 asks for each pull.",
 		"Mirror.TagStale":          "How old a resolved tag may be while its registry is unreachable. A node can then start an outdated image. Such responses carry their age in seconds in X-Darter-Stale. 0 serves none.",
 		"Node.DataDir":             "The directory for pieces, journals and the node's identity. Only one process can use it at a time. Default: /var/lib/darter/PROGRAM for root, else darter/PROGRAM under $XDG_DATA_HOME or ~/.local/share.",
+		"Node.Labels":              "Words about this node, each KEY=VALUE, by which a preheat chooses its nodes. Default: none.",
 		"Node.Name":                "The name of this node in logs, status and metrics. Default: the host name.",
 		"Node.Zone":                "The name of a place with cheap internal traffic: a rack, a data centre, a cloud zone. A few nodes of each zone download for the other nodes of that zone. Nodes without a zone form one zone. Default: none.",
 		"Origins.AllowUnlisted":    "Lets clients pull from registries that upstreams does not list. Every client of the mirror can then make this node connect to any host, including hosts of your internal network.",

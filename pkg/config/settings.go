@@ -68,6 +68,8 @@ type Node struct {
 	// Zone is the name of a place with cheap internal traffic: a rack, a data centre, a cloud zone. A few nodes of
 	// each zone download for the other nodes of that zone. Nodes without a zone form one zone. Default: none.
 	Zone string `yaml:"zone"`
+	// Labels are words about this node, each KEY=VALUE, by which a preheat chooses its nodes. Default: none.
+	Labels []string `yaml:"labels"`
 	// DataDir is the directory for pieces, journals and the node's identity. Only one process can use it at a time.
 	// Default: /var/lib/darter/PROGRAM for root, else darter/PROGRAM under $XDG_DATA_HOME or ~/.local/share.
 	DataDir string `yaml:"dataDir"`

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/darter-io/darter/pkg/hostmatch"
 	"github.com/darter-io/darter/pkg/oci"
@@ -32,6 +33,7 @@ const (
 func (c *Dfdaemon) Validate() error {
 	return errors.Join(
 		c.Node.finish("dfdaemon"),
+		c.Node.checkLabels(),
 		c.Cluster.finish(),
 		c.Cluster.guard("peer.listen", &c.Peer.Listen, "65002"),
 		loopbackOnly("api.listen", c.API.Listen),
@@ -51,6 +53,7 @@ func (c *Dfdaemon) Validate() error {
 func (c *Supernode) Validate() error {
 	return errors.Join(
 		c.Node.finish("supernode"),
+		c.Node.checkLabels(),
 		c.Cluster.finish(),
 		c.Cluster.guard("api.listen", &c.API.Listen, "65000"),
 		c.Cluster.guard("peer.listen", &c.Peer.Listen, "65004"),
@@ -83,6 +86,35 @@ func (c *Dfget) Validate() error {
 		reject(c.Retries < 0, "retries: must be 0 or more"),
 		reject(c.Timeout < 0, "timeout: must be 0 (no limit) or more"),
 	)
+}
+
+// labelMax bounds a key and a value of a label, in bytes, and labelsMax the labels of a node.
+const labelMax, labelsMax = 256, 64
+
+func (n *Node) checkLabels() error {
+	if len(n.Labels) > labelsMax {
+		return fmt.Errorf("node.labels: there are %d labels, at most %d are possible", len(n.Labels), labelsMax)
+	}
+	for _, l := range n.Labels {
+		k, v, ok := strings.Cut(l, "=")
+		if !ok || k == "" || len(k) > labelMax || len(v) > labelMax || strings.ContainsFunc(l, unicode.IsControl) {
+			return fmt.Errorf("node.labels: %.60q is no label; write KEY=VALUE, as disk=ssd", l)
+		}
+	}
+	return nil
+}
+
+// LabelMap returns the labels by their keys; of two with one key, the last counts.
+func (n *Node) LabelMap() map[string]string {
+	if len(n.Labels) == 0 {
+		return nil
+	}
+	out := make(map[string]string, len(n.Labels))
+	for _, l := range n.Labels {
+		k, v, _ := strings.Cut(l, "=")
+		out[k] = v
+	}
+	return out
 }
 
 // reject returns the error if a setting is wrong, else nil. [cmp.Or] chooses the first of several errors.

@@ -75,6 +75,14 @@ type Purges interface {
 	ForgetHost(id host.ID)
 }
 
+// Preheats connects a Coordinator's hosts to their preheat orders. Its methods must not call the Coordinator.
+type Preheats interface {
+	// Mark returns the mark of the orders for a host, empty if there is none.
+	Mark(id host.ID) string
+	// Note records what an accepted announce reports.
+	Note(r api.AnnounceRequest)
+}
+
 // Config holds the parts of a Coordinator.
 type Config struct {
 	// Host is the owner's own host, where its engine serves pieces.
@@ -94,6 +102,8 @@ type Config struct {
 	Owners func() []string
 	// Purges provides the mark of the purge orders for the responses, and records what hosts report; nil: neither.
 	Purges Purges
+	// Preheats does the same for the preheat orders of each host; nil: there are none.
+	Preheats Preheats
 	// Lag measures this host: the hosts that announce are judged in its running time. Nil: this host never stops.
 	Lag *lag.Meter
 	// Now is this host's wall clock, to compare with other members'. Default [time.Now].
@@ -338,6 +348,10 @@ func (c *Coordinator) answer(ctx context.Context, r api.AnnounceRequest, source 
 	if c.cfg.Purges != nil {
 		c.cfg.Purges.Note(r)
 		response.PurgeMark = c.cfg.Purges.Mark()
+	}
+	if c.cfg.Preheats != nil && r.Host.ID != c.cfg.Host.ID {
+		c.cfg.Preheats.Note(r)
+		response.PreheatMark = c.cfg.Preheats.Mark(r.Host.ID)
 	}
 	inline := inlineTotal // bytes left
 	for i, e := range r.Entries {

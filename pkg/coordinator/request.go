@@ -18,6 +18,7 @@ import (
 	"github.com/darter-io/darter/pkg/api"
 	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/piece"
+	"github.com/darter-io/darter/pkg/preheat"
 	"github.com/darter-io/darter/pkg/scheduler"
 	"github.com/darter-io/darter/pkg/task"
 )
@@ -68,6 +69,16 @@ func checkRequest(r api.AnnounceRequest) error {
 	if len(r.PurgeMark) > nameMax || len(r.PurgeFailures) > api.PurgeFailuresMax {
 		return badRequest("host %s sent a purge mark of %d bytes and %d purge failures; the bounds are %d and %d",
 			r.Host.ID.Short(), len(r.PurgeMark), len(r.PurgeFailures), nameMax, api.PurgeFailuresMax)
+	}
+	if len(r.Preheats) > preheat.ReportsMax || len(r.Labels) > preheat.ListMax {
+		return badRequest("host %s sent %d preheat reports and %d labels; the bounds are %d and %d", r.Host.ID.Short(),
+			len(r.Preheats), len(r.Labels), preheat.ReportsMax, preheat.ListMax)
+	}
+	for k, v := range r.Labels {
+		if len(k) > preheat.WordMax || len(v) > preheat.WordMax || strings.ContainsFunc(k+v, unicode.IsControl) {
+			return badRequest("host %s has a label of more than %d bytes or with a control character", r.Host.ID.Short(),
+				preheat.WordMax)
+		}
 	}
 	if len(r.Entries) > api.EntriesMax {
 		return badRequest("%d entries, more than %d in one announce", len(r.Entries), api.EntriesMax)
@@ -129,6 +140,7 @@ func decodeRequest(r io.Reader) (api.AnnounceRequest, error) {
 		api.AnnounceRequest
 		Entries       entries       `json:"entries"`
 		PurgeFailures purgeFailures `json:"unfollowed"`
+		Preheats      preheats      `json:"preheats"`
 	}
 	if err := json.Unmarshal(body, &wire); err != nil {
 		if refused := (*RequestError)(nil); errors.As(err, &refused) {
@@ -143,6 +155,11 @@ func decodeRequest(r io.Reader) (api.AnnounceRequest, error) {
 	for i, f := range wire.PurgeFailures {
 		wire.PurgeFailures[i].Why = api.OneLine(f.Why[:min(len(f.Why), api.PurgeFailureWhyMax)])
 	}
+	wire.Preheats = slices.DeleteFunc(wire.Preheats, func(r preheat.Report) bool { return r.Check() != nil })
+	for i, r := range wire.Preheats {
+		wire.Preheats[i].Error = api.OneLine(r.Error)
+	}
+	wire.AnnounceRequest.Preheats = wire.Preheats
 	wire.AnnounceRequest.Entries, wire.AnnounceRequest.PurgeFailures = wire.Entries, wire.PurgeFailures
 	return wire.AnnounceRequest, nil
 }
@@ -199,6 +216,16 @@ type purgeFailures []api.PurgeFailure
 func (list *purgeFailures) UnmarshalJSON(b []byte) (err error) {
 	if *list, err = api.UnmarshalList[api.PurgeFailure](b, api.PurgeFailuresMax, 8*api.PurgeFailureWhyMax); err != nil {
 		return badRequest("purge failures: %v", err)
+	}
+	return nil
+}
+
+// preheats checks the length of a list before it decodes the elements.
+type preheats []preheat.Report
+
+func (list *preheats) UnmarshalJSON(b []byte) (err error) {
+	if *list, err = api.UnmarshalList[preheat.Report](b, preheat.ReportsMax, preheat.ReportMax); err != nil {
+		return badRequest("preheat reports: %v", err)
 	}
 	return nil
 }

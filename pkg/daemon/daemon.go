@@ -27,6 +27,7 @@ import (
 	"github.com/darter-io/darter/pkg/httpserver"
 	"github.com/darter-io/darter/pkg/node"
 	"github.com/darter-io/darter/pkg/peer"
+	"github.com/darter-io/darter/pkg/preheat/jobs"
 	"github.com/darter-io/darter/pkg/registryproxy"
 	"github.com/darter-io/darter/pkg/task"
 	"github.com/darter-io/darter/pkg/telemetry"
@@ -39,9 +40,11 @@ type Daemon struct {
 	node        *node.Node
 	coordinator *coordinator.Coordinator
 	client      *announce.Client // nil without supernodes
-	files       *files
-	pulls       *pulls
-	proxy       *registryproxy.Proxy
+	// preheats carries out the supernodes' preheat orders; nil without supernodes.
+	preheats *jobs.Worker
+	files    *files
+	pulls    *pulls
+	proxy    *registryproxy.Proxy
 	// resolver grants what clients of the mirror may read.
 	resolver *access.Resolver
 	// lookups answers the lookups of other hosts while this one is a standby.
@@ -90,11 +93,12 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 	if d.api, err = d.node.Listen("api.listen", cfg.API.Listen); err != nil {
 		return d, err
 	}
-	d.coordinator = d.node.NewCoordinator(nil)
+	d.coordinator = d.node.NewCoordinator(nil, nil)
 	var announcer peer.Announcer = d.coordinator
 	var askOwner func(context.Context, api.Lookup) (api.LookupReply, error)
 	var recall func(context.Context, api.Lookup) []api.LookupReply
 	if len(cfg.Supernodes) > 0 {
+		d.preheats = d.node.NewPreheatWorker(func() { d.client.Hurry() }, nil)
 		d.client = d.newClient()
 		d.node.Owners = d.client.Owners
 		announcer, askOwner, recall = d.client, d.askOwner, d.client.Recall
@@ -174,7 +178,7 @@ func (d *Daemon) newClient() *announce.Client {
 		Host: d.node.Host, Generation: rand.Uint64(), Owners: owners, Scheme: d.node.Scheme(),
 		Client:    &http.Client{Transport: d.node.StandingTransport()},
 		Inventory: func() []api.Entry { return d.node.Engine.Inventory() }, Purges: d.node.Purge,
-		Lag: d.node.Lag,
+		Preheats: d.preheats, Lag: d.node.Lag,
 		Now: d.node.Clock, Local: d.coordinator, Standby: d.node.MemberAPI != nil, InUse: d.node.Taken, Logger: d.node.Log,
 		Standbys: readStandbys(d.cfg.Node.DataDir), Named: func(list []string) {
 			if err := writeStandbys(d.cfg.Node.DataDir, list); err != nil {
@@ -202,7 +206,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	local.Handle("/", d.localRoutes())
 	parts := []node.Part{d.coordinator.Run, d.resolver.Run, d.lookups.Run, d.files.Run}
 	if d.client != nil {
-		parts = append(parts, d.client.Run)
+		parts = append(parts, d.client.Run, d.preheats.Run)
 	}
 	servers := append(mirrors, d.node.Server("local API", d.api, httpserver.RejectRebinding(local)))
 	if d.node.MemberAPI != nil {

@@ -15,14 +15,17 @@ import (
 // NewCoordinator returns a coordinator that seeds with the node's engine and counts in the node's metrics. The caller
 // passes [Node.Watch] of it to [Node.Connect]. owners lists the API addresses of all live owners for the answers; nil
 // if this host is the only one.
-func (n *Node) NewCoordinator(owners func() []string) *coordinator.Coordinator {
+//
+// preheats gives hosts their preheat orders; nil if this host gives none.
+func (n *Node) NewCoordinator(owners func() []string, preheats coordinator.Preheats) *coordinator.Coordinator {
 	var c *coordinator.Coordinator
 	owner := telemetry.NewOwner(n.Metrics, func() telemetry.OwnerStats {
 		s := c.Stats()
 		return telemetry.OwnerStats{Hosts: max(0, s.Hosts-1), Seeding: s.Seeding}
 	})
 	c = coordinator.New(coordinator.Config{
-		Host: n.Host, Store: checkedStore{n}, Owners: owners, Purges: n.Purge, Lag: n.Lag, Now: n.Clock, Logger: n.Log,
+		Host: n.Host, Store: checkedStore{n}, Owners: owners, Purges: n.Purge, Preheats: preheats,
+		Lag: n.Lag, Now: n.Clock, Logger: n.Log,
 		ClockRefused: func() { owner.ClockRefused() },
 		Seed:         func(spec task.Spec) { n.Engine.Seed(spec) },
 		Ahead:        func(id task.ID, windows []api.Window) *api.Tail { return n.Engine.Ahead(id, windows) },

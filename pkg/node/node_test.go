@@ -279,7 +279,7 @@ func TestStartEndsWithItsContext(t *testing.T) {
 
 func TestHealthNamesWhatIsMissing(t *testing.T) {
 	n := build(t, settings(t))
-	n.NewCoordinator(nil) // for its metrics
+	n.NewCoordinator(nil, nil) // for its metrics
 	r := httpserver.NewRouter()
 	n.RouteStatus(r, n.Status)
 	n.RouteAdmin(r)

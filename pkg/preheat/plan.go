@@ -280,7 +280,7 @@ func (r Record) Order(now time.Time, m Member) (o Order, ok bool) {
 	if o.LifeMillis = until.Sub(now).Milliseconds(); o.LifeMillis <= 0 {
 		return o, false
 	}
-	if o.Run {
+	if o.Ended = r.State().Ended(); o.Run {
 		o.Authorization = r.Spec.Authorization().Reveal()
 	}
 	return o, true

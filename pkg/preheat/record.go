@@ -217,6 +217,8 @@ type Order struct {
 	Rev int64 `json:"rev"`
 	// Run means to fetch now; else the host only reports what it has.
 	Run bool `json:"run,omitempty"`
+	// Ended means that the job is over: it counts whatever another supernode, which may be gone, said before.
+	Ended bool `json:"ended,omitempty"`
 	// Upstream and Repository are where the objects are.
 	Upstream   string   `json:"upstream"`
 	Repository string   `json:"repository"`

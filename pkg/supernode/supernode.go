@@ -20,6 +20,7 @@ import (
 	"github.com/darter-io/darter/pkg/coordinator"
 	"github.com/darter-io/darter/pkg/httpserver"
 	"github.com/darter-io/darter/pkg/node"
+	"github.com/darter-io/darter/pkg/preheat/jobs"
 	"github.com/darter-io/darter/pkg/version"
 )
 
@@ -28,6 +29,10 @@ type Supernode struct {
 	cfg         config.Supernode
 	node        *node.Node
 	coordinator *coordinator.Coordinator
+	// preheats keeps the preheat jobs, worker carries out this supernode's part of them, and resolver reads manifests.
+	preheats *jobs.Service
+	worker   *jobs.Worker
+	resolver *access.Resolver
 	// lookups answers the lookups of hosts.
 	lookups    *access.Owner
 	api, admin net.Listener
@@ -71,7 +76,10 @@ func New(cfg config.Supernode, logger *slog.Logger, options ...node.Option) (s *
 		}
 		owners = s.owners
 	}
-	s.coordinator = s.node.NewCoordinator(owners)
+	if err = s.openPreheats(owners); err != nil {
+		return s, err
+	}
+	s.coordinator = s.node.NewCoordinator(owners, s.preheats)
 	s.node.Connect(s.coordinator, s.node.Watch(s.coordinator))
 	s.lookups = access.NewOwner(s.node.Origins.Registries)
 	memory := access.NewMemory()
@@ -131,7 +139,7 @@ func (s *Supernode) Run(ctx context.Context) error {
 	s.node.Log.Info("supernode runs", "version", version.Current(), "host", s.node.Host.ID,
 		"api", s.api.Addr().String(),
 		"peer", s.node.Host.Addr, "admin", s.admin.Addr().String(), "tls", s.node.Identity.Secure())
-	background := []node.Part{s.coordinator.Run, s.lookups.Run}
+	background := []node.Part{s.coordinator.Run, s.lookups.Run, s.resolver.Run, s.preheats.Run, s.worker.Run}
 	if s.gossip != nil {
 		background = append(background, s.gossip.Run, s.node.ComparePurgeOrders(s.others))
 	}
@@ -160,6 +168,7 @@ func (s *Supernode) Reload(settings any) error {
 		}
 	}
 	s.lookups.Forget()
+	s.resolver.Forget()
 	return nil
 }
 

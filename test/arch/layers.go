@@ -30,7 +30,8 @@ var Table = []Layer{
 	{Name: "contracts", Pure: true, Packages: "pkg/api; pkg/source"},
 	{Name: "adapters", Packages: "pkg/atomicfile pkg/lag; pkg/config pkg/ratelimit pkg/telemetry pkg/identity " +
 		"pkg/piece/diskstore pkg/piece/memstore pkg/source/httporigin pkg/clientconf pkg/httpproxy pkg/apiclient; " +
-		"pkg/source/registry pkg/cluster pkg/announce pkg/purge pkg/peer/wire pkg/peer/upload"},
+		"pkg/source/registry pkg/cluster pkg/announce pkg/purge pkg/preheat/jobs pkg/peer/wire " +
+		"pkg/peer/upload"},
 	{Name: "engines", Packages: "pkg/access pkg/peer; pkg/registryproxy pkg/coordinator"},
 	{Name: "assemblies", Gin: true,
 		Packages: "pkg/httpserver pkg/portmux pkg/cli; pkg/node; pkg/supernode pkg/daemon pkg/doctor; pkg/dfget"},

@@ -1,0 +1,30 @@
+package node
+
+import (
+	"context"
+
+	"github.com/darter-io/darter/pkg/preheat/jobs"
+	"github.com/darter-io/darter/pkg/task"
+)
+
+// NewPreheatWorker returns what carries out this node's preheat orders; its Run is a part of the program. hurry has the
+// owners hear of a change at once, owns reports which tasks a supernode owns; both may be nil.
+func (n *Node) NewPreheatWorker(hurry func(), owns func(task.ID) bool) *jobs.Worker {
+	return jobs.NewWorker(jobs.WorkerConfig{
+		Host: n.Host.ID, Labels: n.cfg.Node.LabelMap(), Fetch: n.fetch, Complete: n.Store.Complete, Owns: owns,
+		Bytes: func(id task.ID) int64 {
+			t, ok := n.Engine.Task(id)
+			if !ok {
+				return 0
+			}
+			return int64(t.Have) * t.Metadata.PieceSize
+		},
+		Hurry: hurry, Logger: n.Log,
+	})
+}
+
+// fetch stores a task whole.
+func (n *Node) fetch(ctx context.Context, spec task.Spec) error { return n.Engine.Fetch(ctx, spec) }
+
+// Labels are the labels of this node.
+func (n *Node) Labels() map[string]string { return n.cfg.Node.LabelMap() }

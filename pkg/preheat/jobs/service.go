@@ -1,0 +1,698 @@
+// Package jobs keeps the preheat jobs of a cluster and carries them out: the supernodes' part is a [Service], that of
+// every host a [Worker].
+//
+// Every supernode knows every job, answers for it and gives hosts their orders; only the one that is first in
+// rendezvous order of the job decides what changes it. Credentials of a job are never written to a disk: supernodes keep
+// them in memory and give them to each other and to the hosts that fetch, over TLS alone. Start at [Service.Create].
+package jobs
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/apiclient"
+	"github.com/darter-io/darter/pkg/atomicfile"
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/preheat"
+	"github.com/darter-io/darter/pkg/rendezvous"
+)
+
+const (
+	// journalFile is where a supernode keeps its jobs, in its data directory, without their credentials.
+	journalFile = "preheats.json"
+	// planEvery is how often a supernode looks what follows, compareEvery how often it compares jobs with another one.
+	planEvery    = time.Second
+	compareEvery = 2 * time.Second
+	// resolvePause and resolvePauseMax bound the pause before the reference of a job is looked up again.
+	resolvePause, resolvePauseMax = time.Second, 30 * time.Second
+	// webhookTimeout bounds one call of a webhook, webhookTries how often one is called.
+	webhookTimeout = 10 * time.Second
+	webhookTries   = 5
+)
+
+// Config is what a Service works with.
+type Config struct {
+	Dir string
+	// Host is this supernode, Self the address of its API as in Owners, which lists the live supernodes; nil for one
+	// alone.
+	Host   host.Host
+	Labels map[string]string
+	Self   string
+	Owners func() []string
+	// Scheme and Transport reach other supernodes; Secure says that nobody else can read what is sent.
+	Scheme    string
+	Secure    bool
+	Transport func() *http.Transport
+	// Allow returns nil for a registry to which this cluster sends requests.
+	Allow    func(upstream string) error
+	Registry Registry
+	// Worker carries out the orders for this supernode itself.
+	Worker *Worker
+	// Now is the wall clock.
+	Now    func() time.Time
+	Logger *slog.Logger
+}
+
+// Service keeps jobs. Safe for concurrent use.
+type Service struct {
+	cfg  Config
+	log  *slog.Logger
+	wake chan struct{}
+
+	// saving is held while the journal is written.
+	saving sync.Mutex
+	// mu is held to look up and change, never while something is sent or written.
+	mu      sync.Mutex
+	records map[string]*preheat.Record
+	hosts   map[host.ID]*seen
+	plans   map[host.ID]plan
+	// resolving and calling are the jobs whose reference is looked up and whose webhook is called now; tries counts the
+	// attempts, and due is when the next one may begin.
+	resolving, calling map[string]bool
+	tries              map[string]int
+	due                map[string]time.Time
+	unsaved            bool
+}
+
+// seen is what a host last announced.
+type seen struct {
+	host    host.Host
+	labels  map[string]string
+	seed    bool
+	at      time.Time
+	reports map[string]preheat.Report
+}
+
+// plan holds the orders for a host.
+type plan struct {
+	mark   string
+	orders []preheat.Order
+}
+
+// Open reads the journal.
+func Open(cfg Config) (*Service, error) {
+	s := &Service{cfg: cfg, log: cfg.Logger, wake: make(chan struct{}, 1), records: map[string]*preheat.Record{},
+		hosts: map[host.ID]*seen{}, plans: map[host.ID]plan{}, resolving: map[string]bool{}, calling: map[string]bool{},
+		tries: map[string]int{}, due: map[string]time.Time{}}
+	path := filepath.Join(cfg.Dir, journalFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the preheat jobs: %w", err)
+	}
+	file, err := DecodeRecords(b)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w; delete the file to forget all preheat jobs", path, err)
+	}
+	for _, r := range file.List {
+		s.records[r.ID] = &r.Record
+	}
+	return s, nil
+}
+
+// ErrPlaintext refuses credentials where members could not send them to each other in secret.
+var ErrPlaintext = errors.New("a preheat with credentials needs a cluster secret: without one, supernodes would send " +
+	"them to the nodes in plain text; set cluster.secretFile, or let the nodes use their own credentials")
+
+// ErrFull means that all jobs that supernodes remember still run.
+var ErrFull = errors.New("too many preheats run; cancel one, or wait until one ends")
+
+// Create begins a job. The error wraps [preheat.ErrInvalid] for a spec that no job can have.
+func (s *Service) Create(ctx context.Context, spec preheat.Spec) (preheat.Job, error) {
+	if err := spec.Validate(); err != nil {
+		return preheat.Job{}, err
+	}
+	if spec.Kind == preheat.File {
+		return preheat.Job{}, fmt.Errorf("%w: %w", preheat.ErrInvalid, preheat.ErrFile)
+	}
+	target, err := spec.Target()
+	if err == nil {
+		err = s.cfg.Allow(target.Upstream)
+	}
+	if err != nil {
+		return preheat.Job{}, fmt.Errorf("%w: %w", preheat.ErrInvalid, err)
+	}
+	now := s.cfg.Now()
+	if !spec.Deadline.IsZero() && !spec.Deadline.After(now) {
+		return preheat.Job{}, fmt.Errorf("%w: the deadline %s has passed", preheat.ErrInvalid,
+			spec.Deadline.Format(time.RFC3339))
+	}
+	for name := range spec.Headers {
+		if !strings.EqualFold(name, "Authorization") {
+			return preheat.Job{}, fmt.Errorf("%w: header %.60q; a registry gets Authorization alone", preheat.ErrInvalid, name)
+		}
+	}
+	if len(spec.Headers) > 0 && !s.cfg.Secure {
+		return preheat.Job{}, fmt.Errorf("%w: %w", preheat.ErrInvalid, ErrPlaintext)
+	}
+	var id [16]byte
+	rand.Read(id[:])
+	r := preheat.New(hex.EncodeToString(id[:]), spec, now)
+	s.mu.Lock()
+	running := 0
+	for _, x := range s.records {
+		if !x.State().Ended() {
+			running++
+		}
+	}
+	if running >= preheat.JobsMax {
+		s.mu.Unlock()
+		return preheat.Job{}, ErrFull
+	}
+	s.records[r.ID] = &r
+	s.unsaved = true
+	s.mu.Unlock()
+	s.log.Info("preheat begins", "job", r.ID, "name", spec.Name(), "scope", r.Spec.Scope.Kind, "deadline",
+		r.Spec.Deadline)
+	s.spread(ctx, r)
+	s.poke()
+	return r.Job(now, preheat.Plan{}), nil
+}
+
+// find returns a job by its ID or number. mu is held.
+func (s *Service) find(id string) *preheat.Record {
+	if r := s.records[id]; r != nil {
+		return r
+	}
+	for _, r := range s.records {
+		if strconv.FormatInt(r.Number(), 10) == id {
+			return r
+		}
+	}
+	return nil
+}
+
+// Get returns a job by its ID or its decimal number, with the objects on each host.
+func (s *Service) Get(id string) (preheat.Job, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.find(id)
+	if r == nil {
+		return preheat.Job{}, false
+	}
+	now := s.cfg.Now()
+	return r.Job(now, r.Plan(now, s.hostsOf(r, now))), true
+}
+
+// List lists all jobs without their tasks, the newest first.
+func (s *Service) List() []preheat.Job {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now, out := s.cfg.Now(), []preheat.Job{}
+	for _, r := range s.records {
+		j := r.Job(now, preheat.Plan{})
+		out = append(out, j)
+	}
+	slices.SortFunc(out, func(a, b preheat.Job) int {
+		return cmp.Or(b.Created.Compare(a.Created), strings.Compare(a.ID, b.ID))
+	})
+	return out
+}
+
+// Gate tells who has everything of a job now.
+func (s *Service) Gate(id string) (preheat.Gate, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.find(id)
+	if r == nil {
+		return preheat.Gate{}, false
+	}
+	now := s.cfg.Now()
+	g := r.Gate(now, r.Plan(now, s.hostsOf(r, now)))
+	if r.Lacks() && !r.State().Ended() {
+		g.Error = "the credentials of the job are gone, because every supernode was restarted: start it again"
+	}
+	return g, true
+}
+
+// Change is an operator's wish.
+type Change int
+
+// The wishes.
+const (
+	Cancel Change = iota
+	Pause
+	Resume
+)
+
+// Change changes a job. ok is false if there is none of that name.
+func (s *Service) Change(ctx context.Context, id string, wish Change) (job preheat.Job, ok bool) {
+	now := s.cfg.Now()
+	s.mu.Lock()
+	r := s.find(id)
+	if r == nil {
+		s.mu.Unlock()
+		return job, false
+	}
+	if !r.State().Ended() {
+		if r.Cancelled = wish == Cancel; !r.Cancelled {
+			r.Control = preheat.Control{Rev: r.Control.Rev + 1, Paused: wish == Pause}
+		}
+		s.unsaved = true
+	}
+	changed := *r
+	s.mu.Unlock()
+	s.spread(ctx, changed)
+	s.poke()
+	return changed.Job(now, preheat.Plan{}), true
+}
+
+func (s *Service) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Note records an announce that this supernode accepted.
+func (s *Service) Note(r api.AnnounceRequest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r.Leaving {
+		delete(s.hosts, r.Host.ID)
+		return
+	}
+	if s.note(r.Host, r.Labels, false, r.Preheats, s.cfg.Now()) {
+		s.poke()
+	}
+}
+
+// note records what a host said, and reports whether the plan may change. mu is held.
+func (s *Service) note(h host.Host, labels map[string]string, seed bool, list []preheat.Report,
+	now time.Time) (changed bool) {
+	was := s.hosts[h.ID]
+	is := &seen{host: h, labels: labels, seed: seed, at: now, reports: map[string]preheat.Report{}}
+	changed = was == nil && len(s.records) > 0
+	for _, r := range list {
+		if s.records[r.Job] == nil {
+			continue
+		}
+		is.reports[r.Job] = r
+		changed = changed || was == nil || was.reports[r.Job].State != r.State
+	}
+	s.hosts[h.ID] = is
+	return changed
+}
+
+// Mark returns the mark of the orders for a host.
+func (s *Service) Mark(id host.ID) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.plans[id].mark
+}
+
+// hostsOf lists the hosts that announced while the job was there. mu is held.
+func (s *Service) hostsOf(r *preheat.Record, now time.Time) (out []preheat.Host) {
+	for _, h := range s.hosts {
+		if h.at.Before(r.Created.Add(-preheat.SilentAfter)) {
+			continue
+		}
+		x := preheat.Host{Host: h.host, Labels: h.labels, Seed: h.seed, Seen: h.at}
+		if report, ok := h.reports[r.ID]; ok {
+			x.Report = &report
+		}
+		out = append(out, x)
+	}
+	return out
+}
+
+// leads reports whether this supernode decides about a job.
+func (s *Service) leads(id string, owners []string) bool {
+	return len(owners) == 0 || !slices.Contains(owners, s.cfg.Self) || rendezvous.Order(id, owners)[0] == s.cfg.Self
+}
+
+// Run decides and gives orders until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	var background sync.WaitGroup
+	defer background.Wait()
+	tick := time.NewTicker(planEvery)
+	defer tick.Stop()
+	compare := time.NewTicker(compareEvery)
+	defer compare.Stop()
+	for {
+		s.step(ctx, &background)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.wake:
+		case <-tick.C:
+		case <-compare.C:
+			if list := s.others(); len(list) > 0 {
+				addr := list[mathrand.IntN(len(list))]
+				background.Go(func() { s.compareWith(ctx, addr) })
+			}
+		}
+	}
+}
+
+// step makes the plan of this moment: what changes, and the orders of all hosts.
+func (s *Service) step(ctx context.Context, background *sync.WaitGroup) {
+	now := s.cfg.Now()
+	var owners []string
+	if s.cfg.Owners != nil {
+		owners = s.cfg.Owners()
+	}
+	own := s.cfg.Worker.Reports()
+	var changed []preheat.Record
+	s.mu.Lock()
+	s.note(s.cfg.Host, s.cfg.Labels, true, own, now)
+	s.forget(now)
+	orders := map[host.ID][]preheat.Order{}
+	for _, id := range s.sorted() {
+		r := s.records[id]
+		p := r.Plan(now, s.hostsOf(r, now))
+		if s.leads(id, owners) && s.advance(ctx, r, p, now, background) {
+			changed = append(changed, *r)
+			p = r.Plan(now, s.hostsOf(r, now))
+		}
+		for _, m := range p.Members {
+			if o, ok := r.Order(now, m); ok {
+				orders[m.ID] = append(orders[m.ID], o)
+			}
+		}
+	}
+	plans := map[host.ID]plan{}
+	for id, list := range orders {
+		plans[id] = plan{markOf(list), list}
+	}
+	s.plans = plans
+	mine := plans[s.cfg.Host.ID]
+	save := s.unsaved || len(changed) > 0
+	s.unsaved = false
+	s.mu.Unlock()
+	if save {
+		s.save()
+	}
+	s.cfg.Worker.Adopt(mine.mark, mine.orders)
+	for _, r := range changed {
+		background.Go(func() { s.spread(ctx, r) })
+	}
+}
+
+// sorted lists the jobs in a fixed order. mu is held.
+func (s *Service) sorted() (ids []string) {
+	for id := range s.records {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// markOf identifies orders; the life of an order, which shrinks, does not count.
+func markOf(list []preheat.Order) string {
+	h := sha256.New()
+	for _, o := range list {
+		fmt.Fprintf(h, "%s %d %t %t %d %t\n", o.Job, o.Rev, o.Run, o.Ended, len(o.Objects), o.Authorization != "")
+		if len(o.Objects) > 0 {
+			fmt.Fprintln(h, o.Objects[0].ID)
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)[:12])
+}
+
+// advance does what the leader of a job does: it opens waves, ends the job, reads the manifest and calls the webhook.
+// It reports whether the record changed. mu is held.
+func (s *Service) advance(ctx context.Context, r *preheat.Record, p preheat.Plan, now time.Time,
+	background *sync.WaitGroup) (changed bool) {
+	if p.Open > r.Open {
+		r.Open, changed = p.Open, true
+		s.log.Info("preheat opens a wave", "job", r.ID, "wave", r.Open+1, "has", p.Has, "of", len(p.Members))
+	}
+	if p.End != nil {
+		r.End, changed = p.End, true
+		s.log.Info("preheat ended", "job", r.ID, "name", r.Spec.Name(), "state", r.End.State, "has", p.Has, "of",
+			len(p.Members), "error", r.End.Error)
+	}
+	late := now.Before(s.due[r.ID])
+	if r.State() == preheat.Pending && !r.Lacks() && !s.resolving[r.ID] && !late {
+		s.resolving[r.ID] = true
+		id, spec := r.ID, r.Spec
+		background.Go(func() { s.resolve(ctx, id, spec) })
+	}
+	if r.End != nil && r.Spec.Webhook != "" && !r.Called && !s.calling[r.ID] && !late {
+		s.calling[r.ID] = true
+		id, at, g := r.ID, r.Spec.Webhook, r.Gate(now, p)
+		background.Go(func() { s.call(ctx, id, at, g) })
+	}
+	return changed
+}
+
+// resolve reads the manifests of a job, once.
+func (s *Service) resolve(ctx context.Context, id string, spec preheat.Spec) {
+	ctx, cancel := context.WithDeadline(ctx, spec.Deadline.Add(time.Second))
+	defer cancel()
+	found, err := resolve(ctx, s.cfg.Registry, spec)
+	var refused *RefusedError
+	s.mu.Lock()
+	delete(s.resolving, id)
+	r := s.records[id]
+	if r == nil {
+		s.mu.Unlock()
+		return
+	}
+	now := s.cfg.Now()
+	switch {
+	case err == nil:
+		r.Resolved = found
+		delete(s.tries, id)
+	case errors.As(err, &refused):
+		text := api.OneLine(err.Error())
+		r.End = &preheat.End{State: preheat.Failed, At: now.UTC(), Error: text[:min(len(text), preheat.TextMax)]}
+	default:
+		s.tries[id]++
+		s.due[id] = now.Add(min(resolvePause<<min(s.tries[id], 6), resolvePauseMax))
+	}
+	changed := *r
+	s.unsaved = true
+	s.mu.Unlock()
+	if err != nil {
+		s.log.Warn("preheat cannot read its manifests", "job", id, "name", spec.Name(), "final", refused != nil, "error", err)
+	} else {
+		s.log.Info("preheat read its manifests", "job", id, "digest", found.Digest, "objects", len(found.Objects),
+			"bytes", changed.Bytes())
+	}
+	s.spread(ctx, changed)
+	s.poke()
+}
+
+// call tells a webhook how a job ended.
+func (s *Service) call(ctx context.Context, id, at string, g preheat.Gate) {
+	err := post(ctx, at, g)
+	s.mu.Lock()
+	delete(s.calling, id)
+	s.tries[id]++
+	tries := s.tries[id]
+	s.due[id] = s.cfg.Now().Add(min(resolvePause<<min(tries, 6), resolvePauseMax))
+	r := s.records[id]
+	over := err == nil || tries >= webhookTries
+	var changed preheat.Record
+	if r != nil && over {
+		r.Called, s.unsaved = true, true
+		changed = *r
+	}
+	s.mu.Unlock()
+	if err != nil {
+		s.log.Warn("the webhook of a preheat does not take the result", "job", id, "again", !over, "error", err)
+	}
+	if changed.ID != "" {
+		s.spread(ctx, changed)
+	}
+}
+
+// post sends a gate to a webhook, which must answer with 2xx. It follows no redirect.
+func post(ctx context.Context, at string, g preheat.Gate) error {
+	b, err := json.Marshal(g)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, webhookTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, at, bytes.NewReader(b))
+	if err != nil {
+		return errors.New("its URL is wrong")
+	}
+	req.Header.Set("Content-Type", "application/json")
+	t := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}
+	res, err := t.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode/100 != 2 {
+		return fmt.Errorf("it answers %s", res.Status)
+	}
+	return nil
+}
+
+// forget forgets jobs that are long over, and hosts that no job counts. mu is held.
+func (s *Service) forget(now time.Time) {
+	var over []*preheat.Record
+	for id, r := range s.records {
+		switch {
+		case r.State().Ended() && now.After(cmp.Or(r.Ended(), r.Spec.Deadline).Add(preheat.Keep)),
+			now.After(r.Spec.Deadline.Add(preheat.Keep)):
+			delete(s.records, id)
+			delete(s.tries, id)
+			delete(s.due, id)
+			s.unsaved = true
+		case r.State().Ended():
+			over = append(over, r)
+		}
+	}
+	slices.SortFunc(over, func(a, b *preheat.Record) int {
+		return cmp.Or(a.Ended().Compare(b.Ended()), strings.Compare(a.ID, b.ID))
+	})
+	for len(s.records) > preheat.JobsMax && len(over) > 0 {
+		delete(s.records, over[0].ID)
+		over, s.unsaved = over[1:], true
+	}
+	for id, h := range s.hosts {
+		if now.Sub(h.at) > preheat.Keep {
+			delete(s.hosts, id)
+		}
+	}
+}
+
+// save writes the journal, as a whole or not at all.
+func (s *Service) save() {
+	s.saving.Lock()
+	defer s.saving.Unlock()
+	b, err := json.Marshal(s.Records(false))
+	if err == nil {
+		err = atomicfile.Write(filepath.Join(s.cfg.Dir, journalFile), b)
+	}
+	if err != nil {
+		s.log.Error("cannot store the preheat jobs: after a restart of every supernode they would be lost", "error", err)
+		s.mu.Lock()
+		s.unsaved = true
+		s.mu.Unlock()
+	}
+}
+
+// others lists the other live supernodes.
+func (s *Service) others() []string {
+	if s.cfg.Owners == nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(s.cfg.Owners()), func(addr string) bool { return addr == s.cfg.Self })
+}
+
+// spread gives a record to all other supernodes, with its credentials.
+func (s *Service) spread(ctx context.Context, r preheat.Record) {
+	var sending sync.WaitGroup
+	for _, addr := range s.others() {
+		sending.Go(func() {
+			if err := s.send(ctx, addr, r); err != nil && ctx.Err() == nil {
+				s.log.Debug("preheat not sent", "supernode", addr, "job", r.ID, "error", err)
+			}
+		})
+	}
+	sending.Wait()
+}
+
+func (s *Service) send(ctx context.Context, addr string, r preheat.Record) error {
+	return s.reach(ctx, addr, func(ctx context.Context, c apiclient.Client) error {
+		reply, err := c.Do(ctx, apiclient.Call{Method: http.MethodPost, Path: api.PathPreheatRecords,
+			Body: Records{Version: api.Version, List: []WireRecord{s.wire(r, true)}}})
+		if err != nil {
+			return err
+		}
+		return reply.Err(http.StatusNoContent)
+	})
+}
+
+// reach makes one call to another supernode.
+func (s *Service) reach(ctx context.Context, addr string, f func(context.Context, apiclient.Client) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	tr := s.cfg.Transport()
+	defer tr.CloseIdleConnections()
+	return f(ctx, apiclient.Client{Base: s.cfg.Scheme + "://" + addr, Transport: tr})
+}
+
+// compareWith takes the jobs of another supernode and what it holds, and gives it the credentials that it lacks.
+func (s *Service) compareWith(ctx context.Context, addr string) {
+	var got Records
+	err := s.reach(ctx, addr, func(ctx context.Context, c apiclient.Client) error {
+		reply, err := c.Do(ctx, apiclient.Call{Method: http.MethodGet, Path: api.PathPreheatRecords,
+			Limit: api.PreheatRecordsSize})
+		if err != nil {
+			return err
+		}
+		if err := reply.Err(http.StatusOK); err != nil {
+			return err
+		}
+		got, err = DecodeRecords(reply.Body)
+		return err
+	})
+	if err != nil {
+		if ctx.Err() == nil {
+			s.log.Debug("preheats not compared", "supernode", addr, "error", err)
+		}
+		return
+	}
+	s.merge(got.List)
+	var lacking []preheat.Record
+	s.mu.Lock()
+	if got.Host != nil {
+		s.note(*got.Host, got.Labels, true, got.Reports, s.cfg.Now())
+	}
+	theirs := map[string]WireRecord{}
+	for _, r := range got.List {
+		theirs[r.ID] = r
+	}
+	for id, r := range s.records {
+		x, known := theirs[id]
+		if !known || r.Secret && !r.Lacks() && !x.Holds {
+			lacking = append(lacking, *r)
+		}
+	}
+	s.mu.Unlock()
+	for _, r := range lacking {
+		if err := s.send(ctx, addr, r); err != nil {
+			return
+		}
+	}
+}
+
+// merge joins the records of another supernode with those that are known.
+func (s *Service) merge(list []WireRecord) {
+	now := s.cfg.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range list {
+		r := x.Record
+		if now.After(r.Spec.Deadline.Add(preheat.Keep)) {
+			continue
+		}
+		if known := s.records[r.ID]; known != nil {
+			r = known.Merge(r)
+		} else if len(s.records) >= 2*preheat.JobsMax {
+			continue
+		}
+		s.records[r.ID] = &r
+	}
+	s.unsaved = true
+	s.poke()
+}
