@@ -20,6 +20,9 @@ const (
 	PathOpenAPI = "/api/v1/openapi.json"
 )
 
+// PreheatLater is the mark of an owner that does not know its orders for a host yet: the host keeps those that it has.
+const PreheatLater = "later"
+
 // PreheatRecordsSize and PreheatOrdersSize bound the JSON of all records and of the orders for one host, in bytes.
 const (
 	PreheatRecordsSize = 64 << 20

@@ -135,7 +135,11 @@ func (r Record) members(now time.Time, hosts []Host) (out []Member) {
 		}
 	}
 	for _, list := range zones {
-		weight := func(h Host) uint64 { return rendezvous.Weight(r.ID, string(h.ID)) }
+		weights := make(map[host.ID]uint64, len(list))
+		for _, h := range list {
+			weights[h.ID] = rendezvous.Weight(r.ID, string(h.ID))
+		}
+		weight := func(h Host) uint64 { return weights[h.ID] }
 		rank := func(h Host) int {
 			switch {
 			case h.silent(now):

@@ -132,7 +132,7 @@ func (r *resolver) manifest(ctx context.Context, o preheat.Object, depth int) er
 			return err
 		}
 	}
-	if len(r.spec.Platforms) > 0 && chosen == 0 && slices.ContainsFunc(named, func(n oci.Reference) bool {
+	if depth == 0 && len(r.spec.Platforms) > 0 && chosen == 0 && slices.ContainsFunc(named, func(n oci.Reference) bool {
 		return n.Manifest
 	}) {
 		return &RefusedError{fmt.Errorf("%s has no manifest for %s", r.spec.Name(), strings.Join(r.spec.Platforms, ", "))}

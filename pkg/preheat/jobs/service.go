@@ -2,8 +2,9 @@
 // every host a [Worker].
 //
 // Every supernode knows every job, answers for it and gives hosts their orders; only the one that is first in
-// rendezvous order of the job decides what changes it. Credentials of a job are never written to a disk: supernodes keep
-// them in memory and give them to each other and to the hosts that fetch, over TLS alone. Start at [Service.Create].
+// rendezvous order of the job decides what changes it. Credentials of a job are never written to a disk: supernodes
+// keep them in memory and give them to each other and to the hosts that fetch, over TLS alone. Start at
+// [Service.Create].
 package jobs
 
 import (
@@ -22,6 +23,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -44,6 +46,10 @@ const (
 	compareEvery = 2 * time.Second
 	// resolvePause and resolvePauseMax bound the pause before the reference of a job is looked up again.
 	resolvePause, resolvePauseMax = time.Second, 30 * time.Second
+	// stepPause is the least time between two plans: many hosts report at once.
+	stepPause = 50 * time.Millisecond
+	// endedEvery is how old the orders for a job that ended may be.
+	endedEvery = 10 * time.Second
 	// webhookTimeout bounds one call of a webhook, webhookTries how often one is called.
 	webhookTimeout = 10 * time.Second
 	webhookTries   = 5
@@ -85,6 +91,9 @@ type Service struct {
 	records map[string]*preheat.Record
 	hosts   map[host.ID]*seen
 	plans   map[host.ID]plan
+	// planned are the hosts that were known when the plans were made; ended caches the orders of jobs that ended.
+	planned map[host.ID]bool
+	ended   map[string]endedOrders
 	// resolving and calling are the jobs whose reference is looked up and whose webhook is called now; tries counts the
 	// attempts, and due is when the next one may begin.
 	resolving, calling map[string]bool
@@ -98,8 +107,15 @@ type seen struct {
 	host    host.Host
 	labels  map[string]string
 	seed    bool
+	life    uint64
 	at      time.Time
 	reports map[string]preheat.Report
+}
+
+// endedOrders are the orders for a job that ended: hosts only report.
+type endedOrders struct {
+	at   time.Time
+	list map[host.ID]preheat.Order
 }
 
 // plan holds the orders for a host.
@@ -112,7 +128,7 @@ type plan struct {
 func Open(cfg Config) (*Service, error) {
 	s := &Service{cfg: cfg, log: cfg.Logger, wake: make(chan struct{}, 1), records: map[string]*preheat.Record{},
 		hosts: map[host.ID]*seen{}, plans: map[host.ID]plan{}, resolving: map[string]bool{}, calling: map[string]bool{},
-		tries: map[string]int{}, due: map[string]time.Time{}}
+		tries: map[string]int{}, due: map[string]time.Time{}, ended: map[string]endedOrders{}}
 	path := filepath.Join(cfg.Dir, journalFile)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -293,17 +309,20 @@ func (s *Service) Note(r api.AnnounceRequest) {
 		delete(s.hosts, r.Host.ID)
 		return
 	}
-	if s.note(r.Host, r.Labels, false, r.Preheats, s.cfg.Now()) {
+	if s.note(r.Host, r.Generation, r.Labels, false, r.Preheats, s.cfg.Now()) {
 		s.poke()
 	}
 }
 
-// note records what a host said, and reports whether the plan may change. mu is held.
-func (s *Service) note(h host.Host, labels map[string]string, seed bool, list []preheat.Report,
+// note records what a host said in the life of its process, and reports whether the plan may change. mu is held.
+func (s *Service) note(h host.Host, life uint64, labels map[string]string, seed bool, list []preheat.Report,
 	now time.Time) (changed bool) {
 	was := s.hosts[h.ID]
-	is := &seen{host: h, labels: labels, seed: seed, at: now, reports: map[string]preheat.Report{}}
+	is := &seen{host: h, labels: labels, seed: seed, life: life, at: now, reports: map[string]preheat.Report{}}
 	changed = was == nil && len(s.records) > 0
+	if len(list) == 0 && was != nil && was.life == life {
+		is.reports, is.labels = was.reports, was.labels // it sends them every few seconds
+	}
 	for _, r := range list {
 		if s.records[r.Job] == nil {
 			continue
@@ -315,10 +334,14 @@ func (s *Service) note(h host.Host, labels map[string]string, seed bool, list []
 	return changed
 }
 
-// Mark returns the mark of the orders for a host.
+// Mark returns the mark of the orders for a host, and [api.PreheatLater] for one that no plan has seen yet: after a
+// restart, a host must not drop what it does.
 func (s *Service) Mark(id host.ID) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.records) > 0 && !s.planned[id] {
+		return api.PreheatLater
+	}
 	return s.plans[id].mark
 }
 
@@ -356,6 +379,11 @@ func (s *Service) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-s.wake:
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(stepPause):
+			}
 		case <-tick.C:
 		case <-compare.C:
 			if list := s.others(); len(list) > 0 {
@@ -376,21 +404,37 @@ func (s *Service) step(ctx context.Context, background *sync.WaitGroup) {
 	own := s.cfg.Worker.Reports()
 	var changed []preheat.Record
 	s.mu.Lock()
-	s.note(s.cfg.Host, s.cfg.Labels, true, own, now)
+	s.note(s.cfg.Host, 0, s.cfg.Labels, true, own, now)
 	s.forget(now)
 	orders := map[host.ID][]preheat.Order{}
 	for _, id := range s.sorted() {
 		r := s.records[id]
+		if cached, ok := s.ended[id]; ok && r.End != nil && now.Sub(cached.at) < endedEvery &&
+			(r.Called || r.Spec.Webhook == "") {
+			for h, o := range cached.list {
+				orders[h] = append(orders[h], o)
+			}
+			continue
+		}
 		p := r.Plan(now, s.hostsOf(r, now))
 		if s.leads(id, owners) && s.advance(ctx, r, p, now, background) {
 			changed = append(changed, *r)
 			p = r.Plan(now, s.hostsOf(r, now))
 		}
+		list := make(map[host.ID]preheat.Order, len(p.Members))
 		for _, m := range p.Members {
 			if o, ok := r.Order(now, m); ok {
+				list[m.ID] = o
 				orders[m.ID] = append(orders[m.ID], o)
 			}
 		}
+		if r.End != nil {
+			s.ended[id] = endedOrders{now, list}
+		}
+	}
+	s.planned = make(map[host.ID]bool, len(s.hosts))
+	for id := range s.hosts {
+		s.planned[id] = true
 	}
 	plans := map[host.ID]plan{}
 	for id, list := range orders {
@@ -555,6 +599,7 @@ func (s *Service) forget(now time.Time) {
 			delete(s.records, id)
 			delete(s.tries, id)
 			delete(s.due, id)
+			delete(s.ended, id)
 			s.unsaved = true
 		case r.State().Ended():
 			over = append(over, r)
@@ -565,6 +610,7 @@ func (s *Service) forget(now time.Time) {
 	})
 	for len(s.records) > preheat.JobsMax && len(over) > 0 {
 		delete(s.records, over[0].ID)
+		delete(s.ended, over[0].ID)
 		over, s.unsaved = over[1:], true
 	}
 	for id, h := range s.hosts {
@@ -656,7 +702,7 @@ func (s *Service) compareWith(ctx context.Context, addr string) {
 	var lacking []preheat.Record
 	s.mu.Lock()
 	if got.Host != nil {
-		s.note(*got.Host, got.Labels, true, got.Reports, s.cfg.Now())
+		s.note(*got.Host, 0, got.Labels, true, got.Reports, s.cfg.Now())
 	}
 	theirs := map[string]WireRecord{}
 	for _, r := range got.List {
@@ -678,7 +724,7 @@ func (s *Service) compareWith(ctx context.Context, addr string) {
 
 // merge joins the records of another supernode with those that are known.
 func (s *Service) merge(list []WireRecord) {
-	now := s.cfg.Now()
+	now, changed := s.cfg.Now(), false
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, x := range list {
@@ -687,12 +733,16 @@ func (s *Service) merge(list []WireRecord) {
 			continue
 		}
 		if known := s.records[r.ID]; known != nil {
-			r = known.Merge(r)
+			if r = known.Merge(r); reflect.DeepEqual(r, *known) {
+				continue
+			}
 		} else if len(s.records) >= 2*preheat.JobsMax {
 			continue
 		}
-		s.records[r.ID] = &r
+		s.records[r.ID], changed = &r, true
 	}
-	s.unsaved = true
-	s.poke()
+	if changed {
+		s.unsaved = true
+		s.poke()
+	}
 }

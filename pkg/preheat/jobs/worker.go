@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -62,6 +63,7 @@ type Worker struct {
 	taken map[string]string           // marks whose orders this host knows, by owner
 	lists map[string]map[string]order // orders by owner and job
 	works map[string]*work            // by job
+	sent  map[string]reported         // what each owner got last
 	cache struct {                    // of Reports
 		at   time.Time
 		list []preheat.Report
@@ -86,12 +88,31 @@ type work struct {
 // NewWorker returns a Worker that fetches nothing before Run.
 func NewWorker(cfg WorkerConfig) *Worker {
 	return &Worker{cfg: cfg, wake: make(chan struct{}, 1), taken: map[string]string{},
-		lists: map[string]map[string]order{}, works: map[string]*work{}}
+		lists: map[string]map[string]order{}, works: map[string]*work{}, sent: map[string]reported{}}
 }
 
-// Fill adds to an announce what this host holds of its jobs.
-func (w *Worker) Fill(_ string, r *api.AnnounceRequest) {
-	r.Preheats, r.Labels = w.Reports(), w.cfg.Labels
+// repeatEvery is how often an owner gets reports that have not changed: a pull announces many times a second.
+const repeatEvery = 4 * time.Second
+
+// Fill adds to an announce what this host holds of its jobs, if that has changed or was last sent a while ago.
+func (w *Worker) Fill(owner string, r *api.AnnounceRequest) {
+	list, now := w.Reports(), time.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if last := w.sent[owner]; now.Sub(last.at) < repeatEvery && reflect.DeepEqual(last.list, list) {
+		return
+	}
+	if len(w.sent) >= ownersMax {
+		clear(w.sent)
+	}
+	w.sent[owner] = reported{now, list}
+	r.Preheats, r.Labels = list, w.cfg.Labels
+}
+
+// reported are the reports that an owner got.
+type reported struct {
+	at   time.Time
+	list []preheat.Report
 }
 
 // Learn fetches an owner's orders if this host does not know the mark in the owner's answer.
@@ -99,7 +120,7 @@ func (w *Worker) Learn(ctx context.Context, owner, mark string, c apiclient.Clie
 	w.mu.Lock()
 	known := w.taken[owner]
 	w.mu.Unlock()
-	if mark == known {
+	if mark == known || mark == api.PreheatLater {
 		return false
 	}
 	var list []preheat.Order
@@ -259,6 +280,9 @@ func (w *Worker) fetch(ctx context.Context, o preheat.Order) error {
 	var first error
 	for _, x := range w.missing(o) {
 		g.Go(func() error {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
 			if err := w.cfg.Fetch(ctx, Spec(o, x)); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
