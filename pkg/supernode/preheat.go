@@ -17,6 +17,7 @@ import (
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/source"
 	"github.com/darter-io/darter/pkg/task"
+	"github.com/darter-io/darter/pkg/telemetry"
 )
 
 // openPreheats opens the preheat jobs. owners lists the live supernodes; nil for one alone.
@@ -36,7 +37,17 @@ func (s *Supernode) openPreheats(owners func() []string) (err error) {
 		Scheme: s.node.Scheme(), Secure: s.node.Identity.Secure(), Transport: s.node.Transport, Allow: registries.Allow,
 		Registry: manifests{s}, Worker: s.worker, Now: s.node.Clock, Logger: s.node.Log,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	telemetry.NewPreheats(s.node.Metrics, func() map[string]int {
+		by := map[string]int{}
+		for _, j := range s.preheats.List() {
+			by[string(j.State)]++
+		}
+		return by
+	})
+	return nil
 }
 
 // manifests reads manifests for preheat jobs by the path of a pull: a lookup at the registry with the job's

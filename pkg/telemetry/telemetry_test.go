@@ -54,6 +54,7 @@ func everything() (*prometheus.Registry, *telemetry.Pulls, *telemetry.Owner) {
 			{Fingerprint: "f5e4d3c2b1a0", State: "accepted"}}
 	})
 	telemetry.NewConnRefusals(reg)
+	telemetry.NewPreheats(reg, func() map[string]int { return map[string]int{"running": 2} })
 	telemetry.NewUpstreams(reg)
 	return reg, telemetry.NewPulls(reg), telemetry.NewOwner(reg, func() telemetry.OwnerStats {
 		return telemetry.OwnerStats{Seeding: 2, Hosts: 7}
