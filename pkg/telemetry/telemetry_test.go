@@ -56,6 +56,7 @@ func everything() (*prometheus.Registry, *telemetry.Pulls, *telemetry.Owner) {
 	telemetry.NewConnRefusals(reg)
 	telemetry.NewPreheats(reg, func() map[string]int { return map[string]int{"running": 2} })
 	telemetry.NewUpstreams(reg)
+	telemetry.NewDoors(reg)
 	return reg, telemetry.NewPulls(reg), telemetry.NewOwner(reg, func() telemetry.OwnerStats {
 		return telemetry.OwnerStats{Seeding: 2, Hosts: 7}
 	})

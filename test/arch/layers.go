@@ -34,7 +34,7 @@ var Table = []Layer{
 		"pkg/peer/upload"},
 	{Name: "engines", Packages: "pkg/access pkg/peer; pkg/registryproxy pkg/coordinator"},
 	{Name: "assemblies", Gin: true,
-		Packages: "pkg/httpserver pkg/portmux pkg/cli; pkg/node; pkg/supernode pkg/daemon pkg/doctor; pkg/dfget"},
+		Packages: "pkg/httpserver pkg/portmux pkg/cli; pkg/node pkg/preheat/doors; pkg/supernode pkg/daemon pkg/doctor; pkg/dfget"},
 	{Name: "programs", Packages: "cmd/supernode cmd/dfdaemon cmd/dfget"},
 	{Name: "suites", Packages: "pkg/piece/storetest pkg/source/sourcetest"},
 }

@@ -84,6 +84,9 @@ type Config struct {
 	StorageAddr string
 	// PlainStorage serves that host by HTTP, also with TLS.
 	PlainStorage bool
+	// Notify is the URL of an endpoint for distribution's notifications, empty for none; NotifyToken goes with them as
+	// Authorization: Bearer.
+	Notify, NotifyToken string
 	// Peculiarity changes the registry's answers; nil for distribution's own. See [Peculiarities].
 	Peculiarity Peculiarity
 }
@@ -182,6 +185,10 @@ func (r *Registry) configuration() (string, error) {
 		yaml = append(yaml, "  "+memoryDriver+": {}")
 	} else {
 		yaml = append(yaml, fmt.Sprintf("  filesystem: {rootdirectory: %q}", r.cfg.Dir))
+	}
+	if r.cfg.Notify != "" {
+		yaml = append(yaml, fmt.Sprintf("notifications: {endpoints: [{name: test, url: %q, headers: {Authorization: "+
+			"[%q]}, timeout: 10s, threshold: 3, backoff: 100ms}]}", r.cfg.Notify, "Bearer "+r.cfg.NotifyToken))
 	}
 	switch r.cfg.Auth {
 	case None:
