@@ -26,7 +26,7 @@ var Table = []Layer{
 	{Name: "types", Pure: true,
 		Packages: "pkg/hostmatch pkg/secret pkg/version; pkg/task pkg/host pkg/rendezvous; pkg/oci pkg/piece"},
 	{Name: "policy", Pure: true, Packages: "pkg/scheduler pkg/owners pkg/peer/picker pkg/peer/policy pkg/sharing " +
-		"pkg/preheat; pkg/preheat/order"},
+		"pkg/preheat; pkg/preheat/rules; pkg/preheat/order"},
 	{Name: "contracts", Pure: true, Packages: "pkg/api; pkg/source"},
 	{Name: "adapters", Packages: "pkg/atomicfile pkg/lag; pkg/config pkg/ratelimit pkg/telemetry pkg/identity " +
 		"pkg/piece/diskstore pkg/piece/memstore pkg/source/httporigin pkg/clientconf pkg/httpproxy pkg/apiclient; " +

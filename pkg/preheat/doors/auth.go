@@ -33,7 +33,8 @@ type Credentials struct {
 var ErrNoCredential = errors.New("the preheat API has no credential, and everybody could order preheats: set " +
 	"preheat.doors.tokenFile, or username and passwordFile, or header and headerFile")
 
-func (c Credentials) check() error {
+// Check returns an error for credentials that would let everybody in; it says what to set.
+func (c Credentials) Check() error {
 	if len(c.Tokens) == 0 && c.User == "" && c.Header == "" {
 		return ErrNoCredential
 	}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/preheat"
 	"github.com/darter-io/darter/pkg/preheat/order"
+	"github.com/darter-io/darter/pkg/preheat/rules"
 	"github.com/darter-io/darter/pkg/telemetry"
 )
 
@@ -48,7 +49,7 @@ type Config struct {
 // Settings are what [Doors.Reload] changes.
 type Settings struct {
 	Credentials Credentials
-	Rules       order.Rules
+	Rules       rules.Rules
 	// Scope is that of an order of Harbor that names none and matches no rule; empty for all supernodes.
 	Scope preheat.ScopeKind
 }
@@ -106,7 +107,7 @@ func New(cfg Config) (*Doors, error) {
 
 // Reload replaces the settings for requests that come from now on. The error says what to set; nothing changes then.
 func (d *Doors) Reload(s Settings) error {
-	if err := s.Credentials.check(); err != nil {
+	if err := s.Credentials.Check(); err != nil {
 		return err
 	}
 	if s.Scope == "" {
@@ -139,7 +140,7 @@ func (d *Doors) take(ctx context.Context, door telemetry.Door, from order.Source
 	out.Image = o.Reference()
 	defer func() { d.tell(door, out) }()
 	p := d.settings.Load()
-	spec, ignored := p.Rules.Decide(o, from, p.Scope)
+	spec, ignored := order.Decide(o, from, p.Rules, p.Scope)
 	if ignored != "" {
 		out.Ignored, out.entry = ignored, telemetry.EntryIgnored
 		return out

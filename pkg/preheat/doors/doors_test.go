@@ -23,7 +23,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/preheat"
 	"github.com/darter-io/darter/pkg/preheat/doors"
-	"github.com/darter-io/darter/pkg/preheat/order"
+	"github.com/darter-io/darter/pkg/preheat/rules"
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/telemetry"
 )
@@ -94,7 +94,7 @@ func settings() doors.Settings {
 	return doors.Settings{
 		Credentials: doors.Credentials{Tokens: []secret.String{"older-0123456789abcdef", token}, User: "harbor",
 			Password: password, Header: "X-Preheat", Value: custom},
-		Rules: order.Rules{{Images: []string{"harbor.example.com/shop/**"}, Zones: []string{"east"}}},
+		Rules: rules.Rules{{Images: []string{"harbor.example.com/shop/**"}, Zones: []string{"east"}}},
 	}
 }
 

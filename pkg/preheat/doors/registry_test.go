@@ -10,7 +10,7 @@ import (
 
 	"github.com/darter-io/darter/pkg/preheat"
 	"github.com/darter-io/darter/pkg/preheat/doors"
-	"github.com/darter-io/darter/pkg/preheat/order"
+	"github.com/darter-io/darter/pkg/preheat/rules"
 	"github.com/darter-io/darter/test/registrytest"
 )
 
@@ -19,7 +19,7 @@ func TestAPushToARegistryIsAJob(t *testing.T) {
 	store := &jobs{created: make(chan preheat.Job, 8)}
 	var registry *registrytest.Registry
 	s := settings()
-	s.Rules = order.Rules{{Images: []string{"*/shop/**"}, Tags: []string{"v*"}}}
+	s.Rules = rules.Rules{{Images: []string{"*/shop/**"}, Tags: []string{"v*"}}}
 	d, err := doors.New(doors.Config{Jobs: store, Settings: s,
 		Listed: func(name string) bool { return name == registry.Host() }})
 	require.NoError(t, err)

@@ -15,7 +15,7 @@ import (
 // checkOrder fails if an order is none that may become a job.
 func checkOrder(t *testing.T, o order.Order) {
 	require.True(t, listed(o.Registry), "registry %q", o.Registry)
-	spec, _ := order.Rules{}.Decide(o, order.Policy, preheat.AllSeeds)
+	spec, _ := order.Decide(o, order.Policy, nil, preheat.AllSeeds)
 	spec.Platforms = nil // Validate checks those
 	require.NoError(t, spec.Validate())
 	target, err := spec.Target()

@@ -2,7 +2,7 @@
 // notifications of distribution/v3, and Harbor's webhook. It decides which of them become jobs, and for which hosts.
 //
 // An order never names a registry that the operator did not list, whatever the request says, and its credential belongs
-// to the registry of its own URL only. All is a pure function of bytes and values. Start at [Order] and [Rules.Decide].
+// to the registry of its own URL only. All is a pure function of bytes and values. Start at [Order] and [Decide].
 package order
 
 import (

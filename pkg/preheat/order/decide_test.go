@@ -9,11 +9,12 @@ import (
 
 	"github.com/darter-io/darter/pkg/preheat"
 	"github.com/darter-io/darter/pkg/preheat/order"
+	"github.com/darter-io/darter/pkg/preheat/rules"
 )
 
 func TestRules(t *testing.T) {
-	rules := order.Rules{
-		{Images: []string{"harbor.example.com/shop/tmp-*"}, Scope: order.ScopeNone},
+	all := rules.Rules{
+		{Images: []string{"harbor.example.com/shop/tmp-*"}, Scope: rules.ScopeNone},
 		{Images: []string{"harbor.example.com/shop/**"}, Tags: []string{"v*", "release-?"}, Zones: []string{"a", "b"},
 			Platforms: []string{"linux/amd64"}},
 		{Images: []string{"**/base/*", "docker.io/library/{nginx,redis}"}, Scope: preheat.AllSeeds},
@@ -40,7 +41,7 @@ func TestRules(t *testing.T) {
 		t.Run(row.image+":"+row.tag, func(t *testing.T) {
 			host, repository, _ := strings.Cut(row.image, "/")
 			o := order.Order{Registry: host, Repository: repository, Tag: row.tag, Digest: digest}
-			spec, ignored := rules.Decide(o, order.Push, preheat.OneSeed)
+			spec, ignored := order.Decide(o, order.Push, all, preheat.OneSeed)
 			if row.want == "" {
 				assert.NotEmpty(t, ignored)
 				assert.Zero(t, spec)
@@ -53,18 +54,18 @@ func TestRules(t *testing.T) {
 			assert.Equal(t, row.image+":"+row.tag+"@"+digest, spec.Reference, "the job is for the bytes that were pushed")
 		})
 	}
-	_, ignored := order.Rules(nil).Decide(order.Order{Registry: "a.test", Repository: "b", Tag: "c"}, order.Push,
+	_, ignored := order.Decide(order.Order{Registry: "a.test", Repository: "b", Tag: "c"}, order.Push, nil,
 		preheat.AllNodes)
 	assert.Equal(t, "no rule matches", ignored)
 }
 
 func TestOrdersOfAPolicy(t *testing.T) {
-	rules := order.Rules{
-		{Images: []string{"a.test/none"}, Scope: order.ScopeNone},
+	all := rules.Rules{
+		{Images: []string{"a.test/none"}, Scope: rules.ScopeNone},
 		{Images: []string{"a.test/**"}, Scope: preheat.AllNodes, Zones: []string{"z"}, Platforms: []string{"linux/amd64"}},
 	}
 	decide := func(o order.Order) preheat.Spec {
-		spec, ignored := rules.Decide(o, order.Policy, preheat.AllSeeds)
+		spec, ignored := order.Decide(o, order.Policy, all, preheat.AllSeeds)
 		require.Empty(t, ignored, "Harbor's policy selected the image")
 		require.NoError(t, spec.Validate())
 		return spec
@@ -84,13 +85,4 @@ func TestOrdersOfAPolicy(t *testing.T) {
 	assert.Equal(t, []string{"linux/arm64"}, decide(o).Platforms)
 	o.Repository = "none"
 	assert.Equal(t, preheat.AllSeeds, decide(o).Scope.Kind)
-}
-
-func TestCheckGlob(t *testing.T) {
-	for _, good := range []string{"**", "a.test/*", "a.test/{b,c}/**", "v[0-9]*"} {
-		assert.NoError(t, order.CheckGlob(good))
-	}
-	for _, bad := range []string{"", "a[", "{a", `a\`} {
-		assert.ErrorContains(t, order.CheckGlob(bad), "is no glob", bad)
-	}
 }
