@@ -31,6 +31,8 @@ func Decide(o Order, from Source, all rules.Rules, fallback preheat.ScopeKind) (
 		return preheat.Spec{}, "no rule matches"
 	case from == Push && excluded:
 		return preheat.Spec{}, "a rule excludes it"
+	case from == Push && o.Digest == "":
+		return preheat.Spec{}, "pushed without a digest" // each notification of it would be a job
 	case !ok || excluded:
 		rule = rules.Rule{Scope: fallback} // Harbor's administrator asked for this image
 	}

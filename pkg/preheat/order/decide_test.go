@@ -57,6 +57,9 @@ func TestRules(t *testing.T) {
 	_, ignored := order.Decide(order.Order{Registry: "a.test", Repository: "b", Tag: "c"}, order.Push, nil,
 		preheat.AllNodes)
 	assert.Equal(t, "no rule matches", ignored)
+	_, ignored = order.Decide(order.Order{Registry: "registry.test:5000", Repository: "base/go", Tag: "1"}, order.Push, all,
+		preheat.AllNodes)
+	assert.Equal(t, "pushed without a digest", ignored)
 }
 
 func TestOrdersOfAPolicy(t *testing.T) {
