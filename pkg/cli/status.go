@@ -56,7 +56,7 @@ func (w *statusWriter) program(s api.Status) {
 		w.line("LACKS", "%s", m)
 	}
 	w.line("node", "%s (%s)%s", s.Host.Name, s.Host.ID.Short(), prefixed(", zone ", s.Host.Zone))
-	for _, name := range []string{"mirror", "proxy", "api", "admin", "health", "peer", "gossip"} {
+	for _, name := range []string{"mirror", "proxy", "api", "admin", "health", "peer", "gossip", "preheat"} {
 		if addr := s.Listen[name]; addr != "" {
 			w.line(name, "%s", addr)
 		}

@@ -171,6 +171,7 @@ file and comma-separated elsewhere; a repeated flag adds to its list.
 | 65007 | dfdaemon | ` + "`proxy.listen`" + ` | Docker of the node, in proxy mode | nowhere: off by default |
 | 65008 | dfdaemon | ` + "`health.listen`" + ` | kubelet, Prometheus of other machines | nowhere: off by default |
 | 65009 | supernode | ` + "`health.listen`" + ` | kubelet, Prometheus of other machines | nowhere: off by default |
+| 65010 | supernode | ` + "`preheat.doors.listen`" + ` | Harbor and registries, to order preheats | nowhere: off by default |
 
 All other ports are TCP.
 `)

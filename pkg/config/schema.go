@@ -56,6 +56,7 @@ var unitNames = map[reflect.Type]string{
 	reflect.TypeFor[Size](): "size", reflect.TypeFor[Rate](): "rate", reflect.TypeFor[MaxAge](): "any|DURATION",
 	reflect.TypeFor[Address](): "host:port", reflect.TypeFor[Network](): "network", reflect.TypeFor[Port](): "port",
 	reflect.TypeFor[Upstream](): "HOST[=URL]", reflect.TypeFor[MirrorListener](): "ADDRESS=REGISTRY",
+	reflect.TypeFor[DoorRule](): "GLOB[=SCOPE]",
 }
 
 // choice is a text that has one of a few values.

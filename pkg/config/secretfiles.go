@@ -45,6 +45,17 @@ func (p Proxy) SecretFiles() []SecretFile {
 	return []SecretFile{{"proxy.caKey", p.CAKey}}
 }
 
+// SecretFiles lists the files with secrets of the doors.
+func (d *Doors) SecretFiles() (files []SecretFile) {
+	for _, f := range []SecretFile{{"preheat.doors.key", d.Key}, {"preheat.doors.tokenFile", d.TokenFile},
+		{"preheat.doors.passwordFile", d.PasswordFile}, {"preheat.doors.headerFile", d.HeaderFile}} {
+		if f.Path != "" {
+			files = append(files, f)
+		}
+	}
+	return files
+}
+
 // CheckSecretFiles returns a warning for each file that other users may read, and an error for one that they may
 // change. It ignores a file that does not exist: the code that reads the file reports that.
 func CheckSecretFiles(files []SecretFile) (warnings []string, err error) {

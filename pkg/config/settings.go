@@ -4,12 +4,15 @@ import (
 	"fmt"
 	"net/netip"
 	"net/textproto"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/net/http/httpguts"
 
+	"github.com/darter-io/darter/pkg/preheat"
+	"github.com/darter-io/darter/pkg/preheat/rules"
 	"github.com/darter-io/darter/pkg/secret"
 )
 
@@ -53,6 +56,7 @@ type Supernode struct {
 	Peer    SupernodePeer  `yaml:"peer"`
 	Cluster Cluster        `yaml:"cluster"`
 	Gossip  Gossip         `yaml:"gossip"`
+	Preheat Preheat        `yaml:"preheat"`
 	Limits  Limits         `yaml:"limits"`
 	Cache   Cache          `yaml:"cache"`
 	Origins
@@ -278,6 +282,77 @@ type Gossip struct {
 	// Join are the gossip addresses of other supernodes. One that is alive is enough; a name with many addresses
 	// works, and so does a list that contains this supernode. Default: none.
 	Join []Address `yaml:"join"`
+}
+
+// Preheat is what a supernode does for preheats.
+type Preheat struct {
+	Doors Doors `yaml:"doors"`
+}
+
+// Doors are the APIs with which Harbor and registries order preheats. Any one of the credentials lets a request in.
+type Doors struct {
+	// Listen is the address at which Harbor orders preheats and registries announce pushes. It needs a credential
+	// (tokenFile, username or header), and on an address other than loopback a certificate. Usual port: 65010.
+	// Default: none.
+	Listen Address `yaml:"listen"`
+	// Cert is the PEM file of the certificate of this address, with intermediate certificates after it. SIGHUP reads
+	// it and its key again. Default: none, plain HTTP.
+	Cert string `yaml:"cert" reload:"yes"`
+	// Key is the PEM file with the key of cert.
+	Key string `yaml:"key" reload:"yes"`
+	// Insecure allows an address other than loopback without a certificate: then everyone on the network path can read
+	// the credential and the tokens of Harbor.
+	Insecure bool `yaml:"insecure" default:"false"`
+	// TokenFile is a file with the token for Authorization: Bearer, or with several, one in each line; at most four. In
+	// Harbor it is the auth mode OAuth of an instance, and the auth header of a webhook. Default: none.
+	TokenFile string `yaml:"tokenFile" reload:"yes"`
+	// Username is the name for Basic authentication; the password comes from passwordFile. Default: none.
+	Username string `yaml:"username" reload:"yes"`
+	// PasswordFile is a file with the password for username. Default: none.
+	PasswordFile string `yaml:"passwordFile" reload:"yes"`
+	// Header is the name of a header with a credential of its own, Harbor's auth mode Custom; its value comes from
+	// headerFile. Default: none.
+	Header string `yaml:"header" reload:"yes"`
+	// HeaderFile is a file with the value of header. Default: none.
+	HeaderFile string `yaml:"headerFile" reload:"yes"`
+	// Scope is where an image goes that Harbor orders without a scope, and that matches no rule: one-seed (one
+	// supernode), all-seeds (every supernode) or all-nodes.
+	Scope PreheatScope `yaml:"scope" default:"all-seeds" reload:"yes"`
+	// Rules decide which pushes become jobs, and where the images go. The first rule that matches counts; a push that
+	// none matches is ignored. Each is GLOB or GLOB=SCOPE, or in a file a mapping. Default: none.
+	Rules []DoorRule `yaml:"rules" reload:"yes"`
+}
+
+// DoorRule is an entry of [Doors].Rules.
+type DoorRule struct {
+	// Images are globs of image names with their registry: harbor.corp/shop/web, harbor.corp/shop/* for one further
+	// part, harbor.corp/shop/** for any number, {a,b} for either.
+	Images []string `yaml:"images,omitempty"`
+	// Tags are globs of tags. Default: every tag, except those with which tools attach signatures to another image.
+	Tags []string `yaml:"tags,omitempty"`
+	// Scope is one-seed, all-seeds or all-nodes, or none for images that no push preheats. Default: all-nodes.
+	Scope PreheatScope `yaml:"scope,omitempty"`
+	// Zones are those of the hosts. Default: all.
+	Zones []string `yaml:"zones,omitempty"`
+	// Platforms are those of the image, such as linux/amd64. Default: all.
+	Platforms []string `yaml:"platforms,omitempty"`
+}
+
+// UnmarshalText parses the short form GLOB or GLOB=SCOPE.
+func (r *DoorRule) UnmarshalText(b []byte) error {
+	glob, scope, has := strings.Cut(string(b), "=")
+	*r = DoorRule{Images: []string{glob}, Scope: PreheatScope(scope)}
+	if has && !slices.Contains(r.Scope.choices(), scope) {
+		return fmt.Errorf("%q is not one of %s", scope, strings.Join(r.Scope.choices(), ", "))
+	}
+	return r.check()
+}
+
+// PreheatScope is "one-seed", "all-seeds", "all-nodes" or "none".
+type PreheatScope string
+
+func (PreheatScope) choices() []string {
+	return []string{string(preheat.OneSeed), string(preheat.AllSeeds), string(preheat.AllNodes), string(rules.ScopeNone)}
 }
 
 // Cluster decides which hosts are members.

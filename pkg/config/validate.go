@@ -12,8 +12,12 @@ import (
 	"time"
 	"unicode"
 
+	"golang.org/x/net/http/httpguts"
+
 	"github.com/darter-io/darter/pkg/hostmatch"
 	"github.com/darter-io/darter/pkg/oci"
+	"github.com/darter-io/darter/pkg/preheat"
+	"github.com/darter-io/darter/pkg/preheat/rules"
 )
 
 // Bounds of settings.
@@ -64,6 +68,7 @@ func (c *Supernode) Validate() error {
 		c.Limits.check(),
 		advertised("gossip", c.Gossip.Advertise),
 		c.Gossip.check(c.Cluster),
+		c.Preheat.Doors.check(),
 		c.Origins.check(),
 		c.Cache.check(),
 		c.Drain.check(),
@@ -266,6 +271,54 @@ func (g *Gossip) check(c Cluster) error {
 		return reject(len(g.Join) > 0, "gossip.join: gossip.listen is not set; set it, for example to :65006")
 	}
 	return errors.Join(c.guard("gossip.listen", &g.Listen, "65006"), connectable("gossip.join", g.Join...))
+}
+
+func (d *Doors) check() error {
+	const key = "preheat.doors."
+	err := cmp.Or(
+		reject(d.Listen != "" && d.TokenFile == "" && d.Username == "" && d.Header == "", key+"listen: everybody could "+
+			"order preheats at %s: set "+key+"tokenFile, or username and passwordFile, or header and headerFile", d.Listen),
+		reject((d.Cert == "") != (d.Key == ""), key+"cert: a certificate and its key go together; set both"),
+		reject(d.Listen != "" && !d.Listen.Loopback() && d.Cert == "" && !d.Insecure, key+"listen: at %s everyone on the "+
+			"network path could read the credential and Harbor's tokens: set "+key+"cert and key, listen on a loopback "+
+			"address, or set "+key+"insecure", d.Listen),
+		reject((d.Username == "") != (d.PasswordFile == ""), key+"username and passwordFile belong together; set both"),
+		reject((d.Header == "") != (d.HeaderFile == ""), key+"header and headerFile belong together; set both"),
+		reject(d.Header != "" && !httpguts.ValidHeaderFieldName(d.Header), key+"header: %q is no name of a header",
+			d.Header),
+		reject(d.Scope == PreheatScope(rules.ScopeNone), key+"scope: none is for rules; write one-seed, all-seeds or "+
+			"all-nodes"),
+	)
+	for i := range d.Rules {
+		if e := d.Rules[i].check(); e != nil {
+			err = cmp.Or(err, fmt.Errorf(key+"rules: entry %d: %w", i+1, e))
+		}
+	}
+	return err
+}
+
+func (r *DoorRule) check() error {
+	if len(r.Images) == 0 {
+		return errors.New("images is missing: the names of the images, as harbor.corp/shop/**")
+	}
+	for _, glob := range slices.Concat(r.Images, r.Tags) {
+		if err := rules.CheckGlob(glob); err != nil {
+			return err
+		}
+	}
+	// The bounds are those of a job.
+	spec := preheat.Spec{Kind: preheat.Image, Reference: "a.test/b", Platforms: r.Platforms,
+		Scope: preheat.Scope{Zones: r.Zones}}
+	return spec.Validate()
+}
+
+// Policy returns the rules as package order takes them.
+func (d *Doors) Policy() (list rules.Rules, scope preheat.ScopeKind) {
+	for _, r := range d.Rules {
+		list = append(list, rules.Rule{Images: r.Images, Tags: r.Tags, Scope: preheat.ScopeKind(r.Scope), Zones: r.Zones,
+			Platforms: r.Platforms})
+	}
+	return list, preheat.ScopeKind(d.Scope)
 }
 
 func (o *Origins) check() error {

@@ -35,7 +35,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(idleClosed{m}, goleak.IgnoreTopFunction(registrytest.LeakIgnored))
+	goleak.VerifyTestMain(idleClosed{m}, goleak.IgnoreTopFunction(registrytest.LeakIgnored),
+		goleak.IgnoreAnyFunction(registrytest.LeakIgnoredNotify))
 }
 
 // idleClosed runs the tests, and then closes idle connections before goleak counts goroutines.

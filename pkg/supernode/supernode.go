@@ -20,6 +20,7 @@ import (
 	"github.com/darter-io/darter/pkg/coordinator"
 	"github.com/darter-io/darter/pkg/httpserver"
 	"github.com/darter-io/darter/pkg/node"
+	"github.com/darter-io/darter/pkg/preheat/doors"
 	"github.com/darter-io/darter/pkg/preheat/jobs"
 	"github.com/darter-io/darter/pkg/version"
 )
@@ -36,6 +37,10 @@ type Supernode struct {
 	// lookups answers the lookups of hosts.
 	lookups    *access.Owner
 	api, admin net.Listener
+	// doors order preheats for other programs at doorway, with doorCert; nil without preheat.doors.listen.
+	doors    *doors.Doors
+	doorway  net.Listener
+	doorCert node.Certificate
 	// advertised is the address of the announce API as peers know it.
 	advertised string
 	// gossip knows the other supernodes; nil for one alone.
@@ -49,7 +54,8 @@ func New(cfg config.Supernode, logger *slog.Logger, options ...node.Option) (s *
 	s.node, err = node.New(node.Config{
 		Role: node.Supernode, Node: cfg.Node, Listen: cfg.Peer.Listen, Advertise: cfg.Peer.Advertise,
 		Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cluster: cfg.Cluster, Cache: cfg.Cache, Origins: cfg.Origins,
-		Files: cfg.Files, Drain: cfg.Drain, Health: cfg.Health.Listen, Logger: logger,
+		Files: cfg.Files, Drain: cfg.Drain, Health: cfg.Health.Listen,
+		Secrets: cfg.Preheat.Doors.SecretFiles(), Logger: logger,
 	}, options...)
 	if err != nil {
 		return nil, err
@@ -77,6 +83,9 @@ func New(cfg config.Supernode, logger *slog.Logger, options ...node.Option) (s *
 		owners = s.owners
 	}
 	if err = s.openPreheats(owners); err != nil {
+		return s, err
+	}
+	if err = s.openDoors(s.preheats); err != nil {
 		return s, err
 	}
 	s.coordinator = s.node.NewCoordinator(owners, s.preheats)
@@ -143,10 +152,15 @@ func (s *Supernode) Run(ctx context.Context) error {
 	if s.gossip != nil {
 		background = append(background, s.gossip.Run, s.node.ComparePurgeOrders(s.others))
 	}
-	err := s.node.Run(ctx, []node.Part{
+	servers := []node.Part{
 		s.node.Server("announce API", s.api, httpserver.RejectBrowsers(s.publicRoutes())),
 		s.node.Server("admin API", s.admin, httpserver.RejectRebinding(s.adminRoutes())),
-	}, background)
+	}
+	if s.doors != nil {
+		h := httpserver.RejectAllBrowsers(s.doors.Handler())
+		servers = append(servers, s.node.Server("preheat API", s.doorway, h))
+	}
+	err := s.node.Run(ctx, servers, background)
 	s.node.Log.Info("supernode ended")
 	return err
 }
@@ -156,6 +170,10 @@ func (s *Supernode) Reload(settings any) error {
 	cfg, ok := settings.(*config.Supernode)
 	if !ok {
 		return fmt.Errorf("reloading: %T is no configuration of a supernode", settings)
+	}
+	changeDoors, err := s.reloadDoors(cfg.Preheat.Doors)
+	if err != nil {
+		return err
 	}
 	if err := s.node.Reload(node.Limits{Upload: cfg.Peer.Upload, Rates: cfg.Limits, Cache: cfg.Cache,
 		Origins: cfg.Origins,
@@ -169,13 +187,13 @@ func (s *Supernode) Reload(settings any) error {
 	}
 	s.lookups.Forget()
 	s.resolver.Forget()
-	return nil
+	return changeDoors()
 }
 
 // Close releases the resources of [New], for a supernode that never ran.
 func (s *Supernode) Close() error {
 	var errs []error
-	for _, l := range []net.Listener{s.api, s.admin} {
+	for _, l := range []net.Listener{s.api, s.admin, s.doorway} {
 		if l != nil {
 			errs = append(errs, l.Close())
 		}
@@ -183,12 +201,15 @@ func (s *Supernode) Close() error {
 	return errors.Join(append(errs, s.node.Close())...)
 }
 
-// Addrs returns the addresses in use: "api", "admin", "peer", and "gossip" and "health" if they are on.
+// Addrs returns the addresses in use: "api", "admin", "peer", and "gossip", "health" and "preheat" if they are on.
 func (s *Supernode) Addrs() map[string]string {
 	out := s.node.Addrs()
 	out["api"], out["admin"] = s.api.Addr().String(), s.admin.Addr().String()
 	if s.gossip != nil {
 		out["gossip"] = string(s.cfg.Gossip.Listen)
+	}
+	if s.doorway != nil {
+		out["preheat"] = s.doorway.Addr().String()
 	}
 	return out
 }

@@ -294,6 +294,9 @@ func (r *Registry) close() {
 // LeakIgnored is the function of the one goroutine that distribution's Shutdown leaves, for goleak.IgnoreAnyFunction.
 const LeakIgnored = "github.com/docker/go-events.(*Broadcaster).run"
 
+// LeakIgnoredNotify is the same of a registry with Config.Notify.
+const LeakIgnoredNotify = "github.com/distribution/distribution/v3/notifications.(*eventQueue).run"
+
 // TB is the part of [testing.TB] that [Start] uses.
 type TB interface {
 	Helper()
