@@ -39,7 +39,7 @@ func init() {
 		"Doors.Listen":             "The address at which Harbor orders preheats and registries announce pushes. It needs a credential (tokenFile, username or header), and on an address other than loopback a certificate. Usual port: 65010. Default: none.",
 		"Doors.PasswordFile":       "A file with the password for username. Default: none.",
 		"Doors.Rules":              "Decide which pushes become jobs, and where the images go. The first rule that matches counts; a push that none matches is ignored. Each is GLOB or GLOB=SCOPE, or in a file a mapping. Default: none.",
-		"Doors.Scope":              "Where an image goes that Harbor orders without a scope, and that matches no rule: one-seed (one supernode), all-seeds (every supernode) or all-nodes.",
+		"Doors.Scope":              "Where an image goes that Harbor orders without a scope, and that matches no rule: one-seed (one copy on the supernodes together), all-seeds (every supernode) or all-nodes.",
 		"Doors.TokenFile":          "A file with the token for Authorization: Bearer, or with several, one in each line; at most four. In Harbor it is the auth mode OAuth of an instance, and the auth header of a webhook. Default: none.",
 		"Doors.Username":           "The name for Basic authentication; the password comes from passwordFile. Default: none.",
 		"Drain.DrainTimeout":       "How long the program waits for running pulls after SIGTERM. Pulls that are still running then break off, and clients resume them elsewhere. A second signal ends the program at once.",

@@ -315,8 +315,8 @@ type Doors struct {
 	Header string `yaml:"header" reload:"yes"`
 	// HeaderFile is a file with the value of header. Default: none.
 	HeaderFile string `yaml:"headerFile" reload:"yes"`
-	// Scope is where an image goes that Harbor orders without a scope, and that matches no rule: one-seed (one
-	// supernode), all-seeds (every supernode) or all-nodes.
+	// Scope is where an image goes that Harbor orders without a scope, and that matches no rule: one-seed (one copy on
+	// the supernodes together), all-seeds (every supernode) or all-nodes.
 	Scope PreheatScope `yaml:"scope" default:"all-seeds" reload:"yes"`
 	// Rules decide which pushes become jobs, and where the images go. The first rule that matches counts; a push that
 	// none matches is ignored. Each is GLOB or GLOB=SCOPE, or in a file a mapping. Default: none.
