@@ -339,7 +339,7 @@ func TestHealthPort(t *testing.T) {
 	cfg := settings(t)
 	cfg.Health = "127.0.0.1:0"
 	n := build(t, cfg)
-	n.NewCoordinator(nil) // for its metrics
+	n.NewCoordinator(nil, nil) // for its metrics
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- n.Run(ctx, nil, nil) }()
