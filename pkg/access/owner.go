@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
+	"github.com/darter-io/darter/pkg/host"
 	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/source"
@@ -59,7 +62,37 @@ func (r *Resolver) askOwner(ctx context.Context, l Lookup, age time.Duration) (o
 // Owner answers the lookups of hosts, so that a cluster asks a registry once for what is the same for all hosts: the
 // meaning of a tag, and what anonymous clients may read. It sends the credentials that a lookup brings, never its own.
 // It is an [http.Handler] for [api.PathLookups]; safe for concurrent use.
-type Owner struct{ resolver *Resolver }
+type Owner struct {
+	resolver *Resolver
+	// mu is held to begin or end a request, never while one runs.
+	mu sync.Mutex
+	// running counts the requests that run, by the address of the host that sent them; most bounds each count.
+	running map[string]int
+	most    int
+}
+
+// lookupsMax bounds the lookups of one address that run at once: each holds a goroutine, and may hold a request to a
+// registry. Many hosts can share an address.
+const lookupsMax = 4096
+
+// enter counts a request of an address, until leave. It returns false where too many run.
+func (o *Owner) enter(addr string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.running[addr] >= o.most {
+		return false
+	}
+	o.running[addr]++
+	return true
+}
+
+func (o *Owner) leave(addr string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.running[addr]--; o.running[addr] == 0 {
+		delete(o.running, addr)
+	}
+}
 
 // NewOwner returns an Owner that asks registries through r.
 func NewOwner(r Registry) *Owner {
@@ -69,7 +102,7 @@ func NewOwner(r Registry) *Owner {
 	}); ok {
 		cfg.FirstByte = patient.FirstByte
 	}
-	o := &Owner{New(cfg)}
+	o := &Owner{resolver: New(cfg), running: make(map[string]int), most: lookupsMax}
 	o.resolver.bare = true
 	return o
 }
@@ -162,7 +195,7 @@ func wireReply(l Lookup, r reply, err error) api.LookupReply {
 }
 
 // ServeHTTP answers one lookup. The headers go out at once, so that the host can tell an owner that
-// waits for a registry from a dead one.
+// waits for a registry from a dead one. A host whose address has too many lookups here is told to ask the registry.
 func (o *Owner) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
@@ -179,6 +212,14 @@ func (o *Owner) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
+	addr, _, _ := net.SplitHostPort(r.RemoteAddr)
+	addr = host.Network(addr)
+	if !o.enter(addr) {
+		reason := fmt.Sprintf("%d lookups from %s run here already; ask the registry", o.most, addr)
+		_ = json.NewEncoder(w).Encode(api.LookupReply{Version: api.Version, Unreached: reason})
+		return
+	}
+	defer o.leave(addr)
 	w.WriteHeader(http.StatusOK)
 	_ = http.NewResponseController(w).Flush()
 	_ = json.NewEncoder(w).Encode(o.Reply(r.Context(), l))

@@ -2,11 +2,15 @@ package access_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -162,4 +166,50 @@ func TestAnOwnerTellsADoubt(t *testing.T) {
 		assert.EqualValues(t, 100, got.Length)
 	}
 	assert.Equal(t, 1, asked)
+}
+
+// A member that keeps many lookups running takes bounded memory, and hosts of other addresses are answered.
+func TestOneAddressKeepsFewLookupsRunning(t *testing.T) {
+	const most = 20
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var asked atomic.Int64
+		owner := access.NewOwner(registryFunc(func(ctx context.Context, _ source.RegistryRequest) (*http.Response, error) {
+			asked.Add(1)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}))
+		owner.SetMost(most)
+		post := func(from, repository string) string {
+			w := httptest.NewRecorder()
+			body := fmt.Sprintf(`{"version":1,"upstream":"registry.test","repository":%q,"kind":"manifest","reference":"v1"}`,
+				repository)
+			r := httptest.NewRequestWithContext(ctx, http.MethodPost, "/", strings.NewReader(body))
+			r.RemoteAddr = from
+			owner.ServeHTTP(w, r)
+			return w.Body.String()
+		}
+		var running sync.WaitGroup
+		for i := range most {
+			running.Go(func() { post("10.0.0.66:1", fmt.Sprint("lib/", i)) })
+		}
+		synctest.Wait()
+		assert.EqualValues(t, most, asked.Load())
+		assert.Contains(t, post("10.0.0.66:2", "lib/more"), "ask the registry")
+		assert.EqualValues(t, most, asked.Load())
+		running.Go(func() { post("10.0.0.1:1", "lib/other") })
+		synctest.Wait()
+		assert.EqualValues(t, most+1, asked.Load(), "another address")
+		cancel()
+		running.Wait()
+
+		// All that ended make space for others.
+		ctx, cancel = context.WithCancel(t.Context())
+		running.Go(func() { post("10.0.0.66:3", "lib/again") })
+		synctest.Wait()
+		assert.EqualValues(t, most+2, asked.Load())
+		cancel()
+		running.Wait()
+		owner.Close()
+	})
 }

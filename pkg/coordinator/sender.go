@@ -9,7 +9,6 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -57,19 +56,8 @@ func senderOf(ctx context.Context, h host.Host) Sender {
 	return Sender{Remote: ip, direct: true}
 }
 
-// source returns the network that bounds count by: an IPv4 address, or the /64 network of an IPv6 address, because one
-// machine can use all addresses of such a network.
-func (s Sender) source() string {
-	ip, err := netip.ParseAddr(s.Remote)
-	if ip = ip.Unmap(); err != nil || ip.Is4() || ip.IsLoopback() {
-		return s.Remote
-	}
-	network, err := ip.WithZone("").Prefix(64)
-	if err != nil {
-		return s.Remote
-	}
-	return network.String()
-}
+// source returns the network that bounds count by.
+func (s Sender) source() string { return host.Network(s.Remote) }
 
 // checkSender refuses a host that announces for another one.
 func (c *Coordinator) checkSender(h host.Host, from Sender) error {
