@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -194,6 +195,13 @@ func (s *store) Fetch(ctx context.Context, spec task.Spec) error {
 	return nil
 }
 
+// count is how many objects were requested.
+func (s *store) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fetches
+}
+
 func (s *store) Complete(id task.ID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -246,19 +254,22 @@ func TestWorker(t *testing.T) {
 		assert.Equal(t, preheat.Success, r.State)
 		assert.Equal(t, int64(30), r.Bytes)
 		assert.Empty(t, r.Error)
-		for _, x := range s.specs {
+		s.mu.Lock()
+		specs := slices.Clone(s.specs)
+		s.mu.Unlock()
+		for _, x := range specs {
 			assert.Equal(t, secret.String("Bearer hunter2"), x.Authorization)
 		}
 
 		// The store evicts one: the report says so, and the host fetches it again.
-		before := s.fetches
+		before := s.count()
 		s.mu.Lock()
 		delete(s.held, oci.DigestOf([]byte{1}))
 		s.mu.Unlock()
 		assert.Equal(t, preheat.Running, report().State)
 		time.Sleep(5 * time.Second)
 		assert.Equal(t, preheat.Success, report().State)
-		assert.Equal(t, before+1, s.fetches)
+		assert.Equal(t, before+1, s.count())
 
 		// An owner that is gone said run; another one says that the job has ended. Then nothing is fetched.
 		w.Take("two", "m2", []preheat.Order{orderOf(3, func(o *preheat.Order) { o.Run, o.Ended = false, true })})
@@ -269,7 +280,7 @@ func TestWorker(t *testing.T) {
 		r = report()
 		assert.Equal(t, preheat.Pending, r.State, "it tells what it lost")
 		assert.Equal(t, int64(20), r.Bytes)
-		assert.Equal(t, before+1, s.fetches)
+		assert.Equal(t, before+1, s.count())
 		time.Sleep(2 * time.Hour)
 		assert.Empty(t, w.Reports(), "the life of the orders is over")
 		cancel()
@@ -288,7 +299,7 @@ func TestWorkerStopsAndRepeats(t *testing.T) {
 		time.Sleep(1500 * time.Millisecond)
 		w.Take("one", "m2", []preheat.Order{orderOf(20, func(o *preheat.Order) { o.Run, o.Rev = false, 1 })})
 		time.Sleep(10 * time.Second)
-		assert.Less(t, s.fetches, 12, "a pause stops what runs")
+		assert.Less(t, s.count(), 12, "a pause stops what runs")
 		var first, second, third api.AnnounceRequest
 		w.Fill("one", &first)
 		w.Fill("one", &second)
