@@ -35,8 +35,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	// A probe of memberlist ends by itself within seconds; Shutdown does not wait for it.
 	goleak.VerifyTestMain(idleClosed{m}, goleak.IgnoreTopFunction(registrytest.LeakIgnored),
-		goleak.IgnoreAnyFunction(registrytest.LeakIgnoredNotify))
+		goleak.IgnoreAnyFunction(registrytest.LeakIgnoredNotify),
+		goleak.IgnoreAnyFunction("github.com/hashicorp/memberlist.(*Memberlist).probeNode"))
 }
 
 // idleClosed runs the tests, and then closes idle connections before goleak counts goroutines.

@@ -268,3 +268,33 @@ func TestPreheatPausesAndEnds(t *testing.T) {
 	require.NoError(t, err)
 	assert.Contains(t, string(b), `darter_preheat_jobs{state="cancelled"} 1`)
 }
+
+// TestPreheatOfSeeds: with one-seed, each object comes to the supernode that owns it, from which a node pulls later.
+func TestPreheatOfSeeds(t *testing.T) {
+	t.Parallel()
+	r := registrytest.Start(t, registrytest.Config{})
+	p := image(t, r, 900_000, 700_000, 500_000, 300_000)
+	f := newFleet(t, r, 1)
+	job := f.begin(t, p, func(q *jobs.Request) { q.Scope.Kind = preheat.OneSeed })
+	for i := range f.tops {
+		g := f.gate(t, i, job.ID, ended)
+		assert.Equal(t, 2, g.Of, "the supernodes, and no node")
+	}
+	for _, o := range p.Layers() {
+		assert.Equal(t, 1, r.Counts().Object(o.Digest).GETs, "one copy in the cluster")
+		assert.False(t, holds(t, f.nodes[0].Addrs()["api"], o.Digest))
+	}
+	require.NoError(t, pull(t.Context(), f.nodes[0].Addrs()["mirror"], r, p))
+	for _, o := range p.Layers() {
+		assert.Equal(t, 1, r.Counts().Object(o.Digest).GETs, "the node pulls it from the supernode that has it")
+	}
+
+	all := f.begin(t, p, func(q *jobs.Request) { q.Scope.Kind = preheat.AllSeeds })
+	f.gate(t, 1, all.ID, ended)
+	for _, o := range p.Layers() {
+		for _, s := range f.tops {
+			assert.True(t, holds(t, s.Addrs()["admin"], o.Digest))
+		}
+		assert.Equal(t, 1, r.Counts().Object(o.Digest).GETs, "the other supernode gets it from the node that has it")
+	}
+}

@@ -23,7 +23,7 @@ type Kind string
 
 // The kinds of jobs.
 const (
-	// Image is an object of a registry, named by its reference: an image, an index, a chart or another artifact.
+	// Image is an object of a registry, named by its reference: an image, an index, a chart or another kind of artefact.
 	Image Kind = "image"
 	// File is a file at a URL.
 	File Kind = "file"
@@ -35,7 +35,7 @@ type ScopeKind string
 // The kinds of scopes.
 const (
 	OneSeed  ScopeKind = "one-seed"  // the supernodes, each object on the one that owns it
-	AllSeeds ScopeKind = "all-seeds" // every live supernode; each asks the registry itself
+	AllSeeds ScopeKind = "all-seeds" // every live supernode; each asks the registry for what no node holds
 	AllNodes ScopeKind = "all-nodes" // every host that announces; supernodes only bring it to them
 )
 

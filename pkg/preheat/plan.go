@@ -38,11 +38,6 @@ func (h Host) begun() bool {
 	return h.Report != nil && (h.Report.State != Pending || h.Report.Attempts > 0)
 }
 
-// has reports whether the host holds everything now.
-func (h Host) has(now time.Time) bool {
-	return !h.silent(now) && h.Report != nil && h.Report.State == Success
-}
-
 // Member is a host in the scope of a job.
 type Member struct {
 	Host

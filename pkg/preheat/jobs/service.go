@@ -91,6 +91,8 @@ type Service struct {
 	records map[string]*preheat.Record
 	hosts   map[host.ID]*seen
 	plans   map[host.ID]plan
+	// seeds are the other supernodes by the address of their API.
+	seeds map[string]host.ID
 	// planned are the hosts that were known when the plans were made; ended caches the orders of jobs that ended.
 	planned map[host.ID]bool
 	ended   map[string]endedOrders
@@ -127,7 +129,8 @@ type plan struct {
 // Open reads the journal.
 func Open(cfg Config) (*Service, error) {
 	s := &Service{cfg: cfg, log: cfg.Logger, wake: make(chan struct{}, 1), records: map[string]*preheat.Record{},
-		hosts: map[host.ID]*seen{}, plans: map[host.ID]plan{}, resolving: map[string]bool{}, calling: map[string]bool{},
+		hosts: map[host.ID]*seen{}, seeds: map[string]host.ID{}, plans: map[host.ID]plan{},
+		resolving: map[string]bool{}, calling: map[string]bool{},
 		tries: map[string]int{}, due: map[string]time.Time{}, ended: map[string]endedOrders{}}
 	path := filepath.Join(cfg.Dir, journalFile)
 	b, err := os.ReadFile(path)
@@ -357,6 +360,15 @@ func (s *Service) hostsOf(r *preheat.Record, now time.Time) (out []preheat.Host)
 		}
 		out = append(out, x)
 	}
+	if s.cfg.Owners == nil {
+		return out
+	}
+	for _, addr := range s.cfg.Owners() {
+		// A supernode that gossip knows and that has told nothing yet is in scope all the same.
+		if addr != s.cfg.Self && s.hosts[s.seeds[addr]] == nil {
+			out = append(out, preheat.Host{Host: host.Host{ID: host.ID(addr), Name: addr, Addr: addr}, Seed: true, Seen: now})
+		}
+	}
 	return out
 }
 
@@ -386,12 +398,28 @@ func (s *Service) Run(ctx context.Context) error {
 			}
 		case <-tick.C:
 		case <-compare.C:
-			if list := s.others(); len(list) > 0 {
-				addr := list[mathrand.IntN(len(list))]
+			for _, addr := range s.compared() {
 				background.Go(func() { s.compareWith(ctx, addr) })
 			}
 		}
 	}
+}
+
+// compared lists the supernodes to compare jobs with now: all while a job runs, else one.
+func (s *Service) compared() []string {
+	list := s.others()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.records {
+		if !r.State().Ended() {
+			return list
+		}
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	i := mathrand.IntN(len(list))
+	return list[i : i+1]
 }
 
 // step makes the plan of this moment: what changes, and the orders of all hosts.
@@ -702,6 +730,7 @@ func (s *Service) compareWith(ctx context.Context, addr string) {
 	var lacking []preheat.Record
 	s.mu.Lock()
 	if got.Host != nil {
+		s.seeds[addr] = got.Host.ID
 		s.note(*got.Host, 0, got.Labels, true, got.Reports, s.cfg.Now())
 	}
 	theirs := map[string]WireRecord{}
