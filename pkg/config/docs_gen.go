@@ -87,6 +87,6 @@ func init() {
 		"SupernodeAdmin.Listen":    "The address for metrics, profiles and a status without the cluster secret. It must be a loopback address, because it has no authentication.",
 		"SupernodePeer.Advertise":  "The address that other nodes connect to, where it differs from listen. Default: the listen address; if that is every address of the machine, the one with which it reaches other hosts.",
 		"SupernodePeer.Listen":     "The address for piece requests from other nodes. Default: :65004 with a cluster secret, else 127.0.0.1:65004.",
-		"Upload.UploadSlots":       "How many piece requests this node serves at once. It rejects the next one, and the requester tries another node. Fewer slots leave the network idle between pieces; more slots make requesters wait that others could serve. Default 0: 3 for a dfdaemon and 12 for a supernode, which usually has the faster network.",
+		"Upload.UploadSlots":       "How many other nodes this node serves at once. It rejects the next one, and the requester tries another node. Fewer slots leave the network idle between pieces; more slots make requesters wait that others could serve. Default 0: 3 for a dfdaemon and 12 for a supernode, which usually has the faster network.",
 	}
 }

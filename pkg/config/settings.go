@@ -236,9 +236,9 @@ type Peer struct {
 
 // Upload bounds the concurrent uploads of a node.
 type Upload struct {
-	// UploadSlots is how many piece requests this node serves at once. It rejects the next one, and the requester
-	// tries another node. Fewer slots leave the network idle between pieces; more slots make requesters wait that
-	// others could serve. Default 0: 3 for a dfdaemon and 12 for a supernode, which usually has the faster network.
+	// UploadSlots is how many other nodes this node serves at once. It rejects the next one, and the requester tries
+	// another node. Fewer slots leave the network idle between pieces; more slots make requesters wait that others
+	// could serve. Default 0: 3 for a dfdaemon and 12 for a supernode, which usually has the faster network.
 	UploadSlots int `yaml:"uploadSlots" default:"0" reload:"yes"`
 }
 

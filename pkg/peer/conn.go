@@ -678,7 +678,7 @@ func (c *conn) finish(j *job, sent bool) error {
 // end gives a job's slot back. The loop itself must not call it: it would wait for itself.
 func (c *conn) end(j *job, sent bool) {
 	c.yield(j, true)
-	j.lane.slots.Release(c.d.id)
+	j.lane.slots.Release(c.d.id, c)
 	c.d.notify(uploadEnded{c, j, sent})
 }
 
@@ -726,17 +726,18 @@ func (c *conn) cancel(index piece.Index, begin int64) *job {
 	return j
 }
 
-// displaced takes out a job that another one displaced from the send queue. If it returns true, the caller must end the
-// job; otherwise the job has ended, or its connection ends it.
-func (c *conn) displaced(j *job) bool {
+// displaced takes out a job that another one displaced from the send queue, and the jobs behind it. The caller must end
+// them. It returns nil if the job has ended or its connection ends it.
+func (c *conn) displaced(j *job) (jobs []*job) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	at := slices.Index(c.jobs, j)
 	if at < 0 || j.dropped {
-		return false
+		return nil
 	}
-	c.jobs = slices.Delete(c.jobs, at, at+1)
-	return true
+	jobs = slices.Clone(c.jobs[at:])
+	c.jobs = slices.Delete(c.jobs, at, len(c.jobs))
+	return jobs
 }
 
 var errSelf = errors.New("connected to itself")

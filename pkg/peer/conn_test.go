@@ -159,7 +159,7 @@ func TestAFullHostPrefersTheNeighbourWithLess(t *testing.T) {
 	for lane.line.Take(b.d.id, 0, nil, nil) { // others are sending
 	}
 	for lane.slots.Active() < lane.slots.Max()-1 {
-		require.True(t, lane.slots.TryAcquire(b.d.id))
+		require.True(t, lane.slots.TryAcquire(b.d.id, new(int)))
 	}
 	rich, richer, poor, poorer := neighbour(20), neighbour(21), neighbour(4), neighbour(2)
 	b.d.serve(time.Now(), rich, ask)
@@ -204,7 +204,7 @@ func TestADownloadLeavesEarlierRequestsAlone(t *testing.T) {
 	for lane.line.Take(b.d.id, 0, nil, nil) { // others are sending
 	}
 	for lane.slots.Active() < lane.slots.Max()-1 {
-		require.True(t, lane.slots.TryAcquire(b.d.id))
+		require.True(t, lane.slots.TryAcquire(b.d.id, new(int)))
 	}
 	for i := range 20 {
 		b.d.has(time.Now(), b.c, piece.Index(i+1))

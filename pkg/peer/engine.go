@@ -101,7 +101,7 @@ type Config struct {
 	Picker   picker.Config
 	// Seed makes this host a seed of all tasks that it holds: it spreads distinct pieces. True for a supernode.
 	Seed bool
-	// UploadSlots is how many requests are accepted at once; see [upload.Slots]. In addition a third of
+	// UploadSlots is how many neighbours are served at once; see [upload.Slots]. In addition a third of
 	// it serves other zones. Default 3.
 	UploadSlots int
 	// UploadLines is how many accepted pieces move at the same time in this zone, and as many to other zones; see

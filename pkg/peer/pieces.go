@@ -77,11 +77,13 @@ func (d *Download) store(i piece.Index, data []byte, got piece.Digest) error {
 
 // arrived ends a request whose piece came.
 func (d *Download) arrived(now time.Time, c *conn, in *inbound, err error) {
+	if err == nil {
+		d.pick.Received(c.n, in.index, in.begun, now)
+	}
 	d.pick.Ended(c.n, in.index)
 	var bad *piece.DigestError
 	switch {
 	case err == nil:
-		d.pick.Received(c.n, in.index, in.begun, now)
 		d.got(now, in.index, c)
 	case errors.As(err, &bad):
 		d.blame(now, c, bad)

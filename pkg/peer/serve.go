@@ -35,7 +35,7 @@ func (d *Download) serve(now time.Time, c *conn, m wire.Message) {
 		c.send(refuse)
 		return
 	}
-	if !c.lane().slots.TryAcquire(d.id) && !d.displace(c) {
+	if !c.lane().slots.TryAcquire(d.id, c) && !d.displace(c) {
 		c.refuse(wire.Busy{Index: m.Index, Begin: m.Begin}, m.Length)
 		return
 	}
@@ -56,12 +56,16 @@ func (d *Download) displace(c *conn) bool {
 	lane := c.lane()
 	j, _ := lane.line.Displace(d.id, c.rank()+margin).(*job)
 	// A job of an earlier download, which failed, stays: its own connection ends it soon.
-	if j == nil || j.conn.d != d || !j.conn.displaced(j) {
+	if j == nil || j.conn.d != d {
 		return false
 	}
-	d.unserved(j.conn, j)
-	j.conn.refuse(wire.Busy{Index: j.index, Begin: j.begin}, j.end-j.begin)
-	return lane.slots.TryAcquire(d.id)
+	// All its other requests wait behind this one, and its slot is free when none of them is left.
+	jobs := j.conn.displaced(j)
+	for _, j := range jobs {
+		d.unserved(j.conn, j)
+		j.conn.refuse(wire.Busy{Index: j.index, Begin: j.begin}, j.end-j.begin)
+	}
+	return len(jobs) > 0 && lane.slots.TryAcquire(d.id, c)
 }
 
 func (c *conn) refuse(b wire.Busy, length int64) {
@@ -73,14 +77,14 @@ func (c *conn) refuse(b wire.Busy, length int64) {
 func (d *Download) serveAny(now time.Time, c *conn, a wire.Any) {
 	busy := wire.Message{Type: wire.BusyMessage, Busy: &wire.Busy{Index: wire.BusyAny}}
 	lane := c.lane()
-	if d.pick == nil || !lane.slots.TryAcquire(d.id) {
+	if d.pick == nil || !lane.slots.TryAcquire(d.id, c) {
 		d.e.stats.busySent.Add(1)
 		c.send(busy)
 		return
 	}
 	i, ok := d.serving.spread.Pick(d.serving.shown, c.remote.have, a.Exclude, a.Starving)
 	if !ok {
-		lane.slots.Release(d.id)
+		lane.slots.Release(d.id, c)
 		busy.Busy.Delay = max(busyMin, min(d.times.pieceTime, busyMax))
 		c.send(busy)
 		return
@@ -110,7 +114,7 @@ func (c *conn) rank() int { return c.remote.have.Count() * 1000 / max(1, c.remot
 // unserved ends a job that was never begun.
 func (d *Download) unserved(c *conn, j *job) {
 	c.yield(j, true)
-	j.lane.slots.Release(d.id)
+	j.lane.slots.Release(d.id, c)
 	d.served(c, j, false)
 }
 

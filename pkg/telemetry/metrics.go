@@ -169,9 +169,9 @@ func NewSwarm(reg prometheus.Registerer, stats func() SwarmStats) {
 		"direction", string(Sent))
 	add(c, "darter_busy_total", busy, prometheus.CounterValue, func(s SwarmStats) int64 { return s.BusyReceived },
 		"direction", string(Received))
-	add(c, "darter_upload_slots", "Pieces that this host can serve at once.", prometheus.GaugeValue,
+	add(c, "darter_upload_slots", "Nodes that this host can serve at once.", prometheus.GaugeValue,
 		func(s SwarmStats) int64 { return int64(s.Slots) })
-	add(c, "darter_upload_slots_used", "Pieces that this host serves now.", prometheus.GaugeValue,
+	add(c, "darter_upload_slots_used", "Nodes that this host serves now.", prometheus.GaugeValue,
 		func(s SwarmStats) int64 { return int64(s.SlotsUsed) })
 	add(c, "darter_connections", "Open connections of the piece protocol.", prometheus.GaugeValue,
 		func(s SwarmStats) int64 { return int64(s.Connections) })

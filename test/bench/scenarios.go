@@ -295,6 +295,23 @@ func Scenarios() (all []Scenario) {
 		Crowd: simnet.Crowd{N: 32, Layers: repeat(40, 8), AtOnce: 3, OriginRate: rate}, Runs: 1, Report: layers(1.25)})
 	add(Scenario{Name: "10-images/32", Crowd: simnet.Crowd{N: 32, Layers: repeat(10, 52)}, Runs: 1,
 		Report: layers(1.25)})
+	// The latency of a wide network, one way, in piece-times. The seed's link is like a node's.
+	for _, l := range []float64{0.05, 0.5, 1, 4} {
+		c := simnet.Crowd{N: 8, K: 200, SeedMultiple: 1, Window: 64 * pieceSize,
+			Latency: time.Duration(l * float64(time.Second) * pieceSize / rate)}
+		latency := func(kind string, c simnet.Crowd) {
+			target := map[float64]float64{0.05: 1.10, 0.5: 1.12, 1: 1.15, 4: 1.25}[l]
+			add(Scenario{Name: fmt.Sprintf("latency/%s/%g", kind, l), Crowd: c, Runs: 1, Report: makespan(target)})
+		}
+		one := c
+		one.N = 1
+		latency("1-node-warm", one)
+		latency("8-warm", c)
+		c.OriginRate = rate
+		latency("8-cold", c)
+		c.K, c.Layers, c.AtOnce = 0, repeat(8, 100), 3
+		latency("8-cold-8-layers", c)
+	}
 	// 4 MiB a piece
 	add(Scenario{Name: "5-GB-layer/32", Crowd: simnet.Crowd{N: 32, K: 1250, OriginRate: rate}, Runs: 1,
 		Report: makespan(1.12)})

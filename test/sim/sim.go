@@ -678,7 +678,7 @@ func (w *world) busy(o, n *node, i piece.Index, delay moment) {
 }
 
 func (w *world) serve(o, n *node, i piece.Index) {
-	if !o.lane(n).slots.TryAcquire("") && !w.displace(o, n) {
+	if !o.lane(n).slots.TryAcquire("", n) && !w.displace(o, n) {
 		w.busy(o, n, i, 0)
 		return
 	}
@@ -696,17 +696,17 @@ func (w *world) displace(o, n *node) bool {
 	}
 	w.end(worst)
 	w.busy(o, worst.to, worst.piece, 0)
-	return o.lane(n).slots.TryAcquire("")
+	return o.lane(n).slots.TryAcquire("", n)
 }
 
 func (w *world) serveAny(o, n *node, r picker.Request) {
-	if !o.lane(n).slots.TryAcquire("") {
+	if !o.lane(n).slots.TryAcquire("", n) {
 		w.busy(o, n, -1, 0)
 		return
 	}
 	i, ok := o.spread.Pick(o.pick.Have(), n.pick.Have(), r.Exclude, r.Starving)
 	if !ok {
-		o.lane(n).slots.Release("")
+		o.lane(n).slots.Release("", n)
 		w.busy(o, n, -1, max(time.Millisecond, min(o.pieceTime, 250*time.Millisecond)))
 		return
 	}
@@ -796,7 +796,7 @@ func zoneOf(n *node) (z int) {
 // finish releases a job's turn and slot.
 func (w *world) finish(j *job) {
 	j.from.jobs = slices.DeleteFunc(j.from.jobs, func(o *job) bool { return o == j })
-	j.from.lane(j.to).slots.Release("")
+	j.from.lane(j.to).slots.Release("", j.to)
 	j.from.lane(j.to).line.Give()
 }
 
@@ -804,7 +804,7 @@ func (w *world) finish(j *job) {
 func (w *world) end(j *job) {
 	j.dropped = true
 	j.from.jobs = slices.DeleteFunc(j.from.jobs, func(o *job) bool { return o == j })
-	j.from.lane(j.to).slots.Release("")
+	j.from.lane(j.to).slots.Release("", j.to)
 	if j.from.host.Zone == j.to.host.Zone {
 		j.from.spread.Unsent(j.piece)
 	}
@@ -843,13 +843,15 @@ func (w *world) arrived(n, from *node, i piece.Index, begun moment) {
 		w.look(n)
 		return
 	}
+	if !n.pick.Have().Has(i) {
+		n.pick.Received(picker.Neighbour(from.i), i, w.epoch.Add(begun), w.clock())
+	}
 	n.pick.Ended(picker.Neighbour(from.i), i)
 	if n.pick.Have().Has(i) {
 		w.out.Wasted++
 		w.look(n)
 		return
 	}
-	n.pick.Received(picker.Neighbour(from.i), i, w.epoch.Add(begun), w.clock())
 	n.pick.Stored(i)
 	w.readOn(n)
 	at := int(w.now / (32 * w.PieceTime))

@@ -61,10 +61,18 @@ func (f *flow) crawls(crawl float64) bool {
 	return float64(f.others.of) > crawl*float64(f.seeds.of) && f.apart.of > f.seeds.of
 }
 
-// Received records that piece i arrived from n, with its first byte at begun. A piece from another zone does not count,
-// because the link between the zones limits it, nor does a piece that is shorter than the others.
+// Received records that piece i arrived from n, with its first byte at begun; call it before [Picker.Ended]. A piece
+// that is shorter than the others does not count. One from another zone does not show how fast this zone's hosts are,
+// because the link between the zones limits it.
 func (p *Picker) Received(n Neighbour, i piece.Index, begun, now time.Time) {
-	if one := p.neighbours[n]; one != nil && !one.afar && p.layout.Size(i) == p.layout.PieceSize {
+	one := p.neighbours[n]
+	if one == nil || p.layout.Size(i) != p.layout.PieceSize {
+		return
+	}
+	if at := one.asked(i); at >= 0 {
+		one.path.arrived(one.requested[at], begun, now)
+	}
+	if !one.afar {
 		p.flow.took(one.seed, begun, now)
 	}
 }

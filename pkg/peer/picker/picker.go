@@ -20,11 +20,11 @@ import (
 
 // Config are the picker's settings.
 type Config struct {
-	// RequestsMax bounds the pieces in flight. One more than a neighbour's upload slots hides the gap between two
-	// pieces; many more only cause refusals. Default 8.
+	// RequestsMax bounds the neighbours with pieces in flight. With one piece each, one more than a neighbour's upload
+	// slots hides the gap between two pieces; many more only cause refusals. Default 8.
 	RequestsMax int
-	// PerNeighbour is how many of them one neighbour may have while others could help. A lone neighbour has one more,
-	// so that its link is never idle. Default 1.
+	// PerNeighbour is how many requests one neighbour may have at least. A lone neighbour has one more, so that its link
+	// is never idle; a neighbour has as many as its path needs, if few neighbours can help. Default 1.
 	PerNeighbour int
 	// InOrder is the probability of the lowest missing piece of a source, instead of its rarest, once another host than
 	// the seed has each piece. Default 0.75.
@@ -72,6 +72,8 @@ type Neighbour int
 type Request struct {
 	From  Neighbour
 	Piece piece.Index
+	// At is when the request was decided.
+	At time.Time
 	// Any leaves the choice to the seed. Exclude lists the pieces in flight. Starving means that no other neighbour had
 	// a piece for this host for a while, or that their pieces arrive very slowly: see [Picker.Received].
 	Any      bool
@@ -85,12 +87,18 @@ type neighbour struct {
 	have      piece.Bitmap
 	seed      bool
 	busyUntil time.Time
-	requested []piece.Index // requests with index in flight
-	anys      int           // requests without index in flight, whose piece is not chosen yet
-	afar      bool          // it is in another zone; see border
+	requested []flight // requests with index in flight
+	anys      []flight // requests without index in flight, whose piece is not chosen yet, the oldest first
+	afar      bool     // it is in another zone; see border
+	path      path
 }
 
-func (n *neighbour) outstanding() int { return len(n.requested) + n.anys }
+func (n *neighbour) outstanding() int { return len(n.requested) + len(n.anys) }
+
+// asked returns the place of the request for piece i, or -1.
+func (n *neighbour) asked(i piece.Index) int {
+	return slices.IndexFunc(n.requested, func(f flight) bool { return f.piece == i })
+}
 
 // Picker holds the pieces and neighbours of one download.
 type Picker struct {
@@ -211,10 +219,10 @@ func (p *Picker) Leave(n Neighbour) {
 		delete(p.border.others, n)
 		p.border.changed = true
 	}
-	for _, i := range slices.Clone(one.requested) {
-		p.Ended(n, i)
+	for _, f := range slices.Clone(one.requested) {
+		p.Ended(n, f.piece)
 	}
-	p.outstanding -= one.anys
+	p.outstanding -= len(one.anys)
 	delete(p.neighbours, n)
 	p.respread()
 	p.order = slices.DeleteFunc(p.order, func(o Neighbour) bool { return o == n })
@@ -285,22 +293,25 @@ func (p *Picker) Requested(r Request) {
 		return
 	}
 	p.outstanding++
+	f := flight{piece: r.Piece, at: r.At, of: n.path.came}
 	if r.Any {
-		n.anys++
+		n.anys = append(n.anys, f)
 		return
 	}
-	n.requested = append(n.requested, r.Piece)
+	n.requested = append(n.requested, f)
 	p.flying.Set(r.Piece)
 }
 
 // Chosen records that neighbour n, a seed, chose piece i for a request without index.
 func (p *Picker) Chosen(n Neighbour, i piece.Index) {
 	one := p.neighbours[n]
-	if one == nil || one.anys == 0 {
+	if one == nil || len(one.anys) == 0 {
 		return
 	}
-	one.anys--
-	one.requested = append(one.requested, i)
+	f := one.anys[0]
+	f.piece = i
+	one.anys = slices.Delete(one.anys, 0, 1)
+	one.requested = append(one.requested, f)
 	p.flying.Set(i)
 }
 
@@ -309,8 +320,8 @@ func (p *Picker) InFlight(i piece.Index) bool { return p.flying.Has(i) }
 
 // Refused ends a request without index to n that got no piece.
 func (p *Picker) Refused(n Neighbour) {
-	if one := p.neighbours[n]; one != nil && one.anys > 0 {
-		one.anys--
+	if one := p.neighbours[n]; one != nil && len(one.anys) > 0 {
+		one.anys = slices.Delete(one.anys, 0, 1)
 		p.outstanding--
 	}
 }
@@ -321,14 +332,14 @@ func (p *Picker) Ended(n Neighbour, i piece.Index) {
 	if one == nil {
 		return
 	}
-	at := slices.Index(one.requested, i)
+	at := one.asked(i)
 	if at < 0 {
 		return
 	}
 	one.requested = slices.Delete(one.requested, at, at+1)
 	p.outstanding--
 	for _, other := range p.neighbours {
-		if slices.Contains(other.requested, i) {
+		if other.asked(i) >= 0 {
 			return
 		}
 	}
@@ -403,15 +414,13 @@ func (p *Picker) Starving() bool {
 
 // Next returns the next request; ok is false if there is none now. The caller sends it and calls [Picker.Requested].
 func (p *Picker) Next(now time.Time) (r Request, ok bool) {
-	if p.outstanding >= p.cfg.RequestsMax {
-		return Request{}, false
-	}
 	p.survey(now)
 	if p.offered || p.fed.IsZero() {
 		p.offered, p.fed = false, now
 	}
 	for _, i := range p.urgent {
 		if r, ok := p.nextUrgent(now, i); ok {
+			r.At = now
 			return r, true
 		}
 	}
@@ -423,16 +432,16 @@ func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 	n := p.neighbours[from]
 	if n.seed && !n.afar && p.WantsAll() {
 		starving := now.Sub(p.fed) > hunger && p.onlySeeds() || p.flow.crawls(p.cfg.Crawl)
-		return Request{From: from, Any: true, Starving: starving, Exclude: p.flyingList()}, true
+		return Request{From: from, At: now, Any: true, Starving: starving, Exclude: p.flyingList()}, true
 	}
 	bias := p.cfg.InOrder
 	if n.afar || p.young() {
 		bias = p.cfg.InOrderYoung
 	}
 	if p.rng.Float64() < bias {
-		return Request{From: from, Piece: p.lowest(n)}, true
+		return Request{From: from, At: now, Piece: p.lowest(n)}, true
 	}
-	return Request{From: from, Piece: p.rarest(n)}, true
+	return Request{From: from, At: now, Piece: p.rarest(n)}, true
 }
 
 // nextUrgent finds a source for a piece that a reader waits for. It never requests a piece in flight again: the
@@ -456,20 +465,26 @@ func (p *Picker) nextUrgent(now time.Time, i piece.Index) (Request, bool) {
 
 // idle lists the neighbours that may get a request now and pass the test.
 func (p *Picker) idle(now time.Time, test func(*neighbour) bool) []Neighbour {
-	limit := p.cfg.PerNeighbour
-	if len(p.order) == 1 {
-		limit++
-		if n := p.layout.Count(); n > 1 && n <= fewPieces && p.neighbours[p.order[0]].have.Full() {
-			limit = p.cfg.RequestsMax // the round trips dominate the time of a small task
-		}
-	}
 	p.scratch = p.scratch[:0]
+	used, helpers := 0, 0
 	for _, id := range p.order {
 		n := p.neighbours[id]
-		if n.outstanding() < limit && !n.busyUntil.After(now) && test(n) {
+		if n.outstanding() > 0 {
+			used++
+		}
+		ready := !n.busyUntil.After(now) && test(n)
+		if ready {
 			p.scratch = append(p.scratch, id)
 		}
+		if ready || n.outstanding() > 0 {
+			helpers++
+		}
 	}
+	helpers = min(helpers, p.cfg.RequestsMax)
+	p.scratch = slices.DeleteFunc(p.scratch, func(id Neighbour) bool {
+		n := p.neighbours[id]
+		return n.outstanding() == 0 && used >= p.cfg.RequestsMax || n.outstanding() >= p.limit(n, helpers)
+	})
 	return p.scratch
 }
 

@@ -154,6 +154,30 @@ func (s *scene) play(t *testing.T, d *datadriven.TestData) string {
 		if d.HasArg("bound") {
 			s.p.Chosen(from(), number(1))
 		}
+		if d.HasArg("trip") {
+			// The piece begins trip after its request, and takes the given time.
+			var trip, takes string
+			d.ScanArgs(t, "trip", &trip)
+			d.ScanArgs(t, "takes", &takes)
+			n := s.p.neighbours[from()]
+			span := func(text string) time.Duration {
+				v, err := time.ParseDuration(text)
+				if err != nil {
+					d.Fatalf(t, "%v", err)
+				}
+				return v
+			}
+			at := n.asked(number(1))
+			if at < 0 {
+				d.Fatalf(t, "piece %d is not on its way: %s", number(1), s.state())
+			}
+			begun := n.requested[at].at.Add(span(trip))
+			if s.now.Before(begun) {
+				s.now = begun
+			}
+			s.now = s.now.Add(span(takes))
+			s.p.Received(from(), number(1), begun, s.now)
+		}
 		s.p.Ended(from(), number(1))
 		s.p.Stored(number(1))
 	case "bound":
@@ -255,10 +279,14 @@ func (s *scene) state() string {
 		one := s.p.neighbours[id]
 		fmt.Fprintf(&out, "%-8s %s", s.names[id], drawn(one.have))
 		if len(one.requested) > 0 {
-			fmt.Fprintf(&out, " asked for %v", one.requested)
+			var asked []piece.Index
+			for _, f := range one.requested {
+				asked = append(asked, f.piece)
+			}
+			fmt.Fprintf(&out, " asked for %v", asked)
 		}
-		if one.anys > 0 {
-			fmt.Fprintf(&out, " asked for any %d times", one.anys)
+		if len(one.anys) > 0 {
+			fmt.Fprintf(&out, " asked for any %d times", len(one.anys))
 		}
 		if one.busyUntil.After(s.now) {
 			fmt.Fprintf(&out, " busy for %s", one.busyUntil.Sub(s.now))

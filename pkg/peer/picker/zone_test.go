@@ -158,7 +158,7 @@ func TestPiecesOfThisZoneAreNotFetchedFromOthers(t *testing.T) {
 	if r.From != afar {
 		r, next = next, r
 	}
-	assert.Equal(t, Request{From: afar, Piece: zonePieces - 1}, r)
+	assert.Equal(t, Request{From: afar, Piece: zonePieces - 1, At: begin}, r)
 	assert.EqualValues(t, 1, next.From)
 	p.Put(1, Place{Afar: true, Gateway: true, ID: gatewayID(1)})
 	assert.True(t, p.Offered(3))
@@ -186,7 +186,7 @@ func TestAFarSeedIsAskedByIndexForWhatItAloneHas(t *testing.T) {
 		p.Requested(r)
 		asked = append(asked, r)
 	}
-	assert.Contains(t, asked, Request{From: 5, Piece: 9})
+	assert.Contains(t, asked, Request{From: 5, Piece: 9, At: begin})
 }
 
 // A download that stands still divides its pieces among the gateways once, not in each call of Next: with 25,600 pieces

@@ -1,6 +1,7 @@
-// Package upload decides which requests a host serves. It accepts a few requests and refuses every further one at once,
-// because a long queue at the sender costs the swarm more than a second request (1.06 times the bound without a queue,
-// 1.30 with four waiting; simulated).
+// Package upload decides which requests a host serves. It accepts those of a few neighbours and refuses every further
+// one at once, because a long queue at the sender costs the swarm more than a second request (1.06 times the bound
+// without a queue, 1.30 with four waiting; simulated). An accepted neighbour may have more requests here: those
+// that its path needs.
 //
 // Nothing here blocks, and no task starves another one: all tasks share the host's slots, and a request for a task with
 // less than its share gets one. Start at [Slots.TryAcquire].
@@ -13,19 +14,29 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// SlotsDefault is how many requests an ordinary host accepts at once.
+// SlotsDefault is how many neighbours an ordinary host serves at once.
 const SlotsDefault = 3
 
-// Slots are a host's upload slots, shared by all its tasks. Safe for concurrent use.
+// queueMax bounds the accepted requests of one neighbour.
+const queueMax = 512
+
+// Slots are a host's upload slots, shared by all its tasks. A slot serves one neighbour of one task. It may have more
+// requests in it, which take turns with those of other neighbours only one at a time. Safe for concurrent use.
 type Slots struct {
 	// mu is held to acquire or release a slot.
 	mu          sync.Mutex
 	max, active int
 	of          map[task.ID]int // slots by task, of those that have any
+	requests    map[any]int     // accepted requests by neighbour
+	// wanted says that a neighbour without a slot was refused since a slot was last released: the others get nothing in
+	// addition meanwhile.
+	wanted bool
 }
 
 // NewSlots returns n slots.
-func NewSlots(n int) *Slots { return &Slots{max: n, of: make(map[task.ID]int)} }
+func NewSlots(n int) *Slots {
+	return &Slots{max: n, of: make(map[task.ID]int), requests: make(map[any]int)}
+}
 
 // Resize changes the number of slots; accepted requests keep theirs.
 func (s *Slots) Resize(n int) {
@@ -34,17 +45,28 @@ func (s *Slots) Resize(n int) {
 	s.max = n
 }
 
-// TryAcquire acquires a slot for a task and returns true, or false if there is none. Each task may use all free slots.
-// When none is free, a task with less than an equal part still gets one, so that many requests for one task cannot
-// starve another task. So up to twice the number of slots can be in use for a while.
-func (s *Slots) TryAcquire(id task.ID) bool {
+// TryAcquire accepts a request of a neighbour, and returns false if it cannot. who names the neighbour and the task,
+// and can be the key of a map. Each task may use all free slots. When none is free, a task with less than an equal part
+// still gets one, so that many requests for one task cannot starve another task. So up to twice the number of slots can
+// be in use for a while. A neighbour that has a slot needs no other one, unless another neighbour waits for a slot.
+func (s *Slots) TryAcquire(id task.ID, who any) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	n := s.requests[who]
+	if n > 0 {
+		if s.wanted || n >= queueMax {
+			return false
+		}
+		s.requests[who]++
+		return true
+	}
 	if s.active >= s.max && !s.below(id) {
+		s.wanted = true
 		return false
 	}
 	s.active++
 	s.of[id]++
+	s.requests[who] = 1
 	return true
 }
 
@@ -58,10 +80,15 @@ func (s *Slots) below(id task.ID) bool {
 	return own < max(1, s.max/tasks) && s.active < 2*s.max
 }
 
-// Release releases a slot of a task.
-func (s *Slots) Release(id task.ID) {
+// Release ends an accepted request; the last one of a neighbour releases its slot.
+func (s *Slots) Release(id task.ID, who any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.requests[who]--; s.requests[who] > 0 {
+		return
+	}
+	delete(s.requests, who)
+	s.wanted = false
 	s.active--
 	if s.of[id]--; s.of[id] <= 0 {
 		delete(s.of, id)

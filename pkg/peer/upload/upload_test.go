@@ -16,8 +16,38 @@ import (
 // a and b are two tasks.
 const a, b task.ID = "a", "b"
 
+// crowd takes slots for a new neighbour each time.
+type crowd struct {
+	*upload.Slots
+	mu    sync.Mutex
+	holds map[task.ID][]any
+}
+
+func newCrowd(n int) *crowd {
+	return &crowd{Slots: upload.NewSlots(n), holds: make(map[task.ID][]any)}
+}
+
+func (c *crowd) TryAcquire(id task.ID) bool {
+	who := new(int)
+	if !c.Slots.TryAcquire(id, who) {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.holds[id] = append(c.holds[id], who)
+	return true
+}
+
+func (c *crowd) Release(id task.ID) {
+	c.mu.Lock()
+	who := c.holds[id][0]
+	c.holds[id] = c.holds[id][1:]
+	c.mu.Unlock()
+	c.Slots.Release(id, who)
+}
+
 func TestNoMoreSlotsAreTakenThanThereAre(t *testing.T) {
-	s := upload.NewSlots(3)
+	s := newCrowd(3)
 	var most, now atomic.Int64
 	var wg sync.WaitGroup
 	for range 16 {
@@ -45,7 +75,7 @@ func TestNoMoreSlotsAreTakenThanThereAre(t *testing.T) {
 
 func TestAFreeSlotIsNotRefusedBecauseOthersAreRefused(t *testing.T) {
 	const n = 4
-	s := upload.NewSlots(n)
+	s := newCrowd(n)
 	// n goroutines hold one slot each at most, so there is one free whenever one of them
 	// asks; as many others only ask when all are taken.
 	var wg sync.WaitGroup
@@ -64,7 +94,7 @@ func TestAFreeSlotIsNotRefusedBecauseOthersAreRefused(t *testing.T) {
 }
 
 func TestFewerSlotsLetWhatIsBeingSentGoOn(t *testing.T) {
-	s := upload.NewSlots(4)
+	s := newCrowd(4)
 	for range 4 {
 		require.True(t, s.TryAcquire(a))
 	}
@@ -79,7 +109,7 @@ func TestFewerSlotsLetWhatIsBeingSentGoOn(t *testing.T) {
 }
 
 func TestATaskThatHasLessThanItsPartOfTakenSlotsGetsOne(t *testing.T) {
-	s := upload.NewSlots(6)
+	s := newCrowd(6)
 	for range 6 {
 		require.True(t, s.TryAcquire(a), "no other task wants one")
 	}
@@ -98,7 +128,7 @@ func TestATaskThatHasLessThanItsPartOfTakenSlotsGetsOne(t *testing.T) {
 }
 
 func TestManyTasksTakeTwiceTheSlotsAtMost(t *testing.T) {
-	s := upload.NewSlots(6)
+	s := newCrowd(6)
 	for range 6 {
 		require.True(t, s.TryAcquire(a))
 	}
@@ -110,6 +140,38 @@ func TestManyTasksTakeTwiceTheSlotsAtMost(t *testing.T) {
 	}
 	assert.Equal(t, 6, got)
 	assert.Equal(t, 12, s.Active())
+}
+
+func TestANeighboursFurtherRequestsNeedNoSlot(t *testing.T) {
+	s := upload.NewSlots(2)
+	for range 100 {
+		require.True(t, s.TryAcquire(a, "wide"), "its queue delays no other neighbour")
+	}
+	assert.Equal(t, 1, s.Active())
+	require.True(t, s.TryAcquire(a, "second"), "there is a slot for another neighbour")
+	assert.True(t, s.TryAcquire(a, "second"))
+	assert.False(t, s.TryAcquire(a, "third"))
+	assert.False(t, s.TryAcquire(a, "wide"), "a neighbour without a slot waits")
+	s.Release(a, "second")
+	assert.False(t, s.TryAcquire(a, "third"), "the slot has one more request")
+	s.Release(a, "second")
+	assert.True(t, s.TryAcquire(a, "third"))
+	assert.True(t, s.TryAcquire(a, "wide"), "no neighbour waits any more")
+	for range 101 {
+		s.Release(a, "wide")
+	}
+	s.Release(a, "third")
+	assert.Zero(t, s.Active())
+}
+
+func TestANeighbourHasABoundedQueue(t *testing.T) {
+	s := upload.NewSlots(1)
+	n := 0
+	for s.TryAcquire(a, "greedy") {
+		n++
+		require.Less(t, n, 10000)
+	}
+	assert.Greater(t, n, 256, "a picker's largest window fits")
 }
 
 func TestTurnsAreGivenInTheOrderTheyWereAskedFor(t *testing.T) {
