@@ -2,8 +2,11 @@ package node
 
 import (
 	"context"
+	"fmt"
+	"net/http"
 
 	"github.com/darter-io/darter/pkg/preheat/jobs"
+	"github.com/darter-io/darter/pkg/source/httporigin"
 	"github.com/darter-io/darter/pkg/task"
 )
 
@@ -28,3 +31,13 @@ func (n *Node) fetch(ctx context.Context, spec task.Spec) error { return n.Engin
 
 // Labels are the labels of this node.
 func (n *Node) Labels() map[string]string { return n.cfg.Node.LabelMap() }
+
+// NewWebhooks returns the transport for the webhooks of preheats. Like that of files, it refuses local addresses that
+// files.allowAddresses does not list.
+func (n *Node) NewWebhooks() (http.RoundTripper, error) {
+	c, err := httporigin.NewClient(common(n.cfg))
+	if err != nil {
+		return nil, fmt.Errorf("webhooks of preheats: %w", err)
+	}
+	return c.Transport(), nil
+}

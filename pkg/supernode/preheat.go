@@ -32,10 +32,14 @@ func (s *Supernode) openPreheats(owners func() []string) (err error) {
 		list := owners()
 		return !slices.Contains(list, s.advertised) || rendezvous.Order(string(id), list)[0] == s.advertised
 	})
+	webhooks, err := s.node.NewWebhooks()
+	if err != nil {
+		return err
+	}
 	s.preheats, err = jobs.Open(jobs.Config{
 		Dir: s.cfg.Node.DataDir, Host: s.node.Host, Labels: s.node.Labels(), Self: s.advertised, Owners: owners,
-		Scheme: s.node.Scheme(), Secure: s.node.Identity.Secure(), Transport: s.node.Transport, Allow: registries.Allow,
-		Registry: manifests{s}, Worker: s.worker, Now: s.node.Clock, Logger: s.node.Log,
+		Scheme: s.node.Scheme(), Secure: s.node.Identity.Secure(), Transport: s.node.Transport, Webhooks: webhooks,
+		Allow: registries.Allow, Registry: manifests{s}, Worker: s.worker, Now: s.node.Clock, Logger: s.node.Log,
 	})
 	if err != nil {
 		return err

@@ -323,7 +323,7 @@ func service(t *testing.T, dir string, f *fakeRegistry) *Service {
 			return nil
 		},
 		Registry: f, Worker: newWorker(&store{held: map[task.ID]bool{}}), Now: time.Now,
-		Logger: slog.New(slog.DiscardHandler)})
+		Webhooks: &http.Transport{DisableKeepAlives: true}, Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	return s
 }

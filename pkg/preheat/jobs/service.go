@@ -68,6 +68,9 @@ type Config struct {
 	Scheme    string
 	Secure    bool
 	Transport func() *http.Transport
+	// Webhooks reaches the webhooks of jobs. Every member can give a supernode a job, so it must refuse the addresses that
+	// no request of a member may reach.
+	Webhooks http.RoundTripper
 	// Allow returns nil for a registry to which this cluster sends requests.
 	Allow    func(upstream string) error
 	Registry Registry
@@ -570,7 +573,7 @@ func (s *Service) resolve(ctx context.Context, id string, spec preheat.Spec) {
 
 // call tells a webhook how a job ended.
 func (s *Service) call(ctx context.Context, id, at string, g preheat.Gate) {
-	err := post(ctx, at, g)
+	err := s.post(ctx, at, g)
 	s.mu.Lock()
 	delete(s.calling, id)
 	s.tries[id]++
@@ -593,7 +596,7 @@ func (s *Service) call(ctx context.Context, id, at string, g preheat.Gate) {
 }
 
 // post sends a gate to a webhook, which must answer with 2xx. It follows no redirect.
-func post(ctx context.Context, at string, g preheat.Gate) error {
+func (s *Service) post(ctx context.Context, at string, g preheat.Gate) error {
 	b, err := json.Marshal(g)
 	if err != nil {
 		return err
@@ -605,8 +608,7 @@ func post(ctx context.Context, at string, g preheat.Gate) error {
 		return errors.New("its URL is wrong")
 	}
 	req.Header.Set("Content-Type", "application/json")
-	t := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}
-	res, err := t.RoundTrip(req)
+	res, err := s.cfg.Webhooks.RoundTrip(req)
 	if err != nil {
 		return err
 	}
