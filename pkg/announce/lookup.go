@@ -117,8 +117,8 @@ func (c *Client) nextRemote(key string, tried map[string]bool) string {
 	return nobody
 }
 
-// nextOwner returns the first owner of a key that answers and was not tried, local if this host is that owner, or
-// nobody if there is no other.
+// nextOwner returns the first owner of a key that answers and was not tried, or else one that fell silent a moment ago.
+// It returns local if this host is that owner, and nobody if there is no other.
 func (c *Client) nextOwner(key string, tried map[string]bool) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -127,6 +127,11 @@ func (c *Client) nextOwner(key string, tried map[string]bool) string {
 		case c.isSelf(addr):
 			return local
 		case !tried[addr]:
+			return addr
+		}
+	}
+	for _, addr := range c.view.Doubted(c.cfg.Lag.Now(), key) {
+		if !tried[addr] {
 			return addr
 		}
 	}

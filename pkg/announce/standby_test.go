@@ -397,3 +397,28 @@ func TestLookupStandbys(t *testing.T) {
 		require.NoError(t, <-ended)
 	})
 }
+
+// The connection to the owner breaks, and the next lookup finds it dead before a heartbeat does. It goes to a standby,
+// and not to the registry.
+func TestLookupAfterABrokenConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var dead atomic.Bool
+		yes := func() bool { return true }
+		o := oracle{"a:1": func() bool { return !dead.Load() }, "s:1": yes, "s:2": yes, "s:3": yes}
+		c := New(Config{Host: host.Host{ID: self.ID, Addr: self.Addr}, Owners: []string{"a:1"}, Scheme: "https",
+			Local: &solo{}, Client: &http.Client{Transport: o}})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- c.Run(ctx) }()
+		synctest.Wait()
+		dead.Store(true)
+		c.mu.Lock()
+		c.apply(owners.Failed{From: "a:1", Cause: owners.Silence, Err: io.EOF})
+		c.mu.Unlock()
+		a, err := c.Lookup(t.Context(), api.Lookup{Version: 1, Upstream: "r.test", Repository: "app", Reference: "v1"})
+		require.NoError(t, err)
+		assert.Contains(t, []string{"s:1", "s:2", "s:3"}, a.MediaType)
+		cancel()
+		require.NoError(t, <-ended)
+	})
+}

@@ -12,6 +12,8 @@ const (
 	// DeadAfter is how long an owner fails before the owners behind it in each task's order
 	// need this host's inventory.
 	DeadAfter = 10 * time.Second
+	// DoubtedFor is how long an owner that fell silent may still get lookups, if no other one answers.
+	DoubtedFor = time.Second
 	// RetryMin and RetryMax bound the time between two heartbeats to an owner that fails.
 	RetryMin, RetryMax = 500 * time.Millisecond, 4 * time.Second
 )
@@ -246,11 +248,14 @@ func (v *View) Apply(now time.Time, e Event) (c Changes) {
 		v.callIfLost(now, &c)
 	case Refused:
 		m := v.members[e.From]
-		if m == nil || m.outage != nil {
-			break
+		switch {
+		case m == nil || m.outage != nil && m.outage.cause != Silence:
+			return c
+		case m.outage == nil:
+			m.outage = &outage{since: now}
+			c.Suspected = true
 		}
-		m.outage = &outage{since: now, cause: e.Cause, err: e.Err}
-		c.Suspected = true
+		m.outage.cause, m.outage.err = e.Cause, e.Err
 		v.callIfLost(now, &c)
 	case NoneAnswered:
 		v.call(&c)
@@ -353,6 +358,16 @@ func (v *View) Answering(key string) []string {
 	return slices.DeleteFunc(v.Order(key), func(addr string) bool {
 		m := v.members[addr]
 		return m != nil && m.outage != nil
+	})
+}
+
+// Doubted lists those of [View.Order] that fell silent a moment ago, as one whose connection broke. It can be dead or
+// not: a request finds it out. Without it, each host that lost the connection first would go to the registry by itself
+// until standbys lead.
+func (v *View) Doubted(now time.Time, key string) []string {
+	return slices.DeleteFunc(v.Order(key), func(addr string) bool {
+		m := v.members[addr]
+		return m == nil || m.outage == nil || m.outage.cause != Silence || now.Sub(m.outage.since) >= DoubtedFor
 	})
 }
 

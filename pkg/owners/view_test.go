@@ -27,6 +27,7 @@ var begin = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 //	owners                                      the state of each owner, and who leads
 //	route first=(A,B)                           which owners a request asks about a task whose order begins so
 //	answering first=(A,B)                       the owners of that task that answer
+//	doubted first=(A,B)                         those that fell silent a moment ago
 //
 // Every command takes at=DURATION since the beginning; without it no time passes.
 func TestScenarios(t *testing.T) {
@@ -72,6 +73,8 @@ func TestScenarios(t *testing.T) {
 				return names(v.Route(now, key(t, all, list(d, "first"))))
 			case "answering":
 				return names(v.Answering(key(t, all, list(d, "first"))))
+			case "doubted":
+				return names(v.Doubted(now, key(t, all, list(d, "first"))))
 			}
 			d.Fatalf(t, "unknown command %q", d.Cmd)
 			return ""
