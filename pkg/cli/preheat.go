@@ -104,6 +104,9 @@ func (f *preheatFlags) run(ctx context.Context, c apiclient.Client, args []strin
 		return Usage(fmt.Errorf("--output is %q; write text or json", f.output))
 	}
 	verb := args[0]
+	if len(args) == 1 && slices.Contains([]string{"status", "wait", "pause", "resume", "cancel"}, verb) {
+		return Usage(fmt.Errorf("%s needs a job; supernode preheat list names the jobs", verb))
+	}
 	if len(args) == 1 && verb != "list" {
 		return f.begin(ctx, c, verb, stdout)
 	}

@@ -110,7 +110,7 @@ func TestPreheatRequest(t *testing.T) {
 	assert.Equal(t, map[string]string{"Authorization": "Basic dTpw"}, q.Headers)
 	for _, bad := range [][]string{{"quay.io/App"}, {"quay.io/app", "--wave", "5,4"}, {"quay.io/app", "--wave", "x"},
 		{"quay.io/app", "--deadline", "noon"}, {"quay.io/app", "--label", "ssd"}, {"quay.io/app", "-o", "xml"},
-		{"other.io/app", "--docker-config", login}} {
+		{"other.io/app", "--docker-config", login}, {"cancel"}, {"wait"}} {
 		_, _, err := preheated(t, bad)
 		var usage errUsage
 		assert.ErrorAs(t, err, &usage, "%v", bad)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/darter-io/darter/pkg/host"
@@ -89,7 +90,7 @@ func (r Record) Plan(now time.Time, hosts []Host) (p Plan) {
 			p.Has++
 		}
 	}
-	p.Ready = !r.Cancelled && r.Spec.enough(p.Has, len(p.Members))
+	p.Ready = !r.Cancelled && r.Spec.enough(p.Has, len(p.Members)) && p.zoneWithout(r.Spec.Scope) == ""
 	if r.State() == Running && now.Before(r.Spec.Deadline) {
 		for p.Open < r.Spec.waves()-1 && r.healthy(p) {
 			p.Open++
@@ -218,7 +219,7 @@ func (r Record) end(now time.Time, p Plan) *End {
 	if r.End != nil {
 		return nil
 	}
-	ended := func(s State, why string) *End { return &End{State: s, At: now.UTC(), Error: cut(why)} }
+	ended := func(s State, why string) *End { return &End{State: s, At: now.UTC(), Error: Cut(why)} }
 	late := !now.Before(r.Spec.Deadline)
 	lacking := len(p.Members) - p.Has
 	silent, refused := 0, 0 // hosts for which the job need not wait if the others are enough
@@ -248,10 +249,23 @@ func (r Record) end(now time.Time, p Plan) *End {
 	return ended(Failed, "deadline passed: "+r.shortage(p))
 }
 
+// zoneWithout returns a zone that a scope names and that has no member, empty if there is none: its name can be wrong.
+func (p Plan) zoneWithout(s Scope) string {
+	for _, zone := range s.Zones {
+		if !slices.ContainsFunc(p.Members, func(m Member) bool { return m.Zone == zone }) {
+			return zone
+		}
+	}
+	return ""
+}
+
 // shortage says who does not have it, for the error of a job.
 func (r Record) shortage(p Plan) string {
 	if len(p.Members) == 0 {
 		return "no host is in scope"
+	}
+	if zone := p.zoneWithout(r.Spec.Scope); zone != "" {
+		return fmt.Sprintf("no host of zone %q is in scope", zone)
 	}
 	text := fmt.Sprintf("%d of %d hosts do not have it", len(p.Members)-p.Has, len(p.Members))
 	for _, m := range p.Members {
@@ -262,7 +276,8 @@ func (r Record) shortage(p Plan) string {
 	return text
 }
 
-func cut(s string) string { return s[:min(len(s), TextMax)] }
+// Cut bounds an error text to TextMax bytes, and takes no part of a letter: JSON would make it longer again.
+func Cut(s string) string { return strings.ToValidUTF8(s[:min(len(s), TextMax)], "") }
 
 // Order returns what a member shall do; the life of the order is that of the job.
 func (r Record) Order(now time.Time, m Member) (o Order, ok bool) {

@@ -1,7 +1,9 @@
 package preheat
 
 import (
+	"bytes"
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -18,6 +20,8 @@ import (
 const (
 	// ObjectsMax is how many objects one job may have.
 	ObjectsMax = 4096
+	// ObjectsInAll is how many objects all jobs together may have, so that their JSON fits into one message.
+	ObjectsInAll = 1 << 18
 	// JobsMax is how many jobs supernodes remember. Those that ended first go first.
 	JobsMax = 256
 	// Keep is how long a job that ended is remembered, and its gate answered.
@@ -142,8 +146,12 @@ func (r Record) Bytes() (n int64) {
 	return n
 }
 
-// Merge joins what two supernodes know of one job.
+// Merge joins what two supernodes know of one job. It ignores a record of this ID with another spec: the credentials of
+// this job would go to the registry of that one.
 func (r Record) Merge(o Record) Record {
+	if !r.Spec.same(o.Spec) || r.Secret != o.Secret {
+		return r
+	}
 	if r.Spec.Headers == nil {
 		r.Spec.Headers = o.Spec.Headers
 	}
@@ -159,6 +167,14 @@ func (r Record) Merge(o Record) Record {
 		r.End = o.End
 	}
 	return r
+}
+
+// same reports whether two specs are equal but for their credentials and their webhook, which is not everywhere.
+func (s Spec) same(o Spec) bool {
+	s.Webhook, o.Webhook = "", ""
+	a, err := json.Marshal(s)
+	b, failed := json.Marshal(o)
+	return err == nil && failed == nil && bytes.Equal(a, b)
 }
 
 // before orders ends: the first one counts.
@@ -192,6 +208,10 @@ func (r Record) Check() error {
 	if len(r.Resolved.Objects) > ObjectsMax {
 		return fmt.Errorf("%w: job %s has %d objects, at most %d are possible", ErrInvalid, r.ID, len(r.Resolved.Objects),
 			ObjectsMax)
+	}
+	if _, err := oci.ParseDigest(string(r.Resolved.Digest)); err != nil || len(r.Resolved.Objects) == 0 {
+		return fmt.Errorf("%w: job %s means %.80q with %d objects", ErrInvalid, r.ID, r.Resolved.Digest,
+			len(r.Resolved.Objects))
 	}
 	return checkObjects(r.Resolved.Objects)
 }

@@ -1,6 +1,7 @@
 package preheat_test
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 	"time"
@@ -8,6 +9,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/darter-io/darter/pkg/host"
+	"github.com/darter-io/darter/pkg/oci"
 	"github.com/darter-io/darter/pkg/preheat"
 	"github.com/darter-io/darter/pkg/secret"
 	"github.com/darter-io/darter/pkg/task"
@@ -18,6 +21,47 @@ var now = time.Date(2026, 8, 1, 10, 0, 0, 0, time.UTC)
 func record() preheat.Record {
 	return preheat.New(strings.Repeat("0123456789abcdef", 2), preheat.Spec{Kind: preheat.Image,
 		Reference: "registry.test/web:1", Headers: map[string]secret.String{"authorization": "Bearer hunter2"}}, now)
+}
+
+// TestMergeKeepsCredentialsApart: a record of the same ID with another registry gets no credentials.
+func TestMergeKeepsCredentialsApart(t *testing.T) {
+	known := record()
+	posed := known
+	posed.Spec.Headers, posed.Spec.Reference = nil, "evil.test/web:1"
+	assert.Empty(t, posed.Merge(known).Spec.Headers)
+	assert.Equal(t, "registry.test/web:1", known.Merge(posed).Spec.Reference)
+	lost := known
+	lost.Spec.Headers = nil
+	assert.Equal(t, known.Spec.Headers, lost.Merge(known).Spec.Headers, "a supernode that was restarted gets them back")
+}
+
+// TestLongErrorsStayReadable: an error that was cut inside of a letter would not be read again from the journal.
+func TestLongErrorsStayReadable(t *testing.T) {
+	r := record()
+	r.End = &preheat.End{State: preheat.Failed, At: now, Error: preheat.Cut("a" + strings.Repeat("é", preheat.TextMax))}
+	b, err := json.Marshal(r)
+	require.NoError(t, err)
+	var again preheat.Record
+	require.NoError(t, json.Unmarshal(b, &again))
+	assert.NoError(t, again.Check())
+	r.Resolved = &preheat.Resolved{Digest: "x"}
+	assert.ErrorIs(t, r.Check(), preheat.ErrInvalid, "an empty list of objects would be complete everywhere")
+}
+
+// TestZoneWithoutHosts: a zone whose name is wrong is not ready.
+func TestZoneWithoutHosts(t *testing.T) {
+	r := record()
+	r.Spec.Scope.Zones = []string{"a", "typo"}
+	id := oci.DigestOf([]byte("x"))
+	r.Resolved = &preheat.Resolved{Digest: id, Objects: []preheat.Object{{ID: id, Kind: task.Manifest, Size: 1}}}
+	hosts := []preheat.Host{{Host: host.Host{ID: host.NewID(), Zone: "a"}, Seen: now,
+		Report: &preheat.Report{Job: r.ID, State: preheat.Success}}}
+	p := r.Plan(now, hosts)
+	assert.False(t, p.Ready)
+	assert.Nil(t, p.End)
+	p = r.Plan(r.Spec.Deadline, []preheat.Host{{Host: hosts[0].Host, Seen: r.Spec.Deadline, Report: hosts[0].Report}})
+	require.NotNil(t, p.End)
+	assert.Contains(t, p.End.Error, `no host of zone "typo"`)
 }
 
 // TestMerge: supernodes that learn the same changes in any order remember the same.

@@ -348,10 +348,48 @@ func TestServiceRestart(t *testing.T) {
 	assert.Contains(t, g.Error, "start it again")
 	again.merge([]WireRecord{{Record: *s.records[job.ID]}})
 	g, _ = again.Gate(job.ID)
-	assert.Empty(t, g.Error, "another supernode still had them")
+	assert.NotContains(t, g.Error, "credentials", "another supernode still had them")
 	again.unsaved = false
 	again.merge([]WireRecord{{Record: *s.records[job.ID]}})
 	assert.False(t, again.unsaved, "what is known writes no disk")
+}
+
+// TestRestartedServiceHearsHostsFirst: the first host to announce after a restart is not the whole cluster.
+func TestRestartedServiceHearsHostsFirst(t *testing.T) {
+	f := newFake()
+	f.tags["v1"] = f.image("x")
+	dir := t.TempDir()
+	former := service(t, dir, f)
+	job, err := former.Create(t.Context(), spec())
+	require.NoError(t, err)
+	former.mu.Lock()
+	former.records[job.ID].Resolved = &preheat.Resolved{Digest: f.tags["v1"],
+		Objects: []preheat.Object{{ID: f.tags["v1"], Kind: task.Manifest, Size: 1}}}
+	former.mu.Unlock()
+	former.save()
+
+	s := service(t, dir, f)
+	now := time.Now()
+	s.cfg.Now = func() time.Time { return now }
+	first := host.Host{ID: host.NewID(), Name: "n1", Addr: "10.0.0.1:1"}
+	look := func(at time.Time) preheat.Gate {
+		now = at
+		s.Note(api.AnnounceRequest{Host: first, Generation: 1,
+			Preheats: []preheat.Report{{Job: job.ID, State: preheat.Success}}})
+		var background sync.WaitGroup
+		s.step(t.Context(), &background)
+		background.Wait()
+		g, ok := s.Gate(job.ID)
+		require.True(t, ok)
+		return g
+	}
+	g := look(s.began.Add(time.Second))
+	assert.False(t, g.Ready)
+	assert.Equal(t, preheat.Running, g.State)
+	assert.Contains(t, g.Error, "just started")
+	g = look(s.began.Add(preheat.SilentAfter))
+	assert.True(t, g.Ready)
+	assert.Equal(t, preheat.Success, g.State)
 }
 
 func TestCreateRefuses(t *testing.T) {
@@ -365,6 +403,14 @@ func TestCreateRefuses(t *testing.T) {
 		_, err := s.Create(t.Context(), bad)
 		assert.ErrorIs(t, err, preheat.ErrInvalid, name)
 	}
+	open := service(t, t.TempDir(), newFake())
+	open.cfg.Secure = false
+	hooked := spec(func(s *preheat.Spec) { s.Webhook = "https://hooks.test/" })
+	_, err := open.Create(t.Context(), hooked)
+	assert.ErrorContains(t, err, "a webhook needs a cluster secret")
+	foreign := preheat.New(strings.Repeat("0123456789abcdef", 2), hooked, time.Now())
+	open.merge([]WireRecord{{Record: foreign}})
+	assert.Empty(t, open.records[foreign.ID].Spec.Webhook, "everybody can send a record there")
 	for body, want := range map[string]int{`{"kind":"image","reference":"registry.test/app","scope":{}}`: 201,
 		`{"kind":"image","refrence":"registry.test/app"}`: 400, `{`: 400,
 		`{"kind":"image","reference":"registry.test/app","scope":{},"deadlineIn":"soon"}`: 400} {

@@ -86,6 +86,8 @@ type Service struct {
 	cfg  Config
 	log  *slog.Logger
 	wake chan struct{}
+	// began is when this service began to hear hosts.
+	began time.Time
 
 	// saving is held while the journal is written.
 	saving sync.Mutex
@@ -131,8 +133,9 @@ type plan struct {
 
 // Open reads the journal.
 func Open(cfg Config) (*Service, error) {
-	s := &Service{cfg: cfg, log: cfg.Logger, wake: make(chan struct{}, 1), records: map[string]*preheat.Record{},
-		hosts: map[host.ID]*seen{}, seeds: map[string]host.ID{}, plans: map[host.ID]plan{},
+	s := &Service{cfg: cfg, log: cfg.Logger, wake: make(chan struct{}, 1), began: cfg.Now(),
+		records: map[string]*preheat.Record{},
+		hosts:   map[host.ID]*seen{}, seeds: map[string]host.ID{}, plans: map[host.ID]plan{},
 		resolving: map[string]bool{}, calling: map[string]bool{},
 		tries: map[string]int{}, due: map[string]time.Time{}, ended: map[string]endedOrders{}}
 	path := filepath.Join(cfg.Dir, journalFile)
@@ -184,6 +187,10 @@ func (s *Service) Create(ctx context.Context, spec preheat.Spec) (preheat.Job, e
 		if !strings.EqualFold(name, "Authorization") {
 			return preheat.Job{}, fmt.Errorf("%w: header %.60q; a registry gets Authorization alone", preheat.ErrInvalid, name)
 		}
+	}
+	if spec.Webhook != "" && !s.cfg.Secure {
+		return preheat.Job{}, fmt.Errorf("%w: a webhook needs a cluster secret: without one, everybody who reaches a "+
+			"supernode could have it call any address; set cluster.secretFile, or poll the gate", preheat.ErrInvalid)
 	}
 	if len(spec.Headers) > 0 && !s.cfg.Secure {
 		return preheat.Job{}, fmt.Errorf("%w: %w", preheat.ErrInvalid, ErrPlaintext)
@@ -261,11 +268,24 @@ func (s *Service) Gate(id string) (preheat.Gate, bool) {
 		return preheat.Gate{}, false
 	}
 	now := s.cfg.Now()
-	g := r.Gate(now, r.Plan(now, s.hostsOf(r, now)))
+	p := r.Plan(now, s.hostsOf(r, now))
+	hears := s.hears(r, now)
+	p.Ready = p.Ready && !hears
+	g := r.Gate(now, p)
+	if hears {
+		g.Error = "this supernode has just started, and does not know all nodes yet: ask again in some seconds"
+	}
 	if r.Lacks() && !r.State().Ended() {
 		g.Error = "the credentials of the job are gone, because every supernode was restarted: start it again"
 	}
 	return g, true
+}
+
+// hears reports whether a job is older than this process, which has not run long enough to know all of its hosts: each
+// announces at least once within [preheat.SilentAfter]. Until then, the hosts that happened to announce first are not
+// enough to call the job done.
+func (s *Service) hears(r *preheat.Record, now time.Time) bool {
+	return r.Created.Before(s.began) && now.Sub(s.began) < preheat.SilentAfter
 }
 
 // Change is an operator's wish.
@@ -448,7 +468,7 @@ func (s *Service) step(ctx context.Context, background *sync.WaitGroup) {
 			continue
 		}
 		p := r.Plan(now, s.hostsOf(r, now))
-		if s.leads(id, owners) && s.advance(ctx, r, p, now, background) {
+		if s.leads(id, owners) && !s.hears(r, now) && s.advance(ctx, r, p, now, background) {
 			changed = append(changed, *r)
 			p = r.Plan(now, s.hostsOf(r, now))
 		}
@@ -547,13 +567,17 @@ func (s *Service) resolve(ctx context.Context, id string, spec preheat.Spec) {
 		return
 	}
 	now := s.cfg.Now()
+	if err == nil && s.objects()+len(found.Objects) > preheat.ObjectsInAll {
+		refused = &RefusedError{fmt.Errorf("all preheats together have more than %d objects; wait until older ones are "+
+			"forgotten, %s after their end", preheat.ObjectsInAll, preheat.Keep)}
+		err = refused
+	}
 	switch {
 	case err == nil:
 		r.Resolved = found
 		delete(s.tries, id)
 	case errors.As(err, &refused):
-		text := api.OneLine(err.Error())
-		r.End = &preheat.End{State: preheat.Failed, At: now.UTC(), Error: text[:min(len(text), preheat.TextMax)]}
+		r.End = &preheat.End{State: preheat.Failed, At: now.UTC(), Error: preheat.Cut(api.OneLine(err.Error()))}
 	default:
 		s.tries[id]++
 		s.due[id] = now.Add(min(resolvePause<<min(s.tries[id], 6), resolvePauseMax))
@@ -569,6 +593,16 @@ func (s *Service) resolve(ctx context.Context, id string, spec preheat.Spec) {
 	}
 	s.spread(ctx, changed)
 	s.poke()
+}
+
+// objects counts the objects of all jobs. mu is held.
+func (s *Service) objects() (n int) {
+	for _, r := range s.records {
+		if r.Resolved != nil {
+			n += len(r.Resolved.Objects)
+		}
+	}
+	return n
 }
 
 // call tells a webhook how a job ended.
@@ -760,7 +794,11 @@ func (s *Service) merge(list []WireRecord) {
 	defer s.mu.Unlock()
 	for _, x := range list {
 		r := x.Record
-		if now.After(r.Spec.Deadline.Add(preheat.Keep)) {
+		if !s.cfg.Secure {
+			r.Spec.Webhook = "" // see Create
+		}
+		if now.After(r.Spec.Deadline.Add(preheat.Keep)) ||
+			r.Resolved != nil && s.objects()+len(r.Resolved.Objects) > preheat.ObjectsInAll+preheat.ObjectsMax {
 			continue
 		}
 		if known := s.records[r.ID]; known != nil {

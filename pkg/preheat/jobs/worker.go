@@ -325,8 +325,7 @@ func (w *Worker) done(job string, ctx context.Context, err error) {
 			x.err = ""
 		case !stopped:
 			x.attempts++
-			text := api.OneLine(err.Error())
-			x.err = text[:min(len(text), preheat.TextMax)]
+			x.err = preheat.Cut(api.OneLine(err.Error()))
 			x.retry = time.Now().Add(min(time.Second<<min(x.attempts, 10), retryMax))
 		}
 	}
