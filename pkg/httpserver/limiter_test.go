@@ -170,8 +170,8 @@ func TestStrangersHoldNoConnection(t *testing.T) {
 				c, err := p.dial(t.Context(), "tcp", p.addr)
 				require.NoError(t, err)
 				t.Cleanup(func() { c.Close() })
-				_, err = io.WriteString(c, text)
-				require.NoError(t, err)
+				// On a busy machine, the port may have ended the connection already. ends checks that it did.
+				_, _ = io.WriteString(c, text)
 				return c
 			}
 			t.Run("that says nothing", func(t *testing.T) {
