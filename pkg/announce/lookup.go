@@ -118,7 +118,7 @@ func (c *Client) nextRemote(key string, tried map[string]bool) string {
 }
 
 // nextOwner returns the first owner of a key that answers and was not tried, or else one that fell silent a moment ago.
-// It returns local if this host is that owner, and nobody if there is no other.
+// It returns the constant local if this host is that owner, and the constant nobody if it finds none.
 func (c *Client) nextOwner(key string, tried map[string]bool) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

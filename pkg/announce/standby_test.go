@@ -371,8 +371,8 @@ func (o oracle) RoundTrip(r *http.Request) (*http.Response, error) {
 	return w.Result(), nil
 }
 
-// A lookup goes to standbys as soon as the owners refuse connections.
-func TestLookupStandbys(t *testing.T) {
+// withLookups runs a test in virtual time with a client whose only owner answers until it is dead, and its standbys.
+func withLookups(t *testing.T, test func(t *testing.T, c *Client, dead *atomic.Bool)) {
 	synctest.Test(t, func(t *testing.T) {
 		var dead atomic.Bool
 		yes := func() bool { return true }
@@ -383,6 +383,15 @@ func TestLookupStandbys(t *testing.T) {
 		ended := make(chan error, 1)
 		go func() { ended <- c.Run(ctx) }()
 		synctest.Wait()
+		test(t, c, &dead)
+		cancel()
+		require.NoError(t, <-ended)
+	})
+}
+
+// A lookup goes to standbys as soon as the owners refuse connections.
+func TestLookupStandbys(t *testing.T) {
+	withLookups(t, func(t *testing.T, c *Client, dead *atomic.Bool) {
 		asked := map[string]bool{}
 		for i := range 20 {
 			q := api.Lookup{Version: 1, Upstream: "r.test", Repository: "app", Reference: "v" + strings.Repeat("1", i)}
@@ -393,24 +402,13 @@ func TestLookupStandbys(t *testing.T) {
 		}
 		assert.Equal(t, map[string]bool{"a:1": true, "s:1": true, "s:2": true, "s:3": true}, asked,
 			"each has its own questions")
-		cancel()
-		require.NoError(t, <-ended)
 	})
 }
 
 // The connection to the owner breaks, and the next lookup finds it dead before a heartbeat does. It goes to a standby,
 // and not to the registry.
 func TestLookupAfterABrokenConnection(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var dead atomic.Bool
-		yes := func() bool { return true }
-		o := oracle{"a:1": func() bool { return !dead.Load() }, "s:1": yes, "s:2": yes, "s:3": yes}
-		c := New(Config{Host: host.Host{ID: self.ID, Addr: self.Addr}, Owners: []string{"a:1"}, Scheme: "https",
-			Local: &solo{}, Client: &http.Client{Transport: o}})
-		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- c.Run(ctx) }()
-		synctest.Wait()
+	withLookups(t, func(t *testing.T, c *Client, dead *atomic.Bool) {
 		dead.Store(true)
 		c.mu.Lock()
 		c.apply(owners.Failed{From: "a:1", Cause: owners.Silence, Err: io.EOF})
@@ -418,7 +416,5 @@ func TestLookupAfterABrokenConnection(t *testing.T) {
 		a, err := c.Lookup(t.Context(), api.Lookup{Version: 1, Upstream: "r.test", Repository: "app", Reference: "v1"})
 		require.NoError(t, err)
 		assert.Contains(t, []string{"s:1", "s:2", "s:3"}, a.MediaType)
-		cancel()
-		require.NoError(t, <-ended)
 	})
 }

@@ -30,7 +30,7 @@ import (
 // The exit codes of preheat beside 0, 1 and 2.
 const (
 	exitPartial   = 3 // too few hosts have it
-	exitFailed    = 4 // nobody has it
+	exitFailed    = 4 // no node has it
 	exitCancelled = 5
 )
 

@@ -198,7 +198,7 @@ func TestPreheatWavesAndLabels(t *testing.T) {
 }
 
 // TestPreheatKeepsCredentialsSecret: nodes fetch a private image with the job's password. No disk gets it, and the
-// mirror serves the image to nobody without a grant of the registry.
+// mirror refuses the image to a client without a grant of the registry.
 func TestPreheatKeepsCredentialsSecret(t *testing.T) {
 	t.Parallel()
 	r := registrytest.Start(t, registrytest.Config{Auth: registrytest.Basic,
