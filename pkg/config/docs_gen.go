@@ -2,91 +2,212 @@
 
 package config
 
-func init() {
-	fieldDocs = map[string]string{
-		"API.Listen":               "The address of the local API: files for dfget, status, health, metrics and profiles. It must be a loopback address, because the API has no authentication.",
-		"Cache.HighWater":          "The fraction of the quota at which eviction begins.",
-		"Cache.LowWater":           "The fraction of the quota at which eviction ends. A value close to highWater evicts more often, a lower one evicts more at once.",
-		"Cache.Quota":              "The disk space for pieces; each task counts with its full length. When it fills up, the task that was read longest ago is evicted first, and never one that is in use. A larger quota saves downloads from origins and other nodes. Default 0: half of the free space at the start, plus what the cache already holds.",
-		"Cluster.Insecure":         "Allows addresses other than loopback without a secret: then every machine that reaches them can read what this node holds and send it data. Use it for tests in closed networks only.",
-		"Cluster.Secret":           "The password that all members share, at least 32 characters. It authenticates and encrypts announces and pieces; anyone who has it can act as any member. To keep it out of the configuration file, set DARTER_CLUSTER_SECRET or secretFile. It has no flag, because every user of a machine can read the arguments of a process. To change it without downtime, write several, one in each line: the node uses the first one and accepts all. A node cannot get its first secret, or lose its last one, without a restart. Default: none.",
-		"Cluster.SecretFile":       "A file with the secret, or with several, one in each line; at most four. White space at both ends of a line is ignored. SIGHUP reads the file again. Default: none.",
-		"DaemonFiles.IgnoreQuery":  "The query parameters that sign a URL without naming another file. They are sent to the origin and treated as credentials, but URLs that differ only in them share one download. A final * matches every name that begins so.",
-		"Dfdaemon.Supernodes":      "The API addresses of supernodes. One that answers is enough: it reports the others. Without any, the daemon schedules its own tasks and works as a pull-through cache. While none of them answers, three dfdaemons stand in (see peer.standby). Default: none.",
-		"Dfget.Application":        "The name of the downloading application. It separates downloads as tag does. Default: none.",
-		"Dfget.Daemon":             "The local API address of the dfdaemon to download through.",
-		"Dfget.Digest":             "The expected digest of the whole file: sha256: or sha512: and hex digits. A file with another digest is deleted. Default: none.",
-		"Dfget.Direct":             "Downloads from the origin, without a dfdaemon and without peers.",
-		"Dfget.Header":             "An HTTP header for the origin, such as -H \"Name: value\". It can be repeated.",
-		"Dfget.IgnoreQuery":        "Query parameters that sign a URL without naming another file, in addition to those that the daemon knows. Default: none.",
-		"Dfget.LimitRate":          "Limits the bytes per second that dfget writes. The daemon may download faster.",
-		"Dfget.MaxAge":             "The highest age of a stored copy since its download from the origin, such as 10m (RFC 9111 §5.2.1.1). 0s is as noCache; \"any\" accepts every copy that the origin still confirms. Commands with the same age share one download.",
-		"Dfget.Netrc":              "The file with names and passwords per host; \"none\" reads no file. Default: $NETRC or ~/.netrc, if it exists.",
-		"Dfget.NoCache":            "Downloads the file from its origin and uses nothing that was stored before (RFC 9111 §5.2.1.4), for this command only.",
-		"Dfget.Output":             "The file to write, or for several URLs the directory; - is standard output. Default: the last part of the URL's path, in the current directory.",
-		"Dfget.PasswordFile":       "A file with the password for user. White space at both ends is ignored. Default: none.",
-		"Dfget.Progress":           "Selects the progress report on standard error: bar, plain, json, none, or auto for bars on a terminal and plain lines elsewhere.",
-		"Dfget.Retries":            "How often dfget resumes a broken download. An attempt that brings bytes does not count.",
-		"Dfget.Supernodes":         "The API addresses of supernodes. If no dfdaemon answers, dfget becomes a peer while it runs: it downloads pieces from other nodes and uploads its own. Default: none.",
-		"Dfget.Tag":                "Separates downloads of the same URL: another tag is another file. Default: none.",
-		"Dfget.Timeout":            "Limits the duration of the whole command. 0 is no limit.",
-		"Dfget.User":               "The name for basic authentication; the password comes from passwordFile. Without a user here and in the URL, dfget looks into ~/.netrc. Default: none.",
-		"Doors.Cert":               "The PEM file of the certificate of this address, with intermediate certificates after it. SIGHUP reads it and its key again. Default: none, plain HTTP.",
-		"Doors.Header":             "The name of a header with a credential of its own, Harbor's auth mode Custom; its value comes from headerFile. Default: none.",
-		"Doors.HeaderFile":         "A file with the value of header. Default: none.",
-		"Doors.Insecure":           "Allows an address other than loopback without a certificate: then everyone on the network path can read the credential and the tokens of Harbor.",
-		"Doors.Key":                "The PEM file with the key of cert.",
-		"Doors.Listen":             "The address at which Harbor orders preheats and registries announce pushes. It needs a credential (tokenFile, username or header), and on an address other than loopback a certificate. Usual port: 65010. Default: none.",
-		"Doors.PasswordFile":       "A file with the password for username. Default: none.",
-		"Doors.Rules":              "Decide which pushes become jobs, and where the images go. The first rule that matches counts; a push that none matches is ignored. Each is GLOB or GLOB=SCOPE, or in a file a mapping. Default: none.",
-		"Doors.Scope":              "Where an image goes that Harbor orders without a scope, and that matches no rule: one-seed (one copy on the supernodes together), all-seeds (every supernode) or all-nodes.",
-		"Doors.TokenFile":          "A file with the token for Authorization: Bearer, or with several, one in each line; at most four. In Harbor it is the auth mode OAuth of an instance, and the auth header of a webhook. Default: none.",
-		"Doors.Username":           "The name for Basic authentication; the password comes from passwordFile. Default: none.",
-		"Drain.DrainTimeout":       "How long the program waits for running pulls after SIGTERM. Pulls that are still running then break off, and clients resume them elsewhere. A second signal ends the program at once.",
-		"Files.AllowAddresses":     "The networks that files may come from in spite of the default protection. Without an entry, nothing is downloaded from loopback, link-local and multicast addresses, from the metadata services of clouds, and from addresses that lead to one of these (NAT64, 6to4). Written 127.0.0.0/8 or [fe80::]/10. Default: none.",
-		"Files.AllowHosts":         "The hosts that files may come from: a name, *.example.com for every name below example.com, or * for every host. Every client of the local API can make this node, and the supernode that schedules the download, connect to these hosts.",
-		"Files.CA":                 "A PEM file with certificates to trust for files in addition to the system's. Default: none.",
-		"Files.Proxy":              "The URL of an HTTP proxy for files, or \"none\". Default: HTTPS_PROXY, HTTP_PROXY and NO_PROXY.",
-		"Gossip.Advertise":         "The IP:port that other supernodes connect to, where it differs from listen. Default: the listen address; if that is every address of the machine, the IP address of api.advertise.",
-		"Gossip.Join":              "The gossip addresses of other supernodes. One that is alive is enough; a name with many addresses works, and so does a list that contains this supernode. Default: none.",
-		"Gossip.Listen":            "The address for gossip between supernodes, over UDP and TCP, encrypted if the cluster has a secret. Usual port: 65006. Default: none, which suits a single supernode.",
-		"Health.Listen":            "The address of a read-only port for programs of other machines, such as a kubelet and Prometheus: /healthz, /readyz and /metrics, and nothing else. It has no authentication. Everyone who reaches it can read counts, versions, the names of the registries in upstreams and the fingerprints of the cluster's secrets; no image and no profile. Usual port: 65008 for a dfdaemon, 65009 for a supernode. Default: none.",
-		"Limits.Download":          "Limits the bytes per second from other nodes and origins together. It is also the fastest that a pull can be.",
-		"Limits.Origin":            "Limits the bytes per second from registries and web servers. On a supernode it limits the first download of each blob for the whole cluster.",
-		"Limits.Task":              "Limits the bytes per second of one download, from all sources together, so that a large one leaves capacity for the others.",
-		"Limits.Upload":            "Limits the bytes per second to other nodes. A lower rate leaves more of the network to other programs and slows every download that this node helps.",
-		"Log.Format":               "Text for people or json for machines.",
-		"Log.Level":                "The least severe level to log: debug, info, warn or error.",
-		"Mirror.ClusterTags":       "How old a resolved tag may be while its registry is unreachable and its upstream has access: cluster. A node can then start an outdated image.",
-		"Mirror.DefaultUpstream":   "The registry for clients that name none, such as dockerd with registry-mirrors.",
-		"Mirror.Listen":            "The address of the registry mirror, which hosts.toml names. On an address other than loopback, every machine that reaches it can pull public images, and those that the node's own credentials open, over plain HTTP.",
-		"Mirror.Listeners":         "Further addresses of the mirror, each with its own default registry: ADDRESS=REGISTRY, or in a file a mapping with the keys listen and upstream. They serve clients that can neither send ?ns= nor put the registry into the path. Default: none.",
-		"Mirror.PublicUnreachable": "How long the mirror serves public images of an unreachable registry to every client. The time counts from the last answer with which the registry let an anonymous client of this node or of an owner read the image. Tags keep their last meaning. Such responses carry X-Darter-Unverified. A longer time survives a longer outage; a shorter time ends sooner for images that became private just before the outage. 0 serves none. Clients that send a token at once, such as Docker, do not show which images are public: with rightsUnreachable: serve-cached the mirror makes a lookup of its own for them.",
-		"Mirror.RightsLife":        "Limits how long the mirror remembers that a registry lets a credential read a digest of a repository. The grant ends earlier when the client's token expires; for passwords and for tokens without a readable expiry it lasts one minute. A longer time saves requests to the registry; a shorter time notices a withdrawn permission sooner.",
-		"Mirror.RightsUnreachable": "Decides about an expired grant while its registry is unreachable: refuse rejects the pull, serve-cached accepts the grant until the client's token expires. Such responses carry X-Darter-Unverified.",
-		"Mirror.TagLife":           "How long a resolved tag stays valid. Within that time the cluster asks the registry once per tag. A longer time saves requests; a shorter time notices a moved tag sooner. 0 asks for each pull.",
-		"Mirror.TagStale":          "How old a resolved tag may be while its registry is unreachable. A node can then start an outdated image. Such responses carry their age in seconds in X-Darter-Stale. 0 serves none.",
-		"Node.DataDir":             "The directory for pieces, journals and the node's identity. Only one process can use it at a time. Default: /var/lib/darter/PROGRAM for root, else darter/PROGRAM under $XDG_DATA_HOME or ~/.local/share.",
-		"Node.Labels":              "Words about this node, each KEY=VALUE, by which a preheat chooses its nodes. Default: none.",
-		"Node.Name":                "The name of this node in logs, status and metrics. Default: the host name.",
-		"Node.Zone":                "The name of a place with cheap internal traffic: a rack, a data centre, a cloud zone. A few nodes of each zone download for the other nodes of that zone. Nodes without a zone form one zone. Default: none.",
-		"Origins.AllowUnlisted":    "Lets clients pull from registries that upstreams does not list. Every client of the mirror can then make this node connect to any host, including hosts of your internal network.",
-		"Origins.Upstreams":        "The registries that clients may pull from. Each is HOST or HOST=URL, or in a file a mapping; a URL that begins with http:// selects plain HTTP. Default: the large public registries. SIGHUP also reloads passwords and certificates.",
-		"Peer.Advertise":           "The address that other nodes connect to, where it differs from listen. Default: the listen address; if that is every address of the machine, the one with which it reaches its supernodes.",
-		"Peer.Listen":              "The address for piece requests from other nodes. Default: :65002 with a cluster secret, else 127.0.0.1:65002.",
-		"Peer.Standby":             "Lets this node schedule tasks of other nodes while no supernode answers. Supernodes choose three such nodes and report them to all; the requests come to the address of peer.listen.",
-		"Proxy.CA":                 "The PEM file of a certificate authority that clients trust for the registries in hosts. With it the proxy decrypts their requests and serves pulls from the mirror; without it only registries over plain HTTP are mirrored. \"dfdaemon proxy-ca\" creates the authority and its key. Default: none.",
-		"Proxy.CAKey":              "The PEM file with the key of ca. A thief of this key can impersonate these registries towards the clients.",
-		"Proxy.Hosts":              "The registries, out of upstreams, whose pulls go to the mirror. A client that does not trust ca cannot pull from them. Default: all of upstreams except docker.io, for which Docker uses a mirror.",
-		"Proxy.Listen":             "The address of the HTTP proxy for clients that use no mirror; they name it in HTTP_PROXY and HTTPS_PROXY. On an address other than loopback, tunnel must not be any. Usual port: 65007. Default: none.",
-		"Proxy.Tunnel":             "Selects the other hosts that clients reach through the proxy: any, listed (those in tunnelHosts) or none. Loopback and link-local addresses and the metadata services of clouds are reachable only if files.allowAddresses lists them.",
-		"Proxy.TunnelHosts":        "The additional hosts that clients may reach if proxy.tunnel is \"listed\": a name, or *.example.com for every name below example.com. List the token services of registries here. Default: none.",
-		"Proxy.TunnelPorts":        "Additional ports that clients reach on those hosts. Ports 443 (CONNECT), 80 (plain HTTP) and the ports of the registries in upstreams are always open. Each further port exposes its service, such as mail or a database, to every client of the proxy. Default: none.",
-		"SupernodeAPI.Advertise":   "The address that peers connect to, where it differs from listen. Default: the listen address; if that is every address of the machine, the one with which it reaches other hosts.",
-		"SupernodeAPI.Listen":      "The address for announces from peers. Default: :65000 with a cluster secret, else 127.0.0.1:65000.",
-		"SupernodeAdmin.Listen":    "The address for metrics, profiles and a status without the cluster secret. It must be a loopback address, because it has no authentication.",
-		"SupernodePeer.Advertise":  "The address that other nodes connect to, where it differs from listen. Default: the listen address; if that is every address of the machine, the one with which it reaches other hosts.",
-		"SupernodePeer.Listen":     "The address for piece requests from other nodes. Default: :65004 with a cluster secret, else 127.0.0.1:65004.",
-		"Upload.UploadSlots":       "How many other nodes this node serves at once. It rejects the next one, and the requester tries another node. Fewer slots leave the network idle between pieces; more slots make requesters wait that others could serve. Default 0: 3 for a dfdaemon and 12 for a supernode, which usually has the faster network.",
-	}
+// fieldDocs maps "Type.Field" to the field's comment.
+var fieldDocs = map[string]string{
+	"API.Listen": "The address of the local API: files for dfget, status, health, metrics and profiles. " +
+		"It must be a loopback address, because the API has no authentication.",
+	"Cache.HighWater": "The fraction of the quota at which eviction begins.",
+	"Cache.LowWater": "The fraction of the quota at which eviction ends. A value close to highWater evicts " +
+		"more often, a lower one evicts more at once.",
+	"Cache.Quota": "The disk space for pieces; each task counts with its full length. When it fills up, " +
+		"the task that was read longest ago is evicted first, and never one that is in use. " +
+		"A larger quota saves downloads from origins and other nodes. Default 0: half of the " +
+		"free space at the start, plus what the cache already holds.",
+	"Cluster.Insecure": "Allows addresses other than loopback without a secret: then every machine that reaches " +
+		"them can read what this node holds and send it data. Use it for tests in closed networks " +
+		"only.",
+	"Cluster.Secret": "The password that all members share, at least 32 characters. It authenticates and " +
+		"encrypts announces and pieces; anyone who has it can act as any member. To keep it " +
+		"out of the configuration file, set DARTER_CLUSTER_SECRET or secretFile. It has no " +
+		"flag, because every user of a machine can read the arguments of a process. To change " +
+		"it without downtime, write several, one in each line: the node uses the first one " +
+		"and accepts all. A node cannot get its first secret, or lose its last one, without " +
+		"a restart. Default: none.",
+	"Cluster.SecretFile": "A file with the secret, or with several, one in each line; at most four. White space " +
+		"at both ends of a line is ignored. SIGHUP reads the file again. Default: none.",
+	"DaemonFiles.IgnoreQuery": "The query parameters that sign a URL without naming another file. They are sent to " +
+		"the origin and treated as credentials, but URLs that differ only in them share one " +
+		"download. A final * matches every name that begins so.",
+	"Dfdaemon.Supernodes": "The API addresses of supernodes. One that answers is enough: it reports the others. " +
+		"Without any, the daemon schedules its own tasks and works as a pull-through cache. " +
+		"While none of them answers, three dfdaemons stand in (see peer.standby). Default: " +
+		"none.",
+	"Dfget.Application": "The name of the downloading application. It separates downloads as tag does. Default: " +
+		"none.",
+	"Dfget.Daemon": "The local API address of the dfdaemon to download through.",
+	"Dfget.Digest": "The expected digest of the whole file: sha256: or sha512: and hex digits. A file " +
+		"with another digest is deleted. Default: none.",
+	"Dfget.Direct": "Downloads from the origin, without a dfdaemon and without peers.",
+	"Dfget.Header": "An HTTP header for the origin, such as -H \"Name: value\". It can be repeated.",
+	"Dfget.IgnoreQuery": "Query parameters that sign a URL without naming another file, in addition to those " +
+		"that the daemon knows. Default: none.",
+	"Dfget.LimitRate": "Limits the bytes per second that dfget writes. The daemon may download faster.",
+	"Dfget.MaxAge": "The highest age of a stored copy since its download from the origin, such as 10m " +
+		"(RFC 9111 §5.2.1.1). 0s is as noCache; \"any\" accepts every copy that the origin " +
+		"still confirms. Commands with the same age share one download.",
+	"Dfget.Netrc": "The file with names and passwords per host; \"none\" reads no file. Default: $NETRC " +
+		"or ~/.netrc, if it exists.",
+	"Dfget.NoCache": "Downloads the file from its origin and uses nothing that was stored before (RFC 9111 " +
+		"§5.2.1.4), for this command only.",
+	"Dfget.Output": "The file to write, or for several URLs the directory; - is standard output. Default: " +
+		"the last part of the URL's path, in the current directory.",
+	"Dfget.PasswordFile": "A file with the password for user. White space at both ends is ignored. Default: " +
+		"none.",
+	"Dfget.Progress": "Selects the progress report on standard error: bar, plain, json, none, or auto for " +
+		"bars on a terminal and plain lines elsewhere.",
+	"Dfget.Retries": "How often dfget resumes a broken download. An attempt that brings bytes does not " +
+		"count.",
+	"Dfget.Supernodes": "The API addresses of supernodes. If no dfdaemon answers, dfget becomes a peer while " +
+		"it runs: it downloads pieces from other nodes and uploads its own. Default: none.",
+	"Dfget.Tag":     "Separates downloads of the same URL: another tag is another file. Default: none.",
+	"Dfget.Timeout": "Limits the duration of the whole command. 0 is no limit.",
+	"Dfget.User": "The name for basic authentication; the password comes from passwordFile. Without " +
+		"a user here and in the URL, dfget looks into ~/.netrc. Default: none.",
+	"Doors.Cert": "The PEM file of the certificate of this address, with intermediate certificates after " +
+		"it. SIGHUP reads it and its key again. Default: none, plain HTTP.",
+	"Doors.Header": "The name of a header with a credential of its own, Harbor's auth mode Custom; its " +
+		"value comes from headerFile. Default: none.",
+	"Doors.HeaderFile": "A file with the value of header. Default: none.",
+	"Doors.Insecure": "Allows an address other than loopback without a certificate: then everyone on the " +
+		"network path can read the credential and the tokens of Harbor.",
+	"Doors.Key": "The PEM file with the key of cert.",
+	"Doors.Listen": "The address at which Harbor orders preheats and registries announce pushes. It needs " +
+		"a credential (tokenFile, username or header), and on an address other than loopback " +
+		"a certificate. Usual port: 65010. Default: none.",
+	"Doors.PasswordFile": "A file with the password for username. Default: none.",
+	"Doors.Rules": "Decide which pushes become jobs, and where the images go. The first rule that matches " +
+		"counts; a push that none matches is ignored. Each is GLOB or GLOB=SCOPE, or in a " +
+		"file a mapping. Default: none.",
+	"Doors.Scope": "Where an image goes that Harbor orders without a scope, and that matches no rule: " +
+		"one-seed (one copy on the supernodes together), all-seeds (every supernode) or all-nodes.",
+	"Doors.TokenFile": "A file with the token for Authorization: Bearer, or with several, one in each line; " +
+		"at most four. In Harbor it is the auth mode OAuth of an instance, and the auth header " +
+		"of a webhook. Default: none.",
+	"Doors.Username": "The name for Basic authentication; the password comes from passwordFile. Default: " +
+		"none.",
+	"Drain.DrainTimeout": "How long the program waits for running pulls after SIGTERM. Pulls that are still " +
+		"running then break off, and clients resume them elsewhere. A second signal ends the " +
+		"program at once.",
+	"Files.AllowAddresses": "The networks that files may come from in spite of the default protection. Without " +
+		"an entry, nothing is downloaded from loopback, link-local and multicast addresses, " +
+		"from the metadata services of clouds, and from addresses that lead to one of these " +
+		"(NAT64, 6to4). Written 127.0.0.0/8 or [fe80::]/10. Default: none.",
+	"Files.AllowHosts": "The hosts that files may come from: a name, *.example.com for every name below example.com, " +
+		"or * for every host. Every client of the local API can make this node, and the supernode " +
+		"that schedules the download, connect to these hosts.",
+	"Files.CA": "A PEM file with certificates to trust for files in addition to the system's. Default: " +
+		"none.",
+	"Files.Proxy": "The URL of an HTTP proxy for files, or \"none\". Default: HTTPS_PROXY, HTTP_PROXY and " +
+		"NO_PROXY.",
+	"Gossip.Advertise": "The IP:port that other supernodes connect to, where it differs from listen. Default: " +
+		"the listen address; if that is every address of the machine, the IP address of api.advertise.",
+	"Gossip.Join": "The gossip addresses of other supernodes. One that is alive is enough; a name with " +
+		"many addresses works, and so does a list that contains this supernode. Default: none.",
+	"Gossip.Listen": "The address for gossip between supernodes, over UDP and TCP, encrypted if the cluster " +
+		"has a secret. Usual port: 65006. Default: none, which suits a single supernode.",
+	"Health.Listen": "The address of a read-only port for programs of other machines, such as a kubelet " +
+		"and Prometheus: /healthz, /readyz and /metrics, and nothing else. It has no authentication. " +
+		"Everyone who reaches it can read counts, versions, the names of the registries in " +
+		"upstreams and the fingerprints of the cluster's secrets; no image and no profile. " +
+		"Usual port: 65008 for a dfdaemon, 65009 for a supernode. Default: none.",
+	"Limits.Download": "Limits the bytes per second from other nodes and origins together. It is also the " +
+		"fastest that a pull can be.",
+	"Limits.Origin": "Limits the bytes per second from registries and web servers. On a supernode it limits " +
+		"the first download of each blob for the whole cluster.",
+	"Limits.Task": "Limits the bytes per second of one download, from all sources together, so that a " +
+		"large one leaves capacity for the others.",
+	"Limits.Upload": "Limits the bytes per second to other nodes. A lower rate leaves more of the network " +
+		"to other programs and slows every download that this node helps.",
+	"Log.Format": "Text for people or json for machines.",
+	"Log.Level":  "The least severe level to log: debug, info, warn or error.",
+	"Mirror.ClusterTags": "How old a resolved tag may be while its registry is unreachable and its upstream " +
+		"has access: cluster. A node can then start an outdated image.",
+	"Mirror.DefaultUpstream": "The registry for clients that name none, such as dockerd with registry-mirrors.",
+	"Mirror.Listen": "The address of the registry mirror, which hosts.toml names. On an address other than " +
+		"loopback, every machine that reaches it can pull public images, and those that the " +
+		"node's own credentials open, over plain HTTP.",
+	"Mirror.Listeners": "Further addresses of the mirror, each with its own default registry: ADDRESS=REGISTRY, " +
+		"or in a file a mapping with the keys listen and upstream. They serve clients that " +
+		"can neither send ?ns= nor put the registry into the path. Default: none.",
+	"Mirror.PublicUnreachable": "How long the mirror serves public images of an unreachable registry to every client. " +
+		"The time counts from the last answer with which the registry let an anonymous client " +
+		"of this node or of an owner read the image. Tags keep their last meaning. Such responses " +
+		"carry X-Darter-Unverified. A longer time survives a longer outage; a shorter time " +
+		"ends sooner for images that became private just before the outage. 0 serves none. " +
+		"Clients that send a token at once, such as Docker, do not show which images are public: " +
+		"with rightsUnreachable: serve-cached the mirror makes a lookup of its own for them.",
+	"Mirror.RightsLife": "Limits how long the mirror remembers that a registry lets a credential read a digest " +
+		"of a repository. The grant ends earlier when the client's token expires; for passwords " +
+		"and for tokens without a readable expiry it lasts one minute. A longer time saves " +
+		"requests to the registry; a shorter time notices a withdrawn permission sooner.",
+	"Mirror.RightsUnreachable": "Decides about an expired grant while its registry is unreachable: refuse rejects " +
+		"the pull, serve-cached accepts the grant until the client's token expires. Such responses " +
+		"carry X-Darter-Unverified.",
+	"Mirror.TagLife": "How long a resolved tag stays valid. Within that time the cluster asks the registry " +
+		"once per tag. A longer time saves requests; a shorter time notices a moved tag sooner. " +
+		"0 asks for each pull.",
+	"Mirror.TagStale": "How old a resolved tag may be while its registry is unreachable. A node can then " +
+		"start an outdated image. Such responses carry their age in seconds in X-Darter-Stale. " +
+		"0 serves none.",
+	"Node.DataDir": "The directory for pieces, journals and the node's identity. Only one process can " +
+		"use it at a time. Default: /var/lib/darter/PROGRAM for root, else darter/PROGRAM " +
+		"under $XDG_DATA_HOME or ~/.local/share.",
+	"Node.Labels": "Words about this node, each KEY=VALUE, by which a preheat chooses its nodes. Default: " +
+		"none.",
+	"Node.Name": "The name of this node in logs, status and metrics. Default: the host name.",
+	"Node.Zone": "The name of a place with cheap internal traffic: a rack, a data centre, a cloud zone. " +
+		"A few nodes of each zone download for the other nodes of that zone. Nodes without " +
+		"a zone form one zone. Default: none.",
+	"Origins.AllowUnlisted": "Lets clients pull from registries that upstreams does not list. Every client of the " +
+		"mirror can then make this node connect to any host, including hosts of your internal " +
+		"network.",
+	"Origins.Upstreams": "The registries that clients may pull from. Each is HOST or HOST=URL, or in a file " +
+		"a mapping; a URL that begins with http:// selects plain HTTP. Default: the large " +
+		"public registries. SIGHUP also reloads passwords and certificates.",
+	"Peer.Advertise": "The address that other nodes connect to, where it differs from listen. Default: the " +
+		"listen address; if that is every address of the machine, the one with which it reaches " +
+		"its supernodes.",
+	"Peer.Listen": "The address for piece requests from other nodes. Default: :65002 with a cluster secret, " +
+		"else 127.0.0.1:65002.",
+	"Peer.Standby": "Lets this node schedule tasks of other nodes while no supernode answers. Supernodes " +
+		"choose three such nodes and report them to all; the requests come to the address " +
+		"of peer.listen.",
+	"Proxy.CA": "The PEM file of a certificate authority that clients trust for the registries in " +
+		"hosts. With it the proxy decrypts their requests and serves pulls from the mirror; " +
+		"without it only registries over plain HTTP are mirrored. \"dfdaemon proxy-ca\" creates " +
+		"the authority and its key. Default: none.",
+	"Proxy.CAKey": "The PEM file with the key of ca. A thief of this key can impersonate these registries " +
+		"towards the clients.",
+	"Proxy.Hosts": "The registries, out of upstreams, whose pulls go to the mirror. A client that does " +
+		"not trust ca cannot pull from them. Default: all of upstreams except docker.io, for " +
+		"which Docker uses a mirror.",
+	"Proxy.Listen": "The address of the HTTP proxy for clients that use no mirror; they name it in HTTP_PROXY " +
+		"and HTTPS_PROXY. On an address other than loopback, tunnel must not be any. Usual " +
+		"port: 65007. Default: none.",
+	"Proxy.Tunnel": "Selects the other hosts that clients reach through the proxy: any, listed (those " +
+		"in tunnelHosts) or none. Loopback and link-local addresses and the metadata services " +
+		"of clouds are reachable only if files.allowAddresses lists them.",
+	"Proxy.TunnelHosts": "The additional hosts that clients may reach if proxy.tunnel is \"listed\": a name, " +
+		"or *.example.com for every name below example.com. List the token services of registries " +
+		"here. Default: none.",
+	"Proxy.TunnelPorts": "Additional ports that clients reach on those hosts. Ports 443 (CONNECT), 80 (plain " +
+		"HTTP) and the ports of the registries in upstreams are always open. Each further " +
+		"port exposes its service, such as mail or a database, to every client of the proxy. " +
+		"Default: none.",
+	"SupernodeAPI.Advertise": "The address that peers connect to, where it differs from listen. Default: the listen " +
+		"address; if that is every address of the machine, the one with which it reaches other " +
+		"hosts.",
+	"SupernodeAPI.Listen": "The address for announces from peers. Default: :65000 with a cluster secret, else " +
+		"127.0.0.1:65000.",
+	"SupernodeAdmin.Listen": "The address for metrics, profiles and a status without the cluster secret. It must " +
+		"be a loopback address, because it has no authentication.",
+	"SupernodePeer.Advertise": "The address that other nodes connect to, where it differs from listen. Default: the " +
+		"listen address; if that is every address of the machine, the one with which it reaches " +
+		"other hosts.",
+	"SupernodePeer.Listen": "The address for piece requests from other nodes. Default: :65004 with a cluster secret, " +
+		"else 127.0.0.1:65004.",
+	"Upload.UploadSlots": "How many other nodes this node serves at once. It rejects the next one, and the requester " +
+		"tries another node. Fewer slots leave the network idle between pieces; more slots " +
+		"make requesters wait that others could serve. Default 0: 3 for a dfdaemon and 12 " +
+		"for a supernode, which usually has the faster network.",
 }

@@ -21,9 +21,6 @@ const delim = "."
 var serviceLink = regexp.MustCompile(
 	`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
 
-// fieldDocs maps "Type.Field" to the field's comment; docs_gen.go fills it.
-var fieldDocs map[string]string
-
 // setting is a field of a program's struct with its names and its value. It is the [pflag.Value] of its own flag.
 type setting struct {
 	key    string // "cache.quota"

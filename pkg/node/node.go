@@ -157,38 +157,7 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 			err = errors.Join(err, n.Close())
 		}
 	}()
-	dir := cfg.Node.DataDir
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return n, fmt.Errorf("node.dataDir: making it: %w", diskstore.Remedy(dir, err))
-	}
-	cache := filepath.Join(dir, "cache")
-	quota, err := quotaOf(cfg.Cache, cache)
-	if err != nil {
-		return n, err
-	}
-	n.Store, err = diskstore.Open(diskstore.Config{
-		Dir: cache, Quota: quota, HighWater: cfg.Cache.HighWater, LowWater: cfg.Cache.LowWater, FS: cfg.StoreFS,
-		Logger: cfg.Logger,
-	})
-	if err != nil {
-		return n, fmt.Errorf("node.dataDir: %w", err)
-	}
-	sweepSpools(dir, cfg.Logger)
-	key, err := diskstore.OpenHostKey(dir)
-	if err != nil {
-		return n, fmt.Errorf("node.dataDir: %w", err)
-	}
-	id := key.ID()
-	switch {
-	case key.Moved:
-		n.Log.Warn("the data directory was copied or restored, or comes from another machine: this host has taken a "+
-			"new ID", "dir", dir, "was", key.Was, "is", id)
-	case key.Was != "":
-		n.Log.Info("this host has a key now, and its ID is the name of that key", "was", key.Was, "is", id)
-	}
-	n.Identity, err = identity.New(identity.Config{
-		Secret: cfg.Cluster.Secret, HostID: id, Key: key.PrivateKey, Insecure: cfg.Cluster.Insecure, Now: cfg.Clock,
-	})
+	id, err := n.openDataDir()
 	if err != nil {
 		return n, err
 	}
@@ -205,7 +174,7 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	}
 	n.Verifier = identity.NewVerifier(n.Identity)
 	n.Purge, err = purge.Open(purge.Config{
-		Dir: dir, Dropper: dropper{n}, Leads: cfg.Role.Leads, Scheme: n.Scheme(), Transport: n.Transport,
+		Dir: cfg.Node.DataDir, Dropper: dropper{n}, Leads: cfg.Role.Leads, Scheme: n.Scheme(), Transport: n.Transport,
 		Now: cfg.Clock, Logger: cfg.Logger,
 	})
 	if err != nil {
@@ -233,6 +202,44 @@ func New(cfg Config, options ...Option) (n *Node, err error) {
 	n.Host = host.Host{ID: id, Name: cfg.Node.Name, Addr: addr, Zone: cfg.Node.Zone}
 	n.Ready.Add("data directory", n.writable)
 	return n, nil
+}
+
+// openDataDir opens what the data directory holds, the store and the host's key, and returns the host's ID. It sets
+// Store and Identity.
+func (n *Node) openDataDir() (host.ID, error) {
+	cfg, dir := n.cfg, n.cfg.Node.DataDir
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("node.dataDir: making it: %w", diskstore.Remedy(dir, err))
+	}
+	cache := filepath.Join(dir, "cache")
+	quota, err := quotaOf(cfg.Cache, cache)
+	if err != nil {
+		return "", err
+	}
+	n.Store, err = diskstore.Open(diskstore.Config{
+		Dir: cache, Quota: quota, HighWater: cfg.Cache.HighWater, LowWater: cfg.Cache.LowWater, FS: cfg.StoreFS,
+		Logger: cfg.Logger,
+	})
+	if err != nil {
+		return "", fmt.Errorf("node.dataDir: %w", err)
+	}
+	sweepSpools(dir, cfg.Logger)
+	key, err := diskstore.OpenHostKey(dir)
+	if err != nil {
+		return "", fmt.Errorf("node.dataDir: %w", err)
+	}
+	id := key.ID()
+	switch {
+	case key.Moved:
+		n.Log.Warn("the data directory was copied or restored, or comes from another machine: this host has taken a "+
+			"new ID", "dir", dir, "was", key.Was, "is", id)
+	case key.Was != "":
+		n.Log.Info("this host has a key now, and its ID is the name of that key", "was", key.Was, "is", id)
+	}
+	n.Identity, err = identity.New(identity.Config{
+		Secret: cfg.Cluster.Secret, HostID: id, Key: key.PrivateKey, Insecure: cfg.Cluster.Insecure, Now: cfg.Clock,
+	})
+	return id, err
 }
 
 // sweepSpools deletes the spools of earlier versions that were killed. The caller holds the store's lock, so no other

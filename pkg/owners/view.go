@@ -120,8 +120,8 @@ type outage struct {
 	cause Cause // of the last failure
 	err   error // the last failure
 	retry time.Duration
-	// inherited means that the owners behind this one were sent the host's inventory.
-	inherited bool
+	// dead means that the owner was declared dead: the owners behind it were sent the host's inventory.
+	dead bool
 }
 
 // New returns a View in which no owner has been tried.
@@ -241,8 +241,8 @@ func (v *View) Apply(now time.Time, e Event) (c Changes) {
 		o.cause, o.err = e.Cause, e.Err
 		o.retry = min(max(RetryMin, 2*o.retry), RetryMax)
 		c.Retry = o.retry
-		if !o.inherited && now.Sub(o.since) >= DeadAfter {
-			o.inherited, c.Died = true, true
+		if !o.dead && now.Sub(o.since) >= DeadAfter {
+			o.dead, c.Died = true, true
 		}
 		// Standbys then know the tasks of hosts before the first host asks them.
 		v.callIfLost(now, &c)
@@ -397,7 +397,7 @@ func (v *View) State(now time.Time, addr string) State {
 		return Alive
 	case m.outage.cause == Silence && now.Sub(m.outage.since) < v.Patience():
 		return Suspected
-	case !m.outage.inherited:
+	case !m.outage.dead:
 		return Lost
 	}
 	return Dead

@@ -47,7 +47,7 @@ func (d *Download) request(now time.Time) {
 		}
 		c.expect(&inbound{index: r.Piece, any: r.Any})
 		if r.Any {
-			c.send(wire.Message{Type: wire.AnyMessage, Any: &wire.Any{Exclude: r.Exclude, Starving: r.Starving}})
+			c.send(wire.Message{Type: wire.AnyMessage, Any: &wire.Any{Exclude: r.Exclude, SeedsOnly: r.SeedsOnly}})
 		} else {
 			c.send(wire.Message{Type: wire.Request, Index: r.Piece, Length: layout.Size(r.Piece)})
 		}

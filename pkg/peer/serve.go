@@ -82,7 +82,7 @@ func (d *Download) serveAny(now time.Time, c *conn, a wire.Any) {
 		c.send(busy)
 		return
 	}
-	i, ok := d.serving.spread.Pick(d.serving.shown, c.remote.have, a.Exclude, a.Starving)
+	i, ok := d.serving.spread.Pick(d.serving.shown, c.remote.have, a.Exclude, a.SeedsOnly)
 	if !ok {
 		lane.slots.Release(d.id, c)
 		busy.Busy.Delay = max(busyMin, min(d.times.pieceTime, busyMax))

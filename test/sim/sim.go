@@ -704,7 +704,7 @@ func (w *world) serveAny(o, n *node, r picker.Request) {
 		w.busy(o, n, -1, 0)
 		return
 	}
-	i, ok := o.spread.Pick(o.pick.Have(), n.pick.Have(), r.Exclude, r.Starving)
+	i, ok := o.spread.Pick(o.pick.Have(), n.pick.Have(), r.Exclude, r.SeedsOnly)
 	if !ok {
 		o.lane(n).slots.Release("", n)
 		w.busy(o, n, -1, max(time.Millisecond, min(o.pieceTime, 250*time.Millisecond)))

@@ -119,7 +119,7 @@ func (c *crowd) ask(peer *crowdPeer) {
 		i := r.Piece
 		granted := len(from.uploads) < crowdSlots
 		if granted && r.Any {
-			i, granted = from.spread.Pick(from.have, peer.have, r.Exclude, r.Starving)
+			i, granted = from.spread.Pick(from.have, peer.have, r.Exclude, r.SeedsOnly)
 		}
 		if !granted {
 			if r.Any {
@@ -202,7 +202,7 @@ func TestACrowdCompletes(t *testing.T) {
 			require.Less(t, turns, 100*(pieces+10), "%d peers never get all of %d pieces", peers, pieces)
 			c.step()
 		}
-		// CopiesMax for peers with other sources; the first ones starve.
+		// CopiesMax for peers with other sources; the first ones depend on the seed.
 		assert.LessOrEqual(t, c.peers[0].sent, (CopiesMax+1)*pieces+crowdSlots*peers,
 			"copies from the seed, %d peers, %d pieces", peers, pieces)
 		for _, peer := range c.peers[1:] {

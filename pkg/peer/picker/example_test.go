@@ -64,11 +64,11 @@ func ExampleSpread() {
 		s.Sent(i)
 	}
 	i, _ := s.Pick(all, nothing, []piece.Index{0}, true) // piece 0 is on its way
-	fmt.Println("a host that starves gets piece", i)
+	fmt.Println("a host without other sources gets piece", i)
 	// Output:
 	// send piece 0
 	// send piece 1
 	// send piece 2
 	// every piece was sent once: other hosts have them
-	// a host that starves gets piece 1
+	// a host without other sources gets piece 1
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/darter-io/darter/pkg/piece"
 )
 
-// The picker tells a seed that it starves only if pieces arrive slowly and the link of this host has room.
-func TestStarvingNeedsSlowPeersAndAFreeLink(t *testing.T) {
+// The picker tells a seed that it depends on seeds only if pieces arrive slowly and the link of this host has room.
+func TestSeedsOnlyNeedsSlowPeersAndAFreeLink(t *testing.T) {
 	const (
 		ms       = time.Millisecond
 		seed     = Neighbour(0)
@@ -91,14 +91,14 @@ func TestStarvingNeedsSlowPeersAndAFreeLink(t *testing.T) {
 				}
 			}
 			p.Received(Neighbour(9), whatever, now, now) // a neighbour that left does not count
-			// The peer has a piece, so that the picker does not starve; it is busy, so that
+			// The peer has a piece, so that the host does not depend on seeds; it is busy, so that
 			// the seed is asked.
 			p.Has(peer, 1)
 			p.Has(seed, 2)
 			p.Busy(peer, now.Add(time.Minute))
 			r, ok := p.Next(now)
 			require.True(t, ok && r.Any && r.From == seed, "the seed is asked")
-			assert.Equal(t, c.want, r.Starving)
+			assert.Equal(t, c.want, r.SeedsOnly)
 		})
 	}
 }

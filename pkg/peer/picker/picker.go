@@ -1,6 +1,6 @@
 // Package picker chooses the next request of a download: first a source, at random among the neighbours that are not
 // busy and have a useful piece, then one of its pieces: with a probability of 3/4 the lowest missing one, otherwise the
-// locally rarest.
+// locally rarest. While only the seed has some pieces, and for a source in another zone, the probability is 1/5.
 //
 // A Picker is pure: it has no clock, socket or goroutine, and decides the same for the same seed and calls. One
 // download owns it. Start at [Picker.Next].
@@ -74,11 +74,12 @@ type Request struct {
 	Piece piece.Index
 	// At is when the request was decided.
 	At time.Time
-	// Any leaves the choice to the seed. Exclude lists the pieces in flight. Starving means that no other neighbour had
-	// a piece for this host for a while, or that their pieces arrive very slowly: see [Picker.Received].
-	Any      bool
-	Starving bool
-	Exclude  []piece.Index
+	// Any leaves the choice to the seed. Exclude lists the pieces in flight. SeedsOnly means that this host depends on
+	// seeds: no other neighbour had a piece for it for a while, or their pieces arrive very slowly: see
+	// [Picker.Received].
+	Any       bool
+	SeedsOnly bool
+	Exclude   []piece.Index
 	// Urgent means that a reader waits for this piece.
 	Urgent bool
 }
@@ -118,16 +119,16 @@ type Picker struct {
 	urgent      []piece.Index
 	border      border
 	flow        flow
-	// offered says that a neighbour that is no seed announced a piece that this host lacks; fed is when
+	// offered says that a neighbour that is no seed announced a piece that this host lacks; offeredAt is when
 	// Next last found it set.
-	offered bool
-	fed     time.Time
+	offered   bool
+	offeredAt time.Time
 }
 
-// hunger is how long no neighbour except seeds must have had a piece for this host before it starves. A piece that a
-// seed just sent to others takes a moment to arrive here; a host that requested another copy at once would take most of
-// the task from the seed.
-const hunger = 500 * time.Millisecond
+// seedsOnlyAfter is how long no neighbour except seeds must have had a piece for this host before it depends on seeds.
+// A piece that a seed just sent to others takes a moment to arrive here; a host that requested another copy at once
+// would take most of the task from the seed.
+const seedsOnlyAfter = 500 * time.Millisecond
 
 // New returns a picker for a task of which the pieces in have are stored. No piece is wanted yet.
 func New(cfg Config, layout piece.Layout, have piece.Bitmap) *Picker {
@@ -415,8 +416,8 @@ func (p *Picker) Starving() bool {
 // Next returns the next request; ok is false if there is none now. The caller sends it and calls [Picker.Requested].
 func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 	p.survey(now)
-	if p.offered || p.fed.IsZero() {
-		p.offered, p.fed = false, now
+	if p.offered || p.offeredAt.IsZero() {
+		p.offered, p.offeredAt = false, now
 	}
 	for _, i := range p.urgent {
 		if r, ok := p.nextUrgent(now, i); ok {
@@ -431,8 +432,8 @@ func (p *Picker) Next(now time.Time) (r Request, ok bool) {
 	from := candidates[p.rng.IntN(len(candidates))]
 	n := p.neighbours[from]
 	if n.seed && !n.afar && p.WantsAll() {
-		starving := now.Sub(p.fed) > hunger && p.onlySeeds() || p.flow.crawls(p.cfg.Crawl)
-		return Request{From: from, At: now, Any: true, Starving: starving, Exclude: p.flyingList()}, true
+		seedsOnly := now.Sub(p.offeredAt) > seedsOnlyAfter && p.onlySeeds() || p.flow.crawls(p.cfg.Crawl)
+		return Request{From: from, At: now, Any: true, SeedsOnly: seedsOnly, Exclude: p.flyingList()}, true
 	}
 	bias := p.cfg.InOrder
 	if n.afar || p.young() {

@@ -226,7 +226,7 @@ func TestASeedSendsEachPieceTwiceAtMost(t *testing.T) {
 		}
 		assert.True(t, s.All())
 		_, ok := s.Pick(offer, piece.NewBitmap(count), nil, true)
-		assert.True(t, ok, "who starves gets more")
+		assert.True(t, ok, "an asker without other sources gets more")
 		s.Unsent(0)
 		i, ok := s.Pick(offer, piece.NewBitmap(count), nil, false)
 		assert.True(t, ok && i == 0, "a copy that did not arrive does not count")

@@ -233,8 +233,8 @@ func (s *scene) describe(r Request, ok bool) string {
 		if len(r.Exclude) > 0 {
 			text += fmt.Sprintf(" but %v", r.Exclude)
 		}
-		if r.Starving {
-			text += ", starving"
+		if r.SeedsOnly {
+			text += ", seeds only"
 		}
 		return text
 	}

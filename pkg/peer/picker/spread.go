@@ -21,18 +21,19 @@ type Spread struct {
 }
 
 // CopiesMax is how often a seed sends one piece to neighbours that have other sources: the swarm makes the other
-// copies. More copies would only move work from the peers to the seed. A neighbour whose other sources are slow reports
-// that it starves, and gets more: see [Picker.Received].
+// copies. More copies would only move work from the peers to the seed. A neighbour without other sources, or with slow
+// ones, reports that it depends on seeds, and gets more: see [Picker.Received].
 const CopiesMax = 2
 
-// NewSpread returns a Spread of n unsent pieces. It sends each at most copies times to neighbours that do not starve.
+// NewSpread returns a Spread of n unsent pieces. It sends each at most copies times to neighbours that have other
+// sources.
 func NewSpread(n, copies int) *Spread { return &Spread{sent: make([]uint16, n), copies: copies} }
 
 // Pick chooses a piece of offer that the asking neighbour lacks and does not exclude. ok is false if there is none, or
-// if all of them were sent often enough and the neighbour does not starve.
-func (s *Spread) Pick(offer, asker piece.Bitmap, exclude []piece.Index, starving bool) (pick piece.Index, ok bool) {
+// if all of them were sent often enough and the neighbour has other sources.
+func (s *Spread) Pick(offer, asker piece.Bitmap, exclude []piece.Index, seedsOnly bool) (pick piece.Index, ok bool) {
 	best := s.copies
-	if starving {
+	if seedsOnly {
 		best = math.MaxInt
 	}
 	theirs := asker.Words()

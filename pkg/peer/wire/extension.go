@@ -52,8 +52,8 @@ type helloWire struct {
 }
 
 type anyWire struct {
-	Exclude  []byte `bencode:"x,omitempty"` // 4 bytes a piece, big endian
-	Starving int    `bencode:"s,omitempty"`
+	Exclude   []byte `bencode:"x,omitempty"` // 4 bytes a piece, big endian
+	SeedsOnly int    `bencode:"s,omitempty"`
 }
 
 type busyWire struct {
@@ -125,7 +125,7 @@ func (c *Conn) encodeExtended(m Message) (pp.ExtensionNumber, []byte, error) {
 		for _, i := range m.Any.Exclude {
 			x = binary.BigEndian.AppendUint32(x, uint32(i))
 		}
-		name, shape = "dr_any", anyWire{Exclude: x, Starving: flag(m.Any.Starving)}
+		name, shape = "dr_any", anyWire{Exclude: x, SeedsOnly: flag(m.Any.SeedsOnly)}
 	case BusyMessage:
 		name, shape = "dr_busy", busyWire{Index: int64(m.Busy.Index), Begin: m.Busy.Begin,
 			Delay: m.Busy.Delay.Milliseconds()}
@@ -238,28 +238,8 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte,
 	}
 	switch number {
 	case pp.HandshakeExtendedID:
-		var w helloWire
-		if err = bencode.Unmarshal(payload, &w); err != nil {
-			return m, err
-		}
-		if w.Host != "" {
-			if _, err = host.ParseID(w.Host); err != nil {
-				return m, err
-			}
-		}
-		if len(w.Zone) > zoneMax {
-			return m, fmt.Errorf("zone of %d bytes", len(w.Zone))
-		}
-		known := make(map[pp.ExtensionName]pp.ExtensionNumber, len(names))
-		for name := range names {
-			known[name] = w.M[name]
-		}
-		learn(known)
+		m.Hello, err = decodeHello(payload, learn)
 		m.Type = HelloMessage
-		m.Hello = &Hello{Host: host.ID(w.Host), Version: w.Version, Client: w.V[:min(len(w.V), 64)], Seed: w.Seed != 0,
-			Zone: w.Zone, Gateway: w.Gateway != 0, Alive: w.Alive != 0, Origin: origin(w.Origin),
-			Leaving: min(max(Stays, Leaving(w.Leaving)), LeavesTask),
-			Read:    max(0, w.Read)}
 	case names["dr_any"]:
 		var w anyWire
 		if err = bencode.Unmarshal(payload, &w); err != nil {
@@ -268,7 +248,7 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte,
 		if len(w.Exclude)%4 != 0 || len(w.Exclude)/4 > excludeMax {
 			return m, fmt.Errorf("%d bytes of excluded pieces", len(w.Exclude))
 		}
-		m.Type, m.Any = AnyMessage, &Any{Starving: w.Starving != 0}
+		m.Type, m.Any = AnyMessage, &Any{SeedsOnly: w.SeedsOnly != 0}
 		for x := w.Exclude; len(x) > 0; x = x[4:] {
 			m.Any.Exclude = append(m.Any.Exclude, piece.Index(binary.BigEndian.Uint32(x)))
 		}
@@ -286,28 +266,8 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte,
 		m.Digests, err = decodeDigests(payload)
 		m.Type = DigestMessage
 	case names["dr_fail"]:
-		var w failWire
-		if err = bencode.Unmarshal(payload, &w); err != nil {
-			return m, err
-		}
-		if len(w.Body) > api.FailureMax || w.Status < 400 || w.Status > 599 ||
-			len(w.From)+len(w.Repo)+len(w.Asker) > api.FailureMax {
-			return m, fmt.Errorf("failure with status %d and %d bytes", w.Status, len(w.Body))
-		}
-		m.Type, m.Failure = FailMessage, &api.Failure{
-			Status: w.Status, Body: w.Body, Wrong: w.Wrong != 0, Changed: w.Changed != 0, Unshared: w.Alone != 0,
-			Promise: w.Promise != 0,
-			Message: w.Message[:min(len(w.Message), api.FailureMax)], Full: w.Full != 0, Upstream: w.From,
-			Repository: w.Repo, Asker: w.Asker,
-		}
-		for _, name := range failureHeaders {
-			if v, ok := w.Header[name]; ok {
-				if m.Failure.Header == nil {
-					m.Failure.Header = make(map[string]string)
-				}
-				m.Failure.Header[name] = v[:min(len(v), api.FailureMax)]
-			}
-		}
+		m.Failure, err = decodeFailure(payload)
+		m.Type = FailMessage
 	case names["dr_revoke"]:
 		var w revokeWire
 		if err = bencode.Unmarshal(payload, &w); err != nil {
@@ -321,6 +281,56 @@ func decodeExtended(number pp.ExtensionNumber, payload []byte,
 		m.Type, m.Revocation = RevokeMessage, r
 	}
 	return m, err
+}
+
+func decodeHello(payload []byte, learn func(map[pp.ExtensionName]pp.ExtensionNumber)) (*Hello, error) {
+	var w helloWire
+	if err := bencode.Unmarshal(payload, &w); err != nil {
+		return nil, err
+	}
+	if w.Host != "" {
+		if _, err := host.ParseID(w.Host); err != nil {
+			return nil, err
+		}
+	}
+	if len(w.Zone) > zoneMax {
+		return nil, fmt.Errorf("zone of %d bytes", len(w.Zone))
+	}
+	known := make(map[pp.ExtensionName]pp.ExtensionNumber, len(names))
+	for name := range names {
+		known[name] = w.M[name]
+	}
+	learn(known)
+	return &Hello{Host: host.ID(w.Host), Version: w.Version, Client: w.V[:min(len(w.V), 64)], Seed: w.Seed != 0,
+		Zone: w.Zone, Gateway: w.Gateway != 0, Alive: w.Alive != 0, Origin: origin(w.Origin),
+		Leaving: min(max(Stays, Leaving(w.Leaving)), LeavesTask),
+		Read:    max(0, w.Read)}, nil
+}
+
+func decodeFailure(payload []byte) (*api.Failure, error) {
+	var w failWire
+	if err := bencode.Unmarshal(payload, &w); err != nil {
+		return nil, err
+	}
+	if len(w.Body) > api.FailureMax || w.Status < 400 || w.Status > 599 ||
+		len(w.From)+len(w.Repo)+len(w.Asker) > api.FailureMax {
+		return nil, fmt.Errorf("failure with status %d and %d bytes", w.Status, len(w.Body))
+	}
+	f := &api.Failure{
+		Status: w.Status, Body: w.Body, Wrong: w.Wrong != 0, Changed: w.Changed != 0, Unshared: w.Alone != 0,
+		Promise: w.Promise != 0,
+		Message: w.Message[:min(len(w.Message), api.FailureMax)], Full: w.Full != 0, Upstream: w.From,
+		Repository: w.Repo, Asker: w.Asker,
+	}
+	for _, name := range failureHeaders {
+		if v, ok := w.Header[name]; ok {
+			if f.Header == nil {
+				f.Header = make(map[string]string)
+			}
+			f.Header[name] = v[:min(len(v), api.FailureMax)]
+		}
+	}
+	return f, nil
 }
 
 func decodeDigests(payload []byte) (*Digests, error) {

@@ -141,9 +141,8 @@ const (
 type Any struct {
 	// Exclude lists pieces that the asker gets from other hosts.
 	Exclude []piece.Index
-	// Starving says that no other neighbour has the pieces that the sender needs, or that they come from others too
-	// slowly.
-	Starving bool
+	// SeedsOnly says that only seeds have the pieces that the sender needs, or that they come from others too slowly.
+	SeedsOnly bool
 }
 
 // BusyAny is the Index in a [Busy] that answers an [Any].

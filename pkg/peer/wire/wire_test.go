@@ -116,7 +116,7 @@ func messages() []Message {
 		{Type: HelloMessage, Hello: &Hello{Host: idA, Version: Version, Client: "darter/1", Seed: true, Zone: "a",
 			Gateway: true, Alive: true, Leaving: LeavesTask, Origin: ForAll}},
 		{Type: HelloMessage, Hello: &Hello{}},
-		{Type: AnyMessage, Any: &Any{Exclude: []piece.Index{1, 70000}, Starving: true}},
+		{Type: AnyMessage, Any: &Any{Exclude: []piece.Index{1, 70000}, SeedsOnly: true}},
 		{Type: AnyMessage, Any: &Any{}},
 		{Type: BusyMessage, Busy: &Busy{Index: 3, Begin: 12, Delay: 5 * time.Second}},
 		{Type: BusyMessage, Busy: &Busy{Index: BusyAny}},
