@@ -553,7 +553,7 @@ func (c *Client) delivered(ctx context.Context, e api.Entry, to string) {
 		}
 	default:
 		// The former owner must not send others here in its own swarm, nor keep a seed for it.
-		e = api.Entry{Task: e.Task, Event: api.Stopped}
+		e = api.Entry{Task: e.Task, Event: api.Stopped, Moved: true}
 	}
 	if s := c.senders[former]; s != nil && c.view.State(c.cfg.Lag.Now(), former) <= owners.Alive {
 		s.enqueue(&call{entry: e})

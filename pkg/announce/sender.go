@@ -218,12 +218,14 @@ func (c *Client) gather(s *sender) (b batch) {
 // latest.
 func (c *Client) send(ctx context.Context, s *sender, b batch) time.Duration {
 	c.mu.Lock()
-	budget := c.view.Budget(c.cfg.Lag.Now())
+	now := c.cfg.Lag.Now()
+	budget, joined := c.view.Budget(now), c.view.KnewOwners(now)
 	c.mu.Unlock()
 	bounded, cancel := c.cfg.Lag.WithTimeout(ctx, budget, nil)
 	request := api.AnnounceRequest{
 		Version: api.Version, Host: c.cfg.Host, Generation: c.cfg.Generation, Entries: b.entries,
 		Standby: c.cfg.Standby,
+		Joined:  joined,
 		Clock:   c.cfg.Now(),
 	}
 	if c.cfg.Purges != nil {

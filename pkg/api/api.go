@@ -75,6 +75,9 @@ type AnnounceRequest struct {
 	Standby bool `json:"standby,omitempty"`
 	// Leaving means that the host leaves now, with everything that it holds.
 	Leaving bool `json:"leaving,omitempty"`
+	// Joined means that the host was a member of the cluster already: an owner that has just started does not know yet
+	// what the cluster holds.
+	Joined bool `json:"joined,omitempty"`
 	// Clock is the host's wall clock as it sent this; zero in a former version.
 	Clock time.Time `json:"clock,omitzero"`
 	// PurgeMark is the last mark of this owner whose purge orders the host knows, PurgeFailures
@@ -101,6 +104,9 @@ type Entry struct {
 	// Seeds lists neighbours that bring the task from its origin now, at most SeedsMax: an owner that learns of the
 	// task leaves the origin to them. Absent: there are none, or a former version does not say.
 	Seeds []host.ID `json:"seeds,omitempty"`
+	// Moved comes with Stopped: the host announces the task to another owner now. An owner that hears it leaves the origin
+	// to that one for a moment.
+	Moved bool `json:"moved,omitempty"`
 	// Need is how many more neighbours the host can use; 0 asks for none.
 	Need int `json:"need,omitempty"`
 	// Windows are those for which readers on the host wait and that no neighbour has, at most WindowsMax.

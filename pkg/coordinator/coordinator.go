@@ -158,6 +158,10 @@ func New(cfg Config) *Coordinator {
 	if cfg.Scheduler.Seed == 0 {
 		cfg.Scheduler.Seed = rand.Uint64()
 	}
+	if cfg.Owners != nil {
+		// Hosts find a new owner by their heartbeats. To standbys they announce at once.
+		cfg.Scheduler.HearFirst = owners.RetryMax
+	}
 	c := &Coordinator{
 		cfg:      cfg,
 		log:      cfg.Logger,
@@ -306,6 +310,7 @@ func (c *Coordinator) serve(ctx context.Context, r api.AnnounceRequest, from Sen
 func (c *Coordinator) answer(ctx context.Context, r api.AnnounceRequest, source string) (api.AnnounceResponse, error) {
 	report := scheduler.Report{
 		Host: r.Host, Generation: r.Generation, Source: source, Leaving: r.Leaving, Standby: r.Standby,
+		Joined:  r.Joined,
 		Woke:    c.cfg.Lag.Woke(),
 		Entries: make([]scheduler.Entry, len(r.Entries)),
 	}
@@ -621,7 +626,7 @@ func (c *Coordinator) Hosts() []api.HostStatus {
 // entry converts an entry for the scheduler.
 func entry(e api.Entry) scheduler.Entry {
 	out := scheduler.Entry{Task: e.Task, Event: scheduler.Event(e.Event), Have: e.Have, Silent: e.Silent, Left: e.Left,
-		Seeds: e.Seeds, Need: e.Need}
+		Seeds: e.Seeds, Moved: e.Moved, Need: e.Need}
 	if e.Spec != nil {
 		spec := e.Spec.Task()
 		out.Spec = &spec

@@ -14,6 +14,9 @@ const (
 	DeadAfter = 10 * time.Second
 	// DoubtedFor is how long an owner that fell silent may still get lookups, if no other one answers.
 	DoubtedFor = time.Second
+	// joinedAfter is how long after its first reply from an owner a host counts as a member of the cluster: owners that
+	// start together have answered all hosts by then.
+	joinedAfter = 5 * time.Second
 	// RetryMin and RetryMax bound the time between two heartbeats to an owner that fails.
 	RetryMin, RetryMax = 500 * time.Millisecond, 4 * time.Second
 )
@@ -96,7 +99,9 @@ type View struct {
 	// that had heard of all hosts; settled means that it was in this life of the host.
 	standbys, named []string
 	settled         bool
-	lead            Lead
+	// metAt is when an owner answered this host for the first time.
+	metAt time.Time
+	lead  Lead
 	// members are the owners and, while they lead, the standbys, without this host.
 	members map[string]*member
 }
@@ -209,6 +214,9 @@ func (v *View) Apply(now time.Time, e Event) (c Changes) {
 			c.Outage = max(now.Sub(m.outage.since), 1)
 		}
 		m.met, m.outage = true, nil
+		if v.metAt.IsZero() {
+			v.metAt = now
+		}
 		if len(e.Owners) > 0 {
 			m.listsItself = slices.Contains(e.Owners, m.addr)
 		}
@@ -315,6 +323,12 @@ func (v *View) list(addrs []string, c *Changes) {
 			c.Left = append(c.Left, addr)
 		}
 	}
+}
+
+// KnewOwners reports whether an owner answered this host some time ago, or before its last restart. An owner that
+// answers it for the first time then has just started in a cluster that is older.
+func (v *View) KnewOwners(now time.Time) bool {
+	return len(v.cfg.Standbys) > 0 || !v.metAt.IsZero() && now.Sub(v.metAt) >= joinedAfter
 }
 
 // Order lists the owners of a key (a task or a lookup) from the first to the last, this host

@@ -27,6 +27,7 @@ var begin = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 //	owners                                      the state of each owner, and who leads
 //	route first=(A,B)                           which owners a request asks about a task whose order begins so
 //	answering first=(A,B)                       the owners of that task that answer
+//	knew                                        whether the host knew owners before
 //	doubted first=(A,B)                         those that fell silent a moment ago
 //
 // Every command takes at=DURATION since the beginning; without it no time passes.
@@ -67,6 +68,8 @@ func TestScenarios(t *testing.T) {
 					Err: errors.New("refusal")}))
 			case "waited":
 				return changes(v.Apply(now, NoneAnswered{}))
+			case "knew":
+				return fmt.Sprintln(v.KnewOwners(now))
 			case "owners":
 				return states(v, now)
 			case "route":

@@ -48,6 +48,9 @@ func TestScenarios(t *testing.T) {
 				d.MaybeScanArgs(t, "gateways", &cfg.Gateways)
 				d.MaybeScanArgs(t, "links", &cfg.LinksMax)
 				d.MaybeScanArgs(t, "seedlinks", &cfg.SeedLinksMax)
+				if d.HasArg("hearfirst") {
+					cfg.HearFirst = 4 * time.Second
+				}
 				s = New(cfg)
 				return ""
 			case "announce":
@@ -85,7 +88,7 @@ func TestScenarios(t *testing.T) {
 func playAnnounce(t *testing.T, d *datadriven.TestData, s *Scheduler, now time.Time) string {
 	name := d.CmdArgs[0].Key
 	r := Report{Host: host.Host{ID: host.ID(name), Addr: name + ":65002"}, Generation: 1, Leaving: d.HasArg("leaving"),
-		Woke: d.HasArg("woke")}
+		Woke: d.HasArg("woke"), Joined: d.HasArg("joined")}
 	d.MaybeScanArgs(t, "zone", &r.Host.Zone)
 	d.MaybeScanArgs(t, "life", &r.Generation)
 	for line := range strings.Lines(d.Input) {
@@ -120,6 +123,8 @@ func parseEntry(t *testing.T, d *datadriven.TestData, words []string) Entry {
 			_, err = fmt.Sscan(v, &e.Need)
 		case "token":
 			token = v
+		case "moved":
+			e.Moved = true
 		case "silent":
 			for id := range strings.SplitSeq(v, ",") {
 				e.Silent = append(e.Silent, host.ID(id))

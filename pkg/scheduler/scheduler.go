@@ -57,6 +57,9 @@ type Config struct {
 	// hosts have before the seed asks the origin for the rest; a starving host ends it early.
 	// Default 1 s: every host of that swarm has announced itself by then.
 	Grace time.Duration
+	// HearFirst is how long after the first report the owner hears what the hosts hold, if one of them was a member of
+	// the cluster before: until then, it sends no seed to the origin for a host that has no piece. Default 0.
+	HearFirst time.Duration
 	// FailureFor is how long an origin's failure answers later announces; then the seed tries the
 	// origin again. A failure [OfRequest] answers none. Longer spares a failing registry, shorter recovers sooner.
 	// Default 2 s.
@@ -147,6 +150,8 @@ type Report struct {
 	Standby bool
 	// Leaving says that the host leaves now, with everything that it holds.
 	Leaving bool
+	// Joined says that the host was a member of the cluster already.
+	Joined bool
 	// Woke says that the owner's own host was stopped until a moment ago: the report may be old, and other hosts may
 	// lead the task meanwhile.
 	Woke bool
@@ -166,6 +171,8 @@ type Entry struct {
 	Silent, Left []host.ID
 	// Seeds are neighbours that get the task from its origin now.
 	Seeds []host.ID
+	// Moved says that a host that stopped reports the task to another owner now.
+	Moved bool
 	// Need is how many more neighbours the host can use.
 	Need int
 }
@@ -268,6 +275,9 @@ type Scheduler struct {
 	epoch time.Time
 	// woke is Woke of the report that is being answered.
 	woke bool
+	// firstReport is when the first host announced here. joined says that a host was Joined when it did so.
+	firstReport time.Time
+	joined      bool
 	// due are the swarms in which time alone may change something.
 	due map[*swarm]struct{}
 
@@ -342,6 +352,10 @@ func (s *Scheduler) Announce(now time.Time, r Report) (Answer, error) {
 		}
 		h = s.admit(r.Host, r.Generation, r.Source)
 		s.hosts[h].former = former
+		s.joined = s.joined || r.Joined
+		if s.firstReport.IsZero() {
+			s.firstReport = now
+		}
 		answer.Unknown = true
 	}
 	if h != s.self {
@@ -387,6 +401,9 @@ func (s *Scheduler) take(
 	case Stopped:
 		if w := s.swarms[e.Task]; w != nil {
 			if m, ok := w.index[h]; ok {
+				if e.Moved {
+					leaveToOthers(now, w)
+				}
 				seed = s.part(now, w, m)
 			}
 		}

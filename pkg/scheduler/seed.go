@@ -22,7 +22,8 @@ type seedState struct {
 	seedSpec *task.Spec
 	// refusals are why the last attempts failed, the newest last.
 	refusals []refusal
-	// elsewhere is when a host last reported a live seed other than the owner's own host.
+	// elsewhere is when a host last reported a live seed other than the owner's own host, or that it moved to another
+	// owner.
 	elsewhere time.Time
 	// starved is when a starving host first had to wait for that seed.
 	starved time.Time
@@ -183,6 +184,10 @@ func (s *Scheduler) wantsSeed(now time.Time, w *swarm, m memberIndex, e Entry) b
 		s.seedLater(w, until)
 		return false
 	}
+	if until := s.heardBy(e); now.Before(until) {
+		s.seedLater(w, until)
+		return false
+	}
 	if (e.Event == Started && e.Have > 0 || s.woke && !own) && len(s.byID) > s.fewest(own) {
 		// The download started under another owner, or may have gone on under another one while this one was
 		// stopped, and what its hosts hold together is not known yet. The origin is only for what none of them has.
@@ -198,6 +203,19 @@ func (s *Scheduler) wantsSeed(now time.Time, w *swarm, m memberIndex, e Entry) b
 		return false
 	}
 	return true
+}
+
+// heardBy is until when an owner that has just started in an older cluster hears the hosts first. What they hold comes
+// with their heartbeats. Hosts with pieces of a task announce every second: another owner may just have sent its own
+// host to the origin for them, and they soon report that seed.
+func (s *Scheduler) heardBy(e Entry) time.Time {
+	switch {
+	case !s.joined:
+		return time.Time{}
+	case e.Have > 0:
+		return s.firstReport.Add(min(s.cfg.HearFirst, s.cfg.Grace))
+	}
+	return s.firstReport.Add(s.cfg.HearFirst)
 }
 
 // crowdedPause is how long a seed waits where too many run for its source.
@@ -228,9 +246,13 @@ func (s *Scheduler) starvedLong(now time.Time, w *swarm, e Entry) bool {
 
 // noteSeeds records that a host has live seeds as neighbours.
 func (s *Scheduler) noteSeeds(now time.Time, w *swarm, seeds []host.ID) {
-	if !slices.ContainsFunc(seeds, func(id host.ID) bool { return id != s.hosts[s.self].ID }) {
-		return
+	if slices.ContainsFunc(seeds, func(id host.ID) bool { return id != s.hosts[s.self].ID }) {
+		leaveToOthers(now, w)
 	}
+}
+
+// leaveToOthers leaves the origin to another seed, or to another owner's, for a while.
+func leaveToOthers(now time.Time, w *swarm) {
 	if !now.Before(w.elsewhere.Add(starvedMax)) {
 		w.starved = time.Time{} // hosts starved beside a former seed
 	}

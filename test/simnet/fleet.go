@@ -47,8 +47,11 @@ type Fleet struct {
 	Age time.Duration
 	// Stagger is the time over which the nodes start.
 	Stagger time.Duration
-	// Fault runs when the pull starts, in a goroutine of its own. It returns before the end of the pull.
-	Fault func(g *Ground)
+	// Warm nodes have the task before the fault, and the registry's bytes for them do not count.
+	Warm int
+	// Prelude runs before the pull. Fault runs when the pull starts, in a goroutine of its own, and returns before the
+	// end of the pull.
+	Prelude, Fault func(g *Ground)
 	// Blind hosts do not measure their own lag.
 	Blind bool
 	// Seed is the seed of all random choices.
@@ -65,6 +68,8 @@ type Ground struct {
 	Rand   *rand.Rand
 	// Done ends when all nodes have the task.
 	Done <-chan struct{}
+	// Restart kills a supernode, and after some time starts it again at the same address, with an empty store.
+	Restart func(h *Host, after time.Duration)
 }
 
 // Toll is what a fault cost.
@@ -142,9 +147,11 @@ func (f Fleet) Run(ctx context.Context) (Toll, error) {
 		return Toll{}, err
 	}
 	for i := range f.Supers {
-		if err := r.addSupernode(ctx, i); err != nil {
+		m, err := r.newSupernode(ctx, i)
+		if err != nil {
 			return Toll{}, err
 		}
+		r.supers = append(r.supers, m)
 	}
 	for i := range f.Nodes {
 		if err := r.addNode(ctx, i); err != nil {
@@ -152,8 +159,7 @@ func (f Fleet) Run(ctx context.Context) (Toll, error) {
 		}
 	}
 	for _, m := range r.all() {
-		r.wg.Go(func() { _ = m.coord.Run(ctx) })
-		r.wg.Go(func() { _ = m.engine.Run(ctx) })
+		r.start(ctx, m)
 	}
 	time.Sleep(f.Age)
 
@@ -162,12 +168,20 @@ func (f Fleet) Run(ctx context.Context) (Toll, error) {
 	if err != nil {
 		return Toll{}, err
 	}
+	ground.Restart = func(h *Host, after time.Duration) { r.restart(ctx, h, after) }
+	if toll := r.pullOn(ctx, r.nodes[:f.Warm]); len(toll.Failed) > 0 {
+		return toll, fmt.Errorf("warming: %w", toll.Failed[0])
+	}
+	before := r.reg.out.bytes.Load()
+	if f.Prelude != nil {
+		f.Prelude(ground)
+	}
 	if f.Fault != nil {
 		r.wg.Go(func() { f.Fault(ground) })
 	}
-	toll := r.pullOnNodes(ctx)
+	toll := r.pullOn(ctx, r.nodes[f.Warm:])
 	close(done)
-	toll.Copies = float64(r.reg.out.bytes.Load()) / float64(len(r.content))
+	toll.Copies = float64(r.reg.out.bytes.Load()-before) / float64(len(r.content))
 	for _, m := range r.all() {
 		if m.origin.asked.Load() {
 			toll.Askers++
@@ -187,11 +201,41 @@ type fleetRun struct {
 	verifier *trust
 	pool     *memstore.Pool
 
+	mu            sync.Mutex // of supers, which restarts change
 	supers, nodes []*member
 	addrs         []string // of the APIs of supers
 }
 
-func (r *fleetRun) all() []*member { return append(slices.Clone(r.supers), r.nodes...) }
+// start runs a member's coordinator and engine.
+func (r *fleetRun) start(ctx context.Context, m *member) {
+	r.wg.Go(func() { _ = m.coord.Run(ctx) })
+	r.wg.Go(func() { _ = m.engine.Run(ctx) })
+}
+
+func (r *fleetRun) all() []*member {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append(slices.Clone(r.supers), r.nodes...)
+}
+
+// restart kills a supernode and starts an empty one at its address after some time.
+func (r *fleetRun) restart(ctx context.Context, h *Host, after time.Duration) {
+	h.Kill()
+	time.Sleep(after)
+	for i, m := range r.all()[:r.Supers] {
+		if m.host != h {
+			continue
+		}
+		next, err := r.newSupernode(ctx, i)
+		if err != nil {
+			panic(err) // a key cannot be made
+		}
+		r.mu.Lock()
+		r.supers[i] = next
+		r.mu.Unlock()
+		r.start(ctx, next)
+	}
+}
 
 // build makes the registry, its task and the network.
 func (r *fleetRun) build() error {
@@ -230,7 +274,7 @@ func (r *fleetRun) serve(ctx context.Context, l net.Listener, m *member) {
 
 // alive lists the supernodes as supernode i sees them: gossip finds silent ones in a few seconds.
 func (r *fleetRun) alive(i int) (list []string) {
-	for j, m := range r.supers {
+	for j, m := range r.all()[:r.Supers] {
 		if j == i || !m.host.isDead() && m.host.Frozen() < 4*time.Second {
 			list = append(list, r.addrs[j])
 		}
@@ -266,17 +310,16 @@ func (r *fleetRun) add(ctx context.Context, i int, name string, owners func() []
 	return m, cfg, nil
 }
 
-func (r *fleetRun) addSupernode(ctx context.Context, i int) error {
+func (r *fleetRun) newSupernode(ctx context.Context, i int) (*member, error) {
 	m, cfg, err := r.add(ctx, i, fmt.Sprintf("super%d", i), func() []string { return r.alive(i) })
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m.api = r.addrs[i]
 	cfg.Seed, cfg.Listener, cfg.UploadSlots = true, m.host.Listen(), 4*upload.SlotsDefault
 	m.engine = peer.New(cfg)
-	r.supers = append(r.supers, m)
 	r.serve(ctx, m.host.ListenAt(apiPort), m)
-	return nil
+	return m, nil
 }
 
 func (r *fleetRun) addNode(ctx context.Context, i int) error {
@@ -328,14 +371,14 @@ func (r *fleetRun) ground(done chan struct{}) (*Ground, error) {
 	return ground, nil
 }
 
-// pullOnNodes has every node pull the task, until each has it or is dead.
-func (r *fleetRun) pullOnNodes(ctx context.Context) (toll Toll) {
+// pullOn has nodes pull the task, until each has it or is dead.
+func (r *fleetRun) pullOn(ctx context.Context, nodes []*member) (toll Toll) {
 	var mu sync.Mutex
 	var readers sync.WaitGroup
 	begun := time.Now()
-	for i, m := range r.nodes {
+	for i, m := range nodes {
 		readers.Go(func() {
-			time.Sleep(time.Duration(float64(r.Stagger) * float64(i) / float64(r.Nodes)))
+			time.Sleep(time.Duration(float64(r.Stagger) * float64(i) / float64(len(nodes))))
 			silence, refused, err := m.pull(ctx, r.spec, r.content)
 			mu.Lock()
 			defer mu.Unlock()

@@ -3,6 +3,7 @@ package simnet_test
 import (
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -58,6 +59,16 @@ func stop(after, d time.Duration, pick func(g *simnet.Ground) []*simnet.Host) fu
 	}
 }
 
+// restarts restarts the first n supernodes with empty stores, one after the other, at random times.
+func restarts(n int) func(g *simnet.Ground) {
+	return func(g *simnet.Ground) {
+		for _, h := range g.Supers[:n] {
+			time.Sleep(time.Duration(g.Rand.IntN(2500)) * time.Millisecond)
+			g.Restart(h, time.Duration(200+g.Rand.IntN(3000))*time.Millisecond)
+		}
+	}
+}
+
 func theOwner(g *simnet.Ground) []*simnet.Host  { return g.Supers[:1] }
 func allSupers(g *simnet.Ground) []*simnet.Host { return g.Supers }
 func allNodes(g *simnet.Ground) []*simnet.Host  { return g.Nodes }
@@ -81,19 +92,44 @@ func TestFaultsCostFewCopies(t *testing.T) {
 			time.Sleep(time.Second)
 			g.Owner.Kill()
 		}},
-		"the owner falls silent":              {most: 1.2, fault: stop(time.Second, time.Hour, theOwner)},
-		"the owner stops and goes on":         {most: 1.2, fault: stop(0, 3*time.Second, theOwner)},
-		"all supernodes fall silent":          {most: 1.2, fault: stop(time.Second, time.Hour, allSupers)},
-		"all nodes stop and go on":            {most: 1.2, fault: stop(0, 6*time.Second, allNodes)},
-		"no standby is known for six seconds": {most: 1.5, age: 4 * time.Second, fault: stop(0, 6*time.Second, allSupers)},
-		"the owner stops again and again":     {most: 1.2, fault: naps(theOwner)},
-		"all supernodes stop again and again": {most: 1.5, fault: naps(allSupers)},
-		"half of all hosts stop":              {most: 2, fault: naps(halfOfAll)},
-		"all hosts stop":                      {most: 3, fault: naps(allHosts)},
+		"the owner falls silent":                 {most: 1.2, fault: stop(time.Second, time.Hour, theOwner)},
+		"the owner stops and goes on":            {most: 1.2, fault: stop(0, 3*time.Second, theOwner)},
+		"all supernodes fall silent":             {most: 1.2, fault: stop(time.Second, time.Hour, allSupers)},
+		"all nodes stop and go on":               {most: 1.2, fault: stop(0, 6*time.Second, allNodes)},
+		"no standby is known for six seconds":    {most: 1.5, age: 4 * time.Second, fault: stop(0, 6*time.Second, allSupers)},
+		"the owner stops again and again":        {most: 1.2, fault: naps(theOwner)},
+		"all supernodes stop again and again":    {most: 1.5, fault: naps(allSupers)},
+		"the owner starts again empty":           {most: 1.2, fault: restarts(1)},
+		"all supernodes start again, one by one": {most: 1.2, fault: restarts(3)},
+		"half of all hosts stop":                 {most: 2, fault: naps(halfOfAll)},
+		"all hosts stop":                         {most: 3, fault: naps(allHosts)},
 	}, "the owner falls silent", "all supernodes fall silent") {
 		t.Run(name, func(t *testing.T) {
 			f := simnet.Fleet{Nodes: 8, Supers: 3, K: 32, Fault: c.fault, Age: c.age, Seed: rand.Uint64N(1000)}
 			assert.LessOrEqual(t, endure(t, f).Copies, c.most)
+		})
+	}
+}
+
+// All supernodes start again with empty disks, and nodes that have nothing pull at once: the registry sends no byte of
+// what other nodes hold.
+func TestRestartedSupernodesAskTheNodesFirst(t *testing.T) {
+	for name, c := range map[string]struct{ down, pause time.Duration }{
+		"at once":             {down: time.Second},
+		"a second later":      {down: time.Second, pause: time.Second},
+		"after a long outage": {down: 30 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			toll := endure(t, simnet.Fleet{Nodes: 8, Supers: 3, K: 32, Warm: 6, Seed: rand.Uint64N(1000),
+				Prelude: func(g *simnet.Ground) {
+					var all sync.WaitGroup
+					for _, h := range g.Supers {
+						all.Go(func() { g.Restart(h, c.down) })
+					}
+					all.Wait()
+					time.Sleep(c.pause)
+				}})
+			assert.Zero(t, toll.Copies)
 		})
 	}
 }
