@@ -2,6 +2,7 @@ package simnet_test
 
 import (
 	"io"
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -116,6 +117,9 @@ func TestASeedChoosesNoPieceThatANodeHas(t *testing.T) {
 }
 
 func TestACrowdEndsThoughAHostDies(t *testing.T) {
+	if !race.Enabled { // see make race-virtual
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU()))
+	}
 	c := simnet.Crowd{N: 24, K: pieces, OriginRate: 200 * size}
 	c.Each = func(i int, h *simnet.Host) {
 		if i == 7 {
