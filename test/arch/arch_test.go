@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/darter-io/darter/test/race"
 )
 
 var own = sync.OnceValues(func() (*Tree, error) { return Load(os.DirFS("../..")) })
@@ -14,6 +16,7 @@ var own = sync.OnceValues(func() (*Tree, error) { return Load(os.DirFS("../.."))
 // tree returns this module's tree.
 func tree(t *testing.T) *Tree {
 	t.Helper()
+	race.Skip(t, "it reads source files, in one goroutine; the tests on small trees call the same checks")
 	tr, err := own()
 	require.NoError(t, err)
 	require.Equal(t, "github.com/darter-io/darter", tr.Module)

@@ -4,12 +4,9 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-
-	"github.com/darter-io/darter/test/race"
 )
 
 func TestAPIFieldsHaveTwoSides(t *testing.T) {
-	race.Skip(t, "it reads source files, in one goroutine")
 	tr := tree(t)
 	faults, err := tr.Fields("pkg/api", importing(t, tr), Unpaired)
 	require.NoError(t, err)

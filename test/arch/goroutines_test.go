@@ -1,13 +1,8 @@
 package arch
 
-import (
-	"testing"
-
-	"github.com/darter-io/darter/test/race"
-)
+import "testing"
 
 func TestGoroutinesAreWaitedFor(t *testing.T) {
-	race.Skip(t, "it reads source files, in one goroutine")
 	none(t, tree(t).Goroutines(Waited))
 }
 

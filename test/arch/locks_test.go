@@ -15,8 +15,6 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
-	"github.com/darter-io/darter/test/race"
 )
 
 // compiled returns the export data of this module's packages and of their imports, by import path.
@@ -53,7 +51,6 @@ func importing(t *testing.T, tr *Tree) types.Importer {
 }
 
 func TestLocks(t *testing.T) {
-	race.Skip(t, "it reads source files, in one goroutine")
 	tr := tree(t)
 	faults, err := tr.Locks(Guarded, importing(t, tr))
 	require.NoError(t, err)
