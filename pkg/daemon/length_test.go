@@ -162,6 +162,7 @@ func socketsHold(t *testing.T) (bytes int64) {
 func TestUnknownLengthTakesHalfTheQuota(t *testing.T) {
 	t.Parallel()
 	content := storetest.Content("file", 9<<20)
+	body := make([]byte, len(content))
 	const times = 8 // a longer file than the quota
 	var gets atomic.Int64
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
@@ -182,22 +183,24 @@ func TestUnknownLengthTakesHalfTheQuota(t *testing.T) {
 	cfg.Cache.Quota = 48 << 20
 	cfg.Files.AllowHosts = []string{"*"}
 	d, _ := start(t, cfg)
-	get := func(path string) (int, []byte) {
+	get := func(path string, times int) {
 		res, err := http.Get("http://" + d.Addrs()["api"] + "/api/v1/files?url=" + s.URL + path)
 		require.NoError(t, err)
 		defer res.Body.Close()
-		b, err := io.ReadAll(res.Body)
+		assert.Equal(t, http.StatusOK, res.StatusCode)
+		for range times {
+			_, err := io.ReadFull(res.Body, body)
+			require.NoError(t, err)
+			assert.True(t, bytes.Equal(content, body), path)
+		}
+		more, err := io.Copy(io.Discard, res.Body)
 		require.NoError(t, err)
-		return res.StatusCode, b
+		assert.Zero(t, more, "bytes after the end of %s", path)
 	}
 	for range 2 { // the spool of the first is gone when the second comes
-		status, b := get("/file")
-		assert.Equal(t, http.StatusOK, status)
-		assert.True(t, bytes.Equal(content, b))
+		get("/file", 1)
 		gets.Store(0)
-		status, b = get("/long")
-		assert.Equal(t, http.StatusOK, status)
-		assert.True(t, bytes.Equal(bytes.Repeat(content, times), b), "%d bytes", len(b))
+		get("/long", times)
 		assert.LessOrEqual(t, gets.Load(), int64(3), "a failed body is asked for once more at most, and then passed on")
 		assert.Less(t, onDisk(t, cfg.Node.DataDir), int64(11<<20), "what is left is the file")
 	}

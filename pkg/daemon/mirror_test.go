@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -76,8 +75,19 @@ func (c *runtime) once(method, path string) (*http.Response, []byte, error) {
 		return nil, nil, err
 	}
 	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
+	b, err := readAll(res)
 	return res, b, err
+}
+
+// readAll reads a body into one buffer of its length, if that is known and no more than 16 MiB. The growing buffers of
+// io.ReadAll cost more than the transfer.
+func readAll(res *http.Response) ([]byte, error) {
+	var b bytes.Buffer
+	if res.Request.Method != http.MethodHead {
+		b.Grow(int(min(max(res.ContentLength, 0), 16<<20)) + bytes.MinRead)
+	}
+	_, err := b.ReadFrom(res.Body)
+	return b.Bytes(), err
 }
 
 // login answers a Bearer challenge.
