@@ -213,11 +213,21 @@ func Patience(status int, header http.Header) time.Duration {
 	if status != http.StatusTooManyRequests && status != http.StatusServiceUnavailable {
 		return 0
 	}
-	seconds, err := strconv.ParseUint(header.Get("Retry-After"), 10, 16)
-	if wait := time.Duration(seconds) * time.Second; err == nil && wait <= patienceMax {
-		return wait
+	after := header.Get("Retry-After")
+	seconds, err := strconv.ParseUint(after, 10, 16)
+	wait := time.Duration(seconds) * time.Second
+	if err != nil {
+		at, err := http.ParseTime(after)
+		now, dated := http.ParseTime(header.Get("Date")) // by the same clock
+		if err != nil || dated != nil {
+			return 0
+		}
+		wait = at.Sub(now)
 	}
-	return 0
+	if wait > patienceMax {
+		return 0
+	}
+	return max(wait, 0)
 }
 
 // Failure turns an error of Open into the one that clients get. A *[StatusError] keeps its status, body
