@@ -89,10 +89,15 @@ func wantsTwo(req *http.Request, res *http.Response, err error) bool {
 		// crypto/tls has no exported type for an alert of the other side over TCP: its text is the alert's name
 		// (RFC 7301 §3.2).
 		var op *net.OpError
-		return errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Error(), "no application protocol")
+		alert := errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Error(), "no application protocol")
+		return alert || strings.Contains(err.Error(), noHTTP1)
 	}
 	return res.StatusCode == http.StatusHTTPVersionNotSupported || res.StatusCode == http.StatusUpgradeRequired
 }
+
+// noHTTP1 is how net/http begins to report an answer that is not one of HTTP/1.1, such as the first frame of HTTP/2. It
+// has no exported type either.
+const noHTTP1 = "malformed HTTP "
 
 func (v *versions) closeIdle() {
 	v.one.CloseIdleConnections()

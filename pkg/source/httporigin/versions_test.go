@@ -76,3 +76,32 @@ func TestHostsThatRefuseHTTP1InTheHandshake(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "HTTP/2.0", string(b))
 }
+
+// A gateway may agree to no protocol in the handshake, and then answer HTTP/1.1 with a frame of HTTP/2.
+func TestHostsThatAnswerByFrames(t *testing.T) {
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor < 2 {
+			if c, _, err := http.NewResponseController(w).Hijack(); err == nil {
+				_, _ = c.Write([]byte("\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\xfa")) // settings
+				c.Close()
+			}
+			return
+		}
+		_, _ = fmt.Fprint(w, r.Proto)
+	}))
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
+	require.NoError(t, os.WriteFile(ca, block, 0o600))
+	o := origin(t, func(c *httporigin.Config) { c.CAFile = ca })
+	for range 2 {
+		res, err := o.Open(t.Context(), file(s.URL+"/file"), 0)
+		require.NoError(t, err)
+		b, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		assert.Equal(t, "HTTP/2.0", string(b))
+		require.NoError(t, res.Body.Close())
+	}
+}
