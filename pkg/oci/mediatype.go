@@ -40,13 +40,18 @@ func NamesContent(mediaType string) bool {
 	return err == nil && base != MediaTypeBlob
 }
 
-// mediaTypeSigned is that of a signed manifest (Docker image manifest version 2, schema 1).
-const mediaTypeSigned = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+// mediaTypeSigned is that of a signed manifest (Docker image manifest version 2, schema 1), mediaTypeSchema1 that of
+// one without signatures. Some registries give the latter to both.
+const (
+	mediaTypeSigned  = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+	mediaTypeSchema1 = "application/vnd.docker.distribution.manifest.v1+json"
+)
 
-// Signed reports whether a manifest of a media type is signed: its digest is that of its payload, and not of its bytes.
+// Signed reports whether a manifest of a media type may be signed: its digest is that of its payload, and not of its
+// bytes.
 func Signed(mediaType string) bool {
 	base, _, err := mime.ParseMediaType(mediaType)
-	return err == nil && base == mediaTypeSigned
+	return err == nil && (base == mediaTypeSigned || base == mediaTypeSchema1)
 }
 
 // SniffManifest derives the media type of a manifest from its "mediaType" or else its fields, for
