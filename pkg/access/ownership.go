@@ -80,6 +80,10 @@ func (r *Resolver) ProveOwnership(
 func (r *Resolver) getWindow(ctx context.Context, l Lookup, w oci.Window, length int64) ([]byte, error) {
 	byteRange := fmt.Sprintf("bytes=%d-%d", w.Offset, w.Offset+w.Length-1)
 	res, err := r.Send(ctx, r.request(l, http.MethodGet, byteRange, ""))
+	if err == nil && refusesRange(res) {
+		res.Body.Close()
+		res, err = r.Send(ctx, r.request(l, http.MethodGet, "", ""))
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -6,11 +6,13 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/darter-io/darter/pkg/api"
@@ -33,6 +35,9 @@ type reply struct {
 // registry may answer a GET differently, it sends a GET.
 func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, error) {
 	res, err := r.Send(ctx, r.request(l, http.MethodHead, "", known.etag))
+	if brokeOff(err) {
+		return r.byGET(ctx, l, known)
+	}
 	if err != nil {
 		return reply{}, err
 	}
@@ -50,10 +55,7 @@ func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, erro
 		res.Body.Close()
 	}
 	if refusesHead(res) {
-		if l.Kind == task.Blob {
-			return r.getFirstByte(ctx, l)
-		}
-		return r.getManifest(ctx, l, known)
+		return r.byGET(ctx, l, known)
 	}
 	if err := refusal(l, res, known); err != nil {
 		return reply{}, err
@@ -81,23 +83,47 @@ func (r *Resolver) head(ctx context.Context, l Lookup, known reply) (reply, erro
 	return out, nil
 }
 
+// byGET sends a lookup by GET.
+func (r *Resolver) byGET(ctx context.Context, l Lookup, known reply) (reply, error) {
+	if l.Kind == task.Blob {
+		return r.getFirstByte(ctx, l)
+	}
+	return r.getManifest(ctx, l, known)
+}
+
+// brokeOff reports whether a registry ended the connection in place of an answer to a HEAD, or redirected it without
+// end: it may answer a GET.
+func brokeOff(err error) bool {
+	var redirect *httporigin.RedirectError
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) ||
+		errors.As(err, &redirect)
+}
+
 // refusesHead reports whether a registry may answer a GET differently from this HEAD: some registries do not support
-// HEAD, refuse it (400, 403, 500), or fetch an object from elsewhere only for a GET (404). A GET's refusal also has a
-// body with the registry's own words. A challenge, or a request for a pause, is an answer.
+// HEAD, refuse it (400, 403, 500), answer it with 203 or 204, or fetch an object from elsewhere only for
+// a GET (404). A GET's refusal also has a body with the registry's own words. A gateway's error may concern one attempt
+// alone. A challenge, or a request for a pause, is an answer.
 func refusesHead(res *http.Response) bool {
 	switch res.StatusCode {
 	case http.StatusUnauthorized:
 		return res.Header.Get("WWW-Authenticate") == ""
-	case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable,
-		http.StatusGatewayTimeout:
+	case http.StatusRequestTimeout, http.StatusTooManyRequests:
 		return false
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return res.Header.Get("Retry-After") == ""
+	case http.StatusNonAuthoritativeInfo, http.StatusNoContent:
+		return true
 	}
 	return res.StatusCode >= 400
 }
 
-// getFirstByte asks for a blob by its first byte.
+// getFirstByte asks for a blob by its first byte, or as a whole where the registry refuses the range.
 func (r *Resolver) getFirstByte(ctx context.Context, l Lookup) (reply, error) {
 	res, err := r.Send(ctx, r.request(l, http.MethodGet, "bytes=0-0", ""))
+	if err == nil && refusesRange(res) {
+		res.Body.Close()
+		res, err = r.Send(ctx, r.request(l, http.MethodGet, "", ""))
+	}
 	if err != nil {
 		return reply{}, err
 	}
@@ -122,6 +148,17 @@ func (r *Resolver) getFirstByte(ctx context.Context, l Lookup) (reply, error) {
 		out.Length = max(res.ContentLength, 0)
 	}
 	return out, nil
+}
+
+// refusesRange reports whether a registry may send a blob as a whole that answers a request for its first byte so.
+func refusesRange(res *http.Response) bool {
+	switch res.StatusCode {
+	case http.StatusRequestedRangeNotSatisfiable:
+		return res.Header.Get("Content-Range") != oci.UnsatisfiedRange(0)
+	case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented:
+		return true
+	}
+	return false
 }
 
 // getManifest reads a manifest and keeps only what a HEAD would state, for registries that refuse the HEAD or do not
@@ -181,12 +218,13 @@ func decoded(res *http.Response) (io.Reader, error) {
 	return gzip.NewReader(body)
 }
 
-// refusal is the error of a response that does not permit the lookup: any but 200 and, if an ETag was sent, 304.
+// refusal is the error of a response that does not permit the lookup: any but 200, 203 and, if an ETag was sent, 304.
 func refusal(l Lookup, res *http.Response, known reply) error {
 	switch {
 	case res.StatusCode >= 400:
 		return ReadRefusal(l.Upstream, l.Path(), res)
-	case res.StatusCode == http.StatusOK, res.StatusCode == http.StatusNotModified && known.etag != "":
+	case res.StatusCode == http.StatusOK, res.StatusCode == http.StatusNonAuthoritativeInfo,
+		res.StatusCode == http.StatusNotModified && known.etag != "":
 		return nil
 	}
 	return &UnreachableError{fmt.Errorf("asking %s: it answered %d to %s, which neither grants nor refuses the request",

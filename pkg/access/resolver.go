@@ -428,7 +428,7 @@ func (r *Resolver) resolveTag(ctx context.Context, l Lookup) (Result, error) {
 		stale, tag.reply = time.Since(known.at), known
 	}
 	out, err := r.Resolve(ctx, l.At(tag.ID))
-	if statusOf(err) == http.StatusNotFound {
+	if refusesDigest(statusOf(err)) {
 		// Some registries serve no manifest by its digest, and a tag that another client resolved may have moved.
 		own, again := r.askTagForOne(ctx, l)
 		if again != nil {
@@ -447,6 +447,16 @@ func (r *Resolver) resolveTag(ctx context.Context, l Lookup) (Result, error) {
 		out.Length = tag.Length
 	}
 	return out, nil
+}
+
+// refusesDigest reports whether a registry that answers a lookup of a digest with this status may permit the tag.
+func refusesDigest(status int) bool {
+	switch status {
+	case http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusGone,
+		http.StatusInternalServerError, http.StatusNotImplemented:
+		return true
+	}
+	return false
 }
 
 // tagReply is what a tag means, or the refusal of a lookup of it.

@@ -420,7 +420,7 @@ func TestFinalOriginErrors(t *testing.T) {
 	}))
 	defer o.Close()
 	for path, want := range map[string]string{
-		"/loop": "more than 5 redirects", "/odd": "302 with an unreadable Location",
+		"/loop": "more than 10 redirects", "/odd": "302 with an unreadable Location",
 		"/mail": "which is not an http or https URL",
 	} {
 		_, b := ask(t, srv, url.Values{api.FileURL: {o.URL + path}})

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -54,6 +55,12 @@ func TestPeculiarRegistries(t *testing.T) {
 					c.mirror = d.Addrs()["mirror"]
 					for range 2 {
 						require.NoError(t, c.pull(p.Repository, "v1", user, "a"))
+						// crane, for instance, asks for the tag by GET and takes the type of the answer.
+						res, b, err := c.do(http.MethodGet, p.Repository+"/manifests/v1")
+						require.NoError(t, err)
+						require.Equal(t, 200, res.StatusCode, "%.300s", b)
+						assert.Equal(t, p.Digest, string(oci.DigestOf(b)))
+						assert.Contains(t, res.Header.Get("Content-Type"), "manifest")
 					}
 					assert.Less(t, r.Counts().Egress, p.Bytes()+50e3, "each blob once, and small answers")
 					assert.Zero(t, r.Counts().Leaks)
@@ -184,6 +191,59 @@ func TestALargeManifest(t *testing.T) {
 				require.True(t, bytes.Equal(manifest, b))
 			}
 			assert.LessOrEqual(t, sent.Load(), int64(2*len(manifest)), "once for its digest, and once for all clients")
+		})
+	}
+}
+
+// A client may ask for a blob whose manifest nobody pulled here, so that only the registry states its length. Its HEAD
+// may be wrong or refused, and so may a request for a part.
+func TestABlobWithoutItsManifest(t *testing.T) {
+	t.Parallel()
+	blob := bytes.Repeat([]byte("a blob of a registry "), 20e3)
+	for name, c := range map[string]struct {
+		head, part int  // the statuses of a HEAD and of a request with a Range; 0 is the right answer
+		more       int  // bytes that a HEAD states too many
+		chunked    bool // a GET states no length
+	}{
+		"HEAD states more, GET nothing":   {0, 0, 7, true},
+		"HEAD states less, GET nothing":   {0, 0, -7, true},
+		"HEAD gets 405, a range gets 416": {405, 416, 0, false},
+		"HEAD gets 405, a range gets 400": {405, 400, 0, false},
+		"HEAD gets 501, a range gets 501": {501, 501, 0, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+				part := req.Header.Get("Range") != ""
+				switch {
+				case req.Method == http.MethodHead && c.head != 0:
+					w.WriteHeader(c.head)
+				case req.Method == http.MethodHead:
+					w.Header().Set("Content-Length", fmt.Sprint(len(blob)+c.more))
+				case part && c.part != 0:
+					w.WriteHeader(c.part)
+				case part:
+					http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(blob))
+				default:
+					if !c.chunked {
+						w.Header().Set("Content-Length", fmt.Sprint(len(blob)))
+					}
+					_, _ = w.Write(blob)
+				}
+			}))
+			t.Cleanup(r.Close)
+			host := r.Listener.Addr().String()
+			cfg := settings(t, nil, "node")
+			cfg.Upstreams = []config.Upstream{{Host: host, URLs: []string{r.URL}, PlainHTTP: true}}
+			d, _ := start(t, cfg)
+			for range 2 {
+				for _, client := range []*runtime{{ns: host}, {prefix: host}} {
+					client.mirror = d.Addrs()["mirror"]
+					res, b, err := client.do(http.MethodGet, "team/app/blobs/"+string(oci.DigestOf(blob)))
+					require.NoError(t, err)
+					require.Equal(t, 200, res.StatusCode, "%.300s", b)
+					require.True(t, bytes.Equal(blob, b))
+				}
+			}
 		})
 	}
 }

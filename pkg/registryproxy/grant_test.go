@@ -191,7 +191,7 @@ func TestRefusalsAreNotRemembered(t *testing.T) {
 	r := newFixture(config{})
 	known := r.up.answer
 	for _, c := range []struct{ status, asks int }{
-		{401, 1}, {403, 2}, {404, 2}, {429, 1}, {500, 2}, {503, 1}, // a GET may be answered otherwise than a HEAD
+		{401, 1}, {403, 2}, {404, 2}, {429, 1}, {500, 2}, {503, 2}, // a GET may be answered otherwise than a HEAD
 	} {
 		r.up.reply(func(w http.ResponseWriter, q source.RegistryRequest) {
 			w.Header().Set("WWW-Authenticate", "Basic realm=r")

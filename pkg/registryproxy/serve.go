@@ -292,12 +292,17 @@ func (req *request) mediaType(granted, stored string) string {
 	switch {
 	case req.target.endpoint == endpointBlob:
 		return oci.MediaTypeBlob
-	case oci.NamesContent(granted):
+	case oci.NamesContent(granted) && !(generic(granted) && oci.NamesContent(stored)):
 		return granted
 	case oci.NamesContent(stored):
 		return stored
 	}
 	return ""
+}
+
+// generic reports whether a media type says nothing of a manifest: some registries give such a one in reply to a HEAD.
+func generic(mediaType string) bool {
+	return strings.HasPrefix(mediaType, "text/") || strings.HasPrefix(mediaType, "application/json")
 }
 
 // matches reports whether a client's If-None-Match names the digest (RFC 9110 §13.1.2).

@@ -128,7 +128,7 @@ type Spec struct {
 	// client only: another manifest may state another length.
 	Promised int64
 	// Hint is the length in bytes that a registry stated before the GET (HEAD), else 0. Some registries state a wrong
-	// one: it counts only for a GET without a length of its own.
+	// one, so that only hosts of earlier versions use it.
 	Hint int64
 	// Accept is the Accept header for a manifest's GET.
 	Accept []string

@@ -2,9 +2,11 @@ package registrytest
 
 import (
 	"compress/gzip"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // Peculiarity changes the answer to one request, as some registries do. next gives the registry's usual answer. It
@@ -28,10 +30,19 @@ func Peculiarities() []Peculiar {
 		{"HEAD gets 403", Config{Peculiarity: noHead(http.StatusForbidden)}},
 		{"HEAD gets 404", Config{Peculiarity: noHead(http.StatusNotFound)}},
 		{"HEAD gets 500", Config{Peculiarity: noHead(http.StatusInternalServerError)}},
+		{"HEAD gets 204", Config{Peculiarity: noHead(http.StatusNoContent)}},
+		{"HEAD breaks off", Config{Peculiarity: noHead(0)}},
+		{"HEAD gets 502 once", Config{Peculiarity: onceHead(http.StatusBadGateway)}},
 		{"HEAD states a wrong length", Config{Peculiarity: wrongHead}},
-		{"no manifest by digest", Config{Peculiarity: onlyTags}},
+		{"HEAD states the type of a page", Config{Peculiarity: pageHead}},
+		{"blobs behind nine redirects", Config{Peculiarity: redirectedTimes(9)}},
+		{"no manifest by digest", Config{Peculiarity: onlyTags(http.StatusNotFound)}},
+		{"manifests by digest get 403", Config{Peculiarity: onlyTags(http.StatusForbidden)}},
+		{"manifests by digest get 500", Config{Peculiarity: onlyTags(http.StatusInternalServerError)}},
 		{"the version check gets 404", Config{Peculiarity: noPing(http.StatusNotFound)}},
 		{"the version check gets 403", Config{Peculiarity: noPing(http.StatusForbidden)}},
+		{"the version check gets 500", Config{Peculiarity: noPing(http.StatusInternalServerError)}},
+		{"the version check redirects to itself", Config{Peculiarity: noPing(http.StatusFound)}},
 		{"layers labelled gzip", Config{Peculiarity: labelled("gzip", false)}},
 		{"layers labelled x-gzip, no lengths", Config{Peculiarity: labelled("x-gzip", true)}},
 		{"layers labelled zstd", Config{Peculiarity: labelled("zstd", false)}},
@@ -50,10 +61,48 @@ func redirected(r *Registry, w http.ResponseWriter, req *http.Request, next http
 	next(w, req)
 }
 
-// noHead refuses every HEAD of an object with a status and an empty body.
+// redirectedTimes redirects blobs n times, to URLs without a scheme, before it serves them.
+func redirectedTimes(n int) Peculiarity {
+	return func(_ *Registry, w http.ResponseWriter, req *http.Request, next http.HandlerFunc) {
+		hop, _ := strconv.Atoi(req.URL.Query().Get("hop"))
+		if o, ok := parsePath(req.URL.Path); !ok || o.kind != "blobs" || hop == n {
+			next(w, req)
+			return
+		}
+		w.Header().Set("Location", fmt.Sprintf("//%s%s?hop=%d", req.Host, req.URL.Path, hop+1))
+		w.WriteHeader(http.StatusPermanentRedirect)
+	}
+}
+
+// onceHead refuses the first HEAD of each object with a status.
+func onceHead(status int) Peculiarity {
+	var seen sync.Map
+	return func(_ *Registry, w http.ResponseWriter, req *http.Request, next http.HandlerFunc) {
+		if o, ok := parsePath(req.URL.Path); ok && req.Method == http.MethodHead {
+			if _, again := seen.LoadOrStore(o.key(), true); !again {
+				w.WriteHeader(status)
+				return
+			}
+		}
+		next(w, req)
+	}
+}
+
+// pageHead states the type of a page in response to a HEAD of a manifest.
+func pageHead(_ *Registry, w http.ResponseWriter, req *http.Request, next http.HandlerFunc) {
+	if o, ok := parsePath(req.URL.Path); ok && o.kind == "manifests" && req.Method == http.MethodHead {
+		w = &editing{w, func(h http.Header, _ int) { h.Set("Content-Type", "text/html; charset=utf-8") }}
+	}
+	next(w, req)
+}
+
+// noHead refuses every HEAD of an object with a status and an empty body; 0 ends the connection.
 func noHead(status int) Peculiarity {
 	return func(_ *Registry, w http.ResponseWriter, req *http.Request, next http.HandlerFunc) {
 		if _, ok := parsePath(req.URL.Path); ok && req.Method == http.MethodHead {
+			if status == 0 {
+				panic(http.ErrAbortHandler)
+			}
 			w.WriteHeader(status)
 			return
 		}
@@ -65,6 +114,7 @@ func noHead(status int) Peculiarity {
 func noPing(status int) Peculiarity {
 	return func(_ *Registry, w http.ResponseWriter, req *http.Request, next http.HandlerFunc) {
 		if req.URL.Path == "/v2/" {
+			w.Header().Set("Location", "/v2/")
 			w.WriteHeader(status)
 			return
 		}
@@ -85,12 +135,14 @@ func wrongHead(_ *Registry, w http.ResponseWriter, req *http.Request, next http.
 }
 
 // onlyTags serves a manifest by a tag and never by its digest.
-func onlyTags(_ *Registry, w http.ResponseWriter, req *http.Request, next http.HandlerFunc) {
-	if o, ok := parsePath(req.URL.Path); ok && o.kind == "manifests" && strings.Contains(o.reference, ":") {
-		writeError(w, http.StatusNotFound, "MANIFEST_UNKNOWN", "manifest unknown")
-		return
+func onlyTags(status int) Peculiarity {
+	return func(_ *Registry, w http.ResponseWriter, req *http.Request, next http.HandlerFunc) {
+		if o, ok := parsePath(req.URL.Path); ok && o.kind == "manifests" && strings.Contains(o.reference, ":") {
+			writeError(w, status, "MANIFEST_UNKNOWN", "manifest unknown")
+			return
+		}
+		next(w, req)
 	}
-	next(w, req)
 }
 
 // labelled gives blobs a Content-Encoding as object stores do that keep it with the file.

@@ -53,7 +53,7 @@ type Config struct {
 	// same time counts as silent, too. Only the time in which the client reads counts, so a slow reader does
 	// not exhaust it. Default 30 s.
 	IdleTimeout time.Duration
-	// RedirectsMax is the number of redirects that a request follows. Default 5.
+	// RedirectsMax is the number of redirects that a request follows. Default 10, as for clients in Go.
 	RedirectsMax int
 	// ConnectionsMax bounds the connections to one host, 0 for no bound. Each running download holds one.
 	ConnectionsMax int
@@ -95,7 +95,7 @@ func (c Config) withDefaults() Config {
 	def(&c.HeaderTimeout, 30*time.Second)
 	def(&c.IdleTimeout, 30*time.Second)
 	if c.RedirectsMax == 0 {
-		c.RedirectsMax = 5
+		c.RedirectsMax = 10
 	}
 	if c.UserAgent == "" {
 		c.UserAgent = "darter"

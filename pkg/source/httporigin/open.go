@@ -42,8 +42,6 @@ type Get struct {
 	// Length of the whole file in bytes if it is known, else 0 or less. It bounds the bytes that are read:
 	// another length, declared or sent, is a *[source.LengthError].
 	Length int64
-	// Guessed says that Length counts only for an answer that declares no length.
-	Guessed bool
 	// Raw is for files that a digest names, or whose own name says gzip. It reports whether the encoding gzip is only a
 	// label of the file's own type, if the lengths do not show that. resumed says that the bytes continue an earlier
 	// answer. Every other encoding is then such a label, too, unless Allows refuses it. Nil decodes gzip and refuses other
@@ -125,11 +123,12 @@ func (c *Client) judge(
 	ctx context.Context, abort context.CancelCauseFunc, g Get, ranged bool, res *http.Response,
 ) (*source.Response, error) {
 	switch {
-	case res.StatusCode == http.StatusRequestedRangeNotSatisfiable && ranged:
+	case ranged && refusesRange(res.StatusCode, g.End > 0):
 		// The file may be shorter now, or have exactly this length, or the origin may be wrong. A request for
 		// the whole file decides.
 		return nil, errAskWhole
-	case res.StatusCode != http.StatusOK && res.StatusCode != http.StatusPartialContent:
+	case res.StatusCode != http.StatusOK && res.StatusCode != http.StatusNonAuthoritativeInfo &&
+		res.StatusCode != http.StatusPartialContent:
 		return nil, c.statusError(ctx, abort, res, http.MethodGet, g.URL)
 	}
 	if g.Allows != nil {
@@ -153,7 +152,7 @@ func (c *Client) judge(
 	switch {
 	case g.Length > 0 && out.Length < 0:
 		out.Length = g.Length
-	case g.Length > 0 && out.Length != g.Length && !g.Guessed:
+	case g.Length > 0 && out.Length != g.Length:
 		return nil, &source.LengthError{Method: http.MethodGet, URL: secret.PrintableURL(g.URL), Want: g.Length,
 			Got: out.Length}
 	}
@@ -173,6 +172,18 @@ func (c *Client) judge(
 		out.Body = source.Cut(body, g.End-g.Offset)
 	}
 	return out, nil
+}
+
+// refusesRange reports whether an origin that answers a Range with this status may send the whole file: some answer so
+// to any Range. Of a window, such an error is left to the caller, whose stream brings the bytes.
+func refusesRange(status int, window bool) bool {
+	switch status {
+	case http.StatusRequestedRangeNotSatisfiable:
+		return true
+	case http.StatusBadRequest, http.StatusNotImplemented:
+		return !window
+	}
+	return false
 }
 
 // unusable returns an [AnswerError].
@@ -206,7 +217,7 @@ func (g Get) frame(body *body, ranged bool, res *http.Response) (length int64, e
 	if partial && !ranged {
 		return 0, g.unusable("206 to a request without Range")
 	}
-	shown := g.Length > 0 && res.ContentLength >= 0 && !partial && !g.Guessed // the lengths show it
+	shown := g.Length > 0 && res.ContentLength >= 0 && !partial // the lengths show it
 	if encoding == "gzip" && (shown && res.ContentLength == g.Length || !shown && g.Raw != nil && g.Raw(g.Offset > 0)) {
 		encoding = ""
 	}

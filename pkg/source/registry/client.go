@@ -107,9 +107,6 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset, end int64) (*
 		get := httporigin.Get{
 			Request: httporigin.Request{URL: target, Header: header}, Offset: offset, End: end, Length: spec.Known(),
 		}
-		if get.Length == 0 {
-			get.Length, get.Guessed = spec.Hint, true
-		}
 		get.AllowPlain = spec.Kind == task.Blob && !u.ForbidPlainRedirects
 		get.Challenged = c.redirected(u, id)
 		get.Raw = func(resumed bool) bool { return spec.Kind == task.Blob && c.isLabel(id, resumed) }
@@ -136,7 +133,7 @@ func (c *Client) open(ctx context.Context, spec task.Spec, offset, end int64) (*
 		if session && status.Status == http.StatusUnauthorized {
 			c.logout(u, base, repository, bare)
 		}
-		if status.Status == http.StatusNotFound && spec.Kind == task.Manifest && oci.IsTag(spec.Tag) {
+		if refusesDigest(status.Status) && spec.Kind == task.Manifest && oci.IsTag(spec.Tag) {
 			get.URL = at(base, "/v2/"+repository+"/manifests/"+spec.Tag, "")
 			if byTag, tagErr := openByTag(ctx, u, get, id); tagErr == nil {
 				res, err = byTag, nil
@@ -187,6 +184,13 @@ func (c *Client) isLabel(id task.ID, resumed bool) bool {
 	}
 	c.labels[id] = !known || !before
 	return c.labels[id]
+}
+
+// refusesDigest reports whether a registry that answers a request for a manifest by its digest with this status may
+// serve the manifest by its tag: some proxies know tags alone. A client that asks by tag never asks for the digest.
+func refusesDigest(status int) bool {
+	return status >= 400 && status != http.StatusUnauthorized && status != http.StatusRequestTimeout &&
+		status != http.StatusTooManyRequests && !unavailable(status)
 }
 
 // openByTag reads a manifest by its tag, for registries that do not serve it by its digest. A tag that means

@@ -298,10 +298,15 @@ func (c *control) roundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	answers := !ping && res.StatusCode == http.StatusOK // the exchange reads this body, and of others the beginning
 	b, err := io.ReadAll(io.LimitReader(res.Body, controlMax+1))
 	res.Body.Close()
-	if err != nil {
+	if err != nil && answers {
 		return nil, fmt.Errorf("reading the response of %s: %w", secret.PrintableURL(out.URL), err)
+	}
+	if !answers {
+		b = b[:min(len(b), controlMax)]
+		res.ContentLength = int64(len(b))
 	}
 	if len(b) > controlMax {
 		return nil, fmt.Errorf("the response of %s is larger than %d bytes", secret.PrintableURL(out.URL), controlMax)
@@ -323,15 +328,15 @@ func (c *control) roundTrip(req *http.Request) (*http.Response, error) {
 // static files has nothing there, and some gateways forward only the paths of repositories.
 func hasNoPing(status int) bool {
 	switch status {
-	case http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed,
-		http.StatusGone, http.StatusNotImplemented:
-		return true
+	case http.StatusOK, http.StatusUnauthorized, http.StatusRequestTimeout, http.StatusTooManyRequests:
+		return false
 	}
-	return false
+	return !unavailable(status)
 }
 
-// challengeOfTags replaces a ping that failed. It returns the challenge that the repository's list of tags gets, or the
-// answer of a registry that asks for no credentials.
+// challengeOfTags replaces a ping that failed or was redirected. It returns the challenge that the repository's list of
+// tags gets, the ping's redirect if the list is redirected, too, or the answer of a registry that asks for no
+// credentials.
 func (c *control) challengeOfTags(ping *http.Request, failed *http.Response) (*http.Response, error) {
 	failed.Body.Close()
 	root, _ := rootOf(c.base)
@@ -342,9 +347,15 @@ func (c *control) challengeOfTags(ping *http.Request, failed *http.Response) (*h
 		return res, err
 	}
 	res.Body.Close()
+	if isRedirect(failed.StatusCode) && isRedirect(res.StatusCode) {
+		failed.Body = http.NoBody
+		return failed, nil
+	}
 	return &http.Response{StatusCode: http.StatusOK, Status: "200 OK", Header: http.Header{}, Body: http.NoBody,
 		Request: ping}, nil
 }
+
+func isRedirect(status int) bool { return status >= 300 && status < 400 }
 
 // withScheme gives a request the registry's own scheme: the exchange also tries others.
 func (c *control) withScheme(req *http.Request) *http.Request {
