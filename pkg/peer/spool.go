@@ -21,6 +21,10 @@ import (
 // spoolMax is how long such a body may be, in bytes, where the quota does not end it sooner.
 const spoolMax = 32 << 30
 
+// hintSlack and twice the length that a HEAD named bound a body without a length of its own. Some registries answer a
+// HEAD with a wrong length, and the digest decides; but a body without end must not fill half of the quota.
+const hintSlack = 16 << 20
+
 // spoolBlock is how much of it is read and kept at a time.
 const spoolBlock = 256 << 10
 
@@ -42,10 +46,15 @@ func (e *Engine) longest(spec task.Spec) *tooLongError {
 	if spec.Kind == task.Manifest && oci.ManifestMax < e.cfg.SpoolMax {
 		return manifestTooLong
 	}
-	return &tooLongError{
+	longest := &tooLongError{
 		what: "a body whose length neither Content-Length nor a manifest names",
 		most: e.cfg.SpoolMax,
 	}
+	if hinted := 2*spec.Hint + hintSlack; spec.Hint > 0 && hinted < longest.most {
+		longest.what = fmt.Sprintf("a body without Content-Length, of which a HEAD named %d bytes,", spec.Hint)
+		longest.most = hinted
+	}
+	return longest
 }
 
 // spool keeps a body of unknown length until its end. The caller closes it.

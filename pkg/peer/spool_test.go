@@ -114,6 +114,43 @@ func TestAKnownLengthBoundsTheBody(t *testing.T) {
 	}
 }
 
+// A registry that answers a HEAD with a wrong length is survived, and one that then sends without end is left.
+func TestAHeadBoundsABodyWithoutLength(t *testing.T) {
+	content := randomBytes(43, 5*piece.SizeMin+7)
+	n := int64(len(content))
+	for name, c := range map[string]struct {
+		hint    int64
+		endless bool
+	}{
+		"the HEAD named too few bytes":  {hint: n / 3},
+		"the HEAD named too many bytes": {hint: n + 9},
+		"the body does not end":         {hint: n, endless: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSwarm(t, content)
+				s.origin.noLength = true
+				if c.endless {
+					s.origin.body = func(_ int, _ int64, r io.Reader) io.Reader { return io.MultiReader(r, zeros{}) }
+				}
+				s.seed()
+				spec := s.spec()
+				spec.Hint = c.hint
+				data, err := s.pullAgain(s.node(nil), spec)
+				if !c.endless {
+					require.NoError(t, err)
+					assert.True(t, bytes.Equal(content, data))
+					return
+				}
+				var f *api.Failure
+				require.ErrorAs(t, err, &f)
+				assert.Contains(t, f.Message, fmt.Sprintf("of which a HEAD named %d bytes", n))
+				assert.LessOrEqual(t, s.origin.sent.Load(), 2*(2*n+17<<20), "two tries")
+			})
+		})
+	}
+}
+
 func TestABlobOfKnownLengthFlowsBeforeItsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(41, 10*piece.SizeMin))

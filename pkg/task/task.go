@@ -128,7 +128,7 @@ type Spec struct {
 	// client only: another manifest may state another length.
 	Promised int64
 	// Hint is the length in bytes that a registry stated before the GET (HEAD), else 0. Some registries state a wrong
-	// one, so that only hosts of earlier versions use it.
+	// one: it only bounds how much is kept of a body whose length nothing else states.
 	Hint int64
 	// Accept is the Accept header for a manifest's GET.
 	Accept []string
