@@ -108,6 +108,17 @@ func (r Record) Plan(now time.Time, hosts []Host) (p Plan) {
 	return p
 }
 
+// Follow puts what a plan decides into the record, as the leader of the job does, and reports whether that changed it.
+func (r *Record) Follow(p Plan) (changed bool) {
+	if p.Open > r.Open {
+		r.Open, changed = p.Open, true
+	}
+	if p.End != nil {
+		r.End, changed = p.End, true
+	}
+	return changed
+}
+
 // healthy reports whether enough hosts of the open waves hold everything.
 func (r Record) healthy(p Plan) bool {
 	has, n := 0, 0
@@ -126,7 +137,7 @@ func (r Record) healthy(p Plan) bool {
 func (r Record) members(now time.Time, hosts []Host) (out []Member) {
 	zones := map[string][]Host{}
 	for _, h := range hosts {
-		if r.Spec.Scope.matches(h) {
+		if r.Spec.Scope.Matches(h) {
 			zones[h.Zone] = append(zones[h.Zone], h)
 		}
 	}
@@ -171,8 +182,8 @@ func (r Record) members(now time.Time, hosts []Host) (out []Member) {
 	return out
 }
 
-// matches reports whether a scope names a host.
-func (s Scope) matches(h Host) bool {
+// Matches reports whether a scope names a host, before its count or percentage.
+func (s Scope) Matches(h Host) bool {
 	if seeds := s.Kind == OneSeed || s.Kind == AllSeeds; seeds != h.Seed {
 		return false
 	}

@@ -477,3 +477,102 @@ func TestServiceLeads(t *testing.T) {
 	cancel()
 	require.NoError(t, <-done)
 }
+
+// crowd is a service with hosts that announced, and jobs that run for all of them.
+func crowd(t testing.TB, hosts, running, ended int) (*Service, []api.AnnounceRequest) {
+	s, err := Open(Config{Dir: t.TempDir(), Host: host.Host{ID: host.NewID(), Name: "s", Addr: "127.0.0.1:1"},
+		Self: "self", Registry: newFake(), Worker: newWorker(&store{held: map[task.ID]bool{}}), Now: time.Now,
+		Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	s.began = s.began.Add(-time.Hour)
+	id := oci.DigestOf([]byte("x"))
+	for i := range running + ended {
+		r := preheat.New(fmt.Sprintf("%032x", i*7919), spec(), time.Now())
+		r.Resolved = &preheat.Resolved{Digest: id, Objects: []preheat.Object{{ID: id, Kind: task.Manifest, Size: 1}}}
+		if i >= running {
+			r.End = &preheat.End{State: preheat.Success, At: time.Now()}
+		}
+		s.merge([]WireRecord{{Record: r}})
+	}
+	var all []api.AnnounceRequest
+	for i := range hosts {
+		q := api.AnnounceRequest{Generation: 1, Host: host.Host{ID: host.NewID(), Name: fmt.Sprintf("n%04d", i),
+			Addr: "10.0.0.1:1", Zone: string(rune('a' + i%4))}}
+		for j := range running + ended {
+			q.Preheats = append(q.Preheats, preheat.Report{Job: fmt.Sprintf("%032x", j*7919), State: preheat.Running})
+		}
+		s.Note(q)
+		all = append(all, q)
+	}
+	return s, all
+}
+
+// TestPlansHoldNoLock: whatever a plan costs, no announce waits for it. A plan lists the live supernodes first.
+func TestPlansHoldNoLock(t *testing.T) {
+	s, all := crowd(t, 10, 3, 3)
+	asked := 0
+	s.cfg.Owners = func() []string {
+		asked++
+		if assert.True(t, s.mu.TryLock(), "a plan is made under the lock") {
+			s.mu.Unlock()
+		}
+		return []string{"self", "other"}
+	}
+	var background sync.WaitGroup
+	s.step(t.Context(), &background)
+	background.Wait()
+	for id := range s.records {
+		_, ok := s.Gate(id)
+		require.True(t, ok)
+		_, ok = s.Get(id)
+		require.True(t, ok)
+	}
+	assert.Positive(t, asked)
+	list, _ := s.orders(all[0].Host.ID)
+	assert.Len(t, list, 6)
+}
+
+// TestEndedJobsAreNotPlanned: a supernode remembers many jobs that ended; they cost its plans nothing.
+func TestEndedJobsAreNotPlanned(t *testing.T) {
+	s, _ := crowd(t, 5, 2, preheat.JobsMax-2)
+	var background sync.WaitGroup
+	for range 3 {
+		s.step(t.Context(), &background)
+	}
+	background.Wait()
+	assert.Equal(t, 3*2, s.made)
+}
+
+// BenchmarkStep is a plan for 1,000 hosts and 20 jobs, and one beside 256 jobs that ended.
+// "locked" is the longest time of those for which it held the lock.
+func BenchmarkStep(b *testing.B) {
+	for _, c := range []struct{ running, ended int }{{20, 0}, {0, preheat.JobsMax}} {
+		b.Run(fmt.Sprintf("%d running, %d ended", c.running, c.ended), func(b *testing.B) {
+			s, _ := crowd(b, 1000, c.running, c.ended)
+			s.save()
+			var background sync.WaitGroup
+			stop, worst := make(chan struct{}), make(chan time.Duration)
+			go func() {
+				var longest time.Duration
+				for {
+					select {
+					case <-stop:
+						worst <- longest
+						return
+					case <-time.After(20 * time.Microsecond):
+					}
+					at := time.Now()
+					s.mu.Lock()
+					longest = max(longest, time.Since(at))
+					s.mu.Unlock()
+				}
+			}()
+			for b.Loop() {
+				s.step(b.Context(), &background)
+			}
+			close(stop)
+			b.ReportMetric(float64((<-worst).Microseconds()), "µs-locked")
+			background.Wait()
+		})
+	}
+}

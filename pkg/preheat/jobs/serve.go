@@ -113,10 +113,8 @@ func (s *Service) Records(own bool) Records {
 	if own {
 		out.Host, out.Labels, out.Reports = &s.cfg.Host, s.cfg.Labels, s.cfg.Worker.Reports()
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, id := range s.sorted() {
-		x := s.wire(*s.records[id], false)
+	for _, r := range s.look().records {
+		x := s.wire(*r, false)
 		x.Holds = x.Holds && own // not in the journal
 		out.List = append(out.List, x)
 	}
@@ -154,9 +152,7 @@ func (s *Service) ServeOrders(w http.ResponseWriter, r *http.Request) {
 		}
 		id = proved
 	}
-	s.mu.Lock()
-	list := s.plans[id].orders
-	s.mu.Unlock()
+	list, _ := s.orders(id)
 	answer(w, http.StatusOK, api.PreheatOrders{Version: api.Version, List: list})
 }
 

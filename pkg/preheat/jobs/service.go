@@ -48,8 +48,6 @@ const (
 	resolvePause, resolvePauseMax = time.Second, 30 * time.Second
 	// stepPause is the least time between two plans: many hosts report at once.
 	stepPause = 50 * time.Millisecond
-	// endedEvery is how old the orders for a job that ended may be.
-	endedEvery = 10 * time.Second
 	// webhookTimeout bounds one call of a webhook, webhookTries how often one is called.
 	webhookTimeout = 10 * time.Second
 	webhookTries   = 5
@@ -91,16 +89,22 @@ type Service struct {
 
 	// saving is held while the journal is written.
 	saving sync.Mutex
-	// mu is held to look up and change, never while something is sent or written.
-	mu      sync.Mutex
+	// mu is held to look up and change, for less than a millisecond: plans are made of a [view], without it. It is never
+	// held while something is sent or written.
+	mu sync.Mutex
+	// records and hosts hold values that nobody changes: a change puts another one into the map.
 	records map[string]*preheat.Record
 	hosts   map[host.ID]*seen
 	plans   map[host.ID]plan
 	// seeds are the other supernodes by the address of their API.
 	seeds map[string]host.ID
-	// planned are the hosts that were known when the plans were made; ended caches the orders of jobs that ended.
+	// planned are the hosts that were known when the plans were made.
 	planned map[host.ID]bool
-	ended   map[string]endedOrders
+	// over are the jobs that ended, by ID; another map replaces it, and overRev grows, when one ends or is forgotten.
+	over    []*preheat.Record
+	overRev int
+	// made counts the plans of Run, for tests: a job that ended needs none.
+	made int
 	// resolving and calling are the jobs whose reference is looked up and whose webhook is called now; tries counts the
 	// attempts, and due is when the next one may begin.
 	resolving, calling map[string]bool
@@ -116,19 +120,27 @@ type seen struct {
 	seed    bool
 	life    uint64
 	at      time.Time
-	reports map[string]preheat.Report
+	reports map[string]*preheat.Report
+	// owed are the jobs that ended and of which the host shall hear; they are those of overRev, with the mark owedMark.
+	owed     []*preheat.Record
+	owedMark string
+	overRev  int
 }
 
-// endedOrders are the orders for a job that ended: hosts only report.
-type endedOrders struct {
-	at   time.Time
-	list map[host.ID]preheat.Order
-}
-
-// plan holds the orders for a host.
+// plan holds the orders for a host of the jobs that run.
 type plan struct {
 	mark   string
 	orders []preheat.Order
+}
+
+// view is what the service knew at one moment. Nobody changes it, so it is read without the lock.
+type view struct {
+	now     time.Time
+	records []*preheat.Record // by ID
+	hosts   []*seen
+	// strangers are the supernodes that gossip knows and that have told nothing yet.
+	strangers []string
+	owners    []string
 }
 
 // Open reads the journal.
@@ -137,7 +149,7 @@ func Open(cfg Config) (*Service, error) {
 		records: map[string]*preheat.Record{},
 		hosts:   map[host.ID]*seen{}, seeds: map[string]host.ID{}, plans: map[host.ID]plan{},
 		resolving: map[string]bool{}, calling: map[string]bool{},
-		tries: map[string]int{}, due: map[string]time.Time{}, ended: map[string]endedOrders{}}
+		tries: map[string]int{}, due: map[string]time.Time{}}
 	path := filepath.Join(cfg.Dir, journalFile)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -153,6 +165,7 @@ func Open(cfg Config) (*Service, error) {
 	for _, r := range file.List {
 		s.records[r.ID] = &r.Record
 	}
+	s.gather()
 	return s, nil
 }
 
@@ -209,8 +222,7 @@ func (s *Service) Create(ctx context.Context, spec preheat.Spec) (preheat.Job, e
 		s.mu.Unlock()
 		return preheat.Job{}, ErrFull
 	}
-	s.records[r.ID] = &r
-	s.unsaved = true
+	s.put(&r)
 	s.mu.Unlock()
 	s.log.Info("preheat begins", "job", r.ID, "name", spec.Name(), "scope", r.Spec.Scope.Kind, "deadline",
 		r.Spec.Deadline)
@@ -232,26 +244,62 @@ func (s *Service) find(id string) *preheat.Record {
 	return nil
 }
 
-// Get returns a job by its ID or its decimal number, with the objects on each host.
-func (s *Service) Get(id string) (preheat.Job, bool) {
+// look returns what is known now. It holds the lock for the time of two short copies.
+func (s *Service) look() (v view) {
+	if s.cfg.Owners != nil {
+		v.owners = s.cfg.Owners()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.viewed(v.owners)
+}
+
+// viewed is look for a caller that holds mu.
+func (s *Service) viewed(owners []string) view {
+	v := view{now: s.cfg.Now(), owners: owners, records: make([]*preheat.Record, 0, len(s.records)),
+		hosts: make([]*seen, 0, len(s.hosts))}
+	for _, r := range s.records {
+		v.records = append(v.records, r)
+	}
+	slices.SortFunc(v.records, byID)
+	for _, h := range s.hosts {
+		v.hosts = append(v.hosts, h)
+	}
+	for _, addr := range owners {
+		if addr != s.cfg.Self && s.hosts[s.seeds[addr]] == nil {
+			v.strangers = append(v.strangers, addr)
+		}
+	}
+	return v
+}
+
+func byID(a, b *preheat.Record) int { return strings.Compare(a.ID, b.ID) }
+
+// lookup returns a job by its ID or its decimal number, and what is known now.
+func (s *Service) lookup(id string) (*preheat.Record, view) {
+	s.mu.Lock()
 	r := s.find(id)
+	s.mu.Unlock()
+	if r == nil {
+		return nil, view{}
+	}
+	return r, s.look()
+}
+
+// Get returns a job by its ID or its decimal number, with the objects on each host.
+func (s *Service) Get(id string) (preheat.Job, bool) {
+	r, v := s.lookup(id)
 	if r == nil {
 		return preheat.Job{}, false
 	}
-	now := s.cfg.Now()
-	return r.Job(now, r.Plan(now, s.hostsOf(r, now))), true
+	return r.Job(v.now, r.Plan(v.now, v.hostsOf(r))), true
 }
 
 // List lists all jobs without their tasks, the newest first.
 func (s *Service) List() []preheat.Job {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now, out := s.cfg.Now(), []preheat.Job{}
-	for _, r := range s.records {
-		j := r.Job(now, preheat.Plan{})
-		out = append(out, j)
+	v, out := s.look(), []preheat.Job{}
+	for _, r := range v.records {
+		out = append(out, r.Job(v.now, preheat.Plan{}))
 	}
 	slices.SortFunc(out, func(a, b preheat.Job) int {
 		return cmp.Or(b.Created.Compare(a.Created), strings.Compare(a.ID, b.ID))
@@ -261,17 +309,14 @@ func (s *Service) List() []preheat.Job {
 
 // Gate tells who has everything of a job now.
 func (s *Service) Gate(id string) (preheat.Gate, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	r := s.find(id)
+	r, v := s.lookup(id)
 	if r == nil {
 		return preheat.Gate{}, false
 	}
-	now := s.cfg.Now()
-	p := r.Plan(now, s.hostsOf(r, now))
-	hears := s.hears(r, now)
+	p := r.Plan(v.now, v.hostsOf(r))
+	hears := s.hears(r, v.now)
 	p.Ready = p.Ready && !hears
-	g := r.Gate(now, p)
+	g := r.Gate(v.now, p)
 	if hears {
 		g.Error = "this supernode has just started, and does not know all nodes yet: ask again in some seconds"
 	}
@@ -307,13 +352,13 @@ func (s *Service) Change(ctx context.Context, id string, wish Change) (job prehe
 		s.mu.Unlock()
 		return job, false
 	}
-	if !r.State().Ended() {
-		if r.Cancelled = wish == Cancel; !r.Cancelled {
-			r.Control = preheat.Control{Rev: r.Control.Rev + 1, Paused: wish == Pause}
-		}
-		s.unsaved = true
-	}
 	changed := *r
+	if !changed.State().Ended() {
+		if changed.Cancelled = wish == Cancel; !changed.Cancelled {
+			changed.Control = preheat.Control{Rev: r.Control.Rev + 1, Paused: wish == Pause}
+		}
+		s.put(&changed)
+	}
 	s.mu.Unlock()
 	s.spread(ctx, changed)
 	s.poke()
@@ -344,20 +389,49 @@ func (s *Service) Note(r api.AnnounceRequest) {
 func (s *Service) note(h host.Host, life uint64, labels map[string]string, seed bool, list []preheat.Report,
 	now time.Time) (changed bool) {
 	was := s.hosts[h.ID]
-	is := &seen{host: h, labels: labels, seed: seed, life: life, at: now, reports: map[string]preheat.Report{}}
+	is := &seen{host: h, labels: labels, seed: seed, life: life, at: now, overRev: -1}
 	changed = was == nil && len(s.records) > 0
 	if len(list) == 0 && was != nil && was.life == life {
 		is.reports, is.labels = was.reports, was.labels // it sends them every few seconds
+		is.owed, is.owedMark, is.overRev = was.owed, was.owedMark, was.overRev
+	} else {
+		is.reports = make(map[string]*preheat.Report, len(list))
 	}
-	for _, r := range list {
+	for i := range list {
+		r := &list[i]
 		if s.records[r.Job] == nil {
 			continue
 		}
 		is.reports[r.Job] = r
-		changed = changed || was == nil || was.reports[r.Job].State != r.State
+		if was == nil || was.reports[r.Job] == nil || was.reports[r.Job].State != r.State {
+			changed = true
+		}
 	}
+	s.owe(is)
 	s.hosts[h.ID] = is
 	return changed
+}
+
+// owe finds the jobs that ended and of which a host shall hear, if they can have changed. mu is held.
+func (s *Service) owe(h *seen) {
+	if h.overRev == s.overRev {
+		return
+	}
+	h.overRev, h.owed, h.owedMark = s.overRev, nil, ""
+	x := preheat.Host{Host: h.host, Labels: h.labels, Seed: h.seed}
+	for _, r := range s.over {
+		if r.Spec.Scope.Matches(x) {
+			h.owed = append(h.owed, r)
+		}
+	}
+	if len(h.owed) == 0 {
+		return
+	}
+	sum := sha256.New()
+	for _, r := range h.owed {
+		fmt.Fprintln(sum, r.ID)
+	}
+	h.owedMark = hex.EncodeToString(sum.Sum(nil)[:12])
 }
 
 // Mark returns the mark of the orders for a host, and [api.PreheatLater] for one that no plan has seen yet: after a
@@ -368,31 +442,74 @@ func (s *Service) Mark(id host.ID) string {
 	if len(s.records) > 0 && !s.planned[id] {
 		return api.PreheatLater
 	}
-	return s.plans[id].mark
+	return s.mark(id)
 }
 
-// hostsOf lists the hosts that announced while the job was there. mu is held.
-func (s *Service) hostsOf(r *preheat.Record, now time.Time) (out []preheat.Host) {
-	for _, h := range s.hosts {
+// mark joins the marks of the jobs that run and of those that ended. mu is held.
+func (s *Service) mark(id host.ID) string {
+	mark := s.plans[id].mark
+	if h := s.hosts[id]; h != nil {
+		if h.overRev != s.overRev {
+			h = new(*h)
+			s.owe(h)
+			s.hosts[id] = h
+		}
+		mark += h.owedMark
+	}
+	return mark
+}
+
+// orders are those for a host, with the mark of the same moment.
+func (s *Service) orders(id host.ID) (list []preheat.Order, mark string) {
+	s.mu.Lock()
+	list, mark = s.plans[id].orders, s.mark(id)
+	var owed []*preheat.Record
+	if h := s.hosts[id]; h != nil {
+		owed = h.owed
+	}
+	s.mu.Unlock()
+	list, now := slices.Clip(list), s.cfg.Now()
+	for _, r := range owed {
+		if o, ok := r.Order(now, preheat.Member{}); ok {
+			list = append(list, o)
+		}
+	}
+	return list, mark
+}
+
+// hostsOf lists the hosts that announced while the job was there.
+func (v view) hostsOf(r *preheat.Record) []preheat.Host {
+	out := make([]preheat.Host, 0, len(v.hosts)+len(v.strangers))
+	for _, h := range v.hosts {
 		if h.at.Before(r.Created.Add(-preheat.SilentAfter)) {
 			continue
 		}
-		x := preheat.Host{Host: h.host, Labels: h.labels, Seed: h.seed, Seen: h.at}
-		if report, ok := h.reports[r.ID]; ok {
-			x.Report = &report
-		}
-		out = append(out, x)
+		out = append(out, preheat.Host{Host: h.host, Labels: h.labels, Seed: h.seed, Seen: h.at, Report: h.reports[r.ID]})
 	}
-	if s.cfg.Owners == nil {
-		return out
-	}
-	for _, addr := range s.cfg.Owners() {
-		// A supernode that gossip knows and that has told nothing yet is in scope all the same.
-		if addr != s.cfg.Self && s.hosts[s.seeds[addr]] == nil {
-			out = append(out, preheat.Host{Host: host.Host{ID: host.ID(addr), Name: addr, Addr: addr}, Seed: true, Seen: now})
-		}
+	for _, addr := range v.strangers { // they are in scope all the same
+		out = append(out, preheat.Host{Host: host.Host{ID: host.ID(addr), Name: addr, Addr: addr}, Seed: true, Seen: v.now})
 	}
 	return out
+}
+
+// put replaces a job by a changed one. mu is held.
+func (s *Service) put(r *preheat.Record) {
+	was := s.records[r.ID]
+	s.records[r.ID], s.unsaved = r, true
+	if r.End != nil && (was == nil || was.End == nil) {
+		s.gather()
+	}
+}
+
+// gather collects the jobs that ended. mu is held.
+func (s *Service) gather() {
+	s.over, s.overRev = nil, s.overRev+1
+	for _, r := range s.records {
+		if r.End != nil {
+			s.over = append(s.over, r)
+		}
+	}
+	slices.SortFunc(s.over, byID)
 }
 
 // leads reports whether this supernode decides about a job.
@@ -445,73 +562,120 @@ func (s *Service) compared() []string {
 	return list[i : i+1]
 }
 
-// step makes the plan of this moment: what changes, and the orders of all hosts.
+// decision is what follows for one job.
+type decision struct {
+	was  *preheat.Record
+	next preheat.Record
+	plan preheat.Plan
+	// leads: this supernode may change the job.
+	leads bool
+}
+
+// step makes the plan of this moment: what changes, and the orders of all hosts. A job that ended is planned again only
+// to tell its webhook.
 func (s *Service) step(ctx context.Context, background *sync.WaitGroup) {
-	now := s.cfg.Now()
 	var owners []string
 	if s.cfg.Owners != nil {
 		owners = s.cfg.Owners()
 	}
 	own := s.cfg.Worker.Reports()
-	var changed []preheat.Record
 	s.mu.Lock()
+	now := s.cfg.Now()
 	s.note(s.cfg.Host, 0, s.cfg.Labels, true, own, now)
 	s.forget(now)
+	v := s.viewed(owners)
+	s.mu.Unlock()
+
 	orders := map[host.ID][]preheat.Order{}
-	for _, id := range s.sorted() {
-		r := s.records[id]
-		if cached, ok := s.ended[id]; ok && r.End != nil && now.Sub(cached.at) < endedEvery &&
-			(r.Called || r.Spec.Webhook == "") {
-			for h, o := range cached.list {
-				orders[h] = append(orders[h], o)
-			}
+	var decisions []decision
+	for _, r := range v.records {
+		told := r.Called || r.Spec.Webhook == ""
+		if r.End != nil && told {
 			continue
 		}
-		p := r.Plan(now, s.hostsOf(r, now))
-		if s.leads(id, owners) && !s.hears(r, now) && s.advance(ctx, r, p, now, background) {
-			changed = append(changed, *r)
-			p = r.Plan(now, s.hostsOf(r, now))
+		hosts := v.hostsOf(r)
+		d := decision{was: r, next: *r, plan: r.Plan(now, hosts)}
+		if d.leads = s.leads(r.ID, owners) && !s.hears(r, now); d.leads && d.next.Follow(d.plan) {
+			d.plan = d.next.Plan(now, hosts)
 		}
-		list := make(map[host.ID]preheat.Order, len(p.Members))
-		for _, m := range p.Members {
-			if o, ok := r.Order(now, m); ok {
-				list[m.ID] = o
+		decisions = append(decisions, d)
+		for _, m := range d.plan.Members {
+			if d.next.End != nil {
+				break
+			}
+			if o, ok := d.next.Order(now, m); ok {
 				orders[m.ID] = append(orders[m.ID], o)
 			}
 		}
-		if r.End != nil {
-			s.ended[id] = endedOrders{now, list}
-		}
 	}
-	s.planned = make(map[host.ID]bool, len(s.hosts))
-	for id := range s.hosts {
-		s.planned[id] = true
-	}
-	plans := map[host.ID]plan{}
+	plans := make(map[host.ID]plan, len(orders))
 	for id, list := range orders {
 		plans[id] = plan{markOf(list), list}
 	}
-	s.plans = plans
-	mine := plans[s.cfg.Host.ID]
-	save := s.unsaved || len(changed) > 0
+	planned := make(map[host.ID]bool, len(v.hosts))
+	for _, h := range v.hosts {
+		planned[h.host.ID] = true
+	}
+
+	var changed, resolving, calling []decision
+	s.mu.Lock()
+	for _, d := range decisions {
+		at := s.records[d.was.ID]
+		if !d.leads || at == nil {
+			continue
+		}
+		if d.next.Open != d.was.Open || d.next.End != d.was.End {
+			if at != d.was { // something else changed meanwhile
+				d.next = at.Merge(d.next)
+			}
+			s.put(&d.next)
+			changed = append(changed, d)
+		}
+		s.begin(d, now, &resolving, &calling)
+	}
+	s.plans, s.planned = plans, planned
+	s.made += len(decisions)
+	save := s.unsaved
 	s.unsaved = false
 	s.mu.Unlock()
+
 	if save {
 		s.save()
 	}
-	s.cfg.Worker.Adopt(mine.mark, mine.orders)
-	for _, r := range changed {
-		background.Go(func() { s.spread(ctx, r) })
+	mine, mark := s.orders(s.cfg.Host.ID)
+	s.cfg.Worker.Adopt(mark, mine)
+	for _, d := range changed {
+		if d.next.End != nil {
+			s.log.Info("preheat ended", "job", d.next.ID, "name", d.next.Spec.Name(), "state", d.next.End.State, "has",
+				d.plan.Has, "of", len(d.plan.Members), "error", d.next.End.Error)
+		} else {
+			s.log.Info("preheat opens a wave", "job", d.next.ID, "wave", d.next.Open+1, "has", d.plan.Has, "of",
+				len(d.plan.Members))
+		}
+		background.Go(func() { s.spread(ctx, d.next) })
+	}
+	for _, d := range resolving {
+		background.Go(func() { s.resolve(ctx, d.next.ID, d.next.Spec) })
+	}
+	for _, d := range calling {
+		background.Go(func() { s.call(ctx, d.next.ID, d.next.Spec.Webhook, d.next.Gate(now, d.plan)) })
 	}
 }
 
-// sorted lists the jobs in a fixed order. mu is held.
-func (s *Service) sorted() (ids []string) {
-	for id := range s.records {
-		ids = append(ids, id)
+// begin notes which calls the leader of a job begins now: to read its manifest, and to call its webhook. mu is held.
+func (s *Service) begin(d decision, now time.Time, resolving, calling *[]decision) {
+	id, r := d.was.ID, &d.next
+	if now.Before(s.due[id]) {
+		return
 	}
-	slices.Sort(ids)
-	return ids
+	if r.State() == preheat.Pending && !r.Lacks() && !s.resolving[id] {
+		s.resolving[id] = true
+		*resolving = append(*resolving, d)
+	}
+	if r.End != nil && r.Spec.Webhook != "" && !r.Called && !s.calling[id] {
+		s.calling[id] = true
+		*calling = append(*calling, d)
+	}
 }
 
 // markOf identifies orders; the life of an order, which shrinks, does not count.
@@ -526,33 +690,6 @@ func markOf(list []preheat.Order) string {
 	return hex.EncodeToString(h.Sum(nil)[:12])
 }
 
-// advance does what the leader of a job does: it opens waves, ends the job, reads the manifest and calls the webhook.
-// It reports whether the record changed. mu is held.
-func (s *Service) advance(ctx context.Context, r *preheat.Record, p preheat.Plan, now time.Time,
-	background *sync.WaitGroup) (changed bool) {
-	if p.Open > r.Open {
-		r.Open, changed = p.Open, true
-		s.log.Info("preheat opens a wave", "job", r.ID, "wave", r.Open+1, "has", p.Has, "of", len(p.Members))
-	}
-	if p.End != nil {
-		r.End, changed = p.End, true
-		s.log.Info("preheat ended", "job", r.ID, "name", r.Spec.Name(), "state", r.End.State, "has", p.Has, "of",
-			len(p.Members), "error", r.End.Error)
-	}
-	late := now.Before(s.due[r.ID])
-	if r.State() == preheat.Pending && !r.Lacks() && !s.resolving[r.ID] && !late {
-		s.resolving[r.ID] = true
-		id, spec := r.ID, r.Spec
-		background.Go(func() { s.resolve(ctx, id, spec) })
-	}
-	if r.End != nil && r.Spec.Webhook != "" && !r.Called && !s.calling[r.ID] && !late {
-		s.calling[r.ID] = true
-		id, at, g := r.ID, r.Spec.Webhook, r.Gate(now, p)
-		background.Go(func() { s.call(ctx, id, at, g) })
-	}
-	return changed
-}
-
 // resolve reads the manifests of a job, once.
 func (s *Service) resolve(ctx context.Context, id string, spec preheat.Spec) {
 	ctx, cancel := context.WithDeadline(ctx, spec.Deadline.Add(time.Second))
@@ -561,12 +698,12 @@ func (s *Service) resolve(ctx context.Context, id string, spec preheat.Spec) {
 	var refused *RefusedError
 	s.mu.Lock()
 	delete(s.resolving, id)
-	r := s.records[id]
-	if r == nil {
+	at := s.records[id]
+	if at == nil {
 		s.mu.Unlock()
 		return
 	}
-	now := s.cfg.Now()
+	changed, now := *at, s.cfg.Now()
 	if err == nil && s.objects()+len(found.Objects) > preheat.ObjectsInAll {
 		refused = &RefusedError{fmt.Errorf("all preheats together have more than %d objects; wait until older ones are "+
 			"forgotten, %s after their end", preheat.ObjectsInAll, preheat.Keep)}
@@ -574,16 +711,15 @@ func (s *Service) resolve(ctx context.Context, id string, spec preheat.Spec) {
 	}
 	switch {
 	case err == nil:
-		r.Resolved = found
+		changed.Resolved = found
 		delete(s.tries, id)
 	case errors.As(err, &refused):
-		r.End = &preheat.End{State: preheat.Failed, At: now.UTC(), Error: preheat.Cut(api.OneLine(err.Error()))}
+		changed.End = cmp.Or(changed.End, &preheat.End{State: preheat.Failed, At: now.UTC(), Error: preheat.Cut(api.OneLine(err.Error()))})
 	default:
 		s.tries[id]++
 		s.due[id] = now.Add(min(resolvePause<<min(s.tries[id], 6), resolvePauseMax))
 	}
-	changed := *r
-	s.unsaved = true
+	s.put(&changed)
 	s.mu.Unlock()
 	if err != nil {
 		s.log.Warn("preheat cannot read its manifests", "job", id, "name", spec.Name(), "final", refused != nil, "error", err)
@@ -617,8 +753,9 @@ func (s *Service) call(ctx context.Context, id, at string, g preheat.Gate) {
 	over := err == nil || tries >= webhookTries
 	var changed preheat.Record
 	if r != nil && over {
-		r.Called, s.unsaved = true, true
 		changed = *r
+		changed.Called = true
+		s.put(&changed)
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -656,6 +793,7 @@ func (s *Service) post(ctx context.Context, at string, g preheat.Gate) error {
 // forget forgets jobs that are long over, and hosts that no job counts. mu is held.
 func (s *Service) forget(now time.Time) {
 	var over []*preheat.Record
+	had := len(s.records)
 	for id, r := range s.records {
 		switch {
 		case r.State().Ended() && now.After(cmp.Or(r.Ended(), r.Spec.Deadline).Add(preheat.Keep)),
@@ -663,7 +801,6 @@ func (s *Service) forget(now time.Time) {
 			delete(s.records, id)
 			delete(s.tries, id)
 			delete(s.due, id)
-			delete(s.ended, id)
 			s.unsaved = true
 		case r.State().Ended():
 			over = append(over, r)
@@ -674,8 +811,10 @@ func (s *Service) forget(now time.Time) {
 	})
 	for len(s.records) > preheat.JobsMax && len(over) > 0 {
 		delete(s.records, over[0].ID)
-		delete(s.ended, over[0].ID)
 		over, s.unsaved = over[1:], true
+	}
+	if len(s.records) != had {
+		s.gather()
 	}
 	for id, h := range s.hosts {
 		if now.Sub(h.at) > preheat.Keep {
@@ -789,29 +928,42 @@ func (s *Service) compareWith(ctx context.Context, addr string) {
 
 // merge joins the records of another supernode with those that are known.
 func (s *Service) merge(list []WireRecord) {
-	now, changed := s.cfg.Now(), false
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	changed := false
 	for _, x := range list {
 		r := x.Record
 		if !s.cfg.Secure {
 			r.Spec.Webhook = "" // see Create
 		}
-		if now.After(r.Spec.Deadline.Add(preheat.Keep)) ||
-			r.Resolved != nil && s.objects()+len(r.Resolved.Objects) > preheat.ObjectsInAll+preheat.ObjectsMax {
-			continue
+		for !s.mergeOne(r, &changed) {
 		}
-		if known := s.records[r.ID]; known != nil {
-			if r = known.Merge(r); reflect.DeepEqual(r, *known) {
-				continue
-			}
-		} else if len(s.records) >= 2*preheat.JobsMax {
-			continue
-		}
-		s.records[r.ID], changed = &r, true
 	}
 	if changed {
-		s.unsaved = true
 		s.poke()
 	}
+}
+
+// mergeOne joins one record with what is known of its job; it returns false if that changed meanwhile. It compares
+// without the lock, because a record can have thousands of objects.
+func (s *Service) mergeOne(r preheat.Record, changed *bool) (done bool) {
+	s.mu.Lock()
+	known, count := s.records[r.ID], len(s.records)
+	full := r.Resolved != nil && (known == nil || known.Resolved == nil) &&
+		s.objects()+len(r.Resolved.Objects) > preheat.ObjectsInAll+preheat.ObjectsMax
+	s.mu.Unlock()
+	if full || s.cfg.Now().After(r.Spec.Deadline.Add(preheat.Keep)) || known == nil && count >= 2*preheat.JobsMax {
+		return true
+	}
+	if known != nil {
+		if r = known.Merge(r); reflect.DeepEqual(r, *known) {
+			return true
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.records[r.ID] != known {
+		return false
+	}
+	s.put(&r)
+	*changed = true
+	return true
 }
