@@ -182,6 +182,9 @@ func (r Record) members(now time.Time, hosts []Host) (out []Member) {
 	return out
 }
 
+// All reports whether a scope takes every host that matches.
+func (s Scope) All() bool { return s.Count == 0 && s.Percent == 0 }
+
 // Matches reports whether a scope names a host, before its count or percentage.
 func (s Scope) Matches(h Host) bool {
 	if seeds := s.Kind == OneSeed || s.Kind == AllSeeds; seeds != h.Seed {

@@ -237,7 +237,8 @@ type Order struct {
 	Rev int64 `json:"rev"`
 	// Run means to fetch now; else the host only reports what it has.
 	Run bool `json:"run,omitempty"`
-	// Ended means that the job is over: it counts whatever another supernode, which may be gone, said before.
+	// Ended means that the job is over: it counts whatever another supernode, which may be gone, said before. The host
+	// keeps such an order for its life and reports what it holds; it needs no repetition.
 	Ended bool `json:"ended,omitempty"`
 	// Upstream and Repository are where the objects are.
 	Upstream   string   `json:"upstream"`
@@ -281,6 +282,8 @@ type Report struct {
 	State State `json:"state"`
 	Bytes int64 `json:"bytes,omitempty"`
 	Total int64 `json:"total,omitempty"`
+	// Ended: the host knows that the job is over, so nobody need tell it again.
+	Ended bool `json:"ended,omitempty"`
 	// Held has a bit for each object of the job, the lowest of the first byte for the first one: it is here whole.
 	Held []byte `json:"held,omitempty"`
 	// Attempts failed so far, the last one with Error.

@@ -576,3 +576,40 @@ func BenchmarkStep(b *testing.B) {
 		})
 	}
 }
+
+// TestHostsHearOfAnEndOnce: a host that knows that a job ended gets no order of it again, and reports what it holds all
+// the same. Another process of the host knows nothing, and hears of it once.
+func TestHostsHearOfAnEndOnce(t *testing.T) {
+	for _, count := range []int{0, 1} {
+		s, all := crowd(t, 1, 1, 1)
+		for id, r := range s.records {
+			s.records[id] = new(*r)
+			s.records[id].Spec.Scope.Count = count
+		}
+		s.gather()
+		background, q := sync.WaitGroup{}, all[0]
+		s.Note(q)
+		s.step(t.Context(), &background)
+		background.Wait()
+		w := newWorker(&store{held: map[task.ID]bool{}})
+		list, mark := s.orders(q.Host.ID)
+		require.Len(t, list, 2)
+		w.Take("s", mark, list)
+		q.Preheats = w.Reports()
+		s.Note(q)
+		list, after := s.orders(q.Host.ID)
+		require.Len(t, list, 1)
+		assert.False(t, list[0].Ended)
+		assert.NotEqual(t, mark, after)
+		w.Take("s", after, list)
+		assert.Len(t, w.Reports(), 2, "the gate of a job that ended tells the truth, too")
+		q.Preheats = nil
+		s.Note(q)
+		list, _ = s.orders(q.Host.ID)
+		assert.Len(t, list, 1, "an announce without reports takes nothing back")
+		q.Generation++
+		s.Note(q)
+		list, _ = s.orders(q.Host.ID)
+		assert.Len(t, list, 2)
+	}
+}

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	mathrand "math/rand/v2"
 	"net/http"
 	"os"
@@ -121,6 +122,8 @@ type seen struct {
 	life    uint64
 	at      time.Time
 	reports map[string]*preheat.Report
+	// former are the jobs of which the process before this one on the host reported.
+	former map[string]bool
 	// owed are the jobs that ended and of which the host shall hear; they are those of overRev, with the mark owedMark.
 	owed     []*preheat.Record
 	owedMark string
@@ -397,6 +400,17 @@ func (s *Service) note(h host.Host, life uint64, labels map[string]string, seed 
 	} else {
 		is.reports = make(map[string]*preheat.Report, len(list))
 	}
+	if was != nil && was.life == life {
+		is.former = was.former
+	} else if was != nil {
+		is.former = maps.Clone(was.former)
+		for id := range was.reports {
+			if is.former == nil {
+				is.former = map[string]bool{}
+			}
+			is.former[id] = s.records[id] != nil
+		}
+	}
 	for i := range list {
 		r := &list[i]
 		if s.records[r.Job] == nil {
@@ -412,7 +426,8 @@ func (s *Service) note(h host.Host, life uint64, labels map[string]string, seed 
 	return changed
 }
 
-// owe finds the jobs that ended and of which a host shall hear, if they can have changed. mu is held.
+// owe finds the jobs that ended and of which a host shall hear, if they can have changed: those in whose scope it is and
+// whose end it has not confirmed. mu is held.
 func (s *Service) owe(h *seen) {
 	if h.overRev == s.overRev {
 		return
@@ -420,7 +435,11 @@ func (s *Service) owe(h *seen) {
 	h.overRev, h.owed, h.owedMark = s.overRev, nil, ""
 	x := preheat.Host{Host: h.host, Labels: h.labels, Seed: h.seed}
 	for _, r := range s.over {
-		if r.Spec.Scope.Matches(x) {
+		report := h.reports[r.ID]
+		if told := report != nil && report.Ended; told || !r.Spec.Scope.Matches(x) {
+			continue
+		}
+		if r.Spec.Scope.All() || report != nil || h.former[r.ID] {
 			h.owed = append(h.owed, r)
 		}
 	}
@@ -714,7 +733,8 @@ func (s *Service) resolve(ctx context.Context, id string, spec preheat.Spec) {
 		changed.Resolved = found
 		delete(s.tries, id)
 	case errors.As(err, &refused):
-		changed.End = cmp.Or(changed.End, &preheat.End{State: preheat.Failed, At: now.UTC(), Error: preheat.Cut(api.OneLine(err.Error()))})
+		changed.End = cmp.Or(changed.End, &preheat.End{State: preheat.Failed, At: now.UTC(),
+			Error: preheat.Cut(api.OneLine(err.Error()))})
 	default:
 		s.tries[id]++
 		s.due[id] = now.Add(min(resolvePause<<min(s.tries[id], 6), resolvePauseMax))

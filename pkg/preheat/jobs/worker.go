@@ -62,6 +62,7 @@ type Worker struct {
 	mu    sync.Mutex
 	taken map[string]string           // marks whose orders this host knows, by owner
 	lists map[string]map[string]order // orders by owner and job
+	over  map[string]order            // of jobs that ended, which owners name once
 	works map[string]*work            // by job
 	sent  map[string]reported         // what each owner got last
 	cache struct {                    // of Reports
@@ -88,7 +89,7 @@ type work struct {
 // NewWorker returns a Worker that fetches nothing before Run.
 func NewWorker(cfg WorkerConfig) *Worker {
 	return &Worker{cfg: cfg, wake: make(chan struct{}, 1), taken: map[string]string{},
-		lists: map[string]map[string]order{}, works: map[string]*work{}, sent: map[string]reported{}}
+		lists: map[string]map[string]order{}, over: map[string]order{}, works: map[string]*work{}, sent: map[string]reported{}}
 }
 
 // repeatEvery is how often an owner gets reports that have not changed: a pull announces many times a second.
@@ -151,6 +152,9 @@ func (w *Worker) Take(owner, mark string, list []preheat.Order) {
 	for _, o := range list {
 		own[o.Job] = order{o, now.Add(time.Duration(min(o.LifeMillis, int64(preheat.DeadlineMax+2*preheat.Keep)/1e6)) *
 			time.Millisecond)}
+		if o.Ended && (len(w.over) < preheat.JobsMax || w.over[o.Job].Job != "") {
+			w.over[o.Job] = own[o.Job]
+		}
 	}
 	w.lists[owner] = own
 	w.choose(now)
@@ -174,7 +178,8 @@ const ownSelf = "self"
 // choose finds the order that counts for each job: the end of a job, else the last wish of an operator, else one to
 // fetch. mu is held.
 func (w *Worker) choose(now time.Time) {
-	best := map[string]order{}
+	maps.DeleteFunc(w.over, func(_ string, o order) bool { return now.After(o.until) })
+	best := maps.Clone(w.over)
 	for owner, list := range w.lists {
 		for job, o := range list {
 			if now.After(o.until) {
@@ -366,7 +371,7 @@ func (w *Worker) Reports() []preheat.Report {
 }
 
 func (w *Worker) report(x *work) preheat.Report {
-	r := preheat.Report{Job: x.Job, State: preheat.Success, Attempts: x.attempts, Error: x.err}
+	r := preheat.Report{Job: x.Job, State: preheat.Success, Ended: x.Ended, Attempts: x.attempts, Error: x.err}
 	for i, o := range x.Objects {
 		if !w.wants(x.Order, o.ID) {
 			continue
