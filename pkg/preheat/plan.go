@@ -30,6 +30,8 @@ type Host struct {
 	Seen time.Time
 	// Report is its last about the job; nil if it has sent none.
 	Report *Report
+	// Other: it reported about another digest than that of the job. [Record.Plan] finds that.
+	Other bool
 }
 
 func (h Host) silent(now time.Time) bool { return now.Sub(h.Seen) > SilentAfter }
@@ -83,6 +85,7 @@ func share(n int, percent float64) int { return min(n, int(math.Ceil(float64(n)*
 // Plan decides what the job does at a time, with the hosts that the supernode knows then: those that announce, and
 // those that fell silent during the job.
 func (r Record) Plan(now time.Time, hosts []Host) (p Plan) {
+	hosts = r.counted(hosts)
 	p.Members, p.Open = r.members(now, hosts), r.Open
 	for i := range p.Members {
 		m := &p.Members[i]
@@ -106,6 +109,17 @@ func (r Record) Plan(now time.Time, hosts []Host) (p Plan) {
 	}
 	p.End = r.end(now, p)
 	return p
+}
+
+// counted leaves out reports that are not about the digest of this job.
+func (r Record) counted(hosts []Host) []Host {
+	out := slices.Clone(hosts)
+	for i := range out {
+		if rep := out[i].Report; rep != nil && (r.Resolved == nil || rep.Digest != r.Resolved.Digest) {
+			out[i].Report, out[i].Other = nil, true
+		}
+	}
+	return out
 }
 
 // Follow puts what a plan decides into the record, as the leader of the job does, and reports whether that changed it.
@@ -210,6 +224,8 @@ func (r Record) judge(now time.Time, m Member) (State, string) {
 			now.Sub(m.Seen).Round(time.Second))
 	case rep == nil && r.Resolved == nil && r.End == nil:
 		return Pending, "the image's manifest is not read yet"
+	case rep == nil && m.Other:
+		return Pending, "it has reported about another digest than the job's, and will get the order again"
 	case rep == nil:
 		return Pending, "it has not reported about the job yet"
 	case rep.State == Success:
@@ -303,7 +319,7 @@ func (r Record) Order(now time.Time, m Member) (o Order, ok bool) {
 		return o, false
 	}
 	o = Order{Job: r.ID, Rev: r.Control.Rev, Run: m.Run && !r.Lacks(), Upstream: t.Upstream, Repository: t.Repository,
-		Tag: t.Tag, Objects: r.Resolved.Objects, Owned: r.Spec.Scope.Kind == OneSeed}
+		Tag: t.Tag, Digest: r.Resolved.Digest, Objects: r.Resolved.Objects, Owned: r.Spec.Scope.Kind == OneSeed}
 	until := r.Spec.Deadline.Add(Keep)
 	if o.LifeMillis = until.Sub(now).Milliseconds(); o.LifeMillis <= 0 {
 		return o, false

@@ -241,10 +241,12 @@ type Order struct {
 	// keeps such an order for its life and reports what it holds; it needs no repetition.
 	Ended bool `json:"ended,omitempty"`
 	// Upstream and Repository are where the objects are.
-	Upstream   string   `json:"upstream"`
-	Repository string   `json:"repository"`
-	Tag        string   `json:"tag,omitempty"`
-	Objects    []Object `json:"objects"`
+	Upstream   string `json:"upstream"`
+	Repository string `json:"repository"`
+	Tag        string `json:"tag,omitempty"`
+	// Digest is that of the image: reports name it.
+	Digest  task.ID  `json:"digest,omitempty"`
+	Objects []Object `json:"objects"`
 	// Owned restricts a supernode to the objects that it owns.
 	Owned bool `json:"owned,omitempty"`
 	// Authorization is the header for the registry; empty for what each host may do by itself.
@@ -272,12 +274,20 @@ func (o Order) Check() error {
 	if _, err := oci.ParseRepository(host, o.Repository); err != nil {
 		return fmt.Errorf("%w: order for job %s: %w", ErrInvalid, o.Job, err)
 	}
+	if o.Digest != "" {
+		if _, err := oci.ParseDigest(string(o.Digest)); err != nil {
+			return fmt.Errorf("%w: order for job %s: %w", ErrInvalid, o.Job, err)
+		}
+	}
 	return checkObjects(o.Objects)
 }
 
 // Report is how far one host is with one job at the time of its announce.
 type Report struct {
 	Job string `json:"job"`
+	// Digest is that of the image in the order that the host has. Supernodes that were apart can have read a tag twice,
+	// and mean two images by one job; a report about the other one does not count.
+	Digest task.ID `json:"digest,omitempty"`
 	// State is Pending (it does not fetch), Running, Success (it holds every object now) or Failed.
 	State State `json:"state"`
 	Bytes int64 `json:"bytes,omitempty"`
@@ -303,6 +313,11 @@ func (r Report) Check() error {
 	case Pending, Running, Success, Failed:
 	default:
 		return fmt.Errorf("%w: report with state %.20q", ErrInvalid, r.State)
+	}
+	if r.Digest != "" {
+		if _, err := oci.ParseDigest(string(r.Digest)); err != nil {
+			return fmt.Errorf("%w: report about job %.40q: %w", ErrInvalid, r.Job, err)
+		}
 	}
 	if !IsID(r.Job) || len(r.Held) > ObjectsMax/8 || r.Bytes < 0 || r.Total < 0 || r.Attempts < 0 ||
 		len(r.Error) > TextMax {

@@ -20,7 +20,7 @@ var begin = time.Date(2026, 8, 1, 10, 0, 0, 0, time.UTC)
 //
 //	job [kind=K] [waves=(5,25,100)] [min=P] [zones=(a,b)] [label=k=v] [count=N] [percent=P] [deadline=D] [unresolved]
 //	host NAME.. [zone=Z] [label=k=v] [seed]             hosts that announce from now on, at each time that follows
-//	report NAME.. STATE [bytes=N] [attempts=N] [error=TEXT]
+//	report NAME.. STATE [bytes=N] [attempts=N] [error=TEXT] [digest=X]
 //	silent NAME.. | leave NAME..                         they announce no longer; leave: they said so
 //	pause | resume | cancel | resolve
 //	plan [quiet]                                         what follows; the leader puts it into the record
@@ -128,6 +128,13 @@ func (s *scene) play(t *testing.T, d *datadriven.TestData) string {
 		}
 	case "report":
 		r := Report{Job: s.record.ID, Total: 300}
+		if s.record.Resolved != nil {
+			r.Digest = s.record.Resolved.Digest
+		}
+		if text = ""; d.HasArg("digest") {
+			d.ScanArgs(t, "digest", &text)
+			r.Digest = task.ID("sha256:" + strings.Repeat(text, 64))
+		}
 		for _, state := range []State{Pending, Running, Success, Failed} {
 			if d.HasArg(string(state)) {
 				r.State = state

@@ -375,7 +375,7 @@ func TestRestartedServiceHearsHostsFirst(t *testing.T) {
 	look := func(at time.Time) preheat.Gate {
 		now = at
 		s.Note(api.AnnounceRequest{Host: first, Generation: 1,
-			Preheats: []preheat.Report{{Job: job.ID, State: preheat.Success}}})
+			Preheats: []preheat.Report{{Job: job.ID, Digest: f.tags["v1"], State: preheat.Success}}})
 		var background sync.WaitGroup
 		s.step(t.Context(), &background)
 		background.Wait()
@@ -461,7 +461,7 @@ func TestServiceLeads(t *testing.T) {
 	assert.True(t, orders(node.ID).List[0].Run)
 	assert.Empty(t, orders(other).List, "a host that is not in scope gets nothing")
 	s.Note(api.AnnounceRequest{Host: node, Generation: 1,
-		Preheats: []preheat.Report{{Job: job.ID, State: preheat.Success}}})
+		Preheats: []preheat.Report{{Job: job.ID, Digest: f.tags["v1"], State: preheat.Success}}})
 	g := <-told
 	assert.Equal(t, preheat.OutcomeSuccess, g.Outcome)
 	assert.True(t, g.Ready)
@@ -499,7 +499,7 @@ func crowd(t testing.TB, hosts, running, ended int) (*Service, []api.AnnounceReq
 		q := api.AnnounceRequest{Generation: 1, Host: host.Host{ID: host.NewID(), Name: fmt.Sprintf("n%04d", i),
 			Addr: "10.0.0.1:1", Zone: string(rune('a' + i%4))}}
 		for j := range running + ended {
-			q.Preheats = append(q.Preheats, preheat.Report{Job: fmt.Sprintf("%032x", j*7919), State: preheat.Running})
+			q.Preheats = append(q.Preheats, preheat.Report{Job: fmt.Sprintf("%032x", j*7919), Digest: id, State: preheat.Running})
 		}
 		s.Note(q)
 		all = append(all, q)

@@ -436,7 +436,8 @@ func (s *Service) owe(h *seen) {
 	x := preheat.Host{Host: h.host, Labels: h.labels, Seed: h.seed}
 	for _, r := range s.over {
 		report := h.reports[r.ID]
-		if told := report != nil && report.Ended; told || !r.Spec.Scope.Matches(x) {
+		told := report != nil && report.Ended && (r.Resolved == nil || report.Digest == r.Resolved.Digest)
+		if told || !r.Spec.Scope.Matches(x) {
 			continue
 		}
 		if r.Spec.Scope.All() || report != nil || h.former[r.ID] {
@@ -449,6 +450,9 @@ func (s *Service) owe(h *seen) {
 	sum := sha256.New()
 	for _, r := range h.owed {
 		fmt.Fprintln(sum, r.ID)
+		if r.Resolved != nil {
+			fmt.Fprintln(sum, r.Resolved.Digest)
+		}
 	}
 	h.owedMark = hex.EncodeToString(sum.Sum(nil)[:12])
 }
@@ -515,7 +519,7 @@ func (v view) hostsOf(r *preheat.Record) []preheat.Host {
 func (s *Service) put(r *preheat.Record) {
 	was := s.records[r.ID]
 	s.records[r.ID], s.unsaved = r, true
-	if r.End != nil && (was == nil || was.End == nil) {
+	if r.End != nil && (was == nil || was.End == nil || was.Resolved != r.Resolved) {
 		s.gather()
 	}
 }
@@ -702,9 +706,7 @@ func markOf(list []preheat.Order) string {
 	h := sha256.New()
 	for _, o := range list {
 		fmt.Fprintf(h, "%s %d %t %t %d %t\n", o.Job, o.Rev, o.Run, o.Ended, len(o.Objects), o.Authorization != "")
-		if len(o.Objects) > 0 {
-			fmt.Fprintln(h, o.Objects[0].ID)
-		}
+		fmt.Fprintln(h, o.Digest)
 	}
 	return hex.EncodeToString(h.Sum(nil)[:12])
 }

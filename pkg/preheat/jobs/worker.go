@@ -371,7 +371,7 @@ func (w *Worker) Reports() []preheat.Report {
 }
 
 func (w *Worker) report(x *work) preheat.Report {
-	r := preheat.Report{Job: x.Job, State: preheat.Success, Ended: x.Ended, Attempts: x.attempts, Error: x.err}
+	r := preheat.Report{Job: x.Job, Digest: x.Digest, State: preheat.Success, Ended: x.Ended, Attempts: x.attempts, Error: x.err}
 	for i, o := range x.Objects {
 		if !w.wants(x.Order, o.ID) {
 			continue
