@@ -613,3 +613,30 @@ func TestHostsHearOfAnEndOnce(t *testing.T) {
 		assert.Len(t, list, 2)
 	}
 }
+
+// TestClocksOfSupernodesDiffer: a host that fell silent long before a job began is not in its scope, and one that
+// announced a moment ago is, whatever the clock of the supernode that took the job says.
+func TestClocksOfSupernodesDiffer(t *testing.T) {
+	for _, off := range []time.Duration{-time.Hour, time.Hour} {
+		s, _ := crowd(t, 0, 0, 0)
+		now := time.Now()
+		s.cfg.Now = func() time.Time { return now }
+		announce := func(name string) {
+			s.Note(api.AnnounceRequest{Generation: 1, Host: host.Host{ID: host.ID(name), Name: name, Addr: "10.0.0.1:1"}})
+		}
+		announce("gone")
+		now = now.Add(10 * time.Minute)
+		announce("here")
+		r := preheat.New(strings.Repeat("a", 32), spec(), now.Add(off-time.Minute))
+		b, err := json.Marshal(Records{Version: api.Version, List: []WireRecord{{Record: r, AgeMillis: 60_000}}})
+		require.NoError(t, err)
+		w := httptest.NewRecorder()
+		s.ServeRecords(w, httptest.NewRequest(http.MethodPost, "/", strings.NewReader(string(b))))
+		require.Equal(t, http.StatusNoContent, w.Code)
+		g, ok := s.Gate(r.ID)
+		require.True(t, ok)
+		if assert.Len(t, g.Hosts, 1, "a clock that is %s off", off) {
+			assert.Equal(t, "here", g.Hosts[0].Host)
+		}
+	}
+}

@@ -26,6 +26,8 @@ type WireRecord struct {
 	// record to another one. Holds says that it has them.
 	Secrets map[string]string `json:"secrets,omitempty"`
 	Holds   bool              `json:"holds,omitempty"`
+	// AgeMillis is for how long the sender has known the job: no supernode compares the clocks of two machines.
+	AgeMillis int64 `json:"ageMillis,omitempty"`
 }
 
 // String names the job, so that no verb prints the credentials.
@@ -93,9 +95,9 @@ func DecodeRecords(b []byte) (Records, error) {
 	return out, nil
 }
 
-// wire is a record for another supernode, with its credentials if they may be sent.
-func (s *Service) wire(r preheat.Record, secrets bool) WireRecord {
-	out := WireRecord{Record: r, Holds: r.Secret && !r.Lacks()}
+// wire is a record of an age for another supernode, with its credentials if they may be sent.
+func (s *Service) wire(r preheat.Record, age time.Duration, secrets bool) WireRecord {
+	out := WireRecord{Record: r, AgeMillis: age.Milliseconds(), Holds: r.Secret && !r.Lacks()}
 	if secrets && s.cfg.Secure {
 		for k, v := range r.Spec.Headers {
 			if out.Secrets == nil {
@@ -113,8 +115,9 @@ func (s *Service) Records(own bool) Records {
 	if own {
 		out.Host, out.Labels, out.Reports = &s.cfg.Host, s.cfg.Labels, s.cfg.Worker.Reports()
 	}
-	for _, r := range s.look().records {
-		x := s.wire(*r, false)
+	v := s.look()
+	for _, r := range v.records {
+		x := s.wire(*r, min(v.now.Sub(v.born[r.ID]), ageMax), false)
 		x.Holds = x.Holds && own // not in the journal
 		out.List = append(out.List, x)
 	}

@@ -47,6 +47,8 @@ const (
 	compareEvery = 2 * time.Second
 	// resolvePause and resolvePauseMax bound the pause before the reference of a job is looked up again.
 	resolvePause, resolvePauseMax = time.Second, 30 * time.Second
+	// ageMax is the age of a job that a former process began: every host that is known counts.
+	ageMax = preheat.DeadlineMax + preheat.Keep
 	// stepPause is the least time between two plans: many hosts report at once.
 	stepPause = 50 * time.Millisecond
 	// webhookTimeout bounds one call of a webhook, webhookTries how often one is called.
@@ -97,6 +99,9 @@ type Service struct {
 	records map[string]*preheat.Record
 	hosts   map[host.ID]*seen
 	plans   map[host.ID]plan
+	// born is when this supernode first knew each job, by its own clock; zero if a former process did. Clocks differ, so
+	// the time in a record is compared with no announce.
+	born map[string]time.Time
 	// seeds are the other supernodes by the address of their API.
 	seeds map[string]host.ID
 	// planned are the hosts that were known when the plans were made.
@@ -140,6 +145,7 @@ type plan struct {
 type view struct {
 	now     time.Time
 	records []*preheat.Record // by ID
+	born    map[string]time.Time
 	hosts   []*seen
 	// strangers are the supernodes that gossip knows and that have told nothing yet.
 	strangers []string
@@ -149,8 +155,8 @@ type view struct {
 // Open reads the journal.
 func Open(cfg Config) (*Service, error) {
 	s := &Service{cfg: cfg, log: cfg.Logger, wake: make(chan struct{}, 1), began: cfg.Now(),
-		records: map[string]*preheat.Record{},
-		hosts:   map[host.ID]*seen{}, seeds: map[string]host.ID{}, plans: map[host.ID]plan{},
+		records: map[string]*preheat.Record{}, born: map[string]time.Time{},
+		hosts: map[host.ID]*seen{}, seeds: map[string]host.ID{}, plans: map[host.ID]plan{},
 		resolving: map[string]bool{}, calling: map[string]bool{},
 		tries: map[string]int{}, due: map[string]time.Time{}}
 	path := filepath.Join(cfg.Dir, journalFile)
@@ -226,6 +232,7 @@ func (s *Service) Create(ctx context.Context, spec preheat.Spec) (preheat.Job, e
 		return preheat.Job{}, ErrFull
 	}
 	s.put(&r)
+	s.born[r.ID] = now
 	s.mu.Unlock()
 	s.log.Info("preheat begins", "job", r.ID, "name", spec.Name(), "scope", r.Spec.Scope.Kind, "deadline",
 		r.Spec.Deadline)
@@ -260,7 +267,7 @@ func (s *Service) look() (v view) {
 // viewed is look for a caller that holds mu.
 func (s *Service) viewed(owners []string) view {
 	v := view{now: s.cfg.Now(), owners: owners, records: make([]*preheat.Record, 0, len(s.records)),
-		hosts: make([]*seen, 0, len(s.hosts))}
+		born: maps.Clone(s.born), hosts: make([]*seen, 0, len(s.hosts))}
 	for _, r := range s.records {
 		v.records = append(v.records, r)
 	}
@@ -503,8 +510,9 @@ func (s *Service) orders(id host.ID) (list []preheat.Order, mark string) {
 // hostsOf lists the hosts that announced while the job was there.
 func (v view) hostsOf(r *preheat.Record) []preheat.Host {
 	out := make([]preheat.Host, 0, len(v.hosts)+len(v.strangers))
+	born := v.born[r.ID].Add(-preheat.SilentAfter)
 	for _, h := range v.hosts {
-		if h.at.Before(r.Created.Add(-preheat.SilentAfter)) {
+		if h.at.Before(born) {
 			continue
 		}
 		out = append(out, preheat.Host{Host: h.host, Labels: h.labels, Seed: h.seed, Seen: h.at, Report: h.reports[r.ID]})
@@ -823,6 +831,7 @@ func (s *Service) forget(now time.Time) {
 			delete(s.records, id)
 			delete(s.tries, id)
 			delete(s.due, id)
+			delete(s.born, id)
 			s.unsaved = true
 		case r.State().Ended():
 			over = append(over, r)
@@ -833,6 +842,7 @@ func (s *Service) forget(now time.Time) {
 	})
 	for len(s.records) > preheat.JobsMax && len(over) > 0 {
 		delete(s.records, over[0].ID)
+		delete(s.born, over[0].ID)
 		over, s.unsaved = over[1:], true
 	}
 	if len(s.records) != had {
@@ -885,12 +895,19 @@ func (s *Service) spread(ctx context.Context, r preheat.Record) {
 func (s *Service) send(ctx context.Context, addr string, r preheat.Record) error {
 	return s.reach(ctx, addr, func(ctx context.Context, c apiclient.Client) error {
 		reply, err := c.Do(ctx, apiclient.Call{Method: http.MethodPost, Path: api.PathPreheatRecords,
-			Body: Records{Version: api.Version, List: []WireRecord{s.wire(r, true)}}})
+			Body: Records{Version: api.Version, List: []WireRecord{s.wire(r, s.age(r.ID), true)}}})
 		if err != nil {
 			return err
 		}
 		return reply.Err(http.StatusNoContent)
 	})
+}
+
+// age is for how long this supernode has known a job, at most ageMax.
+func (s *Service) age(id string) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return min(s.cfg.Now().Sub(s.born[id]), ageMax)
 }
 
 // reach makes one call to another supernode.
@@ -956,7 +973,8 @@ func (s *Service) merge(list []WireRecord) {
 		if !s.cfg.Secure {
 			r.Spec.Webhook = "" // see Create
 		}
-		for !s.mergeOne(r, &changed) {
+		age := time.Duration(max(0, min(x.AgeMillis, ageMax.Milliseconds()))) * time.Millisecond
+		for !s.mergeOne(r, age, &changed) {
 		}
 	}
 	if changed {
@@ -966,7 +984,7 @@ func (s *Service) merge(list []WireRecord) {
 
 // mergeOne joins one record with what is known of its job; it returns false if that changed meanwhile. It compares
 // without the lock, because a record can have thousands of objects.
-func (s *Service) mergeOne(r preheat.Record, changed *bool) (done bool) {
+func (s *Service) mergeOne(r preheat.Record, age time.Duration, changed *bool) (done bool) {
 	s.mu.Lock()
 	known, count := s.records[r.ID], len(s.records)
 	full := r.Resolved != nil && (known == nil || known.Resolved == nil) &&
@@ -986,6 +1004,9 @@ func (s *Service) mergeOne(r preheat.Record, changed *bool) (done bool) {
 		return false
 	}
 	s.put(&r)
+	if known == nil {
+		s.born[r.ID] = s.cfg.Now().Add(-age)
+	}
 	*changed = true
 	return true
 }
