@@ -392,6 +392,35 @@ func TestRestartedServiceHearsHostsFirst(t *testing.T) {
 	assert.Equal(t, preheat.Success, g.State)
 }
 
+// TestYoungServiceJudgesNoJob: a job that began while its supernode did not know all hosts yet is prepared at once, and
+// judged once they had the time to announce.
+func TestYoungServiceJudgesNoJob(t *testing.T) {
+	f := newFake()
+	f.tags["v1"] = f.image("x")
+	s := service(t, t.TempDir(), f)
+	now := s.began.Add(time.Second)
+	s.cfg.Now = func() time.Time { return now }
+	job, err := s.Create(t.Context(), spec())
+	require.NoError(t, err)
+	for at, want := range []bool{false, true} {
+		now = s.began.Add(time.Second + time.Duration(at)*preheat.SilentAfter)
+		s.Note(api.AnnounceRequest{Host: host.Host{ID: "n1", Name: "n1", Addr: "10.0.0.1:1"}, Generation: 1,
+			Preheats: []preheat.Report{{Job: job.ID, Digest: f.tags["v1"], State: preheat.Success}}})
+		for range 2 { // the first one begins to read the manifest
+			var background sync.WaitGroup
+			s.step(t.Context(), &background)
+			background.Wait()
+		}
+		w := httptest.NewRecorder()
+		s.ServeGate(w, job.ID)
+		var g preheat.Gate
+		require.NoError(t, json.Unmarshal(w.Body.Bytes(), &g))
+		assert.Equal(t, want, w.Code == http.StatusOK, "%d %s", w.Code, w.Body)
+		assert.Equal(t, want, g.State == preheat.Success)
+		assert.Equal(t, f.tags["v1"], g.Digest, "it is prepared")
+	}
+}
+
 func TestCreateRefuses(t *testing.T) {
 	s := service(t, t.TempDir(), newFake())
 	for name, bad := range map[string]preheat.Spec{
@@ -438,6 +467,7 @@ func TestServiceLeads(t *testing.T) {
 	}))
 	defer hook.Close()
 	s := service(t, t.TempDir(), f)
+	s.began = s.began.Add(-preheat.SilentAfter)
 	node, other := host.Host{ID: host.NewID(), Name: "n1", Addr: "10.0.0.1:1", Zone: "a"}, host.NewID()
 	s.Note(api.AnnounceRequest{Host: node, Generation: 1})
 	assert.Empty(t, s.Mark(node.ID))

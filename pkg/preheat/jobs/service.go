@@ -324,7 +324,7 @@ func (s *Service) Gate(id string) (preheat.Gate, bool) {
 		return preheat.Gate{}, false
 	}
 	p := r.Plan(v.now, v.hostsOf(r))
-	hears := s.hears(r, v.now)
+	hears := s.hears(v.now)
 	p.Ready = p.Ready && !hears
 	g := r.Gate(v.now, p)
 	if hears {
@@ -336,12 +336,10 @@ func (s *Service) Gate(id string) (preheat.Gate, bool) {
 	return g, true
 }
 
-// hears reports whether a job is older than this process, which has not run long enough to know all of its hosts: each
-// announces at least once within [preheat.SilentAfter]. Until then, the hosts that happened to announce first are not
-// enough to call the job done.
-func (s *Service) hears(r *preheat.Record, now time.Time) bool {
-	return r.Created.Before(s.began) && now.Sub(s.began) < preheat.SilentAfter
-}
+// hears reports whether this process has not run long enough to know all hosts: each announces at least once within
+// [preheat.SilentAfter]. Until then, the hosts that happened to announce first are not enough to call a job done, also
+// one that began since.
+func (s *Service) hears(now time.Time) bool { return now.Sub(s.began) < preheat.SilentAfter }
 
 // Change is an operator's wish.
 type Change int
@@ -619,6 +617,7 @@ func (s *Service) step(ctx context.Context, background *sync.WaitGroup) {
 
 	orders := map[host.ID][]preheat.Order{}
 	var decisions []decision
+	hears := s.hears(now)
 	for _, r := range v.records {
 		told := r.Called || r.Spec.Webhook == ""
 		if r.End != nil && told {
@@ -626,7 +625,7 @@ func (s *Service) step(ctx context.Context, background *sync.WaitGroup) {
 		}
 		hosts := v.hostsOf(r)
 		d := decision{was: r, next: *r, plan: r.Plan(now, hosts)}
-		if d.leads = s.leads(r.ID, owners) && !s.hears(r, now); d.leads && d.next.Follow(d.plan) {
+		if d.leads = s.leads(r.ID, owners); d.leads && !hears && d.next.Follow(d.plan) {
 			d.plan = d.next.Plan(now, hosts)
 		}
 		decisions = append(decisions, d)
@@ -703,7 +702,7 @@ func (s *Service) begin(d decision, now time.Time, resolving, calling *[]decisio
 		s.resolving[id] = true
 		*resolving = append(*resolving, d)
 	}
-	if r.End != nil && r.Spec.Webhook != "" && !r.Called && !s.calling[id] {
+	if r.End != nil && r.Spec.Webhook != "" && !r.Called && !s.calling[id] && !s.hears(now) {
 		s.calling[id] = true
 		*calling = append(*calling, d)
 	}
