@@ -204,7 +204,7 @@ func (f *preheatFlags) request(image string, now time.Time) (q jobs.Request, err
 			return q, err
 		}
 	}
-	if err := q.Validate(); err != nil {
+	if err := q.ValidateAt(now); err != nil {
 		return q, err
 	}
 	authorization, err := f.authorization(q.Spec)

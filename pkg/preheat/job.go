@@ -248,6 +248,19 @@ func (s Spec) Validate() error {
 	return errors.Join(s.Scope.validate(), s.validateLists())
 }
 
+// ValidateAt is Validate for a job that begins at a time: its deadline must be ahead, and not too far.
+func (s Spec) ValidateAt(now time.Time) error {
+	switch in := s.Deadline.Sub(now); {
+	case s.Deadline.IsZero():
+	case in <= 0:
+		return fmt.Errorf("%w: the deadline %s has passed", ErrInvalid, s.Deadline.Format(time.RFC3339))
+	case in > DeadlineMax:
+		return fmt.Errorf("%w: the deadline %s is more than %d days ahead; begin the job later, or name an earlier one",
+			ErrInvalid, s.Deadline.Format(time.RFC3339), int(DeadlineMax.Hours()/24))
+	}
+	return s.Validate()
+}
+
 func (s Spec) validateLists() error {
 	size, words := 0, slices.Concat(s.Platforms, s.Scope.Zones)
 	for k, v := range s.Scope.Labels {

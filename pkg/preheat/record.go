@@ -77,16 +77,13 @@ type Record struct {
 	Called bool `json:"called,omitempty"`
 }
 
-// New returns the record of a new job; its ID is 32 hex digits that nobody used before.
+// New returns the record of a new job, with a spec that [Spec.ValidateAt] accepts; its ID is 32 hex digits that nobody used before.
 func New(id string, spec Spec, now time.Time) Record {
 	if spec.Scope.Kind == "" {
 		spec.Scope.Kind = AllNodes
 	}
 	if spec.Deadline.IsZero() {
 		spec.Deadline = now.Add(DeadlineDefault)
-	}
-	if latest := now.Add(DeadlineMax); spec.Deadline.After(latest) {
-		spec.Deadline = latest
 	}
 	spec.Deadline = spec.Deadline.UTC()
 	return Record{ID: id, Spec: spec, Created: now.UTC(), Secret: len(spec.Headers) > 0}

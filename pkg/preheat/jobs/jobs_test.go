@@ -427,6 +427,7 @@ func TestCreateRefuses(t *testing.T) {
 		"registry": {Kind: preheat.Image, Reference: "evil.test/app:v1"},
 		"file":     {Kind: preheat.File, URL: "https://files.test/a"},
 		"deadline": spec(func(s *preheat.Spec) { s.Deadline = time.Now().Add(-time.Hour) }),
+		"far":      spec(func(s *preheat.Spec) { s.Deadline = time.Now().Add(preheat.DeadlineMax + time.Hour) }),
 		"header":   spec(func(s *preheat.Spec) { s.Headers = map[string]secret.String{"Host": "x"} }),
 	} {
 		_, err := s.Create(t.Context(), bad)

@@ -187,7 +187,8 @@ var ErrFull = errors.New("too many preheats run; cancel one, or wait until one e
 
 // Create begins a job. The error wraps [preheat.ErrInvalid] for a spec that no job can have.
 func (s *Service) Create(ctx context.Context, spec preheat.Spec) (preheat.Job, error) {
-	if err := spec.Validate(); err != nil {
+	now := s.cfg.Now()
+	if err := spec.ValidateAt(now); err != nil {
 		return preheat.Job{}, err
 	}
 	if spec.Kind == preheat.File {
@@ -199,11 +200,6 @@ func (s *Service) Create(ctx context.Context, spec preheat.Spec) (preheat.Job, e
 	}
 	if err != nil {
 		return preheat.Job{}, fmt.Errorf("%w: %w", preheat.ErrInvalid, err)
-	}
-	now := s.cfg.Now()
-	if !spec.Deadline.IsZero() && !spec.Deadline.After(now) {
-		return preheat.Job{}, fmt.Errorf("%w: the deadline %s has passed", preheat.ErrInvalid,
-			spec.Deadline.Format(time.RFC3339))
 	}
 	for name := range spec.Headers {
 		if !strings.EqualFold(name, "Authorization") {
