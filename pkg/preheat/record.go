@@ -77,7 +77,8 @@ type Record struct {
 	Called bool `json:"called,omitempty"`
 }
 
-// New returns the record of a new job, with a spec that [Spec.ValidateAt] accepts; its ID is 32 hex digits that nobody used before.
+// New returns the record of a new job, with a spec that [Spec.ValidateAt] accepts; its ID is 32 hex
+// digits that nobody used before.
 func New(id string, spec Spec, now time.Time) Record {
 	if spec.Scope.Kind == "" {
 		spec.Scope.Kind = AllNodes

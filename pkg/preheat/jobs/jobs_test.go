@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -338,7 +339,7 @@ func TestServiceRestart(t *testing.T) {
 		s.Headers = map[string]secret.String{"Authorization": "Bearer hunter2"}
 	}))
 	require.NoError(t, err)
-	s.save()
+	require.NoError(t, s.save())
 	b, err := json.Marshal(s.Records(true))
 	require.NoError(t, err)
 	assert.NotContains(t, string(b), "hunter2", "an answer to a GET holds no credentials")
@@ -366,7 +367,7 @@ func TestRestartedServiceHearsHostsFirst(t *testing.T) {
 	former.records[job.ID].Resolved = &preheat.Resolved{Digest: f.tags["v1"],
 		Objects: []preheat.Object{{ID: f.tags["v1"], Kind: task.Manifest, Size: 1}}}
 	former.mu.Unlock()
-	former.save()
+	require.NoError(t, former.save())
 
 	s := service(t, dir, f)
 	now := time.Now()
@@ -419,6 +420,22 @@ func TestYoungServiceJudgesNoJob(t *testing.T) {
 		assert.Equal(t, want, g.State == preheat.Success)
 		assert.Equal(t, f.tags["v1"], g.Digest, "it is prepared")
 	}
+}
+
+// TestCreateIsDurable: a job that was answered is in the journal; one that cannot be stored does not begin.
+func TestCreateIsDurable(t *testing.T) {
+	dir := t.TempDir()
+	s := service(t, dir, newFake())
+	job, err := s.Create(t.Context(), spec())
+	require.NoError(t, err)
+	_, ok := service(t, dir, newFake()).Get(job.ID)
+	assert.True(t, ok, "the process died right after its answer")
+	s.cfg.Dir = filepath.Join(dir, "gone")
+	w := httptest.NewRecorder()
+	body := `{"kind":"image","reference":"registry.test/app","scope":{}}`
+	s.ServeCreate(w, httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body)))
+	assert.Equal(t, http.StatusServiceUnavailable, w.Code)
+	assert.Len(t, s.List(), 1, "it does not begin after its refusal")
 }
 
 func TestCreateRefuses(t *testing.T) {
@@ -530,7 +547,8 @@ func crowd(t testing.TB, hosts, running, ended int) (*Service, []api.AnnounceReq
 		q := api.AnnounceRequest{Generation: 1, Host: host.Host{ID: host.NewID(), Name: fmt.Sprintf("n%04d", i),
 			Addr: "10.0.0.1:1", Zone: string(rune('a' + i%4))}}
 		for j := range running + ended {
-			q.Preheats = append(q.Preheats, preheat.Report{Job: fmt.Sprintf("%032x", j*7919), Digest: id, State: preheat.Running})
+			q.Preheats = append(q.Preheats, preheat.Report{Job: fmt.Sprintf("%032x", j*7919),
+				Digest: id, State: preheat.Running})
 		}
 		s.Note(q)
 		all = append(all, q)
@@ -580,7 +598,7 @@ func BenchmarkStep(b *testing.B) {
 	for _, c := range []struct{ running, ended int }{{20, 0}, {0, preheat.JobsMax}} {
 		b.Run(fmt.Sprintf("%d running, %d ended", c.running, c.ended), func(b *testing.B) {
 			s, _ := crowd(b, 1000, c.running, c.ended)
-			s.save()
+			require.NoError(b, s.save())
 			var background sync.WaitGroup
 			stop, worst := make(chan struct{}), make(chan time.Duration)
 			go func() {

@@ -185,7 +185,8 @@ var ErrPlaintext = errors.New("a preheat with credentials needs a cluster secret
 // ErrFull means that all jobs that supernodes remember still run.
 var ErrFull = errors.New("too many preheats run; cancel one, or wait until one ends")
 
-// Create begins a job. The error wraps [preheat.ErrInvalid] for a spec that no job can have.
+// Create begins a job, and returns once it is on the disk. The error wraps [preheat.ErrInvalid] for a spec that no job
+// can have.
 func (s *Service) Create(ctx context.Context, spec preheat.Spec) (preheat.Job, error) {
 	now := s.cfg.Now()
 	if err := spec.ValidateAt(now); err != nil {
@@ -230,6 +231,13 @@ func (s *Service) Create(ctx context.Context, spec preheat.Spec) (preheat.Job, e
 	s.put(&r)
 	s.born[r.ID] = now
 	s.mu.Unlock()
+	if err := s.save(); err != nil {
+		s.mu.Lock()
+		delete(s.records, r.ID)
+		delete(s.born, r.ID)
+		s.mu.Unlock()
+		return preheat.Job{}, fmt.Errorf("the supernode cannot store the job, so it does not begin: %w", err)
+	}
 	s.log.Info("preheat begins", "job", r.ID, "name", spec.Name(), "scope", r.Spec.Scope.Kind, "deadline",
 		r.Spec.Deadline)
 	s.spread(ctx, r)
@@ -427,8 +435,8 @@ func (s *Service) note(h host.Host, life uint64, labels map[string]string, seed 
 	return changed
 }
 
-// owe finds the jobs that ended and of which a host shall hear, if they can have changed: those in whose scope it is and
-// whose end it has not confirmed. mu is held.
+// owe finds the jobs that ended and of which a host shall hear, if they can have changed: those in whose scope it is
+// and whose end it has not confirmed. mu is held.
 func (s *Service) owe(h *seen) {
 	if h.overRev == s.overRev {
 		return
@@ -666,7 +674,7 @@ func (s *Service) step(ctx context.Context, background *sync.WaitGroup) {
 	s.mu.Unlock()
 
 	if save {
-		s.save()
+		_ = s.save() // it has logged the error, and the next step tries again
 	}
 	mine, mark := s.orders(s.cfg.Host.ID)
 	s.cfg.Worker.Adopt(mark, mine)
@@ -851,7 +859,7 @@ func (s *Service) forget(now time.Time) {
 }
 
 // save writes the journal, as a whole or not at all.
-func (s *Service) save() {
+func (s *Service) save() error {
 	s.saving.Lock()
 	defer s.saving.Unlock()
 	b, err := json.Marshal(s.Records(false))
@@ -864,6 +872,7 @@ func (s *Service) save() {
 		s.unsaved = true
 		s.mu.Unlock()
 	}
+	return err
 }
 
 // others lists the other live supernodes.

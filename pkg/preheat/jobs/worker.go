@@ -89,7 +89,8 @@ type work struct {
 // NewWorker returns a Worker that fetches nothing before Run.
 func NewWorker(cfg WorkerConfig) *Worker {
 	return &Worker{cfg: cfg, wake: make(chan struct{}, 1), taken: map[string]string{},
-		lists: map[string]map[string]order{}, over: map[string]order{}, works: map[string]*work{}, sent: map[string]reported{}}
+		lists: map[string]map[string]order{}, over: map[string]order{},
+		works: map[string]*work{}, sent: map[string]reported{}}
 }
 
 // repeatEvery is how often an owner gets reports that have not changed: a pull announces many times a second.
@@ -371,7 +372,8 @@ func (w *Worker) Reports() []preheat.Report {
 }
 
 func (w *Worker) report(x *work) preheat.Report {
-	r := preheat.Report{Job: x.Job, Digest: x.Digest, State: preheat.Success, Ended: x.Ended, Attempts: x.attempts, Error: x.err}
+	r := preheat.Report{Job: x.Job, Digest: x.Digest, State: preheat.Success, Ended: x.Ended,
+		Attempts: x.attempts, Error: x.err}
 	for i, o := range x.Objects {
 		if !w.wants(x.Order, o.ID) {
 			continue
