@@ -25,6 +25,10 @@ const (
 	// announceTimeout bounds one announce, failover to other owners included.
 	announceTimeout = 15 * time.Second
 	dialTimeout     = 3 * time.Second
+	// seedDials is how long an owner's seed waits for a small object from its origin before it dials the hosts that want
+	// it. The owner's answer brings them the bytes, or they dial the seed; a connection in advance would cost as much CPU
+	// as all else that the object needs. It is longer than an answer waits for the bytes.
+	seedDials = 200 * time.Millisecond
 )
 
 // events are the wire's names of what the policy announces.
@@ -252,7 +256,42 @@ func (d *Download) assigned(now time.Time, ev ownerReplied) {
 		}
 	}
 	d.policy.Assigned(now, d.view(), a.Seed, ev.leader == owners.Self, ev.leader == owners.Other)
+	if a.Seed && d.wants.everything() && d.small() && !d.conns.dialsFrom(now) {
+		d.conns.later.hosts = append(d.conns.later.hosts, a.Neighbours...)
+		return
+	}
 	for _, n := range a.Neighbours {
+		d.dial(now, n)
+	}
+}
+
+// small reports whether an owner's answer can hold the object.
+func (d *Download) small() bool {
+	return d.wants.spec.Length > 0 && d.wants.spec.Length <= api.InlineMax
+}
+
+// laterDials are the hosts that a seed of a small object dials at a time, unless it is complete by then.
+type laterDials struct {
+	hosts []api.Neighbour
+	at    time.Time // zero before the first answer
+}
+
+// dialsFrom reports whether a seed of a small object may dial by now. The first call begins the wait.
+func (cs *conns) dialsFrom(now time.Time) bool {
+	if cs.later.at.IsZero() {
+		cs.later.at = now.Add(seedDials)
+	}
+	return !now.Before(cs.later.at)
+}
+
+// dialLater dials the hosts for which the time has come.
+func (d *Download) dialLater(now time.Time) {
+	if len(d.conns.later.hosts) == 0 || !d.conns.dialsFrom(now) && !d.complete() {
+		return
+	}
+	hosts := d.conns.later.hosts
+	d.conns.later.hosts = nil
+	for _, n := range hosts {
 		d.dial(now, n)
 	}
 }

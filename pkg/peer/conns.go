@@ -25,6 +25,7 @@ type conns struct {
 	open    map[picker.Neighbour]*conn
 	next    picker.Neighbour
 	dialing map[host.ID]bool
+	later   laterDials
 	snubbed map[host.ID]time.Time  // hosts that were silent, or not reached, and until when they are left alone
 	banned  map[[20]byte]time.Time // peers that sent wrong bytes, and until when
 	silent  []host.ID              // hosts that the next announce reports to the owner as silent

@@ -304,6 +304,7 @@ func (d *Download) step(now time.Time) policy.View {
 	d.excuse(now)
 	d.takeOffer(now)
 	d.adoptMetadata(now)
+	d.dialLater(now)
 	if d.pick != nil {
 		if d.wants.forget(now) {
 			d.updateWanted(now)
@@ -387,6 +388,9 @@ func (d *Download) pause(now time.Time) time.Duration {
 	wake := now.Add(5 * time.Second)
 	if !d.complete() {
 		wake = now.Add(watchEvery)
+	}
+	if later := d.conns.later; len(later.hosts) > 0 && later.at.Before(wake) {
+		wake = later.at
 	}
 	if d.pick != nil {
 		if t := d.pick.NextFree(now); !t.IsZero() && t.Before(wake) {

@@ -2,7 +2,10 @@ package peer_test
 
 import (
 	"bytes"
+	"context"
+	"net"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -146,6 +149,65 @@ func TestContentWithItsProofIsPassedOnToPeers(t *testing.T) {
 				synctest.Wait()
 				assert.EqualValues(t, len(content), b.engine.Stats().Peers)
 				assert.Empty(t, s.origin.requests(), "no host asked the origin")
+			})
+		})
+	}
+}
+
+// A small object comes inside the owner's answer, so its seed dials the host that wants it only if the origin is slow.
+func TestASeedOfASmallObjectDialsNobodyAtOnce(t *testing.T) {
+	for name, row := range map[string]struct {
+		origin time.Duration // until its first byte
+		length int
+		dials  int
+	}{
+		"small, a quick origin": {20 * time.Millisecond, api.InlineMax, 0},
+		"small, a slow origin":  {time.Second, api.InlineMax, 1},
+		"large, a quick origin": {20 * time.Millisecond, api.InlineMax + 1, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				content := randomBytes(63, row.length)
+				s := newSwarm(t, content)
+				s.origin.fail = func(int, int64) error { time.Sleep(row.origin); return nil }
+				var mu sync.Mutex
+				var dials []time.Duration // of the seed, since the start
+				began := time.Now()
+				s.adjust = func(c *peer.Config) {
+					dial := c.Dial
+					c.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+						mu.Lock()
+						defer mu.Unlock()
+						dials = append(dials, time.Since(began))
+						return dial(ctx, addr)
+					}
+				}
+				s.seed()
+				s.adjust = nil
+				a := s.node(nil)
+				spec := s.spec()
+				spec.Length = int64(row.length)
+				s.owner.answer = func(from *node, e api.Entry, answer *api.Assignment) error {
+					if from != a {
+						return nil
+					}
+					answer.Neighbours = nil // only the seed can dial
+					if time.Sleep(50 * time.Millisecond); e.Event == api.Started && row.dials == 0 {
+						f := piece.MetadataFor(int64(row.length), s.origin.mediaType)
+						answer.Metadata, answer.Inline = &f, content
+					}
+					return nil
+				}
+				data, err := s.read(t.Context(), a, spec, 0, int64(row.length))
+				require.NoError(t, err)
+				require.True(t, bytes.Equal(content, data))
+				time.Sleep(10 * time.Second)
+				mu.Lock()
+				defer mu.Unlock()
+				require.Len(t, dials, row.dials, "%v", dials)
+				if row.origin > 200*time.Millisecond {
+					assert.Equal(t, 200*time.Millisecond, dials[0].Truncate(10*time.Millisecond))
+				}
 			})
 		})
 	}
