@@ -297,8 +297,8 @@ func (c *Client) report(owner string, changes owners.Changes, err error) {
 	}
 }
 
-// Hurry announces to all owners now, without waiting for the interval.
-func (c *Client) Hurry() {
+// AnnounceNow announces to all owners now, without waiting for the interval.
+func (c *Client) AnnounceNow() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, s := range c.senders {

@@ -98,7 +98,7 @@ func New(cfg config.Dfdaemon, logger *slog.Logger, options ...node.Option) (d *D
 	var askOwner func(context.Context, api.Lookup) (api.LookupReply, error)
 	var recall func(context.Context, api.Lookup) []api.LookupReply
 	if len(cfg.Supernodes) > 0 {
-		d.preheats = d.node.NewPreheatWorker(func() { d.client.Hurry() }, nil)
+		d.preheats = d.node.NewPreheatWorker(func() { d.client.AnnounceNow() }, nil)
 		d.client = d.newClient()
 		d.node.Owners = d.client.Owners
 		announcer, askOwner, recall = d.client, d.askOwner, d.client.Recall

@@ -10,9 +10,9 @@ import (
 	"github.com/darter-io/darter/pkg/task"
 )
 
-// NewPreheatWorker returns what carries out this node's preheat orders; its Run is a part of the program. hurry has the
-// owners hear of a change at once, owns reports which tasks a supernode owns; both may be nil.
-func (n *Node) NewPreheatWorker(hurry func(), owns func(task.ID) bool) *jobs.Worker {
+// NewPreheatWorker returns what carries out this node's preheat orders; its Run is a part of the program.
+// announceNow has the owners hear of a change at once, owns reports which tasks a supernode owns; both may be nil.
+func (n *Node) NewPreheatWorker(announceNow func(), owns func(task.ID) bool) *jobs.Worker {
 	return jobs.NewWorker(jobs.WorkerConfig{
 		Host: n.Host.ID, Labels: n.cfg.Node.LabelMap(), Fetch: n.fetch, Complete: n.Store.Complete, Owns: owns,
 		Bytes: func(id task.ID) int64 {
@@ -22,7 +22,7 @@ func (n *Node) NewPreheatWorker(hurry func(), owns func(task.ID) bool) *jobs.Wor
 			}
 			return int64(t.Have) * t.Metadata.PieceSize
 		},
-		Hurry: hurry, Logger: n.Log,
+		AnnounceNow: announceNow, Logger: n.Log,
 	})
 }
 

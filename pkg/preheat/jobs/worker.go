@@ -47,9 +47,9 @@ type WorkerConfig struct {
 	// Host is this host, Labels are its own.
 	Host   host.ID
 	Labels map[string]string
-	// Hurry has the owners hear of a change at once; nil: they hear of it with the next announce.
-	Hurry  func()
-	Logger *slog.Logger
+	// AnnounceNow has the owners hear of a change at once; nil: they hear of it with the next announce.
+	AnnounceNow func()
+	Logger      *slog.Logger
 }
 
 // Worker carries out the preheat orders of this host: it fetches what it is told to, and reports what it holds. It
@@ -346,8 +346,8 @@ func (w *Worker) done(job string, ctx context.Context, err error) {
 	default:
 		w.cfg.Logger.Info("preheat done", "job", job)
 	}
-	if w.cfg.Hurry != nil {
-		w.cfg.Hurry()
+	if w.cfg.AnnounceNow != nil {
+		w.cfg.AnnounceNow()
 	}
 }
 
