@@ -41,7 +41,7 @@ CLIENT_FLAGS := -tags $(TAGS),containers_image_openpgp
 GOLANGCI = $$golangci run --allow-parallel-runners --timeout 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo bench bench-quick plot lint race race-real race-virtual race-clients clients charts manifests e2e clients-alone release images clean
+.PHONY: help build test demo bench bench-quick plot lint race race-real race-virtual race-clients clients charts manifests e2e test-kind clients-alone release images clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,7 +72,7 @@ bench-quick: ## the part of bench that takes a minute or two
 lint: ## gofmt, and golangci-lint by .golangci.yml, which it builds first (some minutes the first time)
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
 	if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
-	golangci=$$($(TOOL) golangci-lint) && $(GOLANGCI) && for module in charts clients; do (cd test/$$module && \
+	golangci=$$($(TOOL) golangci-lint) && $(GOLANGCI) && for module in charts clients kind; do (cd test/$$module && \
 	CGO_ENABLED=0 $(GOLANGCI) --config ../../.golangci.yml --modules-download-mode mod --build-tags $(TAGS),containers_image_openpgp) || exit 1; done
 
 race: race-real race-virtual race-clients ## run the tests under the race detector (needs a C compiler; part of it needs what e2e needs)
@@ -104,6 +104,10 @@ manifests: ## render the Helm chart into deploy/manifests
 
 e2e: ## pull with real containerd, Docker, Podman and others in network namespaces (needs root and their packages)
 	@$(GOTEST) -tags $(TAGS) -count 1 -timeout 40m ./test/e2e/... -args -out $(CURDIR)/out/clients.json
+
+test-kind: ## install the Helm chart in a kind cluster and count what the registry sends: out/kind.json (not in CI)
+	cd test/kind && CGO_ENABLED=0 $(GO) test -mod=mod -tags $(TAGS) -count 1 -timeout 90m -v . -args $(KIND) \
+		-out $(CURDIR)/out/kind.json -logs $(CURDIR)/out/kind-logs
 
 clients-alone: ## measure what clients do when a mirror misbehaves, without Darter (15 minutes; needs what e2e needs)
 	$(GO) test -tags $(TAGS) -count 1 -timeout 30m -v -run WhatTools ./test/e2e -args -alone
