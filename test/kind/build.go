@@ -32,7 +32,7 @@ const (
 	imageVersion = "v0.0.0-kind"
 )
 
-// built has the paths of what the test builds from source: all of it before the test enters a network without a way out.
+// built has the paths of what the test builds, all of it before the test enters a network without a way out.
 type built struct {
 	// Images are the archives of Darter's own images by program.
 	Images map[string]string

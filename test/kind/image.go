@@ -20,8 +20,8 @@ import (
 	"github.com/darter-io/darter/test/registrytest"
 )
 
-// fileLayer returns a layer with files, which are executable, and links, both by name in the layer, and directories that
-// everyone may write to.
+// fileLayer returns a layer with files, which are executable, and links, both by name in the layer, and directories
+// that everyone may write to.
 func fileLayer(files, links map[string]string, open ...string) (v1.Layer, error) {
 	var all bytes.Buffer
 	w := tar.NewWriter(&all)
@@ -106,11 +106,12 @@ func writeArchive(file string, images map[string]v1.Image) error {
 	return f.Close()
 }
 
-// workload makes images whose containers run and do nothing. Layers with the same seed and place are equal.
+// workload makes images whose containers run and do nothing. No image of the node has their first layer. Layers with
+// the same seed and place are equal.
 type workload struct{ pause v1.Layer }
 
 func newWorkload(pause string) (workload, error) {
-	l, err := fileLayer(map[string]string{"pause": pause}, nil)
+	l, err := fileLayer(map[string]string{"app": pause}, nil)
 	return workload{l}, err
 }
 
@@ -133,5 +134,5 @@ func (w workload) image(parts ...part) (v1.Image, error) {
 		}
 		layers = append(layers, ls...)
 	}
-	return program(empty.Image, "/pause", append([]v1.Layer{w.pause}, layers...)...)
+	return program(empty.Image, "/app", append([]v1.Layer{w.pause}, layers...)...)
 }

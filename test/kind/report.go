@@ -55,7 +55,7 @@ func (r report) table() string {
 		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\t%s\t%s\t%.1f\t\n", s.Name, s.Nodes, s.New, s.Front, packets, copies, limit,
 			s.Seconds)
 	}
-	w.Flush()
+	_ = w.Flush()
 	return b.String()
 }
 

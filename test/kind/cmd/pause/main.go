@@ -1,5 +1,5 @@
-// Command pause does nothing until a signal ends it. It is the sandbox of the pods of a node that was built here, and the
-// program in the images that the test rolls out.
+// Command pause does nothing until a signal ends it. It is the sandbox of the pods of a node that was built here, and
+// the program in the images that the test rolls out.
 package main
 
 import (
