@@ -104,7 +104,8 @@ func (c *cluster) exec(ctx context.Context, node, stdin string, args ...string) 
 
 // kubectl runs kubectl on the control plane.
 func (c *cluster) kubectl(ctx context.Context, args ...string) (string, error) {
-	return c.exec(ctx, controlPlane, "", append([]string{"kubectl", "--kubeconfig=/etc/kubernetes/admin.conf"}, args...)...)
+	all := append([]string{"kubectl", "--kubeconfig=/etc/kubernetes/admin.conf"}, args...)
+	return c.exec(ctx, controlPlane, "", all...)
 }
 
 // apply applies a manifest.
@@ -246,6 +247,10 @@ func (c *cluster) addWorker(ctx context.Context) (string, error) {
 	}); err != nil {
 		return name, err
 	}
+	// Pods come as soon as the node has joined.
+	if err := c.prepareNode(ctx, name); err != nil {
+		return name, err
+	}
 	// kind left the file with which it made the first worker join.
 	first := c.workers[0]
 	conf, err := c.exec(ctx, first, "", "cat", "/kind/kubeadm.conf")
@@ -268,9 +273,6 @@ func (c *cluster) addWorker(ctx context.Context) (string, error) {
 	}
 	c.workers = append(c.workers, name)
 	if err := poll(ctx, time.Minute, func() error { return c.routePods(ctx) }); err != nil {
-		return name, err
-	}
-	if err := c.prepareNode(ctx, name); err != nil {
 		return name, err
 	}
 	_, err = c.kubectl(ctx, "wait", "--for=condition=Ready", "node/"+name, "--timeout=120s")

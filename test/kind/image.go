@@ -106,13 +106,16 @@ func writeArchive(file string, images map[string]v1.Image) error {
 	return f.Close()
 }
 
-// workload makes images whose containers run and do nothing. No image of the node has their first layer. Layers with
-// the same seed and place are equal.
-type workload struct{ pause v1.Layer }
+// workload makes images whose containers run and do nothing. No image of the node has their first layer, which the name
+// decides. Layers with the same seed and place are equal.
+type workload struct {
+	name string
+	app  v1.Layer
+}
 
-func newWorkload(pause string) (workload, error) {
-	l, err := fileLayer(map[string]string{"app": pause}, nil)
-	return workload{l}, err
+func newWorkload(name, pause string) (workload, error) {
+	l, err := fileLayer(map[string]string{name: pause}, nil)
+	return workload{name, l}, err
 }
 
 // part is some layers of an image.
@@ -134,5 +137,5 @@ func (w workload) image(parts ...part) (v1.Image, error) {
 		}
 		layers = append(layers, ls...)
 	}
-	return program(empty.Image, "/app", append([]v1.Layer{w.pause}, layers...)...)
+	return program(empty.Image, "/"+w.name, append([]v1.Layer{w.app}, layers...)...)
 }

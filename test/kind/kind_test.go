@@ -236,7 +236,7 @@ func newLab(t *testing.T) *lab {
 	l.registry, err = startRegistry(context.WithoutCancel(ctx), things.dir, e)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, l.registry.stop()) })
-	l.workload, err = newWorkload(things.Pause)
+	l.workload, err = newWorkload("app", things.Pause)
 	require.NoError(t, err)
 	l.cluster, err = createCluster(ctx, things.dir, e, things.built, *workersN)
 	if l.cluster != nil {
@@ -280,6 +280,12 @@ func TestKind(t *testing.T) {
 	base := part{1, []int64{30 * mb, 20 * mb, 8 * mb, 1 * mb}}
 
 	l.scenario("without Darter", func(t *testing.T) {
+		// What nodes have without Darter, no other node gets through Darter.
+		with := l.workload
+		defer func() { l.workload = with }()
+		var err error
+		l.workload, err = newWorkload("without", things.Pause)
+		require.NoError(t, err)
 		ref, pushed, _ := l.push("lib/without", "v1", part{9, []int64{8 * mb, 1 * mb}})
 		r := l.rollout("without Darter", "without", ref, l.fresh(pushed), 0, nil)
 		assert.GreaterOrEqual(t, r.Ratio, float64(len(l.workers))-0.1)
@@ -380,7 +386,8 @@ func (l *lab) install() {
 	l.kube("create", "namespace", namespace)
 	l.kube("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=privileged")
 	since := time.Now()
-	out, err := l.helmRun(t.Context(), "install", "darter", "deploy/helm/darter", "--namespace", namespace, "--values", file)
+	out, err := l.helmRun(t.Context(), "install", "darter", "deploy/helm/darter", "--namespace", namespace,
+		"--values", file)
 	require.NoError(t, err)
 	t.Log(out)
 	l.rolledOut()

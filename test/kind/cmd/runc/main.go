@@ -1,5 +1,5 @@
 // Command runc starts the real runc on machines where root lacks CAP_SYS_RESOURCE: it takes that capability, limits and
-// negative OOM scores out of the configuration of a container, which runc could not set.
+// negative OOM scores out of the configuration of a container, which runc could not set. It never adds a right.
 package main
 
 import (
