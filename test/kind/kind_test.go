@@ -492,7 +492,8 @@ func (l *lab) private() {
 		l.kube("delete", "pod", name)
 	}
 	for _, o := range pushed.Layers() {
-		assert.Equal(t, 1, l.registry.Counts().Object(o.Digest).GETs, "GETs of %s", o.Digest)
+		// The layer with the program came with an earlier image.
+		assert.LessOrEqual(t, l.registry.Counts().Object(o.Digest).GETs, 1, "GETs of %s", o.Digest)
 	}
 	l.kube("delete", "pod", "-l", "app=private")
 	l.kube("delete", "secret", "right", "wrong")
