@@ -1,9 +1,10 @@
 // Package access answers two questions about a registry: may this credential read this digest of
 // this repository, and which digest does this tag mean.
 //
-// A [Resolver] never grants what the registry has not granted to the same credential for the same
-// repository. A grant that it remembers ends with the credential. Hosts share what is the same for
-// all of them through an [Owner]. Start at [Resolver.Resolve].
+// While the registry answers, a [Resolver] grants only what the registry has granted to the same credential for the
+// same repository. A grant that it remembers ends with the credential, or after some time. While the registry does not
+// answer, settings decide which earlier answers count, also those to others; see recall.go. Hosts share what is the
+// same for all of them through an [Owner]. Start at [Resolver.Resolve].
 package access
 
 import (

@@ -27,7 +27,7 @@ import (
 	"github.com/darter-io/darter/pkg/preheat/jobs"
 )
 
-// The exit codes of preheat beside 0, 1 and 2.
+// The exit codes of preheat in addition to 0, 1 and 2.
 const (
 	exitPartial   = 3 // too few hosts have it
 	exitFailed    = 4 // no node has it

@@ -235,7 +235,9 @@ func leadTo(t *testing.T, upstream config.Upstream, word secret.String,
 	return startSupernode(t, supernodeSettings(t, upstream, word, more...))
 }
 
-func supernodeSettings(t *testing.T, upstream config.Upstream, word secret.String, more ...string) (top config.Supernode) {
+func supernodeSettings(
+	t *testing.T, upstream config.Upstream, word secret.String, more ...string,
+) (top config.Supernode) {
 	require.NoError(t, config.NewForm("supernode", &top).Load(append([]string{
 		"DARTER_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "s"), "DARTER_CACHE_QUOTA=1GiB",
 		"DARTER_API_LISTEN=127.0.0.1:0",

@@ -38,7 +38,7 @@ func listens(ctx context.Context, at config.Address) bool {
 type ownDaemon struct {
 	*daemon.Daemon
 	dir   string
-	lock  *os.File // of the directory: whoever gets it may delete the directory
+	lock  *os.File // of the directory: the process that gets it may delete the directory
 	stop  context.CancelFunc
 	ended chan error
 }

@@ -33,7 +33,7 @@ const (
 	// Suspected owners failed the last announce. Requests try the others first; heartbeats find
 	// out whether the owner is back.
 	Suspected
-	// Lost owners refuse connections or have failed for Patience. Requests pass over them where
+	// Lost owners refuse connections, have a wrong clock, or have failed for Patience. Requests pass over them where
 	// the host has a last resort.
 	Lost
 	// Dead owners are lost and have failed for [DeadAfter]: the owners behind them have been

@@ -429,7 +429,7 @@ func (b bytesAt) CopyTo(w io.Writer, off, n int64) (int64, error) {
 	return int64(m), err
 }
 
-func TestWhoStillBelievesWhatWasRevokedIsTold(t *testing.T) {
+func TestALatePeerHearsOfARevocation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 2)
 		b.e.noteRevoked(time.Now(), b.d.id, piece.Revocation{Epoch: 7, Key: piece.KeyID{1}}, []byte("certificate"))

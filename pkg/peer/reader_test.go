@@ -108,7 +108,7 @@ func (r *forgetfulReplica) CopyTo(w io.Writer, off, n int64) (int64, error) {
 	return r.Replica.CopyTo(w, off, n)
 }
 
-func TestAPieceThatTheStoreLostComesAnew(t *testing.T) {
+func TestAPieceThatTheStoreLostComesAgain(t *testing.T) {
 	for name, way := range map[string]func(r *peer.Reader) ([]byte, error){
 		"by Read": func(r *peer.Reader) ([]byte, error) { return io.ReadAll(struct{ io.Reader }{r}) },
 		"by WriteTo": func(r *peer.Reader) ([]byte, error) {
@@ -147,7 +147,7 @@ func TestAPieceThatTheStoreLostComesAnew(t *testing.T) {
 	}
 }
 
-func TestASeedThatLostAPieceBringsItAnew(t *testing.T) {
+func TestASeedThatLostAPieceFetchesItAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarm(t, randomBytes(51, 6*piece.SizeMin))
 		store := newForgetfulStore()

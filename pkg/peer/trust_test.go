@@ -127,7 +127,7 @@ func TestANodeThatMissedARevocation(t *testing.T) {
 	})
 }
 
-func TestAnEmptyBodyDoesNotPassForAContent(t *testing.T) {
+func TestAnEmptyBodyIsNotTheObject(t *testing.T) {
 	for name, seeded := range map[string]bool{"through a seed": true, "alone": false} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -152,7 +152,7 @@ func TestAnEmptyBodyDoesNotPassForAContent(t *testing.T) {
 	}
 }
 
-func TestAContentWhoseLengthTurnsOutWrongIsBegunAnew(t *testing.T) {
+func TestAWrongLengthBeginsTheTaskAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		right := randomBytes(33, 6*piece.SizeMin+1)
 		s := newSwarm(t, right)

@@ -70,7 +70,7 @@ type Record struct {
 	// Cancelled is never taken back.
 	Cancelled bool      `json:"cancelled,omitempty"`
 	Resolved  *Resolved `json:"resolved,omitempty"`
-	// Open is how many waves are open beside the first.
+	// Open is how many waves are open after the first.
 	Open int  `json:"open,omitempty"`
 	End  *End `json:"end,omitempty"`
 	// Called says that the webhook was called.

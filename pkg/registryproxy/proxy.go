@@ -2,8 +2,9 @@
 // that a client means, lets [access.Resolver] ask it whether this client may read the blob, and serves
 // the bytes from the swarm.
 //
-// A client never gets what the registry would refuse it, and no body ends complete and wrong, but for a range that
-// names its end, whose client checks what it gets: an error before the first byte is a status that lets the client go
+// While the registry answers, a client gets nothing that the registry would refuse it; package access says what counts
+// while it does not. No body ends complete and wrong, but for a range that names its end, whose client checks what it
+// gets: an error before the first byte is a status that lets the client go
 // elsewhere, a later one is a short body. A request passes, in order, proxy.go, target.go, grant.go and serve.go. Start
 // at [Proxy.ServeHTTP].
 package registryproxy

@@ -233,7 +233,7 @@ const elsewhereFor = 1500 * time.Millisecond
 // starvedMax is how long starving hosts wait for a seed that others report: a member may report one that is none.
 const starvedMax = 10 * time.Second
 
-// starvedLong reports whether hosts of a swarm have starved for too long beside a seed that others report.
+// starvedLong reports whether hosts of a swarm have starved for too long although others report a seed.
 func (s *Scheduler) starvedLong(now time.Time, w *swarm, e Entry) bool {
 	if e.Event != Starving {
 		return false
@@ -254,7 +254,7 @@ func (s *Scheduler) noteSeeds(now time.Time, w *swarm, seeds []host.ID) {
 // leaveToOthers leaves the origin to another seed, or to another owner's, for a while.
 func leaveToOthers(now time.Time, w *swarm) {
 	if !now.Before(w.elsewhere.Add(starvedMax)) {
-		w.starved = time.Time{} // hosts starved beside a former seed
+		w.starved = time.Time{} // hosts starved while there was a former seed
 	}
 	w.elsewhere = now
 }

@@ -1,6 +1,6 @@
 // Package picker chooses the next request of a download: first a source, at random among the neighbours that are not
 // busy and have a useful piece, then one of its pieces: with a probability of 3/4 the lowest missing one, otherwise the
-// locally rarest. While only the seed has some pieces, and for a source in another zone, the probability is 1/5.
+// locally rarest. While only the seed has some pieces, or for a source in another zone, the probability is 1/5.
 //
 // A Picker is pure: it has no clock, socket or goroutine, and decides the same for the same seed and calls. One
 // download owns it. Start at [Picker.Next].

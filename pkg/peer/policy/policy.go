@@ -26,10 +26,10 @@ const (
 	// next one may. The host that asks announces itself as a seed, and the others wait for it.
 	rankPause = 1500 * time.Millisecond
 	// usefulFor is how long the reader of the origin for which this host stopped may bring no piece, before the next
-	// host in the order reads beside it.
+	// host in the order reads as well.
 	usefulFor = 3 * time.Second
-	// ranksFirst is how many hosts in the order may read beside one that brings nothing; the others do after further
-	// ranksPause. Each of the first ones may have no reader, or no way to the origin.
+	// ranksFirst is how many hosts in the order may read in addition to one that brings nothing; the others do after
+	// further ranksPause. Each of the first ones may have no reader, or no way to the origin.
 	ranksFirst = 3
 	ranksPause = 10 * time.Second
 	// stopsMax bounds how often a download stops for another host: a member may say that it reads the origin, and bring

@@ -194,7 +194,7 @@ func TestTurnsAreGivenInTheOrderTheyWereAskedFor(t *testing.T) {
 	assert.False(t, l.Take(a, 0, nil, func() {}), "no turn was lost and none made")
 }
 
-func TestWhoHasLeastGoesFirstUnlessAnotherWaitedTooLong(t *testing.T) {
+func TestLeastPiecesFirstUnlessAnotherWaitsTooLong(t *testing.T) {
 	l := upload.NewSendQueue(1)
 	require.True(t, l.Take(a, 0, nil, nil))
 	var order []int

@@ -592,7 +592,7 @@ func TestEndedJobsAreNotPlanned(t *testing.T) {
 	assert.Equal(t, 3*2, s.made)
 }
 
-// BenchmarkStep is a plan for 1,000 hosts and 20 jobs, and one beside 256 jobs that ended.
+// BenchmarkStep is a plan for 1,000 hosts and 20 jobs, and one with 256 jobs that ended.
 // "locked" is the longest time of those for which it held the lock.
 func BenchmarkStep(b *testing.B) {
 	for _, c := range []struct{ running, ended int }{{20, 0}, {0, preheat.JobsMax}} {

@@ -20,7 +20,7 @@ import (
 
 // Order is an image that another program wants on hosts of the cluster.
 type Order struct {
-	// Registry is listed by the operator, in the spelling of his list; Repository is below it.
+	// Registry is listed by the operator, in the spelling of that list; Repository is below it.
 	Registry, Repository string
 	// Tag or Digest names the manifest. With both, the digest decides.
 	Tag    string

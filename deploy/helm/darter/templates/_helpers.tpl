@@ -52,7 +52,7 @@ app.kubernetes.io/name: {{ include "darter.name" .root | quote }}
 {{- merge $own (default dict .more) .root.Values.commonLabels | toYaml -}}
 {{- end -}}
 
-{{/* Labels of pods. They leave out versions, so that pods are made anew only if what they run changes. Argument: root,
+{{/* Labels of pods. They leave out versions, so that pods are made again only if what they run changes. Argument: root,
 component, own (a map, may be missing), more (the same from values). */}}
 {{- define "darter.podLabels" -}}
 {{- $own := include "darter.selector" . | fromYaml -}}
