@@ -279,6 +279,18 @@ func (c *cluster) addWorker(ctx context.Context) (string, error) {
 	return name, err
 }
 
+// killWorker ends a worker at once, as a machine that breaks, and then removes its node. pods is called in between.
+func (c *cluster) killWorker(ctx context.Context, name string, pods func()) error {
+	if _, err := command(ctx, "", "docker", "kill", name); err != nil {
+		return err
+	}
+	pods()
+	c.workers = slices.DeleteFunc(c.workers, func(w string) bool { return w == name })
+	_, err := c.kubectl(ctx, "delete", "node", name)
+	_, removed := command(ctx, "", "docker", "rm", "--force", "--volumes", name)
+	return errors.Join(err, removed)
+}
+
 // saveLogs writes what explains a failure to dir: the logs of pods, nodes and the Docker daemon.
 func (c *cluster) saveLogs(ctx context.Context, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -148,18 +148,23 @@ func (l *lab) rollout(name, ds, image string, fresh int64, limit float64, during
 	began := time.Now()
 	require.NoError(t, l.apply(ctx, daemonSet(ds, image)))
 	if during != nil {
-		require.NoError(t, poll(ctx, time.Minute, func() error {
-			if n := l.registry.Counts().Egress; n < fresh/4 {
-				return fmt.Errorf("the registry has sent %d of %d bytes", n, fresh)
-			}
-			return nil
-		}))
+		require.NoError(t, l.sends(fresh/4))
 		during()
 	}
 	l.kube("rollout", "status", "daemonset/"+ds, "--timeout=300s")
 	r := row{Name: name, Nodes: l.ready(ds), New: fresh, Limit: limit, Seconds: time.Since(began).Seconds()}
 	l.measure(&r)
 	return r
+}
+
+// sends waits until the registry has sent some bytes since the last reset.
+func (l *lab) sends(bytes int64) error {
+	return poll(l.t.Context(), time.Minute, func() error {
+		if n := l.registry.Counts().Egress; n < bytes {
+			return fmt.Errorf("the registry has sent %d bytes, less than %d", n, bytes)
+		}
+		return nil
+	})
 }
 
 // ready returns how many pods of a DaemonSet are ready.
@@ -349,6 +354,7 @@ func TestKind(t *testing.T) {
 		})
 	}
 	l.scenario("private image", func(t *testing.T) { l.private() })
+	l.scenario("worker killed", func(t *testing.T) { delete(before, l.killOneWorker()) })
 	l.scenario("uninstall", func(t *testing.T) {
 		ref, pushed, _ := l.push("lib/after", "v1", part{30, []int64{3 * mb}})
 		out, err := l.helmRun(t.Context(), "uninstall", "darter", "--namespace", namespace, "--timeout", "5m")
@@ -437,20 +443,56 @@ func (l *lab) killSupernode() {
 // deleteDfdaemon deletes the dfdaemon pod of a worker that runs no supernode.
 func (l *lab) deleteDfdaemon() {
 	l.t.Helper()
+	l.kube("--namespace", namespace, "delete", "--wait=false", l.podOn("dfdaemon", l.withoutSupernode()))
+}
+
+// withoutSupernode returns a worker that runs no supernode.
+func (l *lab) withoutSupernode() string {
+	l.t.Helper()
 	supernodes := strings.Fields(l.kube("--namespace", namespace, "get", "pods", "-l",
 		"app.kubernetes.io/component=supernode", "-o", "jsonpath={.items[*].spec.nodeName}"))
-	for _, w := range l.workers {
+	for _, w := range slices.Backward(l.workers) {
 		if !slices.Contains(supernodes, w) {
-			l.kube("--namespace", namespace, "delete", "--wait=false", l.podOn("dfdaemon", w))
-			return
+			return w
 		}
 	}
 	require.Fail(l.t, "every worker runs a supernode")
+	return ""
+}
+
+// killOneWorker kills a worker in the middle of a rollout, and returns its name once all others run the image.
+func (l *lab) killOneWorker() string {
+	t := l.t
+	t.Helper()
+	ctx := t.Context()
+	victim := l.withoutSupernode()
+	l.registry.Shape(20_000_000, 0)
+	defer l.registry.Shape(0, 0)
+	ref, pushed, _ := l.push("lib/killed", "v1", part{60, []int64{40_000_000, 30_000_000, 10_000_000}})
+	fresh := l.fresh(pushed)
+	require.NoError(t, l.registry.reset(ctx))
+	began := time.Now()
+	require.NoError(t, l.apply(ctx, daemonSet("killed", ref)))
+	require.NoError(t, l.sends(fresh/4))
+	require.NoError(t, l.killWorker(ctx, victim, func() {
+		require.NoError(t, poll(ctx, 3*time.Minute, func() error {
+			if n := l.ready("killed"); n < len(l.workers)-1 {
+				return fmt.Errorf("%d pods run", n)
+			}
+			return nil
+		}))
+	}))
+	r := row{Name: "worker killed in mid-rollout", Nodes: len(l.workers), New: fresh, Limit: 1.10,
+		Seconds: time.Since(began).Seconds()}
+	l.measure(&r)
+	l.kube("delete", "daemonset", "killed")
+	l.rolledOut()
+	return victim
 }
 
 // pod is a pod on one node.
 func pod(name, node, image, secret string) string {
-	s := fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s, labels: {app: private}}\nspec:\n  nodeName: %s\n"+
+	s := fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s, labels: {app: single}}\nspec:\n  nodeName: %s\n"+
 		"  terminationGracePeriodSeconds: 0\n  containers: [{name: app, image: %q}]\n", name, node, image)
 	if secret != "" {
 		s += "  imagePullSecrets: [{name: " + secret + "}]\n"
@@ -474,7 +516,7 @@ func (l *lab) private() {
 	for i, w := range l.workers[:2] {
 		require.NoError(t, l.apply(t.Context(), pod(fmt.Sprint("private-", i), w, ref, "right")))
 	}
-	l.kube("wait", "--for=condition=Ready", "pod", "-l", "app=private", "--timeout=120s")
+	l.kube("wait", "--for=condition=Ready", "pod", "-l", "app=single", "--timeout=120s")
 	r := row{Name: "private image", Nodes: 2, New: l.fresh(pushed), Limit: 1.02, Seconds: time.Since(began).Seconds()}
 	l.measure(&r)
 	for i, secret := range []string{"", "wrong"} {
@@ -495,6 +537,6 @@ func (l *lab) private() {
 		// The layer with the program came with an earlier image.
 		assert.LessOrEqual(t, l.registry.Counts().Object(o.Digest).GETs, 1, "GETs of %s", o.Digest)
 	}
-	l.kube("delete", "pod", "-l", "app=private")
+	l.kube("delete", "pod", "-l", "app=single")
 	l.kube("delete", "secret", "right", "wrong")
 }
