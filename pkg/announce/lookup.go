@@ -118,7 +118,7 @@ func (c *Client) nextRemote(key string, tried map[string]bool) string {
 }
 
 // nextOwner returns the first owner of a key that answers and was not tried, or else one that fell silent a moment ago.
-// It returns the constant local if this host is that owner, and the constant nobody if it finds none.
+// If this host is that owner, it returns local. If there is no such owner, it returns nobody.
 func (c *Client) nextOwner(key string, tried map[string]bool) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

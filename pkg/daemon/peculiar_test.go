@@ -195,8 +195,8 @@ func TestALargeManifest(t *testing.T) {
 	}
 }
 
-// A client may ask for a blob whose manifest nobody pulled here, so that only the registry states its length. Its HEAD
-// may be wrong or refused, and so may a request for a part.
+// A client may ask for a blob before any client pulled its manifest here. Only the registry states its length then.
+// Its HEAD may be wrong or refused, and so may a request for a part.
 func TestABlobWithoutItsManifest(t *testing.T) {
 	t.Parallel()
 	blob := bytes.Repeat([]byte("a blob of a registry "), 20e3)

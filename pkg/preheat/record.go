@@ -77,8 +77,8 @@ type Record struct {
 	Called bool `json:"called,omitempty"`
 }
 
-// New returns the record of a new job, with a spec that [Spec.ValidateAt] accepts; its ID is 32 hex
-// digits that nobody used before.
+// New returns the record of a new job, with a spec that [Spec.ValidateAt] accepts. Its ID is 32 hex
+// digits that no other job has.
 func New(id string, spec Spec, now time.Time) Record {
 	if spec.Scope.Kind == "" {
 		spec.Scope.Kind = AllNodes
@@ -290,7 +290,7 @@ type Report struct {
 	State State `json:"state"`
 	Bytes int64 `json:"bytes,omitempty"`
 	Total int64 `json:"total,omitempty"`
-	// Ended: the host knows that the job is over, so nobody need tell it again.
+	// Ended: the host knows that the job is over, so no supernode tells it again.
 	Ended bool `json:"ended,omitempty"`
 	// Held has a bit for each object of the job, the lowest of the first byte for the first one: it is here whole.
 	Held []byte `json:"held,omitempty"`

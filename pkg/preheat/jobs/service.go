@@ -95,7 +95,7 @@ type Service struct {
 	// mu is held to look up and change, for less than a millisecond: plans are made of a [view], without it. It is never
 	// held while something is sent or written.
 	mu sync.Mutex
-	// records and hosts hold values that nobody changes: a change puts another one into the map.
+	// The values of records and hosts never change: a change puts another value into the map.
 	records map[string]*preheat.Record
 	hosts   map[host.ID]*seen
 	plans   map[host.ID]plan
@@ -141,7 +141,7 @@ type plan struct {
 	orders []preheat.Order
 }
 
-// view is what the service knew at one moment. Nobody changes it, so it is read without the lock.
+// view is what the service knew at one moment. It never changes, so the service reads it without the lock.
 type view struct {
 	now     time.Time
 	records []*preheat.Record // by ID
